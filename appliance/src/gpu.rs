@@ -2,17 +2,18 @@
 
 use std::io;
 
-use alknet_carried::{Carried, CarriedError, this_executable};
-use alknet_worker::Sealed;
+use alknet_embedded_exe::{EmbeddedExe, EmbeddedExeError, this_executable};
+use alknet_worker::SealedMemfd;
 
 /// Unpacks it into sealed memory, from which it can be executed.
 ///
 /// # Errors
-/// [`CarriedError::None`] if this executable carries none.
-pub(crate) fn program() -> Result<Sealed, CarriedError> {
+/// [`EmbeddedExeError::None`] if this executable carries none.
+pub(crate) fn program() -> Result<SealedMemfd, EmbeddedExeError> {
     let file = this_executable()?;
-    let carried = Carried::find(&file)?;
-    let sealed = Sealed::program(|memory| carried.unpack(&file, memory).map_err(io::Error::other));
+    let carried = EmbeddedExe::find(&file)?;
+    let sealed =
+        SealedMemfd::program(|memory| carried.unpack(&file, memory).map_err(io::Error::other));
     sealed.map_err(|error| match error.downcast() {
         Ok(carried) => carried,
         Err(error) => error.into(),

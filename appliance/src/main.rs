@@ -12,7 +12,7 @@ mod worker;
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: memory::Allocator = memory::Allocator;
+static ALLOCATOR: memory::NodeAllocator = memory::NodeAllocator;
 
 fn main() -> ExitCode {
     // Asked first: in the namespace of its own that a worker has, it is process 1.

@@ -46,12 +46,12 @@ pub(crate) fn give_back() {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Allocator;
+pub(crate) struct NodeAllocator;
 
 // SAFETY: every request goes to mimalloc as it came, and what mimalloc gave goes back to it with the
 // layout that it was asked for. Where memory is resized by hand, the new place is asked for with the
 // same alignment, and both are valid for the bytes that are copied: the shorter of the two lengths.
-unsafe impl GlobalAlloc for Allocator {
+unsafe impl GlobalAlloc for NodeAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise is the one that mimalloc asks for.
         unsafe { MiMalloc.alloc(layout) }
@@ -64,7 +64,7 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
         if WIPES.load(Ordering::Relaxed) {
-            // SAFETY: the caller gives back `layout.size()` bytes that nobody else uses any more.
+            // SAFETY: the caller gives back `layout.size()` bytes and has no other use of them.
             unsafe { wipe(place, layout.size()) };
         }
         // SAFETY: as above.
@@ -90,14 +90,14 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Overwrites memory that nobody reads again.
+/// Overwrites memory that is about to be freed.
 ///
 /// # Safety
 /// `bytes` bytes from `place` on may be written.
 unsafe fn wipe(place: *mut u8, bytes: usize) {
     // SAFETY: the caller's promise.
     unsafe { ptr::write_bytes(place, 0, bytes) };
-    // The write stays, although nobody reads it.
+    // Keeps the compiler from dropping the write, which no later read needs.
     compiler_fence(Ordering::SeqCst);
 }
 

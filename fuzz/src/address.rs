@@ -1,6 +1,6 @@
 //! Addresses: as people write them for dialling, and as a configuration lists them.
 
-use alknet_core::{DialErrorKind, Expect, Host, PeerAddr};
+use alknet_core::{DialErrorKind, DialHost, PeerAddr, PeerVerification};
 
 /// The one reader of addresses, for command lines and documents.
 pub fn address(data: &[u8]) -> bool {
@@ -19,18 +19,18 @@ fn dialable(text: &str, addr: &PeerAddr) {
     assert_eq!(shown.parse::<PeerAddr>().as_ref(), Ok(addr), "{shown}");
     assert_ne!(addr.port, 0);
     assert_eq!(addr.pins.is_empty(), !text.contains('@'), "pins get lost");
-    if let Host::Name(name) = &addr.host {
+    if let DialHost::Name(name) = &addr.host {
         assert!(alknet_tls::is_dns_name(name), "{name} cannot be asked for");
         assert!(!name.bytes().any(|b| b.is_ascii_uppercase()));
     }
-    match Expect::of(addr, &[]) {
-        Ok(Expect::Pinned(pins)) => assert!(!pins.is_empty() && pins == addr.pins),
-        Ok(Expect::WebPki) => {
-            assert!(addr.pins.is_empty() && matches!(addr.host, Host::Name(_)));
+    match PeerVerification::for_address(addr, &[]) {
+        Ok(PeerVerification::Pinned(pins)) => assert!(!pins.is_empty() && pins == addr.pins),
+        Ok(PeerVerification::WebPki) => {
+            assert!(addr.pins.is_empty() && matches!(addr.host, DialHost::Name(_)));
         }
         Err(error) => {
             assert_eq!(error.kind, DialErrorKind::UnknownPeer);
-            assert!(addr.pins.is_empty() && matches!(addr.host, Host::Ip(_)));
+            assert!(addr.pins.is_empty() && matches!(addr.host, DialHost::Ip(_)));
         }
     }
 }

@@ -22,7 +22,8 @@ pub fn config(data: &[u8]) -> bool {
             assert_eq!(salvaged.listen, config.listen);
             assert_eq!(salvaged.network, config.network);
             assert_eq!(salvaged.node.admin_keys, config.node.admin_keys);
-            // Everybody the document names is somebody: nothing was taken that means nobody.
+            // Each key, token and address of the document is in the result: the reader accepts none
+            // that it then drops.
             let known = config.entries();
             assert_eq!(known.admins.len(), config.node.admin_keys.len());
             assert_eq!(known.api_keys.len(), config.api_keys.len());

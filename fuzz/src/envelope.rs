@@ -4,7 +4,7 @@ use alknet_call::limits::{ID_BYTES_MAX, NESTING_MAX, NESTING_UNAUTHENTICATED};
 use alknet_call::{Envelope, EventKind, encode_event};
 use serde_json::Value;
 
-use crate::json::{Document, Opinion, opinion};
+use crate::json::{ParsedDocument, ReferenceParse, opinion};
 
 /// Both limits of nesting.
 pub fn envelope(data: &[u8]) -> bool {
@@ -22,10 +22,10 @@ pub(crate) fn check(data: &[u8], nesting_max: usize) -> bool {
         return false;
     };
     match opinion(text) {
-        Opinion::Invalid => assert!(parsed.is_err(), "no JSON: {text}"),
-        // Whoever asks for the value is told; see `Body::value`.
-        Opinion::Unholdable => {}
-        Opinion::Document(document) => {
+        ReferenceParse::Invalid => assert!(parsed.is_err(), "no JSON: {text}"),
+        // Only a caller that asks for the value gets an error; see `CallBody::try_value`.
+        ReferenceParse::Unholdable => {}
+        ReferenceParse::Document(document) => {
             let right = is_envelope(&document, nesting_max);
             assert_eq!(parsed.is_ok(), right, "{text}: {:?}", parsed.as_ref().err());
             if let Ok(envelope) = &parsed {
@@ -39,7 +39,7 @@ pub(crate) fn check(data: &[u8], nesting_max: usize) -> bool {
     parsed.is_ok()
 }
 
-fn is_envelope(document: &Document, nesting_max: usize) -> bool {
+fn is_envelope(document: &ParsedDocument, nesting_max: usize) -> bool {
     let id = |id: &str| {
         (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| matches!(b, b'!'..=b'~'))
     };

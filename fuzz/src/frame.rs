@@ -1,7 +1,7 @@
 //! The frame codec: however the bytes are cut, the same frames come out.
 
 use alknet_call::limits::{FRAME_BYTES_MAX, FRAME_GROWTH_BYTES};
-use alknet_call::{FrameError, FrameReader};
+use alknet_call::{CallFrameError, FrameReader};
 use bytes::Bytes;
 
 /// Bytes of the length field.
@@ -26,7 +26,7 @@ pub fn frame(data: &[u8]) -> bool {
 }
 
 /// Frames, and then the bytes of an unfinished one or an error.
-type Outcome = (Vec<Bytes>, Result<usize, FrameError>);
+type Outcome = (Vec<Bytes>, Result<usize, CallFrameError>);
 
 /// The same in the simplest way.
 fn reference(mut stream: &[u8], max: usize) -> Outcome {
@@ -34,10 +34,10 @@ fn reference(mut stream: &[u8], max: usize) -> Outcome {
     while let Some((header, rest)) = stream.split_first_chunk::<HEADER_BYTES>() {
         let len = u32::from_be_bytes(*header) as usize;
         if len == 0 {
-            return (frames, Err(FrameError::Empty));
+            return (frames, Err(CallFrameError::Empty));
         }
         if len > max {
-            return (frames, Err(FrameError::TooLong { len, max }));
+            return (frames, Err(CallFrameError::TooLong { len, max }));
         }
         let Some((frame, rest)) = rest.split_at_checked(len) else {
             break;

@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use alknet_tls::{HelloError, NodeKey, ServerTls, ServerTlsOptions, Slot};
+use alknet_tls::{HelloError, NodeKey, ServerTls, ServerTlsOptions, TlsConfigSlot};
 use rustls::server::Acceptor;
 
 /// Handshake bytes of one record when they come in many.
@@ -39,7 +39,10 @@ pub fn hello(data: &[u8]) -> bool {
                 // A raw key knows no names.
                 Err(error) => {
                     assert!(matches!(error, HelloError::UnknownName(_)));
-                    assert!(!matches!(slot, Slot::RawRaw | Slot::RawX509));
+                    assert!(!matches!(
+                        slot,
+                        TlsConfigSlot::RawRaw | TlsConfigSlot::RawX509
+                    ));
                 }
             }
         }
@@ -76,7 +79,7 @@ fn length(data: &[u8]) -> Option<usize> {
 }
 
 /// The slot on TCP, where the ClientHello comes in records of `size` bytes.
-fn by_records(tls: &ServerTls, hello: &[u8], size: usize) -> Option<Slot> {
+fn by_records(tls: &ServerTls, hello: &[u8], size: usize) -> Option<TlsConfigSlot> {
     let mut acceptor = Acceptor::default();
     for piece in hello.chunks(size) {
         let length = u16::try_from(piece.len()).ok()?.to_be_bytes();
@@ -93,7 +96,7 @@ fn by_records(tls: &ServerTls, hello: &[u8], size: usize) -> Option<Slot> {
 }
 
 /// Reads a ClientHello as RFC 8446 section 4.1.2 lays it out.
-fn by_hand(hello: &[u8]) -> Option<Slot> {
+fn by_hand(hello: &[u8]) -> Option<TlsConfigSlot> {
     let body = hello.strip_prefix(&[1])?.get(3..)?;
     let mut rest = body.get(2 + 32..)?;
     for width in [1, 2, 1] {
@@ -118,11 +121,11 @@ fn by_hand(hello: &[u8]) -> Option<Slot> {
         }
     }
     Some(match (raw_server, raw_client) {
-        (true, true) => Slot::RawRaw,
-        (true, false) => Slot::RawX509,
-        (false, true) => Slot::X509Raw,
-        (false, false) if own => Slot::X509X509,
-        (false, false) => Slot::Web,
+        (true, true) => TlsConfigSlot::RawRaw,
+        (true, false) => TlsConfigSlot::RawX509,
+        (false, true) => TlsConfigSlot::X509Raw,
+        (false, false) if own => TlsConfigSlot::X509X509,
+        (false, false) => TlsConfigSlot::Web,
     })
 }
 

@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 /// A document, and what the protocol forbids beyond the grammar.
-pub(crate) struct Document {
+pub(crate) struct ParsedDocument {
     pub(crate) value: Value,
     /// Arrays and objects that lie within each other, at the deepest place.
     pub(crate) depth: usize,
@@ -16,9 +16,9 @@ pub(crate) struct Document {
 }
 
 /// What a generic reader makes of `text`.
-pub(crate) enum Opinion {
+pub(crate) enum ReferenceParse {
     /// A document.
-    Document(Document),
+    Document(ParsedDocument),
     /// Valid by the grammar, and says something no value here can hold: a number beyond `f64`, half
     /// a surrogate pair, more nesting than the reader follows.
     Unholdable,
@@ -26,22 +26,22 @@ pub(crate) enum Opinion {
     Invalid,
 }
 
-pub(crate) fn opinion(text: &str) -> Opinion {
-    let mut facts = Facts::default();
+pub(crate) fn opinion(text: &str) -> ReferenceParse {
+    let mut facts = DocumentFacts::default();
     let mut reader = serde_json::Deserializer::from_str(text);
-    let seed = At {
+    let seed = DepthVisitor {
         depth: 0,
         facts: &mut facts,
     };
     let read = seed.deserialize(&mut reader);
     match read.and_then(|value| reader.end().map(|()| value)) {
-        Ok(value) => Opinion::Document(Document {
+        Ok(value) => ReferenceParse::Document(ParsedDocument {
             value,
             depth: facts.depth,
             twice: facts.twice,
         }),
-        Err(error) if is_about_holding(&error.to_string()) => Opinion::Unholdable,
-        Err(_) => Opinion::Invalid,
+        Err(error) if is_about_holding(&error.to_string()) => ReferenceParse::Unholdable,
+        Err(_) => ReferenceParse::Invalid,
     }
 }
 
@@ -56,29 +56,29 @@ fn is_about_holding(error: &str) -> bool {
 }
 
 #[derive(Default)]
-struct Facts {
+struct DocumentFacts {
     depth: usize,
     twice: bool,
 }
 
-struct At<'f> {
+struct DepthVisitor<'f> {
     depth: usize,
-    facts: &'f mut Facts,
+    facts: &'f mut DocumentFacts,
 }
 
-impl At<'_> {
+impl DepthVisitor<'_> {
     /// One level further in.
-    fn inner(&mut self) -> At<'_> {
+    fn inner(&mut self) -> DepthVisitor<'_> {
         let depth = self.depth + 1;
         self.facts.depth = self.facts.depth.max(depth);
-        At {
+        DepthVisitor {
             depth,
             facts: self.facts,
         }
     }
 }
 
-impl<'de> DeserializeSeed<'de> for At<'_> {
+impl<'de> DeserializeSeed<'de> for DepthVisitor<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
@@ -86,7 +86,7 @@ impl<'de> DeserializeSeed<'de> for At<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for At<'_> {
+impl<'de> Visitor<'de> for DepthVisitor<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -120,7 +120,7 @@ impl<'de> Visitor<'de> for At<'_> {
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut access: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
         let inner = self.inner();
-        while let Some(item) = access.next_element_seed(At {
+        while let Some(item) = access.next_element_seed(DepthVisitor {
             depth: inner.depth,
             facts: &mut *inner.facts,
         })? {
@@ -135,7 +135,7 @@ impl<'de> Visitor<'de> for At<'_> {
         let inner = self.inner();
         while let Some(name) = access.next_key::<String>()? {
             inner.facts.twice |= !names.insert(name.clone());
-            let member = access.next_value_seed(At {
+            let member = access.next_value_seed(DepthVisitor {
                 depth: inner.depth,
                 facts: &mut *inner.facts,
             })?;

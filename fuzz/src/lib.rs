@@ -42,7 +42,7 @@ pub use vault::vault;
 
 /// One parser and what is held against it.
 #[derive(Clone, Copy, Debug)]
-pub struct Target {
+pub struct FuzzTarget {
     /// Name of its file in `targets/` and of its folder in `corpus/`.
     pub name: &'static str,
     /// Panics where a promise is broken; whether the parser took the input.
@@ -50,68 +50,68 @@ pub struct Target {
 }
 
 /// All of them, by name.
-pub const TARGETS: &[Target] = &[
-    Target {
+pub const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget {
         name: "address",
         run: address,
     },
-    Target {
+    FuzzTarget {
         name: "config",
         run: config,
     },
-    Target {
+    FuzzTarget {
         name: "envelope",
         run: envelope,
     },
-    Target {
+    FuzzTarget {
         name: "frame",
         run: frame,
     },
-    Target {
+    FuzzTarget {
         name: "hello",
         run: hello,
     },
-    Target {
+    FuzzTarget {
         name: "join",
         run: join,
     },
-    Target {
+    FuzzTarget {
         name: "key",
         run: key,
     },
-    Target {
+    FuzzTarget {
         name: "mixed",
         run: mixed,
     },
-    Target {
+    FuzzTarget {
         name: "openapi",
         run: openapi,
     },
-    Target {
+    FuzzTarget {
         name: "records",
         run: records,
     },
-    Target {
+    FuzzTarget {
         name: "request",
         run: request,
     },
-    Target {
+    FuzzTarget {
         name: "sealed",
         run: sealed,
     },
-    Target {
+    FuzzTarget {
         name: "tensor",
         run: tensor,
     },
-    Target {
+    FuzzTarget {
         name: "token",
         run: token,
     },
-    Target {
+    FuzzTarget {
         name: "typedef",
         run: typedef,
     },
-    Target {
+    FuzzTarget {
         name: "vault",
         run: vault,
     },

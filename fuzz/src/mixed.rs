@@ -1,7 +1,7 @@
 //! Bodies of frames: JSON alone, or with binary data behind it.
 
 use alknet_call::limits::NESTING_MAX;
-use alknet_call::{Body, Envelope, FrameBody, Output};
+use alknet_call::{CallBody, CallOutput, Envelope, FrameBody};
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -23,14 +23,14 @@ pub fn mixed(data: &[u8]) -> bool {
     if let Ok(envelope) = Envelope::parse(&body.envelope, NESTING_MAX)
         && let Ok(payload) = serde_json::from_str::<Value>(envelope.payload)
     {
-        let whole = Body::from(Output::Mixed(payload.clone(), tail.clone()));
+        let whole = CallBody::from(CallOutput::Mixed(payload.clone(), tail.clone()));
         every_reference(&whole, &payload, &tail);
     }
     taken
 }
 
 /// Every `{"$bin":[offset,length]}` stands for exactly those bytes, or for none.
-fn every_reference(body: &Body, value: &Value, tail: &[u8]) {
+fn every_reference(body: &CallBody, value: &Value, tail: &[u8]) {
     assert_eq!(body.binary(value).as_deref(), bytes_of(value, tail));
     match value {
         Value::Array(items) => items.iter().for_each(|v| every_reference(body, v, tail)),

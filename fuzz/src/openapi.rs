@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use alknet_call::{AdapterError, Registry, is_operation_name};
-use alknet_core::{BoxFuture, DialError, DialErrorKind, DialRequest, Dialer, Dialled};
+use alknet_core::{BoxFuture, DialError, DialErrorKind, DialRequest, DialedConnection, Dialer};
 use alknet_openapi::{FromOpenApi, OpenApiOptions};
 use bytes::Bytes;
 
-/// Nobody is called.
+/// Refuses every call.
 #[derive(Debug)]
-struct Nowhere;
+struct RefusingDialer;
 
-impl Dialer for Nowhere {
-    fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+impl Dialer for RefusingDialer {
+    fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
         let nobody = DialError::new(DialErrorKind::Local, "nobody is called here");
         Box::pin(std::future::ready(Err(nobody)))
     }
@@ -22,7 +22,11 @@ impl Dialer for Nowhere {
 /// schemas compile and take what they say they take.
 pub fn openapi(data: &[u8]) -> bool {
     let options = OpenApiOptions::new("ns", "https://api.example/v1");
-    let adapter = FromOpenApi::new(Bytes::copy_from_slice(data), options, Arc::new(Nowhere));
+    let adapter = FromOpenApi::new(
+        Bytes::copy_from_slice(data),
+        options,
+        Arc::new(RefusingDialer),
+    );
     let adapter = adapter.expect("an address");
     let registrations = match adapter.registrations() {
         Ok(registrations) => registrations,

@@ -3,8 +3,9 @@
 use std::io::Cursor;
 
 use alknet_tensor::{
-    BlobView, Code, Content, Field, FieldType, FieldValue, Limits, Reader, Record, StructView,
-    TensorError, Verify, Writer, verify,
+    BlobView, ContainerLimits, ContainerReader, ContainerWriter, FieldType, RecordFieldValue,
+    StructField, StructRecord, StructView, TensorContent, TensorError, TensorErrorCode,
+    VerifyDepth, verify,
 };
 use safetensors::SafeTensors;
 
@@ -20,7 +21,7 @@ const ENCODINGS: [&str; 3] = ["bytes", "json", "utf8"];
 /// Takes how many fields there are, four bytes for each of them, the length of a record, how many
 /// offsets there are and what the items are, and then records, offsets and items.
 pub fn records(data: &[u8]) -> bool {
-    let mut input = Input(data);
+    let mut input = ZeroPaddedInput(data);
     let count = usize::from(input.byte()) % (FIELDS + 1);
     let fields: Vec<_> = (0..count).map(|at| field(at, &mut input)).collect();
     let stride = u64::from(input.byte()) % (STRIDE + 1);
@@ -30,9 +31,9 @@ pub fn records(data: &[u8]) -> bool {
     let bytes = input.take((records * stride) as usize);
     let offsets = input.take(ends * OFFSET_BYTES);
     let items = input.0;
-    let mut writer = Writer::new(Cursor::new(Vec::new()));
+    let mut writer = ContainerWriter::new(Cursor::new(Vec::new()));
     let mut add = || {
-        let content = Content::from(&bytes[..]);
+        let content = TensorContent::from(&bytes[..]);
         writer.strukt("s", "#", [records, stride], fields.clone(), content)?;
         if let Some(count) = (ends as u64).checked_sub(1) {
             let sizes = [count, items.len() as u64];
@@ -45,23 +46,24 @@ pub fn records(data: &[u8]) -> bool {
         Ok((_, file)) => file.into_inner(),
         Err(error) => {
             // What a reader would refuse: records of nothing, fields that overlap.
-            assert!(error.code() != Code::Io, "{error}");
+            assert!(error.code() != TensorErrorCode::Io, "{error}");
             return false;
         }
     };
     SafeTensors::deserialize(&file).expect("a safetensors file");
-    let reader = Reader::open(&file[..], &Limits::default()).expect("we wrote it");
+    let reader =
+        ContainerReader::open(&file[..], &ContainerLimits::default()).expect("we wrote it");
     let mut good = look(&reader, &bytes, &fields);
     if ends > 0 {
         good &= items_hold(&reader, &offsets, items, enc);
     }
-    let report = verify(&reader, Verify::Full, None).expect("in memory");
+    let report = verify(&reader, VerifyDepth::Full, None).expect("in memory");
     assert_eq!(report.is_good(), good, "{:?}", report.problems);
     good
 }
 
 /// Every field of every record is what the bytes at its place say; whether all are values.
-fn look(reader: &Reader<&[u8]>, bytes: &[u8], fields: &[Field<'_>]) -> bool {
+fn look(reader: &ContainerReader<&[u8]>, bytes: &[u8], fields: &[StructField<'_>]) -> bool {
     let view = reader.strukt("s").expect("the header was checked");
     assert_eq!(view.bytes(), bytes);
     let mut good = true;
@@ -73,13 +75,13 @@ fn look(reader: &Reader<&[u8]>, bytes: &[u8], fields: &[Field<'_>]) -> bool {
             let value = record.get(&field.path);
             match &value {
                 Ok(value) => is(value, field, &record),
-                Err(error) => assert_eq!(error.code(), Code::Value, "{error}"),
+                Err(error) => assert_eq!(error.code(), TensorErrorCode::Value, "{error}"),
             }
             good &= value.is_ok();
         }
         assert_eq!(
             record.get("none").expect_err("no field").code(),
-            Code::NotFound
+            TensorErrorCode::NotFound
         );
     }
     for field in fields {
@@ -89,11 +91,11 @@ fn look(reader: &Reader<&[u8]>, bytes: &[u8], fields: &[Field<'_>]) -> bool {
 }
 
 /// The value of a field, worked out in another way.
-fn is(value: &FieldValue<'_>, field: &Field<'_>, record: &Record<'_>) {
+fn is(value: &RecordFieldValue<'_>, field: &StructField<'_>, record: &StructRecord<'_>) {
     let len = field.bytes().expect("it lies within the record");
     // Of a record of at most 128 bytes.
     let bytes = &record.bytes()[field.off as usize..(field.off + len) as usize];
-    if let FieldValue::List(values) = value {
+    if let RecordFieldValue::List(values) = value {
         let width = field.kind.width().expect("lists are of numbers") as usize;
         assert_eq!(values.len() * width, bytes.len());
         for (value, bytes) in values.iter().zip(bytes.chunks(width)) {
@@ -104,20 +106,20 @@ fn is(value: &FieldValue<'_>, field: &Field<'_>, record: &Record<'_>) {
     }
 }
 
-fn one(value: &FieldValue<'_>, bytes: &[u8]) {
+fn one(value: &RecordFieldValue<'_>, bytes: &[u8]) {
     let number = bytes
         .iter()
         .rev()
         .fold(0_u128, |sum, byte| sum << 8 | u128::from(*byte));
     let bits = 8 * bytes.len() as u32;
     match value {
-        FieldValue::Bool(value) => assert_eq!(u128::from(*value), number),
-        FieldValue::Uint(value) => assert_eq!(u128::from(*value), number),
-        FieldValue::Int(value) => {
+        RecordFieldValue::Bool(value) => assert_eq!(u128::from(*value), number),
+        RecordFieldValue::Uint(value) => assert_eq!(u128::from(*value), number),
+        RecordFieldValue::Int(value) => {
             let low = u128::MAX >> (128 - bits);
             assert_eq!(*value as u128 & low, number);
         }
-        FieldValue::Float(value) => match bits {
+        RecordFieldValue::Float(value) => match bits {
             64 => assert_eq!(u128::from(value.to_bits()), number),
             // Every narrower number is a wide one, and back again the same.
             32 if !value.is_nan() => {
@@ -125,14 +127,14 @@ fn one(value: &FieldValue<'_>, bytes: &[u8]) {
             }
             _ => {}
         },
-        FieldValue::Span { offset, len } => {
+        RecordFieldValue::Span { offset, len } => {
             assert_eq!(u128::from(*len) << 64 | u128::from(*offset), number);
         }
-        FieldValue::Text(text) => {
+        RecordFieldValue::Text(text) => {
             assert!(bytes.starts_with(text.as_bytes()) && !text.ends_with('\0'));
             assert!(bytes[text.len()..].iter().all(|byte| *byte == 0));
         }
-        FieldValue::Bytes(content) => {
+        RecordFieldValue::Bytes(content) => {
             assert!(bytes.ends_with(content) || content.len() < bytes.len());
         }
         other => panic!("{other:?} within a list"),
@@ -140,12 +142,12 @@ fn one(value: &FieldValue<'_>, bytes: &[u8]) {
 }
 
 /// A column has the first value of each record.
-fn columns(view: &StructView<'_>, field: &Field<'_>) {
+fn columns(view: &StructView<'_>, field: &StructField<'_>) {
     let ours: Vec<_> = view.records().map(|record| record.value(field)).collect();
-    let first = |value: &Result<FieldValue<'_>, TensorError>| match value {
-        Ok(FieldValue::Uint(value)) => Some(*value),
-        Ok(FieldValue::List(values)) => match values.first() {
-            Some(FieldValue::Uint(value)) => Some(*value),
+    let first = |value: &Result<RecordFieldValue<'_>, TensorError>| match value {
+        Ok(RecordFieldValue::Uint(value)) => Some(*value),
+        Ok(RecordFieldValue::List(values)) => match values.first() {
+            Some(RecordFieldValue::Uint(value)) => Some(*value),
             _ => None,
         },
         _ => None,
@@ -161,7 +163,7 @@ fn columns(view: &StructView<'_>, field: &Field<'_>) {
 }
 
 /// Items are those between offsets that rise from 0 to the end, and none otherwise.
-fn items_hold(reader: &Reader<&[u8]>, offsets: &[u8], items: &[u8], enc: &str) -> bool {
+fn items_hold(reader: &ContainerReader<&[u8]>, offsets: &[u8], items: &[u8], enc: &str) -> bool {
     let (offsets, _) = offsets.as_chunks::<OFFSET_BYTES>();
     let ends: Vec<u64> = offsets
         .iter()
@@ -176,11 +178,14 @@ fn items_hold(reader: &Reader<&[u8]>, offsets: &[u8], items: &[u8], enc: &str) -
         let there = two[0] <= two[1] && two[1] <= items.len() as u64;
         match item {
             Ok(item) => assert!(there && *item == items[two[0] as usize..two[1] as usize]),
-            Err(error) => assert!(!there && error.code() == Code::Layout, "{error}"),
+            Err(error) => assert!(!there && error.code() == TensorErrorCode::Layout, "{error}"),
         }
     }
     let beyond = reader.item("b", ends.len() as u64 - 1);
-    assert_eq!(beyond.expect_err("there are fewer").code(), Code::NotFound);
+    assert_eq!(
+        beyond.expect_err("there are fewer").code(),
+        TensorErrorCode::NotFound
+    );
     let Ok(view) = view else {
         return false;
     };
@@ -194,7 +199,7 @@ fn text(view: &BlobView<'_>, at: u64, enc: &str) -> bool {
     match (enc, view.text(at)) {
         ("bytes", _) => true,
         (_, Err(error)) => {
-            assert_eq!(error.code(), Code::Value, "{error}");
+            assert_eq!(error.code(), TensorErrorCode::Value, "{error}");
             false
         }
         ("json", Ok(text)) => serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(),
@@ -202,19 +207,19 @@ fn text(view: &BlobView<'_>, at: u64, enc: &str) -> bool {
     }
 }
 
-fn field(at: usize, input: &mut Input<'_>) -> Field<'static> {
+fn field(at: usize, input: &mut ZeroPaddedInput<'_>) -> StructField<'static> {
     let kind = FieldType::ALL[usize::from(input.byte()) % FieldType::ALL.len()];
     let off = u64::from(input.byte()) % STRIDE;
     let len = u64::from(input.byte()) % 33;
     // Now and then a path that another field has.
     let path = if input.byte() == u8::MAX { 0 } else { at };
-    Field::new(format!("/{path}"), kind, off).with_len(len)
+    StructField::new(format!("/{path}"), kind, off).with_len(len)
 }
 
 /// Bytes that end with zeros.
-struct Input<'a>(&'a [u8]);
+struct ZeroPaddedInput<'a>(&'a [u8]);
 
-impl Input<'_> {
+impl ZeroPaddedInput<'_> {
     fn byte(&mut self) -> u8 {
         self.take(1)[0]
     }

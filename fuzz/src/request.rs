@@ -6,10 +6,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use alknet_core::{
     AuthContext, Carriage, CloseCode, Identity, IdentityKind, ProtocolHandler, memory_pair,
 };
-use alknet_tensor::{Code, Dtype, Field, FieldType, Kind, Limits, Reader, Writer};
+use alknet_tensor::{
+    ContainerLimits, ContainerReader, ContainerWriter, Dtype, FieldType, StructField,
+    TensorErrorCode, TensorKind,
+};
 use alknet_tensor_serve::limits::REQUEST_BYTES;
 use alknet_tensor_serve::{
-    ALPN, Encoding, Fetch, Request, Src, Store, StoreOptions, StorePath, TensorHandler, Want,
+    ALPN, Fetch, PartEncoding, PartSelector, StoreOptions, StorePath, TensorFileRef, TensorHandler,
+    TensorRequest, TensorStore,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -28,26 +32,26 @@ const OWN_CODES: [&str; 2] = ["E_BUSY", "E_QUOTA"];
 /// Takes what a peer sends on one stream, as it is and as a request with its length put in front: the
 /// text up to the first zero byte, and what follows a put.
 pub fn request(data: &[u8]) -> bool {
-    static SCENE: OnceLock<Mutex<Scene>> = OnceLock::new();
+    static SCENE: OnceLock<Mutex<RequestFixture>> = OnceLock::new();
     let text = data.split(|byte| *byte == 0).next().unwrap_or_default();
     let content = data.get(text.len() + 1..).unwrap_or_default();
     // Inputs are shorter than 4 GiB.
     let mut framed = (text.len() as u32).to_be_bytes().to_vec();
     framed.extend([text, content].concat());
-    let scene = SCENE.get_or_init(|| Mutex::new(Scene::new()));
+    let scene = SCENE.get_or_init(|| Mutex::new(RequestFixture::new()));
     let mut scene = scene.lock().unwrap_or_else(PoisonError::into_inner);
     let taken = scene.hold(data);
     scene.hold(&framed) || taken
 }
 
-struct Scene {
+struct RequestFixture {
     runtime: Runtime,
-    store: Arc<Store>,
+    store: Arc<TensorStore>,
     file: Vec<u8>,
     _folder: TempDir,
 }
 
-impl Scene {
+impl RequestFixture {
     fn new() -> Self {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let folder = tempfile::tempdir().expect("a folder");
@@ -55,7 +59,7 @@ impl Scene {
             bytes_max: STORE_BYTES,
             ..StoreOptions::default()
         };
-        let store = Store::open(folder.path().join("store"), options).expect("a new store");
+        let store = TensorStore::open(folder.path().join("store"), options).expect("a new store");
         let file = file();
         let path = StorePath::parse(PATH).expect("a path");
         store.add(&file[..], Some(path)).expect("a good file");
@@ -75,18 +79,18 @@ impl Scene {
             return false;
         };
         let Some(text) = text else {
-            refused(&answer, Some(Code::Limit.as_str()));
+            refused(&answer, Some(TensorErrorCode::Limit.as_str()));
             return false;
         };
         assert!(whole, "the answer to a whole request has an end");
-        match Request::parse(text) {
+        match TensorRequest::parse(text) {
             Err(error) => {
                 assert!(!error.to_string().contains(char::is_control), "{error}");
                 refused(&answer, Some(error.code()));
                 false
             }
-            Ok(Request::Fetch(fetch)) => self.fetched(&fetch, &answer),
-            Ok(Request::Put(path)) => self.stored(path.as_ref(), content, &answer),
+            Ok(TensorRequest::Fetch(fetch)) => self.fetched(&fetch, &answer),
+            Ok(TensorRequest::Put(path)) => self.stored(path.as_ref(), content, &answer),
         }
     }
 
@@ -123,36 +127,39 @@ impl Scene {
             Some(bytes.len() as u64),
             "{fetch:?}: {head}"
         );
-        let ours = Reader::open(&self.file[..], &Limits::default()).expect("it was stored");
+        let ours = ContainerReader::open(&self.file[..], &ContainerLimits::default())
+            .expect("it was stored");
         let file = |range: &std::ops::Range<u64>| {
             // Of a file in memory.
             &self.file[range.start as usize..range.end as usize]
         };
-        if let Src::Path(path) = &fetch.src {
+        if let TensorFileRef::Path(path) = &fetch.src {
             assert_eq!(path.as_str(), PATH);
         }
-        if fetch.encoding == Encoding::Bao16 {
+        if fetch.encoding == PartEncoding::Bao16 {
             assert!(head["size"].is_u64() && head["b3"].is_string(), "{head}");
             return true;
         }
         match &fetch.want {
-            Want::Header => assert_eq!(bytes, file(&(0..ours.meta().data_start()))),
-            Want::Range(None, range) => assert_eq!(bytes, file(range)),
-            Want::Range(Some(name), range) => {
+            PartSelector::Header => assert_eq!(bytes, file(&(0..ours.meta().data_start()))),
+            PartSelector::Range(None, range) => assert_eq!(bytes, file(range)),
+            PartSelector::Range(Some(name), range) => {
                 let start = entry_start(&ours, name);
                 assert_eq!(bytes, file(&(start + range.start..start + range.end)));
             }
-            Want::Tensor(name) => {
+            PartSelector::Tensor(name) => {
                 let start = entry_start(&ours, name);
                 assert_eq!(bytes, file(&(start..start + bytes.len() as u64)));
             }
-            Want::Rows(name, rows) => match ours.tensor(name).expect("it was served").kind() {
-                Kind::Blob(_) => assert_eq!(bytes, items(&ours, name, rows)),
-                _ => {
-                    let view = ours.rows(name, rows.clone()).expect("they were served");
-                    assert_eq!(bytes, view.bytes());
+            PartSelector::Rows(name, rows) => {
+                match ours.tensor(name).expect("it was served").kind() {
+                    TensorKind::Blob(_) => assert_eq!(bytes, items(&ours, name, rows)),
+                    _ => {
+                        let view = ours.rows(name, rows.clone()).expect("they were served");
+                        assert_eq!(bytes, view.bytes());
+                    }
                 }
-            },
+            }
         }
         true
     }
@@ -170,7 +177,8 @@ impl Scene {
             refused(rest, None);
             return false;
         }
-        let theirs = Reader::open(content, &Limits::default()).expect("it was stored");
+        let theirs =
+            ContainerReader::open(content, &ContainerLimits::default()).expect("it was stored");
         let hash = theirs.hash(0..content.len() as u64).expect("in memory");
         assert_eq!(done["id"].as_str(), Some(&*hash.to_hex()), "{done}");
         let known = path.filter(|path| path.as_str() != PATH);
@@ -231,7 +239,9 @@ fn refused(answer: &[u8], code: Option<&str>) {
     }
     assert_eq!(last["ok"], false, "{last}");
     let name = last["code"].as_str().expect("a code");
-    let known = Code::ALL.iter().any(|known| known.as_str() == name);
+    let known = TensorErrorCode::ALL
+        .iter()
+        .any(|known| known.as_str() == name);
     assert!(known || OWN_CODES.contains(&name), "{last}");
     let text = last["msg"].as_str().expect("a text");
     assert!(
@@ -243,13 +253,13 @@ fn refused(answer: &[u8], code: Option<&str>) {
     }
 }
 
-fn entry_start(reader: &Reader<&[u8]>, name: &str) -> u64 {
+fn entry_start(reader: &ContainerReader<&[u8]>, name: &str) -> u64 {
     let entry = reader.meta().entry(name).expect("it was served");
     entry.file_range().start
 }
 
 /// Items as they travel: where each begins and the last one ends, and then they.
-fn items(reader: &Reader<&[u8]>, name: &str, rows: &std::ops::Range<u64>) -> Vec<u8> {
+fn items(reader: &ContainerReader<&[u8]>, name: &str, rows: &std::ops::Range<u64>) -> Vec<u8> {
     let (mut offsets, mut data) = (0_u64.to_le_bytes().to_vec(), Vec::new());
     for at in rows.clone() {
         data.extend_from_slice(&reader.item(name, at).expect("it was served"));
@@ -262,8 +272,8 @@ fn items(reader: &Reader<&[u8]>, name: &str, rows: &std::ops::Range<u64>) -> Vec
 /// Several groups of one tensor, one of another, records, items.
 fn file() -> Vec<u8> {
     let large: Vec<u8> = (0..40_000_u32).map(|at| (at * 31 % 251) as u8).collect();
-    let fields = vec![Field::new("/x", FieldType::Float32, 0)];
-    let mut writer = Writer::new(Cursor::new(Vec::new()));
+    let fields = vec![StructField::new("/x", FieldType::Float32, 0)];
+    let mut writer = ContainerWriter::new(Cursor::new(Vec::new()));
     let add = || {
         writer
             .flat("l", Dtype::U8, &[40, 1000], large.into())?

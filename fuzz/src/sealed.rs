@@ -5,8 +5,8 @@ use std::io::{self, ErrorKind};
 use std::sync::OnceLock;
 
 use alknet_sealed::limits::{BINARY_BYTES, HEADER_BYTES};
-use alknet_sealed::luks2::Header;
-use alknet_sealed::{Cipher, Disk, NewHeader, SealedError, VolumeKey};
+use alknet_sealed::luks2::LuksHeader;
+use alknet_sealed::{BlockStorage, NewHeader, SealedError, SectorCipher, VolumeKey};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -25,12 +25,12 @@ pub fn sealed(data: &[u8]) -> bool {
     let Some((kind, data)) = data.split_first() else {
         return false;
     };
-    let disk = Memory::formatted();
+    let disk = MemoryDisk::formatted();
     match kind % 2 {
         0 => disk.replace_json(data),
         _ => disk.edit(data),
     }
-    let mut header = match Header::load(&disk) {
+    let mut header = match LuksHeader::load(&disk) {
         Ok(header) => header,
         Err(error) => {
             let known = matches!(
@@ -47,7 +47,7 @@ pub fn sealed(data: &[u8]) -> bool {
         Err(SealedError::HeaderFull) => return false,
         Err(error) => panic!("memory can be written: {error}"),
     }
-    let again = Header::load(&disk).expect("it was repaired");
+    let again = LuksHeader::load(&disk).expect("it was repaired");
     assert_eq!(
         (again.uuid(), again.slots()),
         (header.uuid(), header.slots())
@@ -63,9 +63,9 @@ pub fn sealed(data: &[u8]) -> bool {
     true
 }
 
-/// What is said to be done is done, and nobody is locked out by what is not.
-fn change(header: &mut Header, disk: &Memory, key: &VolumeKey) {
-    let others = |header: &Header| {
+/// A change that succeeds is done, and one that fails locks no key slot out.
+fn change(header: &mut LuksHeader, disk: &MemoryDisk, key: &VolumeKey) {
+    let others = |header: &LuksHeader| {
         let mut slots = header.slots();
         slots.retain(|slot| slot.number != 0);
         slots
@@ -80,7 +80,7 @@ fn change(header: &mut Header, disk: &Memory, key: &VolumeKey) {
         }
         // The disk of memory ends early, which only wiping may find out.
         Err(SealedError::Io { .. }) => {
-            let loaded = Header::load(disk).expect("both copies are whole");
+            let loaded = LuksHeader::load(disk).expect("both copies are whole");
             let phrases = [ONE, TWO];
             let open = phrases.map(|phrase| loaded.unlock(disk, 0, phrase).is_ok());
             assert!(open.contains(&true), "locked out");
@@ -90,9 +90,9 @@ fn change(header: &mut Header, disk: &Memory, key: &VolumeKey) {
 }
 
 /// A disk in memory.
-struct Memory(RefCell<Vec<u8>>);
+struct MemoryDisk(RefCell<Vec<u8>>);
 
-impl Memory {
+impl MemoryDisk {
     fn formatted() -> Self {
         static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
         let image = IMAGE.get_or_init(|| {
@@ -102,10 +102,10 @@ impl Memory {
                     .parse()
                     .expect("a uuid"),
                 vault: "7f3f6f0d-9f11-4a1f-9d55-0b9e8a4e5e6c",
-                cipher: Cipher::AesXts,
+                cipher: SectorCipher::AesXts,
                 phrases: &[ONE, b"the other phrase"],
             };
-            Header::format(&disk, &new).expect("memory can be written");
+            LuksHeader::format(&disk, &new).expect("memory can be written");
             let mut image = disk.0.into_inner();
             image.truncate(BYTES);
             image
@@ -169,7 +169,7 @@ impl Memory {
     }
 }
 
-impl Disk for Memory {
+impl BlockStorage for MemoryDisk {
     fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         let at = usize::try_from(at).map_err(io::Error::other)?;
         let image = self.0.borrow();

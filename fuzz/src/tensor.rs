@@ -2,9 +2,10 @@
 
 use std::io::Cursor;
 
-use alknet_tensor::tools::{Options, list, rewrite, strip};
+use alknet_tensor::tools::{RewriteOptions, list, rewrite, strip};
 use alknet_tensor::{
-    Entry, Kind, Limits, PREFIX_BYTES, Reader, TensorError, Verify, header_len, verify,
+    ContainerLimits, ContainerReader, HeaderEntry, PREFIX_BYTES, TensorError, TensorKind,
+    VerifyDepth, header_len, verify,
 };
 use safetensors::SafeTensors;
 
@@ -20,9 +21,9 @@ pub fn tensor(data: &[u8]) -> bool {
 }
 
 fn check(file: &[u8]) -> bool {
-    let own = Limits::safetensors();
-    let network = Reader::open(file, &Limits::default());
-    let reader = match Reader::open(file, &own) {
+    let own = ContainerLimits::safetensors();
+    let network = ContainerReader::open(file, &ContainerLimits::default());
+    let reader = match ContainerReader::open(file, &own) {
         Ok(reader) => reader,
         Err(error) => {
             assert!(network.is_err(), "the larger limits refuse: {error}");
@@ -31,7 +32,7 @@ fn check(file: &[u8]) -> bool {
         }
     };
     tiles(&reader, file);
-    let opaque = |entry: Entry<'_>| entry.dtype().known().is_none();
+    let opaque = |entry: HeaderEntry<'_>| entry.dtype().known().is_none();
     if !reader.meta().entries().any(opaque) {
         let stock = SafeTensors::deserialize(file).expect("a safetensors file");
         assert_eq!(stock.len(), reader.meta().entries().len());
@@ -41,7 +42,7 @@ fn check(file: &[u8]) -> bool {
     for tensor in reader.meta().tensors() {
         look(&reader, tensor.name());
     }
-    let report = verify(&reader, Verify::Full, None).expect("memory can be read");
+    let report = verify(&reader, VerifyDepth::Full, None).expect("memory can be read");
     report.problems.iter().for_each(one_line);
     again(&reader);
     true
@@ -55,9 +56,10 @@ fn one_line(error: &TensorError) {
 }
 
 /// Entries lie end to end from the end of the header to the end of the file.
-fn tiles(reader: &Reader<&[u8]>, file: &[u8]) {
+fn tiles(reader: &ContainerReader<&[u8]>, file: &[u8]) {
     let meta = reader.meta();
-    let len = header_len(file, file.len() as u64, &Limits::safetensors()).expect("it was read");
+    let len =
+        header_len(file, file.len() as u64, &ContainerLimits::safetensors()).expect("it was read");
     assert_eq!(meta.data_start(), PREFIX_BYTES + len);
     let mut at = meta.data_start();
     for entry in meta.entries() {
@@ -69,7 +71,7 @@ fn tiles(reader: &Reader<&[u8]>, file: &[u8]) {
 }
 
 /// Every question has an answer, be it an error.
-fn look(reader: &Reader<&[u8]>, name: &str) {
+fn look(reader: &ContainerReader<&[u8]>, name: &str) {
     let view = reader.view(name).expect("its bytes are in memory");
     let floats = view.to_f32();
     if let (Ok(floats), Some(dtype)) = (floats, view.dtype().known()) {
@@ -84,7 +86,7 @@ fn look(reader: &Reader<&[u8]>, name: &str) {
         assert!(view.rows(0..count.saturating_add(1)).is_err() || *count == u64::MAX);
     }
     match reader.tensor(name).expect("it is there").kind() {
-        Kind::Struct(info) => {
+        TensorKind::Struct(info) => {
             let records = reader.strukt(name).expect("the header was checked");
             assert_eq!(records.records().count() as u64, info.count());
             for record in records.records() {
@@ -95,7 +97,7 @@ fn look(reader: &Reader<&[u8]>, name: &str) {
             }
             assert!(records.record(info.count()).is_err());
         }
-        Kind::Blob(info) => {
+        TensorKind::Blob(info) => {
             let items = reader.blob(name);
             for at in 0..info.count() {
                 let one = reader.item(name, at);
@@ -116,27 +118,27 @@ fn look(reader: &Reader<&[u8]>, name: &str) {
 
 /// What was read can be written, and is the same then. A plain file may have names that a
 /// metatensor gives a meaning; a metatensor has none.
-fn again(reader: &Reader<&[u8]>) {
-    let limits = Limits::safetensors();
+fn again(reader: &ContainerReader<&[u8]>) {
+    let limits = ContainerLimits::safetensors();
     let (_, plain) = strip(reader, Cursor::new(Vec::new())).expect("any file can be stripped");
     let plain = plain.into_inner();
-    let stripped = Reader::open(&plain[..], &limits).expect("we wrote it");
+    let stripped = ContainerReader::open(&plain[..], &limits).expect("we wrote it");
     for entry in reader.meta().entries().filter(|entry| !entry.is_pad()) {
         let theirs = stripped.view(entry.name()).expect("it is kept");
         let mut ours = vec![0; theirs.bytes().len()];
         reader.read_into(&entry, 0, &mut ours).expect("as long");
         assert_eq!(theirs.bytes(), ours);
     }
-    match rewrite(reader, Cursor::new(Vec::new()), Options::default()) {
+    match rewrite(reader, Cursor::new(Vec::new()), RewriteOptions::default()) {
         Err(error) => assert_eq!(reader.meta().level(), 0, "{error}"),
         Ok((_, file)) => {
             let file = file.into_inner();
-            let second = Reader::open(&file[..], &limits).expect("we wrote it");
-            let names = |reader: &Reader<&[u8]>| -> Vec<String> {
+            let second = ContainerReader::open(&file[..], &limits).expect("we wrote it");
+            let names = |reader: &ContainerReader<&[u8]>| -> Vec<String> {
                 reader.names().map(str::to_owned).collect()
             };
             assert_eq!(names(reader), names(&second));
-            let report = verify(&second, Verify::Hash, None).expect("memory can be read");
+            let report = verify(&second, VerifyDepth::Hash, None).expect("memory can be read");
             assert!(report.is_good(), "{:?}", report.problems);
         }
     }

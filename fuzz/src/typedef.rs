@@ -1,16 +1,16 @@
 //! Schemas of layouts, and packed bytes of those that are taken.
 
-use alknet_typedef::{Limits, Mode, Outside, Schema, TypedefError, parse};
+use alknet_typedef::{ExternalData, LayoutMode, Schema, SchemaLimits, TypedefError, parse};
 
 /// Smaller than the real ones where these only cost time.
-fn limits() -> Limits {
-    Limits {
+fn limits() -> SchemaLimits {
+    SchemaLimits {
         schema_bytes: 64 << 10,
         expanded: 2000,
         entries: 2000,
         packed_bytes: 4096,
         values: 4096,
-        ..Limits::default()
+        ..SchemaLimits::default()
     }
 }
 
@@ -44,7 +44,7 @@ pub fn typedef(data: &[u8]) -> bool {
 
 /// Whether there is a packed layout.
 fn packed(schema: &Schema, bytes: &[u8]) -> bool {
-    let Ok(engine) = schema.compile("#", Mode::Packed) else {
+    let Ok(engine) = schema.compile("#", LayoutMode::Packed) else {
         return false;
     };
     let codec = engine.packed().expect("packed");
@@ -60,7 +60,7 @@ fn packed(schema: &Schema, bytes: &[u8]) -> bool {
         assert!(written == bytes[..used] || format!("{value:?}").contains("NaN"));
         if let Ok(json) = engine.to_json(
             &value,
-            &Outside {
+            &ExternalData {
                 region: bytes,
                 tensors: None,
             },
@@ -81,7 +81,7 @@ fn packed(schema: &Schema, bytes: &[u8]) -> bool {
 
 /// Whether there is an aligned layout.
 fn aligned(schema: &Schema, bytes: &[u8]) -> bool {
-    let Ok(engine) = schema.compile("#", Mode::Aligned) else {
+    let Ok(engine) = schema.compile("#", LayoutMode::Aligned) else {
         return false;
     };
     let map = engine.offsets().expect("aligned");

@@ -1,9 +1,9 @@
 //! What a vault reads from disks, media, keyboards and other processes.
 
-use alknet_vault::audit::Record;
-use alknet_vault::slots::{Alkv, Key, SeedKey};
+use alknet_vault::audit::AuditRecord;
+use alknet_vault::slots::{Alkv, SeedKey, UnlockKey};
 use alknet_vault::{
-    Blob, Curve, DerivationPath, Entropy, Label, Purpose, SecretStr, Successor, Vault,
+    BlobLabel, Curve, DerivationPath, Entropy, KeyPurpose, SealedBlob, SecretStr, Successor, Vault,
 };
 
 /// The same bytes as each of them.
@@ -24,8 +24,8 @@ fn alkv(data: &[u8]) -> bool {
     };
     assert_eq!(alkv.to_text().as_bytes(), data, "one vault, one text");
     for slot in alkv.slots() {
-        // The file of somebody who has no key opens only if nobody changed it.
-        if let Ok(open) = alkv.open(slot.id(), &mut Key::Stored) {
+        // Without a key, a file opens only if it is unchanged and not sealed.
+        if let Ok(open) = alkv.open(slot.id(), &mut UnlockKey::Stored) {
             assert_eq!(open.alkv(), &alkv);
             assert!(!alkv.is_sealed());
         }
@@ -36,20 +36,20 @@ fn alkv(data: &[u8]) -> bool {
 fn blob(data: &[u8]) -> bool {
     let json = std::str::from_utf8(data)
         .ok()
-        .and_then(|text| Blob::from_json(text).ok());
-    let binary = Blob::parse(data).ok();
+        .and_then(|text| SealedBlob::from_json(text).ok());
+    let binary = SealedBlob::parse(data).ok();
     if let Some(binary) = &binary {
         assert_eq!(binary.as_bytes(), data);
     }
     for blob in json.iter().chain(&binary) {
-        let label: Label = "cred:fuzz".parse().expect("a label");
+        let label: BlobLabel = "cred:fuzz".parse().expect("a label");
         assert!(
             vault_of_nobody().open(&label, blob).is_err(),
             "nobody sealed it"
         );
         // What was cut off has no form in JSON.
         if blob.as_bytes().len() >= 56 {
-            let again = Blob::from_json(&blob.to_json()).expect("its own text");
+            let again = SealedBlob::from_json(&blob.to_json()).expect("its own text");
             assert_eq!(&again, blob, "two forms, one record");
         }
     }
@@ -57,7 +57,7 @@ fn blob(data: &[u8]) -> bool {
 }
 
 fn record(data: &[u8]) -> bool {
-    let Ok(record) = Record::from_json(data) else {
+    let Ok(record) = AuditRecord::from_json(data) else {
         return false;
     };
     let text = record.to_json().expect("it was short enough");
@@ -93,18 +93,18 @@ fn texts(text: &str) -> bool {
     if let Ok(path) = &path {
         assert_eq!(path.to_string(), text.replace('h', "'"));
     }
-    let label = text.parse::<Label>();
+    let label = text.parse::<BlobLabel>();
     if let Ok(label) = &label {
         assert_eq!(format!("{}:{}", label.kind(), label.name()), text);
     }
-    let purpose = text.parse::<Purpose>();
+    let purpose = text.parse::<KeyPurpose>();
     if let Ok(purpose) = &purpose {
         assert_eq!(purpose.to_string(), text);
     }
     words.is_ok() || seed.is_ok() || path.is_ok() || label.is_ok() || purpose.is_ok()
 }
 
-/// Open, with words that nobody sealed anything under.
+/// Open, with words under which nothing was sealed.
 fn vault_of_nobody() -> Vault {
     let vault = Vault::locked();
     let words = Entropy::from_bytes(&[0x6e; 16]).expect("16 bytes");

@@ -5,7 +5,7 @@ use std::fs;
 use std::panic;
 use std::path::{Path, PathBuf};
 
-use alknet_fuzz::{TARGETS, Target};
+use alknet_fuzz::{FuzzTarget, TARGETS};
 
 /// How many shorter forms of an input are tried; all of them where it is no longer.
 const CUTS: usize = 400;
@@ -23,7 +23,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Names the input that breaks a promise.
-fn run(target: &Target, input: &[u8], path: &Path, what: &str) -> bool {
+fn run(target: &FuzzTarget, input: &[u8], path: &Path, what: &str) -> bool {
     panic::catch_unwind(|| (target.run)(input)).unwrap_or_else(|_| {
         panic!("{}: {} of {what}", target.name, path.display());
     })

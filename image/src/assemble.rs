@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use crate::disk::{self, UKI_BYTES_MAX};
 use crate::error::ImageError;
-use crate::form::{Form, Role};
-use crate::ids::Ids;
-use crate::inputs::{Inputs, Loaded, invalid};
-use crate::manifest::{Boot, Manifest};
+use crate::form::{ImageForm, OutputRole};
+use crate::ids::BuildIds;
+use crate::inputs::{ImageInputs, InputContents, invalid};
+use crate::manifest::{Manifest, ManifestBoot};
 use crate::out::{OutDir, at};
 use crate::{cpio, erofs, kernel, linuxkit, lz4, tree, uki, zstandard};
 
@@ -26,7 +26,7 @@ const SEALABLE: &str = "lockdown=confidentiality init_on_free=1";
 /// A step that `build` reports before it takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Progress {
+pub struct BuildProgress {
     /// What is about to be done, such as `compressing the initramfs`.
     pub doing: String,
     /// How many forms are complete.
@@ -43,16 +43,16 @@ pub struct Progress {
 /// When an input is missing or unusable, a tool is missing, a limit is passed or the folder cannot
 /// be written; [`ImageError::exit_code`] tells them apart. No manifest is left then.
 pub fn build(
-    inputs: &Inputs,
-    forms: &[Form],
+    inputs: &ImageInputs,
+    forms: &[ImageForm],
     out_dir: &Path,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(BuildProgress),
 ) -> Result<Manifest, ImageError> {
-    let forms: Vec<Form> = Form::ALL
+    let forms: Vec<ImageForm> = ImageForm::ALL
         .into_iter()
         .filter(|form| forms.contains(form))
         .collect();
-    let mut job = Job::new(inputs, &forms, progress)?;
+    let mut job = ImageBuild::new(inputs, &forms, progress)?;
     let mut out = OutDir::open(out_dir)?;
     for (done, form) in forms.iter().enumerate() {
         job.done = done;
@@ -61,29 +61,29 @@ pub fn build(
     out.finish(job.manifest(&forms))
 }
 
-struct Job<'a> {
-    inputs: &'a Inputs,
-    loaded: Loaded,
-    ids: Ids,
+struct ImageBuild<'a> {
+    inputs: &'a ImageInputs,
+    loaded: InputContents,
+    ids: BuildIds,
     uki: Option<Rc<[u8]>>,
-    progress: &'a mut dyn FnMut(Progress),
+    progress: &'a mut dyn FnMut(BuildProgress),
     done: usize,
     total: usize,
 }
 
-impl<'a> Job<'a> {
+impl<'a> ImageBuild<'a> {
     fn new(
-        inputs: &'a Inputs,
-        forms: &[Form],
-        progress: &'a mut dyn FnMut(Progress),
+        inputs: &'a ImageInputs,
+        forms: &[ImageForm],
+        progress: &'a mut dyn FnMut(BuildProgress),
     ) -> Result<Self, ImageError> {
-        progress(Progress {
+        progress(BuildProgress {
             doing: "reading the inputs".into(),
             done: 0,
             total: forms.len(),
         });
-        let loaded = Loaded::read(inputs, forms)?;
-        let ids = Ids::new(&inputs.version, &inputs.git);
+        let loaded = InputContents::read(inputs, forms)?;
+        let ids = BuildIds::new(&inputs.version, &inputs.git);
         let total = forms.len();
         Ok(Self {
             inputs,
@@ -96,50 +96,55 @@ impl<'a> Job<'a> {
         })
     }
 
-    fn form(&mut self, form: Form, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+    fn form(&mut self, form: ImageForm, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         match form {
-            Form::Direct => self.direct(out),
-            Form::Erofs => self.erofs(out),
-            Form::Linuxkit => self.linuxkit(out),
-            Form::Raw => self.raw(out),
-            Form::Uki => self.uki(out),
+            ImageForm::Direct => self.direct(out),
+            ImageForm::Erofs => self.erofs(out),
+            ImageForm::Linuxkit => self.linuxkit(out),
+            ImageForm::Raw => self.raw(out),
+            ImageForm::Uki => self.uki(out),
         }
     }
 
     fn direct(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
-        self.kernels(Form::Direct, out)?;
+        self.kernels(ImageForm::Direct, out)?;
         self.say("compressing the initramfs");
-        // Whoever loads a kernel apart from it has a quick disk: what counts is unpacking it.
+        // A hypervisor that loads a kernel apart from it has a quick disk: what counts is unpacking it.
         let initrd = lz4::legacy_frame(&self.archive());
-        out.bytes(Form::Direct, Role::Initrd, "initrd.cpio.lz4", &initrd)
+        out.bytes(
+            ImageForm::Direct,
+            OutputRole::Initrd,
+            "initrd.cpio.lz4",
+            &initrd,
+        )
     }
 
     fn erofs(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
-        self.kernels(Form::Erofs, out)?;
+        self.kernels(ImageForm::Erofs, out)?;
         self.say("writing the erofs root drive");
         let tree = tree::root(&self.loaded.binary);
         let uuid = self.ids.uuid("erofs");
-        out.with(Form::Erofs, Role::Root, "root.erofs", |path| {
+        out.with(ImageForm::Erofs, OutputRole::Root, "root.erofs", |path| {
             erofs::write(&tree, uuid, path)
         })
     }
 
     fn uki(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
-        let uki = self.make_uki(Form::Uki)?;
+        let uki = self.make_uki(ImageForm::Uki)?;
         // The name is what a loader with boot counting expects to find.
         out.bytes(
-            Form::Uki,
-            Role::Uki,
+            ImageForm::Uki,
+            OutputRole::Uki,
             &format!("alknet_{}.efi", self.inputs.version),
             &uki,
         )
     }
 
     fn raw(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
-        let uki = self.make_uki(Form::Raw)?;
+        let uki = self.make_uki(ImageForm::Raw)?;
         self.say("writing the disk");
         let name = format!("alknet_{}.raw", self.inputs.version);
-        out.with(Form::Raw, Role::Disk, &name, |path| {
+        out.with(ImageForm::Raw, OutputRole::Disk, &name, |path| {
             disk::write(path, &uki, &self.ids).map_err(at(path))
         })
     }
@@ -150,32 +155,32 @@ impl<'a> Job<'a> {
         let version = &self.inputs.version;
         let kernel = linuxkit::kernel_package(&series, &self.loaded.kernel);
         out.bytes(
-            Form::Linuxkit,
-            Role::OciKernel,
+            ImageForm::Linuxkit,
+            OutputRole::OciKernel,
             "alknet-kernel.oci.tar",
             &kernel,
         )?;
         let appliance = linuxkit::appliance_package(version, &self.loaded.binary);
         out.bytes(
-            Form::Linuxkit,
-            Role::OciAppliance,
+            ImageForm::Linuxkit,
+            OutputRole::OciAppliance,
             "alknet-appliance.oci.tar",
             &appliance,
         )?;
         let yml = linuxkit::yml(&series, version, &self.inputs.cmdline);
         out.bytes(
-            Form::Linuxkit,
-            Role::LinuxkitYml,
+            ImageForm::Linuxkit,
+            OutputRole::LinuxkitYml,
             "linuxkit.yml",
             yml.as_bytes(),
         )
     }
 
-    fn kernels(&mut self, form: Form, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+    fn kernels(&mut self, form: ImageForm, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         self.say("copying the kernel");
-        out.bytes(form, Role::Kernel, "bzImage", &self.loaded.kernel)?;
+        out.bytes(form, OutputRole::Kernel, "bzImage", &self.loaded.kernel)?;
         match &self.loaded.vmlinux {
-            Some(vmlinux) => out.bytes(form, Role::Vmlinux, "vmlinux", vmlinux),
+            Some(vmlinux) => out.bytes(form, OutputRole::Vmlinux, "vmlinux", vmlinux),
             None => Ok(()),
         }
     }
@@ -184,7 +189,7 @@ impl<'a> Job<'a> {
         cpio::archive(&tree::root(&self.loaded.binary))
     }
 
-    fn make_uki(&mut self, form: Form) -> Result<Rc<[u8]>, ImageError> {
+    fn make_uki(&mut self, form: ImageForm) -> Result<Rc<[u8]>, ImageError> {
         if let Some(made) = &self.uki {
             return Ok(Rc::clone(made));
         }
@@ -195,7 +200,7 @@ impl<'a> Job<'a> {
         self.say("joining the EFI program");
         let sections = uki::sections(
             uki::os_release(&self.inputs.version, &self.inputs.git),
-            &cmdline(Form::Uki, &self.inputs.cmdline),
+            &cmdline(ImageForm::Uki, &self.inputs.cmdline),
             &self.loaded.kernel_release,
             &self.loaded.kernel,
             &initrd,
@@ -209,8 +214,8 @@ impl<'a> Job<'a> {
         Ok(made)
     }
 
-    fn manifest(self, forms: &[Form]) -> Manifest {
-        let boot = |form: &Form| Boot {
+    fn manifest(self, forms: &[ImageForm]) -> Manifest {
+        let boot = |form: &ImageForm| ManifestBoot {
             form: *form,
             cmdline: cmdline(*form, &self.inputs.cmdline),
         };
@@ -228,7 +233,7 @@ impl<'a> Job<'a> {
 
     fn say(&mut self, doing: &str) {
         let doing = doing.to_owned();
-        (self.progress)(Progress {
+        (self.progress)(BuildProgress {
             doing,
             done: self.done,
             total: self.total,
@@ -236,16 +241,16 @@ impl<'a> Job<'a> {
     }
 }
 
-fn cmdline(form: Form, base: &str) -> String {
+fn cmdline(form: ImageForm, base: &str) -> String {
     let words = match form {
-        Form::Erofs => [base, EROFS_ROOT],
-        Form::Raw | Form::Uki => [SEALABLE, base],
+        ImageForm::Erofs => [base, EROFS_ROOT],
+        ImageForm::Raw | ImageForm::Uki => [SEALABLE, base],
         _ => [base, ""],
     };
     words.join(" ").trim().to_owned()
 }
 
-fn check_size(form: Form, bytes: usize) -> Result<(), ImageError> {
+fn check_size(form: ImageForm, bytes: usize) -> Result<(), ImageError> {
     let bytes = bytes as u64;
     if bytes > UKI_BYTES_MAX {
         return Err(ImageError::TooLarge {
@@ -264,28 +269,28 @@ mod tests {
 
     #[test]
     fn the_largest_efi_program_fits_three_times() {
-        check_size(Form::Uki, UKI_BYTES_MAX as usize).expect("exactly fits");
+        check_size(ImageForm::Uki, UKI_BYTES_MAX as usize).expect("exactly fits");
         let error =
-            check_size(Form::Uki, UKI_BYTES_MAX as usize + 1).expect_err("one byte too many");
+            check_size(ImageForm::Uki, UKI_BYTES_MAX as usize + 1).expect_err("one byte too many");
         assert_eq!(error.exit_code(), 5);
     }
 
     #[test]
     fn only_erofs_names_a_root_and_the_longest_line_still_fits_the_kernel() {
-        for form in Form::ALL {
+        for form in ImageForm::ALL {
             let line = cmdline(form, &"a".repeat(CMDLINE_BYTES_MAX));
-            assert_eq!(line.contains(" root=/dev/vda "), form == Form::Erofs);
+            assert_eq!(line.contains(" root=/dev/vda "), form == ImageForm::Erofs);
             assert!(line.len() < 2048, "{form}");
         }
-        assert_eq!(cmdline(Form::Erofs, ""), EROFS_ROOT);
-        assert_eq!(cmdline(Form::Direct, "quiet"), "quiet");
+        assert_eq!(cmdline(ImageForm::Erofs, ""), EROFS_ROOT);
+        assert_eq!(cmdline(ImageForm::Direct, "quiet"), "quiet");
     }
 
     #[test]
     fn only_what_can_be_signed_is_locked_down() {
-        for form in Form::ALL {
+        for form in ImageForm::ALL {
             let line = cmdline(form, "quiet");
-            let sealable = matches!(form, Form::Raw | Form::Uki);
+            let sealable = matches!(form, ImageForm::Raw | ImageForm::Uki);
             assert_eq!(line.contains("lockdown="), sealable, "{form}");
             assert_eq!(line.contains("init_on_free=1"), sealable, "{form}");
             assert!(line.contains("quiet"), "{form}");

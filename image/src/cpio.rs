@@ -1,7 +1,7 @@
 //! The cpio "newc" archive, which is what the kernel unpacks into its first root
 //! (Documentation/driver-api/early-userspace/buffer-format.rst in the kernel's source).
 
-use crate::tree::{Entry, Kind};
+use crate::tree::{TreeEntry, TreeEntryKind};
 
 const TRAILER: &str = "TRAILER!!!";
 /// Headers and contents start at multiples of this many bytes.
@@ -15,7 +15,7 @@ const MODE_LINK: u32 = 0o120_000;
 const MODE_CHAR: u32 = 0o020_000;
 
 /// Archives the entries in the order given: owner root, time zero, inodes counted from 1.
-pub(crate) fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
+pub(crate) fn archive(entries: &[TreeEntry<'_>]) -> Vec<u8> {
     let contents: usize = entries
         .iter()
         .map(|entry| entry.kind.contents().len())
@@ -30,15 +30,19 @@ pub(crate) fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
             &entry.kind,
         );
     }
-    member(&mut out, 0, TRAILER, 0, &Kind::File(&[]));
+    member(&mut out, 0, TRAILER, 0, &TreeEntryKind::File(&[]));
     pad(&mut out, BLOCK_BYTES);
     out
 }
 
-fn member(out: &mut Vec<u8>, inode: u32, name: &str, mode: u32, kind: &Kind<'_>) {
-    let links = if matches!(kind, Kind::Dir) { 2 } else { 1 };
+fn member(out: &mut Vec<u8>, inode: u32, name: &str, mode: u32, kind: &TreeEntryKind<'_>) {
+    let links = if matches!(kind, TreeEntryKind::Dir) {
+        2
+    } else {
+        1
+    };
     let (major, minor) = match kind {
-        Kind::Char { major, minor } => (*major, *minor),
+        TreeEntryKind::Char { major, minor } => (*major, *minor),
         _ => (0, 0),
     };
     let contents = kind.contents();
@@ -58,12 +62,12 @@ fn member(out: &mut Vec<u8>, inode: u32, name: &str, mode: u32, kind: &Kind<'_>)
     pad(out, ALIGN_BYTES);
 }
 
-const fn type_bits(kind: &Kind<'_>) -> u32 {
+const fn type_bits(kind: &TreeEntryKind<'_>) -> u32 {
     match kind {
-        Kind::Char { .. } => MODE_CHAR,
-        Kind::Dir => MODE_DIR,
-        Kind::File(_) => MODE_FILE,
-        Kind::Link(_) => MODE_LINK,
+        TreeEntryKind::Char { .. } => MODE_CHAR,
+        TreeEntryKind::Dir => MODE_DIR,
+        TreeEntryKind::File(_) => MODE_FILE,
+        TreeEntryKind::Link(_) => MODE_LINK,
     }
 }
 
@@ -77,10 +81,10 @@ mod tests {
 
     #[test]
     fn a_member_has_the_documented_layout() {
-        let entries = [Entry {
+        let entries = [TreeEntry {
             path: "init",
             mode: 0o755,
-            kind: Kind::File(b"hello"),
+            kind: TreeEntryKind::File(b"hello"),
         }];
         let out = archive(&entries);
         assert_eq!(&out[..14], b"07070100000001");
@@ -94,8 +98,8 @@ mod tests {
 
     #[test]
     fn nodes_carry_their_device_numbers() {
-        let kind = Kind::Char { major: 5, minor: 1 };
-        let out = archive(&[Entry {
+        let kind = TreeEntryKind::Char { major: 5, minor: 1 };
+        let out = archive(&[TreeEntry {
             path: "dev/console",
             mode: 0o600,
             kind,

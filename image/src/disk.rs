@@ -14,8 +14,8 @@ use gpt::partition::Partition;
 use gpt::partition_types::{OperatingSystem, Type};
 use uuid::{Uuid, uuid};
 
-use crate::fat::{self, Node, ShortName, Volume};
-use crate::ids::Ids;
+use crate::fat::{self, FatNode, FatVolume, ShortName};
+use crate::ids::BuildIds;
 
 /// Bytes of a logical block.
 pub const LBA_BYTES: u64 = 512;
@@ -43,7 +43,7 @@ const TYPE_DATA: Uuid = uuid!("0FC63DAF-8483-4772-8E79-3D69D8477DE4");
 const FAT_LABEL: [u8; 11] = *b"ALKESP     ";
 
 /// Writes the disk to `path` as a sparse file.
-pub(crate) fn write(path: &Path, uki: &[u8], ids: &Ids) -> io::Result<()> {
+pub(crate) fn write(path: &Path, uki: &[u8], ids: &BuildIds) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let file = options
         .read(true)
@@ -56,7 +56,7 @@ pub(crate) fn write(path: &Path, uki: &[u8], ids: &Ids) -> io::Result<()> {
     write_system_partition(&file, uki, ids)
 }
 
-fn write_table(mut file: File, ids: &Ids) -> io::Result<File> {
+fn write_table(mut file: File, ids: &BuildIds) -> io::Result<File> {
     ProtectiveMBR::with_lb_size(lba(DISK_BYTES / LBA_BYTES - 1))
         .overwrite_lba0(&mut file)
         .map_err(io::Error::other)?;
@@ -71,7 +71,7 @@ fn write_table(mut file: File, ids: &Ids) -> io::Result<File> {
     table.write().map_err(io::Error::other)
 }
 
-fn partitions(ids: &Ids) -> BTreeMap<u32, Partition> {
+fn partitions(ids: &BuildIds) -> BTreeMap<u32, Partition> {
     let data_last = DISK_BYTES / LBA_BYTES - BACKUP_LBAS - 1;
     let partition = |name: &str, guid, first_lba, last_lba| Partition {
         part_type_guid: Type {
@@ -100,17 +100,17 @@ fn partitions(ids: &Ids) -> BTreeMap<u32, Partition> {
     ])
 }
 
-fn write_system_partition(file: &File, uki: &[u8], ids: &Ids) -> io::Result<()> {
-    let volume = Volume {
+fn write_system_partition(file: &File, uki: &[u8], ids: &BuildIds) -> io::Result<()> {
+    let volume = FatVolume {
         first_lba: lba(ESP_FIRST_LBA),
         sectors: lba(ESP_BYTES / LBA_BYTES),
         id: ids.fat_volume(),
         label: FAT_LABEL,
     };
     // \EFI\BOOT\BOOTX64.EFI is what firmware looks for on a disk that no boot entry names.
-    let program = Node::File(name("BOOTX64.EFI"), uki);
-    let boot = Node::Folder(name("BOOT"), vec![program]);
-    fat::write(file, &volume, &[Node::Folder(name("EFI"), vec![boot])])
+    let program = FatNode::File(name("BOOTX64.EFI"), uki);
+    let boot = FatNode::Folder(name("BOOT"), vec![program]);
+    fat::write(file, &volume, &[FatNode::Folder(name("EFI"), vec![boot])])
 }
 
 fn lba(value: u64) -> u32 {
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn partitions_neither_overlap_nor_touch_the_tables() {
-        let table = partitions(&Ids::new("1", "a"));
+        let table = partitions(&BuildIds::new("1", "a"));
         let mut free = 34;
         for partition in table.values() {
             assert!(partition.first_lba >= free && partition.last_lba >= partition.first_lba);

@@ -2,7 +2,7 @@
 //!
 //! Field offsets are those of the 64-bit little-endian format (System V ABI, chapters 4 and 5).
 
-use alknet_carried::{Carried, CarriedError};
+use alknet_embedded_exe::{EmbeddedExe, EmbeddedExeError};
 
 const MAGIC: &[u8; 4] = b"\x7fELF";
 const CLASS_64: u8 = 2;
@@ -68,7 +68,7 @@ impl<'a> StaticElf<'a> {
     /// [`Self::stripped`], and behind it what the executable carries, if it carries something.
     pub(crate) fn packed(&self) -> Result<Vec<u8>, String> {
         let mut out = self.stripped();
-        match Carried::find_in(self.bytes) {
+        match EmbeddedExe::find_in(self.bytes) {
             Ok(carried) => {
                 let at = to_usize(carried.offset)?;
                 match self.bytes.get(at..) {
@@ -77,19 +77,19 @@ impl<'a> StaticElf<'a> {
                 }
                 Ok(out)
             }
-            Err(CarriedError::None) => Ok(out),
+            Err(EmbeddedExeError::None) => Ok(out),
             Err(error) => Err(error.to_string()),
         }
     }
 }
 
-struct Segment {
+struct ElfSegment {
     kind: u32,
     offset: usize,
     file_bytes: usize,
 }
 
-impl Segment {
+impl ElfSegment {
     fn data<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], String> {
         let end = self.offset.checked_add(self.file_bytes);
         end.and_then(|end| bytes.get(self.offset..end))
@@ -127,7 +127,7 @@ fn check_header(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-fn segments(bytes: &[u8]) -> Result<Vec<Segment>, String> {
+fn segments(bytes: &[u8]) -> Result<Vec<ElfSegment>, String> {
     let table = to_usize(u64_at(bytes, 32)?)?;
     let size = usize::from(u16_at(bytes, 54)?);
     let count = usize::from(u16_at(bytes, 56)?);
@@ -141,11 +141,11 @@ fn segments(bytes: &[u8]) -> Result<Vec<Segment>, String> {
         .collect()
 }
 
-fn segment(bytes: &[u8], table: usize, index: usize) -> Result<Segment, String> {
+fn segment(bytes: &[u8], table: usize, index: usize) -> Result<ElfSegment, String> {
     let at = table
         .checked_add(index * SEGMENT_BYTES)
         .ok_or_else(truncated)?;
-    Ok(Segment {
+    Ok(ElfSegment {
         kind: u32_at(bytes, at)?,
         offset: to_usize(u64_at(bytes, at.saturating_add(8))?)?,
         file_bytes: to_usize(u64_at(bytes, at.saturating_add(32))?)?,
@@ -263,7 +263,7 @@ mod tests {
         let carried = |unpacked| {
             [
                 &frame[..],
-                &alknet_carried::trailer(frame.len() as u64, unpacked),
+                &alknet_embedded_exe::trailer(frame.len() as u64, unpacked),
             ]
             .concat()
         };
@@ -281,12 +281,12 @@ mod tests {
             parsed.stripped()
         );
 
-        let loaded = alknet_carried::trailer(whole.len() as u64, 1);
+        let loaded = alknet_embedded_exe::trailer(whole.len() as u64, 1);
         let wrong = [elf(&[]), loaded.to_vec()].concat();
         let parsed = StaticElf::parse(&wrong).expect("it is static");
         parsed.packed().expect_err("more than there is");
         let most = wrong.len() as u64 - 32 - 1;
-        let wrong = [elf(&[]), alknet_carried::trailer(most, 1).to_vec()].concat();
+        let wrong = [elf(&[]), alknet_embedded_exe::trailer(most, 1).to_vec()].concat();
         let parsed = StaticElf::parse(&wrong).expect("it is static");
         parsed.packed().expect_err("it would be loaded");
     }

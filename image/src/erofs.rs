@@ -12,7 +12,7 @@ use std::process::{Command, Output};
 use uuid::Uuid;
 
 use crate::error::ImageError;
-use crate::tree::{Entry, Kind};
+use crate::tree::{TreeEntry, TreeEntryKind};
 
 const TOOL: &str = "mkfs.erofs";
 const PACKAGE: &str = "erofs-utils";
@@ -23,7 +23,7 @@ const STDERR_BYTES_MAX: usize = 2000;
 
 /// Writes the tree to `output`. Device nodes are left out: an ordinary user cannot stage them, and
 /// the kernel mounts `/dev` on a root drive by itself.
-pub(crate) fn write(tree: &[Entry<'_>], uuid: Uuid, output: &Path) -> Result<(), ImageError> {
+pub(crate) fn write(tree: &[TreeEntry<'_>], uuid: Uuid, output: &Path) -> Result<(), ImageError> {
     let dir = output.parent().unwrap_or_else(|| Path::new("."));
     let at = |source| ImageError::Output {
         path: dir.to_owned(),
@@ -38,15 +38,15 @@ pub(crate) fn write(tree: &[Entry<'_>], uuid: Uuid, output: &Path) -> Result<(),
     check(&result)
 }
 
-fn stage(tree: &[Entry<'_>], root: &Path) -> io::Result<()> {
+fn stage(tree: &[TreeEntry<'_>], root: &Path) -> io::Result<()> {
     fs::set_permissions(root, Permissions::from_mode(0o755))?;
     for entry in tree {
         let path = root.join(entry.path);
         match &entry.kind {
-            Kind::Char { .. } => continue,
-            Kind::Dir => fs::create_dir(&path)?,
-            Kind::File(bytes) => fs::write(&path, bytes)?,
-            Kind::Link(target) => {
+            TreeEntryKind::Char { .. } => continue,
+            TreeEntryKind::Dir => fs::create_dir(&path)?,
+            TreeEntryKind::File(bytes) => fs::write(&path, bytes)?,
+            TreeEntryKind::Link(target) => {
                 symlink(target, &path)?;
                 continue;
             }

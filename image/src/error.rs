@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::form::Form;
+use crate::form::ImageForm;
 
 /// Why an image could not be made. Every message says what to do about it.
 #[derive(Debug, Error)]
@@ -25,7 +25,7 @@ pub enum ImageError {
     #[error("form {form} needs {what}: name it, or leave this form out")]
     InputNeeded {
         /// The form.
-        form: Form,
+        form: ImageForm,
         /// The input it lacks.
         what: &'static str,
     },
@@ -74,7 +74,7 @@ pub enum ImageError {
     )]
     TooLarge {
         /// The form.
-        form: Form,
+        form: ImageForm,
         /// Its size in bytes.
         bytes: u64,
         /// The limit in bytes.

@@ -29,7 +29,7 @@ const FIRST_DAY: u16 = (1 << 5) | 1;
 
 /// Where a volume lies and what it is called.
 #[derive(Debug)]
-pub(crate) struct Volume {
+pub(crate) struct FatVolume {
     /// First 512-byte block of the volume in the file.
     pub(crate) first_lba: u32,
     /// Size of the volume in such blocks.
@@ -40,7 +40,7 @@ pub(crate) struct Volume {
 
 /// A file or a folder.
 #[derive(Debug)]
-pub(crate) enum Node<'a> {
+pub(crate) enum FatNode<'a> {
     File(ShortName, &'a [u8]),
     Folder(ShortName, Vec<Self>),
 }
@@ -74,9 +74,9 @@ impl ShortName {
 }
 
 /// Writes the volume into a file whose range for it reads as zeros.
-pub(crate) fn write(file: &File, volume: &Volume, root: &[Node<'_>]) -> io::Result<()> {
-    let geometry = Geometry::of(volume)?;
-    let mut layout = Layout::new();
+pub(crate) fn write(file: &File, volume: &FatVolume, root: &[FatNode<'_>]) -> io::Result<()> {
+    let geometry = FatGeometry::for_volume(volume)?;
+    let mut layout = FatLayout::new();
     layout.folder(root, None, Some(volume.label));
     let used = layout.table.len() as u32 - ROOT_CLUSTER;
     if used > geometry.clusters {
@@ -108,14 +108,14 @@ pub(crate) fn write(file: &File, volume: &Volume, root: &[Node<'_>]) -> io::Resu
     Ok(())
 }
 
-struct Geometry {
+struct FatGeometry {
     table_sectors: u32,
     data_sector: u32,
     clusters: u32,
 }
 
-impl Geometry {
-    fn of(volume: &Volume) -> io::Result<Self> {
+impl FatGeometry {
+    fn for_volume(volume: &FatVolume) -> io::Result<Self> {
         let shared = volume.sectors.saturating_sub(RESERVED_SECTORS);
         // One sector of each table serves 128 clusters; the specification's formula.
         let table_sectors = shared.div_ceil((128 * 2 * CLUSTER_SECTORS + TABLES) / 2);
@@ -136,17 +136,17 @@ impl Geometry {
 }
 
 /// Clusters handed out in order, and what lies in them.
-struct Layout<'a> {
+struct FatLayout<'a> {
     table: Vec<u32>,
-    contents: Vec<(u32, Contents<'a>)>,
+    contents: Vec<(u32, FatContents<'a>)>,
 }
 
-enum Contents<'a> {
+enum FatContents<'a> {
     File(&'a [u8]),
     Folder(Vec<u8>),
 }
 
-impl AsRef<[u8]> for Contents<'_> {
+impl AsRef<[u8]> for FatContents<'_> {
     fn as_ref(&self) -> &[u8] {
         match self {
             Self::File(bytes) => bytes,
@@ -155,7 +155,7 @@ impl AsRef<[u8]> for Contents<'_> {
     }
 }
 
-impl<'a> Layout<'a> {
+impl<'a> FatLayout<'a> {
     fn new() -> Self {
         let media = CHAIN_END & !0xff | u32::from(MEDIA_DISK);
         Self {
@@ -165,7 +165,12 @@ impl<'a> Layout<'a> {
     }
 
     /// Lays out a folder and everything in it, and returns its first cluster.
-    fn folder(&mut self, nodes: &[Node<'a>], parent: Option<u32>, label: Option<[u8; 11]>) -> u32 {
+    fn folder(
+        &mut self,
+        nodes: &[FatNode<'a>],
+        parent: Option<u32>,
+        label: Option<[u8; 11]>,
+    ) -> u32 {
         let head = if parent.is_some() {
             2
         } else {
@@ -186,10 +191,10 @@ impl<'a> Layout<'a> {
         );
         for node in nodes {
             bytes.extend(match node {
-                Node::File(name, data) => {
+                FatNode::File(name, data) => {
                     entry(*name, ATTRIBUTE_ARCHIVE, self.file(data), data.len() as u32)
                 }
-                Node::Folder(name, nodes) => entry(
+                FatNode::Folder(name, nodes) => entry(
                     *name,
                     ATTRIBUTE_FOLDER,
                     self.folder(nodes, Some(own), None),
@@ -197,7 +202,7 @@ impl<'a> Layout<'a> {
                 ),
             });
         }
-        self.contents.push((own, Contents::Folder(bytes)));
+        self.contents.push((own, FatContents::Folder(bytes)));
         own
     }
 
@@ -206,7 +211,7 @@ impl<'a> Layout<'a> {
             return 0;
         }
         let own = self.reserve(data.len());
-        self.contents.push((own, Contents::File(data)));
+        self.contents.push((own, FatContents::File(data)));
         own
     }
 
@@ -234,7 +239,7 @@ fn entry(name: ShortName, attributes: u8, cluster: u32, bytes: u32) -> [u8; ENTR
     out
 }
 
-fn boot_sector(volume: &Volume, geometry: &Geometry) -> [u8; SECTOR_BYTES as usize] {
+fn boot_sector(volume: &FatVolume, geometry: &FatGeometry) -> [u8; SECTOR_BYTES as usize] {
     let mut out = [0; SECTOR_BYTES as usize];
     put(&mut out, 0, &[0xeb, 0x58, 0x90]);
     put(&mut out, 3, b"MSWIN4.1");
@@ -282,8 +287,8 @@ mod tests {
 
     const SECTORS: u32 = 256 * 2048;
 
-    fn volume(sectors: u32) -> Volume {
-        Volume {
+    fn volume(sectors: u32) -> FatVolume {
+        FatVolume {
             first_lba: 0,
             sectors,
             id: 0x1234_5678,
@@ -295,7 +300,7 @@ mod tests {
         ShortName::new(text).expect("a short name")
     }
 
-    fn image(sectors: u32, root: &[Node<'_>]) -> io::Result<tempfile::NamedTempFile> {
+    fn image(sectors: u32, root: &[FatNode<'_>]) -> io::Result<tempfile::NamedTempFile> {
         let file = tempfile::NamedTempFile::new()?;
         file.as_file().set_len(u64::from(sectors) * 512)?;
         write(file.as_file(), &volume(sectors), root)?;
@@ -307,13 +312,13 @@ mod tests {
         let big = vec![7; 3 * CLUSTER_BYTES + 1];
         let exact = vec![8; CLUSTER_BYTES];
         let many = (0..200)
-            .map(|i| Node::File(name(&format!("F{i}.BIN")), &exact))
+            .map(|i| FatNode::File(name(&format!("F{i}.BIN")), &exact))
             .collect();
-        let deep = Node::Folder(name("B"), vec![Node::Folder(name("C"), Vec::new())]);
+        let deep = FatNode::Folder(name("B"), vec![FatNode::Folder(name("C"), Vec::new())]);
         let root = [
-            Node::Folder(name("A"), vec![deep, Node::File(name("BIG.BIN"), &big)]),
-            Node::Folder(name("MANY"), many),
-            Node::File(name("EMPTY"), &[]),
+            FatNode::Folder(name("A"), vec![deep, FatNode::File(name("BIG.BIN"), &big)]),
+            FatNode::Folder(name("MANY"), many),
+            FatNode::File(name("EMPTY"), &[]),
         ];
         let file = image(SECTORS, &root).expect("fits");
         let checked = Command::new("/usr/sbin/fsck.vfat")
@@ -353,7 +358,8 @@ mod tests {
         assert_eq!(small.kind(), io::ErrorKind::InvalidInput);
         let data = vec![1; 200 << 20];
         let sectors = 160 * 2048;
-        let full = image(sectors, &[Node::File(name("X"), &data)]).expect_err("200 into 160 MiB");
+        let full =
+            image(sectors, &[FatNode::File(name("X"), &data)]).expect_err("200 into 160 MiB");
         assert_eq!(full.kind(), io::ErrorKind::StorageFull);
     }
 }

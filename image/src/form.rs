@@ -11,7 +11,7 @@ use crate::error::ImageError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Form {
+pub enum ImageForm {
     /// Kernel and initramfs for a loader that takes both: QEMU `-kernel`, a PXE server.
     Direct,
     /// Kernel, and a read-only erofs drive as root: least memory, quickest start.
@@ -24,7 +24,7 @@ pub enum Form {
     Uki,
 }
 
-impl Form {
+impl ImageForm {
     /// Every form, in the order in which they are built.
     pub const ALL: [Self; 5] = [
         Self::Direct,
@@ -47,13 +47,13 @@ impl Form {
     }
 }
 
-impl fmt::Display for Form {
+impl fmt::Display for ImageForm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl FromStr for Form {
+impl FromStr for ImageForm {
     type Err = ImageError;
 
     fn from_str(text: &str) -> Result<Self, ImageError> {
@@ -72,7 +72,7 @@ impl FromStr for Form {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Role {
+pub enum OutputRole {
     /// The bzImage.
     Kernel,
     /// The same kernel as an ELF file with a PVH entry, for machines without firmware.
@@ -99,14 +99,14 @@ mod tests {
 
     #[test]
     fn every_name_parses_back() {
-        for form in Form::ALL {
-            assert_eq!(form.to_string().parse::<Form>().ok(), Some(form));
+        for form in ImageForm::ALL {
+            assert_eq!(form.to_string().parse::<ImageForm>().ok(), Some(form));
         }
     }
 
     #[test]
     fn an_unknown_name_is_a_bad_argument_that_lists_the_forms() {
-        let error = "vhd".parse::<Form>().unwrap_err();
+        let error = "vhd".parse::<ImageForm>().unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("linuxkit"), "{error}");
     }

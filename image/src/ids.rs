@@ -7,11 +7,11 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x38af_efaf_131f_47ef_8fec_c502_5396_00c
 
 /// The identifiers of one build.
 #[derive(Clone, Debug)]
-pub(crate) struct Ids {
+pub(crate) struct BuildIds {
     build: String,
 }
 
-impl Ids {
+impl BuildIds {
     pub(crate) fn new(version: &str, git: &str) -> Self {
         Self {
             build: format!("{version}/{git}"),
@@ -35,10 +35,10 @@ mod tests {
 
     #[test]
     fn ids_follow_the_build_and_differ_by_role() {
-        let ids = Ids::new("0.1.0", "abc");
-        assert_eq!(ids.uuid("disk"), Ids::new("0.1.0", "abc").uuid("disk"));
+        let ids = BuildIds::new("0.1.0", "abc");
+        assert_eq!(ids.uuid("disk"), BuildIds::new("0.1.0", "abc").uuid("disk"));
         assert_ne!(ids.uuid("disk"), ids.uuid("esp"));
-        assert_ne!(ids.uuid("disk"), Ids::new("0.1.0", "abd").uuid("disk"));
+        assert_ne!(ids.uuid("disk"), BuildIds::new("0.1.0", "abd").uuid("disk"));
         assert_eq!(ids.uuid("disk").get_version_num(), 5);
     }
 }

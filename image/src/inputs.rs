@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::elf::StaticElf;
 use crate::error::ImageError;
-use crate::form::Form;
+use crate::form::ImageForm;
 use crate::kernel;
-use crate::manifest::{Input, hex_sha256};
+use crate::manifest::{ManifestInput, hex_sha256};
 
 /// Longest kernel command line in bytes: what x86 copies at boot (COMMAND_LINE_SIZE), less the
 /// terminating NUL and the 64 bytes kept for what a form adds.
@@ -21,7 +21,7 @@ const INPUT_BYTES_MAX: u64 = 1 << 30;
 
 /// What an image is made of. Paths only name where to read: no output depends on them.
 #[derive(Clone, Debug)]
-pub struct Inputs {
+pub struct ImageInputs {
     /// The kernel as bzImage.
     pub kernel: PathBuf,
     /// The same kernel as ELF with a PVH entry, for machines without firmware; copied as it is.
@@ -42,25 +42,25 @@ pub struct Inputs {
 
 /// The contents of the inputs.
 #[derive(Debug)]
-pub(crate) struct Loaded {
+pub(crate) struct InputContents {
     pub(crate) kernel: Vec<u8>,
     pub(crate) kernel_release: String,
     pub(crate) kernel_config_sha256: Option<String>,
     pub(crate) vmlinux: Option<Vec<u8>>,
     pub(crate) binary: Vec<u8>,
-    stub: Option<Stub>,
-    pub(crate) files: Vec<Input>,
+    stub: Option<EfiStub>,
+    pub(crate) files: Vec<ManifestInput>,
 }
 
 /// The EFI stub, with its path for what may be wrong with it.
 #[derive(Debug)]
-pub(crate) struct Stub {
+pub(crate) struct EfiStub {
     pub(crate) path: PathBuf,
     pub(crate) bytes: Vec<u8>,
 }
 
-impl Loaded {
-    pub(crate) fn read(inputs: &Inputs, forms: &[Form]) -> Result<Self, ImageError> {
+impl InputContents {
+    pub(crate) fn read(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<Self, ImageError> {
         check_text(inputs)?;
         check_stub(inputs, forms)?;
         let mut files = Vec::new();
@@ -71,15 +71,15 @@ impl Loaded {
         let binary = StaticElf::parse(&binary)
             .and_then(|elf| elf.packed())
             .map_err(|why| invalid("static binary", &inputs.binary, why))?;
-        let wants = |wanted: &[Form]| forms.iter().any(|form| wanted.contains(form));
+        let wants = |wanted: &[ImageForm]| forms.iter().any(|form| wanted.contains(form));
         let vmlinux = match &inputs.vmlinux {
-            Some(path) if wants(&[Form::Direct, Form::Erofs]) => {
+            Some(path) if wants(&[ImageForm::Direct, ImageForm::Erofs]) => {
                 Some(read("vmlinux", path, &mut files)?)
             }
             _ => None,
         };
         let stub = match &inputs.stub {
-            Some(path) if wants(&[Form::Uki, Form::Raw]) => Some(Stub {
+            Some(path) if wants(&[ImageForm::Uki, ImageForm::Raw]) => Some(EfiStub {
                 path: path.clone(),
                 bytes: read("stub", path, &mut files)?,
             }),
@@ -101,15 +101,19 @@ impl Loaded {
     }
 
     /// The stub, which `form` needs.
-    pub(crate) fn stub(&self, form: Form) -> Result<&Stub, ImageError> {
+    pub(crate) fn stub(&self, form: ImageForm) -> Result<&EfiStub, ImageError> {
         self.stub.as_ref().ok_or_else(|| stub_needed(form))
     }
 }
 
-fn read(what: &'static str, path: &Path, files: &mut Vec<Input>) -> Result<Vec<u8>, ImageError> {
+fn read(
+    what: &'static str,
+    path: &Path,
+    files: &mut Vec<ManifestInput>,
+) -> Result<Vec<u8>, ImageError> {
     let bytes = read_file(what, path)?;
     let sha256 = hex_sha256(&bytes);
-    files.push(Input {
+    files.push(ManifestInput {
         name: what.to_owned(),
         bytes: bytes.len() as u64,
         sha256,
@@ -141,22 +145,22 @@ pub(crate) fn invalid(what: &'static str, path: &Path, why: String) -> ImageErro
 }
 
 /// Asked before anything is built, so that a long build does not end in a missing option.
-fn check_stub(inputs: &Inputs, forms: &[Form]) -> Result<(), ImageError> {
-    let needs = |form: &&Form| matches!(form, Form::Raw | Form::Uki);
+fn check_stub(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<(), ImageError> {
+    let needs = |form: &&ImageForm| matches!(form, ImageForm::Raw | ImageForm::Uki);
     match forms.iter().find(needs) {
         Some(form) if inputs.stub.is_none() => Err(stub_needed(*form)),
         _ => Ok(()),
     }
 }
 
-const fn stub_needed(form: Form) -> ImageError {
+const fn stub_needed(form: ImageForm) -> ImageError {
     ImageError::InputNeeded {
         form,
         what: "systemd's EFI stub (linuxx64.efi.stub)",
     }
 }
 
-fn check_text(inputs: &Inputs) -> Result<(), ImageError> {
+fn check_text(inputs: &ImageInputs) -> Result<(), ImageError> {
     let refuse = |what, value: &str, why| {
         Err(ImageError::Argument {
             what,
@@ -210,8 +214,8 @@ fn names_root(word: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn inputs() -> Inputs {
-        Inputs {
+    fn inputs() -> ImageInputs {
+        ImageInputs {
             kernel: "/nonexistent/bzImage".into(),
             vmlinux: None,
             kernel_config: None,
@@ -223,13 +227,14 @@ mod tests {
         }
     }
 
-    fn refusal(inputs: &Inputs) -> ImageError {
-        Loaded::read(inputs, &[]).expect_err("must be refused")
+    fn refusal(inputs: &ImageInputs) -> ImageError {
+        InputContents::read(inputs, &[]).expect_err("must be refused")
     }
 
     #[test]
     fn forms_without_their_stub_are_refused_before_anything_is_read() {
-        let error = Loaded::read(&inputs(), &[Form::Direct, Form::Raw]).expect_err("no stub");
+        let error = InputContents::read(&inputs(), &[ImageForm::Direct, ImageForm::Raw])
+            .expect_err("no stub");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("form raw needs"), "{error}");
     }
@@ -248,7 +253,7 @@ mod tests {
     fn an_input_beyond_the_limit_is_not_read() {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         file.as_file().set_len(INPUT_BYTES_MAX + 1).expect("sparse");
-        let error = refusal(&Inputs {
+        let error = refusal(&ImageInputs {
             kernel: file.path().to_owned(),
             ..inputs()
         });
@@ -265,19 +270,19 @@ mod tests {
             ".1",
             &"1".repeat(VERSION_BYTES_MAX + 1),
         ] {
-            let error = refusal(&Inputs {
+            let error = refusal(&ImageInputs {
                 version: version.to_owned(),
                 ..inputs()
             });
             assert_eq!(error.exit_code(), 2, "{version}");
         }
-        let longest = Inputs {
+        let longest = ImageInputs {
             version: "1".repeat(VERSION_BYTES_MAX),
             ..inputs()
         };
         assert_eq!(refusal(&longest).exit_code(), 3);
         assert_eq!(
-            refusal(&Inputs {
+            refusal(&ImageInputs {
                 git: "a/b".into(),
                 ..inputs()
             })
@@ -297,18 +302,18 @@ mod tests {
             "init=/bin/sh",
             &long,
         ] {
-            let error = refusal(&Inputs {
+            let error = refusal(&ImageInputs {
                 cmdline: cmdline.to_owned(),
                 ..inputs()
             });
             assert_eq!(error.exit_code(), 2, "{cmdline:?}");
         }
-        let longest = Inputs {
+        let longest = ImageInputs {
             cmdline: "a".repeat(CMDLINE_BYTES_MAX),
             ..inputs()
         };
         assert_eq!(refusal(&longest).exit_code(), 3);
-        let near = Inputs {
+        let near = ImageInputs {
             cmdline: "x.root=1 panic=10".into(),
             ..inputs()
         };

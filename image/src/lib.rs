@@ -4,9 +4,9 @@
 //! byte-identical when it is built again from the same inputs, wherever the folders lie.
 //!
 //! ```no_run
-//! use alknet_image::{Form, Inputs, build};
+//! use alknet_image::{ImageForm, ImageInputs, build};
 //!
-//! let inputs = Inputs {
+//! let inputs = ImageInputs {
 //!     kernel: "bzImage".into(),
 //!     vmlinux: None,
 //!     kernel_config: None,
@@ -16,7 +16,7 @@
 //!     version: "0.1.0".into(),
 //!     git: "0123abc".into(),
 //! };
-//! let manifest = build(&inputs, &[Form::Uki], "out".as_ref(), &mut |_| {})?;
+//! let manifest = build(&inputs, &[ImageForm::Uki], "out".as_ref(), &mut |_| {})?;
 //! println!("{}", manifest.outputs[0].file);
 //! # Ok::<(), alknet_image::ImageError>(())
 //! ```
@@ -42,12 +42,12 @@ mod tree;
 mod uki;
 mod zstandard;
 
-pub use assemble::{Progress, build};
+pub use assemble::{BuildProgress, build};
 pub use disk::{
     BIOS_FIRST_LBA, BIOS_LAST_LBA, DISK_BYTES, ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
 };
 pub use error::ImageError;
-pub use form::{Form, Role};
-pub use inputs::{CMDLINE_BYTES_MAX, Inputs};
+pub use form::{ImageForm, OutputRole};
+pub use inputs::{CMDLINE_BYTES_MAX, ImageInputs};
 pub use linuxkit::yml as linuxkit_yml;
-pub use manifest::{Boot, Input, MANIFEST_FILE, Manifest, Output};
+pub use manifest::{MANIFEST_FILE, Manifest, ManifestBoot, ManifestInput, ManifestOutput};

@@ -1,13 +1,13 @@
 //! What LinuxKit needs: a kernel package, the appliance as init package, and the file naming both.
 
-use crate::oci::{Package, layout};
+use crate::oci::{OciPackage, layout};
 
 /// The file a kernel package holds; `linuxkit.yml` names it as `binary`.
 const KERNEL_FILE: &str = "kernel";
 
 /// OCI layout of the kernel package for a kernel `series` such as `6.12`.
 pub(crate) fn kernel_package(series: &str, kernel: &[u8]) -> Vec<u8> {
-    layout(&Package {
+    layout(&OciPackage {
         reference: &format!("docker.io/alknet/kernel:{series}"),
         files: &[(KERNEL_FILE, 0o644, kernel)],
         entrypoint: None,
@@ -16,7 +16,7 @@ pub(crate) fn kernel_package(series: &str, kernel: &[u8]) -> Vec<u8> {
 
 /// OCI layout of the appliance package: the one binary as `/init`.
 pub(crate) fn appliance_package(version: &str, binary: &[u8]) -> Vec<u8> {
-    layout(&Package {
+    layout(&OciPackage {
         reference: &format!("docker.io/alknet/appliance:{version}"),
         files: &[("init", 0o755, binary)],
         entrypoint: Some("/init"),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::ImageError;
-use crate::form::{Form, Role};
+use crate::form::{ImageForm, OutputRole};
 
 /// The manifest's file name in the output folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -29,17 +29,17 @@ pub struct Manifest {
     /// SHA-256 of the kernel's configuration, where it was given.
     pub kernel_config_sha256: Option<String>,
     /// What went in, before stripping.
-    pub inputs: Vec<Input>,
+    pub inputs: Vec<ManifestInput>,
     /// The command line of each form.
-    pub boot: Vec<Boot>,
+    pub boot: Vec<ManifestBoot>,
     /// Every file of every form. A file that several forms share is named once for each.
-    pub outputs: Vec<Output>,
+    pub outputs: Vec<ManifestOutput>,
 }
 
 /// One input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Input {
+pub struct ManifestInput {
     /// `kernel`, `binary`, `vmlinux` or `stub`.
     pub name: String,
     /// Size in bytes.
@@ -51,9 +51,9 @@ pub struct Input {
 /// How a form is started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Boot {
+pub struct ManifestBoot {
     /// The form.
-    pub form: Form,
+    pub form: ImageForm,
     /// The kernel command line: built in for `uki` and `raw`, to be passed for the others.
     pub cmdline: String,
 }
@@ -61,11 +61,11 @@ pub struct Boot {
 /// One output file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Output {
+pub struct ManifestOutput {
     /// The form it belongs to.
-    pub form: Form,
+    pub form: ImageForm,
     /// Its part in the form.
-    pub role: Role,
+    pub role: OutputRole,
     /// File name in the manifest's folder.
     pub file: String,
     /// Apparent size in bytes; a disk is sparse and takes less.
@@ -78,7 +78,7 @@ impl Manifest {
     /// Reads `manifest.json` from an output folder.
     ///
     /// # Errors
-    /// When there is none or it is not one of ours.
+    /// When the file is missing or is not one of ours.
     pub fn read(dir: &Path) -> Result<Self, ImageError> {
         let path = dir.join(MANIFEST_FILE);
         let bytes = fs::read(&path).map_err(|source| ImageError::InputUnreadable {
@@ -91,7 +91,7 @@ impl Manifest {
 
     /// The file that plays `role` in `form`, inside the folder `dir`.
     #[must_use]
-    pub fn path(&self, dir: &Path, form: Form, role: Role) -> Option<PathBuf> {
+    pub fn path(&self, dir: &Path, form: ImageForm, role: OutputRole) -> Option<PathBuf> {
         let mut outputs = self.outputs.iter();
         let found = outputs.find(|output| output.form == form && output.role == role)?;
         Some(dir.join(&found.file))
@@ -99,7 +99,7 @@ impl Manifest {
 
     /// The kernel command line of `form`, when it was built.
     #[must_use]
-    pub fn cmdline(&self, form: Form) -> Option<&str> {
+    pub fn cmdline(&self, form: ImageForm) -> Option<&str> {
         self.boot
             .iter()
             .find(|boot| boot.form == form)

@@ -17,7 +17,7 @@ const ARCHITECTURE: &str = "amd64";
 
 /// One image to lay out.
 #[derive(Debug)]
-pub(crate) struct Package<'a> {
+pub(crate) struct OciPackage<'a> {
     /// Full reference with registry and tag. LinuxKit takes no shorter one.
     pub(crate) reference: &'a str,
     /// Files of the layer: name, permissions, contents.
@@ -27,7 +27,7 @@ pub(crate) struct Package<'a> {
 }
 
 /// The layout: root index → image index (one per architecture) → manifest → configuration, layer.
-pub(crate) fn layout(package: &Package<'_>) -> Vec<u8> {
+pub(crate) fn layout(package: &OciPackage<'_>) -> Vec<u8> {
     let mut blobs = Blobs::default();
     let layer = blobs.add(LAYER, layer(package.files));
     let config = json!({

@@ -8,8 +8,8 @@ use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
 use crate::error::ImageError;
-use crate::form::{Form, Role};
-use crate::manifest::{MANIFEST_FILE, Manifest, Output};
+use crate::form::{ImageForm, OutputRole};
+use crate::manifest::{MANIFEST_FILE, Manifest, ManifestOutput};
 
 /// Bytes read at once when a finished file is hashed.
 const READ_BYTES: usize = 1 << 20;
@@ -17,7 +17,7 @@ const READ_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct OutDir<'a> {
     dir: &'a Path,
-    outputs: Vec<Output>,
+    outputs: Vec<ManifestOutput>,
 }
 
 impl<'a> OutDir<'a> {
@@ -38,13 +38,13 @@ impl<'a> OutDir<'a> {
     /// Writes bytes as `name`, unless an earlier form has already put the same file there.
     pub(crate) fn bytes(
         &mut self,
-        form: Form,
-        role: Role,
+        form: ImageForm,
+        role: OutputRole,
         name: &str,
         bytes: &[u8],
     ) -> Result<(), ImageError> {
         if let Some(shared) = self.outputs.iter().find(|output| output.file == name) {
-            let output = Output {
+            let output = ManifestOutput {
                 form,
                 role,
                 ..shared.clone()
@@ -60,19 +60,19 @@ impl<'a> OutDir<'a> {
     /// Lets `write` make the file under a temporary name, then names, hashes and records it.
     pub(crate) fn with(
         &mut self,
-        form: Form,
-        role: Role,
+        form: ImageForm,
+        role: OutputRole,
         name: &str,
         write: impl FnOnce(&Path) -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
-        let part = Part(self.dir.join(format!(".{name}.part")));
+        let part = PartialFile(self.dir.join(format!(".{name}.part")));
         write(&part.0)?;
         let (bytes, sha256) = hash(&part.0).map_err(at(&part.0))?;
         let path = self.dir.join(name);
         fs::rename(&part.0, &path).map_err(at(&path))?;
         let sums = self.dir.join(format!("{name}.sha256"));
         fs::write(&sums, format!("{sha256}  {name}\n")).map_err(at(&sums))?;
-        self.outputs.push(Output {
+        self.outputs.push(ManifestOutput {
             form,
             role,
             file: name.to_owned(),
@@ -85,7 +85,7 @@ impl<'a> OutDir<'a> {
     /// Writes the manifest, which says that everything it names is complete.
     pub(crate) fn finish(self, mut manifest: Manifest) -> Result<Manifest, ImageError> {
         manifest.outputs = self.outputs;
-        let part = Part(self.dir.join(format!(".{MANIFEST_FILE}.part")));
+        let part = PartialFile(self.dir.join(format!(".{MANIFEST_FILE}.part")));
         fs::write(&part.0, manifest.to_json()).map_err(at(&part.0))?;
         let path = self.dir.join(MANIFEST_FILE);
         fs::rename(&part.0, &path).map_err(at(&path))?;
@@ -100,9 +100,9 @@ pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
 }
 
 /// A file in the making, gone with an error.
-struct Part(PathBuf);
+struct PartialFile(PathBuf);
 
-impl Drop for Part {
+impl Drop for PartialFile {
     fn drop(&mut self) {
         // After success it has another name, and there is nothing to remove.
         let _ = fs::remove_file(&self.0);
@@ -133,7 +133,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         fs::write(dir.path().join(MANIFEST_FILE), "old").expect("writable");
         let mut out = OutDir::open(dir.path()).expect("opens");
-        let failed = out.with(Form::Uki, Role::Uki, "x", |path| {
+        let failed = out.with(ImageForm::Uki, OutputRole::Uki, "x", |path| {
             fs::write(path, "half").map_err(at(path))?;
             Err(ImageError::ToolMissing {
                 tool: "t",

@@ -2,17 +2,17 @@
 
 /// One entry of the tree. Parents come before their children, and names are sorted.
 #[derive(Debug)]
-pub(crate) struct Entry<'a> {
+pub(crate) struct TreeEntry<'a> {
     /// Path without a leading slash.
     pub(crate) path: &'static str,
     /// Permission bits.
     pub(crate) mode: u32,
-    pub(crate) kind: Kind<'a>,
+    pub(crate) kind: TreeEntryKind<'a>,
 }
 
 /// What an entry is.
 #[derive(Debug)]
-pub(crate) enum Kind<'a> {
+pub(crate) enum TreeEntryKind<'a> {
     /// A character device.
     Char {
         major: u32,
@@ -24,7 +24,7 @@ pub(crate) enum Kind<'a> {
     Link(&'static str),
 }
 
-impl Kind<'_> {
+impl TreeEntryKind<'_> {
     /// The bytes kept for it: a file's contents or a link's target.
     pub(crate) fn contents(&self) -> &[u8] {
         match self {
@@ -40,16 +40,16 @@ impl Kind<'_> {
 /// `/dev/console` and `/dev/null` are there because standard input and output, and a runtime that
 /// insists on three open descriptors, come before the first mount. A root drive leaves them out:
 /// the kernel mounts `/dev` on it by itself.
-pub(crate) fn root(binary: &[u8]) -> Vec<Entry<'_>> {
-    let dir = |path, mode| Entry {
+pub(crate) fn root(binary: &[u8]) -> Vec<TreeEntry<'_>> {
+    let dir = |path, mode| TreeEntry {
         path,
         mode,
-        kind: Kind::Dir,
+        kind: TreeEntryKind::Dir,
     };
-    let node = |path, mode, major, minor| Entry {
+    let node = |path, mode, major, minor| TreeEntry {
         path,
         mode,
-        kind: Kind::Char { major, minor },
+        kind: TreeEntryKind::Char { major, minor },
     };
     vec![
         dir("data", 0o755),
@@ -58,15 +58,15 @@ pub(crate) fn root(binary: &[u8]) -> Vec<Entry<'_>> {
         node("dev/null", 0o666, 1, 3),
         dir("etc", 0o755),
         // Written by PID 1 where the root may be read-only.
-        Entry {
+        TreeEntry {
             path: "etc/resolv.conf",
             mode: 0o777,
-            kind: Kind::Link("/run/resolv.conf"),
+            kind: TreeEntryKind::Link("/run/resolv.conf"),
         },
-        Entry {
+        TreeEntry {
             path: "init",
             mode: 0o755,
-            kind: Kind::File(binary),
+            kind: TreeEntryKind::File(binary),
         },
         dir("proc", 0o555),
         dir("run", 0o755),
@@ -99,7 +99,7 @@ mod tests {
         let tree = root(b"x");
         let files: Vec<_> = tree
             .iter()
-            .filter(|e| matches!(e.kind, Kind::File(_)))
+            .filter(|e| matches!(e.kind, TreeEntryKind::File(_)))
             .collect();
         assert_eq!(files.len(), 1);
         assert_eq!((files[0].path, files[0].mode), ("init", 0o755));

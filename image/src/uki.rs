@@ -19,7 +19,7 @@ const ALIGNMENT_MAX: u32 = 1 << 21;
 
 /// One section to append.
 #[derive(Debug)]
-pub(crate) struct Section<'a> {
+pub(crate) struct UkiSection<'a> {
     /// At most 8 bytes.
     pub(crate) name: &'static str,
     pub(crate) data: Cow<'a, [u8]>,
@@ -32,26 +32,26 @@ pub(crate) fn sections<'a>(
     release: &str,
     kernel: &'a [u8],
     initrd: &'a [u8],
-) -> [Section<'a>; 5] {
+) -> [UkiSection<'a>; 5] {
     let text = |text: String| Cow::Owned(text.into_bytes());
     [
-        Section {
+        UkiSection {
             name: ".osrel",
             data: text(os_release),
         },
-        Section {
+        UkiSection {
             name: ".cmdline",
             data: text(format!("{cmdline}\0")),
         },
-        Section {
+        UkiSection {
             name: ".uname",
             data: text(release.to_owned()),
         },
-        Section {
+        UkiSection {
             name: ".linux",
             data: Cow::Borrowed(kernel),
         },
-        Section {
+        UkiSection {
             name: ".initrd",
             data: Cow::Borrowed(initrd),
         },
@@ -67,8 +67,8 @@ pub(crate) fn os_release(version: &str, git: &str) -> String {
 }
 
 /// Appends `sections` to the stub. The error says what is wrong with the stub.
-pub(crate) fn append(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>, String> {
-    let layout = Layout::parse(stub)?;
+pub(crate) fn append(stub: &[u8], sections: &[UkiSection<'_>]) -> Result<Vec<u8>, String> {
+    let layout = StubLayout::parse(stub)?;
     let room = layout.room();
     if room < sections.len() {
         return Err(format!(
@@ -97,13 +97,13 @@ pub(crate) fn append(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>, S
     put(&mut out, layout.optional + 8, &data_bytes.to_le_bytes());
     let image_bytes = round_up(address, layout.section_align)?;
     put(&mut out, layout.optional + 56, &image_bytes.to_le_bytes());
-    // The checksum is optional for EFI programs; zero says there is none.
+    // The checksum is optional for EFI programs; zero stands for no checksum.
     put(&mut out, layout.optional + 64, &[0; 4]);
     Ok(out)
 }
 
 /// Where things lie in the stub.
-struct Layout {
+struct StubLayout {
     pe: usize,
     optional: usize,
     table: usize,
@@ -116,7 +116,7 @@ struct Layout {
     end: u32,
 }
 
-impl Layout {
+impl StubLayout {
     fn parse(stub: &[u8]) -> Result<Self, String> {
         let pe = u32_at(stub, PE_POINTER_AT)? as usize;
         if stub
@@ -186,7 +186,7 @@ fn push_data(out: &mut Vec<u8>, data: &[u8], align: u32) -> Result<u32, String> 
 fn write_header(
     out: &mut [u8],
     at: usize,
-    section: &Section<'_>,
+    section: &UkiSection<'_>,
     [address, raw_bytes, raw_at]: [u32; 3],
 ) -> Result<(), String> {
     let mut header = [0; SECTION_HEADER_BYTES];
@@ -200,7 +200,7 @@ fn write_header(
     Ok(())
 }
 
-/// Overwrites bytes at a place that `Layout::parse` and `room` have shown to lie inside.
+/// Overwrites bytes at a place that `StubLayout::parse` and `room` have shown to lie inside.
 fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
     out[at..at + bytes.len()].copy_from_slice(bytes);
 }
@@ -259,7 +259,7 @@ mod tests {
         put(&mut out, 0x58 + 36, &512_u32.to_le_bytes());
         put(&mut out, 0x58 + 60, &(HEADER_BYTES as u32).to_le_bytes());
         put(&mut out, 0x58 + 64, &0xdead_u32.to_le_bytes());
-        let section = Section {
+        let section = UkiSection {
             name: ".text",
             data: Cow::Borrowed(&[0xcc; 0x123]),
         };
@@ -268,13 +268,13 @@ mod tests {
         out
     }
 
-    fn two_sections() -> [Section<'static>; 2] {
+    fn two_sections() -> [UkiSection<'static>; 2] {
         [
-            Section {
+            UkiSection {
                 name: ".cmdline",
                 data: Cow::Borrowed(b"quiet\0"),
             },
-            Section {
+            UkiSection {
                 name: ".linux",
                 data: Cow::Borrowed(&[7; 5000]),
             },
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn sections_follow_the_last_one_on_both_alignments() {
         let uki = append(&stub(), &two_sections()).expect("has room");
-        let layout = Layout::parse(&uki).expect("still a PE file");
+        let layout = StubLayout::parse(&uki).expect("still a PE file");
         assert_eq!((layout.count, layout.end), (3, 0x3000 + 5000));
         assert_eq!(u32_at(&uki, layout.optional + 56), Ok(0x5000));
         assert_eq!(u32_at(&uki, layout.optional + 64), Ok(0));
@@ -299,10 +299,10 @@ mod tests {
 
     #[test]
     fn a_stub_without_room_is_refused_with_the_version_to_take() {
-        let layout = Layout::parse(&stub()).expect("a PE file");
+        let layout = StubLayout::parse(&stub()).expect("a PE file");
         let many = |count| -> Vec<_> {
             (0..count)
-                .map(|_| Section {
+                .map(|_| UkiSection {
                     name: ".x",
                     data: Cow::Borrowed(b"x"),
                 })

@@ -1,6 +1,6 @@
 //! The smallest machine: PID 1 with a node that serves nothing, for trying PID 1 by itself.
 //!
-//! The node says that it is ready, answers for its health and prints what it is told to standard
+//! The node says that it is ready, answers for its health and prints the messages of PID 1 to standard
 //! error. The kernel's command line may hold `example=WORD,WORD`, each done two seconds after the
 //! one before: `wait`, `segv`, `mute`, `exit`, `poweroff`, `reboot`, or a fault of PID 1. Only the
 //! node's first life follows it.
@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use alknet_init::control::{NODE_FD, NodeStatus, PowerAction, ToInit, ToNode};
+use alknet_init::control::{InitMessage, NODE_FD, NodeMessage, NodeStatus, PowerAction};
 
 /// The node no longer answers for its health.
 static MUTE: AtomicBool = AtomicBool::new(false);
@@ -31,20 +31,20 @@ fn main() {
     let writer = Arc::new(Mutex::new(
         channel.try_clone().expect("descriptors are left"),
     ));
-    let say = move |message: &ToInit| {
+    let say = move |message: &InitMessage| {
         let mut line = serde_json::to_vec(message).expect("messages are JSON");
         line.push(b'\n');
-        let mut writer = writer.lock().expect("nobody panics while writing");
+        let mut writer = writer.lock().expect("no thread panics while writing");
         writer.write_all(&line).expect("PID 1 listens");
     };
     for line in BufReader::new(channel).lines() {
         let line = line.expect("PID 1 speaks UTF-8");
         match serde_json::from_str(&line).expect("PID 1 speaks JSON") {
-            ToNode::Start {
+            NodeMessage::Start {
                 facts, state_dir, ..
             } => {
                 eprintln!("start in {state_dir}, stages {:?}", facts.boot_stages);
-                say(&ToInit::Ready {
+                say(&InitMessage::Ready {
                     status: NodeStatus::default(),
                 });
                 let say = say.clone();
@@ -52,22 +52,22 @@ fn main() {
                     thread::spawn(move || follow_script(say));
                 }
             }
-            ToNode::Health { .. } if MUTE.load(Ordering::Relaxed) => {}
-            ToNode::Health { n } => say(&ToInit::Health {
+            NodeMessage::Health { .. } if MUTE.load(Ordering::Relaxed) => {}
+            NodeMessage::Health { n } => say(&InitMessage::Health {
                 n,
                 ok: true,
                 detail: String::new(),
             }),
-            ToNode::ConfigKept { .. }
-            | ToNode::Facts { .. }
-            | ToNode::Log { .. }
-            | ToNode::VaultEvents { .. } => {}
-            ToNode::Drain { .. } => return,
+            NodeMessage::ConfigKept { .. }
+            | NodeMessage::Facts { .. }
+            | NodeMessage::Log { .. }
+            | NodeMessage::VaultEvents { .. } => {}
+            NodeMessage::Drain { .. } => return,
         }
     }
 }
 
-fn follow_script(say: impl Fn(&ToInit)) {
+fn follow_script(say: impl Fn(&InitMessage)) {
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let script = command_line
         .split_whitespace()
@@ -86,15 +86,15 @@ fn follow_script(say: impl Fn(&ToInit)) {
             }
             "exit" => std::process::exit(7),
             "mute" => MUTE.store(true, Ordering::Relaxed),
-            "poweroff" => say(&ToInit::Power {
+            "poweroff" => say(&InitMessage::Power {
                 action: PowerAction::Poweroff,
                 by,
             }),
-            "reboot" => say(&ToInit::Power {
+            "reboot" => say(&InitMessage::Power {
                 action: PowerAction::Reboot,
                 by,
             }),
-            kind => say(&ToInit::Fault {
+            kind => say(&InitMessage::Fault {
                 kind: kind.to_owned(),
             }),
         }

@@ -24,17 +24,17 @@ use alknet_vault::slots::OpenAlkv;
 
 use crate::{
     InitError, clock,
-    console::{Answer, Console},
+    console::{ConsoleInput, InitConsole},
     control::PowerAction,
-    data::{self, Access, Prepared},
-    facts::{Clock, Facts},
+    data::{self, DataAccess, PreparedData},
+    facts::{ClockState, InitFacts},
     groups,
-    log::{Log, RingSubscriber},
-    machine::{EVENTS_MAX, Event, Machine, panic_text},
+    log::{InitLog, RingSubscriber},
+    machine::{EVENTS_MAX, InitMachine, MachineEvent, panic_text},
     mount, power,
-    settings::{self, Settings},
-    stage::{self, Stage},
-    vault::{Keeper, Offer},
+    settings::{self, NodeSettings},
+    stage::{self, BootStageName},
+    vault::{UnlockCredentials, VaultHandle},
     vsock,
     watchdog::Watchdog,
     wipe,
@@ -58,20 +58,20 @@ const MACHINE_PID_NAMESPACE: u64 = 0xefff_fffc;
 
 /// What the boot found, for the loop.
 #[derive(Debug)]
-pub(crate) struct Booted {
-    pub(crate) facts: Facts,
-    pub(crate) opened: Opened,
-    pub(crate) keeper: Arc<Keeper>,
+pub(crate) struct BootResult {
+    pub(crate) facts: InitFacts,
+    pub(crate) opened: OpenedData,
+    pub(crate) keeper: Arc<VaultHandle>,
 }
 
 /// What came of an attempt to get at the data.
 #[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) prepared: Prepared,
-    pub(crate) settings: Settings,
-    pub(crate) clock: Clock,
+pub(crate) struct OpenedData {
+    pub(crate) prepared: PreparedData,
+    pub(crate) settings: NodeSettings,
+    pub(crate) clock: ClockState,
     /// What it was made with.
-    pub(crate) offer: Offer,
+    pub(crate) offer: UnlockCredentials,
 }
 
 /// Runs the machine. Whatever happens, PID 1 does not end: the last resort is a reason on the
@@ -103,18 +103,18 @@ fn fatal(reason: &str) -> ! {
 }
 
 fn start() -> Result<(), InitError> {
-    let mut facts = Facts::default();
-    stage::reach(&mut facts.stages, Stage::Init);
+    let mut facts = InitFacts::default();
+    stage::reach(&mut facts.stages, BootStageName::Init);
     if in_container() {
         return Err(InitError::NotTheMachine);
     }
     let failed_mounts = mount::mount_all()?;
-    // Without a console there is nobody to tell.
+    // Without a console there is no place to report an error.
     let streams = mount::standard_streams();
     mount::apply_settings();
-    stage::reach(&mut facts.stages, Stage::Mounts);
+    stage::reach(&mut facts.stages, BootStageName::Mounts);
     // Before whatever has something to say.
-    let log = Log::default();
+    let log = InitLog::default();
     record_panics(&log);
     // Only PID 1 sets it, once.
     let _ = tracing::subscriber::set_global_default(RingSubscriber::new(log.clone()));
@@ -142,17 +142,21 @@ fn in_container() -> bool {
 }
 
 /// A panic of any task is a line of the log; what it means is decided where it is caught.
-fn record_panics(log: &Log) {
+fn record_panics(log: &InitLog) {
     let log = log.clone();
     panic::set_hook(Box::new(move |info| {
         log.error(format_args!("panic: {info}"));
     }));
 }
 
-async fn serve(facts: Facts, log: Log, watchdog: Option<Watchdog>) -> Result<(), InitError> {
+async fn serve(
+    facts: InitFacts,
+    log: InitLog,
+    watchdog: Option<Watchdog>,
+) -> Result<(), InitError> {
     let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
     watch_signals(&events).map_err(InitError::at("watch", "signals"))?;
-    let keeper = Arc::new(Keeper::new().map_err(InitError::Vault)?);
+    let keeper = Arc::new(VaultHandle::new().map_err(InitError::Vault)?);
     let prepare = {
         let log = log.clone();
         move || wipe::after(|| prepare(facts, keeper, &log))
@@ -163,20 +167,20 @@ async fn serve(facts: Facts, log: Log, watchdog: Option<Watchdog>) -> Result<(),
         tracing::debug!(%error, "no console over the vsock");
     }
     let console = open_console(&log, &events);
-    let mut machine = Machine::new(booted, log, events, watchdog, console);
-    machine.turn(Event::Tick);
+    let mut machine = InitMachine::new(booted, log, events, watchdog, console);
+    machine.turn(MachineEvent::Tick);
     loop {
         let event = tokio::select! {
-            event = arriving.recv() => event.unwrap_or(Event::Tick),
-            () = tokio::time::sleep(machine.idle()) => Event::Tick,
+            event = arriving.recv() => event.unwrap_or(MachineEvent::Tick),
+            () = tokio::time::sleep(machine.idle()) => MachineEvent::Tick,
         };
         machine.turn(event);
     }
 }
 
 /// The screen, with the log behind it. A machine without a console serves all the same.
-fn open_console(log: &Log, events: &mpsc::Sender<Event>) -> Option<Console> {
-    let console = Console::open(Path::new("/dev/console"), listener(events))
+fn open_console(log: &InitLog, events: &mpsc::Sender<MachineEvent>) -> Option<InitConsole> {
+    let console = InitConsole::open(Path::new("/dev/console"), listener(events))
         .inspect_err(|error| log.warn(format_args!("no console: {error}")))
         .ok()?;
     tokio::spawn(show_log(console.clone(), log.clone()));
@@ -184,22 +188,22 @@ fn open_console(log: &Log, events: &mpsc::Sender<Event>) -> Option<Console> {
 }
 
 /// Where the answers of a console go.
-pub(crate) fn listener(events: &mpsc::Sender<Event>) -> mpsc::Sender<Answer> {
+pub(crate) fn listener(events: &mpsc::Sender<MachineEvent>) -> mpsc::Sender<ConsoleInput> {
     let (answers, typed) = mpsc::channel(ANSWERS_MAX);
     tokio::spawn(listen(typed, events.clone()));
     answers
 }
 
-/// What somebody types, for the loop.
-async fn listen(mut typed: mpsc::Receiver<Answer>, events: mpsc::Sender<Event>) {
+/// Passes on what the user types to the loop.
+async fn listen(mut typed: mpsc::Receiver<ConsoleInput>, events: mpsc::Sender<MachineEvent>) {
     while let Some(answer) = typed.recv().await {
-        if events.send(Event::Answered(answer)).await.is_err() {
+        if events.send(MachineEvent::Answered(answer)).await.is_err() {
             return;
         }
     }
 }
 
-async fn show_log(console: Console, log: Log) {
+async fn show_log(console: InitConsole, log: InitLog) {
     let mut grown = log.follow();
     let mut next = 0;
     loop {
@@ -218,25 +222,25 @@ async fn show_log(console: Console, log: Log) {
 }
 
 /// Everything that waits for disks: the data, the clock's note on it, the configuration.
-fn prepare(mut facts: Facts, keeper: Arc<Keeper>, log: &Log) -> Booted {
-    let opened = open(&keeper, Offer::default(), log);
-    stage::reach(&mut facts.stages, Stage::Data);
+fn prepare(mut facts: InitFacts, keeper: Arc<VaultHandle>, log: &InitLog) -> BootResult {
+    let opened = open(&keeper, UnlockCredentials::default(), log);
+    stage::reach(&mut facts.stages, BootStageName::Data);
     facts.fault_injection =
-        alknet_provisioning::fault_injection(&alknet_provisioning::Paths::system());
+        alknet_provisioning::fault_injection(&alknet_provisioning::SourcePaths::system());
     if facts.fault_injection {
         log.warn("fault injection is switched on by the hypervisor: this is a test machine");
     }
-    stage::reach(&mut facts.stages, Stage::Config);
-    Booted {
+    stage::reach(&mut facts.stages, BootStageName::Config);
+    BootResult {
         facts,
         opened,
         keeper,
     }
 }
 
-/// One attempt, with what somebody typed.
-pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
-    let access = Access {
+/// One attempt, with what the user typed.
+pub(crate) fn open(keeper: &VaultHandle, offer: UnlockCredentials, log: &InitLog) -> OpenedData {
+    let access = DataAccess {
         keeper,
         offer: &offer,
         log,
@@ -245,17 +249,17 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
     let vault = prepared.vault.take();
     let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
     let clock = match clock::settle(data_dir.as_deref()) {
-        Ok(source) => Clock::Local(source),
+        Ok(source) => ClockState::Local(source),
         Err(error) => {
             log.error(format_args!("the clock cannot be set: {error}"));
-            Clock::Unset
+            ClockState::Unset
         }
     };
     let pasted = offer.pasted.as_ref().map(ConsoleDocument::copied);
     let words = vault.as_ref().map(OpenAlkv::entropy);
-    let settings = Settings::read(data_dir.as_deref(), keeper, words, pasted);
+    let settings = NodeSettings::read(data_dir.as_deref(), keeper, words, pasted);
     let prepared = data::conclude(prepared, vault, &settings, access);
-    Opened {
+    OpenedData {
         settings,
         prepared,
         clock,
@@ -265,9 +269,9 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
 
 /// Waits for the disks, feeding the watchdog up to the bound.
 async fn feed_while(
-    mut work: JoinHandle<Booted>,
+    mut work: JoinHandle<BootResult>,
     watchdog: Option<&Watchdog>,
-) -> Result<Booted, InitError> {
+) -> Result<BootResult, InitError> {
     let begun = Instant::now();
     loop {
         if let Some(watchdog) = watchdog {
@@ -290,21 +294,27 @@ async fn feed_while(
 
 /// Ended children, and the signals by which a machine is asked to go down. Ctrl-Alt-Delete
 /// arrives as SIGINT.
-fn watch_signals(events: &mpsc::Sender<Event>) -> io::Result<()> {
+fn watch_signals(events: &mpsc::Sender<MachineEvent>) -> io::Result<()> {
     // Refused only to a process without the right, which PID 1 has.
     let _ = set_cad_enabled(false);
-    forward(SignalKind::child(), events, || Event::Children)?;
+    forward(SignalKind::child(), events, || MachineEvent::Children)?;
     forward(SignalKind::interrupt(), events, || {
-        Event::Signal(PowerAction::Reboot)
+        MachineEvent::Signal(PowerAction::Reboot)
     })?;
     forward(SignalKind::terminate(), events, || {
-        Event::Signal(PowerAction::Poweroff)
+        MachineEvent::Signal(PowerAction::Poweroff)
     })?;
     let power_fail = SignalKind::from_raw(libc::SIGPWR);
-    forward(power_fail, events, || Event::Signal(PowerAction::Poweroff))
+    forward(power_fail, events, || {
+        MachineEvent::Signal(PowerAction::Poweroff)
+    })
 }
 
-fn forward(kind: SignalKind, events: &mpsc::Sender<Event>, event: fn() -> Event) -> io::Result<()> {
+fn forward(
+    kind: SignalKind,
+    events: &mpsc::Sender<MachineEvent>,
+    event: fn() -> MachineEvent,
+) -> io::Result<()> {
     let mut arriving = signal(kind)?;
     let events = events.clone();
     tokio::spawn(async move {
@@ -330,7 +340,7 @@ mod tests {
 
     #[test]
     fn panics_of_tasks_reach_the_log() {
-        let log = Log::default();
+        let log = InitLog::default();
         let before = panic::take_hook();
         record_panics(&log);
         let _ = panic::catch_unwind(|| panic!("seen"));

@@ -32,12 +32,12 @@ use tokio::{
 
 use crate::{
     InitError,
-    control::{LINE_BYTES_MAX, NODE_FD, ToInit, ToNode, VAULT_FD},
+    control::{InitMessage, LINE_BYTES_MAX, NODE_FD, NodeMessage, VAULT_FD},
     data::NODE_UID,
     groups,
-    log::{Author, Log, MESSAGE_BYTES_MAX, TARGET_NODE, split_priority},
-    machine::Event,
-    vault::Keeper,
+    log::{InitLog, LogAuthor, MESSAGE_BYTES_MAX, TARGET_NODE, split_priority},
+    machine::MachineEvent,
+    vault::VaultHandle,
 };
 
 /// Messages that wait for the node to read them. One that does not read is soon not answering
@@ -54,20 +54,20 @@ const NODE_NAME: &str = "alknet";
 
 /// A running node. Dropping it closes the control channel.
 #[derive(Debug)]
-pub(crate) struct Node {
+pub(crate) struct NodeProcess {
     pid: Pid,
     life: u64,
-    messages: mpsc::Sender<ToNode>,
+    messages: mpsc::Sender<NodeMessage>,
     output: JoinHandle<()>,
 }
 
-impl Node {
+impl NodeProcess {
     /// Starts the node of life `life`; lives count from 1.
     pub(crate) fn spawn(
         life: u64,
-        keeper: &Keeper,
-        log: &Log,
-        events: mpsc::Sender<Event>,
+        keeper: &VaultHandle,
+        log: &InitLog,
+        events: mpsc::Sender<MachineEvent>,
     ) -> Result<Self, InitError> {
         let (ours, theirs) = StdStream::pair().map_err(InitError::Spawn)?;
         let (output, input) =
@@ -114,7 +114,7 @@ impl Node {
     }
 
     /// Sends without waiting. Returns whether there was room.
-    pub(crate) fn send(&self, message: ToNode) -> bool {
+    pub(crate) fn send(&self, message: NodeMessage) -> bool {
         self.messages.try_send(message).is_ok()
     }
 
@@ -160,7 +160,7 @@ fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) 
 /// and the vault's memory.
 fn confine(control: i32, vault: Option<i32>, group: Option<i32>) -> io::Result<()> {
     if let Some(group) = group {
-        // "0" is whoever writes. A node that stays where it is has workers without groups, and says so.
+        // "0" is the writing process. A node that stays where it is has workers without groups, and says so.
         // SAFETY: the descriptor is open, and the text lives as long as the program.
         unsafe { libc::write(group, c"0".as_ptr().cast(), 1) };
     }
@@ -201,12 +201,16 @@ pub(crate) fn check(outcome: libc::c_int) -> io::Result<()> {
 }
 
 /// One line of JSON each; a line that is too long or not understood ends the node.
-async fn read_control(reader: OwnedReadHalf, life: u64, events: mpsc::Sender<Event>) {
+async fn read_control(reader: OwnedReadHalf, life: u64, events: mpsc::Sender<MachineEvent>) {
     let mut reader = BufReader::new(reader);
     let reason = loop {
         match read_message(&mut reader).await {
             Ok(Some(message)) => {
-                if events.send(Event::Said { life, message }).await.is_err() {
+                if events
+                    .send(MachineEvent::Said { life, message })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -215,10 +219,10 @@ async fn read_control(reader: OwnedReadHalf, life: u64, events: mpsc::Sender<Eve
         }
     };
     // The loop ends with the machine only.
-    let _ = events.send(Event::Lost { life, reason }).await;
+    let _ = events.send(MachineEvent::Lost { life, reason }).await;
 }
 
-async fn read_message<R>(reader: &mut R) -> io::Result<Option<ToInit>>
+async fn read_message<R>(reader: &mut R) -> io::Result<Option<InitMessage>>
 where
     R: tokio::io::AsyncBufRead + Unpin,
 {
@@ -240,8 +244,8 @@ where
 async fn write_control(
     mut writer: OwnedWriteHalf,
     life: u64,
-    mut queue: mpsc::Receiver<ToNode>,
-    log: Log,
+    mut queue: mpsc::Receiver<NodeMessage>,
+    log: InitLog,
 ) {
     // The first message is the start; records may follow it.
     let Some(start) = queue.recv().await else {
@@ -269,7 +273,7 @@ async fn write_control(
 async fn write_records(
     writer: &mut OwnedWriteHalf,
     life: u64,
-    log: &Log,
+    log: &InitLog,
     next: &mut u64,
 ) -> io::Result<()> {
     let mut lines = Vec::new();
@@ -278,29 +282,29 @@ async fn write_records(
         *next = ring.oldest().max(*next);
         for (author, record) in ring.since(*next).take(RECORDS_BATCH) {
             *next += 1;
-            if *author != Author::Node(life) {
+            if *author != LogAuthor::Node(life) {
                 let record = record.clone();
-                encode(&mut lines, &ToNode::Log { record })?;
+                encode(&mut lines, &NodeMessage::Log { record })?;
             }
         }
     }
     writer.write_all(&lines).await
 }
 
-async fn write_message(writer: &mut OwnedWriteHalf, message: &ToNode) -> io::Result<()> {
+async fn write_message(writer: &mut OwnedWriteHalf, message: &NodeMessage) -> io::Result<()> {
     let mut line = Vec::new();
     encode(&mut line, message)?;
     writer.write_all(&line).await
 }
 
-fn encode(out: &mut Vec<u8>, message: &ToNode) -> io::Result<()> {
+fn encode(out: &mut Vec<u8>, message: &NodeMessage) -> io::Result<()> {
     serde_json::to_writer(&mut *out, message)?;
     out.push(b'\n');
     Ok(())
 }
 
 /// Lines of standard output and error go to the log; what has no line end is cut into pieces.
-async fn read_output(output: pipe::Receiver, life: u64, log: Log) {
+async fn read_output(output: pipe::Receiver, life: u64, log: InitLog) {
     let mut reader = BufReader::new(output);
     let mut line = Vec::new();
     loop {
@@ -313,7 +317,7 @@ async fn read_output(output: pipe::Receiver, life: u64, log: Log) {
         let text = String::from_utf8_lossy(&line);
         let (level, text) = split_priority(text.trim_end());
         if !text.is_empty() {
-            log.write_as(Author::Node(life), level, TARGET_NODE, text);
+            log.write_as(LogAuthor::Node(life), level, TARGET_NODE, text);
         }
     }
 }
@@ -341,7 +345,7 @@ mod tests {
             let message = read_message(&mut reader).await.expect("a message");
             assert!(matches!(
                 message,
-                Some(ToInit::Health { n: 7, ok: true, .. })
+                Some(InitMessage::Health { n: 7, ok: true, .. })
             ));
             assert!(read_message(&mut reader).await.is_err());
             assert!(matches!(read_message(&mut reader).await, Ok(None)));
@@ -360,16 +364,16 @@ mod tests {
     #[test]
     fn the_node_gets_the_log_without_its_own_lines() {
         block_on(async {
-            let log = Log::default();
+            let log = InitLog::default();
             for number in 0..200 {
                 log.info(number);
             }
-            log.write_as(Author::Node(2), "info", TARGET_NODE, "mine");
-            log.write_as(Author::Node(1), "info", TARGET_NODE, "last words");
+            log.write_as(LogAuthor::Node(2), "info", TARGET_NODE, "mine");
+            log.write_as(LogAuthor::Node(1), "info", TARGET_NODE, "last words");
             let (ours, theirs) = UnixStream::pair().expect("a pair");
             let (_keep, writer) = ours.into_split();
             let (messages, queue) = mpsc::channel(4);
-            let start = ToNode::Facts {
+            let start = NodeMessage::Facts {
                 facts: Box::new(MachineFacts::default()),
             };
             messages.send(start).await.expect("there is room");
@@ -381,7 +385,7 @@ mod tests {
             while texts.len() < 201 {
                 let line = lines.next_line().await.expect("readable").expect("a line");
                 match serde_json::from_str(&line).expect("a message") {
-                    ToNode::Log { record } => texts.push(record.message),
+                    NodeMessage::Log { record } => texts.push(record.message),
                     other => panic!("a record, not {other:?}"),
                 }
             }
@@ -393,7 +397,7 @@ mod tests {
     #[test]
     fn output_becomes_records_with_levels() {
         block_on(async {
-            let log = Log::default();
+            let log = InitLog::default();
             let (output, input) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
             let mut bytes = b"<3>bad\n\nplain\xff\n".to_vec();
             bytes.extend(vec![b'y'; MESSAGE_BYTES_MAX + 1]);

@@ -28,14 +28,14 @@ pub const WORKERS_CGROUP: &str = "/sys/fs/cgroup/alknet/workers";
 /// From PID 1 to the node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
-pub enum ToNode {
-    /// Answer to [`ToInit::KeepConfig`] of the same number: kept, or why not.
+pub enum NodeMessage {
+    /// Answer to [`InitMessage::KeepConfig`] of the same number: kept, or why not.
     ConfigKept { n: u64, error: Option<String> },
     /// Drain: finish what runs, refuse what is new, exit within `deadline_ms`.
     Drain {
         deadline_ms: u64,
         reason: String,
-        /// The vault was locked: whoever is connected is told so.
+        /// The vault was locked: the node gives its clients that reason.
         locked: bool,
     },
     /// The machine changed: addresses, clock, disk, problems. Sent whole on every change.
@@ -56,15 +56,15 @@ pub enum ToNode {
         records: BTreeMap<String, EncryptedData>,
     },
     /// What happened to the vault, to be written to its log: records as the vault writes them. Said
-    /// while the vault is open, and again to the next node unless [`ToInit::VaultEventsWritten`] comes.
+    /// while the vault is open, and again to the next node unless [`InitMessage::VaultEventsWritten`] comes.
     VaultEvents { records: Vec<String> },
 }
 
 /// From the node to PID 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
-pub enum ToInit {
-    /// Answer to [`ToNode::Health`].
+pub enum InitMessage {
+    /// Answer to [`NodeMessage::Health`].
     Health { n: u64, ok: bool, detail: String },
     /// The node took this document: keep it for the next start. PID 1 alone writes the
     /// configuration, and checks it again.
@@ -75,7 +75,7 @@ pub enum ToInit {
     Ready { status: NodeStatus },
     /// Served protocols, identity or enrolment changed.
     Status { status: NodeStatus },
-    /// So many more of the records of [`ToNode::VaultEvents`], in their order, are in the log.
+    /// So many more of the records of [`NodeMessage::VaultEvents`], in their order, are in the log.
     VaultEventsWritten { count: u64 },
     /// The node locked the vault, for an administrator; hard: it ends, to forget what it derived.
     VaultLocked { hard: bool, by: String },
@@ -108,7 +108,7 @@ pub struct NodeStatus {
     pub admins: u32,
     /// What is wrong that the node alone knows of: certificates, a refused document, its store.
     #[serde(default)]
-    pub problems: Vec<Problem>,
+    pub problems: Vec<MachineDiagnostic>,
 }
 
 /// One line of the log.
@@ -148,7 +148,7 @@ pub struct MachineFacts {
     /// Where the configuration came from, or `default`.
     pub config_source: String,
     /// Everything that is wrong, most important first.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<MachineDiagnostic>,
     /// How often the node was restarted since boot.
     pub node_restarts: u32,
     /// How the previous node ended: signal or status, and its last lines.
@@ -204,9 +204,9 @@ pub struct VaultFacts {
     pub opened_by: Option<String>,
     /// Which node of its words this is.
     pub device: u32,
-    /// Somebody showed that the words are written down, or they came from outside.
+    /// The user proved that the words are written down, or they came from outside.
     pub words_kept: bool,
-    /// The words, encrypted to whom the configuration named: a file of age.
+    /// The words, encrypted to the recipients in the configuration: a file of age.
     pub words_age: Option<String>,
     /// `memfd_secret`, memory that the kernel itself does not map, or `memfd`.
     pub memory: String,
@@ -220,7 +220,7 @@ pub struct Tpm2Facts {
     pub slot: u32,
     /// The PCRs whose values open it.
     pub pcrs: Vec<u8>,
-    /// Somebody types a PIN besides.
+    /// The user types a PIN besides.
     pub pin: bool,
     /// `measured and enforced`: Secure Boot decides what starts. `measured, not enforced`: anything may
     /// start, and only the same opens it. `measured without what comes from beside the image, not enforced`:
@@ -248,7 +248,7 @@ pub struct LinkFacts {
 
 /// Something that is wrong, and what to do about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
+pub struct MachineDiagnostic {
     /// Stable name, `data-missing`, `config-refused`.
     pub code: String,
     /// What is wrong.

@@ -2,32 +2,32 @@
 
 use crate::{
     clock::ClockSource,
-    control::{BootStage, DataState, LinkFacts, MachineFacts, Problem, VaultFacts},
+    control::{BootStage, DataState, LinkFacts, MachineDiagnostic, MachineFacts, VaultFacts},
 };
 
 /// Problems of one part each, so that a part replaces its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Problems {
+pub(crate) struct DiagnosticsByPart {
     /// A part of PID 1 failed; first, since it is our mistake.
-    pub(crate) internal: Vec<Problem>,
-    pub(crate) node: Vec<Problem>,
+    pub(crate) internal: Vec<MachineDiagnostic>,
+    pub(crate) node: Vec<MachineDiagnostic>,
     /// What the running node says is wrong.
-    pub(crate) reported: Vec<Problem>,
-    pub(crate) config: Vec<Problem>,
-    pub(crate) data: Vec<Problem>,
-    pub(crate) vault: Vec<Problem>,
-    pub(crate) network: Vec<Problem>,
+    pub(crate) reported: Vec<MachineDiagnostic>,
+    pub(crate) config: Vec<MachineDiagnostic>,
+    pub(crate) data: Vec<MachineDiagnostic>,
+    pub(crate) vault: Vec<MachineDiagnostic>,
+    pub(crate) network: Vec<MachineDiagnostic>,
 }
 
 /// Most internal problems kept: a part that fails again and again says nothing new.
 const INTERNAL_MAX: usize = 8;
 
-impl Problems {
+impl DiagnosticsByPart {
     /// Notes that a part of PID 1 failed and was passed over.
     pub(crate) fn internal(&mut self, text: String) {
         let known = self.internal.iter().any(|problem| problem.text == text);
         if !known && self.internal.len() < INTERNAL_MAX {
-            self.internal.push(Problem {
+            self.internal.push(MachineDiagnostic {
                 code: "internal-error".to_owned(),
                 text,
                 hint: "please report it with the log; the machine went on".to_owned(),
@@ -35,7 +35,7 @@ impl Problems {
         }
     }
 
-    fn all(&self) -> Vec<Problem> {
+    fn all(&self) -> Vec<MachineDiagnostic> {
         [
             &self.internal,
             &self.node,
@@ -54,16 +54,16 @@ impl Problems {
 
 /// Everything, by part.
 #[derive(Debug, Default)]
-pub(crate) struct Facts {
+pub(crate) struct InitFacts {
     pub(crate) hostname: String,
     pub(crate) stages: Vec<BootStage>,
     pub(crate) data: DataState,
     pub(crate) vault: VaultFacts,
     pub(crate) links: Vec<LinkFacts>,
     pub(crate) dns: Vec<std::net::IpAddr>,
-    pub(crate) clock: Clock,
+    pub(crate) clock: ClockState,
     pub(crate) config_source: String,
-    pub(crate) problems: Problems,
+    pub(crate) problems: DiagnosticsByPart,
     pub(crate) node_restarts: u32,
     pub(crate) last_words: Option<String>,
     pub(crate) watchdog: Option<String>,
@@ -72,14 +72,14 @@ pub(crate) struct Facts {
 
 /// Where the time is from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Clock {
+pub(crate) enum ClockState {
     Local(ClockSource),
     Sntp,
     #[default]
     Unset,
 }
 
-impl Clock {
+impl ClockState {
     const fn name(self) -> &'static str {
         match self {
             Self::Local(source) => source.name(),
@@ -89,7 +89,7 @@ impl Clock {
     }
 }
 
-impl Facts {
+impl InitFacts {
     /// As the node and the console get it.
     pub(crate) fn told(&self) -> MachineFacts {
         MachineFacts {
@@ -116,10 +116,10 @@ mod tests {
 
     #[test]
     fn our_own_mistakes_come_first_and_do_not_pile_up() {
-        let mut facts = Facts::default();
-        facts.problems.data.push(Problem {
+        let mut facts = InitFacts::default();
+        facts.problems.data.push(MachineDiagnostic {
             code: "data-missing".to_owned(),
-            ..Problem::default()
+            ..MachineDiagnostic::default()
         });
         for number in 0..100 {
             facts.problems.internal(format!("failure {}", number % 20));
@@ -133,13 +133,13 @@ mod tests {
     #[test]
     fn clocks_have_the_documented_names() {
         let names: Vec<_> = [
-            Clock::Unset,
-            Clock::Local(ClockSource::BuildTime),
-            Clock::Local(ClockSource::Stored),
-            Clock::Local(ClockSource::Rtc),
-            Clock::Sntp,
+            ClockState::Unset,
+            ClockState::Local(ClockSource::BuildTime),
+            ClockState::Local(ClockSource::Stored),
+            ClockState::Local(ClockSource::Rtc),
+            ClockState::Sntp,
         ]
-        .map(Clock::name)
+        .map(ClockState::name)
         .into();
         assert_eq!(names, ["unset", "build-time", "stored", "rtc", "sntp"]);
     }

@@ -1,7 +1,7 @@
 //! Faults that tests switch on from outside the machine: fw_cfg file `opt/org.alknet/test-faults`
 //! with content `1`. A machine booted without it has none of this.
 
-/// Families made by [`Fault::Orphans`], one after the other.
+/// Families made by [`InjectedFault::Orphans`], one after the other.
 const FAMILIES: u32 = 100;
 /// Orphans each of them leaves: their ends pile up until PID 1 collects them.
 const ORPHANS_OF_A_FAMILY: u32 = 100;
@@ -11,7 +11,7 @@ const STACK_BYTES: usize = 16 * 1024;
 
 /// How PID 1 misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub(crate) enum InjectedFault {
     /// The loop stops: the watchdog's case.
     Hang,
     /// The next round of housekeeping panics.
@@ -26,7 +26,7 @@ pub(crate) enum Fault {
     Panic,
 }
 
-impl Fault {
+impl InjectedFault {
     pub(crate) fn parse(kind: &str) -> Option<Self> {
         Some(match kind {
             "hang" => Self::Hang,
@@ -85,11 +85,17 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_documentation() {
-        assert_eq!(Fault::parse("hang"), Some(Fault::Hang));
-        assert_eq!(Fault::parse("orphans"), Some(Fault::Orphans));
-        assert_eq!(Fault::parse("panic"), Some(Fault::Panic));
-        assert_eq!(Fault::parse("net-panic"), Some(Fault::NetPanic));
-        assert_eq!(Fault::parse("Hang"), None);
-        assert_eq!(Fault::parse(""), None);
+        assert_eq!(InjectedFault::parse("hang"), Some(InjectedFault::Hang));
+        assert_eq!(
+            InjectedFault::parse("orphans"),
+            Some(InjectedFault::Orphans)
+        );
+        assert_eq!(InjectedFault::parse("panic"), Some(InjectedFault::Panic));
+        assert_eq!(
+            InjectedFault::parse("net-panic"),
+            Some(InjectedFault::NetPanic)
+        );
+        assert_eq!(InjectedFault::parse("Hang"), None);
+        assert_eq!(InjectedFault::parse(""), None);
     }
 }

@@ -39,7 +39,7 @@ const WORKERS_CPU_WEIGHT: &str = "50";
 const WORKERS_MEMORY_PERCENT: u64 = 75;
 /// Processes and threads of all workers together.
 const WORKERS_PIDS_MAX: &str = "2048";
-/// Files of a group that whoever divides it has to write.
+/// Files of a delegated group that the process it is delegated to has to write.
 const DELEGATED: [&str; 3] = ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
 /// How often, and after what pause, a group is removed whose processes are not quite gone.
 const REMOVALS_MAX: usize = 20;
@@ -71,8 +71,8 @@ pub(crate) fn prepare() -> Result<(), InitError> {
     Ok(())
 }
 
-/// The file that moves whoever writes to it into the node's group. Opened here, because the node may
-/// not open it: the kernel asks who opened, not who writes.
+/// The file that moves the process that writes to it into the node's group. Opened here, because the node may not
+/// open it: the kernel checks the rights of the process that opened the file, not of the one that writes.
 pub(crate) fn node_entrance() -> io::Result<File> {
     entrance(NODE)
 }

@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 use crate::child::{check, duplicate_above};
-use crate::errand::{ERRAND_FD, ERRAND_TIME, ERRAND_VERB, Errand, LINE_BYTES_MAX, Outcome};
 use crate::groups;
+use crate::helper_task::{
+    ERRAND_FD, ERRAND_TIME, ERRAND_VERB, HelperOutcome, HelperTask, LINE_BYTES_MAX,
+};
 
 /// User and group of such a child. Not the node's: a node that runs must not look into it.
 const HELPER_UID: u32 = 1001;
@@ -20,7 +22,7 @@ const HELPER_UID: u32 = 1001;
 const HELPER_NAME: &str = "alknet-errand";
 
 /// Runs it to its end. Blocks for up to [`ERRAND_TIME`]; not for PID 1's loop. One at a time.
-pub(crate) fn run(errand: &Errand) -> io::Result<Outcome> {
+pub(crate) fn run(errand: &HelperTask) -> io::Result<HelperOutcome> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut child = execute(&theirs)?;
     drop(theirs);
@@ -77,7 +79,11 @@ fn confine(channel: i32, group: Option<i32>) -> io::Result<()> {
 }
 
 /// One line there, one line back, before the time is over.
-fn converse(mut channel: &UnixStream, errand: &Errand, time: Duration) -> io::Result<Outcome> {
+fn converse(
+    mut channel: &UnixStream,
+    errand: &HelperTask,
+    time: Duration,
+) -> io::Result<HelperOutcome> {
     let until = Instant::now() + time;
     // Sized before, so that what is secret lies in one place and is wiped there.
     let mut line = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX));
@@ -102,7 +108,7 @@ fn converse(mut channel: &UnixStream, errand: &Errand, time: Duration) -> io::Re
         let from = filled;
         filled += read;
         if let Some(end) = answer[from..filled].iter().position(|byte| *byte == b'\n') {
-            let outcome: Outcome = serde_json::from_slice(&answer[..from + end])
+            let outcome: HelperOutcome = serde_json::from_slice(&answer[..from + end])
                 .map_err(|_| io::Error::other("it answered something that is no answer"))?;
             return Ok(outcome.presentable());
         }
@@ -127,19 +133,19 @@ mod tests {
     use alknet_test_support::deadline;
 
     use super::*;
-    use crate::errand::{Hidden, Refusal};
+    use crate::helper_task::{HelperRefusal, HexSecret};
 
-    fn errand() -> Errand {
-        Errand::Release {
+    fn errand() -> HelperTask {
+        HelperTask::Release {
             peer: String::new(),
             addresses: Vec::new(),
             id: "abc".to_owned(),
-            client: Hidden::copy_of(&[1; 32]),
+            client: HexSecret::copy_of(&[1; 32]),
         }
     }
 
     /// What comes of a child that reads a line and writes `answer`.
-    fn answered(answer: &[u8]) -> io::Result<Outcome> {
+    fn answered(answer: &[u8]) -> io::Result<HelperOutcome> {
         let (ours, mut theirs) = UnixStream::pair()?;
         let answer = answer.to_vec();
         let child = thread::spawn(move || {
@@ -160,10 +166,13 @@ mod tests {
         let share = "07".repeat(32);
         let outcome =
             answered(format!("{{\"t\":\"released\",\"share\":\"{share}\"}}\n").as_bytes());
-        let share = Hidden::copy_of(&[7; 32]);
-        assert_eq!(outcome.expect("an answer"), Outcome::Released { share });
+        let share = HexSecret::copy_of(&[7; 32]);
+        assert_eq!(
+            outcome.expect("an answer"),
+            HelperOutcome::Released { share }
+        );
         let refused = b"{\"t\":\"refused\",\"refusal\":\"pending\",\"text\":\"a\\u001bb\"}\n";
-        let expected = Outcome::refused(Refusal::Pending, "a b");
+        let expected = HelperOutcome::refused(HelperRefusal::Pending, "a b");
         assert_eq!(answered(refused).expect("an answer"), expected);
     }
 

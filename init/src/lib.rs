@@ -36,7 +36,7 @@ mod wipe;
 
 pub mod console;
 pub mod control;
-pub mod errand;
+pub mod helper_task;
 
 pub use clock::BUILD_TIME_S;
 pub use error::InitError;

@@ -33,21 +33,21 @@ pub(crate) const TARGET_INIT: &str = "init";
 
 /// Who wrote a record: PID 1, or the node of one life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Author {
+pub(crate) enum LogAuthor {
     Init,
     Node(u64),
 }
 
 /// A bounded ring of records. Each has a number that only grows.
 #[derive(Debug, Default)]
-pub(crate) struct LogRing {
-    records: VecDeque<(Author, LogRecord)>,
+pub(crate) struct InitLogRing {
+    records: VecDeque<(LogAuthor, LogRecord)>,
     bytes: usize,
     next: u64,
 }
 
-impl LogRing {
-    pub(crate) fn push(&mut self, author: Author, mut record: LogRecord) {
+impl InitLogRing {
+    pub(crate) fn push(&mut self, author: LogAuthor, mut record: LogRecord) {
         cut(&mut record.message);
         self.bytes += cost(&record);
         self.records.push_back((author, record));
@@ -71,7 +71,7 @@ impl LogRing {
     }
 
     /// Records numbered `from` and later that are still held.
-    pub(crate) fn since(&self, from: u64) -> impl Iterator<Item = &(Author, LogRecord)> {
+    pub(crate) fn since(&self, from: u64) -> impl Iterator<Item = &(LogAuthor, LogRecord)> {
         let skip = usize::try_from(from.saturating_sub(self.oldest())).unwrap_or(usize::MAX);
         self.records.iter().skip(skip)
     }
@@ -94,12 +94,12 @@ fn cut(message: &mut String) {
 
 /// The ring, shared by every task and thread of PID 1.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Log {
-    ring: Arc<Mutex<LogRing>>,
+pub(crate) struct InitLog {
+    ring: Arc<Mutex<InitLogRing>>,
     next: Arc<watch::Sender<u64>>,
 }
 
-impl Log {
+impl InitLog {
     pub(crate) fn error(&self, message: impl fmt::Display) {
         self.write("error", TARGET_INIT, message);
     }
@@ -113,12 +113,12 @@ impl Log {
     }
 
     pub(crate) fn write(&self, level: &str, target: &str, message: impl fmt::Display) {
-        self.write_as(Author::Init, level, target, message);
+        self.write_as(LogAuthor::Init, level, target, message);
     }
 
     pub(crate) fn write_as(
         &self,
-        author: Author,
+        author: LogAuthor,
         level: &str,
         target: &str,
         message: impl fmt::Display,
@@ -139,7 +139,7 @@ impl Log {
     }
 
     /// The ring, for a moment.
-    pub(crate) fn ring(&self) -> MutexGuard<'_, LogRing> {
+    pub(crate) fn ring(&self) -> MutexGuard<'_, InitLogRing> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -155,7 +155,7 @@ impl Log {
             .records
             .iter()
             .rev()
-            .filter(|(author, _)| *author == Author::Node(life));
+            .filter(|(author, _)| *author == LogAuthor::Node(life));
         let mut lines: Vec<String> = own
             .take(lines_max)
             .map(|(_, record)| record.message.clone())
@@ -168,12 +168,12 @@ impl Log {
 /// Brings what libraries say through `tracing` into the ring.
 #[derive(Debug)]
 pub(crate) struct RingSubscriber {
-    log: Log,
+    log: InitLog,
     spans: AtomicU64,
 }
 
 impl RingSubscriber {
-    pub(crate) const fn new(log: Log) -> Self {
+    pub(crate) const fn new(log: InitLog) -> Self {
         Self {
             log,
             spans: AtomicU64::new(1),
@@ -199,7 +199,7 @@ impl Subscriber for RingSubscriber {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line::default();
+        let mut line = FieldFormatter::default();
         event.record(&mut line);
         let metadata = event.metadata();
         self.log.write(
@@ -235,9 +235,9 @@ fn short_target(target: &str) -> &str {
 
 /// Message first, then `key=value`.
 #[derive(Default)]
-struct Line(String);
+struct FieldFormatter(String);
 
-impl Visit for Line {
+impl Visit for FieldFormatter {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         use fmt::Write;
         let outcome = if field.name() == "message" {
@@ -284,10 +284,10 @@ mod tests {
 
     #[test]
     fn the_ring_forgets_the_oldest_and_keeps_counting() {
-        let mut ring = LogRing::default();
+        let mut ring = InitLogRing::default();
         let line = "x".repeat(1000);
         for _ in 0..1000 {
-            ring.push(Author::Init, record(&line));
+            ring.push(LogAuthor::Init, record(&line));
         }
         assert!(ring.bytes <= RING_BYTES_MAX);
         assert_eq!(ring.next(), 1000);
@@ -299,8 +299,8 @@ mod tests {
 
     #[test]
     fn a_long_message_is_cut_between_characters() {
-        let mut ring = LogRing::default();
-        ring.push(Author::Init, record(&"é".repeat(MESSAGE_BYTES_MAX)));
+        let mut ring = InitLogRing::default();
+        ring.push(LogAuthor::Init, record(&"é".repeat(MESSAGE_BYTES_MAX)));
         let kept = &ring.since(0).next().expect("one record").1.message;
         assert!(kept.len() <= MESSAGE_BYTES_MAX + '…'.len_utf8());
         assert!(kept.ends_with('…'));
@@ -308,9 +308,9 @@ mod tests {
 
     #[test]
     fn last_words_are_those_of_one_life() {
-        let log = Log::default();
+        let log = InitLog::default();
         for (life, line) in [(1, "a"), (2, "b"), (1, "c"), (1, "d")] {
-            log.write_as(Author::Node(life), "info", TARGET_NODE, line);
+            log.write_as(LogAuthor::Node(life), "info", TARGET_NODE, line);
         }
         assert_eq!(log.last_of(1, 2), ["c", "d"]);
         assert!(log.last_of(3, 2).is_empty());
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn tracing_events_reach_the_ring() {
-        let log = Log::default();
+        let log = InitLog::default();
         let subscriber = RingSubscriber::new(log.clone());
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(card = "eth0", "no carrier");

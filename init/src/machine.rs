@@ -20,33 +20,36 @@ use std::{
 };
 
 use alknet_provisioning::ConsoleDocument;
-use alknet_vault::slots::Pending;
+use alknet_vault::slots::FirstBootPermissions;
 use tokio::sync::mpsc;
 
 use self::{configuration::ConfigChanges, reset::Reset};
 
 use crate::{
-    boot::{Booted, Opened},
-    child::Node,
-    console::{Answer, Console},
-    control::{MachineFacts, NodeStatus, PowerAction, ToInit, ToNode},
-    data::Prepared,
-    errand,
-    facts::Facts,
+    boot::{BootResult, OpenedData},
+    child::NodeProcess,
+    console::{ConsoleInput, InitConsole},
+    control::{InitMessage, MachineFacts, NodeMessage, NodeStatus, PowerAction},
+    data::PreparedData,
+    facts::InitFacts,
+    helper_task,
     link_status::LinkStatus,
-    log::Log,
-    network::{Network, News},
-    reap::End,
-    settings::Settings,
+    log::InitLog,
+    network::{InitNetwork, NetworkEvent},
+    reap::ProcessExit,
+    settings::NodeSettings,
     shutdown::Shutdown,
     stage::boot_ms,
-    supervise::Supervisor,
-    vault::{Asking, For, Keeper, Offer, Outcome, Session, Waiting},
+    supervise::NodeSupervisor,
+    vault::{
+        CommandOutcome, CommandSession, HelperPurpose, UnlockCredentials, VaultDialog, VaultHandle,
+        VaultWait,
+    },
     watchdog::Watchdog,
     wipe,
 };
 
-/// Events that wait for the loop; whoever has more waits in turn.
+/// Events that wait for the loop; a sender of more waits in turn.
 pub(crate) const EVENTS_MAX: usize = 256;
 /// How often disk space and the clock's note are looked after, ms.
 const HOUSEKEEP_EVERY_MS: u64 = 10_000;
@@ -55,25 +58,25 @@ const PART_PAUSE_MS: u64 = 1_000;
 
 /// Something that happened.
 #[derive(Debug)]
-pub(crate) enum Event {
-    /// Somebody at the console.
-    Answered(Answer),
+pub(crate) enum MachineEvent {
+    /// The user answered at the console.
+    Answered(ConsoleInput),
     /// A child is back from another node.
-    Came(For, Result<errand::Outcome, String>),
+    Came(HelperPurpose, Result<helper_task::HelperOutcome, String>),
     /// The owner of the hypervisor calls.
     Caller(std::os::fd::OwnedFd),
     /// Children may have ended.
     Children,
     /// Permissions of the first boot were withdrawn: what the vault still permits, or why it permits what it did.
-    Concluded(Result<Pending, String>),
+    Concluded(Result<FirstBootPermissions, String>),
     /// A command about the vault went as far as it could.
-    Commanded(Box<(Session, Outcome)>),
+    Commanded(Box<(CommandSession, CommandOutcome)>),
     /// The node of this life has ended, and its last lines are in the log.
-    Ended { life: u64, end: End },
+    Ended { life: u64, end: ProcessExit },
     /// A part of PID 1 failed.
     Failed { part: &'static str, why: String },
     /// A round of housekeeping is done.
-    Housekept(Box<Prepared>),
+    Housekept(Box<PreparedData>),
     /// A document that the node of this life took is kept, or why not.
     Kept {
         life: u64,
@@ -83,21 +86,21 @@ pub(crate) enum Event {
     /// The control channel of the node of this life broke.
     Lost { life: u64, reason: String },
     /// The network or the clock changed.
-    Network(News),
+    Network(NetworkEvent),
     /// An attempt to open the vault and the data is over; with what was typed for it.
-    Opened(Box<Opened>),
-    /// All sources were read together with a configuration that somebody pasted.
-    Pasted(Box<(Settings, ConsoleDocument)>),
-    /// Somebody pressed the button.
+    Opened(Box<OpenedData>),
+    /// All sources were read together with a configuration that the user pasted.
+    Pasted(Box<(NodeSettings, ConsoleDocument)>),
+    /// The power button was pressed.
     PowerButton,
     /// The disk has the mark of a factory reset, or why not.
     ResetMarked(Result<(), String>),
     /// The node of this life said something.
-    Said { life: u64, message: ToInit },
+    Said { life: u64, message: InitMessage },
     /// The sources of the configuration were read again.
     Settings {
         config_changes: u64,
-        settings: Box<Settings>,
+        settings: Box<NodeSettings>,
     },
     /// That the owner was reminded of words that are not confirmed is on the disk, or why not.
     ReminderNoted(Result<(), String>),
@@ -108,39 +111,39 @@ pub(crate) enum Event {
     /// After a hard lock the TPM opens nothing, or why it still does.
     TpmClosed(Result<(), String>),
     /// The locked vault was opened again, or why not.
-    Unlocked(Option<Box<Waiting>>),
+    Unlocked(Option<Box<VaultWait>>),
     /// That the owner has the words is on the disk, or why not.
     WordsNoted(Result<(), String>),
 }
 
 /// The machine, from the end of the boot to its own.
 #[derive(Debug)]
-pub(crate) struct Machine {
-    log: Log,
-    events: mpsc::Sender<Event>,
-    facts: Facts,
+pub(crate) struct InitMachine {
+    log: InitLog,
+    events: mpsc::Sender<MachineEvent>,
+    facts: InitFacts,
     told: MachineFacts,
     /// Absent on a machine whose console cannot be opened.
-    console: Option<Console>,
+    console: Option<InitConsole>,
     /// The owner of the hypervisor, looking in.
-    callers: Vec<Console>,
+    callers: Vec<InitConsole>,
     status: Option<NodeStatus>,
     shown: Option<NodeStatus>,
-    settings: Settings,
-    keeper: Arc<Keeper>,
-    asking: Asking,
-    /// What somebody typed for an attempt.
-    offer: Offer,
+    settings: NodeSettings,
+    keeper: Arc<VaultHandle>,
+    asking: VaultDialog,
+    /// What the user typed for an attempt.
+    offer: UnlockCredentials,
     /// What the vault waits for.
-    waiting: Option<Waiting>,
+    waiting: Option<VaultWait>,
     /// An attempt is under way.
     opening: bool,
-    /// A command about the vault that waits for somebody.
-    session: Option<Session>,
+    /// A command about the vault that waits for the user.
+    session: Option<CommandSession>,
     /// A command is being tried, or the vault changed for another reason.
     working: bool,
     /// Permissions of the first boot that are to be withdrawn in the vault, until they are.
-    concluding: Pending,
+    concluding: FirstBootPermissions,
     /// That failed, or is being tried: it waits until the vault is opened again, or until more are to be withdrawn.
     put_off: bool,
     /// Faults that were injected: the next attempt to open the vault panics, and the next round of housekeeping.
@@ -148,8 +151,8 @@ pub(crate) struct Machine {
     breaks_housekeeping: bool,
     /// Configurations that came while the machine ran.
     config_changes: ConfigChanges,
-    /// What the vault is to be made of anew, once the node has ended.
-    anew: Option<ConsoleDocument>,
+    /// The configuration whose words are to become the new vault, once the node has ended.
+    remake_from: Option<ConsoleDocument>,
     /// Where the vault lies.
     vault_at: Option<std::path::PathBuf>,
     /// Why the TPM still opens a vault that was locked hard.
@@ -157,12 +160,12 @@ pub(crate) struct Machine {
     /// Why another node gave nothing, as the log has it.
     refused_lately: Option<String>,
     /// Away while a round of housekeeping or an attempt to open it is under way.
-    prepared: Option<Box<Prepared>>,
+    prepared: Option<Box<PreparedData>>,
     state_dir: std::path::PathBuf,
-    supervisor: Supervisor,
-    node: Option<Node>,
+    supervisor: NodeSupervisor,
+    node: Option<NodeProcess>,
     life: u64,
-    network: Network,
+    network: InitNetwork,
     link_status: LinkStatus,
     watchdog: Option<Watchdog>,
     shutdown: Option<Shutdown>,
@@ -170,12 +173,12 @@ pub(crate) struct Machine {
     reset: Option<Reset>,
     alone: bool,
     orphans: u64,
-    timers: Timers,
+    timers: MachineTimers,
 }
 
 /// When each thing is due next, ms after the kernel's start.
 #[derive(Debug, Default)]
-struct Timers {
+struct MachineTimers {
     feed: u64,
     housekeep: u64,
     note: u64,
@@ -185,23 +188,23 @@ struct Timers {
     network: Option<u64>,
     /// Absent while the vault is open, or while it is being opened.
     open: Option<u64>,
-    /// When a command that nobody goes on with is forgotten.
+    /// When PID 1 forgets a command whose prompt gets no input.
     session: Option<u64>,
     /// When what was typed for a new vault is forgotten.
     typed: Option<u64>,
-    /// When words that nobody confirmed are forgotten.
+    /// When new words that the owner has not confirmed are forgotten.
     words: Option<u64>,
 }
 
-impl Machine {
+impl InitMachine {
     pub(crate) fn new(
-        booted: Booted,
-        log: Log,
-        events: mpsc::Sender<Event>,
+        booted: BootResult,
+        log: InitLog,
+        events: mpsc::Sender<MachineEvent>,
         watchdog: Option<Watchdog>,
-        console: Option<Console>,
+        console: Option<InitConsole>,
     ) -> Self {
-        let Booted {
+        let BootResult {
             mut facts,
             opened,
             keeper,
@@ -219,18 +222,18 @@ impl Machine {
         machine
     }
 
-    /// Nobody is there, no disk was looked at, and nothing runs.
+    /// No console is attached, no disk was looked at, and nothing runs.
     fn at_rest(
-        facts: Facts,
-        keeper: Arc<Keeper>,
-        settings: Settings,
-        log: Log,
-        events: mpsc::Sender<Event>,
+        facts: InitFacts,
+        keeper: Arc<VaultHandle>,
+        settings: NodeSettings,
+        log: InitLog,
+        events: mpsc::Sender<MachineEvent>,
     ) -> Self {
         let now = boot_ms();
         Self {
             log,
-            network: Network::new(events.clone()),
+            network: InitNetwork::new(events.clone()),
             link_status: LinkStatus::default(),
             events,
             told: MachineFacts::default(),
@@ -241,22 +244,22 @@ impl Machine {
             state_dir: std::path::PathBuf::new(),
             prepared: None,
             keeper,
-            asking: Asking::default(),
-            offer: Offer::default(),
+            asking: VaultDialog::default(),
+            offer: UnlockCredentials::default(),
             waiting: None,
             opening: false,
             session: None,
             working: false,
-            concluding: Pending::default(),
+            concluding: FirstBootPermissions::default(),
             put_off: false,
             breaks_opening: false,
             breaks_housekeeping: false,
             config_changes: ConfigChanges::default(),
-            anew: None,
+            remake_from: None,
             vault_at: None,
             tpm_is_open: None,
             refused_lately: None,
-            supervisor: Supervisor::new(now),
+            supervisor: NodeSupervisor::new(now),
             node: None,
             life: 0,
             watchdog: None,
@@ -264,7 +267,7 @@ impl Machine {
             reset: None,
             alone: false,
             orphans: 0,
-            timers: Timers {
+            timers: MachineTimers {
                 feed: now,
                 housekeep: now + HOUSEKEEP_EVERY_MS,
                 note: now + HOUSEKEEP_EVERY_MS,
@@ -282,7 +285,7 @@ impl Machine {
 
     /// Takes one event and does what is due. A failure in here is noted and passed over: PID 1
     /// goes on.
-    pub(crate) fn turn(&mut self, event: Event) {
+    pub(crate) fn turn(&mut self, event: MachineEvent) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.handle(event);
             self.work(boot_ms());
@@ -317,39 +320,43 @@ impl Machine {
         Duration::from_millis(next.saturating_sub(boot_ms()))
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: MachineEvent) {
         let now = boot_ms();
         if !self.takes(&event) {
             return;
         }
         match event {
-            Event::Answered(answer) => wipe::after(|| self.answered(answer, now)),
-            Event::Caller(fd) => self.called(fd),
-            Event::Came(of, outcome) => self.came(&of, outcome, now),
-            Event::Children => self.collect(),
-            Event::Concluded(outcome) => self.concluded(outcome),
-            Event::Commanded(done) => self.commanded(done.0, done.1, now),
-            Event::Ended { life, end } => self.ended(life, end, now),
-            Event::Failed { part, why } => self.failed(part, &why, now),
-            Event::Housekept(prepared) => self.housekept(prepared),
-            Event::Lost { life, reason } => self.lost(life, &reason, now),
-            Event::Network(news) => self.network_news(news),
-            Event::Opened(opened) => self.opened(*opened, now),
-            Event::PowerButton => self.go_down(PowerAction::Poweroff, "the power button", now),
-            Event::Kept { life, n, error } => self.kept(life, n, error),
-            Event::ReminderNoted(outcome) => self.reminder_noted(outcome),
-            Event::ResetMarked(outcome) => self.reset_marked(outcome, now),
-            Event::Said { life, message } if self.is_current(life) => self.said(message, now),
-            Event::Said { .. } | Event::Tick => {}
-            Event::Pasted(pasted) => self.pasted(pasted.0, pasted.1, now),
-            Event::Settings {
+            MachineEvent::Answered(answer) => wipe::after(|| self.answered(answer, now)),
+            MachineEvent::Caller(fd) => self.called(fd),
+            MachineEvent::Came(of, outcome) => self.came(&of, outcome, now),
+            MachineEvent::Children => self.collect(),
+            MachineEvent::Concluded(outcome) => self.concluded(outcome),
+            MachineEvent::Commanded(done) => self.commanded(done.0, done.1, now),
+            MachineEvent::Ended { life, end } => self.ended(life, end, now),
+            MachineEvent::Failed { part, why } => self.failed(part, &why, now),
+            MachineEvent::Housekept(prepared) => self.housekept(prepared),
+            MachineEvent::Lost { life, reason } => self.lost(life, &reason, now),
+            MachineEvent::Network(news) => self.network_news(news),
+            MachineEvent::Opened(opened) => self.opened(*opened, now),
+            MachineEvent::PowerButton => {
+                self.go_down(PowerAction::Poweroff, "the power button", now)
+            }
+            MachineEvent::Kept { life, n, error } => self.kept(life, n, error),
+            MachineEvent::ReminderNoted(outcome) => self.reminder_noted(outcome),
+            MachineEvent::ResetMarked(outcome) => self.reset_marked(outcome, now),
+            MachineEvent::Said { life, message } if self.is_current(life) => {
+                self.said(message, now)
+            }
+            MachineEvent::Said { .. } | MachineEvent::Tick => {}
+            MachineEvent::Pasted(pasted) => self.pasted(pasted.0, pasted.1, now),
+            MachineEvent::Settings {
                 config_changes,
                 settings,
             } => self.reread_is_done(config_changes, *settings, now),
-            Event::Signal(action) => self.go_down(action, "a signal", now),
-            Event::TpmClosed(outcome) => self.tpm_closed(outcome),
-            Event::Unlocked(waiting) => self.unlocked(waiting.map(|why| *why), now),
-            Event::WordsNoted(outcome) => self.words_noted(outcome),
+            MachineEvent::Signal(action) => self.go_down(action, "a signal", now),
+            MachineEvent::TpmClosed(outcome) => self.tpm_closed(outcome),
+            MachineEvent::Unlocked(waiting) => self.unlocked(waiting.map(|why| *why), now),
+            MachineEvent::WordsNoted(outcome) => self.words_noted(outcome),
         }
     }
 
@@ -369,7 +376,7 @@ impl Machine {
         self.keep_open(now);
         self.wait_for_mark(now);
         self.forget_command(now);
-        self.make_anew();
+        self.remake_vault();
         if self.timers.network.is_some_and(|at| now >= at) {
             self.start_network(now);
         }
@@ -377,8 +384,8 @@ impl Machine {
         self.tell();
     }
 
-    /// Whoever looks on.
-    fn consoles(&self) -> impl Iterator<Item = &Console> {
+    /// The machine's own console and those of callers at the vsock.
+    fn consoles(&self) -> impl Iterator<Item = &InitConsole> {
         self.console.iter().chain(&self.callers)
     }
 
@@ -391,8 +398,8 @@ impl Machine {
     fn blocking(
         &self,
         part: &'static str,
-        instead: Event,
-        work: impl FnOnce() -> Event + Send + 'static,
+        instead: MachineEvent,
+        work: impl FnOnce() -> MachineEvent + Send + 'static,
     ) {
         let events = self.events.clone();
         tokio::spawn(async move {
@@ -400,7 +407,7 @@ impl Machine {
                 Ok(event) => event,
                 Err(error) => {
                     let why = error.to_string();
-                    let _ = events.send(Event::Failed { part, why }).await;
+                    let _ = events.send(MachineEvent::Failed { part, why }).await;
                     instead
                 }
             };
@@ -414,7 +421,7 @@ impl Machine {
         self.log
             .error(format_args!("{part} failed and is started again: {why}"));
         self.facts.problems.internal(format!("{part}: {why}"));
-        if part == Network::PART {
+        if part == InitNetwork::PART {
             self.timers.network = Some(now + PART_PAUSE_MS);
         }
         self.command_failed(part);
@@ -442,7 +449,7 @@ impl Machine {
             return;
         }
         if let Some(node) = &self.node {
-            node.send(ToNode::Facts {
+            node.send(NodeMessage::Facts {
                 facts: Box::new(facts.clone()),
             });
         }

@@ -2,29 +2,29 @@
 
 use alknet_core::config::VaultSection;
 use alknet_provisioning::{
-    ConsoleDocument, KernelMounter, Paths, Programs, ProvisioningError, PutSeedKeyError, Secrets,
-    Source, load, load_console, programs, put_seed_key,
+    ConfigOrigin, ConsoleDocument, KernelMounter, MediaSecrets, ProvisioningError, PutSeedKeyError,
+    SourcePaths, UpdatePrograms, load, load_console, programs, put_seed_key,
 };
 use alknet_vault::slots::{Alkv, SeedKey, SlotType};
 
-use crate::vault::{Ask, Sources, Waiting};
+use crate::vault::{UnlockPrompt, VaultMediaAccess, VaultWait};
 
 /// What the media say about the vault.
 #[derive(Debug)]
-pub(crate) struct Media {
+pub(crate) struct VaultMedia {
     pub(crate) vault: VaultSection,
     /// Where that comes from.
-    pub(crate) from: Source,
+    pub(crate) from: ConfigOrigin,
     /// The node keeps nothing, and makes a key at each start.
     pub(crate) stateless: bool,
     /// What the machine is called.
     pub(crate) name: Option<String>,
-    pub(crate) secrets: Secrets,
+    pub(crate) secrets: MediaSecrets,
 }
 
-impl Media {
-    /// Reads every source, and what somebody pasted. Blocks on disks; not for PID 1's loop.
-    pub(crate) fn read(pasted: Option<&ConsoleDocument>) -> Result<Self, Waiting> {
+impl VaultMedia {
+    /// Reads every source, and the configuration that the user pasted. Blocks on disks; not for PID 1's loop.
+    pub(crate) fn read(pasted: Option<&ConsoleDocument>) -> Result<Self, VaultWait> {
         let paths = paths();
         let loaded = match pasted {
             Some(pasted) => load_console(&paths, &KernelMounter, pasted.copied()),
@@ -37,8 +37,8 @@ impl Media {
                 || problem.code == "config-refused" && vague(&problem.text)
         });
         if let (true, Some(problem)) = (loaded.salvaged, refused) {
-            return Err(Waiting::new(
-                Ask::Nothing,
+            return Err(VaultWait::new(
+                UnlockPrompt::Nothing,
                 "vault-waits",
                 format!(
                     "no vault is made before the configuration is right: {}",
@@ -57,12 +57,12 @@ impl Media {
     }
 
     /// The secrets for a vault that is there; nothing is read where none would help.
-    pub(crate) fn secrets_for(vault: &Alkv) -> Secrets {
+    pub(crate) fn secrets_for(vault: &Alkv) -> MediaSecrets {
         let mut slots = vault.slots().iter();
         if slots.any(|slot| slot.kind() == SlotType::Provisioning) {
             load(&paths()).secrets
         } else {
-            Secrets::default()
+            MediaSecrets::default()
         }
     }
 }
@@ -70,22 +70,22 @@ impl Media {
 /// The media of this machine.
 pub(crate) struct SystemSources;
 
-impl Sources for SystemSources {
-    fn secrets(&self) -> Secrets {
+impl VaultMediaAccess for SystemSources {
+    fn secrets(&self) -> MediaSecrets {
         load(&paths()).secrets
     }
 
-    fn put(&self, key: &SeedKey, boot: bool) -> Result<Source, PutSeedKeyError> {
+    fn put(&self, key: &SeedKey, boot: bool) -> Result<ConfigOrigin, PutSeedKeyError> {
         put_seed_key(&paths(), &KernelMounter, key, boot)
     }
 
-    fn programs(&self) -> Result<Programs, ProvisioningError> {
+    fn programs(&self) -> Result<UpdatePrograms, ProvisioningError> {
         programs(&paths(), &KernelMounter)
     }
 }
 
-fn paths() -> Paths {
-    let paths = Paths::system();
+fn paths() -> SourcePaths {
+    let paths = SourcePaths::system();
     // What a volume is mounted on must exist.
     if let Err(error) = std::fs::create_dir_all(&paths.mount_point) {
         tracing::warn!(%error, path = %paths.mount_point.display(), "cannot be made");

@@ -20,18 +20,18 @@ use crate::InitError;
 
 /// One line of the table.
 #[derive(Debug)]
-struct Mount {
+struct MountEntry {
     source: &'static str,
     target: &'static str,
     fstype: &'static str,
     flags: MsFlags,
     data: Option<&'static str>,
-    when: When,
+    when: MountRequirement,
 }
 
 /// Whether a missing mount matters.
 #[derive(Debug, PartialEq, Eq)]
-enum When {
+enum MountRequirement {
     /// The machine cannot work without it.
     Always,
     /// Only where the kernel offers the folder.
@@ -42,63 +42,63 @@ const LOCKED: MsFlags = MsFlags::MS_NOSUID
     .union(MsFlags::MS_NODEV)
     .union(MsFlags::MS_NOEXEC);
 
-const TABLE: &[Mount] = &[
-    Mount {
+const TABLE: &[MountEntry] = &[
+    MountEntry {
         source: "proc",
         target: "/proc",
         fstype: "proc",
         flags: LOCKED,
         data: None,
-        when: When::Always,
+        when: MountRequirement::Always,
     },
-    Mount {
+    MountEntry {
         source: "sysfs",
         target: "/sys",
         fstype: "sysfs",
         flags: LOCKED,
         data: None,
-        when: When::Always,
+        when: MountRequirement::Always,
     },
-    Mount {
+    MountEntry {
         source: "devtmpfs",
         target: "/dev",
         fstype: "devtmpfs",
         flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
         data: Some("mode=0755"),
-        when: When::Always,
+        when: MountRequirement::Always,
     },
-    Mount {
+    MountEntry {
         source: "devpts",
         target: "/dev/pts",
         fstype: "devpts",
         flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
         data: Some("mode=0620,ptmxmode=0666"),
-        when: When::Always,
+        when: MountRequirement::Always,
     },
-    Mount {
+    MountEntry {
         source: "tmpfs",
         target: "/run",
         fstype: "tmpfs",
         flags: LOCKED,
         data: Some("mode=0755,size=25%"),
-        when: When::Always,
+        when: MountRequirement::Always,
     },
-    Mount {
+    MountEntry {
         source: "cgroup2",
         target: "/sys/fs/cgroup",
         fstype: "cgroup2",
         flags: LOCKED,
         data: Some("nsdelegate"),
-        when: When::FolderExists,
+        when: MountRequirement::FolderExists,
     },
-    Mount {
+    MountEntry {
         source: "efivarfs",
         target: "/sys/firmware/efi/efivars",
         fstype: "efivarfs",
         // Read-only: nothing here writes variables, and a stray write can stop firmware.
         flags: LOCKED.union(MsFlags::MS_RDONLY),
         data: None,
-        when: When::FolderExists,
+        when: MountRequirement::FolderExists,
     },
 ];
 
@@ -107,7 +107,7 @@ const SETTINGS: &[(&str, &str)] = &[
     // A machine that cannot go on comes back by itself.
     ("kernel/panic", "10"),
     ("kernel/panic_on_oops", "1"),
-    // Looking for media leaves a tray open that somebody opened.
+    // Looking for media does not close an open tray.
     ("dev/cdrom/autoclose", "0"),
     // Kernel addresses and messages are for PID 1.
     ("kernel/kptr_restrict", "2"),
@@ -126,17 +126,17 @@ pub(crate) fn mount_all() -> Result<Vec<InitError>, InitError> {
     for entry in TABLE {
         match (mount_one(entry), &entry.when) {
             (Ok(()), _) => {}
-            (Err(error), When::Always) => return Err(error),
-            (Err(error), When::FolderExists) => failed.push(error),
+            (Err(error), MountRequirement::Always) => return Err(error),
+            (Err(error), MountRequirement::FolderExists) => failed.push(error),
         }
     }
     Ok(failed)
 }
 
-fn mount_one(entry: &Mount) -> Result<(), InitError> {
+fn mount_one(entry: &MountEntry) -> Result<(), InitError> {
     let target = Path::new(entry.target);
     if !target.is_dir() {
-        if entry.when == When::FolderExists {
+        if entry.when == MountRequirement::FolderExists {
             return Ok(());
         }
         fs::create_dir(target).map_err(InitError::at("create the folder", target))?;

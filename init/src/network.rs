@@ -6,7 +6,7 @@ use std::{
 };
 
 use alknet_init_net::{
-    NetError, NetEvent, NetHandle, NetManager, NetState, Plan,
+    NetError, NetEvent, NetHandle, NetManager, NetPlan, NetState,
     time::{TimeEvent, TimeKeeper, TimeSources},
 };
 use tokio::{
@@ -14,14 +14,16 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{clock::BUILD_TIME_S, control::LinkFacts, machine::Event, settings::Settings};
+use crate::{
+    clock::BUILD_TIME_S, control::LinkFacts, machine::MachineEvent, settings::NodeSettings,
+};
 
 /// Events of the network that wait to be passed on.
 const EVENTS_MAX: usize = 64;
 
 /// What the network tells the loop.
 #[derive(Debug)]
-pub(crate) enum News {
+pub(crate) enum NetworkEvent {
     /// The cards and name servers as they are now.
     Links {
         links: Vec<LinkFacts>,
@@ -39,41 +41,41 @@ pub(crate) enum News {
 
 /// The running network, if it runs.
 #[derive(Debug)]
-pub(crate) struct Network {
-    events: mpsc::Sender<Event>,
-    running: Option<Running>,
+pub(crate) struct InitNetwork {
+    events: mpsc::Sender<MachineEvent>,
+    running: Option<NetworkTask>,
 }
 
 #[derive(Debug)]
-struct Running {
-    wishes: watch::Sender<Wish>,
+struct NetworkTask {
+    wishes: watch::Sender<NetworkConfig>,
     task: JoinHandle<()>,
 }
 
 /// What the part is asked for.
 #[derive(Clone, Debug)]
-struct Wish {
-    plan: Plan,
+struct NetworkConfig {
+    plan: NetPlan,
     servers: Vec<String>,
     fail: bool,
 }
 
-impl Wish {
-    fn of(settings: &Settings) -> Self {
+impl NetworkConfig {
+    fn from_settings(settings: &NodeSettings) -> Self {
         let links = settings.config.network.clone();
         Self {
-            plan: Plan::new(links, settings.hostname()),
+            plan: NetPlan::new(links, settings.hostname()),
             servers: settings.config.node.time_servers.clone(),
             fail: false,
         }
     }
 }
 
-impl Network {
+impl InitNetwork {
     /// Name of this part in the log.
     pub(crate) const PART: &str = "the network";
 
-    pub(crate) const fn new(events: mpsc::Sender<Event>) -> Self {
+    pub(crate) const fn new(events: mpsc::Sender<MachineEvent>) -> Self {
         Self {
             events,
             running: None,
@@ -81,22 +83,24 @@ impl Network {
     }
 
     /// Starts it, in place of one that failed.
-    pub(crate) fn start(&mut self, settings: &Settings) -> Result<(), NetError> {
+    pub(crate) fn start(&mut self, settings: &NodeSettings) -> Result<(), NetError> {
         self.quiet();
-        let wish = Wish::of(settings);
+        let wish = NetworkConfig::from_settings(settings);
         let (network, news) = mpsc::channel(EVENTS_MAX);
         let handle = NetManager::start(wish.plan.clone(), network)?;
         let (wishes, asked) = watch::channel(wish);
         let work = attend(handle, news, asked, self.events.clone());
         let task = tokio::spawn(report(tokio::spawn(work), self.events.clone()));
-        self.running = Some(Running { wishes, task });
+        self.running = Some(NetworkTask { wishes, task });
         Ok(())
     }
 
     /// Applies other settings; cards they do not change are not disturbed.
-    pub(crate) fn apply(&self, settings: &Settings) {
+    pub(crate) fn apply(&self, settings: &NodeSettings) {
         if let Some(running) = &self.running {
-            running.wishes.send_replace(Wish::of(settings));
+            running
+                .wishes
+                .send_replace(NetworkConfig::from_settings(settings));
         }
     }
 
@@ -116,20 +120,20 @@ impl Network {
     }
 }
 
-/// Reports the end of the part, which nobody asked for.
-async fn report(work: JoinHandle<String>, events: mpsc::Sender<Event>) {
+/// Reports the end of the part, which is always unexpected.
+async fn report(work: JoinHandle<String>, events: mpsc::Sender<MachineEvent>) {
     let why = work.await.unwrap_or_else(|error| error.to_string());
-    let part = Network::PART;
+    let part = InitNetwork::PART;
     // The loop ends with the machine only.
-    let _ = events.send(Event::Failed { part, why }).await;
+    let _ = events.send(MachineEvent::Failed { part, why }).await;
 }
 
 /// Passes on what the network says and what is asked of it, until one of both ends.
 async fn attend(
     mut handle: NetHandle,
     mut news: mpsc::Receiver<NetEvent>,
-    mut asked: watch::Receiver<Wish>,
-    events: mpsc::Sender<Event>,
+    mut asked: watch::Receiver<NetworkConfig>,
+    events: mpsc::Sender<MachineEvent>,
 ) -> String {
     let (clock, mut ticks) = mpsc::channel(EVENTS_MAX);
     let build_time = UNIX_EPOCH + Duration::from_secs(BUILD_TIME_S);
@@ -145,7 +149,7 @@ async fn attend(
             why = keeper.ended() => return why,
             wish = asked.changed() => {
                 if wish.is_err() {
-                    return "nobody wants it any more".to_owned();
+                    return "its owner has ended".to_owned();
                 }
                 let wish = asked.borrow_and_update().clone();
                 if wish.fail {
@@ -164,14 +168,14 @@ async fn attend(
                 }
                 NetEvent::Log { level, message } => {
                     let level = level.as_str();
-                    Some(News::Log { level, message })
+                    Some(NetworkEvent::Log { level, message })
                 }
                 _ => None,
             },
             Some(tick) = ticks.recv() => time_news(tick),
         };
         if let Some(news) = event
-            && events.send(Event::Network(news)).await.is_err()
+            && events.send(MachineEvent::Network(news)).await.is_err()
         {
             return "the loop ended".to_owned();
         }
@@ -187,17 +191,17 @@ fn time_servers(configured: &[String], offered: &[String]) -> Vec<String> {
     configured.to_vec()
 }
 
-fn time_news(event: TimeEvent) -> Option<News> {
+fn time_news(event: TimeEvent) -> Option<NetworkEvent> {
     let (level, message) = match event {
-        TimeEvent::Synced { .. } => return Some(News::Synced),
+        TimeEvent::Synced { .. } => return Some(NetworkEvent::Synced),
         TimeEvent::Stepped { offset_ms } => ("info", format!("clock set by {offset_ms} ms")),
         TimeEvent::Failed { reason } => ("debug", format!("no time: {reason}")),
         _ => return None,
     };
-    Some(News::Log { level, message })
+    Some(NetworkEvent::Log { level, message })
 }
 
-fn links(state: NetState) -> News {
+fn links(state: NetState) -> NetworkEvent {
     let ready = state.ready();
     let links = state.links.into_iter().map(|link| LinkFacts {
         name: link.name,
@@ -207,7 +211,7 @@ fn links(state: NetState) -> News {
         gateways: link.gateways,
         sources: link.sources,
     });
-    News::Links {
+    NetworkEvent::Links {
         links: links.collect(),
         dns: state.dns,
         ready,

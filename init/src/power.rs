@@ -14,7 +14,7 @@ use std::{
 use nix::errno::Errno;
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
-use crate::machine::Event;
+use crate::machine::MachineEvent;
 
 /// Type of key events, `linux/input-event-codes.h`.
 const EV_KEY: u16 = 1;
@@ -40,8 +40,8 @@ const HEADERS_BYTES: usize = 16 + 4;
 /// Largest message read, bytes: the kernel's are a few hundred.
 const MESSAGE_BYTES_MAX: usize = 8192;
 
-/// Reports presses as [`Event::PowerButton`] for as long as the machine runs.
-pub(crate) fn watch(events: &mpsc::Sender<Event>) {
+/// Reports presses as [`MachineEvent::PowerButton`] for as long as the machine runs.
+pub(crate) fn watch(events: &mpsc::Sender<MachineEvent>) {
     for path in buttons(Path::new("/sys")) {
         let opened = OpenOptions::new()
             .read(true)
@@ -62,7 +62,7 @@ pub(crate) fn watch(events: &mpsc::Sender<Event>) {
 }
 
 /// Reads until the device goes away.
-async fn follow(file: File, pressed: fn(&[u8]) -> bool, events: mpsc::Sender<Event>) {
+async fn follow(file: File, pressed: fn(&[u8]) -> bool, events: mpsc::Sender<MachineEvent>) {
     // SAFETY: a file has one descriptor, open for as long as the file lives; it lives in here.
     let Ok(file) = (unsafe { AsyncFd::register(file) }) else {
         return;
@@ -79,7 +79,7 @@ async fn follow(file: File, pressed: fn(&[u8]) -> bool, events: mpsc::Sender<Eve
             Ok(_) => return,
             Err(_) => continue,
         };
-        if pressed(&bytes[..read]) && events.send(Event::PowerButton).await.is_err() {
+        if pressed(&bytes[..read]) && events.send(MachineEvent::PowerButton).await.is_err() {
             return;
         }
     }

@@ -14,12 +14,12 @@ const BATCH: usize = 512;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum ProcessExit {
     Exited(i32),
     Signalled(Signal),
 }
 
-impl std::fmt::Display for End {
+impl std::fmt::Display for ProcessExit {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Exited(status) => write!(out, "ended with status {status}"),
@@ -30,8 +30,8 @@ impl std::fmt::Display for End {
 
 /// What one round of collecting found.
 #[derive(Debug)]
-pub(crate) struct Round {
-    pub(crate) ended: Vec<(Pid, End)>,
+pub(crate) struct ReapRound {
+    pub(crate) ended: Vec<(Pid, ProcessExit)>,
     /// There may be more.
     pub(crate) more: bool,
     /// No process is left but this one.
@@ -39,17 +39,19 @@ pub(crate) struct Round {
 }
 
 /// Collects the processes that have ended, at most [`BATCH`] of them. Never blocks.
-pub(crate) fn collect() -> Round {
-    let mut round = Round {
+pub(crate) fn collect() -> ReapRound {
+    let mut round = ReapRound {
         ended: Vec::new(),
         more: false,
         alone: false,
     };
     while round.ended.len() < BATCH {
         match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, status)) => round.ended.push((pid, End::Exited(status))),
+            Ok(WaitStatus::Exited(pid, status)) => {
+                round.ended.push((pid, ProcessExit::Exited(status)))
+            }
             Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                round.ended.push((pid, End::Signalled(signal)));
+                round.ended.push((pid, ProcessExit::Signalled(signal)));
             }
             Ok(WaitStatus::StillAlive) => return round,
             Err(Errno::ECHILD) => {
@@ -72,9 +74,9 @@ mod tests {
 
     #[test]
     fn an_end_reads_as_words() {
-        assert_eq!(End::Exited(3).to_string(), "ended with status 3");
+        assert_eq!(ProcessExit::Exited(3).to_string(), "ended with status 3");
         assert_eq!(
-            End::Signalled(Signal::SIGSEGV).to_string(),
+            ProcessExit::Signalled(Signal::SIGSEGV).to_string(),
             "killed by SIGSEGV"
         );
     }

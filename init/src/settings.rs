@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use alknet_core::EncryptedData;
 use alknet_core::config::{NodeConfig, Port80, VaultInit};
 use alknet_provisioning::{
-    ConsoleDocument, KernelMounter, Loaded, Paths, Source, erase, load, load_console,
-    settle_credentials,
+    ConfigOrigin, ConsoleDocument, KernelMounter, LoadedConfig, SourcePaths, erase, load,
+    load_console, settle_credentials,
 };
 use alknet_vault::Entropy;
 
-use crate::control::Problem;
-use crate::vault::{Keeper, KeptCredentials, keep_credentials};
+use crate::control::MachineDiagnostic;
+use crate::vault::{KeptCredentials, VaultHandle, keep_credentials};
 
 /// Host name of a machine that was not given one.
 const HOSTNAME_DEFAULT: &str = "alknet";
@@ -21,10 +21,10 @@ const HTTP_PORT: u16 = 80;
 
 /// What was configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Settings {
+pub(crate) struct NodeSettings {
     pub(crate) config: NodeConfig,
     pub(crate) source: String,
-    pub(crate) problems: Vec<Problem>,
+    pub(crate) problems: Vec<MachineDiagnostic>,
     /// Credentials that are kept for the node, sealed.
     pub(crate) records: BTreeMap<String, EncryptedData>,
     /// One of them holds something up.
@@ -39,18 +39,18 @@ pub(crate) struct Settings {
     lost: bool,
     /// Problems that another look at the sources does not find: words that a medium still has, or that are not the
     /// vault's.
-    lasting: Vec<Problem>,
-    /// The same of what somebody pasted, while nothing right is in force.
-    pasted: Vec<Problem>,
+    lasting: Vec<MachineDiagnostic>,
+    /// The same of a pasted configuration, while nothing right is in force.
+    pasted: Vec<MachineDiagnostic>,
 }
 
-impl Settings {
+impl NodeSettings {
     /// Reads every source. Blocks on disks; not for PID 1's loop. `state_dir` is the data
     /// partition, if there is one. Credentials that a medium has are kept, and erased there; and so are
     /// `words`, those of the vault that was just opened, wherever they still lie. Media with other words are problems.
     pub(crate) fn read(
         state_dir: Option<&Path>,
-        keeper: &Keeper,
+        keeper: &VaultHandle,
         words: Option<&Entropy>,
         pasted: Option<ConsoleDocument>,
     ) -> Self {
@@ -59,9 +59,9 @@ impl Settings {
     }
 
     fn read_from(
-        paths: &Paths,
+        paths: &SourcePaths,
         state_dir: Option<&Path>,
-        keeper: &Keeper,
+        keeper: &VaultHandle,
         words: Option<&Entropy>,
         pasted: Option<ConsoleDocument>,
     ) -> Self {
@@ -88,29 +88,29 @@ impl Settings {
             }
         }
         let settled = kept.settled;
-        let mut settings = Self::of(loaded, lasting, kept);
+        let mut settings = Self::from_loaded(loaded, lasting, kept);
         settings.settled &= settled;
         settings.lost &= paths.is_configured;
         settings
     }
 
-    fn of(
-        loaded: Loaded,
-        lasting: Vec<alknet_provisioning::Problem>,
+    fn from_loaded(
+        loaded: LoadedConfig,
+        lasting: Vec<alknet_provisioning::SourceDiagnostic>,
         kept: KeptCredentials,
     ) -> Self {
-        let problem = |problem: alknet_provisioning::Problem| Problem {
+        let problem = |problem: alknet_provisioning::SourceDiagnostic| MachineDiagnostic {
             code: problem.code.to_owned(),
             text: problem.text,
             hint: problem.hint,
         };
-        let lasting: Vec<Problem> = lasting.into_iter().map(problem).collect();
+        let lasting: Vec<MachineDiagnostic> = lasting.into_iter().map(problem).collect();
         let wrong = loaded.problems.iter().any(|problem| !problem.is_notice());
         let problems = loaded.problems.into_iter().map(problem);
         let brings_words = loaded.secrets.words.is_some();
         let brings_words = brings_words && loaded.config.vault.init == VaultInit::Provisioned;
         let has_admins = !loaded.config.node.admin_keys.is_empty();
-        let lost = loaded.source == Source::Default || loaded.salvaged && !has_admins;
+        let lost = loaded.source == ConfigOrigin::Default || loaded.salvaged && !has_admins;
         Self {
             settled: loaded.is_stored,
             lost,
@@ -139,9 +139,9 @@ impl Settings {
         self.problems.extend(carried.cloned());
     }
 
-    /// Whether nobody has configured this machine yet.
+    /// Whether this machine has no configuration yet.
     pub(crate) fn is_default(&self) -> bool {
-        self.source == Source::Default.to_string()
+        self.source == ConfigOrigin::Default.to_string()
     }
 
     /// Whether it is on the disk, with everything that came with it: no medium is needed any more.
@@ -159,15 +159,17 @@ impl Settings {
         self.brings_words
     }
 
-    /// Whether what somebody pasted is what counts.
+    /// Whether a pasted configuration is what counts.
     pub(crate) fn is_pasted(&self) -> bool {
-        self.source == Source::Console.to_string() && !self.salvaged
+        self.source == ConfigOrigin::Console.to_string() && !self.salvaged
     }
 
     /// What was wrong with a pasted document, which is not used: `read` is what came of it.
-    pub(crate) fn refuse_pasted(&mut self, read: &Self) -> Vec<Problem> {
-        let known = |one: &&Problem| !self.problems.contains(one) && one.code != "config-salvaged";
-        let wrong: Vec<Problem> = read.problems.iter().filter(known).cloned().collect();
+    pub(crate) fn refuse_pasted(&mut self, read: &Self) -> Vec<MachineDiagnostic> {
+        let known = |one: &&MachineDiagnostic| {
+            !self.problems.contains(one) && one.code != "config-salvaged"
+        };
+        let wrong: Vec<MachineDiagnostic> = read.problems.iter().filter(known).cloned().collect();
         if self.is_wanting() {
             self.problems.retain(|one| !self.pasted.contains(one));
             self.problems.extend(wrong.iter().cloned());
@@ -176,8 +178,8 @@ impl Settings {
         wrong
     }
 
-    /// Whether it is worth reading the sources again: one was found wrong, or there was none, so
-    /// that nobody may do anything.
+    /// Whether it is worth reading the sources again: one was found wrong, or there was none, so that no client
+    /// may do anything.
     pub(crate) fn is_wanting(&self) -> bool {
         self.wrong || self.is_default()
     }
@@ -192,7 +194,7 @@ impl Settings {
         self.config.node.name.as_deref().unwrap_or(HOSTNAME_DEFAULT)
     }
 
-    /// The lowest port that the node binds: whoever may bind one may bind those above it.
+    /// The lowest port that the node binds: a process that may bind one may bind those above it.
     fn lowest_port(&self) -> u16 {
         let config = &self.config;
         let plain = (config.http.port80 != Port80::Off).then_some(HTTP_PORT);
@@ -210,8 +212,8 @@ impl Settings {
     }
 }
 
-fn paths(state_dir: Option<&Path>, is_sealed: bool) -> Paths {
-    let mut paths = Paths::system().sealed(is_sealed);
+fn paths(state_dir: Option<&Path>, is_sealed: bool) -> SourcePaths {
+    let mut paths = SourcePaths::system().sealed(is_sealed);
     if let Some(state_dir) = state_dir {
         paths = paths.with_config_dir(state_dir.join("config"));
     }
@@ -234,8 +236,8 @@ pub(crate) mod tests {
     use super::*;
 
     /// Sources of a machine whose own lie below this folder.
-    pub(crate) fn paths_below(root: &Path) -> Paths {
-        let mut paths = Paths::system();
+    pub(crate) fn paths_below(root: &Path) -> SourcePaths {
+        let mut paths = SourcePaths::system();
         paths.fw_cfg = root.join("fw_cfg");
         paths.block_class = root.join("block");
         paths.dev = root.join("dev");
@@ -246,14 +248,14 @@ pub(crate) mod tests {
         paths
     }
 
-    pub(crate) fn settings(code: Option<&str>) -> Settings {
-        let problems = code.into_iter().map(|code| Problem {
+    pub(crate) fn settings(code: Option<&str>) -> NodeSettings {
+        let problems = code.into_iter().map(|code| MachineDiagnostic {
             code: code.to_owned(),
-            ..Problem::default()
+            ..MachineDiagnostic::default()
         });
-        Settings {
+        NodeSettings {
             config: NodeConfig::default(),
-            source: Source::FwCfg.to_string(),
+            source: ConfigOrigin::FwCfg.to_string(),
             problems: problems.collect(),
             records: BTreeMap::new(),
             wrong: code.is_some(),
@@ -267,8 +269,8 @@ pub(crate) mod tests {
     }
 
     /// What sources hold that brings words, as if it came from this one.
-    pub(crate) fn with_words(source: Source) -> Settings {
-        Settings {
+    pub(crate) fn with_words(source: ConfigOrigin) -> NodeSettings {
+        NodeSettings {
             source: source.to_string(),
             brings_words: true,
             ..settings(None)
@@ -301,7 +303,7 @@ pub(crate) mod tests {
     fn only_a_wrong_or_missing_configuration_is_read_again() {
         let mut missing = settings(None);
         assert!(!missing.is_wanting());
-        missing.source = Source::Default.to_string();
+        missing.source = ConfigOrigin::Default.to_string();
         assert!(missing.is_wanting());
         assert!(settings(Some("config-refused")).is_wanting());
         let mut notice = settings(Some("nocloud-ignored"));
@@ -326,12 +328,12 @@ pub(crate) mod tests {
 
     #[test]
     fn what_only_one_look_finds_is_told_until_something_right_counts() {
-        let of = |code: &str| Problem {
+        let of = |code: &str| MachineDiagnostic {
             code: code.to_owned(),
-            ..Problem::default()
+            ..MachineDiagnostic::default()
         };
         let mut now = settings(None);
-        now.source = Source::Default.to_string();
+        now.source = ConfigOrigin::Default.to_string();
         now.lasting = vec![of("secrets-left")];
         let mut read = settings(Some("config-refused"));
         read.problems.push(of("config-salvaged"));
@@ -339,7 +341,7 @@ pub(crate) mod tests {
         assert_eq!(now.problems, [of("config-refused")]);
         // The next look at the sources finds neither.
         let mut later = settings(None);
-        later.source = Source::Default.to_string();
+        later.source = ConfigOrigin::Default.to_string();
         later.carry(&now);
         assert_eq!(later.problems, [of("secrets-left"), of("config-refused")]);
         let mut right = settings(None);
@@ -359,9 +361,10 @@ pub(crate) mod tests {
         std::fs::create_dir_all(at("fw_cfg/words")).expect("a new folder");
         let phrase = owners.phrase();
         std::fs::write(at("fw_cfg/words/raw"), phrase.expose()).expect("a new file");
-        let keeper = Keeper::new().expect("memory");
-        let start = |vault: &Entropy| Settings::read_from(&paths, None, &keeper, Some(vault), None);
-        let told = |settings: &Settings| -> Vec<(String, String)> {
+        let keeper = VaultHandle::new().expect("memory");
+        let start =
+            |vault: &Entropy| NodeSettings::read_from(&paths, None, &keeper, Some(vault), None);
+        let told = |settings: &NodeSettings| -> Vec<(String, String)> {
             let problems = settings.problems.iter();
             problems
                 .map(|one| (one.code.clone(), one.text.clone()))
@@ -374,7 +377,7 @@ pub(crate) mod tests {
         let started = start(&forged);
         assert_eq!(told(&started), std::slice::from_ref(&conflict));
         // A later look, which does not know the vault's words, takes nothing back.
-        let mut later = Settings::read_from(&paths, None, &keeper, None, None);
+        let mut later = NodeSettings::read_from(&paths, None, &keeper, None, None);
         assert!(told(&later).is_empty());
         later.carry(&started);
         assert_eq!(told(&later), [conflict]);

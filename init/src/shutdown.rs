@@ -14,9 +14,9 @@ use nix::{
     unistd::{Pid, sync},
 };
 
-use crate::{control::PowerAction, data, stage::boot_ms, vault::Keeper};
+use crate::{control::PowerAction, data, stage::boot_ms, vault::VaultHandle};
 
-/// How long running calls have to finish, ms: what the node is told.
+/// How long running calls have to finish, ms: the deadline that PID 1 gives the node.
 pub(crate) const DRAIN_MS_MAX: u64 = 10_000;
 /// How much longer the node may take to close its connections with their codes, ms. A signal at the
 /// end of the drain itself would cut callers off without a word.
@@ -31,7 +31,7 @@ pub(crate) const BOUND_MS: u64 = 25_000;
 
 /// Where a shutdown is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum ShutdownPhase {
     Draining { until: u64 },
     Terminating { until: u64 },
     Killing { until: u64 },
@@ -40,7 +40,7 @@ enum Phase {
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum ShutdownStep {
     Terminate,
     Kill,
     /// Write the data and end.
@@ -51,7 +51,7 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Shutdown {
     action: PowerAction,
-    phase: Phase,
+    phase: ShutdownPhase,
 }
 
 impl Shutdown {
@@ -59,7 +59,7 @@ impl Shutdown {
     pub(crate) const fn new(action: PowerAction, now: u64) -> Self {
         Self {
             action,
-            phase: Phase::Draining {
+            phase: ShutdownPhase::Draining {
                 until: now + DRAIN_MS_MAX + GOODBYE_MS_MAX,
             },
         }
@@ -70,19 +70,24 @@ impl Shutdown {
     }
 
     /// The step that is due. `node_gone`: the node has ended; `alone`: no process is left.
-    pub(crate) fn step(&mut self, now: u64, node_gone: bool, alone: bool) -> Option<Step> {
+    pub(crate) fn step(&mut self, now: u64, node_gone: bool, alone: bool) -> Option<ShutdownStep> {
         let (phase, step) = match self.phase {
-            Phase::Closing => return None,
-            _ if alone => (Phase::Closing, Step::Close),
-            Phase::Draining { until } if node_gone || now >= until => {
+            ShutdownPhase::Closing => return None,
+            _ if alone => (ShutdownPhase::Closing, ShutdownStep::Close),
+            ShutdownPhase::Draining { until } if node_gone || now >= until => {
                 let until = now + TERMINATE_MS_MAX;
-                (Phase::Terminating { until }, Step::Terminate)
+                (
+                    ShutdownPhase::Terminating { until },
+                    ShutdownStep::Terminate,
+                )
             }
-            Phase::Terminating { until } if now >= until => {
+            ShutdownPhase::Terminating { until } if now >= until => {
                 let until = now + KILL_MS_MAX;
-                (Phase::Killing { until }, Step::Kill)
+                (ShutdownPhase::Killing { until }, ShutdownStep::Kill)
             }
-            Phase::Killing { until } if now >= until => (Phase::Closing, Step::Close),
+            ShutdownPhase::Killing { until } if now >= until => {
+                (ShutdownPhase::Closing, ShutdownStep::Close)
+            }
             _ => return None,
         };
         self.phase = phase;
@@ -92,22 +97,22 @@ impl Shutdown {
     /// When to ask again, if nothing else happens.
     pub(crate) const fn deadline(&self) -> Option<u64> {
         match self.phase {
-            Phase::Draining { until } | Phase::Terminating { until } | Phase::Killing { until } => {
-                Some(until)
-            }
-            Phase::Closing => None,
+            ShutdownPhase::Draining { until }
+            | ShutdownPhase::Terminating { until }
+            | ShutdownPhase::Killing { until } => Some(until),
+            ShutdownPhase::Closing => None,
         }
     }
 }
 
 /// Signals every process but this one.
 pub(crate) fn signal_all(signal: Signal) {
-    // Fails only when there is none.
+    // Fails only when there is no other process.
     let _ = kill(Pid::from_raw(-1), signal);
 }
 
 /// From now on the machine ends within [`BOUND_MS`], whatever happens.
-pub(crate) fn guard(action: PowerAction, keeper: Arc<Keeper>) {
+pub(crate) fn guard(action: PowerAction, keeper: Arc<VaultHandle>) {
     guard_with(action, keeper, thread::sleep, |action| {
         end(action);
     });
@@ -116,7 +121,7 @@ pub(crate) fn guard(action: PowerAction, keeper: Arc<Keeper>) {
 /// The same with what waits and what ends the machine.
 fn guard_with(
     action: PowerAction,
-    keeper: Arc<Keeper>,
+    keeper: Arc<VaultHandle>,
     wait: impl FnOnce(Duration) + Send + 'static,
     end: impl FnOnce(PowerAction) + Send + 'static,
 ) {
@@ -185,8 +190,11 @@ mod tests {
     fn a_node_that_drains_goes_straight_on() {
         let mut shutdown = Shutdown::new(PowerAction::Reboot, 1000);
         assert_eq!(shutdown.step(1000, false, false), None);
-        assert_eq!(shutdown.step(1500, true, false), Some(Step::Terminate));
-        assert_eq!(shutdown.step(1600, true, true), Some(Step::Close));
+        assert_eq!(
+            shutdown.step(1500, true, false),
+            Some(ShutdownStep::Terminate)
+        );
+        assert_eq!(shutdown.step(1600, true, true), Some(ShutdownStep::Close));
         assert_eq!(shutdown.step(9000, true, true), None);
         assert_eq!(shutdown.deadline(), None);
     }
@@ -194,7 +202,7 @@ mod tests {
     #[test]
     fn a_machine_with_nothing_running_closes_at_once() {
         let mut shutdown = Shutdown::new(PowerAction::Poweroff, 0);
-        assert_eq!(shutdown.step(0, true, true), Some(Step::Close));
+        assert_eq!(shutdown.step(0, true, true), Some(ShutdownStep::Close));
     }
 
     #[test]
@@ -206,13 +214,20 @@ mod tests {
             now = deadline;
             steps.extend(shutdown.step(now, false, false));
         }
-        assert_eq!(steps, [Step::Terminate, Step::Kill, Step::Close]);
+        assert_eq!(
+            steps,
+            [
+                ShutdownStep::Terminate,
+                ShutdownStep::Kill,
+                ShutdownStep::Close
+            ]
+        );
         assert!(now < BOUND_MS, "time is left for the data");
     }
 
     #[test]
     fn whatever_hangs_the_machine_ends_at_the_bound_with_its_vault_locked() {
-        let keeper = Arc::new(Keeper::new().expect("memory"));
+        let keeper = Arc::new(VaultHandle::new().expect("memory"));
         let words = Entropy::from_bytes(&[1; 16]).expect("16 bytes");
         let unlocked = keeper.vault().unlock(&words, &SecretStr::empty());
         unlocked.expect("it was locked");

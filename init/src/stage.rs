@@ -4,7 +4,7 @@ use crate::control::BootStage;
 
 /// Names of the stages, in the order they are reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum BootStageName {
     Init,
     Mounts,
     Data,
@@ -14,7 +14,7 @@ pub(crate) enum Stage {
     Ready,
 }
 
-impl Stage {
+impl BootStageName {
     const fn name(self) -> &'static str {
         match self {
             Self::Init => "init",
@@ -29,7 +29,7 @@ impl Stage {
 }
 
 /// Notes a stage the first time it is reached.
-pub(crate) fn reach(stages: &mut Vec<BootStage>, stage: Stage) {
+pub(crate) fn reach(stages: &mut Vec<BootStage>, stage: BootStageName) {
     if stages.iter().all(|known| known.name != stage.name()) {
         stages.push(BootStage {
             name: stage.name().to_owned(),
@@ -54,7 +54,12 @@ mod tests {
     #[test]
     fn a_stage_is_noted_once_and_in_order() {
         let mut stages = Vec::new();
-        for stage in [Stage::Init, Stage::Mounts, Stage::Init, Stage::Ready] {
+        for stage in [
+            BootStageName::Init,
+            BootStageName::Mounts,
+            BootStageName::Init,
+            BootStageName::Ready,
+        ] {
             reach(&mut stages, stage);
         }
         let names: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();

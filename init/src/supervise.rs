@@ -45,7 +45,7 @@ const GRACES_MAX: u32 = 2;
 
 /// What to do to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum SupervisorAction {
     Abort,
     Ask(u64),
     Drain,
@@ -54,21 +54,21 @@ pub(crate) enum Order {
 }
 
 #[derive(Debug)]
-enum State {
+enum SupervisorState {
     /// Not running; started at this time.
     Waiting {
         until: u64,
     },
-    Running(Running),
+    Running(RunningNode),
     /// Told to stop, for this reason; what comes next if it does not.
     Stopping {
-        next: Order,
+        next: SupervisorAction,
         at: u64,
-        after: After,
+        after: RestartPolicy,
     },
     /// Killed; its end is only waited for.
     Dying {
-        after: After,
+        after: RestartPolicy,
     },
     /// The machine goes down: no more starts.
     Held,
@@ -76,9 +76,9 @@ enum State {
     Idle,
 }
 
-/// What follows the end of a node that was told to end.
+/// What follows the end of a node that the supervisor stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum After {
+enum RestartPolicy {
     /// It was ill and computed all the while: as after a failure, with more time for the next one.
     Computing,
     /// It was ill: a restart with a pause.
@@ -90,7 +90,7 @@ enum After {
 }
 
 #[derive(Debug)]
-struct Running {
+struct RunningNode {
     started: u64,
     /// Until it serves.
     start: NodeWait,
@@ -146,8 +146,8 @@ const READY: WaitLimits = WaitLimits {
 
 /// Decides about the one node.
 #[derive(Debug)]
-pub(crate) struct Supervisor {
-    state: State,
+pub(crate) struct NodeSupervisor {
+    state: SupervisorState,
     pause: u64,
     number: u64,
     /// When the node was last well, or the grace began again.
@@ -157,11 +157,11 @@ pub(crate) struct Supervisor {
     restarts: u32,
 }
 
-impl Supervisor {
+impl NodeSupervisor {
     /// The node is not wanted yet.
     pub(crate) const fn new(now: u64) -> Self {
         Self {
-            state: State::Idle,
+            state: SupervisorState::Idle,
             pause: PAUSE_MS_MIN,
             number: 0,
             last_well: now,
@@ -173,61 +173,63 @@ impl Supervisor {
     /// The node is wanted from `now` on.
     pub(crate) const fn start(&mut self, now: u64) {
         match &mut self.state {
-            State::Idle => {
-                self.state = State::Waiting { until: now };
+            SupervisorState::Idle => {
+                self.state = SupervisorState::Waiting { until: now };
                 self.last_well = now;
                 self.graces = 0;
             }
-            State::Stopping { after, .. } | State::Dying { after } => {
-                if matches!(after, After::Idle) {
-                    *after = After::Next;
+            SupervisorState::Stopping { after, .. } | SupervisorState::Dying { after } => {
+                if matches!(after, RestartPolicy::Idle) {
+                    *after = RestartPolicy::Next;
                 }
             }
-            State::Waiting { .. } | State::Running(_) | State::Held => {}
+            SupervisorState::Waiting { .. }
+            | SupervisorState::Running(_)
+            | SupervisorState::Held => {}
         }
     }
 
     /// The node is not wanted any more. Returns what to tell it, if it runs.
-    pub(crate) const fn idle(&mut self, now: u64) -> Option<Order> {
+    pub(crate) const fn idle(&mut self, now: u64) -> Option<SupervisorAction> {
         match &mut self.state {
-            State::Running(_) => self.drain(now, After::Idle),
-            State::Stopping { after, .. } | State::Dying { after } => {
-                *after = After::Idle;
+            SupervisorState::Running(_) => self.drain(now, RestartPolicy::Idle),
+            SupervisorState::Stopping { after, .. } | SupervisorState::Dying { after } => {
+                *after = RestartPolicy::Idle;
                 None
             }
-            State::Waiting { .. } => {
-                self.state = State::Idle;
+            SupervisorState::Waiting { .. } => {
+                self.state = SupervisorState::Idle;
                 None
             }
-            State::Held | State::Idle => None,
+            SupervisorState::Held | SupervisorState::Idle => None,
         }
     }
 
-    /// What to do now; to be asked until there is nothing. [`Order::Spawn`] is to be answered
+    /// What to do now; to be asked until there is nothing. [`SupervisorAction::Spawn`] is to be answered
     /// with [`Self::spawned`] or [`Self::exited`].
     ///
     /// `computed` is the processors' time that the node has had since it was started, ms.
-    pub(crate) fn order(&mut self, now: u64, computed: u64) -> Option<Order> {
+    pub(crate) fn order(&mut self, now: u64, computed: u64) -> Option<SupervisorAction> {
         match &mut self.state {
-            State::Waiting { until } if now >= *until => Some(Order::Spawn),
-            State::Running(running) => {
+            SupervisorState::Waiting { until } if now >= *until => Some(SupervisorAction::Spawn),
+            SupervisorState::Running(running) => {
                 let order = running.order(now, computed, &mut self.number)?;
-                if order == Order::Abort {
+                if order == SupervisorAction::Abort {
                     let after = match running.is_computing(now, computed) {
-                        true => After::Computing,
-                        false => After::Failure,
+                        true => RestartPolicy::Computing,
+                        false => RestartPolicy::Failure,
                     };
-                    self.state = State::Stopping {
-                        next: Order::Kill,
+                    self.state = SupervisorState::Stopping {
+                        next: SupervisorAction::Kill,
                         at: now + ABORT_MS_MAX,
                         after,
                     };
                 }
                 Some(order)
             }
-            State::Stopping { next, at, after } if now >= *at => {
+            SupervisorState::Stopping { next, at, after } if now >= *at => {
                 let (next, after) = (*next, *after);
-                self.state = State::Dying { after };
+                self.state = SupervisorState::Dying { after };
                 Some(next)
             }
             _ => None,
@@ -237,15 +239,15 @@ impl Supervisor {
     /// When to ask [`Self::order`] next, if nothing else happens.
     pub(crate) const fn deadline(&self) -> Option<u64> {
         match &self.state {
-            State::Waiting { until } => Some(*until),
-            State::Running(running) => Some(running.deadline()),
-            State::Stopping { at, .. } => Some(*at),
-            State::Dying { .. } | State::Held | State::Idle => None,
+            SupervisorState::Waiting { until } => Some(*until),
+            SupervisorState::Running(running) => Some(running.deadline()),
+            SupervisorState::Stopping { at, .. } => Some(*at),
+            SupervisorState::Dying { .. } | SupervisorState::Held | SupervisorState::Idle => None,
         }
     }
 
     pub(crate) const fn spawned(&mut self, now: u64) {
-        self.state = State::Running(Running {
+        self.state = SupervisorState::Running(RunningNode {
             started: now,
             start: NodeWait::new(now, 0),
             ready: false,
@@ -261,7 +263,7 @@ impl Supervisor {
 
     /// The node serves.
     pub(crate) const fn ready(&mut self, now: u64) {
-        if let State::Running(running) = &mut self.state {
+        if let SupervisorState::Running(running) = &mut self.state {
             running.ready = true;
             running.ask_at = now + ASK_EVERY_MS;
             self.last_well = now;
@@ -271,7 +273,7 @@ impl Supervisor {
 
     /// The node answered question `number`. `computed` is as for [`Self::order`].
     pub(crate) fn answered(&mut self, number: u64, well: bool, now: u64, computed: u64) {
-        let State::Running(running) = &mut self.state else {
+        let SupervisorState::Running(running) = &mut self.state else {
             return;
         };
         let Some(question) = running.asked.take_if(|asked| asked.number == number) else {
@@ -292,31 +294,31 @@ impl Supervisor {
     /// The node ended or could not be started. Returns whether that was unexpected.
     pub(crate) fn exited(&mut self, now: u64) -> bool {
         let after = match &self.state {
-            State::Held | State::Idle => return false,
-            State::Stopping { after, .. } | State::Dying { after } => *after,
-            State::Running(running) => {
+            SupervisorState::Held | SupervisorState::Idle => return false,
+            SupervisorState::Stopping { after, .. } | SupervisorState::Dying { after } => *after,
+            SupervisorState::Running(running) => {
                 if running.ready && now.saturating_sub(running.started) >= WELL_MS_RESET {
                     self.pause = PAUSE_MS_MIN;
                 }
-                After::Failure
+                RestartPolicy::Failure
             }
-            State::Waiting { .. } => After::Failure,
+            SupervisorState::Waiting { .. } => RestartPolicy::Failure,
         };
         match after {
-            After::Computing => self.begin_grace_again(now),
-            After::Failure => {}
-            After::Idle => {
-                self.state = State::Idle;
+            RestartPolicy::Computing => self.begin_grace_again(now),
+            RestartPolicy::Failure => {}
+            RestartPolicy::Idle => {
+                self.state = SupervisorState::Idle;
                 return false;
             }
-            After::Next => {
+            RestartPolicy::Next => {
                 self.begin_grace_again(now);
-                self.state = State::Waiting { until: now };
+                self.state = SupervisorState::Waiting { until: now };
                 return false;
             }
         }
         self.restarts = self.restarts.saturating_add(1);
-        self.state = State::Waiting {
+        self.state = SupervisorState::Waiting {
             until: now + self.pause,
         };
         self.pause = (self.pause * 2).min(PAUSE_MS_MAX);
@@ -332,42 +334,43 @@ impl Supervisor {
     }
 
     /// Restarts the node in order, for a new configuration. Returns what to tell it, if it runs.
-    pub(crate) const fn restart(&mut self, now: u64) -> Option<Order> {
-        if !matches!(self.state, State::Running(_)) {
+    pub(crate) const fn restart(&mut self, now: u64) -> Option<SupervisorAction> {
+        if !matches!(self.state, SupervisorState::Running(_)) {
             return None;
         }
-        self.drain(now, After::Next)
+        self.drain(now, RestartPolicy::Next)
     }
 
-    const fn drain(&mut self, now: u64, after: After) -> Option<Order> {
-        self.state = State::Stopping {
-            next: Order::Kill,
+    const fn drain(&mut self, now: u64, after: RestartPolicy) -> Option<SupervisorAction> {
+        self.state = SupervisorState::Stopping {
+            next: SupervisorAction::Kill,
             at: now + DRAIN_MS_MAX + GOODBYE_MS_MAX,
             after,
         };
-        Some(Order::Drain)
+        Some(SupervisorAction::Drain)
     }
 
     /// The control channel broke: the node can no longer be asked, so it is stopped.
     pub(crate) const fn lost(&mut self, now: u64) {
-        if matches!(self.state, State::Running(_)) {
-            self.state = State::Stopping {
-                next: Order::Kill,
+        if matches!(self.state, SupervisorState::Running(_)) {
+            self.state = SupervisorState::Stopping {
+                next: SupervisorAction::Kill,
                 at: now + ABORT_MS_MAX,
-                after: After::Failure,
+                after: RestartPolicy::Failure,
             };
         }
     }
 
     /// The machine goes down: the node is not started any more.
     pub(crate) const fn hold(&mut self) {
-        self.state = State::Held;
+        self.state = SupervisorState::Held;
     }
 
     /// Whether the node answered for its health lately enough for the watchdog. One that is not
     /// wanted is not missed.
     pub(crate) const fn alive(&self, now: u64) -> bool {
-        matches!(self.state, State::Idle) || now.saturating_sub(self.last_well) <= GRACE_MS
+        matches!(self.state, SupervisorState::Idle)
+            || now.saturating_sub(self.last_well) <= GRACE_MS
     }
 
     /// How often the node ended without being asked to.
@@ -376,10 +379,10 @@ impl Supervisor {
     }
 }
 
-impl Running {
-    fn order(&mut self, now: u64, computed: u64, number: &mut u64) -> Option<Order> {
+impl RunningNode {
+    fn order(&mut self, now: u64, computed: u64, number: &mut u64) -> Option<SupervisorAction> {
         if self.is_hung(now, computed) {
-            return Some(Order::Abort);
+            return Some(SupervisorAction::Abort);
         }
         if self.asked.is_some() || now < self.ask_at {
             return None;
@@ -392,7 +395,7 @@ impl Running {
         });
         self.last_asked = (now, computed);
         self.ask_at = now + ASK_EVERY_MS;
-        Some(Order::Ask(*number))
+        Some(SupervisorAction::Ask(*number))
     }
 
     fn is_hung(&mut self, now: u64, computed: u64) -> bool {
@@ -477,26 +480,26 @@ impl NodeWait {
 mod tests {
     use super::*;
 
-    fn wanted() -> Supervisor {
-        let mut supervisor = Supervisor::new(0);
+    fn wanted() -> NodeSupervisor {
+        let mut supervisor = NodeSupervisor::new(0);
         assert_eq!(supervisor.order(0, 0), None, "nobody wants it yet");
         supervisor.start(0);
         supervisor
     }
 
-    fn running() -> Supervisor {
+    fn running() -> NodeSupervisor {
         let mut supervisor = wanted();
-        assert_eq!(supervisor.order(0, 0), Some(Order::Spawn));
+        assert_eq!(supervisor.order(0, 0), Some(SupervisorAction::Spawn));
         supervisor.spawned(0);
         supervisor.ready(10);
         supervisor
     }
 
     /// Asks and answers until `until`.
-    fn live(supervisor: &mut Supervisor, from: u64, until: u64) {
+    fn live(supervisor: &mut NodeSupervisor, from: u64, until: u64) {
         for ms in (from..until).step_by(100) {
             while let Some(order) = supervisor.order(ms, 0) {
-                let Order::Ask(number) = order else {
+                let SupervisorAction::Ask(number) = order else {
                     panic!("a well node is only asked, not {order:?}");
                 };
                 supervisor.answered(number, true, ms, 0);
@@ -510,7 +513,7 @@ mod tests {
         let mut now = 0;
         let mut pauses = Vec::new();
         for _ in 0..11 {
-            assert_eq!(supervisor.order(now, 0), Some(Order::Spawn));
+            assert_eq!(supervisor.order(now, 0), Some(SupervisorAction::Spawn));
             supervisor.spawned(now);
             supervisor.ready(now);
             assert!(supervisor.exited(now));
@@ -535,16 +538,16 @@ mod tests {
     fn a_node_that_does_not_answer_is_aborted_then_killed() {
         let mut supervisor = running();
         let asked = supervisor.deadline().expect("a question is due");
-        assert_eq!(supervisor.order(asked, 0), Some(Order::Ask(1)));
+        assert_eq!(supervisor.order(asked, 0), Some(SupervisorAction::Ask(1)));
         assert_eq!(supervisor.order(asked, 0), None);
         let silent = supervisor.deadline().expect("an answer is due");
         assert_eq!(silent, asked + ANSWER_MS_MAX);
         assert_eq!(supervisor.order(silent - 1, 0), None);
-        assert_eq!(supervisor.order(silent, 0), Some(Order::Abort));
+        assert_eq!(supervisor.order(silent, 0), Some(SupervisorAction::Abort));
         assert_eq!(supervisor.order(silent + ABORT_MS_MAX - 1, 0), None);
         assert_eq!(
             supervisor.order(silent + ABORT_MS_MAX, 0),
-            Some(Order::Kill)
+            Some(SupervisorAction::Kill)
         );
         assert_eq!(supervisor.order(silent + ABORT_MS_MAX, 0), None);
         assert!(supervisor.exited(silent + ABORT_MS_MAX + 5));
@@ -555,7 +558,7 @@ mod tests {
     fn a_node_that_computes_has_longer() {
         let mut supervisor = running();
         let asked = supervisor.deadline().expect("a question is due");
-        assert_eq!(supervisor.order(asked, 70), Some(Order::Ask(1)));
+        assert_eq!(supervisor.order(asked, 70), Some(SupervisorAction::Ask(1)));
         let part = ANSWER_MS_MAX / COMPUTING_PART;
         for look in 1..ANSWER_MS_MAX_COMPUTING / ANSWER_MS_MAX {
             let now = supervisor.deadline().expect("a look is due");
@@ -564,27 +567,30 @@ mod tests {
         }
         let last = supervisor.deadline().expect("a look is due");
         assert_eq!(last, asked + ANSWER_MS_MAX_COMPUTING);
-        assert_eq!(supervisor.order(last, 1_000_000), Some(Order::Abort));
+        assert_eq!(
+            supervisor.order(last, 1_000_000),
+            Some(SupervisorAction::Abort)
+        );
 
         let mut supervisor = running();
-        assert_eq!(supervisor.order(asked, 70), Some(Order::Ask(1)));
+        assert_eq!(supervisor.order(asked, 70), Some(SupervisorAction::Ask(1)));
         let now = supervisor.deadline().expect("a look is due");
         assert_eq!(supervisor.order(now, 70 + part), None);
         let now = supervisor.deadline().expect("a look is due");
         let less = 70 + 2 * part - 1;
-        assert_eq!(supervisor.order(now, less), Some(Order::Abort));
+        assert_eq!(supervisor.order(now, less), Some(SupervisorAction::Abort));
     }
 
     #[test]
     fn a_machine_that_stood_still_is_no_node_that_hangs() {
         let mut supervisor = running();
         let asked = supervisor.deadline().expect("a question is due");
-        assert_eq!(supervisor.order(asked, 0), Some(Order::Ask(1)));
+        assert_eq!(supervisor.order(asked, 0), Some(SupervisorAction::Ask(1)));
         let late = asked + ANSWER_MS_MAX + LATE_MS;
         assert_eq!(supervisor.order(late, 0), None);
         let silent = supervisor.deadline().expect("an answer is due");
         assert_eq!(silent, late + ANSWER_MS_MAX);
-        assert_eq!(supervisor.order(silent, 0), Some(Order::Abort));
+        assert_eq!(supervisor.order(silent, 0), Some(SupervisorAction::Abort));
     }
 
     #[test]
@@ -602,12 +608,12 @@ mod tests {
     fn an_answer_to_another_question_does_not_count() {
         let mut supervisor = running();
         let asked = supervisor.deadline().expect("a question is due");
-        assert_eq!(supervisor.order(asked, 0), Some(Order::Ask(1)));
+        assert_eq!(supervisor.order(asked, 0), Some(SupervisorAction::Ask(1)));
         supervisor.answered(0, true, asked + 1, 0);
         supervisor.answered(2, true, asked + 1, 0);
         assert_eq!(
             supervisor.order(asked + ANSWER_MS_MAX, 0),
-            Some(Order::Abort)
+            Some(SupervisorAction::Abort)
         );
     }
 
@@ -616,11 +622,11 @@ mod tests {
         let mut supervisor = running();
         for round in 1..=u64::from(UNWELL_ANSWERS_MAX) {
             let now = supervisor.deadline().expect("a question is due");
-            assert_eq!(supervisor.order(now, 0), Some(Order::Ask(round)));
+            assert_eq!(supervisor.order(now, 0), Some(SupervisorAction::Ask(round)));
             supervisor.answered(round, false, now, 0);
         }
         let now = supervisor.deadline().expect("a question is due");
-        assert_eq!(supervisor.order(now, 0), Some(Order::Abort));
+        assert_eq!(supervisor.order(now, 0), Some(SupervisorAction::Abort));
     }
 
     #[test]
@@ -633,8 +639,8 @@ mod tests {
             // A tenth of a processor since it was asked before.
             let computed = now / COMPUTING_PART + 1;
             match supervisor.order(now, computed) {
-                Some(Order::Abort) => break now,
-                order => assert_eq!(order, Some(Order::Ask(number + 1))),
+                Some(SupervisorAction::Abort) => break now,
+                order => assert_eq!(order, Some(SupervisorAction::Ask(number + 1))),
             }
             number += 1;
             supervisor.answered(number, false, now + 1_000, computed + 100);
@@ -647,7 +653,10 @@ mod tests {
         for number in 1..=40 {
             let now = supervisor.deadline().expect("a question is due");
             let computed = now / COMPUTING_PART + 1;
-            assert_eq!(supervisor.order(now, computed), Some(Order::Ask(number)));
+            assert_eq!(
+                supervisor.order(now, computed),
+                Some(SupervisorAction::Ask(number))
+            );
             supervisor.answered(
                 number,
                 number.is_multiple_of(10),
@@ -669,7 +678,7 @@ mod tests {
         }
         let last = supervisor.deadline().expect("a look is due");
         assert_eq!(last, READY_MS_MAX_COMPUTING);
-        assert_eq!(supervisor.order(last, last), Some(Order::Abort));
+        assert_eq!(supervisor.order(last, last), Some(SupervisorAction::Abort));
         assert!(supervisor.alive(last), "the machine gives it up first");
 
         // The machine stood still while it started.
@@ -678,26 +687,29 @@ mod tests {
         let late = READY_MS_MAX + LATE_MS;
         assert_eq!(supervisor.order(late, 0), None);
         assert_eq!(supervisor.order(late + READY_MS_MAX - 1, 0), None);
-        assert_eq!(supervisor.order(late + READY_MS_MAX, 0), Some(Order::Abort));
+        assert_eq!(
+            supervisor.order(late + READY_MS_MAX, 0),
+            Some(SupervisorAction::Abort)
+        );
     }
 
     /// Has nodes compute that neither answer nor serve, from one that was started at `spawned` on, until `ends` of them
     /// were aborted. Answers when the last one ended.
-    fn nodes_compute(supervisor: &mut Supervisor, mut spawned: u64, ends: u32) -> u64 {
+    fn nodes_compute(supervisor: &mut NodeSupervisor, mut spawned: u64, ends: u32) -> u64 {
         let until = supervisor.restarts() + ends;
         loop {
             let now = supervisor.deadline().expect("something is due");
             assert!(supervisor.alive(now), "the machine gives up at {now}");
             match supervisor.order(now, now - spawned) {
-                Some(Order::Spawn) => {
+                Some(SupervisorAction::Spawn) => {
                     supervisor.spawned(now);
                     spawned = now;
                 }
-                Some(Order::Kill) => {
+                Some(SupervisorAction::Kill) => {
                     assert!(supervisor.exited(now), "it was ill");
                 }
-                Some(Order::Drain) => panic!("nothing asked it to end"),
-                Some(Order::Abort | Order::Ask(_)) | None => {}
+                Some(SupervisorAction::Drain) => panic!("nothing asked it to end"),
+                Some(SupervisorAction::Abort | SupervisorAction::Ask(_)) | None => {}
             }
             if supervisor.restarts() == until {
                 break now;
@@ -717,7 +729,7 @@ mod tests {
 
         // One that serves, and each has that time again.
         let now = supervisor.deadline().expect("the next one is due");
-        assert_eq!(supervisor.order(now, 0), Some(Order::Spawn));
+        assert_eq!(supervisor.order(now, 0), Some(SupervisorAction::Spawn));
         supervisor.spawned(now);
         supervisor.ready(now);
         let last = nodes_compute(&mut supervisor, now, GRACES_MAX + 1);
@@ -732,8 +744,8 @@ mod tests {
         for number in 1..=40 {
             now = now.max(supervisor.deadline().expect("a question is due"));
             match supervisor.order(now, now) {
-                Some(Order::Abort) => break,
-                order => assert_eq!(order, Some(Order::Ask(number))),
+                Some(SupervisorAction::Abort) => break,
+                order => assert_eq!(order, Some(SupervisorAction::Ask(number))),
             }
             now += ANSWER_MS_MAX - 1;
             supervisor.answered(number, false, now, now);
@@ -746,11 +758,14 @@ mod tests {
     fn the_node_after_a_planned_restart_has_all_of_its_time_to_serve() {
         let mut supervisor = running();
         let asked = supervisor.deadline().expect("a question is due");
-        assert_eq!(supervisor.order(asked, asked), Some(Order::Ask(1)));
+        assert_eq!(
+            supervisor.order(asked, asked),
+            Some(SupervisorAction::Ask(1))
+        );
         let now = asked + ANSWER_MS_MAX_COMPUTING - 1;
-        assert_eq!(supervisor.restart(now), Some(Order::Drain));
+        assert_eq!(supervisor.restart(now), Some(SupervisorAction::Drain));
         let now = supervisor.deadline().expect("it has to end");
-        assert_eq!(supervisor.order(now, now), Some(Order::Kill));
+        assert_eq!(supervisor.order(now, now), Some(SupervisorAction::Kill));
         assert!(!supervisor.exited(now), "it was asked for");
         nodes_compute(&mut supervisor, now, 1);
     }
@@ -760,14 +775,14 @@ mod tests {
     fn looks_that_are_all_late_come_to_an_end() {
         let mut supervisor = running();
         let asked = supervisor.deadline().expect("a question is due");
-        assert_eq!(supervisor.order(asked, 0), Some(Order::Ask(1)));
+        assert_eq!(supervisor.order(asked, 0), Some(SupervisorAction::Ask(1)));
         let looks = ANSWER_MS_MAX_COMPUTING / ANSWER_MS_MAX;
         for _ in 1..looks {
             let now = supervisor.deadline().expect("a look is due") + LATE_MS;
             assert_eq!(supervisor.order(now, 0), None);
         }
         let now = supervisor.deadline().expect("a look is due") + LATE_MS;
-        assert_eq!(supervisor.order(now, 0), Some(Order::Abort));
+        assert_eq!(supervisor.order(now, 0), Some(SupervisorAction::Abort));
         assert!(supervisor.alive(now), "the machine gives it up first");
         assert!(supervisor.exited(now));
         // It could not answer, and so the next one has all of its time.
@@ -781,7 +796,7 @@ mod tests {
         let mut aborted = None;
         for ms in (0..=READY_MS_MAX).step_by(100) {
             match supervisor.order(ms, 0) {
-                Some(Order::Abort) => aborted = Some(ms),
+                Some(SupervisorAction::Abort) => aborted = Some(ms),
                 Some(order) => panic!("a node that starts is let be, not {order:?}"),
                 None => {}
             }
@@ -810,25 +825,28 @@ mod tests {
     #[test]
     fn a_planned_restart_counts_as_no_failure_and_does_not_wait() {
         let mut supervisor = running();
-        assert_eq!(supervisor.restart(100), Some(Order::Drain));
+        assert_eq!(supervisor.restart(100), Some(SupervisorAction::Drain));
         assert_eq!(supervisor.restart(100), None);
         assert_eq!(supervisor.order(100, 0), None);
         assert!(!supervisor.exited(200));
-        assert_eq!(supervisor.order(200, 0), Some(Order::Spawn));
+        assert_eq!(supervisor.order(200, 0), Some(SupervisorAction::Spawn));
         assert_eq!(supervisor.restarts(), 0);
     }
 
     #[test]
     fn a_node_that_is_not_wanted_ends_and_is_not_missed() {
         let mut supervisor = running();
-        assert_eq!(supervisor.idle(100), Some(Order::Drain));
+        assert_eq!(supervisor.idle(100), Some(SupervisorAction::Drain));
         assert_eq!(supervisor.idle(100), None);
         assert!(!supervisor.exited(200));
         assert_eq!(supervisor.order(10 * GRACE_MS, 0), None);
         assert!(supervisor.alive(10 * GRACE_MS));
         supervisor.start(10 * GRACE_MS);
         assert!(supervisor.alive(10 * GRACE_MS));
-        assert_eq!(supervisor.order(10 * GRACE_MS, 0), Some(Order::Spawn));
+        assert_eq!(
+            supervisor.order(10 * GRACE_MS, 0),
+            Some(SupervisorAction::Spawn)
+        );
         assert_eq!(supervisor.restarts(), 0);
     }
 
@@ -838,7 +856,7 @@ mod tests {
         supervisor.idle(100);
         supervisor.start(150);
         assert!(!supervisor.exited(200));
-        assert_eq!(supervisor.order(200, 0), Some(Order::Spawn));
+        assert_eq!(supervisor.order(200, 0), Some(SupervisorAction::Spawn));
         supervisor.spawned(200);
         supervisor.restart(300);
         supervisor.idle(350);
@@ -852,7 +870,7 @@ mod tests {
         supervisor.restart(100);
         assert_eq!(
             supervisor.order(100 + DRAIN_MS_MAX + GOODBYE_MS_MAX, 0),
-            Some(Order::Kill)
+            Some(SupervisorAction::Kill)
         );
         assert!(!supervisor.exited(100 + DRAIN_MS_MAX + GOODBYE_MS_MAX + 1));
     }
@@ -862,7 +880,10 @@ mod tests {
         let mut supervisor = running();
         supervisor.lost(100);
         assert_eq!(supervisor.order(100, 0), None);
-        assert_eq!(supervisor.order(100 + ABORT_MS_MAX, 0), Some(Order::Kill));
+        assert_eq!(
+            supervisor.order(100 + ABORT_MS_MAX, 0),
+            Some(SupervisorAction::Kill)
+        );
         supervisor.lost(100 + ABORT_MS_MAX);
         assert!(supervisor.exited(3000));
     }

@@ -4,13 +4,13 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use alknet_tpm::predict::Update;
+use alknet_tpm::predict::ProgramUpdate;
 use alknet_tpm::{
-    AddSlotError, Expected, PcrChoice, Pin, StorageKey, Tpm, TpmError, TpmSource, choose,
+    AddSlotError, ExpectedPcrs, PcrChoice, StorageKey, Tpm, TpmError, TpmPin, TpmSource, choose,
 };
 use alknet_vault::slots::{Kek, OpenAlkv, SlotId, Tpm2Params};
 
-use crate::log::Log;
+use crate::log::InitLog;
 
 /// Where the kernel says what it was started with.
 const COMMAND_LINE: &str = "/proc/cmdline";
@@ -85,7 +85,7 @@ pub(crate) fn storage_key() -> Result<StorageKey, TpmError> {
 /// # Errors
 /// It is there and refuses, as an attacker can have it do who had the machine in hand: with a password of the owner, or
 /// by a start that nothing measures.
-pub(crate) fn is_usable(log: &Log) -> Result<bool, TpmError> {
+pub(crate) fn is_usable(log: &InitLog) -> Result<bool, TpmError> {
     let sealed = seal(None).map(drop);
     if let Err(error @ TpmError::Unsupported(_)) = &sealed {
         log.warn(format_args!("the TPM is not used: {error}"));
@@ -103,10 +103,10 @@ fn usable(sealed: Result<(), TpmError>) -> Result<bool, TpmError> {
 }
 
 /// Seals a new key to what the machine booted, and to a PIN if there is one.
-pub(crate) fn seal(pin: Option<&Pin>) -> Result<(Kek, Tpm2Params), TpmError> {
+pub(crate) fn seal(pin: Option<&TpmPin>) -> Result<(Kek, Tpm2Params), TpmError> {
     let mut tpm = open()?;
     let kek = alknet_tpm::new_kek()?;
-    let params = tpm.seal(&kek, &choice(), Expected::Current, pin)?;
+    let params = tpm.seal(&kek, &choice(), ExpectedPcrs::Current, pin)?;
     Ok((kek, params))
 }
 
@@ -115,9 +115,9 @@ pub(crate) fn add_slot_for(
     vault: &mut OpenAlkv,
     started: &[u8],
     next: &[u8],
-    pin: Option<&Pin>,
+    pin: Option<&TpmPin>,
 ) -> Result<SlotId, AddSlotError> {
-    let update = Update {
+    let update = ProgramUpdate {
         // The boot partition has none: firmware starts the image.
         loaders: &[],
         running: started,
@@ -130,7 +130,7 @@ pub(crate) fn add_slot_for(
 pub(crate) fn renew_slot(
     vault: &mut OpenAlkv,
     id: SlotId,
-    pin: Option<&Pin>,
+    pin: Option<&TpmPin>,
 ) -> Result<SlotId, AddSlotError> {
     open()?.renew_slot(vault, id, &choice(), pin)
 }
@@ -140,7 +140,7 @@ fn choice() -> PcrChoice {
 }
 
 /// Answers for slots of type `tpm2`.
-pub(crate) fn source(pin: Option<Pin>) -> Result<TpmSource<File>, TpmError> {
+pub(crate) fn source(pin: Option<TpmPin>) -> Result<TpmSource<File>, TpmError> {
     Ok(TpmSource::new(open()?, pin))
 }
 

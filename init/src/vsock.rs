@@ -9,19 +9,19 @@ use nix::sys::socket::{
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::machine::Event;
+use crate::machine::MachineEvent;
 
 /// The port of a console.
 pub(crate) const PORT: u32 = 7474;
 /// Callers that wait to be taken.
 const BACKLOG: i32 = 4;
 
-/// Waits for callers, as a task of the current runtime. Whoever is at the other end of the host is the
-/// host: the guest's own processes have no such address without the loopback device, which is not built.
+/// Waits for callers, as a task of the current runtime. Every caller is the host: the guest's own processes have
+/// no such address without the loopback device, which is not built.
 ///
 /// # Errors
 /// This machine has no vsock device.
-pub(crate) fn watch(events: &mpsc::Sender<Event>) -> io::Result<()> {
+pub(crate) fn watch(events: &mpsc::Sender<MachineEvent>) -> io::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
     bind(
@@ -29,14 +29,14 @@ pub(crate) fn watch(events: &mpsc::Sender<Event>) -> io::Result<()> {
         &VsockAddr::new(libc::VMADDR_CID_ANY, PORT),
     )?;
     listen(&socket, Backlog::new(BACKLOG)?)?;
-    // SAFETY: the socket owns its descriptor, which nobody else closes, and is never replaced inside
-    // the `AsyncFd`.
+    // SAFETY: the socket owns its descriptor, which no other code closes, and is never replaced inside the
+    // `AsyncFd`.
     let socket = unsafe { AsyncFd::register(socket) }.map_err(|error| error.into_parts().1)?;
     tokio::spawn(take(socket, events.clone()));
     Ok(())
 }
 
-async fn take(socket: AsyncFd<OwnedFd>, events: mpsc::Sender<Event>) {
+async fn take(socket: AsyncFd<OwnedFd>, events: mpsc::Sender<MachineEvent>) {
     loop {
         let Ok(mut ready) = socket.readable().await else {
             return;
@@ -44,12 +44,12 @@ async fn take(socket: AsyncFd<OwnedFd>, events: mpsc::Sender<Event>) {
         let taken = ready.try_io(|socket| {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let fd = accept4(socket.as_raw_fd(), flags)?;
-            // SAFETY: the kernel has just opened it, and nobody else knows it.
+            // SAFETY: the kernel has just opened it, and no other code knows it.
             Ok(unsafe { OwnedFd::from_raw_fd(fd) })
         });
         match taken {
             Ok(Ok(caller)) => {
-                if events.send(Event::Caller(caller)).await.is_err() {
+                if events.send(MachineEvent::Caller(caller)).await.is_err() {
                     return;
                 }
             }

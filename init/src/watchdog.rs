@@ -83,7 +83,7 @@ impl Watchdog {
         }
     }
 
-    /// Stops it, where the hardware can be stopped: for power-off, after which nobody feeds it.
+    /// Stops it, where the hardware can be stopped: for power-off, after which no process feeds it.
     pub(crate) fn disarm(mut self) {
         // Refused by hardware that cannot stop; there is nothing else to try.
         let _ = self.file.write_all(b"V");
@@ -113,12 +113,12 @@ fn candidates(dev: &Path) -> Vec<std::path::PathBuf> {
 fn identity(file: &File) -> io::Result<String> {
     /// `struct watchdog_info` of the kernel.
     #[repr(C)]
-    struct Info {
+    struct WatchdogInfo {
         options: u32,
         version: u32,
         identity: [u8; 32],
     }
-    let mut info = Info {
+    let mut info = WatchdogInfo {
         options: 0,
         version: 0,
         identity: [0; 32],

@@ -9,15 +9,15 @@ const DEPTH: usize = 256 << 10;
 
 /// Does `work`, then overwrites the stack and the registers that it used, and what the kernel keeps of those.
 pub(crate) fn after<T>(work: impl FnOnce() -> T) -> T {
-    let _saved = Saved;
+    let _saved = RegisterRefresh;
     alknet_vault::without_traces::<DEPTH, T>(work)
 }
 
 /// Has the kernel save this thread's registers once more when it is dropped, over those of a moment at which
 /// the work was interrupted: it does so whenever a thread waits.
-struct Saved;
+struct RegisterRefresh;
 
-impl Drop for Saved {
+impl Drop for RegisterRefresh {
     fn drop(&mut self) {
         thread::sleep(Duration::from_nanos(1));
     }

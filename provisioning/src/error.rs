@@ -18,7 +18,7 @@ pub enum ProvisioningError {
         volumes: Vec<String>,
     },
     /// A volume could not be mounted.
-    #[error("{device} cannot be mounted ({source}); write the volume anew", device = device.display())]
+    #[error("{device} cannot be mounted ({source}); write the volume again", device = device.display())]
     Mount {
         /// The block device.
         device: PathBuf,

@@ -1,4 +1,4 @@
-//! Reads files that somebody else wrote, and puts whole ones in their place.
+//! Reads files from media and other sources outside the node, and puts whole files in their place.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};

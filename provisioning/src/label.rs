@@ -42,12 +42,12 @@ const ISO_DESCRIPTOR_OFFSET: u64 = 16 * 2048;
 /// Reads the label of a FAT or ISO 9660 volume. `None` for every other content.
 ///
 /// # Errors
-/// Those of the device; its end is none.
+/// Those of the device. A device that ends too early is not an error.
 pub fn volume_label(device: &mut (impl Read + Seek)) -> io::Result<Option<VolumeLabel>> {
     let Some(sector) = read_at(device, 0, BOOT_SECTOR_BYTES)? else {
         return Ok(None);
     };
-    if let Some(fat) = Fat::parse(&sector) {
+    if let Some(fat) = FatBootSector::parse(&sector) {
         let label = fat.label(device)?;
         return Ok(Some(volume(FileSystem::Vfat, &label)));
     }
@@ -73,13 +73,13 @@ fn volume(file_system: FileSystem, label: &[u8]) -> VolumeLabel {
 }
 
 /// What the boot sector says about labels.
-struct Fat {
+struct FatBootSector {
     label: [u8; 11],
     root_offset: u64,
     root_bytes: u64,
 }
 
-impl Fat {
+impl FatBootSector {
     fn parse(sector: &[u8]) -> Option<Self> {
         let u16_at = |at: usize| u64::from(u16::from_le_bytes([sector[at], sector[at + 1]]));
         let u32_at = |at: usize| u16_at(at) | u16_at(at + 2) << 16;

@@ -1,9 +1,9 @@
 //! Where the node's configuration comes from.
 //!
-//! A provisioning medium is the outside's word; the data partition keeps what was last accepted. Media
-//! count in this order: QEMU's fw_cfg, NoCloud volumes, the boot partition, SMBIOS strings, the kernel's
-//! command line where nobody signed the image, the console. [`load`] weighs them and always ends with a
-//! configuration, together with everything that was wrong on the way:
+//! A provisioning medium comes from outside the node; the data partition keeps what the node last accepted. Media
+//! count in this order: QEMU's fw_cfg, NoCloud volumes, the boot partition, SMBIOS strings, the kernel's command line
+//! where the image is not signed, the console. [`load`] weighs them and always ends with a configuration, together
+//! with everything that was wrong on the way:
 //!
 //! 1. A medium whose document differs from the one last taken from a medium becomes the stored
 //!    configuration, once it is found correct, with a copy for a start that finds it damaged.
@@ -12,7 +12,7 @@
 //! 3. A refused document never replaces a correct one. Where there is no correct one, what lets
 //!    the administrators in is salvaged from it.
 //!
-//! Recovery words, seed keys and credentials on a medium are [`Secrets`]: they are taken out before a
+//! Recovery words, seed keys and credentials on a medium are [`MediaSecrets`]: they are taken out before a
 //! document is read and never stored, and [`erase`] overwrites words and credentials once they are kept.
 //!
 //! What a medium holds is untrusted until it is read: sizes are bounded, special files are not
@@ -37,22 +37,22 @@ use toml::de::DeTable;
 pub use error::ProvisioningError;
 pub use label::{FileSystem, VolumeLabel, volume_label};
 pub use mount::{KernelMounter, Mounted, Mounter};
-pub use programs::{NEXT, PROGRAM_BYTES_MAX, Programs, programs};
+pub use programs::{NEXT, PROGRAM_BYTES_MAX, UpdatePrograms, programs};
 pub use secrets::{
-    FoundCredential, FoundSeedKey, Place, PutSeedKeyError, SECRET_BYTES_MAX, Secrets, Words, erase,
-    put_seed_key,
+    MediaCredential, MediaLocation, MediaSecrets, MediaSeedKey, PutSeedKeyError, RecoveryWords,
+    SECRET_BYTES_MAX, erase, put_seed_key,
 };
-pub use source::{Problem, Source};
+pub use source::{ConfigOrigin, SourceDiagnostic};
 pub use sources::console::{CONSOLE_HEAD, CONSOLE_LINE_BYTES_MAX, ConsoleDocument, ConsoleError};
 pub use sources::strings;
 
-use secrets::Collector;
-use store::Store;
+use secrets::SecretCollector;
+use store::StoredConfig;
 
 /// Where to look. Every root can be moved, for tests and for hosts that are not the appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Paths {
+pub struct SourcePaths {
     /// Our entries of QEMU's firmware configuration, as sysfs shows them.
     pub fw_cfg: PathBuf,
     /// The kernel's list of block devices.
@@ -69,7 +69,7 @@ pub struct Paths {
     pub mount_point: PathBuf,
     /// Where the configuration is kept; absent while there is no data partition.
     pub config_dir: Option<PathBuf>,
-    /// Whether it is kept sealed. Then media provision the node once, and never again: whoever can
+    /// Whether it is kept sealed. Then media provision the node once, and never again: otherwise an attacker who can
     /// attach one, or write to the boot partition, would become an administrator of what is sealed.
     pub is_sealed: bool,
     /// Whether the vault says that it was configured before. Then what is sealed takes nothing from a medium even
@@ -77,7 +77,7 @@ pub struct Paths {
     pub is_configured: bool,
 }
 
-impl Paths {
+impl SourcePaths {
     /// The appliance's own, without a data partition.
     #[must_use]
     pub fn system() -> Self {
@@ -120,20 +120,20 @@ impl Paths {
 /// A configuration and how it came about.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// What to run with.
     pub config: NodeConfig,
     /// Where it came from.
-    pub source: Source,
+    pub source: ConfigOrigin,
     /// What it set: the names of the document's tables and keys, in order.
     pub set: Vec<String>,
     /// Everything that was wrong, in the order in which it was met.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<SourceDiagnostic>,
     /// The document of `source` was refused, and `config` holds only what
     /// [`NodeConfig::salvage`] takes from it.
     pub salvaged: bool,
     /// Words and seed keys that lie on media, whichever document counts.
-    pub secrets: Secrets,
+    pub secrets: MediaSecrets,
     /// Credentials of media may be kept: whatever is kept sealed takes those that came with the document
     /// that it was provisioned with, and no others, as it takes no other document.
     pub takes_credentials: bool,
@@ -141,7 +141,7 @@ pub struct Loaded {
     pub is_stored: bool,
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// Where the configuration came from, whose word that is, and what it set: one line for the log.
     #[must_use]
     pub fn summary(&self) -> String {
@@ -156,34 +156,42 @@ impl Loaded {
 
 /// Finds the configuration of this boot. Blocks on disks; fails never.
 #[must_use]
-pub fn load(paths: &Paths) -> Loaded {
+pub fn load(paths: &SourcePaths) -> LoadedConfig {
     load_with(paths, &KernelMounter)
 }
 
 /// [`load`] with another way to look into a volume.
 #[must_use]
-pub fn load_with(paths: &Paths, mounter: &dyn Mounter) -> Loaded {
+pub fn load_with(paths: &SourcePaths, mounter: &dyn Mounter) -> LoadedConfig {
     load_all(paths, mounter, None)
 }
 
-/// [`load`] with what somebody pasted at the console, which counts after every medium.
+/// [`load`] with what an administrator pasted at the console, which counts after every medium.
 #[must_use]
-pub fn load_console(paths: &Paths, mounter: &dyn Mounter, pasted: ConsoleDocument) -> Loaded {
+pub fn load_console(
+    paths: &SourcePaths,
+    mounter: &dyn Mounter,
+    pasted: ConsoleDocument,
+) -> LoadedConfig {
     load_all(paths, mounter, Some(pasted))
 }
 
-fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument>) -> Loaded {
+fn load_all(
+    paths: &SourcePaths,
+    mounter: &dyn Mounter,
+    pasted: Option<ConsoleDocument>,
+) -> LoadedConfig {
     let mut problems = Vec::new();
     let pasted = pasted.map(|document| document.0);
     let offers = sources::all(paths, mounter, pasted, &mut problems);
-    let mut collector = Collector::default();
+    let mut collector = SecretCollector::default();
     let mut documents = Vec::new();
     for offer in &offers {
         let bytes = offer.document.as_ref();
         let mut parted = bytes.map_or_else(Default::default, |bytes| secrets::part(bytes));
         collector.take(offer, &mut parted);
         if bytes.is_some() {
-            documents.push(Document {
+            documents.push(OfferedDocument {
                 source: offer.source.clone(),
                 bytes: parted.document,
                 mistakes: parted.mistakes,
@@ -194,16 +202,16 @@ fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument
     let medium = first(documents, &mut problems);
     let (secrets, more) = collector.finish();
     problems.extend(more);
-    let store = paths.config_dir.clone().map(Store::new);
-    let mut choice = Choice {
+    let store = paths.config_dir.clone().map(StoredConfig::new);
+    let mut choice = DocumentChoice {
         problems,
         refused: None,
         is_sealed: paths.is_sealed,
         is_configured: paths.is_sealed && paths.is_configured,
     };
-    let (config, source, salvaged, set) = choice.of(medium, store.as_ref());
-    let settled = store.as_ref().is_some_and(Store::is_settled);
-    Loaded {
+    let (config, source, salvaged, set) = choice.choose(medium, store.as_ref());
+    let settled = store.as_ref().is_some_and(StoredConfig::is_settled);
+    LoadedConfig {
         config,
         source,
         set,
@@ -211,7 +219,7 @@ fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument
         salvaged,
         secrets,
         takes_credentials: !(paths.is_sealed && (settled || paths.is_configured)),
-        is_stored: store.as_ref().is_some_and(Store::has_correct),
+        is_stored: store.as_ref().is_some_and(StoredConfig::has_correct),
     }
 }
 
@@ -221,7 +229,7 @@ fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument
 /// # Errors
 /// The note cannot be written.
 pub fn settle_credentials(config_dir: &Path) -> Result<(), ProvisioningError> {
-    Store::new(config_dir.to_owned()).settle()
+    StoredConfig::new(config_dir.to_owned()).settle()
 }
 
 /// Keeps a correct document that the running node took, for the next start: it becomes
@@ -230,19 +238,19 @@ pub fn settle_credentials(config_dir: &Path) -> Result<(), ProvisioningError> {
 /// # Errors
 /// A file cannot be written. Either document is whole, whatever happens.
 pub fn keep(config_dir: &Path, document: &[u8]) -> Result<(), ProvisioningError> {
-    Store::new(config_dir.to_owned()).keep(document)
+    StoredConfig::new(config_dir.to_owned()).keep(document)
 }
 
 /// Whether the hypervisor switched fault injection on (fw_cfg `opt/org.alknet/test-faults`).
 #[must_use]
-pub fn fault_injection(paths: &Paths) -> bool {
+pub fn fault_injection(paths: &SourcePaths) -> bool {
     let switch = file::read_bounded(&paths.fw_cfg.join("test-faults/raw"), 16);
     matches!(switch, Ok(Some(content)) if content.trim_ascii() == b"1")
 }
 
 /// A document and where it lay, without its secrets.
-struct Document {
-    source: Source,
+struct OfferedDocument {
+    source: ConfigOrigin,
     bytes: Vec<u8>,
     /// Why it cannot be believed, whatever the rest of it says.
     mistakes: Vec<(String, String)>,
@@ -250,8 +258,8 @@ struct Document {
     held_secrets: bool,
 }
 
-impl Document {
-    fn stored(source: Source, bytes: Vec<u8>) -> Self {
+impl OfferedDocument {
+    fn stored(source: ConfigOrigin, bytes: Vec<u8>) -> Self {
         Self {
             source,
             bytes,
@@ -266,11 +274,15 @@ impl Document {
 }
 
 /// The first document that says something. What others say, and it does not, is lost, and told.
-fn first(documents: Vec<Document>, problems: &mut Vec<Problem>) -> Option<Document> {
-    let (empty, mut saying): (Vec<_>, Vec<_>) = documents.into_iter().partition(Document::is_empty);
+fn first(
+    documents: Vec<OfferedDocument>,
+    problems: &mut Vec<SourceDiagnostic>,
+) -> Option<OfferedDocument> {
+    let (empty, mut saying): (Vec<_>, Vec<_>) =
+        documents.into_iter().partition(OfferedDocument::is_empty);
     // One that held nothing but secrets was not left empty by mistake.
     for document in empty.iter().filter(|document| !document.held_secrets) {
-        problems.push(Problem::new(
+        problems.push(SourceDiagnostic::new(
             "provisioning-empty",
             format!(
                 "{}: the document is empty and changes nothing",
@@ -286,7 +298,7 @@ fn first(documents: Vec<Document>, problems: &mut Vec<Problem>) -> Option<Docume
     let others = saying.iter().filter(|other| other.bytes != first.bytes);
     let others: Vec<_> = others.map(|other| other.source.to_string()).collect();
     if !others.is_empty() {
-        problems.push(Problem::new(
+        problems.push(SourceDiagnostic::new(
             "provisioning-conflict",
             format!(
                 "{} counts; other documents are not used: {}",
@@ -299,7 +311,7 @@ fn first(documents: Vec<Document>, problems: &mut Vec<Problem>) -> Option<Docume
     Some(first)
 }
 
-type Chosen = (NodeConfig, Source, bool, Vec<String>);
+type Chosen = (NodeConfig, ConfigOrigin, bool, Vec<String>);
 
 /// The names of a document's tables and keys, as they are written.
 fn names(document: &[u8]) -> Vec<String> {
@@ -313,18 +325,18 @@ fn names(document: &[u8]) -> Vec<String> {
         .collect()
 }
 
-struct Choice {
-    problems: Vec<Problem>,
+struct DocumentChoice {
+    problems: Vec<SourceDiagnostic>,
     /// The first document refused: salvaged from where nothing correct is found.
-    refused: Option<Document>,
+    refused: Option<OfferedDocument>,
     /// A configuration that is stored cannot be replaced by a medium.
     is_sealed: bool,
     /// Nor can one that was stored and is gone.
     is_configured: bool,
 }
 
-impl Choice {
-    fn of(&mut self, medium: Option<Document>, store: Option<&Store>) -> Chosen {
+impl DocumentChoice {
+    fn choose(&mut self, medium: Option<OfferedDocument>, store: Option<&StoredConfig>) -> Chosen {
         if self.is_configured {
             return self.of_configured(medium.as_ref(), store);
         }
@@ -356,7 +368,11 @@ impl Choice {
     }
 
     /// What is stored, or what is left of it. A medium is named where it says something else.
-    fn of_configured(&mut self, medium: Option<&Document>, store: Option<&Store>) -> Chosen {
+    fn of_configured(
+        &mut self,
+        medium: Option<&OfferedDocument>,
+        store: Option<&StoredConfig>,
+    ) -> Chosen {
         if let Some(medium) = medium
             && store.is_none_or(|store| !store.is_live(&medium.bytes) && self.is_new(medium, store))
         {
@@ -367,11 +383,11 @@ impl Choice {
     }
 
     /// Whether a document is another than the one last taken. Where that cannot be read it is.
-    fn is_new(&mut self, medium: &Document, store: &Store) -> bool {
+    fn is_new(&mut self, medium: &OfferedDocument, store: &StoredConfig) -> bool {
         match store.read(store::APPLIED) {
             Ok(applied) => applied.as_deref() != Some(&medium.bytes),
             Err(error) => {
-                self.problems.push(Problem::new(
+                self.problems.push(SourceDiagnostic::new(
                     "config-unreadable",
                     format!("{error}; so {} counts as a new document", medium.source),
                     "check the data partition",
@@ -381,24 +397,24 @@ impl Choice {
         }
     }
 
-    fn stored(&mut self, store: &Store) -> Option<Chosen> {
+    fn stored(&mut self, store: &StoredConfig) -> Option<Chosen> {
         let had_refused = self.refused.is_some();
-        if let Some(chosen) = self.read_stored(store, Source::Stored) {
+        if let Some(chosen) = self.read_stored(store, ConfigOrigin::Stored) {
             self.copy_live(store);
             if had_refused {
                 self.note_last_good("the stored configuration");
             }
             return Some(chosen);
         }
-        let chosen = self.read_stored(store, Source::LastGood)?;
+        let chosen = self.read_stored(store, ConfigOrigin::LastGood)?;
         self.note_last_good(store::LAST_GOOD);
         Some(chosen)
     }
 
     /// The copy of the stored configuration may be of an earlier one, which must not come back.
-    fn copy_live(&mut self, store: &Store) {
+    fn copy_live(&mut self, store: &StoredConfig) {
         if let Err(error) = store.copy_live() {
-            self.problems.push(Problem::new(
+            self.problems.push(SourceDiagnostic::new(
                 "config-not-stored",
                 format!("the copy of the configuration for a start that finds it damaged: {error}"),
                 "check the data partition",
@@ -406,11 +422,11 @@ impl Choice {
         }
     }
 
-    fn read_stored(&mut self, store: &Store, source: Source) -> Option<Chosen> {
+    fn read_stored(&mut self, store: &StoredConfig, source: ConfigOrigin) -> Option<Chosen> {
         let bytes = match store.read(&source.to_string()) {
             Ok(bytes) => bytes?,
             Err(error) => {
-                self.problems.push(Problem::new(
+                self.problems.push(SourceDiagnostic::new(
                     "config-unreadable",
                     error.to_string(),
                     "check the data partition",
@@ -418,7 +434,7 @@ impl Choice {
                 return None;
             }
         };
-        let document = Document::stored(source, bytes);
+        let document = OfferedDocument::stored(source, bytes);
         let chosen = self.parse(&document);
         if chosen.is_none() && self.refused.is_none() {
             self.refused = Some(document);
@@ -426,16 +442,18 @@ impl Choice {
         chosen
     }
 
-    fn parse(&mut self, document: &Document) -> Option<Chosen> {
-        let Document { source, bytes, .. } = document;
+    fn parse(&mut self, document: &OfferedDocument) -> Option<Chosen> {
+        let OfferedDocument { source, bytes, .. } = document;
         let of_text = |(what, fix): &(String, String)| {
-            Problem::new("config-refused", format!("{source}: {what}"), fix)
+            SourceDiagnostic::new("config-refused", format!("{source}: {what}"), fix)
         };
         let before = self.problems.len();
         self.problems.extend(document.mistakes.iter().map(of_text));
         let parsed = NodeConfig::parse(bytes);
         if let Err(errors) = &parsed {
-            let refused = errors.iter().map(|error| Problem::refused(source, error));
+            let refused = errors
+                .iter()
+                .map(|error| SourceDiagnostic::refused(source, error));
             self.problems.extend(refused);
         }
         let is_good = self.problems.len() == before;
@@ -443,30 +461,30 @@ impl Choice {
         Some((config, source.clone(), false, names(bytes)))
     }
 
-    fn note_sealed(&mut self, source: &Source) {
-        self.problems.push(Problem::new(
+    fn note_sealed(&mut self, source: &ConfigOrigin) {
+        self.problems.push(SourceDiagnostic::new(
             "provisioning-ignored",
             format!(
                 "{source}: another document than this node was provisioned with, and not taken, since \
                  the node is sealed"
             ),
-            "change it with 'alknet config apply', or reset the node and provision it anew",
+            "change it with 'alknet config apply', or reset the node and provision it again",
         ));
     }
 
     fn note_last_good(&mut self, what: &str) {
-        self.problems.push(Problem::new(
+        self.problems.push(SourceDiagnostic::new(
             "config-last-good",
             format!("the node runs with {what}, not with the refused document"),
             "correct the document and start again",
         ));
     }
 
-    fn keep(&mut self, store: Option<&Store>, bytes: &[u8]) {
+    fn keep(&mut self, store: Option<&StoredConfig>, bytes: &[u8]) {
         let Some(Err(error)) = store.map(|store| store.apply(bytes)) else {
             return;
         };
-        self.problems.push(Problem::new(
+        self.problems.push(SourceDiagnostic::new(
             "config-not-stored",
             format!("the configuration holds until the next start only: {error}"),
             "check the data partition, and leave the medium in place",
@@ -475,7 +493,12 @@ impl Choice {
 
     fn last_resort(&mut self) -> Chosen {
         let Some(refused) = self.refused.take() else {
-            return (NodeConfig::default(), Source::Default, false, Vec::new());
+            return (
+                NodeConfig::default(),
+                ConfigOrigin::Default,
+                false,
+                Vec::new(),
+            );
         };
         let config = NodeConfig::salvage(&refused.bytes);
         let text = if config.node.admin_keys.is_empty() {
@@ -487,7 +510,7 @@ impl Choice {
             let way_in = "only administrators, name, port, network and vault";
             format!("{}: {way_in} are taken from it", refused.source)
         };
-        self.problems.push(Problem::new(
+        self.problems.push(SourceDiagnostic::new(
             "config-salvaged",
             text,
             "correct the document and start again",

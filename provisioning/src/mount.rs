@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::{FileSystem, Paths};
+use crate::{FileSystem, SourcePaths};
 
 /// Most block devices looked at; more than any machine this runs on has.
 const DEVICES_MAX: usize = 256;
@@ -61,7 +61,7 @@ impl Drop for Mounted {
             return;
         }
         // At once, so that what was written is on the disk; detached where a medium that was pulled
-        // meanwhile, or somebody else, holds it.
+        // meanwhile, or another process, holds it.
         let now = umount2(&self.root, MntFlags::empty());
         if let Err(error) = now.or_else(|_| umount2(&self.root, MntFlags::MNT_DETACH)) {
             tracing::warn!(at = %self.root.display(), %error, "a volume stays mounted");
@@ -107,7 +107,7 @@ impl Mounter for KernelMounter {
 }
 
 /// Names of block devices that have a size, each place on a disk once.
-pub(crate) fn devices(paths: &Paths) -> Vec<String> {
+pub(crate) fn devices(paths: &SourcePaths) -> Vec<String> {
     let Ok(entries) = fs::read_dir(&paths.block_class) else {
         return Vec::new();
     };

@@ -4,8 +4,8 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::mount::Mounter;
-use crate::sources::{Labelled, labelled};
-use crate::{Paths, ProvisioningError, file};
+use crate::sources::{LabelledVolume, labelled};
+use crate::{ProvisioningError, SourcePaths, file};
 
 /// Bytes of an EFI program: a third of the boot partition, which is what the image's may have.
 pub const PROGRAM_BYTES_MAX: u64 = (256 << 20) / 3;
@@ -20,7 +20,7 @@ pub const NEXT: &str = "alknet-next.efi";
 
 /// The programs of an update.
 #[derive(Debug)]
-pub struct Programs {
+pub struct UpdatePrograms {
     /// What firmware starts from the boot partition.
     pub started: Vec<u8>,
     /// The one that is to be put in its place.
@@ -34,9 +34,12 @@ pub struct Programs {
 ///
 /// # Errors
 /// `AmbiguousProgram` where several volumes have [`NEXT`], `NoProgram` where one of them is missing, `TooLarge`, and those of volumes that cannot be read.
-pub fn programs(paths: &Paths, mounter: &dyn Mounter) -> Result<Programs, ProvisioningError> {
+pub fn programs(
+    paths: &SourcePaths,
+    mounter: &dyn Mounter,
+) -> Result<UpdatePrograms, ProvisioningError> {
     let volumes = labelled(paths);
-    let find = |volume: &Labelled, name: &str| {
+    let find = |volume: &LabelledVolume, name: &str| {
         let mounted = mounter
             .mount(&volume.device, volume.file_system, &paths.mount_point)
             .map_err(|source| ProvisioningError::Mount {
@@ -70,14 +73,14 @@ pub fn programs(paths: &Paths, mounter: &dyn Mounter) -> Result<Programs, Provis
             break;
         }
     }
-    Ok(Programs {
+    Ok(UpdatePrograms {
         started: started.ok_or_else(|| missing(STARTED, "the boot partition"))?,
         next,
         next_from,
     })
 }
 
-/// The content of a regular file; `None` where there is none.
+/// The content of a regular file; `None` where there is no file.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, ProvisioningError> {
     let failed = |source| ProvisioningError::Read {
         path: path.to_owned(),

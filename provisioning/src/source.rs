@@ -9,12 +9,12 @@ use crate::store;
 /// Where a configuration came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Source {
+pub enum ConfigOrigin {
     /// `alknet.toml` of the boot partition on the block device of this name.
     BootPartition { device: String },
     /// The kernel's command line.
     CommandLine,
-    /// Somebody pasted it at the console.
+    /// An administrator pasted it at the console.
     Console,
     /// Nothing was configured.
     Default,
@@ -30,10 +30,10 @@ pub enum Source {
     Stored,
 }
 
-impl Source {
-    /// Whose word it is: `hypervisor`, `medium` (whoever could attach one), `boot-partition` (whoever
-    /// could write to the disk), `boot-loader`, `console` (whoever stands in front of it),
-    /// `data-partition` (what this node accepted before) or `built-in`.
+impl ConfigOrigin {
+    /// Who could have written it: `hypervisor`, `medium` (a person who could attach one),
+    /// `boot-partition` (a program that could write to the disk), `boot-loader`, `console` (a person in
+    /// front of it), `data-partition` (this node, which accepted it before) or `built-in`.
     #[must_use]
     pub fn trust(&self) -> &'static str {
         match self {
@@ -48,7 +48,7 @@ impl Source {
     }
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ConfigOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BootPartition { device } => write!(f, "alknet.toml ({device})"),
@@ -66,7 +66,7 @@ impl fmt::Display for Source {
 
 /// Something that was wrong on the way to a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct SourceDiagnostic {
     /// Stable name, see `docs/provisioning.md`.
     pub code: &'static str,
     /// What is wrong, one line.
@@ -75,7 +75,7 @@ pub struct Problem {
     pub hint: String,
 }
 
-impl Problem {
+impl SourceDiagnostic {
     pub(crate) fn new(
         code: &'static str,
         text: impl Into<String>,
@@ -88,7 +88,7 @@ impl Problem {
         }
     }
 
-    pub(crate) fn refused(source: &Source, error: &ConfigError) -> Self {
+    pub(crate) fn refused(source: &ConfigOrigin, error: &ConfigError) -> Self {
         let text = format!("{source}: {}", error.summary());
         Self::new("config-refused", text, error.fix.clone())
     }

@@ -20,11 +20,11 @@ pub(crate) const APPLIED: &str = "provisioned.toml";
 /// A copy of that, once the credentials that came with it were looked at.
 const SETTLED: &str = "provisioned-credentials.toml";
 
-pub(crate) struct Store {
+pub(crate) struct StoredConfig {
     dir: PathBuf,
 }
 
-impl Store {
+impl StoredConfig {
     pub(crate) fn new(dir: PathBuf) -> Self {
         Self { dir }
     }

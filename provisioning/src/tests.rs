@@ -28,10 +28,10 @@ fn misspelt(n: u8) -> String {
 }
 
 /// A machine of directories.
-struct Machine {
+struct DirectoryMachine {
     root: TempDir,
     volumes: HashMap<PathBuf, PathBuf>,
-    paths: Paths,
+    paths: SourcePaths,
 }
 
 impl Mounter for HashMap<PathBuf, PathBuf> {
@@ -45,11 +45,11 @@ impl Mounter for HashMap<PathBuf, PathBuf> {
     }
 }
 
-impl Machine {
+impl DirectoryMachine {
     fn new() -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         let at = |name: &str| root.path().join(name);
-        let paths = Paths {
+        let paths = SourcePaths {
             fw_cfg: at("fw_cfg"),
             block_class: at("class"),
             dev: at("dev"),
@@ -111,16 +111,16 @@ impl Machine {
         fs::read_to_string(dir.join(name)).ok()
     }
 
-    fn load(&self) -> Loaded {
+    fn load(&self) -> LoadedConfig {
         load_with(&self.paths, &self.volumes)
     }
 }
 
-fn codes(loaded: &Loaded) -> Vec<&str> {
+fn codes(loaded: &LoadedConfig) -> Vec<&str> {
     loaded.problems.iter().map(|problem| problem.code).collect()
 }
 
-fn name(loaded: &Loaded) -> &str {
+fn name(loaded: &LoadedConfig) -> &str {
     loaded.config.node.name.as_deref().unwrap_or_default()
 }
 
@@ -160,50 +160,65 @@ pub(crate) fn iso_volume(label: &str) -> Vec<u8> {
 
 #[test]
 fn nothing_anywhere_is_the_default() {
-    let loaded = Machine::new().load();
+    let loaded = DirectoryMachine::new().load();
     assert_eq!(loaded.config, NodeConfig::default());
-    assert_eq!((loaded.source, loaded.problems), (Source::Default, vec![]));
-    let nowhere = Paths {
+    assert_eq!(
+        (loaded.source, loaded.problems),
+        (ConfigOrigin::Default, vec![])
+    );
+    let nowhere = SourcePaths {
         fw_cfg: "/nonexistent".into(),
         block_class: "/nonexistent".into(),
         dmi: "/nonexistent".into(),
         command_line: "/nonexistent".into(),
-        ..Paths::system()
+        ..SourcePaths::system()
     };
-    assert_eq!(load(&nowhere).source, Source::Default);
+    assert_eq!(load(&nowhere).source, ConfigOrigin::Default);
 }
 
 #[test]
 fn fw_cfg_is_taken_and_kept() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(document(1));
     let first = machine.load();
-    assert_eq!((name(&first), &first.source), ("node-1", &Source::FwCfg));
+    assert_eq!(
+        (name(&first), &first.source),
+        ("node-1", &ConfigOrigin::FwCfg)
+    );
     assert!(first.problems.is_empty());
     assert_eq!(machine.stored("config.toml"), Some(document(1)));
     machine.no_fw_cfg();
     let second = machine.load();
-    assert_eq!((name(&second), &second.source), ("node-1", &Source::Stored));
+    assert_eq!(
+        (name(&second), &second.source),
+        ("node-1", &ConfigOrigin::Stored)
+    );
 }
 
 #[test]
 fn a_medium_left_in_place_does_not_undo_a_later_change() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(document(1));
     machine.load();
     machine.store("config.toml", document(2));
     let loaded = machine.load();
-    assert_eq!((name(&loaded), &loaded.source), ("node-2", &Source::Stored));
+    assert_eq!(
+        (name(&loaded), &loaded.source),
+        ("node-2", &ConfigOrigin::Stored)
+    );
 }
 
 #[test]
 fn a_new_medium_replaces_the_stored_configuration_and_its_copy() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(document(1));
     machine.load();
     machine.fw_cfg(document(2));
     let loaded = machine.load();
-    assert_eq!((name(&loaded), &loaded.source), ("node-2", &Source::FwCfg));
+    assert_eq!(
+        (name(&loaded), &loaded.source),
+        ("node-2", &ConfigOrigin::FwCfg)
+    );
     assert_eq!(machine.stored("config.toml"), Some(document(2)));
     assert_eq!(machine.stored("config.last-good.toml"), Some(document(2)));
 }
@@ -211,7 +226,7 @@ fn a_new_medium_replaces_the_stored_configuration_and_its_copy() {
 /// An earlier program kept the document before as the copy, and a power cut between the two steps leaves it there.
 #[test]
 fn a_start_makes_the_copy_say_what_the_live_document_says() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.store("config.toml", document(2));
     machine.store("config.last-good.toml", document(1));
     // Taken from a medium again, and then from the disk alone.
@@ -233,11 +248,11 @@ fn a_start_makes_the_copy_say_what_the_live_document_says() {
 /// document that is used instead must not be the one from before.
 #[test]
 fn damage_does_not_bring_a_removed_administrator_back() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.paths.is_sealed = true;
     let both = document(1).replace("admin_keys = [", &format!("admin_keys = [\"{}\", ", key(2)));
     machine.fw_cfg(&both);
-    let admins = |loaded: &Loaded| loaded.config.node.admin_keys.clone();
+    let admins = |loaded: &LoadedConfig| loaded.config.node.admin_keys.clone();
     assert_eq!(admins(&machine.load()), [key(2), key(1)]);
     machine.paths.is_configured = true;
     let dir = machine.paths.config_dir.clone().expect("a data partition");
@@ -246,7 +261,7 @@ fn damage_does_not_bring_a_removed_administrator_back() {
         machine.store("config.toml", damaged);
         let loaded = machine.load();
         assert_eq!(admins(&loaded), [key(1)], "{loaded:?}");
-        assert_eq!(loaded.source, Source::LastGood);
+        assert_eq!(loaded.source, ConfigOrigin::LastGood);
     }
     // Nor do both.
     machine.store("config.last-good.toml", b"\0");
@@ -256,11 +271,14 @@ fn damage_does_not_bring_a_removed_administrator_back() {
 
 #[test]
 fn a_refused_medium_leaves_the_stored_configuration_in_force() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.store("config.toml", document(1));
     machine.fw_cfg(misspelt(2));
     let loaded = machine.load();
-    assert_eq!((name(&loaded), &loaded.source), ("node-1", &Source::Stored));
+    assert_eq!(
+        (name(&loaded), &loaded.source),
+        ("node-1", &ConfigOrigin::Stored)
+    );
     assert_eq!(codes(&loaded), ["config-refused", "config-last-good"]);
     assert_eq!(
         loaded.problems[0].text,
@@ -278,7 +296,7 @@ fn a_refused_medium_leaves_the_stored_configuration_in_force() {
 
 #[test]
 fn a_refused_medium_alone_still_lets_its_administrators_in() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(misspelt(3));
     let loaded = machine.load();
     assert!(loaded.salvaged);
@@ -289,7 +307,7 @@ fn a_refused_medium_alone_still_lets_its_administrators_in() {
 
 #[test]
 fn a_document_without_a_readable_key_says_so() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg("[node\n");
     let loaded = machine.load();
     assert_eq!(loaded.config, NodeConfig::default());
@@ -299,50 +317,56 @@ fn a_document_without_a_readable_key_says_so() {
 
 #[test]
 fn a_damaged_stored_configuration_falls_back_step_by_step() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.store("config.toml", misspelt(2));
     let salvaged = machine.load();
     assert_eq!(
         (salvaged.salvaged, &salvaged.source),
-        (true, &Source::Stored)
+        (true, &ConfigOrigin::Stored)
     );
     machine.store("config.last-good.toml", document(1));
     let last_good = machine.load();
     assert_eq!(
         (name(&last_good), &last_good.source),
-        ("node-1", &Source::LastGood)
+        ("node-1", &ConfigOrigin::LastGood)
     );
     assert_eq!(codes(&last_good), ["config-refused", "config-last-good"]);
 }
 
 #[test]
 fn a_medium_in_place_repairs_a_damaged_store() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(document(1));
     machine.load();
     machine.store("config.toml", b"\0\0\0");
-    assert_eq!(machine.load().source, Source::LastGood);
+    assert_eq!(machine.load().source, ConfigOrigin::LastGood);
     machine.store("config.last-good.toml", b"\0\0\0");
     let loaded = machine.load();
-    assert_eq!((name(&loaded), &loaded.source), ("node-1", &Source::FwCfg));
+    assert_eq!(
+        (name(&loaded), &loaded.source),
+        ("node-1", &ConfigOrigin::FwCfg)
+    );
     assert!(!loaded.salvaged);
 }
 
 #[test]
 fn without_a_data_partition_the_medium_counts_every_time() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.paths.config_dir = None;
     machine.fw_cfg(document(1));
     for _ in 0..2 {
         let loaded = machine.load();
-        assert_eq!((name(&loaded), &loaded.source), ("node-1", &Source::FwCfg));
+        assert_eq!(
+            (name(&loaded), &loaded.source),
+            ("node-1", &ConfigOrigin::FwCfg)
+        );
         assert!(loaded.problems.is_empty());
     }
 }
 
 #[test]
 fn a_store_that_cannot_be_written_is_announced_and_survived() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.fw_cfg(document(1));
     machine.paths.config_dir = Some("/dev/null/config".into());
     let loaded = machine.load();
@@ -354,7 +378,7 @@ fn a_store_that_cannot_be_written_is_announced_and_survived() {
 
 #[test]
 fn a_note_of_the_medium_that_cannot_be_read_is_said() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(document(1));
     machine.load();
     let dir = machine.paths.config_dir.as_ref().expect("a data partition");
@@ -370,7 +394,7 @@ fn a_note_of_the_medium_that_cannot_be_read_is_said() {
 #[test]
 fn stored_files_are_private() {
     use std::os::unix::fs::PermissionsExt;
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(document(1));
     machine.load();
     let dir = machine.paths.config_dir.as_ref().expect("a data partition");
@@ -390,7 +414,7 @@ fn nocloud_volumes_of_every_kind_are_found() {
         iso_volume("CIDATA"),
     ];
     for volume in volumes {
-        let mut machine = Machine::new();
+        let mut machine = DirectoryMachine::new();
         machine.disk("vda", vec![0xa5; 70_000], &[]);
         let files = [("meta-data", ""), ("user-data", &document(4))];
         machine.disk("vdb", volume, &files);
@@ -404,19 +428,19 @@ fn nocloud_volumes_of_every_kind_are_found() {
 
 #[test]
 fn fw_cfg_goes_before_nocloud() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.fw_cfg(document(1));
     machine.disk(
         "vdb",
         iso_volume("cidata"),
         &[("meta-data", ""), ("user-data", &document(4))],
     );
-    assert_eq!(machine.load().source, Source::FwCfg);
+    assert_eq!(machine.load().source, ConfigOrigin::FwCfg);
 }
 
 #[test]
 fn an_incomplete_nocloud_volume_is_skipped_for_the_next() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.disk("vda", iso_volume("cidata"), &[("user-data", &document(1))]);
     machine.disk(
         "vdb",
@@ -433,7 +457,7 @@ fn an_incomplete_nocloud_volume_is_skipped_for_the_next() {
 
 #[test]
 fn what_is_not_read_is_announced() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     let document = document(1);
     let files = [
         ("meta-data", "instance-id: x"),
@@ -451,7 +475,7 @@ fn what_is_not_read_is_announced() {
 
 #[test]
 fn cloud_config_is_refused_by_name() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     let files = [
         ("meta-data", ""),
         ("user-data", "#cloud-config\nhostname: x\n"),
@@ -464,7 +488,7 @@ fn cloud_config_is_refused_by_name() {
 
 #[test]
 fn an_empty_medium_changes_nothing() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.store("config.toml", document(1));
     machine.fw_cfg(" \n");
     let loaded = machine.load();
@@ -476,7 +500,7 @@ fn an_empty_medium_changes_nothing() {
 
 #[test]
 fn hostile_media_are_survived() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.fw_cfg(vec![0xff; 1 << 20]);
     assert_eq!(codes(&machine.load())[0], "config-refused");
     machine.no_fw_cfg();
@@ -490,7 +514,7 @@ fn hostile_media_are_survived() {
     machine.volumes.remove(&machine.paths.dev.join("vdb"));
     let loaded = machine.load();
     assert_eq!(codes(&loaded), vec!["provisioning-unreadable"; 3]);
-    assert_eq!(loaded.source, Source::Default);
+    assert_eq!(loaded.source, ConfigOrigin::Default);
     for problem in &loaded.problems {
         assert!(!problem.text.contains('\n') && !problem.hint.is_empty());
     }
@@ -498,17 +522,17 @@ fn hostile_media_are_survived() {
 
 #[test]
 fn drives_without_a_medium_are_not_touched() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     let files = [("meta-data", ""), ("user-data", &document(1) as &str)];
     machine.disk("sr0", iso_volume("cidata"), &files);
     fs::write(machine.paths.block_class.join("sr0/size"), "0\n").expect(FILE);
-    assert_eq!(machine.load().source, Source::Default);
+    assert_eq!(machine.load().source, ConfigOrigin::Default);
 }
 
 /// What `mformat` makes of a floppy disk looks like a table of partitions whose first is the disk.
 #[test]
 fn a_partition_that_is_its_whole_disk_is_told_of_once() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     for (name, start) in [
         ("vdb", None),
         ("vdb1", Some("0\n")),
@@ -533,7 +557,7 @@ fn a_partition_that_is_its_whole_disk_is_told_of_once() {
 
 #[test]
 fn fault_injection_needs_its_switch() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     assert!(!fault_injection(&machine.paths));
     let dir = machine.paths.fw_cfg.join("test-faults");
     fs::create_dir(&dir).expect(FILE);
@@ -545,16 +569,16 @@ fn fault_injection_needs_its_switch() {
 
 #[test]
 fn what_the_node_keeps_wins_over_the_medium_that_is_still_in_place() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     let node = machine.paths.fw_cfg.join("node");
     fs::create_dir(&node).expect(FILE);
     fs::write(node.join("raw"), document(1)).expect(FILE);
-    assert_eq!(load(&machine.paths).source, Source::FwCfg);
+    assert_eq!(load(&machine.paths).source, ConfigOrigin::FwCfg);
 
     let dir = machine.paths.config_dir.clone().expect("given above");
     keep(&dir, document(2).as_bytes()).expect(FILE);
     let loaded = load(&machine.paths);
-    assert_eq!(loaded.source, Source::Stored);
+    assert_eq!(loaded.source, ConfigOrigin::Stored);
     assert_eq!(loaded.config.node.name.as_deref(), Some("node-2"));
     let last_good = fs::read(dir.join("config.last-good.toml")).expect(FILE);
     assert_eq!(last_good, document(2).as_bytes());
@@ -562,13 +586,16 @@ fn what_the_node_keeps_wins_over_the_medium_that_is_still_in_place() {
 
 #[test]
 fn a_sealed_node_is_provisioned_once() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.paths.is_sealed = true;
     machine.fw_cfg(document(1));
     let first = machine.load();
     assert_eq!((name(&first), codes(&first)), ("node-1", vec![]));
     let again = machine.load();
-    assert_eq!((&again.source, codes(&again)), (&Source::Stored, vec![]));
+    assert_eq!(
+        (&again.source, codes(&again)),
+        (&ConfigOrigin::Stored, vec![])
+    );
 
     for other in [document(2), misspelt(2)] {
         machine.fw_cfg(other);
@@ -600,7 +627,7 @@ fn a_sealed_node_is_provisioned_once() {
 /// Who cannot read a sealed disk can damage what is on it: that does not make a medium count.
 #[test]
 fn a_sealed_node_that_was_configured_takes_nothing_from_a_medium() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.paths.is_sealed = true;
     machine.fw_cfg(document(1));
     assert!(machine.load().is_stored);
@@ -620,14 +647,14 @@ fn a_sealed_node_that_was_configured_takes_nothing_from_a_medium() {
         assert!(!loaded.takes_credentials);
         assert!(codes(&loaded).contains(&"provisioning-ignored"));
         assert!(loaded.config.node.admin_keys.is_empty(), "{loaded:?}");
-        assert_eq!(loaded.source, Source::Stored);
+        assert_eq!(loaded.source, ConfigOrigin::Stored);
     }
     let dir = machine.paths.config_dir.clone().expect("given above");
     fs::remove_dir_all(dir).expect(FILE);
     let loaded = machine.load();
     assert_eq!(
         (&loaded.source, loaded.is_stored),
-        (&Source::Default, false)
+        (&ConfigOrigin::Default, false)
     );
     // The copy is its own as well.
     machine.store("config.toml", b"\0");
@@ -640,7 +667,7 @@ fn a_sealed_node_that_was_configured_takes_nothing_from_a_medium() {
 
 #[test]
 fn a_sealed_node_takes_credentials_with_its_document_only() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     let dir = machine.paths.config_dir.clone().expect("given above");
     machine.paths.is_sealed = true;
     machine.fw_cfg(document(1));
@@ -651,7 +678,7 @@ fn a_sealed_node_takes_credentials_with_its_document_only() {
     assert!(!machine.load().takes_credentials);
     machine.fw_cfg(document(2));
     assert!(!machine.load().takes_credentials);
-    // What is not sealed is whoever's can attach a medium.
+    // A node that is not sealed takes credentials from any attached medium.
     machine.paths.is_sealed = false;
     assert!(machine.load().takes_credentials);
     // It took the second document, so what comes with that may be taken.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use alknet_test_support::deadline;
 
 use crate::error::{Error, Result};
-use crate::process::Process;
+use crate::process::ChildProcess;
 use crate::tools;
 
 /// Overrides the choice: `kvm` or `tcg`.
@@ -151,7 +151,7 @@ fn verdict(kernel: Option<&Path>) -> Accel {
 
 /// What came of a guest under KVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Probe {
+enum KvmProbe {
     /// It ran to its reboot.
     Ran,
     /// QEMU ended otherwise, or did not start.
@@ -160,7 +160,7 @@ enum Probe {
     Late,
 }
 
-impl Probe {
+impl KvmProbe {
     const fn accel(self) -> Accel {
         match self {
             Self::Ran => Accel::Kvm,
@@ -190,10 +190,10 @@ fn cache_file() -> Option<PathBuf> {
 }
 
 /// A verdict that cannot be kept costs a probe next time, nothing else.
-fn remember(path: &Path, probe: Probe) {
+fn remember(path: &Path, probe: KvmProbe) {
     let text = match probe {
-        Probe::Late => LATE,
-        Probe::Ran | Probe::Failed => probe.accel().name(),
+        KvmProbe::Late => LATE,
+        KvmProbe::Ran | KvmProbe::Failed => probe.accel().name(),
     };
     let write = || {
         fs::create_dir_all(path.parent().unwrap_or(path))?;
@@ -206,7 +206,7 @@ fn remember(path: &Path, probe: Probe) {
 
 /// Boots `kernel` without a root file system: it comes up, finds nothing to start, and reboots,
 /// which ends QEMU. Timers, interrupts and memory have worked by then.
-fn probe(kernel: &Path) -> Probe {
+fn probe(kernel: &Path) -> KvmProbe {
     let mut command = Command::new(tools::qemu());
     command
         .args([
@@ -224,37 +224,37 @@ fn probe(kernel: &Path) -> Probe {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    match Process::spawn(command, vec![]) {
+    match ChildProcess::spawn(command, vec![]) {
         Ok(guest) => {
             let limit = deadline(PROBE_LIMIT);
             follow(&guest, limit, limit * PROBE_LIMITS_MAX)
         }
-        Err(_) => Probe::Failed,
+        Err(_) => KvmProbe::Failed,
     }
 }
 
 /// Waits for the guest's end: for `limit` without the time in which others have the processors, and for `most` with it.
-fn follow(guest: &Process, limit: Duration, most: Duration) -> Probe {
+fn follow(guest: &ChildProcess, limit: Duration, most: Duration) -> KvmProbe {
     let kept_waiting = || guest.kept_waiting().unwrap_or_default();
     follow_kept(guest, kept_waiting, limit, most)
 }
 
 fn follow_kept(
-    guest: &Process,
+    guest: &ChildProcess,
     kept_waiting: impl Fn() -> Duration,
     limit: Duration,
     most: Duration,
-) -> Probe {
+) -> KvmProbe {
     let begun = Instant::now();
     loop {
         match guest.try_wait() {
-            Ok(Some(status)) if status.success() => return Probe::Ran,
-            Ok(Some(_)) | Err(_) => return Probe::Failed,
+            Ok(Some(status)) if status.success() => return KvmProbe::Ran,
+            Ok(Some(_)) | Err(_) => return KvmProbe::Failed,
             Ok(None) => {}
         }
         let passed = begun.elapsed();
         if passed.saturating_sub(kept_waiting()) > limit || passed > most {
-            return Probe::Late;
+            return KvmProbe::Late;
         }
         std::thread::sleep(PROBE_POLL);
     }
@@ -296,7 +296,7 @@ mod tests {
     fn a_guest_that_does_not_run_is_no_reason_for_kvm() {
         let file = tempfile::NamedTempFile::new().expect("the temporary directory is writable");
         fs::write(file.path(), b"not a kernel").expect("the file is ours");
-        assert_ne!(probe(file.path()), Probe::Ran);
+        assert_ne!(probe(file.path()), KvmProbe::Ran);
     }
 
     #[test]
@@ -315,17 +315,17 @@ mod tests {
         };
         let (minute, day) = (Duration::from_secs(60), Duration::from_secs(86_400));
         for age in [minute, day] {
-            assert_eq!(aged(Probe::Ran, age), Some(Accel::Kvm));
-            assert_eq!(aged(Probe::Failed, age), Some(Accel::Tcg));
+            assert_eq!(aged(KvmProbe::Ran, age), Some(Accel::Kvm));
+            assert_eq!(aged(KvmProbe::Failed, age), Some(Accel::Tcg));
         }
-        assert_eq!(aged(Probe::Late, minute), Some(Accel::Tcg));
-        assert_eq!(aged(Probe::Late, day), None, "another probe");
+        assert_eq!(aged(KvmProbe::Late, minute), Some(Accel::Tcg));
+        assert_eq!(aged(KvmProbe::Late, day), None, "another probe");
     }
 
-    fn started(program: &str, arguments: &[&str]) -> Process {
+    fn started(program: &str, arguments: &[&str]) -> ChildProcess {
         let mut command = Command::new(program);
         command.args(arguments).stdout(Stdio::null());
-        Process::spawn(command, vec![]).expect("every Debian has it")
+        ChildProcess::spawn(command, vec![]).expect("every Debian has it")
     }
 
     #[test]
@@ -334,11 +334,11 @@ mod tests {
         let most = deadline(Duration::from_secs(300));
         assert_eq!(
             follow(&started("sleep", &["600"]), limit, most),
-            Probe::Late
+            KvmProbe::Late
         );
         let spins = started("sh", &["-c", "while :; do :; done"]);
-        assert_eq!(follow(&spins, limit, most), Probe::Late);
-        assert_eq!(follow(&started("false", &[]), most, most), Probe::Failed);
+        assert_eq!(follow(&spins, limit, most), KvmProbe::Late);
+        assert_eq!(follow(&started("false", &[]), most, most), KvmProbe::Failed);
     }
 
     /// As a machine with KVM was put into emulation until its next boot by the first `up` beside other programs.
@@ -354,12 +354,12 @@ mod tests {
             };
             follow_kept(&guest, kept_waiting, limit, deadline(hung()))
         };
-        assert_eq!(waits("600", false), Probe::Late);
-        assert_eq!(waits("1", true), Probe::Ran);
+        assert_eq!(waits("600", false), KvmProbe::Late);
+        assert_eq!(waits("1", true), KvmProbe::Ran);
         // What has an end in any case.
         let guest = started("sleep", &["600"]);
         let ended = follow_kept(&guest, || deadline(hung()), limit, limit);
-        assert_eq!(ended, Probe::Late);
+        assert_eq!(ended, KvmProbe::Late);
     }
 
     #[test]

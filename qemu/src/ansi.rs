@@ -2,14 +2,14 @@
 
 /// Strips a stream piece by piece; sequences and characters may be cut anywhere.
 #[derive(Debug, Default)]
-pub(crate) struct Stripper {
-    state: State,
+pub(crate) struct EscapeStripper {
+    state: EscapeState,
     /// Bytes of a UTF-8 character whose rest has not come yet.
     partial: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-enum State {
+enum EscapeState {
     /// After `ESC [`: parameters until a final byte.
     Csi,
     /// After `ESC`.
@@ -22,7 +22,7 @@ enum State {
     Text,
 }
 
-impl Stripper {
+impl EscapeStripper {
     /// The text in `bytes`: no control sequences, no carriage returns; bytes that are not UTF-8
     /// become replacement characters. A sequence that moves the cursor to another row ends the
     /// line, so that a painted screen reads as lines.
@@ -35,24 +35,28 @@ impl Stripper {
 
     fn step(&mut self, byte: u8) {
         self.state = match (self.state, byte) {
-            (_, 0x1b) => State::Escape,
-            (State::Text, _) => {
+            (_, 0x1b) => EscapeState::Escape,
+            (EscapeState::Text, _) => {
                 if byte == b'\n' || byte == b'\t' || byte >= 0x20 {
                     self.partial.push(byte);
                 }
-                State::Text
+                EscapeState::Text
             }
-            (State::Escape, b'[') => State::Csi,
-            (State::Escape, b']' | b'P' | b'X' | b'^' | b'_') => State::String,
-            (State::Escape | State::EscapeIntermediate, 0x20..=0x2f) => State::EscapeIntermediate,
-            (State::Csi, 0x20..=0x3f) => State::Csi,
-            (State::Csi, b'B' | b'E' | b'H' | b'd' | b'f') => {
+            (EscapeState::Escape, b'[') => EscapeState::Csi,
+            (EscapeState::Escape, b']' | b'P' | b'X' | b'^' | b'_') => EscapeState::String,
+            (EscapeState::Escape | EscapeState::EscapeIntermediate, 0x20..=0x2f) => {
+                EscapeState::EscapeIntermediate
+            }
+            (EscapeState::Csi, 0x20..=0x3f) => EscapeState::Csi,
+            (EscapeState::Csi, b'B' | b'E' | b'H' | b'd' | b'f') => {
                 self.partial.push(b'\n');
-                State::Text
+                EscapeState::Text
             }
-            (State::String, 0x07) => State::Text,
-            (State::String, _) => State::String,
-            (State::Csi | State::Escape | State::EscapeIntermediate, _) => State::Text,
+            (EscapeState::String, 0x07) => EscapeState::Text,
+            (EscapeState::String, _) => EscapeState::String,
+            (EscapeState::Csi | EscapeState::Escape | EscapeState::EscapeIntermediate, _) => {
+                EscapeState::Text
+            }
         };
     }
 
@@ -89,7 +93,7 @@ mod tests {
     use super::*;
 
     fn strip(bytes: &[u8]) -> String {
-        Stripper::default().strip(bytes)
+        EscapeStripper::default().strip(bytes)
     }
 
     #[test]
@@ -110,7 +114,7 @@ mod tests {
         #[test]
         fn cutting_the_stream_changes_nothing(bytes: Vec<u8>, at: prop::sample::Index) {
             let at = at.index(bytes.len() + 1);
-            let mut stripper = Stripper::default();
+            let mut stripper = EscapeStripper::default();
             let mut pieces = stripper.strip(&bytes[..at]);
             pieces.push_str(&stripper.strip(&bytes[at..]));
             prop_assert_eq!(pieces, strip(&bytes));

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::accel::Accel;
-use crate::disk::Disk;
+use crate::disk::VirtioDisk;
 use crate::error::{Error, Result};
-use crate::machine::{Machine, MachineKind, Memory, WatchdogAction};
+use crate::machine::{GuestMemory, MachineKind, MachineSpec, WatchdogAction};
 use crate::nic::Nic;
-use crate::permits::Permit;
+use crate::permits::MachinePermit;
 use crate::tpm::Interposer;
 use crate::vm::Vm;
 
@@ -28,7 +28,7 @@ const PORT_TAKEN: &str = "Could not set up host forwarding rule";
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct VmBuilder {
-    pub(crate) machine: Machine,
+    pub(crate) machine: MachineSpec,
     pub(crate) name: String,
     accel: Option<Accel>,
     probe_kernel: Option<PathBuf>,
@@ -41,7 +41,7 @@ impl VmBuilder {
             .unwrap_or("vm")
             .replace("::", ".");
         Self {
-            machine: Machine::new(kind),
+            machine: MachineSpec::new(kind),
             name,
             accel: None,
             probe_kernel: None,
@@ -86,7 +86,7 @@ impl VmBuilder {
 
     /// Lets [`Vm::save`] save the machine: its memory is a file then.
     pub fn saveable(mut self) -> Self {
-        self.machine.memory = Memory::Saveable;
+        self.machine.memory = GuestMemory::Saveable;
         self
     }
 
@@ -94,12 +94,12 @@ impl VmBuilder {
     /// It has to be built as that one was. Files of disks may be copies, ports of the host are others, and
     /// a network of the harness may stand in for another.
     pub fn restore(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.machine.memory = Memory::Restored(folder.into());
+        self.machine.memory = GuestMemory::Restored(folder.into());
         self
     }
 
     /// Adds a disk. The guest names them in this order: `/dev/vda`, `/dev/vdb` ….
-    pub fn disk(mut self, disk: Disk) -> Self {
+    pub fn disk(mut self, disk: VirtioDisk) -> Self {
         self.machine.disks.push(disk);
         self
     }
@@ -155,7 +155,7 @@ impl VmBuilder {
     }
 
     /// Takes firmware that knows Secure Boot. It is enforced where the kept [`variables`](Self::variables)
-    /// have keys, see [`Owner::enroll`](crate::Owner::enroll). UEFI only.
+    /// have keys, see [`PlatformOwner::enroll`](crate::PlatformOwner::enroll). UEFI only.
     pub fn secure_boot(mut self) -> Self {
         self.machine.secure_boot = true;
         self
@@ -240,11 +240,11 @@ impl VmBuilder {
     }
 
     /// A copy of a saved machine has the pages that it writes for itself and shares the others.
-    fn permit(&self) -> Result<Permit> {
-        let restored = matches!(self.machine.memory, Memory::Restored(_));
+    fn permit(&self) -> Result<MachinePermit> {
+        let restored = matches!(self.machine.memory, GuestMemory::Restored(_));
         let mib = self.machine.memory_mib;
         let mib = if restored { mib / 2 } else { mib };
-        Permit::acquire(mib, restored, alknet_test_support::machines_mib())
+        MachinePermit::acquire(mib, restored, alknet_test_support::machines_mib())
     }
 
     fn choose_accel(&self) -> Result<Accel> {

@@ -7,14 +7,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::ansi::Stripper;
+use crate::ansi::EscapeStripper;
 
 /// Lines of the console that errors quote.
 const TAIL_LINES: usize = 40;
 
 /// One line, with what the machine had cost when it was complete.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct ConsoleLine {
     /// Since QEMU was started.
     pub at: Duration,
     /// Processor time of QEMU.
@@ -27,11 +27,11 @@ pub struct Line {
 
 /// A place in the console's text; what is waited for comes after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mark(usize);
+pub struct ConsoleMark(usize);
 
 /// How a wait ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Waited<T> {
+pub enum WaitResult<T> {
     /// The console closed: the machine ended.
     Closed,
     /// It was said: the place just behind it, or the line.
@@ -45,24 +45,24 @@ pub(crate) type Gauge = Box<dyn Fn() -> (Duration, Option<u64>) + Send>;
 
 /// The console of one machine.
 #[derive(Debug)]
-pub struct Console {
-    shared: Arc<Shared>,
+pub struct VmConsole {
+    shared: Arc<ConsoleShared>,
     input: Mutex<UnixStream>,
     reader: Option<JoinHandle<()>>,
 }
 
-impl Console {
+impl VmConsole {
     /// Follows `stream` in a thread until it closes. A machine that was restored had said `before` when it
     /// was saved.
     pub fn follow(stream: UnixStream, gauge: Gauge, before: &[u8]) -> io::Result<Self> {
         let output = stream.try_clone()?;
-        let shared = Arc::new(Shared::default());
-        let follower = Follower {
+        let shared = Arc::new(ConsoleShared::default());
+        let follower = ConsoleFollower {
             shared: shared.clone(),
             gauge,
             started: Instant::now(),
         };
-        follower.take(before, &mut Stripper::default());
+        follower.take(before, &mut EscapeStripper::default());
         let reader = std::thread::Builder::new()
             .name("console".to_owned())
             .spawn(move || follower.run(output))?;
@@ -84,12 +84,12 @@ impl Console {
     }
 
     /// Complete lines so far.
-    pub fn lines(&self) -> Vec<Line> {
+    pub fn lines(&self) -> Vec<ConsoleLine> {
         self.shared.lock().lines.clone()
     }
 
     /// The first line that contains `needle`.
-    pub fn find(&self, needle: &str) -> Option<Line> {
+    pub fn find(&self, needle: &str) -> Option<ConsoleLine> {
         self.shared
             .lock()
             .lines
@@ -99,12 +99,12 @@ impl Console {
     }
 
     /// The end of what was said so far.
-    pub fn mark(&self) -> Mark {
-        Mark(self.shared.lock().text.len())
+    pub fn mark(&self) -> ConsoleMark {
+        ConsoleMark(self.shared.lock().text.len())
     }
 
     /// Text after `mark`.
-    pub fn since(&self, mark: Mark) -> String {
+    pub fn since(&self, mark: ConsoleMark) -> String {
         self.shared
             .lock()
             .text
@@ -125,18 +125,28 @@ impl Console {
     }
 
     /// Waits until `needle` is said after `mark`. `limit` is taken as it is.
-    pub fn wait(&self, mark: Mark, needle: &str, limit: Duration) -> Waited<Mark> {
+    pub fn wait(
+        &self,
+        mark: ConsoleMark,
+        needle: &str,
+        limit: Duration,
+    ) -> WaitResult<ConsoleMark> {
         self.wait_any(mark, &[needle], limit)
     }
 
     /// Waits until one of `needles` is said after `mark`; the earliest in the text counts.
-    pub fn wait_any(&self, mark: Mark, needles: &[&str], limit: Duration) -> Waited<Mark> {
+    pub fn wait_any(
+        &self,
+        mark: ConsoleMark,
+        needles: &[&str],
+        limit: Duration,
+    ) -> WaitResult<ConsoleMark> {
         self.wait_log(limit, |log| log.search(mark, needles))
     }
 
     /// Waits for the first whole line that contains `needle`, with its stamps.
-    pub fn wait_line(&self, needle: &str, limit: Duration) -> Waited<Line> {
-        let line = |log: &Log| {
+    pub fn wait_line(&self, needle: &str, limit: Duration) -> WaitResult<ConsoleLine> {
+        let line = |log: &ConsoleLog| {
             log.lines
                 .iter()
                 .find(|line| line.text.contains(needle))
@@ -145,18 +155,22 @@ impl Console {
         self.wait_log(limit, line)
     }
 
-    fn wait_log<T>(&self, limit: Duration, ready: impl Fn(&Log) -> Option<T>) -> Waited<T> {
+    fn wait_log<T>(
+        &self,
+        limit: Duration,
+        ready: impl Fn(&ConsoleLog) -> Option<T>,
+    ) -> WaitResult<T> {
         let deadline = Instant::now() + limit;
         let mut log = self.shared.lock();
         loop {
             if let Some(found) = ready(&log) {
-                return Waited::Said(found);
+                return WaitResult::Said(found);
             }
             if log.closed {
-                return Waited::Closed;
+                return WaitResult::Closed;
             }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                return Waited::TimedOut;
+                return WaitResult::TimedOut;
             };
             log = self.shared.wait(log, left);
         }
@@ -192,17 +206,21 @@ fn tail(text: &str) -> String {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    log: Mutex<Log>,
+struct ConsoleShared {
+    log: Mutex<ConsoleLog>,
     changed: Condvar,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Log> {
+impl ConsoleShared {
+    fn lock(&self) -> MutexGuard<'_, ConsoleLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, log: MutexGuard<'a, Log>, limit: Duration) -> MutexGuard<'a, Log> {
+    fn wait<'a>(
+        &self,
+        log: MutexGuard<'a, ConsoleLog>,
+        limit: Duration,
+    ) -> MutexGuard<'a, ConsoleLog> {
         self.changed
             .wait_timeout(log, limit)
             .unwrap_or_else(PoisonError::into_inner)
@@ -211,25 +229,25 @@ impl Shared {
 }
 
 #[derive(Debug, Default)]
-struct Log {
+struct ConsoleLog {
     raw: Vec<u8>,
     text: String,
-    lines: Vec<Line>,
+    lines: Vec<ConsoleLine>,
     /// Where the unfinished line begins in `text`.
     line_start: usize,
     closed: bool,
 }
 
-impl Log {
-    fn search(&self, mark: Mark, needles: &[&str]) -> Option<Mark> {
+impl ConsoleLog {
+    fn search(&self, mark: ConsoleMark, needles: &[&str]) -> Option<ConsoleMark> {
         let text = self.text.get(mark.0..)?;
         let ends = needles
             .iter()
             .filter_map(|needle| text.find(needle).map(|at| (at, at + needle.len())));
-        ends.min().map(|(_, end)| Mark(mark.0 + end))
+        ends.min().map(|(_, end)| ConsoleMark(mark.0 + end))
     }
 
-    fn push(&mut self, text: &str, stamp: impl Fn(String) -> Line) {
+    fn push(&mut self, text: &str, stamp: impl Fn(String) -> ConsoleLine) {
         self.text.push_str(text);
         while let Some(length) = self.text[self.line_start..].find('\n') {
             let end = self.line_start + length;
@@ -240,15 +258,15 @@ impl Log {
     }
 }
 
-struct Follower {
-    shared: Arc<Shared>,
+struct ConsoleFollower {
+    shared: Arc<ConsoleShared>,
     gauge: Gauge,
     started: Instant,
 }
 
-impl Follower {
+impl ConsoleFollower {
     fn run(self, mut stream: UnixStream) {
-        let mut stripper = Stripper::default();
+        let mut stripper = EscapeStripper::default();
         let mut chunk = [0; 4096];
         loop {
             match stream.read(&mut chunk) {
@@ -262,13 +280,13 @@ impl Follower {
         self.shared.changed.notify_all();
     }
 
-    fn take(&self, bytes: &[u8], stripper: &mut Stripper) {
+    fn take(&self, bytes: &[u8], stripper: &mut EscapeStripper) {
         let at = self.started.elapsed();
         let (cpu, instructions) = (self.gauge)();
         let text = stripper.strip(bytes);
         let mut log = self.shared.lock();
         log.raw.extend_from_slice(bytes);
-        log.push(&text, |text| Line {
+        log.push(&text, |text| ConsoleLine {
             at,
             cpu,
             instructions,
@@ -285,10 +303,10 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn console() -> (UnixStream, Console) {
+    fn console() -> (UnixStream, VmConsole) {
         let (machine, ours) = UnixStream::pair().expect("a socket pair can be made");
         let gauge = Box::new(|| (Duration::from_millis(5), Some(7)));
-        let console = Console::follow(ours, gauge, b"before\n");
+        let console = VmConsole::follow(ours, gauge, b"before\n");
         (machine, console.expect("a thread can be started"))
     }
 
@@ -302,13 +320,19 @@ mod tests {
             console.find("before").map(|line| line.at.as_secs()),
             Some(0)
         );
-        let Waited::Said(mark) = console.wait(Mark::default(), "two", LONG) else {
+        let WaitResult::Said(mark) = console.wait(ConsoleMark::default(), "two", LONG) else {
             panic!("it was said")
         };
-        assert_eq!(console.wait(mark, "one", Duration::ZERO), Waited::TimedOut);
+        assert_eq!(
+            console.wait(mark, "one", Duration::ZERO),
+            WaitResult::TimedOut
+        );
         machine.write_all(b"ee\n").expect("the console reads");
-        assert!(matches!(console.wait(mark, "three", LONG), Waited::Said(_)));
-        let Waited::Said(line) = console.wait_line("thr", LONG) else {
+        assert!(matches!(
+            console.wait(mark, "three", LONG),
+            WaitResult::Said(_)
+        ));
+        let WaitResult::Said(line) = console.wait_line("thr", LONG) else {
             panic!("it was said")
         };
         assert_eq!(line.text, "three");
@@ -324,15 +348,18 @@ mod tests {
         machine
             .write_all(b"beta alpha\n")
             .expect("the console reads");
-        let waited = console.wait_any(Mark::default(), &["alpha", "beta"], LONG);
-        assert_eq!(waited, Waited::Said(Mark("before\nbeta".len())));
+        let waited = console.wait_any(ConsoleMark::default(), &["alpha", "beta"], LONG);
+        assert_eq!(waited, WaitResult::Said(ConsoleMark("before\nbeta".len())));
     }
 
     #[test]
     fn a_closed_console_ends_the_wait() {
         let (machine, mut console) = console();
         drop(machine);
-        assert_eq!(console.wait(Mark::default(), "never", LONG), Waited::Closed);
+        assert_eq!(
+            console.wait(ConsoleMark::default(), "never", LONG),
+            WaitResult::Closed
+        );
         console.finish();
         assert_eq!(console.text(), "before\n");
     }

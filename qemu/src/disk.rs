@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::record::Recorder;
+use crate::record::DiskRecorder;
 
 /// Serial number by which the node finds its data disk.
 pub const DATA_SERIAL: &str = "alk-data";
@@ -17,7 +17,7 @@ const ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// A virtio disk.
 #[derive(Clone, Debug)]
-pub struct Disk {
+pub struct VirtioDisk {
     pub(crate) backing: Backing,
     pub(crate) read_only: bool,
     pub(crate) serial: Option<String>,
@@ -32,7 +32,7 @@ pub(crate) enum Backing {
     Unreadable(PathBuf),
 }
 
-impl Disk {
+impl VirtioDisk {
     /// A raw image, written in place.
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self::with(Backing::File(path.into()))
@@ -49,7 +49,7 @@ impl Disk {
     }
 
     /// A disk whose writes are recorded, for power cuts.
-    pub fn recorded(recorder: &Recorder) -> Self {
+    pub fn recorded(recorder: &DiskRecorder) -> Self {
         Self::with(Backing::Recorder(recorder.socket().to_owned()))
     }
 

@@ -3,13 +3,13 @@
 //!
 //! ```no_run
 //! use std::time::Duration;
-//! use alknet_qemu::{Disk, MachineKind, Nic, Vm};
+//! use alknet_qemu::{VirtioDisk, MachineKind, Nic, Vm};
 //!
 //! let mut vm = Vm::builder(MachineKind::Q35)
 //!     .kernel("bzImage")
 //!     .initrd("alknet.initrd")
 //!     .append("console=ttyS0 quiet panic=10")
-//!     .disk(Disk::file("data.raw").data())
+//!     .disk(VirtioDisk::file("data.raw").data())
 //!     .nic(Nic::user())
 //!     .start()?;
 //! vm.wait_for("serving", Duration::from_secs(10))?;
@@ -29,9 +29,9 @@ mod ansi;
 mod boot_entry;
 mod builder;
 mod console;
-mod count;
 mod disk;
 mod error;
+mod file_counter;
 mod lan;
 mod machine;
 mod nbd;
@@ -52,19 +52,19 @@ mod vm;
 pub use accel::{ACCEL_VARIABLE, Accel, SCALED_MAX, TCG_TIMEOUT_FACTOR, expect_slowdown};
 pub use boot_entry::set_command_line;
 pub use builder::VmBuilder;
-pub use console::{Console, Line, Mark, Waited};
-pub use disk::{DATA_SERIAL, Disk, blank, checksum, content, copy};
+pub use console::{ConsoleLine, ConsoleMark, VmConsole, WaitResult};
+pub use disk::{DATA_SERIAL, VirtioDisk, blank, checksum, content, copy};
 pub use error::{Error, Result};
-pub use lan::{Advertise, Dhcp4, Lan, LanEvent, LanSettings, ROUTER_V4, ROUTER_V6};
+pub use lan::{DhcpLease, Lan, LanEvent, LanSettings, ROUTER_V4, ROUTER_V6, RouterAdvertisement};
 pub use machine::{MachineKind, TCG_CPU, WatchdogAction};
 pub use nic::{NODE_PORT, Nic};
 pub use permits::{MACHINE_WAIT_MAX, machines_mib};
-pub use process::{CpuClock, Process};
-pub use qmp::{Event, Qmp};
-pub use record::{Cut, Recorder, Recording};
-pub use scratch::Scratch;
-pub use search::Search;
-pub use secure_boot::Owner;
+pub use process::{ChildProcess, CpuClock};
+pub use qmp::{Qmp, QmpEvent};
+pub use record::{CutSummary, DiskRecorder, DiskRecording};
+pub use scratch::ScratchDir;
+pub use search::PatternSearch;
+pub use secure_boot::PlatformOwner;
 pub use tools::{FIRMWARE_VARIABLE, QEMU_VARIABLE, cache_dir, version};
 pub use tpm::Interposer;
-pub use vm::{Exit, Forward, LOGS_VARIABLE, READY_WITHIN, Vm};
+pub use vm::{LOGS_VARIABLE, PortForward, READY_WITHIN, Vm, VmExit};

@@ -1,4 +1,4 @@
-//! What a machine consists of, and how QEMU is told.
+//! What a machine consists of, and the arguments that give it to QEMU.
 
 mod devices;
 
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::accel::Accel;
-use crate::disk::Disk;
+use crate::disk::VirtioDisk;
 use crate::error::{Error, Result};
 use crate::nic::Nic;
 use crate::tpm::Interposer;
@@ -36,7 +36,7 @@ pub enum WatchdogAction {
 
 /// Where the guest's memory lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Memory {
+pub(crate) enum GuestMemory {
     /// Nowhere that outlives the machine.
     Anonymous,
     /// In a file of the machine's own, so that it can be saved.
@@ -47,15 +47,15 @@ pub(crate) enum Memory {
 
 /// Everything about a machine that is known before it starts.
 #[derive(Clone, Debug)]
-pub(crate) struct Machine {
+pub(crate) struct MachineSpec {
     pub(crate) kind: MachineKind,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) append: String,
     pub(crate) memory_mib: u32,
-    pub(crate) memory: Memory,
+    pub(crate) memory: GuestMemory,
     pub(crate) cpus: u32,
-    pub(crate) disks: Vec<Disk>,
+    pub(crate) disks: Vec<VirtioDisk>,
     pub(crate) fw_cfg: Vec<(String, Vec<u8>)>,
     pub(crate) seed: Option<Vec<u8>>,
     pub(crate) nics: Vec<Nic>,
@@ -75,7 +75,7 @@ pub(crate) struct Machine {
 
 /// What is only known at the start: ports, files, descriptors.
 #[derive(Debug)]
-pub(crate) struct Layout {
+pub(crate) struct MachineResources {
     pub(crate) accel: Accel,
     /// File of the guest's memory, and whether what the guest writes goes there.
     pub(crate) memory: Option<(PathBuf, bool)>,
@@ -87,9 +87,9 @@ pub(crate) struct Layout {
     pub(crate) ports: Vec<u16>,
     /// Firmware code and this machine's copy of the variables.
     pub(crate) firmware: Option<(PathBuf, PathBuf)>,
-    /// Files that hold `Machine::fw_cfg`, in its order.
+    /// Files that hold `MachineSpec::fw_cfg`, in its order.
     pub(crate) fw_cfg_files: Vec<PathBuf>,
-    /// Folder of the files that `Machine::seed` needs.
+    /// Folder of the files that `MachineSpec::seed` needs.
     pub(crate) seed: Option<PathBuf>,
     /// QEMU's end of the TPM's control channel.
     pub(crate) tpm_fd: Option<i32>,
@@ -111,7 +111,7 @@ const TSC_SPEED: &str = "tsc_early_khz=";
 /// The kernel watches PCI Express slots itself, whatever firmware says about whose they are.
 const NATIVE_HOT_PLUG: &str = "pcie_ports=native";
 
-impl Machine {
+impl MachineSpec {
     /// One with nothing in it, of the usual size.
     pub(crate) fn new(kind: MachineKind) -> Self {
         Self {
@@ -120,7 +120,7 @@ impl Machine {
             initrd: None,
             append: String::new(),
             memory_mib: 512,
-            memory: Memory::Anonymous,
+            memory: GuestMemory::Anonymous,
             cpus: 1,
             disks: vec![],
             fw_cfg: vec![],
@@ -163,7 +163,7 @@ impl Machine {
             return refuse("a machine needs memory and a processor");
         }
         let files = [self.kernel.as_deref(), self.initrd.as_deref()];
-        let disks = self.disks.iter().filter_map(Disk::path);
+        let disks = self.disks.iter().filter_map(VirtioDisk::path);
         files
             .into_iter()
             .flatten()
@@ -177,8 +177,8 @@ impl Machine {
     }
 
     /// QEMU's arguments.
-    pub(crate) fn arguments(&self, layout: &Layout) -> Vec<OsString> {
-        let mut args = Arguments::default();
+    pub(crate) fn arguments(&self, layout: &MachineResources) -> Vec<OsString> {
+        let mut args = QemuArguments::default();
         self.board(layout, &mut args);
         self.firmware_and_kernel(layout, &mut args);
         self.channels(layout, &mut args);
@@ -207,11 +207,11 @@ impl Machine {
         let machine = Self {
             kernel: self.kernel.as_ref().map(|_| place("kernel")),
             initrd: self.initrd.as_ref().map(|_| place("initrd")),
-            disks: self.disks.iter().map(Disk::anywhere).collect(),
+            disks: self.disks.iter().map(VirtioDisk::anywhere).collect(),
             ..self.clone()
         };
         let is_uefi = self.kind == MachineKind::Q35Uefi;
-        let layout = Layout {
+        let layout = MachineResources {
             accel,
             memory: Some((place("memory"), true)),
             console_fd: 0,
@@ -230,7 +230,7 @@ impl Machine {
         words.join("\n")
     }
 
-    fn board(&self, layout: &Layout, args: &mut Arguments) {
+    fn board(&self, layout: &MachineResources, args: &mut QemuArguments) {
         let accel = layout.accel.name();
         let machine = match self.kind {
             MachineKind::Microvm => {
@@ -277,7 +277,7 @@ impl Machine {
         if self.starts_paused() {
             args.all(["-S"]);
         }
-        if let Memory::Restored(_) = self.memory {
+        if let GuestMemory::Restored(_) = self.memory {
             args.pair("-incoming", "defer");
         }
         if self.counted {
@@ -288,7 +288,7 @@ impl Machine {
         }
     }
 
-    fn firmware_and_kernel(&self, layout: &Layout, args: &mut Arguments) {
+    fn firmware_and_kernel(&self, layout: &MachineResources, args: &mut QemuArguments) {
         if self.secure_boot {
             args.pair("-global", "driver=cfi.pflash01,property=secure,value=on");
             args.pair("-global", "ICH9-LPC.disable_s3=1");
@@ -332,7 +332,7 @@ impl Machine {
         self.nics.iter().any(|nic| !nic.plugged) || self.disks.iter().any(|disk| !disk.plugged)
     }
 
-    fn channels(&self, layout: &Layout, args: &mut Arguments) {
+    fn channels(&self, layout: &MachineResources, args: &mut QemuArguments) {
         args.pair(
             "-chardev",
             format!("socket,id=console,fd={}", layout.console_fd),
@@ -342,7 +342,7 @@ impl Machine {
         args.pair("-mon", "chardev=qmp,mode=control");
     }
 
-    fn fw_cfg_files(&self, layout: &Layout, args: &mut Arguments) {
+    fn fw_cfg_files(&self, layout: &MachineResources, args: &mut QemuArguments) {
         for ((name, _), path) in self.fw_cfg.iter().zip(&layout.fw_cfg_files) {
             args.pair("-fw_cfg", option(&format!("name={name},file="), path));
         }
@@ -374,9 +374,9 @@ fn option(head: &str, path: &Path) -> OsString {
 }
 
 #[derive(Default)]
-struct Arguments(Vec<OsString>);
+struct QemuArguments(Vec<OsString>);
 
-impl Arguments {
+impl QemuArguments {
     fn pair(&mut self, name: &str, value: impl AsRef<OsStr>) {
         self.0.push(name.into());
         self.0.push(value.as_ref().to_owned());

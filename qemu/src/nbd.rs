@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 /// What is served.
-pub(crate) trait Store {
+pub(crate) trait NbdBackend {
     /// Size in bytes.
     fn size(&self) -> u64;
     /// Reads `buffer.len()` bytes at `offset`.
@@ -17,11 +17,11 @@ pub(crate) trait Store {
 }
 
 /// Serves one client until it leaves.
-pub(crate) fn serve(stream: &mut (impl Read + Write), store: &impl Store) -> io::Result<()> {
+pub(crate) fn serve(stream: &mut (impl Read + Write), store: &impl NbdBackend) -> io::Result<()> {
     if !negotiate(stream, store)? {
         return Ok(());
     }
-    while let Some(request) = Request::read(stream)? {
+    while let Some(request) = NbdRequest::read(stream)? {
         if !answer(stream, store, &request)? {
             break;
         }
@@ -78,7 +78,7 @@ mod errno {
 }
 
 /// Whether the client goes on to transmission.
-fn negotiate(stream: &mut (impl Read + Write), store: &impl Store) -> io::Result<bool> {
+fn negotiate(stream: &mut (impl Read + Write), store: &impl NbdBackend) -> io::Result<bool> {
     let mut greeting = Vec::with_capacity(18);
     greeting.extend(MAGIC.to_be_bytes());
     greeting.extend(OPTION_MAGIC.to_be_bytes());
@@ -122,7 +122,7 @@ fn negotiate(stream: &mut (impl Read + Write), store: &impl Store) -> io::Result
 }
 
 /// Size and transmission flags, as two messages carry them.
-fn export(store: &impl Store) -> [u8; 10] {
+fn export(store: &impl NbdBackend) -> [u8; 10] {
     let mut bytes = [0; 10];
     bytes[..8].copy_from_slice(&store.size().to_be_bytes());
     bytes[8..].copy_from_slice(&TRANSMISSION.to_be_bytes());
@@ -141,7 +141,7 @@ fn reply_option(stream: &mut impl Write, option: u32, kind: u32, data: &[u8]) ->
 }
 
 #[derive(Debug)]
-struct Request {
+struct NbdRequest {
     fua: bool,
     command: u16,
     handle: [u8; 8],
@@ -149,7 +149,7 @@ struct Request {
     length: u32,
 }
 
-impl Request {
+impl NbdRequest {
     /// The next request; `None` when the client hung up between two.
     fn read(stream: &mut impl Read) -> io::Result<Option<Self>> {
         let magic = match take(stream) {
@@ -180,8 +180,8 @@ impl Request {
 /// Whether more requests may come.
 fn answer(
     stream: &mut (impl Read + Write),
-    store: &impl Store,
-    request: &Request,
+    store: &impl NbdBackend,
+    request: &NbdRequest,
 ) -> io::Result<bool> {
     let carries = matches!(request.command, command::READ | command::WRITE);
     if carries && request.length > PAYLOAD_BYTES_MAX {
@@ -208,7 +208,7 @@ fn answer(
 
 fn reply_request(
     stream: &mut impl Write,
-    request: &Request,
+    request: &NbdRequest,
     done: io::Result<Vec<u8>>,
 ) -> io::Result<()> {
     let (error, payload) = match done {
@@ -244,9 +244,9 @@ mod tests {
     use super::*;
 
     /// A disk of 1 KiB that refuses to be written.
-    struct ReadOnly;
+    struct ReadOnlyBackend;
 
-    impl Store for ReadOnly {
+    impl NbdBackend for ReadOnlyBackend {
         fn size(&self) -> u64 {
             1024
         }
@@ -266,18 +266,18 @@ mod tests {
     }
 
     /// What the client sends, and what the server said.
-    struct Script {
+    struct ScriptedClient {
         input: Cursor<Vec<u8>>,
         output: Vec<u8>,
     }
 
-    impl Read for Script {
+    impl Read for ScriptedClient {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             self.input.read(buffer)
         }
     }
 
-    impl Write for Script {
+    impl Write for ScriptedClient {
         fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
             self.output.write(buffer)
         }
@@ -291,11 +291,11 @@ mod tests {
     const HANDSHAKE_ANSWER: usize = 28;
 
     fn run(input: &[u8]) -> (io::Result<()>, Vec<u8>) {
-        let mut script = Script {
+        let mut script = ScriptedClient {
             input: Cursor::new(input.to_vec()),
             output: vec![],
         };
-        let result = serve(&mut script, &ReadOnly);
+        let result = serve(&mut script, &ReadOnlyBackend);
         (result, script.output)
     }
 

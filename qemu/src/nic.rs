@@ -8,13 +8,13 @@ pub const NODE_PORT: u16 = 443;
 /// A virtio network card.
 #[derive(Clone, Debug)]
 pub struct Nic {
-    pub(crate) wire: Wire,
+    pub(crate) wire: NicBackend,
     pub(crate) link_up: bool,
     pub(crate) plugged: bool,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Wire {
+pub(crate) enum NicBackend {
     Lan(Lan),
     User {
         ipv4: bool,
@@ -27,7 +27,7 @@ impl Nic {
     /// A card on QEMU's own network: DHCP, DNS and router advertisements by QEMU, the node's port
     /// reachable on a free port of 127.0.0.1, UDP and TCP alike.
     pub fn user() -> Self {
-        Self::with(Wire::User {
+        Self::with(NicBackend::User {
             ipv4: true,
             ipv6: true,
             forwards: vec![NODE_PORT],
@@ -36,13 +36,13 @@ impl Nic {
 
     /// A card on a network of the harness, whose servers a test directs.
     pub fn lan(lan: &Lan) -> Self {
-        Self::with(Wire::Lan(lan.clone()))
+        Self::with(NicBackend::Lan(lan.clone()))
     }
 
     /// Forwards one more port of the guest, UDP and TCP. Only on QEMU's own network.
     #[must_use]
     pub fn forward(mut self, guest_port: u16) -> Self {
-        if let Wire::User { forwards, .. } = &mut self.wire {
+        if let NicBackend::User { forwards, .. } = &mut self.wire {
             forwards.push(guest_port);
         }
         self
@@ -65,8 +65,8 @@ impl Nic {
     /// Ports forwarded to the guest.
     pub(crate) fn forwards(&self) -> &[u16] {
         match &self.wire {
-            Wire::Lan(_) => &[],
-            Wire::User { forwards, .. } => forwards,
+            NicBackend::Lan(_) => &[],
+            NicBackend::User { forwards, .. } => forwards,
         }
     }
 
@@ -75,7 +75,7 @@ impl Nic {
         format!("52:54:00:12:34:{:02x}", 0x56 + index)
     }
 
-    fn with(wire: Wire) -> Self {
+    fn with(wire: NicBackend) -> Self {
         Self {
             wire,
             link_up: true,

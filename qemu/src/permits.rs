@@ -36,16 +36,16 @@ pub const MACHINE_WAIT_MAX: Duration = Duration::from_secs(240);
 
 /// The units that one machine holds. They are given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Permit {
+pub(crate) struct MachinePermit {
     /// Its part of what the machines of its thread have.
-    _share: Share,
+    _share: ThreadMemoryShare,
     /// Until it has started.
     start: Mutex<Vec<File>>,
     /// Held for its locks.
     _memory: Vec<File>,
 }
 
-impl Permit {
+impl MachinePermit {
     /// Waits until a machine of this size may start. One that is `restored` is there at once, and does
     /// not count among those that start.
     ///
@@ -64,20 +64,20 @@ impl Permit {
             static HELD_MIB: Arc<AtomicU32> = Arc::default();
         }
         let held_mib = HELD_MIB.with(Arc::clone);
-        Self::of(limits()?, held_mib, memory_mib, restored, planned_mib)
+        Self::acquire_within(limits()?, held_mib, memory_mib, restored, planned_mib)
     }
 
     /// [`acquire`](Self::acquire) for a thread whose machines have `held_mib`.
-    fn of(
-        limits: &Limits,
+    fn acquire_within(
+        limits: &HostLimits,
         held_mib: Arc<AtomicU32>,
         wanted_mib: u32,
         restored: bool,
         planned_mib: Option<u32>,
     ) -> Result<Self> {
         let is_first = held_mib.load(Ordering::Relaxed) == 0;
-        let share = Share::of(held_mib, wanted_mib, planned_mib)?;
-        let wait = Wait {
+        let share = ThreadMemoryShare::reserve(held_mib, wanted_mib, planned_mib)?;
+        let wait = PermitWait {
             memory: is_first && planned_mib.is_none(),
             start: is_first,
         };
@@ -106,21 +106,21 @@ impl Permit {
 
 /// What a machine waits for, if it is not free.
 #[derive(Clone, Copy, Debug)]
-struct Wait {
+struct PermitWait {
     memory: bool,
     start: bool,
 }
 
 /// Memory of one machine, counted with that of the others of its thread until it is dropped.
 #[derive(Debug)]
-struct Share {
+struct ThreadMemoryShare {
     held_mib: Arc<AtomicU32>,
     mib: u32,
 }
 
-impl Share {
+impl ThreadMemoryShare {
     /// An error where the machines would have more than `most_mib` together.
-    fn of(held_mib: Arc<AtomicU32>, mib: u32, most_mib: Option<u32>) -> Result<Self> {
+    fn reserve(held_mib: Arc<AtomicU32>, mib: u32, most_mib: Option<u32>) -> Result<Self> {
         let all = held_mib.fetch_add(mib, Ordering::Relaxed) + mib;
         // Dropped, it gives back what it took.
         let share = Self { held_mib, mib };
@@ -131,7 +131,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for ThreadMemoryShare {
     fn drop(&mut self) {
         self.held_mib.fetch_sub(self.mib, Ordering::Relaxed);
     }
@@ -143,35 +143,35 @@ pub fn machines_mib() -> u64 {
     memory_units(processors, available_mib()) as u64 * UNIT_MIB
 }
 
-struct Limits {
-    starts: Semaphore,
-    memory: Semaphore,
+struct HostLimits {
+    starts: FileSemaphore,
+    memory: FileSemaphore,
 }
 
 /// The limits of this host, found out once.
-fn limits() -> Result<&'static Limits> {
-    static LIMITS: OnceLock<Limits> = OnceLock::new();
+fn limits() -> Result<&'static HostLimits> {
+    static LIMITS: OnceLock<HostLimits> = OnceLock::new();
     let folder = scratch::base()?.join("permits");
     Ok(LIMITS.get_or_init(|| {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let memory = usize::try_from(machines_mib() / UNIT_MIB).unwrap_or(1);
-        Limits {
-            starts: Semaphore::new(&folder, "starts", processors),
-            memory: Semaphore::new(&folder, "memory", memory),
+        HostLimits {
+            starts: FileSemaphore::new(&folder, "starts", processors),
+            memory: FileSemaphore::new(&folder, "memory", memory),
         }
     }))
 }
 
 /// A semaphore that processes share, each unit of it a file with a lock.
 #[derive(Clone, Debug)]
-struct Semaphore {
+struct FileSemaphore {
     folder: PathBuf,
     units: usize,
     /// Longest wait.
     wait_max: Duration,
 }
 
-impl Semaphore {
+impl FileSemaphore {
     fn new(folder: &Path, name: &str, units: usize) -> Self {
         Self {
             folder: folder.join(name),
@@ -283,8 +283,8 @@ mod tests {
     const SOON: Duration = Duration::from_millis(200);
     const LONG: Duration = Duration::from_secs(60);
 
-    fn semaphore(folder: &Path, units: usize) -> Semaphore {
-        Semaphore::new(folder, "units", units)
+    fn semaphore(folder: &Path, units: usize) -> FileSemaphore {
+        FileSemaphore::new(folder, "units", units)
     }
 
     #[test]
@@ -346,7 +346,7 @@ mod tests {
     #[test]
     fn a_process_that_holds_the_queue_stops_the_others_for_a_while_only() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
-        let units = Semaphore {
+        let units = FileSemaphore {
             wait_max: SOON,
             ..semaphore(folder.path(), 2)
         };
@@ -384,19 +384,19 @@ mod tests {
     fn a_thread_with_a_machine_does_not_wait_for_another() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
         let wait_max = deadline(LONG);
-        let limits = Limits {
-            starts: Semaphore {
+        let limits = HostLimits {
+            starts: FileSemaphore {
                 wait_max,
                 ..semaphore(folder.path(), 1)
             },
-            memory: Semaphore {
+            memory: FileSemaphore {
                 wait_max,
-                ..Semaphore::new(folder.path(), "memory", 2)
+                ..FileSemaphore::new(folder.path(), "memory", 2)
             },
         };
         let (held, other) = (Arc::default(), Arc::default());
         let permit = |held: &Arc<AtomicU32>, planned| {
-            Permit::of(&limits, Arc::clone(held), 512, false, planned)
+            MachinePermit::acquire_within(&limits, Arc::clone(held), 512, false, planned)
         };
         let begun = Instant::now();
         let first = permit(&held, None).expect("all is free");
@@ -418,18 +418,19 @@ mod tests {
     fn two_threads_with_a_machine_each_get_another() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
         let wait_max = deadline(LONG);
-        let semaphore = |name| Semaphore {
+        let semaphore = |name| FileSemaphore {
             wait_max,
-            ..Semaphore::new(folder.path(), name, 2)
+            ..FileSemaphore::new(folder.path(), name, 2)
         };
-        let limits = Limits {
+        let limits = HostLimits {
             starts: semaphore("starts"),
             memory: semaphore("memory"),
         };
         let both_have_one = Barrier::new(2);
         let test = || {
             let held = Arc::default();
-            let permit = || Permit::of(&limits, Arc::clone(&held), 256, false, None);
+            let permit =
+                || MachinePermit::acquire_within(&limits, Arc::clone(&held), 256, false, None);
             let first = permit().expect("one for each");
             both_have_one.wait();
             let begun = Instant::now();
@@ -449,7 +450,7 @@ mod tests {
     #[test]
     fn machines_have_no_more_memory_than_their_test_says_that_it_needs() {
         let held = Arc::default();
-        let share = |mib, most| Share::of(Arc::clone(&held), mib, Some(most));
+        let share = |mib, most| ThreadMemoryShare::reserve(Arc::clone(&held), mib, Some(most));
         let first = share(512, 1024).expect("it is half");
         let beyond = share(513, 1024).expect_err("it is more than the other half");
         assert!(beyond.to_string().contains("1025 MiB"), "{beyond}");
@@ -460,7 +461,7 @@ mod tests {
             share(1, 0).is_err(),
             "a manifest that says nothing allows none"
         );
-        let acquired = |planned| Permit::acquire(64, true, Some(planned));
+        let acquired = |planned| MachinePermit::acquire(64, true, Some(planned));
         let one = acquired(64).expect("as planned");
         assert!(acquired(64).is_err(), "they are of the same thread");
         thread::scope(|scope| {

@@ -17,12 +17,12 @@ pub(crate) const FIRST_FD: RawFd = 3;
 
 /// A child that dies with this process, however that ends, and at the latest when dropped.
 #[derive(Debug)]
-pub struct Process {
+pub struct ChildProcess {
     child: Mutex<Child>,
     pid: Pid,
 }
 
-impl Process {
+impl ChildProcess {
     /// Starts `command`. The descriptors in `fds` become 3, 4, 5 … of the child.
     ///
     /// The kernel sends the parent-death signal when the *thread* that forked ends, so that all
@@ -31,7 +31,7 @@ impl Process {
         let (answer, result) = channel();
         let gone = || io::Error::other("the thread that starts machines is gone");
         spawner()
-            .send(Job {
+            .send(SpawnRequest {
                 command,
                 fds,
                 answer,
@@ -101,7 +101,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         let _ = self.kill();
     }
@@ -130,19 +130,19 @@ pub(crate) fn describe(status: ExitStatus) -> String {
 /// Size of a page on x86-64, the only host this harness knows.
 const PAGE_BYTES: u64 = 4096;
 
-struct Job {
+struct SpawnRequest {
     command: Command,
     fds: Vec<OwnedFd>,
     answer: Sender<io::Result<Child>>,
 }
 
-fn spawner() -> Sender<Job> {
-    static SPAWNER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
+fn spawner() -> Sender<SpawnRequest> {
+    static SPAWNER: OnceLock<Mutex<Sender<SpawnRequest>>> = OnceLock::new();
     let sender = SPAWNER.get_or_init(|| {
-        let (sender, jobs) = channel::<Job>();
+        let (sender, jobs) = channel::<SpawnRequest>();
         // The thread lives as long as the process: the sender above is never dropped.
         std::thread::spawn(move || {
-            for Job {
+            for SpawnRequest {
                 command,
                 fds,
                 answer,
@@ -225,7 +225,7 @@ mod tests {
         let (mut ours, theirs) = UnixStream::pair().expect("a socket pair can be made");
         let (mut ours2, theirs2) = UnixStream::pair().expect("a socket pair can be made");
         let fds = vec![theirs.into(), theirs2.into()];
-        let child = Process::spawn(shell("echo three >&3; echo four >&4"), fds)
+        let child = ChildProcess::spawn(shell("echo three >&3; echo four >&4"), fds)
             .expect("every system has a shell");
         let (mut three, mut four) = (String::new(), String::new());
         ours.read_to_string(&mut three)
@@ -239,8 +239,8 @@ mod tests {
 
     #[test]
     fn a_dropped_process_is_gone() {
-        let child =
-            Process::spawn(shell("exec sleep 1000"), vec![]).expect("every system has a shell");
+        let child = ChildProcess::spawn(shell("exec sleep 1000"), vec![])
+            .expect("every system has a shell");
         let proc = format!("/proc/{}", child.id());
         assert!(fs::exists(&proc).expect("proc is mounted"));
         assert!(child.cpu_time().is_some());
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn a_process_outlives_the_thread_that_asked_for_it() {
         let child = std::thread::spawn(|| {
-            Process::spawn(shell("exec 2>/dev/null; read x <&3; exit 7"), vec![])
+            ChildProcess::spawn(shell("exec 2>/dev/null; read x <&3; exit 7"), vec![])
         });
         let child = child
             .join()
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_an_error() {
         let error =
-            Process::spawn(Command::new("/nowhere/qemu"), vec![]).expect_err("nothing there");
+            ChildProcess::spawn(Command::new("/nowhere/qemu"), vec![]).expect_err("nothing there");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

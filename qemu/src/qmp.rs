@@ -19,7 +19,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// Something QEMU told without being asked.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Event {
+pub struct QmpEvent {
     /// `SHUTDOWN`, `RESET`, `WATCHDOG`, `GUEST_PANICKED` …
     pub name: String,
     /// What belongs to it.
@@ -29,8 +29,8 @@ pub struct Event {
 /// A connection to one QEMU.
 #[derive(Debug)]
 pub struct Qmp {
-    shared: Arc<Shared>,
-    writer: Mutex<Writer>,
+    shared: Arc<QmpShared>,
+    writer: Mutex<QmpWriter>,
 }
 
 impl Qmp {
@@ -39,7 +39,7 @@ impl Qmp {
         let reader = stream
             .try_clone()
             .map_err(Error::io("sharing the control connection"))?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(QmpShared::default());
         let theirs = shared.clone();
         std::thread::Builder::new()
             .name("qmp".to_owned())
@@ -47,7 +47,7 @@ impl Qmp {
             .map_err(Error::io("starting the thread of the control connection"))?;
         let qmp = Self {
             shared,
-            writer: Mutex::new(Writer { stream, next_id: 0 }),
+            writer: Mutex::new(QmpWriter { stream, next_id: 0 }),
         };
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
@@ -60,8 +60,8 @@ impl Qmp {
             .shared
             .wait(deadline(ANSWER_LIMIT), |log| log.answers.remove(&id));
         match answer {
-            Some(Answer::Return(value)) => Ok(value),
-            Some(Answer::Error { class, desc }) => Err(Error::Qmp {
+            Some(QmpReply::Return(value)) => Ok(value),
+            Some(QmpReply::Error { class, desc }) => Err(Error::Qmp {
                 command: command.to_owned(),
                 class,
                 description: desc,
@@ -81,13 +81,13 @@ impl Qmp {
     }
 
     /// Every event so far, oldest first.
-    pub fn events(&self) -> Vec<Event> {
+    pub fn events(&self) -> Vec<QmpEvent> {
         self.shared.lock().events.clone()
     }
 
     /// Waits until more than `seen` events named `name` came; the newest, or `None` in time or at
     /// the end of QEMU.
-    pub fn wait_event(&self, name: &str, seen: usize, limit: Duration) -> Option<Event> {
+    pub fn wait_event(&self, name: &str, seen: usize, limit: Duration) -> Option<QmpEvent> {
         self.shared.wait(limit, |log| {
             log.events
                 .iter()
@@ -143,37 +143,41 @@ fn lost(command: &str, reason: &str) -> Error {
 }
 
 #[derive(Debug)]
-struct Writer {
+struct QmpWriter {
     stream: UnixStream,
     next_id: u64,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    log: Mutex<Log>,
+struct QmpShared {
+    log: Mutex<QmpLog>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Log {
-    answers: BTreeMap<u64, Answer>,
-    events: Vec<Event>,
+struct QmpLog {
+    answers: BTreeMap<u64, QmpReply>,
+    events: Vec<QmpEvent>,
     closed: bool,
 }
 
 #[derive(Debug, PartialEq)]
-enum Answer {
+enum QmpReply {
     Error { class: String, desc: String },
     Return(Value),
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Log> {
+impl QmpShared {
+    fn lock(&self) -> MutexGuard<'_, QmpLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until `ready` returns something, the connection closes or the time is over.
-    fn wait<T>(&self, limit: Duration, mut ready: impl FnMut(&mut Log) -> Option<T>) -> Option<T> {
+    fn wait<T>(
+        &self,
+        limit: Duration,
+        mut ready: impl FnMut(&mut QmpLog) -> Option<T>,
+    ) -> Option<T> {
         let deadline = Instant::now() + limit;
         let mut log = self.lock();
         loop {
@@ -200,30 +204,30 @@ impl Shared {
 
     fn take(&self, line: &str) {
         match serde_json::from_str(line) {
-            Ok(Message::Return { id, value }) => self.answer(id, Answer::Return(value)),
-            Ok(Message::Error {
+            Ok(QmpMessage::Return { id, value }) => self.answer(id, QmpReply::Return(value)),
+            Ok(QmpMessage::Error {
                 id,
                 error: QmpError { class, desc },
             }) => {
-                self.answer(id, Answer::Error { class, desc });
+                self.answer(id, QmpReply::Error { class, desc });
             }
-            Ok(Message::Event { event: name, data }) => {
-                self.lock().events.push(Event { name, data })
+            Ok(QmpMessage::Event { event: name, data }) => {
+                self.lock().events.push(QmpEvent { name, data })
             }
-            Ok(Message::Greeting { .. }) => {}
+            Ok(QmpMessage::Greeting { .. }) => {}
             Err(error) => tracing::warn!(%error, line, "QEMU said something that is not QMP"),
         }
         self.changed.notify_all();
     }
 
-    fn answer(&self, id: u64, answer: Answer) {
+    fn answer(&self, id: u64, answer: QmpReply) {
         self.lock().answers.insert(id, answer);
     }
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum Message {
+enum QmpMessage {
     Return {
         id: u64,
         #[serde(rename = "return")]

@@ -14,29 +14,29 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::nbd::{self, Store};
-use crate::scratch::Scratch;
+use crate::nbd::{self, NbdBackend};
+use crate::scratch::ScratchDir;
 
 /// Data one recording may hold. A boot writes a few MB; this much means a runaway.
 const RECORDED_BYTES_MAX: usize = 1 << 30;
 
-/// A disk under observation. Give it to a machine with [`Disk::recorded`](crate::Disk::recorded).
+/// A disk under observation. Give it to a machine with [`VirtioDisk::recorded`](crate::VirtioDisk::recorded).
 #[derive(Debug)]
-pub struct Recorder {
+pub struct DiskRecorder {
     base: PathBuf,
     socket: PathBuf,
-    live: Arc<Live>,
-    _scratch: Scratch,
+    live: Arc<LiveDisk>,
+    _scratch: ScratchDir,
 }
 
-impl Recorder {
+impl DiskRecorder {
     /// Serves a disk that starts with the content of `base`. That file stays as it is and must stay
     /// there as long as recordings are used.
     pub fn serve(base: &Path) -> Result<Self> {
-        let scratch = Scratch::new()?;
+        let scratch = ScratchDir::new()?;
         let (socket, file) = (scratch.file("nbd"), scratch.file("disk"));
         disk::copy(base, &file)?;
-        let live = Live::open(&file)?;
+        let live = LiveDisk::open(&file)?;
         let listener =
             UnixListener::bind(&socket).map_err(Error::io("binding the disk's socket"))?;
         let live = Arc::new(live);
@@ -70,15 +70,15 @@ impl Recorder {
     }
 
     /// What was recorded so far.
-    pub fn recording(&self) -> Recording {
-        Recording {
+    pub fn recording(&self) -> DiskRecording {
+        DiskRecording {
             base: self.base.clone(),
             events: self.live.log().events.clone(),
         }
     }
 }
 
-impl Drop for Recorder {
+impl Drop for DiskRecorder {
     fn drop(&mut self) {
         // The thread waits for clients: one more makes it look, and leave.
         self.live.log().closed = true;
@@ -87,14 +87,14 @@ impl Drop for Recorder {
     }
 }
 
-/// What a disk was told, in order.
+/// What QEMU did to a disk, in order.
 #[derive(Clone, Debug)]
-pub struct Recording {
+pub struct DiskRecording {
     base: PathBuf,
-    events: Vec<Event>,
+    events: Vec<DiskEvent>,
 }
 
-impl Recording {
+impl DiskRecording {
     /// Number of moments: writes and flushes.
     pub fn len(&self) -> usize {
         self.events.len()
@@ -112,14 +112,16 @@ impl Recording {
 
     /// Bytes written.
     pub fn bytes(&self) -> u64 {
-        self.events.iter().map(Event::bytes).sum()
+        self.events.iter().map(DiskEvent::bytes).sum()
     }
 
     /// The moments of all writes that begin in these bytes of the disk.
     pub fn writes_in(&self, places: std::ops::Range<u64>) -> Vec<usize> {
-        let within = |event: &Event| match event {
-            Event::Flush => false,
-            Event::Write { offset, .. } | Event::Zero { offset, .. } => places.contains(offset),
+        let within = |event: &DiskEvent| match event {
+            DiskEvent::Flush => false,
+            DiskEvent::Write { offset, .. } | DiskEvent::Zero { offset, .. } => {
+                places.contains(offset)
+            }
         };
         let moments = self.events.iter().enumerate();
         let moments = moments.filter(|(_, event)| within(event));
@@ -129,25 +131,25 @@ impl Recording {
     /// Makes at `image` what the disk could hold if the power failed at moment `at`: while the
     /// event of that number was under way, or after all of them when `at` is [`len`](Self::len).
     /// The same `seed` makes the same image.
-    pub fn cut(&self, at: usize, seed: u64, image: &Path) -> Result<Cut> {
+    pub fn cut(&self, at: usize, seed: u64, image: &Path) -> Result<CutSummary> {
         disk::copy(&self.base, image)?;
         self.apply(at, seed, image)
     }
 
     /// The same on a disk that was blank: enough for a look at what was written, and quick where the disk
     /// held much that was not.
-    pub fn cut_blank(&self, at: usize, seed: u64, image: &Path) -> Result<Cut> {
+    pub fn cut_blank(&self, at: usize, seed: u64, image: &Path) -> Result<CutSummary> {
         let base = std::fs::metadata(&self.base);
         let base = base.map_err(Error::io(format!("looking at {}", self.base.display())))?;
         disk::blank(image, base.len())?;
         self.apply(at, seed, image)
     }
 
-    fn apply(&self, at: usize, seed: u64, image: &Path) -> Result<Cut> {
-        let apply = || -> io::Result<Cut> {
+    fn apply(&self, at: usize, seed: u64, image: &Path) -> Result<CutSummary> {
+        let apply = || -> io::Result<CutSummary> {
             let file = File::options().write(true).open(image)?;
             self.fates(at, seed)
-                .try_fold(Cut::default(), |cut, (event, fate)| {
+                .try_fold(CutSummary::default(), |cut, (event, fate)| {
                     event.apply(&file, &fate)?;
                     Ok(cut.count(&fate))
                 })
@@ -159,12 +161,14 @@ impl Recording {
     }
 
     /// Every write up to `at`, and what became of it.
-    fn fates(&self, at: usize, seed: u64) -> impl Iterator<Item = (&Event, Fate)> {
+    fn fates(&self, at: usize, seed: u64) -> impl Iterator<Item = (&DiskEvent, WriteFate)> {
         let at = at.min(self.events.len());
         let done = &self.events[..at];
-        let flushed = done.iter().rposition(|event| matches!(event, Event::Flush));
+        let flushed = done
+            .iter()
+            .rposition(|event| matches!(event, DiskEvent::Flush));
         let safe = flushed.map_or(0, |index| index + 1);
-        let mut random = Random::new(seed ^ (at as u64).rotate_left(32));
+        let mut random = CutRng::new(seed ^ (at as u64).rotate_left(32));
         // Some caches lose nearly everything, some nearly nothing: both ends matter.
         let survival = random.below(5) * 25;
         // The event under way at the moment itself was never answered, so that nothing was promised.
@@ -173,9 +177,9 @@ impl Recording {
         let done = done.map(move |(index, event)| (event, index < safe || event.durable()));
         done.chain(under_way).map(move |(event, promised)| {
             let fate = if promised {
-                Fate::Kept
+                WriteFate::Kept
             } else {
-                Fate::draw(event, survival, &mut random)
+                WriteFate::draw(event, survival, &mut random)
             };
             (event, fate)
         })
@@ -184,7 +188,7 @@ impl Recording {
 
 /// What a cut did to writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cut {
+pub struct CutSummary {
     /// Writes that are there whole.
     pub kept: usize,
     /// Writes that are there in part.
@@ -193,19 +197,19 @@ pub struct Cut {
     pub dropped: usize,
 }
 
-impl Cut {
-    fn count(mut self, fate: &Fate) -> Self {
+impl CutSummary {
+    fn count(mut self, fate: &WriteFate) -> Self {
         match fate {
-            Fate::Dropped => self.dropped += 1,
-            Fate::Kept => self.kept += 1,
-            Fate::Torn(_) => self.torn += 1,
+            WriteFate::Dropped => self.dropped += 1,
+            WriteFate::Kept => self.kept += 1,
+            WriteFate::Torn(_) => self.torn += 1,
         }
         self
     }
 }
 
 #[derive(Clone, Debug)]
-enum Event {
+enum DiskEvent {
     Flush,
     Write {
         offset: u64,
@@ -219,7 +223,7 @@ enum Event {
     },
 }
 
-impl Event {
+impl DiskEvent {
     fn durable(&self) -> bool {
         match self {
             Self::Flush => true,
@@ -235,11 +239,11 @@ impl Event {
         }
     }
 
-    fn apply(&self, file: &File, fate: &Fate) -> io::Result<()> {
+    fn apply(&self, file: &File, fate: &WriteFate) -> io::Result<()> {
         let kept: &mut dyn FnMut(u64) -> bool = match fate {
-            Fate::Dropped => return Ok(()),
-            Fate::Kept => return self.write(file, 0, self.bytes()),
-            Fate::Torn(tear) => &mut |at| tear.keeps(at),
+            WriteFate::Dropped => return Ok(()),
+            WriteFate::Kept => return self.write(file, 0, self.bytes()),
+            WriteFate::Torn(tear) => &mut |at| tear.keeps(at),
         };
         let mut at = 0;
         while at < self.bytes() {
@@ -275,20 +279,20 @@ const SECTOR_BYTES: u64 = 512;
 const LARGE_SECTOR_BYTES: u64 = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Fate {
+enum WriteFate {
     Dropped,
     Kept,
-    Torn(Tear),
+    Torn(TornWrite),
 }
 
-impl Fate {
+impl WriteFate {
     /// `survival` is the chance of a write to be there whole, in percent.
-    fn draw(event: &Event, survival: u64, random: &mut Random) -> Self {
+    fn draw(event: &DiskEvent, survival: u64, random: &mut CutRng) -> Self {
         let (whole, torn) = (random.below(100) < survival, random.below(3) == 0);
         // Drawn always, so that one event's fate does not depend on the length of another.
-        let tear = Tear::draw(event.bytes(), random);
+        let tear = TornWrite::draw(event.bytes(), random);
         match event {
-            Event::Flush => Self::Kept,
+            DiskEvent::Flush => Self::Kept,
             _ if whole => Self::Kept,
             _ if torn && event.bytes() > SECTOR_BYTES => Self::Torn(tear),
             _ => Self::Dropped,
@@ -298,14 +302,14 @@ impl Fate {
 
 /// Which sectors of a torn write are there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Tear {
+struct TornWrite {
     unit: u64,
-    shape: Shape,
+    shape: TornShape,
     seed: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
+enum TornShape {
     /// Only the beginning, up to this byte.
     Head(u64),
     /// Only the end, from this byte.
@@ -314,8 +318,8 @@ enum Shape {
     Scattered,
 }
 
-impl Tear {
-    fn draw(bytes: u64, random: &mut Random) -> Self {
+impl TornWrite {
+    fn draw(bytes: u64, random: &mut CutRng) -> Self {
         let unit = if random.below(2) == 0 {
             SECTOR_BYTES
         } else {
@@ -323,9 +327,9 @@ impl Tear {
         };
         let at = random.below(bytes.max(1));
         let shape = match random.below(3) {
-            0 => Shape::Head(at),
-            1 => Shape::Rest(at),
-            _ => Shape::Scattered,
+            0 => TornShape::Head(at),
+            1 => TornShape::Rest(at),
+            _ => TornShape::Scattered,
         };
         Self {
             unit,
@@ -337,18 +341,18 @@ impl Tear {
     fn keeps(&self, at: u64) -> bool {
         let sector = at / self.unit;
         match self.shape {
-            Shape::Head(end) => sector < end / self.unit,
-            Shape::Rest(start) => sector >= start / self.unit,
-            Shape::Scattered => Random::new(self.seed ^ sector).below(2) == 0,
+            TornShape::Head(end) => sector < end / self.unit,
+            TornShape::Rest(start) => sector >= start / self.unit,
+            TornShape::Scattered => CutRng::new(self.seed ^ sector).below(2) == 0,
         }
     }
 }
 
 /// SplitMix64: small, good enough, and the same everywhere for ever.
 #[derive(Debug)]
-struct Random(u64);
+struct CutRng(u64);
 
-impl Random {
+impl CutRng {
     fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -369,22 +373,22 @@ impl Random {
 
 /// The disk as the machine sees it now.
 #[derive(Debug)]
-struct Live {
+struct LiveDisk {
     file: File,
     size: u64,
-    log: Mutex<Log>,
+    log: Mutex<DiskLog>,
     held: Mutex<bool>,
     released: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Log {
-    events: Vec<Event>,
+struct DiskLog {
+    events: Vec<DiskEvent>,
     bytes: usize,
     closed: bool,
 }
 
-impl Live {
+impl LiveDisk {
     fn open(path: &Path) -> Result<Self> {
         let open = || {
             let file = File::options().read(true).write(true).open(path)?;
@@ -400,7 +404,7 @@ impl Live {
         open().map_err(Error::io(format!("opening the disk {}", path.display())))
     }
 
-    fn log(&self) -> MutexGuard<'_, Log> {
+    fn log(&self) -> MutexGuard<'_, DiskLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -418,21 +422,21 @@ impl Live {
     }
 
     /// Writes and notes under one lock: the order in the record is the order on the disk.
-    fn note(&self, event: Event, bytes: usize) -> io::Result<()> {
+    fn note(&self, event: DiskEvent, bytes: usize) -> io::Result<()> {
         self.wait();
         let mut log = self.log();
         if log.bytes.saturating_add(bytes) > RECORDED_BYTES_MAX {
             tracing::error!("a recording is full: the machine wrote {} bytes", log.bytes);
             return Err(io::ErrorKind::StorageFull.into());
         }
-        event.apply(&self.file, &Fate::Kept)?;
+        event.apply(&self.file, &WriteFate::Kept)?;
         log.bytes += bytes;
         log.events.push(event);
         Ok(())
     }
 }
 
-impl Store for Live {
+impl NbdBackend for LiveDisk {
     fn size(&self) -> u64 {
         self.size
     }
@@ -445,7 +449,7 @@ impl Store for Live {
     fn write(&self, offset: u64, data: Vec<u8>, fua: bool) -> io::Result<()> {
         let bytes = data.len();
         self.note(
-            Event::Write {
+            DiskEvent::Write {
                 offset,
                 data: data.into(),
                 fua,
@@ -456,7 +460,7 @@ impl Store for Live {
 
     fn zero(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
         self.note(
-            Event::Zero {
+            DiskEvent::Zero {
                 offset,
                 length,
                 fua,
@@ -466,12 +470,12 @@ impl Store for Live {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.note(Event::Flush, 0)
+        self.note(DiskEvent::Flush, 0)
     }
 }
 
 /// One client after the other, until the recorder is dropped.
-fn accept(listener: &UnixListener, live: &Live) {
+fn accept(listener: &UnixListener, live: &LiveDisk) {
     for client in listener.incoming() {
         if live.log().closed {
             return;
@@ -519,25 +523,25 @@ mod tests {
 
     const DISK_BYTES: u64 = 1 << 20;
 
-    struct Bench {
+    struct RecordBench {
         dir: tempfile::TempDir,
     }
 
-    impl Bench {
+    impl RecordBench {
         fn new() -> Self {
             let dir = tempfile::tempdir().expect("the temporary directory is writable");
             disk::blank(&dir.path().join("base"), DISK_BYTES).expect("the directory is ours");
             Self { dir }
         }
 
-        fn recording(&self, events: Vec<Event>) -> Recording {
-            Recording {
+        fn recording(&self, events: Vec<DiskEvent>) -> DiskRecording {
+            DiskRecording {
                 base: self.dir.path().join("base"),
                 events,
             }
         }
 
-        fn cut(&self, recording: &Recording, at: usize, seed: u64) -> (Cut, Vec<u8>) {
+        fn cut(&self, recording: &DiskRecording, at: usize, seed: u64) -> (CutSummary, Vec<u8>) {
             let image = self.dir.path().join("image");
             let cut = recording
                 .cut(at, seed, &image)
@@ -546,8 +550,8 @@ mod tests {
         }
     }
 
-    fn write(offset: u64, byte: u8, length: usize) -> Event {
-        Event::Write {
+    fn write(offset: u64, byte: u8, length: usize) -> DiskEvent {
+        DiskEvent::Write {
             offset,
             data: vec![byte; length].into(),
             fua: false,
@@ -556,8 +560,9 @@ mod tests {
 
     #[test]
     fn what_was_flushed_is_there_whatever_the_seed() {
-        let bench = Bench::new();
-        let recording = bench.recording(vec![write(0, 1, 8192), Event::Flush, write(0, 2, 8192)]);
+        let bench = RecordBench::new();
+        let recording =
+            bench.recording(vec![write(0, 1, 8192), DiskEvent::Flush, write(0, 2, 8192)]);
         for seed in 0..50 {
             let (_, image) = bench.cut(&recording, 2, seed);
             assert!(
@@ -570,8 +575,8 @@ mod tests {
 
     #[test]
     fn a_flush_under_way_promises_nothing() {
-        let bench = Bench::new();
-        let recording = bench.recording(vec![write(0, 1, 512), Event::Flush]);
+        let bench = RecordBench::new();
+        let recording = bench.recording(vec![write(0, 1, 512), DiskEvent::Flush]);
         let lost = (0..50)
             .filter(|seed| bench.cut(&recording, 1, *seed).1[0] == 0)
             .count();
@@ -583,8 +588,8 @@ mod tests {
 
     #[test]
     fn a_write_with_fua_is_there_once_it_was_answered() {
-        let bench = Bench::new();
-        let fua = Event::Write {
+        let bench = RecordBench::new();
+        let fua = DiskEvent::Write {
             offset: 4096,
             data: vec![7; 512].into(),
             fua: true,
@@ -601,9 +606,9 @@ mod tests {
 
     #[test]
     fn unflushed_writes_are_kept_dropped_and_torn_between_sectors() {
-        let bench = Bench::new();
+        let bench = RecordBench::new();
         let recording = bench.recording((0..20).map(|n| write(n * 16384, 9, 16384)).collect());
-        let mut all = Cut::default();
+        let mut all = CutSummary::default();
         for seed in 0..20 {
             let (cut, image) = bench.cut(&recording, recording.len(), seed);
             for sector in image.chunks(512) {
@@ -612,7 +617,7 @@ mod tests {
                     "no sector is torn"
                 );
             }
-            all = Cut {
+            all = CutSummary {
                 kept: all.kept + cut.kept,
                 torn: all.torn + cut.torn,
                 dropped: all.dropped + cut.dropped,
@@ -626,7 +631,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_makes_the_same_image() {
-        let bench = Bench::new();
+        let bench = RecordBench::new();
         let recording = bench.recording((0..50).map(|n| write(n * 8192, 3, 8192)).collect());
         let images: Vec<_> = [5, 5, 6].map(|seed| bench.cut(&recording, 40, seed)).into();
         assert_eq!(images[0], images[1]);
@@ -635,13 +640,13 @@ mod tests {
 
     #[test]
     fn zeroes_and_trims_are_recorded() {
-        let bench = Bench::new();
-        let zero = Event::Zero {
+        let bench = RecordBench::new();
+        let zero = DiskEvent::Zero {
             offset: 512,
             length: 1024,
             fua: true,
         };
-        let recording = bench.recording(vec![write(0, 1, 4096), Event::Flush, zero]);
+        let recording = bench.recording(vec![write(0, 1, 4096), DiskEvent::Flush, zero]);
         let (_, image) = bench.cut(&recording, 3, 0);
         assert_eq!(
             (image[511], image[512], image[1535], image[1536]),
@@ -651,15 +656,16 @@ mod tests {
 
     #[test]
     fn a_moment_beyond_the_end_is_the_end() {
-        let bench = Bench::new();
-        let recording = bench.recording(vec![write(0, 1, 512), Event::Flush]);
+        let bench = RecordBench::new();
+        let recording = bench.recording(vec![write(0, 1, 512), DiskEvent::Flush]);
         assert_eq!(bench.cut(&recording, usize::MAX, 1).1[0], 1);
     }
 
     #[test]
     fn a_disk_that_is_held_answers_nothing_until_it_is_released() {
-        let bench = Bench::new();
-        let recorder = Recorder::serve(&bench.dir.path().join("base")).expect("the base is there");
+        let bench = RecordBench::new();
+        let recorder =
+            DiskRecorder::serve(&bench.dir.path().join("base")).expect("the base is there");
         recorder.hold();
         let live = recorder.live.clone();
         let (answer, answered) = std::sync::mpsc::channel();
@@ -677,8 +683,9 @@ mod tests {
 
     #[test]
     fn a_dropped_recorder_frees_its_thread_and_files() {
-        let bench = Bench::new();
-        let recorder = Recorder::serve(&bench.dir.path().join("base")).expect("the base is there");
+        let bench = RecordBench::new();
+        let recorder =
+            DiskRecorder::serve(&bench.dir.path().join("base")).expect("the base is there");
         let (socket, live) = (recorder.socket().to_owned(), Arc::downgrade(&recorder.live));
         drop(recorder);
         assert!(!socket.exists());

@@ -14,12 +14,12 @@ use crate::error::{Error, Result};
 
 /// A private directory, gone with its owner.
 #[derive(Debug)]
-pub struct Scratch {
+pub struct ScratchDir {
     dir: tempfile::TempDir,
     _lock: File,
 }
 
-impl Scratch {
+impl ScratchDir {
     /// Makes a directory, and once per process sweeps away what killed processes left.
     pub fn new() -> Result<Self> {
         static SWEEP: Once = Once::new();
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_directory_goes_with_its_owner() {
-        let scratch = Scratch::new().expect("the temporary directory is writable");
+        let scratch = ScratchDir::new().expect("the temporary directory is writable");
         let path = scratch.path().to_owned();
         fs::write(scratch.file("x"), b"x").expect("the directory is ours");
         drop(scratch);
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn the_sweep_removes_what_nobody_holds_and_nothing_else() {
         let base = tempfile::tempdir().expect("the temporary directory is writable");
-        let held = Scratch::in_dir(base.path()).expect("the directory is ours");
+        let held = ScratchDir::in_dir(base.path()).expect("the directory is ours");
         let left = base.path().join("vm-left");
         let young = base.path().join("vm-young");
         fs::create_dir(&left)
@@ -228,7 +228,7 @@ mod tests {
             start.wait();
             for _ in 0..2000 {
                 sweep(base.path());
-                let scratch = Scratch::in_dir(base.path()).expect("the directory is ours");
+                let scratch = ScratchDir::in_dir(base.path()).expect("the directory is ours");
                 assert!(scratch.file(LOCK).exists(), "just made");
                 thread::yield_now();
                 assert!(scratch.file(LOCK).exists(), "still in use");

@@ -15,17 +15,17 @@ const PAGE_BYTES: usize = 4096;
 /// hundred pieces is larger than that cache: a test that looks eight times spent 8 s of a processor of its own with it,
 /// and spends 5 s with this, reading included.
 #[derive(Debug)]
-pub struct Search<'a> {
+pub struct PatternSearch<'a> {
     may_begin: Vec<bool>,
     pieces: HashMap<u32, Vec<(usize, &'a [u8])>>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> PatternSearch<'a> {
     /// For these pieces.
     ///
     /// # Panics
     /// One is shorter than four bytes.
-    pub fn of(pieces: impl IntoIterator<Item = &'a [u8]>) -> Self {
+    pub fn for_patterns(pieces: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut all = Self {
             may_begin: vec![false; 1 << SLOT_BITS],
             pieces: HashMap::new(),
@@ -104,7 +104,11 @@ mod tests {
         for (at, text) in places {
             memory[at..at + text.len()].copy_from_slice(text);
         }
-        let search = Search::of([&b"a key of a sort"[..], b"a key of another", b"y of ano"]);
+        let search = PatternSearch::for_patterns([
+            &b"a key of a sort"[..],
+            b"a key of another",
+            b"y of ano",
+        ]);
         let expected = [
             (3, 0),
             (5 * PAGE_BYTES - 7, 0),

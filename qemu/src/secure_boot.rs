@@ -1,4 +1,4 @@
-//! Secure Boot under somebody's own key: made, put into the firmware's variables as the only one, and what
+//! Secure Boot under an owner's own key: made, put into the firmware's variables as the only one, and what
 //! it signs. By the tools that an owner of a machine has.
 
 use std::ffi::OsStr;
@@ -13,14 +13,14 @@ const OWNER: &str = "6b3a3f0e-8f0c-4d0f-9a53-616c6b6e6574";
 /// How long the certificate holds, in days; firmware does not look.
 const DAYS: &str = "3650";
 
-/// Somebody who decides what a machine starts.
+/// The owner of a machine, who decides what it starts.
 #[derive(Clone, Debug)]
-pub struct Owner {
+pub struct PlatformOwner {
     key: PathBuf,
     certificate: PathBuf,
 }
 
-impl Owner {
+impl PlatformOwner {
     /// Makes a key of this name, and its certificate, in `folder`.
     ///
     /// # Errors

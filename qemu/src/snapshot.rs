@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use crate::accel::Accel;
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::machine::Memory;
+use crate::machine::GuestMemory;
 use crate::qmp::Qmp;
-use crate::tpm::Chip;
+use crate::tpm::TpmChip;
 use crate::vm::Vm;
 
 /// The guest's memory, with holes where it is zero.
@@ -133,7 +133,7 @@ impl Vm {
     /// nothing under way.
     fn stop_where_held(
         &self,
-        chip: &Chip,
+        chip: &TpmChip,
         what: &str,
         limit: Duration,
         meanwhile: Duration,
@@ -201,8 +201,8 @@ pub(crate) fn memory_of(folder: &Path) -> PathBuf {
 }
 
 /// What a machine had said before it was saved; one that boots has said nothing.
-pub(crate) fn console_of(memory: &Memory) -> Result<Vec<u8>> {
-    let Memory::Restored(folder) = memory else {
+pub(crate) fn console_of(memory: &GuestMemory) -> Result<Vec<u8>> {
+    let GuestMemory::Restored(folder) = memory else {
         return Ok(vec![]);
     };
     let console = folder.join(CONSOLE);

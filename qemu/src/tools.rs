@@ -73,7 +73,7 @@ pub fn version() -> Result<String> {
     let answer = asked.map_err(Error::io("asking QEMU for its version"))?;
     let mut version = String::from_utf8_lossy(&answer.stdout).into_owned();
     for secure in [false, true] {
-        let Ok(Firmware { code, .. }) = firmware(secure) else {
+        let Ok(UefiFirmware { code, .. }) = firmware(secure) else {
             continue;
         };
         let Ok(file) = fs::metadata(&code) else {
@@ -87,26 +87,26 @@ pub fn version() -> Result<String> {
 
 /// UEFI firmware.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Firmware {
+pub(crate) struct UefiFirmware {
     pub(crate) code: PathBuf,
     /// What its variables are at the first start.
     pub(crate) template: PathBuf,
 }
 
 /// UEFI firmware, which knows Secure Boot if it is to.
-pub(crate) fn firmware(secure: bool) -> Result<Firmware> {
+pub(crate) fn firmware(secure: bool) -> Result<UefiFirmware> {
     let named = env::var_os(FIRMWARE_VARIABLE).filter(|folder| !folder.is_empty());
     firmware_in(named.map(PathBuf::from).as_deref(), secure)
 }
 
 /// The same, from the folder `named` and nowhere else where there is one.
-fn firmware_in(named: Option<&Path>, secure: bool) -> Result<Firmware> {
+fn firmware_in(named: Option<&Path>, secure: bool) -> Result<UefiFirmware> {
     let known: &[(&str, &str)] = if secure { &SECURE_FIRMWARE } else { &FIRMWARE };
     let at = |path: &str| match named {
         Some(folder) => folder.join(Path::new(path).file_name().unwrap_or_default()),
         None => PathBuf::from(path),
     };
-    let mut there = known.iter().map(|(code, template)| Firmware {
+    let mut there = known.iter().map(|(code, template)| UefiFirmware {
         code: at(code),
         template: at(template),
     });

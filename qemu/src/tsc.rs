@@ -2,7 +2,7 @@
 //!
 //! A microvm with ACPI has no timer against which its kernel could find that out, and a kernel that
 //! does not know waits for ever; one without ACPI counts turns of a loop for 60 million instructions.
-//! So both are told on their command line.
+//! So both get it on their command line.
 
 use std::sync::OnceLock;
 use std::thread;

@@ -9,21 +9,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use alknet_test_support::{Port, deadline};
+use alknet_test_support::{ReservedPort, deadline};
 use serde_json::json;
 
 use crate::accel::Accel;
 use crate::builder::VmBuilder;
-use crate::console::{Console, Line, Mark, Waited};
-use crate::count::Counter;
+use crate::console::{ConsoleLine, ConsoleMark, VmConsole, WaitResult};
 use crate::error::{Error, Result};
-use crate::machine::{Layout, Machine, MachineKind, Memory};
-use crate::nic::{NODE_PORT, Nic, Wire};
-use crate::permits::Permit;
-use crate::process::{FIRST_FD, Process, describe};
-use crate::qmp::{Event, Qmp};
-use crate::scratch::{self, Scratch};
-use crate::tpm::Chip;
+use crate::file_counter::FileCounter;
+use crate::machine::{GuestMemory, MachineKind, MachineResources, MachineSpec};
+use crate::nic::{NODE_PORT, Nic, NicBackend};
+use crate::permits::MachinePermit;
+use crate::process::{ChildProcess, FIRST_FD, describe};
+use crate::qmp::{Qmp, QmpEvent};
+use crate::scratch::{self, ScratchDir};
+use crate::tpm::TpmChip;
 use crate::{snapshot, tools};
 
 /// Names the directory in which logs of failed machines are kept.
@@ -31,14 +31,14 @@ pub const LOGS_VARIABLE: &str = "ALKNET_QEMU_LOGS";
 
 /// How a machine ended.
 #[derive(Clone, Debug)]
-pub struct Exit {
+pub struct VmExit {
     /// Of the QEMU process.
     pub status: ExitStatus,
     /// Everything QEMU reported, oldest first.
-    pub events: Vec<Event>,
+    pub events: Vec<QmpEvent>,
 }
 
-impl Exit {
+impl VmExit {
     /// Why: `guest-shutdown`, `guest-reset`, `guest-panic`, `host-qmp-quit`, `host-signal`, or
     /// `None` when QEMU was killed.
     pub fn reason(&self) -> Option<&str> {
@@ -50,12 +50,12 @@ impl Exit {
         self.last("WATCHDOG")?.data["action"].as_str()
     }
 
-    fn last(&self, name: &str) -> Option<&Event> {
+    fn last(&self, name: &str) -> Option<&QmpEvent> {
         self.events.iter().rev().find(|event| event.name == name)
     }
 }
 
-impl std::fmt::Display for Exit {
+impl std::fmt::Display for VmExit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -68,7 +68,7 @@ impl std::fmt::Display for Exit {
 
 /// Where a port of the guest is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forward {
+pub struct PortForward {
     /// Number of the card, from 0.
     pub nic: usize,
     /// Port in the guest.
@@ -85,23 +85,23 @@ pub struct Vm {
     name: String,
     accel: Accel,
     pub(crate) qmp: Qmp,
-    process: Process,
-    console: Console,
-    forwards: Vec<Forward>,
+    process: ChildProcess,
+    console: VmConsole,
+    forwards: Vec<PortForward>,
     /// Of the forwards.
-    _ports: Vec<Port>,
+    _ports: Vec<ReservedPort>,
     macs: Vec<String>,
     /// Of the disks that have one.
     serials: Vec<Option<String>>,
-    counter: Option<Counter>,
+    counter: Option<FileCounter>,
     /// File of the guest's memory, where the machine can be saved.
     pub(crate) memory: Option<PathBuf>,
     /// Behind QEMU, which talks to it to the last.
-    pub(crate) tpm: Option<Chip>,
+    pub(crate) tpm: Option<TpmChip>,
     // The files are in use until the process is gone.
-    scratch: Scratch,
+    scratch: ScratchDir,
     // Last: another machine may start when nothing is left of this one.
-    permit: Option<Permit>,
+    permit: Option<MachinePermit>,
 }
 
 impl Vm {
@@ -116,7 +116,7 @@ impl Vm {
     }
 
     /// The serial console.
-    pub fn console(&self) -> &Console {
+    pub fn console(&self) -> &VmConsole {
         &self.console
     }
 
@@ -136,7 +136,7 @@ impl Vm {
     }
 
     /// Every forwarded port.
-    pub fn forwards(&self) -> &[Forward] {
+    pub fn forwards(&self) -> &[PortForward] {
         &self.forwards
     }
 
@@ -175,19 +175,24 @@ impl Vm {
     }
 
     /// Waits until the console said `needle`, from its beginning.
-    pub fn wait_for(&self, needle: &str, limit: Duration) -> Result<Mark> {
-        self.wait_for_after(Mark::default(), needle, limit)
+    pub fn wait_for(&self, needle: &str, limit: Duration) -> Result<ConsoleMark> {
+        self.wait_for_after(ConsoleMark::default(), needle, limit)
     }
 
     /// Waits until the console says `needle` after `mark`.
-    pub fn wait_for_after(&self, mark: Mark, needle: &str, limit: Duration) -> Result<Mark> {
+    pub fn wait_for_after(
+        &self,
+        mark: ConsoleMark,
+        needle: &str,
+        limit: Duration,
+    ) -> Result<ConsoleMark> {
         let limit = self.scale(limit);
         let waited = self.console.wait(mark, needle, limit);
         self.said(waited, format!("{needle:?} on the console"), limit)
     }
 
     /// Waits for the first whole line of the console that contains `needle`, with its stamps.
-    pub fn wait_line(&self, needle: &str, limit: Duration) -> Result<Line> {
+    pub fn wait_line(&self, needle: &str, limit: Duration) -> Result<ConsoleLine> {
         let limit = self.scale(limit);
         let waited = self.console.wait_line(needle, limit);
         self.said(
@@ -246,7 +251,7 @@ impl Vm {
         self.qmp.execute("device_add", device).map(drop)
     }
 
-    /// Puts disk `disk`, declared [`Disk::unplugged`](crate::Disk::unplugged) and counted from 0 with all
+    /// Puts disk `disk`, declared [`VirtioDisk::unplugged`](crate::VirtioDisk::unplugged) and counted from 0 with all
     /// others, into the running machine.
     pub fn plug_disk(&self, disk: usize) -> Result<()> {
         let serial = self
@@ -273,8 +278,8 @@ impl Vm {
             .map(drop)
     }
 
-    /// Writes the machine's memory, and no more, to the file `to`: an ELF core file. The machine may run
-    /// or stand still, also after it was switched off where QEMU was told to pause then.
+    /// Writes the machine's memory, and no more, to the file `to`: an ELF core file. The machine may run or stand
+    /// still, also after it was switched off if QEMU is set to pause then.
     pub fn dump_memory(&self, to: &Path) -> Result<()> {
         self.qmp
             .execute(
@@ -292,14 +297,14 @@ impl Vm {
     }
 
     /// Ends the machine at once, as a power cut does. What a file-backed disk got stays, since the
-    /// host keeps its page cache: for the losses of a real cut see [`Recorder`](crate::Recorder).
-    pub fn cut_power(&mut self) -> Result<Exit> {
+    /// host keeps its page cache: for the losses of a real cut see [`DiskRecorder`](crate::DiskRecorder).
+    pub fn cut_power(&mut self) -> Result<VmExit> {
         self.process.kill().map_err(Error::io("killing QEMU"))?;
         self.exit()
     }
 
     /// Waits until the machine ends by itself.
-    pub fn wait_exit(&mut self, limit: Duration) -> Result<Exit> {
+    pub fn wait_exit(&mut self, limit: Duration) -> Result<VmExit> {
         let limit = self.scale(limit);
         if !self.qmp.wait_closed(limit) {
             return Err(self.timeout("the machine's end".to_owned(), limit));
@@ -331,17 +336,17 @@ impl Vm {
         )
     }
 
-    fn said<T>(&self, waited: Waited<T>, waiting: String, limit: Duration) -> Result<T> {
+    fn said<T>(&self, waited: WaitResult<T>, waiting: String, limit: Duration) -> Result<T> {
         match waited {
-            Waited::Said(found) => {
+            WaitResult::Said(found) => {
                 // It came as far as its test wants it: what it does from now on is the test's.
                 if let Some(permit) = &self.permit {
                     permit.started();
                 }
                 Ok(found)
             }
-            Waited::TimedOut => Err(self.timeout(waiting, limit)),
-            Waited::Closed => Err(Error::Ended {
+            WaitResult::TimedOut => Err(self.timeout(waiting, limit)),
+            WaitResult::Closed => Err(Error::Ended {
                 waiting,
                 exit: self
                     .process
@@ -360,23 +365,23 @@ impl Vm {
         }
     }
 
-    fn exit(&mut self) -> Result<Exit> {
+    fn exit(&mut self) -> Result<VmExit> {
         let status = self.process.wait().map_err(Error::io("waiting for QEMU"))?;
         // Killed and waited for: the next machine may have them.
         self.tpm = None;
         self.permit = None;
         self.console.finish();
         self.qmp.wait_closed(deadline(EVENTS_LIMIT));
-        Ok(Exit {
+        Ok(VmExit {
             status,
             events: self.qmp.events(),
         })
     }
 
     pub(crate) fn start(builder: &VmBuilder, accel: Accel) -> Result<Self> {
-        let scratch = Scratch::new()?;
+        let scratch = ScratchDir::new()?;
         let machine = &builder.machine;
-        let mut wires = Wires::default();
+        let mut wires = VmSockets::default();
         let console = wires.stream()?;
         let qmp = wires.stream()?;
         let lan_fds = wires.lans(&machine.nics)?;
@@ -388,22 +393,22 @@ impl Vm {
         };
         let (counter, plugin) = counter.unzip();
         let memory = match &machine.memory {
-            Memory::Anonymous => None,
-            Memory::Saveable => Some((scratch.file("memory"), true)),
-            Memory::Restored(folder) => Some((snapshot::memory_of(folder), false)),
+            GuestMemory::Anonymous => None,
+            GuestMemory::Saveable => Some((scratch.file("memory"), true)),
+            GuestMemory::Restored(folder) => Some((snapshot::memory_of(folder), false)),
         };
         let forwarded = machine.nics.iter().map(|nic| nic.forwards().len()).sum();
-        let ports = std::iter::repeat_with(Port::claim).take(forwarded);
-        let ports: Vec<Port> = ports
+        let ports = std::iter::repeat_with(ReservedPort::claim).take(forwarded);
+        let ports: Vec<ReservedPort> = ports
             .collect::<Result<_, _>>()
             .map_err(Error::io("finding a free port"))?;
-        let layout = Layout {
+        let layout = MachineResources {
             accel,
             memory,
             console_fd: FIRST_FD,
             qmp_fd: FIRST_FD + 1,
             lan_fds,
-            ports: ports.iter().map(Port::number).collect(),
+            ports: ports.iter().map(ReservedPort::number).collect(),
             firmware: firmware(machine, &scratch)?,
             fw_cfg_files: fw_cfg_files(machine, &scratch)?,
             seed: seed(machine, &scratch)?,
@@ -416,9 +421,9 @@ impl Vm {
         let qmp = Qmp::connect(qmp).map_err(told)?;
         let before = snapshot::console_of(&machine.memory)?;
         let console = follow(console, &process, counter.as_ref(), &before)?;
-        if let Memory::Restored(folder) = &machine.memory {
+        if let GuestMemory::Restored(folder) = &machine.memory {
             snapshot::read(&qmp, folder, accel).map_err(told)?;
-            tpm.iter().for_each(Chip::taken_over);
+            tpm.iter().for_each(TpmChip::taken_over);
         }
         let vm = Self {
             name: builder.name.clone(),
@@ -450,13 +455,13 @@ impl Vm {
     }
 
     /// Holds `permit` until the machine has ended.
-    pub(crate) fn hold(&mut self, permit: Permit) {
+    pub(crate) fn hold(&mut self, permit: MachinePermit) {
         self.permit = Some(permit);
     }
 
     /// Pulls the cables that are out from the start, and lets a waiting machine run.
-    fn release(&self, machine: &Machine) -> Result<()> {
-        let restored = matches!(machine.memory, Memory::Restored(_));
+    fn release(&self, machine: &MachineSpec) -> Result<()> {
+        let restored = matches!(machine.memory, GuestMemory::Restored(_));
         if !machine.starts_paused() && !restored {
             return Ok(());
         }
@@ -486,11 +491,11 @@ pub const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// Our ends and QEMU's ends of everything that connects us.
 #[derive(Default)]
-struct Wires {
+struct VmSockets {
     theirs: Vec<OwnedFd>,
 }
 
-impl Wires {
+impl VmSockets {
     /// The descriptor that QEMU has for what is added next.
     fn next_fd(&self) -> i32 {
         FIRST_FD + i32::try_from(self.theirs.len()).unwrap_or(i32::MAX / 2)
@@ -506,7 +511,7 @@ impl Wires {
     fn lans(&mut self, nics: &[Nic]) -> Result<Vec<i32>> {
         let mut fds = vec![];
         for nic in nics {
-            if let Wire::Lan(lan) = &nic.wire {
+            if let NicBackend::Lan(lan) = &nic.wire {
                 fds.push(self.next_fd());
                 self.theirs.push(lan.attach()?);
             }
@@ -515,7 +520,7 @@ impl Wires {
     }
 }
 
-fn spawn(arguments: Vec<OsString>, stderr: &Path, fds: Vec<OwnedFd>) -> Result<Process> {
+fn spawn(arguments: Vec<OsString>, stderr: &Path, fds: Vec<OwnedFd>) -> Result<ChildProcess> {
     let log = File::create(stderr).map_err(Error::io("making the file for QEMU's errors"))?;
     let mut command = Command::new(tools::qemu());
     command
@@ -529,11 +534,11 @@ fn spawn(arguments: Vec<OsString>, stderr: &Path, fds: Vec<OwnedFd>) -> Result<P
         tools::qemu().display(),
         tools::QEMU_VARIABLE
     );
-    Process::spawn(command, fds).map_err(Error::io(what))
+    ChildProcess::spawn(command, fds).map_err(Error::io(what))
 }
 
 /// QEMU's own words beat those about the connection it closed.
-fn not_started(process: &Process, stderr: &Path, error: Error) -> Error {
+fn not_started(process: &ChildProcess, stderr: &Path, error: Error) -> Error {
     if !matches!(error, Error::QmpLost { .. }) {
         return error;
     }
@@ -548,32 +553,32 @@ fn not_started(process: &Process, stderr: &Path, error: Error) -> Error {
 
 fn follow(
     stream: UnixStream,
-    process: &Process,
-    counter: Option<&Counter>,
+    process: &ChildProcess,
+    counter: Option<&FileCounter>,
     before: &[u8],
-) -> Result<Console> {
-    let counter = counter.map(Counter::share).transpose()?;
+) -> Result<VmConsole> {
+    let counter = counter.map(FileCounter::share).transpose()?;
     let clock = process.cpu_clock();
     let gauge = move || {
         let cpu = clock
             .as_ref()
             .and_then(crate::process::CpuClock::read)
             .unwrap_or_default();
-        (cpu, counter.as_ref().and_then(Counter::read))
+        (cpu, counter.as_ref().and_then(FileCounter::read))
     };
-    let console = Console::follow(stream, Box::new(gauge), before);
+    let console = VmConsole::follow(stream, Box::new(gauge), before);
     console.map_err(Error::io("following the console"))
 }
 
-fn counter(scratch: &Scratch) -> Result<(Counter, String)> {
-    Counter::create(&scratch.file("instructions"), scratch.path())
+fn counter(scratch: &ScratchDir) -> Result<(FileCounter, String)> {
+    FileCounter::create(&scratch.file("instructions"), scratch.path())
 }
 
-fn firmware(machine: &Machine, scratch: &Scratch) -> Result<Option<(PathBuf, PathBuf)>> {
+fn firmware(machine: &MachineSpec, scratch: &ScratchDir) -> Result<Option<(PathBuf, PathBuf)>> {
     if machine.kind != MachineKind::Q35Uefi {
         return Ok(None);
     }
-    let tools::Firmware { code, template } = tools::firmware(machine.secure_boot)?;
+    let tools::UefiFirmware { code, template } = tools::firmware(machine.secure_boot)?;
     let kept = machine.variables.clone();
     let vars = kept.unwrap_or_else(|| scratch.file("vars.fd"));
     if !vars.exists() {
@@ -583,18 +588,22 @@ fn firmware(machine: &Machine, scratch: &Scratch) -> Result<Option<(PathBuf, Pat
 }
 
 /// The machine's TPM, and what QEMU has of it.
-fn chip(machine: &Machine, wires: &mut Wires, scratch: &Scratch) -> Result<Option<(Chip, i32)>> {
+fn chip(
+    machine: &MachineSpec,
+    wires: &mut VmSockets,
+    scratch: &ScratchDir,
+) -> Result<Option<(TpmChip, i32)>> {
     let Some(folder) = &machine.tpm else {
         return Ok(None);
     };
     let fd = wires.next_fd();
     let control = wires.stream()?;
     let log = scratch.file("swtpm");
-    let chip = Chip::start(folder, control, &log, machine)?;
+    let chip = TpmChip::start(folder, control, &log, machine)?;
     Ok(Some((chip, fd)))
 }
 
-fn fw_cfg_files(machine: &Machine, scratch: &Scratch) -> Result<Vec<PathBuf>> {
+fn fw_cfg_files(machine: &MachineSpec, scratch: &ScratchDir) -> Result<Vec<PathBuf>> {
     let write = |(index, (_, content)): (usize, &(String, Vec<u8>))| {
         let path = scratch.file(&format!("fw_cfg-{index}"));
         fs::write(&path, content).map_err(Error::io("writing a firmware configuration file"))?;
@@ -604,7 +613,7 @@ fn fw_cfg_files(machine: &Machine, scratch: &Scratch) -> Result<Vec<PathBuf>> {
 }
 
 /// The two files a NoCloud volume must have.
-fn seed(machine: &Machine, scratch: &Scratch) -> Result<Option<PathBuf>> {
+fn seed(machine: &MachineSpec, scratch: &ScratchDir) -> Result<Option<PathBuf>> {
     let Some(user_data) = &machine.seed else {
         return Ok(None);
     };
@@ -616,10 +625,10 @@ fn seed(machine: &Machine, scratch: &Scratch) -> Result<Option<PathBuf>> {
     Ok(Some(folder))
 }
 
-fn forwards(machine: &Machine, ports: &[u16]) -> Vec<Forward> {
+fn forwards(machine: &MachineSpec, ports: &[u16]) -> Vec<PortForward> {
     let cards = machine.nics.iter().enumerate();
     let guests = cards.flat_map(|(nic, card)| card.forwards().iter().map(move |port| (nic, *port)));
-    let make = |((nic, guest_port), host): ((usize, u16), &u16)| Forward {
+    let make = |((nic, guest_port), host): ((usize, u16), &u16)| PortForward {
         nic,
         guest_port,
         host: SocketAddr::from((Ipv4Addr::LOCALHOST, *host)),

@@ -148,7 +148,7 @@ impl fmt::Display for Dtype {
 pub enum ElementType<'a> {
     /// One of ours.
     Known(Dtype),
-    /// Somebody else's: its bytes can be read, its elements not.
+    /// Another program's: its bytes can be read, its elements not.
     Opaque(&'a str),
 }
 

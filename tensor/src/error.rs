@@ -11,7 +11,7 @@ const QUOTED_CHARS_MAX: usize = 80;
 /// What kind of thing is wrong. The text is the same on every interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Code {
+pub enum TensorErrorCode {
     /// Bytes do not lie where elements of this type may be viewed.
     Align,
     /// A JSON object has one key twice.
@@ -46,7 +46,7 @@ pub enum Code {
     Version,
 }
 
-impl Code {
+impl TensorErrorCode {
     /// Every code, in the order of their names.
     pub const ALL: [Self; 16] = [
         Self::Align,
@@ -91,7 +91,7 @@ impl Code {
     }
 }
 
-impl fmt::Display for Code {
+impl fmt::Display for TensorErrorCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -101,7 +101,7 @@ impl fmt::Display for Code {
 #[derive(Debug, Error)]
 #[error("{code}: {what}")]
 pub struct TensorError {
-    code: Code,
+    code: TensorErrorCode,
     what: String,
     #[source]
     source: Option<io::Error>,
@@ -109,7 +109,7 @@ pub struct TensorError {
 
 impl TensorError {
     /// An error that names what was wrong, on one line.
-    pub fn new(code: Code, what: impl Into<String>) -> Self {
+    pub fn new(code: TensorErrorCode, what: impl Into<String>) -> Self {
         Self {
             code,
             what: what.into(),
@@ -120,7 +120,7 @@ impl TensorError {
     /// A failure of the system while doing `what`.
     pub fn io(what: impl fmt::Display, source: io::Error) -> Self {
         Self {
-            code: Code::Io,
+            code: TensorErrorCode::Io,
             what: format!("{what}: {source}"),
             source: Some(source),
         }
@@ -128,7 +128,7 @@ impl TensorError {
 
     /// What kind it is.
     #[must_use]
-    pub const fn code(&self) -> Code {
+    pub const fn code(&self) -> TensorErrorCode {
         self.code
     }
 
@@ -139,7 +139,7 @@ impl TensorError {
     }
 
     /// The same, said of something in particular.
-    pub(crate) fn of(mut self, subject: impl fmt::Display) -> Self {
+    pub(crate) fn with_subject(mut self, subject: impl fmt::Display) -> Self {
         self.what = format!("{subject}: {}", self.what);
         self
     }
@@ -149,14 +149,14 @@ impl TensorError {
 pub type Result<T, E = TensorError> = std::result::Result<T, E>;
 
 /// Shorthand for what most checks end in.
-pub(crate) fn fail<T>(code: Code, what: impl Into<String>) -> Result<T> {
+pub(crate) fn fail<T>(code: TensorErrorCode, what: impl Into<String>) -> Result<T> {
     Err(TensorError::new(code, what))
 }
 
 /// A text from a file as an error may repeat it: escaped, and not longer than a line.
-pub(crate) struct Quoted<'a>(pub(crate) &'a str);
+pub(crate) struct QuotedText<'a>(pub(crate) &'a str);
 
-impl fmt::Display for Quoted<'_> {
+impl fmt::Display for QuotedText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cut = self.0.char_indices().nth(QUOTED_CHARS_MAX);
         match cut {
@@ -172,19 +172,22 @@ mod tests {
 
     #[test]
     fn codes_have_different_names_in_order() {
-        let names: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
+        let names: Vec<_> = TensorErrorCode::ALL
+            .iter()
+            .map(|code| code.as_str())
+            .collect();
         let mut sorted = names.clone();
         sorted.sort_by_key(|name| name.to_lowercase());
         sorted.dedup();
-        assert_eq!(sorted.len(), Code::ALL.len());
+        assert_eq!(sorted.len(), TensorErrorCode::ALL.len());
         assert!(names.iter().all(|name| name.starts_with("E_")));
     }
 
     #[test]
     fn names_from_files_are_escaped_and_cut() {
-        assert_eq!(Quoted("a\n\u{1b}b").to_string(), r#""a\n\u{1b}b""#);
+        assert_eq!(QuotedText("a\n\u{1b}b").to_string(), r#""a\n\u{1b}b""#);
         let long = "ä".repeat(200);
-        let said = Quoted(&long).to_string();
+        let said = QuotedText(&long).to_string();
         assert_eq!(said.chars().count(), QUOTED_CHARS_MAX + 3);
         assert!(said.ends_with('…'));
     }

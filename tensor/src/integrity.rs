@@ -7,12 +7,12 @@ use std::str::FromStr;
 use blake3::Hash;
 
 use crate::dtype::{Dtype, ElementType};
-use crate::error::{Code, Quoted, Result, TensorError, fail};
-use crate::header::{Blob, Entry, Kind, Struct, Tensor};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
+use crate::header::{BlobInfo, HeaderEntry, StructInfo, Tensor, TensorKind};
 use crate::layout::{FieldType, LayoutOracle};
-use crate::reader::Reader;
+use crate::reader::ContainerReader;
 use crate::source::ReadAt;
-use crate::view::{FieldValue, check_booleans, check_end, check_offsets};
+use crate::view::{RecordFieldValue, check_booleans, check_end, check_offsets};
 
 /// What a signature over a header begins with, so that it is good for nothing else.
 pub const HEADER_SIGNATURE_CONTEXT: &[u8] = b"alknet-tensor-header-v1\0";
@@ -37,8 +37,8 @@ impl FromStr for FileId {
     fn from_str(text: &str) -> Result<Self> {
         let hash = Hash::from_hex(text);
         hash.map(Self).map_err(|_| {
-            let what = format!("{} is no file id of 64 hex digits", Quoted(text));
-            TensorError::new(Code::Hash, what)
+            let what = format!("{} is no file id of 64 hex digits", QuotedText(text));
+            TensorError::new(TensorErrorCode::Hash, what)
         })
     }
 }
@@ -52,7 +52,7 @@ pub fn header_signature_message(header_hash: &Hash) -> Vec<u8> {
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verify {
+pub enum VerifyDepth {
     /// The header alone: entries, kinds, layouts, alignment.
     Meta,
     /// And every hash it has.
@@ -63,7 +63,7 @@ pub enum Verify {
 
 /// What was found.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct VerifyReport {
     /// Hashes that were held against the data.
     pub hashes: u64,
     /// Tensors without a hash of their own.
@@ -74,7 +74,7 @@ pub struct Report {
     pub problems: Vec<TensorError>,
 }
 
-impl Report {
+impl VerifyReport {
     /// Whether nothing is wrong.
     #[must_use]
     pub const fn is_good(&self) -> bool {
@@ -95,23 +95,23 @@ impl Report {
 /// # Errors
 /// `E_IO`. What is wrong with the file itself is in the report.
 pub fn verify<S: ReadAt>(
-    reader: &Reader<S>,
-    level: Verify,
+    reader: &ContainerReader<S>,
+    level: VerifyDepth,
     oracle: Option<&dyn LayoutOracle>,
-) -> Result<Report> {
-    let mut check = Check {
+) -> Result<VerifyReport> {
+    let mut check = HashCheck {
         reader,
-        report: Report::default(),
+        report: VerifyReport::default(),
     };
     check.alignment();
     if let Some(oracle) = oracle {
         let outcome = reader.meta().check_layouts(oracle);
         check.report.note(outcome);
     }
-    if level >= Verify::Hash {
+    if level >= VerifyDepth::Hash {
         check.hashes()?;
     }
-    if level >= Verify::Full {
+    if level >= VerifyDepth::Full {
         check.pads()?;
         for tensor in reader.meta().tensors() {
             let members = members(reader, &tensor, oracle);
@@ -122,16 +122,16 @@ pub fn verify<S: ReadAt>(
     Ok(check.report)
 }
 
-struct Check<'r, S> {
-    reader: &'r Reader<S>,
-    report: Report,
+struct HashCheck<'r, S> {
+    reader: &'r ContainerReader<S>,
+    report: VerifyReport,
 }
 
-impl<S: ReadAt> Check<'_, S> {
+impl<S: ReadAt> HashCheck<'_, S> {
     /// Notes what is wrong with the file, passes on what keeps from reading it.
     fn found(&mut self, outcome: Result<()>) -> Result<()> {
         match outcome {
-            Err(error) if error.code() == Code::Io => Err(error),
+            Err(error) if error.code() == TensorErrorCode::Io => Err(error),
             other => {
                 self.report.note(other);
                 Ok(())
@@ -147,9 +147,9 @@ impl<S: ReadAt> Check<'_, S> {
             };
             let start = entry.file_range().start;
             if start % u64::from(align) != 0 {
-                let name = Quoted(entry.name());
+                let name = QuotedText(entry.name());
                 let what = format!("entry {name} begins at {start}, no multiple of {align}");
-                self.report.note(fail(Code::Align, what));
+                self.report.note(fail(TensorErrorCode::Align, what));
             }
         }
     }
@@ -180,7 +180,7 @@ impl<S: ReadAt> Check<'_, S> {
             })?;
             self.report.bytes += entry.byte_len();
             if let Some(wanted) = wanted {
-                let said = format!("entry {}", Quoted(entry.name()));
+                let said = format!("entry {}", QuotedText(entry.name()));
                 self.compare(&said, wanted, own.finalize());
             }
         }
@@ -194,18 +194,18 @@ impl<S: ReadAt> Check<'_, S> {
         self.report.hashes += 1;
         if wanted != found {
             let what = format!("{what} has the hash {found}, the header says {wanted}");
-            self.report.note(fail(Code::Hash, what));
+            self.report.note(fail(TensorErrorCode::Hash, what));
         }
     }
 
     fn pads(&mut self) -> Result<()> {
-        for entry in self.reader.meta().entries().filter(Entry::is_pad) {
+        for entry in self.reader.meta().entries().filter(HeaderEntry::is_pad) {
             let outcome = self.reader.pass(entry.file_range(), |bytes| {
                 match bytes.iter().all(|byte| *byte == 0) {
                     true => Ok(()),
                     false => fail(
-                        Code::Value,
-                        format!("pad {} is not zero", Quoted(entry.name())),
+                        TensorErrorCode::Value,
+                        format!("pad {} is not zero", QuotedText(entry.name())),
                     ),
                 }
             });
@@ -215,29 +215,29 @@ impl<S: ReadAt> Check<'_, S> {
     }
 
     fn values(&mut self, tensor: &Tensor<'_>, members: &[(String, u32)]) -> Result<()> {
-        let said = || format!("tensor {}", Quoted(tensor.name()));
+        let said = || format!("tensor {}", QuotedText(tensor.name()));
         let entry = tensor.entry();
         let outcome = match tensor.kind() {
-            Kind::Flat if entry.dtype() == ElementType::Known(Dtype::Bool) => {
+            TensorKind::Flat if entry.dtype() == ElementType::Known(Dtype::Bool) => {
                 self.reader.pass(entry.file_range(), check_booleans)
             }
-            Kind::Flat => Ok(()),
-            Kind::Struct(records) => self.records(&entry, &records, members),
-            Kind::Blob(blob) => self.blob(&entry, &blob),
+            TensorKind::Flat => Ok(()),
+            TensorKind::Struct(records) => self.records(&entry, &records, members),
+            TensorKind::Blob(blob) => self.blob(&entry, &blob),
         };
-        outcome.map_err(|error| error.of(said()))
+        outcome.map_err(|error| error.with_subject(said()))
     }
 
     /// Every field of every record is a value of its type.
     fn records(
         &self,
-        entry: &Entry<'_>,
-        records: &Struct<'_>,
+        entry: &HeaderEntry<'_>,
+        records: &StructInfo<'_>,
         members: &[(String, u32)],
     ) -> Result<()> {
         let stride = records.stride();
         if stride > HELD_BYTES_MAX {
-            return fail(Code::Limit, format!("records of {stride} bytes"));
+            return fail(TensorErrorCode::Limit, format!("records of {stride} bytes"));
         }
         let known: HashMap<&str, u32> = members.iter().map(|(path, n)| (&**path, *n)).collect();
         let fields: Vec<_> = records.fields().collect();
@@ -256,7 +256,7 @@ impl<S: ReadAt> Check<'_, S> {
                         _ => Ok(()),
                     });
                     let place = first + at as u64;
-                    value.map_err(|error| error.of(format_args!("record {place}")))?;
+                    value.map_err(|error| error.with_subject(format_args!("record {place}")))?;
                 }
             }
             first = end;
@@ -265,7 +265,7 @@ impl<S: ReadAt> Check<'_, S> {
     }
 
     /// Offsets rise to the end, and every item is what the encoding says.
-    fn blob(&self, entry: &Entry<'_>, blob: &Blob<'_>) -> Result<()> {
+    fn blob(&self, entry: &HeaderEntry<'_>, blob: &BlobInfo<'_>) -> Result<()> {
         let mut last = None;
         let mut seen = 0;
         self.reader.pass(blob.offsets().file_range(), |bytes| {
@@ -285,7 +285,7 @@ impl<S: ReadAt> Check<'_, S> {
                 let end = u64::from_le_bytes(*offset);
                 if let Some(start) = before.replace(end) {
                     let checked = self.text(entry, start..end, blob.enc() == "json");
-                    checked.map_err(|error| error.of(format_args!("item {item}")))?;
+                    checked.map_err(|error| error.with_subject(format_args!("item {item}")))?;
                     item += 1;
                 }
             }
@@ -293,32 +293,32 @@ impl<S: ReadAt> Check<'_, S> {
         })
     }
 
-    fn text(&self, entry: &Entry<'_>, range: std::ops::Range<u64>, json: bool) -> Result<()> {
+    fn text(&self, entry: &HeaderEntry<'_>, range: std::ops::Range<u64>, json: bool) -> Result<()> {
         let len = range.end - range.start;
         if len > HELD_BYTES_MAX {
             let what = format!("{len} bytes, {HELD_BYTES_MAX} are looked at");
-            return fail(Code::Limit, what);
+            return fail(TensorErrorCode::Limit, what);
         }
         // Below the limit.
         let mut bytes = vec![0; len as usize];
         self.reader.read_into(entry, range.start, &mut bytes)?;
         let text = std::str::from_utf8(&bytes)
-            .map_err(|error| TensorError::new(Code::Value, error.to_string()))?;
+            .map_err(|error| TensorError::new(TensorErrorCode::Value, error.to_string()))?;
         if json {
             let read = serde_json::from_str::<serde::de::IgnoredAny>(text);
-            read.map_err(|error| TensorError::new(Code::Value, error.to_string()))?;
+            read.map_err(|error| TensorError::new(TensorErrorCode::Value, error.to_string()))?;
         }
         Ok(())
     }
 }
 
-/// How many members each `Enum` of the records has, where somebody can say it.
+/// How many members each `Enum` of the records has; empty without an oracle that can say it.
 fn members<S: ReadAt>(
-    reader: &Reader<S>,
+    reader: &ContainerReader<S>,
     tensor: &Tensor<'_>,
     oracle: Option<&dyn LayoutOracle>,
 ) -> Vec<(String, u32)> {
-    let (Kind::Struct(records), Some(schema), Some(oracle)) =
+    let (TensorKind::Struct(records), Some(schema), Some(oracle)) =
         (tensor.kind(), reader.meta().schema(), oracle)
     else {
         return Vec::new();
@@ -328,12 +328,13 @@ fn members<S: ReadAt>(
     layout.map(|layout| layout.members).unwrap_or_default()
 }
 
-fn check_member(value: &FieldValue<'_>, count: u32) -> Result<()> {
+fn check_member(value: &RecordFieldValue<'_>, count: u32) -> Result<()> {
     match value {
-        FieldValue::Uint(member) if *member >= u64::from(count) => {
-            fail(Code::Value, format!("member {member} of {count}"))
-        }
-        FieldValue::List(values) => values
+        RecordFieldValue::Uint(member) if *member >= u64::from(count) => fail(
+            TensorErrorCode::Value,
+            format!("member {member} of {count}"),
+        ),
+        RecordFieldValue::List(values) => values
             .iter()
             .try_for_each(|value| check_member(value, count)),
         _ => Ok(()),

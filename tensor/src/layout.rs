@@ -1,14 +1,14 @@
 //! Records of fixed size: where each field lies, and what it is.
 //!
 //! Offsets stand in the file and are never derived from the order of JSON keys, which differs from
-//! one producer to the next. Whoever has the schema's layout engine gives it as a [`LayoutOracle`];
-//! what it computes has to be what the file says.
+//! one producer to the next. A caller that has the schema's layout engine gives it as a
+//! [`LayoutOracle`]; what that computes has to be what the file says.
 
 mod typedef;
 
 use std::borrow::Cow;
 
-use crate::error::{Code, Quoted, Result, fail};
+use crate::error::{QuotedText, Result, TensorErrorCode, fail};
 
 pub use typedef::SchemaLayouts;
 
@@ -131,7 +131,7 @@ impl FieldType {
 
 /// One field of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Field<'a> {
+pub struct StructField<'a> {
     /// What the layout engine calls it. Compared, never taken apart.
     pub path: Cow<'a, str>,
     /// What it is.
@@ -142,7 +142,7 @@ pub struct Field<'a> {
     pub len: u64,
 }
 
-impl<'a> Field<'a> {
+impl<'a> StructField<'a> {
     /// A single value.
     pub fn new(path: impl Into<Cow<'a, str>>, kind: FieldType, off: u64) -> Self {
         Self {
@@ -172,11 +172,11 @@ impl<'a> Field<'a> {
 
 /// What a schema's definition comes to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Layout {
+pub struct StructLayout {
     /// Bytes from one record to the next.
     pub stride: u64,
     /// The fields by offset.
-    pub fields: Vec<Field<'static>>,
+    pub fields: Vec<StructField<'static>>,
     /// How many members each `Enum` has, by its path.
     pub members: Vec<(String, u32)>,
 }
@@ -187,25 +187,25 @@ pub trait LayoutOracle {
     ///
     /// # Errors
     /// One line that says what is wrong with the schema or the definition.
-    fn layout(&self, schema: &str, def: &str) -> Result<Layout, String>;
+    fn layout(&self, schema: &str, def: &str) -> Result<StructLayout, String>;
 }
 
 /// Every field lies within the record and no two share a byte.
-pub(crate) fn check_fields(name: &str, stride: u64, fields: &[Field<'_>]) -> Result<()> {
-    let name = Quoted(name);
+pub(crate) fn check_fields(name: &str, stride: u64, fields: &[StructField<'_>]) -> Result<()> {
+    let name = QuotedText(name);
     let mut ranges = Vec::with_capacity(fields.len());
     for field in fields {
-        let path = Quoted(&field.path);
+        let path = QuotedText(&field.path);
         let end = field.bytes().and_then(|bytes| bytes.checked_add(field.off));
         let Some(end) = end else {
             let what = format!("struct {name}: field {path}: offset and size do not fit 64 bits");
-            return fail(Code::Overflow, what);
+            return fail(TensorErrorCode::Overflow, what);
         };
         if end > stride {
             let what = format!(
                 "struct {name}: field {path} ends at {end}, beyond the record of {stride} bytes"
             );
-            return fail(Code::Layout, what);
+            return fail(TensorErrorCode::Layout, what);
         }
         ranges.push((field.off, end, &field.path));
     }
@@ -217,10 +217,10 @@ pub(crate) fn check_fields(name: &str, stride: u64, fields: &[Field<'_>]) -> Res
         if first == second || off < end {
             let what = format!(
                 "struct {name}: fields {} and {} share bytes or a path",
-                Quoted(first),
-                Quoted(second)
+                QuotedText(first),
+                QuotedText(second)
             );
-            return fail(Code::Layout, what);
+            return fail(TensorErrorCode::Layout, what);
         }
     }
     let mut paths: Vec<_> = fields.iter().map(|field| &*field.path).collect();
@@ -228,8 +228,8 @@ pub(crate) fn check_fields(name: &str, stride: u64, fields: &[Field<'_>]) -> Res
     match paths.windows(2).find(|two| two[0] == two[1]) {
         None => Ok(()),
         Some(two) => fail(
-            Code::Layout,
-            format!("struct {name}: field {} comes twice", Quoted(two[0])),
+            TensorErrorCode::Layout,
+            format!("struct {name}: field {} comes twice", QuotedText(two[0])),
         ),
     }
 }
@@ -238,7 +238,7 @@ pub(crate) fn check_fields(name: &str, stride: u64, fields: &[Field<'_>]) -> Res
 mod tests {
     use super::*;
 
-    fn check(stride: u64, fields: &[Field<'_>]) -> Option<Code> {
+    fn check(stride: u64, fields: &[StructField<'_>]) -> Option<TensorErrorCode> {
         check_fields("s", stride, fields).err().map(|e| e.code())
     }
 
@@ -251,21 +251,24 @@ mod tests {
 
     #[test]
     fn fields_touch_and_do_not_overlap() {
-        let a = Field::new("a", FieldType::Float64, 0);
-        let b = Field::new("b", FieldType::Uint8, 8).with_len(4);
+        let a = StructField::new("a", FieldType::Float64, 0);
+        let b = StructField::new("b", FieldType::Uint8, 8).with_len(4);
         assert_eq!(check(12, &[b.clone(), a.clone()]), None);
-        assert_eq!(check(11, &[a.clone(), b]), Some(Code::Layout));
-        let inside = Field::new("c", FieldType::Uint8, 7);
-        assert_eq!(check(12, &[a.clone(), inside]), Some(Code::Layout));
-        let same = Field::new("a", FieldType::Uint8, 8);
-        assert_eq!(check(12, &[a, same]), Some(Code::Layout));
+        assert_eq!(check(11, &[a.clone(), b]), Some(TensorErrorCode::Layout));
+        let inside = StructField::new("c", FieldType::Uint8, 7);
+        assert_eq!(
+            check(12, &[a.clone(), inside]),
+            Some(TensorErrorCode::Layout)
+        );
+        let same = StructField::new("a", FieldType::Uint8, 8);
+        assert_eq!(check(12, &[a, same]), Some(TensorErrorCode::Layout));
     }
 
     #[test]
     fn sizes_beyond_64_bits_are_refused() {
-        let long = Field::new("a", FieldType::Float64, 0).with_len(1 << 62);
-        assert_eq!(check(8, &[long]), Some(Code::Overflow));
-        let far = Field::new("a", FieldType::Uint8, u64::MAX);
-        assert_eq!(check(8, &[far]), Some(Code::Overflow));
+        let long = StructField::new("a", FieldType::Float64, 0).with_len(1 << 62);
+        assert_eq!(check(8, &[long]), Some(TensorErrorCode::Overflow));
+        let far = StructField::new("a", FieldType::Uint8, u64::MAX);
+        assert_eq!(check(8, &[far]), Some(TensorErrorCode::Overflow));
     }
 }

@@ -1,7 +1,7 @@
 //! The metatensor container: typed binary data that any safetensors reader opens.
 //!
 //! A file is a length, a JSON header and data. [`Meta`] is a header that was read and found correct,
-//! [`Reader`] opens a file from memory, by offset or mapped, [`Writer`] makes one. Records of fixed
+//! [`ContainerReader`] opens a file from memory, by offset or mapped, [`ContainerWriter`] makes one. Records of fixed
 //! size and items of any size lie in ordinary entries and are described in the header's metadata;
 //! a plain safetensors file is one without that description.
 //!
@@ -21,21 +21,23 @@ mod view;
 mod writer;
 
 pub use dtype::{Dtype, ElementType};
-pub use error::{Code, Result, TensorError};
+pub use error::{Result, TensorError, TensorErrorCode};
 pub use header::{
-    Blob, Entry, HEADER_BYTES_MIN, Kind, Meta, PREFIX_BYTES, Struct, Tensor, header_len,
+    BlobInfo, HEADER_BYTES_MIN, HeaderEntry, Meta, PREFIX_BYTES, StructInfo, Tensor, TensorKind,
+    header_len,
 };
 pub use integrity::{
-    FileId, HEADER_SIGNATURE_CONTEXT, Report, Verify, header_signature_message, verify,
+    FileId, HEADER_SIGNATURE_CONTEXT, VerifyDepth, VerifyReport, header_signature_message, verify,
 };
-pub use layout::{Field, FieldType, Layout, LayoutOracle, SchemaLayouts};
-pub use limits::Limits;
-pub use reader::Reader;
-pub use source::{Mapped, ReadAt};
+pub use layout::{FieldType, LayoutOracle, SchemaLayouts, StructField, StructLayout};
+pub use limits::ContainerLimits;
+pub use reader::ContainerReader;
+pub use source::{MappedFile, ReadAt};
 pub use view::{
-    Aligned, BlobView, Bytes, Column, Element, FieldValue, Record, StructView, TensorView,
+    AlignedBytes, BlobView, Element, FieldColumn, RecordFieldValue, StructRecord, StructView,
+    TensorView, ViewBytes,
 };
-pub use writer::{AtomicFile, Content, Writer, Written};
+pub use writer::{AtomicFile, ContainerWriter, TensorContent, WriteSummary};
 
 pub use blake3::Hash;
 pub use half::{bf16, f16};

@@ -32,7 +32,7 @@ pub const ALIGN_MAX: u32 = 65_536;
 /// What a reader and a writer accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Limits {
+pub struct ContainerLimits {
     /// Bytes of the header.
     pub header_bytes: u64,
     /// Entries, pads and offsets counted.
@@ -55,7 +55,7 @@ pub struct Limits {
     pub blob_items: u64,
 }
 
-impl Limits {
+impl ContainerLimits {
     /// For what comes over a network.
     pub const NETWORK: Self = Self {
         header_bytes: HEADER_BYTES_NETWORK,
@@ -84,7 +84,7 @@ impl Limits {
     }
 }
 
-impl Default for Limits {
+impl Default for ContainerLimits {
     /// For what comes over a network.
     fn default() -> Self {
         Self::NETWORK

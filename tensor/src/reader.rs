@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use blake3::Hash;
 
-use crate::error::{Code, Quoted, Result, TensorError, fail};
-use crate::header::{Blob, Entry, Kind, Meta, PREFIX_BYTES, Struct, Tensor, header_len};
-use crate::limits::Limits;
-use crate::source::{Mapped, ReadAt};
-use crate::view::{Aligned, BlobView, Bytes, StructView, TensorView, row_bytes};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
+use crate::header::{
+    BlobInfo, HeaderEntry, Meta, PREFIX_BYTES, StructInfo, Tensor, TensorKind, header_len,
+};
+use crate::limits::ContainerLimits;
+use crate::source::{MappedFile, ReadAt};
+use crate::view::{AlignedBytes, BlobView, StructView, TensorView, ViewBytes, row_bytes};
 
 /// Bytes that are read at once where they only pass by.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
@@ -19,60 +21,60 @@ pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 /// A container that was opened: its header was read and found correct.
 ///
 /// ```
-/// use alknet_tensor::{Content, Dtype, Limits, Reader, Writer};
+/// use alknet_tensor::{TensorContent, Dtype, ContainerLimits, ContainerReader, ContainerWriter};
 ///
-/// let mut writer = Writer::new(std::io::Cursor::new(Vec::new()));
-/// writer.flat("w", Dtype::F32, &[2], Content::from(&[0, 0, 128, 63, 0, 0, 0, 64][..]))?;
+/// let mut writer = ContainerWriter::new(std::io::Cursor::new(Vec::new()));
+/// writer.flat("w", Dtype::F32, &[2], TensorContent::from(&[0, 0, 128, 63, 0, 0, 0, 64][..]))?;
 /// let (_, file) = writer.finish()?;
 ///
-/// let reader = Reader::from_bytes(file.into_inner().into(), &Limits::default())?;
+/// let reader = ContainerReader::from_bytes(file.into_inner().into(), &ContainerLimits::default())?;
 /// assert_eq!(reader.view("w")?.to_f32()?, [1.0, 2.0]);
 /// # Ok::<(), alknet_tensor::TensorError>(())
 /// ```
 #[derive(Debug)]
-pub struct Reader<S> {
+pub struct ContainerReader<S> {
     source: S,
     meta: Meta,
 }
 
-impl Reader<Arc<[u8]>> {
+impl ContainerReader<Arc<[u8]>> {
     /// Opens a container in memory. Views borrow from it.
     ///
     /// # Errors
-    /// As [`Reader::open`].
-    pub fn from_bytes(bytes: Arc<[u8]>, limits: &Limits) -> Result<Self> {
+    /// As [`ContainerReader::open`].
+    pub fn from_bytes(bytes: Arc<[u8]>, limits: &ContainerLimits) -> Result<Self> {
         Self::open(bytes, limits)
     }
 }
 
-impl Reader<Mapped> {
+impl ContainerReader<MappedFile> {
     /// Maps a file and opens it. Views borrow from the map.
     ///
     /// # Errors
-    /// As [`Reader::open`]; `E_IO` where it cannot be mapped.
+    /// As [`ContainerReader::open`]; `E_IO` where it cannot be mapped.
     ///
     /// # Safety
-    /// The file is not changed and not shortened for the life of the reader; see [`Mapped::new`].
-    pub unsafe fn map(file: &File, limits: &Limits) -> Result<Self> {
+    /// The file is not changed and not shortened for the life of the reader; see [`MappedFile::new`].
+    pub unsafe fn map(file: &File, limits: &ContainerLimits) -> Result<Self> {
         // SAFETY: the caller answers for the file.
-        let mapped = unsafe { Mapped::new(file) };
+        let mapped = unsafe { MappedFile::new(file) };
         let mapped = mapped.map_err(|error| TensorError::io("map the file", error))?;
         Self::open(mapped, limits)
     }
 }
 
-impl<S: ReadAt> Reader<S> {
+impl<S: ReadAt> ContainerReader<S> {
     /// Reads the header of a container.
     ///
     /// # Errors
     /// `E_IO` where the source fails; any code of the format that needs no data.
-    pub fn open(source: S, limits: &Limits) -> Result<Self> {
+    pub fn open(source: S, limits: &ContainerLimits) -> Result<Self> {
         let size = source.size();
         let size = size.map_err(|error| TensorError::io("find out the size", error))?;
         let mut prefix = [0; PREFIX_BYTES as usize];
         let Some(after) = size.checked_sub(PREFIX_BYTES) else {
             return fail(
-                Code::Header,
+                TensorErrorCode::Header,
                 format!("a file of {size} bytes has no header"),
             );
         };
@@ -82,7 +84,7 @@ impl<S: ReadAt> Reader<S> {
         let meta = match source.slice_at(range) {
             Some(header) => Meta::parse(header, after - len, limits)?,
             None => {
-                let header = Aligned::read(len, |at, piece| {
+                let header = AlignedBytes::read(len, |at, piece| {
                     read_exact(&source, piece, PREFIX_BYTES + at)
                 })?;
                 Meta::parse(&header, after - len, limits)?
@@ -139,11 +141,11 @@ impl<S: ReadAt> Reader<S> {
     /// Some rows of a tensor, without reading the others.
     ///
     /// # Errors
-    /// As [`Reader::view`] and [`TensorView::rows`].
+    /// As [`ContainerReader::view`] and [`TensorView::rows`].
     pub fn rows(&self, name: &str, rows: Range<u64>) -> Result<TensorView<'_>> {
         let entry = self.tensor(name)?.entry();
         let range = row_bytes(entry.dtype(), entry.shape(), &rows)
-            .map_err(|error| error.of(format_args!("tensor {}", Quoted(name))))?;
+            .map_err(|error| error.with_subject(format_args!("tensor {}", QuotedText(name))))?;
         let bytes = self.bytes(&entry, range)?;
         let mut shape = entry.shape().to_vec();
         if let Some(first) = shape.first_mut() {
@@ -165,11 +167,11 @@ impl<S: ReadAt> Reader<S> {
     /// Some records of a struct, without reading the others.
     ///
     /// # Errors
-    /// As [`Reader::strukt`]; `E_SHAPE` where there are no such records.
+    /// As [`ContainerReader::strukt`]; `E_SHAPE` where there are no such records.
     pub fn strukt_rows(&self, name: &str, rows: Range<u64>) -> Result<StructView<'_>> {
         let (entry, records) = self.records(name)?;
         let range = row_bytes(entry.dtype(), entry.shape(), &rows)
-            .map_err(|error| error.of(format_args!("struct {}", Quoted(name))))?;
+            .map_err(|error| error.with_subject(format_args!("struct {}", QuotedText(name))))?;
         let bytes = self.bytes(&entry, range)?;
         Ok(StructView::trusted(records, rows.end - rows.start, bytes))
     }
@@ -181,23 +183,23 @@ impl<S: ReadAt> Reader<S> {
     /// to its end; `E_IO`, `E_LIMIT`.
     pub fn blob(&self, name: &str) -> Result<BlobView<'_>> {
         let (entry, blob) = self.items(name)?;
-        let said = format!("blob {}", Quoted(name));
+        let said = format!("blob {}", QuotedText(name));
         let offsets = blob.offsets();
         let offsets = self.bytes(&offsets, 0..offsets.byte_len())?;
         let data = self.bytes(&entry, 0..entry.byte_len())?;
-        BlobView::new(blob.enc(), data, offsets).map_err(|error| error.of(said))
+        BlobView::new(blob.enc(), data, offsets).map_err(|error| error.with_subject(said))
     }
 
     /// One item of a blob, without reading the others.
     ///
     /// # Errors
-    /// As [`Reader::blob`], of the two offsets around the item; `E_NOTFOUND` where there are fewer.
-    pub fn item(&self, name: &str, at: u64) -> Result<Bytes<'_>> {
+    /// As [`ContainerReader::blob`], of the two offsets around the item; `E_NOTFOUND` where there are fewer.
+    pub fn item(&self, name: &str, at: u64) -> Result<ViewBytes<'_>> {
         let (entry, blob) = self.items(name)?;
-        let said = Quoted(name);
+        let said = QuotedText(name);
         if at >= blob.count() {
             let what = format!("blob {said}: item {at} of {}", blob.count());
-            return fail(Code::NotFound, what);
+            return fail(TensorErrorCode::NotFound, what);
         }
         let two = self.bytes(&blob.offsets(), at * 8..at * 8 + 16)?;
         let (two, _) = two.as_chunks::<8>();
@@ -207,7 +209,7 @@ impl<S: ReadAt> Reader<S> {
                 "blob {said}: item {at} is bytes {start} to {end} of {}",
                 entry.byte_len()
             );
-            return fail(Code::Layout, what);
+            return fail(TensorErrorCode::Layout, what);
         }
         self.bytes(&entry, start..end)
     }
@@ -216,22 +218,22 @@ impl<S: ReadAt> Reader<S> {
     ///
     /// # Errors
     /// `E_SHAPE` where it does not lie within the entry; `E_IO`.
-    pub fn read_into(&self, entry: &Entry<'_>, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    pub fn read_into(&self, entry: &HeaderEntry<'_>, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let len = entry.byte_len();
         let end = offset.checked_add(buffer.len() as u64);
         if end.is_none_or(|end| end > len) {
             let what = format!(
                 "entry {}: {} bytes from {offset} on, of {len}",
-                Quoted(entry.name()),
+                QuotedText(entry.name()),
                 buffer.len()
             );
-            return fail(Code::Shape, what);
+            return fail(TensorErrorCode::Shape, what);
         }
         read_exact(&self.source, buffer, entry.file_range().start + offset)
     }
 
-    /// BLAKE3 of the header with the length before it. Who has it from somebody trusted can check
-    /// every tensor.
+    /// BLAKE3 of the header with the length before it. A reader that has this hash from a trusted source can
+    /// check every tensor.
     ///
     /// # Errors
     /// `E_IO`.
@@ -276,40 +278,40 @@ impl<S: ReadAt> Reader<S> {
         Ok(())
     }
 
-    fn records(&self, name: &str) -> Result<(Entry<'_>, Struct<'_>)> {
+    fn records(&self, name: &str) -> Result<(HeaderEntry<'_>, StructInfo<'_>)> {
         let tensor = self.tensor(name)?;
         match tensor.kind() {
-            Kind::Struct(records) => Ok((tensor.entry(), records)),
+            TensorKind::Struct(records) => Ok((tensor.entry(), records)),
             other => fail(
-                Code::Dtype,
-                format!("tensor {} is {}, no struct", Quoted(name), other.name()),
+                TensorErrorCode::Dtype,
+                format!("tensor {} is {}, no struct", QuotedText(name), other.name()),
             ),
         }
     }
 
-    fn items(&self, name: &str) -> Result<(Entry<'_>, Blob<'_>)> {
+    fn items(&self, name: &str) -> Result<(HeaderEntry<'_>, BlobInfo<'_>)> {
         let tensor = self.tensor(name)?;
         match tensor.kind() {
-            Kind::Blob(blob) => Ok((tensor.entry(), blob)),
+            TensorKind::Blob(blob) => Ok((tensor.entry(), blob)),
             other => fail(
-                Code::Dtype,
-                format!("tensor {} is {}, no blob", Quoted(name), other.name()),
+                TensorErrorCode::Dtype,
+                format!("tensor {} is {}, no blob", QuotedText(name), other.name()),
             ),
         }
     }
 
     /// Bytes of an entry, `range` counted from its beginning and within it.
-    fn bytes(&self, entry: &Entry<'_>, range: Range<u64>) -> Result<Bytes<'_>> {
+    fn bytes(&self, entry: &HeaderEntry<'_>, range: Range<u64>) -> Result<ViewBytes<'_>> {
         let start = entry.file_range().start;
         let range = start + range.start..start + range.end;
         if let Some(bytes) = self.source.slice_at(range.clone()) {
-            return Ok(Bytes::Borrowed(bytes));
+            return Ok(ViewBytes::Borrowed(bytes));
         }
-        let read = Aligned::read(range.end - range.start, |at, piece| {
+        let read = AlignedBytes::read(range.end - range.start, |at, piece| {
             read_exact(&self.source, piece, range.start + at)
         });
-        let read = read.map(Bytes::Owned);
-        read.map_err(|error| error.of(format_args!("entry {}", Quoted(entry.name()))))
+        let read = read.map(ViewBytes::Owned);
+        read.map_err(|error| error.with_subject(format_args!("entry {}", QuotedText(entry.name()))))
     }
 }
 

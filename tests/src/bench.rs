@@ -2,39 +2,39 @@
 
 use std::path::{Path, PathBuf};
 
-use alknet_image::{Form, Role};
-use alknet_qemu::Scratch;
+use alknet_image::{ImageForm, OutputRole};
+use alknet_qemu::ScratchDir;
 
-use crate::cli::Cli;
+use crate::cli::CliRunner;
 use crate::host::HostNode;
-use crate::image::Image;
-use crate::node::{Boot, Machine};
+use crate::image::BuiltImageFolder;
+use crate::node::{BootVariant, MachineBuilder};
 
 /// Size of a test's data disk; sparse.
 pub(crate) const DATA_BYTES: u64 = 1 << 30;
 
 /// A folder, an administrator with a key of its own, and disks that outlive a machine.
 #[derive(Debug)]
-pub struct Bench {
-    folder: Scratch,
-    admin: Cli,
+pub struct TestBench {
+    folder: ScratchDir,
+    admin: CliRunner,
 }
 
-impl Default for Bench {
+impl Default for TestBench {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Bench {
+impl TestBench {
     /// A fresh bench.
     ///
     /// # Panics
     /// The temporary directory cannot be written.
     pub fn new() -> Self {
         // One that a killed run left holds disks: the next process to make one removes it.
-        let folder = Scratch::new().unwrap_or_else(|error| panic!("{error}"));
-        let admin = Cli::new(folder.path().join("admin"));
+        let folder = ScratchDir::new().unwrap_or_else(|error| panic!("{error}"));
+        let admin = CliRunner::new(folder.path().join("admin"));
         Self { folder, admin }
     }
 
@@ -44,19 +44,19 @@ impl Bench {
     }
 
     /// The administrator.
-    pub fn admin(&self) -> &Cli {
+    pub fn admin(&self) -> &CliRunner {
         &self.admin
     }
 
-    /// Somebody else, with a key of their own.
-    pub fn somebody(&self, name: &str) -> Cli {
-        Cli::new(self.path().join(name))
+    /// The command line of another user, with a key of its own and no rights on any node.
+    pub fn somebody(&self, name: &str) -> CliRunner {
+        CliRunner::new(self.path().join(name))
     }
 
     /// A machine that boots the image, administered by [`admin`](Self::admin), with QEMU's network
     /// and, unless changed, with this bench's data disk.
-    pub fn machine(&self, boot: Boot) -> Machine<'_> {
-        Machine::new(self, boot)
+    pub fn machine(&self, boot: BootVariant) -> MachineBuilder<'_> {
+        MachineBuilder::new(self, boot)
     }
 
     /// The node on this host.
@@ -127,7 +127,7 @@ impl Bench {
     pub fn raw(&self) -> PathBuf {
         let path = self.path().join("raw.raw");
         if !path.exists() {
-            let image = Image::get().file(Form::Raw, Role::Disk);
+            let image = BuiltImageFolder::get().file(ImageForm::Raw, OutputRole::Disk);
             alknet_qemu::copy(&image, &path).unwrap_or_else(|error| panic!("{error}"));
             grow(&path, DATA_BYTES).expect("the file is ours");
         }

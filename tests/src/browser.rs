@@ -38,7 +38,7 @@ const AXE_VARIABLE: &str = "ALKNET_TEST_AXE";
 #[derive(Debug)]
 pub struct Browser {
     child: Child,
-    /// Its profile, which nobody else uses.
+    /// The profile's folder, made for this browser alone.
     _profile: TempDir,
     to: File,
     from: Receiver<Value>,
@@ -49,7 +49,7 @@ pub struct Browser {
 
 /// An answer that the page got from a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loaded {
+pub struct LoadedResource {
     /// Of what.
     pub url: String,
     /// `http/1.1`, `h2`, `h3`.
@@ -79,7 +79,8 @@ impl Browser {
         assert!(made.is_ok_and(|status| status.success()), "no pipes");
         let mut command = Command::new("sh");
         command
-            // The browser reads commands from 3 and writes to 4: no port, and nobody else gets in.
+            // The browser reads commands from descriptor 3 and writes to 4. It opens no debugging port, so no
+            // other process can control it.
             .args([
                 "-c",
                 r#"to=$1 from=$2; shift 2; exec chromium "$@" 3<"$to" 4>"$from""#,
@@ -177,7 +178,7 @@ impl Browser {
         Err(text.unwrap_or(exception).to_string())
     }
 
-    /// Sets the size of the page in pixels, and whether it is told that its reader likes it dark.
+    /// Sets the size of the page in pixels, and whether the page sees a user who prefers dark colours.
     pub fn look(&mut self, width: u32, height: u32, dark: bool) {
         let size = json!({
             "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600,
@@ -224,13 +225,13 @@ impl Browser {
     }
 
     /// What the page got from servers since the last time this was asked.
-    pub fn loaded(&mut self) -> Vec<Loaded> {
+    pub fn loaded(&mut self) -> Vec<LoadedResource> {
         // What is on its way comes before the answer to this.
         self.evaluate("0");
         let of = |event: &Value| {
             let response = &event["params"]["response"];
             let text = |name: &str| response[name].as_str().unwrap_or_default().to_owned();
-            Loaded {
+            LoadedResource {
                 url: text("url"),
                 protocol: text("protocol"),
                 status: response["status"].as_u64().unwrap_or_default(),

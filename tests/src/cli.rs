@@ -22,13 +22,13 @@ const COMMAND_WITHIN: Duration = Duration::from_secs(600);
 
 /// The binary with a state directory of its own.
 #[derive(Clone, Debug)]
-pub struct Cli {
+pub struct CliRunner {
     state: PathBuf,
 }
 
 /// What a command said.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct CliOutput {
     /// Exit status, see `alknet --help`; -1 when a signal ended it.
     pub status: i32,
     /// Standard output.
@@ -37,8 +37,8 @@ pub struct Answer {
     pub errors: String,
 }
 
-impl Answer {
-    fn of(output: &Output) -> Self {
+impl CliOutput {
+    fn from_output(output: &Output) -> Self {
         Self {
             status: output.status.code().unwrap_or(-1),
             output: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -68,7 +68,7 @@ impl Answer {
     }
 }
 
-impl Cli {
+impl CliRunner {
     /// With its state in `state`.
     pub fn new(state: PathBuf) -> Self {
         Self { state }
@@ -90,7 +90,7 @@ impl Cli {
     }
 
     /// Calls an operation of `target`; `more` are further arguments, `--carriage tcp`.
-    pub fn call(&self, target: &str, operation: &str, input: &Value, more: &[&str]) -> Answer {
+    pub fn call(&self, target: &str, operation: &str, input: &Value, more: &[&str]) -> CliOutput {
         let mut command = self.command(&["call", "--timeout", &whole_seconds(CALL_WITHIN)]);
         command
             .args(more)
@@ -102,14 +102,14 @@ impl Cli {
     ///
     /// # Panics
     /// The command cannot be started.
-    pub fn subscribe(&self, target: &str, operation: &str, input: &Value) -> Stream {
+    pub fn subscribe(&self, target: &str, operation: &str, input: &Value) -> CliSubscription {
         let mut command = self.command(&["call", "--timeout", &whole_seconds(CALL_WITHIN)]);
         command
             .args([target, operation, &input.to_string()])
             .stdout(Stdio::piped());
         let mut child = command.spawn().expect("the binary can be started");
         let lines = BufReader::new(child.stdout.take().expect("it was asked for above"));
-        Stream { child, lines }
+        CliSubscription { child, lines }
     }
 
     /// The binary with a verb and `--json`, and this state.
@@ -128,10 +128,10 @@ impl Cli {
     ///
     /// # Panics
     /// It cannot be started, or does not end.
-    pub fn run(&self, mut command: Command) -> Answer {
+    pub fn run(&self, mut command: Command) -> CliOutput {
         let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = piped.spawn().expect("the binary can be started");
-        Answer::of(&output_of(child, &format!("{command:?}")))
+        CliOutput::from_output(&output_of(child, &format!("{command:?}")))
     }
 }
 
@@ -142,7 +142,7 @@ fn output_of(child: Child, what: &str) -> Output {
     let (sends, ended) = mpsc::channel();
     let waits = thread::spawn(move || {
         let output = child.wait_with_output();
-        // Whoever waits for it may have given up.
+        // The receiver may have timed out already.
         sends.send(()).ok();
         output.expect("it is our child")
     });
@@ -164,7 +164,7 @@ fn output_of(child: Child, what: &str) -> Output {
 ///
 /// # Panics
 /// It cannot be started.
-pub fn run_with_input(mut command: Command, input: &str) -> Answer {
+pub fn run_with_input(mut command: Command, input: &str) -> CliOutput {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let child = piped.stderr(Stdio::piped()).spawn();
     let mut child = child.expect("the binary can be started");
@@ -172,17 +172,17 @@ pub fn run_with_input(mut command: Command, input: &str) -> Answer {
     // A command that fails early reads nothing of it.
     stdin.write_all(input.as_bytes()).ok();
     drop(stdin);
-    Answer::of(&child.wait_with_output().expect("it is our child"))
+    CliOutput::from_output(&child.wait_with_output().expect("it is our child"))
 }
 
 /// Events of a subscription, one JSON value a line. It is cancelled when dropped.
 #[derive(Debug)]
-pub struct Stream {
+pub struct CliSubscription {
     child: Child,
     lines: BufReader<ChildStdout>,
 }
 
-impl Stream {
+impl CliSubscription {
     /// Ends it as Ctrl-C does, and returns the exit status.
     ///
     /// # Panics
@@ -199,7 +199,7 @@ impl Stream {
     }
 }
 
-impl Iterator for Stream {
+impl Iterator for CliSubscription {
     type Item = Value;
 
     /// The next event; `None` when the stream ended.
@@ -210,7 +210,7 @@ impl Iterator for Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for CliSubscription {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -1,7 +1,7 @@
 //! curl, with arguments that no other user of this host reads.
 //!
-//! `/proc` shows the arguments of every program to every user, and a token is one: of an administrator of a node that
-//! runs as whoever runs the tests. So curl reads its arguments from its standard input.
+//! Every user of the host can read the arguments of every program in `/proc`, and an argument may be the token of
+//! a node's administrator. So curl reads its arguments from its standard input.
 
 use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};

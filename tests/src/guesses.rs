@@ -1,8 +1,8 @@
 //! Guessed tokens.
 
-use crate::bench::Bench;
+use crate::bench::TestBench;
 use crate::wait::eventually;
-use crate::web::{Told, Web};
+use crate::web::{CurlResponse, WebNode};
 
 /// The problem of a node some of whose clients guess.
 pub const FAILED_LOGINS: &str = "failed-logins";
@@ -10,7 +10,7 @@ pub const FAILED_LOGINS: &str = "failed-logins";
 /// Twice as many as a network may make in a minute.
 const GUESSES: usize = 20;
 
-/// A token that nobody has.
+/// A well-formed token that no node accepts.
 #[must_use]
 pub fn wrong_token() -> String {
     format!("alk_00000000_{}", "A".repeat(43))
@@ -20,7 +20,7 @@ pub fn wrong_token() -> String {
 ///
 /// # Panics
 /// The guesser is not told how long to wait, another client is refused, or the node does not name the problem.
-pub fn guesses_refuse_nobody_else<N>(bench: &Bench, web: &Web<N>) {
+pub fn guesses_refuse_nobody_else<N>(bench: &TestBench, web: &WebNode<N>) {
     let wrong = wrong_token();
     // By one program: on a busy machine as many programs take longer than a minute.
     let options = format!("http2\nheader = \"Authorization: Bearer {wrong}\"\n");
@@ -52,7 +52,7 @@ pub fn guesses_refuse_nobody_else<N>(bench: &Bench, web: &Web<N>) {
     assert_eq!(codes, [FAILED_LOGINS], "{problems}");
 }
 
-fn is_told_to_wait(refused: &Told) {
+fn is_told_to_wait(refused: &CurlResponse) {
     assert_eq!(refused.status, 429, "{refused:?}");
     assert_eq!(refused.code(), "OVERLOADED");
     let wait = refused.header("retry-after").expect("a time to wait");

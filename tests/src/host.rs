@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use alknet_test_support::skipped_whole;
 use serde_json::Value;
 
-use crate::cli::{Answer, Cli};
+use crate::cli::{CliOutput, CliRunner};
 
 /// A node served by the binary itself. It is ended when dropped.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct HostNode {
     child: Child,
     target: String,
     iroh: Option<String>,
-    admin: Cli,
+    admin: CliRunner,
     state: PathBuf,
 }
 
@@ -25,7 +25,7 @@ impl HostNode {
     ///
     /// # Panics
     /// It does not say that it serves.
-    pub fn start(state: &Path, admin: &Cli) -> Self {
+    pub fn start(state: &Path, admin: &CliRunner) -> Self {
         Self::start_with(state, admin, None)
     }
 
@@ -33,7 +33,7 @@ impl HostNode {
     ///
     /// # Panics
     /// As [`start`](Self::start).
-    pub fn start_with(state: &Path, admin: &Cli, config: Option<&Path>) -> Self {
+    pub fn start_with(state: &Path, admin: &CliRunner, config: Option<&Path>) -> Self {
         Self::start_at(state, admin, config, 0)
     }
 
@@ -41,7 +41,7 @@ impl HostNode {
     ///
     /// # Panics
     /// As [`start`](Self::start).
-    pub fn start_at(state: &Path, admin: &Cli, config: Option<&Path>, port: u16) -> Self {
+    pub fn start_at(state: &Path, admin: &CliRunner, config: Option<&Path>, port: u16) -> Self {
         Self::started(serves(state, admin, config, port), state, admin)
     }
 
@@ -54,7 +54,7 @@ impl HostNode {
     pub fn start_on(
         memory_bytes: u64,
         state: &Path,
-        admin: &Cli,
+        admin: &CliRunner,
         config: Option<&Path>,
     ) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
@@ -78,7 +78,7 @@ impl HostNode {
         Some(Self::started(command, state, admin))
     }
 
-    fn started(command: Command, state: &Path, admin: &Cli) -> Self {
+    fn started(command: Command, state: &Path, admin: &CliRunner) -> Self {
         let (child, value) = serve(command);
         Self {
             child,
@@ -118,14 +118,14 @@ impl HostNode {
     }
 
     /// The same with whatever comes of it.
-    pub fn try_call(&self, operation: &str, input: &Value) -> Answer {
+    pub fn try_call(&self, operation: &str, input: &Value) -> CliOutput {
         self.admin.call(&self.target, operation, input, &[])
     }
 }
 
 /// The command that serves.
-fn serves(state: &Path, admin: &Cli, config: Option<&Path>, port: u16) -> Command {
-    let node = Cli::new(state.to_owned());
+fn serves(state: &Path, admin: &CliRunner, config: Option<&Path>, port: u16) -> Command {
+    let node = CliRunner::new(state.to_owned());
     let mut command = node.command(&["serve", "--listen", "127.0.0.1"]);
     command.args(["--port", &port.to_string()]);
     command.args(["--admin", &admin.identity()]);

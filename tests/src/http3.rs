@@ -17,7 +17,7 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(300);
 
 /// What a request was answered.
 #[derive(Clone, Debug)]
-pub struct Heard {
+pub struct Http3Response {
     /// The status.
     pub status: u64,
     /// Names, in lower case, and values.
@@ -32,7 +32,7 @@ pub struct Heard {
 /// # Panics
 /// One of them is not answered.
 #[must_use]
-pub fn http3(address: SocketAddr, requests: &Value) -> Vec<Heard> {
+pub fn http3(address: SocketAddr, requests: &Value) -> Vec<Http3Response> {
     let mut python = limited(ANSWERED_WITHIN, "python3");
     python
         .arg(client("http3.py"))
@@ -48,10 +48,10 @@ pub fn http3(address: SocketAddr, requests: &Value) -> Vec<Heard> {
     heard
 }
 
-fn heard(line: &str) -> Heard {
+fn heard(line: &str) -> Http3Response {
     let value: Value = serde_json::from_str(line).expect("it prints JSON");
     let body = value["body"].as_str().expect("a body");
-    Heard {
+    Http3Response {
         status: value["status"].as_u64().expect("a status"),
         headers: value["headers"].clone(),
         body: BASE64.decode(body.as_bytes()).expect("base64"),

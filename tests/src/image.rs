@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use alknet_image::{Form, Manifest, Role};
+use alknet_image::{ImageForm, Manifest, OutputRole};
 
 /// Folder of the image; its `manifest.json` names everything in it.
 const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
@@ -13,18 +13,18 @@ const BINARY_VARIABLE: &str = "ALKNET_TEST_BIN";
 
 /// A built image.
 #[derive(Debug)]
-pub struct Image {
+pub struct BuiltImageFolder {
     folder: PathBuf,
     manifest: Manifest,
 }
 
-impl Image {
+impl BuiltImageFolder {
     /// The image under test.
     ///
     /// # Panics
-    /// There is none.
+    /// The variable that names the image is not set, or the image's manifest cannot be read.
     pub fn get() -> &'static Self {
-        static IMAGE: OnceLock<Image> = OnceLock::new();
+        static IMAGE: OnceLock<BuiltImageFolder> = OnceLock::new();
         IMAGE.get_or_init(|| {
             let folder = PathBuf::from(variable(IMAGE_VARIABLE));
             let manifest = Manifest::read(&folder).unwrap_or_else(|error| panic!("{error}"));
@@ -36,18 +36,18 @@ impl Image {
     ///
     /// # Panics
     /// It was not built.
-    pub fn file(&self, form: Form, role: Role) -> PathBuf {
+    pub fn file(&self, form: ImageForm, role: OutputRole) -> PathBuf {
         let path = self.manifest.path(&self.folder, form, role);
         path.unwrap_or_else(|| panic!("the {form} image has no {role:?}; run `cargo xtask test`"))
     }
 
     /// The kernel command line of `form`.
-    pub fn command_line(&self, form: Form) -> &str {
+    pub fn command_line(&self, form: ImageForm) -> &str {
         self.manifest.cmdline(form).unwrap_or_default()
     }
 
     /// What the files of `form` are, by their content.
-    pub(crate) fn digests(&self, form: Form) -> String {
+    pub(crate) fn digests(&self, form: ImageForm) -> String {
         let files = self.manifest.outputs.iter();
         let files = files.filter(|file| file.form == form);
         files.map(|file| format!("{}\n", file.sha256)).collect()
@@ -67,7 +67,7 @@ impl Image {
 /// The binary under test.
 ///
 /// # Panics
-/// There is none.
+/// The variable that names the binary is not set.
 #[must_use]
 pub fn binary() -> PathBuf {
     variable(BINARY_VARIABLE).into()

@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient, CallConnection};
 use alknet_core::Carriage;
-use alknet_endpoint::{Dialer, Target};
-use alknet_image::{Form, Role};
-use alknet_qemu::{Accel, Disk, Exit, MachineKind, Mark, Nic, READY_WITHIN, Vm, VmBuilder};
+use alknet_endpoint::{EndpointDialer, Target};
+use alknet_image::{ImageForm, OutputRole};
+use alknet_qemu::{
+    Accel, ConsoleMark, MachineKind, Nic, READY_WITHIN, VirtioDisk, Vm, VmBuilder, VmExit,
+};
 use alknet_tls::NodeKey;
 use serde_json::Value;
 
-use crate::bench::Bench;
-use crate::cli::{Answer, Cli, Stream};
-use crate::image::Image;
-use crate::snapshot::{self, Point};
+use crate::bench::TestBench;
+use crate::cli::{CliOutput, CliRunner, CliSubscription};
+use crate::image::BuiltImageFolder;
+use crate::snapshot::{self, SnapshotPoint};
 use crate::wait::is_busy;
 
 /// What PID 1 prints once the port is served: host name, identity, port.
@@ -33,7 +35,7 @@ const FAULTS_FILE: &str = "opt/org.alknet/test-faults";
 
 /// How the image is booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Boot {
+pub enum BootVariant {
     /// The erofs root on microvm.
     MicrovmErofs,
     /// The initramfs on an ordinary PC.
@@ -42,13 +44,13 @@ pub enum Boot {
     UefiRaw,
 }
 
-impl Boot {
+impl BootVariant {
     /// The form of the image that it boots.
-    pub(crate) fn form(self) -> Form {
+    pub(crate) fn form(self) -> ImageForm {
         match self {
-            Self::MicrovmErofs => Form::Erofs,
-            Self::Q35Initramfs => Form::Direct,
-            Self::UefiRaw => Form::Raw,
+            Self::MicrovmErofs => ImageForm::Erofs,
+            Self::Q35Initramfs => ImageForm::Direct,
+            Self::UefiRaw => ImageForm::Raw,
         }
     }
 
@@ -65,10 +67,10 @@ impl Boot {
 
 /// Where a machine starts.
 #[derive(Clone, Debug)]
-enum Start {
+enum StartPoint {
     PowerOn,
     /// Where another one came with the shipped image.
-    After(Point),
+    After(SnapshotPoint),
     /// Where the one came that is saved in this folder.
     From(PathBuf),
 }
@@ -76,33 +78,33 @@ enum Start {
 /// A machine that is being put together.
 #[derive(Debug)]
 #[must_use]
-pub struct Machine<'a> {
-    bench: &'a Bench,
-    boot: Boot,
+pub struct MachineBuilder<'a> {
+    bench: &'a TestBench,
+    boot: BootVariant,
     vm: VmBuilder,
     config: String,
     command_line: String,
-    data: Option<Disk>,
-    disks: Vec<Disk>,
+    data: Option<VirtioDisk>,
+    disks: Vec<VirtioDisk>,
     nics: Vec<Nic>,
     /// It has a TPM.
     measured: bool,
-    start: Start,
+    start: StartPoint,
 }
 
-impl<'a> Machine<'a> {
-    pub(crate) fn new(bench: &'a Bench, boot: Boot) -> Self {
+impl<'a> MachineBuilder<'a> {
+    pub(crate) fn new(bench: &'a TestBench, boot: BootVariant) -> Self {
         let kind = match boot {
-            Boot::MicrovmErofs => MachineKind::Microvm,
-            Boot::Q35Initramfs => MachineKind::Q35,
-            Boot::UefiRaw => MachineKind::Q35Uefi,
+            BootVariant::MicrovmErofs => MachineKind::Microvm,
+            BootVariant::Q35Initramfs => MachineKind::Q35,
+            BootVariant::UefiRaw => MachineKind::Q35Uefi,
         };
         let form = match boot {
-            Boot::MicrovmErofs => Form::Erofs,
-            Boot::Q35Initramfs | Boot::UefiRaw => Form::Direct,
+            BootVariant::MicrovmErofs => ImageForm::Erofs,
+            BootVariant::Q35Initramfs | BootVariant::UefiRaw => ImageForm::Direct,
         };
-        let mut command_line = Image::get().command_line(form).to_owned();
-        if boot == Boot::MicrovmErofs {
+        let mut command_line = BuiltImageFolder::get().command_line(form).to_owned();
+        if boot == BootVariant::MicrovmErofs {
             // A reset is all that ends this machine, and without ACPI only a triple fault resets.
             command_line += " reboot=t";
         }
@@ -112,11 +114,11 @@ impl<'a> Machine<'a> {
             vm: vm_of(kind),
             config: config(&bench.admin().identity()),
             command_line,
-            data: (boot != Boot::UefiRaw).then(|| Disk::file(bench.data()).data()),
+            data: (boot != BootVariant::UefiRaw).then(|| VirtioDisk::file(bench.data()).data()),
             disks: vec![],
             nics: vec![],
             measured: false,
-            start: Start::PowerOn,
+            start: StartPoint::PowerOn,
         }
     }
 
@@ -155,7 +157,7 @@ impl<'a> Machine<'a> {
         self.with(|vm| vm.tpm(chip).variables(variables))
     }
 
-    /// By firmware that starts what these variables let it, which [`Owner::enroll`](alknet_qemu::Owner::enroll) wrote.
+    /// By firmware that starts what these variables let it, which [`PlatformOwner::enroll`](alknet_qemu::PlatformOwner::enroll) wrote.
     pub fn secured(self, variables: &Path) -> Self {
         self.with(|vm| vm.variables(variables).secure_boot())
     }
@@ -169,7 +171,7 @@ impl<'a> Machine<'a> {
     /// Firmware takes longer than all the rest under emulation. Not for a test of what firmware
     /// starts, refuses or measures, nor with other disks or cards than the usual ones.
     pub fn after_firmware(mut self) -> Self {
-        self.start = Start::After(Point::Kernel);
+        self.start = StartPoint::After(SnapshotPoint::Kernel);
         self
     }
 
@@ -177,13 +179,13 @@ impl<'a> Machine<'a> {
     /// on this machine's disk is read, started or refused, and measured here. For tests of that; what comes before is
     /// half of what firmware takes. Boot entries and other variables of the firmware are as they are at a first boot.
     pub fn ready_to_boot(mut self) -> Self {
-        self.start = Start::After(Point::ReadyToBoot);
+        self.start = StartPoint::After(SnapshotPoint::ReadyToBoot);
         self
     }
 
-    /// Starts where a machine of this test came that was built the same, see [`Bench::record`].
+    /// Starts where a machine of this test came that was built the same, see [`TestBench::record`].
     pub fn resumed(mut self, record: &Path) -> Self {
-        self.start = Start::From(record.to_owned());
+        self.start = StartPoint::From(record.to_owned());
         self
     }
 
@@ -194,14 +196,14 @@ impl<'a> Machine<'a> {
     }
 
     /// Replaces the data disk; `None` leaves it out.
-    pub fn data(mut self, disk: Option<Disk>) -> Self {
+    pub fn data(mut self, disk: Option<VirtioDisk>) -> Self {
         self.data = disk;
         self
     }
 
     /// Adds a disk after the data disk. One that is added by [`with`](Self::with) comes before the root file
     /// system, which a microvm expects on its first disk.
-    pub fn disk(mut self, disk: Disk) -> Self {
+    pub fn disk(mut self, disk: VirtioDisk) -> Self {
         self.disks.push(disk);
         self
     }
@@ -233,9 +235,9 @@ impl<'a> Machine<'a> {
         let (boot, measured, start) = (self.boot, self.measured, self.start.clone());
         let vm = self.into_builder();
         match start {
-            Start::PowerOn => vm.start(),
-            Start::After(point) => Ok(snapshot::after(point, boot, measured, &vm)),
-            Start::From(record) => vm.restore(record).start(),
+            StartPoint::PowerOn => vm.start(),
+            StartPoint::After(point) => Ok(snapshot::after(point, boot, measured, &vm)),
+            StartPoint::From(record) => vm.restore(record).start(),
         }
     }
 
@@ -250,32 +252,32 @@ impl<'a> Machine<'a> {
     ///
     /// # Panics
     /// It is not served in time.
-    pub fn boot(self) -> Node {
+    pub fn boot(self) -> MachineNode {
         let (admin, boot) = (self.bench.admin().clone(), self.boot);
-        Node::new(self.start(), boot, admin)
+        MachineNode::new(self.start(), boot, admin)
     }
 
     fn into_builder(self) -> VmBuilder {
         let raw = match self.boot {
-            Boot::UefiRaw => self.bench.raw(),
-            Boot::MicrovmErofs | Boot::Q35Initramfs => PathBuf::new(),
+            BootVariant::UefiRaw => self.bench.raw(),
+            BootVariant::MicrovmErofs | BootVariant::Q35Initramfs => PathBuf::new(),
         };
         self.builder(raw)
     }
 
     /// `raw` is the disk of a machine that boots from it.
     fn builder(self, raw: PathBuf) -> VmBuilder {
-        let image = Image::get();
+        let image = BuiltImageFolder::get();
         let direct = |vm: VmBuilder, form, role| {
             vm.kernel(image.file(form, role))
                 .append(self.command_line.as_str())
         };
         let mut vm = match self.boot {
-            Boot::MicrovmErofs => direct(self.vm, Form::Erofs, Role::Vmlinux)
-                .disk(Disk::file(image.file(Form::Erofs, Role::Root)).read_only()),
-            Boot::Q35Initramfs => direct(self.vm, Form::Direct, Role::Kernel)
-                .initrd(image.file(Form::Direct, Role::Initrd)),
-            Boot::UefiRaw => self.vm.disk(Disk::file(raw)),
+            BootVariant::MicrovmErofs => direct(self.vm, ImageForm::Erofs, OutputRole::Vmlinux)
+                .disk(VirtioDisk::file(image.file(ImageForm::Erofs, OutputRole::Root)).read_only()),
+            BootVariant::Q35Initramfs => direct(self.vm, ImageForm::Direct, OutputRole::Kernel)
+                .initrd(image.file(ImageForm::Direct, OutputRole::Initrd)),
+            BootVariant::UefiRaw => self.vm.disk(VirtioDisk::file(raw)),
         };
         vm = self
             .data
@@ -294,20 +296,20 @@ impl<'a> Machine<'a> {
 
 /// A node that serves.
 #[derive(Debug)]
-pub struct Node {
+pub struct MachineNode {
     vm: Vm,
-    boot: Boot,
-    admin: Cli,
+    boot: BootVariant,
+    admin: CliRunner,
     identity: String,
     address: Option<SocketAddr>,
 }
 
-impl Node {
+impl MachineNode {
     /// Waits until the machine serves.
     ///
     /// # Panics
     /// It is not served in time.
-    pub fn new(vm: Vm, boot: Boot, admin: Cli) -> Self {
+    pub fn new(vm: Vm, boot: BootVariant, admin: CliRunner) -> Self {
         let address = vm.address();
         let mut node = Self {
             vm,
@@ -316,7 +318,7 @@ impl Node {
             identity: String::new(),
             address,
         };
-        node.wait_ready(Mark::default());
+        node.wait_ready(ConsoleMark::default());
         node
     }
 
@@ -324,7 +326,7 @@ impl Node {
     ///
     /// # Panics
     /// It does not say so in time.
-    pub fn wait_ready(&mut self, mark: Mark) {
+    pub fn wait_ready(&mut self, mark: ConsoleMark) {
         let wait = |mark, needle| self.vm.wait_for_after(mark, needle, READY_WITHIN);
         let ready = wait(mark, READY).and_then(|ready| wait(ready, " port ").map(|_| ready));
         let ready = ready.unwrap_or_else(|error| panic!("{error}"));
@@ -343,7 +345,7 @@ impl Node {
     /// handshake, and the first client of the test would be refused. A handshake that is refused has translated a
     /// part of it. Whether the node answers is for the test to say.
     ///
-    /// A node that was started again lies elsewhere in memory, and its handshakes are translated anew.
+    /// A node that was started again has other addresses in memory, so QEMU translates its handshakes again.
     pub fn translate_handshakes(&self) {
         if self.vm.accel() != Accel::Tcg || !is_busy() {
             return;
@@ -358,7 +360,7 @@ impl Node {
                 .build()
                 .expect("this host has threads and sockets");
             runtime.block_on(async {
-                let dialer = Dialer::new(None);
+                let dialer = EndpointDialer::new(None);
                 for carriage in [Carriage::Quic, Carriage::Tcp] {
                     for _ in 0..TRANSLATING_HANDSHAKES {
                         if dialer.dial_over(carriage, &target, ALPN).await.is_ok() {
@@ -422,12 +424,12 @@ impl Node {
     }
 
     /// Calls an operation as administrator; `more` are further arguments, `--carriage tcp`.
-    pub fn try_call(&self, operation: &str, input: &Value, more: &[&str]) -> Answer {
+    pub fn try_call(&self, operation: &str, input: &Value, more: &[&str]) -> CliOutput {
         self.admin.call(&self.target(), operation, input, more)
     }
 
     /// Subscribes to an operation as administrator.
-    pub fn subscribe(&self, operation: &str, input: &Value) -> Stream {
+    pub fn subscribe(&self, operation: &str, input: &Value) -> CliSubscription {
         self.admin.subscribe(&self.target(), operation, input)
     }
 
@@ -441,9 +443,9 @@ impl Node {
     ///
     /// # Errors
     /// The node cannot be reached or refuses.
-    pub async fn client(&self) -> anyhow::Result<(Dialer, CallConnection)> {
+    pub async fn client(&self) -> anyhow::Result<(EndpointDialer, CallConnection)> {
         let (key, _) = NodeKey::load_or_create(&self.admin.state().join("identity.key"))?;
-        let dialer = Dialer::new(Some(key));
+        let dialer = EndpointDialer::new(Some(key));
         let target: Target = self.target().parse()?;
         let connection = dialer.dial(&target, ALPN).await?;
         Ok((
@@ -456,8 +458,8 @@ impl Node {
     ///
     /// # Panics
     /// It does not end in time.
-    pub fn end(mut self) -> Exit {
-        if self.boot == Boot::MicrovmErofs {
+    pub fn end(mut self) -> VmExit {
+        if self.boot == BootVariant::MicrovmErofs {
             self.call("node/reboot", &Value::Null);
         } else {
             self.vm
@@ -478,7 +480,8 @@ fn config(admin: &str) -> String {
 
 /// microvm ends by a reset: a test that wants to see it boot again asks for that.
 fn vm_of(kind: MachineKind) -> VmBuilder {
-    let vm = Vm::builder(kind).probe_kernel(Image::get().file(Form::Direct, Role::Kernel));
+    let vm = Vm::builder(kind)
+        .probe_kernel(BuiltImageFolder::get().file(ImageForm::Direct, OutputRole::Kernel));
     if kind == MachineKind::Microvm {
         vm.exit_on_reset()
     } else {

@@ -1,9 +1,9 @@
-//! Pebble, a certificate authority nobody here wrote, with its own name server, for nodes that are to
-//! get a certificate.
+//! Pebble, an ACME certificate authority of other authors, with its own name server, for nodes that are to get a
+//! certificate.
 //!
-//! A node has to know the authority before it starts, and the authority the node's ports before it looks
-//! at them. So there are two steps: an [`Authority`] has an address, and [`open`](Authority::open)ed it
-//! answers there.
+//! The node's configuration needs the authority's address before the node starts, and the authority needs the
+//! node's ports before it validates them. So there are two steps: a [`PebbleAddress`] has an address, and once
+//! [`open`](PebbleAddress::open)ed the authority answers there.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use alknet_test_support::Port;
+use alknet_test_support::ReservedPort;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -38,7 +38,7 @@ basicConstraints = critical, CA:FALSE
 subjectAltName = DNS:localhost, IP:127.0.0.1, IP:10.0.2.2
 ";
 
-/// Whom Pebble calls the issuer of its certificates, before some random digits.
+/// The issuer's name in Pebble's certificates, before some random digits.
 const ISSUER: &str = "Pebble Intermediate CA";
 
 /// Pause between two looks at the certificate of a node: each is three programs and a handshake, and a renewal is waited
@@ -47,27 +47,27 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How an authority looks at those who want a certificate.
 #[derive(Clone, Copy, Debug)]
-pub struct Manners {
+pub struct PebbleOptions {
     /// Port of 127.0.0.1 at which every name is asked by HTTP.
     pub http: u16,
     /// The same by TLS.
     pub tls: u16,
     /// How long certificates are good, in seconds.
     pub lifetime_s: u64,
-    /// How many of a hundred requests are refused though nothing is wrong with their nonces (RFC 8555
-    /// section 6.5): whoever asks has to try again.
+    /// How many of a hundred requests Pebble refuses although their nonces are valid (RFC 8555 section 6.5): the
+    /// client has to try again.
     pub refused_percent: u8,
 }
 
 /// An authority that has an address and does not answer yet.
 #[derive(Debug)]
-pub struct Authority {
+pub struct PebbleAddress {
     folder: TempDir,
     /// Of the directory, of the management, of the name server and of what controls it.
-    ports: [Port; 4],
+    ports: [ReservedPort; 4],
 }
 
-impl Authority {
+impl PebbleAddress {
     /// One with a certificate of its own.
     ///
     /// # Panics
@@ -88,7 +88,7 @@ impl Authority {
         certificate(folder.path(), "server", &server, &issued_by);
         Self {
             folder,
-            ports: Port::claim_all(),
+            ports: ReservedPort::claim_all(),
         }
     }
 
@@ -106,9 +106,9 @@ impl Authority {
     ///
     /// # Panics
     /// It does not: the set-up installs it.
-    pub fn open(self, manners: &Manners) -> Pebble {
+    pub fn open(self, manners: &PebbleOptions) -> Pebble {
         let Self { folder, ports } = self;
-        let [directory, management, dns, control] = ports.each_ref().map(Port::number);
+        let [directory, management, dns, control] = ports.each_ref().map(ReservedPort::number);
         let local = |port: u16| format!("127.0.0.1:{port}");
         let file = |name: &str| folder.path().join(name);
         let config = json!({ "pebble": {
@@ -141,8 +141,8 @@ impl Authority {
                 manners.refused_percent.to_string(),
             );
         let programs = [
-            Program::start(name_server, &file("names.log")),
-            Program::start(pebble, &file("pebble.log")),
+            PebbleProgram::start(name_server, &file("names.log")),
+            PebbleProgram::start(pebble, &file("pebble.log")),
         ];
         let pebble = Pebble {
             _programs: programs,
@@ -158,7 +158,7 @@ impl Authority {
     }
 }
 
-impl Default for Authority {
+impl Default for PebbleAddress {
     fn default() -> Self {
         Self::new()
     }
@@ -182,9 +182,9 @@ fn certificate(folder: &Path, section: &str, [key, to]: &[PathBuf; 2], more: &[O
 /// An authority that answers. It is ended when dropped.
 #[derive(Debug)]
 pub struct Pebble {
-    _programs: [Program; 2],
+    _programs: [PebbleProgram; 2],
     // Behind the programs, which have them.
-    _ports: [Port; 4],
+    _ports: [ReservedPort; 4],
     // Behind the programs, which read it.
     folder: TempDir,
     management: u16,
@@ -220,7 +220,7 @@ impl Pebble {
     /// returns which. Meanwhile `every_time` is done again and again.
     ///
     /// # Panics
-    /// There is none in time.
+    /// The node shows no such certificate in time.
     pub fn certificate_at(
         &self,
         address: SocketAddr,
@@ -249,8 +249,8 @@ impl Drop for Pebble {
     }
 }
 
-/// Issuer and number of the certificate that a server shows to whoever asks for `name`; empty where
-/// there is none.
+/// Issuer and serial number of the certificate that a server shows to a client that asks for `name`; empty where
+/// the server shows no certificate.
 fn shown(address: SocketAddr, name: &str) -> String {
     let script = format!(
         "openssl s_client -connect {address} -servername {name} -alpn http/1.1 \
@@ -261,9 +261,9 @@ fn shown(address: SocketAddr, name: &str) -> String {
 
 /// A program of the tests, ended with them.
 #[derive(Debug)]
-struct Program(Child);
+struct PebbleProgram(Child);
 
-impl Program {
+impl PebbleProgram {
     fn start(mut command: Command, log: &Path) -> Self {
         let log = File::create(log).expect("the folder is ours");
         let errors = log.try_clone().expect("the file is open");
@@ -273,7 +273,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for PebbleProgram {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

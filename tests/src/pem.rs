@@ -4,16 +4,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::cli::Cli;
+use crate::cli::CliRunner;
 
 /// What stands before the 32 bytes of an Ed25519 private key in PKCS#8 (RFC 8410 section 7).
 const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
-/// The key of a [`Cli`] in files that OpenSSL wrote.
+/// The key of a [`CliRunner`] in files that OpenSSL wrote.
 #[derive(Clone, Debug)]
-pub struct Pem {
+pub struct PemKeyFiles {
     /// The private key.
     pub key: PathBuf,
     /// The public key.
@@ -22,12 +22,12 @@ pub struct Pem {
     pub certificate: PathBuf,
 }
 
-impl Pem {
+impl PemKeyFiles {
     /// Writes the files beside the key of `cli`.
     ///
     /// # Panics
     /// There is no OpenSSL, or it does not know what an Ed25519 key is.
-    pub fn of(cli: &Cli) -> Self {
+    pub fn from_cli(cli: &CliRunner) -> Self {
         cli.identity();
         let path = |name: &str| cli.state().join(name);
         let seed = std::fs::read(path("identity.key")).expect("`alknet identity` made it");

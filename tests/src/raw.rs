@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use alknet_core::{Carriage, Connection, RecvStream, SendStream};
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -62,7 +62,7 @@ pub async fn within<T>(work: impl Future<Output = T>) -> T {
 
 /// A frame of HTTP/2.
 #[derive(Clone, Debug)]
-pub struct Frame {
+pub struct Http2Frame {
     /// Its type.
     pub kind: u8,
     /// Its flags.
@@ -75,7 +75,7 @@ pub struct Frame {
 
 /// What became of the requests of a connection of HTTP/2, as far as it was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct Http2Tally {
     /// Answers that began with the status 200.
     pub served: u32,
     /// Answers that began with another one.
@@ -86,7 +86,7 @@ pub struct Tally {
     pub reset: u32,
 }
 
-impl Tally {
+impl Http2Tally {
     /// Answers that began.
     #[must_use]
     pub fn begun(&self) -> u32 {
@@ -99,7 +99,7 @@ impl Tally {
         self.whole + self.reset
     }
 
-    fn count(&mut self, frame: &Frame) {
+    fn count(&mut self, frame: &Http2Frame) {
         match (frame.kind, frame.payload.first()) {
             (HEADERS, Some(&OK)) => self.served += 1,
             (HEADERS, _) => self.refused += 1,
@@ -113,7 +113,7 @@ impl Tally {
 
 /// A connection that says what it likes.
 #[derive(Debug)]
-pub struct Raw {
+pub struct RawQuicConnection {
     _connection: Connection,
     /// To the node.
     pub send: SendStream,
@@ -121,11 +121,11 @@ pub struct Raw {
     pub recv: RecvStream,
     /// What came and is no whole frame yet.
     heard: Vec<u8>,
-    tally: Tally,
+    tally: Http2Tally,
 }
 
-impl Raw {
-    /// Connects with a key that nobody knows.
+impl RawQuicConnection {
+    /// Connects with a new key, as an unknown peer.
     ///
     /// # Panics
     /// The node has no place for it.
@@ -139,7 +139,7 @@ impl Raw {
     /// # Panics
     /// As [`open`](Self::open).
     pub async fn open_as(target: &Target, alpn: &'static [u8], key: NodeKey) -> Self {
-        let dialer = Dialer::new(Some(key));
+        let dialer = EndpointDialer::new(Some(key));
         let connection = dialer.dial_over(Carriage::Tcp, target, alpn).await;
         let connection = connection.expect("anybody may connect");
         let (send, recv) = connection.accept_bi().await.expect("one stream");
@@ -148,7 +148,7 @@ impl Raw {
             send,
             recv,
             heard: Vec::new(),
-            tally: Tally::default(),
+            tally: Http2Tally::default(),
         }
     }
 
@@ -261,7 +261,7 @@ impl Raw {
     ///
     /// # Panics
     /// Neither comes.
-    pub async fn next_frame(&mut self) -> Option<Frame> {
+    pub async fn next_frame(&mut self) -> Option<Http2Frame> {
         loop {
             if let Some(frame) = self.take_frame() {
                 self.tally.count(&frame);
@@ -274,13 +274,13 @@ impl Raw {
         }
     }
 
-    fn take_frame(&mut self) -> Option<Frame> {
+    fn take_frame(&mut self) -> Option<Http2Frame> {
         let [a, b, c, kind, flags, stream @ ..]: [u8; FRAME_HEAD_BYTES] =
             *self.heard.first_chunk()?;
         let end = FRAME_HEAD_BYTES + u32::from_be_bytes([0, a, b, c]) as usize;
         let payload = self.heard.get(FRAME_HEAD_BYTES..end)?.to_vec();
         self.heard.drain(..end);
-        Some(Frame {
+        Some(Http2Frame {
             kind,
             flags,
             stream: u32::from_be_bytes(stream),
@@ -292,7 +292,7 @@ impl Raw {
     ///
     /// # Panics
     /// The node says nothing more before.
-    pub async fn until(&mut self, is_so: impl Fn(&Tally) -> bool) -> Tally {
+    pub async fn until(&mut self, is_so: impl Fn(&Http2Tally) -> bool) -> Http2Tally {
         while !is_so(&self.tally) && self.next_frame().await.is_some() {}
         self.tally
     }

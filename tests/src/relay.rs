@@ -1,12 +1,12 @@
-//! Operations that no request from outside reaches are tried through a script that calls whichever it is
-//! told: somebody proposes it, and somebody else lets it in.
+//! Tests reach operations that are closed to requests from outside through a script, which calls the operation
+//! that its input names: an author proposes the script, and a reviewer approves it.
 
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::bench::Bench;
-use crate::cli::Cli;
+use crate::bench::TestBench;
+use crate::cli::CliRunner;
 
 const SOURCE: &str = "
 export async function relay({ operation, input, follow, list, text }) {
@@ -27,13 +27,13 @@ export async function relay({ operation, input, follow, list, text }) {
 
 /// The operation `js/relay`, which answers with the `output` of another, or with its `error`.
 #[derive(Debug)]
-pub struct Relay {
-    author: Cli,
-    reviewer: Cli,
+pub struct RelayOperation {
+    author: CliRunner,
+    reviewer: CliRunner,
     folder: PathBuf,
 }
 
-impl Relay {
+impl RelayOperation {
     /// What it is called.
     pub const PATH: &str = "js/relay";
 
@@ -41,7 +41,7 @@ impl Relay {
     ///
     /// # Panics
     /// There is nothing in `uses`, or the bench's folder cannot be written.
-    pub fn new(bench: &Bench, uses: &[&str]) -> Self {
+    pub fn new(bench: &TestBench, uses: &[&str]) -> Self {
         let folder = bench.path().join("relay");
         std::fs::create_dir_all(&folder).expect("the folder is ours");
         std::fs::write(folder.join("operation.json"), operation(uses)).expect("room");
@@ -55,7 +55,7 @@ impl Relay {
 
     /// What the configuration of its node has to have.
     pub fn configuration(&self) -> String {
-        let peer = |name: &str, who: &Cli, scope: &str| {
+        let peer = |name: &str, who: &CliRunner, scope: &str| {
             let key = who.identity();
             format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = [\"{scope}\"]\n")
         };
@@ -93,7 +93,7 @@ impl Relay {
     ///
     /// # Panics
     /// The relay itself cannot be called.
-    pub fn ask(who: &Cli, target: &str, operation: &str, input: &Value) -> Value {
+    pub fn ask(who: &CliRunner, target: &str, operation: &str, input: &Value) -> Value {
         run(who, target, &Self::input(operation, input))
     }
 
@@ -101,7 +101,7 @@ impl Relay {
     ///
     /// # Panics
     /// As [`ask`](Self::ask).
-    pub fn follow(who: &Cli, target: &str, operation: &str, input: &Value) -> Value {
+    pub fn follow(who: &CliRunner, target: &str, operation: &str, input: &Value) -> Value {
         let mut input = Self::input(operation, input);
         input["follow"] = true.into();
         run(who, target, &input)
@@ -117,13 +117,13 @@ impl Relay {
     ///
     /// # Panics
     /// As [`ask`](Self::ask).
-    pub fn list(who: &Cli, target: &str, prefix: &str) -> Value {
+    pub fn list(who: &CliRunner, target: &str, prefix: &str) -> Value {
         run(who, target, &json!({ "list": prefix }))["output"].take()
     }
 }
 
-fn run(who: &Cli, target: &str, input: &Value) -> Value {
-    who.call(target, Relay::PATH, input, &[]).json()
+fn run(who: &CliRunner, target: &str, input: &Value) -> Value {
+    who.call(target, RelayOperation::PATH, input, &[]).json()
 }
 
 fn operation(uses: &[&str]) -> String {

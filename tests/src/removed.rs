@@ -6,7 +6,7 @@ use alknet_endpoint::Target;
 use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 
-use crate::raw::{H1, Raw};
+use crate::raw::{H1, RawQuicConnection};
 
 /// For so long a stream may go on whose peer is gone: less than what passes until rights are looked at again by
 /// themselves.
@@ -16,7 +16,7 @@ const AT_ONCE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Follower {
     /// An unknown peer's connection: the address of the ticket is all that is asked for.
-    reader: Raw,
+    reader: RawQuicConnection,
     /// The address of a ticket that was not used.
     pub kept: String,
 }
@@ -28,7 +28,7 @@ impl Follower {
     /// It may not, or no event comes.
     pub async fn begin(target: &Target, key: &NodeKey) -> Self {
         let (used, kept) = (ticket(target, key).await, ticket(target, key).await);
-        let mut reader = Raw::open(target, H1).await;
+        let mut reader = RawQuicConnection::open(target, H1).await;
         let asks = format!("GET {used} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert!(reader.say(asks.as_bytes()).await);
         let begins = reader.hear_until("event: data", deadline(AT_ONCE)).await;
@@ -54,7 +54,7 @@ impl Follower {
 
 /// By its key, over HTTP and without a token.
 async fn ticket(target: &Target, key: &NodeKey) -> String {
-    let mut peer = Raw::open_as(target, H1, key.clone()).await;
+    let mut peer = RawQuicConnection::open_as(target, H1, key.clone()).await;
     let call = r#"{"operation":"/node/log","input":{"follow":true,"last":1}}"#;
     let head = format!(
         "POST /subscribe HTTP/1.1\r\nHost: localhost\r\nPrefer: respond-async\r\n\

@@ -1,5 +1,4 @@
-//! Servers that nobody here wrote, or that other languages' own libraries make: programs of
-//! `tests/clients`.
+//! Servers of other authors, or made with other languages' own libraries: programs of `tests/clients`.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -8,14 +7,14 @@ use crate::tools::{client, variable};
 
 /// A server in a process of its own, on a port of this host's own address. It is ended when dropped.
 #[derive(Debug)]
-pub struct Server {
+pub struct HostServer {
     child: Child,
     port: u16,
 }
 
-impl Server {
-    /// An API that `api.yaml` describes, on this port; 0 takes a free one. With a file, parts of it are for
-    /// whoever brings the token in it.
+impl HostServer {
+    /// An API that `api.yaml` describes, on this port; 0 takes a free one. With a token file, the server serves
+    /// parts of the API only to clients that send the token in the file.
     ///
     /// # Panics
     /// It does not serve.
@@ -84,7 +83,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for HostServer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use alknet_qemu::{Error, Vm, VmBuilder};
 
-use crate::bench::{Bench, DATA_BYTES};
-use crate::image::Image;
-use crate::node::{Boot, Machine, Node};
-use crate::store::Store;
+use crate::bench::{DATA_BYTES, TestBench};
+use crate::image::BuiltImageFolder;
+use crate::node::{BootVariant, MachineBuilder, MachineNode};
+use crate::store::SnapshotStore;
 
 /// What PID 1 prints once the machine has an address of its own.
 const ADDRESS: &str = "alknet: address ";
@@ -49,16 +49,16 @@ const IDENTITY: &str = "identity";
 /// console say of the boot is there; no client was connected yet.
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct Snapshot<'a> {
-    bench: &'a Bench,
-    boot: Boot,
+pub struct MachineSnapshot<'a> {
+    bench: &'a TestBench,
+    boot: BootVariant,
     faults: bool,
     data_bytes: u64,
     config: String,
 }
 
-impl<'a> Snapshot<'a> {
-    pub(crate) fn new(bench: &'a Bench, boot: Boot) -> Self {
+impl<'a> MachineSnapshot<'a> {
+    pub(crate) fn new(bench: &'a TestBench, boot: BootVariant) -> Self {
         Self {
             bench,
             boot,
@@ -68,18 +68,18 @@ impl<'a> Snapshot<'a> {
         }
     }
 
-    /// Adds to the configuration, as [`Machine::configured`].
+    /// Adds to the configuration, as [`MachineBuilder::configured`].
     pub fn configured(mut self, toml: &str) -> Self {
         self.config = format!("{}\n{toml}", self.config);
         self
     }
 
-    /// Without a vault, as [`Machine::plain`].
+    /// Without a vault, as [`MachineBuilder::plain`].
     pub fn plain(self) -> Self {
         self.configured("[vault]\ninit = \"off\"")
     }
 
-    /// Switches `node/fault` on, as [`Machine::faults`].
+    /// Switches `node/fault` on, as [`MachineBuilder::faults`].
     pub fn faults(mut self) -> Self {
         self.faults = true;
         self
@@ -96,16 +96,16 @@ impl<'a> Snapshot<'a> {
     ///
     /// # Panics
     /// The machine cannot be made.
-    pub fn restore(self) -> Node {
+    pub fn restore(self) -> MachineNode {
         // The first to ask for the disk decides how large it is.
         let disk = self.disk(self.bench);
         let make = |folder: &Path| self.make(folder);
-        let vm = Store::open().restore(&self.recipe(), make, |folder| {
+        let vm = SnapshotStore::open().restore(&self.recipe(), make, |folder| {
             alknet_qemu::copy(&folder.join(DISK), &disk)?;
             let machine = self.machine(self.bench);
             machine.with(|vm| vm.restore(folder)).try_start()
         });
-        Node::new(vm, self.boot, self.bench.admin().clone())
+        MachineNode::new(vm, self.boot, self.bench.admin().clone())
     }
 
     /// The bench's disk as a copy of the machine leaves it that was switched off in order, and the identity of its
@@ -117,9 +117,9 @@ impl<'a> Snapshot<'a> {
         let disk = self.disk(self.bench);
         let recipe = format!("switched off\n{}", self.recipe());
         let make = |folder: &Path| {
-            let bench = Bench::new();
+            let bench = TestBench::new();
             bench.take_administrator();
-            let copy = Snapshot {
+            let copy = MachineSnapshot {
                 bench: &bench,
                 ..self.clone()
             };
@@ -130,14 +130,14 @@ impl<'a> Snapshot<'a> {
             copied.unwrap_or_else(|error| panic!("{error}"));
             fs::write(folder.join(IDENTITY), identity).expect("the cache can be written");
         };
-        Store::open().restore(&recipe, make, |folder| {
+        SnapshotStore::open().restore(&recipe, make, |folder| {
             alknet_qemu::copy(&folder.join(DISK), &disk)?;
             let identity = fs::read_to_string(folder.join(IDENTITY));
             Ok(identity.expect("it was written with the disk"))
         })
     }
 
-    fn machine<'b>(&self, bench: &'b Bench) -> Machine<'b> {
+    fn machine<'b>(&self, bench: &'b TestBench) -> MachineBuilder<'b> {
         let machine = bench.machine(self.boot);
         // An empty addition is one line more, and another document than a machine has that is booted later.
         let machine = if self.config.is_empty() {
@@ -152,16 +152,16 @@ impl<'a> Snapshot<'a> {
         }
     }
 
-    fn disk(&self, bench: &Bench) -> PathBuf {
+    fn disk(&self, bench: &TestBench) -> PathBuf {
         match self.boot {
-            Boot::UefiRaw => bench.raw(),
-            Boot::MicrovmErofs | Boot::Q35Initramfs => bench.data_of(self.data_bytes),
+            BootVariant::UefiRaw => bench.raw(),
+            BootVariant::MicrovmErofs | BootVariant::Q35Initramfs => bench.data_of(self.data_bytes),
         }
     }
 
     /// Boots the machine and saves it in `folder`.
     fn make(&self, folder: &Path) {
-        let bench = Bench::of_snapshots();
+        let bench = TestBench::of_snapshots();
         let disk = self.disk(&bench);
         let machine = self.machine(&bench).with(VmBuilder::saveable);
         let node = machine.with(|vm| vm.name("snapshot")).boot();
@@ -183,21 +183,21 @@ impl<'a> Snapshot<'a> {
             ..
         } = self;
         let boot = format!("{boot:?} faults={faults} data_bytes={data_bytes}");
-        let image = Image::get().digests(self.boot.form());
+        let image = BuiltImageFolder::get().digests(self.boot.form());
         let admin = self.bench.admin().identity();
         let machine = self.machine(self.bench).recipe();
         format!("{boot}\n{admin}\n{image}\n{}\n{machine}", self.config)
     }
 }
 
-impl Bench {
+impl TestBench {
     /// A machine that serves already, administered by the key of all snapshots.
     ///
     /// # Panics
     /// The bench has used a key of its own.
-    pub fn snapshot(&self, boot: Boot) -> Snapshot<'_> {
+    pub fn snapshot(&self, boot: BootVariant) -> MachineSnapshot<'_> {
         self.take_administrator();
-        Snapshot::new(self, boot)
+        MachineSnapshot::new(self, boot)
     }
 
     /// A bench whose data disk is that of a machine that was booted and switched off before: it has a vault
@@ -210,17 +210,17 @@ impl Bench {
     /// The machine cannot be made.
     pub fn set_up() -> Self {
         // One disk for every accelerator and processor: its content does not depend on them.
-        let image = Image::get().digests(Boot::MicrovmErofs.form());
+        let image = BuiltImageFolder::get().digests(BootVariant::MicrovmErofs.form());
         let recipe = format!("a data disk that is set up\n{image}");
         let make = |folder: &Path| {
             let bench = Self::new();
-            bench.snapshot(Boot::MicrovmErofs).switched_off();
+            bench.snapshot(BootVariant::MicrovmErofs).switched_off();
             let copied = alknet_qemu::copy(&bench.data(), &folder.join(DISK));
             copied.unwrap_or_else(|error| panic!("{error}"));
         };
         let bench = Self::new();
         let copy = |folder: &Path| alknet_qemu::copy(&folder.join(DISK), &bench.data());
-        Store::open().restore(&recipe, make, copy);
+        SnapshotStore::open().restore(&recipe, make, copy);
         bench
     }
 
@@ -232,14 +232,14 @@ impl Bench {
     /// The machine cannot be made.
     pub fn set_up_measured(
         config: &str,
-        first: impl Fn(&Self, Machine<'_>) -> Node,
+        first: impl Fn(&Self, MachineBuilder<'_>) -> MachineNode,
     ) -> (Self, String) {
-        let image = Image::get().digests(Boot::UefiRaw.form());
+        let image = BuiltImageFolder::get().digests(BootVariant::UefiRaw.form());
         let recipe = format!("a measured machine that is set up\n{image}\n{config}");
         let chip = |bench: &Self| bench.path().join("own.tpm");
         let make = |folder: &Path| {
             let bench = Self::of_snapshots();
-            let machine = bench.machine(Boot::UefiRaw).measured("own");
+            let machine = bench.machine(BootVariant::UefiRaw).measured("own");
             let node = first(&bench, machine.after_firmware().configured(config));
             let identity = node.identity().to_owned();
             node.end();
@@ -263,7 +263,7 @@ impl Bench {
             };
             Ok(files().expect("both folders are ours"))
         };
-        let identity = Store::open().restore(&recipe, make, copy);
+        let identity = SnapshotStore::open().restore(&recipe, make, copy);
         (bench, identity)
     }
 
@@ -276,7 +276,7 @@ impl Bench {
 
     /// Copies the administrator's key from the cache, where the first test to want it has it made.
     fn take_administrator(&self) {
-        let (from, to) = (Store::open().administrator(), self.admin().state());
+        let (from, to) = (SnapshotStore::open().administrator(), self.admin().state());
         let key = |state: &Path| state.join("identity.key");
         if let Ok(own) = fs::read(key(to)) {
             let known = fs::read(key(&from)).expect("the administrator has a key");
@@ -294,16 +294,16 @@ impl Bench {
 
 /// How far a machine came that others go on from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Point {
+pub enum SnapshotPoint {
     /// Firmware is about to boot and has read nothing of what it is going to start.
     ReadyToBoot,
     /// Firmware handed over to the kernel, which has not looked for its devices yet.
     Kernel,
 }
 
-impl Point {
+impl SnapshotPoint {
     /// Brings a machine there and saves it in `folder`.
-    fn save<'a>(self, machine: impl Fn() -> Machine<'a>, folder: &Path) {
+    fn save<'a>(self, machine: impl Fn() -> MachineBuilder<'a>, folder: &Path) {
         let mut tries = UNPACKS_FOR.into_iter().peekable();
         while let Some(meanwhile) = tries.next() {
             let machine = machine().with(VmBuilder::saveable);
@@ -334,8 +334,8 @@ fn too_late(error: &Error) -> Option<&str> {
 }
 
 /// Starts `vm` where a machine came with the shipped image and fresh variables.
-pub(crate) fn after(point: Point, boot: Boot, measured: bool, vm: &VmBuilder) -> Vm {
-    let bench = Bench::new();
+pub(crate) fn after(point: SnapshotPoint, boot: BootVariant, measured: bool, vm: &VmBuilder) -> Vm {
+    let bench = TestBench::new();
     let machine = || {
         let machine = bench.machine(boot);
         if measured {
@@ -344,16 +344,16 @@ pub(crate) fn after(point: Point, boot: Boot, measured: bool, vm: &VmBuilder) ->
             machine
         }
     };
-    let image = Image::get().digests(boot.form());
+    let image = BuiltImageFolder::get().digests(boot.form());
     let built = machine().with(VmBuilder::saveable).recipe();
     let recipe = format!("{boot:?} measured={measured} at {point:?}\n{image}\n{built}");
     let make = |folder: &Path| point.save(machine, folder);
-    Store::open().restore(&recipe, make, |folder| vm.clone().restore(folder).start())
+    SnapshotStore::open().restore(&recipe, make, |folder| vm.clone().restore(folder).start())
 }
 
-impl Bench {
+impl TestBench {
     /// Runs the firmware of a machine once, for machines of this test that are built the same: they are
-    /// [`resumed`](Machine::resumed) from the folder that this returns. Its TPM should be one that the test does not
+    /// [`resumed`](MachineBuilder::resumed) from the folder that this returns. Its TPM should be one that the test does not
     /// use further.
     ///
     /// # Panics
@@ -361,8 +361,8 @@ impl Bench {
     pub fn record<'a>(
         &'a self,
         name: &str,
-        point: Point,
-        machine: impl Fn() -> Machine<'a>,
+        point: SnapshotPoint,
+        machine: impl Fn() -> MachineBuilder<'a>,
     ) -> PathBuf {
         let folder = self.path().join(name);
         fs::create_dir(&folder).expect("the folder is ours");

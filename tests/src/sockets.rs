@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use alknet_core::{Carriage, Connection};
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use hyper::Request;
@@ -38,18 +38,19 @@ pub type Socket = TokioIo<Upgraded>;
 
 /// A connection of HTTP/2.
 #[derive(Debug)]
-pub struct Carrier {
+pub struct SocketCarrier {
     requests: SendRequest<String>,
     _connection: Connection,
 }
 
-impl Carrier {
+impl SocketCarrier {
     /// Each of its streams takes `window` bytes, and no more before the client has read them.
     ///
     /// # Panics
     /// The node has no place for it.
     pub async fn open(target: &Target, window: u32) -> Self {
-        let dialer = Dialer::new(Some(NodeKey::generate().expect("the system has entropy")));
+        let dialer =
+            EndpointDialer::new(Some(NodeKey::generate().expect("the system has entropy")));
         let connection = dialer.dial_over(Carriage::Tcp, target, H2).await;
         let connection = connection.expect("anybody may connect");
         let (send, recv) = connection.accept_bi().await.expect("one stream");

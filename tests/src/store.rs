@@ -16,7 +16,7 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::cli::Cli;
+use crate::cli::CliRunner;
 
 /// What decides what is written into the folder of a machine, and when: after a change of these each is made
 /// again. How a machine is built is in its recipe ([`alknet_qemu::VmBuilder::recipe`]).
@@ -39,13 +39,13 @@ const KEPT: usize = 16;
 
 /// The folder.
 #[derive(Debug)]
-pub(crate) struct Store {
+pub(crate) struct SnapshotStore {
     folder: PathBuf,
 }
 
 /// A saved machine. No process removes it while this is there.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct SnapshotEntry {
     path: PathBuf,
     /// Held for as long as the files may be opened.
     lock: File,
@@ -53,21 +53,21 @@ pub(crate) struct Entry {
 
 /// What a whole folder has.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
-struct Contents {
+struct SnapshotManifest {
     /// Of the host, which tells its boots apart: afterwards its clocks count otherwise.
     boot_id: String,
     /// Seconds since 1970.
     made_s: u64,
-    files: Vec<Part>,
+    files: Vec<SnapshotFile>,
 }
 
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
-struct Part {
+struct SnapshotFile {
     name: String,
     checksum: u64,
 }
 
-impl Store {
+impl SnapshotStore {
     /// The one of the project's cache.
     pub(crate) fn open() -> Self {
         let cache = alknet_qemu::cache_dir().expect("ALKNET_CACHE or HOME names a folder");
@@ -90,7 +90,7 @@ impl Store {
     pub(crate) fn administrator(&self) -> PathBuf {
         let state = self.folder.join("administrator");
         let _one = self.exclusive("administrator");
-        Cli::new(state.clone()).identity();
+        CliRunner::new(state.clone()).identity();
         state
     }
 
@@ -139,20 +139,20 @@ impl Store {
     }
 
     /// Removes a machine, unless another process has made it again already.
-    fn discard(&self, entry: Entry) {
-        let Entry { path, lock } = entry;
-        let failed = Contents::read(&path).ok();
+    fn discard(&self, entry: SnapshotEntry) {
+        let SnapshotEntry { path, lock } = entry;
+        let failed = SnapshotManifest::read(&path).ok();
         let key = path.file_name().unwrap_or_default().to_string_lossy();
         drop(lock);
         let _one = self.exclusive(&key);
-        if Contents::read(&path).ok() == failed {
+        if SnapshotManifest::read(&path).ok() == failed {
             remove(&path);
         }
     }
 
-    /// The machine made by this recipe. `make` makes it, in a folder that it is given, where there is
-    /// none that is whole.
-    pub(crate) fn entry(&self, recipe: &str, make: impl Fn(&Path)) -> Entry {
+    /// The machine made by this recipe. `make` is called, with an empty folder, only if the cache has no complete
+    /// machine of this recipe.
+    pub(crate) fn entry(&self, recipe: &str, make: impl Fn(&Path)) -> SnapshotEntry {
         let qemu = alknet_qemu::version().unwrap_or_else(|error| panic!("{error}"));
         let all = format!("{qemu}\n{}\n{recipe}", MAKERS.concat());
         let key = HEXLOWER.encode(&Sha256::digest(all)[..16]);
@@ -161,7 +161,7 @@ impl Store {
             let lock = self.lock(&key);
             lock.lock_shared().expect("a lock can be waited for");
             if is_whole(&path) {
-                let entry = Entry { path, lock };
+                let entry = SnapshotEntry { path, lock };
                 entry.used(SystemTime::now());
                 return entry;
             }
@@ -185,7 +185,7 @@ impl Store {
             fs::write(file, text).expect("the cache can be written");
         };
         write("recipe", recipe);
-        let contents = Contents::of(new.path()).expect("it was just written");
+        let contents = SnapshotManifest::scan(new.path()).expect("it was just written");
         let contents = serde_json::to_string(&contents).expect("plain values");
         write(CONTENTS, &contents);
         fs::rename(new.keep(), path).expect("a folder in the same place");
@@ -228,7 +228,7 @@ impl Store {
     }
 }
 
-impl Entry {
+impl SnapshotEntry {
     /// Its folder.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -240,9 +240,9 @@ impl Entry {
     }
 }
 
-impl Contents {
+impl SnapshotManifest {
     /// What is in this folder now.
-    fn of(folder: &Path) -> io::Result<Self> {
+    fn scan(folder: &Path) -> io::Result<Self> {
         let mut files = vec![];
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
@@ -251,7 +251,7 @@ impl Contents {
                 continue;
             }
             let checksum = alknet_qemu::checksum(&entry.path()).map_err(io::Error::other)?;
-            files.push(Part { name, checksum });
+            files.push(SnapshotFile { name, checksum });
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Self {
@@ -284,7 +284,7 @@ fn forget(path: &Path) {
 
 /// Whether the machine at this place can be used.
 fn is_whole(path: &Path) -> bool {
-    let Ok(contents) = Contents::read(path) else {
+    let Ok(contents) = SnapshotManifest::read(path) else {
         return false;
     };
     if contents.boot_id != boot_id() || contents.age() > USED_FOR {
@@ -293,7 +293,7 @@ fn is_whole(path: &Path) -> bool {
     if checked().contains(path) {
         return true;
     }
-    let whole = Contents::of(path).is_ok_and(|now| now.files == contents.files);
+    let whole = SnapshotManifest::scan(path).is_ok_and(|now| now.files == contents.files);
     if whole {
         checked().insert(path.to_owned());
     } else {
@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     /// Makes an entry of one file, and counts.
-    fn entry(store: &Store, made: &Cell<u32>) -> Entry {
+    fn entry(store: &SnapshotStore, made: &Cell<u32>) -> SnapshotEntry {
         store.entry("a recipe", |folder| {
             made.set(made.get() + 1);
             fs::write(folder.join("memory"), "what it was").expect("the folder is ours");
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn a_machine_is_made_once_and_again_when_it_is_damaged() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
-        let (store, made) = (Store::at(folder.path()), Cell::new(0));
+        let (store, made) = (SnapshotStore::at(folder.path()), Cell::new(0));
         let first = entry(&store, &made);
         let memory = first.path().join("memory");
         drop((entry(&store, &made), first));
@@ -364,14 +364,14 @@ mod tests {
     #[test]
     fn a_machine_of_another_boot_or_another_day_is_made_again() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
-        let (store, made) = (Store::at(folder.path()), Cell::new(0));
+        let (store, made) = (SnapshotStore::at(folder.path()), Cell::new(0));
         let path = entry(&store, &made).path().to_owned();
-        let changes: [fn(&mut Contents); 2] = [
+        let changes: [fn(&mut SnapshotManifest); 2] = [
             |contents| contents.boot_id.clear(),
             |contents| contents.made_s -= USED_FOR.as_secs() + 60,
         ];
         for (count, change) in (2..).zip(changes) {
-            let mut contents = Contents::read(&path).expect("it is whole");
+            let mut contents = SnapshotManifest::read(&path).expect("it is whole");
             change(&mut contents);
             let text = serde_json::to_string(&contents).expect("plain values");
             fs::write(path.join(CONTENTS), text).expect("the folder is ours");
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn threads_that_want_the_same_machine_have_it_made_once() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
-        let store = Store::at(folder.path());
+        let store = SnapshotStore::at(folder.path());
         let made = std::sync::atomic::AtomicU32::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn a_machine_that_cannot_be_restored_fails_and_is_made_again_next_time() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
-        let store = Store::at(folder.path());
+        let store = SnapshotStore::at(folder.path());
         let made = Cell::new(0);
         let restored = |error: fn() -> alknet_qemu::Error| {
             let make = |folder: &Path| {
@@ -438,7 +438,7 @@ mod tests {
     #[test]
     fn a_text_is_there_whole_or_not_at_all() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
-        let store = Store::at(folder.path());
+        let store = SnapshotStore::at(folder.path());
         // What processes leave that were killed: before they wrote, and before the text had its place.
         fs::write(folder.path().join("token"), "").expect("the folder is ours");
         fs::write(folder.path().join("token.new"), "ha").expect("the folder is ours");
@@ -452,7 +452,7 @@ mod tests {
     fn two_that_remove_the_same_machines_do_not_disturb_each_other() {
         const ROUNDS: usize = 50;
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
-        let store = Store::at(folder.path());
+        let store = SnapshotStore::at(folder.path());
         let make = |folder: &Path| {
             for number in 0..8 {
                 fs::write(folder.join(number.to_string()), "x").expect("the folder is ours");
@@ -482,7 +482,7 @@ mod tests {
     #[test]
     fn machines_that_were_used_last_are_kept() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
-        let store = Store::at(folder.path());
+        let store = SnapshotStore::at(folder.path());
         let make = |folder: &Path| fs::write(folder.join("x"), "x").expect("ours");
         // In use, so that it stays although it is the oldest.
         let used = store.entry("used", make);

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::bench::Bench;
+use crate::bench::TestBench;
 
 /// Where the data partition of a raw image begins, bytes: behind the gap for a BIOS loader and the
 /// EFI system partition. The layout is frozen.
@@ -22,7 +22,8 @@ const FAT_KIB: &str = "1440";
 const EXT4_FEATURES: &str = "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,\
                              sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
 
-/// What `cargo xtask test` put into this variable: a folder of programs nobody here wrote, mostly.
+/// The value that `cargo xtask test` put into this variable: for most variables, a folder of programs of other
+/// authors.
 ///
 /// # Panics
 /// It is not set.
@@ -32,7 +33,7 @@ pub fn variable(name: &str) -> String {
         .unwrap_or_else(|_| panic!("{name} is not set; run these tests with `cargo xtask test`"))
 }
 
-/// A program of the tests that uses a client nobody here wrote: a file of `tests/clients`.
+/// A file of `tests/clients`: a program of the tests that uses a client of other authors.
 #[must_use]
 pub fn client(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "clients", name]
@@ -40,8 +41,8 @@ pub fn client(name: &str) -> PathBuf {
         .collect()
 }
 
-/// Starts a client that is told `facts` as JSON on its standard input, which ends after them. What it
-/// prints is the caller's to read.
+/// Starts a client, writes `facts` as JSON to its standard input and closes that input. The caller reads the
+/// client's output.
 ///
 /// # Panics
 /// It is not installed, or ends before it has read them.
@@ -63,7 +64,7 @@ pub fn run_with_json(command: &mut Command, facts: &Value) -> Output {
     child.wait_with_output().expect("it is our child")
 }
 
-/// Where `age` or `age-keygen` is: in the folder that whoever runs the tests names, else the machine's own.
+/// Path of `age` or `age-keygen`: in the folder that `ALKNET_TEST_AGE` names, else the machine's own program.
 #[must_use]
 pub fn age(program: &str) -> String {
     let folder = std::env::var("ALKNET_TEST_AGE");
@@ -180,7 +181,7 @@ fn ext4_at(image: &Path, at: u64) -> String {
 ///
 /// # Panics
 /// It cannot be made.
-pub fn fat_volume(bench: &Bench, name: &str, document: &str) -> PathBuf {
+pub fn fat_volume(bench: &TestBench, name: &str, document: &str) -> PathBuf {
     let (image, folder) = nocloud(bench, name, document);
     let path = image.display().to_string();
     let format = ["-C", "-f", FAT_KIB, "-v", "CIDATA", "-i", &path, "::"];
@@ -196,7 +197,7 @@ pub fn fat_volume(bench: &Bench, name: &str, document: &str) -> PathBuf {
 ///
 /// # Panics
 /// It cannot be made.
-pub fn iso_volume(bench: &Bench, name: &str, document: &str) -> PathBuf {
+pub fn iso_volume(bench: &TestBench, name: &str, document: &str) -> PathBuf {
     let (image, folder) = nocloud(bench, name, document);
     let (path, folder) = (image.display().to_string(), folder.display().to_string());
     let arguments = "-as mkisofs -quiet -V cidata -J -r -o".split(' ');
@@ -205,7 +206,7 @@ pub fn iso_volume(bench: &Bench, name: &str, document: &str) -> PathBuf {
     image
 }
 
-fn nocloud(bench: &Bench, name: &str, document: &str) -> (PathBuf, PathBuf) {
+fn nocloud(bench: &TestBench, name: &str, document: &str) -> (PathBuf, PathBuf) {
     let folder = bench.path().join(format!("{name}.d"));
     let write = || {
         std::fs::create_dir_all(&folder)?;

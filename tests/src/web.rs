@@ -9,12 +9,12 @@ use alknet_core::AuthToken;
 use alknet_endpoint::Target;
 use serde_json::{Value, json};
 
-use crate::bench::Bench;
+use crate::bench::TestBench;
 use crate::curl::Curl;
 use crate::host::HostNode;
-use crate::node::{Machine, Node};
-use crate::snapshot::Snapshot;
-use crate::store::Store;
+use crate::node::{MachineBuilder, MachineNode};
+use crate::snapshot::MachineSnapshot;
+use crate::store::SnapshotStore;
 use crate::wait::whole_seconds;
 
 /// Longest run of curl. Generous: guests run translated.
@@ -28,24 +28,24 @@ const LIMITS: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second =
 
 /// A node with three tokens: an administrator's, one that only reads, and one that has ended.
 #[derive(Debug)]
-pub struct Web<N = HostNode> {
+pub struct WebNode<N = HostNode> {
     /// The node.
     pub node: N,
-    /// Of an administrator.
+    /// Token of an administrator.
     pub admin: String,
-    /// Of whoever may read facts about the node, and nothing else.
+    /// Token that may only read facts about the node.
     pub reader: String,
-    /// Of nobody any more.
+    /// Expired token.
     pub expired: String,
     address: SocketAddr,
 }
 
-impl Web<HostNode> {
+impl WebNode<HostNode> {
     /// Starts one on this host with this configuration besides.
     ///
     /// # Panics
     /// It does not serve.
-    pub fn start(bench: &Bench, config: &str) -> Self {
+    pub fn start(bench: &TestBench, config: &str) -> Self {
         Self::start_at(bench, 0, config)
     }
 
@@ -53,8 +53,8 @@ impl Web<HostNode> {
     ///
     /// # Panics
     /// As [`start`](Self::start).
-    pub fn start_at(bench: &Bench, port: u16, config: &str) -> Self {
-        let known = Known::new();
+    pub fn start_at(bench: &TestBench, port: u16, config: &str) -> Self {
+        let known = WebTokens::new();
         let node = bench.host_at(port, &known.document(config));
         Self::on_host(node, &known)
     }
@@ -64,17 +64,17 @@ impl Web<HostNode> {
     ///
     /// # Panics
     /// As [`start`](Self::start).
-    pub fn start_on(bench: &Bench, memory_bytes: u64, config: &str) -> Option<Self> {
-        let known = Known::new();
+    pub fn start_on(bench: &TestBench, memory_bytes: u64, config: &str) -> Option<Self> {
+        let known = WebTokens::new();
         let node = bench.host_on(memory_bytes, &known.document(config))?;
         Some(Self::on_host(node, &known))
     }
 
-    fn on_host(node: HostNode, known: &Known) -> Self {
+    fn on_host(node: HostNode, known: &WebTokens) -> Self {
         let address = target(node.target()).address().parse();
         let address = address.expect("an address");
         let made = node.call("token/make", &everything());
-        Self::of(node, address, known, &made)
+        Self::from_node(node, address, known, &made)
     }
 
     /// As diallers take it.
@@ -83,29 +83,29 @@ impl Web<HostNode> {
     }
 }
 
-impl Web<Node> {
+impl WebNode<MachineNode> {
     /// Boots a machine with this configuration besides.
     ///
     /// # Panics
     /// It does not serve.
-    pub fn boot(machine: Machine<'_>, config: &str) -> Self {
-        let known = Known::new();
+    pub fn boot(machine: MachineBuilder<'_>, config: &str) -> Self {
+        let known = WebTokens::new();
         let node = machine.configured(&known.document(config)).boot();
         let address = node.address();
         let made = node.call("token/make", &everything());
-        Self::of(node, address, &known, &made)
+        Self::from_node(node, address, &known, &made)
     }
 
     /// A copy of a machine that serves already, with this configuration besides.
     ///
     /// # Panics
-    /// As [`Snapshot::restore`].
-    pub fn restore(snapshot: Snapshot<'_>, config: &str) -> Self {
-        let known = Known::of_snapshots();
+    /// As [`MachineSnapshot::restore`].
+    pub fn restore(snapshot: MachineSnapshot<'_>, config: &str) -> Self {
+        let known = WebTokens::of_snapshots();
         let node = snapshot.configured(&known.document(config)).restore();
         let address = node.address();
         let made = node.call("token/make", &everything());
-        Self::of(node, address, &known, &made)
+        Self::from_node(node, address, &known, &made)
     }
 
     /// As diallers take it.
@@ -114,8 +114,8 @@ impl Web<Node> {
     }
 }
 
-impl<N> Web<N> {
-    fn of(node: N, address: SocketAddr, known: &Known, made: &Value) -> Self {
+impl<N> WebNode<N> {
+    fn from_node(node: N, address: SocketAddr, known: &WebTokens, made: &Value) -> Self {
         Self {
             node,
             admin: made["token"].as_str().expect("a token").to_owned(),
@@ -139,7 +139,7 @@ impl<N> Web<N> {
     ///
     /// # Panics
     /// It gets no answer.
-    pub fn curl(&self, path: &str, arguments: &[&str]) -> Told {
+    pub fn curl(&self, path: &str, arguments: &[&str]) -> CurlResponse {
         curl(&self.url(path), arguments)
     }
 
@@ -147,7 +147,7 @@ impl<N> Web<N> {
     ///
     /// # Panics
     /// As [`curl`](Self::curl).
-    pub fn curl_as(&self, token: &str, path: &str, arguments: &[&str]) -> Told {
+    pub fn curl_as(&self, token: &str, path: &str, arguments: &[&str]) -> CurlResponse {
         let header = format!("Authorization: Bearer {token}");
         let all = [&["--header", &header], arguments].concat();
         self.curl(path, &all)
@@ -157,7 +157,12 @@ impl<N> Web<N> {
     ///
     /// # Errors
     /// The node has no place for the connection, say.
-    pub fn try_curl_as(&self, token: &str, path: &str, arguments: &[&str]) -> Result<Told, String> {
+    pub fn try_curl_as(
+        &self,
+        token: &str,
+        path: &str,
+        arguments: &[&str],
+    ) -> Result<CurlResponse, String> {
         let header = format!("Authorization: Bearer {token}");
         let all = [&["--header", &header], arguments].concat();
         try_curl(&self.url(path), &all)
@@ -167,7 +172,7 @@ impl<N> Web<N> {
     ///
     /// # Panics
     /// As [`curl`](Self::curl).
-    pub fn post(&self, token: &str, path: &str, body: &str) -> Told {
+    pub fn post(&self, token: &str, path: &str, body: &str) -> CurlResponse {
         let json = "Content-Type: application/json";
         self.curl_as(token, path, &["--header", json, "--data-binary", body])
     }
@@ -177,7 +182,13 @@ impl<N> Web<N> {
     ///
     /// # Panics
     /// curl is not installed, or the folder of `bench` has no room.
-    pub fn at_once(&self, bench: &Bench, paths: &[&str], most: usize, options: &str) -> AtOnce {
+    pub fn at_once(
+        &self,
+        bench: &TestBench,
+        paths: &[&str],
+        most: usize,
+        options: &str,
+    ) -> ParallelCurl {
         // What stands before `next` is forgotten there.
         let within = whole_seconds(CURL_WITHIN);
         let each = paths.iter().map(|path| {
@@ -199,14 +210,14 @@ impl<N> Web<N> {
             "--config",
             &file,
         ];
-        AtOnce(Curl::new(&all).start(Stdio::piped()))
+        ParallelCurl(Curl::new(&all).start(Stdio::piped()))
     }
 
     /// Follows a subscription, as `call` asks for it.
     ///
     /// # Panics
     /// curl is not installed.
-    pub fn events(&self, token: &str, call: &str, arguments: &[&str]) -> Events {
+    pub fn events(&self, token: &str, call: &str, arguments: &[&str]) -> CurlEvents {
         let (within, url) = (whole_seconds(CURL_WITHIN), self.url("/subscribe"));
         let bearer = format!("Authorization: Bearer {token}");
         let fixed = ["--silent", "--show-error", "--insecure", "--no-buffer"];
@@ -216,15 +227,15 @@ impl<N> Web<N> {
         let mut curl = Curl::new(&all).start(Stdio::piped());
         let output = curl.stdout.take().expect("it was asked for above");
         let lines = BufReader::new(output).lines();
-        Events { curl, lines }
+        CurlEvents { curl, lines }
     }
 }
 
 /// Many requests of one run of curl. It ends when dropped.
 #[derive(Debug)]
-pub struct AtOnce(Child);
+pub struct ParallelCurl(Child);
 
-impl AtOnce {
+impl ParallelCurl {
     /// Whether all of them were answered.
     ///
     /// # Panics
@@ -249,7 +260,7 @@ impl AtOnce {
     }
 }
 
-impl Drop for AtOnce {
+impl Drop for ParallelCurl {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -258,15 +269,15 @@ impl Drop for AtOnce {
 
 /// Events that curl follows. It ends when dropped.
 #[derive(Debug)]
-pub struct Events {
+pub struct CurlEvents {
     curl: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
-impl Iterator for Events {
+impl Iterator for CurlEvents {
     type Item = Value;
 
-    /// The next event; `None` when there is none any more.
+    /// The next event; `None` after the last one.
     fn next(&mut self) -> Option<Value> {
         let mut lines = self.lines.by_ref().map_while(Result::ok);
         let data = lines.find_map(|line| line.strip_prefix("data: ").map(str::to_owned));
@@ -276,7 +287,7 @@ impl Iterator for Events {
     }
 }
 
-impl Drop for Events {
+impl Drop for CurlEvents {
     fn drop(&mut self) {
         let _ = self.curl.kill();
         let _ = self.curl.wait();
@@ -287,18 +298,18 @@ fn target(text: &str) -> Target {
     text.parse().expect("the node's own target")
 }
 
-/// Asks for an administrator's token: the configuration gives nobody but keys everything.
+/// Input of the request for an administrator's token. Scopes in the configuration give this right to keys only.
 fn everything() -> Value {
     json!({ "scopes": ["*"] })
 }
 
 /// Tokens of the configuration.
-struct Known {
+struct WebTokens {
     reader: AuthToken,
     expired: AuthToken,
 }
 
-impl Known {
+impl WebTokens {
     fn new() -> Self {
         let token = || AuthToken::generate().expect("the system has entropy");
         Self {
@@ -309,7 +320,7 @@ impl Known {
 
     /// Those of every snapshot, of which the cache keeps the texts.
     fn of_snapshots() -> Self {
-        let store = Store::open();
+        let store = SnapshotStore::open();
         let token = |name: &str| {
             let made = || AuthToken::generate().expect("the system has entropy");
             AuthToken::new(store.text(name, || made().expose().to_owned()))
@@ -336,9 +347,9 @@ impl Known {
     }
 }
 
-/// What curl was told.
+/// The response that curl received.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct CurlResponse {
     /// Statuses of what came before the answer: 100 where a body was waited for.
     pub interim: Vec<u16>,
     /// The status.
@@ -351,7 +362,7 @@ pub struct Told {
     pub body: Vec<u8>,
 }
 
-impl Told {
+impl CurlResponse {
     /// The first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut all = self.headers.iter();
@@ -367,7 +378,7 @@ impl Told {
     /// The body as JSON.
     ///
     /// # Panics
-    /// It is none.
+    /// The body is not JSON.
     pub fn json(&self) -> Value {
         let value = serde_json::from_slice(&self.body);
         value.unwrap_or_else(|error| panic!("{error}: {}", self.text()))
@@ -387,7 +398,7 @@ impl Told {
 ///
 /// # Panics
 /// It gets no answer, or is not installed.
-pub fn curl(url: &str, arguments: &[&str]) -> Told {
+pub fn curl(url: &str, arguments: &[&str]) -> CurlResponse {
     try_curl(url, arguments).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -395,13 +406,13 @@ pub fn curl(url: &str, arguments: &[&str]) -> Told {
 ///
 /// # Panics
 /// It gets no answer.
-pub fn health(target: &str) -> Told {
+pub fn health(target: &str) -> CurlResponse {
     let target: Target = target.parse().expect("the node's own target");
     curl(&format!("https://{}/healthz", target.address()), &[])
 }
 
 /// The same, or what curl says where it gets no answer.
-fn try_curl(url: &str, arguments: &[&str]) -> Result<Told, String> {
+fn try_curl(url: &str, arguments: &[&str]) -> Result<CurlResponse, String> {
     let within = whole_seconds(CURL_WITHIN);
     let fixed = [
         "--silent",
@@ -420,7 +431,7 @@ fn try_curl(url: &str, arguments: &[&str]) -> Result<Told, String> {
 }
 
 /// Reads what `--include` prints.
-fn parse(text: &[u8]) -> Told {
+fn parse(text: &[u8]) -> CurlResponse {
     let mut interim = Vec::new();
     let mut rest = text;
     loop {
@@ -437,7 +448,7 @@ fn parse(text: &[u8]) -> Told {
             continue;
         }
         let headers = lines.filter_map(|line| line.split_once(':'));
-        return Told {
+        return CurlResponse {
             interim,
             status,
             version,

@@ -7,7 +7,7 @@ use alknet_core::{BoxFuture, CredentialError, CredentialStore, EncryptedData};
 
 use crate::{IdentityDb, in_background, lock, rows};
 
-/// Longest name of whom a secret is for, in bytes.
+/// Longest name of a secret's provider, in bytes.
 const PROVIDER_BYTES_MAX: usize = 255;
 
 /// Longest sealed secret in bytes: 1 MiB, and the tag of its cipher.

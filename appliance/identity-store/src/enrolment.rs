@@ -1,5 +1,5 @@
-//! Tokens to enrol with, as whoever makes them writes them: neither this file nor the database looks
-//! into a record.
+//! Rows of enrolment tokens. The enrolment service writes each record; neither this file nor the
+//! database reads one.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use alknet_core::{BoxFuture, KeyId};
 use rusqlite::{Connection, Row, params};
 use thiserror::Error;
 
-use crate::{IdentityDb, Inner, in_background};
+use crate::{IdentityDb, IdentityDbInner, in_background};
 
 /// A token to enrol with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ impl IdentityDb {
 
     fn read_enrolments<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Inner) -> Result<T, String> + Send + 'static,
+        read: impl FnOnce(&IdentityDbInner) -> Result<T, String> + Send + 'static,
     ) -> Answer<'_, T> {
         let db = Arc::clone(&self.0);
         let done = in_background(move || read(&db));
@@ -101,7 +101,7 @@ impl IdentityDb {
     }
 }
 
-impl Inner {
+impl IdentityDbInner {
     fn enrolments(&self, of: Option<KeyId>) -> Result<Vec<EnrolmentRecord>, String> {
         let all = self.read(|connection| {
             let query = "SELECT key_id, revision, expires, record FROM enrolment_tokens \
@@ -110,7 +110,8 @@ impl Inner {
             let rows = statement.query_map([of.map(|id| id.to_string())], row)?;
             rows.collect()
         });
-        // A name that is none was not written here, and nobody can ask for it.
+        // A row whose `key_id` does not parse was not written by this program, and no caller can ask
+        // for it by name: it is left out.
         let all: Option<Vec<_>> = all?;
         Ok(all.unwrap_or_default().into_iter().flatten().collect())
     }

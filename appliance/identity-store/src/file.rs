@@ -8,9 +8,9 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::rows::{self, Rows};
-use crate::schema::{self, Found};
-use crate::{Trouble, aside};
+use crate::rows::{self, IdentityRows};
+use crate::schema::{self, IdentityFileKind};
+use crate::{IdentityStoreDiagnostic, quarantine};
 
 /// How long to wait for a process before this one that still ends.
 const BUSY: Duration = Duration::from_secs(2);
@@ -19,48 +19,53 @@ const BUSY: Duration = Duration::from_secs(2);
 const LOG: &str = "-wal";
 
 /// Why a file is not used.
-enum Refused {
+enum IdentityFileError {
     /// There is no mending it.
     Damaged,
     /// It may be well, and is left as it is.
-    Left(Trouble),
+    Left(IdentityStoreDiagnostic),
 }
 
-impl From<rusqlite::Error> for Refused {
+impl From<rusqlite::Error> for IdentityFileError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged,
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Left(
-                Trouble::Unusable("another node uses it; each needs a state directory".to_owned()),
-            ),
-            _ => Self::Left(Trouble::Unusable(error.to_string())),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                Self::Left(IdentityStoreDiagnostic::Unusable(
+                    "another node uses it; each needs a state directory".to_owned(),
+                ))
+            }
+            _ => Self::Left(IdentityStoreDiagnostic::Unusable(error.to_string())),
         }
     }
 }
 
-impl From<io::Error> for Refused {
+impl From<io::Error> for IdentityFileError {
     fn from(error: io::Error) -> Self {
-        Self::Left(Trouble::Unusable(error.to_string()))
+        Self::Left(IdentityStoreDiagnostic::Unusable(error.to_string()))
     }
 }
 
 /// The file and everything in it; nothing where it cannot be used. A damaged file is set aside and
 /// another begun.
-pub(crate) fn open(path: &Path, found: &mut Vec<Trouble>) -> Option<(Connection, Rows)> {
+pub(crate) fn open(
+    path: &Path,
+    found: &mut Vec<IdentityStoreDiagnostic>,
+) -> Option<(Connection, IdentityRows)> {
     let refused = match try_open(path, found) {
         Ok(opened) => return Some(opened),
-        Err(Refused::Damaged) => set_aside(path, found),
+        Err(IdentityFileError::Damaged) => set_aside(path, found),
         Err(refused) => Err(refused),
     };
     match refused {
         Ok(opened) => Some(opened),
-        Err(Refused::Left(trouble)) => {
+        Err(IdentityFileError::Left(trouble)) => {
             found.push(trouble);
             None
         }
-        Err(Refused::Damaged) => {
+        Err(IdentityFileError::Damaged) => {
             let what = "a new one is damaged at once: is the disk well?";
-            found.push(Trouble::Unusable(what.to_owned()));
+            found.push(IdentityStoreDiagnostic::Unusable(what.to_owned()));
             None
         }
     }
@@ -79,19 +84,25 @@ pub(crate) fn settle(connection: &Connection, path: &Path) -> Result<(), String>
         return Err("another process reads it".to_owned());
     }
     // SQLite does not wait until the disk has the new length. The old log would count again, with a damaged block.
-    match File::open(aside::with(path, LOG)).and_then(|log| log.sync_all()) {
+    match File::open(quarantine::with(path, LOG)).and_then(|log| log.sync_all()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
         _ => Ok(()),
     }
 }
 
-fn set_aside(path: &Path, found: &mut Vec<Trouble>) -> Result<(Connection, Rows), Refused> {
-    aside::set(path)?;
+fn set_aside(
+    path: &Path,
+    found: &mut Vec<IdentityStoreDiagnostic>,
+) -> Result<(Connection, IdentityRows), IdentityFileError> {
+    quarantine::set(path)?;
     try_open(path, found)
 }
 
-fn try_open(path: &Path, found: &mut Vec<Trouble>) -> Result<(Connection, Rows), Refused> {
-    aside::finish(path)?;
+fn try_open(
+    path: &Path,
+    found: &mut Vec<IdentityStoreDiagnostic>,
+) -> Result<(Connection, IdentityRows), IdentityFileError> {
+    quarantine::finish(path)?;
     // SQLite would ask the umask; it gives its log the same mode.
     alknet_durable::private(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -99,27 +110,31 @@ fn try_open(path: &Path, found: &mut Vec<Trouble>) -> Result<(Connection, Rows),
     connection.busy_timeout(BUSY)?;
     // Until the file is known to be whole nothing is written to it, nor its log deleted.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    // Before the first look: nobody else may change the file under us, and no index of the log is
-    // shared through a third file.
+    // Before the first look: no other process may change the file meanwhile, and the index of the
+    // log is not shared through a third file.
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     let check: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     if check != "ok" {
-        return Err(Refused::Damaged);
+        return Err(IdentityFileError::Damaged);
     }
     let what = schema::look(&connection)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     match what {
-        Found::Empty | Found::Ours => {}
-        Found::Newer(version) => return Err(Refused::Left(Trouble::Newer(version))),
-        Found::Foreign => return Err(Refused::Damaged),
+        IdentityFileKind::Empty | IdentityFileKind::Ours => {}
+        IdentityFileKind::Newer(version) => {
+            return Err(IdentityFileError::Left(IdentityStoreDiagnostic::Newer(
+                version,
+            )));
+        }
+        IdentityFileKind::Foreign => return Err(IdentityFileError::Damaged),
     }
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     // What is deleted is a hash or a sealed secret: it is gone, not merely unreachable.
     connection.pragma_update(None, "secure_delete", true)?;
-    if what == Found::Empty {
+    if what == IdentityFileKind::Empty {
         schema::create(&mut connection)?;
     }
     let rows = rows::read(&connection, found)?;

@@ -1,21 +1,21 @@
 //! Peers, tokens and sealed secrets that are made while a node runs, kept in one SQLite file:
 //! `identity/identity.db` below the state directory.
 //!
-//! The file is written ahead (WAL) with `synchronous=FULL`: a change is one append with a checksum
-//! and one `fsync`, and a power cut during it leaves what was there before. It is answered once the log
-//! was moved into the file and emptied, with two more: a log that a block of is damaged counts up to there
-//! without a word, so that it would give back what was taken away, and a damaged page of the file is found.
-//! A rollback journal would need as many, and unless its folder is synced as well, its deletion, which is
-//! what commits, can be undone by a power cut. One process holds the file: another would not see what changes
-//! under it, and let in whom the first has put out.
+//! The file is written ahead (WAL) with `synchronous=FULL`: a change is one append with a checksum and one `fsync`,
+//! and a power cut during it leaves the entries of before. The store answers a change once it has moved the log into
+//! the file and emptied it, with two more `fsync`. SQLite would use a log with a damaged block up to that block, and
+//! report nothing: a right that was taken away would come back. It does report a damaged page of the file. A rollback
+//! journal would need as many `fsync`. Its deletion commits the change, and a power cut can undo that deletion unless
+//! the folder is synced as well. One process holds the file: a second one would not see the changes of the first, and
+//! would admit peers that the first has removed.
 //!
 //! Nothing that is wrong with the file keeps a node from starting. A damaged one is set aside with
 //! its log, and stays announced for as long as it lies there.
 
-mod aside;
 mod credentials;
 mod enrolment;
 mod file;
+mod quarantine;
 mod rows;
 mod schema;
 
@@ -24,7 +24,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_core::{EncryptedData, StoreChange, StoreError, StoreKeeper, Stored};
+use alknet_core::{
+    EncryptedData, IdentityPersistence, IdentityStoreError, StoreChange, StoredIdentities,
+};
 use rusqlite::{Connection, TransactionBehavior};
 use thiserror::Error;
 
@@ -34,7 +36,7 @@ pub use schema::{APPLICATION_ID, SCHEMA_VERSION};
 /// What is wrong with a store. The node runs on without what it says.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Trouble {
+pub enum IdentityStoreDiagnostic {
     /// A damaged file was set aside here, now or at an earlier start.
     #[error("a damaged file of peers and tokens was set aside as {}", .0.display())]
     Aside(PathBuf),
@@ -64,20 +66,20 @@ pub enum Trouble {
 
 /// The open file. Clones share it.
 #[derive(Clone)]
-pub struct IdentityDb(Arc<Inner>);
+pub struct IdentityDb(Arc<IdentityDbInner>);
 
-struct Inner {
+struct IdentityDbInner {
     path: PathBuf,
     /// Nothing while there is no file, or none that can be used.
     connection: Mutex<Option<Connection>>,
-    troubles: Mutex<Troubles>,
+    troubles: Mutex<IdentityStoreDiagnostics>,
     credentials: Mutex<BTreeMap<String, EncryptedData>>,
 }
 
 #[derive(Default)]
-struct Troubles {
+struct IdentityStoreDiagnostics {
     /// What was found at the start.
-    found: Vec<Trouble>,
+    found: Vec<IdentityStoreDiagnostic>,
     /// Why the log is not empty.
     log: Option<String>,
     /// Why the last change was not written.
@@ -85,23 +87,27 @@ struct Troubles {
 }
 
 impl IdentityDb {
-    /// Opens the file and reads all of it; where there is none, the first change makes it. Blocks on
-    /// the disk. What is wrong is told by [`troubles`](Self::troubles).
+    /// Opens the file and reads all of it; the first change makes a missing file. Blocks on the
+    /// disk. [`troubles`](Self::troubles) lists what is wrong with the file.
     #[must_use]
-    pub fn open(path: &Path) -> (Self, Stored) {
+    pub fn open(path: &Path) -> (Self, StoredIdentities) {
         let mut found = Vec::new();
         let opened = path.exists().then(|| file::open(path, &mut found));
-        found.extend(aside::found(path).into_iter().map(Trouble::Aside));
+        found.extend(
+            quarantine::found(path)
+                .into_iter()
+                .map(IdentityStoreDiagnostic::Aside),
+        );
         let (connection, rows) = match opened.flatten() {
             Some((connection, rows)) => (Some(connection), rows),
-            None => (None, rows::Rows::default()),
+            None => (None, rows::IdentityRows::default()),
         };
         // What a power cut left in the log is in force from now on.
         let settled = connection.as_ref().map(|it| file::settle(it, path));
-        let db = Self(Arc::new(Inner {
+        let db = Self(Arc::new(IdentityDbInner {
             path: path.to_owned(),
             connection: Mutex::new(connection),
-            troubles: Mutex::new(Troubles {
+            troubles: Mutex::new(IdentityStoreDiagnostics {
                 found,
                 log: settled.and_then(Result::err),
                 write: None,
@@ -113,16 +119,16 @@ impl IdentityDb {
 
     /// Everything that is wrong now.
     #[must_use]
-    pub fn troubles(&self) -> Vec<Trouble> {
+    pub fn troubles(&self) -> Vec<IdentityStoreDiagnostic> {
         let troubles = lock(&self.0.troubles);
-        let log = troubles.log.clone().map(Trouble::Log);
-        let write = troubles.write.clone().map(Trouble::Write);
+        let log = troubles.log.clone().map(IdentityStoreDiagnostic::Log);
+        let write = troubles.write.clone().map(IdentityStoreDiagnostic::Write);
         let found = troubles.found.iter().cloned();
         found.chain(log).chain(write).collect()
     }
 }
 
-impl Inner {
+impl IdentityDbInner {
     /// Does all of `write` or nothing, durably.
     fn write<T>(
         &self,
@@ -191,12 +197,18 @@ impl Inner {
     }
 }
 
-fn why_unusable(found: &[Trouble]) -> Option<String> {
-    let unusable = |it: &&Trouble| matches!(it, Trouble::Newer(_) | Trouble::Unusable(_));
+fn why_unusable(found: &[IdentityStoreDiagnostic]) -> Option<String> {
+    let unusable = |it: &&IdentityStoreDiagnostic| {
+        matches!(
+            it,
+            IdentityStoreDiagnostic::Newer(_) | IdentityStoreDiagnostic::Unusable(_)
+        )
+    };
     found.iter().find(unusable).map(ToString::to_string)
 }
 
-/// On a thread of its own, to its end whether or not somebody waits: it waits for a disk.
+/// Runs `work`, which waits for a disk, on a thread of its own, and to its end even if the caller
+/// drops the future.
 fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> impl Future<Output = Result<T, String>> + Send + 'static {
@@ -204,14 +216,14 @@ fn in_background<T: Send + 'static>(
     async { work.await.map_err(|error| error.to_string())? }
 }
 
-impl StoreKeeper for IdentityDb {
-    fn keep(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
+impl IdentityPersistence for IdentityDb {
+    fn keep(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError> {
         let write = |connection: &Connection| {
             changes
                 .iter()
                 .try_for_each(|change| rows::write(connection, change))
         };
-        self.0.write(write).map_err(StoreError::Unavailable)
+        self.0.write(write).map_err(IdentityStoreError::Unavailable)
     }
 }
 

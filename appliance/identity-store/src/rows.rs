@@ -2,31 +2,34 @@
 
 use std::collections::BTreeMap;
 
-use alknet_core::{ApiKey, EncryptedData, PeerEntry, StoreChange, Stored};
+use alknet_core::{ApiKey, EncryptedData, PeerEntry, StoreChange, StoredIdentities};
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::Trouble;
+use crate::IdentityStoreDiagnostic;
 
 /// Everything in the file.
 #[derive(Default)]
-pub(crate) struct Rows {
-    pub(crate) stored: Stored,
+pub(crate) struct IdentityRows {
+    pub(crate) stored: StoredIdentities,
     pub(crate) credentials: BTreeMap<String, EncryptedData>,
 }
 
-impl Rows {
+impl IdentityRows {
     pub(crate) fn is_empty(&self) -> bool {
-        self.stored == Stored::default() && self.credentials.is_empty()
+        self.stored == StoredIdentities::default() && self.credentials.is_empty()
     }
 }
 
 /// Reads all of it. A row that cannot be understood is left where it is, and told.
-pub(crate) fn read(connection: &Connection, found: &mut Vec<Trouble>) -> rusqlite::Result<Rows> {
+pub(crate) fn read(
+    connection: &Connection,
+    found: &mut Vec<IdentityStoreDiagnostic>,
+) -> rusqlite::Result<IdentityRows> {
     let mut unreadable = Vec::new();
-    let all = Rows {
-        stored: Stored {
+    let all = IdentityRows {
+        stored: StoredIdentities {
             peers: table(
                 connection,
                 "SELECT peer_id, entry FROM peers",
@@ -51,7 +54,7 @@ pub(crate) fn read(connection: &Connection, found: &mut Vec<Trouble>) -> rusqlit
     };
     if let Some(first) = unreadable.first().cloned() {
         let count = unreadable.len();
-        found.push(Trouble::Rows { count, first });
+        found.push(IdentityStoreDiagnostic::Rows { count, first });
     }
     Ok(all)
 }

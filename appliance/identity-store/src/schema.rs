@@ -9,8 +9,8 @@ pub const APPLICATION_ID: i64 = 0x616c_6b69;
 /// not know might take a right away.
 pub const SCHEMA_VERSION: i64 = 1;
 
-/// One row for each entry. What is looked up stands in columns; the rest is JSON, of tokens to enrol
-/// with that of whoever makes them, of the others that of the types of the core crate.
+/// One row for each entry. What is looked up stands in columns; the rest is JSON: of enrolment
+/// tokens in the enrolment service's form, of the others in that of the core crate's types.
 const TABLES: &str = "
 CREATE TABLE peers (
     peer_id TEXT NOT NULL PRIMARY KEY,
@@ -34,7 +34,7 @@ CREATE TABLE credentials (
 
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum IdentityFileKind {
     /// Nothing yet.
     Empty,
     /// Ours, of this version.
@@ -45,16 +45,16 @@ pub(crate) enum Found {
     Foreign,
 }
 
-pub(crate) fn look(connection: &Connection) -> rusqlite::Result<Found> {
+pub(crate) fn look(connection: &Connection) -> rusqlite::Result<IdentityFileKind> {
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);
     let tables = "SELECT count(*) FROM sqlite_schema";
     let tables: i64 = connection.query_row(tables, [], |row| row.get(0))?;
     Ok(match (application, version) {
-        (0, 0) if tables == 0 => Found::Empty,
-        (APPLICATION_ID, SCHEMA_VERSION) => Found::Ours,
-        (APPLICATION_ID, later) if later > SCHEMA_VERSION => Found::Newer(later),
-        _ => Found::Foreign,
+        (0, 0) if tables == 0 => IdentityFileKind::Empty,
+        (APPLICATION_ID, SCHEMA_VERSION) => IdentityFileKind::Ours,
+        (APPLICATION_ID, later) if later > SCHEMA_VERSION => IdentityFileKind::Newer(later),
+        _ => IdentityFileKind::Foreign,
     })
 }
 

@@ -3,8 +3,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use alknet_core::{
-    ApiKey, AuthToken, CredentialStore, Entries, Identities, IdentityProvider, IdentityStore,
-    PeerEntry, PeerKey, SystemClock,
+    ApiKey, AuthToken, CredentialStore, Identities, IdentityEntries, IdentityProvider,
+    IdentityStore, PeerEntry, PeerKey, SystemClock,
 };
 
 use super::*;
@@ -33,7 +33,7 @@ fn begin_to_put(db: &IdentityDb, n: u8) {
     rows::write(connection, &StoreChange::PutPeer(peer(n))).expect("room");
 }
 
-/// What a block is once somebody damaged what the disk encrypts to it.
+/// A block that decrypts to garbage, because an attacker damaged its ciphertext on the disk.
 fn garble(block: &mut [u8], seed: u64) {
     let mut state = seed | 1;
     for byte in block {
@@ -44,7 +44,7 @@ fn garble(block: &mut [u8], seed: u64) {
     }
 }
 
-fn ids(stored: &Stored) -> Vec<String> {
+fn ids(stored: &StoredIdentities) -> Vec<String> {
     stored
         .peers
         .iter()
@@ -78,7 +78,7 @@ fn everything_is_there_again_after_a_restart() {
     entry.token_hashes = vec![token];
     entry.expires = Some(u64::MAX);
     entry.removal = Some(7);
-    let all = Stored {
+    let all = StoredIdentities {
         peers: vec![entry.clone()],
         api_keys: vec![ApiKey {
             scopes: ["metrics:read"].into_iter().collect(),
@@ -92,7 +92,10 @@ fn everything_is_there_again_after_a_restart() {
         }],
     };
     let (db, stored) = IdentityDb::open(&path);
-    assert_eq!((stored, db.troubles()), (Stored::default(), Vec::new()));
+    assert_eq!(
+        (stored, db.troubles()),
+        (StoredIdentities::default(), Vec::new())
+    );
     assert!(!path.exists(), "nothing to keep yet");
     let changes = [
         StoreChange::PutPeer(peer(2)),
@@ -119,7 +122,7 @@ fn everything_is_there_again_after_a_restart() {
     .expect("room");
     drop(db);
     let (_, stored) = IdentityDb::open(&path);
-    assert_eq!(stored, Stored::default());
+    assert_eq!(stored, StoredIdentities::default());
 }
 
 #[test]
@@ -165,9 +168,9 @@ fn a_damaged_file_is_set_aside_and_stays_announced() {
         damage(&path);
 
         let (db, stored) = IdentityDb::open(&path);
-        assert_eq!(stored, Stored::default(), "damage {n}");
+        assert_eq!(stored, StoredIdentities::default(), "damage {n}");
         let aside = dir.path().join("identity.db.damaged-1");
-        let announced = vec![Trouble::Aside(aside.clone())];
+        let announced = vec![IdentityStoreDiagnostic::Aside(aside.clone())];
         assert_eq!(db.troubles(), announced, "damage {n}");
         put(&db, 7);
         drop(db);
@@ -211,11 +214,15 @@ fn a_later_version_and_a_file_in_use_are_left_alone() {
     let (db, _) = IdentityDb::open(&path);
     put(&db, 1);
     let (second, stored) = IdentityDb::open(&path);
-    assert_eq!(stored, Stored::default());
+    assert_eq!(stored, StoredIdentities::default());
     let troubles = second.troubles();
-    assert!(matches!(&troubles[..], [Trouble::Unusable(why)] if why.contains("another node")));
+    assert!(
+        matches!(&troubles[..], [IdentityStoreDiagnostic::Unusable(why)] if why.contains("another node"))
+    );
     let refused = second.keep(&[StoreChange::PutPeer(peer(2))]);
-    assert!(matches!(refused, Err(StoreError::Unavailable(why)) if why.contains("another node")));
+    assert!(
+        matches!(refused, Err(IdentityStoreError::Unavailable(why)) if why.contains("another node"))
+    );
     drop((db, second));
 
     let newer = Connection::open(&path).expect("a database");
@@ -224,16 +231,19 @@ fn a_later_version_and_a_file_in_use_are_left_alone() {
         .expect("ours");
     drop(newer);
     let (db, stored) = IdentityDb::open(&path);
-    assert_eq!(stored, Stored::default());
-    assert_eq!(db.troubles(), [Trouble::Newer(SCHEMA_VERSION + 1)]);
+    assert_eq!(stored, StoredIdentities::default());
+    assert_eq!(
+        db.troubles(),
+        [IdentityStoreDiagnostic::Newer(SCHEMA_VERSION + 1)]
+    );
     assert!(db.keep(&[StoreChange::PutPeer(peer(2))]).is_err());
     drop(db);
     assert_eq!(names_in(dir.path()), ["identity.db"]);
 
     let (db, stored) = IdentityDb::open(dir.path());
-    assert_eq!(stored, Stored::default());
+    assert_eq!(stored, StoredIdentities::default());
     assert!(
-        matches!(&db.troubles()[..], [Trouble::Unusable(_)]),
+        matches!(&db.troubles()[..], [IdentityStoreDiagnostic::Unusable(_)]),
         "a folder is no file"
     );
 }
@@ -246,7 +256,9 @@ fn the_second_of_two_nodes_keeps_nothing() {
     put(&first, 1);
     let keep = || second.keep(&[StoreChange::PutPeer(peer(2))]);
     assert!(keep().is_err());
-    assert!(matches!(&second.troubles()[..], [Trouble::Write(why)] if why.contains("another")));
+    assert!(
+        matches!(&second.troubles()[..], [IdentityStoreDiagnostic::Write(why)] if why.contains("another"))
+    );
     // Nor once the first has ended: it has not read what the first wrote.
     drop(first);
     assert!(keep().is_err());
@@ -270,9 +282,9 @@ fn a_row_that_nobody_understands_is_told_and_the_others_count() {
     }
     drop(edit);
     let (db, stored) = IdentityDb::open(&path);
-    assert_eq!(stored, Stored::default());
+    assert_eq!(stored, StoredIdentities::default());
     let troubles = db.troubles();
-    let [Trouble::Rows { count: 3, first }] = &troubles[..] else {
+    let [IdentityStoreDiagnostic::Rows { count: 3, first }] = &troubles[..] else {
         panic!("{troubles:?}");
     };
     assert!(first.contains("other"), "{first}");
@@ -367,7 +379,7 @@ fn a_damaged_log_brings_no_removed_peer_back() {
 async fn a_damaged_page_brings_no_removed_peer_back() {
     let (_dir, path) = place();
     let (db, _) = IdentityDb::open(&path);
-    // Entries that need pages of their own are among them.
+    // IdentityEntries that need pages of their own are among them.
     let long = |bytes: usize| Some("x".repeat(bytes));
     for n in 1..=60 {
         let entry = PeerEntry {
@@ -408,12 +420,12 @@ async fn a_damaged_page_brings_no_removed_peer_back() {
         }
         lost += 1;
         assert!(
-            matches!(&db.troubles()[..], [Trouble::Aside(_)]),
+            matches!(&db.troubles()[..], [IdentityStoreDiagnostic::Aside(_)]),
             "page {n}"
         );
         assert_eq!(
             (stored, invitations),
-            (Stored::default(), vec![]),
+            (StoredIdentities::default(), vec![]),
             "page {n}"
         );
     }
@@ -486,7 +498,7 @@ async fn what_identities_write_is_kept_and_what_is_not_kept_does_not_count() {
         let (db, stored) = IdentityDb::open(&path);
         let clock = Arc::new(SystemClock { built_s: 0 });
         let keeper = Arc::new(db.clone());
-        let all = Identities::with_store(Entries::default(), stored, keeper, clock);
+        let all = Identities::with_store(IdentityEntries::default(), stored, keeper, clock);
         (db, all)
     };
     let (db, all) = start();
@@ -501,11 +513,14 @@ async fn what_identities_write_is_kept_and_what_is_not_kept_does_not_count() {
         assert_eq!(found.id.as_str(), "peer-1");
     }
     *lock(&db.0.connection) = None;
-    let gone = Trouble::Unusable("the disk is gone".to_owned());
+    let gone = IdentityStoreDiagnostic::Unusable("the disk is gone".to_owned());
     lock(&db.0.troubles).found.push(gone);
     let before = all.generation();
     let lost = all.remove(peer(1).peer_id).await;
-    assert!(matches!(lost, Err(StoreError::Unavailable(_))), "{lost:?}");
+    assert!(
+        matches!(lost, Err(IdentityStoreError::Unavailable(_))),
+        "{lost:?}"
+    );
     assert!(all.by_key(&key(2)).is_some() && all.generation() == before);
 }
 
@@ -547,8 +562,13 @@ fn a_write_that_fails_is_a_trouble_until_one_succeeds() {
     full(true);
     let mut changes: Vec<_> = (1..=200).map(|n| StoreChange::PutPeer(peer(n))).collect();
     changes.push(StoreChange::RemovePeer(peer(1).peer_id));
-    assert!(matches!(db.keep(&changes), Err(StoreError::Unavailable(_))));
-    assert!(matches!(&db.troubles()[..], [Trouble::Write(why)] if why.contains("full")));
+    assert!(matches!(
+        db.keep(&changes),
+        Err(IdentityStoreError::Unavailable(_))
+    ));
+    assert!(
+        matches!(&db.troubles()[..], [IdentityStoreDiagnostic::Write(why)] if why.contains("full"))
+    );
     full(false);
     put(&db, 9);
     assert_eq!(db.troubles(), []);

@@ -1,12 +1,12 @@
-//! A process that writes and is killed in the middle of it, again and again: what it was told is
-//! kept is there, and of what it was about to write all or nothing.
+//! A process that writes is killed in the middle of it, again and again: every change that the
+//! database confirmed is there, and the change under way is there whole or not at all.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use alknet_core::{PeerEntry, PeerId, PeerKey, StoreChange, StoreKeeper, Stored};
+use alknet_core::{IdentityPersistence, PeerEntry, PeerId, PeerKey, StoreChange, StoredIdentities};
 use alknet_identity_store::IdentityDb;
 
 /// Names the file to the process that writes it.
@@ -36,7 +36,7 @@ fn peer(n: u64) -> PeerEntry {
 
 /// The last change that the file has, if it is whole.
 #[track_caller]
-fn last(stored: &Stored) -> u64 {
+fn last(stored: &StoredIdentities) -> u64 {
     let names: BTreeSet<_> = stored.peers.iter().map(|it| it.peer_id.clone()).collect();
     let number = |id: &PeerId| id.as_str().trim_start_matches("peer-").parse::<u64>();
     let last = names.iter().map(|id| number(id).expect("our names")).max();

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use alknet_call::limits::PeerLimits;
-use alknet_call::{Body, CallConnection, CallError, CallOptions};
+use alknet_call::{CallBody, CallConnection, CallError, CallOptions};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::{connected, read_file, read_stdin};
-use super::{DialArgs, Exit, Failure, output};
+use super::{CommandError, CommandExit, DialArgs, output};
 
 /// One line of the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct BatchLine {
     operation: String,
     #[serde(default)]
     input: Value,
@@ -22,18 +22,23 @@ struct Line {
 }
 
 /// Makes the calls of `file`. Exits as the first call did that did not end well.
-pub(crate) fn run(target: &str, dial: &DialArgs, file: &str, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(
+    target: &str,
+    dial: &DialArgs,
+    file: &str,
+    json: bool,
+) -> Result<CommandExit, CommandError> {
     let text = match file {
         "-" => read_stdin()?,
         file => read_file(file)?,
     };
     let lines = parse(&text)?;
     connected(target, dial, async |client| {
-        let mut exit = Exit::Ok;
+        let mut exit = CommandExit::Ok;
         for flight in lines.chunks(flight_len(client).await) {
             for (line, outcome) in flight.iter().zip(send(client, flight, dial.timeout).await) {
                 let ended = print(line, outcome, json)?;
-                if exit == Exit::Ok {
+                if exit == CommandExit::Ok {
                     exit = ended;
                 }
             }
@@ -42,13 +47,14 @@ pub(crate) fn run(target: &str, dial: &DialArgs, file: &str, json: bool) -> Resu
     })
 }
 
-fn parse(text: &[u8]) -> Result<Vec<Line>, Failure> {
+fn parse(text: &[u8]) -> Result<Vec<BatchLine>, CommandError> {
     let lines = text.split(|byte| *byte == b'\n').enumerate();
     let lines = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
     lines
         .map(|(n, line)| {
-            serde_json::from_slice(line)
-                .map_err(|error| Failure::usage(format!("line {} of the batch: {error}", n + 1)))
+            serde_json::from_slice(line).map_err(|error| {
+                CommandError::usage(format!("line {} of the batch: {error}", n + 1))
+            })
         })
         .collect()
 }
@@ -63,9 +69,9 @@ async fn flight_len(client: &CallConnection) -> usize {
 
 async fn send(
     client: &CallConnection,
-    flight: &[Line],
+    flight: &[BatchLine],
     timeout: Duration,
-) -> Vec<Result<Body, CallError>> {
+) -> Vec<Result<CallBody, CallError>> {
     let mut batch = client.batch();
     for line in flight {
         let options = CallOptions {
@@ -79,17 +85,21 @@ async fn send(
 }
 
 /// Prints one outcome, good or bad: what belongs together stays together.
-fn print(line: &Line, outcome: Result<Body, CallError>, json: bool) -> Result<Exit, Failure> {
+fn print(
+    line: &BatchLine,
+    outcome: Result<CallBody, CallError>,
+    json: bool,
+) -> Result<CommandExit, CommandError> {
     let operation = line.operation.as_str();
     match outcome {
         Ok(answer) if json => {
             let answer = json!({ "operation": operation, "output": answer.value() });
             output::json_line(&answer)?;
-            Ok(Exit::Ok)
+            Ok(CommandExit::Ok)
         }
         Ok(answer) => {
             output::line(&format!("{operation} {}", answer.value()))?;
-            Ok(Exit::Ok)
+            Ok(CommandExit::Ok)
         }
         Err(error) => {
             if json {
@@ -97,7 +107,7 @@ fn print(line: &Line, outcome: Result<Body, CallError>, json: bool) -> Result<Ex
             } else {
                 output::line(&format!("{operation} {error}"))?;
             }
-            Ok(Exit::of_code(&error.code))
+            Ok(CommandExit::of_code(&error.code))
         }
     }
 }
@@ -118,7 +128,7 @@ mod tests {
             ("\n{\"operation\":\"a/b\",\"inptu\":1}", 2),
         ] {
             let failure = parse(text.as_bytes()).expect_err(text);
-            assert_eq!(failure.exit, Exit::Usage);
+            assert_eq!(failure.exit, CommandExit::Usage);
             let named = failure.message.contains(&format!("line {number} "));
             assert!(named, "{failure}");
         }

@@ -7,14 +7,14 @@ use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, OperationType,
 };
 use alknet_core::{Carriage, Connection};
-use alknet_endpoint::{DialError, Dialer, Target};
+use alknet_endpoint::{EndpointDialError, EndpointDialer, Target};
 use alknet_tls::NodeKey;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::enroll::Hubs;
+use super::enroll::KnownHubs;
 use super::promotion::{self, PromotionVerb};
-use super::{DialArgs, Exit, Failure, batch, output};
+use super::{CommandError, CommandExit, DialArgs, batch, output};
 
 /// Longest input read from a file or standard input: what a call may carry at most.
 const INPUT_BYTES_MAX: u64 = 64 << 20;
@@ -62,11 +62,11 @@ pub(crate) struct OpsArgs {
 }
 
 /// `alknet call`
-pub(crate) fn call(args: CallArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn call(args: CallArgs, json: bool) -> Result<CommandExit, CommandError> {
     if let Some(file) = &args.batch {
         return batch::run(&args.target, &args.dial, file, json);
     }
-    let request = Request {
+    let request = CliCallRequest {
         operation: args
             .operation
             .unwrap_or_default()
@@ -78,7 +78,7 @@ pub(crate) fn call(args: CallArgs, json: bool) -> Result<Exit, Failure> {
     };
     if args.also.is_empty() {
         return connected(&args.target, &args.dial, async |client| {
-            request.make(client, &Printer::alone(json)).await
+            request.make(client, &ResponsePrinter::alone(json)).await
         });
     }
     let mut targets = vec![args.target];
@@ -91,16 +91,16 @@ pub(crate) fn call(args: CallArgs, json: bool) -> Result<Exit, Failure> {
 fn several(
     targets: &[String],
     args: &DialArgs,
-    request: &Request,
+    request: &CliCallRequest,
     json: bool,
-) -> Result<Exit, Failure> {
+) -> Result<CommandExit, CommandError> {
     let targets: Vec<_> = targets
         .iter()
         .map(|text| parse_target(text, args))
         .collect::<Result<_, _>>()?;
-    let exits = Reach::new(args)?.run(async |reach| {
+    let exits = CliDialer::new(args)?.run(async |reach| {
         let calls = targets.iter().map(|target| async move {
-            let printer = Printer::labelled(target, json);
+            let printer = ResponsePrinter::labelled(target, json);
             let result = reach
                 .connected(target, async |client| request.make(client, &printer).await)
                 .await;
@@ -113,22 +113,26 @@ fn several(
     })?;
     Ok(exits
         .into_iter()
-        .find(|exit| *exit != Exit::Ok)
-        .unwrap_or(Exit::Ok))
+        .find(|exit| *exit != CommandExit::Ok)
+        .unwrap_or(CommandExit::Ok))
 }
 
 /// What is asked of each node.
-struct Request {
+struct CliCallRequest {
     operation: String,
     input: Value,
     timeout: Duration,
     peer: Option<String>,
 }
 
-impl Request {
+impl CliCallRequest {
     /// Asks first what kind of operation it is. One that the caller may not see is called all the
     /// same: the answer to the call says why it is refused.
-    async fn make(&self, client: &CallConnection, printer: &Printer) -> Result<Exit, Failure> {
+    async fn make(
+        &self,
+        client: &CallConnection,
+        printer: &ResponsePrinter,
+    ) -> Result<CommandExit, CommandError> {
         let options = CallOptions {
             timeout: Some(self.timeout),
             peer: self.peer.clone(),
@@ -149,7 +153,7 @@ impl Request {
             Err(error) => Err(error),
         };
         printer.answer(answer.map_err(of_call)?.value())?;
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     }
 
     /// The hub does not describe its peers' operations: where one turns out to be a subscription, it
@@ -158,13 +162,13 @@ impl Request {
         &self,
         client: &CallConnection,
         options: &CallOptions,
-        printer: &Printer,
-    ) -> Result<Exit, Failure> {
+        printer: &ResponsePrinter,
+    ) -> Result<CommandExit, CommandError> {
         let (operation, input) = (&self.operation, &self.input);
         match client.call_with(operation, input, options).await {
             Ok(answer) => {
                 printer.answer(answer.value())?;
-                Ok(Exit::Ok)
+                Ok(CommandExit::Ok)
             }
             Err(error) if error.code == ErrorCode::InvalidOperationType => {
                 self.follow(client, options, printer).await
@@ -178,8 +182,8 @@ impl Request {
         &self,
         client: &CallConnection,
         options: &CallOptions,
-        printer: &Printer,
-    ) -> Result<Exit, Failure> {
+        printer: &ResponsePrinter,
+    ) -> Result<CommandExit, CommandError> {
         let options = CallOptions {
             timeout: None,
             ..options.clone()
@@ -190,10 +194,10 @@ impl Request {
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
-                _ = tokio::signal::ctrl_c() => return Ok(Exit::Aborted),
+                _ = tokio::signal::ctrl_c() => return Ok(CommandExit::Aborted),
             };
             match event {
-                None => return Ok(Exit::Ok),
+                None => return Ok(CommandExit::Ok),
                 Some(event) => {
                     let event = event.map_err(of_call)?;
                     printer.event(&self.operation, event.output.value())?;
@@ -204,13 +208,13 @@ impl Request {
 }
 
 /// Prints what a node answers, by name where there are several.
-struct Printer {
+struct ResponsePrinter {
     json: bool,
     /// For people, and for programs.
     target: Option<(String, String)>,
 }
 
-impl Printer {
+impl ResponsePrinter {
     fn alone(json: bool) -> Self {
         Self { json, target: None }
     }
@@ -222,19 +226,19 @@ impl Printer {
         }
     }
 
-    fn answer(&self, value: &Value) -> Result<(), Failure> {
+    fn answer(&self, value: &Value) -> Result<(), CommandError> {
         match &self.target {
             None => show(value, self.json),
             Some(_) => self.line(value, &value.to_string()),
         }
     }
 
-    fn event(&self, operation: &str, value: &Value) -> Result<(), Failure> {
+    fn event(&self, operation: &str, value: &Value) -> Result<(), CommandError> {
         let text = log_line(operation, value).unwrap_or_else(|| value.to_string());
         self.line(value, &text)
     }
 
-    fn line(&self, value: &Value, text: &str) -> Result<(), Failure> {
+    fn line(&self, value: &Value, text: &str) -> Result<(), CommandError> {
         match (&self.target, self.json) {
             (None, true) => output::json_line(value),
             (None, false) => output::line(text),
@@ -245,9 +249,9 @@ impl Printer {
         }
     }
 
-    fn failure(&self, failure: &Failure) {
+    fn failure(&self, failure: &CommandError) {
         // A reader that went away is no failure of any node.
-        if failure.exit == Exit::Ok {
+        if failure.exit == CommandExit::Ok {
             return;
         }
         let target = match (&self.target, self.json) {
@@ -278,11 +282,11 @@ fn log_line(operation: &str, value: &Value) -> Option<String> {
 }
 
 /// `alknet ops`
-pub(crate) fn ops(args: OpsArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn ops(args: OpsArgs, json: bool) -> Result<CommandExit, CommandError> {
     let target = match (args.verb, args.target) {
         (Some(verb), _) => return promotion::run(verb, json),
         (None, Some(target)) => target,
-        (None, None) => return Err(Failure::usage("name a node; see alknet ops --help")),
+        (None, None) => return Err(CommandError::usage("name a node; see alknet ops --help")),
     };
     connected(&target, &args.dial, async |client| {
         if let Some(operation) = &args.operation {
@@ -291,12 +295,12 @@ pub(crate) fn ops(args: OpsArgs, json: bool) -> Result<Exit, Failure> {
                 .await
                 .map_err(of_call)?;
             show(&json!(spec), json)?;
-            return Ok(Exit::Ok);
+            return Ok(CommandExit::Ok);
         }
         let found = client.operations("").await.map_err(of_call)?;
         if json {
             output::json_line(&found)?;
-            return Ok(Exit::Ok);
+            return Ok(CommandExit::Ok);
         }
         let width = found
             .iter()
@@ -311,7 +315,7 @@ pub(crate) fn ops(args: OpsArgs, json: bool) -> Result<Exit, Failure> {
                 op.name, op.description
             ))?;
         }
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     })
 }
 
@@ -319,34 +323,34 @@ pub(crate) fn ops(args: OpsArgs, json: bool) -> Result<Exit, Failure> {
 pub(crate) fn connected(
     target: &str,
     args: &DialArgs,
-    work: impl AsyncFnOnce(&CallConnection) -> Result<Exit, Failure>,
-) -> Result<Exit, Failure> {
+    work: impl AsyncFnOnce(&CallConnection) -> Result<CommandExit, CommandError>,
+) -> Result<CommandExit, CommandError> {
     let target = parse_target(target, args)?;
-    Reach::new(args)?.run(async |reach| reach.connected(&target, work).await)
+    CliDialer::new(args)?.run(async |reach| reach.connected(&target, work).await)
 }
 
 /// A target as written, or a hub that 'alknet enroll' has given a name.
-pub(crate) fn parse_target(text: &str, args: &DialArgs) -> Result<Target, Failure> {
+pub(crate) fn parse_target(text: &str, args: &DialArgs) -> Result<Target, CommandError> {
     let text = text.strip_prefix("alknet:").unwrap_or(text);
     if text.contains(['@', ':', '.']) {
-        return text.parse().map_err(Failure::usage);
+        return text.parse().map_err(CommandError::usage);
     }
-    let hubs = Hubs::load(&args.state.dir()?)?;
+    let hubs = KnownHubs::load(&args.state.dir()?)?;
     hubs.target(text)
         .unwrap_or(text)
         .parse()
-        .map_err(Failure::usage)
+        .map_err(CommandError::usage)
 }
 
 /// What every connection of one command is made with.
-pub(crate) struct Reach {
-    dialer: Dialer,
+pub(crate) struct CliDialer {
+    dialer: EndpointDialer,
     carriage: Carriage,
     timeout: Duration,
 }
 
-impl Reach {
-    pub(crate) fn new(args: &DialArgs) -> Result<Self, Failure> {
+impl CliDialer {
+    pub(crate) fn new(args: &DialArgs) -> Result<Self, CommandError> {
         let key = if args.anonymous {
             None
         } else {
@@ -358,7 +362,7 @@ impl Reach {
     /// With another key than the one of this computer.
     pub(crate) fn with_key(key: Option<NodeKey>, args: &DialArgs) -> Self {
         Self {
-            dialer: Dialer::new(key),
+            dialer: EndpointDialer::new(key),
             carriage: args.carriage.map_or(Carriage::Both, Into::into),
             timeout: args.timeout,
         }
@@ -367,13 +371,13 @@ impl Reach {
     /// Runs `work` to its end, and sees the goodbyes off.
     pub(crate) fn run<T>(
         &self,
-        work: impl AsyncFnOnce(&Self) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+        work: impl AsyncFnOnce(&Self) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
         let runtime =
-            runtime.map_err(|e| Failure::local(format!("cannot start the runtime: {e}")))?;
+            runtime.map_err(|e| CommandError::local(format!("cannot start the runtime: {e}")))?;
         let result = runtime.block_on(async {
             let result = work(self).await;
             self.dialer.close().await;
@@ -388,16 +392,17 @@ impl Reach {
     pub(crate) async fn connected<T>(
         &self,
         target: &Target,
-        work: impl AsyncFnOnce(&CallConnection) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+        work: impl AsyncFnOnce(&CallConnection) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
         let connection = self.dialled(target, ALPN, self.carriage).await?;
         let client = CallClient::without_operations().attach(connection, None);
         let result = tokio::select! {
             biased;
             result = work(&client) => result,
-            // The node is told: over UDP it would notice by silence alone, and work until then.
+            // The close below lets the node know: over UDP it would notice the end by silence
+            // alone, and work until then.
             _ = tokio::signal::ctrl_c() => {
-                Err(Failure::new(Exit::Aborted, "ABORTED", "interrupted"))
+                Err(CommandError::new(CommandExit::Aborted, "ABORTED", "interrupted"))
             }
         };
         client.close(alknet_core::CloseCode::Normal, "");
@@ -410,7 +415,7 @@ impl Reach {
         target: &Target,
         alpn: &'static [u8],
         carriage: Carriage,
-    ) -> Result<Connection, Failure> {
+    ) -> Result<Connection, CommandError> {
         let dial = self.dialer.dial_over(carriage, target, alpn);
         let connection = within_time(self.timeout, &target.address(), dial).await?;
         connection.map_err(|error| of_dial(&error))
@@ -422,50 +427,56 @@ pub(crate) async fn within_time<T>(
     timeout: Duration,
     who: &str,
     work: impl Future<Output = T>,
-) -> Result<T, Failure> {
+) -> Result<T, CommandError> {
     tokio::time::timeout(timeout, work).await.map_err(|_| {
         let text = format!("{who} did not answer within {} s", timeout.as_secs_f64());
-        Failure::new(Exit::Timeout, "TIMEOUT", text)
+        CommandError::new(CommandExit::Timeout, "TIMEOUT", text)
     })
 }
 
 /// As [`of_dial`], of a dial through core's trait.
-pub(crate) fn of_dial_kind(error: &alknet_core::DialError) -> Failure {
+pub(crate) fn of_dial_kind(error: &alknet_core::DialError) -> CommandError {
     use alknet_core::DialErrorKind as Kind;
     let (exit, code) = match error.kind {
-        Kind::Local => (Exit::Failed, "LOCAL"),
-        Kind::UnknownPeer => (Exit::Usage, "UNKNOWN_PEER"),
-        Kind::Impostor => (Exit::Unreachable, "PIN_MISMATCH"),
-        Kind::TimedOut => (Exit::Timeout, "TIMEOUT"),
-        _ => (Exit::Unreachable, "UNAVAILABLE"),
+        Kind::Local => (CommandExit::Failed, "LOCAL"),
+        Kind::UnknownPeer => (CommandExit::Usage, "UNKNOWN_PEER"),
+        Kind::Impostor => (CommandExit::Unreachable, "PIN_MISMATCH"),
+        Kind::TimedOut => (CommandExit::Timeout, "TIMEOUT"),
+        _ => (CommandExit::Unreachable, "UNAVAILABLE"),
     };
-    Failure::new(exit, code, output::one_line(&error.to_string()))
+    CommandError::new(exit, code, output::one_line(&error.to_string()))
 }
 
-fn of_dial(error: &DialError) -> Failure {
+fn of_dial(error: &EndpointDialError) -> CommandError {
     let (exit, code) = match error {
-        DialError::Local(_) | DialError::TlsSetup(_) => (Exit::Failed, "LOCAL"),
-        DialError::UnknownPeer { .. } => (Exit::Usage, "UNKNOWN_PEER"),
-        DialError::OtherKey { .. } | DialError::PinMismatch(_) => {
-            (Exit::Unreachable, "PIN_MISMATCH")
+        EndpointDialError::Local(_) | EndpointDialError::TlsSetup(_) => {
+            (CommandExit::Failed, "LOCAL")
         }
-        DialError::TimedOut { .. } => (Exit::Timeout, "TIMEOUT"),
-        _ => (Exit::Unreachable, "UNAVAILABLE"),
+        EndpointDialError::UnknownPeer { .. } => (CommandExit::Usage, "UNKNOWN_PEER"),
+        EndpointDialError::OtherKey { .. } | EndpointDialError::PinMismatch(_) => {
+            (CommandExit::Unreachable, "PIN_MISMATCH")
+        }
+        EndpointDialError::TimedOut { .. } => (CommandExit::Timeout, "TIMEOUT"),
+        _ => (CommandExit::Unreachable, "UNAVAILABLE"),
     };
     // The other side may have said why.
-    Failure::new(exit, code, output::one_line(&error.to_string()))
+    CommandError::new(exit, code, output::one_line(&error.to_string()))
 }
 
 /// What a call failed with, for the person at the keyboard.
-pub(crate) fn of_call(error: CallError) -> Failure {
+pub(crate) fn of_call(error: CallError) -> CommandError {
     let mut message = output::one_line(&error.message).into_owned();
     if let Some(details) = &error.details {
         message.push_str(&format!(" {details}"));
     }
-    Failure::new(Exit::of_code(&error.code), error.code.name(), message)
+    CommandError::new(
+        CommandExit::of_code(&error.code),
+        error.code.name(),
+        message,
+    )
 }
 
-fn show(value: &Value, json: bool) -> Result<(), Failure> {
+fn show(value: &Value, json: bool) -> Result<(), CommandError> {
     if json {
         return output::json_line(value);
     }
@@ -473,7 +484,7 @@ fn show(value: &Value, json: bool) -> Result<(), Failure> {
 }
 
 /// The input as written, from standard input, or from a file.
-fn parse_input(text: Option<&str>) -> Result<Value, Failure> {
+fn parse_input(text: Option<&str>) -> Result<Value, CommandError> {
     let bytes = match text {
         None => return Ok(Value::Null),
         Some("-") => read_stdin()?,
@@ -483,27 +494,27 @@ fn parse_input(text: Option<&str>) -> Result<Value, Failure> {
         },
     };
     serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::usage(format!("the input is no JSON: {error}")))
+        .map_err(|error| CommandError::usage(format!("the input is no JSON: {error}")))
 }
 
 /// All of standard input, within [`INPUT_BYTES_MAX`].
-pub(crate) fn read_stdin() -> Result<Vec<u8>, Failure> {
+pub(crate) fn read_stdin() -> Result<Vec<u8>, CommandError> {
     read_all(std::io::stdin().lock(), "standard input")
 }
 
 /// All of a file, within [`INPUT_BYTES_MAX`].
-pub(crate) fn read_file(name: &str) -> Result<Vec<u8>, Failure> {
+pub(crate) fn read_file(name: &str) -> Result<Vec<u8>, CommandError> {
     let file = std::fs::File::open(name)
-        .map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;
+        .map_err(|error| CommandError::usage(format!("cannot read {name}: {error}")))?;
     read_all(file, name)
 }
 
-fn read_all(from: impl Read, name: &str) -> Result<Vec<u8>, Failure> {
+fn read_all(from: impl Read, name: &str) -> Result<Vec<u8>, CommandError> {
     let mut bytes = Vec::new();
     let read = from.take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes);
-    read.map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;
+    read.map_err(|error| CommandError::usage(format!("cannot read {name}: {error}")))?;
     if bytes.len() as u64 > INPUT_BYTES_MAX {
-        return Err(Failure::usage(format!(
+        return Err(CommandError::usage(format!(
             "{name} is longer than {INPUT_BYTES_MAX} bytes"
         )));
     }

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use alknet_call::{CallError, ErrorCode};
 use alknet_core::config::NodeConfig;
-use alknet_init::control::Problem;
+use alknet_init::control::MachineDiagnostic;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::{connected, of_call};
-use super::{DialArgs, Exit, Failure, output};
+use super::{CommandError, CommandExit, DialArgs, output};
 
 /// The verbs below `alknet config`.
 #[derive(Debug, Subcommand)]
@@ -42,7 +42,7 @@ pub(crate) struct ApplyArgs {
     /// Say what would happen, and change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Refuse unless this generation is in force: nobody changed anything in between.
+    /// Refuse unless generation N is in force, so that no change made in between is overwritten.
     #[arg(long, value_name = "N")]
     generation: Option<u64>,
     #[command(flatten)]
@@ -50,25 +50,25 @@ pub(crate) struct ApplyArgs {
 }
 
 /// Runs one of them.
-pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         ConfigVerb::Apply(args) => apply(&args, json),
         ConfigVerb::Check { file } => check(&file, json),
         ConfigVerb::Schema => {
             let schema = serde_json::to_string_pretty(&NodeConfig::json_schema());
-            output::text(&schema.map_err(Failure::local)?)?;
-            Ok(Exit::Ok)
+            output::text(&schema.map_err(CommandError::local)?)?;
+            Ok(CommandExit::Ok)
         }
     }
 }
 
-fn check(file: &Path, json: bool) -> Result<Exit, Failure> {
+fn check(file: &Path, json: bool) -> Result<CommandExit, CommandError> {
     let name = file.display();
     let bytes = read(file)?;
     let errors: Vec<_> = match NodeConfig::parse(&bytes) {
         Ok(config) => {
             let joins = crate::node::join_problems(&config);
-            let line = |it: &Problem| format!("{}; {}", it.text, it.hint);
+            let line = |it: &MachineDiagnostic| format!("{}; {}", it.text, it.hint);
             joins.iter().map(line).collect()
         }
         Err(errors) => errors.iter().map(ToString::to_string).collect(),
@@ -83,24 +83,24 @@ fn check(file: &Path, json: bool) -> Result<Exit, Failure> {
         }
     }
     Ok(if errors.is_empty() {
-        Exit::Ok
+        CommandExit::Ok
     } else {
-        Exit::Usage
+        CommandExit::Usage
     })
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+fn read(file: &Path) -> Result<Vec<u8>, CommandError> {
     if file.as_os_str() == "-" {
         return super::call::read_stdin();
     }
     let name = file.display();
-    std::fs::read(file).map_err(|e| Failure::usage(format!("cannot read {name}: {e}")))
+    std::fs::read(file).map_err(|e| CommandError::usage(format!("cannot read {name}: {e}")))
 }
 
-fn apply(args: &ApplyArgs, json: bool) -> Result<Exit, Failure> {
+fn apply(args: &ApplyArgs, json: bool) -> Result<CommandExit, CommandError> {
     let name = args.file.display().to_string();
     let document = String::from_utf8(read(&args.file)?)
-        .map_err(|_| Failure::usage(format!("{name}: the document is not UTF-8 text")))?;
+        .map_err(|_| CommandError::usage(format!("{name}: the document is not UTF-8 text")))?;
     let input = json!({
         "document": document,
         "dry_run": args.dry_run,
@@ -116,12 +116,12 @@ fn apply(args: &ApplyArgs, json: bool) -> Result<Exit, Failure> {
                 output::line(&line)?;
             }
         }
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     })
 }
 
 /// The mistakes a node found, one a line, as `alknet config check` prints them.
-fn refused(name: &str, error: CallError) -> Failure {
+fn refused(name: &str, error: CallError) -> CommandError {
     let errors = error
         .details
         .as_deref()
@@ -133,7 +133,7 @@ fn refused(name: &str, error: CallError) -> Failure {
     // One mistake cannot pass for several.
     let line = |error: &str| format!("{name}: {}", output::one_line(error));
     let lines: Vec<_> = errors.map(line).collect();
-    Failure::new(Exit::Usage, error.code.name(), lines.join("\n"))
+    CommandError::new(CommandExit::Usage, error.code.name(), lines.join("\n"))
 }
 
 fn lines(answer: &Value) -> Vec<String> {
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(failure.message, "x.toml: line 1: a\nx.toml: line 2: b");
         assert_eq!(
             (failure.exit, failure.code.as_str()),
-            (Exit::Usage, "INVALID_INPUT")
+            (CommandExit::Usage, "INVALID_INPUT")
         );
     }
 }

@@ -3,8 +3,8 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::asking::{ask, list, text};
-use super::{DialArgs, Exit, Failure};
+use super::query::{ask, list, text};
+use super::{CommandError, CommandExit, DialArgs};
 
 /// Longest approval, in seconds: a day.
 const APPROVAL_S_MAX: u64 = 86_400;
@@ -27,7 +27,7 @@ alknet escrow approve ed25519:…@192.0.2.7:443 0f3k5v8t2ab1 --seconds 3600"
     )]
     Approve {
         #[command(flatten)]
-        which: WhichArgs,
+        which: EscrowShareArgs,
         /// How long, in seconds; at most a day.
         #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=APPROVAL_S_MAX))]
         seconds: u64,
@@ -39,7 +39,7 @@ alknet escrow change ed25519:…@192.0.2.7:443 kitchen-vault --from 192.0.2.0/24
     )]
     Change {
         #[command(flatten)]
-        which: WhichArgs,
+        which: EscrowShareArgs,
         /// Whether each release waits for an approval.
         #[arg(long, value_name = "BOOL")]
         approve: Option<bool>,
@@ -50,19 +50,19 @@ alknet escrow change ed25519:…@192.0.2.7:443 kitchen-vault --from 192.0.2.0/24
         #[arg(long)]
         anywhere: bool,
     },
-    /// Destroy a share: its machine does not open by it any more, whoever has it.
+    /// Destroy a share: its machine no longer opens by it, even for a thief who has the machine.
     #[command(
         after_help = "Example:\n  alknet escrow revoke ed25519:…@192.0.2.7:443 kitchen-vault"
     )]
     Revoke {
         #[command(flatten)]
-        which: WhichArgs,
+        which: EscrowShareArgs,
     },
 }
 
 /// Which share of which node.
 #[derive(Debug, Args)]
-pub(crate) struct WhichArgs {
+pub(crate) struct EscrowShareArgs {
     /// The node that keeps it.
     target: String,
     /// The share, by its id, or by the name of the peer that deposited it.
@@ -72,7 +72,7 @@ pub(crate) struct WhichArgs {
 }
 
 /// Runs one of them.
-pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         EscrowVerb::Approve { which, seconds } => {
             let input = json!({ "share": which.share, "seconds": seconds });
@@ -86,7 +86,7 @@ pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<Exit, Failure> {
         } => {
             let from = (anywhere || !from.is_empty()).then_some(from);
             if from.is_none() && approve.is_none() {
-                return Err(Failure::usage(
+                return Err(CommandError::usage(
                     "nothing to change: give --from, --anywhere or --approve",
                 ));
             }
@@ -101,7 +101,12 @@ pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<Exit, Failure> {
     }
 }
 
-fn change(which: &WhichArgs, operation: &str, input: &Value, json: bool) -> Result<Exit, Failure> {
+fn change(
+    which: &EscrowShareArgs,
+    operation: &str,
+    input: &Value,
+    json: bool,
+) -> Result<CommandExit, CommandError> {
     let told = |answer: &Value| vec![format!("{}  {}", text(&answer["id"]), called(answer))];
     ask(&which.target, &which.dial, operation, input, json, told)
 }

@@ -7,7 +7,7 @@ use alknet_call::ErrorCode;
 /// Exit codes of every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Exit {
+pub(crate) enum CommandExit {
     /// It worked.
     Ok = 0,
     /// The operation failed.
@@ -32,7 +32,7 @@ pub(crate) enum Exit {
     Aborted = 130,
 }
 
-impl Exit {
+impl CommandExit {
     /// Every exit code.
     const ALL: [Self; 11] = [
         Self::Ok,
@@ -58,18 +58,18 @@ impl Exit {
 
 /// Why a command failed: what was wrong, what to do, and the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
+pub(crate) struct CommandError {
     /// Process exit code.
-    pub(crate) exit: Exit,
+    pub(crate) exit: CommandExit,
     /// Stable code, as on the call wire or of the command line's own.
     pub(crate) code: String,
     /// One line.
     pub(crate) message: String,
 }
 
-impl Failure {
+impl CommandError {
     /// A failure of the command line itself.
-    pub(crate) fn new(exit: Exit, code: &str, message: impl fmt::Display) -> Self {
+    pub(crate) fn new(exit: CommandExit, code: &str, message: impl fmt::Display) -> Self {
         Self {
             exit,
             code: code.to_owned(),
@@ -79,16 +79,16 @@ impl Failure {
 
     /// Wrong input.
     pub(crate) fn usage(message: impl fmt::Display) -> Self {
-        Self::new(Exit::Usage, "USAGE", message)
+        Self::new(CommandExit::Usage, "USAGE", message)
     }
 
     /// Something of this computer failed.
     pub(crate) fn local(message: impl fmt::Display) -> Self {
-        Self::new(Exit::Failed, "LOCAL", message)
+        Self::new(CommandExit::Failed, "LOCAL", message)
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)
     }
@@ -101,9 +101,13 @@ mod tests {
     #[test]
     fn every_code_of_the_protocol_has_its_exit() {
         for code in ErrorCode::table() {
-            assert_eq!(Exit::of_code(&code) as u8, code.exit_code(), "{code}");
+            assert_eq!(
+                CommandExit::of_code(&code) as u8,
+                code.exit_code(),
+                "{code}"
+            );
         }
         let own = ErrorCode::from_name("DISK_FULL");
-        assert_eq!(Exit::of_code(&own), Exit::Failed);
+        assert_eq!(CommandExit::of_code(&own), CommandExit::Failed);
     }
 }

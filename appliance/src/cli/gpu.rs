@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use alknet_carried::CarriedError;
+use alknet_embedded_exe::EmbeddedExeError;
 
-use super::{Exit, Failure};
+use super::{CommandError, CommandExit};
 
 /// What the program calls itself in its help.
 const NAME: &str = "alknet gpu";
@@ -25,10 +25,10 @@ pub(crate) struct GpuArgs {
 }
 
 /// Becomes the program that this executable carries; its exit codes are its own.
-pub(crate) fn run(args: GpuArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(args: GpuArgs, json: bool) -> Result<CommandExit, CommandError> {
     let program = crate::gpu::program().map_err(|error| match error {
-        CarriedError::None => Failure::usage(error),
-        error => Failure::local(error),
+        EmbeddedExeError::None => CommandError::usage(error),
+        error => CommandError::local(error),
     })?;
     let mut command = vec![OsString::from(NAME)];
     command.extend(args.command);
@@ -43,17 +43,17 @@ pub(crate) fn run(args: GpuArgs, json: bool) -> Result<Exit, Failure> {
     let become_it: Result<Infallible, _> = nix::unistd::fexecve(&program, &arguments, &environment);
     match become_it {
         Ok(never) => match never {},
-        Err(errno) => Err(Failure::local(format!(
+        Err(errno) => Err(CommandError::local(format!(
             "the program for GPUs could not be started: {errno}"
         ))),
     }
 }
 
-fn texts(texts: impl IntoIterator<Item = OsString>) -> Result<Vec<CString>, Failure> {
+fn texts(texts: impl IntoIterator<Item = OsString>) -> Result<Vec<CString>, CommandError> {
     let text = |text: OsString| {
         let shown = String::from_utf8_lossy(text.as_bytes()).into_owned();
         CString::new(text.into_vec())
-            .map_err(|_| Failure::usage(format!("'{shown}' holds a null character")))
+            .map_err(|_| CommandError::usage(format!("'{shown}' holds a null character")))
     };
     texts.into_iter().map(text).collect()
 }

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use alknet_hub::Label;
+use alknet_hub::PeerLabel;
 use alknet_init::console::{Charset, qr_code};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::asking::{ask, list, text, time_s};
-use super::{DialArgs, Exit, Failure};
+use super::query::{ask, list, text, time_s};
+use super::{CommandError, CommandExit, DialArgs};
 
 /// The verbs below `alknet hub`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum HubVerb {
-    /// Make a join string. Whoever holds it may become a peer of the hub: treat it as a password.
+    /// Make a join string. Its holder may become a peer of the hub: treat it as a password.
     #[command(
         after_help = "Examples:\n  alknet hub invite ed25519:…@192.0.2.7:443 --role worker --ttl 1h\n  \
 alknet hub invite ed25519:…@192.0.2.7:443 --role worker --ttl 7d --count 20 --names 'edge-*'\n  \
@@ -72,7 +72,7 @@ pub(crate) struct InviteArgs {
     numbers: Option<(u32, u32)>,
     /// A label its holders carry, NAME=VALUE; can be given several times.
     #[arg(long, value_name = "LABEL")]
-    label: Vec<Label>,
+    label: Vec<PeerLabel>,
     /// Where the hub is, HOST or HOST:PORT; up to four [default: as the hub knows itself]
     #[arg(long, value_name = "ADDRESS")]
     address: Vec<String>,
@@ -108,7 +108,7 @@ pub(crate) struct LabelArgs {
     /// The peer, by its id or its name.
     peer: String,
     /// NAME=VALUE.
-    set: Vec<Label>,
+    set: Vec<PeerLabel>,
     /// A label to take away; can be given several times.
     #[arg(long, value_name = "NAME")]
     unset: Vec<String>,
@@ -120,7 +120,7 @@ pub(crate) struct LabelArgs {
 }
 
 /// Runs one of them.
-pub(crate) fn run(verb: HubVerb, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(verb: HubVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         HubVerb::Approve(args) => {
             let input = json!({ "key": args.key, "role": args.role, "name": args.name });
@@ -150,7 +150,7 @@ fn change(
     operation: &str,
     input: &Value,
     json: bool,
-) -> Result<Exit, Failure> {
+) -> Result<CommandExit, CommandError> {
     let told = |answer: &Value| {
         let id = text(&answer["peer_id"]);
         let name = answer["name"].as_str().filter(|name| *name != id);
@@ -167,7 +167,7 @@ fn change(
     ask(target, dial, operation, input, json, told)
 }
 
-fn invite(args: &InviteArgs, json: bool) -> Result<Exit, Failure> {
+fn invite(args: &InviteArgs, json: bool) -> Result<CommandExit, CommandError> {
     let input = json!({
         "role": args.role,
         "ttl_s": args.ttl,
@@ -198,7 +198,7 @@ fn invite(args: &InviteArgs, json: bool) -> Result<Exit, Failure> {
     ask(&args.target, &args.dial, "hub/invite", &input, json, told)
 }
 
-fn map(labels: &[Label]) -> BTreeMap<&str, &str> {
+fn map(labels: &[PeerLabel]) -> BTreeMap<&str, &str> {
     labels
         .iter()
         .map(|label| (label.name.as_str(), label.value.as_str()))

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use alknet_tls::NodeKey;
 use serde_json::json;
 
-use super::{Exit, Failure, StateArgs, output};
+use super::{CommandError, CommandExit, StateArgs, output};
 use crate::key::KeyFiles;
 
 /// File of the key inside the state directory.
@@ -16,7 +16,7 @@ impl StateArgs {
     ///
     /// # Errors
     /// It can be neither found nor made.
-    pub(crate) fn dir(&self) -> Result<PathBuf, Failure> {
+    pub(crate) fn dir(&self) -> Result<PathBuf, CommandError> {
         let dir = match &self.state {
             Some(dir) => dir.clone(),
             None => default_dir()?,
@@ -27,7 +27,7 @@ impl StateArgs {
             .mode(0o700)
             .create(&dir)
             .map_err(|error| {
-                Failure::local(format!(
+                CommandError::local(format!(
                     "cannot make the state directory {}: {error}",
                     dir.display()
                 ))
@@ -39,16 +39,16 @@ impl StateArgs {
     ///
     /// # Errors
     /// The file cannot be read or made, or others may read it.
-    pub(crate) fn key(&self) -> Result<NodeKey, Failure> {
+    pub(crate) fn key(&self) -> Result<NodeKey, CommandError> {
         let path = self.dir()?.join(KEY_FILE);
         KeyFiles::at(path.clone()).tidy();
-        let (key, _made) = NodeKey::load_or_create(&path).map_err(Failure::local)?;
+        let (key, _made) = NodeKey::load_or_create(&path).map_err(CommandError::local)?;
         Ok(key)
     }
 }
 
 /// The XDG state directory of the person at the keyboard.
-fn default_dir() -> Result<PathBuf, Failure> {
+fn default_dir() -> Result<PathBuf, CommandError> {
     let base = std::env::var_os("XDG_STATE_HOME")
         .map(PathBuf::from)
         .filter(|p| p.is_absolute());
@@ -56,19 +56,19 @@ fn default_dir() -> Result<PathBuf, Failure> {
     base.or_else(home)
         .map(|dir| dir.join("alknet"))
         .ok_or_else(|| {
-            Failure::usage(
+            CommandError::usage(
                 "neither XDG_STATE_HOME nor HOME is set: name a directory with --state DIR",
             )
         })
 }
 
 /// `alknet identity`
-pub(crate) fn run(args: &StateArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &StateArgs, json: bool) -> Result<CommandExit, CommandError> {
     let identity = args.key()?.public().to_string();
     if json {
         output::json_line(&json!({ "identity": identity }))?;
     } else {
         output::line(&identity)?;
     }
-    Ok(Exit::Ok)
+    Ok(CommandExit::Ok)
 }

@@ -7,14 +7,14 @@ use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
 use alknet_call::{CallConnection, CallError, CallOptions};
-use alknet_runtime::{Operation, declarations};
+use alknet_runtime::{EnvOperation, declarations};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::{connected, of_call};
-use super::{DialArgs, Exit, Failure, output};
-use bundle::Bundle;
-use recording::Recording;
+use super::{CommandError, CommandExit, DialArgs, output};
+use bundle::JsBundle;
+use recording::CallRecording;
 
 /// The operation behind all of this.
 const EVAL: &str = "runtime/eval";
@@ -83,7 +83,7 @@ pub(crate) struct TypesArgs {
 }
 
 /// `alknet js`
-pub(crate) fn run(verb: JsVerb, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(verb: JsVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         JsVerb::Repl(args) => repl(&args, json),
         JsVerb::Run(args) => file(&args, json),
@@ -91,15 +91,15 @@ pub(crate) fn run(verb: JsVerb, json: bool) -> Result<Exit, Failure> {
     }
 }
 
-fn file(args: &RunArgs, json: bool) -> Result<Exit, Failure> {
-    let bundle = Bundle::read(&args.file)?;
+fn file(args: &RunArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let bundle = JsBundle::read(&args.file)?;
     let mut input = json!({ "modules": bundle.modules, "main": bundle.main });
     if !args.uses.is_empty() {
         input["uses"] = json!(args.uses);
     }
-    // What the node's own limit ends is told by the node.
+    // The node reports an end by its own limit.
     input["limits"] = json!({ "wall_ms": millis(&args.dial) });
-    let mut recording = args.record.as_deref().map(Recording::to).transpose()?;
+    let mut recording = args.record.as_deref().map(CallRecording::to).transpose()?;
     if recording.is_some() {
         input["record"] = json!(true);
     }
@@ -113,7 +113,7 @@ fn file(args: &RunArgs, json: bool) -> Result<Exit, Failure> {
         }
         if json {
             output::json_line(&answer)?;
-            return Ok(Exit::Ok);
+            return Ok(CommandExit::Ok);
         }
         console(&answer["console"]);
         match &answer["value"] {
@@ -121,12 +121,12 @@ fn file(args: &RunArgs, json: bool) -> Result<Exit, Failure> {
             value => output::json_pretty(value)?,
         }
         tell(recording.as_ref());
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     })
 }
 
 /// The failure of a script; what it called before is kept all the same.
-fn failed(mut error: CallError, recording: Option<&mut Recording>, json: bool) -> Failure {
+fn failed(mut error: CallError, recording: Option<&mut CallRecording>, json: bool) -> CommandError {
     if let Some(recording) = recording {
         match recording.take_failed(&mut error) {
             Ok(()) if json => {}
@@ -138,35 +138,37 @@ fn failed(mut error: CallError, recording: Option<&mut Recording>, json: bool) -
 }
 
 /// Where calls were recorded: for people, and not among a script's results.
-fn tell(recording: Option<&Recording>) {
-    if let Some(summary) = recording.and_then(Recording::summary) {
+fn tell(recording: Option<&CallRecording>) {
+    if let Some(summary) = recording.and_then(CallRecording::summary) {
         output::note(&summary);
     }
 }
 
-fn types(args: &TypesArgs) -> Result<Exit, Failure> {
+fn types(args: &TypesArgs) -> Result<CommandExit, CommandError> {
     let input = json!({ "source": "export default ops.list()" });
     connected(&args.target, &args.dial, async |client| {
         let answer = eval(client, &args.dial, &input).await.map_err(of_call)?;
-        let operations: Vec<Operation> = serde_json::from_value(answer["value"].clone())
-            .map_err(|error| Failure::local(format!("the node lists no operations: {error}")))?;
+        let operations: Vec<EnvOperation> = serde_json::from_value(answer["value"].clone())
+            .map_err(|error| {
+                CommandError::local(format!("the node lists no operations: {error}"))
+            })?;
         output::text(declarations(&operations).trim_end())?;
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     })
 }
 
-fn repl(args: &ReplArgs, json: bool) -> Result<Exit, Failure> {
+fn repl(args: &ReplArgs, json: bool) -> Result<CommandExit, CommandError> {
     let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(Failure::local)?;
+    getrandom::fill(&mut random).map_err(CommandError::local)?;
     let name = format!("cli-{}", data_encoding::HEXLOWER.encode(&random));
     let typed = std::io::stdin().is_terminal() && !json;
-    let mut recording = args.record.as_deref().map(Recording::to).transpose()?;
+    let mut recording = args.record.as_deref().map(CallRecording::to).transpose()?;
     connected(&args.target, &args.dial, async |client| {
-        let mut exit = Exit::Ok;
+        let mut exit = CommandExit::Ok;
         // Reading blocks: nothing else is to be done meanwhile but to keep the connection.
         while let Some(source) = tokio::task::spawn_blocking(move || read_input(typed))
             .await
-            .map_err(Failure::local)??
+            .map_err(CommandError::local)??
         {
             let mut input = json!({ "repl": name, "source": source });
             if recording.is_some() {
@@ -184,7 +186,7 @@ fn repl(args: &ReplArgs, json: bool) -> Result<Exit, Failure> {
                     output::text(shown)?;
                 }
                 Err(mut error) if is_scripts(&error) => {
-                    exit = Exit::Failed;
+                    exit = CommandExit::Failed;
                     if let Some(recording) = &mut recording {
                         recording.take_failed(&mut error)?;
                     }
@@ -198,8 +200,9 @@ fn repl(args: &ReplArgs, json: bool) -> Result<Exit, Failure> {
         if !json {
             tell(recording.as_ref());
         }
-        // Somebody who types sees each failure, and ends the REPL themselves.
-        Ok(if typed { Exit::Ok } else { exit })
+        // A person at a terminal sees each failure and ends the REPL, so that its exit code is
+        // success.
+        Ok(if typed { CommandExit::Ok } else { exit })
     })
 }
 
@@ -213,7 +216,7 @@ fn is_scripts(error: &CallError) -> bool {
 }
 
 /// Lines until every bracket is closed; `None` at the end.
-fn read_input(typed: bool) -> Result<Option<String>, Failure> {
+fn read_input(typed: bool) -> Result<Option<String>, CommandError> {
     let mut text = String::new();
     loop {
         if typed {
@@ -221,7 +224,7 @@ fn read_input(typed: bool) -> Result<Option<String>, Failure> {
         }
         let read = std::io::stdin().lock().read_line(&mut text);
         let read =
-            read.map_err(|error| Failure::usage(format!("cannot read the input: {error}")))?;
+            read.map_err(|error| CommandError::usage(format!("cannot read the input: {error}")))?;
         if read == 0 {
             return Ok((!text.trim().is_empty()).then_some(text));
         }
@@ -297,11 +300,11 @@ fn console(lines: &Value) {
 }
 
 /// A script's failure: its text, and where.
-fn ended(error: CallError, json: bool) -> Failure {
+fn ended(error: CallError, json: bool) -> CommandError {
     if json {
         return of_call(error);
     }
-    let exit = Exit::of_code(&error.code);
+    let exit = CommandExit::of_code(&error.code);
     let details = error.details.unwrap_or_default();
     console(&details["console"]);
     let mut message = output::one_line(&error.message).into_owned();
@@ -317,7 +320,7 @@ fn ended(error: CallError, json: bool) -> Failure {
     let code = details["code"]
         .as_str()
         .unwrap_or_else(|| error.code.name());
-    Failure::new(exit, code, message)
+    CommandError::new(exit, code, message)
 }
 
 #[cfg(test)]
@@ -355,7 +358,7 @@ mod tests {
         let failure = ended(error, false);
         assert_eq!(
             (failure.exit, failure.code.as_str()),
-            (Exit::Failed, "E_EXCEPTION")
+            (CommandExit::Failed, "E_EXCEPTION")
         );
         assert_eq!(failure.message, "TypeError: no ink\n    at f (./a.ts:3)");
         assert!(!is_scripts(&CallError::not_found("runtime/eval")));

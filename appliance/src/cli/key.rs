@@ -3,11 +3,13 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::call::{Reach, of_call, parse_target};
+use super::call::{CliDialer, of_call, parse_target};
 use super::identity::KEY_FILE;
-use super::{DialArgs, Exit, Failure, output};
+use super::{CommandError, CommandExit, DialArgs, output};
 
-use crate::key::{KeyFiles, Keys, Record, Stage, TellError, tell};
+use crate::key::{
+    KeyFiles, RotationKeys, RotationNoticeError, RotationRecord, RotationStage, tell,
+};
 
 /// The verbs below `alknet key`.
 #[derive(Debug, Subcommand)]
@@ -18,12 +20,12 @@ pub(crate) enum KeyVerb {
 alknet key rotate\n\nNodes are remembered: without targets the command goes on where it stopped, or \
 tells those of the last time. The old key stays valid on them for a day."
     )]
-    Rotate(RotateArgs),
+    Rotate(KeyRotateArgs),
 }
 
 /// Arguments of `alknet key rotate`.
 #[derive(Debug, Args)]
-pub(crate) struct RotateArgs {
+pub(crate) struct KeyRotateArgs {
     /// Nodes that know the key.
     targets: Vec<String>,
     /// Forget this node: it is not told, and not waited for; can be given several times.
@@ -34,15 +36,15 @@ pub(crate) struct RotateArgs {
 }
 
 /// Runs one of them.
-pub(crate) fn run(verb: KeyVerb, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(verb: KeyVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         KeyVerb::Rotate(args) => rotate(&args, json),
     }
 }
 
-fn rotate(args: &RotateArgs, json: bool) -> Result<Exit, Failure> {
+fn rotate(args: &KeyRotateArgs, json: bool) -> Result<CommandExit, CommandError> {
     if args.dial.anonymous {
-        return Err(Failure::usage(
+        return Err(CommandError::usage(
             "a key is replaced by its holder: leave out --anonymous",
         ));
     }
@@ -57,39 +59,39 @@ fn rotate(args: &RotateArgs, json: bool) -> Result<Exit, Failure> {
         record.forget(&parse_target(target, &args.dial)?.to_string());
     }
     let keys = files.keys(&record)?;
-    if record.targets.is_empty() && keys.stage == Stage::Before {
-        return Err(Failure::usage(
-            "name the nodes that know your key: those that are not told take the new one for a \
-             stranger's",
+    if record.targets.is_empty() && keys.stage == RotationStage::Before {
+        return Err(CommandError::usage(
+            "name the nodes that know your key: a node that does not learn of the new one treats \
+             you as an unknown peer",
         ));
     }
     let keys = files.begin(keys, &mut record)?;
     let exits = tell_all(&keys, &mut record, &args.dial, json)?;
     match keys.stage {
-        Stage::Before if record.is_told() => files.swap(&keys, &mut record)?,
-        Stage::Before => files.write(&record)?,
-        Stage::After => files.prolong(&mut record)?,
+        RotationStage::Before if record.is_announced() => files.swap(&keys, &mut record)?,
+        RotationStage::Before => files.write(&record)?,
+        RotationStage::After => files.prolong(&mut record)?,
     }
     report(&files, &keys, &record, json)?;
     Ok(exits
         .into_iter()
-        .find(|exit| *exit != Exit::Ok)
-        .unwrap_or(Exit::Ok))
+        .find(|exit| *exit != CommandExit::Ok)
+        .unwrap_or(CommandExit::Ok))
 }
 
 /// Tells every node that was not told yet, all at the same time; what fails is printed.
 fn tell_all(
-    keys: &Keys,
-    record: &mut Record,
+    keys: &RotationKeys,
+    record: &mut RotationRecord,
     dial: &DialArgs,
     json: bool,
-) -> Result<Vec<Exit>, Failure> {
+) -> Result<Vec<CommandExit>, CommandError> {
     let mut waiting: Vec<_> = record.targets.iter_mut().filter(|it| !it.told).collect();
     if waiting.is_empty() {
         return Ok(Vec::new());
     }
     let (old, new) = (keys.old.as_ref().ok_or_else(gone)?, &keys.new);
-    let reach = Reach::with_key(Some(old.clone()), dial);
+    let reach = CliDialer::with_key(Some(old.clone()), dial);
     reach.run(async |reach| {
         let all = waiting.iter_mut().map(|node| async move {
             let target = parse_target(&node.target, dial)?;
@@ -102,7 +104,7 @@ fn tell_all(
             node.told = true;
             node.peer_id = Some(answer.peer_id);
             node.old_key_ends = answer.old_key_ends;
-            Ok::<_, Failure>(())
+            Ok::<_, CommandError>(())
         });
         let results = futures_util::future::join_all(all).await;
         let exits = results.into_iter().zip(&waiting).map(|(result, node)| {
@@ -111,29 +113,38 @@ fn tell_all(
                     output::failure_of(Some(&node.target), &failure, json);
                     failure.exit
                 },
-                |()| Exit::Ok,
+                |()| CommandExit::Ok,
             )
         });
         Ok(exits.collect())
     })
 }
 
-fn of_tell(error: TellError) -> Failure {
+fn of_tell(error: RotationNoticeError) -> CommandError {
     match error {
-        TellError::Call(error) => of_call(error),
-        TellError::Clock => Failure::new(Exit::Unreachable, "UNAVAILABLE", error),
-        TellError::Protocol(_) => Failure::new(Exit::Failed, "PROTOCOL", error),
+        RotationNoticeError::Call(error) => of_call(error),
+        RotationNoticeError::Clock => {
+            CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", error)
+        }
+        RotationNoticeError::Protocol(_) => {
+            CommandError::new(CommandExit::Failed, "PROTOCOL", error)
+        }
     }
 }
 
-fn gone() -> Failure {
-    Failure::local(
-        "the old key is gone, and nodes are told over connections made with it: give them up with \
-         --drop TARGET and let an administrator add the new key there",
+fn gone() -> CommandError {
+    CommandError::local(
+        "the old key is gone, and only a connection made with it can announce the new one: give \
+         the nodes up with --drop TARGET and let an administrator add the new key there",
     )
 }
 
-fn report(files: &KeyFiles, keys: &Keys, record: &Record, json: bool) -> Result<(), Failure> {
+fn report(
+    files: &KeyFiles,
+    keys: &RotationKeys,
+    record: &RotationRecord,
+    json: bool,
+) -> Result<(), CommandError> {
     let in_use = files.in_use()?;
     if json {
         return output::json_line(&json!({
@@ -155,7 +166,7 @@ fn report(files: &KeyFiles, keys: &Keys, record: &Record, json: bool) -> Result<
     Ok(())
 }
 
-fn lines(rotated: bool, new: &str, files: &KeyFiles, record: &Record) -> Vec<String> {
+fn lines(rotated: bool, new: &str, files: &KeyFiles, record: &RotationRecord) -> Vec<String> {
     let mut lines: Vec<_> = record
         .targets
         .iter()

@@ -1,6 +1,5 @@
 //! The command line.
 
-mod asking;
 mod batch;
 mod call;
 mod config;
@@ -17,6 +16,7 @@ pub(crate) mod output;
 mod peers;
 mod promotion;
 mod provision;
+mod query;
 mod serve;
 mod status;
 mod tensor;
@@ -27,10 +27,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use alknet_core::Carriage;
-use alknet_init::errand::ERRAND_VERB;
+use alknet_init::helper_task::ERRAND_VERB;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-pub(crate) use exit::{Exit, Failure};
+pub(crate) use exit::{CommandError, CommandExit};
 
 /// One binary, one port, a whole machine.
 #[derive(Debug, Parser)]
@@ -46,16 +46,16 @@ unreachable or not the pinned key, 4 denied, 5 timeout.\n\nTargets: ed25519:<64 
 (the key pins the node), HOST[:PORT] of a node with a public certificate, or the name of a hub that \
 'alknet enroll' remembers."
 )]
-struct Cli {
+struct AlknetCli {
     /// Print JSON, one value a line, errors too.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    verb: Verb,
+    verb: AlknetCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum AlknetCommand {
     /// Call an operation of a node.
     #[command(
         after_help = "Examples:\n  alknet call ed25519:…@192.0.2.7:443 node/info\n  \
@@ -116,25 +116,24 @@ alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada")]
     /// Open the status page of a node in a browser, by a link that works once.
     #[command(after_help = "Examples:\n  alknet open ed25519:…@192.0.2.7:443\n  \
 alknet open attic --print\n  alknet open attic --action reboot")]
-    Open(open::OpenArgs),
+    Open(open::PageOpenArgs),
     /// List who may connect to a node, and who has.
     #[command(after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443")]
     Peers(peers::PeersArgs),
-    /// Make what a new node is told at its first start: recovery words, a configuration, and a seed that
-    /// carries both.
+    /// Make what a new node reads at its first start: recovery words, a configuration, and a seed that carries both.
     #[command(
         after_help = "Examples:\n  alknet provision --name edge-1 --domain edge.example.org \
 --out seed.iso\n  alknet provision --form esp --config node.toml --out /media/ALKESP\n  \
 alknet provision --words-to age1… --name far-away --out seed.iso\n\nExit codes: 12 when the words are \
 no recovery words."
     )]
-    Provision(provision::OwnArgs),
+    Provision(provision::ProvisionCliArgs),
     /// Serve a node on this computer, unprivileged.
     #[command(after_help = "Example:\n  alknet serve --port 4433 --admin \"$(alknet identity)\"")]
     Serve(serve::ServeArgs),
     /// Say how a node is: exit code 0 when nothing is wrong with it, else 1.
     #[command(after_help = "Examples:\n  alknet status\n  alknet status ed25519:…@192.0.2.7:443")]
-    Status(status::StatusArgs),
+    Status(status::NodeStatusArgs),
     /// Look into files of typed data, make them of others, and fetch them from nodes.
     #[command(subcommand)]
     Tensor(tensor::TensorVerb),
@@ -166,7 +165,7 @@ pub(crate) struct DialArgs {
     /// Give up after this many seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) timeout: std::time::Duration,
-    /// Present no key: act as nobody.
+    /// Present no key: the node treats this client as an unknown peer.
     #[arg(long)]
     pub(crate) anonymous: bool,
 }
@@ -205,8 +204,8 @@ fn seconds(text: &str) -> Result<std::time::Duration, String> {
     Ok(std::time::Duration::from_secs_f64(seconds))
 }
 
-/// What PID 1, and nobody else, starts its child with. The parser, a good part of what would start,
-/// does not know it.
+/// The verb that PID 1 starts its child with. It is compared before the parser runs: the parser does not list it, and a
+/// good part of what would start is left out.
 const NODE_VERB: &str = "node";
 
 /// Runs the command line of this process.
@@ -215,15 +214,15 @@ pub(crate) fn main() -> ExitCode {
         return ended(crate::node::supervised(), false);
     }
     if std::env::args_os().skip(1).eq([ERRAND_VERB]) {
-        return ended(crate::node::errand(), false);
+        return ended(crate::node::run_helper(), false);
     }
-    let cli = match Cli::try_parse() {
+    let cli = match AlknetCli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors; clap prints both kinds where they belong.
             error.print().ok();
             return ExitCode::from(if error.use_stderr() {
-                Exit::Usage as u8
+                CommandExit::Usage as u8
             } else {
                 0
             });
@@ -232,12 +231,12 @@ pub(crate) fn main() -> ExitCode {
     ended(run(cli.verb, cli.json), cli.json)
 }
 
-fn ended(result: Result<Exit, Failure>, json: bool) -> ExitCode {
+fn ended(result: Result<CommandExit, CommandError>, json: bool) -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
             // A reader that went away is no failure, and `| head` wants no word about it.
-            if failure.exit != Exit::Ok {
+            if failure.exit != CommandExit::Ok {
                 output::failure(&failure, json);
             }
             ExitCode::from(failure.exit as u8)
@@ -245,32 +244,32 @@ fn ended(result: Result<Exit, Failure>, json: bool) -> ExitCode {
     }
 }
 
-fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
+fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
-        Verb::Call(args) => call::call(args, json),
-        Verb::Completions { shell } => {
+        AlknetCommand::Call(args) => call::call(args, json),
+        AlknetCommand::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "alknet", &mut script);
+            clap_complete::generate(shell, &mut AlknetCli::command(), "alknet", &mut script);
             output::text(String::from_utf8_lossy(&script).trim_end())?;
-            Ok(Exit::Ok)
+            Ok(CommandExit::Ok)
         }
-        Verb::Config(verb) => config::run(verb, json),
-        Verb::Enroll(args) => enroll::run(&args, json),
-        Verb::Escrow(verb) => escrow::run(verb, json),
-        Verb::Gpu(args) => gpu::run(args, json),
-        Verb::Hub(verb) => hub::run(verb, json),
-        Verb::Identity(args) => identity::run(&args, json),
-        Verb::Js(verb) => js::run(verb, json),
-        Verb::Key(verb) => key::run(verb, json),
-        Verb::Open(args) => open::run(&args, json),
-        Verb::Ops(args) => call::ops(args, json),
-        Verb::Peers(args) => peers::run(&args, json),
-        Verb::Provision(args) => provision::run(&args, json),
-        Verb::Serve(args) => serve::run(args, json),
-        Verb::Status(args) => status::run(args, json),
-        Verb::Tensor(verb) => tensor::run(verb, json),
-        Verb::Token(verb) => token::run(verb, json),
-        Verb::Vault(verb) => vault::run(verb, json),
+        AlknetCommand::Config(verb) => config::run(verb, json),
+        AlknetCommand::Enroll(args) => enroll::run(&args, json),
+        AlknetCommand::Escrow(verb) => escrow::run(verb, json),
+        AlknetCommand::Gpu(args) => gpu::run(args, json),
+        AlknetCommand::Hub(verb) => hub::run(verb, json),
+        AlknetCommand::Identity(args) => identity::run(&args, json),
+        AlknetCommand::Js(verb) => js::run(verb, json),
+        AlknetCommand::Key(verb) => key::run(verb, json),
+        AlknetCommand::Open(args) => open::run(&args, json),
+        AlknetCommand::Ops(args) => call::ops(args, json),
+        AlknetCommand::Peers(args) => peers::run(&args, json),
+        AlknetCommand::Provision(args) => provision::run(&args, json),
+        AlknetCommand::Serve(args) => serve::run(args, json),
+        AlknetCommand::Status(args) => status::run(args, json),
+        AlknetCommand::Tensor(verb) => tensor::run(verb, json),
+        AlknetCommand::Token(verb) => token::run(verb, json),
+        AlknetCommand::Vault(verb) => vault::run(verb, json),
     }
 }
 
@@ -280,13 +279,13 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-        each_option_is_one(&mut Cli::command());
+        AlknetCli::command().debug_assert();
+        each_option_is_one(&mut AlknetCli::command());
     }
 
     #[test]
     fn every_verb_shows_an_example() {
-        let verbs = Cli::command();
+        let verbs = AlknetCli::command();
         let shown = verbs.get_subcommands().filter(|c| !c.is_hide_set());
         shown.for_each(shows_an_example);
     }

@@ -8,12 +8,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use alknet_core::{Host, PeerAddr};
+use alknet_core::{DialHost, PeerAddr};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::call::{connected, of_call, parse_target};
-use super::{DialArgs, Exit, Failure, output};
+use super::{CommandError, CommandExit, DialArgs, output};
 
 /// The port that a link need not name.
 const HTTPS_PORT: u16 = 443;
@@ -29,7 +29,7 @@ const FILE: &str = "open.html";
 
 /// Arguments of `alknet open`.
 #[derive(Debug, Args)]
-pub(crate) struct OpenArgs {
+pub(crate) struct PageOpenArgs {
     /// The node.
     target: String,
     /// Only print the link, and open nothing.
@@ -37,14 +37,14 @@ pub(crate) struct OpenArgs {
     print: bool,
     /// Open a page that asks whether to do this, instead of the status page.
     #[arg(long, value_enum)]
-    action: Option<Action>,
+    action: Option<OpenAction>,
     #[command(flatten)]
     dial: DialArgs,
 }
 
 /// What the page may do, once, by a link made for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Action {
+enum OpenAction {
     /// Lock the vault.
     Lock,
     /// Switch the machine off.
@@ -53,7 +53,7 @@ enum Action {
     Reboot,
 }
 
-impl Action {
+impl OpenAction {
     fn name(self) -> &'static str {
         match self {
             Self::Lock => "lock",
@@ -64,7 +64,7 @@ impl Action {
 }
 
 /// Gets a link, and opens it where a person at a desktop asks.
-pub(crate) fn run(args: &OpenArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &PageOpenArgs, json: bool) -> Result<CommandExit, CommandError> {
     let target = parse_target(&args.target, &args.dial)?;
     connected(&args.target, &args.dial, async |client| {
         let input = match args.action {
@@ -77,7 +77,7 @@ pub(crate) fn run(args: &OpenArgs, json: bool) -> Result<Exit, Failure> {
         let good_for = answer.value()["expires_in"].as_u64().unwrap_or_default();
         if json {
             output::json_line(&json!({ "url": link, "expires_in": good_for }))?;
-            return Ok(Exit::Ok);
+            return Ok(CommandExit::Ok);
         }
         let wanted = !args.print && output::is_terminal() && has_display();
         if let Some(opener) = wanted.then(opener).flatten() {
@@ -86,13 +86,13 @@ pub(crate) fn run(args: &OpenArgs, json: bool) -> Result<Exit, Failure> {
                 "Opening the status page; if nothing happens: alknet open --print {}",
                 args.target
             ))?;
-            return Ok(Exit::Ok);
+            return Ok(CommandExit::Ok);
         }
         output::line(&link)?;
         if output::is_terminal() {
             output::line(&format!("Works once, within {good_for} s."))?;
         }
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     })
 }
 
@@ -102,14 +102,14 @@ pub(crate) fn run(args: &OpenArgs, json: bool) -> Result<Exit, Failure> {
 fn link(
     target: &PeerAddr,
     answer: &Value,
-    action: Option<Action>,
+    action: Option<OpenAction>,
     resolve: impl Fn(&str, u16) -> Option<IpAddr>,
-) -> Result<String, Failure> {
+) -> Result<String, CommandError> {
     let names = answer["names"].as_array().into_iter().flatten();
     let names = names.filter_map(Value::as_str);
     let names: Vec<_> = names.filter(|name| is_host_name(name)).collect();
     let host = match &target.host {
-        Host::Name(name) if !names.iter().any(|own| own.eq_ignore_ascii_case(name)) => {
+        DialHost::Name(name) if !names.iter().any(|own| own.eq_ignore_ascii_case(name)) => {
             match resolve(name, target.port) {
                 Some(address) => literal(address),
                 None => names
@@ -118,8 +118,8 @@ fn link(
                     .map_or_else(|| name.clone(), |own| (*own).to_owned()),
             }
         }
-        Host::Name(name) => name.clone(),
-        Host::Ip(address) => literal(*address),
+        DialHost::Name(name) => name.clone(),
+        DialHost::Ip(address) => literal(*address),
     };
     let port = match target.port {
         HTTPS_PORT => String::new(),
@@ -135,7 +135,11 @@ fn link(
             "the node answered with no link to its status page: {}",
             output::one_line(&path.chars().take(SHOWN_CHARS_MAX).collect::<String>())
         );
-        return Err(Failure::new(Exit::Failed, "INVALID_OUTPUT", text));
+        return Err(CommandError::new(
+            CommandExit::Failed,
+            "INVALID_OUTPUT",
+            text,
+        ));
     }
     Ok(format!("https://{host}{port}{path}"))
 }
@@ -190,11 +194,11 @@ fn find(dirs: &[PathBuf]) -> Option<PathBuf> {
     candidates.find(runs)
 }
 
-fn opened(opener: &Path, state: &Path, link: &str) -> Result<(), Failure> {
+fn opened(opener: &Path, state: &Path, link: &str) -> Result<(), CommandError> {
     let file = state.join(FILE);
     let failed = |error: io::Error| {
         let text = format!("cannot open a browser: {error}; use --print");
-        Failure::local(text)
+        CommandError::local(text)
     };
     write_leading_to(&file, link).map_err(failed)?;
     let mut command = Command::new(opener);
@@ -262,12 +266,12 @@ mod tests {
             format!("/status/enter/{TICKET}"),
             format!("/status/act/{TICKET}"),
         );
-        assert!(link(&enter, None).is_ok() && link(&act, Some(Action::Lock)).is_ok());
+        assert!(link(&enter, None).is_ok() && link(&act, Some(OpenAction::Lock)).is_ok());
         let acts = format!("{enter}\u{1b}]0;x\u{7}");
         let long = format!("/status/enter/{}", "a".repeat(129));
         for (path, action) in [
             (act.as_str(), None),
-            (enter.as_str(), Some(Action::Lock)),
+            (enter.as_str(), Some(OpenAction::Lock)),
             ("", None),
             ("/", None),
             ("@evil.example/status/enter/0123456789abcdef", None),

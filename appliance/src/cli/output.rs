@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal, StdoutLock, Write};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Exit, Failure};
+use super::{CommandError, CommandExit};
 
 /// Whether a character does something to a terminal, or to the text around it, instead of being shown: those of
 /// category Cc, which are the ones of ASCII and `U+0080` to `U+009F`, line and paragraph separators, and what sets
@@ -69,12 +69,12 @@ fn safe_json(text: &str) -> Cow<'_, str> {
 }
 
 /// Prints the one error of a command on standard error.
-pub(crate) fn failure(failure: &Failure, json: bool) {
+pub(crate) fn failure(failure: &CommandError, json: bool) {
     failure_of(None, failure, json);
 }
 
 /// Prints an error on standard error, naming the node where there are several.
-pub(crate) fn failure_of(target: Option<&str>, failure: &Failure, json: bool) {
+pub(crate) fn failure_of(target: Option<&str>, failure: &CommandError, json: bool) {
     if json {
         let error = json!({ "code": failure.code, "message": failure.message });
         let text = match target {
@@ -95,7 +95,7 @@ pub(crate) fn note(text: &str) {
 }
 
 fn said(text: &str) {
-    // Where standard error is gone there is nobody left to tell.
+    // The result is dropped: an error cannot be shown where standard error is gone.
     writeln!(io::stderr(), "{text}").ok();
 }
 
@@ -103,8 +103,8 @@ fn said(text: &str) {
 ///
 /// # Errors
 /// Standard output is gone.
-pub(crate) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string(value).map_err(Failure::local)?;
+pub(crate) fn json_line(value: &impl Serialize) -> Result<(), CommandError> {
+    let text = serde_json::to_string(value).map_err(CommandError::local)?;
     written(&safe_json(&text))
 }
 
@@ -112,8 +112,8 @@ pub(crate) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
 ///
 /// # Errors
 /// As [`json_line`].
-pub(crate) fn json_pretty(value: &Value) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(Failure::local)?;
+pub(crate) fn json_pretty(value: &Value) -> Result<(), CommandError> {
+    let text = serde_json::to_string_pretty(value).map_err(CommandError::local)?;
     written(&safe_json(&text))
 }
 
@@ -121,7 +121,7 @@ pub(crate) fn json_pretty(value: &Value) -> Result<(), Failure> {
 ///
 /// # Errors
 /// As [`json_line`].
-pub(crate) fn line(text: &str) -> Result<(), Failure> {
+pub(crate) fn line(text: &str) -> Result<(), CommandError> {
     written(&one_line(text))
 }
 
@@ -129,7 +129,7 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
 ///
 /// # Errors
 /// As [`json_line`].
-pub(crate) fn text(text: &str) -> Result<(), Failure> {
+pub(crate) fn text(text: &str) -> Result<(), CommandError> {
     written(&lines(text))
 }
 
@@ -148,8 +148,8 @@ pub(crate) fn is_terminal() -> bool {
 }
 
 /// Standard output for verbs that print by themselves what others wrote, as text or as JSON.
-pub(crate) fn shown(json: bool) -> Shown<StdoutLock<'static>> {
-    Shown::new(io::stdout().lock(), json)
+pub(crate) fn shown(json: bool) -> EscapingWriter<StdoutLock<'static>> {
+    EscapingWriter::new(io::stdout().lock(), json)
 }
 
 /// Standard output for bytes as they are: those of a file, a secret, or what the program itself says.
@@ -158,14 +158,14 @@ pub(crate) fn bytes() -> StdoutLock<'static> {
 }
 
 /// Shows text of which nothing acts. What comes may break off within a character.
-pub(crate) struct Shown<W> {
+pub(crate) struct EscapingWriter<W> {
     out: W,
     json: bool,
     /// The bytes of a character that is not whole.
     begun: Vec<u8>,
 }
 
-impl<W: Write> Shown<W> {
+impl<W: Write> EscapingWriter<W> {
     fn new(out: W, json: bool) -> Self {
         Self {
             out,
@@ -182,7 +182,7 @@ impl<W: Write> Shown<W> {
     }
 }
 
-impl<W: Write> Write for Shown<W> {
+impl<W: Write> Write for EscapingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut all = std::mem::take(&mut self.begun);
         all.extend_from_slice(bytes);
@@ -220,13 +220,15 @@ impl<W: Write> Write for Shown<W> {
 }
 
 /// Standard output being gone ends a stream the way `head` expects.
-fn written(text: &str) -> Result<(), Failure> {
+fn written(text: &str) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")
         .and_then(|()| out.flush())
         .map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => Failure::new(Exit::Ok, "CLOSED", "the reader went away"),
-            _ => Failure::local(format!("cannot write to standard output: {error}")),
+            io::ErrorKind::BrokenPipe => {
+                CommandError::new(CommandExit::Ok, "CLOSED", "the reader went away")
+            }
+            _ => CommandError::local(format!("cannot write to standard output: {error}")),
         })
 }
 
@@ -266,14 +268,14 @@ mod tests {
             (json.as_str(), true, safe_json(&json)),
         ] {
             for piece in 1..5 {
-                let mut out = Shown::new(Vec::new(), json);
+                let mut out = EscapingWriter::new(Vec::new(), json);
                 for bytes in text.as_bytes().chunks(piece) {
                     out.write_all(bytes).expect("it grows");
                 }
                 assert_eq!(String::from_utf8(out.out).expect("text"), shown);
             }
         }
-        let mut out = Shown::new(Vec::new(), false);
+        let mut out = EscapingWriter::new(Vec::new(), false);
         out.write_all(b"a\xff\x9b2Jb\xe4").expect("it grows");
         assert_eq!(out.out, "a\u{fffd}\u{fffd}2Jb".as_bytes());
     }

@@ -3,8 +3,8 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::asking::{list, text};
-use super::{DialArgs, Exit, Failure};
+use super::query::{list, text};
+use super::{CommandError, CommandExit, DialArgs};
 
 /// Arguments of `alknet peers`.
 #[derive(Debug, Args)]
@@ -16,7 +16,7 @@ pub(crate) struct PeersArgs {
 }
 
 /// Prints one line for each, with where its entry is, and one for each of its connections.
-pub(crate) fn run(args: &PeersArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &PeersArgs, json: bool) -> Result<CommandExit, CommandError> {
     list(&args.target, &args.dial, "peer/list", json, lines)
 }
 
@@ -46,7 +46,10 @@ fn lines(answer: &Value) -> Vec<String> {
         lines.extend(connections.iter().map(connection));
     }
     if answer["strangers"].as_u64() > Some(0) {
-        lines.push(format!("connections of strangers: {}", answer["strangers"]));
+        lines.push(format!(
+            "connections of unknown peers: {}",
+            answer["strangers"]
+        ));
     }
     lines
 }
@@ -87,7 +90,7 @@ mod tests {
                 "  alknet/call over quic from 192.0.2.1:50000 for 3 s",
                 "edge          peer     store   disabled",
                 "key:monitor0  api key  config  -               metrics",
-                "connections of strangers: 2",
+                "connections of unknown peers: 2",
             ]
         );
         assert!(lines(&json!({})).is_empty());

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use alknet_call::{CallConnection, CallOptions, ErrorCode};
 use alknet_core::PeerId;
-use alknet_promotion::{Bundle, Hash, read_draft};
+use alknet_promotion::{Blake3Hash, PromotionBundle, read_draft};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::{connected, of_call};
-use super::{DialArgs, Exit, Failure, output};
+use super::{CommandError, CommandExit, DialArgs, output};
 
 /// What is done with operations that scripts offer.
 #[derive(Debug, Subcommand)]
@@ -27,7 +27,7 @@ alknet ops proposals ed25519:…@192.0.2.7:443 3f…\n  \
 alknet ops proposals ed25519:…@192.0.2.7:443 js/invoice/total"
     )]
     Proposals(ProposalsArgs),
-    /// Make a proposal of somebody else an operation of the node, or reject it.
+    /// Make a proposal of another author an operation of the node, or reject it.
     #[command(
         after_help = "Examples:\n  alknet ops promote ed25519:…@192.0.2.7:443 3f… --external\n  \
 alknet ops promote ed25519:…@192.0.2.7:443 3f… --reject --reason 'reads too much'"
@@ -75,7 +75,7 @@ pub(crate) struct PromoteArgs {
     /// The node.
     target: String,
     /// The id of the proposal.
-    id: Hash,
+    id: Blake3Hash,
     /// Reject it.
     #[arg(long, conflicts_with_all = ["path", "external", "scope"])]
     reject: bool,
@@ -112,7 +112,7 @@ pub(crate) struct RollbackArgs {
     dial: DialArgs,
 }
 
-pub(crate) fn run(verb: PromotionVerb, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(verb: PromotionVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         PromotionVerb::Propose(args) => propose(&args, json),
         PromotionVerb::Proposals(args) => proposals(&args, json),
@@ -127,9 +127,9 @@ pub(crate) fn run(verb: PromotionVerb, json: bool) -> Result<Exit, Failure> {
     }
 }
 
-fn propose(args: &ProposeArgs, json: bool) -> Result<Exit, Failure> {
+fn propose(args: &ProposeArgs, json: bool) -> Result<CommandExit, CommandError> {
     if args.dial.anonymous {
-        return Err(Failure::usage(
+        return Err(CommandError::usage(
             "a proposal has an author: leave out --anonymous",
         ));
     }
@@ -139,16 +139,19 @@ fn propose(args: &ProposeArgs, json: bool) -> Result<Exit, Failure> {
             Some(author) => author.clone(),
             None => asked(client).await?,
         };
-        let content = read_draft(&args.folder, author, key.public()).map_err(Failure::usage)?;
-        let bundle = Bundle::sign(&content, |text| key.sign(text)).map_err(Failure::usage)?;
-        let document: Value = serde_json::from_str(bundle.document()).map_err(Failure::local)?;
+        let content =
+            read_draft(&args.folder, author, key.public()).map_err(CommandError::usage)?;
+        let bundle =
+            PromotionBundle::sign(&content, |text| key.sign(text)).map_err(CommandError::usage)?;
+        let document: Value =
+            serde_json::from_str(bundle.document()).map_err(CommandError::local)?;
         let input = json!({ "bundle": document });
         show(&ask(client, &args.dial, "ops/propose", &input).await?, json)
     })
 }
 
 /// Who the node says that we are, where it is a hub.
-async fn asked(client: &CallConnection) -> Result<PeerId, Failure> {
+async fn asked(client: &CallConnection) -> Result<PeerId, CommandError> {
     let name = match client.call("hub/whoami", &Value::Null).await {
         Ok(body) => {
             let name = body.value()["peer_id"].as_str();
@@ -162,12 +165,12 @@ async fn asked(client: &CallConnection) -> Result<PeerId, Failure> {
         }
     };
     let why = "the node does not say who this computer is to it: give --as PEER";
-    name.ok_or_else(|| Failure::usage(why))
+    name.ok_or_else(|| CommandError::usage(why))
 }
 
-fn proposals(args: &ProposalsArgs, json: bool) -> Result<Exit, Failure> {
+fn proposals(args: &ProposalsArgs, json: bool) -> Result<CommandExit, CommandError> {
     let mut input = match &args.which {
-        Some(which) if which.parse::<Hash>().is_ok() => json!({ "id": which }),
+        Some(which) if which.parse::<Blake3Hash>().is_ok() => json!({ "id": which }),
         Some(which) => json!({ "path": which.trim_start_matches('/') }),
         None => json!({}),
     };
@@ -188,14 +191,14 @@ fn proposals(args: &ProposalsArgs, json: bool) -> Result<Exit, Failure> {
                 }
             }
             match &answer["next"] {
-                Value::Null => return Ok(Exit::Ok),
+                Value::Null => return Ok(CommandExit::Ok),
                 next => input["cursor"] = next.clone(),
             }
         }
     })
 }
 
-fn promote(args: PromoteArgs, json: bool) -> Result<Exit, Failure> {
+fn promote(args: PromoteArgs, json: bool) -> Result<CommandExit, CommandError> {
     let input = decision(&args);
     tell(&args.target, &args.dial, "ops/promote", &input, json)
 }
@@ -220,7 +223,7 @@ fn tell(
     operation: &str,
     input: &Value,
     json: bool,
-) -> Result<Exit, Failure> {
+) -> Result<CommandExit, CommandError> {
     connected(target, dial, async |client| {
         show(&ask(client, dial, operation, input).await?, json)
     })
@@ -231,7 +234,7 @@ async fn ask(
     dial: &DialArgs,
     operation: &str,
     input: &Value,
-) -> Result<Value, Failure> {
+) -> Result<Value, CommandError> {
     let options = CallOptions {
         timeout: Some(dial.timeout),
         ..CallOptions::default()
@@ -240,14 +243,14 @@ async fn ask(
     Ok(answer.map_err(of_call)?.value().clone())
 }
 
-fn show(answer: &Value, json: bool) -> Result<Exit, Failure> {
+fn show(answer: &Value, json: bool) -> Result<CommandExit, CommandError> {
     match json {
         true => output::json_line(answer)?,
         false => lines(answer)
             .iter()
             .try_for_each(|line| output::line(line))?,
     }
-    Ok(Exit::Ok)
+    Ok(CommandExit::Ok)
 }
 
 /// One proposal of a listing.
@@ -323,14 +326,14 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Alone {
+    struct PromotionTestCli {
         #[command(subcommand)]
         verb: PromotionVerb,
     }
 
     fn parsed(words: &[&str]) -> Result<PromotionVerb, clap::Error> {
         let all = ["ops"].iter().chain(words);
-        Alone::try_parse_from(all).map(|alone| alone.verb)
+        PromotionTestCli::try_parse_from(all).map(|alone| alone.verb)
     }
 
     #[test]

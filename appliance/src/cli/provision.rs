@@ -1,16 +1,20 @@
-//! `alknet provision`: what a node is told at its first start, made on the desk of whoever owns it.
+//! `alknet provision`: makes what a node reads at its first start, on the computer of the node's
+//! owner.
 
 use std::io::{self, IsTerminal, Read, Write};
 
 use alknet_init::console::{Charset, qr_code};
-use alknet_provision_cli::{Host, ProvisionArgs, ProvisionError, Terminal, Tty, run as run_here};
+use alknet_provision_cli::{
+    ControllingTerminal, ProvisionArgs, ProvisionError, ProvisionHost, WordsTerminal,
+    run as run_here,
+};
 use clap::Args;
 
-use super::{Exit, Failure, StateArgs, output};
+use super::{CommandError, CommandExit, StateArgs, output};
 
 /// Arguments of `alknet provision`, and where this computer's key is.
 #[derive(Debug, Args)]
-pub(crate) struct OwnArgs {
+pub(crate) struct ProvisionCliArgs {
     #[command(flatten)]
     what: ProvisionArgs,
     #[command(flatten)]
@@ -18,20 +22,20 @@ pub(crate) struct OwnArgs {
 }
 
 /// Runs it.
-pub(crate) fn run(args: &OwnArgs, json: bool) -> Result<Exit, Failure> {
-    let mut host = Here { state: &args.state };
+pub(crate) fn run(args: &ProvisionCliArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let mut host = CliHost { state: &args.state };
     let ended = run_here(&args.what, json, &mut host, &mut output::bytes());
     ended
-        .map(|()| Exit::Ok)
+        .map(|()| CommandExit::Ok)
         .map_err(|error| of_provision(&error))
 }
 
 /// This computer.
-struct Here<'a> {
+struct CliHost<'a> {
     state: &'a StateArgs,
 }
 
-impl Host for Here<'_> {
+impl ProvisionHost for CliHost<'_> {
     fn admin_key(&mut self) -> Result<String, String> {
         let key = self.state.key().map_err(|failure| failure.message)?;
         Ok(key.public().to_string())
@@ -51,24 +55,25 @@ impl Host for Here<'_> {
     }
 
     fn tell(&mut self, line: &str) {
-        // Where standard error is gone there is nobody left to tell.
+        // The result is dropped: an error cannot be shown where standard error is gone.
         writeln!(io::stderr(), "alknet: {line}").ok();
     }
 
-    /// Only where somebody is there: a program that is started from a terminal has one as well.
-    fn terminal(&mut self) -> Option<Box<dyn Terminal>> {
+    /// The terminal, only where a person sits at it: standard input and standard error are
+    /// terminals. A program that is started from a terminal has a controlling terminal as well.
+    fn terminal(&mut self) -> Option<Box<dyn WordsTerminal>> {
         let is_there = io::stdin().is_terminal() && io::stderr().is_terminal();
-        let tty = Tty::open().filter(|_| is_there)?;
+        let tty = ControllingTerminal::open().filter(|_| is_there)?;
         Some(Box::new(tty))
     }
 }
 
-fn of_provision(error: &ProvisionError) -> Failure {
+fn of_provision(error: &ProvisionError) -> CommandError {
     let exit = match error.exit() {
-        0 => Exit::Ok,
-        2 => Exit::Usage,
-        12 => Exit::BadWords,
-        _ => Exit::Failed,
+        0 => CommandExit::Ok,
+        2 => CommandExit::Usage,
+        12 => CommandExit::BadWords,
+        _ => CommandExit::Failed,
     };
-    Failure::new(exit, error.code(), error)
+    CommandError::new(exit, error.code(), error)
 }

@@ -7,8 +7,8 @@ use alknet_core::config::{ConfigError, NodeConfig};
 use clap::Args;
 use serde_json::json;
 
-use super::{Exit, Failure, StateArgs, output};
-use crate::node::{self, Configured, Overlay, ServeFile, StateLock};
+use super::{CommandError, CommandExit, StateArgs, output};
+use crate::node::{self, ConfigOverlay, ServeFile, StartupConfig, StateLock};
 
 /// Arguments of `alknet serve`.
 #[derive(Debug, Args)]
@@ -35,19 +35,23 @@ pub(crate) struct ServeArgs {
 
 impl ServeArgs {
     /// Where the node keeps its state.
-    pub(crate) fn state_dir(&self) -> Result<PathBuf, Failure> {
+    pub(crate) fn state_dir(&self) -> Result<PathBuf, CommandError> {
         self.state.dir()
     }
 }
 
-/// Serves until it is told to stop.
-pub(crate) fn run(args: ServeArgs, json: bool) -> Result<Exit, Failure> {
+/// Serves until a signal stops it.
+pub(crate) fn run(args: ServeArgs, json: bool) -> Result<CommandExit, CommandError> {
     let lock = StateLock::take(&args.state.dir()?)?;
     run_locked(args, lock, json)
 }
 
 /// The same, where this process has the folder already.
-pub(crate) fn run_locked(args: ServeArgs, lock: StateLock, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run_locked(
+    args: ServeArgs,
+    lock: StateLock,
+    json: bool,
+) -> Result<CommandExit, CommandError> {
     let state_dir = args.state.dir()?;
     let verbose = args.verbose;
     let configured = configuration(args)?;
@@ -57,20 +61,20 @@ pub(crate) fn run_locked(args: ServeArgs, lock: StateLock, json: bool) -> Result
     })
 }
 
-fn configuration(args: ServeArgs) -> Result<Configured, Failure> {
+fn configuration(args: ServeArgs) -> Result<StartupConfig, CommandError> {
     for key in &args.admin {
         key.parse::<alknet_core::PeerKey>()
-            .map_err(Failure::usage)?;
+            .map_err(CommandError::usage)?;
     }
-    let overlay = Overlay {
+    let overlay = ConfigOverlay {
         admin_keys: args.admin,
         addrs: args.listen,
         port: args.port,
     };
     let mut configured = match args.config {
-        None => Configured {
+        None => StartupConfig {
             config: NodeConfig::default(),
-            overlay: Overlay::default(),
+            overlay: ConfigOverlay::default(),
             file: None,
             good: None,
             problems: Vec::new(),
@@ -83,7 +87,7 @@ fn configuration(args: ServeArgs) -> Result<Configured, Failure> {
 }
 
 /// What the file says; where it is damaged, what it said when it last was not.
-fn from_file(file: PathBuf) -> Result<Configured, Failure> {
+fn from_file(file: PathBuf) -> Result<StartupConfig, CommandError> {
     let document = node::read_document(&file).map_err(|error| vec![error]);
     let read = document.and_then(|good| Ok((NodeConfig::parse(&good)?, good)));
     let (config, good, problems) = match read {
@@ -94,9 +98,9 @@ fn from_file(file: PathBuf) -> Result<Configured, Failure> {
             (config, None, node::refusal(&name, &errors))
         }
     };
-    Ok(Configured {
+    Ok(StartupConfig {
         config,
-        overlay: Overlay::default(),
+        overlay: ConfigOverlay::default(),
         file: Some(file),
         good,
         problems,
@@ -108,13 +112,13 @@ fn last_good(file: &Path) -> Option<NodeConfig> {
     NodeConfig::parse(&document).ok()
 }
 
-fn refused(name: &str, errors: &[ConfigError]) -> Failure {
+fn refused(name: &str, errors: &[ConfigError]) -> CommandError {
     let lines: Vec<_> = errors.iter().map(|e| format!("{name}: {e}")).collect();
-    Failure::usage(lines.join("\n"))
+    CommandError::usage(lines.join("\n"))
 }
 
 /// Says where the node is and what to do next.
-fn started(file: &ServeFile, config: &NodeConfig, json: bool) -> Result<(), Failure> {
+fn started(file: &ServeFile, config: &NodeConfig, json: bool) -> Result<(), CommandError> {
     if json {
         return output::json_line(&json!(file));
     }
@@ -123,7 +127,7 @@ fn started(file: &ServeFile, config: &NodeConfig, json: bool) -> Result<(), Fail
         output::line(&format!("and over iroh {iroh}"))?;
     }
     output::line(&if config.node.admin_keys.is_empty() {
-        "nobody may administer it yet: start it with --admin \"$(alknet identity)\"".to_owned()
+        "it has no administrator yet: start it with --admin \"$(alknet identity)\"".to_owned()
     } else {
         format!("try: alknet call {} node/info", file.target)
     })

@@ -6,12 +6,12 @@ use clap::Args;
 use serde_json::Value;
 
 use super::call::{connected, of_call};
-use super::{DialArgs, Exit, Failure, output};
+use super::{CommandError, CommandExit, DialArgs, output};
 use crate::node::ServeFile;
 
 /// Arguments of `alknet status`.
 #[derive(Debug, Args)]
-pub(crate) struct StatusArgs {
+pub(crate) struct NodeStatusArgs {
     /// The node [default: the one 'alknet serve' runs with this state directory]
     target: Option<String>,
     #[command(flatten)]
@@ -19,7 +19,7 @@ pub(crate) struct StatusArgs {
 }
 
 /// Exit code 0 when nothing is wrong, 1 when something is.
-pub(crate) fn run(args: StatusArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(args: NodeStatusArgs, json: bool) -> Result<CommandExit, CommandError> {
     let target = match args.target {
         Some(target) => target,
         None => local_target(&args.dial)?,
@@ -39,21 +39,21 @@ pub(crate) fn run(args: StatusArgs, json: bool) -> Result<Exit, Failure> {
             }
         }
         Ok(if problems.is_empty() {
-            Exit::Ok
+            CommandExit::Ok
         } else {
-            Exit::Failed
+            CommandExit::Failed
         })
     })
 }
 
-fn local_target(dial: &DialArgs) -> Result<String, Failure> {
+fn local_target(dial: &DialArgs) -> Result<String, CommandError> {
     let dir = dial.state.dir()?;
     let file = ServeFile::read(&dir).map_err(|error| {
         if error.kind() != ErrorKind::NotFound {
-            return Failure::local(format!("{error}; name a target"));
+            return CommandError::local(format!("{error}; name a target"));
         }
-        Failure::new(
-            Exit::Unreachable,
+        CommandError::new(
+            CommandExit::Unreachable,
             "UNAVAILABLE",
             format!(
                 "no node runs with the state directory {}: start one with 'alknet serve', or name \

@@ -8,21 +8,23 @@ use std::path::PathBuf;
 
 use alknet_core::Carriage;
 use alknet_tensor::FileId;
-use alknet_tensor_cli::{CliError, Outcome, Progress, Verb, fits, run as run_local};
-use alknet_tensor_serve::{ALPN, Client, ClientError, Src, StorePath};
+use alknet_tensor_cli::{
+    ByteProgress, LocalTensorVerb, TensorCliError, TensorCliOutcome, fits, run as run_local,
+};
+use alknet_tensor_serve::{ALPN, ClientError, StorePath, TensorClient, TensorFileRef};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use share::ShareArgs;
+use share::TensorServeArgs;
 
-use super::call::{Reach, parse_target};
-use super::{DialArgs, Exit, Failure, output};
+use super::call::{CliDialer, parse_target};
+use super::{CommandError, CommandExit, DialArgs, output};
 
 /// The verbs below `alknet tensor`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TensorVerb {
     #[command(flatten)]
-    Local(Verb),
+    Local(LocalTensorVerb),
     /// Fetch a file from a node. What an earlier attempt fetched is not fetched again, and nothing
     /// is kept that its hash does not prove.
     #[command(
@@ -34,13 +36,14 @@ alknet tensor pull alknet-tensor://ed25519:…@192.0.2.7:443/models/bert bert.mt
 alknet tensor pull 'alknet-tensor://attic/models/bert#lm_head.weight' head.mt"
     )]
     Pull(PullArgs),
-    /// Serve the tensor files of a folder, as a node of this computer: until it is told to stop. The
-    /// node is that of 'alknet serve', with its options; whoever --admin names may fetch everything.
+    /// Serve the tensor files of a folder, as a node of this computer, until a signal stops it. The
+    /// node is that of 'alknet serve', with its options; the keys that --admin names may fetch
+    /// everything.
     #[command(
         after_help = "Examples:\n  alknet tensor serve models --admin \"$(alknet identity)\"\n  \
 alknet tensor pull ed25519:…@192.0.2.7:443 bert/model.safetensors bert.safetensors"
     )]
-    Serve(ShareArgs),
+    Serve(TensorServeArgs),
 }
 
 /// Arguments of `alknet tensor pull`.
@@ -60,15 +63,15 @@ pub(crate) struct PullArgs {
 }
 
 /// `alknet tensor`
-pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         TensorVerb::Pull(args) => pull(&args, json),
         TensorVerb::Serve(args) => share::run(args, json),
         TensorVerb::Local(verb) => {
-            let is_bytes = matches!(verb, Verb::Cat(_)) && !json;
+            let is_bytes = matches!(verb, LocalTensorVerb::Cat(_)) && !json;
             if is_bytes && output::is_terminal() {
                 // A file may be anybody's, and its bytes do to a terminal what they like.
-                return Err(Failure::usage(
+                return Err(CommandError::usage(
                     "the values are bytes: send them to a file or a program, or take --json",
                 ));
             }
@@ -81,38 +84,38 @@ pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<Exit, Failure> {
     }
 }
 
-const fn exit(outcome: Outcome) -> Exit {
+const fn exit(outcome: TensorCliOutcome) -> CommandExit {
     match outcome {
-        Outcome::Good => Exit::Ok,
-        Outcome::Found => Exit::Failed,
+        TensorCliOutcome::Good => CommandExit::Ok,
+        TensorCliOutcome::Found => CommandExit::Failed,
     }
 }
 
-fn pull(args: &PullArgs, json: bool) -> Result<Exit, Failure> {
-    let Asked {
+fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let TensorPullRequest {
         node,
         src,
         tensor,
         output: made,
-    } = Asked::read(&args.what)?;
+    } = TensorPullRequest::read(&args.what)?;
     let only = match (&tensor, &args.only) {
         (Some(_), Some(_)) => {
-            return Err(Failure::usage(
+            return Err(CommandError::usage(
                 "the address names a tensor, and so does --only",
             ));
         }
-        (Some(name), None) => Some(Only::Name(name)),
-        (None, Some(glob)) => Some(Only::Glob(glob)),
+        (Some(name), None) => Some(TensorSelector::Name(name)),
+        (None, Some(glob)) => Some(TensorSelector::Glob(glob)),
         (None, None) => None,
     };
     let target = parse_target(&node, &args.dial)?;
     let told = !json && std::io::stderr().is_terminal();
-    let progress = Progress::new("pull", None, told);
+    let progress = ByteProgress::new("pull", None, told);
     let tell = |done, total| progress.set(done, total);
-    let pulled = Reach::new(&args.dial)?.run(async |reach| {
+    let pulled = CliDialer::new(&args.dial)?.run(async |reach| {
         // Served on QUIC alone: each request has a stream.
         let connection = reach.dialled(&target, ALPN, Carriage::Quic).await?;
-        let client = Client::new(connection);
+        let client = TensorClient::new(connection);
         let pulled = match &only {
             None => client.pull(&src, &made, &tell).await,
             Some(only) => {
@@ -130,19 +133,19 @@ fn pull(args: &PullArgs, json: bool) -> Result<Exit, Failure> {
     } else {
         output::line(&format!("{id}  {}", made.display()))?;
     }
-    Ok(Exit::Ok)
+    Ok(CommandExit::Ok)
 }
 
 /// What addresses of files begin with, as references to tensors do.
 const SCHEME: &str = "alknet-tensor://";
 
 /// Which tensors.
-enum Only<'a> {
+enum TensorSelector<'a> {
     Glob(&'a str),
     Name(&'a str),
 }
 
-impl Only<'_> {
+impl TensorSelector<'_> {
     fn wants(&self, name: &str) -> bool {
         match self {
             Self::Glob(glob) => fits(glob, name),
@@ -153,19 +156,19 @@ impl Only<'_> {
 
 /// What the command line asks for.
 #[derive(Debug)]
-struct Asked {
+struct TensorPullRequest {
     node: String,
-    src: Src,
+    src: TensorFileRef,
     /// The only tensor of it.
     tensor: Option<String>,
     output: PathBuf,
 }
 
-impl Asked {
-    fn read(what: &[OsString]) -> Result<Self, Failure> {
+impl TensorPullRequest {
+    fn read(what: &[OsString]) -> Result<Self, CommandError> {
         let text = |word: &OsString| {
             let text = word.to_str().map(str::to_owned);
-            text.ok_or_else(|| Failure::usage("nodes and files of theirs are called in UTF-8"))
+            text.ok_or_else(|| CommandError::usage("nodes and files of theirs are called in UTF-8"))
         };
         let (node, file, tensor, output) = match what {
             [address, output] => {
@@ -174,7 +177,7 @@ impl Asked {
                     .strip_prefix(SCHEME)
                     .and_then(|rest| rest.split_once('/'));
                 let Some((node, file)) = parts else {
-                    return Err(Failure::usage(format!(
+                    return Err(CommandError::usage(format!(
                         "say NODE FILE OUTPUT, or {SCHEME}NODE/FILE OUTPUT"
                     )));
                 };
@@ -186,7 +189,7 @@ impl Asked {
                 (node.to_owned(), file.to_owned(), tensor, output)
             }
             [node, file, output] => (text(node)?, text(file)?, None, output),
-            _ => return Err(Failure::usage("say NODE FILE OUTPUT")),
+            _ => return Err(CommandError::usage("say NODE FILE OUTPUT")),
         };
         Ok(Self {
             node,
@@ -198,30 +201,30 @@ impl Asked {
 }
 
 /// An id is 64 hex digits; anything else is a path.
-fn source(text: &str) -> Result<Src, Failure> {
+fn source(text: &str) -> Result<TensorFileRef, CommandError> {
     match text.parse::<FileId>() {
-        Ok(id) => Ok(Src::Id(id)),
+        Ok(id) => Ok(TensorFileRef::Id(id)),
         Err(_) => StorePath::parse(text)
-            .map(Src::Path)
-            .map_err(Failure::usage),
+            .map(TensorFileRef::Path)
+            .map_err(CommandError::usage),
     }
 }
 
-fn of_cli(error: &CliError) -> Failure {
+fn of_cli(error: &TensorCliError) -> CommandError {
     let exit = match error.exit() {
-        0 => Exit::Ok,
-        1 => Exit::Failed,
-        _ => Exit::Usage,
+        0 => CommandExit::Ok,
+        1 => CommandExit::Failed,
+        _ => CommandExit::Usage,
     };
-    Failure::new(exit, error.code(), error.message())
+    CommandError::new(exit, error.code(), error.message())
 }
 
-fn of_client(error: &ClientError) -> Failure {
+fn of_client(error: &ClientError) -> CommandError {
     let exit = match error {
-        ClientError::Stream(_) => Exit::Unreachable,
-        _ => Exit::Failed,
+        ClientError::Stream(_) => CommandExit::Unreachable,
+        _ => CommandExit::Failed,
     };
-    Failure::new(exit, error.code(), error)
+    CommandError::new(exit, error.code(), error)
 }
 
 #[cfg(test)]
@@ -231,14 +234,17 @@ mod tests {
     #[test]
     fn a_source_is_an_id_or_a_path() {
         let id = "ab".repeat(32);
-        assert!(matches!(source(&id), Ok(Src::Id(found)) if found.to_string() == id));
-        assert!(matches!(source("models/bert"), Ok(Src::Path(_))));
-        assert_eq!(source("../x").expect_err("it leads away").exit, Exit::Usage);
+        assert!(matches!(source(&id), Ok(TensorFileRef::Id(found)) if found.to_string() == id));
+        assert!(matches!(source("models/bert"), Ok(TensorFileRef::Path(_))));
+        assert_eq!(
+            source("../x").expect_err("it leads away").exit,
+            CommandExit::Usage
+        );
     }
 
-    fn asked(words: &[&str]) -> Result<Asked, Failure> {
+    fn asked(words: &[&str]) -> Result<TensorPullRequest, CommandError> {
         let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-        Asked::read(&words)
+        TensorPullRequest::read(&words)
     }
 
     #[test]
@@ -253,7 +259,9 @@ mod tests {
         ] {
             let asked = asked(&words).expect("both are good");
             assert_eq!((&*asked.node, asked.tensor.as_deref()), (node, tensor));
-            assert!(matches!(asked.src, Src::Path(path) if path.as_str() == "models/bert"));
+            assert!(
+                matches!(asked.src, TensorFileRef::Path(path) if path.as_str() == "models/bert")
+            );
             assert_eq!(asked.output, PathBuf::from("out.mt"));
         }
         for words in [
@@ -262,7 +270,7 @@ mod tests {
             &["alknet-tensor://attic/../x", "out.mt"],
             &["https://attic/models/bert", "out.mt"],
         ] {
-            assert_eq!(asked(words).expect_err("neither").exit, Exit::Usage);
+            assert_eq!(asked(words).expect_err("neither").exit, CommandExit::Usage);
         }
     }
 }

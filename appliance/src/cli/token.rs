@@ -5,8 +5,8 @@ use alknet_core::AuthToken;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::asking::{ask, list, text, time_s};
-use super::{DialArgs, Exit, Failure, output};
+use super::query::{ask, list, text, time_s};
+use super::{CommandError, CommandExit, DialArgs, output};
 
 /// The verbs below `alknet token`.
 #[derive(Debug, Subcommand)]
@@ -58,7 +58,7 @@ pub(crate) struct MakeArgs {
     resource: Vec<(String, String)>,
     /// How long it is good: 90s, 30m, 12h, 30d, or never.
     #[arg(long, value_name = "TIME", default_value = "90d", value_parser = ends)]
-    expires: Ends,
+    expires: TokenLifetime,
     /// What it is for, for those who see it in the list.
     #[arg(long, value_name = "TEXT")]
     note: Option<String>,
@@ -68,10 +68,10 @@ pub(crate) struct MakeArgs {
 
 /// Seconds until a token ends, if it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ends(Option<u64>);
+pub(crate) struct TokenLifetime(Option<u64>);
 
 /// Runs one of them.
-pub(crate) fn run(verb: TokenVerb, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(verb: TokenVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         TokenVerb::List { target, dial } => list(&target, &dial, "token/list", json, lines),
         TokenVerb::Make(args) => make(&args, json),
@@ -88,7 +88,7 @@ pub(crate) fn run(verb: TokenVerb, json: bool) -> Result<Exit, Failure> {
     }
 }
 
-fn make(args: &MakeArgs, json: bool) -> Result<Exit, Failure> {
+fn make(args: &MakeArgs, json: bool) -> Result<CommandExit, CommandError> {
     let mut resources = serde_json::Map::new();
     for (kind, name) in &args.resource {
         let held = resources.entry(kind.clone()).or_insert_with(|| json!([]));
@@ -118,9 +118,9 @@ fn make(args: &MakeArgs, json: bool) -> Result<Exit, Failure> {
 }
 
 /// Makes one. It is shown here and nowhere else.
-fn new(json: bool) -> Result<Exit, Failure> {
-    let token = AuthToken::generate().map_err(Failure::local)?;
-    let hash = token.hash().map_err(Failure::local)?;
+fn new(json: bool) -> Result<CommandExit, CommandError> {
+    let token = AuthToken::generate().map_err(CommandError::local)?;
+    let hash = token.hash().map_err(CommandError::local)?;
     let entry = hash.to_string();
     let sha256 = &entry[hash.key_id.as_str().len() + 1..];
     if json {
@@ -130,11 +130,11 @@ fn new(json: bool) -> Result<Exit, Failure> {
             "sha256": sha256,
             "hash": entry,
         }))?;
-        return Ok(Exit::Ok);
+        return Ok(CommandExit::Ok);
     }
     output::line(token.expose())?;
     output::line("")?;
-    output::line("Give the line above to whoever is to use it; it is not shown again.")?;
+    output::line("Give the line above to the peer or program it is for; it is not shown again.")?;
     output::line("The node gets one of these, for a peer or for a program:")?;
     output::line("")?;
     output::text(&format!("[[peers]]\ntokens = [\"{entry}\"]"))?;
@@ -143,7 +143,7 @@ fn new(json: bool) -> Result<Exit, Failure> {
         "[[api_keys]]\nkey_id = \"{}\"\nsha256 = \"{sha256}\"",
         hash.key_id
     ))?;
-    Ok(Exit::Ok)
+    Ok(CommandExit::Ok)
 }
 
 fn lines(answer: &Value) -> Vec<String> {
@@ -175,7 +175,8 @@ fn line(one: &Value, width: usize) -> String {
     );
     for (word, key) in [("by", "created_by"), ("for", "note")] {
         if let Some(told) = one[key].as_str() {
-            // A note is what somebody typed: it cannot move the cursor here.
+            // A note is free text that its maker typed: without control characters it cannot move
+            // the cursor here.
             let told: String = told.chars().filter(|c| !c.is_control()).collect();
             line.push_str(&format!("  {word} {told}"));
         }
@@ -183,13 +184,13 @@ fn line(one: &Value, width: usize) -> String {
     line.trim_end().to_owned()
 }
 
-fn ends(text: &str) -> Result<Ends, String> {
+fn ends(text: &str) -> Result<TokenLifetime, String> {
     if text == "never" {
-        return Ok(Ends(None));
+        return Ok(TokenLifetime(None));
     }
     let wrong = || format!("'{text}' is no time: write 90s, 30m, 12h, 30d or never");
     let seconds = time_s(text).ok_or_else(wrong)?;
-    Ok(Ends(Some(seconds)))
+    Ok(TokenLifetime(Some(seconds)))
 }
 
 fn resource(text: &str) -> Result<(String, String), String> {
@@ -212,7 +213,7 @@ mod tests {
             ("30d", Some(2_592_000)),
             ("never", None),
         ] {
-            assert_eq!(ends(text), Ok(Ends(read)));
+            assert_eq!(ends(text), Ok(TokenLifetime(read)));
         }
         for bad in [
             "",

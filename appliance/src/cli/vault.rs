@@ -1,11 +1,13 @@
 //! `alknet vault`: a vault on this computer, and what a node tells about its own.
 
-use alknet_vault_cli::{CliError, StatusArgs, Terminal, Verb, run as run_local};
+use alknet_vault_cli::{
+    OfflineVaultVerb, TerminalPrompt, VaultCliError, VaultStatusArgs, run as run_local,
+};
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::{connected, of_call};
-use super::{DialArgs, Exit, Failure, output};
+use super::{CommandError, CommandExit, DialArgs, output};
 
 /// The verbs below `alknet vault`.
 #[derive(Debug, Subcommand)]
@@ -42,7 +44,7 @@ const DIALLING: [&str; 4] = ["state", "carriage", "timeout", "anonymous"];
 /// The verbs that know of no network, and how `status` reaches a node.
 #[derive(Debug)]
 pub(crate) struct LocalVerb {
-    verb: Verb,
+    verb: OfflineVaultVerb,
     /// With [`STATUS`] only.
     dial: Option<DialArgs>,
 }
@@ -53,7 +55,7 @@ impl FromArgMatches for LocalVerb {
             Some((STATUS, status)) => Some(DialArgs::from_arg_matches(status)?),
             _ => None,
         };
-        let verb = Verb::from_arg_matches(matches)?;
+        let verb = OfflineVaultVerb::from_arg_matches(matches)?;
         Ok(Self { verb, dial })
     }
 
@@ -65,15 +67,15 @@ impl FromArgMatches for LocalVerb {
 
 impl Subcommand for LocalVerb {
     fn augment_subcommands(command: Command) -> Command {
-        Verb::augment_subcommands(command).mut_subcommand(STATUS, dialling)
+        OfflineVaultVerb::augment_subcommands(command).mut_subcommand(STATUS, dialling)
     }
 
     fn augment_subcommands_for_update(command: Command) -> Command {
-        Verb::augment_subcommands_for_update(command).mut_subcommand(STATUS, dialling)
+        OfflineVaultVerb::augment_subcommands_for_update(command).mut_subcommand(STATUS, dialling)
     }
 
     fn has_subcommand(name: &str) -> bool {
-        Verb::has_subcommand(name)
+        OfflineVaultVerb::has_subcommand(name)
     }
 }
 
@@ -87,20 +89,21 @@ fn dialling(status: Command) -> Command {
 }
 
 /// Runs it.
-pub(crate) fn run(verb: VaultVerb, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(verb: VaultVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         VaultVerb::Local(LocalVerb {
-            verb: Verb::Status(StatusArgs {
-                node: Some(node), ..
-            }),
+            verb:
+                OfflineVaultVerb::Status(VaultStatusArgs {
+                    node: Some(node), ..
+                }),
             dial: Some(dial),
         }) => connected(&node, &dial, async |client| {
             let status = client.call("vault/status", &Value::Null).await;
             show(status.map_err(of_call)?.value(), json)
         }),
         VaultVerb::Local(LocalVerb { verb, .. }) => {
-            run_local(verb, json, &mut output::bytes(), &mut Terminal::new())
-                .map(|()| Exit::Ok)
+            run_local(verb, json, &mut output::bytes(), &mut TerminalPrompt::new())
+                .map(|()| CommandExit::Ok)
                 .map_err(|error| of_local(&error))
         }
         VaultVerb::Lock(args) => connected(&args.target, &args.dial, async |client| {
@@ -111,10 +114,10 @@ pub(crate) fn run(verb: VaultVerb, json: bool) -> Result<Exit, Failure> {
     }
 }
 
-fn show(value: &Value, json: bool) -> Result<Exit, Failure> {
+fn show(value: &Value, json: bool) -> Result<CommandExit, CommandError> {
     if json {
         output::json_line(value)?;
-        return Ok(Exit::Ok);
+        return Ok(CommandExit::Ok);
     }
     for (name, value) in value.as_object().into_iter().flatten() {
         let text = match value {
@@ -134,21 +137,21 @@ fn show(value: &Value, json: bool) -> Result<Exit, Failure> {
         let gap = if text.contains('\n') { "\n" } else { " " };
         output::text(&format!("{name:12}{gap}{text}"))?;
     }
-    Ok(Exit::Ok)
+    Ok(CommandExit::Ok)
 }
 
-fn of_local(error: &CliError) -> Failure {
+fn of_local(error: &VaultCliError) -> CommandError {
     let exit = match error.exit() {
-        0 => Exit::Ok,
-        2 => Exit::Usage,
-        4 => Exit::Denied,
-        10 => Exit::Locked,
-        11 => Exit::WrongPassphrase,
-        12 => Exit::BadWords,
-        13 => Exit::Corrupt,
-        _ => Exit::Failed,
+        0 => CommandExit::Ok,
+        2 => CommandExit::Usage,
+        4 => CommandExit::Denied,
+        10 => CommandExit::Locked,
+        11 => CommandExit::WrongPassphrase,
+        12 => CommandExit::BadWords,
+        13 => CommandExit::Corrupt,
+        _ => CommandExit::Failed,
     };
-    Failure::new(exit, error.code(), error)
+    CommandError::new(exit, error.code(), error)
 }
 
 #[cfg(test)]
@@ -163,14 +166,14 @@ mod tests {
     use crate::cli::CarriageArg;
 
     #[derive(Debug, Parser)]
-    struct Line {
+    struct VaultTestCli {
         #[command(subcommand)]
         verb: VaultVerb,
     }
 
     fn read(line: &str) -> Result<LocalVerb, clap::Error> {
         let words = line.split_whitespace();
-        match Line::try_parse_from(words)?.verb {
+        match VaultTestCli::try_parse_from(words)?.verb {
             VaultVerb::Local(local) => Ok(local),
             VaultVerb::Lock(args) => panic!("{line}: {args:?}"),
         }
@@ -191,7 +194,7 @@ mod tests {
         assert_eq!(dial.timeout, Duration::from_secs(30));
         assert!(matches!(
             asked.verb,
-            Verb::Status(StatusArgs { node: Some(node), .. }) if node == "attic"
+            OfflineVaultVerb::Status(VaultStatusArgs { node: Some(node), .. }) if node == "attic"
         ));
         for line in ["vault status --dir vault", "vault list --dir vault"] {
             assert!(read(line).is_ok(), "{line}");

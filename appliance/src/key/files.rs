@@ -15,7 +15,7 @@ use alknet_tls::NodeKey;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::Failure;
+use crate::cli::CommandError;
 
 /// Where the key is, and everything beside it.
 pub(crate) struct KeyFiles {
@@ -24,7 +24,7 @@ pub(crate) struct KeyFiles {
 
 /// Who knows the key, and how far a rotation is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct RotationRecord {
     /// The key of the rotation that runs, or ran last and whose overlap lasts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     new: Option<PeerKey>,
@@ -32,12 +32,12 @@ pub(crate) struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     old_until_s: Option<u64>,
     /// The nodes.
-    pub(crate) targets: Vec<Node>,
+    pub(crate) targets: Vec<RotationTarget>,
 }
 
 /// A node that knows the key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) struct Node {
+pub(crate) struct RotationTarget {
     /// How it is dialled.
     pub(crate) target: String,
     /// Whether it knows the new key.
@@ -52,7 +52,7 @@ pub(crate) struct Node {
 
 /// How far a rotation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum RotationStage {
     /// The old key is in use.
     Before,
     /// The new one is; nodes can still be told by the old one.
@@ -60,19 +60,19 @@ pub(crate) enum Stage {
 }
 
 /// The keys of a rotation.
-pub(crate) struct Keys {
-    pub(crate) stage: Stage,
+pub(crate) struct RotationKeys {
+    pub(crate) stage: RotationStage,
     /// Absent when it is gone, or not made yet.
     pub(crate) old: Option<NodeKey>,
     pub(crate) new: NodeKey,
 }
 
-impl Record {
+impl RotationRecord {
     pub(crate) fn add(&mut self, target: &str) {
         if !self.targets.iter().any(|node| node.target == target) {
-            self.targets.push(Node {
+            self.targets.push(RotationTarget {
                 target: target.to_owned(),
-                ..Node::default()
+                ..RotationTarget::default()
             });
         }
     }
@@ -81,13 +81,13 @@ impl Record {
         self.targets.retain(|node| node.target != target);
     }
 
-    /// Waits for these and no others; whoever of them was told stays so.
+    /// Waits for these nodes and no others. A node that has the new key already stays marked so.
     pub(crate) fn wait_for(&mut self, targets: Vec<String>) {
         self.targets.retain(|node| targets.contains(&node.target));
         targets.iter().for_each(|target| self.add(target));
     }
 
-    pub(crate) fn is_told(&self) -> bool {
+    pub(crate) fn is_announced(&self) -> bool {
         self.targets.iter().all(|node| node.told)
     }
 
@@ -97,7 +97,7 @@ impl Record {
         Some(Timestamp::from_second(at).ok()?.to_string())
     }
 
-    /// The same nodes, none of which was told of the next key.
+    /// Starts the next rotation with the same nodes, none of which has its new key yet.
     fn next(&mut self) {
         self.new = None;
         self.old_until_s = None;
@@ -141,7 +141,9 @@ impl KeyFiles {
         match fs::remove_file(&old) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 let old = old.display();
-                tracing::warn!("{old} is a key that nobody takes any more, and stays: {error}");
+                tracing::warn!(
+                    "{old} is a key that no node accepts any more, and cannot be removed: {error}"
+                );
             }
             _ => {
                 record.next();
@@ -153,14 +155,14 @@ impl KeyFiles {
     }
 
     /// One rotation at a time: until the file is dropped.
-    pub(crate) fn lock(&self) -> Result<File, Failure> {
+    pub(crate) fn lock(&self) -> Result<File, CommandError> {
         let cannot = |error: io::Error| {
-            Failure::local(format!("cannot lock {}: {error}", self.dir().display()))
+            CommandError::local(format!("cannot lock {}: {error}", self.dir().display()))
         };
         let dir = File::open(self.dir()).map_err(cannot)?;
         match dir.try_lock() {
             Ok(()) => Ok(dir),
-            Err(TryLockError::WouldBlock) => Err(Failure::local(
+            Err(TryLockError::WouldBlock) => Err(CommandError::local(
                 "another rotation of this key runs: wait until it is done",
             )),
             Err(TryLockError::Error(error)) => Err(cannot(error)),
@@ -168,15 +170,15 @@ impl KeyFiles {
     }
 
     /// What is remembered.
-    pub(crate) fn record(&self) -> Result<Record, Failure> {
+    pub(crate) fn record(&self) -> Result<RotationRecord, CommandError> {
         let path = self.beside(".nodes");
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
                 let path = path.display();
-                Failure::local(format!("{path} is damaged ({error}): correct or delete it"))
+                CommandError::local(format!("{path} is damaged ({error}): correct or delete it"))
             }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
-            Err(error) => Err(Failure::local(format!(
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(RotationRecord::default()),
+            Err(error) => Err(CommandError::local(format!(
                 "cannot read {}: {error}",
                 path.display()
             ))),
@@ -184,28 +186,29 @@ impl KeyFiles {
     }
 
     /// Remembers, durably.
-    pub(crate) fn write(&self, record: &Record) -> Result<(), Failure> {
+    pub(crate) fn write(&self, record: &RotationRecord) -> Result<(), CommandError> {
         let path = self.beside(".nodes");
-        let bytes = serde_json::to_vec_pretty(record).map_err(Failure::local)?;
-        alknet_durable::replace(&path, &bytes, 0o600)
-            .map_err(|error| Failure::local(format!("cannot write {}: {error}", path.display())))
+        let bytes = serde_json::to_vec_pretty(record).map_err(CommandError::local)?;
+        alknet_durable::replace(&path, &bytes, 0o600).map_err(|error| {
+            CommandError::local(format!("cannot write {}: {error}", path.display()))
+        })
     }
 
     /// The keys as the files have them; a new one, not kept yet, where no rotation runs.
-    pub(crate) fn keys(&self, record: &Record) -> Result<Keys, Failure> {
+    pub(crate) fn keys(&self, record: &RotationRecord) -> Result<RotationKeys, CommandError> {
         let key = self.load()?;
         if record.new == Some(key.public()) {
-            return Ok(Keys {
-                stage: Stage::After,
-                old: NodeKey::load(&self.old()).map_err(Failure::local)?,
+            return Ok(RotationKeys {
+                stage: RotationStage::After,
+                old: NodeKey::load(&self.old()).map_err(CommandError::local)?,
                 new: key,
             });
         }
-        let made = NodeKey::load(&self.beside(".new")).map_err(Failure::local)?;
+        let made = NodeKey::load(&self.beside(".new")).map_err(CommandError::local)?;
         let goes_on = made.as_ref().map(NodeKey::public) == record.new;
         if !goes_on && record.targets.iter().any(|node| node.told) {
-            return Err(Failure::local(format!(
-                "{} is gone, and nodes were told of it: put it back, or delete {} and let an \
+            return Err(CommandError::local(format!(
+                "{} is gone, and nodes know its key: put it back, or delete {} and let an \
                  administrator remove the key there",
                 self.beside(".new").display(),
                 self.beside(".nodes").display()
@@ -213,21 +216,25 @@ impl KeyFiles {
         }
         let new = match made {
             Some(made) => made,
-            None => NodeKey::generate().map_err(Failure::local)?,
+            None => NodeKey::generate().map_err(CommandError::local)?,
         };
-        Ok(Keys {
-            stage: Stage::Before,
+        Ok(RotationKeys {
+            stage: RotationStage::Before,
             old: Some(key),
             new,
         })
     }
 
     /// Keeps the new key before anybody hears of it.
-    pub(crate) fn begin(&self, keys: Keys, record: &mut Record) -> Result<Keys, Failure> {
-        if keys.stage == Stage::Before {
+    pub(crate) fn begin(
+        &self,
+        keys: RotationKeys,
+        record: &mut RotationRecord,
+    ) -> Result<RotationKeys, CommandError> {
+        if keys.stage == RotationStage::Before {
             let path = self.beside(".new");
             if !path.exists() {
-                keys.new.store(&path).map_err(Failure::local)?;
+                keys.new.store(&path).map_err(CommandError::local)?;
             }
             record.new = Some(keys.new.public());
         }
@@ -237,27 +244,31 @@ impl KeyFiles {
 
     /// Puts the new key in the place of the old one, which is kept beside it. Everything but the
     /// last step can be done again.
-    pub(crate) fn swap(&self, keys: &Keys, record: &mut Record) -> Result<(), Failure> {
+    pub(crate) fn swap(
+        &self,
+        keys: &RotationKeys,
+        record: &mut RotationRecord,
+    ) -> Result<(), CommandError> {
         if let Some(old) = &keys.old {
-            old.store(&self.old()).map_err(Failure::local)?;
+            old.store(&self.old()).map_err(CommandError::local)?;
         }
         record.old_until_s = record.latest_end_s().max(Some(now_s() + OVERLAP_S));
         self.write(record)?;
         fs::rename(self.beside(".new"), &self.key)
             .and_then(|()| alknet_durable::sync_folder(self.dir()))
             .map_err(|error| {
-                Failure::local(format!("cannot replace {}: {error}", self.key.display()))
+                CommandError::local(format!("cannot replace {}: {error}", self.key.display()))
             })
     }
 
     /// Keeps the old key for as long as any node takes it, those told late included.
-    pub(crate) fn prolong(&self, record: &mut Record) -> Result<(), Failure> {
+    pub(crate) fn prolong(&self, record: &mut RotationRecord) -> Result<(), CommandError> {
         record.old_until_s = record.old_until_s.max(record.latest_end_s());
         self.write(record)
     }
 
     /// The public half of the key in use.
-    pub(crate) fn in_use(&self) -> Result<PeerKey, Failure> {
+    pub(crate) fn in_use(&self) -> Result<PeerKey, CommandError> {
         Ok(self.load()?.public())
     }
 
@@ -266,10 +277,10 @@ impl KeyFiles {
         self.beside(".old")
     }
 
-    fn load(&self) -> Result<NodeKey, Failure> {
-        let key = NodeKey::load(&self.key).map_err(Failure::local)?;
+    fn load(&self) -> Result<NodeKey, CommandError> {
+        let key = NodeKey::load(&self.key).map_err(CommandError::local)?;
         key.ok_or_else(|| {
-            Failure::usage("there is no key to replace yet: 'alknet identity' makes the first")
+            CommandError::usage("there is no key to replace yet: 'alknet identity' makes the first")
         })
     }
 

@@ -1,8 +1,8 @@
-//! A key in the place of another: the files of a rotation, and how nodes are told. The command line
-//! replaces its own key so, and a node the key that it serves with.
+//! Key rotation: its files, and the notice by which other nodes learn the new key. The command line
+//! replaces its own key with it, and a node the key that it serves with.
 
 mod files;
-mod tell;
+mod notice;
 
-pub(crate) use files::{KeyFiles, Keys, Record, Stage};
-pub(crate) use tell::{TellError, Told, tell};
+pub(crate) use files::{KeyFiles, RotationKeys, RotationRecord, RotationStage};
+pub(crate) use notice::{RotationNoticeError, RotationResponse, tell};

@@ -6,22 +6,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alknet_core::config::{AcmeChallenge, NodeConfig, Port80, TlsSection};
-use alknet_core::{BoxError, BoxFuture, Reach};
-use alknet_endpoint::Dialer;
+use alknet_core::{BoxError, BoxFuture, DialAllowList};
+use alknet_endpoint::EndpointDialer;
 use alknet_http_client::{ClientOptions, HttpClient, Redirects};
-use alknet_init::control::Problem;
+use alknet_init::control::MachineDiagnostic;
 use alknet_tls::acme::{
     Acme, AcmeError, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind, HttpChallenges,
 };
 use alknet_tls::{
     ACME_FAILED, CERT_RELOAD_FAILED, CLOCK_INSANE, CertificateFiles, ClientTlsOptions,
-    FILES_INTERVAL, FileWatcher, NodeKey, Problems, RootCertStore, ServerTlsOptions, TlsError,
-    bundled_roots, roots_from_file,
+    FILES_INTERVAL, FileWatcher, NodeDiagnostics, NodeKey, RootCertStore, ServerTlsOptions,
+    TlsError, bundled_roots, roots_from_file,
 };
 use bytes::Bytes;
 
 use super::dialler;
-use super::own_key::NODE_KEY_WAITS;
+use super::key_rotation::NODE_KEY_WAITS;
 use super::self_probe::IDENTITY_ELSEWHERE;
 use super::vault::NodeVault;
 use keys::CertificateKeys;
@@ -29,19 +29,19 @@ use keys::CertificateKeys;
 /// The certificate authorities of `tls.roots` or `tls.acme.ca_file` cannot be read.
 const ROOTS_FAILED: &str = "tls-roots-failed";
 
-/// Certificates both ways: what is served, and whom the node trusts when it dials.
-pub(crate) struct Certificates {
+/// Certificates both ways: those that the node serves, and those that it trusts when it dials.
+pub(crate) struct NodeCertificates {
     /// What the port serves beside its key.
     pub(crate) served: ServerTlsOptions,
     /// What is wrong.
-    pub(crate) problems: Arc<Problems>,
+    pub(crate) problems: Arc<NodeDiagnostics>,
     /// How the node dials others.
-    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) dialer: Arc<EndpointDialer>,
     /// Answers for the authority over plain HTTP.
     pub(crate) challenges: Arc<HttpChallenges>,
 }
 
-impl Certificates {
+impl NodeCertificates {
     /// Starts what keeps the certificates of `config`. Must run inside a runtime. Nothing that is
     /// wrong with a certificate keeps the node from starting: it is reported, and the node's own
     /// key is served.
@@ -51,7 +51,7 @@ impl Certificates {
         tls_dir: &Path,
         vault: Option<&NodeVault>,
     ) -> Self {
-        let problems = Arc::new(Problems::default());
+        let problems = Arc::new(NodeDiagnostics::default());
         let served = ServerTlsOptions {
             state_dir: Some(tls_dir.to_owned()),
             strict_sni: config.tls.strict_sni,
@@ -93,7 +93,7 @@ impl Certificates {
         names: Vec<String>,
         tls_dir: &Path,
         vault: Option<&NodeVault>,
-        way: &Arc<Dialer>,
+        way: &Arc<EndpointDialer>,
     ) {
         let subject = names.join(", ");
         // Without port 80 no authority could read the answers.
@@ -101,7 +101,7 @@ impl Certificates {
         let answers = plain.then(|| Arc::clone(&self.challenges));
         let keys = vault.map(|vault| Arc::new(CertificateKeys::new(vault.vault())));
         let parts = AcmeParts {
-            transport: Arc::new(Authority::new(way)),
+            transport: Arc::new(AcmeHttpTransport::new(way)),
             store: Arc::clone(&self.served.certificates),
             problems: Arc::clone(&self.problems),
             alpn: Arc::clone(&self.served.challenges),
@@ -119,9 +119,9 @@ impl Certificates {
 }
 
 /// What is wrong with certificates, as the console and `node/info` show it.
-pub(crate) fn problems(problems: &Problems) -> Vec<Problem> {
+pub(crate) fn problems(problems: &NodeDiagnostics) -> Vec<MachineDiagnostic> {
     let list = problems.list().into_iter();
-    list.map(|problem| Problem {
+    list.map(|problem| MachineDiagnostic {
         code: problem.code.to_owned(),
         text: format!("{}: {}", problem.subject, problem.text),
         hint: hint(problem.code).to_owned(),
@@ -144,7 +144,7 @@ fn hint(code: &str) -> &'static str {
 }
 
 /// How the node dials, with no public authority where those asked for cannot be had.
-fn trusted(tls: &TlsSection, problems: &Problems) -> ClientTlsOptions {
+fn trusted(tls: &TlsSection, problems: &NodeDiagnostics) -> ClientTlsOptions {
     client_options(tls).unwrap_or_else(|error| {
         let subject = tls.roots.as_deref().unwrap_or("tls.roots");
         problems.set(ROOTS_FAILED, subject, error.to_string());
@@ -173,13 +173,13 @@ fn trusting(tls: &TlsSection, roots: RootCertStore) -> ClientTlsOptions {
     }
 }
 
-/// How the authority that orders go to is dialled: `usual`ly, or by the certificates of a file that counts
-/// for nobody else.
+/// The dialler for the ACME server: the `usual` one, or one that trusts the certificates of `tls.acme.ca_file`, which
+/// count for no other server.
 fn to_authority(
     tls: &TlsSection,
     key: &NodeKey,
-    usual: &Arc<Dialer>,
-) -> Result<Arc<Dialer>, TlsError> {
+    usual: &Arc<EndpointDialer>,
+) -> Result<Arc<EndpointDialer>, TlsError> {
     let Some(file) = &tls.acme.ca_file else {
         return Ok(Arc::clone(usual));
     };
@@ -221,20 +221,23 @@ const AUTHORITY_BYTES_MAX: usize = 1 << 20;
 
 /// The way to a certificate authority. The administrator names it, so it may be anywhere, also on the
 /// node's own network.
-struct Authority(HttpClient);
+struct AcmeHttpTransport(HttpClient);
 
-impl Authority {
-    fn new(dialer: &Arc<Dialer>) -> Self {
+impl AcmeHttpTransport {
+    fn new(dialer: &Arc<EndpointDialer>) -> Self {
         let options = ClientOptions {
-            reach: Reach::Anywhere,
+            reach: DialAllowList::Anywhere,
             redirects: Redirects::No,
             ..ClientOptions::default()
         };
-        Self(HttpClient::new(Arc::<Dialer>::clone(dialer), options))
+        Self(HttpClient::new(
+            Arc::<EndpointDialer>::clone(dialer),
+            options,
+        ))
     }
 }
 
-impl AcmeTransport for Authority {
+impl AcmeTransport for AcmeHttpTransport {
     fn send(
         &self,
         request: http::Request<Bytes>,
@@ -272,7 +275,7 @@ mod tests {
             if let Some(content) = content {
                 std::fs::write(&file, content).expect("the folder is ours");
             }
-            let certificates = Certificates::start(&config, &key, dir.path(), None);
+            let certificates = NodeCertificates::start(&config, &key, dir.path(), None);
             let problems = problems(&certificates.problems);
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert_eq!(problems[0].code, ROOTS_FAILED);

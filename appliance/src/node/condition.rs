@@ -4,19 +4,19 @@
 use std::sync::{Arc, OnceLock};
 
 use alknet_core::Clock;
-use alknet_http::Health;
-use alknet_init::control::Problem;
+use alknet_http::HealthSource;
+use alknet_init::control::MachineDiagnostic;
 use alknet_tls::{ACME_FAILED, CLOCK_INSANE, CertificateStore, CertificateSummary};
 use arc_swap::ArcSwap;
 
 use super::FAILED_LOGINS;
 use super::facts::SharedFacts;
 use super::join::HUB_REFUSES;
+use super::key_rotation::NODE_KEY_WAITS;
 use super::memory::MEMORY_SHORT;
-use super::own_key::NODE_KEY_WAITS;
 
-/// Codes of problems that do not make a node degraded: it serves, and somebody has something to do, here or where
-/// another node or server is kept.
+/// Codes of problems that do not make a node degraded: it serves, and its administrator has something to do, here or at
+/// another node or server.
 const HARMLESS: [&str; 13] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
@@ -34,29 +34,30 @@ const HARMLESS: [&str; 13] = [
 ];
 
 /// What is wrong, as the node sees it, once there is a node.
-pub(crate) type Troubles = Arc<OnceLock<Box<dyn Fn() -> Vec<Problem> + Send + Sync>>>;
+pub(crate) type NodeProblemSource =
+    Arc<OnceLock<Box<dyn Fn() -> Vec<MachineDiagnostic> + Send + Sync>>>;
 
-/// What PID 1 was last told is wrong. It tells that again with what it found itself, until it is told something else.
-pub(crate) type Told = Arc<ArcSwap<Vec<Problem>>>;
+/// The node's problems as PID 1 last heard them. PID 1 repeats them beside its own until the node sends others.
+pub(crate) type InitProblems = Arc<ArcSwap<Vec<MachineDiagnostic>>>;
 
 /// What `/healthz` is answered by.
-pub(crate) struct Condition {
+pub(crate) struct NodeHealth {
     /// What the node found.
-    pub(crate) own: Troubles,
+    pub(crate) own: NodeProblemSource,
     /// What PID 1 found.
     pub(crate) facts: SharedFacts,
-    pub(crate) told: Told,
-    pub(crate) certified: Certified,
+    pub(crate) told: InitProblems,
+    pub(crate) certified: CertificateHealth,
 }
 
 /// The names that certificates are ordered for, and what is served for them.
-pub(crate) struct Certified {
+pub(crate) struct CertificateHealth {
     pub(crate) names: Vec<String>,
     pub(crate) store: Arc<CertificateStore>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
-impl Certified {
+impl CertificateHealth {
     /// Whether each name has a certificate whose time is not over.
     fn all(&self) -> bool {
         all_served(&self.names, &self.store.list(), self.clock.now_s())
@@ -73,7 +74,7 @@ fn all_served(names: &[String], served: &[CertificateSummary], now_s: Option<u64
     names.iter().all(is_served)
 }
 
-impl Health for Condition {
+impl HealthSource for NodeHealth {
     fn degraded(&self) -> Option<String> {
         let own = self.own.get().map(|problems| problems())?;
         let facts = self.facts.load();
@@ -83,12 +84,12 @@ impl Health for Condition {
             .iter()
             .chain(machine)
             .find(|one| self.is_serious(&one.code))?;
-        // The code alone: whoever asks need not be anybody.
+        // The code alone, without its text: unknown peers may ask as well.
         Some(serious.code.clone())
     }
 }
 
-impl Condition {
+impl NodeHealth {
     fn is_serious(&self, code: &str) -> bool {
         match code {
             // An authority that is away takes nothing from those who are served.
@@ -102,36 +103,36 @@ impl Condition {
 mod tests {
     use alknet_core::SystemClock;
     use alknet_init::control::MachineFacts;
-    use alknet_tls::Source;
+    use alknet_tls::CertificateSource;
 
     use super::*;
 
-    fn problem(code: &str) -> Problem {
-        Problem {
+    fn problem(code: &str) -> MachineDiagnostic {
+        MachineDiagnostic {
             code: code.to_owned(),
             text: format!("{code} happened"),
             hint: String::new(),
         }
     }
 
-    fn problems(codes: &[&str]) -> Vec<Problem> {
+    fn problems(codes: &[&str]) -> Vec<MachineDiagnostic> {
         codes.iter().map(|code| problem(code)).collect()
     }
 
     /// Of a node that found `own`, told PID 1 `told`, and heard of `machine`.
-    fn condition(own: &[&str], told: &[&str], machine: &[&str]) -> Condition {
+    fn condition(own: &[&str], told: &[&str], machine: &[&str]) -> NodeHealth {
         let own = problems(own);
-        let troubles = Troubles::default();
+        let troubles = NodeProblemSource::default();
         troubles.get_or_init(|| Box::new(move || own.clone()));
         let facts = MachineFacts {
             problems: problems(machine),
             ..MachineFacts::default()
         };
-        Condition {
+        NodeHealth {
             own: troubles,
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             told: Arc::new(ArcSwap::from_pointee(problems(told))),
-            certified: Certified {
+            certified: CertificateHealth {
                 names: vec!["a.example".to_owned()],
                 store: Arc::default(),
                 clock: Arc::new(SystemClock { built_s: 0 }),
@@ -177,7 +178,7 @@ mod tests {
         }
     }
 
-    /// PID 1 tells again what it was told, which may be over meanwhile.
+    /// PID 1 repeats the problems that the node sent it, which may be over meanwhile.
     #[test]
     fn what_the_node_said_itself_is_not_taken_for_the_machine_s() {
         let store = "identity-store-write";
@@ -190,7 +191,7 @@ mod tests {
     #[test]
     fn nothing_is_wrong_before_there_is_a_node() {
         let mut early = condition(&[], &[], &["data-full"]);
-        early.own = Troubles::default();
+        early.own = NodeProblemSource::default();
         assert_eq!(early.degraded(), None);
     }
 
@@ -207,13 +208,13 @@ mod tests {
             names: names.iter().map(|&name| name.to_owned()).collect(),
             not_after: 1_000,
         };
-        let both = [one(Source::Acme, &["a.example", "B.example"])];
+        let both = [one(CertificateSource::Acme, &["a.example", "B.example"])];
         assert!(all_served(&names, &both, Some(999)));
         assert!(!all_served(&names, &both, Some(1_000)), "it expired");
         assert!(all_served(&names, &both, None), "who knows");
         let (of_file, of_acme) = (
-            one(Source::File(0), &["b.example"]),
-            one(Source::Acme, &["a.example"]),
+            one(CertificateSource::File(0), &["b.example"]),
+            one(CertificateSource::Acme, &["a.example"]),
         );
         let alone = std::slice::from_ref(&of_acme);
         assert!(!all_served(&names, alone, Some(1)));

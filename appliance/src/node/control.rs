@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 
-use alknet_init::control::{LINE_BYTES_MAX, NODE_FD, ToInit, ToNode};
+use alknet_init::control::{InitMessage, LINE_BYTES_MAX, NODE_FD, NodeMessage};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
@@ -15,18 +15,18 @@ const OUT_BACKLOG: usize = 64;
 
 /// Messages from PID 1.
 #[derive(Debug)]
-pub(crate) struct FromInit {
+pub(crate) struct InitMessageReader {
     read: BufReader<OwnedReadHalf>,
     line: Vec<u8>,
 }
 
-impl FromInit {
+impl InitMessageReader {
     /// The next message; `None` when PID 1 closed the channel. Cancel safe: a partly read line
     /// stays in `self`.
     ///
     /// # Errors
     /// The line is too long, no message, or cannot be read.
-    pub(crate) async fn next(&mut self) -> io::Result<Option<ToNode>> {
+    pub(crate) async fn next(&mut self) -> io::Result<Option<NodeMessage>> {
         let room = (LINE_BYTES_MAX - self.line.len()) as u64;
         let mut limited = (&mut self.read).take(room);
         limited.read_until(b'\n', &mut self.line).await?;
@@ -51,7 +51,7 @@ impl FromInit {
 ///
 /// # Errors
 /// There is no socket at that descriptor: the process was not started by PID 1.
-pub(crate) fn open() -> io::Result<(FromInit, mpsc::Sender<ToInit>)> {
+pub(crate) fn open() -> io::Result<(InitMessageReader, mpsc::Sender<InitMessage>)> {
     nix::sys::stat::fstat(stdin_like(NODE_FD)).map_err(|_| not_supervised())?;
     // SAFETY: `fstat` just showed that the descriptor is open, and by the contract of
     // `alknet_init::control` it is ours alone; `open` is called once.
@@ -60,7 +60,7 @@ pub(crate) fn open() -> io::Result<(FromInit, mpsc::Sender<ToInit>)> {
     stream.peer_addr().map_err(|_| not_supervised())?;
     stream.set_nonblocking(true)?;
     let (read, mut write) = UnixStream::from_std(stream)?.into_split();
-    let (out, mut queue) = mpsc::channel::<ToInit>(OUT_BACKLOG);
+    let (out, mut queue) = mpsc::channel::<InitMessage>(OUT_BACKLOG);
     tokio::spawn(async move {
         while let Some(message) = queue.recv().await {
             let Ok(mut line) = serde_json::to_vec(&message) else {
@@ -73,7 +73,7 @@ pub(crate) fn open() -> io::Result<(FromInit, mpsc::Sender<ToInit>)> {
         }
     });
     Ok((
-        FromInit {
+        InitMessageReader {
             read: BufReader::new(read),
             line: Vec::new(),
         },

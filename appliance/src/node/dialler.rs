@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use alknet_core::{Identities, IdentityProvider, PeerId, PeerKey};
-use alknet_endpoint::Dialer;
+use alknet_endpoint::EndpointDialer;
 use alknet_tls::{KnownPeer, NodeKey};
 
 /// What the dialler was last told.
-type Known = BTreeMap<PeerId, Vec<PeerKey>>;
+type PeerKeyIndex = BTreeMap<PeerId, Vec<PeerKey>>;
 
 /// Tells `dialer` of every change of the peers, so that a dial under way to a peer that is gone, or
 /// has other keys now, fails. Never resolves while identities can change.
-pub(crate) async fn follow(dialer: Arc<Dialer>, identities: Arc<Identities>) {
+pub(crate) async fn follow(dialer: Arc<EndpointDialer>, identities: Arc<Identities>) {
     let mut changes = identities.watch();
-    let mut known = Known::new();
+    let mut known = PeerKeyIndex::new();
     loop {
         known = tell(&dialer, known, &identities);
         if changes.changed().await.is_err() {
@@ -23,10 +23,10 @@ pub(crate) async fn follow(dialer: Arc<Dialer>, identities: Arc<Identities>) {
     }
 }
 
-fn tell(dialer: &Dialer, before: Known, identities: &Identities) -> Known {
+fn tell(dialer: &EndpointDialer, before: PeerKeyIndex, identities: &Identities) -> PeerKeyIndex {
     let peers = identities.entries().peers;
     let peers = peers.into_iter().filter(|peer| peer.enabled);
-    let now: Known = peers.map(|peer| (peer.peer_id, peer.keys)).collect();
+    let now: PeerKeyIndex = peers.map(|peer| (peer.peer_id, peer.keys)).collect();
     for id in before.keys().filter(|id| !now.contains_key(*id)) {
         dialer.forget_peer(id);
     }
@@ -38,7 +38,7 @@ fn tell(dialer: &Dialer, before: Known, identities: &Identities) -> Known {
             id: id.clone(),
             keys: keys.clone(),
         };
-        // A peer known by tokens only is nobody to dial.
+        // A peer known by tokens only has no key to dial.
         if dialer.set_peer(&peer).is_err() {
             dialer.forget_peer(id);
         }
@@ -48,8 +48,8 @@ fn tell(dialer: &Dialer, before: Known, identities: &Identities) -> Known {
 
 /// The node's own dialler. Without the certificate authorities that were asked for it reaches peers
 /// and no public names.
-pub(crate) fn make(key: &NodeKey, options: alknet_tls::ClientTlsOptions) -> Arc<Dialer> {
-    Arc::new(Dialer::with_options(alknet_tls::ClientTlsOptions {
+pub(crate) fn make(key: &NodeKey, options: alknet_tls::ClientTlsOptions) -> Arc<EndpointDialer> {
+    Arc::new(EndpointDialer::with_options(alknet_tls::ClientTlsOptions {
         key: Some(key.clone()),
         ..options
     }))
@@ -62,7 +62,7 @@ mod tests {
 
     use super::*;
 
-    fn entries(text: &str) -> alknet_core::Entries {
+    fn entries(text: &str) -> alknet_core::IdentityEntries {
         let config = NodeConfig::parse(text.as_bytes());
         config.expect("a correct document").entries()
     }
@@ -80,7 +80,7 @@ mod tests {
         let peers = Arc::new(Identities::new(entry(&theirs, ""), clock));
         let dialer = make(&ours, alknet_tls::ClientTlsOptions::default());
         let hub: PeerId = "hub".parse().expect("a peer id");
-        let known = tell(&dialer, Known::new(), &peers);
+        let known = tell(&dialer, PeerKeyIndex::new(), &peers);
         assert_eq!(known[&hub], [theirs.public()]);
         peers.replace_config(entry(&other, ""));
         let known = tell(&dialer, known, &peers);

@@ -5,21 +5,21 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use alknet_core::config::Source;
-use alknet_init::control::{DataState, LinkFacts, MachineFacts, Problem};
+use alknet_core::config::ConfigSource;
+use alknet_init::control::{DataState, LinkFacts, MachineDiagnostic, MachineFacts};
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 
+use super::identity_services::IdentityServices;
 use super::log;
-use super::memory::{Memory, kib};
-use super::people::People;
+use super::memory::{NodeMemory, kib};
 
 /// The facts as last known; replaced whole whenever PID 1 sends new ones.
 pub(crate) type SharedFacts = Arc<ArcSwap<MachineFacts>>;
 
 /// What stays the same while the node runs. Port and protocols are known once it is bound.
 #[derive(Debug)]
-pub(crate) struct About {
+pub(crate) struct NodeDescription {
     identity: String,
     role: &'static str,
     /// When what it is up with began, in milliseconds since the kernel did.
@@ -29,7 +29,7 @@ pub(crate) struct About {
     iroh: OnceLock<Vec<SocketAddr>>,
 }
 
-impl About {
+impl NodeDescription {
     /// `role` is `appliance` or `host`.
     pub(crate) fn new(identity: String, role: &'static str) -> Self {
         // An appliance is its machine; on a host, a node is one program of many.
@@ -87,19 +87,19 @@ impl About {
 
 /// The answer to `node/info`.
 pub(crate) fn info(
-    about: &About,
+    about: &NodeDescription,
     facts: &MachineFacts,
-    people: &People,
-    own: &[Problem],
+    people: &IdentityServices,
+    own: &[MachineDiagnostic],
     endpoint: Value,
 ) -> Value {
     let config = people.reloader.current();
-    // PID 1 was told of our own, and tells them again.
+    // PID 1 repeats the problems that the node sent it: they are listed once.
     let problems = &facts.problems;
     let own = own.iter().filter(|one| !problems.contains(one));
     let problems: Vec<_> = problems.iter().chain(own).collect();
     let source = match &config.source {
-        Source::Start => facts.config_source.clone(),
+        ConfigSource::Start => facts.config_source.clone(),
         other => other.to_string(),
     };
     json!({
@@ -241,11 +241,11 @@ fn kernel_release() -> String {
 
 /// Memory that the node can have; what limits are scaled by.
 pub(crate) fn memory_total_bytes() -> u64 {
-    Memory::now().map_or(256 << 20, |memory| memory.total_bytes)
+    NodeMemory::now().map_or(256 << 20, |memory| memory.total_bytes)
 }
 
 fn memory() -> Value {
-    let memory = Memory::now();
+    let memory = NodeMemory::now();
     json!({
         "total_bytes": memory.map(|it| it.total_bytes),
         "available_bytes": memory.map(|it| it.available_bytes),
@@ -286,8 +286,8 @@ mod tests {
     #[test]
     fn on_a_host_the_node_is_up_and_not_the_machine() {
         let before = log::boot_ms();
-        let host = About::new(String::new(), "host");
-        let appliance = About::new(String::new(), "appliance");
+        let host = NodeDescription::new(String::new(), "host");
+        let appliance = NodeDescription::new(String::new(), "appliance");
         assert!(appliance.uptime_ms() >= before);
         assert!(host.uptime_ms() <= log::boot_ms() - before);
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use alknet_call::{CallError, ErrorCode, HandlerKind, OperationSpec, Registration};
-use alknet_init::control::{ToInit, WORKERS_CGROUP};
+use alknet_init::control::{InitMessage, WORKERS_CGROUP};
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -39,7 +39,7 @@ const KINDS: [&str; 14] = [
 const COMPUTES: Duration = Duration::from_secs(25);
 
 #[derive(Deserialize)]
-struct Input {
+struct FaultInput {
     kind: String,
 }
 
@@ -53,10 +53,10 @@ pub(crate) fn operation(node: NodeContext) -> Registration {
             "properties": { "kind": { "enum": KINDS } }
         }))
         .with_scope("admin");
-    let handler = HandlerKind::once(move |input: alknet_call::Body, _ctx| {
+    let handler = HandlerKind::once(move |input: alknet_call::CallBody, _ctx| {
         let node = node.clone();
         async move {
-            let input: Input = input.parse()?;
+            let input: FaultInput = input.parse()?;
             inject(&node, &input.kind).await
         }
     });
@@ -134,7 +134,7 @@ fn is_walled_in(process: &str) -> bool {
 }
 
 async fn ask_init(node: &NodeContext, kind: &str) -> Result<Value, CallError> {
-    let message = ToInit::Fault {
+    let message = InitMessage::Fault {
         kind: kind.trim_start_matches("init-").to_owned(),
     };
     match &node.to_init {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::config::Source;
+use alknet_core::config::ConfigSource;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
@@ -27,10 +27,10 @@ pub(crate) async fn follow(reloader: Arc<Reloader>) {
     let Some(file) = reloader.file() else {
         return;
     };
-    let error = match Watch::of(&file) {
+    let error = match DirectoryWatch::start(&file) {
         Ok(watch) => loop {
             match watch.changed().await {
-                Ok(()) => reloader.read_again(Source::File).await,
+                Ok(()) => reloader.read_again(ConfigSource::File).await,
                 Err(error) => break error,
             }
         },
@@ -43,10 +43,10 @@ pub(crate) async fn follow(reloader: Arc<Reloader>) {
 }
 
 /// Something happens in the directory of a file.
-struct Watch(AsyncFd<OwnedFd>);
+struct DirectoryWatch(AsyncFd<OwnedFd>);
 
-impl Watch {
-    fn of(file: &Path) -> io::Result<Self> {
+impl DirectoryWatch {
+    fn start(file: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let what = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
@@ -56,8 +56,8 @@ impl Watch {
             | AddWatchFlags::IN_ONLYDIR;
         inotify.add_watch(&directory_of(file), what)?;
         let events: OwnedFd = inotify.into();
-        // SAFETY: the descriptor is owned by what is registered, which gives it to nobody, so that
-        // it stays open and the same until both are dropped together.
+        // SAFETY: the registration owns the descriptor and lends it to no other code, so that it stays open and the
+        // same until both are dropped together.
         Ok(Self(unsafe { AsyncFd::register(events) }?))
     }
 
@@ -119,7 +119,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("node.toml");
         let other = dir.path().join("other");
-        let watch = Watch::of(&file).expect("a directory that is there");
+        let watch = DirectoryWatch::start(&file).expect("a directory that is there");
         std::fs::write(&file, "a").expect("a writable directory");
         watch.changed().await.expect("events");
         std::fs::write(&other, "b").expect("a writable directory");
@@ -134,7 +134,7 @@ mod tests {
     async fn it_waits_for_quiet_and_not_for_ever() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("node.toml");
-        let watch = Watch::of(&file).expect("a directory that is there");
+        let watch = DirectoryWatch::start(&file).expect("a directory that is there");
         let write = || std::fs::write(&file, "a").expect("a writable directory");
         let last = Cell::new(Instant::now());
         let writes = async {
@@ -146,7 +146,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            // Whoever looks comes first: on a busy machine a write may be late, and is then none before that look.
+            // The watch is polled first: on a busy machine a write may be late, and has then not happened yet.
             biased;
             seen = watch.changed() => seen.expect("events"),
             () = writes => unreachable!("it waits at its end"),
@@ -170,6 +170,6 @@ mod tests {
     fn a_name_alone_is_in_the_directory_of_work() {
         assert_eq!(directory_of(Path::new("node.toml")), Path::new("."));
         assert_eq!(directory_of(Path::new("/etc/node.toml")), Path::new("/etc"));
-        assert!(Watch::of(Path::new("/no/such/directory/node.toml")).is_err());
+        assert!(DirectoryWatch::start(Path::new("/no/such/directory/node.toml")).is_err());
     }
 }

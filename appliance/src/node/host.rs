@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_core::CloseCode;
-use alknet_core::config::{NodeConfig, Source};
-use alknet_init::control::Problem;
+use alknet_core::config::{ConfigSource, NodeConfig};
+use alknet_init::control::MachineDiagnostic;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::facts::{self, About};
-use super::log::{self, LogRing, Stderr};
-use super::place::StateLock;
-use super::{Keeper, Node, Options, follow};
-use crate::cli::{Exit, Failure};
+use super::facts::{self, NodeDescription};
+use super::log::{self, NodeLogRing, StderrFormat};
+use super::state_lock::StateLock;
+use super::{AlknetNode, ConfigStore, NodeOptions, follow};
+use crate::cli::{CommandError, CommandExit};
 
 /// Name of the file a serving node leaves for `alknet status`.
 const SERVE_FILE: &str = "serve.json";
@@ -50,26 +50,26 @@ impl ServeFile {
             })
     }
 
-    fn write(&self, state_dir: &Path) -> io::Result<Guard> {
+    fn write(&self, state_dir: &Path) -> io::Result<ServeFileGuard> {
         let path = state_dir.join(SERVE_FILE);
         std::fs::write(&path, serde_json::to_vec(self)?)?;
-        Ok(Guard(path))
+        Ok(ServeFileGuard(path))
     }
 }
 
 /// Removes the file when the node stops.
-struct Guard(PathBuf);
+struct ServeFileGuard(PathBuf);
 
-impl Drop for Guard {
+impl Drop for ServeFileGuard {
     fn drop(&mut self) {
-        // A stale file is found out by whoever dials.
+        // A client that dials finds out that a stale file is stale.
         std::fs::remove_file(&self.0).ok();
     }
 }
 
 /// Options of the command line, which win over every document.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Overlay {
+pub(crate) struct ConfigOverlay {
     /// More administrators.
     pub(crate) admin_keys: Vec<String>,
     /// Addresses to bind, unless there are none.
@@ -78,7 +78,7 @@ pub(crate) struct Overlay {
     pub(crate) port: Option<u16>,
 }
 
-impl Overlay {
+impl ConfigOverlay {
     /// Puts them over what a document says.
     pub(crate) fn put_over(&self, config: &mut NodeConfig) {
         for key in &self.admin_keys {
@@ -95,34 +95,35 @@ impl Overlay {
 
 /// The configuration a node of this host starts with.
 #[derive(Clone, Debug)]
-pub(crate) struct Configured {
+pub(crate) struct StartupConfig {
     /// What is in force, options included.
     pub(crate) config: NodeConfig,
     /// The options.
-    pub(crate) overlay: Overlay,
+    pub(crate) overlay: ConfigOverlay,
     /// The file, if there is one.
     pub(crate) file: Option<PathBuf>,
     /// Its content, if it is correct.
     pub(crate) good: Option<Vec<u8>>,
     /// What is wrong with it.
-    pub(crate) problems: Vec<Problem>,
+    pub(crate) problems: Vec<MachineDiagnostic>,
 }
 
-/// Serves until SIGINT or SIGTERM, from a folder that is this process's; `started` is told where.
+/// Serves until SIGINT or SIGTERM, from a folder that this process has locked. `started` gets the
+/// file that says where.
 ///
 /// # Errors
 /// The port, the key or the state directory cannot be had.
 pub(crate) fn serve(
-    configured: Configured,
+    configured: StartupConfig,
     (state_dir, _lock): (&Path, StateLock),
     verbose: bool,
-    started: impl FnOnce(&ServeFile) -> Result<(), Failure>,
-) -> Result<Exit, Failure> {
-    let ring = LogRing::new();
+    started: impl FnOnce(&ServeFile) -> Result<(), CommandError>,
+) -> Result<CommandExit, CommandError> {
+    let ring = NodeLogRing::new();
     ring.tune(&configured.config.log, verbose);
-    log::install(&ring, Stderr::Plain);
+    log::install(&ring, StderrFormat::Plain);
     let runtime = super::runtime()
-        .map_err(|error| Failure::local(format!("cannot start the runtime: {error}")))?;
+        .map_err(|error| CommandError::local(format!("cannot start the runtime: {error}")))?;
     runtime.block_on(async {
         let node = start(configured, state_dir, verbose, ring).await?;
         let file = ServeFile {
@@ -131,25 +132,25 @@ pub(crate) fn serve(
             iroh: iroh_target(&node.about),
         };
         let _guard = file.write(state_dir).map_err(|error| {
-            Failure::local(format!("cannot write to {}: {error}", state_dir.display()))
+            CommandError::local(format!("cannot write to {}: {error}", state_dir.display()))
         })?;
         // Before anybody hears that this process runs and may be stopped.
-        let mut signals = Signals::listen()?;
+        let mut signals = HostSignals::listen()?;
         tokio::spawn(follow::follow(Arc::clone(&node.people.reloader)));
         started(&file)?;
-        while let Wish::ReadAgain = signals.next().await {
-            node.people.reloader.read_again(Source::Signal).await;
+        while let SignalRequest::ReadAgain = signals.next().await {
+            node.people.reloader.read_again(ConfigSource::Signal).await;
         }
         tokio::select! {
             () = node.drain(DRAIN, (CloseCode::Shutdown, "shutting down")) => {}
             () = signals.stop() => {}
         }
-        Ok(Exit::Ok)
+        Ok(CommandExit::Ok)
     })
 }
 
 /// How a program of this computer reaches the node with iroh.
-fn iroh_target(about: &About) -> Option<String> {
+fn iroh_target(about: &NodeDescription) -> Option<String> {
     let addresses = about.iroh();
     let v4 = addresses.iter().find(|address| address.is_ipv4());
     let mut address = *v4.or_else(|| addresses.first())?;
@@ -163,11 +164,11 @@ fn iroh_target(about: &About) -> Option<String> {
 }
 
 async fn start(
-    configured: Configured,
+    configured: StartupConfig,
     state_dir: &Path,
     verbose: bool,
-    ring: LogRing,
-) -> Result<Node, Failure> {
+    ring: NodeLogRing,
+) -> Result<AlknetNode, CommandError> {
     let mut facts = facts::of_host(state_dir);
     if let Some(name) = &configured.config.node.name {
         facts.hostname.clone_from(name);
@@ -180,11 +181,11 @@ async fn start(
     }
     let keeper = configured
         .file
-        .map_or_else(Keeper::nowhere, Keeper::file_at);
+        .map_or_else(ConfigStore::nowhere, ConfigStore::file_at);
     if let Some(Err(error)) = configured.good.map(|good| keeper.keep_last_good(&good)) {
         tracing::warn!("no copy of the configuration for bad days: {error}");
     }
-    Node::start(Options {
+    AlknetNode::start(NodeOptions {
         config: &configured.config,
         overlay: configured.overlay,
         keeper,
@@ -199,25 +200,26 @@ async fn start(
         records: Default::default(),
     })
     .await
-    .map_err(|error| Failure::local(format!("{error:#}")))
+    .map_err(|error| CommandError::local(format!("{error:#}")))
 }
 
 /// What a signal asks for.
-enum Wish {
+enum SignalRequest {
     ReadAgain,
     Stop,
 }
 
 /// SIGHUP, SIGINT and SIGTERM.
-struct Signals {
+struct HostSignals {
     hup: Signal,
     int: Signal,
     term: Signal,
 }
 
-impl Signals {
-    fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|e| Failure::local(format!("no signals: {e}")));
+impl HostSignals {
+    fn listen() -> Result<Self, CommandError> {
+        let listen =
+            |kind| signal(kind).map_err(|e| CommandError::local(format!("no signals: {e}")));
         Ok(Self {
             hup: listen(SignalKind::hangup())?,
             int: listen(SignalKind::interrupt())?,
@@ -226,11 +228,11 @@ impl Signals {
     }
 
     /// Resolves with the next one.
-    async fn next(&mut self) -> Wish {
+    async fn next(&mut self) -> SignalRequest {
         tokio::select! {
-            _ = self.hup.recv() => Wish::ReadAgain,
-            _ = self.int.recv() => Wish::Stop,
-            _ = self.term.recv() => Wish::Stop,
+            _ = self.hup.recv() => SignalRequest::ReadAgain,
+            _ = self.int.recv() => SignalRequest::Stop,
+            _ = self.term.recv() => SignalRequest::Stop,
         }
     }
 

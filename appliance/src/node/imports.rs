@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use alknet_call::{Dispatcher, ImportMemory, OperationAdapter, Registration};
 use alknet_core::config::{ImportConfig, ImportKind, NodeConfig};
-use alknet_core::{Backoff, Capability, Dialer, PeerAddr, Reach};
+use alknet_core::{Backoff, Capability, DialAllowList, Dialer, PeerAddr};
 use alknet_http_client::{ClientOptions, HttpClient};
-use alknet_init::control::Problem;
+use alknet_init::control::MachineDiagnostic;
 use alknet_mcp::{FromMcp, McpImport};
 use alknet_openapi::{FromOpenApi, OpenApiOptions, fetch_document, read_document};
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use http::Uri;
 
+use super::capability_store::CapabilityStore;
 use super::facts;
-use super::powers::Powers;
 
 /// First pause before a server that could not be asked is asked again, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -30,34 +30,34 @@ const WAIT: &str = "it is tried again by itself";
 const PARTLY: &str = "everything else of this server is imported";
 
 /// What is wrong, by the namespace it is about.
-type Problems = Arc<Mutex<BTreeMap<String, Problem>>>;
+type ImportProblems = Arc<Mutex<BTreeMap<String, MachineDiagnostic>>>;
 
 /// The imports of a node. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Imports {
-    problems: Problems,
+pub(crate) struct NodeImports {
+    problems: ImportProblems,
 }
 
 /// What an import is made with.
-struct Means {
+struct ImportContext {
     dispatcher: Arc<Dispatcher>,
     dialer: Arc<dyn Dialer>,
     /// Folder of the configuration.
     folder: PathBuf,
-    powers: Powers,
-    problems: Problems,
+    powers: CapabilityStore,
+    problems: ImportProblems,
     /// What all servers together may make the node keep.
     memory: ImportMemory,
 }
 
-impl Imports {
+impl NodeImports {
     /// Begins those of `config`. Must run inside a runtime.
     pub(crate) fn start(
         config: &NodeConfig,
         folder: &Path,
         dispatcher: &Arc<Dispatcher>,
-        dialer: &Arc<alknet_endpoint::Dialer>,
-        powers: &Powers,
+        dialer: &Arc<alknet_endpoint::EndpointDialer>,
+        powers: &CapabilityStore,
     ) -> Self {
         let imports = Self::default();
         if !config.http.enabled {
@@ -65,7 +65,7 @@ impl Imports {
         }
         let memory = ImportMemory::for_machine(facts::memory_total_bytes());
         for import in &config.http.import {
-            let means = Means {
+            let means = ImportContext {
                 dispatcher: Arc::clone(dispatcher),
                 dialer: Arc::clone(dialer) as _,
                 folder: folder.to_owned(),
@@ -79,13 +79,13 @@ impl Imports {
     }
 
     /// What is wrong with them.
-    pub(crate) fn problems(&self) -> Vec<Problem> {
+    pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         problems.values().cloned().collect()
     }
 }
 
-impl Means {
+impl ImportContext {
     async fn follow(self, import: ImportConfig) {
         let outcome = match import.kind {
             ImportKind::OpenApi => self.once(&import).await,
@@ -98,7 +98,7 @@ impl Means {
 
     /// What a document describes: it is read once.
     async fn once(&self, import: &ImportConfig) -> anyhow::Result<()> {
-        let mut options = OpenApiOptions::of(import, self.capability(import))?;
+        let mut options = OpenApiOptions::from_config(import, self.capability(import))?;
         options.memory = self.memory.clone();
         let fetched = match import.document_url() {
             Some(url) => Some(self.fetched(import, url, &options).await),
@@ -106,7 +106,7 @@ impl Means {
         };
         let name = import.document_path().unwrap_or_default().to_owned();
         let (folder, dialer) = (self.folder.clone(), Arc::clone(&self.dialer));
-        // Documents may be long, and nobody else is to wait for one.
+        // On a thread of its own: reading a long document would hold up other tasks.
         let read = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<Registration>> {
             let document = match fetched {
                 Some(document) => document,
@@ -164,7 +164,7 @@ impl Means {
     fn client(&self, import: &ImportConfig) -> anyhow::Result<HttpClient> {
         let place = place(&import.base_url)?;
         let options = ClientOptions {
-            reach: Reach::Public {
+            reach: DialAllowList::Public {
                 also: import.private.clone(),
             },
             plain: import.plain.then(|| place.clone()).into_iter().collect(),
@@ -188,7 +188,7 @@ impl Means {
     fn tell(&self, import: &ImportConfig, what: &str, hint: &str) {
         let text = format!("import {}: {what}", import.namespace);
         tracing::warn!("{text}");
-        let problem = Problem {
+        let problem = MachineDiagnostic {
             code: "import-failed".to_owned(),
             text,
             hint: hint.to_owned(),
@@ -196,7 +196,7 @@ impl Means {
         self.lock().insert(import.namespace.clone(), problem);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Problem>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, MachineDiagnostic>> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,23 +1,23 @@
 //! The node as a peer of hubs: `[[join]]`. Each hub is dialled, enrolled with where it does not know
 //! this node yet, and kept; it may call what this node serves, as this node's own document allows.
 //!
-//! `alknet_call::Reconnecting` keeps a peer, too, and gives up where this must not: a hub that does
+//! `alknet_call::ReconnectingClient` keeps a peer, too, and gives up where this must not: a hub that does
 //! not want this node today may want it tomorrow. It also knows one address, and no enrolment
 //! between one connection and the next. So the loop is this module's own; when to come back is
 //! decided in one place for both, `Backoff` and `CloseReason::pause`.
 
-mod reached;
+mod connections;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use alknet_call::{CallClient, CallConnection, CallError, Credentials, Dispatcher, ErrorCode};
+use alknet_call::{CallClient, CallConnection, CallError, DialCredentials, Dispatcher, ErrorCode};
 use alknet_core::config::{JoinConfig, NodeConfig};
 use alknet_core::{Backoff, Carriage, CloseCode, Dialer, PeerAddr, PeerKey};
-use alknet_hub::{EnrolClientError, JoinCode, Request, enrol};
-use alknet_init::control::Problem;
+use alknet_hub::{EnrolClientError, JoinCode, JoinRequest, enrol};
+use alknet_init::control::MachineDiagnostic;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::reload::Reloader;
 
-pub(crate) use reached::Reached;
+pub(crate) use connections::HubConnections;
 
 /// The problem of a node that a hub does not take, or put out. Nothing is wrong with the node.
 pub(crate) const HUB_REFUSES: &str = "hub-refuses";
@@ -52,10 +52,10 @@ pub(crate) fn fill_in(config: &mut NodeConfig) {
 }
 
 /// What is wrong with the join strings of a document.
-pub(crate) fn problems(config: &NodeConfig) -> Vec<Problem> {
+pub(crate) fn problems(config: &NodeConfig) -> Vec<MachineDiagnostic> {
     let wrong = |(n, join): (usize, &JoinConfig)| {
         let error = join.code.as_ref()?.parse::<JoinCode>().err()?;
-        Some(Problem {
+        Some(MachineDiagnostic {
             code: "join-refused".to_owned(),
             text: format!("join[{n}].code: {error}"),
             hint: "ask an administrator of the hub for another join string".to_owned(),
@@ -65,9 +65,9 @@ pub(crate) fn problems(config: &NodeConfig) -> Vec<Problem> {
 }
 
 /// The hubs this node keeps.
-pub(crate) struct Joins {
+pub(crate) struct HubMemberships {
     stop: watch::Sender<bool>,
-    unwanted: Unwanted,
+    unwanted: HubRefusals,
 }
 
 /// What every one of them is kept with.
@@ -75,19 +75,19 @@ pub(crate) struct JoinContext {
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) dialer: Arc<dyn Dialer>,
-    /// This node's own key: nobody joins themselves.
+    /// This node's own key: a node does not join itself.
     pub(crate) own: PeerKey,
     /// Where connections are noted while they are up.
-    pub(crate) reached: Reached,
+    pub(crate) reached: HubConnections,
     /// Where hubs are noted that do not want this node.
-    pub(crate) unwanted: Unwanted,
+    pub(crate) unwanted: HubRefusals,
 }
 
 /// Hubs that do not take this node, or no longer, with what each says. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Unwanted(Arc<Mutex<BTreeMap<PeerKey, String>>>);
+pub(crate) struct HubRefusals(Arc<Mutex<BTreeMap<PeerKey, String>>>);
 
-impl Unwanted {
+impl HubRefusals {
     fn set(&self, hub: PeerKey, why: String) {
         self.lock().insert(hub, why);
     }
@@ -97,15 +97,15 @@ impl Unwanted {
     }
 
     /// Forgets those that are not joined any more.
-    fn keep(&self, wanted: &[HubPlace]) {
+    fn keep(&self, wanted: &[HubAddress]) {
         self.lock()
             .retain(|hub, _| wanted.iter().any(|place| place.key == *hub));
     }
 
-    fn problems(&self) -> Vec<Problem> {
+    fn problems(&self) -> Vec<MachineDiagnostic> {
         let all = self.lock();
         let problem = |why: &String| {
-            Problem {
+            MachineDiagnostic {
             code: HUB_REFUSES.to_owned(),
             text: why.clone(),
             hint: "ask an administrator of the hub for a new join string, or take the hub out of [[join]]"
@@ -120,7 +120,7 @@ impl Unwanted {
     }
 }
 
-impl Joins {
+impl HubMemberships {
     /// Dials the hubs of the document in force, and of every later one.
     pub(crate) fn start(context: JoinContext) -> Self {
         let (stop, stopped) = watch::channel(false);
@@ -130,11 +130,11 @@ impl Joins {
     }
 
     /// Hubs that do not take this node.
-    pub(crate) fn problems(&self) -> Vec<Problem> {
+    pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         self.unwanted.problems()
     }
 
-    /// Dials nobody any more. Connections that are there stay until they end.
+    /// Stops dialling hubs. Open connections stay until they end.
     pub(crate) fn stop(&self) {
         self.stop.send_replace(true);
     }
@@ -143,7 +143,7 @@ impl Joins {
 /// One task for each hub, as the document in force has it.
 async fn supervise(context: Arc<JoinContext>, mut stopped: watch::Receiver<bool>) {
     let mut changes = context.reloader.watch();
-    let mut kept: HashMap<HubPlace, JoinHandle<()>> = HashMap::new();
+    let mut kept: HashMap<HubAddress, JoinHandle<()>> = HashMap::new();
     loop {
         let wanted = wanted(&context);
         context.unwanted.keep(&wanted);
@@ -166,13 +166,13 @@ async fn supervise(context: Arc<JoinContext>, mut stopped: watch::Receiver<bool>
     }
 }
 
-/// Resolves once nobody is to be dialled any more.
+/// Resolves once dialling was stopped.
 async fn stop_of(stopped: &mut watch::Receiver<bool>) {
     // An error would mean that the node is gone, which is stopping too.
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-fn wanted(context: &JoinContext) -> Vec<HubPlace> {
+fn wanted(context: &JoinContext) -> Vec<HubAddress> {
     let current = context.reloader.current();
     for problem in problems(&current.config) {
         tracing::warn!("{}; {}", problem.text, problem.hint);
@@ -185,9 +185,9 @@ pub(crate) fn hubs(config: &NodeConfig, own: &PeerKey) -> Vec<PeerKey> {
     places(config, own).iter().map(|hub| hub.key).collect()
 }
 
-fn places(config: &NodeConfig, own: &PeerKey) -> Vec<HubPlace> {
-    let places = config.join.iter().filter_map(HubPlace::of);
-    let mut wanted: Vec<HubPlace> = Vec::new();
+fn places(config: &NodeConfig, own: &PeerKey) -> Vec<HubAddress> {
+    let places = config.join.iter().filter_map(HubAddress::from_config);
+    let mut wanted: Vec<HubAddress> = Vec::new();
     for hub in places.filter(|hub| hub.key != *own) {
         // Of two ways to one hub the first counts: two connections would take turns.
         if wanted.iter().all(|known| known.key != hub.key) {
@@ -199,14 +199,14 @@ fn places(config: &NodeConfig, own: &PeerKey) -> Vec<HubPlace> {
 
 /// A hub, and the way to it.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct HubPlace {
+struct HubAddress {
     key: PeerKey,
     targets: Vec<PeerAddr>,
     code: Option<String>,
 }
 
-impl HubPlace {
-    fn of(join: &JoinConfig) -> Option<Self> {
+impl HubAddress {
+    fn from_config(join: &JoinConfig) -> Option<Self> {
         if let Some(text) = &join.code {
             let code: JoinCode = text.parse().ok()?;
             return Some(Self {
@@ -230,14 +230,14 @@ impl HubPlace {
     }
 }
 
-impl fmt::Display for HubPlace {
+impl fmt::Display for HubAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.key.short().fmt(f)
     }
 }
 
 /// How it went with a hub, and so how long to leave it alone at least.
-enum Ended {
+enum HubConnectionEnd {
     /// The connection ended, there was none, or the next one will be that of a peer.
     Lost(Duration),
     /// It does not want this node, or not yet.
@@ -246,7 +246,7 @@ enum Ended {
 
 async fn keep(
     context: Arc<JoinContext>,
-    hub: HubPlace,
+    hub: HubAddress,
     mut pauses: Backoff,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -260,8 +260,8 @@ async fn keep(
             pauses.reset();
         }
         let pause = match ended {
-            Ended::Lost(at_least) => pauses.next(random()).max(at_least),
-            Ended::Unwanted(at_least) => at_least + pauses.next(random()),
+            HubConnectionEnd::Lost(at_least) => pauses.next(random()).max(at_least),
+            HubConnectionEnd::Unwanted(at_least) => at_least + pauses.next(random()),
         };
         tokio::select! {
             () = sleep(pause) => {}
@@ -271,7 +271,7 @@ async fn keep(
 }
 
 /// From the dial to the end of the connection.
-async fn once(context: &JoinContext, hub: &HubPlace) -> Ended {
+async fn once(context: &JoinContext, hub: &HubAddress) -> HubConnectionEnd {
     let connection = match connect(context, hub).await {
         Ok(connection) => connection,
         Err(ended) => return ended,
@@ -285,22 +285,25 @@ async fn once(context: &JoinContext, hub: &HubPlace) -> Ended {
         Err(error) => {
             tracing::debug!(%hub, %error, "the hub does not answer");
             connection.close(CloseCode::Normal, "");
-            return Ended::Lost(Duration::ZERO);
+            return HubConnectionEnd::Lost(Duration::ZERO);
         }
     }
     tracing::info!(%hub, "join.connected");
     let _noted = context.reached.note(hub.key, connection.clone());
     let reason = connection.closed().await;
     tracing::info!(%hub, %reason, "join.lost");
-    Ended::Lost(reason.pause().unwrap_or(UNWANTED))
+    HubConnectionEnd::Lost(reason.pause().unwrap_or(UNWANTED))
 }
 
-async fn connect(context: &JoinContext, hub: &HubPlace) -> Result<CallConnection, Ended> {
+async fn connect(
+    context: &JoinContext,
+    hub: &HubAddress,
+) -> Result<CallConnection, HubConnectionEnd> {
     let client =
         CallClient::new(Arc::clone(&context.dispatcher)).with_dialer(Arc::clone(&context.dialer));
     let mut at_least = Duration::ZERO;
     for target in &hub.targets {
-        match client.connect(target, &Credentials::default()).await {
+        match client.connect(target, &DialCredentials::default()).await {
             Ok(connection) => return Ok(connection),
             Err(error) => {
                 if error.is_permanent() {
@@ -310,7 +313,7 @@ async fn connect(context: &JoinContext, hub: &HubPlace) -> Result<CallConnection
             }
         }
     }
-    Err(Ended::Lost(at_least))
+    Err(HubConnectionEnd::Lost(at_least))
 }
 
 /// Whether the other side takes us for a peer. One that is no hub has its own way of knowing.
@@ -323,20 +326,20 @@ async fn knows_us(connection: &CallConnection) -> Result<bool, CallError> {
     }
 }
 
-async fn enrol_with(context: &JoinContext, hub: &HubPlace) -> Ended {
-    let request = Request {
+async fn enrol_with(context: &JoinContext, hub: &HubAddress) -> HubConnectionEnd {
+    let request = JoinRequest {
         token: hub.token(),
         name: context.reloader.current().config.node.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         arch: std::env::consts::ARCH.to_owned(),
-        ..Request::default()
+        ..JoinRequest::default()
     };
     let targets = hub.targets.iter().cloned();
     match enrol(&*context.dialer, targets, Carriage::Both, &request).await {
         Ok((enrolled, _)) => {
             tracing::info!(%hub, peer = %enrolled.peer_id, name = enrolled.name, "join.enrolled");
             context.unwanted.clear(&hub.key);
-            Ended::Lost(Duration::ZERO)
+            HubConnectionEnd::Lost(Duration::ZERO)
         }
         Err(EnrolClientError::Refused(refusal)) => {
             tracing::warn!(%hub, code = %refusal.code, "join.refused: {}", refusal.message);
@@ -351,11 +354,11 @@ async fn enrol_with(context: &JoinContext, hub: &HubPlace) -> Ended {
             );
             context.unwanted.set(hub.key, why);
             let asked = refusal.retry_after_ms.map(Duration::from_millis);
-            Ended::Unwanted(asked.unwrap_or(UNWANTED))
+            HubConnectionEnd::Unwanted(asked.unwrap_or(UNWANTED))
         }
         Err(error) => {
             tracing::warn!(%hub, %error, "join.failed");
-            Ended::Lost(Duration::ZERO)
+            HubConnectionEnd::Lost(Duration::ZERO)
         }
     }
 }
@@ -372,22 +375,25 @@ mod tests {
     use alknet_call::Registry;
     use alknet_core::config::ReloadHandle;
     use alknet_core::{
-        BoxFuture, DialError, DialErrorKind, DialRequest, Dialled, Identities, SystemClock,
+        BoxFuture, DialError, DialErrorKind, DialRequest, DialedConnection, Identities, SystemClock,
     };
     use alknet_hub::EnrolToken;
 
     use super::*;
-    use crate::node::Keeper;
+    use crate::node::ConfigStore;
 
-    /// Reaches nobody, and counts who tries.
+    /// Fails every dial, and counts them.
     #[derive(Debug, Default)]
-    struct NoWay(AtomicUsize);
+    struct CountingTestDialer(AtomicUsize);
 
-    impl Dialer for NoWay {
-        fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+    impl Dialer for CountingTestDialer {
+        fn connect(
+            &self,
+            _request: DialRequest,
+        ) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
             self.0.fetch_add(1, Ordering::SeqCst);
             Box::pin(async {
-                // As where there is a network: nobody who dials without a pause keeps the thread.
+                // Yields as a real network would, so that a task that redials without a pause does not keep the thread.
                 tokio::task::yield_now().await;
                 Err(DialError::new(DialErrorKind::Unreachable, "no route"))
             })
@@ -400,12 +406,12 @@ mod tests {
         let identities = Arc::new(Identities::new(document.entries(), clock));
         let handle = ReloadHandle::new(document, identities);
         JoinContext {
-            reloader: Arc::new(Reloader::new(handle, Keeper::nowhere(), Vec::new())),
+            reloader: Arc::new(Reloader::new(handle, ConfigStore::nowhere(), Vec::new())),
             dispatcher: Arc::new(Dispatcher::new(Registry::empty())),
             dialer,
             own: PeerKey::Ed25519([1; 32]),
-            reached: Reached::default(),
-            unwanted: Unwanted::default(),
+            reached: HubConnections::default(),
+            unwanted: HubRefusals::default(),
         }
     }
 
@@ -431,7 +437,7 @@ mod tests {
         fill_in(&mut joined);
         let hub = &joined.entries().peers[0];
         assert_eq!(hub.keys, [PeerKey::Ed25519([7; 32])]);
-        let place = HubPlace::of(&joined.join[0]).expect("a place");
+        let place = HubAddress::from_config(&joined.join[0]).expect("a place");
         assert_eq!(place.targets[0].address(), "hub:4433");
         assert!(place.token().is_some_and(|token| token.starts_with("ale_")));
         assert!(problems(&joined).is_empty());
@@ -445,14 +451,14 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert!(found[0].text.contains("join[0].code") && found[0].text.contains("damaged"));
         assert!(!found[0].text.contains(&text[20..40]));
-        assert!(HubPlace::of(&joined.join[0]).is_none());
+        assert!(HubAddress::from_config(&joined.join[0]).is_none());
     }
 
     #[test]
     fn a_hub_by_address_is_pinned() {
         let key = PeerKey::Ed25519([9; 32]);
         let joined = config(&format!("[[join]]\naddress = \"hub\"\nkey = \"{key}\""));
-        let place = HubPlace::of(&joined.join[0]).expect("a place");
+        let place = HubAddress::from_config(&joined.join[0]).expect("a place");
         assert_eq!(place.targets[0].to_string(), format!("{key}@hub:443"));
         assert!(place.token().is_none());
     }
@@ -462,8 +468,8 @@ mod tests {
     #[tokio::test]
     async fn a_hub_that_is_not_there_is_dialled_with_pauses_that_double() {
         let joined = config(&format!("[[join]]\ncode = \"{}\"", code()));
-        let place = HubPlace::of(&joined.join[0]).expect("a place");
-        let dialer = Arc::new(NoWay::default());
+        let place = HubAddress::from_config(&joined.join[0]).expect("a place");
+        let dialer = Arc::new(CountingTestDialer::default());
         let context = Arc::new(context(Arc::clone(&dialer) as _));
         let (_stop, stopped) = watch::channel(false);
         let pauses = Backoff::new(PAUSE_FIRST / 1000, PAUSE_MAX);

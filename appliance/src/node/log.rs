@@ -26,47 +26,47 @@ const MESSAGE_BYTES_MAX: usize = 4 << 10;
 
 /// The bounded ring. Clones share it.
 #[derive(Clone)]
-pub(crate) struct LogRing(Arc<Shared>);
+pub(crate) struct NodeLogRing(Arc<LogRingShared>);
 
-struct Shared {
-    records: Mutex<Records>,
+struct LogRingShared {
+    records: Mutex<LogRecords>,
     /// Tells readers that a record came.
     came: watch::Sender<()>,
-    tuning: ArcSwap<Tuning>,
+    tuning: ArcSwap<LogSettings>,
     /// Key of the hashes that stand for addresses; another one with each start.
     hashes: RandomState,
 }
 
 /// What the log says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tuning {
+struct LogSettings {
     level: Level,
     hash_addresses: bool,
 }
 
 /// The records that are kept. Each has a number, counted from the start of the node.
 #[derive(Default)]
-struct Records {
+struct LogRecords {
     queue: VecDeque<Arc<LogRecord>>,
     bytes: usize,
     /// The number of the oldest.
     first: u64,
 }
 
-impl Records {
+impl LogRecords {
     /// The number that the next one will have.
     fn next(&self) -> u64 {
         self.first + self.queue.len() as u64
     }
 }
 
-impl LogRing {
+impl NodeLogRing {
     /// An empty ring.
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(LogRingShared {
             records: Mutex::default(),
             came: watch::Sender::default(),
-            tuning: ArcSwap::from_pointee(Tuning {
+            tuning: ArcSwap::from_pointee(LogSettings {
                 level: Level::INFO,
                 hash_addresses: false,
             }),
@@ -83,7 +83,7 @@ impl LogRing {
             LogLevel::Info => Level::INFO,
             LogLevel::Debug => Level::DEBUG,
         };
-        let tuning = Tuning {
+        let tuning = LogSettings {
             level,
             hash_addresses: config.hash_addresses,
         };
@@ -94,7 +94,7 @@ impl LogRing {
         }
     }
 
-    /// What stands for an address: nobody can tell which it is, and the same is told from another.
+    /// What the log shows in place of an address: a reader cannot recover the address, but can compare it with another.
     fn hashed(&self, address: &str) -> String {
         let ip = address.parse::<SocketAddr>().map(|address| address.ip());
         let hash = match ip.or_else(|_| address.parse::<IpAddr>()) {
@@ -133,7 +133,7 @@ impl LogRing {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Records> {
+    fn lock(&self) -> MutexGuard<'_, LogRecords> {
         // A panic while the lock was held cannot have left the queue half changed in a way that
         // matters more than losing the log would.
         self.0
@@ -143,9 +143,9 @@ impl LogRing {
     }
 }
 
-impl fmt::Debug for LogRing {
+impl fmt::Debug for NodeLogRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LogRing")
+        f.debug_struct("NodeLogRing")
             .field("bytes", &self.lock().bytes)
             .finish()
     }
@@ -153,7 +153,7 @@ impl fmt::Debug for LogRing {
 
 /// Reads the ring where it is: what a reader has yet to read is kept once, for all of them.
 pub(crate) struct LogReader {
-    ring: LogRing,
+    ring: NodeLogRing,
     came: watch::Receiver<()>,
     /// The number of the record it reads next.
     at: u64,
@@ -220,7 +220,7 @@ fn truncate(text: &mut String, max: usize) {
 
 /// How lines on standard error begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stderr {
+pub(crate) enum StderrFormat {
     /// For a person: local time order, level, target.
     Plain,
     /// For PID 1: the kernel's `<level>` prefix, so that it can sort them.
@@ -228,7 +228,7 @@ pub(crate) enum Stderr {
 }
 
 /// Sends `tracing` events to the ring and to standard error. Call once.
-pub(crate) fn install(ring: &LogRing, stderr: Stderr) {
+pub(crate) fn install(ring: &NodeLogRing, stderr: StderrFormat) {
     let layer = RingLayer {
         ring: ring.clone(),
         stderr,
@@ -239,8 +239,8 @@ pub(crate) fn install(ring: &LogRing, stderr: Stderr) {
 }
 
 struct RingLayer {
-    ring: LogRing,
-    stderr: Stderr,
+    ring: NodeLogRing,
+    stderr: StderrFormat,
 }
 
 impl<S: Subscriber> Layer<S> for RingLayer {
@@ -252,7 +252,7 @@ impl<S: Subscriber> Layer<S> for RingLayer {
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let hash = self.ring.0.tuning.load().hash_addresses;
-        let mut text = Text {
+        let mut text = LogText {
             hash_addresses: hash.then_some(&self.ring),
             message: String::new(),
             fields: String::new(),
@@ -273,14 +273,14 @@ impl<S: Subscriber> Layer<S> for RingLayer {
 impl RingLayer {
     fn print(&self, record: &LogRecord) {
         let line = match self.stderr {
-            Stderr::Plain => {
+            StderrFormat::Plain => {
                 let time = record.time.as_deref().unwrap_or("-");
                 format!(
                     "{time} {:5} {}: {}\n",
                     record.level, record.target, record.message
                 )
             }
-            Stderr::Prefixed => {
+            StderrFormat::Prefixed => {
                 format!(
                     "<{}>{}: {}\n",
                     kernel_level(&record.level),
@@ -289,7 +289,7 @@ impl RingLayer {
                 )
             }
         };
-        // Where standard error is gone there is nobody left to tell.
+        // The result is dropped: an error cannot be shown where standard error is gone.
         std::io::stderr().write_all(line.as_bytes()).ok();
     }
 }
@@ -310,13 +310,13 @@ fn kernel_level(level: &str) -> u8 {
 }
 
 /// The message and its fields, `message key=value …`.
-struct Text<'a> {
-    hash_addresses: Option<&'a LogRing>,
+struct LogText<'a> {
+    hash_addresses: Option<&'a NodeLogRing>,
     message: String,
     fields: String,
 }
 
-impl Text<'_> {
+impl LogText<'_> {
     fn finish(mut self) -> String {
         self.message.push_str(&self.fields);
         // What a peer sent must not begin a line of its own, move a terminal's cursor or turn a line around.
@@ -327,7 +327,7 @@ impl Text<'_> {
     }
 }
 
-impl Visit for Text<'_> {
+impl Visit for LogText<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         // Writing to a String cannot fail.
         let written = match (field.name(), self.hash_addresses) {
@@ -380,7 +380,7 @@ mod tests {
         std::iter::from_fn(|| reader.take()).collect()
     }
 
-    fn past(ring: &LogRing, last: usize) -> Vec<Arc<LogRecord>> {
+    fn past(ring: &NodeLogRing, last: usize) -> Vec<Arc<LogRecord>> {
         let record = |entry| match entry {
             LogEntry::Record(record) => record,
             LogEntry::Lost(lost) => panic!("{lost} records were lost"),
@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn the_ring_stays_within_its_bytes() {
-        let ring = LogRing::new();
+        let ring = NodeLogRing::new();
         for n in 0..20_000 {
             ring.push(record(&format!("{n} {}", "x".repeat(200))));
         }
@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_long_message_is_cut_at_a_character() {
-        let ring = LogRing::new();
+        let ring = NodeLogRing::new();
         ring.push(record(&"ä".repeat(MESSAGE_BYTES_MAX)));
         let records = past(&ring, 1);
         assert!(
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn no_record_looks_like_two() {
-        let text = Text {
+        let text = LogText {
             hash_addresses: None,
             message: "the peer said: bye\n2026 info node: all is well\x1b[2J\u{202e} ä".to_owned(),
             fields: String::new(),
@@ -443,13 +443,17 @@ mod tests {
 
     #[test]
     fn hashed_addresses_tell_one_from_another_and_not_which() {
-        let ring = LogRing::new();
+        let ring = NodeLogRing::new();
         let hash = ring.hashed("192.0.2.1:443");
         assert_eq!(hash, ring.hashed("192.0.2.1:50000"));
         assert_eq!(hash, ring.hashed("192.0.2.1"));
         assert_ne!(hash, ring.hashed("192.0.2.2:443"));
         assert!(hash.len() == 9 && !hash.contains('.'));
-        assert_ne!(hash, LogRing::new().hashed("192.0.2.1"), "another start");
+        assert_ne!(
+            hash,
+            NodeLogRing::new().hashed("192.0.2.1"),
+            "another start"
+        );
     }
 
     fn entry(message: &str) -> LogEntry {
@@ -458,7 +462,7 @@ mod tests {
 
     #[tokio::test]
     async fn followers_get_the_past_once_and_then_the_present() {
-        let ring = LogRing::new();
+        let ring = NodeLogRing::new();
         ring.push(record("a"));
         ring.push(record("b"));
         let (mut ends, mut follows) = (ring.read(1, false), ring.read(1, true));
@@ -476,7 +480,7 @@ mod tests {
 
     #[test]
     fn readers_share_the_records_and_are_told_of_those_they_lost() {
-        let ring = LogRing::new();
+        let ring = NodeLogRing::new();
         let long = "x".repeat(MESSAGE_BYTES_MAX);
         ring.push(record(&long));
         ring.push(record("b"));

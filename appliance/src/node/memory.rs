@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use alknet_endpoint::{ReliefScope, Server};
-use alknet_init::control::Problem;
+use alknet_endpoint::{EndpointServer, ReliefScope};
+use alknet_init::control::MachineDiagnostic;
 use alknet_worker::Workers;
 
 use crate::memory as allocator;
@@ -53,8 +53,8 @@ const ROUNDS_OF_CLOSING: u32 = 100;
 /// where all of them may hold what is missing: a handshake now and then, which a forged packet begins, gives nothing back.
 const CLOSING_BYTES: u64 = 284 << 10;
 
-/// How long the problem is told after connections were ended.
-const TOLD: Duration = Duration::from_secs(60);
+/// How long the node reports the problem after it ended connections.
+const REPORTED_FOR: Duration = Duration::from_secs(60);
 
 /// Where the machine says what it has, and where groups of processes are.
 const MEMINFO: &str = "/proc/meminfo";
@@ -65,16 +65,16 @@ pub(crate) const MEMORY_SHORT: &str = "memory-short";
 
 /// What the node can have: of the machine, or of the container or service that it runs in, whichever is less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Memory {
+pub(crate) struct NodeMemory {
     pub(crate) total_bytes: u64,
     pub(crate) available_bytes: u64,
 }
 
 /// What the node has of it: pages of its own, without files that are mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Own(u64);
+struct PrivateMemory(u64);
 
-impl Memory {
+impl NodeMemory {
     /// As the kernel says now; nothing where it does not.
     pub(crate) fn now() -> Option<Self> {
         let machine = Self::of_machine(&read(MEMINFO)?)?;
@@ -140,7 +140,7 @@ impl Memory {
 
     /// Whose connections are to end, after so many rounds in which it was short, while the library has so many connections
     /// of unknown peers that ended or were not served.
-    const fn scope(self, own: Own, rounds: u32, closing: usize) -> ReliefScope {
+    const fn scope(self, own: PrivateMemory, rounds: u32, closing: usize) -> ReliefScope {
         let (left, has) = if rounds > ROUNDS_OF_UNKNOWN {
             (LEFT_PART, OWN_PART)
         } else {
@@ -159,12 +159,12 @@ impl Memory {
     }
 
     /// Whether less than the first part of it is left, and the node has the second at least.
-    const fn is_short(self, own: Own, left: u64, has: u64) -> bool {
+    const fn is_short(self, own: PrivateMemory, left: u64, has: u64) -> bool {
         self.available_bytes < self.total_bytes / left && own.0 >= self.total_bytes / has
     }
 }
 
-impl Own {
+impl PrivateMemory {
     fn now() -> Option<Self> {
         kib(&read("/proc/self/status")?, "RssAnon:").map(Self)
     }
@@ -182,24 +182,24 @@ const fn is_of_workers(scope: ReliefScope, rounds: u32) -> bool {
 
 /// What was done about a shortage.
 #[derive(Debug, Default)]
-pub(crate) struct Relief {
+pub(crate) struct MemoryRelief {
     ended: AtomicU64,
     ended_workers: AtomicU64,
     last: Mutex<Option<Instant>>,
 }
 
-impl Relief {
+impl MemoryRelief {
     /// Ends connections and workers whenever memory is short. Without end.
-    pub(crate) async fn keep(self: Arc<Self>, server: Arc<Server>, workers: Workers) {
+    pub(crate) async fn keep(self: Arc<Self>, server: Arc<EndpointServer>, workers: Workers) {
         let (mut rounds, mut pause) = (0, LOOK);
         loop {
             tokio::time::sleep(pause).await;
-            let Some(memory) = Memory::now() else {
+            let Some(memory) = NodeMemory::now() else {
                 continue;
             };
             let is_near = memory.available_bytes < memory.total_bytes / NEAR_PART;
             pause = if is_near { LOOK_NEAR } else { LOOK };
-            let own = is_near.then(Own::now).flatten();
+            let own = is_near.then(PrivateMemory::now).flatten();
             let Some(own) = own.filter(|own| memory.is_short(*own, LEFT_PART, OWN_PART)) else {
                 rounds = 0;
                 continue;
@@ -236,7 +236,7 @@ impl Relief {
             }
             for _ in 0..LOOKS_AFTER_RELIEF {
                 tokio::time::sleep(LOOK).await;
-                let now = Memory::now().map_or(0, |now| now.available_bytes);
+                let now = NodeMemory::now().map_or(0, |now| now.available_bytes);
                 if now < memory.available_bytes / 2 {
                     break;
                 }
@@ -258,15 +258,15 @@ impl Relief {
     }
 
     /// That connections or workers were ended lately.
-    pub(crate) fn problem(&self) -> Option<Problem> {
+    pub(crate) fn problem(&self) -> Option<MachineDiagnostic> {
         self.problem_at(Instant::now())
     }
 
-    fn problem_at(&self, now: Instant) -> Option<Problem> {
+    fn problem_at(&self, now: Instant) -> Option<MachineDiagnostic> {
         let last = (*self.lock())?;
         let ended = self.ended.load(Ordering::Relaxed);
         let workers = self.ended_workers.load(Ordering::Relaxed);
-        (now.saturating_duration_since(last) < TOLD).then(|| Problem {
+        (now.saturating_duration_since(last) < REPORTED_FOR).then(|| MachineDiagnostic {
             code: MEMORY_SHORT.to_owned(),
             text: format!(
                 "memory ran short; since the node started {ended} connections were ended for it, those of unknown \
@@ -303,8 +303,8 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn memory(total: u64, available: u64) -> Memory {
-        Memory {
+    fn memory(total: u64, available: u64) -> NodeMemory {
+        NodeMemory {
             total_bytes: total * MIB,
             available_bytes: available * MIB,
         }
@@ -312,8 +312,9 @@ mod tests {
 
     #[test]
     fn the_lesser_of_machine_and_group_counts() {
-        let machine =
-            Memory::of_machine("MemTotal: 1048576 kB\nMemFree: 1 kB\nMemAvailable: 524288 kB\n");
+        let machine = NodeMemory::of_machine(
+            "MemTotal: 1048576 kB\nMemFree: 1 kB\nMemAvailable: 524288 kB\n",
+        );
         assert_eq!(machine, Some(memory(1024, 512)));
         let machine = machine.expect("there are both lines");
         let kinds = format!(
@@ -321,8 +322,9 @@ mod tests {
             16 * MIB,
             48 * MIB
         );
-        let limit =
-            |most: &str, used: u64| Memory::of_limit(most, &format!("{}\n", used * MIB), &kinds);
+        let limit = |most: &str, used: u64| {
+            NodeMemory::of_limit(most, &format!("{}\n", used * MIB), &kinds)
+        };
         let group = limit("268435456\n", 128).expect("a limit");
         assert_eq!(group, memory(256, 192));
         assert_eq!(machine.within(group), memory(256, 192));
@@ -330,8 +332,8 @@ mod tests {
         let large = limit("4294967296\n", 128).expect("a limit");
         assert_eq!(machine.within(large), memory(1024, 512));
         assert_eq!(limit("max\n", 128), None);
-        assert_eq!(Memory::of_machine("MemTotal: 1 kB\n"), None);
-        assert_eq!(Memory::of_machine(""), None);
+        assert_eq!(NodeMemory::of_machine("MemTotal: 1 kB\n"), None);
+        assert_eq!(NodeMemory::of_machine(""), None);
     }
 
     #[test]
@@ -344,20 +346,20 @@ mod tests {
             fs::create_dir_all(&folder).expect("room");
             fs::write(folder.join(file), text).expect("room");
         };
-        assert_eq!(Memory::of_groups(mount, own), None);
+        assert_eq!(NodeMemory::of_groups(mount, own), None);
         for group in ["", "pod", "pod/container", "pod/container/node"] {
             put(group, "memory.current", &format!("{}\n", 64 * MIB));
             put(group, "memory.stat", "anon 1\n");
             put(group, "memory.max", "max\n");
         }
-        assert_eq!(Memory::of_groups(mount, own), None);
+        assert_eq!(NodeMemory::of_groups(mount, own), None);
         put("pod", "memory.max", &format!("{}\n", 256 * MIB));
-        assert_eq!(Memory::of_groups(mount, own), Some(memory(256, 192)));
+        assert_eq!(NodeMemory::of_groups(mount, own), Some(memory(256, 192)));
         put("pod/container", "memory.high", &format!("{}\n", 128 * MIB));
-        assert_eq!(Memory::of_groups(mount, own), Some(memory(128, 64)));
+        assert_eq!(NodeMemory::of_groups(mount, own), Some(memory(128, 64)));
         // The path of the host's, of which the last group alone is mounted.
         put("", "memory.max", &format!("{}\n", 512 * MIB));
-        let outside = Memory::of_groups(mount, "/kubepods/burstable/1");
+        let outside = NodeMemory::of_groups(mount, "/kubepods/burstable/1");
         assert_eq!(outside, Some(memory(512, 448)));
     }
 
@@ -366,7 +368,8 @@ mod tests {
 
     #[test]
     fn it_is_short_where_little_is_left_and_the_node_has_much() {
-        let unknown = |left, own| memory(512, left).is_short(Own(own * MIB), LEFT_PART, OWN_PART);
+        let unknown =
+            |left, own| memory(512, left).is_short(PrivateMemory(own * MIB), LEFT_PART, OWN_PART);
         assert!(unknown(31, 32));
         assert!(!unknown(32, 512));
         // Other programs have it: nothing that the node ends gives it back.
@@ -376,7 +379,7 @@ mod tests {
     #[test]
     fn known_peers_end_where_little_is_left_or_unknown_ones_have_none() {
         let known = |left, own, rounds, closing| {
-            let scope = memory(512, left).scope(Own(own * MIB), rounds, closing);
+            let scope = memory(512, left).scope(PrivateMemory(own * MIB), rounds, closing);
             scope != ReliefScope::Unknown
         };
         assert!(known(15, 128, 1, 0));
@@ -403,8 +406,9 @@ mod tests {
 
     #[test]
     fn known_peers_end_beside_unknown_ones_where_nearly_nothing_is_left() {
-        let scope =
-            |left, own, rounds, closing| memory(512, left).scope(Own(own * MIB), rounds, closing);
+        let scope = |left, own, rounds, closing| {
+            memory(512, left).scope(PrivateMemory(own * MIB), rounds, closing)
+        };
         assert_eq!(scope(7, 128, 1, 0), ReliefScope::All);
         assert_eq!(scope(7, 128, 1, MANY), ReliefScope::All);
         assert_eq!(scope(8, 128, 1, 0), ReliefScope::UnknownFirst);
@@ -417,7 +421,7 @@ mod tests {
     #[test]
     fn workers_end_once_it_is_the_turn_of_known_peers() {
         let workers = |left, own, rounds, closing| {
-            let scope = memory(512, left).scope(Own(own * MIB), rounds, closing);
+            let scope = memory(512, left).scope(PrivateMemory(own * MIB), rounds, closing);
             is_of_workers(scope, rounds)
         };
         let for_long = ROUNDS_OF_UNKNOWN + 1;
@@ -432,7 +436,7 @@ mod tests {
 
     #[test]
     fn it_is_told_for_a_while() {
-        let (relief, now) = (Relief::default(), Instant::now());
+        let (relief, now) = (MemoryRelief::default(), Instant::now());
         assert_eq!(relief.problem_at(now), None);
         relief.note(3, 2, now);
         let problem = relief.problem_at(now).expect("it was just done");
@@ -440,6 +444,6 @@ mod tests {
         for told in ["3 connections", "2 workers"] {
             assert!(problem.text.contains(told), "{}", problem.text);
         }
-        assert_eq!(relief.problem_at(now + TOLD), None);
+        assert_eq!(relief.problem_at(now + REPORTED_FOR), None);
     }
 }

@@ -9,32 +9,32 @@ use alknet_core::metrics::CONTENT_TYPE;
 use alknet_tls::CertificateStore;
 use serde_json::json;
 
-use super::computing::Computing;
+use super::computing::NodeComputing;
 use super::facts;
+use super::identity_services::IdentityServices;
 use super::ops::empty_input;
-use super::people::People;
 
 /// The scope that lets its holder read what was counted.
 const SCOPE: &str = "metrics:read";
 
 /// Where the numbers are. Clones share it. What serves them over HTTP takes one, too.
 #[derive(Clone)]
-pub(crate) struct Meters {
-    people: People,
-    parts: Arc<Parts>,
+pub(crate) struct NodeMetrics {
+    people: IdentityServices,
+    parts: Arc<MetricsSources>,
 }
 
 /// What exists only after the operations that speak of it.
 #[derive(Default)]
-struct Parts {
+struct MetricsSources {
     dispatcher: OnceLock<Weak<Dispatcher>>,
     certificates: OnceLock<Arc<CertificateStore>>,
-    computing: OnceLock<Computing>,
+    computing: OnceLock<NodeComputing>,
 }
 
-impl Meters {
+impl NodeMetrics {
     /// Of a node whose server is, or will be, that of `people`.
-    pub(crate) fn new(people: People) -> Self {
+    pub(crate) fn new(people: IdentityServices) -> Self {
         Self {
             people,
             parts: Arc::default(),
@@ -50,7 +50,7 @@ impl Meters {
         self.parts.certificates.get_or_init(|| store);
     }
 
-    pub(crate) fn set_computing(&self, computing: &Computing) {
+    pub(crate) fn set_computing(&self, computing: &NodeComputing) {
         self.parts.computing.get_or_init(|| computing.clone());
     }
 
@@ -87,9 +87,9 @@ impl Meters {
     }
 }
 
-impl fmt::Debug for Meters {
+impl fmt::Debug for NodeMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Meters")
+        f.write_str("NodeMetrics")
     }
 }
 
@@ -131,7 +131,7 @@ fn certificates(store: &CertificateStore, into: &mut Metrics) {
 }
 
 /// The operation.
-pub(crate) fn operation(meters: Meters) -> Registration {
+pub(crate) fn operation(meters: NodeMetrics) -> Registration {
     let spec = OperationSpec::query("node/metrics", "What this node has counted.")
         .with_input(empty_input())
         .with_output(json!({

@@ -1,8 +1,10 @@
 //! The node: what serves the one port, under PID 1 or on an ordinary host.
 
+mod capability_store;
 mod certificates;
 mod computing;
 mod condition;
+mod config_store;
 mod control;
 mod dialler;
 mod escrow;
@@ -11,20 +13,18 @@ mod fault;
 mod follow;
 mod host;
 mod hub;
+mod identity_services;
 mod imports;
 mod join;
-mod keep;
+mod key_rotation;
 mod log;
 mod memory;
 mod metrics;
 mod ops;
-mod own_key;
-mod people;
-mod place;
-mod powers;
 mod reload;
 mod rotate;
 mod self_probe;
+mod state_lock;
 mod store;
 mod supervised;
 mod tokens;
@@ -38,46 +38,48 @@ use std::time::Duration;
 
 use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
-use alknet_core::{CloseCode, EncryptedData, HandlerRegistry, Identities, Stored, SystemClock};
-use alknet_endpoint::{IrohOptions, Limits, Server, ServerOptions};
-use alknet_http::Settings;
+use alknet_core::{
+    CloseCode, EncryptedData, HandlerRegistry, Identities, StoredIdentities, SystemClock,
+};
+use alknet_endpoint::{EndpointLimits, EndpointServer, IrohOptions, ServerOptions};
+use alknet_http::HttpSettings;
 use alknet_identity_store::IdentityDb;
-use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
-use alknet_page::Page;
-use alknet_tls::{NodeKey, Problems};
+use alknet_init::control::{InitMessage, MachineDiagnostic, MachineFacts, NodeStatus};
+use alknet_page::AdminPage;
+use alknet_tls::{NodeDiagnostics, NodeKey};
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
-use certificates::Certificates;
-use computing::{Around, Computing};
-use condition::{Certified, Condition, Told, Troubles};
-use facts::{About, SharedFacts};
-use hub::Hub;
-use imports::Imports;
-use join::{JoinContext, Joins, Reached};
-use keep::Keeper;
-use log::LogRing;
-use memory::Relief;
-use metrics::Meters;
+use capability_store::CapabilityStore;
+use certificates::NodeCertificates;
+use computing::{ComputingContext, NodeComputing};
+use condition::{CertificateHealth, InitProblems, NodeHealth, NodeProblemSource};
+use config_store::ConfigStore;
+use facts::{NodeDescription, SharedFacts};
+use hub::HubContext;
+use identity_services::{IdentityServices, SharedServer};
+use imports::NodeImports;
+use join::{HubConnections, HubMemberships, JoinContext};
+use key_rotation::NodeKeyRotation;
+use log::NodeLogRing;
+use memory::MemoryRelief;
+use metrics::NodeMetrics;
 use ops::NodeContext;
-use own_key::OwnKey;
-use people::{People, SharedServer};
-use powers::Powers;
 use reload::Reloader;
-use self_probe::{Arrivals, SelfProbe, Watched};
+use self_probe::{ArrivalHandler, Arrivals, SelfProbe};
 use vault::NodeVault;
-use web::{Inside, Web};
+use web::{NodeWeb, WebGateway};
 
 use crate::key::KeyFiles;
 
 pub(crate) use computing::tensor_store;
-pub(crate) use escrow::errand;
-pub(crate) use host::{Configured, Overlay, ServeFile, serve};
+pub(crate) use config_store::{last_good_of, read as read_document};
+pub(crate) use escrow::run_helper;
+pub(crate) use host::{ConfigOverlay, ServeFile, StartupConfig, serve};
 pub(crate) use join::problems as join_problems;
-pub(crate) use keep::{last_good_of, read as read_document};
-pub(crate) use place::StateLock;
 pub(crate) use reload::refusal;
+pub(crate) use state_lock::StateLock;
 pub(crate) use supervised::supervised;
 
 /// Folder of what TLS keeps below the state directory.
@@ -86,20 +88,20 @@ const TLS_DIR: &str = "tls";
 const KEY_FILE: &str = "identity/node.key";
 
 /// What a node is made from.
-struct Options<'a> {
+struct NodeOptions<'a> {
     config: &'a NodeConfig,
     /// Options that win over every document.
-    overlay: Overlay,
-    keeper: Keeper,
+    overlay: ConfigOverlay,
+    keeper: ConfigStore,
     /// What is wrong with the configuration it starts with.
-    problems: Vec<Problem>,
+    problems: Vec<MachineDiagnostic>,
     /// Log more than the configuration asks for.
     verbose: bool,
     state_dir: &'a Path,
     facts: MachineFacts,
     role: &'static str,
-    ring: LogRing,
-    to_init: Option<mpsc::Sender<ToInit>>,
+    ring: NodeLogRing,
+    to_init: Option<mpsc::Sender<InitMessage>>,
     /// What the key is derived by; absent where it is a file.
     vault: Option<NodeVault>,
     /// Credentials that PID 1 keeps, sealed, by their names.
@@ -108,31 +110,31 @@ struct Options<'a> {
 
 /// A node that serves. Clones share it.
 #[derive(Clone)]
-struct Node {
-    server: Arc<Server>,
-    about: Arc<About>,
+struct AlknetNode {
+    server: Arc<EndpointServer>,
+    about: Arc<NodeDescription>,
     facts: SharedFacts,
-    people: People,
-    certificates: Arc<Problems>,
-    ring: LogRing,
+    people: IdentityServices,
+    certificates: Arc<NodeDiagnostics>,
+    ring: NodeLogRing,
     verbose: bool,
-    hub: Option<Hub>,
-    joins: Arc<Joins>,
-    computing: Computing,
-    powers: Powers,
-    web: Web,
-    imports: Imports,
+    hub: Option<HubContext>,
+    joins: Arc<HubMemberships>,
+    computing: NodeComputing,
+    powers: CapabilityStore,
+    web: NodeWeb,
+    imports: NodeImports,
     /// What could not be opened at the start.
-    unusable: Arc<[Problem]>,
-    /// What PID 1 was told.
-    told: Told,
-    relief: Arc<Relief>,
+    unusable: Arc<[MachineDiagnostic]>,
+    /// The problems that the node sent to PID 1.
+    told: InitProblems,
+    relief: Arc<MemoryRelief>,
 }
 
-impl Node {
+impl AlknetNode {
     /// Loads or makes the key, builds the operations, and binds the port. Must run inside a
     /// runtime.
-    async fn start(options: Options<'_>) -> anyhow::Result<Self> {
+    async fn start(options: NodeOptions<'_>) -> anyhow::Result<Self> {
         let key_path = options.state_dir.join(KEY_FILE);
         let tls_dir = options.state_dir.join(TLS_DIR);
         make_private_dir(&tls_dir)?;
@@ -148,8 +150,8 @@ impl Node {
         let store = store::open(options.state_dir);
         let people = people(config, options.overlay, options.keeper, problems, store);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
-        let meters = Meters::new(people.clone());
-        let certificates = Certificates::start(config, &key, &tls_dir, options.vault.as_ref());
+        let meters = NodeMetrics::new(people.clone());
+        let certificates = NodeCertificates::start(config, &key, &tls_dir, options.vault.as_ref());
         let served = Arc::clone(&certificates.served.certificates);
         meters.set_certificates(Arc::clone(&served));
         tokio::spawn(dialler::follow(
@@ -157,10 +159,10 @@ impl Node {
             Arc::clone(&people.identities),
         ));
         // The port is known before it is bound, unless it is 0 (tests): then the server tells.
-        let about = Arc::new(About::new(key.public().to_string(), options.role));
-        let reached = Reached::default();
+        let about = Arc::new(NodeDescription::new(key.public().to_string(), options.role));
+        let reached = HubConnections::default();
         let files = options.vault.is_none().then(|| KeyFiles::at(key_path));
-        let own_key = OwnKey::new(
+        let own_key = NodeKeyRotation::new(
             files,
             key.clone(),
             people.clone(),
@@ -168,9 +170,9 @@ impl Node {
             Arc::clone(&certificates.problems),
         );
         let of_node = options.vault.as_ref().map(NodeVault::vault);
-        let powers = Powers::new(config, options.records, of_node);
+        let powers = CapabilityStore::new(config, options.records, of_node);
         powers.follow();
-        let computing = Computing::new(&Around {
+        let computing = NodeComputing::new(&ComputingContext {
             state_dir: options.state_dir,
             identity: about.identity(),
             identities: Arc::clone(&people.identities),
@@ -183,8 +185,8 @@ impl Node {
         let escrow = escrow::desk(options.state_dir, options.vault.as_ref());
         let computings = computing.problems();
         let unusable = computings.iter().cloned();
-        let unusable: Arc<[Problem]> = unusable.chain(escrow::problem(&escrow)).collect();
-        let troubles = Troubles::default();
+        let unusable: Arc<[MachineDiagnostic]> = unusable.chain(escrow::problem(&escrow)).collect();
+        let troubles = NodeProblemSource::default();
         let context = NodeContext {
             troubles: Arc::clone(&troubles),
             powers: powers.clone(),
@@ -201,36 +203,36 @@ impl Node {
             people: people.clone(),
             meters,
         };
-        let hub = Hub::new(config, &people, &about, &facts, clock());
+        let hub = HubContext::new(config, &people, &about, &facts, clock());
         let reloader = Arc::clone(&people.reloader);
-        let inside = Inside::new(config, Arc::clone(&people.identities) as _, move || {
-            let now = Settings::new(&reloader.current().config);
+        let inside = WebGateway::new(config, Arc::clone(&people.identities) as _, move || {
+            let now = HttpSettings::new(&reloader.current().config);
             now.names().to_vec()
         });
         let page = inside.page.as_ref();
         let (mut handlers, dispatcher) =
             handlers(config, &context, hub.as_ref(), &computing, &escrow, page)?;
         let answers = Arc::clone(&certificates.challenges);
-        let told = Told::default();
-        let condition = Condition {
+        let told = InitProblems::default();
+        let condition = NodeHealth {
             own: Arc::clone(&troubles),
             facts: Arc::clone(&facts),
             told: Arc::clone(&told),
-            certified: Certified {
+            certified: CertificateHealth {
                 names: config.certificate_names(),
                 store: Arc::clone(&served),
                 clock: clock(),
             },
         };
         let mounts = computing.mounts();
-        let web = Web::new(config, inside, &dispatcher, answers, condition, mounts)?;
+        let web = NodeWeb::new(config, inside, &dispatcher, answers, condition, mounts)?;
         let arrivals = Arc::<Arrivals>::default();
         if let Some(http) = web.handler() {
-            handlers.register(Arc::new(Watched::new(http, Arc::clone(&arrivals))))?;
+            handlers.register(Arc::new(ArrivalHandler::new(http, Arc::clone(&arrivals))))?;
         }
         computing.attach(&dispatcher).await;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
-        let mut server = Server::bind(
+        let mut server = EndpointServer::bind(
             ServerOptions {
                 addrs: config.listen.addrs.clone(),
                 port: config.listen.port,
@@ -252,8 +254,9 @@ impl Node {
         let file = people.reloader.file();
         let folder = file.as_deref().and_then(Path::parent).map(Path::to_owned);
         let folder = folder.unwrap_or_else(|| options.state_dir.join("config"));
-        let imports = Imports::start(config, &folder, &dispatcher, &certificates.dialer, &powers);
-        let joins = Joins::start(JoinContext {
+        let imports =
+            NodeImports::start(config, &folder, &dispatcher, &certificates.dialer, &powers);
+        let joins = HubMemberships::start(JoinContext {
             reloader: Arc::clone(&people.reloader),
             dispatcher,
             dialer: certificates.dialer,
@@ -261,7 +264,7 @@ impl Node {
             reached,
             unwanted: Default::default(),
         });
-        let relief = Arc::<Relief>::default();
+        let relief = Arc::<MemoryRelief>::default();
         let workers = computing.workers().clone();
         tokio::spawn(Arc::clone(&relief).keep(Arc::clone(&server), workers));
         let node = Self {
@@ -319,7 +322,7 @@ impl Node {
     }
 
     /// The same at every change, and the console hears of it.
-    async fn keep_tuned(self, to_init: Option<mpsc::Sender<ToInit>>) {
+    async fn keep_tuned(self, to_init: Option<mpsc::Sender<InitMessage>>) {
         let mut changes = self.people.reloader.watch();
         let mut wrong = self.certificates.watch();
         loop {
@@ -334,7 +337,7 @@ impl Node {
             if let Some(to_init) = &to_init {
                 let status = self.tell();
                 // PID 1 gone means this process is about to end, too.
-                to_init.send(ToInit::Status { status }).await.ok();
+                to_init.send(InitMessage::Status { status }).await.ok();
             }
         }
     }
@@ -361,7 +364,7 @@ impl Node {
     }
 
     /// What is wrong that only the node knows of.
-    fn problems(&self) -> Vec<Problem> {
+    fn problems(&self) -> Vec<MachineDiagnostic> {
         let certificates = certificates::problems(&self.certificates);
         let own = self.people.problems().into_iter();
         own.chain(certificates)
@@ -386,7 +389,7 @@ impl Node {
     }
 }
 
-/// The key that a file holds; made where there is none.
+/// The key that a file holds. The node makes one if the file does not exist.
 fn key_of_file(path: &Path) -> anyhow::Result<NodeKey> {
     make_private_dir(path.parent().unwrap_or_else(|| Path::new(".")))?;
     let (key, made) = NodeKey::load_or_create(path)?;
@@ -396,14 +399,14 @@ fn key_of_file(path: &Path) -> anyhow::Result<NodeKey> {
     Ok(key)
 }
 
-/// Whom the node knows, and the way to change it.
+/// The identities that the node knows, and the way to change them.
 fn people(
     config: &NodeConfig,
-    overlay: Overlay,
-    keeper: Keeper,
-    problems: Vec<Problem>,
-    (store, stored): (IdentityDb, Stored),
-) -> People {
+    overlay: ConfigOverlay,
+    keeper: ConfigStore,
+    problems: Vec<MachineDiagnostic>,
+    (store, stored): (IdentityDb, StoredIdentities),
+) -> IdentityServices {
     let entries = config.entries();
     let keeping = Arc::new(store.clone());
     let identities = Identities::with_store(entries.clone(), stored, keeping, clock());
@@ -417,7 +420,7 @@ fn people(
             join::fill_in(config);
         });
     let server: SharedServer = Arc::new(OnceLock::new());
-    People {
+    IdentityServices {
         reloader: Arc::new(Reloader::new(handle, keeper, problems)),
         identities,
         store,
@@ -435,10 +438,10 @@ fn clock() -> Arc<SystemClock> {
 fn handlers(
     config: &NodeConfig,
     context: &NodeContext,
-    hub: Option<&Hub>,
-    computing: &Computing,
-    escrow: &Arc<alknet_escrow::Desk>,
-    page: Option<&Page>,
+    hub: Option<&HubContext>,
+    computing: &NodeComputing,
+    escrow: &Arc<alknet_escrow::ShareRegistry>,
+    page: Option<&AdminPage>,
 ) -> anyhow::Result<(HandlerRegistry, Arc<Dispatcher>)> {
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
@@ -467,7 +470,7 @@ fn handlers(
         .with_identities(identities)
         .with_node(context.about.identity());
     if hub.is_some() {
-        dispatcher = Hub::routing(&config.hub, dispatcher);
+        dispatcher = HubContext::routing(&config.hub, dispatcher);
     }
     let dispatcher = Arc::new(dispatcher);
     context.meters.set_dispatcher(&dispatcher);
@@ -491,9 +494,9 @@ fn iroh_options(config: &NodeConfig) -> IrohOptions {
 }
 
 /// What the configuration asks for, and for the rest what fits the machine.
-fn limits(asked: &LimitsConfig) -> Limits {
-    let own = Limits::for_memory(facts::memory_total_bytes());
-    Limits {
+fn limits(asked: &LimitsConfig) -> EndpointLimits {
+    let own = EndpointLimits::for_memory(facts::memory_total_bytes());
+    EndpointLimits {
         connections_max: asked.connections.unwrap_or(own.connections_max),
         per_address_max: asked.connections_per_address.unwrap_or(own.per_address_max),
         per_peer_max: asked.connections_per_peer.unwrap_or(own.per_peer_max),
@@ -515,7 +518,7 @@ pub(crate) const FAILED_LOGINS: &str = "failed-logins";
 const NETWORKS_NAMED: usize = 8;
 
 /// From where tokens or keys are guessed.
-fn guesses(server: &Server) -> Option<Problem> {
+fn guesses(server: &EndpointServer) -> Option<MachineDiagnostic> {
     let mut networks: Vec<_> = server.penalties().into_iter().map(|(who, _)| who).collect();
     networks.sort_unstable();
     let named = networks
@@ -529,7 +532,7 @@ fn guesses(server: &Server) -> Option<Problem> {
     } else {
         String::new()
     };
-    (!networks.is_empty()).then(|| Problem {
+    (!networks.is_empty()).then(|| MachineDiagnostic {
         code: FAILED_LOGINS.to_owned(),
         text: format!("too many wrong tokens or unknown keys came from {named}{more}"),
         hint: "wrong ones from there are refused for a while, right ones are not; if it is one of your \
@@ -538,7 +541,7 @@ fn guesses(server: &Server) -> Option<Problem> {
     })
 }
 
-fn counters_of(server: &Server) -> Value {
+fn counters_of(server: &EndpointServer) -> Value {
     let mut map: Map<String, Value> = server
         .counters()
         .iter()
@@ -549,7 +552,7 @@ fn counters_of(server: &Server) -> Value {
 }
 
 /// `alknet:` and the target a client dials; the first address that leaves the machine.
-fn enrolment_uri(about: &About, facts: &MachineFacts) -> String {
+fn enrolment_uri(about: &NodeDescription, facts: &MachineFacts) -> String {
     let address = facts::addresses(facts).into_iter().next();
     let host = match address {
         Some(v6) if v6.contains(':') => format!("[{v6}]"),

@@ -6,22 +6,22 @@
 use std::sync::Arc;
 
 use alknet_call::{
-    BoxStream, CallError, ErrorCode, HandlerKind, Item, OperationSpec, Registration,
-    RegistryBuilder,
+    BoxStream, CallError, ErrorCode, HandlerKind, OperationSpec, Registration, RegistryBuilder,
+    SubscriptionItem,
 };
-use alknet_init::control::{LogRecord, PowerAction, ToInit};
+use alknet_init::control::{InitMessage, LogRecord, PowerAction};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::condition::Troubles;
-use super::facts::{self, About, SharedFacts};
-use super::log::{LogEntry, LogRing};
-use super::metrics::{self, Meters};
-use super::own_key::{self, OwnKey};
-use super::people::{self, People};
-use super::powers::Powers;
+use super::capability_store::CapabilityStore;
+use super::condition::NodeProblemSource;
+use super::facts::{self, NodeDescription, SharedFacts};
+use super::identity_services::{self, IdentityServices};
+use super::key_rotation::{self, NodeKeyRotation};
+use super::log::{LogEntry, NodeLogRing};
+use super::metrics::{self, NodeMetrics};
 use super::rotate;
 use super::tokens;
 use super::vault::{self, NodeVault};
@@ -39,39 +39,39 @@ const LOG_LAST_MAX: usize = 100_000;
 #[derive(Clone)]
 pub(crate) struct NodeContext {
     /// What stays the same.
-    pub(crate) about: Arc<About>,
+    pub(crate) about: Arc<NodeDescription>,
     /// What PID 1 says about the machine.
     pub(crate) facts: SharedFacts,
     /// The log.
-    pub(crate) ring: LogRing,
+    pub(crate) ring: NodeLogRing,
     /// The way to PID 1; absent on an ordinary host.
-    pub(crate) to_init: Option<mpsc::Sender<ToInit>>,
+    pub(crate) to_init: Option<mpsc::Sender<InitMessage>>,
     /// Counters of the endpoint.
     pub(crate) counters: Arc<dyn Fn() -> Value + Send + Sync>,
     /// Who may connect.
-    pub(crate) people: People,
+    pub(crate) people: IdentityServices,
     /// Everything that is counted.
-    pub(crate) meters: Meters,
+    pub(crate) meters: NodeMetrics,
     /// What is wrong that only the node knows of.
-    pub(crate) troubles: Troubles,
+    pub(crate) troubles: NodeProblemSource,
     /// The key the node serves with.
-    pub(crate) own_key: Arc<OwnKey>,
+    pub(crate) own_key: Arc<NodeKeyRotation>,
     /// Absent where the key is a file.
     pub(crate) vault: Option<NodeVault>,
     /// What operations may do with the node's secrets.
-    pub(crate) powers: Powers,
+    pub(crate) powers: CapabilityStore,
 }
 
 /// Adds the operations to a registry.
 pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
-    builder.add(people::apply(node.people.clone()));
+    builder.add(identity_services::apply(node.people.clone()));
     builder.add(info(node.clone()));
     builder.add(log(node.ring.clone()));
     builder.add(metrics::operation(node.meters.clone()));
     builder.add(power(node.clone(), PowerAction::Reboot));
     builder.add(power(node.clone(), PowerAction::Poweroff));
-    builder.add(own_key::operation(Arc::clone(&node.own_key)));
-    builder.add(people::list(node.people.clone()));
+    builder.add(key_rotation::operation(Arc::clone(&node.own_key)));
+    builder.add(identity_services::list(node.people.clone()));
     builder.add(tokens::list(node.people.clone()));
     builder.add(tokens::make(node.people.clone()));
     builder.add(tokens::revoke(node.people.clone()));
@@ -125,7 +125,7 @@ impl Default for LogInput {
     }
 }
 
-fn log(ring: LogRing) -> Registration {
+fn log(ring: NodeLogRing) -> Registration {
     let input = json!({
         "type": ["object", "null"],
         "additionalProperties": false,
@@ -149,8 +149,8 @@ fn log(ring: LogRing) -> Registration {
         .with_input(input)
         .with_output(output)
         .with_scope(SCOPE);
-    let handler = HandlerKind::stream(move |input: alknet_call::Body, _ctx| {
-        let events: BoxStream<Result<Item, CallError>> = match log_input(&input) {
+    let handler = HandlerKind::stream(move |input: alknet_call::CallBody, _ctx| {
+        let events: BoxStream<Result<SubscriptionItem, CallError>> = match log_input(&input) {
             Ok(wanted) => log_events(&ring, &wanted),
             Err(error) => Box::pin(stream::iter([Err(error)])),
         };
@@ -159,7 +159,7 @@ fn log(ring: LogRing) -> Registration {
     Registration::new(spec, handler)
 }
 
-fn log_input(input: &alknet_call::Body) -> Result<LogInput, CallError> {
+fn log_input(input: &alknet_call::CallBody) -> Result<LogInput, CallError> {
     if input.is_null() {
         Ok(LogInput::default())
     } else {
@@ -167,7 +167,10 @@ fn log_input(input: &alknet_call::Body) -> Result<LogInput, CallError> {
     }
 }
 
-fn log_events(ring: &LogRing, wanted: &LogInput) -> BoxStream<Result<Item, CallError>> {
+fn log_events(
+    ring: &NodeLogRing,
+    wanted: &LogInput,
+) -> BoxStream<Result<SubscriptionItem, CallError>> {
     let reader = ring.read(wanted.last, wanted.follow);
     let events = stream::unfold(reader, |mut reader| async move {
         let event = match reader.next().await? {
@@ -179,8 +182,8 @@ fn log_events(ring: &LogRing, wanted: &LogInput) -> BoxStream<Result<Item, CallE
     Box::pin(events)
 }
 
-fn event(record: &LogRecord) -> Item {
-    Item::from(json!(record))
+fn event(record: &LogRecord) -> SubscriptionItem {
+    SubscriptionItem::from(json!(record))
 }
 
 /// Says in the log itself that a slow reader lost some of it.
@@ -207,7 +210,7 @@ fn power(node: NodeContext, action: PowerAction) -> Registration {
         let to_init = node.to_init.clone();
         let by = caller(&ctx);
         async move {
-            let message = ToInit::Power { action, by };
+            let message = InitMessage::Power { action, by };
             let sent = match &to_init {
                 Some(to_init) => to_init.send(message).await.is_ok(),
                 None => false,
@@ -225,7 +228,7 @@ fn power(node: NodeContext, action: PowerAction) -> Registration {
 /// Who calls, for a line of the log.
 pub(super) fn caller(ctx: &alknet_call::Ctx) -> String {
     let who = ctx.identity();
-    who.map_or_else(|| "nobody".to_owned(), |who| who.id.to_string())
+    who.map_or_else(|| "unknown peer".to_owned(), |who| who.id.to_string())
 }
 
 fn no_machine() -> CallError {
@@ -250,8 +253,8 @@ mod tests {
 
     use super::*;
     use crate::key::KeyFiles;
-    use crate::node::join::Reached;
-    use crate::node::{Keeper, Overlay};
+    use crate::node::join::HubConnections;
+    use crate::node::{ConfigOverlay, ConfigStore};
 
     /// The running node compiles them when they are first needed.
     #[test]
@@ -263,29 +266,29 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let people = crate::node::people(
             &NodeConfig::default(),
-            Overlay::default(),
-            Keeper::nowhere(),
+            ConfigOverlay::default(),
+            ConfigStore::nowhere(),
             Vec::new(),
             crate::node::store::open(dir.path()),
         );
-        let own_key = OwnKey::new(
+        let own_key = NodeKeyRotation::new(
             Some(KeyFiles::at(dir.path().join("node.key"))),
             NodeKey::from_seed(&[1; 32]),
             people.clone(),
-            Reached::default(),
+            HubConnections::default(),
             Arc::default(),
         );
         let node = NodeContext {
             troubles: Arc::default(),
             own_key: Arc::new(own_key),
             vault: None,
-            powers: Powers::new(&NodeConfig::default(), Default::default(), None),
-            about: Arc::new(About::new(String::new(), "appliance")),
+            powers: CapabilityStore::new(&NodeConfig::default(), Default::default(), None),
+            about: Arc::new(NodeDescription::new(String::new(), "appliance")),
             facts: Arc::new(ArcSwap::from_pointee(facts)),
-            ring: LogRing::new(),
+            ring: NodeLogRing::new(),
             to_init: None,
             counters: Arc::new(|| Value::Null),
-            meters: Meters::new(people.clone()),
+            meters: NodeMetrics::new(people.clone()),
             people,
         };
         let mut builder = Registry::builder();
@@ -293,9 +296,9 @@ mod tests {
         let mut config = NodeConfig::default();
         config.hub.enabled = true;
         let key = alknet_core::PeerKey::Ed25519([1; 32]);
-        let about = Arc::new(About::new(key.to_string(), "host"));
+        let about = Arc::new(NodeDescription::new(key.to_string(), "host"));
         let clock = crate::node::clock();
-        let hub = crate::node::Hub::new(&config, &node.people, &about, &node.facts, clock);
+        let hub = crate::node::HubContext::new(&config, &node.people, &about, &node.facts, clock);
         hub.expect("it is one").register(&mut builder);
         let registry = builder.build().expect("every schema is one");
         assert!(registry.spec("node/fault").is_some());

@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use alknet_core::config::{
-    Applied, ApplyError, Change, ConfigError, DynamicConfig, ReloadHandle, Source,
+    ApplyError, ConfigApplyResult, ConfigChange, ConfigError, ConfigSource, DynamicConfig,
+    ReloadHandle,
 };
-use alknet_init::control::Problem;
+use alknet_init::control::MachineDiagnostic;
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::keep::Keeper;
+use super::config_store::ConfigStore;
 
 /// Identities of each kind named in one line of the log.
 const IDS_LOGGED_MAX: usize = 20;
@@ -21,19 +22,19 @@ const IDS_LOGGED_MAX: usize = 20;
 /// The one way a document comes into force on a running node.
 pub(crate) struct Reloader {
     handle: ReloadHandle,
-    keeper: Keeper,
+    keeper: ConfigStore,
     /// Held from the check of a document until it is kept, and from the reading of the file: what is kept is what is in
     /// force.
     turn: tokio::sync::Mutex<()>,
     /// What is wrong with the file, while it is.
-    problems: ArcSwap<Vec<Problem>>,
+    problems: ArcSwap<Vec<MachineDiagnostic>>,
 }
 
-/// What came of a document, for whoever brought it.
+/// The result of applying a document, for the caller that brought it.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Outcome {
+pub(crate) struct ReloadOutcome {
     #[serde(flatten)]
-    pub(crate) applied: Applied,
+    pub(crate) applied: ConfigApplyResult,
     /// Whether the next start uses it, too.
     pub(crate) kept: bool,
     /// Why not.
@@ -43,7 +44,11 @@ pub(crate) struct Outcome {
 
 impl Reloader {
     /// `problems` are those of the file that the node was started with.
-    pub(crate) fn new(handle: ReloadHandle, keeper: Keeper, problems: Vec<Problem>) -> Self {
+    pub(crate) fn new(
+        handle: ReloadHandle,
+        keeper: ConfigStore,
+        problems: Vec<MachineDiagnostic>,
+    ) -> Self {
         Self {
             handle,
             keeper,
@@ -56,15 +61,18 @@ impl Reloader {
     ///
     /// # Errors
     /// It is refused; everything is as it was.
-    pub(crate) async fn apply(&self, change: &Change<'_>) -> Result<Outcome, ApplyError> {
+    pub(crate) async fn apply(
+        &self,
+        change: &ConfigChange<'_>,
+    ) -> Result<ReloadOutcome, ApplyError> {
         let _turn = self.turn.lock().await;
         self.apply_in_turn(change).await
     }
 
-    async fn apply_in_turn(&self, change: &Change<'_>) -> Result<Outcome, ApplyError> {
+    async fn apply_in_turn(&self, change: &ConfigChange<'_>) -> Result<ReloadOutcome, ApplyError> {
         let applied = self.handle.apply(change)?;
         if change.dry_run {
-            return Ok(Outcome {
+            return Ok(ReloadOutcome {
                 applied,
                 kept: false,
                 kept_error: None,
@@ -75,22 +83,22 @@ impl Reloader {
             audit(&change.source, &applied);
         }
         let kept = match change.source {
-            Source::Operation(_) => self.keeper.keep(change.document).await,
+            ConfigSource::Operation(_) => self.keeper.keep(change.document).await,
             _ => self.keeper.keep_last_good(change.document),
         };
         if let Err(error) = &kept {
             tracing::warn!("the configuration in force is not kept: {error}");
         }
-        Ok(Outcome {
+        Ok(ReloadOutcome {
             applied,
             kept: kept.is_ok(),
             kept_error: kept.err(),
         })
     }
 
-    /// Reads the file again, because it changed or somebody asks. What is wrong with it is said in
-    /// the log and among the node's problems, and the node goes on as it is.
-    pub(crate) async fn read_again(&self, source: Source) {
+    /// Reads the file again, because it changed or an administrator asked. Errors in the file go to the log and to the
+    /// node's problems, and the node goes on with the configuration in force.
+    pub(crate) async fn read_again(&self, source: ConfigSource) {
         // Before the file is read: what an operation brings meanwhile becomes the file, and would be taken back.
         let _turn = self.turn.lock().await;
         let Some(document) = self.keeper.read() else {
@@ -102,7 +110,7 @@ impl Reloader {
             Err(error) => return self.refused(&[error]),
         };
         match self
-            .apply_in_turn(&Change::of_owner(&document, source))
+            .apply_in_turn(&ConfigChange::of_owner(&document, source))
             .await
         {
             Err(ApplyError::Refused(errors)) => self.refused(&errors),
@@ -127,7 +135,7 @@ impl Reloader {
     }
 
     /// What is wrong with the file, for those who look at the node.
-    pub(crate) fn problems(&self) -> Arc<Vec<Problem>> {
+    pub(crate) fn problems(&self) -> Arc<Vec<MachineDiagnostic>> {
         self.problems.load_full()
     }
 
@@ -160,13 +168,13 @@ impl fmt::Debug for Reloader {
 }
 
 /// The problems of a node whose file `name` is refused.
-pub(crate) fn refusal(name: &str, errors: &[ConfigError]) -> Vec<Problem> {
-    let refused = errors.iter().map(|error| Problem {
+pub(crate) fn refusal(name: &str, errors: &[ConfigError]) -> Vec<MachineDiagnostic> {
+    let refused = errors.iter().map(|error| MachineDiagnostic {
         code: "config-refused".to_owned(),
         text: format!("{name}: {}", error.summary()),
         hint: error.fix.clone(),
     });
-    let instead = Problem {
+    let instead = MachineDiagnostic {
         code: "config-last-good".to_owned(),
         text: "the node runs with the configuration before it".to_owned(),
         hint: format!("correct {name}; it is read again at once"),
@@ -174,8 +182,8 @@ pub(crate) fn refusal(name: &str, errors: &[ConfigError]) -> Vec<Problem> {
     refused.chain([instead]).collect()
 }
 
-/// The line by which a change is found again: who, what, whom. Never a key's secret or a token.
-fn audit(source: &Source, applied: &Applied) {
+/// Logs a change: its source, and the peers that it concerns. Never a key's secret or a token.
+fn audit(source: &ConfigSource, applied: &ConfigApplyResult) {
     let ids = |ids: &[String]| {
         let more = ids.len().saturating_sub(IDS_LOGGED_MAX);
         let mut text = ids[..ids.len() - more].join(",");
@@ -212,7 +220,7 @@ mod tests {
         )
     }
 
-    fn reloader(keeper: Keeper) -> (Reloader, Arc<Identities>) {
+    fn reloader(keeper: ConfigStore) -> (Reloader, Arc<Identities>) {
         let config = NodeConfig::default();
         let clock = Arc::new(SystemClock { built_s: 0 });
         let identities = Arc::new(Identities::new(config.entries(), clock));
@@ -230,16 +238,16 @@ mod tests {
         let file = dir.path().join("node.toml");
         let last_good = dir.path().join("node.last-good.toml");
         let write = |text: &str| std::fs::write(&file, text).expect("a writable directory");
-        let (reloader, identities) = reloader(Keeper::file_at(file.clone()));
+        let (reloader, identities) = reloader(ConfigStore::file_at(file.clone()));
 
         write(&peer(1));
-        reloader.read_again(Source::File).await;
+        reloader.read_again(ConfigSource::File).await;
         assert!(knows(&identities, 1) && reloader.problems().is_empty());
         let kept = std::fs::read_to_string(&last_good).expect("kept");
         assert_eq!(kept, peer(1));
 
         write("peers = 1");
-        reloader.read_again(Source::File).await;
+        reloader.read_again(ConfigSource::File).await;
         assert!(knows(&identities, 1));
         let problems = reloader.problems();
         let codes: Vec<_> = problems.iter().map(|p| p.code.as_str()).collect();
@@ -249,24 +257,24 @@ mod tests {
         assert_eq!(kept, peer(1));
 
         std::fs::remove_file(&file).expect("it is there");
-        reloader.read_again(Source::Signal).await;
+        reloader.read_again(ConfigSource::Signal).await;
         assert!(knows(&identities, 1) && reloader.problems().len() == 2);
 
         write(&peer(2));
-        reloader.read_again(Source::Signal).await;
+        reloader.read_again(ConfigSource::Signal).await;
         assert!(!knows(&identities, 1) && knows(&identities, 2));
         assert!(reloader.problems().is_empty());
-        assert_eq!(reloader.current().source, Source::Signal);
+        assert_eq!(reloader.current().source, ConfigSource::Signal);
     }
 
     #[tokio::test]
     async fn what_an_operation_brings_becomes_the_file() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("node.toml");
-        let (reloader, identities) = reloader(Keeper::file_at(file.clone()));
+        let (reloader, identities) = reloader(ConfigStore::file_at(file.clone()));
         let document = peer(1);
-        let source = Source::Operation("admin".to_owned());
-        let mut change = Change::of_owner(document.as_bytes(), source);
+        let source = ConfigSource::Operation("admin".to_owned());
+        let mut change = ConfigChange::of_owner(document.as_bytes(), source);
         change.dry_run = true;
         let tried = reloader.apply(&change).await.expect("a correct document");
         assert!(!tried.kept && !file.exists() && !knows(&identities, 1));
@@ -274,8 +282,8 @@ mod tests {
         let done = reloader.apply(&change).await.expect("a correct document");
         assert!(done.kept && knows(&identities, 1));
         assert_eq!(std::fs::read_to_string(&file).ok(), Some(document));
-        // Its own write, noticed by whoever follows the file, changes nothing.
-        reloader.read_again(Source::File).await;
+        // The node's own write, which its watch of the file notices, changes nothing.
+        reloader.read_again(ConfigSource::File).await;
         assert_eq!(reloader.current().generation, 2);
     }
 
@@ -285,15 +293,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("node.toml");
         std::fs::write(&file, peer(1)).expect("a writable directory");
-        let (reloader, identities) = reloader(Keeper::file_at(file.clone()));
-        reloader.read_again(Source::File).await;
+        let (reloader, identities) = reloader(ConfigStore::file_at(file.clone()));
+        reloader.read_again(ConfigSource::File).await;
         // The operation is at work: what it brings is in force, and then becomes the file.
         let turn = reloader.turn.lock().await;
-        let mut again = std::pin::pin!(reloader.read_again(Source::File));
+        let mut again = std::pin::pin!(reloader.read_again(ConfigSource::File));
         assert!(futures_util::poll!(&mut again).is_pending());
         let document = peer(2);
-        let source = Source::Operation("admin".to_owned());
-        let change = Change::of_owner(document.as_bytes(), source);
+        let source = ConfigSource::Operation("admin".to_owned());
+        let change = ConfigChange::of_owner(document.as_bytes(), source);
         let done = reloader.apply_in_turn(&change).await;
         assert!(done.expect("a correct document").kept);
         let generation = reloader.current().generation;
@@ -305,14 +313,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_without_a_file_says_that_nothing_is_kept() {
-        let (reloader, identities) = reloader(Keeper::nowhere());
+        let (reloader, identities) = reloader(ConfigStore::nowhere());
         let document = peer(1);
-        let source = Source::Operation("admin".to_owned());
-        let change = Change::of_owner(document.as_bytes(), source);
+        let source = ConfigSource::Operation("admin".to_owned());
+        let change = ConfigChange::of_owner(document.as_bytes(), source);
         let outcome = reloader.apply(&change).await;
         let outcome = outcome.expect("a correct document");
         assert!(!outcome.kept && outcome.kept_error.is_some() && knows(&identities, 1));
-        reloader.read_again(Source::Signal).await;
+        reloader.read_again(ConfigSource::Signal).await;
         assert!(knows(&identities, 1));
     }
 }

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_core::{
-    IdentityKind, IdentityProvider, IdentityStore, PeerId, PeerKey, RotationError, StoreError,
-    Succession,
+    IdentityKind, IdentityProvider, IdentityStore, IdentityStoreError, KeySuccession, PeerId,
+    PeerKey, RotationError,
 };
 use alknet_tls::is_signed;
 use data_encoding::BASE64URL_NOPAD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::facts::About;
-use super::people::{self, People};
+use super::facts::NodeDescription;
+use super::identity_services::{self, IdentityServices};
 
 /// A proof: 64 bytes in base64url without padding.
 const PROOF_CHARS: usize = 86;
@@ -21,7 +21,7 @@ const PROOF_CHARS: usize = 86;
 /// Nothing, or all four.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Input {
+struct PeerRotateInput {
     new_key: Option<PeerKey>,
     time: Option<u64>,
     proof: Option<String>,
@@ -29,7 +29,7 @@ struct Input {
 }
 
 /// `peer/rotate-key`
-pub(crate) fn operation(people: People, about: Arc<About>) -> Registration {
+pub(crate) fn operation(people: IdentityServices, about: Arc<NodeDescription>) -> Registration {
     let key = json!({ "type": "string", "pattern": "^ed25519:[0-9a-f]{64}$" });
     let spec = OperationSpec::mutation(
         "peer/rotate-key",
@@ -63,16 +63,16 @@ pub(crate) fn operation(people: People, about: Arc<About>) -> Registration {
         }
     }))
     .with_identity();
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let (people, about) = (people.clone(), Arc::clone(&about));
         async move {
             let hub: PeerKey = about
                 .identity()
                 .parse()
                 .map_err(|_| CallError::internal("the node has no key"))?;
-            let caller = Caller::of(&ctx, &people)?;
+            let caller = RotatingPeer::from_context(&ctx, &people)?;
             let input = match input.try_value()? {
-                Value::Null => Input::default(),
+                Value::Null => PeerRotateInput::default(),
                 _ => input.parse()?,
             };
             rotate(&people, &hub, caller, input).await
@@ -82,16 +82,16 @@ pub(crate) fn operation(people: People, about: Arc<About>) -> Registration {
 }
 
 /// Who is connected, and with which key.
-struct Caller {
+struct RotatingPeer {
     peer: PeerId,
     key: PeerKey,
 }
 
-impl Caller {
-    /// The peer whose key this connection was made with. A token does not count, whoever's it is:
-    /// it would be enough to take a peer over for ever.
-    fn of(ctx: &Ctx, people: &People) -> Result<Self, CallError> {
-        let who = ctx.identity().ok_or_else(people::nobody)?;
+impl RotatingPeer {
+    /// The peer whose key this connection was made with. No token counts here, neither the peer's own nor another: a
+    /// stolen one would be enough to take a peer over for ever.
+    fn from_context(ctx: &Ctx, people: &IdentityServices) -> Result<Self, CallError> {
+        let who = ctx.identity().ok_or_else(identity_services::no_identity)?;
         // Below a request the connection is that of the peer that asked for something else.
         if ctx.internal() || ctx.is_forwarded() {
             return Err(CallError::new(
@@ -120,19 +120,19 @@ impl Caller {
 }
 
 async fn rotate(
-    people: &People,
+    people: &IdentityServices,
     hub: &PeerKey,
-    caller: Caller,
-    input: Input,
+    caller: RotatingPeer,
+    input: PeerRotateInput,
 ) -> Result<Value, CallError> {
-    let Caller { peer, key: old } = caller;
+    let RotatingPeer { peer, key: old } = caller;
     let now_s = people.identities.now_s();
     let proofs = input.proof.zip(input.old_proof);
     let (Some(new), Some(time_s), Some((proof, old_proof))) = (input.new_key, input.time, proofs)
     else {
         return Ok(json!({ "peer_id": peer, "hub": hub, "old_key": old, "time": now_s }));
     };
-    let statement = Succession {
+    let statement = KeySuccession {
         hub,
         peer: &peer,
         old: &old,
@@ -154,18 +154,19 @@ async fn rotate(
         "hub": hub,
         "old_key": old,
         "new_key": new,
-        "old_key_ends": ends.and_then(people::moment),
+        "old_key_ends": ends.and_then(identity_services::moment),
     }))
 }
 
 /// Whether the new key says so, and the old one, here and now. The connection does not say it for the old one: a node that
 /// passes on what others ask makes its own.
 fn check(
-    statement: &Succession<'_>,
+    statement: &KeySuccession<'_>,
     [by_new, by_old]: [&str; 2],
     now_s: Option<u64>,
 ) -> Result<(), CallError> {
-    let now_s = now_s.ok_or_else(|| CallError::unavailable(StoreError::ClockUnset.to_string()))?;
+    let now_s =
+        now_s.ok_or_else(|| CallError::unavailable(IdentityStoreError::ClockUnset.to_string()))?;
     if !statement.is_timely(now_s) {
         let what = "the time is more than ten minutes from the node's: sign with the node's time";
         return Err(CallError::invalid_input(what).with_details(json!({ "time": now_s })));
@@ -186,11 +187,11 @@ fn check(
     Ok(())
 }
 
-/// Names nobody else: whose key it is, is not told.
-fn refused(people: &People, error: StoreError, new: &PeerKey) -> CallError {
+/// The error for a key that is not taken. It does not say which other peer has the key.
+fn refused(people: &IdentityServices, error: IdentityStoreError, new: &PeerKey) -> CallError {
     let conflict = |what: String| CallError::new(ErrorCode::Conflict, what);
     match error {
-        StoreError::ReadOnly(id) => {
+        IdentityStoreError::ReadOnly(id) => {
             let admins = people.identities.entries().admins;
             let place = if admins.iter().any(|(admin, _)| *admin == id) {
                 "node.admin_keys".to_owned()
@@ -203,14 +204,16 @@ fn refused(people: &People, error: StoreError, new: &PeerKey) -> CallError {
             ))
             .with_details(json!({ "configured": true, "add_key": new }))
         }
-        StoreError::KeyTaken(..) => {
+        IdentityStoreError::KeyTaken(..) => {
             conflict("this node knows the new key already: make another".to_owned())
         }
-        StoreError::Rotation(RotationError::Same) => CallError::invalid_input(error.to_string()),
-        StoreError::Rotation(RotationError::TooMany) => {
+        IdentityStoreError::Rotation(RotationError::Same) => {
+            CallError::invalid_input(error.to_string())
+        }
+        IdentityStoreError::Rotation(RotationError::TooMany) => {
             CallError::new(ErrorCode::Overloaded, error.to_string())
         }
-        StoreError::ClockUnset | StoreError::Unavailable(_) => {
+        IdentityStoreError::ClockUnset | IdentityStoreError::Unavailable(_) => {
             CallError::unavailable(error.to_string())
         }
         other => conflict(other.to_string()),
@@ -229,7 +232,7 @@ mod tests {
         let held = NodeKey::from_seed(&[2; 32]);
         let old = held.public();
         let (new, peer) = (key.public(), "edge".parse().expect("a peer id"));
-        let statement = Succession {
+        let statement = KeySuccession {
             hub: &hub,
             peer: &peer,
             old: &old,
@@ -239,7 +242,7 @@ mod tests {
         let by = |key: &NodeKey| BASE64URL_NOPAD.encode(&key.sign(&statement.transcript()));
         let (proof, by_old) = (by(&key), by(&held));
         assert_eq!(proof.len(), PROOF_CHARS);
-        let code = |statement: &Succession<'_>, proof: &str, now| {
+        let code = |statement: &KeySuccession<'_>, proof: &str, now| {
             check(statement, [proof, &by_old], now).map_err(|error| error.code)
         };
         let now = Some(1_800_000_000);
@@ -249,23 +252,23 @@ mod tests {
         assert_eq!(code(&statement, &proof, late), Err(ErrorCode::InvalidInput));
         let other = "other".parse().expect("a peer id");
         for wrong in [
-            Succession {
+            KeySuccession {
                 hub: &old,
                 ..statement
             },
-            Succession {
+            KeySuccession {
                 peer: &other,
                 ..statement
             },
-            Succession {
+            KeySuccession {
                 old: &hub,
                 ..statement
             },
-            Succession {
+            KeySuccession {
                 new: &hub,
                 ..statement
             },
-            Succession {
+            KeySuccession {
                 time_s: 1_800_000_001,
                 ..statement
             },

@@ -3,7 +3,7 @@
 //! certificate that every client trusts for a day. Where another node with its key answers, it says so.
 
 mod arrivals;
-mod trusted;
+mod trust_history;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,19 +12,20 @@ use std::time::Duration;
 
 use alknet_core::config::NodeConfig;
 use alknet_core::{
-    Carriage, Clock, DialErrorKind, DialRequest, Dialer as _, Expect, Host, PeerAddr, PeerKey,
+    Carriage, Clock, DialErrorKind, DialHost, DialRequest, Dialer as _, PeerAddr, PeerKey,
+    PeerVerification,
 };
-use alknet_endpoint::Dialer;
-use alknet_http::{ALPN_HTTP1, ALPN_HTTP3, Http, Outside};
-use alknet_tls::{CertificateStore, Problems};
+use alknet_endpoint::EndpointDialer;
+use alknet_http::{ALPN_HTTP1, ALPN_HTTP3, HttpHandler, PublicReachability};
+use alknet_tls::{CertificateStore, NodeDiagnostics};
 use futures_util::{StreamExt, stream};
 use tokio::time::sleep;
 
 use super::facts::{self, SharedFacts};
 use super::reload::Reloader;
-use trusted::Trusted;
+use trust_history::TrustHistory;
 
-pub(crate) use arrivals::{Arrivals, Watched};
+pub(crate) use arrivals::{ArrivalHandler, Arrivals};
 
 /// Another node has this node's key.
 pub(super) const IDENTITY_ELSEWHERE: &str = "identity-elsewhere";
@@ -44,7 +45,7 @@ const HTTPS: u16 = 443;
 
 /// Looks at the node from outside, and tells HTTP what it finds.
 pub(crate) struct SelfProbe {
-    pub(crate) http: Arc<Http>,
+    pub(crate) http: Arc<HttpHandler>,
     /// Whether HTTP/3 is served.
     pub(crate) h3: bool,
     pub(crate) reloader: Arc<Reloader>,
@@ -53,7 +54,7 @@ pub(crate) struct SelfProbe {
     /// What came in over HTTP.
     pub(crate) arrivals: Arc<Arrivals>,
     /// Where it is said what is wrong.
-    pub(crate) problems: Arc<Problems>,
+    pub(crate) problems: Arc<NodeDiagnostics>,
     /// The node's key.
     pub(crate) own: PeerKey,
     /// The port it serves.
@@ -68,8 +69,8 @@ impl SelfProbe {
     pub(crate) async fn run(self) {
         let mut documents = self.reloader.watch();
         let mut certificates = self.certificates.watch();
-        let mut trusted = Trusted::read(&self.tls_dir);
-        let mut before = Outside::default();
+        let mut trusted = TrustHistory::read(&self.tls_dir);
+        let mut before = PublicReachability::default();
         loop {
             let addresses = self.addresses();
             let names = names(&self.reloader.current().config);
@@ -101,10 +102,10 @@ impl SelfProbe {
         }
     }
 
-    async fn look(&self, names: &[String], trusted: &mut Trusted) -> Outside {
+    async fn look(&self, names: &[String], trusted: &mut TrustHistory) -> PublicReachability {
         // A fresh one each time: a session that is resumed proves nothing about certificates of now.
-        let probe = Probe {
-            dialer: Dialer::new(None),
+        let probe = ExternalProbe {
+            dialer: EndpointDialer::new(None),
             own: self.own,
             arrivals: Arc::clone(&self.arrivals),
             patience: COMES_WITHIN,
@@ -122,7 +123,7 @@ impl SelfProbe {
             trusted.long_enough(now_s)
         });
         let http3 = found.into_iter().filter(|one| one.http3);
-        Outside {
+        PublicReachability {
             http3: http3.map(|one| (one.name, one.port)).collect(),
             trusted: trusted.unwrap_or_default(),
         }
@@ -154,7 +155,7 @@ fn places(names: &[String], port: u16) -> Vec<(String, u16)> {
 
 /// What was found at one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Found {
+struct ProbeFinding {
     name: String,
     port: u16,
     /// Whether the node answers there over QUIC.
@@ -167,7 +168,7 @@ struct Found {
 }
 
 /// Says where another node has this node's key, and no longer where none has.
-fn tell_of_twins(problems: &Problems, found: &[Found]) {
+fn tell_of_twins(problems: &NodeDiagnostics, found: &[ProbeFinding]) {
     let twins = found.iter().filter(|one| one.twin);
     let places: BTreeSet<_> = twins
         .map(|one| format!("{}:{}", one.name, one.port))
@@ -185,63 +186,62 @@ fn tell_of_twins(problems: &Problems, found: &[Found]) {
 
 /// Who answers at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holder {
-    /// Nobody, or somebody without the node's key.
-    Stranger,
+enum AddressHolder {
+    /// The address does not answer, or a server without the node's key does.
+    Other,
     /// This node.
     Us,
     /// Another node that has its key.
     Twin,
 }
 
-/// Somebody who comes from outside.
-struct Probe {
-    dialer: Dialer,
+/// A client that dials the node's own public addresses, as one from outside does.
+struct ExternalProbe {
+    dialer: EndpointDialer,
     own: PeerKey,
     arrivals: Arc<Arrivals>,
     patience: Duration,
 }
 
-impl Probe {
-    async fn look(&self, (name, port): (String, u16), h3: bool) -> Found {
+impl ExternalProbe {
+    async fn look(&self, (name, port): (String, u16), h3: bool) -> ProbeFinding {
         let at = PeerAddr {
             pins: Vec::new(),
-            host: Host::Name(name.clone()),
+            host: DialHost::Name(name.clone()),
             port,
         };
         let over_quic = match h3 {
             true => self.finds(&at, Carriage::Quic, ALPN_HTTP3).await,
-            false => Holder::Stranger,
+            false => AddressHolder::Other,
         };
         // Another server there may have the best of certificates.
         let over_tcp = self.finds(&at, Carriage::Tcp, ALPN_HTTP1).await;
         let trusted = match over_tcp {
-            Holder::Us => self.trusts(&at).await,
-            Holder::Stranger | Holder::Twin => None,
+            AddressHolder::Us => self.trusts(&at).await,
+            AddressHolder::Other | AddressHolder::Twin => None,
         };
-        Found {
+        ProbeFinding {
             name,
             port,
-            http3: over_quic == Holder::Us,
+            http3: over_quic == AddressHolder::Us,
             trusted,
-            twin: [over_quic, over_tcp].contains(&Holder::Twin),
+            twin: [over_quic, over_tcp].contains(&AddressHolder::Twin),
         }
     }
 
-    /// Who answers there. Nobody but this node has its key, unless it was copied or its words were used
-    /// twice.
-    async fn finds(&self, at: &PeerAddr, carriage: Carriage, alpn: &'static [u8]) -> Holder {
+    /// Which node answers there. Only this node has its key, unless the key was copied or its words were used twice.
+    async fn finds(&self, at: &PeerAddr, carriage: Carriage, alpn: &'static [u8]) -> AddressHolder {
         let request = DialRequest {
             carriage,
             present_key: false,
-            ..DialRequest::new(at.clone(), Expect::Pinned(vec![self.own]), alpn)
+            ..DialRequest::new(at.clone(), PeerVerification::Pinned(vec![self.own]), alpn)
         };
         let Ok(dialled) = self.dialer.connect(request).await else {
-            return Holder::Stranger;
+            return AddressHolder::Other;
         };
         match self.arrivals.has(&dialled.connection, self.patience).await {
-            Some(false) => Holder::Twin,
-            Some(true) | None => Holder::Us,
+            Some(false) => AddressHolder::Twin,
+            Some(true) | None => AddressHolder::Us,
         }
     }
 
@@ -250,7 +250,7 @@ impl Probe {
         let request = DialRequest {
             carriage: Carriage::Tcp,
             present_key: false,
-            ..DialRequest::new(at.clone(), Expect::WebPki, ALPN_HTTP1)
+            ..DialRequest::new(at.clone(), PeerVerification::WebPki, ALPN_HTTP1)
         };
         match self.dialer.connect(request).await {
             Ok(_) => Some(true),
@@ -265,17 +265,17 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use alknet_core::{
-        AlpnSpec, AuthContext, AuthNeed, BoxFuture, Connection, Entries, HandlerError,
-        HandlerRegistry, Identities, ProtocolHandler, SystemClock,
+        AlpnSpec, AuthContext, AuthNeed, BoxFuture, Connection, HandlerError, HandlerRegistry,
+        Identities, IdentityEntries, ProtocolHandler, SystemClock,
     };
-    use alknet_endpoint::{Server, ServerOptions};
+    use alknet_endpoint::{EndpointServer, ServerOptions};
     use alknet_test_support::deadline;
     use alknet_tls::NodeKey;
 
     use super::*;
 
-    pub(super) fn found(name: &str, trusted: Option<bool>) -> Found {
-        Found {
+    pub(super) fn found(name: &str, trusted: Option<bool>) -> ProbeFinding {
+        ProbeFinding {
             name: name.to_owned(),
             port: HTTPS,
             http3: false,
@@ -306,9 +306,9 @@ domains = ["*.apps.example.org", "apps.example.org"]
     }
 
     /// Speaks both protocols, and says nothing.
-    struct Silent([AlpnSpec; 2]);
+    struct SilentHandler([AlpnSpec; 2]);
 
-    impl Silent {
+    impl SilentHandler {
         fn new() -> Self {
             let spec = |id, carriage| AlpnSpec {
                 carriage,
@@ -322,7 +322,7 @@ domains = ["*.apps.example.org", "apps.example.org"]
         }
     }
 
-    impl ProtocolHandler for Silent {
+    impl ProtocolHandler for SilentHandler {
         fn alpns(&self) -> &[AlpnSpec] {
             &self.0
         }
@@ -340,31 +340,31 @@ domains = ["*.apps.example.org", "apps.example.org"]
     }
 
     /// A node of `key`, as far as the probe sees it.
-    fn serve(key: &NodeKey, arrivals: &Arc<Arrivals>) -> (Server, PeerAddr) {
+    fn serve(key: &NodeKey, arrivals: &Arc<Arrivals>) -> (EndpointServer, PeerAddr) {
         let mut handlers = HandlerRegistry::new();
-        let silent = Watched::new(Arc::new(Silent::new()), Arc::clone(arrivals));
+        let silent = ArrivalHandler::new(Arc::new(SilentHandler::new()), Arc::clone(arrivals));
         handlers.register(Arc::new(silent)).expect("the only one");
         let clock = Arc::new(SystemClock { built_s: 0 });
-        let identities = Arc::new(Identities::new(Entries::default(), clock));
+        let identities = Arc::new(Identities::new(IdentityEntries::default(), clock));
         let options = ServerOptions {
             addrs: vec![Ipv4Addr::LOCALHOST.into()],
             port: 0,
             ..ServerOptions::default()
         };
-        let server = Server::bind(options, key, handlers, identities).expect("a free port");
+        let server = EndpointServer::bind(options, key, handlers, identities).expect("a free port");
         let at = PeerAddr {
             pins: Vec::new(),
-            host: Host::Ip(Ipv4Addr::LOCALHOST.into()),
+            host: DialHost::Ip(Ipv4Addr::LOCALHOST.into()),
             port: server.port(),
         };
         (server, at)
     }
 
     /// A probe of the node that has `key` and notes what comes in.
-    fn probe(key: &NodeKey, arrivals: &Arc<Arrivals>, patience_s: u64) -> Probe {
+    fn probe(key: &NodeKey, arrivals: &Arc<Arrivals>, patience_s: u64) -> ExternalProbe {
         arrivals.look(true);
-        Probe {
-            dialer: Dialer::new(None),
+        ExternalProbe {
+            dialer: EndpointDialer::new(None),
             own: key.public(),
             arrivals: Arc::clone(arrivals),
             patience: deadline(Duration::from_secs(patience_s)),
@@ -383,14 +383,14 @@ domains = ["*.apps.example.org", "apps.example.org"]
         let stranger = NodeKey::generate().expect("the system has entropy");
         let other = probe(&stranger, &arrivals, 60);
         for (carriage, alpn) in WAYS {
-            assert_eq!(ours.finds(&at, carriage, alpn).await, Holder::Us);
-            assert_eq!(other.finds(&at, carriage, alpn).await, Holder::Stranger);
+            assert_eq!(ours.finds(&at, carriage, alpn).await, AddressHolder::Us);
+            assert_eq!(other.finds(&at, carriage, alpn).await, AddressHolder::Other);
         }
         // What it signed itself no client trusts.
         let by_name = ours
             .look(("localhost".to_owned(), server.port()), true)
             .await;
-        let expected = Found {
+        let expected = ProbeFinding {
             port: server.port(),
             http3: true,
             ..found("localhost", Some(false))
@@ -406,18 +406,18 @@ domains = ["*.apps.example.org", "apps.example.org"]
         let (twin, at) = serve(&key, &there);
         let ours = probe(&key, &here, 1);
         for (carriage, alpn) in WAYS {
-            assert_eq!(ours.finds(&at, carriage, alpn).await, Holder::Twin);
+            assert_eq!(ours.finds(&at, carriage, alpn).await, AddressHolder::Twin);
         }
         let of_twin = ours.look(("localhost".to_owned(), twin.port()), true).await;
-        let expected = Found {
+        let expected = ProbeFinding {
             port: twin.port(),
             twin: true,
             ..found("localhost", None)
         };
         assert_eq!(of_twin, expected);
 
-        let problems = Problems::default();
-        let of_us = Found {
+        let problems = NodeDiagnostics::default();
+        let of_us = ProbeFinding {
             port: server.port(),
             ..found("localhost", Some(false))
         };

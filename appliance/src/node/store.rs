@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use alknet_core::Stored;
-use alknet_identity_store::{IdentityDb, Trouble};
-use alknet_init::control::Problem;
+use alknet_core::StoredIdentities;
+use alknet_identity_store::{IdentityDb, IdentityStoreDiagnostic};
+use alknet_init::control::MachineDiagnostic;
 
 /// The file below the state directory; its folder is made with the node's key.
 const FILE: &str = "identity/identity.db";
 
 /// Opens it. Whatever is wrong is said in the log here, and among the node's problems as long as it
 /// lasts.
-pub(crate) fn open(state_dir: &Path) -> (IdentityDb, Stored) {
+pub(crate) fn open(state_dir: &Path) -> (IdentityDb, StoredIdentities) {
     let (db, stored) = IdentityDb::open(&state_dir.join(FILE));
     for problem in problems(&db) {
         tracing::warn!("{}: {}; {}", problem.code, problem.text, problem.hint);
@@ -20,34 +20,34 @@ pub(crate) fn open(state_dir: &Path) -> (IdentityDb, Stored) {
 }
 
 /// What is wrong with it now.
-pub(crate) fn problems(db: &IdentityDb) -> Vec<Problem> {
+pub(crate) fn problems(db: &IdentityDb) -> Vec<MachineDiagnostic> {
     db.troubles().iter().map(problem).collect()
 }
 
-fn problem(trouble: &Trouble) -> Problem {
+fn problem(trouble: &IdentityStoreDiagnostic) -> MachineDiagnostic {
     let (code, hint) = match trouble {
-        Trouble::Aside(path) => (
+        IdentityStoreDiagnostic::Aside(path) => (
             "identity-store-damaged",
             format!(
-                "its peers and tokens are strangers: enrol them again, or put a good copy in place \
+                "its peers and tokens are unknown: enrol them again, or put a good copy in place \
                  of identity.db and restart; then delete {} and what belongs to it",
                 path.display()
             ),
         ),
-        Trouble::Newer(_) => (
+        IdentityStoreDiagnostic::Newer(_) => (
             "identity-store-newer",
             "enrolled peers are not let in: start the newer program again".to_owned(),
         ),
-        Trouble::Rows { .. } => (
+        IdentityStoreDiagnostic::Rows { .. } => (
             "identity-store-rows",
             "they are not let in: enrol them again under the same names".to_owned(),
         ),
-        Trouble::Log(_) => (
+        IdentityStoreDiagnostic::Log(_) => (
             "identity-store-write",
             "make room on the disk, or replace it: until then damage to the disk can undo the change"
                 .to_owned(),
         ),
-        Trouble::Write(_) => (
+        IdentityStoreDiagnostic::Write(_) => (
             "identity-store-write",
             "make room on the disk, or replace it; then try the change again".to_owned(),
         ),
@@ -57,7 +57,7 @@ fn problem(trouble: &Trouble) -> Problem {
                 .to_owned(),
         ),
     };
-    Problem {
+    MachineDiagnostic {
         code: code.to_owned(),
         text: trouble.to_string(),
         hint,

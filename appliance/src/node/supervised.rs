@@ -5,40 +5,40 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_core::CloseCode;
-use alknet_init::control::{MachineFacts, ToInit, ToNode};
+use alknet_init::control::{InitMessage, MachineFacts, NodeMessage};
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
-use super::log::{self, LogRing, Stderr};
+use super::log::{self, NodeLogRing, StderrFormat};
 use super::vault::NodeVault;
-use super::{Keeper, Node, Options, Overlay, control};
-use crate::cli::{Exit, Failure};
+use super::{AlknetNode, ConfigOverlay, ConfigStore, NodeOptions, control};
+use crate::cli::{CommandError, CommandExit};
 
 /// Serves until PID 1 says otherwise.
-pub(crate) fn supervised() -> Result<Exit, Failure> {
-    let ring = LogRing::new();
-    log::install(&ring, Stderr::Prefixed);
+pub(crate) fn supervised() -> Result<CommandExit, CommandError> {
+    let ring = NodeLogRing::new();
+    log::install(&ring, StderrFormat::Prefixed);
     let served = super::runtime()
         .context("cannot start the runtime")
         .and_then(|runtime| runtime.block_on(serve(ring)));
     served
-        .map(|()| Exit::Ok)
-        .map_err(|error| Failure::local(format!("{error:#}")))
+        .map(|()| CommandExit::Ok)
+        .map_err(|error| CommandError::local(format!("{error:#}")))
 }
 
-async fn serve(ring: LogRing) -> anyhow::Result<()> {
+async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
     let (mut from_init, to_init) = control::open()?;
     let mut early = Vec::new();
     let (config, state_dir, facts, vault, records) = loop {
         match from_init.next().await? {
-            Some(ToNode::Start {
+            Some(NodeMessage::Start {
                 config,
                 state_dir,
                 facts,
                 vault,
                 records,
             }) => break (config, state_dir, facts, vault, records),
-            Some(ToNode::Log { record }) => ring.push(record),
+            Some(NodeMessage::Log { record }) => ring.push(record),
             Some(other) => early.push(other),
             None => bail!("PID 1 closed the channel before it said what to serve"),
         }
@@ -47,10 +47,10 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
     let vault = vault
         .then(|| NodeVault::take_over(state_dir, &config.vault, to_init.clone()))
         .transpose()?;
-    let options = Options {
+    let options = NodeOptions {
         config: &config,
-        overlay: Overlay::default(),
-        keeper: Keeper::init(to_init.clone()),
+        overlay: ConfigOverlay::default(),
+        keeper: ConfigStore::init(to_init.clone()),
         problems: Vec::new(),
         verbose: false,
         state_dir,
@@ -61,9 +61,9 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
         vault: vault.clone(),
         records,
     };
-    let node = Node::start(options).await?;
+    let node = AlknetNode::start(options).await?;
     to_init
-        .send(ToInit::Ready {
+        .send(InitMessage::Ready {
             status: node.tell(),
         })
         .await?;
@@ -75,8 +75,8 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
         };
         match message {
             None => bail!("PID 1 closed the channel"),
-            Some(ToNode::ConfigKept { n, error }) => node.people.reloader.kept(n, error),
-            Some(ToNode::Drain {
+            Some(NodeMessage::ConfigKept { n, error }) => node.people.reloader.kept(n, error),
+            Some(NodeMessage::Drain {
                 deadline_ms,
                 reason,
                 locked,
@@ -89,11 +89,11 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
                 node.drain(Duration::from_millis(deadline_ms), why).await;
                 return Ok(());
             }
-            Some(ToNode::Facts { facts }) => changed(&node, *facts, &to_init).await?,
-            Some(ToNode::Health { n }) => answer_health(&node, n, &to_init),
-            Some(ToNode::Log { record }) => ring.push(record),
-            Some(ToNode::Start { .. }) => bail!("PID 1 started this node twice"),
-            Some(ToNode::VaultEvents { records }) => {
+            Some(NodeMessage::Facts { facts }) => changed(&node, *facts, &to_init).await?,
+            Some(NodeMessage::Health { n }) => answer_health(&node, n, &to_init),
+            Some(NodeMessage::Log { record }) => ring.push(record),
+            Some(NodeMessage::Start { .. }) => bail!("PID 1 started this node twice"),
+            Some(NodeMessage::VaultEvents { records }) => {
                 if let Some(vault) = &vault {
                     vault.record(&records);
                 }
@@ -103,28 +103,28 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
 }
 
 async fn changed(
-    node: &Node,
+    node: &AlknetNode,
     facts: MachineFacts,
-    to_init: &mpsc::Sender<ToInit>,
+    to_init: &mpsc::Sender<InitMessage>,
 ) -> anyhow::Result<()> {
     let before = node.status();
     node.facts.store(Arc::new(facts));
-    // PID 1 says so when somebody locked or opened the vault at the machine.
+    // PID 1 sends facts when the vault is locked or opened at the machine.
     node.powers.refresh();
     if node.status() != before {
         let status = node.tell();
-        to_init.send(ToInit::Status { status }).await?;
+        to_init.send(InitMessage::Status { status }).await?;
     }
     Ok(())
 }
 
 /// Answers from a task of its own: the accept loops get a second to prove that they run.
-fn answer_health(node: &Node, n: u64, to_init: &mpsc::Sender<ToInit>) {
+fn answer_health(node: &AlknetNode, n: u64, to_init: &mpsc::Sender<InitMessage>) {
     let server = Arc::clone(&node.server);
     let to_init = to_init.clone();
     tokio::spawn(async move {
         let health = server.health().await;
-        let answer = ToInit::Health {
+        let answer = InitMessage::Health {
             n,
             ok: health.ok,
             detail: health.detail,

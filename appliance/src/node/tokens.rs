@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_core::config::is_scope;
 use alknet_core::{
-    ApiKey, AuthToken, Entries, Identities, Identity, IdentityProvider, IdentityStore, KeyId,
-    PeerId, ScopeSet, StoreError,
+    ApiKey, AuthToken, Identities, Identity, IdentityEntries, IdentityProvider, IdentityStore,
+    IdentityStoreError, KeyId, PeerId, ScopeSet,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::identity_services::{IdentityServices, moment, no_identity};
 use super::ops::empty_input;
-use super::people::{People, moment, nobody};
 
-/// The scope of whoever makes and takes back tokens.
+/// The scope that lets its holder make and revoke tokens.
 const SCOPE: &str = "admin";
 /// The scope that stands for every other, as `*` among the scopes of a token.
 const EVERYTHING: &str = "*";
@@ -52,7 +52,7 @@ struct MakeInput {
 }
 
 /// `token/make`
-pub(crate) fn make(people: People) -> Registration {
+pub(crate) fn make(people: IdentityServices) -> Registration {
     let names = json!({ "type": "array", "maxItems": RESOURCES_MAX, "items":
         { "type": "string", "minLength": 1, "maxLength": RESOURCE_BYTES_MAX } });
     let spec = OperationSpec::mutation(
@@ -65,7 +65,7 @@ pub(crate) fn make(people: People) -> Registration {
         "additionalProperties": false,
         "properties": {
             "scopes": { "type": "array", "items": { "type": "string" }, "maxItems": SCOPES_MAX,
-                        "description": "What it may do; nobody can give more than they hold" },
+                        "description": "What it may do; a caller gives at most what it holds" },
             "resources": { "type": "object", "maxProperties": RESOURCES_MAX,
                            "additionalProperties": names,
                            "description": "Resources it holds, by kind" },
@@ -86,15 +86,16 @@ pub(crate) fn make(people: People) -> Registration {
         }
     }))
     .with_scope(SCOPE);
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let identities = Arc::clone(&people.identities);
         async move {
             if ctx.internal() {
                 // On whose behalf an operation calls was not checked, and a token outlives the call.
-                let message = "a token is made for whoever asks, and not for an operation";
+                let message =
+                    "an operation may not make a token for its caller; call this directly";
                 return Err(CallError::new(ErrorCode::Forbidden, message));
             }
-            let who = ctx.identity().ok_or_else(nobody)?;
+            let who = ctx.identity().ok_or_else(no_identity)?;
             let token = AuthToken::generate().map_err(|error| unavailable(error.to_string()))?;
             let key = planned(&identities, who, &token, input.parse()?)?;
             let answer = made(&token, &key);
@@ -117,7 +118,7 @@ fn planned(
     let stored = entries.api_keys.iter();
     let stored = stored.filter(|key| !identities.is_configured(&key.id()));
     if stored.count() >= TOKENS_MAX {
-        let message = format!("there are {TOKENS_MAX} tokens: revoke those nobody uses");
+        let message = format!("there are {TOKENS_MAX} tokens: revoke unused ones");
         return Err(CallError::new(ErrorCode::Conflict, message));
     }
     let scopes = scopes(&asked.scopes)?;
@@ -163,8 +164,8 @@ fn resources(asked: BTreeMap<String, Vec<String>>) -> Resources {
         .collect()
 }
 
-/// Nobody gives what they do not hold. Whoever may do everything may write the configuration, and so
-/// give anything.
+/// Whether `who` may give a token these scopes and resources: only those that it holds itself. A holder of every scope
+/// may write the configuration, and so give anything.
 fn may_give(who: &Identity, scopes: &ScopeSet, resources: &Resources) -> Result<(), CallError> {
     if !who.scopes.covers(scopes) {
         let held: Vec<String> = who.scopes.clone().into();
@@ -193,7 +194,7 @@ fn may_give(who: &Identity, scopes: &ScopeSet, resources: &Resources) -> Result<
     Ok(())
 }
 
-/// When the token ends: not after whoever makes it.
+/// When the token ends: at the latest when its maker's own access does.
 fn ends(
     ttl_s: Option<u64>,
     now_s: Option<u64>,
@@ -220,8 +221,8 @@ fn ends(
     }
 }
 
-/// When somebody is let in no more.
-fn ends_of(entries: &Entries, id: &PeerId) -> Option<u64> {
+/// When this identity's access ends, if it does.
+fn ends_of(entries: &IdentityEntries, id: &PeerId) -> Option<u64> {
     let peer = entries.peers.iter().find(|peer| peer.peer_id == *id);
     let key = entries.api_keys.iter().find(|key| key.id() == *id);
     peer.and_then(|peer| peer.expires)
@@ -239,7 +240,7 @@ fn made(token: &AuthToken, key: &ApiKey) -> Value {
 }
 
 /// `token/list`
-pub(crate) fn list(people: People) -> Registration {
+pub(crate) fn list(people: IdentityServices) -> Registration {
     let spec = OperationSpec::query("token/list", "Which tokens there are; never what they are.")
         .with_input(empty_input())
         .with_output(json!({
@@ -260,7 +261,7 @@ pub(crate) fn list(people: People) -> Registration {
                 } } } }
         }))
         .with_scope(SCOPE);
-    let handler = HandlerKind::once(move |_input: Body, _ctx| {
+    let handler = HandlerKind::once(move |_input: CallBody, _ctx| {
         std::future::ready(Ok::<_, CallError>(listed(&people.identities)))
     });
     Registration::new(spec, handler)
@@ -319,12 +320,12 @@ fn date(day: u32) -> Option<String> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RevokeInput {
+struct TokenRevokeInput {
     key_id: KeyId,
 }
 
 /// `token/revoke`
-pub(crate) fn revoke(people: People) -> Registration {
+pub(crate) fn revoke(people: IdentityServices) -> Registration {
     let spec = OperationSpec::mutation(
         "token/revoke",
         "Takes a token back. What it was used to connect with is closed within a second.",
@@ -344,18 +345,18 @@ pub(crate) fn revoke(people: People) -> Registration {
         "properties": { "key_id": { "type": "string" }, "revoked": { "const": true } },
     }))
     .with_scope(SCOPE);
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let people = people.clone();
         async move {
-            let who = ctx.identity().ok_or_else(nobody)?;
-            let RevokeInput { key_id } = input.parse()?;
+            let who = ctx.identity().ok_or_else(no_identity)?;
+            let TokenRevokeInput { key_id } = input.parse()?;
             let revoked = people.identities.revoke_token(key_id).await;
             if !revoked.map_err(refused)? {
                 let message = format!("there is no token '{key_id}'; see token/list");
                 return Err(CallError::new(ErrorCode::NotFound, message));
             }
             tracing::info!(by = who.id.as_str(), %key_id, "token.revoke");
-            // Whoever reads the answer may rely on it: what the token opened is closing.
+            // Before the answer: its reader may rely on the connections that the token opened being closed.
             if let Some(server) = people.server.get() {
                 server.sweep();
             }
@@ -394,10 +395,12 @@ fn unavailable(message: String) -> CallError {
     CallError::new(ErrorCode::Unavailable, message)
 }
 
-fn refused(error: StoreError) -> CallError {
+fn refused(error: IdentityStoreError) -> CallError {
     let code = match &error {
-        StoreError::ReadOnly(_) | StoreError::TokenTaken(_) => ErrorCode::Conflict,
-        StoreError::Unavailable(_) | StoreError::ClockUnset => ErrorCode::Unavailable,
+        IdentityStoreError::ReadOnly(_) | IdentityStoreError::TokenTaken(_) => ErrorCode::Conflict,
+        IdentityStoreError::Unavailable(_) | IdentityStoreError::ClockUnset => {
+            ErrorCode::Unavailable
+        }
         _ => ErrorCode::Internal,
     };
     CallError::new(code, error.to_string())
@@ -430,9 +433,9 @@ mod tests {
 
     fn everybody() -> Identities {
         let ada = PeerKey::Ed25519([1; 32]);
-        let entries = Entries {
+        let entries = IdentityEntries {
             admins: vec![("ada".parse().expect("a peer id"), ada)],
-            ..Entries::default()
+            ..IdentityEntries::default()
         };
         Identities::new(entries, Arc::new(SystemClock { built_s: 0 }))
     }
@@ -520,7 +523,7 @@ mod tests {
         let text = all.to_string();
         assert!(!text.contains(&token.expose()[13..]));
         assert!(!text.contains(&key.token.to_string()[9..]));
-        identities.replace_config(Entries::default());
+        identities.replace_config(IdentityEntries::default());
         assert!(identities.by_token(&token).is_none());
         assert_eq!(listed(&identities)["tokens"][0]["maker_gone"], json!(true));
     }

@@ -11,45 +11,47 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use alknet_call::{Body, CallError, Ctx, HandlerKind, OperationSpec, Registration};
+use alknet_call::{CallBody, CallError, Ctx, HandlerKind, OperationSpec, Registration};
 use alknet_core::CapabilityKind;
 use alknet_core::config::VaultSection;
-use alknet_init::control::{ToInit, VAULT_FD, VaultFacts};
+use alknet_init::control::{InitMessage, VAULT_FD, VaultFacts};
 use alknet_tls::NodeKey;
-use alknet_vault::audit::{AuditLog, BootId, Event, Pending, Record};
-use alknet_vault::{Area, KeyVersion, KeyVersions, Observer, Purpose, Reason, Vault, VaultState};
+use alknet_vault::audit::{AuditEvent, AuditLog, AuditRecord, BootId, UnwrittenEvents};
+use alknet_vault::{
+    ExportReason, KeyPurpose, KeyVersion, KeyVersions, Observer, SeedArea, Vault, VaultState,
+};
 use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::capability_store::CapabilityStore;
 use super::facts::SharedFacts;
-use super::powers::Powers;
 
 /// Folder of the vault's log below the state directory.
 const AUDIT_DIR: &str = "audit";
-/// The scope of whoever may see that there is a vault, and lock it.
+/// The scope that lets its holder see that there is a vault, and lock it.
 const SCOPE: &str = "admin";
 
 /// The vault of this node.
 #[derive(Clone)]
 pub(crate) struct NodeVault {
     vault: Vault,
-    audit: Arc<Audit>,
+    audit: Arc<AuditWriter>,
 }
 
 /// Where events go; the thread at the other end writes them.
-struct Audit {
-    arriving: Mutex<Sender<Arriving>>,
+struct AuditWriter {
+    arriving: Mutex<Sender<AuditMessage>>,
     boot: BootId,
 }
 
 /// What is to be written.
-enum Arriving {
+enum AuditMessage {
     /// What happened in this process.
-    Own(Record),
+    Own(AuditRecord),
     /// What PID 1 handed over: what reads as a record, and how many there were.
-    Handed(Vec<Record>, u64),
+    Handed(Vec<AuditRecord>, u64),
 }
 
 impl NodeVault {
@@ -58,18 +60,18 @@ impl NodeVault {
     pub(crate) fn take_over(
         state_dir: &Path,
         config: &VaultSection,
-        to_init: mpsc::Sender<ToInit>,
+        to_init: mpsc::Sender<InitMessage>,
     ) -> anyhow::Result<Self> {
         // SAFETY: by the contract of `alknet_init::control` the descriptor is open and ours alone
         // when PID 1 says that the vault is there, and this is called once.
         let fd = unsafe { OwnedFd::from_raw_fd(VAULT_FD) };
-        let area = Area::from_fd(fd).context("cannot take over the vault's memory")?;
+        let area = SeedArea::from_fd(fd).context("cannot take over the vault's memory")?;
         let (sender, arriving) = channel();
-        let audit = Arc::new(Audit {
+        let audit = Arc::new(AuditWriter {
             arriving: Mutex::new(sender),
             boot: boot_id()?,
         });
-        let vault = Vault::over(area, Some(Box::new(Heard(Arc::clone(&audit)))));
+        let vault = Vault::over(area, Some(Box::new(AuditListener(Arc::clone(&audit)))));
         vault.use_versions(versions(config))?;
         let (dir, writing) = (state_dir.join(AUDIT_DIR), vault.clone());
         thread::Builder::new()
@@ -77,7 +79,7 @@ impl NodeVault {
             .spawn(move || {
                 write(&dir, &writing, &arriving, |count| {
                     // PID 1 gone means this process is about to end, too.
-                    let _ = to_init.blocking_send(ToInit::VaultEventsWritten { count });
+                    let _ = to_init.blocking_send(InitMessage::VaultEventsWritten { count });
                 });
             })
             .context("cannot start the audit log")?;
@@ -86,20 +88,20 @@ impl NodeVault {
 
     /// The key that this node is known by.
     pub(crate) fn identity(&self) -> anyhow::Result<NodeKey> {
-        let signer = self.vault.signer(Purpose::NodeIdentity)?;
-        let seed = signer.expose(Reason::TlsConfig)?;
+        let signer = self.vault.signer(KeyPurpose::NodeIdentity)?;
+        let seed = signer.expose(ExportReason::TlsConfig)?;
         Ok(NodeKey::from_seed(seed.expose()))
     }
 
     /// Writes down what PID 1 saw, and tells it. What does not read as a record is a mistake of ours.
     pub(crate) fn record(&self, records: &[String]) {
         let read = records.iter().filter_map(|text| {
-            let record = Record::from_json(text.as_bytes());
+            let record = AuditRecord::from_json(text.as_bytes());
             record
                 .inspect_err(|error| tracing::error!(%error, "an event of the vault is lost"))
                 .ok()
         });
-        let handed = Arriving::Handed(read.collect(), records.len() as u64);
+        let handed = AuditMessage::Handed(read.collect(), records.len() as u64);
         self.audit.send(handed);
     }
 
@@ -123,23 +125,23 @@ fn versions(config: &VaultSection) -> KeyVersions {
     }
 }
 
-struct Heard(Arc<Audit>);
+struct AuditListener(Arc<AuditWriter>);
 
-impl Observer for Heard {
-    fn happened(&self, event: &Event) {
+impl Observer for AuditListener {
+    fn happened(&self, event: &AuditEvent) {
         // PID 1 notes it, which is still there when a hard lock has ended this process.
-        if matches!(event, Event::Locked { .. }) {
+        if matches!(event, AuditEvent::Locked { .. }) {
             return;
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let t_ms = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        let record = Record::new(t_ms, self.0.boot.clone(), event.clone());
-        self.0.send(Arriving::Own(record));
+        let record = AuditRecord::new(t_ms, self.0.boot.clone(), event.clone());
+        self.0.send(AuditMessage::Own(record));
     }
 }
 
-impl Audit {
-    fn send(&self, one: Arriving) {
+impl AuditWriter {
+    fn send(&self, one: AuditMessage) {
         // A channel is whole after any panic; its other end lives as long as the process.
         let sender = self.arriving.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = sender.send(one);
@@ -148,15 +150,15 @@ impl Audit {
 
 /// Appends whatever comes, and says how much of what was handed over is on the disk. While the vault is
 /// locked, and while the disk refuses, events are kept.
-fn write(dir: &Path, vault: &Vault, arriving: &Receiver<Arriving>, written: impl Fn(u64)) {
-    let mut pending = Pending::default();
+fn write(dir: &Path, vault: &Vault, arriving: &Receiver<AuditMessage>, written: impl Fn(u64)) {
+    let mut pending = UnwrittenEvents::default();
     let mut handed = 0;
     let mut log = None;
     while let Ok(first) = arriving.recv() {
         for one in std::iter::once(first).chain(arriving.try_iter()) {
             match one {
-                Arriving::Own(record) => pending.push(record),
-                Arriving::Handed(records, count) => {
+                AuditMessage::Own(record) => pending.push(record),
+                AuditMessage::Handed(records, count) => {
                     for record in records {
                         pending.push(record);
                     }
@@ -181,7 +183,7 @@ fn write(dir: &Path, vault: &Vault, arriving: &Receiver<Arriving>, written: impl
 
 fn open(dir: &Path) -> Option<AuditLog> {
     let opened = AuditLog::open(dir).or_else(|error| {
-        tracing::error!(%error, "the vault's log is damaged: it is put aside and begun anew");
+        tracing::error!(%error, "the vault's log is damaged; it is put aside and a new one begins");
         AuditLog::begin_anew(dir)
     });
     opened
@@ -195,7 +197,11 @@ fn boot_id() -> anyhow::Result<BootId> {
 }
 
 /// `vault/status`
-pub(crate) fn status(facts: SharedFacts, vault: Option<NodeVault>, powers: Powers) -> Registration {
+pub(crate) fn status(
+    facts: SharedFacts,
+    vault: Option<NodeVault>,
+    powers: CapabilityStore,
+) -> Registration {
     let text = json!({ "type": "string" });
     let spec = OperationSpec::query(
         "vault/status",
@@ -222,9 +228,9 @@ pub(crate) fn status(facts: SharedFacts, vault: Option<NodeVault>, powers: Power
             "device": { "type": "integer", "minimum": 0 },
             "key_version": { "type": ["integer", "null"] },
             "words_kept": { "type": "boolean",
-                            "description": "Somebody showed that the words are written down" },
+                            "description": "A person showed that the words are written down" },
             "words_age": { "type": ["string", "null"],
-                "description": "The words, encrypted to whom the configuration named" },
+                "description": "The words, encrypted to the recipients in the configuration" },
             "memory": text,
             "data_cipher": { "type": ["string", "null"] },
             "credentials": {
@@ -235,7 +241,7 @@ pub(crate) fn status(facts: SharedFacts, vault: Option<NodeVault>, powers: Power
         }
     }))
     .with_scope(SCOPE);
-    let handler = HandlerKind::once(move |_input: Body, _ctx: Ctx| {
+    let handler = HandlerKind::once(move |_input: CallBody, _ctx: Ctx| {
         let facts = facts.load();
         let cipher = facts.data.cipher.as_deref();
         let mut answer = answer(&facts.vault, cipher, vault.as_ref());
@@ -290,12 +296,12 @@ struct LockInput {
 /// `vault/lock`
 pub(crate) fn lock(
     vault: NodeVault,
-    to_init: mpsc::Sender<ToInit>,
-    powers: Powers,
+    to_init: mpsc::Sender<InitMessage>,
+    powers: CapabilityStore,
 ) -> Registration {
     let spec = OperationSpec::mutation(
         "vault/lock",
-        "Forgets the seed. Only somebody at the machine opens the vault again.",
+        "Forgets the seed. Only a person at the machine opens the vault again.",
     )
     .with_input(json!({
         "type": ["object", "null"],
@@ -309,7 +315,7 @@ pub(crate) fn lock(
         "properties": { "state": { "const": "locked" } }
     }))
     .with_scope(SCOPE);
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let (vault, to_init, powers) = (vault.clone(), to_init.clone(), powers.clone());
         async move {
             let input: LockInput = match input.try_value()? {
@@ -323,7 +329,7 @@ pub(crate) fn lock(
                 vault.vault.lock();
             }
             powers.refresh();
-            let told = ToInit::VaultLocked {
+            let told = InitMessage::VaultLocked {
                 hard: input.hard,
                 by,
             };
@@ -342,8 +348,8 @@ mod tests {
 
     use super::*;
 
-    fn record(event: Event) -> Record {
-        Record::new(0, "a-boot".parse().expect("plain"), event)
+    fn record(event: AuditEvent) -> AuditRecord {
+        AuditRecord::new(0, "a-boot".parse().expect("plain"), event)
     }
 
     /// What PID 1 hands over while the vault is locked stays PID 1's until it is written.
@@ -361,19 +367,19 @@ mod tests {
             });
         });
         let send = |one| sender.send(one).expect("the thread runs");
-        let locked = record(Event::Locked { hard: true });
+        let locked = record(AuditEvent::Locked { hard: true });
         // One of the two was no record.
-        send(Arriving::Handed(vec![locked], 2));
+        send(AuditMessage::Handed(vec![locked], 2));
         vault.unlock(&words, &SecretStr::empty()).expect("locked");
-        send(Arriving::Own(record(Event::Created)));
-        send(Arriving::Handed(Vec::new(), 1));
+        send(AuditMessage::Own(record(AuditEvent::Created)));
+        send(AuditMessage::Handed(Vec::new(), 1));
         let mut count = 0;
         while count < 3 {
             count += written.recv().expect("the thread runs");
         }
         assert_eq!(count, 3);
         vault.lock();
-        send(Arriving::Handed(vec![record(Event::Rekeyed)], 1));
+        send(AuditMessage::Handed(vec![record(AuditEvent::Rekeyed)], 1));
         drop(sender);
         thread.join().expect("it ends with the last sender");
         assert!(written.try_recv().is_err(), "nobody could write it");

@@ -7,52 +7,54 @@ use alknet_call::Dispatcher;
 use alknet_core::config::{Decoy, NodeConfig, Port80 as Asked};
 use alknet_core::{BoxFuture, HttpMount, IdentityProvider, MountBody};
 use alknet_endpoint::plain_listeners;
-use alknet_gateway::{Caller, Gateway};
-use alknet_http::port80::Port80;
-use alknet_http::{Challenges, Document, Http, Parts, Responder, Settings};
-use alknet_init::control::Problem;
+use alknet_gateway::{Gateway, HttpCaller};
+use alknet_http::port80::Port80Server;
+use alknet_http::{
+    AcmeChallenges, DescriptionSource, HttpHandler, HttpHandlerParts, HttpSettings, MountResponder,
+};
+use alknet_init::control::MachineDiagnostic;
 use alknet_mcp::{McpOptions, McpServer};
-use alknet_openapi::Contract;
-use alknet_page::Page;
+use alknet_openapi::OpenApiContract;
+use alknet_page::AdminPage;
 use alknet_tls::acme::{HttpChallengeResponder, HttpChallenges};
 use bytes::Bytes;
 use http::request;
 use tokio::net::TcpStream;
 
-use super::condition::Condition;
+use super::condition::NodeHealth;
 use super::facts;
 
 /// What is kept of HTTP while the node runs. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Web {
-    http: Option<Arc<Http>>,
+pub(crate) struct NodeWeb {
+    http: Option<Arc<HttpHandler>>,
     tools: Option<Arc<McpServer>>,
     challenges: Arc<HttpChallenges>,
-    problems: Arc<Mutex<Vec<Problem>>>,
+    problems: Arc<Mutex<Vec<MachineDiagnostic>>>,
 }
 
-struct Tokens(Arc<HttpChallenges>);
+struct AcmeChallengeSource(Arc<HttpChallenges>);
 
-impl Challenges for Tokens {
+impl AcmeChallenges for AcmeChallengeSource {
     fn answer(&self, token: &str) -> Option<String> {
         self.0.answer(token)
     }
 }
 
 /// The description of the gateway, made again when the operations change.
-struct Description {
+struct OpenApiCache {
     is_public: bool,
     made: RwLock<Option<(String, Bytes)>>,
 }
 
-impl Document for Description {
+impl DescriptionSource for OpenApiCache {
     fn text(&self, digest: &str) -> Bytes {
         let kept = self.made.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, text)) = kept.as_ref().filter(|(of, _)| of == digest) {
             return text.clone();
         }
         drop(kept);
-        let contract = Contract {
+        let contract = OpenApiContract {
             operations_digest: digest,
             is_public: self.is_public,
         };
@@ -65,12 +67,12 @@ impl Document for Description {
 
 /// The way from HTTP to the operations, and the page that goes it, where the configuration wants one.
 /// They exist before the operations do: one of them makes links to the page.
-pub(crate) struct Inside {
+pub(crate) struct WebGateway {
     gateway: Arc<Gateway>,
-    pub(crate) page: Option<Page>,
+    pub(crate) page: Option<AdminPage>,
 }
 
-impl Inside {
+impl WebGateway {
     /// `now` says what configuration is in force.
     pub(crate) fn new(
         config: &NodeConfig,
@@ -81,32 +83,32 @@ impl Inside {
         let http = &config.http;
         let alone = !http.stealth && http.site.is_none() && http.decoy == Decoy::NotFound;
         let wanted = http.enabled && http.page.unwrap_or(alone);
-        let page = wanted.then(|| Page::new(Arc::clone(&gateway), identities, now));
+        let page = wanted.then(|| AdminPage::new(Arc::clone(&gateway), identities, now));
         Self { gateway, page }
     }
 }
 
-struct OfModels(Arc<McpServer>);
+struct McpResponder(Arc<McpServer>);
 
-impl Responder for OfModels {
+impl MountResponder for McpResponder {
     fn respond(
         &self,
         request: http::Request<MountBody>,
-        _: Caller,
+        _: HttpCaller,
     ) -> BoxFuture<'_, http::Response<MountBody>> {
         Box::pin(self.0.respond(request))
     }
 }
 
 /// What the configuration and the machine's memory allow.
-fn fitting(config: &NodeConfig) -> Settings {
-    Settings::new(config).for_memory(facts::memory_total_bytes())
+fn fitting(config: &NodeConfig) -> HttpSettings {
+    HttpSettings::new(config).for_memory(facts::memory_total_bytes())
 }
 
 /// What models are offered. Names were looked at before a request comes there.
 fn tools(config: &NodeConfig) -> McpOptions {
     let port = config.listen.port;
-    let settings = Settings::new(config);
+    let settings = HttpSettings::new(config);
     let own = settings.names().iter().flat_map(|name| {
         let usual = (port == 443).then(|| format!("https://{name}"));
         usual.into_iter().chain([format!("https://{name}:{port}")])
@@ -120,13 +122,13 @@ fn tools(config: &NodeConfig) -> McpOptions {
     }
 }
 
-struct OfPage(Page);
+struct PageResponder(AdminPage);
 
-impl Responder for OfPage {
+impl MountResponder for PageResponder {
     fn respond(
         &self,
         request: http::Request<MountBody>,
-        caller: Caller,
+        caller: HttpCaller,
     ) -> BoxFuture<'_, http::Response<MountBody>> {
         Box::pin(self.0.respond(request, caller))
     }
@@ -136,14 +138,14 @@ impl Responder for OfPage {
     }
 }
 
-impl Web {
+impl NodeWeb {
     /// Puts the parts together, where the configuration wants HTTP. `mounts` are views of other parts.
     pub(crate) fn new(
         config: &NodeConfig,
-        inside: Inside,
+        inside: WebGateway,
         dispatcher: &Arc<Dispatcher>,
         challenges: Arc<HttpChallenges>,
-        condition: Condition,
+        condition: NodeHealth,
         mounts: Vec<Arc<dyn HttpMount>>,
     ) -> anyhow::Result<Self> {
         let section = &config.http;
@@ -159,26 +161,26 @@ impl Web {
             let options = tools(config);
             Arc::new(McpServer::new(Arc::clone(&inside.gateway), options))
         });
-        let parts = Parts {
+        let parts = HttpHandlerParts {
             dispatcher: Arc::clone(dispatcher),
             gateway: inside.gateway,
             settings: fitting(config),
             health: Arc::new(condition),
-            document: Arc::new(Description {
+            document: Arc::new(OpenApiCache {
                 is_public: section.public_openapi,
                 made: RwLock::default(),
             }),
-            challenges: Some(Arc::new(Tokens(Arc::clone(&challenges)))),
+            challenges: Some(Arc::new(AcmeChallengeSource(Arc::clone(&challenges)))),
             mcp: tools
                 .as_ref()
-                .map(|tools| Arc::new(OfModels(Arc::clone(tools))) as _),
-            page: inside.page.map(|page| Arc::new(OfPage(page)) as _),
+                .map(|tools| Arc::new(McpResponder(Arc::clone(tools))) as _),
+            page: inside.page.map(|page| Arc::new(PageResponder(page)) as _),
             websocket: section.websocket,
             site: section.site.as_ref().map(PathBuf::from),
             mounts,
             routes: Vec::new(),
         };
-        let http = Arc::new(Http::new(parts, section.h3)?);
+        let http = Arc::new(HttpHandler::new(parts, section.h3)?);
         Ok(Self {
             http: Some(http),
             tools,
@@ -188,21 +190,21 @@ impl Web {
     }
 
     /// The protocol handler.
-    pub(crate) fn handler(&self) -> Option<Arc<Http>> {
+    pub(crate) fn handler(&self) -> Option<Arc<HttpHandler>> {
         self.http.clone()
     }
 
-    fn report(&self, problem: Problem) {
+    fn report(&self, problem: MachineDiagnostic) {
         tracing::warn!("{}", problem.text);
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         problems.push(problem);
     }
 
     /// What is wrong with it.
-    pub(crate) fn problems(&self) -> Vec<Problem> {
+    pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
         let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         let left_out = self.tools.iter().flat_map(|tools| tools.left_out());
-        let left_out = left_out.map(|text| Problem {
+        let left_out = left_out.map(|text| MachineDiagnostic {
             code: "mcp-tool-left-out".to_owned(),
             text,
             hint: "correct http.mcp.tools and restart".to_owned(),
@@ -228,8 +230,9 @@ impl Web {
             Asked::Acme => None,
             Asked::AcmeRedirect => Some(port),
         };
-        let challenges: Arc<dyn Challenges> = Arc::new(Tokens(Arc::clone(&self.challenges)));
-        let plain = Port80::new(Some(challenges), Settings::new(config), redirect);
+        let challenges: Arc<dyn AcmeChallenges> =
+            Arc::new(AcmeChallengeSource(Arc::clone(&self.challenges)));
+        let plain = Port80Server::new(Some(challenges), HttpSettings::new(config), redirect);
         match plain_listeners(&config.listen.addrs, PORT) {
             Ok(listeners) => {
                 for listener in listeners {
@@ -241,7 +244,7 @@ impl Web {
                     tokio::spawn(listener.each(taken));
                 }
             }
-            Err(error) => self.report(Problem {
+            Err(error) => self.report(MachineDiagnostic {
                 code: "port80-taken".to_owned(),
                 text: format!("TCP port 80 cannot be served: {error}"),
                 hint: "free the port, or set http.port80 = \"off\"".to_owned(),

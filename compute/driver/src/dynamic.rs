@@ -1,8 +1,9 @@
 //! The functions of dynamic linking, in a program that has none.
 //!
 //! LLVM resolves the names in generated code by `dlopen(NULL)` and `dlsym`. The C library's own
-//! versions find nothing in a static program, and LLVM then jumps to address 0. These take their place
-//! for the whole program: the linker finds them first. Nothing is ever loaded, whoever asks.
+//! versions find nothing in a static program, and LLVM then jumps to address 0. The functions here
+//! take their place for the whole program: the linker finds them first. They never load anything, for
+//! any caller.
 //!
 //! `dladdr` says that everything lies in this one program, under the address where it begins. Mesa
 //! looks up the build id there, which is what its shader cache goes by.

@@ -6,7 +6,7 @@ use crate::instance::{Error, LinkedInstance};
 
 /// An adapter, and which driver it belongs to.
 #[derive(Debug)]
-pub struct FoundAdapter {
+pub struct DriverAdapter {
     /// The driver's name.
     pub driver: &'static str,
     /// What it says about itself.
@@ -19,9 +19,9 @@ pub struct FoundAdapter {
 
 /// What was found, and what was not.
 #[derive(Debug, Default)]
-pub struct FoundAdapters {
+pub struct AdapterInventory {
     /// Discrete, integrated, virtual, processor, others; in each class as the drivers list them.
-    pub adapters: Vec<FoundAdapter>,
+    pub adapters: Vec<DriverAdapter>,
     /// Drivers without hardware on this machine.
     pub idle: Vec<&'static str>,
     /// Drivers that gave no instance.
@@ -32,8 +32,8 @@ pub struct FoundAdapters {
 #[must_use]
 pub fn adapters(
     instances: impl IntoIterator<Item = Result<LinkedInstance, Error>>,
-) -> FoundAdapters {
-    let mut found = FoundAdapters::default();
+) -> AdapterInventory {
+    let mut found = AdapterInventory::default();
     for instance in instances {
         match instance {
             Ok(linked) => ask(&mut found, &linked),
@@ -47,14 +47,14 @@ pub fn adapters(
     found
 }
 
-fn ask(found: &mut FoundAdapters, linked: &LinkedInstance) {
+fn ask(found: &mut AdapterInventory, linked: &LinkedInstance) {
     let listed = linked.instance.enumerate_adapters(Backends::VULKAN);
     let listed = pollster::block_on(listed);
     if listed.is_empty() {
         found.idle.push(linked.driver);
     }
     for adapter in listed {
-        found.adapters.push(FoundAdapter {
+        found.adapters.push(DriverAdapter {
             driver: linked.driver,
             info: adapter.get_info(),
             adapter,

@@ -6,7 +6,7 @@ use std::fmt;
 use ash::vk;
 use wgpu_hal::vulkan::Instance as HalInstance;
 
-/// Version of the interface between loader and driver that the drivers are told: the newest they know.
+/// Version of the interface between loader and driver that the drivers get: the newest they know.
 const LOADER_INTERFACE: u32 = 5;
 
 /// Newest Vulkan that wgpu-hal handles.
@@ -18,16 +18,18 @@ type Negotiate = unsafe extern "system" fn(*mut u32) -> vk::Result;
 
 /// A driver that is linked into this program.
 #[derive(Clone, Copy)]
-pub struct Driver {
+pub struct LinkedDriver {
     /// As `--vulkan` names it.
     pub name: &'static str,
     functions: GetInstanceProcAddr,
     negotiate: Negotiate,
 }
 
-impl fmt::Debug for Driver {
+impl fmt::Debug for LinkedDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Driver").field("name", &self.name).finish()
+        f.debug_struct("LinkedDriver")
+            .field("name", &self.name)
+            .finish()
     }
 }
 
@@ -39,7 +41,7 @@ macro_rules! driver {
             fn $functions(instance: vk::Instance, name: *const c_char) -> vk::PFN_vkVoidFunction;
             fn $negotiate(version: *mut u32) -> vk::Result;
         }
-        Driver {
+        LinkedDriver {
             name: $name,
             functions: $functions,
             negotiate: $negotiate,
@@ -48,7 +50,7 @@ macro_rules! driver {
 }
 
 /// The linked drivers: hardware first, the processor last.
-pub const DRIVERS: &[Driver] = &[
+pub const DRIVERS: &[LinkedDriver] = &[
     #[cfg(vulkan_v3dv)]
     driver!("v3dv", v3dv_icd_functions, v3dv_icd_negotiate),
     #[cfg(vulkan_panvk)]
@@ -106,7 +108,7 @@ pub fn instances() -> Vec<Result<LinkedInstance, Error>> {
 ///
 /// There is no validation layer, and none is asked for. The driver being without hardware is no error:
 /// the instance then has no adapters.
-pub fn instance(driver: &Driver) -> Result<LinkedInstance, Error> {
+pub fn instance(driver: &LinkedDriver) -> Result<LinkedInstance, Error> {
     let name = driver.name;
     let refused = |result| Error::Create {
         driver: name,
@@ -156,7 +158,7 @@ pub fn instance(driver: &Driver) -> Result<LinkedInstance, Error> {
     })
 }
 
-fn negotiate(driver: &Driver) -> Result<(), Error> {
+fn negotiate(driver: &LinkedDriver) -> Result<(), Error> {
     let mut version = LOADER_INTERFACE;
     // SAFETY: the function is a driver's vk_icdNegotiateLoaderICDInterfaceVersion; it writes the
     // version it will speak through the pointer.

@@ -22,8 +22,8 @@ mod instance;
 #[cfg(target_feature = "crt-static")]
 mod symbols;
 
-pub use find::{FoundAdapter, FoundAdapters, adapters};
-pub use instance::{DRIVERS, Driver, Error, LinkedInstance, instance, instances};
+pub use find::{AdapterInventory, DriverAdapter, adapters};
+pub use instance::{DRIVERS, Error, LinkedDriver, LinkedInstance, instance, instances};
 
 /// Exit code of a process whose generated code asked for a function that is not there. Its name goes to
 /// standard error first. Going on would be a jump to address 0.

@@ -7,7 +7,7 @@
 
 /// Address of a function whose type does not matter here.
 #[derive(Clone, Copy)]
-pub(crate) struct Address(pub(crate) unsafe extern "C" fn());
+pub(crate) struct SymbolAddress(pub(crate) unsafe extern "C" fn());
 
 macro_rules! table {
     ($($name:ident)*) => {
@@ -15,7 +15,7 @@ macro_rules! table {
             $(fn $name();)*
         }
         /// Each name with the address of the function that is linked under it.
-        static TABLE: &[(&str, Address)] = &[$((stringify!($name), Address($name))),*];
+        static TABLE: &[(&str, SymbolAddress)] = &[$((stringify!($name), SymbolAddress($name))),*];
     };
 }
 
@@ -36,9 +36,9 @@ unsafe extern "C" {
 }
 
 /// The function of that name, if generated code may call it.
-pub(crate) fn find(name: &[u8]) -> Option<Address> {
+pub(crate) fn find(name: &[u8]) -> Option<SymbolAddress> {
     if name == b"getrandom" {
-        return Some(Address(getrandom));
+        return Some(SymbolAddress(getrandom));
     }
     let row = TABLE.iter().find(|(known, _)| known.as_bytes() == name)?;
     Some(row.1)

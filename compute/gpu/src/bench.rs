@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use bytemuck::cast_slice;
 use serde_json::json;
 
-use crate::device::Device;
+use crate::device::GpuDevice;
 use crate::error::Result;
-use crate::host::{self, View};
-use crate::kernels::{self, MATMULS, Matmul};
+use crate::host::{self, MatrixView};
+use crate::kernels::{self, MATMULS, MatmulKernel};
 use crate::milliseconds;
-use crate::worker::{Plan, arranged};
+use crate::worker::{MatmulPlan, arranged};
 
 /// Side lengths are multiples of it, so that every kind can be measured.
 const STEP: u64 = 64;
@@ -26,7 +26,7 @@ const END_TO_END: &str = "worker-end";
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct GpuBenchArgs {
     /// Side of the matrices, a multiple of 64
     #[arg(long, default_value_t = 512, value_parser = side)]
     side: u64,
@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     kernels: Vec<String>,
 }
 
-impl Arguments {
+impl GpuBenchArgs {
     fn wants(&self, name: &str) -> bool {
         self.kernels.is_empty() || self.kernels.iter().any(|wanted| wanted == name)
     }
@@ -55,17 +55,17 @@ fn side(text: &str) -> std::result::Result<u64, String> {
 }
 
 /// Prints one line of JSON for each kind.
-pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let device = Device::open()?;
+pub(crate) fn run(arguments: &GpuBenchArgs) -> Result<ExitCode> {
+    let device = GpuDevice::open()?;
     let n = arguments.side as usize;
     let [a, b] = kernels::exact_matrices(n);
     let wanted = |name: &str| arguments.wants(name);
     for kind in MATMULS.into_iter().filter(|kind| wanted(kind.name)) {
         measure(&device, &kind, n, [&a, &b], arguments.rounds)?;
     }
-    let plan = Plan::first(&device);
+    let plan = MatmulPlan::first(&device);
     let plans = [
-        ("worker-block", Plan::BLOCK),
+        ("worker-block", MatmulPlan::BLOCK),
         ("worker", plan),
         (END_TO_END, plan),
     ];
@@ -83,9 +83,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// The worker's own kernel: alone, or with bringing the matrices there and the product back.
 fn measure_worker(
-    device: &Device,
+    device: &GpuDevice,
     name: &str,
-    plan: Plan,
+    plan: MatmulPlan,
     n: usize,
     matrices: [&[f32]; 2],
     rounds: u32,
@@ -93,7 +93,7 @@ fn measure_worker(
     let kernel = device.kernel(&plan.source()?, &[])?;
     let side = n as u32;
     let [rows, columns] = plan.padded(side, side);
-    let [a, b] = matrices.map(|matrix| View::of(matrix, n, n));
+    let [a, b] = matrices.map(|matrix| MatrixView::contiguous(matrix, n, n));
     let uploaded = || -> Result<[wgpu::Buffer; 4]> {
         let [a, b] = arranged(plan.order(), a, b);
         Ok([
@@ -108,25 +108,25 @@ fn measure_worker(
     };
     let ready = uploaded()?;
     let timed = if name == END_TO_END {
-        Timed::of(rounds, || {
+        BenchTiming::sample(rounds, || {
             let buffers = uploaded()?;
             multiply(&buffers)?;
             std::hint::black_box(device.read(&buffers[2])?);
             Ok(())
         })?
     } else {
-        Timed::of(rounds, || multiply(&ready))?
+        BenchTiming::sample(rounds, || multiply(&ready))?
     };
     timed.say(name, n);
     Ok(())
 }
 
 /// The processor's, as the worker calls it.
-fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &Arguments) -> Result<()> {
-    let view = |data| View::of(data, n, n);
+fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &GpuBenchArgs) -> Result<()> {
+    let view = |data| MatrixView::contiguous(data, n, n);
     // Where it goes has been touched before, as that of the peer.
     let mut product = vec![0.0_f32; n * n];
-    let mut timed = Timed::of(arguments.rounds, || {
+    let mut timed = BenchTiming::sample(arguments.rounds, || {
         let threads = arguments.threads as usize;
         host::matmul_over(view(a), view(b), &mut product, threads);
         std::hint::black_box(&product);
@@ -139,7 +139,7 @@ fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &Arguments) -> Result<
 }
 
 /// A map over a large buffer, and a copy of as many bytes: both read and write each once.
-fn measure_memory(device: &Device, arguments: &Arguments) -> Result<()> {
+fn measure_memory(device: &GpuDevice, arguments: &GpuBenchArgs) -> Result<()> {
     let kernel = device.kernel(include_str!("shaders/map.wgsl"), &[])?;
     let buffer = device.buffer(MAP_BYTES)?;
     let groups = u32::try_from(MAP_BYTES / (16 * 64)).unwrap_or(1);
@@ -171,7 +171,7 @@ fn measure_memory(device: &Device, arguments: &Arguments) -> Result<()> {
 
 /// How long something took.
 #[derive(Clone, Copy, Debug)]
-struct Timed {
+struct BenchTiming {
     /// The first time, which compiles and touches pages.
     first: Duration,
     /// The fastest time after that.
@@ -180,8 +180,8 @@ struct Timed {
     busy: Option<Duration>,
 }
 
-impl Timed {
-    fn of(rounds: u32, mut work: impl FnMut() -> Result<()>) -> Result<Self> {
+impl BenchTiming {
+    fn sample(rounds: u32, mut work: impl FnMut() -> Result<()>) -> Result<Self> {
         let started = Instant::now();
         work()?;
         let mut timed = Self {
@@ -228,13 +228,13 @@ fn rounded(figure: f64) -> f64 {
 }
 
 fn measure(
-    device: &Device,
-    kind: &Matmul,
+    device: &GpuDevice,
+    kind: &MatmulKernel,
     n: usize,
     [a, b]: [&[f32]; 2],
     rounds: u32,
 ) -> Result<()> {
     let prepared = kind.prepare(device, n, a, b)?;
-    Timed::of(rounds, || prepared.multiply())?.say(kind.name, n);
+    BenchTiming::sample(rounds, || prepared.multiply())?.say(kind.name, n);
     Ok(())
 }

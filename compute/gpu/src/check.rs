@@ -1,6 +1,6 @@
 //! The checks of the self-test: each runs one kernel and compares.
 
-use crate::device::Device;
+use crate::device::GpuDevice;
 use crate::error::{Error, Result};
 use crate::kernels::{self, MATMULS};
 
@@ -19,7 +19,7 @@ const TOLERANCE: f64 = 1.0 / 2048.0;
 
 /// What came of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum GpuCheckOutcome {
     /// The results are the processor's.
     Equal,
     /// The adapter cannot do this.
@@ -27,7 +27,7 @@ pub(crate) enum Outcome {
 }
 
 /// A check's name and what it does.
-pub(crate) type Check = (&'static str, fn(&Device) -> Result<Outcome>);
+pub(crate) type Check = (&'static str, fn(&GpuDevice) -> Result<GpuCheckOutcome>);
 
 /// A function's name, and what the processor says it is.
 type Function = (&'static str, fn(f64) -> f64);
@@ -41,7 +41,7 @@ pub(crate) const CHECKS: [Check; 5] = [
     ("sha256", sha256),
 ];
 
-fn math(device: &Device) -> Result<Outcome> {
+fn math(device: &GpuDevice) -> Result<GpuCheckOutcome> {
     let functions: [Function; 14] = [
         ("sin", f64::sin),
         ("cos", f64::cos),
@@ -72,12 +72,12 @@ fn math(device: &Device) -> Result<Outcome> {
             }
         }
     }
-    Ok(Outcome::Equal)
+    Ok(GpuCheckOutcome::Equal)
 }
 
-fn double(device: &Device) -> Result<Outcome> {
+fn double(device: &GpuDevice) -> Result<GpuCheckOutcome> {
     if !device.has(wgpu::Features::SHADER_F64) {
-        return Ok(Outcome::NotOffered);
+        return Ok(GpuCheckOutcome::NotOffered);
     }
     let xs: Vec<f64> = (0..64).map(|i| f64::from(i) * 0.375 - 11.0).collect();
     let ys: Vec<f64> = kernels::map(device, include_str!("shaders/double.wgsl"), &xs, 1)?;
@@ -85,13 +85,13 @@ fn double(device: &Device) -> Result<Outcome> {
     compare("double", &ys, &xs.iter().map(expected).collect::<Vec<_>>())
 }
 
-fn memory(device: &Device) -> Result<Outcome> {
+fn memory(device: &GpuDevice) -> Result<GpuCheckOutcome> {
     let data: Vec<u32> = (0..256_u32).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
     let got = kernels::change(device, include_str!("shaders/memory.wgsl"), &data)?;
     compare("memory", &got, &kernels::memory_expected(&data))
 }
 
-fn matmul(device: &Device) -> Result<Outcome> {
+fn matmul(device: &GpuDevice) -> Result<GpuCheckOutcome> {
     for kind in MATMULS {
         let n = if kind.step == 1 { ODD_SIDE } else { SIDE };
         let [a, b] = kernels::exact_matrices(n);
@@ -99,10 +99,10 @@ fn matmul(device: &Device) -> Result<Outcome> {
         prepared.multiply()?;
         compare("matmul", &prepared.product()?, &kernels::product(n, &a, &b))?;
     }
-    Ok(Outcome::Equal)
+    Ok(GpuCheckOutcome::Equal)
 }
 
-fn sha256(device: &Device) -> Result<Outcome> {
+fn sha256(device: &GpuDevice) -> Result<GpuCheckOutcome> {
     let byte = |length: usize, i: usize| (length * 31 + i * 7) as u8;
     let message = |length: usize| (0..length).map(|i| byte(length, i)).collect();
     let messages: Vec<Vec<u8>> = (0..=MESSAGE_BYTES).map(message).collect();
@@ -114,20 +114,20 @@ fn compare<T: PartialEq + std::fmt::Debug>(
     kernel: &'static str,
     got: &[T],
     expected: &[T],
-) -> Result<Outcome> {
+) -> Result<GpuCheckOutcome> {
     if got.len() != expected.len() {
         let why = format!("{} results, expected {}", got.len(), expected.len());
         return wrong(kernel, why);
     }
     let differs = (got.iter().zip(expected)).position(|(got, expected)| got != expected);
     let Some(at) = differs else {
-        return Ok(Outcome::Equal);
+        return Ok(GpuCheckOutcome::Equal);
     };
     let why = format!("result {at} is {:?}, expected {:?}", got[at], expected[at]);
     wrong(kernel, why)
 }
 
-fn wrong(kernel: &'static str, why: String) -> Result<Outcome> {
+fn wrong(kernel: &'static str, why: String) -> Result<GpuCheckOutcome> {
     Err(Error::Wrong { kernel, why })
 }
 
@@ -139,7 +139,7 @@ mod tests {
     fn differences_are_named() {
         assert_eq!(
             compare("k", &[1, 2], &[1, 2]).expect("equal"),
-            Outcome::Equal
+            GpuCheckOutcome::Equal
         );
         let error = compare("k", &[1, 2], &[1, 3]).expect_err("different");
         assert_eq!(error.to_string(), "k: result 1 is 2, expected 3");

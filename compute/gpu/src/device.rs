@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use alknet_vulkan::{FoundAdapter, FoundAdapters};
+use alknet_vulkan::{AdapterInventory, DriverAdapter};
 use wgpu::{BufferUsages, ErrorFilter, Features};
 
 use crate::error::{Error, Result};
@@ -26,9 +26,9 @@ const MAPPED: BufferUsages = BufferUsages::MAP_READ.union(BufferUsages::MAP_WRIT
 
 /// An open device.
 #[derive(Debug)]
-pub(crate) struct Device {
+pub(crate) struct GpuDevice {
     /// The adapter behind it, and its driver.
-    pub(crate) found: FoundAdapter,
+    pub(crate) found: DriverAdapter,
     /// How long the drivers took to say what there is.
     pub(crate) instance_time: Duration,
     /// How long the device took to open.
@@ -43,19 +43,19 @@ pub(crate) struct Device {
 
 /// A shader, ready to run.
 #[derive(Debug)]
-pub(crate) struct Kernel {
+pub(crate) struct ShaderPipeline {
     pipeline: wgpu::ComputePipeline,
 }
 
 /// Everything the linked drivers see. No driver at all is an error, no adapter is not.
-pub(crate) fn look() -> Result<FoundAdapters> {
+pub(crate) fn look() -> Result<AdapterInventory> {
     if alknet_vulkan::DRIVERS.is_empty() {
         return Err(Error::NoDriver);
     }
     Ok(alknet_vulkan::adapters(alknet_vulkan::instances()))
 }
 
-impl Device {
+impl GpuDevice {
     /// Opens the best adapter, with its real limits: wgpu's usual ones are far below them.
     pub(crate) fn open() -> Result<Self> {
         Self::open_trusted(None, |_| Ok(()))
@@ -94,7 +94,7 @@ impl Device {
         Err(last.unwrap_or_else(|| Error::NoAdapter(passed_over.join("; "))))
     }
 
-    fn open_one(found: FoundAdapter, instance_time: Duration) -> Result<Self> {
+    fn open_one(found: DriverAdapter, instance_time: Duration) -> Result<Self> {
         let started = Instant::now();
         let mut features = WANTED;
         // On a processor only: elsewhere, memory that both sides reach is slow for one of them.
@@ -112,8 +112,8 @@ impl Device {
             adapter: found.info.name.clone(),
             why: error.to_string(),
         })?;
-        // The default handler panics. Whatever reaches this one is in nobody's error scope, and what
-        // it spoilt is noticed by whoever reads the result.
+        // The default handler panics. An error that reaches this one was raised outside every error
+        // scope; the caller notices what it spoilt when it reads the result.
         device.on_uncaptured_error(Arc::new(|error: wgpu::Error| {
             eprintln!("alknet-gpu: {}", Error::from(error));
         }));
@@ -150,7 +150,7 @@ impl Device {
     }
 
     /// Compiles `main` of a shader; `constants` are its overrides by name.
-    pub(crate) fn kernel(&self, wgsl: &str, constants: &[(&str, f64)]) -> Result<Kernel> {
+    pub(crate) fn kernel(&self, wgsl: &str, constants: &[(&str, f64)]) -> Result<ShaderPipeline> {
         self.compile(wgsl, "main", constants, None)
     }
 
@@ -160,7 +160,7 @@ impl Device {
         wgsl: &str,
         entry: &str,
         bindings: &[(u32, wgpu::BufferBindingType)],
-    ) -> Result<Kernel> {
+    ) -> Result<ShaderPipeline> {
         let entries: Vec<_> = bindings
             .iter()
             .map(|(binding, ty)| wgpu::BindGroupLayoutEntry {
@@ -195,7 +195,7 @@ impl Device {
         entry: &str,
         constants: &[(&str, f64)],
         layout: Option<&wgpu::PipelineLayout>,
-    ) -> Result<Kernel> {
+    ) -> Result<ShaderPipeline> {
         self.checked(|| {
             let module = self
                 .device
@@ -215,7 +215,7 @@ impl Device {
                 compilation_options,
                 cache: None,
             };
-            Kernel {
+            ShaderPipeline {
                 pipeline: self.device.create_compute_pipeline(&wanted),
             }
         })
@@ -318,7 +318,7 @@ impl Device {
         let (told, mapped) = mpsc::channel();
         self.checked(|| {
             buffer.map_async(mode, .., move |result| {
-                // Nobody listens any more when this call has already failed.
+                // The receiver is gone if this call has already failed.
                 let _ = told.send(result);
             });
         })?;
@@ -331,7 +331,7 @@ impl Device {
     /// Runs a kernel with `buffers` as its bindings 0, 1, … and waits until it is done.
     pub(crate) fn dispatch(
         &self,
-        kernel: &Kernel,
+        kernel: &ShaderPipeline,
         buffers: &[&wgpu::Buffer],
         groups: [u32; 3],
     ) -> Result<()> {
@@ -343,7 +343,7 @@ impl Device {
     /// Lets a kernel run, after all that was submitted before.
     pub(crate) fn submit(
         &self,
-        kernel: &Kernel,
+        kernel: &ShaderPipeline,
         buffers: &[(u32, &wgpu::Buffer)],
         groups: [u32; 3],
     ) -> Result<()> {
@@ -416,7 +416,7 @@ impl Device {
 }
 
 /// Why there is no adapter, or none better, driver by driver.
-fn reasons(found: &FoundAdapters) -> Vec<String> {
+fn reasons(found: &AdapterInventory) -> Vec<String> {
     let idle = found
         .idle
         .iter()

@@ -37,7 +37,7 @@ pub(crate) enum Error {
     /// The shader, or what it was to be run with, is wrong.
     #[error("{0}")]
     Shader(String),
-    /// This process cannot be the worker that somebody wanted.
+    /// This process cannot be the worker that its caller wanted.
     #[error("{0}")]
     Worker(String),
     /// A kernel's result is not the processor's.

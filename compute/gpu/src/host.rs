@@ -2,7 +2,7 @@
 //! shader by one or two orders of magnitude.
 
 #[cfg(target_arch = "x86_64")]
-mod wide;
+mod avx512;
 
 use std::ptr::NonNull;
 
@@ -14,7 +14,7 @@ const WORK_MIN: usize = 1 << 20;
 
 /// A matrix in memory. Every element that shape, offset and strides name is inside `data`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct View<'a> {
+pub(crate) struct MatrixView<'a> {
     pub(crate) data: &'a [f32],
     pub(crate) offset: usize,
     pub(crate) rows: usize,
@@ -23,9 +23,9 @@ pub(crate) struct View<'a> {
     pub(crate) strides: [isize; 2],
 }
 
-impl<'a> View<'a> {
+impl<'a> MatrixView<'a> {
     /// A matrix that lies row by row.
-    pub(crate) const fn of(data: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub(crate) const fn contiguous(data: &'a [f32], rows: usize, columns: usize) -> Self {
         Self {
             data,
             offset: 0,
@@ -71,7 +71,7 @@ impl<'a> View<'a> {
 }
 
 /// The product, row by row.
-pub(crate) fn matmul(a: View<'_>, b: View<'_>, threads: usize) -> Vec<f32> {
+pub(crate) fn matmul(a: MatrixView<'_>, b: MatrixView<'_>, threads: usize) -> Vec<f32> {
     let mut product = vec![0.0_f32; a.rows * b.columns];
     matmul_over(a, b, &mut product, threads);
     product
@@ -81,10 +81,16 @@ pub(crate) fn matmul(a: View<'_>, b: View<'_>, threads: usize) -> Vec<f32> {
 ///
 /// # Panics
 /// If it is larger than that.
-pub(crate) fn matmul_over(a: View<'_>, b: View<'_>, product: &mut [f32], threads: usize) {
+pub(crate) fn matmul_over(
+    a: MatrixView<'_>,
+    b: MatrixView<'_>,
+    product: &mut [f32],
+    threads: usize,
+) {
     assert!(product.len() >= a.rows * b.columns);
-    let target = Target(NonNull::from(product).cast());
-    // SAFETY: the product has room for every row, as just seen, and nobody else has it.
+    let target = ProductPointer(NonNull::from(product).cast());
+    // SAFETY: the product has room for every row, as just seen, and this function has the only
+    // reference to it.
     unsafe { matmul_rows(a, b, target, threads) };
 }
 
@@ -93,8 +99,8 @@ pub(crate) fn matmul_over(a: View<'_>, b: View<'_>, product: &mut [f32], threads
 /// # Panics
 /// If it has not.
 pub(crate) fn matmul_into(
-    a: View<'_>,
-    b: View<'_>,
+    a: MatrixView<'_>,
+    b: MatrixView<'_>,
     mut memory: wgpu::WriteOnly<'_, [u8]>,
     threads: usize,
 ) {
@@ -102,17 +108,17 @@ pub(crate) fn matmul_into(
     assert!(memory.len() >= a.rows * b.columns * size_of::<f32>() && start.is_aligned());
     // SAFETY: there is room, as just seen. The memory is this process's own, on adapters where buffers
     // are handed out so; it is only called write-only because on others it would be slow to read.
-    unsafe { matmul_rows(a, b, Target(start), threads) };
+    unsafe { matmul_rows(a, b, ProductPointer(start), threads) };
 }
 
 /// Where rows of a product go, without gaps.
 #[derive(Clone, Copy, Debug)]
-struct Target(NonNull<f32>);
+struct ProductPointer(NonNull<f32>);
 
-// SAFETY: a plain address. Whoever writes through it sees to it that nobody else does.
-unsafe impl Send for Target {}
+// SAFETY: a plain address. The code that writes through it makes sure that no other code does.
+unsafe impl Send for ProductPointer {}
 
-impl Target {
+impl ProductPointer {
     /// # Safety
     /// There are so many elements behind it.
     const unsafe fn skip(self, elements: usize) -> Self {
@@ -124,8 +130,13 @@ impl Target {
 /// Shares the rows out among threads.
 ///
 /// # Safety
-/// The target has room for the whole product, and nobody else reads or writes it.
-unsafe fn matmul_rows(a: View<'_>, b: View<'_>, target: Target, threads: usize) {
+/// The target has room for the whole product, and no other code reads or writes it.
+unsafe fn matmul_rows(
+    a: MatrixView<'_>,
+    b: MatrixView<'_>,
+    target: ProductPointer,
+    threads: usize,
+) {
     if a.rows == 0 || a.columns == 0 || b.columns == 0 {
         return;
     }
@@ -158,12 +169,12 @@ unsafe fn matmul_rows(a: View<'_>, b: View<'_>, target: Target, threads: usize) 
 }
 
 /// # Safety
-/// The target has room for the product, and nobody else reads or writes it.
-unsafe fn multiply(a: View<'_>, b: View<'_>, target: Target) {
+/// The target has room for the product, and no other code reads or writes it.
+unsafe fn multiply(a: MatrixView<'_>, b: MatrixView<'_>, target: ProductPointer) {
     #[cfg(target_arch = "x86_64")]
-    if wide::is_for(a, b) {
+    if avx512::is_for(a, b) {
         // SAFETY: the processor can, as just seen; the target is as the caller says.
-        unsafe { wide::multiply(a, b, target.0.as_ptr()) };
+        unsafe { avx512::multiply(a, b, target.0.as_ptr()) };
         return;
     }
     let (x, y) = (a.start(), b.start());
@@ -198,23 +209,23 @@ mod tests {
         let data: Vec<f32> = (0..4000).map(|i| ((i * 7) % 13) as f32 - 6.0).collect();
         for (rows, depth, columns) in [(1, 1, 1), (3, 5, 7), (33, 17, 9), (64, 8, 40), (70, 40, 20)]
         {
-            let plain = |rows, columns: usize| View {
+            let plain = |rows, columns: usize| MatrixView {
                 data: &data,
                 offset: 3,
                 rows,
                 columns,
                 strides: [columns.cast_signed(), 1],
             };
-            let turned = |rows: usize, columns| View {
+            let turned = |rows: usize, columns| MatrixView {
                 strides: [1, rows.cast_signed()],
                 ..plain(rows, columns)
             };
-            let backwards = |rows, columns: usize| View {
+            let backwards = |rows, columns: usize| MatrixView {
                 offset: rows * columns,
                 strides: [-columns.cast_signed(), -1],
                 ..plain(rows, columns)
             };
-            let at = |view: View<'_>, row: usize, column: usize| {
+            let at = |view: MatrixView<'_>, row: usize, column: usize| {
                 let away =
                     row.cast_signed() * view.strides[0] + column.cast_signed() * view.strides[1];
                 view.data[view.offset.saturating_add_signed(away)]
@@ -240,7 +251,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "first.is_some()")]
     fn a_view_that_reaches_beyond_its_data_is_refused() {
-        let view = View {
+        let view = MatrixView {
             data: &[1.0; 5],
             offset: 0,
             rows: 2,

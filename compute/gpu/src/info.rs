@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 
 /// Arguments of `info`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct GpuInfoArgs {
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
 }
 
 /// Prints what there is. No driver and no adapter are answers too, not errors.
-pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: &GpuInfoArgs) -> Result<ExitCode> {
     let info = info()?;
     if arguments.json {
         say!("{info}");
@@ -52,7 +52,7 @@ fn info() -> Result<Value> {
 }
 
 /// Best first: the one that is used stands at the head of the list.
-pub(crate) fn adapter(found: &alknet_vulkan::FoundAdapter) -> Value {
+pub(crate) fn adapter(found: &alknet_vulkan::DriverAdapter) -> Value {
     let info = &found.info;
     let limits = found.adapter.limits();
     let capabilities = found.adapter.get_downlevel_capabilities();

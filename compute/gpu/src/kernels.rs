@@ -3,7 +3,7 @@
 use bytemuck::{Pod, cast_slice};
 use sha2::{Digest, Sha256};
 
-use crate::device::Device;
+use crate::device::GpuDevice;
 use crate::error::{Error, Result};
 
 /// Invocations in a group of the kernels that have one dimension.
@@ -11,7 +11,7 @@ const GROUP: usize = 64;
 
 /// One way to multiply matrices.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Matmul {
+pub(crate) struct MatmulKernel {
     /// As reports name it.
     pub(crate) name: &'static str,
     wgsl: &'static str,
@@ -22,26 +22,26 @@ pub(crate) struct Matmul {
 }
 
 /// From the plainest to the fastest on a processor.
-pub(crate) const MATMULS: [Matmul; 4] = [
-    Matmul {
+pub(crate) const MATMULS: [MatmulKernel; 4] = [
+    MatmulKernel {
         name: "naive",
         wgsl: include_str!("shaders/matmul_naive.wgsl"),
         step: 1,
         covers: [8, 8],
     },
-    Matmul {
+    MatmulKernel {
         name: "tile",
         wgsl: include_str!("shaders/matmul_tile.wgsl"),
         step: 16,
         covers: [16, 16],
     },
-    Matmul {
+    MatmulKernel {
         name: "rows",
         wgsl: include_str!("shaders/matmul_rows.wgsl"),
         step: 64,
         covers: [64, 8],
     },
-    Matmul {
+    MatmulKernel {
         name: "block",
         wgsl: include_str!("shaders/matmul_block.wgsl"),
         step: 32,
@@ -51,17 +51,17 @@ pub(crate) const MATMULS: [Matmul; 4] = [
 
 /// A multiplication that can be repeated.
 pub(crate) struct PreparedMatmul<'a> {
-    device: &'a Device,
-    kernel: crate::device::Kernel,
+    device: &'a GpuDevice,
+    kernel: crate::device::ShaderPipeline,
     buffers: [wgpu::Buffer; 4],
     groups: [u32; 3],
 }
 
-impl Matmul {
+impl MatmulKernel {
     /// Compiles the kernel and uploads two matrices of side `n`, a multiple of `step`.
     pub(crate) fn prepare<'a>(
         &self,
-        device: &'a Device,
+        device: &'a GpuDevice,
         n: usize,
         a: &[f32],
         b: &[f32],
@@ -120,7 +120,7 @@ pub(crate) fn product(n: usize, a: &[f32], b: &[f32]) -> Vec<f32> {
 
 /// Runs a kernel with one input and one output, `width` outputs for each input.
 pub(crate) fn map<T: Pod, U: Pod>(
-    device: &Device,
+    device: &GpuDevice,
     wgsl: &str,
     input: &[T],
     width: usize,
@@ -133,7 +133,7 @@ pub(crate) fn map<T: Pod, U: Pod>(
 }
 
 /// Runs a kernel that changes its one buffer.
-pub(crate) fn change(device: &Device, wgsl: &str, data: &[u32]) -> Result<Vec<u32>> {
+pub(crate) fn change(device: &GpuDevice, wgsl: &str, data: &[u32]) -> Result<Vec<u32>> {
     let kernel = device.kernel(wgsl, &[])?;
     let buffer = device.upload(cast_slice(data))?;
     device.dispatch(&kernel, &[&buffer], groups(data.len()))?;
@@ -141,7 +141,7 @@ pub(crate) fn change(device: &Device, wgsl: &str, data: &[u32]) -> Result<Vec<u3
 }
 
 /// SHA-256 of each message.
-pub(crate) fn sha256(device: &Device, messages: &[Vec<u8>]) -> Result<Vec<[u8; 32]>> {
+pub(crate) fn sha256(device: &GpuDevice, messages: &[Vec<u8>]) -> Result<Vec<[u8; 32]>> {
     let kernel = device.kernel(include_str!("shaders/sha256.wgsl"), &[])?;
     let mut spans: Vec<[u32; 2]> = Vec::new();
     let mut bytes = Vec::new();

@@ -37,17 +37,17 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Computes on a GPU, or on the processor as if it were one.
 #[derive(Debug, Parser)]
 #[command(name = "alknet-gpu", version)]
-struct CommandLine {
+struct GpuCommandLine {
     #[command(subcommand)]
-    verb: Verb,
+    verb: GpuVerb,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum GpuVerb {
     /// Measure kinds of matrix multiplication
-    Bench(bench::Arguments),
+    Bench(bench::GpuBenchArgs),
     /// Say which drivers are linked and which adapters they find
-    Info(info::Arguments),
+    Info(info::GpuInfoArgs),
     /// Say whether code that a driver generates may call a function; one that it may not ends the
     /// process with exit code 70, as it does in a shader
     #[cfg(target_feature = "crt-static")]
@@ -56,18 +56,18 @@ enum Verb {
         name: String,
     },
     /// Run shaders from files, one after the other
-    Run(run::Arguments),
+    Run(run::ShaderRunArgs),
     /// Compare the results of known kernels with the processor's
-    Selftest(selftest::Arguments),
+    Selftest(selftest::GpuSelftestArgs),
     /// Compute for the node that started this process; of no use to people
-    Worker(worker::Arguments),
+    Worker(worker::GpuWorkerArgs),
 }
 
 fn main() -> ExitCode {
     let started = Instant::now();
     // `alknet`, which starts this program, does without pages of 2 MiB; what is multiplied gains by them.
     let _ = nix::sys::prctl::set_thp_disable(false);
-    let line = CommandLine::parse();
+    let line = GpuCommandLine::parse();
     match run(&line.verb, started) {
         Ok(code) => code,
         Err(error) => {
@@ -77,20 +77,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(verb: &Verb, started: Instant) -> Result<ExitCode> {
+fn run(verb: &GpuVerb, started: Instant) -> Result<ExitCode> {
     match verb {
-        Verb::Bench(arguments) => bench::run(arguments),
-        Verb::Info(arguments) => info::run(arguments),
+        GpuVerb::Bench(arguments) => bench::run(arguments),
+        GpuVerb::Info(arguments) => info::run(arguments),
         #[cfg(target_feature = "crt-static")]
-        Verb::Resolve { name } => {
+        GpuVerb::Resolve { name } => {
             let name = std::ffi::CString::new(name.as_str())
                 .map_err(|error| error::Error::Shader(error.to_string()))?;
             say!("{:#x}", alknet_vulkan::resolve(&name));
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Run(arguments) => run::run(arguments, started),
-        Verb::Selftest(arguments) => selftest::run(arguments, started),
-        Verb::Worker(arguments) => worker::run(arguments, started),
+        GpuVerb::Run(arguments) => run::run(arguments, started),
+        GpuVerb::Selftest(arguments) => selftest::run(arguments, started),
+        GpuVerb::Worker(arguments) => worker::run(arguments, started),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::device::Device;
+use crate::device::GpuDevice;
 use crate::error::{Error, Result};
 use crate::{milliseconds, resident_kib};
 
@@ -22,7 +22,7 @@ const ROUND: &str = "round";
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct ShaderRunArgs {
     /// Files of WGSL; each has an entry point `main` and one binding, a storage buffer of words
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -40,8 +40,8 @@ pub(crate) struct Arguments {
 
 /// Prints one line of JSON for each file. A shader that is wrong does not keep the next from running;
 /// the exit code then is 1.
-pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
-    let device = Device::open()?;
+pub(crate) fn run(arguments: &ShaderRunArgs, started: Instant) -> Result<ExitCode> {
+    let device = GpuDevice::open()?;
     let mut ok = true;
     for file in &arguments.files {
         let row = match run_file(&device, arguments, file, started) {
@@ -61,8 +61,8 @@ pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
 }
 
 fn run_file(
-    device: &Device,
-    arguments: &Arguments,
+    device: &GpuDevice,
+    arguments: &ShaderRunArgs,
     file: &Path,
     started: Instant,
 ) -> Result<Value> {

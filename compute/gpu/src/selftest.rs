@@ -5,22 +5,22 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::check::{CHECKS, Outcome};
-use crate::device::Device;
+use crate::check::{CHECKS, GpuCheckOutcome};
+use crate::device::GpuDevice;
 use crate::error::Result;
 use crate::{info, milliseconds, resident_kib};
 
 /// Arguments of `selftest`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct GpuSelftestArgs {
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
 }
 
 /// Runs every check, also after one has failed. Exit code 0 when all results are the processor's.
-pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
-    let device = Device::open()?;
+pub(crate) fn run(arguments: &GpuSelftestArgs, started: Instant) -> Result<ExitCode> {
+    let device = GpuDevice::open()?;
     let device_kib = resident_kib();
     let mut first = None;
     let mut ok = true;
@@ -54,10 +54,10 @@ pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
     })
 }
 
-fn row(name: &str, outcome: &Result<Outcome>, begun: Instant) -> Value {
+fn row(name: &str, outcome: &Result<GpuCheckOutcome>, begun: Instant) -> Value {
     let text = match outcome {
-        Ok(Outcome::Equal) => "equal".to_owned(),
-        Ok(Outcome::NotOffered) => "not offered by this adapter".to_owned(),
+        Ok(GpuCheckOutcome::Equal) => "equal".to_owned(),
+        Ok(GpuCheckOutcome::NotOffered) => "not offered by this adapter".to_owned(),
         Err(error) => error.to_string(),
     };
     json!({

@@ -22,14 +22,16 @@ mod trust;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use alknet_compute_wire::{Ask, Upload};
-use alknet_worker::{Blob, Body, Guest, GuestCall, Incoming, Reply, Role, ToWorker};
+use alknet_compute_wire::{ComputeRequest, ComputeUpload};
+use alknet_worker::{
+    CborBody, FrameBlob, Guest, GuestCall, GuestInput, ToWorkerMessage, WorkerReply, WorkerRole,
+};
 
-use self::clock::Clock;
-use self::engine::State;
-use self::fault::{Failed, Outcome};
+use self::clock::GpuClock;
+use self::engine::GpuWorkerState;
+use self::fault::{GpuFault, Outcome};
 pub(crate) use self::order::arranged;
-pub(crate) use self::templates::Plan;
+pub(crate) use self::templates::MatmulPlan;
 use crate::error::{Error, Result};
 
 /// Stack of the thread that takes requests: shaders are parsed on it, and nest.
@@ -40,16 +42,17 @@ const DRIVER: &str = "ALKNET_GPU_DRIVER";
 
 /// Arguments of `worker`, which the node gives.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct GpuWorkerArgs {
     /// The kind of worker
     #[arg(long, default_value = "gpu")]
     role: String,
 }
 
 /// Runs until the node is gone.
-pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
-    let role: Role = (arguments.role.parse()).map_err(|error| Error::Worker(format!("{error}")))?;
-    if role != Role::Gpu {
+pub(crate) fn run(arguments: &GpuWorkerArgs, started: Instant) -> Result<ExitCode> {
+    let role: WorkerRole =
+        (arguments.role.parse()).map_err(|error| Error::Worker(format!("{error}")))?;
+    if role != WorkerRole::Gpu {
         return Err(Error::Worker(format!("this program is no {role} worker")));
     }
     let wanted = std::env::var(DRIVER).ok();
@@ -58,7 +61,10 @@ pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
     let entered = alknet_worker::enter(role).map_err(worker)?;
     let (_guest, ()) = entered
         .seal(|guest| {
-            let (guest, state) = (guest.clone(), State::start(started, wanted.as_deref()));
+            let (guest, state) = (
+                guest.clone(),
+                GpuWorkerState::start(started, wanted.as_deref()),
+            );
             std::thread::Builder::new()
                 .name("requests".to_owned())
                 .stack_size(STACK_BYTES)
@@ -79,39 +85,39 @@ fn end_at_a_panic() {
     }));
 }
 
-fn take_all(guest: &Guest, mut state: State) -> ! {
+fn take_all(guest: &Guest, mut state: GpuWorkerState) -> ! {
     loop {
-        let Incoming {
+        let GuestInput {
             message, fds, call, ..
         } = guest.next();
         let sid = match &message {
-            ToWorker::Close { sid, .. }
-            | ToWorker::Run { sid, .. }
-            | ToWorker::Tell { sid, .. } => *sid,
+            ToWorkerMessage::Close { sid, .. }
+            | ToWorkerMessage::Run { sid, .. }
+            | ToWorkerMessage::Tell { sid, .. } => *sid,
             _ => 0,
         };
         match (message, call) {
-            (ToWorker::Run { body, .. }, Some(call)) => {
+            (ToWorkerMessage::Run { body, .. }, Some(call)) => {
                 let here = call.on_this_thread();
                 let outcome = take(guest, &call, &mut state, &body);
                 drop(here);
                 state.forget_uploads(sid);
                 answer(guest, &call, outcome, state.bytes());
             }
-            (ToWorker::Close { .. }, call) => {
+            (ToWorkerMessage::Close { .. }, call) => {
                 state.close(sid);
                 if let Some(call) = call {
                     answer(guest, &call, Ok(Vec::new()), 0);
                 }
             }
-            (ToWorker::Tell { body, .. }, _) => {
+            (ToWorkerMessage::Tell { body, .. }, _) => {
                 // What is wrong here is noticed by the request that misses it.
-                if let Ok(upload) = body.read::<Upload>() {
+                if let Ok(upload) = body.read::<ComputeUpload>() {
                     state.upload(sid, upload, &fds);
                 }
             }
             (_, Some(call)) => {
-                let outcome = Err(Failed::internal("this worker has no such request"));
+                let outcome = Err(GpuFault::internal("this worker has no such request"));
                 answer(guest, &call, outcome, 0);
             }
             // An abort of a call that has ended, or the beginning of a session.
@@ -120,26 +126,31 @@ fn take_all(guest: &Guest, mut state: State) -> ! {
     }
 }
 
-fn take(guest: &Guest, call: &GuestCall, state: &mut State, body: &Body) -> Outcome<Vec<u8>> {
-    let ask: Ask = body
+fn take(
+    guest: &Guest,
+    call: &GuestCall,
+    state: &mut GpuWorkerState,
+    body: &CborBody,
+) -> Outcome<Vec<u8>> {
+    let ask: ComputeRequest = body
         .read()
-        .map_err(|error| Failed::internal(&format!("no request: {error}")))?;
+        .map_err(|error| GpuFault::internal(&format!("no request: {error}")))?;
     if call.is_aborted() {
-        return Err(Failed::aborted());
+        return Err(GpuFault::aborted());
     }
     call.progress(0, state.bytes());
-    let clock = Clock::of(guest, call);
+    let clock = GpuClock::for_call(guest, call);
     clock.runs(|| state.perform(call, clock, ask))
 }
 
 fn answer(guest: &Guest, call: &GuestCall, outcome: Outcome<Vec<u8>>, bytes: u64) {
     let mut fds = Vec::new();
     let packed = outcome.and_then(|bytes| {
-        Blob::pack(bytes, &mut fds).map_err(|error| Failed::internal(&error.to_string()))
+        FrameBlob::pack(bytes, &mut fds).map_err(|error| GpuFault::internal(&error.to_string()))
     });
     let reply = match packed {
-        Ok(blob) => Reply::Ok(blob),
-        Err(failed) => Reply::Err(failed.fault()),
+        Ok(blob) => WorkerReply::Ok(blob),
+        Err(failed) => WorkerReply::Err(failed.fault()),
     };
     // As above.
     let _ = guest.finish(call, reply, fds, 0, bytes);

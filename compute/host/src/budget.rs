@@ -9,12 +9,12 @@ const DAY: u128 = 24 * 3600;
 
 /// Byte-milliseconds that were used, less what time gave back.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub(crate) struct ByteTimeBudget {
     used: u128,
     at: Instant,
 }
 
-impl Budget {
+impl ByteTimeBudget {
     pub(crate) const fn new(now: Instant) -> Self {
         Self { used: 0, at: now }
     }
@@ -46,7 +46,7 @@ mod tests {
     fn much_memory_for_long_uses_it_up_and_a_day_gives_it_back() {
         let start = Instant::now();
         let later = |hours: u64| start + Duration::from_secs(hours * 3600);
-        let mut budget = Budget::new(start);
+        let mut budget = ByteTimeBudget::new(start);
         budget.settle(80 << 30, later(1));
         assert!(budget.is_spent());
         budget.settle(0, later(8));

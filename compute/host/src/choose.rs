@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use alknet_compute_wire::{Adapter, Info, Measured, Variant};
+use alknet_compute_wire::{GpuAdapter, GpuWorkerInfo, KernelVariant, MachineSpeed};
 use serde::{Deserialize, Serialize};
 
 /// Sizes that count as one: powers of this many operations.
@@ -17,7 +17,7 @@ const CLASS_MAX: u32 = u64::BITS / STEP_BITS;
 /// Kernels that exist in both ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Kernel {
+pub(crate) enum KernelKind {
     Matmul,
     Sha256,
 }
@@ -25,7 +25,7 @@ pub(crate) enum Kernel {
 /// Why it is computed so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Why {
+pub(crate) enum VariantReason {
     /// The caller asked for it.
     Asked,
     /// It is usual for adapters of this class.
@@ -36,32 +36,32 @@ pub(crate) enum Why {
 
 /// What was measured, by kernel, size and variant: operations in a second.
 #[derive(Debug, Default)]
-pub(crate) struct Records(HashMap<(Kernel, u32, bool), f64>);
+pub(crate) struct TimingRecords(HashMap<(KernelKind, u32, bool), f64>);
 
 /// One of them, as a file has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    kernel: Kernel,
+pub(crate) struct TimingEntry {
+    kernel: KernelKind,
     class: u32,
-    variant: Variant,
+    variant: KernelVariant,
     operations_ms: f64,
 }
 
-impl Records {
+impl TimingRecords {
     /// Writes down how long a kernel took for so many operations, without what compiling took. Whether
     /// nothing was known of it.
     pub(crate) fn record(
         &mut self,
-        kernel: Kernel,
+        kernel: KernelKind,
         operations: f64,
-        variant: Variant,
+        variant: KernelVariant,
         ms: f64,
     ) -> bool {
         if !(ms.is_finite() && ms > 0.0 && operations > 0.0) {
             return false;
         }
         let rate = operations / ms;
-        let key = (kernel, class(operations), variant == Variant::Host);
+        let key = (kernel, class(operations), variant == KernelVariant::Host);
         match self.0.get_mut(&key) {
             Some(known) => *known += (rate - *known) * NEW_SHARE,
             None => return self.0.insert(key, rate).is_none(),
@@ -70,73 +70,77 @@ impl Records {
     }
 
     /// All of them.
-    pub(crate) fn entries(&self) -> Vec<Entry> {
-        let entry = |((kernel, class, host), rate): (&(Kernel, u32, bool), &f64)| Entry {
+    pub(crate) fn entries(&self) -> Vec<TimingEntry> {
+        let entry = |((kernel, class, host), rate): (&(KernelKind, u32, bool), &f64)| TimingEntry {
             kernel: *kernel,
             class: *class,
-            variant: if *host { Variant::Host } else { Variant::Wgsl },
+            variant: if *host {
+                KernelVariant::Host
+            } else {
+                KernelVariant::Wgsl
+            },
             operations_ms: *rate,
         };
         self.0.iter().map(entry).collect()
     }
 
     /// What a file had; what no measurement can be is left out.
-    pub(crate) fn restored(entries: Vec<Entry>) -> Self {
-        let sound = |entry: &Entry| {
+    pub(crate) fn restored(entries: Vec<TimingEntry>) -> Self {
+        let sound = |entry: &TimingEntry| {
             entry.operations_ms.is_finite() && entry.operations_ms > 0.0 && entry.class <= CLASS_MAX
         };
         let entries = entries.into_iter().filter(sound).map(|entry| {
-            let host = entry.variant == Variant::Host;
+            let host = entry.variant == KernelVariant::Host;
             ((entry.kernel, entry.class, host), entry.operations_ms)
         });
         Self(entries.collect())
     }
 
-    fn rate(&self, kernel: Kernel, operations: f64, variant: Variant) -> Option<f64> {
-        let key = (kernel, class(operations), variant == Variant::Host);
+    fn rate(&self, kernel: KernelKind, operations: f64, variant: KernelVariant) -> Option<f64> {
+        let key = (kernel, class(operations), variant == KernelVariant::Host);
         self.0.get(&key).copied()
     }
 
     /// The better variant for so many operations.
     pub(crate) fn choose(
         &self,
-        kernel: Kernel,
+        kernel: KernelKind,
         operations: f64,
-        info: &Info,
-        measured: Option<&Measured>,
-    ) -> (Variant, Why) {
+        info: &GpuWorkerInfo,
+        measured: Option<&MachineSpeed>,
+    ) -> (KernelVariant, VariantReason) {
         let Some(adapter) = &info.adapter else {
-            return (Variant::Host, Why::Class);
+            return (KernelVariant::Host, VariantReason::Class);
         };
-        let host = self.rate(kernel, operations, Variant::Host);
-        let wgsl = self.rate(kernel, operations, Variant::Wgsl);
+        let host = self.rate(kernel, operations, KernelVariant::Host);
+        let wgsl = self.rate(kernel, operations, KernelVariant::Wgsl);
         if let (Some(host), Some(wgsl)) = (host, wgsl) {
-            return (faster(host, wgsl), Why::Measured);
+            return (faster(host, wgsl), VariantReason::Measured);
         }
         match (kernel, measured) {
-            (Kernel::Matmul, Some(measured)) => (
+            (KernelKind::Matmul, Some(measured)) => (
                 faster(measured.matmul_host, measured.matmul_wgsl),
-                Why::Measured,
+                VariantReason::Measured,
             ),
-            _ => (usual(adapter), Why::Class),
+            _ => (usual(adapter), VariantReason::Class),
         }
     }
 }
 
-fn faster(host: f64, wgsl: f64) -> Variant {
+fn faster(host: f64, wgsl: f64) -> KernelVariant {
     if host >= wgsl {
-        Variant::Host
+        KernelVariant::Host
     } else {
-        Variant::Wgsl
+        KernelVariant::Wgsl
     }
 }
 
 /// A processor that stands in for a GPU is better used as what it is.
-fn usual(adapter: &Adapter) -> Variant {
+fn usual(adapter: &GpuAdapter) -> KernelVariant {
     if adapter.class == "cpu" {
-        Variant::Host
+        KernelVariant::Host
     } else {
-        Variant::Wgsl
+        KernelVariant::Wgsl
     }
 }
 
@@ -148,58 +152,61 @@ fn class(operations: f64) -> u32 {
 mod tests {
     use super::*;
 
-    fn info(class: &str) -> Info {
-        Info {
-            adapter: Some(Adapter {
+    fn info(class: &str) -> GpuWorkerInfo {
+        GpuWorkerInfo {
+            adapter: Some(GpuAdapter {
                 class: class.to_owned(),
-                ..Adapter::default()
+                ..GpuAdapter::default()
             }),
-            ..Info::default()
+            ..GpuWorkerInfo::default()
         }
     }
 
     #[test]
     fn the_class_decides_until_something_is_measured() {
-        let mut records = Records::default();
-        let choose = |records: &Records, class, measured| {
-            records.choose(Kernel::Matmul, 1e6, &info(class), measured)
+        let mut records = TimingRecords::default();
+        let choose = |records: &TimingRecords, class, measured| {
+            records.choose(KernelKind::Matmul, 1e6, &info(class), measured)
         };
-        assert_eq!(choose(&records, "cpu", None), (Variant::Host, Why::Class));
+        assert_eq!(
+            choose(&records, "cpu", None),
+            (KernelVariant::Host, VariantReason::Class)
+        );
         assert_eq!(
             choose(&records, "discrete", None),
-            (Variant::Wgsl, Why::Class)
+            (KernelVariant::Wgsl, VariantReason::Class)
         );
-        let none = records.choose(Kernel::Matmul, 1e6, &Info::default(), None);
-        assert_eq!(none, (Variant::Host, Why::Class));
+        let none = records.choose(KernelKind::Matmul, 1e6, &GpuWorkerInfo::default(), None);
+        assert_eq!(none, (KernelVariant::Host, VariantReason::Class));
 
-        let measured = Measured {
+        let measured = MachineSpeed {
             matmul_wgsl: 5.0,
             matmul_host: 90.0,
-            ..Measured::default()
+            ..MachineSpeed::default()
         };
         let chosen = choose(&records, "integrated", Some(&measured));
-        assert_eq!(chosen, (Variant::Host, Why::Measured));
+        assert_eq!(chosen, (KernelVariant::Host, VariantReason::Measured));
 
-        records.record(Kernel::Matmul, 1e6, Variant::Host, 9.0);
-        assert_eq!(choose(&records, "discrete", None).1, Why::Class);
-        records.record(Kernel::Matmul, 1e6, Variant::Wgsl, 3.0);
+        records.record(KernelKind::Matmul, 1e6, KernelVariant::Host, 9.0);
+        assert_eq!(choose(&records, "discrete", None).1, VariantReason::Class);
+        records.record(KernelKind::Matmul, 1e6, KernelVariant::Wgsl, 3.0);
         let chosen = choose(&records, "cpu", Some(&measured));
-        assert_eq!(chosen, (Variant::Wgsl, Why::Measured));
+        assert_eq!(chosen, (KernelVariant::Wgsl, VariantReason::Measured));
         // Other sizes are another matter.
-        let chosen = records.choose(Kernel::Matmul, 1e9, &info("cpu"), None);
-        assert_eq!(chosen, (Variant::Host, Why::Class));
+        let chosen = records.choose(KernelKind::Matmul, 1e9, &info("cpu"), None);
+        assert_eq!(chosen, (KernelVariant::Host, VariantReason::Class));
     }
 
     #[test]
     fn nonsense_is_not_written_down() {
-        let mut records = Records::default();
+        let mut records = TimingRecords::default();
         for (operations, ms) in [
             (0.0, 1.0),
             (1.0, 0.0),
             (1.0, f64::NAN),
             (1.0, f64::INFINITY),
         ] {
-            records.record(Kernel::Sha256, operations, Variant::Host, ms);
+            records.record(KernelKind::Sha256, operations, KernelVariant::Host, ms);
         }
         assert!(records.0.is_empty());
     }

@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use alknet_call::{CallError, Ctx};
 use alknet_compute_wire::limits::BUFFERS_BYTES_MAX;
-use alknet_compute_wire::{Info, Measured, Variant};
+use alknet_compute_wire::{GpuWorkerInfo, KernelVariant, MachineSpeed};
 use alknet_core::BoxFuture;
-use alknet_worker::{Revocable, Role, RoleConfig, Workers};
+use alknet_worker::{RevocableMemfd, RoleConfig, WorkerRole, Workers};
 
-use crate::choose::{Kernel, Records, Why};
-use crate::copies::{Claim, Room};
+use crate::choose::{KernelKind, TimingRecords, VariantReason};
+use crate::copies::{CopyBudget, CopyReservation};
 use crate::error::{Error, Result};
-use crate::kept::{Kept, Machine};
 use crate::limits::{
     GPU_TIME, IDLE, LEASE, ORPHAN_LEASE, REFERENCED_BYTES_MAX, REFERENCED_WAIT, TENANTS_MAX, TICK,
 };
 use crate::tenant::Tenant;
-use crate::tensor::Kind;
-use crate::turn::Turn;
+use crate::tensor::TensorSpec;
+use crate::timings_cache::{TimingsCache, TimingsMachine};
+use crate::turn::WorkerTurn;
 
 /// Memory of a worker beyond its buffers: program, generated code, stacks.
 const WORKER_BYTES: u64 = 512 << 20;
@@ -35,7 +35,7 @@ const NO_DRIVER: &str = "none";
 /// What may be set.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Settings {
+pub struct ComputeSettings {
     /// Threads of the kernels that run on the processor. Usually as many as the shaders' (see [`role`]).
     pub threads: u32,
     /// Time on the GPU of one request.
@@ -56,17 +56,17 @@ pub struct Settings {
     pub idle: Duration,
     /// How often leases are looked at.
     pub tick: Duration,
-    /// Whether kernels of ours may run on the processor where nobody asks for it; without, they are
-    /// shaders wherever there is an adapter.
+    /// Whether the kernels of this crate may run on the processor where the caller names no variant. If
+    /// not, they run as shaders wherever there is an adapter.
     pub host_kernels: bool,
     /// The only driver that shaders run on, by its name; `none` for no driver. Without, the best adapter
     /// of any.
     pub driver: Option<String>,
-    /// File in which what was measured is kept over restarts; nowhere if there is none.
+    /// File of the persistent cache of kernel timings; `None` keeps no timings over restarts.
     pub measured: Option<PathBuf>,
 }
 
-impl Default for Settings {
+impl Default for ComputeSettings {
     fn default() -> Self {
         Self {
             threads: threads(),
@@ -97,8 +97,8 @@ fn threads() -> u32 {
 /// How workers of role `gpu` are configured: memory for their buffers, as many threads for shaders as the
 /// settings have for kernels on the processor, and the driver that is wanted.
 #[must_use]
-pub fn role(settings: &Settings) -> RoleConfig {
-    let mut role = RoleConfig::new(Role::Gpu);
+pub fn role(settings: &ComputeSettings) -> RoleConfig {
+    let mut role = RoleConfig::new(WorkerRole::Gpu);
     role.memory_bytes = settings.tenant_bytes.saturating_add(WORKER_BYTES);
     let threads = settings.threads.to_string();
     role.environment
@@ -109,9 +109,9 @@ pub fn role(settings: &Settings) -> RoleConfig {
     role
 }
 
-/// Finds what `{"ref": …}` names; whoever stores tensors implements it.
-pub trait References: Send + Sync + 'static {
-    /// The tensor, for whoever asks, with the rights that `tensor/open` asks for.
+/// Finds the tensor that `{"ref": …}` names; the tensor store implements it.
+pub trait TensorReferences: Send + Sync + 'static {
+    /// The tensor, for the caller of `ctx`, which needs the same rights as for `tensor/open`.
     ///
     /// # Errors
     /// As `tensor/open`; the caller sees it as it is.
@@ -119,22 +119,22 @@ pub trait References: Send + Sync + 'static {
         &self,
         ctx: &Ctx,
         reference: &str,
-    ) -> BoxFuture<'static, std::result::Result<Referenced, CallError>>;
+    ) -> BoxFuture<'static, std::result::Result<ReferencedTensor, CallError>>;
 }
 
 /// A stored tensor that was found, and is not copied yet.
-pub struct Referenced {
+pub struct ReferencedTensor {
     /// As containers write it.
     pub dtype: String,
     /// Elements in each dimension.
     pub shape: Vec<u64>,
     /// Copies all of its bytes, densely. It is called on a thread that may wait for the disk, once there is room for them.
-    pub copy: Box<dyn FnOnce() -> std::result::Result<Revocable, CallError> + Send>,
+    pub copy: Box<dyn FnOnce() -> std::result::Result<RevocableMemfd, CallError> + Send>,
 }
 
-impl fmt::Debug for Referenced {
+impl fmt::Debug for ReferencedTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Referenced")
+        f.debug_struct("ReferencedTensor")
             .field("dtype", &self.dtype)
             .field("shape", &self.shape)
             .finish_non_exhaustive()
@@ -143,7 +143,7 @@ impl fmt::Debug for Referenced {
 
 /// Everything behind the operations. Clones are the same.
 #[derive(Clone)]
-pub struct Compute(pub(crate) Arc<Inner>);
+pub struct Compute(pub(crate) Arc<ComputeInner>);
 
 impl fmt::Debug for Compute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,28 +153,28 @@ impl fmt::Debug for Compute {
     }
 }
 
-pub(crate) struct Inner {
+pub(crate) struct ComputeInner {
     pub(crate) workers: Workers,
-    pub(crate) settings: Settings,
-    references: Option<Arc<dyn References>>,
+    pub(crate) settings: ComputeSettings,
+    references: Option<Arc<dyn TensorReferences>>,
     /// For copies of stored tensors.
-    copies: Arc<Room>,
+    copies: Arc<CopyBudget>,
     tenants: Mutex<HashMap<String, Arc<Tenant>>>,
-    known: Mutex<Known>,
+    known: Mutex<WorkerFacts>,
 }
 
 /// What workers told.
 #[derive(Debug, Default)]
-struct Known {
-    info: Option<Arc<Info>>,
-    measured: Option<Measured>,
-    records: Records,
+struct WorkerFacts {
+    info: Option<Arc<GpuWorkerInfo>>,
+    measured: Option<MachineSpeed>,
+    records: TimingRecords,
 }
 
 impl Compute {
     /// On these workers. Nothing is started yet.
     #[must_use]
-    pub fn new(workers: Workers, settings: Settings) -> Self {
+    pub fn new(workers: Workers, settings: ComputeSettings) -> Self {
         Self::make(workers, settings, None)
     }
 
@@ -182,15 +182,19 @@ impl Compute {
     #[must_use]
     pub fn with_references(
         workers: Workers,
-        settings: Settings,
-        references: Arc<dyn References>,
+        settings: ComputeSettings,
+        references: Arc<dyn TensorReferences>,
     ) -> Self {
         Self::make(workers, settings, Some(references))
     }
 
-    fn make(workers: Workers, settings: Settings, references: Option<Arc<dyn References>>) -> Self {
-        let copies = Arc::new(Room::new(settings.referenced_bytes));
-        Self(Arc::new(Inner {
+    fn make(
+        workers: Workers,
+        settings: ComputeSettings,
+        references: Option<Arc<dyn TensorReferences>>,
+    ) -> Self {
+        let copies = Arc::new(CopyBudget::new(settings.referenced_bytes));
+        Self(Arc::new(ComputeInner {
             workers,
             settings,
             references,
@@ -212,7 +216,7 @@ impl Compute {
     }
 
     /// Why there is nothing that a shader could run on.
-    pub(crate) fn lack(&self, info: &Info) -> String {
+    pub(crate) fn lack(&self, info: &GpuWorkerInfo) -> String {
         let reason = info.reason.clone().unwrap_or_default();
         match self.0.settings.driver.as_deref() {
             None => reason,
@@ -224,20 +228,24 @@ impl Compute {
     }
 
     /// Waits until it is this caller's turn, and has a worker for it.
-    pub(crate) async fn turn(&self, ctx: &Ctx) -> Result<Turn> {
+    pub(crate) async fn turn(&self, ctx: &Ctx) -> Result<WorkerTurn> {
         let tenant = self.tenant(ctx)?;
-        Turn::begin(self, tenant, ctx).await
+        WorkerTurn::begin(self, tenant, ctx).await
     }
 
     /// Looks a reference up. Nothing is copied yet.
-    pub(crate) async fn find(&self, ctx: &Ctx, reference: &str) -> Result<(Referenced, Kind)> {
+    pub(crate) async fn find(
+        &self,
+        ctx: &Ctx,
+        reference: &str,
+    ) -> Result<(ReferencedTensor, TensorSpec)> {
         let Some(references) = &self.0.references else {
             let mut error = CallError::unavailable("this node stores no tensors");
             error.retryable = false;
             return Err(error.into());
         };
         let mut found = references.find(ctx, reference).await?;
-        let kind = Kind::of(&found.dtype, std::mem::take(&mut found.shape))?;
+        let kind = TensorSpec::from_parts(&found.dtype, std::mem::take(&mut found.shape))?;
         Ok((found, kind))
     }
 
@@ -245,7 +253,11 @@ impl Compute {
     ///
     /// # Errors
     /// They are more than may ever be, or there was no room for too long.
-    pub(crate) async fn room_for_copies(&self, tenant: &Tenant, bytes: u64) -> Result<Claim> {
+    pub(crate) async fn room_for_copies(
+        &self,
+        tenant: &Tenant,
+        bytes: u64,
+    ) -> Result<CopyReservation> {
         let patience = self.0.settings.referenced_wait;
         self.0.copies.claim(tenant.name(), bytes, patience).await
     }
@@ -274,18 +286,18 @@ impl Compute {
     }
 
     /// What the last worker said of itself.
-    pub(crate) fn info(&self) -> Option<Arc<Info>> {
+    pub(crate) fn info(&self) -> Option<Arc<GpuWorkerInfo>> {
         lock(&self.0.known).info.clone()
     }
 
-    pub(crate) fn measured(&self) -> Option<Measured> {
+    pub(crate) fn measured(&self) -> Option<MachineSpeed> {
         lock(&self.0.known).measured
     }
 
     /// A worker has said what it has.
-    pub(crate) fn learn(&self, info: &Arc<Info>) {
+    pub(crate) fn learn(&self, info: &Arc<GpuWorkerInfo>) {
         let mut known = lock(&self.0.known);
-        let name = |info: &Info| {
+        let name = |info: &GpuWorkerInfo| {
             let adapter = info.adapter.as_ref();
             adapter.map(|adapter| (adapter.name.clone(), adapter.versions.clone()))
         };
@@ -304,33 +316,39 @@ impl Compute {
     }
 
     /// What was measured on this adapter before the node was started.
-    fn kept(&self, info: &Info) -> Option<(Option<Measured>, Records)> {
+    fn kept(&self, info: &GpuWorkerInfo) -> Option<(Option<MachineSpeed>, TimingRecords)> {
         let file = self.0.settings.measured.as_ref()?;
-        let machine = Machine::of(info.adapter.as_ref()?, self.0.settings.threads);
-        Kept::load(file, &machine)
+        let machine = TimingsMachine::from_adapter(info.adapter.as_ref()?, self.0.settings.threads);
+        TimingsCache::load(file, &machine)
     }
 
     /// Keeps what is known now.
-    fn keep(&self, known: &Known) {
+    fn keep(&self, known: &WorkerFacts) {
         let Some(file) = self.0.settings.measured.clone() else {
             return;
         };
         let Some(adapter) = known.info.as_ref().and_then(|info| info.adapter.as_ref()) else {
             return;
         };
-        let machine = Machine::of(adapter, self.0.settings.threads);
-        let kept = Kept::new(machine, known.measured, &known.records);
-        // Nobody waits for the disk, and the last one to be written is as good as any.
+        let machine = TimingsMachine::from_adapter(adapter, self.0.settings.threads);
+        let kept = TimingsCache::new(machine, known.measured, &known.records);
+        // No caller waits for this write. Where two writes overlap, either of them may stay in the file.
         drop(tokio::task::spawn_blocking(move || kept.save(&file)));
     }
 
-    pub(crate) fn learn_measured(&self, measured: Measured) {
+    pub(crate) fn learn_measured(&self, measured: MachineSpeed) {
         let mut known = lock(&self.0.known);
         known.measured = Some(measured);
         self.keep(&known);
     }
 
-    pub(crate) fn record(&self, kernel: Kernel, operations: f64, variant: Variant, ms: f64) {
+    pub(crate) fn record(
+        &self,
+        kernel: KernelKind,
+        operations: f64,
+        variant: KernelVariant,
+        ms: f64,
+    ) {
         let mut known = lock(&self.0.known);
         // What is only put right is not worth a write.
         if known.records.record(kernel, operations, variant, ms) {
@@ -338,17 +356,23 @@ impl Compute {
         }
     }
 
-    pub(crate) fn choose(&self, kernel: Kernel, operations: f64, info: &Info) -> (Variant, Why) {
+    pub(crate) fn choose(
+        &self,
+        kernel: KernelKind,
+        operations: f64,
+        info: &GpuWorkerInfo,
+    ) -> (KernelVariant, VariantReason) {
         if !self.0.settings.host_kernels && info.adapter.is_some() {
-            return (Variant::Wgsl, Why::Class);
+            return (KernelVariant::Wgsl, VariantReason::Class);
         }
         let known = lock(&self.0.known);
         (known.records).choose(kernel, operations, info, known.measured.as_ref())
     }
 }
 
-impl Inner {
-    /// Forgets an identity of which nothing is left, unless somebody is just asking in its name.
+impl ComputeInner {
+    /// Forgets an identity that has no handles and a whole byte-time budget, unless a request in its name
+    /// is under way.
     pub(crate) fn forget(&self, tenant: &Arc<Tenant>) -> bool {
         let mut tenants = lock(&self.tenants);
         // The table's and the caller's own.
@@ -368,24 +392,24 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use alknet_compute_wire::Adapter;
-    use alknet_worker::Config;
+    use alknet_compute_wire::GpuAdapter;
+    use alknet_worker::WorkersConfig;
 
     use super::*;
 
-    /// One whose workers are told to take this driver, and whose first found `adapter`.
-    fn compute(driver: Option<&str>, adapter: Option<Adapter>) -> Compute {
-        let settings = Settings {
+    /// A service whose workers take this driver only, and whose first worker found `adapter`.
+    fn compute(driver: Option<&str>, adapter: Option<GpuAdapter>) -> Compute {
+        let settings = ComputeSettings {
             driver: driver.map(str::to_owned),
-            ..Settings::default()
+            ..ComputeSettings::default()
         };
-        let workers = Workers::start(Config::this_executable()).expect("a supervisor");
+        let workers = Workers::start(WorkersConfig::this_executable()).expect("a supervisor");
         let compute = Compute::new(workers, settings);
         assert_eq!(compute.driver_missing(), None, "nobody has looked");
-        let info = Info {
+        let info = GpuWorkerInfo {
             adapter,
             reason: Some("v3dv has no hardware here".to_owned()),
-            ..Info::default()
+            ..GpuWorkerInfo::default()
         };
         compute.learn(&Arc::new(info));
         compute
@@ -402,7 +426,7 @@ mod tests {
         for (driver, adapter) in [
             (None, None),
             (Some(NO_DRIVER), None),
-            (Some("v3dv"), Some(Adapter::default())),
+            (Some("v3dv"), Some(GpuAdapter::default())),
         ] {
             assert_eq!(
                 compute(driver, adapter).driver_missing(),
@@ -415,9 +439,9 @@ mod tests {
     #[test]
     fn workers_are_told_which_driver_to_take() {
         let told = |driver: Option<&str>| {
-            let settings = Settings {
+            let settings = ComputeSettings {
                 driver: driver.map(str::to_owned),
-                ..Settings::default()
+                ..ComputeSettings::default()
             };
             let mut environment = role(&settings).environment.into_iter();
             environment.find(|(name, _)| name == DRIVER)

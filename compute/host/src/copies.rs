@@ -12,25 +12,25 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use alknet_core::limits::leaves_room;
-use alknet_worker::Revocable;
+use alknet_worker::RevocableMemfd;
 use tokio::sync::Notify;
 
 use crate::compute::lock;
 use crate::error::{Error, Result};
 use crate::limits::{REFERENCED_BYTES_UNIT, TENSOR_BYTES_MAX};
 
-/// Bytes that a worker is handed for one request. They are taken back when this is dropped, and only then is there
+/// CopyBytes that a worker is handed for one request. They are taken back when this is dropped, and only then is there
 /// room for others.
 #[derive(Debug)]
-pub(crate) struct Copied {
+pub(crate) struct CopiedTensors {
     // Dropped in this order.
-    memory: Revocable,
-    _claim: Option<Arc<Claim>>,
+    memory: RevocableMemfd,
+    _claim: Option<Arc<CopyReservation>>,
 }
 
-impl Copied {
+impl CopiedTensors {
     /// A copy of a stored tensor.
-    pub(crate) fn stored(memory: Revocable, claim: &Arc<Claim>) -> Self {
+    pub(crate) fn stored(memory: RevocableMemfd, claim: &Arc<CopyReservation>) -> Self {
         let claim = Some(Arc::clone(claim));
         Self {
             memory,
@@ -38,9 +38,9 @@ impl Copied {
         }
     }
 
-    /// Bytes of the request itself, which are counted where requests are.
-    pub(crate) fn of(bytes: &[u8]) -> io::Result<Self> {
-        let memory = Revocable::written(|memory| memory.write_all(bytes))?;
+    /// CopyBytes of the request itself, which are counted where requests are.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
+        let memory = RevocableMemfd::written(|memory| memory.write_all(bytes))?;
         Ok(Self {
             memory,
             _claim: None,
@@ -48,47 +48,47 @@ impl Copied {
     }
 }
 
-impl Deref for Copied {
-    type Target = Revocable;
+impl Deref for CopiedTensors {
+    type Target = RevocableMemfd;
 
-    fn deref(&self) -> &Revocable {
+    fn deref(&self) -> &RevocableMemfd {
         &self.memory
     }
 }
 
 /// The room of a node.
 #[derive(Debug)]
-pub(crate) struct Room {
-    /// Bytes of all copies.
+pub(crate) struct CopyBudget {
+    /// CopyBytes of all copies.
     most: usize,
     /// Of these, bytes of copies of any length.
     long: usize,
     /// Of those, bytes of one identity.
     each: usize,
-    counted: Mutex<Counted>,
+    counted: Mutex<CopyUsage>,
     /// A claim was given back, or a request stopped waiting.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Counted {
-    long: Bytes,
-    short: Bytes,
+struct CopyUsage {
+    long: CopyBytes,
+    short: CopyBytes,
     /// In the order in which they came.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingCopy>,
     /// The last number that one of these got.
     number: u64,
 }
 
-/// Bytes of one of the two parts.
+/// CopyBytes of one of the two parts.
 #[derive(Debug, Default)]
-struct Bytes {
+struct CopyBytes {
     all: usize,
     each: HashMap<Arc<str>, usize>,
 }
 
 #[derive(Clone, Debug)]
-struct Waiting {
+struct WaitingCopy {
     number: u64,
     identity: Arc<str>,
     bytes: usize,
@@ -96,13 +96,13 @@ struct Waiting {
 
 /// Which part of the room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum CopyPool {
     Long,
     Short,
 }
 
-impl Bytes {
-    fn of(&self, identity: &str) -> usize {
+impl CopyBytes {
+    fn held_by(&self, identity: &str) -> usize {
         self.each.get(identity).copied().unwrap_or_default()
     }
 
@@ -122,16 +122,16 @@ impl Bytes {
     }
 }
 
-impl Counted {
-    fn part(&mut self, part: Part) -> &mut Bytes {
+impl CopyUsage {
+    fn part(&mut self, part: CopyPool) -> &mut CopyBytes {
         match part {
-            Part::Long => &mut self.long,
-            Part::Short => &mut self.short,
+            CopyPool::Long => &mut self.long,
+            CopyPool::Short => &mut self.short,
         }
     }
 }
 
-impl Room {
+impl CopyBudget {
     /// For so many bytes of all copies.
     pub(crate) fn new(most: u64) -> Self {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -156,7 +156,7 @@ impl Room {
         identity: &str,
         bytes: u64,
         patience: Duration,
-    ) -> Result<Claim> {
+    ) -> Result<CopyReservation> {
         let bytes = self.counted_as(bytes)?;
         let identity = Arc::from(identity);
         if let Some(claim) = self.take_short(&identity, bytes) {
@@ -185,23 +185,24 @@ impl Room {
     }
 
     /// A claim on the last quarter, which leaves others their parts of it.
-    fn take_short(self: &Arc<Self>, identity: &Arc<str>, bytes: usize) -> Option<Claim> {
+    fn take_short(self: &Arc<Self>, identity: &Arc<str>, bytes: usize) -> Option<CopyReservation> {
         let mut counted = lock(&self.counted);
-        let own = counted.short.of(identity) + bytes;
+        let own = counted.short.held_by(identity) + bytes;
         let all = self.long + counted.short.all + bytes;
         leaves_room(own, all, self.most)
-            .then(|| self.count(&mut counted, Part::Short, identity, bytes))
+            .then(|| self.count(&mut counted, CopyPool::Short, identity, bytes))
     }
 
     /// A claim on the rest, for a request that waits, where there is room and no other has to be served first.
-    fn take_long(self: &Arc<Self>, number: u64) -> Option<Claim> {
+    fn take_long(self: &Arc<Self>, number: u64) -> Option<CopyReservation> {
         let mut counted = lock(&self.counted);
         let at = (counted.waiting.iter()).position(|waiting| waiting.number == number)?;
-        let has_its_share =
-            |waiting: &Waiting| counted.long.of(&waiting.identity) + waiting.bytes > self.each;
+        let has_its_share = |waiting: &WaitingCopy| {
+            counted.long.held_by(&waiting.identity) + waiting.bytes > self.each
+        };
         // A request that waits for copies of its own identity to end keeps no other one waiting.
         let is_next = counted.waiting.iter().take(at).all(has_its_share);
-        let Waiting {
+        let WaitingCopy {
             identity, bytes, ..
         } = counted.waiting[at].clone();
         let fits = !has_its_share(&counted.waiting[at]) && counted.long.all + bytes <= self.long;
@@ -209,18 +210,18 @@ impl Room {
             return None;
         }
         counted.waiting.remove(at);
-        Some(self.count(&mut counted, Part::Long, &identity, bytes))
+        Some(self.count(&mut counted, CopyPool::Long, &identity, bytes))
     }
 
     fn count(
         self: &Arc<Self>,
-        counted: &mut Counted,
-        part: Part,
+        counted: &mut CopyUsage,
+        part: CopyPool,
         identity: &Arc<str>,
         bytes: usize,
-    ) -> Claim {
+    ) -> CopyReservation {
         counted.part(part).add(identity, bytes);
-        Claim {
+        CopyReservation {
             room: Arc::clone(self),
             part,
             identity: Arc::clone(identity),
@@ -228,30 +229,30 @@ impl Room {
         }
     }
 
-    fn queue(self: &Arc<Self>, identity: Arc<str>, bytes: usize) -> Place {
+    fn queue(self: &Arc<Self>, identity: Arc<str>, bytes: usize) -> CopyQueuePosition {
         let mut counted = lock(&self.counted);
         counted.number += 1;
         let number = counted.number;
-        counted.waiting.push_back(Waiting {
+        counted.waiting.push_back(WaitingCopy {
             number,
             identity,
             bytes,
         });
         let room = Arc::clone(self);
-        Place { room, number }
+        CopyQueuePosition { room, number }
     }
 }
 
-/// Bytes that are counted.
+/// CopyBytes that are counted.
 #[derive(Debug)]
-pub(crate) struct Claim {
-    room: Arc<Room>,
-    part: Part,
+pub(crate) struct CopyReservation {
+    room: Arc<CopyBudget>,
+    part: CopyPool,
     identity: Arc<str>,
     bytes: usize,
 }
 
-impl Drop for Claim {
+impl Drop for CopyReservation {
     fn drop(&mut self) {
         let mut counted = lock(&self.room.counted);
         counted.part(self.part).take(&self.identity, self.bytes);
@@ -260,15 +261,15 @@ impl Drop for Claim {
     }
 }
 
-/// Place of a request that waits; dropping it gives it up.
+/// CopyQueuePosition of a request that waits; dropping it gives it up.
 #[derive(Debug)]
-struct Place {
-    room: Arc<Room>,
+struct CopyQueuePosition {
+    room: Arc<CopyBudget>,
     number: u64,
 }
 
-impl Place {
-    async fn served(&self) -> Claim {
+impl CopyQueuePosition {
+    async fn served(&self) -> CopyReservation {
         loop {
             // Before the look, so that no change is missed.
             let changed = self.room.changed.notified();
@@ -280,7 +281,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for CopyQueuePosition {
     fn drop(&mut self) {
         let mut counted = lock(&self.room.counted);
         (counted.waiting).retain(|waiting| waiting.number != self.number);
@@ -300,12 +301,12 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// Of a machine with 512 MiB of memory.
-    fn small() -> Arc<Room> {
-        Arc::new(Room::new(REFERENCED_BYTES_MIN))
+    fn small() -> Arc<CopyBudget> {
+        Arc::new(CopyBudget::new(REFERENCED_BYTES_MIN))
     }
 
     /// A claim that there is room for now.
-    fn now(room: &Arc<Room>, identity: &str, bytes: u64) -> Option<Claim> {
+    fn now(room: &Arc<CopyBudget>, identity: &str, bytes: u64) -> Option<CopyReservation> {
         let claim = room.claim(identity, bytes, REFERENCED_WAIT);
         claim
             .now_or_never()
@@ -329,7 +330,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_identity_has_half_where_that_is_more_than_a_tensor() {
-        let room = Arc::new(Room::new(1 << 30));
+        let room = Arc::new(CopyBudget::new(1 << 30));
         let too_large = room.claim("eve", 513 * MIB, REFERENCED_WAIT).await;
         assert!(matches!(too_large, Err(Error::TooLarge(_))));
         let eve: Vec<_> = (0..4)
@@ -363,7 +364,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_waits_for_its_own_identity_keeps_no_other_waiting() {
-        let room = Arc::new(Room::new(1 << 30));
+        let room = Arc::new(CopyBudget::new(1 << 30));
         let eve: Vec<_> = (0..4)
             .map(|_| now(&room, "eve", TENSOR_BYTES_MAX).expect("room"))
             .collect();

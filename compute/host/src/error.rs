@@ -1,8 +1,8 @@
 //! What can go wrong with a request, and what its caller sees of it.
 
 use alknet_call::{CallError as Answered, ErrorCode};
-use alknet_compute_wire::{Place, codes};
-use alknet_worker::{CallError, Cause, Fault, FrameError, WorkerError};
+use alknet_compute_wire::{ShaderPosition, codes};
+use alknet_worker::{LimitCause, WorkerCallError, WorkerError, WorkerFault, WorkerFrameError};
 use serde_json::json;
 
 use crate::limits::QUEUE_RETRY_MS;
@@ -15,7 +15,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Given up by whoever asked.
+    /// The caller gave up.
     #[error("given up")]
     Aborted,
     /// A library of ours refused, with an error that callers may see.
@@ -55,7 +55,7 @@ pub enum Error {
     #[error("{message}")]
     Shader {
         /// Where; line 0 where it is no place of the text.
-        place: Place,
+        place: ShaderPosition,
         /// What.
         message: String,
     },
@@ -75,7 +75,7 @@ pub enum Error {
 
 /// Code of a shader that is refused, declared by `compute/dispatch`.
 pub const SHADER_INVALID: &str = "SHADER_INVALID";
-/// Code of a stored file that is damaged, as whoever keeps it says.
+/// Code of a damaged stored file, as the tensor store reports it.
 pub const TENSOR_INVALID: &str = "TENSOR_INVALID";
 /// Code of a tensor beyond its limit.
 pub const TENSOR_TOO_LARGE: &str = "TENSOR_TOO_LARGE";
@@ -126,7 +126,7 @@ impl Error {
     }
 
     /// What a worker said.
-    pub(crate) fn from_fault(fault: Fault) -> Self {
+    pub(crate) fn from_fault(fault: WorkerFault) -> Self {
         let message = fault.message;
         match fault.code.as_str() {
             codes::ABORTED => Self::Aborted,
@@ -144,19 +144,19 @@ impl Error {
     }
 }
 
-impl From<CallError> for Error {
-    fn from(error: CallError) -> Self {
+impl From<WorkerCallError> for Error {
+    fn from(error: WorkerCallError) -> Self {
         match error {
-            CallError::Limit { cause, .. } => match cause {
-                Cause::Aborted => Self::Aborted,
-                Cause::Gpu => Self::GpuTimeout,
-                Cause::Silent => Self::Lost("no sign of life".to_owned()),
+            WorkerCallError::Limit { cause, .. } => match cause {
+                LimitCause::Aborted => Self::Aborted,
+                LimitCause::Gpu => Self::GpuTimeout,
+                LimitCause::Silent => Self::Lost("no sign of life".to_owned()),
                 _ => Self::Timeout,
             },
-            CallError::Lost(loss) => Self::Lost(loss.to_string()),
-            CallError::Quarantined => Self::Policy(error.to_string()),
-            CallError::Busy => Self::Overloaded(error.to_string()),
-            CallError::Frame(error) => Self::Internal(error.to_string()),
+            WorkerCallError::Lost(loss) => Self::Lost(loss.to_string()),
+            WorkerCallError::Quarantined => Self::Policy(error.to_string()),
+            WorkerCallError::Busy => Self::Overloaded(error.to_string()),
+            WorkerCallError::Frame(error) => Self::Internal(error.to_string()),
             error => Self::Lost(error.to_string()),
         }
     }
@@ -175,8 +175,8 @@ impl From<WorkerError> for Error {
     }
 }
 
-impl From<FrameError> for Error {
-    fn from(error: FrameError) -> Self {
+impl From<WorkerFrameError> for Error {
+    fn from(error: WorkerFrameError) -> Self {
         Self::Internal(error.to_string())
     }
 }
@@ -204,7 +204,7 @@ impl From<Error> for Answered {
 
 #[cfg(test)]
 mod tests {
-    use alknet_worker::Body;
+    use alknet_worker::CborBody;
 
     use super::*;
 
@@ -250,11 +250,11 @@ mod tests {
 
     #[test]
     fn a_shader_error_keeps_its_place() {
-        let place = Place { line: 3, column: 7 };
-        let fault = Fault {
+        let place = ShaderPosition { line: 3, column: 7 };
+        let fault = WorkerFault {
             code: codes::SHADER.to_owned(),
             message: "no such type".to_owned(),
-            details: Body::of(&place).expect("CBOR"),
+            details: CborBody::encode(&place).expect("CBOR"),
         };
         let seen = Answered::from(Error::from_fault(fault));
         assert_eq!(seen.code.name(), SHADER_INVALID);

@@ -6,9 +6,9 @@
 //!
 //! ```no_run
 //! # fn node(workers: alknet_worker::Workers, builder: &mut alknet_call::RegistryBuilder) {
-//! use alknet_compute::{Compute, Settings, operations};
+//! use alknet_compute::{Compute, ComputeSettings, operations};
 //!
-//! let compute = Compute::new(workers, Settings::default());
+//! let compute = Compute::new(workers, ComputeSettings::default());
 //! for operation in operations(&compute) {
 //!     builder.add(operation);
 //! }
@@ -25,13 +25,13 @@ mod choose;
 mod compute;
 mod copies;
 mod error;
-mod kept;
 mod ops;
-mod shelf;
 mod tenant;
 mod tensor;
+mod tensor_table;
+mod timings_cache;
 mod turn;
 
-pub use compute::{Compute, Referenced, References, Settings, role};
+pub use compute::{Compute, ComputeSettings, ReferencedTensor, TensorReferences, role};
 pub use error::{Error, QUOTA_EXCEEDED, Result, SHADER_INVALID, TENSOR_INVALID, TENSOR_TOO_LARGE};
 pub use ops::operations;

@@ -29,7 +29,7 @@ pub const RANK_MAX: usize = 8;
 pub const HANDLES_MAX: usize = 1024;
 /// Requests of one identity that wait for the one before.
 pub const QUEUE_MAX: usize = 16;
-/// How long whoever finds the queue full is told to wait, milliseconds.
+/// How long a caller that finds the queue full is asked to wait, milliseconds.
 pub const QUEUE_RETRY_MS: u64 = 100;
 /// Identities with a worker of theirs at the same time.
 pub const TENANTS_MAX: usize = 16;

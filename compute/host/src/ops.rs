@@ -11,7 +11,7 @@ mod tensors;
 use std::sync::Arc;
 
 use alknet_call::{
-    Body, CallError, Ctx, ErrorDef, HandlerKind, OperationSpec, Output, Registration,
+    CallBody, CallError, CallOutput, Ctx, ErrorDef, HandlerKind, OperationSpec, Registration,
 };
 use serde_json::json;
 
@@ -36,8 +36,8 @@ pub fn operations(compute: &Compute) -> Vec<Registration> {
 /// An operation from its description and its function.
 fn register<F, Fut>(compute: &Compute, mut spec: OperationSpec, function: F) -> Registration
 where
-    F: Fn(Compute, Body, Ctx) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Output>> + Send + 'static,
+    F: Fn(Compute, CallBody, Ctx) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<CallOutput>> + Send + 'static,
 {
     spec.error_schemas.extend(errors());
     spec.tags.push("compute".to_owned());
@@ -89,6 +89,6 @@ fn errors() -> [ErrorDef; 4] {
 }
 
 /// The input as what the operation takes.
-fn parse<T: serde::de::DeserializeOwned>(input: &Body) -> Result<T> {
+fn parse<T: serde::de::DeserializeOwned>(input: &CallBody) -> Result<T> {
     input.parse().map_err(Error::Answered)
 }

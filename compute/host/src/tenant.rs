@@ -3,59 +3,62 @@
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
-use alknet_compute_wire::{Ask, Info, Made, Upload};
-use alknet_worker::{Blob, Body, CallError, CallLimits, Hash, Reply, Request, Session, Told};
+use alknet_compute_wire::{ComputeAck, ComputeRequest, ComputeUpload, GpuWorkerInfo};
+use alknet_worker::{
+    Bytes32, CallLimits, CborBody, FrameBlob, SessionNotice, WorkerCallError, WorkerReply,
+    WorkerRequest, WorkerSession,
+};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::compute::{Inner, lock};
-use crate::copies::Copied;
+use crate::compute::{ComputeInner, lock};
+use crate::copies::CopiedTensors;
 use crate::error::{Error, Result};
 use crate::limits::{QUEUE_MAX, READ_BYTES_MAX, WALL_TIME};
-use crate::shelf::Shelf;
+use crate::tensor_table::TensorTable;
 
 /// Bytes of an answer: those of one read, and what is around them.
 const ANSWER_BYTES_MAX: u64 = READ_BYTES_MAX + (64 << 10);
 
-/// Somebody who computes.
+/// One identity with its worker, its handles and its queue of requests.
 #[derive(Debug)]
 pub(crate) struct Tenant {
     name: String,
     /// One request is done, the others wait.
     places: Arc<Semaphore>,
-    desk: Arc<tokio::sync::Mutex<Desk>>,
-    shelf: Mutex<Shelf>,
+    desk: Arc<tokio::sync::Mutex<WorkerSlot>>,
+    shelf: Mutex<TensorTable>,
     used: Mutex<Instant>,
 }
 
-/// The worker, for whoever has it.
+/// The worker of an identity. One request at a time holds the slot.
 #[derive(Debug, Default)]
-pub(crate) struct Desk {
-    live: Option<Live>,
+pub(crate) struct WorkerSlot {
+    live: Option<LiveWorker>,
 }
 
 /// A worker that is there.
 #[derive(Debug)]
-struct Live {
-    session: Session,
-    info: Arc<Info>,
+struct LiveWorker {
+    session: WorkerSession,
+    info: Arc<GpuWorkerInfo>,
 }
 
 /// Bytes on their way to a worker.
 #[derive(Clone, Debug)]
-pub(crate) enum Data {
+pub(crate) enum UploadData {
     Bytes(Bytes),
-    Copied(Arc<Copied>),
+    CopiedTensors(Arc<CopiedTensors>),
 }
 
 /// A request, ready to be sent.
 #[derive(Debug)]
-pub(crate) struct Sending {
-    pub(crate) body: Body,
-    pub(crate) uploads: Vec<(u64, Data)>,
+pub(crate) struct PreparedRequest {
+    pub(crate) body: CborBody,
+    pub(crate) uploads: Vec<(u64, UploadData)>,
     pub(crate) limits: CallLimits,
-    pub(crate) operation: Option<Hash>,
+    pub(crate) operation: Option<Bytes32>,
 }
 
 impl Tenant {
@@ -65,7 +68,7 @@ impl Tenant {
             name: name.to_owned(),
             places: Arc::new(Semaphore::new(QUEUE_MAX + 1)),
             desk: Arc::default(),
-            shelf: Mutex::new(Shelf::new(now)),
+            shelf: Mutex::new(TensorTable::new(now)),
             used: Mutex::new(now),
         }
     }
@@ -83,11 +86,11 @@ impl Tenant {
     }
 
     /// The worker, when it is free.
-    pub(crate) async fn desk(&self) -> OwnedMutexGuard<Desk> {
+    pub(crate) async fn desk(&self) -> OwnedMutexGuard<WorkerSlot> {
         Arc::clone(&self.desk).lock_owned().await
     }
 
-    pub(crate) fn shelf<T>(&self, work: impl FnOnce(&mut Shelf) -> T) -> T {
+    pub(crate) fn shelf<T>(&self, work: impl FnOnce(&mut TensorTable) -> T) -> T {
         work(&mut lock(&self.shelf))
     }
 
@@ -102,7 +105,7 @@ impl Tenant {
     }
 
     /// Ends leases, and the worker when there is no use for it, until nothing is left.
-    pub(crate) fn look_after(self: &Arc<Self>, inner: &Arc<Inner>) {
+    pub(crate) fn look_after(self: &Arc<Self>, inner: &Arc<ComputeInner>) {
         let tenant = Arc::clone(self);
         let tick = inner.settings.tick;
         let inner = Arc::downgrade(inner);
@@ -117,21 +120,21 @@ impl Tenant {
     }
 
     /// Returns whether it is done.
-    async fn look(self: &Arc<Self>, inner: &Weak<Inner>) -> bool {
+    async fn look(self: &Arc<Self>, inner: &Weak<ComputeInner>) -> bool {
         let Some(inner) = inner.upgrade() else {
             return true;
         };
         let settings = &inner.settings;
         let now = Instant::now();
         self.shelf(|shelf| shelf.expire(now, settings.orphan_lease));
-        // Whoever has the worker sees to these things too.
+        // A request that holds the worker keeps it in use, and tidied it when it began.
         let Ok(mut desk) = Arc::clone(&self.desk).try_lock_owned() else {
             return false;
         };
         let unused = now.saturating_duration_since(*lock(&self.used)) >= settings.idle;
         if unused && self.shelf(|shelf| shelf.is_empty()) {
             desk.live = None;
-            self.shelf(Shelf::lose_all);
+            self.shelf(TensorTable::lose_all);
         }
         desk.tidy(self).await;
         let over = desk.live.is_none();
@@ -140,10 +143,10 @@ impl Tenant {
     }
 }
 
-impl Desk {
+impl WorkerSlot {
     /// What its worker said of itself, where there is one. One that died meanwhile is forgotten, and
     /// what it kept with it.
-    pub(crate) fn info(&mut self, tenant: &Tenant) -> Option<Arc<Info>> {
+    pub(crate) fn info(&mut self, tenant: &Tenant) -> Option<Arc<GpuWorkerInfo>> {
         let live = self.live.as_mut()?;
         // Workers say nothing in sessions; the end of what they say is the end of the worker.
         if let Some(None) = live.session.next().now_or_never() {
@@ -153,12 +156,12 @@ impl Desk {
     }
 
     /// Another worker.
-    pub(crate) fn seat(&mut self, session: Session) {
+    pub(crate) fn seat(&mut self, session: WorkerSession) {
         let info = Arc::default();
-        self.live = Some(Live { session, info });
+        self.live = Some(LiveWorker { session, info });
     }
 
-    pub(crate) fn learn(&mut self, info: &Arc<Info>) {
+    pub(crate) fn learn(&mut self, info: &Arc<GpuWorkerInfo>) {
         if let Some(live) = &mut self.live {
             live.info = Arc::clone(info);
         }
@@ -166,19 +169,19 @@ impl Desk {
 
     fn lose(&mut self, tenant: &Tenant) {
         self.live = None;
-        tenant.shelf(Shelf::lose_all);
+        tenant.shelf(TensorTable::lose_all);
     }
 
-    /// Lets the worker forget what nobody has a handle for.
+    /// Makes the worker forget the buffers that no handle refers to.
     pub(crate) async fn tidy(&mut self, tenant: &Tenant) {
         if self.live.is_none() || !tenant.shelf(|shelf| shelf.has_garbage()) {
             return;
         }
-        let buffers = tenant.shelf(Shelf::garbage);
-        let Ok(body) = Body::of(&Ask::Drop { buffers }) else {
+        let buffers = tenant.shelf(TensorTable::garbage);
+        let Ok(body) = CborBody::encode(&ComputeRequest::Drop { buffers }) else {
             return;
         };
-        let sending = Sending {
+        let sending = PreparedRequest {
             body,
             uploads: Vec::new(),
             limits: CallLimits {
@@ -193,13 +196,13 @@ impl Desk {
         let _: Result<Vec<u8>> = self.exchange(tenant, sending, given_up).await;
     }
 
-    /// Asks, and waits for the answer or until the worker has stopped. `given_up` resolves when nobody
-    /// wants the answer any more.
+    /// Asks, and waits for the answer or until the worker has stopped. `given_up` resolves when the
+    /// caller has given up.
     pub(crate) async fn exchange(
         &mut self,
         tenant: &Tenant,
-        sending: Sending,
-        given_up: oneshot::Receiver<Made>,
+        sending: PreparedRequest,
+        given_up: oneshot::Receiver<ComputeAck>,
     ) -> Result<Vec<u8>> {
         let Some(live) = &self.live else {
             return Err(Error::Lost("it ended".to_owned()));
@@ -212,7 +215,7 @@ impl Desk {
             hand_over(&live.session, number, &copied)?;
             handed_over.push(copied);
         }
-        let request = Request::Role { body: sending.body };
+        let request = WorkerRequest::Role { body: sending.body };
         let mut call = live
             .session
             .call(request, sending.limits, sending.operation);
@@ -234,8 +237,8 @@ impl Desk {
             }
         };
         match answer.reply {
-            Reply::Ok(blob) => Ok(blob.read(&answer.fds, ANSWER_BYTES_MAX)?),
-            Reply::Err(fault) => {
+            WorkerReply::Ok(blob) => Ok(blob.read(&answer.fds, ANSWER_BYTES_MAX)?),
+            WorkerReply::Err(fault) => {
                 let error = Error::from_fault(fault);
                 if let Error::DeviceLost(_) = error {
                     live.session.kill();
@@ -247,37 +250,40 @@ impl Desk {
     }
 }
 
-impl Data {
+impl UploadData {
     /// Whether it is a copy of a stored tensor.
     pub(crate) const fn is_stored(&self) -> bool {
-        matches!(self, Self::Copied(_))
+        matches!(self, Self::CopiedTensors(_))
     }
 
-    fn copied(self) -> Result<Arc<Copied>> {
+    fn copied(self) -> Result<Arc<CopiedTensors>> {
         match self {
             Self::Bytes(bytes) => {
-                let copied = Copied::of(&bytes).map(Arc::new);
+                let copied = CopiedTensors::from_bytes(&bytes).map(Arc::new);
                 copied.map_err(|error| Error::Internal(error.to_string()))
             }
-            Self::Copied(copied) => Ok(copied),
+            Self::CopiedTensors(copied) => Ok(copied),
         }
     }
 }
 
-fn hand_over(session: &Session, number: u64, copied: &Copied) -> Result<()> {
+fn hand_over(session: &WorkerSession, number: u64, copied: &CopiedTensors) -> Result<()> {
     let fd = copied.hand_over();
     let fd = fd.map_err(|error| Error::Internal(error.to_string()))?;
     let len = copied.len();
-    let blobs = vec![(number, Blob::Sealed { at: 0, len })];
-    session.tell(Told::Role(Body::of(&Upload { blobs })?), vec![fd])?;
+    let blobs = vec![(number, FrameBlob::Sealed { at: 0, len })];
+    session.tell(
+        SessionNotice::Role(CborBody::encode(&ComputeUpload { blobs })?),
+        vec![fd],
+    )?;
     Ok(())
 }
 
 /// Whether the worker is not there any more.
-fn ends_worker(error: &CallError) -> bool {
+fn ends_worker(error: &WorkerCallError) -> bool {
     match error {
-        CallError::Limit { killed, .. } => *killed,
-        CallError::Lost(_) | CallError::SessionClosed => true,
+        WorkerCallError::Limit { killed, .. } => *killed,
+        WorkerCallError::Lost(_) | WorkerCallError::SessionClosed => true,
         _ => false,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use alknet_call::Body;
+use alknet_call::CallBody;
 use alknet_compute_wire::limits::TENSOR_BYTES_MAX;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::copies::Copied;
+use crate::copies::CopiedTensors;
 use crate::error::{Error, Result};
 use crate::limits::{INLINE_BYTES_MAX, RANK_MAX};
 
@@ -35,9 +35,9 @@ const DTYPES: [(&str, u64); 15] = [
 
 /// An element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Dtype(&'static str, u64);
+pub(crate) struct ComputeDtype(&'static str, u64);
 
-impl Dtype {
+impl ComputeDtype {
     pub(crate) const F32: Self = Self("F32", 4);
     pub(crate) const U8: Self = Self("U8", 1);
     pub(crate) const U32: Self = Self("U32", 4);
@@ -65,13 +65,13 @@ impl Dtype {
 
 /// Element type and shape, known to fit a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Kind {
-    pub(crate) dtype: Dtype,
+pub(crate) struct TensorSpec {
+    pub(crate) dtype: ComputeDtype,
     pub(crate) shape: Vec<u64>,
 }
 
-impl Kind {
-    pub(crate) fn new(dtype: Dtype, shape: Vec<u64>) -> Result<Self> {
+impl TensorSpec {
+    pub(crate) fn new(dtype: ComputeDtype, shape: Vec<u64>) -> Result<Self> {
         if shape.len() > RANK_MAX {
             return Err(Error::Shape(format!(
                 "{} dimensions; at most {RANK_MAX} are possible",
@@ -96,8 +96,8 @@ impl Kind {
         Ok(Self { dtype, shape })
     }
 
-    pub(crate) fn of(dtype: &str, shape: Vec<u64>) -> Result<Self> {
-        Self::new(Dtype::parse(dtype)?, shape)
+    pub(crate) fn from_parts(dtype: &str, shape: Vec<u64>) -> Result<Self> {
+        Self::new(ComputeDtype::parse(dtype)?, shape)
     }
 
     /// Bytes of the whole tensor.
@@ -130,22 +130,22 @@ impl Kind {
 
 /// A tensor in a request, not yet looked up.
 #[derive(Clone, Debug)]
-pub(crate) enum Arg {
+pub(crate) enum TensorArg {
     Handle {
         handle: String,
-        dtype: Option<Dtype>,
+        dtype: Option<ComputeDtype>,
         shape: Option<Vec<u64>>,
     },
-    Inline(Bytes, Kind),
+    Inline(Bytes, TensorSpec),
     Ref(String),
     /// A reference that was looked up.
-    Stored(Arc<Copied>, Kind),
+    Stored(Arc<CopiedTensors>, TensorSpec),
 }
 
 /// As it is written. What answers say about a handle may be handed back with it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct RawTensorArg {
     inline: Option<Value>,
     #[serde(rename = "ref")]
     reference: Option<String>,
@@ -156,18 +156,22 @@ struct Written {
     _expires_ms: Option<u64>,
 }
 
-impl Arg {
+impl TensorArg {
     /// Reads one; `body` has the bytes that it may point to.
-    pub(crate) fn read(body: &Body, written: &Value) -> Result<Self> {
+    pub(crate) fn read(body: &CallBody, written: &Value) -> Result<Self> {
         let written =
-            Written::deserialize(written).map_err(|error| Error::Shape(error.to_string()))?;
-        let dtype = written.dtype.as_deref().map(Dtype::parse).transpose()?;
+            RawTensorArg::deserialize(written).map_err(|error| Error::Shape(error.to_string()))?;
+        let dtype = written
+            .dtype
+            .as_deref()
+            .map(ComputeDtype::parse)
+            .transpose()?;
         match (written.inline, written.reference, written.handle) {
             (Some(inline), None, None) => {
                 let (Some(dtype), Some(shape)) = (dtype, written.shape) else {
                     return Err(Error::Shape("inline bytes need dtype and shape".to_owned()));
                 };
-                let kind = Kind::new(dtype, shape)?;
+                let kind = TensorSpec::new(dtype, shape)?;
                 let bytes = bytes(body, &inline, INLINE_BYTES_MAX)?;
                 if bytes.len() as u64 != kind.bytes() {
                     return Err(Error::Shape(format!(
@@ -195,7 +199,7 @@ impl Arg {
 
 /// Bytes of a request: a part of a mixed frame, which has its own limit, or base64 of at most `max`
 /// bytes.
-pub(crate) fn bytes(body: &Body, written: &Value, max: usize) -> Result<Bytes> {
+pub(crate) fn bytes(body: &CallBody, written: &Value, max: usize) -> Result<Bytes> {
     if let Some(bytes) = body.binary(written) {
         return Ok(bytes);
     }
@@ -220,12 +224,12 @@ mod tests {
 
     use super::*;
 
-    fn read(value: &Value) -> Result<Arg> {
-        Arg::read(&Body::json(value).expect("JSON"), value)
+    fn read(value: &Value) -> Result<TensorArg> {
+        TensorArg::read(&CallBody::json(value).expect("JSON"), value)
     }
 
-    fn kind(shape: &[u64]) -> Kind {
-        Kind::of("f32", shape.to_vec()).expect("a tensor")
+    fn kind(shape: &[u64]) -> TensorSpec {
+        TensorSpec::from_parts("f32", shape.to_vec()).expect("a tensor")
     }
 
     #[test]
@@ -235,12 +239,21 @@ mod tests {
         assert_eq!(kind(&[0, u64::MAX]).bytes(), 0);
         assert_eq!(kind(&[2, 3]).row_bytes(), 12);
         let limit = TENSOR_BYTES_MAX / 4;
-        assert!(Kind::of("F32", vec![limit]).is_ok());
+        assert!(TensorSpec::from_parts("F32", vec![limit]).is_ok());
         for shape in [vec![limit + 1], vec![u64::MAX, 2], vec![1 << 40, 1 << 40]] {
-            assert!(matches!(Kind::of("F32", shape), Err(Error::TooLarge(_))));
+            assert!(matches!(
+                TensorSpec::from_parts("F32", shape),
+                Err(Error::TooLarge(_))
+            ));
         }
-        assert!(matches!(Kind::of("F32", vec![1; 9]), Err(Error::Shape(_))));
-        assert!(matches!(Kind::of("F33", vec![]), Err(Error::Dtype(_))));
+        assert!(matches!(
+            TensorSpec::from_parts("F32", vec![1; 9]),
+            Err(Error::Shape(_))
+        ));
+        assert!(matches!(
+            TensorSpec::from_parts("F33", vec![]),
+            Err(Error::Dtype(_))
+        ));
     }
 
     #[test]
@@ -264,14 +277,14 @@ mod tests {
     #[test]
     fn a_tensor_is_one_thing_and_says_how_long_it_is() {
         let good = json!({ "inline": "AAAAAAAAAAA=", "dtype": "F32", "shape": [2] });
-        assert!(matches!(read(&good), Ok(Arg::Inline(bytes, _)) if bytes.len() == 8));
+        assert!(matches!(read(&good), Ok(TensorArg::Inline(bytes, _)) if bytes.len() == 8));
         assert!(matches!(
             read(&json!({ "handle": "a", "expires_ms": 7 })),
-            Ok(Arg::Handle { .. })
+            Ok(TensorArg::Handle { .. })
         ));
         assert!(matches!(
             read(&json!({ "ref": "alknet-tensor://x" })),
-            Ok(Arg::Ref(_))
+            Ok(TensorArg::Ref(_))
         ));
         for bad in [
             json!({}),

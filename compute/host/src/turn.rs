@@ -5,33 +5,33 @@ use std::time::{Duration, Instant};
 
 use alknet_call::{CallError, Ctx};
 use alknet_compute_wire::limits::INLINE_BYTES_MAX as FRAME_BYTES_MAX;
-use alknet_compute_wire::{Ask, Info, Sink, Source};
-use alknet_worker::{Body, CallLimits, Hash, Lease, Role};
+use alknet_compute_wire::{ByteSource, ComputeRequest, GpuWorkerInfo, ResultSink};
+use alknet_worker::{Bytes32, CallLimits, CborBody, WorkerLease, WorkerRole};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, oneshot};
 
 use crate::compute::Compute;
-use crate::copies::Copied;
+use crate::copies::CopiedTensors;
 use crate::error::{Error, Result};
 use crate::limits::{INLINE_BYTES_MAX, REFERENCED_BESIDES, WALL_TIME};
-use crate::shelf::{Shelf, User};
-use crate::tenant::{Data, Desk, Sending, Tenant};
-use crate::tensor::{Arg, Kind};
+use crate::tenant::{PreparedRequest, Tenant, UploadData, WorkerSlot};
+use crate::tensor::{TensorArg, TensorSpec};
+use crate::tensor_table::{HandleUser, TensorTable};
 
-/// While it is there nobody else has the identity's worker. What was made and not kept is thrown away
-/// with it.
+/// A request's turn on the worker of its identity: no other request has the worker while it lasts. Dropping it throws
+/// away the tensors that it made and did not keep.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct WorkerTurn {
     compute: Compute,
     tenant: Arc<Tenant>,
     /// Away while a request is out.
-    desk: Option<OwnedMutexGuard<Desk>>,
+    desk: Option<OwnedMutexGuard<WorkerSlot>>,
     _place: OwnedSemaphorePermit,
     ctx: Ctx,
-    info: Arc<Info>,
-    uploads: Vec<(u64, Data)>,
+    info: Arc<GpuWorkerInfo>,
+    uploads: Vec<(u64, UploadData)>,
     /// Numbers and bytes of tensors that this turn makes.
     fresh: Vec<(u64, u64)>,
 }
@@ -39,8 +39,8 @@ pub(crate) struct Turn {
 /// A tensor that is at hand.
 #[derive(Clone, Debug)]
 pub(crate) struct Operand {
-    pub(crate) source: Source,
-    pub(crate) kind: Kind,
+    pub(crate) source: ByteSource,
+    pub(crate) kind: TensorSpec,
 }
 
 /// Time of a request whose caller would wait for `wanted`; `gpu` is its time on the GPU where it has copies of stored
@@ -54,19 +54,19 @@ fn wall_time(wanted: Duration, gpu: Option<Duration>) -> Duration {
 /// How a caller wants a tensor back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum As {
+pub(crate) enum ResultForm {
     Handle,
     Inline,
 }
 
-impl Turn {
+impl WorkerTurn {
     pub(crate) async fn begin(compute: &Compute, tenant: Arc<Tenant>, ctx: &Ctx) -> Result<Self> {
         let place = tenant.place()?;
         tenant.touch();
         let mut desk = tenant.desk().await;
         let info = desk.info(&tenant);
         let opened = if info.is_none() {
-            let lease = Lease::new(Role::Gpu, tenant.name());
+            let lease = WorkerLease::new(WorkerRole::Gpu, tenant.name());
             Some(compute.0.workers.open(lease).await?)
         } else {
             desk.tidy(&tenant).await;
@@ -87,7 +87,7 @@ impl Turn {
             fresh: Vec::new(),
         };
         if fresh {
-            let info: Arc<Info> = Arc::new(turn.ask(&Ask::Info, None).await?);
+            let info: Arc<GpuWorkerInfo> = Arc::new(turn.ask(&ComputeRequest::Info, None).await?);
             compute.learn(&info);
             if let Some(desk) = &mut turn.desk {
                 desk.learn(&info);
@@ -98,26 +98,30 @@ impl Turn {
     }
 
     /// What the worker computes with.
-    pub(crate) fn info(&self) -> &Arc<Info> {
+    pub(crate) fn info(&self) -> &Arc<GpuWorkerInfo> {
         &self.info
     }
 
     /// Asks the worker. A crash is held against `operation`.
     pub(crate) async fn ask<T: DeserializeOwned>(
         &mut self,
-        ask: &Ask,
-        operation: Option<Hash>,
+        ask: &ComputeRequest,
+        operation: Option<Bytes32>,
     ) -> Result<T> {
         let answer = self.exchange(ask, operation).await?;
-        Ok(Body::from_cbor(answer).read()?)
+        Ok(CborBody::from_cbor(answer).read()?)
     }
 
-    /// The same for answers that are the bytes themselves. When the caller gives up in the middle, the
-    /// worker is told and has its next turn when it has stopped.
-    pub(crate) async fn exchange(&mut self, ask: &Ask, operation: Option<Hash>) -> Result<Vec<u8>> {
+    /// The same for answers that are the bytes themselves. When the caller gives up in the middle, the worker aborts
+    /// the request, and its next turn begins once it has stopped.
+    pub(crate) async fn exchange(
+        &mut self,
+        ask: &ComputeRequest,
+        operation: Option<Bytes32>,
+    ) -> Result<Vec<u8>> {
         let lost = || Error::Internal("a request came to no end".to_owned());
-        let sending = Sending {
-            body: Body::of(ask)?,
+        let sending = PreparedRequest {
+            body: CborBody::encode(ask)?,
             limits: self.limits(ask),
             uploads: std::mem::take(&mut self.uploads),
             operation,
@@ -128,7 +132,7 @@ impl Turn {
         let (wanted, given_up) = oneshot::channel();
         tokio::spawn(async move {
             let result = desk.exchange(&tenant, sending, given_up).await;
-            // Where nobody wants it any more, the next one has its turn.
+            // Where the caller has given up, this fails and drops the worker's lock: the next request has its turn.
             let _ = told.send((desk, result));
         });
         let (desk, result) = outcome.await.map_err(|_| lost())?;
@@ -138,9 +142,9 @@ impl Turn {
         result
     }
 
-    fn limits(&self, ask: &Ask) -> CallLimits {
+    fn limits(&self, ask: &ComputeRequest) -> CallLimits {
         // What the node wants to know it asked for itself: on a slow processor that takes its time.
-        let own = matches!(ask, Ask::Info | Ask::Measure { .. });
+        let own = matches!(ask, ComputeRequest::Info | ComputeRequest::Measure { .. });
         let left = |deadline: tokio::time::Instant| {
             deadline.saturating_duration_since(tokio::time::Instant::now())
         };
@@ -160,10 +164,10 @@ impl Turn {
     ///
     /// # Errors
     /// As `tensor/open`, and where all of them together are too large.
-    pub(crate) async fn resolve(&mut self, args: &mut [&mut Arg]) -> Result<()> {
+    pub(crate) async fn resolve(&mut self, args: &mut [&mut TensorArg]) -> Result<()> {
         let (mut named, mut copies, mut bytes) = (Vec::new(), Vec::new(), 0_u64);
         for arg in args.iter_mut() {
-            if let Arg::Ref(reference) = &**arg {
+            if let TensorArg::Ref(reference) = &**arg {
                 let (referenced, kind) = self.compute.find(&self.ctx, reference).await?;
                 bytes = bytes.saturating_add(kind.bytes());
                 copies.push(referenced.copy);
@@ -179,7 +183,7 @@ impl Turn {
             let claim = Arc::new(claim);
             let copied = copies.into_iter().map(|copy| {
                 let memory = copy()?;
-                Ok(Copied::stored(memory, &claim))
+                Ok(CopiedTensors::stored(memory, &claim))
             });
             copied.collect::<std::result::Result<Vec<_>, CallError>>()
         });
@@ -191,15 +195,15 @@ impl Turn {
                 let why = "a stored tensor of another length".to_owned();
                 return Err(Error::Internal(why));
             }
-            **arg = Arg::Stored(Arc::new(copied), kind);
+            **arg = TensorArg::Stored(Arc::new(copied), kind);
         }
         Ok(())
     }
 
     /// A tensor of a request.
-    pub(crate) fn operand(&mut self, arg: Arg) -> Result<Operand> {
+    pub(crate) fn operand(&mut self, arg: TensorArg) -> Result<Operand> {
         match arg {
-            Arg::Handle {
+            TensorArg::Handle {
                 handle,
                 dtype,
                 shape,
@@ -213,55 +217,59 @@ impl Turn {
                         kind.dtype.name()
                     )));
                 }
-                let source = Source::Buffer(number);
+                let source = ByteSource::Buffer(number);
                 Ok(Operand { source, kind })
             }
-            Arg::Inline(bytes, kind) => {
-                let source = self.source(Data::Bytes(bytes));
+            TensorArg::Inline(bytes, kind) => {
+                let source = self.source(UploadData::Bytes(bytes));
                 Ok(Operand { source, kind })
             }
-            Arg::Stored(copied, kind) => {
-                let source = self.source(Data::Copied(copied));
+            TensorArg::Stored(copied, kind) => {
+                let source = self.source(UploadData::CopiedTensors(copied));
                 Ok(Operand { source, kind })
             }
-            Arg::Ref(_) => Err(Error::Internal("a reference nobody looked up".to_owned())),
+            TensorArg::Ref(_) => Err(Error::Internal("a reference was not looked up".to_owned())),
         }
     }
 
     /// Number and kind of a handle's tensor.
-    pub(crate) fn find(&mut self, handle: &str) -> Result<(u64, Kind)> {
+    pub(crate) fn find(&mut self, handle: &str) -> Result<(u64, TensorSpec)> {
         let (user, until) = (self.user(), self.until());
         self.tenant.shelf(|shelf| shelf.find(handle, user, until))
     }
 
     /// Bytes for the next request: small ones in it, others ahead of it.
-    pub(crate) fn source(&mut self, data: Data) -> Source {
-        if let Data::Bytes(bytes) = &data
+    pub(crate) fn source(&mut self, data: UploadData) -> ByteSource {
+        if let UploadData::Bytes(bytes) = &data
             && bytes.len() <= FRAME_BYTES_MAX
         {
-            return Source::Bytes(Bytes::clone(bytes));
+            return ByteSource::Bytes(Bytes::clone(bytes));
         }
-        let number = self.tenant.shelf(Shelf::number);
+        let number = self.tenant.shelf(TensorTable::number);
         self.uploads.push((number, data));
-        Source::Upload(number)
+        ByteSource::Upload(number)
     }
 
     /// Where a result of this kind goes: as the caller wants it, or by its length.
-    pub(crate) fn sink(&mut self, kind: &Kind, wanted: Option<As>) -> Result<Sink> {
+    pub(crate) fn sink(
+        &mut self,
+        kind: &TensorSpec,
+        wanted: Option<ResultForm>,
+    ) -> Result<ResultSink> {
         let small = kind.bytes() <= INLINE_BYTES_MAX as u64;
         match wanted {
-            Some(As::Inline) if !small => Err(Error::TooLarge(format!(
+            Some(ResultForm::Inline) if !small => Err(Error::TooLarge(format!(
                 "{} bytes; at most {INLINE_BYTES_MAX} come inline, others as handles",
                 kind.bytes()
             ))),
-            Some(As::Inline) => Ok(Sink::Answer),
-            None if small => Ok(Sink::Answer),
-            None | Some(As::Handle) => Ok(Sink::Buffer(self.number(kind)?)),
+            Some(ResultForm::Inline) => Ok(ResultSink::Answer),
+            None if small => Ok(ResultSink::Answer),
+            None | Some(ResultForm::Handle) => Ok(ResultSink::Buffer(self.number(kind)?)),
         }
     }
 
     /// A number for a tensor that this turn makes, if there is room for it.
-    pub(crate) fn number(&mut self, kind: &Kind) -> Result<u64> {
+    pub(crate) fn number(&mut self, kind: &TensorSpec) -> Result<u64> {
         let bytes = self.fresh.iter().map(|(_, bytes)| bytes).sum::<u64>() + kind.bytes();
         let (more, most) = (self.fresh.len() + 1, self.compute.0.settings.tenant_bytes);
         let number = self.tenant.shelf(|shelf| {
@@ -273,7 +281,7 @@ impl Turn {
     }
 
     /// A handle for what this turn made, as answers show it.
-    pub(crate) fn keep(&mut self, number: u64, kind: &Kind) -> Result<Value> {
+    pub(crate) fn keep(&mut self, number: u64, kind: &TensorSpec) -> Result<Value> {
         let (user, until) = (self.user(), self.until());
         let handle = (self.tenant).shelf(|shelf| shelf.keep(number, kind.clone(), user, until))?;
         self.fresh.retain(|(fresh, _)| *fresh != number);
@@ -303,12 +311,12 @@ impl Turn {
         Instant::now() + self.lease()
     }
 
-    fn user(&self) -> User {
-        User::new(self.ctx.caller())
+    fn user(&self) -> HandleUser {
+        HandleUser::new(self.ctx.caller())
     }
 }
 
-impl Drop for Turn {
+impl Drop for WorkerTurn {
     fn drop(&mut self) {
         let numbers = self.fresh.drain(..).map(|(number, _)| number);
         self.tenant.shelf(|shelf| shelf.discard(numbers));

@@ -2,11 +2,11 @@
 //!
 //! The node numbers buffers, so that it can give one back whatever became of the answer. A worker knows
 //! buffers as bytes: element types and shapes are the node's. What is long travels ahead of its request
-//! as [`Upload`], in sealed memory, and is named there by its number.
+//! as [`ComputeUpload`], in sealed memory, and is named there by its number.
 
 pub mod limits;
 
-use alknet_worker::Blob;
+use alknet_worker::FrameBlob;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -14,26 +14,26 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Ask {
-    /// Makes a buffer: [`Made`].
+pub enum ComputeRequest {
+    /// Makes a buffer: [`ComputeAck`].
     Create {
         /// Its number.
         buffer: u64,
         /// What is in it at first, and how long it is.
-        from: Source,
+        from: ByteSource,
     },
-    /// Runs a caller's shader: [`Dispatched`].
-    Dispatch(Dispatch),
-    /// Gives buffers back; numbers that are none are passed over. Answers [`Made`].
+    /// Runs a caller's shader: [`DispatchReply`].
+    Dispatch(ShaderDispatch),
+    /// Gives buffers back; numbers that are none are passed over. Answers [`ComputeAck`].
     Drop {
         /// Their numbers.
         buffers: Vec<u64>,
     },
-    /// What there is: [`Info`].
+    /// What there is: [`GpuWorkerInfo`].
     Info,
-    /// Multiplies: [`Computed`].
-    Matmul(Matmul),
-    /// Measures this machine: [`Measured`].
+    /// Multiplies: [`KernelReply`].
+    Matmul(MatmulRequest),
+    /// Measures this machine: [`MachineSpeed`].
     Measure {
         /// Threads for what runs without the GPU.
         threads: u32,
@@ -47,30 +47,30 @@ pub enum Ask {
         /// How many.
         len: u64,
     },
-    /// Hashes messages: [`Computed`].
-    Sha256(Sha256),
-    /// Overwrites a part of a buffer: [`Made`].
+    /// Hashes messages: [`KernelReply`].
+    Sha256(Sha256Request),
+    /// Overwrites a part of a buffer: [`ComputeAck`].
     Write {
         /// Its number.
         buffer: u64,
         /// First byte.
         offset: u64,
         /// What.
-        from: Source,
+        from: ByteSource,
     },
 }
 
 /// What a node says without asking: bytes for the next request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Upload {
+pub struct ComputeUpload {
     /// Each with the number by which the request names it.
-    pub blobs: Vec<(u64, Blob)>,
+    pub blobs: Vec<(u64, FrameBlob)>,
 }
 
 /// Where bytes come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Source {
+pub enum ByteSource {
     /// A buffer, whole.
     Buffer(u64),
     /// These.
@@ -84,7 +84,7 @@ pub enum Source {
 /// Where results go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Sink {
+pub enum ResultSink {
     /// Into the answer.
     Answer,
     /// Into a new buffer of this number.
@@ -93,7 +93,7 @@ pub enum Sink {
 
 /// A caller's shader with what it is bound to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Dispatch {
+pub struct ShaderDispatch {
     /// The shader.
     pub wgsl: String,
     /// Its entry point.
@@ -110,17 +110,17 @@ pub struct Binding {
     /// Its number.
     pub binding: u32,
     /// What the shader may do with it.
-    pub access: Access,
+    pub access: BindingAccess,
     /// What is bound.
-    pub from: Source,
+    pub from: ByteSource,
     /// Where it goes afterwards; nowhere where the caller does not want it.
-    pub to: Option<Sink>,
+    pub to: Option<ResultSink>,
 }
 
 /// What a shader may do with a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Access {
+pub enum BindingAccess {
     /// `var<storage, read>`.
     Read,
     /// `var<storage, read_write>`.
@@ -131,24 +131,24 @@ pub enum Access {
 
 /// A product of two matrices of 32-bit floats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Matmul {
+pub struct MatmulRequest {
     /// `m` by `k`.
     pub a: Matrix,
     /// `k` by `n`.
     pub b: Matrix,
     /// How.
-    pub variant: Variant,
+    pub variant: KernelVariant,
     /// Threads for the host's kernel.
     pub threads: u32,
     /// Where the product goes, row by row.
-    pub to: Sink,
+    pub to: ResultSink,
 }
 
 /// A matrix inside some bytes. Offset and strides count elements.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Matrix {
     /// The bytes.
-    pub from: Source,
+    pub from: ByteSource,
     /// Where the first element is.
     pub offset: u64,
     /// How many there are.
@@ -161,21 +161,21 @@ pub struct Matrix {
 
 /// Messages to hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sha256 {
+pub struct Sha256Request {
     /// All messages, one behind the other.
-    pub data: Source,
+    pub data: ByteSource,
     /// Where each begins, and where the last ends: 32-bit numbers, lowest byte first.
-    pub offsets: Source,
+    pub offsets: ByteSource,
     /// How.
-    pub variant: Variant,
+    pub variant: KernelVariant,
     /// Where the digests go, 32 bytes each.
-    pub to: Sink,
+    pub to: ResultSink,
 }
 
 /// How something is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Variant {
+pub enum KernelVariant {
     /// On the worker's own threads.
     Host,
     /// By a shader.
@@ -184,11 +184,11 @@ pub enum Variant {
 
 /// Done, and nothing more to say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Made {}
+pub struct ComputeAck {}
 
 /// What came of a shader.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Dispatched {
+pub struct DispatchReply {
     /// For each binding whose sink is the answer: its number and its bytes.
     pub outputs: Vec<(u32, Bytes)>,
     /// From the submission to the end, milliseconds.
@@ -199,7 +199,7 @@ pub struct Dispatched {
 
 /// What came of a kernel of ours.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Computed {
+pub struct KernelReply {
     /// The result, where the answer is its sink.
     pub bytes: Option<Bytes>,
     /// How long it took, bringing bytes in and out included, milliseconds.
@@ -210,9 +210,9 @@ pub struct Computed {
 
 /// What a worker found when it started.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Info {
+pub struct GpuWorkerInfo {
     /// What it computes with; `None` where there is nothing.
-    pub adapter: Option<Adapter>,
+    pub adapter: Option<GpuAdapter>,
     /// Why nothing, or why not hardware.
     pub reason: Option<String>,
     /// Version of wgpu, and of the compiler of shaders.
@@ -223,7 +223,7 @@ pub struct Info {
 
 /// What a worker computes with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Adapter {
+pub struct GpuAdapter {
     /// As the driver has it.
     pub name: String,
     /// The driver's name here.
@@ -261,9 +261,9 @@ pub struct DeviceLimits {
     pub groups: u32,
 }
 
-/// How fast this machine is. What needs a device is 0 where there is none.
+/// How fast this machine is. On a machine without a device, what needs one is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Measured {
+pub struct MachineSpeed {
     /// Multiplying matrices by a shader, GFLOP/s.
     pub matmul_wgsl: f64,
     /// Multiplying matrices on the processor, GFLOP/s.
@@ -278,7 +278,7 @@ pub struct Measured {
 
 /// What went wrong with a shader, in the details of the fault `E_SHADER`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct ShaderPosition {
     /// Counted from 1; 0 where it is no place of the text.
     pub line: u32,
     /// In bytes, counted from 1.

@@ -10,10 +10,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::rows::{Goal, Row, median};
-use alknet_tasks::context::Context;
-use alknet_tasks::driver::Selection;
-use alknet_tasks::failure::{Failure, Result};
+use super::rows::{BenchRow, Goal, median};
+use alknet_tasks::context::XtaskContext;
+use alknet_tasks::driver::DriverSelection;
+use alknet_tasks::failure::{Result, TaskError};
 use alknet_tasks::{gpu, test, third_party};
 
 /// Name of this benchmark in rows.
@@ -61,8 +61,8 @@ const BURN_BUSY: &str = "burn, processor time";
 type Figures = BTreeMap<(u32, usize, String), Vec<f64>>;
 
 /// Measures.
-pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
-    let program = gpu::ensure(cx, &Selection::usual())?.executable;
+pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
+    let program = gpu::ensure(cx, &DriverSelection::usual())?.executable;
     let peer = peer(cx)?;
     let packages = third_party::python_packages(cx)?;
     let all = std::thread::available_parallelism().map_or(1, usize::from);
@@ -105,9 +105,9 @@ fn ours(program: &Path, side: u32, threads: usize) -> Result<Vec<(String, f64)>>
     figures_of(&text)
 }
 
-/// Builds the peer, once its libraries' licences are known to be such as any other's here: it is passed
-/// on to nobody, but people build it.
-fn peer(cx: &Context) -> Result<PathBuf> {
+/// Builds the peer, once its libraries' licences are known to be such as any other's here: the project does
+/// not distribute it, but its developers build it.
+fn peer(cx: &XtaskContext) -> Result<PathBuf> {
     let mut deny = Command::new(test::deny_program(cx)?);
     deny.current_dir(cx.root())
         .args(["--manifest-path", PEER_MANIFEST, "--config", PEER_LICENCES])
@@ -140,7 +140,7 @@ fn figures_of(text: &str) -> Result<Vec<(String, f64)>> {
         let row: Value = serde_json::from_str(line).unwrap_or_default();
         let figure = row["gflops"].as_f64().or_else(|| row["gb_s"].as_f64());
         let (Some(kernel), Some(figure)) = (row["kernel"].as_str(), figure) else {
-            return Err(Failure::Workspace(format!("a benchmark says {line}")));
+            return Err(TaskError::Workspace(format!("a benchmark says {line}")));
         };
         figures.push((kernel.to_owned(), figure));
         if let Some(busy) = row["gflop_cpu_s"].as_f64() {
@@ -159,24 +159,24 @@ fn openblas(packages: &Path, side: u32, threads: usize) -> Result<f64> {
         .env("OPENBLAS_NUM_THREADS", threads.to_string());
     let text = output(&mut command)?;
     let figure = text.trim().parse();
-    figure.map_err(|_| Failure::Workspace(format!("NumPy's figure is {text}")))
+    figure.map_err(|_| TaskError::Workspace(format!("NumPy's figure is {text}")))
 }
 
 fn output(command: &mut Command) -> Result<String> {
     let output = command
         .output()
-        .map_err(Failure::io(format!("run {command:?}")))?;
+        .map_err(TaskError::io(format!("run {command:?}")))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    Err(Failure::Workspace(format!(
+    Err(TaskError::Workspace(format!(
         "{command:?} ended with {}: {}",
         output.status,
         String::from_utf8_lossy(&output.stderr).trim()
     )))
 }
 
-fn rows(figures: &Figures, threads: &[usize]) -> Vec<Row> {
+fn rows(figures: &Figures, threads: &[usize]) -> Vec<BenchRow> {
     let mut rows = Vec::new();
     for threads in threads.iter().copied() {
         for side in SIDES {
@@ -195,7 +195,7 @@ fn rows(figures: &Figures, threads: &[usize]) -> Vec<Row> {
                 });
                 if let (Some(ours), Some(theirs)) = (of(ours), theirs) {
                     let case = format!("{case}, {}", counted(threads));
-                    let row = Row::higher(BENCH, case, unit, ours).beside(peer, theirs);
+                    let row = BenchRow::higher(BENCH, case, unit, ours).beside(peer, theirs);
                     rows.push(match goal {
                         Some(goal) => row.goal(Goal::Ratio(goal)),
                         None => row,

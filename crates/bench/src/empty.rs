@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use alknet_tasks::failure::{Failure, Result};
+use alknet_tasks::failure::{Result, TaskError};
 
 /// What the init says.
 pub(super) const SAYS: &str = "bench: init";
@@ -38,23 +38,23 @@ const CONSOLE: (u32, u32) = (5, 1);
 pub(super) fn initramfs(folder: &Path) -> Result<PathBuf> {
     let source = folder.join("empty.c");
     let program = folder.join("empty");
-    fs::write(&source, SOURCE).map_err(Failure::io("write the empty init"))?;
+    fs::write(&source, SOURCE).map_err(TaskError::io("write the empty init"))?;
     let output = Command::new("cc")
         .args(["-O2", "-static", "-nostdlib", "-fno-stack-protector", "-o"])
         .args([&program, &source])
         .output()
-        .map_err(Failure::io("run cc (install gcc)"))?;
+        .map_err(TaskError::io("run cc (install gcc)"))?;
     if !output.status.success() {
         let how = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(Failure::Step {
+        return Err(TaskError::Step {
             what: "compiling the empty init".into(),
             how,
             log: None,
         });
     }
-    let program = fs::read(&program).map_err(Failure::io("read the empty init"))?;
+    let program = fs::read(&program).map_err(TaskError::io("read the empty init"))?;
     let path = folder.join("empty.cpio");
-    fs::write(&path, pack(&program)).map_err(Failure::io("write the empty initramfs"))?;
+    fs::write(&path, pack(&program)).map_err(TaskError::io("write the empty initramfs"))?;
     Ok(path)
 }
 

@@ -16,13 +16,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use alknet_tasks::cache;
-use alknet_tasks::context::Context;
-use alknet_tasks::failure::{Failure, Result};
+use alknet_tasks::context::XtaskContext;
+use alknet_tasks::failure::{Result, TaskError};
 use alknet_tasks::test;
 use clap::{Parser, Subcommand};
 
 use self::http::{IdlePart, idle};
-use self::rows::{Header, Report, Row};
+use self::rows::{BenchHeader, BenchReport, BenchRow};
 
 /// Runs of each case; the middle one counts.
 const ROUNDS: usize = 10;
@@ -40,9 +40,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
     disable_help_subcommand = true,
     after_help = "Example: cargo xtask bench call http --rounds 5 --json rows.json"
 )]
-struct Arguments {
+struct BenchArgs {
     #[command(subcommand)]
-    part: Option<Part>,
+    part: Option<BenchPart>,
     /// Folder to look for sources in before any other place
     #[arg(long, value_name = "DIR")]
     sources: Option<PathBuf>,
@@ -57,7 +57,7 @@ struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
-enum Part {
+enum BenchPart {
     /// A process of the benchmark of HTTP
     #[command(hide = true, subcommand)]
     BenchIdle(IdlePart),
@@ -71,10 +71,13 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 }
 
 /// One benchmark: its name and what measures it.
-type Bench = (&'static str, fn(&mut Context, usize) -> Result<Vec<Row>>);
+type BenchEntry = (
+    &'static str,
+    fn(&mut XtaskContext, usize) -> Result<Vec<BenchRow>>,
+);
 
 /// Every benchmark.
-const BENCHES: [Bench; 7] = [
+const BENCHES: [BenchEntry; 7] = [
     ("boot", boot::run),
     ("call", call::run),
     ("compute", compute::run),
@@ -85,10 +88,10 @@ const BENCHES: [Bench; 7] = [
 ];
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = BenchArgs::parse();
     let done = match &arguments.part {
-        Some(Part::BenchIdle(part)) => idle(part),
-        None => Context::from_environment(arguments.sources.clone()).and_then(|mut cx| {
+        Some(BenchPart::BenchIdle(part)) => idle(part),
+        None => XtaskContext::from_environment(arguments.sources.clone()).and_then(|mut cx| {
             let _in_use = cache::in_use(&cx)?;
             run(&mut cx, &arguments)
         }),
@@ -97,32 +100,32 @@ fn main() -> ExitCode {
 }
 
 /// Measures what was asked for. All of it is measured and printed before a missed bound fails the run.
-fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+fn run(cx: &mut XtaskContext, arguments: &BenchArgs) -> Result<()> {
     test::lengthen_deadlines()?;
     let mut rows = Vec::new();
     for (name, bench) in chosen(&arguments.names)? {
         rows.extend(cx.step(name, |cx| bench(cx, arguments.rounds))?);
     }
-    let report = Report {
-        header: Header::of_this_machine(cx, arguments.rounds),
+    let report = BenchReport {
+        header: BenchHeader::of_this_machine(cx, arguments.rounds),
         rows,
     };
     print!("{}{}", report.header, report.table());
     if let Some(file) = &arguments.json {
         std::fs::write(file, report.json())
-            .map_err(Failure::io(format!("write {}", file.display())))?;
+            .map_err(TaskError::io(format!("write {}", file.display())))?;
     }
     eprint!("{}", cx.table());
     held(&report)
 }
 
 /// Fails where a bound was missed and docs/SPECIFICATION.md does not say that it is not met.
-fn held(report: &Report) -> Result<()> {
+fn held(report: &BenchReport) -> Result<()> {
     let missed = report.missed();
     if missed.is_empty() {
         return Ok(());
     }
-    Err(Failure::Step {
+    Err(TaskError::Step {
         what: format!("{} bounds of benchmarks", missed.len()),
         how: format!(
             "missed: {}; measure once more on a machine at rest, and mend what is slower or say in \
@@ -133,7 +136,7 @@ fn held(report: &Report) -> Result<()> {
     })
 }
 
-fn chosen(names: &[String]) -> Result<Vec<Bench>> {
+fn chosen(names: &[String]) -> Result<Vec<BenchEntry>> {
     if names.is_empty() {
         return Ok(BENCHES.to_vec());
     }
@@ -143,7 +146,7 @@ fn chosen(names: &[String]) -> Result<Vec<Bench>> {
             .find(|(known, _)| known == name)
             .ok_or_else(|| {
                 let known: Vec<_> = BENCHES.iter().map(|(name, _)| *name).collect();
-                Failure::Arguments(format!(
+                TaskError::Arguments(format!(
                     "no benchmark \"{name}\", only {}",
                     known.join(", ")
                 ))
@@ -168,9 +171,9 @@ mod tests {
 
     #[test]
     fn a_missed_bound_fails_the_run_and_one_that_is_listed_does_not() {
-        let report = |case: &str, unit, ours| Report {
-            header: Header::default(),
-            rows: vec![Row::lower("boot", case, unit, ours).goal(Goal::Ours(1.0))],
+        let report = |case: &str, unit, ours| BenchReport {
+            header: BenchHeader::default(),
+            rows: vec![BenchRow::lower("boot", case, unit, ours).goal(Goal::Ours(1.0))],
         };
         let answered = "microvm: power-on to answered call";
         let missed = held(&report(answered, "s wall", 1.1)).expect_err("missed");

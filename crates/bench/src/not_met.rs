@@ -1,9 +1,9 @@
 //! Bounds that docs/SPECIFICATION.md says are not met: missing one of them fails no run, unless by more than before.
 
-use super::rows::{Better, Goal, Row};
+use super::rows::{BenchRow, BetterDirection, Goal};
 
 /// One of these bounds.
-struct NotMet {
+struct MissedBound {
     /// How its row of docs/SPECIFICATION.md begins.
     promise: &'static str,
     bench: &'static str,
@@ -11,7 +11,7 @@ struct NotMet {
     /// `unit`, or as a ratio to the peer's figure where that is promised.
     measured: &'static [(&'static str, f64)],
     unit: &'static str,
-    better: Better,
+    better: BetterDirection,
     /// What is promised, as the rows have it.
     goal: f64,
 }
@@ -21,24 +21,24 @@ struct NotMet {
 const SLACK: f64 = 0.15;
 
 /// All of them.
-const NOT_MET: [NotMet; 10] = [
-    NotMet {
+const NOT_MET: [MissedBound; 10] = [
+    MissedBound {
         promise: "power-on to answered call on microvm",
         bench: "boot",
         measured: &[("microvm: power-on to answered call", 1.45)],
         unit: "CPU s",
-        better: Better::Lower,
+        better: BetterDirection::Lower,
         goal: 1.0,
     },
-    NotMet {
+    MissedBound {
         promise: "our answered call on q35",
         bench: "boot",
         measured: &[("q35: power-on to answered call", 0.93)],
         unit: "CPU s",
-        better: Better::Lower,
+        better: BetterDirection::Lower,
         goal: 0.5,
     },
-    NotMet {
+    MissedBound {
         promise: "at least 1.5 times tonic's calls per second",
         bench: "call",
         measured: &[
@@ -46,18 +46,18 @@ const NOT_MET: [NotMet; 10] = [
             ("unary 4096 B, 16 connections, QUIC", 1.42),
         ],
         unit: "calls/s",
-        better: Better::Higher,
+        better: BetterDirection::Higher,
         goal: 1.5,
     },
-    NotMet {
+    MissedBound {
         promise: "calls over HTTP",
         bench: "http",
         measured: &[("HTTP/1.1 /call, 64 B", 0.83), ("HTTP/2 /call, 64 B", 0.82)],
         unit: "requests/s",
-        better: Better::Higher,
+        better: BetterDirection::Higher,
         goal: 0.95,
     },
-    NotMet {
+    MissedBound {
         promise: "static files: more a second than Caddy",
         bench: "http",
         measured: &[
@@ -65,26 +65,26 @@ const NOT_MET: [NotMet; 10] = [
             ("HTTP/2 file of 1 MiB", 0.82),
         ],
         unit: "requests/s",
-        better: Better::Higher,
+        better: BetterDirection::Higher,
         goal: 1.0,
     },
-    NotMet {
+    MissedBound {
         promise: "a call over WebSocket",
         bench: "http",
         measured: &[("WebSocket: one that says nothing, at its server", 42.6)],
         unit: "KiB",
-        better: Better::Lower,
+        better: BetterDirection::Lower,
         goal: 40.0,
     },
-    NotMet {
+    MissedBound {
         promise: "the same, matrices brought there and the product back",
         bench: "compute",
         measured: &[("matmul 256: shader, end to end, 2 threads", 1.82)],
         unit: "GFLOP/s",
-        better: Better::Higher,
+        better: BetterDirection::Higher,
         goal: 2.0,
     },
-    NotMet {
+    MissedBound {
         promise: "products of matrices by the processor",
         bench: "compute",
         measured: &[
@@ -93,10 +93,10 @@ const NOT_MET: [NotMet; 10] = [
             ("matmul 256: processor, 2 threads", 0.95),
         ],
         unit: "GFLOP/s",
-        better: Better::Higher,
+        better: BetterDirection::Higher,
         goal: 1.0,
     },
-    NotMet {
+    MissedBound {
         promise: "reading and writing sealed data is no slower",
         bench: "vault",
         measured: &[
@@ -106,10 +106,10 @@ const NOT_MET: [NotMet; 10] = [
             ("machine: read 4 KiB, 2048 places", 0.93),
         ],
         unit: "MB/s",
-        better: Better::Higher,
+        better: BetterDirection::Higher,
         goal: 0.97,
     },
-    NotMet {
+    MissedBound {
         promise: "by 1 MiB at least 0.8 as fast as AES-256-XTS in memory",
         bench: "vault",
         measured: &[
@@ -117,22 +117,22 @@ const NOT_MET: [NotMet; 10] = [
             ("machine: read 64 MiB by 1 MiB", 0.78),
         ],
         unit: "MB/s",
-        better: Better::Higher,
+        better: BetterDirection::Higher,
         goal: 0.8,
     },
 ];
 
-impl NotMet {
+impl MissedBound {
     /// The worst figure that fails no run, for one that was `measured`.
     fn worst(&self, measured: f64) -> f64 {
         match self.better {
-            Better::Higher => measured * (1.0 - SLACK),
-            Better::Lower => measured * (1.0 + SLACK),
+            BetterDirection::Higher => measured * (1.0 - SLACK),
+            BetterDirection::Lower => measured * (1.0 + SLACK),
         }
     }
 
     /// Whether the bound is that of the row, and the row's figure no worse than what is accepted.
-    fn excuses(&self, row: &Row) -> bool {
+    fn excuses(&self, row: &BenchRow) -> bool {
         let (Some(Goal::Ours(goal) | Goal::Ratio(goal)), Some(figure)) = (row.goal, row.held())
         else {
             return false;
@@ -144,15 +144,15 @@ impl NotMet {
         let mut cases = self.measured.iter();
         let case = cases.find(|(case, _)| *case == row.case);
         let is_accepted = case.is_some_and(|(_, measured)| match self.better {
-            Better::Higher => figure >= self.worst(*measured),
-            Better::Lower => figure <= self.worst(*measured),
+            BetterDirection::Higher => figure >= self.worst(*measured),
+            BetterDirection::Lower => figure <= self.worst(*measured),
         });
         is_its_bound && is_accepted
     }
 }
 
 /// Whether the row's bound is one of these, and its figure no worse than what is accepted.
-pub(super) fn is_listed(row: &Row) -> bool {
+pub(super) fn is_listed(row: &BenchRow) -> bool {
     NOT_MET.iter().any(|bound| bound.excuses(row))
 }
 
@@ -198,10 +198,10 @@ mod tests {
     }
 
     /// A row of that case with that figure, as a benchmark makes it.
-    fn row(bound: &NotMet, case: &str, figure: f64, goal: fn(f64) -> Goal) -> Row {
+    fn row(bound: &MissedBound, case: &str, figure: f64, goal: fn(f64) -> Goal) -> BenchRow {
         let row = match bound.better {
-            Better::Higher => Row::higher(bound.bench, case, bound.unit, figure),
-            Better::Lower => Row::lower(bound.bench, case, bound.unit, figure),
+            BetterDirection::Higher => BenchRow::higher(bound.bench, case, bound.unit, figure),
+            BetterDirection::Lower => BenchRow::lower(bound.bench, case, bound.unit, figure),
         };
         row.beside("a peer", 1.0).goal(goal(bound.goal))
     }
@@ -212,8 +212,8 @@ mod tests {
             for (case, measured) in bound.measured {
                 let worst = bound.worst(*measured);
                 let (within, beyond) = match bound.better {
-                    Better::Higher => (worst * 1.01, worst * 0.99),
-                    Better::Lower => (worst * 0.99, worst * 1.01),
+                    BetterDirection::Higher => (worst * 1.01, worst * 0.99),
+                    BetterDirection::Lower => (worst * 0.99, worst * 1.01),
                 };
                 for goal in [Goal::Ours, Goal::Ratio] {
                     let is_excused = |figure| is_listed(&row(&bound, case, figure, goal));
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn only_the_listed_figure_of_a_case_is() {
         let row = |unit, goal| {
-            Row::lower("boot", "microvm: power-on to answered call", unit, 1.2).goal(goal)
+            BenchRow::lower("boot", "microvm: power-on to answered call", unit, 1.2).goal(goal)
         };
         let goal = Goal::Ours(1.0);
         assert!(is_listed(&row("CPU s", goal)) && !is_listed(&row("M instructions", goal)));
@@ -237,7 +237,7 @@ mod tests {
             "another promise"
         );
         assert!(!is_listed(
-            &Row::lower("vault", "a case", "CPU s", 1.0).goal(goal)
+            &BenchRow::lower("vault", "a case", "CPU s", 1.0).goal(goal)
         ));
     }
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
-use alknet_tasks::context::Context;
+use alknet_tasks::context::XtaskContext;
 use alknet_tasks::image;
 
 use super::not_met;
@@ -17,7 +17,7 @@ const MISSED: &str = "MISSED";
 
 /// One figure, beside that of a peer where there is one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Row {
+pub(super) struct BenchRow {
     pub(super) bench: &'static str,
     pub(super) case: String,
     pub(super) unit: &'static str,
@@ -26,14 +26,14 @@ pub(super) struct Row {
     pub(super) peer_name: Option<String>,
     /// Ours divided by the peer's.
     pub(super) ratio: Option<f64>,
-    pub(super) better: Better,
+    pub(super) better: BetterDirection,
     pub(super) goal: Option<Goal>,
 }
 
 /// Which direction is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Better {
+pub(super) enum BetterDirection {
     Higher,
     Lower,
 }
@@ -46,7 +46,7 @@ pub(super) enum Goal {
     Ratio(f64),
 }
 
-impl Row {
+impl BenchRow {
     /// A figure of which less is better, without a peer.
     pub(super) fn lower(
         bench: &'static str,
@@ -62,7 +62,7 @@ impl Row {
             peer: None,
             peer_name: None,
             ratio: None,
-            better: Better::Lower,
+            better: BetterDirection::Lower,
             goal: None,
         }
     }
@@ -75,7 +75,7 @@ impl Row {
         ours: f64,
     ) -> Self {
         Self {
-            better: Better::Higher,
+            better: BetterDirection::Higher,
             ..Self::lower(bench, case, unit, ours)
         }
     }
@@ -104,8 +104,8 @@ impl Row {
 
     fn verdict(&self) -> &'static str {
         let good = |figure: f64, promised: f64| match self.better {
-            Better::Higher => figure >= promised,
-            Better::Lower => figure <= promised,
+            BetterDirection::Higher => figure >= promised,
+            BetterDirection::Lower => figure <= promised,
         };
         let Some(Goal::Ours(worst) | Goal::Ratio(worst)) = self.goal else {
             return "";
@@ -127,8 +127,8 @@ impl Row {
             .ratio
             .map_or_else(String::new, |ratio| format!("{ratio:.3}"));
         let sign = match self.better {
-            Better::Higher => ">=",
-            Better::Lower => "<=",
+            BetterDirection::Higher => ">=",
+            BetterDirection::Lower => "<=",
         };
         let goal = match self.goal {
             None => String::new(),
@@ -151,7 +151,7 @@ impl Row {
 
 /// Where and with what the figures were taken.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Header {
+pub(super) struct BenchHeader {
     machine: String,
     cores: usize,
     kernel: String,
@@ -164,9 +164,9 @@ pub(super) struct Header {
     load_average: String,
 }
 
-impl Header {
+impl BenchHeader {
     /// Asks this machine.
-    pub(super) fn of_this_machine(cx: &Context, rounds: usize) -> Self {
+    pub(super) fn of_this_machine(cx: &XtaskContext, rounds: usize) -> Self {
         Self {
             machine: processor(&read("/proc/cpuinfo")),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -186,7 +186,7 @@ impl Header {
     }
 }
 
-impl fmt::Display for Header {
+impl fmt::Display for BenchHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -237,12 +237,12 @@ fn first_line(command: &mut Command) -> String {
 
 /// Everything a run measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Report {
-    pub(super) header: Header,
-    pub(super) rows: Vec<Row>,
+pub(super) struct BenchReport {
+    pub(super) header: BenchHeader,
+    pub(super) rows: Vec<BenchRow>,
 }
 
-impl Report {
+impl BenchReport {
     /// One JSON document.
     pub(super) fn json(&self) -> String {
         let text = serde_json::to_string_pretty(self);
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_row_has_the_agreed_fields() {
-        let row = Row::lower("boot", "a case", "CPU s", 1.0)
+        let row = BenchRow::lower("boot", "a case", "CPU s", 1.0)
             .beside("debian", 4.0)
             .goal(Goal::Ratio(0.5));
         let json = serde_json::to_value(&row).expect("plain data");
@@ -315,11 +315,11 @@ mod tests {
 
     #[test]
     fn a_missed_goal_is_said() {
-        let row = Row::lower("boot", "c", "MB", 10.0).goal(Goal::Ours(9.0));
+        let row = BenchRow::lower("boot", "c", "MB", 10.0).goal(Goal::Ours(9.0));
         assert!(row.line().contains("MISSED"));
-        assert_eq!(Row::lower("boot", "c", "MB", 10.0).verdict(), "");
+        assert_eq!(BenchRow::lower("boot", "c", "MB", 10.0).verdict(), "");
         assert_eq!(
-            Row::lower("b", "c", "u", 1.0)
+            BenchRow::lower("b", "c", "u", 1.0)
                 .goal(Goal::Ratio(1.0))
                 .verdict(),
             "MISSED"
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn more_can_be_better() {
         let row = |ours| {
-            Row::higher("b", "c", "calls/s", ours)
+            BenchRow::higher("b", "c", "calls/s", ours)
                 .beside("peer", 2.0)
                 .goal(Goal::Ratio(1.5))
         };

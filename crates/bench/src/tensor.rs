@@ -7,17 +7,20 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
-use alknet_tensor::{Content, Dtype, Limits, Reader, TensorError, Verify, Writer, verify};
+use alknet_tensor::{
+    ContainerLimits, ContainerReader, ContainerWriter, Dtype, TensorContent, TensorError,
+    VerifyDepth, verify,
+};
 use memmap2::Mmap;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as StockDtype, TensorView};
 
-use alknet_tasks::context::Context;
-use alknet_tasks::failure::{Failure, Result};
+use alknet_tasks::context::XtaskContext;
+use alknet_tasks::failure::{Result, TaskError};
 
-use super::rows::{Goal, Row, median};
+use super::rows::{BenchRow, Goal, median};
 
 const BENCH: &str = "tensor";
 const OURS: &str = "alknet";
@@ -51,10 +54,10 @@ const OPEN_LARGE_MS: f64 = 5.0;
 const WRITE_GB_S: f64 = 1.0;
 
 /// Measures, each round one run of every case.
-pub(super) fn run(_: &mut Context, rounds: usize) -> Result<Vec<Row>> {
-    let folder = tempfile::tempdir().map_err(Failure::io("make a folder"))?;
-    let mut files = Files::make(folder.path())?;
-    let mut figures = Figures::default();
+pub(super) fn run(_: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
+    let folder = tempfile::tempdir().map_err(TaskError::io("make a folder"))?;
+    let mut files = TensorBenchFiles::make(folder.path())?;
+    let mut figures = TensorFigures::default();
     for _ in 0..rounds {
         for (case, file) in [(OPEN_INDEXED, &files.many), (OPEN_PLAIN, &files.many_plain)] {
             figures.run(case, OURS, || ours_first(file, 0).map(|()| 1))?;
@@ -69,10 +72,10 @@ pub(super) fn run(_: &mut Context, rounds: usize) -> Result<Vec<Row>> {
         let target = folder.path().join("written");
         let content = &files.content;
         figures.run(WRITE_HASHED, OURS, || {
-            ours_write(Writer::new, &target, content)
+            ours_write(ContainerWriter::new, &target, content)
         })?;
         figures.run(WRITE_PLAIN, OURS, || {
-            ours_write(Writer::plain, &target, content)
+            ours_write(ContainerWriter::plain, &target, content)
         })?;
         figures.run(WRITE_PLAIN, PEER, || theirs_write(&target, content))?;
         figures.run(VERIFY, OURS, || ours_verify(&files.large))?;
@@ -83,7 +86,7 @@ pub(super) fn run(_: &mut Context, rounds: usize) -> Result<Vec<Row>> {
 }
 
 /// What is measured on.
-struct Files {
+struct TensorBenchFiles {
     many: std::path::PathBuf,
     many_plain: std::path::PathBuf,
     large: std::path::PathBuf,
@@ -92,13 +95,13 @@ struct Files {
     copied: Vec<u8>,
 }
 
-impl Files {
+impl TensorBenchFiles {
     fn make(folder: &Path) -> Result<Self> {
         let content: Vec<u8> = (0..LARGE_BYTES).map(|at| (at * 31 % 251) as u8).collect();
         let [many, many_plain, large] =
             ["many.mt", "many.safetensors", "large.mt"].map(|name| folder.join(name));
         let small = &content[..SMALL_BYTES as usize];
-        let all = |mut writer: Writer<'_, _>| {
+        let all = |mut writer: ContainerWriter<'_, _>| {
             for at in 0..MANY {
                 writer.flat(
                     format!("model.layers.{at}.weight"),
@@ -109,12 +112,12 @@ impl Files {
             }
             writer.save()
         };
-        let written = Writer::create(&many).and_then(all);
+        let written = ContainerWriter::create(&many).and_then(all);
         written.map_err(failed("write a file of many"))?;
         let file = alknet_tensor::AtomicFile::create(&many_plain);
-        let written = file.map(Writer::plain).and_then(all);
+        let written = file.map(ContainerWriter::plain).and_then(all);
         written.map_err(failed("write a plain file of many"))?;
-        ours_write(Writer::new, &large, &content)?;
+        ours_write(ContainerWriter::new, &large, &content)?;
         Ok(Self {
             many,
             many_plain,
@@ -127,8 +130,9 @@ impl Files {
 
 /// Opens, and reads so many rows of the first tensor.
 fn ours_first(path: &Path, rows: u64) -> Result<()> {
-    let file = File::open(path).map_err(Failure::io("open a tensor file"))?;
-    let reader = Reader::open(file, &Limits::default()).map_err(failed("read a header"))?;
+    let file = File::open(path).map_err(TaskError::io("open a tensor file"))?;
+    let reader = ContainerReader::open(file, &ContainerLimits::default())
+        .map_err(failed("read a header"))?;
     let first = reader.names().next().unwrap_or_default();
     let view = match rows {
         0 => reader.view(first),
@@ -140,9 +144,9 @@ fn ours_first(path: &Path, rows: u64) -> Result<()> {
 
 /// The same as the package's own example does it.
 fn theirs_first(path: &Path, rows: u64) -> Result<()> {
-    let file = File::open(path).map_err(Failure::io("open a tensor file"))?;
-    // SAFETY: nobody else knows the folder.
-    let bytes = unsafe { Mmap::map(&file) }.map_err(Failure::io("map a tensor file"))?;
+    let file = File::open(path).map_err(TaskError::io("open a tensor file"))?;
+    // SAFETY: no other process knows the folder.
+    let bytes = unsafe { Mmap::map(&file) }.map_err(TaskError::io("map a tensor file"))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(stock)?;
     let names = tensors.names();
     let view = tensors.tensor(names.first().copied().unwrap_or_default());
@@ -160,11 +164,11 @@ fn shape() -> [u64; 2] {
 }
 
 fn add<'a, W: std::io::Write + std::io::Seek>(
-    writer: &mut Writer<'a, W>,
+    writer: &mut ContainerWriter<'a, W>,
     content: &'a [u8],
 ) -> std::result::Result<(), TensorError> {
     for at in 0..LARGE {
-        let content = Content::from(content);
+        let content = TensorContent::from(content);
         writer.flat(format!("{at}"), Dtype::F32, &shape(), content)?;
     }
     Ok(())
@@ -172,11 +176,11 @@ fn add<'a, W: std::io::Write + std::io::Seek>(
 
 /// Writes without waiting for the disk.
 fn ours_write<'a>(
-    begin: impl FnOnce(File) -> Writer<'a, File>,
+    begin: impl FnOnce(File) -> ContainerWriter<'a, File>,
     path: &Path,
     content: &'a [u8],
 ) -> Result<u64> {
-    let file = File::create(path).map_err(Failure::io("make a tensor file"))?;
+    let file = File::create(path).map_err(TaskError::io("make a tensor file"))?;
     let mut writer = begin(file);
     let written = add(&mut writer, content).and_then(|()| writer.finish());
     Ok(written.map_err(failed("write"))?.0.file_len)
@@ -192,14 +196,15 @@ fn theirs_write(path: &Path, content: &[u8]) -> Result<u64> {
         .collect();
     let tensors = tensors.map_err(stock)?;
     safetensors::serialize_to_file(&tensors, None, path).map_err(stock)?;
-    let written = fs::metadata(path).map_err(Failure::io("look at a file"))?;
+    let written = fs::metadata(path).map_err(TaskError::io("look at a file"))?;
     Ok(written.len())
 }
 
 fn ours_verify(path: &Path) -> Result<u64> {
-    let file = File::open(path).map_err(Failure::io("open a tensor file"))?;
-    let reader = Reader::open(file, &Limits::default()).map_err(failed("read a header"))?;
-    let report = verify(&reader, Verify::Hash, None).map_err(failed("verify"))?;
+    let file = File::open(path).map_err(TaskError::io("open a tensor file"))?;
+    let reader = ContainerReader::open(file, &ContainerLimits::default())
+        .map_err(failed("read a header"))?;
+    let report = verify(&reader, VerifyDepth::Hash, None).map_err(failed("verify"))?;
     match report.is_good() {
         true => Ok(report.bytes),
         false => Err(step("verify", format!("{:?}", report.problems))),
@@ -225,16 +230,16 @@ fn copy(content: &[u8], to: &mut [u8]) -> u64 {
     LARGE * LARGE_BYTES
 }
 
-fn failed(what: &'static str) -> impl FnOnce(TensorError) -> Failure {
+fn failed(what: &'static str) -> impl FnOnce(TensorError) -> TaskError {
     move |error| step(what, error.to_string())
 }
 
-fn stock(error: safetensors::SafeTensorError) -> Failure {
+fn stock(error: safetensors::SafeTensorError) -> TaskError {
     step("the safetensors crate", error.to_string())
 }
 
-fn step(what: &'static str, how: String) -> Failure {
-    Failure::Step {
+fn step(what: &'static str, how: String) -> TaskError {
+    TaskError::Step {
         what: what.into(),
         how,
         log: None,
@@ -243,16 +248,16 @@ fn step(what: &'static str, how: String) -> Failure {
 
 /// One run: seconds and seconds of processors, for each of what was done.
 #[derive(Clone, Copy)]
-struct Run {
+struct TensorRun {
     wall: f64,
     cpu: f64,
 }
 
 /// Runs by case and by whose they are.
 #[derive(Default)]
-struct Figures(HashMap<(&'static str, &'static str), Vec<Run>>);
+struct TensorFigures(HashMap<(&'static str, &'static str), Vec<TensorRun>>);
 
-impl Figures {
+impl TensorFigures {
     /// Times `work`, which says how much it did.
     fn run(
         &mut self,
@@ -262,7 +267,7 @@ impl Figures {
     ) -> Result<()> {
         let (begun, before) = (Instant::now(), cpu_seconds()?);
         let done = work()? as f64;
-        let run = Run {
+        let run = TensorRun {
             wall: begun.elapsed().as_secs_f64() / done,
             cpu: (cpu_seconds()? - before) / done,
         };
@@ -270,36 +275,36 @@ impl Figures {
         Ok(())
     }
 
-    fn of(&self, case: &'static str, whose: &'static str, part: fn(&Run) -> f64) -> f64 {
+    fn median(&self, case: &'static str, whose: &'static str, part: fn(&TensorRun) -> f64) -> f64 {
         let runs = self.0.get(&(case, whose)).into_iter().flatten();
         median(runs.map(part).collect())
     }
 
-    fn rows(&self) -> Vec<Row> {
+    fn rows(&self) -> Vec<BenchRow> {
         let mut rows = Vec::new();
         for (case, most_ms) in [
             (OPEN_INDEXED, Some(OPEN_MS)),
             (OPEN_PLAIN, None),
             (OPEN_LARGE, Some(OPEN_LARGE_MS)),
         ] {
-            let both = |part| [OURS, PEER].map(|whose| self.of(case, whose, part) * 1e3);
+            let both = |part| [OURS, PEER].map(|whose| self.median(case, whose, part) * 1e3);
             let [ours, theirs] = both(|run| run.wall);
             let goal = most_ms.map_or(Goal::Ratio(1.0), Goal::Ours);
             rows.push(
-                Row::lower(BENCH, case, "ms", ours)
+                BenchRow::lower(BENCH, case, "ms", ours)
                     .beside(PEER, theirs)
                     .goal(goal),
             );
             let [ours, theirs] = both(|run| run.cpu);
-            let row = Row::lower(BENCH, case, "CPU ms", ours).beside(PEER, theirs);
+            let row = BenchRow::lower(BENCH, case, "CPU ms", ours).beside(PEER, theirs);
             rows.push(row.goal(Goal::Ratio(1.0)));
         }
         for case in [WRITE_HASHED, WRITE_PLAIN, VERIFY, HASH, COPY] {
-            let both = |part| [OURS, PEER].map(|whose| self.of(case, whose, part) * 1e9);
+            let both = |part| [OURS, PEER].map(|whose| self.median(case, whose, part) * 1e9);
             let [ours, theirs] = both(|run| run.wall);
-            let row = Row::higher(BENCH, case, "GB/s", 1.0 / ours);
+            let row = BenchRow::higher(BENCH, case, "GB/s", 1.0 / ours);
             let [cpu, their_cpu] = both(|run| run.cpu);
-            let cpu = Row::lower(BENCH, case, "CPU s/GB", cpu);
+            let cpu = BenchRow::lower(BENCH, case, "CPU s/GB", cpu);
             match case {
                 WRITE_HASHED => rows.extend([row.goal(Goal::Ours(WRITE_GB_S)), cpu]),
                 WRITE_PLAIN => {

@@ -21,21 +21,21 @@ use crate::limits::{SCOPE_BYTES_MAX, SCOPES_MAX};
 ///
 /// ```
 /// # use alknet_call::*;
-/// # fn check(rule: AccessControl, ctx: Ctx) -> Verdict {
+/// # fn check(rule: AccessControl, ctx: Ctx) -> AccessDecision {
 /// rule.check(ctx.identity().map(AsRef::as_ref), None, None)
 /// # }
 /// ```
 ///
 /// ```compile_fail
 /// # use alknet_call::*;
-/// # fn check(rule: AccessControl, ctx: Ctx) -> Verdict {
+/// # fn check(rule: AccessControl, ctx: Ctx) -> AccessDecision {
 /// rule.check(ctx.forwarded_for(), None, None)
 /// # }
 /// ```
 ///
 /// ```compile_fail
 /// # use alknet_call::*;
-/// # fn check(rule: AccessControl, ctx: Ctx) -> Verdict {
+/// # fn check(rule: AccessControl, ctx: Ctx) -> AccessDecision {
 /// rule.check_authority(ctx.forwarded_for(), None)
 /// # }
 /// ```
@@ -71,8 +71,8 @@ pub struct AccessControl {
     /// What it does to the resource.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource_action: Option<String>,
-    /// Somebody has to be identified, whatever scopes they hold: for operations that change what is
-    /// their caller's own.
+    /// The caller has to be identified, whatever scopes it holds: for operations that change what is
+    /// the caller's own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub identified: bool,
 }
@@ -139,20 +139,20 @@ impl fmt::Debug for dyn OwnershipProvider {
 
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum AccessDecision {
     /// Go ahead.
     Allowed,
     /// The identity may not.
     Forbidden,
-    /// Nobody is identified, and somebody has to be.
+    /// The caller is unknown, and the rule needs an identity.
     Unauthenticated,
 }
 
-impl Verdict {
+impl AccessDecision {
     /// The error the caller sees.
     ///
     /// # Errors
-    /// Everything but [`Verdict::Allowed`].
+    /// Everything but [`AccessDecision::Allowed`].
     pub fn into_result(self) -> Result<(), CallError> {
         match self {
             Self::Allowed => Ok(()),
@@ -212,13 +212,15 @@ impl AccessControl {
         identity: Option<&Identity>,
         resource_id: Option<&str>,
         ownership: Option<&dyn OwnershipProvider>,
-    ) -> Verdict {
+    ) -> AccessDecision {
         if self.is_open() {
-            return Verdict::Allowed;
+            return AccessDecision::Allowed;
         }
         match identity {
-            None => Verdict::Unauthenticated,
-            Some(identity) => self.verdict(&Holder::identity(identity, ownership), resource_id),
+            None => AccessDecision::Unauthenticated,
+            Some(identity) => {
+                self.verdict(&AccessSubject::identity(identity, ownership), resource_id)
+            }
         }
     }
 
@@ -229,30 +231,30 @@ impl AccessControl {
         &self,
         authority: Option<&CompositionAuthority>,
         resource_id: Option<&str>,
-    ) -> Verdict {
+    ) -> AccessDecision {
         match authority {
-            _ if self.is_open() => Verdict::Allowed,
-            None => Verdict::Forbidden,
-            Some(authority) => self.verdict(&Holder::authority(authority), resource_id),
+            _ if self.is_open() => AccessDecision::Allowed,
+            None => AccessDecision::Forbidden,
+            Some(authority) => self.verdict(&AccessSubject::authority(authority), resource_id),
         }
     }
 
     /// The part of the check that needs no input: what decides whether an operation is listed.
     #[must_use]
-    pub fn check_scopes(&self, identity: Option<&Identity>) -> Verdict {
+    pub fn check_scopes(&self, identity: Option<&Identity>) -> AccessDecision {
         match identity {
-            _ if self.is_open() => Verdict::Allowed,
-            None => Verdict::Unauthenticated,
-            Some(identity) if self.scopes_allow(&identity.scopes) => Verdict::Allowed,
-            Some(_) => Verdict::Forbidden,
+            _ if self.is_open() => AccessDecision::Allowed,
+            None => AccessDecision::Unauthenticated,
+            Some(identity) if self.scopes_allow(&identity.scopes) => AccessDecision::Allowed,
+            Some(_) => AccessDecision::Forbidden,
         }
     }
 
-    fn verdict(&self, holder: &Holder<'_>, resource_id: Option<&str>) -> Verdict {
+    fn verdict(&self, holder: &AccessSubject<'_>, resource_id: Option<&str>) -> AccessDecision {
         if self.scopes_allow(holder.scopes) && self.resource_allows(holder, resource_id) {
-            Verdict::Allowed
+            AccessDecision::Allowed
         } else {
-            Verdict::Forbidden
+            AccessDecision::Forbidden
         }
     }
 
@@ -265,7 +267,7 @@ impl AccessControl {
                 .is_none_or(|any| any.iter().any(has))
     }
 
-    fn resource_allows(&self, holder: &Holder<'_>, resource_id: Option<&str>) -> bool {
+    fn resource_allows(&self, holder: &AccessSubject<'_>, resource_id: Option<&str>) -> bool {
         let Some(kind) = self.resource_type.as_deref() else {
             return true;
         };
@@ -284,14 +286,14 @@ impl AccessControl {
 }
 
 /// What a rule is checked against.
-struct Holder<'a> {
+struct AccessSubject<'a> {
     scopes: &'a ScopeSet,
     resources: &'a BTreeMap<Arc<str>, Vec<Arc<str>>>,
-    /// Somebody who may own resources, and who knows.
+    /// The peer that may own resources, and the provider that knows which.
     owner: Option<(&'a PeerId, &'a dyn OwnershipProvider)>,
 }
 
-impl<'a> Holder<'a> {
+impl<'a> AccessSubject<'a> {
     fn identity(identity: &'a Identity, owners: Option<&'a dyn OwnershipProvider>) -> Self {
         Self {
             scopes: &identity.scopes,
@@ -300,7 +302,7 @@ impl<'a> Holder<'a> {
         }
     }
 
-    /// Nobody owns anything by the label of an authority: it could be any peer's id.
+    /// An authority owns nothing by its label: the label could be any peer's id.
     fn authority(authority: &'a CompositionAuthority) -> Self {
         Self {
             scopes: &authority.scopes,
@@ -374,17 +376,23 @@ mod tests {
     fn scopes_are_all_and_any() {
         let who = identity(&["a", "b"], &[]);
         let check = |rule: AccessControl| rule.check(Some(&who), None, None);
-        assert_eq!(check(rule(&[], None)), Verdict::Allowed);
-        assert_eq!(check(rule(&["a", "b"], None)), Verdict::Allowed);
-        assert_eq!(check(rule(&["a", "c"], None)), Verdict::Forbidden);
-        assert_eq!(check(rule(&["a"], Some(&["c", "b"]))), Verdict::Allowed);
-        assert_eq!(check(rule(&["a"], Some(&["c"]))), Verdict::Forbidden);
-        assert_eq!(check(rule(&[], Some(&[]))), Verdict::Forbidden);
+        assert_eq!(check(rule(&[], None)), AccessDecision::Allowed);
+        assert_eq!(check(rule(&["a", "b"], None)), AccessDecision::Allowed);
+        assert_eq!(check(rule(&["a", "c"], None)), AccessDecision::Forbidden);
+        assert_eq!(
+            check(rule(&["a"], Some(&["c", "b"]))),
+            AccessDecision::Allowed
+        );
+        assert_eq!(check(rule(&["a"], Some(&["c"]))), AccessDecision::Forbidden);
+        assert_eq!(check(rule(&[], Some(&[]))), AccessDecision::Forbidden);
         assert_eq!(
             rule(&["a"], None).check(None, None, None),
-            Verdict::Unauthenticated
+            AccessDecision::Unauthenticated
         );
-        assert_eq!(rule(&[], None).check(None, None, None), Verdict::Allowed);
+        assert_eq!(
+            rule(&[], None).check(None, None, None),
+            AccessDecision::Allowed
+        );
     }
 
     #[test]
@@ -396,13 +404,13 @@ mod tests {
         let who = identity(&[], &[]);
         assert!(!rule.is_open());
         for (caller, verdict) in [
-            (Some(&who), Verdict::Allowed),
-            (None, Verdict::Unauthenticated),
+            (Some(&who), AccessDecision::Allowed),
+            (None, AccessDecision::Unauthenticated),
         ] {
             assert_eq!(rule.check(caller, None, None), verdict);
             assert_eq!(rule.check_scopes(caller), verdict);
         }
-        assert_eq!(rule.check_authority(None, None), Verdict::Forbidden);
+        assert_eq!(rule.check_authority(None, None), AccessDecision::Forbidden);
         let open = serde_json::to_value(AccessControl::default()).expect("JSON");
         assert!(open.get("identified").is_none());
     }
@@ -415,21 +423,21 @@ mod tests {
             ..AccessControl::default()
         };
         let check = |held: &[&str], id| rule.check(Some(&identity(&[], held)), id, None);
-        assert_eq!(check(&["sda"], Some("sda")), Verdict::Allowed);
-        assert_eq!(check(&["*"], Some("sda")), Verdict::Allowed);
-        assert_eq!(check(&["sdb"], Some("sda")), Verdict::Forbidden);
-        assert_eq!(check(&["read"], None), Verdict::Allowed);
-        assert_eq!(check(&["sda"], None), Verdict::Forbidden);
+        assert_eq!(check(&["sda"], Some("sda")), AccessDecision::Allowed);
+        assert_eq!(check(&["*"], Some("sda")), AccessDecision::Allowed);
+        assert_eq!(check(&["sdb"], Some("sda")), AccessDecision::Forbidden);
+        assert_eq!(check(&["read"], None), AccessDecision::Allowed);
+        assert_eq!(check(&["sda"], None), AccessDecision::Forbidden);
         assert_eq!(
             rule.check(None, Some("sda"), None),
-            Verdict::Unauthenticated
+            AccessDecision::Unauthenticated
         );
     }
 
     #[test]
     fn a_provider_decides_about_resources() {
-        struct OnlySda;
-        impl OwnershipProvider for OnlySda {
+        struct DiskOwnership;
+        impl OwnershipProvider for DiskOwnership {
             fn owns(&self, _: &PeerId, kind: &str, id: &str, action: &str) -> bool {
                 (kind, id, action) == ("disk", "sda", "")
             }
@@ -442,10 +450,10 @@ mod tests {
             ..AccessControl::default()
         };
         let who = identity(&[], &["*"]);
-        let check = |id| rule.check(Some(&who), id, Some(&OnlySda));
-        assert_eq!(check(Some("sda")), Verdict::Allowed);
-        assert_eq!(check(Some("sdb")), Verdict::Forbidden);
-        assert_eq!(check(None), Verdict::Forbidden);
+        let check = |id| rule.check(Some(&who), id, Some(&DiskOwnership));
+        assert_eq!(check(Some("sda")), AccessDecision::Allowed);
+        assert_eq!(check(Some("sdb")), AccessDecision::Forbidden);
+        assert_eq!(check(None), AccessDecision::Forbidden);
     }
 
     #[test]
@@ -459,10 +467,10 @@ mod tests {
             |authority: Option<&CompositionAuthority>| rule.check_authority(authority, Some("sda"));
         let bare = CompositionAuthority::new("backup", ["fs:read"]);
         let full = bare.clone().with_resources("disk", ["sda"]);
-        assert_eq!(check(None), Verdict::Forbidden);
-        assert_eq!(check(Some(&bare)), Verdict::Forbidden);
-        assert_eq!(check(Some(&full)), Verdict::Allowed);
+        assert_eq!(check(None), AccessDecision::Forbidden);
+        assert_eq!(check(Some(&bare)), AccessDecision::Forbidden);
+        assert_eq!(check(Some(&full)), AccessDecision::Allowed);
         let open = AccessControl::default();
-        assert_eq!(open.check_authority(None, None), Verdict::Allowed);
+        assert_eq!(open.check_authority(None, None), AccessDecision::Allowed);
     }
 }

@@ -9,54 +9,54 @@ use alknet_core::{AuthToken, Identity, PeerId};
 use tokio::time::Instant;
 
 use crate::access::AccessControl;
-use crate::body::Body;
-use crate::compiled::Compiled;
-use crate::dispatcher::{Counters, Dispatcher};
-use crate::envelope::{self, Envelope, ForwardedFor, Request as Payload};
+use crate::body::CallBody;
+use crate::call_stream::{CallStream, StreamEnd};
+use crate::compiled::CompiledOperation;
+use crate::connection::CallConnectionState;
+use crate::dispatcher::{Dispatcher, DispatcherCounters};
+use crate::envelope::{self, Envelope, ForwardedFor, RequestPayload as Payload};
 use crate::error::CallError;
 use crate::frame::FrameBody;
 use crate::handler::HandlerKind;
-use crate::idempotency::Name;
-use crate::keyed::{self, Keyed};
-use crate::lane::{End, Lane};
+use crate::idempotency::IdempotencyKey;
+use crate::keyed::{self, KeyedExecution};
 use crate::limits::{
     CALL_TIMEOUT_DEFAULT, HASTE_PART, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_BYTES_MAX,
 };
-use crate::link::Link;
 use crate::pump;
-use crate::request::{self, Head, InFlight, Request};
-use crate::request_bytes::{Kept, RequestClaim, Requester};
-use crate::schema::Share;
+use crate::request::{self, InFlight, InboundRequest, RequestHead};
+use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
+use crate::request_grant::RequestGrant;
+use crate::schema::PermitShare;
 use crate::spec::OperationType;
-use crate::standing::Standing;
 
 /// Scope that lets a caller name the peer its request goes to; followed by the peer's id.
 const ROUTE_SCOPE: &str = "peer:route";
-/// Scope that lets a peer say whom it forwards for.
+/// Scope that lets a peer name the identity that it forwards a request for.
 const FORWARD_SCOPE: &str = "forward:identity";
 /// Milliseconds since 1970 before which a clock was never set: 2024-01-01.
 const SANE_CLOCK_MS: u64 = 1_704_067_200_000;
 
 /// Starts a request or answers why not. An error ends the stream: the peer broke the protocol.
 pub(crate) async fn admit(
-    link: &Arc<Link>,
-    lane: &Arc<Lane>,
+    link: &Arc<CallConnectionState>,
+    lane: &Arc<CallStream>,
     body: &FrameBody,
     event: &Envelope<'_>,
-) -> Result<(), End> {
+) -> Result<(), StreamEnd> {
     link.wait_until_read().await;
     link.asked();
-    Counters::add(&link.dispatcher.counters.requests);
+    DispatcherCounters::add(&link.dispatcher.counters.requests);
     if !link.may_be_peers(&event.id) {
-        return Err(End::Protocol("id of the other side"));
+        return Err(StreamEnd::Protocol("id of the other side"));
     }
     if link.inbound.find(&event.id).is_some() {
-        return Err(End::Protocol("id is in flight"));
+        return Err(StreamEnd::Protocol("id is in flight"));
     }
     match check(link, lane, body, event) {
         Ok(admitted) => start(admitted).await,
         Err(error) => {
-            Counters::add(&link.dispatcher.counters.errors);
+            DispatcherCounters::add(&link.dispatcher.counters.errors);
             lane.out.push_waiting(&link.unread, |out| {
                 envelope::append_error(out, &event.id, &error);
             });
@@ -66,15 +66,15 @@ pub(crate) async fn admit(
 }
 
 /// A request that passed every check.
-struct Admitted {
+struct AdmittedRequest {
     in_flight: InFlight,
-    input: Body,
+    input: CallBody,
     /// What it does instead of running, where it has an idempotency key that counts.
-    keyed: Option<Keyed>,
+    keyed: Option<KeyedExecution>,
 }
 
-async fn start(admitted: Admitted) {
-    let Admitted {
+async fn start(admitted: AdmittedRequest) {
+    let AdmittedRequest {
         in_flight,
         input,
         keyed,
@@ -96,11 +96,11 @@ async fn start(admitted: Admitted) {
 }
 
 fn check(
-    link: &Arc<Link>,
-    lane: &Arc<Lane>,
+    link: &Arc<CallConnectionState>,
+    lane: &Arc<CallStream>,
     body: &FrameBody,
     event: &Envelope<'_>,
-) -> Result<Admitted, CallError> {
+) -> Result<AdmittedRequest, CallError> {
     let payload = parse(event)?;
     let checked = passed(
         link,
@@ -112,8 +112,8 @@ fn check(
     )?;
     let (mut head, name, input) = (checked.head, checked.name, checked.input);
     let kept = match is_subscription(&checked.operation) {
-        true => Kept::Subscribed,
-        false => Kept::Once,
+        true => RequestRetention::Subscribed,
+        false => RequestRetention::Once,
     };
     head._claim = claim(link, body, head.identity.as_deref(), kept)?;
     let in_flight = make_room(head, link, lane, checked.operation)?;
@@ -121,56 +121,57 @@ fn check(
     check_schema(request.operation(), &input, request.identity())?;
     let begin = |name| keyed::begin(link, request.operation(), name, &input);
     let keyed = name.map(begin).transpose()?;
-    Ok(Admitted {
+    Ok(AdmittedRequest {
         in_flight,
         input,
         keyed,
     })
 }
 
-/// Counts the bytes of a request for its requester. Those over another protocol are counted by whoever serves it.
+/// Counts the bytes of a request for its requester. A server of another protocol counts those of its own
+/// requests.
 fn claim(
-    link: &Link,
+    link: &CallConnectionState,
     body: &FrameBody,
     identity: Option<&Identity>,
-    kept: Kept,
+    kept: RequestRetention,
 ) -> Result<Option<Arc<RequestClaim>>, CallError> {
     let tail = body.tail.as_ref().map_or(0, |tail| tail.len());
-    let requester = Requester::of(identity, link.info.remote_addr);
+    let requester = Requester::from_identity(identity, link.info.remote_addr);
     let Dispatcher {
         request_bytes,
         counters,
         ..
     } = &*link.dispatcher;
     let claimed = request_bytes.claim(requester, body.envelope.len() + tail, kept);
-    claimed.inspect_err(|_| Counters::add(&counters.request_bytes_full))
+    claimed.inspect_err(|_| DispatcherCounters::add(&counters.request_bytes_full))
 }
 
 /// Whose a request is, and the token of its own that says so.
-pub(crate) struct Asker {
+pub(crate) struct RequestPrincipal {
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) token: Option<Arc<AuthToken>>,
 }
 
 /// A request that may be made, before it takes its place.
-pub(crate) struct Checked {
-    pub(crate) operation: Arc<Compiled>,
-    pub(crate) head: Head,
-    pub(crate) input: Body,
+pub(crate) struct CheckedRequest {
+    pub(crate) operation: Arc<CompiledOperation>,
+    pub(crate) head: RequestHead,
+    pub(crate) input: CallBody,
     /// What its result is found by, where it has an idempotency key that counts.
-    pub(crate) name: Option<Name>,
+    pub(crate) name: Option<IdempotencyKey>,
 }
 
 /// Everything that has to be true of a request before it takes its place and its input is looked at.
 /// It has time from `now` on; `who` tells whose it is, once there is such an operation at all.
 pub(crate) fn passed<'a>(
-    link: &Arc<Link>,
+    link: &Arc<CallConnectionState>,
     id: &str,
     payload: &Payload<'a>,
     now: Instant,
-    who: impl FnOnce(&Payload<'a>) -> Result<Asker, CallError>,
-    input: impl FnOnce() -> Body,
-) -> Result<Checked, CallError> {
+    who: impl FnOnce(&Payload<'a>) -> Result<RequestPrincipal, CallError>,
+    input: impl FnOnce() -> CallBody,
+) -> Result<CheckedRequest, CallError> {
     if link.dispatcher.is_draining() {
         return Err(CallError::draining());
     }
@@ -182,11 +183,11 @@ pub(crate) fn passed<'a>(
             (operation, asker, Some(route))
         }
     };
-    let Asker { identity, token } = asker;
+    let RequestPrincipal { identity, token } = asker;
     let input = input();
     let resource = check_access(link, &operation, identity.as_deref(), &input)?;
     let open = operation.spec.access_control.is_open() && route.is_none() && token.is_none();
-    let standing = (!open || is_subscription(&operation)).then_some(Standing {
+    let standing = (!open || is_subscription(&operation)).then_some(RequestGrant {
         proved_by: None,
         resource,
         route,
@@ -195,7 +196,7 @@ pub(crate) fn passed<'a>(
     let asked = timeout(payload.timeout_ms, payload.deadline)?;
     let deadline = deadline(&link.dispatcher, &operation, asked, now);
     let hurried = asked.is_some() && is_hurried(&link.dispatcher, &operation, deadline, now);
-    let head = Head {
+    let head = RequestHead {
         key: name.as_ref().map(|name| name.key.clone()),
         id: id.into(),
         forwarded_for: forwarded_for(link, payload.forwarded_for.clone()),
@@ -210,7 +211,7 @@ pub(crate) fn passed<'a>(
         hops: payload.hops,
         _claim: None,
     };
-    Ok(Checked {
+    Ok(CheckedRequest {
         operation,
         head,
         input,
@@ -220,12 +221,12 @@ pub(crate) fn passed<'a>(
 
 /// Refuses an input that its operation does not take.
 pub(crate) fn check_schema(
-    operation: &Compiled,
-    input: &Body,
+    operation: &CompiledOperation,
+    input: &CallBody,
     identity: Option<&Arc<Identity>>,
 ) -> Result<(), CallError> {
     if operation.checks_input() {
-        operation.check_input(input, Share::of(identity))?;
+        operation.check_input(input, PermitShare::for_identity(identity))?;
     }
     Ok(())
 }
@@ -247,7 +248,10 @@ pub(crate) fn check_key(payload: &Payload<'_>) -> Result<(), CallError> {
     Ok(())
 }
 
-fn lookup(link: &Link, payload: &Payload<'_>) -> Result<Arc<Compiled>, CallError> {
+fn lookup(
+    link: &CallConnectionState,
+    payload: &Payload<'_>,
+) -> Result<Arc<CompiledOperation>, CallError> {
     let name = operation_name(payload)?;
     let found = link.dispatcher.registry.lookup(name);
     found
@@ -255,14 +259,15 @@ fn lookup(link: &Link, payload: &Payload<'_>) -> Result<Arc<Compiled>, CallError
         .ok_or_else(|| CallError::not_found(name.trim_start_matches('/')))
 }
 
-/// An operation of an attached peer, by its id or an alias of it, for those who may route to it. The
-/// scope comes before the lookup: whoever lacks it does not learn which peers there are.
+/// An operation of an attached peer, by the peer's id or an alias of it, for callers that may route to
+/// it. The scope is checked before the lookup: a caller without it does not learn which peers there
+/// are.
 fn routed(
-    link: &Link,
+    link: &CallConnectionState,
     payload: &Payload<'_>,
     peer: &str,
     identity: Option<&Identity>,
-) -> Result<(Arc<Compiled>, AccessControl), CallError> {
+) -> Result<(Arc<CompiledOperation>, AccessControl), CallError> {
     let name = operation_name(payload)?;
     let name = name.strip_prefix('/').unwrap_or(name);
     let unknown = || CallError::not_found(name);
@@ -292,20 +297,23 @@ fn operation_name<'a>(payload: &'a Payload<'_>) -> Result<&'a str, CallError> {
 
 /// The identity of this request: the token's, which replaces the connection's and never falls
 /// back to it.
-fn identify(link: &Link, payload: &Payload<'_>) -> Result<Asker, CallError> {
+fn identify(
+    link: &CallConnectionState,
+    payload: &Payload<'_>,
+) -> Result<RequestPrincipal, CallError> {
     let Some(token) = payload.auth_token.as_deref() else {
-        return Ok(Asker {
+        return Ok(RequestPrincipal {
             identity: link.identity(),
             token: None,
         });
     };
-    Ok(Asker {
+    Ok(RequestPrincipal {
         identity: Some(link.by_token(token)?),
         token: Some(Arc::new(AuthToken::new(token.to_owned()))),
     })
 }
 
-fn forwarded_for(link: &Link, claim: Option<ForwardedFor>) -> Option<ForwardedFor> {
+fn forwarded_for(link: &CallConnectionState, claim: Option<ForwardedFor>) -> Option<ForwardedFor> {
     claim.filter(|_| {
         let peer = link.identity();
         peer.is_some_and(|peer| peer.scopes.allows(FORWARD_SCOPE))
@@ -313,16 +321,16 @@ fn forwarded_for(link: &Link, claim: Option<ForwardedFor>) -> Option<ForwardedFo
 }
 
 fn check_access(
-    link: &Link,
-    operation: &Compiled,
+    link: &CallConnectionState,
+    operation: &CompiledOperation,
     identity: Option<&Identity>,
-    input: &Body,
+    input: &CallBody,
 ) -> Result<Option<Box<str>>, CallError> {
     let access = &operation.spec.access_control;
     if access.is_open() {
         return Ok(None);
     }
-    // Whoever lacks the scopes is turned away without a look at the input.
+    // A caller without the scopes is refused before its input is read.
     access.check_scopes(identity).into_result()?;
     let resource_id = operation.resource_id(input)?;
     access
@@ -335,13 +343,13 @@ fn check_access(
     Ok(resource_id)
 }
 
-fn input(body: &FrameBody, payload: &Payload<'_>) -> Body {
+fn input(body: &FrameBody, payload: &Payload<'_>) -> CallBody {
     match payload.input {
-        Some(raw) => Body::from_parts(
+        Some(raw) => CallBody::from_parts(
             body.envelope.slice_ref(raw.get().as_bytes()),
             body.tail.clone().unwrap_or_default(),
         ),
-        None => Body::null(),
+        None => CallBody::null(),
     }
 }
 
@@ -369,7 +377,7 @@ fn timeout(
 /// The earliest of what the requester, the operation and this node allow.
 pub(crate) fn deadline(
     dispatcher: &Dispatcher,
-    operation: &Compiled,
+    operation: &CompiledOperation,
     asked: Option<Duration>,
     now: Instant,
 ) -> Option<Instant> {
@@ -388,14 +396,14 @@ pub(crate) fn deadline(
         (Some(chosen), Some(most)) => Some(chosen.min(most)),
         (chosen, most) => chosen.or(most),
     };
-    // A deadline beyond what the clock can express is none.
+    // A deadline that overflows the clock is treated as no deadline.
     chosen.and_then(|timeout| now.checked_add(timeout))
 }
 
-/// Whether a deadline leaves clearly less time than the operation has where nobody asks for less.
+/// Whether a deadline leaves clearly less time than the operation has where the caller names no timeout.
 pub(crate) fn is_hurried(
     dispatcher: &Dispatcher,
-    operation: &Compiled,
+    operation: &CompiledOperation,
     deadline: Option<Instant>,
     now: Instant,
 ) -> bool {
@@ -405,28 +413,28 @@ pub(crate) fn is_hurried(
     left(deadline) < own - own / HASTE_PART
 }
 
-fn is_subscription(operation: &Compiled) -> bool {
+fn is_subscription(operation: &CompiledOperation) -> bool {
     operation.spec.op_type == OperationType::Subscription
 }
 
 fn make_room(
-    head: Head,
-    link: &Arc<Link>,
-    lane: &Arc<Lane>,
-    operation: Arc<Compiled>,
+    head: RequestHead,
+    link: &Arc<CallConnectionState>,
+    lane: &Arc<CallStream>,
+    operation: Arc<CompiledOperation>,
 ) -> Result<InFlight, CallError> {
     let limits = link.limits();
     let (requests, subscriptions) = link.inbound.counts();
     let counters = &link.dispatcher.counters;
     if requests >= limits.requests {
-        Counters::add(&counters.requests_full);
+        DispatcherCounters::add(&counters.requests_full);
         return Err(CallError::overloaded(
             "requests in flight on a connection",
             limits.requests,
         ));
     }
     if is_subscription(&operation) && subscriptions >= limits.subscriptions {
-        Counters::add(&counters.subscriptions_full);
+        DispatcherCounters::add(&counters.subscriptions_full);
         return Err(CallError::overloaded(
             "subscriptions in flight on a connection",
             limits.subscriptions,
@@ -434,9 +442,9 @@ fn make_room(
     }
     if head.key.is_none() {
         let entered = operation.enter();
-        entered.inspect_err(|_| Counters::add(&counters.operation_full))?;
+        entered.inspect_err(|_| DispatcherCounters::add(&counters.operation_full))?;
     }
-    let request = Arc::new(Request::new(head, link, lane, operation));
+    let request = Arc::new(InboundRequest::new(head, link, lane, operation));
     link.inbound.remember(&request);
     Ok(InFlight::new(request))
 }
@@ -451,14 +459,14 @@ mod tests {
     use crate::registry::{Registration, Registry};
     use crate::spec::OperationSpec;
 
-    fn compiled(spec: OperationSpec) -> Compiled {
+    fn compiled(spec: OperationSpec) -> CompiledOperation {
         let handler = match spec.op_type {
             OperationType::Subscription => {
                 HandlerKind::stream(|_, _| stream::pending::<Result<Value, CallError>>())
             }
             _ => HandlerKind::once(|_, _| async { Ok(Value::Null) }),
         };
-        Compiled::new(Registration::new(spec, handler)).expect("every rule is kept")
+        CompiledOperation::new(Registration::new(spec, handler)).expect("every rule is kept")
     }
 
     fn dispatcher() -> Dispatcher {

@@ -6,36 +6,36 @@ use std::time::Duration;
 use futures_util::future;
 use serde::Serialize;
 
-use crate::body::Body;
+use crate::body::CallBody;
 use crate::client::{CallOptions, Caller};
 use crate::error::CallError;
-use crate::outgoing::{self, Encoded};
+use crate::outgoing::{self, EncodedRequest};
 
 /// Calls that are sent together, in one flush of one lane. They run at the same time and end in
 /// any order: a batch is no transaction. The peer refuses what exceeds the requests it takes at
 /// once ([`Caller::requests_max`]) with `OVERLOADED`.
-pub struct Batch {
+pub struct CallBatch {
     caller: Caller,
-    calls: Vec<Call>,
+    calls: Vec<BatchedCall>,
 }
 
-struct Call {
-    request: Result<Encoded, CallError>,
+struct BatchedCall {
+    request: Result<EncodedRequest, CallError>,
     timeout: Option<Duration>,
 }
 
 impl Caller {
     /// A batch without calls.
     #[must_use]
-    pub fn batch(&self) -> Batch {
-        Batch {
+    pub fn batch(&self) -> CallBatch {
+        CallBatch {
             caller: self.clone(),
             calls: Vec::new(),
         }
     }
 }
 
-impl Batch {
+impl CallBatch {
     /// Adds a call of a query or mutation.
     pub fn add(&mut self, operation: &str, input: &(impl Serialize + ?Sized)) -> &mut Self {
         self.add_with(operation, input, &CallOptions::default())
@@ -48,8 +48,8 @@ impl Batch {
         input: &(impl Serialize + ?Sized),
         options: &CallOptions,
     ) -> &mut Self {
-        self.calls.push(Call {
-            request: Encoded::new(&self.caller.link, operation, input, options, None),
+        self.calls.push(BatchedCall {
+            request: EncodedRequest::new(&self.caller.link, operation, input, options, None),
             timeout: options.timeout,
         });
         self
@@ -61,7 +61,7 @@ impl Batch {
         self.calls.len()
     }
 
-    /// Whether there is none.
+    /// Whether the batch has no calls.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.calls.is_empty()
@@ -69,7 +69,7 @@ impl Batch {
 
     /// Sends them; returns the outcome of each, in the order they were added. Dropping the future
     /// aborts those that have not ended.
-    pub async fn send(self) -> Vec<Result<Body, CallError>> {
+    pub async fn send(self) -> Vec<Result<CallBody, CallError>> {
         let lane = match self.caller.shared_lane().await {
             Ok(lane) => lane,
             Err(error) => return self.calls.iter().map(|_| Err(error.clone())).collect(),
@@ -101,9 +101,9 @@ impl Batch {
     }
 }
 
-impl fmt::Debug for Batch {
+impl fmt::Debug for CallBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Their frames may hold tokens.
-        write!(f, "Batch({})", self.calls.len())
+        write!(f, "CallBatch({})", self.calls.len())
     }
 }

@@ -12,15 +12,15 @@ use serde_json::value::RawValue;
 
 use crate::error::{CallError, ErrorCode};
 use crate::inline::inline;
-use crate::json::{self, Flaw};
+use crate::json::{self, JsonDefect};
 use crate::memory::InputMemory;
-use crate::tape::{NESTING_MAX, Node, Size, TREE_BYTES_FREE, TREE_FACTOR, Tape};
+use crate::tape::{NESTING_MAX, TREE_BYTES_FREE, TREE_FACTOR, Tape, TapeNode, TapeSize};
 use crate::text;
 
-/// A received value: its JSON text, parsed when somebody asks, and the binary data its
-/// `{"$bin":[offset,length]}` point into.
+/// A received value: its JSON text, parsed on the first access, and the binary data its `{"$bin":[offset,length]}`
+/// point into.
 #[derive(Clone, Debug)]
-pub struct Body {
+pub struct CallBody {
     raw: Bytes,
     tail: Bytes,
     value: OnceLock<Value>,
@@ -28,7 +28,7 @@ pub struct Body {
     memory: Option<Arc<dyn InputMemory>>,
 }
 
-impl Body {
+impl CallBody {
     /// A body of checked JSON text.
     pub(crate) fn from_parts(raw: Bytes, tail: Bytes) -> Self {
         Self {
@@ -51,7 +51,7 @@ impl Body {
     }
 
     /// Looks at the value without a tree.
-    pub(crate) fn look<T>(&self, look: impl FnOnce(Node<'_>) -> T) -> Result<T, CallError> {
+    pub(crate) fn look<T>(&self, look: impl FnOnce(TapeNode<'_>) -> T) -> Result<T, CallError> {
         Tape::look(&self.raw, self.memory(), look)
     }
 
@@ -71,7 +71,7 @@ impl Body {
             .map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))
     }
 
-    fn of(value: Value, tail: Bytes) -> Self {
+    fn from_value(value: Value, tail: Bytes) -> Self {
         let body = Self::from_parts(value.to_string().into(), tail);
         let _ = body.value.set(value);
         body
@@ -132,7 +132,7 @@ impl Body {
     /// # Errors
     /// It takes more than a tree may.
     pub(crate) fn tree_bytes(&self) -> Result<usize, CallError> {
-        let bytes = Size::of(&self.raw)?.tree_bytes();
+        let bytes = TapeSize::measure(&self.raw)?.tree_bytes();
         if bytes > TREE_BYTES_FREE.max(TREE_FACTOR * self.raw.len()) {
             return Err(CallError::invalid_input(
                 "the input has too many values for its length; send long lists as binary data",
@@ -169,7 +169,7 @@ impl Body {
     /// small structures grow as much.
     ///
     /// # Errors
-    /// `INVALID_INPUT` when it is none; as [`try_value`](Self::try_value) where it counts against memory.
+    /// `INVALID_INPUT` when the value is no `T`; as [`try_value`](Self::try_value) where it counts against memory.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, CallError> {
         let parsed = match self.value.get() {
             Some(value) => T::deserialize(value),
@@ -200,20 +200,20 @@ impl Body {
     }
 }
 
-impl From<Output> for Body {
-    fn from(output: Output) -> Self {
+impl From<CallOutput> for CallBody {
+    fn from(output: CallOutput) -> Self {
         match output {
-            Output::Raw(text) => Self::from_parts(text, Bytes::new()),
-            Output::Value(value) => Self::of(value, Bytes::new()),
-            Output::Mixed(value, tail) => Self::of(value, tail),
-            Output::MixedText(text, tail) => Self::from_parts(text, tail),
+            CallOutput::Raw(text) => Self::from_parts(text, Bytes::new()),
+            CallOutput::Value(value) => Self::from_value(value, Bytes::new()),
+            CallOutput::Mixed(value, tail) => Self::from_value(value, tail),
+            CallOutput::MixedText(text, tail) => Self::from_parts(text, tail),
         }
     }
 }
 
 /// Passed on as it came, binary data included.
-impl From<Body> for Output {
-    fn from(body: Body) -> Self {
+impl From<CallBody> for CallOutput {
+    fn from(body: CallBody) -> Self {
         if body.tail.is_empty() {
             Self::Raw(body.raw)
         } else {
@@ -228,13 +228,13 @@ impl From<Body> for Output {
 /// # Errors
 /// `INVALID_INPUT` where the text nests too deep, is too long, or holds a number beyond `f64`.
 pub fn tree_bytes(text: &[u8]) -> Result<usize, CallError> {
-    Size::of(text).map(Size::tree_bytes)
+    TapeSize::measure(text).map(TapeSize::tree_bytes)
 }
 
 /// What an operation answers with.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Output {
+pub enum CallOutput {
     /// JSON with binary data, which `{"$bin":[offset,length]}` points into. Peers that do not know
     /// mixed frames receive base64 instead.
     Mixed(Value, Bytes),
@@ -246,7 +246,7 @@ pub enum Output {
     Value(Value),
 }
 
-impl Output {
+impl CallOutput {
     /// Serialises now.
     ///
     /// # Errors
@@ -266,15 +266,15 @@ impl Output {
         let wrong = |reason: String| CallError::new(ErrorCode::InvalidOutput, reason);
         let parsed = serde_json::from_slice::<&RawValue>(text);
         let own = parsed.map_err(|error| wrong(error.to_string()))?.get();
-        let size = Size::of(own.as_bytes()).map_err(|error| wrong(error.message))?;
+        let size = TapeSize::measure(own.as_bytes()).map_err(|error| wrong(error.message))?;
         match json::check(own, NESTING_MAX) {
             Ok(()) => Ok(Self::Raw(text.slice_ref(own.as_bytes()))),
-            Err(Flaw::Duplicate) if size.tree_bytes() <= TREE_BYTES_FREE => {
+            Err(JsonDefect::Duplicate) if size.tree_bytes() <= TREE_BYTES_FREE => {
                 let value = serde_json::from_str(own).map_err(|error| wrong(error.to_string()))?;
                 Ok(Self::Value(value))
             }
-            Err(Flaw::Duplicate) => Err(wrong("an object names a member twice".to_owned())),
-            Err(Flaw::Nesting) => Err(wrong(format!("nested deeper than {NESTING_MAX}"))),
+            Err(JsonDefect::Duplicate) => Err(wrong("an object names a member twice".to_owned())),
+            Err(JsonDefect::Nesting) => Err(wrong(format!("nested deeper than {NESTING_MAX}"))),
         }
     }
 
@@ -325,7 +325,7 @@ fn append_value(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
-impl From<Value> for Output {
+impl From<Value> for CallOutput {
     fn from(value: Value) -> Self {
         Self::Value(value)
     }
@@ -333,16 +333,16 @@ impl From<Value> for Output {
 
 /// An item of a subscription.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub struct SubscriptionItem {
     /// The event.
-    pub output: Output,
+    pub output: CallOutput,
     /// Where to resume behind it, for operations that declare `resumable`.
     pub cursor: Option<Value>,
     /// Events its source left out before it.
     pub dropped: u64,
 }
 
-impl<T: Into<Output>> From<T> for Item {
+impl<T: Into<CallOutput>> From<T> for SubscriptionItem {
     fn from(output: T) -> Self {
         Self {
             output: output.into(),
@@ -392,14 +392,14 @@ mod tests {
     proptest! {
         #[test]
         fn a_number_is_read_as_it_was_written(number in any::<f64>()) {
-            let body = Body::json(&number).expect("it has a text");
+            let body = CallBody::json(&number).expect("it has a text");
             prop_assert_eq!(body.value().as_f64(), number.is_finite().then_some(number));
         }
     }
 
     #[test]
     fn binary_references_are_bounded() {
-        let body = Body::from_parts(Bytes::from_static(b"{}"), Bytes::from_static(b"abcdef"));
+        let body = CallBody::from_parts(Bytes::from_static(b"{}"), Bytes::from_static(b"abcdef"));
         assert_eq!(
             body.binary(&json!({"$bin":[1,3]})).as_deref(),
             Some(&b"bcd"[..])
@@ -423,7 +423,7 @@ mod tests {
     #[test]
     fn a_member_is_passed_on_as_it_came() {
         let text = Bytes::from_static(br#"{"a": {"n" : 1.0e0, "$bin":[0,2]}, "b":1e999,"c":null}"#);
-        let body = Body::from_parts(text, Bytes::from_static(b"hi"));
+        let body = CallBody::from_parts(text, Bytes::from_static(b"hi"));
         let text = |name: &str| Some(body.member(name)?.raw().to_vec());
         assert_eq!(
             text("a").as_deref(),
@@ -435,34 +435,35 @@ mod tests {
         let reference = json!({"$bin":[0,2]});
         let member = body.member("a").expect("it is there");
         assert_eq!(member.binary(&reference).as_deref(), Some(&b"hi"[..]));
-        let list = Body::from_parts(Bytes::from_static(b"[1]"), Bytes::new());
+        let list = CallBody::from_parts(Bytes::from_static(b"[1]"), Bytes::new());
         assert!(list.member("a").is_none());
     }
 
     #[test]
     fn mixed_output_becomes_base64_for_peers_without_it() {
-        let mixed = Output::Mixed(json!({"a":[{"$bin":[0,2]}]}), Bytes::from_static(b"hi"));
-        assert!(matches!(mixed.inlined(), Output::Value(v) if v == json!({"a":["aGk="]})));
+        let mixed = CallOutput::Mixed(json!({"a":[{"$bin":[0,2]}]}), Bytes::from_static(b"hi"));
+        assert!(matches!(mixed.inlined(), CallOutput::Value(v) if v == json!({"a":["aGk="]})));
     }
 
     #[test]
     fn text_of_a_server_is_passed_on_without_a_tree() {
         let list = Bytes::from(format!(" [{}0]\n", "0,".repeat(1 << 19)));
-        let Ok(Output::Raw(passed)) = Output::from_foreign_text(&list) else {
+        let Ok(CallOutput::Raw(passed)) = CallOutput::from_foreign_text(&list) else {
             panic!("made into something else");
         };
         assert!(passed.as_ptr() == list[1..].as_ptr() && passed.len() == list.len() - 2);
         let twice = Bytes::from_static(br#"{"a":1,"a":2}"#);
-        let read = Output::from_foreign_text(&twice).map(|read| Body::from(read).value().clone());
+        let read =
+            CallOutput::from_foreign_text(&twice).map(|read| CallBody::from(read).value().clone());
         assert_eq!(read, Ok(json!({"a":2})));
         let many = Bytes::from(format!("{{\"a\":1,\"a\":[{}0]}}", "0,".repeat(1 << 19)));
         let deep = Bytes::from(["[".repeat(200), "]".repeat(200)].concat());
         for bad in ["", "[", "1 2", "[1e999]", "\u{feff}1"].map(Bytes::from) {
-            let refused = Output::from_foreign_text(&bad).expect_err("no JSON");
+            let refused = CallOutput::from_foreign_text(&bad).expect_err("no JSON");
             assert_eq!(refused.code, ErrorCode::InvalidOutput, "{bad:?}");
         }
         for bad in [many, deep, Bytes::from_static(b"\"\xff\"")] {
-            assert!(Output::from_foreign_text(&bad).is_err());
+            assert!(CallOutput::from_foreign_text(&bad).is_err());
         }
     }
 
@@ -470,16 +471,16 @@ mod tests {
     #[test]
     fn a_mixed_body_is_passed_on_without_a_tree() {
         let text = Bytes::from(format!("[{}{{\"$bin\":[0,2]}}]", "0,".repeat(1 << 19)));
-        let body = Body::from_parts(text.clone(), Bytes::from_static(b"hi"));
+        let body = CallBody::from_parts(text.clone(), Bytes::from_static(b"hi"));
         let inlined = body.inlined().expect("short").len();
         assert_eq!(
             inlined,
             text.len() - r#"{"$bin":[0,2]}"#.len() + r#""aGk=""#.len()
         );
         assert!(body.value.get().is_none(), "nobody asked for a tree");
-        let output = Output::from(body);
+        let output = CallOutput::from(body);
         assert_eq!(output.kept_bytes(), text.len() + 2);
-        let Output::MixedText(passed, tail) = output else {
+        let CallOutput::MixedText(passed, tail) = output else {
             panic!("made into something else");
         };
         assert!(passed == text && passed.as_ptr() == text.as_ptr() && tail == "hi");
@@ -487,7 +488,7 @@ mod tests {
 
     #[test]
     fn a_body_parses_from_text_and_from_its_value() {
-        let body = Body::from_parts(Bytes::from_static(b"[1,2]"), Bytes::new());
+        let body = CallBody::from_parts(Bytes::from_static(b"[1,2]"), Bytes::new());
         assert_eq!(body.parse::<Vec<u8>>().expect("numbers"), [1, 2]);
         assert_eq!(body.value(), &json!([1, 2]));
         assert_eq!(body.parse::<Vec<u8>>().expect("numbers"), [1, 2]);
@@ -495,9 +496,9 @@ mod tests {
     }
 
     #[derive(Debug)]
-    struct Endless;
+    struct EndlessValue;
 
-    impl InputMemory for Endless {
+    impl InputMemory for EndlessValue {
         fn take(&self, _: usize) -> Result<(), CallError> {
             Ok(())
         }
@@ -507,7 +508,8 @@ mod tests {
 
     #[test]
     fn nothing_large_is_made_of_a_list_of_short_values() {
-        let of = |text: String| Body::from_text(text.into()).counted(Some(Arc::new(Endless)));
+        let of =
+            |text: String| CallBody::from_text(text.into()).counted(Some(Arc::new(EndlessValue)));
         let long = of(format!("[{}0]", "0,".repeat(1 << 20)));
         assert!(long.parse::<Vec<u8>>().is_err());
         assert!(long.try_value().is_err());

@@ -12,7 +12,7 @@ pub(crate) fn next_number() -> u64 {
 }
 
 /// Whether something in the course of a request was refused for want of room, or ended because a caller left it too
-/// little time, and for whom that is an excuse. Each has what those before it have.
+/// little time, and which operations that excuses. Each variant excuses what those before it do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Hindrance {
@@ -29,7 +29,7 @@ pub(crate) enum Hindrance {
 }
 
 impl Hindrance {
-    fn of(noted: u8) -> Self {
+    fn from_bits(noted: u8) -> Self {
         let all = [Self::None, Self::Elsewhere, Self::Below, Self::Here];
         all.into_iter()
             .find(|one| *one as u8 == noted)
@@ -87,6 +87,6 @@ impl CallTree {
 
     /// The same of what happened in this run, and not elsewhere in the request.
     pub(crate) fn hindrance_itself(&self) -> Hindrance {
-        Hindrance::of(self.hindrance.load(Ordering::Relaxed))
+        Hindrance::from_bits(self.hindrance.load(Ordering::Relaxed))
     }
 }

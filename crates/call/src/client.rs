@@ -15,24 +15,24 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::body::Body;
-use crate::credit::Credit;
+use crate::body::CallBody;
+use crate::call_stream::CallStream;
+use crate::connection::CallConnectionState;
+use crate::credit::SubscriptionCredit;
 use crate::dispatcher::Dispatcher;
 use crate::envelope::ForwardedFor;
 use crate::error::CallError;
-use crate::lane::Lane;
 use crate::limits::{
     CALL_TIMEOUT_DEFAULT, LANE_REQUEST_BYTES, LANE_TIMEOUT_MAX, STREAM_EVENTS_BUFFERED,
     WINDOW_DEFAULT,
 };
-use crate::link::Link;
-use crate::outbound::{Delivery, Event, Room};
-use crate::outgoing::{self, Encoded, Outgoing, Pending};
+use crate::outbound::{BufferCapacity, Delivery, SubscriptionEvent};
+use crate::outgoing::{self, EncodedRequest, OutgoingRequest, PendingCall};
 use crate::registry::Registry;
 use crate::request_bytes::Requester;
-use crate::services::{Listing, OperationSummary};
+use crate::services::{OperationListing, OperationSummary};
 use crate::spec::OperationSpec;
-use crate::unread::Unread;
+use crate::unread::UnreadBytes;
 
 /// Makes [`CallConnection`]s: dials them, or takes connections that were dialled with ALPN
 /// `alknet/call`.
@@ -71,21 +71,21 @@ impl CallClient {
     /// `auth` says who the peer is, for its own requests.
     #[must_use]
     pub fn attach(&self, connection: Connection, auth: Option<&AuthContext>) -> CallConnection {
-        let link = Link::new(connection, Arc::clone(&self.dispatcher), auth);
+        let link = CallConnectionState::new(connection, Arc::clone(&self.dispatcher), auth);
         tokio::spawn(Arc::clone(&link).drive());
         CallConnection {
-            _driver: Arc::new(Driver(Arc::clone(&link))),
+            _driver: Arc::new(CloseOnDrop(Arc::clone(&link))),
             caller: Caller { link },
         }
     }
 }
 
-/// Ends a connection that nobody holds any more. Its driver may outlive this, for as long as it
-/// takes to tell the peer; so may work of this side that still holds on to the connection.
+/// Ends a connection when its last handle is dropped. The connection's driver may run on for as long as it takes to
+/// tell the peer; so may work of this side that still holds the connection.
 #[derive(Debug)]
-struct Driver(Arc<Link>);
+struct CloseOnDrop(Arc<CallConnectionState>);
 
-impl Drop for Driver {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close(CloseCode::Normal, "");
     }
@@ -95,13 +95,13 @@ impl Drop for Driver {
 #[derive(Clone, Debug)]
 pub struct CallConnection {
     caller: Caller,
-    _driver: Arc<Driver>,
+    _driver: Arc<CloseOnDrop>,
 }
 
 impl CallConnection {
-    /// Ends the connection, and with it every call over it: those of this side fail with
-    /// `UNAVAILABLE`, and the peer stops working on them. Whoever leaves the runtime next awaits
-    /// [`closed`](Self::closed) first: on TCP the peer has to be told, which takes a moment.
+    /// Ends the connection, and with it every call over it: those of this side fail with `UNAVAILABLE`, and the peer
+    /// stops working on them. A caller that leaves the runtime next awaits [`closed`](Self::closed) first: on TCP
+    /// this side has to tell the peer, which takes a moment.
     pub fn close(&self, code: CloseCode, reason: &str) {
         self.caller.link.close(code, reason);
     }
@@ -128,7 +128,7 @@ impl Deref for CallConnection {
 
 /// Where a request travels, on carriages with many streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Route {
+pub enum CallRoute {
     /// Small and short ones share a lane; others have a stream of their own.
     #[default]
     Auto,
@@ -148,9 +148,9 @@ pub struct CallOptions {
     pub idle: Option<Duration>,
     /// Events in flight of a subscription on a lane.
     pub window: u32,
-    /// Acts as somebody else for this request.
+    /// Token of the identity that this request acts as, in place of the connection's.
     pub auth_token: Option<String>,
-    /// Whom this request is forwarded for.
+    /// The identity that this request is forwarded for.
     pub forwarded_for: Option<ForwardedFor>,
     /// The attached peer it goes to instead, where the other side routes.
     pub peer: Option<String>,
@@ -159,7 +159,7 @@ pub struct CallOptions {
     /// W3C `traceparent`.
     pub trace: Option<String>,
     /// Where the request travels.
-    pub route: Route,
+    pub route: CallRoute,
     /// How often it was passed on before, for those who pass it on.
     pub hops: u8,
 }
@@ -175,7 +175,7 @@ impl Default for CallOptions {
             peer: None,
             idempotency_key: None,
             trace: None,
-            route: Route::Auto,
+            route: CallRoute::Auto,
             hops: 0,
         }
     }
@@ -190,7 +190,7 @@ impl CallOptions {
         }
     }
 
-    /// When the time that begins now is over. One beyond what the clock can express is none.
+    /// When the timeout that begins now is over. A deadline that overflows the clock is treated as no deadline.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.timeout
             .and_then(|timeout| Instant::now().checked_add(timeout))
@@ -212,15 +212,15 @@ impl fmt::Debug for CallOptions {
 /// Calls the other side of a connection, whichever side dialled.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    pub(crate) link: Arc<Link>,
+    pub(crate) link: Arc<CallConnectionState>,
 }
 
 impl Caller {
-    pub(crate) fn new(link: Arc<Link>) -> Self {
+    pub(crate) fn new(link: Arc<CallConnectionState>) -> Self {
         Self { link }
     }
 
-    pub(crate) fn link(&self) -> &Arc<Link> {
+    pub(crate) fn link(&self) -> &Arc<CallConnectionState> {
         &self.link
     }
 
@@ -228,7 +228,7 @@ impl Caller {
     ///
     /// # Errors
     /// What the operation answers, or `UNAVAILABLE` when the connection is lost.
-    pub async fn call(&self, operation: &str, input: &Value) -> Result<Body, CallError> {
+    pub async fn call(&self, operation: &str, input: &Value) -> Result<CallBody, CallError> {
         self.call_with(operation, input, &CallOptions::default())
             .await
     }
@@ -259,7 +259,7 @@ impl Caller {
         operation: &str,
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
-    ) -> Result<Body, CallError> {
+    ) -> Result<CallBody, CallError> {
         let pending = self.begin(operation, input, options).await?;
         pending.outcome().await
     }
@@ -270,8 +270,8 @@ impl Caller {
         operation: &str,
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
-    ) -> Result<Pending, CallError> {
-        let request = Encoded::new(&self.link, operation, input, options, None)?;
+    ) -> Result<PendingCall, CallError> {
+        let request = EncodedRequest::new(&self.link, operation, input, options, None)?;
         let lane = self.lane_for(&request, options).await?;
         let mut frame = Vec::new();
         let pending = request.expect_answer(&self.link, &lane, options.timeout, &mut frame)?;
@@ -302,11 +302,12 @@ impl Caller {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
     ) -> Result<Subscription, CallError> {
-        let credit = (!self.has_own_stream(options)).then(|| Credit::fixed(options.window.max(1)));
+        let credit = (!self.has_own_stream(options))
+            .then(|| SubscriptionCredit::fixed(options.window.max(1)));
         let buffered = credit
             .as_ref()
             .map_or(STREAM_EVENTS_BUFFERED, |credit| credit.first() as usize + 1);
-        let room = Room::Own(buffered);
+        let room = BufferCapacity::Own(buffered);
         self.follow(operation, input, options, credit, room).await
     }
 
@@ -320,8 +321,8 @@ impl Caller {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
     ) -> Result<Subscription, CallError> {
-        let credit = Credit::fitting();
-        let room = Room::passed(&self.link.dispatcher.unread_bytes, requester, &credit);
+        let credit = SubscriptionCredit::fitting();
+        let room = BufferCapacity::passed(&self.link.dispatcher.unread_bytes, requester, &credit);
         self.follow(operation, input, options, Some(credit), room)
             .await
     }
@@ -331,11 +332,11 @@ impl Caller {
         operation: &str,
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
-        credit: Option<Credit>,
-        room: Room,
+        credit: Option<SubscriptionCredit>,
+        room: BufferCapacity,
     ) -> Result<Subscription, CallError> {
-        let window = credit.as_ref().map(Credit::first);
-        let request = Encoded::new(&self.link, operation, input, options, window)?;
+        let window = credit.as_ref().map(SubscriptionCredit::first);
+        let request = EncodedRequest::new(&self.link, operation, input, options, window)?;
         let lane = if self.has_own_stream(options) {
             self.own_stream(room.waiting().cloned()).await?
         } else {
@@ -353,7 +354,7 @@ impl Caller {
 
     /// Whether a subscription has a stream of its own.
     fn has_own_stream(&self, options: &CallOptions) -> bool {
-        self.link.connection.is_multi() && options.route != Route::Lane
+        self.link.connection.is_multi() && options.route != CallRoute::Lane
     }
 
     /// Every operation of the peer whose name starts with `prefix` and that this side may call.
@@ -365,7 +366,7 @@ impl Caller {
         let mut cursor = None;
         loop {
             let input = serde_json::json!({ "prefix": prefix, "cursor": cursor });
-            let page: Listing = self.call_typed("services/list", &input).await?;
+            let page: OperationListing = self.call_typed("services/list", &input).await?;
             let protocol = &page.protocol;
             let mixed = protocol.features.iter().any(|feature| feature == "bin1");
             self.link.set_peer_protocol(protocol.max_frame, mixed);
@@ -417,15 +418,15 @@ impl Caller {
 
     async fn lane_for(
         &self,
-        request: &Encoded,
+        request: &EncodedRequest,
         options: &CallOptions,
-    ) -> Result<Arc<Lane>, CallError> {
+    ) -> Result<Arc<CallStream>, CallError> {
         let small = request.len() <= LANE_REQUEST_BYTES;
         let short = options.timeout.is_none_or(|t| t <= LANE_TIMEOUT_MAX);
         let own = match options.route {
-            Route::Auto => !(small && short),
-            Route::Lane => false,
-            Route::Stream => true,
+            CallRoute::Auto => !(small && short),
+            CallRoute::Lane => false,
+            CallRoute::Stream => true,
         };
         if own && self.link.connection.is_multi() {
             self.own_stream(None).await
@@ -434,12 +435,15 @@ impl Caller {
         }
     }
 
-    async fn own_stream(&self, waiting: Option<Arc<Unread>>) -> Result<Arc<Lane>, CallError> {
+    async fn own_stream(
+        &self,
+        waiting: Option<Arc<UnreadBytes>>,
+    ) -> Result<Arc<CallStream>, CallError> {
         let lane = self.link.call_lane(waiting).await;
         lane.map_err(|error| CallError::unavailable(error.to_string()))
     }
 
-    pub(crate) async fn shared_lane(&self) -> Result<Arc<Lane>, CallError> {
+    pub(crate) async fn shared_lane(&self) -> Result<Arc<CallStream>, CallError> {
         let lane = self.link.any_lane().await;
         lane.map_err(|error| CallError::unavailable(error.to_string()))
     }
@@ -448,13 +452,13 @@ impl Caller {
 /// The events of a subscription. Ends after its first error; dropping it aborts.
 pub struct Subscription {
     events: mpsc::Receiver<Delivery>,
-    credit: Option<Credit>,
-    outgoing: Option<Outgoing>,
+    credit: Option<SubscriptionCredit>,
+    outgoing: Option<OutgoingRequest>,
 }
 
 impl Subscription {
     /// The next event; `None` after the last.
-    pub async fn next(&mut self) -> Option<Result<Event, CallError>> {
+    pub async fn next(&mut self) -> Option<Result<SubscriptionEvent, CallError>> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
@@ -469,7 +473,7 @@ impl Subscription {
 }
 
 impl Stream for Subscription {
-    type Item = Result<Event, CallError>;
+    type Item = Result<SubscriptionEvent, CallError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.outgoing.is_none() {

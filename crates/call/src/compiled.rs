@@ -8,18 +8,18 @@ use alknet_core::Capabilities;
 use bytes::Bytes;
 use jsonschema::json::Node as _;
 
-use crate::body::{Body, Output};
+use crate::body::{CallBody, CallOutput};
 use crate::compose::{CompositionAuthority, Provenance};
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{HandlerKind, OnSlow};
 use crate::peers::ScopedPeerEnv;
 use crate::registry::Registration;
 use crate::rules::{self, RegistryError};
-use crate::schema::{Check, SchemaError, Share};
+use crate::schema::{PermitShare, SchemaError, SchemaValidator};
 use crate::spec::{self, OperationSpec, Visibility};
 
 /// An operation ready to be called.
-pub(crate) struct Compiled {
+pub(crate) struct CompiledOperation {
     pub(crate) spec: OperationSpec,
     pub(crate) handler: HandlerKind,
     pub(crate) capabilities: Capabilities,
@@ -30,15 +30,15 @@ pub(crate) struct Compiled {
     /// Which others it reaches.
     pub(crate) scoped_env: Option<Arc<ScopedPeerEnv>>,
     resource_pointer: Option<String>,
-    input: Check,
-    output: Check,
+    input: SchemaValidator,
+    output: SchemaValidator,
     check_input: bool,
     check_output: bool,
     passes_errors: bool,
     running: AtomicU32,
 }
 
-impl Compiled {
+impl CompiledOperation {
     pub(crate) fn new(registration: Registration) -> Result<Self, RegistryError> {
         rules::check(&registration)?;
         let spec = registration.spec;
@@ -57,8 +57,8 @@ impl Compiled {
             authority: registration.authority.map(Arc::new),
             scoped_env: registration.scoped_env.map(Arc::new),
             resource_pointer,
-            input: Check::new(&spec.input_schema),
-            output: Check::new(&spec.output_schema),
+            input: SchemaValidator::new(&spec.input_schema),
+            output: SchemaValidator::new(&spec.output_schema),
             check_input: !registration.schema_is_type,
             check_output: registration.check_output,
             passes_errors: registration.passes_errors,
@@ -87,7 +87,7 @@ impl Compiled {
 
     /// The resource `input` names, if it names one. What is no string is taken by its JSON text:
     /// neither a number in place of a name nor a text that cannot be read must pass for no name.
-    pub(crate) fn resource_id(&self, input: &Body) -> Result<Option<Box<str>>, CallError> {
+    pub(crate) fn resource_id(&self, input: &CallBody) -> Result<Option<Box<str>>, CallError> {
         let Some(pointer) = self.resource_pointer.as_deref() else {
             return Ok(None);
         };
@@ -110,20 +110,27 @@ impl Compiled {
     }
 
     /// Checks an output, where the registration asks for it.
-    pub(crate) fn checked(&self, output: Output, share: Share<'_>) -> Result<Output, CallError> {
+    pub(crate) fn checked(
+        &self,
+        output: CallOutput,
+        share: PermitShare<'_>,
+    ) -> Result<CallOutput, CallError> {
         if self.check_output && !self.output.takes_everything() {
             return match output {
-                Output::Raw(text) => self.check_output(&text, share).map(|()| Output::Raw(text)),
-                Output::Mixed(value, tail) => self
-                    .check_output(value.to_string().as_bytes(), share)
-                    .map(|()| Output::Mixed(value, tail)),
-                Output::MixedText(text, tail) => self
+                CallOutput::Raw(text) => self
                     .check_output(&text, share)
-                    .map(|()| Output::MixedText(text, tail)),
+                    .map(|()| CallOutput::Raw(text)),
+                CallOutput::Mixed(value, tail) => self
+                    .check_output(value.to_string().as_bytes(), share)
+                    .map(|()| CallOutput::Mixed(value, tail)),
+                CallOutput::MixedText(text, tail) => self
+                    .check_output(&text, share)
+                    .map(|()| CallOutput::MixedText(text, tail)),
                 // What was written to be looked at is also what is sent.
-                Output::Value(value) => {
+                CallOutput::Value(value) => {
                     let text = Bytes::from(value.to_string());
-                    self.check_output(&text, share).map(|()| Output::Raw(text))
+                    self.check_output(&text, share)
+                        .map(|()| CallOutput::Raw(text))
                 }
             };
         }
@@ -171,14 +178,18 @@ impl Compiled {
         self.check_input && !self.input.takes_everything()
     }
 
-    pub(crate) fn check_input(&self, input: &Body, share: Share<'_>) -> Result<(), CallError> {
+    pub(crate) fn check_input(
+        &self,
+        input: &CallBody,
+        share: PermitShare<'_>,
+    ) -> Result<(), CallError> {
         let schema = &self.spec.input_schema;
         let code = ErrorCode::InvalidInput;
         self.input
             .check(schema, input.raw(), (input.memory(), share), code)
     }
 
-    fn check_output(&self, text: &[u8], share: Share<'_>) -> Result<(), CallError> {
+    fn check_output(&self, text: &[u8], share: PermitShare<'_>) -> Result<(), CallError> {
         let schema = &self.spec.output_schema;
         let code = ErrorCode::InvalidOutput;
         let checked = self.output.check(schema, text, (None, share), code);
@@ -222,9 +233,11 @@ impl Compiled {
     }
 }
 
-impl fmt::Debug for Compiled {
+impl fmt::Debug for CompiledOperation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Compiled").field(&self.spec.name).finish()
+        f.debug_tuple("CompiledOperation")
+            .field(&self.spec.name)
+            .finish()
     }
 }
 
@@ -235,13 +248,13 @@ mod tests {
     use super::*;
     use crate::limits::INVALID_DETAILS_BYTES;
 
-    fn checked(operation: &Compiled, input: Value) -> Result<(), CallError> {
-        operation.check_input(&Body::json(&input).expect("JSON"), Share::Node)
+    fn checked(operation: &CompiledOperation, input: Value) -> Result<(), CallError> {
+        operation.check_input(&CallBody::json(&input).expect("JSON"), PermitShare::Node)
     }
 
-    fn compiled(spec: OperationSpec) -> Compiled {
+    fn compiled(spec: OperationSpec) -> CompiledOperation {
         let once = HandlerKind::once(|_, _| async { Ok(Value::Null) });
-        Compiled::new(Registration::new(spec, once)).expect("no rule is broken")
+        CompiledOperation::new(Registration::new(spec, once)).expect("no rule is broken")
     }
 
     #[test]
@@ -251,7 +264,7 @@ mod tests {
         let operation = compiled(spec);
         assert_eq!(operation.spec.resource_id_path.as_deref(), Some("/disk/id"));
         let id = |input: Value| {
-            let body = Body::json(&input).expect("JSON");
+            let body = CallBody::json(&input).expect("JSON");
             let id = operation.resource_id(&body).expect("it can be read");
             id.map(String::from)
         };
@@ -264,7 +277,7 @@ mod tests {
         assert_eq!(id(json!({"disk": {"id": null}})), None);
         assert_eq!(id(json!({})), None);
         let text = Bytes::from_static(br#"{"disk":{"id":"sda"},"x":1e999}"#);
-        let unreadable = Body::from_parts(text, Bytes::new());
+        let unreadable = CallBody::from_parts(text, Bytes::new());
         assert!(operation.resource_id(&unreadable).is_err());
     }
 

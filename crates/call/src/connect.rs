@@ -3,30 +3,30 @@
 use std::sync::Arc;
 
 use alknet_core::{
-    AuthContext, AuthToken, Carriage, DialError, DialRequest, Dialled, Expect, PeerAddr, PeerKey,
-    StreamBudget,
+    AuthContext, AuthToken, Carriage, DialError, DialRequest, DialedConnection, PeerAddr, PeerKey,
+    PeerVerification, StreamBudget,
 };
 use thiserror::Error;
 
 use crate::client::{CallClient, CallConnection};
 use crate::error::CallError;
 use crate::serve::ALPN;
-use crate::session::{self, Proof};
+use crate::session::{self, SessionProof};
 
 /// How this side proves itself, and how the other side has to.
 #[derive(Clone, Debug)]
-pub struct Credentials {
-    /// Whom to expect; `None` for what the address itself says: its pins, or a public name.
-    pub expect: Option<Expect>,
+pub struct DialCredentials {
+    /// The server to expect; `None` for what the address itself says: its pins, or a public name.
+    pub expect: Option<PeerVerification>,
     /// Whether a pinned server is shown our key.
     pub present_key: bool,
-    /// Authenticates the connection, once, as somebody else than our key.
+    /// Authenticates the connection, once, as the token's identity in place of our key's.
     pub auth_token: Option<AuthToken>,
     /// What to dial over; [`Carriage::Both`]: QUIC, and TLS over TCP where QUIC is slow.
     pub carriage: Carriage,
 }
 
-impl Default for Credentials {
+impl Default for DialCredentials {
     fn default() -> Self {
         Self {
             expect: None,
@@ -56,7 +56,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether another try fails until somebody changes something.
+    /// Whether another attempt fails as well until an administrator of either side changes something.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         match self {
@@ -91,12 +91,12 @@ impl CallClient {
     pub async fn connect(
         &self,
         addr: &PeerAddr,
-        credentials: &Credentials,
+        credentials: &DialCredentials,
     ) -> Result<CallConnection, ConnectError> {
         let dialer = self.dialer.as_ref().ok_or(ConnectError::NoDialer)?;
         let expect = match &credentials.expect {
             Some(expect) => expect.clone(),
-            None => Expect::of(addr, &[])?,
+            None => PeerVerification::for_address(addr, &[])?,
         };
         let mut request = DialRequest::new(addr.clone(), expect, ALPN);
         request.carriage = credentials.carriage;
@@ -109,9 +109,10 @@ impl CallClient {
         Ok(connection)
     }
 
-    /// Uses a dialled connection; its peer is whoever its key belongs to.
-    fn adopt(&self, dialled: Dialled) -> CallConnection {
-        let Dialled { connection, keys } = dialled;
+    /// Uses a dialled connection. The peer has the identity of the key that it proved, where this node
+    /// knows that key.
+    fn adopt(&self, dialled: DialedConnection) -> CallConnection {
+        let DialedConnection { connection, keys } = dialled;
         let identity = self.dispatcher.by_keys(&keys);
         if let Some(identity) = &identity {
             // A fresh connection has no other identity.
@@ -131,7 +132,7 @@ impl CallClient {
         };
         let connection = self.attach(connection, Some(&auth));
         if let Some(identity) = &identity {
-            session::watch_over(&connection.link, Proof::Keys(keys), identity);
+            session::watch_over(&connection.link, SessionProof::Keys(keys), identity);
         }
         connection
     }

@@ -11,17 +11,17 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{AccessControl, Verdict};
-use crate::body::Body;
+use crate::access::{AccessControl, AccessDecision};
+use crate::body::CallBody;
 use crate::call_tree::Hindrance;
 use crate::client::Caller;
-use crate::compiled::Compiled;
-use crate::compose::{Child, CompositionAuthority, Env, Tokens};
-use crate::dispatcher::{Counters, Dispatcher};
+use crate::compiled::CompiledOperation;
+use crate::compose::{CancellationTokens, ChildCall, CompositionAuthority, Env};
+use crate::dispatcher::{Dispatcher, DispatcherCounters};
 use crate::envelope::ForwardedFor;
 use crate::error::CallError;
-use crate::request::Request;
-use crate::request_bytes::{Kept, RequestClaim, Requester};
+use crate::request::InboundRequest;
+use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
 
 /// The connection a request came over.
 #[derive(Clone, Debug)]
@@ -55,21 +55,21 @@ pub struct CountedTree {
 
 /// One request or one call between operations, as its operation sees it. Cheap to clone.
 #[derive(Clone)]
-pub struct Ctx(Kind);
+pub struct Ctx(CallOrigin);
 
 #[derive(Clone)]
-enum Kind {
-    Request(Arc<Request>),
-    Child(Arc<Child>),
+enum CallOrigin {
+    Request(Arc<InboundRequest>),
+    Child(Arc<ChildCall>),
 }
 
 impl Ctx {
-    pub(crate) fn request(request: &Arc<Request>) -> Self {
-        Self(Kind::Request(Arc::clone(request)))
+    pub(crate) fn request(request: &Arc<InboundRequest>) -> Self {
+        Self(CallOrigin::Request(Arc::clone(request)))
     }
 
-    pub(crate) fn child(child: Arc<Child>) -> Self {
-        Self(Kind::Child(child))
+    pub(crate) fn child(child: Arc<ChildCall>) -> Self {
+        Self(CallOrigin::Child(child))
     }
 
     /// The requester's id for it; unique among its connection's requests in flight. Calls between
@@ -77,8 +77,8 @@ impl Ctx {
     #[must_use]
     pub fn request_id(&self) -> &str {
         match &self.0 {
-            Kind::Request(request) => request.id(),
-            Kind::Child(child) => &child.id,
+            CallOrigin::Request(request) => request.id(),
+            CallOrigin::Child(child) => &child.id,
         }
     }
 
@@ -86,8 +86,8 @@ impl Ctx {
     #[must_use]
     pub fn parent_request_id(&self) -> Option<&str> {
         match &self.0 {
-            Kind::Request(_) => None,
-            Kind::Child(child) => Some(&child.parent),
+            CallOrigin::Request(_) => None,
+            CallOrigin::Child(child) => Some(&child.parent),
         }
     }
 
@@ -109,8 +109,8 @@ impl Ctx {
     #[must_use]
     pub fn call_number(&self) -> u64 {
         match &self.0 {
-            Kind::Request(request) => request.tree().number(),
-            Kind::Child(child) => child.number,
+            CallOrigin::Request(request) => request.tree().number(),
+            CallOrigin::Child(child) => child.number,
         }
     }
 
@@ -118,8 +118,8 @@ impl Ctx {
     #[must_use]
     pub fn parent_call_number(&self) -> Option<u64> {
         match &self.0 {
-            Kind::Request(_) => None,
-            Kind::Child(child) => Some(child.parent_number),
+            CallOrigin::Request(_) => None,
+            CallOrigin::Child(child) => Some(child.parent_number),
         }
     }
 
@@ -153,15 +153,15 @@ impl Ctx {
     /// Whether who called left clearly less time than the operation has by itself.
     pub(crate) fn is_hurried(&self) -> bool {
         match &self.0 {
-            Kind::Request(request) => request.head.hurried,
-            Kind::Child(child) => child.hurried,
+            CallOrigin::Request(request) => request.head.hurried,
+            CallOrigin::Child(child) => child.hurried,
         }
     }
 
-    /// Whether another operation of this node calls, and not somebody outside.
+    /// Whether another operation of this node calls, and not a peer or client outside.
     #[must_use]
     pub fn internal(&self) -> bool {
-        matches!(self.0, Kind::Child(_))
+        matches!(self.0, CallOrigin::Child(_))
     }
 
     /// What the operation or the script that calls may do itself; `None` for a request from outside, and where what
@@ -170,8 +170,8 @@ impl Ctx {
     #[must_use]
     pub fn calling_authority(&self) -> Option<&CompositionAuthority> {
         match &self.0 {
-            Kind::Request(_) => None,
-            Kind::Child(child) => child.by.as_deref(),
+            CallOrigin::Request(_) => None,
+            CallOrigin::Child(child) => child.by.as_deref(),
         }
     }
 
@@ -197,7 +197,7 @@ impl Ctx {
     /// The same where the peer that asked from outside is `identity` by now.
     pub(crate) fn shows(&self, rule: &AccessControl, identity: Option<&Identity>) -> bool {
         let asks = self.calling_authority();
-        rule.check_scopes(identity) == Verdict::Allowed
+        rule.check_scopes(identity) == AccessDecision::Allowed
             && (!self.internal()
                 || rule.is_open()
                 || asks.is_some_and(|asks| rule.scopes_allow(&asks.scopes)))
@@ -209,7 +209,8 @@ impl Ctx {
         self.root().identity_now()
     }
 
-    /// Whether whoever asked has the rights that the request was let in by, so that nobody need be looked up again.
+    /// Whether the requester has the rights that the request was let in by, so that no identity need be looked up
+    /// again.
     pub(crate) fn has_rights_of_now(&self) -> bool {
         let who = self.identity();
         who.is_none_or(|who| self.dispatcher().is_current(who))
@@ -220,18 +221,18 @@ impl Ctx {
     #[must_use]
     pub fn token(&self) -> Option<&Arc<AuthToken>> {
         match &self.0 {
-            Kind::Request(request) => request.proof(),
-            Kind::Child(_) => None,
+            CallOrigin::Request(request) => request.proof(),
+            CallOrigin::Child(_) => None,
         }
     }
 
-    /// Whom a trusted forwarder claims to act for. Never a reason to allow anything, and not told
-    /// to operations called by operations.
+    /// The identity that a trusted forwarder claims to act for. The claim allows nothing, and operations called by
+    /// operations do not see it.
     #[must_use]
     pub fn forwarded_for(&self) -> Option<&ForwardedFor> {
         match &self.0 {
-            Kind::Request(request) => request.forwarded_for(),
-            Kind::Child(_) => None,
+            CallOrigin::Request(request) => request.forwarded_for(),
+            CallOrigin::Child(_) => None,
         }
     }
 
@@ -251,23 +252,23 @@ impl Ctx {
     /// has the key that this one gave it, never the request's: it may run many times for one request.
     pub(crate) fn idempotency_key(&self) -> Option<&str> {
         match &self.0 {
-            Kind::Request(request) => request.idempotency_key(),
-            Kind::Child(child) => child.key.as_deref(),
+            CallOrigin::Request(request) => request.idempotency_key(),
+            CallOrigin::Child(child) => child.key.as_deref(),
         }
     }
 
-    /// The same without whoever asked: no abort reaches it. A keyed mutation runs as one.
+    /// The same without the requester: no abort reaches it. A keyed mutation runs as one.
     pub(crate) fn detached(&self) -> Self {
         match &self.0 {
-            Kind::Request(request) => Self::request(&request.detached()),
-            Kind::Child(child) => Self::child(Arc::new(child.detached())),
+            CallOrigin::Request(request) => Self::request(&request.detached()),
+            CallOrigin::Child(child) => Self::child(Arc::new(child.detached())),
         }
     }
 
     /// Stops what it left running.
     pub(crate) fn end(&self) {
         self.root().abort();
-        if let Kind::Child(child) = &self.0 {
+        if let CallOrigin::Child(child) = &self.0 {
             child.tokens.end();
         }
     }
@@ -276,8 +277,8 @@ impl Ctx {
     #[must_use]
     pub fn trace(&self) -> Option<&str> {
         match &self.0 {
-            Kind::Request(request) => request.trace(),
-            Kind::Child(child) => child.trace.as_deref(),
+            CallOrigin::Request(request) => request.trace(),
+            CallOrigin::Child(child) => child.trace.as_deref(),
         }
     }
 
@@ -291,23 +292,27 @@ impl Ctx {
     /// It counts with the bytes of the requester, for as long as what is returned beside it is kept.
     ///
     /// # Errors
-    /// As [`Body::try_into_value`]; `OVERLOADED` where there is no room now.
-    pub fn counted_tree(&self, input: Body) -> Result<(Value, CountedTree), CallError> {
+    /// As [`CallBody::try_into_value`]; `OVERLOADED` where there is no room now.
+    pub fn counted_tree(&self, input: CallBody) -> Result<(Value, CountedTree), CallError> {
         // Over another protocol the server of that protocol counts it.
         let claim = match input.memory() {
             Some(_) => None,
             None => {
-                let requester =
-                    Requester::of(self.identity().map(AsRef::as_ref), self.conn().remote_addr);
+                let requester = Requester::from_identity(
+                    self.identity().map(AsRef::as_ref),
+                    self.conn().remote_addr,
+                );
                 let kept = match self.root().is_subscription() {
-                    true => Kept::Subscribed,
-                    false => Kept::Once,
+                    true => RequestRetention::Subscribed,
+                    false => RequestRetention::Once,
                 };
                 let dispatcher = self.dispatcher();
                 let claimed = dispatcher
                     .request_bytes
                     .claim(requester, input.tree_bytes()?, kept);
-                claimed.inspect_err(|_| Counters::add(&dispatcher.counters.request_bytes_full))?
+                claimed.inspect_err(|_| {
+                    DispatcherCounters::add(&dispatcher.counters.request_bytes_full)
+                })?
             }
         };
         Ok((input.try_into_value()?, CountedTree { _claim: claim }))
@@ -317,8 +322,8 @@ impl Ctx {
     #[must_use]
     pub fn env(&self) -> Env {
         let resolver = match &self.0 {
-            Kind::Request(request) => request.env(),
-            Kind::Child(child) => &child.env,
+            CallOrigin::Request(request) => request.env(),
+            CallOrigin::Child(child) => &child.env,
         };
         Env::new(self.clone(), Arc::clone(resolver))
     }
@@ -328,8 +333,8 @@ impl Ctx {
     #[must_use]
     pub fn cancel(&self) -> &CancellationToken {
         match &self.0 {
-            Kind::Request(request) => request.cancel_token(),
-            Kind::Child(child) => child.tokens.run(),
+            CallOrigin::Request(request) => request.cancel_token(),
+            CallOrigin::Child(child) => child.tokens.run(),
         }
     }
 
@@ -337,8 +342,8 @@ impl Ctx {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         match &self.0 {
-            Kind::Request(request) => request.deadline(),
-            Kind::Child(child) => child.deadline,
+            CallOrigin::Request(request) => request.deadline(),
+            CallOrigin::Child(child) => child.deadline,
         }
     }
 
@@ -358,25 +363,25 @@ impl Ctx {
         &self.root().link().dispatcher
     }
 
-    pub(crate) fn compiled(&self) -> &Arc<Compiled> {
+    pub(crate) fn compiled(&self) -> &Arc<CompiledOperation> {
         match &self.0 {
-            Kind::Request(request) => request.operation(),
-            Kind::Child(child) => &child.operation,
+            CallOrigin::Request(request) => request.operation(),
+            CallOrigin::Child(child) => &child.operation,
         }
     }
 
     /// The request from outside that everything belongs to.
-    pub(crate) fn root(&self) -> &Arc<Request> {
+    pub(crate) fn root(&self) -> &Arc<InboundRequest> {
         match &self.0 {
-            Kind::Request(request) => request,
-            Kind::Child(child) => &child.root,
+            CallOrigin::Request(request) => request,
+            CallOrigin::Child(child) => &child.root,
         }
     }
 
-    pub(crate) fn tokens(&self) -> Tokens {
+    pub(crate) fn tokens(&self) -> CancellationTokens {
         match &self.0 {
-            Kind::Request(request) => Tokens::root(request.cancel_token()),
-            Kind::Child(child) => child.tokens.clone(),
+            CallOrigin::Request(request) => CancellationTokens::root(request.cancel_token()),
+            CallOrigin::Child(child) => child.tokens.clone(),
         }
     }
 
@@ -384,8 +389,8 @@ impl Ctx {
     #[must_use]
     pub fn depth(&self) -> usize {
         match &self.0 {
-            Kind::Request(_) => 0,
-            Kind::Child(child) => child.depth,
+            CallOrigin::Request(_) => 0,
+            CallOrigin::Child(child) => child.depth,
         }
     }
 }

@@ -7,17 +7,17 @@ use crate::limits::{STREAM_EVENTS_BYTES, WINDOW_FORWARDED, WINDOW_FORWARDED_MAX}
 
 /// The credit of one subscription, as its subscriber gives it.
 #[derive(Debug)]
-pub(crate) struct Credit {
+pub(crate) struct SubscriptionCredit {
     /// Events that the peer may send, or has sent, and that were not taken.
     open: u32,
     /// The same as it is counted when they come.
-    granted: Arc<Granted>,
-    window: Window,
+    granted: Arc<CreditGrant>,
+    window: CreditSizing,
 }
 
 /// How many of them there may be.
 #[derive(Debug)]
-enum Window {
+enum CreditSizing {
     Fixed(u32),
     /// As many as have [`STREAM_EVENTS_BYTES`], by the bytes of those that came last.
     Fitting {
@@ -25,21 +25,21 @@ enum Window {
     },
 }
 
-impl Credit {
+impl SubscriptionCredit {
     /// For so many events, however long they are.
     pub(crate) fn fixed(window: u32) -> Self {
-        Self::new(window, Window::Fixed(window))
+        Self::new(window, CreditSizing::Fixed(window))
     }
 
     /// For few events where they are long and for more where they are short.
     pub(crate) fn fitting() -> Self {
-        Self::new(WINDOW_FORWARDED, Window::Fitting { bytes: 0 })
+        Self::new(WINDOW_FORWARDED, CreditSizing::Fitting { bytes: 0 })
     }
 
-    fn new(first: u32, window: Window) -> Self {
+    fn new(first: u32, window: CreditSizing) -> Self {
         Self {
             open: first,
-            granted: Arc::new(Granted(AtomicU32::new(first))),
+            granted: Arc::new(CreditGrant(AtomicU32::new(first))),
             window,
         }
     }
@@ -50,7 +50,7 @@ impl Credit {
     }
 
     /// The same for the reader of the stream.
-    pub(crate) fn granted(&self) -> &Arc<Granted> {
+    pub(crate) fn granted(&self) -> &Arc<CreditGrant> {
         &self.granted
     }
 
@@ -59,8 +59,8 @@ impl Credit {
     pub(crate) fn took(&mut self, bytes: usize) -> Option<u32> {
         self.open = self.open.saturating_sub(1);
         let window = match &mut self.window {
-            Window::Fixed(window) => *window,
-            Window::Fitting { bytes: lately } => {
+            CreditSizing::Fixed(window) => *window,
+            CreditSizing::Fitting { bytes: lately } => {
                 *lately = bytes.max(*lately / 2);
                 fitting(*lately)
             }
@@ -84,9 +84,9 @@ fn fitting(bytes: usize) -> u32 {
 
 /// Events that the peer may send, as the reader of the stream counts them.
 #[derive(Debug)]
-pub(crate) struct Granted(AtomicU32);
+pub(crate) struct CreditGrant(AtomicU32);
 
-impl Granted {
+impl CreditGrant {
     /// So many more may come.
     pub(crate) fn add(&self, more: u32) {
         let add = |left: u32| Some(left.saturating_add(more));
@@ -111,16 +111,16 @@ mod tests {
 
     #[test]
     fn a_fixed_window_is_given_back_in_halves() {
-        let mut credit = Credit::fixed(5);
+        let mut credit = SubscriptionCredit::fixed(5);
         let given: Vec<_> = (0..6).map(|_| credit.took(1 << 20)).collect();
         assert_eq!(given, [None, None, Some(3), None, None, Some(3)]);
-        assert_eq!(Credit::fixed(1).took(0), Some(1));
+        assert_eq!(SubscriptionCredit::fixed(1).took(0), Some(1));
     }
 
     /// However the lengths change, the peer is never asked for more events than fit by those that came last.
     #[test]
     fn a_window_that_fits_follows_the_length_of_the_events() {
-        let mut credit = Credit::fitting();
+        let mut credit = SubscriptionCredit::fitting();
         let granted = Arc::clone(credit.granted());
         assert_eq!(credit.first(), WINDOW_FORWARDED);
         // Short ones: as many as there may be, ten thousand in a second over a path of 100 ms.

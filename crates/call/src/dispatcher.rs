@@ -14,17 +14,19 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::access::OwnershipProvider;
+use crate::connection::CallConnectionState;
 use crate::generation::Generation;
 use crate::import::ImportOptions;
 use crate::keyed::KeyedCalls;
-use crate::limits::{CALL_TIMEOUT_MAX, Patience, PeerLimits, bytes_for_memory, results_for_memory};
-use crate::link::Link;
-use crate::peers::{self, PeerState, Peers};
+use crate::limits::{
+    CALL_TIMEOUT_MAX, PeerLimits, PeerTimeouts, bytes_for_memory, results_for_memory,
+};
+use crate::peers::{self, PeerState, PeerTable};
 use crate::registry::{Registration, Registry};
 use crate::request_bytes::RequestBytes;
 use crate::rules::RegistryError;
 use crate::sync::lock;
-use crate::unread::Unread;
+use crate::unread::UnreadBytes;
 use crate::watch::Announcer;
 
 /// Serves the operations of a registry on any number of connections.
@@ -32,10 +34,10 @@ pub struct Dispatcher {
     pub(crate) registry: Arc<Registry>,
     pub(crate) ownership: Option<Arc<dyn OwnershipProvider>>,
     pub(crate) limits: PeerLimits,
-    pub(crate) patience: Patience,
+    pub(crate) patience: PeerTimeouts,
     pub(crate) timeout_max: Duration,
     pub(crate) node: String,
-    pub(crate) counters: Counters,
+    pub(crate) counters: DispatcherCounters,
     pub(crate) keyed: KeyedCalls,
     pub(crate) request_bytes: Arc<RequestBytes>,
     /// Of requests whose frames are not complete.
@@ -43,15 +45,15 @@ pub struct Dispatcher {
     /// Of answers and events that wait to be read.
     pub(crate) unread_bytes: Arc<RequestBytes>,
     /// What is unread in each connection that carries others, for all of those.
-    carriers: Mutex<HashMap<ConnId, Weak<Unread>>>,
+    carriers: Mutex<HashMap<ConnId, Weak<UnreadBytes>>>,
     announcer: Announcer,
-    pub(crate) peers: Arc<Peers>,
+    pub(crate) peers: Arc<PeerTable>,
     /// Whether callers may name the peer their request goes to.
     pub(crate) routes: bool,
     /// How operations of peers are imported when they connect; `None`: they are not.
     pub(crate) imports: Option<ImportOptions>,
     identities: Option<Arc<dyn IdentityProvider>>,
-    links: Mutex<Vec<Weak<Link>>>,
+    links: Mutex<Vec<Weak<CallConnectionState>>>,
     draining: AtomicBool,
     promoting: Mutex<()>,
 }
@@ -70,10 +72,10 @@ impl Dispatcher {
             registry: Arc::new(registry),
             ownership: None,
             limits: PeerLimits::AUTHENTICATED,
-            patience: Patience::default(),
+            patience: PeerTimeouts::default(),
             timeout_max: CALL_TIMEOUT_MAX,
             node: String::new(),
-            counters: Counters::default(),
+            counters: DispatcherCounters::default(),
             peers: Arc::default(),
             routes: false,
             imports: None,
@@ -120,7 +122,7 @@ impl Dispatcher {
 
     /// How long peers may leave this node waiting.
     #[must_use]
-    pub fn with_patience(mut self, patience: Patience) -> Self {
+    pub fn with_patience(mut self, patience: PeerTimeouts) -> Self {
         self.patience = patience;
         self
     }
@@ -163,7 +165,7 @@ impl Dispatcher {
 
     /// The attached peers.
     #[must_use]
-    pub fn peers(&self) -> &Peers {
+    pub fn peers(&self) -> &PeerTable {
         &self.peers
     }
 
@@ -194,10 +196,9 @@ impl Dispatcher {
         &self.registry
     }
 
-    /// Puts these promoted operations in the place of those there are, all at once, and tells whoever
-    /// watches. Requests that run finish with what they began with. An operation that breaks a rule,
-    /// has a name of the program's own or lies in a reserved namespace is left out and named by
-    /// [`Generation::rejected`].
+    /// Replaces the promoted operations by these, all at once, and tells the subscribers of `services/watch`.
+    /// Requests that run finish with the operations they began with. An operation that breaks a rule, has a name of
+    /// the program's own or lies in a reserved namespace is left out and named by [`Generation::rejected`].
     ///
     /// # Errors
     /// A spec has no JSON form; everything stays as it is.
@@ -271,7 +272,7 @@ impl Dispatcher {
 
     /// What happened so far.
     #[must_use]
-    pub fn stats(&self) -> Stats {
+    pub fn stats(&self) -> DispatcherStats {
         self.counters.snapshot()
     }
 
@@ -296,18 +297,18 @@ impl Dispatcher {
         self.identities.as_ref()?.by_token(&token)
     }
 
-    /// Whoever is called so: by alias where the identities know it, else by id.
+    /// The id of the peer with this name: by alias where the identities know it, else the name as an id.
     pub(crate) fn by_name(&self, name: &str) -> Option<PeerId> {
         let known = self.identities.as_ref().and_then(|it| it.by_name(name));
         known.or_else(|| name.parse().ok())
     }
 
-    /// How long a token still stands for somebody, where that is known.
+    /// How long a token is still valid, where that is known.
     pub(crate) fn token_ends_in(&self, token: &AuthToken) -> Option<Duration> {
         self.identities.as_ref()?.token_ends_in(token)
     }
 
-    /// Whom a key stands for, given its names.
+    /// The identity of a key, given its names.
     pub(crate) fn by_keys(&self, keys: &[PeerKey]) -> Option<Arc<Identity>> {
         let identities = self.identities.as_ref()?;
         keys.iter().find_map(|key| identities.by_key(key))
@@ -338,7 +339,7 @@ impl Dispatcher {
 
     /// Where the unread bytes of a connection count that another one carries: for the outermost, so that it has no
     /// more however many it carries.
-    pub(crate) fn carried(&self, connection: &Connection) -> Option<Arc<Unread>> {
+    pub(crate) fn carried(&self, connection: &Connection) -> Option<Arc<UnreadBytes>> {
         let outermost = connection.carriers().last()?;
         let mut carriers = lock(&self.carriers);
         carriers.retain(|_, unread| unread.strong_count() > 0);
@@ -350,7 +351,7 @@ impl Dispatcher {
         }))
     }
 
-    pub(crate) fn add_link(&self, link: &Arc<Link>) {
+    pub(crate) fn add_link(&self, link: &Arc<CallConnectionState>) {
         let mut links = lock(&self.links);
         links.retain(|link| link.strong_count() > 0);
         links.push(Arc::downgrade(link));
@@ -375,8 +376,8 @@ const CALL_SECONDS: &[f64] = &[
     5.0, 10.0, 30.0,
 ];
 
-/// How long queries and mutations ran, of all operations together: a series for each would let whoever
-/// promotes operations make as many as they like.
+/// How long queries and mutations ran, of all operations together: with a series for each, a peer that promotes
+/// operations could make any number of them.
 #[derive(Debug)]
 pub(crate) struct CallSeconds(Histogram);
 
@@ -395,18 +396,18 @@ impl std::ops::Deref for CallSeconds {
 }
 
 /// Counts the time from its making to its end, however that comes.
-pub(crate) struct Timed<'a> {
-    counters: &'a Counters,
+pub(crate) struct CallTimer<'a> {
+    counters: &'a DispatcherCounters,
     since: tokio::time::Instant,
 }
 
-impl<'a> Timed<'a> {
-    pub(crate) fn since(counters: &'a Counters, since: tokio::time::Instant) -> Self {
+impl<'a> CallTimer<'a> {
+    pub(crate) fn since(counters: &'a DispatcherCounters, since: tokio::time::Instant) -> Self {
         Self { counters, since }
     }
 }
 
-impl Drop for Timed<'_> {
+impl Drop for CallTimer<'_> {
     fn drop(&mut self) {
         self.counters.seconds.observe(self.since.elapsed());
     }
@@ -414,7 +415,7 @@ impl Drop for Timed<'_> {
 
 /// Counters while they are counted.
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+pub(crate) struct DispatcherCounters {
     pub(crate) seconds: CallSeconds,
     pub(crate) requests: AtomicU64,
     pub(crate) errors: AtomicU64,
@@ -430,14 +431,14 @@ pub(crate) struct Counters {
     pub(crate) operation_full: AtomicU64,
 }
 
-impl Counters {
+impl DispatcherCounters {
     pub(crate) fn add(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn snapshot(&self) -> Stats {
+    fn snapshot(&self) -> DispatcherStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Stats {
+        DispatcherStats {
             requests: read(&self.requests),
             errors: read(&self.errors),
             panics: read(&self.panics),
@@ -457,7 +458,7 @@ impl Counters {
 /// What a dispatcher has done since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Stats {
+pub struct DispatcherStats {
     /// Requests received.
     pub requests: u64,
     /// Requests answered with an error.
@@ -468,9 +469,9 @@ pub struct Stats {
     pub protocol_errors: u64,
     /// Events ignored: of unknown type, or about no known request.
     pub ignored: u64,
-    /// Tokens that stood for somebody.
+    /// Tokens that were valid.
     pub tokens_ok: u64,
-    /// Tokens that stood for nobody.
+    /// Tokens that were unknown or had ended.
     pub tokens_refused: u64,
     /// Requests refused because their connection had as many in flight as it may.
     pub requests_full: u64,
@@ -484,7 +485,7 @@ pub struct Stats {
     pub operation_full: u64,
 }
 
-impl Stats {
+impl DispatcherStats {
     /// Adds these numbers to others.
     pub fn collect(&self, into: &mut Metrics) {
         let plain = [

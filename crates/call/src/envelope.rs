@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::error::CallError;
-use crate::frame::{FrameError, append_frame, append_mixed};
-use crate::json::{self, Flaw};
+use crate::frame::{CallFrameError, append_frame, append_mixed};
+use crate::json::{self, JsonDefect};
 use crate::limits::ID_BYTES_MAX;
 use crate::text;
 
@@ -80,7 +80,7 @@ pub struct Envelope<'a> {
 }
 
 #[derive(Deserialize)]
-struct Raw<'a> {
+struct RawEnvelope<'a> {
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
     #[serde(borrow)]
@@ -95,16 +95,16 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// Not UTF-8, no JSON object, `type` or `id` missing, a member twice, nested deeper than
     /// `nesting_max`, or an id outside its grammar.
-    pub fn parse(body: &'a [u8], nesting_max: usize) -> Result<Self, FrameError> {
-        let text = std::str::from_utf8(body).map_err(|_| FrameError::Utf8)?;
-        let raw: Raw<'a> =
-            json::parse_object(text).map_err(|error| FrameError::Json(error.to_string()))?;
+    pub fn parse(body: &'a [u8], nesting_max: usize) -> Result<Self, CallFrameError> {
+        let text = std::str::from_utf8(body).map_err(|_| CallFrameError::Utf8)?;
+        let raw: RawEnvelope<'a> =
+            json::parse_object(text).map_err(|error| CallFrameError::Json(error.to_string()))?;
         json::check(text, nesting_max).map_err(|flaw| match flaw {
-            Flaw::Duplicate => FrameError::Duplicate,
-            Flaw::Nesting => FrameError::Nesting(nesting_max),
+            JsonDefect::Duplicate => CallFrameError::Duplicate,
+            JsonDefect::Nesting => CallFrameError::Nesting(nesting_max),
         })?;
         if !is_id(&raw.id) {
-            return Err(FrameError::Id);
+            return Err(CallFrameError::Id);
         }
         Ok(Self {
             kind: EventKind::from_name(&raw.kind),
@@ -126,7 +126,7 @@ pub(crate) fn is_id(id: &str) -> bool {
 
 /// Payload of `call.requested`; `I` is what its input is written from.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Request<'a, I = &'a RawValue> {
+pub(crate) struct RequestPayload<'a, I = &'a RawValue> {
     #[serde(rename = "operationId", borrow)]
     pub(crate) operation: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -159,7 +159,7 @@ fn is_zero(hops: &u8) -> bool {
     *hops == 0
 }
 
-/// A forwarder's claim about whom it acts for: for audit and rate keys, never for access.
+/// A forwarder's claim about the identity that it acts for: for audit and rate keys, never for access.
 ///
 /// It can be read as a name and written to a log. What the originator is said to hold stays
 /// inside: nothing here can decide by it.
@@ -174,7 +174,7 @@ pub struct ForwardedFor {
 
 /// [`ForwardedFor`], as the library reads it: from an array as well.
 #[derive(Deserialize)]
-struct Claim {
+struct ForwardedForClaim {
     id: String,
     #[serde(default)]
     scopes: Vec<String>,
@@ -184,7 +184,7 @@ struct Claim {
 
 impl<'de> Deserialize<'de> for ForwardedFor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Claim {
+        let ForwardedForClaim {
             id,
             scopes,
             resources,
@@ -241,7 +241,7 @@ pub(crate) struct Response<'a> {
 
 /// Payload of `call.credit`.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Credit {
+pub(crate) struct CreditPayload {
     pub(crate) n: u32,
 }
 
@@ -348,7 +348,7 @@ mod tests {
     use crate::frame::{FrameBody, FrameReader};
     use crate::json::parse_object;
 
-    fn parse(text: &str) -> Result<Envelope<'_>, FrameError> {
+    fn parse(text: &str) -> Result<Envelope<'_>, CallFrameError> {
         Envelope::parse(text.as_bytes(), 32)
     }
 
@@ -399,17 +399,20 @@ mod tests {
         }
         assert_eq!(
             Envelope::parse(b"{\"type\":\"\xff\",\"id\":\"1\"}", 9).err(),
-            Some(FrameError::Utf8)
+            Some(CallFrameError::Utf8)
         );
     }
 
     #[test]
     fn members_have_names_and_no_order() {
-        assert!(parse_object::<Credit>(r#"{"n":1}"#).is_ok());
-        assert!(parse_object::<Request<'_>>(r#"{"operationId":"/a/b"}"#).is_ok());
+        assert!(parse_object::<CreditPayload>(r#"{"n":1}"#).is_ok());
+        assert!(parse_object::<RequestPayload<'_>>(r#"{"operationId":"/a/b"}"#).is_ok());
         for array in ["[1]", " [1]", r#"["/a/b",{}]"#, "null", ""] {
-            assert!(parse_object::<Credit>(array).is_err(), "{array}");
-            assert!(parse_object::<Request<'_>>(array).is_err(), "{array}");
+            assert!(parse_object::<CreditPayload>(array).is_err(), "{array}");
+            assert!(
+                parse_object::<RequestPayload<'_>>(array).is_err(),
+                "{array}"
+            );
         }
     }
 
@@ -437,10 +440,13 @@ mod tests {
         ] {
             assert!(claim(bad).is_err(), "{bad}");
             let request = format!(r#"{{"operationId":"/a/b","forwarded_for":{bad}}}"#);
-            assert!(parse_object::<Request<'_>>(&request).is_err(), "{bad}");
+            assert!(
+                parse_object::<RequestPayload<'_>>(&request).is_err(),
+                "{bad}"
+            );
         }
         let request = r#"{"operationId":"/a/b","forwarded_for":null}"#;
-        assert!(parse_object::<Request<'_>>(request).is_ok());
+        assert!(parse_object::<RequestPayload<'_>>(request).is_ok());
     }
 
     #[test]

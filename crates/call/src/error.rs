@@ -39,14 +39,14 @@ pub enum ErrorCode {
     PayloadTooLarge,
     /// The deadline passed.
     Timeout,
-    /// An identity is needed and there is none, or the token is not valid.
+    /// The operation needs an identity and the caller has none, or the token is not valid.
     Unauthenticated,
     /// Connection lost, peer draining, dependency down.
     Unavailable,
 }
 
 /// One row of the table every part of the system shares.
-struct Row {
+struct ErrorCodeRow {
     code: ErrorCode,
     name: &'static str,
     retryable: bool,
@@ -54,8 +54,14 @@ struct Row {
     exit: u8,
 }
 
-const fn row(code: ErrorCode, name: &'static str, retryable: bool, http: u16, exit: u8) -> Row {
-    Row {
+const fn row(
+    code: ErrorCode,
+    name: &'static str,
+    retryable: bool,
+    http: u16,
+    exit: u8,
+) -> ErrorCodeRow {
+    ErrorCodeRow {
         code,
         name,
         retryable,
@@ -64,7 +70,7 @@ const fn row(code: ErrorCode, name: &'static str, retryable: bool, http: u16, ex
     }
 }
 
-static TABLE: [Row; 13] = [
+static TABLE: [ErrorCodeRow; 13] = [
     row(ErrorCode::NotFound, "NOT_FOUND", false, 404, 1),
     row(ErrorCode::Unauthenticated, "UNAUTHENTICATED", false, 401, 4),
     row(ErrorCode::Forbidden, "FORBIDDEN", false, 403, 4),
@@ -148,7 +154,7 @@ impl ErrorCode {
             && TABLE.iter().all(|row| row.name != name)
     }
 
-    fn row(&self) -> Option<&'static Row> {
+    fn row(&self) -> Option<&'static ErrorCodeRow> {
         TABLE.iter().find(|row| row.code == *self)
     }
 }
@@ -251,15 +257,15 @@ impl CallError {
         Self::new(ErrorCode::NotFound, message)
     }
 
-    /// The token stands for nobody: it was never made, has ended, or is no token.
+    /// The token is not valid: it was never made, has ended, or is no token.
     #[must_use]
     pub fn bad_token() -> Self {
         let message = "the token is unknown or expired; make a new one";
         Self::new(ErrorCode::Unauthenticated, message)
     }
 
-    /// The token stands for nobody, and so did too many from the same network lately. `left`: how long
-    /// wrong ones are answered so.
+    /// The token is not valid, and neither were too many from the same network lately. `left`: how long
+    /// wrong tokens get this error.
     #[must_use]
     pub fn too_many_guesses(left: Duration) -> Self {
         let message =
@@ -289,7 +295,7 @@ impl CallError {
     }
 }
 
-/// What somebody sees whose operation needed a capability that does not act. Only a locked vault is worth
+/// What a caller sees of an operation that needed a capability which does not act. Only a locked vault is worth
 /// another try.
 impl From<CapabilityError> for CallError {
     fn from(error: CapabilityError) -> Self {

@@ -47,7 +47,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// An empty or over-long frame; the stream is of no use afterwards.
-    pub fn next_frame(&mut self, max: usize) -> Result<Option<Bytes>, FrameError> {
+    pub fn next_frame(&mut self, max: usize) -> Result<Option<Bytes>, CallFrameError> {
         let Some(len) = self.length(max)? else {
             return Ok(None);
         };
@@ -71,7 +71,7 @@ impl FrameReader {
         self.chunk.len() + self.body.iter().map(Vec::capacity).sum::<usize>()
     }
 
-    fn length(&mut self, max: usize) -> Result<Option<usize>, FrameError> {
+    fn length(&mut self, max: usize) -> Result<Option<usize>, CallFrameError> {
         if let Some(len) = self.body_len {
             return Ok(Some(len));
         }
@@ -85,8 +85,8 @@ impl FrameReader {
         let len = u32::from_be_bytes(self.header) as usize;
         let max = max.min(FRAME_BYTES_MAX);
         match len {
-            0 => Err(FrameError::Empty),
-            _ if len > max => Err(FrameError::TooLong { len, max }),
+            0 => Err(CallFrameError::Empty),
+            _ if len > max => Err(CallFrameError::TooLong { len, max }),
             _ => {
                 self.body_len = Some(len);
                 Ok(Some(len))
@@ -148,7 +148,7 @@ impl FrameBody {
     ///
     /// # Errors
     /// The body is neither.
-    pub fn parse(mut body: Bytes) -> Result<Self, FrameError> {
+    pub fn parse(mut body: Bytes) -> Result<Self, CallFrameError> {
         match body.first() {
             Some(b'{') => Ok(Self {
                 envelope: body,
@@ -158,19 +158,19 @@ impl FrameBody {
                 body.advance(1);
                 let len = body.get_u32() as usize;
                 if len > body.len() {
-                    return Err(FrameError::Mixed);
+                    return Err(CallFrameError::Mixed);
                 }
                 let envelope = body.split_to(len);
                 if envelope.first() != Some(&b'{') {
-                    return Err(FrameError::Mixed);
+                    return Err(CallFrameError::Mixed);
                 }
                 Ok(Self {
                     envelope,
                     tail: Some(body),
                 })
             }
-            Some(&MIXED) => Err(FrameError::Mixed),
-            _ => Err(FrameError::Kind),
+            Some(&MIXED) => Err(CallFrameError::Mixed),
+            _ => Err(CallFrameError::Kind),
         }
     }
 }
@@ -214,7 +214,7 @@ fn patch(out: &mut [u8], at: usize, len: usize) {
 /// What is wrong with the framing or the envelope; the peer sees code 5.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum FrameError {
+pub enum CallFrameError {
     /// An object names a member twice.
     #[error("an object names a member twice")]
     Duplicate,
@@ -266,7 +266,7 @@ mod tests {
     }
 
     /// The frames in `pieces`, how they ended, and whether one is left unfinished.
-    fn read(pieces: &[&[u8]]) -> (Vec<Bytes>, Option<FrameError>, bool) {
+    fn read(pieces: &[&[u8]]) -> (Vec<Bytes>, Option<CallFrameError>, bool) {
         let mut reader = FrameReader::new();
         let mut frames = Vec::new();
         for piece in pieces {
@@ -275,7 +275,7 @@ mod tests {
                 match reader.next_frame(30) {
                     Ok(Some(frame)) => frames.push(frame),
                     Ok(None) => break,
-                    // Of no use afterwards, and nobody asks it whether it is partial.
+                    // A reader that failed is of no further use: no test asks it whether it is partial.
                     Err(error) => return (frames, Some(error), false),
                 }
             }
@@ -337,7 +337,7 @@ mod tests {
         for bad in [&b"[]"[..], b"\xef\xbb\xbf{}", b" {}", b"\x02{}", b""] {
             assert_eq!(
                 FrameBody::parse(Bytes::copy_from_slice(bad)),
-                Err(FrameError::Kind)
+                Err(CallFrameError::Kind)
             );
         }
     }
@@ -411,7 +411,7 @@ mod tests {
             prop_assert_eq!(&parsed.envelope[..], envelope.as_bytes());
             prop_assert_eq!(parsed.tail.as_deref(), Some(&tail[..]));
             for end in 0..body.len() {
-                // Less of the tail is another frame; less of the rest is none.
+                // A frame with less of its tail is another frame; one with less of the rest is not valid.
                 let cut = FrameBody::parse(Bytes::copy_from_slice(&body[..end]));
                 let whole = MIXED_HEADER_BYTES + envelope.len();
                 prop_assert_eq!(cut.is_ok(), end >= whole, "{}", end);

@@ -12,20 +12,20 @@ use data_encoding::HEXLOWER;
 use hashbrown::HashMap;
 use sha2::{Digest, Sha256};
 
-use crate::compiled::Compiled;
+use crate::compiled::CompiledOperation;
 use crate::registry::Registration;
 use crate::rules::{self, RegistryError};
 use crate::spec::OperationSpec;
 
 /// Operations by name.
-pub(crate) type ByName = HashMap<Box<str>, Arc<Compiled>>;
+pub(crate) type ByName = HashMap<Box<str>, Arc<CompiledOperation>>;
 
 /// The promoted operations of a node at one time.
 pub struct Generation {
     number: u64,
     by_name: ByName,
     /// Those of the program among them, in order of name: what a listing shows.
-    sorted: Vec<Arc<Compiled>>,
+    sorted: Vec<Arc<CompiledOperation>>,
     digest: String,
     rejected: Vec<RegistryError>,
 }
@@ -75,13 +75,13 @@ impl Generation {
         }
     }
 
-    /// Its number, as whoever promoted it counts.
+    /// Its number, as the caller of [`Dispatcher::promote`](crate::Dispatcher::promote) counts.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// The spec of a promoted operation, whoever may call it.
+    /// The spec of a promoted operation. Access is not checked.
     #[must_use]
     pub fn spec(&self, name: &str) -> Option<&OperationSpec> {
         self.by_name.get(name).map(|operation| &operation.spec)
@@ -89,7 +89,8 @@ impl Generation {
 
     /// The specs of the promoted operations, in order of name.
     pub fn specs(&self) -> impl Iterator<Item = &OperationSpec> {
-        let promoted = |it: &&Arc<Compiled>| self.by_name.contains_key(it.spec.name.as_str());
+        let promoted =
+            |it: &&Arc<CompiledOperation>| self.by_name.contains_key(it.spec.name.as_str());
         self.sorted.iter().filter(promoted).map(|it| &it.spec)
     }
 
@@ -105,12 +106,12 @@ impl Generation {
         &self.rejected
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Compiled>> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<CompiledOperation>> {
         self.by_name.get(name)
     }
 
     /// Every operation of the node, those of the program included, in order of name.
-    pub(crate) fn sorted(&self) -> &[Arc<Compiled>] {
+    pub(crate) fn sorted(&self) -> &[Arc<CompiledOperation>] {
         &self.sorted
     }
 }
@@ -134,13 +135,13 @@ fn insert(
     if curated.contains_key(name.as_str()) || by_name.contains_key(name.as_str()) {
         return Err(RegistryError::Duplicate(name));
     }
-    let compiled = Compiled::new(registration)?;
+    let compiled = CompiledOperation::new(registration)?;
     compiled.compile()?;
     by_name.insert(name.into(), Arc::new(compiled));
     Ok(())
 }
 
-fn digest(sorted: &[Arc<Compiled>]) -> Result<String, RegistryError> {
+fn digest(sorted: &[Arc<CompiledOperation>]) -> Result<String, RegistryError> {
     let mut hash = Sha256::new();
     for operation in sorted {
         let text = serde_json::to_vec(&operation.spec).map_err(|error| RegistryError::Schema {

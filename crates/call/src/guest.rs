@@ -1,14 +1,14 @@
-//! Somebody who came in by another protocol and speaks this one inside it, such as a page in a browser
-//! over WebSocket.
+//! Guests: clients that came in by another protocol and speak this one inside it, such as a page in a browser over
+//! WebSocket.
 
 use std::sync::Arc;
 
 use alknet_core::{AuthContext, AuthToken, CloseCode, Connection, HandlerError, StreamBudget};
 use tokio::time::Instant;
 
+use crate::connection::{CallConnectionState, UNKNOWN};
 use crate::dispatcher::Dispatcher;
 use crate::limits::GUEST_RECHECK;
-use crate::link::{Link, UNKNOWN};
 use crate::session;
 use crate::unfinished::GuestHandle;
 
@@ -16,12 +16,12 @@ impl Dispatcher {
     /// Serves a guest until its connection ends, which another protocol carries. Dropping the future
     /// ends it, too.
     ///
-    /// A guest is somebody, and never a peer, even where its key or token is a peer's: nobody can
-    /// address it, nothing is imported from it, and what it serves is reached over this connection
-    /// only. It is whom `token` stands for, which was checked where the connection came in and is
-    /// looked up again as long as it lasts; without one whom `auth` says; else nobody, who may
-    /// authenticate within [`Patience::guest_login`](crate::limits::Patience) or has to ask something, and
-    /// is ended after [`Patience::stranger_connection`](crate::limits::Patience) whatever it asks. `guest` stands for it
+    /// A guest may have an identity and is never a peer, even where its key or token is a peer's: no peer can address
+    /// it, nothing is imported from it, and what it serves is reached over this connection only. Its identity is that
+    /// of `token`, which was checked where the connection came in and is looked up again as long as the connection
+    /// lasts; without a token, the one in `auth`. A guest without either has to authenticate or to ask something
+    /// within [`PeerTimeouts::guest_login`](crate::limits::PeerTimeouts), and its connection ends after
+    /// [`PeerTimeouts::stranger_connection`](crate::limits::PeerTimeouts) whatever it asks. `guest` stands for it
     /// where its carriage [counts](crate::Assembly) messages in the making.
     ///
     /// # Errors
@@ -33,7 +33,7 @@ impl Dispatcher {
         token: Option<Arc<AuthToken>>,
         guest: GuestHandle,
     ) -> Result<(), HandlerError> {
-        let link = Link::guest(connection, self, &auth);
+        let link = CallConnectionState::guest(connection, self, &auth);
         guest.set(&link);
         if let Some(token) = token {
             if !session::begin(&link, token) {
@@ -57,15 +57,15 @@ impl Dispatcher {
     }
 }
 
-/// Resolves once a guest who is nobody has asked nothing for too long, or has been nobody for too long; to which of
-/// them it is.
-async fn login(link: &Link) -> &'static str {
+/// Resolves once an unidentified guest has asked nothing for too long, or has been unidentified for too long; returns
+/// which of the two it was.
+async fn login(link: &CallConnectionState) -> &'static str {
     let patience = link.dispatcher.patience;
     let began = Instant::now();
     tokio::time::sleep(patience.guest_login).await;
     while !link.connection.is_identified() {
         if link.inbound.is_empty() {
-            return "nobody, and asks nothing";
+            return "not authenticated, and no call is open";
         }
         if !link.has_proved() && began.elapsed() >= patience.stranger_connection {
             return UNKNOWN;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use alknet_core::BoxFuture;
 use futures_util::{Stream, StreamExt};
 
-use crate::body::{Body, Item, Output};
+use crate::body::{CallBody, CallOutput, SubscriptionItem};
 use crate::context::Ctx;
 use crate::error::CallError;
 
@@ -24,15 +24,19 @@ pub trait OnceHandler: Send + Sync + 'static {
     /// Starts the work.
     fn call(
         self: Arc<Self>,
-        input: Body,
+        input: CallBody,
         ctx: Ctx,
-    ) -> BoxFuture<'static, Result<Output, CallError>>;
+    ) -> BoxFuture<'static, Result<CallOutput, CallError>>;
 }
 
 /// Yields events: subscriptions. An error ends the subscription.
 pub trait StreamHandler: Send + Sync + 'static {
     /// Starts the work.
-    fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Item, CallError>>;
+    fn call(
+        self: Arc<Self>,
+        input: CallBody,
+        ctx: Ctx,
+    ) -> BoxStream<Result<SubscriptionItem, CallError>>;
 }
 
 /// A handler of either kind; checked against the operation's type when the registry is built.
@@ -48,9 +52,9 @@ impl HandlerKind {
     /// A query or mutation from an async function.
     pub fn once<F, Fut, T>(function: F) -> Self
     where
-        F: Fn(Body, Ctx) -> Fut + Send + Sync + 'static,
+        F: Fn(CallBody, Ctx) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T, CallError>> + Send + 'static,
-        T: Into<Output> + 'static,
+        T: Into<CallOutput> + 'static,
     {
         Self::Once(Arc::new(OnceFn(function)))
     }
@@ -58,9 +62,9 @@ impl HandlerKind {
     /// A subscription from a function that returns a stream.
     pub fn stream<F, S, T>(function: F) -> Self
     where
-        F: Fn(Body, Ctx) -> S + Send + Sync + 'static,
+        F: Fn(CallBody, Ctx) -> S + Send + Sync + 'static,
         S: Stream<Item = Result<T, CallError>> + Send + 'static,
-        T: Into<Item> + 'static,
+        T: Into<SubscriptionItem> + 'static,
     {
         Self::Stream(Arc::new(StreamFn(function)))
     }
@@ -91,15 +95,15 @@ struct OnceFn<F>(F);
 
 impl<F, Fut, T> OnceHandler for OnceFn<F>
 where
-    F: Fn(Body, Ctx) -> Fut + Send + Sync + 'static,
+    F: Fn(CallBody, Ctx) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<T, CallError>> + Send + 'static,
-    T: Into<Output> + 'static,
+    T: Into<CallOutput> + 'static,
 {
     fn call(
         self: Arc<Self>,
-        input: Body,
+        input: CallBody,
         ctx: Ctx,
-    ) -> BoxFuture<'static, Result<Output, CallError>> {
+    ) -> BoxFuture<'static, Result<CallOutput, CallError>> {
         let answer = (self.0)(input, ctx);
         Box::pin(async move { answer.await.map(Into::into) })
     }
@@ -109,11 +113,15 @@ struct StreamFn<F>(F);
 
 impl<F, S, T> StreamHandler for StreamFn<F>
 where
-    F: Fn(Body, Ctx) -> S + Send + Sync + 'static,
+    F: Fn(CallBody, Ctx) -> S + Send + Sync + 'static,
     S: Stream<Item = Result<T, CallError>> + Send + 'static,
-    T: Into<Item> + 'static,
+    T: Into<SubscriptionItem> + 'static,
 {
-    fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Item, CallError>> {
+    fn call(
+        self: Arc<Self>,
+        input: CallBody,
+        ctx: Ctx,
+    ) -> BoxStream<Result<SubscriptionItem, CallError>> {
         Box::pin((self.0)(input, ctx).map(|item| item.map(Into::into)))
     }
 }

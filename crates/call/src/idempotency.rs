@@ -10,18 +10,18 @@ use alknet_core::{ConnId, PeerId, PeerKey};
 
 use crate::tape::Digest;
 
-/// Who used a key: the same key of somebody else is another one.
+/// The requester that used a key. Two requesters that use the same key have two entries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Owner {
-    /// Nobody knows who, and no key was shown: good for one connection.
+pub(crate) enum IdempotencyOwner {
+    /// An unknown peer that showed no key: good for one connection.
     Connection(ConnId),
-    /// Nobody knows who, but it can prove to be the same again.
+    /// An unknown peer that can prove to be the same again.
     Key(PeerKey),
-    /// Somebody known.
+    /// A known identity.
     Known(PeerId),
 }
 
-impl Owner {
+impl IdempotencyOwner {
     /// Whose room it takes: strangers share one.
     fn share(&self) -> Option<&PeerId> {
         match self {
@@ -33,8 +33,8 @@ impl Owner {
 
 /// What a result is found by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Name {
-    pub(crate) owner: Owner,
+pub(crate) struct IdempotencyKey {
+    pub(crate) owner: IdempotencyOwner,
     pub(crate) operation: Box<str>,
     /// Where the request is routed to, if not to this node.
     pub(crate) peer: Option<Box<str>>,
@@ -43,7 +43,7 @@ pub(crate) struct Name {
 
 /// How much is kept, and for how long.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Room {
+pub(crate) struct IdempotencyLimits {
     /// Since the call ended.
     pub(crate) time: Duration,
     /// Results of one identity.
@@ -54,7 +54,7 @@ pub(crate) struct Room {
 
 /// What a request with a key has to do.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Begin<R, T> {
+pub(crate) enum IdempotencyLookup<R, T> {
     /// The key was used with another input.
     Conflict,
     /// The call has ended, with this.
@@ -63,7 +63,7 @@ pub(crate) enum Begin<R, T> {
     Full,
     /// The call is running; this is how to wait for it.
     Join(R),
-    /// Make the call and [`Results::end`] it.
+    /// Make the call and [`IdempotencyCache::end`] it.
     Run(Serial),
 }
 
@@ -73,25 +73,25 @@ pub(crate) struct Serial(u64);
 
 /// The results of every identity. `R` is how to wait for a running call, `T` its result.
 #[derive(Debug)]
-pub(crate) struct Results<R, T> {
-    room: Room,
-    entries: HashMap<Arc<Name>, Entry<R, T>>,
+pub(crate) struct IdempotencyCache<R, T> {
+    room: IdempotencyLimits,
+    entries: HashMap<Arc<IdempotencyKey>, IdempotencyEntry<R, T>>,
     /// Ended calls, oldest first.
-    ended: BTreeMap<Serial, Arc<Name>>,
-    shares: HashMap<Option<PeerId>, Share>,
+    ended: BTreeMap<Serial, Arc<IdempotencyKey>>,
+    shares: HashMap<Option<PeerId>, IdempotencyUsage>,
     bytes: usize,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Entry<R, T> {
+struct IdempotencyEntry<R, T> {
     hash: Digest,
     serial: Serial,
-    state: State<R, T>,
+    state: IdempotencyState<R, T>,
 }
 
 #[derive(Debug)]
-enum State<R, T> {
+enum IdempotencyState<R, T> {
     Ended {
         result: T,
         bytes: usize,
@@ -101,15 +101,15 @@ enum State<R, T> {
 }
 
 #[derive(Debug, Default)]
-struct Share {
+struct IdempotencyUsage {
     entries: usize,
     ended: BTreeSet<Serial>,
     /// Of the results of the ended ones.
     bytes: usize,
 }
 
-impl<R: Clone, T: Clone> Results<R, T> {
-    pub(crate) fn new(room: Room) -> Self {
+impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
+    pub(crate) fn new(room: IdempotencyLimits) -> Self {
         Self {
             room,
             entries: HashMap::new(),
@@ -124,31 +124,31 @@ impl<R: Clone, T: Clone> Results<R, T> {
     pub(crate) fn begin(
         &mut self,
         now: Duration,
-        name: &Arc<Name>,
+        name: &Arc<IdempotencyKey>,
         hash: Digest,
         waiting: R,
-    ) -> Begin<R, T> {
+    ) -> IdempotencyLookup<R, T> {
         self.forget_old(now);
         if let Some(entry) = self.entries.get(name) {
             return match &entry.state {
-                _ if entry.hash != hash => Begin::Conflict,
-                State::Ended { result, .. } => Begin::Ended(result.clone()),
-                State::Running(waiting) => Begin::Join(waiting.clone()),
+                _ if entry.hash != hash => IdempotencyLookup::Conflict,
+                IdempotencyState::Ended { result, .. } => IdempotencyLookup::Ended(result.clone()),
+                IdempotencyState::Running(waiting) => IdempotencyLookup::Join(waiting.clone()),
             };
         }
         if !self.make_room_for(name) {
-            return Begin::Full;
+            return IdempotencyLookup::Full;
         }
         let serial = self.next_serial();
         let share = name.owner.share().cloned();
         self.shares.entry(share).or_default().entries += 1;
-        let entry = Entry {
+        let entry = IdempotencyEntry {
             hash,
             serial,
-            state: State::Running(waiting),
+            state: IdempotencyState::Running(waiting),
         };
         self.entries.insert(Arc::clone(name), entry);
-        Begin::Run(serial)
+        IdempotencyLookup::Run(serial)
     }
 
     /// The call ended: with a result of so many bytes, or with nothing worth keeping, so that the
@@ -156,7 +156,7 @@ impl<R: Clone, T: Clone> Results<R, T> {
     pub(crate) fn end(
         &mut self,
         now: Duration,
-        name: &Arc<Name>,
+        name: &Arc<IdempotencyKey>,
         serial: Serial,
         result: Option<(T, usize)>,
     ) {
@@ -173,14 +173,14 @@ impl<R: Clone, T: Clone> Results<R, T> {
         }
     }
 
-    fn keep(&mut self, now: Duration, name: &Arc<Name>, result: T, bytes: usize) {
+    fn keep(&mut self, now: Duration, name: &Arc<IdempotencyKey>, result: T, bytes: usize) {
         // Age is the order of ending, so the serial is a new one.
         let serial = self.next_serial();
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
         entry.serial = serial;
-        entry.state = State::Ended {
+        entry.state = IdempotencyState::Ended {
             result,
             bytes,
             at: now,
@@ -202,7 +202,9 @@ impl<R: Clone, T: Clone> Results<R, T> {
     fn forget_old(&mut self, now: Duration) {
         while let Some(name) = self.ended.values().next() {
             let expired = match self.entries.get(name).map(|entry| &entry.state) {
-                Some(State::Ended { at, .. }) => now.saturating_sub(*at) >= self.room.time,
+                Some(IdempotencyState::Ended { at, .. }) => {
+                    now.saturating_sub(*at) >= self.room.time
+                }
                 _ => true,
             };
             if !expired || !self.forget_oldest() {
@@ -212,7 +214,7 @@ impl<R: Clone, T: Clone> Results<R, T> {
     }
 
     /// Makes room for one more entry of the same identity; `false` when all of its are running.
-    fn make_room_for(&mut self, name: &Name) -> bool {
+    fn make_room_for(&mut self, name: &IdempotencyKey) -> bool {
         let share = self.shares.get(&name.owner.share().cloned());
         let Some(share) = share.filter(|share| share.entries >= self.room.entries) else {
             return true;
@@ -230,9 +232,11 @@ impl<R: Clone, T: Clone> Results<R, T> {
         }
     }
 
-    /// Forgets the oldest result of the identity whose results take most: whoever has little keeps it.
+    /// Forgets the oldest result of the identity whose results take most: an identity with few results
+    /// keeps them.
     fn forget_of_largest(&mut self) -> bool {
-        let with_oldest = |share: &Share| Some((share.bytes, Reverse(*share.ended.first()?)));
+        let with_oldest =
+            |share: &IdempotencyUsage| Some((share.bytes, Reverse(*share.ended.first()?)));
         let largest = self.shares.values().filter_map(with_oldest).max();
         let oldest = largest.and_then(|(_, Reverse(oldest))| self.ended.get(&oldest).cloned());
         if let Some(oldest) = &oldest {
@@ -249,14 +253,14 @@ impl<R: Clone, T: Clone> Results<R, T> {
         oldest.is_some()
     }
 
-    fn forget(&mut self, name: &Arc<Name>) {
+    fn forget(&mut self, name: &Arc<IdempotencyKey>) {
         let Some(entry) = self.entries.remove(name) else {
             return;
         };
         self.ended.remove(&entry.serial);
         let bytes = match entry.state {
-            State::Ended { bytes, .. } => bytes,
-            State::Running(_) => 0,
+            IdempotencyState::Ended { bytes, .. } => bytes,
+            IdempotencyState::Running(_) => 0,
         };
         self.bytes -= bytes;
         let share = name.owner.share().cloned();
@@ -277,17 +281,17 @@ mod tests {
 
     use super::*;
 
-    const ROOM: Room = Room {
+    const ROOM: IdempotencyLimits = IdempotencyLimits {
         time: Duration::from_secs(600),
         entries: 3,
         bytes: 100,
     };
 
-    type Tested = Results<u32, u32>;
+    type Tested = IdempotencyCache<u32, u32>;
 
-    fn name(owner: &str, key: &str) -> Arc<Name> {
-        Arc::new(Name {
-            owner: Owner::Known(owner.parse().expect("a peer id")),
+    fn name(owner: &str, key: &str) -> Arc<IdempotencyKey> {
+        Arc::new(IdempotencyKey {
+            owner: IdempotencyOwner::Known(owner.parse().expect("a peer id")),
             operation: "fs/write".into(),
             peer: None,
             key: key.into(),
@@ -298,9 +302,9 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn run(results: &mut Tested, now: u64, name: &Arc<Name>) -> Serial {
+    fn run(results: &mut Tested, now: u64, name: &Arc<IdempotencyKey>) -> Serial {
         match results.begin(at(now), name, [0; 2], 0) {
-            Begin::Run(serial) => serial,
+            IdempotencyLookup::Run(serial) => serial,
             other => panic!("{other:?}"),
         }
     }
@@ -310,20 +314,32 @@ mod tests {
         let mut results = Tested::new(ROOM);
         let a = name("a", "k");
         let serial = match results.begin(at(0), &a, [1; 2], 7) {
-            Begin::Run(serial) => serial,
+            IdempotencyLookup::Run(serial) => serial,
             other => panic!("{other:?}"),
         };
-        assert_eq!(results.begin(at(1), &a, [1; 2], 8), Begin::Join(7));
-        assert_eq!(results.begin(at(1), &a, [2; 2], 8), Begin::Conflict);
+        assert_eq!(
+            results.begin(at(1), &a, [1; 2], 8),
+            IdempotencyLookup::Join(7)
+        );
+        assert_eq!(
+            results.begin(at(1), &a, [2; 2], 8),
+            IdempotencyLookup::Conflict
+        );
         results.end(at(2), &a, serial, Some((42, 10)));
-        assert_eq!(results.begin(at(3), &a, [1; 2], 8), Begin::Ended(42));
-        assert_eq!(results.begin(at(3), &a, [2; 2], 8), Begin::Conflict);
+        assert_eq!(
+            results.begin(at(3), &a, [1; 2], 8),
+            IdempotencyLookup::Ended(42)
+        );
+        assert_eq!(
+            results.begin(at(3), &a, [2; 2], 8),
+            IdempotencyLookup::Conflict
+        );
         // Another identity, another key, and another peer are another call.
         run(&mut results, 3, &name("b", "k"));
         run(&mut results, 3, &name("a", "l"));
-        let elsewhere = Name {
+        let elsewhere = IdempotencyKey {
             peer: Some("worker".into()),
-            ..Name::clone(&a)
+            ..IdempotencyKey::clone(&a)
         };
         run(&mut results, 3, &Arc::new(elsewhere));
     }
@@ -334,7 +350,10 @@ mod tests {
         let a = name("a", "k");
         let serial = run(&mut results, 0, &a);
         results.end(at(100), &a, serial, Some((1, 10)));
-        assert_eq!(results.begin(at(699), &a, [0; 2], 0), Begin::Ended(1));
+        assert_eq!(
+            results.begin(at(699), &a, [0; 2], 0),
+            IdempotencyLookup::Ended(1)
+        );
         run(&mut results, 700, &a);
         assert_eq!(results.bytes, 0);
     }
@@ -347,9 +366,15 @@ mod tests {
         results.end(at(1), &a, first, None);
         let second = run(&mut results, 2, &a);
         results.end(at(3), &a, first, Some((9, 1)));
-        assert_eq!(results.begin(at(3), &a, [0; 2], 5), Begin::Join(0));
+        assert_eq!(
+            results.begin(at(3), &a, [0; 2], 5),
+            IdempotencyLookup::Join(0)
+        );
         results.end(at(4), &a, second, Some((3, 1)));
-        assert_eq!(results.begin(at(5), &a, [0; 2], 5), Begin::Ended(3));
+        assert_eq!(
+            results.begin(at(5), &a, [0; 2], 5),
+            IdempotencyLookup::Ended(3)
+        );
     }
 
     #[test]
@@ -363,7 +388,10 @@ mod tests {
         run(&mut results, 2, &names[3]);
         run(&mut results, 2, &names[0]);
         run(&mut results, 2, &names[1]);
-        assert_eq!(results.begin(at(2), &names[2], [0; 2], 0), Begin::Full);
+        assert_eq!(
+            results.begin(at(2), &names[2], [0; 2], 0),
+            IdempotencyLookup::Full
+        );
         run(&mut results, 2, &name("b", "0"));
     }
 
@@ -371,7 +399,7 @@ mod tests {
     fn strangers_share_their_room_but_not_their_results() {
         let mut results = Tested::new(ROOM);
         let stranger = |owner| {
-            Arc::new(Name {
+            Arc::new(IdempotencyKey {
                 owner,
                 operation: "x/y".into(),
                 peer: None,
@@ -379,10 +407,17 @@ mod tests {
             })
         };
         for n in 0..3 {
-            run(&mut results, 0, &stranger(Owner::Connection(ConnId(n))));
+            run(
+                &mut results,
+                0,
+                &stranger(IdempotencyOwner::Connection(ConnId(n))),
+            );
         }
-        let key = stranger(Owner::Key(PeerKey::Ed25519([1; 32])));
-        assert_eq!(results.begin(at(0), &key, [0; 2], 0), Begin::Full);
+        let key = stranger(IdempotencyOwner::Key(PeerKey::Ed25519([1; 32])));
+        assert_eq!(
+            results.begin(at(0), &key, [0; 2], 0),
+            IdempotencyLookup::Full
+        );
     }
 
     #[test]
@@ -395,16 +430,19 @@ mod tests {
         }
         assert_eq!(results.bytes, 60);
         run(&mut results, 2, &a);
-        assert_eq!(results.begin(at(2), &b, [0; 2], 0), Begin::Ended(0));
+        assert_eq!(
+            results.begin(at(2), &b, [0; 2], 0),
+            IdempotencyLookup::Ended(0)
+        );
     }
 
     #[test]
     fn who_has_most_results_makes_room_and_the_others_keep_theirs() {
-        let mut results = Tested::new(Room {
+        let mut results = Tested::new(IdempotencyLimits {
             entries: 100,
             ..ROOM
         });
-        let ends = |results: &mut Tested, name: &Arc<Name>, bytes| {
+        let ends = |results: &mut Tested, name: &Arc<IdempotencyKey>, bytes| {
             let serial = run(results, 0, name);
             results.end(at(1), name, serial, Some((7, bytes)));
         };
@@ -414,10 +452,16 @@ mod tests {
             ends(&mut results, &name("large", &n.to_string()), 20);
             ends(&mut results, &name("other", &n.to_string()), 15);
         }
-        assert_eq!(results.begin(at(2), &small, [0; 2], 0), Begin::Ended(7));
+        assert_eq!(
+            results.begin(at(2), &small, [0; 2], 0),
+            IdempotencyLookup::Ended(7)
+        );
         let newest = [("large", "49"), ("other", "49")].map(|(owner, key)| name(owner, key));
         for name in &newest {
-            assert_eq!(results.begin(at(2), name, [0; 2], 0), Begin::Ended(7));
+            assert_eq!(
+                results.begin(at(2), name, [0; 2], 0),
+                IdempotencyLookup::Ended(7)
+            );
         }
         assert!(results.bytes <= ROOM.bytes && results.bytes > ROOM.bytes - 20);
     }
@@ -435,7 +479,7 @@ mod tests {
                 now += passed;
                 let name = name(&owner.to_string(), &key.to_string());
                 match what {
-                    0 => if let Begin::Run(serial) = results.begin(at(now), &name, [0; 2], 0) {
+                    0 => if let IdempotencyLookup::Run(serial) = results.begin(at(now), &name, [0; 2], 0) {
                         running.push((name, serial));
                     },
                     _ => if let Some((name, serial)) = running.pop() {
@@ -444,8 +488,8 @@ mod tests {
                     },
                 }
                 let kept: usize = results.entries.values().map(|entry| match entry.state {
-                    State::Ended { bytes, .. } => bytes,
-                    State::Running(_) => 0,
+                    IdempotencyState::Ended { bytes, .. } => bytes,
+                    IdempotencyState::Running(_) => 0,
                 }).sum();
                 prop_assert_eq!(kept, results.bytes);
                 prop_assert!(results.bytes <= ROOM.bytes);

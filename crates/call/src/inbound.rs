@@ -5,33 +5,33 @@ use std::sync::{Arc, Mutex};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use crate::request::Request;
+use crate::request::InboundRequest;
 use crate::sync::lock;
 
 /// The table of one connection.
 #[derive(Default)]
-pub(crate) struct Inbound(Mutex<Table>);
+pub(crate) struct Inbound(Mutex<InboundTable>);
 
 #[derive(Default)]
-struct Table {
-    requests: HashTable<Arc<Request>>,
+struct InboundTable {
+    requests: HashTable<Arc<InboundRequest>>,
     hasher: DefaultHashBuilder,
     subscriptions: usize,
     /// Requests of which the peer says how many events it takes.
     windowed: usize,
 }
 
-impl Table {
-    fn remove(&mut self, request: &Request) {
+impl InboundTable {
+    fn remove(&mut self, request: &InboundRequest) {
         self.subscriptions -= usize::from(request.is_subscription());
         self.windowed -= usize::from(request.credit.is_some());
     }
 }
 
 impl Inbound {
-    pub(crate) fn remember(&self, request: &Arc<Request>) {
+    pub(crate) fn remember(&self, request: &Arc<InboundRequest>) {
         let mut table = lock(&self.0);
-        let Table {
+        let InboundTable {
             requests,
             hasher,
             subscriptions,
@@ -46,11 +46,15 @@ impl Inbound {
         );
     }
 
-    pub(crate) fn forget(&self, request: &Arc<Request>) {
+    pub(crate) fn forget(&self, request: &Arc<InboundRequest>) {
         self.take(request.id(), |found| Arc::ptr_eq(found, request));
     }
 
-    fn take(&self, id: &str, which: impl Fn(&Arc<Request>) -> bool) -> Option<Arc<Request>> {
+    fn take(
+        &self,
+        id: &str,
+        which: impl Fn(&Arc<InboundRequest>) -> bool,
+    ) -> Option<Arc<InboundRequest>> {
         let mut table = lock(&self.0);
         let hash = table.hasher.hash_one(id);
         let found = table
@@ -62,7 +66,7 @@ impl Inbound {
         Some(request)
     }
 
-    /// Aborts the request of this id; `false` where there is none.
+    /// Aborts the request of this id; `false` where no such request is in flight.
     pub(crate) fn abort(&self, id: &str) -> bool {
         let request = self.take(id, |_| true);
         if let Some(request) = &request {
@@ -72,7 +76,7 @@ impl Inbound {
     }
 
     /// Aborts every request that matches.
-    pub(crate) fn abort_where(&self, which: impl Fn(&Request) -> bool) {
+    pub(crate) fn abort_where(&self, which: impl Fn(&InboundRequest) -> bool) {
         let mut table = lock(&self.0);
         let gone: Vec<_> = table
             .requests
@@ -84,7 +88,7 @@ impl Inbound {
     }
 
     /// The request of this id.
-    pub(crate) fn find(&self, id: &str) -> Option<Arc<Request>> {
+    pub(crate) fn find(&self, id: &str) -> Option<Arc<InboundRequest>> {
         let table = lock(&self.0);
         let hash = table.hasher.hash_one(id);
         table

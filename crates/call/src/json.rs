@@ -24,7 +24,7 @@ type Name = [u32; 2];
 /// Checks a document that is known to be valid JSON. Linear in its length, save for sorting the
 /// names of large objects; recursion-free, and with eight bytes for each name. Documents are shorter than 4 GiB:
 /// frames and bodies are, by far.
-pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), Flaw> {
+pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), JsonDefect> {
     let bytes = text.as_bytes();
     // Most documents have fewer: nothing is asked of the allocator for them.
     let mut open = SmallVec::<[Option<usize>; 8]>::new();
@@ -48,7 +48,7 @@ pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), Flaw> {
             }
             b'{' | b'[' => {
                 if open.len() == nesting_max {
-                    return Err(Flaw::Nesting);
+                    return Err(JsonDefect::Nesting);
                 }
                 name_next = byte == b'{';
                 open.push(name_next.then_some(names.len()));
@@ -70,7 +70,7 @@ pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), Flaw> {
 
 /// What is wrong with a document although it is JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Flaw {
+pub(crate) enum JsonDefect {
     Duplicate,
     Nesting,
 }
@@ -99,13 +99,17 @@ fn decode(quoted: &str) -> Cow<'_, str> {
     Cow::Borrowed(quoted.get(1..quoted.len() - 1).unwrap_or_default())
 }
 
-fn distinct(text: &str, names: &mut [Name]) -> Result<(), Flaw> {
+fn distinct(text: &str, names: &mut [Name]) -> Result<(), JsonDefect> {
     let quoted = |[from, end]: Name| text.get(from as usize..end as usize).unwrap_or_default();
     if names.len() <= PAIRWISE_MAX {
         let decoded: SmallVec<[_; PAIRWISE_MAX]> =
             names.iter().map(|name| decode(quoted(*name))).collect();
         let twice = (1..decoded.len()).any(|i| decoded[..i].contains(&decoded[i]));
-        return if twice { Err(Flaw::Duplicate) } else { Ok(()) };
+        return if twice {
+            Err(JsonDefect::Duplicate)
+        } else {
+            Ok(())
+        };
     }
     // Senders do not know which names fall together.
     let keys = RandomState::new();
@@ -124,7 +128,7 @@ fn distinct(text: &str, names: &mut [Name]) -> Result<(), Flaw> {
                 .iter()
                 .any(|other| name(other[1]) == name(one[1]))
             {
-                return Err(Flaw::Duplicate);
+                return Err(JsonDefect::Duplicate);
             }
         }
     }
@@ -134,11 +138,11 @@ fn distinct(text: &str, names: &mut [Name]) -> Result<(), Flaw> {
 /// The text of one member of an object; the others are read past.
 pub(crate) fn member<'a>(text: &'a [u8], name: &str) -> Option<&'a RawValue> {
     #[derive(Deserialize)]
-    struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+    struct JsonMemberKey<'a>(#[serde(borrow)] Cow<'a, str>);
 
-    struct One<'n>(&'n str);
+    struct SingleMemberSeed<'n>(&'n str);
 
-    impl<'de> Visitor<'de> for One<'_> {
+    impl<'de> Visitor<'de> for SingleMemberSeed<'_> {
         type Value = Option<&'de RawValue>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -147,7 +151,7 @@ pub(crate) fn member<'a>(text: &'a [u8], name: &str) -> Option<&'a RawValue> {
 
         fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
             let mut found = None;
-            while let Some(Key(key)) = members.next_key()? {
+            while let Some(JsonMemberKey(key)) = members.next_key()? {
                 if key == self.0 {
                     found = Some(members.next_value()?);
                 } else {
@@ -159,7 +163,7 @@ pub(crate) fn member<'a>(text: &'a [u8], name: &str) -> Option<&'a RawValue> {
     }
 
     let mut text = serde_json::Deserializer::from_slice(text);
-    text.deserialize_map(One(name)).ok().flatten()
+    text.deserialize_map(SingleMemberSeed(name)).ok().flatten()
 }
 
 /// Reads JSON text of an object from outside, by the rules of frames: valid UTF-8, nested
@@ -176,8 +180,8 @@ pub fn read_object<'a, T: Deserialize<'a>>(
     let value = parse_object(text).map_err(|error| CallError::invalid_input(error.to_string()))?;
     check(text, nesting_max).map_err(|flaw| {
         CallError::invalid_input(match flaw {
-            Flaw::Duplicate => "an object has a member twice".to_owned(),
-            Flaw::Nesting => format!("nested deeper than {nesting_max}"),
+            JsonDefect::Duplicate => "an object has a member twice".to_owned(),
+            JsonDefect::Nesting => format!("nested deeper than {nesting_max}"),
         })
     })?;
     Ok(value)
@@ -198,9 +202,9 @@ where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    struct Members<T>(PhantomData<T>);
+    struct JsonMembers<T>(PhantomData<T>);
 
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for JsonMembers<T> {
         type Value = T;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -212,7 +216,7 @@ where
         }
     }
 
-    deserializer.deserialize_map(Members(PhantomData))
+    deserializer.deserialize_map(JsonMembers(PhantomData))
 }
 
 #[cfg(test)]
@@ -235,7 +239,7 @@ mod tests {
             r#"{"a":1,"\u0061":2}"#,
             r#"{ "a" : "x\\" , "a" : 2 }"#,
         ] {
-            assert_eq!(check(bad, 64), Err(Flaw::Duplicate), "{bad}");
+            assert_eq!(check(bad, 64), Err(JsonDefect::Duplicate), "{bad}");
         }
     }
 
@@ -244,14 +248,14 @@ mod tests {
         let members: Vec<_> = (0..500).map(|n| format!("\"k{n}\":{n}")).collect();
         assert_eq!(check(&format!("{{{}}}", members.join(",")), 64), Ok(()));
         let text = format!("{{{},\"k250\":0}}", members.join(","));
-        assert_eq!(check(&text, 64), Err(Flaw::Duplicate));
+        assert_eq!(check(&text, 64), Err(JsonDefect::Duplicate));
     }
 
     #[test]
     fn nesting_is_limited_exactly() {
         let deep = |n| format!("{}{}", "[".repeat(n), "]".repeat(n));
         assert_eq!(check(&deep(32), 32), Ok(()));
-        assert_eq!(check(&deep(33), 32), Err(Flaw::Nesting));
-        assert_eq!(check(&"[".repeat(100_000), 32), Err(Flaw::Nesting));
+        assert_eq!(check(&deep(33), 32), Err(JsonDefect::Nesting));
+        assert_eq!(check(&"[".repeat(100_000), 32), Err(JsonDefect::Nesting));
     }
 }

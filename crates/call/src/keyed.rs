@@ -1,8 +1,7 @@
 //! Keyed mutations: however often a request with one `idempotency_key` comes, it runs once.
 //!
-//! The run belongs to no connection. A requester that goes away, or loses its connection, only
-//! stops to wait: the work ends or meets its deadline, and whoever asks again with the same key
-//! joins it or is told how it ended.
+//! The run belongs to no connection. A requester that goes away, or loses its connection, only stops waiting: the
+//! work ends or meets its deadline, and a requester that asks again with the same key joins it or gets its result.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
@@ -15,32 +14,35 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::body::{Body, Output};
+use crate::body::{CallBody, CallOutput};
 use crate::call_tree::Hindrance;
-use crate::compiled::Compiled;
-use crate::compose::Child;
+use crate::compiled::CompiledOperation;
+use crate::compose::ChildCall;
+use crate::connection::CallConnectionState;
 use crate::context::Ctx;
 use crate::dispatcher::Dispatcher;
-use crate::envelope::Request as Payload;
+use crate::envelope::RequestPayload as Payload;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
-use crate::idempotency::{Begin, Name, Owner, Results, Room, Serial};
+use crate::idempotency::{
+    IdempotencyCache, IdempotencyKey, IdempotencyLimits, IdempotencyLookup, IdempotencyOwner,
+    Serial,
+};
 use crate::limits::{
     IDEMPOTENCY_BYTES, IDEMPOTENCY_ENTRIES, IDEMPOTENCY_ENTRY_BYTES, IDEMPOTENCY_RESULT_BYTES,
     IDEMPOTENCY_TIME,
 };
-use crate::link::Link;
 use crate::request::panicked;
 use crate::spec::{Idempotence, OperationSpec, OperationType};
 use crate::sync::lock;
 use crate::tape::{Digest, digest};
 
-type Outcome = Result<Output, CallError>;
-type Waiting = watch::Receiver<Option<Ended>>;
+type Outcome = Result<CallOutput, CallError>;
+type Waiting = watch::Receiver<Option<KeyedResult>>;
 
 /// How a run ended.
 #[derive(Clone, Debug)]
-struct Ended {
+struct KeyedResult {
     outcome: Outcome,
     /// What was refused for want of room in the course of it, or ended because a caller left it too little time.
     hindrance: Hindrance,
@@ -49,7 +51,7 @@ struct Ended {
 /// Every keyed mutation of a node that runs, and the results of those that ended.
 #[derive(Debug)]
 pub(crate) struct KeyedCalls {
-    results: Mutex<Results<Waiting, Outcome>>,
+    results: Mutex<IdempotencyCache<Waiting, Outcome>>,
     /// What the times of `results` are counted from.
     start: Instant,
     running: TaskTracker,
@@ -64,13 +66,13 @@ impl Default for KeyedCalls {
 impl KeyedCalls {
     /// For a node that has room for results of so many bytes.
     pub(crate) fn new(bytes: usize) -> Self {
-        let room = Room {
+        let room = IdempotencyLimits {
             time: IDEMPOTENCY_TIME,
             entries: IDEMPOTENCY_ENTRIES,
             bytes,
         };
         Self {
-            results: Mutex::new(Results::new(room)),
+            results: Mutex::new(IdempotencyCache::new(room)),
             start: Instant::now(),
             running: TaskTracker::new(),
         }
@@ -90,14 +92,14 @@ pub(crate) fn is_keyed(spec: &OperationSpec) -> bool {
 
 /// What the result of a request is found by; `None` when it has no key, or the key means nothing here.
 pub(crate) fn name(
-    link: &Link,
-    operation: &Compiled,
+    link: &CallConnectionState,
+    operation: &CompiledOperation,
     identity: Option<&Identity>,
     payload: &Payload<'_>,
-) -> Option<Name> {
+) -> Option<IdempotencyKey> {
     let key = payload.idempotency_key.as_deref();
     let key = key.filter(|_| is_keyed(&operation.spec))?;
-    Some(Name {
+    Some(IdempotencyKey {
         owner: owner(link, identity),
         operation: operation.spec.name.as_str().into(),
         peer: payload.peer.as_deref().map(Into::into),
@@ -105,17 +107,17 @@ pub(crate) fn name(
     })
 }
 
-/// The same for a call of an operation by another, which belongs to whoever asked for that.
+/// The same for a call of an operation by another; the key belongs to the requester from outside.
 pub(crate) fn begin_child(
-    child: &Child,
+    child: &ChildCall,
     peer: Option<&PeerId>,
-    input: &Body,
-) -> Result<Option<Keyed>, CallError> {
+    input: &CallBody,
+) -> Result<Option<KeyedExecution>, CallError> {
     let Some(key) = child.key.clone() else {
         return Ok(None);
     };
     let link = child.root.link();
-    let name = Name {
+    let name = IdempotencyKey {
         owner: owner(link, child.root.identity().map(AsRef::as_ref)),
         operation: child.operation.spec.name.as_str().into(),
         peer: peer.map(|peer| peer.to_string().into()),
@@ -126,29 +128,29 @@ pub(crate) fn begin_child(
 
 /// Looks up what a request has to do. It has its place by then, and its input fits: the whole of that is looked at.
 pub(crate) fn begin(
-    link: &Link,
-    operation: &Arc<Compiled>,
-    name: Name,
-    input: &Body,
-) -> Result<Keyed, CallError> {
+    link: &CallConnectionState,
+    operation: &Arc<CompiledOperation>,
+    name: IdempotencyKey,
+    input: &CallBody,
+) -> Result<KeyedExecution, CallError> {
     let hash = hash(input)?;
     let name = Arc::new(name);
     let calls = &link.dispatcher.keyed;
     let (outcome, waiting) = watch::channel(None);
     let begun = lock(&calls.results).begin(calls.start.elapsed(), &name, hash, waiting.clone());
     let step = match begun {
-        Begin::Conflict => {
+        IdempotencyLookup::Conflict => {
             let message = "the idempotency_key was used with another input; take a new key";
             return Err(CallError::new(ErrorCode::Conflict, message));
         }
-        Begin::Full => {
+        IdempotencyLookup::Full => {
             let what = "calls with an idempotency_key run at once for an identity";
             return Err(CallError::overloaded(what, IDEMPOTENCY_ENTRIES));
         }
-        Begin::Ended(outcome) => Step::Ended(outcome),
-        Begin::Join(waiting) => Step::Wait(waiting),
-        Begin::Run(serial) => {
-            let mut run = Run {
+        IdempotencyLookup::Ended(outcome) => KeyedStep::Ended(outcome),
+        IdempotencyLookup::Join(waiting) => KeyedStep::Wait(waiting),
+        IdempotencyLookup::Run(serial) => {
+            let mut run = KeyedRun {
                 dispatcher: Arc::clone(&link.dispatcher),
                 operation: Arc::clone(operation),
                 entered: false,
@@ -157,10 +159,10 @@ pub(crate) fn begin(
                 outcome,
             };
             run.enter()?;
-            Step::Run(run, waiting)
+            KeyedStep::Run(run, waiting)
         }
     };
-    Ok(Keyed(step))
+    Ok(KeyedExecution(step))
 }
 
 /// A key that holds `name` as well, as long as a key may be: equal keys under two names stay two.
@@ -173,44 +175,44 @@ pub(crate) fn key_for(name: &str, key: &str) -> String {
     HEXLOWER.encode(&hash.finalize())
 }
 
-fn owner(link: &Link, identity: Option<&Identity>) -> Owner {
+fn owner(link: &CallConnectionState, identity: Option<&Identity>) -> IdempotencyOwner {
     match (identity, link.info.key) {
-        (Some(identity), _) => Owner::Known(identity.id.clone()),
-        (None, Some(key)) => Owner::Key(key),
-        (None, None) => Owner::Connection(link.info.id),
+        (Some(identity), _) => IdempotencyOwner::Known(identity.id.clone()),
+        (None, Some(key)) => IdempotencyOwner::Key(key),
+        (None, None) => IdempotencyOwner::Connection(link.info.id),
     }
 }
 
 /// What a request with a key does instead of running its handler.
-pub(crate) struct Keyed(Step);
+pub(crate) struct KeyedExecution(KeyedStep);
 
-enum Step {
+enum KeyedStep {
     Ended(Outcome),
-    Run(Run, Waiting),
+    Run(KeyedRun, Waiting),
     Wait(Waiting),
 }
 
-impl Keyed {
-    /// The handler of this one request: runs `handler`, or waits for whoever does.
+impl KeyedExecution {
+    /// The handler of this one request: runs `handler`, or waits for the request that runs it.
     pub(crate) fn handler(self, handler: Arc<dyn OnceHandler>) -> Arc<dyn OnceHandler> {
-        Arc::new(Once {
+        Arc::new(KeyedHandler {
             step: Mutex::new(Some(self.0)),
             handler,
         })
     }
 }
 
-struct Once {
-    step: Mutex<Option<Step>>,
+struct KeyedHandler {
+    step: Mutex<Option<KeyedStep>>,
     handler: Arc<dyn OnceHandler>,
 }
 
-impl OnceHandler for Once {
-    fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxFuture<'static, Outcome> {
+impl OnceHandler for KeyedHandler {
+    fn call(self: Arc<Self>, input: CallBody, ctx: Ctx) -> BoxFuture<'static, Outcome> {
         let waiting = match lock(&self.step).take() {
-            Some(Step::Ended(outcome)) => return Box::pin(std::future::ready(outcome)),
-            Some(Step::Wait(waiting)) => waiting,
-            Some(Step::Run(run, waiting)) => {
+            Some(KeyedStep::Ended(outcome)) => return Box::pin(std::future::ready(outcome)),
+            Some(KeyedStep::Wait(waiting)) => waiting,
+            Some(KeyedStep::Run(run, waiting)) => {
                 run.start(Arc::clone(&self.handler), input, ctx.detached());
                 waiting
             }
@@ -226,8 +228,8 @@ impl OnceHandler for Once {
 async fn wait(mut waiting: Waiting, ctx: Ctx) -> Outcome {
     let ended = waiting.wait_for(Option::is_some).await;
     match ended.ok().and_then(|ended| ended.clone()) {
-        Some(Ended { outcome, hindrance }) => {
-            // Whoever began it, it was run for this request as well.
+        Some(KeyedResult { outcome, hindrance }) => {
+            // Whichever request began the run, it was made for this one as well.
             ctx.hinder(hindrance);
             outcome
         }
@@ -239,23 +241,23 @@ async fn wait(mut waiting: Waiting, ctx: Ctx) -> Outcome {
 
 /// The one run of a key, counted like any other call of its operation. Dropped before its end, it
 /// never was.
-struct Run {
+struct KeyedRun {
     dispatcher: Arc<Dispatcher>,
-    operation: Arc<Compiled>,
+    operation: Arc<CompiledOperation>,
     entered: bool,
-    name: Arc<Name>,
+    name: Arc<IdempotencyKey>,
     serial: Serial,
-    outcome: watch::Sender<Option<Ended>>,
+    outcome: watch::Sender<Option<KeyedResult>>,
 }
 
-impl Run {
+impl KeyedRun {
     fn enter(&mut self) -> Result<(), CallError> {
         self.operation.enter()?;
         self.entered = true;
         Ok(())
     }
 
-    fn start(self, handler: Arc<dyn OnceHandler>, input: Body, ctx: Ctx) {
+    fn start(self, handler: Arc<dyn OnceHandler>, input: CallBody, ctx: Ctx) {
         let running = self.dispatcher.keyed.running.clone();
         running.spawn(async move {
             let outcome = work(handler, input, &ctx).await;
@@ -270,7 +272,7 @@ impl Run {
         let (kept, outcome) = keep(outcome, hindrance != Hindrance::None);
         self.settle(kept);
         self.outcome
-            .send_replace(Some(Ended { outcome, hindrance }));
+            .send_replace(Some(KeyedResult { outcome, hindrance }));
     }
 
     fn settle(&self, kept: Option<(Outcome, usize)>) {
@@ -280,7 +282,7 @@ impl Run {
     }
 }
 
-impl Drop for Run {
+impl Drop for KeyedRun {
     fn drop(&mut self) {
         // Nothing is left to forget where the run has ended: its serial is no longer this one.
         self.settle(None);
@@ -290,7 +292,7 @@ impl Drop for Run {
     }
 }
 
-async fn work(handler: Arc<dyn OnceHandler>, input: Body, ctx: &Ctx) -> Outcome {
+async fn work(handler: Arc<dyn OnceHandler>, input: CallBody, ctx: &Ctx) -> Outcome {
     let own = ctx.clone();
     let work = AssertUnwindSafe(async move { handler.call(input, own).await }).catch_unwind();
     let outcome = match ctx.deadline() {
@@ -332,26 +334,26 @@ fn keep(outcome: Outcome, hindered: bool) -> (Option<(Outcome, usize)>, Outcome)
     }
 }
 
-fn measured(output: Output) -> Result<(Output, usize), CallError> {
+fn measured(output: CallOutput) -> Result<(CallOutput, usize), CallError> {
     Ok(match output {
-        Output::Value(value) => match Output::json(&value)? {
-            Output::Raw(text) => {
+        CallOutput::Value(value) => match CallOutput::json(&value)? {
+            CallOutput::Raw(text) => {
                 let bytes = text.len();
-                (Output::Raw(text), bytes)
+                (CallOutput::Raw(text), bytes)
             }
             other => (other, 0),
         },
-        Output::Raw(text) => {
+        CallOutput::Raw(text) => {
             let bytes = text.len();
-            (Output::Raw(text), bytes)
+            (CallOutput::Raw(text), bytes)
         }
-        Output::MixedText(text, tail) => {
+        CallOutput::MixedText(text, tail) => {
             let bytes = text.len() + tail.len();
-            (Output::MixedText(text, tail), bytes)
+            (CallOutput::MixedText(text, tail), bytes)
         }
-        Output::Mixed(value, tail) => {
+        CallOutput::Mixed(value, tail) => {
             let bytes = value.to_string().len() + tail.len();
-            (Output::Mixed(value, tail), bytes)
+            (CallOutput::Mixed(value, tail), bytes)
         }
     })
 }
@@ -365,7 +367,7 @@ fn too_long(bytes: usize) -> CallError {
 }
 
 /// The same for inputs that mean the same: the order of members does not count.
-fn hash(input: &Body) -> Result<Digest, CallError> {
+fn hash(input: &CallBody) -> Result<Digest, CallError> {
     input.look(|value| digest(&value, input.tail()))
 }
 
@@ -382,30 +384,30 @@ mod tests {
     use crate::handler::HandlerKind;
     use crate::registry::{Registration, Registry};
 
-    fn of(text: &'static str, tail: &'static [u8]) -> Digest {
-        let body = Body::from_parts(Bytes::from_static(text.as_bytes()), tail.into());
+    fn digest_of(text: &'static str, tail: &'static [u8]) -> Digest {
+        let body = CallBody::from_parts(Bytes::from_static(text.as_bytes()), tail.into());
         hash(&body).expect("JSON")
     }
 
     #[test]
     fn inputs_that_mean_the_same_hash_the_same() {
         assert_eq!(
-            of(r#"{"a":1,"b":[{"c":"x","d":null}]}"#, b""),
-            of(r#"{ "b" : [ {"d":null, "\u0063":"x"} ], "a" : 1 }"#, b"")
+            digest_of(r#"{"a":1,"b":[{"c":"x","d":null}]}"#, b""),
+            digest_of(r#"{ "b" : [ {"d":null, "\u0063":"x"} ], "a" : 1 }"#, b"")
         );
         let different = [
-            of("null", b""),
-            of("{}", b""),
-            of("[]", b""),
-            of("[[]]", b""),
-            of("[[],[]]", b""),
-            of(r#"["a","b"]"#, b""),
-            of(r#"["ab"]"#, b""),
-            of(r#"[["a"],"b"]"#, b""),
-            of("1", b""),
-            of(r#""1""#, b""),
-            of("true", b""),
-            of("null", b"x"),
+            digest_of("null", b""),
+            digest_of("{}", b""),
+            digest_of("[]", b""),
+            digest_of("[[]]", b""),
+            digest_of("[[],[]]", b""),
+            digest_of(r#"["a","b"]"#, b""),
+            digest_of(r#"["ab"]"#, b""),
+            digest_of(r#"[["a"],"b"]"#, b""),
+            digest_of("1", b""),
+            digest_of(r#""1""#, b""),
+            digest_of("true", b""),
+            digest_of("null", b"x"),
         ];
         for (n, hash) in different.iter().enumerate() {
             assert!(!different[..n].contains(hash), "{n}");
@@ -423,37 +425,37 @@ mod tests {
                 .with(Registration::new(spec, pay).open())
                 .build();
             let mut dispatcher = Dispatcher::new(registry.expect("every rule is kept"));
-            let room = Room {
+            let room = IdempotencyLimits {
                 time,
                 entries: IDEMPOTENCY_ENTRIES,
                 bytes: IDEMPOTENCY_BYTES,
             };
-            dispatcher.keyed.results = Mutex::new(Results::new(room));
+            dispatcher.keyed.results = Mutex::new(IdempotencyCache::new(room));
             let operation = dispatcher.registry.lookup("bank/pay").expect("there");
             let (dialled, _accepted) = memory_pair(ALPN);
-            let link = Link::one_way(dialled, Arc::new(dispatcher), None);
+            let link = CallConnectionState::one_way(dialled, Arc::new(dispatcher), None);
             let begin = || {
-                let name = Name {
-                    owner: Owner::Connection(link.info.id),
+                let name = IdempotencyKey {
+                    owner: IdempotencyOwner::Connection(link.info.id),
                     operation: "bank/pay".into(),
                     peer: None,
                     key: "k".into(),
                 };
-                let begun = begin(&link, &operation, name, &Body::null());
+                let begun = begin(&link, &operation, name, &CallBody::null());
                 begun.expect("room").0
             };
-            let Step::Run(run, _) = begin() else {
+            let KeyedStep::Run(run, _) = begin() else {
                 panic!("it never ran");
             };
-            run.end(Ok(Output::Value(Value::Null)), Hindrance::None);
+            run.end(Ok(CallOutput::Value(Value::Null)), Hindrance::None);
             tokio::time::sleep(Duration::from_millis(2)).await;
-            assert_eq!(matches!(begin(), Step::Run(..)), is_old, "{time:?}");
+            assert_eq!(matches!(begin(), KeyedStep::Run(..)), is_old, "{time:?}");
         }
     }
 
     #[test]
     fn answers_too_long_to_keep_leave_a_trace_and_temporary_failures_none() {
-        let long = Output::Raw(vec![b'1'; IDEMPOTENCY_RESULT_BYTES + 1].into());
+        let long = CallOutput::Raw(vec![b'1'; IDEMPOTENCY_RESULT_BYTES + 1].into());
         let (kept, outcome) = keep(Ok(long), false);
         assert!(outcome.is_ok());
         let (kept, _) = kept.expect("a trace");
@@ -461,7 +463,7 @@ mod tests {
         assert!(keep(Err(CallError::timeout()), false).0.is_none());
         let lasting = CallError::operation("DISK_FULL", "no room");
         assert!(keep(Err(lasting), false).0.is_some());
-        let (kept, _) = keep(Ok(Output::Value(Value::Null)), true);
+        let (kept, _) = keep(Ok(CallOutput::Value(Value::Null)), true);
         assert_eq!(kept.expect("an answer").1, 4 + IDEMPOTENCY_ENTRY_BYTES);
     }
 

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 
-use crate::compiled::Compiled;
-use crate::compose::Resolved;
+use crate::compiled::CompiledOperation;
+use crate::compose::ResolvedOperation;
 use crate::limits::SCHEMAS_STEPS_MAX;
 use crate::registry::Registration;
 use crate::rules::RegistryError;
@@ -17,9 +17,9 @@ use crate::sync::lock;
 
 /// Operations by name, immutable.
 #[derive(Clone, Default)]
-pub(crate) struct Overlay(HashMap<Box<str>, Arc<Compiled>>);
+pub(crate) struct OperationOverlay(HashMap<Box<str>, Arc<CompiledOperation>>);
 
-impl Overlay {
+impl OperationOverlay {
     /// Compiles every operation but its schemas, which wait until a value has to be checked; those that
     /// take too much are refused now.
     pub(crate) fn new(registrations: Vec<Registration>) -> Result<Self, RegistryError> {
@@ -36,7 +36,7 @@ impl Overlay {
     }
 
     fn insert(&mut self, registration: Registration, left: &mut u64) -> Result<(), RegistryError> {
-        let compiled = Compiled::new(registration)?;
+        let compiled = CompiledOperation::new(registration)?;
         compiled.admit(left)?;
         let name = compiled.spec.name.as_str().into();
         match self.0.insert(name, Arc::new(compiled)) {
@@ -45,7 +45,7 @@ impl Overlay {
         }
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Compiled>> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<CompiledOperation>> {
         self.0.get(name)
     }
 
@@ -58,14 +58,14 @@ impl Overlay {
     }
 
     /// Every operation, in order of name.
-    pub(crate) fn sorted(&self) -> Vec<&Arc<Compiled>> {
+    pub(crate) fn sorted(&self) -> Vec<&Arc<CompiledOperation>> {
         let mut all: Vec<_> = self.0.values().collect();
         all.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
         all
     }
 }
 
-impl fmt::Debug for Overlay {
+impl fmt::Debug for OperationOverlay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
@@ -74,21 +74,21 @@ impl fmt::Debug for Overlay {
 /// What one session registered, growing while it lives.
 #[derive(Debug, Default)]
 pub(crate) struct SessionLayer {
-    operations: ArcSwap<Overlay>,
+    operations: ArcSwap<OperationOverlay>,
     registering: Mutex<()>,
 }
 
 impl SessionLayer {
-    pub(crate) fn get(&self, name: &str) -> Option<Arc<Compiled>> {
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<CompiledOperation>> {
         self.operations.load().get(name).cloned()
     }
 
-    pub(crate) fn every(&self) -> Vec<Resolved> {
+    pub(crate) fn every(&self) -> Vec<ResolvedOperation> {
         let operations = self.operations.load();
         operations
             .sorted()
             .into_iter()
-            .map(Resolved::here)
+            .map(ResolvedOperation::here)
             .collect()
     }
 
@@ -102,7 +102,7 @@ impl SessionLayer {
     ) -> Result<bool, RegistryError> {
         let _one_at_a_time = lock(&self.registering);
         let mut left = SCHEMAS_STEPS_MAX;
-        let mut operations = Overlay::clone(&self.operations.load());
+        let mut operations = OperationOverlay::clone(&self.operations.load());
         if replaces {
             operations.0.remove(registration.spec.name.as_str());
         }
@@ -140,13 +140,13 @@ mod tests {
     #[test]
     fn patterns_of_an_import_count_together() {
         for (each, pattern) in [(64, "a{20000}"), (8, "^[ab]{2000}c")] {
-            let refused = Overlay::new(with_patterns(1000, each, pattern));
+            let refused = OperationOverlay::new(with_patterns(1000, each, pattern));
             let Err(RegistryError::Schema { reason, .. }) = refused else {
                 panic!("{pattern}: {refused:?}");
             };
             assert!(reason.contains("compiling its patterns"), "{reason}");
         }
-        let usual = Overlay::new(with_patterns(200, 2, "^[a-z]{1,9}"));
+        let usual = OperationOverlay::new(with_patterns(200, 2, "^[a-z]{1,9}"));
         assert_eq!(usual.expect("few").len(), 200);
     }
 }

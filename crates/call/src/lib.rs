@@ -14,7 +14,7 @@
 //! let registry = Registry::builder()
 //!     .with(Registration::new(
 //!         echo,
-//!         HandlerKind::once(|input, _ctx| async move { Ok(Output::Raw(input.raw().clone())) }),
+//!         HandlerKind::once(|input, _ctx| async move { Ok(CallOutput::Raw(input.raw().clone())) }),
 //!     ))
 //!     .build()?;
 //! let handler = CallHandler::new(Arc::new(Dispatcher::new(registry)));
@@ -35,11 +35,13 @@ mod access;
 mod admission;
 mod batch;
 mod body;
+mod call_stream;
 mod call_tree;
 mod client;
 mod compiled;
 mod compose;
 mod connect;
+mod connection;
 mod context;
 mod credit;
 mod dispatcher;
@@ -55,28 +57,26 @@ mod inbound;
 mod inline;
 mod json;
 mod keyed;
-mod lane;
 mod layers;
-mod link;
-mod local;
+mod local_caller;
 mod memory;
 mod outbound;
 mod outgoing;
-mod outlet;
 mod peers;
 mod pump;
 mod reconnect;
 mod registry;
 mod request;
 mod request_bytes;
+mod request_grant;
 mod retry;
 mod rules;
 mod schema;
+mod send_queue;
 mod serve;
 mod services;
 mod session;
 mod spec;
-mod standing;
 mod sync;
 mod tape;
 mod text;
@@ -84,41 +84,44 @@ mod unfinished;
 mod unread;
 mod watch;
 
-pub use access::{AccessControl, OwnershipProvider, Verdict};
-pub use batch::Batch;
-pub use body::{Body, Item, Output, tree_bytes};
-pub use client::{CallClient, CallConnection, CallOptions, Caller, Route, Subscription};
+pub use access::{AccessControl, AccessDecision, OwnershipProvider};
+pub use batch::CallBatch;
+pub use body::{CallBody, CallOutput, SubscriptionItem, tree_bytes};
+pub use client::{CallClient, CallConnection, CallOptions, CallRoute, Caller, Subscription};
 pub use compose::{
-    CompositionAuthority, Env, Followed, InvokeOptions, Lookup, OnAbort, OperationEnv,
-    PeerCompositeEnv, Provenance, Resolved, Session, SessionError,
+    CompositionAuthority, Env, Followed, InvokeOptions, OnAbort, OperationEnv, OperationLookup,
+    PeerCompositeEnv, Provenance, ResolvedOperation, SandboxSession, SessionError,
 };
-pub use connect::{ConnectError, Credentials};
+pub use connect::{ConnectError, DialCredentials};
 pub use context::{ConnInfo, CountedTree, Ctx};
-pub use dispatcher::{Dispatcher, Stats};
+pub use dispatcher::{Dispatcher, DispatcherStats};
 pub use envelope::{Envelope, EventKind, ForwardedFor, NO_REQUEST, encode_event};
 pub use error::{CallError, ErrorCode};
-pub use frame::{FrameBody, FrameError, FrameReader};
+pub use frame::{CallFrameError, FrameBody, FrameReader};
 pub use generation::Generation;
 pub use handler::{BoxStream, HandlerKind, OnSlow, OnceHandler, StreamHandler};
 pub use import::{
-    AdapterError, Disclose, FromCall, FromJsonSchema, ImportClaim, ImportMemory, ImportOptions,
-    ImportShare, OperationAdapter, from_call,
+    AdapterError, CallerDisclosure, FromCall, FromJsonSchema, ImportClaim, ImportMemory,
+    ImportOptions, ImportShare, OperationAdapter, from_call,
 };
 pub use json::read_object;
-pub use local::{Events, Gate, Incoming, LocalEvent, ProvedBy, Refused};
-pub use memory::InputMemory;
-pub use outbound::Event;
-pub use peers::{
-    Imported, NameSet, Onward, PeerRef, PeerState, Peers, ReExport, RoutingPolicy, ScopedPeerEnv,
+pub use local_caller::{
+    CallerProof, LocalCallError, LocalCaller, LocalEvent, LocalEvents, LocalRequest,
 };
-pub use reconnect::{OnConnect, Reconnecting, Resuming};
+pub use memory::InputMemory;
+pub use outbound::SubscriptionEvent;
+pub use peers::{
+    CallForwarder, ImportSummary, NameSet, PeerRef, PeerState, PeerTable, ReExport, RoutingPolicy,
+    ScopedPeerEnv,
+};
+pub use reconnect::{OnConnect, ReconnectingClient, ResumingSubscription};
 pub use registry::{Registration, Registry, RegistryBuilder};
 pub use rules::RegistryError;
-pub use schema::{Misfit, Schema, SchemaError};
+pub use schema::{SchemaCheckError, SchemaError, ValueSchema};
 pub use serve::{ALPN, CallHandler};
-pub use services::{Listing, OperationSummary, Protocol};
+pub use services::{OperationListing, OperationSummary, Protocol};
 pub use spec::{
     ErrorDef, Idempotence, OperationSpec, OperationType, Visibility, is_operation_name,
 };
-pub use unfinished::{Assembly, GuestHandle, Overfull};
-pub use watch::{Announcer, Change};
+pub use unfinished::{Assembly, AssemblyLimitError, GuestHandle};
+pub use watch::{Announcer, RegistryChange};

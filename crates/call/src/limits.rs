@@ -5,7 +5,7 @@ use std::time::Duration;
 /// What many identities together leave for others, of each of these that they share.
 pub use alknet_core::limits::{BYTES_LEAST, leaves_room};
 
-/// Bytes of a frame from a peer nobody knows.
+/// Bytes of a frame from an unknown peer.
 pub const FRAME_BYTES_UNAUTHENTICATED: usize = 64 << 10;
 /// Bytes of a frame from a known peer, unless configured otherwise.
 pub const FRAME_BYTES_DEFAULT: usize = 1 << 20;
@@ -13,7 +13,7 @@ pub const FRAME_BYTES_DEFAULT: usize = 1 << 20;
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Bytes a frame in the making grows by: a length field alone never costs its announced size.
 pub const FRAME_GROWTH_BYTES: usize = 64 << 10;
-/// Nested arrays and objects in a frame from a peer nobody knows.
+/// Nested arrays and objects in a frame from an unknown peer.
 pub const NESTING_UNAUTHENTICATED: usize = 32;
 /// Nested arrays and objects in a frame.
 pub const NESTING_MAX: usize = 64;
@@ -41,10 +41,9 @@ pub const IDEMPOTENCY_MEMORY_PART: u64 = 16;
 /// How often the token behind an authenticated connection is looked up again, for those that
 /// expire. Revoked ones end at once.
 pub const SESSION_RECHECK: Duration = Duration::from_secs(30);
-/// How long a guest may be nobody and ask nothing.
+/// How long a guest may stay unidentified and ask nothing.
 pub const GUEST_LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a guest that is nobody, and was asking something when that time was over, is looked at
-/// again.
+/// How often a guest that is still unidentified then, and was asking something, is looked at again.
 pub const GUEST_RECHECK: Duration = Duration::from_secs(1);
 /// Validation failures listed in one error.
 pub const INVALID_DETAILS_MAX: usize = 10;
@@ -175,16 +174,16 @@ pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 pub const RESPONDER_GRACE: Duration = Duration::from_secs(2);
 /// How long the end of a connection waits until the peer has what was said on it.
 pub const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
-/// What a peer is told to wait before it comes back to a draining node.
+/// How long a draining node asks a peer to wait before it comes back, milliseconds.
 pub const DRAIN_RETRY_MS: u64 = 5_000;
-/// What a peer is told to wait when this node has too much to do.
+/// How long a node with too much to do asks a peer to wait, milliseconds.
 pub const OVERLOAD_RETRY_MS: u64 = 100;
 
 /// Bytes a subscription may have queued before its handler is polled again.
 pub const SUBSCRIPTION_QUEUE_BYTES: usize = 64 << 10;
 /// Bytes a lane may have queued before any subscription on it is polled again.
 pub const LANE_QUEUE_BYTES: usize = 256 << 10;
-/// Bytes written to the carriage at a time, so that a slow peer is told from a blocked one.
+/// Bytes written to the carriage at a time, so that a slow peer differs from a blocked one.
 pub const WRITE_STEP_BYTES: usize = 64 << 10;
 /// Bytes asked of the carriage at a time.
 pub const READ_STEP_BYTES: usize = 64 << 10;
@@ -225,7 +224,7 @@ pub const RETRY_DELAY_FIRST: Duration = Duration::from_millis(50);
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between attempts to connect.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// How long a connection has to hold before the pauses begin anew.
+/// How long a connection has to hold before the pauses start again from [`BACKOFF_FIRST`].
 pub const BACKOFF_RESET: Duration = Duration::from_secs(10);
 /// Operations of a peer a client remembers the kind of.
 pub const KNOWN_OPERATIONS_MAX: usize = 1024;
@@ -262,7 +261,7 @@ pub struct PeerLimits {
 }
 
 impl PeerLimits {
-    /// A peer nobody knows.
+    /// An unknown peer.
     pub const UNAUTHENTICATED: Self = Self {
         frame_bytes: FRAME_BYTES_UNAUTHENTICATED,
         nesting: NESTING_UNAUTHENTICATED,
@@ -309,7 +308,7 @@ pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(600);
 
 /// How long a peer may leave this node waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
+pub struct PeerTimeouts {
     /// For the rest of a frame that has begun.
     pub partial_frame: Duration,
     /// For a lane to take any of our bytes.
@@ -328,7 +327,7 @@ pub struct Patience {
     pub goodbye: Duration,
 }
 
-impl Default for Patience {
+impl Default for PeerTimeouts {
     fn default() -> Self {
         Self {
             partial_frame: PARTIAL_FRAME_TIMEOUT,

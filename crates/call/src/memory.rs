@@ -20,12 +20,12 @@ pub trait InputMemory: fmt::Debug + Send + Sync + 'static {
 
 /// Bytes that are counted as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Taken<'a> {
+pub(crate) struct InputReservation<'a> {
     memory: Option<&'a dyn InputMemory>,
     bytes: usize,
 }
 
-impl<'a> Taken<'a> {
+impl<'a> InputReservation<'a> {
     /// Where `memory` is `None` something else bounds them: frames of connections are short.
     pub(crate) fn new(
         memory: Option<&'a Arc<dyn InputMemory>>,
@@ -39,7 +39,7 @@ impl<'a> Taken<'a> {
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for InputReservation<'_> {
     fn drop(&mut self) {
         if let Some(memory) = self.memory {
             memory.give_back(self.bytes);

@@ -11,42 +11,42 @@ use hashbrown::HashMap;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::body::Body;
-use crate::dispatcher::Counters;
+use crate::body::CallBody;
+use crate::call_stream::CallStream;
+use crate::connection::CallConnectionState;
+use crate::dispatcher::DispatcherCounters;
 use crate::envelope::{self, Envelope, EventKind, Response};
 use crate::error::{CallError, ErrorCode};
 use crate::frame::FrameBody;
-use crate::lane::Lane;
 use crate::limits::WINDOW_FORWARDED_MAX;
-use crate::link::Link;
 use crate::sync::lock;
-use buffer::Buffer;
-pub use buffer::Event;
-pub(crate) use buffer::{Delivery, Making, Room};
+use buffer::SubscriptionBuffer;
+pub use buffer::SubscriptionEvent;
+pub(crate) use buffer::{BufferCapacity, Delivery, PartialEvent};
 
 /// The table of one connection.
 pub(crate) struct Outbound {
     dialled: bool,
     next: AtomicU64,
-    table: Mutex<Table>,
+    table: Mutex<OutboundTable>,
 }
 
 #[derive(Default)]
-struct Table {
-    waiting: HashMap<u64, Waiting>,
+struct OutboundTable {
+    waiting: HashMap<u64, PendingResponse>,
     closed: Option<&'static str>,
     /// Whether credit was given for all that is to come.
     in_advance: bool,
 }
 
-struct Waiting {
-    lane: Arc<Lane>,
-    to: To,
+struct PendingResponse {
+    lane: Arc<CallStream>,
+    to: ResponseSink,
 }
 
-enum To {
-    Once(oneshot::Sender<Result<Body, CallError>>),
-    Stream(Buffer),
+enum ResponseSink {
+    Once(oneshot::Sender<Result<CallBody, CallError>>),
+    Stream(SubscriptionBuffer),
 }
 
 impl Outbound {
@@ -89,35 +89,36 @@ impl Outbound {
     pub(crate) fn wait_once(
         &self,
         id: u64,
-        lane: &Arc<Lane>,
-    ) -> Result<oneshot::Receiver<Result<Body, CallError>>, CallError> {
+        lane: &Arc<CallStream>,
+    ) -> Result<oneshot::Receiver<Result<CallBody, CallError>>, CallError> {
         let (tx, rx) = oneshot::channel();
-        self.insert(id, lane, To::Once(tx))?;
+        self.insert(id, lane, ResponseSink::Once(tx))?;
         Ok(rx)
     }
 
     pub(crate) fn wait_stream(
         &self,
         id: u64,
-        lane: &Arc<Lane>,
-        room: Room,
+        lane: &Arc<CallStream>,
+        room: BufferCapacity,
     ) -> Result<mpsc::Receiver<Delivery>, CallError> {
-        let (buffer, events) = Buffer::new(room, lane.is_single_call());
-        self.insert(id, lane, To::Stream(buffer))?;
+        let (buffer, events) = SubscriptionBuffer::new(room, lane.is_single_call());
+        self.insert(id, lane, ResponseSink::Stream(buffer))?;
         Ok(events)
     }
 
-    fn insert(&self, id: u64, lane: &Arc<Lane>, to: To) -> Result<(), CallError> {
+    fn insert(&self, id: u64, lane: &Arc<CallStream>, to: ResponseSink) -> Result<(), CallError> {
         let mut table = lock(&self.table);
         if let Some(why) = table.closed {
             return Err(CallError::unavailable(why));
         }
         let lane = Arc::clone(lane);
-        table.waiting.insert(id, Waiting { lane, to });
+        table.waiting.insert(id, PendingResponse { lane, to });
         Ok(())
     }
 
-    /// Nobody waits any longer. `true` when somebody did: the peer must be told.
+    /// Forgets a request that its caller gave up. Returns whether it still waited for a response: then the peer must
+    /// be told.
     pub(crate) fn forget(&self, id: u64) -> bool {
         lock(&self.table).waiting.remove(&id).is_some()
     }
@@ -126,11 +127,11 @@ impl Outbound {
     /// for a slow subscriber of this node's own: that is what holds the peer back.
     pub(crate) async fn deliver(
         &self,
-        link: &Link,
-        lane: &Arc<Lane>,
+        link: &CallConnectionState,
+        lane: &Arc<CallStream>,
         body: &FrameBody,
         event: &Envelope<'_>,
-        making: Making,
+        making: PartialEvent,
     ) {
         let Some(id) = self.number(&event.id) else {
             return link.ignored();
@@ -148,27 +149,27 @@ impl Outbound {
 
     async fn responded(
         &self,
-        link: &Link,
-        lane: &Arc<Lane>,
+        link: &CallConnectionState,
+        lane: &Arc<CallStream>,
         id: u64,
         body: &FrameBody,
         event: &Envelope<'_>,
-        making: Making,
+        making: PartialEvent,
     ) {
         let parsed = parse_event(body, event);
         match self.recipient(id, parsed.is_err()) {
-            Recipient::Nobody => {
+            ResponseRecipient::Discard => {
                 link.ignored();
-                // A peer that reads nothing is told nothing: else each of its frames cost one of ours.
+                // A peer that reads nothing gets no abort: else each of its frames cost one of ours.
                 if link.is_read() && lane.out.backlog() < link.limits().queued_bytes {
                     stop_sender(lane, &event.id);
                 }
             }
-            Recipient::Once(tx) => {
+            ResponseRecipient::Once(tx) => {
                 // The caller may have gone away just now; nothing is lost then.
                 let _ = tx.send(parsed.map(|event| event.output));
             }
-            Recipient::Stream(buffer) => match parsed {
+            ResponseRecipient::Stream(buffer) => match parsed {
                 Ok(event) => {
                     if let Err(error) = buffer.put(event, bytes_of(body), making).await {
                         self.refuse(link, id, error);
@@ -180,46 +181,48 @@ impl Outbound {
     }
 
     /// Ends a subscription for whose events there is no room, at the peer as well.
-    fn refuse(&self, link: &Link, id: u64, error: CallError) {
+    fn refuse(&self, link: &CallConnectionState, id: u64, error: CallError) {
         let waiting = lock(&self.table).waiting.remove(&id);
-        if let Some(Waiting { lane, to }) = waiting {
-            Counters::add(&link.dispatcher.counters.unread_bytes_full);
+        if let Some(PendingResponse { lane, to }) = waiting {
+            DispatcherCounters::add(&link.dispatcher.counters.unread_bytes_full);
             stop_sender(&lane, &self.wire_id(id));
             to.fail(error);
         }
     }
 
     /// The same of the one that `lane` carries, of whose event there is no room for the rest.
-    pub(crate) fn refuse_on(&self, link: &Link, lane: &Arc<Lane>) {
-        for (_, Waiting { to, .. }) in self.take_where(|on| Arc::ptr_eq(on, lane)) {
-            Counters::add(&link.dispatcher.counters.unread_bytes_full);
+    pub(crate) fn refuse_on(&self, link: &CallConnectionState, lane: &Arc<CallStream>) {
+        for (_, PendingResponse { to, .. }) in self.take_where(|on| Arc::ptr_eq(on, lane)) {
+            DispatcherCounters::add(&link.dispatcher.counters.unread_bytes_full);
             to.fail(buffer::no_room());
         }
     }
 
-    fn recipient(&self, id: u64, last: bool) -> Recipient {
+    fn recipient(&self, id: u64, last: bool) -> ResponseRecipient {
         let mut table = lock(&self.table);
         match table.waiting.get(&id).map(|waiting| &waiting.to) {
-            None => return Recipient::Nobody,
-            Some(To::Stream(buffer)) if !last => return Recipient::Stream(buffer.clone()),
+            None => return ResponseRecipient::Discard,
+            Some(ResponseSink::Stream(buffer)) if !last => {
+                return ResponseRecipient::Stream(buffer.clone());
+            }
             Some(_) => {}
         }
         match table.waiting.remove(&id).map(|waiting| waiting.to) {
-            None => Recipient::Nobody,
-            Some(To::Once(tx)) => Recipient::Once(tx),
-            Some(To::Stream(buffer)) => Recipient::Stream(buffer),
+            None => ResponseRecipient::Discard,
+            Some(ResponseSink::Once(tx)) => ResponseRecipient::Once(tx),
+            Some(ResponseSink::Stream(buffer)) => ResponseRecipient::Stream(buffer),
         }
     }
 
     /// Gives credit on `lane`, once, for what is to come of every subscription that has a stream of its own.
-    pub(crate) fn credit_in_advance(&self, lane: &Lane) {
+    pub(crate) fn credit_in_advance(&self, lane: &CallStream) {
         let mut table = lock(&self.table);
         if std::mem::replace(&mut table.in_advance, true) {
             return;
         }
-        let granted = |waiting: &Waiting| match &waiting.to {
-            To::Once(_) => false,
-            To::Stream(buffer) => {
+        let granted = |waiting: &PendingResponse| match &waiting.to {
+            ResponseSink::Once(_) => false,
+            ResponseSink::Stream(buffer) => {
                 waiting.lane.is_single_call() && buffer.grant(WINDOW_FORWARDED_MAX)
             }
         };
@@ -233,7 +236,7 @@ impl Outbound {
     }
 
     /// Ends every request whose lane matches.
-    pub(crate) fn fail_where(&self, which: impl Fn(&Arc<Lane>) -> bool, why: &'static str) {
+    pub(crate) fn fail_where(&self, which: impl Fn(&Arc<CallStream>) -> bool, why: &'static str) {
         fail(self.take_where(which), why);
     }
 
@@ -255,7 +258,7 @@ impl Outbound {
 
     /// The same for the peer, too: the last thing said on each of `lanes` aborts what was asked on
     /// it.
-    pub(crate) fn abandon(&self, lanes: &[Arc<Lane>], why: &'static str) {
+    pub(crate) fn abandon(&self, lanes: &[Arc<CallStream>], why: &'static str) {
         lock(&self.table).closed.get_or_insert(why);
         let gone = self.take_where(|_| true);
         for lane in lanes {
@@ -267,26 +270,26 @@ impl Outbound {
         fail(gone, why);
     }
 
-    fn take_where(&self, which: impl Fn(&Arc<Lane>) -> bool) -> Vec<(u64, Waiting)> {
+    fn take_where(&self, which: impl Fn(&Arc<CallStream>) -> bool) -> Vec<(u64, PendingResponse)> {
         let mut table = lock(&self.table);
-        let matches = |_: &u64, waiting: &mut Waiting| which(&waiting.lane);
+        let matches = |_: &u64, waiting: &mut PendingResponse| which(&waiting.lane);
         table.waiting.extract_if(matches).collect()
     }
 }
 
-fn fail(gone: Vec<(u64, Waiting)>, why: &'static str) {
+fn fail(gone: Vec<(u64, PendingResponse)>, why: &'static str) {
     for (_, waiting) in gone {
         waiting.to.fail(CallError::unavailable(why));
     }
 }
 
-enum Recipient {
-    Nobody,
-    Once(oneshot::Sender<Result<Body, CallError>>),
-    Stream(Buffer),
+enum ResponseRecipient {
+    Discard,
+    Once(oneshot::Sender<Result<CallBody, CallError>>),
+    Stream(SubscriptionBuffer),
 }
 
-impl To {
+impl ResponseSink {
     async fn end(self, end: Result<(), CallError>) {
         match self {
             Self::Once(tx) => {
@@ -323,7 +326,7 @@ fn end_of(event: &Envelope<'_>) -> Result<(), CallError> {
     }
 }
 
-fn parse_event(body: &FrameBody, event: &Envelope<'_>) -> Result<Event, CallError> {
+fn parse_event(body: &FrameBody, event: &Envelope<'_>) -> Result<SubscriptionEvent, CallError> {
     let response: Response<'_> = event.members().map_err(|error| {
         CallError::internal(format!("the peer's answer cannot be read: {error}"))
     })?;
@@ -340,10 +343,10 @@ fn parse_event(body: &FrameBody, event: &Envelope<'_>) -> Result<Event, CallErro
     let tail = own(&tail, tail.clone());
     let part = |raw: &RawValue| {
         let text = raw.get().as_bytes();
-        Body::from_parts(own(text, body.envelope.slice_ref(text)), tail.clone())
+        CallBody::from_parts(own(text, body.envelope.slice_ref(text)), tail.clone())
     };
-    Ok(Event {
-        output: response.output.map_or_else(Body::null, part),
+    Ok(SubscriptionEvent {
+        output: response.output.map_or_else(CallBody::null, part),
         dropped: response.dropped,
         cursor: response.cursor.map(part),
     })
@@ -353,9 +356,9 @@ fn bytes_of(body: &FrameBody) -> usize {
     body.envelope.len() + body.tail.as_ref().map_or(0, Bytes::len)
 }
 
-/// Tells the peer that nobody waits for what it says to this request any more: it was given up, or
-/// was a subscription that was called like a query.
-pub(crate) fn stop_sender(lane: &Lane, id: &str) {
+/// Tells the peer that this side waits for no more responses to this request: its caller gave it up, or called a
+/// subscription like a query.
+pub(crate) fn stop_sender(lane: &CallStream, id: &str) {
     if lane.is_single_call() {
         lane.out.kill(StreamCode::Cancelled);
     } else {
@@ -364,7 +367,7 @@ pub(crate) fn stop_sender(lane: &Lane, id: &str) {
 }
 
 /// Tells the peer that it may send `n` events more. Whether it will be said.
-pub(crate) fn say_credit(lane: &Lane, id: &str, n: u32) -> bool {
+pub(crate) fn say_credit(lane: &CallStream, id: &str, n: u32) -> bool {
     let credit = |out: &mut Vec<u8>| envelope::append_credit(out, id, n);
     lane.out.push(credit).is_some()
 }
@@ -394,7 +397,7 @@ mod tests {
     #[test]
     fn a_connection_closes_when_no_request_waits_and_then_takes_none() {
         let outbound = Outbound::new(true);
-        let lane = Arc::new(Lane::new());
+        let lane = Arc::new(CallStream::new());
         let answer = outbound.wait_once(1, &lane).expect("it is open");
         assert!(!outbound.close_if_empty("over"), "a request waits");
         let more = outbound.wait_once(2, &lane).expect("it is open still");
@@ -405,7 +408,7 @@ mod tests {
             (refused.code, outbound.is_empty()),
             (ErrorCode::Unavailable, true)
         );
-        let refused = outbound.wait_stream(4, &lane, Room::Own(1));
+        let refused = outbound.wait_stream(4, &lane, BufferCapacity::Own(1));
         let refused = refused.expect_err("it is closed");
         assert_eq!(refused.code, ErrorCode::Unavailable);
         drop((answer, more));

@@ -8,29 +8,29 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::body::Body;
+use crate::body::CallBody;
+use crate::call_stream::CallStream;
 use crate::client::CallOptions;
-use crate::envelope::{self, EventKind, Request as Payload};
+use crate::connection::CallConnectionState;
+use crate::envelope::{self, EventKind, RequestPayload as Payload};
 use crate::error::{CallError, ErrorCode};
-use crate::lane::Lane;
 use crate::limits::RESPONDER_GRACE;
-use crate::link::Link;
-use crate::outbound::{Delivery, Room, say_credit, stop_sender};
+use crate::outbound::{BufferCapacity, Delivery, say_credit, stop_sender};
 use crate::text;
 
 /// What a request usually fits into.
 const FRAME_BYTES_USUAL: usize = 256;
 
 /// A request ready to be sent.
-pub(crate) struct Encoded {
+pub(crate) struct EncodedRequest {
     id: u64,
     wire_id: String,
     frame: Vec<u8>,
 }
 
-impl Encoded {
+impl EncodedRequest {
     pub(crate) fn new(
-        link: &Link,
+        link: &CallConnectionState,
         operation: &str,
         input: &(impl Serialize + ?Sized),
         options: &CallOptions,
@@ -46,7 +46,7 @@ impl Encoded {
         let mut written = Ok(());
         let write = |out: &mut Vec<u8>| written = text::append(out, &payload);
         let kind = EventKind::Requested;
-        // Whoever sends a mixed frame takes them: so a side that serves nothing, and is asked for no
+        // A side that sends a mixed frame takes them, too: so a side that serves nothing, and is asked for no
         // features, says that binary data need not come as text.
         let announces = link.announces_mixed();
         let len = if announces {
@@ -76,13 +76,13 @@ impl Encoded {
     /// Registers for the answer and appends the frame to `out`, which is to be [`send`] on `lane`.
     pub(crate) fn expect_answer(
         self,
-        link: &Arc<Link>,
-        lane: &Arc<Lane>,
+        link: &Arc<CallConnectionState>,
+        lane: &Arc<CallStream>,
         timeout: Option<Duration>,
         out: &mut Vec<u8>,
-    ) -> Result<Pending, CallError> {
+    ) -> Result<PendingCall, CallError> {
         let answer = link.outbound.wait_once(self.id, lane)?;
-        Ok(Pending {
+        Ok(PendingCall {
             answer,
             timeout,
             outgoing: self.append(link, lane, out),
@@ -92,22 +92,27 @@ impl Encoded {
     /// The same for a subscription's events.
     pub(crate) fn expect_events(
         self,
-        link: &Arc<Link>,
-        lane: &Arc<Lane>,
-        room: Room,
+        link: &Arc<CallConnectionState>,
+        lane: &Arc<CallStream>,
+        room: BufferCapacity,
         out: &mut Vec<u8>,
-    ) -> Result<(mpsc::Receiver<Delivery>, Outgoing), CallError> {
+    ) -> Result<(mpsc::Receiver<Delivery>, OutgoingRequest), CallError> {
         let events = link.outbound.wait_stream(self.id, lane, room)?;
         Ok((events, self.append(link, lane, out)))
     }
 
-    fn append(self, link: &Arc<Link>, lane: &Arc<Lane>, out: &mut Vec<u8>) -> Outgoing {
+    fn append(
+        self,
+        link: &Arc<CallConnectionState>,
+        lane: &Arc<CallStream>,
+        out: &mut Vec<u8>,
+    ) -> OutgoingRequest {
         if out.is_empty() {
             *out = self.frame;
         } else {
             out.extend_from_slice(&self.frame);
         }
-        Outgoing {
+        OutgoingRequest {
             link: Arc::clone(link),
             lane: Arc::clone(lane),
             id: self.id,
@@ -119,7 +124,11 @@ impl Encoded {
 }
 
 /// Writes frames on `lane`, all at once; ends it where it carries one request only.
-pub(crate) fn send(link: &Link, lane: &Lane, frames: Vec<u8>) -> Result<(), CallError> {
+pub(crate) fn send(
+    link: &CallConnectionState,
+    lane: &CallStream,
+    frames: Vec<u8>,
+) -> Result<(), CallError> {
     let taken = lane.out.push_waiting(&link.unsent, |out| {
         if out.is_empty() {
             *out = frames;
@@ -135,15 +144,15 @@ pub(crate) fn send(link: &Link, lane: &Lane, frames: Vec<u8>) -> Result<(), Call
 }
 
 /// A call whose answer is on its way. Dropping it aborts the call.
-pub(crate) struct Pending {
-    answer: oneshot::Receiver<Result<Body, CallError>>,
+pub(crate) struct PendingCall {
+    answer: oneshot::Receiver<Result<CallBody, CallError>>,
     timeout: Option<Duration>,
-    outgoing: Outgoing,
+    outgoing: OutgoingRequest,
 }
 
-impl Pending {
-    /// The answer, or why there is none.
-    pub(crate) async fn outcome(self) -> Result<Body, CallError> {
+impl PendingCall {
+    /// The answer, or the error in its place.
+    pub(crate) async fn outcome(self) -> Result<CallBody, CallError> {
         let Self {
             answer,
             timeout,
@@ -187,9 +196,9 @@ fn payload<'a, I>(
 }
 
 /// A request on its way: dropping it before its terminal event aborts it.
-pub(crate) struct Outgoing {
-    link: Arc<Link>,
-    lane: Arc<Lane>,
+pub(crate) struct OutgoingRequest {
+    link: Arc<CallConnectionState>,
+    lane: Arc<CallStream>,
     id: u64,
     wire_id: String,
     /// Credit that waits for a stream to be said on.
@@ -198,7 +207,7 @@ pub(crate) struct Outgoing {
     waits: Option<AbortHandle>,
 }
 
-impl Outgoing {
+impl OutgoingRequest {
     /// Lets the peer send `n` events more. A stream of one request has ended: there it is said on a lane of others, as
     /// the id says whose subscription it is for.
     pub(crate) fn credit(&mut self, n: u32) {
@@ -239,7 +248,7 @@ impl Outgoing {
     }
 }
 
-impl Drop for Outgoing {
+impl Drop for OutgoingRequest {
     fn drop(&mut self) {
         if let Some(waits) = &self.waits {
             waits.abort();
@@ -269,12 +278,12 @@ mod tests {
     use crate::registry::Registry;
 
     /// A connection whose peer says when a stream may be opened.
-    struct Late {
+    struct LateStreamSource {
         inner: Connection,
         opens: Arc<Semaphore>,
     }
 
-    impl StreamSource for Late {
+    impl StreamSource for LateStreamSource {
         fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
             Box::pin(self.inner.accept_bi())
         }
@@ -301,10 +310,10 @@ mod tests {
     }
 
     /// On a stream of its own, which has ended.
-    fn subscription(link: &Arc<Link>) -> Outgoing {
-        Outgoing {
+    fn subscription(link: &Arc<CallConnectionState>) -> OutgoingRequest {
+        OutgoingRequest {
             link: Arc::clone(link),
-            lane: Arc::new(Lane::single_call(None)),
+            lane: Arc::new(CallStream::single_call(None)),
             id: 1,
             wire_id: "1".to_owned(),
             owed: Arc::default(),
@@ -319,12 +328,12 @@ mod tests {
         let (dialled, accepted) = memory_pair(ALPN);
         let info = dialled.info().clone();
         let opens = Arc::new(Semaphore::new(0));
-        let late = Late {
+        let late = LateStreamSource {
             inner: dialled,
             opens: Arc::clone(&opens),
         };
         let connection = Connection::from_source(Box::new(late), info);
-        let link = Link::new(connection, Arc::new(Dispatcher::new(registry)), None);
+        let link = CallConnectionState::new(connection, Arc::new(Dispatcher::new(registry)), None);
         // Each task has the link.
         let held = Arc::strong_count(&link);
         let mut left = subscription(&link);

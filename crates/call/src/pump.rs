@@ -7,28 +7,28 @@ use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt};
 
-use crate::body::{Body, Item};
+use crate::body::{CallBody, SubscriptionItem};
+use crate::connection::UnreadReservation;
 use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, OnSlow, StreamHandler};
 use crate::limits::{LANE_QUEUE_BYTES, SUBSCRIPTION_QUEUE_BYTES};
-use crate::link::Claim;
-use crate::request::{CreditWindow, InFlight, Request, panicked};
-use crate::standing;
+use crate::request::{CreditWindow, InFlight, InboundRequest, panicked};
+use crate::request_grant;
 
 /// Where the events of a subscription go, at its own pace.
-pub(crate) trait Reader: Sync {
+pub(crate) trait EventSink: Sync {
     /// Whether it takes one now.
     fn is_open(&self) -> bool;
 
     /// Resolves when it may take one.
     fn wait_open(&self) -> impl Future<Output = ()> + Send;
 
-    /// Whether nobody is there any more.
+    /// Whether the reader is gone.
     fn is_gone(&self) -> bool;
 
     /// Counts an event of so many bytes as one that is kept for it.
-    fn keep(&self, _bytes: usize) -> Option<Claim> {
+    fn keep(&self, _bytes: usize) -> Option<UnreadReservation> {
         None
     }
 
@@ -43,26 +43,26 @@ pub(crate) trait Reader: Sync {
     }
 
     /// Gives it one.
-    fn give(&self, item: Item, dropped: u64) -> Given;
+    fn give(&self, item: SubscriptionItem, dropped: u64) -> EventSinkResult;
 }
 
 /// What became of an event.
-pub(crate) enum Given {
+pub(crate) enum EventSinkResult {
     /// It could not be taken after all, and is to be given again once the reader is open.
-    Not(Item),
-    /// Nothing more is to be given: nobody is there, or the event was not fit.
+    Not(SubscriptionItem),
+    /// Nothing more is to be given: the reader is gone, or the event was not fit.
     Over,
     Taken,
 }
 
 /// Runs a subscription in a task of its own.
-pub(crate) fn start(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) {
+pub(crate) fn start(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: CallBody) {
     let request = Arc::clone(in_flight.request());
     let task = tokio::spawn(run(in_flight, handler, input));
     request.set_task(task.abort_handle());
 }
 
-async fn run(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) {
+async fn run(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: CallBody) {
     let request = in_flight.request();
     match follow(request, request.as_ref(), handler, input).await {
         Ok(()) => request.complete(),
@@ -72,10 +72,10 @@ async fn run(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) 
 
 /// Passes on what the handler yields until it ends, its deadline passes or the right to it is gone.
 pub(crate) async fn follow(
-    request: &Arc<Request>,
-    reader: &impl Reader,
+    request: &Arc<InboundRequest>,
+    reader: &impl EventSink,
     handler: Arc<dyn StreamHandler>,
-    input: Body,
+    input: CallBody,
 ) -> Result<(), CallError> {
     let work = async {
         let items = handler.call(input, Ctx::request(request));
@@ -84,7 +84,7 @@ pub(crate) async fn follow(
     let work = async {
         tokio::select! {
             biased;
-            error = standing::withdrawn(request) => Err(error),
+            error = request_grant::withdrawn(request) => Err(error),
             outcome = work => outcome,
         }
     };
@@ -99,13 +99,13 @@ pub(crate) async fn follow(
 }
 
 /// An item, and what it counts for.
-struct Kept {
-    item: Item,
-    _claim: Option<Claim>,
+struct BufferedItem {
+    item: SubscriptionItem,
+    _claim: Option<UnreadReservation>,
 }
 
-impl Kept {
-    fn new(item: Item, reader: &impl Reader) -> Self {
+impl BufferedItem {
+    fn new(item: SubscriptionItem, reader: &impl EventSink) -> Self {
         let claim = reader.keep(item.output.kept_bytes());
         Self {
             item,
@@ -115,13 +115,13 @@ impl Kept {
 }
 
 /// Items read ahead of the peer, by the operation's policy.
-struct Ahead {
-    items: VecDeque<Kept>,
+struct ReadAhead {
+    items: VecDeque<BufferedItem>,
     dropped: u64,
     policy: OnSlow,
 }
 
-impl Ahead {
+impl ReadAhead {
     fn may_read(&self, open: bool) -> bool {
         match self.policy {
             OnSlow::Pause => self.items.is_empty() && open,
@@ -130,7 +130,7 @@ impl Ahead {
         }
     }
 
-    fn put(&mut self, item: Kept, open: bool) -> Result<(), CallError> {
+    fn put(&mut self, item: BufferedItem, open: bool) -> Result<(), CallError> {
         match self.policy {
             OnSlow::Fail if !open => {
                 return Err(CallError::new(
@@ -146,7 +146,7 @@ impl Ahead {
     }
 
     /// Leaves out all but the newest while too much is kept for the reader, where the policy lets it.
-    fn shrink(&mut self, reader: &impl Reader) {
+    fn shrink(&mut self, reader: &impl EventSink) {
         if matches!(self.policy, OnSlow::DropOldest(_)) {
             while self.items.len() > 1 && !reader.may_keep() {
                 self.drop_oldest();
@@ -161,11 +161,11 @@ impl Ahead {
 }
 
 async fn pump(
-    request: &Request,
-    reader: &impl Reader,
-    mut items: BoxStream<Result<Item, CallError>>,
+    request: &InboundRequest,
+    reader: &impl EventSink,
+    mut items: BoxStream<Result<SubscriptionItem, CallError>>,
 ) -> Result<(), CallError> {
-    let mut ahead = Ahead {
+    let mut ahead = ReadAhead {
         items: VecDeque::new(),
         dropped: 0,
         policy: request.operation().on_slow,
@@ -175,17 +175,17 @@ async fn pump(
         // A source that is always ready must not keep its worker from everybody else.
         tokio::task::coop::consume_budget().await;
         let open = reader.is_open();
-        if open && let Some(Kept { item, .. }) = ahead.items.pop_front() {
+        if open && let Some(BufferedItem { item, .. }) = ahead.items.pop_front() {
             let before = std::mem::take(&mut ahead.dropped);
             let dropped = before + item.dropped;
             match reader.give(item, dropped) {
-                Given::Not(item) => {
+                EventSinkResult::Not(item) => {
                     ahead.dropped = before;
-                    ahead.items.push_front(Kept::new(item, reader));
+                    ahead.items.push_front(BufferedItem::new(item, reader));
                 }
-                // Either the terminal error was sent in its place, or nobody is there to read one.
-                Given::Over => return Err(CallError::unavailable("the stream is gone")),
-                Given::Taken => {}
+                // Either the terminal error was sent in its place, or the reader is gone.
+                EventSinkResult::Over => return Err(CallError::unavailable("the stream is gone")),
+                EventSinkResult::Taken => {}
             }
             continue;
         }
@@ -204,7 +204,7 @@ async fn pump(
             () = reader.wait_keep(), if wanted && !read => {}
             item = next(request, &mut items), if read => match item? {
                 Some(item) => {
-                    ahead.put(Kept::new(item, reader), reader.is_open())?;
+                    ahead.put(BufferedItem::new(item, reader), reader.is_open())?;
                     ahead.shrink(reader);
                 }
                 None => ended = true,
@@ -215,9 +215,9 @@ async fn pump(
 
 /// The next item; an error when the requester's idle time passes without one.
 async fn next(
-    request: &Request,
-    items: &mut BoxStream<Result<Item, CallError>>,
-) -> Result<Option<Item>, CallError> {
+    request: &InboundRequest,
+    items: &mut BoxStream<Result<SubscriptionItem, CallError>>,
+) -> Result<Option<SubscriptionItem>, CallError> {
     let item = match request.head.idle {
         Some(idle) => tokio::time::timeout(idle, items.next())
             .await
@@ -227,7 +227,7 @@ async fn next(
     item.transpose()
 }
 
-impl Reader for Request {
+impl EventSink for InboundRequest {
     fn is_open(&self) -> bool {
         let credit = self.credit.as_ref();
         let is_read = self.link().is_read() && !self.is_starved();
@@ -247,8 +247,8 @@ impl Reader for Request {
         self.lane().out.is_ended()
     }
 
-    fn keep(&self, bytes: usize) -> Option<Claim> {
-        Some(Claim::new(&self.link().ahead, bytes))
+    fn keep(&self, bytes: usize) -> Option<UnreadReservation> {
+        Some(UnreadReservation::new(&self.link().ahead, bytes))
     }
 
     fn may_keep(&self) -> bool {
@@ -259,16 +259,16 @@ impl Reader for Request {
         self.link().wait_keep().await;
     }
 
-    fn give(&self, item: Item, dropped: u64) -> Given {
+    fn give(&self, item: SubscriptionItem, dropped: u64) -> EventSinkResult {
         let given = self.event(item, dropped);
-        if let (Given::Taken, Some(credit)) = (&given, &self.credit) {
+        if let (EventSinkResult::Taken, Some(credit)) = (&given, &self.credit) {
             credit.spend();
         }
         given
     }
 }
 
-fn has_room(request: &Request) -> bool {
+fn has_room(request: &InboundRequest) -> bool {
     request.queued_bytes() < SUBSCRIPTION_QUEUE_BYTES
         && request.lane().out.backlog() < LANE_QUEUE_BYTES
 }
@@ -279,25 +279,25 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::body::Output;
-    use crate::unread::Unread;
+    use crate::body::CallOutput;
+    use crate::unread::UnreadBytes;
 
-    fn ahead(policy: OnSlow) -> Ahead {
-        Ahead {
+    fn ahead(policy: OnSlow) -> ReadAhead {
+        ReadAhead {
             items: VecDeque::new(),
             dropped: 0,
             policy,
         }
     }
 
-    fn kept(item: Item) -> Kept {
-        Kept { item, _claim: None }
+    fn kept(item: SubscriptionItem) -> BufferedItem {
+        BufferedItem { item, _claim: None }
     }
 
     /// Of a connection whose peer takes nothing.
-    struct Slow(Arc<Unread>);
+    struct StalledSink(Arc<UnreadBytes>);
 
-    impl Reader for Slow {
+    impl EventSink for StalledSink {
         fn is_open(&self) -> bool {
             false
         }
@@ -310,32 +310,34 @@ mod tests {
             false
         }
 
-        fn keep(&self, bytes: usize) -> Option<Claim> {
-            Some(Claim::new(&self.0, bytes))
+        fn keep(&self, bytes: usize) -> Option<UnreadReservation> {
+            Some(UnreadReservation::new(&self.0, bytes))
         }
 
         fn may_keep(&self) -> bool {
             self.0.bytes() < 1000
         }
 
-        fn give(&self, item: Item, _: u64) -> Given {
-            Given::Not(item)
+        fn give(&self, item: SubscriptionItem, _: u64) -> EventSinkResult {
+            EventSinkResult::Not(item)
         }
     }
 
     /// However many items the operation of each subscription lets be kept.
     #[test]
     fn what_is_kept_for_a_connection_is_bounded_by_its_bytes() {
-        let reader = Slow(Arc::default());
+        let reader = StalledSink(Arc::default());
         let mut all: Vec<_> = (0..8).map(|_| ahead(OnSlow::DropOldest(1000))).collect();
         for n in 0..200 {
             let ahead = &mut all[n % 8];
-            let item = Item::from(Output::Raw(vec![b'1'; 100].into()));
-            ahead.put(Kept::new(item, &reader), false).expect("kept");
+            let item = SubscriptionItem::from(CallOutput::Raw(vec![b'1'; 100].into()));
+            ahead
+                .put(BufferedItem::new(item, &reader), false)
+                .expect("kept");
             ahead.shrink(&reader);
             assert!(reader.0.bytes() <= 1000 + 8 * 100, "{n}");
         }
-        let of = |it: &Ahead| it.dropped + it.items.len() as u64;
+        let of = |it: &ReadAhead| it.dropped + it.items.len() as u64;
         assert_eq!(
             all.iter().map(of).sum::<u64>(),
             200,
@@ -345,9 +347,9 @@ mod tests {
         assert_eq!(reader.0.bytes(), 0);
     }
 
-    fn number(item: &Item) -> u64 {
+    fn number(item: &SubscriptionItem) -> u64 {
         match &item.output {
-            Output::Value(value) => value.as_u64().expect("a number"),
+            CallOutput::Value(value) => value.as_u64().expect("a number"),
             other => panic!("{other:?}"),
         }
     }
@@ -377,11 +379,11 @@ mod tests {
             for step in steps {
                 if step {
                     read += 1;
-                    let mut item = Item::from(Value::from(read));
+                    let mut item = SubscriptionItem::from(Value::from(read));
                     item.dropped = left_out;
                     prop_assert!(ahead.may_read(false));
                     prop_assert!(ahead.put(kept(item), false).is_ok());
-                } else if let Some(Kept { item, .. }) = ahead.items.pop_front() {
+                } else if let Some(BufferedItem { item, .. }) = ahead.items.pop_front() {
                     prop_assert!(number(&item) > last, "in order");
                     last = number(&item);
                     told += std::mem::take(&mut ahead.dropped) + item.dropped;

@@ -10,13 +10,13 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::body::Body;
+use crate::body::CallBody;
 use crate::client::{CallClient, CallConnection, CallOptions, Subscription};
-use crate::connect::{ConnectError, Credentials};
+use crate::connect::{ConnectError, DialCredentials};
 use crate::error::{CallError, ErrorCode};
 use crate::limits::{BACKOFF_FIRST, BACKOFF_MAX, BACKOFF_RESET, RETRIES_MAX};
-use crate::outbound::Event;
-use crate::retry::{Repeat, Retries, left, random};
+use crate::outbound::SubscriptionEvent;
+use crate::retry::{RetryCount, RetrySafety, left, random};
 
 /// Between one end and the next dial.
 const PAUSES: Backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
@@ -33,13 +33,13 @@ pub type OnConnect =
 ///
 /// Clones share the connection; it ends with the last of them.
 #[derive(Clone, Debug)]
-pub struct Reconnecting {
-    state: watch::Receiver<State>,
+pub struct ReconnectingClient {
+    state: watch::Receiver<ReconnectState>,
     _worker: Arc<AbortOnDrop>,
 }
 
 #[derive(Clone, Debug)]
-enum State {
+enum ReconnectState {
     Connected(CallConnection),
     /// And why there is no connection, once a try has failed or one has ended.
     Connecting(Option<String>),
@@ -47,17 +47,17 @@ enum State {
     Ended(CallError),
 }
 
-impl Reconnecting {
+impl ReconnectingClient {
     /// Starts to connect, and returns at once. Must be called within a tokio runtime.
     #[must_use]
     pub fn start(
         client: CallClient,
         addr: PeerAddr,
-        credentials: Credentials,
+        credentials: DialCredentials,
         on_connect: Option<OnConnect>,
     ) -> Self {
-        let (sender, state) = watch::channel(State::Connecting(None));
-        let worker = Worker {
+        let (sender, state) = watch::channel(ReconnectState::Connecting(None));
+        let worker = ReconnectTask {
             client,
             addr,
             credentials,
@@ -67,7 +67,11 @@ impl Reconnecting {
         Self::begin(worker, state, PAUSES)
     }
 
-    fn begin(worker: Worker, state: watch::Receiver<State>, pauses: Backoff) -> Self {
+    fn begin(
+        worker: ReconnectTask,
+        state: watch::Receiver<ReconnectState>,
+        pauses: Backoff,
+    ) -> Self {
         let task = tokio::spawn(worker.run(pauses));
         Self {
             state,
@@ -85,11 +89,13 @@ impl Reconnecting {
 
     async fn connection_by(&self, deadline: Option<Instant>) -> Result<CallConnection, CallError> {
         let mut state = self.state.clone();
-        let usable = |state: &State| match state {
+        let usable = |state: &ReconnectState| match state {
             // One that drains ends soon, and that is when there is news.
-            State::Connected(connection) => !connection.is_closed() && !connection.is_draining(),
-            State::Connecting(_) => false,
-            State::Ended(_) => true,
+            ReconnectState::Connected(connection) => {
+                !connection.is_closed() && !connection.is_draining()
+            }
+            ReconnectState::Connecting(_) => false,
+            ReconnectState::Ended(_) => true,
         };
         let wait = state.wait_for(usable);
         let found = match deadline {
@@ -97,8 +103,8 @@ impl Reconnecting {
             None => Ok(wait.await),
         };
         match found.as_ref().map(|state| state.as_deref()) {
-            Ok(Ok(State::Connected(connection))) => Ok(connection.clone()),
-            Ok(Ok(State::Ended(error))) => Err(error.clone()),
+            Ok(Ok(ReconnectState::Connected(connection))) => Ok(connection.clone()),
+            Ok(Ok(ReconnectState::Ended(error))) => Err(error.clone()),
             Ok(_) => Err(CallError::unavailable("the connection was given up")),
             Err(_) => Err(self.unreached()),
         }
@@ -108,7 +114,9 @@ impl Reconnecting {
     fn unreached(&self) -> CallError {
         let text = "the peer cannot be reached at present";
         match &*self.state.borrow() {
-            State::Connecting(Some(why)) => CallError::unavailable(format!("{text}: {why}")),
+            ReconnectState::Connecting(Some(why)) => {
+                CallError::unavailable(format!("{text}: {why}"))
+            }
             _ => CallError::unavailable(text),
         }
     }
@@ -117,7 +125,7 @@ impl Reconnecting {
     ///
     /// # Errors
     /// As [`call_with`](Self::call_with).
-    pub async fn call(&self, operation: &str, input: &Value) -> Result<Body, CallError> {
+    pub async fn call(&self, operation: &str, input: &Value) -> Result<CallBody, CallError> {
         self.call_with(operation, input, &CallOptions::default())
             .await
     }
@@ -133,16 +141,16 @@ impl Reconnecting {
         operation: &str,
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
-    ) -> Result<Body, CallError> {
+    ) -> Result<CallBody, CallError> {
         let deadline = options.deadline();
         let mut options = options.clone();
-        let mut retries = Retries::default();
+        let mut retries = RetryCount::default();
         loop {
             let connection = self.connection_by(deadline).await?;
             options.timeout = left(deadline);
             let error = match attempt(&connection, operation, input, &mut options).await {
-                Attempt::Done(outcome) => return outcome,
-                Attempt::Failed(error) => error,
+                CallAttemptResult::Done(outcome) => return outcome,
+                CallAttemptResult::Failed(error) => error,
             };
             match retries.next(&error, left(deadline), random()) {
                 Some(delay) => tokio::time::sleep(delay).await,
@@ -155,7 +163,11 @@ impl Reconnecting {
     ///
     /// # Errors
     /// As [`subscribe_with`](Self::subscribe_with).
-    pub async fn subscribe(&self, operation: &str, input: &Value) -> Result<Resuming, CallError> {
+    pub async fn subscribe(
+        &self,
+        operation: &str,
+        input: &Value,
+    ) -> Result<ResumingSubscription, CallError> {
         self.subscribe_with(operation, input, &CallOptions::subscription())
             .await
     }
@@ -170,11 +182,11 @@ impl Reconnecting {
         operation: &str,
         input: &Value,
         options: &CallOptions,
-    ) -> Result<Resuming, CallError> {
+    ) -> Result<ResumingSubscription, CallError> {
         let connection = self.connection().await?;
         let habits = connection.habits(operation).await?;
         let subscription = connection.subscribe_with(operation, input, options).await?;
-        Ok(Resuming {
+        Ok(ResumingSubscription {
             peer: self.clone(),
             operation: operation.to_owned(),
             input: input.clone(),
@@ -182,7 +194,7 @@ impl Reconnecting {
             resumable: habits.resumable && (input.is_object() || input.is_null()),
             cursor: None,
             tries: 0,
-            phase: Phase::Running(subscription),
+            phase: ResumePhase::Running(subscription),
         })
     }
 }
@@ -198,8 +210,8 @@ impl Drop for AbortOnDrop {
 }
 
 /// How one try ended.
-enum Attempt {
-    Done(Result<Body, CallError>),
+enum CallAttemptResult {
+    Done(Result<CallBody, CallError>),
     /// Another may be made.
     Failed(CallError),
 }
@@ -209,24 +221,24 @@ async fn attempt(
     operation: &str,
     input: &(impl Serialize + Sync + ?Sized),
     options: &mut CallOptions,
-) -> Attempt {
+) -> CallAttemptResult {
     // Nothing was asked for yet when this fails, so it may be tried again whatever it is.
     let habits = match connection.habits(operation).await {
         Ok(habits) => habits,
-        Err(error) => return Attempt::Failed(error),
+        Err(error) => return CallAttemptResult::Failed(error),
     };
     if let Err(error) = habits.prepare(options) {
-        return Attempt::Done(Err(error));
+        return CallAttemptResult::Done(Err(error));
     }
     match connection.call_with(operation, input, options).await {
-        Err(error) if habits.repeat != Repeat::No => Attempt::Failed(error),
-        outcome => Attempt::Done(outcome),
+        Err(error) if habits.repeat != RetrySafety::No => CallAttemptResult::Failed(error),
+        outcome => CallAttemptResult::Done(outcome),
     }
 }
 
 /// A subscription over as many connections as it takes. Dropping it aborts.
-pub struct Resuming {
-    peer: Reconnecting,
+pub struct ResumingSubscription {
+    peer: ReconnectingClient,
     operation: String,
     input: Value,
     options: CallOptions,
@@ -234,35 +246,35 @@ pub struct Resuming {
     cursor: Option<Value>,
     /// Times it was resumed since the last event.
     tries: u32,
-    phase: Phase,
+    phase: ResumePhase,
 }
 
-enum Phase {
+enum ResumePhase {
     Ended,
     Lost(CallError),
     Running(Subscription),
 }
 
-impl Resuming {
+impl ResumingSubscription {
     /// The next event; `None` after the last. Cancel safe.
-    pub async fn next(&mut self) -> Option<Result<Event, CallError>> {
+    pub async fn next(&mut self) -> Option<Result<SubscriptionEvent, CallError>> {
         loop {
             match &mut self.phase {
-                Phase::Ended => return None,
-                Phase::Running(subscription) => match subscription.next().await {
+                ResumePhase::Ended => return None,
+                ResumePhase::Running(subscription) => match subscription.next().await {
                     Some(Ok(event)) => {
                         self.saw(&event);
                         return Some(Ok(event));
                     }
-                    Some(Err(error)) => self.phase = Phase::Lost(error),
-                    None => self.phase = Phase::Ended,
+                    Some(Err(error)) => self.phase = ResumePhase::Lost(error),
+                    None => self.phase = ResumePhase::Ended,
                 },
-                Phase::Lost(error) => {
+                ResumePhase::Lost(error) => {
                     let error = error.clone();
                     match self.resume(&error).await {
-                        Ok(subscription) => self.phase = Phase::Running(subscription),
+                        Ok(subscription) => self.phase = ResumePhase::Running(subscription),
                         Err(error) => {
-                            self.phase = Phase::Ended;
+                            self.phase = ResumePhase::Ended;
                             return Some(Err(error));
                         }
                     }
@@ -271,7 +283,7 @@ impl Resuming {
         }
     }
 
-    fn saw(&mut self, event: &Event) {
+    fn saw(&mut self, event: &SubscriptionEvent) {
         self.tries = 0;
         if let Some(cursor) = &event.cursor {
             self.cursor = Some(cursor.value().clone());
@@ -315,31 +327,31 @@ impl Resuming {
     }
 }
 
-impl fmt::Debug for Resuming {
+impl fmt::Debug for ResumingSubscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Resuming")
+        f.debug_struct("ResumingSubscription")
             .field("operation", &self.operation)
             .finish_non_exhaustive()
     }
 }
 
 /// Keeps the connection.
-struct Worker {
+struct ReconnectTask {
     client: CallClient,
     addr: PeerAddr,
-    credentials: Credentials,
+    credentials: DialCredentials,
     on_connect: Option<OnConnect>,
-    state: watch::Sender<State>,
+    state: watch::Sender<ReconnectState>,
 }
 
-impl Worker {
+impl ReconnectTask {
     async fn run(self, mut backoff: Backoff) {
         loop {
             match self.once(&mut backoff).await {
                 Ok(at_least) => tokio::time::sleep(backoff.next(random()).max(at_least)).await,
                 Err(error) => {
                     tracing::warn!(peer = %self.addr, %error, "not dialled again");
-                    self.state.send_replace(State::Ended(error));
+                    self.state.send_replace(ReconnectState::Ended(error));
                     return;
                 }
             }
@@ -354,16 +366,16 @@ impl Worker {
             Err(error) => {
                 tracing::debug!(peer = %self.addr, %error, "cannot connect");
                 self.state
-                    .send_replace(State::Connecting(Some(error.to_string())));
+                    .send_replace(ReconnectState::Connecting(Some(error.to_string())));
                 return Ok(Duration::ZERO);
             }
         };
         let since = Instant::now();
         self.state
-            .send_replace(State::Connected(connection.clone()));
+            .send_replace(ReconnectState::Connected(connection.clone()));
         let reason = connection.closed().await;
         self.state
-            .send_replace(State::Connecting(Some(reason.to_string())));
+            .send_replace(ReconnectState::Connecting(Some(reason.to_string())));
         tracing::debug!(peer = %self.addr, %reason, "the connection ended");
         if since.elapsed() >= BACKOFF_RESET {
             backoff.reset();
@@ -392,19 +404,23 @@ impl Worker {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use alknet_core::{DialError, DialErrorKind, DialRequest, Dialer, Dialled};
+    use alknet_core::{DialError, DialErrorKind, DialRequest, DialedConnection, Dialer};
 
     use super::*;
 
-    /// Reaches nobody, and counts who tries.
+    /// Refuses every dial as unreachable, and counts the attempts.
     #[derive(Debug, Default)]
-    struct NoWay(AtomicUsize);
+    struct NoRouteDialer(AtomicUsize);
 
-    impl Dialer for NoWay {
-        fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+    impl Dialer for NoRouteDialer {
+        fn connect(
+            &self,
+            _request: DialRequest,
+        ) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
             self.0.fetch_add(1, Ordering::SeqCst);
             Box::pin(async {
-                // As where there is a network: nobody who dials without a pause keeps the thread.
+                // A dial over a network yields, too: a caller that dials without a pause must not keep the
+                // thread.
                 tokio::task::yield_now().await;
                 Err(DialError::new(DialErrorKind::Unreachable, "no route"))
             })
@@ -415,17 +431,17 @@ mod tests {
     /// long on a busy machine a few more. Without that it has hundreds.
     #[tokio::test]
     async fn a_peer_that_is_not_there_is_dialled_with_pauses_that_double() {
-        let dialer = Arc::new(NoWay::default());
-        let (sender, state) = watch::channel(State::Connecting(None));
-        let worker = Worker {
+        let dialer = Arc::new(NoRouteDialer::default());
+        let (sender, state) = watch::channel(ReconnectState::Connecting(None));
+        let worker = ReconnectTask {
             client: CallClient::without_operations().with_dialer(Arc::clone(&dialer) as _),
             addr: "node.test".parse().expect("an address"),
-            credentials: Credentials::default(),
+            credentials: DialCredentials::default(),
             on_connect: None,
             state: sender,
         };
         let pauses = Backoff::new(BACKOFF_FIRST / 200, BACKOFF_MAX);
-        let _peer = Reconnecting::begin(worker, state, pauses);
+        let _peer = ReconnectingClient::begin(worker, state, pauses);
         tokio::time::sleep(Duration::from_millis(500)).await;
         let dials = dialer.0.load(Ordering::SeqCst);
         assert!((1..30).contains(&dials), "{dials} dials");

@@ -8,16 +8,16 @@ use alknet_core::Capabilities;
 use arc_swap::ArcSwap;
 use serde_json::Value;
 
-use crate::body::Body;
-use crate::compiled::Compiled;
+use crate::body::CallBody;
+use crate::compiled::CompiledOperation;
 use crate::compose::{CompositionAuthority, Provenance};
 use crate::error::CallError;
 use crate::generation::{ByName, Generation};
 use crate::handler::{HandlerKind, OnSlow};
-use crate::layers::Overlay;
+use crate::layers::OperationOverlay;
 use crate::peers::ScopedPeerEnv;
 use crate::rules::{self, RegistryError};
-use crate::schema::Share;
+use crate::schema::PermitShare;
 use crate::services;
 use crate::spec::OperationSpec;
 
@@ -118,7 +118,7 @@ impl Registration {
     }
 
     /// States that its answers come from another operation, whose own codes callers may see though
-    /// this one declares none of them: it passes requests on ([`Onward`](crate::Onward)).
+    /// this one declares none of them: it passes requests on ([`Onward`](crate::CallForwarder)).
     #[must_use]
     pub fn passing_errors_on(mut self) -> Self {
         self.passes_errors = true;
@@ -209,7 +209,7 @@ impl RegistryBuilder {
         }
         let generation = Generation::new(0, &by_name, self.promoted, None)?;
         let mut sorted: Vec<_> = by_name.values().map(Arc::clone).collect();
-        sorted.sort_by(|a: &Arc<Compiled>, b| a.spec.name.cmp(&b.spec.name));
+        sorted.sort_by(|a: &Arc<CompiledOperation>, b| a.spec.name.cmp(&b.spec.name));
         Ok(Registry {
             by_name,
             sorted,
@@ -220,7 +220,7 @@ impl RegistryBuilder {
 }
 
 fn insert(by_name: &mut ByName, registration: Registration) -> Result<(), RegistryError> {
-    let compiled = Compiled::new(registration)?;
+    let compiled = CompiledOperation::new(registration)?;
     let name = compiled.spec.name.as_str().into();
     match by_name.insert(name, Arc::new(compiled)) {
         None => Ok(()),
@@ -232,11 +232,11 @@ fn insert(by_name: &mut ByName, registration: Registration) -> Result<(), Regist
 /// immutable; promoted ones stand beside them, a [`Generation`] at a time.
 pub struct Registry {
     by_name: ByName,
-    sorted: Vec<Arc<Compiled>>,
+    sorted: Vec<Arc<CompiledOperation>>,
     generation: ArcSwap<Generation>,
     /// What was imported from servers that are no peers, by where it came from. Requests from outside do
     /// not reach it.
-    imported: ArcSwap<BTreeMap<Box<str>, Overlay>>,
+    imported: ArcSwap<BTreeMap<Box<str>, OperationOverlay>>,
 }
 
 impl Registry {
@@ -257,7 +257,7 @@ impl Registry {
         }
     }
 
-    /// The spec of an operation of the program, whoever may call it.
+    /// The spec of an operation of the program. Access is not checked.
     #[must_use]
     pub fn spec(&self, name: &str) -> Option<&OperationSpec> {
         self.by_name.get(name).map(|operation| &operation.spec)
@@ -293,8 +293,8 @@ impl Registry {
         Ok(next)
     }
 
-    /// Puts what `source` serves in the place of what it served before. Operations of this node find it
-    /// when they call others; nobody else does.
+    /// Puts what `source` serves in the place of what it served before. Only operations of this node
+    /// find it, when they call others.
     ///
     /// # Errors
     /// An operation breaks a rule, or the program or another source has one of its name.
@@ -303,7 +303,7 @@ impl Registry {
         source: &str,
         registrations: Vec<Registration>,
     ) -> Result<(), RegistryError> {
-        let next = Overlay::new(registrations)?;
+        let next = OperationOverlay::new(registrations)?;
         if let Some(taken) = next.names().find(|name| self.by_name.contains_key(*name)) {
             return Err(RegistryError::Duplicate(taken.to_owned()));
         }
@@ -328,7 +328,7 @@ impl Registry {
         let imported = self.imported();
         let mut specs: Vec<_> = imported
             .values()
-            .flat_map(Overlay::specs)
+            .flat_map(OperationOverlay::specs)
             .cloned()
             .collect();
         specs.sort_by(|one, other| one.name.cmp(&other.name));
@@ -336,7 +336,7 @@ impl Registry {
     }
 
     /// What was imported from servers that are no peers, as it is now.
-    pub(crate) fn imported(&self) -> Arc<BTreeMap<Box<str>, Overlay>> {
+    pub(crate) fn imported(&self) -> Arc<BTreeMap<Box<str>, OperationOverlay>> {
         self.imported.load_full()
     }
 
@@ -347,11 +347,11 @@ impl Registry {
     pub fn validate(&self, operation: &str, input: &Value) -> Result<(), CallError> {
         self.lookup(operation)
             .ok_or_else(|| CallError::not_found(operation))?
-            .check_input(&Body::json(input)?, Share::Node)
+            .check_input(&CallBody::json(input)?, PermitShare::Node)
     }
 
     /// An operation by its name on the wire, with or without the leading slash.
-    pub(crate) fn lookup(&self, name: &str) -> Option<Arc<Compiled>> {
+    pub(crate) fn lookup(&self, name: &str) -> Option<Arc<CompiledOperation>> {
         let name = name.strip_prefix('/').unwrap_or(name);
         match self.curated(name) {
             Some(found) => Some(Arc::clone(found)),
@@ -360,7 +360,7 @@ impl Registry {
     }
 
     /// An operation of the program by its name.
-    pub(crate) fn curated(&self, name: &str) -> Option<&Arc<Compiled>> {
+    pub(crate) fn curated(&self, name: &str) -> Option<&Arc<CompiledOperation>> {
         self.by_name.get(name)
     }
 }

@@ -14,32 +14,32 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::body::{Body, Item, Output};
+use crate::body::{CallBody, CallOutput, SubscriptionItem};
+use crate::call_stream::CallStream;
 use crate::call_tree::CallTree;
-use crate::compiled::Compiled;
+use crate::compiled::CompiledOperation;
 use crate::compose::{OperationEnv, PeerCompositeEnv};
+use crate::connection::CallConnectionState;
 use crate::context::Ctx;
-use crate::dispatcher::{Counters, Dispatcher, Timed};
+use crate::dispatcher::{CallTimer, Dispatcher, DispatcherCounters};
 use crate::envelope::{self, EventKind, ForwardedFor};
 use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
-use crate::lane::Lane;
 use crate::limits::OVERLOAD_RETRY_MS;
-use crate::link::Link;
-use crate::outlet::Appended;
-use crate::pump::Given;
+use crate::pump::EventSinkResult;
 use crate::request_bytes::RequestClaim;
-use crate::schema::Share;
+use crate::request_grant::RequestGrant;
+use crate::schema::PermitShare;
+use crate::send_queue::QueueAppend;
 use crate::spec::OperationType;
-use crate::standing::Standing;
-use crate::unread::NoRoom;
+use crate::unread::UnreadLimitError;
 
 /// A request that was admitted.
-pub(crate) struct Request {
-    pub(crate) head: Head,
-    link: Arc<Link>,
-    lane: Arc<Lane>,
-    operation: Arc<Compiled>,
+pub(crate) struct InboundRequest {
+    pub(crate) head: RequestHead,
+    link: Arc<CallConnectionState>,
+    lane: Arc<CallStream>,
+    operation: Arc<CompiledOperation>,
     /// Bytes of its events that are queued and not yet written; of a subscription.
     queued: Option<Arc<AtomicUsize>>,
     pub(crate) credit: Option<CreditWindow>,
@@ -60,7 +60,7 @@ pub(crate) struct Request {
 
 /// What the requester said about it.
 #[derive(Clone, Debug)]
-pub(crate) struct Head {
+pub(crate) struct RequestHead {
     pub(crate) id: Box<str>,
     pub(crate) identity: Option<Arc<Identity>>,
     /// The token of this one request, which says so.
@@ -76,19 +76,19 @@ pub(crate) struct Head {
     /// key, which is counted instead.
     pub(crate) key: Option<Box<str>>,
     /// What its right rests on, which is asked for again as long as it runs.
-    pub(crate) standing: Option<Standing>,
+    pub(crate) standing: Option<RequestGrant>,
     /// How often it was passed on before it came here.
     pub(crate) hops: u8,
     /// Keeps its bytes counted until it, and the run of its key, is over.
     pub(crate) _claim: Option<Arc<RequestClaim>>,
 }
 
-impl Request {
+impl InboundRequest {
     pub(crate) fn new(
-        head: Head,
-        link: &Arc<Link>,
-        lane: &Arc<Lane>,
-        operation: Arc<Compiled>,
+        head: RequestHead,
+        link: &Arc<CallConnectionState>,
+        lane: &Arc<CallStream>,
+        operation: Arc<CompiledOperation>,
     ) -> Self {
         Self {
             credit: head.window.map(CreditWindow::new),
@@ -150,20 +150,20 @@ impl Request {
         self.head.deadline
     }
 
-    pub(crate) fn link(&self) -> &Arc<Link> {
+    pub(crate) fn link(&self) -> &Arc<CallConnectionState> {
         &self.link
     }
 
-    pub(crate) fn lane(&self) -> &Arc<Lane> {
+    pub(crate) fn lane(&self) -> &Arc<CallStream> {
         &self.lane
     }
 
-    pub(crate) fn operation(&self) -> &Arc<Compiled> {
+    pub(crate) fn operation(&self) -> &Arc<CompiledOperation> {
         &self.operation
     }
 
-    /// Where its operation finds others; composed when somebody asks, and then shared by
-    /// everything below it.
+    /// Where its operation finds others; composed on the first access, and then shared by everything
+    /// below it.
     pub(crate) fn env(&self) -> &Arc<dyn OperationEnv> {
         self.env.get_or_init(|| {
             let Dispatcher {
@@ -179,12 +179,13 @@ impl Request {
         format!("{}.{n}", self.id()).into()
     }
 
-    /// What it shares with every call below it. It is made when somebody asks: most operations never do.
+    /// What it shares with every call below it. It is made on the first access: most operations never need
+    /// it.
     pub(crate) fn tree(&self) -> &Arc<CallTree> {
         self.tree.get_or_init(|| Arc::new(CallTree::new()))
     }
 
-    /// The token is made when somebody asks: most operations never do.
+    /// The token is made on the first access: most operations never need it.
     pub(crate) fn cancel_token(&self) -> &CancellationToken {
         let token = self.token.get_or_init(CancellationToken::new);
         if self.aborted.load(Ordering::SeqCst) {
@@ -213,8 +214,8 @@ impl Request {
     }
 
     /// Sends the one answer of a query or mutation.
-    fn answer(&self, outcome: Result<Output, CallError>) {
-        let outcome = self.may_be_told().and(outcome);
+    fn answer(&self, outcome: Result<CallOutput, CallError>) {
+        let outcome = self.may_still_receive().and(outcome);
         match outcome.and_then(|output| self.checked(output)) {
             Ok(output) => {
                 if !self.is_over() {
@@ -227,31 +228,31 @@ impl Request {
 
     /// Sends one event of a subscription. It is over when the event became the terminal error instead, or
     /// the stream is gone.
-    pub(crate) fn event(&self, mut item: Item, dropped: u64) -> Given {
+    pub(crate) fn event(&self, mut item: SubscriptionItem, dropped: u64) -> EventSinkResult {
         if self.aborted.load(Ordering::SeqCst) {
-            return Given::Over;
+            return EventSinkResult::Over;
         }
-        if let Err(error) = self.may_be_told() {
+        if let Err(error) = self.may_still_receive() {
             self.fail(error);
-            return Given::Over;
+            return EventSinkResult::Over;
         }
         match self.checked(item.output) {
             Ok(output) => item.output = output,
             Err(error) => {
                 self.fail(error);
-                return Given::Over;
+                return EventSinkResult::Over;
             }
         }
         match self.push_output(&item, dropped) {
-            Pushed::NoRoom => {
+            ResponseResult::NoRoom => {
                 self.starved.store(true, Ordering::Release);
-                Given::Not(item)
+                EventSinkResult::Not(item)
             }
-            Pushed::Queued => {
+            ResponseResult::Queued => {
                 self.starved.store(false, Ordering::Release);
-                Given::Taken
+                EventSinkResult::Taken
             }
-            Pushed::Refused => Given::Over,
+            ResponseResult::Refused => EventSinkResult::Over,
         }
     }
 
@@ -270,7 +271,7 @@ impl Request {
     pub(crate) fn fail(&self, error: CallError) {
         let error = self.operation.visible(error);
         if !self.is_over() {
-            Counters::add(&self.link.dispatcher.counters.errors);
+            DispatcherCounters::add(&self.link.dispatcher.counters.errors);
             self.lane.out.push_waiting(&self.link.unread, |out| {
                 envelope::append_error(out, self.id(), &error);
             });
@@ -282,17 +283,17 @@ impl Request {
         self.aborted.load(Ordering::SeqCst) || self.answered.swap(true, Ordering::SeqCst)
     }
 
-    fn checked(&self, output: Output) -> Result<Output, CallError> {
+    fn checked(&self, output: CallOutput) -> Result<CallOutput, CallError> {
         let output = if self.link.peer_takes_mixed() {
             output
         } else {
             output.inlined()
         };
-        let share = Share::of(self.identity());
+        let share = PermitShare::for_identity(self.identity());
         self.operation.checked(output, share)
     }
 
-    fn push_output(&self, item: &Item, dropped: u64) -> Pushed {
+    fn push_output(&self, item: &SubscriptionItem, dropped: u64) -> ResponseResult {
         let most = self.link.peer_frame_bytes();
         let push = |out: &mut Vec<u8>| {
             let start = out.len();
@@ -304,25 +305,25 @@ impl Request {
                 claimed.map_err(|no_room| self.too_much_unread(no_room))
             };
             let Err(refused) = claimed else {
-                return Appended {
-                    result: Pushed::Queued,
+                return QueueAppend {
+                    result: ResponseResult::Queued,
                     tail,
                     claimed: len,
                 };
             };
             out.truncate(start);
-            // The room of what was refused would stay with each stream for as long as nobody reads it.
+            // Each stream would keep the room of what was refused for as long as its peer reads nothing.
             out.shrink_to(start + REFUSAL_BYTES);
             let result = if len <= most && self.is_subscription() {
-                Pushed::NoRoom
+                ResponseResult::NoRoom
             } else {
                 self.answered.store(true, Ordering::SeqCst);
                 envelope::append_error(out, self.id(), &refused);
-                Pushed::Refused
+                ResponseResult::Refused
             };
-            Appended {
+            QueueAppend {
                 result,
-                ..Appended::default()
+                ..QueueAppend::default()
             }
         };
         let (unread, meter) = (&self.link.unread, self.queued.as_ref());
@@ -331,15 +332,15 @@ impl Request {
     }
 
     /// The answer is there, and the peer does not read those before it.
-    fn too_much_unread(&self, no_room: NoRoom) -> CallError {
+    fn too_much_unread(&self, no_room: UnreadLimitError) -> CallError {
         let counters = &self.link.dispatcher.counters;
         let message = match no_room {
-            NoRoom::Here(waiting) => format!(
+            UnreadLimitError::Here(waiting) => format!(
                 "{waiting} bytes of answers wait to be read on this connection: read them, and ask for less at a time"
             ),
-            NoRoom::Share => {
+            UnreadLimitError::Share => {
                 if !self.is_subscription() {
-                    Counters::add(&counters.unread_bytes_full);
+                    DispatcherCounters::add(&counters.unread_bytes_full);
                 }
                 "too many bytes of answers wait to be read on all connections of the caller, or of all callers: \
                  read them, and ask for less at a time"
@@ -382,7 +383,7 @@ const REFUSAL_BYTES: usize = 1 << 10;
 
 /// What became of an answer or event.
 #[derive(Debug, Default)]
-enum Pushed {
+enum ResponseResult {
     /// The peer has to read before the event can be queued. Answers are refused then.
     NoRoom,
     Queued,
@@ -402,13 +403,13 @@ fn too_large(len: usize, most: usize) -> CallError {
 fn append_output<'a>(
     out: &mut Vec<u8>,
     id: &str,
-    item: &'a Item,
+    item: &'a SubscriptionItem,
     dropped: u64,
 ) -> (usize, Option<&'a Bytes>) {
     let kind = EventKind::Responded;
     let payload = |out: &mut Vec<u8>| append_payload(out, item, dropped);
     match &item.output {
-        Output::Mixed(_, tail) | Output::MixedText(_, tail) => {
+        CallOutput::Mixed(_, tail) | CallOutput::MixedText(_, tail) => {
             let len = envelope::append_mixed_event(out, kind, id, tail.len(), payload);
             (len, Some(tail))
         }
@@ -416,11 +417,11 @@ fn append_output<'a>(
     }
 }
 
-fn append_payload(out: &mut Vec<u8>, item: &Item, dropped: u64) {
+fn append_payload(out: &mut Vec<u8>, item: &SubscriptionItem, dropped: u64) {
     out.extend_from_slice(b"{\"output\":");
     match &item.output {
-        Output::MixedText(text, _) | Output::Raw(text) => out.extend_from_slice(text),
-        Output::Mixed(value, _) | Output::Value(value) => envelope::append_json(out, value),
+        CallOutput::MixedText(text, _) | CallOutput::Raw(text) => out.extend_from_slice(text),
+        CallOutput::Mixed(value, _) | CallOutput::Value(value) => envelope::append_json(out, value),
     }
     if let Some(cursor) = &item.cursor {
         out.extend_from_slice(b",\"cursor\":");
@@ -477,16 +478,16 @@ impl CreditWindow {
 }
 
 /// Keeps a request counted as long as it lives.
-pub(crate) struct InFlight(Arc<Request>);
+pub(crate) struct InFlight(Arc<InboundRequest>);
 
 impl InFlight {
     /// Takes over the counts that admission took.
-    pub(crate) fn new(request: Arc<Request>) -> Self {
+    pub(crate) fn new(request: Arc<InboundRequest>) -> Self {
         request.lane.inbound.fetch_add(1, Ordering::AcqRel);
         Self(request)
     }
 
-    pub(crate) fn request(&self) -> &Arc<Request> {
+    pub(crate) fn request(&self) -> &Arc<InboundRequest> {
         &self.0
     }
 }
@@ -506,7 +507,7 @@ impl Drop for InFlight {
             token.cancel();
         }
         request.lane.inbound.fetch_sub(1, Ordering::AcqRel);
-        request.lane.out.poke();
+        request.lane.out.wake_writer();
         // Streams that were there for its credit only may end now.
         if request.credit.is_some() && request.link.said_goaway() {
             request.link.poke_lanes();
@@ -518,12 +519,12 @@ impl Drop for InFlight {
 pub(crate) fn start_once(
     in_flight: InFlight,
     handler: Arc<dyn OnceHandler>,
-    input: Body,
+    input: CallBody,
 ) -> OnceRun {
     let request = Arc::clone(in_flight.request());
     let run = async move {
         let ctx = Ctx::request(&request);
-        let timed = Timed::since(&request.link.dispatcher.counters, Instant::now());
+        let timed = CallTimer::since(&request.link.dispatcher.counters, Instant::now());
         let work = AssertUnwindSafe(async move { handler.call(input, ctx).await });
         let outcome = match work.catch_unwind().await {
             Ok(outcome) => outcome,
@@ -567,8 +568,8 @@ impl OnceRun {
 }
 
 /// Counts a panic and says what the caller sees of it.
-pub(crate) fn panicked(request: &Request, operation: &str) -> CallError {
-    Counters::add(&request.link.dispatcher.counters.panics);
+pub(crate) fn panicked(request: &InboundRequest, operation: &str) -> CallError {
+    DispatcherCounters::add(&request.link.dispatcher.counters.panics);
     tracing::error!(
         operation,
         connection = %request.link.info.id,

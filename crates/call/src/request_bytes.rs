@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use alknet_core::{Identity, Network, PeerId, Site};
+use alknet_core::{Identity, NetworkPrefix, PeerId, SitePrefix};
 use tokio::sync::Notify;
 
 use crate::error::CallError;
@@ -25,9 +25,9 @@ pub(crate) use claim::RequestClaim;
 /// answers none.
 #[derive(Debug)]
 pub(crate) struct RequestBytes {
-    bounds: Bounds,
-    counted: Mutex<Counted>,
-    /// [`Counted::node`], for [`has_room`](Self::has_room), which is asked for every event.
+    bounds: RequestByteLimits,
+    counted: Mutex<RequestByteTotals>,
+    /// [`RequestByteTotals::node`], for [`has_room`](Self::has_room), which is asked for every event.
     node: AtomicUsize,
     /// A claim was given back.
     given_back: Notify,
@@ -35,7 +35,7 @@ pub(crate) struct RequestBytes {
 
 /// The most at once.
 #[derive(Clone, Copy, Debug)]
-struct Bounds {
+struct RequestByteLimits {
     node: usize,
     each: usize,
     strangers: usize,
@@ -46,18 +46,18 @@ struct Bounds {
 }
 
 #[derive(Debug, Default)]
-struct Counted {
+struct RequestByteTotals {
     node: usize,
-    strangers: Own,
+    strangers: RequesterTotals,
     subscriptions: usize,
-    each: HashMap<Requester, Own>,
+    each: HashMap<Requester, RequesterTotals>,
     /// Of the unknown peers of all networks of a site together.
-    sites: HashMap<Site, usize>,
+    sites: HashMap<SitePrefix, usize>,
 }
 
 /// Of one requester, or of all unknown peers.
 #[derive(Clone, Copy, Debug, Default)]
-struct Own {
+struct RequesterTotals {
     bytes: usize,
     /// Of these, those of subscriptions.
     subscriptions: usize,
@@ -65,7 +65,7 @@ struct Own {
 
 /// What the bytes are kept for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kept {
+pub(crate) enum RequestRetention {
     /// Until an answer, which has a deadline.
     Once,
     /// For as long as a subscription runs, which need not end.
@@ -74,7 +74,7 @@ pub(crate) enum Kept {
 
 /// What a claim that [grows](RequestBytes::grow) has to fit into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fit {
+pub(crate) enum GrowLimit {
     /// Nothing: the bytes are there already.
     Anyway,
     /// What is left before it grows has to be something. It may then be exceeded once, because how long an event is
@@ -95,16 +95,16 @@ pub(crate) enum Fit {
 pub(crate) enum Requester {
     Known(PeerId),
     /// Unknown peers of one network.
-    Network(Network),
+    Network(NetworkPrefix),
     /// Unknown peers on a carriage without addresses.
     Nowhere,
 }
 
 impl Requester {
-    pub(crate) fn of(identity: Option<&Identity>, from: Option<SocketAddr>) -> Self {
+    pub(crate) fn from_identity(identity: Option<&Identity>, from: Option<SocketAddr>) -> Self {
         match (identity, from) {
             (Some(identity), _) => Self::Known(identity.id.clone()),
-            (None, Some(from)) => Self::Network(Network::of(from.ip())),
+            (None, Some(from)) => Self::Network(NetworkPrefix::from_ip(from.ip())),
             (None, None) => Self::Nowhere,
         }
     }
@@ -114,7 +114,7 @@ impl Requester {
     }
 
     /// The site that it has other networks in.
-    fn site(&self) -> Option<Site> {
+    fn site(&self) -> Option<SitePrefix> {
         match self {
             Self::Network(network) if network.has_neighbours() => Some(network.site()),
             _ => None,
@@ -125,7 +125,7 @@ impl Requester {
 /// What there is no room for, and how much there may be.
 type Full = (&'static str, usize);
 
-impl Bounds {
+impl RequestByteLimits {
     /// What one requester may have.
     fn own(&self, requester: &Requester) -> Full {
         match requester.is_known() {
@@ -139,8 +139,13 @@ impl Bounds {
 
     /// Whether a requester may have `bytes` more. One request, or what follows, may be longer than everything where
     /// there is nothing else.
-    fn fits(&self, counted: &Counted, requester: &Requester, bytes: usize) -> Result<(), Full> {
-        let own = counted.of(requester).bytes + bytes;
+    fn fits(
+        &self,
+        counted: &RequestByteTotals,
+        requester: &Requester,
+        bytes: usize,
+    ) -> Result<(), Full> {
+        let own = counted.requester_totals(requester).bytes + bytes;
         let node = counted.node + bytes;
         let (whose, each) = self.own(requester);
         if own > each && own > bytes {
@@ -186,8 +191,8 @@ impl Bounds {
     }
 }
 
-impl Counted {
-    fn of(&self, requester: &Requester) -> Own {
+impl RequestByteTotals {
+    fn requester_totals(&self, requester: &Requester) -> RequesterTotals {
         self.each.get(requester).copied().unwrap_or_default()
     }
 
@@ -243,7 +248,7 @@ impl RequestBytes {
         let strangers = node / BYTES_STRANGERS;
         let subscriptions = node / BYTES_SUBSCRIPTIONS;
         Self {
-            bounds: Bounds {
+            bounds: RequestByteLimits {
                 node,
                 each: node / BYTES_SHARE,
                 strangers,
@@ -273,7 +278,7 @@ impl RequestBytes {
         self: &Arc<Self>,
         requester: Requester,
         bytes: usize,
-        kept: Kept,
+        kept: RequestRetention,
     ) -> Result<Option<Arc<RequestClaim>>, CallError> {
         if bytes <= REQUEST_BYTES_FREE {
             return Ok(None);
@@ -281,9 +286,13 @@ impl RequestBytes {
         let mut counted = lock(&self.counted);
         let fits = self.bounds.fits(&counted, &requester, bytes);
         fits.map_err(|(what, most)| CallError::overloaded(what, most))?;
-        let subscribed = if kept == Kept::Subscribed { bytes } else { 0 };
-        if kept == Kept::Subscribed {
-            let own = counted.of(&requester).subscriptions + bytes;
+        let subscribed = if kept == RequestRetention::Subscribed {
+            bytes
+        } else {
+            0
+        };
+        if kept == RequestRetention::Subscribed {
+            let own = counted.requester_totals(&requester).subscriptions + bytes;
             let strangers = counted.strangers.subscriptions + bytes;
             let strangers = (!requester.is_known()).then_some(strangers);
             let all = counted.subscriptions + bytes;
@@ -302,13 +311,15 @@ impl RequestBytes {
 
     /// Counts `bytes` more for a requester, where they fit; the caller gives them back by
     /// [`shrink`](Self::shrink).
-    pub(crate) fn grow(&self, requester: &Requester, bytes: usize, fit: Fit) -> bool {
+    pub(crate) fn grow(&self, requester: &Requester, bytes: usize, fit: GrowLimit) -> bool {
         let mut counted = lock(&self.counted);
         let asked = match fit {
-            Fit::Anyway => None,
-            Fit::Begins => Some(1),
-            Fit::First | Fit::Half => Some(counted.of(requester).bytes + 2 * bytes),
-            Fit::Wholly => Some(bytes),
+            GrowLimit::Anyway => None,
+            GrowLimit::Begins => Some(1),
+            GrowLimit::First | GrowLimit::Half => {
+                Some(counted.requester_totals(requester).bytes + 2 * bytes)
+            }
+            GrowLimit::Wholly => Some(bytes),
         };
         let fits = |asked| self.bounds.fits(&counted, requester, asked).is_ok();
         if !asked.is_none_or(fits) {
@@ -322,7 +333,7 @@ impl RequestBytes {
     /// Counts `bytes` more for a requester that has those that are `held` and nothing else, if it may begin something.
     pub(crate) fn grow_alone(&self, requester: &Requester, bytes: usize, held: usize) -> bool {
         let mut counted = lock(&self.counted);
-        if counted.of(requester).bytes != held {
+        if counted.requester_totals(requester).bytes != held {
             return false;
         }
         // Not beside its own bytes.
@@ -343,8 +354,8 @@ impl RequestBytes {
         self.node.store(counted.node, Ordering::Release);
     }
 
-    /// Whether there is room for more of a requester's, whoever that is. While all have less than the smallest share
-    /// nobody needs to be looked up for that.
+    /// Whether there is room for more of a requester's. While all have less than the smallest share, `requester` is
+    /// not called.
     pub(crate) fn has_room(&self, requester: impl FnOnce() -> Requester) -> bool {
         if self.node.load(Ordering::Acquire) < self.bounds.strangers_each {
             return true;
@@ -357,7 +368,7 @@ impl RequestBytes {
     /// Whether a requester has all that one may have, whatever others have.
     pub(crate) fn is_spent(&self, requester: &Requester) -> bool {
         let (_, each) = self.bounds.own(requester);
-        lock(&self.counted).of(requester).bytes >= each
+        lock(&self.counted).requester_totals(requester).bytes >= each
     }
 
     /// Resolves once a claim is given back after this was called.
@@ -385,7 +396,7 @@ mod tests {
     }
 
     fn stranger_at(address: IpAddr) -> Requester {
-        Requester::of(None, Some(SocketAddr::from((address, 1))))
+        Requester::from_identity(None, Some(SocketAddr::from((address, 1))))
     }
 
     /// Claims as often as there is room.
@@ -394,14 +405,14 @@ mod tests {
         requester: &Requester,
         bytes: usize,
     ) -> Vec<Option<Arc<RequestClaim>>> {
-        takes_all_kept(all, requester, bytes, Kept::Once)
+        takes_all_kept(all, requester, bytes, RequestRetention::Once)
     }
 
     fn takes_all_kept(
         all: &Arc<RequestBytes>,
         requester: &Requester,
         bytes: usize,
-        kept: Kept,
+        kept: RequestRetention,
     ) -> Vec<Option<Arc<RequestClaim>>> {
         let next = || all.claim(requester.clone(), bytes, kept).ok();
         std::iter::from_fn(next).collect()
@@ -412,7 +423,7 @@ mod tests {
         let all = Arc::new(RequestBytes::new(bytes_for_memory(512 << 20)));
         let eve = takes_all(&all, &known("eve"), FRAME_BYTES_DEFAULT);
         assert_eq!(eve.len(), 32);
-        let refused = all.claim(known("eve"), FRAME_BYTES_DEFAULT, Kept::Once);
+        let refused = all.claim(known("eve"), FRAME_BYTES_DEFAULT, RequestRetention::Once);
         let refused = refused.expect_err("half of them");
         assert_eq!(refused.code, ErrorCode::Overloaded);
         assert!(refused.retryable && refused.retry_after_ms.is_some());
@@ -422,10 +433,10 @@ mod tests {
             .map(|n| takes_all(&all, &known(&format!("many-{n}")), 16 << 10))
             .collect();
         assert!(
-            all.claim(known("ada"), 2 * REQUEST_BYTES_FREE, Kept::Once)
+            all.claim(known("ada"), 2 * REQUEST_BYTES_FREE, RequestRetention::Once)
                 .is_ok()
         );
-        let short = all.claim(known("eve"), REQUEST_BYTES_FREE, Kept::Once);
+        let short = all.claim(known("eve"), REQUEST_BYTES_FREE, RequestRetention::Once);
         assert!(short.expect("it is not counted").is_none());
         drop((eve, mallory, many));
         let counted = lock(&all.counted);
@@ -466,14 +477,15 @@ mod tests {
     fn subscriptions_of_unknown_peers_leave_known_ones_theirs() {
         for memory in [128 << 20, 512 << 20, 2 << 30] {
             let all = Arc::new(RequestBytes::new(bytes_for_memory(memory)));
-            let subscribe = |who: &Requester| takes_all_kept(&all, who, 16 << 10, Kept::Subscribed);
+            let subscribe =
+                |who: &Requester| takes_all_kept(&all, who, 16 << 10, RequestRetention::Subscribed);
             let of_one = all.bounds.subscriptions_each / 4 / (16 << 10);
             let mut held = subscribe(&stranger(0));
             assert_eq!(held.len(), of_one, "one network");
             (1..100).for_each(|n| held.extend(subscribe(&stranger(n))));
             assert_eq!(held.len(), 4 * of_one);
             let due = all.bounds.subscriptions_each.min(MIB);
-            let ada = all.claim(known("ada"), due, Kept::Subscribed);
+            let ada = all.claim(known("ada"), due, RequestRetention::Subscribed);
             assert!(ada.is_ok(), "{memory}");
             // Their requests that end have more.
             assert!(!takes_all(&all, &stranger(0), 16 << 10).is_empty());
@@ -487,12 +499,18 @@ mod tests {
     fn a_request_that_is_longer_than_the_room_is_made_alone() {
         let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
         let long = all
-            .claim(known("ada"), 64 * MIB, Kept::Once)
+            .claim(known("ada"), 64 * MIB, RequestRetention::Once)
             .expect("alone");
-        assert!(all.claim(known("ada"), MIB, Kept::Once).is_err());
-        assert!(all.claim(known("eve"), MIB, Kept::Once).is_err());
+        assert!(
+            all.claim(known("ada"), MIB, RequestRetention::Once)
+                .is_err()
+        );
+        assert!(
+            all.claim(known("eve"), MIB, RequestRetention::Once)
+                .is_err()
+        );
         drop(long);
-        assert!(all.claim(known("eve"), MIB, Kept::Once).is_ok());
+        assert!(all.claim(known("eve"), MIB, RequestRetention::Once).is_ok());
     }
 
     /// Another requester could take what was given up, so nothing is given up first.
@@ -506,13 +524,13 @@ mod tests {
         assert_eq!(eves.len(), 2);
         let refused = growing.resize(&ada, 2 * MIB).expect_err("the last quarter");
         assert_eq!(refused.code, ErrorCode::Overloaded);
-        assert_eq!(lock(&all.counted).of(&ada).bytes, MIB);
+        assert_eq!(lock(&all.counted).requester_totals(&ada).bytes, MIB);
         assert!(takes_all(&all, &known("trudy"), MIB).is_empty());
         // From now on it is counted for another requester, and not for both.
         growing
             .resize(&known("bob"), MIB)
             .expect("as much as before");
-        assert_eq!(lock(&all.counted).of(&ada).bytes, 0);
+        assert_eq!(lock(&all.counted).requester_totals(&ada).bytes, 0);
         drop(eves);
         growing.resize(&known("bob"), 2 * MIB).expect("half of it");
         drop(growing);
@@ -529,7 +547,10 @@ mod tests {
         for step in 1..=64 {
             growing.resize(&ada, step * MIB).expect("alone");
         }
-        assert!(all.claim(known("eve"), MIB, Kept::Once).is_err());
+        assert!(
+            all.claim(known("eve"), MIB, RequestRetention::Once)
+                .is_err()
+        );
     }
 
     /// Padded subscriptions of an operation that uses nothing of their input, as many as each identity may have.
@@ -537,14 +558,15 @@ mod tests {
     fn subscriptions_that_do_not_end_leave_three_quarters_to_requests() {
         let all = Arc::new(RequestBytes::new(bytes_for_memory(512 << 20)));
         let bytes = 256 << 10;
-        let subscribe = |id: &str| takes_all_kept(&all, &known(id), bytes, Kept::Subscribed);
+        let subscribe =
+            |id: &str| takes_all_kept(&all, &known(id), bytes, RequestRetention::Subscribed);
         let four: Vec<_> = ["eve", "mallory", "trudy", "craig"].map(subscribe).into();
         // 4 MiB for each, and the last quarter of the 16 MiB is left.
         let kept: Vec<_> = four.iter().map(Vec::len).collect();
         assert_eq!(kept, [16, 16, 16, 0]);
         let more: Vec<_> = (0..100).map(|n| subscribe(&format!("many-{n}"))).collect();
         assert!(more.iter().all(Vec::is_empty));
-        let short = all.claim(known("ada"), 16 << 10, Kept::Subscribed);
+        let short = all.claim(known("ada"), 16 << 10, RequestRetention::Subscribed);
         assert!(short.is_ok(), "a short one finds room");
         // One identity has half of everything for its requests as before.
         let requests = takes_all(&all, &known("ada"), FRAME_BYTES_DEFAULT);

@@ -10,7 +10,7 @@ use data_encoding::BASE64URL_NOPAD;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::body::Body;
+use crate::body::CallBody;
 use crate::client::{CallOptions, Caller};
 use crate::error::{CallError, ErrorCode};
 use crate::keyed;
@@ -23,32 +23,32 @@ const KEY_BYTES: usize = 18;
 
 /// What of an operation matters for calling it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Habits {
-    pub(crate) repeat: Repeat,
+pub(crate) struct OperationRetryInfo {
+    pub(crate) repeat: RetrySafety,
     pub(crate) resumable: bool,
 }
 
 /// Whether a call may be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Repeat {
+pub(crate) enum RetrySafety {
     /// Under the same idempotency key.
     Keyed,
     No,
     Yes,
 }
 
-impl Habits {
+impl OperationRetryInfo {
     /// Of an operation whose spec cannot be had.
     pub(crate) const UNKNOWN: Self = Self {
-        repeat: Repeat::No,
+        repeat: RetrySafety::No,
         resumable: false,
     };
 
-    pub(crate) fn of(spec: &OperationSpec) -> Self {
+    pub(crate) fn from_spec(spec: &OperationSpec) -> Self {
         let repeat = match spec.op_type {
-            OperationType::Query => Repeat::Yes,
-            OperationType::Mutation if keyed::is_keyed(spec) => Repeat::Keyed,
-            OperationType::Mutation | OperationType::Subscription => Repeat::No,
+            OperationType::Query => RetrySafety::Yes,
+            OperationType::Mutation if keyed::is_keyed(spec) => RetrySafety::Keyed,
+            OperationType::Mutation | OperationType::Subscription => RetrySafety::No,
         };
         Self {
             repeat,
@@ -58,7 +58,7 @@ impl Habits {
 
     /// Sees to it that every try carries the same key.
     pub(crate) fn prepare(self, options: &mut CallOptions) -> Result<(), CallError> {
-        if self.repeat == Repeat::Keyed && options.idempotency_key.is_none() {
+        if self.repeat == RetrySafety::Keyed && options.idempotency_key.is_none() {
             options.idempotency_key = Some(new_key()?);
         }
         Ok(())
@@ -67,23 +67,23 @@ impl Habits {
 
 /// What is known of a peer's operations, and of its limits.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
-    habits: Mutex<HashMap<String, Habits>>,
+pub(crate) struct PeerRetryInfo {
+    habits: Mutex<HashMap<String, OperationRetryInfo>>,
     /// 0: it has not said.
     requests_max: AtomicUsize,
 }
 
-impl Known {
+impl PeerRetryInfo {
     pub(crate) fn learn(&self, operation: &str, spec: &OperationSpec) {
         let mut habits = lock(&self.habits);
         if habits.len() >= KNOWN_OPERATIONS_MAX {
             habits.clear();
         }
         let name = operation.trim_start_matches('/').to_owned();
-        habits.insert(name, Habits::of(spec));
+        habits.insert(name, OperationRetryInfo::from_spec(spec));
     }
 
-    pub(crate) fn habits(&self, operation: &str) -> Option<Habits> {
+    pub(crate) fn habits(&self, operation: &str) -> Option<OperationRetryInfo> {
         let habits = lock(&self.habits);
         habits.get(operation.trim_start_matches('/')).copied()
     }
@@ -101,9 +101,9 @@ impl Known {
 
 /// The tries of one call.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Retries(u32);
+pub(crate) struct RetryCount(u32);
 
-impl Retries {
+impl RetryCount {
     /// How long to wait before the next try; `None` for none: the error stands, three were made,
     /// or the time that is `left` would not suffice.
     pub(crate) fn next(
@@ -138,7 +138,7 @@ pub(crate) fn random() -> u32 {
     getrandom::u32().unwrap_or(u32::MAX / 2)
 }
 
-/// An idempotency key nobody used before.
+/// A new random idempotency key.
 pub(crate) fn new_key() -> Result<String, CallError> {
     let mut bytes = [0; KEY_BYTES];
     getrandom::fill(&mut bytes)
@@ -164,17 +164,20 @@ impl Caller {
         operation: &str,
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
-    ) -> Result<Body, CallError> {
+    ) -> Result<CallBody, CallError> {
         let deadline = options.deadline();
-        let habits = self.habits(operation).await.unwrap_or(Habits::UNKNOWN);
+        let habits = self
+            .habits(operation)
+            .await
+            .unwrap_or(OperationRetryInfo::UNKNOWN);
         let mut options = options.clone();
         habits.prepare(&mut options)?;
-        let mut retries = Retries::default();
+        let mut retries = RetryCount::default();
         loop {
             options.timeout = left(deadline);
             let outcome = self.call_with(operation, input, &options).await;
             let error = match outcome {
-                Err(error) if habits.repeat != Repeat::No && self.takes_calls() => error,
+                Err(error) if habits.repeat != RetrySafety::No && self.takes_calls() => error,
                 outcome => return outcome,
             };
             match retries.next(&error, left(deadline), random()) {
@@ -191,13 +194,13 @@ impl Caller {
 
     /// What of `operation` matters for calling it again. One that the peer does not show is called
     /// once.
-    pub(crate) async fn habits(&self, operation: &str) -> Result<Habits, CallError> {
+    pub(crate) async fn habits(&self, operation: &str) -> Result<OperationRetryInfo, CallError> {
         if let Some(habits) = self.link.known.habits(operation) {
             return Ok(habits);
         }
         match self.schema(operation.trim_start_matches('/')).await {
-            Ok(spec) => Ok(Habits::of(&spec)),
-            Err(error) if error.code == ErrorCode::NotFound => Ok(Habits::UNKNOWN),
+            Ok(spec) => Ok(OperationRetryInfo::from_spec(&spec)),
+            Err(error) if error.code == ErrorCode::NotFound => Ok(OperationRetryInfo::UNKNOWN),
             Err(error) => Err(error),
         }
     }
@@ -215,15 +218,15 @@ mod tests {
             ..OperationSpec::mutation("a/b", "")
         };
         for (spec, repeat) in [
-            (OperationSpec::query("a/b", ""), Repeat::Yes),
-            (mutation(Idempotence::Keyed), Repeat::Keyed),
-            (mutation(Idempotence::No), Repeat::No),
-            (OperationSpec::subscription("a/b", ""), Repeat::No),
+            (OperationSpec::query("a/b", ""), RetrySafety::Yes),
+            (mutation(Idempotence::Keyed), RetrySafety::Keyed),
+            (mutation(Idempotence::No), RetrySafety::No),
+            (OperationSpec::subscription("a/b", ""), RetrySafety::No),
         ] {
-            assert_eq!(Habits::of(&spec).repeat, repeat);
+            assert_eq!(OperationRetryInfo::from_spec(&spec).repeat, repeat);
         }
         let mut options = CallOptions::default();
-        let keyed = Habits::of(&mutation(Idempotence::Keyed));
+        let keyed = OperationRetryInfo::from_spec(&mutation(Idempotence::Keyed));
         keyed.prepare(&mut options).expect("random numbers");
         let key = options.idempotency_key.clone();
         assert!(key.as_ref().is_some_and(|key| key.len() <= 64));
@@ -235,12 +238,13 @@ mod tests {
     fn tries_are_counted_and_end_with_the_time() {
         let error = CallError::unavailable("gone");
         let ms = Duration::from_millis;
-        let mut retries = Retries::default();
+        let mut retries = RetryCount::default();
         let delays: Vec<_> = (0..4)
             .map(|_| retries.next(&error, None, u32::MAX))
             .collect();
         assert_eq!(delays, [Some(ms(50)), Some(ms(100)), Some(ms(200)), None]);
-        let first = |error: &CallError, left, random| Retries::default().next(error, left, random);
+        let first =
+            |error: &CallError, left, random| RetryCount::default().next(error, left, random);
         assert_eq!(first(&error, None, 0), Some(ms(25)));
         assert_eq!(first(&error, Some(ms(25)), 0), None);
         assert_eq!(first(&error, Some(ms(26)), 0), Some(ms(25)));

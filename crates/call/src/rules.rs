@@ -68,7 +68,7 @@ const RESERVED: [&str; 11] = [
     "vault",
 ];
 
-/// Checks that the namespace is none of the node's own.
+/// Checks that the namespace is not reserved for the node.
 pub(crate) fn check_namespace(spec: &OperationSpec) -> Result<(), RegistryError> {
     if RESERVED.contains(&spec.namespace.as_str()) {
         return Err(RegistryError::Reserved(spec.name.clone()));
@@ -99,7 +99,7 @@ pub enum RegistryError {
     Duplicate(String),
     /// An error code outside the grammar, or one of the protocol's own.
     #[error(
-        "operation '{name}' declares the error '{code}'; own codes match [A-Z][A-Z0-9_]{{2,63}} and are none of the protocol's"
+        "operation '{name}' declares the error '{code}'; own codes match [A-Z][A-Z0-9_]{{2,63}} and are not the protocol's"
     )]
     ErrorCode {
         /// The operation.

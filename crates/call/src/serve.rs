@@ -6,8 +6,8 @@ use alknet_core::{
     AlpnSpec, AuthContext, BoxFuture, Connection, HandlerError, ProtocolHandler, StreamBudget,
 };
 
+use crate::connection::CallConnectionState;
 use crate::dispatcher::Dispatcher;
-use crate::link::Link;
 
 /// The protocol's name in TLS.
 pub const ALPN: &[u8] = b"alknet/call";
@@ -54,7 +54,9 @@ impl ProtocolHandler for CallHandler {
                 connection.raise_budget(StreamBudget::CALL);
             }
             let dispatcher = Arc::clone(&self.dispatcher);
-            Link::new(connection, dispatcher, Some(&auth)).drive().await
+            CallConnectionState::new(connection, dispatcher, Some(&auth))
+                .drive()
+                .await
         })
     }
 

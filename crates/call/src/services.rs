@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use crate::body::{Body, Output};
-use crate::compiled::Compiled;
+use crate::body::{CallBody, CallOutput};
+use crate::compiled::CompiledOperation;
 use crate::context::Ctx;
 use crate::error::CallError;
 use crate::handler::HandlerKind;
@@ -45,7 +45,7 @@ pub struct OperationSummary {
 
 /// The answer of `services/list`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Listing {
+pub struct OperationListing {
     /// One page.
     pub operations: Vec<OperationSummary>,
     /// `cursor` of the next page.
@@ -150,7 +150,7 @@ fn schema_schema() -> Value {
     })
 }
 
-fn run_list(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
+fn run_list(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
     let input: ListInput = members(input)?.unwrap_or_default();
     let prefix = input.prefix.unwrap_or_default();
     let prefix = prefix.trim_start_matches('/');
@@ -175,7 +175,7 @@ fn run_list(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
     let more = operations.len() > limit;
     operations.truncate(limit);
     let next = operations.last().filter(|_| more).map(|o| o.name.clone());
-    Output::json(&Listing {
+    CallOutput::json(&OperationListing {
         operations,
         next,
         registry: now.digest().to_owned(),
@@ -184,7 +184,7 @@ fn run_list(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
 }
 
 /// The members of an object, or none. Serde alone would also take them in an array.
-pub(crate) fn members<T: DeserializeOwned>(input: &Body) -> Result<Option<T>, CallError> {
+pub(crate) fn members<T: DeserializeOwned>(input: &CallBody) -> Result<Option<T>, CallError> {
     if input.raw().trim_ascii_start().starts_with(b"[") {
         return Err(CallError::invalid_input("the input is an object, no array"));
     }
@@ -211,10 +211,10 @@ fn protocol(ctx: &Ctx) -> Protocol {
     }
 }
 
-fn run_schema(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
+fn run_schema(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
     let input: SchemaInput = members(input)?.unwrap_or_default();
     let names = match (input.name, input.names) {
-        (Some(name), None) => return Output::json(&spec_of(&name, ctx)?.spec),
+        (Some(name), None) => return CallOutput::json(&spec_of(&name, ctx)?.spec),
         (None, Some(names)) if names.len() <= NAMES_MAX => names,
         _ => {
             let message = format!("give name, or names with at most {NAMES_MAX} of them");
@@ -226,18 +226,18 @@ fn run_schema(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
         .map(|name| spec_of(name, ctx))
         .collect::<Result<Vec<_>, _>>()?;
     let specs: Vec<_> = specs.iter().map(|operation| &operation.spec).collect();
-    Output::json(&json!({ "specs": specs }))
+    CallOutput::json(&json!({ "specs": specs }))
 }
 
-fn spec_of(name: &str, ctx: &Ctx) -> Result<Arc<Compiled>, CallError> {
+fn spec_of(name: &str, ctx: &Ctx) -> Result<Arc<CompiledOperation>, CallError> {
     let found = ctx.dispatcher().registry.lookup(name);
     found
         .filter(|operation| is_shown(operation, ctx))
         .ok_or_else(|| CallError::not_found(name))
 }
 
-/// Nobody hears of operations that they may not call.
-fn is_shown(operation: &Compiled, ctx: &Ctx) -> bool {
+/// Whether a list shows the operation to the caller: only one that it may call.
+fn is_shown(operation: &CompiledOperation, ctx: &Ctx) -> bool {
     operation.is_external()
         && operation.is_callable()
         && ctx.is_shown(&operation.spec.access_control)

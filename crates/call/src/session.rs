@@ -1,4 +1,4 @@
-//! `session/authenticate`: whom a connection acts as from now on; and the watch over what a
+//! `session/authenticate`, which sets the identity that a connection acts as; and the watch over what a
 //! connection's identity rests on.
 //!
 //! The endpoint watches, too, and both are needed. It ends connections of every protocol whose peer
@@ -14,17 +14,17 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::body::Body;
+use crate::body::CallBody;
 use crate::client::Caller;
+use crate::connection::CallConnectionState;
 use crate::context::Ctx;
 use crate::dispatcher::Dispatcher;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::HandlerKind;
 use crate::limits::SESSION_RECHECK;
-use crate::link::Link;
 use crate::registry::Registration;
+use crate::request_grant::wait;
 use crate::spec::OperationSpec;
-use crate::standing::wait;
 
 /// Why a connection ends whose token reached its end.
 pub(crate) const EXPIRED: &str = "expired";
@@ -36,18 +36,18 @@ pub(crate) const NAMESPACE: &str = "session";
 
 /// The identity a connection took by a token: at most one, once.
 #[derive(Debug, Default)]
-pub(crate) struct Session {
+pub(crate) struct TokenSession {
     identity: ArcSwapOption<Identity>,
     token: OnceLock<Arc<AuthToken>>,
 }
 
-impl Session {
-    /// Who, once somebody.
+impl TokenSession {
+    /// The identity, once the connection was authenticated by a token.
     pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
         self.identity.load_full()
     }
 
-    /// The token, once somebody.
+    /// The token, once the connection was authenticated by it.
     pub(crate) fn token(&self) -> Option<&Arc<AuthToken>> {
         self.token.get()
     }
@@ -85,10 +85,10 @@ pub(crate) fn registration() -> Registration {
     Registration::new(spec, handler).open()
 }
 
-fn run(input: &Body, ctx: &Ctx) -> Result<Value, CallError> {
+fn run(input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
     // Below a request the connection is that of the peer that asked for something else, and stays what it becomes.
     if ctx.internal() || ctx.is_forwarded() {
-        let text = "a connection is authenticated by whoever made it, and not by an operation or a node in between";
+        let text = "only the peer that made a connection authenticates it, and no operation or node in between";
         return Err(CallError::new(ErrorCode::Forbidden, text));
     }
     // The schema was checked, and its errors mask values: a token is in no message.
@@ -98,7 +98,7 @@ fn run(input: &Body, ctx: &Ctx) -> Result<Value, CallError> {
     Ok(json!({ "id": identity.id, "scopes": identity.scopes }))
 }
 
-fn authenticate(link: &Arc<Link>, token: &str) -> Result<Arc<Identity>, CallError> {
+fn authenticate(link: &Arc<CallConnectionState>, token: &str) -> Result<Arc<Identity>, CallError> {
     if link.session.identity().is_some() {
         return Err(once());
     }
@@ -113,7 +113,7 @@ fn authenticate(link: &Arc<Link>, token: &str) -> Result<Arc<Identity>, CallErro
     }
     link.connection.raise_budget(StreamBudget::CALL);
     tracing::info!(conn = %link.info.id, identity = identity.id.as_str(), "authenticated");
-    watch_over(link, Proof::Token(token), &identity);
+    watch_over(link, SessionProof::Token(token), &identity);
     Ok(identity)
 }
 
@@ -124,16 +124,16 @@ fn once() -> CallError {
 
 /// Begins a connection as the identity of a token that was checked where the connection came in.
 /// `false` where the token has lost its meaning since.
-pub(crate) fn begin(link: &Arc<Link>, token: Arc<AuthToken>) -> bool {
+pub(crate) fn begin(link: &Arc<CallConnectionState>, token: Arc<AuthToken>) -> bool {
     let Some(identity) = link.dispatcher.by_token(token.expose()) else {
         return false;
     };
-    // Its own from the start: whom the carrier proved to be no longer counts.
+    // The guest has an identity of its own from the start: the carrier's no longer counts.
     let first = link.session.begin(&identity, &token)
         && link.connection.set_identity(Arc::clone(&identity)).is_ok();
     if first {
         link.connection.raise_budget(StreamBudget::CALL);
-        watch_over(link, Proof::Token(token), &identity);
+        watch_over(link, SessionProof::Token(token), &identity);
     }
     first
 }
@@ -153,14 +153,14 @@ impl Caller {
 
 /// What an identity rests on.
 #[derive(Debug)]
-pub(crate) enum Proof {
+pub(crate) enum SessionProof {
     /// The server we dialled proved a key, which has these names.
     Keys(Vec<PeerKey>),
     /// The peer sent a token.
     Token(Arc<AuthToken>),
 }
 
-impl Proof {
+impl SessionProof {
     /// How long to wait at most until it is looked up again, and whether it ends then by itself.
     fn lasts(&self, dispatcher: &Dispatcher) -> (Duration, bool) {
         let end = match self {
@@ -181,7 +181,11 @@ impl Proof {
 
 /// Ends the connection once `proof` no longer stands for `identity`, and follows its scopes until
 /// then. What the endpoint does for keys that dialled in, for everything else.
-pub(crate) fn watch_over(link: &Arc<Link>, proof: Proof, identity: &Arc<Identity>) {
+pub(crate) fn watch_over(
+    link: &Arc<CallConnectionState>,
+    proof: SessionProof,
+    identity: &Arc<Identity>,
+) {
     let Some(mut changes) = link.dispatcher.identity_changes() else {
         return;
     };
@@ -195,8 +199,8 @@ pub(crate) fn watch_over(link: &Arc<Link>, proof: Proof, identity: &Arc<Identity
 }
 
 async fn watch(
-    link: Weak<Link>,
-    proof: Proof,
+    link: Weak<CallConnectionState>,
+    proof: SessionProof,
     mut current: Arc<Identity>,
     mut changes: watch::Receiver<u64>,
 ) {
@@ -224,13 +228,18 @@ async fn watch(
     }
 }
 
-fn replace(link: &Link, proof: &Proof, before: &Arc<Identity>, now: &Arc<Identity>) {
-    // Where the connection is somebody by its key, a token changes nothing about that.
+fn replace(
+    link: &CallConnectionState,
+    proof: &SessionProof,
+    before: &Arc<Identity>,
+    now: &Arc<Identity>,
+) {
+    // A connection that is identified by its key keeps that identity: a token changes nothing about it.
     let connections = link.connection.identity();
     if connections.is_some_and(|old| Arc::ptr_eq(&old, before)) {
         let _ = link.connection.set_identity(Arc::clone(now));
     }
-    if matches!(proof, Proof::Token(_)) {
+    if matches!(proof, SessionProof::Token(_)) {
         link.session.identity.store(Some(Arc::clone(now)));
     }
 }

@@ -167,7 +167,7 @@ impl OperationSpec {
         self
     }
 
-    /// Whoever is identified may call, whatever scopes they hold.
+    /// Every identified caller may call it, whatever scopes the caller holds.
     #[must_use]
     pub fn with_identity(mut self) -> Self {
         self.access_control.identified = true;

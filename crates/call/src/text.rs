@@ -22,7 +22,7 @@ const RAW: &str = "$serde_json::private::RawValue";
 /// # Errors
 /// It has no JSON form; what was appended is to be taken away again.
 pub(crate) fn append(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) -> Result<(), Error> {
-    value.serialize(Writer(out))
+    value.serialize(JsonWriter(out))
 }
 
 /// `value` as JSON text.
@@ -35,17 +35,17 @@ pub(crate) fn to_vec(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>, Error
     Ok(out)
 }
 
-struct Writer<'a>(&'a mut Vec<u8>);
+struct JsonWriter<'a>(&'a mut Vec<u8>);
 
-impl<'a> Writer<'a> {
+impl<'a> JsonWriter<'a> {
     /// Numbers are the library's.
     fn plain(self, value: impl Serialize) -> Result<(), Error> {
         serde_json::to_writer(self.0, &value)
     }
 
-    fn opened(self, open: &str, close: &'static str) -> Items<'a> {
+    fn opened(self, open: &str, close: &'static str) -> SequenceWriter<'a> {
         self.0.extend_from_slice(open.as_bytes());
-        Items {
+        SequenceWriter {
             out: self.0,
             first: true,
             close,
@@ -53,7 +53,7 @@ impl<'a> Writer<'a> {
     }
 
     /// `{"variant":` and `open`.
-    fn variant(self, variant: &str, open: &str, close: &'static str) -> Items<'a> {
+    fn variant(self, variant: &str, open: &str, close: &'static str) -> SequenceWriter<'a> {
         self.0.push(b'{');
         append_string(self.0, variant);
         self.0.push(b':');
@@ -69,16 +69,16 @@ macro_rules! numbers {
     };
 }
 
-impl<'a> Serializer for Writer<'a> {
+impl<'a> Serializer for JsonWriter<'a> {
     type Ok = ();
     type Error = Error;
-    type SerializeSeq = Items<'a>;
-    type SerializeTuple = Items<'a>;
-    type SerializeTupleStruct = Items<'a>;
-    type SerializeTupleVariant = Items<'a>;
-    type SerializeMap = Items<'a>;
-    type SerializeStruct = Members<'a>;
-    type SerializeStructVariant = Items<'a>;
+    type SerializeSeq = SequenceWriter<'a>;
+    type SerializeTuple = SequenceWriter<'a>;
+    type SerializeTupleStruct = SequenceWriter<'a>;
+    type SerializeTupleVariant = SequenceWriter<'a>;
+    type SerializeMap = SequenceWriter<'a>;
+    type SerializeStruct = MemberWriter<'a>;
+    type SerializeStructVariant = SequenceWriter<'a>;
 
     numbers! {
         serialize_bool: bool, serialize_i8: i8, serialize_i16: i16, serialize_i32: i32,
@@ -147,15 +147,19 @@ impl<'a> Serializer for Writer<'a> {
         items.close()
     }
 
-    fn serialize_seq(self, _: Option<usize>) -> Result<Items<'a>, Error> {
+    fn serialize_seq(self, _: Option<usize>) -> Result<SequenceWriter<'a>, Error> {
         Ok(self.opened("[", "]"))
     }
 
-    fn serialize_tuple(self, _: usize) -> Result<Items<'a>, Error> {
+    fn serialize_tuple(self, _: usize) -> Result<SequenceWriter<'a>, Error> {
         Ok(self.opened("[", "]"))
     }
 
-    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Items<'a>, Error> {
+    fn serialize_tuple_struct(
+        self,
+        _: &'static str,
+        _: usize,
+    ) -> Result<SequenceWriter<'a>, Error> {
         Ok(self.opened("[", "]"))
     }
 
@@ -165,19 +169,19 @@ impl<'a> Serializer for Writer<'a> {
         _: u32,
         variant: &'static str,
         _: usize,
-    ) -> Result<Items<'a>, Error> {
+    ) -> Result<SequenceWriter<'a>, Error> {
         Ok(self.variant(variant, "[", "]}"))
     }
 
-    fn serialize_map(self, _: Option<usize>) -> Result<Items<'a>, Error> {
+    fn serialize_map(self, _: Option<usize>) -> Result<SequenceWriter<'a>, Error> {
         Ok(self.opened("{", "}"))
     }
 
-    fn serialize_struct(self, name: &'static str, _: usize) -> Result<Members<'a>, Error> {
+    fn serialize_struct(self, name: &'static str, _: usize) -> Result<MemberWriter<'a>, Error> {
         if name == RAW {
-            return Ok(Members::Raw(self.0));
+            return Ok(MemberWriter::Raw(self.0));
         }
-        Ok(Members::Named(self.opened("{", "}")))
+        Ok(MemberWriter::Named(self.opened("{", "}")))
     }
 
     fn serialize_struct_variant(
@@ -186,19 +190,19 @@ impl<'a> Serializer for Writer<'a> {
         _: u32,
         variant: &'static str,
         _: usize,
-    ) -> Result<Items<'a>, Error> {
+    ) -> Result<SequenceWriter<'a>, Error> {
         Ok(self.variant(variant, "{", "}}"))
     }
 }
 
 /// What stands in brackets.
-struct Items<'a> {
+struct SequenceWriter<'a> {
     out: &'a mut Vec<u8>,
     first: bool,
     close: &'static str,
 }
 
-impl Items<'_> {
+impl SequenceWriter<'_> {
     fn separate(&mut self) {
         if !std::mem::take(&mut self.first) {
             self.out.push(b',');
@@ -241,7 +245,7 @@ impl Items<'_> {
 
 macro_rules! items {
     ($($trait:ident: $function:ident),*) => {
-        $(impl $trait for Items<'_> {
+        $(impl $trait for SequenceWriter<'_> {
             type Ok = ();
             type Error = Error;
 
@@ -261,7 +265,7 @@ items! {
     SerializeTupleStruct: serialize_field, SerializeTupleVariant: serialize_field
 }
 
-impl SerializeMap for Items<'_> {
+impl SerializeMap for SequenceWriter<'_> {
     type Ok = ();
     type Error = Error;
 
@@ -279,7 +283,7 @@ impl SerializeMap for Items<'_> {
     }
 }
 
-impl SerializeStructVariant for Items<'_> {
+impl SerializeStructVariant for SequenceWriter<'_> {
     type Ok = ();
     type Error = Error;
 
@@ -296,13 +300,13 @@ impl SerializeStructVariant for Items<'_> {
     }
 }
 
-enum Members<'a> {
-    Named(Items<'a>),
+enum MemberWriter<'a> {
+    Named(SequenceWriter<'a>),
     /// The only member is text to be written as it is.
     Raw(&'a mut Vec<u8>),
 }
 
-impl SerializeStruct for Members<'_> {
+impl SerializeStruct for MemberWriter<'_> {
     type Ok = ();
     type Error = Error;
 

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::dispatcher::Counters;
+use crate::connection::CallConnectionState;
+use crate::dispatcher::DispatcherCounters;
 use crate::limits::{FRAME_BYTES_FREE, REQUEST_BYTES_FREE};
-use crate::link::Link;
 use crate::request_bytes::RequestClaim;
 
 /// A message in the making, counted for the peer until its request is: on every stream that it may open a peer could
 /// have one that lacks its last byte.
 #[derive(Debug, Default)]
-pub(crate) struct Unfinished {
+pub(crate) struct PartialMessage {
     bytes: usize,
     claim: Option<RequestClaim>,
     /// How long it has waited for room.
@@ -22,14 +22,18 @@ pub(crate) struct Unfinished {
 
 /// There is no room for a message in the making: who sends it, or all peers, have as many bytes of others as they may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overfull;
+pub struct AssemblyLimitError;
 
-impl Unfinished {
+impl PartialMessage {
     /// Counts it with so many bytes. Where there is no room for them it is counted as before.
-    pub(crate) fn count(&mut self, link: &Link, bytes: usize) -> Result<(), Overfull> {
+    pub(crate) fn count(
+        &mut self,
+        link: &CallConnectionState,
+        bytes: usize,
+    ) -> Result<(), AssemblyLimitError> {
         let counted = self.claim(link, bytes);
         if counted.is_err() {
-            Counters::add(&link.dispatcher.counters.request_bytes_full);
+            DispatcherCounters::add(&link.dispatcher.counters.request_bytes_full);
         }
         counted
     }
@@ -38,10 +42,10 @@ impl Unfinished {
     /// as a frame may take. Returns `begun`, moved on by that: while nothing is read its sender can send nothing more.
     pub(crate) async fn count_from(
         &mut self,
-        link: &Link,
+        link: &CallConnectionState,
         bytes: usize,
         begun: Instant,
-    ) -> Result<Instant, Overfull> {
+    ) -> Result<Instant, AssemblyLimitError> {
         if self.count(link, bytes).is_ok() {
             return Ok(begun);
         }
@@ -60,10 +64,14 @@ impl Unfinished {
                 break;
             }
         }
-        Err(Overfull)
+        Err(AssemblyLimitError)
     }
 
-    fn claim(&mut self, link: &Link, bytes: usize) -> Result<(), Overfull> {
+    fn claim(
+        &mut self,
+        link: &CallConnectionState,
+        bytes: usize,
+    ) -> Result<(), AssemblyLimitError> {
         let is_counted = bytes <= self.bytes.max(REQUEST_BYTES_FREE);
         if is_counted || bytes <= FRAME_BYTES_FREE && waits(link) {
             return Ok(());
@@ -71,43 +79,45 @@ impl Unfinished {
         let requester = link.requester();
         let empty = || RequestClaim::empty(&link.dispatcher.unfinished_bytes, &requester);
         let claim = self.claim.get_or_insert_with(empty);
-        claim.resize(&requester, bytes).map_err(|_| Overfull)?;
+        claim
+            .resize(&requester, bytes)
+            .map_err(|_| AssemblyLimitError)?;
         self.bytes = bytes;
         Ok(())
     }
 }
 
 /// Whether a message waits for room: its sender is known, and all calls of a connection would end with its stream.
-fn waits(link: &Link) -> bool {
+fn waits(link: &CallConnectionState) -> bool {
     link.ends_with_stream() && link.requester().is_known()
 }
 
-/// Stands for a guest from before it is served: [`Dispatcher::serve_guest`](crate::Dispatcher::serve_guest) is told
-/// which one.
+/// Stands for a guest from before it is served; [`Dispatcher::serve_guest`](crate::Dispatcher::serve_guest) ties it
+/// to the guest's connection.
 #[derive(Clone, Debug, Default)]
-pub struct GuestHandle(Arc<OnceLock<Weak<Link>>>);
+pub struct GuestHandle(Arc<OnceLock<Weak<CallConnectionState>>>);
 
 impl GuestHandle {
-    pub(crate) fn set(&self, link: &Arc<Link>) {
+    pub(crate) fn set(&self, link: &Arc<CallConnectionState>) {
         self.0.get_or_init(|| Arc::downgrade(link));
     }
 }
 
-/// Counts messages that the carriage of a guest puts together, each before anything of it is passed on, with the frames
-/// in the making of whom the guest is at that moment. Dropping it gives the bytes back.
+/// Counts messages that the carriage of a guest puts together, each before anything of it is passed on, with the
+/// frames in the making of the identity that the guest has at that moment. Dropping it gives the bytes back.
 #[derive(Debug)]
 pub struct Assembly {
     guest: GuestHandle,
-    unfinished: Unfinished,
+    unfinished: PartialMessage,
 }
 
 impl Assembly {
     /// Of this guest, who has sent nothing yet.
     #[must_use]
-    pub fn of(guest: &GuestHandle) -> Self {
+    pub fn for_guest(guest: &GuestHandle) -> Self {
         Self {
             guest: guest.clone(),
-            unfinished: Unfinished::default(),
+            unfinished: PartialMessage::default(),
         }
     }
 
@@ -115,18 +125,18 @@ impl Assembly {
     ///
     /// # Errors
     /// There is no room for it, or the guest has gone.
-    pub fn count(&mut self, bytes: usize) -> Result<(), Overfull> {
+    pub fn count(&mut self, bytes: usize) -> Result<(), AssemblyLimitError> {
         if bytes <= REQUEST_BYTES_FREE {
             return Ok(());
         }
         let link = self.guest.0.get().and_then(Weak::upgrade);
-        let link = link.ok_or(Overfull)?;
+        let link = link.ok_or(AssemblyLimitError)?;
         self.unfinished.count(&link, bytes)
     }
 
     /// The message was passed on, or given up.
     pub fn clear(&mut self) {
-        self.unfinished = Unfinished::default();
+        self.unfinished = PartialMessage::default();
     }
 }
 
@@ -144,14 +154,14 @@ mod tests {
     use crate::ALPN;
     use crate::dispatcher::Dispatcher;
     use crate::registry::Registry;
-    use crate::request_bytes::{Kept, Requester};
+    use crate::request_bytes::{RequestRetention, Requester};
 
     const MIB: usize = 1 << 20;
 
     /// A connection that ends with its stream.
-    struct Single(Connection);
+    struct SingleStreamConnection(Connection);
 
-    impl StreamSource for Single {
+    impl StreamSource for SingleStreamConnection {
         fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
             Box::pin(self.0.accept_bi())
         }
@@ -174,12 +184,12 @@ mod tests {
     }
 
     /// Of a known peer.
-    fn link() -> Arc<Link> {
+    fn link() -> Arc<CallConnectionState> {
         let registry = Registry::builder().build().expect("no operations");
         let dispatcher = Dispatcher::new(registry).with_memory(0);
         let (_dialled, accepted) = memory_pair(ALPN);
         let info = accepted.info().clone();
-        let connection = Connection::from_source(Box::new(Single(accepted)), info);
+        let connection = Connection::from_source(Box::new(SingleStreamConnection(accepted)), info);
         let ada = Identity {
             id: "ada".parse().expect("a peer id"),
             kind: IdentityKind::Peer,
@@ -189,7 +199,7 @@ mod tests {
         };
         let known = connection.set_identity(Arc::new(ada));
         known.expect("it had no identity before");
-        Link::new(connection, Arc::new(dispatcher), None)
+        CallConnectionState::new(connection, Arc::new(dispatcher), None)
     }
 
     /// A sender that the node keeps waiting for nearly as long as a frame may take would have no time for the rest.
@@ -200,11 +210,12 @@ mod tests {
         let claim = |id: &str, bytes: usize| {
             let who = Requester::Known(id.parse().expect("a peer id"));
             let all = &link.dispatcher.unfinished_bytes;
-            all.claim(who, bytes, Kept::Once).expect("there is room")
+            all.claim(who, bytes, RequestRetention::Once)
+                .expect("there is room")
         };
         // Three quarters of the 4 MiB that the smallest node has.
         let crowd = [claim("eve", 2 * MIB), claim("mallory", MIB)];
-        let mut unfinished = Unfinished::default();
+        let mut unfinished = PartialMessage::default();
         let begun = Instant::now();
         let short = unfinished.count_from(&link, FRAME_BYTES_FREE, begun);
         assert_eq!(short.await, Ok(begun));

@@ -9,34 +9,34 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
 use crate::limits::UNREAD_BYTES_FREE;
-use crate::request_bytes::Fit;
-pub(crate) use share::{Share, Whose};
+use crate::request_bytes::GrowLimit;
+pub(crate) use share::{UnreadQuota, Whose};
 
 /// How many there are. Requests of the peer are not begun while too many bytes of answers wait: what they would
 /// be answered with had to be kept, too.
 #[derive(Debug, Default)]
-pub(crate) struct Unread {
+pub(crate) struct UnreadBytes {
     bytes: AtomicUsize,
     /// There are fewer.
     room: Notify,
     /// What it counts for beyond the connection.
-    share: Option<Share>,
+    share: Option<UnreadQuota>,
     /// Those of everything that is carried in the same connection, these included.
     carrier: Option<Arc<Self>>,
 }
 
 /// Why bytes cannot wait, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoRoom {
+pub(crate) enum UnreadLimitError {
     /// So many wait on the connection, or in what carries it.
     Here(usize),
     /// Those of its requester, or of all, are as many as may be.
     Share,
 }
 
-impl Unread {
+impl UnreadBytes {
     /// Counted for a requester, and with what else its carrier carries.
-    pub(crate) fn shared(share: Share, carrier: Option<Arc<Self>>) -> Self {
+    pub(crate) fn shared(share: UnreadQuota, carrier: Option<Arc<Self>>) -> Self {
         Self {
             bytes: AtomicUsize::new(0),
             room: Notify::new(),
@@ -70,25 +70,25 @@ impl Unread {
         }
         self.bytes.fetch_add(bytes, Ordering::SeqCst);
         if let Some(share) = &self.share {
-            share.cover(&self.bytes, Fit::Anyway);
+            share.cover(&self.bytes, GrowLimit::Anyway);
         }
     }
 
     /// Adds `bytes` where `may` holds for those that wait already, in one step: answers that are ready at the
-    /// same time on several streams do not all find room for themselves. They have to [fit](Fit) into the requester's
+    /// same time on several streams do not all find room for themselves. They have to [fit](GrowLimit) into the requester's
     /// share as well.
     pub(crate) fn claim(
         &self,
         bytes: usize,
-        fit: Fit,
+        fit: GrowLimit,
         may: impl Fn(usize) -> bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<(), UnreadLimitError> {
         let add = |waiting: usize| may(waiting).then(|| waiting.saturating_add(bytes));
         let added = self
             .bounded()
             .bytes
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
-        added.map_err(NoRoom::Here)?;
+        added.map_err(UnreadLimitError::Here)?;
         if self.carrier.is_some() {
             self.bytes.fetch_add(bytes, Ordering::SeqCst);
         }
@@ -98,7 +98,7 @@ impl Unread {
             .is_none_or(|share| share.cover(&self.bytes, fit));
         if !fits {
             self.taken(bytes);
-            return Err(NoRoom::Share);
+            return Err(UnreadLimitError::Share);
         }
         Ok(())
     }
@@ -137,7 +137,7 @@ impl Unread {
         }
     }
 
-    /// Whether more may be added: so little waits that it counts for nobody, or there is room for more of its
+    /// Whether more may be added: so little waits that it is not counted, or there is room for more of its
     /// requester's.
     pub(crate) fn may_grow(&self) -> bool {
         self.bytes() < UNREAD_BYTES_FREE || self.has_share()
@@ -145,12 +145,12 @@ impl Unread {
 
     /// Whether there is room for more of its requester's.
     pub(crate) fn has_share(&self) -> bool {
-        self.share.as_ref().is_none_or(Share::has_room)
+        self.share.as_ref().is_none_or(UnreadQuota::has_room)
     }
 
     /// Whether its requester has all that one may have, whatever others have.
     pub(crate) fn is_spent(&self) -> bool {
-        self.share.as_ref().is_some_and(Share::is_spent)
+        self.share.as_ref().is_some_and(UnreadQuota::is_spent)
     }
 
     /// Waits until fewer than `most` wait, and more may be added.
@@ -175,7 +175,7 @@ impl Unread {
     }
 }
 
-impl Drop for Unread {
+impl Drop for UnreadBytes {
     fn drop(&mut self) {
         if let Some(carrier) = &self.carrier {
             carrier.taken(*self.bytes.get_mut());

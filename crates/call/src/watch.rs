@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use self::history::History;
+use self::history::RegistryHistory;
 use crate::access::AccessControl;
-use crate::body::Output;
+use crate::body::CallOutput;
 use crate::context::Ctx;
 use crate::error::CallError;
 use crate::handler::HandlerKind;
@@ -28,7 +28,7 @@ const PEERS_SCOPE: &str = "peer:list";
 
 /// One event of `services/watch`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
+pub struct RegistryChange {
     /// The hash of every operation of the source, as `services/list` gives it.
     pub registry: String,
     /// Names of operations the caller may call now and could not before.
@@ -52,7 +52,7 @@ pub struct Announcer(Arc<Announced>);
 
 #[derive(Debug)]
 struct Announced {
-    history: Mutex<History>,
+    history: Mutex<RegistryHistory>,
     /// Wakes watchers; the history says of what.
     changed: watch::Sender<()>,
 }
@@ -129,17 +129,17 @@ fn change_schema() -> Value {
     })
 }
 
-fn run(ctx: &Ctx) -> impl Stream<Item = Result<Output, CallError>> + Send + use<> {
+fn run(ctx: &Ctx) -> impl Stream<Item = Result<CallOutput, CallError>> + Send + use<> {
     let ctx = ctx.clone();
     let announcer = ctx.dispatcher().announcer().clone();
-    let watcher = Watcher::new(announcer, move || {
+    let watcher = RegistryWatcher::new(announcer, move || {
         // Asked at each change: scopes come and go.
         let (ctx, who) = (ctx.clone(), ctx.identity_now());
         Box::new(move |rule| ctx.shows(rule, who.as_deref()))
     });
     stream::unfold(watcher, |mut watcher| async move {
         let change = watcher.next().await?;
-        let output = change.and_then(|change| Output::json(&change));
+        let output = change.and_then(|change| CallOutput::json(&change));
         Some((output, watcher))
     })
 }
@@ -147,16 +147,16 @@ fn run(ctx: &Ctx) -> impl Stream<Item = Result<Output, CallError>> + Send + use<
 /// Says whether operations with a rule are shown.
 type View = Box<dyn Fn(&AccessControl) -> bool + Send>;
 
-struct Watcher {
+struct RegistryWatcher {
     announcer: Announcer,
     changes: watch::Receiver<()>,
     /// The number of the last change that it has heard of.
     seen: u64,
-    first: Option<Change>,
+    first: Option<RegistryChange>,
     view: Box<dyn Fn() -> View + Send>,
 }
 
-impl Watcher {
+impl RegistryWatcher {
     fn new(announcer: Announcer, view: impl Fn() -> View + Send + 'static) -> Self {
         let changes = announcer.0.changed.subscribe();
         let (seen, registry) = {
@@ -167,15 +167,15 @@ impl Watcher {
             announcer,
             changes,
             seen,
-            first: Some(Change {
+            first: Some(RegistryChange {
                 registry,
-                ..Change::default()
+                ..RegistryChange::default()
             }),
             view: Box::new(view),
         }
     }
 
-    async fn next(&mut self) -> Option<Result<Change, CallError>> {
+    async fn next(&mut self) -> Option<Result<RegistryChange, CallError>> {
         if let Some(first) = self.first.take() {
             return Some(Ok(first));
         }
@@ -189,7 +189,7 @@ impl Watcher {
         }
     }
 
-    fn look(&mut self) -> Option<Result<Change, CallError>> {
+    fn look(&mut self) -> Option<Result<RegistryChange, CallError>> {
         let view = (self.view)();
         let lists = view(&AccessControl {
             required_scopes: vec![PEERS_SCOPE.to_owned()],
@@ -204,7 +204,7 @@ mod tests {
     use alknet_core::{Identity, IdentityKind};
 
     use super::*;
-    use crate::access::Verdict;
+    use crate::access::AccessDecision;
     use crate::limits::{PEERS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX, WATCH_HISTORY_BYTES};
 
     fn who(scopes: &[&str]) -> Identity {
@@ -222,17 +222,17 @@ mod tests {
     }
 
     /// Of an identity with these scopes, or of an unknown peer, past its first event.
-    fn watcher(announcer: &Announcer, scopes: Option<&[&str]>) -> Watcher {
+    fn watcher(announcer: &Announcer, scopes: Option<&[&str]>) -> RegistryWatcher {
         let who = scopes.map(who);
-        let mut watcher = Watcher::new(announcer.clone(), move || {
+        let mut watcher = RegistryWatcher::new(announcer.clone(), move || {
             let who = who.clone();
-            Box::new(move |rule| rule.check_scopes(who.as_ref()) == Verdict::Allowed)
+            Box::new(move |rule| rule.check_scopes(who.as_ref()) == AccessDecision::Allowed)
         });
         watcher.first = None;
         watcher
     }
 
-    fn told(watcher: &mut Watcher) -> Vec<Change> {
+    fn told(watcher: &mut RegistryWatcher) -> Vec<RegistryChange> {
         let told = std::iter::from_fn(|| watcher.look());
         told.map(|change| change.expect("it is not too far behind"))
             .collect()
@@ -281,9 +281,9 @@ mod tests {
         announcer.own("h2", [&query("a/x").with_scope("admin")]);
         assert_eq!(told(&mut unknown)[0].removed, ["a/x"]);
         announcer.own("h3", [&query("a/x").with_scope("admin")]);
-        let expected = Change {
+        let expected = RegistryChange {
             registry: "h3".to_owned(),
-            ..Change::default()
+            ..RegistryChange::default()
         };
         assert_eq!(told(&mut unknown), [expected]);
     }
@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(next().await.registry, "h4");
     }
 
-    /// Changes of several sources are told in their order, each from what was there when the one before was told.
+    /// A watcher gets the changes of several sources in their order, each relative to the state before that change.
     #[test]
     fn changes_of_two_sources_are_told_in_turn() {
         let announcer = announcer();

@@ -107,8 +107,8 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// How long a peer that ended the connection so wants to be left alone; `None`: until somebody
-    /// changes something.
+    /// How long the dialler waits before it dials again a peer that closed the connection so;
+    /// `None`: until an administrator changes something.
     #[must_use]
     pub fn pause(&self) -> Option<Duration> {
         let Self::Peer(Some(code), _) = self else {

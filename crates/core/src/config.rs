@@ -14,7 +14,7 @@ mod hub;
 mod import;
 mod iroh;
 mod kms;
-mod people;
+mod principals;
 mod promotion;
 mod read;
 mod recipient;
@@ -43,7 +43,8 @@ pub use kms::{ADDRESS_RANGES_MAX, VaultKms};
 pub use promotion::{Activation, PromotionSection};
 pub use recipient::AgeKey;
 pub use reload::{
-    Applied, ApplyError, Change, ChangedIds, ConfigWarning, DynamicConfig, ReloadHandle, Source,
+    ApplyError, ChangedIds, ConfigApplyResult, ConfigChange, ConfigSource, ConfigWarning,
+    DynamicConfig, ReloadHandle,
 };
 pub use tls::{AcmeChallenge, AcmeSection, TlsFiles, TlsSection};
 pub use tuning::{LimitsConfig, LogConfig, LogLevel};
@@ -84,7 +85,7 @@ pub struct NodeConfig {
     pub limits: LimitsConfig,
     /// What the log says.
     pub log: LogConfig,
-    /// Certificates, and whom the node trusts when it dials.
+    /// Certificates, and the servers that the node trusts when it dials.
     pub tls: TlsSection,
     /// What browsers and programs without a protocol of ours get.
     pub http: HttpSection,
@@ -123,10 +124,10 @@ impl NodeConfig {
         }
     }
 
-    /// What a refused document still says that lets its administrator in: well-formed
-    /// administrator keys, the port and addresses listened on, the name, network cards whose
-    /// entries are free of mistakes, whether it is stateless, and what is correct of the vault. Peers and tokens are left out: nobody gets more than a correct
-    /// document gives. All defaults where the document is not TOML at all.
+    /// What a refused document still says that lets its administrator in: well-formed administrator keys, the port and
+    /// addresses listened on, the name, network cards whose entries are free of mistakes, whether the node is
+    /// stateless, and what is correct of the vault. Peers and tokens are left out, so that a refused document never
+    /// gives more rights than a correct one. All defaults where the document is not TOML at all.
     #[must_use]
     pub fn salvage(document: &[u8]) -> Self {
         let config = read::read(document).config;
@@ -224,7 +225,7 @@ pub enum LinkMethod {
     Static,
 }
 
-/// `[[peers]]`: somebody who may connect.
+/// `[[peers]]`: a peer that may connect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PeerConfig {

@@ -110,7 +110,7 @@ pub struct ConnectionInfo {
 /// Whether a peer that proved who it is has a known peer's place from then on.
 type Authenticated = dyn Fn(&PeerId) -> bool + Send + Sync;
 
-struct Inner {
+struct ConnectionInner {
     id: ConnId,
     info: ConnectionInfo,
     source: Box<dyn StreamSource>,
@@ -130,13 +130,13 @@ struct Inner {
     carrier: Option<Connection>,
 }
 
-impl Drop for Inner {
+impl Drop for ConnectionInner {
     fn drop(&mut self) {
         self.close(CloseCode::Normal, "");
     }
 }
 
-impl Inner {
+impl ConnectionInner {
     fn close(&self, code: CloseCode, reason: &str) {
         match self.codes.get() {
             Some(number) => self.source.close_foreign(number(code), reason),
@@ -147,7 +147,7 @@ impl Inner {
 
 /// One connection. Clones share it; dropping the last one closes it.
 #[derive(Clone)]
-pub struct Connection(Arc<Inner>);
+pub struct Connection(Arc<ConnectionInner>);
 
 impl Connection {
     /// Wraps a carriage.
@@ -170,7 +170,7 @@ impl Connection {
     }
 
     fn new(source: Box<dyn StreamSource>, info: ConnectionInfo, carrier: Option<Self>) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(ConnectionInner {
             id: ConnId::next(),
             info,
             source,
@@ -307,8 +307,8 @@ impl Connection {
         Ok(())
     }
 
-    /// The peer is gone: from here on the connection, which is about to be closed, is nobody's, and
-    /// cannot become anybody's again.
+    /// The peer was removed: from here on the connection, which is about to be closed, has no identity, and cannot get
+    /// one again.
     pub fn revoke_identity(&self) {
         self.0.revoked.store(true, Ordering::SeqCst);
         self.0.identity.store(None);
@@ -333,8 +333,8 @@ impl Connection {
         self.0.identity.load().is_some() || self.inherits().is_some_and(Self::is_identified)
     }
 
-    /// Asks the handler to finish what it does and to take nothing new: a newer connection of the
-    /// same peer takes over. Returns whether nobody had asked before.
+    /// Asks the handler to finish what it does and to take nothing new: a newer connection of the same peer takes over.
+    /// Returns whether this is the first time that it is asked.
     pub fn ask_to_drain(&self) -> bool {
         !self.0.drain.send_replace(true)
     }
@@ -351,14 +351,13 @@ impl Connection {
         let _ = self.0.drain.subscribe().wait_for(|asked| *asked).await;
     }
 
-    /// What to do each time the peer fails to prove who it is. Set once, by whoever made the
-    /// connection.
+    /// What to do each time the peer fails to prove who it is. Set once, by the maker of the connection.
     pub fn on_auth_failure(&self, notice: impl Fn() + Send + Sync + 'static) {
         self.0.on_auth_failure.get_or_init(|| Box::new(notice));
     }
 
-    /// A handler's word that the peer sent a token, a key or a password that stands for nobody.
-    /// Every handler that authenticates says so: guesses are counted by network.
+    /// A handler's word that the peer sent a token, a key or a password that belongs to no identity. Every handler that
+    /// authenticates says so: guesses are counted by network.
     pub fn auth_failed(&self) {
         match (self.0.on_auth_failure.get(), &self.0.carrier) {
             (Some(notice), _) => notice(),
@@ -367,14 +366,13 @@ impl Connection {
         }
     }
 
-    /// How to find out whether guesses from the peer's network are refused. Set once, by whoever made the
-    /// connection.
+    /// How to find out whether guesses from the peer's network are refused. Set once, by the maker of the connection.
     pub fn set_penalty(&self, penalty: impl Fn() -> Option<Duration> + Send + Sync + 'static) {
         self.0.penalty.get_or_init(|| Box::new(penalty));
     }
 
-    /// How long wrong tokens from the peer's network are answered with a limit, because too many came from
-    /// there: a handler says this time to whoever sends one. Right ones are as good as ever.
+    /// How long the node answers wrong tokens from the peer's network with a limit, because too many came from there: a
+    /// handler names this time to a peer that sends one. Right tokens are as good as ever.
     #[must_use]
     pub fn penalty(&self) -> Option<Duration> {
         match (self.0.penalty.get(), &self.0.carrier) {
@@ -384,8 +382,8 @@ impl Connection {
         }
     }
 
-    /// What to do when the peer has proved who it is; returns whether it has a known peer's place from then on,
-    /// and is called again otherwise. Set once, by whoever made the connection, before a handler has it.
+    /// What to do when the peer has proved who it is; returns whether the peer has a known peer's place from then on,
+    /// and is called again otherwise. Set once, by the maker of the connection, before a handler has it.
     pub fn on_authenticated(&self, notice: impl Fn(&PeerId) -> bool + Send + Sync + 'static) {
         self.0.on_authenticated.get_or_init(|| Box::new(notice));
     }
@@ -439,8 +437,8 @@ impl Connection {
         self.0.source.close_foreign(code, reason);
     }
 
-    /// From now on the connection is closed with these numbers in the place of ours, whoever closes it.
-    /// Set once, by the handler of a protocol that has codes of its own.
+    /// From now on every close of the connection has these numbers in the place of ours. Set once, by the handler of a
+    /// protocol that has codes of its own.
     pub fn speaks_codes(&self, number: fn(CloseCode) -> u32) {
         self.0.codes.get_or_init(|| number);
     }

@@ -67,7 +67,7 @@ impl fmt::Debug for EncryptedData {
     }
 }
 
-/// Keeps sealed secrets by the name of whom they are for.
+/// Keeps sealed secrets by the name of the provider that they are for.
 pub trait CredentialStore: Send + Sync + 'static {
     /// What is kept for `provider`.
     fn get(&self, provider: &str) -> Option<EncryptedData>;
@@ -117,13 +117,13 @@ mod tests {
     /// Ambiguous, and so no program, as soon as the type can be shown or written.
     #[test]
     fn secrets_can_be_neither_shown_nor_written() {
-        trait Hidden<Marker> {
+        trait SecretIsOpaque<Marker> {
             fn hidden() {}
         }
-        impl<T: ?Sized> Hidden<()> for T {}
-        impl<T: ?Sized + fmt::Debug> Hidden<u8> for T {}
-        impl<T: ?Sized + Serialize> Hidden<u16> for T {}
-        <Secret as Hidden<_>>::hidden();
+        impl<T: ?Sized> SecretIsOpaque<()> for T {}
+        impl<T: ?Sized + fmt::Debug> SecretIsOpaque<u8> for T {}
+        impl<T: ?Sized + Serialize> SecretIsOpaque<u16> for T {}
+        <Secret as SecretIsOpaque<_>>::hidden();
     }
 
     #[test]

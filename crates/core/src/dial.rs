@@ -9,18 +9,18 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::allow_list::DialAllowList;
 use crate::alpn::Carriage;
 use crate::connection::Connection;
 use crate::handler::{BoxError, BoxFuture};
 use crate::identity::{KeyParseError, PeerKey};
-use crate::reach::Reach;
 
 /// Makes connections. Implemented by the endpoint, so that a protocol can dial without knowing a
 /// transport.
 pub trait Dialer: fmt::Debug + Send + Sync + 'static {
-    /// Connects over whichever carriage works first, and only to whom `request` expects. Dropping
-    /// the future gives up.
-    fn connect(&self, request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>>;
+    /// Connects over whichever carriage works first, and only to a server that proves what
+    /// `request` expects. Dropping the future gives up.
+    fn connect(&self, request: DialRequest) -> BoxFuture<'_, Result<DialedConnection, DialError>>;
 }
 
 /// One dial.
@@ -28,8 +28,8 @@ pub trait Dialer: fmt::Debug + Send + Sync + 'static {
 pub struct DialRequest {
     /// Where.
     pub addr: PeerAddr,
-    /// Whom. What `addr` itself pins is not asked again.
-    pub expect: Expect,
+    /// How the server proves who it is. The pins of `addr` itself are not looked at.
+    pub expect: PeerVerification,
     /// The protocol.
     pub alpn: Cow<'static, [u8]>,
     /// Over what; [`Carriage::Both`] takes the first that works.
@@ -38,45 +38,45 @@ pub struct DialRequest {
     /// track us by.
     pub present_key: bool,
     /// Which of the addresses of a name may be dialled.
-    pub reach: Reach,
+    pub reach: DialAllowList,
 }
 
 impl DialRequest {
     /// A dial over any carriage that shows our key.
     #[must_use]
-    pub fn new(addr: PeerAddr, expect: Expect, alpn: &'static [u8]) -> Self {
+    pub fn new(addr: PeerAddr, expect: PeerVerification, alpn: &'static [u8]) -> Self {
         Self {
             addr,
             expect,
             alpn: alpn.into(),
             carriage: Carriage::Both,
             present_key: true,
-            reach: Reach::Anywhere,
+            reach: DialAllowList::Anywhere,
         }
     }
 }
 
 /// How the other side has to prove who it is. There is no way to ask for no proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Expect {
-    /// It holds any of these keys; names, dates and issuers mean nothing. An empty list is
-    /// satisfied by nobody.
+pub enum PeerVerification {
+    /// It holds any of these keys; names, dates and issuers mean nothing. No server satisfies an
+    /// empty list.
     Pinned(Vec<PeerKey>),
     /// It has a certificate for exactly this name, or address, that ends at a trusted authority.
     WebPki,
 }
 
-impl Expect {
+impl PeerVerification {
     /// What `addr` itself says, or, for a peer in the configuration, `known`, its keys.
     ///
     /// # Errors
-    /// [`DialErrorKind::UnknownPeer`] for an address without a key: whoever answered there would be
-    /// somebody else just as well. A public certificate for an address has to be asked for by
-    /// [`Expect::WebPki`], of a dialler that was told to take one.
-    pub fn of(addr: &PeerAddr, known: &[PeerKey]) -> Result<Self, DialError> {
+    /// [`DialErrorKind::UnknownPeer`] for an address without a key: any server could answer there.
+    /// A caller that takes a public certificate for an address asks for
+    /// [`PeerVerification::WebPki`] itself, of a dialler that is configured to accept one.
+    pub fn for_address(addr: &PeerAddr, known: &[PeerKey]) -> Result<Self, DialError> {
         match (known, addr.pins.as_slice(), &addr.host) {
-            ([], [], Host::Name(_)) => Ok(Self::WebPki),
-            ([], [], Host::Ip(_)) => Err(DialError::new(
+            ([], [], DialHost::Name(_)) => Ok(Self::WebPki),
+            ([], [], DialHost::Ip(_)) => Err(DialError::new(
                 DialErrorKind::UnknownPeer,
                 UnknownPeer(addr.address()),
             )),
@@ -92,11 +92,11 @@ pub struct UnknownPeer(pub String);
 
 /// A connection that was dialled.
 #[derive(Debug)]
-pub struct Dialled {
+pub struct DialedConnection {
     /// The connection.
     pub connection: Connection,
     /// The names of the key that a pinned server proved, most lasting first. Empty for public
-    /// servers: they are nobody's peer.
+    /// servers, which are no peers.
     pub keys: Vec<PeerKey>,
 }
 
@@ -118,7 +118,7 @@ impl DialError {
         }
     }
 
-    /// Whether the same dial fails until somebody changes something.
+    /// Whether the same dial fails until an administrator changes something.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         matches!(
@@ -135,7 +135,7 @@ impl DialError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DialErrorKind {
-    /// Somebody answered who cannot prove to be who was expected.
+    /// A server answered that cannot prove to be the expected one.
     Impostor,
     /// This machine cannot dial: no socket, no key, no TLS.
     Local,
@@ -147,7 +147,7 @@ pub enum DialErrorKind {
     Refused,
     /// Nothing answered in time.
     TimedOut,
-    /// Nothing says whom to expect.
+    /// There is no key and no name by which to recognise the server.
     UnknownPeer,
     /// The network, the resolver or TLS said no.
     Unreachable,
@@ -162,14 +162,14 @@ const HOST_BYTES_MAX: usize = 253;
 /// Longest label of a host name (RFC 1035 section 2.3.4).
 const LABEL_BYTES_MAX: usize = 63;
 
-/// Somebody to dial: where, and by which key to know them. In documents it is its text.
+/// A peer to dial: where it is, and the keys that it is known by. In documents it is its text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PeerAddr {
     /// Keys any of which the server may prove. Empty: a public name with a public certificate.
     pub pins: Vec<PeerKey>,
     /// Where it is.
-    pub host: Host,
+    pub host: DialHost,
     /// Its port, UDP and TCP.
     pub port: u16,
 }
@@ -186,7 +186,7 @@ impl PeerAddr {
     #[must_use]
     pub fn address(&self) -> String {
         match &self.host {
-            Host::Ip(IpAddr::V6(ip)) => format!("[{ip}]:{}", self.port),
+            DialHost::Ip(IpAddr::V6(ip)) => format!("[{ip}]:{}", self.port),
             host => format!("{host}:{}", self.port),
         }
     }
@@ -194,14 +194,14 @@ impl PeerAddr {
 
 /// Where a server is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Host {
+pub enum DialHost {
     /// A literal address.
     Ip(IpAddr),
     /// A DNS name, in lower case.
     Name(String),
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for DialHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(ip) => ip.fmt(f),
@@ -276,15 +276,15 @@ fn split_port(address: &str) -> Result<(&str, u16), PeerAddrError> {
     }
 }
 
-fn parse_host(host: &str) -> Result<Host, PeerAddrError> {
+fn parse_host(host: &str) -> Result<DialHost, PeerAddrError> {
     if let Some(inner) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         let ip: Ipv6Addr = inner
             .parse()
             .map_err(|_| PeerAddrError::Host(host.to_owned()))?;
-        return Ok(Host::Ip(ip.into()));
+        return Ok(DialHost::Ip(ip.into()));
     }
     if let Ok(ip) = host.parse() {
-        return Ok(Host::Ip(ip));
+        return Ok(DialHost::Ip(ip));
     }
     let name = host.to_ascii_lowercase();
     // A name that ends in digits is a mistyped address and no resolver's business.
@@ -293,7 +293,7 @@ fn parse_host(host: &str) -> Result<Host, PeerAddrError> {
     if mistyped || name.len() > HOST_BYTES_MAX || !is_dns_name(&name) {
         return Err(PeerAddrError::Host(host.to_owned()));
     }
-    Ok(Host::Name(name))
+    Ok(DialHost::Name(name))
 }
 
 /// Whether `name` can stand in a certificate and a ClientHello: labels of letters, digits, `-` and
@@ -390,17 +390,18 @@ mod tests {
         let (written, known) = (PeerKey::Ed25519([1; 32]), PeerKey::Spki([2; 32]));
         let addr = |text: &str| text.parse::<PeerAddr>().expect(text);
         let pinned = |text: &str| addr(text).with_pins([written]);
-        let expect = |addr: &PeerAddr, known: &[PeerKey]| Expect::of(addr, known);
+        let expect =
+            |addr: &PeerAddr, known: &[PeerKey]| PeerVerification::for_address(addr, known);
         for place in ["example.org", "192.0.2.1:443", "[::1]"] {
             let of = expect(&pinned(place), &[]).expect("a pin");
-            assert_eq!(of, Expect::Pinned(vec![written]), "{place}");
+            assert_eq!(of, PeerVerification::Pinned(vec![written]), "{place}");
             for addr in [addr(place), pinned(place)] {
                 let of = expect(&addr, &[known]).expect("a peer");
-                assert_eq!(of, Expect::Pinned(vec![known]), "{place}");
+                assert_eq!(of, PeerVerification::Pinned(vec![known]), "{place}");
             }
         }
         let public = expect(&addr("example.org"), &[]).expect("a name");
-        assert_eq!(public, Expect::WebPki);
+        assert_eq!(public, PeerVerification::WebPki);
         for place in ["192.0.2.1", "[::1]:443"] {
             let error = expect(&addr(place), &[]).expect_err("nobody in particular");
             assert_eq!(error.kind, DialErrorKind::UnknownPeer);
@@ -418,7 +419,7 @@ mod tests {
         ) {
             let addr = PeerAddr {
                 pins: pins.into_iter().map(PeerKey::Ed25519).collect(),
-                host: ip.map_or(Host::Name(name), Host::Ip),
+                host: ip.map_or(DialHost::Name(name), DialHost::Ip),
                 port,
             };
             prop_assert_eq!(addr.to_string().parse::<PeerAddr>(), Ok(addr));

@@ -1,4 +1,4 @@
-//! What a node knows about somebody who may connect, whether the configuration says so or a store.
+//! What a node knows about the peers and programs that may connect, from the configuration or from a store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -130,8 +130,8 @@ pub struct ApiKey {
     pub description: Option<String>,
     /// When it ends, in seconds since 1970.
     pub expires: Option<u64>,
-    /// Who made it while the node ran; absent where the configuration has it. The token stands for
-    /// somebody as long as whoever made it does.
+    /// The id of the maker of a token that was made while the node ran; absent where the configuration has the token.
+    /// The token ends with its maker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
     /// The key of an administrator who made it: those are named by their place in the configuration, which
@@ -141,14 +141,13 @@ pub struct ApiKey {
     /// When that was, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<u64>,
-    /// The day it was last used on, in days since 1970. A day and no more: when exactly somebody was
-    /// there is nobody's business.
+    /// The day it was last used on, in days since 1970. A day and no more, for the privacy of the token's holder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_day: Option<u32>,
 }
 
 impl ApiKey {
-    /// A token that nobody made while the node ran, without rights.
+    /// A token without rights, as the configuration has it: without a maker.
     #[must_use]
     pub fn new(token: TokenHash) -> Self {
         Self {

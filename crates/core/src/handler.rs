@@ -92,13 +92,16 @@ impl HandlerRegistry {
     ///
     /// # Errors
     /// An ALPN that another handler already serves, an empty one, or one over 255 bytes.
-    pub fn register(&mut self, handler: Arc<dyn ProtocolHandler>) -> Result<(), RegistryError> {
+    pub fn register(
+        &mut self,
+        handler: Arc<dyn ProtocolHandler>,
+    ) -> Result<(), HandlerRegistryError> {
         for spec in handler.alpns() {
             if spec.id.is_empty() || spec.id.len() > 255 {
-                return Err(RegistryError::Length(spec.name()));
+                return Err(HandlerRegistryError::Length(spec.name()));
             }
             if self.by_alpn.contains_key(spec.id) {
-                return Err(RegistryError::Duplicate(spec.name()));
+                return Err(HandlerRegistryError::Duplicate(spec.name()));
             }
         }
         for spec in handler.alpns() {
@@ -150,7 +153,7 @@ impl fmt::Debug for HandlerRegistry {
 
 /// Why a handler cannot be added.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub enum RegistryError {
+pub enum HandlerRegistryError {
     /// Two handlers want one ALPN.
     #[error("ALPN '{0}' is served by two handlers")]
     Duplicate(String),

@@ -1,4 +1,4 @@
-//! Whom a node knows: the configuration's entries, which win, and those of a store.
+//! The identities that a node knows: the configuration's entries, which win, and those of a store.
 
 mod index;
 mod sources;
@@ -17,9 +17,11 @@ use crate::handler::BoxFuture;
 use crate::identity::{Identity, IdentityProvider, PeerId, PeerKey};
 use crate::token::{AuthToken, KeyId};
 
-use index::{Holder, Index};
-use sources::{Plan, Sources};
-pub use store::{IdentityStore, StoreChange, StoreError, StoreKeeper, Stored};
+use index::{IdentityIndex, IndexedIdentity};
+use sources::{IdentitySources, Plan};
+pub use store::{
+    IdentityPersistence, IdentityStore, IdentityStoreError, StoreChange, StoredIdentities,
+};
 
 /// Seconds of a day.
 const DAY_S: u64 = 86_400;
@@ -29,7 +31,7 @@ const MAKERS_MAX: usize = 16;
 
 /// Everybody of one source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Entries {
+pub struct IdentityEntries {
     /// Keys that may do everything, with the names of their holders.
     pub admins: Vec<(PeerId, PeerKey)>,
     /// Peers.
@@ -40,14 +42,14 @@ pub struct Entries {
 
 /// Answers for keys and tokens from a table that is rebuilt whole at every change. What is written
 /// to it is kept in memory, and beyond it where it was given [a keeper](Self::with_store).
-pub struct Identities(Arc<Inner>);
+pub struct Identities(Arc<IdentitiesInner>);
 
-struct Inner {
-    sources: Mutex<Sources>,
+struct IdentitiesInner {
+    sources: Mutex<IdentitySources>,
     /// Held from the plan of a change until it counts: what is kept is what is in the table.
     turn: Mutex<()>,
-    keeper: Option<Arc<dyn StoreKeeper>>,
-    index: ArcSwap<Index>,
+    keeper: Option<Arc<dyn IdentityPersistence>>,
+    index: ArcSwap<IdentityIndex>,
     generation: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
 }
@@ -55,8 +57,8 @@ struct Inner {
 impl Identities {
     /// Knows the configuration's `entries`, and a store in memory.
     #[must_use]
-    pub fn new(entries: Entries, clock: Arc<dyn Clock>) -> Self {
-        Self::of(entries, Stored::default(), None, clock)
+    pub fn new(entries: IdentityEntries, clock: Arc<dyn Clock>) -> Self {
+        Self::with_sources(entries, StoredIdentities::default(), None, clock)
     }
 
     /// Knows the configuration's `entries` and what is `stored`. A change of the store counts once
@@ -64,27 +66,27 @@ impl Identities {
     /// are dropped.
     #[must_use]
     pub fn with_store(
-        entries: Entries,
-        stored: Stored,
-        keeper: Arc<dyn StoreKeeper>,
+        entries: IdentityEntries,
+        stored: StoredIdentities,
+        keeper: Arc<dyn IdentityPersistence>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self::of(entries, stored, Some(keeper), clock)
+        Self::with_sources(entries, stored, Some(keeper), clock)
     }
 
-    fn of(
-        entries: Entries,
-        stored: Stored,
-        keeper: Option<Arc<dyn StoreKeeper>>,
+    fn with_sources(
+        entries: IdentityEntries,
+        stored: StoredIdentities,
+        keeper: Option<Arc<dyn IdentityPersistence>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let mut sources = Sources {
+        let mut sources = IdentitySources {
             config: entries,
-            ..Sources::default()
+            ..IdentitySources::default()
         };
         sources.fill(stored);
         let generation = 1;
-        Self(Arc::new(Inner {
+        Self(Arc::new(IdentitiesInner {
             index: ArcSwap::from_pointee(sources.indexed(generation)),
             sources: Mutex::new(sources),
             turn: Mutex::default(),
@@ -94,8 +96,8 @@ impl Identities {
         }))
     }
 
-    /// Puts other entries of the configuration in place and tells whoever watches.
-    pub fn replace_config(&self, entries: Entries) {
+    /// Puts other entries of the configuration in place and notifies the watchers.
+    pub fn replace_config(&self, entries: IdentityEntries) {
         let mut sources = self.0.sources();
         sources.config = entries;
         self.0.rebuild(&mut sources);
@@ -103,7 +105,7 @@ impl Identities {
 
     /// Who would hold `key` with these entries of the configuration.
     #[must_use]
-    pub fn preview(&self, entries: &Entries, key: &PeerKey) -> Option<Arc<Identity>> {
+    pub fn preview(&self, entries: &IdentityEntries, key: &PeerKey) -> Option<Arc<Identity>> {
         let mut preview = self.0.sources().clone();
         preview.config = entries.clone();
         let index = preview.index(0);
@@ -118,7 +120,7 @@ impl Identities {
 
     /// Everybody known, whether let in or not: administrators, peers, tokens of programs.
     #[must_use]
-    pub fn entries(&self) -> Entries {
+    pub fn entries(&self) -> IdentityEntries {
         let sources = self.0.sources();
         let mut all = sources.config.clone();
         let known = |id: &PeerId| sources.config.holds(id);
@@ -135,16 +137,16 @@ impl Identities {
         self.0.sources().days.get(key_id)?.get()
     }
 
-    /// Whether the configuration has an entry of this name; nobody else can change it then.
+    /// Whether the configuration has an entry of this name; then it is changed in the configuration only.
     #[must_use]
     pub fn is_configured(&self, id: &PeerId) -> bool {
         self.0.sources().config.holds(id)
     }
 
-    /// Entries of the store that do not count, or not whole, beside these of the configuration:
-    /// whom it concerns, and what is hidden.
+    /// Entries of the store that do not count, or not whole, beside these of the configuration: the name of each, and
+    /// what is hidden.
     #[must_use]
-    pub fn hidden_by(&self, config: &Entries) -> Vec<(PeerId, String)> {
+    pub fn hidden_by(&self, config: &IdentityEntries) -> Vec<(PeerId, String)> {
         self.0.sources().hidden_by(config)
     }
 
@@ -157,21 +159,20 @@ impl Identities {
     /// Makes a planned change of the store, unless the plan or the keeper refuses.
     fn change<T: Send + 'static>(
         &self,
-        plan: impl FnOnce(&Sources, Option<u64>) -> Plan<T> + Send + 'static,
-    ) -> BoxFuture<'_, Result<T, StoreError>> {
+        plan: impl FnOnce(&IdentitySources, Option<u64>) -> Plan<T> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, IdentityStoreError>> {
         if self.0.keeper.is_none() {
             return Box::pin(std::future::ready(self.0.change(plan)));
         }
-        // A thread of its own: keeping waits for a disk, and is not left half done when nobody
-        // waits for the answer any more.
+        // A thread of its own: keeping waits for a disk, and has to be finished also where the caller drops the future.
         let inner = Arc::clone(&self.0);
         let change = tokio::task::spawn_blocking(move || inner.change(plan));
         Box::pin(async { change.await.map_err(ended)? })
     }
 }
 
-impl Inner {
-    fn rebuild(&self, sources: &mut Sources) {
+impl IdentitiesInner {
+    fn rebuild(&self, sources: &mut IdentitySources) {
         self.generation.send_modify(|generation| {
             *generation += 1;
             // Inside, so that the table in place is always the one of the generation announced.
@@ -181,8 +182,8 @@ impl Inner {
 
     fn change<T>(
         &self,
-        plan: impl FnOnce(&Sources, Option<u64>) -> Plan<T>,
-    ) -> Result<T, StoreError> {
+        plan: impl FnOnce(&IdentitySources, Option<u64>) -> Plan<T>,
+    ) -> Result<T, IdentityStoreError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let (changes, answer) = plan(&self.sources(), self.clock.now_s())?;
         if changes.is_empty() {
@@ -200,8 +201,8 @@ impl Inner {
         Ok(answer)
     }
 
-    /// Keeps when tokens were used. Nobody's rights change, so nobody is told.
-    fn keep_uses(&self) -> Result<(), StoreError> {
+    /// Keeps when tokens were used. No rights change, so the watchers are not notified.
+    fn keep_uses(&self) -> Result<(), IdentityStoreError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let changes = self.sources().used();
         if changes.is_empty() {
@@ -215,31 +216,40 @@ impl Inner {
         Ok(())
     }
 
-    fn sources(&self) -> MutexGuard<'_, Sources> {
+    fn sources(&self) -> MutexGuard<'_, IdentitySources> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The identity, if its holder is let in at this time.
-fn current(index: &Index, holder: &Holder, now_s: Option<u64>) -> Option<Arc<Identity>> {
+fn current(
+    index: &IdentityIndex,
+    holder: &IndexedIdentity,
+    now_s: Option<u64>,
+) -> Option<Arc<Identity>> {
     let identity = || Arc::clone(&holder.identity);
     is_let_in(index, holder, now_s, MAKERS_MAX).then(identity)
 }
 
 /// Whether a holder is let in at this time. A token that was made while the node ran is as long as its maker is,
 /// and holds everything that the token does. At most `makers` of them are looked at, one behind the other.
-fn is_let_in(index: &Index, holder: &Holder, now_s: Option<u64>, makers: usize) -> bool {
+fn is_let_in(
+    index: &IdentityIndex,
+    holder: &IndexedIdentity,
+    now_s: Option<u64>,
+    makers: usize,
+) -> bool {
     let by_itself = holder.enabled && !is_expired(holder.expires, now_s);
     let Some(maker) = holder.maker.as_ref().filter(|_| by_itself) else {
         return by_itself;
     };
-    let holds = |maker: &&Holder| maker.identity.scopes.covers(&holder.identity.scopes);
+    let holds = |maker: &&IndexedIdentity| maker.identity.scopes.covers(&holder.identity.scopes);
     let maker = index.maker(maker).filter(|_| makers > 0).filter(holds);
     maker.is_some_and(|maker| is_let_in(index, maker, now_s, makers - 1))
 }
 
-fn ended(error: tokio::task::JoinError) -> StoreError {
-    StoreError::Unavailable(error.to_string())
+fn ended(error: tokio::task::JoinError) -> IdentityStoreError {
+    IdentityStoreError::Unavailable(error.to_string())
 }
 
 impl IdentityProvider for Identities {
@@ -299,15 +309,19 @@ impl IdentityProvider for Identities {
 }
 
 impl IdentityStore for Identities {
-    fn put(&self, entry: PeerEntry) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn put(&self, entry: PeerEntry) -> BoxFuture<'_, Result<(), IdentityStoreError>> {
         self.change(|sources, _| sources.put(entry))
     }
 
-    fn patch(&self, peer: PeerId, patch: PeerPatch) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn patch(
+        &self,
+        peer: PeerId,
+        patch: PeerPatch,
+    ) -> BoxFuture<'_, Result<(), IdentityStoreError>> {
         self.change(|sources, _| sources.patch(peer, patch))
     }
 
-    fn remove(&self, peer: PeerId) -> BoxFuture<'_, Result<bool, StoreError>> {
+    fn remove(&self, peer: PeerId) -> BoxFuture<'_, Result<bool, IdentityStoreError>> {
         self.change(|sources, _| sources.remove(peer))
     }
 
@@ -316,23 +330,23 @@ impl IdentityStore for Identities {
         peer: PeerId,
         old: PeerKey,
         new: PeerKey,
-    ) -> BoxFuture<'_, Result<Option<u64>, StoreError>> {
+    ) -> BoxFuture<'_, Result<Option<u64>, IdentityStoreError>> {
         self.change(move |sources, now_s| sources.rotate(peer, old, new, now_s))
     }
 
-    fn put_api_key(&self, key: ApiKey) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn put_api_key(&self, key: ApiKey) -> BoxFuture<'_, Result<(), IdentityStoreError>> {
         self.change(|sources, _| sources.put_api_key(key))
     }
 
-    fn remove_api_key(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
+    fn remove_api_key(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, IdentityStoreError>> {
         self.change(move |sources, _| sources.remove_api_key(key_id))
     }
 
-    fn revoke_token(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
+    fn revoke_token(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, IdentityStoreError>> {
         self.change(move |sources, _| sources.revoke_token(key_id))
     }
 
-    fn keep_uses(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn keep_uses(&self) -> BoxFuture<'_, Result<(), IdentityStoreError>> {
         if self.0.keeper.is_none() {
             return Box::pin(std::future::ready(self.0.keep_uses()));
         }
@@ -341,7 +355,7 @@ impl IdentityStore for Identities {
         Box::pin(async { keeping.await.map_err(ended)? })
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<PeerEntry>, StoreError>> {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<PeerEntry>, IdentityStoreError>> {
         let all = self.0.sources().peers.values().cloned().collect();
         Box::pin(std::future::ready(Ok(all)))
     }
@@ -356,7 +370,7 @@ impl fmt::Debug for Identities {
     }
 }
 
-impl Entries {
+impl IdentityEntries {
     /// The key of the administrator of this name.
     #[must_use]
     pub fn admin_key(&self, id: &PeerId) -> Option<PeerKey> {
@@ -364,7 +378,7 @@ impl Entries {
         admin.map(|(_, key)| *key)
     }
 
-    /// Whether somebody of this name is among them.
+    /// Whether one of the entries has this name.
     #[must_use]
     pub fn holds(&self, id: &PeerId) -> bool {
         self.admins.iter().any(|(admin, _)| admin == id)

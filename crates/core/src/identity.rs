@@ -296,7 +296,7 @@ impl From<ScopeSet> for Vec<String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdentityKind {
-    /// Nobody in particular.
+    /// Without proof of who it is.
     Anonymous,
     /// This machine's own console or control channel.
     Local,
@@ -351,15 +351,15 @@ pub trait IdentityProvider: Send + Sync + 'static {
     /// Bumped whenever an answer may have changed.
     fn watch(&self) -> tokio::sync::watch::Receiver<u64>;
 
-    /// Number of the table in place: an [`Identity`] of this [`generation`](Identity::generation) is as it is now, but
-    /// for ends by date, which nobody announces. `None` where tables have no numbers: then it has to be looked up. Read
-    /// for every request. A change is in place before whoever made it is answered.
+    /// Number of the table in place: an [`Identity`] of this [`generation`](Identity::generation) is as it is now,
+    /// except that it may have ended by date, which is not announced. `None` where tables have no numbers: then the
+    /// identity has to be looked up. Read for every request. A change is in place before its caller is answered.
     fn table(&self) -> Option<u64> {
         None
     }
 
-    /// Who is called `id` now, if let in: for what goes on after whoever began it has gone, and has to
-    /// ask again whether it may.
+    /// Who is called `id` now, if let in: for work that goes on after the caller who began it has gone, and has to ask
+    /// again whether the caller may.
     fn by_id(&self, _id: &PeerId) -> Option<Arc<Identity>> {
         None
     }
@@ -370,13 +370,12 @@ pub trait IdentityProvider: Send + Sync + 'static {
         None
     }
 
-    /// How long `token` still stands for somebody, where its end is known: nobody announces that it
-    /// has come.
+    /// How long `token` still belongs to an identity, where its end is known: that it has come is not announced.
     fn token_ends_in(&self, _token: &AuthToken) -> Option<Duration> {
         None
     }
 
-    /// Whoever is called `name`: by id, or by an alias that nobody has as an id.
+    /// The identity called `name`: by its id, or by an alias that is not the id of another.
     fn by_name(&self, _name: &str) -> Option<PeerId> {
         None
     }

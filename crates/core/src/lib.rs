@@ -4,6 +4,7 @@
 //! Core knows no protocol and no transport: it names what a handler receives and what a carriage
 //! (QUIC, TLS over TCP, an in-memory pair) has to provide, and nothing else.
 
+pub mod allow_list;
 pub mod alpn;
 pub mod backoff;
 pub mod capabilities;
@@ -23,35 +24,35 @@ pub mod mount;
 pub mod nesting;
 pub mod network;
 pub mod range;
-pub mod reach;
 pub mod rotation;
 pub mod stream;
 pub mod token;
 
-mod drowsy;
 mod memory;
+mod poll_on_wake;
 
+pub use allow_list::{DialAllowList, is_public};
 pub use alpn::{AlpnSpec, AuthNeed, Carriage};
 pub use backoff::Backoff;
 pub use capabilities::{
-    Aead, Capabilities, Capability, CapabilityError, CapabilityKind, Filler, Gate, KeyPlace, Power,
-    Sign, capability,
+    Aead, Capabilities, Capability, CapabilityBackend, CapabilityError, CapabilityFiller,
+    CapabilityKind, CapabilitySigner, Gate, SecretLocation, capability,
 };
 pub use clock::{Clock, SystemClock};
 pub use close::{CloseCode, CloseReason, StreamCode};
 pub use connection::{ConnId, Connection, ConnectionInfo, StreamSource};
 pub use credentials::{CredentialError, CredentialStore, EncryptedData, Secret};
 pub use dial::{
-    DialError, DialErrorKind, DialRequest, Dialer, Dialled, Expect, Host, PeerAddr, PeerAddrError,
-    UnknownPeer,
+    DialError, DialErrorKind, DialHost, DialRequest, DialedConnection, Dialer, PeerAddr,
+    PeerAddrError, PeerVerification, UnknownPeer,
 };
-pub use drowsy::Drowsy;
 pub use entry::{ApiKey, PeerEntry, PeerPatch};
 pub use handler::{
-    BoxError, BoxFuture, HandlerError, HandlerRegistry, ProtocolHandler, RegistryError,
+    BoxError, BoxFuture, HandlerError, HandlerRegistry, HandlerRegistryError, ProtocolHandler,
 };
 pub use identities::{
-    Entries, Identities, IdentityStore, StoreChange, StoreError, StoreKeeper, Stored,
+    Identities, IdentityEntries, IdentityPersistence, IdentityStore, IdentityStoreError,
+    StoreChange, StoredIdentities,
 };
 pub use identity::{
     AuthContext, Identity, IdentityKind, IdentityProvider, KeyParseError, PeerId, PeerIdError,
@@ -61,10 +62,10 @@ pub use limits::StreamBudget;
 pub use memory::memory_pair;
 pub use metrics::Metrics;
 pub use mount::{HttpMount, MountBody, MountCaller};
-pub use nesting::{Dispatch, DispatchError, NESTING_DEPTH_MAX};
-pub use network::{Network, Site};
+pub use nesting::{DispatchError, NESTING_DEPTH_MAX, NestedDispatch};
+pub use network::{NetworkPrefix, SitePrefix};
+pub use poll_on_wake::PollOnWake;
 pub use range::{AddressRange, RangeError};
-pub use reach::{Reach, is_public};
-pub use rotation::{RotationError, Succession};
+pub use rotation::{KeySuccession, RotationError};
 pub use stream::{RecvHalf, RecvStream, SendHalf, SendStream, StreamError, Traffic};
 pub use token::{AuthToken, KeyId, TokenError, TokenHash};

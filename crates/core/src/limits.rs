@@ -4,8 +4,8 @@
 /// least come first so, and one that has little finds room beside some hundred others that take all they may.
 pub const BYTES_LEAST: usize = 32;
 
-/// Whether somebody may have `own` bytes where `all` of `most` are taken, these included. Of the last quarter
-/// nobody has more than a part of what is left of it ([`BYTES_LEAST`]).
+/// Whether one identity may have `own` bytes where `all` of `most` are taken, these included. In the last quarter an
+/// identity has at most a part of what is left of it ([`BYTES_LEAST`]).
 #[must_use]
 pub fn leaves_room(own: usize, all: usize, most: usize) -> bool {
     all <= most / 4 * 3 || (all <= most && own <= (most - all) / BYTES_LEAST)

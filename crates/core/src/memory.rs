@@ -39,7 +39,7 @@ pub fn memory_pair(alpn: &[u8]) -> (Connection, Connection) {
             local_addr: None,
             dialled,
         };
-        let source = Memory {
+        let source = MemorySource {
             dialled,
             open,
             incoming: tokio::sync::Mutex::new(incoming),
@@ -50,14 +50,14 @@ pub fn memory_pair(alpn: &[u8]) -> (Connection, Connection) {
     (end(true, to_b, from_b), end(false, to_a, from_a))
 }
 
-struct Memory {
+struct MemorySource {
     dialled: bool,
     open: mpsc::Sender<Pair>,
     incoming: tokio::sync::Mutex<mpsc::Receiver<Pair>>,
     closed: Arc<watch::Sender<Closed>>,
 }
 
-impl Memory {
+impl MemorySource {
     fn reason(&self, closed: &Closed) -> Option<CloseReason> {
         closed.as_ref().map(|(by_dialler, code, why)| {
             if *by_dialler == self.dialled {
@@ -76,7 +76,7 @@ impl Memory {
     }
 }
 
-impl StreamSource for Memory {
+impl StreamSource for MemorySource {
     fn accept_bi(&self) -> BoxFuture<'_, Result<Pair, StreamError>> {
         Box::pin(async {
             let mut incoming = self.incoming.lock().await;
@@ -130,10 +130,10 @@ impl StreamSource for Memory {
 }
 
 /// What each direction carries beside its bytes; indexed by the sending side.
-type Signals = Arc<[Mutex<Signal>; 2]>;
+type Signals = Arc<[Mutex<StreamSignal>; 2]>;
 
 #[derive(Default)]
-struct Signal {
+struct StreamSignal {
     /// Code of the sender's RESET.
     reset: Option<u32>,
     /// Code of the receiver's STOP_SENDING.
@@ -142,7 +142,7 @@ struct Signal {
     sender: Option<Waker>,
 }
 
-fn signal(signals: &Signals, side: usize) -> MutexGuard<'_, Signal> {
+fn signal(signals: &Signals, side: usize) -> MutexGuard<'_, StreamSignal> {
     signals[side].lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -153,14 +153,14 @@ fn split(
     closed: &Arc<watch::Sender<Closed>>,
 ) -> Pair {
     let (read, write) = tokio::io::split(stream);
-    let send = Send {
+    let send = MemorySendHalf {
         write: Some(write),
         finishing: false,
         side,
         signals: Arc::clone(signals),
         closed: Arc::clone(closed),
     };
-    let recv = Recv {
+    let recv = MemoryRecvHalf {
         read: Some(read),
         side: 1 - side,
         signals: Arc::clone(signals),
@@ -171,7 +171,7 @@ fn split(
     )
 }
 
-struct Send {
+struct MemorySendHalf {
     write: Option<WriteHalf<DuplexStream>>,
     finishing: bool,
     side: usize,
@@ -179,7 +179,7 @@ struct Send {
     closed: Arc<watch::Sender<Closed>>,
 }
 
-impl Send {
+impl MemorySendHalf {
     fn live(&mut self) -> io::Result<&mut WriteHalf<DuplexStream>> {
         if self.closed.borrow().is_some() || self.finishing {
             return Err(io::ErrorKind::NotConnected.into());
@@ -199,7 +199,7 @@ impl Send {
     }
 }
 
-impl AsyncWrite for Send {
+impl AsyncWrite for MemorySendHalf {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -223,7 +223,7 @@ impl AsyncWrite for Send {
     }
 }
 
-impl SendHalf for Send {
+impl SendHalf for MemorySendHalf {
     fn poll_write_chunks(
         &mut self,
         cx: &mut Context<'_>,
@@ -276,13 +276,13 @@ impl SendHalf for Send {
     }
 }
 
-struct Recv {
+struct MemoryRecvHalf {
     read: Option<ReadHalf<DuplexStream>>,
     side: usize,
     signals: Signals,
 }
 
-impl AsyncRead for Recv {
+impl AsyncRead for MemoryRecvHalf {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -303,7 +303,7 @@ impl AsyncRead for Recv {
     }
 }
 
-impl RecvHalf for Recv {
+impl RecvHalf for MemoryRecvHalf {
     fn poll_read_chunk(
         &mut self,
         cx: &mut Context<'_>,

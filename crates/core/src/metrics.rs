@@ -1,9 +1,9 @@
 //! Counting, and what was counted in the Prometheus text format (version 0.0.4).
 //!
-//! Whoever counts does so with one relaxed atomic addition and never takes a lock; whoever reads
-//! collects every part's numbers into a [`Metrics`] and shows them as text or as values. The labels
-//! of every series are known when the program is built or configured, so that none is looked up
-//! while counting, and no label ever holds what a peer sent or who it is.
+//! A part counts with one relaxed atomic addition and never takes a lock; the reader collects every
+//! part's numbers into a [`Metrics`] and shows them as text or as values. The labels of every
+//! series are known when the program is built or configured, so that no label is looked up while
+//! counting, and no label ever holds what a peer sent or who it is.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,7 +13,7 @@ use std::time::Duration;
 /// The media type of [`Metrics::to_text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Name and meaning of the metric in which every part that asks who somebody is counts the answers,
+/// Name and meaning of the metric in which every part that authenticates peers counts the results,
 /// by `method` and `result`.
 pub const AUTH: (&str, &str) = (
     "alknet_auth_total",
@@ -76,13 +76,13 @@ impl Histogram {
 
 /// The sort of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum MetricKind {
     Counter,
     Gauge,
     Histogram,
 }
 
-impl Kind {
+impl MetricKind {
     const fn name(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -98,14 +98,14 @@ pub type Labels<'a> = &'a [(&'a str, &'a str)];
 /// Everything that was counted, at one moment.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    families: Vec<Family>,
+    families: Vec<MetricFamily>,
 }
 
 #[derive(Debug)]
-struct Family {
+struct MetricFamily {
     name: &'static str,
     help: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     /// Each with the text before its value: name, suffix and labels.
     series: Vec<(String, f64)>,
 }
@@ -120,7 +120,7 @@ impl Metrics {
         value: u64,
     ) {
         // Exact up to 2^53, which is what readers of the format keep, too.
-        self.add(name, help, Kind::Counter, labels, value as f64);
+        self.add(name, help, MetricKind::Counter, labels, value as f64);
     }
 
     /// Adds the series of a gauge: a number that goes up and down.
@@ -131,12 +131,12 @@ impl Metrics {
         labels: Labels<'_>,
         value: f64,
     ) {
-        self.add(name, help, Kind::Gauge, labels, value);
+        self.add(name, help, MetricKind::Gauge, labels, value);
     }
 
     /// Adds the series of a histogram.
     pub fn histogram(&mut self, name: &'static str, help: &'static str, from: &Histogram) {
-        let family = self.family(name, help, Kind::Histogram);
+        let family = self.family(name, help, MetricKind::Histogram);
         let mut total = 0;
         for (at, bucket) in from.buckets.iter().enumerate() {
             total += bucket.get();
@@ -154,7 +154,7 @@ impl Metrics {
         &mut self,
         name: &'static str,
         help: &'static str,
-        kind: Kind,
+        kind: MetricKind,
         labels: Labels<'_>,
         value: f64,
     ) {
@@ -162,10 +162,15 @@ impl Metrics {
         family.series.push((series(name, labels), value));
     }
 
-    fn family(&mut self, name: &'static str, help: &'static str, kind: Kind) -> &mut Family {
+    fn family(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        kind: MetricKind,
+    ) -> &mut MetricFamily {
         let known = self.families.iter().position(|family| family.name == name);
         let at = known.unwrap_or_else(|| {
-            self.families.push(Family {
+            self.families.push(MetricFamily {
                 name,
                 help,
                 kind,
@@ -181,7 +186,7 @@ impl Metrics {
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for family in &self.families {
-            let Family { name, help, .. } = family;
+            let MetricFamily { name, help, .. } = family;
             let kind = family.kind.name();
             // Writing to a String cannot fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");

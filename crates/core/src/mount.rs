@@ -36,7 +36,7 @@ pub trait HttpMount: Send + Sync + 'static {
 /// Who asks a mount.
 #[derive(Clone, Debug, Default)]
 pub struct MountCaller {
-    /// Whom the request's token, or else the connection's key, proved.
+    /// The identity that the request's token, or else the connection's key, proved.
     pub identity: Option<Arc<Identity>>,
     /// Where the request came from.
     pub remote: Option<SocketAddr>,

@@ -6,12 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// The first 24 bits of an IPv4 address, or the /56 that a site gets in IPv6: what one party can easily
 /// have many addresses of counts as one. An IPv4 address that is written as IPv6 counts as IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Network(IpAddr);
+pub struct NetworkPrefix(IpAddr);
 
 /// What one party can have many networks of: the /48 of IPv6 that an IPv6 network is in, which has 256 of them. Of
 /// IPv4 it is the network itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Site(IpAddr);
+pub struct SitePrefix(IpAddr);
 
 /// Bits of an IPv4 address that its network has.
 const V4_BITS: u32 = 24;
@@ -20,10 +20,10 @@ const V6_BITS: u32 = 56;
 /// Bits of an IPv6 address that its site has.
 const SITE_BITS: u32 = 48;
 
-impl Network {
+impl NetworkPrefix {
     /// The one that `address` is in.
     #[must_use]
-    pub fn of(address: IpAddr) -> Self {
+    pub fn from_ip(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4) & (u32::MAX << (32 - V4_BITS))).into(),
             IpAddr::V6(v6) => first_bits(v6, V6_BITS).into(),
@@ -32,8 +32,8 @@ impl Network {
 
     /// The site that it is in.
     #[must_use]
-    pub fn site(self) -> Site {
-        Site(match self.0 {
+    pub fn site(self) -> SitePrefix {
+        SitePrefix(match self.0 {
             IpAddr::V4(_) => self.0,
             IpAddr::V6(v6) => first_bits(v6, SITE_BITS).into(),
         })
@@ -50,7 +50,7 @@ fn first_bits(address: Ipv6Addr, bits: u32) -> Ipv6Addr {
     Ipv6Addr::from(u128::from(address) & (u128::MAX << (128 - bits)))
 }
 
-impl fmt::Display for Network {
+impl fmt::Display for NetworkPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bits = if self.0.is_ipv4() { V4_BITS } else { V6_BITS };
         write!(f, "{}/{bits}", self.0)
@@ -61,8 +61,8 @@ impl fmt::Display for Network {
 mod tests {
     use super::*;
 
-    fn network(address: &str) -> Network {
-        Network::of(address.parse().expect("an address"))
+    fn network(address: &str) -> NetworkPrefix {
+        NetworkPrefix::from_ip(address.parse().expect("an address"))
     }
 
     #[test]

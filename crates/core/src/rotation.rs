@@ -20,8 +20,8 @@ const DOMAIN: &str = "alknet-rotate-1";
 
 /// The statement by which a new key says that it succeeds an old one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Succession<'a> {
-    /// The node that is told; the statement counts at no other.
+pub struct KeySuccession<'a> {
+    /// The node that the statement is for; other nodes refuse it.
     pub hub: &'a PeerKey,
     /// Whose key it is.
     pub peer: &'a PeerId,
@@ -33,7 +33,7 @@ pub struct Succession<'a> {
     pub time_s: u64,
 }
 
-impl Succession<'_> {
+impl KeySuccession<'_> {
     /// What the new key signs: six lines of ASCII, each ended by a line feed. No part can hold a
     /// line feed, so that no two statements have the same text.
     #[must_use]
@@ -74,8 +74,8 @@ pub enum RotationError {
     /// Many rotations in a short time.
     #[error("{ENDING_KEYS_MAX} keys of this peer are about to end: wait until one has")]
     TooMany,
-    /// The old key is none of the peer's.
-    #[error("the key of this connection is none of the peer's")]
+    /// The peer does not have the old key.
+    #[error("the key of this connection does not belong to the peer")]
     Unknown,
 }
 
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(other, Err(RotationError::Replaced));
         let back = entry.clone().rotated(key(2), key(1), NOW + 60);
         assert_eq!(back, Err(RotationError::Backwards));
-        // Once it has ended the old key is nobody's, and may be used by anybody again.
+        // Once it has ended the old key belongs to no peer, and may be used by any peer again.
         let late = entry.rotated(key(1), key(2), ends);
         assert_eq!(late, Err(RotationError::Unknown));
     }
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn the_transcript_is_what_the_documentation_says() {
         let peer = "edge".parse().expect("a peer id");
-        let one = Succession {
+        let one = KeySuccession {
             hub: &PeerKey::Ed25519([0xaa; 32]),
             peer: &peer,
             old: &PeerKey::Spki([0xbb; 32]),

@@ -100,12 +100,12 @@ pub trait RecvHalf: AsyncRead + Send + Unpin {
 }
 
 /// A carriage's half, and where its bytes are counted.
-struct Counted<H: ?Sized> {
+struct MeteredHalf<H: ?Sized> {
     half: Box<H>,
     traffic: Option<Arc<Traffic>>,
 }
 
-impl<H: ?Sized> Counted<H> {
+impl<H: ?Sized> MeteredHalf<H> {
     fn new(half: Box<H>) -> Self {
         Self {
             half,
@@ -127,13 +127,13 @@ impl<H: ?Sized> Counted<H> {
 }
 
 /// The sending half of a stream.
-pub struct SendStream(Counted<dyn SendHalf>);
+pub struct SendStream(MeteredHalf<dyn SendHalf>);
 
 impl SendStream {
     /// Wraps a carriage's half.
     #[must_use]
     pub fn new(half: Box<dyn SendHalf>) -> Self {
-        Self(Counted::new(half))
+        Self(MeteredHalf::new(half))
     }
 
     /// Counts its bytes from now on.
@@ -198,7 +198,7 @@ impl SendStream {
         std::future::poll_fn(|cx| self.poll_stopped(cx)).await
     }
 
-    /// The same for whoever polls.
+    /// The same for callers that poll.
     ///
     /// # Errors
     /// The connection ended.
@@ -236,13 +236,13 @@ impl AsyncWrite for SendStream {
 }
 
 /// The receiving half of a stream.
-pub struct RecvStream(Counted<dyn RecvHalf>);
+pub struct RecvStream(MeteredHalf<dyn RecvHalf>);
 
 impl RecvStream {
     /// Wraps a carriage's half.
     #[must_use]
     pub fn new(half: Box<dyn RecvHalf>) -> Self {
-        Self(Counted::new(half))
+        Self(MeteredHalf::new(half))
     }
 
     /// Counts its bytes from now on.
@@ -262,7 +262,7 @@ impl RecvStream {
         std::future::poll_fn(|cx| self.poll_read_chunk(cx, max)).await
     }
 
-    /// The same for whoever polls.
+    /// The same for callers that poll.
     ///
     /// # Errors
     /// As [`read_chunk`](Self::read_chunk).

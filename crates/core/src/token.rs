@@ -87,8 +87,8 @@ impl AuthToken {
         Self(text)
     }
 
-    /// Makes a new token. Its text is shown once, to whom it is for; [`hash`](Self::hash) is what
-    /// is kept.
+    /// Makes a new token. Its text is shown once, to its holder; [`hash`](Self::hash) is what is
+    /// kept.
     ///
     /// # Errors
     /// The system has no randomness to give.

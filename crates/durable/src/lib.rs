@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Permission bits of what nobody else may read.
+/// Permission bits of a file that only its owner may read and write.
 const PRIVATE: u32 = 0o600;
 
 /// How often another call may come first.
@@ -19,9 +19,9 @@ const TRIES: usize = 1000;
 /// there. When this returns, it is on the disk.
 ///
 /// A power cut before that leaves the file of before or the new one, each whole, and perhaps a part of
-/// the new one beside it as `.NAME.new`. The next call for the same file removes that and makes its own:
-/// whatever bits it had, and whoever has it open, nothing is written into it. Several calls for one
-/// file, of one process or of many, come after each other.
+/// the new one beside it as `.NAME.new`. The next call for the same file removes that part and makes its
+/// own file: it never writes into one with other permission bits, or one that another process has open.
+/// Several calls for one file, of one process or of many, come after each other.
 ///
 /// A link at `path` is replaced, not followed.
 ///
@@ -55,8 +55,8 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Sees to it that there is a file that nobody else can read, empty if there was none; who makes one
-/// without a mode asks the umask.
+/// Makes sure that there is a file that only its owner can read, empty if it was missing; a program that
+/// makes one without a mode leaves that to the umask.
 ///
 /// # Errors
 /// It cannot be made or changed, or what is there is no file.

@@ -15,24 +15,24 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::admission::{Limit, Ticket};
-use crate::metrics::Refused;
-use crate::serve::Shared;
+use crate::admission::{AdmissionLimit, HandshakeId};
+use crate::metrics::HandshakeRefusal;
+use crate::serve::EndpointShared;
 
 /// Asks an accept loop whether it still runs; the loop answers.
 pub(crate) type Probe = oneshot::Sender<()>;
 
 /// Handshakes under way that can be ended for newer ones.
-pub(crate) type Handshakes = Mutex<HashMap<Ticket, AbortHandle>>;
+pub(crate) type Handshakes = Mutex<HashMap<HandshakeId, AbortHandle>>;
 
 /// One of them, for as long as it is under way.
 pub(crate) struct Handshake {
-    shared: Arc<Shared>,
-    ticket: Ticket,
+    shared: Arc<EndpointShared>,
+    ticket: HandshakeId,
 }
 
 impl Handshake {
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<EndpointShared> {
         &self.shared
     }
 }
@@ -44,8 +44,8 @@ impl Drop for Handshake {
     }
 }
 
-impl Shared {
-    fn handshakes(&self) -> MutexGuard<'_, HashMap<Ticket, AbortHandle>> {
+impl EndpointShared {
+    fn handshakes(&self) -> MutexGuard<'_, HashMap<HandshakeId, AbortHandle>> {
         self.handshakes
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -54,14 +54,14 @@ impl Shared {
     /// Starts the handshake `ticket`, and what comes of it, in the place of `evict`.
     fn start_handshake<F>(
         self: &Arc<Self>,
-        ticket: Ticket,
-        evict: Option<Ticket>,
+        ticket: HandshakeId,
+        evict: Option<HandshakeId>,
         run: impl FnOnce(Handshake) -> F,
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
         if evict.is_some_and(|evict| abort(&mut self.handshakes(), evict)) {
-            self.meters.hit(Limit::Handshakes);
+            self.meters.hit(AdmissionLimit::Handshakes);
             self.totals.handshakes_evicted.add();
         }
         let shared = Arc::clone(self);
@@ -75,7 +75,7 @@ impl Shared {
 
 /// Ends a handshake that is still under way. The table stays locked meanwhile: a task that found itself in it is served,
 /// and is not ended afterwards.
-fn abort(handshakes: &mut HashMap<Ticket, AbortHandle>, ticket: Ticket) -> bool {
+fn abort(handshakes: &mut HashMap<HandshakeId, AbortHandle>, ticket: HandshakeId) -> bool {
     let handle = handshakes.remove(&ticket);
     handle.is_some_and(|handle| {
         handle.abort();
@@ -90,7 +90,10 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Runs a handshake within its time, ends it when the node drains, and counts how it went.
-async fn bounded<T>(shared: &Shared, handshake: impl Future<Output = io::Result<T>>) -> Option<T> {
+async fn bounded<T>(
+    shared: &EndpointShared,
+    handshake: impl Future<Output = io::Result<T>>,
+) -> Option<T> {
     let mut stop = shared.stop.subscribe();
     let totals = &shared.totals;
     let began = Instant::now();
@@ -106,7 +109,9 @@ async fn bounded<T>(shared: &Shared, handshake: impl Future<Output = io::Result<
             Some(done)
         }
         Ok(Err(error)) => {
-            let refused = error.get_ref().is_some_and(|inner| inner.is::<Refused>());
+            let refused = error
+                .get_ref()
+                .is_some_and(|inner| inner.is::<HandshakeRefusal>());
             if !refused && !shared.meters.alert(&error) {
                 totals.handshakes_failed.add();
             }
@@ -139,7 +144,7 @@ mod tests {
     async fn who_finished_a_handshake_is_not_ended_for_a_newer_one() {
         let table: Arc<Handshakes> = Arc::default();
         for number in 0..5000_u64 {
-            let ticket = Ticket::of(number);
+            let ticket = HandshakeId::from_number(number);
             let own = Arc::clone(&table);
             let work = async move {
                 let was_there = own.lock().expect("no panic").remove(&ticket).is_some();

@@ -5,26 +5,26 @@
 //! says nothing costs a place, and the oldest such place goes to the newest comer, so that a
 //! caller who finishes its handshake gets in beside any number that never do.
 //!
-//! What unknown peers may have is counted by network. A share of the places is for known peers, who
-//! also take the place of an unknown peer where there is none left.
+//! Unknown peers are counted by network. A share of the places is for known peers, who also take the place of an
+//! unknown peer where no other is left.
 
 mod handshakes;
-mod known;
+mod known_addresses;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use alknet_core::{Carriage, ConnId, Network, PeerId, PeerKey, Site};
+use alknet_core::{Carriage, ConnId, NetworkPrefix, PeerId, PeerKey, SitePrefix};
 
-use crate::closing::{Closing, ClosingConnection, Unserved, decrement};
-use crate::limits::Limits;
+use crate::closing::{ClosingConnection, ClosingTotals, UnservedConnections, decrement};
+use crate::connection_slots::{ConnectionSlots, SlotDecision};
+use crate::limits::EndpointLimits;
 use crate::penalty::PenaltyBox;
-use crate::places::{Entry, Places};
-use crate::windows::Owner;
+use crate::windows::WindowOwner;
 
 use handshakes::Handshakes;
-use known::KnownAddresses;
+use known_addresses::KnownAddresses;
 
 /// Rates remembered, of networks, sites and known peers' addresses; beyond that the longest unseen is
 /// forgotten.
@@ -52,59 +52,59 @@ const CLOSING_TIMES: u32 = 2;
 
 /// What to do with a first QUIC packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Quic {
+pub(crate) enum QuicDecision {
     /// Start the handshake, ending `evict` first. One that was not `paid` for is charged once it has proven
     /// its address by finishing.
     Accept {
-        ticket: Ticket,
-        evict: Option<Ticket>,
+        ticket: HandshakeId,
+        evict: Option<HandshakeId>,
         paid: bool,
     },
     /// Answer nothing.
     Ignore,
     /// Answer that there is no room.
-    Refuse(Limit),
-    /// Ask for proof of the address, because of a limit or because there is none yet.
-    Retry(Option<Limit>),
+    Refuse(AdmissionLimit),
+    /// Ask for proof of the address, because of a limit or because it is not proven yet.
+    Retry(Option<AdmissionLimit>),
 }
 
 /// What is known of the address that a first QUIC packet came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Address {
+pub(crate) enum AddressValidation {
     /// It is proven.
     Proven,
     /// It may be forged.
     Unproven,
-    /// It may be forged, and nobody can be told there why a handshake failed.
+    /// It may be forged, and the node cannot send it the reason for a failed handshake.
     Unanswerable,
 }
 
 /// What to do with an accepted TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tcp {
+pub(crate) enum TcpDecision {
     /// Start the handshake, ending `evict` first.
     Accept {
-        ticket: Ticket,
-        evict: Option<Ticket>,
+        ticket: HandshakeId,
+        evict: Option<HandshakeId>,
     },
     /// Drop it.
-    Refuse(Limit),
+    Refuse(AdmissionLimit),
 }
 
 /// Names one handshake under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Ticket(u64);
+pub(crate) struct HandshakeId(u64);
 
 #[cfg(test)]
-impl Ticket {
-    pub(crate) fn of(number: u64) -> Self {
+impl HandshakeId {
+    pub(crate) fn from_number(number: u64) -> Self {
         Self(number)
     }
 }
 
 /// What there can be too many of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
+pub(crate) enum AdmissionLimit {
     Connections,
     ConnectionsPerAddress,
     ConnectionsPerPeer,
@@ -116,7 +116,7 @@ pub(crate) enum Limit {
     Retries,
 }
 
-impl Limit {
+impl AdmissionLimit {
     /// Every one with its name in metrics, in the order of their numbers.
     pub(crate) const ALL: [(Self, &'static str); 9] = [
         (Self::Connections, "connections"),
@@ -133,43 +133,45 @@ impl Limit {
 
 /// Where a connection finds no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Full {
+pub(crate) enum CapacityScope {
     /// For anybody: a known peer takes the place of an unknown one.
     All,
     /// For unknown peers of this network.
-    Network(Network),
+    Network(NetworkPrefix),
     /// For unknown peers of the site that this network, from which one came, is in.
-    Site(Network),
+    Site(NetworkPrefix),
     /// For unknown peers. The one that came is of this network.
-    Strangers(Network),
+    UnknownPeers(NetworkPrefix),
     /// For unknown peers of a network or site, or for all, of whose ended connections too many still have memory: ending
     /// another one gives none back soon.
     Closing,
 }
 
-impl Full {
+impl CapacityScope {
     /// The limit that was reached.
-    pub(crate) const fn limit(self) -> Limit {
+    pub(crate) const fn limit(self) -> AdmissionLimit {
         match self {
-            Self::All | Self::Strangers(_) => Limit::Connections,
-            Self::Network(_) | Self::Site(_) | Self::Closing => Limit::ConnectionsPerAddress,
+            Self::All | Self::UnknownPeers(_) => AdmissionLimit::Connections,
+            Self::Network(_) | Self::Site(_) | Self::Closing => {
+                AdmissionLimit::ConnectionsPerAddress
+            }
         }
     }
 }
 
 /// Who pays for a handshake, and has one of those at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Payer {
+enum HandshakePayer {
     /// An address at which a known peer was seen: it does not pay for its neighbours.
     Address(IpAddr),
-    Network(Network),
+    Network(NetworkPrefix),
     /// All networks of one site, which pay for their own as well.
-    Site(Site),
+    Site(SitePrefix),
 }
 
-impl Payer {
+impl HandshakePayer {
     /// The site of what pays, unless it is the address of a known peer.
-    fn site(self) -> Option<Site> {
+    fn site(self) -> Option<SitePrefix> {
         match self {
             Self::Address(_) => None,
             Self::Network(network) => Some(network.site()),
@@ -180,52 +182,52 @@ impl Payer {
 
 #[derive(Debug)]
 pub(crate) struct Admission {
-    limits: Limits,
+    limits: EndpointLimits,
     next: u64,
     tcp: Handshakes,
     proven: Handshakes,
-    unproven: HashSet<Ticket>,
+    unproven: HashSet<HandshakeId>,
     /// Handshakes begun without proof.
-    begun: Window,
-    retries: Window,
+    begun: RateWindow,
+    retries: RateWindow,
     /// Connections of everybody.
     connections: u32,
     /// Those of unknown peers among them.
-    strangers: HashMap<ConnId, Network>,
-    by_network: HashMap<Network, u32>,
-    by_site: HashMap<Site, u32>,
+    strangers: HashMap<ConnId, NetworkPrefix>,
+    by_network: HashMap<NetworkPrefix, u32>,
+    by_site: HashMap<SitePrefix, u32>,
     /// Those of peers that were unknown until they showed a token.
     token_holders: HashMap<ConnId, PeerId>,
     by_token: HashMap<PeerId, u32>,
-    peers: Places,
+    peers: ConnectionSlots,
     /// Those that ended or were refused, and that the library still has.
-    closing: Closing,
+    closing: ClosingTotals,
     /// Those that the library has and that the node does not serve, of all clients.
-    unserved: Unserved,
+    unserved: UnservedConnections,
     penalties: PenaltyBox,
-    buckets: HashMap<(Carriage, Payer), Bucket>,
+    buckets: HashMap<(Carriage, HandshakePayer), TokenBucket>,
     known_addresses: KnownAddresses,
 }
 
 impl Admission {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: EndpointLimits) -> Self {
         Self {
             limits,
             next: 0,
             tcp: Handshakes::default(),
             proven: Handshakes::default(),
             unproven: HashSet::new(),
-            begun: Window::default(),
-            retries: Window::default(),
+            begun: RateWindow::default(),
+            retries: RateWindow::default(),
             connections: 0,
             strangers: HashMap::new(),
             by_network: HashMap::new(),
             by_site: HashMap::new(),
             token_holders: HashMap::new(),
             by_token: HashMap::new(),
-            peers: Places::default(),
-            closing: Closing::default(),
-            unserved: Unserved::default(),
+            peers: ConnectionSlots::default(),
+            closing: ClosingTotals::default(),
+            unserved: UnservedConnections::default(),
             penalties: PenaltyBox::default(),
             known_addresses: KnownAddresses::default(),
             buckets: HashMap::new(),
@@ -237,65 +239,65 @@ impl Admission {
         &mut self,
         carriage: Carriage,
         from: IpAddr,
-        address: Address,
+        address: AddressValidation,
         now: Instant,
-    ) -> Quic {
-        if address == Address::Proven {
+    ) -> QuicDecision {
+        if address == AddressValidation::Proven {
             return self.validated_quic(carriage, from, now);
         }
         let mut full = self.unproven.len() >= self.limits.unvalidated_handshakes_max as usize
             || self.unserved.count() >= UNSERVED_MAX;
-        if !full && address == Address::Unproven {
+        if !full && address == AddressValidation::Unproven {
             // A client can give its handshake up, and a forger do so in its name, after the signature that it cost
             // and before it is charged to anybody. Those that begin are counted, too.
             let most = self.limits.unvalidated_handshakes_per_second_max;
             full = !self.begun.take(most, now);
         }
-        // A network that used up its rate, or one that somebody else forges: its proof tells.
+        // The network used up its rate, or an attacker forges its addresses: the proof of the address tells which.
         let spent = self.is_spent(carriage, from, now);
         let kept_out = self.is_kept_out(from);
-        if full || spent || kept_out || address == Address::Unanswerable {
+        if full || spent || kept_out || address == AddressValidation::Unanswerable {
             let room = self.retries.take(self.limits.retries_per_second_max, now);
             let limit = if full {
-                Some(Limit::HandshakesUnproven)
+                Some(AdmissionLimit::HandshakesUnproven)
             } else if spent {
-                Some(Limit::HandshakeRate)
+                Some(AdmissionLimit::HandshakeRate)
             } else {
-                kept_out.then_some(Limit::ConnectionsPerAddress)
+                kept_out.then_some(AdmissionLimit::ConnectionsPerAddress)
             };
             return if room {
-                Quic::Retry(limit)
+                QuicDecision::Retry(limit)
             } else {
-                Quic::Ignore
+                QuicDecision::Ignore
             };
         }
         if self.is_full_of_peers() {
-            return Quic::Refuse(Limit::Connections);
+            return QuicDecision::Refuse(AdmissionLimit::Connections);
         }
         let ticket = self.ticket();
         self.unproven.insert(ticket);
-        Quic::Accept {
+        QuicDecision::Accept {
             ticket,
             evict: None,
             paid: false,
         }
     }
 
-    fn validated_quic(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> Quic {
+    fn validated_quic(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> QuicDecision {
         if self.is_full_of_peers() {
-            return Quic::Refuse(Limit::Connections);
+            return QuicDecision::Refuse(AdmissionLimit::Connections);
         }
         if self.is_kept_out(from) {
-            return Quic::Refuse(Limit::ConnectionsPerAddress);
+            return QuicDecision::Refuse(AdmissionLimit::ConnectionsPerAddress);
         }
         if !self.charge(carriage, from, now) {
-            return Quic::Refuse(Limit::HandshakeRate);
+            return QuicDecision::Refuse(AdmissionLimit::HandshakeRate);
         }
         let most = self.limits.validated_handshakes_max;
         let payer = self.holder(&self.proven, from, most);
         let ticket = self.ticket();
         let evict = self.proven.enter(ticket, payer, u32::MAX, most);
-        Quic::Accept {
+        QuicDecision::Accept {
             ticket,
             evict,
             paid: true,
@@ -303,9 +305,9 @@ impl Admission {
     }
 
     /// A TCP client connected. Its handshake is charged once it has sent a ClientHello.
-    pub(crate) fn tcp(&mut self, from: IpAddr) -> Tcp {
+    pub(crate) fn tcp(&mut self, from: IpAddr) -> TcpDecision {
         if self.is_full_of_peers() {
-            return Tcp::Refuse(Limit::Connections);
+            return TcpDecision::Refuse(AdmissionLimit::Connections);
         }
         let (each, all) = (
             self.limits.tcp_handshakes_per_address_max,
@@ -314,7 +316,7 @@ impl Admission {
         let payer = self.holder(&self.tcp, from, all);
         let ticket = self.ticket();
         let evict = self.tcp.enter(ticket, payer, each, all);
-        Tcp::Accept { ticket, evict }
+        TcpDecision::Accept { ticket, evict }
     }
 
     /// Takes one handshake from the network of `from`, and from its site; false when either has had too many.
@@ -330,30 +332,35 @@ impl Admission {
     }
 
     /// The bucket of a payer as it is now.
-    fn bucket(&mut self, carriage: Carriage, payer: Payer, now: Instant) -> &mut Bucket {
+    fn bucket(
+        &mut self,
+        carriage: Carriage,
+        payer: HandshakePayer,
+        now: Instant,
+    ) -> &mut TokenBucket {
         let key = (carriage, payer);
         if !self.buckets.contains_key(&key) {
             self.forget_one(now);
         }
         let rate = self.rate(payer);
-        let full = || Bucket::full(rate, now);
+        let full = || TokenBucket::full(rate, now);
         let bucket = self.buckets.entry(key).or_insert_with(full);
         bucket.refill(rate, now);
         bucket
     }
 
     /// How many handshakes a payer may have.
-    fn rate(&self, payer: Payer) -> Rate {
+    fn rate(&self, payer: HandshakePayer) -> RateLimit {
         match payer {
-            Payer::Address(_) | Payer::Network(_) => self.rate_times(1),
-            Payer::Site(_) => self.rate_times(SITE_NETWORKS),
+            HandshakePayer::Address(_) | HandshakePayer::Network(_) => self.rate_times(1),
+            HandshakePayer::Site(_) => self.rate_times(SITE_NETWORKS),
         }
     }
 
     /// As many times the handshakes that a network may have.
-    fn rate_times(&self, times: u32) -> Rate {
+    fn rate_times(&self, times: u32) -> RateLimit {
         let limits = &self.limits;
-        Rate {
+        RateLimit {
             burst: f64::from(limits.handshake_burst.saturating_mul(times)),
             per_second: f64::from(limits.handshakes_per_second.saturating_mul(times)),
         }
@@ -409,24 +416,27 @@ impl Admission {
     }
 
     /// All that pay for a handshake from `from`.
-    fn payers(&self, from: IpAddr) -> impl Iterator<Item = Payer> + use<> {
-        let network = Network::of(from);
+    fn payers(&self, from: IpAddr) -> impl Iterator<Item = HandshakePayer> + use<> {
+        let network = NetworkPrefix::from_ip(from);
         let (payer, site) = if self.known_addresses.contains(from) {
-            (Payer::Address(from), None)
+            (HandshakePayer::Address(from), None)
         } else {
             let site = network.has_neighbours().then(|| network.site());
-            (Payer::Network(network), site)
+            (HandshakePayer::Network(network), site)
         };
-        [Some(payer), site.map(Payer::Site)].into_iter().flatten()
+        [Some(payer), site.map(HandshakePayer::Site)]
+            .into_iter()
+            .flatten()
     }
 
-    /// Whom a handshake that begins counts for among those under way, of which there may be `all`.
-    fn holder(&self, under_way: &Handshakes, from: IpAddr, all: u32) -> Payer {
+    /// The payer of a new handshake among `under_way`, of which there may be `all`: a known peer's address while it has
+    /// room, otherwise the network.
+    fn holder(&self, under_way: &Handshakes, from: IpAddr, all: u32) -> HandshakePayer {
         let own = self.known_addresses.contains(from) && under_way.has_room_for(from, all);
         if own {
-            Payer::Address(from)
+            HandshakePayer::Address(from)
         } else {
-            Payer::Network(Network::of(from))
+            HandshakePayer::Network(NetworkPrefix::from_ip(from))
         }
     }
 
@@ -450,7 +460,7 @@ impl Admission {
     }
 
     /// The handshake is over, well or not.
-    pub(crate) fn finish(&mut self, ticket: Ticket) {
+    pub(crate) fn finish(&mut self, ticket: HandshakeId) {
         let known = self.tcp.leave(ticket) || self.proven.leave(ticket);
         if !known {
             self.unproven.remove(&ticket);
@@ -464,39 +474,39 @@ impl Admission {
         from: IpAddr,
         known: bool,
         is_kept: bool,
-    ) -> Result<(), Full> {
+    ) -> Result<(), CapacityScope> {
         let full = self.connections >= self.limits.connections_max;
         if known {
             if full {
-                return Err(Full::All);
+                return Err(CapacityScope::All);
             }
         } else {
-            let network = Network::of(from);
+            let network = NetworkPrefix::from_ip(from);
             if is_kept && self.is_full_of_closing(network, 1) {
-                return Err(Full::Closing);
+                return Err(CapacityScope::Closing);
             }
             let here = self.by_network.get(&network).copied().unwrap_or(0);
             if here >= self.limits.per_address_max {
-                return Err(Full::Network(network));
+                return Err(CapacityScope::Network(network));
             }
             let site = self.by_site.get(&network.site()).copied().unwrap_or(0);
             if site >= self.limits.per_address_max.saturating_mul(SITE_NETWORKS) {
-                return Err(Full::Site(network));
+                return Err(CapacityScope::Site(network));
             }
             if full || self.strangers.len() >= self.limits.strangers_max() as usize {
-                return Err(Full::Strangers(network));
+                return Err(CapacityScope::UnknownPeers(network));
             }
         }
         self.connect_for(conn, from, known);
         Ok(())
     }
 
-    /// Counts a connection whose place another one was told to leave: until it has, there is one more
-    /// than may be.
+    /// Counts a connection that takes the place of another, which the node is ending: until that one is gone, there is
+    /// one more than may be.
     pub(crate) fn connect_for(&mut self, conn: ConnId, from: IpAddr, known: bool) {
         self.connections += 1;
         if !known {
-            let network = Network::of(from);
+            let network = NetworkPrefix::from_ip(from);
             self.strangers.insert(conn, network);
             *self.by_network.entry(network).or_default() += 1;
             *self.by_site.entry(network.site()).or_default() += 1;
@@ -514,20 +524,20 @@ impl Admission {
         let own = self.by_token.get(who).copied().unwrap_or(0);
         let all = self.token_holders.len();
         let closing = match is_kept {
-            true => self.closing.of(&Owner::Peer(who.clone())),
+            true => self.closing.owner_count(&WindowOwner::Peer(who.clone())),
             false => 0,
         };
         let most = self.limits.per_address_max;
         if own.max(closing) >= most || all >= self.limits.token_holders_max() as usize {
             return false;
         }
-        self.leave_strangers(conn);
+        self.forget_unknown(conn);
         self.token_holders.insert(conn, who.clone());
         *self.by_token.entry(who.clone()).or_default() += 1;
         true
     }
 
-    fn leave_strangers(&mut self, conn: ConnId) {
+    fn forget_unknown(&mut self, conn: ConnId) {
         if let Some(network) = self.strangers.remove(&conn) {
             decrement(&mut self.by_network, &network);
             decrement(&mut self.by_site, &network.site());
@@ -542,20 +552,24 @@ impl Admission {
         newest_wins: bool,
         own_max: Option<u32>,
         is_kept: bool,
-    ) -> Entry {
-        let closing = self.closing.of(&Owner::Peer(peer.clone()));
+    ) -> SlotDecision {
+        let closing = self.closing.owner_count(&WindowOwner::Peer(peer.clone()));
         if is_kept && closing >= self.limits.per_address_max {
-            return Entry::Full;
+            return SlotDecision::Full;
         }
         let max = own_max.unwrap_or(self.limits.per_peer_max);
         self.peers.enter(peer, conn, newest_wins, max)
     }
 
     /// A counted connection ended. Returns whose it was.
-    pub(crate) fn disconnect(&mut self, conn: ConnId, peer: Option<&PeerId>) -> Option<Owner> {
+    pub(crate) fn disconnect(
+        &mut self,
+        conn: ConnId,
+        peer: Option<&PeerId>,
+    ) -> Option<WindowOwner> {
         self.connections = self.connections.saturating_sub(1);
-        let network = self.strangers.get(&conn).copied().map(Owner::Network);
-        self.leave_strangers(conn);
+        let network = self.strangers.get(&conn).copied().map(WindowOwner::Network);
+        self.forget_unknown(conn);
         let holder = self.token_holders.remove(&conn);
         if let Some(who) = &holder {
             decrement(&mut self.by_token, who);
@@ -563,23 +577,25 @@ impl Admission {
         if let Some(peer) = peer {
             self.peers.leave(peer, conn);
         }
-        let known = peer.cloned().or(holder).map(Owner::Peer);
+        let known = peer.cloned().or(holder).map(WindowOwner::Peer);
         known.or(network)
     }
 
-    /// The library still has a connection from `from`, which ended or was refused. Returns what it counts for: `owner`, or
-    /// the network that it came from where that is a known peer of whom the library has too many, so that further
+    /// The library still has a connection from `from`, which ended or was refused. Returns what it counts for: `owner`;
+    /// or the network of `from`, where `owner` is a known peer of which the library has too many, so that further
     /// handshakes from there are refused before they begin, whichever key they would show.
-    pub(crate) fn keep(&mut self, owner: Owner, from: IpAddr) -> ClosingConnection {
+    pub(crate) fn keep(&mut self, owner: WindowOwner, from: IpAddr) -> ClosingConnection {
         let most = self.limits.per_address_max.saturating_mul(CLOSING_TIMES);
-        let has_too_many = matches!(owner, Owner::Peer(_)) && self.closing.of(&owner) >= most;
+        let has_too_many =
+            matches!(owner, WindowOwner::Peer(_)) && self.closing.owner_count(&owner) >= most;
         let owner = if has_too_many {
-            Owner::Network(Network::of(from))
+            WindowOwner::Network(NetworkPrefix::from_ip(from))
         } else {
             owner
         };
         // For the network all the same: else a peer that comes from another address each time has room at each.
-        let is_apart = matches!(owner, Owner::Network(_)) && self.known_addresses.contains(from);
+        let is_apart =
+            matches!(owner, WindowOwner::Network(_)) && self.known_addresses.contains(from);
         let kept = ClosingConnection {
             owner,
             address: is_apart.then_some(from),
@@ -594,7 +610,7 @@ impl Admission {
     }
 
     /// Connections that the library has and that are not served.
-    pub(crate) const fn unserved(&self) -> &Unserved {
+    pub(crate) const fn unserved(&self) -> &UnservedConnections {
         &self.unserved
     }
 
@@ -610,17 +626,17 @@ impl Admission {
             let most = self.limits.per_address_max.saturating_mul(CLOSING_TIMES);
             return self.closing.at(from) >= most;
         }
-        self.is_full_of_closing(Network::of(from), CLOSING_TIMES)
+        self.is_full_of_closing(NetworkPrefix::from_ip(from), CLOSING_TIMES)
     }
 
     /// Whether the library has as many ended connections of unknown peers of this network, or of its site, as so many
     /// times what they may have that live; or as many of all of them, and of these some of this site: others are let in
     /// whatever one has.
-    fn is_full_of_closing(&self, network: Network, times: u32) -> bool {
+    fn is_full_of_closing(&self, network: NetworkPrefix, times: u32) -> bool {
         let most = self.limits.per_address_max.saturating_mul(times);
         let all = self.limits.strangers_max().saturating_mul(times);
         let of_site = self.closing.of_site(network);
-        self.closing.of(&Owner::Network(network)) >= most
+        self.closing.owner_count(&WindowOwner::Network(network)) >= most
             || of_site >= most.saturating_mul(SITE_NETWORKS)
             || of_site > 0 && self.closing.of_unknown() >= all
     }
@@ -630,25 +646,25 @@ impl Admission {
         self.token_holders.clone()
     }
 
-    /// Somebody at `from` could not prove who it is. Returns how long guesses from its network are refused
-    /// now, if this was one time too many.
+    /// Counts a failed proof of identity from `from`. Returns how long guesses from its network are refused now, if
+    /// this was one time too many.
     pub(crate) fn fail(&mut self, from: IpAddr, now: Instant) -> Option<Duration> {
         let max = self.limits.failures_per_minute_max;
-        self.penalties.fail(Network::of(from), max, now)
+        self.penalties.fail(NetworkPrefix::from_ip(from), max, now)
     }
 
     /// How long guesses from the network of `from` are refused, if they are.
     pub(crate) fn penalty(&self, from: IpAddr, now: Instant) -> Option<Duration> {
-        self.penalties.left(Network::of(from), now)
+        self.penalties.left(NetworkPrefix::from_ip(from), now)
     }
 
     /// The networks whose guesses are refused, and how long they are.
-    pub(crate) fn penalties(&self, now: Instant) -> Vec<(Network, Duration)> {
+    pub(crate) fn penalties(&self, now: Instant) -> Vec<(NetworkPrefix, Duration)> {
         self.penalties.all(now).collect()
     }
 
     /// Other limits from now on. Who is in stays.
-    pub(crate) fn set_limits(&mut self, limits: Limits) {
+    pub(crate) fn set_limits(&mut self, limits: EndpointLimits) {
         self.limits = limits;
     }
 
@@ -657,9 +673,9 @@ impl Admission {
         self.connections >= self.limits.connections_max && self.strangers.is_empty()
     }
 
-    fn ticket(&mut self) -> Ticket {
+    fn ticket(&mut self) -> HandshakeId {
         self.next += 1;
-        Ticket(self.next)
+        HandshakeId(self.next)
     }
 
     /// Makes room for one more bucket: full ones say nothing and go first, then the oldest.
@@ -683,27 +699,27 @@ impl Admission {
 
 /// How many there may be.
 #[derive(Clone, Copy, Debug)]
-struct Rate {
+struct RateLimit {
     burst: f64,
     /// Earned back in a second.
     per_second: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Bucket {
+struct TokenBucket {
     tokens: f64,
     at: Instant,
 }
 
-impl Bucket {
-    fn full(rate: Rate, now: Instant) -> Self {
+impl TokenBucket {
+    fn full(rate: RateLimit, now: Instant) -> Self {
         Self {
             tokens: rate.burst,
             at: now,
         }
     }
 
-    fn refill(&mut self, rate: Rate, now: Instant) {
+    fn refill(&mut self, rate: RateLimit, now: Instant) {
         let seconds = now.saturating_duration_since(self.at).as_secs_f64();
         self.tokens = (self.tokens + seconds * rate.per_second).min(rate.burst);
         self.at = now;
@@ -722,19 +738,19 @@ impl Bucket {
         has
     }
 
-    fn give_back(&mut self, rate: Rate) {
+    fn give_back(&mut self, rate: RateLimit) {
         self.tokens = (self.tokens + 1.0).min(rate.burst);
     }
 }
 
 /// Counts events within one second.
 #[derive(Clone, Copy, Debug, Default)]
-struct Window {
+struct RateWindow {
     start: Option<Instant>,
     count: u32,
 }
 
-impl Window {
+impl RateWindow {
     fn take(&mut self, max: u32, now: Instant) -> bool {
         let fresh = self
             .start

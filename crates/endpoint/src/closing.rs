@@ -8,16 +8,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use alknet_core::{Network, Site};
+use alknet_core::{NetworkPrefix, SitePrefix};
 
-use crate::windows::Owner;
+use crate::windows::WindowOwner;
 
 /// How many there are, by whose they were.
 #[derive(Debug, Default)]
-pub(crate) struct Closing {
-    owners: HashMap<Owner, u32>,
+pub(crate) struct ClosingTotals {
+    owners: HashMap<WindowOwner, u32>,
     /// Those of unknown peers again, by the sites of their networks.
-    sites: HashMap<Site, u32>,
+    sites: HashMap<SitePrefix, u32>,
     /// All of unknown peers.
     unknown: u32,
     /// Those of them again that came from an address at which a known peer was seen, by that address.
@@ -27,15 +27,15 @@ pub(crate) struct Closing {
 /// What one of them counts for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClosingConnection {
-    pub(crate) owner: Owner,
+    pub(crate) owner: WindowOwner,
     /// The address where it counts as well.
     pub(crate) address: Option<IpAddr>,
 }
 
-impl Closing {
+impl ClosingTotals {
     pub(crate) fn keep(&mut self, kept: &ClosingConnection) {
         *self.owners.entry(kept.owner.clone()).or_default() += 1;
-        if let Owner::Network(network) = kept.owner {
+        if let WindowOwner::Network(network) = kept.owner {
             *self.sites.entry(network.site()).or_default() += 1;
             self.unknown += 1;
         }
@@ -46,7 +46,7 @@ impl Closing {
 
     pub(crate) fn let_go(&mut self, kept: &ClosingConnection) {
         decrement(&mut self.owners, &kept.owner);
-        if let Owner::Network(network) = kept.owner {
+        if let WindowOwner::Network(network) = kept.owner {
             decrement(&mut self.sites, &network.site());
             self.unknown = self.unknown.saturating_sub(1);
         }
@@ -60,11 +60,11 @@ impl Closing {
         self.addresses.get(&address).copied().unwrap_or(0)
     }
 
-    pub(crate) fn of(&self, owner: &Owner) -> u32 {
+    pub(crate) fn owner_count(&self, owner: &WindowOwner) -> u32 {
         self.owners.get(owner).copied().unwrap_or(0)
     }
 
-    pub(crate) fn of_site(&self, network: Network) -> u32 {
+    pub(crate) fn of_site(&self, network: NetworkPrefix) -> u32 {
         self.sites.get(&network.site()).copied().unwrap_or(0)
     }
 
@@ -76,17 +76,17 @@ impl Closing {
 /// QUIC connections that the library has and that were not served: their handshake is under way or failed, or they were
 /// refused after it.
 #[derive(Debug, Default)]
-pub(crate) struct Unserved(Arc<AtomicUsize>);
+pub(crate) struct UnservedConnections(Arc<AtomicUsize>);
 
 /// One of them. Dropping it counts one less.
 #[derive(Debug)]
-pub(crate) struct UnservedOne(Arc<AtomicUsize>);
+pub(crate) struct UnservedGuard(Arc<AtomicUsize>);
 
-impl Unserved {
+impl UnservedConnections {
     /// Counts one more.
-    pub(crate) fn begin(&self) -> UnservedOne {
+    pub(crate) fn begin(&self) -> UnservedGuard {
         self.0.fetch_add(1, Ordering::Relaxed);
-        UnservedOne(Arc::clone(&self.0))
+        UnservedGuard(Arc::clone(&self.0))
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -94,7 +94,7 @@ impl Unserved {
     }
 }
 
-impl Drop for UnservedOne {
+impl Drop for UnservedGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -7,11 +7,11 @@ macro_rules! counters {
         /// Totals since the port was bound, except where a field says otherwise.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
-        pub struct Counters {
+        pub struct EndpointCounters {
             $($(#[$doc])+ pub $name: u64,)+
         }
 
-        impl Counters {
+        impl EndpointCounters {
             /// Every counter with its name, for metrics.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name)),+].into_iter()
@@ -19,20 +19,20 @@ macro_rules! counters {
         }
 
         #[derive(Debug, Default)]
-        pub(crate) struct Totals {
-            $(pub(crate) $name: Count,)+
+        pub(crate) struct EndpointTotals {
+            $(pub(crate) $name: AtomicCount,)+
         }
 
-        impl Totals {
-            pub(crate) fn snapshot(&self) -> Counters {
-                Counters { $($name: self.$name.0.load(Ordering::Relaxed),)+ }
+        impl EndpointTotals {
+            pub(crate) fn snapshot(&self) -> EndpointCounters {
+                EndpointCounters { $($name: self.$name.0.load(Ordering::Relaxed),)+ }
             }
         }
     };
 }
 
 counters! {
-    /// Keys and tokens that stood for nobody where somebody was wanted.
+    /// Keys and tokens of no known peer, shown where one was required.
     auth_failures,
     /// Connections being served now.
     connections_open,
@@ -79,16 +79,16 @@ counters! {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Count(AtomicU64);
+pub(crate) struct AtomicCount(AtomicU64);
 
-impl Totals {
+impl EndpointTotals {
     /// Handshakes that failed without an alert.
     pub(crate) fn failed_otherwise(&self) -> u64 {
         self.handshakes_failed.0.load(Ordering::Relaxed)
     }
 }
 
-impl Count {
+impl AtomicCount {
     pub(crate) fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }

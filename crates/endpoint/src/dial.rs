@@ -9,17 +9,19 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use alknet_core::{
-    BoxFuture, Carriage, CloseCode, Connection, DialRequest, Dialled, Expect, Host,
-    PeerAddr as Target, PeerId, PeerKey, Reach,
+    BoxFuture, Carriage, CloseCode, Connection, DialAllowList, DialHost, DialRequest,
+    DialedConnection, PeerAddr as Target, PeerId, PeerKey, PeerVerification,
 };
-use alknet_tls::{ClientTls, ClientTlsOptions, KnownPeer, NodeKey, Place, Remote, TlsError};
+use alknet_tls::{
+    ClientTls, ClientTlsOptions, KnownPeer, NodeKey, RemoteHost, TlsError, TlsRemote,
+};
 use rustls::RootCertStore;
 use tokio::time::timeout;
 
-use crate::error::DialError;
+use crate::error::EndpointDialError;
 use crate::iroh::Endpoints;
 
-pub(crate) use attempt::Attempt;
+pub(crate) use attempt::DialAttempt;
 pub(crate) use failure::{alert_of, timed_out};
 
 /// Everything from the name to the finished handshake.
@@ -38,7 +40,7 @@ const IROH_GOODBYE: Duration = Duration::from_secs(1);
 
 /// Makes connections, with one key or none. Protocols use it as [`alknet_core::Dialer`].
 #[derive(Debug)]
-pub struct Dialer {
+pub struct EndpointDialer {
     tls: ClientTls,
     /// For requests that want no key shown.
     keyless: OnceLock<ClientTls>,
@@ -47,7 +49,7 @@ pub struct Dialer {
     iroh: Endpoints,
 }
 
-impl Dialer {
+impl EndpointDialer {
     /// Dials with `key`, or anonymously, trusting the bundled certificate authorities for public
     /// names.
     #[must_use]
@@ -83,23 +85,27 @@ impl Dialer {
     /// Connects over whichever carriage works first.
     ///
     /// # Errors
-    /// See [`DialError`]; of several failures the one that says most is returned.
-    pub async fn dial(&self, target: &Target, alpn: &[u8]) -> Result<Connection, DialError> {
+    /// See [`EndpointDialError`]; of several failures the one that says most is returned.
+    pub async fn dial(
+        &self,
+        target: &Target,
+        alpn: &[u8],
+    ) -> Result<Connection, EndpointDialError> {
         self.dial_over(Carriage::Both, target, alpn).await
     }
 
     /// Connects over `carriage`.
     ///
     /// # Errors
-    /// See [`DialError`].
+    /// See [`EndpointDialError`].
     pub async fn dial_over(
         &self,
         carriage: Carriage,
         target: &Target,
         alpn: &[u8],
-    ) -> Result<Connection, DialError> {
+    ) -> Result<Connection, EndpointDialError> {
         let remote = remote(&self.tls, None, &target.pins, target)?;
-        let wish = Wish::new(carriage, alpn);
+        let wish = EndpointDialOptions::new(carriage, alpn);
         let dialled = self.attempt(target, remote, wish).await?;
         Ok(dialled.connection)
     }
@@ -108,16 +114,16 @@ impl Dialer {
     /// `target` are not looked at.
     ///
     /// # Errors
-    /// See [`DialError`].
+    /// See [`EndpointDialError`].
     pub async fn dial_peer(
         &self,
         carriage: Carriage,
         peer: &KnownPeer,
         target: &Target,
         alpn: &[u8],
-    ) -> Result<Connection, DialError> {
+    ) -> Result<Connection, EndpointDialError> {
         let remote = remote(&self.tls, Some(peer), &[], target)?;
-        let wish = Wish::new(carriage, alpn);
+        let wish = EndpointDialOptions::new(carriage, alpn);
         let dialled = self.attempt(target, remote, wish).await?;
         Ok(dialled.connection)
     }
@@ -127,7 +133,7 @@ impl Dialer {
     ///
     /// # Errors
     /// The entry has no key.
-    pub fn set_peer(&self, peer: &KnownPeer) -> Result<(), DialError> {
+    pub fn set_peer(&self, peer: &KnownPeer) -> Result<(), EndpointDialError> {
         Ok(self.tls.set_peer(peer)?)
     }
 
@@ -139,13 +145,13 @@ impl Dialer {
     async fn attempt(
         &self,
         target: &Target,
-        remote: Remote,
-        wish: Wish<'_>,
-    ) -> Result<Dialled, DialError> {
+        remote: TlsRemote,
+        wish: EndpointDialOptions<'_>,
+    ) -> Result<DialedConnection, EndpointDialError> {
         // What an earlier dial ended with is not this one's doing.
         let _ = remote.take_mismatch();
         let dial = async {
-            let attempt = Attempt {
+            let attempt = DialAttempt {
                 dialer: self,
                 target,
                 addresses: within(wish.reach, resolve(target).await?, target)?,
@@ -176,8 +182,8 @@ impl Dialer {
         let _ = timeout(IROH_GOODBYE, self.iroh.close()).await;
     }
 
-    /// Whom `request` expects, who is shown a key or not.
-    fn expected(&self, request: &DialRequest) -> Result<Remote, DialError> {
+    /// The server that `request` expects, with or without a key to show it.
+    fn expected(&self, request: &DialRequest) -> Result<TlsRemote, EndpointDialError> {
         let tls = if request.present_key {
             &self.tls
         } else {
@@ -189,10 +195,12 @@ impl Dialer {
             })
         };
         let pins = match &request.expect {
-            // Satisfied by nobody; to the TLS side no pins mean a public server.
-            Expect::Pinned(pins) if pins.is_empty() => return Err(TlsError::NoPins.into()),
-            Expect::Pinned(pins) => pins.as_slice(),
-            Expect::WebPki => &[],
+            // No server could satisfy this; to the TLS side no pins mean a public server.
+            PeerVerification::Pinned(pins) if pins.is_empty() => {
+                return Err(TlsError::NoPins.into());
+            }
+            PeerVerification::Pinned(pins) => pins.as_slice(),
+            PeerVerification::WebPki => &[],
         };
         remote(tls, None, pins, &request.addr)
     }
@@ -202,7 +210,7 @@ impl Dialer {
     }
 
     /// The UDP socket, opened with the first QUIC dial.
-    fn endpoint(&self) -> Result<quinn::Endpoint, DialError> {
+    fn endpoint(&self) -> Result<quinn::Endpoint, EndpointDialError> {
         let mut slot = self.endpoint_slot();
         if let Some(endpoint) = &*slot {
             return Ok(endpoint.clone());
@@ -210,19 +218,19 @@ impl Dialer {
         let any = |ip: IpAddr| quinn::Endpoint::client(SocketAddr::new(ip, 0));
         let endpoint = any(Ipv6Addr::UNSPECIFIED.into())
             .or_else(|_| any(Ipv4Addr::UNSPECIFIED.into()))
-            .map_err(DialError::Local)?;
+            .map_err(EndpointDialError::Local)?;
         Ok(slot.insert(endpoint).clone())
     }
 }
 
-impl alknet_core::Dialer for Dialer {
+impl alknet_core::Dialer for EndpointDialer {
     fn connect(
         &self,
         request: DialRequest,
-    ) -> BoxFuture<'_, Result<Dialled, alknet_core::DialError>> {
+    ) -> BoxFuture<'_, Result<DialedConnection, alknet_core::DialError>> {
         Box::pin(async move {
             let remote = self.expected(&request)?;
-            let wish = Wish {
+            let wish = EndpointDialOptions {
                 carriage: request.carriage,
                 alpn: &request.alpn,
                 present_key: request.present_key,
@@ -233,36 +241,36 @@ impl alknet_core::Dialer for Dialer {
     }
 }
 
-/// How a dial is made, beside where to and to whom.
+/// How a dial is made, beside its address and the server that it expects.
 #[derive(Clone, Copy)]
-struct Wish<'a> {
+struct EndpointDialOptions<'a> {
     carriage: Carriage,
     alpn: &'a [u8],
     present_key: bool,
-    reach: &'a Reach,
+    reach: &'a DialAllowList,
 }
 
-impl<'a> Wish<'a> {
+impl<'a> EndpointDialOptions<'a> {
     const fn new(carriage: Carriage, alpn: &'a [u8]) -> Self {
         Self {
             carriage,
             alpn,
             present_key: true,
-            reach: &Reach::Anywhere,
+            reach: &DialAllowList::Anywhere,
         }
     }
 }
 
 /// Those of the addresses that may be dialled.
 fn within(
-    reach: &Reach,
+    reach: &DialAllowList,
     mut found: Vec<SocketAddr>,
     target: &Target,
-) -> Result<Vec<SocketAddr>, DialError> {
+) -> Result<Vec<SocketAddr>, EndpointDialError> {
     let first = found.first().copied();
     found.retain(|address| reach.allows(address.ip()));
     match first {
-        Some(first) if found.is_empty() => Err(DialError::OutOfReach {
+        Some(first) if found.is_empty() => Err(EndpointDialError::OutOfReach {
             target: target.address(),
             address: first.ip(),
         }),
@@ -275,29 +283,29 @@ fn remote(
     peer: Option<&KnownPeer>,
     pins: &[PeerKey],
     target: &Target,
-) -> Result<Remote, DialError> {
+) -> Result<TlsRemote, EndpointDialError> {
     tls.remote(peer, pins, place(target))
         .map_err(|error| match error {
-            TlsError::UnknownPeer(_) => DialError::UnknownPeer {
+            TlsError::UnknownPeer(_) => EndpointDialError::UnknownPeer {
                 target: target.address(),
             },
             other => other.into(),
         })
 }
 
-fn place(target: &Target) -> Place<'_> {
+fn place(target: &Target) -> RemoteHost<'_> {
     match &target.host {
-        Host::Ip(ip) => Place::Ip(*ip),
-        Host::Name(name) => Place::Name(name),
+        DialHost::Ip(ip) => RemoteHost::Ip(*ip),
+        DialHost::Name(name) => RemoteHost::Name(name),
     }
 }
 
-async fn resolve(target: &Target) -> Result<Vec<SocketAddr>, DialError> {
+async fn resolve(target: &Target) -> Result<Vec<SocketAddr>, EndpointDialError> {
     let name = match &target.host {
-        Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, target.port)]),
-        Host::Name(name) => name,
+        DialHost::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, target.port)]),
+        DialHost::Name(name) => name,
     };
-    let fail = |source| DialError::Resolve {
+    let fail = |source| EndpointDialError::Resolve {
         host: name.clone(),
         source,
     };

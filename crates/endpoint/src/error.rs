@@ -46,7 +46,7 @@ fn bind_hint(error: &io::Error) -> &'static str {
 /// Why a connection could not be made.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum DialError {
+pub enum EndpointDialError {
     /// The server's certificate chain or name is not valid.
     #[error(
         "the certificate of {target} is not trusted: {reason}; pin its key: ed25519:<64 hex>@{target}"
@@ -144,9 +144,9 @@ pub enum DialError {
     },
 }
 
-impl DialError {
-    /// Somebody answered and is not who was asked for: no other way there would help.
-    pub(crate) fn is_about_whom(&self) -> bool {
+impl EndpointDialError {
+    /// Whether another server than the expected one answered: another carriage would not help.
+    pub(crate) fn is_wrong_server(&self) -> bool {
         matches!(
             self,
             Self::Certificate { .. } | Self::OtherKey { .. } | Self::PinMismatch(_)
@@ -172,21 +172,21 @@ impl DialError {
     }
 }
 
-impl From<DialError> for alknet_core::DialError {
-    fn from(error: DialError) -> Self {
+impl From<EndpointDialError> for alknet_core::DialError {
+    fn from(error: EndpointDialError) -> Self {
         let kind = match &error {
-            DialError::Certificate { .. }
-            | DialError::OtherKey { .. }
-            | DialError::PinMismatch(_) => DialErrorKind::Impostor,
-            DialError::Local(_) | DialError::TlsSetup(_) => DialErrorKind::Local,
-            DialError::NoProtocol { .. } => DialErrorKind::NoProtocol,
-            DialError::OutOfReach { .. } => DialErrorKind::OutOfReach,
-            DialError::Refused { .. } => DialErrorKind::Refused,
-            DialError::TimedOut { .. } => DialErrorKind::TimedOut,
-            DialError::UnknownPeer { .. } => DialErrorKind::UnknownPeer,
-            DialError::Resolve { .. } | DialError::Tls { .. } | DialError::Unreachable { .. } => {
-                DialErrorKind::Unreachable
-            }
+            EndpointDialError::Certificate { .. }
+            | EndpointDialError::OtherKey { .. }
+            | EndpointDialError::PinMismatch(_) => DialErrorKind::Impostor,
+            EndpointDialError::Local(_) | EndpointDialError::TlsSetup(_) => DialErrorKind::Local,
+            EndpointDialError::NoProtocol { .. } => DialErrorKind::NoProtocol,
+            EndpointDialError::OutOfReach { .. } => DialErrorKind::OutOfReach,
+            EndpointDialError::Refused { .. } => DialErrorKind::Refused,
+            EndpointDialError::TimedOut { .. } => DialErrorKind::TimedOut,
+            EndpointDialError::UnknownPeer { .. } => DialErrorKind::UnknownPeer,
+            EndpointDialError::Resolve { .. }
+            | EndpointDialError::Tls { .. }
+            | EndpointDialError::Unreachable { .. } => DialErrorKind::Unreachable,
         };
         Self::new(kind, error)
     }

@@ -5,22 +5,22 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::Duration;
 
-use alknet_core::{Network, Site};
+use alknet_core::{NetworkPrefix, SitePrefix};
 
-use crate::admission::Full;
+use crate::admission::CapacityScope;
 
 /// How long no byte has gone over a connection that is taken for idle.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// A connection of an unknown peer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Unknown {
-    pub(crate) network: Network,
+pub(crate) struct UnknownConnection {
+    pub(crate) network: NetworkPrefix,
     /// How long no byte has gone over it.
     pub(crate) quiet: Duration,
 }
 
-impl Unknown {
+impl UnknownConnection {
     fn is_idle(self) -> bool {
         self.quiet >= IDLE
     }
@@ -30,8 +30,8 @@ impl Unknown {
 /// network, or whose site, has more than the other's would, or an idle one of the other's own network: a host with
 /// addresses in thousands of networks does not end an honest peer's connection because that says nothing for a while.
 /// Those of the site and the network that have the most go first, then the one idle for longest.
-pub(crate) fn choose<T>(full: Full, all: Vec<(Unknown, T)>) -> Option<T> {
-    let crowd = Crowd::of(all.iter().map(|(one, _)| one.network));
+pub(crate) fn choose<T>(full: CapacityScope, all: Vec<(UnknownConnection, T)>) -> Option<T> {
+    let crowd = UnknownPeerCounts::from_networks(all.iter().map(|(one, _)| one.network));
     let candidates = all.into_iter().filter(|(one, _)| crowd.may_go(full, *one));
     let victim = candidates.max_by_key(|(one, _)| crowd.rank(full, *one));
     victim.map(|(_, victim)| victim)
@@ -57,13 +57,13 @@ pub(crate) fn relieve<O: Eq + Hash, T>(part: usize, all: Vec<(O, Duration, T)>) 
 }
 
 /// How many connections the unknown peers of each network and of each site have.
-struct Crowd {
-    networks: HashMap<Network, u32>,
-    sites: HashMap<Site, u32>,
+struct UnknownPeerCounts {
+    networks: HashMap<NetworkPrefix, u32>,
+    sites: HashMap<SitePrefix, u32>,
 }
 
-impl Crowd {
-    fn of(all: impl Iterator<Item = Network>) -> Self {
+impl UnknownPeerCounts {
+    fn from_networks(all: impl Iterator<Item = NetworkPrefix>) -> Self {
         let mut crowd = Self {
             networks: HashMap::new(),
             sites: HashMap::new(),
@@ -75,25 +75,27 @@ impl Crowd {
         crowd
     }
 
-    fn network(&self, network: Network) -> u32 {
+    fn network(&self, network: NetworkPrefix) -> u32 {
         self.networks.get(&network).copied().unwrap_or(0)
     }
 
-    fn site(&self, network: Network) -> u32 {
+    fn site(&self, network: NetworkPrefix) -> u32 {
         self.sites.get(&network.site()).copied().unwrap_or(0)
     }
 
-    fn may_go(&self, full: Full, one: Unknown) -> bool {
+    fn may_go(&self, full: CapacityScope, one: UnknownConnection) -> bool {
         match full {
-            Full::All => true,
-            Full::Closing => false,
-            Full::Network(here) => one.is_idle() && one.network == here,
-            Full::Site(here) => one.network.site() == here.site() && self.may_go_for(here, one),
-            Full::Strangers(here) => self.may_go_for(here, one),
+            CapacityScope::All => true,
+            CapacityScope::Closing => false,
+            CapacityScope::Network(here) => one.is_idle() && one.network == here,
+            CapacityScope::Site(here) => {
+                one.network.site() == here.site() && self.may_go_for(here, one)
+            }
+            CapacityScope::UnknownPeers(here) => self.may_go_for(here, one),
         }
     }
 
-    fn may_go_for(&self, here: Network, one: Unknown) -> bool {
+    fn may_go_for(&self, here: NetworkPrefix, one: UnknownConnection) -> bool {
         let own = one.is_idle() && one.network == here;
         let fuller = if one.network.site() == here.site() {
             self.network(one.network) > self.network(here) + 1
@@ -103,9 +105,9 @@ impl Crowd {
         own || fuller
     }
 
-    fn rank(&self, full: Full, one: Unknown) -> impl Ord + use<> {
+    fn rank(&self, full: CapacityScope, one: UnknownConnection) -> impl Ord + use<> {
         let idle = one.is_idle();
-        let idle_first = idle && full == Full::All;
+        let idle_first = idle && full == CapacityScope::All;
         let (site, network) = (self.site(one.network), self.network(one.network));
         (idle_first, site, network, idle, one.quiet)
     }
@@ -115,12 +117,12 @@ impl Crowd {
 mod tests {
     use super::*;
 
-    fn network(address: &str) -> Network {
-        Network::of(address.parse().expect("an address"))
+    fn network(address: &str) -> NetworkPrefix {
+        NetworkPrefix::from_ip(address.parse().expect("an address"))
     }
 
-    fn one(address: &str, quiet_s: u64) -> (Unknown, String) {
-        let unknown = Unknown {
+    fn one(address: &str, quiet_s: u64) -> (UnknownConnection, String) {
+        let unknown = UnknownConnection {
             network: network(address),
             quiet: Duration::from_secs(quiet_s),
         };
@@ -128,7 +130,7 @@ mod tests {
     }
 
     /// One that says something all the time, in each /56 of one /48.
-    fn host() -> Vec<(Unknown, String)> {
+    fn host() -> Vec<(UnknownConnection, String)> {
         let all = (0..=255u16).map(|n| one(&format!("2001:db8:0:{:x}::1", n << 8), 0));
         all.collect()
     }
@@ -142,17 +144,20 @@ mod tests {
         };
         // From another network of its own it ends none but its own, and those only where one network has more.
         for honest in ["192.0.2.1", "2001:db8:ffff::1"] {
-            let comer = Full::Strangers(network("2001:db8:0:f00::1"));
+            let comer = CapacityScope::UnknownPeers(network("2001:db8:0:f00::1"));
             assert_eq!(choose(comer, with(honest)), None, "{honest}");
             // One of the host's goes for an honest peer and for a known one that finds nothing idle.
-            let victim = choose(Full::Strangers(network("203.0.113.1")), with(honest));
+            let victim = choose(
+                CapacityScope::UnknownPeers(network("203.0.113.1")),
+                with(honest),
+            );
             assert!(victim.is_some_and(|victim| victim != honest), "{honest}");
         }
-        assert!(choose(Full::All, host()).is_some());
+        assert!(choose(CapacityScope::All, host()).is_some());
         // Also where the honest network has a few.
         let mut few = with("192.0.2.1");
         few.push(one("192.0.2.2", 40));
-        let comer = Full::Strangers(network("2001:db8:0:f00::1"));
+        let comer = CapacityScope::UnknownPeers(network("2001:db8:0:f00::1"));
         assert_eq!(choose(comer, few), None);
     }
 
@@ -160,7 +165,10 @@ mod tests {
     fn an_idle_one_goes_first_for_a_known_peer() {
         let mut all = host();
         all.push(one("192.0.2.1", 40));
-        assert_eq!(choose(Full::All, all).as_deref(), Some("192.0.2.1"));
+        assert_eq!(
+            choose(CapacityScope::All, all).as_deref(),
+            Some("192.0.2.1")
+        );
     }
 
     #[test]
@@ -173,16 +181,19 @@ mod tests {
                 one("192.0.3.1", 9),
             ]
         };
-        let victim = choose(Full::Network(here), all());
+        let victim = choose(CapacityScope::Network(here), all());
         assert_eq!(victim.as_deref(), Some("192.0.2.1"));
-        assert_eq!(choose(Full::Network(here), vec![one("192.0.2.2", 0)]), None);
+        assert_eq!(
+            choose(CapacityScope::Network(here), vec![one("192.0.2.2", 0)]),
+            None
+        );
         let mut site = host();
         site.push(one("192.0.2.1", 7));
         let here = network("2001:db8:0:100::9");
-        assert_eq!(choose(Full::Site(here), site.clone()), None);
+        assert_eq!(choose(CapacityScope::Site(here), site.clone()), None);
         site.push(one("2001:db8:0:200::7", 0));
         site.push(one("2001:db8:0:200::8", 0));
-        let victim = choose(Full::Site(here), site);
+        let victim = choose(CapacityScope::Site(here), site);
         assert!(victim.is_some_and(|victim| victim.starts_with("2001:db8:0:200:")));
     }
 

@@ -10,7 +10,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use alknet_tls::{HelloError, ServerTls, Slot};
+use alknet_tls::{HelloError, ServerTls, TlsConfigSlot};
 use quinn::crypto::rustls::{HandshakeData, NoInitialCipherSuite, QuicServerConfig};
 use quinn::crypto::{
     self, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, Session,
@@ -20,7 +20,7 @@ use quinn::{ConnectionId, Side, TransportErrorCode};
 use quinn_proto::TransportError;
 use quinn_proto::transport_parameters::TransportParameters;
 
-use crate::windows::Window;
+use crate::windows::ReceiveWindow;
 
 /// QUIC's view of a node's TLS configurations.
 #[derive(Clone)]
@@ -28,13 +28,13 @@ pub(crate) struct HelloChooser {
     tls: Arc<ServerTls>,
     configs: [Arc<QuicServerConfig>; 5],
     /// That of the one connection that this is for; unused in the endpoint's own.
-    window: Arc<Window>,
+    window: Arc<ReceiveWindow>,
 }
 
 impl HelloChooser {
     pub(crate) fn new(tls: &Arc<ServerTls>) -> Result<Self, NoInitialCipherSuite> {
         let config = |slot| Ok(Arc::new(QuicServerConfig::try_from(tls.quic(slot))?));
-        let [a, b, c, d, e] = Slot::ALL;
+        let [a, b, c, d, e] = TlsConfigSlot::ALL;
         Ok(Self {
             configs: [config(a)?, config(b)?, config(c)?, config(d)?, config(e)?],
             tls: Arc::clone(tls),
@@ -43,7 +43,7 @@ impl HelloChooser {
     }
 
     /// The same for the connection of this window.
-    pub(crate) fn of(&self, window: Arc<Window>) -> Arc<Self> {
+    pub(crate) fn with_window(&self, window: Arc<ReceiveWindow>) -> Arc<Self> {
         Arc::new(Self {
             window,
             ..self.clone()
@@ -84,9 +84,9 @@ impl crypto::ServerConfig for HelloChooser {
 }
 
 /// What is known once a handshake has chosen.
-pub(crate) struct Greeting {
+pub(crate) struct NegotiatedHandshake {
     pub(crate) tls: Box<HandshakeData>,
-    pub(crate) window: Arc<Window>,
+    pub(crate) window: Arc<ReceiveWindow>,
 }
 
 struct HelloSession {
@@ -98,7 +98,7 @@ struct HelloSession {
 }
 
 impl HelloSession {
-    fn start(&self, slot: Slot) -> Box<dyn Session> {
+    fn start(&self, slot: TlsConfigSlot) -> Box<dyn Session> {
         let config = Arc::clone(&self.chooser.configs[slot as usize]);
         crypto::ServerConfig::start_session(config, self.version, &self.params)
     }
@@ -108,13 +108,15 @@ impl Session for HelloSession {
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
         match &self.chosen {
             Some(session) => session.initial_keys(dst_cid, side),
-            None => self.start(Slot::RawRaw).initial_keys(dst_cid, side),
+            None => self
+                .start(TlsConfigSlot::RawRaw)
+                .initial_keys(dst_cid, side),
         }
     }
 
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
         let tls = self.chosen.as_ref()?.handshake_data()?;
-        Some(Box::new(Greeting {
+        Some(Box::new(NegotiatedHandshake {
             tls: tls.downcast().ok()?,
             window: Arc::clone(&self.chooser.window),
         }))
@@ -197,7 +199,7 @@ fn refuse(error: HelloError) -> TransportError {
 #[cfg(test)]
 mod tests {
     use alknet_core::PeerKey;
-    use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place, ServerTlsOptions};
+    use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, RemoteHost, ServerTlsOptions};
     use quinn::crypto::ClientConfig;
     use quinn::crypto::rustls::QuicClientConfig;
 
@@ -206,7 +208,7 @@ mod tests {
     /// What a dialler of a peer sends first: once with a raw key, once with a certificate.
     fn hellos() -> Vec<Vec<u8>> {
         let tls = ClientTls::new(ClientTlsOptions::default());
-        let place = Place::Name("peer.example.org");
+        let place = RemoteHost::Name("peer.example.org");
         let pin = [PeerKey::Ed25519([1; 32])];
         let pinned = tls.remote(None, &pin, place).expect("a pin");
         let hello = |config| {

@@ -1,5 +1,5 @@
-//! The iroh endpoint: the node's protocols for whoever dials its key with iroh, on a UDP socket of
-//! their own.
+//! The iroh endpoint: the node's protocols for clients that dial its key with iroh, on a UDP socket
+//! of their own.
 //!
 //! Iroh brings its own QUIC library, which cannot share a socket with quinn. Admission, identities,
 //! handlers, limits and the end of a connection are those of the one port. Relays are used where the
@@ -108,7 +108,8 @@ fn transport(budget: StreamBudget, window_bytes: u32) -> QuicTransportConfig {
         .receive_window(window_bytes.into())
         .send_window(SEND_WINDOW_BYTES)
         .max_idle_timeout(Some(idle.into()))
-        // No protocol here uses datagrams; a peer must not fill a buffer nobody reads.
+        // No protocol here uses datagrams; without this a peer could fill a buffer that is never
+        // read.
         .datagram_receive_buffer_size(None)
         .build()
 }

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-/// Bytes of the receive window with which a QUIC connection begins, whoever it is of: a client sends a quarter of them
-/// before it has heard of the node at all.
+/// Bytes of the receive window with which every QUIC connection begins, of known and unknown peers: a client sends a
+/// quarter of them before it has heard of the node at all.
 pub(crate) const WINDOW_BYTES_FIRST: u32 = 64 << 10;
 /// Bytes of the window that a known peer's connection has at once, where there is room: those of two of its streams.
 pub(crate) const WINDOW_BYTES_START: u32 = 2 << 20;
 
-/// Limits of admission. Each number bounds memory or work that somebody unknown can cause.
+/// Limits of admission. Each number bounds memory or work that an unknown peer can cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct EndpointLimits {
     /// Connections served at once.
     pub connections_max: u32,
     /// Connections served at once for the unknown peers of one network: a /24 of IPv4 or a /56 of IPv6. As many
@@ -30,9 +30,9 @@ pub struct Limits {
     /// QUIC handshakes at once with proven addresses; one more ends the oldest of the network that has the
     /// most.
     pub validated_handshakes_max: u32,
-    /// Requests for such a proof in one second; further packets are not answered at all. Each is a
-    /// tenth of the packet it answers, so that what is reflected of a flood with forged addresses is
-    /// little; with none, whoever is honest would not get in beside it.
+    /// Requests for such a proof in one second; further packets get no answer. Each request is a tenth of the packet it
+    /// answers, so that a flood with forged addresses is hardly reflected. Without any, an honest client would not get
+    /// in beside such a flood.
     pub retries_per_second_max: u32,
     /// Handshakes a network prefix may have in a burst.
     pub handshake_burst: u32,
@@ -47,7 +47,7 @@ pub struct Limits {
     pub window_bytes: usize,
 }
 
-impl Limits {
+impl EndpointLimits {
     /// Memory one idle connection is accounted with.
     const CONNECTION_BYTES: u64 = 64 << 10;
     /// Most connections on any machine.
@@ -90,7 +90,7 @@ impl Limits {
     }
 }
 
-impl Default for Limits {
+impl Default for EndpointLimits {
     fn default() -> Self {
         Self {
             connections_max: 4096,

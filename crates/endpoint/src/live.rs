@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use alknet_core::{
-    Carriage, CloseCode, ConnId, Connection, IdentityProvider, Network, PeerId, PeerKey,
+    Carriage, CloseCode, ConnId, Connection, IdentityProvider, NetworkPrefix, PeerId, PeerKey,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::admission::Full;
-use crate::eviction::{self, Unknown};
-use crate::metrics::{AlpnMeters, Open};
+use crate::admission::CapacityScope;
+use crate::eviction::{self, UnknownConnection};
+use crate::metrics::{AlpnMeters, OpenConnection};
 
 /// Close code and constant reason for ending a connection from outside its handler.
 pub(crate) type End = (CloseCode, &'static str);
@@ -55,12 +55,12 @@ pub struct ConnectionSummary {
     pub since: Instant,
 }
 
-struct Entry {
+struct LiveConnection {
     connection: Connection,
     /// The address it is charged to.
     from: IpAddr,
     key: Option<PeerKey>,
-    /// Whom the key stood for when the connection began.
+    /// The peer that the key belonged to when the connection began.
     peer: Option<PeerId>,
     since: Instant,
     meters: Arc<AlpnMeters>,
@@ -68,14 +68,14 @@ struct Entry {
 }
 
 #[derive(Default)]
-pub(crate) struct Live {
-    table: Mutex<HashMap<ConnId, Entry>>,
+pub(crate) struct LiveConnections {
+    table: Mutex<HashMap<ConnId, LiveConnection>>,
     count: watch::Sender<usize>,
     /// Until when memory is taken for short.
     short_until: Mutex<Option<Instant>>,
 }
 
-impl Live {
+impl LiveConnections {
     /// Adds a connection; dropping the guard removes it.
     pub(crate) fn insert(
         self: &Arc<Self>,
@@ -84,9 +84,9 @@ impl Live {
         key: Option<PeerKey>,
         peer: Option<PeerId>,
         meters: Arc<AlpnMeters>,
-    ) -> (Guard, watch::Receiver<Option<End>>) {
+    ) -> (LiveConnectionGuard, watch::Receiver<Option<End>>) {
         let (end, ended) = watch::channel(None);
-        let entry = Entry {
+        let entry = LiveConnection {
             connection: connection.clone(),
             from,
             key,
@@ -97,7 +97,7 @@ impl Live {
         };
         let id = connection.id();
         self.change(|table| table.insert(id, entry));
-        let guard = Guard {
+        let guard = LiveConnectionGuard {
             live: Arc::clone(self),
             id,
         };
@@ -145,12 +145,12 @@ impl Live {
 
     /// Ends one connection of an unknown peer, so that another one has its place; whether there was one
     /// that may be ended.
-    pub(crate) fn evict(&self, full: Full, end: End) -> bool {
+    pub(crate) fn evict(&self, full: CapacityScope, end: End) -> bool {
         let table = self.lock();
         let unknown = table.values().filter(|entry| entry.is_unknown());
         let all = unknown.map(|entry| {
-            let unknown = Unknown {
-                network: Network::of(entry.from),
+            let unknown = UnknownConnection {
+                network: NetworkPrefix::from_ip(entry.from),
                 quiet: entry.connection.traffic().quiet(),
             };
             (unknown, entry)
@@ -171,7 +171,7 @@ impl Live {
         let table = self.lock();
         let unknown = table.values().filter(|entry| entry.is_unknown());
         let unknown = unknown.map(|entry| {
-            let site = Network::of(entry.from).site();
+            let site = NetworkPrefix::from_ip(entry.from).site();
             (site, entry.connection.traffic().quiet(), entry)
         });
         let mut victims = eviction::relieve(part, unknown.collect());
@@ -190,7 +190,7 @@ impl Live {
             });
             victims.extend(eviction::relieve(RELIEF_PART_KNOWN, known.collect()));
         }
-        let ended = |entry: &&Entry| entry.end.send_replace(Some(end)).is_none();
+        let ended = |entry: &&LiveConnection| entry.end.send_replace(Some(end)).is_none();
         let ended = victims.into_iter().filter(ended).count();
         if ended > 0 {
             *self.shortage() = Some(Instant::now() + SHORT);
@@ -221,27 +221,27 @@ impl Live {
 
     /// What every connection did so far and is now, nothing of it twice and nothing left out:
     /// connections that end meanwhile wait.
-    pub(crate) fn tally(&self, see: impl FnOnce(&mut dyn Iterator<Item = Open<'_>>)) {
+    pub(crate) fn tally(&self, see: impl FnOnce(&mut dyn Iterator<Item = OpenConnection<'_>>)) {
         let table = self.lock();
-        see(&mut table.values().map(|entry| Open {
+        see(&mut table.values().map(|entry| OpenConnection {
             connection: &entry.connection,
             known: entry.peer.is_some() || entry.connection.identity().is_some(),
         }));
     }
 
     pub(crate) fn summaries(&self) -> Vec<ConnectionSummary> {
-        let mut all: Vec<_> = self.lock().values().map(Entry::summary).collect();
+        let mut all: Vec<_> = self.lock().values().map(LiveConnection::summary).collect();
         all.sort_by_key(|summary| summary.id);
         all
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ConnId, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnId, LiveConnection>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the table. What leaves it is dropped after the lock: it may be the last owner of a
     /// connection, and closing one does work.
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<ConnId, Entry>) -> T) {
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<ConnId, LiveConnection>) -> T) {
         let mut table = self.lock();
         let left = change(&mut table);
         self.count.send_replace(table.len());
@@ -250,8 +250,8 @@ impl Live {
     }
 }
 
-impl Entry {
-    /// Whether it has a place of its own, nobody has proved on it who they are, and it is not about to end.
+impl LiveConnection {
+    /// Whether it has a place of its own, its peer has not proved who it is, and it is not about to end.
     fn is_unknown(&self) -> bool {
         !self.connection.is_authenticated() && self.may_end()
     }
@@ -305,12 +305,12 @@ impl Entry {
     }
 }
 
-pub(crate) struct Guard {
-    live: Arc<Live>,
+pub(crate) struct LiveConnectionGuard {
+    live: Arc<LiveConnections>,
     id: ConnId,
 }
 
-impl Drop for Guard {
+impl Drop for LiveConnectionGuard {
     fn drop(&mut self) {
         self.live.change(|table| {
             let left = table.remove(&self.id);

@@ -1,4 +1,4 @@
-//! What the port counts beside its [`Counters`](crate::Counters), and all of it as metrics.
+//! What the port counts beside its [`Counters`](crate::EndpointCounters), and all of it as metrics.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,8 +9,8 @@ use alknet_core::metrics::{AUTH, Counter, Histogram, LIMIT_HITS};
 use alknet_core::{Carriage, Connection, HandlerRegistry, Metrics, Traffic};
 use quinn::ConnectionError;
 
-use crate::admission::Limit;
-use crate::serve::Shared;
+use crate::admission::AdmissionLimit;
+use crate::serve::EndpointShared;
 
 /// Upper bounds of the buckets for the length of a handshake, in seconds. The longest is the time
 /// a handshake may take.
@@ -26,10 +26,10 @@ const ALERTS: usize = 256;
 
 /// What is counted by a label, or by length.
 #[derive(Debug)]
-pub(crate) struct Meters {
+pub(crate) struct EndpointMeters {
     by_alpn: BTreeMap<&'static [u8], Arc<AlpnMeters>>,
     alerts: Box<[Counter]>,
-    limits: [Counter; Limit::ALL.len()],
+    limits: [Counter; AdmissionLimit::ALL.len()],
     handshakes: Histogram,
     pub(crate) keys_ok: Counter,
     pub(crate) keys_unknown: Counter,
@@ -45,13 +45,13 @@ pub(crate) struct AlpnMeters {
 }
 
 /// One connection being served.
-pub(crate) struct Open<'a> {
+pub(crate) struct OpenConnection<'a> {
     pub(crate) connection: &'a Connection,
     /// Whether its peer is.
     pub(crate) known: bool,
 }
 
-impl Meters {
+impl EndpointMeters {
     pub(crate) fn new(registry: &HandlerRegistry) -> Self {
         let meters = registry.specs().map(|spec| {
             let meters = AlpnMeters {
@@ -72,11 +72,11 @@ impl Meters {
     }
 
     /// Those of a protocol that has a handler.
-    pub(crate) fn of(&self, alpn: &'static [u8]) -> Arc<AlpnMeters> {
+    pub(crate) fn for_alpn(&self, alpn: &'static [u8]) -> Arc<AlpnMeters> {
         Arc::clone(&self.by_alpn[alpn])
     }
 
-    pub(crate) fn hit(&self, limit: Limit) {
+    pub(crate) fn hit(&self, limit: AdmissionLimit) {
         self.limits[limit as usize].add(1);
     }
 
@@ -111,7 +111,7 @@ impl AlpnMeters {
 /// The handshake was refused by a limit, which is counted elsewhere.
 #[derive(Debug, thiserror::Error)]
 #[error("too many handshakes from this network")]
-pub(crate) struct Refused;
+pub(crate) struct HandshakeRefusal;
 
 /// The TLS alert that a handshake ended with, sent by either side.
 fn alert_of(error: &io::Error) -> Option<u8> {
@@ -146,7 +146,7 @@ fn iroh_code(error: &iroh::endpoint::ConnectionError) -> Option<u64> {
 }
 
 /// Everything the port has to say.
-pub(crate) fn collect(shared: &Shared, into: &mut Metrics) {
+pub(crate) fn collect(shared: &EndpointShared, into: &mut Metrics) {
     connections(shared, into);
     handshakes(shared, into);
     let meters = &shared.meters;
@@ -155,7 +155,7 @@ pub(crate) fn collect(shared: &Shared, into: &mut Metrics) {
         let labels = [("method", "key"), ("result", result)];
         into.counter(AUTH.0, AUTH.1, &labels, counter.get());
     }
-    for ((_, limit), counter) in Limit::ALL.iter().zip(&meters.limits) {
+    for ((_, limit), counter) in AdmissionLimit::ALL.iter().zip(&meters.limits) {
         into.counter(
             LIMIT_HITS.0,
             LIMIT_HITS.1,
@@ -175,7 +175,7 @@ pub(crate) fn collect(shared: &Shared, into: &mut Metrics) {
     let plain = [
         (
             "alknet_auth_failures_total",
-            "Keys and tokens that stood for nobody where somebody was wanted.",
+            "Keys and tokens that stood for no peer where one was required.",
             totals.auth_failures,
         ),
         (
@@ -199,7 +199,7 @@ pub(crate) fn collect(shared: &Shared, into: &mut Metrics) {
     }
 }
 
-fn handshakes(shared: &Shared, into: &mut Metrics) {
+fn handshakes(shared: &EndpointShared, into: &mut Metrics) {
     let meters = &shared.meters;
     let totals = shared.totals.snapshot();
     let alerts: Vec<_> = meters
@@ -237,7 +237,7 @@ fn handshakes(shared: &Shared, into: &mut Metrics) {
 /// Connections of one protocol by carriage and state.
 type Counts<'a> = BTreeMap<(&'a str, String, &'static str), u64>;
 
-fn connections(shared: &Shared, into: &mut Metrics) {
+fn connections(shared: &EndpointShared, into: &mut Metrics) {
     let draining = *shared.stop.borrow();
     let meters = &shared.meters.by_alpn;
     let mut counts = Counts::new();
@@ -263,8 +263,8 @@ fn connections(shared: &Shared, into: &mut Metrics) {
             };
             let state = match one {
                 _ if draining || one.connection.is_asked_to_drain() => "draining",
-                Open { known: true, .. } => "known",
-                Open { known: false, .. } => "stranger",
+                OpenConnection { known: true, .. } => "known",
+                OpenConnection { known: false, .. } => "stranger",
             };
             let carriage = one.connection.carriage().to_string();
             *counts
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_limit_is_counted_under_its_own_name() {
-        for (at, (limit, _)) in Limit::ALL.iter().enumerate() {
+        for (at, (limit, _)) in AdmissionLimit::ALL.iter().enumerate() {
             assert_eq!(*limit as usize, at);
         }
     }
@@ -333,6 +333,6 @@ mod tests {
         let iroh = iroh::endpoint::ConnectionError::TransportError(iroh);
         assert_eq!(alert_of(&io::Error::other(iroh)), Some(120));
         assert_eq!(alert_of(&io::Error::other(ConnectionError::TimedOut)), None);
-        assert_eq!(alert_of(&io::Error::other(Refused)), None);
+        assert_eq!(alert_of(&io::Error::other(HandshakeRefusal)), None);
     }
 }

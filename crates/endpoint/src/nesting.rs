@@ -5,19 +5,19 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, OnceLock, Weak};
 
 use alknet_core::{
-    AuthContext, AuthNeed, BoxFuture, Carriage, Connection, Dispatch, DispatchError,
-    NESTING_DEPTH_MAX,
+    AuthContext, AuthNeed, BoxFuture, Carriage, Connection, DispatchError, NESTING_DEPTH_MAX,
+    NestedDispatch,
 };
 
-use crate::serve::{self, Admitted, Shared};
+use crate::serve::{self, Admitted, EndpointShared};
 
 /// Where handlers that carry other protocols hand over what they carry.
 ///
 /// Handlers are made before the port that serves them: they are given this first, and
-/// [`Server::serve_nested`](crate::Server::serve_nested) puts the port behind it. Until then, and
+/// [`Server::serve_nested`](crate::EndpointServer::serve_nested) puts the port behind it. Until then, and
 /// when the port is gone, nothing carried is served.
 #[derive(Default)]
-pub struct Nesting(OnceLock<Weak<Shared>>);
+pub struct Nesting(OnceLock<Weak<EndpointShared>>);
 
 impl Nesting {
     /// With no port behind it yet.
@@ -26,12 +26,12 @@ impl Nesting {
         Arc::default()
     }
 
-    pub(crate) fn attach(&self, shared: &Arc<Shared>) {
+    pub(crate) fn attach(&self, shared: &Arc<EndpointShared>) {
         self.0.get_or_init(|| Arc::downgrade(shared));
     }
 }
 
-impl Dispatch for Nesting {
+impl NestedDispatch for Nesting {
     fn dispatch(
         &self,
         nested: Connection,
@@ -53,7 +53,7 @@ impl Dispatch for Nesting {
 /// What lies in another protocol takes no place of its own: its carrier has one, and says how many it
 /// carries.
 fn admit(
-    shared: &Shared,
+    shared: &EndpointShared,
     nested: &Connection,
     auth: AuthContext,
 ) -> Result<Admitted, DispatchError> {
@@ -68,7 +68,7 @@ fn admit(
         shared.totals.no_handler.add();
         return Err(DispatchError::NoHandler);
     };
-    // Whoever the carrier has found out meanwhile counts.
+    // An identity that the carrier has found out meanwhile counts.
     let identity = nested.identity();
     if identity.is_none() && spec.auth == AuthNeed::Tls {
         shared.totals.policy_refusals.add();

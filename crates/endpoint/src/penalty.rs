@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use alknet_core::Network;
+use alknet_core::NetworkPrefix;
 
 /// Failures are counted within this time.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -16,14 +16,14 @@ const REMEMBERED_MAX: usize = 8192;
 
 #[derive(Debug, Default)]
 pub(crate) struct PenaltyBox {
-    records: HashMap<Network, Record>,
+    records: HashMap<NetworkPrefix, PenaltyRecord>,
     /// Networks in the order in which they were last heard of.
-    order: BTreeMap<u64, Network>,
+    order: BTreeMap<u64, NetworkPrefix>,
     next: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Record {
+struct PenaltyRecord {
     turn: u64,
     since: Instant,
     failures: u32,
@@ -32,9 +32,9 @@ struct Record {
 }
 
 impl PenaltyBox {
-    /// Somebody in this network could not prove who it is. Returns how long the network is in the
+    /// Counts a failed proof of identity in this network. Returns how long the network is in the
     /// box now, if this put it there.
-    pub(crate) fn fail(&mut self, who: Network, max: u32, now: Instant) -> Option<Duration> {
+    pub(crate) fn fail(&mut self, who: NetworkPrefix, max: u32, now: Instant) -> Option<Duration> {
         let mut record = self.take(who, now);
         let blocked = record.fail(max, now);
         self.put(who, record);
@@ -42,22 +42,22 @@ impl PenaltyBox {
     }
 
     /// How long this network stays in the box, if it is there.
-    pub(crate) fn left(&self, who: Network, now: Instant) -> Option<Duration> {
+    pub(crate) fn left(&self, who: NetworkPrefix, now: Instant) -> Option<Duration> {
         self.records.get(&who)?.left(now)
     }
 
     /// The networks in the box, and how long they stay.
-    pub(crate) fn all(&self, now: Instant) -> impl Iterator<Item = (Network, Duration)> {
+    pub(crate) fn all(&self, now: Instant) -> impl Iterator<Item = (NetworkPrefix, Duration)> {
         let records = self.records.iter();
         records.filter_map(move |(who, record)| Some((*who, record.left(now)?)))
     }
 
-    fn take(&mut self, who: Network, now: Instant) -> Record {
+    fn take(&mut self, who: NetworkPrefix, now: Instant) -> PenaltyRecord {
         let known = self.records.remove(&who);
         if let Some(record) = &known {
             self.order.remove(&record.turn);
         }
-        known.unwrap_or(Record {
+        known.unwrap_or(PenaltyRecord {
             turn: 0,
             since: now,
             failures: 0,
@@ -66,7 +66,7 @@ impl PenaltyBox {
         })
     }
 
-    fn put(&mut self, who: Network, mut record: Record) {
+    fn put(&mut self, who: NetworkPrefix, mut record: PenaltyRecord) {
         if self.records.len() >= REMEMBERED_MAX
             && let Some((_, oldest)) = self.order.pop_first()
         {
@@ -79,7 +79,7 @@ impl PenaltyBox {
     }
 }
 
-impl Record {
+impl PenaltyRecord {
     fn fail(&mut self, max: u32, now: Instant) -> Option<Duration> {
         if self.is_blocked(now) {
             return None;
@@ -123,8 +123,8 @@ mod tests {
 
     const MAX: u32 = 10;
 
-    fn network(n: u32) -> Network {
-        Network::of(Ipv4Addr::from(n << 8).into())
+    fn network(n: u32) -> NetworkPrefix {
+        NetworkPrefix::from_ip(Ipv4Addr::from(n << 8).into())
     }
 
     fn held(penalties: &PenaltyBox, n: u32, now: Instant) -> bool {

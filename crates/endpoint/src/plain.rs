@@ -11,7 +11,7 @@ use crate::sockets;
 /// Pause after a connection could not be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Takes TCP connections. Whoever serves them bounds how many, and for how long.
+/// Takes TCP connections. Their server bounds how many there are, and for how long.
 #[derive(Debug)]
 pub struct PlainListener(TcpListener);
 

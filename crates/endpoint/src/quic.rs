@@ -1,12 +1,12 @@
 //! QUIC connections as core's carriage.
 
-mod apart;
 mod carriage;
+mod datagram_splitter;
 
 use quinn::{MtuDiscoveryConfig, TransportConfig};
 
-pub(crate) use apart::Apart;
 pub(crate) use carriage::quic_carriage;
+pub(crate) use datagram_splitter::DatagramSplitter;
 
 quic_carriage!(quinn);
 
@@ -33,7 +33,7 @@ pub(crate) fn transport(
         .send_window(budget.send_window_bytes.into())
         .max_idle_timeout(Some(idle.into()))
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
-        // No protocol here uses datagrams; a peer must not fill a buffer nobody reads.
+        // No protocol here uses datagrams; without this a peer could fill a buffer that is never read.
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(dialled.then_some(KEEP_ALIVE));
     Arc::new(config)

@@ -8,22 +8,22 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{
     AlpnSpec, AuthContext, AuthNeed, Carriage, CloseCode, ConnId, Connection, ConnectionInfo,
-    Drowsy, HandlerError, HandlerRegistry, Identity, IdentityProvider, Network, PeerId, PeerKey,
-    ProtocolHandler, StreamSource,
+    HandlerError, HandlerRegistry, Identity, IdentityProvider, NetworkPrefix, PeerId, PeerKey,
+    PollOnWake, ProtocolHandler, StreamSource,
 };
 use alknet_tls::PeerProof;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
 use crate::accept::Handshakes;
-use crate::admission::{Admission, Full, Limit};
+use crate::admission::{Admission, AdmissionLimit, CapacityScope};
 use crate::closing::ClosingConnection;
-use crate::counters::Totals;
-use crate::limits::Limits;
-use crate::live::{End, Live};
-use crate::metrics::Meters;
-use crate::places::Entry;
-use crate::windows::{Credit, Owner, Window, Windows};
+use crate::connection_slots::SlotDecision;
+use crate::counters::EndpointTotals;
+use crate::limits::EndpointLimits;
+use crate::live::{End, LiveConnections};
+use crate::metrics::EndpointMeters;
+use crate::windows::{ReceiveWindow, ReceiveWindows, WindowCredit, WindowOwner};
 
 /// How long a connection whose handler is done waits for the peer to take what was sent: QUIC
 /// throws unacknowledged data away when it closes.
@@ -42,21 +42,21 @@ const EVICTED_END: End = (CloseCode::Overload, "another connection needs the pla
 pub(crate) const RELIEF_END: End = (CloseCode::Overload, "the node has too little memory");
 
 /// What the accept loops and every connection share.
-pub(crate) struct Shared {
+pub(crate) struct EndpointShared {
     pub(crate) registry: HandlerRegistry,
     pub(crate) identities: Arc<dyn IdentityProvider>,
-    pub(crate) limits: Limits,
-    pub(crate) totals: Totals,
-    pub(crate) meters: Meters,
-    pub(crate) live: Arc<Live>,
+    pub(crate) limits: EndpointLimits,
+    pub(crate) totals: EndpointTotals,
+    pub(crate) meters: EndpointMeters,
+    pub(crate) live: Arc<LiveConnections>,
     pub(crate) admission: Mutex<Admission>,
     pub(crate) handshakes: Handshakes,
-    pub(crate) windows: Arc<Windows>,
+    pub(crate) windows: Arc<ReceiveWindows>,
     /// True once the node drains.
     pub(crate) stop: watch::Sender<bool>,
 }
 
-impl Shared {
+impl EndpointShared {
     pub(crate) fn admission(&self) -> MutexGuard<'_, Admission> {
         self.admission
             .lock()
@@ -78,12 +78,12 @@ impl Shared {
         self.admission().forget(&gone);
     }
 
-    /// Somebody at `from` showed a key or a token that stands for nobody, where somebody was wanted.
+    /// A client at `from` showed a key or a token of no known peer, where one was required.
     fn auth_failed(&self, from: IpAddr) {
         self.totals.auth_failures.add();
         if self.penalty(from).is_some() {
             self.totals.penalty_refusals.add();
-            self.meters.hit(Limit::FailedLogins);
+            self.meters.hit(AdmissionLimit::FailedLogins);
             return;
         }
         let shut_out = self.admission().fail(from, Instant::now());
@@ -122,14 +122,14 @@ impl Shared {
         };
         drop(admission);
         if !allowed {
-            self.meters.hit(Limit::HandshakeRate);
+            self.meters.hit(AdmissionLimit::HandshakeRate);
             self.totals.handshakes_refused.add();
         }
         allowed
     }
 
     /// Ends an unknown peer's connection for a newer one; whether there was one to end.
-    fn evict(&self, full: Full) -> bool {
+    fn evict(&self, full: CapacityScope) -> bool {
         let evicted = self.live.evict(full, EVICTED_END);
         if evicted {
             self.totals.evicted.add();
@@ -151,7 +151,7 @@ impl Shared {
         });
     }
 
-    /// Whom a proven key stands for, and under which of its names.
+    /// The identity that a proven key belongs to, and under which of the key's names.
     fn resolve(&self, proof: PeerProof) -> Resolved {
         proof
             .names()
@@ -160,28 +160,28 @@ impl Shared {
     }
 }
 
-/// A proven key, and whom it stands for.
+/// A proven key, and the identity that it belongs to, if any.
 type Resolved = (PeerKey, Option<Arc<Identity>>);
 
 /// A connection whose handshake is done.
-pub(crate) struct Arrived {
+pub(crate) struct AcceptedConnection {
     pub(crate) source: Box<dyn StreamSource>,
     /// Its receive window, where the carriage has one.
-    pub(crate) credit: Option<Arc<Credit>>,
+    pub(crate) credit: Option<Arc<WindowCredit>>,
     pub(crate) info: ConnectionInfo,
     pub(crate) proof: Option<PeerProof>,
     pub(crate) from: IpAddr,
 }
 
-/// Serves a connection to its end. `unplaced` counts a QUIC connection that gets no place; there is none over TCP.
+/// Serves a connection to its end. `unplaced` counts a QUIC connection that gets no place; it is `None` over TCP.
 /// `paid`: whether its handshake was charged to its network when it began.
 pub(crate) async fn serve(
-    shared: Arc<Shared>,
-    arrived: Arrived,
-    mut unplaced: Option<Unplaced>,
+    shared: Arc<EndpointShared>,
+    arrived: AcceptedConnection,
+    mut unplaced: Option<ConnectionReservation>,
     paid: bool,
 ) {
-    let Arrived {
+    let AcceptedConnection {
         source,
         credit,
         info,
@@ -205,10 +205,11 @@ pub(crate) async fn serve(
     if !shared.settle(&connection, from, resolved.as_ref(), paid) {
         return close(&connection, (CloseCode::Overload, "too many handshakes"));
     }
-    let mut place = match Place::take(&shared, &connection, from, known, credit.is_some()) {
-        Ok(place) => place,
-        Err(end) => return close(&connection, end),
-    };
+    let mut place =
+        match ConnectionPermit::take(&shared, &connection, from, known, credit.is_some()) {
+            Ok(place) => place,
+            Err(end) => return close(&connection, end),
+        };
     if let Some(unplaced) = unplaced {
         unplaced.placed();
     }
@@ -235,10 +236,10 @@ pub(crate) type Admitted = (AuthContext, AlpnSpec, Arc<dyn ProtocolHandler>);
 
 /// Finds the handler and decides whether this peer may reach it.
 fn admit(
-    shared: &Arc<Shared>,
+    shared: &Arc<EndpointShared>,
     connection: &Connection,
     resolved: Option<Resolved>,
-    place: &mut Place<'_>,
+    place: &mut ConnectionPermit<'_>,
 ) -> Result<Admitted, End> {
     let info = connection.info();
     let totals = &shared.totals;
@@ -264,8 +265,8 @@ fn admit(
         None => (None, None),
     };
     if identity.is_none() && spec.auth == AuthNeed::Tls {
-        // Nothing that comes later could prove who it is. Where a token may come, its handler decides:
-        // whoever sends a right one is not refused for what others behind the same network guess.
+        // Nothing that comes later could prove who it is. Where a token may come, its handler decides: a client that
+        // sends a right one is not refused for what others behind the same network guess.
         let penalised = shared.penalty(place.from).is_some();
         totals.policy_refusals.add();
         shared.auth_failed(place.from);
@@ -294,13 +295,13 @@ fn admit(
 }
 
 pub(crate) async fn run(
-    shared: &Shared,
+    shared: &EndpointShared,
     connection: &Connection,
     from: IpAddr,
     (auth, spec, handler): Admitted,
 ) {
     let peer = auth.identity.as_ref().map(|identity| identity.id.clone());
-    let meters = shared.meters.of(spec.id);
+    let meters = shared.meters.for_alpn(spec.id);
     let (_guard, ended) = shared.live.insert(
         connection,
         from,
@@ -315,12 +316,12 @@ pub(crate) async fn run(
     if *shared.stop.borrow() {
         return close(connection, (CloseCode::Shutdown, "shutting down"));
     }
-    let open = Open::start(shared, connection, &spec, &auth, peer);
+    let open = ConnectionLog::start(shared, connection, &spec, &auth, peer);
     let work = {
         let connection = connection.clone();
         AssertUnwindSafe(async move { handler.handle(connection, auth).await }).catch_unwind()
     };
-    let mut from_outside = Drowsy::new(ended_by(ended));
+    let mut from_outside = PollOnWake::new(ended_by(ended));
     let (code, reason) = tokio::select! {
         biased;
         end = &mut from_outside => end,
@@ -402,8 +403,8 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// The log lines and counters of a connection; closes them also when its task is dropped.
-struct Open<'a> {
-    shared: &'a Shared,
+struct ConnectionLog<'a> {
+    shared: &'a EndpointShared,
     connection: &'a Connection,
     alpn: String,
     peer: Option<PeerId>,
@@ -428,9 +429,9 @@ macro_rules! log_line {
     };
 }
 
-impl<'a> Open<'a> {
+impl<'a> ConnectionLog<'a> {
     fn start(
-        shared: &'a Shared,
+        shared: &'a EndpointShared,
         connection: &'a Connection,
         spec: &AlpnSpec,
         auth: &AuthContext,
@@ -463,7 +464,7 @@ impl<'a> Open<'a> {
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for ConnectionLog<'_> {
     fn drop(&mut self) {
         self.shared.totals.connections_open.remove();
         let traffic = self.connection.traffic();
@@ -480,24 +481,24 @@ impl Drop for Open<'_> {
 }
 
 /// One connection's share of the limits.
-struct Place<'a> {
-    shared: &'a Arc<Shared>,
+struct ConnectionPermit<'a> {
+    shared: &'a Arc<EndpointShared>,
     from: IpAddr,
     conn: ConnId,
     peer: Option<PeerId>,
     /// Whose it is, whether there is room for it or not.
-    of: Option<PeerId>,
+    slot_peer: Option<PeerId>,
     /// Its receive window, where the carriage has one.
-    credit: Option<Arc<Credit>>,
+    credit: Option<Arc<WindowCredit>>,
 }
 
 /// A connection that ended, until the library has let go of it.
-struct StillThere {
-    shared: Weak<Shared>,
+struct ConnectionLinger {
+    shared: Weak<EndpointShared>,
     kept: ClosingConnection,
 }
 
-impl Drop for StillThere {
+impl Drop for ConnectionLinger {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
             shared.admission().let_go(&self.kept);
@@ -507,36 +508,36 @@ impl Drop for StillThere {
 
 /// A QUIC connection, from its first packet on until it has a place. Dropped before, it counts for its owner until the
 /// library has let go of it: its handshake failed or was ended for a newer one, or it was refused after that.
-pub(crate) struct Unplaced {
-    shared: Arc<Shared>,
+pub(crate) struct ConnectionReservation {
+    shared: Arc<EndpointShared>,
     from: IpAddr,
-    window: Arc<Window>,
+    window: Arc<ReceiveWindow>,
     /// Nothing where its address may be forged: such a connection counts for no network, and among those that are not
     /// served all the same.
-    owner: Option<Owner>,
+    owner: Option<WindowOwner>,
 }
 
-impl Unplaced {
+impl ConnectionReservation {
     /// `paid`: its address is proven, and its network was charged.
-    pub(crate) fn new(shared: &Arc<Shared>, from: IpAddr, paid: bool) -> Self {
+    pub(crate) fn new(shared: &Arc<EndpointShared>, from: IpAddr, paid: bool) -> Self {
         let one = shared.admission().unserved().begin();
         Self {
             shared: Arc::clone(shared),
             from,
-            window: Window::new(one),
-            owner: paid.then(|| Owner::Network(Network::of(from))),
+            window: ReceiveWindow::new(one),
+            owner: paid.then(|| WindowOwner::Network(NetworkPrefix::from_ip(from))),
         }
     }
 
-    pub(crate) fn window(&self) -> Arc<Window> {
+    pub(crate) fn window(&self) -> Arc<ReceiveWindow> {
         Arc::clone(&self.window)
     }
 
     /// The handshake is done, which proves the address, and perhaps who it is.
     fn belongs_to(&mut self, who: Option<&Resolved>) {
         self.owner = Some(match who {
-            Some((_, Some(identity))) => Owner::Peer(identity.id.clone()),
-            _ => Owner::Network(Network::of(self.from)),
+            Some((_, Some(identity))) => WindowOwner::Peer(identity.id.clone()),
+            _ => WindowOwner::Network(NetworkPrefix::from_ip(self.from)),
         });
     }
 
@@ -546,19 +547,19 @@ impl Unplaced {
     }
 }
 
-impl Drop for Unplaced {
+impl Drop for ConnectionReservation {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.take() {
             let kept = self.shared.admission().keep(owner, self.from);
             let shared = Arc::downgrade(&self.shared);
-            self.window.keep(StillThere { shared, kept });
+            self.window.keep(ConnectionLinger { shared, kept });
         }
     }
 }
 
-impl<'a> Place<'a> {
+impl<'a> ConnectionPermit<'a> {
     fn take(
-        shared: &'a Arc<Shared>,
+        shared: &'a Arc<EndpointShared>,
         connection: &Connection,
         from: IpAddr,
         known: bool,
@@ -566,7 +567,7 @@ impl<'a> Place<'a> {
     ) -> Result<Self, End> {
         let conn = connection.id();
         if !known && shared.live.is_short() {
-            shared.meters.hit(Limit::Memory);
+            shared.meters.hit(AdmissionLimit::Memory);
             return Err(RELIEF_END);
         }
         let taken = shared.admission().connect(conn, from, known, is_kept);
@@ -582,13 +583,13 @@ impl<'a> Place<'a> {
             from,
             conn,
             peer: None,
-            of: None,
+            slot_peer: None,
             credit: None,
         })
     }
 
-    /// What the peer may have is that of whoever it proves to be.
-    fn watch(&mut self, connection: &Connection, credit: Option<Arc<Credit>>) {
+    /// Gives the connection the limits of the identity that its peer proves to be.
+    fn watch(&mut self, connection: &Connection, credit: Option<Arc<WindowCredit>>) {
         self.credit.clone_from(&credit);
         let (watching, conn) = (Arc::downgrade(self.shared), self.conn);
         connection.on_authenticated(move |who| {
@@ -601,41 +602,41 @@ impl<'a> Place<'a> {
     }
 
     fn identify(&mut self, peer: &PeerId, newest_wins: bool) -> Result<(), End> {
-        self.of = Some(peer.clone());
+        self.slot_peer = Some(peer.clone());
         let own_max = self.shared.identities.max_connections(peer);
         let is_kept = self.credit.is_some();
         let mut admission = self.shared.admission();
         let entry = admission.identify(peer, self.conn, newest_wins, own_max, is_kept);
         drop(admission);
         match entry {
-            Entry::Full => {
+            SlotDecision::Full => {
                 self.shared.totals.peer_limit_hits.add();
-                self.shared.meters.hit(Limit::ConnectionsPerPeer);
+                self.shared.meters.hit(AdmissionLimit::ConnectionsPerPeer);
                 return Err((CloseCode::Overload, "too many connections of this peer"));
             }
-            Entry::Supersedes { drain, end } => {
-                self.shared.meters.hit(Limit::ConnectionsPerPeer);
+            SlotDecision::Supersedes { drain, end } => {
+                self.shared.meters.hit(AdmissionLimit::ConnectionsPerPeer);
                 self.shared.supersede(drain, end);
             }
-            Entry::Welcome => {}
+            SlotDecision::Welcome => {}
         }
         self.peer = Some(peer.clone());
         Ok(())
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for ConnectionPermit<'_> {
     fn drop(&mut self) {
         let mut admission = self.shared.admission();
         let owner = admission.disconnect(self.conn, self.peer.as_ref());
-        let owner = self.of.take().map(Owner::Peer).or(owner);
+        let owner = self.slot_peer.take().map(WindowOwner::Peer).or(owner);
         let closing = self.credit.take().zip(owner);
         let closing = closing.map(|(credit, owner)| (credit, admission.keep(owner, self.from)));
         // The library may drop the window at once, which asks for the lock.
         drop(admission);
         if let Some((credit, kept)) = closing {
             let shared = Arc::downgrade(self.shared);
-            credit.keep(StillThere { shared, kept });
+            credit.keep(ConnectionLinger { shared, kept });
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use alknet_core::{Carriage, CloseCode, HandlerRegistry, IdentityProvider, Metrics, Network};
+use alknet_core::{Carriage, CloseCode, HandlerRegistry, IdentityProvider, Metrics, NetworkPrefix};
 use alknet_tls::{NodeKey, ServerTls, ServerTlsOptions, by_preference};
 use futures_util::future::{join, join_all};
 use quinn::Runtime;
@@ -15,18 +15,18 @@ use tokio::task::AbortHandle;
 use tokio::time::{timeout, timeout_at};
 
 use crate::accept::{self, Probe};
-use crate::admission::{Admission, Limit};
-use crate::counters::{Counters, Totals};
+use crate::admission::{Admission, AdmissionLimit};
+use crate::counters::{EndpointCounters, EndpointTotals};
 use crate::error::EndpointError;
 use crate::iroh::{self, IrohListener, IrohOptions};
-use crate::limits::Limits;
+use crate::limits::EndpointLimits;
 use crate::live::{ConnectionSummary, ReliefScope};
-use crate::metrics::{self, Meters};
+use crate::metrics::{self, EndpointMeters};
 use crate::nesting::Nesting;
-use crate::quic::Apart;
-use crate::serve::{RELIEF_END, Shared};
+use crate::quic::DatagramSplitter;
+use crate::serve::{EndpointShared, RELIEF_END};
 use crate::sockets;
-use crate::windows::Windows;
+use crate::windows::ReceiveWindows;
 
 /// Time an accept loop has to answer a health probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ pub struct ServerOptions {
     /// The port, UDP and TCP; 0 takes a free one.
     pub port: u16,
     /// What strangers may cost.
-    pub limits: Limits,
+    pub limits: EndpointLimits,
     /// What is served beside the node's key.
     pub tls: ServerTlsOptions,
 }
@@ -55,15 +55,15 @@ impl Default for ServerOptions {
         Self {
             addrs: vec![Ipv6Addr::UNSPECIFIED.into()],
             port: 443,
-            limits: Limits::default(),
+            limits: EndpointLimits::default(),
             tls: ServerTlsOptions::default(),
         }
     }
 }
 
 /// The one port, being served. Dropping it stops at once; [`drain`](Self::drain) is the polite way.
-pub struct Server {
-    shared: Arc<Shared>,
+pub struct EndpointServer {
+    shared: Arc<EndpointShared>,
     endpoints: Vec<quinn::Endpoint>,
     addresses: Vec<SocketAddr>,
     iroh: Option<::iroh::Endpoint>,
@@ -71,7 +71,7 @@ pub struct Server {
     sweeper: AbortHandle,
 }
 
-impl Server {
+impl EndpointServer {
     /// Binds TCP, then UDP on the same number, and starts serving. Must run inside a runtime.
     ///
     /// # Errors
@@ -86,16 +86,16 @@ impl Server {
         let quic: Vec<_> = registry.alpns(Carriage::Quic).collect();
         let tls = Arc::new(ServerTls::new(key, options.tls, &tcp, &quic)?);
         let quic = Arc::new(accept::quic::server_config(key, &tls)?);
-        let shared = Arc::new(Shared {
-            meters: Meters::new(&registry),
+        let shared = Arc::new(EndpointShared {
+            meters: EndpointMeters::new(&registry),
             registry,
             identities,
             limits: options.limits,
-            totals: Totals::default(),
+            totals: EndpointTotals::default(),
             live: Arc::default(),
             admission: Mutex::new(Admission::new(options.limits)),
             handshakes: accept::Handshakes::default(),
-            windows: Arc::new(Windows::new(options.limits.window_bytes)),
+            windows: Arc::new(ReceiveWindows::new(options.limits.window_bytes)),
             stop: watch::channel(false).0,
         });
         let mut server = Self {
@@ -114,7 +114,7 @@ impl Server {
 
     fn listen(
         &mut self,
-        pair: sockets::Pair,
+        pair: sockets::SocketPair,
         key: &NodeKey,
         tls: &Arc<ServerTls>,
         quic: &Arc<accept::quic::QuinnConfig>,
@@ -125,7 +125,7 @@ impl Server {
         let endpoint = runtime
             .wrap_udp_socket(pair.udp)
             .and_then(|socket| {
-                let socket = Apart::new(socket, &config);
+                let socket = DatagramSplitter::new(socket, &config);
                 let server = Some(quic.server());
                 quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime)
             })
@@ -201,7 +201,7 @@ impl Server {
 
     /// What the port has seen.
     #[must_use]
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&self) -> EndpointCounters {
         let mut counters = self.shared.totals.snapshot();
         counters.handshakes_failed += self.shared.meters.alerts();
         counters
@@ -221,13 +221,13 @@ impl Server {
     /// The networks from which too many keys or tokens were guessed, and how long their guesses are
     /// refused.
     #[must_use]
-    pub fn penalties(&self) -> Vec<(Network, Duration)> {
+    pub fn penalties(&self) -> Vec<(NetworkPrefix, Duration)> {
         self.shared.admission().penalties(Instant::now())
     }
 
     /// Other limits from now on. Connections that are there stay; the time a handshake may take and what windows may
     /// have are fixed.
-    pub fn set_limits(&self, limits: Limits) {
+    pub fn set_limits(&self, limits: EndpointLimits) {
         self.shared.admission().set_limits(limits);
     }
 
@@ -237,10 +237,10 @@ impl Server {
         self.shared.sweep();
     }
 
-    /// Ends connections so that what they hold in memory is free: one of every `part` of unknown peers', of the sites that
-    /// have the most first. Where there is none of these and `scope` says so, or beside them, one of sixteen of known peers'
-    /// connections, of the peers that have the most first. For two seconds after any ended no unknown peer is let in. Returns
-    /// how many did.
+    /// Ends connections so that the memory they hold is free: one of every `part` of unknown peers', of the sites that
+    /// have the most first. Without any of these and if `scope` says so, or beside them, one of sixteen of known peers'
+    /// connections, of the peers that have the most first. For two seconds after any ended no unknown peer is let in.
+    /// Returns the number of connections ended.
     pub fn relieve(&self, part: usize, scope: ReliefScope) -> usize {
         let tokens = match scope {
             ReliefScope::Unknown => HashMap::new(),
@@ -250,7 +250,7 @@ impl Server {
         let ended = live.relieve(part, scope, &tokens, RELIEF_END);
         for _ in 0..ended {
             self.shared.totals.relieved.add();
-            self.shared.meters.hit(Limit::Memory);
+            self.shared.meters.hit(AdmissionLimit::Memory);
         }
         ended
     }
@@ -268,16 +268,16 @@ impl Server {
     }
 
     /// Whether every accept loop still runs: each must answer within a second.
-    pub async fn health(&self) -> Health {
+    pub async fn health(&self) -> EndpointHealth {
         if *self.shared.stop.borrow() {
-            return Health {
+            return EndpointHealth {
                 ok: true,
                 detail: "draining".to_owned(),
             };
         }
         let answers = join_all(self.probes.iter().map(probe)).await;
         let silent = answers.iter().filter(|answered| !**answered).count();
-        Health {
+        EndpointHealth {
             ok: silent == 0,
             detail: match silent {
                 0 => format!("{} connections", self.shared.live.len()),
@@ -287,13 +287,17 @@ impl Server {
     }
 
     /// Stops accepting, lets handlers finish until `deadline`, closes the rest with code 3.
-    pub async fn drain(&self, deadline: Duration) -> Drained {
+    pub async fn drain(&self, deadline: Duration) -> DrainSummary {
         self.drain_for(deadline, (CloseCode::Shutdown, "shutting down"))
             .await
     }
 
-    /// The same for another reason, which those that are closed are told.
-    pub async fn drain_for(&self, deadline: Duration, why: (CloseCode, &'static str)) -> Drained {
+    /// The same for another reason, with which the remaining connections are closed.
+    pub async fn drain_for(
+        &self,
+        deadline: Duration,
+        why: (CloseCode, &'static str),
+    ) -> DrainSummary {
         let until = tokio::time::Instant::now() + deadline;
         self.shared.stop.send_replace(true);
         for endpoint in &self.endpoints {
@@ -310,7 +314,7 @@ impl Server {
         let idle = join_all(self.endpoints.iter().map(quinn::Endpoint::wait_idle));
         let iroh = join_all(self.iroh.iter().map(::iroh::Endpoint::close));
         let _ = timeout(GOODBYE, join(idle, iroh)).await;
-        Drained {
+        DrainSummary {
             finished: open.saturating_sub(cut),
             cut,
         }
@@ -323,7 +327,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for EndpointServer {
     fn drop(&mut self) {
         self.shared.stop.send_replace(true);
         self.shared
@@ -338,15 +342,15 @@ impl Drop for Server {
     }
 }
 
-impl std::fmt::Debug for Server {
+impl std::fmt::Debug for EndpointServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Server({:?})", self.addresses)
+        write!(f, "EndpointServer({:?})", self.addresses)
     }
 }
 
 /// Whether the port is alive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
+pub struct EndpointHealth {
     /// It is.
     pub ok: bool,
     /// What to show.
@@ -355,7 +359,7 @@ pub struct Health {
 
 /// How a drain went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Drained {
+pub struct DrainSummary {
     /// Connections that ended by themselves.
     pub finished: usize,
     /// Connections closed with code 3 at the deadline.
@@ -370,7 +374,7 @@ async fn probe(probe: &mpsc::Sender<Probe>) -> bool {
 
 /// Ends the connections of peers that were removed or whose entry ended: whenever identities
 /// change, and from time to time.
-async fn sweep(shared: Arc<Shared>) {
+async fn sweep(shared: Arc<EndpointShared>) {
     let mut changes = shared.identities.watch();
     while !matches!(timeout(EXPIRY_CHECK, changes.changed()).await, Ok(Err(_))) {
         shared.sweep();

@@ -21,14 +21,14 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
 /// TCP and UDP on one number of one address.
-pub(crate) struct Pair {
+pub(crate) struct SocketPair {
     pub(crate) tcp: TcpListener,
     pub(crate) udp: UdpSocket,
     pub(crate) address: SocketAddr,
 }
 
 /// Binds every address on one port. Port 0 finds a free one.
-pub(crate) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<Pair>, EndpointError> {
+pub(crate) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<SocketPair>, EndpointError> {
     let mut port = port;
     let mut pairs = Vec::with_capacity(addresses.len());
     for &ip in addresses {
@@ -44,7 +44,7 @@ pub(crate) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<Pair>, Endpoin
     Ok(pairs)
 }
 
-fn bind_address(ip: IpAddr, port: u16, only_v6: bool) -> Result<Pair, EndpointError> {
+fn bind_address(ip: IpAddr, port: u16, only_v6: bool) -> Result<SocketPair, EndpointError> {
     let address = SocketAddr::new(ip, port);
     match bind_pair(address, only_v6) {
         Err(error) if ip.is_ipv6() && ip.is_unspecified() && no_ipv6(&error) => {
@@ -66,7 +66,7 @@ fn no_ipv6(error: &io::Error) -> bool {
         || error.kind() == io::ErrorKind::Unsupported
 }
 
-fn bind_pair(address: SocketAddr, only_v6: bool) -> io::Result<Pair> {
+fn bind_pair(address: SocketAddr, only_v6: bool) -> io::Result<SocketPair> {
     let attempts = if address.port() == 0 {
         ANY_PORT_ATTEMPTS
     } else {
@@ -77,7 +77,7 @@ fn bind_pair(address: SocketAddr, only_v6: bool) -> io::Result<Pair> {
         let tcp = tcp_listener(address, only_v6)?;
         let address = tcp.local_addr()?;
         match udp_socket(address, only_v6) {
-            Ok(udp) => return Ok(Pair { tcp, udp, address }),
+            Ok(udp) => return Ok(SocketPair { tcp, udp, address }),
             Err(error) => last = error,
         }
     }

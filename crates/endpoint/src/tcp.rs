@@ -40,20 +40,20 @@ type Tls = TlsStream<Socket>;
 
 /// A TLS connection.
 pub(crate) struct TcpSource {
-    shared: Arc<Shared>,
+    shared: Arc<TcpShared>,
     yielded: AtomicBool,
 }
 
 impl TcpSource {
     pub(crate) fn new(tls: Tls) -> Self {
-        let io = Io {
+        let io = TlsStreamIo {
             tls: Some(tls),
             unflushed: false,
             read_ended: false,
             write_ended: false,
         };
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(TcpShared {
                 io: Mutex::new(io),
                 reader: AtomicWaker::new(),
                 writer: AtomicWaker::new(),
@@ -71,11 +71,11 @@ impl StreamSource for TcpSource {
                 // A handler that loops must not think its one stream is over.
                 return Err(StreamError::Closed(self.closed().await));
             }
-            let send = Send {
+            let send = TcpSendHalf {
                 shared: Arc::clone(&self.shared),
                 finished: false,
             };
-            let recv = Recv {
+            let recv = TcpRecvHalf {
                 shared: Arc::clone(&self.shared),
                 room: BytesMut::new(),
             };
@@ -169,8 +169,8 @@ fn spawn(work: impl Future<Output = ()> + std::marker::Send + 'static) {
     }
 }
 
-struct Shared {
-    io: Mutex<Io>,
+struct TcpShared {
+    io: Mutex<TlsStreamIo>,
     /// Woken when the connection is closed under the halves, and when one half flushed for the
     /// other: the socket itself remembers one waker per direction only.
     reader: AtomicWaker,
@@ -178,7 +178,7 @@ struct Shared {
     ended: watch::Sender<Option<CloseReason>>,
 }
 
-struct Io {
+struct TlsStreamIo {
     /// `None` once closed.
     tls: Option<Tls>,
     /// Encrypted bytes wait for room in the socket.
@@ -187,8 +187,8 @@ struct Io {
     write_ended: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Io> {
+impl TcpShared {
+    fn lock(&self) -> MutexGuard<'_, TlsStreamIo> {
         self.io.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -306,8 +306,8 @@ impl Shared {
     }
 }
 
-/// Remembers who waits. It is called under the lock, so that whoever closes the connection, which takes the
-/// lock first, wakes them.
+/// Remembers the waiting task. It is called under the lock: the caller that closes the connection takes the lock first,
+/// and so wakes the task.
 fn waiting<T>(waker: &AtomicWaker, cx: &Context<'_>, polled: Poll<T>) -> Poll<T> {
     if polled.is_pending() {
         waker.register(cx.waker());
@@ -315,7 +315,7 @@ fn waiting<T>(waker: &AtomicWaker, cx: &Context<'_>, polled: Poll<T>) -> Poll<T>
     polled
 }
 
-impl Io {
+impl TlsStreamIo {
     /// `None` when the connection is closed.
     fn flush(&mut self, cx: &mut Context<'_>) -> Option<Poll<io::Result<()>>> {
         let tls = self.tls.as_mut()?;
@@ -328,12 +328,12 @@ impl Io {
     }
 }
 
-struct Send {
-    shared: Arc<Shared>,
+struct TcpSendHalf {
+    shared: Arc<TcpShared>,
     finished: bool,
 }
 
-impl SendHalf for Send {
+impl SendHalf for TcpSendHalf {
     /// Ready once the bytes are with the kernel: callers need no flush, as on QUIC.
     fn poll_write_chunks(
         &mut self,
@@ -386,7 +386,7 @@ impl SendHalf for Send {
     }
 }
 
-impl AsyncWrite for Send {
+impl AsyncWrite for TcpSendHalf {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -405,7 +405,7 @@ impl AsyncWrite for Send {
     }
 }
 
-impl Drop for Send {
+impl Drop for TcpSendHalf {
     fn drop(&mut self) {
         if !self.finished {
             // As QUIC does: what was written arrives, and then the end.
@@ -414,13 +414,13 @@ impl Drop for Send {
     }
 }
 
-struct Recv {
-    shared: Arc<Shared>,
+struct TcpRecvHalf {
+    shared: Arc<TcpShared>,
     /// What is left of the buffer.
     room: BytesMut,
 }
 
-impl RecvHalf for Recv {
+impl RecvHalf for TcpRecvHalf {
     fn poll_read_chunk(
         &mut self,
         cx: &mut Context<'_>,
@@ -445,7 +445,7 @@ impl RecvHalf for Recv {
     }
 }
 
-impl AsyncRead for Recv {
+impl AsyncRead for TcpRecvHalf {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -455,7 +455,7 @@ impl AsyncRead for Recv {
     }
 }
 
-impl Drop for Recv {
+impl Drop for TcpRecvHalf {
     fn drop(&mut self) {
         self.shared.read_end(CloseReason::Local);
     }

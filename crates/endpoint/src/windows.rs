@@ -1,12 +1,12 @@
 //! Receive windows of QUIC connections: bytes that peers may send before the node has looked at any. No sockets.
 //!
-//! What a window lets come stays in memory for as long as the peer likes, on streams that nobody reads or whose first
-//! byte is missing, and a window that was announced cannot be taken back. So each connection begins with a small one,
-//! and what it gets beside that is counted before it is announced, for its peer and for the node, until nothing of the
-//! connection is left. A window grows with what is read: a long path fills it in a round trip, and a peer whose bytes
-//! nobody reads does not.
+//! What a window lets come stays in memory for as long as the peer likes, on streams that the node does not read or
+//! whose first byte is missing, and a window that was announced cannot be taken back. So each connection begins with a
+//! small one, and what it gets beside that is counted before it is announced, for its peer and for the node, until
+//! nothing of the connection is left. A window grows with what the node reads: a long path fills it in a round trip,
+//! and a peer whose bytes are not read does not.
 
-mod account;
+mod quota;
 
 use std::any::Any;
 use std::net::IpAddr;
@@ -14,21 +14,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use alknet_core::{Network, PeerId, StreamBudget};
+use alknet_core::{NetworkPrefix, PeerId, StreamBudget};
 
-use crate::closing::UnservedOne;
+use crate::closing::UnservedGuard;
 use crate::limits::{WINDOW_BYTES_FIRST, WINDOW_BYTES_START};
 
-use account::Need;
+use quota::WindowDemand;
 
-pub(crate) use account::{Owner, Windows};
+pub(crate) use quota::{ReceiveWindows, WindowOwner};
 
 /// A window grows when half of it is read within two round trips, or within this time: on a short path what bounds a
 /// transfer is how soon its reader gets its turn.
 const FAST: Duration = Duration::from_millis(5);
 
 /// What a window needs of its connection.
-pub(crate) trait Windowed: Send + Sync {
+pub(crate) trait WindowControl: Send + Sync {
     /// Lets the peer send so many bytes more than were read.
     fn set_window(&self, bytes: u32);
 
@@ -37,18 +37,18 @@ pub(crate) trait Windowed: Send + Sync {
 }
 
 /// The window of one connection, and its connection. Until [`begin`](Self::begin) it stays as it is.
-pub(crate) struct Credit {
-    window: Arc<Window>,
-    connection: Box<dyn Windowed>,
+pub(crate) struct WindowCredit {
+    window: Arc<ReceiveWindow>,
+    connection: Box<dyn WindowControl>,
 }
 
-impl Credit {
-    pub(crate) fn new(window: Arc<Window>, connection: Box<dyn Windowed>) -> Arc<Self> {
+impl WindowCredit {
+    pub(crate) fn new(window: Arc<ReceiveWindow>, connection: Box<dyn WindowControl>) -> Arc<Self> {
         Arc::new(Self { window, connection })
     }
 
     /// The connection is served: from now on its window counts for the unknown peers of the network of `from`.
-    pub(crate) fn begin(&self, windows: &Arc<Windows>, from: IpAddr) {
+    pub(crate) fn begin(&self, windows: &Arc<ReceiveWindows>, from: IpAddr) {
         self.window.begin(windows, from, Instant::now());
     }
 
@@ -78,12 +78,12 @@ impl Credit {
     }
 }
 
-/// The window of one connection. It counts until its last owner drops it: whoever keeps what came in the window has to
-/// be one of them.
+/// The window of one connection. It counts until its last owner drops it: code that keeps bytes which came in the
+/// window has to be one of its owners.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub(crate) struct ReceiveWindow {
     /// Once it counts.
-    counted: Mutex<Option<Counted>>,
+    counted: Mutex<Option<WindowUsage>>,
     /// Bytes read since it was looked at.
     read: AtomicUsize,
     /// As many let it be looked at.
@@ -91,13 +91,13 @@ pub(crate) struct Window {
     /// What is dropped with it.
     until_gone: OnceLock<Box<dyn Any + Send + Sync>>,
     /// Counts its connection among those that are not served, until it is.
-    unserved: Mutex<Option<UnservedOne>>,
+    unserved: Mutex<Option<UnservedGuard>>,
 }
 
 #[derive(Debug)]
-struct Counted {
-    windows: Arc<Windows>,
-    owner: Owner,
+struct WindowUsage {
+    windows: Arc<ReceiveWindows>,
+    owner: WindowOwner,
     /// Its size.
     bytes: usize,
     /// The largest that it may have.
@@ -106,7 +106,7 @@ struct Counted {
     since: Instant,
 }
 
-impl Default for Window {
+impl Default for ReceiveWindow {
     fn default() -> Self {
         Self {
             counted: Mutex::default(),
@@ -118,9 +118,9 @@ impl Default for Window {
     }
 }
 
-impl Window {
+impl ReceiveWindow {
     /// The window of a connection whose handshake begins.
-    pub(crate) fn new(unserved: UnservedOne) -> Arc<Self> {
+    pub(crate) fn new(unserved: UnservedGuard) -> Arc<Self> {
         Arc::new(Self {
             unserved: Mutex::new(Some(unserved)),
             ..Self::default()
@@ -133,11 +133,11 @@ impl Window {
         let _ = self.until_gone.set(Box::new(until_gone));
     }
 
-    fn begin(&self, windows: &Arc<Windows>, from: IpAddr, now: Instant) {
+    fn begin(&self, windows: &Arc<ReceiveWindows>, from: IpAddr, now: Instant) {
         let mut slot = self.lock();
-        let counted = slot.get_or_insert_with(|| Counted {
+        let counted = slot.get_or_insert_with(|| WindowUsage {
             windows: Arc::clone(windows),
-            owner: Owner::Network(Network::of(from)),
+            owner: WindowOwner::Network(NetworkPrefix::from_ip(from)),
             bytes: WINDOW_BYTES_FIRST as usize,
             most: StreamBudget::UNAUTHENTICATED.connection_window_bytes as usize,
             since: now,
@@ -149,8 +149,8 @@ impl Window {
 
     fn identify(&self, who: &PeerId, set: impl Fn(u32)) {
         self.change(set, |counted| {
-            if matches!(counted.owner, Owner::Network(_)) {
-                let peer = Owner::Peer(who.clone());
+            if matches!(counted.owner, WindowOwner::Network(_)) {
+                let peer = WindowOwner::Peer(who.clone());
                 let extra = counted.extra();
                 // Where the peer has no room it stays the network's, and as small.
                 if counted.windows.hand_over(&counted.owner, &peer, extra) {
@@ -177,7 +177,7 @@ impl Window {
     /// Lets it grow where what was read came fast.
     fn look(&self, now: Instant, rtt: Option<Duration>, set: impl Fn(u32)) {
         self.change(set, |counted| {
-            // Somebody else may have looked meanwhile.
+            // Another task may have looked meanwhile.
             if self.read.load(Ordering::Relaxed) < counted.due() {
                 return;
             }
@@ -186,14 +186,14 @@ impl Window {
             counted.since = now;
             if took <= (rtt.unwrap_or_default() * 2).max(FAST) {
                 let twice = counted.bytes.saturating_mul(2).min(counted.most);
-                counted.grow(twice, Need::Read);
+                counted.grow(twice, WindowDemand::Read);
             }
         });
     }
 
     /// Changes it, and says so to the peer before anybody else can change it again: the library takes a smaller size
     /// for one that shrinks.
-    fn change(&self, set: impl Fn(u32), change: impl FnOnce(&mut Counted)) {
+    fn change(&self, set: impl Fn(u32), change: impl FnOnce(&mut WindowUsage)) {
         let mut slot = self.lock();
         let Some(counted) = slot.as_mut() else {
             return;
@@ -206,12 +206,12 @@ impl Window {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Counted>> {
+    fn lock(&self) -> MutexGuard<'_, Option<WindowUsage>> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Counted {
+impl WindowUsage {
     /// What it has beside that with which every window begins.
     fn extra(&self) -> usize {
         self.bytes - WINDOW_BYTES_FIRST as usize
@@ -220,13 +220,13 @@ impl Counted {
     /// A known peer that may have more begins with more: some of its streams may wait to be read beside others.
     fn start(&mut self) {
         let strangers = StreamBudget::UNAUTHENTICATED.connection_window_bytes as usize;
-        if matches!(self.owner, Owner::Peer(_)) && self.most > strangers {
+        if matches!(self.owner, WindowOwner::Peer(_)) && self.most > strangers {
             let start = self.most.min(WINDOW_BYTES_START as usize);
-            self.grow(start, Need::Start);
+            self.grow(start, WindowDemand::Start);
         }
     }
 
-    fn grow(&mut self, to: usize, need: Need) {
+    fn grow(&mut self, to: usize, need: WindowDemand) {
         let more = to.saturating_sub(self.bytes);
         self.bytes += self.windows.grant(&self.owner, more, need);
     }
@@ -240,7 +240,7 @@ impl Counted {
     }
 }
 
-impl Drop for Counted {
+impl Drop for WindowUsage {
     fn drop(&mut self) {
         self.windows.give_back(&self.owner, self.extra());
     }

@@ -23,7 +23,7 @@ pub struct ShareId(String);
 impl ShareId {
     /// That of a key.
     #[must_use]
-    pub fn of(key: &PeerKey) -> Self {
+    pub fn from_key(key: &PeerKey) -> Self {
         let hash = Sha256::digest(format!("alknet escrow 1\n{key}\n"));
         let mut text = BASE32_DNSSEC.encode(&hash[..8]);
         text.truncate(ID_CHARS);
@@ -71,9 +71,9 @@ impl fmt::Display for ShareId {
 
 /// Half of a key: 32 bytes, 64 hex digits in documents. Wiped when it is let go, and never shown.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Share(Zeroizing<[u8; 32]>);
+pub struct KeyShare(Zeroizing<[u8; 32]>);
 
-impl Share {
+impl KeyShare {
     /// These bytes.
     #[must_use]
     pub fn new(bytes: [u8; 32]) -> Self {
@@ -87,19 +87,19 @@ impl Share {
     }
 }
 
-impl fmt::Debug for Share {
+impl fmt::Debug for KeyShare {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Share(..)")
+        f.write_str("KeyShare(..)")
     }
 }
 
-impl Serialize for Share {
+impl Serialize for KeyShare {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&Zeroizing::new(HEXLOWER.encode(&*self.0)))
     }
 }
 
-impl<'de> Deserialize<'de> for Share {
+impl<'de> Deserialize<'de> for KeyShare {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = Zeroizing::new(String::deserialize(from)?);
         let mut share = Self::new([0; 32]);
@@ -117,7 +117,7 @@ impl<'de> Deserialize<'de> for Share {
 /// One share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+pub struct ShareEntry {
     /// What it is called.
     pub id: ShareId,
     /// Whose it is.
@@ -136,16 +136,16 @@ pub struct Entry {
     pub approve: bool,
     /// The last release, and how many there were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub released: Option<Released>,
+    pub released: Option<ShareRelease>,
     /// It was taken back: the share itself is destroyed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub revoked: Option<Revoked>,
+    pub revoked: Option<ShareRevocation>,
 }
 
 /// A release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Released {
+pub struct ShareRelease {
     /// How many there were.
     pub count: u64,
     /// When the last was, in seconds since 1970.
@@ -157,9 +157,9 @@ pub struct Released {
 /// The end of a share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Revoked {
+pub struct ShareRevocation {
     /// When, in seconds since 1970.
     pub time: Option<u64>,
-    /// By whom.
+    /// Which administrator revoked it.
     pub by: String,
 }

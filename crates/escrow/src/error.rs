@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::desk::SHARES_MAX;
 use crate::index::IndexError;
-use crate::safe::SafeError;
+use crate::share_registry::SHARES_MAX;
+use crate::vault::EscrowVaultError;
 
 /// What a desk answers in the place of what it was asked for.
 #[derive(Debug, Error)]
@@ -27,7 +27,7 @@ pub enum EscrowError {
     /// The list cannot be kept.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// Somebody has to approve it.
+    /// An administrator has to approve the release.
     #[error("the release of share {0} waits for an administrator's approval")]
     Pending(String),
     /// Too often.
@@ -38,7 +38,7 @@ pub enum EscrowError {
     Revoked,
     /// The vault of this node.
     #[error(transparent)]
-    Safe(#[from] SafeError),
+    Safe(#[from] EscrowVaultError),
     /// No such share, or that of another key: both look the same.
     #[error("there is no such share")]
     Unknown,

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::desk::SHARES_MAX;
-use crate::entry::Entry;
+use crate::entry::ShareEntry;
+use crate::share_registry::SHARES_MAX;
 
 const FORMAT: u64 = 1;
 const FILE: &str = "shares.json";
@@ -40,31 +40,31 @@ pub enum IndexError {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Form {
+struct EscrowIndexDocument {
     escrow: u64,
-    shares: Vec<Entry>,
+    shares: Vec<ShareEntry>,
 }
 
 #[derive(Deserialize)]
-struct Head {
+struct EscrowIndexHeader {
     escrow: u64,
 }
 
 /// The file in its folder.
 #[derive(Debug)]
-pub(crate) struct Index {
+pub(crate) struct ShareIndex {
     dir: PathBuf,
 }
 
-impl Index {
+impl ShareIndex {
     pub(crate) fn at(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
         }
     }
 
-    /// What it says; nothing where there is none yet.
-    pub(crate) fn load(&self) -> Result<Vec<Entry>, IndexError> {
+    /// The entries of the list; none if the file does not exist yet.
+    pub(crate) fn load(&self) -> Result<Vec<ShareEntry>, IndexError> {
         let path = self.dir.join(FILE);
         let damaged = || IndexError::Damaged(path.display().to_string());
         let file = match File::open(&path) {
@@ -75,11 +75,11 @@ impl Index {
         let mut text = Vec::new();
         let read = file.take(BYTES_MAX + 1).read_to_end(&mut text);
         read.map_err(|error| failed(&path, error))?;
-        let head: Head = serde_json::from_slice(&text).map_err(|_| damaged())?;
+        let head: EscrowIndexHeader = serde_json::from_slice(&text).map_err(|_| damaged())?;
         if head.escrow != FORMAT {
             return Err(IndexError::Newer(head.escrow));
         }
-        let form: Form = serde_json::from_slice(&text).map_err(|_| damaged())?;
+        let form: EscrowIndexDocument = serde_json::from_slice(&text).map_err(|_| damaged())?;
         let ids = form.shares.windows(2);
         let in_order = ids.into_iter().all(|two| two[0].id < two[1].id);
         if form.shares.len() > SHARES_MAX || !in_order {
@@ -89,8 +89,8 @@ impl Index {
     }
 
     /// Writes it whole.
-    pub(crate) fn store(&self, shares: Vec<Entry>) -> Result<(), IndexError> {
-        let form = Form {
+    pub(crate) fn store(&self, shares: Vec<ShareEntry>) -> Result<(), IndexError> {
+        let form = EscrowIndexDocument {
             escrow: FORMAT,
             shares,
         };

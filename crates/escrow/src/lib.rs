@@ -8,24 +8,26 @@
 //! Who asks is the key that the connection proved, never a field of the request. A share belongs to the
 //! key that deposited it, and a key has one share.
 //!
-//! [`Desk`] decides and keeps the list; a [`Safe`], which is the node's vault, keeps the shares
+//! [`ShareRegistry`] decides and keeps the list; a [`EscrowVault`], which is the node's vault, keeps the shares
 //! themselves; [`register`] makes operations of both. Nothing here knows a transport or a vault.
 
-mod desk;
 mod entry;
 mod error;
 mod index;
 mod ops;
 mod rate;
-mod safe;
+mod share_registry;
+mod vault;
 
-pub use desk::{Asked, Change, Deposit, Desk, Listed, SHARES_MAX};
-pub use entry::{Entry, Released, Revoked, Share, ShareId};
+pub use entry::{KeyShare, ShareEntry, ShareId, ShareRelease, ShareRevocation};
 pub use error::EscrowError;
 pub use index::IndexError;
 pub use ops::{ADMIN_SCOPE, CLIENT_SCOPE, register};
 pub use rate::{RELEASES_PER_MINUTE, RELEASES_PER_MINUTE_ALL};
-pub use safe::{Safe, SafeError};
+pub use share_registry::{
+    SHARES_MAX, ShareChange, ShareDeposit, ShareListing, ShareRegistry, ShareRequest,
+};
+pub use vault::{EscrowVault, EscrowVaultError};
 
 #[cfg(test)]
 mod tests;

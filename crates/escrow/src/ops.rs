@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alknet_call::{
-    Body, CallError, Ctx, ErrorCode, ErrorDef, HandlerKind, OperationSpec, Registration,
+    CallBody, CallError, Ctx, ErrorCode, ErrorDef, HandlerKind, OperationSpec, Registration,
     RegistryBuilder,
 };
 use alknet_core::config::ADDRESS_RANGES_MAX;
@@ -13,10 +13,10 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::desk::{Asked, Change, Deposit, Desk, Listed};
-use crate::entry::{Entry, Share, ShareId};
+use crate::entry::{KeyShare, ShareEntry, ShareId};
 use crate::error::EscrowError;
-use crate::safe::SafeError;
+use crate::share_registry::{ShareChange, ShareDeposit, ShareListing, ShareRegistry, ShareRequest};
+use crate::vault::EscrowVaultError;
 
 /// The scope of nodes that leave their shares here.
 pub const CLIENT_SCOPE: &str = "escrow";
@@ -32,12 +32,16 @@ const APPROVAL_S_MAX: u64 = 86_400;
 const VAULT_CHARS_MAX: usize = 64;
 /// Longest name of a share that a person types.
 const NAME_CHARS_MAX: usize = 128;
-/// When whoever waits for an approval should ask again, in milliseconds.
+/// When a peer that waits for an approval should ask again, in milliseconds.
 const PENDING_RETRY_MS: u64 = 5_000;
 
 /// Adds the operations to a registry.
-pub fn register(builder: &mut RegistryBuilder, desk: &Arc<Desk>, identities: &Arc<Identities>) {
-    let on = Counter {
+pub fn register(
+    builder: &mut RegistryBuilder,
+    desk: &Arc<ShareRegistry>,
+    identities: &Arc<Identities>,
+) {
+    let on = EscrowContext {
         desk: Arc::clone(desk),
         identities: Arc::clone(identities),
     };
@@ -51,18 +55,21 @@ pub fn register(builder: &mut RegistryBuilder, desk: &Arc<Desk>, identities: &Ar
 
 /// What every operation stands on.
 #[derive(Clone)]
-struct Counter {
-    desk: Arc<Desk>,
+struct EscrowContext {
+    desk: Arc<ShareRegistry>,
     identities: Arc<Identities>,
 }
 
-impl Counter {
-    /// The peer whose key this connection was made with. A token does not count, whoever's it is: what
-    /// opens a machine is not for whoever reads a file of tokens.
-    fn asked(&self, ctx: &Ctx) -> Result<Asked, CallError> {
+impl EscrowContext {
+    /// The peer whose key this connection was made with. A token does not count: a share opens a
+    /// machine, and reading a file of tokens must not be enough to get one.
+    fn asked(&self, ctx: &Ctx) -> Result<ShareRequest, CallError> {
         let refused = |what| CallError::new(ErrorCode::Forbidden, what);
         let who = ctx.identity().ok_or_else(|| {
-            CallError::new(ErrorCode::Unauthenticated, "nobody is known by this key")
+            CallError::new(
+                ErrorCode::Unauthenticated,
+                "this node knows no peer by this key",
+            )
         })?;
         let by_key = ctx.conn().key.filter(|_| who.kind == IdentityKind::Peer);
         let held = by_key.filter(|key| {
@@ -74,10 +81,10 @@ impl Counter {
         })?;
         if ctx.internal() || ctx.is_forwarded() {
             return Err(refused(
-                "a share is asked for by its owner, and by nobody in between",
+                "the owner of a share asks for it directly, and no operation or node in between",
             ));
         }
-        Ok(Asked {
+        Ok(ShareRequest {
             key,
             peer: who.id.clone(),
             address: ctx.conn().remote_addr.map(|addr| addr.ip().to_canonical()),
@@ -87,7 +94,7 @@ impl Counter {
     }
 
     /// What people call the peer of an entry, while it is one.
-    fn name(&self, entry: &Entry) -> Option<String> {
+    fn name(&self, entry: &ShareEntry) -> Option<String> {
         let peers = self.identities.entries().peers;
         let mut peers = peers.into_iter();
         let peer = peers.find(|peer| peer.peer_id == entry.peer && peer.enabled)?;
@@ -98,10 +105,10 @@ impl Counter {
         self.desk.named(text, |entry| self.name(entry))
     }
 
-    fn shown(&self, listed: &Listed) -> Value {
+    fn shown(&self, listed: &ShareListing) -> Value {
         let entry = &listed.entry;
         let state = match entry {
-            Entry {
+            ShareEntry {
                 revoked: Some(_), ..
             } => "revoked",
             _ if listed.waiting.is_some() && listed.approved.is_none() => "waiting",
@@ -139,7 +146,7 @@ impl Counter {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DepositInput {
-    share: Share,
+    share: KeyShare,
     vault: String,
     #[serde(default)]
     from: Option<Vec<AddressRange>>,
@@ -147,7 +154,7 @@ struct DepositInput {
     approve: bool,
 }
 
-fn deposit(on: Counter) -> Registration {
+fn deposit(on: EscrowContext) -> Registration {
     let spec = OperationSpec::mutation(
         "escrow/deposit",
         "Keeps a share of your vault's key. The same share again is the same deposit.",
@@ -171,7 +178,7 @@ fn deposit(on: Counter) -> Registration {
     .with_scope(CLIENT_SCOPE);
     operation(on, limited(spec), |on, ctx, input: DepositInput| {
         let asked = on.asked(ctx)?;
-        let deposit = Deposit {
+        let deposit = ShareDeposit {
             share: input.share,
             vault: input.vault,
             from: input.from.unwrap_or_default(),
@@ -190,7 +197,7 @@ struct ReleaseInput {
     id: ShareId,
 }
 
-fn release(on: Counter) -> Registration {
+fn release(on: EscrowContext) -> Registration {
     let spec = OperationSpec::mutation("escrow/release", "Your share, which you deposited before.")
         .with_input(json!({
             "type": "object",
@@ -212,9 +219,9 @@ fn release(on: Counter) -> Registration {
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Nothing {}
+struct EmptyInput {}
 
-fn list(on: Counter) -> Registration {
+fn list(on: EscrowContext) -> Registration {
     let spec = OperationSpec::query(
         "escrow/list",
         "Every share that is kept here, without the share.",
@@ -229,7 +236,7 @@ fn list(on: Counter) -> Registration {
             "properties": { "state": { "enum": ["kept", "waiting", "revoked"] } } } } }
     }))
     .with_scope(ADMIN_SCOPE);
-    operation(on, limited(spec), |on, _ctx, _: Nothing| {
+    operation(on, limited(spec), |on, _ctx, _: EmptyInput| {
         Ok(Box::new(move || {
             let listed = on.desk.list(Instant::now())?;
             let shares: Vec<_> = listed.iter().map(|one| on.shown(one)).collect();
@@ -250,7 +257,7 @@ const fn approval_s() -> u64 {
     APPROVAL_S
 }
 
-fn approve(on: Counter) -> Registration {
+fn approve(on: EscrowContext) -> Registration {
     let spec = OperationSpec::mutation("escrow/approve", "Lets a share be released for a time.")
         .with_input(json!({
             "type": "object",
@@ -285,7 +292,7 @@ struct ChangeInput {
     approve: Option<bool>,
 }
 
-fn change(on: Counter) -> Registration {
+fn change(on: EscrowContext) -> Registration {
     let spec = OperationSpec::mutation(
         "escrow/change",
         "Binds a share otherwise: to addresses, or to an approval of each release.",
@@ -306,7 +313,7 @@ fn change(on: Counter) -> Registration {
         let by = by(ctx);
         Ok(Box::new(move || {
             let id = on.named(&input.share)?;
-            let change = Change {
+            let change = ShareChange {
                 from: input.from,
                 approve: input.approve,
             };
@@ -318,14 +325,14 @@ fn change(on: Counter) -> Registration {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RevokeInput {
+struct ShareRevokeInput {
     share: String,
 }
 
-fn revoke(on: Counter) -> Registration {
+fn revoke(on: EscrowContext) -> Registration {
     let spec = OperationSpec::mutation(
         "escrow/revoke",
-        "Destroys a share: its vault does not open by it any more, whoever has the machine.",
+        "Destroys a share: its vault does not open by it again, even for a thief of the machine.",
     )
     .with_input(json!({
         "type": "object",
@@ -335,7 +342,7 @@ fn revoke(on: Counter) -> Registration {
     }))
     .with_output(short_schema())
     .with_scope(ADMIN_SCOPE);
-    operation(on, limited(spec), |on, ctx, input: RevokeInput| {
+    operation(on, limited(spec), |on, ctx, input: ShareRevokeInput| {
         let (by, now_s) = (by(ctx), on.identities.now_s());
         Ok(Box::new(move || {
             let id = on.named(&input.share)?;
@@ -350,18 +357,18 @@ type Work = Box<dyn FnOnce() -> Result<Value, EscrowError> + Send>;
 
 /// An operation whose caller is looked at where it was called, and which works on a thread of its own.
 fn operation<I>(
-    on: Counter,
+    on: EscrowContext,
     spec: OperationSpec,
-    prepare: fn(Counter, &Ctx, I) -> Result<Work, CallError>,
+    prepare: fn(EscrowContext, &Ctx, I) -> Result<Work, CallError>,
 ) -> Registration
 where
     I: for<'de> Deserialize<'de> + Send + 'static,
 {
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let on = on.clone();
         async move {
             let input = match input.is_null() {
-                true => Body::json(&json!({}))?.parse()?,
+                true => CallBody::json(&json!({}))?.parse()?,
                 false => input.parse()?,
             };
             let work = prepare(on, &ctx, input)?;
@@ -413,9 +420,9 @@ fn refusal(error: &EscrowError) -> CallError {
             of(ErrorCode::Overloaded).with_retry_after_ms(ms)
         }
         EscrowError::Revoked => CallError::operation(REVOKED.0, text),
-        EscrowError::Safe(SafeError::Absent) => of(ErrorCode::Conflict),
-        EscrowError::Safe(SafeError::Failed(_)) => of(ErrorCode::Internal),
-        EscrowError::Safe(SafeError::Locked) => {
+        EscrowError::Safe(EscrowVaultError::Absent) => of(ErrorCode::Conflict),
+        EscrowError::Safe(EscrowVaultError::Failed(_)) => of(ErrorCode::Internal),
+        EscrowError::Safe(EscrowVaultError::Locked) => {
             of(ErrorCode::Unavailable).with_details(json!({ "reason": "vault_locked" }))
         }
         EscrowError::Unknown => of(ErrorCode::NotFound),
@@ -436,14 +443,14 @@ fn short_schema() -> Value {
     json!({ "type": "object", "required": ["id", "peer_id"] })
 }
 
-fn short(on: &Counter, entry: &Entry) -> Value {
+fn short(on: &EscrowContext, entry: &ShareEntry) -> Value {
     json!({ "id": entry.id, "peer_id": entry.peer, "name": on.name(entry),
             "approve": entry.approve, "from": entry.from })
 }
 
 fn by(ctx: &Ctx) -> String {
     let who = ctx.identity();
-    who.map_or_else(|| "nobody".to_owned(), |who| who.id.to_string())
+    who.map_or_else(|| "unknown peer".to_owned(), |who| who.id.to_string())
 }
 
 /// RFC 3339.

@@ -11,9 +11,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// When something happened during the last minute.
 #[derive(Debug, Default)]
-pub(crate) struct Minute(VecDeque<Instant>);
+pub(crate) struct MinuteCounter(VecDeque<Instant>);
 
-impl Minute {
+impl MinuteCounter {
     /// How long to wait for the next one where `most` are allowed.
     pub(crate) fn wait(&mut self, most: usize, now: Instant) -> Option<Duration> {
         while self

@@ -10,17 +10,17 @@ use super::*;
 
 /// A vault in memory.
 #[derive(Default)]
-struct Memory {
+struct MemoryEscrowVault {
     kept: Mutex<HashMap<ShareId, Vec<u8>>>,
-    refuses: Mutex<Option<SafeError>>,
+    refuses: Mutex<Option<EscrowVaultError>>,
 }
 
-impl Memory {
-    fn refuse(&self, error: Option<SafeError>) {
+impl MemoryEscrowVault {
+    fn refuse(&self, error: Option<EscrowVaultError>) {
         *self.refuses.lock().expect("no panics here") = error;
     }
 
-    fn usable(&self) -> Result<(), SafeError> {
+    fn usable(&self) -> Result<(), EscrowVaultError> {
         let refuses = self.refuses.lock().expect("no panics here").clone();
         refuses.map_or(Ok(()), Err)
     }
@@ -30,36 +30,36 @@ impl Memory {
     }
 }
 
-impl Safe for Memory {
-    fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), SafeError> {
+impl EscrowVault for MemoryEscrowVault {
+    fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), EscrowVaultError> {
         self.usable()?;
         let mut kept = self.kept.lock().expect("no panics here");
         kept.insert(id.clone(), secret.to_vec());
         Ok(())
     }
 
-    fn get(&self, id: &ShareId) -> Result<Zeroizing<Vec<u8>>, SafeError> {
+    fn get(&self, id: &ShareId) -> Result<Zeroizing<Vec<u8>>, EscrowVaultError> {
         self.usable()?;
         let kept = self.kept.lock().expect("no panics here");
         let found = kept.get(id).cloned();
         found
             .map(Zeroizing::new)
-            .ok_or_else(|| SafeError::Failed("there is none".to_owned()))
+            .ok_or_else(|| EscrowVaultError::Failed("there is none".to_owned()))
     }
 
-    fn remove(&self, id: &ShareId) -> Result<(), SafeError> {
+    fn remove(&self, id: &ShareId) -> Result<(), EscrowVaultError> {
         self.kept.lock().expect("no panics here").remove(id);
         Ok(())
     }
 }
 
-struct Scene {
+struct EscrowTest {
     dir: tempfile::TempDir,
-    safe: Arc<Memory>,
+    safe: Arc<MemoryEscrowVault>,
     now: Instant,
 }
 
-impl Scene {
+impl EscrowTest {
     fn new() -> Self {
         Self {
             dir: tempfile::tempdir().expect("a temporary directory"),
@@ -72,13 +72,13 @@ impl Scene {
         self.dir.path().join("escrow")
     }
 
-    fn desk(&self) -> Desk {
-        Desk::open(&self.path(), Arc::clone(&self.safe) as _)
+    fn desk(&self) -> ShareRegistry {
+        ShareRegistry::open(&self.path(), Arc::clone(&self.safe) as _)
     }
 
-    /// Somebody with the key of this number, at this address, some time after the beginning.
-    fn asked(&self, key: u16, address: &str, after_s: u64) -> Asked {
-        Asked {
+    /// A request with the key of this number, from this address, some time after the beginning.
+    fn asked(&self, key: u16, address: &str, after_s: u64) -> ShareRequest {
+        ShareRequest {
             key: key_of(key),
             peer: format!("peer-{key}").parse().expect("a peer id"),
             address: address.parse().ok(),
@@ -94,9 +94,9 @@ fn key_of(number: u16) -> PeerKey {
     PeerKey::Ed25519(key)
 }
 
-fn deposit(byte: u8) -> Deposit {
-    Deposit {
-        share: Share::new([byte; 32]),
+fn deposit(byte: u8) -> ShareDeposit {
+    ShareDeposit {
+        share: KeyShare::new([byte; 32]),
         vault: "f0f1f2f3-f4f5-46f7-b8f9-fafbfcfdfeff".to_owned(),
         from: Vec::new(),
         approve: false,
@@ -105,11 +105,11 @@ fn deposit(byte: u8) -> Deposit {
 
 #[test]
 fn a_share_goes_back_to_the_key_that_left_it_and_to_nobody_else() {
-    let scene = Scene::new();
+    let scene = EscrowTest::new();
     let desk = scene.desk();
     let mine = scene.asked(1, "192.0.2.1", 0);
     let id = desk.deposit(&mine, &deposit(7)).expect("taken");
-    assert_eq!(id, ShareId::of(&key_of(1)));
+    assert_eq!(id, ShareId::from_key(&key_of(1)));
     assert_eq!(desk.release(&mine, &id).expect("mine").expose(), &[7; 32]);
     // An answer that was lost: the same again, and not another.
     assert_eq!(desk.deposit(&mine, &deposit(7)).expect("the same"), id);
@@ -120,7 +120,7 @@ fn a_share_goes_back_to_the_key_that_left_it_and_to_nobody_else() {
         desk.release(&theirs, &id),
         Err(EscrowError::Unknown)
     ));
-    let unknown = ShareId::of(&key_of(9));
+    let unknown = ShareId::from_key(&key_of(9));
     assert!(matches!(
         desk.release(&mine, &unknown),
         Err(EscrowError::Unknown)
@@ -138,7 +138,7 @@ fn a_share_goes_back_to_the_key_that_left_it_and_to_nobody_else() {
 
 #[test]
 fn a_list_that_was_changed_gives_nobody_anothers_share() {
-    let scene = Scene::new();
+    let scene = EscrowTest::new();
     let mine = scene.asked(1, "192.0.2.1", 0);
     let id = scene.desk().deposit(&mine, &deposit(7)).expect("taken");
     let path = scene.path().join("shares.json");
@@ -148,22 +148,25 @@ fn a_list_that_was_changed_gives_nobody_anothers_share() {
     let thief = scene.asked(2, "192.0.2.1", 0);
     let got = scene.desk().release(&thief, &id);
     assert!(
-        matches!(got, Err(EscrowError::Safe(SafeError::Failed(_)))),
+        matches!(got, Err(EscrowError::Safe(EscrowVaultError::Failed(_)))),
         "{got:?}"
     );
 }
 
 #[test]
 fn a_share_that_was_taken_back_is_gone() {
-    let scene = Scene::new();
+    let scene = EscrowTest::new();
     let desk = scene.desk();
     let mine = scene.asked(1, "192.0.2.1", 0);
     let id = desk.deposit(&mine, &deposit(7)).expect("taken");
     assert!(scene.safe.has(&id));
     // While the vault is locked as well: that is when it matters.
-    scene.safe.refuse(Some(SafeError::Locked));
+    scene.safe.refuse(Some(EscrowVaultError::Locked));
     let locked = desk.release(&mine, &id);
-    assert!(matches!(locked, Err(EscrowError::Safe(SafeError::Locked))));
+    assert!(matches!(
+        locked,
+        Err(EscrowError::Safe(EscrowVaultError::Locked))
+    ));
     for _ in 0..2 {
         desk.revoke(&id, "admin", Some(1)).expect("taken back");
     }
@@ -186,10 +189,10 @@ fn a_share_that_was_taken_back_is_gone() {
 
 #[test]
 fn addresses_and_approvals_bind_a_share() {
-    let scene = Scene::new();
+    let scene = EscrowTest::new();
     let desk = scene.desk();
     let home = scene.asked(1, "192.0.2.9", 0);
-    let bound = Deposit {
+    let bound = ShareDeposit {
         from: vec!["192.0.2.0/24".parse().expect("a range")],
         approve: true,
         ..deposit(7)
@@ -200,7 +203,7 @@ fn addresses_and_approvals_bind_a_share() {
         desk.release(&away, &id),
         Err(EscrowError::Address)
     ));
-    let nowhere = Asked {
+    let nowhere = ShareRequest {
         address: None,
         ..home.clone()
     };
@@ -237,7 +240,7 @@ fn addresses_and_approvals_bind_a_share() {
         Err(EscrowError::Pending(_))
     ));
     // Bound otherwise: what was approved before does not count any more.
-    let change = Change {
+    let change = ShareChange {
         from: Some(Vec::new()),
         approve: None,
     };
@@ -246,7 +249,7 @@ fn addresses_and_approvals_bind_a_share() {
         desk.release(&away, &id),
         Err(EscrowError::Pending(_))
     ));
-    let free = Change {
+    let free = ShareChange {
         from: None,
         approve: Some(false),
     };
@@ -256,7 +259,7 @@ fn addresses_and_approvals_bind_a_share() {
 
 #[test]
 fn releases_are_counted_by_the_minute() {
-    let scene = Scene::new();
+    let scene = EscrowTest::new();
     let desk = scene.desk();
     let at = |after_s| scene.asked(1, "192.0.2.1", after_s);
     let id = desk.deposit(&at(0), &deposit(7)).expect("taken");
@@ -273,12 +276,12 @@ fn releases_are_counted_by_the_minute() {
 
 #[test]
 fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
-    let scene = Scene::new();
+    let scene = EscrowTest::new();
     let desk = scene.desk();
     let key = |n: usize| u16::try_from(n).expect("a small number");
     // One write for all but the last: the file is written whole each time.
-    let entries = (0..SHARES_MAX).map(|n| Entry {
-        id: ShareId::of(&key_of(key(n))),
+    let entries = (0..SHARES_MAX).map(|n| ShareEntry {
+        id: ShareId::from_key(&key_of(key(n))),
         key: key_of(key(n)),
         peer: "peer".parse().expect("a peer id"),
         vault: "v".to_owned(),
@@ -291,7 +294,7 @@ fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
     let mut entries: Vec<_> = entries.collect();
     entries.sort_by(|a, b| a.id.cmp(&b.id));
     drop(desk);
-    index::Index::at(&scene.path())
+    index::ShareIndex::at(&scene.path())
         .store(entries)
         .expect("the folder is ours");
     let desk = scene.desk();
@@ -300,7 +303,7 @@ fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
         desk.deposit(&new, &deposit(7)),
         Err(EscrowError::Full)
     ));
-    let gone = ShareId::of(&key_of(3));
+    let gone = ShareId::from_key(&key_of(3));
     desk.revoke(&gone, "admin", Some(1)).expect("taken back");
     desk.deposit(&new, &deposit(7)).expect("there is room");
     let left = desk.list(scene.now).expect("a list");
@@ -310,7 +313,7 @@ fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
 
 #[test]
 fn people_name_shares_by_their_peers() {
-    let scene = Scene::new();
+    let scene = EscrowTest::new();
     let desk = scene.desk();
     let one = desk
         .deposit(&scene.asked(1, "", 0), &deposit(1))
@@ -318,8 +321,8 @@ fn people_name_shares_by_their_peers() {
     let two = desk
         .deposit(&scene.asked(2, "", 0), &deposit(2))
         .expect("taken");
-    let names = |entry: &Entry| Some(format!("{}-vault", entry.peer));
-    let same = |_: &Entry| Some("kitchen".to_owned());
+    let names = |entry: &ShareEntry| Some(format!("{}-vault", entry.peer));
+    let same = |_: &ShareEntry| Some("kitchen".to_owned());
     assert_eq!(desk.named(one.as_str(), names).expect("an id"), one);
     assert_eq!(desk.named("peer-2", names).expect("a peer"), two);
     assert_eq!(desk.named("peer-2-vault", names).expect("a name"), two);
@@ -340,7 +343,7 @@ fn people_name_shares_by_their_peers() {
 
 #[test]
 fn a_damaged_list_releases_nothing_and_stays_as_it_is() {
-    let scene = Scene::new();
+    let scene = EscrowTest::new();
     let mine = scene.asked(1, "192.0.2.1", 0);
     let id = scene.desk().deposit(&mine, &deposit(7)).expect("taken");
     let path = scene.path().join("shares.json");
@@ -360,7 +363,7 @@ fn a_damaged_list_releases_nothing_and_stays_as_it_is() {
 
 #[test]
 fn nothing_is_released_that_cannot_be_written_down() {
-    let scene = Scene::new();
+    let scene = EscrowTest::new();
     let desk = scene.desk();
     let mine = scene.asked(1, "192.0.2.1", 0);
     let id = desk.deposit(&mine, &deposit(7)).expect("taken");
@@ -377,7 +380,7 @@ fn nothing_is_released_that_cannot_be_written_down() {
 
 #[test]
 fn ids_and_shares_have_one_form() {
-    let id = ShareId::of(&key_of(1));
+    let id = ShareId::from_key(&key_of(1));
     assert_eq!(id.as_str().parse(), Ok(id.clone()));
     for bad in [
         "",
@@ -389,7 +392,7 @@ fn ids_and_shares_have_one_form() {
     ] {
         assert!(bad.parse::<ShareId>().is_err(), "{bad}");
     }
-    let share: Share = serde_json::from_str(&format!("\"{}\"", "0a".repeat(32))).expect("one");
+    let share: KeyShare = serde_json::from_str(&format!("\"{}\"", "0a".repeat(32))).expect("one");
     assert_eq!(share.expose(), &[10; 32]);
     assert_eq!(
         serde_json::to_string(&share).expect("text"),
@@ -401,7 +404,7 @@ fn ids_and_shares_have_one_form() {
         "zz".repeat(32),
         "0a".repeat(33),
     ] {
-        let error = serde_json::from_str::<Share>(&format!("\"{bad}\"")).expect_err("none");
+        let error = serde_json::from_str::<KeyShare>(&format!("\"{bad}\"")).expect_err("none");
         assert!(!error.to_string().contains(&bad[..8]), "{error}");
     }
 }

@@ -1,5 +1,5 @@
-//! The access log: one line for each request, once its answer is away or nobody waits for it any more.
-//! It holds no query, no body and nothing that opens anything.
+//! The access log: one line for each request, once its answer is away or its client has gone. It holds no query, no
+//! body and nothing that opens anything.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use http_body::Body;
 
 use crate::routes::TICKET;
 
-/// In the place of a status: whoever asked went away before the end. Nobody is ever told.
+/// In the place of a status: the client went away before the end. The code is never sent.
 const GONE: u16 = 499;
 
 /// Characters of a path that are shown.
@@ -38,7 +38,7 @@ const TICKETS: [&str; 3] = [TICKET, "/status/enter/", "/status/act/"];
 const TOKENS: [&str; 2] = ["alk_", "als_"];
 
 /// What is said of one request. It is said when this is dropped.
-pub(crate) struct Line {
+pub(crate) struct AccessLogEntry {
     id: RequestId,
     remote: Option<SocketAddr>,
     method: Method,
@@ -55,7 +55,7 @@ pub(crate) struct Line {
     whole: bool,
 }
 
-impl Line {
+impl AccessLogEntry {
     /// Of a request that came over a connection of this protocol.
     pub(crate) fn begin<B>(
         request: &Request<B>,
@@ -132,7 +132,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for AccessLogEntry {
     fn drop(&mut self) {
         let method = self.method.as_str();
         let ended = self.ended.unwrap_or_else(Instant::now);
@@ -211,9 +211,9 @@ fn is_name(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn line(path: &str) -> Line {
+    fn line(path: &str) -> AccessLogEntry {
         let request = Request::get(path).body(()).expect("a request");
-        Line::begin(&request, None, "h2", Instant::now())
+        AccessLogEntry::begin(&request, None, "h2", Instant::now())
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use alknet_core::MountBody;
 use alknet_core::config::Decoy;
-use alknet_gateway::{ApiError, Lease, RequestId};
+use alknet_gateway::{ApiError, MemoryLease, RequestId};
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{
@@ -16,7 +16,7 @@ use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::Full;
 
-use crate::settings::Settings;
+use crate::settings::HttpSettings;
 
 /// Header that says what a request is called in the log.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -42,29 +42,29 @@ pub(crate) fn kept(
     status: StatusCode,
     kind: HeaderValue,
     body: Bytes,
-    lease: Lease,
+    lease: MemoryLease,
 ) -> Response<Body> {
     api(status, kind, Bytes::new()).map(|_| counted(Full::new(body), lease))
 }
 
 /// A body that counts against `lease` until the client has taken it.
-pub(crate) fn counted<B>(body: B, lease: Lease) -> Body
+pub(crate) fn counted<B>(body: B, lease: MemoryLease) -> Body
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<axum::BoxError>,
 {
-    Body::new(Counted {
+    Body::new(LeasedBody {
         body,
         _lease: lease,
     })
 }
 
-struct Counted<B> {
+struct LeasedBody<B> {
     body: B,
-    _lease: Lease,
+    _lease: MemoryLease,
 }
 
-impl<B: http_body::Body + Unpin> http_body::Body for Counted<B> {
+impl<B: http_body::Body + Unpin> http_body::Body for LeasedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -84,7 +84,7 @@ impl<B: http_body::Body + Unpin> http_body::Body for Counted<B> {
     }
 }
 
-/// Nobody keeps it, and no browser takes it for a page.
+/// Marks a response so that no cache keeps it and no browser shows it as a page.
 pub(crate) fn private(response: &mut Response<Body>) {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -135,7 +135,7 @@ pub(crate) fn method(allowed: &Method, id: &RequestId) -> Response<Body> {
 }
 
 /// What is answered where there is nothing, or nothing that is to be seen.
-pub(crate) fn decoy(settings: &Settings, first_page: Option<Response<Body>>) -> Response<Body> {
+pub(crate) fn decoy(settings: &HttpSettings, first_page: Option<Response<Body>>) -> Response<Body> {
     match (settings.decoy, &settings.redirect, first_page) {
         (Decoy::Redirect, Some(to), _) => {
             let mut response = Response::new(Body::empty());

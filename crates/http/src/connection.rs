@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use alknet_call::Gate;
+use alknet_call::LocalCaller;
 use alknet_core::{AuthContext, Connection, Identity, PeerId, StreamBudget};
-use alknet_gateway::Account;
+use alknet_gateway::CallerQuota;
 use tokio::sync::Notify;
 
-use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, Patience, SESSIONS_MAX};
-use crate::named::Last;
-use crate::shared::Shared;
+use crate::authority::AuthorityCache;
+use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, HttpTimeouts, SESSIONS_MAX};
+use crate::shared::HttpShared;
 
 /// More bytes in flight than a stranger has.
 const BYTES: u8 = 1;
@@ -21,15 +21,15 @@ const BYTES: u8 = 1;
 const STREAMS: u8 = 2;
 
 /// What all requests of a connection share.
-pub(crate) struct Conn {
+pub(crate) struct HttpConnection {
     pub(crate) connection: Connection,
-    pub(crate) gate: Gate,
+    pub(crate) gate: LocalCaller,
     /// What was said of it when it began.
     pub(crate) auth: AuthContext,
     pub(crate) remote: Option<SocketAddr>,
     /// Its ALPN, for the log.
     pub(crate) protocol: &'static str,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<HttpShared>,
     /// Requests that run.
     running: AtomicUsize,
     /// Those that began after its client was asked to leave.
@@ -40,13 +40,13 @@ pub(crate) struct Conn {
     began: Instant,
     /// Whether heads of requests come one after another, and are waited for.
     watched: AtomicBool,
-    /// When the head began that is not whole, in nanoseconds since the beginning and one more; 0 when there is
-    /// none.
+    /// When the head began that is not whole yet, in nanoseconds since the beginning and one more; 0 without such a
+    /// head.
     head_ns: AtomicU64,
     /// When one ended last, in milliseconds since the beginning.
     ended_ms: AtomicU64,
-    owed: Owed,
-    /// Tokens that stood for nobody, and were not counted yet.
+    owed: ResponseBacklog,
+    /// Wrong tokens that were not counted yet.
     guesses: AtomicU32,
     asked: AtomicBool,
     /// What it was granted beyond what everybody has: [`BYTES`], then [`STREAMS`].
@@ -54,26 +54,26 @@ pub(crate) struct Conn {
     /// WebSockets that are open in it.
     sessions: AtomicU32,
     /// What its last request named.
-    pub(crate) last: Last,
-    /// Whom that was counted for.
-    counted: Mutex<Option<Counted>>,
+    pub(crate) last: AuthorityCache,
+    /// The account of the last request's caller.
+    counted: Mutex<Option<ConnectionAccount>>,
 }
 
-/// Where the requests of somebody are counted.
-struct Counted {
+/// Where the requests of one caller are counted.
+struct ConnectionAccount {
     who: Option<PeerId>,
-    account: Weak<Account>,
+    account: Weak<CallerQuota>,
 }
 
-impl Conn {
+impl HttpConnection {
     pub(crate) fn new(
         connection: Connection,
         auth: &AuthContext,
         protocol: &'static str,
-        shared: &Arc<Shared>,
+        shared: &Arc<HttpShared>,
     ) -> Self {
         Self {
-            gate: Gate::new(&shared.dispatcher, &connection, Some(auth)),
+            gate: LocalCaller::new(&shared.dispatcher, &connection, Some(auth)),
             auth: auth.clone(),
             remote: connection.remote_addr(),
             protocol,
@@ -86,19 +86,19 @@ impl Conn {
             watched: AtomicBool::new(false),
             head_ns: AtomicU64::new(0),
             ended_ms: AtomicU64::new(0),
-            owed: Owed::new(shared.settings().patience.reader),
+            owed: ResponseBacklog::new(shared.settings().patience.reader),
             guesses: AtomicU32::new(0),
             asked: AtomicBool::new(false),
             raised: AtomicU8::new(0),
             sessions: AtomicU32::new(0),
-            last: Last::default(),
+            last: AuthorityCache::default(),
             counted: Mutex::default(),
             connection,
         }
     }
 
     /// How long its client is waited for.
-    pub(crate) fn patience(&self) -> Patience {
+    pub(crate) fn patience(&self) -> HttpTimeouts {
         self.shared.settings().patience
     }
 
@@ -107,8 +107,8 @@ impl Conn {
         !self.asked.load(Ordering::Acquire)
     }
 
-    /// Somebody is known on it: it may have more in flight. More streams are granted once half of those
-    /// that everybody has are in use: a place for each costs memory from then on.
+    /// Raises the limits of a connection on which a caller proved who it is. More streams are granted once half of the
+    /// first ones are in use: a place for each costs memory from then on.
     pub(crate) fn raise(&self) {
         let granted = StreamBudget::UNAUTHENTICATED.bidi_streams;
         let running = self.running.load(Ordering::Acquire);
@@ -124,8 +124,8 @@ impl Conn {
         }
     }
 
-    /// Where the requests of whoever asks on it are counted. Nearly all of them are the same one's.
-    pub(crate) fn account(&self, who: Option<&Identity>) -> Arc<Account> {
+    /// Where the requests of `who` on this connection are counted. Nearly all of them are the same caller's.
+    pub(crate) fn account(&self, who: Option<&Identity>) -> Arc<CallerQuota> {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let id = who.map(|who| &who.id);
         let last = counted.as_ref().filter(|last| last.who.as_ref() == id);
@@ -133,7 +133,7 @@ impl Conn {
             return account;
         }
         let account = self.shared.gateway.account(who, self.remote);
-        *counted = Some(Counted {
+        *counted = Some(ConnectionAccount {
             who: id.cloned(),
             account: Arc::downgrade(&account),
         });
@@ -142,8 +142,8 @@ impl Conn {
 
     /// How long nothing has run; `None` while something does.
     ///
-    /// Whoever waits for it looks now and then instead of being told of each request: nothing is woken
-    /// for what happens a thousand times a second.
+    /// A task that waits for it looks now and then instead of being woken at each request, which may be a thousand
+    /// times a second.
     pub(crate) fn quiet(&self) -> Option<Duration> {
         let idle = self.running.load(Ordering::Acquire) == 0;
         let ended = Duration::from_millis(self.ended_ms.load(Ordering::Acquire));
@@ -196,8 +196,8 @@ impl Conn {
         }
     }
 
-    /// Whether a token stood for nobody. That is counted with the next request, or with the end of the
-    /// connection: what it takes must not be seen in the time of the answer.
+    /// Notes whether a token was `wrong`. The guess is counted with the next request, or with the end of the
+    /// connection: the time that counting takes must not show in the time of the answer.
     pub(crate) fn guessed(&self, wrong: bool) {
         self.guesses.fetch_add(u32::from(wrong), Ordering::AcqRel);
     }
@@ -254,17 +254,17 @@ impl Conn {
     }
 
     /// Counts a request until its answer is away.
-    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
+    pub(crate) fn busy(self: &Arc<Self>) -> RequestGuard {
         self.count_guesses();
         self.asked.store(true, Ordering::Release);
         self.hold()
     }
 
     /// Counts what is left of a request after its answer, and nothing else: this is in the time of the answer.
-    pub(crate) fn hold(self: &Arc<Self>) -> Busy {
+    pub(crate) fn hold(self: &Arc<Self>) -> RequestGuard {
         let late = self.leaving.load(Ordering::Acquire);
         self.counter(late).fetch_add(1, Ordering::AcqRel);
-        Busy {
+        RequestGuard {
             conn: Arc::clone(self),
             late,
             ended: None,
@@ -273,7 +273,7 @@ impl Conn {
 }
 
 /// What a client has yet to take.
-struct Owed {
+struct ResponseBacklog {
     /// How long it may take nothing, whatever there is to take.
     patience: Duration,
     /// Answers of which it has yet to take what came last.
@@ -282,7 +282,7 @@ struct Owed {
     until_ms: AtomicU64,
 }
 
-impl Owed {
+impl ResponseBacklog {
     fn new(patience: Duration) -> Self {
         Self {
             patience,
@@ -319,46 +319,46 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Drop for Conn {
+impl Drop for HttpConnection {
     fn drop(&mut self) {
         self.count_guesses();
     }
 }
 
 /// A WebSocket that is open.
-pub(crate) struct Session(Busy);
+pub(crate) struct WebSocketGuard(RequestGuard);
 
-impl Session {
+impl WebSocketGuard {
     /// A place for one more, unless the connection carries as many as it may.
-    pub(crate) fn begin(conn: &Arc<Conn>) -> Option<Self> {
+    pub(crate) fn begin(conn: &Arc<HttpConnection>) -> Option<Self> {
         let session = Self(conn.busy());
         let before = conn.sessions.fetch_add(1, Ordering::AcqRel);
         (before < SESSIONS_MAX).then_some(session)
     }
 }
 
-impl Drop for Session {
+impl Drop for WebSocketGuard {
     fn drop(&mut self) {
         self.0.conn.sessions.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 /// A request that runs.
-pub(crate) struct Busy {
-    conn: Arc<Conn>,
+pub(crate) struct RequestGuard {
+    conn: Arc<HttpConnection>,
     /// Whether it began after the client was asked to leave.
     late: bool,
     ended: Option<Instant>,
 }
 
-impl Busy {
+impl RequestGuard {
     /// When it ended, if not when this is dropped.
     pub(crate) fn ended(&mut self, now: Instant) {
         self.ended = Some(now);
     }
 }
 
-impl Drop for Busy {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         let conn = &self.conn;
         let now = self.ended.unwrap_or_else(Instant::now);
@@ -378,7 +378,7 @@ mod tests {
     #[test]
     fn a_client_has_time_by_what_it_has_to_take() {
         let at = Duration::from_secs;
-        let owed = Owed::new(READER_PATIENCE);
+        let owed = ResponseBacklog::new(READER_PATIENCE);
         assert!(!owed.is_late(at(1_000_000)), "nothing is on its way");
         owed.more(at(0), 10 << 10);
         assert!(!owed.is_late(READER_PATIENCE + at(10)));

@@ -12,14 +12,14 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
 use crate::answer;
 use crate::limits::CORS_MAX_AGE_S;
-use crate::settings::Settings;
+use crate::settings::HttpSettings;
 
 const HEADERS: &str = "authorization, content-type, idempotency-key, mcp-protocol-version, mcp-session-id, last-event-id, prefer, range, if-range, if-none-match";
 const EXPOSED: &str =
     "x-request-id, mcp-session-id, retry-after, etag, accept-ranges, content-range";
 
 /// The origin of a request, where it is one that may.
-pub(crate) fn allowed(settings: &Settings, headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn allowed(settings: &HttpSettings, headers: &HeaderMap) -> Option<HeaderValue> {
     if settings.origins.is_empty() {
         return None;
     }

@@ -1,5 +1,5 @@
-//! Which names in a request are this node's. A page of somebody else's that has its name point here
-//! (DNS rebinding) is told nothing.
+//! Which names in a request are this node's. A page of another site that has its name point here (DNS rebinding) gets
+//! nothing.
 
 use std::net::IpAddr;
 
@@ -24,7 +24,7 @@ impl Hosts {
         if let Some(name) = &node.name {
             names.extend([name.clone(), format!("{name}.local")]);
         }
-        // Nobody else's page can have this name.
+        // No page of another machine can have this name.
         names.push(LOCALHOST.to_owned());
         names
             .iter_mut()
@@ -68,7 +68,7 @@ pub(crate) fn name(authority: &Authority) -> String {
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
-/// The authority that a request names; one that names two is for nobody.
+/// The authority that a request names; `None` for a request that names two.
 pub(crate) fn authority(target: &Uri, headers: &HeaderMap) -> Option<Authority> {
     let mut fields = headers.get_all(HOST).iter();
     let field = fields.next();
@@ -83,7 +83,7 @@ pub(crate) fn authority(target: &Uri, headers: &HeaderMap) -> Option<Authority> 
         (Some(own), Some(Some(field))) if own == field => own,
         _ => return None,
     };
-    // Whom somebody says to be is not said here.
+    // An authority with user information is refused.
     (!found.as_str().contains('@')).then_some(found)
 }
 

@@ -1,9 +1,9 @@
 //! HTTP on the one port: HTTP/1.1, HTTP/2 and HTTP/3 in front of one router.
 //!
-//! [`Http`] is the handler of the ALPNs `h2`, `http/1.1` and `h3`. Whatever the framing, a request goes
-//! through the same steps: it gets a name, its head is bounded, its host is looked at, its token is
-//! looked up, and the router finds who answers: the gateway's own paths, parts that were mounted,
-//! routes of whoever builds on this program, a static site, or the decoy.
+//! [`HttpHandler`] is the handler of the ALPNs `h2`, `http/1.1` and `h3`. Whatever the framing, a request goes through
+//! the same steps: it gets a name, its head is bounded, its host is looked at, its token is looked up, and the router
+//! finds what answers it: the gateway's own paths, parts that were mounted, routes of the application that embeds this
+//! crate, a static site, or the decoy.
 //!
 //! The gateway's shapes are documented in `docs/http.md`, its bounds in [`limits`].
 
@@ -11,15 +11,15 @@ pub mod limits;
 pub mod port80;
 
 mod access;
+mod alt_svc;
 mod answer;
 mod api;
+mod authority;
 mod connection;
 mod cors;
 mod framing;
-mod front;
 mod hosts;
-mod named;
-mod outside;
+mod router;
 mod routes;
 mod settings;
 mod shared;
@@ -34,15 +34,17 @@ use alknet_core::{
 };
 use tokio::sync::watch;
 
-use connection::Conn;
-use framing::Version;
+use connection::HttpConnection;
+use framing::TcpHttpVersion;
 
-pub use outside::Outside;
+pub use alt_svc::PublicReachability;
 pub use routes::RouteError;
-pub use settings::Settings;
-pub use shared::{Challenges, Document, Health, Parts, Responder};
+pub use settings::HttpSettings;
+pub use shared::{
+    AcmeChallenges, DescriptionSource, HealthSource, HttpHandlerParts, MountResponder,
+};
 
-use shared::Shared;
+use shared::HttpShared;
 
 /// ALPN of HTTP/1.1 (RFC 7301 section 6).
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
@@ -53,18 +55,18 @@ pub const ALPN_HTTP3: &[u8] = b"h3";
 
 /// Serves HTTP.
 #[derive(Debug)]
-pub struct Http {
-    shared: Arc<Shared>,
+pub struct HttpHandler {
+    shared: Arc<HttpShared>,
     alpns: Vec<AlpnSpec>,
     draining: watch::Sender<bool>,
 }
 
-impl Http {
+impl HttpHandler {
     /// Puts the parts together. `h3`: whether HTTP/3 is served, too.
     ///
     /// # Errors
     /// Two parts want one path.
-    pub fn new(parts: Parts, h3: bool) -> Result<Self, RouteError> {
+    pub fn new(parts: HttpHandlerParts, h3: bool) -> Result<Self, RouteError> {
         let mut alpns = vec![
             spec(ALPN_HTTP2, Carriage::Tcp),
             spec(ALPN_HTTP1, Carriage::Tcp),
@@ -73,20 +75,19 @@ impl Http {
             alpns.insert(0, spec(ALPN_HTTP3, Carriage::Quic));
         }
         Ok(Self {
-            shared: Shared::new(parts, h3)?,
+            shared: HttpShared::new(parts, h3)?,
             alpns,
             draining: watch::Sender::new(false),
         })
     }
 
     /// Other settings from now on.
-    pub fn set(&self, settings: Settings) {
+    pub fn set(&self, settings: HttpSettings) {
         self.shared.set(settings);
     }
 
-    /// Says how the node was seen from outside. Until then it was seen by nobody, and clients are
-    /// promised nothing.
-    pub fn set_outside(&self, seen: Outside) {
+    /// Sets how a probe saw the node from outside. Before the first call the node promises clients nothing.
+    pub fn set_outside(&self, seen: PublicReachability) {
         self.shared.set_outside(seen);
     }
 }
@@ -100,7 +101,7 @@ fn spec(id: &'static [u8], carriage: Carriage) -> AlpnSpec {
     }
 }
 
-impl ProtocolHandler for Http {
+impl ProtocolHandler for HttpHandler {
     fn alpns(&self) -> &[AlpnSpec] {
         &self.alpns
     }
@@ -114,16 +115,16 @@ impl ProtocolHandler for Http {
         let shared = &self.shared;
         match connection.alpn() {
             ALPN_HTTP3 => {
-                let conn = Arc::new(Conn::new(connection, &auth, "h3", shared));
+                let conn = Arc::new(HttpConnection::new(connection, &auth, "h3", shared));
                 Box::pin(framing::serve_quic(conn, draining))
             }
             ALPN_HTTP2 => {
-                let conn = Arc::new(Conn::new(connection, &auth, "h2", shared));
-                Box::pin(framing::serve_tcp(conn, Version::Http2, draining))
+                let conn = Arc::new(HttpConnection::new(connection, &auth, "h2", shared));
+                Box::pin(framing::serve_tcp(conn, TcpHttpVersion::Http2, draining))
             }
             _ => {
-                let conn = Arc::new(Conn::new(connection, &auth, "http/1.1", shared));
-                Box::pin(framing::serve_tcp(conn, Version::Http1, draining))
+                let conn = Arc::new(HttpConnection::new(connection, &auth, "http/1.1", shared));
+                Box::pin(framing::serve_tcp(conn, TcpHttpVersion::Http1, draining))
             }
         }
     }

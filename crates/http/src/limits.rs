@@ -35,8 +35,8 @@ pub const LINGER_TIME: Duration = Duration::from_secs(10);
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Streams that a peer may have open on one connection of HTTP/2 or HTTP/3.
 pub const STREAMS_MAX: u32 = 128;
-/// Bytes in flight towards us on one connection of HTTP/2, on all of its streams together. They wait in the
-/// library, where they count against nobody: an address may have 128 connections.
+/// Bytes in flight towards us on one connection of HTTP/2, on all of its streams together. They wait in the library,
+/// where they count for no account: an address may have 128 connections.
 pub const STREAM_WINDOW: u32 = 256 << 10;
 /// Streams that a peer may reset before we answered them, and not waited for, on HTTP/2.
 pub const RESETS_MAX: usize = 16;
@@ -76,7 +76,7 @@ pub const VIEW_BYTES: usize = 512 << 10;
 pub const SITE_LOOKS: usize = 16;
 /// Ranges of one request for a file.
 pub const SITE_RANGES_MAX: usize = 1;
-/// Seconds that a browser may remember what a preflight request was told.
+/// Seconds that a browser may remember the answer to a preflight request.
 pub const CORS_MAX_AGE_S: u32 = 600;
 /// Seconds that a client may remember that HTTP/3 is served.
 pub const ALT_SVC_MAX_AGE_S: u32 = 86_400;
@@ -104,12 +104,12 @@ pub const SMALL_MEMORY_BYTES: u64 = 512 << 20;
 
 /// How long clients are waited for. Tests wait less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
+pub struct HttpTimeouts {
     /// For the head of a request, and for the first request of a connection.
     pub head: Duration,
     /// For the next request of a connection.
     pub keep_alive: Duration,
-    /// For whoever asks on a connection to prove who it is, whatever is asked meanwhile. Then no more requests are taken.
+    /// For a client to prove who it is, whatever it asks meanwhile. Then no more of its requests are taken.
     pub stranger: Duration,
     /// For more of a body that is not whole.
     pub body_idle: Duration,
@@ -117,13 +117,13 @@ pub struct Patience {
     pub body_grace: Duration,
     /// For all of a body that is read whole.
     pub body_time: Duration,
-    /// For whoever takes nothing of an answer.
+    /// For a client that takes nothing of an answer.
     pub reader: Duration,
     /// For an event, before a comment is sent.
     pub event_ping: Duration,
 }
 
-impl Default for Patience {
+impl Default for HttpTimeouts {
     fn default() -> Self {
         Self {
             head: HEADER_TIMEOUT,

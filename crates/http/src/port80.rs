@@ -15,33 +15,33 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
-use crate::access::Line;
+use crate::access::AccessLogEntry;
 use crate::limits::{
     HEADER_BYTES_MAX, HEADER_FIELDS_MAX, HEADER_TIMEOUT, PORT80_CONNECTIONS_MAX, PORT80_TIME,
 };
 use crate::routes::ACME;
-use crate::settings::Settings;
-use crate::shared::Challenges;
+use crate::settings::HttpSettings;
+use crate::shared::AcmeChallenges;
 use crate::{answer, hosts};
 
 /// In the log in the place of the ALPN: there is no TLS.
 const NO_ALPN: &str = "-";
 
 /// What is served on port 80.
-pub struct Port80 {
-    challenges: Option<Arc<dyn Challenges>>,
-    settings: Settings,
+pub struct Port80Server {
+    challenges: Option<Arc<dyn AcmeChallenges>>,
+    settings: HttpSettings,
     /// The one port, where others are to be sent there.
     redirect: Option<u16>,
     places: Semaphore,
 }
 
-impl Port80 {
+impl Port80Server {
     /// Answers `challenges`; sends everybody else to `redirect`, or tells them that nothing is here.
     #[must_use]
     pub fn new(
-        challenges: Option<Arc<dyn Challenges>>,
-        settings: Settings,
+        challenges: Option<Arc<dyn AcmeChallenges>>,
+        settings: HttpSettings,
         redirect: Option<u16>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -74,13 +74,13 @@ impl Port80 {
             .max_buf_size(HEADER_BYTES_MAX)
             .keep_alive(false)
             .serve_connection(TokioIo::new(io), service);
-        // What becomes of one connection here concerns nobody.
+        // The result is dropped: a failed connection here has no further consequence.
         let _ = tokio::time::timeout(PORT80_TIME, serving).await;
     }
 
     /// Answers, and says so in the log: what is answered fits into one packet.
     fn told<B>(&self, request: &Request<B>, remote: Option<SocketAddr>) -> Response<Body> {
-        let mut line = Line::begin(request, remote, NO_ALPN, std::time::Instant::now());
+        let mut line = AccessLogEntry::begin(request, remote, NO_ALPN, std::time::Instant::now());
         let mut response = self.answer(request);
         answer::never_guessed(&mut response);
         line.answered(&response);
@@ -128,9 +128,9 @@ impl Port80 {
     }
 }
 
-impl std::fmt::Debug for Port80 {
+impl std::fmt::Debug for Port80Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Port80")
+        f.debug_struct("Port80Server")
             .field("redirect", &self.redirect)
             .finish_non_exhaustive()
     }
@@ -154,21 +154,25 @@ redirect = "https://elsewhere.example/"
 "#;
 
     /// Expects one token.
-    struct One;
+    struct FixedChallenge;
 
-    impl Challenges for One {
+    impl AcmeChallenges for FixedChallenge {
         fn answer(&self, token: &str) -> Option<String> {
             (token == "expected").then(|| "expected.thumbprint".to_owned())
         }
     }
 
-    fn plain(redirect: Option<u16>) -> Arc<Port80> {
+    fn plain(redirect: Option<u16>) -> Arc<Port80Server> {
         let config = NodeConfig::parse(DOCUMENT).expect("a correct document");
-        Port80::new(Some(Arc::new(One)), Settings::new(&config), redirect)
+        Port80Server::new(
+            Some(Arc::new(FixedChallenge)),
+            HttpSettings::new(&config),
+            redirect,
+        )
     }
 
     /// Head and body of the answer to a request, after which nothing more comes.
-    async fn told(plain: &Arc<Port80>, request: &str) -> (String, String) {
+    async fn told(plain: &Arc<Port80Server>, request: &str) -> (String, String) {
         let (mut client, server) = duplex(64 << 10);
         let serving = tokio::spawn(Arc::clone(plain).serve(server, None));
         let sent = client.write_all(request.as_bytes()).await;
@@ -181,7 +185,12 @@ redirect = "https://elsewhere.example/"
         (head.to_owned(), body.to_owned())
     }
 
-    async fn asked(plain: &Arc<Port80>, method: &str, path: &str, host: &str) -> (String, String) {
+    async fn asked(
+        plain: &Arc<Port80Server>,
+        method: &str,
+        path: &str,
+        host: &str,
+    ) -> (String, String) {
         let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         told(plain, &request).await
     }
@@ -282,7 +291,7 @@ redirect = "https://elsewhere.example/"
         assert_eq!(body, "expected.thumbprint");
     }
 
-    /// Whoever comes when all places are taken is closed on, and the next is served again.
+    /// A client that comes when all places are taken is closed on, and the next is served again.
     #[tokio::test]
     async fn more_than_its_places_are_not_taken() {
         let plain = plain(None);

@@ -6,22 +6,22 @@ use http::Method;
 use std::sync::Arc;
 use thiserror::Error;
 
-use crate::shared::Parts;
+use crate::shared::HttpHandlerParts;
 
 /// Who answers a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum RouteKind {
     /// A token of a certificate authority.
     Acme,
     /// One of the gateway's own.
-    Api(Api),
-    /// Routes of whoever builds on this program, and views of other parts.
+    Api(ApiRoute),
+    /// Routes of the application that embeds this crate, and views of other parts.
     Custom,
     /// `/healthz`
     Health,
     /// `/mcp`
     Mcp,
-    /// Nobody: a static site, or the decoy.
+    /// Any other path: a static site, or the decoy.
     Other,
     /// The page of administrators.
     Page,
@@ -33,7 +33,7 @@ pub(crate) enum Kind {
 
 /// Paths of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Api {
+pub(crate) enum ApiRoute {
     Batch,
     Call,
     Metrics,
@@ -50,7 +50,7 @@ pub(crate) const TICKET: &str = "/subscribe/t/";
 /// First part of the paths of the page beside `/`.
 const PAGE: &str = "/status/";
 
-/// Paths of this crate, for whoever wants one: a last slash stands for everything below it.
+/// Paths of this crate, which no other route may take: a last slash stands for everything below it.
 const TAKEN: [&str; 15] = [
     "/",
     ACME,
@@ -69,7 +69,7 @@ const TAKEN: [&str; 15] = [
     "/subscribe",
 ];
 
-impl Api {
+impl ApiRoute {
     pub(crate) fn method(self) -> Method {
         match self {
             Self::Batch | Self::Call | Self::Subscribe => Method::POST,
@@ -79,24 +79,24 @@ impl Api {
 }
 
 /// Who answers `path`; `custom` says whether one of the routes does that were added.
-pub(crate) fn kind(path: &str, custom: bool) -> Kind {
+pub(crate) fn kind(path: &str, custom: bool) -> RouteKind {
     match path {
-        "/call" => Kind::Api(Api::Call),
-        "/batch" => Kind::Api(Api::Batch),
-        "/subscribe" => Kind::Api(Api::Subscribe),
-        "/search" => Kind::Api(Api::Search),
-        "/schema" => Kind::Api(Api::Schema),
-        "/openapi.json" => Kind::Api(Api::Description),
-        "/metrics" => Kind::Api(Api::Metrics),
-        "/healthz" => Kind::Health,
-        "/mcp" => Kind::Mcp,
-        "/alknet/call" => Kind::Session,
-        "/" => Kind::Page,
-        _ if path.starts_with(PAGE) => Kind::Page,
-        _ if path.starts_with(TICKET) => Kind::Ticket,
-        _ if path.starts_with(ACME) => Kind::Acme,
-        _ if custom => Kind::Custom,
-        _ => Kind::Other,
+        "/call" => RouteKind::Api(ApiRoute::Call),
+        "/batch" => RouteKind::Api(ApiRoute::Batch),
+        "/subscribe" => RouteKind::Api(ApiRoute::Subscribe),
+        "/search" => RouteKind::Api(ApiRoute::Search),
+        "/schema" => RouteKind::Api(ApiRoute::Schema),
+        "/openapi.json" => RouteKind::Api(ApiRoute::Description),
+        "/metrics" => RouteKind::Api(ApiRoute::Metrics),
+        "/healthz" => RouteKind::Health,
+        "/mcp" => RouteKind::Mcp,
+        "/alknet/call" => RouteKind::Session,
+        "/" => RouteKind::Page,
+        _ if path.starts_with(PAGE) => RouteKind::Page,
+        _ if path.starts_with(TICKET) => RouteKind::Ticket,
+        _ if path.starts_with(ACME) => RouteKind::Acme,
+        _ if custom => RouteKind::Custom,
+        _ => RouteKind::Other,
     }
 }
 
@@ -116,7 +116,7 @@ pub enum RouteError {
 }
 
 /// Everything that is not this crate's own.
-pub(crate) fn router(parts: &Parts) -> Result<Router, RouteError> {
+pub(crate) fn router(parts: &HttpHandlerParts) -> Result<Router, RouteError> {
     let mut seen: Vec<String> = Vec::new();
     let mut take = |path: &str| {
         let named = path.strip_prefix('/').is_some_and(|rest| !rest.is_empty());
@@ -186,15 +186,15 @@ mod tests {
     #[test]
     fn paths_have_their_owner() {
         let kind = |path| kind(path, false);
-        assert_eq!(kind("/call"), Kind::Api(Api::Call));
-        assert_eq!(kind("/call/"), Kind::Other);
-        assert_eq!(kind("/Call"), Kind::Other);
-        assert_eq!(kind("/subscribe/t/x"), Kind::Ticket);
-        assert_eq!(kind("/status/style.css"), Kind::Page);
-        assert_eq!(kind("/.well-known/acme-challenge/x"), Kind::Acme);
-        assert_eq!(kind("/node/info"), Kind::Other);
-        assert_eq!(kind("/alknet/call"), Kind::Session);
-        assert_eq!(kind("/alknet/channels"), Kind::Other);
+        assert_eq!(kind("/call"), RouteKind::Api(ApiRoute::Call));
+        assert_eq!(kind("/call/"), RouteKind::Other);
+        assert_eq!(kind("/Call"), RouteKind::Other);
+        assert_eq!(kind("/subscribe/t/x"), RouteKind::Ticket);
+        assert_eq!(kind("/status/style.css"), RouteKind::Page);
+        assert_eq!(kind("/.well-known/acme-challenge/x"), RouteKind::Acme);
+        assert_eq!(kind("/node/info"), RouteKind::Other);
+        assert_eq!(kind("/alknet/call"), RouteKind::Session);
+        assert_eq!(kind("/alknet/channels"), RouteKind::Other);
     }
 
     #[test]

@@ -5,11 +5,11 @@ use alknet_gateway::Quota;
 use http::HeaderValue;
 
 use crate::hosts::Hosts;
-use crate::limits::{HSTS_MAX_AGE_S, Patience, SMALL_MEMORY_BYTES};
+use crate::limits::{HSTS_MAX_AGE_S, HttpTimeouts, SMALL_MEMORY_BYTES};
 
 /// Settings in force.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct HttpSettings {
     pub(crate) hosts: Hosts,
     pub(crate) decoy: Decoy,
     pub(crate) redirect: Option<HeaderValue>,
@@ -21,10 +21,10 @@ pub struct Settings {
     /// What is said where TLS can be promised.
     pub(crate) hsts: Option<HeaderValue>,
     pub(crate) quota: Quota,
-    pub(crate) patience: Patience,
+    pub(crate) patience: HttpTimeouts,
 }
 
-impl Settings {
+impl HttpSettings {
     /// Those of a configuration.
     #[must_use]
     pub fn new(config: &NodeConfig) -> Self {
@@ -41,7 +41,7 @@ impl Settings {
             origins: http.cors.origins.clone(),
             hsts: hsts(http),
             quota: quota(http),
-            patience: Patience::default(),
+            patience: HttpTimeouts::default(),
         }
     }
 
@@ -60,7 +60,7 @@ impl Settings {
 
     /// The same with other patience.
     #[must_use]
-    pub fn with_patience(mut self, patience: Patience) -> Self {
+    pub fn with_patience(mut self, patience: HttpTimeouts) -> Self {
         self.patience = patience;
         self
     }
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_small_machine_runs_a_quarter_at_once() {
-        let settings = || Settings::new(&NodeConfig::default());
+        let settings = || HttpSettings::new(&NodeConfig::default());
         let usual = Quota::default();
         let large = settings().for_memory(16 * SMALL_MEMORY_BYTES);
         assert_eq!(large.quota, usual);

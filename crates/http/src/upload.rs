@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_gateway::limits::BODY_AHEAD;
-use alknet_gateway::{ApiError, Code, Lease, Upload};
+use alknet_gateway::{ApiError, Code, MemoryLease, RequestText};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -21,9 +21,9 @@ use crate::framing;
 const COPIED_BYTES: usize = 16 << 10;
 
 /// What the body of a request may take.
-pub(crate) struct Room {
+pub(crate) struct UploadAllowance {
     /// What its bytes count against.
-    pub(crate) lease: Lease,
+    pub(crate) lease: MemoryLease,
     /// Bytes of the longest.
     pub(crate) most: usize,
     /// How long it may take from its first byte to its last.
@@ -37,8 +37,8 @@ pub(crate) struct Room {
 pub(crate) async fn json(
     headers: &HeaderMap,
     body: &mut Body,
-    room: Room,
-) -> Result<Upload, ApiError> {
+    room: UploadAllowance,
+) -> Result<RequestText, ApiError> {
     if !is_json(headers) {
         return Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -64,8 +64,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 pub(crate) async fn whole(
     headers: &HeaderMap,
     body: &mut Body,
-    room: Room,
-) -> Result<Upload, ApiError> {
+    room: UploadAllowance,
+) -> Result<RequestText, ApiError> {
     let told = headers.get(CONTENT_LENGTH);
     let told = told.and_then(|told| told.to_str().ok()?.parse::<u64>().ok());
     if told.is_some_and(|told| told > room.most as u64) {
@@ -74,7 +74,7 @@ pub(crate) async fn whole(
     let told = told.map(|told| told as usize);
     // What has no room now, or never has, is not begun. Nothing is kept for what is only said to come.
     room.lease.could(told.unwrap_or_default())?;
-    let mut coming = Coming {
+    let mut coming = PartialUpload {
         lease: room.lease,
         told,
         counted: 0,
@@ -88,8 +88,8 @@ pub(crate) async fn whole(
 }
 
 /// A body as far as it has come.
-struct Coming {
-    lease: Lease,
+struct PartialUpload {
+    lease: MemoryLease,
     /// Bytes that are said to come.
     told: Option<usize>,
     /// Bytes that are counted for it.
@@ -99,7 +99,7 @@ struct Coming {
     more: BytesMut,
 }
 
-impl Coming {
+impl PartialUpload {
     async fn read(&mut self, body: &mut Body, most: usize) -> Result<(), ApiError> {
         while !body.is_end_stream() {
             let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
@@ -183,14 +183,14 @@ impl Coming {
     }
 
     /// All of it. What was counted and did not come is given back.
-    fn end(self) -> Upload {
+    fn end(self) -> RequestText {
         let kept = match (&self.first, self.told) {
             (Some(first), _) => first.len(),
             (None, Some(_)) => self.more.len(),
             (None, None) => self.more.capacity(),
         };
         self.lease.less(self.counted.saturating_sub(kept));
-        Upload {
+        RequestText {
             text: self.first.unwrap_or_else(|| self.more.freeze()),
             lease: Some(Arc::new(self.lease)),
         }
@@ -231,9 +231,9 @@ mod tests {
     use super::*;
 
     /// What was read of a connection at once, as long as something of it is kept.
-    struct Read(Arc<[u8; 64 << 10]>);
+    struct ReadBuffer(Arc<[u8; 64 << 10]>);
 
-    impl AsRef<[u8]> for Read {
+    impl AsRef<[u8]> for ReadBuffer {
         fn as_ref(&self) -> &[u8] {
             &*self.0
         }
@@ -242,14 +242,14 @@ mod tests {
     fn read() -> (Bytes, Weak<[u8; 64 << 10]>) {
         let bytes = Arc::new([b' '; 64 << 10]);
         let kept = Arc::downgrade(&bytes);
-        (Bytes::from_owner(Read(bytes)), kept)
+        (Bytes::from_owner(ReadBuffer(bytes)), kept)
     }
 
     #[test]
     fn a_short_piece_does_not_keep_what_it_was_read_with() {
         for (piece, keeps) in [(1, false), (COPIED_BYTES - 1, false), (COPIED_BYTES, true)] {
             let gateway = Gateway::default();
-            let mut coming = Coming {
+            let mut coming = PartialUpload {
                 lease: gateway.lease_of(&gateway.account(None, None)),
                 told: None,
                 counted: 0,

@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use alknet_core::{
-    Carriage, CloseCode, Connection, DialError, DialRequest, Dialer, Expect, PeerAddr, PeerKey,
+    Carriage, CloseCode, Connection, DialError, DialRequest, Dialer, PeerAddr, PeerKey,
+    PeerVerification,
 };
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::wire::{self, Enrolled, Refusal, Reply, Request};
+use crate::wire::{self, JoinAcceptance, JoinRefusal, JoinReply, JoinRequest};
 
 /// Time for one hub to answer, once it is connected.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
 
-/// Asks the hub at one of `targets`, in their order, to be taken in; what each of them pins is whom
-/// it has to be. The key that enrols is the dialler's.
+/// Asks the hub at one of `targets`, in their order, to be taken in; the pins of a target are the
+/// keys that the hub may prove. The key that enrols is the dialler's.
 ///
 /// # Errors
 /// See [`EnrolClientError`]; where no target can be reached, the last failure.
@@ -22,13 +23,13 @@ pub async fn enrol(
     dialer: &dyn Dialer,
     targets: impl IntoIterator<Item = PeerAddr>,
     carriage: Carriage,
-    request: &Request,
-) -> Result<(Enrolled, PeerAddr), EnrolClientError> {
+    request: &JoinRequest,
+) -> Result<(JoinAcceptance, PeerAddr), EnrolClientError> {
     let mut last = EnrolClientError::NoTarget;
     for target in targets {
         match at(dialer, &target, carriage, request).await {
             Ok(enrolled) => return Ok((enrolled, target)),
-            // Whoever answered is the hub: another way to it changes nothing.
+            // The hub itself answered: another way to it changes nothing.
             Err(error @ (EnrolClientError::Refused(_) | EnrolClientError::Impostor { .. })) => {
                 return Err(error);
             }
@@ -42,10 +43,10 @@ async fn at(
     dialer: &dyn Dialer,
     target: &PeerAddr,
     carriage: Carriage,
-    request: &Request,
-) -> Result<Enrolled, EnrolClientError> {
+    request: &JoinRequest,
+) -> Result<JoinAcceptance, EnrolClientError> {
     // Only a pinned hub is shown a key and a token.
-    let expect = Expect::Pinned(target.pins.clone());
+    let expect = PeerVerification::Pinned(target.pins.clone());
     let mut dial = DialRequest::new(target.clone(), expect, wire::ALPN);
     dial.carriage = carriage;
     let connection = dialer.connect(dial).await?.connection;
@@ -53,15 +54,18 @@ async fn at(
     connection.close(CloseCode::Normal, "");
     let reply = answer.map_err(|_| EnrolClientError::Silent)??;
     match reply {
-        Reply::Refused { error } => Err(EnrolClientError::Refused(error)),
-        Reply::Taken(enrolled) if target.pins.contains(&enrolled.hub.key) => Ok(enrolled),
-        Reply::Taken(enrolled) => Err(EnrolClientError::Impostor {
+        JoinReply::Refused { error } => Err(EnrolClientError::Refused(error)),
+        JoinReply::Taken(enrolled) if target.pins.contains(&enrolled.hub.key) => Ok(enrolled),
+        JoinReply::Taken(enrolled) => Err(EnrolClientError::Impostor {
             says: enrolled.hub.key,
         }),
     }
 }
 
-async fn ask(connection: &Connection, request: &Request) -> Result<Reply, EnrolClientError> {
+async fn ask(
+    connection: &Connection,
+    request: &JoinRequest,
+) -> Result<JoinReply, EnrolClientError> {
     let streams = if connection.is_multi() {
         connection.open_bi().await
     } else {
@@ -97,7 +101,7 @@ pub enum EnrolClientError {
     Nonsense,
     /// The hub does not want us.
     #[error("{0}")]
-    Refused(Refusal),
+    Refused(JoinRefusal),
     /// No answer in time.
     #[error("the hub does not answer")]
     Silent,

@@ -11,8 +11,8 @@ use alknet_core::{
 };
 use tokio::time::timeout;
 
-use crate::desk::{Applicant, Desk, EnrolError};
-use crate::wire::{self, Enrolled, Reply, Request};
+use crate::enrolment::{Applicant, EnrolError, EnrolmentService};
+use crate::wire::{self, JoinAcceptance, JoinReply, JoinRequest};
 
 /// Time for the request to arrive.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ const REPLY_TIME: Duration = Duration::from_secs(2);
 /// Serves `alknet/enroll`: one request, one reply. The key that enrols is the one the handshake
 /// proved; nothing in the request can name another.
 pub struct EnrolHandler {
-    desk: Arc<Desk>,
+    desk: Arc<EnrolmentService>,
     clock: Arc<dyn Clock>,
     alpns: [AlpnSpec; 1],
 }
@@ -30,7 +30,7 @@ pub struct EnrolHandler {
 impl EnrolHandler {
     /// Lets `desk` decide.
     #[must_use]
-    pub fn new(desk: Arc<Desk>, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(desk: Arc<EnrolmentService>, clock: Arc<dyn Clock>) -> Self {
         Self {
             desk,
             clock,
@@ -61,8 +61,8 @@ impl EnrolHandler {
             }
         }
         let reply = match outcome {
-            Ok(enrolled) => Reply::Taken(enrolled),
-            Err(error) => Reply::Refused {
+            Ok(enrolled) => JoinReply::Taken(enrolled),
+            Err(error) => JoinReply::Refused {
                 error: error.refusal(),
             },
         };
@@ -73,12 +73,16 @@ impl EnrolHandler {
             connection.closed().await;
             Ok::<_, io::Error>(())
         };
-        // Whoever went away without its answer may come again for it.
+        // An applicant that went away without its answer may come again for it.
         let told = timeout(REPLY_TIME, told).await.unwrap_or(Ok(()));
         told.map_err(|_| HandlerError::Closed)
     }
 
-    async fn decide(&self, request: &Request, auth: &AuthContext) -> Result<Enrolled, EnrolError> {
+    async fn decide(
+        &self,
+        request: &JoinRequest,
+        auth: &AuthContext,
+    ) -> Result<JoinAcceptance, EnrolError> {
         let applicant = Applicant {
             key: auth.key.ok_or(EnrolError::Key)?,
             request,
@@ -89,7 +93,7 @@ impl EnrolHandler {
     }
 }
 
-fn parse(message: &[u8]) -> Result<Request, HandlerError> {
+fn parse(message: &[u8]) -> Result<JoinRequest, HandlerError> {
     // A list would do for the parser.
     let object = message
         .starts_with(b"{")
@@ -101,7 +105,7 @@ fn parse(message: &[u8]) -> Result<Request, HandlerError> {
 
 /// One line for each attempt; the token is not in it, its name neither: a typing error could put a
 /// secret there.
-fn log(connection: &Connection, auth: &AuthContext, outcome: &Result<Enrolled, EnrolError>) {
+fn log(connection: &Connection, auth: &AuthContext, outcome: &Result<JoinAcceptance, EnrolError>) {
     let conn = connection.id().0;
     let key8 = auth.key.map(|key| key.short());
     match outcome {

@@ -12,7 +12,8 @@ const RANDOM_BITS: u32 = 80;
 /// Bits of the time.
 const TIME_MASK: u128 = (1 << 48) - 1;
 
-/// An id that nobody has had. `now_s` is in seconds since 1970, 0 where the clock is not sane.
+/// A new id, different from every earlier one. `now_s` is in seconds since 1970, 0 where the clock
+/// is not sane.
 ///
 /// # Errors
 /// The system has no randomness to give.
@@ -20,10 +21,12 @@ pub fn new_peer_id(now_s: u64) -> Result<PeerId, getrandom::Error> {
     let mut random = [0; 16];
     getrandom::fill(&mut random[6..])?;
     let millis = (u128::from(now_s) * 1000) & TIME_MASK;
-    Ok(of((millis << RANDOM_BITS) | u128::from_be_bytes(random)))
+    Ok(peer_id(
+        (millis << RANDOM_BITS) | u128::from_be_bytes(random),
+    ))
 }
 
-fn of(number: u128) -> PeerId {
+fn peer_id(number: u128) -> PeerId {
     let digit = |at: usize| {
         let bits = (number >> (5 * (CHARS - 1 - at))) & 31;
         char::from(ALPHABET[usize::try_from(bits).unwrap_or_default()])
@@ -39,10 +42,10 @@ mod tests {
 
     #[test]
     fn an_id_is_a_ulid_in_lower_case() {
-        assert_eq!(of(0).as_str(), format!("p{}", "0".repeat(26)));
-        assert_eq!(of(u128::MAX).as_str(), format!("p7{}", "z".repeat(25)));
+        assert_eq!(peer_id(0).as_str(), format!("p{}", "0".repeat(26)));
+        assert_eq!(peer_id(u128::MAX).as_str(), format!("p7{}", "z".repeat(25)));
         // The example of the ULID specification's own tests: 1469918176385 ms.
-        let id = of(1_469_918_176_385 << RANDOM_BITS);
+        let id = peer_id(1_469_918_176_385 << RANDOM_BITS);
         assert!(id.as_str().starts_with("p01aryz6s41"), "{id}");
     }
 

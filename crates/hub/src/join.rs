@@ -1,14 +1,14 @@
 //! Join strings: `alkjoin1_` and, in base64url without padding, a postcard record and its checksum.
 //!
 //! One line that fits a QR code and the user data of a cloud machine. It carries the hub's key, so
-//! whoever holds it needs no certificate authority and no name service, and it carries a secret:
+//! that its holder needs no certificate authority and no name service, and it carries a secret:
 //! treat it as a password until it is used.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use alknet_core::{Host, PeerAddr, PeerKey};
+use alknet_core::{DialHost, PeerAddr, PeerKey};
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -48,7 +48,7 @@ pub struct JoinCode {
 
 /// The record as postcard writes it.
 #[derive(Serialize, Deserialize)]
-struct Record<'a> {
+struct JoinCodeRecord<'a> {
     #[serde(borrow)]
     addresses: Vec<&'a str>,
     hub: [u8; 32],
@@ -70,7 +70,7 @@ impl JoinCode {
         }
         let addresses: Vec<_> = self.addresses.iter().map(written).collect();
         let (token_name, token_secret) = self.token.parts();
-        let record = Record {
+        let record = JoinCodeRecord {
             addresses: addresses.iter().map(String::as_str).collect(),
             hub: self.hub,
             token_name,
@@ -107,7 +107,7 @@ impl JoinCode {
 /// An address as it stands in the record: without the port that everybody assumes.
 fn written(at: &PeerAddr) -> String {
     match (&at.host, at.port) {
-        (Host::Ip(IpAddr::V6(ip)), PORT) => format!("[{ip}]"),
+        (DialHost::Ip(IpAddr::V6(ip)), PORT) => format!("[{ip}]"),
         (host, PORT) => host.to_string(),
         _ => at.address(),
     }
@@ -152,8 +152,8 @@ impl FromStr for JoinCode {
 
 impl JoinCode {
     fn read(record: &[u8]) -> Result<Self, JoinError> {
-        let (record, rest) =
-            postcard::take_from_bytes::<Record<'_>>(record).map_err(|_| JoinError::Content)?;
+        let (record, rest) = postcard::take_from_bytes::<JoinCodeRecord<'_>>(record)
+            .map_err(|_| JoinError::Content)?;
         if !rest.is_empty() {
             return Err(JoinError::Content);
         }

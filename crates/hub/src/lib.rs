@@ -1,9 +1,8 @@
 //! How a node joins a hub: join strings, enrolment tokens, and the protocol `alknet/enroll`.
 //!
-//! A hub makes an [`EnrolToken`] for a role, keeps its hash, and hands out a [`JoinCode`]: where the
-//! hub is, its key, and the token, in one line of text. Whoever holds it calls [`enrol`], which
-//! dials the hub, pins its key, proves its own key by TLS and shows the token; the hub's [`Desk`]
-//! decides, and makes a peer of that key.
+//! A hub makes an [`EnrolToken`] for a role, keeps its hash, and hands out a [`JoinCode`]: where the hub is, its key,
+//! and the token, in one line of text. Its holder calls [`enrol`], which dials the hub, pins the hub's key, proves its
+//! own key by TLS and shows the token; the hub's [`EnrolmentService`] decides, and makes a peer of that key.
 //!
 //! ```
 //! use alknet_hub::{EnrolToken, JoinCode};
@@ -23,10 +22,10 @@
 //! # example().expect("a join string");
 //! ```
 //!
-//! The decisions ([`Desk`], [`TokenRecord`], [`Pending`]) know neither sockets nor clocks.
+//! The decisions ([`EnrolmentService`], [`TokenRecord`], [`PendingKeys`]) know neither sockets nor clocks.
 
 mod client;
-mod desk;
+mod enrolment;
 mod fingerprint;
 mod handler;
 mod id;
@@ -40,17 +39,20 @@ mod token;
 mod wire;
 
 pub use client::{EnrolClientError, enrol};
-pub use desk::{
-    Applicant, Approval, ApproveError, Desk, EnrolError, EnrolMode, Invitation, InviteError, Policy,
+pub use enrolment::{
+    Applicant, Approval, ApproveError, EnrolError, EnrolMode, EnrolPolicy, EnrolmentService,
+    Invitation, InviteError,
 };
 pub use fingerprint::fingerprint;
 pub use handler::EnrolHandler;
 pub use id::new_peer_id;
 pub use join::{ADDRESSES_MAX, JOIN_CHARS_MAX, JoinCode, JoinError};
-pub use names::{Alias, LABELS_MAX, Label, NameError, NamePattern, Role, RoleName, check_labels};
-pub use pending::{Knock, PENDING_MAX, PENDING_TIME, Pending};
-pub use proof::{PROOF_SKEW, Proof, ProofError};
-pub use record::{REPEAT_TIME_S, TokenKind, TokenRecord, TokenUse, USES_MAX, Verdict};
+pub use names::{
+    Alias, EnrolRole, LABELS_MAX, NameError, NamePattern, PeerLabel, RoleName, check_labels,
+};
+pub use pending::{PENDING_MAX, PENDING_TIME, PendingKey, PendingKeys};
+pub use proof::{JoinProof, PROOF_SKEW, ProofError};
+pub use record::{REPEAT_TIME_S, TokenKind, TokenRecord, TokenUse, TokenValidity, USES_MAX};
 pub use store::{MemoryTokens, TokenStore, TokenStoreError};
 pub use token::{EnrolToken, EnrolTokenError};
-pub use wire::{ALPN, Enrolled, HubCard, MESSAGE_BYTES_MAX, Refusal, Request};
+pub use wire::{ALPN, HubCard, JoinAcceptance, JoinRefusal, JoinRequest, MESSAGE_BYTES_MAX};

@@ -17,9 +17,9 @@ const LABEL_BYTES_MAX: usize = 63;
 /// Highest number a pattern may count to.
 const INDEX_MAX: u32 = 99_999;
 
-/// What whoever enrols becomes.
+/// What a peer that enrols becomes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Role {
+pub struct EnrolRole {
     /// What the role is called.
     pub name: RoleName,
     /// What its holder may do on the hub.
@@ -30,7 +30,7 @@ pub struct Role {
     pub names: Option<NamePattern>,
 }
 
-impl Role {
+impl EnrolRole {
     /// A role that may do nothing.
     #[must_use]
     pub fn new(name: RoleName) -> Self {
@@ -200,14 +200,14 @@ impl NamePattern {
 
 /// One label: `pool=edge`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Label {
+pub struct PeerLabel {
     /// What is said about the peer.
     pub name: String,
     /// What it is.
     pub value: String,
 }
 
-impl FromStr for Label {
+impl FromStr for PeerLabel {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
@@ -340,7 +340,7 @@ mod tests {
     #[test]
     fn labels_have_bounds() {
         assert_eq!(
-            "pool=edge".parse::<Label>().map(|l| l.value),
+            "pool=edge".parse::<PeerLabel>().map(|l| l.value),
             Ok("edge".into())
         );
         for bad in [
@@ -352,7 +352,7 @@ mod tests {
             "a=b c",
             &format!("a={}", "b".repeat(64)),
         ] {
-            assert_eq!(bad.parse::<Label>(), Err(NameError::Label), "{bad}");
+            assert_eq!(bad.parse::<PeerLabel>(), Err(NameError::Label), "{bad}");
         }
         let many = |n: usize| (0..n).map(|n| (n.to_string(), "x".to_owned())).collect();
         assert_eq!(check_labels(&many(LABELS_MAX)), Ok(()));

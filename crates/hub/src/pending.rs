@@ -1,10 +1,10 @@
-//! Keys that knocked and wait for somebody to let them in.
+//! Keys that knocked and wait for an administrator to let them in.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use alknet_core::{Network, PeerKey, Site};
+use alknet_core::{NetworkPrefix, PeerKey, SitePrefix};
 
 use crate::fingerprint::fingerprint;
 use crate::names::Alias;
@@ -20,7 +20,7 @@ const LATE: Duration = Duration::from_secs(60);
 
 /// A key that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Knock {
+pub struct PendingKey {
     /// The key, proven.
     pub key: PeerKey,
     /// Six words of it.
@@ -39,9 +39,9 @@ pub struct Knock {
 
 /// Those who wait. Knows no clock: every call says what time it is.
 #[derive(Debug, Default)]
-pub struct Pending(Vec<Knock>);
+pub struct PendingKeys(Vec<PendingKey>);
 
-impl Pending {
+impl PendingKeys {
     /// Lets a key wait, or wait on. Where too many wait, one makes room that did not knock again in time, or one of
     /// the site and the network that have more than those of the new one: keys cost nothing, and one host would
     /// keep all others from knocking. Keys without an address make room for one another. `None` where none makes room.
@@ -52,7 +52,7 @@ impl Pending {
         labels: BTreeMap<String, String>,
         from: Option<SocketAddr>,
         now: Instant,
-    ) -> Option<&Knock> {
+    ) -> Option<&PendingKey> {
         self.forget_late(now);
         let known = self.0.iter().position(|knock| knock.key == key);
         if known.is_none() && self.0.len() >= PENDING_MAX {
@@ -66,7 +66,7 @@ impl Pending {
             Some(at) => self.0.remove(at).since,
             None => now,
         };
-        self.0.push(Knock {
+        self.0.push(PendingKey {
             fingerprint: fingerprint(&key),
             key,
             name,
@@ -79,15 +79,15 @@ impl Pending {
     }
 
     /// Those who wait now, the last to knock last.
-    pub fn list(&mut self, now: Instant) -> Vec<Knock> {
+    pub fn list(&mut self, now: Instant) -> Vec<PendingKey> {
         self.forget_late(now);
         self.0.clone()
     }
 
-    /// Whoever waits under this key or fingerprint.
-    pub fn find(&mut self, which: &str, now: Instant) -> Option<Knock> {
+    /// What waits under this key or fingerprint.
+    pub fn find(&mut self, which: &str, now: Instant) -> Option<PendingKey> {
         self.forget_late(now);
-        let wanted = |knock: &&Knock| {
+        let wanted = |knock: &&PendingKey| {
             knock.fingerprint == which || which.parse().is_ok_and(|key: PeerKey| key == knock.key)
         };
         self.0.iter().find(wanted).cloned()
@@ -100,17 +100,17 @@ impl Pending {
 
     /// The key whose last knock is the oldest, if that is long ago.
     fn late(&self, now: Instant) -> Option<usize> {
-        let is_late = |knock: &Knock| now.saturating_duration_since(knock.last) >= LATE;
+        let is_late = |knock: &PendingKey| now.saturating_duration_since(knock.last) >= LATE;
         self.0.iter().position(is_late)
     }
 
     /// A key of the site that has the most, and of the network there that has the most, if they have more than those
     /// of `comer` would: sites first, since one host may have all 256 networks of one. Of those, one that knocked
     /// once before those that knocked again.
-    fn crowded(&self, comer: Option<Network>) -> Option<usize> {
-        let crowd = Crowd::of(&self.0);
-        let may_go = |knock: &Knock| crowd.is_fuller(network(knock.from), comer);
-        let rank = |knock: &Knock| {
+    fn crowded(&self, comer: Option<NetworkPrefix>) -> Option<usize> {
+        let crowd = PendingCounts::from_keys(&self.0);
+        let may_go = |knock: &PendingKey| crowd.is_fuller(network(knock.from), comer);
+        let rank = |knock: &PendingKey| {
             let (site, network) = crowd.counts(network(knock.from));
             (site, network, knock.since == knock.last)
         };
@@ -143,35 +143,38 @@ impl Pending {
 }
 
 /// How many keys of each network and of each site wait.
-struct Crowd {
-    networks: HashMap<Option<Network>, usize>,
-    sites: HashMap<Option<Site>, usize>,
+struct PendingCounts {
+    networks: HashMap<Option<NetworkPrefix>, usize>,
+    sites: HashMap<Option<SitePrefix>, usize>,
 }
 
-impl Crowd {
-    fn of(all: &[Knock]) -> Self {
+impl PendingCounts {
+    fn from_keys(all: &[PendingKey]) -> Self {
         let mut crowd = Self {
             networks: HashMap::new(),
             sites: HashMap::new(),
         };
         for network in all.iter().map(|knock| network(knock.from)) {
             *crowd.networks.entry(network).or_default() += 1;
-            *crowd.sites.entry(network.map(Network::site)).or_default() += 1;
+            *crowd
+                .sites
+                .entry(network.map(NetworkPrefix::site))
+                .or_default() += 1;
         }
         crowd
     }
 
     /// Of the site, and of the network.
-    fn counts(&self, network: Option<Network>) -> (usize, usize) {
-        let site = self.sites.get(&network.map(Network::site)).copied();
+    fn counts(&self, network: Option<NetworkPrefix>) -> (usize, usize) {
+        let site = self.sites.get(&network.map(NetworkPrefix::site)).copied();
         let own = self.networks.get(&network).copied();
         (site.unwrap_or(0), own.unwrap_or(0))
     }
 
     /// Whether `one` has more than `comer` with one key more.
-    fn is_fuller(&self, one: Option<Network>, comer: Option<Network>) -> bool {
+    fn is_fuller(&self, one: Option<NetworkPrefix>, comer: Option<NetworkPrefix>) -> bool {
         let (of_one, of_comer) = (self.counts(one), self.counts(comer));
-        if one.map(Network::site) == comer.map(Network::site) {
+        if one.map(NetworkPrefix::site) == comer.map(NetworkPrefix::site) {
             of_one.1 > of_comer.1 + 1
         } else {
             of_one.0 > of_comer.0 + 1
@@ -180,8 +183,8 @@ impl Crowd {
 }
 
 /// What counts as one place that knocks come from.
-fn network(from: Option<SocketAddr>) -> Option<Network> {
-    from.map(|from| Network::of(from.ip()))
+fn network(from: Option<SocketAddr>) -> Option<NetworkPrefix> {
+    from.map(|from| NetworkPrefix::from_ip(from.ip()))
 }
 
 #[cfg(test)]
@@ -193,7 +196,7 @@ mod tests {
     }
 
     /// Each from a site of its own.
-    fn knock(pending: &mut Pending, n: usize, now: Instant) -> bool {
+    fn knock(pending: &mut PendingKeys, n: usize, now: Instant) -> bool {
         let from = format!("192.0.{n}.1:1").parse().expect("an address");
         let knock = pending.knock(key(n), None, BTreeMap::new(), Some(from), now);
         knock.is_some()
@@ -210,7 +213,7 @@ mod tests {
         let key = |n: u16| PeerKey::Spki(std::array::from_fn(|at| n.to_be_bytes()[at % 2]));
         let (honest, direct) = (key(u16::MAX), key(u16::MAX - 1));
         let address = "192.0.2.1:1".parse().ok();
-        let mut pending = Pending::default();
+        let mut pending = PendingKeys::default();
         let (mut now, mut there) = (Instant::now(), 0);
         for n in 0..LAST {
             let mut knock = |key, from| {
@@ -248,7 +251,7 @@ mod tests {
 
     #[test]
     fn so_many_wait_and_no_more() {
-        let mut pending = Pending::default();
+        let mut pending = PendingKeys::default();
         let now = Instant::now();
         assert!((0..PENDING_MAX).all(|n| knock(&mut pending, n, now)));
         assert!(!knock(&mut pending, PENDING_MAX, now));
@@ -260,7 +263,7 @@ mod tests {
     /// From 4,096 addresses of one network, or from all over.
     #[test]
     fn one_host_does_not_keep_others_from_knocking() {
-        let mut pending = Pending::default();
+        let mut pending = PendingKeys::default();
         let now = Instant::now();
         let mut knock_from = |n: usize, from: &str| {
             let from = from.parse().expect("an address");
@@ -280,9 +283,9 @@ mod tests {
     /// A host that has all networks of a /48 knocks with another key from another one, again and again.
     #[test]
     fn a_host_with_many_networks_does_not_push_out_those_that_wait() {
-        let mut pending = Pending::default();
+        let mut pending = PendingKeys::default();
         let now = Instant::now();
-        let knock_from = |pending: &mut Pending, n: u16, from: &str, now| {
+        let knock_from = |pending: &mut PendingKeys, n: u16, from: &str, now| {
             let key = PeerKey::Spki(std::array::from_fn(|at| n.to_be_bytes()[at % 2]));
             let from = from.parse().expect("an address");
             let knock = pending.knock(key, None, BTreeMap::new(), Some(from), now);
@@ -311,7 +314,7 @@ mod tests {
     /// Thirty-two sites, each with one key that knocked once.
     #[test]
     fn who_does_not_knock_again_in_time_makes_room() {
-        let mut pending = Pending::default();
+        let mut pending = PendingKeys::default();
         let now = Instant::now();
         let mut knock_from = |n: usize, now| {
             let from = format!("192.0.{n}.1:1").parse().expect("an address");
@@ -328,7 +331,7 @@ mod tests {
 
     #[test]
     fn whoever_does_not_knock_again_is_forgotten() {
-        let mut pending = Pending::default();
+        let mut pending = PendingKeys::default();
         let now = Instant::now();
         assert!(knock(&mut pending, 1, now) && knock(&mut pending, 2, now));
         let later = now + PENDING_TIME / 2;

@@ -12,7 +12,7 @@ pub const PROOF_SKEW: u64 = 600;
 
 /// What is signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Proof {
+pub struct JoinProof {
     /// The hub's Ed25519 key: a proof for one hub is worth nothing at another.
     pub hub: [u8; 32],
     /// The token, by its hash.
@@ -23,7 +23,7 @@ pub struct Proof {
     pub at: u64,
 }
 
-impl Proof {
+impl JoinProof {
     /// The bytes to sign with the key that enrols.
     #[must_use]
     pub fn transcript(&self) -> Vec<u8> {
@@ -63,11 +63,11 @@ mod tests {
     use super::*;
     use crate::token::EnrolToken;
 
-    fn signed() -> (Proof, Vec<u8>) {
+    fn signed() -> (JoinProof, Vec<u8>) {
         let pair = Ed25519KeyPair::from_seed_unchecked(&[9; 32]).expect("a seed");
         let mut key = [0; 32];
         key.copy_from_slice(pair.public_key().as_ref());
-        let proof = Proof {
+        let proof = JoinProof {
             hub: [1; 32],
             token: EnrolToken::generate().expect("randomness").hash(),
             key,
@@ -88,25 +88,25 @@ mod tests {
         }
     }
 
-    /// Whoever holds a token must not enrol somebody else's key.
+    /// The holder of a token must not be able to enrol the key of another.
     #[test]
     fn nothing_of_it_can_be_exchanged() {
         let (proof, signature) = signed();
         let other_token = EnrolToken::generate().expect("randomness").hash();
         for changed in [
-            Proof {
+            JoinProof {
                 hub: [2; 32],
                 ..proof.clone()
             },
-            Proof {
+            JoinProof {
                 key: [2; 32],
                 ..proof.clone()
             },
-            Proof {
+            JoinProof {
                 token: other_token,
                 ..proof.clone()
             },
-            Proof {
+            JoinProof {
                 at: proof.at + 1,
                 ..proof.clone()
             },

@@ -3,7 +3,7 @@
 use alknet_core::{PeerEntry, PeerId, PeerKey, TokenHash};
 use serde::{Deserialize, Serialize};
 
-use crate::names::Role;
+use crate::names::EnrolRole;
 
 /// How long the same key may show the same token again and get the same answer, in seconds: its
 /// answer may have been lost on the way.
@@ -42,7 +42,7 @@ pub struct TokenRecord {
     /// When it ends, in seconds since 1970.
     pub expires: u64,
     /// What its user becomes.
-    pub role: Role,
+    pub role: EnrolRole,
     /// Who made it. The token ends with them.
     pub made_by: String,
     /// The key of an administrator who made it: those are named by their place in the configuration,
@@ -80,7 +80,7 @@ pub struct TokenUse {
 
 /// What a token is good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum TokenValidity {
     /// A use that counts.
     Fresh,
     /// Used up, over, or of another time.
@@ -93,23 +93,23 @@ impl TokenRecord {
     /// What the token is good for when `key` shows it. Without a sane clock nothing that ends is
     /// good for anything.
     #[must_use]
-    pub fn judge(&self, key: &PeerKey, now_s: Option<u64>) -> Verdict {
+    pub fn judge(&self, key: &PeerKey, now_s: Option<u64>) -> TokenValidity {
         let Some(now) = now_s else {
-            return Verdict::Invalid;
+            return TokenValidity::Invalid;
         };
         let recent =
             |used: &TokenUse| used.key == *key && now.saturating_sub(used.at) < REPEAT_TIME_S;
         if let Some(at) = self.uses.iter().position(recent) {
-            return Verdict::Repeat(at);
+            return TokenValidity::Repeat(at);
         }
         if self.is_open(now) {
-            Verdict::Fresh
+            TokenValidity::Fresh
         } else {
-            Verdict::Invalid
+            TokenValidity::Invalid
         }
     }
 
-    /// Whether somebody could still use it.
+    /// Whether the token can still be used.
     #[must_use]
     pub fn is_open(&self, now_s: u64) -> bool {
         !self.closed && now_s < self.expires && self.uses_left() > 0
@@ -146,7 +146,7 @@ mod tests {
             hash: EnrolToken::generate().expect("randomness").hash(),
             kind,
             expires: 1000,
-            role: Role::new("worker".parse().expect("a role")),
+            role: EnrolRole::new("worker".parse().expect("a role")),
             made_by: "admin".to_owned(),
             made_by_key: None,
             uses: Vec::new(),
@@ -170,20 +170,20 @@ mod tests {
     fn a_token_counts_as_often_as_it_is_for_and_until_its_end() {
         let [one, two] = [1, 2].map(|n| PeerKey::Ed25519([n; 32]));
         let mut once = record(TokenKind::Once);
-        assert_eq!(once.judge(&one, Some(999)), Verdict::Fresh);
-        assert_eq!(once.judge(&one, Some(1000)), Verdict::Invalid);
-        assert_eq!(once.judge(&one, None), Verdict::Invalid);
+        assert_eq!(once.judge(&one, Some(999)), TokenValidity::Fresh);
+        assert_eq!(once.judge(&one, Some(1000)), TokenValidity::Invalid);
+        assert_eq!(once.judge(&one, None), TokenValidity::Invalid);
         once.uses.push(used(one, 10));
-        assert_eq!(once.judge(&two, Some(11)), Verdict::Invalid);
+        assert_eq!(once.judge(&two, Some(11)), TokenValidity::Invalid);
         let mut many = record(TokenKind::Many(2));
         many.uses.push(used(one, 10));
         assert_eq!(
             (many.judge(&two, Some(11)), many.uses_left()),
-            (Verdict::Fresh, 1)
+            (TokenValidity::Fresh, 1)
         );
         many.uses.push(used(two, 11));
         let third = PeerKey::Ed25519([3; 32]);
-        assert_eq!(many.judge(&third, Some(12)), Verdict::Invalid);
+        assert_eq!(many.judge(&third, Some(12)), TokenValidity::Invalid);
     }
 
     #[test]
@@ -208,12 +208,12 @@ mod tests {
         once.uses.push(used(one, 990));
         // Beyond the token's own end, too: the use was in time.
         for (now, verdict) in [
-            (990, Verdict::Repeat(0)),
-            (990 + REPEAT_TIME_S - 1, Verdict::Repeat(0)),
-            (990 + REPEAT_TIME_S, Verdict::Invalid),
+            (990, TokenValidity::Repeat(0)),
+            (990 + REPEAT_TIME_S - 1, TokenValidity::Repeat(0)),
+            (990 + REPEAT_TIME_S, TokenValidity::Invalid),
         ] {
             assert_eq!(once.judge(&one, Some(now)), verdict, "{now}");
-            assert_eq!(once.judge(&two, Some(now)), Verdict::Invalid, "{now}");
+            assert_eq!(once.judge(&two, Some(now)), TokenValidity::Invalid, "{now}");
         }
     }
 }

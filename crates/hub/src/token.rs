@@ -20,7 +20,7 @@ const NAME_CHARS: usize = 8;
 /// Bytes of the secret: 43 characters of base64url without padding.
 const SECRET_BYTES: usize = 32;
 
-/// The right to become a peer of a hub. Never shown but to whom it is for; wiped when dropped.
+/// The right to become a peer of a hub. Shown to its holder only; wiped when dropped.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct EnrolToken {
     #[zeroize(skip)]

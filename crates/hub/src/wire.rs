@@ -15,10 +15,10 @@ pub const ALPN: &[u8] = b"alknet/enroll";
 /// Longest request and longest reply, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
 
-/// What somebody who wants to join says. Members that a hub does not know it overlooks.
+/// What a node that wants to join says. A hub overlooks members that it does not know.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Request {
+pub struct JoinRequest {
     /// The enrolment token; without one it is a knock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
@@ -37,9 +37,9 @@ pub struct Request {
     pub boards: Vec<String>,
 }
 
-impl fmt::Debug for Request {
+impl fmt::Debug for JoinRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request")
+        f.debug_struct("JoinRequest")
             .field("token", &self.token.as_ref().map(|_| "…"))
             .field("name", &self.name)
             .field("labels", &self.labels)
@@ -47,9 +47,9 @@ impl fmt::Debug for Request {
     }
 }
 
-/// What a hub answers to whom it takes in.
+/// A hub's answer to an applicant that it takes in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Enrolled {
+pub struct JoinAcceptance {
     /// The peer it is from now on.
     pub peer_id: PeerId,
     /// What it is called.
@@ -67,9 +67,9 @@ pub struct HubCard {
     pub names: Vec<String>,
 }
 
-/// What a hub answers to whom it does not take in.
+/// A hub's answer to an applicant that it refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
+pub struct JoinRefusal {
     /// `ENROLL_INVALID`, `ENROLL_NAME_TAKEN`, `ENROLL_PENDING`, `INVALID_INPUT`, `UNAUTHENTICATED`,
     /// `OVERLOADED`, `INTERNAL`.
     pub code: Cow<'static, str>,
@@ -82,7 +82,7 @@ pub struct Refusal {
     pub retry_after_ms: Option<u64>,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for JoinRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)
     }
@@ -91,9 +91,9 @@ impl fmt::Display for Refusal {
 /// Either answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub(crate) enum Reply {
-    Refused { error: Refusal },
-    Taken(Enrolled),
+pub(crate) enum JoinReply {
+    Refused { error: JoinRefusal },
+    Taken(JoinAcceptance),
 }
 
 /// Reads one message.
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_forms_are_the_documented_ones() {
-        let request: Request = serde_json::from_value(json!({
+        let request: JoinRequest = serde_json::from_value(json!({
             "token": "ale_x", "name": "kitchen", "labels": { "pool": "edge" },
             "version": "1", "arch": "x86_64", "later": true,
         }))
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(request.name.as_deref(), Some("kitchen"));
         assert!(!format!("{request:?}").contains("ale_x"));
         let key = PeerKey::Ed25519([1; 32]);
-        let taken = Reply::Taken(Enrolled {
+        let taken = JoinReply::Taken(JoinAcceptance {
             peer_id: "p1".parse().expect("a peer id"),
             name: "kitchen".to_owned(),
             hub: HubCard {
@@ -153,13 +153,13 @@ mod tests {
                            "hub": { "key": key, "names": ["hub"] } });
         assert_eq!(json!(taken), text);
         assert_eq!(
-            serde_json::from_value::<Reply>(text).expect("a reply"),
+            serde_json::from_value::<JoinReply>(text).expect("a reply"),
             taken
         );
         let refused = json!({ "error": { "code": "ENROLL_INVALID", "message": "no",
                                          "retryable": false } });
-        let read: Reply = serde_json::from_value(refused.clone()).expect("a reply");
-        assert!(matches!(read, Reply::Refused { .. }));
+        let read: JoinReply = serde_json::from_value(refused.clone()).expect("a reply");
+        assert!(matches!(read, JoinReply::Refused { .. }));
         assert_eq!(json!(read), refused);
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where a session's time comes from.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
-pub enum Clock {
+pub enum SessionTimeSource {
     /// Real time.
     System,
     /// Begins at these milliseconds since 1970 and moves only when a timer is due. Timers fire when
@@ -19,15 +19,15 @@ pub enum Clock {
 
 /// A session's clock while it runs.
 #[derive(Debug)]
-pub(crate) struct Ticking {
-    kind: Clock,
+pub(crate) struct SessionClock {
+    kind: SessionTimeSource,
     /// Milliseconds since the session began; of a virtual clock only.
     moved_ms: u64,
     since: Instant,
 }
 
-impl Ticking {
-    pub(crate) fn new(kind: Clock) -> Self {
+impl SessionClock {
+    pub(crate) fn new(kind: SessionTimeSource) -> Self {
         Self {
             kind,
             moved_ms: 0,
@@ -36,14 +36,14 @@ impl Ticking {
     }
 
     pub(crate) const fn is_virtual(&self) -> bool {
-        matches!(self.kind, Clock::Virtual { .. })
+        matches!(self.kind, SessionTimeSource::Virtual { .. })
     }
 
     /// Milliseconds since 1970, as `Date.now()` answers.
     pub(crate) fn now_ms(&self) -> f64 {
         match self.kind {
-            Clock::Virtual { start_ms } => start_ms as f64 + self.moved_ms as f64,
-            Clock::System => SystemTime::now()
+            SessionTimeSource::Virtual { start_ms } => start_ms as f64 + self.moved_ms as f64,
+            SessionTimeSource::System => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0.0, |since| (since.as_millis() as f64).trunc()),
         }
@@ -52,8 +52,10 @@ impl Ticking {
     /// Milliseconds since the session began; never goes back.
     pub(crate) fn elapsed_ms(&self) -> u64 {
         match self.kind {
-            Clock::Virtual { .. } => self.moved_ms,
-            Clock::System => u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            SessionTimeSource::Virtual { .. } => self.moved_ms,
+            SessionTimeSource::System => {
+                u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+            }
         }
     }
 
@@ -69,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_virtual_clock_moves_only_when_told_and_never_back() {
-        let mut clock = Ticking::new(Clock::Virtual { start_ms: 1_000 });
+        let mut clock = SessionClock::new(SessionTimeSource::Virtual { start_ms: 1_000 });
         clock.advance_to(50);
         clock.advance_to(20);
         assert_eq!(clock.now_ms(), 1_050.0);

@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::host::{Kind, Operation};
+use crate::host::{EnvOperation, ScriptOperationKind};
 
 /// Deepest schema that is written out; `unknown` below.
 const DEPTH: usize = 12;
 
 /// The declarations for a session whose environment has `operations`.
 #[must_use]
-pub fn declarations(operations: &[Operation]) -> String {
+pub fn declarations(operations: &[EnvOperation]) -> String {
     let mut out = String::from(include_str!("declarations.d.ts"));
     // As the session has them: what may not be called is not declared either.
     let may = |path: &str| operations.iter().any(|operation| operation.path == path);
@@ -28,7 +28,7 @@ pub fn declarations(operations: &[Operation]) -> String {
     if may("compute/dispatch") || may("tensor/open") {
         out.push_str("\ntype Bytes = ArrayBuffer | ArrayBufferView;\n");
     }
-    let of = |kinds: &[Kind]| {
+    let of = |kinds: &[ScriptOperationKind]| {
         let mut listed = String::new();
         for operation in operations
             .iter()
@@ -38,8 +38,8 @@ pub fn declarations(operations: &[Operation]) -> String {
         }
         listed
     };
-    let calls = of(&[Kind::Query, Kind::Mutation]);
-    let streams = of(&[Kind::Subscription]);
+    let calls = of(&[ScriptOperationKind::Query, ScriptOperationKind::Mutation]);
+    let streams = of(&[ScriptOperationKind::Subscription]);
     // Writing to a string does not fail.
     let _ = write!(
         out,
@@ -48,7 +48,7 @@ pub fn declarations(operations: &[Operation]) -> String {
     out
 }
 
-fn member(out: &mut String, operation: &Operation) {
+fn member(out: &mut String, operation: &EnvOperation) {
     if !operation.description.is_empty() {
         let text = operation.description.replace("*/", "* /");
         let _ = writeln!(
@@ -196,9 +196,9 @@ mod tests {
 
     #[test]
     fn a_description_cannot_leave_its_comment() {
-        let operation = Operation {
+        let operation = EnvOperation {
             path: "a\"b".to_owned(),
-            kind: Kind::Query,
+            kind: ScriptOperationKind::Query,
             input: json!({}),
             output: json!({}),
             description: "*/ declare const x: 1; /*\nnext".to_owned(),

@@ -1,7 +1,7 @@
 //! How a call into a script ends when it does not end well.
 //!
 //! `E_*` names live in the worker protocol and in exceptions inside scripts. On the wire a caller
-//! sees one of the call protocol's codes; [`Code::on_the_wire`] is the table.
+//! sees one of the call protocol's codes; [`RuntimeCode::on_the_wire`] is the table.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use thiserror::Error;
 /// The runtime's own codes. The names never change.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[non_exhaustive]
-pub enum Code {
+pub enum RuntimeCode {
     /// Ended from outside.
     #[serde(rename = "E_ABORT")]
     Abort,
@@ -69,7 +69,7 @@ pub enum Code {
     WorkerLost,
 }
 
-impl Code {
+impl RuntimeCode {
     /// Every code, in the order of the names.
     pub const ALL: [Self; 18] = [
         Self::Abort,
@@ -139,7 +139,7 @@ impl Code {
     }
 }
 
-impl fmt::Display for Code {
+impl fmt::Display for RuntimeCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -148,7 +148,7 @@ impl fmt::Display for Code {
 /// What the call protocol calls it when there is too much to do.
 const OVERLOADED: &str = "OVERLOADED";
 
-/// What a script is told where a value has no room: for good beside its own, or beside those of others.
+/// Code that a script gets for a value without room, taken by the script's own values or by those of others.
 const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
 
 /// What an operation answers when it fails: a code of the call protocol, or one it declares.
@@ -183,8 +183,8 @@ impl OpError {
         }
     }
 
-    /// Whether it says that there was no room for the call, or for a value beside those of others. Scripts make errors
-    /// as well: ask whoever refuses whether it is so.
+    /// Whether it says that there was no room for the call, or for a value beside those of others. Scripts make such
+    /// errors as well: only the part that refuses a call knows whether it did.
     #[must_use]
     pub fn says_no_room(&self) -> bool {
         self.code == OVERLOADED || self.code == QUOTA_EXCEEDED && self.retryable
@@ -194,9 +194,9 @@ impl OpError {
 /// How a call into a script failed.
 #[derive(Clone, Debug, Deserialize, Error, PartialEq, Serialize)]
 #[error("{code}: {message}")]
-pub struct Failure {
+pub struct ScriptFailure {
     /// What happened.
-    pub code: Code,
+    pub code: RuntimeCode,
     /// For people.
     pub message: String,
     /// `Error`, `TypeError`, … of an exception that nothing caught.
@@ -207,7 +207,7 @@ pub struct Failure {
     pub stack: Option<String>,
     /// The module that could not be taken, and its line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub place: Option<Place>,
+    pub place: Option<ModulePosition>,
     /// The error of an operation that the script let pass; declared codes go on unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Box<OpError>>,
@@ -215,17 +215,17 @@ pub struct Failure {
 
 /// A place in a module.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub struct Place {
+pub struct ModulePosition {
     /// Its specifier.
     pub module: String,
     /// Its line, from 1.
     pub line: u32,
 }
 
-impl Failure {
+impl ScriptFailure {
     /// A failure without more than its code and text.
     #[must_use]
-    pub fn new(code: Code, message: impl Into<String>) -> Self {
+    pub fn new(code: RuntimeCode, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
@@ -240,7 +240,7 @@ impl Failure {
     /// it speaks against no script.
     #[must_use]
     pub fn no_room(message: impl Into<String>) -> Self {
-        let mut failure = Self::new(Code::Quota, message);
+        let mut failure = Self::new(RuntimeCode::Quota, message);
         failure.operation = Some(Box::new(OpError {
             retryable: true,
             ..OpError::new(OVERLOADED, failure.message.clone())
@@ -252,13 +252,13 @@ impl Failure {
     #[must_use]
     pub fn is_no_room(&self) -> bool {
         let told = self.operation.as_deref();
-        self.code == Code::Quota && told.is_some_and(|error| error.code == OVERLOADED)
+        self.code == RuntimeCode::Quota && told.is_some_and(|error| error.code == OVERLOADED)
     }
 
     /// The same, at a line of a module.
     #[must_use]
     pub fn at(mut self, module: impl Into<String>, line: u32) -> Self {
-        self.place = Some(Place {
+        self.place = Some(ModulePosition {
             module: module.into(),
             line,
         });
@@ -270,7 +270,11 @@ impl Failure {
     pub const fn closes(&self) -> bool {
         matches!(
             self.code,
-            Code::Fuel | Code::Memory | Code::Stack | Code::Timeout | Code::WorkerLost
+            RuntimeCode::Fuel
+                | RuntimeCode::Memory
+                | RuntimeCode::Stack
+                | RuntimeCode::Timeout
+                | RuntimeCode::WorkerLost
         )
     }
 }

@@ -17,11 +17,11 @@ use crate::error::OpError;
 /// A boxed future, as the object-safe trait returns it.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 /// The items of a subscription, in order; ends after the first error.
-pub type Items = Pin<Box<dyn Stream<Item = Result<Reply, OpError>> + Send + 'static>>;
+pub type Items = Pin<Box<dyn Stream<Item = Result<OpReply, OpError>> + Send + 'static>>;
 
 /// What an operation answers.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Reply {
+pub enum OpReply {
     /// A JSON value.
     Json(Value),
     /// Bytes that stay where they are: the script sees them as an immutable `ArrayBuffer`.
@@ -34,7 +34,7 @@ pub enum Reply {
 /// Options of a call, named as in the call protocol.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct CallOptions {
+pub struct ScriptCallOptions {
     /// The peer that shall answer; the node itself when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
@@ -49,7 +49,7 @@ pub struct CallOptions {
 /// What an operation does to the world.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum ScriptOperationKind {
     /// Changes nothing.
     Query,
     /// Changes something.
@@ -60,11 +60,11 @@ pub enum Kind {
 
 /// One operation that the session's environment contains.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Operation {
+pub struct EnvOperation {
     /// Its name, `namespace/operation`.
     pub path: String,
     /// What it does.
-    pub kind: Kind,
+    pub kind: ScriptOperationKind,
     /// JSON Schema of its input.
     pub input: Value,
     /// JSON Schema of its output, or of one item.
@@ -77,7 +77,7 @@ pub struct Operation {
 /// An operation that a script offers, in its session only.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Registration {
+pub struct ScriptRegistration {
     /// `js/<name>` is what it is called by.
     pub name: String,
     /// JSON Schema of its input.
@@ -93,7 +93,7 @@ pub struct Registration {
     #[serde(default)]
     pub uses: Vec<String>,
     /// What it does.
-    pub kind: Kind,
+    pub kind: ScriptOperationKind,
     /// For people.
     #[serde(default)]
     pub description: String,
@@ -106,7 +106,7 @@ fn anything() -> Value {
 /// Weight of a line of `console`.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub enum ConsoleLevel {
     /// `console.debug`.
     Debug,
     /// `console.log`, `console.info`.
@@ -119,15 +119,15 @@ pub enum Level {
 
 /// The other side. Nothing here blocks; what takes time returns a future, and dropping the future
 /// aborts what it stands for.
-pub trait Host: Send + Sync + 'static {
+pub trait IsolateHost: Send + Sync + 'static {
     /// Calls an operation of the session's environment. One that is not in it answers exactly as
     /// one that does not exist.
     fn call(
         &self,
         path: &str,
         input: Value,
-        options: CallOptions,
-    ) -> BoxFuture<Result<Reply, OpError>>;
+        options: ScriptCallOptions,
+    ) -> BoxFuture<Result<OpReply, OpError>>;
 
     /// The same with bytes beside the input, which `{"$bin": [offset, length]}` in it point into.
     /// With `map`, the answer may come as a file's bytes where they lie.
@@ -137,7 +137,7 @@ pub trait Host: Send + Sync + 'static {
         input: Value,
         bytes: Bytes,
         map: bool,
-    ) -> BoxFuture<Result<Reply, OpError>> {
+    ) -> BoxFuture<Result<OpReply, OpError>> {
         let _ = (path, input, bytes, map);
         let error = OpError::new("NOT_FOUND", "bytes go nowhere from here");
         Box::pin(std::future::ready(Err(error)))
@@ -145,16 +145,16 @@ pub trait Host: Send + Sync + 'static {
 
     /// Opens a subscription. The isolate holds at most [`crate::limits::UNACKNOWLEDGED`] items
     /// that the script did not take, and polls for no more until it takes one.
-    fn subscribe(&self, path: &str, input: Value, options: CallOptions) -> Items;
+    fn subscribe(&self, path: &str, input: Value, options: ScriptCallOptions) -> Items;
 
     /// What the session may call whose path begins with `prefix`.
-    fn list(&self, prefix: &str) -> Vec<Operation>;
+    fn list(&self, prefix: &str) -> Vec<EnvOperation>;
 
     /// Offers an operation. `script` identifies specification and source (see
     /// [`crate::ops::script_id`]).
     fn register(
         &self,
-        registration: Registration,
+        registration: ScriptRegistration,
         script: [u8; 32],
     ) -> BoxFuture<Result<(), OpError>>;
 
@@ -163,7 +163,7 @@ pub trait Host: Send + Sync + 'static {
     fn emit(&self, entry: u64, item: Value) -> BoxFuture<Result<(), OpError>>;
 
     /// A line of `console`.
-    fn log(&self, level: Level, text: &str);
+    fn log(&self, level: ConsoleLevel, text: &str);
 
     /// Whether `value` fits `schema`; the text says where it does not.
     ///

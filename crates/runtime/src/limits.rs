@@ -1,13 +1,13 @@
 //! Every limit of a session, as a constant with its unit and its reason.
 //!
-//! What a session may set is a field of [`Limits`]; what it may not is a constant. Each is listed in
+//! What a session may set is a field of [`IsolateLimits`]; what it may not is a constant. Each is listed in
 //! `docs/scripts.md`, and a test hits each.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Code, Failure};
+use crate::error::{RuntimeCode, ScriptFailure};
 
 /// Poll points (jumps, calls; a plain loop has two a round) in one tick of fuel: the interval at which the engine asks.
 pub const POLL_POINTS_PER_TICK: u64 = 10_000;
@@ -49,7 +49,7 @@ pub const RECORDED_MAX: usize = 1_000;
 pub const RECORDED_BYTES_MAX: usize = 512 << 10;
 /// How many times as much memory as [`RECORDED_BYTES_MAX`] recorded values may take.
 pub const RECORDED_MEMORY_FACTOR: usize = 8;
-/// Imports, and places that make code of text, that are told of one source.
+/// Imports, and places that make code of text, that a scan reports of one source.
 pub const LOOKED: usize = 1_000;
 /// Text that `console` may write within one second of the session's clock.
 pub const LOG_BYTES_PER_SECOND: usize = 64 << 10;
@@ -60,7 +60,7 @@ pub const RANDOM_BYTES: usize = 65_536;
 
 /// What one session may use. Fuel and CPU time are per call, everything else per session.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub struct Limits {
+pub struct IsolateLimits {
     /// Ticks of [`POLL_POINTS_PER_TICK`] for a call. The same script on the same input always takes
     /// the same number.
     pub fuel_ticks: u64,
@@ -78,12 +78,12 @@ pub struct Limits {
     pub calls_in_flight: usize,
 }
 
-impl Limits {
+impl IsolateLimits {
     /// Refuses what is above a hard cap or too small to work with.
     ///
     /// # Errors
-    /// [`Code::Limit`], with the name of the field.
-    pub fn checked(self) -> Result<Self, Failure> {
+    /// [`RuntimeCode::Limit`], with the name of the field.
+    pub fn checked(self) -> Result<Self, ScriptFailure> {
         let heap = (HEAP_BYTES_MIN..=HEAP_BYTES_MAX).contains(&self.heap_bytes);
         let stack = (STACK_BYTES_MIN..=STACK_BYTES_MAX).contains(&self.stack_bytes);
         let wrong = [
@@ -93,8 +93,8 @@ impl Limits {
             (stack, "stack_bytes"),
         ];
         match wrong.into_iter().find(|(fits, _)| !fits) {
-            Some((_, field)) => Err(Failure::new(
-                Code::Limit,
+            Some((_, field)) => Err(ScriptFailure::new(
+                RuntimeCode::Limit,
                 format!("the limit {field} is out of its range"),
             )),
             None => Ok(self),
@@ -102,7 +102,7 @@ impl Limits {
     }
 }
 
-impl Default for Limits {
+impl Default for IsolateLimits {
     fn default() -> Self {
         Self {
             fuel_ticks: 5_000,

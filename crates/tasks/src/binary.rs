@@ -4,15 +4,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use alknet_carried::trailer;
+use alknet_embedded_exe::trailer;
 use xtask::last_use::BuildSet;
 use xtask::workspace::BuildLock;
 
-use crate::context::Context;
-use crate::driver::{self, Selection};
-use crate::failure::{Failure, Result};
-use crate::gpu::{self, Gpu};
-use crate::scratch::Scratch;
+use crate::context::XtaskContext;
+use crate::driver::{self, DriverSelection};
+use crate::failure::{Result, TaskError};
+use crate::gpu::{self, GpuExecutable};
+use crate::scratch::ScratchFolder;
 use crate::{cached, digest};
 
 /// Its name.
@@ -25,18 +25,18 @@ const STEPS: [&str; 2] = [include_str!("binary.rs"), gpu::CARRIED];
 const KEPT: usize = 4;
 
 /// As cargo links it: serves and calls, and carries nothing.
-pub fn plain(cx: &Context) -> Result<PathBuf> {
+pub fn plain(cx: &XtaskContext) -> Result<PathBuf> {
     let lock = cx.claim()?;
     compile(cx, &lock)
 }
 
-pub(crate) fn compile(cx: &Context, _lock: &BuildLock) -> Result<PathBuf> {
+pub(crate) fn compile(cx: &XtaskContext, _lock: &BuildLock) -> Result<PathBuf> {
     cx.build(NAME, BuildSet::Binary)
 }
 
 /// With the program for GPUs behind it, which has these drivers. With no driver it still has what the
 /// processor computes without one.
-pub fn whole(cx: &Context, selection: &Selection) -> Result<PathBuf> {
+pub fn whole(cx: &XtaskContext, selection: &DriverSelection) -> Result<PathBuf> {
     let drivers = driver::ensure(cx, selection)?;
     let lock = cx.claim()?;
     let plain = compile(cx, &lock)?;
@@ -45,13 +45,13 @@ pub fn whole(cx: &Context, selection: &Selection) -> Result<PathBuf> {
 }
 
 /// Puts both together, or finds them so in the cache.
-pub(crate) fn carry(cx: &Context, plain: &Path, gpu: &Gpu) -> Result<PathBuf> {
+pub(crate) fn carry(cx: &XtaskContext, plain: &Path, gpu: &GpuExecutable) -> Result<PathBuf> {
     let binaries = cx.cache().join("binary");
     let folder = folder(cx, plain, gpu)?;
     let binary = folder.join(NAME);
     if !binary.exists() {
-        let what = || Failure::io(format!("put together {}", binary.display()));
-        let scratch = Scratch::new(cx.cache(), "binary-")?;
+        let what = || TaskError::io(format!("put together {}", binary.display()));
+        let scratch = ScratchFolder::new(cx.cache(), "binary-")?;
         let ready = scratch.path().join("ready");
         fs::create_dir(&ready).map_err(what())?;
         join(plain, gpu, &ready.join(NAME)).map_err(what())?;
@@ -62,7 +62,7 @@ pub(crate) fn carry(cx: &Context, plain: &Path, gpu: &Gpu) -> Result<PathBuf> {
 }
 
 /// The binary of the last build with `gpu` behind it, if it lies in the cache.
-pub(crate) fn cached(cx: &Context, gpu: &Gpu) -> Result<Option<PathBuf>> {
+pub(crate) fn cached(cx: &XtaskContext, gpu: &GpuExecutable) -> Result<Option<PathBuf>> {
     let plain = cx.executable(NAME);
     if !plain.exists() {
         return Ok(None);
@@ -71,12 +71,12 @@ pub(crate) fn cached(cx: &Context, gpu: &Gpu) -> Result<Option<PathBuf>> {
     Ok(binary.exists().then_some(binary))
 }
 
-fn folder(cx: &Context, plain: &Path, gpu: &Gpu) -> Result<PathBuf> {
+fn folder(cx: &XtaskContext, plain: &Path, gpu: &GpuExecutable) -> Result<PathBuf> {
     let key = key(&[plain, &gpu.packed])?;
     Ok(cx.cache().join("binary").join(key))
 }
 
-fn join(plain: &Path, gpu: &Gpu, out: &Path) -> io::Result<()> {
+fn join(plain: &Path, gpu: &GpuExecutable, out: &Path) -> io::Result<()> {
     fs::copy(plain, out)?;
     let mut out = OpenOptions::new().append(true).open(out)?;
     let packed = io::copy(&mut File::open(&gpu.packed)?, &mut out)?;
@@ -85,9 +85,9 @@ fn join(plain: &Path, gpu: &Gpu, out: &Path) -> io::Result<()> {
 }
 
 fn key(files: &[&Path]) -> Result<String> {
-    let hashes = files
-        .iter()
-        .map(|path| digest::of_file(path).map_err(Failure::io(format!("read {}", path.display()))));
+    let hashes = files.iter().map(|path| {
+        digest::of_file(path).map_err(TaskError::io(format!("read {}", path.display())))
+    });
     let hashes: Vec<String> = hashes.collect::<Result<_>>()?;
     let steps = STEPS.map(str::as_bytes);
     Ok(digest::key(
@@ -97,7 +97,7 @@ fn key(files: &[&Path]) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use alknet_carried::Carried;
+    use alknet_embedded_exe::EmbeddedExe;
 
     use super::*;
 
@@ -107,11 +107,11 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let program = b"a program without any driver".repeat(40);
         let mut packed = Vec::new();
-        alknet_carried::pack(&program, &mut packed, 1).expect("it packs");
+        alknet_embedded_exe::pack(&program, &mut packed, 1).expect("it packs");
         fs::write(at("plain"), b"what cargo linked").expect("writable");
         fs::write(at("gpu"), &program).expect("writable");
         fs::write(at("gpu.zst"), &packed).expect("writable");
-        let gpu = Gpu {
+        let gpu = GpuExecutable {
             executable: at("gpu"),
             packed: at("gpu.zst"),
         };
@@ -120,7 +120,7 @@ mod tests {
         assert!(whole.starts_with(b"what cargo linked"));
         let file = File::open(at("whole")).expect("readable");
         let mut carried = Vec::new();
-        let found = Carried::find(&file).expect("it carries something");
+        let found = EmbeddedExe::find(&file).expect("it carries something");
         found
             .unpack(&file, &mut carried)
             .expect("and that is whole");

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use xtask::last_use::BuildSet;
-use xtask::packages::{self, Purpose};
-use xtask::progress::{self, Board, Row, StepTime};
+use xtask::packages::{self, PackagePurpose};
+use xtask::progress::{self, Board, BoardRow, StepTime};
 use xtask::workspace::{BuildLock, Workspace};
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Result, TaskError};
 use crate::group::{self, ProcessGroup};
 
 /// Lines of a failed program's log that are shown at once.
@@ -31,14 +31,14 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// The surroundings of one command.
 #[derive(Debug)]
-pub struct Context {
+pub struct XtaskContext {
     workspace: Workspace,
     /// Folder the user named for sources, looked into before any other place.
     pub sources: Option<PathBuf>,
     steps: Vec<StepTime>,
     board: Arc<Board>,
     /// The step that this works on, if any.
-    row: Option<Row>,
+    row: Option<BoardRow>,
     /// The lock, as long as any part of this command holds it.
     held: Arc<Mutex<Weak<BuildLock>>>,
     /// When this command began, the front door's part included.
@@ -50,25 +50,25 @@ pub struct Context {
 /// One of several steps that run at the same time.
 pub type Job<'a> = (
     &'a str,
-    Box<dyn FnOnce(&mut Context) -> Result<()> + Send + 'a>,
+    Box<dyn FnOnce(&mut XtaskContext) -> Result<()> + Send + 'a>,
 );
 
 /// The clone and its cache, which is made or found to be one before a command writes or locks anything there:
 /// this program may be started without the front.
 fn open(root: &Path, cache: &Path) -> Result<Workspace> {
-    let workspace = Workspace::new(root, cache).map_err(Failure::Workspace)?;
-    workspace.open_cache().map_err(Failure::Workspace)?;
+    let workspace = Workspace::new(root, cache).map_err(TaskError::Workspace)?;
+    workspace.open_cache().map_err(TaskError::Workspace)?;
     Ok(workspace)
 }
 
-impl Context {
+impl XtaskContext {
     /// From the environment that the front door set.
     pub fn from_environment(sources: Option<PathBuf>) -> Result<Self> {
         let root = env::var_os("ALKNET_ROOT").map_or_else(
             || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."),
             PathBuf::from,
         );
-        let cache = xtask::cache::folder().map_err(Failure::Workspace)?;
+        let cache = xtask::cache::folder().map_err(TaskError::Workspace)?;
         let workspace = open(&root, &cache)?;
         let steps = env::var(progress::STEPS_VARIABLE)
             .map_or_else(|_| Vec::new(), |text| progress::decode_steps(&text));
@@ -136,7 +136,7 @@ impl Context {
         if let Some(lock) = held.upgrade() {
             return Ok(lock);
         }
-        let lock = Arc::new(self.workspace.claim().map_err(Failure::Workspace)?);
+        let lock = Arc::new(self.workspace.claim().map_err(TaskError::Workspace)?);
         *held = Arc::downgrade(&lock);
         Ok(lock)
     }
@@ -144,7 +144,7 @@ impl Context {
     /// Copies into the clone what tests wrote into the sources that they were built from.
     pub fn bring_back(&self, lock: &BuildLock) -> Result<()> {
         let brought = self.workspace.bring_back(lock);
-        let brought = brought.map_err(Failure::Workspace)?;
+        let brought = brought.map_err(TaskError::Workspace)?;
         for line in brought.lines(&self.workspace.mirror()) {
             self.board().print(&line);
         }
@@ -245,7 +245,7 @@ impl Context {
                 self.steps.extend(steps);
                 match result {
                     // What was ended because another failed is not what went wrong.
-                    Ok(()) | Err(Failure::Abandoned) => {}
+                    Ok(()) | Err(TaskError::Abandoned) => {}
                     Err(failure) => {
                         first.get_or_insert(failure);
                     }
@@ -309,15 +309,15 @@ impl Context {
         loop {
             let ended: io::Result<Vec<bool>> =
                 children.iter().map(ProcessGroup::has_ended).collect();
-            let ended = ended.map_err(Failure::io(format!("wait for {what}")))?;
+            let ended = ended.map_err(TaskError::io(format!("wait for {what}")))?;
             if ended.into_iter().all(|ended| ended) {
                 let statuses: io::Result<_> =
                     children.into_iter().map(ProcessGroup::reap).collect();
-                return statuses.map_err(Failure::io(format!("wait for {what}")));
+                return statuses.map_err(TaskError::io(format!("wait for {what}")));
             }
             if self.abandoned.load(Ordering::Relaxed) {
                 end(&children)?;
-                return Err(Failure::Abandoned);
+                return Err(TaskError::Abandoned);
             }
             thread::sleep(POLL);
         }
@@ -326,7 +326,7 @@ impl Context {
     /// Installs the packages with which a kernel or a Vulkan driver is compiled, where they are missing: the front
     /// leaves them out where the cache has some kernel and driver.
     pub fn install_compilers(&self) -> Result<()> {
-        self.install(Purpose {
+        self.install(PackagePurpose {
             compile: true,
             test: false,
             npm: false,
@@ -335,21 +335,21 @@ impl Context {
 
     /// Installs npm's client where it is missing: the front leaves it out, as what it fetches stays in the cache.
     pub fn install_npm(&self) -> Result<()> {
-        self.install(Purpose {
+        self.install(PackagePurpose {
             compile: false,
             test: false,
             npm: true,
         })
     }
 
-    fn install(&self, purpose: Purpose) -> Result<()> {
+    fn install(&self, purpose: PackagePurpose) -> Result<()> {
         if packages::missing(purpose).is_empty() {
             return Ok(());
         }
         let row = self.board.start("system packages");
         let installed = packages::ensure(purpose, &self.cache().join("logs"), &row);
         // As for the front: something on this machine is to be changed first.
-        installed.map_err(Failure::Arguments)
+        installed.map_err(TaskError::Arguments)
     }
 
     /// Builds a program of the workspace, showing which package is compiled; what cargo said when it fails.
@@ -363,13 +363,13 @@ impl Context {
             }
         };
         let built = self.workspace.build(program, set, row);
-        built.map_err(Failure::Workspace)
+        built.map_err(TaskError::Workspace)
     }
 
     /// Records which compiled units a build used, from cargo's messages.
     pub fn record(&self, set: BuildSet, messages: &str) -> Result<()> {
         let recorded = self.workspace.record(set, messages);
-        recorded.map_err(Failure::Workspace)
+        recorded.map_err(TaskError::Workspace)
     }
 
     /// Runs a program whose output belongs on the terminal.
@@ -390,15 +390,15 @@ impl Context {
 
 /// Ends programs that another step's failure made useless.
 fn end(children: &[ProcessGroup]) -> Result<()> {
-    group::end(children, Signal::SIGTERM, GRACE).map_err(Failure::io("end programs"))
+    group::end(children, Signal::SIGTERM, GRACE).map_err(TaskError::io("end programs"))
 }
 
-fn cannot_run(command: &Command) -> impl FnOnce(io::Error) -> Failure + use<> {
-    Failure::io(format!("run {}", command.get_program().to_string_lossy()))
+fn cannot_run(command: &Command) -> impl FnOnce(io::Error) -> TaskError + use<> {
+    TaskError::io(format!("run {}", command.get_program().to_string_lossy()))
 }
 
-fn failed(what: &str, status: ExitStatus, log: Option<PathBuf>) -> Failure {
-    Failure::Step {
+fn failed(what: &str, status: ExitStatus, log: Option<PathBuf>) -> TaskError {
+    TaskError::Step {
         what: what.to_owned(),
         how: status.to_string(),
         log,
@@ -469,7 +469,7 @@ mod tests {
     #[test]
     fn programs_of_an_abandoned_step_end_whatever_they_do() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut cx = Context::in_folder(folder.path());
+        let mut cx = XtaskContext::in_folder(folder.path());
         let file = folder.path().join("started");
         let scripts = [
             "echo $$ >> \"$STARTED\"; kill -STOP $$; sleep 1000",
@@ -493,7 +493,7 @@ mod tests {
                 "fails",
                 Box::new(|_| {
                     group::tests::started(&file, 2);
-                    Err(Failure::Workspace("it fails".to_owned()))
+                    Err(TaskError::Workspace("it fails".to_owned()))
                 }),
             ),
         ];
@@ -508,7 +508,7 @@ mod tests {
     #[test]
     fn several_children_are_waited_for_in_their_order() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let cx = Context::in_folder(folder.path());
+        let cx = XtaskContext::in_folder(folder.path());
         let scripts = [
             (
                 "waits",
@@ -528,7 +528,7 @@ mod tests {
         let results = results.expect("all of them ran").into_iter();
         let said = results.map(|result| match result {
             Ok(()) => None,
-            Err(Failure::Step { how, log, .. }) => Some((how, log)),
+            Err(TaskError::Step { how, log, .. }) => Some((how, log)),
             Err(other) => panic!("{other}"),
         });
         let of = |code: i32, log: &str| Some((format!("exit status: {code}"), Some(cx.log(log))));

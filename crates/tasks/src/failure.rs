@@ -4,11 +4,11 @@ use std::io;
 use std::path::PathBuf;
 
 /// Result of a task.
-pub type Result<T> = std::result::Result<T, Failure>;
+pub type Result<T> = std::result::Result<T, TaskError>;
 
 /// Each message says what failed and what to do about it.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum TaskError {
     /// A step beside this one failed, and the command reports that one.
     #[error("ended because another step failed")]
     Abandoned,
@@ -100,7 +100,7 @@ fn log_hint(log: Option<&std::path::Path>) -> String {
     })
 }
 
-impl Failure {
+impl TaskError {
     /// 2 arguments, 3 an input is missing, 5 too large, 6 a kernel option was lost, 7 it did not
     /// boot, 1 everything else; 4 (a tool is missing) comes from the image library.
     pub const fn exit_code(&self) -> u8 {

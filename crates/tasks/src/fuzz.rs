@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use crate::context::Context;
-use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
+use crate::scratch::ScratchFolder;
 
 /// The campaign's name, and the folder of its package.
 pub(crate) const NAME: &str = "fuzz";
@@ -59,7 +59,7 @@ pub(crate) fn jobs() -> NonZeroUsize {
 
 /// What a campaign came to.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub(crate) struct FuzzReport {
     /// A Markdown table, a row for each target.
     pub(crate) table: String,
     /// Inputs that break a promise.
@@ -68,13 +68,15 @@ pub(crate) struct Report {
 
 impl Campaign<'_> {
     /// Runs the targets, some at once; a finding ends its target, not the campaign.
-    pub(crate) fn run(&self, cx: &mut Context) -> Result<Report> {
+    pub(crate) fn run(&self, cx: &mut XtaskContext) -> Result<FuzzReport> {
         let targets = self.targets(&cx.root().join(NAME))?;
         let folder = cx.step("build the fuzz targets", |cx| build(cx))?;
         let mut rows = Vec::new();
         for some in targets.chunks(self.jobs.get()) {
-            let runs = some.iter().map(|target| Run::new(cx, &folder, target));
-            let runs: Vec<Run> = runs.collect::<Result<_>>()?;
+            let runs = some
+                .iter()
+                .map(|target| FuzzTargetRun::new(cx, &folder, target));
+            let runs: Vec<FuzzTargetRun> = runs.collect::<Result<_>>()?;
             let title = format!("fuzz {}", some.join(", "));
             let done = cx.step(&title, |cx| self.fuzz(cx, &runs, &title))?;
             for (run, row) in runs.iter().zip(&done) {
@@ -86,16 +88,16 @@ impl Campaign<'_> {
             }
             rows.extend(done);
         }
-        Ok(Report {
+        Ok(FuzzReport {
             table: table(&rows),
             findings: rows.into_iter().flat_map(|row| row.findings).collect(),
         })
     }
 
     /// Runs these targets at once.
-    fn fuzz(&self, cx: &Context, runs: &[Run], title: &str) -> Result<Vec<Row>> {
+    fn fuzz(&self, cx: &XtaskContext, runs: &[FuzzTargetRun], title: &str) -> Result<Vec<FuzzRow>> {
         let mut commands: Vec<Command> = runs.iter().map(|run| run.fuzz(self.minutes)).collect();
-        let logged = commands.iter_mut().zip(runs.iter().map(Run::log));
+        let logged = commands.iter_mut().zip(runs.iter().map(FuzzTargetRun::log));
         let results = cx.run_all(logged, &format!("{title} for {} min", self.minutes))?;
         let rows = runs.iter().zip(results);
         rows.map(|(run, result)| run.row(cx, result)).collect()
@@ -111,7 +113,7 @@ impl Campaign<'_> {
         match self.only {
             None => Ok(names),
             Some(only) if names.iter().any(|name| name == only) => Ok(vec![only.to_owned()]),
-            Some(only) => Err(Failure::Arguments(format!(
+            Some(only) => Err(TaskError::Arguments(format!(
                 "no fuzz target \"{only}\", only {}",
                 names.join(", ")
             ))),
@@ -120,7 +122,7 @@ impl Campaign<'_> {
 }
 
 /// Builds the targets into a folder of their own, and says where they are.
-fn build(cx: &Context) -> Result<PathBuf> {
+fn build(cx: &XtaskContext) -> Result<PathBuf> {
     let target = cx.cache().join(NAME).join("target");
     let mut command = cx.cargo("build");
     command
@@ -139,7 +141,7 @@ fn build(cx: &Context) -> Result<PathBuf> {
 }
 
 /// One target and its folders.
-struct Run {
+struct FuzzTargetRun {
     name: String,
     program: PathBuf,
     /// The corpus in the tree.
@@ -149,8 +151,8 @@ struct Run {
     findings: PathBuf,
 }
 
-impl Run {
-    fn new(cx: &Context, programs: &Path, name: &str) -> Result<Self> {
+impl FuzzTargetRun {
+    fn new(cx: &XtaskContext, programs: &Path, name: &str) -> Result<Self> {
         let cache = cx.cache().join(NAME);
         let run = Self {
             name: name.to_owned(),
@@ -161,12 +163,12 @@ impl Run {
         };
         for folder in [&run.own, &run.findings] {
             let made = fs::create_dir_all(folder);
-            made.map_err(Failure::io(format!("make {}", folder.display())))?;
+            made.map_err(TaskError::io(format!("make {}", folder.display())))?;
         }
         // What an earlier campaign found is no finding of this one.
         for old in files(&run.findings)? {
             let removed = fs::remove_file(&old);
-            removed.map_err(Failure::io(format!("remove {}", old.display())))?;
+            removed.map_err(TaskError::io(format!("remove {}", old.display())))?;
         }
         Ok(run)
     }
@@ -196,15 +198,15 @@ impl Run {
     }
 
     /// The result of a run that ended with this status.
-    fn row(&self, cx: &Context, result: Result<()>) -> Result<Row> {
+    fn row(&self, cx: &XtaskContext, result: Result<()>) -> Result<FuzzRow> {
         let findings = files(&self.findings)?;
         // A program that ends badly and leaves nothing behind is no finding but a failure.
         if findings.is_empty() {
             result?;
         }
         let output = fs::read(cx.log(&self.log()));
-        let output = output.map_err(Failure::io("read what libFuzzer said"))?;
-        Ok(Row::new(
+        let output = output.map_err(TaskError::io("read what libFuzzer said"))?;
+        Ok(FuzzRow::new(
             &self.name,
             &String::from_utf8_lossy(&output),
             findings,
@@ -213,8 +215,8 @@ impl Run {
 
     /// Replaces the corpus in the tree by the fewest inputs that take every edge that it and this
     /// machine's runs take.
-    fn keep(&self, cx: &Context, title: &str) -> Result<()> {
-        let scratch = Scratch::new(cx.cache(), "fuzz-corpus-")?;
+    fn keep(&self, cx: &XtaskContext, title: &str) -> Result<()> {
+        let scratch = ScratchFolder::new(cx.cache(), "fuzz-corpus-")?;
         let mut command = self.command();
         command
             .args(["-set_cover_merge=1", "-use_counters=0"])
@@ -224,12 +226,12 @@ impl Run {
         let kept = files(scratch.path())?;
         for old in files(&self.tree)? {
             let removed = fs::remove_file(&old);
-            removed.map_err(Failure::io(format!("remove {}", old.display())))?;
+            removed.map_err(TaskError::io(format!("remove {}", old.display())))?;
         }
         for file in kept {
             let to = self.tree.join(file.file_name().unwrap_or_default());
             let copied = fs::copy(&file, &to);
-            copied.map_err(Failure::io(format!("write {}", to.display())))?;
+            copied.map_err(TaskError::io(format!("write {}", to.display())))?;
         }
         Ok(())
     }
@@ -237,7 +239,7 @@ impl Run {
 
 /// The files in `folder`, in order.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let trouble = || Failure::io(format!("read {}", folder.display()));
+    let trouble = || TaskError::io(format!("read {}", folder.display()));
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(trouble())? {
         files.push(entry.map_err(trouble())?.path());
@@ -248,7 +250,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// What one target came to.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Row {
+struct FuzzRow {
     name: String,
     runs: u64,
     seconds: u64,
@@ -259,7 +261,7 @@ struct Row {
     findings: Vec<PathBuf>,
 }
 
-impl Row {
+impl FuzzRow {
     /// Reads libFuzzer's output: `#1234 NEW cov: 56 ft: …` while it runs, `Done 1234 runs in 60
     /// second(s)` and `stat::…` at its end.
     fn new(name: &str, output: &str, findings: Vec<PathBuf>) -> Self {
@@ -311,7 +313,7 @@ fn first_number(text: &str) -> u64 {
     digits[..end].parse().unwrap_or_default()
 }
 
-fn table(rows: &[Row]) -> String {
+fn table(rows: &[FuzzRow]) -> String {
     let mut text = String::from(
         "| target | time | inputs | edges taken | new inputs | findings |\n|---|---|---|---|---|---|\n",
     );
@@ -337,8 +339,8 @@ stat::new_units_added:          15
 
     #[test]
     fn the_engines_words_become_a_row() {
-        let row = Row::new("frame", OUTPUT, Vec::new());
-        let expected = Row {
+        let row = FuzzRow::new("frame", OUTPUT, Vec::new());
+        let expected = FuzzRow {
             name: "frame".to_owned(),
             runs: 2_331_498,
             seconds: 21,
@@ -352,7 +354,7 @@ stat::new_units_added:          15
 
     #[test]
     fn a_finding_is_named_in_its_row() {
-        let row = Row::new("key", "==1== ERROR: libFuzzer", vec!["a/crash-1".into()]);
+        let row = FuzzRow::new("key", "==1== ERROR: libFuzzer", vec!["a/crash-1".into()]);
         assert!(table(&[row]).contains("| `a/crash-1` |"));
     }
 

@@ -12,9 +12,9 @@ use std::process::Command;
 use xtask::last_use::BuildSet;
 use xtask::workspace::BuildLock;
 
-use crate::context::Context;
-use crate::driver::{self, Sealed, Selection};
-use crate::failure::{Failure, Result};
+use crate::context::XtaskContext;
+use crate::driver::{self, DriverSelection, SealedDriver};
+use crate::failure::{Result, TaskError};
 use crate::{digest, kernel};
 
 /// The executable's name.
@@ -31,7 +31,7 @@ const STEPS: [&str; 3] = [
 ];
 
 /// The form in which one program carries another.
-pub(crate) const CARRIED: &str = include_str!("../../../compute/carried/src/lib.rs");
+pub(crate) const CARRIED: &str = include_str!("../../../compute/embedded-exe/src/lib.rs");
 
 /// The libraries that pack it. Their versions and hashes are a part of the name, too.
 const PACKERS: [&str; 2] = ["lzma-rust2", "zstd-sys"];
@@ -41,14 +41,14 @@ const LOCKED: &str = include_str!("../../../Cargo.lock");
 
 /// The executable in the cache.
 #[derive(Clone, Debug)]
-pub struct Gpu {
+pub struct GpuExecutable {
     /// Stripped and runnable.
     pub executable: PathBuf,
     /// The same, as `alknet` carries it.
     pub packed: PathBuf,
 }
 
-impl Gpu {
+impl GpuExecutable {
     fn at(folder: &Path) -> Self {
         Self {
             executable: folder.join(NAME),
@@ -58,7 +58,7 @@ impl Gpu {
 }
 
 /// Builds drivers and executable, or finds them in the cache.
-pub fn ensure(cx: &Context, selection: &Selection) -> Result<Gpu> {
+pub fn ensure(cx: &XtaskContext, selection: &DriverSelection) -> Result<GpuExecutable> {
     let drivers = driver::ensure(cx, selection)?;
     let lock = cx.claim()?;
     with_drivers(cx, &drivers, selection, &lock)
@@ -66,16 +66,16 @@ pub fn ensure(cx: &Context, selection: &Selection) -> Result<Gpu> {
 
 /// Builds the executable with drivers that are there, or finds it in the cache.
 pub(crate) fn with_drivers(
-    cx: &Context,
-    drivers: &[Sealed],
-    selection: &Selection,
+    cx: &XtaskContext,
+    drivers: &[SealedDriver],
+    selection: &DriverSelection,
     _lock: &BuildLock,
-) -> Result<Gpu> {
+) -> Result<GpuExecutable> {
     driver::link(cx, drivers)?;
     let built = cx.build(NAME, BuildSet::Gpu)?;
     check(&built, selection)?;
     let folder = folder(cx, &built)?;
-    let gpu = Gpu::at(&folder);
+    let gpu = GpuExecutable::at(&folder);
     if !gpu.packed.exists() {
         pack::pack(cx, &built, &folder)?;
     }
@@ -83,17 +83,18 @@ pub(crate) fn with_drivers(
 }
 
 /// The executable of the last build, if it lies in the cache.
-pub(crate) fn cached(cx: &Context) -> Result<Option<Gpu>> {
+pub(crate) fn cached(cx: &XtaskContext) -> Result<Option<GpuExecutable>> {
     let built = cx.executable(NAME);
     if !built.exists() {
         return Ok(None);
     }
-    let gpu = Gpu::at(&folder(cx, &built)?);
+    let gpu = GpuExecutable::at(&folder(cx, &built)?);
     Ok(gpu.packed.exists().then_some(gpu))
 }
 
-fn folder(cx: &Context, built: &Path) -> Result<PathBuf> {
-    let hash = digest::of_file(built).map_err(Failure::io(format!("read {}", built.display())))?;
+fn folder(cx: &XtaskContext, built: &Path) -> Result<PathBuf> {
+    let hash =
+        digest::of_file(built).map_err(TaskError::io(format!("read {}", built.display())))?;
     let tools = kernel::tool_versions()?;
     let inputs = [hash.as_bytes(), tools.as_bytes()];
     let steps = STEPS.into_iter().chain(PACKERS.map(locked));
@@ -109,11 +110,11 @@ fn locked(library: &str) -> &'static str {
 }
 
 /// Whether the program itself says that it has exactly these drivers.
-fn check(program: &Path, selection: &Selection) -> Result<()> {
+fn check(program: &Path, selection: &DriverSelection) -> Result<()> {
     let output = Command::new(program)
         .args(["info", "--json"])
         .output()
-        .map_err(Failure::io(format!("run {}", program.display())))?;
+        .map_err(TaskError::io(format!("run {}", program.display())))?;
     let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let names = info["drivers"].as_array();
     let names = names.map(|names| names.iter().filter_map(serde_json::Value::as_str));
@@ -124,7 +125,7 @@ fn check(program: &Path, selection: &Selection) -> Result<()> {
     if output.status.success() && linked == wanted {
         return Ok(());
     }
-    Err(Failure::Workspace(format!(
+    Err(TaskError::Workspace(format!(
         "{} was to have the drivers {selection}, and says \"{}\" ({}): {}",
         program.display(),
         linked.join(","),

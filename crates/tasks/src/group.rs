@@ -23,25 +23,27 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The groups of this process.
 #[derive(Debug)]
-struct Groups {
+struct ProcessGroups {
     /// Those whose leaders were started and not yet reaped, so that no other group can have their numbers.
     running: BTreeSet<Pid>,
     /// A signal came, and this process exits in a moment.
     ending: bool,
 }
 
-static GROUPS: Mutex<Groups> = Mutex::new(Groups {
+static GROUPS: Mutex<ProcessGroups> = Mutex::new(ProcessGroups {
     running: BTreeSet::new(),
     ending: false,
 });
 
-fn groups() -> MutexGuard<'static, Groups> {
+fn groups() -> MutexGuard<'static, ProcessGroups> {
     GROUPS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Stops this thread where the process is ending: what it would do next, such as to report that a program
 /// failed that the signal ended, is of no use, and a return from `main` would come before the last SIGKILL.
-fn stop_if_ending(groups: MutexGuard<'static, Groups>) -> MutexGuard<'static, Groups> {
+fn stop_if_ending(
+    groups: MutexGuard<'static, ProcessGroups>,
+) -> MutexGuard<'static, ProcessGroups> {
     if groups.ending {
         drop(groups);
         loop {

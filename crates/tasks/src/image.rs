@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{Form, Inputs, MANIFEST_FILE, Manifest, Progress};
+use alknet_image::{BuildProgress, ImageForm, ImageInputs, MANIFEST_FILE, Manifest};
 
-use crate::context::Context;
-use crate::failure::{Failure, Result};
-use crate::kernel::Kernel;
-use crate::parts::Parts;
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
+use crate::kernel::KernelFiles;
+use crate::parts::ImageParts;
 use crate::{cached, digest, driver, sources};
 
 /// The kernel command line of every form: serial console, no chatter, reboot 10 s after a panic.
@@ -37,10 +37,10 @@ const COMMIT_DIGITS: &str = "--short=12";
 
 /// Arguments of `image`.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct ImageArgs {
     /// Form to write: direct, erofs, uki, raw or linuxkit; may be repeated [default: all]
     #[arg(long = "form", value_name = "FORM")]
-    forms: Vec<Form>,
+    forms: Vec<ImageForm>,
     /// Folder the files go to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -48,12 +48,12 @@ pub struct Arguments {
     #[arg(long, value_name = "WORDS", default_value = "")]
     append: String,
     #[command(flatten)]
-    drivers: driver::Arguments,
+    drivers: driver::DriverArgs,
 }
 
 /// A folder of image files in the cache.
 #[derive(Clone, Debug)]
-pub struct Image {
+pub struct ImageFiles {
     /// The folder.
     pub folder: PathBuf,
     /// What lies there.
@@ -61,13 +61,13 @@ pub struct Image {
 }
 
 /// Writes the forms and prints what was written.
-pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+pub fn run(cx: &mut XtaskContext, arguments: &ImageArgs) -> Result<()> {
     let forms = if arguments.forms.is_empty() {
-        Form::ALL.to_vec()
+        ImageForm::ALL.to_vec()
     } else {
         arguments.forms.clone()
     };
-    let Parts { kernel, binary } = Parts::ensure(cx, &arguments.drivers.vulkan)?;
+    let ImageParts { kernel, binary } = ImageParts::ensure(cx, &arguments.drivers.vulkan)?;
     let mut inputs = cx.step("sources", |cx| inputs(cx, &kernel, &binary, &forms))?;
     if !arguments.append.is_empty() {
         inputs.cmdline = format!("{} {}", inputs.cmdline, arguments.append);
@@ -85,7 +85,12 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
 }
 
 /// Finds images of these forms in the cache, or makes them.
-pub fn ensure(cx: &Context, kernel: &Kernel, binary: &Path, forms: &[Form]) -> Result<Image> {
+pub fn ensure(
+    cx: &XtaskContext,
+    kernel: &KernelFiles,
+    binary: &Path,
+    forms: &[ImageForm],
+) -> Result<ImageFiles> {
     let inputs = inputs(cx, kernel, binary, forms)?;
     let images = cx.cache().join("image");
     let folder = images.join(key(&inputs, forms)?);
@@ -93,16 +98,16 @@ pub fn ensure(cx: &Context, kernel: &Kernel, binary: &Path, forms: &[Form]) -> R
         // The manifest is written last, so an interrupted build is not taken for a finished one.
         write(&inputs, forms, &folder, |doing| cx.say(doing))?;
         cached::forget_old(&images, &folder, KEPT_IMAGES)
-            .map_err(Failure::io(format!("clear {}", images.display())))?;
+            .map_err(TaskError::io(format!("clear {}", images.display())))?;
     }
     let manifest = Manifest::read(&folder)?;
-    Ok(Image { folder, manifest })
+    Ok(ImageFiles { folder, manifest })
 }
 
 /// The images in the cache that hold `binary` and were made of the commit that is checked out.
-pub(crate) fn cached(cx: &Context, binary: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn cached(cx: &XtaskContext, binary: &Path) -> Result<Vec<PathBuf>> {
     let hash =
-        digest::of_file(binary).map_err(Failure::io(format!("read {}", binary.display())))?;
+        digest::of_file(binary).map_err(TaskError::io(format!("read {}", binary.display())))?;
     let commit = commit(cx.root());
     let holds = |folder: &PathBuf| {
         Manifest::read(folder).is_ok_and(|manifest| {
@@ -115,8 +120,13 @@ pub(crate) fn cached(cx: &Context, binary: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.map(|entry| entry.path()).filter(holds).collect())
 }
 
-fn write(inputs: &Inputs, forms: &[Form], out: &Path, say: impl Fn(&str)) -> Result<Manifest> {
-    let mut progress = |progress: Progress| {
+fn write(
+    inputs: &ImageInputs,
+    forms: &[ImageForm],
+    out: &Path,
+    say: impl Fn(&str),
+) -> Result<Manifest> {
+    let mut progress = |progress: BuildProgress| {
         say(&format!(
             "{} ({} of {})",
             progress.doing,
@@ -127,16 +137,21 @@ fn write(inputs: &Inputs, forms: &[Form], out: &Path, say: impl Fn(&str)) -> Res
     Ok(alknet_image::build(inputs, forms, out, &mut progress)?)
 }
 
-fn inputs(cx: &Context, kernel: &Kernel, binary: &Path, forms: &[Form]) -> Result<Inputs> {
+fn inputs(
+    cx: &XtaskContext,
+    kernel: &KernelFiles,
+    binary: &Path,
+    forms: &[ImageForm],
+) -> Result<ImageInputs> {
     let needs_stub = forms
         .iter()
-        .any(|form| matches!(form, Form::Uki | Form::Raw));
+        .any(|form| matches!(form, ImageForm::Uki | ImageForm::Raw));
     let stub = if needs_stub {
         Some(sources::obtain(cx, "systemd-stub")?.path)
     } else {
         None
     };
-    Ok(Inputs {
+    Ok(ImageInputs {
         kernel: kernel.bzimage.clone(),
         vmlinux: Some(kernel.vmlinux.clone()),
         kernel_config: Some(kernel.config.clone()),
@@ -167,9 +182,9 @@ pub fn commit(root: &Path) -> String {
 
 /// By the bytes of what it is made of. The name of the kernel's folder would not do: another program may have written
 /// there since it was built.
-fn key(inputs: &Inputs, forms: &[Form]) -> Result<String> {
+fn key(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<String> {
     let hash = |path: &Path| {
-        digest::of_file(path).map_err(Failure::io(format!("read {}", path.display())))
+        digest::of_file(path).map_err(TaskError::io(format!("read {}", path.display())))
     };
     let optional = |path: &Option<PathBuf>| path.as_deref().map_or(Ok(String::new()), hash);
     let mut parts = vec![
@@ -207,8 +222,8 @@ mod tests {
         key(&inputs_of(binary), &[]).expect("readable")
     }
 
-    fn inputs_of(binary: &Path) -> Inputs {
-        Inputs {
+    fn inputs_of(binary: &Path) -> ImageInputs {
+        ImageInputs {
             kernel: binary.to_owned(),
             vmlinux: None,
             kernel_config: None,
@@ -230,14 +245,14 @@ mod tests {
             fs::write(file, "as built").expect("writable");
         }
         let [kernel, vmlinux, config, stub, binary] = files.clone();
-        let inputs = Inputs {
+        let inputs = ImageInputs {
             kernel,
             vmlinux: Some(vmlinux),
             kernel_config: Some(config),
             stub: Some(stub),
             ..inputs_of(&binary)
         };
-        let name = || key(&inputs, &[Form::Direct]).expect("readable");
+        let name = || key(&inputs, &[ImageForm::Direct]).expect("readable");
         let mut known = vec![name()];
         for file in &files {
             fs::write(file, "replaced").expect("writable");

@@ -31,8 +31,8 @@ use clap::{Parser, Subcommand};
 pub(crate) use xtask::git::git;
 use xtask::last_use::BuildSet;
 
-use crate::context::Context;
-use crate::failure::{Failure, Result};
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
 
 /// The program of the benchmarks.
 const BENCH: &str = "alknet-bench";
@@ -45,16 +45,16 @@ const BENCH: &str = "alknet-bench";
     version,
     disable_help_subcommand = true
 )]
-struct CommandLine {
+struct XtaskCli {
     /// Folder to look for sources in before any other place
     #[arg(long, global = true, value_name = "DIR")]
     sources: Option<PathBuf>,
     #[command(subcommand)]
-    task: Task,
+    task: XtaskCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Task {
+enum XtaskCommand {
     /// Measure, and print rows; exit code 0 whatever the figures
     #[command(disable_help_flag = true)]
     Bench {
@@ -63,27 +63,27 @@ enum Task {
         arguments: Vec<String>,
     },
     /// Say how large the cache is, or make it smaller
-    Cache(cache::Arguments),
+    Cache(cache::CacheArgs),
     /// Build Vulkan drivers and the program that uses them, or find them in the cache, and say where
-    Driver(driver::Arguments),
+    Driver(driver::DriverArgs),
     /// Write image files and their manifest
-    Image(image::Arguments),
+    Image(image::ImageArgs),
     /// Build the kernel, or find it in the cache, and say where it is
     Kernel,
     /// Get everything the other commands need, and stop there
     Setup,
     /// Run the long campaigns at full count, and write a summary
-    Soak(soak::Arguments),
+    Soak(soak::SoakArgs),
     /// Everything continuous integration runs
-    Test(test::Arguments),
+    Test(test::TestArgs),
     /// Boot the appliance in QEMU, make one call, stay with its console
-    Up(up::Arguments),
+    Up(up::UpArgs),
 }
 
 /// Does what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
-    exit_code(run(CommandLine::parse()))
+    exit_code(run(XtaskCli::parse()))
 }
 
 /// Says what went wrong, if anything did.
@@ -98,18 +98,18 @@ pub fn exit_code(done: Result<()>) -> ExitCode {
     }
 }
 
-fn run(line: CommandLine) -> Result<()> {
-    if let Task::Test(_) | Task::Soak(_) = line.task {
-        group::end_with_this_process().map_err(Failure::io("wait for signals"))?;
+fn run(line: XtaskCli) -> Result<()> {
+    if let XtaskCommand::Test(_) | XtaskCommand::Soak(_) = line.task {
+        group::end_with_this_process().map_err(TaskError::io("wait for signals"))?;
     }
-    let mut cx = Context::from_environment(line.sources)?;
+    let mut cx = XtaskContext::from_environment(line.sources)?;
     // Pruning waits for all other commands.
     let _in_use = match line.task {
-        Task::Cache(_) => None,
+        XtaskCommand::Cache(_) => None,
         _ => Some(cache::in_use(&cx)?),
     };
     // `cache` has no steps, and `test` puts more below its table.
-    let has_table = !matches!(line.task, Task::Cache(_) | Task::Test(_));
+    let has_table = !matches!(line.task, XtaskCommand::Cache(_) | XtaskCommand::Test(_));
     let result = perform(&mut cx, line.task);
     if has_table {
         eprint!("{}", cx.table());
@@ -117,17 +117,17 @@ fn run(line: CommandLine) -> Result<()> {
     result
 }
 
-fn perform(cx: &mut Context, task: Task) -> Result<()> {
+fn perform(cx: &mut XtaskContext, task: XtaskCommand) -> Result<()> {
     match task {
-        Task::Bench { arguments } => bench(cx, &arguments),
-        Task::Cache(arguments) => cache::run(cx, &arguments),
-        Task::Driver(arguments) => {
+        XtaskCommand::Bench { arguments } => bench(cx, &arguments),
+        XtaskCommand::Cache(arguments) => cache::run(cx, &arguments),
+        XtaskCommand::Driver(arguments) => {
             let gpu = cx.step("gpu", |cx| gpu::ensure(cx, &arguments.vulkan))?;
             println!("{}\n{}", gpu.executable.display(), gpu.packed.display());
             Ok(())
         }
-        Task::Image(arguments) => image::run(cx, &arguments),
-        Task::Kernel => {
+        XtaskCommand::Image(arguments) => image::run(cx, &arguments),
+        XtaskCommand::Kernel => {
             let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
             println!(
                 "{}\n{}\n{}",
@@ -137,15 +137,17 @@ fn perform(cx: &mut Context, task: Task) -> Result<()> {
             );
             Ok(())
         }
-        Task::Setup => test::Booted::ensure(cx, &driver::Selection::usual()).map(drop),
-        Task::Soak(arguments) => soak::run(cx, &arguments),
-        Task::Test(arguments) => test::run(cx, &arguments),
-        Task::Up(arguments) => up::run(cx, &arguments),
+        XtaskCommand::Setup => {
+            test::BootArtifacts::ensure(cx, &driver::DriverSelection::usual()).map(drop)
+        }
+        XtaskCommand::Soak(arguments) => soak::run(cx, &arguments),
+        XtaskCommand::Test(arguments) => test::run(cx, &arguments),
+        XtaskCommand::Up(arguments) => up::run(cx, &arguments),
     }
 }
 
 /// Builds the program of the benchmarks and becomes it.
-fn bench(cx: &Context, arguments: &[String]) -> Result<()> {
+fn bench(cx: &XtaskContext, arguments: &[String]) -> Result<()> {
     let lock = cx.claim()?;
     let program = cx.build(BENCH, BuildSet::Part)?;
     let mut command = Command::new(&program);
@@ -154,7 +156,7 @@ fn bench(cx: &Context, arguments: &[String]) -> Result<()> {
     }
     let error = command.args(arguments).exec();
     drop(lock);
-    Err(Failure::io(format!("start {}", program.display()))(error))
+    Err(TaskError::io(format!("start {}", program.display()))(error))
 }
 
 #[cfg(test)]
@@ -173,7 +175,7 @@ mod tests {
     /// the test that asks: it is run again, in a process that has no steps but one of the front's.
     fn said_by_failing(test: &str, words: &[&str]) -> Option<String> {
         if std::env::var_os(FAILING).is_some() {
-            let line = CommandLine::parse_from(iter::once(&"xtask").chain(words));
+            let line = XtaskCli::parse_from(iter::once(&"xtask").chain(words));
             run(line).expect_err("the folder is no clone");
             return None;
         }

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use alknet_image::{Form, Role};
-use alknet_qemu::{Disk, MachineKind, Nic, READY_WITHIN, Vm, VmBuilder};
+use alknet_image::{ImageForm, OutputRole};
+use alknet_qemu::{MachineKind, Nic, READY_WITHIN, VirtioDisk, Vm, VmBuilder};
 
-use crate::failure::{Failure, Result};
-use crate::image::Image;
-use crate::kernel::Kernel;
+use crate::failure::{Result, TaskError};
+use crate::image::ImageFiles;
+use crate::kernel::KernelFiles;
 
 /// What PID 1 prints, once, when the port is served: host name, identity, port.
 const READY: &str = "alknet: ready ";
@@ -26,7 +26,7 @@ const OFF_WITHIN: Duration = Duration::from_secs(20);
 
 /// Machine that carries a form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Machine {
+pub enum MachineType {
     /// Small and quick, without firmware
     Microvm,
     /// An ordinary PC
@@ -35,12 +35,12 @@ pub enum Machine {
     Uefi,
 }
 
-impl Machine {
+impl MachineType {
     /// The machine a form is usually started on.
-    pub const fn usual(form: Form) -> Self {
+    pub const fn usual(form: ImageForm) -> Self {
         match form {
-            Form::Erofs => Self::Microvm,
-            Form::Raw | Form::Uki => Self::Uefi,
+            ImageForm::Erofs => Self::Microvm,
+            ImageForm::Raw | ImageForm::Uki => Self::Uefi,
             _ => Self::Q35,
         }
     }
@@ -56,12 +56,12 @@ impl Machine {
 
 /// The command line of the built binary.
 #[derive(Clone, Debug)]
-pub struct Cli {
+pub struct NodeCli {
     program: PathBuf,
     state: Option<PathBuf>,
 }
 
-impl Cli {
+impl NodeCli {
     /// With the user's own keys, or those in `state`.
     pub fn new(program: &Path, state: Option<&Path>) -> Self {
         Self {
@@ -85,7 +85,7 @@ impl Cli {
     }
 
     /// Calls one operation and returns its answer as JSON text.
-    pub fn call(&self, node: &Reached, operation: &str) -> Result<String> {
+    pub fn call(&self, node: &ReachableNode, operation: &str) -> Result<String> {
         let mut command = self.command("call");
         // QUIC by name: on a slow guest the command line turns to TCP after 400 ms.
         command.args(["--json", "--carriage", "quic", "--timeout", CALL_SECONDS]);
@@ -107,7 +107,7 @@ impl Cli {
         let shown = format!("{command:?}");
         let output = command
             .output()
-            .map_err(Failure::io(format!("run {shown}")))?;
+            .map_err(TaskError::io(format!("run {shown}")))?;
         said(output, &shown)
     }
 }
@@ -121,7 +121,7 @@ fn said(output: Output, shown: &str) -> Result<String> {
         output.status,
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    Err(Failure::Step {
+    Err(TaskError::Step {
         what: shown.to_owned(),
         how,
         log: None,
@@ -130,14 +130,14 @@ fn said(output: Output, shown: &str) -> Result<String> {
 
 /// Who answers where.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reached {
+pub struct ReachableNode {
     /// `ed25519:` and 64 hexadecimal digits.
     pub identity: String,
     /// The host's end of the forwarded port.
     pub address: SocketAddr,
 }
 
-impl Reached {
+impl ReachableNode {
     /// From the line that `alknet serve --json` begins with.
     pub fn of_serve(line: &str) -> Option<Self> {
         let said: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -161,10 +161,10 @@ pub fn config(admin: &str) -> String {
 
 /// A machine that would start this form of the image; disks and memory are the caller's.
 pub fn builder(
-    image: &Image,
-    kernel: &Kernel,
-    form: Form,
-    machine: Machine,
+    image: &ImageFiles,
+    kernel: &KernelFiles,
+    form: ImageForm,
+    machine: MachineType,
     admin: &str,
 ) -> Result<VmBuilder> {
     let file = |role| image.manifest.path(&image.folder, form, role);
@@ -173,55 +173,54 @@ pub fn builder(
         .config(config(admin))
         .probe_kernel(&kernel.vmlinux);
     let mut line = image.manifest.cmdline(form).unwrap_or_default().to_owned();
-    if machine == Machine::Microvm {
+    if machine == MachineType::Microvm {
         // Without ACPI only a triple fault resets, and a reset is all that ends this machine.
         line += " reboot=t";
         builder = builder.exit_on_reset();
     }
-    let role = if machine == Machine::Microvm {
-        Role::Vmlinux
+    let role = if machine == MachineType::Microvm {
+        OutputRole::Vmlinux
     } else {
-        Role::Kernel
+        OutputRole::Kernel
     };
-    if matches!(form, Form::Direct | Form::Erofs) {
+    if matches!(form, ImageForm::Direct | ImageForm::Erofs) {
         let kernel = file(role).ok_or_else(|| lacks(form, role))?;
         builder = builder.kernel(kernel).append(line);
     }
     match form {
-        Form::Direct => {
-            Ok(builder.initrd(file(Role::Initrd).ok_or_else(|| lacks(form, Role::Initrd))?))
+        ImageForm::Direct => Ok(builder
+            .initrd(file(OutputRole::Initrd).ok_or_else(|| lacks(form, OutputRole::Initrd))?)),
+        ImageForm::Erofs => {
+            let root = file(OutputRole::Root).ok_or_else(|| lacks(form, OutputRole::Root))?;
+            Ok(builder.disk(VirtioDisk::file(root).read_only()))
         }
-        Form::Erofs => {
-            let root = file(Role::Root).ok_or_else(|| lacks(form, Role::Root))?;
-            Ok(builder.disk(Disk::file(root).read_only()))
-        }
-        Form::Raw if machine == Machine::Uefi => Ok(builder),
-        _ => Err(Failure::Arguments(format!(
+        ImageForm::Raw if machine == MachineType::Uefi => Ok(builder),
+        _ => Err(TaskError::Arguments(format!(
             "form {form} does not start on this machine: use direct or erofs on microvm or q35, raw on uefi"
         ))),
     }
 }
 
-fn lacks(form: Form, role: Role) -> Failure {
-    Failure::Arguments(format!("the {form} image has no {role:?}: build it again"))
+fn lacks(form: ImageForm, role: OutputRole) -> TaskError {
+    TaskError::Arguments(format!("the {form} image has no {role:?}: build it again"))
 }
 
 /// Waits until the port is served, and reads from the console who serves it.
-pub fn wait_ready(vm: &Vm) -> Result<Reached> {
+pub fn wait_ready(vm: &Vm) -> Result<ReachableNode> {
     vm.wait_for(READY, READY_WITHIN)?;
     // The line is complete once its port follows.
     vm.wait_for(" port ", READY_WITHIN)?;
     // The node does not wait for the network; a call that does not is sent again after seconds.
     vm.wait_for(ADDRESS, READY_WITHIN)?;
     let text = vm.console().text();
-    let identity = ready_identity(&text).ok_or_else(|| Failure::Boot {
+    let identity = ready_identity(&text).ok_or_else(|| TaskError::Boot {
         why: "the ready line names no identity".into(),
         log: text_log(vm),
     })?;
     let address = vm
         .address()
-        .ok_or_else(|| Failure::Arguments("the machine has no card".into()))?;
-    Ok(Reached { identity, address })
+        .ok_or_else(|| TaskError::Arguments("the machine has no card".into()))?;
+    Ok(ReachableNode { identity, address })
 }
 
 fn text_log(vm: &Vm) -> PathBuf {
@@ -237,8 +236,13 @@ fn ready_identity(console: &str) -> Option<String> {
 }
 
 /// Asks the machine to end, as its kind allows, and waits until it did.
-pub fn power_off(vm: &mut Vm, machine: Machine, cli: &Cli, node: &Reached) -> Result<()> {
-    if machine == Machine::Microvm {
+pub fn power_off(
+    vm: &mut Vm,
+    machine: MachineType,
+    cli: &NodeCli,
+    node: &ReachableNode,
+) -> Result<()> {
+    if machine == MachineType::Microvm {
         cli.call(node, "node/reboot")?;
     } else {
         vm.power_button()?;
@@ -265,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_target_is_identity_at_address() {
-        let node = Reached {
+        let node = ReachableNode {
             identity: "ed25519:ab".into(),
             address: ([127, 0, 0, 1], 4433).into(),
         };

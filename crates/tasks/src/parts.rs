@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, mpsc};
 
-use crate::context::Context;
-use crate::driver::{self, Sealed, Selection};
-use crate::failure::{Failure, Result};
-use crate::kernel::{self, Kernel};
+use crate::context::XtaskContext;
+use crate::driver::{self, DriverSelection, SealedDriver};
+use crate::failure::{Result, TaskError};
+use crate::kernel::{self, KernelFiles};
 use crate::{binary, gpu};
 
 /// Steps, as the table and the board call them.
@@ -16,25 +16,25 @@ const WORKSPACE: &str = "workspace";
 
 /// Kernel and binary.
 #[derive(Clone, Debug)]
-pub struct Parts {
+pub struct ImageParts {
     /// The kernel.
-    pub kernel: Kernel,
+    pub kernel: KernelFiles,
     /// The one binary, with what it carries.
     pub binary: PathBuf,
 }
 
-impl Parts {
+impl ImageParts {
     /// Finds or builds all of it. Kernel, driver and workspace are built at the same time: each has
     /// stretches in which it downloads or links and leaves processors to the others. They share the memory.
-    pub fn ensure(cx: &mut Context, selection: &Selection) -> Result<Self> {
+    pub fn ensure(cx: &mut XtaskContext, selection: &DriverSelection) -> Result<Self> {
         cx.compile_beside(builds(cx, selection));
         let parts = Self::build(cx, selection);
         cx.compile_beside(1);
         parts
     }
 
-    fn build(cx: &mut Context, selection: &Selection) -> Result<Self> {
-        let (kernel, binary) = (Slot::default(), Slot::default());
+    fn build(cx: &mut XtaskContext, selection: &DriverSelection) -> Result<Self> {
+        let (kernel, binary) = (StepResult::default(), StepResult::default());
         let (ready, drivers) = mpsc::channel();
         cx.parallel(vec![
             (KERNEL, Box::new(|cx| kernel.fill(kernel::ensure(cx)?))),
@@ -63,7 +63,7 @@ impl Parts {
 
 /// How many of the three compile: cargo, and what does not lie in the cache. That a look at the cache fails is left for the
 /// step to report.
-fn builds(cx: &Context, selection: &Selection) -> usize {
+fn builds(cx: &XtaskContext, selection: &DriverSelection) -> usize {
     let kernel = kernel::cached(cx).is_ok_and(|kernel| kernel.is_some());
     let drivers = driver::cached(cx, selection);
     let drivers = drivers.is_ok_and(|found| found.len() == selection.names().len());
@@ -72,30 +72,30 @@ fn builds(cx: &Context, selection: &Selection) -> usize {
 
 /// The binary first, which needs no driver; then the program that does.
 fn workspace(
-    cx: &Context,
-    selection: &Selection,
-    drivers: &mpsc::Receiver<Vec<Sealed>>,
+    cx: &XtaskContext,
+    selection: &DriverSelection,
+    drivers: &mpsc::Receiver<Vec<SealedDriver>>,
 ) -> Result<PathBuf> {
     let lock = cx.claim()?;
     let plain = binary::compile(cx, &lock)?;
     cx.say("waiting for the Vulkan driver");
     // The sender is dropped when the driver's own step failed, and that step reports the error.
-    let drivers = drivers.recv().map_err(|_| Failure::Abandoned)?;
+    let drivers = drivers.recv().map_err(|_| TaskError::Abandoned)?;
     let gpu = gpu::with_drivers(cx, &drivers, selection, &lock)?;
     binary::carry(cx, &plain, &gpu)
 }
 
 /// The place of a step's result, which the step that started it reads.
 #[derive(Debug)]
-struct Slot<T>(Mutex<Option<T>>);
+struct StepResult<T>(Mutex<Option<T>>);
 
-impl<T> Default for Slot<T> {
+impl<T> Default for StepResult<T> {
     fn default() -> Self {
         Self(Mutex::new(None))
     }
 }
 
-impl<T> Slot<T> {
+impl<T> StepResult<T> {
     fn fill(&self, value: T) -> Result<()> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
         Ok(())
@@ -103,6 +103,6 @@ impl<T> Slot<T> {
 
     fn take(self) -> Result<T> {
         let value = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        value.ok_or(Failure::Abandoned)
+        value.ok_or(TaskError::Abandoned)
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Result, TaskError};
 
 /// The file that the folder's owner holds locked as long as it lives, whatever ends it.
 const LOCK: &str = "in-use";
@@ -17,15 +17,15 @@ const UNLOCKED: &str = "in-use.new";
 
 /// A folder that is gone when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Scratch {
+pub(crate) struct ScratchFolder {
     folder: tempfile::TempDir,
     _lock: File,
 }
 
-impl Scratch {
+impl ScratchFolder {
     /// Makes a folder `PREFIX…` in `parent`, and removes those whose owners are gone.
     pub(crate) fn new(parent: &Path, prefix: &str) -> Result<Self> {
-        let trouble = || Failure::io(format!("make a folder in {}", parent.display()));
+        let trouble = || TaskError::io(format!("make a folder in {}", parent.display()));
         fs::create_dir_all(parent).map_err(trouble())?;
         remove_orphans(parent, prefix).map_err(trouble())?;
         let folder = tempfile::Builder::new()
@@ -56,7 +56,7 @@ fn lock(folder: &Path) -> io::Result<File> {
 
 /// A folder whose owner is gone.
 #[derive(Debug)]
-pub(crate) struct Orphan {
+pub(crate) struct OrphanFolder {
     pub(crate) path: PathBuf,
     /// Its owner's lock. While this holds it no other command removes the folder.
     pub(crate) lock: File,
@@ -73,7 +73,7 @@ fn remove_orphans(parent: &Path, prefix: &str) -> io::Result<()> {
 }
 
 /// The folders in `parent` whose owners are gone, each locked.
-pub(crate) fn orphans(parent: &Path) -> io::Result<Vec<Orphan>> {
+pub(crate) fn orphans(parent: &Path) -> io::Result<Vec<OrphanFolder>> {
     let mut orphans = Vec::new();
     for entry in fs::read_dir(parent)? {
         let path = entry?.path();
@@ -83,7 +83,7 @@ pub(crate) fn orphans(parent: &Path) -> io::Result<Vec<Orphan>> {
             && lock.try_lock().is_ok()
             && is_at(&lock, &file)
         {
-            orphans.push(Orphan { path, lock });
+            orphans.push(OrphanFolder { path, lock });
         }
     }
     Ok(orphans)
@@ -111,7 +111,7 @@ mod tests {
         let command = || {
             start.wait();
             for _ in 0..2000 {
-                let scratch = Scratch::new(parent.path(), "build-").expect("writable");
+                let scratch = ScratchFolder::new(parent.path(), "build-").expect("writable");
                 assert!(scratch.path().join(LOCK).exists(), "just made");
                 thread::yield_now();
                 assert!(scratch.path().join(LOCK).exists(), "still in use");
@@ -134,7 +134,7 @@ mod tests {
         let found = orphans(parent.path()).expect("readable");
         assert_eq!(found.len(), 1);
         assert!(orphans(parent.path()).expect("readable").is_empty());
-        Scratch::new(parent.path(), "build-").expect("it passes over that one");
+        ScratchFolder::new(parent.path(), "build-").expect("it passes over that one");
         assert!(path.exists());
         // The lock of a removed folder, taken late, belongs to no folder.
         let stale = File::open(path.join(LOCK)).expect("there");
@@ -151,9 +151,9 @@ mod tests {
             fs::create_dir(folder).expect("writable");
             File::create(folder.join(LOCK)).expect("writable");
         }
-        let living = Scratch::new(parent.path(), "build-").expect("writable");
+        let living = ScratchFolder::new(parent.path(), "build-").expect("writable");
         assert!(!orphan.exists() && foreign.exists());
-        let second = Scratch::new(parent.path(), "build-").expect("writable");
+        let second = ScratchFolder::new(parent.path(), "build-").expect("writable");
         assert!(living.path().exists());
         let path = living.path().to_owned();
         drop(living);

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::context::{self, Context};
-use crate::failure::{Failure, Result};
-use crate::test::Surroundings;
+use crate::context::{self, XtaskContext};
+use crate::failure::{Result, TaskError};
+use crate::test::TestEnvironment;
 use crate::{driver, fuzz, image, test};
 
 /// Tests read this: `full` asks for the counts that are promised, instead of those that fit
@@ -19,18 +19,18 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// What a campaign is called, and what it does.
-const CAMPAIGNS: [(&str, Kind); 8] = [
-    ("counts", Kind::Tests(&COUNTS)),
+const CAMPAIGNS: [(&str, CampaignKind); 8] = [
+    ("counts", CampaignKind::Tests(&COUNTS)),
     // Most of the time is spent waiting, and no time is measured: it may run beside other work.
-    ("crowds", Kind::Tests(&["hostile_crowds"])),
+    ("crowds", CampaignKind::Tests(&["hostile_crowds"])),
     (
         "flood",
-        Kind::Measured(&["flood_of_forged", "host_with_thousands"]),
+        CampaignKind::Measured(&["flood_of_forged", "host_with_thousands"]),
     ),
-    (fuzz::NAME, Kind::Fuzz),
+    (fuzz::NAME, CampaignKind::Fuzz),
     (
         "hostile",
-        Kind::Measured(&[
+        CampaignKind::Measured(&[
             "a_node_answers_as_its_document",
             "every_case_ends_with_its_code",
             "hostile_frames",
@@ -39,9 +39,9 @@ const CAMPAIGNS: [(&str, Kind); 8] = [
             "hostile_scripts",
         ]),
     ),
-    ("pipelines", Kind::Measured(&["pipelines_that"])),
-    ("power-cuts", Kind::Tests(&["power_cut"])),
-    ("times", Kind::Measured(&TIMES)),
+    ("pipelines", CampaignKind::Measured(&["pipelines_that"])),
+    ("power-cuts", CampaignKind::Tests(&["power_cut"])),
+    ("times", CampaignKind::Measured(&TIMES)),
 ];
 
 /// Tests that do more often here what a run of the tests does a few times, and that measure no time.
@@ -73,7 +73,7 @@ const TIMES: [&str; 15] = [
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum CampaignKind {
     Fuzz,
     /// Runs the tests whose names have one of these parts, one at a time: what they measure is not to be what others
     /// of them do.
@@ -91,7 +91,7 @@ const FIGURE: &str = "figure ";
 
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct SoakArgs {
     /// Campaign: counts, crowds, flood, fuzz, hostile, pipelines, power-cuts or times [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
@@ -112,13 +112,13 @@ pub(crate) struct Arguments {
 }
 
 /// Runs the campaigns one after the other; a failed one does not keep the next from running.
-pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(cx: &mut XtaskContext, arguments: &SoakArgs) -> Result<()> {
     let campaigns = chosen(arguments.name.as_deref())?;
     let mut first_failure = None;
     for (name, kind) in campaigns {
         let result = match kind {
-            Kind::Fuzz => fuzzing(cx, arguments),
-            Kind::Measured(_) | Kind::Tests(_) => tests(cx, arguments, name, kind),
+            CampaignKind::Fuzz => fuzzing(cx, arguments),
+            CampaignKind::Measured(_) | CampaignKind::Tests(_) => tests(cx, arguments, name, kind),
         };
         if let Err(failure) = result {
             eprintln!("{name}: {failure}");
@@ -128,7 +128,7 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     first_failure.map_or(Ok(()), Err)
 }
 
-fn fuzzing(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+fn fuzzing(cx: &mut XtaskContext, arguments: &SoakArgs) -> Result<()> {
     let campaign = fuzz::Campaign {
         minutes: arguments.minutes,
         only: arguments.target.as_deref(),
@@ -150,7 +150,7 @@ fn fuzzing(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     publish(cx, arguments, fuzz::NAME, &summary)?;
     match report.findings.first() {
         None => Ok(()),
-        Some(first) => Err(Failure::Step {
+        Some(first) => Err(TaskError::Step {
             what: format!("campaign {}", fuzz::NAME),
             how: format!(
                 "{} findings, the first in {}",
@@ -162,19 +162,24 @@ fn fuzzing(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn tests(cx: &mut Context, arguments: &Arguments, name: &str, kind: Kind) -> Result<()> {
+fn tests(
+    cx: &mut XtaskContext,
+    arguments: &SoakArgs,
+    name: &str,
+    kind: CampaignKind,
+) -> Result<()> {
     let (parts, how): (&[&str], &[&str]) = match kind {
-        Kind::Fuzz => (&[], &[]),
-        Kind::Measured(parts) => (parts, &["--test-threads=1"]),
-        Kind::Tests(parts) => (parts, &[]),
+        CampaignKind::Fuzz => (&[], &[]),
+        CampaignKind::Measured(parts) => (parts, &["--test-threads=1"]),
+        CampaignKind::Tests(parts) => (parts, &[]),
     };
     // Before anything is built: what this command does itself is not the machine's load.
-    let surroundings = Surroundings::measure()?;
+    let surroundings = TestEnvironment::measure()?;
     let slowdown = surroundings.slowdown();
     cx.board().print(&format!(
         "this machine is {slowdown:.1} times slower than at rest"
     ));
-    let booted = test::Booted::ensure(cx, &driver::Selection::usual())?;
+    let booted = test::BootArtifacts::ensure(cx, &driver::DriverSelection::usual())?;
     let lock = cx.claim()?;
     let started = Instant::now();
     let log = format!("soak-{name}");
@@ -184,15 +189,15 @@ fn tests(cx: &mut Context, arguments: &Arguments, name: &str, kind: Kind) -> Res
     drop(lock);
     let seconds = started.elapsed().as_secs();
     let output = fs::read_to_string(cx.log(&log))
-        .map_err(Failure::io(format!("read the output of {name}")))?;
-    let tally = Tally::of(&output);
+        .map_err(TaskError::io(format!("read the output of {name}")))?;
+    let tally = SoakTally::parse(&output);
     // A filter that fits no test would pass, and tests that skip themselves do.
     let result = result.and_then(|()| tally.check(name, parts, surroundings.skipped_whole()));
     let result = result.and_then(|()| match kind {
-        Kind::Measured(_) => measured(name, slowdown, &surroundings.skipped()),
-        Kind::Fuzz | Kind::Tests(_) => Ok(()),
+        CampaignKind::Measured(_) => measured(name, slowdown, &surroundings.skipped()),
+        CampaignKind::Fuzz | CampaignKind::Tests(_) => Ok(()),
     });
-    let summary = summary(&Facts {
+    let summary = summary(&SoakFacts {
         name,
         date: &today(),
         git: &image::commit(cx.root()),
@@ -219,7 +224,7 @@ fn measured(name: &str, slowdown: f64, skipped: &str) -> Result<()> {
     } else {
         "some of its tests left something out; the summary says for lack of what".to_owned()
     };
-    Err(Failure::Step {
+    Err(TaskError::Step {
         what: format!("campaign {name}"),
         how,
         log: None,
@@ -227,7 +232,7 @@ fn measured(name: &str, slowdown: f64, skipped: &str) -> Result<()> {
 }
 
 /// Has cargo run the tests of a campaign, as these arguments of theirs say, at full count.
-fn ask_for_all(cargo_test: &mut Command, arguments: &[&str], surroundings: &Surroundings) {
+fn ask_for_all(cargo_test: &mut Command, arguments: &[&str], surroundings: &TestEnvironment) {
     cargo_test
         // The whole workspace, so that libraries keep the features they were compiled with.
         .args(["--workspace", "--tests", "--no-fail-fast"])
@@ -241,7 +246,7 @@ fn today() -> String {
     jiff::Timestamp::now().strftime("%F").to_string()
 }
 
-fn publish(cx: &Context, arguments: &Arguments, name: &str, summary: &str) -> Result<()> {
+fn publish(cx: &XtaskContext, arguments: &SoakArgs, name: &str, summary: &str) -> Result<()> {
     let folder = arguments.out.clone();
     let folder = folder.unwrap_or_else(|| cx.cache().join("soak"));
     let file = folder.join(format!("{}-{name}.md", today()));
@@ -250,20 +255,20 @@ fn publish(cx: &Context, arguments: &Arguments, name: &str, summary: &str) -> Re
     Ok(())
 }
 
-fn chosen(name: Option<&str>) -> Result<Vec<(&'static str, Kind)>> {
+fn chosen(name: Option<&str>) -> Result<Vec<(&'static str, CampaignKind)>> {
     let Some(name) = name else {
         return Ok(CAMPAIGNS.to_vec());
     };
     let found = CAMPAIGNS.into_iter().find(|(known, _)| *known == name);
     found.map(|campaign| vec![campaign]).ok_or_else(|| {
         let known: Vec<_> = CAMPAIGNS.iter().map(|(name, _)| *name).collect();
-        Failure::Arguments(format!("no campaign \"{name}\", only {}", known.join(", ")))
+        TaskError::Arguments(format!("no campaign \"{name}\", only {}", known.join(", ")))
     })
 }
 
 /// What the output of a campaign says about it.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
+struct SoakTally {
     passed: u32,
     failed: u32,
     /// Tests that began.
@@ -275,8 +280,8 @@ struct Tally {
     figures: Vec<String>,
 }
 
-impl Tally {
-    fn of(output: &str) -> Self {
+impl SoakTally {
+    fn parse(output: &str) -> Self {
         let mut tally = Self::default();
         for line in output.lines() {
             if let Some(result) = line.strip_prefix("test result: ") {
@@ -315,7 +320,7 @@ impl Tally {
         } else {
             return Ok(());
         };
-        Err(Failure::Step {
+        Err(TaskError::Step {
             what: format!("campaign {name}"),
             how,
             log: None,
@@ -330,7 +335,7 @@ fn number_before(text: &str, word: &str) -> u32 {
     digits.parse().unwrap_or_default()
 }
 
-struct Facts<'a> {
+struct SoakFacts<'a> {
     name: &'a str,
     date: &'a str,
     git: &'a str,
@@ -338,15 +343,15 @@ struct Facts<'a> {
     /// How much slower the machine was than at rest, by which bounds on time were multiplied.
     slowdown: f64,
     passed: bool,
-    tally: &'a Tally,
+    tally: &'a SoakTally,
     /// The table of tests that skipped themselves, which passed as the harness counts.
     skipped: &'a str,
     end: &'a [String],
 }
 
-fn summary(facts: &Facts<'_>) -> String {
+fn summary(facts: &SoakFacts<'_>) -> String {
     let verdict = if facts.passed { "passed" } else { "FAILED" };
-    let Tally {
+    let SoakTally {
         passed,
         failed,
         cuts,
@@ -383,9 +388,9 @@ fn summary(facts: &Facts<'_>) -> String {
 
 fn write(file: &PathBuf, text: &str) -> Result<()> {
     if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+        fs::create_dir_all(folder).map_err(TaskError::io(format!("make {}", folder.display())))?;
     }
-    fs::write(file, text).map_err(Failure::io(format!("write {}", file.display())))
+    fs::write(file, text).map_err(TaskError::io(format!("write {}", file.display())))
 }
 
 #[cfg(test)]
@@ -395,8 +400,8 @@ mod tests {
     const OUTPUT: &str = "\
 running 2 tests
 test a_power_cut_costs_nothing ... ALKNET_SEED=5
-cut 0: moment 7 of 9, announced at 8, seed 3: Cut { kept: 4 }
-cut 1: moment 1 of 9, announced at 8, seed 4: Cut { kept: 0 }
+cut 0: moment 7 of 9, announced at 8, seed 3: CutSummary { kept: 4 }
+cut 1: moment 1 of 9, announced at 8, seed 4: CutSummary { kept: 0 }
 figure p99 of a call: 1.00 ms
 ok
 test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 3 filtered out
@@ -406,7 +411,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
 
     #[test]
     fn the_output_is_counted() {
-        let tally = Tally {
+        let tally = SoakTally {
             passed: 1,
             failed: 1,
             tests: vec!["a_power_cut_costs_nothing".to_owned()],
@@ -414,22 +419,22 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
             seeds: vec!["ALKNET_SEED=5".to_owned()],
             figures: vec!["p99 of a call: 1.00 ms".to_owned()],
         };
-        assert_eq!(Tally::of(OUTPUT), tally);
+        assert_eq!(SoakTally::parse(OUTPUT), tally);
     }
 
     #[test]
     fn a_campaign_without_tests_has_not_passed() {
         let parts = ["power_cut", "blank"];
-        let tally = Tally::of("test result: ok. 0 passed; 0 failed; 0 ignored");
+        let tally = SoakTally::parse("test result: ok. 0 passed; 0 failed; 0 ignored");
         let error = tally.check("power-cuts", &parts, 0);
         let error = error.expect_err("nothing ran").to_string();
         assert!(error.contains("power-cuts"), "{error}");
         let one = "test a_power_cut ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored\n";
-        let error = Tally::of(one).check("power-cuts", &parts, 0);
+        let error = SoakTally::parse(one).check("power-cuts", &parts, 0);
         let error = error.expect_err("one part fits nothing").to_string();
         assert!(error.contains("\"blank\""), "{error}");
         let both = format!("{one}test of_a_blank_disk ... ok\n{one}");
-        let tally = Tally::of(&both);
+        let tally = SoakTally::parse(&both);
         assert!(tally.check("power-cuts", &parts, 1).is_ok());
         let error = tally.check("power-cuts", &parts, 2);
         let error = error.expect_err("both skipped").to_string();
@@ -450,14 +455,14 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
     #[test]
     fn a_summary_is_dated_and_says_how_it_went() {
         let end = ["the last line".to_owned()];
-        let facts = Facts {
+        let facts = SoakFacts {
             name: "power-cuts",
             date: "2026-01-02",
             git: "abc",
             seconds: 7,
             slowdown: 1.25,
             passed: false,
-            tally: &Tally::of(OUTPUT),
+            tally: &SoakTally::parse(OUTPUT),
             skipped: "1 tests were skipped for lack of:\n  KVM: 1\n",
             end: &end,
         };
@@ -482,7 +487,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
 
     #[test]
     fn a_campaigns_tests_learn_what_all_tests_do() {
-        let surroundings = Surroundings::measure().expect("writable");
+        let surroundings = TestEnvironment::measure().expect("writable");
         let mut command = Command::new("cargo");
         ask_for_all(&mut command, &["power_cut", "blank"], &surroundings);
         let arguments: Vec<_> = command.get_args().collect();
@@ -503,7 +508,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
     fn an_unknown_campaign_is_refused_with_the_known_ones() {
         assert_eq!(chosen(None).expect("all").len(), CAMPAIGNS.len());
         let fuzz = chosen(Some("fuzz")).expect("it exists");
-        assert_eq!(fuzz, [("fuzz", Kind::Fuzz)]);
+        assert_eq!(fuzz, [("fuzz", CampaignKind::Fuzz)]);
         let error = chosen(Some("power")).expect_err("unknown").to_string();
         assert!(error.contains("power-cuts"), "{error}");
     }

@@ -13,7 +13,7 @@ const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// What of the caller's environment they see: where temporary files go.
 const LET_THROUGH: [&str; 1] = ["TMPDIR"];
 
-/// What they see besides: no translations, and nobody's settings of git.
+/// What they see besides: no translations, and neither the user's nor the system's settings of git.
 const SET: [(&str, &str); 4] = [
     ("PATH", PATH),
     ("LC_ALL", "C"),

@@ -9,7 +9,7 @@ use std::thread;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::termios::{self, LocalFlags, SetArg, SpecialCharacterIndices, Termios};
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Result, TaskError};
 
 /// Ctrl-C as a byte: the terminal does not turn it into a signal, which QEMU would get as well.
 const CTRL_C: u8 = 3;
@@ -19,18 +19,18 @@ static ENDS_ASKED: AtomicU32 = AtomicU32::new(0);
 
 /// Keyboard and signals of one session; the terminal is as before when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Terminal {
+pub(crate) struct RawTerminal {
     before: Option<Termios>,
     keys: Receiver<Vec<u8>>,
 }
 
-impl Terminal {
+impl RawTerminal {
     /// Takes keys and signals.
     pub(crate) fn open() -> Result<Self> {
         for kind in [Signal::SIGINT, Signal::SIGTERM] {
             // SAFETY: the handler only adds to an atomic number, which is safe in a signal.
             unsafe { signal(kind, SigHandler::Handler(count_end)) }
-                .map_err(|error| Failure::io("catch signals")(error.into()))?;
+                .map_err(|error| TaskError::io("catch signals")(error.into()))?;
         }
         let before = if io::stdin().is_terminal() {
             Some(take_keys()?)
@@ -55,7 +55,7 @@ impl Terminal {
     }
 }
 
-impl Drop for Terminal {
+impl Drop for RawTerminal {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
             // A terminal that is gone needs no repair.
@@ -71,7 +71,7 @@ extern "C" fn count_end(_: libc::c_int) {
 /// One key at a time, unseen, and none of them a signal. Returns how it was before.
 fn take_keys() -> Result<Termios> {
     let input = io::stdin();
-    let trouble = |error: nix::Error| Failure::io("set the terminal")(error.into());
+    let trouble = |error: nix::Error| TaskError::io("set the terminal")(error.into());
     let before = termios::tcgetattr(input.as_fd()).map_err(trouble)?;
     let mut mode = before.clone();
     mode.local_flags

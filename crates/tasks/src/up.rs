@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use alknet_image::{Form, Role};
-use alknet_qemu::{Disk, Vm};
-use xtask::memory::Memory;
-use xtask::progress::Command;
+use alknet_image::{ImageForm, OutputRole};
+use alknet_qemu::{VirtioDisk, Vm};
+use xtask::memory::MemoryWatch;
+use xtask::progress::TimedCommand;
 
 use crate::cache::SizeWatch;
-use crate::context::Context;
+use crate::context::XtaskContext;
 use crate::driver;
-use crate::failure::{Failure, Result};
-use crate::image::{self, Image};
-use crate::node::{self, Cli, Machine, Reached};
-use crate::parts::Parts;
-use crate::terminal::Terminal;
+use crate::failure::{Result, TaskError};
+use crate::image::{self, ImageFiles};
+use crate::node::{self, MachineType, NodeCli, ReachableNode};
+use crate::parts::ImageParts;
+use crate::terminal::RawTerminal;
 use crate::test;
 
 /// Size of the data disk in bytes; it is sparse.
@@ -29,16 +29,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Arguments of `up`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct UpArgs {
     /// Power off after the call, and exit with 0
     #[arg(long)]
     smoke: bool,
     /// Form of the image: direct, erofs or raw
     #[arg(long, default_value = "direct")]
-    form: Form,
+    form: ImageForm,
     /// Machine to start it on [default: q35; microvm for erofs, uefi for raw]
     #[arg(long)]
-    machine: Option<Machine>,
+    machine: Option<MachineType>,
     /// Memory in MiB
     #[arg(long, default_value_t = 512, value_name = "MIB")]
     memory: u32,
@@ -46,29 +46,30 @@ pub(crate) struct Arguments {
     #[arg(long)]
     fresh: bool,
     #[command(flatten)]
-    drivers: driver::Arguments,
+    drivers: driver::DriverArgs,
 }
 
-impl Arguments {
-    fn machine(&self) -> Machine {
-        self.machine.unwrap_or_else(|| Machine::usual(self.form))
+impl UpArgs {
+    fn machine(&self) -> MachineType {
+        self.machine
+            .unwrap_or_else(|| MachineType::usual(self.form))
     }
 }
 
 /// Boots, calls, and stays.
-pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(cx: &mut XtaskContext, arguments: &UpArgs) -> Result<()> {
     // Until the console is the user's: what else the user starts meanwhile is not this command's.
-    let memory = Memory::go_on();
+    let memory = MemoryWatch::go_on();
     let mut cache = SizeWatch::begin(cx);
-    let started = Started::new(cx, arguments, &mut cache);
+    let started = StartedMachine::new(cx, arguments, &mut cache);
     eprint!("{}", memory.report());
     drop(memory);
     eprint!("{}", cache.report());
     let mut started = started?;
-    cx.board().remember_rest(Command::Up);
+    cx.board().remember_rest(TimedCommand::Up);
     let machine = arguments.machine();
     if arguments.smoke {
-        let Started { vm, cli, node, .. } = &mut started;
+        let StartedMachine { vm, cli, node, .. } = &mut started;
         cx.step("power off", |_| node::power_off(vm, machine, cli, node))
     } else {
         stay(&mut started.vm, machine, &started.cli, &started.node)
@@ -76,22 +77,22 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
 }
 
 /// A machine that has answered its first call.
-struct Started {
+struct StartedMachine {
     vm: Vm,
-    cli: Cli,
-    node: Reached,
+    cli: NodeCli,
+    node: ReachableNode,
     _disk: DataDisk,
 }
 
-impl Started {
-    fn new(cx: &mut Context, arguments: &Arguments, cache: &mut SizeWatch) -> Result<Self> {
+impl StartedMachine {
+    fn new(cx: &mut XtaskContext, arguments: &UpArgs, cache: &mut SizeWatch) -> Result<Self> {
         cx.board().announce(&["image", "boot"]);
-        let Parts { kernel, binary } = Parts::ensure(cx, &arguments.drivers.vulkan)?;
+        let ImageParts { kernel, binary } = ImageParts::ensure(cx, &arguments.drivers.vulkan)?;
         let image = cx.step("image", |cx| {
             image::ensure(cx, &kernel, &binary, &[arguments.form])
         })?;
         cache.built();
-        let cli = Cli::new(&binary, None);
+        let cli = NodeCli::new(&binary, None);
         let admin = cli.identity()?;
         let disk = DataDisk::open(cx, &image, arguments)?;
         let builder = node::builder(&image, &kernel, arguments.form, arguments.machine(), &admin)?
@@ -115,7 +116,7 @@ impl Started {
     }
 }
 
-fn show(program: &Path, vm: &Vm, node: &Reached, answer: &str) {
+fn show(program: &Path, vm: &Vm, node: &ReachableNode, answer: &str) {
     eprintln!("node/info answered:");
     println!("{}", answer.trim_end());
     eprintln!(
@@ -126,19 +127,19 @@ fn show(program: &Path, vm: &Vm, node: &Reached, answer: &str) {
 }
 
 /// Console and keyboard until the machine ends, or the user ends it.
-fn stay(vm: &mut Vm, machine: Machine, cli: &Cli, node: &Reached) -> Result<()> {
+fn stay(vm: &mut Vm, machine: MachineType, cli: &NodeCli, node: &ReachableNode) -> Result<()> {
     eprintln!("This is the machine's console. Ctrl-C powers it off; twice cuts the power.\n");
-    let terminal = Terminal::open()?;
+    let terminal = RawTerminal::open()?;
     let mut shown = 0;
     loop {
-        shown = show_console(vm, shown).map_err(Failure::io("write to the terminal"))?;
-        match Terminal::ends_asked() {
+        shown = show_console(vm, shown).map_err(TaskError::io("write to the terminal"))?;
+        match RawTerminal::ends_asked() {
             0 => {}
             1 => return leave(vm, machine, cli, node, shown),
             _ => return Ok(vm.cut_power().map(drop)?),
         }
         if vm.qmp().wait_closed(Duration::ZERO) {
-            show_console(vm, shown).map_err(Failure::io("write to the terminal"))?;
+            show_console(vm, shown).map_err(TaskError::io("write to the terminal"))?;
             return Ok(());
         }
         let keys = terminal.keys();
@@ -146,16 +147,22 @@ fn stay(vm: &mut Vm, machine: Machine, cli: &Cli, node: &Reached) -> Result<()> 
             let text = String::from_utf8_lossy(&keys);
             vm.console()
                 .send(&text)
-                .map_err(Failure::io("type on the console"))?;
+                .map_err(TaskError::io("type on the console"))?;
         }
         thread::sleep(LOOK_EVERY);
     }
 }
 
-fn leave(vm: &mut Vm, machine: Machine, cli: &Cli, node: &Reached, shown: usize) -> Result<()> {
+fn leave(
+    vm: &mut Vm,
+    machine: MachineType,
+    cli: &NodeCli,
+    node: &ReachableNode,
+    shown: usize,
+) -> Result<()> {
     eprintln!("\r\npowering off ...\r");
     let polite = node::power_off(vm, machine, cli, node);
-    show_console(vm, shown).map_err(Failure::io("write to the terminal"))?;
+    show_console(vm, shown).map_err(TaskError::io("write to the terminal"))?;
     if let Err(error) = polite {
         vm.cut_power()?;
         return Err(error);
@@ -185,13 +192,13 @@ struct DataDisk {
 
 impl DataDisk {
     /// The kept disk of this form; a smoke run, or a second machine, gets one of its own.
-    fn open(cx: &Context, image: &Image, arguments: &Arguments) -> Result<Self> {
+    fn open(cx: &XtaskContext, image: &ImageFiles, arguments: &UpArgs) -> Result<Self> {
         let kept = cx.cache().join("up");
-        fs::create_dir_all(&kept).map_err(Failure::io(format!("make {}", kept.display())))?;
+        fs::create_dir_all(&kept).map_err(TaskError::io(format!("make {}", kept.display())))?;
         let lock = if arguments.smoke { None } else { lock(&kept)? };
         if lock.is_none() {
             let scratch =
-                tempfile::tempdir_in(&kept).map_err(Failure::io("make a folder for a disk"))?;
+                tempfile::tempdir_in(&kept).map_err(TaskError::io("make a folder for a disk"))?;
             let path = scratch.path().join("disk.raw");
             make(&path, image, arguments.form)?;
             return Ok(Self {
@@ -211,15 +218,19 @@ impl DataDisk {
         })
     }
 
-    fn disk(&self, form: Form) -> Disk {
-        let disk = Disk::file(&self.path);
-        if form == Form::Raw { disk } else { disk.data() }
+    fn disk(&self, form: ImageForm) -> VirtioDisk {
+        let disk = VirtioDisk::file(&self.path);
+        if form == ImageForm::Raw {
+            disk
+        } else {
+            disk.data()
+        }
     }
 }
 
 /// Whether this is the only `up` that uses the kept disks.
 fn lock(folder: &Path) -> Result<Option<File>> {
-    let file = File::create(folder.join("lock")).map_err(Failure::io("lock the data disk"))?;
+    let file = File::create(folder.join("lock")).map_err(TaskError::io("lock the data disk"))?;
     if file.try_lock().is_ok() {
         return Ok(Some(file));
     }
@@ -228,22 +239,22 @@ fn lock(folder: &Path) -> Result<Option<File>> {
 }
 
 /// A blank disk; for the raw form a copy of the image, grown by as much.
-fn make(path: &Path, image: &Image, form: Form) -> Result<()> {
-    if form != Form::Raw {
+fn make(path: &Path, image: &ImageFiles, form: ImageForm) -> Result<()> {
+    if form != ImageForm::Raw {
         return Ok(alknet_qemu::blank(path, DATA_BYTES)?);
     }
     let disk = image
         .manifest
-        .path(&image.folder, form, Role::Disk)
+        .path(&image.folder, form, OutputRole::Disk)
         .ok_or_else(|| {
-            Failure::Arguments("the raw image has no disk: build it again".to_owned())
+            TaskError::Arguments("the raw image has no disk: build it again".to_owned())
         })?;
     alknet_qemu::copy(&disk, path)?;
     let grow = || {
         let file = File::options().write(true).open(path)?;
         file.set_len(file.metadata()?.len() + DATA_BYTES)
     };
-    grow().map_err(Failure::io(format!("grow {}", path.display())))
+    grow().map_err(TaskError::io(format!("grow {}", path.display())))
 }
 
 #[cfg(test)]

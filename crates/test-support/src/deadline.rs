@@ -111,14 +111,14 @@ pub fn seconds(limit: Duration) -> String {
 }
 
 /// What a condition answers when [`eventually`] asks: whether it holds, or why it does not yet.
-pub trait Answer {
+pub trait ConditionResult {
     type Value;
 
     /// What was waited for, or what the panic message quotes.
     fn settle(self) -> Result<Self::Value, String>;
 }
 
-impl Answer for bool {
+impl ConditionResult for bool {
     type Value = ();
 
     fn settle(self) -> Result<(), String> {
@@ -126,7 +126,7 @@ impl Answer for bool {
     }
 }
 
-impl<T> Answer for Option<T> {
+impl<T> ConditionResult for Option<T> {
     type Value = T;
 
     fn settle(self) -> Result<T, String> {
@@ -134,7 +134,7 @@ impl<T> Answer for Option<T> {
     }
 }
 
-impl<T, E: Display> Answer for Result<T, E> {
+impl<T, E: Display> ConditionResult for Result<T, E> {
     type Value = T;
 
     fn settle(self) -> Result<T, String> {
@@ -162,7 +162,11 @@ impl<T, E: Display> Answer for Result<T, E> {
 ///
 /// Where the limit passed. The message has `what`, the time waited, and the last `Err`.
 #[track_caller]
-pub fn eventually<A: Answer>(what: &str, limit: Duration, mut ask: impl FnMut() -> A) -> A::Value {
+pub fn eventually<A: ConditionResult>(
+    what: &str,
+    limit: Duration,
+    mut ask: impl FnMut() -> A,
+) -> A::Value {
     let (begun, limit) = (Instant::now(), deadline(limit));
     let mut pause = PAUSE_MIN;
     loop {

@@ -17,6 +17,7 @@
 mod alone;
 mod campaign;
 mod deadline;
+pub mod log_capture;
 mod machines;
 mod namespaces;
 mod port;
@@ -25,10 +26,10 @@ mod skip;
 pub use alone::alone;
 pub use campaign::{is_campaign, took};
 pub use deadline::{
-    Answer, SLOWDOWN_MAX, deadline, eventually, expect_slowdown, limited, parse_slowdown, seconds,
-    slowdown,
+    ConditionResult, SLOWDOWN_MAX, deadline, eventually, expect_slowdown, limited, parse_slowdown,
+    seconds, slowdown,
 };
 pub use machines::machines_mib;
 pub use namespaces::remove_orphaned_namespaces;
-pub use port::Port;
+pub use port::ReservedPort;
 pub use skip::{skipped, skipped_whole, started_again};

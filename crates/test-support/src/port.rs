@@ -9,8 +9,8 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 /// Claimed numbers begin here: below are the ports of services.
 const FIRST: u16 = 10_000;
 
-/// Claimed numbers end before this one, where the kernel takes the ports of sockets that name none from above it, as it
-/// does unless somebody has set another range.
+/// Claimed numbers end before this one. From above it the kernel takes the ports of sockets that name none, unless the
+/// administrator has set another range.
 const END: u16 = 32_000;
 
 /// The kernel's range: the first and the last number, by default 32768 and 60999.
@@ -22,7 +22,7 @@ const ENOUGH: u32 = 1000;
 /// Where a process begins to look lies this far from where a process with the next id does.
 const STEP: u32 = 64;
 
-/// A port of 127.0.0.1, on TCP and UDP, that no other holder of a [`Port`] on this machine has.
+/// A port of 127.0.0.1, on TCP and UDP, that no other holder of a [`ReservedPort`] on this machine has.
 ///
 /// The number lies outside the range from which the kernel takes the port of an outgoing connection and
 /// of a socket bound to port 0, wherever that is. A port that a test finds by binding port 0 and closes again is taken by
@@ -31,12 +31,12 @@ const STEP: u32 = 64;
 /// The claim is an abstract Unix socket named after the number: it is gone with the process, and like the
 /// port it belongs to one network namespace.
 #[derive(Debug)]
-pub struct Port {
+pub struct ReservedPort {
     number: u16,
     _claim: UnixListener,
 }
 
-impl Port {
+impl ReservedPort {
     /// Claims a port that is free now.
     ///
     /// # Errors
@@ -150,15 +150,15 @@ mod tests {
 
     #[test]
     fn no_port_is_claimed_twice_while_it_is_held() {
-        let ports = Port::claim_all::<50>();
-        let numbers: BTreeSet<u16> = ports.iter().map(Port::number).collect();
+        let ports = ReservedPort::claim_all::<50>();
+        let numbers: BTreeSet<u16> = ports.iter().map(ReservedPort::number).collect();
         assert_eq!(numbers.len(), ports.len());
         assert!(numbers.iter().all(|number| *number >= FIRST));
     }
 
     #[test]
     fn a_port_that_a_program_has_is_not_claimed() {
-        let port = Port::claim().expect("a port");
+        let port = ReservedPort::claim().expect("a port");
         let number = port.number();
         assert!(!is_bound(number).expect("listed"));
         let local = (Ipv4Addr::LOCALHOST, number);
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn the_kernel_gives_none_of_these_numbers_away() {
         let kernels = kernels().expect("Linux has it");
-        for port in Port::claim_all::<20>() {
+        for port in ReservedPort::claim_all::<20>() {
             let number = u32::from(port.number());
             assert!(!kernels.contains(&number), "{number} is in {kernels:?}");
         }

@@ -18,7 +18,7 @@ mod retry_after;
 mod transport;
 
 #[cfg(test)]
-mod away;
+mod backoff_tests;
 #[cfg(test)]
 mod fake;
 
@@ -41,13 +41,13 @@ pub use retry_after::{RATE_LIMITED_S, RETRY_AFTER_MAX_S};
 pub use transport::AcmeTransport;
 
 use crate::der;
+use crate::diagnostics::{ACME_FAILED, CLOCK_INSANE, NodeDiagnostics};
 use crate::pair::CertificatePair;
-use crate::problems::{ACME_FAILED, CLOCK_INSANE, Problems};
-use crate::store::{CertificateStore, Source};
-use clock::{Clock, System};
-use disk::{Disk, KeptKey};
-use order::{Answers, Fresh, Issued, Wanted};
-use plan::{Planner, Span, Step};
+use crate::store::{CertificateSource, CertificateStore};
+use clock::{AcmeClock, AcmeSystemClock};
+use disk::{AcmeStorage, StoredCertificateKey};
+use order::{CertificateOrder, ChallengeResponders, CsrKeyPair, Issued};
+use plan::{AcmeStep, Planner, UnixTimeSpan};
 use retry_after::RetryAfter;
 
 /// Names in one certificate.
@@ -62,7 +62,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(600);
 /// How often a wrong clock is looked at again.
 const CLOCK_PAUSE: Duration = Duration::from_secs(10);
 
-/// How often a key is tried again that cannot be sealed or opened: nobody else is asked for it.
+/// How often the node tries again to seal or open a key: that takes no request to the authority.
 const KEY_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often the authority is asked when it would like a renewal, at least and at most (RFC 9773
@@ -96,15 +96,15 @@ pub struct AcmeParts {
     /// Where the certificate is served from.
     pub store: Arc<CertificateStore>,
     /// Where trouble is reported.
-    pub problems: Arc<Problems>,
+    pub problems: Arc<NodeDiagnostics>,
     /// The same that the port's TLS was made with.
     pub alpn: Arc<AlpnChallenges>,
     /// Mounted on port 80, where there is one.
     pub http: Option<Arc<HttpChallenges>>,
     /// The DNS part, where there is one.
     pub dns: Option<Arc<dyn DnsChallenge>>,
-    /// The account's key, where it is derived: a node that is made anew from the same secret has the same
-    /// account. Without, one is made and kept on the disk.
+    /// The account's key, where it is derived: a node that is built again from the same secret has the same account.
+    /// Without, the node makes a key and keeps it on the disk.
     pub account_key: Option<Arc<dyn AccountKey>>,
     /// What seals the keys of certificates, where there is something that can. Without, they lie on the
     /// disk as they are, mode 0600.
@@ -116,19 +116,19 @@ pub struct Acme {
     options: AcmeOptions,
     transport: Arc<dyn AcmeTransport>,
     store: Arc<CertificateStore>,
-    problems: Arc<Problems>,
-    answers: Answers,
-    disk: Disk,
+    problems: Arc<NodeDiagnostics>,
+    answers: ChallengeResponders,
+    disk: AcmeStorage,
     plan: Planner,
     account_key: Option<Arc<dyn AccountKey>>,
     account: Option<Account>,
     retry_after: Arc<RetryAfter>,
     /// When the authority was asked for the renewal window, and how long that holds.
     window_asked: Option<(u64, Duration)>,
-    /// What was kept cannot be opened, or not be sealed, before somebody unlocks what does it.
+    /// What was kept cannot be opened, or not be sealed, until an administrator unlocks the seal.
     locked: bool,
     renew: Arc<Notify>,
-    clock: Arc<dyn Clock>,
+    clock: Arc<dyn AcmeClock>,
 }
 
 /// Asks for a renewal before its time.
@@ -153,10 +153,10 @@ impl Acme {
             .iter_mut()
             .for_each(|n| n.make_ascii_lowercase());
         let first = check_names(&options.names)?;
-        let disk = Disk::open(&options.state_dir, first, parts.key_seal)?;
+        let disk = AcmeStorage::open(&options.state_dir, first, parts.key_seal)?;
         let plan = Planner::new(options.names.clone(), options.clock_floor, disk.history());
         let mut acme = Self {
-            answers: Answers {
+            answers: ChallengeResponders {
                 alpn: parts.alpn,
                 http: parts.http,
                 dns: parts.dns,
@@ -173,7 +173,7 @@ impl Acme {
             window_asked: None,
             locked: false,
             renew: Arc::default(),
-            clock: Arc::new(System),
+            clock: Arc::new(AcmeSystemClock),
             options,
         };
         acme.serve_kept();
@@ -197,17 +197,17 @@ impl Acme {
                 continue;
             }
             match self.plan.next(self.now()) {
-                Step::ClockInsane => {
+                AcmeStep::ClockInsane => {
                     let text = "the clock is before this program was built; check the network's \
                                 time servers. No certificate is ordered until then";
                     self.problems.set(CLOCK_INSANE, "acme", text.to_owned());
                     self.clock.sleep(CLOCK_PAUSE).await;
                 }
-                Step::Order => {
+                AcmeStep::Order => {
                     self.problems.clear(CLOCK_INSANE, "acme");
                     self.order().await;
                 }
-                Step::Wait { until } => {
+                AcmeStep::Wait { until } => {
                     self.problems.clear(CLOCK_INSANE, "acme");
                     self.wait(until).await;
                 }
@@ -237,7 +237,7 @@ impl Acme {
     /// Asks for the renewal window; returns when to ask again. An authority that does not know
     /// windows, or is not there, leaves the usual plan.
     async fn ask_window(&mut self) -> Duration {
-        let Some(pair) = self.store.pair(Source::Acme) else {
+        let Some(pair) = self.store.pair(CertificateSource::Acme) else {
             return WINDOW_PAUSE_MIN;
         };
         let Some(id) = identifier(&pair) else {
@@ -250,7 +250,7 @@ impl Acme {
         match timeout(ORDER_TIMEOUT, account.renewal_info(&id)).await {
             Ok(Ok((info, again))) => {
                 let seconds = |at: i64| u64::try_from(at).unwrap_or(0);
-                self.plan.suggest(Some(Span {
+                self.plan.suggest(Some(UnixTimeSpan {
                     from: seconds(info.suggested_window.start.unix_timestamp()),
                     to: seconds(info.suggested_window.end.unix_timestamp()),
                 }));
@@ -292,7 +292,7 @@ impl Acme {
                 self.plan.succeeded(validity(&issued.pair), random());
                 self.window_asked = None;
                 tracing::info!("a new certificate is served for {subject}");
-                self.store.put(Source::Acme, issued.pair);
+                self.store.put(CertificateSource::Acme, issued.pair);
                 self.problems.clear(ACME_FAILED, &subject);
             }
             Err(error) => {
@@ -311,21 +311,25 @@ impl Acme {
 
     /// A key for the next certificate, and the form in which it will be kept. It is sealed before the
     /// authority is asked, so that no certificate comes whose key could then not be kept.
-    fn fresh_key(&self) -> Result<(Fresh, KeptKey), AcmeError> {
-        let fresh = Fresh::make(&self.options.names)?;
+    fn fresh_key(&self) -> Result<(CsrKeyPair, StoredCertificateKey), AcmeError> {
+        let fresh = CsrKeyPair::make(&self.options.names)?;
         let kept = self.disk.seal(&fresh.pem)?;
         Ok((fresh, kept))
     }
 
-    async fn try_order(&mut self, fresh: &Fresh, kept: &KeptKey) -> Result<Issued, AcmeError> {
+    async fn try_order(
+        &mut self,
+        fresh: &CsrKeyPair,
+        kept: &StoredCertificateKey,
+    ) -> Result<Issued, AcmeError> {
         let account = self.account().await?;
         // Only now is it an order that the authority counts. Written before, so that a crash in the middle
         // of it counts, too.
         self.plan.began(self.now());
         self.keep_history();
-        let held = self.store.pair(Source::Acme);
+        let held = self.store.pair(CertificateSource::Acme);
         let attempt = self.plan.failures();
-        let wanted = Wanted {
+        let wanted = CertificateOrder {
             names: &self.options.names,
             fresh,
             profile: self.options.profile.as_deref(),
@@ -373,7 +377,7 @@ impl Acme {
             self.plan.hold(validity(&kept), random());
         }
         // Even for some of the names, or near its end, it is better than none.
-        self.store.put(Source::Acme, kept);
+        self.store.put(CertificateSource::Acme, kept);
     }
 
     fn wait_for_key(&mut self, error: &AcmeError) {
@@ -432,8 +436,8 @@ fn identifier(pair: &CertificatePair) -> Option<CertificateIdentifier<'static>> 
     )
 }
 
-fn validity(pair: &CertificatePair) -> Span {
-    Span {
+fn validity(pair: &CertificatePair) -> UnixTimeSpan {
+    UnixTimeSpan {
         from: pair.not_before(),
         to: pair.not_after(),
     }

@@ -10,7 +10,8 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use crate::proof::PeerProof;
 
-/// Takes any key the client can sign with. What the key means is decided by whoever knows peers.
+/// Takes any key the client can sign with. What the key means is decided by the part that knows the
+/// peers.
 pub(crate) struct AnyKey {
     raw: bool,
     algorithms: WebPkiSupportedAlgorithms,

@@ -1,4 +1,4 @@
-//! How a dialler proves itself and checks whom it reached.
+//! How a dialler proves itself and checks which server it reached.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,7 +19,9 @@ use crate::certs;
 use crate::error::TlsError;
 use crate::key::NodeKey;
 use crate::pin::PinVerifier;
-use crate::remote::{Form, KnownPeer, PinnedRemote, Pins, Place, PublicRemote, Remote};
+use crate::remote::{
+    KeyCertificateType, KnownPeer, PinnedRemote, PublicRemote, RemoteHost, RemotePins, TlsRemote,
+};
 
 /// Sessions remembered per remote. Each holds a few hundred bytes.
 const SESSIONS_MAX: usize = 256;
@@ -115,16 +117,16 @@ impl ClientTls {
         &self,
         entry: Option<&KnownPeer>,
         keys: &[PeerKey],
-        place: Place<'_>,
-    ) -> Result<Remote, TlsError> {
+        place: RemoteHost<'_>,
+    ) -> Result<TlsRemote, TlsError> {
         match (entry, place) {
-            (Some(peer), _) => Ok(Remote::Peer(peer.id.clone(), self.peer(peer)?)),
-            (None, _) if !keys.is_empty() => Ok(Remote::Key(self.pinned(keys)?)),
-            (None, Place::Name(name)) => self.public(name.to_owned().try_into().ok()),
-            (None, Place::Ip(ip)) if self.options.webpki_ip => {
+            (Some(peer), _) => Ok(TlsRemote::Peer(peer.id.clone(), self.peer(peer)?)),
+            (None, _) if !keys.is_empty() => Ok(TlsRemote::Key(self.pinned(keys)?)),
+            (None, RemoteHost::Name(name)) => self.public(name.to_owned().try_into().ok()),
+            (None, RemoteHost::Ip(ip)) if self.options.webpki_ip => {
                 self.public(Some(ServerName::IpAddress(ip.into())))
             }
-            (None, Place::Ip(ip)) => Err(TlsError::UnknownPeer(ip.to_string())),
+            (None, RemoteHost::Ip(ip)) => Err(TlsError::UnknownPeer(ip.to_string())),
         }
     }
 
@@ -174,7 +176,7 @@ impl ClientTls {
         Ok(remote)
     }
 
-    fn public(&self, name: Option<ServerName<'static>>) -> Result<Remote, TlsError> {
+    fn public(&self, name: Option<ServerName<'static>>) -> Result<TlsRemote, TlsError> {
         let name = name.ok_or(TlsError::Name)?;
         let config = match self.public.get() {
             Some(config) => config,
@@ -184,7 +186,7 @@ impl ClientTls {
             }
         };
         let config = config.clone();
-        Ok(Remote::Public(Box::new(PublicRemote { name, config })))
+        Ok(TlsRemote::Public(Box::new(PublicRemote { name, config })))
     }
 
     fn make_public(&self) -> Result<ClientConfig, TlsError> {
@@ -198,7 +200,7 @@ impl ClientTls {
             .with_webpki_verifier(verifier);
         let shown = self.options.key.as_ref();
         Ok(match shown.filter(|_| self.options.present_key_to_public) {
-            Some(key) => builder.with_client_cert_resolver(present(key, Form::X509)?),
+            Some(key) => builder.with_client_cert_resolver(present(key, KeyCertificateType::X509)?),
             None => builder.with_no_client_auth(),
         })
     }
@@ -224,12 +226,12 @@ fn sorted(keys: &[PeerKey]) -> Vec<PeerKey> {
 pub(crate) fn pinned_config(
     own: Option<&NodeKey>,
     keys: &[PeerKey],
-    form: Form,
-    pins: &Arc<Pins>,
+    form: KeyCertificateType,
+    pins: &Arc<RemotePins>,
 ) -> Result<ClientConfig, TlsError> {
     let provider = crate::provider();
     let algorithms = provider.signature_verification_algorithms;
-    let raw = form == Form::Raw;
+    let raw = form == KeyCertificateType::Raw;
     let verifier: Arc<dyn ServerCertVerifier> =
         Arc::new(PinVerifier::new(keys, raw, algorithms, pins));
     let builder = ClientConfig::builder_with_provider(provider)
@@ -245,10 +247,15 @@ pub(crate) fn pinned_config(
     Ok(config)
 }
 
-fn present(key: &NodeKey, form: Form) -> Result<Arc<dyn ResolvesClientCert>, TlsError> {
+fn present(
+    key: &NodeKey,
+    form: KeyCertificateType,
+) -> Result<Arc<dyn ResolvesClientCert>, TlsError> {
     Ok(match form {
-        Form::Raw => Arc::new(AlwaysResolvesClientRawPublicKeys::new(certs::raw(key)?)),
-        Form::X509 => Arc::new(Wrapped {
+        KeyCertificateType::Raw => {
+            Arc::new(AlwaysResolvesClientRawPublicKeys::new(certs::raw(key)?))
+        }
+        KeyCertificateType::X509 => Arc::new(KeyCertificateCell {
             key: key.clone(),
             made: OnceLock::new(),
         }),
@@ -256,12 +263,12 @@ fn present(key: &NodeKey, form: Form) -> Result<Arc<dyn ResolvesClientCert>, Tls
 }
 
 /// Our key in a certificate, made when a server first asks for one.
-struct Wrapped {
+struct KeyCertificateCell {
     key: NodeKey,
     made: OnceLock<Option<SingleCertAndKey>>,
 }
 
-impl ResolvesClientCert for Wrapped {
+impl ResolvesClientCert for KeyCertificateCell {
     fn resolve(
         &self,
         hints: &[&[u8]],
@@ -281,9 +288,9 @@ impl ResolvesClientCert for Wrapped {
     }
 }
 
-impl fmt::Debug for Wrapped {
+impl fmt::Debug for KeyCertificateCell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Wrapped({:?})", self.key)
+        write!(f, "KeyCertificateCell({:?})", self.key)
     }
 }
 

@@ -22,7 +22,7 @@ const ELEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// What [`facts`] reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Facts<'a> {
+pub(crate) struct CertificateFields<'a> {
     /// Start of validity in seconds of Unix time; dates before 1970 are 0.
     pub(crate) not_before: u64,
     /// End of validity.
@@ -34,16 +34,16 @@ pub(crate) struct Facts<'a> {
 }
 
 /// Reads an X.509 certificate; `None` for anything else.
-pub(crate) fn facts(certificate: &[u8]) -> Option<Facts<'_>> {
-    let mut outer = Reader(Reader(certificate).take(SEQUENCE)?);
-    let mut tbs = Reader(outer.take(SEQUENCE)?);
+pub(crate) fn facts(certificate: &[u8]) -> Option<CertificateFields<'_>> {
+    let mut outer = DerReader(DerReader(certificate).take(SEQUENCE)?);
+    let mut tbs = DerReader(outer.take(SEQUENCE)?);
     if tbs.tag() == Some(VERSION) {
         tbs.take(VERSION)?;
     }
     let serial = tbs.take(INTEGER)?;
     let _signature = tbs.take(SEQUENCE)?;
     let _issuer = tbs.take(SEQUENCE)?;
-    let mut validity = Reader(tbs.take(SEQUENCE)?);
+    let mut validity = DerReader(tbs.take(SEQUENCE)?);
     let (not_before, not_after) = (validity.time()?, validity.time()?);
     let mut authority_key = None;
     while let Some((tag, content)) = tbs.next() {
@@ -51,7 +51,7 @@ pub(crate) fn facts(certificate: &[u8]) -> Option<Facts<'_>> {
             authority_key = authority_key_of(content);
         }
     }
-    Some(Facts {
+    Some(CertificateFields {
         not_before,
         not_after,
         serial,
@@ -60,16 +60,16 @@ pub(crate) fn facts(certificate: &[u8]) -> Option<Facts<'_>> {
 }
 
 fn authority_key_of(extensions: &[u8]) -> Option<&[u8]> {
-    let mut list = Reader(Reader(extensions).take(SEQUENCE)?);
+    let mut list = DerReader(DerReader(extensions).take(SEQUENCE)?);
     while let Some((SEQUENCE, extension)) = list.next() {
-        let mut extension = Reader(extension);
+        let mut extension = DerReader(extension);
         if extension.take(OBJECT_IDENTIFIER)? != OID_AUTHORITY_KEY {
             continue;
         }
         // A BOOLEAN for "critical" may stand before the value.
         while let Some((tag, content)) = extension.next() {
             if tag == OCTET_STRING {
-                return Reader(Reader(content).take(SEQUENCE)?).take(KEY_IDENTIFIER);
+                return DerReader(DerReader(content).take(SEQUENCE)?).take(KEY_IDENTIFIER);
             }
         }
     }
@@ -77,9 +77,9 @@ fn authority_key_of(extensions: &[u8]) -> Option<&[u8]> {
 }
 
 /// Elements one after the other.
-struct Reader<'a>(&'a [u8]);
+struct DerReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> DerReader<'a> {
     fn tag(&self) -> Option<u8> {
         self.0.first().copied()
     }

@@ -71,7 +71,7 @@ pub enum TlsError {
     #[error("TLS configuration refused: {0}")]
     Rustls(#[from] rustls::Error),
     /// A file of our own state is damaged.
-    #[error("{path} cannot be used: {reason}; move it away to begin anew")]
+    #[error("{path} cannot be used: {reason}; move it away to start over")]
     State {
         /// The file.
         path: PathBuf,

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::diagnostics::{CERT_RELOAD_FAILED, NodeDiagnostics};
 use crate::pair::{CertificateFiles, CertificatePair};
-use crate::problems::{CERT_RELOAD_FAILED, Problems};
-use crate::store::{CertificateStore, Source};
+use crate::store::{CertificateSource, CertificateStore};
 
 /// How often the files are looked at. Looking costs two system calls for a pair, and finds every
 /// way of replacing a file: written over, renamed over, and the symbolic links of other tools.
@@ -18,13 +18,13 @@ pub const FILES_INTERVAL: Duration = Duration::from_secs(5);
 /// Keeps the certificates of `tls.files` up to date in a store.
 #[derive(Debug)]
 pub struct FileWatcher {
-    entries: Vec<Entry>,
+    entries: Vec<WatchedCertificate>,
     store: Arc<CertificateStore>,
-    problems: Arc<Problems>,
+    problems: Arc<NodeDiagnostics>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct WatchedCertificate {
     files: CertificateFiles,
     seen: Option<[Stamp; 2]>,
 }
@@ -39,11 +39,11 @@ impl FileWatcher {
     pub fn new(
         files: Vec<CertificateFiles>,
         store: Arc<CertificateStore>,
-        problems: Arc<Problems>,
+        problems: Arc<NodeDiagnostics>,
     ) -> Self {
         let entries = files
             .into_iter()
-            .map(|files| Entry { files, seen: None })
+            .map(|files| WatchedCertificate { files, seen: None })
             .collect();
         let mut watcher = Self {
             entries,
@@ -68,12 +68,12 @@ impl FileWatcher {
             match CertificatePair::load(&entry.files) {
                 Ok(pair) => {
                     tracing::info!("serving {subject} for {}", pair.names().join(", "));
-                    self.store.put(Source::File(index), pair);
+                    self.store.put(CertificateSource::File(index), pair);
                     self.problems.clear(CERT_RELOAD_FAILED, &subject);
                     replaced += 1;
                 }
                 Err(error) => {
-                    let kept = match self.store.pair(Source::File(index)) {
+                    let kept = match self.store.pair(CertificateSource::File(index)) {
                         Some(_) => "the certificate before it is still served",
                         None => "nothing is served for it",
                     };
@@ -113,7 +113,7 @@ mod tests {
     use std::os::unix::fs::{OpenOptionsExt, symlink};
 
     use super::*;
-    use crate::pair::tests::Authority;
+    use crate::pair::tests::PairTestCa;
 
     fn write(path: &Path, text: &str) {
         use std::io::Write;
@@ -130,13 +130,13 @@ mod tests {
     #[test]
     fn a_bad_pair_keeps_the_old_one_and_is_reported() {
         let dir = tempfile::tempdir().expect("a directory");
-        let ca = Authority::new("ca");
+        let ca = PairTestCa::new("ca");
         let files = CertificateFiles {
             chain: dir.path().join("chain.pem"),
             key: dir.path().join("key.pem"),
         };
         let store = Arc::new(CertificateStore::default());
-        let problems = Arc::new(Problems::default());
+        let problems = Arc::new(NodeDiagnostics::default());
         let mut watcher = FileWatcher::new(
             vec![files.clone()],
             Arc::clone(&store),

@@ -6,7 +6,7 @@
 use rustls::server::Acceptor;
 use thiserror::Error;
 
-use crate::server::{ServerTls, Slot, UnknownName};
+use crate::server::{ServerTls, TlsConfigSlot, UnknownName};
 
 /// Longest ClientHello: fits one TLS record and is ten times what clients send.
 pub const HELLO_BYTES_MAX: usize = 16 << 10;
@@ -27,7 +27,7 @@ impl ServerTls {
     /// # Errors
     /// It is longer than [`HELLO_BYTES_MAX`], which its first four bytes say, or is no ClientHello,
     /// or its name is to be refused.
-    pub fn slot_of(&self, bytes: &[u8]) -> Result<Option<Slot>, HelloError> {
+    pub fn slot_of(&self, bytes: &[u8]) -> Result<Option<TlsConfigSlot>, HelloError> {
         let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
@@ -43,7 +43,7 @@ impl ServerTls {
     }
 
     /// Reads a whole ClientHello by putting it into the one TLS record TCP would carry it in.
-    fn slot_of_whole(&self, hello: &[u8]) -> Result<Slot, HelloError> {
+    fn slot_of_whole(&self, hello: &[u8]) -> Result<TlsConfigSlot, HelloError> {
         let length = u16::try_from(hello.len()).map_err(|_| HelloError::TooLong)?;
         let [high, low] = length.to_be_bytes();
         let record = [&[22, 3, 1, high, low], hello].concat();
@@ -93,7 +93,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{ClientTls, ClientTlsOptions, NodeKey, Place, ServerTlsOptions};
+    use crate::{ClientTls, ClientTlsOptions, NodeKey, RemoteHost, ServerTlsOptions};
 
     fn server(strict_sni: bool) -> ServerTls {
         let options = ServerTlsOptions {
@@ -105,9 +105,9 @@ mod tests {
     }
 
     /// What a dialler sends first: raw and X.509 clients of a peer, and one of a public name.
-    fn hellos() -> Vec<(Vec<u8>, Slot)> {
+    fn hellos() -> Vec<(Vec<u8>, TlsConfigSlot)> {
         let tls = ClientTls::new(ClientTlsOptions::default());
-        let place = Place::Name("peer.example.org");
+        let place = RemoteHost::Name("peer.example.org");
         let pin = [PeerKey::Ed25519([1; 32])];
         let pinned = tls.remote(None, &pin, place).expect("a pin");
         let public = tls.remote(None, &[], place).expect("a name");
@@ -115,7 +115,11 @@ mod tests {
         let public = public.attempts(place, b"h3");
         pinned
             .chain(public)
-            .zip([Slot::RawX509, Slot::X509X509, Slot::Web])
+            .zip([
+                TlsConfigSlot::RawX509,
+                TlsConfigSlot::X509X509,
+                TlsConfigSlot::Web,
+            ])
             .map(|(config, slot)| (hello(config), slot))
             .collect()
     }
@@ -152,7 +156,7 @@ mod tests {
             .map(|(hello, _)| tls.slot_of(hello))
             .collect();
         // Raw keys know no names.
-        assert_eq!(choices[0], Ok(Some(Slot::RawX509)));
+        assert_eq!(choices[0], Ok(Some(TlsConfigSlot::RawX509)));
         for refused in &choices[1..] {
             assert_eq!(refused, &Err(HelloError::UnknownName(UnknownName)));
             let alert = refused.as_ref().map_err(HelloError::alert);

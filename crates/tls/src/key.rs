@@ -66,7 +66,7 @@ impl NodeKey {
         Ok(Some(Self::from_seed(seed)))
     }
 
-    /// Reads a key file, making it first where there is none; says whether it was made.
+    /// Reads a key file, and makes it first where it is missing; says whether it was made.
     ///
     /// # Errors
     /// As [`load`](Self::load), or the file cannot be written.
@@ -110,7 +110,7 @@ impl NodeKey {
         out
     }
 
-    /// Signs a message (RFC 8032). Whoever calls makes sure that it begins with its purpose, so that
+    /// Signs a message (RFC 8032). The caller makes sure that it begins with its purpose, so that
     /// no signature can stand for another.
     #[must_use]
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {

@@ -10,6 +10,7 @@ mod any_key;
 mod certs;
 mod client;
 mod der;
+mod diagnostics;
 mod error;
 mod files;
 mod hello;
@@ -17,7 +18,6 @@ mod key;
 mod own;
 mod pair;
 mod pin;
-mod problems;
 mod proof;
 mod remote;
 mod secret_file;
@@ -33,17 +33,21 @@ pub use rustls::RootCertStore;
 
 pub use alpn::by_preference;
 pub use client::{ClientTls, ClientTlsOptions, bundled_roots, is_dns_name, roots_from_file};
+pub use diagnostics::{
+    ACME_FAILED, CERT_RELOAD_FAILED, CLOCK_INSANE, NodeDiagnostic, NodeDiagnostics,
+};
 pub use error::TlsError;
 pub use files::{FILES_INTERVAL, FileWatcher};
 pub use hello::{ALERT_UNRECOGNIZED_NAME, HELLO_BYTES_MAX, HelloError};
 pub use key::{NodeKey, is_signed};
 pub use pair::{CertificateFiles, CertificatePair, PairError};
 pub use pin::PinMismatch;
-pub use problems::{ACME_FAILED, CERT_RELOAD_FAILED, CLOCK_INSANE, Problem, Problems};
 pub use proof::PeerProof;
-pub use remote::{CheckError, Form, KnownPeer, PinnedRemote, Place, PublicRemote, Remote};
-pub use server::{ALPN_ACME, ServerTls, ServerTlsOptions, Slot, UnknownName};
-pub use store::{CertificateStore, CertificateSummary, Source};
+pub use remote::{
+    CheckError, KeyCertificateType, KnownPeer, PinnedRemote, PublicRemote, RemoteHost, TlsRemote,
+};
+pub use server::{ALPN_ACME, ServerTls, ServerTlsOptions, TlsConfigSlot, UnknownName};
+pub use store::{CertificateSource, CertificateStore, CertificateSummary};
 
 /// The one crypto provider: aws-lc-rs, with X25519MLKEM768 preferred. Always passed explicitly.
 #[must_use]

@@ -15,7 +15,7 @@ use crate::store::CertificateStore;
 
 /// The configured certificates, then the self-signed ones. Each of these is made when the first
 /// client comes that needs it: most nodes never see a browser, and no start waits for one.
-pub(crate) struct Certificates {
+pub(crate) struct ServerCertificates {
     key: NodeKey,
     own_name: String,
     state_dir: Option<PathBuf>,
@@ -24,7 +24,7 @@ pub(crate) struct Certificates {
     browser: OnceLock<Option<Arc<CertifiedKey>>>,
 }
 
-impl Certificates {
+impl ServerCertificates {
     pub(crate) fn new(
         key: NodeKey,
         state_dir: Option<PathBuf>,
@@ -75,7 +75,7 @@ impl Certificates {
     }
 }
 
-impl ResolvesServerCert for Certificates {
+impl ResolvesServerCert for ServerCertificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         if let Some(configured) = self.configured(&hello) {
             return Some(configured);
@@ -91,9 +91,9 @@ impl ResolvesServerCert for Certificates {
     }
 }
 
-impl fmt::Debug for Certificates {
+impl fmt::Debug for ServerCertificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Certificates({:?})", self.key)
+        write!(f, "ServerCertificates({:?})", self.key)
     }
 }
 

@@ -295,12 +295,12 @@ pub(crate) mod tests {
     /// A time at which the certificates made here are valid.
     pub(crate) const NOW: u64 = 1_767_225_600;
 
-    pub(crate) struct Authority {
+    pub(crate) struct PairTestCa {
         pub(crate) pem: String,
         issuer: Issuer<'static, KeyPair>,
     }
 
-    impl Authority {
+    impl PairTestCa {
         pub(crate) fn new(name: &str) -> Self {
             let mut params = CertificateParams::new(vec![]).expect("no names");
             params
@@ -336,7 +336,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_good_pair_knows_its_names_and_dates() {
-        let pair = Authority::new("ca").pair(&["Example.org", "*.example.org"]);
+        let pair = PairTestCa::new("ca").pair(&["Example.org", "*.example.org"]);
         assert_eq!(pair.names(), ["example.org", "*.example.org"]);
         assert_eq!(pair.not_before(), 1_735_689_600);
         assert_eq!(pair.not_after(), 2_051_222_400);
@@ -356,9 +356,9 @@ pub(crate) mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
-        let authority = Authority::new("ca");
+        let authority = PairTestCa::new("ca");
         let (chain, key) = authority.issue(&["a.example"]);
-        let (other_chain, other_key) = Authority::new("other").issue(&["b.example"]);
+        let (other_chain, other_key) = PairTestCa::new("other").issue(&["b.example"]);
         let check = |chain: &str, key: &str| {
             CertificatePair::from_pem(chain.as_bytes(), key.as_bytes()).expect_err("refused")
         };
@@ -374,7 +374,7 @@ pub(crate) mod tests {
             check(&mixed, &key),
             PairError::ChainOrder { number: 2 }
         ));
-        let nameless = Authority::new("ca").issue(&[]);
+        let nameless = PairTestCa::new("ca").issue(&[]);
         assert!(matches!(
             check(&nameless.0, &nameless.1),
             PairError::NoNames

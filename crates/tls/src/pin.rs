@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::any_key::{refuse_tls12, verify_signature};
 use crate::proof::PeerProof;
-use crate::remote::Pins;
+use crate::remote::RemotePins;
 
 /// The server holds another key than the pinned one.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -41,7 +41,7 @@ pub(crate) struct PinVerifier {
     keys: Vec<PeerKey>,
     raw: bool,
     algorithms: WebPkiSupportedAlgorithms,
-    pins: Arc<Pins>,
+    pins: Arc<RemotePins>,
 }
 
 impl PinVerifier {
@@ -49,7 +49,7 @@ impl PinVerifier {
         keys: &[PeerKey],
         raw: bool,
         algorithms: WebPkiSupportedAlgorithms,
-        pins: &Arc<Pins>,
+        pins: &Arc<RemotePins>,
     ) -> Self {
         Self {
             keys: keys.to_vec(),

@@ -1,8 +1,8 @@
-//! Whom a dialler wants to reach, and how it will know that it did.
+//! Which server a dialler wants to reach, and how it will know that it did.
 //!
-//! There are three kinds of remote and no fourth: a peer with an entry, somebody known by a key
+//! There are three kinds of remote and no fourth: a peer with an entry, a server known by a key
 //! that the operator gave, and a public endpoint with a certificate for its name. (The relays of
-//! iroh are the business of its own library.) None of them accepts whoever answers.
+//! iroh are the business of its own library.) None of them accepts a server without proof.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -32,7 +32,7 @@ pub struct KnownPeer {
 
 /// Where a remote is, as far as TLS cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place<'a> {
+pub enum RemoteHost<'a> {
     /// A literal address.
     Ip(IpAddr),
     /// A DNS name.
@@ -41,16 +41,16 @@ pub enum Place<'a> {
 
 /// How both sides present their keys to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Form {
+pub enum KeyCertificateType {
     /// Raw public keys (RFC 7250).
     Raw,
     /// The same keys in self-signed certificates, for servers that know no raw ones.
     X509,
 }
 
-/// Somebody to reach, with the one way to recognise them.
+/// A server to reach, with the one way to recognise it.
 #[derive(Clone, Debug)]
-pub enum Remote {
+pub enum TlsRemote {
     /// By the key the operator wrote into the address. Has no peer id.
     Key(Arc<PinnedRemote>),
     /// By the keys of its entry. Is that peer.
@@ -59,10 +59,10 @@ pub enum Remote {
     Public(Box<PublicRemote>),
 }
 
-impl Remote {
+impl TlsRemote {
     /// The configurations worth trying, in order, for a remote at `place`.
     #[must_use]
-    pub fn attempts(&self, place: Place<'_>, alpn: &[u8]) -> Vec<ClientConfig> {
+    pub fn attempts(&self, place: RemoteHost<'_>, alpn: &[u8]) -> Vec<ClientConfig> {
         match self {
             Self::Public(remote) => vec![with_alpn(remote.config.clone(), alpn)],
             Self::Key(remote) | Self::Peer(_, remote) => remote
@@ -74,7 +74,7 @@ impl Remote {
 
     /// The name to give the TLS library.
     #[must_use]
-    pub fn server_name(&self, place: Place<'_>) -> ServerName<'static> {
+    pub fn server_name(&self, place: RemoteHost<'_>) -> ServerName<'static> {
         match self {
             Self::Public(remote) => remote.name.clone(),
             Self::Key(remote) | Self::Peer(_, remote) => remote.server_name(place),
@@ -149,7 +149,7 @@ pub struct PinnedRemote {
     raw: ClientConfig,
     x509: ClientConfig,
     /// What is wanted now; shared with the remote that replaces this one.
-    pub(crate) pins: Arc<Pins>,
+    pub(crate) pins: Arc<RemotePins>,
 }
 
 impl PinnedRemote {
@@ -157,15 +157,15 @@ impl PinnedRemote {
     pub(crate) fn new(
         own: Option<&NodeKey>,
         keys: Vec<PeerKey>,
-        pins: Arc<Pins>,
+        pins: Arc<RemotePins>,
     ) -> Result<Self, TlsError> {
         if keys.is_empty() {
             return Err(TlsError::NoPins);
         }
         pins.lock().keys.clone_from(&keys);
         Ok(Self {
-            raw: pinned_config(own, &keys, Form::Raw, &pins)?,
-            x509: pinned_config(own, &keys, Form::X509, &pins)?,
+            raw: pinned_config(own, &keys, KeyCertificateType::Raw, &pins)?,
+            x509: pinned_config(own, &keys, KeyCertificateType::X509, &pins)?,
             keys,
             pins,
         })
@@ -176,24 +176,27 @@ impl PinnedRemote {
     }
 
     /// The forms worth trying, in order: raw keys first where a pin can be one.
-    fn forms(&self) -> impl Iterator<Item = Form> + use<> {
+    fn forms(&self) -> impl Iterator<Item = KeyCertificateType> + use<> {
         let raw = self.ed25519().is_some();
-        raw.then_some(Form::Raw).into_iter().chain([Form::X509])
+        raw.then_some(KeyCertificateType::Raw)
+            .into_iter()
+            .chain([KeyCertificateType::X509])
     }
 
-    fn config(&self, form: Form, place: Place<'_>, alpn: &[u8]) -> ClientConfig {
+    fn config(&self, form: KeyCertificateType, place: RemoteHost<'_>, alpn: &[u8]) -> ClientConfig {
         let mut config = match form {
-            Form::Raw => self.raw.clone(),
-            Form::X509 => self.x509.clone(),
+            KeyCertificateType::Raw => self.raw.clone(),
+            KeyCertificateType::X509 => self.x509.clone(),
         };
-        // A node shows its own key to whoever names nobody, and the network need not know whom we
-        // look for. Other servers need the name to pick the certificate that is pinned.
-        config.enable_sni = self.ed25519().is_none() && matches!(place, Place::Name(_));
+        // A node shows its own key to a client that names no server, and the network need not know
+        // which node the client looks for. Other servers need the name to pick the certificate that
+        // is pinned.
+        config.enable_sni = self.ed25519().is_none() && matches!(place, RemoteHost::Name(_));
         with_alpn(config, alpn)
     }
 
     /// Keys the session cache. Sent only where the place has a name that the server must know.
-    fn server_name(&self, place: Place<'_>) -> ServerName<'static> {
+    fn server_name(&self, place: RemoteHost<'_>) -> ServerName<'static> {
         let own = || {
             let name = match self.ed25519().or_else(|| self.keys.first().copied()) {
                 Some(
@@ -205,7 +208,7 @@ impl PinnedRemote {
                 .expect("base32 of a key below alknet.invalid is a DNS name")
         };
         match place {
-            Place::Name(name) if self.ed25519().is_none() => {
+            RemoteHost::Name(name) if self.ed25519().is_none() => {
                 name.to_owned().try_into().unwrap_or_else(|_| own())
             }
             _ => own(),
@@ -238,7 +241,7 @@ impl fmt::Debug for PinnedRemote {
 
 /// The keys one remote may prove at this moment, and what was last seen instead.
 #[derive(Debug, Default)]
-pub(crate) struct Pins(Mutex<PinState>);
+pub(crate) struct RemotePins(Mutex<PinState>);
 
 #[derive(Debug, Default)]
 pub(crate) struct PinState {
@@ -248,7 +251,7 @@ pub(crate) struct PinState {
     logged: Option<Instant>,
 }
 
-impl Pins {
+impl RemotePins {
     /// Nothing is right any more: the entry is gone.
     pub(crate) fn revoke(&self) {
         self.lock().keys.clear();
@@ -295,8 +298,8 @@ mod tests {
     use super::*;
     use crate::client::{ClientTls, ClientTlsOptions};
 
-    const IP: Place<'_> = Place::Ip(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
-    const NAME: Place<'_> = Place::Name("hub.example.org");
+    const IP: RemoteHost<'_> = RemoteHost::Ip(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    const NAME: RemoteHost<'_> = RemoteHost::Name("hub.example.org");
 
     fn tls() -> ClientTls {
         ClientTls::new(ClientTlsOptions::default())
@@ -348,8 +351,8 @@ mod tests {
             .remote(entry, keys, IP)
             .expect("a remote")
         {
-            Remote::Key(remote) | Remote::Peer(_, remote) => remote,
-            Remote::Public(_) => panic!("not by its keys"),
+            TlsRemote::Key(remote) | TlsRemote::Peer(_, remote) => remote,
+            TlsRemote::Public(_) => panic!("not by its keys"),
         };
         let first = pinned(Some(&hub(&[a, b])), &[]);
         assert!(Arc::ptr_eq(&first, &pinned(Some(&hub(&[b, a, a])), &[])));
@@ -369,7 +372,7 @@ mod tests {
             Err(TlsError::UnknownPeer(_))
         ));
         assert!(matches!(
-            tls.remote(None, &[], Place::Name("no name")),
+            tls.remote(None, &[], RemoteHost::Name("no name")),
             Err(TlsError::Name)
         ));
         let public = tls.remote(None, &[], NAME).expect("a remote");

@@ -22,7 +22,7 @@ use crate::any_key::AnyKey;
 use crate::certs;
 use crate::error::TlsError;
 use crate::key::NodeKey;
-use crate::own::Certificates;
+use crate::own::ServerCertificates;
 use crate::store::CertificateStore;
 use crate::tickets::{LazyTicketer, TICKETS};
 
@@ -34,7 +34,7 @@ const OWN_ALPN_PREFIX: &[u8] = b"alknet/";
 
 /// Which configuration a ClientHello gets: what the server presents, then what it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Slot {
+pub enum TlsConfigSlot {
     /// Raw key; raw client keys.
     RawRaw,
     /// Raw key; client certificates.
@@ -47,7 +47,7 @@ pub enum Slot {
     X509X509,
 }
 
-impl Slot {
+impl TlsConfigSlot {
     /// Every slot, in index order.
     pub const ALL: [Self; 5] = [
         Self::RawRaw,
@@ -86,8 +86,8 @@ impl Slot {
     }
 }
 
-/// The name a client asked for is none of this node's, and `tls.strict_sni` refuses others. The
-/// answer is the alert `unrecognized_name`.
+/// The client asked for a name that this node does not have, and `tls.strict_sni` refuses such
+/// clients. The answer is the alert `unrecognized_name`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the client asked for a name that is not served here")]
 pub struct UnknownName;
@@ -110,7 +110,7 @@ pub struct ServerTls {
     tcp: [Arc<ServerConfig>; 5],
     quic: [Arc<ServerConfig>; 5],
     acme: Arc<ServerConfig>,
-    certificates: Arc<Certificates>,
+    certificates: Arc<ServerCertificates>,
     challenges: Arc<AlpnChallenges>,
     strict_sni: bool,
 }
@@ -126,14 +126,14 @@ impl ServerTls {
         tcp: &[&[u8]],
         quic: &[&[u8]],
     ) -> Result<Self, TlsError> {
-        let certificates = Arc::new(Certificates::new(
+        let certificates = Arc::new(ServerCertificates::new(
             key.clone(),
             options.state_dir,
             options.certificates,
         ));
         let raw = certs::raw(key)?;
-        let mut configs = Vec::with_capacity(Slot::ALL.len());
-        for slot in Slot::ALL {
+        let mut configs = Vec::with_capacity(TlsConfigSlot::ALL.len());
+        for slot in TlsConfigSlot::ALL {
             configs.push(slot_config(slot, &raw, &certificates)?);
         }
         let with = |alpns: &[&[u8]]| {
@@ -169,8 +169,8 @@ impl ServerTls {
     ///
     /// # Errors
     /// The name the client asks for is to be refused.
-    pub fn slot(&self, hello: &ClientHello<'_>) -> Result<Slot, UnknownName> {
-        let slot = Slot::choose(hello);
+    pub fn slot(&self, hello: &ClientHello<'_>) -> Result<TlsConfigSlot, UnknownName> {
+        let slot = TlsConfigSlot::choose(hello);
         let strict = self.strict_sni && !slot.is_raw();
         if strict && !self.certificates.knows(hello.server_name()) {
             return Err(UnknownName);
@@ -180,7 +180,7 @@ impl ServerTls {
 
     /// The configuration for a slot on QUIC.
     #[must_use]
-    pub fn quic(&self, slot: Slot) -> Arc<ServerConfig> {
+    pub fn quic(&self, slot: TlsConfigSlot) -> Arc<ServerConfig> {
         Arc::clone(&self.quic[slot as usize])
     }
 }
@@ -200,15 +200,17 @@ fn offers_only_acme(hello: &ClientHello<'_>) -> bool {
 }
 
 fn slot_config(
-    slot: Slot,
+    slot: TlsConfigSlot,
     raw: &Arc<CertifiedKey>,
-    certificates: &Arc<Certificates>,
+    certificates: &Arc<ServerCertificates>,
 ) -> Result<ServerConfig, TlsError> {
     let algorithms = crate::provider().signature_verification_algorithms;
     let verifier: Arc<dyn ClientCertVerifier> = match slot {
-        Slot::Web => WebPkiClientVerifier::no_client_auth(),
-        Slot::RawRaw | Slot::X509Raw => Arc::new(AnyKey::new(true, algorithms)),
-        Slot::RawX509 | Slot::X509X509 => Arc::new(AnyKey::new(false, algorithms)),
+        TlsConfigSlot::Web => WebPkiClientVerifier::no_client_auth(),
+        TlsConfigSlot::RawRaw | TlsConfigSlot::X509Raw => Arc::new(AnyKey::new(true, algorithms)),
+        TlsConfigSlot::RawX509 | TlsConfigSlot::X509X509 => {
+            Arc::new(AnyKey::new(false, algorithms))
+        }
     };
     let resolver: Arc<dyn ResolvesServerCert> = if slot.is_raw() {
         Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::clone(raw)))
@@ -220,7 +222,7 @@ fn slot_config(
     Ok(config)
 }
 
-/// Answers a certificate authority and nobody else; there is nothing to resume.
+/// Answers a certificate authority only; there is nothing to resume.
 fn acme_config(challenges: &Arc<AlpnChallenges>) -> Result<ServerConfig, TlsError> {
     let verifier = WebPkiClientVerifier::no_client_auth();
     let mut config = base_config(verifier, Arc::clone(challenges) as _)?;

@@ -11,7 +11,7 @@ use crate::pair::CertificatePair;
 
 /// Where a certificate comes from. For a name that several have, the first is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Source {
+pub enum CertificateSource {
     /// The entry of `tls.files` with this index.
     File(usize),
     /// The certificate authority of `tls.acme`.
@@ -22,7 +22,7 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateSummary {
     /// Where it comes from.
-    pub source: Source,
+    pub source: CertificateSource,
     /// Its names.
     pub names: Vec<String>,
     /// End of validity in seconds of Unix time.
@@ -34,20 +34,20 @@ pub struct CertificateSummary {
 #[derive(Debug, Default)]
 pub struct CertificateStore {
     by_name: ArcSwap<HashMap<String, Arc<CertifiedKey>>>,
-    sources: Mutex<BTreeMap<Source, CertificatePair>>,
+    sources: Mutex<BTreeMap<CertificateSource, CertificatePair>>,
     changes: watch::Sender<u64>,
 }
 
 impl CertificateStore {
     /// Serves `pair` from now on, in place of what `source` gave before.
-    pub fn put(&self, source: Source, pair: CertificatePair) {
+    pub fn put(&self, source: CertificateSource, pair: CertificatePair) {
         self.change(|sources| {
             sources.insert(source, pair);
         });
     }
 
     /// Serves nothing of `source` any more.
-    pub fn remove(&self, source: Source) {
+    pub fn remove(&self, source: CertificateSource) {
         self.change(|sources| {
             sources.remove(&source);
         });
@@ -55,14 +55,14 @@ impl CertificateStore {
 
     /// What `source` gave last.
     #[must_use]
-    pub fn pair(&self, source: Source) -> Option<CertificatePair> {
+    pub fn pair(&self, source: CertificateSource) -> Option<CertificatePair> {
         self.lock().get(&source).cloned()
     }
 
     /// Everything that is served.
     #[must_use]
     pub fn list(&self) -> Vec<CertificateSummary> {
-        let summary = |(source, pair): (&Source, &CertificatePair)| CertificateSummary {
+        let summary = |(source, pair): (&CertificateSource, &CertificatePair)| CertificateSummary {
             source: *source,
             names: pair.names().to_vec(),
             not_after: pair.not_after(),
@@ -87,11 +87,11 @@ impl CertificateStore {
         table.get(&format!("*.{parent}")).cloned()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Source, CertificatePair>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<CertificateSource, CertificatePair>> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<Source, CertificatePair>)) {
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<CertificateSource, CertificatePair>)) {
         let mut sources = self.lock();
         change(&mut sources);
         let mut by_name = HashMap::new();
@@ -110,16 +110,16 @@ impl CertificateStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pair::tests::Authority;
+    use crate::pair::tests::PairTestCa;
 
     #[test]
     fn exact_names_then_wildcards_then_nothing() {
-        let ca = Authority::new("ca");
+        let ca = PairTestCa::new("ca");
         let store = CertificateStore::default();
         let exact = ca.pair(&["www.example.org"]);
         let wild = ca.pair(&["*.example.org", "example.org"]);
-        store.put(Source::File(1), exact.clone());
-        store.put(Source::Acme, wild.clone());
+        store.put(CertificateSource::File(1), exact.clone());
+        store.put(CertificateSource::Acme, wild.clone());
         let is = |name: &str, pair: &CertificatePair| {
             let found = store.find(name).expect(name);
             Arc::ptr_eq(&found, pair.certified())
@@ -139,11 +139,11 @@ mod tests {
         }
         // The first source wins a name that two have.
         let file = ca.pair(&["example.org"]);
-        store.put(Source::File(0), file.clone());
+        store.put(CertificateSource::File(0), file.clone());
         assert!(is("example.org", &file));
-        store.remove(Source::File(0));
+        store.remove(CertificateSource::File(0));
         assert!(is("example.org", &wild));
-        store.remove(Source::Acme);
+        store.remove(CertificateSource::Acme);
         assert!(store.find("example.org").is_none());
         assert_eq!(store.list().len(), 1);
     }

@@ -1,24 +1,24 @@
 //! Reading and writing aligned layouts.
 
-use crate::budget::Budget;
+use crate::budget::DecodeBudget;
 use crate::error::TypedefError;
 use crate::leaf::{put_bits, take_bits};
-use crate::limits::Limits;
-use crate::model::{Count, Node, Shape, Union};
-use crate::offsets::{Field, OffsetMap};
+use crate::limits::SchemaLimits;
+use crate::model::{ArrayCount, LayoutNode, NodeShape, UnionLayout};
+use crate::offsets::{FieldOffset, OffsetMap};
 use crate::schema::Result;
-use crate::value::FieldValue;
+use crate::value::RecordValue;
 
 /// Reads a field of a record.
 pub(crate) fn read(
     map: &OffsetMap,
     record: &[u8],
     path: &str,
-    limits: &Limits,
-) -> Result<FieldValue> {
+    limits: &SchemaLimits,
+) -> Result<RecordValue> {
     let field = map.find(path)?;
     let range = range(&field, record.len(), path)?;
-    let value = take(field.node, &record[range], &mut Budget::new(limits));
+    let value = take(field.node, &record[range], &mut DecodeBudget::new(limits));
     value.map_err(|error| above(error, path))
 }
 
@@ -27,14 +27,19 @@ pub(crate) fn write(
     map: &OffsetMap,
     record: &mut [u8],
     path: &str,
-    value: &FieldValue,
-    limits: &Limits,
+    value: &RecordValue,
+    limits: &SchemaLimits,
 ) -> Result<()> {
     let field = map.find(path)?;
     let range = range(&field, record.len(), path)?;
     // Gaps become zero, so that equal values are equal bytes.
     let mut bytes = vec![0; range.len()];
-    let put = put(field.node, value, &mut bytes, &mut Budget::new(limits));
+    let put = put(
+        field.node,
+        value,
+        &mut bytes,
+        &mut DecodeBudget::new(limits),
+    );
     put.map_err(|error| above(error, path))?;
     record[range].copy_from_slice(&bytes);
     Ok(())
@@ -50,7 +55,7 @@ fn above(error: TypedefError, path: &str) -> TypedefError {
     }
 }
 
-fn range(field: &Field<'_>, len: usize, path: &str) -> Result<std::ops::Range<usize>> {
+fn range(field: &FieldOffset<'_>, len: usize, path: &str) -> Result<std::ops::Range<usize>> {
     let end = field.off + field.node.extent.size;
     if end > len as u64 {
         let why = format!("the record has {len} bytes, and the field ends at {end}");
@@ -61,53 +66,58 @@ fn range(field: &Field<'_>, len: usize, path: &str) -> Result<std::ops::Range<us
 }
 
 /// Reads from exactly the bytes of `node`.
-fn take(node: &Node, bytes: &[u8], budget: &mut Budget) -> Result<FieldValue> {
+fn take(node: &LayoutNode, bytes: &[u8], budget: &mut DecodeBudget) -> Result<RecordValue> {
     budget.enter(|budget| match &node.shape {
-        Shape::Leaf(leaf) => {
+        NodeShape::Leaf(leaf) => {
             let len = leaf.fixed_bytes().unwrap_or_default() as usize;
             let value = leaf.take(&bytes[..len], false);
             value.map_err(|why| TypedefError::access("", why))
         }
-        Shape::Struct(members) => {
-            let member = |member: &crate::model::Member| {
+        NodeShape::Struct(members) => {
+            let member = |member: &crate::model::StructMember| {
                 let value = take(&member.node, part(bytes, member.off, &member.node), budget);
                 let value = value.map_err(|error| error.under(&member.name))?;
                 Ok((member.name.clone(), value))
             };
             let members: Result<_> = members.iter().map(member).collect();
-            members.map(FieldValue::Struct)
+            members.map(RecordValue::Struct)
         }
-        Shape::Array(list) => {
+        NodeShape::Array(list) => {
             let mut items = Vec::new();
             for i in 0..fixed(list.count) {
                 let item = take(&list.item, part(bytes, i * list.stride, &list.item), budget);
                 items.push(item.map_err(|error| error.under(&i.to_string()))?);
             }
-            Ok(FieldValue::Array(items))
+            Ok(RecordValue::Array(items))
         }
-        Shape::Union(union) => {
+        NodeShape::Union(union) => {
             let tag = take_bits(&bytes[..union.tag_bytes()], false);
             let variant = union
                 .tagged(tag)
                 .map_err(|why| TypedefError::access("", why))?;
             let value = take(&variant.node, part(bytes, union.off, &variant.node), budget);
             let value = value.map_err(|error| error.under(&variant.name))?;
-            Ok(FieldValue::Union(variant.name.clone(), Box::new(value)))
+            Ok(RecordValue::Union(variant.name.clone(), Box::new(value)))
         }
-        Shape::Tensor(_) => Ok(FieldValue::Tensor),
-        Shape::Record(_) => Err(TypedefError::access("", "a Record is for packed mode only")),
+        NodeShape::Tensor(_) => Ok(RecordValue::Tensor),
+        NodeShape::Record(_) => Err(TypedefError::access("", "a Record is for packed mode only")),
     })
 }
 
 /// Writes into exactly the bytes of `node`, which are zero.
-fn put(node: &Node, value: &FieldValue, out: &mut [u8], budget: &mut Budget) -> Result<()> {
+fn put(
+    node: &LayoutNode,
+    value: &RecordValue,
+    out: &mut [u8],
+    budget: &mut DecodeBudget,
+) -> Result<()> {
     budget.enter(|budget| match (&node.shape, value) {
-        (Shape::Leaf(leaf), _) => {
+        (NodeShape::Leaf(leaf), _) => {
             let len = leaf.fixed_bytes().unwrap_or_default() as usize;
             let put = leaf.put(value, false, &mut out[..len]);
             put.map_err(|why| TypedefError::access("", why))
         }
-        (Shape::Struct(members), FieldValue::Struct(values)) => {
+        (NodeShape::Struct(members), RecordValue::Struct(values)) => {
             named(members.iter().map(|member| &member.name), values)?;
             for (member, (name, value)) in members.iter().zip(values) {
                 let room = part_mut(out, member.off, &member.node);
@@ -116,7 +126,7 @@ fn put(node: &Node, value: &FieldValue, out: &mut [u8], budget: &mut Budget) -> 
             }
             Ok(())
         }
-        (Shape::Array(list), FieldValue::Array(values)) => {
+        (NodeShape::Array(list), RecordValue::Array(values)) => {
             counted(list.count, values.len())?;
             for (i, value) in (0_u64..).zip(values) {
                 let room = part_mut(out, i * list.stride, &list.item);
@@ -125,14 +135,14 @@ fn put(node: &Node, value: &FieldValue, out: &mut [u8], budget: &mut Budget) -> 
             }
             Ok(())
         }
-        (Shape::Union(union), FieldValue::Union(name, value)) => {
+        (NodeShape::Union(union), RecordValue::Union(name, value)) => {
             let variant = variant(union, name)?;
             put_bits(variant.tag.into(), false, &mut out[..union.tag_bytes()]);
             let room = part_mut(out, union.off, &variant.node);
             let put = put(&variant.node, value, room, budget);
             put.map_err(|error| error.under(name))
         }
-        (Shape::Tensor(_), FieldValue::Tensor) => Ok(()),
+        (NodeShape::Tensor(_), RecordValue::Tensor) => Ok(()),
         _ => Err(other(node, value)),
     })
 }
@@ -140,7 +150,7 @@ fn put(node: &Node, value: &FieldValue, out: &mut [u8], budget: &mut Budget) -> 
 /// That a value of a struct has the fields, in their order.
 pub(crate) fn named<'n>(
     mut names: impl ExactSizeIterator<Item = &'n String>,
-    values: &[(String, FieldValue)],
+    values: &[(String, RecordValue)],
 ) -> Result<()> {
     let same =
         names.len() == values.len() && values.iter().all(|(name, _)| names.next() == Some(name));
@@ -154,11 +164,11 @@ pub(crate) fn named<'n>(
 }
 
 /// That an array has as many items as it may.
-pub(crate) fn counted(count: Count, items: usize) -> Result<()> {
+pub(crate) fn counted(count: ArrayCount, items: usize) -> Result<()> {
     let items = items as u64;
     let (min, max) = match count {
-        Count::Fixed(count) => (count, count),
-        Count::Between(min, max) => (min, max),
+        ArrayCount::Fixed(count) => (count, count),
+        ArrayCount::Between(min, max) => (min, max),
     };
     if (min..=max).contains(&items) {
         return Ok(());
@@ -167,27 +177,30 @@ pub(crate) fn counted(count: Count, items: usize) -> Result<()> {
     Err(TypedefError::access("", why))
 }
 
-pub(crate) fn variant<'u>(union: &'u Union, name: &str) -> Result<&'u crate::model::Variant> {
+pub(crate) fn variant<'u>(
+    union: &'u UnionLayout,
+    name: &str,
+) -> Result<&'u crate::model::UnionVariant> {
     let found = union.named(name);
     found.ok_or_else(|| TypedefError::access("", format!("the union has no variant '{name}'")))
 }
 
-pub(crate) fn other(node: &Node, value: &FieldValue) -> TypedefError {
+pub(crate) fn other(node: &LayoutNode, value: &RecordValue) -> TypedefError {
     TypedefError::access("", format!("{} is no {}", value.name(), node.kind()))
 }
 
-fn fixed(count: Count) -> u64 {
+fn fixed(count: ArrayCount) -> u64 {
     match count {
-        Count::Fixed(count) => count,
-        Count::Between(..) => 0,
+        ArrayCount::Fixed(count) => count,
+        ArrayCount::Between(..) => 0,
     }
 }
 
 /// The bytes of a part, which lie within those of the whole.
-fn part<'b>(bytes: &'b [u8], off: u64, node: &Node) -> &'b [u8] {
+fn part<'b>(bytes: &'b [u8], off: u64, node: &LayoutNode) -> &'b [u8] {
     &bytes[off as usize..][..node.extent.size as usize]
 }
 
-fn part_mut<'b>(bytes: &'b mut [u8], off: u64, node: &Node) -> &'b mut [u8] {
+fn part_mut<'b>(bytes: &'b mut [u8], off: u64, node: &LayoutNode) -> &'b mut [u8] {
     &mut bytes[off as usize..][..node.extent.size as usize]
 }

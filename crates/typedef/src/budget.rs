@@ -1,19 +1,19 @@
 //! What one reading may cost.
 
 use crate::error::TypedefError;
-use crate::limits::Limits;
+use crate::limits::SchemaLimits;
 use crate::schema::Result;
 
 /// Counts down while something is read or written.
 #[derive(Clone, Debug)]
-pub(crate) struct Budget {
+pub(crate) struct DecodeBudget {
     values: u64,
     depth: u64,
-    limits: Limits,
+    limits: SchemaLimits,
 }
 
-impl Budget {
-    pub(crate) fn new(limits: &Limits) -> Self {
+impl DecodeBudget {
+    pub(crate) fn new(limits: &SchemaLimits) -> Self {
         Self {
             values: limits.values,
             depth: limits.depth,

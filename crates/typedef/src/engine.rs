@@ -5,33 +5,33 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::access;
-use crate::check::Check;
+use crate::check::TypedefValidator;
 use crate::error::TypedefError;
-use crate::json::{self, Outside};
-use crate::limits::Limits;
-use crate::model::{Mode, Node, Shape, build};
+use crate::json::{self, ExternalData};
+use crate::limits::SchemaLimits;
+use crate::model::{LayoutMode, LayoutNode, NodeShape, build};
 use crate::offsets::OffsetMap;
 use crate::packed::PackedCodec;
 use crate::schema::{Result, Schema};
 use crate::tensor::{Dims, TensorType};
-use crate::value::FieldValue;
+use crate::value::RecordValue;
 
 /// Compiles the root of a schema.
 ///
 /// # Errors
 /// The schema is larger than `limits`, is refused, or has no layout in `mode`.
-pub fn compile(schema: &Value, mode: Mode, limits: &Limits) -> Result<Engine> {
+pub fn compile(schema: &Value, mode: LayoutMode, limits: &SchemaLimits) -> Result<LayoutEngine> {
     Schema::new(schema, limits)?.compile("#", mode)
 }
 
 /// One compiled layout. Made by [`compile`] or [`Schema::compile`].
 #[derive(Debug)]
-pub struct Engine {
-    root: Arc<Node>,
-    check: Check,
+pub struct LayoutEngine {
+    root: Arc<LayoutNode>,
+    check: TypedefValidator,
     /// In aligned mode.
     offsets: Option<OffsetMap>,
-    limits: Limits,
+    limits: SchemaLimits,
 }
 
 impl Schema {
@@ -39,15 +39,15 @@ impl Schema {
     ///
     /// # Errors
     /// There is no such definition, or it has no layout in `mode`.
-    pub fn compile(&self, definition: &str, mode: Mode) -> Result<Engine> {
+    pub fn compile(&self, definition: &str, mode: LayoutMode) -> Result<LayoutEngine> {
         let ptr = self.pointer(definition)?;
         let root = build(self, &ptr, mode)?;
         let offsets = match mode {
-            Mode::Aligned => Some(OffsetMap::new(&root, self.limits().entries)?),
-            Mode::Packed => None,
+            LayoutMode::Aligned => Some(OffsetMap::new(&root, self.limits().entries)?),
+            LayoutMode::Packed => None,
         };
-        Ok(Engine {
-            check: Check::new(self, &ptr, &root, mode)?,
+        Ok(LayoutEngine {
+            check: TypedefValidator::new(self, &ptr, &root, mode)?,
             root,
             offsets,
             limits: *self.limits(),
@@ -55,7 +55,7 @@ impl Schema {
     }
 }
 
-impl Engine {
+impl LayoutEngine {
     /// Where every field lies.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ impl Engine {
     ///
     /// # Errors
     /// There is no such field, the record is too short, or the bytes break the schema.
-    pub fn read(&self, record: &[u8], path: &str) -> Result<FieldValue> {
+    pub fn read(&self, record: &[u8], path: &str) -> Result<RecordValue> {
         access::read(self.offsets()?, record, path, &self.limits)
     }
 
@@ -114,7 +114,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`read`](Self::read), of the value. The record is then as it was.
-    pub fn write(&self, record: &mut [u8], path: &str, value: &FieldValue) -> Result<()> {
+    pub fn write(&self, record: &mut [u8], path: &str, value: &RecordValue) -> Result<()> {
         access::write(self.offsets()?, record, path, value, &self.limits)
     }
 
@@ -123,7 +123,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`TypedefError::Access`] with the field. `region` is then as it was.
-    pub fn from_json(&self, value: &Value, region: &mut Vec<u8>) -> Result<FieldValue> {
+    pub fn from_json(&self, value: &Value, region: &mut Vec<u8>) -> Result<RecordValue> {
         json::from_json(&self.root, value, region, &self.limits)
     }
 
@@ -131,7 +131,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`TypedefError::Access`] with the field that breaks the schema, or that `outside` lacks.
-    pub fn to_json(&self, value: &FieldValue, outside: &Outside<'_>) -> Result<Value> {
+    pub fn to_json(&self, value: &RecordValue, outside: &ExternalData<'_>) -> Result<Value> {
         json::to_json(&self.root, value, outside)
     }
 
@@ -139,7 +139,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`read`](Self::read), [`to_json`](Self::to_json) and [`validate`](Self::validate).
-    pub fn verify(&self, record: &[u8], outside: &Outside<'_>, dims: &mut Dims) -> Result<()> {
+    pub fn verify(&self, record: &[u8], outside: &ExternalData<'_>, dims: &mut Dims) -> Result<()> {
         let value = self.read(record, "")?;
         self.validate_with(&self.to_json(&value, outside)?, dims)
     }
@@ -153,19 +153,19 @@ impl Engine {
     }
 }
 
-fn tensors(node: &Node, path: String, found: &mut Vec<(String, TensorType)>) {
+fn tensors(node: &LayoutNode, path: String, found: &mut Vec<(String, TensorType)>) {
     let at = |part: &str| crate::pointer::join(&path, part);
     match &node.shape {
-        Shape::Array(list) => tensors(&list.item, at("*"), found),
-        Shape::Leaf(_) => {}
-        Shape::Record(each) => tensors(each, at("*"), found),
-        Shape::Struct(members) => {
+        NodeShape::Array(list) => tensors(&list.item, at("*"), found),
+        NodeShape::Leaf(_) => {}
+        NodeShape::Record(each) => tensors(each, at("*"), found),
+        NodeShape::Struct(members) => {
             for member in members {
                 tensors(&member.node, at(&member.name), found);
             }
         }
-        Shape::Tensor(tensor) => found.push((path, tensor.clone())),
-        Shape::Union(union) => {
+        NodeShape::Tensor(tensor) => found.push((path, tensor.clone())),
+        NodeShape::Union(union) => {
             for variant in &union.variants {
                 tensors(&variant.node, at(&variant.name), found);
             }

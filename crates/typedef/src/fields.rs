@@ -3,25 +3,25 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::kind::Kind;
-use crate::leaf::Leaf;
-use crate::limits::Limits;
-use crate::model::{Mode, Shape, build};
-use crate::offsets::{Entry, OffsetMap};
-use crate::schema::notes::Encoding;
+use crate::kind::FieldKind;
+use crate::leaf::LeafType;
+use crate::limits::SchemaLimits;
+use crate::model::{LayoutMode, NodeShape, build};
+use crate::offsets::{OffsetEntry, OffsetMap};
+use crate::schema::annotations::BytesEncoding;
 use crate::schema::{Result, Schema};
 
 /// One field of a record, without parts of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Field {
+pub struct RecordField {
     /// A JSON pointer (RFC 6901) into the record; empty where the record is the field.
     pub path: String,
     /// Bytes from the beginning of the record.
     pub off: u64,
     /// What it is; of an array, what each item is.
     #[serde(rename = "type")]
-    pub kind: Kind,
+    pub kind: FieldKind,
     /// Items of an array; bytes reserved for text and bytes, without the length before these; bytes
     /// of a union. Nothing for one number, and for text that lies elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,9 +30,9 @@ pub struct Field {
 
 /// The layout of one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct RecordLayout {
     /// By offset. They do not overlap.
-    pub fields: Vec<Field>,
+    pub fields: Vec<RecordField>,
     /// Bytes from one record to the next.
     pub stride: u64,
     /// Alignment of a record, in bytes.
@@ -45,7 +45,7 @@ pub struct Record {
 ///
 /// # Errors
 /// The schema is refused, has no such definition, or that has no aligned layout.
-pub fn fields(schema: &Value, def: &str, limits: &Limits) -> Result<Record> {
+pub fn fields(schema: &Value, def: &str, limits: &SchemaLimits) -> Result<RecordLayout> {
     Schema::new(schema, limits)?.fields(def)
 }
 
@@ -54,9 +54,9 @@ impl Schema {
     ///
     /// # Errors
     /// There is no such definition, or it has no aligned layout.
-    pub fn fields(&self, def: &str) -> Result<Record> {
+    pub fn fields(&self, def: &str) -> Result<RecordLayout> {
         let ptr = self.pointer(def)?;
-        let root = build(self, &ptr, Mode::Aligned)?;
+        let root = build(self, &ptr, LayoutMode::Aligned)?;
         let map = OffsetMap::new(&root, self.limits().entries)?;
         let (mut fields, mut enums) = (Vec::new(), Vec::new());
         // What lies in a union belongs to the union.
@@ -68,7 +68,7 @@ impl Schema {
             {
                 continue;
             }
-            if entry.kind() == Kind::Union {
+            if entry.kind() == FieldKind::Union {
                 union = Some(format!("{}/", entry.path()));
             }
             if let Some(field) = field(entry) {
@@ -78,7 +78,7 @@ impl Schema {
                 fields.push(field);
             }
         }
-        Ok(Record {
+        Ok(RecordLayout {
             fields,
             stride: map.stride(),
             align: map.align(),
@@ -88,19 +88,19 @@ impl Schema {
 }
 
 /// None where the entry is only made of others, or has no bytes.
-fn field(entry: &Entry) -> Option<Field> {
+fn field(entry: &OffsetEntry) -> Option<RecordField> {
     let (kind, len) = match &entry.node().shape {
-        Shape::Leaf(leaf) => (leaf.kind, reserved(leaf)),
-        Shape::Union(_) => (Kind::Union, Some(entry.node().extent.size)),
-        Shape::Array(list) => match &list.item.shape {
-            Shape::Leaf(leaf) if leaf.kind.scalar_bytes().is_some() => {
+        NodeShape::Leaf(leaf) => (leaf.kind, reserved(leaf)),
+        NodeShape::Union(_) => (FieldKind::Union, Some(entry.node().extent.size)),
+        NodeShape::Array(list) => match &list.item.shape {
+            NodeShape::Leaf(leaf) if leaf.kind.scalar_bytes().is_some() => {
                 (leaf.kind, entry.items().map(|(count, _)| count))
             }
             _ => return None,
         },
         _ => return None,
     };
-    Some(Field {
+    Some(RecordField {
         path: entry.path().to_owned(),
         off: entry.range().start,
         kind,
@@ -109,20 +109,20 @@ fn field(entry: &Entry) -> Option<Field> {
 }
 
 /// How many members an `Enum` has. A schema has far fewer values than 32 bits count.
-fn members(entry: &Entry) -> Option<u32> {
+fn members(entry: &OffsetEntry) -> Option<u32> {
     let leaf = match &entry.node().shape {
-        Shape::Leaf(leaf) => leaf,
-        Shape::Array(list) => match &list.item.shape {
-            Shape::Leaf(leaf) => leaf,
+        NodeShape::Leaf(leaf) => leaf,
+        NodeShape::Array(list) => match &list.item.shape {
+            NodeShape::Leaf(leaf) => leaf,
             _ => return None,
         },
         _ => return None,
     };
     let members = || u32::try_from(leaf.members.len()).unwrap_or(u32::MAX);
-    (leaf.kind == Kind::Enum).then(members)
+    (leaf.kind == FieldKind::Enum).then(members)
 }
 
-fn reserved(leaf: &Leaf) -> Option<u64> {
-    let fixed = leaf.kind.is_text() && leaf.encoding == Encoding::Fixed;
+fn reserved(leaf: &LeafType) -> Option<u64> {
+    let fixed = leaf.kind.is_text() && leaf.encoding == BytesEncoding::Fixed;
     fixed.then(|| leaf.max.unwrap_or_default().into())
 }

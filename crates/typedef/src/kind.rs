@@ -12,7 +12,7 @@ pub(crate) const MAX_BYTES: &str = "TypeDef:maxBytes";
 
 /// What a field is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Kind {
+pub enum FieldKind {
     /// Items of one kind, one after the other.
     Array,
     /// The upper half of a [`Float32`](Self::Float32).
@@ -59,7 +59,7 @@ pub enum Kind {
     Union,
 }
 
-impl Kind {
+impl FieldKind {
     /// All of them, by name.
     pub const ALL: [Self; 22] = [
         Self::Array,
@@ -176,7 +176,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for FieldKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -188,16 +188,16 @@ mod tests {
 
     #[test]
     fn each_keyword_names_its_kind() {
-        for kind in Kind::ALL {
-            assert_eq!(Kind::of_keyword(kind.keyword()), Some(kind));
+        for kind in FieldKind::ALL {
+            assert_eq!(FieldKind::of_keyword(kind.keyword()), Some(kind));
             assert_eq!(kind.keyword(), format!("{PREFIX}{kind:?}"));
             assert_eq!(serde_json::to_value(kind).expect("a name"), kind.name());
         }
         assert!(
-            Kind::ALL
+            FieldKind::ALL
                 .windows(2)
                 .all(|pair| pair[0].name() < pair[1].name())
         );
-        assert_eq!(Kind::of_keyword("TypeDef:Int128"), None);
+        assert_eq!(FieldKind::of_keyword("TypeDef:Int128"), None);
     }
 }

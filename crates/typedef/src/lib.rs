@@ -1,11 +1,11 @@
 //! Binary layouts described by JSON Schema.
 //!
-//! A schema of draft 2020-12 says with keywords `TypeDef:<Kind>` what its values are in bytes. Three
+//! A schema of draft 2020-12 says with keywords `TypeDef:<FieldKind>` what its values are in bytes. Three
 //! things follow from one such document: whether a JSON value is valid, where each field lies, and
 //! how a value is read and written. `docs/typedef.md` is the page for those who write schemas.
 //!
 //! ```
-//! use alknet_typedef::{FieldValue, Limits, Mode, compile};
+//! use alknet_typedef::{RecordValue, SchemaLimits, LayoutMode, compile};
 //! use serde_json::json;
 //!
 //! let schema = json!({
@@ -16,18 +16,18 @@
 //!                 "minItems": 2, "maxItems": 2 },
 //!     },
 //! });
-//! let engine = compile(&schema, Mode::Aligned, &Limits::default())?;
+//! let engine = compile(&schema, LayoutMode::Aligned, &SchemaLimits::default())?;
 //! assert!(engine.is_valid(&json!({ "id": 7, "at": [0.5, -1.0] })));
 //! let offsets = engine.offsets()?;
 //! assert_eq!((offsets.stride(), offsets.align()), (24, 8));
 //!
 //! let mut record = [0; 24];
-//! engine.write(&mut record, "/at/1", &FieldValue::Float(-1.0))?;
+//! engine.write(&mut record, "/at/1", &RecordValue::Float(-1.0))?;
 //! assert_eq!(record[16..], (-1.0_f64).to_le_bytes());
 //! # Ok::<(), alknet_typedef::TypedefError>(())
 //! ```
 //!
-//! Schemas and bytes come from strangers: both end in a [`TypedefError`], within [`Limits`].
+//! Schemas and bytes come from strangers: both end in a [`TypedefError`], within [`SchemaLimits`].
 
 #![forbid(unsafe_code)]
 
@@ -50,15 +50,15 @@ mod schema;
 mod tensor;
 mod value;
 
-pub use engine::{Engine, compile};
+pub use engine::{LayoutEngine, compile};
 pub use error::{Exceeded, TypedefError, Violation};
-pub use fields::{Field, Record, fields};
-pub use json::Outside;
-pub use kind::Kind;
-pub use limits::Limits;
-pub use model::Mode;
-pub use offsets::{Entry, OffsetMap, PathId};
+pub use fields::{RecordField, RecordLayout, fields};
+pub use json::ExternalData;
+pub use kind::FieldKind;
+pub use limits::SchemaLimits;
+pub use model::LayoutMode;
+pub use offsets::{OffsetEntry, OffsetMap, PathId};
 pub use packed::PackedCodec;
 pub use schema::{Schema, parse};
 pub use tensor::{Dim, Dims, TensorType};
-pub use value::FieldValue;
+pub use value::RecordValue;

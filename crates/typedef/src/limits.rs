@@ -43,7 +43,7 @@ pub const VIOLATIONS_MAX: usize = 10;
 
 /// The bounds a caller may set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct SchemaLimits {
     /// See [`SCHEMA_BYTES_MAX`].
     pub schema_bytes: u64,
     /// See [`DEPTH_MAX`].
@@ -60,7 +60,7 @@ pub struct Limits {
     pub values: u64,
 }
 
-impl Default for Limits {
+impl Default for SchemaLimits {
     fn default() -> Self {
         Self {
             schema_bytes: SCHEMA_BYTES_MAX,

@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::TypedefError;
-use crate::kind::Kind;
+use crate::kind::FieldKind;
 use crate::limits::PATH_BYTES_MAX;
-use crate::model::{Count, List, Node, Shape};
+use crate::model::{ArrayCount, ArrayLayout, LayoutNode, NodeShape};
 use crate::pointer::{join, split_last};
 use crate::schema::Result;
 
@@ -17,10 +17,10 @@ pub struct PathId(u32);
 
 /// One field, or one part with fields.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct OffsetEntry {
     path: String,
     range: Range<u64>,
-    node: Arc<Node>,
+    node: Arc<LayoutNode>,
 }
 
 /// The fields of one record, each after what it is part of.
@@ -29,7 +29,7 @@ pub struct Entry {
 /// item has entries of its own.
 #[derive(Clone, Debug)]
 pub struct OffsetMap {
-    entries: Vec<Entry>,
+    entries: Vec<OffsetEntry>,
     by_path: HashMap<String, PathId>,
     stride: u64,
     align: u32,
@@ -37,14 +37,14 @@ pub struct OffsetMap {
 
 /// A field that was asked for.
 #[derive(Clone, Debug)]
-pub(crate) struct Field<'m> {
+pub(crate) struct FieldOffset<'m> {
     pub(crate) off: u64,
-    pub(crate) node: &'m Node,
+    pub(crate) node: &'m LayoutNode,
 }
 
 impl OffsetMap {
     /// Lays `root` out. Fails where there are too many entries, or a stride does not fit.
-    pub(crate) fn new(root: &Arc<Node>, entries_max: u64) -> Result<Self> {
+    pub(crate) fn new(root: &Arc<LayoutNode>, entries_max: u64) -> Result<Self> {
         let stride = root.extent.stride();
         let mut map = Self {
             entries: Vec::new(),
@@ -60,7 +60,7 @@ impl OffsetMap {
         Ok(map)
     }
 
-    fn add(&mut self, path: String, off: u64, node: &Arc<Node>, max: u64) -> Result<()> {
+    fn add(&mut self, path: String, off: u64, node: &Arc<LayoutNode>, max: u64) -> Result<()> {
         if self.entries.len() as u64 >= max {
             return Err(TypedefError::limit("fields of a record", max));
         }
@@ -71,26 +71,26 @@ impl OffsetMap {
                 PATH_BYTES_MAX,
             ));
         }
-        self.entries.push(Entry {
+        self.entries.push(OffsetEntry {
             path: path.clone(),
             // Within the size of the whole, which fits.
             range: off..off + node.extent.size,
             node: Arc::clone(node),
         });
         match &node.shape {
-            Shape::Struct(members) => {
+            NodeShape::Struct(members) => {
                 for member in members {
                     let path = join(&path, &member.name);
                     self.add(path, off + member.off, &member.node, max)?;
                 }
             }
-            Shape::Union(union) => {
+            NodeShape::Union(union) => {
                 for variant in &union.variants {
                     let path = join(&path, &variant.name);
                     self.add(path, off + union.off, &variant.node, max)?;
                 }
             }
-            Shape::Array(list) if !is_plain(list) => {
+            NodeShape::Array(list) if !is_plain(list) => {
                 for i in 0..fixed(list) {
                     let path = join(&path, &i.to_string());
                     self.add(path, off + i * list.stride, &list.item, max)?;
@@ -114,7 +114,7 @@ impl OffsetMap {
     }
 
     /// Every entry in the order of the layout, each part before its fields.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Entry> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &OffsetEntry> {
         self.entries.iter()
     }
 
@@ -129,20 +129,20 @@ impl OffsetMap {
     /// # Panics
     /// The place is of another map, and beyond the end of this one.
     #[must_use]
-    pub fn entry(&self, id: PathId) -> &Entry {
+    pub fn entry(&self, id: PathId) -> &OffsetEntry {
         &self.entries[id.0 as usize]
     }
 
     /// The entry of a path.
     #[must_use]
-    pub fn get(&self, path: &str) -> Option<&Entry> {
+    pub fn get(&self, path: &str) -> Option<&OffsetEntry> {
         self.id(path).map(|id| self.entry(id))
     }
 
     /// A field by its path, items of arrays included.
-    pub(crate) fn find(&self, path: &str) -> Result<Field<'_>> {
+    pub(crate) fn find(&self, path: &str) -> Result<FieldOffset<'_>> {
         if let Some(entry) = self.get(path) {
-            return Ok(Field {
+            return Ok(FieldOffset {
                 off: entry.range.start,
                 node: &entry.node,
             });
@@ -150,7 +150,7 @@ impl OffsetMap {
         let unknown = || TypedefError::access(path, "the layout has no such field");
         let (above, last) = split_last(path).ok_or_else(unknown)?;
         let entry = self.get(above).ok_or_else(unknown)?;
-        let Shape::Array(list) = &entry.node.shape else {
+        let NodeShape::Array(list) = &entry.node.shape else {
             return Err(unknown());
         };
         let index: Option<u64> = last.parse().ok();
@@ -164,7 +164,7 @@ impl OffsetMap {
                 format!("the array has {count} items"),
             ));
         }
-        Ok(Field {
+        Ok(FieldOffset {
             off: entry.range.start + index * list.stride,
             node: &list.item,
         })
@@ -172,19 +172,19 @@ impl OffsetMap {
 }
 
 /// Whether the items are known by the array alone.
-fn is_plain(list: &List) -> bool {
+fn is_plain(list: &ArrayLayout) -> bool {
     let kind = list.item.kind();
-    kind.scalar_bytes().is_some() || kind == Kind::Tensor
+    kind.scalar_bytes().is_some() || kind == FieldKind::Tensor
 }
 
-fn fixed(list: &List) -> u64 {
+fn fixed(list: &ArrayLayout) -> u64 {
     match list.count {
-        Count::Fixed(count) => count,
-        Count::Between(..) => 0,
+        ArrayCount::Fixed(count) => count,
+        ArrayCount::Between(..) => 0,
     }
 }
 
-impl Entry {
+impl OffsetEntry {
     /// A JSON pointer (RFC 6901) into the record; empty for the whole.
     #[must_use]
     pub fn path(&self) -> &str {
@@ -199,7 +199,7 @@ impl Entry {
 
     /// What it is.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> FieldKind {
         self.node.kind()
     }
 
@@ -207,12 +207,12 @@ impl Entry {
     #[must_use]
     pub fn items(&self) -> Option<(u64, u64)> {
         match &self.node.shape {
-            Shape::Array(list) => Some((fixed(list), list.stride)),
+            NodeShape::Array(list) => Some((fixed(list), list.stride)),
             _ => None,
         }
     }
 
-    pub(crate) fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &LayoutNode {
         &self.node
     }
 }

@@ -3,7 +3,7 @@
 /// A value out of bytes, or for them.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum FieldValue {
+pub enum RecordValue {
     /// Of an `Array`.
     Array(Vec<Self>),
     /// Of a `Boolean`.
@@ -37,7 +37,7 @@ pub enum FieldValue {
     Union(String, Box<Self>),
 }
 
-impl FieldValue {
+impl RecordValue {
     /// What it is, for messages.
     pub(crate) fn name(&self) -> &'static str {
         match self {

@@ -2,7 +2,7 @@
 //!
 //! One secret, the entropy of BIP39 words, is kept encrypted in `vault.alkv` behind key slots
 //! ([`slots`]). Unlocked, it gives every long-lived key of a node ([`Vault`]): derived when it is asked
-//! for and never written. Secrets that come from outside are sealed under a derived key ([`Blob`]).
+//! for and never written. Secrets that come from outside are sealed under a derived key ([`SealedBlob`]).
 //! What happens is written to a log that shows when it was changed ([`audit`]).
 //!
 //! Everything is synchronous. There is no network, no asynchronous runtime and no other crate of the
@@ -29,17 +29,19 @@ mod successor;
 mod traces;
 mod vault;
 
-pub use area::{AREA_BYTES, Area, AreaError, AreaKind};
+pub use area::{AREA_BYTES, AreaError, AreaKind, SeedArea};
 pub use bip39::{Entropy, WordCount};
-pub use blob::stream::StreamError;
-pub use blob::{Blob, Label};
-pub use derive::{Curve, DerivationPath, Index, KeyVersion, MacPurpose, Purpose, public_key};
+pub use blob::stream::BlobStreamError;
+pub use blob::{BlobLabel, SealedBlob};
+pub use derive::{
+    Curve, DerivationPath, KeyPurpose, KeyVersion, MacPurpose, PathIndex, public_key,
+};
 pub use error::{LabelError, MnemonicError, PathError, VaultError};
 pub use secret::{SecretArr, SecretBytes, SecretStr};
 pub use selftest::{SelfTestFailure, Suite, selftest};
 #[cfg(feature = "secp256k1")]
 pub use signer::EthereumSigner;
-pub use signer::{Ed25519Signer, P256Signer, Reason};
+pub use signer::{Ed25519Signer, ExportReason, P256Signer};
 pub use successor::{Successor, SuccessorError};
 pub use traces::without_traces;
-pub use vault::{Epoch, KeyVersions, Noticed, Observer, Vault, VaultState};
+pub use vault::{Epoch, KeyVersions, Observer, StateChange, Vault, VaultState};

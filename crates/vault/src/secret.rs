@@ -18,7 +18,7 @@ impl<const N: usize> SecretArr<N> {
         Self(Box::new([0; N]))
     }
 
-    /// A copy of `bytes`; whoever calls wipes the original.
+    /// A copy of `bytes`; the caller wipes the original.
     #[must_use]
     pub fn copy_of(bytes: &[u8; N]) -> Self {
         let mut secret = Self::zeroed();
@@ -74,7 +74,7 @@ impl SecretBytes {
         Self(Zeroizing::new(bytes))
     }
 
-    /// A copy of `bytes`; whoever calls wipes the original.
+    /// A copy of `bytes`; the caller wipes the original.
     #[must_use]
     pub fn copy_of(bytes: &[u8]) -> Self {
         Self::from_vec(bytes.to_vec())
@@ -134,7 +134,7 @@ impl SecretStr {
         &self.0
     }
 
-    /// Whether there is none.
+    /// Whether the text is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

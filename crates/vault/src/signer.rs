@@ -7,9 +7,9 @@ use std::sync::{Arc, RwLock};
 
 use ed25519_dalek::Signer as _;
 
-use crate::area::Area;
-use crate::audit::{Event, Exported};
-use crate::derive::Purpose;
+use crate::area::SeedArea;
+use crate::audit::{AuditEvent, ExportedSecret};
+use crate::derive::KeyPurpose;
 use crate::error::VaultError;
 use crate::secret::{SecretArr, SecretBytes};
 use crate::vault::Vault;
@@ -17,10 +17,10 @@ use crate::vault::Vault;
 /// Why the bytes of a key leave the vault; goes into the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Reason {
+pub enum ExportReason {
     /// A certificate authority's client takes key bytes only.
     AcmeClient,
-    /// Somebody at the console asked.
+    /// The administrator asked at the console.
     Console,
     /// iroh takes key bytes only.
     IrohEndpoint,
@@ -30,7 +30,7 @@ pub enum Reason {
     TlsConfig,
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for ExportReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::AcmeClient => "acme-client",
@@ -43,7 +43,7 @@ impl fmt::Display for Reason {
 }
 
 /// The names that `Display` writes, and no others.
-impl FromStr for Reason {
+impl FromStr for ExportReason {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -59,15 +59,15 @@ impl FromStr for Reason {
 }
 
 /// A key that can be taken back, by this process or by the other that has the vault.
-pub(crate) struct Held<K> {
+pub(crate) struct RevocableKey<K> {
     key: RwLock<Option<Box<K>>>,
-    area: Arc<Area>,
+    area: Arc<SeedArea>,
     /// How often all keys had been taken back when it was handed out.
     hard_locks: u64,
 }
 
-impl<K> Held<K> {
-    pub(crate) fn new(key: K, area: Arc<Area>, hard_locks: u64) -> Arc<Self> {
+impl<K> RevocableKey<K> {
+    pub(crate) fn new(key: K, area: Arc<SeedArea>, hard_locks: u64) -> Arc<Self> {
         Arc::new(Self {
             key: RwLock::new(Some(Box::new(key))),
             area,
@@ -89,7 +89,7 @@ pub(crate) trait Revoke: Send + Sync {
     fn revoke(&self);
 }
 
-impl<K: Send + Sync> Revoke for Held<K> {
+impl<K: Send + Sync> Revoke for RevocableKey<K> {
     fn revoke(&self) {
         let held = self.key.write();
         *held.unwrap_or_else(|poison| poison.into_inner()) = None;
@@ -99,9 +99,9 @@ impl<K: Send + Sync> Revoke for Held<K> {
 /// An Ed25519 key. Clones are the same key.
 #[derive(Clone)]
 pub struct Ed25519Signer {
-    pub(crate) key: Arc<Held<ed25519_dalek::SigningKey>>,
+    pub(crate) key: Arc<RevocableKey<ed25519_dalek::SigningKey>>,
     pub(crate) public: [u8; 32],
-    pub(crate) purpose: Purpose,
+    pub(crate) purpose: KeyPurpose,
     pub(crate) vault: Vault,
 }
 
@@ -114,7 +114,7 @@ impl Ed25519Signer {
 
     /// What it is for.
     #[must_use]
-    pub fn purpose(&self) -> Purpose {
+    pub fn purpose(&self) -> KeyPurpose {
         self.purpose
     }
 
@@ -125,14 +125,14 @@ impl Ed25519Signer {
 
     /// The 32-byte seed of RFC 8032, for a library that signs by itself. What is exposed cannot be
     /// taken back.
-    pub fn expose(&self, reason: Reason) -> Result<SecretArr<32>, VaultError> {
+    pub fn expose(&self, reason: ExportReason) -> Result<SecretArr<32>, VaultError> {
         let seed = self.key.with(|key| SecretArr::copy_of(key.as_bytes()))?;
         self.vault.exposed(self.purpose, reason);
         Ok(seed)
     }
 
     /// The same as PKCS #8 (RFC 8410), without the public key.
-    pub fn pkcs8(&self, reason: Reason) -> Result<SecretBytes, VaultError> {
+    pub fn pkcs8(&self, reason: ExportReason) -> Result<SecretBytes, VaultError> {
         const BEFORE: [u8; 16] = [
             0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22,
             0x04, 0x20,
@@ -153,9 +153,9 @@ impl fmt::Debug for Ed25519Signer {
 /// A NIST P-256 key. Clones are the same key.
 #[derive(Clone)]
 pub struct P256Signer {
-    pub(crate) key: Arc<Held<p256::ecdsa::SigningKey>>,
+    pub(crate) key: Arc<RevocableKey<p256::ecdsa::SigningKey>>,
     pub(crate) public: [u8; 65],
-    pub(crate) purpose: Purpose,
+    pub(crate) purpose: KeyPurpose,
     pub(crate) vault: Vault,
 }
 
@@ -168,7 +168,7 @@ impl P256Signer {
 
     /// What it is for.
     #[must_use]
-    pub fn purpose(&self) -> Purpose {
+    pub fn purpose(&self) -> KeyPurpose {
         self.purpose
     }
 
@@ -181,7 +181,7 @@ impl P256Signer {
     }
 
     /// The private scalar, big endian. What is exposed cannot be taken back.
-    pub fn expose(&self, reason: Reason) -> Result<SecretArr<32>, VaultError> {
+    pub fn expose(&self, reason: ExportReason) -> Result<SecretArr<32>, VaultError> {
         let scalar = self.key.with(|key| {
             let bytes = zeroize::Zeroizing::new(<[u8; 32]>::from(key.to_bytes()));
             SecretArr::copy_of(&bytes)
@@ -191,7 +191,7 @@ impl P256Signer {
     }
 
     /// The same as PKCS #8 (RFC 5958, RFC 5915), with the public key.
-    pub fn pkcs8(&self, reason: Reason) -> Result<SecretBytes, VaultError> {
+    pub fn pkcs8(&self, reason: ExportReason) -> Result<SecretBytes, VaultError> {
         const BEFORE: [u8; 36] = [
             0x30, 0x81, 0x87, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce,
             0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x04,
@@ -222,7 +222,7 @@ pub(crate) fn p256_public(key: &p256::ecdsa::SigningKey) -> [u8; 65] {
 #[cfg(feature = "secp256k1")]
 #[derive(Clone)]
 pub struct EthereumSigner {
-    pub(crate) key: Arc<Held<k256::ecdsa::SigningKey>>,
+    pub(crate) key: Arc<RevocableKey<k256::ecdsa::SigningKey>>,
     pub(crate) public: [u8; 65],
 }
 
@@ -260,8 +260,8 @@ pub(crate) fn k256_public(key: &k256::ecdsa::SigningKey) -> [u8; 65] {
 
 impl Vault {
     /// Tells the audit log that bytes of a key left the vault.
-    fn exposed(&self, purpose: Purpose, reason: Reason) {
-        let what = Exported::Key(purpose);
-        self.tell(&Event::Exported { what, reason });
+    fn exposed(&self, purpose: KeyPurpose, reason: ExportReason) {
+        let what = ExportedSecret::Key(purpose);
+        self.tell(&AuditEvent::Exported { what, reason });
     }
 }

@@ -6,10 +6,10 @@
 //! `{"alksucc":1,"new":"ed25519:…","old":"ed25519:…","sig_new":…,"sig_old":…,"t":…}`
 //!
 //! Both signatures are over `alknet successor 1`, a line end, and the text without them. The old key's
-//! says who follows; the new key's, that nobody names a key that is not theirs.
+//! says who follows; the new key's proves that the statement names a key of its maker.
 //!
-//! Whoever has the old words can make such a statement too, at any time: a peer that accepts one by
-//! itself trusts whoever stole them as much. What a statement is worth is the peer's decision.
+//! A thief of the old words can make such a statement too, at any time: a peer that accepts one by
+//! itself trusts the thief as much as the owner. What a statement is worth is the peer's decision.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::derive::Purpose;
+use crate::derive::KeyPurpose;
 use crate::error::VaultError;
 use crate::json;
 use crate::limits::MAX_SUCCESSOR_BYTES;
@@ -65,7 +65,7 @@ pub struct Successor {
 impl Successor {
     /// States that the identity of `new` follows that of `old`. Both are unlocked.
     pub fn state(old: &Vault, new: &Vault, t_s: u64) -> Result<Self, VaultError> {
-        let keys = [old, new].map(|vault| vault.signer(Purpose::NodeIdentity));
+        let keys = [old, new].map(|vault| vault.signer(KeyPurpose::NodeIdentity));
         let [old, new] = keys;
         let (old, new) = (old?, new?);
         // The number that every reader of JSON has; times are far below it.
@@ -147,7 +147,7 @@ impl Successor {
         self.new
     }
 
-    /// Seconds since 1970, by the clock of whoever stated it.
+    /// Seconds since 1970, by the clock of the node that stated it.
     #[must_use]
     pub fn time_s(&self) -> u64 {
         self.t_s
@@ -188,7 +188,7 @@ fn key(value: &Value) -> Result<[u8; 32], SuccessorError> {
         .and_then(|text| text.strip_prefix(KEY_PREFIX));
     let bytes = hex.and_then(|hex| HEXLOWER.decode(hex.as_bytes()).ok());
     let key = bytes.and_then(|bytes| bytes.try_into().ok());
-    key.ok_or(SuccessorError::Form("a key that is none"))
+    key.ok_or(SuccessorError::Form("a malformed key"))
 }
 
 fn signature(value: &Value) -> Result<[u8; 64], SuccessorError> {
@@ -196,7 +196,7 @@ fn signature(value: &Value) -> Result<[u8; 64], SuccessorError> {
     let signature = bytes
         .and_then(Result::ok)
         .and_then(|bytes| bytes.try_into().ok());
-    signature.ok_or(SuccessorError::Form("a signature that is none"))
+    signature.ok_or(SuccessorError::Form("a malformed signature"))
 }
 
 fn signed(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
@@ -228,7 +228,7 @@ mod tests {
         let text = stated.to_text();
         let public = |byte| {
             vault(byte)
-                .signer(Purpose::NodeIdentity)
+                .signer(KeyPurpose::NodeIdentity)
                 .expect("open")
                 .public()
         };
@@ -274,9 +274,9 @@ mod tests {
             ..good.clone()
         };
         assert_eq!(error(same), SuccessorError::Same);
-        // Somebody names a key that is not theirs.
+        // The statement names a key that its maker does not have.
         let message = good.message();
-        let thief = vault(3).signer(Purpose::NodeIdentity).expect("open");
+        let thief = vault(3).signer(KeyPurpose::NodeIdentity).expect("open");
         let sig_new = thief.sign(&message).expect("open");
         let named = Successor {
             sig_new,

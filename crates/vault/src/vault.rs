@@ -6,20 +6,20 @@ use std::fmt;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use crate::area::Area;
-use crate::audit::Event;
+use crate::area::SeedArea;
+use crate::audit::AuditEvent;
 use crate::bip39::Entropy;
-use crate::blob::stream::{self, StreamError};
-use crate::blob::{Blob, Label};
+use crate::blob::stream::{self, BlobStreamError};
+use crate::blob::{BlobLabel, SealedBlob};
 use crate::crypto;
-use crate::derive::slip10::Node;
-use crate::derive::{Curve, Index, KeyVersion, MacPurpose, Purpose};
+use crate::derive::slip10::ExtendedPrivateKey;
+use crate::derive::{Curve, KeyPurpose, KeyVersion, MacPurpose, PathIndex};
 use crate::error::VaultError;
 use crate::secret::{SecretArr, SecretBytes, SecretStr};
-use crate::signer::{Ed25519Signer, Held, P256Signer, Revoke, p256_public};
+use crate::signer::{Ed25519Signer, P256Signer, RevocableKey, Revoke, p256_public};
 use crate::traces::without_traces;
 
-pub use state::{Epoch, KeyVersions, Noticed, Observer, VaultState};
+pub use state::{Epoch, KeyVersions, Observer, StateChange, VaultState};
 
 /// More than the seed's readers take of the stack, bytes. Who asks for no more than whether the vault is open
 /// may be a thread of PID 1, which outlives the seed.
@@ -28,13 +28,13 @@ const SEED_STACK: usize = 32 << 10;
 /// All keys of a node. Clones are the same vault.
 ///
 /// ```
-/// use alknet_vault::{Entropy, Purpose, SecretStr, Vault, WordCount};
+/// use alknet_vault::{Entropy, KeyPurpose, SecretStr, Vault, WordCount};
 ///
 /// let vault = Vault::locked();
 /// let words = Entropy::generate(WordCount::TwentyFour)?;
 /// vault.unlock(&words, &SecretStr::empty())?;
 ///
-/// let node = vault.signer(Purpose::NodeIdentity)?;
+/// let node = vault.signer(KeyPurpose::NodeIdentity)?;
 /// let signature = node.sign(b"it is me")?;
 ///
 /// let label = "cred:openai".parse()?;
@@ -49,20 +49,20 @@ const SEED_STACK: usize = 32 << 10;
 /// # Ok::<(), alknet_vault::VaultError>(())
 /// ```
 #[derive(Clone)]
-pub struct Vault(Arc<Shared>);
+pub struct Vault(Arc<VaultShared>);
 
-struct Shared {
+struct VaultShared {
     /// The only place that has the seed.
-    area: Arc<Area>,
-    device: Index,
+    area: Arc<SeedArea>,
+    device: PathIndex,
     observer: Option<Box<dyn Observer>>,
-    /// Keys that are out there. Weak, so that a key that nobody has any more is gone.
+    /// Keys that were handed out. Weak, so that a key is gone when its last holder drops it.
     held: Mutex<Vec<Weak<dyn Revoke>>>,
-    seen: Mutex<Seen>,
+    seen: Mutex<ObservedState>,
 }
 
 /// What this process did last, or noticed of the other.
-struct Seen {
+struct ObservedState {
     state: VaultState,
     hard_locks: u64,
 }
@@ -71,13 +71,13 @@ impl Vault {
     /// A vault of device 0 with nothing in it.
     #[must_use]
     pub fn locked() -> Self {
-        Self::locked_as(Index::default(), None)
+        Self::locked_as(PathIndex::default(), None)
     }
 
-    /// The same for one of several nodes of the same words, with somebody who hears what happens.
+    /// The same for one of several nodes of the same words, with an observer that hears what happens.
     #[must_use]
-    pub fn locked_as(device: Index, observer: Option<Box<dyn Observer>>) -> Self {
-        let area = Area::private();
+    pub fn locked_as(device: PathIndex, observer: Option<Box<dyn Observer>>) -> Self {
+        let area = SeedArea::private();
         // A new one is locked, and takes it.
         let _ = area.set_device(device);
         Self::over(area, observer)
@@ -87,14 +87,14 @@ impl Vault {
     /// have one area have one vault. What this process had handed out, it has itself; the other learns
     /// of it by nothing but the log.
     #[must_use]
-    pub fn over(area: impl Into<Arc<Area>>, observer: Option<Box<dyn Observer>>) -> Self {
+    pub fn over(area: impl Into<Arc<SeedArea>>, observer: Option<Box<dyn Observer>>) -> Self {
         let area = area.into();
         let device = area.device();
-        let seen = Seen {
+        let seen = ObservedState {
             state: state_of(&area, device),
             hard_locks: area.hard_locks(),
         };
-        Self(Arc::new(Shared {
+        Self(Arc::new(VaultShared {
             area,
             device,
             observer,
@@ -121,7 +121,7 @@ impl Vault {
         let was_open = self.0.area.lock();
         drop(seen);
         if was_open {
-            self.tell(&Event::Locked { hard: false });
+            self.tell(&AuditEvent::Locked { hard: false });
         }
     }
 
@@ -135,15 +135,15 @@ impl Vault {
         drop(seen);
         let had_keys = self.revoke_all();
         if was_open || had_keys {
-            self.tell(&Event::Locked { hard: true });
+            self.tell(&AuditEvent::Locked { hard: true });
         }
     }
 
     /// What the other process did since this one last did or noticed something; wipes the keys of this
     /// one if all were taken back. Asked for now and then: nothing wakes this process.
-    pub fn notice(&self) -> Option<Noticed> {
+    pub fn notice(&self) -> Option<StateChange> {
         let mut seen = self.seen();
-        let now = Seen {
+        let now = ObservedState {
             state: self.state(),
             hard_locks: self.0.area.hard_locks(),
         };
@@ -157,7 +157,7 @@ impl Vault {
         if revoked {
             self.revoke_all();
         }
-        Some(Noticed { state, revoked })
+        Some(StateChange { state, revoked })
     }
 
     /// Whether it is open.
@@ -168,13 +168,13 @@ impl Vault {
 
     /// Where the seed is.
     #[must_use]
-    pub fn area(&self) -> &Area {
+    pub fn area(&self) -> &SeedArea {
         &self.0.area
     }
 
     /// Which of the nodes of its words it is.
     #[must_use]
-    pub fn device(&self) -> Index {
+    pub fn device(&self) -> PathIndex {
         self.0.device
     }
 
@@ -195,7 +195,7 @@ impl Vault {
     }
 
     /// The Ed25519 key of a purpose that signs; `Unsupported` for the others.
-    pub fn signer(&self, purpose: Purpose) -> Result<Ed25519Signer, VaultError> {
+    pub fn signer(&self, purpose: KeyPurpose) -> Result<Ed25519Signer, VaultError> {
         let key = self.signing_key(purpose, Curve::Ed25519, |bytes| {
             Ok(ed25519_dalek::SigningKey::from_bytes(bytes))
         })?;
@@ -208,7 +208,7 @@ impl Vault {
     }
 
     /// The NIST P-256 key of a purpose that has one; `Unsupported` for the others.
-    pub fn p256_signer(&self, purpose: Purpose) -> Result<P256Signer, VaultError> {
+    pub fn p256_signer(&self, purpose: KeyPurpose) -> Result<P256Signer, VaultError> {
         let key = self.signing_key(purpose, Curve::NistP256, |bytes| {
             p256::ecdsa::SigningKey::from_bytes(bytes.into()).map_err(|_| VaultError::Unsupported)
         })?;
@@ -223,7 +223,7 @@ impl Vault {
     /// The Ethereum key.
     #[cfg(feature = "secp256k1")]
     pub fn ethereum_signer(&self) -> Result<crate::signer::EthereumSigner, VaultError> {
-        let key = self.signing_key(Purpose::Ethereum, Curve::Secp256k1, |bytes| {
+        let key = self.signing_key(KeyPurpose::Ethereum, Curve::Secp256k1, |bytes| {
             k256::ecdsa::SigningKey::from_bytes(bytes.into()).map_err(|_| VaultError::Unsupported)
         })?;
         Ok(crate::signer::EthereumSigner {
@@ -233,42 +233,52 @@ impl Vault {
     }
 
     /// Seals a secret from outside under the current version of the credential key.
-    pub fn seal(&self, label: &Label, plaintext: &[u8]) -> Result<Blob, VaultError> {
+    pub fn seal(&self, label: &BlobLabel, plaintext: &[u8]) -> Result<SealedBlob, VaultError> {
         let version = self.versions().current;
-        let blob = Blob::seal(&self.credential_key(version)?, version, label, plaintext)?;
-        self.tell(&Event::Sealed {
+        let blob = SealedBlob::seal(&self.credential_key(version)?, version, label, plaintext)?;
+        self.tell(&AuditEvent::Sealed {
             label: label.clone(),
         });
         Ok(blob)
     }
 
     /// Opens what was sealed under that label, or says `Decrypt` and no more.
-    pub fn open(&self, label: &Label, blob: &Blob) -> Result<SecretBytes, VaultError> {
+    pub fn open(&self, label: &BlobLabel, blob: &SealedBlob) -> Result<SecretBytes, VaultError> {
         let plaintext = blob.open(&self.readable_key(blob.key_version())?, label)?;
-        self.tell(&Event::Opened {
+        self.tell(&AuditEvent::Opened {
             label: label.clone(),
         });
         Ok(plaintext)
     }
 
-    /// Seals anew under another version: one step of a rotation. A blob of that version already is
+    /// Seals again under another version: one step of a rotation. A blob that has that version already is
     /// checked and answered as it is, so that a rotation that was interrupted may be run again.
-    pub fn rewrap(&self, label: &Label, blob: &Blob, to: KeyVersion) -> Result<Blob, VaultError> {
+    pub fn rewrap(
+        &self,
+        label: &BlobLabel,
+        blob: &SealedBlob,
+        to: KeyVersion,
+    ) -> Result<SealedBlob, VaultError> {
         let target = self.readable_key(to)?;
         let plaintext = blob.open(&self.readable_key(blob.key_version())?, label)?;
         if blob.key_version() == to {
             return Ok(blob.clone());
         }
-        let sealed = Blob::seal(&target, to, label, plaintext.expose())?;
-        self.tell(&Event::Rotated {
+        let sealed = SealedBlob::seal(&target, to, label, plaintext.expose())?;
+        self.tell(&AuditEvent::Rotated {
             label: label.clone(),
             to,
         });
         Ok(sealed)
     }
 
-    /// Seals anew for a vault of other words, under its current version: one step of a migration.
-    pub fn hand_over(&self, to: &Self, label: &Label, blob: &Blob) -> Result<Blob, VaultError> {
+    /// Seals again for a vault of other words, under its current version: one step of a migration.
+    pub fn hand_over(
+        &self,
+        to: &Self,
+        label: &BlobLabel,
+        blob: &SealedBlob,
+    ) -> Result<SealedBlob, VaultError> {
         let plaintext = self.open(label, blob)?;
         to.seal(label, plaintext.expose())
     }
@@ -276,13 +286,13 @@ impl Vault {
     /// Seals data of any length; answers how many bytes there were.
     pub fn seal_stream(
         &self,
-        label: &Label,
+        label: &BlobLabel,
         from: &mut impl Read,
         to: &mut impl Write,
-    ) -> Result<u64, StreamError> {
+    ) -> Result<u64, BlobStreamError> {
         let version = self.versions().current;
         let bytes = stream::seal(&self.credential_key(version)?, version, label, from, to)?;
-        self.tell(&Event::Sealed {
+        self.tell(&AuditEvent::Sealed {
             label: label.clone(),
         });
         Ok(bytes)
@@ -291,12 +301,12 @@ impl Vault {
     /// Opens a sealed stream; what was written is only whole if this answers `Ok`.
     pub fn open_stream(
         &self,
-        label: &Label,
+        label: &BlobLabel,
         from: &mut impl Read,
         to: &mut impl Write,
-    ) -> Result<u64, StreamError> {
+    ) -> Result<u64, BlobStreamError> {
         let bytes = stream::open(|version| self.readable_key(version), label, from, to)?;
-        self.tell(&Event::Opened {
+        self.tell(&AuditEvent::Opened {
             label: label.clone(),
         });
         Ok(bytes)
@@ -310,14 +320,14 @@ impl Vault {
 
     /// What opens the data partition when only the words are left.
     pub fn recovery_secret(&self) -> Result<SecretArr<32>, VaultError> {
-        let secret = self.derive(Purpose::DataRecovery)?;
-        self.tell(&Event::Derived {
-            purpose: Purpose::DataRecovery,
+        let secret = self.derive(KeyPurpose::DataRecovery)?;
+        self.tell(&AuditEvent::Derived {
+            purpose: KeyPurpose::DataRecovery,
         });
         Ok(secret)
     }
 
-    pub(crate) fn tell(&self, event: &Event) {
+    pub(crate) fn tell(&self, event: &AuditEvent) {
         if let Some(observer) = &self.0.observer {
             observer.happened(event);
         }
@@ -326,23 +336,23 @@ impl Vault {
     /// A key, in the form its library wants, of which the vault keeps the means to take it back.
     fn signing_key<K: Send + Sync + 'static>(
         &self,
-        purpose: Purpose,
+        purpose: KeyPurpose,
         curve: Curve,
         read: impl FnOnce(&[u8; 32]) -> Result<K, VaultError>,
-    ) -> Result<Arc<Held<K>>, VaultError> {
+    ) -> Result<Arc<RevocableKey<K>>, VaultError> {
         if purpose.curve() != curve || !purpose.signs() {
             return Err(VaultError::Unsupported);
         }
         // Read first: a key that is derived while all are taken back is of before that.
         let hard_locks = self.0.area.hard_locks();
         let key = read(self.derive(purpose)?.expose())?;
-        let held = Held::new(key, Arc::clone(&self.0.area), hard_locks);
+        let held = RevocableKey::new(key, Arc::clone(&self.0.area), hard_locks);
         let weak: Weak<dyn Revoke> = Arc::downgrade(&(Arc::clone(&held) as Arc<dyn Revoke>));
         let mut all = self.held();
         all.retain(|other| other.strong_count() > 0);
         all.push(weak);
         drop(all);
-        self.tell(&Event::Derived { purpose });
+        self.tell(&AuditEvent::Derived { purpose });
         Ok(held)
     }
 
@@ -355,15 +365,15 @@ impl Vault {
     }
 
     fn credential_key(&self, version: KeyVersion) -> Result<SecretArr<32>, VaultError> {
-        self.derive(Purpose::Credentials(version))
+        self.derive(KeyPurpose::Credentials(version))
     }
 
-    /// Derived anew each time: four hashes take microseconds, and a cache would be one more secret. The
+    /// Derives the key each time: four hashes take microseconds, and a cache would be one more secret. The
     /// copy of the seed lives as long.
-    fn derive(&self, purpose: Purpose) -> Result<SecretArr<32>, VaultError> {
+    fn derive(&self, purpose: KeyPurpose) -> Result<SecretArr<32>, VaultError> {
         without_traces::<SEED_STACK, _>(|| {
             let open = self.0.area.read(self.0.device).ok_or(VaultError::Locked)?;
-            let node = Node::at(open.seed.expose(), &purpose.path(self.0.device))?;
+            let node = ExtendedPrivateKey::at(open.seed.expose(), &purpose.path(self.0.device))?;
             Ok(node.key)
         })
     }
@@ -384,13 +394,13 @@ impl Vault {
         held.unwrap_or_else(|poison| poison.into_inner())
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, ObservedState> {
         let seen = self.0.seen.lock();
         seen.unwrap_or_else(|poison| poison.into_inner())
     }
 }
 
-fn state_of(area: &Area, device: Index) -> VaultState {
+fn state_of(area: &SeedArea, device: PathIndex) -> VaultState {
     without_traces::<SEED_STACK, _>(|| match area.read(device) {
         Some(open) => VaultState::Unlocked {
             epoch: Epoch(open.epoch),

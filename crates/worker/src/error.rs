@@ -4,12 +4,12 @@ use std::fmt;
 use std::io;
 
 use crate::limits::{FRAME_BYTES_MAX, FRAME_FDS_MAX, SEALED_BYTES_MAX};
-use crate::{Level, Role, Sandbox};
+use crate::{ConfinementLevel, Sandbox, WorkerRole};
 
 /// A frame, or what travels with it, is not as agreed. Never the reader's fault.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum FrameError {
+pub enum WorkerFrameError {
     /// The bytes are no CBOR of the expected shape.
     #[error("not a message: {0}")]
     Cbor(String),
@@ -53,7 +53,7 @@ pub enum FrameError {
 pub enum WorkerError {
     /// Folders were asked for in a role that must not open any.
     #[error("a worker of role {0} gets no folders")]
-    BindsRefused(Role),
+    BindsRefused(WorkerRole),
     /// A folder's name inside the worker is not one plain name.
     #[error("`{0}` is no name for a folder inside a worker")]
     BindName(String),
@@ -63,9 +63,9 @@ pub enum WorkerError {
     /// There is no such role.
     #[error("there is no worker role `{0}`")]
     NoSuchRole(String),
-    /// Nobody configured workers of this role.
+    /// The host's configuration has no workers of this role.
     #[error("workers of role {0} are not configured")]
-    NotConfigured(Role),
+    NotConfigured(WorkerRole),
     /// As many workers as may be are running.
     #[error("as many workers as may be are running")]
     Overloaded,
@@ -73,7 +73,7 @@ pub enum WorkerError {
     #[error("the sandbox is {} where at least {minimum} is required", .sandbox.level)]
     Policy {
         /// What is required.
-        minimum: Level,
+        minimum: ConfinementLevel,
         /// What there is.
         sandbox: Sandbox,
     },
@@ -84,7 +84,7 @@ pub enum WorkerError {
     #[error("a worker of role {role} did not start: {why}")]
     Start {
         /// Of this role.
-        role: Role,
+        role: WorkerRole,
         /// The step and the cause.
         why: String,
     },
@@ -114,7 +114,7 @@ impl WorkerError {
 /// The limit at which a call was ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Cause {
+pub enum LimitCause {
     /// The caller gave up.
     Aborted,
     /// The call's processor time.
@@ -129,7 +129,7 @@ pub enum Cause {
     Wall,
 }
 
-impl Cause {
+impl LimitCause {
     /// The code of the runtime for a call that ended so.
     #[must_use]
     pub const fn code(self) -> &'static str {
@@ -145,7 +145,7 @@ impl Cause {
 /// Why a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum Reason {
+pub enum WorkerEndReason {
     /// A caller gave up and the worker did not stop.
     Abort,
     /// It closed its socket and lived on.
@@ -162,7 +162,7 @@ pub enum Reason {
     Flood,
     /// It used its time on the GPU and did not stop.
     Gpu,
-    /// Somebody else killed it.
+    /// A process other than the host killed it.
     Killed,
     /// Its work was done: no session, no tenant that would come back.
     Idle,
@@ -184,7 +184,7 @@ pub enum Reason {
     Wall,
 }
 
-impl Reason {
+impl WorkerEndReason {
     /// Every reason, in the order of its counters.
     pub const ALL: [Self; 18] = [
         Self::Abort,
@@ -248,20 +248,20 @@ impl Reason {
     }
 }
 
-impl From<Cause> for Reason {
-    fn from(cause: Cause) -> Self {
+impl From<LimitCause> for WorkerEndReason {
+    fn from(cause: LimitCause) -> Self {
         match cause {
-            Cause::Aborted => Self::Abort,
-            Cause::Cpu => Self::Cpu,
-            Cause::Drain => Self::Drain,
-            Cause::Gpu => Self::Gpu,
-            Cause::Silent => Self::Silent,
-            Cause::Wall => Self::Wall,
+            LimitCause::Aborted => Self::Abort,
+            LimitCause::Cpu => Self::Cpu,
+            LimitCause::Drain => Self::Drain,
+            LimitCause::Gpu => Self::Gpu,
+            LimitCause::Silent => Self::Silent,
+            LimitCause::Wall => Self::Wall,
         }
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for WorkerEndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -269,16 +269,16 @@ impl fmt::Display for Reason {
 
 /// How a worker was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loss {
+pub struct WorkerLoss {
     /// Why.
-    pub reason: Reason,
+    pub reason: WorkerEndReason,
     /// The signal that ended it, where one did and it has been collected already.
     pub signal: Option<i32>,
     /// More about it: what was wrong with its message, or what it wrote last.
     pub detail: String,
 }
 
-impl fmt::Display for Loss {
+impl fmt::Display for WorkerLoss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.reason)?;
         if let Some(signal) = self.signal {
@@ -294,24 +294,24 @@ impl fmt::Display for Loss {
 /// A call came to no answer of the worker's.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum CallError {
+pub enum WorkerCallError {
     /// More waits for the worker than may.
     #[error("the worker does not read what it is sent")]
     Busy,
     /// The call or what travels with it makes no frame.
     #[error("the call cannot be sent: {0}")]
-    Frame(#[from] FrameError),
+    Frame(#[from] WorkerFrameError),
     /// It reached a limit of its own, or was given up.
     #[error("the call was ended: {cause:?}")]
     Limit {
         /// Which.
-        cause: Cause,
+        cause: LimitCause,
         /// Whether the worker had to be killed for it.
         killed: bool,
     },
     /// The worker was lost, by its own doing or a sibling's.
     #[error("the worker was lost: {0}")]
-    Lost(Loss),
+    Lost(WorkerLoss),
     /// The operation has crashed too many workers.
     #[error("the operation is in quarantine: it has crashed its workers")]
     Quarantined,
@@ -320,7 +320,7 @@ pub enum CallError {
     SessionClosed,
 }
 
-impl CallError {
+impl WorkerCallError {
     /// The code of the runtime (`runtime.md` §6.1) for this error.
     #[must_use]
     pub const fn code(&self) -> &'static str {
@@ -341,7 +341,7 @@ impl CallError {
 pub enum GuestError {
     /// A frame of the host's, or the channel.
     #[error(transparent)]
-    Frame(#[from] FrameError),
+    Frame(#[from] WorkerFrameError),
     /// A step of walling itself in failed that must not.
     #[error("cannot {what}: {source}")]
     Confine {

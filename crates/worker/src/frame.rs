@@ -11,8 +11,8 @@ mod decoder;
 mod revocable;
 mod sealed;
 
-pub use blob::Blob;
-pub use cbor::{Body, Hash};
+pub use blob::FrameBlob;
+pub use cbor::{Bytes32, CborBody};
 pub use decoder::{Decoder, encode};
-pub use revocable::Revocable;
-pub use sealed::{Mapped, Sealed};
+pub use revocable::RevocableMemfd;
+pub use sealed::{SealedMapping, SealedMemfd};

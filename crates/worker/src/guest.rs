@@ -1,9 +1,9 @@
 //! The worker's own side.
 //!
 //! ```no_run
-//! use alknet_worker::{Reply, Blob, Body, Role, enter};
+//! use alknet_worker::{WorkerReply, FrameBlob, CborBody, WorkerRole, enter};
 //!
-//! fn work(role: Role) -> Result<(), alknet_worker::GuestError> {
+//! fn work(role: WorkerRole) -> Result<(), alknet_worker::GuestError> {
 //!     let entered = enter(role)?;
 //!     // Threads and devices are made in the warm-up; after it, nothing new can be opened.
 //!     let (guest, ()) = entered.seal(|_| Ok::<_, String>(()))?;
@@ -11,7 +11,7 @@
 //!         let incoming = guest.next();
 //!         if let Some(call) = incoming.call {
 //!             let _here = call.on_this_thread();
-//!             let reply = Reply::Ok(Blob::Inline(Body::from_cbor(vec![0xf6])));
+//!             let reply = WorkerReply::Ok(FrameBlob::Inline(CborBody::from_cbor(vec![0xf6])));
 //!             guest.finish(&call, reply, Vec::new(), 0, 0)?;
 //!         }
 //!     }
@@ -30,13 +30,16 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketType, sockopt};
 
-pub use call::{Call, OnThread};
-pub use control::Incoming;
-use control::Queue;
+pub use call::{GuestCall, ThreadCallGuard};
+pub use control::GuestInput;
+use control::GuestQueue;
 
-use crate::frame::channel::{self, Read};
-use crate::setup::{Confined, Setup, VERSION};
-use crate::{CallStats, Decoder, FrameError, FromWorker, Gap, GuestError, Reply, Role};
+use crate::frame::channel::{self, ChannelRead};
+use crate::setup::{ConfinementReport, Setup, VERSION};
+use crate::{
+    CallStats, Decoder, FromWorkerMessage, Gap, GuestError, WorkerFrameError, WorkerReply,
+    WorkerRole,
+};
 use crate::{confine, encode, sys};
 
 /// First argument of a worker's command line.
@@ -60,7 +63,7 @@ pub fn started_as_worker() -> bool {
 /// # Errors
 /// If there is no host, or it expects another role or version. A wall that cannot be put up is no
 /// error but in the report to the host.
-pub fn enter(role: Role) -> Result<Entered, GuestError> {
+pub fn enter(role: WorkerRole) -> Result<ConfinedGuest, GuestError> {
     let confine = |what| move |source| GuestError::Confine { what, source };
     sys::unblock_all().map_err(confine("let signals through"))?;
     sys::abort_ends_with_a_status().map_err(confine("prepare for an abort"))?;
@@ -77,7 +80,7 @@ pub fn enter(role: Role) -> Result<Entered, GuestError> {
     if !lives(&host) {
         return Err(GuestError::NoHost);
     }
-    Ok(Entered {
+    Ok(ConfinedGuest {
         host,
         setup,
         gaps,
@@ -94,8 +97,8 @@ fn first_frame(host: &OwnedFd) -> Result<(Setup, Decoder), GuestError> {
             return Ok((setup, decoder));
         }
         match channel::read(host, &mut decoder, &mut scratch)? {
-            Read::Some(_) => {}
-            Read::End | Read::Wait => return Err(GuestError::NoHost),
+            ChannelRead::Some(_) => {}
+            ChannelRead::End | ChannelRead::Wait => return Err(GuestError::NoHost),
         }
     }
 }
@@ -110,14 +113,14 @@ fn lives(host: &OwnedFd) -> bool {
 
 /// A worker inside its walls, but for the last one.
 #[derive(Debug)]
-pub struct Entered {
+pub struct ConfinedGuest {
     host: OwnedFd,
     setup: Setup,
     gaps: Vec<Gap>,
     decoder: Decoder,
 }
 
-impl Entered {
+impl ConfinedGuest {
     /// Runs `warm_up`, which starts every thread and opens every device that the role will ever
     /// have, then leaves the process no system call but those of its role, and tells the host.
     ///
@@ -127,11 +130,11 @@ impl Entered {
         mut self,
         warm_up: impl FnOnce(&Guest) -> Result<T, E>,
     ) -> Result<(Guest, T), GuestError> {
-        let guest = Guest(Arc::new(Shared {
+        let guest = Guest(Arc::new(GuestShared {
             host: self.host,
             sending: Mutex::default(),
             calls: Mutex::default(),
-            queue: Queue::default(),
+            queue: GuestQueue::default(),
             heartbeat: Duration::from_millis(self.setup.heartbeat_ms.max(1)),
         }));
         let (go, wait) = mpsc::channel();
@@ -153,8 +156,8 @@ impl Entered {
         if let Err(gap) = confine::close_system_calls(rights) {
             self.gaps.push(gap);
         }
-        let confined = Confined { gaps: self.gaps };
-        guest.send(&FromWorker::Ready { confined }, Vec::new())?;
+        let confined = ConfinementReport { gaps: self.gaps };
+        guest.send(&FromWorkerMessage::Ready { confined }, Vec::new())?;
         // The control thread waits for exactly this.
         let _ = go.send(self.decoder);
         Ok((guest, made))
@@ -162,22 +165,22 @@ impl Entered {
 
     /// The role.
     #[must_use]
-    pub const fn role(&self) -> Role {
+    pub const fn role(&self) -> WorkerRole {
         self.setup.role
     }
 }
 
 /// The worker's end of the channel; clones are the same.
 #[derive(Clone, Debug)]
-pub struct Guest(Arc<Shared>);
+pub struct Guest(Arc<GuestShared>);
 
 #[derive(Debug)]
-struct Shared {
+struct GuestShared {
     host: OwnedFd,
     /// Held while a frame is written, so that frames do not mix.
     sending: Mutex<()>,
-    calls: Mutex<HashMap<u64, Call>>,
-    queue: Queue,
+    calls: Mutex<HashMap<u64, GuestCall>>,
+    queue: GuestQueue,
     heartbeat: Duration,
 }
 
@@ -185,13 +188,13 @@ impl Guest {
     /// The next message of the host's; waits for one. Aborts come here too, after the flag of their
     /// call is set.
     #[must_use]
-    pub fn next(&self) -> Incoming {
+    pub fn next(&self) -> GuestInput {
         self.0.queue.pop()
     }
 
     /// The next message, if there is one.
     #[must_use]
-    pub fn try_next(&self) -> Option<Incoming> {
+    pub fn try_next(&self) -> Option<GuestInput> {
         self.0.queue.try_pop()
     }
 
@@ -199,7 +202,11 @@ impl Guest {
     ///
     /// # Errors
     /// If it makes no frame, or the host is gone.
-    pub fn send(&self, message: &FromWorker, fds: Vec<OwnedFd>) -> Result<(), FrameError> {
+    pub fn send(
+        &self,
+        message: &FromWorkerMessage,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), WorkerFrameError> {
         let frame = encode(message, fds.len())?;
         let _one_at_a_time = lock(&self.0.sending);
         channel::send_all(self.0.host.as_fd(), &frame, &fds)?;
@@ -212,12 +219,12 @@ impl Guest {
     /// As [`Self::send`].
     pub fn finish(
         &self,
-        call: &Call,
-        reply: Reply,
+        call: &GuestCall,
+        reply: WorkerReply,
         fds: Vec<OwnedFd>,
         heap_peak: u64,
         external_peak: u64,
-    ) -> Result<(), FrameError> {
+    ) -> Result<(), WorkerFrameError> {
         let stats = CallStats {
             ticks: call.ticks(),
             cpu_us: call.cpu_us(),
@@ -226,7 +233,7 @@ impl Guest {
         };
         lock(&self.0.calls).remove(&call.id());
         let (sid, id) = (call.sid(), call.id());
-        let result = FromWorker::Result {
+        let result = FromWorkerMessage::Result {
             sid,
             id,
             reply,

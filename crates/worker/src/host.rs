@@ -16,6 +16,8 @@ mod supervisor;
 mod watch;
 mod worker;
 
-pub use config::{CallLimits, Config, Delegated, Executable, Lease, Make, RoleConfig};
-pub use handle::{Answer, Call, Request, Session, Told, Workers};
-pub use stats::{Deaths, Stats};
+pub use config::{
+    CallLimits, DelegatedCgroup, Executable, ProgramMaker, RoleConfig, WorkerLease, WorkersConfig,
+};
+pub use handle::{SessionNotice, WorkerAnswer, WorkerCall, WorkerRequest, WorkerSession, Workers};
+pub use stats::{OverrunStats, WorkerStats};

@@ -9,7 +9,7 @@ use crate::Rights;
 /// The sum of a worker's walls, as `runtime/stats` shows it. Ordered from weak to strong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Level {
+pub enum ConfinementLevel {
     /// A process of its own and little more: what it reaches is what its user reaches.
     ProcessOnly,
     /// The system call filter, the capabilities and the rights to gain any are as they should be,
@@ -65,24 +65,24 @@ pub struct Gap {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
     /// The sum.
-    pub level: Level,
-    /// What is missing for [`Level::Full`].
+    pub level: ConfinementLevel,
+    /// What is missing for [`ConfinementLevel::Full`].
     pub gaps: Vec<Gap>,
 }
 
 impl Sandbox {
     /// Sums up. What may open files needs a root in which there are none of others.
     #[must_use]
-    pub(crate) fn of(mut gaps: Vec<Gap>, rights: Rights) -> Self {
+    pub(crate) fn from_gaps(mut gaps: Vec<Gap>, rights: Rights) -> Self {
         gaps.sort_by_key(|gap| gap.wall);
         let missing = |wall| gaps.iter().any(|gap: &Gap| gap.wall == wall);
         let essential = [Wall::Capabilities, Wall::NoNewPrivileges, Wall::Seccomp];
         let level = if gaps.is_empty() {
-            Level::Full
+            ConfinementLevel::Full
         } else if essential.into_iter().any(missing) || (rights.files && missing(Wall::EmptyRoot)) {
-            Level::ProcessOnly
+            ConfinementLevel::ProcessOnly
         } else {
-            Level::Partial
+            ConfinementLevel::Partial
         };
         Self { level, gaps }
     }
@@ -97,7 +97,7 @@ impl Gap {
     }
 }
 
-impl Level {
+impl ConfinementLevel {
     /// As it is shown.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -109,7 +109,7 @@ impl Level {
     }
 }
 
-impl fmt::Display for Level {
+impl fmt::Display for ConfinementLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -118,30 +118,36 @@ impl fmt::Display for Level {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Role;
+    use crate::WorkerRole;
 
-    fn level(walls: &[Wall], rights: Rights) -> Level {
+    fn level(walls: &[Wall], rights: Rights) -> ConfinementLevel {
         let gaps = walls.iter().map(|wall| Gap::new(*wall, "test")).collect();
-        Sandbox::of(gaps, rights).level
+        Sandbox::from_gaps(gaps, rights).level
     }
 
     #[test]
     fn the_filter_decides_between_partial_and_nothing() {
-        let js = Role::Js.rights(false);
-        assert_eq!(level(&[], js), Level::Full);
-        assert_eq!(level(&[Wall::CgroupMemory], js), Level::Partial);
+        let js = WorkerRole::Js.rights(false);
+        assert_eq!(level(&[], js), ConfinementLevel::Full);
+        assert_eq!(level(&[Wall::CgroupMemory], js), ConfinementLevel::Partial);
         assert_eq!(
             level(&[Wall::EmptyRoot, Wall::PidNamespace], js),
-            Level::Partial
+            ConfinementLevel::Partial
         );
-        assert_eq!(level(&[Wall::Seccomp], js), Level::ProcessOnly);
-        assert!(Level::ProcessOnly < Level::Partial && Level::Partial < Level::Full);
+        assert_eq!(level(&[Wall::Seccomp], js), ConfinementLevel::ProcessOnly);
+        assert!(
+            ConfinementLevel::ProcessOnly < ConfinementLevel::Partial
+                && ConfinementLevel::Partial < ConfinementLevel::Full
+        );
     }
 
     #[test]
     fn what_opens_files_needs_a_root_of_its_own() {
-        let git = Role::Git.rights(true);
-        assert_eq!(level(&[Wall::EmptyRoot], git), Level::ProcessOnly);
-        assert_eq!(level(&[Wall::CgroupPids], git), Level::Partial);
+        let git = WorkerRole::Git.rights(true);
+        assert_eq!(
+            level(&[Wall::EmptyRoot], git),
+            ConfinementLevel::ProcessOnly
+        );
+        assert_eq!(level(&[Wall::CgroupPids], git), ConfinementLevel::Partial);
     }
 }

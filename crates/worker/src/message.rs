@@ -3,14 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::setup::Confined;
-use crate::{Blob, Body, Hash};
+use crate::setup::ConfinementReport;
+use crate::{Bytes32, CborBody, FrameBlob};
 
 /// What the host says. Roles with their own language use `Run` and `Tell`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum ToWorker {
+pub enum ToWorkerMessage {
     /// Call `id` is to end now.
     Abort {
         /// The call.
@@ -32,9 +32,9 @@ pub enum ToWorker {
         /// Its name.
         module: String,
         /// The hash of its source.
-        source_hash: Hash,
+        source_hash: Bytes32,
         /// Its source.
-        source: Blob,
+        source: FrameBlob,
     },
     /// Something of a subscription of the worker's.
     Event {
@@ -43,7 +43,7 @@ pub enum ToWorker {
         /// The subscription.
         id: u64,
         /// What.
-        event: Event,
+        event: WorkerEvent,
     },
     /// Calls an operation that the session registered.
     Invoke {
@@ -54,22 +54,22 @@ pub enum ToWorker {
         /// Its name.
         op: String,
         /// Its input.
-        input: Blob,
+        input: FrameBlob,
     },
     /// A session begins.
     Open {
         /// The session.
         sid: u64,
         /// What it may reach, in the role's own terms.
-        caps: Body,
+        caps: CborBody,
         /// Its limits, in the role's own terms.
-        limits: Body,
+        limits: CborBody,
         /// The bundle it runs.
-        bundle_hash: Option<Hash>,
+        bundle_hash: Option<Bytes32>,
         /// Where its randomness comes from.
-        seed: Option<Hash>,
+        seed: Option<Bytes32>,
         /// What its clock shows, in the role's own terms.
-        clock: Body,
+        clock: CborBody,
     },
     /// The answer to a call of the worker's.
     Reply {
@@ -78,7 +78,7 @@ pub enum ToWorker {
         /// The call.
         id: u64,
         /// The answer.
-        reply: Reply,
+        reply: WorkerReply,
     },
     /// A call in the role's own language.
     Run {
@@ -87,14 +87,14 @@ pub enum ToWorker {
         /// The call.
         id: u64,
         /// What.
-        body: Body,
+        body: CborBody,
     },
     /// A message in the role's own language.
     Tell {
         /// The session.
         sid: u64,
         /// What.
-        body: Body,
+        body: CborBody,
     },
 }
 
@@ -102,7 +102,7 @@ pub enum ToWorker {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum FromWorker {
+pub enum FromWorkerMessage {
     /// Calls an operation of the host's.
     Call {
         /// The session.
@@ -112,9 +112,9 @@ pub enum FromWorker {
         /// Its name.
         op: String,
         /// Its input.
-        input: Blob,
+        input: FrameBlob,
         /// Its options.
-        opts: Body,
+        opts: CborBody,
     },
     /// A call or subscription of the worker's is no longer wanted.
     Cancel {
@@ -150,23 +150,23 @@ pub enum FromWorker {
         /// The session.
         sid: u64,
         /// How bad.
-        level: LogLevel,
+        level: WorkerLogLevel,
         /// The line.
         text: String,
     },
     /// The walls stand and the worker waits for work.
     Ready {
         /// What stands.
-        confined: Confined,
+        confined: ConfinementReport,
     },
     /// The session wants to offer an operation.
     Register {
         /// The session.
         sid: u64,
         /// What it says about it.
-        spec: Body,
+        spec: CborBody,
         /// The hash of its source.
-        source_hash: Hash,
+        source_hash: Bytes32,
     },
     /// The answer to a call of the host's.
     Result {
@@ -175,7 +175,7 @@ pub enum FromWorker {
         /// The call.
         id: u64,
         /// The answer.
-        reply: Reply,
+        reply: WorkerReply,
         /// What it took.
         stats: CallStats,
     },
@@ -188,51 +188,51 @@ pub enum FromWorker {
         /// Its name.
         op: String,
         /// Its input.
-        input: Blob,
+        input: FrameBlob,
         /// Its options.
-        opts: Body,
+        opts: CborBody,
     },
     /// A message in the role's own language.
     Tell {
         /// The session.
         sid: u64,
         /// What.
-        body: Body,
+        body: CborBody,
     },
 }
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reply {
+pub enum WorkerReply {
     /// It failed.
-    Err(Fault),
+    Err(WorkerFault),
     /// It came to this.
-    Ok(Blob),
+    Ok(FrameBlob),
 }
 
 /// What failed, in the codes of the runtime or of the operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fault {
+pub struct WorkerFault {
     /// `E_FUEL`, `NOT_FOUND`, …
     pub code: String,
     /// For a person.
     pub message: String,
     /// For a program.
     #[serde(default)]
-    pub details: Body,
+    pub details: CborBody,
 }
 
 /// A part of a subscription.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Event {
+pub enum WorkerEvent {
     /// Nothing more comes.
     End,
     /// Nothing more comes, because of this.
-    Fail(Fault),
+    Fail(WorkerFault),
     /// One of its items.
-    Item(Blob),
+    Item(FrameBlob),
 }
 
 /// What a call took, by the worker's own account.
@@ -252,14 +252,14 @@ pub struct CallStats {
 /// How bad a line of the log is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LogLevel {
+pub enum WorkerLogLevel {
     Debug,
     Error,
     Info,
     Warn,
 }
 
-impl ToWorker {
+impl ToWorkerMessage {
     /// The call that this begins, if it does.
     pub(crate) const fn begins(&self) -> Option<(u64, u64)> {
         match self {
@@ -272,7 +272,7 @@ impl ToWorker {
     }
 }
 
-impl FromWorker {
+impl FromWorkerMessage {
     /// Bytes that it holds in memory, beyond its own few.
     #[must_use]
     pub fn bytes(&self) -> usize {

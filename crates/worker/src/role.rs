@@ -10,7 +10,7 @@ use crate::WorkerError;
 /// The kind of a worker: decides the system calls that are left to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
-pub enum Role {
+pub enum WorkerRole {
     /// A repository's packs: counting, writing, taking in.
     #[serde(rename = "git")]
     Git,
@@ -36,7 +36,7 @@ pub struct Rights {
     pub threads: bool,
 }
 
-impl Role {
+impl WorkerRole {
     /// Every role, by name.
     pub const ALL: [Self; 4] = [Self::Git, Self::Gpu, Self::Js, Self::JsGpu];
 
@@ -85,13 +85,13 @@ impl Role {
     }
 }
 
-impl fmt::Display for Role {
+impl fmt::Display for WorkerRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl FromStr for Role {
+impl FromStr for WorkerRole {
     type Err = WorkerError;
 
     fn from_str(name: &str) -> Result<Self, WorkerError> {
@@ -106,21 +106,24 @@ mod tests {
 
     #[test]
     fn roles_are_read_as_they_are_written() {
-        for role in Role::ALL {
-            assert_eq!(role.name().parse::<Role>().expect("its own name"), role);
+        for role in WorkerRole::ALL {
+            assert_eq!(
+                role.name().parse::<WorkerRole>().expect("its own name"),
+                role
+            );
         }
-        assert!("".parse::<Role>().is_err());
-        assert!("js+git".parse::<Role>().is_err());
+        assert!("".parse::<WorkerRole>().is_err());
+        assert!("js+git".parse::<WorkerRole>().is_err());
     }
 
     #[test]
     fn what_holds_foreign_source_gets_no_executable_memory() {
         for binds in [false, true] {
-            assert!(!Role::Js.rights(binds).exec_memory);
-            assert!(!Role::Js.rights(binds).threads);
-            assert!(!Role::Js.rights(binds).files);
-            assert!(!Role::Git.rights(binds).exec_memory);
-            assert!(Role::Gpu.rights(binds).exec_memory);
+            assert!(!WorkerRole::Js.rights(binds).exec_memory);
+            assert!(!WorkerRole::Js.rights(binds).threads);
+            assert!(!WorkerRole::Js.rights(binds).files);
+            assert!(!WorkerRole::Git.rights(binds).exec_memory);
+            assert!(WorkerRole::Gpu.rights(binds).exec_memory);
         }
     }
 }

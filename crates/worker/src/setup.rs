@@ -3,10 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Gap, Role, WorkerError};
+use crate::{Gap, WorkerError, WorkerRole};
 
 /// Version of the protocol between host and worker. They are one executable, so that a difference
-/// means somebody mixed two.
+/// means that two builds were mixed.
 pub(crate) const VERSION: u16 = 1;
 /// Descriptor at which a worker finds its host.
 pub(crate) const HOST_FD: i32 = 3;
@@ -17,7 +17,7 @@ const BIND_NAME_MAX: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setup {
     pub(crate) version: u16,
-    pub(crate) role: Role,
+    pub(crate) role: WorkerRole,
     pub(crate) namespaces: Namespaces,
     /// User to become once the mounts are made; where there is no user namespace to do that in.
     pub(crate) become_user: Option<u32>,
@@ -27,7 +27,7 @@ pub(crate) struct Setup {
 
 /// What the worker found when it walled itself in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Confined {
+pub struct ConfinementReport {
     /// What does not stand.
     pub gaps: Vec<Gap>,
 }

@@ -10,7 +10,7 @@ mod signal;
 
 pub(crate) use clock::{ThreadClock, can_run, process_cpu_us};
 pub(crate) use inherited::{look_at_host, take_host};
-pub(crate) use launch::{Identity, Launch, Launched};
-pub(crate) use mapping::Mapping;
+pub(crate) use launch::{Launch, LaunchedProcess, ProcessIdentity};
+pub(crate) use mapping::DescriptorMapping;
 pub use memory::give_back_memory;
 pub(crate) use signal::{ABORTED_STATUS, abort_ends_with_a_status, end_now, unblock_all};

@@ -296,7 +296,7 @@ mod tests {
         mode(0o777);
         let error = open(&clone, &cache).expect_err("another user may have put programs there");
         assert!(error.contains("can be written by all users"), "{error}");
-        // The user's own group, of which nobody else is, and one that others are of.
+        // The user's own group, which has no other member, and one that has.
         let about = fs::metadata(&cache).expect("ours");
         let (user, group) = (about.uid(), about.gid());
         let users = |members: &str| Users {
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_cache_is_known_by_the_path_without_links() {
-        let place = Place::new();
+        let place = CacheTestFolder::new();
         fs::create_dir(place.0.join("real")).expect("ours");
         std::os::unix::fs::symlink("real", place.0.join("link")).expect("ours");
         let [named, real] = ["link/a/cache", "real/a/cache"].map(|path| place.0.join(path));
@@ -347,9 +347,9 @@ mod tests {
     }
 
     /// A folder for one test, with a clone and an empty cache.
-    struct Place(PathBuf);
+    struct CacheTestFolder(PathBuf);
 
-    impl Place {
+    impl CacheTestFolder {
         fn new() -> Self {
             let base = tempfile::tempdir()
                 .expect("a folder of this test's own")
@@ -371,7 +371,7 @@ mod tests {
         }
     }
 
-    impl Drop for Place {
+    impl Drop for CacheTestFolder {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_new_cache_is_marked_and_opened_again() {
-        let place = Place::new();
+        let place = CacheTestFolder::new();
         assert!(!is_marked(&place.0.join("cache")));
         for _ in 0..2 {
             assert_eq!(place.open("cache"), Ok(()));
@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn a_folder_with_files_of_others_is_refused_and_left_alone() {
         for file in ["workspace/thesis.txt", "letters/thesis.txt"] {
-            let place = Place::new();
+            let place = CacheTestFolder::new();
             let file = format!("home/{file}");
             place.write(&file);
             let text = place.open("home").expect_err("these files are not ours");
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn a_lock_file_does_not_make_a_cache_of_a_home() {
         for lock in [RUNNING_COMMANDS, BUILD_LOCK] {
-            let place = Place::new();
+            let place = CacheTestFolder::new();
             place.write("home/workspace/thesis.txt");
             place.write(&format!("home/{lock}"));
             let text = place.open("home").expect_err("these files are not ours");
@@ -427,7 +427,7 @@ mod tests {
 
     #[test]
     fn other_users_cannot_enter_a_new_cache() {
-        let place = Place::new();
+        let place = CacheTestFolder::new();
         assert_eq!(place.open("new/cache"), Ok(()));
         let mode = fs::metadata(place.0.join("new/cache")).expect("it is there");
         assert_eq!(mode.permissions().mode() & 0o777, 0o700);
@@ -441,7 +441,7 @@ mod tests {
 
     #[test]
     fn a_cache_that_overlaps_with_the_clone_is_refused() {
-        let place = Place::new();
+        let place = CacheTestFolder::new();
         fs::create_dir_all(place.0.join("build/workspace/.git")).expect("ours");
         place.write("build/workspace/.git/x");
         place.write("build/target/alknet-lock");
@@ -461,7 +461,7 @@ mod tests {
 
     #[test]
     fn a_mirror_that_leads_elsewhere_is_refused() {
-        let place = Place::new();
+        let place = CacheTestFolder::new();
         place.write("thesis/chapter.txt");
         place.write("cache/target/alknet-lock");
         std::os::unix::fs::symlink("../thesis", place.0.join("cache/workspace")).expect("ours");
@@ -473,7 +473,7 @@ mod tests {
 
     #[test]
     fn a_cache_from_before_there_were_marks_goes_on() {
-        let place = Place::new();
+        let place = CacheTestFolder::new();
         place.write("one/workspace/Cargo.toml");
         place.write("one/target/alknet-used/1");
         place.write("two/workspace/Cargo.toml");

@@ -12,7 +12,7 @@
 //! # fn main() -> std::io::Result<()> {
 //! let target = Path::new("/cache/target");
 //! let messages = "the standard output of cargo build --message-format=json";
-//! LastUse::of(target).note(BuildSet::Binary, messages)?;
+//! LastUse::for_target(target).note(BuildSet::Binary, messages)?;
 //! # Ok(())
 //! # }
 //! ```
@@ -66,7 +66,7 @@ pub const NEEDED_SETS: [BuildSet; 4] = [
 
 /// Everything that cargo makes in one step: one crate compiled in one way, or one run of a build script.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Unit {
+pub struct BuildUnit {
     /// Folder of the profile, relative to the target folder: `x86_64-unknown-linux-gnu/release`.
     pub layout: String,
     /// The hash that its files' names end in.
@@ -83,9 +83,9 @@ pub struct LastUse {
 #[derive(Clone, Debug, Default)]
 pub struct UseRecord {
     /// Units of the last build of some set.
-    pub needed: HashSet<Unit>,
+    pub needed: HashSet<BuildUnit>,
     /// When each known unit was last used.
-    pub last_used: HashMap<Unit, SystemTime>,
+    pub last_used: HashMap<BuildUnit, SystemTime>,
     /// Sets of which no complete build was ever recorded.
     pub missing: Vec<BuildSet>,
 }
@@ -93,7 +93,7 @@ pub struct UseRecord {
 impl LastUse {
     /// The records of the target folder `target`.
     #[must_use]
-    pub fn of(target: &Path) -> Self {
+    pub fn for_target(target: &Path) -> Self {
         Self {
             target: target.to_owned(),
         }
@@ -107,7 +107,7 @@ impl LastUse {
     }
 
     fn note_at(&self, set: BuildSet, messages: &str, now: SystemTime) -> io::Result<()> {
-        let units = UnitFinder::of(&self.target).units(messages);
+        let units = UnitFinder::for_target(&self.target).units(messages);
         let set = if succeeded(messages) {
             set
         } else {
@@ -116,13 +116,13 @@ impl LastUse {
         let file = self.file(set);
         let old = read(&file)?;
         let cutoff = seconds(now).saturating_sub(KEPT.as_secs());
-        let mut record: BTreeMap<Unit, Use> = old
+        let mut record: BTreeMap<BuildUnit, UnitUse> = old
             .into_iter()
             .filter(|(_, last)| last.seconds >= cutoff)
             .map(|(unit, last)| (unit, last.former()))
             .collect();
         for unit in units {
-            let last = Use {
+            let last = UnitUse {
                 needed: set != BuildSet::Part,
                 seconds: seconds(now),
             };
@@ -187,12 +187,12 @@ pub fn hash_in(name: &str) -> Option<&str> {
 
 /// A unit's line in a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Use {
+struct UnitUse {
     needed: bool,
     seconds: u64,
 }
 
-impl Use {
+impl UnitUse {
     const fn former(self) -> Self {
         Self {
             needed: false,
@@ -201,13 +201,13 @@ impl Use {
     }
 }
 
-fn line((unit, last): (&Unit, &Use)) -> String {
+fn line((unit, last): (&BuildUnit, &UnitUse)) -> String {
     let word = if last.needed { "needed" } else { "former" };
     format!("{word} {} {}/{}\n", last.seconds, unit.layout, unit.hash)
 }
 
 /// Lines of another form, of a later version say, are passed over.
-fn read(file: &Path) -> io::Result<BTreeMap<Unit, Use>> {
+fn read(file: &Path) -> io::Result<BTreeMap<BuildUnit, UnitUse>> {
     let text = match fs::read_to_string(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         read => read?,
@@ -217,11 +217,11 @@ fn read(file: &Path) -> io::Result<BTreeMap<Unit, Use>> {
         let needed = words.next()? == "needed";
         let seconds = words.next()?.parse().ok()?;
         let (layout, hash) = words.next()?.rsplit_once('/')?;
-        let unit = Unit {
+        let unit = BuildUnit {
             layout: layout.to_owned(),
             hash: hash.to_owned(),
         };
-        Some((unit, Use { needed, seconds }))
+        Some((unit, UnitUse { needed, seconds }))
     };
     Ok(text.lines().filter_map(parse).collect())
 }
@@ -254,14 +254,14 @@ struct Artefact {
 }
 
 impl<'a> UnitFinder<'a> {
-    fn of(target: &'a Path) -> Self {
+    fn for_target(target: &'a Path) -> Self {
         Self {
             target,
             folders: HashMap::new(),
         }
     }
 
-    fn units(&mut self, messages: &str) -> BTreeSet<Unit> {
+    fn units(&mut self, messages: &str) -> BTreeSet<BuildUnit> {
         let mut units = BTreeSet::new();
         for line in messages.lines() {
             for file in files(line) {
@@ -271,12 +271,12 @@ impl<'a> UnitFinder<'a> {
         units
     }
 
-    fn units_of(&mut self, file: &Path) -> Vec<Unit> {
+    fn units_of(&mut self, file: &Path) -> Vec<BuildUnit> {
         let Some(relative) = file.strip_prefix(self.target).ok().and_then(Path::to_str) else {
             return Vec::new();
         };
         let parts: Vec<&str> = relative.split('/').collect();
-        let unit = |layout: &[&str], hash: &str| Unit {
+        let unit = |layout: &[&str], hash: &str| BuildUnit {
             layout: layout.join("/"),
             hash: hash.to_owned(),
         };
@@ -400,9 +400,9 @@ mod tests {
     const TWO: &str = "2222222222222222";
 
     /// A target folder that is gone when dropped.
-    struct Target(PathBuf);
+    struct TestTargetFolder(PathBuf);
 
-    impl Target {
+    impl TestTargetFolder {
         fn new() -> Self {
             let path = tempfile::tempdir()
                 .expect("a folder of this test's own")
@@ -427,11 +427,13 @@ mod tests {
         }
 
         fn note(&self, set: BuildSet, messages: &str) {
-            LastUse::of(&self.0).note(set, messages).expect("writable");
+            LastUse::for_target(&self.0)
+                .note(set, messages)
+                .expect("writable");
         }
 
         fn needed(&self) -> Vec<String> {
-            let recorded = LastUse::of(&self.0).read().expect("readable");
+            let recorded = LastUse::for_target(&self.0).read().expect("readable");
             let mut units: Vec<String> = recorded
                 .needed
                 .into_iter()
@@ -442,14 +444,14 @@ mod tests {
         }
     }
 
-    impl Drop for Target {
+    impl Drop for TestTargetFolder {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
     }
 
-    fn unit(hash: &str) -> Unit {
-        Unit {
+    fn unit(hash: &str) -> BuildUnit {
+        BuildUnit {
             layout: "release".to_owned(),
             hash: hash.to_owned(),
         }
@@ -468,7 +470,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_file_names_its_unit() {
-        let target = Target::new();
+        let target = TestTargetFolder::new();
         let script = format!(
             "{{\"reason\":\"build-script-executed\",\"cfgs\":[\"a=\\\"b\\\"\"],\"out_dir\":\"{}\"}}\n",
             target
@@ -496,7 +498,7 @@ mod tests {
 
     #[test]
     fn a_link_names_the_unit_that_it_was_linked_to() {
-        let target = Target::new();
+        let target = TestTargetFolder::new();
         let file = |name: &str| target.0.join("release").join(name);
         for hash in [ONE, TWO] {
             fs::write(file(&format!("deps/my_tool-{hash}")), hash).expect("writable");
@@ -516,34 +518,34 @@ mod tests {
 
     #[test]
     fn a_set_needs_what_its_last_build_used() {
-        let target = Target::new();
+        let target = TestTargetFolder::new();
         target.note(BuildSet::Binary, &(target.library(ONE) + FINISHED));
         target.note(BuildSet::Binary, &(target.library(TWO) + FINISHED));
         assert_eq!(target.needed(), [format!("release/{TWO}")]);
         target.note(BuildSet::Gpu, &(target.library(ONE) + FINISHED));
         assert_eq!(target.needed().len(), 2, "each set on its own");
-        let recorded = LastUse::of(&target.0).read().expect("readable");
+        let recorded = LastUse::for_target(&target.0).read().expect("readable");
         assert_eq!(recorded.missing, [BuildSet::Commands, BuildSet::Tests]);
         assert!(recorded.last_used.contains_key(&unit(ONE)));
     }
 
     #[test]
     fn a_part_and_a_failed_build_date_units_and_end_no_need() {
-        let target = Target::new();
+        let target = TestTargetFolder::new();
         target.note(BuildSet::Tests, &(target.library(ONE) + FINISHED));
         target.note(BuildSet::Part, &(target.library(TWO) + FINISHED));
         target.note(BuildSet::Tests, &(target.library(TWO) + FAILED));
         target.note(BuildSet::Tests, &(target.library(TWO) + FINISHED + FAILED));
         target.note(BuildSet::Tests, &target.library(TWO));
         assert_eq!(target.needed(), [format!("release/{ONE}")]);
-        let recorded = LastUse::of(&target.0).read().expect("readable");
+        let recorded = LastUse::for_target(&target.0).read().expect("readable");
         assert!(recorded.last_used.contains_key(&unit(TWO)));
     }
 
     #[test]
     fn a_unit_is_forgotten_after_its_time() {
-        let target = Target::new();
-        let records = LastUse::of(&target.0);
+        let target = TestTargetFolder::new();
+        let records = LastUse::for_target(&target.0);
         let then = SystemTime::now() - KEPT - Duration::from_secs(60);
         let old = target.library(ONE) + FINISHED;
         records
@@ -572,7 +574,7 @@ mod tests {
 
     #[test]
     fn records_of_another_form_are_passed_over() {
-        let target = Target::new();
+        let target = TestTargetFolder::new();
         fs::create_dir_all(target.0.join(FOLDER)).expect("writable");
         let text = format!("needed 12 release/{ONE}\nneeded x release/{TWO}\nlater words\n\n");
         fs::write(target.0.join(FOLDER).join("binary"), text).expect("writable");

@@ -8,9 +8,9 @@ use std::thread;
 
 use xtask::last_use::BuildSet;
 use xtask::locks::{self, Sharing};
-use xtask::memory::{self, Memory};
+use xtask::memory::{self, MemoryWatch};
 use xtask::mirror;
-use xtask::packages::{self, Purpose};
+use xtask::packages::{self, PackagePurpose};
 use xtask::progress::{self, Board, StepTime};
 use xtask::workspace::{BuildLock, Workspace};
 use xtask::{cache, front, rustc};
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
 
 /// Returns only when something is wrong, with what it is.
 fn run(arguments: &[String]) -> String {
-    let memory = Memory::watch();
+    let memory = MemoryWatch::watch();
     match prepare(arguments) {
         Ok(prepared) => hand_over(&prepared, arguments, &memory),
         Err(text) => text,
@@ -123,10 +123,11 @@ fn bring_back(workspace: &Workspace, lock: &BuildLock) -> Result<(), String> {
 /// A cache without a kernel or without a driver belongs to a first start: what compiles them is installed while
 /// `alknet-tasks` is built. Later they are compiled only after a change of theirs, and the step that compiles one
 /// installs what is missing. So does the step that fetches something of npm's registry: Debian's npm is 350 packages,
-/// and what it fetches stays in the cache. A user who is not root installs all of it at once, and is told at the start.
-fn purpose_of(command: &str, cache: &Path, is_root: bool) -> Purpose {
+/// and what it fetches stays in the cache. A user who is not root installs all of it at once: the message at the start
+/// names it.
+fn purpose_of(command: &str, cache: &Path, is_root: bool) -> PackagePurpose {
     let test = matches!(command, "bench" | "setup" | "soak" | "test");
-    Purpose {
+    PackagePurpose {
         compile: command == "setup" || !cache::has_kernel_and_driver(cache),
         test,
         npm: command == "setup" || (test && !is_root),
@@ -134,7 +135,7 @@ fn purpose_of(command: &str, cache: &Path, is_root: bool) -> Purpose {
 }
 
 /// What stands when `alknet-tasks` can start.
-struct Prepared {
+struct PreparedWorkspace {
     workspace: Workspace,
     steps: Vec<StepTime>,
     /// Released when this process becomes `alknet-tasks`, and not before: until then no other clone
@@ -144,14 +145,14 @@ struct Prepared {
 
 /// Installs packages and builds `alknet-tasks`, both at once: one waits for downloads, the other for
 /// the processor.
-fn prepare(arguments: &[String]) -> Result<Prepared, String> {
+fn prepare(arguments: &[String]) -> Result<PreparedWorkspace, String> {
     let workspace = Workspace::new(&clone_root()?, &cache::folder()?)?;
     let cache = workspace.cache();
     let purpose = purpose_of(&arguments[0], cache, packages::is_root());
     let wanted = packages::to_install(purpose)?;
     let lock = claim(&workspace)?;
     let board = Board::new(&cache.join(progress::HISTORY));
-    if let Some(command) = progress::Command::of(arguments) {
+    if let Some(command) = progress::TimedCommand::from_arguments(arguments) {
         board.announce_rest(command);
     }
     let steps = thread::scope(|scope| {
@@ -176,7 +177,7 @@ fn prepare(arguments: &[String]) -> Result<Prepared, String> {
     drop(board);
     // Cargo writes its lock file when a manifest was edited.
     bring_back(&workspace, &lock)?;
-    Ok(Prepared {
+    Ok(PreparedWorkspace {
         workspace,
         steps,
         _lock: lock,
@@ -206,7 +207,7 @@ fn clone_root() -> Result<PathBuf, String> {
     Ok(PathBuf::from(package).join("../.."))
 }
 
-fn hand_over(prepared: &Prepared, arguments: &[String], memory: &Memory) -> String {
+fn hand_over(prepared: &PreparedWorkspace, arguments: &[String], memory: &MemoryWatch) -> String {
     let program = prepared.workspace.executable(TASKS);
     let error = Command::new(&program)
         .args(arguments)

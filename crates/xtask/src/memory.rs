@@ -47,14 +47,14 @@ pub const MEMORY_VARIABLE: &str = "ALKNET_MEMORY_KIB";
 
 /// Watches how much of the machine's memory is in use, until it is dropped.
 #[derive(Debug)]
-pub struct Memory {
+pub struct MemoryWatch {
     before_kib: Option<u64>,
     most_kib: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
     watching: Option<JoinHandle<()>>,
 }
 
-impl Memory {
+impl MemoryWatch {
     /// Begins to watch. Memory that is in use now is the baseline.
     #[must_use]
     pub fn watch() -> Self {
@@ -109,7 +109,7 @@ impl Memory {
     }
 }
 
-impl Drop for Memory {
+impl Drop for MemoryWatch {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         if let Some(watching) = self.watching.take() {
@@ -120,7 +120,7 @@ impl Drop for Memory {
     }
 }
 
-/// Reads what [`Memory::encoded`] wrote.
+/// Reads what [`MemoryWatch::encoded`] wrote.
 fn decode(text: &str) -> Option<(u64, u64)> {
     let (before, most) = text.split_once(':')?;
     Some((before.parse().ok()?, most.parse().ok()?))
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(in_use_kib(text, None), Some(4));
         assert_eq!(in_use_kib("MemTotal: 24 kB\nMemFree: 3 kB\n", None), None);
         assert_eq!(in_use_kib("", None), None);
-        // What a container may not have is in use, whoever has it.
+        // What a container may not have is in use, by whatever process.
         assert_eq!(in_use_kib(text, Some(5)), Some(19));
         assert_eq!(in_use_kib(text, Some(500)), Some(4));
         assert_eq!(beyond_kib(Some(4), Some(9)), 5);
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn what_was_in_use_most_is_kept() {
-        let memory = Memory::watch();
+        let memory = MemoryWatch::watch();
         memory.most_kib.fetch_max(1 << 30, Ordering::Relaxed);
         assert_eq!(memory.most_gib(), 1024.0);
         assert!(memory.report().contains("warning"));
@@ -297,13 +297,13 @@ mod tests {
     #[test]
     fn what_the_front_saw_is_passed_on() {
         // More than any machine has in use meanwhile.
-        let front = Memory::from(Some(1000), 1 << 40);
+        let front = MemoryWatch::from(Some(1000), 1 << 40);
         assert_eq!(front.encoded().as_deref(), Some("1000:1099511627776"));
         assert_eq!(decode("1000:5242880"), Some((1000, 5 << 20)));
         assert_eq!(decode("1000"), None);
         assert_eq!(decode("a:b"), None);
         // Its baseline goes on as well: what was compiled since is in use beyond it.
-        let next = Memory::from(Some(0), 0);
+        let next = MemoryWatch::from(Some(0), 0);
         let seen = (0..1000).any(|_| {
             thread::sleep(LOOK_EVERY / 50);
             next.most_gib() > 0.0

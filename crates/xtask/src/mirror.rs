@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::git::git;
 
-pub use self::bring_back::{BroughtBack, bring_back};
+pub use self::bring_back::{BringBackResult, bring_back};
 
 /// Files that the build itself writes into the mirror; no clone has them.
 const GENERATED: [&str; 1] = ["compute/driver/linked-drivers"];
@@ -41,7 +41,7 @@ const CHUNK: usize = 64 << 10;
 
 /// How many files a [`sync`] changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct MirrorChanges {
     /// New, or with other content.
     pub written: usize,
     /// No longer in the clone.
@@ -50,33 +50,33 @@ pub struct Changes {
 
 /// The result of a [`sync`].
 #[derive(Debug, Default)]
-pub struct Synced {
+pub struct SyncResult {
     /// What it changed.
-    pub changes: Changes,
+    pub changes: MirrorChanges,
     /// Files that were too large to be copied.
     pub left_out: Vec<PathBuf>,
     /// The files of both folders then.
-    pub record: Record,
+    pub record: MirrorRecord,
 }
 
 /// Both folders after a [`sync`], for [`bring_back`].
 #[derive(Debug, Default)]
-pub struct Record {
-    clone: BTreeMap<PathBuf, Mark>,
-    mirror: BTreeMap<PathBuf, Mark>,
+pub struct MirrorRecord {
+    clone: BTreeMap<PathBuf, FileStamp>,
+    mirror: BTreeMap<PathBuf, FileStamp>,
 }
 
 /// Differs when a file was written in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark {
+struct FileStamp {
     inode: u64,
     mode: u32,
     length: u64,
     modified: (i64, i64),
 }
 
-impl Mark {
-    fn of(data: &Metadata) -> Self {
+impl FileStamp {
+    fn from_metadata(data: &Metadata) -> Self {
         Self {
             inode: data.ino(),
             mode: data.mode(),
@@ -89,8 +89,13 @@ impl Mark {
 /// Makes `mirror` hold what `clone` holds: tracked files and untracked ones that git does not ignore,
 /// except what lies below `cache` or below a symbolic link. Files with the same content are not touched; the others are dated
 /// later than `newest`, the time of the newest artefact.
-pub fn sync(clone: &Path, mirror: &Path, cache: &Path, newest: SystemTime) -> io::Result<Synced> {
-    let mut synced = Synced::default();
+pub fn sync(
+    clone: &Path,
+    mirror: &Path,
+    cache: &Path,
+    newest: SystemTime,
+) -> io::Result<SyncResult> {
+    let mut synced = SyncResult::default();
     let files = files_of(clone, cache, &mut synced.left_out)?;
     let names: BTreeSet<&Path> = files.keys().map(PathBuf::as_path).collect();
     make_private(mirror)?;
@@ -105,8 +110,14 @@ pub fn sync(clone: &Path, mirror: &Path, cache: &Path, newest: SystemTime) -> io
         let copied = copy(&from, &to, Some(date)).map_err(|error| named(&from, &error))?;
         synced.changes.written += usize::from(copied);
         let there = fs::symlink_metadata(&to)?;
-        synced.record.mirror.insert(file.clone(), Mark::of(&there));
-        synced.record.clone.insert(file, Mark::of(&data));
+        synced
+            .record
+            .mirror
+            .insert(file.clone(), FileStamp::from_metadata(&there));
+        synced
+            .record
+            .clone
+            .insert(file, FileStamp::from_metadata(&data));
     }
     Ok(synced)
 }
@@ -143,7 +154,7 @@ fn files_of(
     let listed = match listed_by_git(clone)? {
         Some(listed) => listed,
         None => {
-            let mut listed = Listed::default();
+            let mut listed = CheckoutFiles::default();
             walk(clone, clone, inner.as_deref(), &mut listed.untracked)?;
             listed
         }
@@ -194,21 +205,21 @@ fn cache_within(clone: &Path, cache: &Path) -> Option<PathBuf> {
 }
 
 #[derive(Debug, Default)]
-struct Listed {
+struct CheckoutFiles {
     tracked: BTreeSet<PathBuf>,
     untracked: BTreeSet<PathBuf>,
 }
 
 /// `None` for a folder that is no checkout, or where there is no git. That git cannot read a checkout is
 /// an error: without its list every ignored file would be copied.
-fn listed_by_git(clone: &Path) -> io::Result<Option<Listed>> {
+fn listed_by_git(clone: &Path) -> io::Result<Option<CheckoutFiles>> {
     if fs::symlink_metadata(clone.join(".git")).is_err() {
         return Ok(None);
     }
     let tracked = list(clone, &["--cached"]);
     let untracked = list(clone, &["--others", "--exclude-standard"]);
     match (tracked, untracked) {
-        (Ok(tracked), Ok(untracked)) => Ok(Some(Listed { tracked, untracked })),
+        (Ok(tracked), Ok(untracked)) => Ok(Some(CheckoutFiles { tracked, untracked })),
         (Err(error), _) | (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         (Err(error), _) | (_, Err(error)) => Err(error),
     }

@@ -12,7 +12,7 @@ const ROOT: u32 = 0;
 const ALL_WRITE: u32 = 0o002;
 const GROUP_WRITES: u32 = 0o020;
 
-/// What cargo and rustup read in the folder they run in and in every folder above it, whoever owns it. Cargo's
+/// What cargo and rustup read in the folder they run in and in every folder above it, regardless of its owner. Cargo's
 /// settings name programs that it starts in the compiler's place; rustup's name the folder of a toolchain.
 const SETTINGS: [&str; 5] = [
     ".cargo",

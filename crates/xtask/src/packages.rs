@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use crate::progress::{self, Row};
+use crate::progress::{self, BoardRow};
 
 /// What shows that a package, or something as good, is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
+pub enum PackageProbe {
     /// A program in `PATH` or in the folders for administrators.
     Command(&'static str),
     /// Any one of these files.
@@ -22,17 +22,17 @@ pub enum Probe {
 
 /// A Debian package this project needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Package {
+pub struct DebianPackage {
     /// Name in Debian 12.
     pub name: &'static str,
     /// What shows that it is there.
-    pub probe: Probe,
+    pub probe: PackageProbe,
     /// Why it is needed. What only the tests need says so first, what is needed only where a kernel or a Vulkan
     /// driver is compiled, and what is needed only where something of npm's registry is not in the cache.
     pub why: &'static str,
 }
 
-impl Package {
+impl DebianPackage {
     /// Whether nothing but the tests needs it.
     #[must_use]
     pub fn is_for_tests(&self) -> bool {
@@ -55,7 +55,7 @@ impl Package {
 
 /// What a command needs packages for, beside building the workspace and booting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Purpose {
+pub struct PackagePurpose {
     /// Compiling a kernel or a Vulkan driver.
     pub compile: bool,
     /// All tests.
@@ -64,32 +64,36 @@ pub struct Purpose {
     pub npm: bool,
 }
 
-impl Purpose {
-    fn needs(self, package: &Package) -> bool {
+impl PackagePurpose {
+    fn needs(self, package: &DebianPackage) -> bool {
         (self.compile || !package.is_for_compiling())
             && (self.test || !package.is_for_tests())
             && (self.npm || !package.is_for_npm())
     }
 }
 
-const fn command(name: &'static str, command: &'static str, why: &'static str) -> Package {
-    Package {
+const fn command(name: &'static str, command: &'static str, why: &'static str) -> DebianPackage {
+    DebianPackage {
         name,
-        probe: Probe::Command(command),
+        probe: PackageProbe::Command(command),
         why,
     }
 }
 
-const fn file(name: &'static str, files: &'static [&'static str], why: &'static str) -> Package {
-    Package {
+const fn file(
+    name: &'static str,
+    files: &'static [&'static str],
+    why: &'static str,
+) -> DebianPackage {
+    DebianPackage {
         name,
-        probe: Probe::File(files),
+        probe: PackageProbe::File(files),
         why,
     }
 }
 
 /// Everything a minimal Debian 12 with git, a C compiler and Rust lacks.
-pub const PACKAGES: &[Package] = &[
+pub const PACKAGES: &[DebianPackage] = &[
     command("age", "age", "tests: opens what is handed over with it"),
     command("b3sum", "b3sum", "tests: what others call a file"),
     command("bc", "bc", "compiling the kernel: time constants"),
@@ -282,7 +286,7 @@ const ADMIN_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// The packages of [`PACKAGES`] that serve `purpose` and whose probe fails on this machine.
 #[must_use]
-pub fn missing(purpose: Purpose) -> Vec<Package> {
+pub fn missing(purpose: PackagePurpose) -> Vec<DebianPackage> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = env::split_paths(&path)
         .chain(ADMIN_FOLDERS.iter().map(PathBuf::from))
@@ -293,13 +297,13 @@ pub fn missing(purpose: Purpose) -> Vec<Package> {
 }
 
 fn missing_with(
-    packages: &[Package],
+    packages: &[DebianPackage],
     folders: &[PathBuf],
     exists: impl Fn(&Path) -> bool,
-) -> Vec<Package> {
-    let there = |package: &Package| match package.probe {
-        Probe::Command(name) => folders.iter().any(|folder| exists(&folder.join(name))),
-        Probe::File(files) => files.iter().any(|file| exists(Path::new(file))),
+) -> Vec<DebianPackage> {
+    let there = |package: &DebianPackage| match package.probe {
+        PackageProbe::Command(name) => folders.iter().any(|folder| exists(&folder.join(name))),
+        PackageProbe::File(files) => files.iter().any(|file| exists(Path::new(file))),
     };
     packages
         .iter()
@@ -310,19 +314,19 @@ fn missing_with(
 
 /// The one line an administrator runs to install `packages`.
 #[must_use]
-pub fn install_line(packages: &[Package]) -> String {
+pub fn install_line(packages: &[DebianPackage]) -> String {
     format!(
         "sudo apt-get install --no-install-recommends {}",
         names(packages).join(" ")
     )
 }
 
-fn names(packages: &[Package]) -> Vec<&'static str> {
+fn names(packages: &[DebianPackage]) -> Vec<&'static str> {
     packages.iter().map(|package| package.name).collect()
 }
 
 /// What has to be installed, or the text to print when that is for the user to do.
-pub fn to_install(purpose: Purpose) -> Result<Vec<Package>, String> {
+pub fn to_install(purpose: PackagePurpose) -> Result<Vec<DebianPackage>, String> {
     let wanted = missing(purpose);
     if wanted.is_empty() {
         return Ok(wanted);
@@ -344,7 +348,7 @@ pub fn to_install(purpose: Purpose) -> Result<Vec<Package>, String> {
 
 /// Installs what is missing for `purpose`, or returns the text to print when that is for the user to do. Threads of one
 /// process that ask for the same do it once.
-pub fn ensure(purpose: Purpose, logs: &Path, row: &Row) -> Result<(), String> {
+pub fn ensure(purpose: PackagePurpose, logs: &Path, row: &BoardRow) -> Result<(), String> {
     static INSTALLING: Mutex<()> = Mutex::new(());
     let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = to_install(purpose)?;
@@ -355,9 +359,14 @@ pub fn ensure(purpose: Purpose, logs: &Path, row: &Row) -> Result<(), String> {
 }
 
 /// Installs `wanted`, as root. The log of the package client goes under `logs`.
-pub fn install(wanted: &[Package], purpose: Purpose, logs: &Path, row: &Row) -> Result<(), String> {
+pub fn install(
+    wanted: &[DebianPackage],
+    purpose: PackagePurpose,
+    logs: &Path,
+    row: &BoardRow,
+) -> Result<(), String> {
     // Another command may have had other packages installed.
-    let all = Purpose {
+    let all = PackagePurpose {
         compile: true,
         test: true,
         npm: true,
@@ -388,14 +397,14 @@ pub fn install(wanted: &[Package], purpose: Purpose, logs: &Path, row: &Row) -> 
 }
 
 /// Those of `packages` that are not among `others`.
-fn beside(packages: &[Package], others: &[Package]) -> Vec<Package> {
-    let among = |package: &&Package| others.iter().any(|other| other.name == package.name);
+fn beside(packages: &[DebianPackage], others: &[DebianPackage]) -> Vec<DebianPackage> {
+    let among = |package: &&DebianPackage| others.iter().any(|other| other.name == package.name);
     let beside = packages.iter().filter(|package| !among(package));
     beside.copied().collect()
 }
 
-fn reasons(packages: &[Package]) -> String {
-    let line = |package: &Package| format!("  {:16} {}", package.name, package.why);
+fn reasons(packages: &[DebianPackage]) -> String {
+    let line = |package: &DebianPackage| format!("  {:16} {}", package.name, package.why);
     packages.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
@@ -442,13 +451,13 @@ pub fn is_root() -> bool {
 /// The package client, its logs and its row on the board.
 struct Installer<'a> {
     logs: &'a Path,
-    row: &'a Row,
+    row: &'a BoardRow,
 }
 
 impl Installer<'_> {
     /// Together first, which is quick; one by one when that fails, so that a conflict is named and
     /// does not keep the others out.
-    fn install(&self, packages: &[Package]) -> Result<(), String> {
+    fn install(&self, packages: &[DebianPackage]) -> Result<(), String> {
         let update_failed = !self.apt(&["update"], "package lists", "packages-update")?;
         let mut arguments = vec!["install"];
         arguments.extend(names(packages));
@@ -540,7 +549,7 @@ mod tests {
         for (name, for_tests) in [("chromium", true), ("make", false), ("e2fsprogs", false)] {
             let package = PACKAGES.iter().find(|package| package.name == name);
             assert_eq!(
-                package.map(Package::is_for_tests),
+                package.map(DebianPackage::is_for_tests),
                 Some(for_tests),
                 "{name}"
             );
@@ -556,7 +565,7 @@ mod tests {
     #[test]
     fn what_compiles_kernel_and_driver_is_needed_there_only() {
         let needed = |compile, test| {
-            let purpose = Purpose {
+            let purpose = PackagePurpose {
                 compile,
                 test,
                 npm: true,
@@ -575,7 +584,7 @@ mod tests {
         }
         assert_eq!(needed(true, true).len(), PACKAGES.len());
         // The prefix is the same wherever a package is needed there only.
-        let compiling = |package: &&Package| package.why.starts_with("compiling");
+        let compiling = |package: &&DebianPackage| package.why.starts_with("compiling");
         let compiling: Vec<_> = PACKAGES.iter().filter(compiling).collect();
         assert!(compiling.iter().all(|package| package.is_for_compiling()));
         assert_eq!(compiling.len(), PACKAGES.len() - tests.len());
@@ -584,7 +593,7 @@ mod tests {
     #[test]
     fn npm_is_needed_where_something_is_fetched_with_it() {
         let npm = |npm| {
-            let purpose = Purpose {
+            let purpose = PackagePurpose {
                 compile: true,
                 test: true,
                 npm,

@@ -27,17 +27,17 @@ pub const STEPS_VARIABLE: &str = "ALKNET_STEPS";
 
 /// A command of which the front estimates how much is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum TimedCommand {
     /// `up`, until the machine has answered a call.
     Up,
     /// `test` without a selection.
     Test,
 }
 
-impl Command {
+impl TimedCommand {
     /// Which of them the words of the command line are, if one.
     #[must_use]
-    pub fn of(arguments: &[String]) -> Option<Self> {
+    pub fn from_arguments(arguments: &[String]) -> Option<Self> {
         let (command, options) = arguments.split_first()?;
         match command.as_str() {
             "up" => Some(Self::Up),
@@ -84,22 +84,22 @@ pub fn start_logged(command: &mut process::Command, log: &Path) -> io::Result<Ch
 /// The rows of the steps that run now. A thread of its own draws them until this is dropped.
 #[derive(Debug)]
 pub struct Board {
-    shared: Arc<Shared>,
+    shared: Arc<BoardShared>,
     printer: Option<JoinHandle<()>>,
 }
 
 /// A step that runs. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Row {
-    shared: Arc<Shared>,
+pub struct BoardRow {
+    shared: Arc<BoardShared>,
     id: u64,
     name: String,
     started: Instant,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct BoardShared {
+    state: Mutex<BoardState>,
     /// Notified when the board ends, so that the command does not wait for the next drawing.
     changed: Condvar,
     /// How long steps took last time, by name, in seconds.
@@ -110,8 +110,8 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    rows: Vec<Shown>,
+struct BoardState {
+    rows: Vec<DisplayedRow>,
     /// Steps that are known to come after those that run.
     ahead: Vec<String>,
     next: u64,
@@ -121,7 +121,7 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Shown {
+struct DisplayedRow {
     id: u64,
     name: String,
     detail: String,
@@ -134,7 +134,7 @@ impl Board {
     pub fn new(history: &Path) -> Self {
         let known = fs::read_to_string(history).unwrap_or_default();
         let known = decode_steps(&known.replace('\n', ";"));
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(BoardShared {
             state: Mutex::default(),
             changed: Condvar::new(),
             history: Mutex::new(known.into_iter().map(|s| (s.name, s.seconds)).collect()),
@@ -152,13 +152,13 @@ impl Board {
 
     /// Begins a step.
     #[must_use]
-    pub fn start(&self, name: &str) -> Row {
+    pub fn start(&self, name: &str) -> BoardRow {
         let started = Instant::now();
         let mut state = self.shared.state();
         let id = state.next;
         state.next += 1;
         state.ahead.retain(|ahead| ahead != name);
-        state.rows.push(Shown {
+        state.rows.push(DisplayedRow {
             id,
             name: name.to_owned(),
             detail: String::new(),
@@ -170,7 +170,7 @@ impl Board {
             let last = last.map_or_else(String::new, |last| format!(" (last time {})", span(last)));
             eprintln!("{name} ...{last}");
         }
-        Row {
+        BoardRow {
             shared: Arc::clone(&self.shared),
             id,
             name: name.to_owned(),
@@ -190,12 +190,12 @@ impl Board {
     }
 
     /// Says that `alknet-tasks` follows with `command`, which takes as long as it did last.
-    pub fn announce_rest(&self, command: Command) {
+    pub fn announce_rest(&self, command: TimedCommand) {
         self.announce(&[command.rest()]);
     }
 
     /// Remembers how long `command` took since this board was made, for the front of the next one.
-    pub fn remember_rest(&self, command: Command) {
+    pub fn remember_rest(&self, command: TimedCommand) {
         let elapsed = self.shared.began.elapsed();
         self.shared.remember(command.rest(), elapsed);
     }
@@ -220,7 +220,7 @@ impl Drop for Board {
     }
 }
 
-impl Row {
+impl BoardRow {
     /// What the step does at this moment.
     pub fn say(&self, detail: &str) {
         let mut state = self.shared.state();
@@ -252,15 +252,15 @@ impl Row {
     }
 }
 
-impl Drop for Row {
+impl Drop for BoardRow {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.rows.retain(|shown| shown.id != self.id);
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl BoardShared {
+    fn state(&self) -> MutexGuard<'_, BoardState> {
         // Rows are whole between any two statements; a panic elsewhere leaves them fit to be drawn.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -315,8 +315,8 @@ impl Shared {
         }
     }
 
-    fn lines(&self, state: &State) -> Vec<String> {
-        let one = |shown: &Shown| {
+    fn lines(&self, state: &BoardState) -> Vec<String> {
+        let one = |shown: &DisplayedRow| {
             let mut line = format!("{} {}", shown.name, span(shown.started.elapsed()));
             if let Some(last) = self.expected(&shown.name) {
                 line += &format!(" of about {}", span(last));
@@ -341,7 +341,7 @@ impl Shared {
 
     /// The longest of what the steps that run have left, and all that follows; none when no step is
     /// known from earlier.
-    fn left(&self, state: &State) -> Option<Duration> {
+    fn left(&self, state: &BoardState) -> Option<Duration> {
         let running = state.rows.iter().filter_map(|shown| {
             let expected = self.expected(&shown.name)?;
             Some(expected.saturating_sub(shown.started.elapsed()))
@@ -356,7 +356,7 @@ impl Shared {
 }
 
 /// Replaces the rows drawn last.
-fn draw(state: &mut State, lines: &[String]) {
+fn draw(state: &mut BoardState, lines: &[String]) {
     let mut text = String::new();
     if state.drawn > 0 {
         text += &format!("\x1b[{}A\r\x1b[J", state.drawn);
@@ -481,11 +481,11 @@ mod tests {
         fs::write(&file, "project commands=70\nrest of up=600\n").expect("writable");
         let board = Board::new(&file);
         let built = board.start("project commands");
-        board.announce_rest(Command::Up);
+        board.announce_rest(TimedCommand::Up);
         let lines = board.shared.lines(&board.shared.state()).join("\n");
         assert!(lines.contains("about 11:10 min left"), "{lines}");
         drop(built);
-        board.remember_rest(Command::Up);
+        board.remember_rest(TimedCommand::Up);
         let text = fs::read_to_string(&file).expect("readable");
         assert!(text.contains("rest of up=0."), "{text}");
     }
@@ -494,11 +494,11 @@ mod tests {
     fn what_selects_tests_has_no_estimate() {
         let command = |line: &str| {
             let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            Command::of(&words)
+            TimedCommand::from_arguments(&words)
         };
-        assert_eq!(command("up --smoke --form raw"), Some(Command::Up));
-        assert_eq!(command("test"), Some(Command::Test));
-        assert_eq!(command("test --times"), Some(Command::Test));
+        assert_eq!(command("up --smoke --form raw"), Some(TimedCommand::Up));
+        assert_eq!(command("test"), Some(TimedCommand::Test));
+        assert_eq!(command("test --times"), Some(TimedCommand::Test));
         assert_eq!(command("test vault"), None);
         assert_eq!(command("test --since main"), None);
         assert_eq!(command("kernel"), None);

@@ -40,7 +40,7 @@ const COMPUTING: [&str; 7] = [
     "typedef",
 ];
 
-/// Where the front lies in the cache. What is compiled through another front is compiled anew.
+/// Where the front lies in the cache. Cargo compiles again what was compiled through another front.
 #[must_use]
 pub fn path(cache: &Path) -> PathBuf {
     let hash = fnv1a(include_bytes!("rustc.rs"));

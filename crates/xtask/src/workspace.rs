@@ -23,8 +23,8 @@ use crate::git::git;
 use crate::last_use::{BuildSet, LastUse};
 use crate::locks::{self, Sharing};
 use crate::memory;
-use crate::mirror::{self, BroughtBack, Changes, Record};
-use crate::progress::Row;
+use crate::mirror::{self, BringBackResult, MirrorChanges, MirrorRecord};
+use crate::progress::BoardRow;
 use crate::rustc;
 
 /// This clone and where it builds.
@@ -45,15 +45,15 @@ pub struct Workspace {
 pub struct BuildLock {
     _file: Arc<File>,
     stamp: PathBuf,
-    changes: Changes,
+    changes: MirrorChanges,
     left_out: Vec<PathBuf>,
-    record: Mutex<Record>,
+    record: Mutex<MirrorRecord>,
 }
 
 impl BuildLock {
     /// What differed between this clone and the one that built last.
     #[must_use]
-    pub const fn changes(&self) -> Changes {
+    pub const fn changes(&self) -> MirrorChanges {
         self.changes
     }
 
@@ -191,7 +191,7 @@ impl Workspace {
 
     /// Builds one program of the workspace, saying on the board which package is compiled, and records what it
     /// is made of. The caller holds the [lock](Self::claim).
-    pub fn build(&self, program: &str, set: BuildSet, row: &Row) -> Result<PathBuf, String> {
+    pub fn build(&self, program: &str, set: BuildSet, row: &BoardRow) -> Result<PathBuf, String> {
         let mut cargo = self.cargo("build");
         // As part of the whole workspace, so that libraries keep the features they were compiled with.
         cargo
@@ -206,13 +206,14 @@ impl Workspace {
     pub fn record(&self, set: BuildSet, messages: &str) -> Result<(), String> {
         // The caller may become another program, which drops no lock.
         let stamped = stamp(&self.cache.join(cache::BUILD_STAMP), SystemTime::now());
-        let recorded = stamped.and_then(|()| LastUse::of(&self.target()).note(set, messages));
+        let recorded =
+            stamped.and_then(|()| LastUse::for_target(&self.target()).note(set, messages));
         recorded.map_err(|error| self.trouble("write into", &error))
     }
 
     /// Copies into the clone what cargo, or a test, changed in the mirror since `lock` was taken: manifests,
     /// `Cargo.lock`, formatted sources, snapshots.
-    pub fn bring_back(&self, lock: &BuildLock) -> Result<BroughtBack, String> {
+    pub fn bring_back(&self, lock: &BuildLock) -> Result<BringBackResult, String> {
         let mut record = lock.record.lock().unwrap_or_else(PoisonError::into_inner);
         let brought = mirror::bring_back(&self.root, &self.mirror(), &mut record);
         brought.map_err(|error| {
@@ -340,7 +341,7 @@ fn stamp(file: &Path, time: SystemTime) -> io::Result<()> {
 
 /// Runs cargo, saying on the board which package it compiles. Returns what it wrote to its standard output;
 /// when it fails, the text is what it wrote to the other one.
-fn compile(cargo: &mut Command, row: &Row) -> Result<String, String> {
+fn compile(cargo: &mut Command, row: &BoardRow) -> Result<String, String> {
     if io::stderr().is_terminal() {
         cargo.env("CARGO_TERM_COLOR", "always");
     }

@@ -1,24 +1,24 @@
-//! Every form, looked at by programs nobody here wrote.
+//! Every form, looked at by programs of other projects.
 
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{Form, ImageError, Manifest, Role, UKI_BYTES_MAX, build};
+use alknet_image::{ImageError, ImageForm, Manifest, OutputRole, UKI_BYTES_MAX, build};
 use tempfile::TempDir;
 
-use crate::support::{self, RELEASE, Source, output, run, text};
+use crate::support::{self, InputFolder, RELEASE, output, run, text};
 
-struct Built {
-    source: Source,
+struct BuiltImage {
+    source: InputFolder,
     out: TempDir,
     manifest: Manifest,
 }
 
-impl Built {
-    fn new(forms: &[Form]) -> Self {
-        let source = Source::new();
+impl BuiltImage {
+    fn new(forms: &[ImageForm]) -> Self {
+        let source = InputFolder::new();
         let out = tempfile::tempdir().expect("a temporary folder");
         let manifest = source.build(forms, out.path());
         Self {
@@ -28,7 +28,7 @@ impl Built {
         }
     }
 
-    fn path(&self, form: Form, role: Role) -> PathBuf {
+    fn path(&self, form: ImageForm, role: OutputRole) -> PathBuf {
         self.manifest
             .path(self.out.path(), form, role)
             .expect("the form was built")
@@ -41,8 +41,8 @@ impl Built {
 
 #[test]
 fn cpio_and_lz4_read_the_initramfs() {
-    let built = Built::new(&[Form::Direct]);
-    let initrd = built.path(Form::Direct, Role::Initrd);
+    let built = BuiltImage::new(&[ImageForm::Direct]);
+    let initrd = built.path(ImageForm::Direct, OutputRole::Initrd);
     run("lz4", &["-t", text(&initrd)]);
     let kind = run("file", &["-b", text(&initrd)]);
     assert!(kind.contains("LZ4 compressed data (v0.1-v0.9)"), "{kind}");
@@ -71,14 +71,14 @@ fn cpio_and_lz4_read_the_initramfs() {
 
 #[test]
 fn the_packed_binary_is_static_stripped_and_still_runs() {
-    let built = Built::new(&[Form::Direct]);
+    let built = BuiltImage::new(&[ImageForm::Direct]);
     let archive = built.scratch("archive");
     run(
         "lz4",
         &[
             "-d",
             "-q",
-            text(&built.path(Form::Direct, Role::Initrd)),
+            text(&built.path(ImageForm::Direct, OutputRole::Initrd)),
             text(&archive),
         ],
     );
@@ -100,8 +100,8 @@ fn the_packed_binary_is_static_stripped_and_still_runs() {
 
 #[test]
 fn fsck_reads_the_erofs_root() {
-    let built = Built::new(&[Form::Erofs]);
-    let root = built.path(Form::Erofs, Role::Root);
+    let built = BuiltImage::new(&[ImageForm::Erofs]);
+    let root = built.path(ImageForm::Erofs, OutputRole::Root);
     run("fsck.erofs", &[text(&root)]);
     let facts = run("dump.erofs", &["-s", text(&root)]);
     // Nothing in it has to be unpacked: pages are what the drive has.
@@ -117,20 +117,20 @@ fn fsck_reads_the_erofs_root() {
     assert!(
         built
             .manifest
-            .cmdline(Form::Erofs)
+            .cmdline(ImageForm::Erofs)
             .expect("built")
             .ends_with("ro init=/init")
     );
     assert_eq!(
-        built.path(Form::Erofs, Role::Kernel),
+        built.path(ImageForm::Erofs, OutputRole::Kernel),
         built.out.path().join("bzImage")
     );
 }
 
 #[test]
 fn objdump_reads_the_efi_program() {
-    let built = Built::new(&[Form::Direct, Form::Uki]);
-    let uki = built.path(Form::Uki, Role::Uki);
+    let built = BuiltImage::new(&[ImageForm::Direct, ImageForm::Uki]);
+    let uki = built.path(ImageForm::Uki, OutputRole::Uki);
     assert!(uki.ends_with("alknet_0.1.0.efi"));
     let kind = run("file", &["-b", text(&uki)]);
     assert!(
@@ -160,7 +160,7 @@ fn objdump_reads_the_efi_program() {
     // The same archive as for other loaders, in a smaller form, and something may follow it.
     let initrd = section_of(&uki, ".initrd");
     let archive = built.scratch("archive");
-    let direct = built.path(Form::Direct, Role::Initrd);
+    let direct = built.path(ImageForm::Direct, OutputRole::Initrd);
     run("lz4", &["-d", "-q", text(&direct), text(&archive)]);
     let decoder = zstd::Decoder::new(&initrd[..]).expect("Zstandard");
     let mut unpacked = Vec::new();
@@ -188,11 +188,11 @@ fn section_of(uki: &Path, section: &str) -> Vec<u8> {
 
 #[test]
 fn sgdisk_and_fsck_read_the_disk() {
-    let built = Built::new(&[Form::Uki, Form::Raw]);
-    let disk = built.path(Form::Raw, Role::Disk);
+    let built = BuiltImage::new(&[ImageForm::Uki, ImageForm::Raw]);
+    let disk = built.path(ImageForm::Raw, OutputRole::Disk);
     let facts = fs::metadata(&disk).expect("written");
     assert_eq!(facts.len(), alknet_image::DISK_BYTES);
-    let uki_bytes = fs::metadata(built.path(Form::Uki, Role::Uki))
+    let uki_bytes = fs::metadata(built.path(ImageForm::Uki, OutputRole::Uki))
         .expect("written")
         .len();
     assert!(
@@ -232,13 +232,13 @@ fn sgdisk_and_fsck_read_the_disk() {
         &["-i", text(&esp), "::/EFI/BOOT/BOOTX64.EFI", text(&copy)],
     );
     let same = fs::read(&copy).expect("copied")
-        == fs::read(built.path(Form::Uki, Role::Uki)).expect("written");
+        == fs::read(built.path(ImageForm::Uki, OutputRole::Uki)).expect("written");
     assert!(same, "the program on the disk is not the EFI program");
 }
 
 #[test]
 fn every_output_is_named_and_sha256sum_agrees() {
-    let built = Built::new(&Form::ALL);
+    let built = BuiltImage::new(&ImageForm::ALL);
     assert_eq!(
         Manifest::read(built.out.path()).expect("readable"),
         built.manifest
@@ -264,13 +264,13 @@ fn every_output_is_named_and_sha256sum_agrees() {
 
 #[test]
 fn two_builds_from_different_places_are_the_same_bytes() {
-    let first = Built::new(&Form::ALL);
+    let first = BuiltImage::new(&ImageForm::ALL);
     // Another folder, on another file system where there is one. The manifests hold every hash.
-    let source = Source::new();
+    let source = InputFolder::new();
     let elsewhere = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
     let out = elsewhere.expect("a temporary folder");
     let out = out.path().join("deeper");
-    let manifest = source.build(&Form::ALL, &out);
+    let manifest = source.build(&ImageForm::ALL, &out);
     assert_eq!(manifest, first.manifest);
     assert_eq!(listing(&out), listing(first.out.path()));
     let read = |dir: &Path| fs::read(dir.join(alknet_image::MANIFEST_FILE)).expect("written");
@@ -279,12 +279,12 @@ fn two_builds_from_different_places_are_the_same_bytes() {
 
 #[test]
 fn another_commit_is_another_image() {
-    let first = Built::new(&[Form::Erofs, Form::Uki]);
-    let mut source = Source::new();
+    let first = BuiltImage::new(&[ImageForm::Erofs, ImageForm::Uki]);
+    let mut source = InputFolder::new();
     source.inputs.git = "fedcba9".into();
     let out = tempfile::tempdir().expect("a temporary folder");
-    let manifest = source.build(&[Form::Erofs, Form::Uki], out.path());
-    for role in [Role::Root, Role::Uki] {
+    let manifest = source.build(&[ImageForm::Erofs, ImageForm::Uki], out.path());
+    for role in [OutputRole::Root, OutputRole::Uki] {
         let hash = |manifest: &Manifest| {
             let found = manifest.outputs.iter().find(|output| output.role == role);
             found.expect("built").sha256.clone()
@@ -295,16 +295,16 @@ fn another_commit_is_another_image() {
 
 #[test]
 fn forms_are_built_once_and_in_order_with_progress() {
-    let source = Source::new();
+    let source = InputFolder::new();
     let out = tempfile::tempdir().expect("a temporary folder");
     let mut steps = Vec::new();
-    let forms = [Form::Linuxkit, Form::Direct, Form::Direct];
+    let forms = [ImageForm::Linuxkit, ImageForm::Direct, ImageForm::Direct];
     let manifest = build(&source.inputs, &forms, out.path(), &mut |step| {
         steps.push(step)
     });
     let manifest = manifest.expect("builds");
     let built: Vec<_> = manifest.boot.iter().map(|boot| boot.form).collect();
-    assert_eq!(built, [Form::Direct, Form::Linuxkit]);
+    assert_eq!(built, [ImageForm::Direct, ImageForm::Linuxkit]);
     assert!(
         steps
             .iter()
@@ -315,13 +315,13 @@ fn forms_are_built_once_and_in_order_with_progress() {
 
 #[test]
 fn bad_inputs_end_in_their_exit_codes_and_leave_no_manifest() {
-    let mut source = Source::new();
+    let mut source = InputFolder::new();
     let out = tempfile::tempdir().expect("a temporary folder");
     let good = source.inputs.clone();
-    let mut refusal = |change: &dyn Fn(&mut Source)| -> ImageError {
+    let mut refusal = |change: &dyn Fn(&mut InputFolder)| -> ImageError {
         source.inputs = good.clone();
         change(&mut source);
-        let result = build(&source.inputs, &Form::ALL, out.path(), &mut |_| {});
+        let result = build(&source.inputs, &ImageForm::ALL, out.path(), &mut |_| {});
         assert!(Manifest::read(out.path()).is_err());
         result.expect_err("must be refused")
     };
@@ -352,11 +352,11 @@ fn bad_inputs_end_in_their_exit_codes_and_leave_no_manifest() {
 
 #[test]
 fn a_failed_form_takes_the_previous_manifest_along() {
-    let mut source = Source::new();
+    let mut source = InputFolder::new();
     let out = tempfile::tempdir().expect("a temporary folder");
-    source.build(&[Form::Direct], out.path());
+    source.build(&[ImageForm::Direct], out.path());
     source.inputs.stub = source.inputs.vmlinux.clone();
-    let result = build(&source.inputs, &[Form::Uki], out.path(), &mut |_| {});
+    let result = build(&source.inputs, &[ImageForm::Uki], out.path(), &mut |_| {});
     assert!(matches!(
         result,
         Err(ImageError::InputInvalid {

@@ -4,23 +4,23 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use alknet_image::{Form, Role};
+use alknet_image::{ImageForm, OutputRole};
 use alknet_test_support::skip;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{self, LINUXKIT_VAR, Source, output, run, text};
+use crate::support::{self, InputFolder, LINUXKIT_VAR, output, run, text};
 
 struct Packages {
-    source: Source,
+    source: InputFolder,
     out: TempDir,
 }
 
 impl Packages {
     fn new() -> Self {
-        let source = Source::new();
+        let source = InputFolder::new();
         let out = tempfile::tempdir().expect("a temporary folder");
-        source.build(&[Form::Linuxkit], out.path());
+        source.build(&[ImageForm::Linuxkit], out.path());
         Self { source, out }
     }
 
@@ -160,12 +160,16 @@ fn find_linuxkit() -> Option<PathBuf> {
 fn the_role_names_in_the_manifest_lead_to_the_packages() {
     let packages = Packages::new();
     let manifest = alknet_image::Manifest::read(packages.out.path()).expect("readable");
-    for role in [Role::OciKernel, Role::OciAppliance, Role::LinuxkitYml] {
-        let path = manifest.path(packages.out.path(), Form::Linuxkit, role);
+    for role in [
+        OutputRole::OciKernel,
+        OutputRole::OciAppliance,
+        OutputRole::LinuxkitYml,
+    ] {
+        let path = manifest.path(packages.out.path(), ImageForm::Linuxkit, role);
         assert!(path.is_some_and(|path| path.is_file()), "{role:?}");
     }
     assert_eq!(
-        manifest.path(packages.out.path(), Form::Uki, Role::Uki),
+        manifest.path(packages.out.path(), ImageForm::Uki, OutputRole::Uki),
         None
     );
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use alknet_image::{Form, Inputs, Manifest, build};
+use alknet_image::{ImageForm, ImageInputs, Manifest, build};
 use tempfile::TempDir;
 
 /// Names systemd's EFI stub for the tests.
@@ -18,12 +18,12 @@ const KERNEL_BYTES: usize = 300_000;
 pub(crate) const RELEASE: &str = "6.12.95-alknet";
 
 /// A folder of inputs.
-pub(crate) struct Source {
+pub(crate) struct InputFolder {
     pub(crate) dir: TempDir,
-    pub(crate) inputs: Inputs,
+    pub(crate) inputs: ImageInputs,
 }
 
-impl Source {
+impl InputFolder {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let write = |name: &str, bytes: &[u8]| -> PathBuf {
@@ -32,7 +32,7 @@ impl Source {
             path
         };
         let this = fs::read(std::env::current_exe().expect("a path")).expect("readable");
-        let inputs = Inputs {
+        let inputs = ImageInputs {
             kernel: write("bzImage", &kernel()),
             vmlinux: Some(write("vmlinux", b"\x7fELF stand-in")),
             kernel_config: Some(write("config", b"CONFIG_EXPERT=y\n")),
@@ -45,7 +45,7 @@ impl Source {
         Self { dir, inputs }
     }
 
-    pub(crate) fn build(&self, forms: &[Form], out: &Path) -> Manifest {
+    pub(crate) fn build(&self, forms: &[ImageForm], out: &Path) -> Manifest {
         build(&self.inputs, forms, out, &mut |_| {}).expect("the forms build")
     }
 }

@@ -11,7 +11,7 @@ const RECORDS_MAX: usize = 64;
 
 /// Kind of address asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
+pub(crate) enum DnsRecordType {
     V4 = 1,
     V6 = 28,
 }
@@ -67,7 +67,7 @@ fn read_labels(bytes: &[u8], mut at: usize) -> Option<(String, usize)> {
 }
 
 /// A question for the addresses of a valid name.
-pub(crate) fn query(id: u16, name: &str, family: Family) -> Vec<u8> {
+pub(crate) fn query(id: u16, name: &str, family: DnsRecordType) -> Vec<u8> {
     let mut out = id.to_be_bytes().to_vec();
     // Recursion desired, one question.
     out.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
@@ -81,7 +81,7 @@ pub(crate) fn query(id: u16, name: &str, family: Family) -> Vec<u8> {
 
 /// Addresses in the answer to exactly this question; `None` if it is not one. Aliases need no
 /// following: a recursive server sends the addresses at their end along.
-pub(crate) fn answer(question: &[u8], bytes: &[u8], family: Family) -> Option<Vec<IpAddr>> {
+pub(crate) fn answer(question: &[u8], bytes: &[u8], family: DnsRecordType) -> Option<Vec<IpAddr>> {
     let body = question.get(12..)?;
     let header = bytes.get(..12)?;
     if header[..2] != question[..2] || header[2] & 0x80 == 0 || header[3] & 0x0f != 0 {
@@ -104,7 +104,7 @@ pub(crate) fn answer(question: &[u8], bytes: &[u8], family: Family) -> Option<Ve
     Some(found)
 }
 
-fn record(bytes: &[u8], at: usize, family: Family) -> Option<(Option<IpAddr>, usize)> {
+fn record(bytes: &[u8], at: usize, family: DnsRecordType) -> Option<(Option<IpAddr>, usize)> {
     let at = skip_name(bytes, at)?;
     let fixed = bytes.get(at..at + 10)?;
     let data = at + 10;
@@ -114,10 +114,10 @@ fn record(bytes: &[u8], at: usize, family: Family) -> Option<(Option<IpAddr>, us
         return Some((None, next));
     }
     let address = match family {
-        Family::V4 => <[u8; 4]>::try_from(value)
+        DnsRecordType::V4 => <[u8; 4]>::try_from(value)
             .ok()
             .map(|v| Ipv4Addr::from(v).into()),
-        Family::V6 => <[u8; 16]>::try_from(value)
+        DnsRecordType::V6 => <[u8; 16]>::try_from(value)
             .ok()
             .map(|v| Ipv6Addr::from(v).into()),
     };
@@ -185,33 +185,40 @@ mod tests {
 
     #[test]
     fn an_alias_and_its_addresses_are_read() {
-        let question = query(7, "time.example", Family::V4);
+        let question = query(7, "time.example", DnsRecordType::V4);
         let alias = b"\xc0\x0c\x00\x05\x00\x01\x00\x00\x00\x09\x00\x04\x01n\xc0\x0c";
         let address = b"\x01n\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x09\x00\x04\xc0\x00\x02\x07";
         let bytes = reply(&question, &[alias, address]);
         let expected: IpAddr = "192.0.2.7".parse().expect("valid");
-        assert_eq!(answer(&question, &bytes, Family::V4), Some(vec![expected]));
         assert_eq!(
-            answer(&question, &bytes[..bytes.len() - 1], Family::V4),
+            answer(&question, &bytes, DnsRecordType::V4),
+            Some(vec![expected])
+        );
+        assert_eq!(
+            answer(&question, &bytes[..bytes.len() - 1], DnsRecordType::V4),
             Some(vec![])
         );
     }
 
     #[test]
     fn answers_to_other_questions_are_refused() {
-        let question = query(7, "time.example", Family::V6);
+        let question = query(7, "time.example", DnsRecordType::V6);
         let good = reply(&question, &[]);
-        assert_eq!(answer(&question, &good, Family::V6), Some(vec![]));
+        assert_eq!(answer(&question, &good, DnsRecordType::V6), Some(vec![]));
         for at in [0, 1, 5, 13, good.len() - 1] {
             let mut bad = good.clone();
             bad[at] ^= 0x11;
-            assert_eq!(answer(&question, &bad, Family::V6), None, "byte {at}");
+            assert_eq!(
+                answer(&question, &bad, DnsRecordType::V6),
+                None,
+                "byte {at}"
+            );
         }
         let mut failed = good.clone();
         failed[3] |= 3;
-        assert_eq!(answer(&question, &failed, Family::V6), None);
+        assert_eq!(answer(&question, &failed, DnsRecordType::V6), None);
         assert_eq!(
-            answer(&question, &question, Family::V6),
+            answer(&question, &question, DnsRecordType::V6),
             None,
             "a query is no answer"
         );
@@ -220,11 +227,11 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(tail in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let question = query(1, "a.b", Family::V4);
+            let question = query(1, "a.b", DnsRecordType::V4);
             let mut bytes = reply(&question, &[]);
             bytes[7] = 9;
             bytes.extend(&tail);
-            let _ = answer(&question, &bytes, Family::V4);
+            let _ = answer(&question, &bytes, DnsRecordType::V4);
             let _ = read_names(&tail);
         }
     }

@@ -9,7 +9,7 @@ pub(crate) fn careless_u64() -> u64 {
     fill(libc::GRND_INSECURE).unwrap_or(0x616c_6b6e_6574)
 }
 
-/// For what nobody may guess; fails while the kernel is not sure of its numbers.
+/// For numbers that an attacker must not guess; fails while the kernel is not sure of its numbers.
 pub(crate) fn secret_u64() -> io::Result<u64> {
     fill(libc::GRND_NONBLOCK)
 }

@@ -6,10 +6,10 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), alknet_init_net::NetError> {
-//! use alknet_init_net::{NetEvent, NetManager, Plan};
+//! use alknet_init_net::{NetEvent, NetManager, NetPlan};
 //!
 //! let (events, mut news) = tokio::sync::mpsc::channel(64);
-//! let network = NetManager::start(Plan::automatic("box"), events)?;
+//! let network = NetManager::start(NetPlan::automatic("box"), events)?;
 //! while let Some(event) = news.recv().await {
 //!     if let NetEvent::Changed(state) = event
 //!         && state.ready()
@@ -44,5 +44,5 @@ pub mod time;
 
 pub use error::NetError;
 pub use manager::{NetHandle, NetManager};
-pub use plan::Plan;
-pub use state::{Level, LinkState, NetEvent, NetState};
+pub use plan::NetPlan;
+pub use state::{LinkState, NetEvent, NetLogLevel, NetState};

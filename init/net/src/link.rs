@@ -15,11 +15,11 @@ use tokio::{net::UdpSocket, sync::mpsc, task::JoinHandle};
 use crate::{
     NetError, dhcp4, dhcp6,
     entropy::careless_u64,
-    neighbour::Advertised,
-    netlink::{AddressInfo, FOREVER, LinkInfo, NewAddress, Requests, Route},
+    neighbour::RouterAdvertisedDns,
+    netlink::{AddressInfo, FOREVER, LinkInfo, NetlinkRequests, NewAddress, RouteConfig},
     plan::{LinkSettings, Prefix},
     resolver::NameServer,
-    state::Level,
+    state::NetLogLevel,
     sysctl::{self, Ipv6Mode},
 };
 
@@ -36,23 +36,23 @@ const READ_ERROR_PAUSE: Duration = Duration::from_millis(200);
 
 /// A DHCP datagram that arrived on a card.
 #[derive(Debug)]
-pub(crate) struct Packet {
+pub(crate) struct DhcpPacket {
     pub(crate) index: u32,
     pub(crate) from: SocketAddr,
     pub(crate) bytes: Vec<u8>,
 }
 
 /// Lines for the log, collected until the manager sends them.
-pub(crate) type Logs = Vec<(Level, String)>;
+pub(crate) type Logs = Vec<(NetLogLevel, String)>;
 
 /// A socket and the task that reads it, ended together.
 #[derive(Debug)]
-struct Port {
+struct DhcpSocket {
     socket: Arc<UdpSocket>,
     reader: JoinHandle<()>,
 }
 
-impl Port {
+impl DhcpSocket {
     /// Sends past the runtime, which refuses before it first asked the kernel about the socket:
     /// the first message must not wait for its repetition.
     fn send(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
@@ -60,33 +60,33 @@ impl Port {
     }
 }
 
-impl Drop for Port {
+impl Drop for DhcpSocket {
     fn drop(&mut self) {
         self.reader.abort();
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct ManagedLink {
     pub(crate) info: LinkInfo,
     pub(crate) settings: LinkSettings,
     carrier: bool,
-    port4: Option<Port>,
-    client4: dhcp4::Client,
-    port6: Option<Port>,
-    client6: dhcp6::Client,
-    mode6: Option<dhcp6::Mode>,
-    pub(crate) lease4: Option<dhcp4::Lease>,
-    pub(crate) lease6: Option<dhcp6::Lease>,
-    pub(crate) advertised: Advertised,
+    port4: Option<DhcpSocket>,
+    client4: dhcp4::Dhcp4Client,
+    port6: Option<DhcpSocket>,
+    client6: dhcp6::Dhcp6Client,
+    mode6: Option<dhcp6::Dhcp6Mode>,
+    pub(crate) lease4: Option<dhcp4::Dhcp4Lease>,
+    pub(crate) lease6: Option<dhcp6::Dhcp6Lease>,
+    pub(crate) advertised: RouterAdvertisedDns,
     /// Addresses from before this manager: removed when it has its own to put in their place.
     adopted: Vec<Prefix>,
     addresses: BTreeSet<Prefix>,
-    routes: Vec<Route>,
+    routes: Vec<RouteConfig>,
     pub(crate) malformed: u64,
 }
 
-impl Link {
+impl ManagedLink {
     pub(crate) fn new(info: LinkInfo, settings: LinkSettings, hostname: &str) -> Self {
         let mac = info.mac.unwrap_or_default();
         Self {
@@ -94,13 +94,13 @@ impl Link {
             settings,
             carrier: false,
             port4: None,
-            client4: dhcp4::Client::new(mac, hostname, careless_u64()),
+            client4: dhcp4::Dhcp4Client::new(mac, hostname, careless_u64()),
             port6: None,
-            client6: dhcp6::Client::new(mac, careless_u64()),
+            client6: dhcp6::Dhcp6Client::new(mac, careless_u64()),
             mode6: None,
             lease4: None,
             lease6: None,
-            advertised: Advertised::default(),
+            advertised: RouterAdvertisedDns::default(),
             adopted: Vec::new(),
             addresses: BTreeSet::new(),
             routes: Vec::new(),
@@ -124,8 +124,8 @@ impl Link {
     /// Switches the card on as its settings say.
     pub(crate) fn configure(
         &mut self,
-        requests: &mut Requests,
-        packets: &mpsc::Sender<Packet>,
+        requests: &mut NetlinkRequests,
+        packets: &mpsc::Sender<DhcpPacket>,
         logs: &mut Logs,
     ) {
         let mode = match self.settings.method {
@@ -142,7 +142,7 @@ impl Link {
     }
 
     /// Takes everything off the card.
-    pub(crate) fn clear(&mut self, requests: &mut Requests, logs: &mut Logs) {
+    pub(crate) fn clear(&mut self, requests: &mut NetlinkRequests, logs: &mut Logs) {
         self.adopted.extend(std::mem::take(&mut self.addresses));
         for prefix in std::mem::take(&mut self.adopted) {
             note(
@@ -154,14 +154,14 @@ impl Link {
         self.switch(requests, false, logs);
     }
 
-    fn switch(&self, requests: &mut Requests, up: bool, logs: &mut Logs) {
+    fn switch(&self, requests: &mut NetlinkRequests, up: bool, logs: &mut Logs) {
         let is_up = self.info.flags & libc::IFF_UP as u32 != 0;
         if is_up != up {
             note(requests.set_up(self.info.index, up), &self.info, logs);
         }
     }
 
-    /// The kernel described the card anew.
+    /// Takes a new description of the card from the kernel.
     pub(crate) fn update(&mut self, now: Duration, info: LinkInfo, logs: &mut Logs) {
         let carrier = info.has_carrier();
         self.info = info;
@@ -174,7 +174,7 @@ impl Link {
         } else {
             "carrier lost"
         };
-        logs.push((Level::Info, format!("{}: {text}", self.info.name)));
+        logs.push((NetLogLevel::Info, format!("{}: {text}", self.info.name)));
         if !carrier {
             self.client4.pause();
             self.client6.pause();
@@ -191,12 +191,12 @@ impl Link {
         &mut self,
         now: Duration,
         flags: u32,
-        packets: &mpsc::Sender<Packet>,
+        packets: &mpsc::Sender<DhcpPacket>,
         logs: &mut Logs,
     ) {
         let mode = match () {
-            () if flags & RA_MANAGED != 0 => Some(dhcp6::Mode::Stateful),
-            () if flags & RA_OTHER != 0 => Some(dhcp6::Mode::Stateless),
+            () if flags & RA_MANAGED != 0 => Some(dhcp6::Dhcp6Mode::Stateful),
+            () if flags & RA_OTHER != 0 => Some(dhcp6::Dhcp6Mode::Stateless),
             () => None,
         };
         // A router that stops asking for DHCPv6 does not end the lease (RFC 4861 §4.2).
@@ -218,7 +218,7 @@ impl Link {
         }
     }
 
-    pub(crate) fn take_packet(&mut self, now: Duration, packet: &Packet) {
+    pub(crate) fn take_packet(&mut self, now: Duration, packet: &DhcpPacket) {
         match packet.from {
             SocketAddr::V4(from) if from.port() == dhcp4::SERVER_PORT => {
                 self.client4.handle_packet(now, &packet.bytes);
@@ -242,7 +242,12 @@ impl Link {
     }
 
     /// Lets time pass and does what the protocols ask for.
-    pub(crate) fn settle(&mut self, now: Duration, requests: &mut Requests, logs: &mut Logs) {
+    pub(crate) fn settle(
+        &mut self,
+        now: Duration,
+        requests: &mut NetlinkRequests,
+        logs: &mut Logs,
+    ) {
         self.advertised.expire(now);
         self.client4.handle_timeout(now);
         self.client6.handle_timeout(now);
@@ -258,53 +263,59 @@ impl Link {
         }
     }
 
-    fn event4(&mut self, event: dhcp4::Event, logs: &mut Logs) -> bool {
+    fn event4(&mut self, event: dhcp4::Dhcp4Event, logs: &mut Logs) -> bool {
         let name = &self.info.name;
         match event {
-            dhcp4::Event::Send { to, bytes } => {
+            dhcp4::Dhcp4Event::Send { to, bytes } => {
                 self.send4(to, &bytes, logs);
                 return false;
             }
-            dhcp4::Event::Bound(lease) => {
+            dhcp4::Dhcp4Event::Bound(lease) => {
                 if self.lease4.as_ref().map(|l| l.address) != Some(lease.address) {
                     let (address, server) = (lease.address, lease.server);
                     let text = format!("{name}: {address}/{} from {server}", lease.prefix_len);
-                    logs.push((Level::Info, text));
+                    logs.push((NetLogLevel::Info, text));
                 }
                 self.lease4 = Some(lease);
             }
-            dhcp4::Event::Lost(loss) => {
+            dhcp4::Dhcp4Event::Lost(loss) => {
                 let why = match loss {
-                    dhcp4::Loss::Expired => "expired",
-                    dhcp4::Loss::Refused => "was withdrawn by its server",
+                    dhcp4::LeaseLoss::Expired => "expired",
+                    dhcp4::LeaseLoss::Refused => "was withdrawn by its server",
                 };
-                logs.push((Level::Warn, format!("{name}: the DHCPv4 lease {why}")));
+                logs.push((NetLogLevel::Warn, format!("{name}: the DHCPv4 lease {why}")));
                 self.lease4 = None;
             }
         }
         true
     }
 
-    fn event6(&mut self, event: dhcp6::Event, logs: &mut Logs) -> bool {
+    fn event6(&mut self, event: dhcp6::Dhcp6Event, logs: &mut Logs) -> bool {
         let name = &self.info.name;
         match event {
-            dhcp6::Event::Send(bytes) => {
+            dhcp6::Dhcp6Event::Send(bytes) => {
                 self.send6(&bytes, logs);
                 return false;
             }
-            dhcp6::Event::Bound(lease) => {
+            dhcp6::Dhcp6Event::Bound(lease) => {
                 let old = self
                     .lease6
                     .as_ref()
                     .and_then(|l| l.addresses.first())
                     .map(|a| a.address);
                 if let Some(first) = lease.addresses.first().filter(|a| Some(a.address) != old) {
-                    logs.push((Level::Info, format!("{name}: {} by DHCPv6", first.address)));
+                    logs.push((
+                        NetLogLevel::Info,
+                        format!("{name}: {} by DHCPv6", first.address),
+                    ));
                 }
                 self.lease6 = Some(lease);
             }
-            dhcp6::Event::Lost => {
-                logs.push((Level::Warn, format!("{name}: the DHCPv6 lease expired")));
+            dhcp6::Dhcp6Event::Lost => {
+                logs.push((
+                    NetLogLevel::Warn,
+                    format!("{name}: the DHCPv6 lease expired"),
+                ));
                 self.lease6 = None;
             }
         }
@@ -316,7 +327,7 @@ impl Link {
         let to = SocketAddr::from((to, dhcp4::SERVER_PORT));
         if let Some(Err(e)) = self.port4.as_ref().map(|p| p.send(bytes, to)) {
             logs.push((
-                Level::Debug,
+                NetLogLevel::Debug,
                 format!("{}: cannot send DHCPv4: {e}", self.info.name),
             ));
         }
@@ -326,7 +337,7 @@ impl Link {
         let to = SocketAddrV6::new(dhcp6::SERVERS, dhcp6::SERVER_PORT, 0, self.info.index);
         if let Some(Err(e)) = self.port6.as_ref().map(|p| p.send(bytes, to.into())) {
             logs.push((
-                Level::Debug,
+                NetLogLevel::Debug,
                 format!("{}: cannot send DHCPv6: {e}", self.info.name),
             ));
         }
@@ -334,7 +345,7 @@ impl Link {
 
     /// Brings the card from what it has to what it shall have: first what is new, then away with
     /// what is old, so that it never stands without.
-    fn apply(&mut self, requests: &mut Requests, logs: &mut Logs) {
+    fn apply(&mut self, requests: &mut NetlinkRequests, logs: &mut Logs) {
         let (addresses, routes) = self.wanted();
         let info = &self.info;
         if self.settings.method == LinkMethod::Static || self.lease4.is_some() {
@@ -350,7 +361,7 @@ impl Link {
             note(requests.remove_address(info.index, *old), info, logs);
             removed = true;
         }
-        let replaced = |old: &Route| {
+        let replaced = |old: &RouteConfig| {
             routes
                 .iter()
                 .any(|r| r.target == old.target && r.metric == old.metric)
@@ -369,7 +380,7 @@ impl Link {
         self.routes = routes;
     }
 
-    fn wanted(&self) -> (Vec<NewAddress>, Vec<Route>) {
+    fn wanted(&self) -> (Vec<NewAddress>, Vec<RouteConfig>) {
         match self.settings.method {
             LinkMethod::Off => (Vec::new(), Vec::new()),
             LinkMethod::Static => (self.static_addresses(), self.static_routes()),
@@ -386,10 +397,10 @@ impl Link {
         self.settings.addresses.iter().map(endless).collect()
     }
 
-    fn static_routes(&self) -> Vec<Route> {
+    fn static_routes(&self) -> Vec<RouteConfig> {
         let route = |gateway: &IpAddr| {
             let covered = self.settings.addresses.iter().any(|a| a.contains(*gateway));
-            Route {
+            RouteConfig {
                 target: default_of(*gateway),
                 gateway: Some(*gateway),
                 source: None,
@@ -400,7 +411,7 @@ impl Link {
         self.settings.gateways.iter().map(route).collect()
     }
 
-    fn leased(&self) -> (Vec<NewAddress>, Vec<Route>) {
+    fn leased(&self) -> (Vec<NewAddress>, Vec<RouteConfig>) {
         let mut addresses = Vec::new();
         let mut routes = Vec::new();
         if let Some(lease) = &self.lease4 {
@@ -427,9 +438,13 @@ impl Link {
         (addresses, routes)
     }
 
-    fn leased_route(&self, own: Prefix, (target, len, via): (Ipv4Addr, u8, Ipv4Addr)) -> Route {
+    fn leased_route(
+        &self,
+        own: Prefix,
+        (target, len, via): (Ipv4Addr, u8, Ipv4Addr),
+    ) -> RouteConfig {
         let gateway = (!via.is_unspecified()).then_some(IpAddr::V4(via));
-        Route {
+        RouteConfig {
             target: Prefix::new(target.into(), len),
             gateway,
             source: Some(own.address),
@@ -491,25 +506,30 @@ impl Link {
     fn open(
         &self,
         socket: io::Result<UdpSocket>,
-        packets: &mpsc::Sender<Packet>,
+        packets: &mpsc::Sender<DhcpPacket>,
         logs: &mut Logs,
-    ) -> Option<Port> {
+    ) -> Option<DhcpSocket> {
         match socket {
             Ok(socket) => {
                 let socket = Arc::new(socket);
                 let reader = tokio::spawn(read(socket.clone(), self.info.index, packets.clone()));
-                Some(Port { socket, reader })
+                Some(DhcpSocket { socket, reader })
             }
             Err(e) => {
                 let text = format!("{}: cannot open the DHCP port: {e}", self.info.name);
-                logs.push((Level::Warn, text));
+                logs.push((NetLogLevel::Warn, text));
                 None
             }
         }
     }
 }
 
-fn add_routes(requests: &mut Requests, info: &LinkInfo, routes: &[Route], logs: &mut Logs) {
+fn add_routes(
+    requests: &mut NetlinkRequests,
+    info: &LinkInfo,
+    routes: &[RouteConfig],
+    logs: &mut Logs,
+) {
     for route in routes {
         note(requests.add_route(info.index, *route), info, logs);
     }
@@ -524,17 +544,21 @@ const fn default_of(gateway: IpAddr) -> Prefix {
 
 fn note(done: Result<(), NetError>, info: &LinkInfo, logs: &mut Logs) {
     if let Err(error) = done {
-        logs.push((Level::Warn, format!("{}: {error}", info.name)));
+        logs.push((NetLogLevel::Warn, format!("{}: {error}", info.name)));
     }
 }
 
-async fn read(socket: Arc<UdpSocket>, index: u32, packets: mpsc::Sender<Packet>) {
+async fn read(socket: Arc<UdpSocket>, index: u32, packets: mpsc::Sender<DhcpPacket>) {
     let mut buffer = [0; DATAGRAM_BYTES_MAX];
     loop {
         match socket.recv_from(&mut buffer).await {
             Ok((len, from)) => {
                 let bytes = buffer[..len].to_vec();
-                if packets.send(Packet { index, from, bytes }).await.is_err() {
+                if packets
+                    .send(DhcpPacket { index, from, bytes })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -576,18 +600,18 @@ fn finish(socket: Socket, name: &str, address: SocketAddr) -> io::Result<UdpSock
 mod tests {
     use super::*;
 
-    fn link(settings: LinkSettings) -> Link {
+    fn link(settings: LinkSettings) -> ManagedLink {
         let info = LinkInfo {
             index: 3,
             name: "eth0".to_owned(),
             mac: Some([2, 0, 0, 0, 0, 1]),
             ..LinkInfo::default()
         };
-        Link::new(info, settings, "box")
+        ManagedLink::new(info, settings, "box")
     }
 
-    fn lease(prefix_len: u8, routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>) -> dhcp4::Lease {
-        dhcp4::Lease {
+    fn lease(prefix_len: u8, routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>) -> dhcp4::Dhcp4Lease {
+        dhcp4::Dhcp4Lease {
             address: Ipv4Addr::new(10, 0, 0, 5),
             prefix_len,
             server: Ipv4Addr::new(10, 0, 0, 1),

@@ -9,12 +9,14 @@ use tokio::{
 };
 
 use crate::{
-    NetError, Plan,
-    link::{Link, Logs, Packet},
-    netlink::{AddressInfo, DefaultRoute, LinkInfo, Notice, Notices, Requests},
+    NetError, NetPlan,
+    link::{DhcpPacket, Logs, ManagedLink},
+    netlink::{
+        AddressInfo, DefaultRoute, LinkInfo, NetlinkNotice, NetlinkNotices, NetlinkRequests,
+    },
     plan::is_link_local,
     resolver::{NameServer, Resolver},
-    state::{Level, LinkState, NetEvent, NetState},
+    state::{LinkState, NetEvent, NetLogLevel, NetState},
 };
 
 /// Datagrams waiting for the manager; more stay in the kernel and then are lost, which DHCP
@@ -42,9 +44,9 @@ impl NetManager {
     ///
     /// # Errors
     /// [`NetError::Socket`] or [`NetError::Netlink`] when the kernel offers no route netlink.
-    pub fn start(plan: Plan, events: mpsc::Sender<NetEvent>) -> Result<NetHandle, NetError> {
+    pub fn start(plan: NetPlan, events: mpsc::Sender<NetEvent>) -> Result<NetHandle, NetError> {
         let (commands, command_rx) = mpsc::channel(COMMANDS_MAX);
-        let manager = Manager::new(plan, events, command_rx)?;
+        let manager = NetManagerTask::new(plan, events, command_rx)?;
         let task = tokio::spawn(manager.run());
         Ok(NetHandle { commands, task })
     }
@@ -54,15 +56,15 @@ impl NetManager {
 /// not given back.
 #[derive(Debug)]
 pub struct NetHandle {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<NetCommand>,
     task: JoinHandle<()>,
 }
 
 impl NetHandle {
     /// Changes the plan. Cards whose settings stay the same are not disturbed. False when the
     /// manager has ended.
-    pub async fn apply(&self, plan: Plan) -> bool {
-        self.commands.send(Command::Apply(plan)).await.is_ok()
+    pub async fn apply(&self, plan: NetPlan) -> bool {
+        self.commands.send(NetCommand::Apply(plan)).await.is_ok()
     }
 
     /// Ends the task; cards stay as they are.
@@ -79,7 +81,7 @@ impl NetHandle {
 
     /// Makes the task panic. Fault injection for tests of the supervisor.
     pub async fn inject_panic(&self) {
-        drop(self.commands.send(Command::Panic).await);
+        drop(self.commands.send(NetCommand::Panic).await);
     }
 }
 
@@ -90,21 +92,21 @@ impl Drop for NetHandle {
 }
 
 #[derive(Debug)]
-enum Command {
-    Apply(Plan),
+enum NetCommand {
+    Apply(NetPlan),
     Panic,
 }
 
 #[derive(Debug)]
-struct Manager {
-    plan: Plan,
+struct NetManagerTask {
+    plan: NetPlan,
     events: mpsc::Sender<NetEvent>,
-    commands: mpsc::Receiver<Command>,
-    requests: Requests,
-    notices: Notices,
-    packets: mpsc::Receiver<Packet>,
-    packet_sender: mpsc::Sender<Packet>,
-    links: BTreeMap<u32, Link>,
+    commands: mpsc::Receiver<NetCommand>,
+    requests: NetlinkRequests,
+    notices: NetlinkNotices,
+    packets: mpsc::Receiver<DhcpPacket>,
+    packet_sender: mpsc::Sender<DhcpPacket>,
+    links: BTreeMap<u32, ManagedLink>,
     addresses: Vec<AddressInfo>,
     routes: Vec<DefaultRoute>,
     /// Addresses or routes changed: read them before reporting.
@@ -118,20 +120,20 @@ struct Manager {
     epoch: Instant,
 }
 
-impl Manager {
+impl NetManagerTask {
     fn new(
-        plan: Plan,
+        plan: NetPlan,
         events: mpsc::Sender<NetEvent>,
-        commands: mpsc::Receiver<Command>,
+        commands: mpsc::Receiver<NetCommand>,
     ) -> Result<Self, NetError> {
         let (packet_sender, packets) = mpsc::channel(PACKETS_MAX);
         // Listen before the first look, so that nothing is missed in between.
-        let notices = Notices::open()?;
+        let notices = NetlinkNotices::open()?;
         let mut manager = Self {
             plan,
             events,
             commands,
-            requests: Requests::open()?,
+            requests: NetlinkRequests::open()?,
             notices,
             packets,
             packet_sender,
@@ -158,8 +160,8 @@ impl Manager {
                 notices = self.notices.next() => match notices {
                     Ok(notices) => notices.into_iter().for_each(|n| self.hear(n)),
                     Err(e) => {
-                        if let Err(e) = self.listen_anew(&e) {
-                            self.log(Level::Warn, e.to_string());
+                        if let Err(e) = self.reopen_netlink(&e) {
+                            self.log(NetLogLevel::Warn, e.to_string());
                             return self.report();
                         }
                     }
@@ -171,8 +173,8 @@ impl Manager {
                     }
                 }
                 Some(command) = self.commands.recv() => match command {
-                    Command::Apply(plan) => self.change(plan),
-                    Command::Panic => panic!("asked for by fault injection"),
+                    NetCommand::Apply(plan) => self.change(plan),
+                    NetCommand::Panic => panic!("asked for by fault injection"),
                 },
                 () = tokio::time::sleep_until(deadline) => {}
             }
@@ -184,7 +186,11 @@ impl Manager {
     }
 
     fn deadline(&self) -> Instant {
-        let next = self.links.values().filter_map(Link::next_timeout).min();
+        let next = self
+            .links
+            .values()
+            .filter_map(ManagedLink::next_timeout)
+            .min();
         let next = next.unwrap_or(Duration::MAX).min(self.now() + IDLE);
         let next = if self.untold {
             next.min(self.now() + OFFER_AGAIN)
@@ -209,23 +215,23 @@ impl Manager {
         Ok(())
     }
 
-    fn hear(&mut self, notice: Notice) {
+    fn hear(&mut self, notice: NetlinkNotice) {
         let now = self.now();
         match notice {
-            Notice::Address | Notice::Route => self.stale = true,
-            Notice::Link(info) => self.see(info),
-            Notice::LinkGone(index) => self.forget(index),
-            Notice::Neighbour { index, option } => {
+            NetlinkNotice::Address | NetlinkNotice::Route => self.stale = true,
+            NetlinkNotice::Link(info) => self.see(info),
+            NetlinkNotice::LinkGone(index) => self.forget(index),
+            NetlinkNotice::Neighbour { index, option } => {
                 if let Some(link) = self.links.get_mut(&index) {
                     link.take_option(now, &option);
                 }
             }
-            Notice::Overrun => {
+            NetlinkNotice::Overrun => {
                 if let Err(e) = self.look() {
-                    self.log(Level::Warn, e.to_string());
+                    self.log(NetLogLevel::Warn, e.to_string());
                 }
             }
-            Notice::Router { index, flags } => self.ra_flags(index, flags),
+            NetlinkNotice::Router { index, flags } => self.ra_flags(index, flags),
         }
     }
 
@@ -236,14 +242,14 @@ impl Manager {
         }
     }
 
-    /// The socket failed: take a new one. Where there is none to have, the task ends and its
-    /// owner starts another.
-    fn listen_anew(&mut self, error: &std::io::Error) -> Result<(), NetError> {
+    /// The socket failed: opens a new one. If that fails as well, the task ends and its owner
+    /// starts another.
+    fn reopen_netlink(&mut self, error: &std::io::Error) -> Result<(), NetError> {
         self.log(
-            Level::Warn,
-            format!("route netlink failed: {error}; opening it anew"),
+            NetLogLevel::Warn,
+            format!("route netlink failed: {error}; opening it again"),
         );
-        self.notices = Notices::open()?;
+        self.notices = NetlinkNotices::open()?;
         self.look()
     }
 
@@ -262,7 +268,7 @@ impl Manager {
         if info.flags & libc::IFF_UP as u32 == 0
             && let Err(e) = self.requests.set_up(info.index, true)
         {
-            self.log(Level::Warn, format!("{}: {e}", info.name));
+            self.log(NetLogLevel::Warn, format!("{}: {e}", info.name));
         }
     }
 
@@ -270,12 +276,12 @@ impl Manager {
     fn meet(&mut self, info: LinkInfo) {
         let now = self.now();
         let mac = mac_text(info.mac);
-        self.log(Level::Info, format!("{}: found, {mac}", info.name));
+        self.log(NetLogLevel::Info, format!("{}: found, {mac}", info.name));
         let (settings, problems) = self.plan.for_link(&info.name, &mac);
         for problem in problems {
-            self.log(Level::Warn, format!("{}: {problem}", info.name));
+            self.log(NetLogLevel::Warn, format!("{}: {problem}", info.name));
         }
-        let mut link = Link::new(info.clone(), settings, &self.plan.hostname);
+        let mut link = ManagedLink::new(info.clone(), settings, &self.plan.hostname);
         link.adopt(&self.addresses);
         link.configure(&mut self.requests, &self.packet_sender, &mut self.logs);
         // Only now: a carrier that is there already starts the protocols at once.
@@ -286,12 +292,12 @@ impl Manager {
     fn forget(&mut self, index: u32) {
         if let Some(link) = self.links.remove(&index) {
             self.refused_before += link.refused();
-            self.log(Level::Info, format!("{}: gone", link.info.name));
+            self.log(NetLogLevel::Info, format!("{}: gone", link.info.name));
         }
         self.stale = true;
     }
 
-    fn change(&mut self, plan: Plan) {
+    fn change(&mut self, plan: NetPlan) {
         self.plan = plan;
         let mut changed = Vec::new();
         for (index, link) in &mut self.links {
@@ -343,7 +349,7 @@ impl Manager {
         });
         if let Err(e) = read {
             self.stale = true;
-            self.log(Level::Warn, e.to_string());
+            self.log(NetLogLevel::Warn, e.to_string());
         }
         self.routes.sort_by_key(|r| r.metric);
     }
@@ -362,14 +368,14 @@ impl Manager {
                 "cannot write {}: {e}; names will not resolve",
                 path.display()
             );
-            self.logs.push((Level::Warn, text));
+            self.logs.push((NetLogLevel::Warn, text));
         }
         self.resolver = Some(resolver);
     }
 
     fn name_servers(&self) -> Vec<NameServer> {
         let mut servers: Vec<NameServer> = Vec::new();
-        for server in self.links.values().flat_map(Link::name_servers) {
+        for server in self.links.values().flat_map(ManagedLink::name_servers) {
             if !servers.contains(&server) && servers.len() < SERVERS_MAX {
                 servers.push(server);
             }
@@ -409,7 +415,7 @@ impl Manager {
 
     fn state(&self) -> NetState {
         let resolver = self.resolver.clone().unwrap_or_default();
-        let refused: u64 = self.links.values().map(Link::refused).sum();
+        let refused: u64 = self.links.values().map(ManagedLink::refused).sum();
         let offers = self
             .links
             .values()
@@ -451,7 +457,7 @@ impl Manager {
         servers
     }
 
-    fn link_state(&self, link: &Link) -> LinkState {
+    fn link_state(&self, link: &ManagedLink) -> LinkState {
         let index = link.info.index;
         let usable = self
             .addresses
@@ -476,7 +482,7 @@ impl Manager {
         }
     }
 
-    fn log(&mut self, level: Level, message: String) {
+    fn log(&mut self, level: NetLogLevel, message: String) {
         self.logs.push((level, message));
     }
 }

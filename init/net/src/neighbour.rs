@@ -15,12 +15,12 @@ const KEPT_MAX: usize = 8;
 
 /// Name servers and domains advertised on one card. Time is counted from any fixed moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Advertised {
+pub(crate) struct RouterAdvertisedDns {
     servers: BTreeMap<Ipv6Addr, Option<Duration>>,
     domains: BTreeMap<String, Option<Duration>>,
 }
 
-impl Advertised {
+impl RouterAdvertisedDns {
     /// Takes one option, its kind and length included; whether it was well formed.
     pub(crate) fn take(&mut self, now: Duration, option: &[u8]) -> bool {
         let [kind, len, _, _, a, b, c, d, value @ ..] = option else {
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn servers_and_domains_come_and_expire() {
-        let mut advertised = Advertised::default();
+        let mut advertised = RouterAdvertisedDns::default();
         assert!(advertised.take(Duration::ZERO, &option(RDNSS, 600, &SERVER.octets())));
         assert!(advertised.take(
             Duration::ZERO,
@@ -118,12 +118,12 @@ mod tests {
         advertised.expire(Duration::from_secs(300));
         assert_eq!(advertised.domains().count(), 0);
         advertised.expire(Duration::from_secs(600));
-        assert_eq!(advertised, Advertised::default());
+        assert_eq!(advertised, RouterAdvertisedDns::default());
     }
 
     #[test]
     fn lifetime_zero_takes_back_and_the_longest_never_ends() {
-        let mut advertised = Advertised::default();
+        let mut advertised = RouterAdvertisedDns::default();
         advertised.take(Duration::ZERO, &option(RDNSS, FOREVER, &SERVER.octets()));
         assert_eq!(advertised.next_expiry(), None);
         advertised.take(Duration::ZERO, &option(RDNSS, 0, &SERVER.octets()));
@@ -132,13 +132,13 @@ mod tests {
 
     #[test]
     fn a_flood_and_impossible_servers_are_not_kept() {
-        let mut advertised = Advertised::default();
+        let mut advertised = RouterAdvertisedDns::default();
         for n in 0..1000 {
             let server = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, n);
             advertised.take(Duration::ZERO, &option(RDNSS, 600, &server.octets()));
         }
         assert_eq!(advertised.servers().count(), KEPT_MAX);
-        let mut advertised = Advertised::default();
+        let mut advertised = RouterAdvertisedDns::default();
         for server in [
             Ipv6Addr::UNSPECIFIED,
             Ipv6Addr::LOCALHOST,
@@ -153,7 +153,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
-            Advertised::default().take(Duration::ZERO, &bytes);
+            RouterAdvertisedDns::default().take(Duration::ZERO, &bytes);
         }
     }
 }

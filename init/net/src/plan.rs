@@ -9,7 +9,7 @@ use crate::NetError;
 
 /// What the network shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct NetPlan {
     /// Cards with wishes; any other card is configured automatically.
     pub links: Vec<LinkConfig>,
     /// Host name told to DHCP servers; empty tells none.
@@ -18,7 +18,7 @@ pub struct Plan {
     pub resolv_conf: PathBuf,
 }
 
-impl Plan {
+impl NetPlan {
     /// Every card automatic.
     pub fn automatic(hostname: &str) -> Self {
         Self::new(Vec::new(), hostname)
@@ -109,7 +109,8 @@ impl Prefix {
         }
     }
 
-    /// The address of every host on an IPv4 prefix; absent where there is none.
+    /// The address of every host on an IPv4 prefix; `None` for IPv6 and where the prefix has no
+    /// room for one.
     pub(crate) fn broadcast(&self) -> Option<Ipv4Addr> {
         let IpAddr::V4(address) = self.address else {
             return None;
@@ -156,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_card_is_found_by_name_and_by_mac_in_any_case() {
-        let plan = Plan::new(
+        let plan = NetPlan::new(
             vec![
                 config("eth1", &["192.0.2.1/24"]),
                 config("52:54:00:AA:bb:01", &["192.0.2.2/24"]),
@@ -175,7 +176,7 @@ mod tests {
 
     #[test]
     fn one_bad_address_is_reported_and_the_others_kept() {
-        let plan = Plan::new(
+        let plan = NetPlan::new(
             vec![config("e", &["192.0.2.1", "192.0.2.2/24", "::1/129"])],
             "box",
         );

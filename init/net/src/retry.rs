@@ -6,9 +6,9 @@ use std::time::Duration;
 ///
 /// Transaction numbers travel in clear on the link; they tell replies apart and are no secret.
 #[derive(Clone, Debug)]
-pub(crate) struct Rng(u64);
+pub(crate) struct NetRng(u64);
 
-impl Rng {
+impl NetRng {
     pub(crate) const fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -36,13 +36,13 @@ impl Rng {
 
 /// Doubling pauses between retransmissions, RFC 2131 §4.1 and RFC 8415 §15.
 #[derive(Clone, Debug)]
-pub(crate) struct Backoff {
+pub(crate) struct RetransmitBackoff {
     first: Duration,
     max: Duration,
     next: Duration,
 }
 
-impl Backoff {
+impl RetransmitBackoff {
     pub(crate) const fn new(first: Duration, max: Duration) -> Self {
         Self {
             first,
@@ -52,7 +52,7 @@ impl Backoff {
     }
 
     /// The pause to make now; the next one is twice as long, up to the maximum.
-    pub(crate) fn pause(&mut self, rng: &mut Rng, percent: u32) -> Duration {
+    pub(crate) fn pause(&mut self, rng: &mut NetRng, percent: u32) -> Duration {
         let pause = rng.jitter(self.next, percent);
         self.next = (self.next * 2).min(self.max);
         pause
@@ -69,8 +69,8 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_maximum() {
-        let mut rng = Rng::new(1);
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(8));
+        let mut rng = NetRng::new(1);
+        let mut backoff = RetransmitBackoff::new(Duration::from_secs(1), Duration::from_secs(8));
         let pauses: Vec<u64> = (0..6)
             .map(|_| backoff.pause(&mut rng, 0).as_secs())
             .collect();
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn jitter_stays_within_its_bounds() {
-        let mut rng = Rng::new(0);
+        let mut rng = NetRng::new(0);
         for _ in 0..10_000 {
             let pause = rng.jitter(Duration::from_millis(1000), 20).as_millis();
             assert!((800..=1200).contains(&pause), "{pause}");

@@ -9,7 +9,7 @@ pub enum NetEvent {
     /// Something worth a line in the log.
     Log {
         /// How much it matters.
-        level: Level,
+        level: NetLogLevel,
         /// What happened.
         message: String,
     },
@@ -18,7 +18,7 @@ pub enum NetEvent {
 /// How much a log line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Level {
+pub enum NetLogLevel {
     /// For those who look for a fault.
     Debug,
     /// An ordinary change.
@@ -27,7 +27,7 @@ pub enum Level {
     Warn,
 }
 
-impl Level {
+impl NetLogLevel {
     /// `debug`, `info`, `warn`: as in log records.
     pub const fn as_str(self) -> &'static str {
         match self {

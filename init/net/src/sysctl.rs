@@ -7,7 +7,7 @@ use std::fs;
 pub(crate) enum Ipv6Mode {
     /// Listens to routers.
     Auto,
-    /// Only what it is told.
+    /// Only what this program configures.
     Manual,
 }
 

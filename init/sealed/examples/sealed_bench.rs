@@ -20,7 +20,7 @@ use std::{
 };
 
 use alknet_sealed::limits::DATA_AT;
-use alknet_sealed::{Cipher, NewHeader, OpenOptions, Removal, Sealed};
+use alknet_sealed::{DmRemoval, NewHeader, SealedPartition, SectorCipher, VolumeOptions};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use uuid::Uuid;
@@ -101,10 +101,10 @@ fn everything() -> Outcome {
     let new = NewHeader {
         uuid: Uuid::from_bytes([0x42; 16]),
         vault: "0b9e8a4e-5e6c-4a1f-9d55-7f3f6f0d9f11",
-        cipher: Cipher::AesXts,
+        cipher: SectorCipher::AesXts,
         phrases: &[PHRASE.as_bytes()],
     };
-    let sealed = Sealed::format(file, bytes, &new)?;
+    let sealed = SealedPartition::format(file, bytes, &new)?;
     // Once for nothing: the first write to a sparse file costs its host more.
     round(&sealed, false)?;
     for _ in 0..rounds() {
@@ -159,13 +159,13 @@ fn rounds() -> usize {
     found.unwrap_or(1)
 }
 
-fn round(sealed: &Sealed, told: bool) -> Outcome {
+fn round(sealed: &SealedPartition, told: bool) -> Outcome {
     for way in WAYS {
         match way {
             "ours" => {
-                let volume = sealed.open(0, PHRASE.as_bytes(), &OpenOptions::default())?;
+                let volume = sealed.open(0, PHRASE.as_bytes(), &VolumeOptions::default())?;
                 measure(volume.path(), 0, way, told)?;
-                volume.close(Removal::Now)?;
+                volume.close(DmRemoval::Now)?;
             }
             "cryptsetup" => {
                 cryptsetup(&["open", "--key-file", "/run/phrase", DISK, "stock"])?;

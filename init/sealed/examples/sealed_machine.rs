@@ -13,10 +13,11 @@ use std::{
     time::Duration,
 };
 
-use alknet_sealed::dm::Control;
+use alknet_sealed::dm::DeviceMapper;
 use alknet_sealed::limits::DATA_AT;
 use alknet_sealed::{
-    Cipher, Content, DmError, NewHeader, OpenOptions, Removal, Sealed, SealedError, Volume, close,
+    DmError, DmRemoval, NewHeader, OpenVolume, PartitionContent, SealedError, SealedPartition,
+    SectorCipher, VolumeOptions, close,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -79,7 +80,7 @@ fn prepare() -> Outcome {
     for (name, phrase) in [("one", ONE), ("two", TWO), ("three", THREE)] {
         fs::write(Path::new("/run").join(name), phrase)?;
     }
-    let control = Control::open()?;
+    let control = DeviceMapper::open()?;
     say(&format!("device mapper {:?}", control.version()));
     wrong(!control.list()?.is_empty(), "there are mappings already")
 }
@@ -118,7 +119,7 @@ fn device(path: &str) -> Outcome<(File, u64)> {
     Ok((file, sectors.trim().parse::<u64>()? * 512))
 }
 
-fn format(path: &str, cipher: Cipher) -> Outcome<Sealed> {
+fn format(path: &str, cipher: SectorCipher) -> Outcome<SealedPartition> {
     let (file, bytes) = device(path)?;
     let new = NewHeader {
         uuid: Uuid::from_bytes([0x42; 16]),
@@ -126,12 +127,12 @@ fn format(path: &str, cipher: Cipher) -> Outcome<Sealed> {
         cipher,
         phrases: &[ONE.as_bytes(), TWO.as_bytes()],
     };
-    Ok(Sealed::format(file, bytes, &new)?)
+    Ok(SealedPartition::format(file, bytes, &new)?)
 }
 
-fn load(path: &str) -> Outcome<Sealed> {
+fn load(path: &str) -> Outcome<SealedPartition> {
     let (file, bytes) = device(path)?;
-    Ok(Sealed::load(file, bytes)?)
+    Ok(SealedPartition::load(file, bytes)?)
 }
 
 fn pattern(seed: u8) -> Vec<u8> {
@@ -166,8 +167,8 @@ fn expect(path: &Path, seed: u8) -> Outcome {
 
 fn both_ways() -> Outcome {
     say("format, open, fill");
-    let sealed = format("/dev/vda", Cipher::AesXts)?;
-    let volume = sealed.open(0, ONE.as_bytes(), &OpenOptions::default())?;
+    let sealed = format("/dev/vda", SectorCipher::AesXts)?;
+    let volume = sealed.open(0, ONE.as_bytes(), &VolumeOptions::default())?;
     fill(volume.path(), 1)?;
     let mut raw = vec![0; FILLED];
     device("/dev/vda")?.0.read_exact_at(&mut raw, DATA_AT)?;
@@ -193,13 +194,13 @@ fn both_ways() -> Outcome {
     expect(Path::new("/dev/mapper/stock"), 1)?;
     fill(Path::new("/dev/mapper/stock"), 2)?;
     content(&["close", "stock"])?;
-    let volume = load("/dev/vda")?.open(1, TWO.as_bytes(), &OpenOptions::default())?;
+    let volume = load("/dev/vda")?.open(1, TWO.as_bytes(), &VolumeOptions::default())?;
     expect(volume.path(), 2)?;
-    wrong(!volume.close(Removal::Now)?, "it is not gone")
+    wrong(!volume.close(DmRemoval::Now)?, "it is not gone")
 }
 
-fn table_without_key(volume: &Volume) -> Outcome {
-    let control = Control::open()?;
+fn table_without_key(volume: &OpenVolume) -> Outcome {
+    let control = DeviceMapper::open()?;
     let table = control.table(volume.name())?;
     let [target] = &table[..] else {
         return Err("not one target".into());
@@ -240,28 +241,31 @@ fn table_without_key(volume: &Volume) -> Outcome {
 fn in_use() -> Outcome {
     say("a mapping in use stays, or goes later");
     let sealed = load("/dev/vda")?;
-    let options = OpenOptions::default();
+    let options = VolumeOptions::default();
     let volume = sealed.open(0, ONE.as_bytes(), &options)?;
     let again = sealed.open(0, ONE.as_bytes(), &options);
     let exists = matches!(again, Err(SealedError::Dm(DmError::Exists(_))));
     wrong(!exists, &format!("a second one of that name: {again:?}"))?;
     let held = File::open(volume.path())?;
     let busy = matches!(
-        close(NAME, Removal::Now),
+        close(NAME, DmRemoval::Now),
         Err(SealedError::Dm(DmError::Busy(_)))
     );
     wrong(!busy, "it could be closed")?;
-    wrong(volume.close(Removal::Deferred)?, "it went at once")?;
-    wrong(!Control::open()?.status(NAME)?.leaving, "it does not leave")?;
+    wrong(volume.close(DmRemoval::Deferred)?, "it went at once")?;
+    wrong(
+        !DeviceMapper::open()?.status(NAME)?.leaving,
+        "it does not leave",
+    )?;
     drop(held);
     gone(NAME)?;
     let refused = sealed.open(0, TWO.as_bytes(), &options);
     let refused = matches!(refused, Err(SealedError::WrongPhrase(0)));
     wrong(!refused, "another phrase opens it")?;
     // Under another name neither: two mappings of one partition do not see each other's writes.
-    let other = OpenOptions {
+    let other = VolumeOptions {
         name: "other".to_owned(),
-        ..OpenOptions::default()
+        ..VolumeOptions::default()
     };
     let volume = sealed.open(0, ONE.as_bytes(), &options)?;
     let second = sealed.open(0, ONE.as_bytes(), &other);
@@ -272,21 +276,24 @@ fn in_use() -> Outcome {
     )?;
     // What is refused leaves nothing behind.
     let (file, bytes) = device("/dev/vda")?;
-    volume.close(Removal::Now)?;
-    let long = Sealed::load(file, bytes + (1 << 30))?;
+    volume.close(DmRemoval::Now)?;
+    let long = SealedPartition::load(file, bytes + (1 << 30))?;
     let refused = long.open(0, ONE.as_bytes(), &options);
     say(&format!("beyond the disk: {refused:?}"));
     let is_refused = matches!(refused, Err(SealedError::Dm(DmError::Refused { .. })));
     wrong(!is_refused, "it was mapped beyond the disk")?;
-    wrong(!Control::open()?.list()?.is_empty(), "it left a mapping")?;
+    wrong(
+        !DeviceMapper::open()?.list()?.is_empty(),
+        "it left a mapping",
+    )?;
     let volume = sealed.open(0, ONE.as_bytes(), &options)?;
-    volume.close(Removal::Now).map(drop).map_err(Into::into)
+    volume.close(DmRemoval::Now).map(drop).map_err(Into::into)
 }
 
 /// A deferred removal is done by a worker of the kernel.
 fn gone(name: &str) -> Outcome {
     for _ in 0..200 {
-        match Control::open()?.status(name) {
+        match DeviceMapper::open()?.status(name) {
             Err(DmError::NotFound(_)) => return Ok(()),
             _ => thread::sleep(Duration::from_millis(10)),
         }
@@ -297,9 +304,9 @@ fn gone(name: &str) -> Outcome {
 fn grown() -> Outcome {
     say("grow while open");
     let (file, bytes) = device("/dev/vda")?;
-    let mut sealed = Sealed::load(file, 32 << 20)?;
-    let mut volume = sealed.open(0, ONE.as_bytes(), &OpenOptions::default())?;
-    let size = |volume: &Volume| -> Outcome<u64> {
+    let mut sealed = SealedPartition::load(file, 32 << 20)?;
+    let mut volume = sealed.open(0, ONE.as_bytes(), &VolumeOptions::default())?;
+    let size = |volume: &OpenVolume| -> Outcome<u64> {
         let size = format!("/sys/class/block/dm-{}/size", volume.device().1);
         Ok(fs::read_to_string(size)?.trim().parse::<u64>()? * 512)
     };
@@ -319,17 +326,17 @@ fn grown() -> Outcome {
     wrong(!refused, "it grew beyond the disk")?;
     expect(volume.path(), 2)?;
     drop(held);
-    volume.close(Removal::Now).map(drop).map_err(Into::into)
+    volume.close(DmRemoval::Now).map(drop).map_err(Into::into)
 }
 
 fn phrase_changed_while_open() -> Outcome {
     say("change a phrase while open");
     let mut sealed = load("/dev/vda")?;
-    let volume = sealed.open(0, ONE.as_bytes(), &OpenOptions::default())?;
+    let volume = sealed.open(0, ONE.as_bytes(), &VolumeOptions::default())?;
     let key = sealed.unlock(1, TWO.as_bytes())?;
     sealed.set_phrase(0, THREE.as_bytes(), &key)?;
     expect(volume.path(), 2)?;
-    volume.close(Removal::Now)?;
+    volume.close(DmRemoval::Now)?;
     wrong(
         load("/dev/vda")?.unlock(0, ONE.as_bytes()).is_ok(),
         "the old phrase opens it",
@@ -348,12 +355,12 @@ fn phrase_changed_while_open() -> Outcome {
 fn nodes_without_devtmpfs() -> Outcome {
     say("a node in a folder of ours");
     fs::create_dir("/run/nodes")?;
-    let options = OpenOptions {
+    let options = VolumeOptions {
         nodes: Some(PathBuf::from("/run/nodes")),
         discards: true,
         no_read_workqueue: true,
         no_write_workqueue: true,
-        ..OpenOptions::default()
+        ..VolumeOptions::default()
     };
     let volume = load("/dev/vda")?.open(0, ONE.as_bytes(), &options)?;
     let path = volume.path().to_owned();
@@ -362,7 +369,7 @@ fn nodes_without_devtmpfs() -> Outcome {
         "it is elsewhere",
     )?;
     expect(&path, 2)?;
-    let table = Control::open()?.table(NAME)?;
+    let table = DeviceMapper::open()?.table(NAME)?;
     let options = " 4 allow_discards sector_size:4096 no_read_workqueue no_write_workqueue";
     let words = |text: &str| {
         let mut words: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
@@ -376,16 +383,16 @@ fn nodes_without_devtmpfs() -> Outcome {
         words(told) != words(options),
         &format!("the options are {told}"),
     )?;
-    volume.close(Removal::Now)?;
+    volume.close(DmRemoval::Now)?;
     wrong(path.exists(), "the node is still there")?;
-    let read_only = OpenOptions {
+    let read_only = VolumeOptions {
         read_only: true,
-        ..OpenOptions::default()
+        ..VolumeOptions::default()
     };
     let volume = load("/dev/vda")?.open(0, ONE.as_bytes(), &read_only)?;
     expect(volume.path(), 2)?;
     wrong(fill(volume.path(), 3).is_ok(), "it can be written")?;
-    volume.close(Removal::Now).map(drop).map_err(Into::into)
+    volume.close(DmRemoval::Now).map(drop).map_err(Into::into)
 }
 
 fn theirs() -> Outcome {
@@ -421,38 +428,41 @@ fn theirs() -> Outcome {
             "/dev/vdb",
         ];
         content(&[&format[..], way].concat())?;
-        let volume = load("/dev/vdb")?.open(0, ONE.as_bytes(), &OpenOptions::default())?;
+        let volume = load("/dev/vdb")?.open(0, ONE.as_bytes(), &VolumeOptions::default())?;
         fill(volume.path(), 4)?;
-        volume.close(Removal::Now)?;
+        volume.close(DmRemoval::Now)?;
         content(&["open", "--key-file", "/run/one", "/dev/vdb", "stock"])?;
         expect(Path::new("/dev/mapper/stock"), 4)?;
         fill(Path::new("/dev/mapper/stock"), 5)?;
         content(&["close", "stock"])?;
-        let volume = load("/dev/vdb")?.open(0, ONE.as_bytes(), &OpenOptions::default())?;
+        let volume = load("/dev/vdb")?.open(0, ONE.as_bytes(), &VolumeOptions::default())?;
         expect(volume.path(), 5)?;
-        volume.close(Removal::Now)?;
+        volume.close(DmRemoval::Now)?;
     }
     Ok(())
 }
 
 fn adiantum() -> Outcome {
     say("Adiantum");
-    let sealed = format("/dev/vdc", Cipher::Adiantum)?;
-    let volume = sealed.open(1, TWO.as_bytes(), &OpenOptions::default())?;
+    let sealed = format("/dev/vdc", SectorCipher::Adiantum)?;
+    let volume = sealed.open(1, TWO.as_bytes(), &VolumeOptions::default())?;
     fill(volume.path(), 6)?;
-    volume.close(Removal::Now)?;
+    volume.close(DmRemoval::Now)?;
     content(&["open", "--key-file", "/run/two", "/dev/vdc", "stock"])?;
     expect(Path::new("/dev/mapper/stock"), 6)?;
     fill(Path::new("/dev/mapper/stock"), 7)?;
     content(&["close", "stock"])?;
-    let volume = load("/dev/vdc")?.open(0, ONE.as_bytes(), &OpenOptions::default())?;
+    let volume = load("/dev/vdc")?.open(0, ONE.as_bytes(), &VolumeOptions::default())?;
     expect(volume.path(), 7)?;
-    volume.close(Removal::Now).map(drop).map_err(Into::into)
+    volume.close(DmRemoval::Now).map(drop).map_err(Into::into)
 }
 
 fn nothing_is_left() -> Outcome {
     say("nothing is left in the kernel");
-    wrong(!Control::open()?.list()?.is_empty(), "there are mappings")?;
+    wrong(
+        !DeviceMapper::open()?.list()?.is_empty(),
+        "there are mappings",
+    )?;
     let keys = fs::read_to_string("/proc/keys").unwrap_or_default();
     wrong(keys.contains("logon"), &format!("keys are left: {keys}"))
 }
@@ -460,11 +470,14 @@ fn nothing_is_left() -> Outcome {
 fn erased() -> Outcome {
     say("erase");
     let (file, bytes) = device("/dev/vda")?;
-    let erased = Sealed::erase(&file, bytes)?;
+    let erased = SealedPartition::erase(&file, bytes)?;
     say(&format!("{erased:?}"));
     erased.discarded?;
-    let found = Sealed::probe(&file, bytes)?;
-    wrong(!matches!(found, Content::Unsealed), &format!("{found:?}"))?;
+    let found = SealedPartition::probe(&file, bytes)?;
+    wrong(
+        !matches!(found, PartitionContent::Unsealed),
+        &format!("{found:?}"),
+    )?;
     let mut head = vec![0; DATA_AT as usize];
     file.read_exact_at(&mut head, 0)?;
     wrong(head.iter().any(|byte| *byte != 0), "it is not blank")?;

@@ -4,14 +4,14 @@ use std::fmt;
 
 /// The two ciphers that a partition is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cipher {
+pub enum SectorCipher {
     /// For processors without AES instructions, where AES is several times slower.
     Adiantum,
     /// For all others.
     AesXts,
 }
 
-impl Cipher {
+impl SectorCipher {
     /// The one that suits this processor.
     #[must_use]
     pub fn for_this_machine() -> Self {
@@ -53,7 +53,7 @@ impl Cipher {
     }
 }
 
-impl fmt::Display for Cipher {
+impl fmt::Display for SectorCipher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -80,13 +80,13 @@ mod tests {
 
     #[test]
     fn names_are_found_again_and_others_are_not() {
-        for cipher in [Cipher::Adiantum, Cipher::AesXts] {
-            assert_eq!(Cipher::named(cipher.name()), Some(cipher));
+        for cipher in [SectorCipher::Adiantum, SectorCipher::AesXts] {
+            assert_eq!(SectorCipher::named(cipher.name()), Some(cipher));
             assert!(cipher.takes(cipher.key_bytes()));
             assert!(!cipher.takes(16));
         }
-        assert_eq!(Cipher::named("aes-cbc-essiv:sha256"), None);
-        assert!(!Cipher::Adiantum.takes(64));
+        assert_eq!(SectorCipher::named("aes-cbc-essiv:sha256"), None);
+        assert!(!SectorCipher::Adiantum.takes(64));
     }
 
     #[test]
@@ -97,10 +97,10 @@ mod tests {
             .find(|line| line.starts_with("flags") || line.starts_with("Features"))
             .expect("a processor has features");
         let expected = if line.split_whitespace().any(|word| word == "aes") {
-            Cipher::AesXts
+            SectorCipher::AesXts
         } else {
-            Cipher::Adiantum
+            SectorCipher::Adiantum
         };
-        assert_eq!(Cipher::for_this_machine(), expected);
+        assert_eq!(SectorCipher::for_this_machine(), expected);
     }
 }

@@ -14,7 +14,7 @@ const BLKZEROOUT: libc::c_ulong = 0x127f;
 const PIECE_BYTES: usize = 1 << 18;
 
 /// A partition, a disk, or a file in their place. A test's disk loses power.
-pub trait Disk {
+pub trait BlockStorage {
     /// Fills `buffer` from `at` on.
     fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
 
@@ -39,7 +39,7 @@ pub trait Disk {
 }
 
 /// Writes random bytes: what was there cannot be told from what was not.
-pub(crate) fn noise(disk: &(impl Disk + ?Sized), at: u64, bytes: u64) -> io::Result<()> {
+pub(crate) fn noise(disk: &(impl BlockStorage + ?Sized), at: u64, bytes: u64) -> io::Result<()> {
     let most = usize::try_from(bytes).unwrap_or(PIECE_BYTES);
     let mut piece = vec![0; most.min(PIECE_BYTES)];
     pieces(at, bytes, |at, length| {
@@ -63,7 +63,7 @@ fn pieces(
     Ok(())
 }
 
-impl Disk for File {
+impl BlockStorage for File {
     fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         self.read_exact_at(buffer, at)
     }
@@ -97,7 +97,7 @@ fn block_ioctl(file: &File, request: libc::c_ulong, at: u64, bytes: u64) -> io::
     Ok(Errno::result(outcome).map(drop)?)
 }
 
-impl<D: Disk + ?Sized> Disk for &D {
+impl<D: BlockStorage + ?Sized> BlockStorage for &D {
     fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         (**self).read(buffer, at)
     }

@@ -40,10 +40,10 @@ pub enum SealedError {
     /// The device mapper refused.
     #[error(transparent)]
     Dm(#[from] DmError),
-    /// Somebody began to erase the partition.
+    /// Erasing the partition was begun and not finished.
     #[error("the partition was being erased when the power went; erase it again to finish")]
     Erasing,
-    /// Somebody began to format the partition.
+    /// Formatting the partition was begun and not finished.
     #[error("the partition was being formatted when the power went; format it again")]
     HalfFormatted,
     /// The JSON no longer fits the header.
@@ -73,7 +73,7 @@ pub enum SealedError {
     #[error("there is no {0}; mount a devtmpfs at /dev, or name a folder for device nodes")]
     NoNode(PathBuf),
     /// No room for the area of one more key slot.
-    #[error("no room is left for a key slot; remove one that nobody needs with cryptsetup")]
+    #[error("no room is left for a key slot; remove an unneeded one with cryptsetup")]
     NoRoom,
     /// There is no such key slot.
     #[error("the partition has no key slot {0}")]

@@ -2,30 +2,30 @@
 //!
 //! ```no_run
 //! use std::fs::File;
-//! use alknet_sealed::{Cipher, Content, NewHeader, OpenOptions, Removal, Sealed};
+//! use alknet_sealed::{SectorCipher, PartitionContent, NewHeader, VolumeOptions, DmRemoval, SealedPartition};
 //!
 //! # fn main() -> Result<(), alknet_sealed::SealedError> {
 //! # let (bytes, uuid, vault): (u64, uuid::Uuid, &str) = (1 << 30, uuid::Uuid::nil(), "");
 //! # let (phrase, recovery): (&[u8], &[u8]) = (b"one", b"two");
 //! let disk = File::options().read(true).write(true).open("/dev/vda3").expect("root");
-//! let sealed = match Sealed::probe(&disk, bytes)? {
-//!     Content::Sealed(_) => Sealed::load(disk, bytes)?,
-//!     Content::HalfFormatted => {
+//! let sealed = match SealedPartition::probe(&disk, bytes)? {
+//!     PartitionContent::Sealed(_) => SealedPartition::load(disk, bytes)?,
+//!     PartitionContent::HalfFormatted => {
 //!         let phrases = [phrase, recovery];
-//!         let cipher = Cipher::for_this_machine();
-//!         Sealed::format(disk, bytes, &NewHeader { uuid, vault, cipher, phrases: &phrases })?
+//!         let cipher = SectorCipher::for_this_machine();
+//!         SealedPartition::format(disk, bytes, &NewHeader { uuid, vault, cipher, phrases: &phrases })?
 //!     }
-//!     // Whoever calls knows whether it is blank.
+//!     // Only the caller knows whether it is blank.
 //!     other => panic!("{other:?}"),
 //! };
-//! let volume = sealed.open(0, phrase, &OpenOptions::default())?;
+//! let volume = sealed.open(0, phrase, &VolumeOptions::default())?;
 //! println!("mount {}", volume.path().display());
-//! volume.close(Removal::Now)?;
+//! volume.close(DmRemoval::Now)?;
 //! # Ok(()) }
 //! ```
 //!
 //! This crate knows nothing of vaults: it is handed phrases. The two raw areas of the vault lie in the
-//! gap of the header ([`limits`]), and only [`Sealed::erase`] touches them. The format is described in
+//! gap of the header ([`limits`]), and only [`SealedPartition::erase`] touches them. The format is described in
 //! `docs/sealed.md`.
 
 mod cipher;
@@ -42,11 +42,13 @@ mod secret;
 mod testing;
 mod volume;
 
-pub use cipher::Cipher;
-pub use disk::Disk;
-pub use dm::{DmError, Removal};
+pub use cipher::SectorCipher;
+pub use disk::BlockStorage;
+pub use dm::{DmError, DmRemoval};
 pub use error::{HeaderError, SealedError};
-pub use luks2::{CopyId, NewHeader, Segment, Slot};
-pub use sealed::{Content, Erased, Preparing, Sealed, Summary};
+pub use luks2::{HeaderCopyId, KeyslotInfo, LuksSegment, NewHeader};
+pub use sealed::{
+    EraseReport, FormattingPartition, PartitionContent, SealedPartition, SealedSummary,
+};
 pub use secret::VolumeKey;
-pub use volume::{OpenOptions, Volume, close};
+pub use volume::{OpenVolume, VolumeOptions, close};

@@ -25,8 +25,8 @@ pub const VAULT_A_AT: u64 = DATA_AT - 2 * VAULT_AREA_BYTES;
 /// Where the vault's second area begins.
 pub const VAULT_B_AT: u64 = DATA_AT - VAULT_AREA_BYTES;
 
-/// Where the memo of whoever uses the partition lies, in the clear: the last block of the room for key slots, which no
-/// area reaches. Erasing leaves it until it is over.
+/// Where the memo lies that a program keeps on the partition, in the clear: the last block of the room for key slots,
+/// which no area reaches. Erasing leaves it until everything else is overwritten.
 pub const MEMO_AT: u64 = VAULT_A_AT - 4096;
 /// Bytes of the memo: a disk writes all of it or nothing.
 pub const MEMO_BYTES: usize = 512;

@@ -2,9 +2,9 @@
 //! written since the last flush lost.
 
 use crate::limits::{DATA_AT, MEMO_AT, MEMO_BYTES, VAULT_A_AT, VAULT_B_AT};
-use crate::luks2::{Header, NewHeader};
-use crate::sealed::{Content, Sealed};
-use crate::testing::{BYTES, Dice, ONE, Op, SECTOR, TWO, TestDisk, new_header};
+use crate::luks2::{LuksHeader, NewHeader};
+use crate::sealed::{PartitionContent, SealedPartition};
+use crate::testing::{BYTES, DiskOp, DiskTestRng, ONE, SECTOR, TWO, TestDisk, new_header};
 
 /// A write of at most this many sectors is cut after each of them.
 const CUT_ALL: usize = 64;
@@ -13,19 +13,19 @@ const LOSSES: usize = 12;
 const THREE: &[u8] = b"the new phrase of the first key slot";
 
 /// Shows `each` the disk that began as `image`, at every moment at which `ops` can be cut off.
-fn at_every_cut(image: Vec<u8>, ops: &[Op], mut each: impl FnMut(&TestDisk)) {
-    let disk = TestDisk::of(image);
-    let mut dice = Dice(0x5eed_5eed_5eed_5eed);
+fn at_every_cut(image: Vec<u8>, ops: &[DiskOp], mut each: impl FnMut(&TestDisk)) {
+    let disk = TestDisk::from_image(image);
+    let mut dice = DiskTestRng(0x5eed_5eed_5eed_5eed);
     let mut begun = Vec::new();
     for op in ops {
         match op {
-            Op::Flush => {
+            DiskOp::Flush => {
                 lose_some(&disk, &begun, &mut dice, &mut each);
                 for (at, bytes) in begun.drain(..) {
-                    disk.poke(at, bytes);
+                    disk.overwrite(at, bytes);
                 }
             }
-            Op::Write { at, bytes } => begun.push((*at, &bytes[..])),
+            DiskOp::Write { at, bytes } => begun.push((*at, &bytes[..])),
         }
     }
     assert!(begun.is_empty(), "something was never flushed");
@@ -37,7 +37,7 @@ fn at_every_cut(image: Vec<u8>, ops: &[Op], mut each: impl FnMut(&TestDisk)) {
 fn lose_some(
     disk: &TestDisk,
     writes: &[(usize, &[u8])],
-    dice: &mut Dice,
+    dice: &mut DiskTestRng,
     each: &mut impl FnMut(&TestDisk),
 ) {
     let before: Vec<_> = writes
@@ -46,7 +46,7 @@ fn lose_some(
         .collect();
     let undo = || {
         for (at, bytes) in before.iter().rev() {
-            disk.poke(*at, bytes);
+            disk.overwrite(*at, bytes);
         }
     };
     for (at, bytes) in writes {
@@ -57,7 +57,7 @@ fn lose_some(
                 each(disk);
             }
             let part = number * SECTOR..(number + 1) * SECTOR;
-            disk.poke(at + part.start, &bytes[part]);
+            disk.overwrite(at + part.start, &bytes[part]);
         }
     }
     undo();
@@ -65,7 +65,7 @@ fn lose_some(
         for (at, bytes) in writes {
             for (number, sector) in bytes.chunks(SECTOR).enumerate() {
                 if dice.below(2) == 0 {
-                    disk.poke(at + number * SECTOR, sector);
+                    disk.overwrite(at + number * SECTOR, sector);
                 }
             }
         }
@@ -76,7 +76,7 @@ fn lose_some(
 
 fn formatted() -> TestDisk {
     let disk = TestDisk::blank();
-    Header::format(&disk, &new_header()).expect("a disk that works");
+    LuksHeader::format(&disk, &new_header()).expect("a disk that works");
     disk.take_ops();
     disk
 }
@@ -85,21 +85,21 @@ fn formatted() -> TestDisk {
 fn formatting_is_whole_or_begun() {
     let disk = TestDisk::blank();
     // The vault is there before.
-    disk.poke(VAULT_A_AT as usize, b"one");
-    disk.poke(VAULT_B_AT as usize, b"two");
+    disk.overwrite(VAULT_A_AT as usize, b"one");
+    disk.overwrite(VAULT_B_AT as usize, b"two");
     let image = disk.image().clone();
-    Header::format(&disk, &new_header()).expect("a disk that works");
+    LuksHeader::format(&disk, &new_header()).expect("a disk that works");
     let (mut sealed, mut begun) = (0, 0);
     at_every_cut(image, &disk.take_ops(), |cut| {
         assert_eq!(cut.image()[VAULT_A_AT as usize..][..3], *b"one");
         assert_eq!(cut.image()[VAULT_B_AT as usize..][..3], *b"two");
-        match Sealed::probe(cut, BYTES).expect("readable") {
+        match SealedPartition::probe(cut, BYTES).expect("readable") {
             // Nothing was written yet.
-            Content::Unsealed => assert!(cut.image()[..1 << 20].iter().all(|b| *b == 0)),
-            Content::HalfFormatted => begun += 1,
-            Content::Sealed(_) => {
+            PartitionContent::Unsealed => assert!(cut.image()[..1 << 20].iter().all(|b| *b == 0)),
+            PartitionContent::HalfFormatted => begun += 1,
+            PartitionContent::Sealed(_) => {
                 sealed += 1;
-                let header = Header::load(cut).expect("it was found");
+                let header = LuksHeader::load(cut).expect("it was found");
                 for (slot, phrase) in [(0, ONE), (1, TWO)] {
                     header.unlock(cut, slot, phrase).expect("the phrase of it");
                 }
@@ -113,18 +113,21 @@ fn formatting_is_whole_or_begun() {
 #[test]
 fn a_cut_formatting_is_done_again() {
     let disk = TestDisk::blank();
-    Header::format(&disk, &new_header()).expect("a disk that works");
+    LuksHeader::format(&disk, &new_header()).expect("a disk that works");
     let ops = disk.take_ops();
     // Up to and with half of the second copy.
     let cut = TestDisk::blank();
     for op in &ops[..ops.len() - 4] {
-        if let Op::Write { at, bytes } = op {
-            cut.poke(*at, bytes);
+        if let DiskOp::Write { at, bytes } = op {
+            cut.overwrite(*at, bytes);
         }
     }
-    let found = Sealed::probe(&cut, BYTES).expect("readable");
-    assert!(matches!(found, Content::HalfFormatted), "{found:?}");
-    let again = Sealed::format(cut, BYTES, &new_header()).expect("a disk that works");
+    let found = SealedPartition::probe(&cut, BYTES).expect("readable");
+    assert!(
+        matches!(found, PartitionContent::HalfFormatted),
+        "{found:?}"
+    );
+    let again = SealedPartition::format(cut, BYTES, &new_header()).expect("a disk that works");
     again.unlock(0, ONE).expect("the phrase of it");
 }
 
@@ -132,14 +135,14 @@ fn a_cut_formatting_is_done_again() {
 fn a_change_of_phrase_never_locks_anybody_out() {
     let disk = formatted();
     let image = disk.image().clone();
-    let mut header = Header::load(&disk).expect("formatted");
+    let mut header = LuksHeader::load(&disk).expect("formatted");
     let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
     header
         .set_phrase(&disk, 0, THREE, &key)
         .expect("a disk that works");
     let (mut old, mut new) = (0, 0);
     at_every_cut(image, &disk.take_ops(), |cut| {
-        let header = Header::load(cut).expect("one copy is whole");
+        let header = LuksHeader::load(cut).expect("one copy is whole");
         assert!(header.unlock(cut, 1, TWO).is_ok_and(|found| found == key));
         match header.unlock(cut, 0, THREE) {
             Ok(found) => {
@@ -154,14 +157,14 @@ fn a_change_of_phrase_never_locks_anybody_out() {
         }
     });
     assert!(old > 30 && new > 30, "{old} {new}");
-    let header = Header::load(&disk).expect("whole");
+    let header = LuksHeader::load(&disk).expect("whole");
     assert!(header.unlock(&disk, 0, ONE).is_err());
 }
 
 #[test]
 fn after_a_cut_the_next_change_wipes_what_was_left() {
     let disk = formatted();
-    let mut header = Header::load(&disk).expect("formatted");
+    let mut header = LuksHeader::load(&disk).expect("formatted");
     let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
     let area = 32_768..32_768 + 258_048;
     let old = disk.image()[area.clone()].to_vec();
@@ -170,8 +173,8 @@ fn after_a_cut_the_next_change_wipes_what_was_left() {
         .expect("a disk that works");
     assert_ne!(disk.image()[area.clone()], old, "it was wiped");
     // As if the power had gone before that.
-    disk.poke(area.start, &old);
-    let mut header = Header::load(&disk).expect("whole");
+    disk.overwrite(area.start, &old);
+    let mut header = LuksHeader::load(&disk).expect("whole");
     header
         .set_phrase(&disk, 1, TWO, &key)
         .expect("a disk that works");
@@ -188,7 +191,7 @@ fn after_a_cut_the_next_change_wipes_what_was_left() {
 fn slots_come_and_go_and_the_last_stays() {
     let disk = formatted();
     let image = disk.image().clone();
-    let mut header = Header::load(&disk).expect("formatted");
+    let mut header = LuksHeader::load(&disk).expect("formatted");
     let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
     header
         .set_phrase(&disk, 7, THREE, &key)
@@ -203,7 +206,7 @@ fn slots_come_and_go_and_the_last_stays() {
     );
     assert!(header.remove_slot(&disk, 0).is_err(), "it is gone");
     at_every_cut(image, &disk.take_ops(), |cut| {
-        let header = Header::load(cut).expect("one copy is whole");
+        let header = LuksHeader::load(cut).expect("one copy is whole");
         let phrases = [(0, ONE), (1, TWO), (7, THREE)];
         let mut open = phrases
             .into_iter()
@@ -215,23 +218,27 @@ fn slots_come_and_go_and_the_last_stays() {
 #[test]
 fn an_erasure_that_began_is_finished() {
     let disk = formatted();
-    disk.poke(VAULT_A_AT as usize, &[0xaa; 3]);
-    disk.poke(DATA_AT as usize, b"data");
+    disk.overwrite(VAULT_A_AT as usize, &[0xaa; 3]);
+    disk.overwrite(DATA_AT as usize, b"data");
     let image = disk.image().clone();
-    let erased = Sealed::erase(&disk, BYTES).expect("a disk that works");
+    let erased = SealedPartition::erase(&disk, BYTES).expect("a disk that works");
     assert_eq!(erased.overwritten, DATA_AT);
     assert!(erased.discarded.is_err(), "the test's disk takes no blocks");
     assert!(disk.image()[..DATA_AT as usize].iter().all(|b| *b == 0));
     assert_eq!(disk.image()[DATA_AT as usize..][..4], *b"data");
     let (mut whole, mut begun) = (0, 0);
-    at_every_cut(image, &disk.take_ops(), |cut| {
-        match Sealed::probe(cut, BYTES).expect("readable") {
-            Content::Sealed(_) => whole += 1,
-            Content::Erasing => begun += 1,
-            Content::Unsealed => assert!(cut.image()[..DATA_AT as usize].iter().all(|b| *b == 0)),
+    at_every_cut(
+        image,
+        &disk.take_ops(),
+        |cut| match SealedPartition::probe(cut, BYTES).expect("readable") {
+            PartitionContent::Sealed(_) => whole += 1,
+            PartitionContent::Erasing => begun += 1,
+            PartitionContent::Unsealed => {
+                assert!(cut.image()[..DATA_AT as usize].iter().all(|b| *b == 0))
+            }
             other => panic!("{other:?}"),
-        }
-    });
+        },
+    );
     assert!(whole >= 1 && begun > 100, "{whole} {begun}");
 }
 
@@ -239,24 +246,28 @@ fn an_erasure_that_began_is_finished() {
 #[test]
 fn an_erasure_that_is_unsettled_leaves_its_mark_and_no_key() {
     let disk = formatted();
-    disk.poke(VAULT_A_AT as usize, &[0xaa; 3]);
+    disk.overwrite(VAULT_A_AT as usize, &[0xaa; 3]);
     let image = disk.image().clone();
-    Sealed::erase_unsettled(&disk, BYTES).expect("a disk that works");
-    let found = Sealed::probe(&disk, BYTES).expect("readable");
-    assert!(matches!(found, Content::Erasing), "{found:?}");
-    assert!(Sealed::is_unsettled(&disk).expect("readable"));
+    SealedPartition::erase_unsettled(&disk, BYTES).expect("a disk that works");
+    let found = SealedPartition::probe(&disk, BYTES).expect("readable");
+    assert!(matches!(found, PartitionContent::Erasing), "{found:?}");
+    assert!(SealedPartition::is_unsettled(&disk).expect("readable"));
     let keys = 512..DATA_AT as usize;
     assert!(disk.image()[keys].iter().all(|b| *b == 0));
-    at_every_cut(image, &disk.take_ops(), |cut| {
-        match Sealed::probe(cut, BYTES).expect("readable") {
-            Content::Sealed(_) => {}
-            Content::Erasing => assert!(Sealed::is_unsettled(cut).expect("readable")),
+    at_every_cut(
+        image,
+        &disk.take_ops(),
+        |cut| match SealedPartition::probe(cut, BYTES).expect("readable") {
+            PartitionContent::Sealed(_) => {}
+            PartitionContent::Erasing => {
+                assert!(SealedPartition::is_unsettled(cut).expect("readable"))
+            }
             other => panic!("{other:?}"),
-        }
-    });
-    Sealed::erase(&disk, BYTES).expect("a disk that works");
+        },
+    );
+    SealedPartition::erase(&disk, BYTES).expect("a disk that works");
     assert!(disk.image()[..DATA_AT as usize].iter().all(|b| *b == 0));
-    assert!(!Sealed::is_unsettled(&disk).expect("readable"));
+    assert!(!SealedPartition::is_unsettled(&disk).expect("readable"));
 }
 
 /// It says what the vault that is erased knew. The next start needs it whenever the power goes, and the one after as
@@ -266,29 +277,32 @@ fn a_memo_outlives_an_erasure_until_it_is_over() {
     let memo: [u8; MEMO_BYTES] = std::array::from_fn(|at| at as u8);
     for stays in [false, true] {
         let disk = formatted();
-        assert_eq!(Sealed::memo(&disk).expect("readable"), [0; MEMO_BYTES]);
-        Sealed::set_memo(&disk, &memo).expect("a disk that works");
-        Sealed::load(&disk, BYTES).expect("it is none of the header's");
-        assert!(matches!(disk.take_ops().last(), Some(Op::Flush)));
+        assert_eq!(
+            SealedPartition::memo(&disk).expect("readable"),
+            [0; MEMO_BYTES]
+        );
+        SealedPartition::set_memo(&disk, &memo).expect("a disk that works");
+        SealedPartition::load(&disk, BYTES).expect("it is none of the header's");
+        assert!(matches!(disk.take_ops().last(), Some(DiskOp::Flush)));
         let image = disk.image().clone();
         let erased = match stays {
-            true => Sealed::erase_all_but_memo(&disk, BYTES),
-            false => Sealed::erase(&disk, BYTES),
+            true => SealedPartition::erase_all_but_memo(&disk, BYTES),
+            false => SealedPartition::erase(&disk, BYTES),
         };
         erased.expect("a disk that works");
         at_every_cut(image, &disk.take_ops(), |cut| {
-            let is_whole = Sealed::memo(cut).expect("readable") == memo;
-            match Sealed::probe(cut, BYTES).expect("readable") {
-                Content::Sealed(_) => assert!(is_whole),
-                Content::Unsealed => assert_eq!(is_whole, stays),
+            let is_whole = SealedPartition::memo(cut).expect("readable") == memo;
+            match SealedPartition::probe(cut, BYTES).expect("readable") {
+                PartitionContent::Sealed(_) => assert!(is_whole),
+                PartitionContent::Unsealed => assert_eq!(is_whole, stays),
                 // Without it everything else is gone: it went after that.
-                Content::Erasing if !is_whole && !stays => {
+                PartitionContent::Erasing if !is_whole && !stays => {
                     let keys = &cut.image()[512..DATA_AT as usize];
                     let left = keys.iter().enumerate().filter(|(_, byte)| **byte != 0);
                     let memo = MEMO_AT as usize - 512..MEMO_AT as usize - 512 + MEMO_BYTES;
                     assert!(left.into_iter().all(|(at, _)| memo.contains(&at)));
                 }
-                Content::Erasing => assert!(is_whole),
+                PartitionContent::Erasing => assert!(is_whole),
                 other => panic!("{other:?}"),
             }
         });
@@ -305,10 +319,10 @@ fn a_memo_outlives_an_erasure_until_it_is_over() {
 #[test]
 fn a_mark_of_an_erasing_is_flushed_before_it_counts() {
     let disk = formatted();
-    Sealed::begin_erasing(&disk).expect("a disk that works");
+    SealedPartition::begin_erasing(&disk).expect("a disk that works");
     let ops = disk.take_ops();
     assert!(
-        matches!(ops[..], [Op::Write { at: 0, .. }, Op::Flush]),
+        matches!(ops[..], [DiskOp::Write { at: 0, .. }, DiskOp::Flush]),
         "{ops:?}"
     );
 }
@@ -319,7 +333,7 @@ fn a_sector_that_cannot_be_written_does_not_save_the_keys() {
         let disk = formatted();
         disk.break_at(broken);
         let before = disk.image().clone();
-        let error = Sealed::erase(&disk, BYTES).expect_err("a broken sector");
+        let error = SealedPartition::erase(&disk, BYTES).expect_err("a broken sector");
         assert!(error.to_string().contains("broken"), "{error}");
         let page = broken / 4096;
         let left = (1..before.len().min(600_000) / 4096)
@@ -327,10 +341,10 @@ fn a_sector_that_cannot_be_written_does_not_save_the_keys() {
         let left: Vec<_> = left.collect();
         assert!(left.iter().all(|at| at.abs_diff(page) <= 1), "{left:?}");
         if broken > 0 {
-            let found = Sealed::probe(&disk, BYTES).expect("readable");
-            assert!(matches!(found, Content::Erasing), "{found:?}");
+            let found = SealedPartition::probe(&disk, BYTES).expect("readable");
+            assert!(matches!(found, PartitionContent::Erasing), "{found:?}");
         }
-        assert!(Sealed::load(disk, BYTES).is_err());
+        assert!(SealedPartition::load(disk, BYTES).is_err());
     }
 }
 
@@ -341,7 +355,7 @@ fn too_small_is_said_before_anything_is_written() {
         ..new_header()
     };
     let disk = TestDisk::blank();
-    let refused = Sealed::format(&disk, 17 << 10, &new).expect_err("17 KiB");
+    let refused = SealedPartition::format(&disk, 17 << 10, &new).expect_err("17 KiB");
     assert!(refused.to_string().contains("17408 bytes"), "{refused}");
     assert!(disk.take_ops().is_empty());
 }

@@ -2,86 +2,89 @@
 
 use std::{fs::File, io};
 
-use crate::disk::{Disk, noise};
+use crate::disk::{BlockStorage, noise};
 use crate::error::SealedError;
 use crate::limits::{DATA_AT, KEYSLOTS_AT, MEMO_AT, MEMO_BYTES, PARTITION_BYTES_MIN, SECTOR_BYTES};
-use crate::luks2::{CopyId, Header, Mark, NewHeader, Segment, Slot, TEAR_BYTES, mark, read_mark};
+use crate::luks2::{
+    HeaderCopyId, KeyslotInfo, LuksHeader, LuksSegment, NewHeader, TEAR_BYTES, UnfinishedMark,
+    mark, read_mark,
+};
 use crate::secret::VolumeKey;
-use crate::volume::{self, OpenOptions, Volume};
+use crate::volume::{self, OpenVolume, VolumeOptions};
 
 /// Keys are overwritten in pieces of this many bytes, each whatever became of the one before.
 const ERASE_BYTES: usize = 4096;
 
 /// What is on a partition, as far as sealing is concerned.
 #[derive(Debug)]
-pub enum Content {
+pub enum PartitionContent {
     /// A header of LUKS2 both copies of which are unusable, with the reason.
     Damaged(SealedError),
-    /// It was being erased when the power went: to be finished by [`Sealed::erase`].
+    /// It was being erased when the power went: to be finished by [`SealedPartition::erase`].
     Erasing,
-    /// It was being formatted when the power went: to be done again by [`Sealed::format`].
+    /// It was being formatted when the power went: to be done again by [`SealedPartition::format`].
     HalfFormatted,
     /// It is sealed.
-    Sealed(Summary),
+    Sealed(SealedSummary),
     /// Nothing of LUKS2: blank, or something else.
     Unsealed,
 }
 
 /// What a header tells without a phrase.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
+pub struct SealedSummary {
     /// Of the partition.
     pub uuid: String,
-    /// Of the vault, as our token names it. Without it somebody else formatted the partition.
+    /// Of the vault, as our token names it. Without that token, another program formatted the partition.
     pub vault: Option<String>,
     /// Every key slot.
-    pub slots: Vec<Slot>,
+    pub slots: Vec<KeyslotInfo>,
     /// Where and how the data are encrypted; else why that cannot be used here.
-    pub segment: Result<Segment, String>,
+    pub segment: Result<LuksSegment, String>,
     /// One copy of the header is damaged or older; loading repairs it.
     pub one_copy: bool,
 }
 
 /// What came of erasing.
 #[derive(Debug)]
-pub struct Erased {
+pub struct EraseReport {
     /// Bytes that were overwritten: the header, every key slot and the vault.
     pub overwritten: u64,
-    /// Whether the device was told that it need not keep the rest. Where it was not, the data stay
-    /// there, encrypted with a key that no longer exists.
+    /// Whether the device accepted that it need not keep the rest. Where it did not, the data stay there, encrypted
+    /// with a key that no longer exists.
     pub discarded: io::Result<()>,
 }
 
 /// A sealed partition whose header was read.
 #[derive(Debug)]
-pub struct Sealed<D = File> {
+pub struct SealedPartition<D = File> {
     disk: D,
     bytes: u64,
-    header: Header,
-    repaired: Result<Option<CopyId>, SealedError>,
+    header: LuksHeader,
+    repaired: Result<Option<HeaderCopyId>, SealedError>,
 }
 
 /// A partition that is being formatted: its data can be written, and the header comes when they are.
-/// A power cut before leaves [`Content::HalfFormatted`].
+/// A power cut before leaves [`PartitionContent::HalfFormatted`].
 #[derive(Debug)]
-pub struct Preparing {
+pub struct FormattingPartition {
     disk: File,
     bytes: u64,
-    header: Header,
+    header: LuksHeader,
     key: VolumeKey,
 }
 
-impl Preparing {
+impl FormattingPartition {
     /// Maps the data, to be written.
-    pub fn map(&self, options: &OpenOptions) -> Result<Volume, SealedError> {
+    pub fn map(&self, options: &VolumeOptions) -> Result<OpenVolume, SealedError> {
         let (uuid, segment) = (self.header.uuid(), self.header.segment()?);
         volume::map(&self.disk, self.bytes, &uuid, &segment, &self.key, options)
     }
 
     /// Writes the header: from now on the partition is sealed.
-    pub fn finish(mut self) -> Result<Sealed<File>, SealedError> {
+    pub fn finish(mut self) -> Result<SealedPartition<File>, SealedError> {
         self.header.store(&self.disk)?;
-        Ok(Sealed {
+        Ok(SealedPartition {
             disk: self.disk,
             bytes: self.bytes,
             header: self.header,
@@ -90,15 +93,19 @@ impl Preparing {
     }
 }
 
-impl Sealed<File> {
-    /// Begins what [`format`](Self::format) does, for whoever has data to write before the partition
-    /// counts as sealed: a file system that is whole whenever there is a header.
-    pub fn prepare(disk: File, bytes: u64, new: &NewHeader<'_>) -> Result<Preparing, SealedError> {
+impl SealedPartition<File> {
+    /// Begins what [`format`](Self::format) does, for a caller that has data to write before the partition counts as
+    /// sealed: a file system that is whole whenever there is a header.
+    pub fn prepare(
+        disk: File,
+        bytes: u64,
+        new: &NewHeader<'_>,
+    ) -> Result<FormattingPartition, SealedError> {
         if bytes < PARTITION_BYTES_MIN {
             return Err(SealedError::TooSmall(bytes));
         }
-        let (header, key) = Header::prepare(&disk, new)?;
-        Ok(Preparing {
+        let (header, key) = LuksHeader::prepare(&disk, new)?;
+        Ok(FormattingPartition {
             disk,
             bytes,
             header,
@@ -111,13 +118,13 @@ impl Sealed<File> {
         &self,
         slot: u32,
         phrase: &[u8],
-        options: &OpenOptions,
-    ) -> Result<Volume, SealedError> {
+        options: &VolumeOptions,
+    ) -> Result<OpenVolume, SealedError> {
         self.map(&self.unlock(slot, phrase)?, options)
     }
 
     /// The same with the volume key.
-    pub fn map(&self, key: &VolumeKey, options: &OpenOptions) -> Result<Volume, SealedError> {
+    pub fn map(&self, key: &VolumeKey, options: &VolumeOptions) -> Result<OpenVolume, SealedError> {
         let uuid = self.header.uuid();
         volume::map(
             &self.disk,
@@ -134,7 +141,7 @@ impl Sealed<File> {
     /// not give a volume key back.
     pub fn grow(
         &mut self,
-        volume: &mut Volume,
+        volume: &mut OpenVolume,
         bytes: u64,
         slot: u32,
         phrase: &[u8],
@@ -147,36 +154,36 @@ impl Sealed<File> {
     }
 }
 
-impl<D: Disk> Sealed<D> {
+impl<D: BlockStorage> SealedPartition<D> {
     /// Looks at a partition of `bytes` bytes. Writes nothing.
-    pub fn probe(disk: &D, bytes: u64) -> Result<Content, SealedError> {
+    pub fn probe(disk: &D, bytes: u64) -> Result<PartitionContent, SealedError> {
         Self::look(disk, bytes).map(|found| match found {
-            Ok(header) => Content::Sealed(Summary::of(&header)),
+            Ok(header) => PartitionContent::Sealed(SealedSummary::from_header(&header)),
             Err(other) => other,
         })
     }
 
     /// The header, or what there is in its place.
-    fn look(disk: &D, bytes: u64) -> Result<Result<Header, Content>, SealedError> {
+    fn look(disk: &D, bytes: u64) -> Result<Result<LuksHeader, PartitionContent>, SealedError> {
         if bytes < KEYSLOTS_AT {
-            return Ok(Err(Content::Unsealed));
+            return Ok(Err(PartitionContent::Unsealed));
         }
         let marked = read_mark(disk);
-        if let Ok(Some(Mark::Erasing | Mark::Unsettled)) = marked {
-            return Ok(Err(Content::Erasing));
+        if let Ok(Some(UnfinishedMark::Erasing | UnfinishedMark::Unsettled)) = marked {
+            return Ok(Err(PartitionContent::Erasing));
         }
-        match Header::load(disk) {
+        match LuksHeader::load(disk) {
             Ok(header) => Ok(Ok(header)),
             Err(SealedError::Damaged { .. } | SealedError::NotSealed)
-                if matches!(marked, Ok(Some(Mark::Formatting))) =>
+                if matches!(marked, Ok(Some(UnfinishedMark::Formatting))) =>
             {
-                Ok(Err(Content::HalfFormatted))
+                Ok(Err(PartitionContent::HalfFormatted))
             }
             // A first sector that cannot be read is neither a damaged one nor a blank one.
             Err(error @ SealedError::Damaged { .. }) => {
-                marked.map(|_| Err(Content::Damaged(error)))
+                marked.map(|_| Err(PartitionContent::Damaged(error)))
             }
-            Err(SealedError::NotSealed) => marked.map(|_| Err(Content::Unsealed)),
+            Err(SealedError::NotSealed) => marked.map(|_| Err(PartitionContent::Unsealed)),
             Err(error) => Err(error),
         }
     }
@@ -186,7 +193,7 @@ impl<D: Disk> Sealed<D> {
         if bytes < PARTITION_BYTES_MIN {
             return Err(SealedError::TooSmall(bytes));
         }
-        let (header, _) = Header::format(&disk, new)?;
+        let (header, _) = LuksHeader::format(&disk, new)?;
         Ok(Self {
             disk,
             bytes,
@@ -195,15 +202,17 @@ impl<D: Disk> Sealed<D> {
         })
     }
 
-    /// Reads the header of a partition of `bytes` bytes, and writes a damaged or older copy anew. That
-    /// this failed does not keep the data from being opened: see [`repaired`](Self::repaired).
+    /// Reads the header of a partition of `bytes` bytes, and writes a damaged or older copy again. A write that fails
+    /// does not keep the data from being opened: see [`repaired`](Self::repaired).
     pub fn load(disk: D, bytes: u64) -> Result<Self, SealedError> {
         let mut header = match Self::look(&disk, bytes)? {
             Ok(header) => header,
-            Err(Content::Damaged(error)) => return Err(error),
-            Err(Content::Erasing) => return Err(SealedError::Erasing),
-            Err(Content::HalfFormatted) => return Err(SealedError::HalfFormatted),
-            Err(Content::Unsealed | Content::Sealed(_)) => return Err(SealedError::NotSealed),
+            Err(PartitionContent::Damaged(error)) => return Err(error),
+            Err(PartitionContent::Erasing) => return Err(SealedError::Erasing),
+            Err(PartitionContent::HalfFormatted) => return Err(SealedError::HalfFormatted),
+            Err(PartitionContent::Unsealed | PartitionContent::Sealed(_)) => {
+                return Err(SealedError::NotSealed);
+            }
         };
         let repaired = header.repair(&disk);
         Ok(Self {
@@ -214,8 +223,8 @@ impl<D: Disk> Sealed<D> {
         })
     }
 
-    /// Which copy of the header had to be written anew, and what became of that.
-    pub const fn repaired(&self) -> Result<Option<CopyId>, &SealedError> {
+    /// Which copy of the header had to be written again, and what became of that.
+    pub const fn repaired(&self) -> Result<Option<HeaderCopyId>, &SealedError> {
         match &self.repaired {
             Ok(copy) => Ok(*copy),
             Err(error) => Err(error),
@@ -224,12 +233,12 @@ impl<D: Disk> Sealed<D> {
 
     /// What the header tells.
     #[must_use]
-    pub fn summary(&self) -> Summary {
-        Summary::of(&self.header)
+    pub fn summary(&self) -> SealedSummary {
+        SealedSummary::from_header(&self.header)
     }
 
     /// Where and how the data are encrypted.
-    pub fn segment(&self) -> Result<Segment, SealedError> {
+    pub fn segment(&self) -> Result<LuksSegment, SealedError> {
         self.header.segment()
     }
 
@@ -255,14 +264,13 @@ impl<D: Disk> Sealed<D> {
     }
 
     /// Writes the mark that the partition is being erased, and returns when it is on the disk. Whatever becomes
-    /// of the machine, what is found there from now on is [`Content::Erasing`]. A volume may be in use: the mark is
+    /// of the machine, what is found there from now on is [`PartitionContent::Erasing`]. A volume may be in use: the mark is
     /// where the header is, not where the data are.
     pub fn begin_erasing(disk: &D) -> Result<(), SealedError> {
-        mark(disk, Mark::Erasing)
+        mark(disk, UnfinishedMark::Erasing)
     }
 
-    /// The memo that [`set_memo`](Self::set_memo) wrote; zeroes where there is none. A partition that is formatted
-    /// has none.
+    /// The memo that [`set_memo`](Self::set_memo) wrote; zeroes without one, as on a partition that was just formatted.
     pub fn memo(disk: &D) -> Result<[u8; MEMO_BYTES], SealedError> {
         let mut memo = [0; MEMO_BYTES];
         disk.read(&mut memo, MEMO_AT)
@@ -270,8 +278,8 @@ impl<D: Disk> Sealed<D> {
         Ok(memo)
     }
 
-    /// Writes a memo for whoever uses the partition, in the clear and authenticated by nobody, and returns when it is
-    /// on the disk. A volume may be in use.
+    /// Writes a memo for the program that uses the partition, in the clear and without authentication, and returns when
+    /// it is on the disk. A volume may be in use.
     pub fn set_memo(disk: &D, memo: &[u8; MEMO_BYTES]) -> Result<(), SealedError> {
         disk.write(memo, MEMO_AT)
             .and_then(|()| disk.flush())
@@ -284,8 +292,8 @@ impl<D: Disk> Sealed<D> {
     /// that cannot be written: everything else is overwritten before the error is answered.
     ///
     /// The volume is closed before; a mapping that is still there keeps the volume key in the kernel.
-    pub fn erase(disk: &D, bytes: u64) -> Result<Erased, SealedError> {
-        let erased = Self::destroy(disk, bytes, Mark::Erasing)?;
+    pub fn erase(disk: &D, bytes: u64) -> Result<EraseReport, SealedError> {
+        let erased = Self::destroy(disk, bytes, UnfinishedMark::Erasing)?;
         if bytes >= DATA_AT {
             Self::set_memo(disk, &[0; MEMO_BYTES])?;
         }
@@ -295,22 +303,22 @@ impl<D: Disk> Sealed<D> {
     }
 
     /// The same, but for the memo, which stays beside a blank head.
-    pub fn erase_all_but_memo(disk: &D, bytes: u64) -> Result<Erased, SealedError> {
-        let erased = Self::destroy(disk, bytes, Mark::Erasing)?;
+    pub fn erase_all_but_memo(disk: &D, bytes: u64) -> Result<EraseReport, SealedError> {
+        let erased = Self::destroy(disk, bytes, UnfinishedMark::Erasing)?;
         Self::unmark(disk)?;
         Ok(erased)
     }
 
-    /// [`erase`](Self::erase), but for the memo and a mark, which stay: what is found there is [`Content::Erasing`], and that it
+    /// [`erase`](Self::erase), but for the memo and a mark, which stay: what is found there is [`PartitionContent::Erasing`], and that it
     /// [is unsettled](Self::is_unsettled). For an erasure of which the machine could not do everything that belongs to
     /// it: the next start tries again, by [`erase`](Self::erase).
-    pub fn erase_unsettled(disk: &D, bytes: u64) -> Result<Erased, SealedError> {
-        Self::destroy(disk, bytes, Mark::Unsettled)
+    pub fn erase_unsettled(disk: &D, bytes: u64) -> Result<EraseReport, SealedError> {
+        Self::destroy(disk, bytes, UnfinishedMark::Unsettled)
     }
 
     /// Whether [`erase_unsettled`](Self::erase_unsettled) began here and [`erase`](Self::erase) did not.
     pub fn is_unsettled(disk: &D) -> Result<bool, SealedError> {
-        Ok(read_mark(disk)? == Some(Mark::Unsettled))
+        Ok(read_mark(disk)? == Some(UnfinishedMark::Unsettled))
     }
 
     fn unmark(disk: &D) -> Result<(), SealedError> {
@@ -320,7 +328,7 @@ impl<D: Disk> Sealed<D> {
     }
 
     /// Destroys every key, and leaves the mark and the memo.
-    fn destroy(disk: &D, bytes: u64, with: Mark) -> Result<Erased, SealedError> {
+    fn destroy(disk: &D, bytes: u64, with: UnfinishedMark) -> Result<EraseReport, SealedError> {
         let failed = |what| SealedError::io(what);
         let rest = TEAR_BYTES as u64;
         let overwritten = bytes.min(DATA_AT);
@@ -355,15 +363,15 @@ impl<D: Disk> Sealed<D> {
             .try_for_each(|part| disk.zero(part.start, part.end - part.start))
             .and_then(|()| disk.flush())
             .map_err(failed("clear"))?;
-        Ok(Erased {
+        Ok(EraseReport {
             overwritten,
             discarded,
         })
     }
 }
 
-impl Summary {
-    fn of(header: &Header) -> Self {
+impl SealedSummary {
+    fn from_header(header: &LuksHeader) -> Self {
         Self {
             uuid: header.uuid(),
             vault: header.vault().map(str::to_owned),

@@ -7,8 +7,8 @@ use std::{
 
 use uuid::Uuid;
 
-use crate::cipher::Cipher;
-use crate::disk::Disk;
+use crate::cipher::SectorCipher;
+use crate::disk::BlockStorage;
 use crate::luks2::NewHeader;
 
 /// Bytes of the disk: a header and one MiB.
@@ -21,7 +21,7 @@ pub(crate) const VAULT: &str = "0b9e8a4e-5e6c-4a1f-9d55-7f3f6f0d9f11";
 
 /// What was done to the disk.
 #[derive(Clone, Debug)]
-pub(crate) enum Op {
+pub(crate) enum DiskOp {
     Flush,
     Write { at: usize, bytes: Vec<u8> },
 }
@@ -29,16 +29,16 @@ pub(crate) enum Op {
 #[derive(Debug)]
 pub(crate) struct TestDisk {
     image: RefCell<Vec<u8>>,
-    ops: RefCell<Vec<Op>>,
+    ops: RefCell<Vec<DiskOp>>,
     broken: Cell<Option<usize>>,
 }
 
 impl TestDisk {
     pub(crate) fn blank() -> Self {
-        Self::of(vec![0; BYTES as usize])
+        Self::from_image(vec![0; BYTES as usize])
     }
 
-    pub(crate) fn of(image: Vec<u8>) -> Self {
+    pub(crate) fn from_image(image: Vec<u8>) -> Self {
         Self {
             image: RefCell::new(image),
             ops: RefCell::new(Vec::new()),
@@ -51,7 +51,7 @@ impl TestDisk {
     }
 
     /// Everything that was done since this was asked last.
-    pub(crate) fn take_ops(&self) -> Vec<Op> {
+    pub(crate) fn take_ops(&self) -> Vec<DiskOp> {
         self.ops.take()
     }
 
@@ -60,13 +60,13 @@ impl TestDisk {
         self.broken.set(Some(at));
     }
 
-    /// Changes it as nobody should.
-    pub(crate) fn poke(&self, at: usize, bytes: &[u8]) {
+    /// Changes it as a fault or an attacker would.
+    pub(crate) fn overwrite(&self, at: usize, bytes: &[u8]) {
         self.image.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
     }
 }
 
-impl Disk for TestDisk {
+impl BlockStorage for TestDisk {
     fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         let at = usize::try_from(at).map_err(io::Error::other)?;
         let image = self.image.borrow();
@@ -83,14 +83,14 @@ impl Disk for TestDisk {
         if self.broken.get().is_some_and(|at| place.contains(&at)) {
             return Err(io::Error::other("a broken sector"));
         }
-        self.poke(at, bytes);
+        self.overwrite(at, bytes);
         let bytes = bytes.to_vec();
-        self.ops.borrow_mut().push(Op::Write { at, bytes });
+        self.ops.borrow_mut().push(DiskOp::Write { at, bytes });
         Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.ops.borrow_mut().push(Op::Flush);
+        self.ops.borrow_mut().push(DiskOp::Flush);
         Ok(())
     }
 }
@@ -100,15 +100,15 @@ pub(crate) fn new_header() -> NewHeader<'static> {
     NewHeader {
         uuid: Uuid::from_bytes([0x42; 16]),
         vault: VAULT,
-        cipher: Cipher::AesXts,
+        cipher: SectorCipher::AesXts,
         phrases: &[ONE, TWO],
     }
 }
 
 /// Reproducible chance.
-pub(crate) struct Dice(pub(crate) u64);
+pub(crate) struct DiskTestRng(pub(crate) u64);
 
-impl Dice {
+impl DiskTestRng {
     pub(crate) fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

@@ -6,10 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::cipher::Cipher;
-use crate::dm::{self, Control, DmError, LoadedKey, Removal, Status, Table};
+use crate::cipher::SectorCipher;
+use crate::dm::{self, CryptTable, DeviceMapper, DmError, DmRemoval, DmStatus, LoadedKey};
 use crate::error::SealedError;
-use crate::luks2::Segment;
+use crate::luks2::LuksSegment;
 use crate::secret::VolumeKey;
 
 /// Name of the mapping.
@@ -19,11 +19,11 @@ const UNIT: u64 = 512;
 
 /// How the data are opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenOptions {
+pub struct VolumeOptions {
     /// Name of the mapping.
     pub name: String,
-    /// Deletions in the file system are passed on to the device. That tells whoever sees the device
-    /// which blocks are in use.
+    /// Deletions in the file system are passed on to the device. An attacker who sees the device
+    /// then knows which blocks are in use.
     pub discards: bool,
     /// Reads are decrypted where they end and not by a worker of the kernel.
     pub no_read_workqueue: bool,
@@ -35,7 +35,7 @@ pub struct OpenOptions {
     pub nodes: Option<PathBuf>,
 }
 
-impl Default for OpenOptions {
+impl Default for VolumeOptions {
     fn default() -> Self {
         Self {
             name: NAME.to_owned(),
@@ -48,8 +48,8 @@ impl Default for OpenOptions {
     }
 }
 
-impl OpenOptions {
-    fn words(&self, segment: &Segment) -> Vec<String> {
+impl VolumeOptions {
+    fn words(&self, segment: &LuksSegment) -> Vec<String> {
         let mut words = Vec::new();
         for (wanted, word) in [
             (self.discards, "allow_discards"),
@@ -70,15 +70,15 @@ impl OpenOptions {
 
 /// An opened partition. Dropping it leaves the mapping as it is: the data outlive who opened them.
 #[derive(Debug)]
-pub struct Volume {
+pub struct OpenVolume {
     path: PathBuf,
     device: (u32, u32),
     bytes: u64,
-    cipher: Cipher,
-    options: OpenOptions,
+    cipher: SectorCipher,
+    options: VolumeOptions,
 }
 
-impl Volume {
+impl OpenVolume {
     /// The block device with the data.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -99,7 +99,7 @@ impl Volume {
 
     /// How they are encrypted.
     #[must_use]
-    pub const fn cipher(&self) -> Cipher {
+    pub const fn cipher(&self) -> SectorCipher {
         self.cipher
     }
 
@@ -110,8 +110,8 @@ impl Volume {
     }
 
     /// Closes it: the kernel forgets the volume key. Answers whether that has happened; deferred, it
-    /// happens when nobody has the data open any more.
-    pub fn close(self, removal: Removal) -> Result<bool, SealedError> {
+    /// happens when the last process has closed the data.
+    pub fn close(self, removal: DmRemoval) -> Result<bool, SealedError> {
         let gone = close(self.name(), removal)?;
         if self.options.nodes.is_some() {
             fs::remove_file(&self.path).map_err(SealedError::io("remove the node of"))?;
@@ -120,22 +120,22 @@ impl Volume {
     }
 
     /// The table and the state that the kernel has.
-    pub fn status(&self) -> Result<Status, SealedError> {
-        Ok(Control::open()?.status(self.name())?)
+    pub fn status(&self) -> Result<DmStatus, SealedError> {
+        Ok(DeviceMapper::open()?.status(self.name())?)
     }
 
     pub(crate) fn grow(
         &mut self,
         disk: &File,
         bytes: u64,
-        segment: &Segment,
+        segment: &LuksSegment,
         key: &VolumeKey,
     ) -> Result<bool, SealedError> {
         let grown = mapped_bytes(bytes, segment)?;
         if grown <= self.bytes {
             return Ok(false);
         }
-        let control = Control::open()?;
+        let control = DeviceMapper::open()?;
         let loaded = LoadedKey::new(key)?;
         let table = table(disk, grown, segment, &loaded, &self.options)?;
         control.run(self.name(), &table)?;
@@ -145,9 +145,9 @@ impl Volume {
     }
 }
 
-/// Closes the mapping of that name, whoever opened it.
-pub fn close(name: &str, removal: Removal) -> Result<bool, SealedError> {
-    Ok(Control::open()?.remove(name, removal)?)
+/// Closes the mapping of that name, also one that another process opened.
+pub fn close(name: &str, removal: DmRemoval) -> Result<bool, SealedError> {
+    Ok(DeviceMapper::open()?.remove(name, removal)?)
 }
 
 /// Opens the data on `disk`.
@@ -155,18 +155,18 @@ pub(crate) fn map(
     disk: &File,
     bytes: u64,
     uuid: &str,
-    segment: &Segment,
+    segment: &LuksSegment,
     key: &VolumeKey,
-    options: &OpenOptions,
-) -> Result<Volume, SealedError> {
+    options: &VolumeOptions,
+) -> Result<OpenVolume, SealedError> {
     let length = mapped_bytes(bytes, segment)?;
-    let control = Control::open()?;
+    let control = DeviceMapper::open()?;
     // As cryptsetup has it, which finds the partition's header by it.
     let uuid = format!("CRYPT-LUKS2-{}-", uuid.replace('-', ""));
     not_mapped(&control, &uuid)?;
     let uuid = format!("{uuid}{}", options.name);
     control.create(&options.name, &uuid)?;
-    let begun = Begun {
+    let begun = MappingGuard {
         control: &control,
         name: &options.name,
         armed: true,
@@ -177,7 +177,7 @@ pub(crate) fn map(
     loaded.unlink()?;
     let path = node(device, options)?;
     begun.finish();
-    Ok(Volume {
+    Ok(OpenVolume {
         path,
         device,
         bytes: length,
@@ -187,7 +187,7 @@ pub(crate) fn map(
 }
 
 /// The kernel lets one partition be mapped twice, and nothing good comes of it.
-fn not_mapped(control: &Control, uuid: &str) -> Result<(), SealedError> {
+fn not_mapped(control: &DeviceMapper, uuid: &str) -> Result<(), SealedError> {
     for listed in control.list()? {
         match control.status(&listed.name) {
             Ok(status) if status.uuid.starts_with(uuid) => {
@@ -202,29 +202,29 @@ fn not_mapped(control: &Control, uuid: &str) -> Result<(), SealedError> {
 }
 
 /// A mapping that is removed again unless all goes well.
-struct Begun<'a> {
-    control: &'a Control,
+struct MappingGuard<'a> {
+    control: &'a DeviceMapper,
     name: &'a str,
     armed: bool,
 }
 
-impl Begun<'_> {
+impl MappingGuard<'_> {
     fn finish(mut self) {
         self.armed = false;
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for MappingGuard<'_> {
     fn drop(&mut self) {
         if self.armed {
             // Why it is removed is on its way to the caller.
-            drop(self.control.remove(self.name, Removal::Deferred));
+            drop(self.control.remove(self.name, DmRemoval::Deferred));
         }
     }
 }
 
 /// Bytes of data on a partition of `bytes` bytes.
-fn mapped_bytes(bytes: u64, segment: &Segment) -> Result<u64, SealedError> {
+fn mapped_bytes(bytes: u64, segment: &LuksSegment) -> Result<u64, SealedError> {
     let room = bytes.checked_sub(segment.offset);
     let room = room.ok_or(SealedError::TooSmall(bytes))?;
     let wanted = segment.length.unwrap_or(room);
@@ -243,15 +243,15 @@ fn mapped_bytes(bytes: u64, segment: &Segment) -> Result<u64, SealedError> {
 fn table(
     disk: &File,
     length: u64,
-    segment: &Segment,
+    segment: &LuksSegment,
     key: &LoadedKey,
-    options: &OpenOptions,
-) -> Result<Table, SealedError> {
+    options: &VolumeOptions,
+) -> Result<CryptTable, SealedError> {
     let metadata = disk.metadata().map_err(SealedError::io("look at"))?;
     if !metadata.file_type().is_block_device() {
         return Err(SealedError::NotABlockDevice);
     }
-    Ok(Table {
+    Ok(CryptTable {
         cipher: segment.cipher.name().to_owned(),
         key: key.reference(),
         tweak: segment.tweak,
@@ -264,7 +264,7 @@ fn table(
 }
 
 /// The block device of a mapping.
-fn node(device: (u32, u32), options: &OpenOptions) -> Result<PathBuf, SealedError> {
+fn node(device: (u32, u32), options: &VolumeOptions) -> Result<PathBuf, SealedError> {
     if let Some(folder) = &options.nodes {
         let path = folder.join(&options.name);
         dm::make_node(&path, device).map_err(SealedError::io("make a node for"))?;
@@ -282,12 +282,12 @@ mod tests {
     use super::*;
     use crate::limits::DATA_AT;
 
-    fn segment() -> Segment {
-        Segment {
+    fn segment() -> LuksSegment {
+        LuksSegment {
             offset: DATA_AT,
             length: None,
             tweak: 0,
-            cipher: Cipher::AesXts,
+            cipher: SectorCipher::AesXts,
             sector: 4096,
         }
     }
@@ -299,7 +299,7 @@ mod tests {
         assert!(matches!(of(DATA_AT + 4095), Err(SealedError::TooSmall(_))));
         assert_eq!(of(DATA_AT + 4096).expect("one sector"), 4096);
         assert_eq!(of(DATA_AT + 8191).expect("one sector"), 4096);
-        let fixed = Segment {
+        let fixed = LuksSegment {
             length: Some(8192),
             ..segment()
         };
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn options_are_only_those_asked_for() {
-        let mut options = OpenOptions::default();
+        let mut options = VolumeOptions::default();
         assert_eq!(options.words(&segment()), ["sector_size:4096"]);
         options.discards = true;
         options.no_read_workqueue = true;
@@ -324,11 +324,11 @@ mod tests {
             "sector_size:4096",
         ];
         assert_eq!(options.words(&segment()), all);
-        let small = Segment {
+        let small = LuksSegment {
             sector: 512,
             ..segment()
         };
-        assert!(OpenOptions::default().words(&small).is_empty());
+        assert!(VolumeOptions::default().words(&small).is_empty());
     }
 
     #[test]
@@ -336,7 +336,7 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         let key = VolumeKey::random(64).expect("random numbers");
         let loaded = LoadedKey::new(&key).expect("a kernel with keyrings");
-        let refused = table(&file, 4096, &segment(), &loaded, &OpenOptions::default());
+        let refused = table(&file, 4096, &segment(), &loaded, &VolumeOptions::default());
         assert!(matches!(refused, Err(SealedError::NotABlockDevice)));
     }
 }

@@ -6,11 +6,11 @@ use std::mem;
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
-use super::paste::{Paste, Took};
-use super::question::{Answer, Question, Typed};
-use super::screen::{ScreenState, View, render};
+use super::paste::{KeyDisposition, PasteDetector};
+use super::question::{ConsoleInput, ConsoleQuestion, SecretInput};
+use super::screen::{ConsoleView, ScreenState, render};
 use super::text::{Charset, clean, fit};
-use crate::control::{LogRecord, MachineFacts, NodeStatus, Problem};
+use crate::control::{LogRecord, MachineDiagnostic, MachineFacts, NodeStatus};
 
 /// Shortest time between two live pictures, in milliseconds.
 const LIVE_INTERVAL_MS: u64 = 1000;
@@ -44,7 +44,7 @@ const CLEAR_BELOW: &str = "\x1b[J";
 
 /// The console without its terminal.
 #[derive(Debug)]
-pub struct Driver {
+pub struct ConsoleDriver {
     facts: MachineFacts,
     node: Option<NodeStatus>,
     state: ScreenState,
@@ -52,7 +52,7 @@ pub struct Driver {
     /// Lines to print before the next picture.
     lines: VecDeque<String>,
     /// Problems already announced and still there.
-    announced: Vec<Problem>,
+    announced: Vec<MachineDiagnostic>,
     /// The facts have changed since the last picture.
     changed: bool,
     /// When that was first seen.
@@ -63,20 +63,20 @@ pub struct Driver {
     picture: String,
     drawn_ms: Option<u64>,
     /// What is asked for.
-    question: Option<Question>,
+    question: Option<ConsoleQuestion>,
     /// The answer so far.
-    typed: Typed,
+    typed: SecretInput,
     /// A configuration that is being pasted.
-    paste: Paste,
+    paste: PasteDetector,
     /// What the terminal could show before the head of it was typed, which are keys as well.
     charset: Charset,
-    /// Complete answers, for whoever asked.
-    answers: Vec<Answer>,
+    /// Complete answers, which the console's task takes.
+    answers: Vec<ConsoleInput>,
     /// An answer was typed, of which the terminal still has the keys.
     typed_lately: bool,
 }
 
-impl Driver {
+impl ConsoleDriver {
     /// For a terminal of `(columns, rows)`.
     #[must_use]
     pub fn new(kernel: String, (columns, rows): (usize, usize)) -> Self {
@@ -99,8 +99,8 @@ impl Driver {
             picture: String::new(),
             drawn_ms: None,
             question: None,
-            typed: Typed::default(),
-            paste: Paste::default(),
+            typed: SecretInput::default(),
+            paste: PasteDetector::default(),
             charset: Charset::default(),
             answers: Vec::new(),
             typed_lately: false,
@@ -109,25 +109,30 @@ impl Driver {
 
     /// Asks this from now on, or nothing. What was typed so far is forgotten, unless it is the same
     /// question.
-    pub fn ask(&mut self, question: Option<Question>) {
+    pub fn ask(&mut self, question: Option<ConsoleQuestion>) {
         if self.question == question {
             return;
         }
-        let was_private = self.question.as_ref().is_some_and(Question::is_private);
+        let was_private = self
+            .question
+            .as_ref()
+            .is_some_and(ConsoleQuestion::is_private);
         self.typed.clear();
         self.question = question;
-        self.wanted |= self.state.live && (was_private || self.state.view == View::Question);
+        self.wanted |= self.state.live && (was_private || self.state.view == ConsoleView::Question);
         match &self.question {
             Some(question) => {
                 if self.state.live && self.paste.bytes().is_none() {
-                    self.state.view = View::Question;
+                    self.state.view = ConsoleView::Question;
                     self.wanted = true;
                 }
                 if let Some(line) = question.announcement() {
                     self.say(&line);
                 }
             }
-            None if self.state.view == View::Question => self.state.view = View::Status,
+            None if self.state.view == ConsoleView::Question => {
+                self.state.view = ConsoleView::Status
+            }
             None => {}
         }
     }
@@ -139,7 +144,7 @@ impl Driver {
     }
 
     /// What was answered since this was last asked for.
-    pub fn answers(&mut self) -> Vec<Answer> {
+    pub fn answers(&mut self) -> Vec<ConsoleInput> {
         mem::take(&mut self.answers)
     }
 
@@ -161,7 +166,7 @@ impl Driver {
         if self.log.len() > LOG_LINES_MAX {
             self.log.pop_front();
         }
-        self.changed |= self.state.live && self.state.view == View::Log;
+        self.changed |= self.state.live && self.state.view == ConsoleView::Log;
     }
 
     /// A line to print as it is.
@@ -231,7 +236,7 @@ impl Driver {
     fn draw(&mut self, now_ms: u64, time: Timestamp, output: &mut String) {
         self.state.time = self.time(time);
         self.state.log = match self.state.view {
-            View::Log => self.log.iter().cloned().collect(),
+            ConsoleView::Log => self.log.iter().cloned().collect(),
             _ => Vec::new(),
         };
         let asked = self
@@ -257,7 +262,7 @@ impl Driver {
     /// What decides whether a picture is new. Free space always changes, and is worth a redraw but
     /// not a print.
     fn compared(&self, picture: &str) -> String {
-        if self.state.view == View::Question {
+        if self.state.view == ConsoleView::Question {
             // Nothing that was shown of a secret stays here; a key asks for a new picture.
             return String::new();
         }
@@ -288,19 +293,19 @@ impl Driver {
             && (is_typing(key) || matches!(key, b'\r' | b'\n'))
         {
             self.state.live = true;
-            self.state.view = View::Question;
+            self.state.view = ConsoleView::Question;
             if question.is_private() {
-                // Nobody has seen yet what is asked.
+                // The user has not seen the question yet.
                 self.wanted = true;
                 return;
             }
-            // Whoever answers a line that was printed means this key to be the first of the answer.
+            // A user who answers a line that was printed means this key to be the first of the answer.
         }
-        if self.state.view == View::Question && self.state.live {
+        if self.state.view == ConsoleView::Question && self.state.live {
             self.type_key(key);
             return;
         }
-        // Noise on a serial line is nobody at the keyboard.
+        // Noise on a serial line does not count as a user's key.
         if !key.is_ascii_graphic() && !matches!(key, b' ' | b'\r' | b'\n' | ESC) {
             return;
         }
@@ -308,12 +313,14 @@ impl Driver {
         self.wanted = true;
         match key {
             b'a' => self.toggle_charset(),
-            b'e' => self.state.view = View::Enrol,
-            b'l' => self.state.view = View::Log,
-            b'p' => self.state.view = View::Problems,
-            b'u' if self.question.is_some() => self.state.view = View::Question,
-            b'v' => self.answers.push(Answer::Begin),
-            b'q' | ESC if self.state.view != View::Status => self.state.view = View::Status,
+            b'e' => self.state.view = ConsoleView::Enrol,
+            b'l' => self.state.view = ConsoleView::Log,
+            b'p' => self.state.view = ConsoleView::Problems,
+            b'u' if self.question.is_some() => self.state.view = ConsoleView::Question,
+            b'v' => self.answers.push(ConsoleInput::Begin),
+            b'q' | ESC if self.state.view != ConsoleView::Status => {
+                self.state.view = ConsoleView::Status
+            }
             b'q' if was_live => self.leave(),
             _ => {}
         }
@@ -325,21 +332,21 @@ impl Driver {
             self.charset = self.state.charset;
         }
         match self.paste.take(key) {
-            Took::Nothing => return false,
-            Took::Begun => {
+            KeyDisposition::Nothing => return false,
+            KeyDisposition::Begun => {
                 // What was typed so far was the head.
                 self.typed.clear();
                 self.state.charset = self.charset;
                 self.state.live = true;
-                self.state.view = View::Paste;
+                self.state.view = ConsoleView::Paste;
                 self.wanted = true;
             }
-            Took::Part => self.changed = true,
-            Took::Done(line) => {
+            KeyDisposition::Part => self.changed = true,
+            KeyDisposition::Done(line) => {
                 self.end_paste();
-                self.answers.push(Answer::Pasted(line));
+                self.answers.push(ConsoleInput::Pasted(line));
             }
-            Took::Left => self.end_paste(),
+            KeyDisposition::Left => self.end_paste(),
         }
         self.state.pasted = self.paste.bytes().unwrap_or(0);
         true
@@ -348,8 +355,8 @@ impl Driver {
     fn end_paste(&mut self) {
         self.wanted = true;
         self.state.view = match &self.question {
-            Some(_) => View::Question,
-            None => View::Status,
+            Some(_) => ConsoleView::Question,
+            None => ConsoleView::Status,
         };
     }
 
@@ -359,17 +366,17 @@ impl Driver {
         match key {
             b'\r' | b'\n' => {
                 self.typed_lately = true;
-                self.answers.push(Answer::Line(self.typed.take()));
+                self.answers.push(ConsoleInput::Line(self.typed.take()));
             }
             CTRL_C => {
                 self.typed.clear();
-                self.answers.push(Answer::Cancel);
+                self.answers.push(ConsoleInput::Cancel);
             }
             CTRL_H | DELETE => self.typed.pop(),
             CTRL_U => self.typed.clear(),
             ESC => {
                 self.typed.clear();
-                self.state.view = View::Status;
+                self.state.view = ConsoleView::Status;
             }
             _ if is_typing(key) => self.typed.push(key),
             _ => self.wanted = false,
@@ -399,7 +406,7 @@ impl Driver {
         }
         for problem in &facts.problems {
             if !self.announced.contains(problem) {
-                let Problem { code, text, .. } = problem;
+                let MachineDiagnostic { code, text, .. } = problem;
                 self.say(&format!("alknet: problem {code}: {text}"));
             }
         }
@@ -428,7 +435,7 @@ fn is_typing(key: u8) -> bool {
     key.is_ascii_graphic() || key == b' ' || !key.is_ascii()
 }
 
-/// The first address of any card; there is none until the network is up.
+/// The first address of any card; `None` until the network is up.
 fn first_address(facts: &MachineFacts) -> Option<&str> {
     let mut all = facts.links.iter().flat_map(|link| &link.addresses);
     all.next().map(String::as_str)

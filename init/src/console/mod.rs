@@ -6,13 +6,13 @@
 //!             questions, keys ─▶        ─▶ answers           Tty: never blocks
 //! ```
 //!
-//! Until somebody presses a key the console is *plain*: the screen is printed when something that
-//! matters changed, without a single escape code, so that a recorded serial line reads like a log.
-//! From the first key on it is *live*: redrawn in place, at most once a second, only on change.
+//! Until a user presses a key the console is *plain*: the screen is printed when something that matters changed,
+//! without a single escape code, so that a recorded serial line reads like a log. From the first key on it is
+//! *live*: redrawn in place, at most once a second, only on change.
 //!
-//! Where something is asked (a passphrase, a word), keys are its answer and go to whoever asks; the
-//! console itself decides nothing. A pasted configuration is known by its head wherever it is typed, and
-//! goes there as well.
+//! Where the machine asks something (a passphrase, a word), keys are the answer and go to the machine's loop; the
+//! console itself decides nothing. A pasted configuration is known by its head wherever it is typed, and goes
+//! there as well.
 //!
 //! Three kinds of lines are for machines, each printed once for each event, in both modes:
 //! `alknet: ready HOSTNAME IDENTITY port PORT`, `alknet: address ADDRESS/PREFIX` when the machine
@@ -36,55 +36,55 @@ use zeroize::Zeroizing;
 
 use crate::control::{LogRecord, MachineFacts, NodeStatus};
 
-pub use driver::Driver;
+pub use driver::ConsoleDriver;
 pub use qr::qr_code;
-pub use question::{ANSWER_BYTES_MAX, Answer, Question};
-pub use screen::{ScreenState, View};
+pub use question::{ANSWER_BYTES_MAX, ConsoleInput, ConsoleQuestion};
+pub use screen::{ConsoleView, ScreenState};
 pub use text::Charset;
 
-use tty::Tty;
+use tty::ConsoleTty;
 
-/// Log records and lines on their way to the screen. More than fit are dropped: the log itself is
-/// kept elsewhere, and nobody who speaks may wait for a terminal.
+/// Log records and lines on their way to the screen. More than fit are dropped: the log itself is kept elsewhere,
+/// and no sender may wait for a terminal.
 const EVENTS_MAX: usize = 256;
 
 /// The console of PID 1. Cheap to clone; the screen lives until the last clone is dropped. No
 /// method blocks, whatever the terminal does.
 #[derive(Clone, Debug)]
-pub struct Console {
-    latest: watch::Sender<Latest>,
-    events: mpsc::Sender<Event>,
+pub struct InitConsole {
+    latest: watch::Sender<ConsoleSnapshot>,
+    events: mpsc::Sender<ConsoleEvent>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Latest {
+struct ConsoleSnapshot {
     facts: MachineFacts,
     node: Option<NodeStatus>,
-    question: Option<Question>,
+    question: Option<ConsoleQuestion>,
 }
 
 #[derive(Debug)]
-enum Event {
+enum ConsoleEvent {
     Log(LogRecord),
     Say(String),
 }
 
-impl Console {
+impl InitConsole {
     /// Opens a terminal, `/dev/console`, and starts the screen on it as a task of the current
     /// runtime.
     ///
     /// # Errors
     /// The terminal cannot be opened.
-    pub fn open(path: &Path, answers: mpsc::Sender<Answer>) -> io::Result<Self> {
-        Ok(Self::start(Tty::open(path)?, answers))
+    pub fn open(path: &Path, answers: mpsc::Sender<ConsoleInput>) -> io::Result<Self> {
+        Ok(Self::start(ConsoleTty::open(path)?, answers))
     }
 
     /// Starts the screen on an open terminal or file, which is made non-blocking.
     ///
     /// # Errors
     /// The kernel refuses that.
-    pub fn new(fd: OwnedFd, answers: mpsc::Sender<Answer>) -> io::Result<Self> {
-        Ok(Self::start(Tty::new(fd)?, answers))
+    pub fn new(fd: OwnedFd, answers: mpsc::Sender<ConsoleInput>) -> io::Result<Self> {
+        Ok(Self::start(ConsoleTty::new(fd)?, answers))
     }
 
     /// Shows these facts from now on. `node` is absent while the node does not serve.
@@ -96,14 +96,14 @@ impl Console {
     }
 
     /// Asks this from now on, or nothing.
-    pub fn ask(&self, question: Option<Question>) {
+    pub fn ask(&self, question: Option<ConsoleQuestion>) {
         self.latest.send_modify(|latest| latest.question = question);
     }
 
     /// Adds a record to the log that the key `l` shows.
     pub fn log(&self, record: LogRecord) {
         // A full queue means that the terminal lags: see EVENTS_MAX.
-        let _ = self.events.try_send(Event::Log(record));
+        let _ = self.events.try_send(ConsoleEvent::Log(record));
     }
 
     /// Whether anybody may still be there: a caller who hung up is not.
@@ -114,24 +114,24 @@ impl Console {
 
     /// Prints one line as it is, such as a last word before power-off.
     pub fn say(&self, line: impl Into<String>) {
-        let _ = self.events.try_send(Event::Say(line.into()));
+        let _ = self.events.try_send(ConsoleEvent::Say(line.into()));
     }
 
-    fn start(tty: Tty, answers: mpsc::Sender<Answer>) -> Self {
-        let (latest, updates) = watch::channel(Latest::default());
+    fn start(tty: ConsoleTty, answers: mpsc::Sender<ConsoleInput>) -> Self {
+        let (latest, updates) = watch::channel(ConsoleSnapshot::default());
         let (events, queue) = mpsc::channel(EVENTS_MAX);
-        let driver = Driver::new(kernel(), tty.size());
+        let driver = ConsoleDriver::new(kernel(), tty.size());
         tokio::spawn(run(driver, tty, updates, queue, answers));
         Self { latest, events }
     }
 }
 
 async fn run(
-    mut driver: Driver,
-    mut tty: Tty,
-    mut updates: watch::Receiver<Latest>,
-    mut queue: mpsc::Receiver<Event>,
-    answers: mpsc::Sender<Answer>,
+    mut driver: ConsoleDriver,
+    mut tty: ConsoleTty,
+    mut updates: watch::Receiver<ConsoleSnapshot>,
+    mut queue: mpsc::Receiver<ConsoleEvent>,
+    answers: mpsc::Sender<ConsoleInput>,
 ) {
     let started = Instant::now();
     loop {
@@ -155,8 +155,8 @@ async fn run(
                 }
             }
             event = queue.recv() => match event {
-                Some(Event::Log(record)) => driver.log(&record),
-                Some(Event::Say(line)) => driver.say(&line),
+                Some(ConsoleEvent::Log(record)) => driver.log(&record),
+                Some(ConsoleEvent::Say(line)) => driver.say(&line),
                 None => return,
             },
             keys = tty.io() => {
@@ -165,7 +165,7 @@ async fn run(
                 }
                 driver.keys(&Zeroizing::new(keys));
                 for answer in driver.answers() {
-                    // Nobody listens on a machine that goes down.
+                    // The receiver is gone on a machine that goes down.
                     let _ = answers.send(answer).await;
                 }
             }

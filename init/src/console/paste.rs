@@ -1,4 +1,4 @@
-//! A configuration that somebody pastes at the console, instead of typing an answer.
+//! A configuration that the user pastes at the console, instead of typing an answer.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ const ESC: u8 = 0x1b;
 
 /// What a key was.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Took {
+pub(super) enum KeyDisposition {
     /// The last of the head: what follows is a configuration, and what led here was.
     Begun,
     /// The end of the line.
@@ -28,7 +28,7 @@ pub(super) enum Took {
 
 /// Follows the keys, and knows the head of a configuration among them.
 #[derive(Default)]
-pub(super) struct Paste {
+pub(super) struct PasteDetector {
     /// How much of the head was typed in a row.
     matched: usize,
     /// The line from its head on. Its memory never moves, so that wiping it wipes all of it.
@@ -39,11 +39,11 @@ pub(super) struct Paste {
     has_ended: bool,
 }
 
-impl Paste {
-    pub(super) fn take(&mut self, key: u8) -> Took {
+impl PasteDetector {
+    pub(super) fn take(&mut self, key: u8) -> KeyDisposition {
         let last = std::mem::replace(&mut self.last, key);
         if key == b'\n' && last == b'\r' && (self.line.is_some() || self.has_ended) {
-            return Took::Part;
+            return KeyDisposition::Part;
         }
         self.has_ended = false;
         if self.follow(key) {
@@ -52,21 +52,21 @@ impl Paste {
             line.extend_from_slice(CONSOLE_HEAD.as_bytes());
             line.push(b' ');
             self.line = Some(line);
-            return Took::Begun;
+            return KeyDisposition::Begun;
         }
         let Some(line) = &mut self.line else {
-            return Took::Nothing;
+            return KeyDisposition::Nothing;
         };
         match key {
             CTRL_C | ESC => {
                 self.line = None;
-                Took::Left
+                KeyDisposition::Left
             }
             b'\r' | b'\n' if is_whole(line) || matches!(last, b'\r' | b'\n') => {
                 let text = String::from_utf8_lossy(line).into_owned();
                 self.line = None;
                 self.has_ended = true;
-                Took::Done(Zeroizing::new(text))
+                KeyDisposition::Done(Zeroizing::new(text))
             }
             // Noise is left out; whether something is missing shows in the sum.
             key if key.is_ascii_graphic() || key.is_ascii_whitespace() => {
@@ -74,9 +74,9 @@ impl Paste {
                 if line.len() <= CONSOLE_LINE_BYTES_MAX {
                     line.push(key);
                 }
-                Took::Part
+                KeyDisposition::Part
             }
-            _ => Took::Part,
+            _ => KeyDisposition::Part,
         }
     }
 
@@ -115,9 +115,9 @@ fn is_whole(line: &[u8]) -> bool {
 }
 
 /// Never the line.
-impl fmt::Debug for Paste {
+impl fmt::Debug for PasteDetector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Paste").finish_non_exhaustive()
+        f.debug_struct("PasteDetector").finish_non_exhaustive()
     }
 }
 
@@ -127,15 +127,15 @@ mod tests {
 
     use super::*;
 
-    fn typed(paste: &mut Paste, text: &str) -> Vec<Took> {
+    fn typed(paste: &mut PasteDetector, text: &str) -> Vec<KeyDisposition> {
         let all = text.bytes().map(|key| paste.take(key));
-        all.filter(|took| !matches!(took, Took::Part | Took::Nothing))
+        all.filter(|took| !matches!(took, KeyDisposition::Part | KeyDisposition::Nothing))
             .collect()
     }
 
     fn pasted(text: &str) -> Zeroizing<String> {
-        match typed(&mut Paste::default(), text).pop() {
-            Some(Took::Done(line)) => line,
+        match typed(&mut PasteDetector::default(), text).pop() {
+            Some(KeyDisposition::Done(line)) => line,
             other => panic!("{other:?}"),
         }
     }
@@ -145,7 +145,7 @@ mod tests {
         let line = ConsoleDocument::line(b"[node]\nname = \"edge-1\"\n");
         let whole = format!("{}\r\n", *line);
         assert!(ConsoleDocument::parse(&pasted(&whole)).is_ok());
-        // As a terminal breaks it, after somebody typed something else, and begun anew.
+        // As a terminal breaks it, after other input, and begun a second time.
         let (front, back) = line.split_at(24);
         for text in [
             format!("{front}\r\n{back}\n"),
@@ -162,16 +162,16 @@ mod tests {
         let line = ConsoleDocument::line(b"[node]\n");
         let cut = format!("{}\r\r", &line[..line.len() - 3]);
         assert!(ConsoleDocument::parse(&pasted(&cut)).is_err());
-        let mut paste = Paste::default();
+        let mut paste = PasteDetector::default();
         let long = format!("{CONSOLE_HEAD} {}", "A".repeat(2 * CONSOLE_LINE_BYTES_MAX));
-        assert_eq!(typed(&mut paste, &long), [Took::Begun]);
+        assert_eq!(typed(&mut paste, &long), [KeyDisposition::Begun]);
         let line = paste.line.as_ref().expect("begun");
         assert_eq!(
             line.capacity(),
             CONSOLE_LINE_BYTES_MAX + 1,
             "it never moved"
         );
-        let Some(Took::Done(text)) = typed(&mut paste, "\n\n").pop() else {
+        let Some(KeyDisposition::Done(text)) = typed(&mut paste, "\n\n").pop() else {
             panic!("it ends");
         };
         assert!(ConsoleDocument::parse(&text).is_err());
@@ -179,14 +179,14 @@ mod tests {
 
     #[test]
     fn a_paste_can_be_left_and_the_second_half_of_a_line_end_is_nobodys() {
-        let mut paste = Paste::default();
+        let mut paste = PasteDetector::default();
         let begun = typed(&mut paste, "alknet-node-1 abc\x1b");
-        assert_eq!(begun, [Took::Begun, Took::Left]);
-        assert_eq!(paste.take(b'q'), Took::Nothing);
+        assert_eq!(begun, [KeyDisposition::Begun, KeyDisposition::Left]);
+        assert_eq!(paste.take(b'q'), KeyDisposition::Nothing);
         let line = format!("{}\r", *ConsoleDocument::line(b"x"));
         typed(&mut paste, &line);
-        assert_eq!(paste.take(b'\n'), Took::Part);
-        assert_eq!(paste.take(b'\n'), Took::Nothing);
+        assert_eq!(paste.take(b'\n'), KeyDisposition::Part);
+        assert_eq!(paste.take(b'\n'), KeyDisposition::Nothing);
         assert!(!format!("{paste:?}").contains("alknet"));
     }
 }

@@ -11,18 +11,18 @@ const MARKS_MAX: usize = 32;
 
 /// Something asked.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Question {
+pub struct ConsoleQuestion {
     /// What to know for the answer, line by line.
     lines: Vec<Zeroizing<String>>,
     /// What to type, in a few words.
     prompt: String,
     /// The answer is shown as it is typed.
     shown: bool,
-    /// The lines are secret: shown to somebody at the keyboard only, and wiped from the screen.
+    /// The lines are secret: shown only once a user is at the keyboard, and wiped from the screen.
     private: bool,
 }
 
-impl Question {
+impl ConsoleQuestion {
     /// A question whose answer is not shown.
     #[must_use]
     pub fn secret(prompt: impl Into<String>) -> Self {
@@ -51,7 +51,7 @@ impl Question {
         self
     }
 
-    /// The lines are for the eyes of whoever sits there.
+    /// The lines are for the eyes of the user at the keyboard.
     #[must_use]
     pub fn private(mut self) -> Self {
         self.private = true;
@@ -70,13 +70,13 @@ impl Question {
         &self.prompt
     }
 
-    /// The line for a terminal that nobody sits at yet.
+    /// The line for an unattended terminal.
     pub(super) fn announcement(&self) -> Option<String> {
         (!self.private).then(|| format!("alknet: asks: {}", self.prompt))
     }
 
     /// What is shown of an answer.
-    pub(super) fn echo(&self, typed: &Typed) -> Zeroizing<String> {
+    pub(super) fn echo(&self, typed: &SecretInput) -> Zeroizing<String> {
         Zeroizing::new(if self.shown {
             String::from_utf8_lossy(&typed.bytes).into_owned()
         } else {
@@ -86,17 +86,17 @@ impl Question {
 }
 
 /// Never the lines.
-impl fmt::Debug for Question {
+impl fmt::Debug for ConsoleQuestion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Question")
+        f.debug_struct("ConsoleQuestion")
             .field("prompt", &self.prompt)
             .finish_non_exhaustive()
     }
 }
 
-/// What somebody did at the keyboard.
+/// Input of the user at the keyboard.
 #[derive(PartialEq, Eq)]
-pub enum Answer {
+pub enum ConsoleInput {
     /// Wants to be asked what to do with the vault.
     Begin,
     /// Wants not to be asked any more.
@@ -107,7 +107,7 @@ pub enum Answer {
     Pasted(Zeroizing<String>),
 }
 
-impl fmt::Debug for Answer {
+impl fmt::Debug for ConsoleInput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Begin => "Begin",
@@ -119,11 +119,11 @@ impl fmt::Debug for Answer {
 }
 
 /// An answer that is being typed. Its memory never moves, so that wiping it wipes all of it.
-pub(super) struct Typed {
+pub(super) struct SecretInput {
     bytes: Vec<u8>,
 }
 
-impl Default for Typed {
+impl Default for SecretInput {
     fn default() -> Self {
         Self {
             bytes: Vec::with_capacity(ANSWER_BYTES_MAX),
@@ -131,7 +131,7 @@ impl Default for Typed {
     }
 }
 
-impl Typed {
+impl SecretInput {
     pub(super) fn push(&mut self, byte: u8) {
         if self.bytes.len() < ANSWER_BYTES_MAX {
             self.bytes.push(byte);
@@ -161,15 +161,15 @@ impl Typed {
     }
 }
 
-impl Drop for Typed {
+impl Drop for SecretInput {
     fn drop(&mut self) {
         self.clear();
     }
 }
 
-impl fmt::Debug for Typed {
+impl fmt::Debug for SecretInput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Typed(..)")
+        f.write_str("SecretInput(..)")
     }
 }
 
@@ -179,10 +179,10 @@ mod tests {
 
     #[test]
     fn an_answer_is_edited_by_characters_and_bounded() {
-        let mut typed = Typed::default();
+        let mut typed = SecretInput::default();
         "aä".bytes().for_each(|byte| typed.push(byte));
         typed.pop();
-        assert_eq!(*Question::shown("x").echo(&typed), "a");
+        assert_eq!(*ConsoleQuestion::shown("x").echo(&typed), "a");
         (0..2 * ANSWER_BYTES_MAX).for_each(|_| typed.push(b'b'));
         assert_eq!(typed.take().len(), ANSWER_BYTES_MAX);
         assert_eq!(*typed.take(), "");
@@ -192,14 +192,17 @@ mod tests {
 
     #[test]
     fn what_is_typed_unseen_is_not_shown() {
-        let mut typed = Typed::default();
+        let mut typed = SecretInput::default();
         b"hunter2".iter().for_each(|byte| typed.push(*byte));
-        let question = Question::secret("the passphrase")
+        let question = ConsoleQuestion::secret("the passphrase")
             .with_lines(["word"])
             .private();
         assert_eq!(*question.echo(&typed), "*******");
         assert_eq!(question.announcement(), None);
-        let shown = format!("{question:?} {typed:?} {:?}", Answer::Line(typed.take()));
+        let shown = format!(
+            "{question:?} {typed:?} {:?}",
+            ConsoleInput::Line(typed.take())
+        );
         assert!(
             !shown.contains("word\"") && !shown.contains("hunter"),
             "{shown}"

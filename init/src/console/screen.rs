@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 
 use super::qr::qr_code;
-use super::question::{Question, Typed};
+use super::question::{ConsoleQuestion, SecretInput};
 use super::text::{Charset, clean, fit, wrap};
-use crate::control::{DataState, MachineFacts, NodeStatus, Problem, VaultFacts};
+use crate::control::{DataState, MachineDiagnostic, MachineFacts, NodeStatus, VaultFacts};
 
 /// Which of the pictures is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum View {
+pub enum ConsoleView {
     /// The enrolment code.
     Enrol,
     /// The last lines of the log.
@@ -29,7 +29,7 @@ pub enum View {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScreenState {
     /// Which picture.
-    pub view: View,
+    pub view: ConsoleView,
     /// What the terminal can show.
     pub charset: Charset,
     /// Characters in a line.
@@ -42,7 +42,7 @@ pub struct ScreenState {
     pub time: String,
     /// The log, oldest first.
     pub log: Vec<String>,
-    /// Somebody is at the keyboard.
+    /// A user is at the keyboard.
     pub live: bool,
     /// Bytes of a configuration that were pasted.
     pub pasted: usize,
@@ -51,7 +51,7 @@ pub struct ScreenState {
 impl Default for ScreenState {
     fn default() -> Self {
         Self {
-            view: View::default(),
+            view: ConsoleView::default(),
             charset: Charset::default(),
             columns: 80,
             rows: 24,
@@ -71,23 +71,23 @@ impl Default for ScreenState {
 pub(super) fn render(
     facts: &MachineFacts,
     node: Option<&NodeStatus>,
-    asked: Option<(&Question, &Typed)>,
+    asked: Option<(&ConsoleQuestion, &SecretInput)>,
     state: &ScreenState,
 ) -> String {
-    let screen = Screen { facts, node, state };
+    let screen = ScreenPainter { facts, node, state };
     let mut lines = match state.view {
-        View::Enrol => screen.enrol(),
-        View::Log => screen.log(),
-        View::Paste => screen.paste(),
-        View::Problems => screen.all_problems(),
-        View::Question => match asked {
+        ConsoleView::Enrol => screen.enrol(),
+        ConsoleView::Log => screen.log(),
+        ConsoleView::Paste => screen.paste(),
+        ConsoleView::Problems => screen.all_problems(),
+        ConsoleView::Question => match asked {
             Some((question, typed)) => screen.question(question, typed),
             None => screen.status(),
         },
-        View::Status => screen.status(),
+        ConsoleView::Status => screen.status(),
     };
     let body = state.rows.saturating_sub(1);
-    let tall = state.view == View::Enrol && state.charset == Charset::Ascii;
+    let tall = state.view == ConsoleView::Enrol && state.charset == Charset::Ascii;
     if !tall {
         lines.truncate(body);
         if state.live {
@@ -108,13 +108,13 @@ const ADDRESSES_MAX: usize = 4;
 /// Title and lights above the body, help below.
 const FRAME_ROWS: usize = 3;
 
-struct Screen<'a> {
+struct ScreenPainter<'a> {
     facts: &'a MachineFacts,
     node: Option<&'a NodeStatus>,
     state: &'a ScreenState,
 }
 
-impl Screen<'_> {
+impl ScreenPainter<'_> {
     fn status(&self) -> Vec<String> {
         let mut lines = vec![self.title(), self.lights()];
         let rows = self.state.rows.saturating_sub(FRAME_ROWS);
@@ -188,7 +188,7 @@ impl Screen<'_> {
     }
 
     fn lights(&self) -> String {
-        let light = |(name, health): (&str, Health)| format!("[{}] {name}", health.mark());
+        let light = |(name, health): (&str, PartHealth)| format!("[{}] {name}", health.mark());
         health(self.facts, self.node).map(light).join("   ")
     }
 
@@ -269,8 +269,8 @@ impl Screen<'_> {
         lines
     }
 
-    fn problem(&self, problem: &Problem, columns: usize) -> Vec<String> {
-        let Problem { code, text, hint } = problem;
+    fn problem(&self, problem: &MachineDiagnostic, columns: usize) -> Vec<String> {
+        let MachineDiagnostic { code, text, hint } = problem;
         let width = columns.saturating_sub(3);
         let what = wrap(&self.clean(&format!("{code}: {text}")), width);
         let mut lines = hanging("!! ", &what);
@@ -345,7 +345,7 @@ impl Screen<'_> {
         lines
     }
 
-    fn question(&self, question: &Question, typed: &Typed) -> Vec<String> {
+    fn question(&self, question: &ConsoleQuestion, typed: &SecretInput) -> Vec<String> {
         let mut lines = vec![self.title(), String::new()];
         for line in question.lines().map(|line| self.clean(line)) {
             // What fits stands as it is: a table keeps its columns.
@@ -364,11 +364,13 @@ impl Screen<'_> {
     fn help(&self) -> String {
         let keys = match (self.state.live, self.state.view) {
             (false, _) => "Keys: l log, p problems, e enrolment code, any other key: live screen",
-            (true, View::Status) => {
+            (true, ConsoleView::Status) => {
                 "l log   p problems   e enrolment code   a ASCII   r redraw   q leave"
             }
-            (true, View::Paste) => "Enter, twice if need be, ends it   Esc leaves it",
-            (true, View::Question) => "Enter answers   Ctrl-U clears   Ctrl-C cancels   Esc back",
+            (true, ConsoleView::Paste) => "Enter, twice if need be, ends it   Esc leaves it",
+            (true, ConsoleView::Question) => {
+                "Enter answers   Ctrl-U clears   Ctrl-C cancels   Esc back"
+            }
             (true, _) => {
                 "q or Esc back   l log   p problems   e enrolment code   a ASCII   r redraw"
             }
@@ -394,13 +396,13 @@ fn hanging(mark: &str, lines: &[String]) -> Vec<String> {
 
 /// How well one part is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Health {
+enum PartHealth {
     Bad,
     Good,
     Waiting,
 }
 
-impl Health {
+impl PartHealth {
     fn mark(self) -> &'static str {
         match self {
             Self::Bad => "!!",
@@ -410,14 +412,21 @@ impl Health {
     }
 }
 
-fn health(facts: &MachineFacts, node: Option<&NodeStatus>) -> [(&'static str, Health); 5] {
-    let is = |good| if good { Health::Good } else { Health::Bad };
+fn health(facts: &MachineFacts, node: Option<&NodeStatus>) -> [(&'static str, PartHealth); 5] {
+    let is = |good| {
+        if good {
+            PartHealth::Good
+        } else {
+            PartHealth::Bad
+        }
+    };
     let node = match node {
-        Some(_) => Health::Good,
+        Some(_) => PartHealth::Good,
         None => is_waiting(facts.node_restarts == 0),
     };
     let config = ["config-", "provisioning-", "nocloud-"];
-    let refused = |problem: &Problem| config.iter().any(|part| problem.code.starts_with(part));
+    let refused =
+        |problem: &MachineDiagnostic| config.iter().any(|part| problem.code.starts_with(part));
     [
         ("node", node),
         ("network", is(reachable(facts).next().is_some())),
@@ -430,11 +439,11 @@ fn health(facts: &MachineFacts, node: Option<&NodeStatus>) -> [(&'static str, He
     ]
 }
 
-fn is_waiting(waiting: bool) -> Health {
+fn is_waiting(waiting: bool) -> PartHealth {
     if waiting {
-        Health::Waiting
+        PartHealth::Waiting
     } else {
-        Health::Bad
+        PartHealth::Bad
     }
 }
 
@@ -472,7 +481,7 @@ fn addresses(facts: &MachineFacts) -> Vec<String> {
     if lines.is_empty() {
         return vec!["no network card found".to_owned()];
     }
-    // Those that only the link itself knows help nobody who has another.
+    // Link-local addresses do not help a client on another link.
     if reachable(facts).next().is_some() {
         lines.retain(|line| !line.split(' ').any(|word| word.starts_with("fe80:")));
     }
@@ -557,7 +566,7 @@ fn vault(facts: &VaultFacts) -> Option<String> {
     };
     match facts.state.as_str() {
         "unlocked" if !facts.sealed => Some(format!(
-            "UNSEALED: whoever copies the disk has the keys ({slots}){words}"
+            "UNSEALED: a copy of the disk has the keys ({slots}){words}"
         )),
         "unlocked" => Some(format!("open, by {slots}{words}")),
         "locked" => Some(format!("LOCKED ({slots})")),

@@ -8,10 +8,10 @@ use nix::pty::openpty;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::{DataState, LinkFacts, Problem};
+use crate::control::{DataState, LinkFacts, MachineDiagnostic};
 
-/// Whoever listens to answers in a test that gives none.
-fn nobody() -> mpsc::Sender<Answer> {
+/// Takes the answers in a test that gives none.
+fn nobody() -> mpsc::Sender<ConsoleInput> {
     mpsc::channel(1).0
 }
 
@@ -63,8 +63,8 @@ fn healthy() -> MachineFacts {
     }
 }
 
-fn problem(code: &str, text: &str, hint: &str) -> Problem {
-    Problem {
+fn problem(code: &str, text: &str, hint: &str) -> MachineDiagnostic {
+    MachineDiagnostic {
         code: code.into(),
         text: text.into(),
         hint: hint.into(),
@@ -172,7 +172,7 @@ fn more_problems_than_fit_are_counted_and_listed_on_request() {
         .map(|n| problem("config-refused", &format!("line {n}: wrong"), "correct it"))
         .collect();
     check("many-problems", &facts, Some(&node()), &state());
-    let view = View::Problems;
+    let view = ConsoleView::Problems;
     let all = ScreenState {
         view,
         rows: 60,
@@ -204,7 +204,7 @@ fn ascii_terminals_get_ascii() {
     };
     check("ascii", &healthy(), Some(&node()), &ascii);
     let code = ScreenState {
-        view: View::Enrol,
+        view: ConsoleView::Enrol,
         ..ascii.clone()
     };
     for state in [ascii, code] {
@@ -215,7 +215,7 @@ fn ascii_terminals_get_ascii() {
 
 #[test]
 fn the_enrolment_view_shows_code_and_uri_where_there_is_room() {
-    let view = View::Enrol;
+    let view = ConsoleView::Enrol;
     check(
         "enrol",
         &healthy(),
@@ -236,7 +236,7 @@ fn the_enrolment_view_shows_code_and_uri_where_there_is_room() {
 fn the_log_view_shows_the_last_lines() {
     let log = (0..100).map(|n| format!("line {n}")).collect();
     let state = ScreenState {
-        view: View::Log,
+        view: ConsoleView::Log,
         log,
         live: true,
         ..state()
@@ -259,13 +259,17 @@ fn hostile_text_cannot_reach_the_terminal() {
     node.identity.clone_from(&nasty);
     node.enrolment_uri.clone_from(&nasty);
     node.alpns = vec![nasty];
-    for view in [View::Status, View::Enrol, View::Problems] {
+    for view in [
+        ConsoleView::Status,
+        ConsoleView::Enrol,
+        ConsoleView::Problems,
+    ] {
         fits(
             &render(&facts, Some(&node), &ScreenState { view, ..state() }),
             &state(),
         );
     }
-    let mut driver = Driver::new(String::new(), (80, 24));
+    let mut driver = ConsoleDriver::new(String::new(), (80, 24));
     driver.update(facts, Some(node));
     let marker = driver.take(0, Timestamp::UNIX_EPOCH);
     assert!(
@@ -288,18 +292,18 @@ proptest! {
         let mut facts = healthy();
         facts.problems = problems.iter().map(|(code, text, hint)| problem(code, text, hint)).collect();
         let node = NodeStatus { enrolment_uri: uri, ..node() };
-        for view in [View::Status, View::Enrol, View::Log, View::Problems] {
+        for view in [ConsoleView::Status, ConsoleView::Enrol, ConsoleView::Log, ConsoleView::Problems] {
             let state = ScreenState { columns, rows, view, live, ..state() };
             fits(&render(&facts, Some(&node), &state), &state);
         }
     }
 }
 
-fn driver() -> Driver {
-    Driver::new("Linux".into(), (80, 24))
+fn driver() -> ConsoleDriver {
+    ConsoleDriver::new("Linux".into(), (80, 24))
 }
 
-fn take(driver: &mut Driver, now_ms: u64) -> String {
+fn take(driver: &mut ConsoleDriver, now_ms: u64) -> String {
     driver.take(now_ms, Timestamp::UNIX_EPOCH)
 }
 
@@ -497,7 +501,7 @@ async fn a_terminal_gets_the_marker_and_answers_keys() {
     let pty = openpty(None, None).expect("a pseudo-terminal");
     let mut keyboard = std::fs::File::from(pty.master.try_clone().expect("a descriptor"));
     let mut reader = tokio::fs::File::from_std(std::fs::File::from(pty.master));
-    let console = Console::new(pty.slave, nobody()).expect("a terminal");
+    let console = InitConsole::new(pty.slave, nobody()).expect("a terminal");
     console.update(healthy(), Some(node()));
     let mut seen = String::new();
     read_until(&mut reader, &mut seen, "alknet: ready edge-1").await;
@@ -511,7 +515,7 @@ async fn a_terminal_gets_the_marker_and_answers_keys() {
 #[tokio::test]
 async fn nobody_waits_for_a_terminal_that_takes_nothing() {
     let pty = openpty(None, None).expect("a pseudo-terminal");
-    let console = Console::new(pty.slave, nobody()).expect("a terminal");
+    let console = InitConsole::new(pty.slave, nobody()).expect("a terminal");
     for n in 0..2000 {
         console.say("x".repeat(200));
         console.update(healthy(), (n % 2 == 0).then(node));
@@ -526,7 +530,7 @@ async fn nobody_waits_for_a_terminal_that_takes_nothing() {
 async fn a_console_that_is_a_file_is_written_too() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     let fd = OwnedFd::from(file.reopen().expect("the same file"));
-    let console = Console::new(fd, nobody()).expect("a file");
+    let console = InitConsole::new(fd, nobody()).expect("a file");
     console.say("alknet: hello");
     let written = async {
         let mut text = String::new();
@@ -543,8 +547,8 @@ async fn a_console_that_is_a_file_is_written_too() {
 
 #[test]
 fn what_is_asked_is_announced_and_the_first_key_answers_it() {
-    let mut driver = Driver::new("Linux".into(), (80, 24));
-    driver.ask(Some(Question::secret("type the passphrase")));
+    let mut driver = ConsoleDriver::new("Linux".into(), (80, 24));
+    driver.ask(Some(ConsoleQuestion::secret("type the passphrase")));
     let plain = driver.take(0, Timestamp::UNIX_EPOCH);
     assert!(
         plain.contains("alknet: asks: type the passphrase\n"),
@@ -554,7 +558,7 @@ fn what_is_asked_is_announced_and_the_first_key_answers_it() {
     let live = driver.take(10, Timestamp::UNIX_EPOCH);
     assert!(live.contains("type the passphrase: **_"), "{live}");
     driver.keys(b"x\x7f\r");
-    let [Answer::Line(line)] = &driver.answers()[..] else {
+    let [ConsoleInput::Line(line)] = &driver.answers()[..] else {
         panic!("one answer");
     };
     assert_eq!(line.as_str(), "lp");
@@ -565,13 +569,13 @@ fn what_is_asked_is_announced_and_the_first_key_answers_it() {
             .contains("passphrase")
     );
     driver.keys(b"v");
-    assert_eq!(driver.answers(), [Answer::Begin]);
+    assert_eq!(driver.answers(), [ConsoleInput::Begin]);
 }
 
 #[test]
 fn words_are_shown_to_a_person_only_and_not_left_on_the_screen() {
-    let mut driver = Driver::new("Linux".into(), (80, 24));
-    let words = Question::shown("word 3")
+    let mut driver = ConsoleDriver::new("Linux".into(), (80, 24));
+    let words = ConsoleQuestion::shown("word 3")
         .with_lines(["1 abandon 2 about"])
         .private();
     driver.ask(Some(words));
@@ -600,11 +604,15 @@ fn a_pasted_configuration_is_taken_wherever_it_is_typed_and_never_shown() {
     let document = b"[node]\nname = \"edge-1\"\n[secrets]\n";
     let line = alknet_provisioning::ConsoleDocument::line(document);
     let words = || {
-        Question::shown("word 3")
+        ConsoleQuestion::shown("word 3")
             .with_lines(["1 abandon 2 about"])
             .private()
     };
-    for question in [None, Some(words()), Some(Question::secret("passphrase"))] {
+    for question in [
+        None,
+        Some(words()),
+        Some(ConsoleQuestion::secret("passphrase")),
+    ] {
         let mut driver = driver();
         driver.update(healthy(), Some(node()));
         driver.ask(question.clone());
@@ -618,7 +626,7 @@ fn a_pasted_configuration_is_taken_wherever_it_is_typed_and_never_shown() {
         );
         driver.keys(format!("{back}\r\n").as_bytes());
         let answers = driver.answers();
-        let [Answer::Pasted(pasted)] = &answers[..] else {
+        let [ConsoleInput::Pasted(pasted)] = &answers[..] else {
             panic!("{answers:?}");
         };
         assert_eq!(**pasted, *line);
@@ -635,8 +643,8 @@ fn a_pasted_configuration_is_taken_wherever_it_is_typed_and_never_shown() {
 
 #[test]
 fn a_question_that_is_left_can_be_returned_to() {
-    let mut driver = Driver::new("Linux".into(), (80, 24));
-    driver.ask(Some(Question::shown("yes or no")));
+    let mut driver = ConsoleDriver::new("Linux".into(), (80, 24));
+    driver.ask(Some(ConsoleQuestion::shown("yes or no")));
     driver.keys(b"n\x1bl");
     assert!(
         !driver
@@ -650,5 +658,5 @@ fn a_question_that_is_left_can_be_returned_to() {
             .contains("yes or no: y_")
     );
     driver.keys(&[3]);
-    assert_eq!(driver.answers(), [Answer::Cancel]);
+    assert_eq!(driver.answers(), [ConsoleInput::Cancel]);
 }

@@ -41,8 +41,8 @@ nix::ioctl_read_bad!(
     libc::winsize
 );
 
-pub(super) struct Tty {
-    device: Device,
+pub(super) struct ConsoleTty {
+    device: TtyDevice,
     pending: Vec<u8>,
     written: usize,
     readable: bool,
@@ -51,13 +51,13 @@ pub(super) struct Tty {
     is_socket: bool,
 }
 
-enum Device {
+enum TtyDevice {
     /// Regular files and the like: always ready, nothing to read.
     File(File),
     Terminal(AsyncFd<File>),
 }
 
-impl Tty {
+impl ConsoleTty {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -74,15 +74,15 @@ impl Tty {
         if !is_socket && let Err(error) = single_keys(&fd) {
             tracing::debug!(%error, "the console is no terminal");
         }
-        // SAFETY: the file owns its descriptor, which nobody else closes, and is never replaced
-        // inside the `AsyncFd`.
+        // SAFETY: the file owns its descriptor, which no other code closes, and is never replaced inside the
+        // `AsyncFd`.
         let registered = unsafe { AsyncFd::register(File::from(fd)) };
         let device = match registered {
-            Ok(terminal) => Device::Terminal(terminal),
-            Err(error) => Device::File(error.into_parts().0),
+            Ok(terminal) => TtyDevice::Terminal(terminal),
+            Err(error) => TtyDevice::File(error.into_parts().0),
         };
         Ok(Self {
-            readable: matches!(device, Device::Terminal(_)),
+            readable: matches!(device, TtyDevice::Terminal(_)),
             device,
             pending: Vec::new(),
             written: 0,
@@ -95,7 +95,7 @@ impl Tty {
     /// key at once, read or not, for as long as the line discipline is there; so that is changed for
     /// another one and back. What was typed since the last answer goes as well.
     pub(super) fn forget_keys(&self) {
-        let Device::Terminal(terminal) = &self.device else {
+        let TtyDevice::Terminal(terminal) = &self.device else {
             return;
         };
         if self.is_socket {
@@ -114,8 +114,8 @@ impl Tty {
     /// Columns and rows.
     pub(super) fn size(&self) -> (usize, usize) {
         let fd = match &self.device {
-            Device::File(file) => file.as_raw_fd(),
-            Device::Terminal(terminal) => terminal.as_raw_fd(),
+            TtyDevice::File(file) => file.as_raw_fd(),
+            TtyDevice::Terminal(terminal) => terminal.as_raw_fd(),
         };
         let mut size = libc::winsize {
             ws_row: 0,
@@ -133,7 +133,7 @@ impl Tty {
         }
     }
 
-    /// Nobody is at the other end of a connection any more. A serial line has no end.
+    /// The other end of a connection has hung up. A serial line has no end.
     pub(super) fn has_hung_up(&self) -> bool {
         self.hung_up
     }
@@ -145,7 +145,7 @@ impl Tty {
     /// Bytes for [`Self::io`] to write, after those that wait.
     pub(super) fn queue(&mut self, bytes: &[u8]) {
         if !self.is_writing() {
-            // What is out is wiped: it may have been somebody's words.
+            // What is out is wiped: it may have been the words of the vault.
             self.pending.zeroize();
             self.written = 0;
         }
@@ -155,11 +155,11 @@ impl Tty {
     /// Moves bytes until everything queued is written (no keys) or keys arrive. Cancel safe.
     pub(super) async fn io(&mut self) -> Vec<u8> {
         loop {
-            if let Device::File(file) = &mut self.device {
+            if let TtyDevice::File(file) = &mut self.device {
                 if self.written == self.pending.len() {
                     return future::pending().await;
                 }
-                // Nobody can be told that the console's own file cannot be written.
+                // There is no place to report that the console's own file cannot be written.
                 let _ = file.write_all(&self.pending[self.written..]);
                 self.written = self.pending.len();
                 return Vec::new();
@@ -172,7 +172,7 @@ impl Tty {
 
     async fn terminal_io(&mut self) -> Option<Vec<u8>> {
         let writing = self.is_writing();
-        let Device::Terminal(terminal) = &self.device else {
+        let TtyDevice::Terminal(terminal) = &self.device else {
             return None;
         };
         let interest = match (self.readable, writing) {
@@ -200,7 +200,7 @@ impl Tty {
             }
         }
         if self.readable && guard.ready().is_readable() {
-            // What is not handed over is wiped: it may be somebody's passphrase.
+            // What is not handed over is wiped: it may be a passphrase.
             let mut keys = Zeroizing::new(vec![0; KEYS_MAX]);
             match device.read(&mut keys) {
                 Ok(count) if count > 0 => return Some(keys[..count].to_vec()),

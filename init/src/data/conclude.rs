@@ -6,13 +6,13 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use alknet_core::config::{NodeConfig, VaultInit};
-use alknet_vault::slots::{OpenAlkv, Pending};
+use alknet_vault::slots::{FirstBootPermissions, OpenAlkv};
 
-use super::{Access, Prepared, sealed, shut};
+use super::{DataAccess, PreparedData, sealed, shut};
 use crate::{
-    control::{DataState, Problem},
-    settings::Settings,
-    vault::{self, Waiting},
+    control::{DataState, MachineDiagnostic},
+    settings::NodeSettings,
+    vault::{self, VaultWait},
 };
 
 /// The node's key on a partition that is not sealed, and its length, bytes.
@@ -27,9 +27,9 @@ const KEY_MADE: &str = "config/key-made";
 const MODE: u32 = 0o644;
 
 /// Why a configuration cannot be that of a machine whose data are in this state; `None` where it can.
-pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<Problem> {
+pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<MachineDiagnostic> {
     let device = data.device.as_deref().unwrap_or("data");
-    let problem = |code: &str, text: String, hint: &str| Problem {
+    let problem = |code: &str, text: String, hint: &str| MachineDiagnostic {
         code: code.to_owned(),
         text,
         hint: hint.to_owned(),
@@ -59,27 +59,35 @@ pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<Pro
 /// permitted, once all that hangs on it is on the disk. Where something does not fit, or cannot be written, all is
 /// closed again.
 pub(crate) fn conclude(
-    prepared: Prepared,
+    prepared: PreparedData,
     vault: Option<OpenAlkv>,
-    settings: &Settings,
-    access: Access<'_>,
-) -> Prepared {
+    settings: &NodeSettings,
+    access: DataAccess<'_>,
+) -> PreparedData {
     if prepared.waiting.is_some() || !prepared.is_mounted() {
         return prepared;
     }
     let keeper = access.keeper;
     if let Some(problem) = contradiction(&settings.config, &prepared.state) {
-        return shut(Waiting::of(problem), prepared.vault_at, keeper);
+        return shut(
+            VaultWait::from_diagnostic(problem),
+            prepared.vault_at,
+            keeper,
+        );
     }
     let Some(open) = vault else {
         return match lost_key(&prepared.state_dir) {
-            Some(problem) => shut(Waiting::of(problem).for_good(), None, keeper),
+            Some(problem) => shut(VaultWait::from_diagnostic(problem).for_good(), None, keeper),
             None => prepared,
         };
     };
     match settle(&prepared, open, settings, access) {
         Ok(()) => prepared,
-        Err(problem) => shut(Waiting::of(problem).for_good(), prepared.vault_at, keeper),
+        Err(problem) => shut(
+            VaultWait::from_diagnostic(problem).for_good(),
+            prepared.vault_at,
+            keeper,
+        ),
     }
 }
 
@@ -98,7 +106,7 @@ pub(crate) fn note_key(state_dir: &Path) -> io::Result<()> {
 
 /// What became of the key of a node without a vault; `None` where it is there, or was never made. The node would make
 /// another.
-fn lost_key(state_dir: &Path) -> Option<Problem> {
+fn lost_key(state_dir: &Path) -> Option<MachineDiagnostic> {
     // What cannot be looked at was there.
     let is_there = |name: &&str| match fs::symlink_metadata(state_dir.join(name)) {
         Ok(_) => true,
@@ -111,7 +119,7 @@ fn lost_key(state_dir: &Path) -> Option<Problem> {
         Err(error) if error.kind() == ErrorKind::NotFound && !has_been_made => return None,
         Err(error) => format!("cannot be read: {error}"),
     };
-    Some(Problem {
+    Some(MachineDiagnostic {
         code: "data-damaged".to_owned(),
         text: format!("the key of this node, {KEY}, {what}"),
         hint:
@@ -121,37 +129,38 @@ fn lost_key(state_dir: &Path) -> Option<Problem> {
 }
 
 fn settle(
-    prepared: &Prepared,
+    prepared: &PreparedData,
     mut open: OpenAlkv,
-    settings: &Settings,
-    access: Access<'_>,
-) -> Result<(), Problem> {
+    settings: &NodeSettings,
+    access: DataAccess<'_>,
+) -> Result<(), MachineDiagnostic> {
     let keeper = access.keeper;
     if settings.is_lost() {
-        return Err(Problem {
+        return Err(MachineDiagnostic {
             code: "config-lost".to_owned(),
             text: "the stored configuration of this sealed node cannot be read, and none is taken from a medium"
                 .to_owned(),
             hint: "repair the disk elsewhere with cryptsetup and e2fsck, or reset the machine at the console (v) and \
-                   provision it anew"
+                   provision it again"
                 .to_owned(),
         });
     }
     let is_first = open.pending().partition;
-    vault::settle_words(keeper, &prepared.state_dir).map_err(|error| Problem {
+    vault::settle_words(keeper, &prepared.state_dir).map_err(|error| MachineDiagnostic {
         code: "words-not-kept".to_owned(),
         text: format!(
             "the new words of this node cannot be written, encrypted to vault.words_to: {error}"
         ),
         hint: "attach another data disk".to_owned(),
     })?;
-    let ended = Pending {
+    let ended = FirstBootPermissions {
         configuration: settings.is_settled(),
         partition: true,
-        // At a later start the console says that nobody confirmed them: until the next they can be shown.
+        // At a later start the console says that the owner has not confirmed them: until the next they can be
+        // shown.
         words: !is_first || keeper.facts().words_kept,
     };
-    let unwritten = |error: &dyn std::fmt::Display| Problem {
+    let unwritten = |error: &dyn std::fmt::Display| MachineDiagnostic {
         code: "vault-damaged".to_owned(),
         text: format!("the end of the first boot cannot be noted in the vault: {error}"),
         hint: "attach another data disk, or look for what keeps this one from being written"

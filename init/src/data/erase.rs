@@ -8,35 +8,36 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use alknet_sealed::Sealed;
+use alknet_sealed::SealedPartition;
 use alknet_tpm::TpmError;
 use alknet_vault::slots::{Alkv, SlotType};
 
 use super::copies;
-use super::counted_by::{counted_by, set_counted_by};
-use crate::control::Problem;
-use crate::vault::newest;
+use super::counting_tpms::{counted_by, set_counted_by};
+use crate::control::MachineDiagnostic;
+use crate::vault::generations;
 
-/// Why this machine's TPM has not counted a reset that this start ended, or that one before it did. It is told until
-/// the note beside the new data has it, or else until the next start: where the first boot waits for an administrator,
-/// it is tried more than once.
+/// Why this machine's TPM has not counted a reset that this start ended, or that one before it did. The node
+/// reports it until the note beside the new data has it, or else until the next start: where the first boot waits
+/// for an administrator, it is tried more than once.
 static UNCOUNTED: Mutex<Option<String>> = Mutex::new(None);
 
 /// Writes the mark that a factory reset has begun, and returns when it is on the disk: whatever happens after
 /// that, the next start ends the reset before anything else.
 pub(crate) fn mark_erasing(device: &Path) -> io::Result<()> {
-    Sealed::begin_erasing(&opened(device)?).map_err(io::Error::other)
+    SealedPartition::begin_erasing(&opened(device)?).map_err(io::Error::other)
 }
 
 /// Overwrites everything that opens the data of a device, and the vault. A copy of the disk from before opens by no
 /// slot of this machine's TPM any more. Where the TPM does not count that, the mark stays, for [`end_erasing`].
 pub(crate) fn erase(device: &Path) -> io::Result<()> {
-    erase_counted(device, newest::outdate, Last::No).map(drop)
+    erase_counted(device, generations::outdate, TpmRetry::No).map(drop)
 }
 
-/// The same at a start that found the mark, which goes: where the TPM did not count, it is told, and the memo stays.
+/// The same at a start that found the mark, and removes it: where the TPM did not count, the node reports that,
+/// and the memo stays.
 pub(super) fn end_erasing(device: &Path) -> io::Result<()> {
-    if let Some(error) = erase_counted(device, newest::outdate, Last::Yes)? {
+    if let Some(error) = erase_counted(device, generations::outdate, TpmRetry::Yes)? {
         *told() = Some(error.to_string());
     }
     Ok(())
@@ -48,7 +49,7 @@ pub(super) fn recall(device: &Path) {
     if by.is_empty() || told().is_some() {
         return;
     }
-    let counted = newest::outdate(&by, true).map_err(|error| error.to_string());
+    let counted = generations::outdate(&by, true).map_err(|error| error.to_string());
     let forgotten = counted.and_then(|()| {
         set_counted_by(device, &[]).map_err(|error| format!("the disk cannot be written: {error}"))
     });
@@ -61,7 +62,7 @@ pub(super) fn noted_uncounted() {
 }
 
 /// What is wrong after a reset that this start ended, or that one before it did.
-pub(super) fn uncounted() -> Option<Problem> {
+pub(super) fn uncounted() -> Option<MachineDiagnostic> {
     told().as_deref().map(reset_uncounted)
 }
 
@@ -69,7 +70,7 @@ fn told() -> MutexGuard<'static, Option<String>> {
     UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(crate) fn reset_uncounted(why: &str) -> Problem {
+pub(crate) fn reset_uncounted(why: &str) -> MachineDiagnostic {
     super::problem(
         "reset-uncounted",
         format!("this machine was reset, and its TPM did not count that: {why}"),
@@ -81,20 +82,20 @@ pub(crate) fn reset_uncounted(why: &str) -> Problem {
 
 /// Whether a TPM that does not count is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Last {
+enum TpmRetry {
     No,
     Yes,
 }
 
-/// The same with what has the TPM count, which is told by which TPMs the disk was counted, and whether one has to.
-/// Answers why it did not.
+/// The same with `outdate`, which has the TPM count. It gets the TPMs that counted the disk, and whether one has
+/// to. Answers why it did not.
 fn erase_counted(
     device: &Path,
     outdate: impl FnOnce(&[String], bool) -> Result<(), TpmError>,
-    last: Last,
+    last: TpmRetry,
 ) -> io::Result<Option<TpmError>> {
     let file = opened(device)?;
-    let unsettled = Sealed::is_unsettled(&file).unwrap_or(false);
+    let unsettled = SealedPartition::is_unsettled(&file).unwrap_or(false);
     // The vault may be gone already, but not what it was opened by. One without a slot of a TPM may have had one whose
     // removal was not counted.
     let mut by = counted_by(device);
@@ -106,7 +107,7 @@ fn erase_counted(
     if !unsettled {
         // The mark first: without it a power cut in between would leave a disk that its own machine takes for an old
         // one. Where the mark cannot be written, the erasure below says so.
-        let _ = Sealed::begin_erasing(&file);
+        let _ = SealedPartition::begin_erasing(&file);
     }
     let uncounted = outdate(&by, has_to).err();
     if let Some(error) = &uncounted {
@@ -123,9 +124,9 @@ fn erase_counted(
     }
     let bytes = super::size(&file)?;
     let erased = match (&uncounted, last) {
-        (None, _) => Sealed::erase(&file, bytes),
-        (Some(_), Last::No) => Sealed::erase_unsettled(&file, bytes),
-        (Some(_), Last::Yes) => Sealed::erase_all_but_memo(&file, bytes),
+        (None, _) => SealedPartition::erase(&file, bytes),
+        (Some(_), TpmRetry::No) => SealedPartition::erase_unsettled(&file, bytes),
+        (Some(_), TpmRetry::Yes) => SealedPartition::erase_all_but_memo(&file, bytes),
     };
     let erased = erased.map_err(io::Error::other)?;
     if let Err(error) = erased.discarded {
@@ -146,7 +147,7 @@ fn tpms_of_slots(device: &Path) -> (Vec<String>, bool) {
     };
     let both = [Some(&found.newest), found.other.as_ref()];
     let mut both = both.into_iter().flatten();
-    let tpms = both.clone().flat_map(newest::tpms_of).collect();
+    let tpms = both.clone().flat_map(generations::tpms_of).collect();
     (tpms, both.any(has_one))
 }
 
@@ -159,7 +160,7 @@ mod tests {
     use std::cell::Cell;
     use std::os::unix::fs::FileExt;
 
-    use alknet_sealed::Content;
+    use alknet_sealed::PartitionContent;
     use alknet_sealed::limits::{DATA_AT, MEMO_AT};
 
     use super::*;
@@ -177,8 +178,8 @@ mod tests {
         copies(&disk).create(&made).expect("written");
         let has_vault = || copies(&disk).load().expect("readable").is_some();
         let is_marked = || {
-            let content = Sealed::probe(&opened(&disk).expect("there"), DATA_AT);
-            matches!(content.expect("readable"), Content::Erasing)
+            let content = SealedPartition::probe(&opened(&disk).expect("there"), DATA_AT);
+            matches!(content.expect("readable"), PartitionContent::Erasing)
         };
         assert!(has_vault() && !is_marked());
         // A power cut at any step before the last: the mark is there, and so a later start does the rest.
@@ -192,7 +193,7 @@ mod tests {
             counted.set(counted.get() + 1);
             Ok(())
         };
-        let uncounted = erase_counted(&disk, count, Last::No).expect("a disk that works");
+        let uncounted = erase_counted(&disk, count, TpmRetry::No).expect("a disk that works");
         assert!(uncounted.is_none());
         assert_eq!(counted.get(), 1);
         assert!(!has_vault() && !is_marked());
@@ -200,7 +201,7 @@ mod tests {
         // Cut short when the TPM had counted: the next start has it count once more, and erases.
         copies(&disk).create(&made).expect("written");
         mark_erasing(&disk).expect("written");
-        let uncounted = erase_counted(&disk, count, Last::No).expect("a disk that works");
+        let uncounted = erase_counted(&disk, count, TpmRetry::No).expect("a disk that works");
         assert!(uncounted.is_none());
         assert_eq!(counted.get(), 2);
         assert!(!has_vault() && !is_marked());
@@ -208,7 +209,7 @@ mod tests {
         // A TPM that does not answer keeps no key alive, and is asked again by the next start.
         copies(&disk).create(&made).expect("written");
         let silent = |_: &[String], _| Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
-        let uncounted = erase_counted(&disk, silent, Last::No).expect("a disk that works");
+        let uncounted = erase_counted(&disk, silent, TpmRetry::No).expect("a disk that works");
         assert!(matches!(uncounted, Some(TpmError::Transport(_))));
         assert!(!has_vault() && is_marked());
         // It is not there any more. The vault cannot say that it had counted, and the mark does.
@@ -216,20 +217,20 @@ mod tests {
             assert!(has_to && is_marked());
             Err(TpmError::Absent)
         };
-        let uncounted = erase_counted(&disk, absent, Last::No).expect("a disk that works");
+        let uncounted = erase_counted(&disk, absent, TpmRetry::No).expect("a disk that works");
         assert!(matches!(uncounted, Some(TpmError::Absent)) && is_marked());
-        let uncounted = erase_counted(&disk, absent, Last::Yes).expect("a disk that works");
+        let uncounted = erase_counted(&disk, absent, TpmRetry::Yes).expect("a disk that works");
         assert!(matches!(uncounted, Some(TpmError::Absent)));
         assert!(
             !is_marked(),
             "that it was not counted is told, and not tried for ever"
         );
 
-        // One that answers then has counted, and nothing is told.
+        // A TPM that answers then has counted, and there is no problem to report.
         copies(&disk).create(&made).expect("written");
-        erase_counted(&disk, silent, Last::No).expect("a disk that works");
+        erase_counted(&disk, silent, TpmRetry::No).expect("a disk that works");
         let answers = |_: &[String], has_to: bool| has_to.then_some(()).ok_or(TpmError::Absent);
-        let uncounted = erase_counted(&disk, answers, Last::Yes).expect("a disk that works");
+        let uncounted = erase_counted(&disk, answers, TpmRetry::Yes).expect("a disk that works");
         assert!(uncounted.is_none() && !has_vault() && !is_marked());
     }
 
@@ -241,16 +242,16 @@ mod tests {
         let file = File::create_new(&disk).expect("a new file");
         file.set_len(DATA_AT).expect("a sparse file");
         // This process has no TPM of a machine, and the disk says that one has to count.
-        Sealed::erase_unsettled(&file, DATA_AT).expect("a disk that works");
+        SealedPartition::erase_unsettled(&file, DATA_AT).expect("a disk that works");
         end_erasing(&disk).expect("a disk that works");
         let told = uncounted().expect("it is told");
         assert_eq!(told.code, "reset-uncounted");
-        assert!(!Sealed::is_unsettled(&file).expect("readable"));
+        assert!(!SealedPartition::is_unsettled(&file).expect("readable"));
 
-        // Where the disk names the TPM, it is told over restarts until the new data have a note of it.
+        // Where the disk names the TPM, each start reports it until the new data have a note of it.
         let tpm = ["ab".repeat(32)];
         set_counted_by(&disk, &tpm).expect("writable");
-        Sealed::erase_unsettled(&file, DATA_AT).expect("a disk that works");
+        SealedPartition::erase_unsettled(&file, DATA_AT).expect("a disk that works");
         for start in [
             end_erasing as fn(&Path) -> io::Result<()>,
             recalled,
@@ -259,8 +260,8 @@ mod tests {
             noted_uncounted();
             start(&disk).expect("a disk that works");
             assert!(uncounted().is_some());
-            let content = Sealed::probe(&file, DATA_AT).expect("readable");
-            assert!(matches!(content, Content::Unsealed), "{content:?}");
+            let content = SealedPartition::probe(&file, DATA_AT).expect("readable");
+            assert!(matches!(content, PartitionContent::Unsealed), "{content:?}");
             assert_eq!(counted_by(&disk), tpm);
         }
         noted_uncounted();
@@ -292,12 +293,12 @@ mod tests {
             assert_eq!(by, [tpm.as_str()]);
             Err(TpmError::Absent)
         };
-        for last in [Last::No, Last::Yes] {
+        for last in [TpmRetry::No, TpmRetry::Yes] {
             let uncounted = erase_counted(&disk, absent, last).expect("a disk that works");
             assert!(matches!(uncounted, Some(TpmError::Absent)));
             assert_eq!(
-                Sealed::is_unsettled(&file).expect("readable"),
-                last == Last::No
+                SealedPartition::is_unsettled(&file).expect("readable"),
+                last == TpmRetry::No
             );
             assert!(copies(&disk).load().expect("readable").is_none());
             assert_eq!(counted_by(&disk), [tpm.as_str()]);
@@ -306,7 +307,7 @@ mod tests {
             assert!(has_to && by.len() == 1);
             Ok(())
         };
-        let uncounted = erase_counted(&disk, counts, Last::No).expect("a disk that works");
+        let uncounted = erase_counted(&disk, counts, TpmRetry::No).expect("a disk that works");
         assert!(uncounted.is_none());
         let mut memo = [1; 512];
         file.read_exact_at(&mut memo, MEMO_AT).expect("readable");

@@ -41,11 +41,11 @@ static TEMPLATE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/template.bin"
 
 /// What is on a partition.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Content {
+pub(crate) enum FilesystemContent {
     /// Nothing: it may be formatted.
     Blank,
     /// A file system.
-    Ext4(Super),
+    Ext4(Ext4Superblock),
     /// Our own formatting, cut short: it may be formatted again.
     HalfFormatted,
     /// An encrypted volume.
@@ -53,13 +53,13 @@ pub(crate) enum Content {
     /// A file system of ours whose superblock fails its checksum and is otherwise as it must be:
     /// a torn write.
     TornSuper,
-    /// Somebody's data, or a damaged file system.
+    /// Data of another system, or a damaged file system.
     Unknown,
 }
 
 /// What a superblock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Super {
+pub(crate) struct Ext4Superblock {
     /// Size of the file system.
     pub(crate) bytes: u64,
     /// It was unmounted in order.
@@ -73,7 +73,7 @@ pub(crate) struct Super {
 }
 
 /// Looks at a partition of `bytes` bytes.
-pub(crate) fn probe(file: &File, bytes: u64) -> io::Result<Content> {
+pub(crate) fn probe(file: &File, bytes: u64) -> io::Result<FilesystemContent> {
     let wanted = usize::try_from(bytes)
         .unwrap_or(usize::MAX)
         .min(BLANK_BYTES);
@@ -85,38 +85,38 @@ pub(crate) fn probe(file: &File, bytes: u64) -> io::Result<Content> {
     let mut head = vec![0; wanted];
     file.read_exact_at(&mut head, 0)?;
     Ok(if head.iter().all(|byte| *byte == 0) {
-        Content::Blank
+        FilesystemContent::Blank
     } else if is_half_template(&head) {
-        Content::HalfFormatted
+        FilesystemContent::HalfFormatted
     } else {
-        Content::Unknown
+        FilesystemContent::Unknown
     })
 }
 
 /// What the first block tells by itself. A superblock of the template that is torn is left to the
 /// caller: the rest of the formatting decides what it is.
-fn recognise(block: &[u8]) -> Option<Content> {
+fn recognise(block: &[u8]) -> Option<FilesystemContent> {
     if block.starts_with(b"LUKS\xba\xbe\0\x02") {
-        return Some(Content::Luks2);
+        return Some(FilesystemContent::Luks2);
     }
     let bytes = block.get(SUPER_AT..SUPER_AT + SUPER_BYTES)?;
     if bytes[0x38..0x3a] != [0x53, 0xef] {
         return None;
     }
     if checksum_holds(bytes) {
-        return Some(Content::Ext4(Super::parse(bytes)));
+        return Some(FilesystemContent::Ext4(Ext4Superblock::parse(bytes)));
     }
     if is_half_template(block) {
         return None;
     }
     Some(if is_ours(bytes) {
-        Content::TornSuper
+        FilesystemContent::TornSuper
     } else {
-        Content::Unknown
+        FilesystemContent::Unknown
     })
 }
 
-impl Super {
+impl Ext4Superblock {
     fn parse(bytes: &[u8]) -> Self {
         let blocks = u64::from(u32_at(bytes, 0x04)) | u64::from(u32_at(bytes, 0x150)) << 32;
         let block_bytes = 1024_u64.checked_shl(u32_at(bytes, 0x18)).unwrap_or(0);
@@ -158,7 +158,7 @@ fn is_ours(bytes: &[u8]) -> bool {
         && incompat == u32_at(ours, 0x60) & !INCOMPAT_RECOVER
 }
 
-/// Recomputes the checksum of a superblock found [`Content::TornSuper`]. Its sectors each hold
+/// Recomputes the checksum of a superblock found [`FilesystemContent::TornSuper`]. Its sectors each hold
 /// the old or the new state, and what differs between those is settled by the journal's replay.
 pub(crate) fn repair_super(file: &File) -> io::Result<()> {
     let mut bytes = vec![0; SUPER_BYTES];
@@ -242,12 +242,12 @@ pub(crate) fn grow(folder: &File, bytes: u64) -> io::Result<()> {
 pub(crate) fn set_uuid(folder: &File, uuid: [u8; 16]) -> io::Result<()> {
     /// `struct fsuuid` of the kernel's ext4.
     #[repr(C)]
-    struct Request {
+    struct FsUuidRequest {
         bytes: u32,
         flags: u32,
         uuid: [u8; 16],
     }
-    let request = Request {
+    let request = FsUuidRequest {
         bytes: 16,
         flags: 0,
         uuid,
@@ -307,7 +307,7 @@ mod tests {
         file
     }
 
-    fn content(file: &tempfile::NamedTempFile) -> Content {
+    fn content(file: &tempfile::NamedTempFile) -> FilesystemContent {
         let bytes = file.as_file().metadata().expect("the file is there").len();
         probe(file.as_file(), bytes).expect("readable")
     }
@@ -326,7 +326,7 @@ mod tests {
             "{}",
             String::from_utf8_lossy(&output.stdout)
         );
-        let Content::Ext4(found) = content(&file) else {
+        let FilesystemContent::Ext4(found) = content(&file) else {
             panic!("an ext4 file system");
         };
         assert_eq!(found.bytes, TEMPLATE_BYTES);
@@ -337,13 +337,13 @@ mod tests {
     #[test]
     fn blank_is_blank_and_anything_else_is_not() {
         let file = sparse(2 << 20);
-        assert_eq!(content(&file), Content::Blank);
+        assert_eq!(content(&file), FilesystemContent::Blank);
         file.as_file()
             .write_all_at(b"x", (1 << 20) - 1)
             .expect("writable");
-        assert_eq!(content(&file), Content::Unknown);
+        assert_eq!(content(&file), FilesystemContent::Unknown);
         for bytes in [0, 1, 511, 1024, 2048, 4095] {
-            assert_eq!(content(&sparse(bytes)), Content::Blank);
+            assert_eq!(content(&sparse(bytes)), FilesystemContent::Blank);
         }
     }
 
@@ -353,7 +353,7 @@ mod tests {
         file.as_file()
             .write_all_at(b"LUKS\xba\xbe\0\x02", 0)
             .expect("writable");
-        assert_eq!(content(&file), Content::Luks2);
+        assert_eq!(content(&file), FilesystemContent::Luks2);
     }
 
     #[test]
@@ -379,8 +379,10 @@ mod tests {
                 let found = content(&file);
                 // A whole superblock is written only after everything else was flushed.
                 let flushed = *skipped >= BLOCK_BYTES / SECTOR_BYTES;
-                let acceptable = matches!(found, Content::HalfFormatted | Content::Blank)
-                    || flushed && matches!(found, Content::Ext4(_));
+                let acceptable = matches!(
+                    found,
+                    FilesystemContent::HalfFormatted | FilesystemContent::Blank
+                ) || flushed && matches!(found, FilesystemContent::Ext4(_));
                 assert!(acceptable, "sector {skipped}: {found:?}");
             }
         }
@@ -396,9 +398,9 @@ mod tests {
         file.as_file()
             .write_all_at(&[9, 0], 1024 + 0x34)
             .expect("writable");
-        assert_eq!(content(&file), Content::TornSuper);
+        assert_eq!(content(&file), FilesystemContent::TornSuper);
         repair_super(file.as_file()).expect("writable");
-        assert!(matches!(content(&file), Content::Ext4(found) if !found.template_uuid));
+        assert!(matches!(content(&file), FilesystemContent::Ext4(found) if !found.template_uuid));
     }
 
     #[test]
@@ -410,7 +412,7 @@ mod tests {
         file.as_file()
             .write_all_at(&[9, 0], 1024 + 0x34)
             .expect("writable");
-        assert_eq!(content(&file), Content::Unknown);
+        assert_eq!(content(&file), FilesystemContent::Unknown);
     }
 
     #[test]
@@ -467,7 +469,7 @@ mod tests {
             .write_all_at(&[3, 0, 0, 0], 1024 + 0x194)
             .expect("writable");
         repair_super(file.as_file()).expect("writable");
-        let Content::Ext4(found) = content(&file) else {
+        let FilesystemContent::Ext4(found) = content(&file) else {
             panic!("an ext4 file system");
         };
         assert!(found.damaged && !found.clean);

@@ -10,14 +10,14 @@ pub(crate) const LABEL: &str = "alk-data";
 
 /// A block device that calls itself the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum DataDevice {
     /// A whole disk, by its serial.
     Disk { name: String },
     /// A partition, by its label, and the disk it is on.
     Partition { name: String, disk: String },
 }
 
-impl Found {
+impl DataDevice {
     /// Name of the device below `/dev`.
     pub(crate) fn name(&self) -> &str {
         match self {
@@ -28,8 +28,8 @@ impl Found {
 
 /// The one to use of several. A whole disk was attached on purpose and wins over a partition that
 /// came with the image; two of a kind are ambiguous, and a guess could write to the wrong disk.
-pub(crate) fn choose(found: &[Found]) -> Result<Option<&Found>, Vec<String>> {
-    let is_disk = |one: &&Found| matches!(one, Found::Disk { .. });
+pub(crate) fn choose(found: &[DataDevice]) -> Result<Option<&DataDevice>, Vec<String>> {
+    let is_disk = |one: &&DataDevice| matches!(one, DataDevice::Disk { .. });
     let disks: Vec<_> = found.iter().filter(is_disk).collect();
     let of_a_kind = if disks.is_empty() {
         found.iter().collect()
@@ -44,7 +44,7 @@ pub(crate) fn choose(found: &[Found]) -> Result<Option<&Found>, Vec<String>> {
 }
 
 /// Every block device below `sys` that calls itself the data.
-pub(crate) fn scan(sys: &Path) -> Vec<Found> {
+pub(crate) fn scan(sys: &Path) -> Vec<DataDevice> {
     devices(sys)
         .into_iter()
         .filter_map(|name| identify(sys, name))
@@ -92,7 +92,7 @@ fn devices(sys: &Path) -> Vec<String> {
     names
 }
 
-fn identify(sys: &Path, name: String) -> Option<Found> {
+fn identify(sys: &Path, name: String) -> Option<DataDevice> {
     let folder = class(sys, &name);
     if folder.join("partition").exists() {
         let uevent = fs::read_to_string(folder.join("uevent")).ok()?;
@@ -100,13 +100,13 @@ fn identify(sys: &Path, name: String) -> Option<Found> {
             .lines()
             .find_map(|line| line.strip_prefix("PARTNAME="))?;
         let disk = parent(&folder).ok()?;
-        return (label == LABEL).then_some(Found::Partition { name, disk });
+        return (label == LABEL).then_some(DataDevice::Partition { name, disk });
     }
     // virtio has the serial beside the disk, NVMe and others on the device.
     let named = ["serial", "device/serial"].iter().any(|file| {
         fs::read(folder.join(file)).is_ok_and(|serial| serial.trim_ascii() == LABEL.as_bytes())
     });
-    named.then_some(Found::Disk { name })
+    named.then_some(DataDevice::Disk { name })
 }
 
 fn class(sys: &Path, name: &str) -> PathBuf {
@@ -164,11 +164,11 @@ mod tests {
             &[("vda", "vda1", "alk-esp"), ("vda", "vda3", "alk-data")],
         );
         let found = scan(root.path());
-        let partition = Found::Partition {
+        let partition = DataDevice::Partition {
             name: "vda3".to_owned(),
             disk: "vda".to_owned(),
         };
-        let disk = Found::Disk {
+        let disk = DataDevice::Disk {
             name: "vdb".to_owned(),
         };
         assert_eq!(found, [partition, disk.clone()]);

@@ -35,7 +35,7 @@ pub(crate) enum GptError {
 
 /// A disk as the table sees it.
 #[derive(Debug)]
-pub(crate) struct Disk<'a> {
+pub(crate) struct GptDisk<'a> {
     pub(crate) file: &'a File,
     /// Bytes of a logical sector.
     pub(crate) sector: u64,
@@ -45,7 +45,7 @@ pub(crate) struct Disk<'a> {
 
 /// Where the wanted partition lies after [`settle`].
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Settled {
+pub(crate) struct GptPlacement {
     /// One-based number of the partition, as the kernel counts.
     pub(crate) number: u32,
     /// First byte.
@@ -58,7 +58,7 @@ pub(crate) struct Settled {
 
 /// One copy of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Table {
+struct GptTable {
     my_lba: u64,
     alternate_lba: u64,
     first_usable: u64,
@@ -71,13 +71,13 @@ struct Table {
 /// Makes the table of `disk` right: a damaged primary is repaired from the backup, GUIDs that
 /// came with the image are replaced, and the partition `name` is grown to the disk's end.
 pub(crate) fn settle(
-    disk: &Disk<'_>,
+    disk: &GptDisk<'_>,
     name: &str,
     mut random: impl FnMut() -> io::Result<[u8; 16]>,
-) -> Result<Settled, GptError> {
+) -> Result<GptPlacement, GptError> {
     let last_lba = disk.sectors.checked_sub(1).ok_or(GptError::NoTable)?;
-    let primary = Table::read(disk, 1)?;
-    let backup = Table::read(disk, last_lba)?;
+    let primary = GptTable::read(disk, 1)?;
+    let backup = GptTable::read(disk, last_lba)?;
     let mut changes = Vec::new();
     let mut table = match (&primary, &backup) {
         (Some(table), _) => table.clone(),
@@ -107,7 +107,7 @@ pub(crate) fn settle(
     }
     protect(disk)?;
     let (first, last) = target.range(index);
-    Ok(Settled {
+    Ok(GptPlacement {
         number: u32::try_from(index + 1).map_err(|_| GptError::TooLarge)?,
         start: first * disk.sector,
         length: (last - first + 1) * disk.sector,
@@ -116,18 +116,18 @@ pub(crate) fn settle(
 }
 
 /// Whether either copy names a partition `name`; for disks whose primary the kernel refused.
-pub(crate) fn names(disk: &Disk<'_>, name: &str) -> bool {
+pub(crate) fn names(disk: &GptDisk<'_>, name: &str) -> bool {
     [1, disk.sectors.saturating_sub(1)].into_iter().any(|lba| {
-        Table::read(disk, lba)
+        GptTable::read(disk, lba)
             .ok()
             .flatten()
             .is_some_and(|table| table.find(name).is_some())
     })
 }
 
-impl Table {
+impl GptTable {
     /// The copy at `lba`; `None` if it is not a valid one.
-    fn read(disk: &Disk<'_>, lba: u64) -> io::Result<Option<Self>> {
+    fn read(disk: &GptDisk<'_>, lba: u64) -> io::Result<Option<Self>> {
         if lba == 0 || lba >= disk.sectors {
             return Ok(None);
         }
@@ -144,7 +144,11 @@ impl Table {
     }
 
     /// Header fields, bytes of the array and its checksum.
-    fn parse(header: &[u8; HEADER_BYTES], lba: u64, disk: &Disk<'_>) -> Option<(Self, usize, u32)> {
+    fn parse(
+        header: &[u8; HEADER_BYTES],
+        lba: u64,
+        disk: &GptDisk<'_>,
+    ) -> Option<(Self, usize, u32)> {
         let mut unsummed = *header;
         unsummed[16..20].fill(0);
         let count = usize::try_from(u32_at(header, 80)).ok()?;
@@ -175,7 +179,7 @@ impl Table {
     }
 
     /// Every used entry lies inside the disk and is not inside out.
-    fn in_bounds(&self, disk: &Disk<'_>) -> bool {
+    fn in_bounds(&self, disk: &GptDisk<'_>) -> bool {
         self.first_usable <= self.last_usable
             && self.last_usable < disk.sectors
             && self.used().all(|index| {
@@ -224,7 +228,7 @@ impl Table {
         Ok(changed)
     }
 
-    fn grow(&mut self, disk: &Disk<'_>, index: usize, name: &str) -> Result<bool, GptError> {
+    fn grow(&mut self, disk: &GptDisk<'_>, index: usize, name: &str) -> Result<bool, GptError> {
         let (first, last) = self.range(index);
         if self.used().any(|other| self.range(other).0 > last) {
             return Err(GptError::NotLast(name.to_owned()));
@@ -243,12 +247,12 @@ impl Table {
         Ok(true)
     }
 
-    fn array_sectors(&self, disk: &Disk<'_>) -> u64 {
+    fn array_sectors(&self, disk: &GptDisk<'_>) -> u64 {
         (self.entries.len() as u64).div_ceil(disk.sector)
     }
 
     /// This table as it reads in the copy at `lba`.
-    fn placed(&self, disk: &Disk<'_>, lba: u64, other: u64) -> Result<Self, GptError> {
+    fn placed(&self, disk: &GptDisk<'_>, lba: u64, other: u64) -> Result<Self, GptError> {
         let array = self.array_sectors(disk);
         let last_lba = disk.sectors - 1;
         Ok(Self {
@@ -261,7 +265,7 @@ impl Table {
     }
 
     /// Array first, then the header that vouches for it, then both on stable storage.
-    fn write(&self, disk: &Disk<'_>) -> io::Result<()> {
+    fn write(&self, disk: &GptDisk<'_>) -> io::Result<()> {
         disk.file
             .write_all_at(&self.entries, self.entries_lba * disk.sector)?;
         disk.file
@@ -269,7 +273,7 @@ impl Table {
         disk.file.sync_all()
     }
 
-    fn header(&self, disk: &Disk<'_>) -> Vec<u8> {
+    fn header(&self, disk: &GptDisk<'_>) -> Vec<u8> {
         let mut out = Vec::with_capacity(512);
         out.extend_from_slice(b"EFI PART\0\0\x01\0");
         out.extend_from_slice(&(HEADER_BYTES as u32).to_le_bytes());
@@ -296,7 +300,7 @@ impl Table {
 }
 
 /// The protective MBR's one record covers the whole disk, or as much as 32 bits can say.
-fn protect(disk: &Disk<'_>) -> io::Result<()> {
+fn protect(disk: &GptDisk<'_>) -> io::Result<()> {
     let mut mbr = [0; 512];
     disk.file.read_exact_at(&mut mbr, 0)?;
     let count = u32::try_from(disk.sectors - 1)

@@ -1,18 +1,19 @@
 //! The vault of a device whose data are in use: opened once more, after it was locked, or to end its first boot.
 //!
-//! Whoever controls the disk can have it answer otherwise than at the start of the machine: with slots that the vault
-//! does not have, with an older copy, or with another vault, which may claim the same id. What opens counts only if it has
-//! the words of the vault in use, and is not older; what does not open changes nothing.
+//! An attacker who controls the disk can have it answer otherwise than at the start of the machine: with slots
+//! that the vault does not have, with an older copy, or with another vault, which may claim the same id. What
+//! opens counts only if it has the words of the vault in use, and is not older; what does not open changes
+//! nothing.
 
 use std::path::Path;
 
-use alknet_vault::slots::{OpenAlkv, Pending};
+use alknet_vault::slots::{FirstBootPermissions, OpenAlkv};
 
-use super::{Access, copies};
-use crate::log::Log;
-use crate::media::Media;
-use crate::vault::newest::{self, Ledger};
-use crate::vault::{self, Keeper, NotInUse, Waiting};
+use super::{DataAccess, copies};
+use crate::log::InitLog;
+use crate::media::VaultMedia;
+use crate::vault::generations::{self, GenerationLedger};
+use crate::vault::{self, NotInUse, VaultHandle, VaultWait};
 
 /// Opens the vault of a device again, whose data are mounted at `state_dir`, and withdraws the permissions of the first
 /// boot in `ended`, which could not be withdrawn before: the vault may open by typing or by another node's share only.
@@ -24,26 +25,26 @@ use crate::vault::{self, Keeper, NotInUse, Waiting};
 pub(crate) fn reopen(
     device: &Path,
     state_dir: &Path,
-    ended: Pending,
-    access: Access<'_>,
-) -> Result<(), Waiting> {
-    let Access { keeper, offer, log } = access;
+    ended: FirstBootPermissions,
+    access: DataAccess<'_>,
+) -> Result<(), VaultWait> {
+    let DataAccess { keeper, offer, log } = access;
     // What was typed may be right, and the disk answer better the next time.
     let ask = keeper.asks();
-    let gone = |why: String| Waiting::new(ask, "vault-locked", why, NotInUse::Another.hint());
+    let gone = |why: String| VaultWait::new(ask, "vault-locked", why, NotInUse::Another.hint());
     let found = copies(device).load();
     let found = found.map_err(|error| gone(error.to_string()))?;
     let found = found.ok_or_else(|| gone("there is no vault any more".to_owned()))?;
-    let media = Media::secrets_for(&found.newest);
+    let media = VaultMedia::secrets_for(&found.newest);
     let permits = |open: &OpenAlkv| {
         keeper.check_in_use(open).map_err(|which| match which {
             NotInUse::Another | NotInUse::Forged => {
-                Waiting::new(ask, "vault-locked", which.to_string(), which.hint())
+                VaultWait::new(ask, "vault-locked", which.to_string(), which.hint())
             }
-            NotInUse::Older => Waiting::new(ask, "vault-old", which.to_string(), which.hint()),
+            NotInUse::Older => VaultWait::new(ask, "vault-old", which.to_string(), which.hint()),
         })?;
         // Words of a medium are for a start: there is a console now.
-        let proof = || newest::is_proven(&found, open, offer, keeper, || false);
+        let proof = || generations::is_proven(&found, open, offer, keeper, || false);
         access.ledger(device, state_dir).check(open, false, proof)
     };
     let mut open = vault::open(&found, keeper, offer, &media, log, &permits)?;
@@ -59,9 +60,9 @@ pub(crate) fn reopen(
 /// Withdraws permissions of the first boot in an open vault, and writes it where that changed it.
 fn withdraw(
     open: &mut OpenAlkv,
-    ended: Pending,
+    ended: FirstBootPermissions,
     device: &Path,
-    ledger: &Ledger<'_>,
+    ledger: &GenerationLedger<'_>,
 ) -> Result<(), String> {
     let changed = open.conclude(ended).map_err(|error| error.to_string())?;
     if changed {
@@ -73,27 +74,27 @@ fn withdraw(
     Ok(())
 }
 
-/// Withdraws permissions of the first boot in the vault of a device, whose data are mounted at `state_dir`. Answers what
-/// is still permitted.
+/// Withdraws permissions of the first boot in the vault of a device, whose data are mounted at `state_dir`.
+/// Answers what is still permitted.
 ///
 /// # Errors
-/// The vault cannot be opened without somebody typing, or not be written; or the disk answers with another vault or an
-/// older copy.
+/// The vault cannot be opened without a user who types, or not be written; or the disk answers with another vault
+/// or an older copy.
 pub(crate) fn conclude(
     device: &Path,
     state_dir: &Path,
-    ended: Pending,
-    keeper: &Keeper,
-    log: &Log,
-) -> Result<Pending, String> {
+    ended: FirstBootPermissions,
+    keeper: &VaultHandle,
+    log: &InitLog,
+) -> Result<FirstBootPermissions, String> {
     let mut copies = copies(device);
     let found = copies.load().map_err(|error| error.to_string())?;
     let found = found.ok_or_else(|| "there is no vault any more".to_owned())?;
-    let media = Media::secrets_for(&found.newest);
+    let media = VaultMedia::secrets_for(&found.newest);
     vault::conclude(&found, ended, keeper, &media, |open| {
         copies.save(open)?;
         // A copy from before permits more.
-        let ledger = Ledger {
+        let ledger = GenerationLedger {
             device,
             keeper,
             log,

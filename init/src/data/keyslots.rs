@@ -2,7 +2,7 @@
 //! the words, and for a moment a third while the master key changes.
 
 use alknet_sealed::limits::SLOTS_MAX;
-use alknet_sealed::{Disk, Sealed, SealedError, Slot, VolumeKey};
+use alknet_sealed::{BlockStorage, KeyslotInfo, SealedError, SealedPartition, VolumeKey};
 use alknet_vault::SecretStr;
 use alknet_vault::slots::DataKeyslots;
 
@@ -10,20 +10,20 @@ use alknet_vault::slots::DataKeyslots;
 pub(super) const BY_VAULT: u32 = 0;
 /// The key slot that the words open.
 pub(super) const BY_WORDS: u32 = 1;
-/// Key slots of ours that a partition has while nobody changes anything.
+/// Key slots of ours that a partition has while no change is under way.
 const SETTLED: usize = 2;
 
 /// Opens the data by a phrase, whichever key slot it belongs to. Each slot costs some milliseconds, so
 /// those that are unlikely come last.
-pub(super) fn unlock_with<D: Disk>(
-    sealed: &Sealed<D>,
+pub(super) fn unlock_with<D: BlockStorage>(
+    sealed: &SealedPartition<D>,
     phrase: &SecretStr,
     unlikely: impl Fn(u32) -> bool,
 ) -> Result<(u32, VolumeKey), SealedError> {
     let slots = sealed.summary().slots;
     let mut numbers: Vec<u32> = openable(&slots).map(|slot| slot.number).collect();
     if numbers.is_empty() {
-        // It says why there is none.
+        // The attempt with this slot says why there is no usable one.
         numbers.push(BY_VAULT);
     }
     numbers.sort_by_key(|number| unlikely(*number));
@@ -37,18 +37,18 @@ pub(super) fn unlock_with<D: Disk>(
     Err(refused)
 }
 
-fn openable(slots: &[Slot]) -> impl Iterator<Item = &Slot> {
+fn openable(slots: &[KeyslotInfo]) -> impl Iterator<Item = &KeyslotInfo> {
     slots.iter().filter(|slot| slot.unsupported.is_none())
 }
 
-/// What a change of the master key changes on the data partition. Key slots that somebody else added
-/// are left alone.
-pub(crate) struct DataKeys<'a, D: Disk> {
-    sealed: &'a mut Sealed<D>,
+/// What a change of the master key changes on the data partition. Key slots that other programs added are left
+/// alone.
+pub(crate) struct DataPartitionKeys<'a, D: BlockStorage> {
+    sealed: &'a mut SealedPartition<D>,
 }
 
-impl<'a, D: Disk> DataKeys<'a, D> {
-    pub(crate) fn of(sealed: &'a mut Sealed<D>) -> Self {
+impl<'a, D: BlockStorage> DataPartitionKeys<'a, D> {
+    pub(crate) fn for_partition(sealed: &'a mut SealedPartition<D>) -> Self {
         Self { sealed }
     }
 
@@ -73,7 +73,7 @@ impl<'a, D: Disk> DataKeys<'a, D> {
     }
 }
 
-impl<D: Disk> DataKeyslots for DataKeys<'_, D> {
+impl<D: BlockStorage> DataKeyslots for DataPartitionKeys<'_, D> {
     type Error = SealedError;
 
     fn add(&mut self, with: &SecretStr, new: &SecretStr) -> Result<(), SealedError> {

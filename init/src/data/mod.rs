@@ -3,7 +3,7 @@
 //! node that is configured to be stateless serves from memory.
 
 mod conclude;
-mod counted_by;
+mod counting_tpms;
 mod erase;
 mod ext4;
 mod find;
@@ -22,29 +22,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use alknet_vault::audit::Event;
+use alknet_vault::audit::AuditEvent;
 
 use crate::{
-    control::Problem,
-    log::Log,
-    media::Media,
-    vault::{Keeper, Offer, Waiting, newest::Ledger},
+    control::MachineDiagnostic,
+    log::InitLog,
+    media::VaultMedia,
+    vault::{UnlockCredentials, VaultHandle, VaultWait, generations::GenerationLedger},
 };
-use ext4::Content;
-use find::Found;
+use ext4::FilesystemContent;
+use find::DataDevice;
 use prepared::{locked, make_tree, stateless};
-use volume::{Volume, mount_data};
+use volume::{DataVolume, mount_data};
 
 pub(crate) use conclude::{conclude, contradiction, note_key};
-pub(crate) use counted_by::{TPMS_MAX, counted_by, set_counted_by};
+pub(crate) use counting_tpms::{TPMS_MAX, counted_by, set_counted_by};
 pub(crate) use erase::{erase, mark_erasing, reset_uncounted};
 pub(crate) use in_use::{conclude as conclude_vault, reopen};
-pub(crate) use keyslots::DataKeys;
+pub(crate) use keyslots::DataPartitionKeys;
 #[cfg(test)]
 pub(crate) use keyslots::tests as keyslot_tests;
-pub(crate) use prepared::{Prepared, refresh};
+pub(crate) use prepared::{PreparedData, refresh};
 pub(crate) use sealed::copies;
-pub(crate) use volume::{begin_anew, close};
+pub(crate) use volume::{close, erase_data};
 
 /// How long a disk on a slow bus may take to appear.
 const APPEAR_MAX: Duration = Duration::from_secs(3);
@@ -57,16 +57,16 @@ pub(crate) const NODE_UID: u32 = 1000;
 
 /// What the data partition is opened with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Access<'a> {
-    pub(crate) keeper: &'a Keeper,
-    pub(crate) offer: &'a Offer,
-    pub(crate) log: &'a Log,
+pub(crate) struct DataAccess<'a> {
+    pub(crate) keeper: &'a VaultHandle,
+    pub(crate) offer: &'a UnlockCredentials,
+    pub(crate) log: &'a InitLog,
 }
 
-impl<'a> Access<'a> {
+impl<'a> DataAccess<'a> {
     /// Where the vault of a device is noted whose data is at `state_dir`.
-    fn ledger(&self, device: &'a Path, state_dir: &'a Path) -> Ledger<'a> {
-        Ledger {
+    fn ledger(&self, device: &'a Path, state_dir: &'a Path) -> GenerationLedger<'a> {
+        GenerationLedger {
             device,
             keeper: self.keeper,
             log: self.log,
@@ -76,21 +76,21 @@ impl<'a> Access<'a> {
 }
 
 /// Why there is no data.
-enum Stop {
+enum DataError {
     /// Nothing that comes by itself mends it.
-    Problem(Box<Problem>),
+    Problem(Box<MachineDiagnostic>),
     /// Something may; and where the vault lies, if there is one.
-    Waiting(Box<Waiting>, Option<PathBuf>),
+    Waiting(Box<VaultWait>, Option<PathBuf>),
 }
 
-impl From<Box<Problem>> for Stop {
-    fn from(problem: Box<Problem>) -> Self {
+impl From<Box<MachineDiagnostic>> for DataError {
+    fn from(problem: Box<MachineDiagnostic>) -> Self {
         Self::Problem(problem)
     }
 }
 
 /// Does all of it. Blocks for as long as the disk takes; not for PID 1's loop.
-pub(crate) fn prepare(access: Access<'_>) -> Prepared {
+pub(crate) fn prepare(access: DataAccess<'_>) -> PreparedData {
     let sys = Path::new("/sys");
     let log = access.log;
     // What an attempt of this boot left that ended in a panic; most often there is nothing.
@@ -104,8 +104,8 @@ pub(crate) fn prepare(access: Access<'_>) -> Prepared {
             complete(&mut prepared);
             return prepared;
         }
-        Err(Stop::Problem(problem)) => (Waiting::of(*problem).for_good(), None),
-        Err(Stop::Waiting(waiting, vault_at)) => (*waiting, vault_at),
+        Err(DataError::Problem(problem)) => (VaultWait::from_diagnostic(*problem).for_good(), None),
+        Err(DataError::Waiting(waiting, vault_at)) => (*waiting, vault_at),
     };
     let mut prepared = shut(closed.0, closed.1, access.keeper);
     // The first one says why nothing is served.
@@ -114,7 +114,7 @@ pub(crate) fn prepare(access: Access<'_>) -> Prepared {
 }
 
 /// The folders of what was opened, and what is wrong with it.
-fn complete(prepared: &mut Prepared) {
+fn complete(prepared: &mut PreparedData) {
     prepared.problems.extend(erase::uncounted());
     // A read-only one has them, and its problem has been told.
     if prepared.state.mode != "read-only"
@@ -133,9 +133,9 @@ fn complete(prepared: &mut Prepared) {
 }
 
 /// Closes whatever was opened on the way: the seed is wiped, the data unmounted, and the kernel forgets their key.
-fn shut(waiting: Waiting, vault_at: Option<PathBuf>, keeper: &Keeper) -> Prepared {
+fn shut(waiting: VaultWait, vault_at: Option<PathBuf>, keeper: &VaultHandle) -> PreparedData {
     if keeper.is_open() {
-        keeper.events().add(Event::Locked { hard: true });
+        keeper.events().add(AuditEvent::Locked { hard: true });
     }
     keeper.close();
     // They are not shown for a vault that is closed, nor written by the next one that opens.
@@ -148,32 +148,35 @@ fn shut(waiting: Waiting, vault_at: Option<PathBuf>, keeper: &Keeper) -> Prepare
 }
 
 /// A machine without a disk for its data serves only if its configuration says that it keeps nothing.
-fn without_disk(problem: Problem, access: Access<'_>) -> Result<Prepared, Stop> {
-    let waits = |waiting| Stop::Waiting(Box::new(waiting), None);
+fn without_disk(
+    problem: MachineDiagnostic,
+    access: DataAccess<'_>,
+) -> Result<PreparedData, DataError> {
+    let waits = |waiting| DataError::Waiting(Box::new(waiting), None);
     if problem.code == MISSING {
-        let media = Media::read(access.offer.pasted.as_ref()).map_err(waits)?;
+        let media = VaultMedia::read(access.offer.pasted.as_ref()).map_err(waits)?;
         if media.stateless {
             return Ok(stateless());
         }
     }
     // One may be attached or detached any time.
-    Err(waits(Waiting::of(problem)))
+    Err(waits(VaultWait::from_diagnostic(problem)))
 }
 
-fn problem(code: &str, text: String, hint: &str) -> Problem {
-    Problem {
+fn problem(code: &str, text: String, hint: &str) -> MachineDiagnostic {
+    MachineDiagnostic {
         code: code.to_owned(),
         text,
         hint: hint.to_owned(),
     }
 }
 
-fn refuse<T>(code: &str, text: String, hint: &str) -> Result<T, Box<Problem>> {
+fn refuse<T>(code: &str, text: String, hint: &str) -> Result<T, Box<MachineDiagnostic>> {
     Err(Box::new(problem(code, text, hint)))
 }
 
 /// The device with the data, waited for where one may still appear.
-fn locate(sys: &Path, log: &Log) -> Result<Found, Box<Problem>> {
+fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic>> {
     let begun = Instant::now();
     loop {
         let found = find::scan(sys);
@@ -210,9 +213,9 @@ fn locate(sys: &Path, log: &Log) -> Result<Found, Box<Problem>> {
     }
 }
 
-fn open(sys: &Path, found: &Found, access: Access<'_>) -> Result<Prepared, Stop> {
+fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<PreparedData, DataError> {
     let log = access.log;
-    if let Found::Partition { disk, .. } = found
+    if let DataDevice::Partition { disk, .. } = found
         && let Err(error) = partition::grow(sys, found.name(), disk, log)
     {
         // The data is there all the same: growing is tried again at the next boot.
@@ -220,7 +223,7 @@ fn open(sys: &Path, found: &Found, access: Access<'_>) -> Result<Prepared, Stop>
     }
     let file = open_rw(found.name()).or_else(|error| unreadable(found, &error))?;
     let bytes = size(&file).or_else(|error| unreadable(found, &error))?;
-    let disk = sealed::Disk {
+    let disk = sealed::DataBlockDevice {
         found,
         file: &file,
         bytes,
@@ -230,21 +233,23 @@ fn open(sys: &Path, found: &Found, access: Access<'_>) -> Result<Prepared, Stop>
     }
     let content = ext4::probe(&file, bytes).or_else(|error| unreadable(found, &error))?;
     let known = match content {
-        Content::Ext4(known) => known,
-        Content::TornSuper => volume::repair(found, &file, bytes, log)?,
-        Content::Blank => match sealed::first(&disk, access)? {
+        FilesystemContent::Ext4(known) => known,
+        FilesystemContent::TornSuper => volume::repair(found, &file, bytes, log)?,
+        FilesystemContent::Blank => match sealed::first(&disk, access)? {
             Some(prepared) => return Ok(prepared),
             None => volume::format(found, &file, bytes, log)?,
         },
-        Content::HalfFormatted => volume::format(found, &file, bytes, log)?,
-        Content::Luks2 | Content::Unknown => return unknown(found).map_err(Stop::from),
+        FilesystemContent::HalfFormatted => volume::format(found, &file, bytes, log)?,
+        FilesystemContent::Luks2 | FilesystemContent::Unknown => {
+            return unknown(found).map_err(DataError::from);
+        }
     };
-    // The kernel mounts nothing that somebody may still write to.
+    // The kernel mounts no device that is still open for writing.
     drop(file);
-    Ok(mount_data(&Volume::plain(found), &known, bytes, log)?)
+    Ok(mount_data(&DataVolume::plain(found), &known, bytes, log)?)
 }
 
-fn unreadable<T>(found: &Found, error: &io::Error) -> Result<T, Box<Problem>> {
+fn unreadable<T>(found: &DataDevice, error: &io::Error) -> Result<T, Box<MachineDiagnostic>> {
     refuse(
         "data-unreadable",
         format!("the data disk {} cannot be read: {error}", found.name()),
@@ -252,7 +257,7 @@ fn unreadable<T>(found: &Found, error: &io::Error) -> Result<T, Box<Problem>> {
     )
 }
 
-fn unknown<T>(found: &Found) -> Result<T, Box<Problem>> {
+fn unknown<T>(found: &DataDevice) -> Result<T, Box<MachineDiagnostic>> {
     refuse(
         "data-damaged",
         format!(

@@ -11,16 +11,16 @@ use std::{
 use nix::errno::Errno;
 
 use super::{device, find, gpt, open_rw, random, size};
-use crate::log::Log;
+use crate::log::InitLog;
 
 const BLKPG: libc::c_ulong = 0x1269;
 const BLKPG_RESIZE_PARTITION: libc::c_int = 3;
 const BLKRRPART: libc::c_ulong = 0x125f;
 const BLKSSZGET: libc::c_ulong = 0x1268;
 
-/// The kernel hides the partitions of a disk whose primary table is torn; its backup brings them
-/// back. Returns whether a disk was read anew.
-pub(super) fn repair_tables(sys: &Path, log: &Log) -> bool {
+/// The kernel hides the partitions of a disk whose primary table is torn; its backup brings them back. Returns
+/// whether the kernel read a disk again.
+pub(super) fn repair_tables(sys: &Path, log: &InitLog) -> bool {
     find::disks(sys).into_iter().any(|name| {
         let repaired = repair_table(&name);
         match &repaired {
@@ -51,7 +51,7 @@ pub(super) fn grow(
     sys: &Path,
     name: &str,
     disk_name: &str,
-    log: &Log,
+    log: &InitLog,
 ) -> Result<(), gpt::GptError> {
     let file = open_rw(disk_name)?;
     let settled = gpt::settle(&disk(&file)?, find::LABEL, random)?;
@@ -65,10 +65,10 @@ pub(super) fn grow(
     Ok(())
 }
 
-fn resize(disk: &File, settled: &gpt::Settled) -> io::Result<()> {
+fn resize(disk: &File, settled: &gpt::GptPlacement) -> io::Result<()> {
     /// `struct blkpg_partition` of the kernel.
     #[repr(C)]
-    struct Partition {
+    struct BlkpgPartition {
         start: i64,
         length: i64,
         number: libc::c_int,
@@ -77,23 +77,23 @@ fn resize(disk: &File, settled: &gpt::Settled) -> io::Result<()> {
     }
     /// `struct blkpg_ioctl_arg` of the kernel.
     #[repr(C)]
-    struct Request {
+    struct BlkpgRequest {
         operation: libc::c_int,
         flags: libc::c_int,
         bytes: libc::c_int,
-        data: *const Partition,
+        data: *const BlkpgPartition,
     }
-    let partition = Partition {
+    let partition = BlkpgPartition {
         start: i64::try_from(settled.start).map_err(io::Error::other)?,
         length: i64::try_from(settled.length).map_err(io::Error::other)?,
         number: i32::try_from(settled.number).map_err(io::Error::other)?,
         device_name: [0; 64],
         volume_name: [0; 64],
     };
-    let request = Request {
+    let request = BlkpgRequest {
         operation: BLKPG_RESIZE_PARTITION,
         flags: 0,
-        bytes: size_of::<Partition>() as libc::c_int,
+        bytes: size_of::<BlkpgPartition>() as libc::c_int,
         data: &raw const partition,
     };
     // SAFETY: the ioctl reads both structures, which outlive the call.
@@ -101,13 +101,13 @@ fn resize(disk: &File, settled: &gpt::Settled) -> io::Result<()> {
     Ok(Errno::result(outcome).map(drop)?)
 }
 
-fn disk(file: &File) -> io::Result<gpt::Disk<'_>> {
+fn disk(file: &File) -> io::Result<gpt::GptDisk<'_>> {
     let mut sector: libc::c_int = 0;
     // SAFETY: the ioctl writes one int behind the pointer, which outlives the call.
     let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut sector) };
     Errno::result(outcome)?;
     let sector = u64::try_from(sector).unwrap_or(0).max(512);
-    Ok(gpt::Disk {
+    Ok(gpt::GptDisk {
         file,
         sector,
         sectors: size(file)? / sector,

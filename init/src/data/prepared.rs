@@ -11,8 +11,8 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::{NODE_UID, problem};
 use crate::{
-    control::{DataState, Problem},
-    vault::Waiting,
+    control::{DataState, MachineDiagnostic},
+    vault::VaultWait,
 };
 
 /// Where state lives on a stateless node.
@@ -33,12 +33,12 @@ const TREE: &[(&str, u32, bool)] = &[
 
 /// What came of preparing the data.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct PreparedData {
     pub(crate) state_dir: PathBuf,
     pub(crate) state: DataState,
-    pub(crate) problems: Vec<Problem>,
+    pub(crate) problems: Vec<MachineDiagnostic>,
     /// Why nothing is open, and nothing is served.
-    pub(crate) waiting: Option<Waiting>,
+    pub(crate) waiting: Option<VaultWait>,
     /// Where the vault lies.
     pub(crate) vault_at: Option<PathBuf>,
     /// The vault that opened the data, for what a first boot has to end in it, and for its words, which a medium
@@ -46,7 +46,7 @@ pub(crate) struct Prepared {
     pub(crate) vault: Option<OpenAlkv>,
 }
 
-impl Prepared {
+impl PreparedData {
     /// The same without the vault that opened it: what is left where work on it ends in a panic.
     pub(crate) fn copied(&self) -> Self {
         Self {
@@ -67,7 +67,7 @@ impl Prepared {
 
 /// Brings sizes, and problems that come and go, up to date. Returns whether something changed
 /// that a reader should hear of.
-pub(crate) fn refresh(prepared: &mut Prepared) -> bool {
+pub(crate) fn refresh(prepared: &mut PreparedData) -> bool {
     let Ok(stat) = statvfs(&prepared.state_dir) else {
         return false;
     };
@@ -98,9 +98,9 @@ pub(crate) fn refresh(prepared: &mut Prepared) -> bool {
 }
 
 /// Nothing is open, and nothing is served.
-pub(super) fn locked(waiting: Waiting, vault_at: Option<PathBuf>) -> Prepared {
+pub(super) fn locked(waiting: VaultWait, vault_at: Option<PathBuf>) -> PreparedData {
     let device = vault_at.as_ref().map(|path| path.display().to_string());
-    Prepared {
+    PreparedData {
         state_dir: VOLATILE.into(),
         state: DataState {
             mode: "locked".to_owned(),
@@ -116,8 +116,8 @@ pub(super) fn locked(waiting: Waiting, vault_at: Option<PathBuf>) -> Prepared {
 }
 
 /// A node that is configured to keep nothing.
-pub(super) fn stateless() -> Prepared {
-    Prepared {
+pub(super) fn stateless() -> PreparedData {
+    PreparedData {
         waiting: None,
         vault_at: None,
         vault: None,
@@ -131,7 +131,7 @@ pub(super) fn stateless() -> Prepared {
     }
 }
 
-pub(super) fn read_only(prepared: &mut Prepared, why: String) {
+pub(super) fn read_only(prepared: &mut PreparedData, why: String) {
     prepared.state.mode = "read-only".to_owned();
     prepared.state.detail = Some(why.clone());
     prepared.problems.push(problem(
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn what_is_closed_says_why_and_what_is_stateless_is_no_problem() {
         let missing = problem("data-missing", "no disk".to_owned(), "attach one");
-        let prepared = locked(Waiting::of(missing), None);
+        let prepared = locked(VaultWait::from_diagnostic(missing), None);
         assert_eq!(prepared.state.mode, "locked");
         assert_eq!(prepared.state.detail.as_deref(), Some("no disk"));
         assert_eq!(prepared.problems[0].code, "data-missing");
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_problem_that_ends_is_taken_back() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut prepared = Prepared {
+        let mut prepared = PreparedData {
             state_dir: dir.path().into(),
             state: DataState {
                 mode: "mounted".to_owned(),

@@ -5,7 +5,7 @@
 //! first; the file system is written through the mapping next, with a key that only memory has; the
 //! header that gives the key back comes last. A header is therefore a promise that everything behind
 //! it is whole. A vault without a header is that of a first boot that was cut short only if it says so itself
-//! ([`Pending::partition`](alknet_vault::slots::Pending)), and its TPM, where it has one, has counted nothing since it
+//! ([`FirstBootPermissions::partition`](alknet_vault::slots::FirstBootPermissions)), and its TPM, where it has one, has counted nothing since it
 //! was made: else an attacker blanked the header, and nothing is opened.
 
 use std::fs::{File, OpenOptions as FileOptions};
@@ -15,59 +15,61 @@ use std::path::{Path, PathBuf};
 use alknet_core::config::VaultInit;
 use alknet_sealed::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
 use alknet_sealed::{
-    Cipher, Content as Sealing, DmError, NewHeader, OpenOptions, Removal, Sealed, SealedError,
-    Summary, VolumeKey,
+    DmError, DmRemoval, NewHeader, PartitionContent as Sealing, SealedError, SealedPartition,
+    SealedSummary, SectorCipher, VolumeKey, VolumeOptions,
 };
 use alknet_vault::VaultError;
 use alknet_vault::slots::{
-    Copies, FileArea, Found as VaultFound, OpenAlkv, SlotError, luks_phrase,
+    FileCopyStorage, LoadedCopies as VaultFound, OpenAlkv, SlotError, VaultCopies, luks_phrase,
 };
 
-use super::counted_by::{counted_by, set_counted_by};
+use super::counting_tpms::{counted_by, set_counted_by};
 use super::erase::{end_erasing, noted_uncounted, recall};
-use super::ext4::{self, Content};
-use super::find::Found;
-use super::keyslots::{BY_VAULT, BY_WORDS, DataKeys, unlock_with};
+use super::ext4::{self, FilesystemContent};
+use super::find::DataDevice;
+use super::keyslots::{BY_VAULT, BY_WORDS, DataPartitionKeys, unlock_with};
 use super::prepared::stateless;
-use super::volume::{Volume, mount_data, repair};
-use super::{Access, Prepared, Stop, device, refuse, unreadable};
-use crate::log::Log;
-use crate::media::{Media, SystemSources};
-use crate::vault::{self, Ask, First, Keeper, NotInUse, Sources, Waiting};
+use super::volume::{DataVolume, mount_data, repair};
+use super::{DataAccess, DataError, PreparedData, device, refuse, unreadable};
+use crate::log::InitLog;
+use crate::media::{SystemSources, VaultMedia};
+use crate::vault::{
+    self, FirstBoot, NotInUse, UnlockPrompt, VaultHandle, VaultMediaAccess, VaultWait,
+};
 
 /// The device that holds the data.
-pub(super) struct Disk<'a> {
-    pub(super) found: &'a Found,
+pub(super) struct DataBlockDevice<'a> {
+    pub(super) found: &'a DataDevice,
     pub(super) file: &'a File,
     pub(super) bytes: u64,
 }
 
-impl Disk<'_> {
+impl DataBlockDevice<'_> {
     fn path(&self) -> PathBuf {
         device(self.found.name())
     }
 
-    fn copies(&self) -> Copies<FileArea> {
+    fn copies(&self) -> VaultCopies<FileCopyStorage> {
         copies(&self.path())
     }
 
-    fn file(&self) -> Result<File, Stop> {
+    fn file(&self) -> Result<File, DataError> {
         let again = self.file.try_clone();
         Ok(again.or_else(|error| unreadable(self.found, &error))?)
     }
 }
 
 /// Both copies of the vault of a device.
-pub(crate) fn copies(device: &Path) -> Copies<FileArea> {
-    Copies::new(
-        FileArea::at(device, VAULT_A_AT),
-        FileArea::at(device, VAULT_B_AT),
+pub(crate) fn copies(device: &Path) -> VaultCopies<FileCopyStorage> {
+    VaultCopies::new(
+        FileCopyStorage::at(device, VAULT_A_AT),
+        FileCopyStorage::at(device, VAULT_B_AT),
     )
 }
 
 /// The kernel forgets the key of the data.
 pub(super) fn close() -> io::Result<()> {
-    match alknet_sealed::close(&OpenOptions::default().name, Removal::Now) {
+    match alknet_sealed::close(&VolumeOptions::default().name, DmRemoval::Now) {
         Ok(_) => Ok(()),
         // A partition that is not sealed has no mapping.
         Err(SealedError::Dm(DmError::NotFound(_))) => Ok(()),
@@ -77,8 +79,11 @@ pub(super) fn close() -> io::Result<()> {
 
 /// Opens a sealed partition, or goes on with a first boot that was cut short; `None` where it is
 /// neither.
-pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepared>, Stop> {
-    let sealing = Sealed::probe(disk.file, disk.bytes).or_else(|error| match &error {
+pub(super) fn open(
+    disk: &DataBlockDevice<'_>,
+    access: DataAccess<'_>,
+) -> Result<Option<PreparedData>, DataError> {
+    let sealing = SealedPartition::probe(disk.file, disk.bytes).or_else(|error| match &error {
         SealedError::Io { source, .. } => Ok(unreadable(disk.found, source)?),
         _ => Err(sealed_problem(disk, &error)),
     });
@@ -102,12 +107,17 @@ pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepare
     let content = ext4::probe(disk.file, disk.bytes);
     let content = content.or_else(|error| unreadable(disk.found, &error))?;
     // A plain file system, whatever a file of it holds where a vault would be.
-    if !half && matches!(content, Content::Ext4(_) | Content::TornSuper) {
+    if !half
+        && matches!(
+            content,
+            FilesystemContent::Ext4(_) | FilesystemContent::TornSuper
+        )
+    {
         return Ok(None);
     }
     match vault_of(disk) {
-        Ok(Some(found)) if half || content == Content::Blank => {
-            let open = unlock(disk, &found, access, Front::Blank)?;
+        Ok(Some(found)) if half || content == FilesystemContent::Blank => {
+            let open = unlock(disk, &found, access, DiskHead::Blank)?;
             write_again(disk, &found, &open, access.log);
             access
                 .log
@@ -120,7 +130,7 @@ pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepare
         // The vault comes first: this is no work of ours.
         Ok(None) if half => first(disk, access),
         Ok(None) => Ok(None),
-        Err(stop) if half || content == Content::Blank => Err(stop),
+        Err(stop) if half || content == FilesystemContent::Blank => Err(stop),
         // What another system wrote over both.
         Err(_) => Ok(None),
     }
@@ -128,14 +138,18 @@ pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepare
 
 /// What is before the vault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Front {
+enum DiskHead {
     /// Nothing, or a part of what a first boot writes there.
     Blank,
     /// A header.
     Sealed,
 }
 
-fn open_sealed(disk: &Disk<'_>, header: &Summary, access: Access<'_>) -> Result<Prepared, Stop> {
+fn open_sealed(
+    disk: &DataBlockDevice<'_>,
+    header: &SealedSummary,
+    access: DataAccess<'_>,
+) -> Result<PreparedData, DataError> {
     let failed = |error: SealedError| sealed_problem(disk, &error);
     let found = match disk.copies().load() {
         Ok(Some(found)) => found,
@@ -144,7 +158,7 @@ fn open_sealed(disk: &Disk<'_>, header: &Summary, access: Access<'_>) -> Result<
         Err(SlotError::Corrupt) if header.vault.is_none() => return foreign(disk),
         Err(error) => return vault_problem(disk, &error),
     };
-    let mut sealed = Sealed::load(disk.file()?, disk.bytes).map_err(failed)?;
+    let mut sealed = SealedPartition::load(disk.file()?, disk.bytes).map_err(failed)?;
     match sealed.repaired() {
         Ok(None) => {}
         Ok(Some(_)) => access
@@ -158,7 +172,7 @@ fn open_sealed(disk: &Disk<'_>, header: &Summary, access: Access<'_>) -> Result<
     if !sealed.segment().map_err(failed)?.is_standard() {
         return Err(waits(disk, moved(disk.found.name())));
     }
-    let mut open = unlock(disk, &found, access, Front::Sealed)?;
+    let mut open = unlock(disk, &found, access, DiskHead::Sealed)?;
     let (key, by) = volume_key(disk, &sealed, &open, access)?;
     let options = fresh_mapping();
     let mapped = sealed.map(&key, &options).map_err(failed)?;
@@ -182,8 +196,13 @@ fn open_sealed(disk: &Disk<'_>, header: &Summary, access: Access<'_>) -> Result<
 
 /// Replaces slots that open under any command line from beside the image. The vault was found to be the newest
 /// before: each change raises its generation, which tells an older copy from the newest.
-fn cover(disk: &Disk<'_>, state_dir: &Path, open: &mut OpenAlkv, access: Access<'_>) {
-    let Access { keeper, offer, log } = access;
+fn cover(
+    disk: &DataBlockDevice<'_>,
+    state_dir: &Path,
+    open: &mut OpenAlkv,
+    access: DataAccess<'_>,
+) {
+    let DataAccess { keeper, offer, log } = access;
     if !vault::cover(open, keeper, offer, log) {
         return;
     }
@@ -195,13 +214,13 @@ fn cover(disk: &Disk<'_>, state_dir: &Path, open: &mut OpenAlkv, access: Access<
 
 /// An older copy that was put back is closed again, unless its owner shows that it is wanted.
 fn newest(
-    disk: &Disk<'_>,
+    disk: &DataBlockDevice<'_>,
     state_dir: &Path,
     found: &VaultFound,
     open: &OpenAlkv,
-    access: Access<'_>,
-) -> Result<(), Stop> {
-    let Access { keeper, log, .. } = access;
+    access: DataAccess<'_>,
+) -> Result<(), DataError> {
+    let DataAccess { keeper, log, .. } = access;
     let device = disk.path();
     let ledger = access.ledger(&device, state_dir);
     let checked = ledger.check(open, false, || is_proven(found, open, access));
@@ -215,17 +234,17 @@ fn newest(
 }
 
 /// Whether what was typed, or a medium, shows that the owner of this vault wants this copy.
-fn is_proven(found: &VaultFound, open: &OpenAlkv, access: Access<'_>) -> bool {
+fn is_proven(found: &VaultFound, open: &OpenAlkv, access: DataAccess<'_>) -> bool {
     let medium_has_words = || {
         let secrets = SystemSources.secrets();
         let mut words = secrets.words.iter().chain(&secrets.other_words);
         words.any(|words| words.entropy == *open.entropy())
     };
-    vault::newest::is_proven(found, open, access.offer, access.keeper, medium_has_words)
+    vault::generations::is_proven(found, open, access.offer, access.keeper, medium_has_words)
 }
 
 /// Why it stays closed, after what was typed for it.
-fn unproven(mut waiting: Waiting, access: Access<'_>) -> Waiting {
+fn unproven(mut waiting: VaultWait, access: DataAccess<'_>) -> VaultWait {
     if access.offer.passphrase.is_some() || access.offer.pin.is_some() {
         let why = &waiting.problem.text;
         waiting.problem.text = format!("what was typed does not open it; {why}");
@@ -236,8 +255,13 @@ fn unproven(mut waiting: Waiting, access: Access<'_>) -> Waiting {
 /// Ends a change of the master key that a power cut interrupted. What it costs is spent only where
 /// there is more than the two key slots of a partition that is as it should be; where it fails, the
 /// next start tries again.
-fn settle(disk: &Disk<'_>, sealed: &mut Sealed<File>, open: &OpenAlkv, log: &Log) {
-    let mut keys = DataKeys::of(sealed);
+fn settle(
+    disk: &DataBlockDevice<'_>,
+    sealed: &mut SealedPartition<File>,
+    open: &OpenAlkv,
+    log: &InitLog,
+) {
+    let mut keys = DataPartitionKeys::for_partition(sealed);
     if !keys.are_too_many() {
         return;
     }
@@ -258,14 +282,14 @@ enum OpenedBy {
     Words,
 }
 
-/// By the vault's own secret, else by what its words derive, which also opens after a vault was made
-/// anew of the same words.
+/// By the vault's own secret, else by what its words derive, which also opens after a new vault was made of the
+/// same words.
 fn volume_key(
-    disk: &Disk<'_>,
-    sealed: &Sealed,
+    disk: &DataBlockDevice<'_>,
+    sealed: &SealedPartition,
     open: &OpenAlkv,
-    access: Access<'_>,
-) -> Result<(VolumeKey, OpenedBy), Stop> {
+    access: DataAccess<'_>,
+) -> Result<(VolumeKey, OpenedBy), DataError> {
     let own = luks_phrase(&open.data_secret());
     let error = match unlock_with(sealed, &own, |slot| slot == BY_WORDS) {
         Ok((_, key)) => return Ok((key, OpenedBy::Vault)),
@@ -279,7 +303,7 @@ fn volume_key(
 }
 
 /// Has the vault open again the data partition that its words opened.
-fn renew(sealed: &mut Sealed<File>, key: &VolumeKey, open: &OpenAlkv, log: &Log) {
+fn renew(sealed: &mut SealedPartition<File>, key: &VolumeKey, open: &OpenAlkv, log: &InitLog) {
     let own = luks_phrase(&open.data_secret());
     match sealed.set_phrase(BY_VAULT, own.expose().as_bytes(), key) {
         Ok(()) => log.warn("the words opened the data partition; the vault opens it again now"),
@@ -290,10 +314,13 @@ fn renew(sealed: &mut Sealed<File>, key: &VolumeKey, open: &OpenAlkv, log: &Log)
 }
 
 /// The first boot; `None` where the configuration wants no vault.
-pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepared>, Stop> {
+pub(super) fn first(
+    disk: &DataBlockDevice<'_>,
+    access: DataAccess<'_>,
+) -> Result<Option<PreparedData>, DataError> {
     recall(&disk.path());
     let pasted = access.offer.pasted.as_ref();
-    let media = Media::read(pasted).map_err(|waiting| waits(disk, waiting))?;
+    let media = VaultMedia::read(pasted).map_err(|waiting| waits(disk, waiting))?;
     if media.stateless {
         access
             .log
@@ -314,7 +341,7 @@ pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepar
             "give it at least 144 MiB and reboot",
         )?);
     }
-    let first = First {
+    let first = FirstBoot {
         config: &media.vault,
         from: &media.from,
         media: &media.secrets,
@@ -338,22 +365,30 @@ pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepar
 }
 
 /// Words that this machine made were not seen by anybody before the power went. Others came from the owner.
-fn show_again(disk: &Disk<'_>, open: &OpenAlkv, access: Access<'_>) -> Result<(), Stop> {
+fn show_again(
+    disk: &DataBlockDevice<'_>,
+    open: &OpenAlkv,
+    access: DataAccess<'_>,
+) -> Result<(), DataError> {
     if !open.pending().words {
         access.keeper.words_are_kept();
         return Ok(());
     }
     let pasted = access.offer.pasted.as_ref();
-    let media = Media::read(pasted).map_err(|waiting| waits(disk, waiting))?;
+    let media = VaultMedia::read(pasted).map_err(|waiting| waits(disk, waiting))?;
     let words = open.entropy().phrase();
     let shown = access.keeper.present(words, &media.vault.words_to);
     shown.map_err(|waiting| waits(disk, waiting))
 }
 
 /// Key, mapping, file system, and the header last.
-fn make(disk: &Disk<'_>, open: OpenAlkv, access: Access<'_>) -> Result<Prepared, Stop> {
+fn make(
+    disk: &DataBlockDevice<'_>,
+    open: OpenAlkv,
+    access: DataAccess<'_>,
+) -> Result<PreparedData, DataError> {
     let failed = |error: SealedError| sealed_problem(disk, &error);
-    let cipher = Cipher::for_this_machine();
+    let cipher = SectorCipher::for_this_machine();
     access.log.info(format_args!(
         "encrypting the blank data disk {} with {}",
         disk.found.name(),
@@ -373,7 +408,7 @@ fn make(disk: &Disk<'_>, open: OpenAlkv, access: Access<'_>) -> Result<Prepared,
     };
     // Formatting takes the memo of the disk before, which was erased.
     let (device, uncounted) = (disk.path(), counted_by(&disk.path()));
-    let prepared = Sealed::prepare(disk.file()?, disk.bytes, &new).map_err(failed)?;
+    let prepared = SealedPartition::prepare(disk.file()?, disk.bytes, &new).map_err(failed)?;
     if !uncounted.is_empty() {
         let kept = set_counted_by(&device, &uncounted);
         kept.or_else(|error| unreadable(disk.found, &error))?;
@@ -401,11 +436,11 @@ fn make(disk: &Disk<'_>, open: OpenAlkv, access: Access<'_>) -> Result<Prepared,
 }
 
 fn mount(
-    disk: &Disk<'_>,
-    mapped: &alknet_sealed::Volume,
-    access: Access<'_>,
-) -> Result<Prepared, Stop> {
-    let volume = Volume {
+    disk: &DataBlockDevice<'_>,
+    mapped: &alknet_sealed::OpenVolume,
+    access: DataAccess<'_>,
+) -> Result<PreparedData, DataError> {
+    let volume = DataVolume {
         path: mapped.path().to_owned(),
         on: disk.found.name().to_owned(),
         cipher: Some(mapped.cipher().name().to_owned()),
@@ -414,23 +449,25 @@ fn mount(
     let probed = FileOptions::new().read(true).write(true).open(&volume.path);
     let probed = probed.and_then(|file| Ok((ext4::probe(&file, mapped.bytes())?, file)));
     let known = match probed.or_else(|error| unreadable(disk.found, &error))? {
-        (Content::Ext4(known), _) => known,
-        (Content::TornSuper, file) => repair(disk.found, &file, mapped.bytes(), access.log)?,
+        (FilesystemContent::Ext4(known), _) => known,
+        (FilesystemContent::TornSuper, file) => {
+            repair(disk.found, &file, mapped.bytes(), access.log)?
+        }
         _ => return damaged(disk),
     };
     Ok(mount_data(&volume, &known, mapped.bytes(), access.log)?)
 }
 
 /// The default name, free of what an attempt of this boot left that went no further.
-fn fresh_mapping() -> OpenOptions {
-    let options = OpenOptions::default();
-    // Most often there is none; one that is in use is an error of what comes next.
-    let _ = alknet_sealed::close(&options.name, Removal::Now);
+fn fresh_mapping() -> VolumeOptions {
+    let options = VolumeOptions::default();
+    // Most often there is no such mapping; one that is in use makes the next step fail.
+    let _ = alknet_sealed::close(&options.name, DmRemoval::Now);
     options
 }
 
 /// The vault of a disk, if one was ever finished there.
-fn vault_of(disk: &Disk<'_>) -> Result<Option<VaultFound>, Stop> {
+fn vault_of(disk: &DataBlockDevice<'_>) -> Result<Option<VaultFound>, DataError> {
     match disk.copies().load() {
         Ok(found) => Ok(found),
         Err(error) => vault_problem(disk, &error),
@@ -440,23 +477,23 @@ fn vault_of(disk: &Disk<'_>) -> Result<Option<VaultFound>, Stop> {
 /// Opens the vault. One that says that its partition was finished, or of which the TPM shows that, is not opened for a
 /// partition that has no header, nor one of other words than opened since this machine started: its words go nowhere then, and nothing is written.
 fn unlock(
-    disk: &Disk<'_>,
+    disk: &DataBlockDevice<'_>,
     found: &VaultFound,
-    access: Access<'_>,
-    front: Front,
-) -> Result<OpenAlkv, Stop> {
-    let media = Media::secrets_for(&found.newest);
-    let Access { keeper, offer, log } = access;
+    access: DataAccess<'_>,
+    front: DiskHead,
+) -> Result<OpenAlkv, DataError> {
+    let media = VaultMedia::secrets_for(&found.newest);
+    let DataAccess { keeper, offer, log } = access;
     let permits = |open: &OpenAlkv| {
         keeper.check_words(open).map_err(another)?;
         match front {
-            Front::Blank if !open.pending().partition => Err(blanked(disk.found.name())),
-            Front::Blank => {
+            DiskHead::Blank if !open.pending().partition => Err(blanked(disk.found.name())),
+            DiskHead::Blank => {
                 let proof = || is_proven(found, open, access);
-                let checked = vault::newest::check_first_boot(open, log, proof);
+                let checked = vault::generations::check_first_boot(open, log, proof);
                 checked.map_err(|waiting| unproven(waiting, access))
             }
-            Front::Sealed => Ok(()),
+            DiskHead::Sealed => Ok(()),
         }
     };
     keeper.note(&found.newest);
@@ -466,7 +503,7 @@ fn unlock(
 
 /// Writes a vault that opened over a copy of it that is damaged or says something else. It is the newest: an older one
 /// that opened instead would take the place of the newest.
-fn write_again(disk: &Disk<'_>, found: &VaultFound, open: &OpenAlkv, log: &Log) {
+fn write_again(disk: &DataBlockDevice<'_>, found: &VaultFound, open: &OpenAlkv, log: &InitLog) {
     if found.damaged.is_none() && found.other.is_none() {
         return;
     }
@@ -477,59 +514,67 @@ fn write_again(disk: &Disk<'_>, found: &VaultFound, open: &OpenAlkv, log: &Log) 
 }
 
 /// What the words give LUKS.
-fn recovery(disk: &Disk<'_>, keeper: &Keeper) -> Result<alknet_vault::SecretStr, Stop> {
+fn recovery(
+    disk: &DataBlockDevice<'_>,
+    keeper: &VaultHandle,
+) -> Result<alknet_vault::SecretStr, DataError> {
     let secret = keeper.vault().recovery_secret();
     let secret = secret.map_err(|error| waits(disk, not_open(&error)))?;
     Ok(luks_phrase(&secret))
 }
 
-fn waits(disk: &Disk<'_>, waiting: Waiting) -> Stop {
-    Stop::Waiting(Box::new(waiting), Some(disk.path()))
+fn waits(disk: &DataBlockDevice<'_>, waiting: VaultWait) -> DataError {
+    DataError::Waiting(Box::new(waiting), Some(disk.path()))
 }
 
 /// What went wrong on a disk whose vault is there: the console can reset it.
-fn closed(disk: &Disk<'_>, stop: Stop) -> Stop {
+fn closed(disk: &DataBlockDevice<'_>, stop: DataError) -> DataError {
     match stop {
-        Stop::Problem(problem) => waits(disk, Waiting::of(*problem).for_good()),
-        waiting @ Stop::Waiting(..) => waiting,
+        DataError::Problem(problem) => waits(disk, VaultWait::from_diagnostic(*problem).for_good()),
+        waiting @ DataError::Waiting(..) => waiting,
     }
 }
 
-fn not_open(error: &VaultError) -> Waiting {
+fn not_open(error: &VaultError) -> VaultWait {
     let text = format!("the vault was locked meanwhile: {error}");
-    Waiting::new(Ask::Nothing, "vault-locked", text, "it is tried again")
+    VaultWait::new(
+        UnlockPrompt::Nothing,
+        "vault-locked",
+        text,
+        "it is tried again",
+    )
 }
 
 /// Another vault opened since this machine started. The disk with that one opens as soon as it is back.
-fn another(which: NotInUse) -> Waiting {
+fn another(which: NotInUse) -> VaultWait {
     let text = which.to_string();
-    Waiting::new(Ask::Nothing, "vault-locked", text, which.hint())
+    VaultWait::new(UnlockPrompt::Nothing, "vault-locked", text, which.hint())
 }
 
 /// The vault opened, and says that there was a header.
-fn blanked(name: &str) -> Waiting {
+fn blanked(name: &str) -> VaultWait {
     let text = format!(
         "the header of the encrypted data disk {name} was blanked or half overwritten after this machine had \
          finished it; its vault stays closed"
     );
-    Waiting::new(Ask::Nothing, "data-damaged", text, HINT_HEADER).for_good()
+    VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, HINT_HEADER).for_good()
 }
 
 /// There is a vault behind something that this machine does not write there.
-fn overwritten(name: &str) -> Waiting {
+fn overwritten(name: &str) -> VaultWait {
     let text = format!(
         "the header of the encrypted data disk {name} was overwritten; its vault is still there, and stays closed"
     );
-    Waiting::new(Ask::Nothing, "data-damaged", text, HINT_HEADER).for_good()
+    VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, HINT_HEADER).for_good()
 }
 
 /// The header places the data elsewhere than this machine does.
-fn moved(name: &str) -> Waiting {
+fn moved(name: &str) -> VaultWait {
     let text = format!(
         "the header of the encrypted data disk {name} places the data where this machine does not put them; its \
          vault stays closed"
     );
-    Waiting::new(Ask::Nothing, "data-damaged", text, HINT_HEADER).for_good()
+    VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, HINT_HEADER).for_good()
 }
 
 /// What to do where the header is gone.
@@ -537,7 +582,7 @@ const HINT_HEADER: &str = "nothing was written to it; put back a copy of its fir
                            the console (v) and use the words";
 
 /// Another system's: the console does not reset what this machine did not make.
-fn foreign<T>(disk: &Disk<'_>) -> Result<T, Stop> {
+fn foreign<T>(disk: &DataBlockDevice<'_>) -> Result<T, DataError> {
     let problem = super::problem(
         "data-locked",
         format!(
@@ -546,11 +591,11 @@ fn foreign<T>(disk: &Disk<'_>) -> Result<T, Stop> {
         ),
         "attach a blank disk, or open it elsewhere with cryptsetup; nothing was written to it",
     );
-    let waiting = Waiting::of(problem).for_good();
-    Err(Stop::Waiting(Box::new(waiting), None))
+    let waiting = VaultWait::from_diagnostic(problem).for_good();
+    Err(DataError::Waiting(Box::new(waiting), None))
 }
 
-fn damaged<T>(disk: &Disk<'_>) -> Result<T, Stop> {
+fn damaged<T>(disk: &DataBlockDevice<'_>) -> Result<T, DataError> {
     Ok(refuse(
         "data-damaged",
         format!(
@@ -563,19 +608,19 @@ fn damaged<T>(disk: &Disk<'_>) -> Result<T, Stop> {
 
 /// There is a vault, and it cannot be read. Nothing is served: a key made instead would be another
 /// node's.
-fn vault_problem<T>(disk: &Disk<'_>, error: &SlotError) -> Result<T, Stop> {
+fn vault_problem<T>(disk: &DataBlockDevice<'_>, error: &SlotError) -> Result<T, DataError> {
     let text = format!("the vault of {}: {error}", disk.found.name());
     let hint = "nothing was overwritten; put back a copy of the first 16 MiB, or reset the machine at \
                 the console (v) and use the words";
-    let waiting = Waiting::new(Ask::Nothing, "vault-damaged", text, hint);
+    let waiting = VaultWait::new(UnlockPrompt::Nothing, "vault-damaged", text, hint);
     Err(waits(disk, waiting.for_good()))
 }
 
 /// The same for a partition that cannot be opened.
-fn sealed_problem(disk: &Disk<'_>, error: &SealedError) -> Stop {
+fn sealed_problem(disk: &DataBlockDevice<'_>, error: &SealedError) -> DataError {
     let text = format!("the encrypted data disk {}: {error}", disk.found.name());
     let hint = "nothing was written to it; repair it elsewhere with cryptsetup, or reset the machine \
                 at the console (v)";
-    let waiting = Waiting::new(Ask::Nothing, "data-damaged", text, hint);
+    let waiting = VaultWait::new(UnlockPrompt::Nothing, "data-damaged", text, hint);
     waits(disk, waiting.for_good())
 }

@@ -12,20 +12,20 @@ use nix::{
 };
 
 use super::erase::erase;
-use super::ext4::{self, Content, Super};
-use super::find::Found;
-use super::prepared::{Prepared, read_only};
+use super::ext4::{self, Ext4Superblock, FilesystemContent};
+use super::find::DataDevice;
+use super::prepared::{PreparedData, read_only};
 use super::{device, random_uuid, refuse, sealed, unknown, unreadable};
 use crate::{
-    control::{DataState, Problem},
-    log::Log,
+    control::{DataState, MachineDiagnostic},
+    log::InitLog,
 };
 
 /// Where the data partition is mounted.
 const DATA: &str = "/data";
 
 /// A block device with a file system for the data.
-pub(super) struct Volume {
+pub(super) struct DataVolume {
     pub(super) path: PathBuf,
     /// Name of the device that it lies on.
     pub(super) on: String,
@@ -34,8 +34,8 @@ pub(super) struct Volume {
     pub(super) vault_at: Option<PathBuf>,
 }
 
-impl Volume {
-    pub(super) fn plain(found: &Found) -> Self {
+impl DataVolume {
+    pub(super) fn plain(found: &DataDevice) -> Self {
         Self {
             path: device(found.name()),
             on: found.name().to_owned(),
@@ -65,18 +65,18 @@ pub(crate) fn close() -> io::Result<()> {
 }
 
 /// Unmounts the data and erases everything on the device, so that it is blank.
-pub(crate) fn begin_anew(device: &Path) -> io::Result<()> {
+pub(crate) fn erase_data(device: &Path) -> io::Result<()> {
     umount2(DATA, MntFlags::empty())?;
     sealed::close()?;
     erase(device)
 }
 
 pub(super) fn format(
-    found: &Found,
+    found: &DataDevice,
     file: &File,
     bytes: u64,
-    log: &Log,
-) -> Result<Super, Box<Problem>> {
+    log: &InitLog,
+) -> Result<Ext4Superblock, Box<MachineDiagnostic>> {
     if bytes < ext4::TEMPLATE_BYTES {
         return refuse(
             "data-too-small",
@@ -90,7 +90,7 @@ pub(super) fn format(
     ));
     let outcome = ext4::format(file).and_then(|()| ext4::probe(file, bytes));
     match outcome {
-        Ok(Content::Ext4(known)) => Ok(known),
+        Ok(FilesystemContent::Ext4(known)) => Ok(known),
         Ok(_) => unreadable(
             found,
             &io::Error::other("what was written does not read back"),
@@ -100,19 +100,19 @@ pub(super) fn format(
 }
 
 pub(super) fn repair(
-    found: &Found,
+    found: &DataDevice,
     file: &File,
     bytes: u64,
-    log: &Log,
-) -> Result<Super, Box<Problem>> {
+    log: &InitLog,
+) -> Result<Ext4Superblock, Box<MachineDiagnostic>> {
     match ext4::repair_super(file).and_then(|()| ext4::probe(file, bytes)) {
         // The write was torn because the machine stopped while it was mounted.
-        Ok(Content::Ext4(known)) => {
+        Ok(FilesystemContent::Ext4(known)) => {
             log.warn(format_args!(
                 "superblock of {} was torn, repaired",
                 found.name()
             ));
-            Ok(Super {
+            Ok(Ext4Superblock {
                 clean: false,
                 ..known
             })
@@ -123,12 +123,12 @@ pub(super) fn repair(
 }
 
 pub(super) fn mount_data(
-    volume: &Volume,
-    known: &Super,
+    volume: &DataVolume,
+    known: &Ext4Superblock,
     bytes: u64,
-    log: &Log,
-) -> Result<Prepared, Box<Problem>> {
-    let mut prepared = Prepared {
+    log: &InitLog,
+) -> Result<PreparedData, Box<MachineDiagnostic>> {
+    let mut prepared = PreparedData {
         state_dir: DATA.into(),
         state: DataState {
             mode: "mounted".to_owned(),
@@ -202,7 +202,7 @@ pub(super) fn mount_data(
 
 /// The kernel counts a file system's groups before it replays the journal. Where the power went while
 /// it grew, the replay ends the growth and the count is wrong: no block is found free any more.
-fn mount_again(volume: &Volume) -> io::Result<()> {
+fn mount_again(volume: &DataVolume) -> io::Result<()> {
     umount2(DATA, MntFlags::empty())?;
     mount_at(volume, MsFlags::empty())
 }
@@ -210,13 +210,13 @@ fn mount_again(volume: &Volume) -> io::Result<()> {
 /// The kernel checks the descriptors of all groups before it replays the journal. Where the power went
 /// between a superblock that counts new groups and the block that describes them, it refuses what the
 /// replay would have mended. To be read only, such a file system is mounted and its journal replayed.
-fn replay(volume: &Volume) -> io::Result<()> {
+fn replay(volume: &DataVolume) -> io::Result<()> {
     mount_at(volume, MsFlags::MS_RDONLY)?;
     Ok(umount2(DATA, MntFlags::empty())?)
 }
 
-fn mount_at(volume: &Volume, extra: MsFlags) -> io::Result<()> {
-    // The image has the folder; an initramfs somebody else assembled may not.
+fn mount_at(volume: &DataVolume, extra: MsFlags) -> io::Result<()> {
+    // The image has the folder; an initramfs of other authors may not.
     if !Path::new(DATA).is_dir() {
         fs::create_dir(DATA)?;
     }
@@ -232,15 +232,15 @@ fn mount_at(volume: &Volume, extra: MsFlags) -> io::Result<()> {
     )?)
 }
 
-fn reread(volume: &Volume, bytes: u64) -> io::Result<Super> {
+fn reread(volume: &DataVolume, bytes: u64) -> io::Result<Ext4Superblock> {
     let file = File::open(&volume.path)?;
     match ext4::probe(&file, bytes)? {
-        Content::Ext4(known) => Ok(known),
+        FilesystemContent::Ext4(known) => Ok(known),
         _ => Err(io::Error::other("its superblock does not read back")),
     }
 }
 
-fn remount_read_only(log: &Log) {
+fn remount_read_only(log: &InitLog) {
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     if let Err(error) = mount(None::<&str>, DATA, None::<&str>, flags, None::<&str>) {
         log.error(format_args!("cannot make {DATA} read-only: {error}"));
@@ -248,7 +248,7 @@ fn remount_read_only(log: &Log) {
 }
 
 /// Grows the file system to its device and gives a fresh one its own identifier.
-fn personalise(known: &Super, bytes: u64, log: &Log) -> io::Result<()> {
+fn personalise(known: &Ext4Superblock, bytes: u64, log: &InitLog) -> io::Result<()> {
     let whole_blocks = bytes / ext4::BLOCK_BYTES as u64 * ext4::BLOCK_BYTES as u64;
     let folder = File::open(DATA)?;
     if known.template_uuid {

@@ -1,41 +1,41 @@
-//! Commands about the vault in the machine's life: tried on a thread of their own, asked about at the
-//! console, forgotten when nobody goes on with them.
+//! Commands about the vault in the machine's life: tried on a thread of their own, asked about at the console,
+//! forgotten when the user does not go on with them.
 
 use std::sync::Arc;
 
-use super::{Event, Machine};
+use super::{InitMachine, MachineEvent};
 use crate::{
-    console::Answer,
+    console::ConsoleInput,
     media::SystemSources,
-    vault::{Command, Given, LOCKED, Outcome, Place, Session},
+    vault::{CommandContext, CommandOutcome, CommandSession, LOCKED, PromptResponse, VaultCommand},
 };
 
 /// How long a command waits for the next answer, ms: it may hold the vault's master key. So long is also kept what was
 /// typed for a new vault that is not made yet.
 pub(super) const ANSWER_MS_MAX: u64 = 120_000;
-/// How long words that somebody asked for can be read, ms.
+/// How long words that the user asked for can be read, ms.
 const SHOWN_MS_MAX: u64 = 600_000;
 /// Folder of the state directory with the vault's log, which the node writes.
 const AUDIT_DIR: &str = "audit";
 /// What the log calls a command that fails.
 const PART: &str = "a command about the vault";
 
-impl Machine {
-    /// Somebody at the console wants this.
-    pub(super) fn command(&mut self, command: Command) {
+impl InitMachine {
+    /// The user at the console wants this.
+    pub(super) fn command(&mut self, command: VaultCommand) {
         self.drop_command();
-        self.try_command(Session::new(command));
+        self.try_command(CommandSession::new(command));
     }
 
-    /// Somebody gave what the command under way waits for.
-    pub(super) fn given(&mut self, given: Given) {
+    /// The user gave what the command under way waits for.
+    pub(super) fn given(&mut self, given: PromptResponse) {
         if let Some(mut session) = self.session.take() {
             session.give(given);
             self.try_command(session);
         }
     }
 
-    /// Nobody wants it any more, or it is not allowed any more.
+    /// The user has dropped it, or it is not allowed any more.
     pub(super) fn drop_command(&mut self) {
         self.session = None;
         self.timers.session = None;
@@ -51,10 +51,12 @@ impl Machine {
 
     /// Whether a command waits for what another node has.
     pub(super) fn waits_for_share(&self) -> bool {
-        self.session.as_ref().is_some_and(Session::waits_for_share)
+        self.session
+            .as_ref()
+            .is_some_and(CommandSession::waits_for_share)
     }
 
-    /// Somebody came back from that node.
+    /// A helper came back from that node.
     pub(super) fn share_came(&mut self) {
         if !self.waits_for_share() {
             return;
@@ -71,7 +73,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn try_command(&mut self, mut session: Session) {
+    pub(super) fn try_command(&mut self, mut session: CommandSession) {
         self.timers.session = None;
         if self.working {
             // Two changes of the vault at once would lose one of them.
@@ -92,9 +94,9 @@ impl Machine {
         let log = self.log.clone();
         let state_dir = self.state_dir.clone();
         let audit = state_dir.join(AUDIT_DIR);
-        // What failed is told by `command_failed`.
-        self.blocking(PART, Event::Tick, move || {
-            let place = Place {
+        // `command_failed` reports a failure.
+        self.blocking(PART, MachineEvent::Tick, move || {
+            let place = CommandContext {
                 audit: &audit,
                 device: &device,
                 keeper: &keeper,
@@ -103,31 +105,31 @@ impl Machine {
                 sources: &SystemSources,
             };
             let outcome = session.run(&place);
-            Event::Commanded(Box::new((session, outcome)))
+            MachineEvent::Commanded(Box::new((session, outcome)))
         });
     }
 
     /// A command went as far as it could.
-    pub(super) fn commanded(&mut self, session: Session, outcome: Outcome, now: u64) {
+    pub(super) fn commanded(&mut self, session: CommandSession, outcome: CommandOutcome, now: u64) {
         self.working = false;
-        if !matches!(outcome, Outcome::Wants(..)) {
+        if !matches!(outcome, CommandOutcome::Wants(..)) {
             self.forget_shares();
         }
         // Also while an attempt has opened it, and is not over.
         let is_closed = self.waiting.is_some();
-        if is_closed && session.needs_open() && !matches!(outcome, Outcome::Refused(_)) {
+        if is_closed && session.needs_open() && !matches!(outcome, CommandOutcome::Refused(_)) {
             // Locked meanwhile: nothing of it is shown.
             self.asking.wait_for(self.waiting.as_ref());
         } else {
             match outcome {
-                Outcome::Done(lines) => self.asking.tell(lines),
-                Outcome::Refused(why) => self.asking.tell(vec![why]),
-                Outcome::Wants(want, note) => {
+                CommandOutcome::Done(lines) => self.asking.tell(lines),
+                CommandOutcome::Refused(why) => self.asking.tell(vec![why]),
+                CommandOutcome::Wants(want, note) => {
                     self.asking.want(want, note);
                     self.session = Some(session);
                     self.timers.session = Some(now + ANSWER_MS_MAX);
                 }
-                Outcome::Words(words) => {
+                CommandOutcome::Words(words) => {
                     self.asking.reveal(words);
                     self.timers.session = Some(now + SHOWN_MS_MAX);
                 }
@@ -137,11 +139,11 @@ impl Machine {
         self.vault_changed();
     }
 
-    /// Forgets a command that nobody goes on with, and words that nobody reads any more.
+    /// Forgets a command that the user did not go on with, and words that were shown for long enough.
     pub(super) fn forget_command(&mut self, now: u64) {
         if self.timers.session.is_some_and(|at| now >= at) {
             self.drop_command();
-            self.asking.answer(Answer::Cancel);
+            self.asking.answer(ConsoleInput::Cancel);
             self.ask_again();
             self.vault_changed();
         }

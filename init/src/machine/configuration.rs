@@ -5,13 +5,13 @@ use std::sync::Arc;
 use alknet_core::config::NodeConfig;
 use alknet_provisioning::ConsoleDocument;
 
-use alknet_vault::slots::Pending;
+use alknet_vault::slots::FirstBootPermissions;
 
-use super::{Event, Machine};
+use super::{InitMachine, MachineEvent};
 use crate::{
-    control::ToNode,
+    control::NodeMessage,
     data,
-    settings::{self, Settings},
+    settings::{self, NodeSettings},
 };
 
 /// How often the sources of a wrong or missing configuration are read again, ms.
@@ -54,9 +54,9 @@ impl ConfigChanges {
     }
 }
 
-impl Machine {
+impl InitMachine {
     /// Runs with these settings from now on.
-    pub(super) fn adopt(&mut self, settings: Settings, now: u64) {
+    pub(super) fn adopt(&mut self, settings: NodeSettings, now: u64) {
         self.timers.reread = settings.is_wanting().then_some(now + REREAD_EVERY_MS);
         for problem in settings
             .problems
@@ -89,8 +89,8 @@ impl Machine {
         }
     }
 
-    /// The node took this document: it is kept for the next start, and a restarted node gets its
-    /// people. What the node says is checked again: PID 1 trusts nobody with its own files.
+    /// The node took this document: it is kept for the next start, and a restarted node gets its peers and tokens.
+    /// PID 1 checks again what the node says: it trusts no other process with its own files.
     pub(super) fn keep_config(&mut self, n: u64, document: String) {
         let life = self.life;
         let config = match NodeConfig::parse(document.as_bytes()) {
@@ -116,18 +116,18 @@ impl Machine {
             return self.kept(life, n, Some(error.to_owned()));
         }
         let error = Some("it failed; the log says why".to_owned());
-        let failed = Event::Kept { life, n, error };
+        let failed = MachineEvent::Kept { life, n, error };
         self.blocking("keeping the configuration", failed, move || {
             let kept = alknet_provisioning::keep(&dir.join("config"), document.as_bytes());
             let error = kept.err().map(|error| error.to_string());
-            Event::Kept { life, n, error }
+            MachineEvent::Kept { life, n, error }
         });
     }
 
     pub(super) fn kept(&mut self, life: u64, n: u64, error: Option<String>) {
         match &error {
             None => {
-                let source = alknet_provisioning::Source::Stored.to_string();
+                let source = alknet_provisioning::ConfigOrigin::Stored.to_string();
                 self.settings.source.clone_from(&source);
                 self.facts.config_source = source;
                 self.conclude_configuration();
@@ -138,7 +138,7 @@ impl Machine {
             )),
         }
         if let Some(node) = self.node.as_ref().filter(|node| node.life() == life) {
-            node.send(ToNode::ConfigKept { n, error });
+            node.send(NodeMessage::ConfigKept { n, error });
         }
     }
 
@@ -151,9 +151,9 @@ impl Machine {
 
     /// The node has a configuration from now on, whatever becomes of the file.
     fn conclude_configuration(&mut self) {
-        self.conclude(Pending {
+        self.conclude(FirstBootPermissions {
             configuration: true,
-            ..Pending::default()
+            ..FirstBootPermissions::default()
         });
     }
 
@@ -183,9 +183,9 @@ impl Machine {
         let config_changes = self.config_changes.count;
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
         let keeper = Arc::clone(&self.keeper);
-        self.blocking(READING, Event::Tick, move || {
-            let settings = Settings::read(data.as_deref(), &keeper, None, None);
-            Event::Settings {
+        self.blocking(READING, MachineEvent::Tick, move || {
+            let settings = NodeSettings::read(data.as_deref(), &keeper, None, None);
+            MachineEvent::Settings {
                 config_changes,
                 settings: Box::new(settings),
             }
@@ -193,12 +193,17 @@ impl Machine {
     }
 
     /// The sources were read again. `config_changes` is how many configurations had come when that began.
-    pub(super) fn reread_is_done(&mut self, config_changes: u64, mut settings: Settings, now: u64) {
+    pub(super) fn reread_is_done(
+        &mut self,
+        config_changes: u64,
+        mut settings: NodeSettings,
+        now: u64,
+    ) {
         if config_changes != self.config_changes.count {
             // What came since may have been kept before the sources were read, or after. What was read does not
             // take its place, and is not in force before it: words that come with a configuration replace the
             // vault of a machine that had none.
-            if self.settings.is_wanting() && self.anew.is_none() {
+            if self.settings.is_wanting() && self.remake_from.is_none() {
                 self.timers.reread = Some(now + REREAD_EVERY_MS);
             }
             return;
@@ -207,7 +212,7 @@ impl Machine {
         self.adopt(settings, now);
     }
 
-    /// Somebody pasted a configuration, or what is left of one.
+    /// The user pasted a configuration, or what is left of one.
     pub(super) fn paste(&mut self, line: &str) {
         let document = match ConsoleDocument::parse(line) {
             Ok(document) => document,
@@ -228,21 +233,26 @@ impl Machine {
         self.config_changes.begin();
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
         let keeper = Arc::clone(&self.keeper);
-        self.blocking(PASTING, Event::Tick, move || {
+        self.blocking(PASTING, MachineEvent::Tick, move || {
             let pasted = Some(document.copied());
-            let settings = Settings::read(data.as_deref(), &keeper, None, pasted);
-            Event::Pasted(Box::new((settings, document)))
+            let settings = NodeSettings::read(data.as_deref(), &keeper, None, pasted);
+            MachineEvent::Pasted(Box::new((settings, document)))
         });
     }
 
     /// All sources were read together with what was pasted.
-    pub(super) fn pasted(&mut self, mut settings: Settings, document: ConsoleDocument, now: u64) {
+    pub(super) fn pasted(
+        &mut self,
+        mut settings: NodeSettings,
+        document: ConsoleDocument,
+        now: u64,
+    ) {
         self.config_changes.end();
         if settings.is_pasted() {
             if settings.brings_words() {
                 let Some(why) = self.keeps_its_vault() else {
                     self.say_of_pasted("its words replace those that this machine made for itself");
-                    return self.begin_anew(document, now);
+                    return self.begin_remake(document, now);
                 };
                 self.say_of_pasted(&format!("it is in force, but not its words: {why}"));
             } else {

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 
-use super::{Machine, reset::Reset};
+use super::{InitMachine, reset::Reset};
 use crate::{
-    control::{PowerAction, ToNode},
-    shutdown::{self, Shutdown, Step},
+    control::{NodeMessage, PowerAction},
+    shutdown::{self, Shutdown, ShutdownStep},
 };
 
 /// How often the watchdog is fed, ms: a sixth of its time-out.
 const FEED_EVERY_MS: u64 = 5_000;
 
-impl Machine {
+impl InitMachine {
     /// Feeds the watchdog while the node is well, or was until lately. Without health for longer
     /// the machine reboots, with or without a watchdog.
     pub(super) fn guard_life(&mut self, now: u64) {
@@ -55,7 +55,7 @@ impl Machine {
         self.network.quiet();
         self.shutdown = Some(Shutdown::new(action, now));
         if let Some(node) = &self.node {
-            let drain = ToNode::Drain {
+            let drain = NodeMessage::Drain {
                 deadline_ms: shutdown::DRAIN_MS_MAX,
                 reason: format!("the machine goes down: {by}"),
                 locked: false,
@@ -73,10 +73,11 @@ impl Machine {
         };
         while let Some(step) = shutdown.step(now, node_gone, self.alone) {
             match step {
-                Step::Terminate => shutdown::signal_all(Signal::SIGTERM),
-                Step::Kill => shutdown::signal_all(Signal::SIGKILL),
-                Step::Close => {
-                    // A machine that is off feeds nobody; one that reboots stays guarded.
+                ShutdownStep::Terminate => shutdown::signal_all(Signal::SIGTERM),
+                ShutdownStep::Kill => shutdown::signal_all(Signal::SIGKILL),
+                ShutdownStep::Close => {
+                    // No process feeds the watchdog of a machine that is off, so it stops; one that reboots stays
+                    // guarded.
                     if shutdown.action() == PowerAction::Poweroff
                         && let Some(watchdog) = self.watchdog.take()
                     {

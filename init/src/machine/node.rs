@@ -2,15 +2,15 @@
 
 use nix::sys::signal::Signal;
 
-use super::{Event, Machine};
+use super::{InitMachine, MachineEvent};
 use crate::{
-    child::Node,
-    control::{NodeStatus, Problem, ToInit, ToNode},
+    child::NodeProcess,
+    control::{InitMessage, MachineDiagnostic, NodeMessage, NodeStatus},
     data,
-    fault::{Fault, make_orphans},
-    reap::{self, End},
-    stage::{self, Stage},
-    supervise::{self, Order},
+    fault::{InjectedFault, make_orphans},
+    reap::{self, ProcessExit},
+    stage::{self, BootStageName},
+    supervise::{self, SupervisorAction},
 };
 
 /// Lines of a node's last words.
@@ -18,25 +18,25 @@ const LAST_LINES_MAX: usize = 10;
 /// Orphans collected from one line of the log to the next.
 const ORPHANS_LOGGED: u64 = 1_000;
 
-impl Machine {
-    pub(super) fn obey(&mut self, order: Order, now: u64) {
+impl InitMachine {
+    pub(super) fn obey(&mut self, order: SupervisorAction, now: u64) {
         match (order, &self.node) {
-            (Order::Spawn, _) => self.spawn(now),
-            (Order::Ask(n), Some(node)) => {
-                if !node.send(ToNode::Health { n }) {
+            (SupervisorAction::Spawn, _) => self.spawn(now),
+            (SupervisorAction::Ask(n), Some(node)) => {
+                if !node.send(NodeMessage::Health { n }) {
                     self.log.warn("the node does not read its messages");
                 }
             }
-            (Order::Abort, Some(node)) => {
+            (SupervisorAction::Abort, Some(node)) => {
                 self.log
                     .error("the node does not answer for its health: aborting it");
                 node.signal(Signal::SIGABRT);
             }
-            (Order::Kill, Some(node)) => {
+            (SupervisorAction::Kill, Some(node)) => {
                 self.log.error("the node does not end: killing it");
                 node.signal(Signal::SIGKILL);
             }
-            (Order::Drain, Some(node)) => {
+            (SupervisorAction::Drain, Some(node)) => {
                 let reason = match &self.waiting {
                     _ if self.reset.is_some() => "the machine is reset",
                     Some(_) => "the vault was locked",
@@ -45,7 +45,7 @@ impl Machine {
                 let reason = reason.to_owned();
                 let deadline_ms = supervise::DRAIN_MS_MAX;
                 let locked = self.waiting.is_some();
-                if !node.send(ToNode::Drain {
+                if !node.send(NodeMessage::Drain {
                     deadline_ms,
                     reason,
                     locked,
@@ -60,7 +60,7 @@ impl Machine {
 
     /// The processors' time that the node has had since it was started, ms.
     pub(super) fn computed(&self) -> u64 {
-        self.node.as_ref().map_or(0, Node::computed)
+        self.node.as_ref().map_or(0, NodeProcess::computed)
     }
 
     pub(super) fn spawn(&mut self, now: u64) {
@@ -75,17 +75,18 @@ impl Machine {
             self.log.warn("the node waits until the vault is open");
             self.supervisor.idle(now);
             if self.waiting.is_none() {
-                // The one before locked it, and ended before it said so: somebody is asked all the same.
+                // The node before locked the vault, and ended before it said so: the console has to ask all the
+                // same.
                 self.lock(false, "a node that ended", now);
             }
             return;
         }
         self.life += 1;
-        match Node::spawn(self.life, &self.keeper, &self.log, self.events.clone()) {
+        match NodeProcess::spawn(self.life, &self.keeper, &self.log, self.events.clone()) {
             Ok(node) => {
                 self.supervisor.spawned(now);
-                stage::reach(&mut self.facts.stages, Stage::NodeStart);
-                node.send(ToNode::Start {
+                stage::reach(&mut self.facts.stages, BootStageName::NodeStart);
+                node.send(NodeMessage::Start {
                     config: Box::new(self.settings.config.clone()),
                     state_dir: self.state_dir.display().to_string(),
                     facts: Box::new(self.facts.told()),
@@ -118,7 +119,7 @@ impl Machine {
                     let life = node.life();
                     node.last_lines().await;
                     // The loop ends with the machine only.
-                    let _ = events.send(Event::Ended { life, end }).await;
+                    let _ = events.send(MachineEvent::Ended { life, end }).await;
                 });
             } else {
                 self.orphans += 1;
@@ -130,13 +131,13 @@ impl Machine {
                 }
             }
         }
-        if round.more && self.events.try_send(Event::Children).is_err() {
+        if round.more && self.events.try_send(MachineEvent::Children).is_err() {
             // The loop is busy; the next tick looks again.
             self.timers.feed = 0;
         }
     }
 
-    pub(super) fn ended(&mut self, life: u64, end: End, now: u64) {
+    pub(super) fn ended(&mut self, life: u64, end: ProcessExit, now: u64) {
         self.status = None;
         self.facts.problems.reported.clear();
         let unexpected = self.supervisor.exited(now);
@@ -165,33 +166,33 @@ impl Machine {
         }
     }
 
-    pub(super) fn said(&mut self, message: ToInit, now: u64) {
+    pub(super) fn said(&mut self, message: InitMessage, now: u64) {
         match message {
-            ToInit::Fault { kind } => self.fault(&kind),
-            ToInit::Health { n, ok, detail } => {
+            InitMessage::Fault { kind } => self.fault(&kind),
+            InitMessage::Health { n, ok, detail } => {
                 if !ok {
                     self.log.warn(format_args!("the node is unwell: {detail}"));
                 }
                 let computed = self.computed();
                 self.supervisor.answered(n, ok, now, computed);
             }
-            ToInit::KeepConfig { n, document } => self.keep_config(n, document),
-            ToInit::Power { action, by } => self.go_down(action, &by, now),
-            ToInit::Ready { status } => {
+            InitMessage::KeepConfig { n, document } => self.keep_config(n, document),
+            InitMessage::Power { action, by } => self.go_down(action, &by, now),
+            InitMessage::Ready { status } => {
                 self.supervisor.ready(now);
-                stage::reach(&mut self.facts.stages, Stage::Ready);
+                stage::reach(&mut self.facts.stages, BootStageName::Ready);
                 self.facts.problems.node.clear();
                 self.log
                     .info(format_args!("the node serves port {}", status.port));
                 self.learn(status);
                 self.note_key();
             }
-            ToInit::Status { status } => self.learn(status),
-            ToInit::VaultEventsWritten { count } => {
+            InitMessage::Status { status } => self.learn(status),
+            InitMessage::VaultEventsWritten { count } => {
                 self.keeper.events().written(count);
                 self.tell_events();
             }
-            ToInit::VaultLocked { hard, by } => self.lock(hard, &by, now),
+            InitMessage::VaultLocked { hard, by } => self.lock(hard, &by, now),
         }
     }
 
@@ -204,13 +205,13 @@ impl Machine {
         let state_dir = self.state_dir.clone();
         let log = self.log.clone();
         // Nothing waits for it.
-        self.blocking("noting that the node has a key", Event::Tick, move || {
+        self.blocking("noting that the node has a key", MachineEvent::Tick, move || {
             if let Err(error) = data::note_key(&state_dir) {
                 log.warn(format_args!(
                     "that this node has a key is not noted on its disk, and is noted at the next start: {error}"
                 ));
             }
-            Event::Tick
+            MachineEvent::Tick
         });
     }
 
@@ -228,22 +229,22 @@ impl Machine {
             return;
         }
         self.log.warn(format_args!("fault injected: {kind}"));
-        match Fault::parse(kind) {
-            Some(Fault::Hang) => loop {
+        match InjectedFault::parse(kind) {
+            Some(InjectedFault::Hang) => loop {
                 std::thread::park();
             },
-            Some(Fault::HousekeepPanic) => self.breaks_housekeeping = true,
-            Some(Fault::NetPanic) => self.network.fail(),
-            Some(Fault::OpenPanic) => self.breaks_opening = true,
-            Some(Fault::Orphans) => make_orphans(),
-            Some(Fault::Panic) => panic!("a fault was injected"),
+            Some(InjectedFault::HousekeepPanic) => self.breaks_housekeeping = true,
+            Some(InjectedFault::NetPanic) => self.network.fail(),
+            Some(InjectedFault::OpenPanic) => self.breaks_opening = true,
+            Some(InjectedFault::Orphans) => make_orphans(),
+            Some(InjectedFault::Panic) => panic!("a fault was injected"),
             None => self.log.warn("no such fault"),
         }
     }
 }
 
-fn node_problem(text: String) -> Problem {
-    Problem {
+fn node_problem(text: String) -> MachineDiagnostic {
+    MachineDiagnostic {
         code: "node-failed".to_owned(),
         text,
         hint: "it is started again by itself; its last words are in node/info".to_owned(),

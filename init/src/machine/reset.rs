@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Event, Machine};
+use super::{InitMachine, MachineEvent};
 use crate::{control::PowerAction, data};
 
 /// How long a disk may take for the mark before the console says that it does not answer, ms, and how often the console
@@ -55,7 +55,7 @@ impl Reset {
     }
 }
 
-impl Machine {
+impl InitMachine {
     /// Erases keys and data, and restarts as a machine that was never used.
     pub(super) fn factory_reset(&mut self, now: u64) {
         let Some(device) = self.vault_at.clone() else {
@@ -64,7 +64,7 @@ impl Machine {
         };
         self.log.warn("factory reset: keys and data are erased");
         self.keeper.lock();
-        // Words that nobody has written down yet are not shown again for a vault that goes.
+        // The vault goes, so the console does not show its new words again, confirmed or not.
         self.keeper.take_words();
         self.drop_command();
         self.asking.end();
@@ -91,9 +91,9 @@ impl Machine {
             say_at: now + SILENT_MS_MAX,
         };
         let at = reset.device.clone();
-        let failed = Event::ResetMarked(Err("it failed; the log says why".to_owned()));
+        let failed = MachineEvent::ResetMarked(Err("it failed; the log says why".to_owned()));
         self.blocking("marking the disk", failed, move || {
-            Event::ResetMarked(data::mark_erasing(&at).map_err(|error| error.to_string()))
+            MachineEvent::ResetMarked(data::mark_erasing(&at).map_err(|error| error.to_string()))
         });
     }
 
@@ -160,16 +160,16 @@ impl Machine {
     }
 
     /// Events that a machine takes which is being erased: nothing is opened, asked or changed any more.
-    pub(super) fn takes(&self, event: &Event) -> bool {
+    pub(super) fn takes(&self, event: &MachineEvent) -> bool {
         let changes = matches!(
             event,
-            Event::Answered(_)
-                | Event::Came(..)
-                | Event::Commanded(_)
-                | Event::Opened(_)
-                | Event::Pasted(_)
-                | Event::Settings { .. }
-                | Event::Unlocked(_)
+            MachineEvent::Answered(_)
+                | MachineEvent::Came(..)
+                | MachineEvent::Commanded(_)
+                | MachineEvent::Opened(_)
+                | MachineEvent::Pasted(_)
+                | MachineEvent::Settings { .. }
+                | MachineEvent::Unlocked(_)
         );
         if self.reset.is_none() || !changes {
             return true;

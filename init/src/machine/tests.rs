@@ -1,9 +1,9 @@
 use std::fs::File;
 
-use alknet_provisioning::{Secrets, Source};
+use alknet_provisioning::{ConfigOrigin, MediaSecrets};
 use alknet_sealed::limits::DATA_AT;
 use alknet_vault::slots::{
-    Argon2Params, Found, Key, KmsParams, NewSlot, NewVault, OpenAlkv, VaultId,
+    Argon2Params, KmsParams, LoadedCopies, NewSlot, NewVault, OpenAlkv, UnlockKey, VaultId,
 };
 use alknet_vault::{Entropy, SecretArr, SecretStr};
 use zeroize::Zeroizing;
@@ -12,22 +12,22 @@ use super::*;
 use crate::{
     control::DataState,
     data::{self, keyslot_tests},
-    errand::Hidden,
-    facts::Clock,
+    facts::ClockState,
+    helper_task::HexSecret,
     settings::tests::{settings, with_words},
-    supervise::Order,
-    vault::{self, Ask, Command},
+    supervise::SupervisorAction,
+    vault::{self, UnlockPrompt, VaultCommand},
 };
 
 /// A machine at rest whose vault is open; its disk is gone.
-fn machine() -> Machine {
+fn machine() -> InitMachine {
     machine_with_vault().0
 }
 
 /// The same with what its disk had.
-fn machine_with_vault() -> (Machine, Found) {
-    let log = Log::default();
-    let keeper = Keeper::new().expect("memory");
+fn machine_with_vault() -> (InitMachine, LoadedCopies) {
+    let log = InitLog::default();
+    let keeper = VaultHandle::new().expect("memory");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let disk = dir.path().join("disk");
     let file = File::create_new(&disk).expect("a new file");
@@ -36,18 +36,18 @@ fn machine_with_vault() -> (Machine, Found) {
     data::copies(&disk).create(&made).expect("written");
     let found = data::copies(&disk).load().expect("good");
     let found = found.expect("a vault");
-    let media = Secrets::default();
-    let (offer, permits) = (Offer::default(), |_: &OpenAlkv| Ok(()));
+    let media = MediaSecrets::default();
+    let (offer, permits) = (UnlockCredentials::default(), |_: &OpenAlkv| Ok(()));
     let opened = vault::open(&found, &keeper, &offer, &media, &log, &permits);
     opened.map(drop).expect("its key lies beside it");
     let (events, _) = mpsc::channel(EVENTS_MAX);
     let keeper = Arc::new(keeper);
-    let machine = Machine::at_rest(Facts::default(), keeper, settings(None), log, events);
+    let machine = InitMachine::at_rest(InitFacts::default(), keeper, settings(None), log, events);
     (machine, found)
 }
 
 /// How often the log of the vault says that it was locked.
-fn locked(machine: &Machine) -> usize {
+fn locked(machine: &InitMachine) -> usize {
     let events = machine.keeper.events().fresh();
     let locked = events
         .iter()
@@ -59,7 +59,10 @@ fn locked(machine: &Machine) -> usize {
 fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
     let mut machine = machine();
     machine.supervisor.start(0);
-    assert_eq!(machine.supervisor.order(0, 0), Some(Order::Spawn));
+    assert_eq!(
+        machine.supervisor.order(0, 0),
+        Some(SupervisorAction::Spawn)
+    );
     // The memory is the node's as well, and so is the lock.
     machine.keeper.vault().lock();
     assert!(machine.asking.question().is_none());
@@ -67,7 +70,7 @@ fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
     assert!(machine.node.is_none(), "it would make a key of its own");
     assert_eq!(machine.supervisor.order(0, 0), None);
     let waiting = machine.waiting.as_ref().expect("it waits");
-    assert_eq!(waiting.ask, Ask::Passphrase);
+    assert_eq!(waiting.ask, UnlockPrompt::Passphrase);
     let told = &machine.facts.problems.vault;
     assert_eq!(told.as_slice(), std::slice::from_ref(&waiting.problem));
     assert_eq!(told[0].code, "vault-locked");
@@ -79,19 +82,22 @@ fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
     assert_eq!(locked(&machine), 1);
     machine.keeper.begin_attempt();
     machine.unlocked(None, 0);
-    assert_eq!(machine.supervisor.order(0, 0), Some(Order::Spawn));
+    assert_eq!(
+        machine.supervisor.order(0, 0),
+        Some(SupervisorAction::Spawn)
+    );
 }
 
 /// An attempt to make a vault of `offer`, which needs more than that.
-fn needs_more(offer: Offer) -> Opened {
-    let waiting = Waiting::new(
-        Ask::NewPassphrase,
+fn needs_more(offer: UnlockCredentials) -> OpenedData {
+    let waiting = VaultWait::new(
+        UnlockPrompt::NewPassphrase,
         "vault-waits",
         "the vault needs a passphrase",
         "type one on the console",
     );
-    Opened {
-        prepared: Prepared {
+    OpenedData {
+        prepared: PreparedData {
             state_dir: std::path::PathBuf::new(),
             state: DataState {
                 mode: "locked".to_owned(),
@@ -103,7 +109,7 @@ fn needs_more(offer: Offer) -> Opened {
             vault: None,
         },
         settings: settings(None),
-        clock: Clock::Unset,
+        clock: ClockState::Unset,
         offer,
     }
 }
@@ -114,13 +120,13 @@ fn what_is_typed_for_a_new_vault_is_forgotten_when_no_answer_follows() {
     let mut machine = machine();
     // The settings of the machine that tests are left alone.
     machine.life = 1;
-    machine.opened(needs_more(Offer::default()), 0);
-    let typed = |machine: &mut Machine| {
+    machine.opened(needs_more(UnlockCredentials::default()), 0);
+    let typed = |machine: &mut InitMachine| {
         // No disk of the machine that tests is opened.
         machine.prepared = None;
         for _ in 0..2 {
             let line = Zeroizing::new("an attacker's".to_owned());
-            machine.answered(Answer::Line(line), 0);
+            machine.answered(ConsoleInput::Line(line), 0);
         }
         assert!(machine.offer.new_passphrase.is_some());
     };
@@ -140,20 +146,22 @@ fn what_is_typed_for_a_new_vault_is_forgotten_when_no_answer_follows() {
     }
 }
 
-/// Whoever locks hard relies on it that the TPM gives nothing any more.
+/// An administrator who locks hard relies on it that the TPM gives out no key any more.
 #[test]
 fn a_tpm_that_does_not_close_is_a_problem_until_it_does() {
     let mut machine = machine();
-    let codes = |machine: &Machine| -> Vec<String> {
+    let codes = |machine: &InitMachine| -> Vec<String> {
         let told = machine.facts.problems.vault.iter();
         told.map(|problem| problem.code.clone()).collect()
     };
     machine.lock(false, "a test", 0);
-    machine.handle(Event::TpmClosed(Err("it does not answer".to_owned())));
+    machine.handle(MachineEvent::TpmClosed(
+        Err("it does not answer".to_owned()),
+    ));
     assert_eq!(codes(&machine), ["vault-locked", "tpm-not-closed"]);
     let text = &machine.facts.problems.vault[1].text;
     assert!(text.ends_with("it does not answer"), "{text}");
-    machine.handle(Event::TpmClosed(Ok(())));
+    machine.handle(MachineEvent::TpmClosed(Ok(())));
     assert_eq!(codes(&machine), ["vault-locked"]);
 }
 
@@ -162,7 +170,7 @@ fn a_tpm_that_does_not_close_is_a_problem_until_it_does() {
 #[tokio::test]
 async fn sources_that_are_read_beside_a_paste_do_not_come_before_it() {
     let mut machine = machine();
-    machine.settings = with_words(Source::Default);
+    machine.settings = with_words(ConfigOrigin::Default);
     // No disk of the machine that tests, whatever happens to it.
     let disk = tempfile::NamedTempFile::new().expect("a temporary file");
     machine.vault_at = Some(disk.path().to_owned());
@@ -171,22 +179,22 @@ async fn sources_that_are_read_beside_a_paste_do_not_come_before_it() {
     machine.timers.reread = Some(0);
     machine.reread(0);
     assert!(machine.timers.reread.is_some_and(|at| at > 0), "it waits");
-    machine.reread_is_done(0, with_words(Source::Stored), 0);
+    machine.reread_is_done(0, with_words(ConfigOrigin::Stored), 0);
     assert_eq!(machine.keeps_its_vault(), None);
     let document = ConsoleDocument::parse(&line).expect("whole");
-    machine.pasted(with_words(Source::Console), document, 0);
-    assert!(machine.anew.is_some(), "its words count");
+    machine.pasted(with_words(ConfigOrigin::Console), document, 0);
+    assert!(machine.remake_from.is_some(), "its words count");
     // A look that began before it is not what the machine goes back to.
-    machine.reread_is_done(0, with_words(Source::Default), 0);
+    machine.reread_is_done(0, with_words(ConfigOrigin::Default), 0);
     assert!(machine.timers.reread.is_none());
 }
 
 #[tokio::test]
 async fn what_the_node_took_is_not_undone_by_an_older_look_at_the_sources() {
     let mut machine = machine();
-    machine.settings = with_words(Source::Default);
+    machine.settings = with_words(ConfigOrigin::Default);
     machine.keep_config(1, "limits.connections_per_peer = 7\n".to_owned());
-    machine.reread_is_done(0, with_words(Source::Default), 0);
+    machine.reread_is_done(0, with_words(ConfigOrigin::Default), 0);
     assert_eq!(machine.settings.config.limits.connections_per_peer, Some(7));
     assert!(machine.timers.reread.is_some(), "it looks again");
 }
@@ -200,7 +208,7 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
     let file = File::create_new(&disk).expect("a new file");
     file.set_len(DATA_AT).expect("a sparse file");
     let vault = NewVault {
-        pending: Pending::ALL,
+        pending: FirstBootPermissions::ALL,
         ..NewVault::new(Entropy::from_bytes(&[7; 32]).expect("32 bytes"), 0)
     };
     let made = OpenAlkv::create(vault, NewSlot::None).expect("made");
@@ -209,15 +217,16 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
         let found = data::copies(&disk).load().expect("good");
         found.expect("a vault")
     };
-    let log = Log::default();
-    let keeper = Keeper::new().expect("memory");
-    let (offer, media) = (Offer::default(), Secrets::default());
+    let log = InitLog::default();
+    let keeper = VaultHandle::new().expect("memory");
+    let (offer, media) = (UnlockCredentials::default(), MediaSecrets::default());
     let permits = |_: &OpenAlkv| Ok(());
     let opened = vault::open(&found(), &keeper, &offer, &media, &log, &permits);
     opened.map(drop).expect("its key lies beside it");
     let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
     let keeper = Arc::new(keeper);
-    let mut machine = Machine::at_rest(Facts::default(), keeper, settings(None), log, events);
+    let mut machine =
+        InitMachine::at_rest(InitFacts::default(), keeper, settings(None), log, events);
     machine.vault_at = Some(disk.clone());
     machine.state_dir = dir.path().to_owned();
     machine.kept(0, 1, None);
@@ -238,18 +247,18 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
     machine.conclude_now();
     let outcome = loop {
         match arriving.recv().await.expect("the machine is there") {
-            Event::Concluded(outcome) => break outcome,
+            MachineEvent::Concluded(outcome) => break outcome,
             _ => continue,
         }
     };
     machine.concluded(outcome);
-    let configuration = Pending {
+    let configuration = FirstBootPermissions {
         configuration: true,
-        ..Pending::default()
+        ..FirstBootPermissions::default()
     };
-    let left = Pending::ALL.without(configuration);
+    let left = FirstBootPermissions::ALL.without(configuration);
     assert_eq!(machine.keeper.pending(), left);
-    let opened = found().open(&mut Key::Stored).expect("opened");
+    let opened = found().open(&mut UnlockKey::Stored).expect("opened");
     assert_eq!(opened.pending(), left);
     assert!(!machine.working);
 }
@@ -263,25 +272,29 @@ fn opened_by_share(share: &[u8; 32]) -> OpenAlkv {
     let params = params.expect("within bounds");
     let kek = params.kek(&SecretArr::copy_of(share), id);
     let vault = NewVault {
-        pending: Pending::ALL,
+        pending: FirstBootPermissions::ALL,
         ..NewVault::new(Entropy::from_bytes(&[7; 32]).expect("32 bytes"), 0)
     };
     OpenAlkv::create_as(id, vault, |_| Ok(NewSlot::Kms(params, &kek))).expect("made")
 }
 
 /// The other node gives its share, which an attempt to open the vault asked for.
-fn release(keeper: &Keeper, share: &[u8; 32]) {
+fn release(keeper: &VaultHandle, share: &[u8; 32]) {
     let escrow = keeper.escrow();
     escrow.set_network(true);
     let (of, _) = escrow.next(0).expect("it is wanted");
-    let share = Hidden::copy_of(share);
-    escrow.came(&of, Ok(errand::Outcome::Released { share }), 0);
+    let share = HexSecret::copy_of(share);
+    escrow.came(&of, Ok(helper_task::HelperOutcome::Released { share }), 0);
     // The machine that is tested starts no child to ask a node.
     escrow.set_network(false);
 }
 
 /// Handles so many events of the machine's threads.
-async fn handle(machine: &mut Machine, arriving: &mut mpsc::Receiver<Event>, count: usize) {
+async fn handle(
+    machine: &mut InitMachine,
+    arriving: &mut mpsc::Receiver<MachineEvent>,
+    count: usize,
+) {
     for _ in 0..count {
         let event = arriving.recv().await.expect("the machine is there");
         machine.handle(event);
@@ -289,7 +302,7 @@ async fn handle(machine: &mut Machine, arriving: &mut mpsc::Receiver<Event>, cou
 }
 
 /// How the ten minutes in which words can be seen end.
-type WordsEnd = fn(&mut Machine);
+type WordsEnd = fn(&mut InitMachine);
 
 /// An attacker locks the vault until the ten minutes after the first start are over, or has a vault that the machine
 /// cannot open by itself; or the disk is full when the owner has typed the words. Opened again, the vault must not permit
@@ -297,9 +310,9 @@ type WordsEnd = fn(&mut Machine);
 #[tokio::test]
 async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it_opens_again() {
     let share = [2; 32];
-    let left = Pending::ALL.without(Pending {
+    let left = FirstBootPermissions::ALL.without(FirstBootPermissions {
         words: true,
-        ..Pending::default()
+        ..FirstBootPermissions::default()
     });
     // And how many threads that starts.
     let ways: [(WordsEnd, usize); 3] = [
@@ -327,9 +340,9 @@ async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it
         data::copies(&disk).create(&made).expect("written");
         let found = data::copies(&disk).load().expect("good");
         let found = found.expect("a vault");
-        let log = Log::default();
-        let keeper = Keeper::new().expect("memory");
-        let (offer, media) = (Offer::default(), Secrets::default());
+        let log = InitLog::default();
+        let keeper = VaultHandle::new().expect("memory");
+        let (offer, media) = (UnlockCredentials::default(), MediaSecrets::default());
         let permits = |_: &OpenAlkv| Ok(());
         let opened = vault::open(&found, &keeper, &offer, &media, &log, &permits);
         opened.map(drop).expect_err("no share is there yet");
@@ -340,10 +353,11 @@ async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it
 
         let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
         let keeper = Arc::new(keeper);
-        let mut machine = Machine::at_rest(Facts::default(), keeper, settings(None), log, events);
+        let mut machine =
+            InitMachine::at_rest(InitFacts::default(), keeper, settings(None), log, events);
         machine.vault_at = Some(disk.clone());
         machine.state_dir = dir.path().to_owned();
-        machine.prepared = Some(Box::new(Prepared {
+        machine.prepared = Some(Box::new(PreparedData {
             state_dir: dir.path().to_owned(),
             state: DataState {
                 mode: "mounted".to_owned(),
@@ -358,7 +372,7 @@ async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it
         machine.keep_open(0);
         handle(&mut machine, &mut arriving, threads).await;
         assert!(reminded.exists(), "the next start asks for proof");
-        assert_eq!(machine.keeper.pending(), Pending::ALL);
+        assert_eq!(machine.keeper.pending(), FirstBootPermissions::ALL);
 
         for _ in 0..2 {
             machine.lock(false, "an attacker", 0);
@@ -386,33 +400,42 @@ async fn no_command_uses_a_vault_before_the_attempt_that_opened_it_is_over() {
     let disk = tempfile::NamedTempFile::new().expect("a temporary file");
     machine.vault_at = Some(disk.path().to_owned());
     let text = "the vault is locked";
-    machine.waiting = Some(Waiting::new(Ask::Nothing, "vault-locked", text, "wait"));
+    machine.waiting = Some(VaultWait::new(
+        UnlockPrompt::Nothing,
+        "vault-locked",
+        text,
+        "wait",
+    ));
     machine.opening = true;
     assert!(machine.keeper.is_open());
     for line in ["words", "slot add passphrase", "rekey"] {
-        machine.command(Command::parse(line).expect(line));
+        machine.command(VaultCommand::parse(line).expect(line));
         assert!(!machine.working, "{line}: it was begun");
     }
     // One that was begun before the vault was locked.
     let words = SecretStr::from("abandon");
-    machine.commanded(Session::new(Command::Words), Outcome::Words(words), 0);
+    machine.commanded(
+        CommandSession::new(VaultCommand::Words),
+        CommandOutcome::Words(words),
+        0,
+    );
     assert!(machine.timers.session.is_none(), "the words are shown");
 }
 
 /// How an attempt to open the vault ends that got as far as it could.
-type AttemptEnd = fn(&mut Machine);
+type AttemptEnd = fn(&mut InitMachine);
 
 /// The owner, or an administrator over the network, locks the vault while an attempt to open it waits for a TPM, a slow
 /// disk or Argon2id.
 #[test]
 fn a_lock_that_is_given_while_an_attempt_is_under_way_holds() {
-    let data = |machine: &mut Machine| {
-        let mut opened = needs_more(Offer::default());
+    let data = |machine: &mut InitMachine| {
+        let mut opened = needs_more(UnlockCredentials::default());
         opened.prepared.waiting = None;
         opened.prepared.state.mode = "mounted".to_owned();
         machine.opened(opened, 0);
     };
-    let vault = |machine: &mut Machine| machine.unlocked(None, 0);
+    let vault = |machine: &mut InitMachine| machine.unlocked(None, 0);
     for (end, hard, is_late) in [
         (data as AttemptEnd, false, false),
         (data, true, true),
@@ -423,9 +446,9 @@ fn a_lock_that_is_given_while_an_attempt_is_under_way_holds() {
         // The settings of the machine that tests are left alone.
         machine.life = 1;
         let keeper = Arc::clone(&machine.keeper);
-        let log = Log::default();
+        let log = InitLog::default();
         let open = || {
-            let (offer, media) = (Offer::default(), Secrets::default());
+            let (offer, media) = (UnlockCredentials::default(), MediaSecrets::default());
             let permits = |_: &OpenAlkv| Ok(());
             vault::open(&found, &keeper, &offer, &media, &log, &permits).map(drop)
         };
@@ -451,7 +474,10 @@ fn a_lock_that_is_given_while_an_attempt_is_under_way_holds() {
         keeper.begin_attempt();
         open().expect("its owner wants it open");
         machine.unlocked(None, 0);
-        assert_eq!(machine.supervisor.order(0, 0), Some(Order::Spawn));
+        assert_eq!(
+            machine.supervisor.order(0, 0),
+            Some(SupervisorAction::Spawn)
+        );
     }
 }
 
@@ -464,19 +490,24 @@ fn a_machine_that_goes_down_does_not_open_its_vault_again() {
     keeper.begin_attempt();
     // The last step, and the bound where anything hangs before it.
     keeper.lock();
-    let (offer, media) = (Offer::default(), Secrets::default());
+    let (offer, media) = (UnlockCredentials::default(), MediaSecrets::default());
     let permits = |_: &OpenAlkv| Ok(());
     let opened = vault::open(&found, &keeper, &offer, &media, &machine.log, &permits);
     opened.map(drop).expect_err("the attempt began before");
     let why = "the vault is locked";
-    machine.waiting = Some(Waiting::new(Ask::Passphrase, "vault-locked", why, "type"));
-    machine.prepared = Some(Box::new(needs_more(Offer::default()).prepared));
+    machine.waiting = Some(VaultWait::new(
+        UnlockPrompt::Passphrase,
+        "vault-locked",
+        why,
+        "type",
+    ));
+    machine.prepared = Some(Box::new(needs_more(UnlockCredentials::default()).prepared));
     machine.open();
     assert!(!machine.opening && !keeper.is_open());
 }
 
 /// How often the machine has said that, in its log.
-fn said(machine: &Machine, text: &str) -> usize {
+fn said(machine: &InitMachine, text: &str) -> usize {
     let ring = machine.log.ring();
     let lines = ring.since(0);
     lines
@@ -486,7 +517,7 @@ fn said(machine: &Machine, text: &str) -> usize {
 
 /// A machine that is being reset, and never hears what comes of the mark: what of it goes down has gone down already,
 /// since a machine that begins to has a thread that restarts the system after 25 s, which is this host's own.
-fn being_reset() -> (Machine, tempfile::NamedTempFile) {
+fn being_reset() -> (InitMachine, tempfile::NamedTempFile) {
     let mut machine = machine();
     machine.shutdown = Some(Shutdown::new(PowerAction::Poweroff, 0));
     let disk = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -520,17 +551,17 @@ async fn a_reset_waits_for_the_mark_of_a_disk_that_hangs() {
         );
     }
     // What was under way, or is typed now.
-    machine.waiting = Some(Waiting::new(
-        Ask::Passphrase,
+    machine.waiting = Some(VaultWait::new(
+        UnlockPrompt::Passphrase,
         "vault-locked",
         "locked",
         "type",
     ));
     machine.open();
     assert!(!machine.opening);
-    machine.handle(Event::Unlocked(None));
+    machine.handle(MachineEvent::Unlocked(None));
     let line = Zeroizing::new("a passphrase".to_owned());
-    machine.handle(Event::Answered(Answer::Line(line)));
+    machine.handle(MachineEvent::Answered(ConsoleInput::Line(line)));
     assert_eq!(machine.supervisor.order(0, 0), None);
     assert!(machine.offer.passphrase.is_none());
     // The disk answers in the end, and again.
@@ -544,7 +575,7 @@ async fn a_reset_waits_for_the_mark_of_a_disk_that_hangs() {
 #[tokio::test]
 async fn a_reset_tries_a_disk_again_that_refuses_the_mark() {
     let (mut machine, _disk) = being_reset();
-    let refuse = |machine: &mut Machine, now| {
+    let refuse = |machine: &mut InitMachine, now| {
         machine.reset_marked(Err("an I/O error".to_owned()), now);
         machine.reset.as_ref().and_then(Reset::deadline)
     };
@@ -576,14 +607,14 @@ async fn a_machine_that_is_switched_off_before_the_mark_says_that_it_was_not_era
 #[tokio::test]
 async fn a_first_configuration_closes_a_vault_that_opens_by_typing_only() {
     let passphrase = || SecretStr::from("correct horse");
-    let permitted = Pending {
+    let permitted = FirstBootPermissions {
         configuration: true,
         words: true,
-        ..Pending::default()
+        ..FirstBootPermissions::default()
     };
-    let left = Pending {
+    let left = FirstBootPermissions {
         words: true,
-        ..Pending::default()
+        ..FirstBootPermissions::default()
     };
     for locks in [false, true] {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -605,12 +636,12 @@ async fn a_first_configuration_closes_a_vault_that_opens_by_typing_only() {
             let found = data::copies(&disk).load().expect("good");
             found.expect("a vault")
         };
-        let log = Log::default();
-        let keeper = Keeper::new().expect("memory");
-        let media = Secrets::default();
-        let offer = Offer {
+        let log = InitLog::default();
+        let keeper = VaultHandle::new().expect("memory");
+        let media = MediaSecrets::default();
+        let offer = UnlockCredentials {
             passphrase: Some(passphrase()),
-            ..Offer::default()
+            ..UnlockCredentials::default()
         };
         let permits = |_: &OpenAlkv| Ok(());
         let opened = vault::open(&found(), &keeper, &offer, &media, &log, &permits);
@@ -618,7 +649,8 @@ async fn a_first_configuration_closes_a_vault_that_opens_by_typing_only() {
         assert!(keeper.has_master_key() && !keeper.is_configured());
         let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
         let keeper = Arc::new(keeper);
-        let mut machine = Machine::at_rest(Facts::default(), keeper, settings(None), log, events);
+        let mut machine =
+            InitMachine::at_rest(InitFacts::default(), keeper, settings(None), log, events);
         machine.vault_at = Some(disk.clone());
         machine.state_dir = dir.path().to_owned();
         if locks {
@@ -646,7 +678,7 @@ async fn a_first_configuration_closes_a_vault_that_opens_by_typing_only() {
         handle(&mut machine, &mut arriving, 1).await;
         assert_eq!(machine.keeper.pending(), left);
         assert!(machine.keeper.is_configured() && !machine.keeper.has_master_key());
-        let mut key = Key::Passphrase {
+        let mut key = UnlockKey::Passphrase {
             passphrase: &passphrase(),
             cap_kib: u32::MAX,
         };

@@ -2,17 +2,17 @@
 
 use std::io;
 
-use super::{Event, HOUSEKEEP_EVERY_MS, Machine, PART_PAUSE_MS};
+use super::{HOUSEKEEP_EVERY_MS, InitMachine, MachineEvent, PART_PAUSE_MS};
 use crate::{
     clock,
-    control::Problem,
-    data::{self, Prepared},
-    facts::Clock,
-    network::News,
-    stage::{self, Stage, boot_ms},
+    control::MachineDiagnostic,
+    data::{self, PreparedData},
+    facts::ClockState,
+    network::NetworkEvent,
+    stage::{self, BootStageName, boot_ms},
 };
 
-impl Machine {
+impl InitMachine {
     pub(super) fn housekeep(&mut self, now: u64) {
         if now < self.timers.housekeep || self.shutdown.is_some() {
             return;
@@ -24,7 +24,7 @@ impl Machine {
         if note {
             self.timers.note = now + clock::NOTE_EVERY.as_millis() as u64;
         }
-        let as_before = Event::Housekept(Box::new(prepared.copied()));
+        let as_before = MachineEvent::Housekept(Box::new(prepared.copied()));
         let breaks = std::mem::take(&mut self.breaks_housekeeping);
         self.blocking("housekeeping", as_before, move || {
             assert!(!breaks, "a fault was injected");
@@ -32,15 +32,15 @@ impl Machine {
             if note
                 && prepared.state.mode == "mounted"
                 && let Err(error) = clock::note(&prepared.state_dir)
-                && !is_told_with_the_data(error.kind())
+                && !is_reported_by_data(error.kind())
             {
                 tracing::warn!(%error, "the time is not noted for a start without a clock");
             }
-            Event::Housekept(prepared)
+            MachineEvent::Housekept(prepared)
         });
     }
 
-    pub(super) fn housekept(&mut self, prepared: Box<Prepared>) {
+    pub(super) fn housekept(&mut self, prepared: Box<PreparedData>) {
         self.timers.housekeep = boot_ms() + HOUSEKEEP_EVERY_MS;
         self.facts.data = prepared.state.clone();
         self.facts.problems.data.clone_from(&prepared.problems);
@@ -53,7 +53,7 @@ impl Machine {
         if let Err(error) = self.network.start(&self.settings) {
             self.log
                 .error(format_args!("the network cannot be started: {error}"));
-            self.facts.problems.network = vec![Problem {
+            self.facts.problems.network = vec![MachineDiagnostic {
                 code: "network-failed".to_owned(),
                 text: error.to_string(),
                 hint: "it is tried again; see the log".to_owned(),
@@ -62,24 +62,24 @@ impl Machine {
         }
     }
 
-    pub(super) fn network_news(&mut self, news: News) {
+    pub(super) fn network_news(&mut self, news: NetworkEvent) {
         match news {
-            News::Links { links, dns, ready } => {
+            NetworkEvent::Links { links, dns, ready } => {
                 if ready {
-                    stage::reach(&mut self.facts.stages, Stage::Network);
+                    stage::reach(&mut self.facts.stages, BootStageName::Network);
                 }
                 self.network_is(ready);
                 self.facts.links = links;
                 self.facts.dns = dns;
             }
-            News::Log { level, message } => self.log.write(level, "net", message),
-            News::Synced => self.facts.clock = Clock::Sntp,
+            NetworkEvent::Log { level, message } => self.log.write(level, "net", message),
+            NetworkEvent::Synced => self.facts.clock = ClockState::Sntp,
         }
     }
 }
 
 /// Of a full or read-only disk the data's own problems tell.
-fn is_told_with_the_data(kind: io::ErrorKind) -> bool {
+fn is_reported_by_data(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
     matches!(kind, StorageFull | ReadOnlyFilesystem)
 }

@@ -1,39 +1,39 @@
-//! The vault in the machine's life: opened before anything is served, locked when somebody wants it,
-//! and the conversation with whoever sits at the console.
+//! The vault in the machine's life: opened before anything is served, locked on request, and the conversation with
+//! the user at the console.
 
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use alknet_provisioning::ConsoleDocument;
-use alknet_vault::audit::Event as VaultEvent;
-use alknet_vault::slots::Pending;
+use alknet_vault::audit::AuditEvent as VaultEvent;
+use alknet_vault::slots::FirstBootPermissions;
 
-use super::{Event, Machine, commands::ANSWER_MS_MAX, panic_text};
+use super::{InitMachine, MachineEvent, commands::ANSWER_MS_MAX, panic_text};
 use crate::{
-    boot::{self, Opened},
-    console::{Answer, Console},
-    control::{PowerAction, Problem, ToNode},
-    data::{self, Access, Prepared},
-    errand::Outcome,
-    facts::Clock,
+    boot::{self, OpenedData},
+    console::{ConsoleInput, InitConsole},
+    control::{MachineDiagnostic, NodeMessage, PowerAction},
+    data::{self, DataAccess, PreparedData},
+    facts::ClockState,
     helper,
+    helper_task::HelperOutcome,
     stage::boot_ms,
     tpm,
-    vault::{For, Offer, Step, Waiting},
+    vault::{DialogStep, HelperPurpose, UnlockCredentials, VaultWait},
 };
 
-/// How often an attempt is made that needs nobody, ms: a medium may be attached any time.
+/// How often an attempt is made without input, ms: a medium may be attached any time.
 const OPEN_EVERY_MS: u64 = 3_000;
 /// How long after another attempt one is made that was asked for meanwhile, ms.
 const AGAIN_MS: u64 = 500;
 /// Consoles over the vsock at once.
 const CALLERS_MAX: usize = 4;
 
-impl Machine {
+impl InitMachine {
     /// An attempt to get at the data is over.
-    pub(super) fn opened(&mut self, opened: Opened, now: u64) {
-        let Opened {
+    pub(super) fn opened(&mut self, opened: OpenedData, now: u64) {
+        let OpenedData {
             mut prepared,
             settings,
             clock,
@@ -44,7 +44,7 @@ impl Machine {
             prepared.waiting = Some(self.locked());
         }
         self.facts.data = prepared.state.clone();
-        if self.facts.clock != Clock::Sntp {
+        if self.facts.clock != ClockState::Sntp {
             self.facts.clock = clock;
         }
         for problem in &prepared.problems {
@@ -72,7 +72,7 @@ impl Machine {
                 self.asking.wait_for(Some(waiting));
             }
             None => {
-                self.offer = Offer::default();
+                self.offer = UnlockCredentials::default();
                 self.timers.typed = None;
                 self.asking.wait_for(None);
                 self.recall_words();
@@ -84,10 +84,10 @@ impl Machine {
     }
 
     /// The vault was locked while the data is there, and an attempt to open it again is over.
-    pub(super) fn unlocked(&mut self, waiting: Option<Waiting>, now: u64) {
+    pub(super) fn unlocked(&mut self, waiting: Option<VaultWait>, now: u64) {
         self.opening = false;
         self.working = false;
-        self.offer = Offer::default();
+        self.offer = UnlockCredentials::default();
         let was_locked = self.keeper.was_locked_meanwhile();
         let waiting = if was_locked {
             Some(self.locked())
@@ -142,7 +142,7 @@ impl Machine {
         self.open();
     }
 
-    /// Whether somebody waits for what another node has.
+    /// Whether an attempt or a command waits for what another node has.
     fn wants_errands(&self) -> bool {
         (self.waiting.is_some() || self.waits_for_share()) && self.shutdown.is_none()
     }
@@ -163,20 +163,25 @@ impl Machine {
         let Some((of, errand)) = self.keeper.escrow().next(now) else {
             return;
         };
-        let lost = Event::Came(of.clone(), Err("it failed; the log says why".to_owned()));
+        let lost = MachineEvent::Came(of.clone(), Err("it failed; the log says why".to_owned()));
         self.blocking("an errand for the vault", lost, move || {
             // Whatever happens, it counts as over.
             let outcome = catch_unwind(AssertUnwindSafe(|| helper::run(&errand)));
             let outcome = outcome.map_err(|payload| panic_text(&*payload));
             let outcome = outcome.and_then(|run| run.map_err(|error| error.to_string()));
-            Event::Came(of, outcome)
+            MachineEvent::Came(of, outcome)
         });
     }
 
     /// A child is back.
-    pub(super) fn came(&mut self, of: &For, outcome: Result<Outcome, String>, now: u64) {
+    pub(super) fn came(
+        &mut self,
+        of: &HelperPurpose,
+        outcome: Result<HelperOutcome, String>,
+        now: u64,
+    ) {
         let why = match &outcome {
-            Ok(Outcome::Refused { text, .. }) | Err(text) => Some(text.clone()),
+            Ok(HelperOutcome::Refused { text, .. }) | Err(text) => Some(text.clone()),
             Ok(_) => None,
         };
         let helps = self.keeper.escrow().came(of, outcome, now);
@@ -193,7 +198,7 @@ impl Machine {
         }
     }
 
-    /// The network is up, or not any more: whoever waits for it does so no longer.
+    /// The network is up, or not any more. Once it is up, an attempt that waited for it is made at once.
     pub(super) fn network_is(&mut self, up: bool) {
         let changed = self.keeper.escrow().set_network(up);
         let retries = self.waiting.as_ref().is_some_and(|waiting| waiting.retries);
@@ -229,7 +234,7 @@ impl Machine {
             let as_before = self.as_before(*prepared);
             let open = move || {
                 assert!(!breaks, "a fault was injected");
-                Event::Opened(Box::new(boot::open(&keeper, offer, &log)))
+                MachineEvent::Opened(Box::new(boot::open(&keeper, offer, &log)))
             };
             return self.blocking("opening the data", as_before, open);
         }
@@ -237,26 +242,26 @@ impl Machine {
         self.prepared = Some(prepared);
         self.working = true;
         let ended = self.concluding;
-        let as_before = Event::Unlocked(self.waiting.clone().map(Box::new));
+        let as_before = MachineEvent::Unlocked(self.waiting.clone().map(Box::new));
         self.blocking("opening the vault", as_before, move || {
             assert!(!breaks, "a fault was injected");
-            let access = Access {
+            let access = DataAccess {
                 keeper: &keeper,
                 offer: &offer,
                 log: &log,
             };
             let waiting = at.and_then(|at| data::reopen(&at, &state_dir, ended, access).err());
-            Event::Unlocked(waiting.map(Box::new))
+            MachineEvent::Unlocked(waiting.map(Box::new))
         });
     }
 
     /// What an attempt comes to that ends in a panic: it is still closed, for the same reason.
-    fn as_before(&self, prepared: Prepared) -> Event {
-        Event::Opened(Box::new(Opened {
+    fn as_before(&self, prepared: PreparedData) -> MachineEvent {
+        MachineEvent::Opened(Box::new(OpenedData {
             prepared,
             settings: self.settings.clone(),
             clock: self.facts.clock,
-            offer: Offer::default(),
+            offer: UnlockCredentials::default(),
         }))
     }
 
@@ -286,22 +291,22 @@ impl Machine {
     }
 
     /// What a vault waits for that was locked. It is not opened again by itself.
-    fn locked(&self) -> Waiting {
+    fn locked(&self) -> VaultWait {
         let hint = "type what opens it on the console, or restart the machine";
         let text = "the vault was locked";
-        Waiting::new(self.keeper.asks(), "vault-locked", text, hint)
+        VaultWait::new(self.keeper.asks(), "vault-locked", text, hint)
     }
 
-    /// Whoever breaks into a machine whose vault is locked hard gets no key from the TPM either.
+    /// An attacker who breaks into a machine whose vault is locked hard gets no key from the TPM either.
     fn close_tpm(&self) {
         tpm::begin_closing();
-        let failed = Event::TpmClosed(Err("it failed; the log says why".to_owned()));
+        let failed = MachineEvent::TpmClosed(Err("it failed; the log says why".to_owned()));
         self.blocking("closing the TPM", failed, || {
-            Event::TpmClosed(tpm::close().map_err(|error| error.to_string()))
+            MachineEvent::TpmClosed(tpm::close().map_err(|error| error.to_string()))
         });
     }
 
-    /// The TPM opens nothing any more, or why it does: whoever locked the vault hard relies on that.
+    /// The TPM opens nothing any more, or why it does: the administrator who locked the vault hard relies on that.
     pub(super) fn tpm_closed(&mut self, outcome: Result<(), String>) {
         self.tpm_is_open = outcome.err();
         if let Some(error) = &self.tpm_is_open {
@@ -312,25 +317,25 @@ impl Machine {
     }
 
     /// The TPM still opens a vault that was locked hard.
-    fn tpm_problem(&self) -> Option<Problem> {
+    fn tpm_problem(&self) -> Option<MachineDiagnostic> {
         let error = self.tpm_is_open.as_ref()?;
-        Some(Problem {
+        Some(MachineDiagnostic {
             code: "tpm-not-closed".to_owned(),
             text: format!("the vault was locked hard, and the TPM still gives its key: {error}"),
-            hint: "switch the machine off; until then whoever breaks into it gets the key from the TPM"
+            hint: "switch the machine off; until then an intruder gets the key from the TPM"
                 .to_owned(),
         })
     }
 
     /// The owner of the hypervisor gets a console as well.
     pub(super) fn called(&mut self, fd: OwnedFd) {
-        self.callers.retain(Console::is_open);
+        self.callers.retain(InitConsole::is_open);
         if self.callers.len() >= CALLERS_MAX {
             self.log
                 .warn("more callers at the vsock than there are places");
             return;
         }
-        match Console::new(fd, boot::listener(&self.events)) {
+        match InitConsole::new(fd, boot::listener(&self.events)) {
             Ok(console) => {
                 console.update(self.facts.told(), self.status.clone());
                 console.ask(self.asking.question());
@@ -342,41 +347,41 @@ impl Machine {
         }
     }
 
-    /// Somebody answered at the console.
-    pub(super) fn answered(&mut self, answer: Answer, now: u64) {
+    /// The user answered at the console.
+    pub(super) fn answered(&mut self, answer: ConsoleInput, now: u64) {
         let answer = match answer {
-            Answer::Pasted(line) => return self.paste(&line),
+            ConsoleInput::Pasted(line) => return self.paste(&line),
             answer => answer,
         };
         match self.asking.answer(answer) {
-            Step::Drop => self.drop_command(),
-            Step::Given(given) => self.given(given),
-            Step::Run(command) => self.command(command),
-            Step::FactoryReset => self.factory_reset(now),
-            Step::Lock { hard } => self.lock(hard, "somebody at the console", now),
-            Step::Next => {}
-            Step::Retry => self.open(),
-            Step::NewPassphrase(passphrase) => {
+            DialogStep::Drop => self.drop_command(),
+            DialogStep::Given(given) => self.given(given),
+            DialogStep::Run(command) => self.command(command),
+            DialogStep::FactoryReset => self.factory_reset(now),
+            DialogStep::Lock { hard } => self.lock(hard, "a person at the console", now),
+            DialogStep::Next => {}
+            DialogStep::Retry => self.open(),
+            DialogStep::NewPassphrase(passphrase) => {
                 self.offer.new_passphrase = Some(passphrase);
                 self.open_with_typed(now);
             }
-            Step::Passphrase(passphrase) => {
+            DialogStep::Passphrase(passphrase) => {
                 self.offer.passphrase = Some(passphrase);
                 self.open();
             }
-            Step::NewPin(pin) => {
+            DialogStep::NewPin(pin) => {
                 self.offer.new_pin = Some(pin);
                 self.open_with_typed(now);
             }
-            Step::Pin(pin) => {
+            DialogStep::Pin(pin) => {
                 self.offer.pin = Some(pin);
                 self.open();
             }
-            Step::Words(words) => {
+            DialogStep::Words(words) => {
                 self.offer.words = Some(words);
                 self.open_with_typed(now);
             }
-            Step::WordsKept => {
+            DialogStep::WordsKept => {
                 self.timers.words = None;
                 self.note_words_kept();
             }
@@ -390,7 +395,7 @@ impl Machine {
         self.facts.vault = self.keeper.facts();
         let waiting = self.waiting.iter().map(|waiting| waiting.problem.clone());
         let mut problems: Vec<_> = waiting.collect();
-        // The same is told with the data while that is closed.
+        // While the data are closed, their problems have the same entry.
         problems.retain(|problem| !self.facts.problems.data.contains(problem));
         problems.extend(self.reminder());
         problems.extend(self.tpm_problem());
@@ -412,7 +417,7 @@ impl Machine {
         let records = self.keeper.events().fresh();
         let count = records.len();
         // Where there is no room now, the next event finds some.
-        if count > 0 && node.send(ToNode::VaultEvents { records }) {
+        if count > 0 && node.send(NodeMessage::VaultEvents { records }) {
             self.keeper.events().handed(count);
         }
     }
@@ -430,16 +435,16 @@ impl Machine {
         has_words.then_some("its own words were written down")
     }
 
-    /// Ends the node, to make the vault of words that somebody pasted.
-    pub(super) fn begin_anew(&mut self, document: ConsoleDocument, now: u64) {
+    /// Ends the node, to make the vault of the words in a pasted configuration.
+    pub(super) fn begin_remake(&mut self, document: ConsoleDocument, now: u64) {
         self.keeper.lock();
         self.keeper.take_words();
         self.timers.words = None;
-        // Whoever reads what is stored keeps the data from being unmounted.
+        // A task that reads what is stored would keep the data from being unmounted.
         self.timers.reread = None;
         self.drop_command();
         self.asking.end();
-        self.anew = Some(document);
+        self.remake_from = Some(document);
         if let Some(order) = self.supervisor.idle(now) {
             self.obey(order, now);
         }
@@ -447,36 +452,36 @@ impl Machine {
     }
 
     /// Does so once nothing uses the data.
-    pub(super) fn make_anew(&mut self) {
+    pub(super) fn remake_vault(&mut self) {
         let is_free = self.node.is_none() && !self.opening && !self.working;
         if !is_free || self.prepared.is_none() || self.shutdown.is_some() {
             return;
         }
-        let Some((document, device)) = self.anew.take().zip(self.vault_at.clone()) else {
+        let Some((document, device)) = self.remake_from.take().zip(self.vault_at.clone()) else {
             return;
         };
         self.prepared = None;
         // The new vault has a first boot of its own.
-        self.concluding = Pending::default();
+        self.concluding = FirstBootPermissions::default();
         self.put_off = false;
         self.opening = true;
         self.keeper.begin_attempt();
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
         // It is as it was after that.
-        let reboot = Event::Signal(PowerAction::Reboot);
-        self.blocking("making the vault anew", reboot, move || {
-            if let Err(error) = data::begin_anew(&device) {
-                log.error(format_args!("the vault cannot be made anew: {error}"));
+        let reboot = MachineEvent::Signal(PowerAction::Reboot);
+        self.blocking("making a new vault", reboot, move || {
+            if let Err(error) = data::erase_data(&device) {
+                log.error(format_args!("no new vault can be made: {error}"));
                 // It is as it was after that.
-                return Event::Signal(PowerAction::Reboot);
+                return MachineEvent::Signal(PowerAction::Reboot);
             }
             keeper.forget();
-            let offer = Offer {
+            let offer = UnlockCredentials {
                 pasted: Some(document),
-                ..Offer::default()
+                ..UnlockCredentials::default()
             };
-            Event::Opened(Box::new(boot::open(&keeper, offer, &log)))
+            MachineEvent::Opened(Box::new(boot::open(&keeper, offer, &log)))
         });
     }
 }

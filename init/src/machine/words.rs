@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use alknet_vault::slots::Pending;
+use alknet_vault::slots::FirstBootPermissions;
 
-use super::{Event, Machine};
-use crate::{control::Problem, data, stage::boot_ms, vault};
+use super::{InitMachine, MachineEvent};
+use crate::{control::MachineDiagnostic, data, stage::boot_ms, vault};
 
 /// How long new words can be seen, ms.
 const WORDS_MS_MAX: u64 = 600_000;
 /// Work on the vault's permissions of the first boot, as the log calls it.
 const CONCLUDING: &str = "ending the first boot";
 
-impl Machine {
+impl InitMachine {
     /// New words are shown once; new ones that are encrypted are printed.
     pub(super) fn recall_words(&mut self) {
         if let Some(text) = self.keeper.show_words_age() {
@@ -38,9 +38,11 @@ impl Machine {
     /// The owner showed that the words are written down. It counts when that is on the disk.
     pub(super) fn note_words_kept(&self) {
         let state_dir = self.state_dir.clone();
-        let failed = Event::WordsNoted(Err("it failed; the log says why".to_owned()));
+        let failed = MachineEvent::WordsNoted(Err("it failed; the log says why".to_owned()));
         self.blocking("noting that the words are kept", failed, move || {
-            Event::WordsNoted(vault::note_kept(&state_dir).map_err(|error| error.to_string()))
+            MachineEvent::WordsNoted(
+                vault::note_kept(&state_dir).map_err(|error| error.to_string()),
+            )
         });
     }
 
@@ -49,9 +51,9 @@ impl Machine {
         match outcome {
             Ok(()) => {
                 self.keeper.words_are_kept();
-                self.conclude(Pending {
+                self.conclude(FirstBootPermissions {
                     words: true,
-                    ..Pending::default()
+                    ..FirstBootPermissions::default()
                 });
                 self.log.info("the words of this node were written down");
             }
@@ -69,9 +71,9 @@ impl Machine {
     /// The ten minutes are over, and the console reminds the owner: after the next start or lock it asks for proof.
     pub(super) fn remind(&mut self) {
         self.note_reminder();
-        self.conclude(Pending {
+        self.conclude(FirstBootPermissions {
             words: true,
-            ..Pending::default()
+            ..FirstBootPermissions::default()
         });
     }
 
@@ -80,10 +82,10 @@ impl Machine {
     fn note_reminder(&self) {
         self.keeper.owner_was_reminded();
         let state_dir = self.state_dir.clone();
-        let failed = Event::ReminderNoted(Err("it failed; the log says why".to_owned()));
+        let failed = MachineEvent::ReminderNoted(Err("it failed; the log says why".to_owned()));
         self.blocking("noting that the owner was reminded", failed, move || {
             let noted = vault::note_reminder(&state_dir);
-            Event::ReminderNoted(noted.map_err(|error| error.to_string()))
+            MachineEvent::ReminderNoted(noted.map_err(|error| error.to_string()))
         });
     }
 
@@ -97,7 +99,7 @@ impl Machine {
     }
 
     /// Only the words would prove who the owner is, and the owner has not confirmed to have them.
-    pub(super) fn reminder(&self) -> Option<Problem> {
+    pub(super) fn reminder(&self) -> Option<MachineDiagnostic> {
         // The first ten minutes are for writing them down.
         if self.timers.words.is_some()
             || !self.keeper.is_open()
@@ -112,24 +114,23 @@ impl Machine {
             "if they are lost, move what this node has elsewhere and reset it: the console shows them only to who \
              types three of them"
         };
-        Some(Problem {
+        Some(MachineDiagnostic {
             code: "words-unconfirmed".to_owned(),
-            text:
-                "nobody confirmed to have the words of this node, which are all that brings it back"
-                    .to_owned(),
+            text: "no person confirmed the words of this node, which are all that brings it back"
+                .to_owned(),
             hint: hint.to_owned(),
         })
     }
 
     /// Withdraws permissions of the first boot in the vault on the disk, as soon as nothing else changes it.
-    pub(super) fn conclude(&mut self, ended: Pending) {
+    pub(super) fn conclude(&mut self, ended: FirstBootPermissions) {
         let ended = self.still_given(ended);
         self.put_off &= ended.is_empty();
         self.concluding = self.concluding.with(ended);
     }
 
     /// Those of `ended` that the vault still permits.
-    fn still_given(&self, ended: Pending) -> Pending {
+    fn still_given(&self, ended: FirstBootPermissions) -> FirstBootPermissions {
         let still = self.keeper.pending();
         still.without(still.without(ended))
     }
@@ -156,14 +157,14 @@ impl Machine {
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
         let state_dir = self.state_dir.clone();
-        let failed = Event::Concluded(Err("it failed; the log says why".to_owned()));
+        let failed = MachineEvent::Concluded(Err("it failed; the log says why".to_owned()));
         self.blocking(CONCLUDING, failed, move || {
-            Event::Concluded(data::conclude_vault(&at, &state_dir, ended, &keeper, &log))
+            MachineEvent::Concluded(data::conclude_vault(&at, &state_dir, ended, &keeper, &log))
         });
     }
 
     /// The vault on the disk permits this much from now on, or why it permits what it did.
-    pub(super) fn concluded(&mut self, outcome: Result<Pending, String>) {
+    pub(super) fn concluded(&mut self, outcome: Result<FirstBootPermissions, String>) {
         self.working = false;
         match outcome {
             Ok(pending) => {

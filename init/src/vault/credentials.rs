@@ -9,33 +9,33 @@ use std::path::Path;
 
 use alknet_core::EncryptedData;
 use alknet_core::config::{NodeConfig, VaultSection};
-use alknet_provisioning::{FoundCredential, KernelMounter, Paths, Place, erase};
-use alknet_vault::audit::Event;
-use alknet_vault::credentials::{Credentials, CredentialsError};
-use alknet_vault::{Blob, KeyVersion, KeyVersions, Label, Vault};
+use alknet_provisioning::{KernelMounter, MediaCredential, MediaLocation, SourcePaths, erase};
+use alknet_vault::audit::AuditEvent;
+use alknet_vault::credentials::{CredentialsError, VaultCredentials};
+use alknet_vault::{BlobLabel, KeyVersion, KeyVersions, SealedBlob, Vault};
 
-use super::Keeper;
-use crate::control::Problem;
+use super::VaultHandle;
+use crate::control::MachineDiagnostic;
 
 /// Folder of the sealed records below the state directory.
 const FOLDER: &str = "credentials";
 /// Kind of their labels.
 const KIND: &str = "cred";
-/// Bytes of all records, as JSON, that the node is told: half of a line to it.
-const TOLD_BYTES_MAX: usize = 512 << 10;
+/// Bytes of all records, as JSON, that PID 1 sends to the node: half of a line to it.
+const SENT_BYTES_MAX: usize = 512 << 10;
 
 /// What there is for the node.
 #[derive(Debug, Default)]
-pub(crate) struct Kept {
+pub(crate) struct NodeCredentials {
     /// By the name that the configuration has.
     pub(crate) records: BTreeMap<String, EncryptedData>,
-    pub(crate) problems: Vec<Problem>,
+    pub(crate) problems: Vec<MachineDiagnostic>,
     /// Nothing of what media have is still to be kept.
     pub(crate) settled: bool,
 }
 
-impl Kept {
-    fn not_taken(&mut self, one: &FoundCredential, why: &str) {
+impl NodeCredentials {
+    fn not_taken(&mut self, one: &MediaCredential, why: &str) {
         let text = format!("{}: secrets.credentials.{}: {why}", one.source, one.name);
         let hint = "take it away; 'alknet vault seal --print' makes a record of it for 'alknet config apply'";
         self.problem("credential-ignored", text, hint);
@@ -43,7 +43,7 @@ impl Kept {
 
     fn problem(&mut self, code: &str, text: String, hint: &str) {
         tracing::warn!("{code}: {text}");
-        self.problems.push(Problem {
+        self.problems.push(MachineDiagnostic {
             code: code.to_owned(),
             text,
             hint: hint.to_owned(),
@@ -55,13 +55,13 @@ impl Kept {
 /// reads what is kept. A record that is there is never replaced by a medium. `state_dir` is the data
 /// partition, if there is one.
 pub(crate) fn keep(
-    keeper: &Keeper,
+    keeper: &VaultHandle,
     state_dir: Option<&Path>,
     config: &NodeConfig,
-    (found, may_take): (&[FoundCredential], bool),
-    paths: &Paths,
-) -> Kept {
-    let mut kept = Kept::default();
+    (found, may_take): (&[MediaCredential], bool),
+    paths: &SourcePaths,
+) -> NodeCredentials {
+    let mut kept = NodeCredentials::default();
     // Each attempt to open it comes here again.
     if keeper.is_locked() {
         return kept;
@@ -101,7 +101,7 @@ pub(crate) fn keep(
         kept.settled = true;
         return kept;
     }
-    let asked = Asked {
+    let asked = CredentialRequest {
         wanted: &wanted,
         found: &found,
         may_take,
@@ -122,21 +122,21 @@ pub(crate) fn keep(
 }
 
 /// What the configuration wants, and what media have of it.
-struct Asked<'a> {
+struct CredentialRequest<'a> {
     wanted: &'a BTreeSet<&'a str>,
-    found: &'a [&'a FoundCredential],
+    found: &'a [&'a MediaCredential],
     may_take: bool,
 }
 
 /// Returns those that are not kept, and said to be.
 fn with_store<'a>(
-    keeper: &Keeper,
+    keeper: &VaultHandle,
     folder: &Path,
     config: &NodeConfig,
-    asked: &Asked<'a>,
-    kept: &mut Kept,
-) -> Result<Vec<&'a FoundCredential>, CredentialsError> {
-    let store = Credentials::open(folder)?;
+    asked: &CredentialRequest<'a>,
+    kept: &mut NodeCredentials,
+) -> Result<Vec<&'a MediaCredential>, CredentialsError> {
+    let store = VaultCredentials::open(folder)?;
     let vault = keeper.vault();
     rotate(keeper, &store, &vault, &config.vault, kept)?;
     let mut left = Vec::new();
@@ -171,7 +171,7 @@ fn with_store<'a>(
             source,
         })?;
         store.put(&label, &sealed)?;
-        keeper.events().add(Event::Sealed { label });
+        keeper.events().add(AuditEvent::Sealed { label });
         tracing::info!("the credential {} of {} is kept", one.name, one.source);
     }
     let mut bytes = 0;
@@ -188,13 +188,13 @@ fn with_store<'a>(
         };
         bytes += text.len();
         match serde_json::from_str(&text) {
-            Ok(record) if bytes <= TOLD_BYTES_MAX => {
+            Ok(record) if bytes <= SENT_BYTES_MAX => {
                 kept.records.insert((*name).to_owned(), record);
             }
             _ => {
                 let text = format!(
                     "the credential {name} is left out: all of them have more than \
-                     {TOLD_BYTES_MAX} bytes"
+                     {SENT_BYTES_MAX} bytes"
                 );
                 kept.problem(
                     "credential-unusable",
@@ -208,27 +208,27 @@ fn with_store<'a>(
 }
 
 /// Whether that is what the record holds.
-fn opens_to(vault: &Vault, label: &Label, blob: &Blob, secret: &[u8]) -> bool {
+fn opens_to(vault: &Vault, label: &BlobLabel, blob: &SealedBlob, secret: &[u8]) -> bool {
     let opened = vault.open(label, blob);
-    // One that does not open is named elsewhere; whether it was this one nobody knows.
+    // A record that does not open is reported elsewhere. It may or may not hold this secret.
     opened.is_ok_and(|opened| opened.expose() == secret)
 }
 
-fn refused(kept: &mut Kept, name: &str, error: &CredentialsError) {
+fn refused(kept: &mut NodeCredentials, name: &str, error: &CredentialsError) {
     let text = format!("the credential {name} cannot be read: {error}");
     let hint =
-        "seal it anew ('alknet vault seal --print') and put its record into the configuration";
+        "seal it again ('alknet vault seal --print') and put its record into the configuration";
     kept.problem("credential-unusable", text, hint);
 }
 
-/// Seals every record anew where the configuration wants a newer key; what it forbids does not open
-/// afterwards.
+/// Seals every record again where the configuration wants a newer key version; records with versions that it
+/// forbids do not open afterwards.
 fn rotate(
-    keeper: &Keeper,
-    store: &Credentials,
+    keeper: &VaultHandle,
+    store: &VaultCredentials,
     vault: &Vault,
     config: &VaultSection,
-    kept: &mut Kept,
+    kept: &mut NodeCredentials,
 ) -> Result<(), CredentialsError> {
     let to = version(config.key_version);
     let before = store.versions()?.current;
@@ -247,12 +247,12 @@ fn rotate(
                 tracing::info!("{} credentials have key version {to}", entries.len());
                 for entry in entries {
                     let label = entry.label;
-                    keeper.events().add(Event::Rotated { label, to });
+                    keeper.events().add(AuditEvent::Rotated { label, to });
                 }
             }
             Err(error) => {
                 let text = format!("the credentials keep their key version: {error}");
-                let hint = "the next start tries again; seal the one that does not open anew";
+                let hint = "the next start tries again; seal again the one that does not open";
                 kept.problem("credentials-not-rotated", text, hint);
             }
         }
@@ -277,21 +277,21 @@ fn version(number: u32) -> KeyVersion {
     KeyVersion::new(number).unwrap_or(KeyVersion::FIRST)
 }
 
-fn label(name: &str) -> Option<Label> {
+fn label(name: &str) -> Option<BlobLabel> {
     format!("{KIND}:{name}").parse().ok()
 }
 
 /// A place is erased as a whole: one with something that is not kept stays.
 fn erase_kept(
-    found: &[&FoundCredential],
-    unused: &[&FoundCredential],
-    kept: &mut Kept,
-    paths: &Paths,
+    found: &[&MediaCredential],
+    unused: &[&MediaCredential],
+    kept: &mut NodeCredentials,
+    paths: &SourcePaths,
 ) {
-    let is_kept = |one: &&&FoundCredential| kept.records.contains_key(&one.name);
+    let is_kept = |one: &&&MediaCredential| kept.records.contains_key(&one.name);
     let stay = found.iter().filter(|one| !is_kept(one)).chain(unused);
-    let stay: Vec<&Place> = stay.flat_map(|one| &one.places).collect();
-    let mut gone: Vec<Place> = Vec::new();
+    let stay: Vec<&MediaLocation> = stay.flat_map(|one| &one.places).collect();
+    let mut gone: Vec<MediaLocation> = Vec::new();
     for place in found.iter().filter(is_kept).flat_map(|one| &one.places) {
         if !stay.contains(&place) && !gone.contains(place) {
             gone.push(place.clone());
@@ -314,8 +314,8 @@ mod tests {
     const CONFIG: &str = "[[credentials]]\nname = \"openai\"\nkind = \"bearer\"\n\
                           [[credentials]]\nname = \"mail\"\nkind = \"basic\"\nuser = \"ada\"\n";
 
-    fn keeper() -> Keeper {
-        let keeper = Keeper::new().expect("memory");
+    fn keeper() -> VaultHandle {
+        let keeper = VaultHandle::new().expect("memory");
         let words = Entropy::from_bytes(&[1; 16]).expect("16 bytes");
         let unlocked = keeper.vault().unlock(&words, &SecretStr::empty());
         unlocked.expect("it was locked");
@@ -323,7 +323,7 @@ mod tests {
     }
 
     /// What a machine finds whose fw_cfg has that document.
-    fn machine(document: &str) -> (tempfile::TempDir, Paths) {
+    fn machine(document: &str) -> (tempfile::TempDir, SourcePaths) {
         let root = tempfile::tempdir().expect("a folder");
         let at = |name: &str| root.path().join(name);
         let paths = paths_below(root.path());
@@ -333,24 +333,35 @@ mod tests {
         (root, paths)
     }
 
-    fn kept(keeper: &Keeper, root: &Path, paths: &Paths, config: &str) -> Kept {
+    fn kept(
+        keeper: &VaultHandle,
+        root: &Path,
+        paths: &SourcePaths,
+        config: &str,
+    ) -> NodeCredentials {
         kept_if(true, keeper, root, paths, config)
     }
 
-    fn kept_if(may_take: bool, keeper: &Keeper, root: &Path, paths: &Paths, config: &str) -> Kept {
+    fn kept_if(
+        may_take: bool,
+        keeper: &VaultHandle,
+        root: &Path,
+        paths: &SourcePaths,
+        config: &str,
+    ) -> NodeCredentials {
         let config = NodeConfig::parse(config.as_bytes()).expect("correct");
         let found = alknet_provisioning::load(paths).secrets.credentials;
         let data = root.join("data");
         keep(keeper, Some(&data), &config, (&found, may_take), paths)
     }
 
-    fn codes(kept: &Kept) -> Vec<&str> {
+    fn codes(kept: &NodeCredentials) -> Vec<&str> {
         kept.problems.iter().map(|it| it.code.as_str()).collect()
     }
 
-    fn opened(keeper: &Keeper, kept: &Kept, name: &str) -> String {
+    fn opened(keeper: &VaultHandle, kept: &NodeCredentials, name: &str) -> String {
         let record = serde_json::to_string(&kept.records[name]).expect("JSON");
-        let blob = Blob::from_json(&record).expect("a record");
+        let blob = SealedBlob::from_json(&record).expect("a record");
         let opened = keeper.vault().open(&label(name).expect("a label"), &blob);
         String::from_utf8(opened.expect("it opens").expose().to_vec()).expect("text")
     }
@@ -361,7 +372,7 @@ mod tests {
         let table = "[secrets.credentials]\nopenai = \"sk-hush\"\n";
         let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
         let first = kept(&keeper, root.path(), &paths, CONFIG);
-        // Nobody can erase what the hypervisor has.
+        // PID 1 cannot erase the hypervisor's copy.
         assert_eq!(codes(&first), ["secrets-left"]);
         assert!(first.problems[0].text.contains("credentials"));
         assert_eq!(opened(&keeper, &first, "openai"), "sk-hush");
@@ -435,13 +446,13 @@ mod tests {
     fn what_cannot_be_kept_is_said_and_stays_where_it_is() {
         let table = "[secrets.credentials]\nopenai = \"sk-hush\"\nother = \"x\"\n";
         let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
-        let closed = Keeper::new().expect("memory");
+        let closed = VaultHandle::new().expect("memory");
         let none = kept(&closed, root.path(), &paths, CONFIG);
         assert_eq!(codes(&none), ["credential-unused", "credentials-not-kept"]);
         assert!(none.records.is_empty());
         let keeper = keeper();
         let one = kept(&keeper, root.path(), &paths, CONFIG);
-        // The place has one that nobody wants, so it is not erased, nor tried.
+        // The medium has a secret that the configuration does not name, so PID 1 neither erases nor tries it.
         assert_eq!(codes(&one), ["credential-unused"]);
         assert_eq!(opened(&keeper, &one, "openai"), "sk-hush");
         // One that was damaged is named, and the others are there.

@@ -1,9 +1,9 @@
 //! Shares that other nodes of the owner keep: which of them the vault waits for, what came of asking,
 //! and the keys that they make. No process and no clock: errands go out, outcomes come in.
 //!
-//! An attempt to open or to make the vault never waits for a network. It says what it wants here, the
-//! machine's loop sends a child for it meanwhile, and the next attempt finds what it brought. So
-//! somebody at the console can type all the time.
+//! An attempt to open or to make the vault never waits for a network. It says what it wants here, the machine's
+//! loop sends a child for it meanwhile, and the next attempt finds what the child brought. So a user can type at
+//! the console all the time.
 
 mod source;
 
@@ -14,8 +14,8 @@ use alknet_core::config::VaultKms;
 use alknet_vault::SecretArr;
 use alknet_vault::slots::{Kek, KmsParams, VaultId};
 
-use super::{Ask, Waiting};
-use crate::errand::{Errand, Hidden, Outcome, Refusal};
+use super::{UnlockPrompt, VaultWait};
+use crate::helper_task::{HelperOutcome, HelperRefusal, HelperTask, HexSecret};
 
 /// Longest name that a peer may have; the name of the machine and the end of it below.
 const NAME_CHARS_MAX: usize = 63;
@@ -24,22 +24,22 @@ const NAME_END: &str = "-vault";
 
 /// What is wanted of other nodes. See the module.
 #[derive(Default)]
-pub(crate) struct Escrow(Mutex<State>);
+pub(crate) struct EscrowClient(Mutex<EscrowState>);
 
 #[derive(Default)]
-struct State {
+struct EscrowState {
     network: bool,
     /// An errand is out.
     busy: bool,
     /// The share of a vault that is about to be made.
-    deposit: Option<Deposit>,
+    deposit: Option<EscrowDeposit>,
     /// Shares of the slots of the vault that is to be opened.
-    releases: Vec<Release>,
+    releases: Vec<EscrowRelease>,
 }
 
 /// A share that is left with another node before the vault is made. It stays the same until then: the
 /// other node takes it once.
-struct Deposit {
+struct EscrowDeposit {
     wanted: VaultKms,
     name: Option<String>,
     vault: VaultId,
@@ -47,19 +47,19 @@ struct Deposit {
     half: SecretArr<32>,
     share: SecretArr<32>,
     done: Option<KmsParams>,
-    course: Course,
+    course: ExchangeProgress,
 }
 
 /// A share that is asked for.
-struct Release {
+struct EscrowRelease {
     params: KmsParams,
     share: Option<SecretArr<32>>,
-    course: Course,
+    course: ExchangeProgress,
 }
 
 /// How asking went so far.
 #[derive(Default)]
-struct Course {
+struct ExchangeProgress {
     /// Not before, in ms after the kernel's start.
     at: u64,
     /// What the last attempt came to.
@@ -70,12 +70,12 @@ struct Course {
 
 /// What an errand is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum For {
+pub(crate) enum HelperPurpose {
     Deposit(VaultId),
     Release(String),
 }
 
-impl Escrow {
+impl EscrowClient {
     /// The network is up, or not any more. Returns whether that changed.
     pub(crate) fn set_network(&self, up: bool) -> bool {
         let mut state = self.state();
@@ -96,17 +96,17 @@ impl Escrow {
         wanted: &VaultKms,
         name: Option<&str>,
         seed: Option<VaultId>,
-    ) -> Result<(VaultId, KmsParams, Kek), Waiting> {
+    ) -> Result<(VaultId, KmsParams, Kek), VaultWait> {
         let mut state = self.state();
         let network = state.network;
         // Another configuration is another node, and the key of a medium names another vault.
-        let other = |deposit: &mut Deposit| {
+        let other = |deposit: &mut EscrowDeposit| {
             deposit.wanted != *wanted || seed.is_some_and(|seed| seed != deposit.vault)
         };
         state.deposit.take_if(other);
         let deposit = match &mut state.deposit {
             Some(deposit) => deposit,
-            none => none.insert(Deposit::new(wanted, name, seed).map_err(no_key)?),
+            none => none.insert(EscrowDeposit::new(wanted, name, seed).map_err(no_key)?),
         };
         match &deposit.done {
             Some(params) => {
@@ -120,13 +120,18 @@ impl Escrow {
                 );
                 let hint = "let this machine in there, with 'alknet hub invite' or 'alknet hub approve'; it \
                             is tried again by itself";
-                Err(Waiting::new(Ask::Nothing, "vault-waits", text, hint))
+                Err(VaultWait::new(
+                    UnlockPrompt::Nothing,
+                    "vault-waits",
+                    text,
+                    hint,
+                ))
             }
         }
     }
 
     /// What to go for now, if anything.
-    pub(crate) fn next(&self, now: u64) -> Option<(For, Errand)> {
+    pub(crate) fn next(&self, now: u64) -> Option<(HelperPurpose, HelperTask)> {
         let mut state = self.state();
         if state.busy || !state.network {
             return None;
@@ -146,18 +151,24 @@ impl Escrow {
     }
 
     /// An errand is over. Returns whether another attempt to open or make the vault is worth it.
-    pub(crate) fn came(&self, of: &For, outcome: Result<Outcome, String>, now: u64) -> bool {
+    pub(crate) fn came(
+        &self,
+        of: &HelperPurpose,
+        outcome: Result<HelperOutcome, String>,
+        now: u64,
+    ) -> bool {
         let mut state = self.state();
         state.busy = false;
-        let outcome = outcome.unwrap_or_else(|why| Outcome::refused(Refusal::Unreachable, why));
+        let outcome =
+            outcome.unwrap_or_else(|why| HelperOutcome::refused(HelperRefusal::Unreachable, why));
         match of {
-            For::Deposit(vault) => {
+            HelperPurpose::Deposit(vault) => {
                 let deposit = state.deposit.as_mut();
                 deposit
                     .filter(|deposit| deposit.vault == *vault)
                     .is_some_and(|deposit| deposit.came(outcome, now))
             }
-            For::Release(key) => {
+            HelperPurpose::Release(key) => {
                 let mut releases = state.releases.iter_mut();
                 releases
                     .find(|release| release.params.key() == key)
@@ -166,22 +177,22 @@ impl Escrow {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, EscrowState> {
         // Plain values: whole after any panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Never what is in it.
-impl fmt::Debug for Escrow {
+impl fmt::Debug for EscrowClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Escrow(..)")
+        f.write_str("EscrowClient(..)")
     }
 }
 
-impl State {
+impl EscrowState {
     /// The course of everything that is still wanted.
-    fn courses(&self) -> impl Iterator<Item = &Course> {
+    fn courses(&self) -> impl Iterator<Item = &ExchangeProgress> {
         let deposit = self.deposit.iter().filter(|deposit| deposit.done.is_none());
         let releases = self
             .releases
@@ -192,28 +203,28 @@ impl State {
             .chain(releases.map(|release| &release.course))
     }
 
-    fn due(&self, now: u64) -> Option<(For, Errand)> {
-        let wanted = |course: &Course| now >= course.at;
+    fn due(&self, now: u64) -> Option<(HelperPurpose, HelperTask)> {
+        let wanted = |course: &ExchangeProgress| now >= course.at;
         let deposit = self
             .deposit
             .iter()
             .find(|it| it.done.is_none() && wanted(&it.course));
         if let Some(deposit) = deposit {
-            return Some((For::Deposit(deposit.vault), deposit.errand()));
+            return Some((HelperPurpose::Deposit(deposit.vault), deposit.errand()));
         }
         // The one that was left alone for the longest time: several nodes take turns.
-        let due = |it: &&Release| it.share.is_none() && wanted(&it.course);
+        let due = |it: &&EscrowRelease| it.share.is_none() && wanted(&it.course);
         let release = self
             .releases
             .iter()
             .filter(due)
             .min_by_key(|it| it.course.at)?;
         let key = release.params.key().to_owned();
-        Some((For::Release(key), release.errand()))
+        Some((HelperPurpose::Release(key), release.errand()))
     }
 }
 
-impl Course {
+impl ExchangeProgress {
     fn text(&self, network: bool) -> &str {
         match &self.last {
             Some(last) => last,
@@ -222,14 +233,14 @@ impl Course {
         }
     }
 
-    fn failed(&mut self, refusal: Refusal, text: String, now: u64) {
+    fn failed(&mut self, refusal: HelperRefusal, text: String, now: u64) {
         self.at = now + refusal.pause_ms();
-        self.refused |= matches!(refusal, Refusal::Denied);
+        self.refused |= matches!(refusal, HelperRefusal::Denied);
         self.last = Some(text);
     }
 }
 
-impl Deposit {
+impl EscrowDeposit {
     fn new(wanted: &VaultKms, name: Option<&str>, vault: Option<VaultId>) -> Result<Self, String> {
         let random = || {
             let mut bytes = zeroize::Zeroizing::new([0; 32]);
@@ -248,26 +259,26 @@ impl Deposit {
             half: random()?,
             share: random()?,
             done: None,
-            course: Course::default(),
+            course: ExchangeProgress::default(),
         })
     }
 
-    fn errand(&self) -> Errand {
-        Errand::Deposit {
+    fn errand(&self) -> HelperTask {
+        HelperTask::Deposit {
             code: self.wanted.code.clone(),
             node: self.wanted.node.clone(),
             name: self.name.clone(),
-            client: Hidden::copy_of(self.client.expose()),
-            share: Hidden::copy_of(self.share.expose()),
+            client: HexSecret::copy_of(self.client.expose()),
+            share: HexSecret::copy_of(self.share.expose()),
             vault: self.vault.to_string(),
             from: self.wanted.from.clone(),
             approve: self.wanted.approve,
         }
     }
 
-    fn came(&mut self, outcome: Outcome, now: u64) -> bool {
+    fn came(&mut self, outcome: HelperOutcome, now: u64) -> bool {
         match outcome {
-            Outcome::Deposited {
+            HelperOutcome::Deposited {
                 peer,
                 addresses,
                 id,
@@ -280,42 +291,42 @@ impl Deposit {
                     }
                     Err(error) => {
                         let text = format!("what the child brought is no slot: {error}");
-                        self.course.failed(Refusal::Unreachable, text, now);
+                        self.course.failed(HelperRefusal::Unreachable, text, now);
                     }
                 }
             }
-            Outcome::Refused { refusal, text } => self.course.failed(refusal, text, now),
-            Outcome::Released { .. } => {
-                let text = "the child brought what nobody asked for".to_owned();
-                self.course.failed(Refusal::Unreachable, text, now);
+            HelperOutcome::Refused { refusal, text } => self.course.failed(refusal, text, now),
+            HelperOutcome::Released { .. } => {
+                let text = "the child brought what it was not asked for".to_owned();
+                self.course.failed(HelperRefusal::Unreachable, text, now);
             }
         }
         false
     }
 }
 
-impl Release {
-    fn errand(&self) -> Errand {
-        Errand::Release {
+impl EscrowRelease {
+    fn errand(&self) -> HelperTask {
+        HelperTask::Release {
             peer: self.params.peer().to_owned(),
             addresses: self.params.addresses().to_vec(),
             id: self.params.key().to_owned(),
-            client: Hidden::copy_of(self.params.client()),
+            client: HexSecret::copy_of(self.params.client()),
         }
     }
 
-    fn came(&mut self, outcome: Outcome, now: u64) -> bool {
+    fn came(&mut self, outcome: HelperOutcome, now: u64) -> bool {
         match outcome {
-            Outcome::Released { share } => {
+            HelperOutcome::Released { share } => {
                 self.share = Some(SecretArr::copy_of(share.expose()));
                 // Should it not open the slot, it is not asked for again at once.
-                self.course.at = now + Refusal::Denied.pause_ms();
+                self.course.at = now + HelperRefusal::Denied.pause_ms();
                 return true;
             }
-            Outcome::Refused { refusal, text } => self.course.failed(refusal, text, now),
-            Outcome::Deposited { .. } => {
-                let text = "the child brought what nobody asked for".to_owned();
-                self.course.failed(Refusal::Unreachable, text, now);
+            HelperOutcome::Refused { refusal, text } => self.course.failed(refusal, text, now),
+            HelperOutcome::Deposited { .. } => {
+                let text = "the child brought what it was not asked for".to_owned();
+                self.course.failed(HelperRefusal::Unreachable, text, now);
             }
         }
         false
@@ -329,10 +340,10 @@ fn peer_name(machine: &str) -> String {
     format!("{name}{NAME_END}")
 }
 
-fn no_key(why: String) -> Waiting {
+fn no_key(why: String) -> VaultWait {
     let hint = "it is tried again; see the log";
     let text = format!("no key can be made for the node that is to keep a share: {why}");
-    Waiting::new(Ask::Nothing, "vault-waits", text, hint)
+    VaultWait::new(UnlockPrompt::Nothing, "vault-waits", text, hint)
 }
 
 #[cfg(test)]

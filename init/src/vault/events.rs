@@ -4,7 +4,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use alknet_vault::audit::{BootId, Event, Record};
+use alknet_vault::audit::{AuditEvent, AuditRecord, BootId};
 
 /// Most events kept; the oldest, which tell how it began.
 const EVENTS_MAX: usize = 1_000;
@@ -13,13 +13,13 @@ const BATCH: usize = 100;
 
 /// Events that are not known to be in the log.
 #[derive(Debug)]
-pub(crate) struct Events {
+pub(crate) struct UnloggedEvents {
     boot: BootId,
-    list: Mutex<List>,
+    list: Mutex<UnloggedList>,
 }
 
 #[derive(Debug, Default)]
-struct List {
+struct UnloggedList {
     /// As the node reads them, oldest first.
     records: Vec<String>,
     /// How many of them the node that runs was handed.
@@ -28,7 +28,7 @@ struct List {
     dropped: u64,
 }
 
-impl Default for Events {
+impl Default for UnloggedEvents {
     fn default() -> Self {
         Self {
             boot: boot_id(),
@@ -37,8 +37,8 @@ impl Default for Events {
     }
 }
 
-impl Events {
-    pub(crate) fn add(&self, event: Event) {
+impl UnloggedEvents {
+    pub(crate) fn add(&self, event: AuditEvent) {
         let mut list = self.list();
         self.tell_dropped(&mut list);
         self.push(&mut list, event);
@@ -72,23 +72,23 @@ impl Events {
     }
 
     /// Once there is room, that there was none before is an event of its own.
-    fn tell_dropped(&self, list: &mut List) {
+    fn tell_dropped(&self, list: &mut UnloggedList) {
         if list.dropped > 0 && list.records.len() < EVENTS_MAX {
             let count = std::mem::take(&mut list.dropped);
-            self.push(list, Event::Dropped { count });
+            self.push(list, AuditEvent::Dropped { count });
         }
     }
 
     /// Keeps an event, or counts it.
-    fn push(&self, list: &mut List, event: Event) {
-        let record = Record::new(now_ms(), self.boot.clone(), event);
+    fn push(&self, list: &mut UnloggedList, event: AuditEvent) {
+        let record = AuditRecord::new(now_ms(), self.boot.clone(), event);
         match record.to_json() {
             Ok(text) if list.records.len() < EVENTS_MAX => list.records.push(text),
             _ => list.dropped += 1,
         }
     }
 
-    fn list(&self) -> MutexGuard<'_, List> {
+    fn list(&self) -> MutexGuard<'_, UnloggedList> {
         // Plain values: whole after any panic.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     /// Hands over as the machine does, and says what.
-    fn hand_over(events: &Events) -> Vec<String> {
+    fn hand_over(events: &UnloggedEvents) -> Vec<String> {
         let fresh = events.fresh();
         events.handed(fresh.len());
         fresh
@@ -119,9 +119,9 @@ mod tests {
 
     #[test]
     fn what_no_node_has_written_is_handed_to_the_next() {
-        let events = Events::default();
-        events.add(Event::Created);
-        events.add(Event::Locked { hard: true });
+        let events = UnloggedEvents::default();
+        events.add(AuditEvent::Created);
+        events.add(AuditEvent::Locked { hard: true });
         let first = hand_over(&events);
         assert_eq!(first.len(), 2);
         assert!(first[1].contains(r#""detail":{"hard":true},"ev":"locked""#));
@@ -130,7 +130,7 @@ mod tests {
         events.hand_over_again();
         assert_eq!(hand_over(&events), first[1..]);
         // No node has written what it was not handed.
-        events.add(Event::Rekeyed);
+        events.add(AuditEvent::Rekeyed);
         events.written(u64::MAX);
         assert_eq!(events.fresh().len(), 1);
         assert!(events.fresh()[0].contains("rekeyed"));
@@ -138,9 +138,9 @@ mod tests {
 
     #[test]
     fn what_is_not_kept_is_counted() {
-        let events = Events::default();
+        let events = UnloggedEvents::default();
         for _ in 0..EVENTS_MAX + 7 {
-            events.add(Event::Imported);
+            events.add(AuditEvent::Imported);
         }
         let mut handed = Vec::new();
         while handed.len() < EVENTS_MAX {
@@ -150,7 +150,7 @@ mod tests {
         }
         assert!(events.fresh().is_empty());
         events.written(3);
-        events.add(Event::Rekeyed);
+        events.add(AuditEvent::Rekeyed);
         let rest = hand_over(&events);
         assert_eq!(rest.len(), 2);
         assert!(rest[0].contains(r#""detail":{"count":7},"ev":"dropped""#));

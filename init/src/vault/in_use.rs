@@ -3,18 +3,18 @@
 //! A vault's id, slots and generation lie in the clear, and a vault that an attacker made with the same id and a
 //! higher generation opens like any other. PID 1 therefore keeps the fingerprint of the vault that opened, over a lock
 //! as well, and compares that of whatever the disk answers later: only a vault of the same words has it. It goes with
-//! the vault ([`Keeper::forget`]), or where this machine makes one for a blank disk.
+//! the vault ([`VaultHandle::forget`]), or where this machine makes one for a blank disk.
 
 use alknet_vault::slots::OpenAlkv;
 
-use super::Keeper;
+use super::VaultHandle;
 
 /// What to do where the disk answers with something else.
 const HINT: &str = "put the disk back that the machine was started with, and type what opens the vault; or restart the \
                     machine, if this disk is to count";
 /// The same where no mistake of the owner's explains it.
-const HINT_FORGED: &str = "somebody can write to this disk: put back what it had, and type what opens the vault; until \
-                           then type no words here and paste no configuration";
+const HINT_FORGED: &str = "another person can write to this disk: put back what it had, and type what opens the vault; \
+                           until then type no words here and paste no configuration";
 
 /// Why a vault that opened is not the one in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +37,7 @@ impl NotInUse {
     }
 }
 
-impl Keeper {
+impl VaultHandle {
     /// Refuses what opened and is not the vault in use, or an older copy of it: the disk may answer a running machine
     /// with anything. Derives a key, which takes milliseconds.
     ///

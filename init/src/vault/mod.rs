@@ -6,20 +6,20 @@
 //! Open ──lock──▶ Closed        Open ──lock hard──▶ Closed, and the node ends
 //! ```
 //!
-//! Nothing here waits for a person: what only a person can give is a [`Waiting`], which the machine's
+//! Nothing here waits for a person: what only a person can give is a [`VaultWait`], which the machine's
 //! loop asks for on the console, and the attempt is made again with what was given.
 
-mod asking;
-mod by_tpm;
 mod commands;
 mod credentials;
+mod dialog;
 mod escrow;
 mod events;
-mod first;
+mod first_boot;
+pub(crate) mod generations;
 mod in_use;
-pub(crate) mod newest;
 mod open;
 mod randomness;
+mod tpm_unlock;
 mod words;
 
 use std::os::fd::BorrowedFd;
@@ -29,27 +29,32 @@ use alknet_provisioning::ConsoleDocument;
 use alknet_tpm::PcrChoice;
 use alknet_vault::audit::SlotName;
 use alknet_vault::slots::{
-    Alkv, MasterKey, OpenAlkv, Pending, Slot, SlotId, SlotParams, SlotType, VaultId,
+    Alkv, FirstBootPermissions, KeySlot, MasterKey, OpenAlkv, SlotId, SlotParams, SlotType, VaultId,
 };
-use alknet_vault::{Area, AreaError, Entropy, SecretArr, SecretStr, Vault, VaultError, VaultState};
+use alknet_vault::{
+    AreaError, Entropy, SecretArr, SecretStr, SeedArea, Vault, VaultError, VaultState,
+};
 
-use crate::control::{Problem, Tpm2Facts, VaultFacts};
+use crate::control::{MachineDiagnostic, Tpm2Facts, VaultFacts};
 
-pub(crate) use asking::{Asking, Step, places};
-pub(crate) use by_tpm::cover;
-pub(crate) use commands::{Command, Given, LOCKED, Outcome, Place, Session, Sources};
-pub(crate) use credentials::{Kept as KeptCredentials, keep as keep_credentials};
-pub(crate) use escrow::{Escrow, For};
-pub(crate) use events::Events;
-pub(crate) use first::{First, create};
+pub(crate) use commands::{
+    CommandContext, CommandOutcome, CommandSession, LOCKED, PromptResponse, VaultCommand,
+    VaultMediaAccess,
+};
+pub(crate) use credentials::{NodeCredentials as KeptCredentials, keep as keep_credentials};
+pub(crate) use dialog::{DialogStep, VaultDialog, places};
+pub(crate) use escrow::{EscrowClient, HelperPurpose};
+pub(crate) use events::UnloggedEvents;
+pub(crate) use first_boot::{FirstBoot, create};
 pub(crate) use in_use::NotInUse;
 pub(crate) use open::{conclude, open};
 pub(crate) use randomness::wait_for_randomness;
+pub(crate) use tpm_unlock::cover;
 pub(crate) use words::{note_kept, note_reminder, settle as settle_words};
 
-/// What only somebody else can give.
+/// What only a user at the console, or an administrator, can give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
+pub(crate) enum UnlockPrompt {
     /// A passphrase for the vault that is to be made.
     NewPassphrase,
     /// A PIN for its TPM.
@@ -66,24 +71,24 @@ pub(crate) enum Ask {
 
 /// Why the vault is not open yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Waiting {
+pub(crate) struct VaultWait {
     /// What would help.
-    pub(crate) ask: Ask,
-    /// The same for those who only look.
-    pub(crate) problem: Problem,
+    pub(crate) ask: UnlockPrompt,
+    /// The same as a problem of the node.
+    pub(crate) problem: MachineDiagnostic,
     /// Something may come by itself: a medium, a corrected configuration.
     pub(crate) retries: bool,
-    /// Both a PIN and a passphrase help: whoever is asked for one may want to type the other.
+    /// Both a PIN and a passphrase help: a user who is asked for one may want to type the other.
     pub(crate) other_way: bool,
 }
 
-impl Waiting {
-    pub(crate) fn new(ask: Ask, code: &str, text: impl Into<String>, hint: &str) -> Self {
+impl VaultWait {
+    pub(crate) fn new(ask: UnlockPrompt, code: &str, text: impl Into<String>, hint: &str) -> Self {
         Self {
             ask,
-            retries: ask == Ask::Nothing,
+            retries: ask == UnlockPrompt::Nothing,
             other_way: false,
-            problem: Problem {
+            problem: MachineDiagnostic {
                 code: code.to_owned(),
                 text: text.into(),
                 hint: hint.to_owned(),
@@ -92,9 +97,9 @@ impl Waiting {
     }
 
     /// For a problem that nothing typed would mend, and that may go away by itself.
-    pub(crate) fn of(problem: Problem) -> Self {
+    pub(crate) fn from_diagnostic(problem: MachineDiagnostic) -> Self {
         Self {
-            ask: Ask::Nothing,
+            ask: UnlockPrompt::Nothing,
             retries: true,
             other_way: false,
             problem,
@@ -109,7 +114,7 @@ impl Waiting {
         }
     }
 
-    /// Only somebody at the machine can change it.
+    /// Only a user at the machine can change it.
     pub(crate) fn for_good(self) -> Self {
         Self {
             retries: false,
@@ -118,19 +123,19 @@ impl Waiting {
     }
 }
 
-/// What somebody typed, for one attempt.
+/// What the user typed, for one attempt.
 #[derive(Debug, Default)]
-pub(crate) struct Offer {
+pub(crate) struct UnlockCredentials {
     pub(crate) passphrase: Option<SecretStr>,
     pub(crate) new_passphrase: Option<SecretStr>,
     pub(crate) pin: Option<SecretStr>,
     pub(crate) new_pin: Option<SecretStr>,
-    pub(crate) words: Option<Words>,
+    pub(crate) words: Option<WordsSource>,
     /// A configuration, which may have words as well.
     pub(crate) pasted: Option<ConsoleDocument>,
 }
 
-impl Offer {
+impl UnlockCredentials {
     /// Takes back what an attempt was made with that needs more: what a new vault is made of is asked for
     /// one after the other. What was to open one is not tried again.
     pub(crate) fn keep(&mut self, tried: Self) {
@@ -152,7 +157,7 @@ impl Offer {
 
 /// Which words the vault is to be made of.
 #[derive(Debug)]
-pub(crate) enum Words {
+pub(crate) enum WordsSource {
     /// New ones.
     Make,
     /// These.
@@ -161,11 +166,11 @@ pub(crate) enum Words {
 
 /// The vault, and what PID 1 knows of it.
 #[derive(Debug)]
-pub(crate) struct Keeper {
-    area: Arc<Area>,
-    events: Events,
-    escrow: Escrow,
-    state: Mutex<State>,
+pub(crate) struct VaultHandle {
+    area: Arc<SeedArea>,
+    events: UnloggedEvents,
+    escrow: EscrowClient,
+    state: Mutex<VaultHandleState>,
 }
 
 /// How often the vault was locked from outside of an attempt to open it.
@@ -177,7 +182,7 @@ struct Locks {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct VaultHandleState {
     locks: Locks,
     /// Which vault all of this is about.
     vault: Option<VaultId>,
@@ -191,15 +196,15 @@ struct State {
     fingerprint: Option<SecretArr<32>>,
     known: bool,
     /// What its first boot still permits, once it was open.
-    pending: Option<Pending>,
-    /// The vault's master key, while it is open and its first boot is not over; see [`Keeper::settle`].
+    pending: Option<FirstBootPermissions>,
+    /// The vault's master key, while it is open and its first boot is not over; see [`VaultHandle::settle`].
     master_key: Option<MasterKey>,
     /// The console may show the words without proof until this machine restarts or the vault is locked.
     shows_words: bool,
     /// The console has reminded the owner: once `shows_words` is withdrawn it stays so, whatever the vault permits.
     is_reminded: bool,
     words_kept: bool,
-    /// Words that nobody has seen yet.
+    /// New words that were not shown yet.
     words: Option<SecretStr>,
     /// The words as a file of age.
     words_age: Option<WordsAge>,
@@ -207,12 +212,12 @@ struct State {
     /// Slots whose refusal was written down.
     refused: Vec<SlotName>,
     /// What no TPM has counted.
-    uncounted: Vec<Problem>,
+    uncounted: Vec<MachineDiagnostic>,
 }
 
-impl State {
+impl VaultHandleState {
     /// Of no vault; wrong attempts and locks count all the same.
-    fn begin_anew(&mut self) {
+    fn reset(&mut self) {
         *self = Self {
             attempts: self.attempts,
             locks: self.locks,
@@ -227,7 +232,7 @@ impl State {
     fn describe(&mut self, alkv: &Alkv) {
         if self.vault != Some(alkv.uuid()) {
             // What the vault of one disk permits does not hold for that of another.
-            self.begin_anew();
+            self.reset();
         }
         self.vault = Some(alkv.uuid());
         self.known = true;
@@ -255,16 +260,16 @@ enum WordsAgeStage {
     Shown,
 }
 
-impl Keeper {
+impl VaultHandle {
     /// With nothing in it.
     ///
     /// # Errors
     /// The kernel gives no memory for it.
     pub(crate) fn new() -> Result<Self, AreaError> {
         Ok(Self {
-            area: Arc::new(Area::create()?),
-            events: Events::default(),
-            escrow: Escrow::default(),
+            area: Arc::new(SeedArea::create()?),
+            events: UnloggedEvents::default(),
+            escrow: EscrowClient::default(),
             state: Mutex::default(),
         })
     }
@@ -289,12 +294,12 @@ impl Keeper {
         Vault::over(Arc::clone(&self.area), None)
     }
 
-    pub(crate) fn events(&self) -> &Events {
+    pub(crate) fn events(&self) -> &UnloggedEvents {
         &self.events
     }
 
     /// What is wanted of other nodes.
-    pub(crate) fn escrow(&self) -> &Escrow {
+    pub(crate) fn escrow(&self) -> &EscrowClient {
         &self.escrow
     }
 
@@ -326,7 +331,7 @@ impl Keeper {
         }
         self.escrow.clear();
         if state.fingerprint.is_some() && state.fingerprint != fingerprint {
-            state.begin_anew();
+            state.reset();
         }
         state.describe(open.alkv());
         state.generation = open.alkv().generation();
@@ -346,8 +351,9 @@ impl Keeper {
         }
     }
 
-    /// Takes what a vault says that no slot has opened yet, to ask for what may open it. Whoever writes to the disk can
-    /// have written that: once a vault has opened here, nothing is taken from it, whatever id it has.
+    /// Takes the description of a vault that no slot has opened yet, to ask for what may open it. An attacker who
+    /// writes to the disk can have written that description: once a vault has opened here, nothing is taken from
+    /// it, whatever id it has.
     pub(crate) fn note(&self, alkv: &Alkv) {
         let mut state = self.state();
         if state.fingerprint.is_none() {
@@ -383,7 +389,7 @@ impl Keeper {
         self.wipe(&mut self.state());
     }
 
-    fn wipe(&self, state: &mut State) {
+    fn wipe(&self, state: &mut VaultHandleState) {
         self.vault().lock();
         state.opened_by = None;
         state.master_key = None;
@@ -395,14 +401,14 @@ impl Keeper {
     /// There is no vault any more. It was locked before.
     pub(crate) fn forget(&self) {
         let mut state = self.state();
-        *state = State {
+        *state = VaultHandleState {
             locks: state.locks,
-            ..State::default()
+            ..VaultHandleState::default()
         };
     }
 
-    /// Forgets new words that nobody has seen, and their file of age, which may be in memory only: neither is for the
-    /// next vault that opens, nor for what a medium named meanwhile.
+    /// Forgets new words that were not shown yet, and their file of age, which may be in memory only: neither is
+    /// for the next vault that opens, nor for what a medium named meanwhile.
     pub(crate) fn forget_words(&self) {
         let mut state = self.state();
         state.words = None;
@@ -453,7 +459,7 @@ impl Keeper {
     }
 
     /// What its first boot still permits; nothing before it was open.
-    pub(crate) fn pending(&self) -> Pending {
+    pub(crate) fn pending(&self) -> FirstBootPermissions {
         self.state().pending.unwrap_or_default()
     }
 
@@ -467,7 +473,7 @@ impl Keeper {
     }
 
     /// The vault on the disk permits this much only.
-    pub(crate) fn set_pending(&self, pending: Pending) {
+    pub(crate) fn set_pending(&self, pending: FirstBootPermissions) {
         let mut state = self.state();
         state.pending = Some(pending);
         if !lasts(pending) {
@@ -509,19 +515,23 @@ impl Keeper {
         is_sealed && !is_typed && !state.words_kept
     }
 
-    /// What somebody is asked for who wants to open it again.
-    pub(crate) fn asks(&self) -> Ask {
+    /// What the console asks for to open the vault again.
+    pub(crate) fn asks(&self) -> UnlockPrompt {
         let state = self.state();
         let pin = state.tpm2.iter().any(|slot| slot.pin);
-        if pin { Ask::Pin } else { Ask::Passphrase }
+        if pin {
+            UnlockPrompt::Pin
+        } else {
+            UnlockPrompt::Passphrase
+        }
     }
 
     /// What no TPM has counted of the vault's changes, to be told until one has.
-    pub(crate) fn uncounted(&self) -> Vec<Problem> {
+    pub(crate) fn uncounted(&self) -> Vec<MachineDiagnostic> {
         self.state().uncounted.clone()
     }
 
-    fn set_uncounted(&self, problems: Vec<Problem>) {
+    fn set_uncounted(&self, problems: Vec<MachineDiagnostic>) {
         self.state().uncounted = problems;
     }
 
@@ -562,14 +572,14 @@ impl Keeper {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, VaultHandleState> {
         // Plain values: whole after any panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Whether a first boot still permits what only the master key withdraws.
-fn lasts(pending: Pending) -> bool {
+fn lasts(pending: FirstBootPermissions) -> bool {
     pending.configuration || pending.partition
 }
 
@@ -594,7 +604,7 @@ fn opening_slot(open: &OpenAlkv) -> Option<SlotName> {
 }
 
 /// What a slot of type `tpm2` is bound to.
-fn tpm2_facts(slot: &Slot) -> Option<Tpm2Facts> {
+fn tpm2_facts(slot: &KeySlot) -> Option<Tpm2Facts> {
     let SlotParams::Tpm2(params) = slot.params() else {
         return None;
     };

@@ -1,19 +1,20 @@
-//! Opening a vault that is there: by what needs nobody first, then by what somebody typed.
+//! Opening a vault that is there: by its unattended slots first, then by what the user typed.
 
 use std::time::Duration;
 
-use alknet_provisioning::Secrets;
+use alknet_provisioning::MediaSecrets;
 use alknet_tpm::TpmError;
 use alknet_vault::SecretStr;
-use alknet_vault::audit::{Event, SlotName};
+use alknet_vault::audit::{AuditEvent, SlotName};
 use alknet_vault::slots::{
-    Alkv, Found, Key, OpenAlkv, Pending, SeedKey, SlotError, SlotId, SlotType, memory_cap_kib,
+    Alkv, FirstBootPermissions, LoadedCopies, OpenAlkv, SeedKey, SlotError, SlotId, SlotType,
+    UnlockKey, memory_cap_kib,
 };
 
-use super::{Ask, Keeper, Offer, Waiting, by_tpm};
-use crate::{log::Log, stage::boot_ms, tpm};
+use super::{UnlockCredentials, UnlockPrompt, VaultHandle, VaultWait, tpm_unlock};
+use crate::{log::InitLog, stage::boot_ms, tpm};
 
-/// In which order slots are tried that need nobody.
+/// The order in which unattended slots are tried.
 pub(super) const UNATTENDED: [SlotType; 4] = [
     SlotType::Tpm2,
     SlotType::Provisioning,
@@ -23,13 +24,13 @@ pub(super) const UNATTENDED: [SlotType; 4] = [
 
 /// Opens `found`, and puts its words where the node finds them if `permits` what it says inside: else they go nowhere.
 pub(crate) fn open(
-    found: &Found,
-    keeper: &Keeper,
-    offer: &Offer,
-    media: &Secrets,
-    log: &Log,
-    permits: &dyn Fn(&OpenAlkv) -> Result<(), Waiting>,
-) -> Result<OpenAlkv, Waiting> {
+    found: &LoadedCopies,
+    keeper: &VaultHandle,
+    offer: &UnlockCredentials,
+    media: &MediaSecrets,
+    log: &InitLog,
+    permits: &dyn Fn(&OpenAlkv) -> Result<(), VaultWait>,
+) -> Result<OpenAlkv, VaultWait> {
     let admitted = |opened: OpenAlkv| {
         permits(&opened)?;
         admitted(opened, keeper, log)
@@ -40,7 +41,7 @@ pub(crate) fn open(
     };
     let mut refusals = Vec::new();
     for kind in UNATTENDED {
-        let Some(slot) = slots(kind).find(|slot| !by_tpm::wants_pin(slot)) else {
+        let Some(slot) = slots(kind).find(|slot| !tpm_unlock::wants_pin(slot)) else {
             continue;
         };
         match unattended(found, kind, keeper, media) {
@@ -54,14 +55,14 @@ pub(crate) fn open(
             }
         }
     }
-    let by_pin = slots(SlotType::Tpm2).find(|slot| by_tpm::wants_pin(slot));
+    let by_pin = slots(SlotType::Tpm2).find(|slot| tpm_unlock::wants_pin(slot));
     if let (Some(slot), Some(pin)) = (by_pin, &offer.pin) {
-        match by_tpm::with_pin(found, pin) {
+        match tpm_unlock::with_pin(found, pin) {
             Ok(opened) => return admitted(opened),
             Err(why) => {
                 let (kind, id) = (SlotType::Tpm2, slot.id());
                 let name = SlotName { kind, id };
-                keeper.events().add(Event::UnlockFailed(name));
+                keeper.events().add(AuditEvent::UnlockFailed(name));
                 refusals = vec![why];
             }
         }
@@ -74,9 +75,9 @@ pub(crate) fn open(
             Err(error) => refusals = vec![error.to_string()],
         }
     }
-    let pin = match by_pin.map(|slot| (slot, by_tpm::obstacle(&found.newest))) {
-        None => Typing::No,
-        Some((_, None)) => Typing::Now,
+    let pin = match by_pin.map(|slot| (slot, tpm_unlock::obstacle(&found.newest))) {
+        None => PinEntry::No,
+        Some((_, None)) => PinEntry::Now,
         Some((slot, Some(error))) => {
             let (kind, id) = (SlotType::Tpm2, slot.id());
             keeper.refused_once(SlotName { kind, id });
@@ -85,17 +86,17 @@ pub(crate) fn open(
                 refusals.push(why);
             }
             match error {
-                TpmError::LockedOut(_) => Typing::Later,
-                _ => Typing::No,
+                TpmError::LockedOut(_) => PinEntry::Later,
+                _ => PinEntry::No,
             }
         }
     };
     let mut waiting = waiting(typed.is_some(), pin, offer, &refusals);
     let kms = slots(SlotType::Kms).next().is_some();
     waiting.retries |= kms || slots(SlotType::Provisioning).next().is_some();
-    if kms && waiting.ask == Ask::Nothing {
+    if kms && waiting.ask == UnlockPrompt::Nothing {
         waiting.problem.hint = HINT_KMS.to_owned();
-    } else if tpm::is_closed() && waiting.ask == Ask::Nothing {
+    } else if tpm::is_closed() && waiting.ask == UnlockPrompt::Nothing {
         waiting.problem.hint = HINT_CLOSED.to_owned();
     }
     Err(waiting)
@@ -108,16 +109,16 @@ const HINT_KMS: &str = "the node that keeps a share of the key is asked again by
 /// What to do where the TPM opens it, and nothing can be typed.
 const HINT_CLOSED: &str = "restart the machine";
 
-/// Opens it by what somebody typed, which waits where wrong passphrases came before, and is written
-/// down where it is wrong. A passphrase of a vault that does not count (`counts`) is wrong.
+/// Opens it by a typed passphrase. Waits first if wrong passphrases came before, and notes a wrong one. The passphrase
+/// of a vault that does not count (`counts`) is wrong.
 pub(super) fn by_passphrase(
-    found: &Found,
+    found: &LoadedCopies,
     passphrase: &SecretStr,
-    keeper: &Keeper,
+    keeper: &VaultHandle,
     counts: impl FnOnce(&OpenAlkv) -> bool,
 ) -> Result<OpenAlkv, SlotError> {
     keeper.wait_for_turn();
-    let mut key = Key::Passphrase {
+    let mut key = UnlockKey::Passphrase {
         passphrase,
         cap_kib: memory_cap_kib(memory_kib()),
     };
@@ -138,68 +139,76 @@ pub(super) fn by_passphrase(
     opened
 }
 
-/// Whether somebody can type a PIN.
+/// Whether the user can type a PIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Typing {
+enum PinEntry {
     Later,
     No,
     Now,
 }
 
-fn waiting(passphrase: bool, pin: Typing, offer: &Offer, refusals: &[String]) -> Waiting {
+fn waiting(
+    passphrase: bool,
+    pin: PinEntry,
+    offer: &UnlockCredentials,
+    refusals: &[String],
+) -> VaultWait {
     let why = if refusals.is_empty() {
         "the vault is locked".to_owned()
     } else {
         format!("the vault is locked: {}", refusals.join("; "))
     };
-    let new = |ask, hint| Waiting::new(ask, "vault-locked", why.clone(), hint);
+    let new = |ask, hint| VaultWait::new(ask, "vault-locked", why.clone(), hint);
     match (pin, passphrase) {
         // Who typed a passphrase is asked for it again.
-        (Typing::Now, true) if offer.passphrase.is_some() => {
+        (PinEntry::Now, true) if offer.passphrase.is_some() => {
             let hint = "type the passphrase on the console, or Enter for the PIN";
-            new(Ask::Passphrase, hint).with_other_way()
+            new(UnlockPrompt::Passphrase, hint).with_other_way()
         }
-        (Typing::Now, true) => {
+        (PinEntry::Now, true) => {
             let hint = "type the PIN on the console, or Enter for the passphrase";
-            new(Ask::Pin, hint).with_other_way()
+            new(UnlockPrompt::Pin, hint).with_other_way()
         }
-        (Typing::Now, false) => new(Ask::Pin, "type the PIN on the console"),
-        (_, true) => new(Ask::Passphrase, "type the passphrase on the console"),
-        (Typing::Later, false) => {
+        (PinEntry::Now, false) => new(UnlockPrompt::Pin, "type the PIN on the console"),
+        (_, true) => new(
+            UnlockPrompt::Passphrase,
+            "type the passphrase on the console",
+        ),
+        (PinEntry::Later, false) => {
             let hint =
                 "leave the machine on until the TPM takes a PIN again, then type it on the console";
-            new(Ask::Pin, hint)
+            new(UnlockPrompt::Pin, hint)
         }
-        (Typing::No, false) => {
+        (PinEntry::No, false) => {
             let hint = "attach the medium that opens it; it is tried again by itself. Without it only \
                         a factory reset and the words help";
-            new(Ask::Nothing, hint)
+            new(UnlockPrompt::Nothing, hint)
         }
     }
 }
 
 /// Else why not, and whether that is worth a line of the vault's log.
 pub(super) fn unattended(
-    found: &Found,
+    found: &LoadedCopies,
     kind: SlotType,
-    keeper: &Keeper,
-    media: &Secrets,
+    keeper: &VaultHandle,
+    media: &MediaSecrets,
 ) -> Result<OpenAlkv, (String, bool)> {
     let opened = match kind {
         SlotType::Kms => {
             let mut source = keeper.escrow().source();
-            let opened = found.open(&mut Key::Source(kind, &mut source));
-            // Whom nobody has asked yet has refused nothing.
+            let opened = found.open(&mut UnlockKey::Source(kind, &mut source));
+            // A node that was not asked yet has refused nothing.
             if let Err(SlotError::Kek { .. }) = opened {
                 return Err((source.refusals(), source.was_refused()));
             }
             opened
         }
-        SlotType::Tpm2 => return by_tpm::unattended(found).map_err(|why| (why, true)),
+        SlotType::Tpm2 => return tpm_unlock::unattended(found).map_err(|why| (why, true)),
         SlotType::Provisioning => {
             let mut refused = None;
             for seed in media.seed_keys_of(found.newest.uuid()) {
-                match found.open(&mut Key::Seed(&seed.key)) {
+                match found.open(&mut UnlockKey::Seed(&seed.key)) {
                     Ok(open) => return Ok(open),
                     // That an attacker changed the vault is worth more than that a key is another's.
                     Err(error) if matches!(refused, Some(SlotError::Tampered)) => drop(error),
@@ -212,23 +221,32 @@ pub(super) fn unattended(
             );
             return Err((why, true));
         }
-        _ => found.open(&mut Key::Stored),
+        _ => found.open(&mut UnlockKey::Stored),
     };
     opened.map_err(|error: SlotError| (error.to_string(), true))
 }
 
 /// The key of a medium for this slot: the one that opens it, else any that names the vault, which anybody can write.
-pub(super) fn seed_for<'a>(media: &'a Secrets, alkv: &Alkv, slot: SlotId) -> Option<&'a SeedKey> {
+pub(super) fn seed_for<'a>(
+    media: &'a MediaSecrets,
+    alkv: &Alkv,
+    slot: SlotId,
+) -> Option<&'a SeedKey> {
     let keys = || media.seed_keys_of(alkv.uuid()).map(|found| &found.key);
-    let opens = |key: &&SeedKey| alkv.open(slot, &mut Key::Seed(key)).is_ok();
+    let opens = |key: &&SeedKey| alkv.open(slot, &mut UnlockKey::Seed(key)).is_ok();
     keys().find(opens).or_else(|| keys().next())
 }
 
-fn admitted(opened: OpenAlkv, keeper: &Keeper, log: &Log) -> Result<OpenAlkv, Waiting> {
+fn admitted(opened: OpenAlkv, keeper: &VaultHandle, log: &InitLog) -> Result<OpenAlkv, VaultWait> {
     if let Err(error) = keeper.admit(&opened) {
         let hint = "restart the machine";
         let text = format!("the vault cannot be opened: {error}");
-        return Err(Waiting::new(Ask::Nothing, "vault-locked", text, hint));
+        return Err(VaultWait::new(
+            UnlockPrompt::Nothing,
+            "vault-locked",
+            text,
+            hint,
+        ));
     }
     if let Some(slot) = super::opening_slot(&opened) {
         log.info(format_args!(
@@ -236,7 +254,7 @@ fn admitted(opened: OpenAlkv, keeper: &Keeper, log: &Log) -> Result<OpenAlkv, Wa
             slot.id.number(),
             slot.kind.name()
         ));
-        keeper.events().add(Event::Unlocked(slot));
+        keeper.events().add(AuditEvent::Unlocked(slot));
     }
     Ok(opened)
 }
@@ -249,12 +267,12 @@ fn admitted(opened: OpenAlkv, keeper: &Keeper, log: &Log) -> Result<OpenAlkv, Wa
 /// Neither opens it now, or the disk answers with another vault or an older copy, or it cannot be written. The next
 /// start tries again.
 pub(crate) fn conclude(
-    found: &Found,
-    ended: Pending,
-    keeper: &Keeper,
-    media: &Secrets,
+    found: &LoadedCopies,
+    ended: FirstBootPermissions,
+    keeper: &VaultHandle,
+    media: &MediaSecrets,
     save: impl FnOnce(&OpenAlkv) -> Result<(), SlotError>,
-) -> Result<Pending, String> {
+) -> Result<FirstBootPermissions, String> {
     let mut open = reopened(found, keeper, media)?;
     let in_use = keeper.check_in_use(&open);
     in_use.map_err(|error| error.to_string())?;
@@ -266,7 +284,11 @@ pub(crate) fn conclude(
 }
 
 /// Opens a vault without anything typed, or says why not.
-fn reopened(found: &Found, keeper: &Keeper, media: &Secrets) -> Result<OpenAlkv, String> {
+fn reopened(
+    found: &LoadedCopies,
+    keeper: &VaultHandle,
+    media: &MediaSecrets,
+) -> Result<OpenAlkv, String> {
     if let Some(open) = keeper.open_by_master_key(&found.newest) {
         return Ok(open);
     }
@@ -275,7 +297,7 @@ fn reopened(found: &Found, keeper: &Keeper, media: &Secrets) -> Result<OpenAlkv,
     // Another node is not asked for its share just for this.
     for kind in UNATTENDED.into_iter().filter(|kind| *kind != SlotType::Kms) {
         let mut of_kind = slots.iter().filter(|slot| slot.kind() == kind);
-        if of_kind.all(by_tpm::wants_pin) {
+        if of_kind.all(tpm_unlock::wants_pin) {
             continue;
         }
         match unattended(found, kind, keeper, media) {
@@ -289,7 +311,7 @@ fn reopened(found: &Found, keeper: &Keeper, media: &Secrets) -> Result<OpenAlkv,
     Err(refusals.join("; "))
 }
 
-impl Keeper {
+impl VaultHandle {
     /// Waits as long as the next passphrase has to.
     pub(super) fn wait_for_turn(&self) {
         let wait = self.state().attempts.wait(now());
@@ -306,7 +328,7 @@ impl Keeper {
         self.state().attempts.wrong()
     }
 
-    /// Somebody typed something else than what was asked for, and it is no slot's.
+    /// The user typed something else than the console asked for, and it is the secret of no slot.
     pub(super) fn guessed_wrong(&self) {
         self.state().attempts.failed(now());
     }
@@ -317,7 +339,7 @@ impl Keeper {
 
     pub(super) fn was_wrong(&self, slot: SlotName) {
         self.state().attempts.failed(now());
-        self.events().add(Event::UnlockFailed(slot));
+        self.events().add(AuditEvent::UnlockFailed(slot));
     }
 
     /// A slot that does not open is tried again and again, and written down once.
@@ -328,7 +350,7 @@ impl Keeper {
         }
         state.refused.push(slot);
         drop(state);
-        self.events().add(Event::UnlockFailed(slot));
+        self.events().add(AuditEvent::UnlockFailed(slot));
     }
 }
 
@@ -349,46 +371,52 @@ mod tests {
     use alknet_vault::SecretStr;
 
     use super::*;
-    use crate::vault::Words;
+    use crate::vault::WordsSource;
 
     #[test]
     fn what_is_asked_is_what_would_help() {
-        let none = Offer::default();
-        let typed = Offer {
+        let none = UnlockCredentials::default();
+        let typed = UnlockCredentials {
             passphrase: Some(SecretStr::from("wrong")),
-            ..Offer::default()
+            ..UnlockCredentials::default()
         };
         for (passphrase, pin, offer, ask, other_way) in [
-            (false, Typing::No, &none, Ask::Nothing, false),
-            (true, Typing::No, &none, Ask::Passphrase, false),
-            (false, Typing::Now, &none, Ask::Pin, false),
-            (true, Typing::Now, &none, Ask::Pin, true),
+            (false, PinEntry::No, &none, UnlockPrompt::Nothing, false),
+            (true, PinEntry::No, &none, UnlockPrompt::Passphrase, false),
+            (false, PinEntry::Now, &none, UnlockPrompt::Pin, false),
+            (true, PinEntry::Now, &none, UnlockPrompt::Pin, true),
             // Who typed a passphrase is not asked for something else, which the TPM would count.
-            (true, Typing::Now, &typed, Ask::Passphrase, true),
-            (true, Typing::Later, &none, Ask::Passphrase, false),
-            (false, Typing::Later, &none, Ask::Pin, false),
+            (true, PinEntry::Now, &typed, UnlockPrompt::Passphrase, true),
+            (
+                true,
+                PinEntry::Later,
+                &none,
+                UnlockPrompt::Passphrase,
+                false,
+            ),
+            (false, PinEntry::Later, &none, UnlockPrompt::Pin, false),
         ] {
             let waiting = waiting(passphrase, pin, offer, &["why".to_owned()]);
             assert_eq!((waiting.ask, waiting.other_way), (ask, other_way));
             assert!(waiting.problem.text.ends_with(": why"));
-            assert_eq!(waiting.retries, ask == Ask::Nothing);
+            assert_eq!(waiting.retries, ask == UnlockPrompt::Nothing);
         }
     }
 
     #[test]
     fn what_a_new_vault_is_made_of_is_kept_from_question_to_question() {
         let secret = |text: &str| Some(SecretStr::from(text));
-        let tried = Offer {
+        let tried = UnlockCredentials {
             passphrase: secret("wrong"),
             new_passphrase: secret("new"),
             pin: secret("1"),
             new_pin: secret("2"),
-            words: Some(Words::Make),
+            words: Some(WordsSource::Make),
             pasted: None,
         };
-        let mut offer = Offer {
+        let mut offer = UnlockCredentials {
             new_pin: secret("3"),
-            ..Offer::default()
+            ..UnlockCredentials::default()
         };
         offer.keep(tried);
         assert!(offer.passphrase.is_none() && offer.pin.is_none());

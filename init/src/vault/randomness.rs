@@ -4,7 +4,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use crate::log::Log;
+use crate::log::InitLog;
 
 /// How long it may take.
 const FED_MAX: Duration = Duration::from_secs(60);
@@ -15,13 +15,13 @@ const SAY_AFTER: Duration = Duration::from_millis(250);
 ///
 /// It has to be asked in a way that waits: only then does a kernel that nothing feeds gather randomness
 /// by itself, from the jitter of the processor. That wait has no end of its own, so a thread waits.
-pub(crate) fn wait_for_randomness(log: &Log) -> bool {
+pub(crate) fn wait_for_randomness(log: &InitLog) -> bool {
     let (fed, ready) = channel();
     let waiting = thread::Builder::new()
         .name("randomness".to_owned())
         .spawn(move || {
             let mut byte = [0];
-            // Nobody listens any more where it took too long.
+            // The receiver is gone if this took too long.
             let _ = fed.send(getrandom::fill(&mut byte).is_ok());
         });
     if waiting.is_err() {
@@ -46,6 +46,6 @@ mod tests {
 
     #[test]
     fn a_running_kernel_has_randomness() {
-        assert!(wait_for_randomness(&Log::default()));
+        assert!(wait_for_randomness(&InitLog::default()));
     }
 }

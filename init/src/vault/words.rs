@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use super::{Keeper, WordsAge, WordsAgeStage};
+use super::{VaultHandle, WordsAge, WordsAgeStage};
 
 /// Folder of the state directory that PID 1 alone writes.
 const FOLDER: &str = "config";
@@ -52,7 +52,7 @@ fn note(state_dir: &Path, name: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// A new file of age cannot be written: the words would be lost.
-pub(crate) fn settle(keeper: &Keeper, state_dir: &Path) -> io::Result<()> {
+pub(crate) fn settle(keeper: &VaultHandle, state_dir: &Path) -> io::Result<()> {
     let path = state_dir.join(FOLDER).join(AGE);
     match keeper.unwritten_age() {
         Some(text) => {
@@ -101,7 +101,7 @@ fn is_noted(state_dir: &Path, name: &str) -> io::Result<bool> {
     state_dir.join(FOLDER).join(name).try_exists()
 }
 
-impl Keeper {
+impl VaultHandle {
     /// The file of age that is in memory only.
     fn unwritten_age(&self) -> Option<String> {
         let state = self.state();
@@ -124,7 +124,7 @@ impl Keeper {
 
 #[cfg(test)]
 mod tests {
-    use alknet_vault::slots::{NewSlot, NewVault, OpenAlkv, Pending};
+    use alknet_vault::slots::{FirstBootPermissions, NewSlot, NewVault, OpenAlkv};
     use alknet_vault::{Entropy, WordCount};
 
     use super::*;
@@ -136,12 +136,12 @@ mod tests {
         fs::create_dir(dir.path().join(FOLDER)).expect("writable");
         let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
         let vault = NewVault {
-            pending: Pending::ALL,
+            pending: FirstBootPermissions::ALL,
             ..NewVault::new(words, 0)
         };
         let permits = OpenAlkv::create(vault, NewSlot::None).expect("made");
         let started = || {
-            let keeper = Keeper::new().expect("memory");
+            let keeper = VaultHandle::new().expect("memory");
             keeper.admit(&permits).expect("it has a place");
             settle(&keeper, dir.path()).expect("readable");
             keeper

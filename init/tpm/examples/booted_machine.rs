@@ -12,9 +12,11 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use alknet_tpm::predict::Update;
+use alknet_tpm::predict::ProgramUpdate;
 use alknet_tpm::{Tpm, TpmSource, choose};
-use alknet_vault::slots::{Copies, FileArea, Key, NewSlot, NewVault, OpenAlkv, SlotType};
+use alknet_vault::slots::{
+    FileCopyStorage, NewSlot, NewVault, OpenAlkv, SlotType, UnlockKey, VaultCopies,
+};
 use alknet_vault::{Entropy, WordCount};
 use nix::mount::{MsFlags, mount};
 
@@ -33,7 +35,7 @@ fn main() {
         Err(error) => println!("booted machine: failed: {error}"),
     }
     loop {
-        // Whoever watches ends the machine.
+        // The test that reads the console ends the machine.
         thread::sleep(Duration::from_secs(3600));
     }
 }
@@ -51,12 +53,15 @@ fn everything() -> Result<String, Box<dyn Error>> {
             Err(error) => return Err(format!("mount {at}: {error}").into()),
         }
     }
-    let mut copies = Copies::new(FileArea::at(VAULT, 0), FileArea::at(VAULT, COPY_AT));
+    let mut copies = VaultCopies::new(
+        FileCopyStorage::at(VAULT, 0),
+        FileCopyStorage::at(VAULT, COPY_AT),
+    );
     match copies.load()? {
         None => make(&mut copies),
         Some(found) => {
             let mut source = TpmSource::open(None)?;
-            let opened = found.open(&mut Key::Source(SlotType::Tpm2, &mut source));
+            let opened = found.open(&mut UnlockKey::Source(SlotType::Tpm2, &mut source));
             let Ok(open) = opened else {
                 let why = source.take_error().map(|error| error.to_string());
                 return Ok(format!("locked: {}", why.unwrap_or_default()));
@@ -67,16 +72,16 @@ fn everything() -> Result<String, Box<dyn Error>> {
 }
 
 /// A vault with a slot for what runs, and one for what is to run next.
-fn make(copies: &mut Copies<FileArea>) -> Result<String, Box<dyn Error>> {
+fn make(copies: &mut VaultCopies<FileCopyStorage>) -> Result<String, Box<dyn Error>> {
     let mut tpm = Tpm::open()?;
     let choice = choose(Path::new(EFI_VARIABLES));
     let kek = alknet_tpm::new_kek()?;
-    let params = tpm.seal(&kek, &choice, alknet_tpm::Expected::Current, None)?;
+    let params = tpm.seal(&kek, &choice, alknet_tpm::ExpectedPcrs::Current, None)?;
     let vault = NewVault::new(Entropy::generate(WordCount::TwentyFour)?, 0);
     let mut open = OpenAlkv::create(vault, NewSlot::Tpm2(params, &kek))?;
     copies.create(&open)?;
     let (running, next) = (image("/dev/vdc")?, image("/dev/vdd")?);
-    let update = Update {
+    let update = ProgramUpdate {
         loaders: &[],
         running: &running,
         next: &next,

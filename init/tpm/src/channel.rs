@@ -17,11 +17,11 @@ pub(crate) const HEADER_BYTES: usize = 10;
 
 /// A device, or a socket to a TPM in software.
 #[derive(Debug)]
-pub(crate) struct Channel<T>(pub(crate) T);
+pub(crate) struct TpmChannel<T>(pub(crate) T);
 
-impl<T: Read + Write> Channel<T> {
+impl<T: Read + Write> TpmChannel<T> {
     /// Sends a whole command and reads a whole answer, again while the TPM is busy.
-    pub(crate) fn exchange(&mut self, command: &[u8]) -> Result<Answer, TpmError> {
+    pub(crate) fn exchange(&mut self, command: &[u8]) -> Result<TpmResponseFrame, TpmError> {
         let mut wait = RETRY_WAIT;
         for _ in 1..ATTEMPTS_MAX {
             let answer = self.exchange_once(command)?;
@@ -34,7 +34,7 @@ impl<T: Read + Write> Channel<T> {
         self.exchange_once(command)
     }
 
-    fn exchange_once(&mut self, command: &[u8]) -> Result<Answer, TpmError> {
+    fn exchange_once(&mut self, command: &[u8]) -> Result<TpmResponseFrame, TpmError> {
         // The kernel takes a command by one write.
         self.0.write_all(command).map_err(TpmError::Transport)?;
         self.0.flush().map_err(TpmError::Transport)?;
@@ -52,7 +52,7 @@ impl<T: Read + Write> Channel<T> {
             return Err(TpmError::Malformed("it is longer than it says"));
         }
         bytes.truncate(size);
-        Answer::parse(bytes)
+        TpmResponseFrame::parse(bytes)
     }
 
     fn read_some(&mut self, into: &mut [u8]) -> Result<usize, TpmError> {
@@ -83,13 +83,13 @@ fn size_of(begun: &[u8]) -> Result<Option<usize>, TpmError> {
 }
 
 /// A whole answer.
-pub(crate) struct Answer {
+pub(crate) struct TpmResponseFrame {
     pub(crate) tag: u16,
     pub(crate) code: u32,
     bytes: Zeroizing<Vec<u8>>,
 }
 
-impl Answer {
+impl TpmResponseFrame {
     fn parse(bytes: Zeroizing<Vec<u8>>) -> Result<Self, TpmError> {
         let short = TpmError::Malformed("it is shorter than a header");
         let header: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(short)?;
@@ -143,9 +143,9 @@ mod tests {
     use super::*;
 
     /// Answers one after the other, whatever it is asked; one byte at a time.
-    struct Answers(Vec<u8>, usize);
+    struct ScriptedResponses(Vec<u8>, usize);
 
-    impl Read for Answers {
+    impl Read for ScriptedResponses {
         fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
             let Some(byte) = self.0.get(self.1) else {
                 return Ok(0);
@@ -156,7 +156,7 @@ mod tests {
         }
     }
 
-    impl Write for Answers {
+    impl Write for ScriptedResponses {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             Ok(bytes.len())
         }
@@ -181,7 +181,7 @@ mod tests {
         // Yielded, testing, retry: whatever it calls it.
         let busy = [0x908, 0x90a, 0x922].map(|code| answer(code, b""));
         let answers = [busy.concat(), answer(0, b"done"), answer(0, b"not read")].concat();
-        let mut channel = Channel(Answers(answers, 0));
+        let mut channel = TpmChannel(ScriptedResponses(answers, 0));
         let done = channel.exchange(b"command").expect("an answer");
         assert_eq!(
             (done.tag, done.code, done.body()),

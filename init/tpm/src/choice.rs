@@ -58,7 +58,7 @@ impl PcrChoice {
     ///
     /// # Errors
     /// `BadPcrs`.
-    pub fn of(pcrs: Vec<u8>) -> Result<Self, TpmError> {
+    pub fn from_pcrs(pcrs: Vec<u8>) -> Result<Self, TpmError> {
         let rising = pcrs.windows(2).all(|two| two[0] < two[1]);
         let known = pcrs.iter().all(|pcr| *pcr < PCRS);
         if !(1..=PCRS_MAX).contains(&pcrs.len()) || !rising || !known {
@@ -68,9 +68,9 @@ impl PcrChoice {
         Ok(Self { pcrs, enforced })
     }
 
-    /// What a key is worth that is bound to these PCRs, in the words of a status. A key that is bound to
-    /// PCR 7 and 12, and sealed where [`choose`] said so, is released only while Secure Boot decides what
-    /// starts; any other where somebody started the same.
+    /// What a key is worth that is bound to these PCRs, in the words of a status. A key that is bound to PCR
+    /// 7 and 12, and sealed where [`choose`] said so, is released only while Secure Boot decides what
+    /// starts; any other whenever the same programs were started, by an attacker as well.
     #[must_use]
     pub fn protection(pcrs: &[u8]) -> &'static str {
         if Self::is_uncovered(pcrs) {
@@ -186,9 +186,9 @@ mod tests {
 
     #[test]
     fn other_choices_are_bounded() {
-        assert!(PcrChoice::of(vec![0, 23]).is_ok());
+        assert!(PcrChoice::from_pcrs(vec![0, 23]).is_ok());
         for bad in [vec![], vec![24], vec![3, 2], vec![2, 2], (0..9).collect()] {
-            assert!(PcrChoice::of(bad.clone()).is_err(), "{bad:?}");
+            assert!(PcrChoice::from_pcrs(bad.clone()).is_err(), "{bad:?}");
         }
     }
 }

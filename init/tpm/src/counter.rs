@@ -5,26 +5,26 @@
 //! everything but a new TPM: a counter that is removed and made again starts above every counter that
 //! the TPM ever had (part 1, section 37.2.6.2).
 //!
-//! Whoever runs a program on the machine can let it rise, or remove it: there is no secret about it,
-//! since a secret would have to be on the disk that is not trusted. That makes data look old; it never
-//! makes old data look new.
+//! Every program on the machine that reaches the TPM can let the counter rise, or remove it: it has no secret, since
+//! a secret would have to be on the disk that is not trusted. That makes data look old; it never makes old data look
+//! new.
 
 use std::io::{Read, Write};
 
 use crate::TpmError;
 use crate::codes::{alg, cc, handle, nv, rc};
 use crate::primary::{NAME, name, of_owner};
-use crate::session::Kind;
-use crate::tpm::{Command, Target, Tpm};
-use crate::wire::{Reader, Writer};
+use crate::session::TpmSessionKind;
+use crate::tpm::{Tpm, TpmCommandBody, TpmHandle};
+use crate::wire::{TpmReader, TpmWriter};
 
 /// Bytes of a counter.
 const COUNT: u16 = 8;
 const ATTRIBUTES: u32 = nv::AUTH_WRITE | nv::COUNTER | nv::AUTH_READ | nv::NO_DA;
 
 /// `TPMS_NV_PUBLIC` of the counter.
-fn public(attributes: u32) -> Writer {
-    Writer::new()
+fn public(attributes: u32) -> TpmWriter {
+    TpmWriter::new()
         .u32(handle::COUNTER)
         .u16(alg::SHA256)
         .u32(attributes)
@@ -33,23 +33,23 @@ fn public(attributes: u32) -> Writer {
 }
 
 impl<T: Read + Write> Tpm<T> {
-    /// How far the counter is; `None` where there is none.
+    /// How far the counter is; `None` if it does not exist.
     ///
     /// # Errors
     /// `CounterForeign`, and what ends a command.
     pub fn counter(&mut self) -> Result<Option<u64>, TpmError> {
         match self.counter_name()? {
-            Some(State {
+            Some(NvCounterState {
                 written: true,
                 name,
             }) => self.read_counter(&name).map(Some),
             // Made, but the power went before it had its first value.
-            Some(State { written: false, .. }) => self.advance_counter().map(Some),
+            Some(NvCounterState { written: false, .. }) => self.advance_counter().map(Some),
             None => Ok(None),
         }
     }
 
-    /// Makes the counter where there is none, and answers its value.
+    /// Makes the counter if it does not exist, and answers its value.
     ///
     /// # Errors
     /// `OwnerPassword`, `CounterForeign`, and what ends a command.
@@ -58,13 +58,13 @@ impl<T: Read + Write> Tpm<T> {
             return Ok(value);
         }
         let owner = handle::OWNER.to_be_bytes();
-        let command = Command {
+        let command = TpmCommandBody {
             code: cc::NV_DEFINE_SPACE,
-            targets: &[Target {
+            targets: &[TpmHandle {
                 handle: handle::OWNER,
                 name: &owner,
             }],
-            parameters: Writer::new()
+            parameters: TpmWriter::new()
                 .sized(&[])
                 .sized(public(ATTRIBUTES).as_slice()),
             makes: false,
@@ -84,11 +84,11 @@ impl<T: Read + Write> Tpm<T> {
     pub fn advance_counter(&mut self) -> Result<u64, TpmError> {
         let state = self.counter_name()?.ok_or(TpmError::CounterMissing)?;
         self.with_parent(None, |tpm, parent| {
-            tpm.with_session(parent, Kind::Hmac, |tpm, session| {
-                let command = Command {
+            tpm.with_session(parent, TpmSessionKind::Hmac, |tpm, session| {
+                let command = TpmCommandBody {
                     code: cc::NV_INCREMENT,
                     targets: &[target(&state.name), target(&state.name)],
-                    parameters: Writer::new(),
+                    parameters: TpmWriter::new(),
                     makes: false,
                 };
                 tpm.run_in(session, command, &[], 0).map(|_| ())
@@ -123,16 +123,16 @@ impl<T: Read + Write> Tpm<T> {
             return Ok(());
         };
         let owner = handle::OWNER.to_be_bytes();
-        let command = Command {
+        let command = TpmCommandBody {
             code: cc::NV_UNDEFINE_SPACE,
             targets: &[
-                Target {
+                TpmHandle {
                     handle: handle::OWNER,
                     name: &owner,
                 },
                 target(&state.name),
             ],
-            parameters: Writer::new(),
+            parameters: TpmWriter::new(),
             makes: false,
         };
         self.run_open(&command).map_err(of_owner).map(|_| ())
@@ -140,11 +140,11 @@ impl<T: Read + Write> Tpm<T> {
 
     fn read_counter(&mut self, name: &[u8; NAME]) -> Result<u64, TpmError> {
         self.with_parent(None, |tpm, parent| {
-            tpm.with_session(parent, Kind::Hmac, |tpm, session| {
-                let command = Command {
+            tpm.with_session(parent, TpmSessionKind::Hmac, |tpm, session| {
+                let command = TpmCommandBody {
                     code: cc::NV_READ,
                     targets: &[target(name), target(name)],
-                    parameters: Writer::new().u16(COUNT).u16(0),
+                    parameters: TpmWriter::new().u16(COUNT).u16(0),
                     makes: false,
                 };
                 let done = tpm.run_in(session, command, &[], 0)?;
@@ -158,39 +158,39 @@ impl<T: Read + Write> Tpm<T> {
         })
     }
 
-    fn counter_name(&mut self) -> Result<Option<State>, TpmError> {
-        let command = Command {
+    fn counter_name(&mut self) -> Result<Option<NvCounterState>, TpmError> {
+        let command = TpmCommandBody {
             code: cc::NV_READ_PUBLIC,
-            targets: &[Target {
+            targets: &[TpmHandle {
                 handle: handle::COUNTER,
                 name: &[],
             }],
-            parameters: Writer::new(),
+            parameters: TpmWriter::new(),
             makes: false,
         };
         match self.run(&command) {
-            Ok(done) => State::read(done.reader()).map(Some),
+            Ok(done) => NvCounterState::read(done.reader()).map(Some),
             Err(TpmError::Refused { code, .. }) if rc::base(code) == rc::HANDLE => Ok(None),
             Err(error) => Err(error),
         }
     }
 }
 
-fn target(name: &[u8; NAME]) -> Target<'_> {
-    Target {
+fn target(name: &[u8; NAME]) -> TpmHandle<'_> {
+    TpmHandle {
         handle: handle::COUNTER,
         name,
     }
 }
 
 /// The counter as the TPM has it.
-struct State {
+struct NvCounterState {
     written: bool,
     name: [u8; NAME],
 }
 
-impl State {
-    fn read(mut reader: Reader<'_>) -> Result<Self, TpmError> {
+impl NvCounterState {
+    fn read(mut reader: TpmReader<'_>) -> Result<Self, TpmError> {
         let (area, stated) = (reader.sized()?, reader.sized()?);
         reader.end()?;
         let is = |attributes| area == public(attributes).as_slice();

@@ -12,12 +12,12 @@ use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::TpmError;
-use crate::wire::{Wiped, Writer};
+use crate::wire::{TpmWriter, WipedBuffer};
 
 /// Bytes of a digest, of a derived key and of a coordinate on P-256.
 pub(crate) const DIGEST: usize = 32;
 const AES_BLOCK: usize = 16;
-/// How often a scalar is drawn: one in 2³² is none.
+/// How often a scalar is drawn: one in 2³² draws is out of range.
 const SCALARS_MAX: usize = 4;
 
 /// From the operating system.
@@ -65,12 +65,12 @@ fn wiped(mut bytes: [u8; DIGEST]) -> SecretArr<DIGEST> {
 
 /// A public key of the TPM: the point, and its x-coordinate as the TPM writes it.
 #[derive(Clone, Debug)]
-pub(crate) struct Point {
+pub(crate) struct EccPublicPoint {
     key: PublicKey,
     x: Vec<u8>,
 }
 
-impl Point {
+impl EccPublicPoint {
     /// `None` for what is no point of the curve.
     pub(crate) fn new(x: &[u8], y: &[u8]) -> Option<Self> {
         let mut sec1 = [0; 1 + 2 * DIGEST];
@@ -85,7 +85,7 @@ impl Point {
     }
 
     /// A new salt, and what the holder of the private key finds it by: `TPMS_ECC_POINT`.
-    pub(crate) fn salt(&self) -> Result<(SecretArr<DIGEST>, Writer), TpmError> {
+    pub(crate) fn salt(&self) -> Result<(SecretArr<DIGEST>, TpmWriter), TpmError> {
         let ephemeral = scalar()?;
         let public = ephemeral.public_key().to_sec1_point(false);
         let (own_x, own_y) = match (public.x(), public.y()) {
@@ -93,16 +93,16 @@ impl Point {
             _ => return Err(TpmError::NoRandomness),
         };
         let shared = self.key.to_projective() * *ephemeral.to_nonzero_scalar();
-        let mut z = Wiped([0; DIGEST]);
+        let mut z = WipedBuffer([0; DIGEST]);
         z.0.copy_from_slice(&shared.to_affine().x());
         let salt = kdf_e(&z.0, b"SECRET", own_x, &self.x);
-        Ok((salt, Writer::new().sized(own_x).sized(own_y)))
+        Ok((salt, TpmWriter::new().sized(own_x).sized(own_y)))
     }
 }
 
 fn scalar() -> Result<SecretKey, TpmError> {
     for _ in 0..SCALARS_MAX {
-        let bytes = Wiped(random::<DIGEST>()?);
+        let bytes = WipedBuffer(random::<DIGEST>()?);
         if let Ok(key) = SecretKey::from_slice(&bytes.0) {
             return Ok(key);
         }

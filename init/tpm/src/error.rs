@@ -1,4 +1,4 @@
-//! What can go wrong between a TPM and us, told apart by what somebody can do about it.
+//! What can go wrong between a TPM and us, by what the administrator can do about it.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TpmError {
-    /// There is none.
+    /// The machine has no TPM.
     #[error("this machine has no TPM")]
     Absent,
     /// PCRs that cannot be sealed to.
@@ -65,7 +65,7 @@ pub enum TpmError {
     /// It was sealed by another TPM, or by this one before it was cleared.
     #[error("the key was sealed by another TPM, or before this one was cleared")]
     OtherTpm,
-    /// Somebody set a password for the owner hierarchy.
+    /// The owner hierarchy has a password, which was not set here.
     #[error("the owner hierarchy of the TPM has a password; clear it in the firmware's setup")]
     OwnerPassword,
     /// The slot wants one.

@@ -2,13 +2,13 @@
 //! what it was sealed for.
 //!
 //! ```no_run
-//! use alknet_tpm::{Expected, Tpm, choose};
+//! use alknet_tpm::{ExpectedPcrs, Tpm, choose};
 //! use alknet_vault::slots::Kek;
 //!
 //! let mut tpm = Tpm::open()?;
 //! let choice = choose("/sys/firmware/efi/efivars".as_ref());
 //! let kek = alknet_tpm::new_kek()?;
-//! let slot = tpm.seal(&kek, &choice, Expected::Current, None)?;
+//! let slot = tpm.seal(&kek, &choice, ExpectedPcrs::Current, None)?;
 //! assert_eq!(tpm.unseal(&slot, None)?, kek);
 //! # Ok::<(), alknet_tpm::TpmError>(())
 //! ```
@@ -44,9 +44,9 @@ mod wire;
 
 pub use choice::{PcrChoice, choose};
 pub use error::{Lockout, TpmError};
-pub use pcr::{Expected, PcrValues};
+pub use pcr::{ExpectedPcrs, PcrValues};
 pub use primary::StorageKey;
-pub use seal::Pin;
+pub use seal::TpmPin;
 pub use slots::AddSlotError;
 pub use source::TpmSource;
 pub use tpm::Tpm;
@@ -56,6 +56,6 @@ pub use tpm::Tpm;
 /// # Errors
 /// `NoRandomness`.
 pub fn new_kek() -> Result<alknet_vault::slots::Kek, TpmError> {
-    let bytes = wire::Wiped(crypto::random()?);
+    let bytes = wire::WipedBuffer(crypto::random()?);
     Ok(alknet_vault::slots::Kek::copy_of(&bytes.0))
 }

@@ -24,5 +24,5 @@ pub const PE_SECTIONS_MAX: usize = 96;
 pub const PE_BYTES_MAX: usize = 512 << 20;
 /// Programs that firmware and loaders start one after the other on the way to the kernel.
 pub const BOOTED_PROGRAMS_MAX: usize = 8;
-/// Boot options that firmware tries in vain before the one that starts.
+/// Boot options that firmware tries and fails to start before the one that starts.
 pub const FAILED_OPTIONS_MAX: u8 = 16;

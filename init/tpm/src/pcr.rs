@@ -7,10 +7,10 @@ use crate::choice::BESIDE_THE_IMAGE;
 use crate::codes::{alg, cc};
 use crate::crypto::{self, DIGEST};
 use crate::limits::PCRS;
-use crate::primary::Parent;
-use crate::session::{Kind, Session, protect};
-use crate::tpm::{Command, Target, Tpm};
-use crate::wire::{Reader, Writer};
+use crate::primary::LoadedStorageKey;
+use crate::session::{TpmSession, TpmSessionKind, protect};
+use crate::tpm::{Tpm, TpmCommandBody, TpmHandle};
+use crate::wire::{TpmReader, TpmWriter};
 use crate::{PcrChoice, TpmError};
 
 /// A `TPML_PCR_SELECTION` of nothing.
@@ -33,7 +33,7 @@ pub type PcrValues = BTreeMap<u8, [u8; DIGEST]>;
 
 /// Which values of the chosen PCRs the key is bound to.
 #[derive(Clone, Copy, Debug)]
-pub enum Expected<'a> {
+pub enum ExpectedPcrs<'a> {
     /// Those of now.
     Current,
     /// These, and those of now for the chosen PCRs that are not among them.
@@ -41,14 +41,14 @@ pub enum Expected<'a> {
 }
 
 /// A `TPML_PCR_SELECTION` in the SHA-256 bank.
-pub(crate) fn selection(pcrs: &[u8]) -> Writer {
+pub(crate) fn selection(pcrs: &[u8]) -> TpmWriter {
     let mut mask = [0_u8; MASK];
     for pcr in pcrs {
         if let Some(byte) = mask.get_mut(usize::from(pcr / 8)) {
             *byte |= 1 << (pcr % 8);
         }
     }
-    Writer::new()
+    TpmWriter::new()
         .u32(1)
         .u16(alg::SHA256)
         .u8(MASK as u8)
@@ -99,13 +99,13 @@ impl<T: Read + Write> Tpm<T> {
         let before = self.pcr_values(&[OF_ALL_SLOTS])?;
         let target = u32::from(OF_ALL_SLOTS);
         let name = target.to_be_bytes();
-        let command = Command {
+        let command = TpmCommandBody {
             code: cc::PCR_EXTEND,
-            targets: &[Target {
+            targets: &[TpmHandle {
                 handle: target,
                 name: &name,
             }],
-            parameters: Writer::new()
+            parameters: TpmWriter::new()
                 .u32(1)
                 .u16(alg::SHA256)
                 .bytes(&crypto::sha256(&[CLOSED])),
@@ -120,17 +120,17 @@ impl<T: Read + Write> Tpm<T> {
 
     pub(crate) fn pcr_values_by(
         &mut self,
-        parent: &Parent,
+        parent: &LoadedStorageKey,
         pcrs: &[u8],
     ) -> Result<PcrValues, TpmError> {
-        self.with_session(parent, Kind::Hmac, |tpm, session| {
+        self.with_session(parent, TpmSessionKind::Hmac, |tpm, session| {
             tpm.read_pcrs(session, pcrs)
         })
     }
 
-    fn read_pcrs(&mut self, session: &mut Session, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
+    fn read_pcrs(&mut self, session: &mut TpmSession, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
         let asked = selection(pcrs);
-        let command = Command {
+        let command = TpmCommandBody {
             code: cc::PCR_READ,
             targets: &[],
             parameters: asked.clone(),
@@ -150,13 +150,13 @@ impl<T: Read + Write> Tpm<T> {
     /// The values that a key is to be bound to.
     pub(crate) fn expected_values(
         &mut self,
-        parent: &Parent,
+        parent: &LoadedStorageKey,
         choice: &PcrChoice,
-        expected: Expected<'_>,
+        expected: ExpectedPcrs<'_>,
     ) -> Result<PcrValues, TpmError> {
         let mut values = match expected {
-            Expected::Current => PcrValues::new(),
-            Expected::Predicted(values) => values.clone(),
+            ExpectedPcrs::Current => PcrValues::new(),
+            ExpectedPcrs::Predicted(values) => values.clone(),
         };
         if values.keys().any(|pcr| !choice.pcrs().contains(pcr)) {
             return Err(TpmError::BadPcrs(
@@ -188,7 +188,10 @@ impl<T: Read + Write> Tpm<T> {
     }
 
     /// Refuses a machine whose command line did not come from the image alone.
-    pub(crate) fn nothing_from_beside(&mut self, parent: &Parent) -> Result<(), TpmError> {
+    pub(crate) fn nothing_from_beside(
+        &mut self,
+        parent: &LoadedStorageKey,
+    ) -> Result<(), TpmError> {
         let values = self.pcr_values_by(parent, &[BESIDE_THE_IMAGE])?;
         match values.get(&BESIDE_THE_IMAGE) {
             Some(&EMPTY) => Ok(()),
@@ -198,7 +201,7 @@ impl<T: Read + Write> Tpm<T> {
 }
 
 /// A `TPML_DIGEST` with the values of these PCRs in rising order.
-fn digests(mut reader: Reader<'_>, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
+fn digests(mut reader: TpmReader<'_>, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
     let mut rising = pcrs.to_vec();
     rising.sort_unstable();
     rising.dedup();

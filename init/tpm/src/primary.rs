@@ -7,10 +7,10 @@ use std::str::FromStr;
 use alknet_vault::slots::Tpm2Params;
 
 use crate::codes::{alg, cc, handle, object, rc};
-use crate::crypto::{self, DIGEST, Point};
+use crate::crypto::{self, DIGEST, EccPublicPoint};
 use crate::seal::storage_key;
-use crate::tpm::{Command, Target, Tpm};
-use crate::wire::{Reader, Writer};
+use crate::tpm::{Tpm, TpmCommandBody, TpmHandle};
+use crate::wire::{TpmReader, TpmWriter};
 use crate::{TpmError, pcr};
 
 /// Bytes of a name: an algorithm and its digest.
@@ -27,7 +27,7 @@ impl StorageKey {
     ///
     /// # Errors
     /// `Damaged`.
-    pub fn of(params: &Tpm2Params) -> Result<Self, TpmError> {
+    pub fn from_params(params: &Tpm2Params) -> Result<Self, TpmError> {
         storage_key(params).map(Self)
     }
 }
@@ -64,22 +64,22 @@ impl FromStr for StorageKey {
 
 /// The storage key, loaded.
 #[derive(Debug)]
-pub(crate) struct Parent {
+pub(crate) struct LoadedStorageKey {
     handle: u32,
     pub(crate) name: [u8; NAME],
-    pub(crate) point: Point,
+    pub(crate) point: EccPublicPoint,
     transient: bool,
 }
 
-impl Parent {
-    pub(crate) fn target(&self) -> Target<'_> {
-        Target {
+impl LoadedStorageKey {
+    pub(crate) fn target(&self) -> TpmHandle<'_> {
+        TpmHandle {
             handle: self.handle,
             name: &self.name,
         }
     }
 
-    /// Whether it is one that somebody else left in the TPM.
+    /// Whether it is one that another program left in the TPM.
     pub(crate) fn is_persistent(&self) -> bool {
         !self.transient
     }
@@ -90,13 +90,13 @@ impl Parent {
         let unique = area
             .strip_prefix(template.as_slice())
             .ok_or(TpmError::Malformed("a storage key of another kind"))?;
-        let mut reader = Reader::new(unique);
+        let mut reader = TpmReader::new(unique);
         let (x, y) = (reader.sized()?, reader.sized()?);
         reader.end()?;
         Ok(Self {
             handle,
             name: name(area),
-            point: Point::new(x, y).ok_or(TpmError::Malformed("a point off its curve"))?,
+            point: EccPublicPoint::new(x, y).ok_or(TpmError::Malformed("a point off its curve"))?,
             transient,
         })
     }
@@ -111,7 +111,7 @@ pub(crate) fn name(area: &[u8]) -> [u8; NAME] {
 }
 
 /// `TPMT_PUBLIC` up to its `unique`: the storage root key of TCG's provisioning guidance.
-fn common() -> Writer {
+fn common() -> TpmWriter {
     let attributes = object::FIXED_TPM
         | object::FIXED_PARENT
         | object::SENSITIVE_DATA_ORIGIN
@@ -119,8 +119,11 @@ fn common() -> Writer {
         | object::NO_DA
         | object::RESTRICTED
         | object::DECRYPT;
-    let symmetric = |to: Writer| to.u16(alg::AES).u16(128).u16(alg::CFB);
-    let head = Writer::new().u16(alg::ECC).u16(alg::SHA256).u32(attributes);
+    let symmetric = |to: TpmWriter| to.u16(alg::AES).u16(128).u16(alg::CFB);
+    let head = TpmWriter::new()
+        .u16(alg::ECC)
+        .u16(alg::SHA256)
+        .u32(attributes);
     symmetric(head.sized(&[]))
         .u16(alg::NULL)
         .u16(alg::NIST_P256)
@@ -149,20 +152,20 @@ impl<T: Read + Write> Tpm<T> {
     pub(crate) fn with_parent<R>(
         &mut self,
         wanted: Option<&[u8; NAME]>,
-        mut work: impl FnMut(&mut Self, &Parent) -> Result<R, TpmError>,
+        mut work: impl FnMut(&mut Self, &LoadedStorageKey) -> Result<R, TpmError>,
     ) -> Result<R, TpmError> {
         let required = self.required;
         let is_required = |name: &[u8; NAME]| required.is_none_or(|key| key.0 == *name);
         if wanted.is_some_and(|name| !is_required(name)) {
             return Err(TpmError::OtherTpm);
         }
-        let fits = |parent: &Parent| wanted.is_none_or(|name| *name == parent.name);
+        let fits = |parent: &LoadedStorageKey| wanted.is_none_or(|name| *name == parent.name);
         if wanted.is_some()
             && let Some(parent) = self.persistent()?
             && fits(&parent)
         {
             match work(self, &parent) {
-                // Whoever put it there gave it a password.
+                // The program that put it there gave it a password.
                 Err(TpmError::OwnerPassword) => {}
                 result => return result,
             }
@@ -180,34 +183,39 @@ impl<T: Read + Write> Tpm<T> {
     }
 
     /// What is kept at the usual handle, if that is a key of our template.
-    fn persistent(&mut self) -> Result<Option<Parent>, TpmError> {
-        let command = Command {
+    fn persistent(&mut self) -> Result<Option<LoadedStorageKey>, TpmError> {
+        let command = TpmCommandBody {
             code: cc::READ_PUBLIC,
-            targets: &[Target {
+            targets: &[TpmHandle {
                 handle: handle::STORAGE_ROOT,
                 name: &[],
             }],
-            parameters: Writer::new(),
+            parameters: TpmWriter::new(),
             makes: false,
         };
         match self.run(&command) {
-            Ok(done) => Ok(Parent::read(handle::STORAGE_ROOT, done.reader().sized()?, false).ok()),
+            Ok(done) => {
+                Ok(
+                    LoadedStorageKey::read(handle::STORAGE_ROOT, done.reader().sized()?, false)
+                        .ok(),
+                )
+            }
             Err(TpmError::Refused { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    fn create_primary(&mut self) -> Result<Parent, TpmError> {
+    fn create_primary(&mut self) -> Result<LoadedStorageKey, TpmError> {
         let template = common().sized(&ZERO_COORDINATE).sized(&ZERO_COORDINATE);
-        let no_sensitive = Writer::new().sized(&[]).sized(&[]);
+        let no_sensitive = TpmWriter::new().sized(&[]).sized(&[]);
         let owner = handle::OWNER.to_be_bytes();
-        let command = Command {
+        let command = TpmCommandBody {
             code: cc::CREATE_PRIMARY,
-            targets: &[Target {
+            targets: &[TpmHandle {
                 handle: handle::OWNER,
                 name: &owner,
             }],
-            parameters: Writer::new()
+            parameters: TpmWriter::new()
                 .sized(no_sensitive.as_slice())
                 .sized(template.as_slice())
                 .sized(&[])
@@ -221,7 +229,7 @@ impl<T: Read + Write> Tpm<T> {
             other => of_owner(other),
         })?;
         let area = done.reader().sized();
-        let parent = area.and_then(|area| Parent::read(done.handle, area, true));
+        let parent = area.and_then(|area| LoadedStorageKey::read(done.handle, area, true));
         if parent.is_err() {
             self.flush(done.handle);
         }
@@ -256,10 +264,12 @@ mod tests {
     #[test]
     fn keys_of_other_kinds_and_points_off_the_curve_are_refused() {
         let area = |x: &[u8], y: &[u8]| common().sized(x).sized(y);
-        let read = |area: &Writer| Parent::read(1, area.as_slice(), true).map(|key| key.handle);
+        let read = |area: &TpmWriter| {
+            LoadedStorageKey::read(1, area.as_slice(), true).map(|key| key.handle)
+        };
         assert!(read(&area(&[1; 32], &[1; 32])).is_err());
         assert!(read(&area(&[1; 33], &[1; 32])).is_err());
         assert!(read(&area(&[], &[])).is_err());
-        assert!(read(&Writer::new().u16(alg::ECC)).is_err());
+        assert!(read(&TpmWriter::new().u16(alg::ECC)).is_err());
     }
 }

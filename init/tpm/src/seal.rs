@@ -8,19 +8,19 @@ use alknet_vault::slots::{Kek, Tpm2Params};
 use crate::codes::{alg, cc, object, rc};
 use crate::crypto::DIGEST;
 use crate::limits::{PCR_RACES_MAX, PIN_BYTES_MAX};
-use crate::pcr::{self, Expected, PcrValues};
-use crate::primary::{NAME, Parent, name};
-use crate::session::{Kind, Session, protect};
-use crate::tpm::{Command, Target, Tpm};
-use crate::wire::{Reader, Writer};
+use crate::pcr::{self, ExpectedPcrs, PcrValues};
+use crate::primary::{LoadedStorageKey, NAME, name};
+use crate::session::{TpmSession, TpmSessionKind, protect};
+use crate::tpm::{Tpm, TpmCommandBody, TpmHandle};
+use crate::wire::{TpmReader, TpmWriter};
 use crate::{PcrChoice, TpmError};
 
-/// What somebody types besides. It is the object's authorisation value as it stands: the TPM counts
-/// wrong ones, so it may be short.
+/// What a person types besides. It is the object's authorisation value as it stands: the TPM counts wrong ones, so
+/// it may be short.
 #[derive(Debug)]
-pub struct Pin(SecretStr);
+pub struct TpmPin(SecretStr);
 
-impl Pin {
+impl TpmPin {
     /// 1 to 32 printable ASCII characters.
     ///
     /// # Errors
@@ -40,16 +40,16 @@ impl Pin {
 }
 
 /// The authorisation value: nothing without a PIN.
-fn auth(pin: Option<&Pin>) -> &[u8] {
-    pin.map_or(&[], Pin::bytes)
+fn auth(pin: Option<&TpmPin>) -> &[u8] {
+    pin.map_or(&[], TpmPin::bytes)
 }
 
 /// `TPMT_PUBLIC` of a sealed object up to its `unique`. Only the policy opens it, also for changes;
 /// with a PIN the TPM counts wrong attempts.
-fn template(policy: &[u8; DIGEST], pin: bool) -> Writer {
+fn template(policy: &[u8; DIGEST], pin: bool) -> TpmWriter {
     let guarded = if pin { 0 } else { object::NO_DA };
     let attributes = object::FIXED_TPM | object::FIXED_PARENT | object::ADMIN_WITH_POLICY | guarded;
-    Writer::new()
+    TpmWriter::new()
         .u16(alg::KEYED_HASH)
         .u16(alg::SHA256)
         .u32(attributes)
@@ -67,14 +67,14 @@ impl<T: Read + Write> Tpm<T> {
         &mut self,
         secret: &Kek,
         choice: &PcrChoice,
-        expected: Expected<'_>,
-        pin: Option<&Pin>,
+        expected: ExpectedPcrs<'_>,
+        pin: Option<&TpmPin>,
     ) -> Result<Tpm2Params, TpmError> {
         self.with_parent(None, |tpm, parent| {
             let values = tpm.expected_values(parent, choice, expected)?;
             let policy = pcr::policy(&values, pin.is_some());
             let area = template(&policy, pin.is_some());
-            let made = tpm.with_session(parent, Kind::Hmac, |tpm, session| {
+            let made = tpm.with_session(parent, TpmSessionKind::Hmac, |tpm, session| {
                 tpm.create(session, parent, &area, secret, auth(pin))
             })?;
             let pcrs = values.keys().copied().collect();
@@ -86,18 +86,18 @@ impl<T: Read + Write> Tpm<T> {
 
     fn create(
         &mut self,
-        session: &mut Session,
-        parent: &Parent,
-        area: &Writer,
+        session: &mut TpmSession,
+        parent: &LoadedStorageKey,
+        area: &TpmWriter,
         secret: &Kek,
         auth: &[u8],
-    ) -> Result<Made, TpmError> {
-        let sensitive = Writer::new().sized(auth).sized(secret.expose());
+    ) -> Result<CreatedObject, TpmError> {
+        let sensitive = TpmWriter::new().sized(auth).sized(secret.expose());
         let public = area.clone().sized(&[]);
-        let command = Command {
+        let command = TpmCommandBody {
             code: cc::CREATE,
             targets: &[parent.target()],
-            parameters: Writer::new()
+            parameters: TpmWriter::new()
                 .sized(sensitive.as_slice())
                 .sized(public.as_slice())
                 .sized(&[])
@@ -111,8 +111,8 @@ impl<T: Read + Write> Tpm<T> {
         if !is_made_of(public, area) {
             return Err(TpmError::Malformed("it sealed under another policy"));
         }
-        let sized = |bytes: &[u8]| Writer::new().sized(bytes);
-        Ok(Made {
+        let sized = |bytes: &[u8]| TpmWriter::new().sized(bytes);
+        Ok(CreatedObject {
             private: sized(private).as_slice().to_vec(),
             // With the name of the storage key: who answers in its place is found out by that.
             public: sized(public).sized(&parent.name).as_slice().to_vec(),
@@ -124,8 +124,8 @@ impl<T: Read + Write> Tpm<T> {
     /// # Errors
     /// `WrongPcrs`, `FromBeside`, `WrongPin`, `PinMissing`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`,
     /// `Forged`, and what ends a command.
-    pub fn unseal(&mut self, params: &Tpm2Params, pin: Option<&Pin>) -> Result<Kek, TpmError> {
-        let sealed = Sealed::read(params)?;
+    pub fn unseal(&mut self, params: &Tpm2Params, pin: Option<&TpmPin>) -> Result<Kek, TpmError> {
+        let sealed = SealedObject::read(params)?;
         let pin = match (params.pin(), pin) {
             (true, None) => return Err(TpmError::PinMissing),
             (true, pin) => pin,
@@ -147,14 +147,14 @@ impl<T: Read + Write> Tpm<T> {
         })
     }
 
-    /// Whether the key comes back here and now, to whoever has the PIN if it wants one. No attempt is
-    /// counted, so this tells whether it makes sense to ask somebody for the PIN.
+    /// Whether the TPM would release the key here and now, given the right PIN if the slot wants one. No attempt is
+    /// counted, so a caller learns whether it makes sense to ask for the PIN.
     ///
     /// # Errors
     /// `WrongPcrs`, `FromBeside`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`, `Forged`, and what ends a
     /// command.
     pub fn check(&mut self, params: &Tpm2Params) -> Result<(), TpmError> {
-        let sealed = Sealed::read(params)?;
+        let sealed = SealedObject::read(params)?;
         self.with_parent(Some(&sealed.parent), |tpm, parent| {
             let loaded = tpm.load(parent, &sealed)?;
             tpm.flush(loaded);
@@ -172,7 +172,7 @@ impl<T: Read + Write> Tpm<T> {
     }
 
     /// A slot that does not cover what comes from beside the image is used only where that is nothing.
-    fn covered(&mut self, parent: &Parent, params: &Tpm2Params) -> Result<(), TpmError> {
+    fn covered(&mut self, parent: &LoadedStorageKey, params: &Tpm2Params) -> Result<(), TpmError> {
         if PcrChoice::is_uncovered(params.pcrs()) {
             return self.nothing_from_beside(parent);
         }
@@ -180,11 +180,15 @@ impl<T: Read + Write> Tpm<T> {
     }
 
     /// An answer altered on the way would only lead to a refusal later, so none has to be authentic.
-    fn load(&mut self, parent: &Parent, sealed: &Sealed<'_>) -> Result<u32, TpmError> {
-        let command = Command {
+    fn load(
+        &mut self,
+        parent: &LoadedStorageKey,
+        sealed: &SealedObject<'_>,
+    ) -> Result<u32, TpmError> {
+        let command = TpmCommandBody {
             code: cc::LOAD,
             targets: &[parent.target()],
-            parameters: Writer::new().sized(sealed.private).sized(sealed.public),
+            parameters: TpmWriter::new().sized(sealed.private).sized(sealed.public),
             makes: true,
         };
         match self.run_open(&command) {
@@ -200,13 +204,13 @@ impl<T: Read + Write> Tpm<T> {
 
     fn unseal_loaded(
         &mut self,
-        parent: &Parent,
+        parent: &LoadedStorageKey,
         loaded: u32,
-        sealed: &Sealed<'_>,
-        pin: Option<&Pin>,
+        sealed: &SealedObject<'_>,
+        pin: Option<&TpmPin>,
     ) -> Result<Kek, TpmError> {
         for _ in 0..PCR_RACES_MAX {
-            let result = self.with_session(parent, Kind::Policy, |tpm, session| {
+            let result = self.with_session(parent, TpmSessionKind::Policy, |tpm, session| {
                 tpm.unseal_by(session, loaded, sealed, pin)
             });
             match result {
@@ -222,10 +226,10 @@ impl<T: Read + Write> Tpm<T> {
 
     fn unseal_by(
         &mut self,
-        session: &mut Session,
+        session: &mut TpmSession,
         loaded: u32,
-        sealed: &Sealed<'_>,
-        pin: Option<&Pin>,
+        sealed: &SealedObject<'_>,
+        pin: Option<&TpmPin>,
     ) -> Result<Kek, TpmError> {
         self.policy_step(session, cc::POLICY_PCR, |to| {
             to.sized(&[]).bytes(sealed.selection.as_slice())
@@ -233,13 +237,13 @@ impl<T: Read + Write> Tpm<T> {
         if pin.is_some() {
             self.policy_step(session, cc::POLICY_AUTH_VALUE, |to| to)?;
         }
-        let command = Command {
+        let command = TpmCommandBody {
             code: cc::UNSEAL,
-            targets: &[Target {
+            targets: &[TpmHandle {
                 handle: loaded,
                 name: &sealed.name,
             }],
-            parameters: Writer::new(),
+            parameters: TpmWriter::new(),
             makes: false,
         };
         let done = self.run_in(session, command, auth(pin), protect::ANSWER)?;
@@ -251,18 +255,18 @@ impl<T: Read + Write> Tpm<T> {
 
     fn policy_step(
         &mut self,
-        session: &Session,
+        session: &TpmSession,
         code: u32,
-        parameters: impl FnOnce(Writer) -> Writer,
+        parameters: impl FnOnce(TpmWriter) -> TpmWriter,
     ) -> Result<(), TpmError> {
         let name = session.handle.to_be_bytes();
-        let command = Command {
+        let command = TpmCommandBody {
             code,
-            targets: &[Target {
+            targets: &[TpmHandle {
                 handle: session.handle,
                 name: &name,
             }],
-            parameters: parameters(Writer::new()),
+            parameters: parameters(TpmWriter::new()),
             makes: false,
         };
         self.run(&command)?.reader().end()
@@ -298,37 +302,37 @@ fn wrong_pcrs(params: &Tpm2Params, now: &PcrValues) -> TpmError {
 
 /// The name of the storage key that a record was sealed under.
 pub(crate) fn storage_key(params: &Tpm2Params) -> Result<[u8; NAME], TpmError> {
-    Ok(Sealed::read(params)?.parent)
+    Ok(SealedObject::read(params)?.parent)
 }
 
 /// What the TPM made of a secret.
-struct Made {
+struct CreatedObject {
     private: Vec<u8>,
     public: Vec<u8>,
 }
 
 /// A record that can be loaded.
-struct Sealed<'a> {
+struct SealedObject<'a> {
     private: &'a [u8],
     public: &'a [u8],
     name: [u8; NAME],
     parent: [u8; NAME],
-    selection: Writer,
+    selection: TpmWriter,
 }
 
-impl<'a> Sealed<'a> {
-    /// Whoever could change a record makes it useless and gains nothing: the vault binds it to what
-    /// it opens. The checks tell damage from a refusal of the TPM.
+impl<'a> SealedObject<'a> {
+    /// An attacker who changes a record makes it useless and gains nothing: the vault binds it to what it opens. The
+    /// checks tell damage from a refusal of the TPM.
     fn read(params: &'a Tpm2Params) -> Result<Self, TpmError> {
         let cut = |_| TpmError::Damaged("it is cut short");
         let long = |_| TpmError::Damaged("it is longer than it says");
-        let mut reader = Reader::new(params.private());
+        let mut reader = TpmReader::new(params.private());
         let private = reader.sized().map_err(cut)?;
         reader.end().map_err(long)?;
-        let mut reader = Reader::new(params.public());
+        let mut reader = TpmReader::new(params.public());
         let (public, parent) = (reader.sized().map_err(cut)?, reader.sized().map_err(cut)?);
         reader.end().map_err(long)?;
-        let no_name = |_| TpmError::Damaged("the name of its storage key is none");
+        let no_name = |_| TpmError::Damaged("the name of its storage key is invalid");
         if !is_made_of(public, &template(params.policy(), params.pin())) {
             return Err(TpmError::Damaged("its parts do not fit each other"));
         }
@@ -343,10 +347,10 @@ impl<'a> Sealed<'a> {
 }
 
 /// Whether a public area is of that template, with what a TPM fills in.
-fn is_made_of(area: &[u8], template: &Writer) -> bool {
+fn is_made_of(area: &[u8], template: &TpmWriter) -> bool {
     let unique = area.strip_prefix(template.as_slice());
     unique.is_some_and(|unique| {
-        let mut reader = Reader::new(unique);
+        let mut reader = TpmReader::new(unique);
         reader.sized().is_ok_and(|digest| digest.len() == DIGEST) && reader.end().is_ok()
     })
 }

@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 use crate::TpmError;
 use crate::crypto::{self, DIGEST, Direction};
 use crate::limits::NONCE_BYTES;
-use crate::wire::{Reader, Writer, first_sized_mut};
+use crate::wire::{TpmReader, TpmWriter, first_sized_mut};
 
 /// Attributes of a session for one command (part 2, section 8.4).
 pub(crate) mod protect {
@@ -23,33 +23,33 @@ pub(crate) mod protect {
     pub(crate) const ANSWER: u8 = 1 << 6;
     /// Nothing is authorised; the answer is only authenticated.
     pub(crate) const AUDIT: u8 = 1 << 7;
-    /// In an answer to such a command: nobody else's came in between.
+    /// In an answer to such a command: no other command came in between.
     pub(super) const EXCLUSIVE: u8 = 1 << 1;
 }
 
 /// What a session is started for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum TpmSessionKind {
     Hmac = 0,
     Policy = 1,
 }
 
 /// A started session.
-pub(crate) struct Session {
+pub(crate) struct TpmSession {
     pub(crate) handle: u32,
     key: SecretArr<DIGEST>,
     tpm_nonce: Vec<u8>,
 }
 
 /// One command under way.
-pub(crate) struct Authorised {
+pub(crate) struct AuthorisedCommand {
     /// Session, nonce, attributes and HMAC, as they go into the command.
-    pub(crate) area: Writer,
+    pub(crate) area: TpmWriter,
     nonce: [u8; DIGEST],
     attributes: u8,
 }
 
-impl Session {
+impl TpmSession {
     /// After `TPM2_StartAuthSession`.
     pub(crate) fn new(
         handle: u32,
@@ -73,10 +73,10 @@ impl Session {
         &self,
         code: u32,
         names: &[&[u8]],
-        parameters: &mut Writer,
+        parameters: &mut TpmWriter,
         auth: &[u8],
         attributes: u8,
-    ) -> Result<Authorised, TpmError> {
+    ) -> Result<AuthorisedCommand, TpmError> {
         let nonce = crypto::random::<DIGEST>()?;
         let key = [self.key.expose().as_slice(), auth];
         if attributes & protect::COMMAND != 0 {
@@ -89,12 +89,12 @@ impl Session {
         for part in [digest.as_slice(), &nonce, &self.tpm_nonce, &[attributes]] {
             mac.update(part);
         }
-        let area = Writer::new()
+        let area = TpmWriter::new()
             .u32(self.handle)
             .sized(&nonce)
             .u8(attributes)
             .sized(&mac.finalize().into_bytes());
-        Ok(Authorised {
+        Ok(AuthorisedCommand {
             area,
             nonce,
             attributes,
@@ -104,13 +104,13 @@ impl Session {
     /// Checks the answer and decrypts in place what is encrypted.
     pub(crate) fn accept(
         &mut self,
-        sent: &Authorised,
+        sent: &AuthorisedCommand,
         code: u32,
         parameters: &mut [u8],
         area: &[u8],
         auth: &[u8],
     ) -> Result<(), TpmError> {
-        let mut reader = Reader::new(area);
+        let mut reader = TpmReader::new(area);
         let tpm_nonce = reader.sized()?;
         let attributes = reader.u8()?;
         let hmac = reader.sized()?;

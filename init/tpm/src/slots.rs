@@ -11,16 +11,16 @@ use thiserror::Error;
 
 use crate::choice::BESIDE_THE_IMAGE;
 use crate::pcr::{self, EMPTY};
-use crate::predict::{PredictError, Update};
+use crate::predict::{PredictError, ProgramUpdate};
 use crate::seal::storage_key;
-use crate::{Expected, PcrChoice, PcrValues, Pin, Tpm, TpmError, new_kek};
+use crate::{ExpectedPcrs, PcrChoice, PcrValues, Tpm, TpmError, TpmPin, new_kek};
 
 /// Why there is no such slot. The vault is as it was.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AddSlotError {
     /// What the image will measure cannot be told.
-    #[error("what the image will measure cannot be told: {0}")]
+    #[error("what the image will measure cannot be predicted: {0}")]
     Predict(#[from] PredictError),
     /// The TPM did not take the key.
     #[error("the TPM does not take the key: {0}")]
@@ -40,15 +40,16 @@ impl<T: Read + Write> Tpm<T> {
         &mut self,
         open: &mut OpenAlkv,
         choice: &PcrChoice,
-        pin: Option<&Pin>,
+        pin: Option<&TpmPin>,
     ) -> Result<SlotId, AddSlotError> {
         let kek = new_kek()?;
-        let params = self.seal(&kek, choice, Expected::Current, pin)?;
+        let params = self.seal(&kek, choice, ExpectedPcrs::Current, pin)?;
         Ok(open.add(NewSlot::Tpm2(params, &kek))?)
     }
 
-    /// Puts such a slot in the place of one that does not open any more, in one change. What made it
-    /// refuse is accepted by that: it is for whoever opened the vault in another way and knows why.
+    /// Puts such a slot in the place of one that does not open any more, in one change. That accepts
+    /// what made the old slot refuse: it is for a caller that opened the vault in another way and knows
+    /// why.
     ///
     /// # Errors
     /// `Tpm`; `Vault` also where that slot is of another type.
@@ -57,7 +58,7 @@ impl<T: Read + Write> Tpm<T> {
         open: &mut OpenAlkv,
         id: SlotId,
         choice: &PcrChoice,
-        pin: Option<&Pin>,
+        pin: Option<&TpmPin>,
     ) -> Result<SlotId, AddSlotError> {
         let mut slots = open.alkv().slots().iter();
         match slots.find(|slot| slot.id() == id) {
@@ -66,7 +67,7 @@ impl<T: Read + Write> Tpm<T> {
             Some(_) => return Err(VaultError::from(SlotError::WrongType(id)).into()),
         }
         let kek = new_kek()?;
-        let params = self.seal(&kek, choice, Expected::Current, pin)?;
+        let params = self.seal(&kek, choice, ExpectedPcrs::Current, pin)?;
         let slot = NewSlot::Tpm2(params, &kek);
         Ok(open.replace(id, slot, Consent::None)?)
     }
@@ -80,13 +81,13 @@ impl<T: Read + Write> Tpm<T> {
         &mut self,
         open: &mut OpenAlkv,
         choice: &PcrChoice,
-        update: &Update<'_>,
-        pin: Option<&Pin>,
+        update: &ProgramUpdate<'_>,
+        pin: Option<&TpmPin>,
     ) -> Result<SlotId, AddSlotError> {
         let now = self.pcr_values(choice.pcrs())?;
         let then = update.predict(choice, &now)?;
         let kek = new_kek()?;
-        let params = self.seal(&kek, choice, Expected::Predicted(&then), pin)?;
+        let params = self.seal(&kek, choice, ExpectedPcrs::Predicted(&then), pin)?;
         Ok(open.add(NewSlot::Tpm2(params, &kek))?)
     }
 
@@ -99,7 +100,7 @@ impl<T: Read + Write> Tpm<T> {
     pub fn cover_slots(
         &mut self,
         open: &mut OpenAlkv,
-        pin: Option<&Pin>,
+        pin: Option<&TpmPin>,
     ) -> Result<Vec<(SlotId, SlotId)>, AddSlotError> {
         let opened_by = open.opened_by();
         let slots = open.alkv().slots().iter();
@@ -122,8 +123,8 @@ impl<T: Read + Write> Tpm<T> {
                 result => result?,
             }
             let kek = new_kek()?;
-            let choice = PcrChoice::of(values.keys().copied().collect())?;
-            let params = self.seal(&kek, &choice, Expected::Predicted(&values), pin)?;
+            let choice = PcrChoice::from_pcrs(values.keys().copied().collect())?;
+            let params = self.seal(&kek, &choice, ExpectedPcrs::Predicted(&values), pin)?;
             let new = open.replace(id, NewSlot::Tpm2(params, &kek), Consent::None)?;
             done.push((id, new));
         }

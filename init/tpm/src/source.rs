@@ -5,13 +5,13 @@ use std::io::{Read, Write};
 
 use alknet_vault::slots::{Kek, KekError, KekRequest, KekSource, SlotParams};
 
-use crate::{Pin, Tpm, TpmError};
+use crate::{Tpm, TpmError, TpmPin};
 
 /// Answers for slots of type `tpm2`.
 #[derive(Debug)]
 pub struct TpmSource<T> {
     tpm: Tpm<T>,
-    pin: Option<Pin>,
+    pin: Option<TpmPin>,
     error: Option<TpmError>,
 }
 
@@ -20,21 +20,21 @@ impl TpmSource<File> {
     ///
     /// # Errors
     /// As [`Tpm::open`].
-    pub fn open(pin: Option<Pin>) -> Result<Self, TpmError> {
+    pub fn open(pin: Option<TpmPin>) -> Result<Self, TpmError> {
         Tpm::open().map(|tpm| Self::new(tpm, pin))
     }
 }
 
 impl<T> TpmSource<T> {
-    /// With this TPM, and the PIN that somebody typed.
+    /// With this TPM, and the PIN that a person typed.
     #[must_use]
-    pub fn new(tpm: Tpm<T>, pin: Option<Pin>) -> Self {
+    pub fn new(tpm: Tpm<T>, pin: Option<TpmPin>) -> Self {
         let error = None;
         Self { tpm, pin, error }
     }
 
     /// Another PIN for the next attempt.
-    pub fn set_pin(&mut self, pin: Option<Pin>) {
+    pub fn set_pin(&mut self, pin: Option<TpmPin>) {
         self.pin = pin;
     }
 

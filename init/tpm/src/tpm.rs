@@ -7,49 +7,49 @@ use std::sync::{Mutex, PoisonError};
 
 use zeroize::Zeroizing;
 
-use crate::channel::{self, Answer, Channel, HEADER_BYTES};
+use crate::channel::{self, HEADER_BYTES, TpmChannel, TpmResponseFrame};
 use crate::codes::{alg, cc, handle, rc, tag};
 use crate::crypto;
 use crate::driver;
 use crate::limits::MESSAGE_BYTES_MAX;
-use crate::primary::{Parent, StorageKey};
-use crate::session::{Kind, Session, protect};
-use crate::wire::{Reader, Writer};
+use crate::primary::{LoadedStorageKey, StorageKey};
+use crate::session::{TpmSession, TpmSessionKind, protect};
+use crate::wire::{TpmReader, TpmWriter};
 use crate::{Lockout, TpmError};
 
 /// A TPM 2.0 behind any connection that carries one command and one answer at a time.
 #[derive(Debug)]
 pub struct Tpm<T> {
-    channel: Channel<T>,
+    channel: TpmChannel<T>,
     /// Any other storage key is not this machine's.
     pub(crate) required: Option<StorageKey>,
 }
 
 /// A handle and the name by which it is authenticated.
-pub(crate) struct Target<'a> {
+pub(crate) struct TpmHandle<'a> {
     pub(crate) handle: u32,
     pub(crate) name: &'a [u8],
 }
 
 /// A command without its authorisation.
-pub(crate) struct Command<'a> {
+pub(crate) struct TpmCommandBody<'a> {
     pub(crate) code: u32,
-    pub(crate) targets: &'a [Target<'a>],
-    pub(crate) parameters: Writer,
+    pub(crate) targets: &'a [TpmHandle<'a>],
+    pub(crate) parameters: TpmWriter,
     /// Whether the answer has a handle.
     pub(crate) makes: bool,
 }
 
 /// The answer to it.
-pub(crate) struct Done {
-    /// 0 where there is none.
+pub(crate) struct CommandResponse {
+    /// 0 if the command makes none.
     pub(crate) handle: u32,
     pub(crate) parameters: Zeroizing<Vec<u8>>,
 }
 
-impl Done {
-    pub(crate) fn reader(&self) -> Reader<'_> {
-        Reader::new(&self.parameters)
+impl CommandResponse {
+    pub(crate) fn reader(&self) -> TpmReader<'_> {
+        TpmReader::new(&self.parameters)
     }
 }
 
@@ -87,7 +87,7 @@ impl<T: Read + Write> Tpm<T> {
     #[must_use]
     pub fn new(io: T) -> Self {
         Self {
-            channel: Channel(io),
+            channel: TpmChannel(io),
             required: None,
         }
     }
@@ -98,21 +98,27 @@ impl<T: Read + Write> Tpm<T> {
         self.channel.0
     }
 
-    /// A command that nobody has to authorise.
-    pub(crate) fn run(&mut self, command: &Command<'_>) -> Result<Done, TpmError> {
+    /// A command that needs no authorisation.
+    pub(crate) fn run(
+        &mut self,
+        command: &TpmCommandBody<'_>,
+    ) -> Result<CommandResponse, TpmError> {
         let answer = self.send(command, tag::NO_SESSIONS, &[])?;
         expect_tag(&answer, tag::NO_SESSIONS)?;
-        let mut reader = Reader::new(answer.body());
+        let mut reader = TpmReader::new(answer.body());
         let handle = if command.makes { reader.u32()? } else { 0 };
-        Ok(Done {
+        Ok(CommandResponse {
             handle,
             parameters: Zeroizing::new(reader.rest().to_vec()),
         })
     }
 
     /// A command that an empty password authorises.
-    pub(crate) fn run_open(&mut self, command: &Command<'_>) -> Result<Done, TpmError> {
-        let area = Writer::new()
+    pub(crate) fn run_open(
+        &mut self,
+        command: &TpmCommandBody<'_>,
+    ) -> Result<CommandResponse, TpmError> {
+        let area = TpmWriter::new()
             .u32(handle::PASSWORD)
             .sized(&[])
             .u8(protect::CONTINUE)
@@ -125,11 +131,11 @@ impl<T: Read + Write> Tpm<T> {
     /// A command in a session.
     pub(crate) fn run_in(
         &mut self,
-        session: &mut Session,
-        mut command: Command<'_>,
+        session: &mut TpmSession,
+        mut command: TpmCommandBody<'_>,
         auth: &[u8],
         attributes: u8,
-    ) -> Result<Done, TpmError> {
+    ) -> Result<CommandResponse, TpmError> {
         let names: Vec<_> = command.targets.iter().map(|target| target.name).collect();
         let attributes = attributes | protect::CONTINUE;
         let code = command.code;
@@ -141,7 +147,12 @@ impl<T: Read + Write> Tpm<T> {
         Ok(done)
     }
 
-    fn send(&mut self, command: &Command<'_>, tag: u16, area: &[u8]) -> Result<Answer, TpmError> {
+    fn send(
+        &mut self,
+        command: &TpmCommandBody<'_>,
+        tag: u16,
+        area: &[u8],
+    ) -> Result<TpmResponseFrame, TpmError> {
         let sessions = if area.is_empty() { 0 } else { 4 + area.len() };
         let size = HEADER_BYTES + 4 * command.targets.len() + sessions + command.parameters.len();
         if size > MESSAGE_BYTES_MAX {
@@ -149,7 +160,10 @@ impl<T: Read + Write> Tpm<T> {
         }
         let narrow =
             |size: usize| u32::try_from(size).expect("checked against the longest command");
-        let mut bytes = Writer::new().u16(tag).u32(narrow(size)).u32(command.code);
+        let mut bytes = TpmWriter::new()
+            .u16(tag)
+            .u32(narrow(size))
+            .u32(command.code);
         for target in command.targets {
             bytes = bytes.u32(target.handle);
         }
@@ -171,10 +185,14 @@ impl<T: Read + Write> Tpm<T> {
     }
 
     /// Starts a session whose key only the holder of the parent's private key knows.
-    pub(crate) fn start(&mut self, parent: &Parent, kind: Kind) -> Result<Session, TpmError> {
+    pub(crate) fn start(
+        &mut self,
+        parent: &LoadedStorageKey,
+        kind: TpmSessionKind,
+    ) -> Result<TpmSession, TpmError> {
         let (salt, point) = parent.point.salt()?;
         let nonce = crypto::random::<{ crypto::DIGEST }>()?;
-        let parameters = Writer::new()
+        let parameters = TpmWriter::new()
             .sized(&nonce)
             .sized(point.as_slice())
             .u8(kind as u8)
@@ -182,11 +200,11 @@ impl<T: Read + Write> Tpm<T> {
             .u16(128)
             .u16(alg::CFB)
             .u16(alg::SHA256);
-        let command = Command {
+        let command = TpmCommandBody {
             code: cc::START_AUTH_SESSION,
             targets: &[
                 parent.target(),
-                Target {
+                TpmHandle {
                     handle: handle::NULL,
                     name: &[],
                 },
@@ -196,7 +214,7 @@ impl<T: Read + Write> Tpm<T> {
         };
         let done = self.run(&command)?;
         let mut reader = done.reader();
-        let session = Session::new(done.handle, &salt, reader.sized()?, &nonce);
+        let session = TpmSession::new(done.handle, &salt, reader.sized()?, &nonce);
         let session = session.and_then(|session| reader.end().map(|()| session));
         if session.is_err() {
             self.flush(done.handle);
@@ -207,9 +225,9 @@ impl<T: Read + Write> Tpm<T> {
     /// Runs `work` in a session and ends that, whatever came of it.
     pub(crate) fn with_session<R>(
         &mut self,
-        parent: &Parent,
-        kind: Kind,
-        work: impl FnOnce(&mut Self, &mut Session) -> Result<R, TpmError>,
+        parent: &LoadedStorageKey,
+        kind: TpmSessionKind,
+        work: impl FnOnce(&mut Self, &mut TpmSession) -> Result<R, TpmError>,
     ) -> Result<R, TpmError> {
         let mut session = self.start(parent, kind)?;
         let result = work(self, &mut session);
@@ -219,10 +237,10 @@ impl<T: Read + Write> Tpm<T> {
 
     /// Lets a session or a loaded object go. What cannot be let go the kernel does when we close.
     pub(crate) fn flush(&mut self, handle: u32) {
-        let command = Command {
+        let command = TpmCommandBody {
             code: cc::FLUSH_CONTEXT,
             targets: &[],
-            parameters: Writer::new().u32(handle),
+            parameters: TpmWriter::new().u32(handle),
             makes: false,
         };
         let _ = self.run(&command);
@@ -245,10 +263,10 @@ impl<T: Read + Write> Tpm<T> {
 
     fn property(&mut self, property: u32) -> Result<u32, TpmError> {
         use crate::codes::property::TPM_PROPERTIES;
-        let command = Command {
+        let command = TpmCommandBody {
             code: cc::GET_CAPABILITY,
             targets: &[],
-            parameters: Writer::new().u32(TPM_PROPERTIES).u32(property).u32(1),
+            parameters: TpmWriter::new().u32(TPM_PROPERTIES).u32(property).u32(1),
             makes: false,
         };
         let done = self.run(&command)?;
@@ -264,7 +282,7 @@ impl<T: Read + Write> Tpm<T> {
     }
 }
 
-fn expect_tag(answer: &Answer, tag: u16) -> Result<(), TpmError> {
+fn expect_tag(answer: &TpmResponseFrame, tag: u16) -> Result<(), TpmError> {
     if answer.tag == tag {
         return Ok(());
     }
@@ -272,13 +290,16 @@ fn expect_tag(answer: &Answer, tag: u16) -> Result<(), TpmError> {
 }
 
 /// Handle, parameters and authorisation of an answer in a session.
-fn split(command: &Command<'_>, answer: &Answer) -> Result<(Done, Vec<u8>), TpmError> {
+fn split(
+    command: &TpmCommandBody<'_>,
+    answer: &TpmResponseFrame,
+) -> Result<(CommandResponse, Vec<u8>), TpmError> {
     expect_tag(answer, tag::SESSIONS)?;
-    let mut reader = Reader::new(answer.body());
+    let mut reader = TpmReader::new(answer.body());
     let handle = if command.makes { reader.u32()? } else { 0 };
     let length = reader.u32()?;
     let parameters = reader.take(length as usize)?;
-    let done = Done {
+    let done = CommandResponse {
         handle,
         parameters: Zeroizing::new(parameters.to_vec()),
     };

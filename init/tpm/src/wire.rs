@@ -11,9 +11,9 @@ use crate::limits::MESSAGE_BYTES_MAX;
 /// Bytes being written, wiped when let go. It has its full capacity from the start: growing would
 /// leave a copy behind.
 #[derive(Clone)]
-pub(crate) struct Writer(Zeroizing<Vec<u8>>);
+pub(crate) struct TpmWriter(Zeroizing<Vec<u8>>);
 
-impl Writer {
+impl TpmWriter {
     pub(crate) fn new() -> Self {
         Self(Zeroizing::new(Vec::with_capacity(MESSAGE_BYTES_MAX)))
     }
@@ -57,9 +57,9 @@ impl Writer {
 
 /// What is left to read of an answer or a record.
 #[derive(Clone, Copy)]
-pub(crate) struct Reader<'a>(&'a [u8]);
+pub(crate) struct TpmReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> TpmReader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
@@ -120,9 +120,9 @@ pub(crate) fn first_sized_mut(parameters: &mut [u8]) -> Result<&mut [u8], TpmErr
 }
 
 /// A stack buffer that is wiped on every way out.
-pub(crate) struct Wiped<const N: usize>(pub(crate) [u8; N]);
+pub(crate) struct WipedBuffer<const N: usize>(pub(crate) [u8; N]);
 
-impl<const N: usize> Drop for Wiped<N> {
+impl<const N: usize> Drop for WipedBuffer<N> {
     fn drop(&mut self) {
         self.0.zeroize();
     }
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn fields_are_read_as_written_and_never_past_the_end() {
-        let written = Writer::new()
+        let written = TpmWriter::new()
             .u8(1)
             .u16(0x203)
             .u32(0x0405_0607)
@@ -144,7 +144,7 @@ mod tests {
             b"\x01\x02\x03\x04\x05\x06\x07\x00\x03abc"
         );
         for cut in 0..written.len() {
-            let mut reader = Reader::new(&written.as_slice()[..cut]);
+            let mut reader = TpmReader::new(&written.as_slice()[..cut]);
             let all = (|| {
                 reader.u8()?;
                 reader.u16()?;
@@ -153,7 +153,7 @@ mod tests {
             })();
             assert!(matches!(all, Err(TpmError::Malformed(_))), "{cut}");
         }
-        assert!(Reader::new(b"x").end().is_err());
+        assert!(TpmReader::new(b"x").end().is_err());
         assert!(first_sized_mut(&mut [0, 3, 1, 2]).is_err());
         assert_eq!(
             first_sized_mut(&mut [0, 2, 1, 2, 9]).expect("inside"),

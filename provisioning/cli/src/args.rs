@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 pub struct ProvisionArgs {
     /// What to write.
     #[arg(long, value_enum, default_value = "nocloud-iso")]
-    pub(crate) form: Form,
+    pub(crate) form: SeedForm,
     /// Where: a file, or a folder for esp, fw-cfg and smbios; - is standard output, for cmdline, console
     /// and text.
     #[arg(long, value_name = "PATH")]
@@ -38,7 +38,7 @@ pub struct ProvisionArgs {
     /// Where the recovery words come from: provisioned makes them here [default: provisioned, or
     /// generate with --words-to]
     #[arg(long, value_enum)]
-    pub(crate) init: Option<Init>,
+    pub(crate) init: Option<WordsOrigin>,
     /// What opens the vault at a start; can be given several times [default: what the machine has]
     #[arg(long, value_name = "SLOT", value_delimiter = ',')]
     pub(crate) unlock: Vec<String>,
@@ -58,8 +58,8 @@ pub struct ProvisionArgs {
     /// ssh-rsa; can be given several times.
     #[arg(long, value_name = "RECIPIENT")]
     pub(crate) words_to: Vec<String>,
-    /// A secret of somebody else's for a [[credentials]] entry of the document without a record: its name
-    /// and a file with it; - reads standard input. Can be given several times.
+    /// A third party's secret for a [[credentials]] entry of the document without a record: its name and
+    /// a file with it; - reads standard input. Can be given several times.
     #[arg(long, value_name = "NAME=FILE")]
     pub(crate) credential: Vec<String>,
     /// Print the words in the answer, and ask nothing back.
@@ -72,7 +72,7 @@ pub struct ProvisionArgs {
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Form {
+pub enum SeedForm {
     /// The word that goes onto a kernel's command line.
     Cmdline,
     /// The line to paste at the node's console.
@@ -91,7 +91,7 @@ pub enum Form {
     Text,
 }
 
-impl Form {
+impl SeedForm {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Cmdline => "cmdline",
@@ -118,18 +118,18 @@ impl Form {
 
 /// Where the words come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Init {
+pub enum WordsOrigin {
     /// The node makes them.
     Generate,
     /// There is no vault.
     Off,
-    /// Somebody types them at the node's console.
+    /// The administrator types them at the node's console.
     Prompt,
     /// They are made here and go with the seed.
     Provisioned,
 }
 
-impl Init {
+impl WordsOrigin {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Generate => "generate",

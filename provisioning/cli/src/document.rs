@@ -3,20 +3,21 @@
 use alknet_core::config::NodeConfig;
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, TableLike, Value, table, value};
 
-use crate::{Init, ProvisionArgs, ProvisionError};
+use crate::{ProvisionArgs, ProvisionError, WordsOrigin};
 
 /// A document and what it says.
-pub(crate) struct Document {
+pub(crate) struct SeedDocument {
     pub(crate) text: String,
     pub(crate) config: NodeConfig,
 }
 
-/// Puts the options into `base`. `own_key` is asked for only where nobody else administers the node.
+/// Puts the options into `base`. `own_key` is asked for only where neither names an administrator's
+/// key.
 pub(crate) fn build(
     args: &ProvisionArgs,
     base: &str,
     own_key: impl FnOnce() -> Result<String, ProvisionError>,
-) -> Result<Document, ProvisionError> {
+) -> Result<SeedDocument, ProvisionError> {
     let base = base.strip_prefix('\u{feff}').unwrap_or(base);
     let given = parse(base)?;
     let syntax = |error: toml_edit::TomlError| ProvisionError::Document(error.message().to_owned());
@@ -54,9 +55,9 @@ pub(crate) fn build(
         Some(init) => Some(init),
         None if says_init => None,
         None if args.words_to.is_empty() && given.vault.words_to.is_empty() => {
-            Some(Init::Provisioned)
+            Some(WordsOrigin::Provisioned)
         }
-        None => Some(Init::Generate),
+        None => Some(WordsOrigin::Generate),
     };
     if let Some(init) = init {
         set(vault, "init", init.name());
@@ -72,7 +73,7 @@ pub(crate) fn build(
     }
     let text = format!("{head}{document}");
     let config = parse(&text)?;
-    Ok(Document { text, config })
+    Ok(SeedDocument { text, config })
 }
 
 fn parse(text: &str) -> Result<NodeConfig, ProvisionError> {
@@ -143,7 +144,7 @@ fn card(text: &str) -> Result<Table, ProvisionError> {
         });
         let Some((key, text, is_list)) = known else {
             return Err(ProvisionError::usage(format!(
-                "--network: '{pair}' is none of match=, method=, address=, gateway=, dns="
+                "--network: '{pair}' is not one of match=, method=, address=, gateway=, dns="
             )));
         };
         if !is_list {

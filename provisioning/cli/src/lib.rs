@@ -1,10 +1,9 @@
-//! `alknet provision`: on the desk of whoever owns a node, makes what the node is told at its first
-//! start.
+//! `alknet provision`: on its owner's computer, makes everything that a node reads at its first start.
 //!
 //! Words are made, shown once and asked back; the document is put together and checked as the node will
 //! check it; the seed is written in the form that the machine takes; and the node's key, which follows
 //! from the words, is known before the node has ever started. [`run`] does all of it; whatever belongs
-//! to the computer it runs on comes through [`Host`].
+//! to the computer it runs on comes through [`ProvisionHost`].
 
 mod args;
 mod document;
@@ -19,24 +18,24 @@ use std::path::Path;
 
 use alknet_core::config::{LinkMethod, NodeConfig, VaultInit, VaultUnlock};
 use alknet_vault::slots::{SeedKey, VaultId};
-use alknet_vault::{Entropy, Index, Purpose, SecretStr, Vault};
+use alknet_vault::{Entropy, KeyPurpose, PathIndex, SecretStr, Vault};
 use data_encoding::HEXLOWER;
 use serde_json::json;
 
-pub use args::{Form, Init, ProvisionArgs};
+pub use args::{ProvisionArgs, SeedForm, WordsOrigin};
 pub use error::ProvisionError;
 pub use seed::COMMAND_LINE_BYTES_MAX;
-pub use tty::Tty;
-pub use words::Terminal;
+pub use tty::ControllingTerminal;
+pub use words::WordsTerminal;
 
-use document::Document;
-use seed::{Seed, Written};
+use document::SeedDocument;
+use seed::{NodeSeed, WrittenFiles};
 
 /// Longest document read from standard input.
 const INPUT_BYTES_MAX: usize = alknet_core::config::CONFIG_BYTES_MAX + 1;
 
 /// The computer it runs on.
-pub trait Host {
+pub trait ProvisionHost {
     /// The key this computer acts with, as a configuration has it; made on first use.
     ///
     /// # Errors
@@ -56,11 +55,11 @@ pub trait Host {
     fn tell(&mut self, line: &str);
 
     /// The person at the keyboard, if there is one.
-    fn terminal(&mut self) -> Option<Box<dyn Terminal>>;
+    fn terminal(&mut self) -> Option<Box<dyn WordsTerminal>>;
 }
 
 /// What the node will be, and what came of the command.
-struct Outcome<'a> {
+struct ProvisionReport<'a> {
     args: &'a ProvisionArgs,
     config: &'a NodeConfig,
     sets: Vec<String>,
@@ -68,7 +67,7 @@ struct Outcome<'a> {
     uri: Option<String>,
     vault: Option<VaultId>,
     words: Option<SecretStr>,
-    written: Written,
+    written: WrittenFiles,
     warnings: Vec<String>,
 }
 
@@ -79,7 +78,7 @@ struct Outcome<'a> {
 pub fn run(
     args: &ProvisionArgs,
     json: bool,
-    host: &mut dyn Host,
+    host: &mut dyn ProvisionHost,
     out: &mut dyn Write,
 ) -> Result<(), ProvisionError> {
     let form = args.form;
@@ -90,7 +89,7 @@ pub fn run(
     check_inputs(args)?;
     let base = base(args, host)?;
     let own_key = || host.admin_key().map_err(ProvisionError::Local);
-    let Document { text, config } = document::build(args, &base, own_key)?;
+    let SeedDocument { text, config } = document::build(args, &base, own_key)?;
     check_words(args, &config)?;
     let words = match config.vault.init {
         VaultInit::Provisioned => Some(words::obtain(args, host)?),
@@ -104,7 +103,7 @@ pub fn run(
         Some((entropy, passphrase)) => (Some(entropy), passphrase),
         None => (None, &passphrase),
     };
-    let seed = Seed {
+    let seed = NodeSeed {
         document: &text,
         words: entropy,
         passphrase,
@@ -122,7 +121,7 @@ pub fn run(
         return written.map_err(|error| ProvisionError::output(&error));
     };
     let uri = identity.as_ref().and_then(|key| uri(key, args, &config));
-    let outcome = Outcome {
+    let outcome = ProvisionReport {
         args,
         sets: text_names(&text),
         uri,
@@ -179,7 +178,7 @@ fn check_inputs(args: &ProvisionArgs) -> Result<(), ProvisionError> {
     Ok(())
 }
 
-fn base(args: &ProvisionArgs, host: &mut dyn Host) -> Result<String, ProvisionError> {
+fn base(args: &ProvisionArgs, host: &mut dyn ProvisionHost) -> Result<String, ProvisionError> {
     let Some(file) = &args.config else {
         return Ok(String::new());
     };
@@ -195,7 +194,7 @@ fn base(args: &ProvisionArgs, host: &mut dyn Host) -> Result<String, ProvisionEr
         .map_err(|_| ProvisionError::usage(format!("{name}: the document is not UTF-8 text")))
 }
 
-/// Options about words that nobody would look at are mistakes.
+/// Options about words are mistakes where they would have no effect.
 fn check_words(args: &ProvisionArgs, config: &NodeConfig) -> Result<(), ProvisionError> {
     let given = args.words_file.is_some() || args.passphrase_file.is_some() || args.show_words;
     if given && config.vault.init != VaultInit::Provisioned {
@@ -217,16 +216,16 @@ fn identity(
     (entropy, passphrase): &(Entropy, SecretStr),
     config: &NodeConfig,
 ) -> Result<String, ProvisionError> {
-    let device = Index::new(config.vault.device);
+    let device = PathIndex::new(config.vault.device);
     let device = device.ok_or_else(|| ProvisionError::usage("vault.device is too high"))?;
     let vault = Vault::locked_as(device, None);
     vault.unlock(entropy, passphrase)?;
-    let public = vault.signer(Purpose::NodeIdentity)?.public();
+    let public = vault.signer(KeyPurpose::NodeIdentity)?.public();
     Ok(format!("ed25519:{}", HEXLOWER.encode(&public)))
 }
 
 /// Where one is asked for; and where nothing is said, on a medium that is not the disk it protects.
-fn wants_seed_key(form: Form, config: &NodeConfig) -> bool {
+fn wants_seed_key(form: SeedForm, config: &NodeConfig) -> bool {
     match (&config.vault.unlock[..], config.vault.init) {
         (_, VaultInit::Off) => false,
         ([], _) => form.stays_apart(),
@@ -289,27 +288,27 @@ fn text_names(text: &str) -> Vec<String> {
     document.map(names).unwrap_or_default()
 }
 
-/// What whoever keeps the seed has to know.
-fn warnings(seed: &Seed<'_>, form: Form) -> Vec<String> {
+/// What the owner, who keeps the seed, has to know.
+fn warnings(seed: &NodeSeed<'_>, form: SeedForm) -> Vec<String> {
     let mut warnings = Vec::new();
     if seed.words.is_some() {
         let what = match form {
-            Form::Cmdline => {
+            SeedForm::Cmdline => {
                 "the words stand in the boot loader's configuration, and everything on the node can \
                  read them until the word is taken out of it"
             }
-            Form::FwCfg | Form::Smbios => {
+            SeedForm::FwCfg | SeedForm::Smbios => {
                 "the node cannot erase the words from the hypervisor's configuration: take them out \
                  after its first start"
             }
-            Form::NocloudIso => {
+            SeedForm::NocloudIso => {
                 "the node cannot erase the words from a CD: destroy it after its first start; --form \
                  nocloud-fat can be erased"
             }
-            Form::Console | Form::Text => {
-                "the words are in it: whoever reads it has the node; destroy it after its first start"
+            SeedForm::Console | SeedForm::Text => {
+                "the words are in it: its reader has the node; destroy it after its first start"
             }
-            Form::Esp | Form::NocloudFat => {
+            SeedForm::Esp | SeedForm::NocloudFat => {
                 "the words are in it until the node's first start, which erases them; flash memory may \
                  keep a copy"
             }
@@ -325,15 +324,15 @@ fn warnings(seed: &Seed<'_>, form: Form) -> Vec<String> {
     }
     if seed.seed_key.is_some() && !form.stays_apart() {
         warnings.push(
-            "the seed key is not on a medium of its own: whoever copies the disk, or the line, opens \
-             the vault with it"
+            "the seed key is not on a medium of its own: a copy of the disk, or of the line, has \
+             what opens the vault"
                 .to_owned(),
         );
     }
     warnings
 }
 
-impl Outcome<'_> {
+impl ProvisionReport<'_> {
     fn json(&self) -> serde_json::Value {
         let files: Vec<_> = self
             .written
@@ -361,7 +360,7 @@ impl Outcome<'_> {
         answer
     }
 
-    fn lines(&self, host: &dyn Host) -> Vec<String> {
+    fn lines(&self, host: &dyn ProvisionHost) -> Vec<String> {
         let mut lines = Vec::new();
         let mut tell = |what: &str, text: String| lines.push(format!("{what:<9} {text}"));
         if let Some(words) = &self.words {

@@ -10,16 +10,16 @@ use alknet_vault::slots::SeedKey;
 use alknet_vault::{Entropy, SecretStr};
 use zeroize::Zeroizing;
 
-use crate::media::{self, File};
-use crate::{Form, ProvisionError};
+use crate::media::{self, VolumeFile};
+use crate::{ProvisionError, SeedForm};
 
 /// Longest word for a kernel's command line, which is 2048 bytes on x86 and holds more than this.
 pub const COMMAND_LINE_BYTES_MAX: usize = 1800;
 /// Longest OEM string.
 const STRING_BYTES_MAX: usize = 1024;
 
-/// Everything that a node is told.
-pub(crate) struct Seed<'a> {
+/// Everything that a node gets by its seed.
+pub(crate) struct NodeSeed<'a> {
     pub(crate) document: &'a str,
     pub(crate) words: Option<&'a Entropy>,
     pub(crate) passphrase: &'a SecretStr,
@@ -29,28 +29,28 @@ pub(crate) struct Seed<'a> {
 }
 
 /// A file that is to be written; its path is below the folder that was named, or that file itself.
-struct Made {
+struct SeedFile {
     path: PathBuf,
     content: Zeroizing<Vec<u8>>,
 }
 
 /// What was written, and how it is used.
-pub(crate) struct Written {
+pub(crate) struct WrittenFiles {
     pub(crate) paths: Vec<PathBuf>,
     pub(crate) usage: Vec<String>,
 }
 
-impl Seed<'_> {
+impl NodeSeed<'_> {
     pub(crate) fn has_secrets(&self) -> bool {
         self.words.is_some() || self.seed_key.is_some() || !self.credentials.is_empty()
     }
 
     /// The text of a form that is one text, with its line end.
-    pub(crate) fn text(&self, form: Form) -> Result<Zeroizing<String>, ProvisionError> {
+    pub(crate) fn text(&self, form: SeedForm) -> Result<Zeroizing<String>, ProvisionError> {
         let whole = self.whole(true);
         let text = match form {
-            Form::Console => ConsoleDocument::line(whole.as_bytes()),
-            Form::Cmdline => {
+            SeedForm::Console => ConsoleDocument::line(whole.as_bytes()),
+            SeedForm::Cmdline => {
                 let word = strings(whole.as_bytes(), usize::MAX).remove(0);
                 if word.len() > COMMAND_LINE_BYTES_MAX {
                     return Err(ProvisionError::usage(format!(
@@ -69,10 +69,10 @@ impl Seed<'_> {
     /// Writes all of it.
     pub(crate) fn write(
         &self,
-        form: Form,
+        form: SeedForm,
         out: &Path,
         force: bool,
-    ) -> Result<Written, ProvisionError> {
+    ) -> Result<WrittenFiles, ProvisionError> {
         let made = self.files(form, out)?;
         for file in &made {
             if let Some(folder) = file.path.parent().filter(|_| !form.is_one_file()) {
@@ -80,38 +80,38 @@ impl Seed<'_> {
             }
             store(file, force)?;
         }
-        Ok(Written {
+        Ok(WrittenFiles {
             usage: usage(form, out, &made),
             paths: made.into_iter().map(|file| file.path).collect(),
         })
     }
 
-    fn files(&self, form: Form, out: &Path) -> Result<Vec<Made>, ProvisionError> {
+    fn files(&self, form: SeedForm, out: &Path) -> Result<Vec<SeedFile>, ProvisionError> {
         let one = |content| {
             let path = out.to_owned();
-            vec![Made { path, content }]
+            vec![SeedFile { path, content }]
         };
         match form {
-            Form::Cmdline | Form::Console | Form::Text => {
+            SeedForm::Cmdline | SeedForm::Console | SeedForm::Text => {
                 let text = self.text(form)?;
                 Ok(one(Zeroizing::new(text.as_bytes().to_vec())))
             }
-            Form::Esp => Ok(self.beside(
+            SeedForm::Esp => Ok(self.beside(
                 out,
                 ["alknet.toml", "alknet/vault.words", "alknet/seed.key"],
             )),
-            Form::FwCfg => Ok(self.beside(out, ["node.toml", "words", "seed.key"])),
-            Form::NocloudFat | Form::NocloudIso => {
+            SeedForm::FwCfg => Ok(self.beside(out, ["node.toml", "words", "seed.key"])),
+            SeedForm::NocloudFat | SeedForm::NocloudIso => {
                 let folder = self.beside(Path::new(""), ["user-data", "vault.words", "seed.key"]);
-                let mut files = vec![File {
+                let mut files = vec![VolumeFile {
                     name: "meta-data",
                     content: b"",
                 }];
-                files.extend(folder.iter().map(|made| File {
+                files.extend(folder.iter().map(|made| VolumeFile {
                     name: made.path.to_str().unwrap_or_default(),
                     content: &made.content,
                 }));
-                if form == Form::NocloudIso {
+                if form == SeedForm::NocloudIso {
                     return Ok(one(media::iso(&files)));
                 }
                 let mut serial = [0; 4];
@@ -122,9 +122,9 @@ impl Seed<'_> {
                     ProvisionError::usage("the document does not fit; take --form nocloud-iso")
                 })
             }
-            Form::Smbios => {
+            SeedForm::Smbios => {
                 let strings = strings(self.whole(true).as_bytes(), STRING_BYTES_MAX);
-                let file = |(number, string): (usize, Zeroizing<String>)| Made {
+                let file = |(number, string): (usize, Zeroizing<String>)| SeedFile {
                     path: out.join(format!("node.{number}")),
                     content: Zeroizing::new(string.as_bytes().to_vec()),
                 };
@@ -134,8 +134,8 @@ impl Seed<'_> {
     }
 
     /// The document, and a file for each secret, by these names.
-    fn beside(&self, folder: &Path, [document, words, seed_key]: [&str; 3]) -> Vec<Made> {
-        let file = |name: &str, text: &str| Made {
+    fn beside(&self, folder: &Path, [document, words, seed_key]: [&str; 3]) -> Vec<SeedFile> {
+        let file = |name: &str, text: &str| SeedFile {
             path: folder.join(name),
             content: Zeroizing::new(text.as_bytes().to_vec()),
         };
@@ -205,7 +205,7 @@ impl Seed<'_> {
     }
 }
 
-impl Form {
+impl SeedForm {
     const fn is_one_file(self) -> bool {
         !matches!(self, Self::Esp | Self::FwCfg | Self::Smbios)
     }
@@ -247,8 +247,8 @@ fn quote(text: &str, out: &mut String) {
     out.push('"');
 }
 
-/// Readable by nobody else from its first byte on.
-fn store(file: &Made, force: bool) -> Result<(), ProvisionError> {
+/// Writes the file, which only its owner can read from its first byte on.
+fn store(file: &SeedFile, force: bool) -> Result<(), ProvisionError> {
     let failed = || ProvisionError::write(&file.path);
     if force && file.path.exists() {
         fs::remove_file(&file.path).map_err(failed())?;
@@ -264,15 +264,15 @@ fn store(file: &Made, force: bool) -> Result<(), ProvisionError> {
 }
 
 /// How the node gets it: options of QEMU, or what to do.
-fn usage(form: Form, out: &Path, made: &[Made]) -> Vec<String> {
+fn usage(form: SeedForm, out: &Path, made: &[SeedFile]) -> Vec<String> {
     let text = match form {
-        Form::Cmdline => "add the word to the kernel's command line",
-        Form::Console => "paste the line at the node's console",
-        Form::Esp => "unmount the boot partition, and start the node from it",
-        Form::NocloudFat => "attach it as a drive, or write it onto one",
-        Form::NocloudIso => "attach it as a CD or a drive",
-        Form::Text => "give it as a NoCloud volume's user-data, or as alknet.toml",
-        Form::FwCfg => {
+        SeedForm::Cmdline => "add the word to the kernel's command line",
+        SeedForm::Console => "paste the line at the node's console",
+        SeedForm::Esp => "unmount the boot partition, and start the node from it",
+        SeedForm::NocloudFat => "attach it as a drive, or write it onto one",
+        SeedForm::NocloudIso => "attach it as a CD or a drive",
+        SeedForm::Text => "give it as a NoCloud volume's user-data, or as alknet.toml",
+        SeedForm::FwCfg => {
             let entries = [
                 ("node", "node.toml"),
                 ("words", "words"),
@@ -289,8 +289,8 @@ fn usage(form: Form, out: &Path, made: &[Made]) -> Vec<String> {
             let there = entries.into_iter().filter(|(_, name)| is_made(name));
             return there.map(option).collect();
         }
-        Form::Smbios => {
-            let option = |file: &Made| format!("-smbios type=11,path={}", file.path.display());
+        SeedForm::Smbios => {
+            let option = |file: &SeedFile| format!("-smbios type=11,path={}", file.path.display());
             return made.iter().map(option).collect();
         }
     };

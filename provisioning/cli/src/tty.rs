@@ -5,16 +5,16 @@ use std::io::{self, Read, Write};
 
 use zeroize::Zeroizing;
 
-use crate::Terminal;
+use crate::WordsTerminal;
 
 /// Longest line that is listened to.
 const LINE_BYTES_MAX: usize = 1024;
 
 /// `/dev/tty`.
 #[derive(Debug)]
-pub struct Tty(File);
+pub struct ControllingTerminal(File);
 
-impl Tty {
+impl ControllingTerminal {
     /// Opens it; nothing where the process has none.
     #[must_use]
     pub fn open() -> Option<Self> {
@@ -29,7 +29,7 @@ impl Tty {
     }
 }
 
-impl Terminal for Tty {
+impl WordsTerminal for ControllingTerminal {
     fn show(&mut self, text: &str) -> io::Result<()> {
         self.0.write_all(text.as_bytes())?;
         self.0.flush()

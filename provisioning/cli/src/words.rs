@@ -1,4 +1,4 @@
-//! Where the words come from, and whether somebody wrote them down; and the secrets that go with them.
+//! Where the words come from, and whether the user wrote them down; and the secrets that go with them.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,7 +8,7 @@ use alknet_core::config::{CredentialConfig, NodeConfig, VaultInit};
 use alknet_vault::{Entropy, SecretStr, WordCount};
 use zeroize::Zeroizing;
 
-use crate::{Host, ProvisionArgs, ProvisionError};
+use crate::{ProvisionArgs, ProvisionError, ProvisionHost};
 
 /// Longest file of words, of a passphrase or of a credential.
 const FILE_BYTES_MAX: usize = 4096;
@@ -19,15 +19,15 @@ const ROUNDS_MAX: usize = 5;
 /// Home, the screen, and what was scrolled out of it.
 const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 
-/// Somebody who can read and write.
-pub trait Terminal {
+/// A terminal with a person at it, who reads and types.
+pub trait WordsTerminal {
     /// Shows a text.
     ///
     /// # Errors
     /// The terminal is gone.
     fn show(&mut self, text: &str) -> io::Result<()>;
 
-    /// A line that somebody typed; nothing where they left.
+    /// A line that the person typed; `None` if they left.
     ///
     /// # Errors
     /// The terminal is gone.
@@ -37,7 +37,7 @@ pub trait Terminal {
 /// The words of this node, as the options have it.
 pub(crate) fn obtain(
     args: &ProvisionArgs,
-    host: &mut dyn Host,
+    host: &mut dyn ProvisionHost,
 ) -> Result<(Entropy, SecretStr), ProvisionError> {
     let passphrase = match &args.passphrase_file {
         Some(file) => {
@@ -58,7 +58,7 @@ pub(crate) fn obtain(
     }
     let mut terminal = host.terminal().ok_or_else(|| {
         ProvisionError::usage(
-            "new words are shown on a terminal, and there is none: take --words-file FILE, \
+            "new words are shown on a terminal, and this host has none: take --words-file FILE, \
              --show-words, or --words-to RECIPIENT to let the node make them",
         )
     })?;
@@ -71,7 +71,7 @@ pub(crate) fn obtain(
 pub(crate) fn credentials(
     args: &ProvisionArgs,
     config: &NodeConfig,
-    host: &mut dyn Host,
+    host: &mut dyn ProvisionHost,
 ) -> Result<Vec<(String, SecretStr)>, ProvisionError> {
     let mut all: Vec<(String, SecretStr)> = Vec::new();
     for given in &args.credential {
@@ -103,7 +103,7 @@ pub(crate) fn credentials(
     Ok(all)
 }
 
-fn read(file: &Path, host: &mut dyn Host) -> Result<Zeroizing<String>, ProvisionError> {
+fn read(file: &Path, host: &mut dyn ProvisionHost) -> Result<Zeroizing<String>, ProvisionError> {
     let name = file.display();
     let bytes = if file.as_os_str() == "-" {
         host.stdin(FILE_BYTES_MAX + 1)
@@ -124,7 +124,7 @@ fn read(file: &Path, host: &mut dyn Host) -> Result<Zeroizing<String>, Provision
 }
 
 /// Shows the words once, and asks some of them back. Nothing is left on the screen.
-fn confirm(entropy: &Entropy, terminal: &mut dyn Terminal) -> Result<(), ProvisionError> {
+fn confirm(entropy: &Entropy, terminal: &mut dyn WordsTerminal) -> Result<(), ProvisionError> {
     let gone = |error: io::Error| ProvisionError::Local(format!("the terminal: {error}"));
     let phrase = entropy.phrase();
     let words: Vec<_> = phrase.expose().split(' ').collect();
@@ -147,7 +147,7 @@ fn confirm(entropy: &Entropy, terminal: &mut dyn Terminal) -> Result<(), Provisi
 }
 
 /// Asks for some words; answers the number of one that was wrong.
-fn ask(words: &[&str], terminal: &mut dyn Terminal) -> Result<Option<usize>, ProvisionError> {
+fn ask(words: &[&str], terminal: &mut dyn WordsTerminal) -> Result<Option<usize>, ProvisionError> {
     let gone = |error: io::Error| ProvisionError::Local(format!("the terminal: {error}"));
     for at in positions(words.len())? {
         let number = at + 1;
@@ -202,15 +202,15 @@ fn positions(words: usize) -> Result<BTreeSet<usize>, ProvisionError> {
 mod tests {
     use super::*;
 
-    /// Somebody who reads the sheet and answers what is asked.
-    struct Reader {
+    /// A person who reads the sheet and answers what is asked.
+    struct ScriptedReader {
         seen: String,
         /// Answers wrongly so many times.
         wrong: usize,
         leaves: bool,
     }
 
-    impl Terminal for Reader {
+    impl WordsTerminal for ScriptedReader {
         fn show(&mut self, text: &str) -> io::Result<()> {
             self.seen.push_str(text);
             Ok(())
@@ -238,7 +238,7 @@ mod tests {
 
     fn confirmed(wrong: usize, leaves: bool) -> (Result<(), ProvisionError>, String) {
         let entropy = Entropy::from_bytes(&[7; 32]).expect("32 bytes");
-        let mut reader = Reader {
+        let mut reader = ScriptedReader {
             seen: String::new(),
             wrong,
             leaves,

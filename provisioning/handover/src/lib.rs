@@ -1,6 +1,6 @@
-//! Handing a secret over to whoever holds a key: files of age, version 1 (C2SP `age.md`), armored, for
-//! X25519 recipients and for the SSH keys that age takes. Written here and opened by the stock tool;
-//! nothing here reads one.
+//! Handing a secret over to the holder of a key: files of age, version 1 (C2SP `age.md`), armored, for
+//! X25519 recipients and for the SSH keys that age takes. This crate writes them and the stock tool
+//! opens them; nothing here reads one.
 //!
 //! The format is a header with the random file key wrapped for each recipient and a MAC over it, then
 //! the content under a key of its own. The library of that name would bring a second generation of
@@ -17,7 +17,7 @@ use sha2::Sha256;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-pub use recipient::Recipient;
+pub use recipient::AgeRecipient;
 
 use seal::{chacha, hkdf, random};
 
@@ -38,12 +38,12 @@ pub enum HandoverError {
     /// The cipher or the generator of random bytes failed.
     #[error("the encryption failed")]
     Failed,
-    /// Nobody to encrypt to, or too many.
+    /// No recipient, or too many.
     #[error("{0} recipients; 1 to {RECIPIENTS_MAX} are possible")]
     Recipients(usize),
     /// A text that is no public key that age takes. Not quoted: it may be a private one.
     #[error(
-        "this is nobody to encrypt to; a public key is age1… as age-keygen prints it, or a line of \
+        "this is not a public key to encrypt to; write age1… as age-keygen prints it, or a line of \
          ssh-ed25519 or ssh-rsa"
     )]
     Recipient,
@@ -63,7 +63,7 @@ pub enum HandoverError {
 ///
 /// # Errors
 /// See [`HandoverError`].
-pub fn encrypt(content: &[u8], recipients: &[Recipient]) -> Result<String, HandoverError> {
+pub fn encrypt(content: &[u8], recipients: &[AgeRecipient]) -> Result<String, HandoverError> {
     if !(1..=RECIPIENTS_MAX).contains(&recipients.len()) {
         return Err(HandoverError::Recipients(recipients.len()));
     }
@@ -80,7 +80,7 @@ pub fn encrypt(content: &[u8], recipients: &[Recipient]) -> Result<String, Hando
 
 fn header(
     file_key: &[u8; FILE_KEY_BYTES],
-    recipients: &[Recipient],
+    recipients: &[AgeRecipient],
 ) -> Result<String, HandoverError> {
     let mut header = FIRST_LINE.to_owned();
     for recipient in recipients {
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn limits_are_kept() {
-        let ada: Recipient = ADA.parse().expect("a recipient");
+        let ada: AgeRecipient = ADA.parse().expect("a recipient");
         let many = vec![ada.clone(); RECIPIENTS_MAX + 1];
         assert_eq!(encrypt(b"", &[]), Err(HandoverError::Recipients(0)));
         assert_eq!(encrypt(b"", &many), Err(HandoverError::Recipients(9)));

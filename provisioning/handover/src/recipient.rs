@@ -10,15 +10,15 @@ use zeroize::Zeroizing;
 use crate::seal::{chacha, hkdf, random};
 use crate::{FILE_KEY_BYTES, HandoverError, ssh};
 
-/// Somebody who can open a file.
+/// The public key of a recipient, who can open a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recipient(pub(crate) Kind);
+pub struct AgeRecipient(pub(crate) RecipientKind);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum RecipientKind {
     /// A key of age's own.
     X25519([u8; 32]),
-    Ssh(ssh::Key),
+    Ssh(ssh::SshPublicKey),
 }
 
 /// The file key for one recipient.
@@ -27,28 +27,30 @@ pub(crate) struct Stanza {
     pub(crate) body: Vec<u8>,
 }
 
-impl FromStr for Recipient {
+impl FromStr for AgeRecipient {
     type Err = HandoverError;
 
     fn from_str(text: &str) -> Result<Self, HandoverError> {
         let kind = match AgeKey::parse(text.trim()).ok_or(HandoverError::Recipient)? {
-            AgeKey::X25519(point) => Kind::X25519(point),
-            AgeKey::SshEd25519 { wire, point } => Kind::Ssh(ssh::Key::ed25519(wire, point)?),
+            AgeKey::X25519(point) => RecipientKind::X25519(point),
+            AgeKey::SshEd25519 { wire, point } => {
+                RecipientKind::Ssh(ssh::SshPublicKey::ed25519(wire, point)?)
+            }
             AgeKey::SshRsa {
                 wire,
                 exponent,
                 modulus,
-            } => Kind::Ssh(ssh::Key::rsa(wire, &modulus, &exponent)),
+            } => RecipientKind::Ssh(ssh::SshPublicKey::rsa(wire, &modulus, &exponent)),
         };
         Ok(Self(kind))
     }
 }
 
-impl Recipient {
+impl AgeRecipient {
     pub(crate) fn wrap(&self, file_key: &[u8; FILE_KEY_BYTES]) -> Result<Stanza, HandoverError> {
         match &self.0 {
-            Kind::Ssh(key) => key.wrap(file_key),
-            Kind::X25519(point) => {
+            RecipientKind::Ssh(key) => key.wrap(file_key),
+            RecipientKind::X25519(point) => {
                 let info = b"age-encryption.org/v1/X25519";
                 let (share, body) = agree(point, None, info, file_key)?;
                 Ok(Stanza {
@@ -92,7 +94,7 @@ mod tests {
     #[test]
     fn nobody_agrees_with_a_point_of_small_order() {
         for point in [[0; 32], std::array::from_fn(|at| u8::from(at == 0))] {
-            let wrapped = Recipient(Kind::X25519(point)).wrap(&[7; FILE_KEY_BYTES]);
+            let wrapped = AgeRecipient(RecipientKind::X25519(point)).wrap(&[7; FILE_KEY_BYTES]);
             assert_eq!(wrapped.err(), Some(HandoverError::Recipient));
         }
     }

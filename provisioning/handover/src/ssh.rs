@@ -12,38 +12,38 @@ use crate::{FILE_KEY_BYTES, HandoverError};
 
 /// A key, and its bytes as SSH sends them, by which age tells keys apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Key {
+pub(crate) struct SshPublicKey {
     wire: Vec<u8>,
-    kind: Kind,
+    kind: SshKeyKind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Kind {
+enum SshKeyKind {
     /// The point in the form that X25519 takes.
     Ed25519([u8; 32]),
     /// SubjectPublicKeyInfo.
     Rsa(Vec<u8>),
 }
 
-impl Key {
+impl SshPublicKey {
     /// # Errors
     /// The point lies on no curve.
     pub(crate) fn ed25519(wire: Vec<u8>, point: [u8; 32]) -> Result<Self, HandoverError> {
         let point = CompressedEdwardsY(point).decompress();
         let point = point.ok_or(HandoverError::Recipient)?;
-        let kind = Kind::Ed25519(point.to_montgomery().to_bytes());
+        let kind = SshKeyKind::Ed25519(point.to_montgomery().to_bytes());
         Ok(Self { wire, kind })
     }
 
     pub(crate) fn rsa(wire: Vec<u8>, modulus: &[u8], exponent: &[u8]) -> Self {
-        let kind = Kind::Rsa(spki(modulus, exponent));
+        let kind = SshKeyKind::Rsa(spki(modulus, exponent));
         Self { wire, kind }
     }
 
     pub(crate) fn wrap(&self, file_key: &[u8; FILE_KEY_BYTES]) -> Result<Stanza, HandoverError> {
         let tag = BASE64_NOPAD.encode(&Sha256::digest(&self.wire)[..4]);
         match &self.kind {
-            Kind::Ed25519(point) => {
+            SshKeyKind::Ed25519(point) => {
                 let info = b"age-encryption.org/v1/ssh-ed25519";
                 let tweak = *hkdf(&self.wire, &[], info);
                 let (share, body) = agree(point, Some(tweak), info, file_key)?;
@@ -53,7 +53,7 @@ impl Key {
                     body,
                 })
             }
-            Kind::Rsa(spki) => Ok(Stanza {
+            SshKeyKind::Rsa(spki) => Ok(Stanza {
                 arguments: vec!["ssh-rsa".to_owned(), tag],
                 body: oaep(spki, file_key)?,
             }),

@@ -10,10 +10,10 @@ use std::path::Path;
 use alknet_core::config::CONFIG_BYTES_MAX;
 use zeroize::Zeroizing;
 
-use super::split::{Part, Split, blank};
-use super::{Place, PlaceFile};
+use super::split::{SecretSpans, SecretsPart, blank};
+use super::{MediaLocation, SecretFile};
 use crate::mount::Mounter;
-use crate::{FileSystem, Paths, Problem, Source, file, text};
+use crate::{ConfigOrigin, FileSystem, SourceDiagnostic, SourcePaths, file, text};
 
 /// Overwrites the words, or the credentials, at each of the places with spaces, in place, brings that to
 /// the disk, and reads it back. A seed key stays: the medium has to go on holding it. Answers one problem,
@@ -25,10 +25,14 @@ use crate::{FileSystem, Paths, Problem, Source, file, text};
 /// What flash memory keeps of a block that was overwritten, and copies that an editor made, are beyond
 /// it.
 #[must_use]
-pub fn erase(paths: &Paths, mounter: &dyn Mounter, places: &[Place]) -> Vec<Problem> {
-    let left = |place: &Place| {
+pub fn erase(
+    paths: &SourcePaths,
+    mounter: &dyn Mounter,
+    places: &[MediaLocation],
+) -> Vec<SourceDiagnostic> {
+    let left = |place: &MediaLocation| {
         // What was pasted lies nowhere: it is not shown, and is wiped from memory.
-        if place.source == Source::Console {
+        if place.source == ConfigOrigin::Console {
             return None;
         }
         let why = match &place.file {
@@ -45,21 +49,27 @@ pub fn erase(paths: &Paths, mounter: &dyn Mounter, places: &[Place]) -> Vec<Prob
             place.what,
             within.unwrap_or_default()
         );
-        Some(Problem::new("secrets-left", text, hint(&place.source)))
+        Some(SourceDiagnostic::new(
+            "secrets-left",
+            text,
+            hint(&place.source),
+        ))
     };
     places.iter().filter_map(left).collect()
 }
 
-fn hint(source: &Source) -> &'static str {
+fn hint(source: &ConfigOrigin) -> &'static str {
     match source {
-        Source::CommandLine => "take alknet.node out of the boot loader's configuration",
-        Source::FwCfg | Source::Smbios => "take them out of the hypervisor's configuration",
+        ConfigOrigin::CommandLine => "take alknet.node out of the boot loader's configuration",
+        ConfigOrigin::FwCfg | ConfigOrigin::Smbios => {
+            "take them out of the hypervisor's configuration"
+        }
         _ => "remove it: take the medium away, and destroy it or erase the secrets on it",
     }
 }
 
-fn erase_file(paths: &Paths, mounter: &dyn Mounter, place: &PlaceFile) -> io::Result<()> {
-    let PlaceFile {
+fn erase_file(paths: &SourcePaths, mounter: &dyn Mounter, place: &SecretFile) -> io::Result<()> {
+    let SecretFile {
         device,
         file_system,
         path,
@@ -72,10 +82,10 @@ fn erase_file(paths: &Paths, mounter: &dyn Mounter, place: &PlaceFile) -> io::Re
         let mounted = mounter.mount_writable(device, *file_system, &paths.mount_point)?;
         overwrite(&mounted.root().join(path), *within)?;
     }
-    // Mounted anew, so that it is the disk that answers and not the cache of what was written.
+    // Mounted again, so that the disk answers and not the cache of what was written.
     let mounted = mounter.mount(device, *file_system, &paths.mount_point)?;
     let file = file::open(&mounted.root().join(path))?;
-    let Content { bytes, words } = content(&file, *within)?;
+    let SecretFileContent { bytes, words } = content(&file, *within)?;
     let is_blank = |at: Range<usize>| bytes[at].iter().all(u8::is_ascii_whitespace);
     if words.into_iter().all(is_blank) {
         Ok(())
@@ -84,13 +94,13 @@ fn erase_file(paths: &Paths, mounter: &dyn Mounter, place: &PlaceFile) -> io::Re
     }
 }
 
-fn overwrite(path: &Path, within: Option<Part>) -> io::Result<()> {
+fn overwrite(path: &Path, within: Option<SecretsPart>) -> io::Result<()> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)?;
-    let Content { mut bytes, words } = content(&file, within)?;
+    let SecretFileContent { mut bytes, words } = content(&file, within)?;
     for at in words {
         blank(&mut bytes[at.clone()]);
         file.write_all_at(&bytes[at.clone()], at.start as u64)?;
@@ -99,25 +109,25 @@ fn overwrite(path: &Path, within: Option<Part>) -> io::Result<()> {
 }
 
 /// The content of a file, and where in it the words or the credentials are.
-struct Content {
+struct SecretFileContent {
     bytes: Zeroizing<Vec<u8>>,
     words: Vec<Range<usize>>,
 }
 
-fn content(file: &File, within: Option<Part>) -> io::Result<Content> {
+fn content(file: &File, within: Option<SecretsPart>) -> io::Result<SecretFileContent> {
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let bytes = file::read_from(file, CONFIG_BYTES_MAX)?;
     let Some(part) = within else {
         let words = Vec::from_iter(Some(0..bytes.len()));
-        return Ok(Content { bytes, words });
+        return Ok(SecretFileContent { bytes, words });
     };
     let offset = text::offset(&bytes);
     let clean = text::clean(&bytes).unwrap_or_default();
     let text = std::str::from_utf8(clean).map_err(|_| io::ErrorKind::InvalidData)?;
-    let within = Split::of(text).erasable(part);
+    let within = SecretSpans::parse(text).erasable(part);
     let moved = |at: Range<usize>| at.start + offset..at.end + offset;
     let words = within.into_iter().map(moved).collect();
-    Ok(Content { bytes, words })
+    Ok(SecretFileContent { bytes, words })
 }

@@ -14,12 +14,12 @@ use alknet_vault::{Entropy, MnemonicError, SecretStr};
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
-use crate::sources::Offer;
-use crate::{FileSystem, Problem, Source, text};
+use crate::sources::SourceContents;
+use crate::{ConfigOrigin, FileSystem, SourceDiagnostic, text};
 
 pub use erase::erase;
 pub use put::{PutSeedKeyError, put_seed_key};
-use split::Part;
+use split::SecretsPart;
 
 /// Longest file of words or of a seed key that is read.
 pub const SECRET_BYTES_MAX: usize = 4096;
@@ -27,76 +27,76 @@ pub const SECRET_BYTES_MAX: usize = 4096;
 /// What was found on the media.
 #[derive(Debug, Default)]
 #[non_exhaustive]
-pub struct Secrets {
+pub struct MediaSecrets {
     /// The words: those of the first source that has some.
-    pub words: Option<Words>,
+    pub words: Option<RecoveryWords>,
     /// Words of further sources that are others. A vault is made of neither while there are some.
-    pub other_words: Vec<Words>,
+    pub other_words: Vec<RecoveryWords>,
     /// Every seed key, in the order of the sources: each is for one vault.
-    pub seed_keys: Vec<FoundSeedKey>,
+    pub seed_keys: Vec<MediaSeedKey>,
     /// Secrets of others, each of the first source that has one of its name.
-    pub credentials: Vec<FoundCredential>,
+    pub credentials: Vec<MediaCredential>,
 }
 
 /// Recovery words from a medium.
 #[non_exhaustive]
-pub struct Words {
+pub struct RecoveryWords {
     /// What the words spell.
     pub entropy: Entropy,
     /// BIP39's passphrase; empty for none.
     pub passphrase: SecretStr,
     /// The first source that has them.
-    pub source: Source,
+    pub source: ConfigOrigin,
     /// Everywhere they lie, for [`erase`].
-    pub places: Vec<Place>,
+    pub places: Vec<MediaLocation>,
 }
 
-impl fmt::Debug for Words {
+impl fmt::Debug for RecoveryWords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Words(of {}, ..)", self.source)
+        write!(f, "RecoveryWords(of {}, ..)", self.source)
     }
 }
 
 /// A seed key from a medium.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct FoundSeedKey {
+pub struct MediaSeedKey {
     /// The key.
     pub key: SeedKey,
     /// Where it lies.
-    pub source: Source,
+    pub source: ConfigOrigin,
 }
 
-/// A secret of somebody else's from a medium.
+/// A credential of another service, from a medium.
 #[non_exhaustive]
-pub struct FoundCredential {
+pub struct MediaCredential {
     /// What the configuration calls it.
     pub name: String,
     /// The secret, as it was written.
     pub secret: SecretStr,
     /// The first source that has it.
-    pub source: Source,
+    pub source: ConfigOrigin,
     /// Everywhere it lies, for [`erase`].
-    pub places: Vec<Place>,
+    pub places: Vec<MediaLocation>,
 }
 
-impl fmt::Debug for FoundCredential {
+impl fmt::Debug for MediaCredential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FoundCredential({} of {}, ..)", self.name, self.source)
+        write!(f, "MediaCredential({} of {}, ..)", self.name, self.source)
     }
 }
 
-impl Secrets {
+impl MediaSecrets {
     /// The keys that name that vault, in the order of the sources. The name is public: a key is the vault's only if it
     /// opens a slot.
-    pub fn seed_keys_of(&self, vault: VaultId) -> impl Iterator<Item = &FoundSeedKey> {
+    pub fn seed_keys_of(&self, vault: VaultId) -> impl Iterator<Item = &MediaSeedKey> {
         let keys = self.seed_keys.iter();
         keys.filter(move |found| found.key.vault() == vault)
     }
 
     /// Everywhere these words lie, whichever were used; compared in constant time.
     #[must_use]
-    pub fn places_of(&self, words: &Entropy) -> Vec<Place> {
+    pub fn places_of(&self, words: &Entropy) -> Vec<MediaLocation> {
         let all = self.words.iter().chain(&self.other_words);
         let same = all.filter(|found| found.entropy == *words);
         same.flat_map(|found| found.places.iter().cloned())
@@ -106,14 +106,14 @@ impl Secrets {
     /// One problem, `provisioning-conflict`, for each medium with words that are not `words`, those of the vault. At the
     /// first start the medium of an attacker may have been the only one that was there: the owner's shows it later.
     #[must_use]
-    pub fn conflicts_with(&self, words: &Entropy) -> Vec<Problem> {
+    pub fn conflicts_with(&self, words: &Entropy) -> Vec<SourceDiagnostic> {
         let all = self.words.iter().chain(&self.other_words);
         let others = all.filter(|found| found.entropy != *words);
         let sources = others.flat_map(|found| found.places.iter().map(|place| &place.source));
         // What was pasted is attached nowhere.
-        let media = sources.filter(|source| **source != Source::Console);
-        let conflict = |source: &Source| {
-            Problem::new(
+        let media = sources.filter(|source| **source != ConfigOrigin::Console);
+        let conflict = |source: &ConfigOrigin| {
+            SourceDiagnostic::new(
                 "provisioning-conflict",
                 format!("{source}: words that are not those of this node's vault"),
                 "if they are this node's, its vault was made of those of another medium: reset it and start it with this \
@@ -129,41 +129,41 @@ impl Secrets {
 
 /// Where secrets lie that can be erased.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    pub(crate) source: Source,
+pub struct MediaLocation {
+    pub(crate) source: ConfigOrigin,
     /// What they are, for people.
     pub(crate) what: &'static str,
     /// Nothing where it cannot be written.
-    pub(crate) file: Option<PlaceFile>,
+    pub(crate) file: Option<SecretFile>,
 }
 
 /// A file of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PlaceFile {
+pub(crate) struct SecretFile {
     pub(crate) device: PathBuf,
     pub(crate) file_system: FileSystem,
     pub(crate) path: &'static str,
     /// Only this part of the table of the secrets in it, not all of it.
-    pub(crate) within: Option<Part>,
+    pub(crate) within: Option<SecretsPart>,
 }
 
 /// A document as it was offered, taken apart.
 #[derive(Default)]
-pub(crate) struct Parted {
+pub(crate) struct SplitDocument {
     /// Everything but the secrets.
     pub(crate) document: Vec<u8>,
     /// Why the document cannot be believed: what is wrong and what to do.
     pub(crate) mistakes: Vec<(String, String)>,
     /// There is a table of secrets.
     pub(crate) held_secrets: bool,
-    secrets: Table,
+    secrets: SecretsTable,
     /// Why secrets of it are not used.
     refused: Vec<(String, String)>,
 }
 
 /// The table `[secrets]`.
 #[derive(Default)]
-struct Table {
+struct SecretsTable {
     words: Option<Zeroizing<String>>,
     passphrase: Option<Zeroizing<String>>,
     seed_key: Option<Zeroizing<String>>,
@@ -171,37 +171,37 @@ struct Table {
 }
 
 /// Takes the secrets out of a document.
-pub(crate) fn part(bytes: &[u8]) -> Parted {
+pub(crate) fn part(bytes: &[u8]) -> SplitDocument {
     let Some(clean) = text::clean(bytes) else {
         let (what, fix) = text::UTF_16;
-        return Parted {
+        return SplitDocument {
             mistakes: vec![(what.to_owned(), fix.to_owned())],
-            ..Parted::default()
+            ..SplitDocument::default()
         };
     };
-    let whole = || Parted {
+    let whole = || SplitDocument {
         document: clean.to_vec(),
-        ..Parted::default()
+        ..SplitDocument::default()
     };
-    // What is refused for its length or its bytes is refused by whoever reads the rest.
+    // The parser of the rest refuses a document for its length or its bytes.
     let text = match std::str::from_utf8(clean) {
         Ok(text) if clean.len() <= CONFIG_BYTES_MAX => text,
         _ => return whole(),
     };
-    let split = split::Split::of(text);
+    let split = split::SecretSpans::parse(text);
     if split.is_empty() {
         return whole();
     }
-    let mut parted = Parted {
+    let mut parted = SplitDocument {
         document: split.document(clean),
         held_secrets: true,
-        ..Parted::default()
+        ..SplitDocument::default()
     };
     parted.read(&split.secrets(clean), split.has_credentials());
     parted
 }
 
-impl Parted {
+impl SplitDocument {
     /// `apart` says whether credentials can be erased without the rest.
     fn read(&mut self, secrets: &[u8], apart: bool) {
         let text = std::str::from_utf8(secrets).unwrap_or_default();
@@ -260,7 +260,7 @@ impl Parted {
     }
 }
 
-impl Parted {
+impl SplitDocument {
     fn read_credentials(
         &mut self,
         value: &DeValue<'_>,
@@ -298,21 +298,24 @@ impl Parted {
 
 /// Collects what the offers hold, in their order.
 #[derive(Default)]
-pub(crate) struct Collector {
-    found: Secrets,
-    pub(crate) problems: Vec<Problem>,
+pub(crate) struct SecretCollector {
+    found: MediaSecrets,
+    pub(crate) problems: Vec<SourceDiagnostic>,
 }
 
-impl Collector {
+impl SecretCollector {
     /// Takes the secrets of one source: of its document, and of the files beside it.
-    pub(crate) fn take(&mut self, offer: &Offer, parted: &mut Parted) {
+    pub(crate) fn take(&mut self, offer: &SourceContents, parted: &mut SplitDocument) {
         for (what, fix) in std::mem::take(&mut parted.refused) {
             self.refuse(&offer.source, &what, &fix);
         }
         let table = std::mem::take(&mut parted.secrets);
         let passphrase = table.passphrase.unwrap_or_default();
         if let Some(words) = table.words {
-            let place = offer.place(offer.names.map(|names| names.document), Some(Part::Words));
+            let place = offer.place(
+                offer.names.map(|names| names.document),
+                Some(SecretsPart::Words),
+            );
             self.words(offer, "secrets.words", &words, &passphrase, place);
         }
         let name = offer.names.map_or("words", |names| names.words);
@@ -333,14 +336,14 @@ impl Collector {
     }
 
     /// Everything that was found.
-    pub(crate) fn finish(self) -> (Secrets, Vec<Problem>) {
+    pub(crate) fn finish(self) -> (MediaSecrets, Vec<SourceDiagnostic>) {
         (self.found, self.problems)
     }
 
     /// The text of a file, if there is one that says something: words that were erased are spaces.
     fn file(
         &mut self,
-        offer: &Offer,
+        offer: &SourceContents,
         name: &str,
         bytes: Option<&Zeroizing<Vec<u8>>>,
     ) -> Option<Zeroizing<String>> {
@@ -361,7 +364,14 @@ impl Collector {
         None
     }
 
-    fn words(&mut self, offer: &Offer, name: &str, text: &str, passphrase: &str, place: Place) {
+    fn words(
+        &mut self,
+        offer: &SourceContents,
+        name: &str,
+        text: &str,
+        passphrase: &str,
+        place: MediaLocation,
+    ) {
         let entropy = match Entropy::parse(text) {
             Ok(entropy) => entropy,
             Err(error) => {
@@ -377,7 +387,7 @@ impl Collector {
             }
         };
         let Some(first) = &mut self.found.words else {
-            self.found.words = Some(Words {
+            self.found.words = Some(RecoveryWords {
                 entropy,
                 passphrase: SecretStr::from(passphrase),
                 source: offer.source.clone(),
@@ -389,14 +399,14 @@ impl Collector {
             first.places.push(place);
         } else {
             let (taken, left) = (first.source.clone(), &offer.source);
-            self.found.other_words.push(Words {
+            self.found.other_words.push(RecoveryWords {
                 entropy,
                 passphrase: SecretStr::from(passphrase),
                 source: offer.source.clone(),
                 places: vec![place],
             });
             let what = format!("{left}: {name}: other words than those of {taken}");
-            self.problems.push(Problem::new(
+            self.problems.push(SourceDiagnostic::new(
                 "provisioning-conflict",
                 what,
                 "take one of the two away",
@@ -404,12 +414,12 @@ impl Collector {
         }
     }
 
-    fn credential(&mut self, offer: &Offer, name: String, secret: &str) {
+    fn credential(&mut self, offer: &SourceContents, name: String, secret: &str) {
         let document = offer.names.map(|names| names.document);
-        let place = offer.place(document, Some(Part::Credentials));
+        let place = offer.place(document, Some(SecretsPart::Credentials));
         let mut known = self.found.credentials.iter_mut();
         match known.find(|known| known.name == name) {
-            None => self.found.credentials.push(FoundCredential {
+            None => self.found.credentials.push(MediaCredential {
                 name,
                 secret: SecretStr::from(secret),
                 source: offer.source.clone(),
@@ -422,7 +432,7 @@ impl Collector {
                     "{left}: secrets.credentials.{name}: another secret than that of {taken}, which \
                      is used"
                 );
-                self.problems.push(Problem::new(
+                self.problems.push(SourceDiagnostic::new(
                     "provisioning-conflict",
                     what,
                     "take one of the two away",
@@ -431,9 +441,9 @@ impl Collector {
         }
     }
 
-    fn seed_key(&mut self, offer: &Offer, name: &str, text: &str) {
+    fn seed_key(&mut self, offer: &SourceContents, name: &str, text: &str) {
         match SeedKey::parse(text) {
-            Ok(key) => self.found.seed_keys.push(FoundSeedKey {
+            Ok(key) => self.found.seed_keys.push(MediaSeedKey {
                 key,
                 source: offer.source.clone(),
             }),
@@ -445,9 +455,9 @@ impl Collector {
         }
     }
 
-    fn refuse(&mut self, source: &Source, what: &str, fix: &str) {
+    fn refuse(&mut self, source: &ConfigOrigin, what: &str, fix: &str) {
         let text = format!("{source}: {what}");
         self.problems
-            .push(Problem::new("secrets-refused", text, fix));
+            .push(SourceDiagnostic::new("secrets-refused", text, fix));
     }
 }

@@ -10,8 +10,8 @@ use thiserror::Error;
 
 use super::SECRET_BYTES_MAX;
 use crate::mount::Mounter;
-use crate::sources::{Writable, writable};
-use crate::{FileSystem, Paths, Source, file};
+use crate::sources::{WritableVolume, writable};
+use crate::{ConfigOrigin, FileSystem, SourcePaths, file};
 
 /// Why a seed key is on no medium.
 #[derive(Debug, Error)]
@@ -21,7 +21,7 @@ pub enum PutSeedKeyError {
     #[error("{medium}: the seed.key cannot be written ({why}); use another drive")]
     Failed {
         /// Where.
-        medium: Source,
+        medium: ConfigOrigin,
         /// Why.
         why: io::Error,
     },
@@ -33,34 +33,34 @@ pub enum PutSeedKeyError {
     Nowhere,
     /// Only the boot partition could take it, which may be on the disk that it protects.
     #[error("only the boot partition, {0}, could take the seed.key")]
-    OnlyBoot(Source),
-    /// Which of them it is for was not said, and one may be somebody else's.
+    OnlyBoot(ConfigOrigin),
+    /// Several volumes could take it, and one of them may be another owner's.
     #[error(
         "{} could each take the seed.key; leave the one that it is for, and detach the others",
         names(.0)
     )]
-    Several(Vec<Source>),
+    Several(Vec<ConfigOrigin>),
     /// There is another there, which something else may need.
     #[error("{0} has a seed.key of another vault, which is left there; use another drive")]
-    Taken(Source),
+    Taken(ConfigOrigin),
 }
 
-fn names(volumes: &[Source]) -> String {
-    let names: Vec<_> = volumes.iter().map(Source::to_string).collect();
+fn names(volumes: &[ConfigOrigin]) -> String {
+    let names: Vec<_> = volumes.iter().map(ConfigOrigin::to_string).collect();
     names.join(" and ")
 }
 
-/// Puts `key` on the NoCloud volume with FAT, or, where there is none and if `boot`, on the boot partition.
-/// It is on the medium, and was read back from there, when this returns. Blocks on disks.
+/// Puts `key` on the NoCloud volume with FAT; without such a volume, and if `boot`, on the boot partition. When this
+/// returns, the key is on the medium and was read back from there. Blocks on disks.
 ///
 /// # Errors
 /// See [`PutSeedKeyError`]; what was on the medium is still there.
 pub fn put_seed_key(
-    paths: &Paths,
+    paths: &SourcePaths,
     mounter: &dyn Mounter,
     key: &SeedKey,
     boot: bool,
-) -> Result<Source, PutSeedKeyError> {
+) -> Result<ConfigOrigin, PutSeedKeyError> {
     let (boots, drives): (Vec<_>, Vec<_>) = writable(paths)
         .into_iter()
         .partition(|volume| volume.is_boot);
@@ -85,7 +85,12 @@ pub fn put_seed_key(
 }
 
 /// Whether it is there now; not where another is.
-fn put(paths: &Paths, mounter: &dyn Mounter, key: &SeedKey, volume: &Writable) -> io::Result<bool> {
+fn put(
+    paths: &SourcePaths,
+    mounter: &dyn Mounter,
+    key: &SeedKey,
+    volume: &WritableVolume,
+) -> io::Result<bool> {
     let text = key.to_text();
     let text = text.expose().as_bytes();
     {
@@ -97,7 +102,7 @@ fn put(paths: &Paths, mounter: &dyn Mounter, key: &SeedKey, volume: &Writable) -
         }
         write(&path, text)?;
     }
-    // Mounted anew, so that it is the medium that answers.
+    // Mounted again, so that the medium answers and not the cache.
     let mounted = mounter.mount(&volume.device, FileSystem::Vfat, &paths.mount_point)?;
     let path = mounted.root().join(volume.seed_key);
     let read = file::read_bounded(&path, SECRET_BYTES_MAX).map_err(io::Error::other)?;

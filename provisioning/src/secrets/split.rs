@@ -19,7 +19,7 @@ const DEPTH_MAX: u32 = 80;
 
 /// Where the secrets are in a document.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Split {
+pub(crate) struct SecretSpans {
     /// Everything that belongs to the table.
     ranges: Vec<Range<usize>>,
     /// Of that, what stays when the words are erased: the headers and the seed key, if there is one,
@@ -31,18 +31,18 @@ pub(crate) struct Split {
 
 /// What of the table is to be erased.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum SecretsPart {
     /// What belongs to others.
     Credentials,
     /// The words.
     Words,
 }
 
-impl Split {
+impl SecretSpans {
     /// Looks for the table. A document that is no TOML is split as well as can be told: it is refused
     /// anyway.
-    pub(crate) fn of(text: &str) -> Self {
-        let mut finder = Finder::new(text);
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut finder = SpanFinder::new(text);
         let tokens = Source::new(text).lex().into_vec();
         let mut receiver = |event: Event| finder.take(&event);
         let mut guard = RecursionGuard::new(&mut receiver, DEPTH_MAX);
@@ -74,8 +74,8 @@ impl Split {
     }
 
     /// What has to be overwritten for a part of it to be gone.
-    pub(crate) fn erasable(&self, part: Part) -> Vec<Range<usize>> {
-        if part == Part::Credentials {
+    pub(crate) fn erasable(&self, part: SecretsPart) -> Vec<Range<usize>> {
+        if part == SecretsPart::Credentials {
             return self.credentials.clone();
         }
         let within = |range: &Range<usize>| gaps(&self.kept, range.clone());
@@ -115,9 +115,9 @@ pub(crate) fn blank(bytes: &mut [u8]) {
 }
 
 /// Follows the parser through the document.
-struct Finder<'a> {
+struct SpanFinder<'a> {
     text: &'a str,
-    split: Split,
+    split: SecretSpans,
     /// Headers of the table and its seed key, to be kept together or not at all.
     kept: Vec<Range<usize>>,
     has_seed_key: bool,
@@ -133,11 +133,11 @@ struct Finder<'a> {
     depth: usize,
 }
 
-impl<'a> Finder<'a> {
+impl<'a> SpanFinder<'a> {
     fn new(text: &'a str) -> Self {
         Self {
             text,
-            split: Split::default(),
+            split: SecretSpans::default(),
             kept: Vec::new(),
             has_seed_key: false,
             header: None,
@@ -240,7 +240,7 @@ impl<'a> Finder<'a> {
         }
     }
 
-    fn finish(mut self) -> Split {
+    fn finish(mut self) -> SecretSpans {
         let end = self.text.len();
         self.depth = 0;
         self.line_ends(end);
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     fn split(text: &str) -> (String, String) {
-        let split = Split::of(text);
+        let split = SecretSpans::parse(text);
         let text_of = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("still text");
         let secrets = split.secrets(text.as_bytes());
         (text_of(&split.document(text.as_bytes())), text_of(&secrets))
@@ -268,7 +268,7 @@ mod tests {
 
     fn erased(text: &str) -> String {
         let mut bytes = text.as_bytes().to_vec();
-        for at in Split::of(text).erasable(Part::Words) {
+        for at in SecretSpans::parse(text).erasable(SecretsPart::Words) {
             blank(&mut bytes[at]);
         }
         String::from_utf8(bytes).expect("still text")
@@ -276,7 +276,7 @@ mod tests {
 
     fn without_credentials(text: &str) -> String {
         let mut bytes = text.as_bytes().to_vec();
-        for at in Split::of(text).erasable(Part::Credentials) {
+        for at in SecretSpans::parse(text).erasable(SecretsPart::Credentials) {
             blank(&mut bytes[at]);
         }
         String::from_utf8(bytes).expect("still text")
@@ -333,7 +333,7 @@ mod tests {
             "a = { secrets = 1 }\n# [secrets]\n",
             "a = '''\n[secrets]\n'''\n",
         ] {
-            assert!(Split::of(text).is_empty(), "{text}");
+            assert!(SecretSpans::parse(text).is_empty(), "{text}");
             assert_eq!(split(text).0, text);
         }
     }
@@ -373,7 +373,8 @@ mod tests {
             assert_eq!(split(&after).0, whole);
         }
         // What is on one line is erased together, so there are no credentials in it.
-        let split = Split::of("secrets = { words = \"w\", credentials = { a = \"c\" } }\n");
+        let split =
+            SecretSpans::parse("secrets = { words = \"w\", credentials = { a = \"c\" } }\n");
         assert!(!split.has_credentials() && !split.is_empty());
     }
 

@@ -1,9 +1,9 @@
-//! The kernel's command line. Whoever can edit it owns a machine whose image nobody signed; on one that
-//! starts signed images only, it is no way in.
+//! The kernel's command line. An attacker who can edit it owns a machine whose image is not signed; a
+//! machine that starts signed images only does not read it.
 
 use super::parts::assemble;
-use super::{Offer, unreadable};
-use crate::{Paths, Problem, Source, file};
+use super::{SourceContents, unreadable};
+use crate::{ConfigOrigin, SourceDiagnostic, SourcePaths, file};
 
 /// Most bytes read of the command line; x86 takes 2048.
 const COMMAND_LINE_BYTES_MAX: usize = 16 << 10;
@@ -12,11 +12,14 @@ const SECURE_BOOT: &str = "efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b
 
 const HINT: &str = "correct alknet.node in the boot loader's configuration (docs/provisioning.md)";
 
-pub(super) fn find(paths: &Paths, problems: &mut Vec<Problem>) -> Option<Offer> {
+pub(super) fn find(
+    paths: &SourcePaths,
+    problems: &mut Vec<SourceDiagnostic>,
+) -> Option<SourceContents> {
     let bytes = match file::read_bounded(&paths.command_line, COMMAND_LINE_BYTES_MAX) {
         Ok(bytes) => bytes?,
         Err(error) => {
-            problems.push(unreadable(&Source::CommandLine, error, HINT));
+            problems.push(unreadable(&ConfigOrigin::CommandLine, error, HINT));
             return None;
         }
     };
@@ -25,13 +28,16 @@ pub(super) fn find(paths: &Paths, problems: &mut Vec<Problem>) -> Option<Offer> 
     match assemble(words()) {
         Ok(None) => None,
         Ok(Some(document)) => match signed(paths, words()) {
-            None => Some(Offer::document(Source::CommandLine, document)),
+            None => Some(SourceContents::document(
+                ConfigOrigin::CommandLine,
+                document,
+            )),
             Some(why) => {
-                problems.push(Problem::new(
+                problems.push(SourceDiagnostic::new(
                     "provisioning-ignored",
                     format!(
                         "{}: alknet.node is not read, since {why}",
-                        Source::CommandLine
+                        ConfigOrigin::CommandLine
                     ),
                     "provision the node by another way (docs/provisioning.md)",
                 ));
@@ -39,14 +45,17 @@ pub(super) fn find(paths: &Paths, problems: &mut Vec<Problem>) -> Option<Offer> 
             }
         },
         Err(error) => {
-            problems.push(unreadable(&Source::CommandLine, error, HINT));
+            problems.push(unreadable(&ConfigOrigin::CommandLine, error, HINT));
             None
         }
     }
 }
 
 /// Why the command line has no say, if it has none.
-fn signed<'a>(paths: &Paths, mut words: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+fn signed<'a>(
+    paths: &SourcePaths,
+    mut words: impl Iterator<Item = &'a str>,
+) -> Option<&'static str> {
     if words.any(|word| word == "lockdown=confidentiality") {
         return Some("the kernel is locked down");
     }
@@ -68,6 +77,6 @@ fn signed<'a>(paths: &Paths, mut words: impl Iterator<Item = &'a str>) -> Option
         {
             None
         }
-        _ => Some("nobody knows whether Secure Boot is on"),
+        _ => Some("it is unknown whether Secure Boot is on"),
     }
 }

@@ -1,5 +1,5 @@
-//! A document that somebody pastes at the console, as one line:
-//! `alknet-node-1 <base64url> <CRC-32 in hex>`. A terminal may break the line and put spaces in.
+//! A document that an administrator pastes at the console, as one line: `alknet-node-1 <base64url>
+//! <CRC-32 in hex>`. A terminal may break the line and put spaces in.
 
 use std::fmt;
 

@@ -10,30 +10,30 @@ use alknet_core::config::CONFIG_BYTES_MAX;
 use zeroize::Zeroizing;
 
 use crate::mount::Mounter;
-use crate::secrets::split::Part;
-use crate::secrets::{Place, PlaceFile, SECRET_BYTES_MAX};
-use crate::{Paths, Problem, ProvisioningError, Source, file};
+use crate::secrets::split::SecretsPart;
+use crate::secrets::{MediaLocation, SECRET_BYTES_MAX, SecretFile};
+use crate::{ConfigOrigin, ProvisioningError, SourceDiagnostic, SourcePaths, file};
 
 pub use parts::strings;
-pub(crate) use volumes::{Labelled, Names, Writable, labelled, writable};
+pub(crate) use volumes::{LabelledVolume, VolumeFileNames, WritableVolume, labelled, writable};
 
 /// Bytes that may be secret, wiped when they are let go.
 pub(crate) type Bytes = Zeroizing<Vec<u8>>;
 
 /// What one source holds, as it was read.
-pub(crate) struct Offer {
-    pub(crate) source: Source,
+pub(crate) struct SourceContents {
+    pub(crate) source: ConfigOrigin,
     pub(crate) document: Option<Bytes>,
     pub(crate) words: Option<Bytes>,
     pub(crate) seed_key: Option<Bytes>,
     /// What its files are called, if it has files.
-    pub(crate) names: Option<&'static Names>,
+    pub(crate) names: Option<&'static VolumeFileNames>,
     /// The volume they are on.
     pub(crate) volume: Option<(std::path::PathBuf, crate::FileSystem)>,
 }
 
-impl Offer {
-    fn document(source: Source, document: Bytes) -> Self {
+impl SourceContents {
+    fn document(source: ConfigOrigin, document: Bytes) -> Self {
         Self {
             source,
             document: Some(document),
@@ -45,18 +45,22 @@ impl Offer {
     }
 
     /// Where secrets of it lie: in a file of their own, or in a part of the document.
-    pub(crate) fn place(&self, path: Option<&'static str>, within: Option<Part>) -> Place {
+    pub(crate) fn place(
+        &self,
+        path: Option<&'static str>,
+        within: Option<SecretsPart>,
+    ) -> MediaLocation {
         let file = self.volume.as_ref().zip(path);
-        let file = file.map(|((device, file_system), path)| PlaceFile {
+        let file = file.map(|((device, file_system), path)| SecretFile {
             device: device.clone(),
             file_system: *file_system,
             path,
             within,
         });
-        Place {
+        MediaLocation {
             source: self.source.clone(),
             what: match within {
-                Some(Part::Credentials) => "credentials",
+                Some(SecretsPart::Credentials) => "credentials",
                 _ => "recovery words",
             },
             file,
@@ -64,36 +68,37 @@ impl Offer {
     }
 }
 
-/// Everything that is offered, in the order in which it counts; `console` is what somebody pasted.
+/// Everything that is offered, in the order in which it counts; `console` is what an administrator pasted.
 pub(crate) fn all(
-    paths: &Paths,
+    paths: &SourcePaths,
     mounter: &dyn Mounter,
     console: Option<Bytes>,
-    problems: &mut Vec<Problem>,
-) -> Vec<Offer> {
+    problems: &mut Vec<SourceDiagnostic>,
+) -> Vec<SourceContents> {
     let mut offers = Vec::new();
     offers.extend(fw_cfg(paths, problems));
     offers.extend(volumes::find(paths, mounter, problems));
     offers.extend(smbios::find(paths, problems));
     offers.extend(boot_loader::find(paths, problems));
-    offers.extend(console.map(|document| Offer::document(Source::Console, document)));
+    offers
+        .extend(console.map(|document| SourceContents::document(ConfigOrigin::Console, document)));
     offers
 }
 
-fn fw_cfg(paths: &Paths, problems: &mut Vec<Problem>) -> Option<Offer> {
+fn fw_cfg(paths: &SourcePaths, problems: &mut Vec<SourceDiagnostic>) -> Option<SourceContents> {
     let mut entry = |name: &str, limit: usize| {
         let found = file::read_bounded(&paths.fw_cfg.join(name).join("raw"), limit);
         found.unwrap_or_else(|error| {
             problems.push(unreadable(
-                &Source::FwCfg,
+                &ConfigOrigin::FwCfg,
                 error,
                 "check the -fw_cfg option of the hypervisor",
             ));
             None
         })
     };
-    let offer = Offer {
-        source: Source::FwCfg,
+    let offer = SourceContents {
+        source: ConfigOrigin::FwCfg,
         document: entry("node", CONFIG_BYTES_MAX),
         words: entry("words", SECRET_BYTES_MAX),
         seed_key: entry("seed.key", SECRET_BYTES_MAX),
@@ -105,8 +110,12 @@ fn fw_cfg(paths: &Paths, problems: &mut Vec<Problem>) -> Option<Offer> {
     is_there.then_some(offer)
 }
 
-fn unreadable(source: &Source, error: impl std::fmt::Display, hint: &str) -> Problem {
-    Problem::new(
+fn unreadable(
+    source: &ConfigOrigin,
+    error: impl std::fmt::Display,
+    hint: &str,
+) -> SourceDiagnostic {
+    SourceDiagnostic::new(
         "provisioning-unreadable",
         format!("{source}: {error}"),
         hint,

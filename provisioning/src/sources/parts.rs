@@ -91,7 +91,7 @@ pub fn strings(document: &[u8], bytes: usize) -> Vec<Zeroizing<String>> {
 mod tests {
     use super::*;
 
-    fn of(strings: &[&str]) -> Result<Option<Vec<u8>>, String> {
+    fn assembled(strings: &[&str]) -> Result<Option<Vec<u8>>, String> {
         assemble(strings.iter().copied()).map(|it| it.map(|bytes| bytes.to_vec()))
     }
 
@@ -108,8 +108,8 @@ mod tests {
                 assert_eq!(*found, document, "{length} in {bytes}");
             }
         }
-        assert_eq!(of(&["quiet", "alknet.data=1"]), Ok(None));
-        assert_eq!(of(&["alknet.node=YQ=="]), Ok(Some(b"a".to_vec())));
+        assert_eq!(assembled(&["quiet", "alknet.data=1"]), Ok(None));
+        assert_eq!(assembled(&["alknet.node=YQ=="]), Ok(Some(b"a".to_vec())));
     }
 
     #[test]
@@ -137,7 +137,7 @@ mod tests {
             (&["alknet.node=Y"], "no base64url"),
             (&[&long], "longer than 65536 bytes"),
         ] {
-            let error = of(strings).expect_err("damaged");
+            let error = assembled(strings).expect_err("damaged");
             assert!(error.contains(word), "{strings:?}: {error}");
         }
     }

@@ -4,8 +4,8 @@
 use std::fs;
 
 use super::parts::assemble;
-use super::{Bytes, Offer, unreadable};
-use crate::{Paths, Problem, Source, file};
+use super::{Bytes, SourceContents, unreadable};
+use crate::{ConfigOrigin, SourceDiagnostic, SourcePaths, file};
 
 const OEM_STRINGS: u8 = 11;
 /// Most bytes of one structure: as many as a table of SMBIOS 2 could have altogether.
@@ -16,7 +16,10 @@ const STRUCTURES_MAX: usize = 64;
 const HINT: &str =
     "correct the strings alknet.node in the hypervisor's configuration (docs/provisioning.md)";
 
-pub(super) fn find(paths: &Paths, problems: &mut Vec<Problem>) -> Option<Offer> {
+pub(super) fn find(
+    paths: &SourcePaths,
+    problems: &mut Vec<SourceDiagnostic>,
+) -> Option<SourceContents> {
     let entries = fs::read_dir(&paths.dmi).ok()?;
     let name = |entry: std::io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
     let number = |name: String| name.strip_prefix("11-")?.parse::<u32>().ok();
@@ -28,14 +31,16 @@ pub(super) fn find(paths: &Paths, problems: &mut Vec<Problem>) -> Option<Offer> 
         let raw = paths.dmi.join(format!("11-{number}")).join("raw");
         match file::read_bounded(&raw, STRUCTURE_BYTES_MAX) {
             Ok(found) => structures.extend(found),
-            Err(error) => problems.push(unreadable(&Source::Smbios, error, HINT)),
+            Err(error) => problems.push(unreadable(&ConfigOrigin::Smbios, error, HINT)),
         }
     }
     let texts = structures.iter().flat_map(|it| strings(it));
     match assemble(texts.filter_map(|it| std::str::from_utf8(it).ok())) {
-        Ok(document) => document.map(|it: Bytes| Offer::document(Source::Smbios, it)),
+        Ok(document) => {
+            document.map(|it: Bytes| SourceContents::document(ConfigOrigin::Smbios, it))
+        }
         Err(error) => {
-            problems.push(unreadable(&Source::Smbios, error, HINT));
+            problems.push(unreadable(&ConfigOrigin::Smbios, error, HINT));
             None
         }
     }

@@ -6,27 +6,27 @@ use std::path::{Path, PathBuf};
 
 use alknet_core::config::CONFIG_BYTES_MAX;
 
-use super::{Offer, of_volume, unreadable};
+use super::{SourceContents, of_volume, unreadable};
 use crate::label::{FileSystem, volume_label};
 use crate::mount::{Mounter, devices};
 use crate::secrets::SECRET_BYTES_MAX;
-use crate::{Paths, Problem, ProvisioningError, Source, file};
+use crate::{ConfigOrigin, ProvisioningError, SourceDiagnostic, SourcePaths, file};
 
 /// What the files of a volume are called.
 #[derive(Debug)]
-pub(crate) struct Names {
+pub(crate) struct VolumeFileNames {
     pub(crate) document: &'static str,
     pub(crate) words: &'static str,
     pub(crate) seed_key: &'static str,
 }
 
-const NOCLOUD: Names = Names {
+const NOCLOUD: VolumeFileNames = VolumeFileNames {
     document: "user-data",
     words: "vault.words",
     seed_key: "seed.key",
 };
 
-const BOOT: Names = Names {
+const BOOT: VolumeFileNames = VolumeFileNames {
     document: "alknet.toml",
     words: "alknet/vault.words",
     seed_key: "alknet/seed.key",
@@ -36,20 +36,20 @@ const BOOT: Names = Names {
 const BOOT_LABEL: &str = "ALKESP";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum VolumeKind {
     NoCloud,
     Boot,
 }
 
-impl Kind {
-    fn source(self, device: String) -> Source {
+impl VolumeKind {
+    fn source(self, device: String) -> ConfigOrigin {
         match self {
-            Self::NoCloud => Source::NoCloud { device },
-            Self::Boot => Source::BootPartition { device },
+            Self::NoCloud => ConfigOrigin::NoCloud { device },
+            Self::Boot => ConfigOrigin::BootPartition { device },
         }
     }
 
-    const fn names(self) -> &'static Names {
+    const fn names(self) -> &'static VolumeFileNames {
         match self {
             Self::NoCloud => &NOCLOUD,
             Self::Boot => &BOOT,
@@ -58,22 +58,22 @@ impl Kind {
 
     const fn hint(self) -> &'static str {
         match self {
-            Self::NoCloud => "write the NoCloud volume anew",
-            Self::Boot => "check the boot partition, or flash the image anew",
+            Self::NoCloud => "write the NoCloud volume again",
+            Self::Boot => "check the boot partition, or flash the image again",
         }
     }
 }
 
 /// NoCloud volumes, then boot partitions; each kind in the order of device names.
 pub(super) fn find(
-    paths: &Paths,
+    paths: &SourcePaths,
     mounter: &dyn Mounter,
-    problems: &mut Vec<Problem>,
-) -> Vec<Offer> {
+    problems: &mut Vec<SourceDiagnostic>,
+) -> Vec<SourceContents> {
     let mut offers = Vec::new();
     for volume in labelled(paths) {
         let source = volume.source();
-        let Labelled {
+        let LabelledVolume {
             kind,
             device,
             file_system,
@@ -96,29 +96,29 @@ pub(super) fn find(
 }
 
 /// A volume that carries a label of ours.
-pub(crate) struct Labelled {
-    kind: Kind,
+pub(crate) struct LabelledVolume {
+    kind: VolumeKind,
     pub(crate) name: String,
     pub(crate) device: PathBuf,
     pub(crate) file_system: FileSystem,
 }
 
-impl Labelled {
-    pub(crate) fn source(&self) -> Source {
+impl LabelledVolume {
+    pub(crate) fn source(&self) -> ConfigOrigin {
         self.kind.source(self.name.clone())
     }
 
     pub(crate) fn is_boot(&self) -> bool {
-        self.kind == Kind::Boot
+        self.kind == VolumeKind::Boot
     }
 }
 
 /// Volumes that carry a label of ours: NoCloud's, then boot partitions.
-pub(crate) fn labelled(paths: &Paths) -> Vec<Labelled> {
+pub(crate) fn labelled(paths: &SourcePaths) -> Vec<LabelledVolume> {
     let labelled = |name: String| {
         let device = paths.dev.join(name.replace('!', "/"));
         let (kind, file_system) = kind(&device)?;
-        Some(Labelled {
+        Some(LabelledVolume {
             kind,
             name,
             device,
@@ -127,22 +127,22 @@ pub(crate) fn labelled(paths: &Paths) -> Vec<Labelled> {
     };
     let mut found: Vec<_> = devices(paths).into_iter().filter_map(labelled).collect();
     // The order of the names stays within a kind.
-    found.sort_by_key(Labelled::is_boot);
+    found.sort_by_key(LabelledVolume::is_boot);
     found
 }
 
 /// A volume that a key can be put on.
-pub(crate) struct Writable {
-    pub(crate) source: Source,
+pub(crate) struct WritableVolume {
+    pub(crate) source: ConfigOrigin,
     pub(crate) device: PathBuf,
     pub(crate) seed_key: &'static str,
     pub(crate) is_boot: bool,
 }
 
 /// Those with FAT.
-pub(crate) fn writable(paths: &Paths) -> Vec<Writable> {
-    let fat = |volume: Labelled| {
-        (volume.file_system == FileSystem::Vfat).then(|| Writable {
+pub(crate) fn writable(paths: &SourcePaths) -> Vec<WritableVolume> {
+    let fat = |volume: LabelledVolume| {
+        (volume.file_system == FileSystem::Vfat).then(|| WritableVolume {
             source: volume.source(),
             seed_key: volume.kind.names().seed_key,
             is_boot: volume.is_boot(),
@@ -152,27 +152,27 @@ pub(crate) fn writable(paths: &Paths) -> Vec<Writable> {
     labelled(paths).into_iter().filter_map(fat).collect()
 }
 
-fn kind(device: &Path) -> Option<(Kind, FileSystem)> {
+fn kind(device: &Path) -> Option<(VolumeKind, FileSystem)> {
     let mut opened = file::open_device(device).ok()?;
-    // A device that cannot be read is no medium; whoever needs it will say so.
+    // A device that cannot be read is no medium; the code that needs it reports the error.
     let found = volume_label(&mut opened).ok()??;
     let kind = match (found.label.as_str(), found.file_system) {
-        ("cidata" | "CIDATA", _) => Kind::NoCloud,
-        (BOOT_LABEL, FileSystem::Vfat) => Kind::Boot,
+        ("cidata" | "CIDATA", _) => VolumeKind::NoCloud,
+        (BOOT_LABEL, FileSystem::Vfat) => VolumeKind::Boot,
         _ => return None,
     };
     Some((kind, found.file_system))
 }
 
 fn read(
-    kind: Kind,
-    source: &Source,
+    kind: VolumeKind,
+    source: &ConfigOrigin,
     device: &Path,
     file_system: FileSystem,
-    paths: &Paths,
+    paths: &SourcePaths,
     mounter: &dyn Mounter,
-    problems: &mut Vec<Problem>,
-) -> Result<Option<Offer>, ProvisioningError> {
+    problems: &mut Vec<SourceDiagnostic>,
+) -> Result<Option<SourceContents>, ProvisioningError> {
     let mounted = mounter
         .mount(device, file_system, &paths.mount_point)
         .map_err(|source| ProvisioningError::Mount {
@@ -181,7 +181,7 @@ fn read(
         })?;
     let root = mounted.root();
     let names = kind.names();
-    let mut offer = Offer {
+    let mut offer = SourceContents {
         source: source.clone(),
         document: of_volume(root, names.document, CONFIG_BYTES_MAX)?,
         words: of_volume(root, names.words, SECRET_BYTES_MAX)?,
@@ -190,7 +190,7 @@ fn read(
         volume: Some((device.to_owned(), file_system)),
     };
     let has_secrets = offer.words.is_some() || offer.seed_key.is_some();
-    if kind == Kind::NoCloud {
+    if kind == VolumeKind::NoCloud {
         let meta_data = of_volume(root, "meta-data", CONFIG_BYTES_MAX)?;
         // A drive that only opens the vault is no half of a NoCloud volume.
         let is_key_only = has_secrets && meta_data.is_none() && offer.document.is_none();
@@ -211,10 +211,10 @@ fn read(
     Ok(is_something.then_some(offer))
 }
 
-fn missing(device: &Path, meta_data: bool, user_data: bool, problems: &mut Vec<Problem>) {
+fn missing(device: &Path, meta_data: bool, user_data: bool, problems: &mut Vec<SourceDiagnostic>) {
     for (name, is_missing) in [("meta-data", meta_data), ("user-data", user_data)] {
         if is_missing {
-            problems.push(Problem::new(
+            problems.push(SourceDiagnostic::new(
                 "nocloud-incomplete",
                 format!(
                     "{}: the NoCloud volume has no {name} and is not used",
@@ -226,10 +226,10 @@ fn missing(device: &Path, meta_data: bool, user_data: bool, problems: &mut Vec<P
     }
 }
 
-fn ignored(device: &Path, root: &Path, problems: &mut Vec<Problem>) {
+fn ignored(device: &Path, root: &Path, problems: &mut Vec<SourceDiagnostic>) {
     for name in ["network-config", "vendor-data"] {
         if root.join(name).symlink_metadata().is_ok() {
-            problems.push(Problem::new(
+            problems.push(SourceDiagnostic::new(
                 "nocloud-ignored",
                 format!("{}: {name} is not read", device.display()),
                 "put its settings into user-data (docs/configuration.md)",

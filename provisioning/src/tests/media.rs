@@ -5,7 +5,7 @@ use data_encoding::BASE64URL_NOPAD;
 
 use super::*;
 
-impl Machine {
+impl DirectoryMachine {
     fn boot_partition(&mut self, name: &str, files: &[(&str, &str)]) {
         self.disk(name, fat32_boot_sector("ALKESP"), &[]);
         let content = self.root.path().join(format!("content-{name}"));
@@ -40,7 +40,7 @@ impl Machine {
         fs::write(dir.join(name), value).expect(FILE);
     }
 
-    fn paste(&self, document: &str) -> Loaded {
+    fn paste(&self, document: &str) -> LoadedConfig {
         let line = ConsoleDocument::line(document.as_bytes());
         let pasted = ConsoleDocument::parse(&line).expect("whole");
         load_console(&self.paths, &self.volumes, pasted)
@@ -54,7 +54,7 @@ fn parts(document: &str, bytes: usize) -> Vec<String> {
 
 #[test]
 fn a_file_on_the_boot_partition_is_a_configuration() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.boot_partition("vda2", &[("alknet.toml", &document(7))]);
     let loaded = machine.load();
     assert_eq!((name(&loaded), codes(&loaded)), ("node-7", vec![]));
@@ -68,10 +68,13 @@ fn a_file_on_the_boot_partition_is_a_configuration() {
 
 #[test]
 fn a_boot_partition_without_a_file_is_no_problem() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.boot_partition("vda2", &[]);
     let loaded = machine.load();
-    assert_eq!((loaded.source, loaded.problems), (Source::Default, vec![]));
+    assert_eq!(
+        (loaded.source, loaded.problems),
+        (ConfigOrigin::Default, vec![])
+    );
 }
 
 #[test]
@@ -82,7 +85,7 @@ fn editors_of_every_system_may_write_it() {
         format!("{written}\0\0\0\0"),
         format!("\u{feff}# mine\r\n{written}\0"),
     ] {
-        let mut machine = Machine::new();
+        let mut machine = DirectoryMachine::new();
         machine.boot_partition("vda2", &[("alknet.toml", &text)]);
         let loaded = machine.load();
         assert_eq!(
@@ -93,13 +96,13 @@ fn editors_of_every_system_may_write_it() {
         let stored = machine.stored("config.toml").expect("stored");
         assert!(!stored.contains(['\0', '\u{feff}']));
         // Found again, it is the same one.
-        assert_eq!(machine.load().source, Source::Stored);
+        assert_eq!(machine.load().source, ConfigOrigin::Stored);
     }
 }
 
 #[test]
 fn utf_16_is_refused_by_name() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.boot_partition("vda2", &[]);
     let utf_16: Vec<u8> = "\u{feff}[node]"
         .encode_utf16()
@@ -115,7 +118,7 @@ fn utf_16_is_refused_by_name() {
 
 #[test]
 fn strings_of_the_firmware_are_put_together() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     let long = format!("{}# {}\n", document(5), "x".repeat(3000));
     let strings = parts(&long, 60);
     assert!(strings.len() > 50);
@@ -134,7 +137,7 @@ fn strings_of_the_firmware_are_put_together() {
     assert_eq!((name(&loaded), codes(&loaded)), ("node-5", vec![]));
     assert_eq!(
         (&loaded.source, loaded.source.trust()),
-        (&Source::Smbios, "hypervisor")
+        (&ConfigOrigin::Smbios, "hypervisor")
     );
     assert_eq!(machine.stored("config.toml"), Some(long));
 }
@@ -151,7 +154,7 @@ fn damaged_strings_of_the_firmware_are_one_clear_line() {
         (&[first, first], "alknet.node.0 is there twice"),
         (&["alknet.node=a b"], "no base64url"),
     ] {
-        let machine = Machine::new();
+        let machine = DirectoryMachine::new();
         machine.smbios(0, strings);
         let loaded = machine.load();
         assert_eq!(codes(&loaded), ["provisioning-unreadable"]);
@@ -165,14 +168,14 @@ fn damaged_strings_of_the_firmware_are_one_clear_line() {
 
 #[test]
 fn the_command_line_counts_where_nobody_signed_the_image() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.command_line(&document(6));
     let loaded = machine.load();
     assert_eq!((name(&loaded), codes(&loaded)), ("node-6", vec![]));
     assert_eq!(loaded.source.to_string(), "kernel command line");
     assert_eq!(loaded.source.trust(), "boot-loader");
 
-    let off = Machine::new();
+    let off = DirectoryMachine::new();
     off.command_line(&document(6));
     off.secure_boot(&[6, 0, 0, 0, 0]);
     assert_eq!(name(&off.load()), "node-6");
@@ -182,17 +185,17 @@ fn the_command_line_counts_where_nobody_signed_the_image() {
 fn the_command_line_of_a_signed_image_is_not_believed() {
     let values: [(&[u8], &str); 3] = [
         (&[6, 0, 0, 0, 1], "Secure Boot is on"),
-        (&[6, 0, 0], "nobody knows"),
-        (&[], "nobody knows"),
+        (&[6, 0, 0], "it is unknown"),
+        (&[], "it is unknown"),
     ];
     for (value, why) in values {
-        let machine = Machine::new();
+        let machine = DirectoryMachine::new();
         machine.command_line(&document(6));
         machine.secure_boot(value);
         let loaded = machine.load();
         assert_eq!(
             (&loaded.source, codes(&loaded)),
-            (&Source::Default, vec!["provisioning-ignored"])
+            (&ConfigOrigin::Default, vec!["provisioning-ignored"])
         );
         assert!(
             loaded.problems[0].text.contains(why),
@@ -201,12 +204,12 @@ fn the_command_line_of_a_signed_image_is_not_believed() {
         );
         assert!(loaded.problems[0].is_notice());
     }
-    let unmounted = Machine::new();
+    let unmounted = DirectoryMachine::new();
     unmounted.command_line(&document(6));
     fs::create_dir(&unmounted.paths.efi).expect(FILE);
     assert_eq!(codes(&unmounted.load()), ["provisioning-ignored"]);
 
-    let locked = Machine::new();
+    let locked = DirectoryMachine::new();
     locked.command_line(&document(6));
     let line = fs::read_to_string(&locked.paths.command_line).expect(FILE);
     fs::write(
@@ -224,7 +227,7 @@ fn the_command_line_of_a_signed_image_is_not_believed() {
 
 #[test]
 fn a_damaged_command_line_is_one_clear_line() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     fs::write(&machine.paths.command_line, "alknet.node=*** quiet").expect(FILE);
     let loaded = machine.load();
     assert_eq!(codes(&loaded), ["provisioning-unreadable"]);
@@ -233,11 +236,11 @@ fn a_damaged_command_line_is_one_clear_line() {
 
 #[test]
 fn what_somebody_pastes_at_the_console_is_kept() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     let loaded = machine.paste(&document(8));
     assert_eq!(
         (name(&loaded), &loaded.source),
-        ("node-8", &Source::Console)
+        ("node-8", &ConfigOrigin::Console)
     );
     assert_eq!(loaded.source.trust(), "console");
     assert_eq!(machine.stored("config.toml"), Some(document(8)));
@@ -248,7 +251,7 @@ fn what_somebody_pastes_at_the_console_is_kept() {
 
 #[test]
 fn of_several_documents_the_order_decides_and_the_losers_are_named() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.command_line(&document(6));
     assert_eq!(name(&machine.paste(&document(8))), "node-6");
     machine.smbios(0, &[&parts(&document(5), 4096)[0]]);
@@ -277,7 +280,7 @@ fn of_several_documents_the_order_decides_and_the_losers_are_named() {
 
 #[test]
 fn the_same_document_twice_is_no_conflict() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.fw_cfg(document(2));
     machine.boot_partition(
         "vda2",
@@ -288,7 +291,7 @@ fn the_same_document_twice_is_no_conflict() {
 
 #[test]
 fn an_empty_source_lets_the_next_one_count() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(" \n");
     machine.command_line(&document(6));
     let loaded = machine.load();
@@ -309,25 +312,25 @@ fn padded(bytes: usize) -> String {
 fn an_over_long_document_is_one_clear_line_from_every_source() {
     let full = padded(CONFIG_BYTES_MAX);
     let long = padded(CONFIG_BYTES_MAX + 1);
-    let sources: [fn(&str) -> Loaded; 4] = [
+    let sources: [fn(&str) -> LoadedConfig; 4] = [
         |text: &str| {
-            let mut boot = Machine::new();
+            let mut boot = DirectoryMachine::new();
             boot.boot_partition("vda2", &[("alknet.toml", text)]);
             boot.load()
         },
         |text: &str| {
-            let fw_cfg = Machine::new();
+            let fw_cfg = DirectoryMachine::new();
             fw_cfg.fw_cfg(text);
             fw_cfg.load()
         },
         |text: &str| {
-            let mut nocloud = Machine::new();
+            let mut nocloud = DirectoryMachine::new();
             let files = [("meta-data", ""), ("user-data", text)];
             nocloud.disk("sr0", iso_volume("cidata"), &files);
             nocloud.load()
         },
         |text: &str| {
-            let firmware = Machine::new();
+            let firmware = DirectoryMachine::new();
             for (at, string) in parts(text, 60_000).iter().enumerate() {
                 firmware.smbios(at, &[string]);
             }
@@ -348,7 +351,7 @@ fn an_over_long_document_is_one_clear_line_from_every_source() {
 
 #[test]
 fn a_document_of_a_newer_version_is_one_clear_line() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(format!("version = 9\nshape = 1\n{}", document(1)));
     let loaded = machine.load();
     assert_eq!(codes(&loaded), ["config-refused", "config-salvaged"]);
@@ -362,7 +365,7 @@ fn a_document_of_a_newer_version_is_one_clear_line() {
 
 #[test]
 fn what_a_document_sets_is_told_in_its_order() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(format!(
         "version = 1\n[log]\nlevel = \"debug\"\n{}[vault]\n",
         document(1)
@@ -373,7 +376,7 @@ fn what_a_document_sets_is_told_in_its_order() {
         "config.toml (data-partition) set version, log, node, vault"
     );
     assert_eq!(
-        Machine::new().load().summary(),
+        DirectoryMachine::new().load().summary(),
         "default (built-in) set nothing"
     );
 }

@@ -4,14 +4,14 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 
-fn refused(machine: &Machine) -> String {
+fn refused(machine: &DirectoryMachine) -> String {
     let refused = programs(&machine.paths, &machine.volumes);
     refused.expect_err("no update is there").to_string()
 }
 
 #[test]
 fn the_next_program_is_of_a_medium_or_of_the_boot_partition() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     assert!(refused(&machine).contains("no alknet-next.efi"));
     machine.disk("vda2", fat16_volume("ALKESP", None), &[]);
     machine.disk("vdb", fat16_volume("OTHER", None), &[(NEXT, "not ours")]);
@@ -27,7 +27,7 @@ fn the_next_program_is_of_a_medium_or_of_the_boot_partition() {
     let started = boot.join("EFI/BOOT").join(name);
     fs::create_dir_all(boot.join("EFI/BOOT")).expect(FILE);
     fs::write(&started, "runs").expect(FILE);
-    let of = |machine: &Machine| {
+    let of = |machine: &DirectoryMachine| {
         let found = programs(&machine.paths, &machine.volumes).expect("both are there");
         assert_eq!(found.started, b"runs");
         (found.next_from, found.next)

@@ -27,21 +27,21 @@ fn entropy(text: &str) -> Entropy {
     Entropy::parse(text).expect("words")
 }
 
-fn words(loaded: &Loaded) -> &Words {
+fn words(loaded: &LoadedConfig) -> &RecoveryWords {
     loaded.secrets.words.as_ref().expect("words on a medium")
 }
 
-fn erased(machine: &Machine, loaded: &Loaded) -> Vec<Problem> {
+fn erased(machine: &DirectoryMachine, loaded: &LoadedConfig) -> Vec<SourceDiagnostic> {
     erase(&machine.paths, &machine.volumes, &words(loaded).places)
 }
 
-fn content(machine: &Machine, path: &str) -> String {
+fn content(machine: &DirectoryMachine, path: &str) -> String {
     fs::read_to_string(machine.root.path().join(path)).expect("there")
 }
 
 #[test]
 fn secrets_of_a_document_are_not_stored_with_it() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     let table = format!(
         "words = \"{WORDS}\"\nwords_passphrase = \"TREZOR\"\nseed_key = \"{}\"",
         seed_key().trim()
@@ -53,7 +53,7 @@ fn secrets_of_a_document_are_not_stored_with_it() {
     assert_eq!(found.entropy, entropy(WORDS));
     assert_eq!(
         (found.passphrase.expose(), &found.source),
-        ("TREZOR", &Source::FwCfg)
+        ("TREZOR", &ConfigOrigin::FwCfg)
     );
     let vault = ID.parse().expect("an id");
     assert!(loaded.secrets.seed_keys_of(vault).next().is_some());
@@ -71,14 +71,14 @@ fn secrets_of_a_document_are_not_stored_with_it() {
     assert!(!format!("{loaded:?}").contains("abandon"));
     assert_eq!(
         machine.load().source,
-        Source::Stored,
+        ConfigOrigin::Stored,
         "the same document again"
     );
 }
 
 #[test]
 fn a_mistake_keeps_its_line_behind_the_secrets() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(with_secrets(1, &format!("words = \"{WORDS}\"")) + "nmae = 1\n");
     let loaded = machine.load();
     assert!(
@@ -93,7 +93,7 @@ fn a_mistake_keeps_its_line_behind_the_secrets() {
 
 #[test]
 fn secrets_lie_beside_the_document_as_well() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.fw_cfg(document(1));
     machine.fw_cfg_entry("words", format!("\u{feff}{}\r\n\0\0", WORDS.to_uppercase()));
     machine.fw_cfg_entry("seed.key", seed_key());
@@ -137,7 +137,7 @@ fn words_that_are_none_are_not_repeated() {
         ("\u{0}", ""),
         (" \n ", ""),
     ] {
-        let machine = Machine::new();
+        let machine = DirectoryMachine::new();
         machine.fw_cfg(document(1));
         machine.fw_cfg_entry("words", text);
         let loaded = machine.load();
@@ -167,7 +167,7 @@ fn a_damaged_table_of_secrets_is_not_quoted() {
         ("words = 5", "line 3, secrets.words", "expected a string"),
         ("seed_key = \"hush\"", "secrets.seed_key", "no seed.key"),
     ] {
-        let machine = Machine::new();
+        let machine = DirectoryMachine::new();
         machine.fw_cfg(with_secrets(1, table));
         let loaded = machine.load();
         assert_eq!(
@@ -186,7 +186,7 @@ fn a_damaged_table_of_secrets_is_not_quoted() {
         "words \"hush\"",
         "words = \"\"\"hush",
     ] {
-        let machine = Machine::new();
+        let machine = DirectoryMachine::new();
         machine.fw_cfg(with_secrets(1, table));
         let loaded = machine.load();
         assert_eq!(codes(&loaded)[0], "config-refused", "{table}");
@@ -196,14 +196,14 @@ fn a_damaged_table_of_secrets_is_not_quoted() {
         }
         assert_eq!(machine.stored("config.toml"), None);
     }
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.fw_cfg(format!("secrets = 5\n{}", document(1)));
     assert_eq!(codes(&machine.load()), ["secrets-refused"]);
 }
 
 #[test]
 fn other_words_of_a_later_source_are_named_and_left() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.fw_cfg_entry("words", WORDS);
     machine.disk(
         "sdb1",
@@ -224,7 +224,7 @@ fn other_words_of_a_later_source_are_named_and_left() {
 
 #[test]
 fn words_in_a_file_are_erased_and_the_seed_key_stays() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     let key = seed_key();
     let files = [
         ("vault.words", WORDS),
@@ -245,7 +245,7 @@ fn words_in_a_file_are_erased_and_the_seed_key_stays() {
 
 #[test]
 fn words_in_a_document_are_erased_and_nothing_else_of_it() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     let table = format!(
         "words = \"{WORDS}\"\nwords_passphrase = \"TREZOR\"\nseed_key = \"{}\"\n# {WORDS}",
         seed_key().trim()
@@ -276,7 +276,7 @@ fn words_in_a_document_are_erased_and_nothing_else_of_it() {
     let again = machine.load();
     assert_eq!(
         (again.source, again.problems),
-        (Source::Stored, vec![]),
+        (ConfigOrigin::Stored, vec![]),
         "the same document"
     );
     assert!(again.secrets.words.is_none());
@@ -285,7 +285,7 @@ fn words_in_a_document_are_erased_and_nothing_else_of_it() {
 
 #[test]
 fn words_that_cannot_be_erased_are_a_problem_each() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.fw_cfg_entry("words", WORDS);
     machine.disk("sr0", iso_volume("cidata"), &[("vault.words", WORDS)]);
     machine.disk(
@@ -322,7 +322,7 @@ fn words_that_cannot_be_erased_are_a_problem_each() {
 
 #[test]
 fn a_link_is_not_followed_to_be_overwritten() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.disk(
         "sda1",
         fat16_volume("CIDATA", None),
@@ -340,7 +340,7 @@ fn a_link_is_not_followed_to_be_overwritten() {
 
 #[test]
 fn a_document_of_secrets_alone_is_not_called_empty() {
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     machine.store("config.toml", document(1));
     machine.fw_cfg(format!("[secrets]\nwords = \"{WORDS}\"\n"));
     let loaded = machine.load();
@@ -350,7 +350,7 @@ fn a_document_of_secrets_alone_is_not_called_empty() {
 
 #[test]
 fn words_of_the_vault_are_found_on_every_source_whichever_are_used() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     machine.disk(
         "sda1",
         fat16_volume("CIDATA", None),
@@ -383,9 +383,10 @@ fn words_of_the_vault_are_found_on_every_source_whichever_are_used() {
 #[test]
 fn a_seed_key_is_put_on_a_stick_and_never_over_another() {
     let key = || SeedKey::parse(&seed_key()).expect("a key");
-    let put =
-        |machine: &Machine, boot| put_seed_key(&machine.paths, &machine.volumes, &key(), boot);
-    let mut machine = Machine::new();
+    let put = |machine: &DirectoryMachine, boot| {
+        put_seed_key(&machine.paths, &machine.volumes, &key(), boot)
+    };
+    let mut machine = DirectoryMachine::new();
     assert!(matches!(put(&machine, true), Err(PutSeedKeyError::Nowhere)));
     machine.disk("sda1", fat16_volume("ALKESP", None), &[]);
     assert!(matches!(
@@ -416,7 +417,7 @@ fn a_seed_key_is_put_on_a_stick_and_never_over_another() {
 #[test]
 fn of_two_drives_none_gets_a_seed_key_and_both_are_named() {
     let key = SeedKey::parse(&seed_key()).expect("a key");
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     for name in ["sda1", "sdb1"] {
         machine.disk(name, fat16_volume("CIDATA", None), &[]);
     }
@@ -434,7 +435,7 @@ fn of_two_drives_none_gets_a_seed_key_and_both_are_named() {
 fn every_key_that_names_a_vault_is_found() {
     let vault = ID.parse().expect("an id");
     let forged = SeedKey::generate(vault).expect("random numbers").to_text();
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     let table = format!("seed_key = \"{}\"", forged.expose().trim());
     machine.fw_cfg(with_secrets(1, &table));
     let right = seed_key();
@@ -454,7 +455,7 @@ fn every_key_that_names_a_vault_is_found() {
 }
 
 /// A document with words and with credentials, on a stick.
-fn with_credentials(machine: &mut Machine, credentials: &str) {
+fn with_credentials(machine: &mut DirectoryMachine, credentials: &str) {
     let table = format!("words = \"{WORDS}\"\n[secrets.credentials]\n{credentials}");
     let files = [("alknet.toml", with_secrets(1, &table))];
     let files: Vec<_> = files
@@ -466,7 +467,7 @@ fn with_credentials(machine: &mut Machine, credentials: &str) {
 
 #[test]
 fn credentials_are_found_never_stored_and_erased_apart_from_the_words() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     with_credentials(
         &mut machine,
         "openai = \"sk-hush\"\nmint = \'\'\'\nhush\n\'\'\'",
@@ -499,7 +500,10 @@ fn credentials_are_found_never_stored_and_erased_apart_from_the_words() {
         "{after}"
     );
     let again = machine.load();
-    assert_eq!((again.source, again.problems), (Source::Stored, vec![]));
+    assert_eq!(
+        (again.source, again.problems),
+        (ConfigOrigin::Stored, vec![])
+    );
     assert!(again.secrets.credentials.is_empty());
 }
 
@@ -515,7 +519,7 @@ fn credentials_that_are_none_are_not_repeated() {
         ),
         ("[secrets]\ncredentials = \"hush\"", "a table of its own"),
     ] {
-        let machine = Machine::new();
+        let machine = DirectoryMachine::new();
         machine.fw_cfg(format!("{table}\n\n{}", document(1)));
         let loaded = machine.load();
         assert_eq!(
@@ -526,7 +530,7 @@ fn credentials_that_are_none_are_not_repeated() {
         assert!(text.contains(word) && !text.contains("ush"), "{text}");
         assert!(loaded.secrets.credentials.is_empty());
     }
-    let machine = Machine::new();
+    let machine = DirectoryMachine::new();
     let line = "secrets = { credentials = { openai = \"hush\" } }";
     machine.fw_cfg(format!("{line}\n{}", document(1)));
     assert_eq!(codes(&machine.load()), ["secrets-refused"]);
@@ -534,7 +538,7 @@ fn credentials_that_are_none_are_not_repeated() {
 
 #[test]
 fn another_secret_of_a_name_is_a_conflict_and_the_first_one_counts() {
-    let mut machine = Machine::new();
+    let mut machine = DirectoryMachine::new();
     let text = |secret: &str| format!("[secrets.credentials]\nopenai = \"{secret}\"\n");
     machine.fw_cfg(format!("{}\n{}", text("one"), document(1)));
     with_credentials(&mut machine, "openai = \"two\"");

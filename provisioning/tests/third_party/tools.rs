@@ -25,12 +25,12 @@ pub(crate) fn tool(program: &str, args: &[&str], dir: &Path) {
 
 /// Takes the files out of an image, and puts them back when it is looked at again.
 #[derive(Default)]
-pub(crate) struct Tools {
+pub(crate) struct ImageExtractor {
     taken: RefCell<Vec<TempDir>>,
     written: RefCell<Option<(PathBuf, PathBuf)>>,
 }
 
-impl Tools {
+impl ImageExtractor {
     /// Puts back what was written.
     pub(crate) fn settle(&self) {
         let Some((device, content)) = self.written.borrow_mut().take() else {
@@ -45,7 +45,7 @@ impl Tools {
     }
 }
 
-impl Mounter for Tools {
+impl Mounter for ImageExtractor {
     fn mount(&self, device: &Path, file_system: FileSystem, _: &Path) -> io::Result<Mounted> {
         self.settle();
         let dir = tempfile::tempdir()?;

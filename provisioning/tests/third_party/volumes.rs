@@ -3,25 +3,25 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 
-use alknet_provisioning::{Loaded, Paths, Source, erase, load_with};
+use alknet_provisioning::{ConfigOrigin, LoadedConfig, SourcePaths, erase, load_with};
 use tempfile::TempDir;
 
-use crate::tools::{Tools, tool};
+use crate::tools::{ImageExtractor, tool};
 
 const WORDS: &str = "legal winner thank year wave sausage worth useful legal winner thank yellow";
 const DOCUMENT: &str = "# mine\n[node]\nname = \"edge-1\"\n";
 
 /// A machine with one drive.
-struct Machine {
+struct DriveMachine {
     dir: TempDir,
-    paths: Paths,
-    tools: Tools,
+    paths: SourcePaths,
+    tools: ImageExtractor,
 }
 
-impl Machine {
+impl DriveMachine {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut paths = Paths::system().with_config_dir(dir.path().join("config"));
+        let mut paths = SourcePaths::system().with_config_dir(dir.path().join("config"));
         for (name, path) in [
             ("fw_cfg", &mut paths.fw_cfg),
             ("class", &mut paths.block_class),
@@ -38,7 +38,7 @@ impl Machine {
         Self {
             dir,
             paths,
-            tools: Tools::default(),
+            tools: ImageExtractor::default(),
         }
     }
 
@@ -69,14 +69,14 @@ impl Machine {
         tool("mcopy", &args, &folder);
     }
 
-    fn load(&self) -> Loaded {
+    fn load(&self) -> LoadedConfig {
         load_with(&self.paths, &self.tools)
     }
 }
 
 #[test]
 fn a_boot_partition_is_read_and_its_words_are_erased() {
-    let machine = Machine::new();
+    let machine = DriveMachine::new();
     let document = format!("{DOCUMENT}\r\n[secrets]\r\nwords = \"{WORDS}\"\r\n");
     machine.fat(
         "32",
@@ -100,7 +100,7 @@ fn a_boot_partition_is_read_and_its_words_are_erased() {
     assert!(after.secrets.words.is_none());
     assert_eq!(
         after.source,
-        Source::Stored,
+        ConfigOrigin::Stored,
         "the document is the one that was taken"
     );
 }
@@ -108,7 +108,7 @@ fn a_boot_partition_is_read_and_its_words_are_erased() {
 #[test]
 fn nocloud_volumes_of_every_size_are_read() {
     for (bits, megabytes) in [("12", 1), ("16", 20), ("32", 40)] {
-        let machine = Machine::new();
+        let machine = DriveMachine::new();
         let files = [
             ("meta-data", ""),
             ("user-data", DOCUMENT),
@@ -124,7 +124,7 @@ fn nocloud_volumes_of_every_size_are_read() {
 
 #[test]
 fn a_cd_is_read_and_keeps_its_words() {
-    let machine = Machine::new();
+    let machine = DriveMachine::new();
     let files = [
         ("meta-data", ""),
         ("user-data", DOCUMENT),
@@ -148,7 +148,7 @@ fn a_cd_is_read_and_keeps_its_words() {
 
 #[test]
 fn a_volume_that_cannot_be_mounted_is_one_clear_line() {
-    let machine = Machine::new();
+    let machine = DriveMachine::new();
     machine.fat(
         "12",
         1,
@@ -160,16 +160,16 @@ fn a_volume_that_cannot_be_mounted_is_one_clear_line() {
     bytes[512..8 << 10].fill(0xa5);
     fs::write(machine.drive(), bytes).expect("writable");
     let paths = machine.paths.clone();
-    let broken = Broken;
+    let broken = FailingMounter;
     let loaded = load_with(&paths, &broken);
     assert_eq!(loaded.problems[0].code, "provisioning-unreadable");
-    assert_eq!(loaded.source, Source::Default);
+    assert_eq!(loaded.source, ConfigOrigin::Default);
 }
 
 /// What the kernel answers for a volume that it cannot make sense of.
-struct Broken;
+struct FailingMounter;
 
-impl alknet_provisioning::Mounter for Broken {
+impl alknet_provisioning::Mounter for FailingMounter {
     fn mount(
         &self,
         _: &std::path::Path,

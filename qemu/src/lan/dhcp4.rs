@@ -12,7 +12,7 @@ pub(crate) const CLIENT_PORT: u16 = 68;
 
 /// What the server gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dhcp4 {
+pub struct DhcpLease {
     /// The one address. A client that asks for another is refused.
     pub address: Ipv4Addr,
     /// Length of the lease.
@@ -25,12 +25,12 @@ pub struct Dhcp4 {
     pub time: Option<Ipv4Addr>,
 }
 
-/// Lease of [`Dhcp4::of`].
+/// Lease of [`DhcpLease::for_address`].
 const LEASE: Duration = Duration::from_secs(3600);
 
-impl Dhcp4 {
+impl DhcpLease {
     /// Gives `address` for an hour, with the network's router as router and name server.
-    pub fn of(address: Ipv4Addr) -> Self {
+    pub fn for_address(address: Ipv4Addr) -> Self {
         Self {
             address,
             lease: LEASE,
@@ -43,7 +43,7 @@ impl Dhcp4 {
 
 /// A message of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Query {
+pub(crate) struct DhcpQuery {
     pub(crate) kind: u8,
     /// The address the client uses already.
     pub(crate) current: Ipv4Addr,
@@ -67,7 +67,7 @@ const OPTIONS_AT: usize = 240;
 const OPTION_REQUESTED: u8 = 50;
 const OPTION_KIND: u8 = 53;
 
-impl Query {
+impl DhcpQuery {
     /// `None` for what is not a client's message.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let options = bytes.get(OPTIONS_AT..)?;
@@ -93,7 +93,7 @@ impl Query {
 }
 
 /// The answer to a query: its kind and bytes.
-pub(crate) fn answer(query: &Query, pool: Dhcp4) -> Option<(u8, Vec<u8>)> {
+pub(crate) fn answer(query: &DhcpQuery, pool: DhcpLease) -> Option<(u8, Vec<u8>)> {
     let kind = match query.kind {
         DISCOVER => OFFER,
         REQUEST if query.wanted() == Some(pool.address) => ACK,
@@ -176,16 +176,16 @@ mod tests {
 
     const GIVEN: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 20);
 
-    fn pool() -> Dhcp4 {
-        Dhcp4 {
+    fn pool() -> DhcpLease {
+        DhcpLease {
             lease: Duration::from_secs(60),
             time: Some(ROUTER_V4),
-            ..Dhcp4::of(GIVEN)
+            ..DhcpLease::for_address(GIVEN)
         }
     }
 
     fn ask(kind: u8, requested: Option<Ipv4Addr>) -> Option<(u8, Vec<u8>)> {
-        let query = Query::parse(&query(kind, requested)).expect("it is well-formed");
+        let query = DhcpQuery::parse(&query(kind, requested)).expect("it is well-formed");
         answer(&query, pool())
     }
 
@@ -215,15 +215,15 @@ mod tests {
     #[test]
     fn what_is_no_query_is_ignored() {
         let good = query(DISCOVER, None);
-        assert_eq!(Query::parse(&good[..OPTIONS_AT]), None, "no kind");
-        assert_eq!(Query::parse(&[]), None);
+        assert_eq!(DhcpQuery::parse(&good[..OPTIONS_AT]), None, "no kind");
+        assert_eq!(DhcpQuery::parse(&[]), None);
         let mut reply = good.clone();
         reply[0] = 2;
-        assert_eq!(Query::parse(&reply), None, "a server's message");
+        assert_eq!(DhcpQuery::parse(&reply), None, "a server's message");
         let mut cut = good;
         cut[OPTIONS_AT + 2] = 200;
         assert_eq!(
-            Query::parse(&cut),
+            DhcpQuery::parse(&cut),
             None,
             "an option that is longer than the message"
         );

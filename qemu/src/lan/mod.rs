@@ -2,9 +2,9 @@
 //!
 //! QEMU's own network cannot change a lease, be IPv6 only and still be reached, or fall silent. This
 //! one can: machines are plugged into a small router in this process, which gives addresses by DHCP,
-//! DHCPv6 and router advertisements as it is told, and carries UDP between the host and the machines.
-//! It needs no privilege and touches nothing of the host's network. Machines reach the router and
-//! through it the host, not each other.
+//! DHCPv6 and router advertisements as the test sets it, and carries UDP between the host and the
+//! machines. It needs no privilege and touches nothing of the host's network. Machines reach the
+//! router and through it the host, not each other.
 
 mod dhcp4;
 mod dhcp6;
@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, send};
 
-pub use self::dhcp4::Dhcp4;
-pub use self::router::{Advertise, LanEvent, LanSettings, ROUTER_V4, ROUTER_V6};
-use self::router::{Output, Router};
+pub use self::dhcp4::DhcpLease;
+pub use self::router::{LanEvent, LanSettings, ROUTER_V4, ROUTER_V6, RouterAdvertisement};
+use self::router::{LanRouter, RouterOutput};
 use crate::error::{Error, Result};
 
 /// Largest frame: 1500 bytes of payload, a header, and a VLAN tag's worth of room.
@@ -34,20 +34,20 @@ const DATAGRAM_BYTES_MAX: usize = 65_536;
 /// A network of the harness. Clones are the same network.
 #[derive(Clone, Debug)]
 pub struct Lan {
-    shared: Arc<Shared>,
+    shared: Arc<LanShared>,
 }
 
 impl Lan {
     /// A network that offers what `settings` say.
     pub fn new(settings: LanSettings) -> Self {
-        let router = Router::new(settings);
-        let state = State {
+        let router = LanRouter::new(settings);
+        let state = LanInner {
             router,
             ports: vec![],
             forwards: vec![],
         };
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(LanShared {
                 state: Mutex::new(state),
                 changed: Condvar::new(),
             }),
@@ -130,17 +130,17 @@ impl Lan {
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct LanShared {
+    state: Mutex<LanInner>,
     changed: Condvar,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl LanShared {
+    fn lock(&self) -> MutexGuard<'_, LanInner> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<T>(&self, limit: Duration, ready: impl Fn(&Router) -> Option<T>) -> Option<T> {
+    fn wait<T>(&self, limit: Duration, ready: impl Fn(&LanRouter) -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + limit;
         let mut state = self.lock();
         loop {
@@ -157,7 +157,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for LanShared {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         // Threads wait in a read: an end of the cable and a datagram make them look, and leave.
@@ -173,19 +173,19 @@ impl Drop for Shared {
 }
 
 #[derive(Debug)]
-struct State {
-    router: Router,
+struct LanInner {
+    router: LanRouter,
     ports: Vec<UnixDatagram>,
     forwards: Vec<UdpSocket>,
 }
 
-impl State {
+impl LanInner {
     /// Losses are the network's right: a machine that is gone, a client that left.
-    fn send(&self, outputs: &[Output]) {
+    fn send(&self, outputs: &[RouterOutput]) {
         for output in outputs {
             match output {
-                Output::Frame(frame) => self.flood(frame),
-                Output::Host {
+                RouterOutput::Frame(frame) => self.flood(frame),
+                RouterOutput::Host {
                     forward,
                     client,
                     payload,
@@ -216,7 +216,7 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
         .map_err(Error::io("starting a thread of the network"))
 }
 
-fn from_guest(shared: &Weak<Shared>, port: &UnixDatagram) {
+fn from_guest(shared: &Weak<LanShared>, port: &UnixDatagram) {
     let mut frame = [0; FRAME_BYTES_MAX];
     // An empty datagram is the shutdown; a machine's frame has at least a header.
     while let Ok(length @ 1..) = port.recv(&mut frame) {
@@ -231,7 +231,7 @@ fn from_guest(shared: &Weak<Shared>, port: &UnixDatagram) {
     }
 }
 
-fn from_host(shared: &Weak<Shared>, socket: &UdpSocket, forward: usize, guest: SocketAddr) {
+fn from_host(shared: &Weak<LanShared>, socket: &UdpSocket, forward: usize, guest: SocketAddr) {
     let mut payload = vec![0; DATAGRAM_BYTES_MAX];
     loop {
         let received = socket.recv_from(&mut payload);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use super::dhcp4::{self, Dhcp4};
-use super::wire::{self, BROADCAST, Body, Frame, Mac, array};
+use super::dhcp4::{self, DhcpLease};
+use super::wire::{self, BROADCAST, EthernetFrame, EthernetPayload, Mac, array};
 use super::{dhcp6, sntp};
 
 /// Address of the router, also name server and DHCP server.
@@ -25,9 +25,9 @@ const NAT_PORTS: usize = 20_000;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LanSettings {
     /// IPv4 by DHCP.
-    pub dhcp4: Option<Dhcp4>,
+    pub dhcp4: Option<DhcpLease>,
     /// IPv6 by router advertisements.
-    pub advertise: Option<Advertise>,
+    pub advertise: Option<RouterAdvertisement>,
     /// IPv6 by DHCPv6; clients ask only where `managed` is advertised.
     pub dhcp6: Option<Ipv6Addr>,
     /// The router is a time server and always says this moment, in seconds since 1970.
@@ -36,7 +36,7 @@ pub struct LanSettings {
 
 /// A router advertisement (RFC 4861, RFC 8106).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Advertise {
+pub struct RouterAdvertisement {
     /// The network's first address; 64 bits long.
     pub prefix: Ipv6Addr,
     /// Machines make their own addresses in it.
@@ -62,17 +62,17 @@ pub enum LanEvent {
     Given(Ipv4Addr),
     /// DHCPv6: a message was answered.
     Given6,
-    /// DHCP: a client asked for an address that is not to be had, and was told so.
+    /// DHCP: a client asked for an address that is not to be had, and got a refusal.
     Refused(Option<Ipv4Addr>),
     /// DHCP: a client gave its address back.
     Released(Ipv4Addr),
-    /// SNTP: a client asked for the time and was told.
+    /// SNTP: a client asked for the time and got it.
     Timed,
 }
 
 /// Where something goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Output {
+pub(crate) enum RouterOutput {
     /// To the machine of this hardware address, or to all.
     Frame(Vec<u8>),
     /// To a client on the host, from the socket of this forward.
@@ -85,15 +85,15 @@ pub(crate) enum Output {
 
 /// The state of the network.
 #[derive(Debug, Default)]
-pub(crate) struct Router {
+pub(crate) struct LanRouter {
     pub(crate) settings: LanSettings,
     pub(crate) events: Vec<LanEvent>,
     neighbours: BTreeMap<IpAddr, Mac>,
     clients: Vec<(usize, SocketAddr)>,
 }
 
-impl Router {
-    /// A router nobody has spoken to.
+impl LanRouter {
+    /// A router that has received nothing yet.
     pub(crate) fn new(settings: LanSettings) -> Self {
         Self {
             settings,
@@ -107,31 +107,31 @@ impl Router {
     }
 
     /// Takes a frame of a machine.
-    pub(crate) fn frame(&mut self, bytes: &[u8]) -> Vec<Output> {
-        let Some(frame) = Frame::parse(bytes) else {
+    pub(crate) fn frame(&mut self, bytes: &[u8]) -> Vec<RouterOutput> {
+        let Some(frame) = EthernetFrame::parse(bytes) else {
             return vec![];
         };
         self.learn(&frame);
         match frame.body {
-            Body::Arp {
+            EthernetPayload::Arp {
                 request,
                 sender,
                 target,
             } if request && self.ours(target.into()) => {
-                vec![Output::Frame(wire::arp_reply(
+                vec![RouterOutput::Frame(wire::arp_reply(
                     ROUTER_MAC,
                     target,
                     frame.source,
                     sender,
                 ))]
             }
-            Body::Arp { .. } => vec![],
-            Body::Icmp {
+            EthernetPayload::Arp { .. } => vec![],
+            EthernetPayload::Icmp {
                 source,
                 target,
                 message,
             } => self.icmp(frame.source, source, target, message),
-            Body::Udp {
+            EthernetPayload::Udp {
                 source,
                 target,
                 payload,
@@ -146,7 +146,7 @@ impl Router {
         client: SocketAddr,
         guest: SocketAddr,
         payload: &[u8],
-    ) -> Option<Output> {
+    ) -> Option<RouterOutput> {
         let key = (forward, client);
         let known = self.clients.iter().position(|known| *known == key);
         let index = known.unwrap_or_else(|| {
@@ -160,13 +160,13 @@ impl Router {
             .get(&guest.ip())
             .copied()
             .unwrap_or(BROADCAST);
-        Some(Output::Frame(wire::udp(
+        Some(RouterOutput::Frame(wire::udp(
             ROUTER_MAC, them, us, guest, payload,
         )))
     }
 
     /// A router advertisement to everybody, if any is to be sent.
-    pub(crate) fn advertise(&mut self) -> Vec<Output> {
+    pub(crate) fn advertise(&mut self) -> Vec<RouterOutput> {
         let Some(advertise) = self.settings.advertise else {
             return vec![];
         };
@@ -174,16 +174,16 @@ impl Router {
         let to = wire::multicast_mac(ALL_NODES);
         let message = advertisement(&advertise);
         let (source, target) = (ROUTER_V6.into(), ALL_NODES.into());
-        vec![Output::Frame(wire::icmp(
+        vec![RouterOutput::Frame(wire::icmp(
             ROUTER_MAC, to, source, target, &message,
         ))]
     }
 
     /// Machines show their addresses when they speak, and when they ask whether one is taken.
-    fn learn(&mut self, frame: &Frame<'_>) {
+    fn learn(&mut self, frame: &EthernetFrame<'_>) {
         let source = match &frame.body {
-            Body::Arp { sender, .. } => IpAddr::V4(*sender),
-            Body::Icmp {
+            EthernetPayload::Arp { sender, .. } => IpAddr::V4(*sender),
+            EthernetPayload::Icmp {
                 source, message, ..
             } if source.is_unspecified() => {
                 let Some(target) = solicited(message) else {
@@ -191,20 +191,27 @@ impl Router {
                 };
                 target.into()
             }
-            Body::Icmp { source, .. } => *source,
-            Body::Udp { source, .. } => source.ip(),
+            EthernetPayload::Icmp { source, .. } => *source,
+            EthernetPayload::Udp { source, .. } => source.ip(),
         };
         if !source.is_unspecified() {
             self.neighbours.insert(source, frame.source);
         }
     }
 
-    fn icmp(&mut self, mac: Mac, source: IpAddr, target: IpAddr, message: &[u8]) -> Vec<Output> {
+    fn icmp(
+        &mut self,
+        mac: Mac,
+        source: IpAddr,
+        target: IpAddr,
+        message: &[u8],
+    ) -> Vec<RouterOutput> {
         match (source, message[0]) {
             (IpAddr::V6(_), ROUTER_SOLICITATION) => self.advertise(),
             (IpAddr::V6(asker), NEIGHBOUR_SOLICITATION) => {
                 let wanted = solicited(message).filter(|wanted| self.ours((*wanted).into()));
-                // Somebody asking whether our own address is free is told as everybody is.
+                // A machine that asks whether our own address is free has no address yet: the
+                // answer goes to all nodes.
                 let asker = if asker.is_unspecified() {
                     ALL_NODES
                 } else {
@@ -214,7 +221,7 @@ impl Router {
                     let message = neighbour_advertisement(wanted);
                     wire::icmp(ROUTER_MAC, mac, wanted.into(), asker.into(), &message)
                 });
-                reply.map(Output::Frame).into_iter().collect()
+                reply.map(RouterOutput::Frame).into_iter().collect()
             }
             (IpAddr::V6(_), ECHO_REQUEST_V6) => self.echo(mac, source, target, message, 129),
             (IpAddr::V4(_), ECHO_REQUEST_V4) => self.echo(mac, source, target, message, 0),
@@ -229,12 +236,12 @@ impl Router {
         target: IpAddr,
         message: &[u8],
         reply: u8,
-    ) -> Vec<Output> {
+    ) -> Vec<RouterOutput> {
         if !self.ours(target) {
             return vec![];
         }
         let message = [&[reply, 0], &message[2..]].concat();
-        vec![Output::Frame(wire::icmp(
+        vec![RouterOutput::Frame(wire::icmp(
             ROUTER_MAC, mac, target, source, &message,
         ))]
     }
@@ -245,7 +252,7 @@ impl Router {
         source: SocketAddr,
         target: SocketAddr,
         payload: &[u8],
-    ) -> Vec<Output> {
+    ) -> Vec<RouterOutput> {
         match (source, target.port()) {
             (SocketAddr::V4(_), dhcp4::SERVER_PORT) => self.dhcp4(payload),
             (SocketAddr::V6(_), dhcp6::SERVER_PORT) => self.dhcp6(mac, source, payload),
@@ -255,10 +262,10 @@ impl Router {
         }
     }
 
-    fn to_host(&self, port: u16, payload: &[u8]) -> Vec<Output> {
+    fn to_host(&self, port: u16, payload: &[u8]) -> Vec<RouterOutput> {
         let index = port.checked_sub(FIRST_NAT_PORT).map(usize::from);
         let client = index.and_then(|index| self.clients.get(index));
-        let output = client.map(|&(forward, client)| Output::Host {
+        let output = client.map(|&(forward, client)| RouterOutput::Host {
             forward,
             client,
             payload: payload.to_vec(),
@@ -266,8 +273,8 @@ impl Router {
         output.into_iter().collect()
     }
 
-    fn dhcp4(&mut self, payload: &[u8]) -> Vec<Output> {
-        let Some(query) = dhcp4::Query::parse(payload) else {
+    fn dhcp4(&mut self, payload: &[u8]) -> Vec<RouterOutput> {
+        let Some(query) = dhcp4::DhcpQuery::parse(payload) else {
             return vec![];
         };
         if matches!(query.kind, dhcp4::RELEASE | dhcp4::DECLINE) {
@@ -291,12 +298,12 @@ impl Router {
             .get(&client.ip())
             .copied()
             .unwrap_or(BROADCAST);
-        vec![Output::Frame(wire::udp(
+        vec![RouterOutput::Frame(wire::udp(
             ROUTER_MAC, to, server, client, &message,
         ))]
     }
 
-    fn dhcp6(&mut self, mac: Mac, client: SocketAddr, payload: &[u8]) -> Vec<Output> {
+    fn dhcp6(&mut self, mac: Mac, client: SocketAddr, payload: &[u8]) -> Vec<RouterOutput> {
         let offered = self.settings.dhcp6.is_some()
             || self
                 .settings
@@ -312,7 +319,7 @@ impl Router {
         self.events.push(LanEvent::Given6);
         let server = SocketAddr::from((ROUTER_V6, dhcp6::SERVER_PORT));
         let client = SocketAddr::new(client.ip(), dhcp6::CLIENT_PORT);
-        vec![Output::Frame(wire::udp(
+        vec![RouterOutput::Frame(wire::udp(
             ROUTER_MAC, mac, server, client, &message,
         ))]
     }
@@ -323,13 +330,13 @@ impl Router {
         client: SocketAddr,
         us: SocketAddr,
         question: &[u8],
-    ) -> Vec<Output> {
+    ) -> Vec<RouterOutput> {
         let time = self.settings.time;
         let Some(message) = time.and_then(|time| sntp::answer(question, time)) else {
             return vec![];
         };
         self.events.push(LanEvent::Timed);
-        vec![Output::Frame(wire::udp(
+        vec![RouterOutput::Frame(wire::udp(
             ROUTER_MAC, mac, us, client, &message,
         ))]
     }
@@ -368,7 +375,7 @@ const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 /// A client without an address is reached by broadcast (RFC 2131 section 4.1).
-fn reply_address(query: &dhcp4::Query, kind: u8) -> Ipv4Addr {
+fn reply_address(query: &dhcp4::DhcpQuery, kind: u8) -> Ipv4Addr {
     if query.current.is_unspecified() || kind == dhcp4::NAK {
         Ipv4Addr::BROADCAST
     } else {
@@ -392,7 +399,7 @@ fn neighbour_advertisement(address: Ipv6Addr) -> Vec<u8> {
     message
 }
 
-fn advertisement(advertise: &Advertise) -> Vec<u8> {
+fn advertisement(advertise: &RouterAdvertisement) -> Vec<u8> {
     let seconds = u32::try_from(advertise.lifetime.as_secs()).unwrap_or(u32::MAX);
     let router = u16::try_from(seconds).unwrap_or(u16::MAX);
     let flag = |on: bool, bit: u8| if on { bit } else { 0 };
@@ -427,8 +434,8 @@ mod tests {
     const GUEST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 20);
     const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 0);
 
-    fn router() -> Router {
-        let advertise = Advertise {
+    fn router() -> LanRouter {
+        let advertise = RouterAdvertisement {
             prefix: PREFIX,
             autonomous: true,
             managed: true,
@@ -437,21 +444,21 @@ mod tests {
             lifetime: Duration::from_secs(600),
         };
         let settings = LanSettings {
-            dhcp4: Some(Dhcp4::of(GUEST)),
+            dhcp4: Some(DhcpLease::for_address(GUEST)),
             advertise: Some(advertise),
             ..LanSettings::default()
         };
-        Router::new(settings)
+        LanRouter::new(settings)
     }
 
-    fn only_frame(outputs: &[Output]) -> Frame<'_> {
-        let [Output::Frame(bytes)] = outputs else {
+    fn only_frame(outputs: &[RouterOutput]) -> EthernetFrame<'_> {
+        let [RouterOutput::Frame(bytes)] = outputs else {
             panic!("one frame expected: {outputs:?}")
         };
-        Frame::parse(bytes).expect("we make well-formed frames")
+        EthernetFrame::parse(bytes).expect("we make well-formed frames")
     }
 
-    fn dhcp(router: &mut Router, kind: u8, requested: Option<Ipv4Addr>) -> Vec<Output> {
+    fn dhcp(router: &mut LanRouter, kind: u8, requested: Option<Ipv4Addr>) -> Vec<RouterOutput> {
         let from = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 68));
         let to = SocketAddr::from((Ipv4Addr::BROADCAST, 67));
         let query = dhcp4::query(kind, requested);
@@ -477,7 +484,7 @@ mod tests {
         assert_eq!(only_frame(&offer).target, BROADCAST);
         dhcp(&mut router, dhcp4::REQUEST, Some(GUEST));
         let moved = Ipv4Addr::new(10, 9, 0, 21);
-        router.settings.dhcp4 = Some(Dhcp4::of(moved));
+        router.settings.dhcp4 = Some(DhcpLease::for_address(moved));
         dhcp(&mut router, dhcp4::REQUEST, Some(GUEST));
         let expected = [
             LanEvent::Offered(GUEST),
@@ -503,7 +510,7 @@ mod tests {
             .datagram(0, client, guest, b"ping")
             .expect("there are ports");
         let there = [there];
-        let Body::Udp {
+        let EthernetPayload::Udp {
             source,
             target,
             payload,
@@ -515,7 +522,7 @@ mod tests {
         let back = router.frame(&wire::udp(GUEST_MAC, ROUTER_MAC, target, source, b"pong"));
         assert_eq!(
             back,
-            [Output::Host {
+            [RouterOutput::Host {
                 forward: 0,
                 client,
                 payload: b"pong".to_vec()
@@ -552,7 +559,7 @@ mod tests {
         );
         assert_eq!(router.neighbours().collect::<Vec<_>>(), [IpAddr::from(own)]);
         let reply = router.frame(&solicit(own, global));
-        let Body::Icmp {
+        let EthernetPayload::Icmp {
             message, target, ..
         } = only_frame(&reply).body
         else {
@@ -574,7 +581,7 @@ mod tests {
             &ask,
         );
         let reply = router.frame(&ask);
-        let Body::Icmp { message, .. } = only_frame(&reply).body else {
+        let EthernetPayload::Icmp { message, .. } = only_frame(&reply).body else {
             panic!("it is ICMPv6")
         };
         assert_eq!((message[0], message[5]), (ROUTER_ADVERTISEMENT, 0x80));
@@ -596,7 +603,7 @@ mod tests {
         assert_eq!(router.frame(&question), vec![]);
         router.settings.time = Some(1);
         let reply = router.frame(&question);
-        let Body::Udp { source, target, .. } = only_frame(&reply).body else {
+        let EthernetPayload::Udp { source, target, .. } = only_frame(&reply).body else {
             panic!("it is a datagram")
         };
         assert_eq!((source, target), (to, from));
@@ -611,7 +618,7 @@ mod tests {
             wire::icmp(GUEST_MAC, ROUTER_MAC, GUEST.into(), target.into(), &message)
         };
         let reply = router.frame(&ping(ROUTER_V4));
-        let Body::Icmp { message, .. } = only_frame(&reply).body else {
+        let EthernetPayload::Icmp { message, .. } = only_frame(&reply).body else {
             panic!("it is ICMP")
         };
         assert_eq!((message[0], &message[4..]), (0, &[1, 2, 3, 4][..]));

@@ -21,7 +21,7 @@ pub(crate) fn answer(question: &[u8], unix_s: u64) -> Option<Vec<u8>> {
     if question.len() < MESSAGE_BYTES || first & 7 != CLIENT {
         return None;
     }
-    // Seconds of an era; what is left out of them tells the era to nobody.
+    // Seconds of an era; they do not say which era it is.
     let stamp = (unix_s.wrapping_add(NTP_TO_UNIX_S) << 32).to_be_bytes();
     // No leap second, the client's version, stratum 1, its poll interval, microseconds.
     let mut message = vec![first & 0x38 | SERVER, 1, *question.get(2)?, 0xec];

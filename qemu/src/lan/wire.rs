@@ -21,15 +21,15 @@ const HOPS: u8 = 255;
 
 /// A frame, as far as it is understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Frame<'a> {
+pub(crate) struct EthernetFrame<'a> {
     pub(crate) source: Mac,
     pub(crate) target: Mac,
-    pub(crate) body: Body<'a>,
+    pub(crate) body: EthernetPayload<'a>,
 }
 
 /// What a frame carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Body<'a> {
+pub(crate) enum EthernetPayload<'a> {
     /// `request` asks who has `target`.
     Arp {
         request: bool,
@@ -50,7 +50,7 @@ pub(crate) enum Body<'a> {
     },
 }
 
-impl<'a> Frame<'a> {
+impl<'a> EthernetFrame<'a> {
     /// `None` for everything that is malformed or not spoken here.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (header, rest) = bytes.split_at_checked(ETHERNET_BYTES)?;
@@ -133,18 +133,18 @@ pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> 
     bytes.get(at..)?.first_chunk().copied()
 }
 
-fn arp(bytes: &[u8]) -> Option<Body<'_>> {
+fn arp(bytes: &[u8]) -> Option<EthernetPayload<'_>> {
     let ours = bytes.get(..6)? == [0, 1, 8, 0, 6, 4];
     let sender = Ipv4Addr::from(array::<4>(bytes, 14)?);
     let target = Ipv4Addr::from(array::<4>(bytes, 24)?);
-    ours.then_some(Body::Arp {
+    ours.then_some(EthernetPayload::Arp {
         request: be16(bytes, 6)? == 1,
         sender,
         target,
     })
 }
 
-fn ipv4(bytes: &[u8]) -> Option<Body<'_>> {
+fn ipv4(bytes: &[u8]) -> Option<EthernetPayload<'_>> {
     let header = usize::from(*bytes.first()? & 0xf) * 4;
     let total = usize::from(be16(bytes, 2)?);
     // Fragments are not put together: nothing here is that long.
@@ -157,7 +157,7 @@ fn ipv4(bytes: &[u8]) -> Option<Body<'_>> {
     transport(*bytes.get(9)?, source, target, payload)
 }
 
-fn ipv6(bytes: &[u8]) -> Option<Body<'_>> {
+fn ipv6(bytes: &[u8]) -> Option<EthernetPayload<'_>> {
     let length = usize::from(be16(bytes, 4)?);
     let payload = bytes.get(40..40 + length)?;
     let source = Ipv6Addr::from(array::<16>(bytes, 8)?).into();
@@ -165,15 +165,20 @@ fn ipv6(bytes: &[u8]) -> Option<Body<'_>> {
     transport(*bytes.get(6)?, source, target, payload)
 }
 
-fn transport(protocol: u8, source: IpAddr, target: IpAddr, payload: &[u8]) -> Option<Body<'_>> {
+fn transport(
+    protocol: u8,
+    source: IpAddr,
+    target: IpAddr,
+    payload: &[u8],
+) -> Option<EthernetPayload<'_>> {
     match (protocol, source) {
         (PROTOCOL_ICMP, IpAddr::V4(_)) | (PROTOCOL_ICMPV6, IpAddr::V6(_)) => (payload.len() >= 8)
-            .then_some(Body::Icmp {
+            .then_some(EthernetPayload::Icmp {
                 source,
                 target,
                 message: payload,
             }),
-        (PROTOCOL_UDP, _) => Some(Body::Udp {
+        (PROTOCOL_UDP, _) => Some(EthernetPayload::Udp {
             source: (source, be16(payload, 0)?).into(),
             target: (target, be16(payload, 2)?).into(),
             payload: payload.get(8..usize::from(be16(payload, 4)?))?,
@@ -270,10 +275,10 @@ mod tests {
             let source: SocketAddr = source.parse().expect("written here");
             let target: SocketAddr = target.parse().expect("written here");
             let bytes = udp(US, THEM, source, target, b"odd");
-            let frame = Frame::parse(&bytes).expect("it is well-formed");
+            let frame = EthernetFrame::parse(&bytes).expect("it is well-formed");
             assert_eq!(
                 frame.body,
-                Body::Udp {
+                EthernetPayload::Udp {
                     source,
                     target,
                     payload: b"odd"
@@ -299,7 +304,7 @@ mod tests {
         let parse = |text: &str| text.parse().expect("written here");
         let mut bytes = udp(US, THEM, parse(source), parse(target), b"x");
         bytes[ETHERNET_BYTES + 6] = 0x20;
-        assert_eq!(Frame::parse(&bytes), None);
+        assert_eq!(EthernetFrame::parse(&bytes), None);
     }
 
     proptest! {
@@ -309,7 +314,7 @@ mod tests {
             if bytes.len() >= ETHERNET_BYTES {
                 bytes[12..14].copy_from_slice(&kinds[kind].to_be_bytes());
             }
-            let _ = Frame::parse(&bytes);
+            let _ = EthernetFrame::parse(&bytes);
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::{Arguments, Layout, Machine, MachineKind, WatchdogAction, option};
-use crate::disk::{Backing, Disk};
-use crate::nic::{Nic, Wire};
+use super::{MachineKind, MachineResources, MachineSpec, QemuArguments, WatchdogAction, option};
+use crate::disk::{Backing, VirtioDisk};
+use crate::nic::{Nic, NicBackend};
 
 /// The same as NoCloud's label, in FAT's letters.
 const SEED_LABEL: &str = "CIDATA";
@@ -12,8 +12,8 @@ const SEED_LABEL: &str = "CIDATA";
 const UNREADABLE: &str = "file.driver=blkdebug,file.inject-error.0.event=none,\
                           file.inject-error.0.iotype=read,file.inject-error.0.errno=5";
 
-impl Machine {
-    pub(super) fn disk(&self, index: usize, disk: &Disk, args: &mut Arguments) {
+impl MachineSpec {
+    pub(super) fn disk(&self, index: usize, disk: &VirtioDisk, args: &mut QemuArguments) {
         let head = format!("if=none,id=disk{index},format=raw,discard=unmap");
         let read_only = if disk.read_only { ",readonly=on" } else { "" };
         let drive = match &disk.backing {
@@ -55,7 +55,7 @@ impl Machine {
     }
 
     /// A FAT volume that QEMU makes of a folder.
-    pub(super) fn seed(&self, folder: &Path, args: &mut Arguments) {
+    pub(super) fn seed(&self, folder: &Path, args: &mut QemuArguments) {
         let head =
             format!("if=none,id=seed,driver=vvfat,floppy=on,label={SEED_LABEL},read-only=on,dir=");
         args.pair("-drive", option(&head, folder));
@@ -65,7 +65,7 @@ impl Machine {
         );
     }
 
-    pub(super) fn cards(&self, layout: &Layout, args: &mut Arguments) {
+    pub(super) fn cards(&self, layout: &MachineResources, args: &mut QemuArguments) {
         let (mut lan_fds, mut ports) = (layout.lan_fds.iter(), layout.ports.iter());
         for (index, nic) in self.nics.iter().enumerate() {
             args.pair("-netdev", netdev(index, nic, &mut lan_fds, &mut ports));
@@ -94,7 +94,7 @@ impl Machine {
         )
     }
 
-    pub(super) fn watchdog(&self, args: &mut Arguments) {
+    pub(super) fn watchdog(&self, args: &mut QemuArguments) {
         let Some(action) = self.watchdog else { return };
         args.pair("-device", "i6300esb");
         args.pair(
@@ -123,11 +123,11 @@ fn netdev<'a>(
     ports: &mut impl Iterator<Item = &'a u16>,
 ) -> String {
     match &nic.wire {
-        Wire::Lan(_) => {
+        NicBackend::Lan(_) => {
             let fd = lan_fds.next().copied().unwrap_or(-1);
             format!("socket,id=net{index},fd={fd}")
         }
-        Wire::User {
+        NicBackend::User {
             ipv4,
             ipv6,
             forwards,

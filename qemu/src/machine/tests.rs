@@ -1,15 +1,15 @@
 use super::*;
 
-fn machine(kind: MachineKind) -> Machine {
-    Machine {
+fn machine(kind: MachineKind) -> MachineSpec {
+    MachineSpec {
         memory_mib: 128,
         exit_on_reset: true,
-        ..Machine::new(kind)
+        ..MachineSpec::new(kind)
     }
 }
 
-fn layout() -> Layout {
-    Layout {
+fn layout() -> MachineResources {
+    MachineResources {
         accel: Accel::Tcg,
         memory: None,
         console_fd: 3,
@@ -24,7 +24,7 @@ fn layout() -> Layout {
     }
 }
 
-fn line(machine: &Machine) -> String {
+fn line(machine: &MachineSpec) -> String {
     let words = machine.arguments(&layout());
     words
         .iter()
@@ -39,7 +39,7 @@ fn microvm_uses_mmio_and_has_acpi_where_fw_cfg_needs_it() {
     machine.kernel = Some("/k".into());
     machine.append = "quiet".into();
     machine.fw_cfg = vec![("opt/x".into(), vec![])];
-    machine.disks = vec![Disk::file("/d").read_only().serial("root")];
+    machine.disks = vec![VirtioDisk::file("/d").read_only().serial("root")];
     machine.nics = vec![Nic::user()];
     let line = line(&machine);
     assert!(line.contains("acpi=on"), "{line}");
@@ -58,7 +58,7 @@ fn memory_that_is_saved_is_shared_and_a_copy_is_private() {
     let mut machine = machine(MachineKind::Microvm);
     let mut layout = layout();
     layout.memory = Some(("/m".into(), true));
-    let line = |machine: &Machine, layout: &Layout| {
+    let line = |machine: &MachineSpec, layout: &MachineResources| {
         let words = machine.arguments(layout);
         let words = words.iter().map(|word| word.to_string_lossy());
         words.collect::<Vec<_>>().join(" ")
@@ -70,7 +70,7 @@ fn memory_that_is_saved_is_shared_and_a_copy_is_private() {
         "{saved}"
     );
     assert!(!saved.contains("-incoming"), "{saved}");
-    machine.memory = Memory::Restored("/s".into());
+    machine.memory = GuestMemory::Restored("/s".into());
     layout.memory = Some(("/s/memory".into(), false));
     let copy = line(&machine, &layout);
     assert!(copy.contains("share=off,mem-path=/s/memory"), "{copy}");
@@ -85,7 +85,10 @@ fn a_machine_is_described_without_the_paths_of_the_host() {
         machine.kernel = Some(at("vmlinux"));
         machine.initrd = Some(at("initrd"));
         machine.append = "quiet".into();
-        machine.disks = vec![Disk::file(at("a")).data(), Disk::snapshot(at("b"))];
+        machine.disks = vec![
+            VirtioDisk::file(at("a")).data(),
+            VirtioDisk::snapshot(at("b")),
+        ];
         machine.nics = vec![Nic::user()];
         machine.tpm = Some(at("tpm"));
         machine
@@ -100,7 +103,7 @@ fn a_machine_is_described_without_the_paths_of_the_host() {
         );
     }
     assert_ne!(one.shape(Accel::Kvm), one.shape(Accel::Tcg));
-    let changes: [fn(&mut Machine); 5] = [
+    let changes: [fn(&mut MachineSpec); 5] = [
         |machine| machine.append.push_str(" panic=1"),
         |machine| machine.memory_mib += 1,
         |machine| machine.disks[0].read_only = true,
@@ -175,7 +178,7 @@ fn a_disk_for_later_has_its_drive_and_a_slot() {
     let mut machine = machine(MachineKind::Q35);
     machine.kernel = Some("/k".into());
     machine.nics = vec![Nic::user()];
-    machine.disks = vec![Disk::file("/d").unplugged()];
+    machine.disks = vec![VirtioDisk::file("/d").unplugged()];
     let line = line(&machine);
     assert!(line.contains("-append pcie_ports=native"), "{line}");
     assert!(

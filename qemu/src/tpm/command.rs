@@ -44,7 +44,7 @@ const SHA256: [u8; 2] = [0, 0x0b];
 
 /// A command, and what came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Exchange {
+pub(super) struct TpmExchange {
     /// With its header.
     pub(super) command: Vec<u8>,
     /// The response's code; 0 is success.
@@ -127,14 +127,14 @@ fn only_sha256(response: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Writes what a chip was asked.
-pub(super) fn write(file: &Path, asked: &[Exchange]) -> Result<()> {
+pub(super) fn write(file: &Path, asked: &[TpmExchange]) -> Result<()> {
     let codes = asked.iter().map(|one| code(&one.command));
     if let Some(other) = codes.into_iter().find(|it| !OF_FIRMWARE.contains(it)) {
         let why = format!("it is too late to save it: its TPM was asked 0x{other:x}");
         return Err(Error::TooLate(why));
     }
     let mut bytes = vec![];
-    for Exchange { command, code } in asked {
+    for TpmExchange { command, code } in asked {
         bytes.extend(code.to_be_bytes());
         bytes.extend(command);
     }
@@ -142,7 +142,7 @@ pub(super) fn write(file: &Path, asked: &[Exchange]) -> Result<()> {
 }
 
 /// Reads it again.
-pub(super) fn read(file: &Path) -> Result<Vec<Exchange>> {
+pub(super) fn read(file: &Path) -> Result<Vec<TpmExchange>> {
     let read = || {
         let bytes = fs::read(file)?;
         let mut rest = bytes.as_slice();
@@ -151,7 +151,7 @@ pub(super) fn read(file: &Path) -> Result<Vec<Exchange>> {
             let mut code = [0; 4];
             rest.read_exact(&mut code)?;
             let command = receive(&mut rest)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            asked.push(Exchange {
+            asked.push(TpmExchange {
                 command,
                 code: u32::from_be_bytes(code),
             });
@@ -229,7 +229,7 @@ mod tests {
     fn what_firmware_asks_is_kept_and_nothing_else() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
         let file = folder.path().join("tpm");
-        let one = |command, code| Exchange { command, code };
+        let one = |command, code| TpmExchange { command, code };
         let asked = [one(startup(0), 0), one(startup(1), 0x101)];
         write(&file, &asked).expect("the folder is ours");
         assert_eq!(read(&file).expect("it was written"), asked);

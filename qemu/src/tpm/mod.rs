@@ -11,9 +11,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::error::{Error, Result};
-use crate::machine::{Machine, Memory};
-use crate::process::{FIRST_FD, Process};
-use relay::Relay;
+use crate::machine::{GuestMemory, MachineSpec};
+use crate::process::{ChildProcess, FIRST_FD};
+use relay::TpmRelay;
 
 pub use relay::Interposer;
 
@@ -22,14 +22,14 @@ const COMMANDS: &str = "tpm";
 
 /// The chip of one machine. It ends with that machine, or with this process.
 #[derive(Debug)]
-pub(crate) struct Chip {
+pub(crate) struct TpmChip {
     /// Between QEMU and the chip.
-    relay: Relay,
+    relay: TpmRelay,
     // Last: it ends when nothing talks to it any more.
-    _process: Process,
+    _process: ChildProcess,
 }
 
-impl Chip {
+impl TpmChip {
     /// Starts the chip whose memory is in `state`, for the one machine that has the other end of `qemu`.
     /// Nothing else may use the folder meanwhile.
     ///
@@ -39,16 +39,16 @@ impl Chip {
         state: &Path,
         qemu: UnixStream,
         log: &Path,
-        machine: &Machine,
+        machine: &MachineSpec,
     ) -> Result<Self> {
         let pair = UnixStream::pair();
         let (ours, theirs) = pair.map_err(Error::io("making a socket pair"))?;
         let process = spawn(state, theirs.into(), log)?;
         let before = match &machine.memory {
-            Memory::Restored(folder) => Some(command::read(&folder.join(COMMANDS))?),
+            GuestMemory::Restored(folder) => Some(command::read(&folder.join(COMMANDS))?),
             _ => None,
         };
-        let relay = Relay::start(qemu, ours, before, machine.interposer.clone());
+        let relay = TpmRelay::start(qemu, ours, before, machine.interposer.clone());
         let relay = relay.map_err(Error::io("repeating to a TPM what firmware asked it"))?;
         Ok(Self {
             relay,
@@ -100,7 +100,7 @@ impl Chip {
     }
 }
 
-fn spawn(state: &Path, control: OwnedFd, log: &Path) -> Result<Process> {
+fn spawn(state: &Path, control: OwnedFd, log: &Path) -> Result<ChildProcess> {
     let what = || format!("making the TPM's folder {}", state.display());
     fs::create_dir_all(state).map_err(Error::io(what()))?;
     let log = File::create(log).map_err(Error::io("making the file for the TPM's errors"))?;
@@ -115,6 +115,6 @@ fn spawn(state: &Path, control: OwnedFd, log: &Path) -> Result<Process> {
         .stdout(Stdio::null())
         .stderr(log);
     tracing::debug!(?command, "starting swtpm");
-    let started = Process::spawn(command, vec![control]);
+    let started = ChildProcess::spawn(command, vec![control]);
     started.map_err(Error::io("starting swtpm (install the package swtpm)"))
 }

@@ -19,7 +19,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::command::{self, Exchange, code, number};
+use super::command::{self, TpmExchange, code, number};
 
 /// Orders to swtpm, the first four bytes of a message (`swtpm_ioctls.3`).
 const INIT: u32 = 0x02;
@@ -57,39 +57,39 @@ pub(super) type Which = fn(&[u8]) -> bool;
 
 /// The two threads that do it. They end with QEMU.
 #[derive(Debug)]
-pub(super) struct Relay(Arc<Shared>);
+pub(super) struct TpmRelay(Arc<TpmRelayShared>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct TpmRelayShared {
     /// Since the chip was switched on.
-    asked: Mutex<Vec<Exchange>>,
+    asked: Mutex<Vec<TpmExchange>>,
     taken_over: AtomicBool,
     interposer: Option<Arc<dyn Interposer>>,
-    hold: Mutex<Hold>,
+    hold: Mutex<HeldTpmResponse>,
     let_go: Condvar,
 }
 
 /// A response that the guest waits for.
 #[derive(Debug, Default)]
-struct Hold {
+struct HeldTpmResponse {
     /// To the next one of these commands.
     wanted: Option<Which>,
     is_held: bool,
 }
 
-impl Relay {
+impl TpmRelay {
     /// Starts the relay threads; with `before`, replays those commands to swtpm first.
     pub(super) fn start(
         qemu: UnixStream,
         chip: UnixStream,
-        before: Option<Vec<Exchange>>,
+        before: Option<Vec<TpmExchange>>,
         interposer: Option<Arc<dyn Interposer>>,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(TpmRelayShared {
             interposer,
-            ..Shared::default()
+            ..TpmRelayShared::default()
         });
-        let mut control = Control {
+        let mut control = ControlRelay {
             qemu,
             chip,
             data: None,
@@ -109,7 +109,7 @@ impl Relay {
     }
 
     /// What the chip was asked so far.
-    pub(super) fn asked(&self) -> Vec<Exchange> {
+    pub(super) fn asked(&self) -> Vec<TpmExchange> {
         self.0.asked().clone()
     }
 
@@ -129,24 +129,24 @@ impl Relay {
 
     /// Lets it go.
     pub(super) fn release(&self) {
-        *self.0.held() = Hold::default();
+        *self.0.held() = HeldTpmResponse::default();
         self.0.let_go.notify_all();
     }
 }
 
-impl Drop for Relay {
+impl Drop for TpmRelay {
     fn drop(&mut self) {
         // A thread that keeps something back would never see that QEMU ended.
         self.release();
     }
 }
 
-impl Shared {
-    fn asked(&self) -> MutexGuard<'_, Vec<Exchange>> {
+impl TpmRelayShared {
+    fn asked(&self) -> MutexGuard<'_, Vec<TpmExchange>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn held(&self) -> MutexGuard<'_, Hold> {
+    fn held(&self) -> MutexGuard<'_, HeldTpmResponse> {
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -162,15 +162,15 @@ impl Shared {
     }
 }
 
-struct Control {
+struct ControlRelay {
     qemu: UnixStream,
     chip: UnixStream,
     /// The chip's other connection, until QEMU brings its own.
     data: Option<UnixStream>,
-    shared: Arc<Shared>,
+    shared: Arc<TpmRelayShared>,
 }
 
-impl Control {
+impl ControlRelay {
     fn run(mut self) -> io::Result<()> {
         loop {
             let (order, fd) = receive(&self.qemu)?;
@@ -226,7 +226,7 @@ impl Control {
     }
 
     /// Switches the chip on and replays the commands that were recorded of another one.
-    fn repeat(&mut self, before: Vec<Exchange>) -> io::Result<()> {
+    fn repeat(&mut self, before: Vec<TpmExchange>) -> io::Result<()> {
         let (mut data, answer) = self.open()?;
         went_well("the descriptor", &answer)?;
         went_well(
@@ -269,7 +269,7 @@ impl Control {
 }
 
 /// Passes commands and responses until QEMU ends, and keeps them.
-fn pass(mut qemu: UnixStream, mut chip: UnixStream, shared: &Shared) -> io::Result<()> {
+fn pass(mut qemu: UnixStream, mut chip: UnixStream, shared: &TpmRelayShared) -> io::Result<()> {
     while let Some(command) = command::receive(&mut qemu)? {
         let response = match &shared.interposer {
             Some(interposer) => interposer.exchange(&command, &mut |it| ask(&mut chip, it))?,
@@ -278,7 +278,7 @@ fn pass(mut qemu: UnixStream, mut chip: UnixStream, shared: &Shared) -> io::Resu
         let response = command::with_one_bank(&command, response);
         let code = code(&response);
         // Before the guest goes on: who sees what it does next finds this here.
-        shared.asked().push(Exchange {
+        shared.asked().push(TpmExchange {
             command: command.clone(),
             code,
         });

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alknet_qemu::{
-    Accel, Dhcp4, Disk, Error, Lan, LanEvent, LanSettings, MachineKind, Mark, Nic, Recorder, Vm,
-    VmBuilder, blank,
+    Accel, ConsoleMark, DhcpLease, DiskRecorder, Error, Lan, LanEvent, LanSettings, MachineKind,
+    Nic, VirtioDisk, Vm, VmBuilder, blank,
 };
 
 /// The guest, assembled from `tests/guest.s`.
@@ -25,11 +25,11 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Where swtpm keeps what a chip remembers.
 const TPM_MEMORY: &str = "tpm2-00.permall";
 
-struct Bench {
+struct QemuBench {
     dir: tempfile::TempDir,
 }
 
-impl Bench {
+impl QemuBench {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("the temporary directory is writable");
         let bench = Self { dir };
@@ -58,7 +58,7 @@ impl Bench {
     fn boot(&self) -> Vm {
         let vm = self
             .machine()
-            .disk(Disk::file(self.disk()))
+            .disk(VirtioDisk::file(self.disk()))
             .start()
             .expect("QEMU is installed");
         vm.wait_for("ready", LIMIT).expect("the guest boots");
@@ -73,12 +73,12 @@ fn sector(image: &Path, number: usize) -> Vec<u8> {
 
 #[test]
 fn a_tpm_goes_from_one_machine_to_the_next() {
-    let bench = Bench::new();
+    let bench = QemuBench::new();
     let folder = bench.dir.path().join("chip");
     let start = || {
         let vm = bench
             .machine()
-            .disk(Disk::file(bench.disk()))
+            .disk(VirtioDisk::file(bench.disk()))
             .tpm(&folder)
             .start()
             .expect("QEMU and swtpm are installed");
@@ -99,7 +99,7 @@ fn a_tpm_goes_from_one_machine_to_the_next() {
 
 #[test]
 fn the_guest_answers_on_the_console_and_powers_off() {
-    let bench = Bench::new();
+    let bench = QemuBench::new();
     let mut vm = bench.boot();
     vm.console().send("hi!").expect("the console is open");
     vm.wait_for("hi!", LIMIT).expect("the guest echoes");
@@ -117,7 +117,7 @@ fn the_guest_answers_on_the_console_and_powers_off() {
 
 #[test]
 fn a_reset_boots_again_or_ends_as_asked() {
-    let bench = Bench::new();
+    let bench = QemuBench::new();
     let vm = bench.boot();
     let mark = vm.console().mark();
     vm.console().send("r").expect("the console is open");
@@ -126,7 +126,7 @@ fn a_reset_boots_again_or_ends_as_asked() {
     drop(vm);
     let once = bench
         .machine()
-        .disk(Disk::snapshot(bench.disk()))
+        .disk(VirtioDisk::snapshot(bench.disk()))
         .exit_on_reset()
         .start();
     let mut once = once.expect("QEMU is installed");
@@ -141,7 +141,7 @@ fn a_reset_boots_again_or_ends_as_asked() {
 
 #[test]
 fn waiting_for_what_is_not_said_quotes_the_console() {
-    let bench = Bench::new();
+    let bench = QemuBench::new();
     let mut vm = bench.boot();
     let error = vm
         .wait_for("never", Duration::ZERO)
@@ -150,14 +150,14 @@ fn waiting_for_what_is_not_said_quotes_the_console() {
     assert!(error.to_string().contains("ready"), "{error}");
     vm.cut_power().expect("QEMU can be killed");
     let error = vm
-        .wait_for_after(Mark::default(), "never", LIMIT)
+        .wait_for_after(ConsoleMark::default(), "never", LIMIT)
         .expect_err("it ended");
     assert!(matches!(error, Error::Ended { .. }), "{error}");
 }
 
 #[test]
 fn a_machine_is_gone_with_its_owner() {
-    let bench = Bench::new();
+    let bench = QemuBench::new();
     let vm = bench.boot();
     let (pid, scratch) = (vm.pid(), vm.scratch().to_owned());
     assert!(scratch.exists());
@@ -168,7 +168,7 @@ fn a_machine_is_gone_with_its_owner() {
 
 #[test]
 fn what_qemu_refuses_is_told_in_its_words() {
-    let bench = Bench::new();
+    let bench = QemuBench::new();
     let error = bench
         .machine()
         .argument("-no-such-option")
@@ -179,7 +179,7 @@ fn what_qemu_refuses_is_told_in_its_words() {
     );
     let error = bench
         .machine()
-        .disk(Disk::file("/nowhere"))
+        .disk(VirtioDisk::file("/nowhere"))
         .start()
         .expect_err("it is not there");
     assert!(matches!(error, Error::Missing { .. }), "{error}");
@@ -187,8 +187,8 @@ fn what_qemu_refuses_is_told_in_its_words() {
 
 #[test]
 fn every_card_gets_ports_of_its_own_and_obeys() {
-    let bench = Bench::new();
-    let builder = bench.machine().disk(Disk::snapshot(bench.disk()));
+    let bench = QemuBench::new();
+    let builder = bench.machine().disk(VirtioDisk::snapshot(bench.disk()));
     let builder = builder
         .nic(Nic::user().forward(80).link_down())
         .nic(Nic::user().unplugged());
@@ -212,10 +212,10 @@ fn every_card_gets_ports_of_its_own_and_obeys() {
 
 #[test]
 fn instructions_are_counted() {
-    let bench = Bench::new();
+    let bench = QemuBench::new();
     let builder = bench
         .machine()
-        .disk(Disk::snapshot(bench.disk()))
+        .disk(VirtioDisk::snapshot(bench.disk()))
         .count_instructions();
     let vm = builder
         .start()
@@ -237,11 +237,11 @@ fn instructions_are_counted() {
 
 #[test]
 fn what_the_guest_writes_is_recorded_and_may_be_lost() {
-    let bench = Bench::new();
-    let recorder = Recorder::serve(&bench.disk()).expect("the disk is there");
+    let bench = QemuBench::new();
+    let recorder = DiskRecorder::serve(&bench.disk()).expect("the disk is there");
     let vm = bench
         .machine()
-        .disk(Disk::recorded(&recorder))
+        .disk(VirtioDisk::recorded(&recorder))
         .start()
         .expect("QEMU is installed");
     vm.wait_for("ready", LIMIT).expect("the guest boots");
@@ -284,14 +284,14 @@ fn what_the_guest_writes_is_recorded_and_may_be_lost() {
 #[test]
 fn a_foreign_client_gets_an_address_on_our_network() {
     let address = Ipv4Addr::new(10, 9, 0, 20);
-    let dhcp4 = Some(Dhcp4::of(address));
+    let dhcp4 = Some(DhcpLease::for_address(address));
     let lan = Lan::new(LanSettings {
         dhcp4,
         ..LanSettings::default()
     });
     // The card brings the boot program of the package ipxe-qemu, which speaks DHCP.
     let card = "virtio-net-pci,netdev=net0,bootindex=0";
-    let builder = Bench::new()
+    let builder = QemuBench::new()
         .machine()
         .memory_mib(64)
         .nic(Nic::lan(&lan).unplugged());

@@ -3,16 +3,16 @@
 use std::fs;
 use std::path::PathBuf;
 
-use alknet_qemu::{Disk, Error, Mark, Vm};
+use alknet_qemu::{ConsoleMark, Error, VirtioDisk, Vm};
 
-use super::{Bench, FIRST_SECTOR, LIMIT, sector};
+use super::{FIRST_SECTOR, LIMIT, QemuBench, sector};
 
 /// A bench, and the folder of a machine on it that said `a-ha` and wrote one sector.
-fn saved() -> (Bench, PathBuf) {
-    let bench = Bench::new();
+fn saved() -> (QemuBench, PathBuf) {
+    let bench = QemuBench::new();
     let folder = bench.dir.path().join("saved");
     fs::create_dir(&folder).expect("the directory is ours");
-    let disk = Disk::file(bench.disk());
+    let disk = VirtioDisk::file(bench.disk());
     let vm = bench.machine().saveable().disk(disk).start();
     let vm = vm.expect("QEMU is installed");
     vm.wait_for("ready", LIMIT).expect("the guest boots");
@@ -40,7 +40,7 @@ fn copies_go_on_where_the_machine_stood_and_apart_from_each_other() {
         let disk = bench.dir.path().join(name);
         alknet_qemu::copy(&bench.disk(), &disk).expect("the directory is ours");
         let machine = bench.machine().restore(&folder);
-        let vm = machine.disk(Disk::file(&disk)).start();
+        let vm = machine.disk(VirtioDisk::file(&disk)).start();
         (vm.expect("QEMU reads what it saved"), disk)
     };
     let memory = fs::read(folder.join("memory")).expect("it is a file");
@@ -72,14 +72,14 @@ fn copies_go_on_where_the_machine_stood_and_apart_from_each_other() {
 
 #[test]
 fn only_a_machine_that_was_built_for_it_is_saved() {
-    let bench = Bench::new();
+    let bench = QemuBench::new();
     let vm = bench.boot();
     let folder = bench.dir.path().join("saved");
     let error = vm.save(&folder, LIMIT).expect_err("it has no file");
     assert!(matches!(error, Error::BadMachine(_)), "{error}");
     // It goes on.
     vm.console().send("still").expect("the console is open");
-    let echoed = vm.wait_for_after(Mark::default(), "still", LIMIT);
+    let echoed = vm.wait_for_after(ConsoleMark::default(), "still", LIMIT);
     echoed.expect("the guest echoes");
 }
 
@@ -88,7 +88,7 @@ fn devices_that_cannot_be_read_are_told_in_the_words_of_qemu() {
     let (bench, folder) = saved();
     fs::write(folder.join("devices"), b"nothing of QEMU's").expect("the directory is ours");
     let machine = bench.machine().restore(&folder);
-    let refused = machine.disk(Disk::file(bench.disk())).start();
+    let refused = machine.disk(VirtioDisk::file(bench.disk())).start();
     let error = refused.expect_err("it is damaged");
     assert!(
         matches!(&error, Error::NotStarted { stderr, .. } if stderr.contains("igration")),

@@ -2,14 +2,14 @@
 
 use std::io;
 
-use alknet_tensor::{Code, TensorError};
+use alknet_tensor::{TensorError, TensorErrorCode};
 use thiserror::Error;
 
 /// Why a command failed. Each has the stable code and the exit code that the command line shows.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum CliError {
-    /// Whoever read standard output went away, which `| head` does.
+pub enum TensorCliError {
+    /// The reader of standard output went away, which `| head` does.
     #[error("the reader went away")]
     Closed,
     /// Standard output cannot be written.
@@ -23,7 +23,7 @@ pub enum CliError {
     Usage(String),
 }
 
-impl CliError {
+impl TensorCliError {
     /// The stable code: those of containers as they are, `LOCAL` and `USAGE` beside them.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -35,14 +35,14 @@ impl CliError {
         }
     }
 
-    /// The exit code: 0 where nobody is left to tell, 1 where something of this computer failed, 2
-    /// where the command line or a file is wrong.
+    /// The exit code: 0 where the reader of standard output is gone, 1 where something of this
+    /// computer failed, 2 where the command line or a file is wrong.
     #[must_use]
     pub fn exit(&self) -> u8 {
         match self {
             Self::Closed => 0,
             Self::Output(_) => 1,
-            Self::Tensor(error) if error.code() == Code::Io => 1,
+            Self::Tensor(error) if error.code() == TensorErrorCode::Io => 1,
             Self::Tensor(_) | Self::Usage(_) => 2,
         }
     }
@@ -57,7 +57,7 @@ impl CliError {
     }
 }
 
-impl From<io::Error> for CliError {
+impl From<io::Error> for TensorCliError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::Closed,

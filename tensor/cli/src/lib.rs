@@ -1,6 +1,6 @@
 //! `alknet tensor`: what people do with containers on their own computer.
 //!
-//! A [`Verb`] is what was asked, as clap reads it; [`run`] does it over the functions of
+//! A [`LocalTensorVerb`] is what was asked, as clap reads it; [`run`] does it over the functions of
 //! [`alknet_tensor::tools`]. Files are read by offset and never mapped.
 
 mod error;
@@ -13,22 +13,25 @@ use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::Path;
 
-use alknet_tensor::tools::{self, Change, ChangeKind, Format, KindRow, Listing, TensorRow};
+use alknet_tensor::tools::{
+    self, ArrayFormat, ChangeKind, ContainerListing, DiffChange, KindRow, TensorRow,
+};
 use alknet_tensor::{
-    AtomicFile, Limits, Reader, Report, SchemaLayouts, TensorError, Verify, Written, verify,
+    AtomicFile, ContainerLimits, ContainerReader, SchemaLayouts, TensorError, VerifyDepth,
+    VerifyReport, WriteSummary, verify,
 };
 use serde_json::json;
 
-pub use error::CliError;
+pub use error::TensorCliError;
 pub use glob::fits;
-pub use progress::Progress;
-pub use verbs::{CatArgs, ConvertArgs, FormatArg, LayoutArgs, Verb, VerifyArgs};
+pub use progress::ByteProgress;
+pub use verbs::{CatArgs, ConvertArgs, FormatArg, LayoutArgs, LocalTensorVerb, VerifyArgs};
 
-use progress::Watched;
+use progress::CountedIo;
 
 /// How a command ended that did what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum TensorCliOutcome {
     /// All is well.
     Good,
     /// It found what it looked for: problems, differences. Exit code 1.
@@ -38,68 +41,75 @@ pub enum Outcome {
 /// Does what was asked, and prints it to `out`, as JSON where that is asked for.
 ///
 /// # Errors
-/// See [`CliError`].
-pub fn run(verb: Verb, json: bool, out: &mut dyn Write) -> Result<Outcome, CliError> {
+/// See [`TensorCliError`].
+pub fn run(
+    verb: LocalTensorVerb,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<TensorCliOutcome, TensorCliError> {
     // Progress is for people.
     let told = !json && std::io::stderr().is_terminal();
-    let cli = Cli { json, told };
+    let cli = TensorCli { json, told };
     match verb {
-        Verb::Cat(args) => cli.cat(args, out),
-        Verb::Convert(args) => cli.convert(&args, out),
-        Verb::Diff { first, second } => cli.diff(&first, &second, out),
-        Verb::Hash { file } => cli.hash(&file, out),
-        Verb::Ls { file } => cli.ls(&file, out),
-        Verb::Pack {
+        LocalTensorVerb::Cat(args) => cli.cat(args, out),
+        LocalTensorVerb::Convert(args) => cli.convert(&args, out),
+        LocalTensorVerb::Diff { first, second } => cli.diff(&first, &second, out),
+        LocalTensorVerb::Hash { file } => cli.hash(&file, out),
+        LocalTensorVerb::Ls { file } => cli.ls(&file, out),
+        LocalTensorVerb::Pack {
             folder,
             output,
             layout,
         } => cli.pack(&folder, &output, layout, out),
-        Verb::Strip { input, output } => cli.strip(&input, &output, out),
-        Verb::Verify(args) => cli.verify(&args, out),
+        LocalTensorVerb::Strip { input, output } => cli.strip(&input, &output, out),
+        LocalTensorVerb::Verify(args) => cli.verify(&args, out),
     }
 }
 
-struct Cli {
+struct TensorCli {
     json: bool,
     told: bool,
 }
 
-impl Cli {
+impl TensorCli {
     fn open(
         &self,
         what: &'static str,
         file: &Path,
-    ) -> Result<(Progress, Reader<Watched<File>>), CliError> {
+    ) -> Result<(ByteProgress, ContainerReader<CountedIo<File>>), TensorCliError> {
         let (progress, watched) = self.watched(what, file)?;
-        Ok((progress, Reader::open(watched, &Limits::safetensors())?))
+        Ok((
+            progress,
+            ContainerReader::open(watched, &ContainerLimits::safetensors())?,
+        ))
     }
 
     fn watched(
         &self,
         what: &'static str,
         path: &Path,
-    ) -> Result<(Progress, Watched<File>), CliError> {
+    ) -> Result<(ByteProgress, CountedIo<File>), TensorCliError> {
         let opened = File::open(path);
         let file =
             opened.map_err(|e| TensorError::io(format_args!("open {}", path.display()), e))?;
         let total = file.metadata().ok().map(|metadata| metadata.len());
-        let progress = Progress::new(what, total, self.told);
+        let progress = ByteProgress::new(what, total, self.told);
         let watched = progress.watch(file);
         Ok((progress, watched))
     }
 
-    fn cat(&self, args: CatArgs, out: &mut dyn Write) -> Result<Outcome, CliError> {
+    fn cat(&self, args: CatArgs, out: &mut dyn Write) -> Result<TensorCliOutcome, TensorCliError> {
         let (_progress, reader) = self.open("cat", &args.file)?;
         if self.json {
             if args.npy {
                 let what = "--npy is bytes and --json is text: take one of them";
-                return Err(CliError::Usage(what.to_owned()));
+                return Err(TensorCliError::Usage(what.to_owned()));
             }
             let values = values::values(&reader, &args.name, args.rows)?;
             writeln!(out, "{values}")?;
         } else {
-            // So that an error of the writer is told from one of the file.
-            let mut sink = Sink {
+            // Keeps an error of the writer apart from one of the file.
+            let mut sink = OutputSink {
                 inner: &mut *out,
                 failed: None,
             };
@@ -110,19 +120,24 @@ impl Cli {
             written?;
         }
         out.flush()?;
-        Ok(Outcome::Good)
+        Ok(TensorCliOutcome::Good)
     }
 
-    fn convert(&self, args: &ConvertArgs, out: &mut dyn Write) -> Result<Outcome, CliError> {
+    fn convert(
+        &self,
+        args: &ConvertArgs,
+        out: &mut dyn Write,
+    ) -> Result<TensorCliOutcome, TensorCliError> {
         let format = |said: Option<FormatArg>, path: &Path| match said {
-            Some(said) => Ok(Format::from(said)),
-            None => Format::of(path).map_err(|error| CliError::Usage(error.what().to_owned())),
+            Some(said) => Ok(ArrayFormat::from(said)),
+            None => ArrayFormat::from_path(path)
+                .map_err(|error| TensorCliError::Usage(error.what().to_owned())),
         };
         let from = format(args.from, &args.input)?;
         let to = format(args.to, &args.output)?;
         let (progress, source) = self.watched("convert", &args.input)?;
         let name = args.input.file_stem().and_then(|stem| stem.to_str());
-        let limits = Limits::safetensors();
+        let limits = ContainerLimits::safetensors();
         let output = args.output.as_path();
         tools::convert_source(
             (source, name, from),
@@ -134,7 +149,12 @@ impl Cli {
         self.made(output, None, out)
     }
 
-    fn diff(&self, first: &Path, second: &Path, out: &mut dyn Write) -> Result<Outcome, CliError> {
+    fn diff(
+        &self,
+        first: &Path,
+        second: &Path,
+        out: &mut dyn Write,
+    ) -> Result<TensorCliOutcome, TensorCliError> {
         let (_progress, first) = self.open("diff", first)?;
         let (_progress, second) = self.open("diff", second)?;
         let changes = tools::diff(first.meta(), second.meta());
@@ -148,7 +168,7 @@ impl Cli {
         Ok(found(!changes.is_empty()))
     }
 
-    fn hash(&self, file: &Path, out: &mut dyn Write) -> Result<Outcome, CliError> {
+    fn hash(&self, file: &Path, out: &mut dyn Write) -> Result<TensorCliOutcome, TensorCliError> {
         let (progress, reader) = self.open("hash", file)?;
         let hashes = tools::hashes(&reader)?;
         drop(progress);
@@ -170,10 +190,10 @@ impl Cli {
                 writeln!(out, "{hash}  {}", printable(name))?;
             }
         }
-        Ok(Outcome::Good)
+        Ok(TensorCliOutcome::Good)
     }
 
-    fn ls(&self, file: &Path, out: &mut dyn Write) -> Result<Outcome, CliError> {
+    fn ls(&self, file: &Path, out: &mut dyn Write) -> Result<TensorCliOutcome, TensorCliError> {
         let (_progress, reader) = self.open("ls", file)?;
         let listing = tools::list(&reader);
         if self.json {
@@ -181,7 +201,7 @@ impl Cli {
         } else {
             table(&listing, &mut BufWriter::new(&mut *out))?;
         }
-        Ok(Outcome::Good)
+        Ok(TensorCliOutcome::Good)
     }
 
     fn pack(
@@ -190,8 +210,8 @@ impl Cli {
         output: &Path,
         layout: LayoutArgs,
         out: &mut dyn Write,
-    ) -> Result<Outcome, CliError> {
-        let progress = Progress::new("pack", None, self.told);
+    ) -> Result<TensorCliOutcome, TensorCliError> {
+        let progress = ByteProgress::new("pack", None, self.told);
         let sink = progress.watch(AtomicFile::create(output)?);
         let (written, sink) = tools::pack(folder, sink, layout.into())?;
         sink.into_inner().commit()?;
@@ -199,7 +219,12 @@ impl Cli {
         self.made(output, Some(written), out)
     }
 
-    fn strip(&self, input: &Path, output: &Path, out: &mut dyn Write) -> Result<Outcome, CliError> {
+    fn strip(
+        &self,
+        input: &Path,
+        output: &Path,
+        out: &mut dyn Write,
+    ) -> Result<TensorCliOutcome, TensorCliError> {
         let (progress, reader) = self.open("strip", input)?;
         let (written, file) = tools::strip(&reader, AtomicFile::create(output)?)?;
         file.commit()?;
@@ -207,11 +232,15 @@ impl Cli {
         self.made(output, Some(written), out)
     }
 
-    fn verify(&self, args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome, CliError> {
+    fn verify(
+        &self,
+        args: &VerifyArgs,
+        out: &mut dyn Write,
+    ) -> Result<TensorCliOutcome, TensorCliError> {
         let level = match (args.full, args.meta) {
-            (true, _) => Verify::Full,
-            (false, true) => Verify::Meta,
-            (false, false) => Verify::Hash,
+            (true, _) => VerifyDepth::Full,
+            (false, true) => VerifyDepth::Meta,
+            (false, false) => VerifyDepth::Hash,
         };
         let (progress, reader) = self.open("verify", &args.file)?;
         let report = verify(&reader, level, Some(&SchemaLayouts::default()))?;
@@ -231,9 +260,9 @@ impl Cli {
     fn made(
         &self,
         path: &Path,
-        written: Option<Written>,
+        written: Option<WriteSummary>,
         out: &mut dyn Write,
-    ) -> Result<Outcome, CliError> {
+    ) -> Result<TensorCliOutcome, TensorCliError> {
         if self.json {
             let file = path.to_string_lossy();
             let made = match written {
@@ -245,15 +274,15 @@ impl Cli {
         } else if let Some(written) = written {
             writeln!(out, "{}  {}", written.id, path.display())?;
         }
-        Ok(Outcome::Good)
+        Ok(TensorCliOutcome::Good)
     }
 }
 
-const fn found(something: bool) -> Outcome {
+const fn found(something: bool) -> TensorCliOutcome {
     if something {
-        Outcome::Found
+        TensorCliOutcome::Found
     } else {
-        Outcome::Good
+        TensorCliOutcome::Good
     }
 }
 
@@ -276,7 +305,7 @@ fn printable(name: &str) -> String {
     name.chars().map(shown).collect()
 }
 
-fn change_line(change: &Change) -> String {
+fn change_line(change: &DiffChange) -> String {
     let path = printable(&change.path);
     let op = match change.op {
         ChangeKind::Add => "add",
@@ -298,7 +327,7 @@ fn change_line(change: &Change) -> String {
     }
 }
 
-fn table(listing: &Listing, out: &mut dyn Write) -> std::io::Result<()> {
+fn table(listing: &ContainerListing, out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(
         out,
         "level {}, {} tensors, {} bytes, {} of them header",
@@ -334,7 +363,7 @@ fn row(tensor: &TensorRow) -> String {
     format!("{:>12}  {name}: {what}", tensor.bytes)
 }
 
-fn report_json(report: &Report) -> serde_json::Value {
+fn report_json(report: &VerifyReport) -> serde_json::Value {
     let problems: Vec<_> = report
         .problems
         .iter()
@@ -344,7 +373,7 @@ fn report_json(report: &Report) -> serde_json::Value {
             "bytes": report.bytes, "problems": problems })
 }
 
-fn report_line(report: &Report) -> String {
+fn report_line(report: &VerifyReport) -> String {
     let verdict = if report.is_good() { "good" } else { "not good" };
     format!(
         "{verdict}: {} hashes held against {} bytes, {} tensors without a hash",
@@ -353,12 +382,12 @@ fn report_line(report: &Report) -> String {
 }
 
 /// Standard output, whose failures are not those of the file that is read.
-struct Sink<'o> {
+struct OutputSink<'o> {
     inner: &'o mut dyn Write,
     failed: Option<std::io::Error>,
 }
 
-impl Write for Sink<'_> {
+impl Write for OutputSink<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let written = self.inner.write(bytes);
         written.map_err(|error| {

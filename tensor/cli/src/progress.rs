@@ -16,14 +16,14 @@ const EVERY: Duration = Duration::from_millis(500);
 
 /// Tells how many bytes have passed, once a command takes long. Dropping it says nothing more.
 #[derive(Debug)]
-pub struct Progress {
+pub struct ByteProgress {
     bytes: Arc<AtomicU64>,
     /// Of so many; 0 where that is not known.
     total: Arc<AtomicU64>,
     ended: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
-impl Progress {
+impl ByteProgress {
     /// Of `total` bytes, where that is known. Without `told`, nothing is ever said.
     #[must_use]
     pub fn new(what: &'static str, total: Option<u64>, told: bool) -> Self {
@@ -36,7 +36,7 @@ impl Progress {
             while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 let total = all.load(Ordering::Relaxed);
                 let text = line(what, counted.load(Ordering::Relaxed), total);
-                // Where standard error is gone there is nobody left to tell.
+                // Where standard error is gone, the message has no reader.
                 write!(io::stderr(), "\r{text}").ok();
                 wait = EVERY;
             }
@@ -61,15 +61,15 @@ impl Progress {
     }
 
     /// Counts what passes through `inner`.
-    pub(crate) fn watch<T>(&self, inner: T) -> Watched<T> {
-        Watched {
+    pub(crate) fn watch<T>(&self, inner: T) -> CountedIo<T> {
+        CountedIo {
             inner,
             bytes: Arc::clone(&self.bytes),
         }
     }
 }
 
-impl Drop for Progress {
+impl Drop for ByteProgress {
     fn drop(&mut self) {
         if let Some((end, thread)) = self.ended.take() {
             drop(end);
@@ -93,12 +93,12 @@ fn line(what: &str, bytes: u64, total: u64) -> String {
 
 /// Bytes that are counted as they pass.
 #[derive(Debug)]
-pub(crate) struct Watched<T> {
+pub(crate) struct CountedIo<T> {
     inner: T,
     bytes: Arc<AtomicU64>,
 }
 
-impl<T> Watched<T> {
+impl<T> CountedIo<T> {
     pub(crate) fn into_inner(self) -> T {
         self.inner
     }
@@ -108,7 +108,7 @@ impl<T> Watched<T> {
     }
 }
 
-impl<T: ReadAt> ReadAt for Watched<T> {
+impl<T: ReadAt> ReadAt for CountedIo<T> {
     fn size(&self) -> io::Result<u64> {
         self.inner.size()
     }
@@ -120,7 +120,7 @@ impl<T: ReadAt> ReadAt for Watched<T> {
     }
 }
 
-impl<T: Write> Write for Watched<T> {
+impl<T: Write> Write for CountedIo<T> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.inner.write(bytes)?;
         self.count(written);
@@ -132,7 +132,7 @@ impl<T: Write> Write for Watched<T> {
     }
 }
 
-impl<T: Seek> Seek for Watched<T> {
+impl<T: Seek> Seek for CountedIo<T> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.inner.seek(to)
     }
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn bytes_are_counted_both_ways() {
-        let progress = Progress::new("x", None, true);
+        let progress = ByteProgress::new("x", None, true);
         let read = progress.watch(&b"abcdef"[..]);
         let mut two = [0; 2];
         read.read_exact_at(&mut two, 1).expect("in memory");

@@ -1,12 +1,13 @@
 //! The values of a tensor as JSON.
 
 use alknet_tensor::{
-    Code, Dtype, ElementType, FieldValue, Kind, ReadAt, Reader, TensorError, TensorView,
+    ContainerReader, Dtype, ElementType, ReadAt, RecordFieldValue, TensorError, TensorErrorCode,
+    TensorKind, TensorView,
 };
 use serde_json::{Map, Value, json};
 use std::ops::Range;
 
-use crate::error::CliError;
+use crate::error::TensorCliError;
 
 /// Bytes of a tensor that are shown as JSON at once; `--rows` picks a part of more.
 pub(crate) const SHOWN_BYTES_MAX: u64 = 64 << 20;
@@ -14,21 +15,21 @@ pub(crate) const SHOWN_BYTES_MAX: u64 = 64 << 20;
 /// What `cat --json` prints: name, type, shape and values. Numbers that JSON does not have are texts,
 /// as the schema keywords write them; bytes are lower-case hex digits.
 pub(crate) fn values<S: ReadAt>(
-    reader: &Reader<S>,
+    reader: &ContainerReader<S>,
     name: &str,
     rows: Option<Range<u64>>,
-) -> Result<Value, CliError> {
+) -> Result<Value, TensorCliError> {
     let tensor = reader.tensor(name)?;
     let entry = tensor.entry();
     let count = entry.shape().first().copied();
     let all = 0..count.unwrap_or(1);
     let part = rows.clone().unwrap_or(all);
     let (kind, values) = match tensor.kind() {
-        Kind::Struct(_) => {
+        TensorKind::Struct(_) => {
             let size = entry.byte_len() / count.unwrap_or(1).max(1);
             bounded(size.saturating_mul(part.end.saturating_sub(part.start)))?;
             let records = reader.strukt_rows(name, part)?;
-            let record = |record: alknet_tensor::Record<'_>| {
+            let record = |record: alknet_tensor::StructRecord<'_>| {
                 let fields = records.fields().map(|field| {
                     let value = record.value(&field)?;
                     Ok((field.path.to_string(), shown(&value)))
@@ -38,12 +39,12 @@ pub(crate) fn values<S: ReadAt>(
             let records: Result<Vec<_>, _> = records.records().map(record).collect();
             ("struct", json!(records?))
         }
-        Kind::Blob(blob) => {
+        TensorKind::Blob(blob) => {
             let all = 0..blob.count();
             let part = rows.unwrap_or(all);
             if part.start > part.end || part.end > blob.count() {
                 let what = format!("items {part:?} of {}", blob.count());
-                return Err(TensorError::new(Code::Shape, what).into());
+                return Err(TensorError::new(TensorErrorCode::Shape, what).into());
             }
             let (mut items, mut bytes) = (Vec::new(), 0_u64);
             for at in part {
@@ -78,10 +79,10 @@ pub(crate) fn values<S: ReadAt>(
     Ok(json!({ "name": name, "kind": kind, "values": values }))
 }
 
-fn bounded(bytes: u64) -> Result<(), CliError> {
+fn bounded(bytes: u64) -> Result<(), TensorCliError> {
     if bytes > SHOWN_BYTES_MAX {
         let what = format!("more than {SHOWN_BYTES_MAX} bytes as JSON; pick rows with --rows a:b");
-        return Err(TensorError::new(Code::Limit, what).into());
+        return Err(TensorError::new(TensorErrorCode::Limit, what).into());
     }
     Ok(())
 }
@@ -95,7 +96,7 @@ fn text_of(enc: &str, item: &[u8]) -> Value {
 }
 
 /// Element after element, last dimension fastest.
-fn elements(view: &TensorView<'_>) -> Result<Vec<Value>, CliError> {
+fn elements(view: &TensorView<'_>) -> Result<Vec<Value>, TensorCliError> {
     let words = |width: usize, value: &dyn Fn(&[u8]) -> Value| -> Vec<Value> {
         view.bytes().chunks_exact(width).map(value).collect()
     };
@@ -143,16 +144,16 @@ fn number(x: f64) -> Value {
     }
 }
 
-fn shown(value: &FieldValue<'_>) -> Value {
+fn shown(value: &RecordFieldValue<'_>) -> Value {
     match value {
-        FieldValue::Bool(x) => (*x).into(),
-        FieldValue::Int(x) => (*x).into(),
-        FieldValue::Uint(x) => (*x).into(),
-        FieldValue::Float(x) => number(*x),
-        FieldValue::Text(text) => (*text).into(),
-        FieldValue::Bytes(bytes) => hex(bytes).into(),
-        FieldValue::Span { offset, len } => json!({ "offset": offset, "len": len }),
-        FieldValue::List(values) => values.iter().map(shown).collect(),
+        RecordFieldValue::Bool(x) => (*x).into(),
+        RecordFieldValue::Int(x) => (*x).into(),
+        RecordFieldValue::Uint(x) => (*x).into(),
+        RecordFieldValue::Float(x) => number(*x),
+        RecordFieldValue::Text(text) => (*text).into(),
+        RecordFieldValue::Bytes(bytes) => hex(bytes).into(),
+        RecordFieldValue::Span { offset, len } => json!({ "offset": offset, "len": len }),
+        RecordFieldValue::List(values) => values.iter().map(shown).collect(),
         other => format!("{other:?}").into(),
     }
 }

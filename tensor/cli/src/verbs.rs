@@ -9,7 +9,7 @@ use alknet_tensor::tools;
 
 /// The verbs below `alknet tensor` that need no connection.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum LocalTensorVerb {
     /// Write a tensor's bytes to standard output, or its values as JSON.
     #[command(
         after_help = "Examples:\n  alknet tensor cat model.mt weights --npy > weights.npy\n  \
@@ -110,7 +110,7 @@ pub struct LayoutArgs {
     gpu: bool,
 }
 
-impl From<LayoutArgs> for tools::Options {
+impl From<LayoutArgs> for tools::RewriteOptions {
     fn from(args: LayoutArgs) -> Self {
         Self {
             page_align: args.page_align,
@@ -145,7 +145,7 @@ pub enum FormatArg {
     Safetensors,
 }
 
-impl From<FormatArg> for tools::Format {
+impl From<FormatArg> for tools::ArrayFormat {
     fn from(arg: FormatArg) -> Self {
         match arg {
             FormatArg::Metatensor => Self::Metatensor,

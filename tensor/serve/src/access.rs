@@ -1,4 +1,4 @@
-//! Who may read and write what: nobody, unless a scope says so.
+//! Who may read and write what: an identity may do only what its scopes say.
 //!
 //! A scope is `tensor:read:PREFIX` or `tensor:write:PREFIX`. A prefix is a path or whole segments of
 //! its beginning; `tensor:read:*` is everything. A file without a path, or asked for by its id, has
@@ -8,14 +8,14 @@ use alknet_core::ScopeSet;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deed {
+pub enum TensorAccess {
     /// `tensor:read:…`
     Read,
     /// `tensor:write:…`
     Write,
 }
 
-impl Deed {
+impl TensorAccess {
     const fn scope(self) -> &'static str {
         match self {
             Self::Read => "tensor:read:",
@@ -26,7 +26,7 @@ impl Deed {
 
 /// Whether `scopes` allow the deed to a path.
 #[must_use]
-pub fn allows(scopes: &ScopeSet, deed: Deed, path: &str) -> bool {
+pub fn allows(scopes: &ScopeSet, deed: TensorAccess, path: &str) -> bool {
     let mut scope = format!("{}{path}", deed.scope());
     let least = deed.scope().len();
     loop {
@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn nothing_is_allowed_that_no_scope_says() {
         let set = |scopes: &[&str]| scopes.iter().collect::<ScopeSet>();
-        let read = |scopes: &[&str], path| allows(&set(scopes), Deed::Read, path);
+        let read = |scopes: &[&str], path| allows(&set(scopes), TensorAccess::Read, path);
         assert!(!read(&[], "a/b"));
         assert!(read(&["tensor:read:a"], "a/b/c"));
         assert!(read(&["tensor:read:a/b"], "a/b"));
@@ -58,6 +58,10 @@ mod tests {
         for all in ["tensor:read:*", "tensor:*", "*"] {
             assert!(read(&[all], "a/b"), "{all}");
         }
-        assert!(allows(&set(&["tensor:write:a"]), Deed::Write, "a/x"));
+        assert!(allows(
+            &set(&["tensor:write:a"]),
+            TensorAccess::Write,
+            "a/x"
+        ));
     }
 }

@@ -1,7 +1,7 @@
 //! What a request can end with, on this protocol's wire and on that of calls.
 
 use alknet_call::{CallError, ErrorCode};
-use alknet_tensor::{Code, TensorError};
+use alknet_tensor::{TensorError, TensorErrorCode};
 use serde_json::json;
 use thiserror::Error;
 
@@ -10,7 +10,7 @@ pub const TENSOR_INVALID: &str = "TENSOR_INVALID";
 /// Declared by operations that store.
 pub const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
 
-/// Characters of somebody else's words that an error repeats.
+/// Characters of a peer's words that an error repeats.
 const SAID_CHARS_MAX: usize = 200;
 
 /// What a peer sent, or serde says of it: on one line that a terminal may show, and not for ever.
@@ -58,7 +58,7 @@ pub enum ServeError {
 
 impl ServeError {
     /// Wrong input, said in one line.
-    pub(crate) fn input(code: Code, what: impl Into<String>) -> Self {
+    pub(crate) fn input(code: TensorErrorCode, what: impl Into<String>) -> Self {
         Self::Input(TensorError::new(code, what))
     }
 
@@ -73,7 +73,7 @@ impl ServeError {
         match self {
             Self::Busy(..) => "E_BUSY",
             Self::Input(error) | Self::Stored(error) => error.code().as_str(),
-            Self::Missing => Code::NotFound.as_str(),
+            Self::Missing => TensorErrorCode::NotFound.as_str(),
             Self::Quota { .. } => "E_QUOTA",
         }
     }
@@ -81,7 +81,7 @@ impl ServeError {
     /// Whether the system failed, and not the file or the peer.
     #[must_use]
     pub fn is_io(&self) -> bool {
-        matches!(self, Self::Stored(error) if error.code() == Code::Io)
+        matches!(self, Self::Stored(error) if error.code() == TensorErrorCode::Io)
     }
 }
 
@@ -116,21 +116,25 @@ mod tests {
         let rows = [
             (ServeError::Missing, "E_NOTFOUND", "NOT_FOUND"),
             (
-                ServeError::Input(wrong(Code::Hash)),
+                ServeError::Input(wrong(TensorErrorCode::Hash)),
                 "E_HASH",
                 "INVALID_INPUT",
             ),
             (
-                ServeError::Input(wrong(Code::Shape)),
+                ServeError::Input(wrong(TensorErrorCode::Shape)),
                 "E_SHAPE",
                 "INVALID_INPUT",
             ),
             (
-                ServeError::Stored(wrong(Code::Hash)),
+                ServeError::Stored(wrong(TensorErrorCode::Hash)),
                 "E_HASH",
                 TENSOR_INVALID,
             ),
-            (ServeError::Stored(wrong(Code::Io)), "E_IO", "INTERNAL"),
+            (
+                ServeError::Stored(wrong(TensorErrorCode::Io)),
+                "E_IO",
+                "INTERNAL",
+            ),
             (ServeError::Busy("x", 1), "E_BUSY", "OVERLOADED"),
             (
                 ServeError::Quota { wanted: 2, left: 1 },

@@ -7,7 +7,7 @@ use alknet_core::{
     AlpnSpec, AuthContext, AuthNeed, BoxFuture, Carriage, Connection, HandlerError, Identity,
     ProtocolHandler, RecvStream, SendStream, StreamBudget, StreamCode, StreamError,
 };
-use alknet_tensor::{Code, PREFIX_BYTES, header_len};
+use alknet_tensor::{PREFIX_BYTES, TensorErrorCode, header_len};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -15,32 +15,32 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::access::{Deed, allows};
+use crate::access::{TensorAccess, allows};
 use crate::error::ServeError;
 use crate::limits::{BLOCK_BYTES, REQUEST_TIME, STALLED_TIME, STREAMS};
-use crate::part::{Head, Part};
+use crate::part::{FilePart, TensorResponseHead};
 use crate::path::StorePath;
-use crate::request::{Fetch, Request};
-use crate::store::{Store, Upload};
-use crate::wire::{self, Unread};
+use crate::request::{Fetch, TensorRequest};
+use crate::store::{TensorStore, TensorUpload};
+use crate::wire::{self, FrameReadError};
 
 /// The protocol's name in TLS.
 pub const ALPN: &[u8] = b"alknet/tensor";
 /// What a file without a path is stored as, for its scope.
 pub(crate) const NAMELESS: &str = "id";
-/// Bytes handed to the carriage at a time, so that a slow peer is told from one that stopped.
+/// Bytes handed to the transport at a time, so that the timeout tells a slow peer from one that stopped.
 const STEP_BYTES: usize = 64 << 10;
 
 /// How long a peer may leave this node waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
+pub struct ServeTimeouts {
     /// For a request.
     pub request: Duration,
     /// For bytes, either way.
     pub stalled: Duration,
 }
 
-impl Default for Patience {
+impl Default for ServeTimeouts {
     fn default() -> Self {
         Self {
             request: REQUEST_TIME,
@@ -52,18 +52,18 @@ impl Default for Patience {
 /// Serves the files of a store.
 #[derive(Debug)]
 pub struct TensorHandler {
-    store: Arc<Store>,
-    patience: Patience,
+    store: Arc<TensorStore>,
+    patience: ServeTimeouts,
     alpns: [AlpnSpec; 1],
 }
 
 impl TensorHandler {
     /// Serves `store` to known peers over QUIC, to each what its scopes say.
     #[must_use]
-    pub fn new(store: Arc<Store>) -> Self {
+    pub fn new(store: Arc<TensorStore>) -> Self {
         Self {
             store,
-            patience: Patience::default(),
+            patience: ServeTimeouts::default(),
             alpns: [AlpnSpec {
                 carriage: Carriage::Quic,
                 auth: AuthNeed::Tls,
@@ -75,7 +75,7 @@ impl TensorHandler {
 
     /// Waits longer or shorter.
     #[must_use]
-    pub const fn with_patience(mut self, patience: Patience) -> Self {
+    pub const fn with_patience(mut self, patience: ServeTimeouts) -> Self {
         self.patience = patience;
         self
     }
@@ -97,7 +97,7 @@ impl TensorHandler {
                 }
             };
             let permit = Arc::clone(&permits).try_acquire_owned().ok();
-            let stream = Stream {
+            let stream = TensorStream {
                 store: Arc::clone(&self.store),
                 connection: connection.clone(),
                 patience: self.patience,
@@ -137,7 +137,7 @@ impl ProtocolHandler for TensorHandler {
 }
 
 /// How a stream ends that does not end well.
-enum Ended {
+enum TensorStreamEnd {
     /// With what is said to the peer.
     Refused(ServeError),
     /// Half-way: nothing more can be said.
@@ -146,28 +146,28 @@ enum Ended {
     Gone,
 }
 
-impl From<ServeError> for Ended {
+impl From<ServeError> for TensorStreamEnd {
     fn from(error: ServeError) -> Self {
         Self::Refused(error)
     }
 }
 
-impl From<StreamError> for Ended {
+impl From<StreamError> for TensorStreamEnd {
     fn from(_: StreamError) -> Self {
         Self::Gone
     }
 }
 
 /// One request.
-struct Stream {
-    store: Arc<Store>,
+struct TensorStream {
+    store: Arc<TensorStore>,
     connection: Connection,
-    patience: Patience,
+    patience: ServeTimeouts,
     send: SendStream,
     recv: RecvStream,
 }
 
-impl Stream {
+impl TensorStream {
     /// Who asks, once it is read what for: scopes change while connections stay, and while streams are open on which
     /// nothing was asked yet.
     fn identity(&self) -> Result<Arc<Identity>, ServeError> {
@@ -176,15 +176,15 @@ impl Stream {
 
     async fn answer(mut self, busy: Option<ServeError>) {
         let ended = match busy {
-            Some(busy) => Err(Ended::Refused(busy)),
+            Some(busy) => Err(TensorStreamEnd::Refused(busy)),
             None => self.run().await,
         };
         match ended {
             Ok(()) => {
-                // A stream that is gone has nobody who misses its end.
+                // If the stream is gone, the peer does not miss its end.
                 let _ = self.send.finish();
             }
-            Err(Ended::Refused(error)) => {
+            Err(TensorStreamEnd::Refused(error)) => {
                 // Not the peer's fault: the system failed, or what is stored is damaged.
                 if matches!(error, ServeError::Stored(_)) {
                     tracing::warn!(code = error.code(), "a tensor could not be served: {error}");
@@ -200,42 +200,42 @@ impl Stream {
                     _ => self.send.reset(StreamCode::Cancelled),
                 }
             }
-            Err(Ended::Broken(code, why)) => {
+            Err(TensorStreamEnd::Broken(code, why)) => {
                 tracing::warn!("a tensor was not served to its end: {why}");
                 self.send.reset(code);
                 self.recv.stop(code);
             }
-            Err(Ended::Gone) => {
+            Err(TensorStreamEnd::Gone) => {
                 self.send.reset(StreamCode::Cancelled);
                 self.recv.stop(StreamCode::Cancelled);
             }
         }
     }
 
-    async fn run(&mut self) -> Result<(), Ended> {
+    async fn run(&mut self) -> Result<(), TensorStreamEnd> {
         let asked = timeout(self.patience.request, wire::read(&mut self.recv)).await;
         let text = match asked {
             Ok(Ok(text)) => text,
-            Ok(Err(Unread::Long(len))) => {
+            Ok(Err(FrameReadError::Long(len))) => {
                 let what = format!("a request of {len} bytes");
-                return Err(ServeError::input(Code::Limit, what).into());
+                return Err(ServeError::input(TensorErrorCode::Limit, what).into());
             }
-            Ok(Err(Unread::Gone(_))) => return Err(Ended::Gone),
+            Ok(Err(FrameReadError::Gone(_))) => return Err(TensorStreamEnd::Gone),
             Err(_) => return Err(late("a request")),
         };
-        match Request::parse(&text)? {
-            Request::Fetch(fetch) => self.fetch(fetch).await,
-            Request::Put(path) => self.put(path).await,
+        match TensorRequest::parse(&text)? {
+            TensorRequest::Fetch(fetch) => self.fetch(fetch).await,
+            TensorRequest::Put(path) => self.put(path).await,
         }
     }
 
-    async fn fetch(&mut self, fetch: Fetch) -> Result<(), Ended> {
+    async fn fetch(&mut self, fetch: Fetch) -> Result<(), TensorStreamEnd> {
         let identity = self.identity()?;
         let store = Arc::clone(&self.store);
         let id = store.resolve(&identity.scopes, &fetch.src)?;
         let part = blocking(move || {
             let object = store.object(id)?;
-            Part::find(&store, &object, &fetch.want, fetch.encoding)
+            FilePart::find(&store, &object, &fetch.want, fetch.encoding)
         });
         let part = part.await?;
         let _flight = self.store.flights().enter(&identity.id, part.head.len)?;
@@ -258,18 +258,18 @@ impl Stream {
         }
     }
 
-    async fn put(&mut self, path: Option<StorePath>) -> Result<(), Ended> {
+    async fn put(&mut self, path: Option<StorePath>) -> Result<(), TensorStreamEnd> {
         let identity = self.identity()?;
         let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
-        if !allows(&identity.scopes, Deed::Write, place) {
+        if !allows(&identity.scopes, TensorAccess::Write, place) {
             return Err(ServeError::Missing.into());
         }
         let header = self.header().await?;
         let store = Arc::clone(&self.store);
-        let mut upload = blocking(move || Upload::begin(&store, &header, path)).await?;
-        let go = Head {
+        let mut upload = blocking(move || TensorUpload::begin(&store, &header, path)).await?;
+        let go = TensorResponseHead {
             go: Some(true),
-            ..Head::default()
+            ..TensorResponseHead::default()
         };
         self.say(&go).await?;
         let mut piece = Vec::new();
@@ -288,15 +288,15 @@ impl Stream {
             }
         }
         let id = blocking(move || upload.commit()).await?;
-        let done = Head {
+        let done = TensorResponseHead {
             id: Some(id.to_string()),
-            ..Head::default()
+            ..TensorResponseHead::default()
         };
         self.say(&done).await
     }
 
     /// Reads a header with the length before it; memory grows as it arrives.
-    async fn header(&mut self) -> Result<Vec<u8>, Ended> {
+    async fn header(&mut self) -> Result<Vec<u8>, TensorStreamEnd> {
         let mut header = Vec::new();
         let mut wanted = PREFIX_BYTES as usize;
         loop {
@@ -308,9 +308,9 @@ impl Stream {
                     Ok(read) if read as u64 == piece => {}
                     Ok(_) => {
                         let what = format!("a header ends after {} bytes", header.len());
-                        return Err(ServeError::input(Code::Header, what).into());
+                        return Err(ServeError::input(TensorErrorCode::Header, what).into());
                     }
-                    Err(_) => return Err(Ended::Gone),
+                    Err(_) => return Err(TensorStreamEnd::Gone),
                 }
             }
             if wanted > PREFIX_BYTES as usize {
@@ -322,14 +322,14 @@ impl Stream {
         }
     }
 
-    async fn say(&mut self, head: &Head) -> Result<(), Ended> {
+    async fn say(&mut self, head: &TensorResponseHead) -> Result<(), TensorStreamEnd> {
         let head = accepted(head);
         let said = timeout(self.patience.stalled, wire::write(&mut self.send, &head));
         said.await.map_err(|_| late("the head to be taken"))??;
         Ok(())
     }
 
-    async fn pass(&mut self, mut block: Bytes) -> Result<(), Ended> {
+    async fn pass(&mut self, mut block: Bytes) -> Result<(), TensorStreamEnd> {
         while !block.is_empty() {
             let step = block.split_to(block.len().min(STEP_BYTES));
             let sent = timeout(self.patience.stalled, self.send.write_chunk(step)).await;
@@ -339,25 +339,25 @@ impl Stream {
     }
 }
 
-fn accepted(head: &Head) -> Value {
+fn accepted(head: &TensorResponseHead) -> Value {
     let mut said = json!(head);
     said["ok"] = true.into();
     said
 }
 
-fn late(what: &str) -> Ended {
-    Ended::Broken(StreamCode::Deadline, format!("waited too long for {what}"))
+fn late(what: &str) -> TensorStreamEnd {
+    TensorStreamEnd::Broken(StreamCode::Deadline, format!("waited too long for {what}"))
 }
 
-fn broken(error: &ServeError) -> Ended {
-    Ended::Broken(StreamCode::Internal, format!("{}: {error}", error.code()))
+fn broken(error: &ServeError) -> TensorStreamEnd {
+    TensorStreamEnd::Broken(StreamCode::Internal, format!("{}: {error}", error.code()))
 }
 
 pub(crate) type Next =
-    BoxFuture<'static, Result<(Part, Result<Option<Bytes>, ServeError>), ServeError>>;
+    BoxFuture<'static, Result<(FilePart, Result<Option<Bytes>, ServeError>), ServeError>>;
 
 /// Begins to read the next block.
-pub(crate) fn read_on(mut part: Part) -> Next {
+pub(crate) fn read_on(mut part: FilePart) -> Next {
     let reading = tokio::task::spawn_blocking(move || {
         let block = part.next_block();
         (part, block)

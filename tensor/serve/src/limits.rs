@@ -21,7 +21,7 @@ pub const STALLED_TIME: Duration = Duration::from_secs(30);
 pub const UPLOADS_PER_PEER: usize = 4;
 /// Uploads in pieces in all.
 pub const UPLOADS: usize = 64;
-/// How long one is kept that nobody goes on with.
+/// How long an upload is kept that its peer does not go on with.
 pub const UPLOAD_IDLE: Duration = Duration::from_secs(600);
 
 /// Bytes of files in a store, unless its owner says otherwise.

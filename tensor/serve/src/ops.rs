@@ -3,35 +3,36 @@
 use std::sync::Arc;
 
 use alknet_call::{
-    Body, CallError, Ctx, ErrorCode, ErrorDef, HandlerKind, OperationSpec, Output, Registration,
+    CallBody, CallError, CallOutput, Ctx, ErrorCode, ErrorDef, HandlerKind, OperationSpec,
+    Registration,
 };
-use alknet_tensor::{Code, Kind};
+use alknet_tensor::{TensorErrorCode, TensorKind};
 use base64::Engine;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use serde_json::{Map, Value, json};
 
-use crate::asker::Asker;
 use crate::error::{QUOTA_EXCEEDED, ServeError, TENSOR_INVALID};
-use crate::flights::Flight;
 use crate::handler::{NAMELESS, blocking, read_on};
 use crate::limits::UPLOAD_IDLE;
-use crate::part::Part;
-use crate::path::Src;
+use crate::part::FilePart;
 use crate::path::StorePath;
+use crate::path::TensorFileRef;
+use crate::pending::ResponsePermit;
 use crate::request::Fetch;
-use crate::store::{Object, Store, Upload};
+use crate::requester::TensorRequester;
+use crate::store::{Object, TensorStore, TensorUpload};
 use crate::uploads::Uploads;
 
-/// The operations of a store. Whoever is identified may call them; what they may read and write is
-/// what their scopes say, and where an operation calls for them what that one's authority says as well.
+/// The operations of a store. Every identified caller may call them; what it may read and write is what
+/// its scopes say, and if an operation calls for it, what that operation's authority says as well.
 #[must_use]
-pub fn operations(store: &Arc<Store>) -> Vec<Registration> {
+pub fn operations(store: &Arc<TensorStore>) -> Vec<Registration> {
     let uploads = Uploads::new(UPLOAD_IDLE);
     vec![open(store), stat(store), fetch(store), put(store, &uploads)]
 }
 
-fn open(store: &Arc<Store>) -> Registration {
+fn open(store: &Arc<TensorStore>) -> Registration {
     let spec = OperationSpec::query("tensor/open", "What a file of tensors holds.")
         .with_input(json!({
             "type": "object", "required": ["src"], "additionalProperties": false,
@@ -39,17 +40,17 @@ fn open(store: &Arc<Store>) -> Registration {
         }))
         .with_identity();
     let store = Arc::clone(store);
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let store = Arc::clone(&store);
         async move {
             let object = object(&store, input.try_value()?, &ctx).await?;
-            Ok::<_, CallError>(Output::from(described(&object)))
+            Ok::<_, CallError>(CallOutput::from(described(&object)))
         }
     });
     reading(spec, handler)
 }
 
-fn stat(store: &Arc<Store>) -> Registration {
+fn stat(store: &Arc<TensorStore>) -> Registration {
     let spec = OperationSpec::query("tensor/stat", "What one tensor of a file is.")
         .with_input(json!({
             "type": "object", "required": ["src", "name"], "additionalProperties": false,
@@ -57,18 +58,18 @@ fn stat(store: &Arc<Store>) -> Registration {
         }))
         .with_identity();
     let store = Arc::clone(store);
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let store = Arc::clone(&store);
         async move {
             let object = object(&store, input.try_value()?, &ctx).await?;
             let name = input.try_value()?["name"].as_str().unwrap_or_default();
-            tensor(&object, name).map(Output::from)
+            tensor(&object, name).map(CallOutput::from)
         }
     });
     reading(spec, handler)
 }
 
-fn fetch(store: &Arc<Store>) -> Registration {
+fn fetch(store: &Arc<TensorStore>) -> Registration {
     let spec = OperationSpec::subscription(
         "tensor/fetch",
         "A part of a file: first what it is, then its bytes.",
@@ -86,14 +87,14 @@ fn fetch(store: &Arc<Store>) -> Registration {
     }))
     .with_identity();
     let store = Arc::clone(store);
-    let handler = HandlerKind::stream(move |input: Body, ctx: Ctx| {
-        let begin = Fetching::Asked(Arc::clone(&store), input, Box::new(ctx));
+    let handler = HandlerKind::stream(move |input: CallBody, ctx: Ctx| {
+        let begin = FetchState::Asked(Arc::clone(&store), input, Box::new(ctx));
         items(begin)
     });
     reading(spec, handler)
 }
 
-fn put(store: &Arc<Store>, uploads: &Arc<Uploads>) -> Registration {
+fn put(store: &Arc<TensorStore>, uploads: &Arc<Uploads>) -> Registration {
     let mut spec = OperationSpec::mutation(
         "tensor/put",
         "Stores a file: its header, then its bytes piece by piece, then commit.",
@@ -115,7 +116,7 @@ fn put(store: &Arc<Store>, uploads: &Arc<Uploads>) -> Registration {
         "The store has no room for the file; details.code is E_QUOTA.",
     ));
     let (store, uploads) = (Arc::clone(store), Arc::clone(uploads));
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let (store, uploads) = (Arc::clone(&store), Arc::clone(&uploads));
         async move { store_piece(store, uploads, input, &ctx).await }
     });
@@ -149,8 +150,13 @@ fn src_schema() -> Value {
     })
 }
 
-async fn object(store: &Arc<Store>, input: &Value, ctx: &Ctx) -> Result<Arc<Object>, ServeError> {
-    let id = Asker::of(ctx)?.resolve(store, &Src::from_value(&input["src"])?)?;
+async fn object(
+    store: &Arc<TensorStore>,
+    input: &Value,
+    ctx: &Ctx,
+) -> Result<Arc<Object>, ServeError> {
+    let id = TensorRequester::from_ctx(ctx)?
+        .resolve(store, &TensorFileRef::from_value(&input["src"])?)?;
     let store = Arc::clone(store);
     blocking(move || store.object(id)).await
 }
@@ -190,7 +196,7 @@ fn tensor(object: &Object, name: &str) -> Result<Value, CallError> {
     if let Some(hash) = tensor.hash() {
         said["b3"] = hash.to_hex().to_string().into();
     }
-    if let Kind::Struct(records) = tensor.kind() {
+    if let TensorKind::Struct(records) = tensor.kind() {
         let fields = records.fields().map(|field| {
             json!({ "path": field.path, "off": field.off, "type": field.kind.name(),
                     "len": field.len })
@@ -201,25 +207,25 @@ fn tensor(object: &Object, name: &str) -> Result<Value, CallError> {
 }
 
 /// How far a fetch is.
-enum Fetching {
-    Asked(Arc<Store>, Body, Box<Ctx>),
-    Under(Part, Flight),
+enum FetchState {
+    Asked(Arc<TensorStore>, CallBody, Box<Ctx>),
+    Under(FilePart, ResponsePermit),
 }
 
-fn items(begin: Fetching) -> impl Stream<Item = Result<Output, CallError>> {
+fn items(begin: FetchState) -> impl Stream<Item = Result<CallOutput, CallError>> {
     stream::try_unfold(begin, |state| async move {
         match state {
-            Fetching::Asked(store, input, ctx) => {
+            FetchState::Asked(store, input, ctx) => {
                 let (part, flight) = begin_fetch(store, &input, &ctx).await?;
-                let head = Output::json(&part.head)?;
-                Ok::<_, CallError>(Some((head, Fetching::Under(part, flight))))
+                let head = CallOutput::json(&part.head)?;
+                Ok::<_, CallError>(Some((head, FetchState::Under(part, flight))))
             }
-            Fetching::Under(part, flight) => {
+            FetchState::Under(part, flight) => {
                 let (part, block) = read_on(part).await?;
                 let item = |block: Bytes| {
                     let reference = json!({ "bytes": { "$bin": [0, block.len()] } });
-                    let output = Output::Mixed(reference, block);
-                    (output, Fetching::Under(part, flight))
+                    let output = CallOutput::Mixed(reference, block);
+                    (output, FetchState::Under(part, flight))
                 };
                 Ok(block?.map(item))
             }
@@ -228,17 +234,17 @@ fn items(begin: Fetching) -> impl Stream<Item = Result<Output, CallError>> {
 }
 
 async fn begin_fetch(
-    store: Arc<Store>,
-    input: &Body,
+    store: Arc<TensorStore>,
+    input: &CallBody,
     ctx: &Ctx,
-) -> Result<(Part, Flight), CallError> {
-    let asker = Asker::of(ctx)?;
+) -> Result<(FilePart, ResponsePermit), CallError> {
+    let asker = TensorRequester::from_ctx(ctx)?;
     let fetch = Fetch::from_value(input.try_value()?)?;
     let id = asker.resolve(&store, &fetch.src)?;
     let flights = Arc::clone(store.flights());
     let found = blocking(move || {
         let object = store.object(id)?;
-        Part::find(&store, &object, &fetch.want, fetch.encoding)
+        FilePart::find(&store, &object, &fetch.want, fetch.encoding)
     });
     let part = found.await?;
     let flight = flights.enter(asker.id(), part.head.len)?;
@@ -246,15 +252,15 @@ async fn begin_fetch(
 }
 
 /// What a call of `tensor/put` does.
-enum Piece<'i> {
+enum PutStep<'i> {
     Begin,
     Add(&'i str, u64),
     Commit(&'i str),
 }
 
-impl<'i> Piece<'i> {
+impl<'i> PutStep<'i> {
     /// By the members that are there.
-    fn of(said: &'i Value) -> Result<Self, CallError> {
+    fn parse(said: &'i Value) -> Result<Self, CallError> {
         let members = said.as_object().map(|members| members.keys());
         let mut members: Vec<&str> = members.into_iter().flatten().map(String::as_str).collect();
         members.sort_unstable();
@@ -272,20 +278,23 @@ impl<'i> Piece<'i> {
 }
 
 async fn store_piece(
-    store: Arc<Store>,
+    store: Arc<TensorStore>,
     uploads: Arc<Uploads>,
-    input: Body,
+    input: CallBody,
     ctx: &Ctx,
-) -> Result<Output, CallError> {
-    let asker = Asker::of(ctx)?;
-    match Piece::of(input.try_value()?)? {
-        Piece::Begin => begin_upload(store, &uploads, &input, &asker).await,
-        Piece::Add(name, offset) => {
+) -> Result<CallOutput, CallError> {
+    let asker = TensorRequester::from_ctx(ctx)?;
+    match PutStep::parse(input.try_value()?)? {
+        PutStep::Begin => begin_upload(store, &uploads, &input, &asker).await,
+        PutStep::Add(name, offset) => {
             let piece = bytes(&input, &input.try_value()?["bytes"])?;
             add_piece(&uploads, &asker, name, offset, piece).await
         }
-        Piece::Commit(name) => {
-            let mut held = uploads.of(asker.id(), asker.by(), name)?.lock_owned().await;
+        PutStep::Commit(name) => {
+            let mut held = uploads
+                .lookup(asker.id(), asker.by(), name)?
+                .lock_owned()
+                .await;
             uploads.forget(name);
             let upload = held.take().ok_or(ServeError::Missing)?;
             let id = blocking(move || upload.commit()).await?;
@@ -295,11 +304,11 @@ async fn store_piece(
 }
 
 async fn begin_upload(
-    store: Arc<Store>,
+    store: Arc<TensorStore>,
     uploads: &Arc<Uploads>,
-    input: &Body,
-    asker: &Asker,
-) -> Result<Output, CallError> {
+    input: &CallBody,
+    asker: &TensorRequester,
+) -> Result<CallOutput, CallError> {
     let said = input.try_value()?;
     let path = said["path"].as_str().map(StorePath::parse).transpose()?;
     let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
@@ -308,24 +317,27 @@ async fn begin_upload(
     }
     uploads.room(asker.id())?;
     let header = bytes(input, &said["header"])?;
-    let upload = blocking(move || Upload::begin(&store, &header, path)).await?;
+    let upload = blocking(move || TensorUpload::begin(&store, &header, path)).await?;
     let name = uploads.keep(asker.id(), asker.by(), upload)?;
     Ok(json!({ "upload": name }).into())
 }
 
 async fn add_piece(
     uploads: &Uploads,
-    asker: &Asker,
+    asker: &TensorRequester,
     name: &str,
     offset: u64,
     piece: Bytes,
-) -> Result<Output, CallError> {
-    // Held by whoever writes, so that a call which is given up in the middle loses nothing.
-    let mut held = uploads.of(asker.id(), asker.by(), name)?.lock_owned().await;
+) -> Result<CallOutput, CallError> {
+    // Held by the thread that writes, so that a call which is given up in the middle loses nothing.
+    let mut held = uploads
+        .lookup(asker.id(), asker.by(), name)?
+        .lock_owned()
+        .await;
     let have = held.as_ref().ok_or(ServeError::Missing)?.have();
     if offset != have {
         let message = format!("the next piece begins at {have}");
-        let details = json!({ "code": Code::Shape.as_str(), "have": have });
+        let details = json!({ "code": TensorErrorCode::Shape.as_str(), "have": have });
         return Err(CallError::invalid_input(message).with_details(details));
     }
     let written = blocking(move || {
@@ -343,7 +355,7 @@ async fn add_piece(
 }
 
 /// Bytes that lie behind the JSON, or stand in it as base64.
-fn bytes(input: &Body, value: &Value) -> Result<Bytes, CallError> {
+fn bytes(input: &CallBody, value: &Value) -> Result<Bytes, CallError> {
     if let Some(bytes) = input.binary(value) {
         return Ok(bytes);
     }

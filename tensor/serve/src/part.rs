@@ -5,22 +5,22 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use alknet_tensor::keys::OFFSETS_SUFFIX;
-use alknet_tensor::{Code, Entry, Hash, Kind, Tensor, TensorError};
+use alknet_tensor::{Hash, HeaderEntry, Tensor, TensorError, TensorErrorCode, TensorKind};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ServeError;
 use crate::limits::BLOCK_BYTES;
-use crate::request::{Encoding, Want};
-use crate::store::{Object, Outboard, Store};
-use crate::tree::{Expected, PAIR_BYTES, Step, Steps};
+use crate::request::{PartEncoding, PartSelector};
+use crate::store::{Object, Outboard, TensorStore};
+use crate::tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 
 /// Bytes of an offset of an item.
 const OFFSET_BYTES: u64 = 8;
 
 /// What a response begins with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
+pub struct TensorResponseHead {
     /// Bytes that follow.
     #[serde(default)]
     pub len: u64,
@@ -50,17 +50,17 @@ pub struct Head {
 
 /// A part that may be read.
 #[derive(Debug)]
-pub struct Part {
+pub struct FilePart {
     /// What is said first.
-    pub head: Head,
+    pub head: TensorResponseHead,
     /// Where the tensor stands in the order to load in.
     pub order: u32,
     object: Arc<Object>,
-    pieces: VecDeque<Piece>,
+    pieces: VecDeque<PartPiece>,
 }
 
 #[derive(Debug)]
-enum Piece {
+enum PartPiece {
     /// Bytes of the file.
     Raw(Range<u64>),
     /// Offsets of items, from which the first one is taken away.
@@ -70,76 +70,76 @@ enum Piece {
         last: u64,
     },
     /// Groups with what proves them.
-    Encoded(Box<Encoded>),
+    Encoded(Box<EncodedPiece>),
 }
 
 #[derive(Debug)]
-struct Encoded {
+struct EncodedPiece {
     /// Where the tree's bytes begin in the file.
     start: u64,
     outboard: Outboard,
-    steps: Steps,
-    expected: Expected,
+    steps: TreeSteps,
+    expected: ExpectedHashes,
     /// Only these of the bytes are handed on, and no hashes.
     only: Option<Range<u64>>,
 }
 
-/// What a part is cut out of: bytes of the file and their hash, if somebody vouches for it.
-struct Whole {
+/// What a part is cut out of: bytes of the file and their hash, if the file has one for them.
+struct VerifiedRange {
     range: Range<u64>,
     hash: Option<Hash>,
 }
 
-impl Part {
+impl FilePart {
     /// Finds the part, and the tree that proves it where it is to be encoded. Blocks.
     ///
     /// # Errors
     /// `E_NOTFOUND`, `E_SHAPE`, `E_VALUE` where there is no such part; [`ServeError::Stored`].
     pub fn find(
-        store: &Store,
+        store: &TensorStore,
         object: &Arc<Object>,
-        want: &Want,
-        encoding: Encoding,
+        want: &PartSelector,
+        encoding: PartEncoding,
     ) -> Result<Self, ServeError> {
         let meta = object.meta();
-        let mut head = Head::default();
+        let mut head = TensorResponseHead::default();
         let mut order = 0;
         let (whole, part) = match want {
-            Want::Header => {
+            PartSelector::Header => {
                 let range = 0..meta.data_start();
                 head.header_b3 = Some(object.header_hash().to_hex().to_string());
                 head.id = Some(object.id().to_string());
                 let hash = Some(object.header_hash());
-                (Whole { range, hash }, 0..meta.data_start())
+                (VerifiedRange { range, hash }, 0..meta.data_start())
             }
-            Want::Range(None, range) => {
+            PartSelector::Range(None, range) => {
                 let len = meta.file_len();
                 let hash = Some(object.id().0);
                 within(range, len)?;
                 (
-                    Whole {
+                    VerifiedRange {
                         range: 0..len,
                         hash,
                     },
                     range.clone(),
                 )
             }
-            Want::Range(Some(name), range) => {
+            PartSelector::Range(Some(name), range) => {
                 let entry = entry(object, name)?;
                 within(range, entry.byte_len())?;
                 order = place(object, name);
                 (whole(object, &entry), range.clone())
             }
-            Want::Tensor(name) => {
+            PartSelector::Tensor(name) => {
                 let entry = entry(object, name)?;
                 describe(&mut head, &entry, entry.shape().to_vec());
                 order = place(object, name);
                 (whole(object, &entry), 0..entry.byte_len())
             }
-            Want::Rows(name, rows) => {
+            PartSelector::Rows(name, rows) => {
                 let tensor = meta.tensor(name).map_err(ServeError::Input)?;
                 order = place(object, name);
-                if let Kind::Blob(_) = tensor.kind() {
+                if let TensorKind::Blob(_) = tensor.kind() {
                     return Self::items(object, &tensor, rows, encoding, order);
                 }
                 let entry = tensor.entry();
@@ -155,23 +155,23 @@ impl Part {
         let hex = |hash: Hash| hash.to_hex().to_string();
         head.b3 = whole.hash.map(hex);
         let piece = match encoding {
-            Encoding::Raw => {
+            PartEncoding::Raw => {
                 head.len = part.end - part.start;
                 let start = whole.range.start;
-                Piece::Raw(start + part.start..start + part.end)
+                PartPiece::Raw(start + part.start..start + part.end)
             }
-            Encoding::Bao16 => {
+            PartEncoding::Bao16 => {
                 let len = whole.range.end - whole.range.start;
-                let outboard = Outboard::of(store, object, &whole.range, whole.hash)?;
+                let outboard = Outboard::build(store, object, &whole.range, whole.hash)?;
                 let root = outboard.root();
                 head.b3 = Some(hex(root));
-                head.len = Steps::encoded_len(len, &part);
+                head.len = TreeSteps::encoded_len(len, &part);
                 head.size = Some(len);
-                Piece::Encoded(Box::new(Encoded {
+                PartPiece::Encoded(Box::new(EncodedPiece {
                     start: whole.range.start,
                     outboard,
-                    steps: Steps::new(len, &part),
-                    expected: Expected::root(&root),
+                    steps: TreeSteps::new(len, &part),
+                    expected: ExpectedHashes::root(&root),
                     only: None,
                 }))
             }
@@ -188,16 +188,16 @@ impl Part {
     /// any of it is handed on.
     pub(crate) fn checked(object: &Arc<Object>, outboard: Outboard, range: Range<u64>) -> Self {
         let root = outboard.root();
-        let steps = Steps::new(object.meta().file_len(), &range);
-        let head = Head {
+        let steps = TreeSteps::new(object.meta().file_len(), &range);
+        let head = TensorResponseHead {
             len: range.end - range.start,
-            ..Head::default()
+            ..TensorResponseHead::default()
         };
-        let piece = Piece::Encoded(Box::new(Encoded {
+        let piece = PartPiece::Encoded(Box::new(EncodedPiece {
             start: 0,
             outboard,
             steps,
-            expected: Expected::root(&root),
+            expected: ExpectedHashes::root(&root),
             only: Some(range),
         }));
         Self {
@@ -213,15 +213,15 @@ impl Part {
         object: &Arc<Object>,
         tensor: &Tensor<'_>,
         rows: &Range<u64>,
-        encoding: Encoding,
+        encoding: PartEncoding,
         order: u32,
     ) -> Result<Self, ServeError> {
-        let Kind::Blob(blob) = tensor.kind() else {
-            return Err(ServeError::input(Code::Dtype, "no blob"));
+        let TensorKind::Blob(blob) = tensor.kind() else {
+            return Err(ServeError::input(TensorErrorCode::Dtype, "no blob"));
         };
-        if encoding != Encoding::Raw {
+        if encoding != PartEncoding::Raw {
             let what = "items travel raw; ask for their ranges to have them proven";
-            return Err(ServeError::input(Code::Value, what));
+            return Err(ServeError::input(TensorErrorCode::Value, what));
         }
         within(rows, blob.count())?;
         let offsets = blob.offsets().file_range().start;
@@ -234,14 +234,17 @@ impl Part {
         let entry = tensor.entry();
         if first > last || last > entry.byte_len() {
             let what = format!("items {rows:?} are bytes {first} to {last}");
-            return Err(ServeError::Stored(TensorError::new(Code::Layout, what)));
+            return Err(ServeError::Stored(TensorError::new(
+                TensorErrorCode::Layout,
+                what,
+            )));
         }
         let ends = (rows.end - rows.start + 1) * OFFSET_BYTES;
         let from = offsets + rows.start * OFFSET_BYTES;
         let data = entry.file_range().start;
-        let mut head = Head {
+        let mut head = TensorResponseHead {
             len: ends + (last - first),
-            ..Head::default()
+            ..TensorResponseHead::default()
         };
         describe(&mut head, &entry, vec![rows.end - rows.start]);
         Ok(Self {
@@ -249,12 +252,12 @@ impl Part {
             order,
             object: Arc::clone(object),
             pieces: [
-                Piece::Offsets {
+                PartPiece::Offsets {
                     range: from..from + ends,
                     first,
                     last,
                 },
-                Piece::Raw(data + first..data + last),
+                PartPiece::Raw(data + first..data + last),
             ]
             .into(),
         })
@@ -270,13 +273,13 @@ impl Part {
                 return Ok(None);
             };
             let block = match piece {
-                Piece::Raw(range) => raw(&self.object, range)?,
-                Piece::Offsets { range, first, last } => {
+                PartPiece::Raw(range) => raw(&self.object, range)?,
+                PartPiece::Offsets { range, first, last } => {
                     let mut block = raw(&self.object, range)?;
                     rebase(&mut block, *first, *last)?;
                     block
                 }
-                Piece::Encoded(encoded) => encoded.block(&self.object)?,
+                PartPiece::Encoded(encoded) => encoded.block(&self.object)?,
             };
             if block.is_empty() {
                 self.pieces.pop_front();
@@ -288,7 +291,7 @@ impl Part {
     }
 }
 
-impl Encoded {
+impl EncodedPiece {
     fn block(&mut self, object: &Object) -> Result<Vec<u8>, ServeError> {
         let mut block = Vec::new();
         while block.len() < BLOCK_BYTES {
@@ -296,7 +299,7 @@ impl Encoded {
                 break;
             };
             let good = match step {
-                Step::Pair {
+                TreeStep::Pair {
                     at,
                     root,
                     left,
@@ -308,7 +311,7 @@ impl Encoded {
                     }
                     self.expected.pair(&bytes, (root, left, right))
                 }
-                Step::Group { start, len, root } => {
+                TreeStep::Group { start, len, root } => {
                     let from = block.len();
                     block.resize(from + len, 0);
                     object.read(&mut block[from..], self.start + start)?;
@@ -321,7 +324,10 @@ impl Encoded {
             };
             if !good {
                 let what = format!("file {} is not what was stored", object.id());
-                return Err(ServeError::Stored(TensorError::new(Code::Hash, what)));
+                return Err(ServeError::Stored(TensorError::new(
+                    TensorErrorCode::Hash,
+                    what,
+                )));
             }
         }
         debug_assert!(block.len() < BLOCK_BYTES + PAIR_BYTES + 16_384 + 1);
@@ -356,7 +362,10 @@ fn rebase(block: &mut [u8], first: u64, last: u64) -> Result<(), ServeError> {
         let based = offset.checked_sub(first).filter(|_| offset <= last);
         let Some(based) = based else {
             let what = format!("an offset {offset} is not between {first} and {last}");
-            return Err(ServeError::Stored(TensorError::new(Code::Layout, what)));
+            return Err(ServeError::Stored(TensorError::new(
+                TensorErrorCode::Layout,
+                what,
+            )));
         };
         *bytes = based.to_le_bytes();
     }
@@ -367,14 +376,14 @@ fn within(range: &Range<u64>, len: u64) -> Result<(), ServeError> {
     match range.start <= range.end && range.end <= len {
         true => Ok(()),
         false => Err(ServeError::input(
-            Code::Shape,
+            TensorErrorCode::Shape,
             format!("{range:?} of {len}"),
         )),
     }
 }
 
 /// An entry that is more than room: a tensor, or the offsets of one.
-fn entry<'o>(object: &'o Object, name: &str) -> Result<Entry<'o>, ServeError> {
+fn entry<'o>(object: &'o Object, name: &str) -> Result<HeaderEntry<'o>, ServeError> {
     let entry = object.meta().entry(name).filter(|entry| !entry.is_pad());
     // Says how a name that is not there is shown.
     entry.map_or_else(
@@ -388,17 +397,17 @@ fn entry<'o>(object: &'o Object, name: &str) -> Result<Entry<'o>, ServeError> {
 }
 
 fn absent() -> TensorError {
-    TensorError::new(Code::NotFound, "no such tensor")
+    TensorError::new(TensorErrorCode::NotFound, "no such tensor")
 }
 
-fn whole(object: &Object, entry: &Entry<'_>) -> Whole {
-    Whole {
+fn whole(object: &Object, entry: &HeaderEntry<'_>) -> VerifiedRange {
+    VerifiedRange {
         range: entry.file_range(),
         hash: object.meta().entry_hash(entry.name()),
     }
 }
 
-fn describe(head: &mut Head, entry: &Entry<'_>, shape: Vec<u64>) {
+fn describe(head: &mut TensorResponseHead, entry: &HeaderEntry<'_>, shape: Vec<u64>) {
     head.dtype = Some(entry.dtype().to_string());
     head.shape = Some(shape);
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use alknet_tensor::{Code, FileId};
+use alknet_tensor::{FileId, TensorErrorCode};
 
 use crate::error::ServeError;
 use crate::limits::{PATH_BYTES, PATH_SEGMENTS};
@@ -24,7 +24,7 @@ impl StorePath {
         if text.len() > PATH_BYTES || text.split('/').count() > PATH_SEGMENTS {
             let what =
                 format!("a path of more than {PATH_BYTES} bytes or {PATH_SEGMENTS} segments");
-            return Err(ServeError::input(Code::Limit, what));
+            return Err(ServeError::input(TensorErrorCode::Limit, what));
         }
         let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
         let good = |segment: &str| {
@@ -33,7 +33,7 @@ impl StorePath {
         if !text.split('/').all(good) || text.split('/').next() == Some(ID_SEGMENT) {
             let what = "a path is segments of letters, digits, '.', '_' and '-' joined by '/', \
                         the first of them not 'id'";
-            return Err(ServeError::input(Code::Value, what));
+            return Err(ServeError::input(TensorErrorCode::Value, what));
         }
         Ok(Self(text.to_owned()))
     }
@@ -53,14 +53,14 @@ impl fmt::Display for StorePath {
 
 /// What a file is asked for by.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Src {
+pub enum TensorFileRef {
     /// Its content.
     Id(FileId),
     /// A path that leads to it at this moment.
     Path(StorePath),
 }
 
-impl Src {
+impl TensorFileRef {
     /// The path that scopes are held against.
     #[must_use]
     pub fn scope_path(&self) -> String {

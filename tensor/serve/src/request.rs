@@ -2,19 +2,19 @@
 
 use std::ops::Range;
 
-use alknet_tensor::{Code, FileId};
+use alknet_tensor::{FileId, TensorErrorCode};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{ServeError, said};
-use crate::path::{Src, StorePath};
+use crate::path::{StorePath, TensorFileRef};
 
 /// The only version of requests.
 const VERSION: u64 = 1;
 
 /// A request that has been understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum TensorRequest {
     /// A part of a stored file.
     Fetch(Fetch),
     /// The file that follows is to be stored, and the path is to lead to it.
@@ -25,16 +25,16 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
     /// Which file.
-    pub src: Src,
+    pub src: TensorFileRef,
     /// Which part.
-    pub want: Want,
+    pub want: PartSelector,
     /// How it travels.
-    pub encoding: Encoding,
+    pub encoding: PartEncoding,
 }
 
 /// Which part of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Want {
+pub enum PartSelector {
     /// The header with the length before it.
     Header,
     /// Bytes of the entry of this name, or of the whole file.
@@ -48,7 +48,7 @@ pub enum Want {
 /// How bytes travel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Encoding {
+pub enum PartEncoding {
     /// With the hashes that prove each group of 16 KiB.
     Bao16,
     /// As they are.
@@ -59,7 +59,7 @@ pub enum Encoding {
 /// A file as a request names it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawSrc {
+struct RawTensorFileRef {
     id: Option<String>,
     path: Option<String>,
 }
@@ -67,29 +67,30 @@ struct RawSrc {
 /// The members of a request. Others are refused: a peer that sends them means something by them.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Raw {
+struct RawRequest {
     v: Option<u64>,
-    src: Option<RawSrc>,
+    src: Option<RawTensorFileRef>,
     want: String,
     name: Option<String>,
     rows: Option<[u64; 2]>,
     range: Option<[u64; 2]>,
     #[serde(default)]
-    encoding: Encoding,
+    encoding: PartEncoding,
     path: Option<String>,
 }
 
-impl Request {
+impl TensorRequest {
     /// Reads a request of the stream protocol.
     ///
     /// # Errors
     /// `E_JSON`, `E_VERSION`, `E_VALUE`.
     pub fn parse(text: &[u8]) -> Result<Self, ServeError> {
-        let raw: Raw = serde_json::from_slice(text)
-            .map_err(|error| ServeError::input(Code::Json, format!("request: {}", said(error))))?;
+        let raw: RawRequest = serde_json::from_slice(text).map_err(|error| {
+            ServeError::input(TensorErrorCode::Json, format!("request: {}", said(error)))
+        })?;
         if raw.v != Some(VERSION) {
             let what = format!("a request of version {VERSION} says \"v\":{VERSION}");
-            return Err(ServeError::input(Code::Version, what));
+            return Err(ServeError::input(TensorErrorCode::Version, what));
         }
         if raw.want != "put" {
             return raw.fetch().map(Self::Fetch);
@@ -106,15 +107,16 @@ impl Fetch {
     /// Reads the input of the operation.
     ///
     /// # Errors
-    /// As [`Request::parse`].
+    /// As [`TensorRequest::parse`].
     pub fn from_value(value: &Value) -> Result<Self, ServeError> {
-        let raw = Raw::deserialize(value)
-            .map_err(|error| ServeError::input(Code::Json, format!("request: {}", said(error))))?;
+        let raw = RawRequest::deserialize(value).map_err(|error| {
+            ServeError::input(TensorErrorCode::Json, format!("request: {}", said(error)))
+        })?;
         raw.fetch()
     }
 }
 
-impl Raw {
+impl RawRequest {
     fn fetch(self) -> Result<Fetch, ServeError> {
         if self.path.is_some() {
             return Err(value("a path stands in src"));
@@ -123,10 +125,12 @@ impl Raw {
             name.ok_or_else(|| value(format!("{what} needs a name")))
         };
         let want = match (&*self.want, self.rows, self.range) {
-            ("header", None, None) if self.name.is_none() => Want::Header,
-            ("tensor", None, None) => Want::Tensor(named("tensor", self.name)?),
-            ("rows", Some(rows), None) => Want::Rows(named("rows", self.name)?, range(rows)?),
-            ("range", None, Some(bytes)) => Want::Range(self.name, range(bytes)?),
+            ("header", None, None) if self.name.is_none() => PartSelector::Header,
+            ("tensor", None, None) => PartSelector::Tensor(named("tensor", self.name)?),
+            ("rows", Some(rows), None) => {
+                PartSelector::Rows(named("rows", self.name)?, range(rows)?)
+            }
+            ("range", None, Some(bytes)) => PartSelector::Range(self.name, range(bytes)?),
             _ => {
                 let what = "want is header; tensor with name; rows with name and rows; range with \
                             range; or put";
@@ -142,23 +146,26 @@ impl Raw {
     }
 }
 
-impl RawSrc {
-    fn read(self) -> Result<Src, ServeError> {
+impl RawTensorFileRef {
+    fn read(self) -> Result<TensorFileRef, ServeError> {
         match (self.id, self.path) {
-            (Some(id), None) => id.parse::<FileId>().map(Src::Id).map_err(ServeError::Input),
-            (None, Some(path)) => StorePath::parse(&path).map(Src::Path),
+            (Some(id), None) => id
+                .parse::<FileId>()
+                .map(TensorFileRef::Id)
+                .map_err(ServeError::Input),
+            (None, Some(path)) => StorePath::parse(&path).map(TensorFileRef::Path),
             _ => Err(value("src is {\"id\"} or {\"path\"}")),
         }
     }
 }
 
-impl Src {
+impl TensorFileRef {
     /// Reads what stands in the `src` of a request: `{"id": …}` or `{"path": …}`.
     ///
     /// # Errors
     /// `E_VALUE`, and `E_LIMIT` for too long a path.
     pub fn from_value(src: &Value) -> Result<Self, ServeError> {
-        let raw = RawSrc::deserialize(src);
+        let raw = RawTensorFileRef::deserialize(src);
         raw.map_err(|error| value(format!("src: {}", said(error))))?
             .read()
     }
@@ -169,13 +176,13 @@ fn range([start, end]: [u64; 2]) -> Result<Range<u64>, ServeError> {
         true => Ok(start..end),
         false => {
             let what = format!("{start} to {end} goes backwards");
-            Err(ServeError::input(Code::Shape, what))
+            Err(ServeError::input(TensorErrorCode::Shape, what))
         }
     }
 }
 
 fn value(what: impl Into<String>) -> ServeError {
-    ServeError::input(Code::Value, what)
+    ServeError::input(TensorErrorCode::Value, what)
 }
 
 #[cfg(test)]
@@ -183,20 +190,22 @@ mod tests {
     use super::*;
 
     fn refused(text: &str) -> &'static str {
-        Request::parse(text.as_bytes()).expect_err(text).code()
+        TensorRequest::parse(text.as_bytes())
+            .expect_err(text)
+            .code()
     }
 
     #[test]
     fn requests_are_understood() {
         let text = br#"{"v":1,"src":{"path":"a/b"},"want":"rows","name":"w","rows":[1,3],"encoding":"bao16"}"#;
-        let Request::Fetch(fetch) = Request::parse(text).expect("good") else {
+        let TensorRequest::Fetch(fetch) = TensorRequest::parse(text).expect("good") else {
             panic!("it is no put");
         };
-        assert_eq!(fetch.want, Want::Rows("w".to_owned(), 1..3));
-        assert_eq!(fetch.encoding, Encoding::Bao16);
+        assert_eq!(fetch.want, PartSelector::Rows("w".to_owned(), 1..3));
+        assert_eq!(fetch.encoding, PartEncoding::Bao16);
         assert_eq!(fetch.src.scope_path(), "a/b");
-        let put = Request::parse(br#"{"v":1,"want":"put","path":"a"}"#).expect("good");
-        assert!(matches!(put, Request::Put(Some(path)) if path.as_str() == "a"));
+        let put = TensorRequest::parse(br#"{"v":1,"want":"put","path":"a"}"#).expect("good");
+        assert!(matches!(put, TensorRequest::Put(Some(path)) if path.as_str() == "a"));
     }
 
     #[test]
@@ -208,7 +217,7 @@ mod tests {
         );
         assert_eq!(refused(r#"{"v":1,"v":1,"want":"put"}"#), "E_JSON");
         let odd = format!("{{\"{}\\n\u{7f}\":1}}", "x".repeat(1000));
-        let error = Request::parse(odd.as_bytes()).expect_err("no such member");
+        let error = TensorRequest::parse(odd.as_bytes()).expect_err("no such member");
         let text = error.to_string();
         assert!(
             text.len() < 300 && !text.contains(char::is_control),

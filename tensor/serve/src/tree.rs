@@ -21,7 +21,7 @@ pub(crate) const PAIR_BYTES: usize = 64;
 
 /// One step of an encoded part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum TreeStep {
     /// The hashes below a node, which lie at this pair of the outboard; whether what is to the left
     /// and to the right of it comes too.
     Pair {
@@ -47,12 +47,12 @@ pub(crate) fn groups(len: u64, part: &Range<u64>) -> Range<u64> {
 
 /// The steps that encode a part, which lies within the `len` bytes.
 #[derive(Debug)]
-pub(crate) struct Steps {
+pub(crate) struct TreeSteps {
     tree: BaoTree,
     inner: ResponseIter,
 }
 
-impl Steps {
+impl TreeSteps {
     pub(crate) fn new(len: u64, part: &Range<u64>) -> Self {
         let groups = groups(len, part);
         let start = ChunkNum::full_chunks(groups.start);
@@ -75,17 +75,17 @@ impl Steps {
     /// Bytes of the encoded part.
     pub(crate) fn encoded_len(len: u64, part: &Range<u64>) -> u64 {
         let bytes = |step| match step {
-            Step::Pair { .. } => PAIR_BYTES as u64,
-            Step::Group { len, .. } => len as u64,
+            TreeStep::Pair { .. } => PAIR_BYTES as u64,
+            TreeStep::Group { len, .. } => len as u64,
         };
         Self::new(len, part).map(bytes).sum()
     }
 }
 
-impl Iterator for Steps {
-    type Item = Step;
+impl Iterator for TreeSteps {
+    type Item = TreeStep;
 
-    fn next(&mut self) -> Option<Step> {
+    fn next(&mut self) -> Option<TreeStep> {
         Some(match self.inner.next()? {
             BaoChunk::Parent {
                 node,
@@ -93,7 +93,7 @@ impl Iterator for Steps {
                 left,
                 right,
                 ..
-            } => Step::Pair {
+            } => TreeStep::Pair {
                 // Whole groups are asked for, so no node within one comes.
                 at: self.tree.pre_order_offset(node)?,
                 root: is_root,
@@ -105,7 +105,7 @@ impl Iterator for Steps {
                 size,
                 is_root,
                 ..
-            } => Step::Group {
+            } => TreeStep::Group {
                 start: start_chunk.to_bytes(),
                 len: size,
                 root: is_root,
@@ -139,9 +139,9 @@ pub(crate) fn group(start: u64, bytes: &[u8], root: bool) -> [u8; 32] {
 
 /// Hashes that were vouched for and whose bytes have not come yet.
 #[derive(Debug)]
-pub(crate) struct Expected(Vec<[u8; 32]>);
+pub(crate) struct ExpectedHashes(Vec<[u8; 32]>);
 
-impl Expected {
+impl ExpectedHashes {
     pub(crate) fn root(root: &Hash) -> Self {
         Self(vec![*root.as_bytes()])
     }
@@ -204,10 +204,10 @@ mod tests {
                 let mut theirs = Vec::new();
                 encode_ranges_validated(data, &outboard, &ranges, &mut theirs).expect("whole");
                 let mut ours: Vec<u8> = Vec::new();
-                let mut expected = Expected::root(&outboard.root);
-                for step in Steps::new(len, &part) {
+                let mut expected = ExpectedHashes::root(&outboard.root);
+                for step in TreeSteps::new(len, &part) {
                     match step {
-                        Step::Pair {
+                        TreeStep::Pair {
                             at,
                             root,
                             left,
@@ -218,7 +218,7 @@ mod tests {
                             assert!(expected.pair(bytes, (root, left, right)));
                             ours.extend(bytes);
                         }
-                        Step::Group { start, len, root } => {
+                        TreeStep::Group { start, len, root } => {
                             let group = &data[start as usize..][..len];
                             assert!(expected.group(start, group, root));
                             ours.extend(group);
@@ -226,7 +226,7 @@ mod tests {
                     }
                 }
                 assert!(ours == theirs, "{part:?} of {len}");
-                assert_eq!(ours.len() as u64, Steps::encoded_len(len, &part));
+                assert_eq!(ours.len() as u64, TreeSteps::encoded_len(len, &part));
             }
         }
     }

@@ -9,26 +9,26 @@ use tokio::time::Instant;
 
 use crate::error::ServeError;
 use crate::limits::{UPLOADS, UPLOADS_PER_PEER};
-use crate::store::Upload;
+use crate::store::TensorUpload;
 
 /// An upload that one piece at a time is added to; none once it was stored or failed.
-pub(crate) type Shared = Arc<tokio::sync::Mutex<Option<Upload>>>;
+pub(crate) type Shared = Arc<tokio::sync::Mutex<Option<TensorUpload>>>;
 
 /// Uploads by name.
 #[derive(Debug)]
 pub(crate) struct Uploads {
     idle: Duration,
-    table: Mutex<Table>,
+    table: Mutex<UploadTable>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct UploadTable {
     last: u64,
-    slots: HashMap<String, Slot>,
+    slots: HashMap<String, UploadSlot>,
 }
 
 #[derive(Debug)]
-struct Slot {
+struct UploadSlot {
     owner: PeerId,
     /// What began it on the owner's behalf, where something did.
     by: Option<Arc<str>>,
@@ -37,7 +37,7 @@ struct Slot {
 }
 
 impl Uploads {
-    /// Drops what nobody goes on with for so long.
+    /// Drops an upload that its peer does not go on with for so long.
     pub(crate) fn new(idle: Duration) -> Arc<Self> {
         let table = Mutex::default();
         Arc::new(Self { idle, table })
@@ -48,13 +48,13 @@ impl Uploads {
         self: &Arc<Self>,
         owner: &PeerId,
         by: Option<&Arc<str>>,
-        upload: Upload,
+        upload: TensorUpload,
     ) -> Result<String, ServeError> {
         self.room(owner)?;
         let mut table = self.table();
         table.last += 1;
         let name = format!("u{}", table.last);
-        let slot = Slot {
+        let slot = UploadSlot {
             owner: owner.clone(),
             by: by.cloned(),
             touched: Instant::now(),
@@ -84,7 +84,7 @@ impl Uploads {
     }
 
     /// The upload of this name, if it is this peer's, and was begun by the same on its behalf: names can be guessed.
-    pub(crate) fn of(
+    pub(crate) fn lookup(
         &self,
         owner: &PeerId,
         by: Option<&Arc<str>>,
@@ -102,12 +102,12 @@ impl Uploads {
         self.table().slots.remove(name);
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, UploadTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Drops the upload once nobody has gone on with it for too long.
+/// Drops the upload once its peer has not gone on with it for too long.
 async fn expire(uploads: Weak<Uploads>, name: String) {
     loop {
         let Some(uploads) = uploads.upgrade() else {
@@ -131,14 +131,14 @@ async fn expire(uploads: Weak<Uploads>, name: String) {
 
 #[cfg(test)]
 mod tests {
-    use alknet_tensor::{Dtype, Writer};
+    use alknet_tensor::{ContainerWriter, Dtype};
     use alknet_test_support::deadline;
 
     use super::*;
-    use crate::store::{Store, StoreOptions};
+    use crate::store::{StoreOptions, TensorStore};
 
     fn header() -> Vec<u8> {
-        let mut writer = Writer::new(std::io::Cursor::new(Vec::new()));
+        let mut writer = ContainerWriter::new(std::io::Cursor::new(Vec::new()));
         let content = vec![0; 64].into();
         writer
             .flat("x", Dtype::U8, &[64], content)
@@ -156,19 +156,22 @@ mod tests {
             bytes_max: header().len() as u64 + 64,
             ..StoreOptions::default()
         };
-        let store = Store::open(folder.path(), options).expect("writable");
+        let store = TensorStore::open(folder.path(), options).expect("writable");
         let owner: PeerId = "ada".parse().expect("a name");
         let uploads = Uploads::new(deadline(Duration::from_millis(20)));
-        let begin = || Upload::begin(&store, &header(), None);
+        let begin = || TensorUpload::begin(&store, &header(), None);
         let upload = begin().expect("there is room");
         let name = uploads.keep(&owner, None, upload).expect("the first");
-        assert!(uploads.of(&owner, None, &name).is_ok());
+        assert!(uploads.lookup(&owner, None, &name).is_ok());
         assert_eq!(begin().expect_err("it is taken").code(), "E_QUOTA");
         while uploads.of_untouched(&name) {
             tokio::task::yield_now().await;
         }
         assert_eq!(
-            uploads.of(&owner, None, &name).expect_err("gone").code(),
+            uploads
+                .lookup(&owner, None, &name)
+                .expect_err("gone")
+                .code(),
             "E_NOTFOUND"
         );
         begin().expect("there is room again");
@@ -177,11 +180,11 @@ mod tests {
     #[tokio::test]
     async fn a_peer_and_all_of_them_have_so_many() {
         let folder = tempfile::tempdir().expect("writable");
-        let store = Store::open(folder.path(), StoreOptions::default()).expect("writable");
+        let store = TensorStore::open(folder.path(), StoreOptions::default()).expect("writable");
         let uploads = Uploads::new(Duration::from_secs(60));
         let peer = |at: usize| -> PeerId { format!("p{at}").parse().expect("a name") };
         let begin = |at| {
-            let upload = Upload::begin(&store, &header(), None).expect("good");
+            let upload = TensorUpload::begin(&store, &header(), None).expect("good");
             uploads.keep(&peer(at), None, upload)
         };
         for at in 0..UPLOADS {
@@ -196,15 +199,15 @@ mod tests {
     #[tokio::test]
     async fn what_one_script_began_no_other_goes_on_with() {
         let folder = tempfile::tempdir().expect("writable");
-        let store = Store::open(folder.path(), StoreOptions::default()).expect("writable");
+        let store = TensorStore::open(folder.path(), StoreOptions::default()).expect("writable");
         let uploads = Uploads::new(Duration::from_secs(60));
         let owner: PeerId = "ada".parse().expect("a name");
         let [own, other]: [Arc<str>; 2] = ["script of ada".into(), "script of eve".into()];
         for by in [None, Some(&own)] {
-            let upload = Upload::begin(&store, &header(), None).expect("good");
+            let upload = TensorUpload::begin(&store, &header(), None).expect("good");
             let name = uploads.keep(&owner, by, upload).expect("there is room");
             for asks in [None, Some(&own), Some(&other)] {
-                assert_eq!(uploads.of(&owner, asks, &name).is_ok(), asks == by);
+                assert_eq!(uploads.lookup(&owner, asks, &name).is_ok(), asks == by);
             }
         }
     }

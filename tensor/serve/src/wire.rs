@@ -9,7 +9,7 @@ use crate::limits::REQUEST_BYTES;
 
 /// What keeps a frame from being read.
 #[derive(Debug)]
-pub(crate) enum Unread {
+pub(crate) enum FrameReadError {
     /// It says that it is longer than may be.
     Long(usize),
     /// The stream ended or failed.
@@ -17,14 +17,16 @@ pub(crate) enum Unread {
 }
 
 /// Reads a frame.
-pub(crate) async fn read(recv: &mut RecvStream) -> Result<Vec<u8>, Unread> {
-    let len = recv.read_u32().await.map_err(Unread::Gone)?;
+pub(crate) async fn read(recv: &mut RecvStream) -> Result<Vec<u8>, FrameReadError> {
+    let len = recv.read_u32().await.map_err(FrameReadError::Gone)?;
     let len = usize::try_from(len).unwrap_or(usize::MAX);
     if len > REQUEST_BYTES {
-        return Err(Unread::Long(len));
+        return Err(FrameReadError::Long(len));
     }
     let mut text = vec![0; len];
-    recv.read_exact(&mut text).await.map_err(Unread::Gone)?;
+    recv.read_exact(&mut text)
+        .await
+        .map_err(FrameReadError::Gone)?;
     Ok(text)
 }
 

@@ -5,10 +5,13 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::dtype::Dtype;
-use crate::error::{Code, Quoted, Result};
-use crate::header::json::{Arena, Bounds, Context, Keys, Span, Text, Unwatched, Walk, duplicate};
+use crate::error::{QuotedText, Result, TensorErrorCode};
+use crate::header::json::{
+    IgnoredMembers, JsonBounds, ObjectKeys, TextArena, TextSeed, TextSpan, ValueWalk,
+    VisitorContext, duplicate,
+};
 use crate::keys::{INDEX, METADATA, SCHEMA};
-use crate::limits::Limits;
+use crate::limits::ContainerLimits;
 
 /// Objects around a member of an entry.
 const ENTRY_DEPTH: u32 = 2;
@@ -16,9 +19,9 @@ const ENTRY_DEPTH: u32 = 2;
 /// An entry as it is kept: texts and sizes lie in arenas.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RawEntry {
-    pub(crate) name: Span,
+    pub(crate) name: TextSpan,
     /// Where the type is unknown, its name.
-    pub(crate) opaque: Span,
+    pub(crate) opaque: TextSpan,
     pub(crate) dims_start: u32,
     pub(crate) rank: u8,
     pub(crate) dtype: Option<Dtype>,
@@ -28,22 +31,22 @@ pub(crate) struct RawEntry {
 
 /// What the top level says, before anything is held against anything.
 #[derive(Debug, Default)]
-pub(super) struct Raw {
-    pub(super) text: Arena,
+pub(super) struct RawHeader {
+    pub(super) text: TextArena,
     pub(super) entries: Vec<RawEntry>,
     pub(super) dims: Vec<u64>,
-    pub(super) metadata: Option<Vec<(Span, Span)>>,
+    pub(super) metadata: Option<Vec<(TextSpan, TextSpan)>>,
 }
 
 /// Reads the whole header.
-pub(super) fn read(header: &str, limits: &Limits) -> Result<Raw> {
-    let context = Context::new("header", Code::Header);
-    let mut raw = Raw {
-        text: Arena::with_room_for(header.len()),
-        ..Raw::default()
+pub(super) fn read(header: &str, limits: &ContainerLimits) -> Result<RawHeader> {
+    let context = VisitorContext::new("header", TensorErrorCode::Header);
+    let mut raw = RawHeader {
+        text: TextArena::with_room_for(header.len()),
+        ..RawHeader::default()
     };
-    let bounds = Bounds::new(limits.json_depth, u64::MAX);
-    let top = Top {
+    let bounds = JsonBounds::new(limits.json_depth, u64::MAX);
+    let top = HeaderSeed {
         context: &context,
         bounds: &bounds,
         limits,
@@ -53,18 +56,18 @@ pub(super) fn read(header: &str, limits: &Limits) -> Result<Raw> {
     Ok(raw)
 }
 
-struct Top<'a> {
-    context: &'a Context,
-    bounds: &'a Bounds,
-    limits: &'a Limits,
-    raw: &'a mut Raw,
+struct HeaderSeed<'a> {
+    context: &'a VisitorContext,
+    bounds: &'a JsonBounds,
+    limits: &'a ContainerLimits,
+    raw: &'a mut RawHeader,
 }
 
-impl Top<'_> {
+impl HeaderSeed<'_> {
     fn name<E: de::Error>(&self, name: &str) -> Result<(), E> {
         if self.raw.entries.len() as u64 >= u64::from(self.limits.entries) {
             let what = format!("header: more than {} entries", self.limits.entries);
-            return Err(self.context.say(Code::Limit, what));
+            return Err(self.context.say(TensorErrorCode::Limit, what));
         }
         let Some(max) = self.limits.name_bytes else {
             return Ok(());
@@ -72,20 +75,20 @@ impl Top<'_> {
         if name.is_empty() || name.len() > max as usize {
             let what = format!(
                 "entry {}: name of {} bytes, 1 to {max} are allowed",
-                Quoted(name),
+                QuotedText(name),
                 name.len()
             );
-            return Err(self.context.say(Code::Limit, what));
+            return Err(self.context.say(TensorErrorCode::Limit, what));
         }
         if name.chars().any(char::is_control) {
-            let what = format!("entry {}: name with a control character", Quoted(name));
-            return Err(self.context.say(Code::Header, what));
+            let what = format!("entry {}: name with a control character", QuotedText(name));
+            return Err(self.context.say(TensorErrorCode::Header, what));
         }
         Ok(())
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Top<'_> {
+impl<'de> DeserializeSeed<'de> for HeaderSeed<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
@@ -93,7 +96,7 @@ impl<'de> DeserializeSeed<'de> for Top<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Top<'_> {
+impl<'de> Visitor<'de> for HeaderSeed<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,23 +105,23 @@ impl<'de> Visitor<'de> for Top<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
         let mut described = false;
-        while let Some(name) = members.next_key_seed(Text(&mut self.raw.text))? {
-            self.context.subject(name.of(self.raw.text.as_str()));
-            self.context.expect(Code::Header);
-            if name.of(self.raw.text.as_str()) == METADATA {
+        while let Some(name) = members.next_key_seed(TextSeed(&mut self.raw.text))? {
+            self.context.subject(name.text_in(self.raw.text.as_str()));
+            self.context.expect(TensorErrorCode::Header);
+            if name.text_in(self.raw.text.as_str()) == METADATA {
                 if described {
                     return Err(self.context.raise(duplicate("header", METADATA)));
                 }
                 described = true;
-                members.next_value_seed(Metadata {
+                members.next_value_seed(MetadataSeed {
                     context: self.context,
                     limits: self.limits,
                     raw: self.raw,
                 })?;
                 continue;
             }
-            self.name(name.of(self.raw.text.as_str()))?;
-            let entry = members.next_value_seed(Entry {
+            self.name(name.text_in(self.raw.text.as_str()))?;
+            let entry = members.next_value_seed(EntrySeed {
                 context: self.context,
                 bounds: self.bounds,
                 limits: self.limits,
@@ -133,13 +136,13 @@ impl<'de> Visitor<'de> for Top<'_> {
 }
 
 /// `__metadata__`: strings under strings. `null` is read as none, as stock readers do.
-struct Metadata<'a> {
-    context: &'a Context,
-    limits: &'a Limits,
-    raw: &'a mut Raw,
+struct MetadataSeed<'a> {
+    context: &'a VisitorContext,
+    limits: &'a ContainerLimits,
+    raw: &'a mut RawHeader,
 }
 
-impl<'de> DeserializeSeed<'de> for Metadata<'_> {
+impl<'de> DeserializeSeed<'de> for MetadataSeed<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
@@ -147,7 +150,7 @@ impl<'de> DeserializeSeed<'de> for Metadata<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Metadata<'_> {
+impl<'de> Visitor<'de> for MetadataSeed<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -159,12 +162,12 @@ impl<'de> Visitor<'de> for Metadata<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        let Raw { text, metadata, .. } = self.raw;
+        let RawHeader { text, metadata, .. } = self.raw;
         let pairs = metadata.get_or_insert_default();
         let mut bytes = 0;
-        while let Some(key) = members.next_key_seed(Text(text))? {
-            let value = members.next_value_seed(Text(text))?;
-            let (limit, counted) = match key.of(text.as_str()) {
+        while let Some(key) = members.next_key_seed(TextSeed(text))? {
+            let value = members.next_value_seed(TextSeed(text))?;
+            let (limit, counted) = match key.text_in(text.as_str()) {
                 INDEX => (self.limits.header_bytes, value.len()),
                 SCHEMA => (self.limits.schema_bytes, value.len()),
                 _ => {
@@ -173,76 +176,78 @@ impl<'de> Visitor<'de> for Metadata<'_> {
                 }
             };
             if counted > limit {
-                let key = Quoted(key.of(text.as_str()));
+                let key = QuotedText(key.text_in(text.as_str()));
                 let what = format!("metadata up to key {key}: more than {limit} bytes");
-                return Err(self.context.say(Code::Limit, what));
+                return Err(self.context.say(TensorErrorCode::Limit, what));
             }
             pairs.push((key, value));
         }
         let text = text.as_str();
-        let mut keys: Vec<Span> = pairs.iter().map(|(key, _)| *key).collect();
-        keys.sort_unstable_by(|a, b| a.of(text).cmp(b.of(text)));
+        let mut keys: Vec<TextSpan> = pairs.iter().map(|(key, _)| *key).collect();
+        keys.sort_unstable_by(|a, b| a.text_in(text).cmp(b.text_in(text)));
         let twice = keys
             .windows(2)
-            .find(|two| two[0].of(text) == two[1].of(text));
+            .find(|two| two[0].text_in(text) == two[1].text_in(text));
         match twice {
             None => Ok(()),
-            Some(two) => Err(self.context.raise(duplicate(METADATA, two[0].of(text)))),
+            Some(two) => Err(self
+                .context
+                .raise(duplicate(METADATA, two[0].text_in(text)))),
         }
     }
 }
 
-/// `{"dtype", "shape", "data_offsets"}`, and whatever else somebody put beside them.
-struct Entry<'a> {
-    context: &'a Context,
-    bounds: &'a Bounds,
-    limits: &'a Limits,
-    name: Span,
-    raw: &'a mut Raw,
+/// `{"dtype", "shape", "data_offsets"}`, and whatever else the file's writer put beside them.
+struct EntrySeed<'a> {
+    context: &'a VisitorContext,
+    bounds: &'a JsonBounds,
+    limits: &'a ContainerLimits,
+    name: TextSpan,
+    raw: &'a mut RawHeader,
 }
 
 /// A member's key; further ones are kept to see whether one comes twice.
-enum Member {
+enum EntryMember {
     Dtype,
     Shape,
     Offsets,
     Other,
 }
 
-struct MemberKey<'a>(&'a mut Keys);
+struct EntryMemberSeed<'a>(&'a mut ObjectKeys);
 
-impl<'de> DeserializeSeed<'de> for MemberKey<'_> {
-    type Value = Member;
+impl<'de> DeserializeSeed<'de> for EntryMemberSeed<'_> {
+    type Value = EntryMember;
 
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Member, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<EntryMember, D::Error> {
         json.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for MemberKey<'_> {
-    type Value = Member;
+impl Visitor<'_> for EntryMemberSeed<'_> {
+    type Value = EntryMember;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
     }
 
-    fn visit_str<E: de::Error>(self, key: &str) -> Result<Member, E> {
+    fn visit_str<E: de::Error>(self, key: &str) -> Result<EntryMember, E> {
         Ok(match key {
-            "dtype" => Member::Dtype,
-            "shape" => Member::Shape,
-            "data_offsets" => Member::Offsets,
+            "dtype" => EntryMember::Dtype,
+            "shape" => EntryMember::Shape,
+            "data_offsets" => EntryMember::Offsets,
             _ => {
                 self.0.add(key);
-                Member::Other
+                EntryMember::Other
             }
         })
     }
 }
 
 /// Begin and end.
-struct Offsets;
+struct OffsetsSeed;
 
-impl<'de> DeserializeSeed<'de> for Offsets {
+impl<'de> DeserializeSeed<'de> for OffsetsSeed {
     type Value = [u64; 2];
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<[u64; 2], D::Error> {
@@ -250,7 +255,7 @@ impl<'de> DeserializeSeed<'de> for Offsets {
     }
 }
 
-impl<'de> Visitor<'de> for Offsets {
+impl<'de> Visitor<'de> for OffsetsSeed {
     type Value = [u64; 2];
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -268,7 +273,7 @@ impl<'de> Visitor<'de> for Offsets {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Entry<'_> {
+impl<'de> DeserializeSeed<'de> for EntrySeed<'_> {
     type Value = RawEntry;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<RawEntry, D::Error> {
@@ -276,7 +281,7 @@ impl<'de> DeserializeSeed<'de> for Entry<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Entry<'_> {
+impl<'de> Visitor<'de> for EntrySeed<'_> {
     type Value = RawEntry;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -285,25 +290,25 @@ impl<'de> Visitor<'de> for Entry<'_> {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<RawEntry, A::Error> {
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
-        let mut others = Keys::default();
-        while let Some(member) = members.next_key_seed(MemberKey(&mut others))? {
+        let mut others = ObjectKeys::default();
+        while let Some(member) = members.next_key_seed(EntryMemberSeed(&mut others))? {
             let twice = match member {
-                Member::Dtype => {
-                    self.context.expect(Code::Dtype);
-                    let text = members.next_value_seed(Text(&mut self.raw.text))?;
+                EntryMember::Dtype => {
+                    self.context.expect(TensorErrorCode::Dtype);
+                    let text = members.next_value_seed(TextSeed(&mut self.raw.text))?;
                     dtype.replace(text).map(|_| "dtype")
                 }
-                Member::Shape => {
-                    self.context.expect(Code::Shape);
+                EntryMember::Shape => {
+                    self.context.expect(TensorErrorCode::Shape);
                     let dims = members.next_value_seed(self.shape())?;
                     shape.replace(dims).map(|_| "shape")
                 }
-                Member::Offsets => {
-                    self.context.expect(Code::Tiling);
-                    let pair = members.next_value_seed(Offsets)?;
+                EntryMember::Offsets => {
+                    self.context.expect(TensorErrorCode::Tiling);
+                    let pair = members.next_value_seed(OffsetsSeed)?;
                     offsets.replace(pair).map(|_| "data_offsets")
                 }
-                Member::Other => {
+                EntryMember::Other => {
                     members.next_value_seed(self.skipped())?;
                     None
                 }
@@ -313,13 +318,13 @@ impl<'de> Visitor<'de> for Entry<'_> {
                 return Err(self.context.raise(error));
             }
         }
-        self.context.expect(Code::Header);
+        self.context.expect(TensorErrorCode::Header);
         others
-            .check(Said(self.name.of(self.raw.text.as_str())))
+            .check(EntryLabel(self.name.text_in(self.raw.text.as_str())))
             .map_err(|error| self.context.raise(error))?;
         let absent = |what: &str| {
             let what = format!("{}: no {what}", self.said());
-            self.context.say(Code::Header, what)
+            self.context.say(TensorErrorCode::Header, what)
         };
         let opaque = dtype.ok_or_else(|| absent("dtype"))?;
         let (dims_start, rank) = shape.ok_or_else(|| absent("shape"))?;
@@ -329,7 +334,7 @@ impl<'de> Visitor<'de> for Entry<'_> {
             opaque,
             dims_start,
             rank,
-            dtype: Dtype::from_name(opaque.of(self.raw.text.as_str())),
+            dtype: Dtype::from_name(opaque.text_in(self.raw.text.as_str())),
             start,
             end,
         })
@@ -337,33 +342,36 @@ impl<'de> Visitor<'de> for Entry<'_> {
 }
 
 /// An entry as errors call it.
-struct Said<'a>(&'a str);
+struct EntryLabel<'a>(&'a str);
 
-impl fmt::Display for Said<'_> {
+impl fmt::Display for EntryLabel<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "entry {}", Quoted(self.0))
+        write!(f, "entry {}", QuotedText(self.0))
     }
 }
 
-impl Entry<'_> {
+impl EntrySeed<'_> {
     fn said(&self) -> String {
-        format!("entry {}", Quoted(self.name.of(self.raw.text.as_str())))
+        format!(
+            "entry {}",
+            QuotedText(self.name.text_in(self.raw.text.as_str()))
+        )
     }
 
-    fn shape(&mut self) -> Shape<'_> {
-        Shape {
+    fn shape(&mut self) -> ShapeSeed<'_> {
+        ShapeSeed {
             context: self.context,
             rank_max: self.limits.rank,
-            name: self.name.of(self.raw.text.as_str()),
+            name: self.name.text_in(self.raw.text.as_str()),
             dims: &mut self.raw.dims,
         }
     }
 
-    const fn skipped(&self) -> Walk<'_, Unwatched> {
-        Walk {
+    const fn skipped(&self) -> ValueWalk<'_, IgnoredMembers> {
+        ValueWalk {
             context: self.context,
             bounds: self.bounds,
-            watch: &Unwatched,
+            watch: &IgnoredMembers,
             depth: ENTRY_DEPTH,
             parent: "",
             key: "",
@@ -372,14 +380,14 @@ impl Entry<'_> {
 }
 
 /// Where the sizes begin, and how many there are.
-struct Shape<'a> {
-    context: &'a Context,
+struct ShapeSeed<'a> {
+    context: &'a VisitorContext,
     rank_max: u32,
     name: &'a str,
     dims: &'a mut Vec<u64>,
 }
 
-impl<'de> DeserializeSeed<'de> for Shape<'_> {
+impl<'de> DeserializeSeed<'de> for ShapeSeed<'_> {
     type Value = (u32, u8);
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(u32, u8), D::Error> {
@@ -387,7 +395,7 @@ impl<'de> DeserializeSeed<'de> for Shape<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Shape<'_> {
+impl<'de> Visitor<'de> for ShapeSeed<'_> {
     type Value = (u32, u8);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -400,10 +408,10 @@ impl<'de> Visitor<'de> for Shape<'_> {
             if (self.dims.len() - start) as u64 >= u64::from(self.rank_max) {
                 let what = format!(
                     "entry {}: more than {} dimensions",
-                    Quoted(self.name),
+                    QuotedText(self.name),
                     self.rank_max
                 );
-                return Err(self.context.say(Code::Limit, what));
+                return Err(self.context.say(TensorErrorCode::Limit, what));
             }
             self.dims.push(size);
         }

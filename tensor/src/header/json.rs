@@ -10,25 +10,25 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 
-use crate::error::{Code, Quoted, Result, TensorError};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode};
 
 /// Characters of what serde says that an error repeats.
 const SAID_CHARS_MAX: usize = 200;
 
 /// What visitors leave behind for the error: serde itself would only carry a text.
 #[derive(Debug)]
-pub(super) struct Context {
+pub(super) struct VisitorContext {
     /// What is read.
     document: &'static str,
     /// What a wrong type means where the reader is now.
-    code: Cell<Code>,
+    code: Cell<TensorErrorCode>,
     /// Whose part is read now.
     subject: RefCell<String>,
     fault: RefCell<Option<TensorError>>,
 }
 
-impl Context {
-    pub(super) fn new(document: &'static str, code: Code) -> Self {
+impl VisitorContext {
+    pub(super) fn new(document: &'static str, code: TensorErrorCode) -> Self {
         Self {
             document,
             code: Cell::new(code),
@@ -38,7 +38,7 @@ impl Context {
     }
 
     /// From here on a wrong type means `code`.
-    pub(super) fn expect(&self, code: Code) {
+    pub(super) fn expect(&self, code: TensorErrorCode) {
         self.code.set(code);
     }
 
@@ -56,7 +56,7 @@ impl Context {
     }
 
     /// The same for a code and a text.
-    pub(super) fn say<E: de::Error>(&self, code: Code, what: impl Into<String>) -> E {
+    pub(super) fn say<E: de::Error>(&self, code: TensorErrorCode, what: impl Into<String>) -> E {
         self.raise(TensorError::new(code, what))
     }
 
@@ -91,24 +91,24 @@ impl Context {
                 TensorError::new(self.code.get(), format!("{document}: {said}"))
             }
             Category::Data => {
-                let subject = Quoted(&subject);
+                let subject = QuotedText(&subject);
                 TensorError::new(self.code.get(), format!("{document}: {subject}: {said}"))
             }
-            _ => TensorError::new(Code::Json, format!("{document}: {said}")),
+            _ => TensorError::new(TensorErrorCode::Json, format!("{document}: {said}")),
         }
     }
 }
 
 /// A text in an arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Span {
+pub(crate) struct TextSpan {
     start: u32,
     len: u32,
 }
 
-impl Span {
+impl TextSpan {
     /// The text, in the arena it was put into.
-    pub(crate) fn of(self, arena: &str) -> &str {
+    pub(crate) fn text_in(self, arena: &str) -> &str {
         let start = self.start as usize;
         let text = arena.get(start..start + self.len as usize);
         text.unwrap_or_default()
@@ -121,18 +121,18 @@ impl Span {
 
 /// Texts end to end. A header is at most 100 MB, and so is what is decoded from it.
 #[derive(Debug, Default)]
-pub(crate) struct Arena(String);
+pub(crate) struct TextArena(String);
 
-impl Arena {
+impl TextArena {
     /// `bytes` is the size of something that lies in memory already.
     pub(crate) fn with_room_for(bytes: usize) -> Self {
         Self(String::with_capacity(bytes))
     }
 
-    pub(crate) fn push(&mut self, text: &str) -> Span {
+    pub(crate) fn push(&mut self, text: &str) -> TextSpan {
         let start = self.0.len() as u32;
         self.0.push_str(text);
-        Span {
+        TextSpan {
             start,
             len: text.len() as u32,
         }
@@ -148,36 +148,36 @@ impl Arena {
 }
 
 /// Reads a string into an arena.
-pub(super) struct Text<'a>(pub(super) &'a mut Arena);
+pub(super) struct TextSeed<'a>(pub(super) &'a mut TextArena);
 
-impl<'de> DeserializeSeed<'de> for Text<'_> {
-    type Value = Span;
+impl<'de> DeserializeSeed<'de> for TextSeed<'_> {
+    type Value = TextSpan;
 
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Span, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<TextSpan, D::Error> {
         json.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for Text<'_> {
-    type Value = Span;
+impl Visitor<'_> for TextSeed<'_> {
+    type Value = TextSpan;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a string")
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<TextSpan, E> {
         Ok(self.0.push(text))
     }
 }
 
 /// Keys of one object, to find out whether one comes twice.
 #[derive(Debug, Default)]
-pub(super) struct Keys {
-    arena: Arena,
-    spans: Vec<Span>,
+pub(super) struct ObjectKeys {
+    arena: TextArena,
+    spans: Vec<TextSpan>,
 }
 
-impl Keys {
+impl ObjectKeys {
     pub(super) fn add(&mut self, key: &str) {
         let span = self.arena.push(key);
         self.spans.push(span);
@@ -190,34 +190,34 @@ impl Keys {
         }
         let text = self.arena.as_str();
         self.spans
-            .sort_unstable_by(|a, b| a.of(text).cmp(b.of(text)));
+            .sort_unstable_by(|a, b| a.text_in(text).cmp(b.text_in(text)));
         let twice = self
             .spans
             .windows(2)
-            .find(|pair| pair[0].of(text) == pair[1].of(text));
+            .find(|pair| pair[0].text_in(text) == pair[1].text_in(text));
         match twice {
             None => Ok(()),
-            Some(pair) => Err(duplicate(what, pair[0].of(text))),
+            Some(pair) => Err(duplicate(what, pair[0].text_in(text))),
         }
     }
 }
 
 pub(super) fn duplicate(what: impl fmt::Display, key: &str) -> TensorError {
     TensorError::new(
-        Code::DupKey,
-        format!("{what}: key {} comes twice", Quoted(key)),
+        TensorErrorCode::DupKey,
+        format!("{what}: key {} comes twice", QuotedText(key)),
     )
 }
 
 /// How deep and how long a value may be.
 #[derive(Debug)]
-pub(super) struct Bounds {
+pub(super) struct JsonBounds {
     pub(super) depth_max: u32,
     pub(super) nodes_max: u64,
     nodes: Cell<u64>,
 }
 
-impl Bounds {
+impl JsonBounds {
     pub(super) const fn new(depth_max: u32, nodes_max: u64) -> Self {
         Self {
             depth_max,
@@ -228,7 +228,7 @@ impl Bounds {
 }
 
 /// Told of every member of every object that is walked over.
-pub(super) trait Watch {
+pub(super) trait MemberWatcher {
     /// A string at `depth`, below `key`, which is inside the value of `parent`.
     fn text(&self, parent: &str, key: &str, text: &str) -> Result<()> {
         let _ = (parent, key, text);
@@ -246,15 +246,15 @@ pub(super) trait Watch {
     }
 }
 
-/// Nobody.
-pub(super) struct Unwatched;
+/// Watches nothing.
+pub(super) struct IgnoredMembers;
 
-impl Watch for Unwatched {}
+impl MemberWatcher for IgnoredMembers {}
 
 /// Reads any value and keeps nothing of it.
-pub(super) struct Walk<'a, W> {
-    pub(super) context: &'a Context,
-    pub(super) bounds: &'a Bounds,
+pub(super) struct ValueWalk<'a, W> {
+    pub(super) context: &'a VisitorContext,
+    pub(super) bounds: &'a JsonBounds,
     pub(super) watch: &'a W,
     /// Objects and arrays around the value.
     pub(super) depth: u32,
@@ -262,7 +262,7 @@ pub(super) struct Walk<'a, W> {
     pub(super) key: &'a str,
 }
 
-impl<W: Watch> Walk<'_, W> {
+impl<W: MemberWatcher> ValueWalk<'_, W> {
     fn node<E: de::Error>(&self) -> Result<(), E> {
         let nodes = self.bounds.nodes.get() + 1;
         self.bounds.nodes.set(nodes);
@@ -271,7 +271,7 @@ impl<W: Watch> Walk<'_, W> {
                 "{}: more than {} values",
                 self.context.document, self.bounds.nodes_max
             );
-            return Err(self.context.say(Code::Limit, what));
+            return Err(self.context.say(TensorErrorCode::Limit, what));
         }
         Ok(())
     }
@@ -283,7 +283,7 @@ impl<W: Watch> Walk<'_, W> {
                 "{}: nested deeper than {}",
                 self.context.document, self.bounds.depth_max
             );
-            return Err(self.context.say(Code::Limit, what));
+            return Err(self.context.say(TensorErrorCode::Limit, what));
         }
         Ok(self.depth + 1)
     }
@@ -296,7 +296,7 @@ impl<W: Watch> Walk<'_, W> {
     }
 }
 
-impl<'de, W: Watch> DeserializeSeed<'de> for Walk<'_, W> {
+impl<'de, W: MemberWatcher> DeserializeSeed<'de> for ValueWalk<'_, W> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
@@ -304,7 +304,7 @@ impl<'de, W: Watch> DeserializeSeed<'de> for Walk<'_, W> {
     }
 }
 
-impl<'de, W: Watch> Visitor<'de> for Walk<'_, W> {
+impl<'de, W: MemberWatcher> Visitor<'de> for ValueWalk<'_, W> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -342,23 +342,26 @@ impl<'de, W: Watch> Visitor<'de> for Walk<'_, W> {
         self.watch
             .list()
             .map_err(|error| self.context.raise(error))?;
-        while items.next_element_seed(Walk { depth, ..self })?.is_some() {}
+        while items
+            .next_element_seed(ValueWalk { depth, ..self })?
+            .is_some()
+        {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
         let depth = self.deeper()?;
-        let mut keys = Keys::default();
-        let mut key = Arena::default();
-        while let Some(span) = members.next_key_seed(Text(&mut key))? {
-            keys.add(span.of(key.as_str()));
-            members.next_value_seed(Walk {
+        let mut keys = ObjectKeys::default();
+        let mut key = TextArena::default();
+        while let Some(span) = members.next_key_seed(TextSeed(&mut key))? {
+            keys.add(span.text_in(key.as_str()));
+            members.next_value_seed(ValueWalk {
                 depth,
                 parent: self.key,
-                key: span.of(key.as_str()),
+                key: span.text_in(key.as_str()),
                 ..self
             })?;
-            key = Arena::default();
+            key = TextArena::default();
         }
         let document = self.context.document;
         keys.check(document)

@@ -6,14 +6,14 @@ use std::borrow::Cow;
 use blake3::Hash;
 
 use crate::dtype::Dtype;
-use crate::error::{Code, Quoted, Result, fail};
+use crate::error::{QuotedText, Result, TensorErrorCode, fail};
 use crate::header::entries::RawEntry;
-use crate::header::index::{self, Index, RawKind, RawTensor};
-use crate::header::json::{Bounds, Context, Span, Walk, Watch};
-use crate::header::table::Table;
+use crate::header::index::{self, RawKind, RawTensor, TensorIndex};
+use crate::header::json::{JsonBounds, MemberWatcher, TextSpan, ValueWalk, VisitorContext};
+use crate::header::table::EntryTable;
 use crate::keys::{DATA_HASH, INDEX, LEVEL, OFFSETS_SUFFIX, PAD_PREFIX, SCHEMA};
-use crate::layout::{Field, check_fields};
-use crate::limits::Limits;
+use crate::layout::{StructField, check_fields};
+use crate::limits::ContainerLimits;
 
 /// The only level above plain safetensors.
 const LEVEL_ONE: &str = "1";
@@ -23,34 +23,34 @@ const ANNOTATION_PREFIX: &str = "TypeDef:";
 /// What level 1 adds.
 #[derive(Debug)]
 pub(super) struct Extension {
-    pub(super) index: Index,
+    pub(super) index: TensorIndex,
     pub(super) data_hash: Option<Hash>,
 }
 
 /// Reads what level 1 adds; none where the file is plain safetensors.
 pub(super) fn read(
-    table: &Table<'_>,
-    metadata: &[(Span, Span)],
-    limits: &Limits,
+    table: &EntryTable<'_>,
+    metadata: &[(TextSpan, TextSpan)],
+    limits: &ContainerLimits,
 ) -> Result<Option<Extension>> {
     let value = |wanted: &str| {
         let pair = metadata
             .iter()
-            .find(|(key, _)| key.of(table.text) == wanted);
-        pair.map(|(_, value)| value.of(table.text))
+            .find(|(key, _)| key.text_in(table.text) == wanted);
+        pair.map(|(_, value)| value.text_in(table.text))
     };
     let Some(level) = value(LEVEL) else {
         return Ok(None);
     };
     if level != LEVEL_ONE {
-        let what = format!("{LEVEL} is {}, this reads level 1", Quoted(level));
-        return fail(Code::Version, what);
+        let what = format!("{LEVEL} is {}, this reads level 1", QuotedText(level));
+        return fail(TensorErrorCode::Version, what);
     }
     let Some(text) = value(INDEX) else {
-        return fail(Code::Schema, format!("{LEVEL} without {INDEX}"));
+        return fail(TensorErrorCode::Schema, format!("{LEVEL} without {INDEX}"));
     };
     let index = index::read(text, table, limits)?;
-    let check = Check {
+    let check = IndexCheck {
         table,
         index: &index,
         limits,
@@ -66,34 +66,36 @@ pub(super) fn read(
     if let Some(schema) = value(SCHEMA) {
         check_schema(schema, limits)?;
     }
-    let data_hash = value(DATA_HASH).map(|text| index::hash(text, Code::Header));
-    let data_hash = data_hash.transpose().map_err(|error| error.of(DATA_HASH))?;
+    let data_hash = value(DATA_HASH).map(|text| index::hash(text, TensorErrorCode::Header));
+    let data_hash = data_hash
+        .transpose()
+        .map_err(|error| error.with_subject(DATA_HASH))?;
     Ok(Some(Extension { index, data_hash }))
 }
 
-struct Check<'a> {
-    table: &'a Table<'a>,
-    index: &'a Index,
-    limits: &'a Limits,
+struct IndexCheck<'a> {
+    table: &'a EntryTable<'a>,
+    index: &'a TensorIndex,
+    limits: &'a ContainerLimits,
 }
 
-impl Check<'_> {
+impl IndexCheck<'_> {
     /// Whether the entry is a tensor, and not the offsets of one.
     fn is_tensor(&self, entry: u32) -> bool {
         let name = self.table.name(entry);
-        self.index.of(entry).is_some() && !name.ends_with(OFFSETS_SUFFIX)
+        self.index.tensor_at(entry).is_some() && !name.ends_with(OFFSETS_SUFFIX)
     }
 
     fn tensors(&self) -> Result<()> {
         for tensor in &self.index.tensors {
             let name = self.table.name(tensor.entry);
             if name.starts_with(PAD_PREFIX) {
-                let what = format!("{INDEX}: {} is a pad", Quoted(name));
-                return fail(Code::Schema, what);
+                let what = format!("{INDEX}: {} is a pad", QuotedText(name));
+                return fail(TensorErrorCode::Schema, what);
             }
             if name.ends_with(OFFSETS_SUFFIX) && !matches!(tensor.kind, RawKind::Flat) {
-                let what = format!("{INDEX}: {} can only be flat", Quoted(name));
-                return fail(Code::Schema, what);
+                let what = format!("{INDEX}: {} can only be flat", QuotedText(name));
+                return fail(TensorErrorCode::Schema, what);
             }
             match tensor.kind {
                 RawKind::Flat => {}
@@ -121,29 +123,32 @@ impl Check<'_> {
         [count, stride]: [u64; 2],
         (start, len): (u32, u32),
     ) -> Result<()> {
-        let said = Quoted(name);
+        let said = QuotedText(name);
         if stride == 0 {
-            return fail(Code::Layout, format!("struct {said}: records of 0 bytes"));
+            return fail(
+                TensorErrorCode::Layout,
+                format!("struct {said}: records of 0 bytes"),
+            );
         }
         if count.checked_mul(stride).is_none() {
             let what = format!("struct {said}: {count} records of {stride} bytes");
-            return fail(Code::Overflow, what);
+            return fail(TensorErrorCode::Overflow, what);
         }
         match self.entry(tensor.entry) {
             Some((entry, shape)) if entry.dtype == Some(Dtype::U8) && shape == [count, stride] => {}
             _ => {
                 let what = format!("struct {said}: its entry is not U8 of [{count}, {stride}]");
-                return fail(Code::Layout, what);
+                return fail(TensorErrorCode::Layout, what);
             }
         }
         let (start, len) = (start as usize, len as usize);
         let raw = self.index.fields.get(start..start + len);
         let text = self.index.text.as_str();
-        let fields: Vec<Field<'_>> = raw
+        let fields: Vec<StructField<'_>> = raw
             .unwrap_or_default()
             .iter()
-            .map(|field| Field {
-                path: Cow::Borrowed(field.path.of(text)),
+            .map(|field| StructField {
+                path: Cow::Borrowed(field.path.text_in(text)),
                 kind: field.kind,
                 off: field.off,
                 len: field.len,
@@ -153,12 +158,12 @@ impl Check<'_> {
     }
 
     fn blob(&self, name: &str, tensor: &RawTensor, shape_of: Option<u32>) -> Result<()> {
-        let said = Quoted(name);
+        let said = QuotedText(name);
         match self.entry(tensor.entry) {
             Some((entry, [_])) if entry.dtype == Some(Dtype::U8) => {}
             _ => {
                 let what = format!("blob {said}: its entry is not U8 of one dimension");
-                return fail(Code::Layout, what);
+                return fail(TensorErrorCode::Layout, what);
             }
         }
         let offsets = self.table.find(&format!("{name}{OFFSETS_SUFFIX}"));
@@ -166,19 +171,19 @@ impl Check<'_> {
             Some((entry, &[ends])) if entry.dtype == Some(Dtype::U64) && ends > 0 => ends,
             Some(_) => {
                 let what = format!("blob {said}: its offsets are not U64 of [items + 1]");
-                return fail(Code::Layout, what);
+                return fail(TensorErrorCode::Layout, what);
             }
-            None => return fail(Code::Layout, format!("blob {said}: no offsets")),
+            None => return fail(TensorErrorCode::Layout, format!("blob {said}: no offsets")),
         };
         if ends - 1 > self.limits.blob_items {
             let what = format!("blob {said}: {} items", ends - 1);
-            return fail(Code::Limit, what);
+            return fail(TensorErrorCode::Limit, what);
         }
         match shape_of {
             Some(other) if !self.is_tensor(other) => {
-                let other = Quoted(self.table.name(other));
+                let other = QuotedText(self.table.name(other));
                 let what = format!("blob {said}: shape_of {other}, which is no tensor");
-                fail(Code::Schema, what)
+                fail(TensorErrorCode::Schema, what)
             }
             _ => Ok(()),
         }
@@ -189,26 +194,29 @@ impl Check<'_> {
         for (at, entry) in self.table.entries.iter().enumerate() {
             // At most a million.
             let at = at as u32;
-            let name = entry.name.of(self.table.text);
+            let name = entry.name.text_in(self.table.text);
             if name.starts_with(PAD_PREFIX) {
                 let shape = self.table.shape(entry);
                 if entry.dtype != Some(Dtype::U8) || shape.len() != 1 {
-                    let what = format!("pad {}: not U8 of one dimension", Quoted(name));
-                    return fail(Code::Layout, what);
+                    let what = format!("pad {}: not U8 of one dimension", QuotedText(name));
+                    return fail(TensorErrorCode::Layout, what);
                 }
                 continue;
             }
             if let Some(blob) = name.strip_suffix(OFFSETS_SUFFIX) {
-                let blob = self.table.find(blob).and_then(|at| self.index.of(at));
+                let blob = self
+                    .table
+                    .find(blob)
+                    .and_then(|at| self.index.tensor_at(at));
                 if !blob.is_some_and(|blob| matches!(blob.kind, RawKind::Blob { .. })) {
-                    let what = format!("entry {}: offsets without a blob", Quoted(name));
-                    return fail(Code::Layout, what);
+                    let what = format!("entry {}: offsets without a blob", QuotedText(name));
+                    return fail(TensorErrorCode::Layout, what);
                 }
                 continue;
             }
-            if self.index.of(at).is_none() {
-                let what = format!("entry {} is not in {INDEX}", Quoted(name));
-                return fail(Code::Layout, what);
+            if self.index.tensor_at(at).is_none() {
+                let what = format!("entry {} is not in {INDEX}", QuotedText(name));
+                return fail(TensorErrorCode::Layout, what);
             }
         }
         Ok(())
@@ -218,15 +226,18 @@ impl Check<'_> {
     fn order(&self) -> Result<()> {
         let mut seen = vec![false; self.table.entries.len()];
         for at in &self.index.order {
-            let name = Quoted(self.table.name(*at));
+            let name = QuotedText(self.table.name(*at));
             if !self.is_tensor(*at) {
                 return fail(
-                    Code::Schema,
+                    TensorErrorCode::Schema,
                     format!("{INDEX}: order names {name}, no tensor"),
                 );
             }
             if std::mem::replace(&mut seen[*at as usize], true) {
-                return fail(Code::Schema, format!("{INDEX}: order names {name} twice"));
+                return fail(
+                    TensorErrorCode::Schema,
+                    format!("{INDEX}: order names {name} twice"),
+                );
             }
         }
         let forgotten = self.index.tensors.iter().map(|tensor| tensor.entry);
@@ -234,20 +245,23 @@ impl Check<'_> {
         match forgotten.next() {
             None => Ok(()),
             Some(at) => {
-                let name = Quoted(self.table.name(at));
-                fail(Code::Schema, format!("{INDEX}: order forgets {name}"))
+                let name = QuotedText(self.table.name(at));
+                fail(
+                    TensorErrorCode::Schema,
+                    format!("{INDEX}: order forgets {name}"),
+                )
             }
         }
     }
 }
 
 /// Bounded, without keys that come twice, and little-endian.
-fn check_schema(schema: &str, limits: &Limits) -> Result<()> {
-    let context = Context::new(SCHEMA, Code::Schema);
-    let bounds = Bounds::new(limits.schema_depth, limits.schema_nodes);
+fn check_schema(schema: &str, limits: &ContainerLimits) -> Result<()> {
+    let context = VisitorContext::new(SCHEMA, TensorErrorCode::Schema);
+    let bounds = JsonBounds::new(limits.schema_depth, limits.schema_nodes);
     context.read(
         schema,
-        Walk {
+        ValueWalk {
             context: &context,
             bounds: &bounds,
             watch: &LittleEndian,
@@ -260,15 +274,15 @@ fn check_schema(schema: &str, limits: &Limits) -> Result<()> {
 
 struct LittleEndian;
 
-impl Watch for LittleEndian {
+impl MemberWatcher for LittleEndian {
     fn text(&self, parent: &str, key: &str, text: &str) -> Result<()> {
         if parent.starts_with(ANNOTATION_PREFIX) && key == "endian" && text != "little" {
             let what = format!(
                 "{SCHEMA}: {}: endian {}, a container is little-endian",
-                Quoted(parent),
-                Quoted(text)
+                QuotedText(parent),
+                QuotedText(text)
             );
-            return fail(Code::Schema, what);
+            return fail(TensorErrorCode::Schema, what);
         }
         Ok(())
     }

@@ -5,15 +5,15 @@ use std::ops::Range;
 use blake3::Hash;
 
 use crate::dtype::ElementType;
-use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
 use crate::header::PREFIX_BYTES;
 use crate::header::entries::RawEntry;
-use crate::header::index::Index;
-use crate::header::json::Span;
+use crate::header::index::TensorIndex;
+use crate::header::json::TextSpan;
 use crate::header::table;
-use crate::header::tensor::{Kind, Tensor};
+use crate::header::tensor::{Tensor, TensorKind};
 use crate::keys::{INDEX, OFFSETS_SUFFIX, PAD_PREFIX, SCHEMA};
-use crate::layout::{Field, LayoutOracle};
+use crate::layout::{LayoutOracle, StructField};
 
 /// What a file holds, without its data.
 #[derive(Debug)]
@@ -23,9 +23,9 @@ pub struct Meta {
     pub(super) text: Box<str>,
     pub(super) entries: Box<[RawEntry]>,
     pub(super) dims: Box<[u64]>,
-    pub(super) by_name: table::Names,
-    pub(super) metadata: Option<Box<[(Span, Span)]>>,
-    pub(super) index: Option<Index>,
+    pub(super) by_name: table::EntryNames,
+    pub(super) metadata: Option<Box<[(TextSpan, TextSpan)]>>,
+    pub(super) index: Option<TensorIndex>,
     pub(super) data_hash: Option<Hash>,
 }
 
@@ -61,13 +61,15 @@ impl Meta {
     }
 
     /// Every entry in the order of its bytes, pads and offsets included.
-    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'_>> {
-        self.entries.iter().map(|raw| Entry { meta: self, raw })
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = HeaderEntry<'_>> {
+        self.entries
+            .iter()
+            .map(|raw| HeaderEntry { meta: self, raw })
     }
 
     /// The entry of this name, be it a tensor or not.
     #[must_use]
-    pub fn entry(&self, name: &str) -> Option<Entry<'_>> {
+    pub fn entry(&self, name: &str) -> Option<HeaderEntry<'_>> {
         let at = self.find(name)?;
         self.entry_at(at)
     }
@@ -90,13 +92,18 @@ impl Meta {
     /// `E_NOTFOUND`: none has it. Pads and the offsets of blobs are no tensors.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
         let found = self.find(name).and_then(|at| self.tensor_at(at));
-        found.ok_or_else(|| TensorError::new(Code::NotFound, format!("no tensor {}", Quoted(name))))
+        found.ok_or_else(|| {
+            TensorError::new(
+                TensorErrorCode::NotFound,
+                format!("no tensor {}", QuotedText(name)),
+            )
+        })
     }
 
     /// The metadata as it stands, in its order.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
         let pairs = self.metadata.iter().flatten();
-        pairs.map(|(key, value)| (key.of(&self.text), value.of(&self.text)))
+        pairs.map(|(key, value)| (key.text_in(&self.text), value.text_in(&self.text)))
     }
 
     /// Whether there is metadata at all, be it empty.
@@ -143,13 +150,16 @@ impl Meta {
             return Ok(());
         };
         for tensor in self.tensors() {
-            let Kind::Struct(records) = tensor.kind() else {
+            let TensorKind::Struct(records) = tensor.kind() else {
                 continue;
             };
-            let name = Quoted(tensor.name());
+            let name = QuotedText(tensor.name());
             let layout = oracle.layout(schema, records.def()).map_err(|why| {
-                let def = Quoted(records.def());
-                TensorError::new(Code::Schema, format!("struct {name}: {def}: {why}"))
+                let def = QuotedText(records.def());
+                TensorError::new(
+                    TensorErrorCode::Schema,
+                    format!("struct {name}: {def}: {why}"),
+                )
             })?;
             if layout.stride != records.stride() {
                 let what = format!(
@@ -157,9 +167,9 @@ impl Meta {
                     records.stride(),
                     layout.stride
                 );
-                return fail(Code::Layout, what);
+                return fail(TensorErrorCode::Layout, what);
             }
-            let mut ours: Vec<Field<'_>> = records.fields().collect();
+            let mut ours: Vec<StructField<'_>> = records.fields().collect();
             let mut theirs = layout.fields;
             ours.sort_by(|a, b| a.path.cmp(&b.path));
             theirs.sort_by(|a, b| a.path.cmp(&b.path));
@@ -170,7 +180,7 @@ impl Meta {
             if let Some((ours, theirs)) = differ {
                 let what =
                     format!("struct {name}: {ours:?} by the index, {theirs:?} by its schema");
-                return fail(Code::Layout, what);
+                return fail(TensorErrorCode::Layout, what);
             }
             if ours.len() != theirs.len() {
                 let what = format!(
@@ -178,7 +188,7 @@ impl Meta {
                     ours.len(),
                     theirs.len()
                 );
-                return fail(Code::Layout, what);
+                return fail(TensorErrorCode::Layout, what);
             }
         }
         Ok(())
@@ -188,9 +198,9 @@ impl Meta {
         self.by_name.find(&self.entries, &self.text, name)
     }
 
-    pub(super) fn entry_at(&self, at: u32) -> Option<Entry<'_>> {
+    pub(super) fn entry_at(&self, at: u32) -> Option<HeaderEntry<'_>> {
         let raw = self.entries.get(at as usize)?;
-        Some(Entry { meta: self, raw })
+        Some(HeaderEntry { meta: self, raw })
     }
 
     fn tensor_at(&self, at: u32) -> Option<Tensor<'_>> {
@@ -198,7 +208,7 @@ impl Meta {
         let listed = match &self.index {
             None => None,
             Some(_) if entry.name().ends_with(OFFSETS_SUFFIX) => return None,
-            Some(index) => Some(index.of(at)?),
+            Some(index) => Some(index.tensor_at(at)?),
         };
         Some(Tensor { entry, listed })
     }
@@ -207,28 +217,28 @@ impl Meta {
     #[must_use]
     pub fn entry_hash(&self, name: &str) -> Option<Hash> {
         let index = self.index.as_ref()?;
-        index.of(self.find(name)?)?.hash
+        index.tensor_at(self.find(name)?)?.hash
     }
 
     /// The alignment that the index has for an entry.
     pub(crate) fn align_of(&self, name: &str) -> Option<u32> {
         let index = self.index.as_ref()?;
-        index.of(self.find(name)?)?.align
+        index.tensor_at(self.find(name)?)?.align
     }
 }
 
 /// One entry of the header.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry<'m> {
+pub struct HeaderEntry<'m> {
     pub(super) meta: &'m Meta,
     raw: &'m RawEntry,
 }
 
-impl<'m> Entry<'m> {
+impl<'m> HeaderEntry<'m> {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &'m str {
-        self.raw.name.of(&self.meta.text)
+        self.raw.name.text_in(&self.meta.text)
     }
 
     /// Its element type.
@@ -236,7 +246,7 @@ impl<'m> Entry<'m> {
     pub fn dtype(&self) -> ElementType<'m> {
         match self.raw.dtype {
             Some(dtype) => ElementType::Known(dtype),
-            None => ElementType::Opaque(self.raw.opaque.of(&self.meta.text)),
+            None => ElementType::Opaque(self.raw.opaque.text_in(&self.meta.text)),
         }
     }
 
@@ -271,7 +281,7 @@ impl<'m> Entry<'m> {
     /// `E_SHAPE` where there are no such rows; `E_DTYPE` where they are no whole bytes.
     pub fn row_range(&self, rows: Range<u64>) -> Result<Range<u64>> {
         let range = crate::view::row_bytes(self.dtype(), self.shape(), &rows);
-        range.map_err(|error| error.of(format_args!("entry {}", Quoted(self.name()))))
+        range.map_err(|error| error.with_subject(format_args!("entry {}", QuotedText(self.name()))))
     }
 
     /// Whether it only fills room, which only files of level 1 have.

@@ -14,11 +14,11 @@ mod meta;
 mod table;
 mod tensor;
 
-use crate::error::{Code, Result, TensorError, fail};
-use crate::limits::Limits;
+use crate::error::{Result, TensorError, TensorErrorCode, fail};
+use crate::limits::ContainerLimits;
 
-pub use meta::{Entry, Meta};
-pub use tensor::{Blob, Kind, Struct, Tensor};
+pub use meta::{HeaderEntry, Meta};
+pub use tensor::{BlobInfo, StructInfo, Tensor, TensorKind};
 
 pub(crate) use table::byte_len;
 
@@ -31,10 +31,10 @@ pub const HEADER_BYTES_MIN: u64 = 2;
 ///
 /// # Errors
 /// `E_HEADER` where the file is too short for the length or for what it says; `E_LIMIT`.
-pub fn header_len(prefix: &[u8], file_len: u64, limits: &Limits) -> Result<u64> {
+pub fn header_len(prefix: &[u8], file_len: u64, limits: &ContainerLimits) -> Result<u64> {
     let Some(prefix) = prefix.first_chunk() else {
         let what = format!("a file of {file_len} bytes has no header");
-        return fail(Code::Header, what);
+        return fail(TensorErrorCode::Header, what);
     };
     let len = u64::from_le_bytes(*prefix);
     check_len(len, limits)?;
@@ -43,21 +43,21 @@ pub fn header_len(prefix: &[u8], file_len: u64, limits: &Limits) -> Result<u64> 
         .is_none_or(|rest| len > rest)
     {
         let what = format!("a header of {len} bytes in a file of {file_len}");
-        return fail(Code::Header, what);
+        return fail(TensorErrorCode::Header, what);
     }
     Ok(len)
 }
 
-fn check_len(len: u64, limits: &Limits) -> Result<()> {
+fn check_len(len: u64, limits: &ContainerLimits) -> Result<()> {
     if len < HEADER_BYTES_MIN {
-        return fail(Code::Header, format!("a header of {len} bytes"));
+        return fail(TensorErrorCode::Header, format!("a header of {len} bytes"));
     }
     if len > limits.header_bytes {
         let what = format!(
             "a header of {len} bytes, {} are allowed",
             limits.header_bytes
         );
-        return fail(Code::Limit, what);
+        return fail(TensorErrorCode::Limit, what);
     }
     Ok(())
 }
@@ -66,17 +66,17 @@ impl Meta {
     /// Reads a header, without the length before it, of a file with `data_len` bytes behind it.
     ///
     /// ```
-    /// use alknet_tensor::{Limits, Meta};
+    /// use alknet_tensor::{ContainerLimits, Meta};
     ///
     /// let header = br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
-    /// let meta = Meta::parse(header, 8, &Limits::default())?;
+    /// let meta = Meta::parse(header, 8, &ContainerLimits::default())?;
     /// assert_eq!(meta.entry("a").expect("it is there").shape(), [2]);
     /// # Ok::<(), alknet_tensor::TensorError>(())
     /// ```
     ///
     /// # Errors
     /// Any code of the format but those that need the data; see the table in `docs/tensor.md`.
-    pub fn parse(header: &[u8], data_len: u64, limits: &Limits) -> Result<Self> {
+    pub fn parse(header: &[u8], data_len: u64, limits: &ContainerLimits) -> Result<Self> {
         Self::read(header, Some(data_len), limits)
     }
 
@@ -85,19 +85,22 @@ impl Meta {
     ///
     /// # Errors
     /// As [`Meta::parse`].
-    pub fn of_header(header: &[u8], limits: &Limits) -> Result<Self> {
+    pub fn of_header(header: &[u8], limits: &ContainerLimits) -> Result<Self> {
         Self::read(header, None, limits)
     }
 
-    fn read(header: &[u8], data_len: Option<u64>, limits: &Limits) -> Result<Self> {
+    fn read(header: &[u8], data_len: Option<u64>, limits: &ContainerLimits) -> Result<Self> {
         let len = header.len() as u64;
         check_len(len, limits)?;
         if header.first() != Some(&b'{') {
-            return fail(Code::Header, "the header does not begin with '{'");
+            return fail(
+                TensorErrorCode::Header,
+                "the header does not begin with '{'",
+            );
         }
         let text = std::str::from_utf8(header)
-            .map_err(|error| TensorError::new(Code::Json, format!("header: {error}")))?;
-        let entries::Raw {
+            .map_err(|error| TensorError::new(TensorErrorCode::Json, format!("header: {error}")))?;
+        let entries::RawHeader {
             text,
             mut entries,
             dims,
@@ -112,10 +115,10 @@ impl Meta {
             .is_none()
         {
             let what = format!("{data_len} bytes of data behind a header of {len}");
-            return fail(Code::Overflow, what);
+            return fail(TensorErrorCode::Overflow, what);
         }
-        let by_name = table::Names::of(&entries, &text)?;
-        let table = table::Table {
+        let by_name = table::EntryNames::build(&entries, &text)?;
+        let table = table::EntryTable {
             text: &text,
             entries: &entries,
             dims: &dims,

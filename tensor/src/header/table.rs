@@ -9,31 +9,31 @@ use hashbrown::hash_table::Entry as Slot;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::dtype::ElementType;
-use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
 use crate::header::entries::RawEntry;
 use crate::header::json::duplicate;
 
 /// Entries sorted, with what is needed to look at them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Table<'a> {
+pub(super) struct EntryTable<'a> {
     pub(super) text: &'a str,
     pub(super) entries: &'a [RawEntry],
     pub(super) dims: &'a [u64],
-    pub(super) by_name: &'a Names,
+    pub(super) by_name: &'a EntryNames,
 }
 
-impl<'a> Table<'a> {
+impl<'a> EntryTable<'a> {
     pub(super) fn name(&self, entry: u32) -> &'a str {
         let entry = self.entries.get(entry as usize);
-        entry.map_or("", |entry| entry.name.of(self.text))
+        entry.map_or("", |entry| entry.name.text_in(self.text))
     }
 
     pub(super) fn find(&self, name: &str) -> Option<u32> {
         self.by_name.find(self.entries, self.text, name)
     }
 
-    /// The same where names mostly come in the order of the bytes, as whoever writes them has them:
-    /// the entry behind the last one, or behind the pad that follows it, is looked at first.
+    /// The same where names mostly come in the order of the bytes, as writers put them: the entry
+    /// behind the last one, or behind the pad that follows it, is looked at first.
     pub(super) fn find_near(&self, name: &str, near: &Cell<u32>) -> Option<u32> {
         let next = near.get();
         let is_it = |at: &u32| self.entries.get(*at as usize).is_some() && self.name(*at) == name;
@@ -54,21 +54,21 @@ pub(crate) fn shape<'a>(dims: &'a [u64], entry: &RawEntry) -> &'a [u64] {
     shape.unwrap_or_default()
 }
 
-/// The places of entries by name. The hash is seeded anew for each file, so that names cannot be
-/// chosen to share a slot.
+/// The places of entries by name. The hash has a seed of its own for each file, so that an attacker
+/// cannot choose names that share a slot.
 #[derive(Default)]
-pub(crate) struct Names {
+pub(crate) struct EntryNames {
     places: HashTable<u32>,
     hasher: DefaultHashBuilder,
 }
 
-impl Names {
+impl EntryNames {
     /// # Errors
     /// `E_DUPKEY`: two have one name.
-    pub(super) fn of(entries: &[RawEntry], text: &str) -> Result<Self> {
+    pub(super) fn build(entries: &[RawEntry], text: &str) -> Result<Self> {
         let name = |at: u32| {
             let entry = entries.get(at as usize);
-            entry.map_or("", |entry| entry.name.of(text))
+            entry.map_or("", |entry| entry.name.text_in(text))
         };
         let mut names = Self {
             places: HashTable::with_capacity(entries.len()),
@@ -94,15 +94,15 @@ impl Names {
     pub(crate) fn find(&self, entries: &[RawEntry], text: &str, name: &str) -> Option<u32> {
         let named = |at: &u32| {
             let entry = entries.get(*at as usize);
-            entry.is_some_and(|entry| entry.name.of(text) == name)
+            entry.is_some_and(|entry| entry.name.text_in(text) == name)
         };
         self.places.find(self.hasher.hash_one(name), named).copied()
     }
 }
 
-impl fmt::Debug for Names {
+impl fmt::Debug for EntryNames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Names({})", self.places.len())
+        write!(f, "EntryNames({})", self.places.len())
     }
 }
 
@@ -110,16 +110,16 @@ impl fmt::Debug for Names {
 pub(super) fn sort(entries: &mut [RawEntry], text: &str) {
     entries.sort_unstable_by(|a, b| {
         let bytes = (a.start, a.end).cmp(&(b.start, b.end));
-        bytes.then_with(|| a.name.of(text).cmp(b.name.of(text)))
+        bytes.then_with(|| a.name.text_in(text).cmp(b.name.text_in(text)))
     });
 }
 
 /// Each entry is as long as its shape says, begins where the one before ends, and the last ends
 /// with the data.
-pub(super) fn check_tiling(table: &Table<'_>, data_len: u64) -> Result<()> {
+pub(super) fn check_tiling(table: &EntryTable<'_>, data_len: u64) -> Result<()> {
     let mut at = 0;
     for entry in table.entries {
-        let said = || format!("entry {}", Quoted(entry.name.of(table.text)));
+        let said = || format!("entry {}", QuotedText(entry.name.text_in(table.text)));
         if entry.start > entry.end {
             let what = format!(
                 "{}: begins at {} and ends at {}",
@@ -127,7 +127,7 @@ pub(super) fn check_tiling(table: &Table<'_>, data_len: u64) -> Result<()> {
                 entry.start,
                 entry.end
             );
-            return fail(Code::Tiling, what);
+            return fail(TensorErrorCode::Tiling, what);
         }
         match entry.start.cmp(&at) {
             Ordering::Equal => {}
@@ -137,7 +137,7 @@ pub(super) fn check_tiling(table: &Table<'_>, data_len: u64) -> Result<()> {
                     said(),
                     entry.start
                 );
-                return fail(Code::Tiling, what);
+                return fail(TensorErrorCode::Tiling, what);
             }
             Ordering::Less => {
                 let what = format!(
@@ -145,27 +145,27 @@ pub(super) fn check_tiling(table: &Table<'_>, data_len: u64) -> Result<()> {
                     said(),
                     entry.start
                 );
-                return fail(Code::Tiling, what);
+                return fail(TensorErrorCode::Tiling, what);
             }
         }
         let held = entry.end - entry.start;
         if let Some(dtype) = entry.dtype {
             let shape = table.shape(entry);
             let wanted = byte_len(ElementType::Known(dtype), shape);
-            let wanted = wanted.map_err(|error| error.of(said()))?;
+            let wanted = wanted.map_err(|error| error.with_subject(said()))?;
             if wanted != held {
                 let what = format!(
                     "{}: {dtype} of shape {shape:?} is {wanted} bytes, the entry has {held}",
                     said()
                 );
-                return fail(Code::Shape, what);
+                return fail(TensorErrorCode::Shape, what);
             }
         }
         at = entry.end;
     }
     if at != data_len {
         let what = format!("entries end at {at}, the data at {data_len}");
-        return fail(Code::Tiling, what);
+        return fail(TensorErrorCode::Tiling, what);
     }
     Ok(())
 }
@@ -178,9 +178,9 @@ pub(crate) fn byte_len(dtype: ElementType<'_>, shape: &[u64]) -> Result<u64> {
     let ElementType::Known(dtype) = dtype else {
         let what = format!(
             "elements of an unknown type, {}, have no size",
-            Quoted(&dtype.to_string())
+            QuotedText(&dtype.to_string())
         );
-        return fail(Code::Dtype, what);
+        return fail(TensorErrorCode::Dtype, what);
     };
     let count = shape
         .iter()
@@ -188,11 +188,11 @@ pub(crate) fn byte_len(dtype: ElementType<'_>, shape: &[u64]) -> Result<u64> {
     let bits = count.and_then(|count| count.checked_mul(dtype.bits()));
     let bits = bits.ok_or_else(|| {
         let what = format!("{dtype} of shape {shape:?} is more than 2^64 bits");
-        TensorError::new(Code::Overflow, what)
+        TensorError::new(TensorErrorCode::Overflow, what)
     })?;
     if bits % 8 != 0 {
         let what = format!("{dtype} of shape {shape:?} is {bits} bits, which fill no whole bytes");
-        return fail(Code::Dtype, what);
+        return fail(TensorErrorCode::Dtype, what);
     }
     Ok(bits / 8)
 }

@@ -4,15 +4,15 @@ use std::borrow::Cow;
 
 use blake3::Hash;
 
-use crate::header::index::{Index, RawKind, RawTensor};
-use crate::header::meta::Entry;
+use crate::header::index::{RawKind, RawTensor, TensorIndex};
+use crate::header::meta::HeaderEntry;
 use crate::keys::OFFSETS_SUFFIX;
-use crate::layout::Field;
+use crate::layout::StructField;
 
 /// A tensor: an entry, and what the index says about it.
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor<'m> {
-    pub(super) entry: Entry<'m>,
+    pub(super) entry: HeaderEntry<'m>,
     pub(super) listed: Option<&'m RawTensor>,
 }
 
@@ -25,7 +25,7 @@ impl<'m> Tensor<'m> {
 
     /// Its entry; a blob's data.
     #[must_use]
-    pub const fn entry(&self) -> Entry<'m> {
+    pub const fn entry(&self) -> HeaderEntry<'m> {
         self.entry
     }
 
@@ -43,22 +43,22 @@ impl<'m> Tensor<'m> {
 
     /// How it is to be read.
     #[must_use]
-    pub fn kind(&self) -> Kind<'m> {
+    pub fn kind(&self) -> TensorKind<'m> {
         let meta = self.entry.meta;
         let (Some(tensor), Some(index)) = (self.listed, &meta.index) else {
-            return Kind::Flat;
+            return TensorKind::Flat;
         };
         match tensor.kind {
-            RawKind::Flat => Kind::Flat,
-            RawKind::Struct { .. } => Kind::Struct(Struct { index, tensor }),
+            RawKind::Flat => TensorKind::Flat,
+            RawKind::Struct { .. } => TensorKind::Struct(StructInfo { index, tensor }),
             RawKind::Blob { enc, shape_of } => {
                 let offsets = format!("{}{OFFSETS_SUFFIX}", self.name());
                 // The header was refused if it were not there.
                 let Some(offsets) = meta.entry(&offsets) else {
-                    return Kind::Flat;
+                    return TensorKind::Flat;
                 };
-                Kind::Blob(Blob {
-                    enc: enc.of(index.text.as_str()),
+                TensorKind::Blob(BlobInfo {
+                    enc: enc.text_in(index.text.as_str()),
                     shape_of: shape_of.and_then(|at| meta.entry_at(at)),
                     offsets,
                 })
@@ -70,16 +70,16 @@ impl<'m> Tensor<'m> {
 /// How a tensor is to be read.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub enum Kind<'m> {
+pub enum TensorKind<'m> {
     /// Elements of one type.
     Flat,
     /// Records of one size.
-    Struct(Struct<'m>),
+    Struct(StructInfo<'m>),
     /// Items of any size.
-    Blob(Blob<'m>),
+    Blob(BlobInfo<'m>),
 }
 
-impl Kind<'_> {
+impl TensorKind<'_> {
     /// The name in `mt.index`.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -93,17 +93,17 @@ impl Kind<'_> {
 
 /// The records of a struct.
 #[derive(Clone, Copy, Debug)]
-pub struct Struct<'m> {
-    index: &'m Index,
+pub struct StructInfo<'m> {
+    index: &'m TensorIndex,
     tensor: &'m RawTensor,
 }
 
-impl<'m> Struct<'m> {
+impl<'m> StructInfo<'m> {
     /// Which definition of the schema the records are.
     #[must_use]
     pub fn def(&self) -> &'m str {
         match self.tensor.kind {
-            RawKind::Struct { def, .. } => def.of(self.index.text.as_str()),
+            RawKind::Struct { def, .. } => def.text_in(self.index.text.as_str()),
             _ => "",
         }
     }
@@ -127,7 +127,7 @@ impl<'m> Struct<'m> {
     }
 
     /// The fields as the index lists them.
-    pub fn fields(&self) -> impl ExactSizeIterator<Item = Field<'m>> + use<'m> {
+    pub fn fields(&self) -> impl ExactSizeIterator<Item = StructField<'m>> + use<'m> {
         let (start, len) = match self.tensor.kind {
             RawKind::Struct { fields, .. } => fields,
             _ => (0, 0),
@@ -139,8 +139,8 @@ impl<'m> Struct<'m> {
             .get(start..start + len)
             .unwrap_or_default();
         let text = self.index.text.as_str();
-        raw.iter().map(|field| Field {
-            path: Cow::Borrowed(field.path.of(text)),
+        raw.iter().map(|field| StructField {
+            path: Cow::Borrowed(field.path.text_in(text)),
             kind: field.kind,
             off: field.off,
             len: field.len,
@@ -150,13 +150,13 @@ impl<'m> Struct<'m> {
 
 /// The items of a blob.
 #[derive(Clone, Copy, Debug)]
-pub struct Blob<'m> {
+pub struct BlobInfo<'m> {
     enc: &'m str,
-    shape_of: Option<Entry<'m>>,
-    offsets: Entry<'m>,
+    shape_of: Option<HeaderEntry<'m>>,
+    offsets: HeaderEntry<'m>,
 }
 
-impl<'m> Blob<'m> {
+impl<'m> BlobInfo<'m> {
     /// What the items are: `utf8`, `bytes`, `json` or a media type.
     #[must_use]
     pub const fn enc(&self) -> &'m str {
@@ -171,7 +171,7 @@ impl<'m> Blob<'m> {
 
     /// The entry of the offsets: one more than there are items.
     #[must_use]
-    pub const fn offsets(&self) -> Entry<'m> {
+    pub const fn offsets(&self) -> HeaderEntry<'m> {
         self.offsets
     }
 

@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
-use alknet_typedef::{Kind, Limits, Schema, parse};
+use alknet_typedef::{FieldKind, Schema, SchemaLimits, parse};
 
-use super::{Field, FieldType, Layout, LayoutOracle};
+use super::{FieldType, LayoutOracle, StructField, StructLayout};
 
 /// Lays out records by the schema keywords of `docs/typedef.md`.
 ///
@@ -22,14 +22,14 @@ use super::{Field, FieldType, Layout, LayoutOracle};
 /// ```
 #[derive(Debug, Default)]
 pub struct SchemaLayouts {
-    limits: Limits,
+    limits: SchemaLimits,
     last: Mutex<Option<(String, Schema)>>,
 }
 
 impl SchemaLayouts {
     /// Takes schemas within `limits`.
     #[must_use]
-    pub fn with_limits(limits: Limits) -> Self {
+    pub fn with_limits(limits: SchemaLimits) -> Self {
         Self {
             limits,
             last: Mutex::default(),
@@ -38,7 +38,7 @@ impl SchemaLayouts {
 }
 
 impl LayoutOracle for SchemaLayouts {
-    fn layout(&self, schema: &str, def: &str) -> Result<Layout, String> {
+    fn layout(&self, schema: &str, def: &str) -> Result<StructLayout, String> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let known = last.take().filter(|(text, _)| text == schema);
         let (text, read) = match known {
@@ -54,7 +54,7 @@ impl LayoutOracle for SchemaLayouts {
         *last = Some((text, read));
         let record = record?;
         let fields = record.fields.into_iter().map(field);
-        Ok(Layout {
+        Ok(StructLayout {
             stride: record.stride,
             fields: fields.collect::<Result<_, _>>()?,
             members: record.enums,
@@ -63,16 +63,18 @@ impl LayoutOracle for SchemaLayouts {
 }
 
 /// Text without reserved space lies elsewhere.
-fn field(theirs: alknet_typedef::Field) -> Result<Field<'static>, String> {
+fn field(theirs: alknet_typedef::RecordField) -> Result<StructField<'static>, String> {
     let (kind, len) = match (theirs.kind, theirs.len) {
-        (Kind::String | Kind::Bytes | Kind::Timestamp, None) => (FieldType::Indirect, 1),
+        (FieldKind::String | FieldKind::Bytes | FieldKind::Timestamp, None) => {
+            (FieldType::Indirect, 1)
+        }
         (kind, len) => {
             let known = FieldType::from_name(kind.name());
             let unknown = || format!("a field of a container cannot be {kind}");
             (known.ok_or_else(unknown)?, len.unwrap_or(1))
         }
     };
-    Ok(Field {
+    Ok(StructField {
         path: Cow::Owned(theirs.path),
         kind,
         off: theirs.off,

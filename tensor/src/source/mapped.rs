@@ -8,16 +8,16 @@ use memmap2::Mmap;
 
 /// A file that was mapped.
 #[derive(Debug)]
-pub struct Mapped(Mmap);
+pub struct MappedFile(Mmap);
 
-impl Mapped {
+impl MappedFile {
     /// Maps all of `file`, to be read.
     ///
     /// # Errors
     /// The system cannot map it.
     ///
     /// # Safety
-    /// Nobody may change or shorten the file while the map lives: what was checked could change
+    /// No process may change or shorten the file while the map lives: what was checked could change
     /// after the check, and reading what is gone ends the process with `SIGBUS`. A file of the
     /// content-addressed store is such a file, and so is a memory file sealed against shrinking and
     /// writing. The node and PID 1 never map; their workers do.
@@ -27,7 +27,7 @@ impl Mapped {
     }
 }
 
-impl Deref for Mapped {
+impl Deref for MappedFile {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {

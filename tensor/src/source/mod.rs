@@ -1,7 +1,7 @@
 //! Where the bytes of a container come from.
 //!
 //! The usual source is a file that is read by offset into memory of its own: a mapped file that
-//! shrinks ends the process with a signal. Mapping is [`Mapped`], and unsafe to ask for.
+//! shrinks ends the process with a signal. Mapping is [`MappedFile`], and unsafe to ask for.
 
 mod mapped;
 
@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-pub use mapped::Mapped;
+pub use mapped::MappedFile;
 
 /// Bytes that can be read by offset, as often and in as many threads as wanted.
 pub trait ReadAt {
@@ -90,4 +90,4 @@ macro_rules! in_memory {
     };
 }
 
-in_memory!(&[u8], Arc<[u8]>, Vec<u8>, Mapped);
+in_memory!(&[u8], Arc<[u8]>, Vec<u8>, MappedFile);

@@ -4,15 +4,15 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::Path;
 
-use crate::error::{Code, Quoted, Result, TensorError, fail};
-use crate::limits::Limits;
-use crate::reader::Reader;
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
+use crate::limits::ContainerLimits;
+use crate::reader::ContainerReader;
 use crate::source::ReadAt;
 use crate::tools::list::cat;
 use crate::tools::npy::Npy;
 use crate::tools::npz::{self, Cursor};
-use crate::tools::rewrite::{Options, rewrite, strip};
-use crate::writer::{AtomicFile, Writer};
+use crate::tools::rewrite::{RewriteOptions, rewrite, strip};
+use crate::writer::{AtomicFile, ContainerWriter};
 
 /// What a tensor is called that comes from a file without names.
 const UNNAMED: &str = "array";
@@ -20,7 +20,7 @@ const UNNAMED: &str = "array";
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Format {
+pub enum ArrayFormat {
     /// A container with index, hashes and alignment: `.mt`, `.metatensor`.
     Metatensor,
     /// One NumPy array: `.npy`.
@@ -31,12 +31,12 @@ pub enum Format {
     Safetensors,
 }
 
-impl Format {
+impl ArrayFormat {
     /// What a file of this name is taken for.
     ///
     /// # Errors
     /// `E_NOTFOUND`: its extension says nothing.
-    pub fn of(path: &Path) -> Result<Self> {
+    pub fn from_path(path: &Path) -> Result<Self> {
         let extension = path.extension().and_then(|extension| extension.to_str());
         match extension.map(str::to_ascii_lowercase).as_deref() {
             Some("metatensor" | "mt") => Ok(Self::Metatensor),
@@ -44,10 +44,10 @@ impl Format {
             Some("npz") => Ok(Self::Npz),
             Some("safetensors") => Ok(Self::Safetensors),
             _ => fail(
-                Code::NotFound,
+                TensorErrorCode::NotFound,
                 format!(
                     "{} ends with none of .mt, .npy, .npz, .safetensors",
-                    Quoted(&path.to_string_lossy())
+                    QuotedText(&path.to_string_lossy())
                 ),
             ),
         }
@@ -62,10 +62,10 @@ impl Format {
 /// # Errors
 /// `E_IO`; what readers of the one and writers of the other refuse.
 pub fn convert(
-    (input, from): (&Path, Format),
-    output: (&Path, Format),
-    options: Options,
-    limits: &Limits,
+    (input, from): (&Path, ArrayFormat),
+    output: (&Path, ArrayFormat),
+    options: RewriteOptions,
+    limits: &ContainerLimits,
 ) -> Result<()> {
     let opened = File::open(input);
     let file =
@@ -79,16 +79,18 @@ pub fn convert(
 /// # Errors
 /// As [`convert`].
 pub fn convert_source<S: ReadAt>(
-    (source, name, from): (S, Option<&str>, Format),
-    (output, to): (&Path, Format),
-    options: Options,
-    limits: &Limits,
+    (source, name, from): (S, Option<&str>, ArrayFormat),
+    (output, to): (&Path, ArrayFormat),
+    options: RewriteOptions,
+    limits: &ContainerLimits,
 ) -> Result<()> {
     match from {
-        Format::Metatensor | Format::Safetensors => {
-            container(&Reader::open(source, limits)?, (output, to), options)
-        }
-        Format::Npy => {
+        ArrayFormat::Metatensor | ArrayFormat::Safetensors => container(
+            &ContainerReader::open(source, limits)?,
+            (output, to),
+            options,
+        ),
+        ArrayFormat::Npy => {
             let npy = Npy::read(BufReader::new(Cursor::new(&source)?))?;
             arrays((output, to), options, |writer| {
                 let (dtype, shape) = (npy.header.dtype, npy.header.shape.clone());
@@ -96,7 +98,7 @@ pub fn convert_source<S: ReadAt>(
                 Ok(())
             })
         }
-        Format::Npz => arrays((output, to), options, |writer| {
+        ArrayFormat::Npz => arrays((output, to), options, |writer| {
             npz::add_archive(&source, writer)
         }),
     }
@@ -104,17 +106,17 @@ pub fn convert_source<S: ReadAt>(
 
 /// Writes a container with what `add` puts into it.
 fn arrays<'a>(
-    (output, to): (&Path, Format),
-    options: Options,
-    add: impl FnOnce(&mut Writer<'a, AtomicFile>) -> Result<()>,
+    (output, to): (&Path, ArrayFormat),
+    options: RewriteOptions,
+    add: impl FnOnce(&mut ContainerWriter<'a, AtomicFile>) -> Result<()>,
 ) -> Result<()> {
     let file = AtomicFile::create(output)?;
     let mut writer = match to {
-        Format::Safetensors => Writer::plain(file),
-        Format::Metatensor => Writer::new(file),
-        Format::Npy | Format::Npz => {
+        ArrayFormat::Safetensors => ContainerWriter::plain(file),
+        ArrayFormat::Metatensor => ContainerWriter::new(file),
+        ArrayFormat::Npy | ArrayFormat::Npz => {
             let what = "between NumPy's own formats NumPy converts: take a container in between";
-            return fail(Code::Dtype, what);
+            return fail(TensorErrorCode::Dtype, what);
         }
     };
     if options.page_align {
@@ -129,24 +131,24 @@ fn arrays<'a>(
 }
 
 fn container<S: ReadAt>(
-    reader: &Reader<S>,
-    (output, to): (&Path, Format),
-    options: Options,
+    reader: &ContainerReader<S>,
+    (output, to): (&Path, ArrayFormat),
+    options: RewriteOptions,
 ) -> Result<()> {
     let file = AtomicFile::create(output)?;
     match to {
-        Format::Metatensor => rewrite(reader, file, options)?.1.commit(),
-        Format::Safetensors => strip(reader, file)?.1.commit(),
-        Format::Npz => {
+        ArrayFormat::Metatensor => rewrite(reader, file, options)?.1.commit(),
+        ArrayFormat::Safetensors => strip(reader, file)?.1.commit(),
+        ArrayFormat::Npz => {
             let mut buffered = BufWriter::new(file);
             npz::write_archive(reader, &mut buffered)?;
             end(buffered)
         }
-        Format::Npy => {
+        ArrayFormat::Npy => {
             let mut names = reader.names();
             let (Some(name), None) = (names.next(), names.next()) else {
                 let what = "an array is made of a container with exactly one tensor";
-                return fail(Code::Shape, what);
+                return fail(TensorErrorCode::Shape, what);
             };
             let mut buffered = BufWriter::new(file);
             cat(reader, name, None, true, &mut buffered)?;

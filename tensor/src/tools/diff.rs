@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::header::{Kind, Meta, Tensor};
-use crate::layout::Field;
+use crate::header::{Meta, Tensor, TensorKind};
+use crate::layout::StructField;
 
-/// What a [`Change`] does.
+/// What a [`DiffChange`] does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeKind {
@@ -23,7 +23,7 @@ pub enum ChangeKind {
 
 /// One step from the first file to the second.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Change {
+pub struct DiffChange {
     /// What is to be done.
     pub op: ChangeKind,
     /// A tensor, or `TENSOR#FIELD`.
@@ -39,12 +39,12 @@ pub struct Change {
 /// The steps: what goes, in the order of the first file, then the rest in that of the second. Only
 /// headers are compared; files without a step between them may hold different values.
 #[must_use]
-pub fn diff(first: &Meta, second: &Meta) -> Vec<Change> {
+pub fn diff(first: &Meta, second: &Meta) -> Vec<DiffChange> {
     let (before, after) = (shapes(first), shapes(second));
-    let known: BTreeMap<&str, &Shape> = before.iter().map(|it| (&*it.name, it)).collect();
-    let kept: BTreeMap<&str, &Shape> = after.iter().map(|it| (&*it.name, it)).collect();
+    let known: BTreeMap<&str, &TensorSummary> = before.iter().map(|it| (&*it.name, it)).collect();
+    let kept: BTreeMap<&str, &TensorSummary> = after.iter().map(|it| (&*it.name, it)).collect();
     let gone = before.iter().filter(|it| !kept.contains_key(&*it.name));
-    let mut changes: Vec<Change> = gone.map(|it| it.change(ChangeKind::Remove)).collect();
+    let mut changes: Vec<DiffChange> = gone.map(|it| it.change(ChangeKind::Remove)).collect();
     for shape in &after {
         match known.get(&*shape.name) {
             None => changes.push(shape.change(ChangeKind::Add)),
@@ -55,7 +55,7 @@ pub fn diff(first: &Meta, second: &Meta) -> Vec<Change> {
 }
 
 /// A tensor as far as it is compared.
-struct Shape {
+struct TensorSummary {
     name: String,
     what: String,
     dims: String,
@@ -63,18 +63,18 @@ struct Shape {
     fields: Vec<(String, String)>,
 }
 
-impl Shape {
+impl TensorSummary {
     fn text(&self) -> String {
         format!("{} {}", self.what, self.dims)
     }
 
-    fn change(&self, op: ChangeKind) -> Change {
+    fn change(&self, op: ChangeKind) -> DiffChange {
         let text = Some(self.text());
         let (from, to) = match op {
             ChangeKind::Remove => (text, None),
             _ => (None, text),
         };
-        Change {
+        DiffChange {
             op,
             path: self.name.clone(),
             from,
@@ -83,18 +83,18 @@ impl Shape {
     }
 }
 
-fn shapes(meta: &Meta) -> Vec<Shape> {
+fn shapes(meta: &Meta) -> Vec<TensorSummary> {
     meta.tensors().map(|tensor| shape(&tensor)).collect()
 }
 
-fn shape(tensor: &Tensor<'_>) -> Shape {
+fn shape(tensor: &Tensor<'_>) -> TensorSummary {
     let entry = tensor.entry();
     let (what, dims, fields) = match tensor.kind() {
-        Kind::Flat => {
+        TensorKind::Flat => {
             let dims = format!("{:?}", entry.shape());
             (entry.dtype().to_string(), dims, Vec::new())
         }
-        Kind::Struct(records) => (
+        TensorKind::Struct(records) => (
             // Another stride shows in the fields too, but for gaps at the end.
             format!("struct of {} bytes", records.stride()),
             format!("[{}]", records.count()),
@@ -103,12 +103,12 @@ fn shape(tensor: &Tensor<'_>) -> Shape {
                 .map(|field| (field.path.to_string(), said(&field)))
                 .collect(),
         ),
-        Kind::Blob(blob) => {
+        TensorKind::Blob(blob) => {
             let what = format!("blob of {}", blob.enc());
             (what, format!("[{}]", blob.count()), Vec::new())
         }
     };
-    Shape {
+    TensorSummary {
         name: tensor.name().to_owned(),
         what,
         dims,
@@ -116,7 +116,7 @@ fn shape(tensor: &Tensor<'_>) -> Shape {
     }
 }
 
-fn said(field: &Field<'_>) -> String {
+fn said(field: &StructField<'_>) -> String {
     let (kind, off) = (field.kind.name(), field.off);
     match field.len {
         1 => format!("{kind} at {off}"),
@@ -124,8 +124,8 @@ fn said(field: &Field<'_>) -> String {
     }
 }
 
-fn compare(old: &Shape, new: &Shape, changes: &mut Vec<Change>) {
-    let both = |op| Change {
+fn compare(old: &TensorSummary, new: &TensorSummary, changes: &mut Vec<DiffChange>) {
+    let both = |op| DiffChange {
         op,
         path: new.name.clone(),
         from: Some(old.text()),
@@ -136,13 +136,15 @@ fn compare(old: &Shape, new: &Shape, changes: &mut Vec<Change>) {
     } else if old.dims != new.dims {
         changes.push(both(ChangeKind::Reshape));
     }
-    let field = |op, path: &str, from: Option<&String>, to: Option<&String>| Change {
+    let field = |op, path: &str, from: Option<&String>, to: Option<&String>| DiffChange {
         op,
         path: format!("{}#{path}", new.name),
         from: from.cloned(),
         to: to.cloned(),
     };
-    let of = |shape: &Shape| -> BTreeMap<String, String> { shape.fields.iter().cloned().collect() };
+    let of = |shape: &TensorSummary| -> BTreeMap<String, String> {
+        shape.fields.iter().cloned().collect()
+    };
     let (before, after) = (of(old), of(new));
     let gone = old.fields.iter().filter(|it| !after.contains_key(&it.0));
     changes.extend(gone.map(|(path, was)| field(ChangeKind::Remove, path, Some(was), None)));

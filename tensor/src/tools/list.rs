@@ -7,16 +7,16 @@ use blake3::Hash;
 use serde::Serialize;
 
 use crate::error::{Result, TensorError};
-use crate::header::{Kind, Tensor};
+use crate::header::{Tensor, TensorKind};
 use crate::integrity::FileId;
-use crate::reader::Reader;
+use crate::reader::ContainerReader;
 use crate::source::ReadAt;
 use crate::tools::npy::npy_header;
 use crate::view::row_bytes;
 
 /// What a file holds.
 #[derive(Clone, Debug, Serialize)]
-pub struct Listing {
+pub struct ContainerListing {
     /// 1 for a metatensor, 0 for any other safetensors file.
     pub level: u32,
     /// Bytes of the file.
@@ -29,7 +29,7 @@ pub struct Listing {
     pub tensors: Vec<TensorRow>,
 }
 
-/// A tensor of a [`Listing`].
+/// A tensor of a [`ContainerListing`].
 #[derive(Clone, Debug, Serialize)]
 pub struct TensorRow {
     /// Its name.
@@ -99,10 +99,10 @@ pub struct FieldRow {
 
 /// What a file holds; nothing but its header is read.
 #[must_use]
-pub fn list<S: ReadAt>(reader: &Reader<S>) -> Listing {
+pub fn list<S: ReadAt>(reader: &ContainerReader<S>) -> ContainerListing {
     let meta = reader.meta();
     let others = meta.metadata().filter(|(key, _)| !crate::keys::is_own(key));
-    Listing {
+    ContainerListing {
         level: meta.level(),
         file_len: meta.file_len(),
         header_len: meta.header_len(),
@@ -124,8 +124,8 @@ fn row(tensor: &Tensor<'_>) -> TensorRow {
         align: tensor.align(),
         b3: tensor.hash().map(|hash| hash.to_hex().to_string()),
         kind: match tensor.kind() {
-            Kind::Flat => KindRow::Flat,
-            Kind::Struct(records) => KindRow::Struct {
+            TensorKind::Flat => KindRow::Flat,
+            TensorKind::Struct(records) => KindRow::Struct {
                 def: records.def().to_owned(),
                 stride: records.stride(),
                 count: records.count(),
@@ -139,7 +139,7 @@ fn row(tensor: &Tensor<'_>) -> TensorRow {
                     })
                     .collect(),
             },
-            Kind::Blob(blob) => KindRow::Blob {
+            TensorKind::Blob(blob) => KindRow::Blob {
                 enc: blob.enc().to_owned(),
                 count: blob.count(),
                 shape_of: blob.shape_of().map(str::to_owned),
@@ -155,7 +155,7 @@ fn row(tensor: &Tensor<'_>) -> TensorRow {
 /// `E_NOTFOUND`; `E_SHAPE` where there are no such rows; `E_DTYPE` where NumPy has no such type;
 /// `E_IO`.
 pub fn cat<S: ReadAt>(
-    reader: &Reader<S>,
+    reader: &ContainerReader<S>,
     name: &str,
     rows: Option<Range<u64>>,
     npy: bool,
@@ -183,7 +183,7 @@ pub fn cat<S: ReadAt>(
 
 /// What a file is known by.
 #[derive(Clone, Debug)]
-pub struct Hashes {
+pub struct ContainerHashes {
     /// BLAKE3 of the whole file.
     pub id: FileId,
     /// BLAKE3 of the header with the length before it.
@@ -198,14 +198,14 @@ pub struct Hashes {
 ///
 /// # Errors
 /// `E_IO`.
-pub fn hashes<S: ReadAt>(reader: &Reader<S>) -> Result<Hashes> {
+pub fn hashes<S: ReadAt>(reader: &ContainerReader<S>) -> Result<ContainerHashes> {
     let meta = reader.meta();
     let mut tensors = Vec::new();
     for tensor in meta.tensors() {
         let hash = reader.hash(tensor.entry().file_range())?;
         tensors.push((tensor.name().to_owned(), hash));
     }
-    Ok(Hashes {
+    Ok(ContainerHashes {
         id: FileId(reader.hash(0..meta.file_len())?),
         header: reader.header_hash()?,
         data: reader.hash(meta.data_start()..meta.file_len())?,

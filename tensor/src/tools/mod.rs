@@ -9,9 +9,11 @@ mod npz;
 mod pack;
 mod rewrite;
 
-pub use convert::{Format, convert, convert_source};
-pub use diff::{Change, ChangeKind, diff};
-pub use list::{FieldRow, Hashes, KindRow, Listing, TensorRow, cat, hashes, list};
+pub use convert::{ArrayFormat, convert, convert_source};
+pub use diff::{ChangeKind, DiffChange, diff};
+pub use list::{
+    ContainerHashes, ContainerListing, FieldRow, KindRow, TensorRow, cat, hashes, list,
+};
 pub use npy::{Npy, NpyHeader, npy_header};
 pub use pack::pack;
-pub use rewrite::{Options, rewrite, select, strip};
+pub use rewrite::{RewriteOptions, rewrite, select, strip};

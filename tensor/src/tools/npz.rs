@@ -6,12 +6,12 @@ use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
 use crate::limits::ENTRIES_MAX;
-use crate::reader::Reader;
+use crate::reader::ContainerReader;
 use crate::source::ReadAt;
 use crate::tools::npy::{Npy, npy_header};
-use crate::writer::{Content, Writer};
+use crate::writer::{ContainerWriter, TensorContent};
 
 /// What each array's name ends with in an archive.
 const SUFFIX: &str = ".npy";
@@ -76,12 +76,12 @@ impl<S> Seek for Cursor<'_, S> {
 /// `E_HEADER` where it is no archive of arrays; as [`Npy::read`].
 pub(super) fn add_archive<'s, S: ReadAt, W: Write + Seek>(
     source: &'s S,
-    writer: &mut Writer<'s, W>,
+    writer: &mut ContainerWriter<'s, W>,
 ) -> Result<()> {
     let mut archive = ZipArchive::new(Cursor::new(source)?).map_err(broken)?;
     if archive.len() > ENTRIES_MAX as usize {
         return fail(
-            Code::Limit,
+            TensorErrorCode::Limit,
             format!("an archive of {} files", archive.len()),
         );
     }
@@ -89,14 +89,14 @@ pub(super) fn add_archive<'s, S: ReadAt, W: Write + Seek>(
         let file = archive.by_index(at).map_err(broken)?;
         let path = file.name().map_err(broken)?.into_owned();
         let Some(name) = path.strip_suffix(SUFFIX) else {
-            let what = format!("{} in the archive is no array", Quoted(&path));
-            return fail(Code::Header, what);
+            let what = format!("{} in the archive is no array", QuotedText(&path));
+            return fail(TensorErrorCode::Header, what);
         };
-        let said = |error: TensorError| error.of(Quoted(&path));
+        let said = |error: TensorError| error.with_subject(QuotedText(&path));
         let header = Npy::read(file).map_err(said)?.header;
         let (dtype, shape) = (header.dtype, header.shape);
         let again = ZipArchive::clone(&archive);
-        let content = Content::made(move |out| unpack(again, at, out));
+        let content = TensorContent::made(move |out| unpack(again, at, out));
         writer.flat(name, dtype, &shape, content)?;
     }
     Ok(())
@@ -117,7 +117,10 @@ fn unpack<R: Read + Seek>(
 ///
 /// # Errors
 /// `E_DTYPE` where NumPy has no such type; `E_IO`.
-pub(super) fn write_archive<S: ReadAt>(reader: &Reader<S>, out: impl Write + Seek) -> Result<()> {
+pub(super) fn write_archive<S: ReadAt>(
+    reader: &ContainerReader<S>,
+    out: impl Write + Seek,
+) -> Result<()> {
     let mut archive = ZipWriter::new(out);
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
@@ -126,7 +129,7 @@ pub(super) fn write_archive<S: ReadAt>(reader: &Reader<S>, out: impl Write + See
         let path = format!("{}{SUFFIX}", entry.name());
         archive.start_file(path, options).map_err(broken)?;
         let header = npy_header(entry.dtype(), entry.shape());
-        let header = header.map_err(|error| error.of(Quoted(entry.name())))?;
+        let header = header.map_err(|error| error.with_subject(QuotedText(entry.name())))?;
         let mut write = |bytes: &[u8]| {
             let written = archive.write_all(bytes);
             written.map_err(|error| TensorError::io("write the archive", error))
@@ -141,6 +144,6 @@ pub(super) fn write_archive<S: ReadAt>(reader: &Reader<S>, out: impl Write + See
 fn broken(error: ZipError) -> TensorError {
     match error {
         ZipError::Io(error) => TensorError::io("the archive", error),
-        other => TensorError::new(Code::Header, format!("the archive: {other}")),
+        other => TensorError::new(TensorErrorCode::Header, format!("the archive: {other}")),
     }
 }

@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::io::{BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
 use crate::limits::ENTRIES_MAX;
 use crate::tools::npy::Npy;
-use crate::tools::rewrite::Options;
-use crate::writer::{Content, Writer, Written};
+use crate::tools::rewrite::RewriteOptions;
+use crate::writer::{ContainerWriter, TensorContent, WriteSummary};
 
 /// Folders within folders.
 const DEPTH_MAX: usize = 32;
@@ -30,11 +30,15 @@ const ENCODING: &str = "bytes";
 ///
 /// # Errors
 /// `E_IO`, also for what is neither file nor folder; `E_VALUE` for a name that is not UTF-8;
-/// `E_LIMIT`; what [`Npy::read`] and [`Writer::finish`] refuse.
-pub fn pack<W: Write + Seek>(folder: &Path, sink: W, options: Options) -> Result<(Written, W)> {
+/// `E_LIMIT`; what [`Npy::read`] and [`ContainerWriter::finish`] refuse.
+pub fn pack<W: Write + Seek>(
+    folder: &Path,
+    sink: W,
+    options: RewriteOptions,
+) -> Result<(WriteSummary, W)> {
     let mut files = Vec::new();
     collect(folder, "", 0, &mut files)?;
-    let mut writer = Writer::new(sink);
+    let mut writer = ContainerWriter::new(sink);
     if options.page_align {
         writer = writer.page_aligned();
     }
@@ -43,14 +47,16 @@ pub fn pack<W: Write + Seek>(folder: &Path, sink: W, options: Options) -> Result
     }
     for (name, path) in files {
         let opened = File::open(&path);
-        let file = opened.map_err(|error| TensorError::io(Quoted(&name), error))?;
+        let file = opened.map_err(|error| TensorError::io(QuotedText(&name), error))?;
         match name.strip_suffix(ARRAY_SUFFIX) {
             Some(array) => {
                 // The file is opened again when it is its turn: there may be more of them than a
                 // process may have open.
                 let npy = Npy::read(BufReader::new(file));
-                let header = npy.map_err(|error| error.of(Quoted(&name)))?.header;
-                let content = Content::made(move |out| {
+                let header = npy
+                    .map_err(|error| error.with_subject(QuotedText(&name)))?
+                    .header;
+                let content = TensorContent::made(move |out| {
                     let file = File::open(&path);
                     let file = file.map_err(|error| TensorError::io("open it again", error))?;
                     let npy = Npy::read(BufReader::new(file))?;
@@ -61,11 +67,11 @@ pub fn pack<W: Write + Seek>(folder: &Path, sink: W, options: Options) -> Result
             None => {
                 let metadata = file.metadata();
                 let len = metadata
-                    .map_err(|error| TensorError::io(Quoted(&name), error))?
+                    .map_err(|error| TensorError::io(QuotedText(&name), error))?
                     .len();
                 let known = ENCODINGS.iter().find(|(suffix, _)| name.ends_with(suffix));
                 let enc = known.map_or(ENCODING, |(_, enc)| enc);
-                let content = Content::made(move |out| {
+                let content = TensorContent::made(move |out| {
                     let copied =
                         File::open(&path).and_then(|mut file| std::io::copy(&mut file, out));
                     copied.map_err(|error| TensorError::io("copy it", error))?;
@@ -86,7 +92,10 @@ fn collect(
     files: &mut Vec<(String, PathBuf)>,
 ) -> Result<()> {
     if depth > DEPTH_MAX {
-        return fail(Code::Limit, format!("folders deeper than {DEPTH_MAX}"));
+        return fail(
+            TensorErrorCode::Limit,
+            format!("folders deeper than {DEPTH_MAX}"),
+        );
     }
     let io = |error| TensorError::io(format_args!("read {}", folder.display()), error);
     let entries = fs::read_dir(folder).map_err(io)?;
@@ -95,15 +104,15 @@ fn collect(
     for entry in entries {
         let path = entry.path();
         let Ok(name) = entry.file_name().into_string() else {
-            let what = format!("{} is not UTF-8", Quoted(&path.to_string_lossy()));
-            return fail(Code::Value, what);
+            let what = format!("{} is not UTF-8", QuotedText(&path.to_string_lossy()));
+            return fail(TensorErrorCode::Value, what);
         };
         let name = format!("{prefix}{name}");
         let kind = entry.file_type().map_err(io)?;
         // A link counts as the file it leads to; folders are not followed, they could be circles.
         let is_file = match kind.is_symlink() {
             true => fs::metadata(&path)
-                .map_err(|error| TensorError::io(Quoted(&name), error))?
+                .map_err(|error| TensorError::io(QuotedText(&name), error))?
                 .is_file(),
             false => kind.is_file(),
         };
@@ -111,12 +120,15 @@ fn collect(
             collect(&path, &format!("{name}/"), depth + 1, files)?;
         } else if is_file {
             if files.len() >= ENTRIES_MAX as usize {
-                return fail(Code::Limit, format!("more than {ENTRIES_MAX} files"));
+                return fail(
+                    TensorErrorCode::Limit,
+                    format!("more than {ENTRIES_MAX} files"),
+                );
             }
             files.push((name, path));
         } else {
-            let what = format!("{} is neither file nor folder", Quoted(&name));
-            return fail(Code::Io, what);
+            let what = format!("{} is neither file nor folder", QuotedText(&name));
+            return fail(TensorErrorCode::Io, what);
         }
     }
     Ok(())

@@ -4,15 +4,15 @@ use std::io::{Seek, Write};
 
 use crate::dtype::ElementType;
 use crate::error::{Result, TensorError};
-use crate::header::{Entry, Kind};
+use crate::header::{HeaderEntry, TensorKind};
 use crate::keys::{DATA_HASH, GPU, INDEX, LEVEL, SCHEMA, is_own};
-use crate::reader::Reader;
+use crate::reader::ContainerReader;
 use crate::source::ReadAt;
-use crate::writer::{Content, Writer, Written};
+use crate::writer::{ContainerWriter, TensorContent, WriteSummary};
 
 /// How a container is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct RewriteOptions {
     /// Tensors of a MiB and more begin with a page of the file.
     pub page_align: bool,
     /// Tensors begin where a GPU can bind them. A file that says so already stays so.
@@ -23,13 +23,13 @@ pub struct Options {
 /// is not this writer's own, the schema, the nested view and the order are kept.
 ///
 /// # Errors
-/// `E_IO`; what [`Writer::finish`] refuses, as a tensor of plain safetensors with a name that means
+/// `E_IO`; what [`ContainerWriter::finish`] refuses, as a tensor of plain safetensors with a name that means
 /// something here.
 pub fn rewrite<S: ReadAt, W: Write + Seek>(
-    reader: &Reader<S>,
+    reader: &ContainerReader<S>,
     sink: W,
-    options: Options,
-) -> Result<(Written, W)> {
+    options: RewriteOptions,
+) -> Result<(WriteSummary, W)> {
     write(reader, sink, options, None)
 }
 
@@ -38,23 +38,23 @@ pub fn rewrite<S: ReadAt, W: Write + Seek>(
 /// # Errors
 /// As [`rewrite`].
 pub fn select<S: ReadAt, W: Write + Seek>(
-    reader: &Reader<S>,
+    reader: &ContainerReader<S>,
     sink: W,
-    options: Options,
+    options: RewriteOptions,
     keep: &dyn Fn(&str) -> bool,
-) -> Result<(Written, W)> {
+) -> Result<(WriteSummary, W)> {
     write(reader, sink, options, Some(keep))
 }
 
 fn write<S: ReadAt, W: Write + Seek>(
-    reader: &Reader<S>,
+    reader: &ContainerReader<S>,
     sink: W,
-    options: Options,
+    options: RewriteOptions,
     keep: Option<&dyn Fn(&str) -> bool>,
-) -> Result<(Written, W)> {
+) -> Result<(WriteSummary, W)> {
     let meta = reader.meta();
     let kept = |name: &str| keep.is_none_or(|keep| keep(name));
-    let mut writer = Writer::new(sink);
+    let mut writer = ContainerWriter::new(sink);
     if options.page_align {
         writer = writer.page_aligned();
     }
@@ -79,19 +79,19 @@ fn write<S: ReadAt, W: Write + Seek>(
         }
     }
     for entry in meta.entries() {
-        // Pads and offsets are made anew.
+        // The writer makes pads and offsets of its own.
         let Some(tensor) = meta.tensor(entry.name()).ok().filter(|t| kept(t.name())) else {
             continue;
         };
         let content = copied(reader, entry);
         match tensor.kind() {
-            Kind::Flat => add(&mut writer, &entry, content)?,
-            Kind::Struct(records) => {
+            TensorKind::Flat => add(&mut writer, &entry, content)?,
+            TensorKind::Struct(records) => {
                 let size = [records.count(), records.stride()];
                 let fields = records.fields().collect();
                 writer.strukt(entry.name(), records.def(), size, fields, content)?;
             }
-            Kind::Blob(blob) => {
+            TensorKind::Blob(blob) => {
                 let offsets = copied(reader, blob.offsets());
                 let size = [blob.count(), entry.byte_len()];
                 writer.blob_parts(entry.name(), blob.enc(), size, offsets, content)?;
@@ -105,14 +105,17 @@ fn write<S: ReadAt, W: Write + Seek>(
     writer.finish()
 }
 
-/// Writes a plain safetensors file, byte for byte as the stock package would: without this format's
-/// metadata and pads, packed anew. Records and items stay as the entries they are.
+/// Writes a plain safetensors file, byte for byte as the stock package would: without this format's metadata
+/// and pads, and packed again. Records and items stay as the entries they are.
 ///
 /// # Errors
 /// `E_IO`.
-pub fn strip<S: ReadAt, W: Write + Seek>(reader: &Reader<S>, sink: W) -> Result<(Written, W)> {
+pub fn strip<S: ReadAt, W: Write + Seek>(
+    reader: &ContainerReader<S>,
+    sink: W,
+) -> Result<(WriteSummary, W)> {
     let meta = reader.meta();
-    let mut writer = Writer::plain(sink);
+    let mut writer = ContainerWriter::plain(sink);
     let own = |key: &str| meta.level() > 0 && is_own(key);
     if meta.level() == 0 && meta.has_metadata() {
         writer = writer.with_metadata();
@@ -128,9 +131,9 @@ pub fn strip<S: ReadAt, W: Write + Seek>(reader: &Reader<S>, sink: W) -> Result<
 
 /// Adds an entry as elements of its type.
 fn add<'a, W: Write + Seek>(
-    writer: &mut Writer<'a, W>,
-    entry: &Entry<'_>,
-    content: Content<'a>,
+    writer: &mut ContainerWriter<'a, W>,
+    entry: &HeaderEntry<'_>,
+    content: TensorContent<'a>,
 ) -> Result<()> {
     match entry.dtype() {
         ElementType::Known(dtype) => writer.flat(entry.name(), dtype, entry.shape(), content)?,
@@ -146,8 +149,11 @@ fn add<'a, W: Write + Seek>(
 }
 
 /// The bytes of an entry, read while the other file is written.
-fn copied<'a, S: ReadAt>(reader: &'a Reader<S>, entry: Entry<'a>) -> Content<'a> {
-    Content::made(move |out| {
+fn copied<'a, S: ReadAt>(
+    reader: &'a ContainerReader<S>,
+    entry: HeaderEntry<'a>,
+) -> TensorContent<'a> {
+    TensorContent::made(move |out| {
         reader.pass(entry.file_range(), |bytes| {
             let written = out.write_all(bytes);
             written.map_err(|error| TensorError::io("copy content", error))

@@ -1,7 +1,7 @@
 //! Items of any size, one after the other, and where each begins.
 
-use crate::error::{Code, Result, TensorError, fail};
-use crate::view::bytes::{Bytes, part};
+use crate::error::{Result, TensorError, TensorErrorCode, fail};
+use crate::view::bytes::{ViewBytes, part};
 
 /// Bytes of an offset.
 const OFFSET_BYTES: usize = 8;
@@ -10,8 +10,8 @@ const OFFSET_BYTES: usize = 8;
 #[derive(Clone, Debug)]
 pub struct BlobView<'a> {
     enc: &'a str,
-    data: Bytes<'a>,
-    offsets: Bytes<'a>,
+    data: ViewBytes<'a>,
+    offsets: ViewBytes<'a>,
 }
 
 impl<'a> BlobView<'a> {
@@ -19,7 +19,7 @@ impl<'a> BlobView<'a> {
     ///
     /// # Errors
     /// `E_LAYOUT` where offsets do not begin with 0, fall, or do not end with the data.
-    pub fn new(enc: &'a str, data: Bytes<'a>, offsets: Bytes<'a>) -> Result<Self> {
+    pub fn new(enc: &'a str, data: ViewBytes<'a>, offsets: ViewBytes<'a>) -> Result<Self> {
         let mut last = None;
         check_offsets(&offsets, 0, &mut last)?;
         check_end(last, data.len() as u64)?;
@@ -38,7 +38,7 @@ impl<'a> BlobView<'a> {
         (self.offsets.len() / OFFSET_BYTES) as u64 - 1
     }
 
-    /// Whether there is none.
+    /// Whether there are no items.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -63,7 +63,10 @@ impl<'a> BlobView<'a> {
                 &self.data,
                 &(u64::from_le_bytes(*start)..u64::from_le_bytes(*end)),
             ),
-            None => fail(Code::NotFound, format!("item {at} of {}", self.len())),
+            None => fail(
+                TensorErrorCode::NotFound,
+                format!("item {at} of {}", self.len()),
+            ),
         }
     }
 
@@ -72,8 +75,9 @@ impl<'a> BlobView<'a> {
     /// # Errors
     /// `E_NOTFOUND` where there are fewer; `E_VALUE` where it is not UTF-8.
     pub fn text(&self, at: u64) -> Result<&str> {
-        std::str::from_utf8(self.item(at)?)
-            .map_err(|error| TensorError::new(Code::Value, format!("item {at}: {error}")))
+        std::str::from_utf8(self.item(at)?).map_err(|error| {
+            TensorError::new(TensorErrorCode::Value, format!("item {at}: {error}"))
+        })
     }
 
     /// Every item.
@@ -91,18 +95,24 @@ impl<'a> BlobView<'a> {
 pub(crate) fn check_offsets(bytes: &[u8], first: u64, last: &mut Option<u64>) -> Result<()> {
     let (offsets, rest) = bytes.as_chunks::<OFFSET_BYTES>();
     if !rest.is_empty() {
-        return fail(Code::Layout, format!("offsets of {} bytes", bytes.len()));
+        return fail(
+            TensorErrorCode::Layout,
+            format!("offsets of {} bytes", bytes.len()),
+        );
     }
     for (at, offset) in offsets.iter().enumerate() {
         let offset = u64::from_le_bytes(*offset);
         let at = first + at as u64;
         match *last {
             None if offset != 0 => {
-                return fail(Code::Layout, format!("the first offset is {offset}, not 0"));
+                return fail(
+                    TensorErrorCode::Layout,
+                    format!("the first offset is {offset}, not 0"),
+                );
             }
             Some(before) if offset < before => {
                 let what = format!("offset {at} is {offset}, the one before it {before}");
-                return fail(Code::Layout, what);
+                return fail(TensorErrorCode::Layout, what);
             }
             _ => *last = Some(offset),
         }
@@ -113,10 +123,10 @@ pub(crate) fn check_offsets(bytes: &[u8], first: u64, last: &mut Option<u64>) ->
 /// The last offset is the end of the data.
 pub(crate) fn check_end(last: Option<u64>, total: u64) -> Result<()> {
     match last {
-        None => fail(Code::Layout, "no offsets"),
+        None => fail(TensorErrorCode::Layout, "no offsets"),
         Some(last) if last != total => {
             let what = format!("the last offset is {last}, the data has {total} bytes");
-            fail(Code::Layout, what)
+            fail(TensorErrorCode::Layout, what)
         }
         Some(_) => Ok(()),
     }

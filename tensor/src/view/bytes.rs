@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, Range};
 
-use crate::error::{Code, Result, TensorError, fail};
+use crate::error::{Result, TensorError, TensorErrorCode, fail};
 
 /// Bytes read at once: what is read lies in the cache while it is copied, and memory is asked for no
 /// faster than bytes arrive.
@@ -10,18 +10,19 @@ const READ_BYTES: usize = 1 << 20;
 
 /// Owned bytes that begin where any element may.
 #[derive(Clone, Debug, Default)]
-pub struct Aligned {
+pub struct AlignedBytes {
     words: Vec<u64>,
     len: usize,
 }
 
-impl Aligned {
+impl AlignedBytes {
     /// Fills `len` bytes piece by piece; `fill` gets where a piece begins.
     pub(crate) fn read(
         len: u64,
         mut fill: impl FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<Self> {
-        let too_long = || TensorError::new(Code::Limit, format!("no memory for {len} bytes"));
+        let too_long =
+            || TensorError::new(TensorErrorCode::Limit, format!("no memory for {len} bytes"));
         let whole = usize::try_from(len).map_err(|_| too_long())?;
         let mut words = Vec::new();
         words
@@ -39,7 +40,7 @@ impl Aligned {
     }
 }
 
-impl Deref for Aligned {
+impl Deref for AlignedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -50,14 +51,14 @@ impl Deref for Aligned {
 
 /// The bytes of a view.
 #[derive(Clone, Debug)]
-pub enum Bytes<'a> {
+pub enum ViewBytes<'a> {
     /// Of a source in memory.
     Borrowed(&'a [u8]),
     /// Read from a source that is not.
-    Owned(Aligned),
+    Owned(AlignedBytes),
 }
 
-impl Deref for Bytes<'_> {
+impl Deref for ViewBytes<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -79,7 +80,7 @@ pub(crate) fn part<'b>(bytes: &'b [u8], range: &Range<u64>) -> Result<&'b [u8]> 
     match inside.and_then(|(start, end)| bytes.get(start..end)) {
         Some(part) => Ok(part),
         None => fail(
-            Code::Shape,
+            TensorErrorCode::Shape,
             format!("bytes {range:?} of {} bytes", bytes.len()),
         ),
     }

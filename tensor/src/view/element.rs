@@ -8,7 +8,7 @@ use crate::layout::FieldType;
 
 /// A Rust type that elements can be viewed as. Containers are little-endian, and so is every machine
 /// that this is built for.
-pub trait Element: Pod + sealed::Sealed {
+pub trait Element: Pod + sealed::SealedElement {
     /// The element types that are this one.
     const DTYPES: &'static [Dtype];
     /// The fields of records that are this one.
@@ -16,13 +16,13 @@ pub trait Element: Pod + sealed::Sealed {
 }
 
 mod sealed {
-    pub trait Sealed {}
+    pub trait SealedElement {}
 }
 
 macro_rules! elements {
     ($($rust:ty: $dtypes:expr, $fields:expr;)*) => {
         $(
-            impl sealed::Sealed for $rust {}
+            impl sealed::SealedElement for $rust {}
 
             impl Element for $rust {
                 const DTYPES: &'static [Dtype] = &$dtypes;

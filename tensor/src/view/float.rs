@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use crate::dtype::Dtype;
 
 /// A format of sign, exponent and fraction in at most 8 bits.
-struct Format {
+struct SmallFloatFormat {
     exponent_bits: u32,
     fraction_bits: u32,
     bias: i32,
@@ -18,49 +18,49 @@ struct Format {
     nan: fn(u8) -> bool,
 }
 
-const E2M1: Format = Format {
+const E2M1: SmallFloatFormat = SmallFloatFormat {
     exponent_bits: 2,
     fraction_bits: 1,
     bias: 1,
     ieee: false,
     nan: |_| false,
 };
-const E2M3: Format = Format {
+const E2M3: SmallFloatFormat = SmallFloatFormat {
     exponent_bits: 2,
     fraction_bits: 3,
     bias: 1,
     ieee: false,
     nan: |_| false,
 };
-const E3M2: Format = Format {
+const E3M2: SmallFloatFormat = SmallFloatFormat {
     exponent_bits: 3,
     fraction_bits: 2,
     bias: 3,
     ieee: false,
     nan: |_| false,
 };
-const E5M2: Format = Format {
+const E5M2: SmallFloatFormat = SmallFloatFormat {
     exponent_bits: 5,
     fraction_bits: 2,
     bias: 15,
     ieee: true,
     nan: |_| false,
 };
-const E4M3: Format = Format {
+const E4M3: SmallFloatFormat = SmallFloatFormat {
     exponent_bits: 4,
     fraction_bits: 3,
     bias: 7,
     ieee: false,
     nan: |bits| bits & 0x7f == 0x7f,
 };
-const E4M3_FNUZ: Format = Format {
+const E4M3_FNUZ: SmallFloatFormat = SmallFloatFormat {
     exponent_bits: 4,
     fraction_bits: 3,
     bias: 8,
     ieee: false,
     nan: |bits| bits == 0x80,
 };
-const E5M2_FNUZ: Format = Format {
+const E5M2_FNUZ: SmallFloatFormat = SmallFloatFormat {
     exponent_bits: 5,
     fraction_bits: 2,
     bias: 16,
@@ -68,7 +68,7 @@ const E5M2_FNUZ: Format = Format {
     nan: |bits| bits == 0x80,
 };
 
-impl Format {
+impl SmallFloatFormat {
     /// The number these bits are. Every one of these formats fits `f32` exactly.
     fn to_f32(&self, bits: u8) -> f32 {
         let fraction_max = 1_u32 << self.fraction_bits;
@@ -116,7 +116,7 @@ fn scale(bits: u8) -> f32 {
 ///
 /// `bytes` are whole elements.
 pub(super) fn append_f32(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) -> Option<()> {
-    let small = |format: &'static Format| bytes.iter().map(|bits| format.to_f32(*bits));
+    let small = |format: &'static SmallFloatFormat| bytes.iter().map(|bits| format.to_f32(*bits));
     match dtype {
         Dtype::C64 => return None,
         Dtype::F4 => out.extend(packed::<4>(bytes).map(|bits| E2M1.to_f32(bits))),

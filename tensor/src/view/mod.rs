@@ -12,13 +12,13 @@ use std::ops::Range;
 use bytemuck::PodCastError;
 
 use crate::dtype::{Dtype, ElementType};
-use crate::error::{Code, Result, TensorError, fail};
+use crate::error::{Result, TensorError, TensorErrorCode, fail};
 use crate::header::byte_len;
 
 pub use blob::BlobView;
-pub use bytes::{Aligned, Bytes};
+pub use bytes::{AlignedBytes, ViewBytes};
 pub use element::Element;
-pub use records::{Column, FieldValue, Record, StructView};
+pub use records::{FieldColumn, RecordFieldValue, StructRecord, StructView};
 
 pub(crate) use blob::{check_end, check_offsets};
 pub(crate) use bytes::part;
@@ -28,7 +28,7 @@ pub(crate) use bytes::part;
 pub struct TensorView<'a> {
     dtype: ElementType<'a>,
     shape: Cow<'a, [u64]>,
-    bytes: Bytes<'a>,
+    bytes: ViewBytes<'a>,
 }
 
 impl<'a> TensorView<'a> {
@@ -45,16 +45,16 @@ impl<'a> TensorView<'a> {
                 "{dtype} of shape {shape:?} is {wanted} bytes, here are {}",
                 bytes.len()
             );
-            return fail(Code::Shape, what);
+            return fail(TensorErrorCode::Shape, what);
         }
-        Ok(Self::trusted(dtype, shape, Bytes::Borrowed(bytes)))
+        Ok(Self::trusted(dtype, shape, ViewBytes::Borrowed(bytes)))
     }
 
     /// The same of sizes that were held against each other before.
     pub(crate) const fn trusted(
         dtype: ElementType<'a>,
         shape: Cow<'a, [u64]>,
-        bytes: Bytes<'a>,
+        bytes: ViewBytes<'a>,
     ) -> Self {
         Self {
             dtype,
@@ -83,7 +83,7 @@ impl<'a> TensorView<'a> {
 
     /// How the bytes are held.
     #[must_use]
-    pub fn into_bytes(self) -> Bytes<'a> {
+    pub fn into_bytes(self) -> ViewBytes<'a> {
         self.bytes
     }
 
@@ -104,7 +104,7 @@ impl<'a> TensorView<'a> {
         let known = self.known()?;
         if !T::DTYPES.contains(&known) {
             let what = format!("{known} is no {}", std::any::type_name::<T>());
-            return fail(Code::Dtype, what);
+            return fail(TensorErrorCode::Dtype, what);
         }
         if known == Dtype::Bool {
             check_booleans(self.bytes())?;
@@ -112,11 +112,11 @@ impl<'a> TensorView<'a> {
         bytemuck::try_cast_slice(self.bytes()).map_err(|error| match error {
             PodCastError::TargetAlignmentGreaterAndInputNotAligned => {
                 let what = format!("{known} at an address that is no multiple of its size");
-                TensorError::new(Code::Align, what)
+                TensorError::new(TensorErrorCode::Align, what)
             }
             _ => {
                 let what = format!("{} bytes of {known}", self.bytes.len());
-                TensorError::new(Code::Shape, what)
+                TensorError::new(TensorErrorCode::Shape, what)
             }
         })
     }
@@ -136,7 +136,7 @@ impl<'a> TensorView<'a> {
         Ok(TensorView::trusted(
             self.dtype,
             Cow::Owned(shape),
-            Bytes::Borrowed(bytes),
+            ViewBytes::Borrowed(bytes),
         ))
     }
 
@@ -157,11 +157,17 @@ impl<'a> TensorView<'a> {
             .ok()
             .and_then(|n| out.try_reserve_exact(n).ok());
         if room.is_none() {
-            return fail(Code::Limit, format!("no memory for {count} elements"));
+            return fail(
+                TensorErrorCode::Limit,
+                format!("no memory for {count} elements"),
+            );
         }
         match float::append_f32(known, self.bytes(), &mut out) {
             Some(()) => Ok(out),
-            None => fail(Code::Dtype, format!("{known} is not a real number")),
+            None => fail(
+                TensorErrorCode::Dtype,
+                format!("{known} is not a real number"),
+            ),
         }
     }
 
@@ -169,10 +175,10 @@ impl<'a> TensorView<'a> {
         match self.dtype {
             ElementType::Known(dtype) => Ok(dtype),
             ElementType::Opaque(name) => fail(
-                Code::Dtype,
+                TensorErrorCode::Dtype,
                 format!(
                     "elements of the unknown type {}",
-                    crate::error::Quoted(name)
+                    crate::error::QuotedText(name)
                 ),
             ),
         }
@@ -184,7 +190,7 @@ pub(crate) fn check_booleans(bytes: &[u8]) -> Result<()> {
     match bytes.iter().position(|byte| *byte > 1) {
         None => Ok(()),
         Some(at) => fail(
-            Code::Value,
+            TensorErrorCode::Value,
             format!("boolean {at} is {}, neither 0 nor 1", bytes[at]),
         ),
     }
@@ -197,10 +203,10 @@ pub(crate) fn row_bytes(
     rows: &Range<u64>,
 ) -> Result<Range<u64>> {
     let Some((count, rest)) = shape.split_first() else {
-        return fail(Code::Shape, "a single element has no rows");
+        return fail(TensorErrorCode::Shape, "a single element has no rows");
     };
     if rows.start > rows.end || rows.end > *count {
-        return fail(Code::Shape, format!("rows {rows:?} of {count}"));
+        return fail(TensorErrorCode::Shape, format!("rows {rows:?} of {count}"));
     }
     let mut shape = rest.to_vec();
     shape.push(0);

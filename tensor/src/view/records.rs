@@ -4,24 +4,24 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-use crate::error::{Code, Quoted, Result, TensorError, fail};
-use crate::header::Struct;
-use crate::layout::{Field, FieldType, LENGTH_BYTES};
-use crate::view::bytes::{Bytes, part};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
+use crate::header::StructInfo;
+use crate::layout::{FieldType, LENGTH_BYTES, StructField};
+use crate::view::bytes::{ViewBytes, part};
 use crate::view::element::Element;
 
 /// The records of a struct.
 #[derive(Clone, Debug)]
 pub struct StructView<'a> {
-    info: Struct<'a>,
+    info: StructInfo<'a>,
     count: u64,
-    bytes: Bytes<'a>,
+    bytes: ViewBytes<'a>,
 }
 
 /// The value of a field.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum FieldValue<'a> {
+pub enum RecordFieldValue<'a> {
     /// `Boolean`.
     Bool(bool),
     /// The content of `Bytes`, and a `Union` as it stands.
@@ -47,7 +47,7 @@ pub enum FieldValue<'a> {
 
 impl<'a> StructView<'a> {
     /// `bytes` are `count` of the records that `info` describes.
-    pub(crate) const fn trusted(info: Struct<'a>, count: u64, bytes: Bytes<'a>) -> Self {
+    pub(crate) const fn trusted(info: StructInfo<'a>, count: u64, bytes: ViewBytes<'a>) -> Self {
         Self { info, count, bytes }
     }
 
@@ -57,7 +57,7 @@ impl<'a> StructView<'a> {
         self.count
     }
 
-    /// Whether there is none.
+    /// Whether there are no records.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
@@ -76,7 +76,7 @@ impl<'a> StructView<'a> {
     }
 
     /// The fields of a record.
-    pub fn fields(&self) -> impl ExactSizeIterator<Item = Field<'a>> + use<'a> {
+    pub fn fields(&self) -> impl ExactSizeIterator<Item = StructField<'a>> + use<'a> {
         self.info.fields()
     }
 
@@ -84,57 +84,62 @@ impl<'a> StructView<'a> {
     ///
     /// # Errors
     /// `E_NOTFOUND`: records have none.
-    pub fn field(&self, path: &str) -> Result<Field<'a>> {
+    pub fn field(&self, path: &str) -> Result<StructField<'a>> {
         let found = self.info.fields().find(|field| field.path == path);
-        found.ok_or_else(|| TensorError::new(Code::NotFound, format!("no field {}", Quoted(path))))
+        found.ok_or_else(|| {
+            TensorError::new(
+                TensorErrorCode::NotFound,
+                format!("no field {}", QuotedText(path)),
+            )
+        })
     }
 
     /// One record.
     ///
     /// # Errors
     /// `E_NOTFOUND`: there are fewer.
-    pub fn record(&self, at: u64) -> Result<Record<'_>> {
+    pub fn record(&self, at: u64) -> Result<StructRecord<'_>> {
         if at >= self.count {
             let what = format!("record {at} of {}", self.count);
-            return fail(Code::NotFound, what);
+            return fail(TensorErrorCode::NotFound, what);
         }
         let stride = self.stride();
         // The bytes are `count` records, and `at` is below.
         let bytes = part(&self.bytes, &(at * stride..(at + 1) * stride))?;
-        Ok(Record {
+        Ok(StructRecord {
             info: self.info,
             bytes,
         })
     }
 
     /// Every record.
-    pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
+    pub fn records(&self) -> impl Iterator<Item = StructRecord<'_>> {
         let info = self.info;
         // Layouts with records of no bytes are refused; this only keeps the division defined.
         let stride = usize::try_from(self.stride()).unwrap_or(usize::MAX).max(1);
         let records = self.bytes.chunks_exact(stride);
-        records.map(move |bytes| Record { info, bytes })
+        records.map(move |bytes| StructRecord { info, bytes })
     }
 
     /// One field of all records; its first value where it has several.
     ///
     /// # Errors
     /// `E_NOTFOUND` where there is no such field; `E_DTYPE` where it is of another type.
-    pub fn column<T: Element>(&self, path: &str) -> Result<Column<'_, T>> {
+    pub fn column<T: Element>(&self, path: &str) -> Result<FieldColumn<'_, T>> {
         let field = self.field(path)?;
-        let name = Quoted(path);
+        let name = QuotedText(path);
         if !T::FIELDS.contains(&field.kind) {
             let what = format!(
                 "field {name} is {}, no {}",
                 field.kind.name(),
                 std::any::type_name::<T>()
             );
-            return fail(Code::Dtype, what);
+            return fail(TensorErrorCode::Dtype, what);
         }
         if field.len == 0 {
-            return fail(Code::Dtype, format!("field {name} has no value"));
+            return fail(TensorErrorCode::Dtype, format!("field {name} has no value"));
         }
-        Ok(Column {
+        Ok(FieldColumn {
             bytes: &self.bytes,
             // A field lies within a record, and records within the bytes.
             stride: usize::try_from(self.stride()).unwrap_or(usize::MAX),
@@ -146,14 +151,14 @@ impl<'a> StructView<'a> {
 
 /// One field of every record.
 #[derive(Clone, Debug)]
-pub struct Column<'a, T> {
+pub struct FieldColumn<'a, T> {
     bytes: &'a [u8],
     stride: usize,
     off: usize,
     element: PhantomData<T>,
 }
 
-impl<T: Element> Iterator for Column<'_, T> {
+impl<T: Element> Iterator for FieldColumn<'_, T> {
     type Item = T;
 
     fn next(&mut self) -> Option<T> {
@@ -174,12 +179,12 @@ impl<T: Element> Iterator for Column<'_, T> {
 
 /// One record.
 #[derive(Clone, Copy, Debug)]
-pub struct Record<'a> {
-    info: Struct<'a>,
+pub struct StructRecord<'a> {
+    info: StructInfo<'a>,
     bytes: &'a [u8],
 }
 
-impl<'a> Record<'a> {
+impl<'a> StructRecord<'a> {
     /// Its bytes.
     #[must_use]
     pub const fn bytes(&self) -> &'a [u8] {
@@ -190,10 +195,13 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     /// `E_NOTFOUND`: records have none. `E_VALUE`: the bytes are no value of its type.
-    pub fn get(&self, path: &str) -> Result<FieldValue<'a>> {
+    pub fn get(&self, path: &str) -> Result<RecordFieldValue<'a>> {
         let found = self.info.fields().find(|field| field.path == path);
         let Some(field) = found else {
-            return fail(Code::NotFound, format!("no field {}", Quoted(path)));
+            return fail(
+                TensorErrorCode::NotFound,
+                format!("no field {}", QuotedText(path)),
+            );
         };
         self.value(&field)
     }
@@ -202,19 +210,20 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     /// `E_VALUE`: the bytes are no value of its type.
-    pub fn value(&self, field: &Field<'_>) -> Result<FieldValue<'a>> {
-        let said = || format!("field {}", Quoted(&field.path));
+    pub fn value(&self, field: &StructField<'_>) -> Result<RecordFieldValue<'a>> {
+        let said = || format!("field {}", QuotedText(&field.path));
         let end = field.bytes().and_then(|bytes| bytes.checked_add(field.off));
         let Some(end) = end else {
-            return fail(Code::Overflow, format!("{}: {field:?}", said()));
+            return fail(TensorErrorCode::Overflow, format!("{}: {field:?}", said()));
         };
-        let bytes = part(self.bytes, &(field.off..end)).map_err(|error| error.of(said()))?;
-        read(field.kind, field.len, bytes).map_err(|error| error.of(said()))
+        let bytes =
+            part(self.bytes, &(field.off..end)).map_err(|error| error.with_subject(said()))?;
+        read(field.kind, field.len, bytes).map_err(|error| error.with_subject(said()))
     }
 }
 
 /// What `bytes` are, as `len` values of a kind.
-fn read(kind: FieldType, len: u64, bytes: &[u8]) -> Result<FieldValue<'_>> {
+fn read(kind: FieldType, len: u64, bytes: &[u8]) -> Result<RecordFieldValue<'_>> {
     match kind.width() {
         None => sized(kind, bytes),
         Some(_) if len == 1 => scalar(kind, bytes),
@@ -222,13 +231,13 @@ fn read(kind: FieldType, len: u64, bytes: &[u8]) -> Result<FieldValue<'_>> {
             // At most 16.
             let values = bytes.chunks_exact(width as usize);
             let values = values.map(|value| scalar(kind, value));
-            Ok(FieldValue::List(values.collect::<Result<_>>()?))
+            Ok(RecordFieldValue::List(values.collect::<Result<_>>()?))
         }
     }
 }
 
 /// A field whose bytes the layout counts.
-fn sized(kind: FieldType, bytes: &[u8]) -> Result<FieldValue<'_>> {
+fn sized(kind: FieldType, bytes: &[u8]) -> Result<RecordFieldValue<'_>> {
     match kind {
         FieldType::String | FieldType::Timestamp => {
             let end = bytes
@@ -236,35 +245,41 @@ fn sized(kind: FieldType, bytes: &[u8]) -> Result<FieldValue<'_>> {
                 .rposition(|byte| *byte != 0)
                 .map_or(0, |last| last + 1);
             let text = std::str::from_utf8(&bytes[..end]);
-            let text = text.map_err(|error| TensorError::new(Code::Value, error.to_string()))?;
-            Ok(FieldValue::Text(text))
+            let text =
+                text.map_err(|error| TensorError::new(TensorErrorCode::Value, error.to_string()))?;
+            Ok(RecordFieldValue::Text(text))
         }
         FieldType::Bytes => {
             let Some((len, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
                 let what = format!("{} bytes have no room for a length", bytes.len());
-                return fail(Code::Value, what);
+                return fail(TensorErrorCode::Value, what);
             };
             let len = u32::from_le_bytes(*len);
             match rest.get(..len as usize) {
-                Some(content) => Ok(FieldValue::Bytes(content)),
+                Some(content) => Ok(RecordFieldValue::Bytes(content)),
                 None => fail(
-                    Code::Value,
+                    TensorErrorCode::Value,
                     format!("{len} bytes in a field of {}", rest.len()),
                 ),
             }
         }
-        _ => Ok(FieldValue::Bytes(bytes)),
+        _ => Ok(RecordFieldValue::Bytes(bytes)),
     }
 }
 
 /// One value of a kind that has a width; `bytes` are as many.
-fn scalar(kind: FieldType, bytes: &[u8]) -> Result<FieldValue<'_>> {
-    use FieldValue::{Bool, Float, Int, Span, Uint};
+fn scalar(kind: FieldType, bytes: &[u8]) -> Result<RecordFieldValue<'_>> {
+    use RecordFieldValue::{Bool, Float, Int, Span, Uint};
     Ok(match kind {
         FieldType::Boolean => match array(bytes)? {
             [0] => Bool(false),
             [1] => Bool(true),
-            [other] => return fail(Code::Value, format!("boolean {other}, neither 0 nor 1")),
+            [other] => {
+                return fail(
+                    TensorErrorCode::Value,
+                    format!("boolean {other}, neither 0 nor 1"),
+                );
+            }
         },
         FieldType::Int8 => Int(i8::from_le_bytes(array(bytes)?).into()),
         FieldType::Int16 => Int(i16::from_le_bytes(array(bytes)?).into()),
@@ -293,6 +308,11 @@ fn scalar(kind: FieldType, bytes: &[u8]) -> Result<FieldValue<'_>> {
 }
 
 fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N]> {
-    let what = || TensorError::new(Code::Layout, format!("{} bytes for {N}", bytes.len()));
+    let what = || {
+        TensorError::new(
+            TensorErrorCode::Layout,
+            format!("{} bytes for {N}", bytes.len()),
+        )
+    };
     bytes.try_into().map_err(|_| what())
 }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::*;
 
-fn code<T: std::fmt::Debug>(result: Result<T>) -> Code {
+fn code<T: std::fmt::Debug>(result: Result<T>) -> TensorErrorCode {
     result.expect_err("refused").code()
 }
 
@@ -15,8 +15,8 @@ fn elements_are_seen_where_they_lie() {
     let seen = view.as_slice::<f32>().expect("floats");
     assert_eq!(seen, values);
     assert_eq!(seen.as_ptr(), values.as_ptr());
-    assert_eq!(code(view.as_slice::<i32>()), Code::Dtype);
-    assert_eq!(code(view.as_slice::<u8>()), Code::Dtype);
+    assert_eq!(code(view.as_slice::<i32>()), TensorErrorCode::Dtype);
+    assert_eq!(code(view.as_slice::<u8>()), TensorErrorCode::Dtype);
 }
 
 #[test]
@@ -24,15 +24,15 @@ fn unaligned_elements_are_not_cast() {
     let words = [0_u64; 2];
     let bytes: &[u8] = bytemuck::cast_slice(&words);
     let view = TensorView::new(Dtype::F32, vec![2], &bytes[1..9]).expect("fits");
-    assert_eq!(code(view.as_slice::<f32>()), Code::Align);
+    assert_eq!(code(view.as_slice::<f32>()), TensorErrorCode::Align);
     assert_eq!(view.to_f32().expect("copied"), [0.0, 0.0]);
 }
 
 #[test]
 fn booleans_are_looked_at() {
     let view = TensorView::new(Dtype::Bool, vec![3], &[0, 1, 2]).expect("fits");
-    assert_eq!(code(view.as_slice::<u8>()), Code::Value);
-    assert_eq!(code(view.to_f32()), Code::Value);
+    assert_eq!(code(view.as_slice::<u8>()), TensorErrorCode::Value);
+    assert_eq!(code(view.to_f32()), TensorErrorCode::Value);
     assert_eq!(
         view.rows(0..2).expect("rows").to_f32().expect("booleans"),
         [0.0, 1.0]
@@ -44,10 +44,16 @@ fn sizes_have_to_fit() {
     let of = |dtype, shape: &[u64], len: usize| {
         TensorView::new(dtype, shape.to_vec(), &[0; 64][..len]).map(|_| ())
     };
-    assert_eq!(code(of(Dtype::F32, &[2], 7)), Code::Shape);
-    assert_eq!(code(of(Dtype::U8, &[1 << 40, 1 << 40], 0)), Code::Overflow);
-    assert_eq!(code(of(Dtype::U64, &[1 << 58], 0)), Code::Overflow);
-    assert_eq!(code(of(Dtype::F4, &[3], 2)), Code::Dtype);
+    assert_eq!(code(of(Dtype::F32, &[2], 7)), TensorErrorCode::Shape);
+    assert_eq!(
+        code(of(Dtype::U8, &[1 << 40, 1 << 40], 0)),
+        TensorErrorCode::Overflow
+    );
+    assert_eq!(
+        code(of(Dtype::U64, &[1 << 58], 0)),
+        TensorErrorCode::Overflow
+    );
+    assert_eq!(code(of(Dtype::F4, &[3], 2)), TensorErrorCode::Dtype);
     of(Dtype::F6E2M3, &[4], 3).expect("four of six bits");
     of(Dtype::F64, &[], 8).expect("one element");
     of(Dtype::F64, &[0, 5], 0).expect("no element");
@@ -62,12 +68,12 @@ fn rows_are_parts_of_the_first_dimension() {
     assert_eq!(view.rows(3..3).expect("none").bytes(), &[0_u8; 0]);
     #[expect(clippy::reversed_empty_ranges, reason = "that is what is refused")]
     for rows in [2..4, 2..1, u64::MAX - 1..u64::MAX] {
-        assert_eq!(code(view.rows(rows)), Code::Shape);
+        assert_eq!(code(view.rows(rows)), TensorErrorCode::Shape);
     }
     let single = TensorView::new(Dtype::U8, vec![], &[1]).expect("fits");
-    assert_eq!(code(single.rows(0..1)), Code::Shape);
+    assert_eq!(code(single.rows(0..1)), TensorErrorCode::Shape);
     let halves = TensorView::new(Dtype::F4, vec![2, 3], &[0; 3]).expect("fits");
-    assert_eq!(code(halves.rows(0..1)), Code::Dtype);
+    assert_eq!(code(halves.rows(0..1)), TensorErrorCode::Dtype);
     halves.rows(0..2).expect("whole bytes");
 }
 
@@ -85,13 +91,13 @@ fn every_type_has_its_numbers() {
         one(Dtype::I64, &(-7_i64).to_le_bytes()).expect("real"),
         [-7.0]
     );
-    assert_eq!(code(one(Dtype::C64, &[0; 8])), Code::Dtype);
+    assert_eq!(code(one(Dtype::C64, &[0; 8])), TensorErrorCode::Dtype);
 }
 
 #[test]
 fn a_blob_is_its_offsets() {
-    let offsets = |ends: &[u64]| Bytes::Owned(aligned(ends));
-    let blob = |ends: &[u64]| BlobView::new("utf8", Bytes::Borrowed(b"abc\xff"), offsets(ends));
+    let offsets = |ends: &[u64]| ViewBytes::Owned(aligned(ends));
+    let blob = |ends: &[u64]| BlobView::new("utf8", ViewBytes::Borrowed(b"abc\xff"), offsets(ends));
     let good = blob(&[0, 0, 2, 4]).expect("rises");
     assert_eq!(good.len(), 3);
     assert_eq!(
@@ -99,19 +105,23 @@ fn a_blob_is_its_offsets() {
         [&b""[..], b"ab", b"c\xff"]
     );
     assert_eq!(good.text(1).expect("UTF-8"), "ab");
-    assert_eq!(code(good.text(2)), Code::Value);
-    assert_eq!(code(good.item(3)), Code::NotFound);
-    assert_eq!(code(good.item(u64::MAX)), Code::NotFound);
+    assert_eq!(code(good.text(2)), TensorErrorCode::Value);
+    assert_eq!(code(good.item(3)), TensorErrorCode::NotFound);
+    assert_eq!(code(good.item(u64::MAX)), TensorErrorCode::NotFound);
     for bad in [&[][..], &[1, 4], &[0, 3, 2, 4], &[0, 3], &[0, 5]] {
-        assert_eq!(code(blob(bad)), Code::Layout);
+        assert_eq!(code(blob(bad)), TensorErrorCode::Layout);
     }
-    let odd = BlobView::new("utf8", Bytes::Borrowed(b""), Bytes::Borrowed(&[0; 9]));
-    assert_eq!(code(odd), Code::Layout);
+    let odd = BlobView::new(
+        "utf8",
+        ViewBytes::Borrowed(b""),
+        ViewBytes::Borrowed(&[0; 9]),
+    );
+    assert_eq!(code(odd), TensorErrorCode::Layout);
 }
 
-fn aligned(words: &[u64]) -> Aligned {
+fn aligned(words: &[u64]) -> AlignedBytes {
     let bytes: &[u8] = bytemuck::cast_slice(words);
-    let read = Aligned::read(bytes.len() as u64, |at, piece| {
+    let read = AlignedBytes::read(bytes.len() as u64, |at, piece| {
         let at = at as usize;
         piece.copy_from_slice(&bytes[at..at + piece.len()]);
         Ok(())

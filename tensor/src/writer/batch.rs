@@ -8,12 +8,12 @@ const BATCH_BYTES: usize = 512 << 10;
 
 /// Bytes of data, and where entries end in them.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct WriteBatch {
     pub(super) bytes: Vec<u8>,
     pub(super) ends: Vec<usize>,
 }
 
-impl Batch {
+impl WriteBatch {
     /// Takes as many of these bytes as there is room for, and says how many.
     pub(super) fn fill(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(BATCH_BYTES - self.bytes.len());
@@ -30,7 +30,7 @@ impl Batch {
         Arc::new(mem::take(self))
     }
 
-    /// Uses the memory of a batch that nobody looks at any more.
+    /// Uses the memory of a batch that no other thread looks at any more.
     pub(super) fn reuse(&mut self, done: Arc<Self>) {
         if let Ok(done) = Arc::try_unwrap(done)
             && self.bytes.capacity() == 0

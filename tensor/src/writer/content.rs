@@ -4,23 +4,23 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufReader, Read, Write};
 
-use crate::error::{Code, Result, TensorError, fail};
+use crate::error::{Result, TensorError, TensorErrorCode, fail};
 use crate::view::Element;
 
 /// Bytes that are read at once.
 const PIECE_BYTES: usize = 128 << 10;
 
 /// The bytes of a tensor, here already or made while the file is written.
-pub struct Content<'a>(Source<'a>);
+pub struct TensorContent<'a>(ContentSource<'a>);
 
-enum Source<'a> {
+enum ContentSource<'a> {
     Here(Cow<'a, [u8]>),
     Made(Maker<'a>),
 }
 
 type Maker<'a> = Box<dyn FnOnce(&mut dyn Write) -> Result<()> + 'a>;
 
-impl<'a> Content<'a> {
+impl<'a> TensorContent<'a> {
     /// Elements of a Rust type.
     #[must_use]
     pub fn elements<T: Element>(elements: &'a [T]) -> Self {
@@ -30,7 +30,7 @@ impl<'a> Content<'a> {
     /// Whatever `make` writes, which has to be as much as the shape says.
     #[must_use]
     pub fn made(make: impl FnOnce(&mut dyn Write) -> Result<()> + 'a) -> Self {
-        Self(Source::Made(Box::new(make)))
+        Self(ContentSource::Made(Box::new(make)))
     }
 
     /// All of a reader.
@@ -47,8 +47,8 @@ impl<'a> Content<'a> {
     /// Where the bytes are here already, there are `len` of them.
     pub(super) fn check(&self, len: u64) -> Result<()> {
         match &self.0 {
-            Source::Here(bytes) if bytes.len() as u64 != len => fail(
-                Code::Shape,
+            ContentSource::Here(bytes) if bytes.len() as u64 != len => fail(
+                TensorErrorCode::Shape,
                 format!("{} bytes of content, its shape says {len}", bytes.len()),
             ),
             _ => Ok(()),
@@ -57,8 +57,8 @@ impl<'a> Content<'a> {
 
     pub(super) fn write(self, out: &mut dyn Write) -> Result<()> {
         match self.0 {
-            Source::Made(make) => make(out),
-            Source::Here(bytes) => {
+            ContentSource::Made(make) => make(out),
+            ContentSource::Here(bytes) => {
                 let written = out.write_all(&bytes);
                 written.map_err(|error| TensorError::io("write content", error))
             }
@@ -66,23 +66,23 @@ impl<'a> Content<'a> {
     }
 }
 
-impl<'a> From<&'a [u8]> for Content<'a> {
+impl<'a> From<&'a [u8]> for TensorContent<'a> {
     fn from(bytes: &'a [u8]) -> Self {
-        Self(Source::Here(Cow::Borrowed(bytes)))
+        Self(ContentSource::Here(Cow::Borrowed(bytes)))
     }
 }
 
-impl From<Vec<u8>> for Content<'_> {
+impl From<Vec<u8>> for TensorContent<'_> {
     fn from(bytes: Vec<u8>) -> Self {
-        Self(Source::Here(Cow::Owned(bytes)))
+        Self(ContentSource::Here(Cow::Owned(bytes)))
     }
 }
 
-impl fmt::Debug for Content<'_> {
+impl fmt::Debug for TensorContent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Source::Here(bytes) => write!(f, "Content({} bytes)", bytes.len()),
-            Source::Made(_) => f.write_str("Content(made)"),
+            ContentSource::Here(bytes) => write!(f, "TensorContent({} bytes)", bytes.len()),
+            ContentSource::Made(_) => f.write_str("TensorContent(made)"),
         }
     }
 }

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use crate::error::{Result, TensorError};
-use crate::writer::Writer;
+use crate::writer::ContainerWriter;
 
-/// What a new file may be used for by whom, before the process's mask takes from it.
+/// Permission bits of a new file, before the process's mask takes from them.
 const MODE: u32 = 0o666;
 
 /// A file beside the one it is to become. Dropped before [`AtomicFile::commit`], it is removed.
@@ -79,7 +79,7 @@ impl Seek for AtomicFile {
     }
 }
 
-impl Writer<'_, AtomicFile> {
+impl ContainerWriter<'_, AtomicFile> {
     /// A metatensor that is to become the file `path`.
     ///
     /// # Errors

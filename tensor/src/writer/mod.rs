@@ -1,12 +1,12 @@
 //! Making a container.
 //!
-//! What is to be written is said first, with its sizes; [`Writer::finish`] then writes the header
+//! What is to be written is said first, with its sizes; [`ContainerWriter::finish`] then writes the header
 //! with zeros for hashes, lets the data pass once while it is hashed, and puts the hashes into their
 //! places. The same input gives the same bytes.
 
 mod batch;
+mod chunk_aligner;
 mod content;
-mod even;
 mod file;
 mod plan;
 mod stream;
@@ -20,18 +20,18 @@ use std::io::{Seek, SeekFrom, Write};
 use blake3::Hash;
 
 use crate::dtype::{Dtype, ElementType};
-use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
 use crate::header::{Meta, byte_len};
 use crate::integrity::FileId;
 use crate::keys::{DATA_HASH, GPU, INDEX, LEVEL, SCHEMA, is_reserved};
-use crate::layout::Field;
-use crate::limits::Limits;
+use crate::layout::StructField;
+use crate::limits::ContainerLimits;
 
-pub use content::Content;
+pub use content::TensorContent;
 pub use file::AtomicFile;
 
-use plan::{Kind, Plan, Planned};
-use stream::{Passed, Stream};
+use plan::{ContainerPlan, PlannedKind, PlannedTensor};
+use stream::{DataHashes, DataStream};
 
 /// What these files are aligned to, and the header.
 const ALIGN: u32 = 64;
@@ -44,7 +44,7 @@ const PAGE_ALIGN_FROM: u64 = 1 << 20;
 
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Written {
+pub struct WriteSummary {
     /// BLAKE3 of the whole file.
     pub id: FileId,
     /// BLAKE3 of the header with the length before it.
@@ -55,20 +55,20 @@ pub struct Written {
 
 /// Makes a container in `W`.
 #[derive(Debug)]
-pub struct Writer<'a, W> {
+pub struct ContainerWriter<'a, W> {
     sink: W,
-    plan: Plan<'a>,
-    limits: Limits,
+    plan: ContainerPlan<'a>,
+    limits: ContainerLimits,
 }
 
-impl<'a, W: Write + Seek> Writer<'a, W> {
+impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
     /// A metatensor: with index, hashes and alignment. Tensors stand in the order that they are
     /// given in.
     pub fn new(sink: W) -> Self {
         Self {
             sink,
-            plan: Plan::default(),
-            limits: Limits::safetensors(),
+            plan: ContainerPlan::default(),
+            limits: ContainerLimits::safetensors(),
         }
     }
 
@@ -83,7 +83,7 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
     /// Refuses what readers with these limits would. Unless this is called, what no stock reader
     /// takes is refused.
     #[must_use]
-    pub const fn with_limits(mut self, limits: Limits) -> Self {
+    pub const fn with_limits(mut self, limits: ContainerLimits) -> Self {
         self.limits = limits;
         self
     }
@@ -130,7 +130,7 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
         self
     }
 
-    /// Metadata of somebody else's, kept as it is.
+    /// Metadata of another program, kept as it is.
     ///
     /// # Errors
     /// `E_HEADER` for the keys that this writer itself fills in. A key that was given before is
@@ -142,8 +142,8 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
     ) -> Result<&mut Self> {
         let (key, value) = (key.into(), value.into());
         if !self.plan.plain && [LEVEL, INDEX, SCHEMA, DATA_HASH, GPU].contains(&&*key) {
-            let what = format!("metadata {} is the writer's own", Quoted(&key));
-            return fail(Code::Header, what);
+            let what = format!("metadata {} is the writer's own", QuotedText(&key));
+            return fail(TensorErrorCode::Header, what);
         }
         self.plan
             .metadata
@@ -162,41 +162,44 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
         name: impl Into<String>,
         dtype: Dtype,
         shape: &[u64],
-        content: Content<'a>,
+        content: TensorContent<'a>,
     ) -> Result<&mut Self> {
         let len = byte_len(ElementType::Known(dtype), shape)?;
-        self.add(Planned {
+        self.add(PlannedTensor {
             name: name.into(),
             dtype: Cow::Borrowed(dtype.name()),
             shape: shape.to_vec(),
             len,
-            kind: Kind::Flat,
+            kind: PlannedKind::Flat,
             content: Some(content),
         })
     }
 
-    /// Elements of somebody else's type, in so many bytes.
+    /// Elements of another program's type, in so many bytes.
     ///
     /// # Errors
-    /// As [`Writer::flat`]; `E_DTYPE` where the type is one of ours.
+    /// As [`ContainerWriter::flat`]; `E_DTYPE` where the type is one of ours.
     pub fn opaque(
         &mut self,
         name: impl Into<String>,
         dtype: impl Into<String>,
         shape: &[u64],
         len: u64,
-        content: Content<'a>,
+        content: TensorContent<'a>,
     ) -> Result<&mut Self> {
         let dtype = dtype.into();
         if Dtype::from_name(&dtype).is_some() {
-            return fail(Code::Dtype, format!("{dtype} is no unknown type"));
+            return fail(
+                TensorErrorCode::Dtype,
+                format!("{dtype} is no unknown type"),
+            );
         }
-        self.add(Planned {
+        self.add(PlannedTensor {
             name: name.into(),
             dtype: Cow::Owned(dtype),
             shape: shape.to_vec(),
             len,
-            kind: Kind::Flat,
+            kind: PlannedKind::Flat,
             content: Some(content),
         })
     }
@@ -204,23 +207,23 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
     /// `count` records of `stride` bytes. `def` names their definition in the schema.
     ///
     /// # Errors
-    /// As [`Writer::flat`]. Fields that overlap or reach beyond a record are refused at the end.
+    /// As [`ContainerWriter::flat`]. Fields that overlap or reach beyond a record are refused at the end.
     pub fn strukt(
         &mut self,
         name: impl Into<String>,
         def: impl Into<String>,
         [count, stride]: [u64; 2],
-        fields: Vec<Field<'a>>,
-        content: Content<'a>,
+        fields: Vec<StructField<'a>>,
+        content: TensorContent<'a>,
     ) -> Result<&mut Self> {
         let shape = vec![count, stride];
         let len = byte_len(ElementType::Known(Dtype::U8), &shape)?;
-        self.add(Planned {
+        self.add(PlannedTensor {
             name: name.into(),
             dtype: Cow::Borrowed(Dtype::U8.name()),
             shape,
             len,
-            kind: Kind::Struct {
+            kind: PlannedKind::Struct {
                 def: def.into(),
                 fields,
             },
@@ -232,21 +235,21 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
     /// type.
     ///
     /// # Errors
-    /// As [`Writer::flat`].
+    /// As [`ContainerWriter::flat`].
     pub fn blob(
         &mut self,
         name: impl Into<String>,
         enc: impl Into<String>,
         lengths: impl IntoIterator<Item = u64>,
-        content: Content<'a>,
+        content: TensorContent<'a>,
     ) -> Result<&mut Self> {
         let name = name.into();
         let mut total = 0_u64;
         let mut offsets = total.to_le_bytes().to_vec();
         for length in lengths {
             let Some(sum) = total.checked_add(length) else {
-                let what = format!("blob {}: items of more than 2^64 bytes", Quoted(&name));
-                return fail(Code::Overflow, what);
+                let what = format!("blob {}: items of more than 2^64 bytes", QuotedText(&name));
+                return fail(TensorErrorCode::Overflow, what);
             };
             total = sum;
             offsets.extend(total.to_le_bytes());
@@ -258,27 +261,30 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
     /// `count` items in `total` bytes, with their `count + 1` offsets as they stand in a file.
     ///
     /// # Errors
-    /// As [`Writer::flat`]. The offsets are not looked at.
+    /// As [`ContainerWriter::flat`]. The offsets are not looked at.
     pub fn blob_parts(
         &mut self,
         name: impl Into<String>,
         enc: impl Into<String>,
         [count, total]: [u64; 2],
-        offsets: Content<'a>,
-        content: Content<'a>,
+        offsets: TensorContent<'a>,
+        content: TensorContent<'a>,
     ) -> Result<&mut Self> {
         let ends = count.checked_add(1);
         let bytes = ends.and_then(|ends| ends.checked_mul(8));
         let (Some(ends), Some(bytes)) = (ends, bytes) else {
-            return fail(Code::Overflow, format!("a blob of {count} items"));
+            return fail(
+                TensorErrorCode::Overflow,
+                format!("a blob of {count} items"),
+            );
         };
         offsets.check(bytes)?;
-        self.add(Planned {
+        self.add(PlannedTensor {
             name: name.into(),
             dtype: Cow::Borrowed(Dtype::U8.name()),
             shape: vec![total],
             len: total,
-            kind: Kind::Blob {
+            kind: PlannedKind::Blob {
                 enc: enc.into(),
                 shape_of: None,
                 ends,
@@ -292,7 +298,7 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
     #[must_use]
     pub fn shape_of(&mut self, tensor: impl Into<String>) -> Option<&mut Self> {
         let last = self.plan.tensors.last_mut()?;
-        let Kind::Blob { shape_of, .. } = &mut last.kind else {
+        let PlannedKind::Blob { shape_of, .. } = &mut last.kind else {
             return None;
         };
         *shape_of = Some(tensor.into());
@@ -304,7 +310,7 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
     /// # Errors
     /// `E_IO`; `E_SHAPE` where content is longer or shorter than said; `E_DUPKEY` where two tensors
     /// have one name; whatever a reader would refuse.
-    pub fn finish(mut self) -> Result<(Written, W)> {
+    pub fn finish(mut self) -> Result<(WriteSummary, W)> {
         let io = |what| move |error| TensorError::io(what, error);
         let base = self.sink.stream_position().map_err(io("find the place"))?;
         let layout = self.plan.place()?;
@@ -317,12 +323,12 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
             .map_err(io("write the header"))?;
 
         let (header_len, hashed) = (header.len() as u64, !self.plan.plain);
-        let mut stream = Stream::new(&mut self.sink, header_len, layout.data_len, hashed);
+        let mut stream = DataStream::new(&mut self.sink, header_len, layout.data_len, hashed);
         for placed in &layout.placed {
             let content = self.plan.content(placed.part);
             stream.entry(&placed.name, placed.end - placed.start, content)?;
         }
-        let Passed { hashes, tree } = stream.end()?;
+        let DataHashes { hashes, tree } = stream.end()?;
 
         let header = match hashes {
             Some((data, entries)) => text::header(&self.plan, &layout, &entries, data),
@@ -339,7 +345,7 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
             self.sink.seek(SeekFrom::Start(end)).map_err(seek(end))?;
         }
         self.sink.flush().map_err(io("write the end"))?;
-        let written = Written {
+        let written = WriteSummary {
             id: FileId(tree.finish(&header)),
             header_hash: blake3::hash(&header),
             file_len,
@@ -347,31 +353,34 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
         Ok((written, self.sink))
     }
 
-    fn add(&mut self, tensor: Planned<'a>) -> Result<&mut Self> {
-        let said = || format!("tensor {}", Quoted(&tensor.name));
+    fn add(&mut self, tensor: PlannedTensor<'a>) -> Result<&mut Self> {
+        let said = || format!("tensor {}", QuotedText(&tensor.name));
         let reserved = match self.plan.plain {
             true => tensor.name == crate::keys::METADATA,
             false => is_reserved(&tensor.name),
         };
         if reserved {
-            return fail(Code::Header, format!("{}: the name is reserved", said()));
+            return fail(
+                TensorErrorCode::Header,
+                format!("{}: the name is reserved", said()),
+            );
         }
         if let Some(content) = &tensor.content {
             content
                 .check(tensor.len)
-                .map_err(|error| error.of(said()))?;
+                .map_err(|error| error.with_subject(said()))?;
         }
         self.plan.tensors.push(tensor);
         Ok(self)
     }
 }
 
-impl Writer<'_, AtomicFile> {
+impl ContainerWriter<'_, AtomicFile> {
     /// Writes the file, has the system put it on the disk, and only then gives it its name.
     ///
     /// # Errors
-    /// As [`Writer::finish`]. Nothing is left behind, and a file that had the name keeps it.
-    pub fn save(self) -> Result<Written> {
+    /// As [`ContainerWriter::finish`]. Nothing is left behind, and a file that had the name keeps it.
+    pub fn save(self) -> Result<WriteSummary> {
         let (written, file) = self.finish()?;
         file.commit()?;
         Ok(written)

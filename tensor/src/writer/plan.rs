@@ -3,19 +3,19 @@
 use std::borrow::Cow;
 
 use crate::dtype::Dtype;
-use crate::error::{Code, Quoted, Result, TensorError};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode};
 use crate::keys::{OFFSETS_SUFFIX, PAD_PREFIX};
-use crate::layout::Field;
-use crate::writer::content::Content;
+use crate::layout::StructField;
+use crate::writer::content::TensorContent;
 use crate::writer::{ALIGN, ALIGN_GPU, ALIGN_PAGE, PAGE_ALIGN_FROM};
 
 /// What is to be written.
 #[derive(Debug, Default)]
-pub(super) struct Plan<'a> {
+pub(super) struct ContainerPlan<'a> {
     pub(super) plain: bool,
     pub(super) pages: bool,
     pub(super) gpu: bool,
-    pub(super) tensors: Vec<Planned<'a>>,
+    pub(super) tensors: Vec<PlannedTensor<'a>>,
     pub(super) metadata: Option<Vec<(String, String)>>,
     pub(super) schema: Option<String>,
     pub(super) root: Option<String>,
@@ -23,61 +23,61 @@ pub(super) struct Plan<'a> {
 }
 
 #[derive(Debug)]
-pub(super) struct Planned<'a> {
+pub(super) struct PlannedTensor<'a> {
     pub(super) name: String,
     pub(super) dtype: Cow<'static, str>,
     pub(super) shape: Vec<u64>,
     pub(super) len: u64,
-    pub(super) kind: Kind<'a>,
-    pub(super) content: Option<Content<'a>>,
+    pub(super) kind: PlannedKind<'a>,
+    pub(super) content: Option<TensorContent<'a>>,
 }
 
 #[derive(Debug)]
-pub(super) enum Kind<'a> {
+pub(super) enum PlannedKind<'a> {
     Flat,
     Struct {
         def: String,
-        fields: Vec<Field<'a>>,
+        fields: Vec<StructField<'a>>,
     },
     Blob {
         enc: String,
         shape_of: Option<String>,
         ends: u64,
-        offsets: Option<Content<'a>>,
+        offsets: Option<TensorContent<'a>>,
     },
 }
 
 /// What the bytes of an entry are. Tensors are named by their place in the plan.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Part {
+pub(super) enum EntryPart {
     Pad,
     Data(usize),
     Offsets(usize),
 }
 
 #[derive(Debug)]
-pub(super) struct Placed {
+pub(super) struct PlacedEntry {
     pub(super) name: String,
     pub(super) dtype: Cow<'static, str>,
     pub(super) shape: Vec<u64>,
     pub(super) start: u64,
     pub(super) end: u64,
     pub(super) align: u32,
-    pub(super) part: Part,
+    pub(super) part: EntryPart,
 }
 
 /// All entries by their bytes.
 #[derive(Debug)]
-pub(super) struct Layout {
-    pub(super) placed: Vec<Placed>,
+pub(super) struct EntryLayout {
+    pub(super) placed: Vec<PlacedEntry>,
     pub(super) data_len: u64,
     /// What the data itself begins at a multiple of.
     pub(super) align: u32,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> ContainerPlan<'a> {
     /// Gives every entry its place.
-    pub(super) fn place(&mut self) -> Result<Layout> {
+    pub(super) fn place(&mut self) -> Result<EntryLayout> {
         if self.plain {
             // Unknown types have no place in the stock writer's order: they come last.
             self.tensors.sort_by(|a, b| {
@@ -85,7 +85,7 @@ impl<'a> Plan<'a> {
                 types.then_with(|| a.name.cmp(&b.name))
             });
         }
-        let mut layout = Layout {
+        let mut layout = EntryLayout {
             placed: Vec::new(),
             data_len: 0,
             align: if self.plain { 8 } else { ALIGN },
@@ -94,13 +94,13 @@ impl<'a> Plan<'a> {
         for (at, tensor) in self.tensors.iter().enumerate() {
             let align = self.align(tensor.len);
             layout.pad(align, &mut pads)?;
-            layout.put(Part::Data(at), tensor, tensor.len, align)?;
-            if let Kind::Blob { ends, .. } = tensor.kind {
+            layout.put(EntryPart::Data(at), tensor, tensor.len, align)?;
+            if let PlannedKind::Blob { ends, .. } = tensor.kind {
                 // As many bytes were found to fit when the blob was added.
                 let len = ends.saturating_mul(8);
                 let align = self.align(len);
                 layout.pad(align, &mut pads)?;
-                layout.put(Part::Offsets(at), tensor, len, align)?;
+                layout.put(EntryPart::Offsets(at), tensor, len, align)?;
                 if let Some(last) = layout.placed.last_mut() {
                     last.name.push_str(OFFSETS_SUFFIX);
                     last.dtype = Cow::Borrowed(Dtype::U64.name());
@@ -121,26 +121,32 @@ impl<'a> Plan<'a> {
     }
 
     /// The content of a part, once.
-    pub(super) fn content(&mut self, part: Part) -> Option<Content<'a>> {
+    pub(super) fn content(&mut self, part: EntryPart) -> Option<TensorContent<'a>> {
         match part {
-            Part::Pad => None,
-            Part::Data(at) => self.tensors.get_mut(at)?.content.take(),
-            Part::Offsets(at) => match &mut self.tensors.get_mut(at)?.kind {
-                Kind::Blob { offsets, .. } => offsets.take(),
+            EntryPart::Pad => None,
+            EntryPart::Data(at) => self.tensors.get_mut(at)?.content.take(),
+            EntryPart::Offsets(at) => match &mut self.tensors.get_mut(at)?.kind {
+                PlannedKind::Blob { offsets, .. } => offsets.take(),
                 _ => None,
             },
         }
     }
 }
 
-impl Layout {
-    fn put(&mut self, part: Part, tensor: &Planned<'_>, len: u64, align: u32) -> Result<()> {
+impl EntryLayout {
+    fn put(
+        &mut self,
+        part: EntryPart,
+        tensor: &PlannedTensor<'_>,
+        len: u64,
+        align: u32,
+    ) -> Result<()> {
         let end = self.data_len.checked_add(len).ok_or_else(|| {
-            let what = format!("tensor {} ends beyond 2^64 bytes", Quoted(&tensor.name));
-            TensorError::new(Code::Overflow, what)
+            let what = format!("tensor {} ends beyond 2^64 bytes", QuotedText(&tensor.name));
+            TensorError::new(TensorErrorCode::Overflow, what)
         })?;
         self.align = self.align.max(align);
-        self.placed.push(Placed {
+        self.placed.push(PlacedEntry {
             name: tensor.name.clone(),
             dtype: tensor.dtype.clone(),
             shape: tensor.shape.clone(),
@@ -156,19 +162,19 @@ impl Layout {
     /// Fills up to a multiple of `align`.
     fn pad(&mut self, align: u32, pads: &mut u32) -> Result<()> {
         let end = self.data_len.checked_next_multiple_of(align.into());
-        let what = || TensorError::new(Code::Overflow, "tensors end beyond 2^64 bytes");
+        let what = || TensorError::new(TensorErrorCode::Overflow, "tensors end beyond 2^64 bytes");
         let end = end.ok_or_else(what)?;
         if end == self.data_len {
             return Ok(());
         }
-        self.placed.push(Placed {
+        self.placed.push(PlacedEntry {
             name: format!("{PAD_PREFIX}{pads}"),
             dtype: Cow::Borrowed(Dtype::U8.name()),
             shape: vec![end - self.data_len],
             start: self.data_len,
             end,
             align: 1,
-            part: Part::Pad,
+            part: EntryPart::Pad,
         });
         *pads += 1;
         self.data_len = end;

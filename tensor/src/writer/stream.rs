@@ -4,40 +4,40 @@ use std::io::{self, Read as _, Write};
 
 use blake3::Hash;
 
-use crate::error::{Code, Quoted, Result, TensorError, fail};
-use crate::writer::batch::Batch;
-use crate::writer::content::Content;
-use crate::writer::sums::Sums;
-use crate::writer::tree::Tree;
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
+use crate::writer::batch::WriteBatch;
+use crate::writer::content::TensorContent;
+use crate::writer::sums::HashPipeline;
+use crate::writer::tree::FileHashTree;
 
 /// What is written between header and end.
-pub(super) struct Stream<'w, W> {
+pub(super) struct DataStream<'w, W> {
     sink: &'w mut W,
     /// What came and is not written yet.
-    batch: Batch,
-    tree: Tree,
+    batch: WriteBatch,
+    tree: FileHashTree,
     /// Of the data and of its entries, where they are wanted.
-    sums: Option<Sums>,
+    sums: Option<HashPipeline>,
     left: u64,
     too_long: bool,
 }
 
 /// What is known once the data has passed.
-pub(super) struct Passed {
+pub(super) struct DataHashes {
     /// Of the whole data and of each entry, where they were wanted.
     pub(super) hashes: Option<(Hash, Vec<Hash>)>,
     /// The tree of the file.
-    pub(super) tree: Tree,
+    pub(super) tree: FileHashTree,
 }
 
-impl<'w, W: Write> Stream<'w, W> {
+impl<'w, W: Write> DataStream<'w, W> {
     /// So many bytes of data behind a header of so many bytes, the length counted.
     pub(super) fn new(sink: &'w mut W, header_len: u64, data_len: u64, hashed: bool) -> Self {
         Self {
             sink,
-            batch: Batch::default(),
-            tree: Tree::behind(header_len),
-            sums: hashed.then(|| Sums::new(data_len)),
+            batch: WriteBatch::default(),
+            tree: FileHashTree::behind(header_len),
+            sums: hashed.then(|| HashPipeline::new(data_len)),
             left: 0,
             too_long: false,
         }
@@ -48,7 +48,7 @@ impl<'w, W: Write> Stream<'w, W> {
         &mut self,
         name: &str,
         len: u64,
-        content: Option<Content<'_>>,
+        content: Option<TensorContent<'_>>,
     ) -> Result<()> {
         self.left = len;
         match content {
@@ -59,29 +59,29 @@ impl<'w, W: Write> Stream<'w, W> {
             Some(content) => {
                 let written = content.write(self);
                 if self.too_long {
-                    let what = format!("{}: more than {len} bytes of content", Quoted(name));
-                    return fail(Code::Shape, what);
+                    let what = format!("{}: more than {len} bytes of content", QuotedText(name));
+                    return fail(TensorErrorCode::Shape, what);
                 }
-                written.map_err(|error| error.of(Quoted(name)))?;
+                written.map_err(|error| error.with_subject(QuotedText(name)))?;
             }
         }
         if self.left > 0 {
             let what = format!(
                 "{}: {} bytes of content are missing of {len}",
-                Quoted(name),
+                QuotedText(name),
                 self.left
             );
-            return fail(Code::Shape, what);
+            return fail(TensorErrorCode::Shape, what);
         }
         self.batch.ends.push(self.batch.bytes.len());
         Ok(())
     }
 
-    pub(super) fn end(mut self) -> Result<Passed> {
+    pub(super) fn end(mut self) -> Result<DataHashes> {
         let passed = self.pass();
         passed.map_err(|error| TensorError::io("write content", error))?;
-        let hashes = self.sums.map(Sums::end).transpose();
-        Ok(Passed {
+        let hashes = self.sums.map(HashPipeline::end).transpose();
+        Ok(DataHashes {
             hashes: hashes.map_err(|error| TensorError::io("hash the data", error))?,
             tree: self.tree,
         })
@@ -96,13 +96,13 @@ impl<'w, W: Write> Stream<'w, W> {
         }
         self.tree.update(&batch.bytes);
         self.sink.write_all(&batch.bytes)?;
-        let hashed = self.sums.as_ref().and_then(Sums::done);
+        let hashed = self.sums.as_ref().and_then(HashPipeline::done);
         self.batch.reuse(hashed.unwrap_or(batch));
         Ok(())
     }
 }
 
-impl<W: Write> Write for Stream<'_, W> {
+impl<W: Write> Write for DataStream<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.is_empty() {
             return Ok(0);

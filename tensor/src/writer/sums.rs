@@ -8,8 +8,8 @@ use std::thread::{self, JoinHandle};
 
 use blake3::Hash;
 
-use crate::writer::batch::Batch;
-use crate::writer::even::Even;
+use crate::writer::batch::WriteBatch;
+use crate::writer::chunk_aligner::ChunkAligner;
 
 /// Batches under way to the other thread.
 const BATCHES: usize = 3;
@@ -18,13 +18,13 @@ const THREAD_FROM: u64 = 4 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Hashers {
-    data: Even,
-    entry: Even,
+    data: ChunkAligner,
+    entry: ChunkAligner,
     entries: Vec<Hash>,
 }
 
 impl Hashers {
-    fn take(&mut self, batch: &Batch) {
+    fn take(&mut self, batch: &WriteBatch) {
         self.data.update(&batch.bytes);
         let mut start = 0;
         for end in &batch.ends {
@@ -38,16 +38,16 @@ impl Hashers {
 
 /// The hashes on their way, and who makes them.
 #[derive(Debug)]
-pub(super) enum Sums {
+pub(super) enum HashPipeline {
     This(Box<Hashers>),
     Other {
-        full: SyncSender<Arc<Batch>>,
-        done: Receiver<Arc<Batch>>,
+        full: SyncSender<Arc<WriteBatch>>,
+        done: Receiver<Arc<WriteBatch>>,
         thread: JoinHandle<Box<Hashers>>,
     },
 }
 
-impl Sums {
+impl HashPipeline {
     /// For so many bytes of data.
     pub(super) fn new(data_len: u64) -> Self {
         // Where no thread can be had, this one does it.
@@ -56,7 +56,7 @@ impl Sums {
     }
 
     /// Hashes a batch, or has it hashed.
-    pub(super) fn take(&mut self, batch: &Arc<Batch>) -> io::Result<()> {
+    pub(super) fn take(&mut self, batch: &Arc<WriteBatch>) -> io::Result<()> {
         match self {
             Self::This(hashers) => hashers.take(batch),
             Self::Other { full, .. } => full.send(Arc::clone(batch)).map_err(|_| gone())?,
@@ -65,7 +65,7 @@ impl Sums {
     }
 
     /// A batch that has been hashed, if there is one by now.
-    pub(super) fn done(&self) -> Option<Arc<Batch>> {
+    pub(super) fn done(&self) -> Option<Arc<WriteBatch>> {
         match self {
             Self::This(_) => None,
             Self::Other { done, .. } => done.try_recv().ok(),
@@ -90,8 +90,8 @@ fn gone() -> io::Error {
     io::Error::other("the thread that hashes ended")
 }
 
-fn start() -> io::Result<Sums> {
-    let (full, batches) = sync_channel::<Arc<Batch>>(BATCHES);
+fn start() -> io::Result<HashPipeline> {
+    let (full, batches) = sync_channel::<Arc<WriteBatch>>(BATCHES);
     let (back, done) = channel();
     let thread = thread::Builder::new()
         .name("tensor-hash".to_owned())
@@ -99,12 +99,12 @@ fn start() -> io::Result<Sums> {
             let mut hashers = Box::<Hashers>::default();
             for batch in batches {
                 hashers.take(&batch);
-                // Whoever gave up wants no batch back.
+                // A writer that gave up takes no batch back.
                 let _ = back.send(batch);
             }
             hashers
         })?;
-    Ok(Sums::Other { full, done, thread })
+    Ok(HashPipeline::Other { full, done, thread })
 }
 
 #[cfg(test)]
@@ -116,10 +116,10 @@ mod tests {
         let data: Vec<u8> = (0..1_300_000_u32).map(|at| (at * 31 % 251) as u8).collect();
         let lens = [0, 1, 0, 262_143, 262_144, 700_000, 5, 0];
         for data_len in [0, THREAD_FROM] {
-            let mut sums = Sums::new(data_len);
-            assert_eq!(matches!(sums, Sums::Other { .. }), data_len > 0);
-            let (mut start, mut expected, mut batch) = (0, Vec::new(), Batch::default());
-            let mut pass = |batch: &mut Batch| {
+            let mut sums = HashPipeline::new(data_len);
+            assert_eq!(matches!(sums, HashPipeline::Other { .. }), data_len > 0);
+            let (mut start, mut expected, mut batch) = (0, Vec::new(), WriteBatch::default());
+            let mut pass = |batch: &mut WriteBatch| {
                 let full = batch.share();
                 sums.take(&full).expect("it hashes");
                 batch.reuse(full);

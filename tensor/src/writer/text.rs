@@ -6,13 +6,18 @@ use blake3::Hash;
 
 use crate::header::PREFIX_BYTES;
 use crate::keys::{DATA_HASH, GPU, INDEX, LEVEL, METADATA, SCHEMA};
-use crate::layout::Field;
-use crate::writer::plan::{Kind, Layout, Part, Plan};
+use crate::layout::StructField;
+use crate::writer::plan::{ContainerPlan, EntryLayout, EntryPart, PlannedKind};
 
 /// The header with the length before it, filled up with blanks so that the data is aligned.
 ///
 /// Hashes are as long before they are known as after: the text only ever changes in place.
-pub(super) fn header(plan: &Plan<'_>, layout: &Layout, hashes: &[Hash], data: Hash) -> Vec<u8> {
+pub(super) fn header(
+    plan: &ContainerPlan<'_>,
+    layout: &EntryLayout,
+    hashes: &[Hash],
+    data: Hash,
+) -> Vec<u8> {
     let mut text = String::from("{");
     let metadata = metadata(plan, layout, hashes, data);
     if let Some(pairs) = metadata {
@@ -54,8 +59,8 @@ pub(super) fn header(plan: &Plan<'_>, layout: &Layout, hashes: &[Hash], data: Ha
 
 /// Pairs in the order they are written in.
 fn metadata<'p>(
-    plan: &'p Plan<'_>,
-    layout: &Layout,
+    plan: &'p ContainerPlan<'_>,
+    layout: &EntryLayout,
     hashes: &[Hash],
     data: Hash,
 ) -> Option<Vec<(&'p str, String)>> {
@@ -79,20 +84,20 @@ fn metadata<'p>(
     Some(pairs)
 }
 
-fn index(plan: &Plan<'_>, layout: &Layout, hashes: &[Hash]) -> String {
+fn index(plan: &ContainerPlan<'_>, layout: &EntryLayout, hashes: &[Hash]) -> String {
     let mut text = String::from("{\"tensors\":{");
     let mut first = true;
     for (entry, hash) in layout.placed.iter().zip(hashes) {
         let kind = match entry.part {
-            Part::Pad => continue,
-            Part::Data(at) => plan.tensors.get(at).map(|tensor| &tensor.kind),
-            Part::Offsets(_) => None,
+            EntryPart::Pad => continue,
+            EntryPart::Data(at) => plan.tensors.get(at).map(|tensor| &tensor.kind),
+            EntryPart::Offsets(_) => None,
         };
         separate(&mut text, usize::from(!first));
         first = false;
         let name = match kind {
-            Some(Kind::Struct { .. }) => "struct",
-            Some(Kind::Blob { .. }) => "blob",
+            Some(PlannedKind::Struct { .. }) => "struct",
+            Some(PlannedKind::Blob { .. }) => "blob",
             _ => "flat",
         };
         let (hash, align) = (hash.to_hex(), entry.align);
@@ -102,7 +107,7 @@ fn index(plan: &Plan<'_>, layout: &Layout, hashes: &[Hash]) -> String {
             format_args!("{tensor}:{{\"kind\":\"{name}\",\"b3\":\"{hash}\",\"align\":{align}"),
         );
         match kind {
-            Some(Kind::Struct { def, fields }) => {
+            Some(PlannedKind::Struct { def, fields }) => {
                 let [count, stride] = [0, 1].map(|at| entry.shape.get(at).copied().unwrap_or(0));
                 let def = quoted(def);
                 write(
@@ -117,7 +122,7 @@ fn index(plan: &Plan<'_>, layout: &Layout, hashes: &[Hash]) -> String {
                 }
                 text.push(']');
             }
-            Some(Kind::Blob { enc, shape_of, .. }) => {
+            Some(PlannedKind::Blob { enc, shape_of, .. }) => {
                 write(&mut text, format_args!(",\"enc\":{}", quoted(enc)));
                 if let Some(other) = shape_of {
                     write(&mut text, format_args!(",\"shape_of\":{}", quoted(other)));
@@ -146,7 +151,7 @@ fn index(plan: &Plan<'_>, layout: &Layout, hashes: &[Hash]) -> String {
     text
 }
 
-fn field(text: &mut String, field: &Field<'_>) {
+fn field(text: &mut String, field: &StructField<'_>) {
     let (path, kind) = (quoted(&field.path), field.kind.name());
     let off = field.off;
     write(

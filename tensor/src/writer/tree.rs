@@ -11,11 +11,11 @@ use blake3::hazmat::{
 };
 use blake3::{CHUNK_LEN, Hash, Hasher};
 
-use crate::writer::even::Even;
+use crate::writer::chunk_aligner::ChunkAligner;
 
 /// The file behind its header.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(super) struct FileHashTree {
     /// Where the first subtree of data alone begins.
     first: u64,
     /// The data before it.
@@ -25,10 +25,10 @@ pub(super) struct Tree {
     /// Subtrees that are complete.
     done: Vec<ChainingValue>,
     /// The one that is not, and where it ends.
-    open: Option<(Even, u64)>,
+    open: Option<(ChunkAligner, u64)>,
 }
 
-impl Tree {
+impl FileHashTree {
     /// A file with a header of this many bytes.
     pub(super) fn behind(header_len: u64) -> Self {
         Self {
@@ -47,7 +47,7 @@ impl Tree {
                 None if self.at < self.first => self.first,
                 None => {
                     let end = self.at.saturating_mul(2);
-                    self.open = Some((Even::at(self.at), end));
+                    self.open = Some((ChunkAligner::at(self.at), end));
                     end
                 }
             };
@@ -103,7 +103,7 @@ mod tests {
             for len in lens {
                 for piece in [1_usize, 1000, 1024, 100_000] {
                     let file = &file[..header + len];
-                    let mut tree = Tree::behind(header as u64);
+                    let mut tree = FileHashTree::behind(header as u64);
                     for piece in file[header..].chunks(piece) {
                         tree.update(piece);
                     }

@@ -3,7 +3,8 @@
 use std::io::Cursor;
 
 use alknet_tensor::{
-    Content, Dtype, Field, FieldType, Limits, Reader, TensorError, Writer, Written,
+    ContainerLimits, ContainerReader, ContainerWriter, Dtype, FieldType, StructField,
+    TensorContent, TensorError, WriteSummary,
 };
 
 /// A file with this header and so many zeros behind it.
@@ -15,33 +16,33 @@ pub(crate) fn file(header: &str, data_len: usize) -> Vec<u8> {
 }
 
 /// Opens a file as one that came over a network.
-pub(crate) fn open(file: &[u8]) -> Result<Reader<Vec<u8>>, TensorError> {
-    Reader::open(file.to_vec(), &Limits::default())
+pub(crate) fn open(file: &[u8]) -> Result<ContainerReader<Vec<u8>>, TensorError> {
+    ContainerReader::open(file.to_vec(), &ContainerLimits::default())
 }
 
 /// Opens a file as one of one's own.
-pub(crate) fn open_own(file: &[u8]) -> Result<Reader<Vec<u8>>, TensorError> {
-    Reader::open(file.to_vec(), &Limits::safetensors())
+pub(crate) fn open_own(file: &[u8]) -> Result<ContainerReader<Vec<u8>>, TensorError> {
+    ContainerReader::open(file.to_vec(), &ContainerLimits::safetensors())
 }
 
 /// A writer into memory.
-pub(crate) fn writer<'a>() -> Writer<'a, Cursor<Vec<u8>>> {
-    Writer::new(Cursor::new(Vec::new()))
+pub(crate) fn writer<'a>() -> ContainerWriter<'a, Cursor<Vec<u8>>> {
+    ContainerWriter::new(Cursor::new(Vec::new()))
 }
 
 /// What a writer makes.
-pub(crate) fn finish(writer: Writer<'_, Cursor<Vec<u8>>>) -> (Written, Vec<u8>) {
+pub(crate) fn finish(writer: ContainerWriter<'_, Cursor<Vec<u8>>>) -> (WriteSummary, Vec<u8>) {
     let (written, file) = writer.finish().expect("what was said is right");
     (written, file.into_inner())
 }
 
 /// The fields of [`RECORDS`].
-pub(crate) fn fields() -> Vec<Field<'static>> {
+pub(crate) fn fields() -> Vec<StructField<'static>> {
     vec![
-        Field::new("id", FieldType::Uint32, 0),
-        Field::new("live", FieldType::Boolean, 4),
-        Field::new("at/x", FieldType::Float32, 8).with_len(2),
-        Field::new("name", FieldType::String, 16).with_len(8),
+        StructField::new("id", FieldType::Uint32, 0),
+        StructField::new("live", FieldType::Boolean, 4),
+        StructField::new("at/x", FieldType::Float32, 8).with_len(2),
+        StructField::new("name", FieldType::String, 16).with_len(8),
     ]
 }
 
@@ -81,7 +82,7 @@ pub(crate) fn sample() -> Vec<u8> {
     finish(writer).1
 }
 
-fn add_sample(writer: &mut Writer<'_, Cursor<Vec<u8>>>) -> Result<(), TensorError> {
+fn add_sample(writer: &mut ContainerWriter<'_, Cursor<Vec<u8>>>) -> Result<(), TensorError> {
     let weights: Vec<u8> = (0..6_u8).flat_map(|x| f32::from(x).to_le_bytes()).collect();
     let lengths = TEXTS.iter().map(|text| text.len() as u64);
     writer
@@ -94,7 +95,7 @@ fn add_sample(writer: &mut Writer<'_, Cursor<Vec<u8>>>) -> Result<(), TensorErro
             records().into(),
         )?
         .blob("texts", "utf8", lengths, TEXTS.concat().into_bytes().into())?
-        .flat("nothing", Dtype::F64, &[0, 4], Content::from(&[][..]))?
+        .flat("nothing", Dtype::F64, &[0, 4], TensorContent::from(&[][..]))?
         .flat("one", Dtype::F16, &[], vec![0, 0x3c].into())?
         .flat("flags", Dtype::Bool, &[3], vec![1, 0, 1].into())?
         .metadata("format", "pt")?

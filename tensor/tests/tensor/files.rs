@@ -5,8 +5,9 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use alknet_tensor::{
-    AtomicFile, Code, Content, Dtype, FileId, HEADER_SIGNATURE_CONTEXT, Limits, Reader, Verify,
-    Writer, header_signature_message, verify,
+    AtomicFile, ContainerLimits, ContainerReader, ContainerWriter, Dtype, FileId,
+    HEADER_SIGNATURE_CONTEXT, TensorContent, TensorErrorCode, VerifyDepth,
+    header_signature_message, verify,
 };
 use alknet_test_support::skip;
 
@@ -43,7 +44,10 @@ fn a_file_is_read_by_offset_and_mapped() {
     let folder = Folder::new("read");
     let path = folder.0.join("sample.mt");
     fs::write(&path, sample()).expect("writable");
-    let reader = Reader::open(File::open(&path).expect("there"), &Limits::default());
+    let reader = ContainerReader::open(
+        File::open(&path).expect("there"),
+        &ContainerLimits::default(),
+    );
     let reader = reader.expect("a good file");
     let view = reader.view("weights").expect("readable");
     assert_eq!(
@@ -57,21 +61,22 @@ fn a_file_is_read_by_offset_and_mapped() {
         "größe".as_bytes()
     );
     assert!(
-        verify(&reader, Verify::Full, None)
+        verify(&reader, VerifyDepth::Full, None)
             .expect("readable")
             .is_good()
     );
 
     let file = File::open(&path).expect("there");
-    // SAFETY: nobody else has a name for the file, and it stays as it is until the folder goes.
-    let mapped = unsafe { Reader::map(&file, &Limits::default()) }.expect("a good file");
+    // SAFETY: no other process has a name for the file, and it stays as it is until the folder goes.
+    let mapped =
+        unsafe { ContainerReader::map(&file, &ContainerLimits::default()) }.expect("a good file");
     let view = mapped.view("weights").expect("mapped");
     assert_eq!(
         view.as_slice::<f32>().expect("aligned"),
         [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     );
     assert!(
-        verify(&mapped, Verify::Full, None)
+        verify(&mapped, VerifyDepth::Full, None)
             .expect("readable")
             .is_good()
     );
@@ -82,7 +87,10 @@ fn a_file_that_is_cut_short_is_an_error() {
     let folder = Folder::new("cut");
     let path = folder.0.join("sample.mt");
     fs::write(&path, sample()).expect("writable");
-    let reader = Reader::open(File::open(&path).expect("there"), &Limits::default());
+    let reader = ContainerReader::open(
+        File::open(&path).expect("there"),
+        &ContainerLimits::default(),
+    );
     let reader = reader.expect("a good file");
     let cut = File::options().write(true).open(&path).expect("there");
     cut.set_len(reader.meta().data_start() + 4)
@@ -90,14 +98,22 @@ fn a_file_that_is_cut_short_is_an_error() {
     for error in [
         reader.view("weights").expect_err("cut").code(),
         reader.item("texts", 0).expect_err("cut").code(),
-        verify(&reader, Verify::Hash, None).expect_err("cut").code(),
+        verify(&reader, VerifyDepth::Hash, None)
+            .expect_err("cut")
+            .code(),
     ] {
-        assert_eq!(error, Code::Io);
+        assert_eq!(error, TensorErrorCode::Io);
     }
-    let again = Reader::open(File::open(&path).expect("there"), &Limits::default());
-    assert_eq!(again.expect_err("cut").code(), Code::Tiling);
-    let folder = Reader::open(File::open(&folder.0).expect("there"), &Limits::default());
-    assert_eq!(folder.expect_err("no file").code(), Code::Io);
+    let again = ContainerReader::open(
+        File::open(&path).expect("there"),
+        &ContainerLimits::default(),
+    );
+    assert_eq!(again.expect_err("cut").code(), TensorErrorCode::Tiling);
+    let folder = ContainerReader::open(
+        File::open(&folder.0).expect("there"),
+        &ContainerLimits::default(),
+    );
+    assert_eq!(folder.expect_err("no file").code(), TensorErrorCode::Io);
 }
 
 #[test]
@@ -106,13 +122,18 @@ fn a_file_is_there_whole_or_not_at_all() {
     let path = folder.0.join("out.mt");
     fs::write(&path, "before").expect("writable");
     let write = |shape: u64| {
-        let mut writer = Writer::create(&path).expect("writable");
+        let mut writer = ContainerWriter::create(&path).expect("writable");
         writer
-            .flat("a", Dtype::U8, &[shape], Content::reader(&[1, 2, 3][..]))
+            .flat(
+                "a",
+                Dtype::U8,
+                &[shape],
+                TensorContent::reader(&[1, 2, 3][..]),
+            )
             .expect("it fits");
         writer.save()
     };
-    for (shape, code) in [(2, Code::Shape), (4, Code::Shape)] {
+    for (shape, code) in [(2, TensorErrorCode::Shape), (4, TensorErrorCode::Shape)] {
         assert_eq!(write(shape).expect_err("another size").code(), code);
         assert_eq!(fs::read(&path).expect("there"), b"before");
     }
@@ -128,7 +149,7 @@ fn a_file_is_there_whole_or_not_at_all() {
     drop(AtomicFile::create(folder.0.join("never")).expect("writable"));
     assert_eq!(folder.names(), ["out.mt"]);
     let nowhere = AtomicFile::create(folder.0.join("no/such/folder"));
-    assert_eq!(nowhere.expect_err("no folder").code(), Code::Io);
+    assert_eq!(nowhere.expect_err("no folder").code(), TensorErrorCode::Io);
 }
 
 #[test]
@@ -143,16 +164,24 @@ fn a_file_too_long_for_memory_is_an_error() {
     file.write_all(&(header.len() as u64).to_le_bytes())
         .expect("writable");
     file.write_all(header.as_bytes()).expect("writable");
-    let open = || Reader::open(File::open(&path).expect("there"), &Limits::default());
+    let open = || {
+        ContainerReader::open(
+            File::open(&path).expect("there"),
+            &ContainerLimits::default(),
+        )
+    };
     if let Err(error) = file.set_len(8 + header.len() as u64 + len) {
-        assert_eq!(open().expect_err("cut").code(), Code::Tiling);
+        assert_eq!(open().expect_err("cut").code(), TensorErrorCode::Tiling);
         skip!(
             "files of 4 PiB",
             "the file system has no such files: {error}"
         );
     }
     let reader = open().expect("it tiles");
-    assert_eq!(reader.view("a").expect_err("no memory").code(), Code::Limit);
+    assert_eq!(
+        reader.view("a").expect_err("no memory").code(),
+        TensorErrorCode::Limit
+    );
     assert_eq!(reader.rows("a", 5..9).expect("some").bytes(), [0; 4]);
 }
 
@@ -160,7 +189,7 @@ fn a_file_too_long_for_memory_is_an_error() {
 fn what_was_changed_is_found() {
     let good = sample();
     let reader = open(&good).expect("good");
-    let report = verify(&reader, Verify::Full, None).expect("in memory");
+    let report = verify(&reader, VerifyDepth::Full, None).expect("in memory");
     assert!(report.is_good() && report.unhashed == 0, "{report:?}");
     // Six tensors, the offsets of one, and the data.
     assert_eq!(report.hashes, 8);
@@ -183,40 +212,43 @@ fn what_was_changed_is_found() {
         "one",
         "flags",
     ] {
-        assert_eq!(found(name, 0, Verify::Meta), []);
+        assert_eq!(found(name, 0, VerifyDepth::Meta), []);
         assert_eq!(
-            found(name, 0, Verify::Hash),
-            [Code::Hash, Code::Hash],
+            found(name, 0, VerifyDepth::Hash),
+            [TensorErrorCode::Hash, TensorErrorCode::Hash],
             "{name}"
         );
     }
     // Which bytes are no value of their type is found beside the hashes.
-    let beside = [Code::Hash, Code::Hash];
+    let beside = [TensorErrorCode::Hash, TensorErrorCode::Hash];
     assert_eq!(
-        found("flags", 1, Verify::Full),
-        [&beside[..], &[Code::Value]].concat()
+        found("flags", 1, VerifyDepth::Full),
+        [&beside[..], &[TensorErrorCode::Value]].concat()
     );
     assert_eq!(
-        found("things", 4, Verify::Full),
-        [&beside[..], &[Code::Value]].concat()
+        found("things", 4, VerifyDepth::Full),
+        [&beside[..], &[TensorErrorCode::Value]].concat()
     );
     assert_eq!(
-        found("texts", 0, Verify::Full),
-        [&beside[..], &[Code::Value]].concat()
+        found("texts", 0, VerifyDepth::Full),
+        [&beside[..], &[TensorErrorCode::Value]].concat()
     );
     assert_eq!(
-        found("texts.__off__", 0, Verify::Full),
-        [&beside[..], &[Code::Layout]].concat()
+        found("texts.__off__", 0, VerifyDepth::Full),
+        [&beside[..], &[TensorErrorCode::Layout]].concat()
     );
     let pad = reader
         .meta()
         .entries()
         .find(|entry| entry.is_pad())
         .expect("there are pads");
-    assert_eq!(found(pad.name(), 0, Verify::Hash), [Code::Hash]);
     assert_eq!(
-        found(pad.name(), 0, Verify::Full),
-        [Code::Hash, Code::Value]
+        found(pad.name(), 0, VerifyDepth::Hash),
+        [TensorErrorCode::Hash]
+    );
+    assert_eq!(
+        found(pad.name(), 0, VerifyDepth::Full),
+        [TensorErrorCode::Hash, TensorErrorCode::Value]
     );
 }
 
@@ -237,6 +269,6 @@ fn a_header_is_signed_by_its_hash() {
     assert_eq!(id.to_string().parse::<FileId>().expect("it is one"), id);
     assert_eq!(
         "00".parse::<FileId>().expect_err("too short").code(),
-        Code::Hash
+        TensorErrorCode::Hash
     );
 }

@@ -2,13 +2,16 @@
 
 use std::mem::offset_of;
 
-use alknet_tensor::{Code, Field, FieldType, LayoutOracle, Reader, SchemaLayouts, Verify, verify};
-use alknet_typedef::{Limits, Mode, compile};
+use alknet_tensor::{
+    ContainerReader, FieldType, LayoutOracle, SchemaLayouts, StructField, TensorErrorCode,
+    VerifyDepth, verify,
+};
+use alknet_typedef::{LayoutMode, SchemaLimits, compile};
 use proptest::prelude::*;
 use serde_json::json;
 
 use crate::common::{finish, open, writer};
-use crate::plan::{Dice, Plan, Style};
+use crate::plan::{PlanRng, PlanStyle, SchemaPlan};
 
 /// As C lays it out, and so the engine.
 #[repr(C)]
@@ -70,7 +73,7 @@ fn bytes(stars: &[Star]) -> Vec<u8> {
     all
 }
 
-fn file(stride: u64, fields: Vec<Field<'static>>, records: Vec<u8>) -> Vec<u8> {
+fn file(stride: u64, fields: Vec<StructField<'static>>, records: Vec<u8>) -> Vec<u8> {
     let mut writer = writer().with_schema(schema());
     let size = [records.len() as u64 / stride, stride];
     writer
@@ -79,8 +82,8 @@ fn file(stride: u64, fields: Vec<Field<'static>>, records: Vec<u8>) -> Vec<u8> {
     finish(writer).1
 }
 
-fn problems(reader: &Reader<Vec<u8>>) -> Vec<Code> {
-    let report = verify(reader, Verify::Full, Some(&SchemaLayouts::default()));
+fn problems(reader: &ContainerReader<Vec<u8>>) -> Vec<TensorErrorCode> {
+    let report = verify(reader, VerifyDepth::Full, Some(&SchemaLayouts::default()));
     let problems = report.expect("in memory").problems;
     problems
         .iter()
@@ -121,17 +124,20 @@ fn other_offsets_than_the_schemas_are_refused() {
         let refused = reader.meta().check_layouts(&oracle);
         assert_eq!(
             refused.expect_err("it differs").code(),
-            Code::Layout,
+            TensorErrorCode::Layout,
             "{at}"
         );
     }
     let wide = file(layout.stride + 8, layout.fields.clone(), vec![0; 112]);
     let refused = open(&wide).expect("a header").meta().check_layouts(&oracle);
-    assert_eq!(refused.expect_err("another stride").code(), Code::Layout);
+    assert_eq!(
+        refused.expect_err("another stride").code(),
+        TensorErrorCode::Layout
+    );
     let mut member = bytes(&STARS);
     member[offset_of!(Star, kind)] = 9;
     let reader = open(&file(layout.stride, layout.fields, member)).expect("good");
-    assert_eq!(problems(&reader), [Code::Value]);
+    assert_eq!(problems(&reader), [TensorErrorCode::Value]);
 }
 
 #[test]
@@ -153,7 +159,10 @@ fn what_has_no_layout_is_no_schema() {
         .expect("it fits");
     let reader = open(&finish(all).1).expect("a header");
     let refused = reader.meta().check_layouts(&oracle);
-    assert_eq!(refused.expect_err("no such schema").code(), Code::Schema);
+    assert_eq!(
+        refused.expect_err("no such schema").code(),
+        TensorErrorCode::Schema
+    );
 }
 
 proptest! {
@@ -162,11 +171,11 @@ proptest! {
     /// A random schema, its layout in a file, a random value in its bytes, and all of it back.
     #[test]
     fn random_records_survive_a_file(seed in any::<u64>()) {
-        let mut dice = Dice::new(seed);
-        let style = Style { mode: Mode::Aligned, native: false };
-        let plan = Plan::random(&mut dice, style, 3);
+        let mut dice = PlanRng::new(seed);
+        let style = PlanStyle { mode: LayoutMode::Aligned, native: false };
+        let plan = SchemaPlan::random(&mut dice, style, 3);
         let schema = plan.schema();
-        let engine = compile(&schema, Mode::Aligned, &Limits::default()).expect("it compiles");
+        let engine = compile(&schema, LayoutMode::Aligned, &SchemaLimits::default()).expect("it compiles");
         let stride = engine.offsets().expect("aligned").stride();
         prop_assume!(stride > 0);
         let value = plan.value(&mut dice, &mut Vec::new());

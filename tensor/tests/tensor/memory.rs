@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use alknet_tensor::{Limits, Meta};
+use alknet_tensor::{ContainerLimits, Meta};
 
 /// Bytes that are held for each byte of a header.
 pub(crate) const TIMES: usize = 8;
@@ -16,10 +16,10 @@ thread_local! {
 }
 
 /// The system's allocator, counting what this thread holds.
-struct Counting;
+struct HeapCounter;
 
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static COUNTING: HeapCounter = HeapCounter;
 
 fn count(by: isize) {
     let held = HELD.get() + by;
@@ -29,7 +29,7 @@ fn count(by: isize) {
 
 // SAFETY: everything is handed on to the system's allocator as it came; counting allocates nothing,
 // since the counters are plain numbers made before the thread ran.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for HeapCounter {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size().cast_signed());
         // SAFETY: the caller keeps what the system asks for.
@@ -63,7 +63,7 @@ pub(crate) fn most_held<T>(work: impl FnOnce() -> T) -> (T, usize) {
 /// Bytes held at most while `header` is read, for each of its own.
 #[track_caller]
 fn measure(what: &str, header: &str, data: u64) {
-    let limits = Limits::safetensors();
+    let limits = ContainerLimits::safetensors();
     let (meta, most) = most_held(|| Meta::parse(header.as_bytes(), data, &limits));
     let times = most as f64 / header.len() as f64;
     let outcome = meta.map(|_| "read").map_err(|error| error.code());

@@ -2,7 +2,8 @@
 //! and what is taken is taken by the stock reader too.
 
 use alknet_tensor::{
-    Code, ElementType, Kind, Limits, Reader, TensorError, Verify, header_len, verify,
+    ContainerLimits, ContainerReader, ElementType, TensorError, TensorErrorCode, TensorKind,
+    VerifyDepth, header_len, verify,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as StockDtype, TensorView as StockView};
@@ -59,7 +60,7 @@ const PIECES: [&str; 36] = [
 
 /// What came of a campaign.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct MutationTally {
     accepted: u64,
     refused: u64,
     /// Refused here, taken by the stock reader.
@@ -69,9 +70,9 @@ pub(crate) struct Tally {
 }
 
 /// Small and even enough.
-struct Dice(u64);
+struct MutationRng(u64);
 
-impl Dice {
+impl MutationRng {
     fn throw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -87,10 +88,10 @@ impl Dice {
 }
 
 /// Changes `count` headers, each once to four times.
-pub(crate) fn campaign(count: u64, seed: u64) -> Tally {
+pub(crate) fn campaign(count: u64, seed: u64) -> MutationTally {
     let files = [sample(), stock(), file(OPAQUE, 4), bare()];
-    let mut dice = Dice(seed);
-    let mut tally = Tally::default();
+    let mut dice = MutationRng(seed);
+    let mut tally = MutationTally::default();
     for _ in 0..count {
         let file = &files[dice.below(files.len())];
         let mutant = mutate(file, &mut dice);
@@ -129,8 +130,8 @@ fn bare() -> Vec<u8> {
 }
 
 /// The file with its header changed; the length follows, most of the time.
-fn mutate(file: &[u8], dice: &mut Dice) -> Vec<u8> {
-    let limits = Limits::safetensors();
+fn mutate(file: &[u8], dice: &mut MutationRng) -> Vec<u8> {
+    let limits = ContainerLimits::safetensors();
     let len = header_len(file, file.len() as u64, &limits).expect("a good file") as usize;
     let mut header = file[8..8 + len].to_vec();
     for _ in 0..=dice.below(4) {
@@ -154,7 +155,7 @@ fn mutate(file: &[u8], dice: &mut Dice) -> Vec<u8> {
     mutant
 }
 
-fn change(header: &mut Vec<u8>, dice: &mut Dice) {
+fn change(header: &mut Vec<u8>, dice: &mut MutationRng) {
     if header.is_empty() {
         return;
     }
@@ -191,10 +192,10 @@ fn change(header: &mut Vec<u8>, dice: &mut Dice) {
     }
 }
 
-fn judge(file: &[u8], tally: &mut Tally) {
-    let limits = Limits::safetensors();
+fn judge(file: &[u8], tally: &mut MutationTally) {
+    let limits = ContainerLimits::safetensors();
     let header = header_len(file, file.len() as u64, &limits).unwrap_or(0);
-    let (opened, most) = most_held(|| Reader::open(file, &limits));
+    let (opened, most) = most_held(|| ContainerReader::open(file, &limits));
     let said = || String::from_utf8_lossy(file).into_owned();
     assert!(
         most <= TIMES * header as usize + BESIDE,
@@ -208,7 +209,7 @@ fn judge(file: &[u8], tally: &mut Tally) {
     match opened {
         Ok(reader) => {
             tally.accepted += 1;
-            let opaque = |entry: alknet_tensor::Entry<'_>| entry.dtype().known().is_none();
+            let opaque = |entry: alknet_tensor::HeaderEntry<'_>| entry.dtype().known().is_none();
             if !reader.meta().entries().any(opaque) {
                 let stock = stock.unwrap_or_else(|error| panic!("{error}: {}", said()));
                 assert_eq!(stock.len(), reader.meta().entries().len());
@@ -224,8 +225,8 @@ fn judge(file: &[u8], tally: &mut Tally) {
         }
     }
     // What the smaller limits take, the larger do.
-    if Reader::open(file, &Limits::default()).is_ok() {
-        Reader::open(file, &limits).expect("the larger limits take it");
+    if ContainerReader::open(file, &ContainerLimits::default()).is_ok() {
+        ContainerReader::open(file, &limits).expect("the larger limits take it");
     }
 }
 
@@ -233,18 +234,20 @@ fn judge(file: &[u8], tally: &mut Tally) {
 fn excused(error: &TensorError, file: &str) {
     let ours = match error.code() {
         // Keys that come twice, what is beyond every limit, what is not an object.
-        Code::DupKey | Code::Limit | Code::Header => true,
+        TensorErrorCode::DupKey | TensorErrorCode::Limit | TensorErrorCode::Header => true,
         // What a file promises that calls itself a metatensor.
-        Code::Json | Code::Layout | Code::Overflow | Code::Schema | Code::Version => {
-            file.contains("metatensor")
-        }
+        TensorErrorCode::Json
+        | TensorErrorCode::Layout
+        | TensorErrorCode::Overflow
+        | TensorErrorCode::Schema
+        | TensorErrorCode::Version => file.contains("metatensor"),
         _ => false,
     };
     assert!(ours, "{error}: {file}");
 }
 
 /// Everything that can be asked of a file is answered, well or with an error.
-fn look(reader: &Reader<&[u8]>) {
+fn look(reader: &ContainerReader<&[u8]>) {
     for tensor in reader.meta().tensors() {
         let name = tensor.name();
         let view = reader.view(name).expect("its bytes are in memory");
@@ -255,7 +258,7 @@ fn look(reader: &Reader<&[u8]>) {
             let _ = view.rows(rows / 2..*rows);
         }
         match tensor.kind() {
-            Kind::Struct(_) => {
+            TensorKind::Struct(_) => {
                 let records = reader.strukt(name).expect("it was checked");
                 for record in records.records() {
                     for field in records.fields() {
@@ -263,7 +266,7 @@ fn look(reader: &Reader<&[u8]>) {
                     }
                 }
             }
-            Kind::Blob(blob) => {
+            TensorKind::Blob(blob) => {
                 for at in 0..blob.count().min(8) {
                     let _ = reader.item(name, at);
                 }
@@ -275,7 +278,7 @@ fn look(reader: &Reader<&[u8]>) {
             _ => {}
         }
     }
-    verify(reader, Verify::Full, None).expect("memory can be read");
+    verify(reader, VerifyDepth::Full, None).expect("memory can be read");
 }
 
 #[test]

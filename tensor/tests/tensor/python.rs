@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_tensor::tools::{Options, rewrite, strip};
+use alknet_tensor::tools::{RewriteOptions, rewrite, strip};
 use alknet_tensor::{Dtype, TensorView};
 use alknet_test_support::limited;
 use serde_json::{Value, json};
@@ -94,7 +94,7 @@ fn what_python_makes_is_read_and_given_back() {
         same(&view.to_f32().expect("real"), &packed["f32"], name);
     }
     // With everything this format adds, and without it again: their own bytes.
-    let written = rewrite(&reader, Cursor::new(Vec::new()), Options::default());
+    let written = rewrite(&reader, Cursor::new(Vec::new()), RewriteOptions::default());
     let metatensor = written.expect("written").1.into_inner();
     let reader = open(&metatensor).expect("good");
     let plain = strip(&reader, Cursor::new(Vec::new()))
@@ -132,7 +132,7 @@ fn weights_of_a_model_are_read_and_given_back() {
         assert_eq!(json!(view.shape()), weights["shape"], "{name}");
         assert!(view.bytes() == bytes(&weights["bytes"]), "{name}");
     }
-    let written = rewrite(&reader, Cursor::new(Vec::new()), Options::default());
+    let written = rewrite(&reader, Cursor::new(Vec::new()), RewriteOptions::default());
     let metatensor = written.expect("written").1.into_inner();
     fs::write(folder.join("model.mt"), metatensor).expect("writable");
     python("onnx-check", &folder);

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 
 use alknet_tensor::keys::is_reserved;
-use alknet_tensor::tools::{Options, hashes, rewrite, strip};
+use alknet_tensor::tools::{RewriteOptions, hashes, rewrite, strip};
 use alknet_tensor::{
-    Code, Content, Dtype, Field, FieldType, FieldValue, FileId, Kind, Layout, LayoutOracle, Limits,
-    Reader, TensorError, Verify, Writer, Written, verify,
+    ContainerLimits, ContainerReader, ContainerWriter, Dtype, FieldType, FileId, LayoutOracle,
+    RecordFieldValue, StructField, StructLayout, TensorContent, TensorError, TensorErrorCode,
+    TensorKind, VerifyDepth, WriteSummary, verify,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -45,17 +46,26 @@ fn every_kind_comes_back() {
     let things = reader.strukt("things").expect("records");
     assert_eq!((things.len(), things.stride()), (3, STRIDE));
     for (record, (id, live, at, name)) in things.records().zip(RECORDS) {
-        let place = at.map(|x| FieldValue::Float(x.into())).to_vec();
+        let place = at.map(|x| RecordFieldValue::Float(x.into())).to_vec();
         assert_eq!(
             record.get("id").expect("there"),
-            FieldValue::Uint(id.into())
+            RecordFieldValue::Uint(id.into())
         );
-        assert_eq!(record.get("live").expect("there"), FieldValue::Bool(live));
-        assert_eq!(record.get("at/x").expect("there"), FieldValue::List(place));
-        assert_eq!(record.get("name").expect("there"), FieldValue::Text(name));
+        assert_eq!(
+            record.get("live").expect("there"),
+            RecordFieldValue::Bool(live)
+        );
+        assert_eq!(
+            record.get("at/x").expect("there"),
+            RecordFieldValue::List(place)
+        );
+        assert_eq!(
+            record.get("name").expect("there"),
+            RecordFieldValue::Text(name)
+        );
         assert_eq!(
             record.get("nobody").expect_err("no field").code(),
-            Code::NotFound
+            TensorErrorCode::NotFound
         );
     }
     let ids: Vec<u32> = things.column("id").expect("numbers").collect();
@@ -64,13 +74,16 @@ fn every_kind_comes_back() {
     assert_eq!(xs, [0.5, 2.0, 0.0]);
     assert_eq!(
         things.column::<f64>("id").expect_err("no double").code(),
-        Code::Dtype
+        TensorErrorCode::Dtype
     );
-    assert_eq!(things.record(3).expect_err("three").code(), Code::NotFound);
+    assert_eq!(
+        things.record(3).expect_err("three").code(),
+        TensorErrorCode::NotFound
+    );
     let last = reader.strukt_rows("things", 2..3).expect("a record");
     assert_eq!(
         last.record(0).expect("it").get("id").expect("there"),
-        FieldValue::Uint(9)
+        RecordFieldValue::Uint(9)
     );
 
     let texts = reader.blob("texts").expect("items");
@@ -83,12 +96,15 @@ fn every_kind_comes_back() {
         reader.blob("weights").map(|_| ()),
         reader.strukt("texts").map(|_| ()),
     ] {
-        assert_eq!(wrong.expect_err("another kind").code(), Code::Dtype);
+        assert_eq!(
+            wrong.expect_err("another kind").code(),
+            TensorErrorCode::Dtype
+        );
     }
     for hidden in ["__pad__.0", "texts.__off__", "nobody", "__metadata__"] {
         assert_eq!(
             reader.view(hidden).expect_err("no tensor").code(),
-            Code::NotFound
+            TensorErrorCode::NotFound
         );
     }
 }
@@ -129,76 +145,77 @@ fn gpus_and_pages_have_their_alignment() {
 
 #[test]
 fn writers_refuse_what_readers_would() {
-    let one = || Content::from(vec![1]);
+    let one = || TensorContent::from(vec![1]);
     let mut reserved = writer();
     for name in ["__pad__.1", "a.__off__", "__metadata__"] {
         let error = reserved
             .flat(name, Dtype::U8, &[1], one())
             .expect_err("reserved");
-        assert_eq!(error.code(), Code::Header);
+        assert_eq!(error.code(), TensorErrorCode::Header);
     }
     assert_eq!(
         reserved.metadata("mt.index", "").expect_err("ours").code(),
-        Code::Header
+        TensorErrorCode::Header
     );
     let short = reserved
         .flat("a", Dtype::F32, &[1], one())
         .expect_err("too short");
-    assert_eq!(short.code(), Code::Shape);
+    assert_eq!(short.code(), TensorErrorCode::Shape);
     let known = reserved
         .opaque("a", "F32", &[1], 4, one())
         .expect_err("it is known");
-    assert_eq!(known.code(), Code::Dtype);
+    assert_eq!(known.code(), TensorErrorCode::Dtype);
 
-    let ends = |writer: Writer<'_, Cursor<Vec<u8>>>| writer.finish().expect_err("refused").code();
+    let ends =
+        |writer: ContainerWriter<'_, Cursor<Vec<u8>>>| writer.finish().expect_err("refused").code();
     let mut twice = writer();
     for _ in 0..2 {
         twice
             .flat("a", Dtype::U8, &[1], one())
             .expect("one by one they are good");
     }
-    assert_eq!(ends(twice), Code::DupKey);
-    let mut long = writer().with_limits(Limits::default());
+    assert_eq!(ends(twice), TensorErrorCode::DupKey);
+    let mut long = writer().with_limits(ContainerLimits::default());
     long.flat("n".repeat(1025), Dtype::U8, &[1], one())
         .expect("found at the end");
-    assert_eq!(ends(long), Code::Limit);
+    assert_eq!(ends(long), TensorErrorCode::Limit);
     let mut overlap = writer();
     let fields = vec![
-        Field::new("a", FieldType::Uint16, 0),
-        Field::new("b", FieldType::Int8, 1),
+        StructField::new("a", FieldType::Uint16, 0),
+        StructField::new("b", FieldType::Int8, 1),
     ];
     overlap
         .strukt("s", "X", [0, 2], fields, vec![].into())
         .expect("found at the end");
-    assert_eq!(ends(overlap), Code::Layout);
+    assert_eq!(ends(overlap), TensorErrorCode::Layout);
     assert_eq!(
         ends(writer().with_root("{\"a\":\"#nobody\"}")),
-        Code::Schema
+        TensorErrorCode::Schema
     );
-    assert_eq!(ends(writer().with_root("no JSON")), Code::Json);
+    assert_eq!(ends(writer().with_root("no JSON")), TensorErrorCode::Json);
     assert_eq!(
         ends(writer().with_order(vec!["nobody".to_owned()])),
-        Code::Schema
+        TensorErrorCode::Schema
     );
-    assert_eq!(ends(writer().with_schema("{")), Code::Json);
+    assert_eq!(ends(writer().with_schema("{")), TensorErrorCode::Json);
     let mut metadata = writer();
     metadata
         .metadata("a", "1")
         .and_then(|m| m.metadata("a", "2"))
         .expect("found at the end");
-    assert_eq!(ends(metadata), Code::DupKey);
+    assert_eq!(ends(metadata), TensorErrorCode::DupKey);
     let mut blob = writer();
     let error = blob
         .blob("b", "utf8", [u64::MAX, 1], one())
         .expect_err("beyond 64 bits");
-    assert_eq!(error.code(), Code::Overflow);
+    assert_eq!(error.code(), TensorErrorCode::Overflow);
 }
 
 /// What a layout engine would say of [`fields`].
-struct Oracle(Layout);
+struct Oracle(StructLayout);
 
 impl LayoutOracle for Oracle {
-    fn layout(&self, _: &str, def: &str) -> Result<Layout, String> {
+    fn layout(&self, _: &str, def: &str) -> Result<StructLayout, String> {
         match def {
             "#/$defs/Thing" => Ok(self.0.clone()),
             _ => Err("no such definition".to_owned()),
@@ -210,48 +227,54 @@ impl LayoutOracle for Oracle {
 fn layouts_are_held_against_the_schema() {
     let file = sample();
     let reader = open(&file).expect("good");
-    let layout = Layout {
+    let layout = StructLayout {
         stride: STRIDE,
         fields: fields(),
         members: Vec::new(),
     };
-    let code = |change: &dyn Fn(&mut Layout)| {
+    let code = |change: &dyn Fn(&mut StructLayout)| {
         let mut layout = layout.clone();
         change(&mut layout);
         let checked = reader.meta().check_layouts(&Oracle(layout));
         checked.err().map(|error| error.code())
     };
     assert_eq!(code(&|layout| layout.fields.reverse()), None);
-    assert_eq!(code(&|layout| layout.stride = 32), Some(Code::Layout));
-    assert_eq!(code(&|layout| layout.fields[0].off = 5), Some(Code::Layout));
+    assert_eq!(
+        code(&|layout| layout.stride = 32),
+        Some(TensorErrorCode::Layout)
+    );
+    assert_eq!(
+        code(&|layout| layout.fields[0].off = 5),
+        Some(TensorErrorCode::Layout)
+    );
     assert_eq!(
         code(&|layout| layout.fields[1].kind = FieldType::Int8),
-        Some(Code::Layout)
+        Some(TensorErrorCode::Layout)
     );
     assert_eq!(
         code(&|layout| drop(layout.fields.pop())),
-        Some(Code::Layout)
+        Some(TensorErrorCode::Layout)
     );
-    let report = verify(&reader, Verify::Full, Some(&Oracle(layout))).expect("in memory");
+    let report = verify(&reader, VerifyDepth::Full, Some(&Oracle(layout))).expect("in memory");
     assert!(report.is_good(), "{report:?}");
 }
 
 #[test]
 fn members_of_enums_are_counted() {
-    let fields = vec![Field::new("color", FieldType::Enum, 0)];
+    let fields = vec![StructField::new("color", FieldType::Enum, 0)];
     let mut all = writer().with_schema("{}");
     let values = [0_u32, 2].map(u32::to_le_bytes).concat();
     all.strukt("s", "#/$defs/Thing", [2, 4], fields.clone(), values.into())
         .expect("it fits");
     let (_, file) = finish(all);
     let reader = open(&file).expect("good");
-    for (count, problems) in [(3, vec![]), (2, vec![Code::Value])] {
-        let oracle = Oracle(Layout {
+    for (count, problems) in [(3, vec![]), (2, vec![TensorErrorCode::Value])] {
+        let oracle = Oracle(StructLayout {
             stride: 4,
             fields: fields.clone(),
             members: vec![("color".to_owned(), count)],
         });
-        let report = verify(&reader, Verify::Full, Some(&oracle)).expect("in memory");
+        let report = verify(&reader, VerifyDepth::Full, Some(&oracle)).expect("in memory");
         let found: Vec<_> = report.problems.iter().map(TensorError::code).collect();
         assert_eq!(found, problems);
     }
@@ -259,7 +282,7 @@ fn members_of_enums_are_counted() {
 
 /// A tensor to be.
 #[derive(Clone, Debug)]
-enum Spec {
+enum TensorFixture {
     Flat(Dtype, Vec<u64>, Vec<u8>),
     Struct(u64, Vec<(FieldType, u64, u64)>, u64),
     Blob(Vec<String>),
@@ -267,15 +290,15 @@ enum Spec {
 
 /// A file to be.
 #[derive(Clone, Debug)]
-struct Plan {
-    tensors: BTreeMap<String, Spec>,
+struct FileFixture {
+    tensors: BTreeMap<String, TensorFixture>,
     metadata: BTreeMap<String, String>,
     pages: bool,
     gpu: bool,
     reversed: bool,
 }
 
-fn flat() -> impl Strategy<Value = Spec> {
+fn flat() -> impl Strategy<Value = TensorFixture> {
     let dtype = proptest::sample::select(Dtype::ALL.to_vec());
     let shape = proptest::collection::vec(0_u64..5, 0..4);
     (dtype, shape, any::<u64>()).prop_map(|(dtype, mut shape, seed)| {
@@ -285,11 +308,11 @@ fn flat() -> impl Strategy<Value = Spec> {
         let len = shape.iter().product::<u64>() * dtype.bits() / 8;
         let byte = |at: u64| (seed.wrapping_mul(at + 1) >> 32) as u8;
         let mask = if dtype == Dtype::Bool { 1 } else { 0xff };
-        Spec::Flat(dtype, shape, (0..len).map(|at| byte(at) & mask).collect())
+        TensorFixture::Flat(dtype, shape, (0..len).map(|at| byte(at) & mask).collect())
     })
 }
 
-fn records() -> impl Strategy<Value = Spec> {
+fn records() -> impl Strategy<Value = TensorFixture> {
     let kind = proptest::sample::select(FieldType::ALL.to_vec());
     // A gap before the field, what it is, and how many.
     let field = (0_u64..4, kind, 4_u64..9);
@@ -299,19 +322,22 @@ fn records() -> impl Strategy<Value = Spec> {
         for (gap, kind, len) in parts {
             at += gap;
             fields.push((kind, at, len));
-            at += Field::new("", kind, 0).with_len(len).bytes().expect("few");
+            at += StructField::new("", kind, 0)
+                .with_len(len)
+                .bytes()
+                .expect("few");
         }
-        Spec::Struct(count, fields, at + 1)
+        TensorFixture::Struct(count, fields, at + 1)
     })
 }
 
-fn plan() -> impl Strategy<Value = Plan> {
+fn plan() -> impl Strategy<Value = FileFixture> {
     let name = "[a-z0-9_. äß\"\\\\/{}]{1,10}".prop_filter("reserved", |name| !is_reserved(name));
     let items = proptest::collection::vec("[a-zäö\\PC]{0,6}", 0..6);
     let spec = prop_oneof![
         3 => flat(),
         1 => records(),
-        1 => items.prop_map(Spec::Blob),
+        1 => items.prop_map(TensorFixture::Blob),
     ];
     let key =
         "[a-z.]{1,6}".prop_filter("ours", |key| !key.starts_with("mt") && key != "metatensor");
@@ -320,7 +346,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         proptest::collection::btree_map(key, "\\PC{0,12}", 0..3),
         any::<[bool; 3]>(),
     )
-        .prop_map(|(tensors, metadata, [pages, gpu, reversed])| Plan {
+        .prop_map(|(tensors, metadata, [pages, gpu, reversed])| FileFixture {
             tensors,
             metadata,
             pages,
@@ -329,8 +355,8 @@ fn plan() -> impl Strategy<Value = Plan> {
         })
 }
 
-impl Plan {
-    fn write(&self) -> (Written, Vec<u8>) {
+impl FileFixture {
+    fn write(&self) -> (WriteSummary, Vec<u8>) {
         let mut all = writer();
         if self.pages {
             all = all.page_aligned();
@@ -346,19 +372,19 @@ impl Plan {
         }
         for (name, spec) in &self.tensors {
             let added = match spec {
-                Spec::Flat(dtype, shape, bytes) => {
+                TensorFixture::Flat(dtype, shape, bytes) => {
                     all.flat(name, *dtype, shape, (&bytes[..]).into())
                 }
-                Spec::Struct(count, parts, stride) => {
+                TensorFixture::Struct(count, parts, stride) => {
                     let named = |(at, &(kind, off, len)): (usize, &_)| {
-                        Field::new(format!("f{at}"), kind, off).with_len(len)
+                        StructField::new(format!("f{at}"), kind, off).with_len(len)
                     };
                     let fields = parts.iter().enumerate().map(named).collect();
                     // Zeros are a value of every type.
                     let bytes = vec![0; (count * stride) as usize];
                     all.strukt(name, "#", [*count, *stride], fields, bytes.into())
                 }
-                Spec::Blob(items) => {
+                TensorFixture::Blob(items) => {
                     let lengths = items.iter().map(|item| item.len() as u64);
                     all.blob(name, "utf8", lengths, items.concat().into_bytes().into())
                 }
@@ -368,7 +394,7 @@ impl Plan {
         finish(all)
     }
 
-    fn check(&self, reader: &Reader<Vec<u8>>) {
+    fn check(&self, reader: &ContainerReader<Vec<u8>>) {
         let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
         if self.reversed {
             names.reverse();
@@ -376,12 +402,12 @@ impl Plan {
         assert_eq!(reader.names().collect::<Vec<_>>(), names);
         for (name, spec) in &self.tensors {
             match spec {
-                Spec::Flat(dtype, shape, bytes) => {
+                TensorFixture::Flat(dtype, shape, bytes) => {
                     let view = reader.view(name).expect("there");
                     assert_eq!(view.dtype().known(), Some(*dtype));
                     assert_eq!((view.shape(), view.bytes()), (&shape[..], &bytes[..]));
                 }
-                Spec::Struct(count, parts, stride) => {
+                TensorFixture::Struct(count, parts, stride) => {
                     let view = reader.strukt(name).expect("records");
                     assert_eq!((view.len(), view.stride()), (*count, *stride));
                     let read = view
@@ -389,7 +415,7 @@ impl Plan {
                         .map(|field| (field.kind, field.off, field.len));
                     assert_eq!(&read.collect::<Vec<_>>(), parts);
                 }
-                Spec::Blob(items) => {
+                TensorFixture::Blob(items) => {
                     let view = reader.blob(name).expect("items");
                     let read: Vec<_> = view.items().collect();
                     let items: Vec<_> = items.iter().map(|item| item.as_bytes()).collect();
@@ -410,7 +436,7 @@ proptest! {
         prop_assert_eq!(written.file_len, file.len() as u64);
         let reader = open_own(&file).expect("we wrote it");
         plan.check(&reader);
-        let report = verify(&reader, Verify::Full, None).expect("in memory");
+        let report = verify(&reader, VerifyDepth::Full, None).expect("in memory");
         prop_assert!(report.is_good(), "{:?}", report);
         prop_assert_eq!(report.unhashed, 0);
         let hashes = hashes(&reader).expect("in memory");
@@ -424,7 +450,7 @@ proptest! {
         let stock = SafeTensors::deserialize(&file).expect("a safetensors file");
         prop_assert_eq!(stock.len(), reader.meta().entries().len());
         for (name, spec) in &plan.tensors {
-            if let Spec::Flat(dtype, _, bytes) = spec {
+            if let TensorFixture::Flat(dtype, _, bytes) = spec {
                 let seen = stock.tensor(name).expect("there");
                 prop_assert_eq!(seen.dtype().to_string(), dtype.name());
                 prop_assert_eq!(seen.data(), &bytes[..]);
@@ -432,7 +458,7 @@ proptest! {
         }
 
         // Written again, it is the same file; without what this format adds, a stock one.
-        let options = Options { page_align: plan.pages, gpu: false };
+        let options = RewriteOptions { page_align: plan.pages, gpu: false };
         let (again, copy) = rewrite(&reader, Cursor::new(Vec::new()), options).expect("written");
         prop_assert_eq!(again.id, written.id);
         prop_assert!(copy.into_inner() == file);
@@ -468,7 +494,7 @@ proptest! {
             let view = opened.view(&name).expect("there");
             prop_assert_eq!(view.bytes(), seen.data());
             let kind = opened.tensor(&name).expect("there").kind();
-            prop_assert!(matches!(kind, Kind::Flat));
+            prop_assert!(matches!(kind, TensorKind::Flat));
         }
     }
 }

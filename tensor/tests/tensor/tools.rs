@@ -4,8 +4,11 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use alknet_tensor::tools::{Format, KindRow, Npy, Options, cat, convert, list, pack};
-use alknet_tensor::{AtomicFile, Code, Dtype, Kind, Limits, Reader, Verify, verify};
+use alknet_tensor::tools::{ArrayFormat, KindRow, Npy, RewriteOptions, cat, convert, list, pack};
+use alknet_tensor::{
+    AtomicFile, ContainerLimits, ContainerReader, Dtype, TensorErrorCode, TensorKind, VerifyDepth,
+    verify,
+};
 
 use crate::common::{TEXTS, file, open, sample};
 
@@ -75,11 +78,11 @@ fn a_tensor_is_written_as_bytes_or_as_an_array() {
         out("weights", Some(1..3), true)
             .expect_err("two rows")
             .code(),
-        Code::Shape
+        TensorErrorCode::Shape
     );
     assert_eq!(
         out("nobody", None, true).expect_err("nobody").code(),
-        Code::NotFound
+        TensorErrorCode::NotFound
     );
 }
 
@@ -88,12 +91,12 @@ fn files_become_each_other() {
     let folder = folder("convert");
     let go = |from: &str, to: &str| {
         let (from, to) = (folder.join(from), folder.join(to));
-        let formats = [&from, &to].map(|path| Format::of(path).expect("a known name"));
-        let limits = Limits::safetensors();
+        let formats = [&from, &to].map(|path| ArrayFormat::from_path(path).expect("a known name"));
+        let limits = ContainerLimits::safetensors();
         convert(
             (&from, formats[0]),
             (&to, formats[1]),
-            Options::default(),
+            RewriteOptions::default(),
             &limits,
         )
     };
@@ -131,11 +134,11 @@ fn files_become_each_other() {
     assert_eq!(Npy::read(&y[..]).expect("an array").header.shape, [2]);
 
     for (from, to, code) in [
-        ("a.mt", "z.npy", Code::Shape),
-        ("x.npy", "z.npz", Code::Dtype),
-        ("x.npy", "x.npy", Code::Dtype),
-        ("nobody.mt", "z.mt", Code::Io),
-        ("x.npy.mt", "z.mt", Code::Io),
+        ("a.mt", "z.npy", TensorErrorCode::Shape),
+        ("x.npy", "z.npz", TensorErrorCode::Dtype),
+        ("x.npy", "x.npy", TensorErrorCode::Dtype),
+        ("nobody.mt", "z.mt", TensorErrorCode::Io),
+        ("x.npy.mt", "z.mt", TensorErrorCode::Io),
     ] {
         let error = go(from, to).expect_err("refused");
         assert_eq!(error.code(), code, "{error}");
@@ -144,11 +147,13 @@ fn files_become_each_other() {
     fs::write(folder.join("no.npz"), "no archive").expect("writable");
     assert_eq!(
         go("no.npz", "z.mt").expect_err("no archive").code(),
-        Code::Header
+        TensorErrorCode::Header
     );
     assert_eq!(
-        Format::of("a.txt".as_ref()).expect_err("unknown").code(),
-        Code::NotFound
+        ArrayFormat::from_path("a.txt".as_ref())
+            .expect_err("unknown")
+            .code(),
+        TensorErrorCode::NotFound
     );
 }
 
@@ -164,33 +169,36 @@ fn archives_that_lie_are_refused() {
             archive.write_all(bytes).expect("writable");
         }
         archive.finish().expect("writable");
-        let to = (&*folder.join("a.mt"), Format::Metatensor);
+        let to = (&*folder.join("a.mt"), ArrayFormat::Metatensor);
         convert(
-            (&path, Format::Npz),
+            (&path, ArrayFormat::Npz),
             to,
-            Options::default(),
-            &Limits::default(),
+            RewriteOptions::default(),
+            &ContainerLimits::default(),
         )
     };
     let good = array("|u1", "(3,)", &[1, 2, 3]);
     write(&[("a.npy", good.clone())]).expect("good");
     write(&[]).expect("nothing in it");
     let refused = |files: &[(&str, Vec<u8>)]| write(files).expect_err("refused").code();
-    assert_eq!(refused(&[("a.txt", good.clone())]), Code::Header);
-    assert_eq!(refused(&[("a.npy", b"no array".to_vec())]), Code::Header);
+    assert_eq!(refused(&[("a.txt", good.clone())]), TensorErrorCode::Header);
+    assert_eq!(
+        refused(&[("a.npy", b"no array".to_vec())]),
+        TensorErrorCode::Header
+    );
     assert_eq!(
         refused(&[("a.npy", array("|u1", "(4,)", &[1, 2, 3]))]),
-        Code::Io
+        TensorErrorCode::Io
     );
     assert_eq!(
         refused(&[("a.npy", array("|u1", "(2,)", &[1, 2, 3]))]),
-        Code::Shape
+        TensorErrorCode::Shape
     );
     let huge = array("<f8", "(18014398509481984,)", &[0; 8]);
-    assert_eq!(refused(&[("a.npy", huge)]), Code::Io);
+    assert_eq!(refused(&[("a.npy", huge)]), TensorErrorCode::Io);
     let beyond = array("<f8", "(4611686018427387904,)", &[0; 8]);
-    assert_eq!(refused(&[("a.npy", beyond)]), Code::Overflow);
-    assert_eq!(refused(&[("__pad__.0.npy", good)]), Code::Header);
+    assert_eq!(refused(&[("a.npy", beyond)]), TensorErrorCode::Overflow);
+    assert_eq!(refused(&[("__pad__.0.npy", good)]), TensorErrorCode::Header);
 }
 
 #[test]
@@ -205,11 +213,11 @@ fn a_folder_is_packed() {
     std::os::unix::fs::symlink("../w.npy", input.join("sub/link.npy")).expect("writable");
     let write = || {
         let sink = AtomicFile::create(&output)?;
-        pack(&input, sink, Options::default())?.1.commit()
+        pack(&input, sink, RewriteOptions::default())?.1.commit()
     };
     write().expect("packed");
     let file = File::open(&output).expect("there");
-    let reader = Reader::open(file, &Limits::default()).expect("good");
+    let reader = ContainerReader::open(file, &ContainerLimits::default()).expect("good");
     let names: Vec<_> = reader.names().collect();
     assert_eq!(
         names,
@@ -234,7 +242,7 @@ fn a_folder_is_packed() {
         b"{\"a\":1}"
     );
     let enc = |name: &str| match reader.tensor(name).expect("there").kind() {
-        Kind::Blob(blob) => blob.enc().to_owned(),
+        TensorKind::Blob(blob) => blob.enc().to_owned(),
         _ => "none".to_owned(),
     };
     assert_eq!(
@@ -242,7 +250,7 @@ fn a_folder_is_packed() {
         ["json", "bytes", "utf8"]
     );
     assert!(
-        verify(&reader, Verify::Full, None)
+        verify(&reader, VerifyDepth::Full, None)
             .expect("readable")
             .is_good()
     );
@@ -250,12 +258,12 @@ fn a_folder_is_packed() {
     std::os::unix::fs::symlink(".", input.join("circle")).expect("writable");
     assert_eq!(
         write().expect_err("a folder through a link").code(),
-        Code::Io
+        TensorErrorCode::Io
     );
     fs::remove_file(input.join("circle")).expect("there");
     std::os::unix::fs::symlink("nothing", input.join("lost")).expect("writable");
     let error = write().expect_err("a link to nothing");
-    assert_eq!(error.code(), Code::Io);
+    assert_eq!(error.code(), TensorErrorCode::Io);
     assert!(error.what().contains("No such file"), "{error}");
 }
 
@@ -265,11 +273,19 @@ fn unknown_types_survive_being_written_again() {
     let folder = folder("opaque");
     let [plain, mt, back] = ["a.safetensors", "a.mt", "b.safetensors"].map(|n| folder.join(n));
     fs::write(&plain, file(header, 4)).expect("writable");
-    let limits = Limits::default();
-    let go = |from: (&_, _), to: (&_, _)| convert(from, to, Options::default(), &limits);
-    go((&*plain, Format::Safetensors), (&*mt, Format::Metatensor)).expect("written");
-    go((&*mt, Format::Metatensor), (&*back, Format::Safetensors)).expect("stripped");
-    let reader = Reader::open(fs::read(&back).expect("there"), &limits).expect("good");
+    let limits = ContainerLimits::default();
+    let go = |from: (&_, _), to: (&_, _)| convert(from, to, RewriteOptions::default(), &limits);
+    go(
+        (&*plain, ArrayFormat::Safetensors),
+        (&*mt, ArrayFormat::Metatensor),
+    )
+    .expect("written");
+    go(
+        (&*mt, ArrayFormat::Metatensor),
+        (&*back, ArrayFormat::Safetensors),
+    )
+    .expect("stripped");
+    let reader = ContainerReader::open(fs::read(&back).expect("there"), &limits).expect("good");
     let entry = reader.meta().entry("a").expect("there");
     assert_eq!(
         (entry.dtype().to_string(), entry.byte_len()),

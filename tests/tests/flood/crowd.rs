@@ -1,6 +1,6 @@
 //! One host with thousands of addresses, each of which finishes its handshake, proves nothing, and stays.
 //! An administrator gets in all the while, over QUIC and over TCP, by IPv4 and from another IPv6 network than theirs. And
-//! one host that knocks at a hub from all of its networks, where somebody else waits.
+//! one host that knocks at a hub from all of its networks, while an honest peer waits there.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -12,13 +12,13 @@ use alknet_call::{ALPN, CallClient};
 use alknet_core::{Carriage, PeerKey};
 use alknet_endpoint::Target;
 use alknet_test_support::{deadline, took};
-use alknet_tests::{Bench, Elsewhere, wire};
-use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
+use alknet_tests::{RawTcpConnection, TestBench, wire};
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, RemoteHost};
 use rustls::ClientConnection;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
-use super::{Honest, Lab, Served, among, call, full, ip, values};
+use super::{FloodNamespaces, FloodNode, KnownClient, among, call, full, ip, values};
 
 /// Addresses of the crowd in a run of the tests, and in `cargo xtask soak flood`. Each is more than twice as many as there
 /// are places for all of them.
@@ -54,7 +54,7 @@ const CROWD_V6: &str = "2001:db8::/44";
 
 /// Where the addresses of the crowd are.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Spread {
+pub(super) enum AddressSpread {
     /// All in one /64.
     OneNetwork,
     /// In all /56 of one /48, which a host may have for itself.
@@ -63,7 +63,7 @@ pub(super) enum Spread {
     Everywhere,
 }
 
-impl Spread {
+impl AddressSpread {
     fn address(self, n: usize) -> Ipv6Addr {
         let n = u16::try_from(n % full(CROWD)).expect("small");
         match self {
@@ -74,7 +74,7 @@ impl Spread {
     }
 }
 
-impl Lab {
+impl FloodNamespaces {
     /// Gives the cable IPv6 addresses, and the others all of those of the crowd.
     pub(super) fn crowded(self) -> Self {
         let Self { node, others } = &self;
@@ -93,7 +93,7 @@ impl Lab {
 
 /// How far the crowd is.
 #[derive(Default)]
-pub(super) struct Progress {
+pub(super) struct FloodProgress {
     /// Members that finished their handshake or were refused.
     pub(super) done: AtomicUsize,
     /// Members that finished it over QUIC.
@@ -104,7 +104,7 @@ pub(super) struct Progress {
     pub(super) stop: AtomicBool,
 }
 
-impl Progress {
+impl FloodProgress {
     /// Whether a restless crowd makes no more connections.
     fn is_over(&self) -> bool {
         self.halt.load(Ordering::SeqCst) || self.stop.load(Ordering::SeqCst)
@@ -112,7 +112,7 @@ impl Progress {
 }
 
 /// Connections of the crowd.
-pub(super) struct Crowd {
+pub(super) struct FloodConnections {
     tls: rustls::ClientConfig,
     /// For every other member, if they dial QUIC; the rest dials TCP.
     quic: Option<quinn::ClientConfig>,
@@ -122,19 +122,19 @@ pub(super) struct Crowd {
     node: SocketAddr,
 }
 
-impl Crowd {
+impl FloodConnections {
     /// Members that show no key.
-    pub(super) fn new(served: &Served) -> Self {
+    pub(super) fn new(served: &FloodNode) -> Self {
         Self::showing(served, None)
     }
 
     /// Connections that show this key.
-    pub(super) fn showing(served: &Served, key: Option<NodeKey>) -> Self {
+    pub(super) fn showing(served: &FloodNode, key: Option<NodeKey>) -> Self {
         let tls = ClientTls::new(ClientTlsOptions {
             key,
             ..ClientTlsOptions::default()
         });
-        let place = Place::Ip(NODE_V6.into());
+        let place = RemoteHost::Ip(NODE_V6.into());
         let remote = tls.remote(None, &served.target.pins, place);
         let remote = remote.expect("the node's key is known");
         let attempt = remote.attempts(place, ALPN).into_iter().next();
@@ -212,7 +212,7 @@ impl Crowd {
     }
 
     /// Connects from every address, and keeps what it gets until it may leave.
-    pub(super) fn come(&self, spread: Spread, progress: &Progress) {
+    pub(super) fn come(&self, spread: AddressSpread, progress: &FloodProgress) {
         // Its thread is in the namespace of the calling one, and answers for the connections over QUIC meanwhile.
         let drivers = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -260,7 +260,7 @@ impl Crowd {
 }
 
 /// Everything the node counts of unknown peers' connections, and how often it had no place for one.
-async fn counted(admin: &Honest<'_>) -> (f64, f64) {
+async fn counted(admin: &KnownClient<'_>) -> (f64, f64) {
     let lasting = admin.connect().await;
     let values = values(&lasting).await;
     let values = values.as_object().expect("an object");
@@ -274,9 +274,12 @@ async fn counted(admin: &Honest<'_>) -> (f64, f64) {
     (strangers, refused)
 }
 
-/// The administrator connects anew and asks, by each of these addresses of the node, as often as it takes until the
-/// crowd is there.
-async fn gets_in_throughout(admin: &[Honest<'_>], progress: &Progress) -> (usize, Duration) {
+/// The administrator makes new connections and requests, by each of these addresses of the node, until the crowd is
+/// there.
+async fn gets_in_throughout(
+    admin: &[KnownClient<'_>],
+    progress: &FloodProgress,
+) -> (usize, Duration) {
     let (mut times, mut longest) = (0, Duration::ZERO);
     loop {
         let crowded = progress.done.load(Ordering::SeqCst) >= full(CROWD);
@@ -293,7 +296,7 @@ async fn gets_in_throughout(admin: &[Honest<'_>], progress: &Progress) -> (usize
 }
 
 /// How long it takes the administrator to connect and to be answered.
-async fn gets_in(admin: &Honest<'_>, carriage: Carriage) -> Duration {
+async fn gets_in(admin: &KnownClient<'_>, carriage: Carriage) -> Duration {
     let way = format!("{carriage} to {}", admin.target.address());
     let began = Instant::now();
     let asked = async {
@@ -306,17 +309,17 @@ async fn gets_in(admin: &Honest<'_>, carriage: Carriage) -> Duration {
     began.elapsed()
 }
 
-/// The node by its IPv6 address. Whoever dials it does so from the other end of the cable.
-fn by_ipv6(served: &Served) -> Target {
+/// The node by its IPv6 address. A client dials it from the other end of the cable.
+fn by_ipv6(served: &FloodNode) -> Target {
     let address = SocketAddr::from((NODE_V6, served.target.port)).to_string();
     let target: Target = address.parse().expect("a target");
     target.with_pins(served.target.pins.clone())
 }
 
-async fn scenario(admin: &Path, served: &Served) {
+async fn scenario(admin: &Path, served: &FloodNode) {
     let by_ipv6 = by_ipv6(served);
-    let admin = [&served.target, &by_ipv6].map(|target| Honest::new(admin, target));
-    let crowd = Arc::new(Crowd::new(served).with_quic());
+    let admin = [&served.target, &by_ipv6].map(|target| KnownClient::new(admin, target));
+    let crowd = Arc::new(FloodConnections::new(served).with_quic());
     // From two other networks. They ask nothing until the last crowd has left.
     let mut lasting = Vec::new();
     for one in &admin {
@@ -331,11 +334,11 @@ async fn scenario(admin: &Path, served: &Served) {
     call(&admin[1].connect().await).await;
     let (_, mut refused) = counted(&admin[0]).await;
     for (spread, most) in [
-        (Spread::OneNetwork, OF_ONE_NETWORK),
-        (Spread::OneSite, OF_ONE_SITE),
-        (Spread::Everywhere, FOR_UNKNOWN),
+        (AddressSpread::OneNetwork, OF_ONE_NETWORK),
+        (AddressSpread::OneSite, OF_ONE_SITE),
+        (AddressSpread::Everywhere, FOR_UNKNOWN),
     ] {
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(FloodProgress::default());
         let coming = {
             let (crowd, progress) = (Arc::clone(&crowd), Arc::clone(&progress));
             std::thread::spawn(move || crowd.come(spread, &progress))
@@ -351,7 +354,7 @@ async fn scenario(admin: &Path, served: &Served) {
             GETS_IN_WITHIN,
             longest,
         );
-        // Those that were told to leave for others may not have left.
+        // Unknown peers that the node evicted for others may not have left yet.
         assert!(strangers <= most + HANDS as f64, "{spread:?}: {strangers}");
         assert!(
             now_refused > refused,
@@ -370,10 +373,10 @@ async fn scenario(admin: &Path, served: &Served) {
 }
 
 /// The administrator comes for the first time once the crowd is there, of which this many are at most.
-async fn unseen(admin: &Path, served: &Served, spread: Spread, most: f64) {
+async fn unseen(admin: &Path, served: &FloodNode, spread: AddressSpread, most: f64) {
     let by_ipv6 = by_ipv6(served);
-    let crowd = Crowd::new(served).with_quic();
-    let progress = Arc::new(Progress::default());
+    let crowd = FloodConnections::new(served).with_quic();
+    let progress = Arc::new(FloodProgress::default());
     let coming = {
         let progress = Arc::clone(&progress);
         std::thread::spawn(move || crowd.come(spread, &progress))
@@ -383,12 +386,12 @@ async fn unseen(admin: &Path, served: &Served, spread: Spread, most: f64) {
     }
     let mut longest = Duration::ZERO;
     for target in [&by_ipv6, &served.target] {
-        let admin = Honest::new(admin, target);
+        let admin = KnownClient::new(admin, target);
         for carriage in [Carriage::Quic, Carriage::Tcp] {
             longest = longest.max(gets_in(&admin, carriage).await);
         }
     }
-    let (strangers, refused) = counted(&Honest::new(admin, &by_ipv6)).await;
+    let (strangers, refused) = counted(&KnownClient::new(admin, &by_ipv6)).await;
     println!(
         "figure unseen administrator beside {spread:?}: in after {} ms; {strangers} of the crowd are in",
         longest.as_millis()
@@ -411,12 +414,12 @@ async fn unseen(admin: &Path, served: &Served, spread: Spread, most: f64) {
 #[test]
 fn a_host_with_thousands_of_addresses_lets_an_unseen_administrator_in() {
     for (spread, most) in [
-        (Spread::OneNetwork, OF_ONE_NETWORK),
-        (Spread::Everywhere, FOR_UNKNOWN),
+        (AddressSpread::OneNetwork, OF_ONE_NETWORK),
+        (AddressSpread::Everywhere, FOR_UNKNOWN),
     ] {
         // A node of its own for each: it has seen the administrator afterwards.
-        if let Some(lab) = Lab::new('u').map(Lab::crowded) {
-            let bench = Bench::new();
+        if let Some(lab) = FloodNamespaces::new('u').map(FloodNamespaces::crowded) {
+            let bench = TestBench::new();
             let served = lab.serve(&bench, "::", "[limits]\nconnections = 512\n");
             let admin = bench.admin().state().to_owned();
             among(&lab, unseen(&admin, &served, spread, most));
@@ -426,8 +429,8 @@ fn a_host_with_thousands_of_addresses_lets_an_unseen_administrator_in() {
 
 #[test]
 fn a_host_with_thousands_of_addresses_keeps_no_administrator_out() {
-    if let Some(lab) = Lab::new('c').map(Lab::crowded) {
-        let bench = Bench::new();
+    if let Some(lab) = FloodNamespaces::new('c').map(FloodNamespaces::crowded) {
+        let bench = TestBench::new();
         let served = lab.serve(&bench, "::", CONFIG);
         let admin = bench.admin().state().to_owned();
         among(&lab, scenario(&admin, &served));
@@ -442,21 +445,21 @@ const KNOCKS: usize = 100;
 fn knocks(target: &Target, from: impl Into<IpAddr>) -> PeerKey {
     let key = NodeKey::generate().expect("the system has entropy");
     let public = key.public();
-    let connection = Elsewhere::connect(target, from, Some(key), b"alknet/enroll");
+    let connection = RawTcpConnection::connect(target, from, Some(key), b"alknet/enroll");
     let mut connection = connection.expect("anybody may connect");
     connection.say(&wire::frame(b"{}")).expect("it is taken");
-    // Whether it waits or not, it is told.
+    // The hub answers whether the peer waits or not.
     connection.event().expect("an answer");
     public
 }
 
-async fn knocking(admin: &Path, served: &Served) {
+async fn knocking(admin: &Path, served: &FloodNode) {
     let honest = knocks(&served.target, super::OTHERS);
     let by_ipv6 = by_ipv6(served);
     for n in 0..KNOCKS {
-        knocks(&by_ipv6, Spread::OneSite.address(n));
+        knocks(&by_ipv6, AddressSpread::OneSite.address(n));
     }
-    let admin = Honest::new(admin, &served.target).connect().await;
+    let admin = KnownClient::new(admin, &served.target).connect().await;
     let peers = admin.call("hub/peers", &Value::Null).await;
     let peers = peers.expect("an administrator");
     let waiting = peers.value()["waiting"].as_array().expect("a list");
@@ -471,8 +474,8 @@ async fn knocking(admin: &Path, served: &Served) {
 /// It takes another key and another /56 each time.
 #[test]
 fn a_host_with_many_networks_pushes_out_nobody_who_waits() {
-    if let Some(lab) = Lab::new('k').map(Lab::crowded) {
-        let bench = Bench::new();
+    if let Some(lab) = FloodNamespaces::new('k').map(FloodNamespaces::crowded) {
+        let bench = TestBench::new();
         let config = format!("{CONFIG}[hub]\nenabled = true\nenroll = \"approve\"\n");
         let served = lab.serve(&bench, "::", &config);
         let admin = bench.admin().state().to_owned();

@@ -23,14 +23,14 @@ const UDP_BYTES: usize = 8;
 const CLIENTS: usize = 16;
 
 /// Makes packets.
-pub(crate) struct Initials {
+pub(crate) struct InitialPackets {
     suite: Suite,
     /// ClientHello and the source id that is part of it.
     hellos: Vec<(Vec<u8>, [u8; ID_BYTES])>,
-    random: Random,
+    random: PacketRng,
 }
 
-impl Initials {
+impl InitialPackets {
     /// For the protocol `alpn`.
     pub(crate) fn new(alpn: &[u8]) -> Self {
         let mut provider = (*alknet_tls::provider()).clone();
@@ -48,7 +48,7 @@ impl Initials {
             .with_no_client_auth();
         config.alpn_protocols = vec![alpn.to_vec()];
         let config = Arc::new(config);
-        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut random = PacketRng(0x9e37_79b9_7f4a_7c15);
         let hellos = (0..CLIENTS).map(|_| hello(&config, random.id())).collect();
         Self {
             suite: suite.expect("every QUIC client has it"),
@@ -151,9 +151,9 @@ fn hello(config: &Arc<ClientConfig>, source: [u8; ID_BYTES]) -> (Vec<u8>, [u8; I
 }
 
 /// xorshift64*: the same packets each time.
-struct Random(u64);
+struct PacketRng(u64);
 
-impl Random {
+impl PacketRng {
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -1,6 +1,6 @@
-//! A hundred thousand first packets in ten seconds, none from where it says, and somebody honest
-//! among them; and one host with thousands of addresses. In namespaces of its own: an address can only be
-//! forged where nobody checks.
+//! A hundred thousand first packets in ten seconds, all with forged source addresses, and an honest client among
+//! them; and one host with thousands of addresses. In network namespaces of its own: a sender can forge an address
+//! only where no router checks it.
 
 mod crowd;
 mod initial;
@@ -17,15 +17,15 @@ use std::time::{Duration, Instant};
 
 use alknet_call::{ALPN, CallClient, CallConnection};
 use alknet_core::Carriage;
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::{is_campaign, remove_orphaned_namespaces, skipped_whole, slowdown};
-use alknet_tests::{Bench, Cli, serve};
+use alknet_tests::{CliRunner, TestBench, serve};
 use alknet_tls::NodeKey;
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use initial::Initials;
+use initial::InitialPackets;
 
 /// Seconds of the flood in a run of the tests, as long as a handshake may take, and in `cargo xtask soak flood`.
 const SECONDS: [u32; 2] = [5, 10];
@@ -49,7 +49,7 @@ const SEEN_PERCENT: u64 = 90;
 /// …and in a run on a machine at rest of all about so many. A busy one drops those for which the socket has no room.
 const SEEN_PERCENT_BESIDE_OTHERS: u64 = 50;
 
-/// Calls and connections of somebody honest before the flood, in a run of the tests and in a campaign.
+/// Calls and connections of an honest client before the flood, in a run of the tests and in a campaign.
 const CALM_CALLS: [usize; 2] = [500, 2000];
 const CALM_CONNECTIONS: [usize; 2] = [25, 100];
 /// How often there is a new connection: less often than the node lets a known peer connect without a charge to its
@@ -58,10 +58,10 @@ const CONNECTION_EVERY: Duration = Duration::from_millis(10);
 /// Calls between two connections.
 const CALLS_EACH: usize = 20;
 
-/// Where the node is, and where everybody else.
+/// The addresses of the node and of all the clients.
 const NODE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const OTHERS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
-/// An address of nobody (RFC 5737): the node's resolver, as far as it knows, and where a relay or a clock could be.
+/// An unused address (RFC 5737): the node's resolver, as far as it knows, and where a relay or a clock could be.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The card towards the node.
 const OTHERS_MAC: &str = "02:00:00:00:00:02";
@@ -87,12 +87,12 @@ fn ip(arguments: &str) {
 }
 
 /// Two namespaces with a cable between them; both go away with this.
-struct Lab {
+struct FloodNamespaces {
     node: String,
     others: String,
 }
 
-impl Lab {
+impl FloodNamespaces {
     /// Namespaces with this letter in their names. Only root can make them: otherwise there is no lab, and the test is
     /// recorded as skipped.
     fn new(letter: char) -> Option<Self> {
@@ -122,7 +122,7 @@ impl Lab {
             ip(&format!("-n {namespace} addr add {address}/24 dev eth0"));
             ip(&format!("-n {namespace} link set eth0 up"));
         }
-        // Answers to whoever was forged leave, and nobody has to be asked where to.
+        // Answers to forged addresses leave over this route, and the node needs no neighbour discovery for them.
         ip(&format!("-n {node} route add default via {OTHERS}"));
         ip(&format!(
             "-n {node} neigh replace {OTHERS} lladdr {OTHERS_MAC} dev eth0 nud permanent"
@@ -142,8 +142,8 @@ impl Lab {
     }
 
     /// The node at [`NODE`], and wherever else `listen` says.
-    fn serve(&self, bench: &Bench, listen: &str, config: &str) -> Served {
-        let node = Cli::new(bench.path().join("node"));
+    fn serve(&self, bench: &TestBench, listen: &str, config: &str) -> FloodNode {
+        let node = CliRunner::new(bench.path().join("node"));
         let file = bench.path().join("node.toml");
         std::fs::write(&file, config).expect("the folder is ours");
         let serves = node.command(&["serve", "--port", "0", "--listen", listen]);
@@ -165,14 +165,14 @@ impl Lab {
             .to_string()
             .parse()
             .expect("a target");
-        Served {
+        FloodNode {
             child,
             target: here.with_pins(pins),
         }
     }
 }
 
-impl Drop for Lab {
+impl Drop for FloodNamespaces {
     fn drop(&mut self) {
         for namespace in [&self.node, &self.others] {
             let _ = Command::new("ip")
@@ -183,12 +183,12 @@ impl Drop for Lab {
     }
 }
 
-struct Served {
+struct FloodNode {
     child: Child,
     target: Target,
 }
 
-impl Served {
+impl FloodNode {
     /// Resident memory of the node in bytes. `ip netns exec` became the node.
     fn resident(&self) -> u64 {
         resident(self.child.id())
@@ -229,24 +229,24 @@ fn resident(pid: u32) -> u64 {
     kib.expect("a number") * 1024
 }
 
-impl Drop for Served {
+impl Drop for FloodNode {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Somebody the node knows.
-struct Honest<'a> {
-    dialer: Dialer,
+/// A client whose key the node knows.
+struct KnownClient<'a> {
+    dialer: EndpointDialer,
     target: &'a Target,
 }
 
-impl<'a> Honest<'a> {
+impl<'a> KnownClient<'a> {
     fn new(state: &Path, target: &'a Target) -> Self {
         let (key, _) = NodeKey::load_or_create(&state.join("identity.key")).expect("a key");
         Self {
-            dialer: Dialer::new(Some(key)),
+            dialer: EndpointDialer::new(Some(key)),
             target,
         }
     }
@@ -258,7 +258,7 @@ impl<'a> Honest<'a> {
     }
 
     /// Calls over a connection that is there, and makes new ones in between.
-    async fn use_it(&self, lasting: &CallConnection, times: &mut Times) {
+    async fn use_it(&self, lasting: &CallConnection, times: &mut LatencySamples) {
         let connected = Instant::now();
         let fresh = self.connect().await;
         call(&fresh).await;
@@ -279,7 +279,7 @@ async fn call(client: &CallConnection) {
 
 /// How long things took.
 #[derive(Default)]
-struct Times {
+struct LatencySamples {
     calls: Vec<Duration>,
     connections: Vec<Duration>,
 }
@@ -293,7 +293,7 @@ fn p99(times: &mut [Duration]) -> f64 {
 /// [`WRONG_EVERY`] another that is not. They are made before anything is measured, for who floods has a processor of its
 /// own: their keys would be computed on the node's.
 fn bursts(port: u16) -> Vec<Vec<Vec<u8>>> {
-    let mut initials = Initials::new(ALPN);
+    let mut initials = InitialPackets::new(ALPN);
     let burst = |first: u32| {
         let mut burst = Vec::new();
         for n in first..first + BURST {
@@ -338,11 +338,11 @@ async fn values(client: &CallConnection) -> Value {
     metrics.expect("an administrator").value()["values"].clone()
 }
 
-async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
-    let honest = Honest::new(admin, &served.target);
+async fn scenario(lab: Arc<FloodNamespaces>, admin: &Path, served: &FloodNode) {
+    let honest = KnownClient::new(admin, &served.target);
     let lasting = honest.connect().await;
     let bursts = bursts(served.target.port);
-    let mut calm = Times::default();
+    let mut calm = LatencySamples::default();
     let (calls, connections) = (full(CALM_CALLS), full(CALM_CONNECTIONS));
     while calm.calls.len() < calls || calm.connections.len() < connections {
         honest.use_it(&lasting, &mut calm).await;
@@ -368,7 +368,7 @@ async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
             }
         })
     };
-    let mut flooded = Times::default();
+    let mut flooded = LatencySamples::default();
     while !sending.is_finished() {
         honest.use_it(&lasting, &mut flooded).await;
     }
@@ -443,8 +443,8 @@ async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
 
 #[test]
 fn a_flood_of_forged_addresses_costs_little_and_keeps_nobody_out() {
-    if let Some(lab) = Lab::new('f') {
-        let (bench, lab) = (Bench::new(), Arc::new(lab));
+    if let Some(lab) = FloodNamespaces::new('f') {
+        let (bench, lab) = (TestBench::new(), Arc::new(lab));
         let served = lab.serve(&bench, &NODE.to_string(), "");
         let admin = bench.admin().state().to_owned();
         let others = Arc::clone(&lab);
@@ -454,7 +454,7 @@ fn a_flood_of_forged_addresses_costs_little_and_keeps_nobody_out() {
 
 /// Runs `scenario` among the others. A thread that changed its namespace is not given back to the test
 /// runner.
-fn among(lab: &Lab, scenario: impl Future<Output = ()> + Send) {
+fn among(lab: &FloodNamespaces, scenario: impl Future<Output = ()> + Send) {
     let run = || {
         lab.enter();
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use alknet_core::Carriage;
 use alknet_test_support::{deadline, took};
-use alknet_tests::{Bench, wire};
+use alknet_tests::{TestBench, wire};
 use alknet_tls::NodeKey;
 use rustls::StreamOwned;
 use serde_json::Value;
 
-use super::crowd::{CROWD, Crowd, GETS_IN_WITHIN, Progress, Spread};
-use super::{Lab, Served, among, full};
+use super::crowd::{AddressSpread, CROWD, FloodConnections, FloodProgress, GETS_IN_WITHIN};
+use super::{FloodNamespaces, FloodNode, among, full};
 
 /// What only an administrator may ask for.
 const OPERATION: &str = "node/metrics";
@@ -44,15 +44,15 @@ fn elsewhere(n: u16) -> Ipv6Addr {
 
 /// The administrator, at any address of the crowd's prefix.
 struct Administrator {
-    ways: Crowd,
+    ways: FloodConnections,
     /// Addresses of the crowd's network, and of others, at which it was.
     used: [u16; 2],
 }
 
 impl Administrator {
-    fn new(served: &Served, key: NodeKey) -> Self {
+    fn new(served: &FloodNode, key: NodeKey) -> Self {
         Self {
-            ways: Crowd::showing(served, Some(key)).with_quic(),
+            ways: FloodConnections::showing(served, Some(key)).with_quic(),
             used: [0, 0],
         }
     }
@@ -143,11 +143,11 @@ fn length(header: [u8; HEADER_BYTES]) -> usize {
 }
 
 /// Runs `beside` while a crowd of one /64 makes connections again and again, once it has come from each of its addresses.
-async fn beside_a_crowd(crowd: Crowd, beside: impl AsyncFnOnce(&Progress)) {
-    let (crowd, progress) = (crowd.restless(), Arc::new(Progress::default()));
+async fn beside_a_crowd(crowd: FloodConnections, beside: impl AsyncFnOnce(&FloodProgress)) {
+    let (crowd, progress) = (crowd.restless(), Arc::new(FloodProgress::default()));
     let coming = {
         let progress = Arc::clone(&progress);
-        std::thread::spawn(move || crowd.come(Spread::OneNetwork, &progress))
+        std::thread::spawn(move || crowd.come(AddressSpread::OneNetwork, &progress))
     };
     while progress.done.load(Ordering::SeqCst) < full(CROWD) {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -157,14 +157,14 @@ async fn beside_a_crowd(crowd: Crowd, beside: impl AsyncFnOnce(&Progress)) {
     coming.join().expect("the crowd came");
 }
 
-async fn scenario(key: NodeKey, served: &Served) {
+async fn scenario(key: NodeKey, served: &FloodNode) {
     const BOTH: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
     let mut admin = Administrator::new(served, key);
     let seen = beside(0);
     let mut longest = admin.gets_in(Carriage::Tcp, seen).await;
 
     // A crowd that dials TCP only. Each carriage has a rate of its own.
-    beside_a_crowd(Crowd::new(served), async |_| {
+    beside_a_crowd(FloodConnections::new(served), async |_| {
         for _ in 0..TRIES {
             let from = admin.beside();
             longest = longest.max(admin.gets_in(Carriage::Quic, from).await);
@@ -175,25 +175,28 @@ async fn scenario(key: NodeKey, served: &Served) {
     .await;
 
     let mut let_in = 0;
-    beside_a_crowd(Crowd::new(served).with_quic(), async |progress| {
-        for turn in 0..TRIES {
-            for carriage in BOTH {
-                longest = longest.max(admin.gets_in(carriage, seen).await);
-                let from = admin.elsewhere();
-                longest = longest.max(admin.gets_in(carriage, from).await);
+    beside_a_crowd(
+        FloodConnections::new(served).with_quic(),
+        async |progress| {
+            for turn in 0..TRIES {
+                for carriage in BOTH {
+                    longest = longest.max(admin.gets_in(carriage, seen).await);
+                    let from = admin.elsewhere();
+                    longest = longest.max(admin.gets_in(carriage, from).await);
+                }
+                let from = admin.beside();
+                let asked = admin.asks(BOTH[turn % 2], from);
+                let asked = tokio::time::timeout(deadline(GETS_IN_WITHIN), asked).await;
+                let_in += usize::from(matches!(asked, Ok(Ok(()))));
             }
-            let from = admin.beside();
-            let asked = admin.asks(BOTH[turn % 2], from);
-            let asked = tokio::time::timeout(deadline(GETS_IN_WITHIN), asked).await;
-            let_in += usize::from(matches!(asked, Ok(Ok(()))));
-        }
-        // It keeps its connections, and makes no more.
-        progress.halt.store(true, Ordering::SeqCst);
-        for carriage in BOTH {
-            let from = admin.beside();
-            longest = longest.max(admin.gets_in_at_last(carriage, from).await);
-        }
-    })
+            // It keeps its connections, and makes no more.
+            progress.halt.store(true, Ordering::SeqCst);
+            for carriage in BOTH {
+                let from = admin.beside();
+                longest = longest.max(admin.gets_in_at_last(carriage, from).await);
+            }
+        },
+    )
     .await;
     println!(
         "figure neighbour of a crowd: in after {} ms at most; {let_in} of {TRIES} tries from unseen addresses of its own \
@@ -210,8 +213,8 @@ async fn scenario(key: NodeKey, served: &Served) {
 /// The crowd is in another /64 of the administrator's /56.
 #[test]
 fn a_neighbour_of_a_crowd_gets_in_where_it_was_seen_and_elsewhere_when_the_crowd_pauses() {
-    if let Some(lab) = Lab::new('w').map(Lab::crowded) {
-        let bench = Bench::new();
+    if let Some(lab) = FloodNamespaces::new('w').map(FloodNamespaces::crowded) {
+        let bench = TestBench::new();
         let served = lab.serve(&bench, "::", "[limits]\nconnections = 512\n");
         let key = NodeKey::load_or_create(&bench.admin().state().join("identity.key"));
         let (key, _) = key.expect("a key");

@@ -1,5 +1,6 @@
-//! A node that serves iroh as well, and that nobody asks for anything elsewhere: nothing of it leaves for anybody
-//! but those who called it. Its way out leads to the others, who are nobody that it might look for.
+//! A node that serves iroh as well, and whose administrator asked it for nothing elsewhere, sends packets only to
+//! the clients that called it. Its default route leads to the clients' namespace, which has none of the hosts that
+//! iroh might look for.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::{ELSEWHERE, Honest, Lab, NODE, Served, among, call};
+use super::{ELSEWHERE, FloodNamespaces, FloodNode, KnownClient, NODE, among, call};
 
 /// Serves iroh, and names no relay.
 const CONFIG: &str = "[iroh]\nenabled = true\n";
@@ -15,7 +16,7 @@ const CONFIG: &str = "[iroh]\nenabled = true\n";
 /// How long the node is left alone once it has answered: what it does by itself it begins at its start.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
 
-/// Packets that came to the others, among whom the calling thread is, and were for somebody else.
+/// Packets that reached the clients' namespace, which the calling thread has entered, and had another destination.
 fn strayed() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("Linux");
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
@@ -27,7 +28,7 @@ fn strayed() -> u64 {
 }
 
 /// Sends a packet as the node could.
-fn stray(lab: &Lab) {
+fn stray(lab: &FloodNamespaces) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let namespace = std::fs::File::open(format!("/run/netns/{}", lab.node));
@@ -40,8 +41,8 @@ fn stray(lab: &Lab) {
     });
 }
 
-async fn scenario(lab: &Lab, admin: &Path, served: &Served) {
-    let admin = Honest::new(admin, &served.target);
+async fn scenario(lab: &FloodNamespaces, admin: &Path, served: &FloodNode) {
+    let admin = KnownClient::new(admin, &served.target);
     let lasting = admin.connect().await;
     call(&lasting).await;
     tokio::time::sleep(LEFT_ALONE).await;
@@ -54,8 +55,8 @@ async fn scenario(lab: &Lab, admin: &Path, served: &Served) {
 
 #[test]
 fn a_node_looks_for_nobody_unasked() {
-    if let Some(lab) = Lab::new('u') {
-        let bench = alknet_tests::Bench::new();
+    if let Some(lab) = FloodNamespaces::new('u') {
+        let bench = alknet_tests::TestBench::new();
         let served = lab.serve(&bench, &NODE.to_string(), CONFIG);
         let admin = bench.admin().state().to_owned();
         among(&lab, scenario(&lab, &admin, &served));

@@ -9,19 +9,20 @@ use serde_json::Value;
 use super::tree::{only_in, root, sources};
 
 /// Every package of the resolved graph with what it needs at run time.
-struct Graph {
+struct PackageGraph {
     normal: BTreeMap<String, BTreeSet<String>>,
     members: BTreeSet<String>,
 }
 
-impl Graph {
+impl PackageGraph {
     /// The graph of the workspace, which all tests ask.
     fn load() -> &'static Self {
-        static GRAPH: LazyLock<Graph> = LazyLock::new(|| Graph::of(metadata()));
+        static GRAPH: LazyLock<PackageGraph> =
+            LazyLock::new(|| PackageGraph::from_metadata(metadata()));
         &GRAPH
     }
 
-    fn of(meta: &Value) -> Self {
+    fn from_metadata(meta: &Value) -> Self {
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
         let packages = list(&meta["packages"]);
@@ -126,7 +127,7 @@ fn core_knows_no_protocol_and_no_transport() {
         "alknet-call",
         "rusqlite",
     ];
-    Graph::load().forbid("alknet-core", &banned);
+    PackageGraph::load().forbid("alknet-core", &banned);
 }
 
 #[test]
@@ -138,7 +139,7 @@ fn what_is_kept_knows_no_protocol_and_no_transport() {
         "alknet-endpoint",
         "alknet-call",
     ];
-    Graph::load().forbid("alknet-identity-store", &banned);
+    PackageGraph::load().forbid("alknet-identity-store", &banned);
 }
 
 #[test]
@@ -151,12 +152,12 @@ fn call_reaches_the_network_only_through_core() {
         "alknet-endpoint",
         "hyper",
     ];
-    Graph::load().forbid("alknet-call", &banned);
+    PackageGraph::load().forbid("alknet-call", &banned);
 }
 
 #[test]
 fn http_reaches_the_network_only_through_core() {
-    let graph = Graph::load();
+    let graph = PackageGraph::load();
     let banned = [
         "quinn",
         "rustls",
@@ -187,7 +188,7 @@ fn http_reaches_the_network_only_through_core() {
 /// endpoint.
 #[test]
 fn nobody_else_speaks_http() {
-    let graph = Graph::load();
+    let graph = PackageGraph::load();
     for part in [
         "alknet-core",
         "alknet-call",
@@ -212,7 +213,7 @@ fn workers_know_no_script_no_shader_and_no_protocol() {
         "alknet-call",
         "alknet-endpoint",
     ];
-    Graph::load().forbid("alknet-worker", &banned);
+    PackageGraph::load().forbid("alknet-worker", &banned);
 }
 
 #[test]
@@ -226,7 +227,7 @@ fn hub_reaches_the_network_only_through_core() {
         "alknet-call",
         "hyper",
     ];
-    Graph::load().forbid("alknet-hub", &banned);
+    PackageGraph::load().forbid("alknet-hub", &banned);
 }
 
 /// What keeps shares is given the vault as far as it needs it, and no more.
@@ -240,12 +241,12 @@ fn escrow_knows_no_transport_and_no_vault() {
         "alknet-vault",
         "hyper",
     ];
-    Graph::load().forbid("alknet-escrow", &banned);
+    PackageGraph::load().forbid("alknet-escrow", &banned);
 }
 
 #[test]
 fn typedef_is_pure() {
-    let graph = Graph::load();
+    let graph = PackageGraph::load();
     graph.forbid("alknet-typedef", &["tokio", "reqwest", "rustls", "hyper"]);
     let ours: Vec<_> = graph.closure("alknet-typedef").into_iter().collect();
     let ours = ours.iter().filter(|name| graph.members.contains(*name));
@@ -264,7 +265,7 @@ fn tensors_know_no_network_no_script_and_no_gpu() {
         "tokio",
         "wgpu",
     ];
-    let graph = Graph::load();
+    let graph = PackageGraph::load();
     graph.forbid("alknet-tensor", &banned);
     graph.forbid("alknet-tensor-cli", &banned);
     let beyond_core = ["alknet-endpoint", "quinn", "rquickjs", "rustls", "wgpu"];
@@ -286,7 +287,7 @@ fn operations_that_compute_have_no_driver_in_them() {
         "rustls",
         "wgpu",
     ];
-    Graph::load().forbid("alknet-compute", &banned);
+    PackageGraph::load().forbid("alknet-compute", &banned);
 }
 
 #[test]
@@ -300,7 +301,7 @@ fn scripts_reach_nothing_but_their_host() {
         "hyper",
         "rusqlite",
     ];
-    Graph::load().forbid("alknet-runtime", &banned);
+    PackageGraph::load().forbid("alknet-runtime", &banned);
 }
 
 #[test]
@@ -314,7 +315,7 @@ fn sessions_know_no_transport_and_no_gpu() {
         "rusqlite",
         "wgpu",
     ];
-    Graph::load().forbid("alknet-sessions", &banned);
+    PackageGraph::load().forbid("alknet-sessions", &banned);
 }
 
 #[test]
@@ -327,7 +328,7 @@ fn promotion_starts_no_process_and_opens_no_connection() {
         "alknet-worker",
         "hyper",
     ];
-    Graph::load().forbid("alknet-promotion", &banned);
+    PackageGraph::load().forbid("alknet-promotion", &banned);
 }
 
 /// The parser of scripts is linked into the node, whose program its workers run as well: which source has it is looked at.
@@ -359,7 +360,7 @@ fn the_node_parses_no_script() {
 /// What else had the engine would need no parser of the runtime's.
 #[test]
 fn only_the_runtime_has_the_engine_of_scripts() {
-    let graph = Graph::load();
+    let graph = PackageGraph::load();
     let engine = ["rquickjs", "rquickjs-core", "rquickjs-sys"];
     let has = |package: &&String| engine.iter().any(|it| graph.normal[*package].contains(*it));
     let with: Vec<_> = graph.members.iter().filter(has).collect();
@@ -418,14 +419,14 @@ fn a_parser_of_scripts_is_found_however_it_is_imported() {
 /// What else is beneath it, its own tests ask with all of its features.
 #[test]
 fn the_vault_is_alone() {
-    let closure = Graph::load().closure("alknet-vault");
+    let closure = PackageGraph::load().closure("alknet-vault");
     let ours = closure.iter().filter(|name| name.starts_with("alknet"));
     assert_eq!(ours.collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
 #[test]
 fn what_seals_the_data_is_alone() {
-    let graph = Graph::load();
+    let graph = PackageGraph::load();
     let closure = graph.closure("alknet-sealed");
     let ours = closure.iter().filter(|name| graph.members.contains(*name));
     assert_eq!(ours.collect::<Vec<_>>(), Vec::<&String>::new());
@@ -434,7 +435,7 @@ fn what_seals_the_data_is_alone() {
 
 #[test]
 fn pid_1_knows_no_protocol() {
-    let graph = Graph::load();
+    let graph = PackageGraph::load();
     let packages = [
         "alknet-handover",
         "alknet-init",
@@ -461,7 +462,7 @@ fn pid_1_knows_no_protocol() {
 /// Beneath it are the vault, whose slots it answers for, and libraries.
 #[test]
 fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {
-    let graph = Graph::load();
+    let graph = PackageGraph::load();
     let closure = graph.closure("alknet-tpm");
     let ours: Vec<_> = closure
         .iter()
@@ -473,7 +474,7 @@ fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {
 
 #[test]
 fn only_the_appliance_and_the_tools_wire_parts_together() {
-    let graph = Graph::load();
+    let graph = PackageGraph::load();
     let may = ["alknet", "alknet-bench", "alknet-tests"];
     for package in graph.members.iter().filter(|m| !may.contains(&m.as_str())) {
         let closure = graph.closure(package);
@@ -512,7 +513,7 @@ fn one_crypto_provider_is_in_the_binary() {
 
 #[test]
 fn the_binary_carries_no_build_tool() {
-    Graph::load().forbid(
+    PackageGraph::load().forbid(
         "alknet",
         &[
             "alknet-bench",
@@ -528,7 +529,7 @@ fn the_binary_carries_no_build_tool() {
 
 #[test]
 fn the_front_door_needs_nothing() {
-    let closure = Graph::load().closure("xtask");
+    let closure = PackageGraph::load().closure("xtask");
     assert!(
         closure.is_empty(),
         "xtask must compile from nothing in seconds: {closure:?}"

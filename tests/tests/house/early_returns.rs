@@ -47,7 +47,7 @@ const RECORD: [(&str, &str); 4] = [
     ("host_on", "tests/src/bench.rs"),
     ("start_on", "tests/src/host.rs"),
     ("start_on", "tests/src/web.rs"),
-    ("Lab::new", "tests/tests/flood/main.rs"),
+    ("FloodNamespaces::new", "tests/tests/flood/main.rs"),
 ];
 
 /// So many tests in these files end with an `if` of whether they are the process that was started again.

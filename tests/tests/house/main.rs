@@ -5,6 +5,7 @@ mod arguments;
 mod documentation;
 mod early_returns;
 mod hardware;
+mod names;
 mod placement;
 mod problems;
 mod promises;

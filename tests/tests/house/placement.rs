@@ -1,6 +1,6 @@
 //! In which files code of a kind may stand.
 
-use super::tree::{Source, only_in, sources};
+use super::tree::{SourceFile, only_in, sources};
 
 #[test]
 fn the_environment_is_read_only_at_the_edges() {
@@ -67,10 +67,9 @@ fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
     // Mesa's drivers are C: their two entry points are called there, and generated code finds the C
     // library's functions there. What is measured beside our shaders asks for every feature.
     let drivers = ["compute/driver/src/", "compute/peer/src/"];
-    // The kernels that multiply matrices take addresses. Bytes that the script engine and Rust both
-    // see, and code that the engine wrote itself. Mapping a file asks something of whoever has
-    // the file: that it stays as it is. What memory a header costs is measured by an allocator of
-    // the tests.
+    // The kernels that multiply matrices take addresses. Bytes that the script engine and Rust both see, and code
+    // that the engine wrote itself. Mapping a file is sound only while the file's owner leaves it as it is. What
+    // memory a header costs is measured by an allocator of the tests.
     let memory = [
         "compute/gpu/src/host.rs",
         "compute/gpu/src/host/",
@@ -117,7 +116,7 @@ fn schemas_that_callers_bring_are_compiled_in_their_share() {
     let brought = |path: &str| theirs.iter().any(|folder| path.starts_with(folder));
     let places: Vec<_> = sources().iter().filter(|it| brought(&it.path)).collect();
     assert!(places.len() > 20, "the folders are there");
-    for Source { path, text } in places {
+    for SourceFile { path, text } in places {
         assert!(
             !text.contains("Schema::new("),
             "{path}: whose schema is it?"
@@ -142,7 +141,7 @@ fn the_command_line_writes_to_standard_output_in_one_place() {
         .iter()
         .filter(|it| it.path.starts_with("appliance/src/"));
     let mut places = Vec::new();
-    for Source { path, text } in own {
+    for SourceFile { path, text } in own {
         if ["stdout()", "println!(", "print!("]
             .iter()
             .any(|it| writes(text, it))

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::tree::{root, sources};
 
 /// What stands before the code of a problem, in any crate: as it is, or by the name of a constant.
-const BEFORE: [&str; 4] = ["code: ", "problem(", "Problem::new(", "problems.set("];
+const BEFORE: [&str; 4] = ["code: ", "problem(", "Diagnostic::new(", "problems.set("];
 
 /// Lists of such codes.
 const LISTS: [&str; 2] = ["HARMLESS: [&str;", "NOTICES: [&str;"];
@@ -151,15 +151,15 @@ enum Word<'a> {
     Name(&'a str),
 }
 
-/// Every text that `programs` give for the code of a problem, whatever its spelling. Codes of the errors of calls are
-/// told by their capital letters.
+/// Every text that `programs` give for the code of a problem, in any spelling. Codes of the errors of calls are in
+/// capital letters; the function leaves them out.
 fn given(programs: &[&str]) -> BTreeSet<String> {
     let mut words = Vec::new();
     for text in programs {
         for before in BEFORE {
             words.extend(text.split(before).skip(1).filter_map(beginning));
         }
-        for rest in text.split("Waiting::new(").skip(1) {
+        for rest in text.split("VaultWait::new(").skip(1) {
             // What is to be asked stands before it.
             words.extend(rest.split_once(',').and_then(|(_, code)| beginning(code)));
         }
@@ -221,7 +221,7 @@ fn every_code_is_in_the_list_once_and_in_one_spelling() {
     assert!(gone.is_empty(), "no program says {gone:?}");
 }
 
-/// A code of one word, or with `_` in it, is none of the words that are looked for above.
+/// `written` above finds only words in kebab case. This test also finds a code of one word, or one with `_` in it.
 #[test]
 fn every_text_that_is_given_as_a_code_is_in_the_list() {
     let set: BTreeSet<_> = listed().into_iter().collect();
@@ -243,17 +243,17 @@ fn codes_are_found_whatever_their_spelling() {
             "clock_insane",
             "broken",
         ];
-        fn problem(code: &str, text: String) -> Problem {}
-        Problem {
+        fn problem(code: &str, text: String) -> Diagnostic {}
+        Diagnostic {
             code: "diskFull".to_owned(),
         };
-        Problem::new(
+        Diagnostic::new(
             "config",
             text,
         );
         problem("net_failed", text);
         problems.set(OF_NOTHING, "subject", text);
-        Waiting::new(Ask::Nothing, "vault_waits", text, hint);
+        VaultWait::new(UnlockPrompt::Nothing, "vault_waits", text, hint);
         CallError { code: "DISK_FULL".to_owned() };
     "#;
     let found: Vec<_> = given(&[program]).into_iter().collect();

@@ -18,19 +18,19 @@ pub(crate) fn root() -> PathBuf {
 }
 
 /// A Rust file.
-pub(crate) struct Source {
+pub(crate) struct SourceFile {
     /// From the root of the workspace.
     pub(crate) path: String,
     pub(crate) text: String,
 }
 
 /// Every Rust file of the workspace. Many tests read all of them: they are read once.
-pub(crate) fn sources() -> &'static [Source] {
-    static SOURCES: LazyLock<Vec<Source>> = LazyLock::new(|| {
+pub(crate) fn sources() -> &'static [SourceFile] {
+    static SOURCES: LazyLock<Vec<SourceFile>> = LazyLock::new(|| {
         let root = root();
         let mut found = Vec::new();
         files(&root, &mut found);
-        let read = |file: PathBuf| Source {
+        let read = |file: PathBuf| SourceFile {
             path: file
                 .strip_prefix(&root)
                 .expect("below the root")
@@ -78,7 +78,7 @@ pub(crate) fn tests_of(text: &str) -> HashSet<&str> {
 /// Only files whose path begins with one of `allowed` may have one of `needles`.
 #[track_caller]
 pub(crate) fn only_in(what: &str, needles: &[&str], allowed: &[&str]) {
-    for Source { path, text } in sources() {
+    for SourceFile { path, text } in sources() {
         if RULES.contains(&path.as_str()) || allowed.iter().any(|a| path.starts_with(a)) {
             continue;
         }

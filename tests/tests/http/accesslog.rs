@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use alknet_tests::raw::{H1, Raw};
-use alknet_tests::{Bench, Web, eventually, http3};
+use alknet_tests::raw::{H1, RawQuicConnection};
+use alknet_tests::{TestBench, WebNode, eventually, http3};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::task::block_in_place;
@@ -13,7 +13,7 @@ use tokio::task::block_in_place;
 const HUSH: &str = "hush-9f3c";
 
 /// The records of the node's log.
-fn records(bench: &Bench, web: &Web) -> Vec<Value> {
+fn records(bench: &TestBench, web: &WebNode) -> Vec<Value> {
     let past = json!({ "last": 100_000 });
     let log = bench
         .admin()
@@ -29,7 +29,7 @@ const FIELDS: [&str; 9] = [
     "id", "addr", "who", "method", "path", "status", "bytes", "ms", "alpn",
 ];
 
-fn lines(bench: &Bench, web: &Web) -> Vec<Line> {
+fn lines(bench: &TestBench, web: &WebNode) -> Vec<Line> {
     let records = records(bench, web);
     let access = records.iter().filter(|record| record["target"] == "access");
     let lines = access.map(|record| {
@@ -53,7 +53,7 @@ fn lines(bench: &Bench, web: &Web) -> Vec<Line> {
 }
 
 /// The line of the only request for which these fields are so, once it is there.
-fn line(bench: &Bench, web: &Web, wanted: &[(&str, &str)]) -> Line {
+fn line(bench: &TestBench, web: &WebNode, wanted: &[(&str, &str)]) -> Line {
     eventually(&format!("a line with {wanted:?}"), || {
         let fits = |line: &Line| {
             wanted
@@ -69,7 +69,7 @@ fn line(bench: &Bench, web: &Web, wanted: &[(&str, &str)]) -> Line {
 }
 
 /// Sends a request of HTTP/1.1 and reads until its answer has begun.
-async fn begin(raw: &mut Raw, request: &str) -> String {
+async fn begin(raw: &mut RawQuicConnection, request: &str) -> String {
     assert!(raw.say(request.as_bytes()).await, "it reads");
     let mut told = vec![0; 64 << 10];
     let read = raw.recv.read(&mut told).await.expect("it answers");
@@ -78,8 +78,8 @@ async fn begin(raw: &mut Raw, request: &str) -> String {
 
 #[test]
 fn every_version_has_its_line() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let path = format!("/call?{HUSH}={HUSH}");
     let body = json!({ "operation": "/node/info" }).to_string();
     for (version, alpn) in [("--http1.1", "http/1.1"), ("--http2", "h2")] {
@@ -126,7 +126,7 @@ fn check(line: &Line, alpn: &str, bytes: usize) {
 }
 
 /// Nothing in the whole log opens anything, and nothing of a query or a body is there.
-fn no_secrets(bench: &Bench, web: &Web, more: &[&str]) {
+fn no_secrets(bench: &TestBench, web: &WebNode, more: &[&str]) {
     // The secret itself may hold what parts it from the name.
     let secret = |token: &str| token.splitn(3, '_').nth(2).map(str::to_owned);
     let tokens = [&web.admin, &web.reader, &web.expired];
@@ -144,11 +144,11 @@ fn no_secrets(bench: &Bench, web: &Web, more: &[&str]) {
 
 #[test]
 fn whoever_is_refused_is_in_it_and_what_they_sent_is_not() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let call = json!({ "operation": "/node/info", "input": HUSH }).to_string();
     let json = ["--json", call.as_str()];
-    // Words that look like a token that nobody has, where none belongs.
+    // Words that look like an unknown token, at places where no token belongs.
     let nobodys = format!("alk_00000000_{}", "B".repeat(43));
     let paths = [
         (&web.expired, "/call".to_owned(), "/call", "401"),
@@ -187,11 +187,11 @@ fn whoever_is_refused_is_in_it_and_what_they_sent_is_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_goes_away_and_whoever_stays_for_long_is_in_it() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     // A stream of events that its reader leaves.
     let body = json!({ "operation": "/node/log", "input": { "follow": true } }).to_string();
-    let mut raw = Raw::open(&web.target(), H1).await;
+    let mut raw = RawQuicConnection::open(&web.target(), H1).await;
     let request = format!(
         "POST /subscribe?{HUSH} HTTP/1.1\r\nHost: localhost\r\n\
          Authorization: Bearer {}\r\nAccept: text/event-stream\r\n\
@@ -207,7 +207,7 @@ async fn whoever_goes_away_and_whoever_stays_for_long_is_in_it() {
     assert_eq!(left["operation"], "node/log", "{left:?}");
 
     // A WebSocket, whose token stands where others have the name of a protocol.
-    let mut raw = Raw::open(&web.target(), H1).await;
+    let mut raw = RawQuicConnection::open(&web.target(), H1).await;
     let request = format!(
         "GET /alknet/call?{HUSH} HTTP/1.1\r\nHost: localhost\r\n\
          Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -226,8 +226,8 @@ async fn whoever_goes_away_and_whoever_stays_for_long_is_in_it() {
 
 #[test]
 fn addresses_are_hashed_where_that_is_asked_for() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "[log]\nhash_addresses = true\n");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "[log]\nhash_addresses = true\n");
     assert_eq!(web.curl("/healthz", &[]).status, 200);
     let line = line(&bench, &web, &[("path", "/healthz")]);
     assert!(line["addr"].starts_with('#'), "{line:?}");

@@ -1,4 +1,4 @@
-//! A node whose certificate is renewed while people read: nobody is cut off.
+//! A node renews its certificate while clients read: it closes no connection.
 
 use std::io::{BufReader, Read};
 use std::net::SocketAddr;
@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
-use alknet_test_support::Port;
+use alknet_test_support::ReservedPort;
 use alknet_test_support::seconds;
-use alknet_tests::pebble::{Authority, Manners};
-use alknet_tests::{Bench, Curl, Web};
+use alknet_tests::pebble::{PebbleAddress, PebbleOptions};
+use alknet_tests::{Curl, TestBench, WebNode};
 use serde_json::json;
 
 /// The node's name, which the authority's name server says is here.
@@ -33,21 +33,21 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 #[test]
 fn a_renewal_ends_no_download_and_no_stream() {
-    let bench = Bench::new();
-    let (authority, port) = (Authority::new(), Port::claim().expect("a port"));
+    let bench = TestBench::new();
+    let (authority, port) = (PebbleAddress::new(), ReservedPort::claim().expect("a port"));
     let www = bench.path().join("www");
     std::fs::create_dir(&www).expect("the bench's folder is ours");
     let file = std::fs::File::create(www.join("large.bin"));
     let sized = file.and_then(|file| file.set_len(FILE_BYTES));
     sized.expect("a sparse file costs nothing");
     let document = document(&authority, &www);
-    let pebble = authority.open(&Manners {
+    let pebble = authority.open(&PebbleOptions {
         http: 1,
         tls: port.number(),
         lifetime_s: LIFETIME_S,
         refused_percent: REFUSED_PERCENT,
     });
-    let web = Web::start_at(&bench, port.number(), &document);
+    let web = WebNode::start_at(&bench, port.number(), &document);
     let first = pebble.certificate_at(web.address(), NAME, None, || ());
 
     let root = pebble.root();
@@ -70,7 +70,7 @@ fn a_renewal_ends_no_download_and_no_stream() {
     assert_eq!(info["problems"], json!([]), "{info:#}");
 }
 
-fn document(authority: &Authority, www: &Path) -> String {
+fn document(authority: &PebbleAddress, www: &Path) -> String {
     let directory = authority.directory("localhost");
     format!(
         r#"
@@ -92,7 +92,7 @@ ca_file = "{}"
     )
 }
 
-/// curl that believes the authority and nobody else, and writes what it reads where it is asked for.
+/// curl that trusts only the test's authority, and reads only as much as the test asks for.
 struct Download {
     curl: Child,
     output: BufReader<ChildStdout>,

@@ -8,20 +8,20 @@ use std::thread;
 use alknet_tests::{Browser, spki};
 use serde_json::{Value, json};
 
-use super::place::Place;
+use super::test_node::GatewayTestNode;
 
-/// A site of somebody else: the module, its tests, and a page without anything.
-struct Site {
+/// A site of another origin: the module, its tests, and an empty page.
+struct ForeignSite {
     origin: String,
 }
 
-impl Site {
+impl ForeignSite {
     fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("it has an address");
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                // A browser that goes away in the middle is none of the test's business.
+                // A browser may close the connection in the middle: the test ignores it.
                 thread::spawn(move || answer(stream).ok());
             }
         });
@@ -61,7 +61,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 /// A call by `fetch`.
-fn fetch(place: &Place, operation: &str) -> String {
+fn fetch(place: &GatewayTestNode, operation: &str) -> String {
     let request = json!({
         "method": "POST",
         "headers": {
@@ -76,8 +76,8 @@ fn fetch(place: &Place, operation: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_of_permitted_sites_call_and_others_do_not() {
-    let (ours, foreign) = (Site::start(), Site::start());
-    let place = Place::start(std::slice::from_ref(&ours.origin));
+    let (ours, foreign) = (ForeignSite::start(), ForeignSite::start());
+    let place = GatewayTestNode::start(std::slice::from_ref(&ours.origin));
     tokio::task::block_in_place(|| {
         let mut browser = Browser::start(&[spki(place.address())]);
         let socket = format!(
@@ -121,7 +121,7 @@ async fn pages_of_permitted_sites_call_and_others_do_not() {
 /// A ticket stands for a stream; at its end the browser stays away.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_source_gets_its_events_and_does_not_come_back() {
-    let place = Place::start(&[]);
+    let place = GatewayTestNode::start(&[]);
     tokio::task::block_in_place(|| {
         let mut browser = Browser::start(&[spki(place.address())]);
         // A page of the node itself, which may ask what it likes of it.
@@ -142,7 +142,7 @@ async fn an_event_source_gets_its_events_and_does_not_come_back() {
                 let completed = 0;
                 source.addEventListener('data', (event) => seen.push(JSON.parse(event.data)));
                 source.addEventListener('completed', () => {{ completed += 1; }});
-                // It tries once more, and is told that there is nothing.
+                // It tries once more, and the server answers that there is nothing.
                 source.onerror = () => {{
                     if (source.readyState === EventSource.CLOSED) {{
                         done({{ status: answer.status, seen, completed }});
@@ -161,8 +161,8 @@ async fn an_event_source_gets_its_events_and_does_not_come_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_module_works_in_chromium() {
-    let site = Site::start();
-    let place = Place::start(std::slice::from_ref(&site.origin));
+    let site = ForeignSite::start();
+    let place = GatewayTestNode::start(std::slice::from_ref(&site.origin));
     tokio::task::block_in_place(|| {
         let mut browser = Browser::start(&[spki(place.address())]);
         browser.navigate(&site.origin);
@@ -193,11 +193,11 @@ async fn the_module_works_in_chromium() {
     });
 }
 
-/// The first answers come over HTTP/2. Chromium speaks HTTP/3 with a node whose certificate no public
-/// authority vouches for only where it is told to.
+/// The first answers come over HTTP/2. If no public authority signed the node's certificate, Chromium speaks
+/// HTTP/3 with the node only where an option says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn chromium_speaks_http2_and_http3() {
-    let place = Place::start(&[]);
+    let place = GatewayTestNode::start(&[]);
     tokio::task::block_in_place(|| {
         let keys = [spki(place.address())];
         // A page that is not there has no policy that keeps it from asking.

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use alknet_gateway::limits::STREAMS_PER_IDENTITY;
 use alknet_test_support::seconds;
-use alknet_tests::{Bench, Curl, Web, eventually};
+use alknet_tests::{Curl, TestBench, WebNode, eventually};
 use serde_json::{Value, json};
 
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")];
 
 #[test]
 fn a_call_is_answered_over_every_version() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     for (version, name) in VERSIONS {
         let told = web.curl("/healthz", &[version]);
         assert_eq!((told.status, told.version.as_str()), (200, name));
@@ -46,8 +46,8 @@ fn a_call_is_answered_over_every_version() {
 
 #[test]
 fn whoever_may_not_is_told_so_and_nothing_else() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let call = r#"{"operation":"/node/reboot"}"#;
     let info = r#"{"operation":"/node/info"}"#;
     let nobody = web.curl("/call", &["--json", call]);
@@ -74,7 +74,7 @@ fn whoever_may_not_is_told_so_and_nothing_else() {
         (403, "FORBIDDEN")
     );
     assert_eq!(web.post(&web.reader, "/call", info).status, 200);
-    // Whom others say to speak for counts for nothing.
+    // The node ignores headers in which a client claims to speak for another.
     let forged = [
         "--header",
         "X-Forwarded-For: 127.0.0.1",
@@ -93,8 +93,8 @@ fn whoever_may_not_is_told_so_and_nothing_else() {
 
 #[test]
 fn what_is_wrong_with_a_request_is_named() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let post = |body: &str| web.post(&web.admin, "/call", body);
     let told = post(r#"{"operation":"/node/info","extra":1}"#);
     assert_eq!(told.status, 400);
@@ -135,8 +135,8 @@ fn what_is_wrong_with_a_request_is_named() {
 
 #[test]
 fn bodies_have_a_limit_to_the_byte() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let body = |bytes: usize| {
         let frame = r#"{"operation":"/services/list","input":{"prefix":""}}"#.len();
         let text = "x".repeat(bytes - frame);
@@ -162,8 +162,8 @@ fn bodies_have_a_limit_to_the_byte() {
 
 #[test]
 fn operations_are_found_and_described() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let told = web.curl_as(&web.admin, "/search?q=reboot", &[]);
     let found = told.json();
     assert_eq!(found["operations"][0]["operation"], "/node/reboot");
@@ -211,8 +211,8 @@ fn operations_are_found_and_described() {
 /// Of every operation there is: who is shown it may call it, and who is not may not.
 #[test]
 fn what_is_listed_can_be_called_and_what_is_not_cannot() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let names = |token: &str| -> Vec<String> {
         let found = web.curl_as(token, "/search?limit=500", &[]).json();
         let found = found["operations"].as_array().expect("a list").iter();
@@ -231,8 +231,8 @@ fn what_is_listed_can_be_called_and_what_is_not_cannot() {
 
 #[test]
 fn batches_answer_in_order_and_stop_when_asked() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let calls = json!([
         { "id": "a", "operation": "/node/info" },
         { "id": "b", "operation": "/no/such" },
@@ -273,8 +273,8 @@ fn batches_answer_in_order_and_stop_when_asked() {
 
 #[test]
 fn events_come_as_they_happen_and_end_when_nobody_reads() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     for (version, _) in VERSIONS {
         let (within, url) = (seconds(Duration::from_secs(60)), web.url("/subscribe"));
         let bearer = format!("Authorization: Bearer {}", web.admin);
@@ -311,8 +311,8 @@ fn events_come_as_they_happen_and_end_when_nobody_reads() {
 /// As many as an identity may follow at once, whose client then dies: each has ended when there is room for another.
 #[test]
 fn nothing_is_left_running_for_a_client_that_is_gone() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":1}}"#;
     let ended = r#"{"operation":"/node/log","input":{"last":1}}"#;
     let one_more = || {
@@ -368,8 +368,8 @@ fn nothing_is_left_running_for_a_client_that_is_gone() {
 
 #[test]
 fn tickets_stream_once() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let call = r#"{"operation":"/node/log","input":{"last":1}}"#;
     let ask = ["--header", "Prefer: respond-async", "--json", call];
     let told = web.curl_as(&web.admin, "/subscribe", &ask);
@@ -391,8 +391,8 @@ fn tickets_stream_once() {
 
 #[test]
 fn pages_of_others_may_what_the_configuration_says() {
-    let bench = Bench::new();
-    let web = Web::start(
+    let bench = TestBench::new();
+    let web = WebNode::start(
         &bench,
         "[http.cors]\norigins = [\"https://app.example.org\"]\n",
     );
@@ -437,8 +437,8 @@ fn pages_of_others_may_what_the_configuration_says() {
 /// A client that could follow here what is open on `alknet/call` would keep an unknown peer's place.
 #[test]
 fn nobody_has_a_stream_of_events() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let within = seconds(Duration::from_secs(60));
     let limit = ["--max-time", &within];
     let accept = ["--header", "Accept: text/event-stream"];
@@ -455,15 +455,15 @@ fn nobody_has_a_stream_of_events() {
 
 #[test]
 fn the_description_says_what_there_is() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     assert_eq!(web.curl("/openapi.json", &[]).status, 401);
     let document = web.curl_as(&web.reader, "/openapi.json", &[]).json();
     assert_eq!(document["openapi"], "3.1.0");
     for path in ["/call", "/batch", "/search", "/schema", "/subscribe"] {
         assert!(document["paths"][path].is_object(), "{path}");
     }
-    let other = Bench::new();
-    let public = Web::start(&other, "[http]\npublic_openapi = true\n");
+    let other = TestBench::new();
+    let public = WebNode::start(&other, "[http]\npublic_openapi = true\n");
     assert_eq!(public.curl("/openapi.json", &[]).status, 200);
 }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use alknet_tests::{Bench, Told, Web, binary};
+use alknet_tests::{CurlResponse, TestBench, WebNode, binary};
 use serde_json::Value;
 
 const PATHS: [&str; 10] = [
@@ -28,7 +28,7 @@ const MORE_PATHS: [&str; 5] = [
 ];
 
 /// Everything that is seen from outside, the order of headers too.
-fn face(told: &Told) -> (u16, Vec<(String, String)>, Vec<u8>) {
+fn face(told: &CurlResponse) -> (u16, Vec<(String, String)>, Vec<u8>) {
     let mut headers = told.headers.clone();
     // The clock goes on.
     headers.retain(|(name, _)| name != "date");
@@ -37,8 +37,8 @@ fn face(told: &Told) -> (u16, Vec<(String, String)>, Vec<u8>) {
 
 #[test]
 fn strangers_see_one_and_the_same_nothing() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "[http]\nstealth = true\nhealthz = false\n");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "[http]\nstealth = true\nhealthz = false\n");
     for version in ["--http1.1", "--http2"] {
         let nothing = face(&web.curl("/nonsense", &[version]));
         assert_eq!(nothing.0, 404);
@@ -89,9 +89,9 @@ fn strangers_see_one_and_the_same_nothing() {
 
 #[test]
 fn everybody_is_told_the_same_of_http3() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let config = "[http]\nstealth = true\nnames = [\"hub.invalid\"]\n";
-    let web = Web::start(&bench, config);
+    let web = WebNode::start(&bench, config);
     let port = web.address().port();
     let here = format!("127.0.0.1:{port}");
     let served = format!("h3=\":{port}\"; ma=86400");
@@ -116,9 +116,9 @@ fn everybody_is_told_the_same_of_http3() {
 
 #[test]
 fn a_decoy_may_send_elsewhere() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let config = "[http]\ndecoy = \"redirect\"\nredirect = \"https://example.org/\"\n";
-    let web = Web::start(&bench, config);
+    let web = WebNode::start(&bench, config);
     let told = web.curl("/nonsense", &[]);
     assert_eq!(
         (told.status, told.header("location")),
@@ -128,8 +128,8 @@ fn a_decoy_may_send_elsewhere() {
 
 #[test]
 fn only_names_of_the_node_are_answered() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "[http]\nnames = [\"hub.example.org\"]\n");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "[http]\nnames = [\"hub.example.org\"]\n");
     let port = web.address().port();
     let host = |name: &str| {
         web.curl("/healthz", &["--header", &format!("Host: {name}")])
@@ -152,7 +152,7 @@ fn only_names_of_the_node_are_answered() {
 /// whether a page may call.
 #[test]
 fn what_contradicts_stealth_is_refused() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let file = bench.path().join("document.toml");
     for (line, key) in [
         ("public_openapi = true", "http.public_openapi"),

@@ -7,13 +7,16 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use alknet_test_support::{Port, took};
+use alknet_test_support::{ReservedPort, took};
 use alknet_tests::tools::client;
-use alknet_tests::{Asking, Bench, Relay, Server, Told, Web, binary, curl, eventually};
+use alknet_tests::{
+    CurlResponse, HostServer, RelayOperation, RequestLoop, TestBench, WebNode, binary, curl,
+    eventually,
+};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-/// What nobody may see.
+/// A secret that only the server may see.
 const HUSH: &str = "hush-7c1d-this-is-for-the-server-alone";
 
 /// SHA-256 of `hello`, as everybody computes it.
@@ -55,17 +58,17 @@ fn mcp_at(namespace: &str, port: u16, path: &str) -> String {
 }
 
 /// A node with these imports, and an operation that uses them.
-struct Importer {
-    web: Web,
-    bench: Bench,
+struct ImportNode {
+    web: WebNode,
+    bench: TestBench,
 }
 
-impl Importer {
-    fn start(bench: Bench, imports: &str, uses: &[&str]) -> Self {
-        let relay = Relay::new(&bench, uses);
+impl ImportNode {
+    fn start(bench: TestBench, imports: &str, uses: &[&str]) -> Self {
+        let relay = RelayOperation::new(&bench, uses);
         let description = fs::copy(client("api.yaml"), bench.path().join("api.yaml"));
         description.expect("the folder is ours");
-        let web = Web::start(&bench, &format!("{}{imports}", relay.configuration()));
+        let web = WebNode::start(&bench, &format!("{}{imports}", relay.configuration()));
         relay.promote(web.node.target());
         Self { web, bench }
     }
@@ -75,7 +78,7 @@ impl Importer {
     }
 
     fn ask(&self, operation: &str, input: &Value) -> Value {
-        Relay::ask(self.bench.admin(), self.target(), operation, input)
+        RelayOperation::ask(self.bench.admin(), self.target(), operation, input)
     }
 
     fn answer(&self, operation: &str, input: &Value) -> Value {
@@ -96,7 +99,7 @@ impl Importer {
     }
 
     fn list(&self, prefix: &str) -> Value {
-        Relay::list(self.bench.admin(), self.target(), prefix)
+        RelayOperation::list(self.bench.admin(), self.target(), prefix)
     }
 
     /// Waits for an operation, which comes when its import is done.
@@ -108,7 +111,7 @@ impl Importer {
         });
     }
 
-    /// What the node says of itself to whoever asks whether it is well.
+    /// What the node answers to an unauthenticated health check.
     fn health(&self) -> String {
         self.web.curl("/healthz", &[]).text()
     }
@@ -120,7 +123,7 @@ impl Importer {
     }
 
     /// As a model's client asks by hand.
-    fn model(&self, token: &str, operation: &str, input: &Value) -> Told {
+    fn model(&self, token: &str, operation: &str, input: &Value) -> CurlResponse {
         let arguments = json!({ "operation": operation, "input": input });
         let params = json!({ "name": "call", "arguments": arguments });
         let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
@@ -131,8 +134,8 @@ impl Importer {
 
     /// Has the operation that uses them ask with an input that is longer than an argument of a command, and returns
     /// what it answers.
-    fn relay(&self, input: &Value) -> Told {
-        let body = json!({ "operation": format!("/{}", Relay::PATH), "input": input });
+    fn relay(&self, input: &Value) -> CurlResponse {
+        let body = json!({ "operation": format!("/{}", RelayOperation::PATH), "input": input });
         let file = self
             .bench
             .path()
@@ -167,14 +170,14 @@ impl Importer {
         grown
     }
 
-    fn call(&self, token: &str, operation: &str, input: &Value) -> Told {
+    fn call(&self, token: &str, operation: &str, input: &Value) -> CurlResponse {
         let body = json!({ "operation": operation, "input": input });
         self.web.post(token, "/call", &body.to_string())
     }
 }
 
 /// What a server was asked at a path.
-fn told(server: &Server, method: &str, path: &str) -> usize {
+fn told(server: &HostServer, method: &str, path: &str) -> usize {
     let all = curl(&server.url("/told"), &[]).json();
     let all = all.as_array().expect("a list").iter();
     all.filter(|one| one["method"] == method && one["path"] == path)
@@ -183,9 +186,9 @@ fn told(server: &Server, method: &str, path: &str) -> usize {
 
 #[test]
 fn an_api_becomes_operations_that_answer_as_it_does() {
-    let api = Server::api(0, None);
+    let api = HostServer::api(0, None);
     let imports = openapi("api", api.port(), "cfg:/api.yaml", HERE);
-    let node = Importer::start(Bench::new(), &imports, &["api/*"]);
+    let node = ImportNode::start(TestBench::new(), &imports, &["api/*"]);
     node.until_there("api/getNote");
     let all = [
         "addFile",
@@ -211,7 +214,7 @@ fn an_api_becomes_operations_that_answer_as_it_does() {
     assert_eq!(file["data"], json!({ "bytes": 5, "sha256": HELLO }));
     let follow = |operation| {
         let input = Value::Null;
-        Relay::follow(node.bench.admin(), node.target(), operation, &input)
+        RelayOperation::follow(node.bench.admin(), node.target(), operation, &input)
     };
     let event = |n: u32| json!({ "event": "tick", "id": n.to_string(), "data": { "n": n } });
     assert_eq!(
@@ -235,22 +238,22 @@ fn an_api_becomes_operations_that_answer_as_it_does() {
         (&json!("HTTP_503"), &json!(true))
     );
     assert_eq!(told(&api, "POST", "/api/busy"), 1);
-    // Nobody is sent elsewhere.
+    // The node follows no redirect.
     assert_eq!(node.code("api/away", &Value::Null), "UNAVAILABLE");
 }
 
 #[test]
 fn imports_are_reached_through_operations_and_by_nobody_from_outside() {
-    let api = Server::api(0, None);
+    let api = HostServer::api(0, None);
     let imports = openapi("api", api.port(), "cfg:/api.yaml", HERE);
-    let node = Importer::start(Bench::new(), &imports, &["api/getNote"]);
+    let node = ImportNode::start(TestBench::new(), &imports, &["api/getNote"]);
     node.until_there("api/getNote");
     let (web, id) = (&node.web, json!({ "id": "a" }));
     let note = json!({ "id": 1, "text": "a", "lang": null });
 
-    // The one that uses it is called over every way there is, by whoever may.
-    let input = Relay::input("api/getNote", &id);
-    let path = format!("/{}", Relay::PATH);
+    // Every client that may call the relay operation calls it over every way there is.
+    let input = RelayOperation::input("api/getNote", &id);
+    let path = format!("/{}", RelayOperation::PATH);
     let answer = node.call(&web.admin, &path, &input).json();
     assert_eq!(answer["output"]["output"], note, "{answer:#}");
     let answer = node.model(&web.admin, &path, &input).json();
@@ -260,7 +263,7 @@ fn imports_are_reached_through_operations_and_by_nobody_from_outside() {
     // It reaches what it was given and nothing else of the server.
     assert_eq!(node.code("api/me", &Value::Null), "NOT_FOUND");
 
-    // The operation itself is there for nobody, administrators among them.
+    // The node answers no request from outside for the operation itself, an administrator's request included.
     let admin = node.bench.admin();
     let refused = admin.call(node.target(), "api/getNote", &id, &[]);
     assert_eq!(refused.code(), "NOT_FOUND");
@@ -276,9 +279,9 @@ fn imports_are_reached_through_operations_and_by_nobody_from_outside() {
 
 #[test]
 fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
-    let unused = Port::claim_all::<2>();
-    let [port, gone] = unused.each_ref().map(Port::number);
-    let api = Server::api(0, None);
+    let unused = ReservedPort::claim_all::<2>();
+    let [port, gone] = unused.each_ref().map(ReservedPort::number);
+    let api = HostServer::api(0, None);
     let imports = [
         openapi("api", api.port(), "cfg:/api.yaml", HERE),
         openapi("near", api.port(), "cfg:/api.yaml", ""),
@@ -292,7 +295,7 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
         ),
     ];
     let uses = ["api/*", "near/*", "gone/*", "absent/*", "later/*"];
-    let node = Importer::start(Bench::new(), &imports.concat(), &uses);
+    let node = ImportNode::start(TestBench::new(), &imports.concat(), &uses);
     for there in ["api/getNote", "near/getNote", "gone/getNote"] {
         node.until_there(there);
     }
@@ -309,8 +312,8 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
     assert_eq!(node.code("gone/getNote", &id), "UNAVAILABLE");
     assert_eq!(told(&api, "GET", "/api/notes/a"), 1);
 
-    // What is wrong is said, and no more of the node is missing than what it is about. Another server's failure
-    // is no reason for whoever watches this node to restart it.
+    // The node reports what is wrong, and lacks only the operations concerned. Another server's failure is no
+    // reason for the supervisor of this node to restart it.
     let problems = node.web.node.call("node/info", &Value::Null)["problems"].take();
     let codes = problems.as_array().expect("a list").iter();
     let codes: BTreeSet<_> = codes.filter_map(|one| one["code"].as_str()).collect();
@@ -323,7 +326,7 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
     }
     well("api");
     // A document that is not there yet is asked for again.
-    let later = Server::api(port, None);
+    let later = HostServer::api(port, None);
     node.until_there("later/getNote");
     well("later");
     assert_eq!(told(&later, "GET", "/api.yaml"), 1);
@@ -332,17 +335,17 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
     drop(later);
     assert_eq!(node.code("later/getNote", &id), "UNAVAILABLE");
     well("api");
-    let _later = Server::api(port, None);
+    let _later = HostServer::api(port, None);
     well("later");
 }
 
 /// A host has no vault: secrets are sealed on machines only, and are tried there.
 #[test]
 fn without_a_vault_an_import_that_needs_a_secret_asks_nobody() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let file = bench.path().join("token");
     fs::write(&file, HUSH).expect("the folder is ours");
-    let api = Server::api(0, file.to_str());
+    let api = HostServer::api(0, file.to_str());
     let credential = "[[credentials]]\nname = \"api\"\nkind = \"bearer\"\n";
     let imports = [
         credential.to_owned(),
@@ -354,7 +357,7 @@ fn without_a_vault_an_import_that_needs_a_secret_asks_nobody() {
         ),
         openapi("open", api.port(), "cfg:/api.yaml", HERE),
     ];
-    let node = Importer::start(bench, &imports.concat(), &["mine/*", "open/*"]);
+    let node = ImportNode::start(bench, &imports.concat(), &["mine/*", "open/*"]);
     for there in ["mine/me", "open/me"] {
         node.until_there(there);
     }
@@ -362,9 +365,9 @@ fn without_a_vault_an_import_that_needs_a_secret_asks_nobody() {
     assert_eq!(error["code"], "UNAVAILABLE", "{error:#}");
     assert_eq!(error["details"]["reason"], "no_vault", "{error:#}");
     assert_eq!(told(&api, "GET", "/api/me"), 0);
-    // Who does not bring it is told so by the server.
+    // If the node sends no token, the server refuses the call.
     assert_eq!(node.code("open/me", &Value::Null), "HTTP_401");
-    // Where the document says that nobody has to be anybody, nothing is missing.
+    // An operation that the document declares without authentication needs no token.
     assert_eq!(
         node.answer("mine/getNote", &json!({ "id": "a" }))["text"],
         "a"
@@ -373,13 +376,13 @@ fn without_a_vault_an_import_that_needs_a_secret_asks_nobody() {
 
 #[test]
 fn tools_of_another_server_come_and_go_with_it() {
-    let unused = Port::claim().expect("a port");
+    let unused = ReservedPort::claim().expect("a port");
     let port = unused.number();
-    let node = Importer::start(Bench::new(), &mcp("tools", port), &["tools/*"]);
-    // Nobody is there yet: there is nothing to call, and the node is as it was.
+    let node = ImportNode::start(TestBench::new(), &mcp("tools", port), &["tools/*"]);
+    // The server is not there yet: there is nothing to call, and the node is as it was.
     let sum = json!({ "a": 2, "b": 3 });
     assert_eq!(node.code("tools/add", &sum), "NOT_FOUND");
-    let server = Server::mcp(port, None);
+    let server = HostServer::mcp(port, None);
     node.until_there("tools/add");
     assert_eq!(
         node.list("tools/"),
@@ -390,8 +393,8 @@ fn tools_of_another_server_come_and_go_with_it() {
     assert_eq!(text["content"][0]["text"], "{\"looks\": \"like JSON\"}");
     let error = node.error("tools/fail", &json!({}));
     assert_eq!(error["code"], "MCP_TOOL_ERROR", "{error:#}");
-    let path = format!("/{}", Relay::PATH);
-    let input = Relay::input("tools/add", &sum);
+    let path = format!("/{}", RelayOperation::PATH);
+    let input = RelayOperation::input("tools/add", &sum);
     let answer = node.model(&node.web.admin, &path, &input).json();
     let output = &answer["result"]["structuredContent"]["output"];
     assert_eq!(*output, json!({ "sum": 5 }), "{answer:#}");
@@ -409,8 +412,8 @@ fn tools_of_another_server_come_and_go_with_it() {
         node.call(&node.web.admin, "/node/info", &json!({})).status,
         200
     );
-    // It comes back without the tool that it got, which nobody told of while nobody listened.
-    let _server = Server::mcp(port, None);
+    // It comes back without the tool that it got. It announced that to no client, because none was connected.
+    let _server = HostServer::mcp(port, None);
     eventually("the tools of the new server", || {
         let listed = node.list("tools/late");
         listed.as_array().is_some_and(Vec::is_empty).then_some(())
@@ -422,7 +425,7 @@ fn tools_of_another_server_come_and_go_with_it() {
 /// Nothing imported takes the place of an operation of the node's own, or comes to be reached as one.
 #[test]
 fn namespaces_of_the_node_are_its_own() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let listed = node.call("services/list", &json!({ "limit": 1000 }));
     let operations = listed["operations"].as_array().expect("a list").iter();
@@ -447,19 +450,19 @@ fn namespaces_of_the_node_are_its_own() {
 /// and what would take hours for one value is refused for that value.
 #[test]
 fn schemas_of_servers_cost_the_node_little_time() {
-    let server = Server::bombs();
+    let server = HostServer::bombs();
     let document = |name: &str| server.url(&format!("/{name}.json"));
     let imports = [
         openapi("chain", server.port(), &document("chain"), HERE),
         openapi("numbers", server.port(), &document("numbers"), HERE),
         mcp("tools", server.port()),
     ];
-    let node = Importer::start(
-        Bench::new(),
+    let node = ImportNode::start(
+        TestBench::new(),
         &imports.concat(),
         &["chain/*", "numbers/*", "tools/*"],
     );
-    let asking = Asking::begin(node.target(), node.bench.admin());
+    let asking = RequestLoop::begin(node.target(), node.bench.admin());
     for there in ["chain/do", "numbers/do", "tools/fine", "tools/numbers"] {
         node.until_there(there);
     }
@@ -490,24 +493,24 @@ fn schemas_of_servers_cost_the_node_little_time() {
 /// are 1 GiB.
 #[test]
 fn a_request_that_would_repeat_a_long_name_is_not_written() {
-    let server = Server::trees();
+    let server = HostServer::trees();
     let document = server.url("/api.json");
     let imports = openapi("trees", server.port(), &document, HERE);
-    let node = Importer::start(Bench::new(), &imports, &["trees/*"]);
+    let node = ImportNode::start(TestBench::new(), &imports, &["trees/*"]);
     node.until_there("trees/parts");
     let asked = || curl(&server.url("/count/api"), &[]).json();
     let name = "n".repeat(256 << 10);
     let tree = |name: &str| json!({ (name): vec![0; 4_000] });
     // Asked once, so that what stays of a first call is there.
     node.answer("trees/fields", &json!({ "body": { "a": [1, 2] } }));
-    let asking = Asking::begin(node.target(), node.bench.admin());
+    let asking = RequestLoop::begin(node.target(), node.bench.admin());
     let grown = node.growth("requests that would repeat a long name", || {
         for (operation, input) in [
             ("trees/fields", json!({ "body": tree(&name) })),
             ("trees/parts", json!({ "body": tree(&name) })),
             ("trees/find", json!({ "created": tree(&name) })),
         ] {
-            let mut answer = node.relay(&Relay::input(operation, &input)).json();
+            let mut answer = node.relay(&RelayOperation::input(operation, &input)).json();
             let error = answer["output"]["error"].take();
             assert_eq!(error["code"], "INVALID_INPUT", "{operation}: {error}");
             let message = error["message"].as_str().unwrap_or_default();
@@ -518,7 +521,7 @@ fn a_request_that_would_repeat_a_long_name_is_not_written() {
         }
         // As it looked for a boundary that is in no part: each that it tried is in this one.
         let guesses: String = (0..20_000).map(|n| format!("alknet-{n:016x} ")).collect();
-        let input = Relay::input("trees/parts", &json!({ "body": { "a": guesses } }));
+        let input = RelayOperation::input("trees/parts", &json!({ "body": { "a": guesses } }));
         let answer = node.relay(&input).json();
         assert_eq!(answer["output"], json!({ "output": null }), "{answer}");
     });
@@ -533,7 +536,7 @@ fn a_request_that_would_repeat_a_long_name_is_not_written() {
 /// unasked.
 #[test]
 fn answers_of_servers_cost_no_trees() {
-    let server = Server::trees();
+    let server = HostServer::trees();
     let document = server.url("/api.json");
     let tools = |name: &str| mcp_at(name, server.port(), &format!("/{name}/mcp"));
     let imports = [
@@ -543,7 +546,7 @@ fn answers_of_servers_cost_no_trees() {
         tools("unasked"),
     ];
     let uses = ["trees/*", "answers/*", "listing/*", "unasked/*"];
-    let node = Importer::start(Bench::new(), &imports.concat(), &uses);
+    let node = ImportNode::start(TestBench::new(), &imports.concat(), &uses);
     for there in ["trees/list", "answers/list", "listing/list", "unasked/list"] {
         node.until_there(there);
     }
@@ -560,11 +563,11 @@ fn answers_of_servers_cost_no_trees() {
     };
 
     let lists = node.growth("lists that an API answers with", || {
-        at_once(&Relay::input("trees/list", &Value::Null));
+        at_once(&RelayOperation::input("trees/list", &Value::Null));
     });
     assert_eq!(count("api"), ASKED_AT_ONCE);
     let events = node.growth("events that are lists", || {
-        let mut input = Relay::input("trees/events", &Value::Null);
+        let mut input = RelayOperation::input("trees/events", &Value::Null);
         input["follow"] = true.into();
         at_once(&input);
     });
@@ -575,7 +578,7 @@ fn answers_of_servers_cost_no_trees() {
     arm("answers");
     let answers = node.growth("lists that a tool answers with", || {
         let before = count("answers").as_u64().expect("a number");
-        at_once(&Relay::input("answers/list", &json!({})));
+        at_once(&RelayOperation::input("answers/list", &json!({})));
         assert_eq!(count("answers"), before + ASKED_AT_ONCE as u64);
     });
     // One that comes alone has room, and is refused for what it would become.

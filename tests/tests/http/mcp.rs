@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use alknet_tests::tools::run_with_json;
-use alknet_tests::{Bench, Told, Web};
+use alknet_tests::{CurlResponse, TestBench, WebNode};
 use serde_json::{Value, json};
 
 const PINNED: &str = "[http.mcp]\ntools = [\"node/info\", \"node/reboot\"]\n";
@@ -18,12 +18,12 @@ fn call(tool: &str, arguments: &Value) -> String {
     message("tools/call", &json!({"name": tool, "arguments": arguments}))
 }
 
-fn ask(web: &Web, token: &str, version: &str, body: &str) -> Told {
+fn ask(web: &WebNode, token: &str, version: &str, body: &str) -> CurlResponse {
     let arguments = [version, "--header", ACCEPT, "--json", body];
     web.curl_as(token, "/mcp", &arguments)
 }
 
-fn names(told: &Told) -> Vec<String> {
+fn names(told: &CurlResponse) -> Vec<String> {
     let answer = told.json();
     let tools = answer["result"]["tools"].as_array().expect("tools").iter();
     let name = |tool: &Value| tool["name"].as_str().expect("a name").to_owned();
@@ -32,8 +32,8 @@ fn names(told: &Told) -> Vec<String> {
 
 #[test]
 fn models_find_and_call_operations_over_every_version() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, PINNED);
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, PINNED);
     let list = message("tools/list", &json!({}));
     for version in ["--http1.1", "--http2"] {
         let told = ask(&web, &web.admin, version, &list);
@@ -83,8 +83,8 @@ fn models_find_and_call_operations_over_every_version() {
 
 #[test]
 fn models_need_a_token_and_the_right_name() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let list = message("tools/list", &json!({}));
     let nobody = web.curl("/mcp", &["--header", ACCEPT, "--json", &list]);
     assert_eq!(nobody.status, 401);
@@ -126,7 +126,7 @@ fn client(name: &str) -> PathBuf {
         .collect()
 }
 
-fn says_fine(command: &mut Command, web: &Web) {
+fn says_fine(command: &mut Command, web: &WebNode) {
     let facts = json!({ "url": web.url("/mcp"), "token": web.admin });
     let output = run_with_json(command, &facts);
     let text = [output.stdout, output.stderr].concat();
@@ -136,8 +136,8 @@ fn says_fine(command: &mut Command, web: &Web) {
 
 #[test]
 fn pythons_kit_uses_a_node() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, PINNED);
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, PINNED);
     let mut python = Command::new("python3");
     python.arg("-S").arg(client("mcp_node.py"));
     python.env("PYTHONPATH", folder("ALKNET_TEST_MCP_PYTHON"));
@@ -146,8 +146,8 @@ fn pythons_kit_uses_a_node() {
 
 #[test]
 fn typescripts_kit_uses_a_node() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, PINNED);
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, PINNED);
     let mut node = Command::new("node");
     node.arg(client("mcp_node.mjs"))
         .arg(folder("ALKNET_TEST_MCP_NODE"));

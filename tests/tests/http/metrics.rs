@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use alknet_test_support::limited;
 use alknet_tests::tools::{client, run_with_json, variable};
-use alknet_tests::{Bench, Web};
+use alknet_tests::{TestBench, WebNode};
 use serde_json::{Value, json};
 
 /// Longest run of Python.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// What both ways to the metrics answer, after calls that were counted.
-fn answers(web: &Web) -> Value {
+fn answers(web: &WebNode) -> Value {
     for operation in ["/node/info", "/no/such"] {
         let call = json!({ "operation": operation }).to_string();
         web.post(&web.admin, "/call", &call);
@@ -27,8 +27,8 @@ fn answers(web: &Web) -> Value {
 
 #[test]
 fn prometheus_library_reads_every_number() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let given = answers(&web);
     let mut python = limited(LIMIT, "python3");
     python

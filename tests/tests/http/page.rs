@@ -4,20 +4,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient, CallOptions};
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::seconds;
-use alknet_tests::{Bench, Browser, Curl, HostNode, eventually, spki};
+use alknet_tests::{Browser, Curl, HostNode, TestBench, eventually, spki};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
 /// What curl was answered.
-struct Got {
+struct FetchedPage {
     status: u16,
     headers: String,
     body: String,
 }
 
-impl Got {
+impl FetchedPage {
     fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.headers.lines().filter_map(|line| line.split_once(':'));
         let found = lines.find(|(own, _)| own.eq_ignore_ascii_case(name));
@@ -32,7 +32,7 @@ impl Got {
 }
 
 /// Options, and then the address.
-fn curl(arguments: &[&str]) -> Got {
+fn curl(arguments: &[&str]) -> FetchedPage {
     let wait = seconds(Duration::from_secs(60));
     let mut all = vec![
         "--silent",
@@ -51,14 +51,14 @@ fn curl(arguments: &[&str]) -> Got {
         .split(' ')
         .nth(1)
         .and_then(|status| status.parse().ok());
-    Got {
+    FetchedPage {
         status: status.expect("a status"),
         headers: headers.to_owned(),
         body: body.to_owned(),
     }
 }
 
-fn open(bench: &Bench, node: &HostNode, more: &[&str]) -> String {
+fn open(bench: &TestBench, node: &HostNode, more: &[&str]) -> String {
     let mut command = bench.admin().command(&["open", "--print", node.target()]);
     command.args(more);
     let answer = bench.admin().run(command).json();
@@ -76,7 +76,7 @@ fn origin(node: &HostNode) -> String {
 
 #[test]
 fn a_link_lets_in_once_and_what_it_gives_is_good_for_the_page_alone() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let origin = origin(&node);
     let stranger = curl(&[&format!("{origin}/")]);
@@ -138,7 +138,7 @@ fn a_link_lets_in_once_and_what_it_gives_is_good_for_the_page_alone() {
 
 #[test]
 fn a_token_lets_in_until_it_is_taken_back() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let (origin, admin) = (origin(&node), bench.admin());
     let mut command = admin.command(&["token", "make", node.target(), "--scope", "*"]);
@@ -167,12 +167,12 @@ fn a_token_lets_in_until_it_is_taken_back() {
 /// The link is asked for over a connection of some other key, and followed before the token is taken back.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_link_of_a_token_led_to_ends_with_the_token() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let (origin, admin) = (origin(&node), bench.admin());
     let made = admin.run(admin.command(&["token", "make", node.target(), "--scope", "*"]));
     let made = made.json();
-    let dialer = Dialer::new(Some(NodeKey::generate().expect("the system has entropy")));
+    let dialer = EndpointDialer::new(Some(NodeKey::generate().expect("the system has entropy")));
     let target: Target = node.target().parse().expect("a target");
     let connection = dialer.dial(&target, ALPN).await.expect("anybody may");
     let client = CallClient::without_operations().attach(connection, None);
@@ -200,7 +200,7 @@ async fn what_a_link_of_a_token_led_to_ends_with_the_token() {
 
 #[test]
 fn what_a_link_is_to_do_is_asked_first_and_the_host_says_it_is_no_machine() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let link = open(&bench, &node, &["--action", "reboot"]);
     let asked = curl(&[&link]);
@@ -219,7 +219,7 @@ fn what_a_link_is_to_do_is_asked_first_and_the_host_says_it_is_no_machine() {
 
 #[test]
 fn where_nothing_is_told_only_a_link_leads_in() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host_with("[http]\nstealth = true\npage = true\n");
     let origin = origin(&node);
     let decoy = curl(&[&format!("{origin}/nothing/here")]);
@@ -266,7 +266,7 @@ fn pictures() -> PathBuf {
 
 #[test]
 fn a_browser_shows_it_to_everybody_with_and_without_scripts() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host_with("[node]\nname = \"edge-1\"\n");
     let address = origin(&node)["https://".len()..]
         .parse()

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use alknet_call::{CallError, HandlerKind, OperationSpec, Output, Registration, Registry};
+use alknet_call::{CallError, CallOutput, HandlerKind, OperationSpec, Registration, Registry};
 use futures_util::stream;
 use serde_json::{Value, json};
 
-/// Scope of whoever may call them.
+/// Scope that a caller needs for them.
 pub(crate) const SCOPE: &str = "demo";
 
 /// What the operations count.
 #[derive(Debug, Default)]
-struct Counts {
+struct HandlerCounts {
     /// Events made.
     made: AtomicUsize,
     /// Handlers that run and wait.
@@ -20,16 +20,16 @@ struct Counts {
 }
 
 /// A handler that runs.
-struct Running(Arc<Counts>);
+struct RunningHandler(Arc<HandlerCounts>);
 
-impl Running {
-    fn new(counts: &Arc<Counts>) -> Self {
+impl RunningHandler {
+    fn new(counts: &Arc<HandlerCounts>) -> Self {
         counts.running.fetch_add(1, Ordering::SeqCst);
         Self(Arc::clone(counts))
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningHandler {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
@@ -37,10 +37,10 @@ impl Drop for Running {
 
 /// All of them.
 pub(crate) fn operations() -> Registry {
-    let counts = Arc::new(Counts::default());
+    let counts = Arc::new(HandlerCounts::default());
     Registry::builder()
         .with(once("demo/echo", |input, _| async move {
-            Ok(Output::from(input))
+            Ok(CallOutput::from(input))
         }))
         .with(state(&counts))
         .with(hang(&counts))
@@ -58,7 +58,7 @@ pub(crate) fn operations() -> Registry {
                 event?;
                 seen += 1;
             }
-            Output::json(&seen)
+            CallOutput::json(&seen)
         }))
         .build()
         .expect("correct operations")
@@ -70,8 +70,8 @@ fn query(name: &str) -> OperationSpec {
 
 fn once<F, Fut>(name: &str, handler: F) -> Registration
 where
-    F: Fn(alknet_call::Body, alknet_call::Ctx) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Output, CallError>> + Send + 'static,
+    F: Fn(alknet_call::CallBody, alknet_call::Ctx) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<CallOutput, CallError>> + Send + 'static,
 {
     Registration::new(query(name), HandlerKind::once(handler))
 }
@@ -83,19 +83,19 @@ fn asked(input: &Value) -> Result<(String, Value), CallError> {
     Ok((operation.to_owned(), input["input"].clone()))
 }
 
-fn state(counts: &Arc<Counts>) -> Registration {
+fn state(counts: &Arc<HandlerCounts>) -> Registration {
     let counts = Arc::clone(counts);
     once("demo/state", move |_, _| {
         let read = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
         let state = json!({ "made": read(&counts.made), "running": read(&counts.running) });
-        std::future::ready(Output::json(&state))
+        std::future::ready(CallOutput::json(&state))
     })
 }
 
-fn hang(counts: &Arc<Counts>) -> Registration {
+fn hang(counts: &Arc<HandlerCounts>) -> Registration {
     let counts = Arc::clone(counts);
     once("demo/hang", move |_, _| {
-        let running = Running::new(&counts);
+        let running = RunningHandler::new(&counts);
         async move {
             let _running = running;
             std::future::pending().await
@@ -103,12 +103,12 @@ fn hang(counts: &Arc<Counts>) -> Registration {
     })
 }
 
-fn count(counts: &Arc<Counts>) -> Registration {
+fn count(counts: &Arc<HandlerCounts>) -> Registration {
     let counts = Arc::clone(counts);
     let spec = OperationSpec::subscription("demo/count", "Counts from 0.").with_scope(SCOPE);
     let handler = HandlerKind::stream(move |input, _| {
         let most = input.value().as_u64().unwrap_or(u64::MAX);
-        let running = Running::new(&counts);
+        let running = RunningHandler::new(&counts);
         stream::unfold((0, running), move |(n, running)| async move {
             (n < most).then(|| {
                 running.0.made.fetch_add(1, Ordering::SeqCst);

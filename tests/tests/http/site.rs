@@ -2,11 +2,11 @@
 
 use std::os::unix::fs::symlink;
 
-use alknet_tests::{Bench, Web};
+use alknet_tests::{TestBench, WebNode};
 
 #[test]
 fn files_are_served_and_nothing_beside_them() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let folder = bench.path().join("www");
     std::fs::create_dir_all(folder.join("docs/.git")).expect("room");
     let write = |name: &str, text: &[u8]| std::fs::write(folder.join(name), text).expect("room");
@@ -22,7 +22,7 @@ fn files_are_served_and_nothing_beside_them() {
     symlink("../outside", folder.join("link")).expect("a link");
     symlink("app.js", folder.join("inside.js")).expect("a link");
     let config = format!("[http]\npage = false\nsite = \"{}\"\n", folder.display());
-    let web = Web::start(&bench, &config);
+    let web = WebNode::start(&bench, &config);
     for version in ["--http1.1", "--http2"] {
         let told = web.curl("/", &[version]);
         assert_eq!(

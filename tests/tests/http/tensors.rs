@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use alknet_test_support::seconds;
-use alknet_tests::{Bench, Curl, Told, Web};
+use alknet_tests::{Curl, CurlResponse, TestBench, WebNode};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
@@ -40,7 +40,7 @@ fn header_len(file: &[u8]) -> usize {
 }
 
 /// Stores a file under this path, and says its id.
-fn put(web: &Web, path: &str, file: &[u8]) -> String {
+fn put(web: &WebNode, path: &str, file: &[u8]) -> String {
     let call = |input: Value| web.node.call("tensor/put", &input);
     let (header, data) = file.split_at(header_len(file));
     let begun = call(json!({ "header": BASE64.encode(header), "path": path }));
@@ -68,7 +68,7 @@ fn b3sum(bytes: &[u8]) -> String {
 }
 
 /// Runs curl for the body alone, which may end too early.
-fn body(web: &Web, token: &str, path: &str, arguments: &[&str]) -> Output {
+fn body(web: &WebNode, token: &str, path: &str, arguments: &[&str]) -> Output {
     let (within, url) = (seconds(Duration::from_secs(300)), web.url(path));
     let bearer = format!("Authorization: Bearer {token}");
     let fixed = ["--silent", "--insecure", "--max-time", &within];
@@ -77,13 +77,13 @@ fn body(web: &Web, token: &str, path: &str, arguments: &[&str]) -> Output {
 }
 
 /// A token with this scope and no other.
-fn token(web: &Web, scope: &str) -> String {
+fn token(web: &WebNode, scope: &str) -> String {
     let made = web.node.call("token/make", &json!({ "scopes": [scope] }));
     made["token"].as_str().expect("a token").to_owned()
 }
 
 /// The answer without what the request is called.
-fn face(told: &Told) -> (u16, Value) {
+fn face(told: &CurlResponse) -> (u16, Value) {
     let mut error = told.json();
     error["error"]["request_id"].take();
     (told.status, error)
@@ -91,8 +91,8 @@ fn face(told: &Told) -> (u16, Value) {
 
 #[test]
 fn parts_of_a_file_come_by_curl() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let file = file();
     let id = put(&web, "models/bert", &file);
     assert_eq!(id, b3sum(&file));
@@ -155,8 +155,8 @@ fn parts_of_a_file_come_by_curl() {
 
 #[test]
 fn who_may_not_read_a_file_is_not_told_that_it_is_there() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let id = put(&web, "models/bert", &file());
     let other = token(&web, "tensor:read:other");
     let writer = token(&web, "tensor:write:models");
@@ -184,8 +184,8 @@ fn who_may_not_read_a_file_is_not_told_that_it_is_there() {
 
 #[test]
 fn a_file_that_is_damaged_is_not_served_to_its_end() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let file = file();
     let id = put(&web, "models/bert", &file);
     let path = format!("/tensor/{id}");

@@ -1,18 +1,19 @@
 //! HTTP/3, by aioquic.
 
-use alknet_tests::{Bench, Web, http3};
+use alknet_tests::{TestBench, WebNode, http3};
 use serde_json::{Value, json};
 
 #[test]
 fn the_gateway_answers_over_http3() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let bearer = format!("Bearer {}", web.admin);
     let headers = json!({ "authorization": bearer, "content-type": "application/json" });
     let events = json!({ "authorization": bearer, "content-type": "application/json", "accept": "text/event-stream" });
     let body = r#"{"operation":"/node/info"}"#;
     let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":2}}"#;
-    // Nobody's, of what anybody may follow on `alknet/call`: it would keep an unknown peer's place.
+    // A request without a token, for an operation that any client may follow on `alknet/call`: over HTTP it would
+    // keep an unknown peer's place.
     let nobody = json!({ "content-type": "application/json", "accept": "text/event-stream" });
     let watch = r#"{"operation":"/services/watch"}"#;
     let heard = http3(
@@ -44,8 +45,8 @@ fn the_gateway_answers_over_http3() {
 
 #[test]
 fn strangers_see_the_same_nothing_over_http3() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "[http]\nstealth = true\nhealthz = false\n");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "[http]\nstealth = true\nhealthz = false\n");
     let paths = [
         "/nonsense",
         "/call",

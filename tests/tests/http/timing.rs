@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use alknet_core::AuthToken;
 use alknet_endpoint::Target;
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, HostNode};
+use alknet_tests::{HostNode, TestBench};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
@@ -38,8 +38,9 @@ const FALSE_ALARM: f64 = 1e-6;
 /// finds with a probability of 0.99 is found with one of 0.97.
 const IN_A_ROW: usize = 3;
 
-/// How many times further apart two kinds are than requests of one kind, asked right after them, where they are told
-/// apart: beside other programs times depend on each other so much that those of one kind are beyond the bound as well.
+/// Two kinds of requests count as distinguishable only if they are this many times further apart than requests of
+/// one kind, asked right after them: beside other programs times depend on each other so much that those of one
+/// kind are beyond the bound as well.
 const OF_ONE_KIND: f64 = 1.5;
 
 /// How long an answer may take before a test calls it hung.
@@ -57,9 +58,9 @@ const NOT_AUTHORIZATION: &str = "Cache-Control";
 
 /// What the pins of the node are for: here anybody may answer.
 #[derive(Debug)]
-struct Anybody;
+struct AcceptAnyCertificate;
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -98,12 +99,12 @@ impl ServerCertVerifier for Anybody {
 }
 
 /// A connection of HTTP/1.1 that is kept.
-struct Kept {
+struct KeepAliveConnection {
     tls: StreamOwned<ClientConnection, TcpStream>,
     told: Vec<u8>,
 }
 
-impl Kept {
+impl KeepAliveConnection {
     /// Opens one to `to`, from an address of this machine.
     fn open(to: SocketAddr, from: Ipv4Addr) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
@@ -117,7 +118,7 @@ impl Kept {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("the provider has TLS 1.3")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody))
+            .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate))
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = ServerName::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST).into());
@@ -187,10 +188,10 @@ fn furthest() -> f64 {
     (-(FALSE_ALARM / 2.0).ln() / samples).sqrt()
 }
 
-/// Addresses in networks nobody has asked from.
-struct Fresh(u8);
+/// Addresses of networks from which the node has had no request.
+struct FreshAddresses(u8);
 
-impl Fresh {
+impl FreshAddresses {
     fn next(&mut self) -> Ipv4Addr {
         self.0 += 1;
         Ipv4Addr::new(127, 0, self.0, 1)
@@ -198,10 +199,10 @@ impl Fresh {
 }
 
 /// Asks both in turns; how far apart their times are.
-fn compare(node: SocketAddr, fresh: &mut Fresh, [one, other]: [&str; 2]) -> f64 {
+fn compare(node: SocketAddr, fresh: &mut FreshAddresses, [one, other]: [&str; 2]) -> f64 {
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..SAMPLES / ON_ONE_CONNECTION {
-        let mut kept = Kept::open(node, fresh.next());
+        let mut kept = KeepAliveConnection::open(node, fresh.next());
         let (_, nothing) = kept.ask(one);
         assert!(nothing.starts_with("HTTP/1.1 404 "), "{nothing}");
         for n in 0..ON_ONE_CONNECTION {
@@ -223,7 +224,7 @@ fn token() -> AuthToken {
 }
 
 /// A node that tells nothing, and a token of it that has ended.
-fn start(bench: &Bench) -> (HostNode, SocketAddr, AuthToken) {
+fn start(bench: &TestBench) -> (HostNode, SocketAddr, AuthToken) {
     let expired = token();
     let hash = expired.hash().expect("a token").to_string();
     let (id, sha256) = hash.split_once(':').expect("two parts");
@@ -239,7 +240,7 @@ fn start(bench: &Bench) -> (HostNode, SocketAddr, AuthToken) {
 
 #[test]
 fn the_time_an_answer_takes_tells_strangers_nothing() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (_node, address, expired) = start(&bench);
     let unknown = token();
     // As long as a token, and none.
@@ -256,7 +257,7 @@ fn the_time_an_answer_takes_tells_strangers_nothing() {
         ]
     };
     let plain = |method, path, like| [request(method, like, None), request(method, path, None)];
-    let mut fresh = Fresh(0);
+    let mut fresh = FreshAddresses(0);
     for (what, asked) in [
         ("/call without a token", plain("POST", "/call", "/cull")),
         ("/mcp without a token", plain("POST", "/mcp", "/mcq")),

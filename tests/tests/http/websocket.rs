@@ -1,5 +1,5 @@
-//! The call protocol over WebSocket, by clients nobody here wrote: Python's `websockets`, `h2` with
-//! `wsproto`, `ws` in Node, and the module of the documentation.
+//! The call protocol over WebSocket, by clients of other authors (Python's `websockets`, `h2` with `wsproto`, `ws`
+//! in Node) and by the module of the documentation.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use alknet_test_support::limited;
 use alknet_tests::tools::{run_with_json, start_with_json};
-use alknet_tests::{Bench, Web};
+use alknet_tests::{TestBench, WebNode};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::place::Place;
+use super::test_node::GatewayTestNode;
 
 /// The operations of this project's dependencies in Python, put into the cache by the set-up.
 const PYTHON_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
@@ -22,7 +22,7 @@ const WS_VARIABLE: &str = "ALKNET_TEST_WS";
 /// How long all that a client does may take. Of Python's, 100 s are waits for limits of the node.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// What needs nobody to do something at the node meanwhile.
+/// Tests during which the node is left alone.
 const BY_THEMSELVES: [&str; 11] = [
     "answers_in_the_kind_it_was_asked_in",
     "a_header_and_a_pair_and_a_call_say_who_asks",
@@ -47,12 +47,12 @@ fn variable(name: &str) -> String {
 }
 
 /// Python, running some of its tests.
-struct Python {
+struct PythonWebSocket {
     child: Child,
     lines: BufReader<ChildStdout>,
 }
 
-impl Python {
+impl PythonWebSocket {
     fn start(facts: &Value, tests: &[&str]) -> Self {
         let mut python = limited(PATIENCE, "python3");
         python
@@ -86,7 +86,7 @@ impl Python {
     }
 }
 
-fn facts(web: &Web) -> Value {
+fn facts(web: &WebNode) -> Value {
     json!({
         "url": format!("wss://{}/alknet/call", web.address()),
         "token": web.reader,
@@ -101,9 +101,9 @@ const FAST: &str = "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\
 
 #[test]
 fn python_speaks_it_over_both_versions_of_http() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, FAST);
-    let said = Python::start(&facts(&web), &BY_THEMSELVES).end();
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, FAST);
+    let said = PythonWebSocket::start(&facts(&web), &BY_THEMSELVES).end();
     let expected: Vec<_> = BY_THEMSELVES
         .iter()
         .map(|name| format!("ok {name}"))
@@ -118,9 +118,9 @@ fn python_speaks_it_over_both_versions_of_http() {
 /// A token that is taken away ends what it began, and so does a node that ends.
 #[test]
 fn sessions_end_with_what_they_rest_on() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, FAST);
-    let mut python = Python::start(&facts(&web), &["whoever_loses_the_token_is_let_go"]);
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, FAST);
+    let mut python = PythonWebSocket::start(&facts(&web), &["whoever_loses_the_token_is_let_go"]);
     assert_eq!(python.line(), "revoke");
     // The same configuration without a token.
     let document = format!(
@@ -133,20 +133,20 @@ fn sessions_end_with_what_they_rest_on() {
     assert!(applied.is_object() || applied.is_null(), "{applied}");
     assert_eq!(python.end(), ["ok whoever_loses_the_token_is_let_go"]);
 
-    let bench = Bench::new();
-    let web = Web::start(&bench, FAST);
-    let mut python = Python::start(&facts(&web), &["whoever_drains_says_so"]);
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, FAST);
+    let mut python = PythonWebSocket::start(&facts(&web), &["whoever_drains_says_so"]);
     assert_eq!(python.line(), "drain");
     let pid = i32::try_from(web.node.pid()).expect("a process id");
     kill(Pid::from_raw(pid), Signal::SIGTERM).expect("the node is ours");
     assert_eq!(python.end(), ["ok whoever_drains_says_so"]);
 }
 
-/// Whoever has no valid token is told by a node that hides what any path without anything says.
+/// A node in stealth mode answers a client without a valid token as it answers any path that is not there.
 #[test]
 fn a_node_that_hides_says_nothing_of_it() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "[http]\nstealth = true\n");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "[http]\nstealth = true\n");
     let asks = [
         "--http1.1",
         "--header",
@@ -177,13 +177,13 @@ fn a_node_that_hides_says_nothing_of_it() {
     // A stranger may not even connect here: only the first half of that test can pass.
     facts["hidden"] = json!(true);
     assert_eq!(
-        Python::start(&facts, &known).end(),
+        PythonWebSocket::start(&facts, &known).end(),
         [format!("ok {}", known[0])]
     );
 }
 
 /// What Node says that runs the suite of the module.
-fn node(place: &Place, ws: Option<&str>) -> Vec<String> {
+fn node(place: &GatewayTestNode, ws: Option<&str>) -> Vec<String> {
     // Node takes a file for a module by its name.
     let folder = tempfile::tempdir().expect("the temporary directory is writable");
     for (from, to) in [
@@ -218,7 +218,7 @@ const SUITE: usize = 9;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_module_works_in_node() {
-    let place = Place::start(&[]);
+    let place = GatewayTestNode::start(&[]);
     let ws = format!("{}/wrapper.mjs", variable(WS_VARIABLE));
     let said = tokio::task::block_in_place(|| node(&place, Some(&ws)));
     assert_eq!(said.len(), SUITE, "{said:?}");

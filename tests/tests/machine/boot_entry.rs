@@ -7,11 +7,13 @@ use std::path::Path;
 
 use alknet_qemu::set_command_line;
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
-use alknet_tests::Point;
+use alknet_tests::SnapshotPoint;
 use alknet_tests::tools::{RAW_DATA_AT, variable};
-use alknet_tpm::{Expected, PcrChoice, PcrValues};
+use alknet_tpm::{ExpectedPcrs, PcrChoice, PcrValues};
 use alknet_vault::SecretStr;
-use alknet_vault::slots::{Consent, Copies, FileArea, Key, NewSlot, SlotParams, SlotType};
+use alknet_vault::slots::{
+    Consent, FileCopyStorage, NewSlot, SlotParams, SlotType, UnlockKey, VaultCopies,
+};
 use serde_json::{Value, json};
 
 use crate::chip::with_chip;
@@ -24,8 +26,9 @@ const LINE: &str = "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check rd
 /// Bytes of both copies of the vault, which lie one after the other.
 const COPIES_BYTES: usize = 128 << 10;
 
-/// Neither a slot as they are made now nor one that was made before they covered the boot entry; that one is
-/// made anew as soon as the vault was opened in another way.
+/// A TPM slot does not open with an extra command line: neither a slot as the node makes it now nor one that was
+/// made before slots covered the boot entry. The node replaces such a former slot as soon as the passphrase has
+/// opened the vault.
 #[test]
 fn a_boot_entry_with_another_command_line_opens_nothing() {
     let (bench, identity) = set_up(WITH_PASSPHRASE);
@@ -38,7 +41,7 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     set_command_line(&at("variables.fd"), packages.as_ref(), LINE)
         .unwrap_or_else(|error| panic!("{error}"));
     // Firmware runs once with that line, and hands over to two machines.
-    let handed_over = bench.record("handed-over", Point::Kernel, || machine("recorder"));
+    let handed_over = bench.record("handed-over", SnapshotPoint::Kernel, || machine("recorder"));
     let vm = machine("own").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "something from beside the image was started with it");
@@ -60,7 +63,7 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     );
     drop(vm);
 
-    // With the entry that firmware makes itself, what it measures opens the slot that was made anew.
+    // With the entry that firmware makes itself, the measurements open the new slot.
     let node = machine("own").after_firmware().boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
@@ -68,8 +71,8 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     assert_eq!(node.info()["problems"], json!([]));
     node.end();
 
-    // A vault with such a slot that is put back once the slot was made anew is an older one, whatever would be made
-    // of it.
+    // A copy of the vault with such a slot, written back after the node has replaced the slot, is an older vault,
+    // and the node refuses it as such.
     make_former_slot(&bench.raw(), &at("own.tpm"));
     let disk = File::options().read(true).write(true).open(bench.raw());
     let disk = disk.expect("the disk is ours");
@@ -87,11 +90,11 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
 
 /// Puts a slot as they were made before, for what the machine started, in the place of its own.
 pub(crate) fn make_former_slot(disk: &Path, chip: &Path) {
-    let area = |at| FileArea::at(disk, RAW_DATA_AT + at);
-    let mut copies = Copies::new(area(VAULT_A_AT), area(VAULT_B_AT));
+    let area = |at| FileCopyStorage::at(disk, RAW_DATA_AT + at);
+    let mut copies = VaultCopies::new(area(VAULT_A_AT), area(VAULT_B_AT));
     let found = copies.load().expect("whole").expect("a vault");
     let mut open = found
-        .open(&mut Key::Passphrase {
+        .open(&mut UnlockKey::Passphrase {
             passphrase: &SecretStr::from(PASSPHRASE),
             cap_kib: u32::MAX,
         })
@@ -109,11 +112,11 @@ pub(crate) fn make_former_slot(disk: &Path, chip: &Path) {
         Some([0; 32]),
         "nothing beside the image"
     );
-    let choice = PcrChoice::of(values.keys().copied().collect()).expect("two of them");
+    let choice = PcrChoice::from_pcrs(values.keys().copied().collect()).expect("two of them");
 
     let kek = alknet_tpm::new_kek().expect("random numbers");
     let sealed = with_chip(chip, |mut tpm| {
-        tpm.seal(&kek, &choice, Expected::Predicted(&values), None)
+        tpm.seal(&kek, &choice, ExpectedPcrs::Predicted(&values), None)
     });
     let former = NewSlot::Tpm2(sealed.expect("sealed"), &kek);
     let made = open

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use alknet_qemu::Process;
+use alknet_qemu::ChildProcess;
 use alknet_test_support::eventually;
 use alknet_tpm::Tpm;
 
@@ -26,7 +26,7 @@ pub(crate) fn with_chip<R>(folder: &Path, work: impl FnOnce(Tpm<UnixStream>) -> 
         ])
         .stdin(Stdio::null())
         .stderr(Stdio::null());
-    let running = Process::spawn(swtpm, vec![]).expect("the set-up installs it");
+    let running = ChildProcess::spawn(swtpm, vec![]).expect("the set-up installs it");
     let stream = eventually("swtpm listens", LISTENS_WITHIN, || {
         UnixStream::connect(&socket)
     });

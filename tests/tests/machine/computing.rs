@@ -8,10 +8,10 @@ use std::time::Duration;
 use alknet_call::CallOptions;
 use alknet_test_support::{deadline, limited, skipped};
 use alknet_tests::tools::variable;
-use alknet_tests::{Bench, Boot, Node, Pem, Web, eventually};
+use alknet_tests::{BootVariant, MachineNode, PemKeyFiles, TestBench, WebNode, eventually};
 use serde_json::{Value, json};
 
-use super::beside::Beside;
+use super::concurrent_clients::ConcurrentClients;
 
 /// [[1, 2], [3, 4]] and its square, as little-endian 32-bit floats.
 const MATRIX: &str = "AACAPwAAAEAAAEBAAACAQA==";
@@ -40,8 +40,8 @@ fn script(variant: &str) -> String {
 
 #[test]
 fn scripts_and_shaders_run_behind_every_wall() {
-    let bench = Bench::new();
-    let web = Web::restore(bench.snapshot(Boot::MicrovmErofs).faults(), "");
+    let bench = TestBench::new();
+    let web = WebNode::restore(bench.snapshot(BootVariant::MicrovmErofs).faults(), "");
     let node = &web.node;
     let before = node.info();
     assert_eq!(
@@ -63,7 +63,7 @@ fn scripts_and_shaders_run_behind_every_wall() {
         assert_refused_without_driver(node);
     }
     assert_eq!(product(node, variant), SQUARE, "{variant}");
-    let pem = Pem::of(bench.admin());
+    let pem = PemKeyFiles::from_cli(bench.admin());
     for client in ["call_tls.py", "call_quic.py"] {
         strangers_get_the_product(client, node, &pem, variant);
     }
@@ -112,7 +112,7 @@ const STEADY_MIB: u64 = 2;
 
 /// 128 MiB in a tensor that a shader filled: the machine has them again once the handle is dropped. All
 /// over one connection, for a handle does not outlive that of its last use by much.
-fn given_back(node: &Node) {
+fn given_back(node: &MachineNode) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     // The connection is dropped within it too.
     let _entered = runtime.enter();
@@ -179,9 +179,9 @@ fn steady(look: impl Fn() -> u64) -> u64 {
     })
 }
 
-fn a_worker_that_dies_takes_nobody_along(web: &Web<Node>) {
+fn a_worker_that_dies_takes_nobody_along(web: &WebNode<MachineNode>) {
     let node = &web.node;
-    let mut beside = Beside::start(web);
+    let mut beside = ConcurrentClients::start(web);
 
     assert_eq!(product(node, "auto"), SQUARE);
     let lasting = json!({ "source": "await new Promise(() => setTimeout(() => {}, 1e6))",
@@ -198,7 +198,7 @@ fn a_worker_that_dies_takes_nobody_along(web: &Web<Node>) {
     });
     assert_eq!(lost.code(), "UNAVAILABLE", "{lost:?}");
 
-    // The next ones get new workers, and nobody else noticed.
+    // The next calls get new workers, and no other client lost its connection.
     assert_eq!(product(node, "auto"), SQUARE);
     let ran = node.call("runtime/eval", &json!({ "source": "export default 6 * 7" }));
     assert_eq!(ran["value"], 42, "{ran}");
@@ -267,13 +267,13 @@ fn dispatch(wgsl: &str, entry: &str) -> Value {
 /// passes there, and what goes wrong with a shader is its caller's alone.
 #[test]
 fn an_old_processor_computes() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     // Enough for a quick shader here, and no longer: one of these does not end. What the node brings along takes longer to
     // compile on most machines.
     let seconds = deadline(Duration::from_secs(2)).as_secs().min(600);
     let admin = bench.admin().identity();
     let node = bench
-        .machine(Boot::Q35Initramfs)
+        .machine(BootVariant::Q35Initramfs)
         .config(format!(
             "compute.gpu_seconds = {seconds}\nnode.admin_keys = [\"{admin}\"]\n"
         ))
@@ -302,7 +302,7 @@ fn an_old_processor_computes() {
 /// A request is answered whose kernel an emulated processor has to compile first, on a machine whose requests have so many
 /// `seconds` on the GPU. That these do not count compiling, also where that takes no longer, is for
 /// `compute/gpu/tests/gpu/operations/clock.rs`.
-fn our_kernels_are_compiled(node: &Node, seconds: u64) {
+fn our_kernels_are_compiled(node: &MachineNode, seconds: u64) {
     let matrix = json!({ "inline": MATRIX, "dtype": "F32", "shape": [2, 2] });
     let input = json!({ "a": matrix, "b": matrix, "variant": "wgsl" });
     let answer = node.call("compute/matmul", &input);
@@ -314,7 +314,7 @@ fn our_kernels_are_compiled(node: &Node, seconds: u64) {
     );
 }
 
-fn judges_shaders(node: &Node) {
+fn judges_shaders(node: &MachineNode) {
     let info = node.call("compute/info", &json!({ "probe": true }));
     assert_eq!(info["state"], "ready", "{info}");
     assert_eq!(info["selftest"]["ok"], true, "{info}");
@@ -340,7 +340,7 @@ fn judges_shaders(node: &Node) {
 }
 
 /// A shader of the caller's runs.
-fn doubles(node: &Node) {
+fn doubles(node: &MachineNode) {
     let outputs = &node.call("compute/dispatch", &twice())["outputs"];
     assert_eq!(
         outputs["0"]["inline"], "AgAAAAQAAAAGAAAACAAAAA==",
@@ -356,7 +356,7 @@ fn twice() -> Value {
     })
 }
 
-fn assert_refused_without_driver(node: &Node) {
+fn assert_refused_without_driver(node: &MachineNode) {
     let info = node.call("compute/info", &json!({}));
     assert_eq!(info["state"], "none", "{info}");
     assert!(info["reason"].is_string(), "{info}");
@@ -376,7 +376,7 @@ fn has_driver() -> bool {
 }
 
 /// Waits until a script runs.
-fn runs(node: &Node) {
+fn runs(node: &MachineNode) {
     eventually("a script that runs", || {
         let listed = node.call("runtime/sessions", &json!({}));
         let sessions = listed["sessions"].as_array().cloned().unwrap_or_default();
@@ -386,7 +386,7 @@ fn runs(node: &Node) {
 }
 
 /// A client of the documentation asks for the same product.
-fn strangers_get_the_product(client: &str, node: &Node, pem: &Pem, variant: &str) {
+fn strangers_get_the_product(client: &str, node: &MachineNode, pem: &PemKeyFiles, variant: &str) {
     let matrix = json!({ "inline": MATRIX, "dtype": "F32", "shape": [2, 2] });
     let input = json!({ "a": matrix, "b": matrix, "variant": variant });
     let program = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -410,7 +410,7 @@ fn strangers_get_the_product(client: &str, node: &Node, pem: &Pem, variant: &str
     assert_eq!(answer["product"]["inline"], SQUARE, "{client}: {answer}");
 }
 
-fn product(node: &Node, variant: &str) -> Value {
+fn product(node: &MachineNode, variant: &str) -> Value {
     let matrix = json!({ "inline": MATRIX, "dtype": "F32", "shape": [2, 2] });
     let input = json!({ "a": matrix, "b": matrix, "variant": variant });
     let answer = node.call("compute/matmul", &input);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use alknet_qemu::{Vm, VmBuilder};
 use alknet_tests::tools::iso_volume;
-use alknet_tests::{Bench, Boot, Node, READY};
+use alknet_tests::{BootVariant, MachineNode, READY, TestBench};
 use serde_json::{Value, json};
 
 /// The console speaks of a problem right after it says that the node serves, if not before.
@@ -20,17 +20,17 @@ const CD: &str = "cd";
 
 #[test]
 fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let misspelt = document(&bench, "typist");
     let misspelt = format!("{misspelt}\n[listen]\nprot = 443\n{NO_VAULT}");
     let node = bench
-        .machine(Boot::MicrovmErofs)
+        .machine(BootVariant::MicrovmErofs)
         .config(misspelt.as_str())
         .boot();
     let info = problem(&node, "config-refused", "did you mean 'port'?");
     let text = text_of(&info, "config-refused");
     for part in [
-        Boot::MicrovmErofs.config_source(),
+        BootVariant::MicrovmErofs.config_source(),
         "line 7",
         "listen.prot",
         "did you mean 'port'?",
@@ -43,7 +43,7 @@ fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
     node.end();
 
     let node = bench
-        .machine(Boot::MicrovmErofs)
+        .machine(BootVariant::MicrovmErofs)
         .config(document(&bench, "scribe"))
         .plain()
         .boot();
@@ -51,13 +51,19 @@ fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(
         (&info["name"], &info["config"]["source"]),
-        (&json!("scribe"), &json!(Boot::MicrovmErofs.config_source()))
+        (
+            &json!("scribe"),
+            &json!(BootVariant::MicrovmErofs.config_source())
+        )
     );
     assert_eq!(node.identity(), identity);
     node.end();
 
     // From now on a refused document changes nothing: not even the name.
-    let node = bench.machine(Boot::MicrovmErofs).config(misspelt).boot();
+    let node = bench
+        .machine(BootVariant::MicrovmErofs)
+        .config(misspelt)
+        .boot();
     problem(&node, "config-refused", "did you mean 'port'?");
     let info = problem(&node, "config-last-good", "");
     assert_eq!(info["name"], "scribe");
@@ -66,11 +72,14 @@ fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
 
 #[test]
 fn a_volume_is_found_and_replaced_while_the_machine_runs() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let wrong = document(&bench, "typist").replace("name", "nmae");
     let wrong = iso_volume(&bench, "wrong", &wrong);
     let right = iso_volume(&bench, "right", &document(&bench, "scribe"));
-    let unprovisioned = bench.machine(Boot::Q35Initramfs).config("").with(cd_drive);
+    let unprovisioned = bench
+        .machine(BootVariant::Q35Initramfs)
+        .config("")
+        .with(cd_drive);
     let node = unprovisioned.boot();
     let identity = node.identity().to_owned();
     assert_eq!(
@@ -97,15 +106,15 @@ fn a_volume_is_found_and_replaced_while_the_machine_runs() {
 
 #[test]
 fn what_was_applied_is_kept_over_a_reboot() {
-    let bench = Bench::new();
-    let node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let bench = TestBench::new();
+    let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     let guest = bench.somebody("guest");
     let document = format!(
         "{}[[peers]]\npeer_id = \"guest\"\nkeys = [\"{}\"]\nscopes = [\"peer:list\"]\n",
         document(&bench, "alknet"),
         guest.identity()
     );
-    let list = |node: &Node| guest.call(&node.target(), "peer/list", &Value::Null, &[]);
+    let list = |node: &MachineNode| guest.call(&node.target(), "peer/list", &Value::Null, &[]);
     assert_eq!(list(&node).code(), "UNAUTHENTICATED");
     let file = bench.path().join("applied.toml");
     std::fs::write(&file, &document).expect("the folder is ours");
@@ -121,14 +130,14 @@ fn what_was_applied_is_kept_over_a_reboot() {
     node.end();
 
     // From the data partition alone: nothing else says who the guest is.
-    let node = bench.machine(Boot::MicrovmErofs).config("").boot();
+    let node = bench.machine(BootVariant::MicrovmErofs).config("").boot();
     let info = node.info();
     assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
     assert_eq!(info["problems"], json!([]), "{info:#}");
     list(&node).json();
 }
 
-pub(super) fn document(bench: &Bench, name: &str) -> String {
+pub(super) fn document(bench: &TestBench, name: &str) -> String {
     let admin = bench.admin().identity();
     format!("# for a test\n[node]\nname = \"{name}\"\nadmin_keys = [\"{admin}\"]\n")
 }
@@ -144,7 +153,7 @@ fn cd_drive(vm: VmBuilder) -> VmBuilder {
 
 /// Puts a disc into the drive and waits until the node serves under the name that follows from it.
 /// While discs change the drive is seen empty, or not: how often the node restarts is open.
-fn insert(node: &Node, image: &str, name: &str) {
+fn insert(node: &MachineNode, image: &str, name: &str) {
     let mark = node.vm().console().mark();
     change(node.vm(), image);
     let served = format!("{READY}{name} ");
@@ -161,7 +170,7 @@ fn change(vm: &Vm, image: &str) {
 
 /// Asserts that this problem, with these words, is on the console and in `node/info`; returns the
 /// latter.
-fn problem(node: &Node, code: &str, words: &str) -> Value {
+fn problem(node: &MachineNode, code: &str, words: &str) -> Value {
     for said in [&format!("alknet: problem {code}: "), words] {
         let waited = node.vm().wait_for(said, SAID_WITHIN);
         waited.unwrap_or_else(|error| panic!("{error}"));

@@ -1,10 +1,10 @@
-//! What somebody at the console does with a booted machine that nobody configured: it is given its
-//! configuration. How its vault is changed there is in `vault/locking.rs`.
+//! A user at the console gives a booted machine without a configuration one. How the vault is changed there is in
+//! `vault/locking.rs`.
 
 use std::time::Duration;
 
-use alknet_qemu::{Mark, Vm};
-use alknet_tests::{Bench, Boot, Node};
+use alknet_qemu::{ConsoleMark, Vm};
+use alknet_tests::{BootVariant, MachineNode, TestBench};
 use serde_json::{Value, json};
 
 /// From what is typed until what it leads to, on a processor that is not emulated.
@@ -15,9 +15,9 @@ const PHRASE: &str = "legal winner thank year wave sausage worth useful legal wi
 
 #[test]
 fn a_machine_that_nobody_configured_is_given_everything_in_one_line() {
-    let bench = Bench::new();
-    let mut node = bench.machine(Boot::MicrovmErofs).config("").boot();
-    let call = |node: &Node| node.try_call("node/info", &Value::Null, &[]);
+    let bench = TestBench::new();
+    let mut node = bench.machine(BootVariant::MicrovmErofs).config("").boot();
+    let call = |node: &MachineNode| node.try_call("node/info", &Value::Null, &[]);
     assert_eq!(call(&node).code(), "UNAUTHENTICATED");
 
     let at = |name: &str| bench.path().join(name);
@@ -62,7 +62,7 @@ fn a_machine_that_nobody_configured_is_given_everything_in_one_line() {
     let identity = node.identity().to_owned();
     node.end();
 
-    let node = bench.machine(Boot::MicrovmErofs).config("").boot();
+    let node = bench.machine(BootVariant::MicrovmErofs).config("").boot();
     assert_eq!(node.identity(), identity);
     let info = node.info();
     assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
@@ -86,7 +86,7 @@ pub(super) fn typed(vm: &Vm, line: &str, leads_to: &str) {
     said(vm, mark, leads_to);
 }
 
-pub(super) fn said(vm: &Vm, mark: Mark, what: &str) {
+pub(super) fn said(vm: &Vm, mark: ConsoleMark, what: &str) {
     let waited = vm.wait_for_after(mark, what, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }

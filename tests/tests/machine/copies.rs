@@ -3,22 +3,22 @@
 use std::time::{Duration, Instant};
 
 use alknet_test_support::took;
-use alknet_tests::{Bench, Boot, Node};
+use alknet_tests::{BootVariant, MachineNode, TestBench};
 use serde_json::{Value, json};
 
 /// What docs/adding-tests.md says of a machine that was saved before.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// How many tokens were made at a node.
-fn tokens(node: &Node) -> usize {
+fn tokens(node: &MachineNode) -> usize {
     let listed = node.call("token/list", &Value::Null);
     listed["tokens"].as_array().expect("a list").len()
 }
 
 #[test]
 fn what_is_written_in_one_copy_no_other_copy_sees() {
-    let benches = [Bench::new(), Bench::new()];
-    let copy = |bench: &Bench| bench.snapshot(Boot::MicrovmErofs).restore();
+    let benches = [TestBench::new(), TestBench::new()];
+    let copy = |bench: &TestBench| bench.snapshot(BootVariant::MicrovmErofs).restore();
     let [one, two] = benches.each_ref().map(copy);
     assert_eq!(one.identity(), two.identity());
     assert_ne!(one.address(), two.address());
@@ -28,10 +28,10 @@ fn what_is_written_in_one_copy_no_other_copy_sees() {
     assert_eq!((tokens(&one), tokens(&two)), (1, 0));
     // It is on the disk of the one copy when that has ended, and on no other.
     one.end();
-    let again = benches[0].machine(Boot::MicrovmErofs).boot();
+    let again = benches[0].machine(BootVariant::MicrovmErofs).boot();
     assert_eq!(again.identity(), two.identity());
     assert_eq!((tokens(&again), tokens(&two)), (1, 0));
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let began = Instant::now();
     let late = copy(&bench);
     assert_eq!(tokens(&late), 0, "the saved machine is as it was");

@@ -1,12 +1,12 @@
-//! Secrets of others on a booted machine: brought by a medium and erased there, kept, used by an operation
-//! that never sees them, locked, and sealed anew under another key.
+//! Other services' secrets on a booted machine: brought by a medium and erased there, kept, used by an operation
+//! that never sees them, locked, and sealed again under another key.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_qemu::Disk;
+use alknet_qemu::VirtioDisk;
 use alknet_tests::tools::{fat_volume, tool, tool_says};
-use alknet_tests::{Bench, Boot, Cli, Machine, Node, eventually};
+use alknet_tests::{BootVariant, CliRunner, MachineBuilder, MachineNode, TestBench, eventually};
 use alknet_vault::{Entropy, SecretStr, Vault};
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ const HUSH: &str = "sk-0c1f-this-is-nobodys-business-77aa90d3";
 /// What is signed.
 const MESSAGE: &str = "one coin";
 
-/// Signs by the capability that it is told.
+/// Signs with the capability that the input names.
 const SOURCE: &str = "
 export async function mint({ name, text }) {
   const key = await capabilities.get(name);
@@ -27,20 +27,20 @@ export async function mint({ name, text }) {
 }
 ";
 
-struct People {
-    ada: Cli,
-    rev: Cli,
-    bob: Cli,
+struct CredentialUsers {
+    ada: CliRunner,
+    rev: CliRunner,
+    bob: CliRunner,
 }
 
-impl People {
-    fn of(bench: &Bench) -> Self {
+impl CredentialUsers {
+    fn enrol(bench: &TestBench) -> Self {
         let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
         Self { ada, rev, bob }
     }
 
     fn entries(&self) -> String {
-        let one = |name: &str, who: &Cli, scopes: &str| {
+        let one = |name: &str, who: &CliRunner, scopes: &str| {
             let key = who.identity();
             format!(
                 "[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = [\"{scopes}\"]\n"
@@ -55,7 +55,7 @@ impl People {
     }
 }
 
-/// A record that words of somebody else sealed.
+/// A record sealed with the words of another node.
 fn foreign_record() -> String {
     let vault = Vault::locked();
     let words = Entropy::from_bytes(&[9; 16]).expect("16 bytes");
@@ -70,7 +70,7 @@ fn foreign_record() -> String {
     lines.join("\n")
 }
 
-fn document(bench: &Bench, people: &People, vault: &str, secrets: &str) -> String {
+fn document(bench: &TestBench, people: &CredentialUsers, vault: &str, secrets: &str) -> String {
     format!(
         "[node]\nadmin_keys = [\"{}\"]\n{secrets}\n\n[promotion]\nactivate = \"live\"\n\n\
          [vault]\n{vault}\n\
@@ -84,13 +84,13 @@ fn document(bench: &Bench, people: &People, vault: &str, secrets: &str) -> Strin
     )
 }
 
-fn machine<'a>(bench: &'a Bench, volume: &Path) -> Machine<'a> {
-    let machine = bench.machine(Boot::MicrovmErofs).config("");
-    machine.disk(Disk::file(volume))
+fn machine<'a>(bench: &'a TestBench, volume: &Path) -> MachineBuilder<'a> {
+    let machine = bench.machine(BootVariant::MicrovmErofs).config("");
+    machine.disk(VirtioDisk::file(volume))
 }
 
 /// The folder that is proposed.
-fn bundle(bench: &Bench) -> PathBuf {
+fn bundle(bench: &TestBench) -> PathBuf {
     let folder = bench.path().join("mint");
     std::fs::create_dir_all(&folder).expect("the folder is ours");
     let operation = json!({
@@ -113,7 +113,7 @@ fn bundle(bench: &Bench) -> PathBuf {
     folder
 }
 
-fn promote(node: &Node, people: &People, bench: &Bench) {
+fn promote(node: &MachineNode, people: &CredentialUsers, bench: &TestBench) {
     let target = node.target();
     let mut propose = people
         .ada
@@ -129,7 +129,7 @@ fn promote(node: &Node, people: &People, bench: &Bench) {
 }
 
 /// Whether OpenSSL finds that the node signed with the key of that file.
-fn is_signed(bench: &Bench, key: &Path, signature: &Value) {
+fn is_signed(bench: &TestBench, key: &Path, signature: &Value) {
     let bytes = signature.as_array().expect("bytes").iter();
     let bytes: Vec<u8> = bytes
         .map(|byte| byte.as_u64().expect("a byte") as u8)
@@ -157,8 +157,8 @@ fn state_of(status: &Value, name: &str) -> (Value, Value) {
 
 #[test]
 fn a_promoted_operation_signs_with_what_a_medium_brought_and_nobody_sees_it() {
-    let bench = Bench::new();
-    let people = People::of(&bench);
+    let bench = TestBench::new();
+    let people = CredentialUsers::enrol(&bench);
     let key = bench.path().join("mint.pem");
     let make = ["genpkey", "-algorithm", "ed25519", "-out"].map(std::ffi::OsStr::new);
     tool("openssl", &[&make[..], &[key.as_os_str()]].concat());

@@ -1,5 +1,5 @@
-//! What PID 1 does with disks as they are found: none, full, damaged, somebody else's, larger than
-//! before. Each says so on the console and in `node/info`.
+//! What PID 1 does with disks as they are found: missing, full, damaged, another system's, larger than before. PID
+//! 1 reports each on the console and in `node/info`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -8,9 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Vm};
+use alknet_qemu::{VirtioDisk, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, debugfs, tool_says};
-use alknet_tests::{Bench, Boot, Node, READY, eventually};
+use alknet_tests::{BootVariant, MachineNode, READY, TestBench, eventually};
 use serde_json::{Value, json};
 
 use crate::knock::{self, SecondCard};
@@ -36,15 +36,15 @@ const TABLE_BYTES: usize = 34 * 512;
 /// anybody, until the disk is there.
 #[test]
 fn without_its_data_disk_it_serves_nothing_and_goes_on_with_it() {
-    let bench = Bench::new();
-    let identity = bench.snapshot(Boot::MicrovmErofs).switched_off();
-    let disk = Disk::file(bench.data()).data().unplugged();
-    let (link, machine) = (SecondCard::new(), bench.machine(Boot::Q35Initramfs));
+    let bench = TestBench::new();
+    let identity = bench.snapshot(BootVariant::MicrovmErofs).switched_off();
+    let disk = VirtioDisk::file(bench.data()).data().unplugged();
+    let (link, machine) = (SecondCard::new(), bench.machine(BootVariant::Q35Initramfs));
     let vm = link.join(machine.data(Some(disk))).start();
     closed(&vm, "data-missing", "no disk with serial alk-data");
     link.hears(&vm, "data-missing");
     vm.plug_disk(0).unwrap_or_else(|error| panic!("{error}"));
-    let node = Node::new(vm, Boot::Q35Initramfs, bench.admin().clone());
+    let node = MachineNode::new(vm, BootVariant::Q35Initramfs, bench.admin().clone());
     assert_eq!(node.identity(), identity);
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
@@ -52,13 +52,13 @@ fn without_its_data_disk_it_serves_nothing_and_goes_on_with_it() {
 
 #[test]
 fn a_stateless_node_needs_no_disk_and_takes_none_that_holds_something() {
-    let stateless = |bench: &Bench| {
+    let stateless = |bench: &TestBench| {
         let admin = bench.admin().identity();
         format!("[node]\nadmin_keys = [\"{admin}\"]\nstateless = true\n")
     };
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let machine = || {
-        let machine = bench.machine(Boot::MicrovmErofs);
+        let machine = bench.machine(BootVariant::MicrovmErofs);
         machine.config(stateless(&bench))
     };
     let first = machine().data(None).boot();
@@ -74,24 +74,24 @@ fn a_stateless_node_needs_no_disk_and_takes_none_that_holds_something() {
     let written = alknet_qemu::content(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
     assert!(written.is_empty(), "it was written to");
 
-    let bench = Bench::new();
-    let identity = bench.snapshot(Boot::MicrovmErofs).switched_off();
-    let machine = bench.machine(Boot::MicrovmErofs);
+    let bench = TestBench::new();
+    let identity = bench.snapshot(BootVariant::MicrovmErofs).switched_off();
+    let machine = bench.machine(BootVariant::MicrovmErofs);
     let link = SecondCard::new();
     let vm = link.join(machine.config(stateless(&bench))).start();
     closed(&vm, "data-unwanted", "this node is stateless");
     link.hears(&vm, "data-unwanted");
     drop(vm);
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let node = bench.machine(BootVariant::MicrovmErofs).boot();
     assert_eq!(node.identity(), identity);
 }
 
 #[test]
 fn two_disks_of_that_name_serve_nothing() {
-    let bench = Bench::new();
-    let other = Disk::file(bench.disk("other", SMALL_BYTES)).data();
+    let bench = TestBench::new();
+    let other = VirtioDisk::file(bench.disk("other", SMALL_BYTES)).data();
     let link = SecondCard::new();
-    let machine = bench.machine(Boot::MicrovmErofs).disk(other);
+    let machine = bench.machine(BootVariant::MicrovmErofs).disk(other);
     let vm = link.join(machine).start();
     closed(
         &vm,
@@ -104,7 +104,7 @@ fn two_disks_of_that_name_serve_nothing() {
 /// An attacker who puts a plain partition in the place of a sealed one gets no node that takes it for its own.
 #[test]
 fn a_plain_partition_is_for_a_node_that_is_configured_for_one() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = small(&bench);
     let identity = node.identity().to_owned();
     // No configuration is kept that would close the machine at its next start.
@@ -118,13 +118,13 @@ fn a_plain_partition_is_for_a_node_that_is_configured_for_one() {
     node.end();
     // One that was never told of it is closed, and leaves the partition to the node that is: this one's next start.
     let link = SecondCard::new();
-    let vm = link.join(bench.machine(Boot::MicrovmErofs)).start();
+    let vm = link.join(bench.machine(BootVariant::MicrovmErofs)).start();
     closed(&vm, "data-unsealed", "does not say vault.init = \"off\"");
     link.hears(&vm, "data-unsealed");
     drop(vm);
     // Errors were recorded in it meanwhile: it is read, and not written to.
     debugfs(&bench.data(), "ssv state 2");
-    let node = bench.machine(Boot::MicrovmErofs).plain().boot();
+    let node = bench.machine(BootVariant::MicrovmErofs).plain().boot();
     let info = problem(&node, "data-damaged");
     assert_eq!(info["data"]["mode"], "read-only", "{info:#}");
     assert_eq!(node.identity(), identity, "it can still be read");
@@ -132,7 +132,7 @@ fn a_plain_partition_is_for_a_node_that_is_configured_for_one() {
     // Repaired, and its key lost with a damaged block: it makes no other.
     debugfs(&bench.data(), "ssv state 1");
     debugfs(&bench.data(), "rm identity/node.key");
-    let vm = bench.machine(Boot::MicrovmErofs).plain().start();
+    let vm = bench.machine(BootVariant::MicrovmErofs).plain().start();
     closed(&vm, "data-damaged", "identity/node.key, cannot be read");
 }
 
@@ -140,13 +140,13 @@ fn a_plain_partition_is_for_a_node_that_is_configured_for_one() {
 /// larger, there is room.
 #[test]
 fn a_full_disk_serves_and_says_so_until_it_became_larger() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let identity = small_off(&bench);
     let image = bench.data();
     let boot = |name: &str| {
         let admin = bench.admin().identity();
         let config = format!("[node]\nname = \"{name}\"\nadmin_keys = [\"{admin}\"]\n");
-        let machine = bench.machine(Boot::MicrovmErofs).config(config);
+        let machine = bench.machine(BootVariant::MicrovmErofs).config(config);
         let node = machine.plain().boot();
         assert_eq!(node.identity(), identity);
         node
@@ -221,11 +221,12 @@ fn debugfs_overfull(image: &Path, filler: &Path) {
     tool_says("debugfs", &arguments);
 }
 
-/// Its own file system with damaged group descriptors, with a damaged superblock, under somebody else's and on a disk
-/// that cannot be read; another system's encrypted partition, and data where only a disk that is not blank has any.
+/// Its own file system with damaged group descriptors, with a damaged superblock, under another system's file
+/// system and on a disk that cannot be read; another system's encrypted partition, and data where only a disk that
+/// is not blank has any.
 #[test]
 fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     small_off(&bench);
     let own = bench.data();
     let [descriptors, superblock, fat] = ["descriptors", "superblock", "fat"].map(|name| {
@@ -250,29 +251,31 @@ fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
     let mut heard = BTreeSet::new();
     for (disk, image, code, why) in [
         (
-            Disk::file(&descriptors),
+            VirtioDisk::file(&descriptors),
             &descriptors,
             "data-damaged",
             "data disk vdb cannot be mounted",
         ),
         (
-            Disk::file(&superblock),
+            VirtioDisk::file(&superblock),
             &superblock,
             "data-damaged",
             unknown,
         ),
-        (Disk::file(&fat), &fat, "data-damaged", unknown),
-        (Disk::file(&text), &text, "data-damaged", unknown),
-        (Disk::file(&foreign), &foreign, "data-locked", locked),
+        (VirtioDisk::file(&fat), &fat, "data-damaged", unknown),
+        (VirtioDisk::file(&text), &text, "data-damaged", unknown),
+        (VirtioDisk::file(&foreign), &foreign, "data-locked", locked),
         (
-            Disk::unreadable(&own),
+            VirtioDisk::unreadable(&own),
             &own,
             "data-unreadable",
             "data disk vdb cannot be read",
         ),
     ] {
         let before = checksum(image);
-        let machine = bench.machine(Boot::MicrovmErofs).data(Some(disk.data()));
+        let machine = bench
+            .machine(BootVariant::MicrovmErofs)
+            .data(Some(disk.data()));
         let link = SecondCard::new();
         let vm = link.join(machine.plain()).start();
         closed(&vm, code, why);
@@ -286,7 +289,7 @@ fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
 }
 
 /// A disk that cryptsetup encrypted as it does by default: noise is where this machine would have its vault.
-fn encrypted_elsewhere(bench: &Bench) -> PathBuf {
+fn encrypted_elsewhere(bench: &TestBench) -> PathBuf {
     let image = bench.disk("foreign", SMALL_BYTES);
     let key = bench.path().join("foreign.key");
     fs::write(&key, "of another system").expect("the folder is ours");
@@ -300,11 +303,15 @@ fn encrypted_elsewhere(bench: &Bench) -> PathBuf {
 
 #[test]
 fn an_image_on_a_larger_disk_grows_once() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let image = bench.raw();
     let shipped = table_of(&image);
     let disk_bytes = fs::metadata(&image).expect("the disk is ours").len();
-    let node = bench.machine(Boot::UefiRaw).after_firmware().plain().boot();
+    let node = bench
+        .machine(BootVariant::UefiRaw)
+        .after_firmware()
+        .plain()
+        .boot();
     let identity = node.identity().to_owned();
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
@@ -328,8 +335,8 @@ fn an_image_on_a_larger_disk_grows_once() {
     assert_clean(&image, RAW_DATA_AT);
 
     // What is done with the disk does not depend on the kind of machine, and this one starts quicker.
-    let machine = bench.machine(Boot::MicrovmErofs);
-    let node = machine.data(Some(Disk::file(&image))).plain().boot();
+    let machine = bench.machine(BootVariant::MicrovmErofs);
+    let node = machine.data(Some(VirtioDisk::file(&image))).plain().boot();
     assert_eq!(node.identity(), identity);
     let info = node.info();
     assert_eq!(info["data"]["total_bytes"].as_u64(), Some(total));
@@ -346,14 +353,14 @@ fn an_image_on_a_larger_disk_grows_once() {
 }
 
 /// A machine without a vault that serves from the smallest data disk, which is the bench's.
-pub(super) fn small(bench: &Bench) -> Node {
-    let snapshot = bench.snapshot(Boot::MicrovmErofs);
+pub(super) fn small(bench: &TestBench) -> MachineNode {
+    let snapshot = bench.snapshot(BootVariant::MicrovmErofs);
     snapshot.data_bytes(SMALL_BYTES).plain().restore()
 }
 
 /// The disk of such a machine that was switched off, and who it is.
-pub(super) fn small_off(bench: &Bench) -> String {
-    let snapshot = bench.snapshot(Boot::MicrovmErofs);
+pub(super) fn small_off(bench: &TestBench) -> String {
+    let snapshot = bench.snapshot(BootVariant::MicrovmErofs);
     snapshot.data_bytes(SMALL_BYTES).plain().switched_off()
 }
 
@@ -377,7 +384,7 @@ fn closed(vm: &Vm, code: &str, text: &str) {
 }
 
 /// Asserts that this problem is on the console and in `node/info`, and returns the latter.
-fn problem(node: &Node, code: &str) -> Value {
+fn problem(node: &MachineNode, code: &str) -> Value {
     let line = format!("alknet: problem {code}: ");
     let said = node.vm().wait_for(&line, SAID_WITHIN);
     said.unwrap_or_else(|error| panic!("{error}"));
@@ -390,7 +397,7 @@ fn problem(node: &Node, code: &str) -> Value {
 }
 
 /// Every message that a node has logged, a line each.
-fn log(node: &Node) -> String {
+fn log(node: &MachineNode) -> String {
     let records = node.subscribe("node/log", &json!({ "last": 10_000 }));
     let messages = records.map(|record| record["message"].as_str().unwrap_or_default().to_owned());
     messages.collect::<Vec<_>>().join("\n")

@@ -1,11 +1,11 @@
-//! Two machines of one owner: one keeps a share of the other's key. The other is made, opened, kept
-//! waiting and shut out over the network, and nobody types anything.
+//! Two machines of one owner: one keeps a share of the other's key. The other is made, opened, kept waiting and
+//! shut out over the network, without input at a console.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Mark, VmBuilder};
-use alknet_tests::{Answer, Bench, Boot, Machine, Node, eventually};
+use alknet_qemu::{ConsoleMark, VirtioDisk, VmBuilder};
+use alknet_tests::{BootVariant, CliOutput, MachineBuilder, MachineNode, TestBench, eventually};
 use serde_json::{Value, json};
 
 use crate::console::{commands, typed};
@@ -30,22 +30,27 @@ scopes = ["escrow"]
 /// What the key of the other one's slot is called there.
 const SHARE: &str = "kitchen-vault";
 
-fn machine<'a>(bench: &'a Bench, disk: PathBuf, name: &str, config: &str) -> Machine<'a> {
+fn machine<'a>(
+    bench: &'a TestBench,
+    disk: PathBuf,
+    name: &str,
+    config: &str,
+) -> MachineBuilder<'a> {
     let document = format!(
         "[node]\nname = \"{name}\"\nadmin_keys = [\"{}\"]\n{config}",
         bench.admin().identity()
     );
-    let machine = bench.machine(Boot::MicrovmErofs).config(document);
-    machine.data(Some(Disk::file(disk).data()))
+    let machine = bench.machine(BootVariant::MicrovmErofs).config(document);
+    machine.data(Some(VirtioDisk::file(disk).data()))
 }
 
-fn run(bench: &Bench, words: &[&str]) -> Answer {
+fn run(bench: &TestBench, words: &[&str]) -> CliOutput {
     let admin = bench.admin();
     admin.run(admin.command(words))
 }
 
 /// The one share of the node.
-fn share(bench: &Bench, keeper: &Node) -> Value {
+fn share(bench: &TestBench, keeper: &MachineNode) -> Value {
     let listed = run(bench, &["escrow", "list", &keeper.target()]).json();
     assert_eq!(
         listed["shares"].as_array().map(Vec::len),
@@ -56,12 +61,12 @@ fn share(bench: &Bench, keeper: &Node) -> Value {
 }
 
 /// Waits until the console says that, after `mark`.
-fn said(node: &Node, mark: Mark, what: &str) {
+fn said(node: &MachineNode, mark: ConsoleMark, what: &str) {
     let waited = node.vm().wait_for_after(mark, what, SAID_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
-fn reset(node: &Node) -> Mark {
+fn reset(node: &MachineNode) -> ConsoleMark {
     let mark = node.vm().console().mark();
     let reset = node.vm().reset_button();
     reset.unwrap_or_else(|error| panic!("{error}"));
@@ -70,7 +75,7 @@ fn reset(node: &Node) -> Mark {
 
 #[test]
 fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
-    let bench = Bench::set_up();
+    let bench = TestBench::set_up();
     // The vault of the machine that keeps the share is no matter of this test.
     let keeper = machine(&bench, bench.data(), "attic", KEEPER).boot();
     let address = format!("{GATEWAY}:{}", keeper.address().port());

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use alknet_qemu::WatchdogAction;
-use alknet_tests::{Bench, Boot, Node, Stream, Web};
+use alknet_tests::{BootVariant, CliSubscription, MachineNode, TestBench, WebNode};
 use serde_json::{Value, json};
 
 /// Longest wait for one thing, on a processor that runs guests itself.
@@ -21,8 +21,8 @@ const HANG_MS: u64 = 25_000;
 
 #[test]
 fn nobody_can_break_what_was_not_made_to_be_broken() {
-    let bench = Bench::new();
-    let node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let bench = TestBench::new();
+    let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     assert_eq!(node.info()["fault_injection"], false);
     let listed = node.call("services/list", &Value::Null).to_string();
     assert!(listed.contains("node/info"), "{listed}");
@@ -34,7 +34,7 @@ fn nobody_can_break_what_was_not_made_to_be_broken() {
 
 #[test]
 fn a_broken_part_does_not_take_the_others_along() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = with_faults(&bench);
     assert_eq!(node.info()["fault_injection"], true);
 
@@ -82,7 +82,7 @@ fn a_broken_part_does_not_take_the_others_along() {
 /// Work that PID 1 does on a thread of its own may panic as well. The vault can be opened after that.
 #[test]
 fn a_panic_while_the_vault_is_opened_leaves_it_to_be_opened_again() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = with_faults(&bench);
     node.call("node/fault", &json!({ "kind": "init-housekeep-panic" }));
     logged(&node, "housekeeping failed");
@@ -99,7 +99,7 @@ fn a_panic_while_the_vault_is_opened_leaves_it_to_be_opened_again() {
     let failed = node.vm().wait_for_after(mark, "internal-error", PATIENCE);
     failed.unwrap_or_else(|error| panic!("{error}"));
     logged(&node, "opening the vault failed");
-    let state = |node: &Node| node.call("vault/status", &Value::Null)["state"].take();
+    let state = |node: &MachineNode| node.call("vault/status", &Value::Null)["state"].take();
     assert_eq!(state(&node), "locked");
     alknet_tests::eventually("it is opened", || {
         enter();
@@ -109,7 +109,7 @@ fn a_panic_while_the_vault_is_opened_leaves_it_to_be_opened_again() {
 
 #[test]
 fn a_node_that_dies_or_hangs_is_started_again() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let mut node = with_faults(&bench);
     let identity = node.identity().to_owned();
     let deaths = [
@@ -138,8 +138,8 @@ fn a_node_that_dies_or_hangs_is_started_again() {
 
 #[test]
 fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
-    let bench = Bench::new();
-    let machine = bench.machine(Boot::Q35Initramfs).plain().faults();
+    let bench = TestBench::new();
+    let machine = bench.machine(BootVariant::Q35Initramfs).plain().faults();
     let mut node = machine.with(|vm| vm.watchdog(WatchdogAction::Reset)).boot();
     let identity = node.identity().to_owned();
     let info = node.info();
@@ -160,18 +160,18 @@ fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
 }
 
 /// A machine that breaks when it is asked to: a copy of the one that `computing` has.
-fn with_faults(bench: &Bench) -> Node {
-    Web::restore(bench.snapshot(Boot::MicrovmErofs).faults(), "").node
+fn with_faults(bench: &TestBench) -> MachineNode {
+    WebNode::restore(bench.snapshot(BootVariant::MicrovmErofs).faults(), "").node
 }
 
 /// Asks for a fault that may take the answer along. The caller gives up when dropped.
-fn inject(node: &Node, kind: &str) -> Stream {
+fn inject(node: &MachineNode, kind: &str) -> CliSubscription {
     node.subscribe("node/fault", &json!({ "kind": kind }))
 }
 
 /// Waits until the log says this.
 #[track_caller]
-fn logged(node: &Node, words: &str) {
+fn logged(node: &MachineNode, words: &str) {
     let mut records = node.subscribe("node/log", &json!({ "last": 1000, "follow": true }));
     let found = records.any(|record| {
         let message = record["message"].as_str();
@@ -182,7 +182,7 @@ fn logged(node: &Node, words: &str) {
 
 /// Asks for the node's facts until they fit.
 #[track_caller]
-fn eventually(node: &Node, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+fn eventually(node: &MachineNode, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + node.vm().scale(PATIENCE);
     loop {
         let info = node.info();

@@ -1,10 +1,10 @@
-//! A vault whose words go to somebody far away, by stock age; and `alknet vault` asking its node.
+//! A vault whose words are encrypted, by stock age, to a recipient elsewhere; and `alknet vault` asking its node.
 
 use std::process::Command;
 
-use alknet_qemu::{Disk, Recorder};
+use alknet_qemu::{DiskRecorder, VirtioDisk};
 use alknet_tests::tools::{age, tool, tool_says};
-use alknet_tests::{Bench, Boot, Cli, Node, binary, run_with_input};
+use alknet_tests::{BootVariant, CliRunner, MachineNode, TestBench, binary, run_with_input};
 use serde_json::{Value, json};
 
 use crate::power::cut_now;
@@ -13,24 +13,24 @@ use crate::power::cut_now;
 /// they are kept, whatever happens to the power then.
 #[test]
 fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (recipient, key) = age_key(&bench, "far-away.key");
     let (_, stranger) = age_key(&bench, "stranger.key");
     let config = format!("[vault]\nwords_to = [\"{recipient}\"]");
-    let machine = |disk: Disk| {
-        let machine = bench.machine(Boot::MicrovmErofs).configured(&config);
+    let machine = |disk: VirtioDisk| {
+        let machine = bench.machine(BootVariant::MicrovmErofs).configured(&config);
         machine.data(Some(disk.data()))
     };
     // What this disk has not flushed when the power goes it may lose.
-    let recorder = Recorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
-    let mut node = machine(Disk::recorded(&recorder)).boot();
+    let recorder = DiskRecorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
+    let mut node = machine(VirtioDisk::recorded(&recorder)).boot();
     let status = node.call("vault/status", &Value::Null);
     let recording = recorder.recording();
     let cut = node.vm_mut().cut_power();
     cut.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(status["words_kept"], true, "{status:#}");
     let sealed = status["words_age"].as_str().expect("the encrypted words");
-    // Whoever is at the console only can copy it from there.
+    // A user who has only the console can copy it from there.
     let text = node.vm().console().text();
     let mut lines = text.lines().map(str::trim_end);
     lines
@@ -62,10 +62,10 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
     let identity = node.identity().to_owned();
     drop(node);
 
-    // They are told at later starts too, and shown at the console no more.
+    // The node reports them at later starts too, and no longer shows them at the console.
     let cut = bench.path().join("cut.raw");
     cut_now(&recording, &cut);
-    let node = machine(Disk::file(&cut)).boot();
+    let node = machine(VirtioDisk::file(&cut)).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["words_age"], sealed, "{status:#}");
@@ -78,9 +78,9 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
     asked_and_locked(&bench, &node, &status);
 }
 
-/// `alknet vault status` and `alknet vault lock` by the node's administrator and by somebody else.
-fn asked_and_locked(bench: &Bench, node: &Node, status: &Value) {
-    let ask = |who: &Cli| who.run(who.command(&["vault", "status", &node.target()]));
+/// `alknet vault status` and `alknet vault lock` by the node's administrator and by an unknown peer.
+fn asked_and_locked(bench: &TestBench, node: &MachineNode, status: &Value) {
+    let ask = |who: &CliRunner| who.run(who.command(&["vault", "status", &node.target()]));
     assert_eq!(ask(bench.admin()).json(), *status);
     let refused = ask(&bench.somebody("nobody"));
     assert_eq!(
@@ -88,7 +88,7 @@ fn asked_and_locked(bench: &Bench, node: &Node, status: &Value) {
         (4, "UNAUTHENTICATED")
     );
 
-    let lock = |who: &Cli| who.run(who.command(&["vault", "lock", &node.target()]));
+    let lock = |who: &CliRunner| who.run(who.command(&["vault", "lock", &node.target()]));
     let refused = lock(&bench.somebody("stranger"));
     assert_eq!(
         (refused.status, refused.code().as_str()),
@@ -98,8 +98,8 @@ fn asked_and_locked(bench: &Bench, node: &Node, status: &Value) {
     assert_eq!(ask(bench.admin()).json()["state"], "locked");
 }
 
-/// A key that age-keygen made: whom to encrypt to, and the file that opens it.
-fn age_key(bench: &Bench, name: &str) -> (String, String) {
+/// A key that age-keygen made: the recipient to encrypt to, and the file that decrypts.
+fn age_key(bench: &TestBench, name: &str) -> (String, String) {
     let file = bench.path().join(name);
     let path = file.display().to_string();
     tool_says(&age("age-keygen"), &["-o", &path]);

@@ -1,21 +1,23 @@
-//! Servers of others that want a secret: a booted machine has it sealed, shows it to them, and to nobody else.
+//! Servers that want a secret: a booted machine keeps it sealed, and shows it only to them.
 
 use std::fs;
 use std::time::Duration;
 
-use alknet_tests::{Bench, Boot, Node, Relay, Server, Web, curl, eventually};
+use alknet_tests::{
+    BootVariant, HostServer, MachineNode, RelayOperation, TestBench, WebNode, curl, eventually,
+};
 use serde_json::{Value, json};
 
 /// From a lock until the console asks.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 
-/// One for each server; nobody else may see either.
+/// One secret for each server, which no other server may see.
 const SECRETS: [&str; 2] = [
     "hush-2b6e-for-the-api-alone",
     "hush-94fa-for-the-tools-alone",
 ];
 
-fn document(api: &Server, tools: &Server) -> String {
+fn document(api: &HostServer, tools: &HostServer) -> String {
     let [first, second] = SECRETS;
     // What a machine on QEMU's network finds of this host.
     let place = |kind: &str, namespace: &str, more: &str| {
@@ -36,8 +38,8 @@ fn document(api: &Server, tools: &Server) -> String {
     .concat()
 }
 
-/// What the API was shown at a path, by whoever asked for it.
-fn shown(api: &Server, path: &str) -> Vec<Value> {
+/// The `Authorization` headers of all requests that the API received at a path.
+fn shown(api: &HostServer, path: &str) -> Vec<Value> {
     let all = curl(&api.url("/told"), &[]).json();
     let all = all.as_array().expect("a list").iter();
     let all = all.filter(|one| one["path"] == path);
@@ -45,19 +47,19 @@ fn shown(api: &Server, path: &str) -> Vec<Value> {
 }
 
 /// The operations of a machine that use what it imported.
-struct Importer<'a> {
-    bench: &'a Bench,
-    node: &'a Node,
+struct ImportMachine<'a> {
+    bench: &'a TestBench,
+    node: &'a MachineNode,
 }
 
-impl Importer<'_> {
+impl ImportMachine<'_> {
     fn ask(&self, operation: &str, input: &Value) -> Value {
-        Relay::ask(self.bench.admin(), &self.node.target(), operation, input)
+        RelayOperation::ask(self.bench.admin(), &self.node.target(), operation, input)
     }
 
     fn until_there(&self, operation: &str) {
         eventually(operation, || {
-            let listed = Relay::list(self.bench.admin(), &self.node.target(), operation);
+            let listed = RelayOperation::list(self.bench.admin(), &self.node.target(), operation);
             (listed == json!([operation])).then_some(())
         });
     }
@@ -65,19 +67,19 @@ impl Importer<'_> {
 
 #[test]
 fn secrets_of_imports_are_shown_to_their_servers_and_to_nobody_else() {
-    let bench = Bench::set_up();
+    let bench = TestBench::set_up();
     let files = ["api", "tools"].map(|name| bench.path().join(name));
     for (file, secret) in files.iter().zip(SECRETS) {
         fs::write(file, secret).expect("the folder is ours");
     }
     let [api, tools] = files.each_ref().map(|file| file.to_str());
-    let (api, tools) = (Server::api(0, api), Server::mcp(0, tools));
-    let relay = Relay::new(&bench, &["api/*", "tools/*"]);
+    let (api, tools) = (HostServer::api(0, api), HostServer::mcp(0, tools));
+    let relay = RelayOperation::new(&bench, &["api/*", "tools/*"]);
     let config = format!("{}{}", relay.configuration(), document(&api, &tools));
-    let web = Web::boot(bench.machine(Boot::MicrovmErofs), &config);
+    let web = WebNode::boot(bench.machine(BootVariant::MicrovmErofs), &config);
     let node = &web.node;
     relay.promote(&node.target());
-    let importer = Importer {
+    let importer = ImportMachine {
         bench: &bench,
         node,
     };
@@ -96,11 +98,11 @@ fn secrets_of_imports_are_shown_to_their_servers_and_to_nobody_else() {
     assert_eq!(shown(&api, "/api/me"), std::slice::from_ref(&bearer));
     assert_eq!(shown(&api, "/api/notes/none"), [Value::Null]);
     assert_eq!(shown(&api, "/api.yaml"), [bearer]);
-    // A redirect leads nobody elsewhere.
+    // The node follows no redirect.
     let away = importer.ask("api/away", &Value::Null);
     assert_eq!(away["error"]["code"], "UNAVAILABLE", "{away:#}");
 
-    // While the vault is locked there is nothing to show, and nobody is asked.
+    // While the vault is locked the node has no secret to show, and sends the servers no request.
     let locked = node.call("vault/lock", &Value::Null);
     assert_eq!(locked, json!({ "state": "locked" }));
     let refused = [

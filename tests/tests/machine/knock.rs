@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use alknet_call::ALPN;
 use alknet_core::{Carriage, CloseReason};
-use alknet_endpoint::{DialError, Dialer, Target};
-use alknet_qemu::{Dhcp4, Lan, LanSettings, Nic, Vm};
+use alknet_endpoint::{EndpointDialError, EndpointDialer, Target};
+use alknet_qemu::{DhcpLease, Lan, LanSettings, Nic, Vm};
 use alknet_test_support::deadline;
-use alknet_tests::{Machine, eventually};
+use alknet_tests::{MachineBuilder, eventually};
 use alknet_tls::NodeKey;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
@@ -30,13 +30,13 @@ pub(super) struct SecondCard(Lan);
 impl SecondCard {
     pub(super) fn new() -> Self {
         Self(Lan::new(LanSettings {
-            dhcp4: Some(Dhcp4::of(FROM_AFAR)),
+            dhcp4: Some(DhcpLease::for_address(FROM_AFAR)),
             ..LanSettings::default()
         }))
     }
 
     /// The machine with both cards.
-    pub(super) fn join<'a>(&self, machine: Machine<'a>) -> Machine<'a> {
+    pub(super) fn join<'a>(&self, machine: MachineBuilder<'a>) -> MachineBuilder<'a> {
         machine.nic(Nic::user()).nic(Nic::lan(&self.0))
     }
 
@@ -86,12 +86,12 @@ pub(super) fn nobody_answers(address: SocketAddr) {
         let tcp = dialer.dial_over(Carriage::Tcp, &target, ALPN);
         let (tcp, ()) = tokio::join!(tcp, is_silent(&dialer, &target));
         let tcp = tcp.map(drop);
-        // Whoever says a word of TLS is seen by another error: a key that is not the one asked for, or an alert.
+        // A server that answers in TLS causes another error: a key that is not the one asked for, or an alert.
         let ends = matches!(
             tcp,
-            Err(DialError::Unreachable { .. }
-                | DialError::TimedOut { .. }
-                | DialError::Refused {
+            Err(EndpointDialError::Unreachable { .. }
+                | EndpointDialError::TimedOut { .. }
+                | EndpointDialError::Refused {
                     reason: CloseReason::Lost(_),
                     ..
                 })
@@ -100,17 +100,23 @@ pub(super) fn nobody_answers(address: SocketAddr) {
     });
 }
 
-/// Somebody who dials, and a node that is not there: whichever answers has another key, and says so.
-fn somebody_at(address: SocketAddr) -> (Dialer, Target) {
+/// A dialer, and the target of a node that is not there: any node that answers has another key, and says so.
+fn somebody_at(address: SocketAddr) -> (EndpointDialer, Target) {
     let key = || NodeKey::generate().expect("the system has entropy");
     let target = format!("{}@{address}", key().public()).parse();
-    (Dialer::new(Some(key())), target.expect("key and address"))
+    (
+        EndpointDialer::new(Some(key())),
+        target.expect("key and address"),
+    )
 }
 
-async fn is_silent(dialer: &Dialer, target: &Target) {
+async fn is_silent(dialer: &EndpointDialer, target: &Target) {
     let dialled = dialer.dial_over(Carriage::Quic, target, ALPN);
     let dialled = timeout(deadline(NO_ANSWER), dialled).await;
     let dialled = dialled.map(|dialled| dialled.map(drop));
-    let is_silent = matches!(dialled, Err(_) | Ok(Err(DialError::TimedOut { .. })));
+    let is_silent = matches!(
+        dialled,
+        Err(_) | Ok(Err(EndpointDialError::TimedOut { .. }))
+    );
     assert!(is_silent, "it answers over QUIC: {dialled:?}");
 }

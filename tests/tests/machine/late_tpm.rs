@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use alknet_qemu::Interposer;
-use alknet_tests::Bench;
+use alknet_tests::TestBench;
 use serde_json::{Value, json};
 
 use crate::tpm::measured;
@@ -27,12 +27,12 @@ const GAVE_UP: &str = "tpm tpm0: Operation Timed out";
 /// Keeps one response back: the first about the banks of PCRs, without which the kernel has no TPM, or the first about
 /// anything else, with which it has one that it shares with no program.
 #[derive(Debug)]
-struct Late {
+struct DelayedTpm {
     about_banks: bool,
     was_late: AtomicBool,
 }
 
-impl Interposer for Late {
+impl Interposer for DelayedTpm {
     fn exchange(
         &self,
         command: &[u8],
@@ -53,8 +53,8 @@ impl Interposer for Late {
 #[test]
 fn a_tpm_that_answers_too_late_gets_the_vault_all_the_same() {
     for about_banks in [false, true] {
-        let bench = Bench::new();
-        let late = Arc::new(Late {
+        let bench = TestBench::new();
+        let late = Arc::new(DelayedTpm {
             about_banks,
             was_late: AtomicBool::new(false),
         });

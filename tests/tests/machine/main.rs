@@ -1,9 +1,9 @@
 //! The booted appliance and its machine: disks, networks, power, and what breaks.
 
-mod beside;
 mod boot_entry;
 mod chip;
 mod computing;
+mod concurrent_clients;
 mod configuration;
 mod console;
 mod copies;
@@ -20,14 +20,14 @@ mod late_tpm;
 mod media;
 mod memory;
 mod network;
-mod older;
 mod power;
 mod provision;
 mod randomness;
-mod reach;
 mod rescue;
+mod rollback;
 mod secure_boot;
 mod sources;
 mod stolen;
 mod tpm;
 mod vault;
+mod vault_exposure;

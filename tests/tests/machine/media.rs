@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use alknet_qemu::{Disk, Vm};
+use alknet_qemu::{VirtioDisk, Vm};
 use alknet_tests::tools::tool_says;
-use alknet_tests::{Bench, Boot, Machine, Node, eventually};
+use alknet_tests::{BootVariant, MachineBuilder, MachineNode, TestBench, eventually};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
@@ -35,30 +35,30 @@ const SAID_WITHIN: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [stick, other, forged] = [
         ("stick", VAULT, KEY),
         ("other", OTHER_VAULT, KEY),
         ("forged", VAULT, THIEFS_KEY),
     ]
     .map(|(name, vault, key)| stick(&bench, name, vault, key));
-    let machine = |boot, disks: Vec<Disk>| -> Machine<'_> {
+    let machine = |boot, disks: Vec<VirtioDisk>| -> MachineBuilder<'_> {
         let machine = bench.machine(boot).configured(UNLOCK);
-        disks.into_iter().fold(machine, Machine::disk)
+        disks.into_iter().fold(machine, MachineBuilder::disk)
     };
-    let plugged = || Disk::file(&stick).read_only();
+    let plugged = || VirtioDisk::file(&stick).read_only();
 
-    let vm = machine(Boot::MicrovmErofs, vec![plugged()]).start();
+    let vm = machine(BootVariant::MicrovmErofs, vec![plugged()]).start();
     asked(&vm, "new passphrase");
     type_line(&vm, PASSPHRASE);
     shown(&vm, "the same again");
     type_line(&vm, PASSPHRASE);
-    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let node = MachineNode::new(vm, BootVariant::MicrovmErofs, bench.admin().clone());
     let identity = node.identity().to_owned();
     node.end();
 
-    // It is there: nobody is asked.
-    let node = machine(Boot::MicrovmErofs, vec![plugged()]).boot();
+    // The medium is there: the console does not ask.
+    let node = machine(BootVariant::MicrovmErofs, vec![plugged()]).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "provisioning", "{status:#}");
@@ -68,8 +68,9 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     // It is not: the console asks and says why, and nothing is served. The medium of another vault does not help, nor
     // does a thief's, whose key names this one; the right one does, without a keystroke, although the machine finds the
     // thief's before it.
-    let absent = [&stick, &other, &forged].map(|medium| Disk::file(medium).read_only().unplugged());
-    let vm = machine(Boot::Q35Initramfs, absent.into()).start();
+    let absent =
+        [&stick, &other, &forged].map(|medium| VirtioDisk::file(medium).read_only().unplugged());
+    let vm = machine(BootVariant::Q35Initramfs, absent.into()).start();
     asked(&vm, "passphrase of the vault");
     let said = vm.wait_for("no medium with its seed.key is attached", SAID_WITHIN);
     said.unwrap_or_else(|error| panic!("{error}"));
@@ -81,7 +82,7 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     assert!(!text.contains(alknet_tests::READY), "{text}");
     vm.plug_disk(STICK)
         .unwrap_or_else(|error| panic!("{error}"));
-    let mut node = Node::new(vm, Boot::Q35Initramfs, bench.admin().clone());
+    let mut node = MachineNode::new(vm, BootVariant::Q35Initramfs, bench.admin().clone());
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "provisioning", "{status:#}");
@@ -109,7 +110,7 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
 
 /// The owner has a key made for a medium, and a thief left one in the machine that has a key of the thief's: no slot of
 /// the vault opens by that afterwards.
-fn makes_no_slot_of_a_thiefs_key(node: &Node) {
+fn makes_no_slot_of_a_thiefs_key(node: &MachineNode) {
     let slots = || node.call("vault/status", &Value::Null)["slots"].take();
     let before = slots();
     commands(node.vm());
@@ -162,7 +163,7 @@ fn looked_at(vm: &Vm, disk: usize, times: usize) {
 }
 
 /// A volume with nothing but a key for the vault of that name, which is made of one byte.
-pub(super) fn stick(bench: &Bench, name: &str, vault: &str, key: u8) -> PathBuf {
+pub(super) fn stick(bench: &TestBench, name: &str, vault: &str, key: u8) -> PathBuf {
     let image = drive(bench, name);
     let key = BASE64.encode(&[key; 32]);
     put(
@@ -175,7 +176,7 @@ pub(super) fn stick(bench: &Bench, name: &str, vault: &str, key: u8) -> PathBuf 
 }
 
 /// An empty volume with the label of a medium, without the table of partitions by which mformat would make it two.
-pub(super) fn drive(bench: &Bench, name: &str) -> PathBuf {
+pub(super) fn drive(bench: &TestBench, name: &str) -> PathBuf {
     let image = bench.path().join(format!("{name}.img"));
     let path = image.display().to_string();
     tool_says("mkfs.vfat", &["-C", "-n", "CIDATA", &path, VOLUME_KIB]);
@@ -183,7 +184,7 @@ pub(super) fn drive(bench: &Bench, name: &str) -> PathBuf {
 }
 
 /// Puts a file with this text into the root of a volume.
-pub(super) fn put(bench: &Bench, volume: &Path, name: &str, text: &str) {
+pub(super) fn put(bench: &TestBench, volume: &Path, name: &str, text: &str) {
     let file = bench.path().join("put");
     std::fs::write(&file, text).expect("the folder is ours");
     let [volume, file] = [volume, &file].map(|path| path.display().to_string());

@@ -5,8 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use alknet_qemu::{Advertise, Dhcp4, Lan, LanEvent, LanSettings, Nic, ROUTER_V4, ROUTER_V6};
-use alknet_tests::{Bench, Boot, Machine, Node, READY};
+use alknet_qemu::{
+    DhcpLease, Lan, LanEvent, LanSettings, Nic, ROUTER_V4, ROUTER_V6, RouterAdvertisement,
+};
+use alknet_tests::{BootVariant, MachineBuilder, MachineNode, READY, TestBench};
 use serde_json::{Value, json};
 
 const FIRST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 20);
@@ -38,15 +40,15 @@ const SERVED_TIME: u64 = 1_935_723_905;
 /// lease with other values.
 #[test]
 fn a_clock_wrong_by_years_is_set_and_a_lease_with_other_values_moves_the_node() {
-    let lease = Dhcp4 {
+    let lease = DhcpLease {
         // Renewed soon, so that the change is seen soon.
         lease: Duration::from_secs(20),
         time: Some(ROUTER_V4),
-        ..Dhcp4::of(FIRST)
+        ..DhcpLease::for_address(FIRST)
     };
     let lan = ipv4(lease);
-    let bench = Bench::new();
-    let machine = on(&bench, Boot::MicrovmErofs, &lan);
+    let bench = TestBench::new();
+    let machine = on(&bench, BootVariant::MicrovmErofs, &lan);
     let mut node = machine
         .with(|vm| vm.argument("-rtc").argument(LONG_AGO))
         .boot();
@@ -64,7 +66,7 @@ fn a_clock_wrong_by_years_is_set_and_a_lease_with_other_values_moves_the_node() 
     assert_eq!(before["dns"], json!([ROUTER_V4]));
     assert_eq!(before["addresses"], json!([FIRST]));
 
-    // The time keeper asks again by itself; nobody tells it that the server answers now.
+    // The node's SNTP client asks again by itself; the test does not announce that the server answers now.
     lan.set(|lan| lan.time = Some(SERVED_TIME));
     happens(&node, &lan, LanEvent::Timed);
     let info = eventually(&node, "the server's time", |info| info["clock"] == "sntp");
@@ -73,10 +75,10 @@ fn a_clock_wrong_by_years_is_set_and_a_lease_with_other_values_moves_the_node() 
 
     let (router, dns) = (Ipv4Addr::new(10, 9, 0, 2), Ipv4Addr::new(10, 9, 0, 3));
     lan.set(|lan| {
-        lan.dhcp4 = Some(Dhcp4 {
+        lan.dhcp4 = Some(DhcpLease {
             router,
             dns,
-            ..Dhcp4::of(SECOND)
+            ..DhcpLease::for_address(SECOND)
         });
     });
     happens(&node, &lan, LanEvent::Refused(Some(FIRST)));
@@ -94,16 +96,16 @@ fn a_clock_wrong_by_years_is_set_and_a_lease_with_other_values_moves_the_node() 
 #[test]
 fn a_network_that_appears_after_the_boot_is_used_and_so_is_another_one() {
     let (first, second) = (Lan::new(LanSettings::default()), ipv6(&slaac()));
-    let bench = Bench::new();
-    let machine = bench.machine(Boot::MicrovmErofs).plain();
+    let bench = TestBench::new();
+    let machine = bench.machine(BootVariant::MicrovmErofs).plain();
     let cards = [&first, &second].map(|lan| Nic::lan(lan).link_down());
-    let mut node = cards.into_iter().fold(machine, Machine::nic).boot();
+    let mut node = cards.into_iter().fold(machine, MachineBuilder::nic).boot();
     for lan in [&first, &second] {
         assert!(lan.neighbours().is_empty(), "the cable is out");
     }
     // First a cable into a silent network, then one that answers.
     set_link(&node, 0, true);
-    first.set(|lan| lan.dhcp4 = Some(Dhcp4::of(FIRST)));
+    first.set(|lan| lan.dhcp4 = Some(DhcpLease::for_address(FIRST)));
     happens(&node, &first, LanEvent::Given(FIRST));
     let info = served_at(&mut node, &first, FIRST.into());
     assert_eq!(info["links"][0]["sources"], json!(["dhcp4"]));
@@ -122,7 +124,7 @@ fn a_network_that_appears_after_the_boot_is_used_and_so_is_another_one() {
         info["links"][0]["up"] == false
     });
     assert_eq!(info["links"][1]["up"], true);
-    first.set(|lan| lan.dhcp4 = Some(Dhcp4::of(SECOND)));
+    first.set(|lan| lan.dhcp4 = Some(DhcpLease::for_address(SECOND)));
     set_link(&node, 0, true);
     happens(&node, &first, LanEvent::Given(SECOND));
     served_at(&mut node, &first, SECOND.into());
@@ -132,7 +134,7 @@ fn a_network_that_appears_after_the_boot_is_used_and_so_is_another_one() {
 
     // IPv6 comes to a network that was there without it.
     first.set(|lan| {
-        lan.advertise = Some(Advertise {
+        lan.advertise = Some(RouterAdvertisement {
             prefix: OTHER,
             ..slaac()
         });
@@ -144,9 +146,9 @@ fn a_network_that_appears_after_the_boot_is_used_and_so_is_another_one() {
 
 #[test]
 fn a_card_that_is_plugged_in_is_served_and_forgotten_when_it_is_gone() {
-    let (first, second) = (ipv4(Dhcp4::of(FIRST)), ipv6(&slaac()));
-    let bench = Bench::new();
-    let machine = on(&bench, Boot::Q35Initramfs, &first).nic(Nic::lan(&second).unplugged());
+    let (first, second) = (ipv4(DhcpLease::for_address(FIRST)), ipv6(&slaac()));
+    let bench = TestBench::new();
+    let machine = on(&bench, BootVariant::Q35Initramfs, &first).nic(Nic::lan(&second).unplugged());
     let mut node = machine.boot();
     let info = served_at(&mut node, &first, FIRST.into());
     assert_eq!(info["links"].as_array().map(Vec::len), Some(1), "{info}");
@@ -176,7 +178,7 @@ fn a_card_that_is_plugged_in_is_served_and_forgotten_when_it_is_gone() {
 fn ipv6_alone_is_enough_and_by_dhcp_where_the_router_asks_for_it() {
     let first = ipv6(&slaac());
     let second = Lan::new(LanSettings {
-        advertise: Some(Advertise {
+        advertise: Some(RouterAdvertisement {
             prefix: OTHER,
             autonomous: false,
             managed: true,
@@ -186,11 +188,11 @@ fn ipv6_alone_is_enough_and_by_dhcp_where_the_router_asks_for_it() {
         dhcp6: Some(MANAGED),
         ..LanSettings::default()
     });
-    let bench = Bench::new();
-    let machine = bench.machine(Boot::MicrovmErofs).plain();
+    let bench = TestBench::new();
+    let machine = bench.machine(BootVariant::MicrovmErofs).plain();
     // One cable is out: there is nothing but what the DHCP server gives.
     let cards = [Nic::lan(&first).link_down(), Nic::lan(&second)];
-    let mut node = cards.into_iter().fold(machine, Machine::nic).boot();
+    let mut node = cards.into_iter().fold(machine, MachineBuilder::nic).boot();
     happens(&node, &second, LanEvent::Given6);
     served_at(&mut node, &second, MANAGED.into());
     // The server is asked from a link-local address and names itself by its own.
@@ -218,9 +220,9 @@ fn ipv6_alone_is_enough_and_by_dhcp_where_the_router_asks_for_it() {
 
 #[test]
 fn static_addresses_are_used_and_nobody_is_asked() {
-    let lan = ipv4(Dhcp4::of(SECOND));
-    let bench = Bench::new();
-    let machine = on(&bench, Boot::MicrovmErofs, &lan).configured(
+    let lan = ipv4(DhcpLease::for_address(SECOND));
+    let bench = TestBench::new();
+    let machine = on(&bench, BootVariant::MicrovmErofs, &lan).configured(
         "[[network]]\n\
          match = \"52:54:00:12:34:56\"\n\
          method = \"static\"\n\
@@ -239,14 +241,14 @@ fn static_addresses_are_used_and_nobody_is_asked() {
     assert_eq!(lan.events(), [], "DHCP was asked all the same");
 }
 
-fn ipv4(dhcp4: Dhcp4) -> Lan {
+fn ipv4(dhcp4: DhcpLease) -> Lan {
     Lan::new(LanSettings {
         dhcp4: Some(dhcp4),
         ..LanSettings::default()
     })
 }
 
-fn ipv6(advertise: &Advertise) -> Lan {
+fn ipv6(advertise: &RouterAdvertisement) -> Lan {
     Lan::new(LanSettings {
         advertise: Some(*advertise),
         ..LanSettings::default()
@@ -254,8 +256,8 @@ fn ipv6(advertise: &Advertise) -> Lan {
 }
 
 /// The router gives a network and a name server, and machines make their addresses themselves.
-fn slaac() -> Advertise {
-    Advertise {
+fn slaac() -> RouterAdvertisement {
+    RouterAdvertisement {
         prefix: PREFIX,
         autonomous: true,
         managed: false,
@@ -266,7 +268,7 @@ fn slaac() -> Advertise {
 }
 
 /// Without a vault, which has nothing to do with a network, and whose making takes half of a first boot.
-fn on<'a>(bench: &'a Bench, boot: Boot, lan: &Lan) -> Machine<'a> {
+fn on<'a>(bench: &'a TestBench, boot: BootVariant, lan: &Lan) -> MachineBuilder<'a> {
     bench.machine(boot).plain().nic(Nic::lan(lan))
 }
 
@@ -279,7 +281,7 @@ fn all_of(list: &Value) -> BTreeSet<String> {
 }
 
 /// Reaches the node at `address` from now on, and asks it for its facts there.
-fn served_at(node: &mut Node, lan: &Lan, address: IpAddr) -> Value {
+fn served_at(node: &mut MachineNode, lan: &Lan, address: IpAddr) -> Value {
     let forward = lan.forward((address, PORT).into());
     node.reach(forward.unwrap_or_else(|error| panic!("{error}")));
     eventually(node, "an answer that names the address", |info| {
@@ -290,7 +292,7 @@ fn served_at(node: &mut Node, lan: &Lan, address: IpAddr) -> Value {
 
 /// Asks for the node's facts until they fit.
 #[track_caller]
-fn eventually(node: &Node, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+fn eventually(node: &MachineNode, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + node.vm().scale(PATIENCE);
     loop {
         let answer = node.try_call("node/info", &Value::Null, &[]);
@@ -305,7 +307,7 @@ fn eventually(node: &Node, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
 }
 
 #[track_caller]
-fn happens(node: &Node, lan: &Lan, event: LanEvent) {
+fn happens(node: &MachineNode, lan: &Lan, event: LanEvent) {
     let happened = lan.wait_event(event, 0, node.vm().scale(PATIENCE));
     let events = lan.events();
     assert!(
@@ -317,7 +319,7 @@ fn happens(node: &Node, lan: &Lan, event: LanEvent) {
 
 /// The address the machine made itself in the advertised network.
 #[track_caller]
-fn global(node: &Node, lan: &Lan, prefix: Ipv6Addr) -> IpAddr {
+fn global(node: &MachineNode, lan: &Lan, prefix: Ipv6Addr) -> IpAddr {
     let ours = |address: IpAddr| match address {
         IpAddr::V6(address) => address.segments()[..4] == prefix.segments()[..4],
         IpAddr::V4(_) => false,
@@ -326,13 +328,13 @@ fn global(node: &Node, lan: &Lan, prefix: Ipv6Addr) -> IpAddr {
     found.unwrap_or_else(|| panic!("no address of its own\n{}", node.vm().report()))
 }
 
-fn set_link(node: &Node, card: usize, up: bool) {
+fn set_link(node: &MachineNode, card: usize, up: bool) {
     let set = node.vm().set_link(card, up);
     set.unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[track_caller]
-fn never_rebooted(node: &Node, info: &Value) {
+fn never_rebooted(node: &MachineNode, info: &Value) {
     let ready = node.vm().console().text().matches(READY).count();
     assert_eq!(ready, 1, "{}", node.vm().report());
     assert_eq!(info["node_restarts"], 0);

@@ -12,14 +12,14 @@ use std::time::{Duration, SystemTime};
 
 use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ErrorCode, Subscription};
 use alknet_core::{Carriage, CloseCode, CloseReason};
-use alknet_endpoint::{Dialer, Target};
-use alknet_qemu::{Disk, Recorder, Recording, Scratch};
-use alknet_sealed::Content;
+use alknet_endpoint::{EndpointDialer, Target};
+use alknet_qemu::{DiskRecorder, DiskRecording, ScratchDir, VirtioDisk};
+use alknet_sealed::PartitionContent;
 use alknet_sealed::limits::VAULT_B_AT;
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, has_groups_without_descriptors, replay};
-use alknet_tests::{Bench, Boot, Machine, Node, READY};
+use alknet_tests::{BootVariant, MachineBuilder, MachineNode, READY, TestBench};
 use alknet_tls::NodeKey;
-use alknet_vault::slots::{Copies, FileArea};
+use alknet_vault::slots::{FileCopyStorage, VaultCopies};
 use serde_json::{Value, json};
 
 use super::disks::small;
@@ -42,7 +42,7 @@ const DISK_BYTES: u64 = 256 << 20;
 const DESCRIBED: Range<u64> = RAW_DATA_AT..RAW_DATA_AT + 8192;
 /// From the decision to go down until the machine is off: the bound `docs/machine.md` states.
 const OFF_WITHIN: Duration = Duration::from_secs(25);
-/// Longest wait for everything a caller is told until its connection is closed.
+/// Longest wait for all that a caller receives until the node closes its connection.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(30);
 /// Deadline of the call that ends by itself while the node drains.
 const CALL_MS: Duration = Duration::from_secs(3);
@@ -52,15 +52,19 @@ const LONG_CALL: Duration = Duration::from_secs(600);
 #[test]
 fn a_power_cut_on_a_blank_disk_never_costs_the_identity() {
     // What a later boot writes into the same file system is cut on the image that grows.
-    let lives = if is_full() { Lives::Two } else { Lives::One };
-    let session = Session::record(Base::Blank, Sealed::No, lives);
+    let lives = if is_full() {
+        RecordedLives::Two
+    } else {
+        RecordedLives::One
+    };
+    let session = PowerRecording::record(BaseDisk::Blank, PartitionEncryption::No, lives);
     campaign(&session, Some(0), 2);
 }
 
 #[test]
 fn a_power_cut_on_a_blank_disk_that_is_sealed_never_costs_the_identity() {
     // Cut before the announcement is the head, below.
-    campaign(Session::of_sealing(), None, 1);
+    campaign(PowerRecording::of_sealing(), None, 1);
 }
 
 /// Power cuts in the writes of the vault's copies, the header and its key slots: few of a campaign's
@@ -68,8 +72,8 @@ fn a_power_cut_on_a_blank_disk_that_is_sealed_never_costs_the_identity() {
 /// one of each kind is booted, and in a campaign as many as it promises.
 #[test]
 fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
-    let bench = Bench::new();
-    let session = Session::of_sealing();
+    let bench = TestBench::new();
+    let session = PowerRecording::of_sealing();
     let moments = session.recording.writes_in(0..HEAD_BYTES);
     let vault = session.recording.writes_in(VAULT_A_AT..HEAD_BYTES);
     assert!(
@@ -81,19 +85,19 @@ fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
         moments.len(),
         vault.len()
     );
-    let mut dice = Dice::from_environment();
+    let mut dice = CampaignRng::from_environment();
     let image = Evidence(bench.path().join("cut.raw"));
-    let mut kinds: BTreeMap<Head, Vec<(usize, u64)>> = BTreeMap::new();
+    let mut kinds: BTreeMap<DiskHeadState, Vec<(usize, u64)>> = BTreeMap::new();
     for moment in &moments {
         for _ in 0..LOOKS {
             let seed = dice.next();
             let cut = session.recording.cut_blank(*moment, seed, &image.0);
             cut.unwrap_or_else(|error| panic!("{error}"));
-            let head = Head::of(&image.0);
-            let is_lost = head.header == Header::Sealed && !head.vault;
+            let head = DiskHeadState::read(&image.0);
+            let is_lost = head.header == HeaderState::Sealed && !head.vault;
             assert!(!is_lost, "moment {moment}, seed {seed}: no vault");
             assert!(
-                *moment < session.announced || head == Head::WHOLE,
+                *moment < session.announced || head == DiskHeadState::WHOLE,
                 "moment {moment}, seed {seed}: {head:?} after the announcement"
             );
             kinds.entry(head).or_default().push((*moment, seed));
@@ -112,7 +116,7 @@ fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
     for (number, (moment, seed)) in booted.into_iter().enumerate() {
         let cut = session.recording.cut(moment, seed, &image.0);
         let cut = cut.unwrap_or_else(|error| panic!("{error}"));
-        let head = Head::of(&image.0);
+        let head = DiskHeadState::read(&image.0);
         eprintln!("cut {number}: moment {moment}, seed {seed}: {cut:?}, {head:?}");
         session.serves_again(&bench, &image.0, moment);
     }
@@ -120,38 +124,38 @@ fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
 
 /// What a start finds in the head of a disk that is sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Head {
-    header: Header,
+struct DiskHeadState {
+    header: HeaderState,
     /// Whether a vault was ever finished.
     vault: bool,
 }
 
 /// What there is of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Header {
+enum HeaderState {
     None,
     Half,
     Sealed,
 }
 
-impl Head {
+impl DiskHeadState {
     const WHOLE: Self = Self {
-        header: Header::Sealed,
+        header: HeaderState::Sealed,
         vault: true,
     };
 
     /// Of the disk in a file; one that a start would not go on with fails the test.
-    fn of(disk: &Path) -> Self {
+    fn read(disk: &Path) -> Self {
         let file = File::open(disk).expect("it was made");
         let bytes = file.metadata().expect("it was made").len();
-        let header = match alknet_sealed::Sealed::probe(&file, bytes).expect("readable") {
-            Content::Unsealed => Header::None,
-            Content::HalfFormatted => Header::Half,
-            Content::Sealed(_) => Header::Sealed,
+        let header = match alknet_sealed::SealedPartition::probe(&file, bytes).expect("readable") {
+            PartitionContent::Unsealed => HeaderState::None,
+            PartitionContent::HalfFormatted => HeaderState::Half,
+            PartitionContent::Sealed(_) => HeaderState::Sealed,
             other => panic!("{other:?}"),
         };
-        let area = |at| FileArea::at(disk, at);
-        let vault = Copies::new(area(VAULT_A_AT), area(VAULT_B_AT)).load();
+        let area = |at| FileCopyStorage::at(disk, at);
+        let vault = VaultCopies::new(area(VAULT_A_AT), area(VAULT_B_AT)).load();
         Self {
             header,
             vault: vault.expect("one or none").is_some(),
@@ -162,15 +166,15 @@ impl Head {
 #[test]
 fn a_power_cut_on_a_disk_image_that_grows_never_costs_the_identity() {
     // Cut before the announcement is the growth, below.
-    campaign(Session::of_growth(), Some(RAW_DATA_AT), 1);
+    campaign(PowerRecording::of_growth(), Some(RAW_DATA_AT), 1);
 }
 
 /// Power cuts after which the replay of the journal is what ends the growth: few of a campaign's
 /// moments are, so they are looked for. The first of them is booted, or all.
 #[test]
 fn a_power_cut_while_the_file_system_grows_is_made_up_for() {
-    let bench = Bench::new();
-    let session = Session::of_growth();
+    let bench = TestBench::new();
+    let session = PowerRecording::of_growth();
     let image = Evidence(bench.path().join("cut.raw"));
     let mut found = 0;
     for moment in 0..session.announced {
@@ -199,8 +203,8 @@ fn a_power_cut_while_the_file_system_grows_is_made_up_for() {
 #[test]
 fn a_power_cut_between_the_count_of_groups_and_their_descriptors_is_made_up_for() {
     const SEEDS: u64 = 64;
-    let bench = Bench::new();
-    let session = Session::of_growth();
+    let bench = TestBench::new();
+    let session = PowerRecording::of_growth();
     let image = Evidence(bench.path().join("cut.raw"));
     let moments = session.recording.writes_in(DESCRIBED);
     let mut cuts = moments
@@ -222,9 +226,9 @@ fn a_power_cut_between_the_count_of_groups_and_their_descriptors_is_made_up_for(
 
 /// Boots from what random power cuts leave of a disk. The file system lies at byte `at`; it is sealed where
 /// it lies nowhere. There are `short` cuts, or all that the soak promises.
-fn campaign(session: &Session, at: Option<u64>, short: usize) {
-    let bench = Bench::new();
-    let mut dice = Dice::from_environment();
+fn campaign(session: &PowerRecording, at: Option<u64>, short: usize) {
+    let bench = TestBench::new();
+    let mut dice = CampaignRng::from_environment();
     for number in 0..cuts(short) {
         // One half before the identity was announced, one half after: while things are written.
         let moment = if number % 2 == 0 {
@@ -261,14 +265,14 @@ fn is_full() -> bool {
 
 /// Whether the data partition is encrypted, and the identity the vault's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sealed {
+enum PartitionEncryption {
     No,
     Yes,
 }
 
 /// How long a machine is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lives {
+enum RecordedLives {
     /// From its first boot to an end in order.
     One,
     /// And a second boot, which changes what is stored.
@@ -277,7 +281,7 @@ enum Lives {
 
 /// The disk before the first boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Base {
+enum BaseDisk {
     /// A blank data disk.
     Blank,
     /// The disk image, on a disk larger than it.
@@ -285,46 +289,54 @@ enum Base {
 }
 
 /// What a machine wrote in its first life, or its first two.
-struct Session {
-    recording: Recording,
+struct PowerRecording {
+    recording: DiskRecording,
     /// Events on the disk when the identity had been announced.
     announced: usize,
     identity: String,
-    base: Base,
-    sealed: Sealed,
+    base: BaseDisk,
+    sealed: PartitionEncryption,
     /// Where the disk as it was before lies, which every cut begins with. What is in a static is not dropped:
     /// the next program that starts machines removes it.
-    _folder: Scratch,
+    _folder: ScratchDir,
 }
 
-impl Session {
+impl PowerRecording {
     /// Of a blank disk that is sealed, recorded once for all campaigns.
     fn of_sealing() -> &'static Self {
-        static ONE: OnceLock<Session> = OnceLock::new();
-        ONE.get_or_init(|| Self::record(Base::Blank, Sealed::Yes, Lives::Two))
+        static ONE: OnceLock<PowerRecording> = OnceLock::new();
+        ONE.get_or_init(|| {
+            Self::record(
+                BaseDisk::Blank,
+                PartitionEncryption::Yes,
+                RecordedLives::Two,
+            )
+        })
     }
 
     /// Of a disk image that grows, recorded once for all campaigns.
     fn of_growth() -> &'static Self {
-        static ONE: OnceLock<Session> = OnceLock::new();
-        ONE.get_or_init(|| Self::record(Base::Image, Sealed::No, Lives::Two))
+        static ONE: OnceLock<PowerRecording> = OnceLock::new();
+        ONE.get_or_init(|| {
+            Self::record(BaseDisk::Image, PartitionEncryption::No, RecordedLives::Two)
+        })
     }
 
-    fn record(base: Base, sealed: Sealed, lives: Lives) -> Self {
-        let (bench, folder) = (&Bench::new(), Scratch::new());
+    fn record(base: BaseDisk, sealed: PartitionEncryption, lives: RecordedLives) -> Self {
+        let (bench, folder) = (&TestBench::new(), ScratchDir::new());
         let folder = folder.unwrap_or_else(|error| panic!("{error}"));
         let before = folder.file("before");
         let disk = match base {
-            Base::Blank => bench.disk("blank", DISK_BYTES),
-            Base::Image => bench.raw(),
+            BaseDisk::Blank => bench.disk("blank", DISK_BYTES),
+            BaseDisk::Image => bench.raw(),
         };
         alknet_qemu::copy(&disk, &before).unwrap_or_else(|error| panic!("{error}"));
-        let recorder = Recorder::serve(&before).unwrap_or_else(|error| panic!("{error}"));
-        let disk = || base.disk(Disk::recorded(&recorder));
+        let recorder = DiskRecorder::serve(&before).unwrap_or_else(|error| panic!("{error}"));
+        let disk = || base.disk(VirtioDisk::recorded(&recorder));
         let node = machine(bench, "first", disk(), sealed).boot();
         let (announced, identity) = (recorder.recording().len(), node.identity().to_owned());
         node.end();
-        if lives == Lives::Two {
+        if lives == RecordedLives::Two {
             let mut node = machine(bench, "second", disk(), sealed).boot();
             assert_eq!(node.identity(), identity);
             let said = node.vm().console().text();
@@ -343,8 +355,8 @@ impl Session {
         }
     }
 
-    fn serves_again(&self, bench: &Bench, image: &Path, moment: usize) {
-        let disk = self.base.disk(Disk::file(image));
+    fn serves_again(&self, bench: &TestBench, image: &Path, moment: usize) {
+        let disk = self.base.disk(VirtioDisk::file(image));
         let node = machine(bench, "second", disk, self.sealed).boot();
         let info = node.info();
         assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
@@ -354,15 +366,15 @@ impl Session {
             assert_eq!(node.identity(), self.identity, "another identity");
         }
         // From outside only a file system that is not sealed can be looked at.
-        if self.sealed == Sealed::No {
+        if self.sealed == PartitionEncryption::No {
             node.end();
         }
     }
 }
 
-impl Base {
+impl BaseDisk {
     /// `disk` as the machine has it.
-    fn disk(self, disk: Disk) -> Disk {
+    fn disk(self, disk: VirtioDisk) -> VirtioDisk {
         match self {
             Self::Blank => disk.data(),
             Self::Image => disk,
@@ -371,23 +383,28 @@ impl Base {
 }
 
 /// A machine of this name, with this disk.
-fn machine<'a>(bench: &'a Bench, name: &str, disk: Disk, sealed: Sealed) -> Machine<'a> {
+fn machine<'a>(
+    bench: &'a TestBench,
+    name: &str,
+    disk: VirtioDisk,
+    sealed: PartitionEncryption,
+) -> MachineBuilder<'a> {
     let admin = bench.admin().identity();
     let machine = bench
-        .machine(Boot::MicrovmErofs)
+        .machine(BootVariant::MicrovmErofs)
         .config(format!(
             "[node]\nname = \"{name}\"\nadmin_keys = [\"{admin}\"]\n"
         ))
         .data(Some(disk));
     match sealed {
-        Sealed::No => machine.plain(),
-        Sealed::Yes => machine,
+        PartitionEncryption::No => machine.plain(),
+        PartitionEncryption::Yes => machine,
     }
 }
 
 #[test]
 fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let mut node = breakable(&bench);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let limit = node.vm().scale(GOODBYE_WITHIN);
@@ -405,7 +422,7 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
             .power_button()
             .unwrap_or_else(|error| panic!("{error}"));
         hear(&mut log, "the power button").await;
-        // What ends within the drain gets its own answer; what does not is told why.
+        // A call that ends within the drain gets its own answer; a longer one gets an error that names the reason.
         assert_eq!(ending(short).await, ErrorCode::Timeout);
         assert_eq!(ending(long).await, ErrorCode::Unavailable);
         while let Some(event) = log.next().await {
@@ -426,23 +443,23 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
     assert_eq!(exit.reason(), Some("guest-shutdown"));
     assert_clean(&bench.data(), 0);
 
-    let again = bench.machine(Boot::MicrovmErofs).plain().boot();
+    let again = bench.machine(BootVariant::MicrovmErofs).plain().boot();
     assert_eq!(again.identity(), node.identity());
     assert_eq!(again.info()["data"]["clean"], true);
     again.end();
 }
 
 /// A machine that can be switched off, without a vault, on which calls can be made to hang.
-fn breakable(bench: &Bench) -> Node {
-    let snapshot = bench.snapshot(Boot::Q35Initramfs);
+fn breakable(bench: &TestBench) -> MachineNode {
+    let snapshot = bench.snapshot(BootVariant::Q35Initramfs);
     snapshot.plain().faults().restore()
 }
 
 /// A connection over QUIC, whose end carries a code.
-async fn by_quic(bench: &Bench, node: &Node) -> (Dialer, CallConnection) {
+async fn by_quic(bench: &TestBench, node: &MachineNode) -> (EndpointDialer, CallConnection) {
     let (key, _) = NodeKey::load_or_create(&bench.admin().state().join("identity.key"))
         .expect("the command line made it");
-    let dialer = Dialer::new(Some(key));
+    let dialer = EndpointDialer::new(Some(key));
     let target: Target = node.target().parse().expect("as the command line takes it");
     let connection = dialer.dial_over(Carriage::Quic, &target, ALPN).await;
     let connection = connection.expect("the node serves");
@@ -486,7 +503,7 @@ async fn hear(log: &mut Subscription, text: &str) {
 
 #[test]
 fn reboot_and_poweroff_are_operations_and_end_in_order() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let mut node = breakable(&bench);
     let (identity, mark) = (node.identity().to_owned(), node.vm().console().mark());
     let accepted = json!({ "accepted": true });
@@ -504,12 +521,12 @@ fn reboot_and_poweroff_are_operations_and_end_in_order() {
 
 #[test]
 fn a_disk_that_was_not_unmounted_says_so_and_is_whole() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let mut node = small(&bench);
     node.vm_mut()
         .cut_power()
         .unwrap_or_else(|error| panic!("{error}"));
-    let again = bench.machine(Boot::MicrovmErofs).plain().boot();
+    let again = bench.machine(BootVariant::MicrovmErofs).plain().boot();
     assert_eq!(again.identity(), node.identity());
     let info = again.info();
     assert_eq!(info["data"]["clean"], false, "{info:#}");
@@ -520,7 +537,7 @@ fn a_disk_that_was_not_unmounted_says_so_and_is_whole() {
 
 /// Makes at `image` what the disk of a recording may hold where the power goes now, and the disk loses as much as any of
 /// a few seeds has it lose of what was not flushed.
-pub(super) fn cut_now(recording: &Recording, image: &Path) {
+pub(super) fn cut_now(recording: &DiskRecording, image: &Path) {
     const SEEDS: u64 = 12;
     let cut = |seed| {
         let cut = recording.cut(recording.len(), seed, image);
@@ -556,9 +573,9 @@ impl Drop for Evidence {
 }
 
 /// SplitMix64: the same seed makes the same campaign.
-struct Dice(u64);
+struct CampaignRng(u64);
 
-impl Dice {
+impl CampaignRng {
     fn from_environment() -> Self {
         let set = std::env::var(SEED_VARIABLE).ok();
         let seed = set.map_or_else(Self::clock, |text| {

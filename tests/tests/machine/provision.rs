@@ -1,11 +1,11 @@
-//! `alknet provision`, from the desk to a sealed node that is a peer of a hub: nobody types anything, and the
-//! machine is who the command said it would be.
+//! `alknet provision`, from the desk to a sealed node that is a peer of a hub: without input at the console, and
+//! with the identity that the command printed.
 
 use std::path::Path;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, VmBuilder};
-use alknet_tests::{Bench, Boot, HUB, HostNode, Node, eventually};
+use alknet_qemu::{VirtioDisk, VmBuilder};
+use alknet_tests::{BootVariant, HUB, HostNode, MachineNode, TestBench, eventually};
 use serde_json::{Value, json};
 
 /// Where a machine on QEMU's network finds the host.
@@ -17,13 +17,13 @@ const SAID_WITHIN: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_blank_disk_and_a_seed_are_an_enrolled_node_and_nobody_types() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let hub = bench.host_with(HUB);
     let base = format!("[[join]]\ncode = \"{}\"\n", join(&bench, &hub));
     let base = written(&bench, "base.toml", &base);
     let made = provision(&bench, "seed.iso", &["--config", &base, "--show-words"]);
     let seed = bench.path().join("seed.iso");
-    let machine = bench.machine(Boot::Q35Initramfs).config("");
+    let machine = bench.machine(BootVariant::Q35Initramfs).config("");
     let node = machine.with(|vm| cd(vm, &seed)).boot();
     let left = "recovery words in vault.words are still there";
     is_sealed_as_said(&node, &made, "nocloud (sr0)", left);
@@ -49,9 +49,9 @@ fn a_blank_disk_and_a_seed_are_an_enrolled_node_and_nobody_types() {
         let options = [&["--form", form, "--words-file", &words][..], more].concat();
         let again = provision(&bench, form, &options);
         assert_eq!(again["identity"], made["identity"]);
-        let disk = Disk::file(bench.disk(form, DATA_BYTES)).data();
+        let disk = VirtioDisk::file(bench.disk(form, DATA_BYTES)).data();
         let machine = bench
-            .machine(Boot::Q35Initramfs)
+            .machine(BootVariant::Q35Initramfs)
             .config("")
             .data(Some(disk));
         let node = machine.with(|vm| as_printed(vm, &again)).boot();
@@ -59,9 +59,9 @@ fn a_blank_disk_and_a_seed_are_an_enrolled_node_and_nobody_types() {
     }
 }
 
-/// Asserts that the node is the one of the command's answer, opened by what came with the seed and by
-/// nobody, and that the words that it could not erase are its only problem.
-fn is_sealed_as_said(node: &Node, made: &Value, source: &str, left: &str) {
+/// Asserts that the node is the one of the command's answer, opened by what came with the seed and without input
+/// at the console, and that the words that it could not erase are its only problem.
+fn is_sealed_as_said(node: &MachineNode, made: &Value, source: &str, left: &str) {
     assert_eq!(made["identity"], node.identity(), "{made:#}");
     let status = node.call("vault/status", &Value::Null);
     for (key, value) in [
@@ -86,8 +86,8 @@ fn is_sealed_as_said(node: &Node, made: &Value, source: &str, left: &str) {
     assert!(!text.contains("alknet: asks: "), "{text}");
 }
 
-/// A join string of the hub, for whoever reaches it from a machine.
-fn join(bench: &Bench, hub: &HostNode) -> String {
+/// A join string of the hub, for a peer that reaches it from a machine.
+fn join(bench: &TestBench, hub: &HostNode) -> String {
     let (_, port) = hub.target().rsplit_once(':').expect("a port");
     let address = format!("{GATEWAY}:{port}");
     let invited = run(
@@ -99,19 +99,19 @@ fn join(bench: &Bench, hub: &HostNode) -> String {
 }
 
 /// What `alknet provision` answers that makes a seed for the kitchen.
-fn provision(bench: &Bench, out: &str, options: &[&str]) -> Value {
+fn provision(bench: &TestBench, out: &str, options: &[&str]) -> Value {
     let out = bench.path().join(out).display().to_string();
     let common = ["provision", "--name", "kitchen", "--out", &out];
     run(bench, &[&common[..], options].concat())
 }
 
-fn run(bench: &Bench, words: &[&str]) -> Value {
+fn run(bench: &TestBench, words: &[&str]) -> Value {
     let admin = bench.admin();
     admin.run(admin.command(words)).json()
 }
 
 /// The path of a file with that in it.
-fn written(bench: &Bench, name: &str, text: &str) -> String {
+fn written(bench: &TestBench, name: &str, text: &str) -> String {
     let file = bench.path().join(name);
     std::fs::write(&file, text).expect("the folder is ours");
     file.display().to_string()

@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, TCG_CPU, VmBuilder};
-use alknet_tests::{Bench, Boot, Machine, Node};
+use alknet_qemu::{TCG_CPU, VirtioDisk, VmBuilder};
+use alknet_tests::{BootVariant, MachineBuilder, MachineNode, TestBench};
 
 /// What the processor lacks beside what the harness leaves out: a generator of its own.
 const GENERATORS: &str = "-rdrand,-rdseed";
@@ -30,12 +30,12 @@ fn poor(vm: VmBuilder) -> VmBuilder {
 
 #[test]
 fn no_key_is_made_before_the_kernel_has_randomness() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let data = bench.disk("poor", DISK_BYTES);
     // Counted, a second of gathering is a thousand million instructions: time to look at the disk.
     let machine = bench
-        .machine(Boot::MicrovmErofs)
-        .data(Some(Disk::file(&data).data()))
+        .machine(BootVariant::MicrovmErofs)
+        .data(Some(VirtioDisk::file(&data).data()))
         .append("loglevel=6")
         .with(|vm| poor(vm).count_instructions());
     let vm = machine.start();
@@ -52,7 +52,7 @@ fn no_key_is_made_before_the_kernel_has_randomness() {
     disk.read_exact_at(&mut head, 0).expect("it is long enough");
     assert!(head.iter().all(|byte| *byte == 0), "something was made");
     vm.resume().unwrap_or_else(|error| panic!("{error}"));
-    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let node = MachineNode::new(vm, BootVariant::MicrovmErofs, bench.admin().clone());
     let text = node.vm().console().text();
     let place = |what: &str| {
         text.find(what)
@@ -70,11 +70,11 @@ fn no_key_is_made_before_the_kernel_has_randomness() {
 /// One machine is stopped while its kernel starts, and goes on twice.
 #[test]
 fn two_machines_of_one_snapshot_make_different_vaults() {
-    let bench = Bench::new();
-    let machine = |disk: &Path| -> Machine<'_> {
+    let bench = TestBench::new();
+    let machine = |disk: &Path| -> MachineBuilder<'_> {
         bench
-            .machine(Boot::MicrovmErofs)
-            .data(Some(Disk::file(disk).data()))
+            .machine(BootVariant::MicrovmErofs)
+            .data(Some(VirtioDisk::file(disk).data()))
             .append("loglevel=7")
             .with(poor)
     };

@@ -1,6 +1,6 @@
-//! What somebody has who found a sealed disk and its recovery words, by programs that we did not write:
-//! cryptsetup opens a slot and gives the volume key, Python's `cryptography` decrypts, debugfs reads files. The
-//! host of the tests needs no device mapper for that.
+//! What a finder of a sealed disk and its recovery words can read, with programs of other authors: cryptsetup
+//! opens a slot and gives the volume key, Python's `cryptography` decrypts, debugfs reads files. So the host of
+//! the tests needs no device mapper.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::process::Command;
 use alknet_sealed::limits::{DATA_AT, SECTOR_BYTES};
 
 use alknet_tests::tools::{debugfs, tool_says, variable};
-use alknet_tests::{Bench, binary, run_with_input};
+use alknet_tests::{TestBench, binary, run_with_input};
 
 /// Decrypts all data of a partition.
 const DECRYPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machine/rescue.py");
@@ -27,13 +27,13 @@ pub(super) fn recovery_key(words: &str) -> String {
 }
 
 /// The text of a file of the data on `disk`.
-pub(super) fn read(bench: &Bench, disk: &Path, words: &str, file: &str) -> String {
+pub(super) fn read(bench: &TestBench, disk: &Path, words: &str, file: &str) -> String {
     debugfs(&decrypt(bench, disk, words), &format!("cat {file}"))
 }
 
 /// Overwrites each sector of the data on `disk` that holds `text`. It takes the words to know which those are; an
 /// attacker without them tries places. Answers how many there were.
-pub(super) fn damage(bench: &Bench, disk: &Path, words: &str, text: &str) -> usize {
+pub(super) fn damage(bench: &TestBench, disk: &Path, words: &str, text: &str) -> usize {
     let plain = File::open(decrypt(bench, disk, words)).expect("it was decrypted");
     let encrypted = File::options().write(true).open(disk);
     let encrypted = encrypted.expect("the disk is ours");
@@ -58,7 +58,7 @@ pub(super) fn damage(bench: &Bench, disk: &Path, words: &str, text: &str) -> usi
 }
 
 /// All data of `disk` in the clear, in a file of the bench.
-fn decrypt(bench: &Bench, disk: &Path, words: &str) -> PathBuf {
+fn decrypt(bench: &TestBench, disk: &Path, words: &str) -> PathBuf {
     let at = |name: &str| bench.path().join(name);
     let (phrase, key, plain) = (at("phrase"), at("volume.key"), at("plain"));
     std::fs::write(&phrase, recovery_key(words)).expect("the folder is ours");

@@ -1,18 +1,19 @@
-//! The appliance under Secure Boot with a key of its owner's: what that signed starts and opens its vault by
-//! the TPM, anything else does not start, and a machine that somebody made to start it opens nothing.
+//! The appliance under Secure Boot with a key of its owner's: an image signed with it starts and opens its vault
+//! by the TPM, any other image does not start, and on a machine whose firmware an attacker made to start one, the
+//! TPM opens nothing.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_qemu::{Owner, Vm};
+use alknet_qemu::{PlatformOwner, Vm};
 use alknet_tests::tools::{tool, tool_says, variable};
-use alknet_tests::{Bench, Boot, Point};
+use alknet_tests::{BootVariant, SnapshotPoint, TestBench};
 use serde_json::{Value, json};
 
 use crate::boot_entry::make_former_slot;
 use crate::tpm::{PASSPHRASE, WITH_PASSPHRASE, asked, says, served, shown, type_line};
 
-/// Names the folder of Python packages that nobody here wrote.
+/// Names the folder of Python packages of other authors.
 pub(crate) const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 /// From power-on until the firmware, or the console, said what it has to say.
 const SAID_WITHIN: Duration = Duration::from_secs(30);
@@ -33,19 +34,20 @@ pub(crate) const PROGRAM: &str = "::/EFI/BOOT/BOOTX64.EFI";
 
 #[test]
 fn only_what_the_owner_signed_starts_and_opens_the_vault() {
-    let bench = Bench::new();
-    let [owner, stranger] = ["owner", "stranger"].map(|name| Owner::create(bench.path(), name));
+    let bench = TestBench::new();
+    let [owner, stranger] =
+        ["owner", "stranger"].map(|name| PlatformOwner::create(bench.path(), name));
     let [owner, stranger] = [owner, stranger].map(|made| made.expect("keys can be made"));
     let variables = enrolled(&bench, &owner, "owners");
     let unsigned = program(&bench);
     let machine = |chip: &str, variables: &Path| {
-        let machine = bench.machine(Boot::UefiRaw).measured(chip);
+        let machine = bench.machine(BootVariant::UefiRaw).measured(chip);
         let machine = machine.secured(variables);
         machine.configured("[vault]\nunlock = [\"tpm2\"]")
     };
     // The firmware with the owner's key, up to where it reads what it is going to start.
     let recorder = || machine("recorder", &variables);
-    let ready = bench.record("ready", Point::ReadyToBoot, recorder);
+    let ready = bench.record("ready", SnapshotPoint::ReadyToBoot, recorder);
     let owners = || machine("own", &variables).resumed(&ready);
 
     refused(&owners().start());
@@ -60,7 +62,7 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     assert_eq!(node.info()["problems"], json!([]));
     node.end();
 
-    // Signed by somebody else, whose key this firmware does not know.
+    // Signed with another key, which this firmware does not know.
     install(&bench, &by(&bench, &stranger, &unsigned, "strangers"));
     refused(&owners().start());
     // Who gives the firmware that key has a machine that starts. So has who takes all keys away, which is tried on the
@@ -80,17 +82,18 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
 }
 
-/// Neither a slot as they are made now nor one that was made before they covered SMBIOS; that one is made anew as soon
-/// as the vault was opened in another way. Who switches Secure Boot off for a while can have such a string kept.
+/// A TPM slot does not open with a command line from SMBIOS: neither a slot as the node makes it now nor one that
+/// was made before slots covered SMBIOS. The node replaces such a former slot as soon as the passphrase has opened
+/// the vault. An attacker who switches Secure Boot off for a while can have firmware keep such a string.
 #[test]
 fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
-    let bench = Bench::new();
-    let owner = Owner::create(bench.path(), "owner").expect("keys can be made");
+    let bench = TestBench::new();
+    let owner = PlatformOwner::create(bench.path(), "owner").expect("keys can be made");
     let variables = enrolled(&bench, &owner, "owners");
     let signed = by(&bench, &owner, &program(&bench), "signed");
     install(&bench, &signed);
     let machine = || {
-        let machine = bench.machine(Boot::UefiRaw).measured("own");
+        let machine = bench.machine(BootVariant::UefiRaw).measured("own");
         machine.secured(&variables).configured(WITH_PASSPHRASE)
     };
     let attacked = || machine().with(|vm| vm.argument("-smbios").argument(OEM_STRING));
@@ -140,14 +143,14 @@ fn refused(vm: &Vm) {
 }
 
 /// Variables of the firmware that let it start what this owner signed.
-fn enrolled(bench: &Bench, owner: &Owner, name: &str) -> PathBuf {
+fn enrolled(bench: &TestBench, owner: &PlatformOwner, name: &str) -> PathBuf {
     let variables = bench.path().join(name);
     let enrolled = owner.enroll(&variables, variable(PACKAGES_VARIABLE).as_ref());
     enrolled.unwrap_or_else(|error| panic!("{error}"));
     variables
 }
 
-fn by(bench: &Bench, owner: &Owner, program: &Path, name: &str) -> PathBuf {
+fn by(bench: &TestBench, owner: &PlatformOwner, program: &Path, name: &str) -> PathBuf {
     let signed = bench.path().join(name);
     let done = owner.sign(program, &signed);
     done.unwrap_or_else(|error| panic!("{error}"));
@@ -155,12 +158,12 @@ fn by(bench: &Bench, owner: &Owner, program: &Path, name: &str) -> PathBuf {
 }
 
 /// The boot partition of the disk, for mtools.
-pub(super) fn boot_partition(bench: &Bench) -> String {
+pub(super) fn boot_partition(bench: &TestBench) -> String {
     format!("{}@@{BOOT_AT}", bench.raw().display())
 }
 
 /// The program that the disk came with.
-pub(crate) fn program(bench: &Bench) -> PathBuf {
+pub(crate) fn program(bench: &TestBench) -> PathBuf {
     let program = bench.path().join("unsigned");
     let disk = boot_partition(bench);
     let arguments = ["-i", &disk, PROGRAM, &program.display().to_string()];
@@ -169,12 +172,12 @@ pub(crate) fn program(bench: &Bench) -> PathBuf {
 }
 
 /// Puts another in its place.
-fn install(bench: &Bench, program: &Path) {
+fn install(bench: &TestBench, program: &Path) {
     put(bench, program, PROGRAM);
 }
 
 /// Puts a file on the boot partition of the disk.
-pub(crate) fn put(bench: &Bench, file: &Path, to: &str) {
+pub(crate) fn put(bench: &TestBench, file: &Path, to: &str) {
     let disk = boot_partition(bench);
     let arguments = ["-o", "-i", &disk, &file.display().to_string(), to];
     let done = tool("mcopy", &arguments);

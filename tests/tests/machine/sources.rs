@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, VmBuilder};
+use alknet_qemu::{VirtioDisk, VmBuilder};
 use alknet_tests::tools::{fat_volume, tool_says};
-use alknet_tests::{Bench, Boot, Machine, Node};
+use alknet_tests::{BootVariant, MachineBuilder, MachineNode, TestBench};
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::json;
 
@@ -24,7 +24,7 @@ const LAST_GOOD: &str = "config-last-good: the node runs with the stored configu
 
 /// What a machine finds besides what it has stored, and what comes of it.
 #[derive(Default)]
-struct Case<'a> {
+struct SourceCase<'a> {
     /// It has nothing that only a PC has: the quickest machine will do.
     quick: bool,
     /// The document of fw_cfg; empty for none.
@@ -40,15 +40,15 @@ struct Case<'a> {
     problems: &'a [&'a str],
 }
 
-impl Case<'_> {
-    fn machine<'b>(&self, bench: &'b Bench) -> Machine<'b> {
+impl SourceCase<'_> {
+    fn machine<'b>(&self, bench: &'b TestBench) -> MachineBuilder<'b> {
         let volumes = self.volumes.iter();
-        let volumes = volumes.map(|volume| Disk::file(volume).read_only());
+        let volumes = volumes.map(|volume| VirtioDisk::file(volume).read_only());
         if self.quick {
-            let machine = bench.machine(Boot::MicrovmErofs).config("");
-            return volumes.fold(machine.append(&self.word), Machine::disk);
+            let machine = bench.machine(BootVariant::MicrovmErofs).config("");
+            return volumes.fold(machine.append(&self.word), MachineBuilder::disk);
         }
-        let machine = bench.machine(Boot::Q35Initramfs).config(self.fw_cfg);
+        let machine = bench.machine(BootVariant::Q35Initramfs).config(self.fw_cfg);
         let strings = self.strings.iter();
         let strings = strings.flat_map(|it| ["-smbios".to_owned(), format!("type=11,value={it}")]);
         let machine = machine.with(|vm| volumes.fold(vm, VmBuilder::disk));
@@ -61,27 +61,27 @@ impl Case<'_> {
 /// unless it was refused. A volume that is left in place is known, and does not count as new.
 #[test]
 fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_console() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let document = |name: &str| document(&bench, name) + NO_VAULT;
     let newer = format!("version = 2\n{}", document("of-next-year"));
     let (long, of_fw_cfg) = (too_long(&bench), document("of-fw-cfg"));
     let damaged = [half_of_nocloud(&bench), boot_with_a_folder(&bench)];
     let whole = [fat_volume(&bench, "volume", &document("of-a-volume"))];
     let cases = [
-        Case {
+        SourceCase {
             strings: parts(&document("of-strings"), [0, 1]),
             name: "of-strings",
             source: "smbios",
-            ..Case::default()
+            ..SourceCase::default()
         },
-        Case {
+        SourceCase {
             quick: true,
             word: word(&document("of-a-word")),
             name: "of-a-word",
             source: "kernel command line",
-            ..Case::default()
+            ..SourceCase::default()
         },
-        Case {
+        SourceCase {
             strings: parts(&newer, [0, 1]),
             word: word(&document("of-another-word")),
             name: "of-a-word",
@@ -93,9 +93,9 @@ fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_consol
                  than this program; it knows 1",
                 LAST_GOOD,
             ],
-            ..Case::default()
+            ..SourceCase::default()
         },
-        Case {
+        SourceCase {
             fw_cfg: &of_fw_cfg,
             volumes: &whole,
             name: "of-fw-cfg",
@@ -103,10 +103,10 @@ fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_consol
             problems: &[
                 "provisioning-conflict: fw_cfg counts; other documents are not used: nocloud (vda)",
             ],
-            ..Case::default()
+            ..SourceCase::default()
         },
         // All of them at once, each damaged in its own way.
-        Case {
+        SourceCase {
             fw_cfg: &long,
             volumes: &damaged,
             strings: parts(&document("of-strings"), [0, 2]),
@@ -123,28 +123,28 @@ fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_consol
                 "config-refused: fw_cfg: the document is longer than 65536 bytes",
                 LAST_GOOD,
             ],
-            ..Case::default()
+            ..SourceCase::default()
         },
-        Case {
+        SourceCase {
             quick: true,
             volumes: &whole,
             name: "of-a-volume",
             source: "nocloud (vdc)",
-            ..Case::default()
+            ..SourceCase::default()
         },
-        Case {
+        SourceCase {
             quick: true,
             volumes: &whole,
             name: "of-a-volume",
             source: "config.toml",
-            ..Case::default()
+            ..SourceCase::default()
         },
         // Nothing but what is stored.
-        Case {
+        SourceCase {
             quick: true,
             name: "of-a-volume",
             source: "config.toml",
-            ..Case::default()
+            ..SourceCase::default()
         },
     ];
     for case in cases {
@@ -156,10 +156,10 @@ fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_consol
 
 #[test]
 fn a_file_on_the_boot_partition_of_a_flashed_image_is_taken() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let boot = || {
         bench
-            .machine(Boot::UefiRaw)
+            .machine(BootVariant::UefiRaw)
             .after_firmware()
             .config("")
             .boot()
@@ -177,7 +177,7 @@ fn a_file_on_the_boot_partition_of_a_flashed_image_is_taken() {
 
 /// Asserts that the node has this name from there, and that these problems and no others are in
 /// `node/info`, and on the console once each.
-fn runs(node: &Node, name: &str, source: &str, problems: &[&str]) {
+fn runs(node: &MachineNode, name: &str, source: &str, problems: &[&str]) {
     for problem in problems {
         let line = format!("{PROBLEM}{problem}");
         let waited = node.vm().wait_for(&line, SAID_WITHIN);
@@ -221,7 +221,7 @@ fn word(document: &str) -> String {
 }
 
 /// A document that is right but for its length.
-fn too_long(bench: &Bench) -> String {
+fn too_long(bench: &TestBench) -> String {
     format!(
         "{}# {}\n",
         document(bench, "too-long"),
@@ -230,7 +230,7 @@ fn too_long(bench: &Bench) -> String {
 }
 
 /// A NoCloud volume with nothing but its document.
-fn half_of_nocloud(bench: &Bench) -> PathBuf {
+fn half_of_nocloud(bench: &TestBench) -> PathBuf {
     let (image, path) = volume(bench, "CIDATA");
     let file = bench.path().join("user-data");
     std::fs::write(&file, document(bench, "of-half")).expect("the folder is ours");
@@ -239,7 +239,7 @@ fn half_of_nocloud(bench: &Bench) -> PathBuf {
 }
 
 /// A boot partition with a folder where the document belongs.
-fn boot_with_a_folder(bench: &Bench) -> PathBuf {
+fn boot_with_a_folder(bench: &TestBench) -> PathBuf {
     let (image, path) = volume(bench, "ALKESP");
     tool_says("mmd", &["-i", &path, "::alknet.toml"]);
     image
@@ -247,7 +247,7 @@ fn boot_with_a_folder(bench: &Bench) -> PathBuf {
 
 /// An empty volume with FAT, and its name for mtools. The table of partitions that mformat writes onto a
 /// floppy disk would make each problem two: of the disk, and of its partition.
-fn volume(bench: &Bench, label: &str) -> (PathBuf, String) {
+fn volume(bench: &TestBench, label: &str) -> (PathBuf, String) {
     let image = bench.path().join(format!("{label}.img"));
     let path = image.display().to_string();
     tool_says("mkfs.vfat", &["-C", "-n", label, &path, "1440"]);
@@ -255,7 +255,7 @@ fn volume(bench: &Bench, label: &str) -> (PathBuf, String) {
 }
 
 /// Puts the document where people edit it after flashing.
-fn edit(bench: &Bench, document: &str) {
+fn edit(bench: &TestBench, document: &str) {
     let file = bench.path().join("alknet.toml");
     std::fs::write(&file, document).expect("the folder is ours");
     let (disk, file) = (boot_partition(bench), file.display().to_string());

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Interposer, Mark, Recorder, Recording, Vm};
+use alknet_qemu::{ConsoleMark, DiskRecorder, DiskRecording, Interposer, VirtioDisk, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, age, tool_says};
-use alknet_tests::{Bench, Boot, Cli, Machine, Node, READY, eventually};
+use alknet_tests::{
+    BootVariant, CliRunner, MachineBuilder, MachineNode, READY, TestBench, eventually,
+};
 use alknet_vault::slots::{Alkv, Argon2Params, NewSlot, NewVault, OpenAlkv};
 use alknet_vault::{Entropy, SecretStr, WordCount};
 use data_encoding::{BASE64, HEXLOWER};
@@ -19,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 use crate::console::{commands, typed};
 use crate::knock::{self, SecondCard};
-use crate::memory::{Look, Opener};
+use crate::memory::{MemoryScan, Opener};
 use crate::rescue;
 use crate::tpm::{DONE_WITHIN, TPM_ALONE, leave_commands, measured, set_up, type_line};
 use crate::vault::{VAULT_A_AT, VAULT_B_AT, asked, write_down};
@@ -129,7 +131,7 @@ fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
 /// The owner, who was not reminded of the words before this start, adds a slot that opens by a key on the boot partition.
 /// After a hard lock it alone opens the vault. A thief at the console who has a new master key made then would have the
 /// TPM's slot removed: the console asks for the words first.
-fn loses_no_slot_without_proof(node: &mut Node) {
+fn loses_no_slot_without_proof(node: &mut MachineNode) {
     commands(node.vm());
     typed(node.vm(), "slot add provisioning", "type BOOT to go on: _");
     typed(node.vm(), "BOOT", "slot 1 (provisioning) was added");
@@ -157,10 +159,10 @@ fn loses_no_slot_without_proof(node: &mut Node) {
 /// TPM as it was then, the same disk is one whose first boot was cut short: the machine ends that.
 #[test]
 fn a_vault_as_in_its_first_boot_opens_nothing_once_the_tpm_has_counted() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let disk = bench.raw();
     let chip = bench.path().join("own.tpm").join(CHIP_STATE);
-    let early = Arc::new(EarlyCopy::of(&disk, &chip));
+    let early = Arc::new(EarlyCopy::new(&disk, &chip));
     let between = Arc::clone(&early);
     let machine = || measured(&bench, "own").after_firmware();
     let first = machine().configured(TPM_ALONE);
@@ -204,7 +206,7 @@ struct EarlyCopy {
 }
 
 impl EarlyCopy {
-    fn of(disk: &Path, chip: &Path) -> Self {
+    fn new(disk: &Path, chip: &Path) -> Self {
         Self {
             disk: disk.to_owned(),
             chip: chip.to_owned(),
@@ -246,27 +248,35 @@ impl Interposer for EarlyCopy {
 /// vault.
 #[test]
 fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_configuration() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let unlock = "[vault]\nunlock = [\"provisioning\"]\n";
     let former = bench.somebody("former");
-    let admins = [bench.admin(), &former].map(Cli::identity).join("\", \"");
+    let admins = [bench.admin(), &former]
+        .map(CliRunner::identity)
+        .join("\", \"");
     let owners = document(&admins, &format!("{unlock}{}", secrets()));
     // As the image that is shipped has it on its command line.
     let machine = |document: &str| {
-        let machine = bench.machine(Boot::MicrovmErofs).config(document);
+        let machine = bench.machine(BootVariant::MicrovmErofs).config(document);
         machine.append("init_on_free=1")
     };
     let start = |document: &str| machine(document).start();
-    let boot = || Node::new(start(&owners), Boot::MicrovmErofs, bench.admin().clone());
-    let recorder = Recorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
-    let recorded = Disk::recorded(&recorder).data();
+    let boot = || {
+        MachineNode::new(
+            start(&owners),
+            BootVariant::MicrovmErofs,
+            bench.admin().clone(),
+        )
+    };
+    let recorder = DiskRecorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
+    let recorded = VirtioDisk::recorded(&recorder).data();
     let node = machine(&owners).data(Some(recorded)).boot();
     assert_eq!(node.info()["problems"], json!([]), "the first ten minutes");
     node.end();
     let early = after_first_boot(&bench, &recorder.recording());
     drop(recorder);
 
-    let reminded = |node: &Node| {
+    let reminded = |node: &MachineNode| {
         let info = node.info();
         let problems = info["problems"].as_array().into_iter().flatten();
         let mut problems = problems.filter(|one| one["code"] == "words-unconfirmed");
@@ -298,7 +308,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     commands(node.vm());
     typed(node.vm(), "slot add passphrase", PROOF);
     let entropy = Entropy::parse(&words).expect("they are the vault's");
-    let look = Look::new(&bench, &entropy, Opener::Medium(SEED_KEY), &bench.data(), 0);
+    let look = MemoryScan::new(&bench, &entropy, Opener::Medium(SEED_KEY), &bench.data(), 0);
     look.sees_what_is_there(node.vm());
     node.end();
     put_back(&bench, &early, first);
@@ -321,7 +331,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
 }
 
 /// Takes an administrator out of the configuration of a machine that runs.
-fn remove(bench: &Bench, node: &Node, former: &Cli, more: &str) {
+fn remove(bench: &TestBench, node: &MachineNode, former: &CliRunner, more: &str) {
     let info = || former.call(&node.target(), "node/info", &Value::Null, &[]);
     info().json();
     let file = bench.path().join("applied.toml");
@@ -338,8 +348,8 @@ fn remove(bench: &Bench, node: &Node, former: &Cli, more: &str) {
 /// that, leaves a medium in the machine, and the owner opens it: the medium's document does not count.
 #[test]
 fn a_first_configuration_that_was_pasted_gives_way_to_no_medium() {
-    let bench = Bench::new();
-    let mut node = bench.machine(Boot::MicrovmErofs).config("").boot();
+    let bench = TestBench::new();
+    let mut node = bench.machine(BootVariant::MicrovmErofs).config("").boot();
     let words = write_down(node.vm());
     commands(node.vm());
     typed(node.vm(), "slot add passphrase", "new passphrase: _");
@@ -352,8 +362,8 @@ fn a_first_configuration_that_was_pasted_gives_way_to_no_medium() {
     node.wait_ready(mark);
     let told = "the vault permits no configuration from a medium";
     eventually("the permission is withdrawn", || {
-        let log = node.try_call("node/log", &json!({ "last": 1000 }), &[]);
-        log.output.contains(told).then_some(())
+        let log = node.call("node/log", &json!({ "last": 1000 }));
+        log.to_string().contains(told).then_some(())
     });
     assert_eq!(node.info()["problems"], json!([]));
     node.end();
@@ -361,7 +371,7 @@ fn a_first_configuration_that_was_pasted_gives_way_to_no_medium() {
     let damaged = rescue::damage(&bench, &bench.data(), &words, "admin_keys");
     assert!(damaged > 0, "the configuration is in the encrypted data");
     let thief = bench.somebody("thief").identity();
-    let machine = bench.machine(Boot::MicrovmErofs);
+    let machine = bench.machine(BootVariant::MicrovmErofs);
     let vm = machine.config(document(&thief, "")).start();
     asked(&vm, "passphrase of the vault");
     type_line(&vm, "correct horse");
@@ -371,7 +381,7 @@ fn a_first_configuration_that_was_pasted_gives_way_to_no_medium() {
 
 /// The medium opens the vault of a disk whose file system was damaged since. The machine stays closed, and nothing of what
 /// it opened is in its memory: not the words, the seed, a key that is derived from it, the master key, or the key of the data.
-fn forgets_what_it_opened(bench: &Bench, machine: Machine<'_>, look: &Look) {
+fn forgets_what_it_opened(bench: &TestBench, machine: MachineBuilder<'_>, look: &MemoryScan) {
     let disk = File::options().read(true).write(true).open(bench.data());
     let disk = disk.expect("the disk is ours");
     let mut whole = [0; 8192];
@@ -420,7 +430,7 @@ fn words_are_judged_together(vm: &Vm, words: &str) -> usize {
 
 /// Which of the words the console asks for after this mark, but for one: pictures of the question before may still be on
 /// their way.
-fn asked_word(vm: &Vm, mark: Mark, before: Option<usize>) -> usize {
+fn asked_word(vm: &Vm, mark: ConsoleMark, before: Option<usize>) -> usize {
     eventually("the console asks for a word", || {
         let text = vm.console().since(mark);
         let (text, _) = text.rsplit_once(PROOF)?;
@@ -432,7 +442,7 @@ fn asked_word(vm: &Vm, mark: Mark, before: Option<usize>) -> usize {
 
 /// Has the bench's disk what a recorded one has after the first boot, and answers with the vault as it was during that:
 /// with all that it permits.
-fn after_first_boot(bench: &Bench, recording: &Recording) -> Vec<u8> {
+fn after_first_boot(bench: &TestBench, recording: &DiskRecording) -> Vec<u8> {
     let image = bench.path().join("recorded.raw");
     let cut = |at: usize| {
         let cut = recording.cut(at, 0, &image);
@@ -457,7 +467,7 @@ fn after_first_boot(bench: &Bench, recording: &Recording) -> Vec<u8> {
 /// recipient of the words. When the machine has refused that, the disk answers with a vault of the thief's under the same id, which
 /// opens by itself, and the machine is made to try again; then with what it had. The console asks for the same words as
 /// before the restart, and for `first` of them first.
-fn put_back(bench: &Bench, early: &[u8], first: usize) {
+fn put_back(bench: &TestBench, early: &[u8], first: usize) {
     let disk = File::options().read(true).write(true).open(bench.data());
     let disk = disk.expect("the disk is ours");
     let mut newest = vec![0; 2 * COPY_BYTES];
@@ -477,7 +487,7 @@ fn put_back(bench: &Bench, early: &[u8], first: usize) {
     put(&[early, &spoilt].concat());
     let thiefs = format!("{}{}", thiefs_document(bench, "[vault]"), secrets());
     let link = SecondCard::new();
-    let machine = bench.machine(Boot::MicrovmErofs).config(thiefs);
+    let machine = bench.machine(BootVariant::MicrovmErofs).config(thiefs);
     let vm = link.join(machine).start();
     let told = "the vault is older than the data beside it";
     stays_closed(&vm, "vault-old", told);
@@ -497,7 +507,7 @@ fn put_back(bench: &Bench, early: &[u8], first: usize) {
     line.unwrap_or_else(|error| panic!("{error}"));
     // It goes on by itself, with what was pasted.
     put(&newest);
-    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let node = MachineNode::new(vm, BootVariant::MicrovmErofs, bench.admin().clone());
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["words_age"], Value::Null, "{status:#}");
     commands(node.vm());
@@ -552,7 +562,7 @@ fn copy_of(open: &OpenAlkv) -> Vec<u8> {
 }
 
 /// A document as it is pasted at a console, by which `admin` is the administrator.
-fn pasted(bench: &Bench, admin: &Cli) -> String {
+fn pasted(bench: &TestBench, admin: &CliRunner) -> String {
     let [file, line] = ["pasted.toml", "pasted.line"].map(|name| bench.path().join(name));
     std::fs::write(&file, document(&admin.identity(), "")).expect("the folder is ours");
     let mut provision = admin.command(&["provision", "--form", "console"]);
@@ -588,14 +598,14 @@ fn document(admin: &str, more: &str) -> String {
 }
 
 /// One by which the thief would be the administrator, and get the words. `vault` says how that is opened.
-fn thiefs_document(bench: &Bench, vault: &str) -> String {
+fn thiefs_document(bench: &TestBench, vault: &str) -> String {
     let recipient = recipient(bench);
     let thief = bench.somebody("thief").identity();
     document(&thief, &format!("{vault}\nwords_to = [\"{recipient}\"]\n"))
 }
 
-/// Whom the thief would have the words encrypted to.
-fn recipient(bench: &Bench) -> String {
+/// The recipient that the thief would have the words encrypted to.
+fn recipient(bench: &TestBench) -> String {
     let path = bench.path().join("thief.key");
     if !path.exists() {
         tool_says(&age("age-keygen"), &["-o", &path.display().to_string()]);

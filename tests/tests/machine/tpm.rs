@@ -1,14 +1,15 @@
-//! A machine that firmware measures: its vault opens by its TPM without anybody, and by nothing less
-//! once something else was started, in another chip, or without the PIN. Its slots are changed by somebody
-//! at the console.
+//! A machine that firmware measures: its vault opens by its TPM without input, and once another image was started,
+//! in another chip, or without the PIN, only by the passphrase. A user at the console changes its slots.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Interposer, Mark, Vm};
-use alknet_tests::{Bench, Boot, Machine, Node, Point, eventually};
+use alknet_qemu::{ConsoleMark, Interposer, VirtioDisk, Vm};
+use alknet_tests::{
+    BootVariant, MachineBuilder, MachineNode, SnapshotPoint, TestBench, eventually,
+};
 use serde_json::{Value, json};
 
 use crate::console::{commands, said, typed};
@@ -66,10 +67,10 @@ impl Interposer for Extends {
     }
 }
 
-/// A start from power-on needs nobody, after a first one that asked for a passphrase that is to open it as well. A start
-/// of another image, one by another program that measures the same image, and one with another chip ask for that,
-/// and say why. The other image is that of an update, whose administrator makes a slot for it before it is put in the
-/// place of the one that runs: then it opens as well, and renews the slot of the one before.
+/// A start from power-on needs no input, after a first start that asked for a passphrase as a second way to open
+/// the vault. A start of another image, one by another program that measures the same image, and one with another
+/// chip ask for the passphrase, and say why. The other image is an update, whose administrator makes a slot for it
+/// before it replaces the running image: then it opens the vault as well, and renews the slot of the image before.
 #[test]
 fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     // What is sealed to measurements of firmware that ran earlier, firmware that runs now has to open.
@@ -93,7 +94,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
         assert_eq!(status[key], value, "{key}: {status:#}");
     }
     assert_eq!(node.info()["problems"], json!([]));
-    let add = |node: &Node, leads_to: &str| {
+    let add = |node: &MachineNode, leads_to: &str| {
         commands(node.vm());
         let asks = "passphrase of the vault: _";
         typed(node.vm(), "slot add tpm2 next", asks);
@@ -114,7 +115,8 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
         .vm()
         .wait_for_after(mark, "the TPM opens nothing", DONE_WITHIN);
     let mark = closed.unwrap_or_else(|error| panic!("{error}"));
-    // That is what PID 1 says, whoever has broken into it. The chip opens no slot either: the register is another one.
+    // An attacker in PID 1 could print that line too. But the chip opens no slot either: the register has another
+    // value.
     alknet_test_support::eventually("the TPM is closed", DONE_WITHIN, || {
         (extends.count() > before).then_some(())
     });
@@ -133,9 +135,9 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     // A thief's medium is there from here on. The key on it, of another vault, makes it a medium like others.
     let medium = stick(&bench, "thiefs", OTHER_VAULT, KEY);
     media::put(&bench, &medium, NEXT, "the thief's program");
-    let beside = |chip: &str| machine(chip).disk(Disk::file(&medium).read_only());
+    let beside = |chip: &str| machine(chip).disk(VirtioDisk::file(&medium).read_only());
     let recorder = || beside("recorder");
-    let handed_over = bench.record("handed-over", Point::Kernel, recorder);
+    let handed_over = bench.record("handed-over", SnapshotPoint::Kernel, recorder);
     let vm = beside("own").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "PCR 4 (the programs that were started)");
@@ -226,11 +228,11 @@ fn a_pin_is_asked_for_and_wrong_ones_are_counted_by_the_tpm() {
     });
 }
 
-/// Both at one first start; then what opens the vault is changed by somebody at the console, and a new
-/// master key takes the TPM's slots with it.
+/// One first start makes both; then a user at the console changes the slots, and a new master key keeps the TPM
+/// slots whose PIN was typed or that need none.
 #[test]
 fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let machine = || {
         let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]\ntpm_pin = true";
         after_firmware(&bench, "own").configured(unlock)
@@ -277,7 +279,7 @@ fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
     typed(vm, "4321", "type REKEY to go on: _");
     let told = vm.console().since(mark);
     for fate in [
-        "slot 0 (tpm2) is LOST: nobody typed its PIN",
+        "slot 0 (tpm2) is LOST: its PIN was not typed",
         "slot 1 (passphrase) stays",
         "slot 2 (tpm2) stays",
         "slot 3 (tpm2) stays",
@@ -313,22 +315,22 @@ pub(crate) fn leave_commands(vm: &Vm) {
     said(vm, mark, "[ok] node");
 }
 
-fn slots(node: &Node) -> Value {
+fn slots(node: &MachineNode) -> Value {
     node.call("vault/status", &Value::Null)["slots"].take()
 }
 
 /// The image on a machine with UEFI, this chip, and variables that stay. Firmware measures it here.
-pub(crate) fn measured<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
-    bench.machine(Boot::UefiRaw).measured(chip)
+pub(crate) fn measured<'a>(bench: &'a TestBench, chip: &str) -> MachineBuilder<'a> {
+    bench.machine(BootVariant::UefiRaw).measured(chip)
 }
 
 /// The same where firmware has measured the image already.
-fn after_firmware<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
+fn after_firmware<'a>(bench: &'a TestBench, chip: &str) -> MachineBuilder<'a> {
     measured(bench, chip).after_firmware()
 }
 
-pub(crate) fn served(bench: &Bench, vm: Vm) -> Node {
-    Node::new(vm, Boot::UefiRaw, bench.admin().clone())
+pub(crate) fn served(bench: &TestBench, vm: Vm) -> MachineNode {
+    MachineNode::new(vm, BootVariant::UefiRaw, bench.admin().clone())
 }
 
 /// Where a word of the command line is, which is there once.
@@ -342,13 +344,13 @@ fn word_at(image: &[u8], word: &[u8]) -> usize {
 
 /// A machine that was set up before as this configuration says, and its identity. Its console asked for
 /// [`PASSPHRASE`] or [`PIN`] where the configuration wants one, and for nothing else.
-pub(crate) fn set_up(config: &str) -> (Bench, String) {
+pub(crate) fn set_up(config: &str) -> (TestBench, String) {
     let wanted = match config {
         WITH_PASSPHRASE => Some(("new passphrase", PASSPHRASE)),
         WITH_PIN => Some(("new PIN of the TPM", PIN)),
         _ => None,
     };
-    Bench::set_up_measured(config, |bench, machine| {
+    TestBench::set_up_measured(config, |bench, machine| {
         let vm = machine.start();
         if let Some((question, answer)) = wanted {
             asked(&vm, question);
@@ -360,7 +362,7 @@ pub(crate) fn set_up(config: &str) -> (Bench, String) {
     })
 }
 
-/// Waits until the console asks for that, with nobody at it.
+/// Waits until the unattended console asks for that.
 pub(crate) fn asked(vm: &Vm, what: &str) {
     let line = format!("alknet: asks: {what}");
     let waited = vm.wait_for(&line, ASKED_WITHIN);
@@ -375,7 +377,7 @@ pub(crate) fn says(vm: &Vm, what: &str) {
 
 /// Waits until the live console shows that.
 pub(crate) fn shown(vm: &Vm, what: &str) {
-    let waited = vm.wait_for_after(Mark::default(), what, DONE_WITHIN);
+    let waited = vm.wait_for_after(ConsoleMark::default(), what, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use alknet_call::{CallClient, Change, Credentials, Reconnecting};
+use alknet_call::{CallClient, DialCredentials, ReconnectingClient, RegistryChange};
 use alknet_core::{Carriage, PeerAddr};
-use alknet_endpoint::Dialer;
-use alknet_tests::{Answer, Bench, Cli};
+use alknet_endpoint::EndpointDialer;
+use alknet_tests::{CliOutput, CliRunner, TestBench};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
-fn run(cli: &Cli, words: &[&str]) -> Answer {
+fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
     cli.run(cli.command(words))
 }
 
@@ -21,7 +21,7 @@ fn lines(text: &str) -> Vec<Value> {
 
 #[test]
 fn the_calls_of_a_file_are_answered_in_its_order() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let (admin, target) = (bench.admin(), node.target());
     let file = bench.path().join("calls.jsonl");
@@ -62,7 +62,7 @@ fn the_calls_of_a_file_are_answered_in_its_order() {
 
 #[test]
 fn several_nodes_are_called_at_once() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let (admin, target) = (bench.admin(), node.target());
     let answer = run(admin, &["call", target, "node/info", "--also", target]);
@@ -96,21 +96,21 @@ fn several_nodes_are_called_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_dials_through_cores_trait() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let key = NodeKey::load_or_create(&bench.admin().state().join("identity.key"));
     let dialer = match key {
-        Ok((key, _)) => Dialer::new(Some(key)),
+        Ok((key, _)) => EndpointDialer::new(Some(key)),
         Err(error) => panic!("{error}"),
     };
     let client = CallClient::without_operations().with_dialer(Arc::new(dialer));
     let addr: PeerAddr = node.target().parse().expect("a target");
     for carriage in [Carriage::Both, Carriage::Quic, Carriage::Tcp] {
-        let credentials = Credentials {
+        let credentials = DialCredentials {
             carriage,
-            ..Credentials::default()
+            ..DialCredentials::default()
         };
-        let peer = Reconnecting::start(client.clone(), addr.clone(), credentials, None);
+        let peer = ReconnectingClient::start(client.clone(), addr.clone(), credentials, None);
         let listed = peer.call("services/list", &Value::Null).await;
         let listed = listed.expect("an answer").value()["registry"].clone();
         let mut watch = peer
@@ -118,7 +118,7 @@ async fn the_client_dials_through_cores_trait() {
             .await
             .expect("started");
         let first = watch.next().await.expect("more").expect("an event");
-        let first: Change = first.output.parse().expect("a change");
+        let first: RegistryChange = first.output.parse().expect("a change");
         assert_eq!(json!(first.registry), listed, "{carriage}");
     }
 }

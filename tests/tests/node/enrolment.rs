@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Child;
 
-use alknet_tests::{Answer, Bench, Cli, HUB, eventually, health, serve};
+use alknet_tests::{CliOutput, CliRunner, HUB, TestBench, eventually, health, serve};
 use serde_json::{Value, json};
 
 /// The roles of a hub beside its workers'.
@@ -29,13 +29,13 @@ fn hub_config() -> String {
 }
 
 /// `alknet serve` with a configuration file.
-struct Served {
+struct EnrolmentNode {
     child: Child,
     target: String,
 }
 
-impl Served {
-    fn start(bench: &Bench, name: &str, config: &str, port: &str) -> Self {
+impl EnrolmentNode {
+    fn start(bench: &TestBench, name: &str, config: &str, port: &str) -> Self {
         let node = bench.somebody(name);
         let file: PathBuf = bench.path().join(format!("{name}.toml"));
         std::fs::write(&file, config).expect("the folder is ours");
@@ -66,19 +66,19 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for EnrolmentNode {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn run(cli: &Cli, words: &[&str]) -> Answer {
+fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
     cli.run(cli.command(words))
 }
 
 /// A join string.
-fn invite(bench: &Bench, hub: &Served, more: &[&str]) -> String {
+fn invite(bench: &TestBench, hub: &EnrolmentNode, more: &[&str]) -> String {
     let words = [&["hub", "invite", &hub.target][..], more].concat();
     let answer = run(bench.admin(), &words).json();
     let join = answer["join"].as_str();
@@ -86,12 +86,12 @@ fn invite(bench: &Bench, hub: &Served, more: &[&str]) -> String {
         .to_owned()
 }
 
-fn hub_peers(bench: &Bench, hub: &Served) -> Value {
+fn hub_peers(bench: &TestBench, hub: &EnrolmentNode) -> Value {
     run(bench.admin(), &["hub", "peers", &hub.target]).json()
 }
 
 /// Waits until a peer of this name is in this state, and returns its row.
-fn peer(bench: &Bench, hub: &Served, name: &str, state: &str) -> Value {
+fn peer(bench: &TestBench, hub: &EnrolmentNode, name: &str, state: &str) -> Value {
     eventually(&format!("{name} {state}"), || {
         let answer = hub_peers(bench, hub);
         let rows = answer["peers"].as_array().cloned().unwrap_or_default();
@@ -100,21 +100,21 @@ fn peer(bench: &Bench, hub: &Served, name: &str, state: &str) -> Value {
     })
 }
 
-fn info(cli: &Cli, target: &str, more: &[&str]) -> Answer {
+fn info(cli: &CliRunner, target: &str, more: &[&str]) -> CliOutput {
     cli.call(target, "node/info", &json!({}), more)
 }
 
 #[test]
 fn a_worker_that_dialled_out_is_called_through_the_hub() {
-    let bench = Bench::new();
-    let hub = Served::start(&bench, "hub", &hub_config(), "0");
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
     let join = invite(
         &bench,
         &hub,
         &["--role", "worker", "--label", "room=cellar"],
     );
     let config = format!("[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\n");
-    let worker = Served::start(&bench, "worker", &config, "0");
+    let worker = EnrolmentNode::start(&bench, "worker", &config, "0");
     let row = peer(&bench, &hub, "kitchen", "ready");
     let id = row["peer_id"].as_str().expect("an id").to_owned();
     assert!(id.starts_with('p') && id.len() == 27, "{row}");
@@ -128,7 +128,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
         let answer = info(bench.admin(), &hub.target, &["--peer", name]).json();
         assert_eq!(answer["identity"], worker.key(), "{name}");
     }
-    // What the worker does not grant to the hub, nobody reaches through it.
+    // The hub passes on only the operations that the worker grants to it.
     let admin = bench.admin();
     let log = admin.call(&hub.target, "node/log", &json!({}), &["--peer", "kitchen"]);
     assert_eq!(log.code(), "NOT_FOUND", "{log:?}");
@@ -148,7 +148,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     let nobody = info(&laptop, "attic", &["--peer", "cellar"]);
     assert_eq!(nobody.code(), "NOT_FOUND", "{nobody:?}");
 
-    // Whom the hub does not know it does not pass on.
+    // The hub does not pass on a request of an unknown peer.
     let stranger = info(
         &bench.somebody("stranger"),
         &hub.target,
@@ -174,7 +174,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     let gone = info(admin, &hub.target, &["--peer", &id]);
     assert_eq!(gone.code(), "NOT_FOUND", "{gone:?}");
 
-    // The worker's own administrators are told, and its health is its own.
+    // The node reports this to the worker's own administrators, and `/healthz` of the worker stays 200.
     eventually("the worker says that its hub put it out", || {
         let status = run(admin, &["status", &worker.target]);
         let info: Value = serde_json::from_str(&status.output).ok()?;
@@ -186,20 +186,20 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
         );
         Some(())
     });
-    // A watcher of `/healthz` would restart the worker in vain.
+    // A watcher of `/healthz` would restart the worker, which would not help.
     let well = health(&worker.target);
     assert_eq!((well.status, &*well.text()), (200, "ok\n"));
 }
 
 #[test]
 fn a_client_that_can_only_name_an_operation_is_passed_on() {
-    let bench = Bench::new();
-    let hub = Served::start(&bench, "hub", &hub_config(), "0");
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
     let mut workers = Vec::new();
     for name in ["kitchen", "cellar"] {
         let join = invite(&bench, &hub, &["--label", &format!("room={name}")]);
         let config = format!("[node]\nname = \"{name}\"\n[[join]]\ncode = \"{join}\"\n");
-        workers.push(Served::start(&bench, name, &config, "0"));
+        workers.push(EnrolmentNode::start(&bench, name, &config, "0"));
         peer(&bench, &hub, name, "ready");
     }
     let [kitchen, cellar] = &workers[..] else {
@@ -208,7 +208,7 @@ fn a_client_that_can_only_name_an_operation_is_passed_on() {
     let laptop = bench.somebody("laptop");
     let join = invite(&bench, &hub, &["--role", "caller"]);
     run(&laptop, &["enroll", &join, "--hub", "attic"]).json();
-    let invoke = |who: &Cli, input: &Value| who.call(&hub.target, "hub/invoke", input, &[]);
+    let invoke = |who: &CliRunner, input: &Value| who.call(&hub.target, "hub/invoke", input, &[]);
     let info = json!({ "operation": "node/info" });
     let ask = |peer: &str, more: Value| {
         let mut input = info.clone();
@@ -271,12 +271,12 @@ fn a_client_that_can_only_name_an_operation_is_passed_on() {
 
 #[test]
 fn a_token_is_for_one_key_and_for_its_time() {
-    let bench = Bench::new();
-    let hub = Served::start(&bench, "hub", &hub_config(), "0");
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
     let [one, two] = ["one", "two"].map(|name| bench.somebody(name));
     for carriage in ["quic", "tcp"] {
         let join = invite(&bench, &hub, &["--role", "user"]);
-        let enroll = |cli: &Cli| run(cli, &["enroll", &join, "--carriage", carriage]);
+        let enroll = |cli: &CliRunner| run(cli, &["enroll", &join, "--carriage", carriage]);
         let first = enroll(&one).json();
         assert!(first["peer_id"].is_string(), "{first}");
         // Its answer may have been lost: the same key may ask again.
@@ -305,7 +305,7 @@ fn a_token_is_for_one_key_and_for_its_time() {
     let late = run(&two, &["enroll", &short]);
     assert_eq!((late.status, late.code().as_str()), (4, "ENROLL_INVALID"));
     // A join string pins its hub: another one at that address gets no token.
-    let other = Served::start(&bench, "other", &hub_config(), "0");
+    let other = EnrolmentNode::start(&bench, "other", &hub_config(), "0");
     let at = format!("127.0.0.1:{}", other.port());
     let astray = invite(&bench, &hub, &["--role", "user", "--address", &at]);
     let lost = run(&two, &["enroll", &astray]);
@@ -319,7 +319,7 @@ fn a_token_is_for_one_key_and_for_its_time() {
         &["hub", "invite", &hub.target, "--role", "king"],
     );
     assert_eq!(unknown.code(), "INVALID_INPUT", "{unknown:?}");
-    // Nobody but those with the scope invites.
+    // Only a caller with the scope may invite.
     let refused = run(&one, &["hub", "invite", &hub.target]);
     assert_eq!((refused.status, refused.code().as_str()), (4, "FORBIDDEN"));
 }
@@ -327,18 +327,18 @@ fn a_token_is_for_one_key_and_for_its_time() {
 /// By the join string that it still has, by another that it was given, and by a key of its own making.
 #[test]
 fn a_removed_peer_does_not_let_itself_in_again() {
-    let bench = Bench::new();
-    let hub = Served::start(&bench, "hub", &hub_config(), "0");
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
     let count = ["--role", "user", "--count", "5"];
     let [came_by, unused] = [(); 2].map(|()| invite(&bench, &hub, &count));
     let [one, two] = ["one", "two"].map(|name| bench.somebody(name));
-    let enroll = |cli: &Cli, join: &str| run(cli, &["enroll", join]);
+    let enroll = |cli: &CliRunner, join: &str| run(cli, &["enroll", join]);
     let id = enroll(&one, &came_by).json()["peer_id"].clone();
     let id = id.as_str().expect("an id");
     assert_eq!(info(&one, &hub.target, &[]).json()["identity"], hub.key());
     let removed = run(bench.admin(), &["hub", "remove", &hub.target, id]).json();
     assert_eq!(removed["closed"].as_array().map(Vec::len), Some(1));
-    // Its key stands for nobody any more.
+    // The hub no longer knows its key.
     let out = info(&one, &hub.target, &[]);
     assert_eq!(
         (out.status, out.code().as_str()),
@@ -360,8 +360,8 @@ fn a_removed_peer_does_not_let_itself_in_again() {
 /// A removed peer has the machine: it cuts the power right after the removal, and damages the log of the hub's store.
 #[test]
 fn damage_to_the_log_of_the_store_brings_no_removed_peer_back() {
-    let bench = Bench::new();
-    let start = |port: &str| Served::start(&bench, "hub", &hub_config(), port);
+    let bench = TestBench::new();
+    let start = |port: &str| EnrolmentNode::start(&bench, "hub", &hub_config(), port);
     let one = bench.somebody("one");
     let hub = start("0");
     let port = hub.port().to_owned();
@@ -387,12 +387,12 @@ fn damage_to_the_log_of_the_store_brings_no_removed_peer_back() {
     assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
 }
 
-/// Whoever may invite, or let in by hand, makes nobody more than they are, and themselves least of all.
+/// A peer that may invite, or approve by hand, gives no peer more rights than it has, itself included.
 #[test]
 fn nobody_gives_a_role_that_holds_more_than_they_do() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let config = hub_config().replace("enabled = true", "enabled = true\nenroll = \"approve\"");
-    let hub = Served::start(&bench, "hub", &config, "0");
+    let hub = EnrolmentNode::start(&bench, "hub", &config, "0");
     let [porter, other] = ["porter", "other"].map(|name| bench.somebody(name));
     let join = invite(&bench, &hub, &["--role", "porter"]);
     run(&porter, &["enroll", &join]).json();
@@ -415,8 +415,8 @@ fn nobody_gives_a_role_that_holds_more_than_they_do() {
 /// A peer that is about to be removed, or to lose its rights, makes invitations for keys of its own.
 #[test]
 fn an_invitation_ends_with_who_made_it() {
-    let bench = Bench::new();
-    let hub = Served::start(&bench, "hub", &hub_config(), "0");
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
     let [porter, one, two] = ["porter", "one", "two"].map(|name| bench.somebody(name));
     let join = invite(&bench, &hub, &["--role", "porter"]);
     let id = run(&porter, &["enroll", &join]).json()["peer_id"].clone();
@@ -443,11 +443,11 @@ fn an_invitation_ends_with_who_made_it() {
     }
 }
 
-/// A request that two hubs pass to each other, neither of which says for whom it asks.
+/// Two hubs pass a request to each other, and neither discloses the original caller (`disclose = "none"`).
 #[test]
 fn hubs_that_forward_to_each_other_stop() {
     const HOPS_MAX: usize = 4;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let ports = [(); 2].map(|()| {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.local_addr().expect("it is bound").port()
@@ -455,7 +455,7 @@ fn hubs_that_forward_to_each_other_stop() {
     let names = ["one", "two"];
     // Each is to know the other's key, which a node makes when it is first served.
     let keys = names.map(|name| {
-        let served = Served::start(&bench, name, "", "0");
+        let served = EnrolmentNode::start(&bench, name, "", "0");
         let key = served.key().to_owned();
         served.stop();
         key
@@ -475,8 +475,8 @@ fn hubs_that_forward_to_each_other_stop() {
         keys[0]
     );
     // One connection is enough for both ways.
-    let _two = Served::start(&bench, "two", &peers, &ports[1]);
-    let one = Served::start(&bench, "one", &join, &ports[0]);
+    let _two = EnrolmentNode::start(&bench, "two", &peers, &ports[1]);
+    let one = EnrolmentNode::start(&bench, "one", &join, &ports[0]);
     // From the first to the second, back, and so on, and at the end `node/info`.
     let passed_on = |times: usize| {
         let mut call = ("node/info", Value::Null);
@@ -502,15 +502,15 @@ fn hubs_that_forward_to_each_other_stop() {
 
 #[test]
 fn a_worker_that_knocks_is_let_in_by_its_fingerprint() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let config = hub_config().replace("enabled = true", "enabled = true\nenroll = \"approve\"");
-    let hub = Served::start(&bench, "hub", &config, "0");
+    let hub = EnrolmentNode::start(&bench, "hub", &config, "0");
     let config = format!(
         "[node]\nname = \"cellar\"\n[[join]]\naddress = \"127.0.0.1:{}\"\nkey = \"{}\"\n",
         hub.port(),
         hub.key()
     );
-    let worker = Served::start(&bench, "worker", &config, "0");
+    let worker = EnrolmentNode::start(&bench, "worker", &config, "0");
     let knock = eventually("a knock", || {
         let waiting = hub_peers(&bench, &hub)["waiting"].clone();
         waiting.as_array()?.first().cloned()
@@ -544,22 +544,22 @@ fn a_worker_that_knocks_is_let_in_by_its_fingerprint() {
 
 #[test]
 fn a_worker_comes_back_when_its_hub_does() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let worker_key = {
         // A node's key is made when it first serves.
-        let node = Served::start(&bench, "worker", "", "0");
+        let node = EnrolmentNode::start(&bench, "worker", "", "0");
         node.key().to_owned()
     };
     let known = format!("\n[[peers]]\npeer_id = \"kitchen\"\nkeys = [\"{worker_key}\"]\n");
     let config = hub_config() + &known;
-    let hub = Served::start(&bench, "hub", &config, "0");
+    let hub = EnrolmentNode::start(&bench, "hub", &config, "0");
     let joined = format!(
         "[[join]]\naddress = \"127.0.0.1:{}\"\nkey = \"{}\"\n",
         hub.port(),
         hub.key()
     );
-    let _worker = Served::start(&bench, "worker", &joined, "0");
-    let reached = |hub: &Served| {
+    let _worker = EnrolmentNode::start(&bench, "worker", &joined, "0");
+    let reached = |hub: &EnrolmentNode| {
         eventually("a call through the hub", || {
             let answer = info(bench.admin(), &hub.target, &["--peer", "kitchen"]);
             (answer.status == 0).then(|| answer.json())
@@ -568,6 +568,6 @@ fn a_worker_comes_back_when_its_hub_does() {
     assert_eq!(reached(&hub)["identity"], worker_key.as_str());
     let port = hub.port().to_owned();
     hub.stop();
-    let hub = Served::start(&bench, "hub", &config, &port);
+    let hub = EnrolmentNode::start(&bench, "hub", &config, &port);
     assert_eq!(reached(&hub)["identity"], worker_key.as_str());
 }

@@ -3,16 +3,16 @@
 //! the worker, a client gives that up, the hub's configuration is replaced under load, and the worker restarts with a
 //! call under way.
 //!
-//! Each is behind a network of its own, as behind NAT: the worker reaches the hub at the address of
-//! its gateway, and nobody but its administrator reaches the worker.
+//! Each is behind a network of its own, as behind NAT: the worker reaches the hub at the address of its gateway,
+//! and only its administrator reaches the worker.
 
 use std::cell::Cell;
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use alknet_qemu::Disk;
-use alknet_tests::{Answer, Bench, Boot, Cli, HUB, Node, eventually};
+use alknet_qemu::VirtioDisk;
+use alknet_tests::{BootVariant, CliOutput, CliRunner, HUB, MachineNode, TestBench, eventually};
 use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -36,7 +36,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Calls that are under way at the same time while the hub's configuration is replaced.
 const AT_ONCE: usize = 8;
 
-fn document(bench: &Bench, name: &str, config: &str) -> String {
+fn document(bench: &TestBench, name: &str, config: &str) -> String {
     format!(
         "[node]\nname = \"{name}\"\nadmin_keys = [\"{}\"]\n{config}",
         bench.admin().identity()
@@ -44,18 +44,21 @@ fn document(bench: &Bench, name: &str, config: &str) -> String {
 }
 
 /// A machine with a data disk of its own.
-fn boot(bench: &Bench, name: &str, config: &str) -> Node {
-    let disk = Disk::file(bench.disk(name, DATA_BYTES)).data();
+fn boot(bench: &TestBench, name: &str, config: &str) -> MachineNode {
+    let disk = VirtioDisk::file(bench.disk(name, DATA_BYTES)).data();
     let document = document(bench, name, config);
     // The worker changes its key, which one that is derived from words cannot; the hub needs no vault.
-    let machine = bench.machine(Boot::MicrovmErofs).config(document).plain();
+    let machine = bench
+        .machine(BootVariant::MicrovmErofs)
+        .config(document)
+        .plain();
     let node = machine.data(Some(disk)).boot();
     boots_again(&node);
     node
 }
 
 /// A reset starts the machine again from now on; otherwise it ends a microvm here.
-fn boots_again(node: &Node) {
+fn boots_again(node: &MachineNode) {
     let set = node
         .vm()
         .qmp()
@@ -63,13 +66,13 @@ fn boots_again(node: &Node) {
     set.unwrap_or_else(|error| panic!("{error}"));
 }
 
-fn run(bench: &Bench, words: &[&str]) -> Answer {
+fn run(bench: &TestBench, words: &[&str]) -> CliOutput {
     let admin = bench.admin();
     admin.run(admin.command(words))
 }
 
 /// A join string that is good for five keys, for a hub at this address.
-fn invite(bench: &Bench, hub: &Node, address: &str) -> String {
+fn invite(bench: &TestBench, hub: &MachineNode, address: &str) -> String {
     let target = hub.target();
     let words = [
         "hub",
@@ -86,7 +89,7 @@ fn invite(bench: &Bench, hub: &Node, address: &str) -> String {
 }
 
 /// The one peer of the hub, once it is in this state.
-fn peer(bench: &Bench, hub: &Node, state: &str) -> Value {
+fn peer(bench: &TestBench, hub: &MachineNode, state: &str) -> Value {
     let mut last = Value::Null;
     eventually(&format!("a peer that is {state}"), || {
         let answer = run(bench, &["hub", "peers", &hub.target()]);
@@ -102,7 +105,7 @@ fn peer(bench: &Bench, hub: &Node, state: &str) -> Value {
 }
 
 /// Who answers when the hub is asked for the peer.
-fn through(hub: &Node) -> Option<Value> {
+fn through(hub: &MachineNode) -> Option<Value> {
     let direct = hub.try_call("node/info", &Value::Null, &["--peer", "kitchen"]);
     let input = json!({ "peer": "any", "labels": { "pool": "edge" }, "operation": "node/info" });
     let chosen = hub.try_call("hub/invoke", &input, &[]);
@@ -115,14 +118,14 @@ fn through(hub: &Node) -> Option<Value> {
 }
 
 /// Waits until the worker with this key is reached through the hub.
-fn reached(hub: &Node, key: &str) {
+fn reached(hub: &MachineNode, key: &str) {
     eventually("a call through the hub", || {
         (through(hub)? == key).then_some(())
     });
 }
 
 /// Waits until so many scripts run there.
-fn scripts_run(node: &Node, count: usize) {
+fn scripts_run(node: &MachineNode, count: usize) {
     eventually(&format!("{count} scripts that run"), || {
         let listed = node.call("runtime/sessions", &json!({}));
         let sessions = listed["sessions"].as_array().cloned().unwrap_or_default();
@@ -132,7 +135,7 @@ fn scripts_run(node: &Node, count: usize) {
 }
 
 /// A script on the hub calls operations of the worker, as far as the worker lets the hub.
-fn a_script_of_the_hub_calls_the_worker(hub: &Node, worker: &Node, id: &str) {
+fn a_script_of_the_hub_calls_the_worker(hub: &MachineNode, worker: &MachineNode, id: &str) {
     let source = format!(
         "const there = {{ peer: '{id}' }};
          const {{ identity }} = await ops.call('node/info', {{}}, there);
@@ -149,7 +152,12 @@ fn a_script_of_the_hub_calls_the_worker(hub: &Node, worker: &Node, id: &str) {
 }
 
 /// A client gives up what it asked of the hub, which asked the worker: the script on the third machine ends.
-fn what_is_given_up_ends_on_the_third_machine(bench: &Bench, hub: &Node, worker: &Node, id: &str) {
+fn what_is_given_up_ends_on_the_third_machine(
+    bench: &TestBench,
+    hub: &MachineNode,
+    worker: &MachineNode,
+    id: &str,
+) {
     let mut call = a_script_runs_on_both(bench, hub, worker, id);
     let pid = Pid::from_raw(call.id().cast_signed());
     kill(pid, Signal::SIGINT).expect("it was not waited for yet");
@@ -160,7 +168,12 @@ fn what_is_given_up_ends_on_the_third_machine(bench: &Bench, hub: &Node, worker:
 }
 
 /// Calls a script on the hub that waits for one on the worker, which stays for as long as anybody waits.
-fn a_script_runs_on_both(bench: &Bench, hub: &Node, worker: &Node, id: &str) -> Child {
+fn a_script_runs_on_both(
+    bench: &TestBench,
+    hub: &MachineNode,
+    worker: &MachineNode,
+    id: &str,
+) -> Child {
     let limits = json!({ "wall_ms": 600_000 });
     let there = json!({
         "source": "await new Promise(() => setTimeout(() => {}, 1e6))", "limits": limits,
@@ -179,7 +192,7 @@ fn a_script_runs_on_both(bench: &Bench, hub: &Node, worker: &Node, id: &str) -> 
 }
 
 /// The hub's configuration is replaced again and again while it passes calls on to the worker: each is answered.
-fn no_call_is_lost_while_the_hub_is_configured(bench: &Bench, hub: &Node) {
+fn no_call_is_lost_while_the_hub_is_configured(bench: &TestBench, hub: &MachineNode) {
     let input = json!({ "peer": "kitchen", "operation": "node/info" });
     let levels = ["debug", "info", "debug", "info"];
     let (answered, is_over) = (Cell::new(0), Cell::new(false));
@@ -217,8 +230,12 @@ fn no_call_is_lost_while_the_hub_is_configured(bench: &Bench, hub: &Node) {
     assert!(answered >= levels.len() * AT_ONCE, "{answered} calls");
 }
 
-/// The worker is told to restart while it works for somebody on the third machine, who is answered first.
-fn what_the_worker_accepted_is_answered_before_it_restarts(hub: &Node, worker: &mut Node) {
+/// A client asks the worker to restart while it runs a call of a client on the test's host. The worker answers
+/// that call first.
+fn what_the_worker_accepted_is_answered_before_it_restarts(
+    hub: &MachineNode,
+    worker: &mut MachineNode,
+) {
     let mark = worker.vm().console().mark();
     let slow = "await new Promise((done) => setTimeout(done, 5000)); export default 6 * 7";
     let answer = thread::scope(|scope| {
@@ -236,7 +253,7 @@ fn what_the_worker_accepted_is_answered_before_it_restarts(hub: &Node, worker: &
 
 #[test]
 fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let mut hub = boot(&bench, "attic", HUB);
     let address = format!("{GATEWAY}:{}", hub.address().port());
     let from_host = hub.address().to_string();
@@ -325,7 +342,7 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     // A removal outlives every invitation made before it: the one that the peer came by, with its key
     // and with another, and one that it never used. Each is good for five keys.
     let (laptop, other) = (bench.somebody("laptop"), bench.somebody("other"));
-    let enroll = |cli: &Cli, join: &str| cli.run(cli.command(&["enroll", join]));
+    let enroll = |cli: &CliRunner, join: &str| cli.run(cli.command(&["enroll", join]));
     let joined = enroll(&laptop, &of_laptop).json();
     let id = joined["peer_id"].as_str().expect("an id");
     let removed = run(&bench, &["hub", "remove", &hub.target(), id]).json();

@@ -9,22 +9,22 @@ use std::sync::{Arc, Mutex};
 use alknet_call::{ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, Registry};
 use alknet_core::config::NodeConfig;
 use alknet_core::{AuthToken, Identities, SystemClock};
-use alknet_endpoint::{Dialer, Limits, Target};
-use alknet_escrow::{Desk, Safe, SafeError, ShareId, register};
-use alknet_tests::Bench;
+use alknet_endpoint::{EndpointDialer, EndpointLimits, Target};
+use alknet_escrow::{EscrowVault, EscrowVaultError, ShareId, ShareRegistry, register};
+use alknet_tests::TestBench;
 use alknet_tls::NodeKey;
-use alknet_vault::{Blob, Entropy, Label, SecretStr, Vault, VaultError, WordCount};
+use alknet_vault::{BlobLabel, Entropy, SealedBlob, SecretStr, Vault, VaultError, WordCount};
 use serde_json::{Value, json};
 
-use crate::here::Here;
+use crate::local_node::LocalNode;
 
 /// A vault, and the records sealed with it.
-struct Records {
+struct SealedShareRecords {
     vault: Vault,
-    kept: Mutex<BTreeMap<ShareId, Blob>>,
+    kept: Mutex<BTreeMap<ShareId, SealedBlob>>,
 }
 
-impl Records {
+impl SealedShareRecords {
     fn open() -> Self {
         let vault = Vault::locked();
         let words = Entropy::generate(WordCount::TwentyFour).expect("randomness");
@@ -37,48 +37,50 @@ impl Records {
         }
     }
 
-    fn label(id: &ShareId) -> Label {
+    fn label(id: &ShareId) -> BlobLabel {
         format!("escrow:{id}").parse().expect("a label")
     }
 }
 
-fn failed(error: VaultError) -> SafeError {
+fn failed(error: VaultError) -> EscrowVaultError {
     match error {
-        VaultError::Locked => SafeError::Locked,
-        other => SafeError::Failed(other.to_string()),
+        VaultError::Locked => EscrowVaultError::Locked,
+        other => EscrowVaultError::Failed(other.to_string()),
     }
 }
 
-impl Safe for Records {
-    fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), SafeError> {
+impl EscrowVault for SealedShareRecords {
+    fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), EscrowVaultError> {
         let sealed = self.vault.seal(&Self::label(id), secret).map_err(failed)?;
         let mut kept = self.kept.lock().expect("no panics here");
         kept.insert(id.clone(), sealed);
         Ok(())
     }
 
-    fn get(&self, id: &ShareId) -> Result<zeroize::Zeroizing<Vec<u8>>, SafeError> {
+    fn get(&self, id: &ShareId) -> Result<zeroize::Zeroizing<Vec<u8>>, EscrowVaultError> {
         let kept = self.kept.lock().expect("no panics here");
-        let sealed = kept.get(id).ok_or(SafeError::Failed(String::new()))?;
+        let sealed = kept
+            .get(id)
+            .ok_or(EscrowVaultError::Failed(String::new()))?;
         let secret = self.vault.open(&Self::label(id), sealed).map_err(failed)?;
         Ok(zeroize::Zeroizing::new(secret.expose().to_vec()))
     }
 
-    fn remove(&self, id: &ShareId) -> Result<(), SafeError> {
+    fn remove(&self, id: &ShareId) -> Result<(), EscrowVaultError> {
         self.kept.lock().expect("no panics here").remove(id);
         Ok(())
     }
 }
 
-/// A node with a desk, and whom it knows.
-struct Scene {
-    here: Here,
-    records: Arc<Records>,
+/// A node with a share registry, and the keys of the peers that it knows.
+struct EscrowFixture {
+    here: LocalNode,
+    records: Arc<SealedShareRecords>,
     keys: BTreeMap<&'static str, NodeKey>,
     token: AuthToken,
 }
 
-impl Scene {
+impl EscrowFixture {
     fn start(dir: &Path) -> Self {
         let names = ["owner", "kitchen", "cellar", "guest", "nobody"];
         let keys = names.map(|name| (name, NodeKey::generate().expect("a key")));
@@ -100,8 +102,8 @@ impl Scene {
         ];
         let config = NodeConfig::parse(document.concat().as_bytes());
         let config = config.unwrap_or_else(|errors| panic!("{errors:#?}"));
-        let records = Arc::new(Records::open());
-        let desk = Arc::new(Desk::open(dir, Arc::clone(&records) as _));
+        let records = Arc::new(SealedShareRecords::open());
+        let desk = Arc::new(ShareRegistry::open(dir, Arc::clone(&records) as _));
         // The desk looks the same people up as the node does.
         let clock = Arc::new(SystemClock { built_s: 0 });
         let identities = Arc::new(Identities::new(config.entries(), clock));
@@ -109,7 +111,7 @@ impl Scene {
         register(&mut builder, &desk, &identities);
         let operations = builder.build().expect("every schema is one");
         Self {
-            here: Here::start(&config, operations, Limits::default()),
+            here: LocalNode::start(&config, operations, EndpointLimits::default()),
             records,
             keys,
             token,
@@ -124,11 +126,11 @@ impl Scene {
             .map(|answer| answer.value().clone())
     }
 
-    async fn connect(&self, who: &str) -> (Dialer, CallConnection) {
-        let dialer = Dialer::new(Some(self.keys[who].clone()));
+    async fn connect(&self, who: &str) -> (EndpointDialer, CallConnection) {
+        let dialer = EndpointDialer::new(Some(self.keys[who].clone()));
         let target = Target {
             pins: vec![self.here.key.public()],
-            host: alknet_core::Host::Ip(Ipv4Addr::LOCALHOST.into()),
+            host: alknet_core::DialHost::Ip(Ipv4Addr::LOCALHOST.into()),
             port: self.here.server.port(),
         };
         let connection = dialer.dial(&target, ALPN).await.expect("it serves");
@@ -151,7 +153,7 @@ fn deposit(byte: u8) -> Value {
 #[tokio::test]
 async fn a_share_is_released_to_the_key_that_left_it() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let scene = Scene::start(dir.path());
+    let scene = EscrowFixture::start(dir.path());
     for (who, refused) in [("nobody", "UNAUTHENTICATED"), ("guest", "FORBIDDEN")] {
         let answer = scene.call(who, "escrow/deposit", deposit(1)).await;
         assert_eq!(code(answer), refused, "{who}");
@@ -164,7 +166,7 @@ async fn a_share_is_released_to_the_key_that_left_it() {
         .await;
     assert_eq!(got.expect("its own")["share"], deposit(7)["share"]);
 
-    // Somebody else's key, and the owner's as well: a share belongs to one key.
+    // The keys of another peer and of the owner get nothing: a share belongs to one key.
     for who in ["cellar", "owner"] {
         let answer = scene.call(who, "escrow/release", wanted.clone()).await;
         assert_eq!(code(answer), "NOT_FOUND", "{who}");
@@ -208,7 +210,7 @@ async fn a_share_is_released_to_the_key_that_left_it() {
 #[tokio::test]
 async fn the_owner_binds_approves_and_takes_back() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let scene = Scene::start(dir.path());
+    let scene = EscrowFixture::start(dir.path());
     let answer = scene.call("kitchen", "escrow/deposit", deposit(7)).await;
     let id = answer.expect("taken")["id"].clone();
     let wanted = json!({ "id": id });
@@ -277,7 +279,7 @@ async fn the_owner_binds_approves_and_takes_back() {
 /// A node without a vault has nowhere to keep a share, and says so.
 #[test]
 fn a_node_without_a_vault_keeps_no_shares() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let admin = bench.admin();
     let answer = admin.call(node.target(), "escrow/deposit", &deposit(7), &[]);

@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use alknet_call::limits::CALL_TIMEOUT_DEFAULT;
 use alknet_call::{
-    ALPN, CallClient, CallConnection, CallError, CallHandler, CompositionAuthority, Ctx,
-    Dispatcher, ErrorCode, HandlerKind, ImportOptions, InvokeOptions, OnAbort, OperationSpec,
-    Output, PeerRef, Registration, Registry, ScopedPeerEnv,
+    ALPN, CallClient, CallConnection, CallError, CallHandler, CallOutput, CompositionAuthority,
+    Ctx, Dispatcher, ErrorCode, HandlerKind, ImportOptions, InvokeOptions, OnAbort, OperationSpec,
+    PeerRef, Registration, Registry, ScopedPeerEnv,
 };
 use alknet_core::rotation::OVERLAP_S;
 use alknet_core::{
-    Carriage, Clock, CloseCode, Entries, HandlerRegistry, Identities, Identity, IdentityKind,
-    IdentityStore, PeerEntry, PeerId,
+    Carriage, Clock, CloseCode, HandlerRegistry, Identities, Identity, IdentityEntries,
+    IdentityKind, IdentityStore, PeerEntry, PeerId,
 };
-use alknet_endpoint::{Dialer, Server, ServerOptions, Target};
+use alknet_endpoint::{EndpointDialer, EndpointServer, ServerOptions, Target};
 use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
 const SOON: Duration = Duration::from_secs(20);
 const SOON_MAX: Duration = Duration::from_secs(CALL_TIMEOUT_DEFAULT.as_secs() - 5);
 
-/// Between two looks at what tells nobody that it changed.
+/// Pause between two looks at a state whose changes are not announced.
 const POLL: Duration = Duration::from_millis(5);
 
 /// A test that hangs fails instead, and says where.
@@ -59,9 +59,9 @@ fn identity(id: &str, scopes: &[&str]) -> Arc<Identity> {
 const START_S: u64 = 1_800_000_000;
 
 /// Says what a test wants it to say.
-struct Time(AtomicU64);
+struct FixedTime(AtomicU64);
 
-impl Clock for Time {
+impl Clock for FixedTime {
     fn now_s(&self) -> Option<u64> {
         Some(self.0.load(Ordering::Relaxed))
     }
@@ -72,20 +72,20 @@ type Running = watch::Sender<usize>;
 
 /// Lets `container/finish` of a worker finish, and counts how often it did.
 #[derive(Default)]
-struct Finish {
+struct FinishGate {
     release: Notify,
     finished: watch::Sender<usize>,
 }
 
-struct Guard(Arc<Running>);
+struct RunningGuard(Arc<Running>);
 
-impl Drop for Guard {
+impl Drop for RunningGuard {
     fn drop(&mut self) {
         self.0.send_modify(|n| *n -= 1);
     }
 }
 
-fn worker(id: &'static str, running: &Arc<Running>, finish: &Arc<Finish>) -> Dispatcher {
+fn worker(id: &'static str, running: &Arc<Running>, finish: &Arc<FinishGate>) -> Dispatcher {
     let (finish, both) = (Arc::clone(finish), Arc::clone(running));
     let running = Arc::clone(running);
     let exec = OperationSpec::query("container/exec", "Runs.").with_scope("container:exec");
@@ -100,7 +100,7 @@ fn worker(id: &'static str, running: &Arc<Running>, finish: &Arc<Finish>) -> Dis
             OperationSpec::query("container/hang", "Runs for ever."),
             HandlerKind::once(move |_, _| {
                 running.send_modify(|n| *n += 1);
-                let guard = Guard(Arc::clone(&running));
+                let guard = RunningGuard(Arc::clone(&running));
                 async move {
                     let _guard = guard;
                     pending::<Result<Value, CallError>>().await
@@ -111,7 +111,7 @@ fn worker(id: &'static str, running: &Arc<Running>, finish: &Arc<Finish>) -> Dis
             OperationSpec::query("container/finish", "Runs until it is let go."),
             HandlerKind::once(move |_, _| {
                 both.send_modify(|n| *n += 1);
-                let (guard, finish) = (Guard(Arc::clone(&both)), Arc::clone(&finish));
+                let (guard, finish) = (RunningGuard(Arc::clone(&both)), Arc::clone(&finish));
                 async move {
                     let _guard = guard;
                     finish.release.notified().await;
@@ -125,7 +125,7 @@ fn worker(id: &'static str, running: &Arc<Running>, finish: &Arc<Finish>) -> Dis
 }
 
 fn composes(name: &str, operation: &'static str, on_abort: OnAbort) -> Registration {
-    let run = move |input: alknet_call::Body, ctx: Ctx| async move {
+    let run = move |input: alknet_call::CallBody, ctx: Ctx| async move {
         let options = InvokeOptions::on(match input.value()["to"].as_str() {
             Some(id) => PeerRef::Specific(id.parse().expect("a peer id")),
             None => PeerRef::Any,
@@ -138,7 +138,7 @@ fn composes(name: &str, operation: &'static str, on_abort: OnAbort) -> Registrat
             .env()
             .invoke_with(operation, &Value::Null, &options)
             .await?;
-        Ok(Output::from(answer))
+        Ok(CallOutput::from(answer))
     };
     Registration::new(
         OperationSpec::query(name, "Asks a worker."),
@@ -150,15 +150,15 @@ fn composes(name: &str, operation: &'static str, on_abort: OnAbort) -> Registrat
     )
 }
 
-struct Hub {
-    server: Server,
+struct FarmHub {
+    server: EndpointServer,
     dispatcher: Arc<Dispatcher>,
     key: NodeKey,
     known: Arc<Identities>,
-    time: Arc<Time>,
+    time: Arc<FixedTime>,
 }
 
-impl Hub {
+impl FarmHub {
     fn start() -> Self {
         let dependents = OnAbort::AbortDependents;
         let registry = Registry::builder()
@@ -179,14 +179,14 @@ impl Hub {
             .register(Arc::new(CallHandler::new(Arc::clone(&dispatcher))))
             .expect("the only one");
         let key = NodeKey::generate().expect("a key");
-        let time = Arc::new(Time(AtomicU64::new(START_S)));
-        let known = Identities::new(Entries::default(), Arc::clone(&time) as _);
+        let time = Arc::new(FixedTime(AtomicU64::new(START_S)));
+        let known = Identities::new(IdentityEntries::default(), Arc::clone(&time) as _);
         let known = Arc::new(known);
         let options = ServerOptions {
             port: 0,
             ..ServerOptions::default()
         };
-        let server = Server::bind(options, &key, handlers, Arc::clone(&known) as _);
+        let server = EndpointServer::bind(options, &key, handlers, Arc::clone(&known) as _);
         Self {
             server: server.expect("a free port"),
             dispatcher,
@@ -203,7 +203,7 @@ impl Hub {
         id: &str,
         scopes: &[&str],
         serves: CallClient,
-    ) -> (Dialer, CallConnection, NodeKey) {
+    ) -> (EndpointDialer, CallConnection, NodeKey) {
         let key = NodeKey::generate().expect("a key");
         let entry = PeerEntry {
             keys: vec![key.public()],
@@ -220,15 +220,15 @@ impl Hub {
         carriage: Carriage,
         key: &NodeKey,
         serves: CallClient,
-    ) -> (Dialer, CallConnection) {
-        let dialer = Dialer::new(Some(key.clone()));
+    ) -> (EndpointDialer, CallConnection) {
+        let dialer = EndpointDialer::new(Some(key.clone()));
         let target: Target = format!("{}:{}", Ipv4Addr::LOCALHOST, self.server.port())
             .parse()
             .expect("a target");
         let target = target.with_pins([self.key.public()]);
         let connection = soon(dialer.dial_over(carriage, &target, ALPN)).await;
         let connection = connection.expect("the hub answers");
-        // Whoever is pinned is known by the name it was pinned under.
+        // A worker that has pinned the hub's key knows the hub by the name beside the pin.
         connection
             .set_identity(identity("hub", &["container:exec", "forward:identity"]))
             .expect("nobody was known before");
@@ -251,19 +251,19 @@ impl Hub {
     }
 }
 
-struct Worker {
+struct FarmWorker {
     running: Arc<Running>,
-    finish: Arc<Finish>,
+    finish: Arc<FinishGate>,
     link: CallConnection,
     key: NodeKey,
-    _dialer: Dialer,
+    _dialer: EndpointDialer,
 }
 
-async fn start_worker(hub: &Hub, carriage: Carriage, id: &'static str) -> Worker {
+async fn start_worker(hub: &FarmHub, carriage: Carriage, id: &'static str) -> FarmWorker {
     let (running, finish) = (Arc::default(), Arc::default());
     let serves = CallClient::new(Arc::new(worker(id, &running, &finish)));
     let (dialer, link, key) = hub.join(carriage, id, &[], serves).await;
-    Worker {
+    FarmWorker {
         running,
         finish,
         link,
@@ -280,7 +280,7 @@ async fn ask(client: &CallConnection, operation: &str, input: Value) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hub_reaches_its_workers_over_both_carriages() {
     for carriage in CARRIAGES {
-        let hub = Hub::start();
+        let hub = FarmHub::start();
         let mut workers = Vec::new();
         for (n, id) in WORKERS.into_iter().enumerate() {
             workers.push(start_worker(&hub, carriage, id).await);
@@ -327,7 +327,7 @@ async fn a_hub_reaches_its_workers_over_both_carriages() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_changes_its_key_and_no_call_is_lost() {
     for carriage in CARRIAGES {
-        let hub = Hub::start();
+        let hub = FarmHub::start();
         let old = start_worker(&hub, carriage, "w1").await;
         hub.attached(&["w1"]).await;
         let user = CallClient::without_operations();
@@ -402,7 +402,7 @@ async fn a_worker_changes_its_key_and_no_call_is_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_continues_finishes_on_a_third_node_and_nothing_else_does() {
     for carriage in CARRIAGES {
-        let hub = Hub::start();
+        let hub = FarmHub::start();
         let worker = start_worker(&hub, carriage, "w1").await;
         hub.attached(&["w1"]).await;
         let nothing = CallClient::without_operations();

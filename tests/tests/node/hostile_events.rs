@@ -4,12 +4,12 @@
 use std::fs;
 use std::time::Duration;
 
-use alknet_call::{CallError, CallOptions, ErrorCode, OperationSpec, Route, Subscription};
+use alknet_call::{CallError, CallOptions, CallRoute, ErrorCode, OperationSpec, Subscription};
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, HostNode};
+use alknet_tests::{HostNode, TestBench};
 use serde_json::{Value, json};
 
-use super::by_hand::{Peer, caller, people, until_attached};
+use super::manual_peer::{ManualPeer, caller, people, until_attached};
 use super::unread::memory;
 
 /// A machine with 8 MiB for what is unread, half of it for an identity, and half of that for what is passed on.
@@ -17,9 +17,9 @@ const SMALL: u64 = 64 << 20;
 /// Connections of the attacker's, and subscriptions on each.
 const CONNECTIONS: usize = 4;
 const FLOWS: usize = 16;
-/// What they may make the hub grow by: 4 MiB are kept, and as much in the windows of its connection to the peer, which
-/// take up to two and a half times their bytes; the allocator keeps some of what comes and goes. Two events of each that
-/// nobody counts, as it was, are 87 MiB.
+/// What they may make the hub grow by: 4 MiB are kept, and as much in the windows of its connection to the peer,
+/// which take up to two and a half times their bytes; the allocator keeps some of what comes and goes. Two
+/// uncounted events of each subscription, as the hub kept them before, are 87 MiB.
 const GROWTH_MAX: u64 = 48 << 20;
 /// Calls of another identity, one after the other.
 const CALLS: usize = 8;
@@ -35,7 +35,7 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(hung, work).await.expect("it hangs")
 }
 
-fn options(route: Route) -> CallOptions {
+fn options(route: CallRoute) -> CallOptions {
     CallOptions {
         timeout: None,
         peer: Some("flow".to_owned()),
@@ -73,7 +73,7 @@ async fn peak(hub: &HostNode) -> u64 {
 /// One identity, in league with a peer that sends events of 700 KiB for as long as they are taken, and heeds no credit.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_of_a_peer_that_nobody_takes_end_and_stop_nobody_else() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [flow, eve, ada] = ["flow", "eve", "ada"].map(|name| bench.somebody(name));
     let config = people([
         ("flow", &flow, &[][..]),
@@ -86,7 +86,7 @@ async fn events_of_a_peer_that_nobody_takes_end_and_stop_nobody_else() {
             OperationSpec::subscription("node/flow", "Goes on for ever."),
             OperationSpec::query("node/pay", "Answers."),
         ];
-        let flow = Peer::serving(&hub, &flow, specs).await;
+        let flow = ManualPeer::serving(&hub, &flow, specs).await;
         until_attached(&hub);
         let (_adas, ada) = caller(&hub, &ada).await;
         let call = CallOptions {
@@ -94,7 +94,7 @@ async fn events_of_a_peer_that_nobody_takes_end_and_stop_nobody_else() {
             ..CallOptions::default()
         };
         // The first ones make what stays: streams, tables, pages of the allocator.
-        let one = options(Route::Auto);
+        let one = options(CallRoute::Auto);
         let first = ada.subscribe_with("node/flow", &Value::Null, &one);
         let mut first = within(first).await.expect("it is sent");
         let event = within(first.next()).await.expect("an event");
@@ -108,7 +108,7 @@ async fn events_of_a_peer_that_nobody_takes_end_and_stop_nobody_else() {
         for n in 0..CONNECTIONS {
             let (dialer, client) = caller(&hub, &eve).await;
             // On one stream with room for one event each, and on streams that are not read.
-            let options = options([Route::Lane, Route::Auto][n % 2]);
+            let options = options([CallRoute::Lane, CallRoute::Auto][n % 2]);
             for _ in 0..FLOWS {
                 let events = client.subscribe_with("node/flow", &Value::Null, &options);
                 left.push(within(events).await.expect("it is sent"));

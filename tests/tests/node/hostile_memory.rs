@@ -1,5 +1,6 @@
-//! Those who want all of what a small machine has for requests, subscriptions and results: each is refused what is
-//! beyond its share, and others find theirs. The limits go by the machine's memory, so the node is told of little.
+//! Clients that want all of what a small machine has for requests, subscriptions and results: the node refuses
+//! each what is beyond its share, and serves the others. The limits depend on the machine's memory, so the test
+//! sets a small amount.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -7,15 +8,15 @@ use std::time::Duration;
 use alknet_call::limits::{SCOPE_BYTES_MAX, SCOPES_MAX};
 use alknet_call::{CallConnection, CallOptions, ErrorCode, Idempotence, OperationSpec};
 use alknet_core::{Carriage, Connection, StreamError};
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, Cli, Elsewhere, HostNode, eventually, wire};
+use alknet_tests::{CliRunner, HostNode, RawTcpConnection, TestBench, eventually, wire};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::task::{JoinSet, block_in_place};
 
-use super::by_hand::{Peer, caller, dial_over, people, until_attached};
+use super::manual_peer::{ManualPeer, caller, dial_over, people, until_attached};
 use super::unread::memory;
 
 const MIB: usize = 1 << 20;
@@ -35,7 +36,7 @@ fn text(bytes: usize) -> Value {
     json!("x".repeat(bytes - 1000))
 }
 
-/// Whether a request of so many bytes of somebody's is answered.
+/// Whether the node answers a request of so many bytes over this connection.
 async fn is_answered(client: &CallConnection, bytes: usize) -> bool {
     let list = json!({ "prefix": text(bytes) });
     within(client.call("services/list", &list)).await.is_ok()
@@ -46,13 +47,13 @@ async fn is_answered(client: &CallConnection, bytes: usize) -> bool {
 async fn frames_that_do_not_end_leave_others_room() {
     const STREAMS: usize = 12;
     const FIT: usize = 2;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let eve = bench.somebody("eve");
     if let Some(node) = bench.host_on(LEAST, &people([("eve", &eve, &[][..])])) {
         // Connected before: a handshake may take long beside the frames, which have half a minute.
         let (_admins, admin) = caller(&node, bench.admin()).await;
         let (key, _) = NodeKey::load_or_create(&eve.state().join("identity.key")).expect("a key");
-        let (dialer, target) = (Dialer::new(Some(key)), target(&node));
+        let (dialer, target) = (EndpointDialer::new(Some(key)), target(&node));
         let dialled = dialer.dial_over(Carriage::Quic, &target, alknet_call::ALPN);
         let connection = within(dialled).await.expect("it is known");
         let mut frame = wire::frame(&vec![b'{'; MIB]);
@@ -103,7 +104,7 @@ fn unfinished(node: &HostNode) -> f64 {
 }
 
 /// Sends so many frames of 1 MiB but for their last bytes, each on a stream of its own.
-async fn keeps_frames(node: &HostNode, who: &Cli, frames: usize) -> impl Sized {
+async fn keeps_frames(node: &HostNode, who: &CliRunner, frames: usize) -> impl Sized {
     let mut frame = wire::frame(&vec![b'{'; MIB]);
     frame.pop();
     let almost = Bytes::from(frame);
@@ -121,7 +122,7 @@ async fn keeps_frames(node: &HostNode, who: &Cli, frames: usize) -> impl Sized {
 /// A worker over TCP, all of whose answers come on one stream, answers longer than what two identities leave.
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_that_do_not_end_end_no_worker_over_tcp() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let names = ["bank", "eve", "mallory", "ada"];
     let [teller, eve, mallory, ada] = names.map(|name| bench.somebody(name));
     let config = people([
@@ -134,7 +135,7 @@ async fn frames_that_do_not_end_end_no_worker_over_tcp() {
     if let Some(hub) = bench.host_on(LEAST, &config) {
         let wide = OperationSpec::query("node/wide", "Answers at length.").with_scope("bank");
         let connected = dial_over(Carriage::Tcp, &hub, &teller).await;
-        let _bank = Peer::on(connected, vec![wide]);
+        let _bank = ManualPeer::on(connected, vec![wide]);
         until_attached(&hub);
         let (_adas, ada) = caller(&hub, &ada).await;
         let options = CallOptions {
@@ -166,14 +167,14 @@ fn target(node: &HostNode) -> Target {
 }
 
 /// A peer behind a hub with keyed mutations: `node/hold`, which does not end, and `node/pay` and `node/long`, which do.
-async fn bank(hub: &HostNode, who: &Cli) -> Peer {
+async fn bank(hub: &HostNode, who: &CliRunner) -> ManualPeer {
     let keyed = |name| {
         let mut spec = OperationSpec::mutation(name, "Changes something.").with_scope("bank");
         spec.idempotent = Idempotence::Keyed;
         spec
     };
     let specs = ["node/hold", "node/pay", "node/long"].map(keyed);
-    let bank = Peer::serving(hub, who, specs.into()).await;
+    let bank = ManualPeer::serving(hub, who, specs.into()).await;
     until_attached(hub);
     bank
 }
@@ -207,7 +208,7 @@ async fn paid(client: &CallConnection, operation: &str, key: &str) {
 /// A requester gives up each request at once; the runs of the keys go on at the peer that they were passed on to.
 #[tokio::test(flavor = "multi_thread")]
 async fn runs_that_nobody_waits_for_keep_their_bytes_counted() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [teller, eve] = ["bank", "eve"].map(|name| bench.somebody(name));
     let config = people([("bank", &teller, &[][..]), ("eve", &eve, CUSTOMER)]);
     let config = format!("[hub]\nenabled = true\n{config}");
@@ -243,7 +244,7 @@ async fn runs_that_nobody_waits_for_keep_their_bytes_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn results_of_others_are_kept() {
     const PAYMENTS: usize = 60;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [teller, eve, ada] = ["bank", "eve", "ada"].map(|name| bench.somebody(name));
     let config = people([
         ("bank", &teller, &[][..]),
@@ -278,7 +279,7 @@ const FOLLOWED: &str = "services/watch";
 #[tokio::test(flavor = "multi_thread")]
 async fn padded_subscriptions_leave_room_for_requests_of_others() {
     const EACH: usize = 60;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let names = ["eve", "mallory", "trudy", "craig", "ada", "bob"];
     let crowd = names.map(|name| bench.somebody(name));
     let entries = names.iter().zip(&crowd);
@@ -321,7 +322,7 @@ async fn padded_subscriptions_leave_room_for_requests_of_others() {
 async fn padded_subscriptions_of_unknown_peers_leave_known_ones_theirs() {
     const NETWORKS: u8 = 6;
     const CONNECTIONS: usize = 5;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let bob = bench.somebody("bob");
     if let Some(node) = bench.host_on(SMALL, &people([("bob", &bob, &[][..])])) {
         let target = target(&node);
@@ -332,7 +333,7 @@ async fn padded_subscriptions_of_unknown_peers_leave_known_ones_theirs() {
             for n in 0..usize::from(NETWORKS) * CONNECTIONS {
                 let network = u8::try_from(n / CONNECTIONS).expect("few") + 1;
                 let from = Ipv4Addr::new(127, 0, network, 1);
-                let peer = Elsewhere::connect(&target, from, None, alknet_call::ALPN);
+                let peer = RawTcpConnection::connect(&target, from, None, alknet_call::ALPN);
                 let mut peer = peer.expect("anybody may connect");
                 peer.say(&asks.concat()).expect("it is taken");
                 for _ in &asks {
@@ -400,7 +401,7 @@ fn until_all_serve(hub: &HostNode, peers: usize, name: &str) {
 async fn watchers_that_take_nothing_keep_no_old_operations() {
     const ROUNDS: usize = 8;
     const OPERATIONS: usize = 300;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let eve = bench.somebody("eve");
     let names = ["worker-1", "worker-2", "worker-3", "worker-4"];
     let workers = names.map(|name| bench.somebody(name));
@@ -416,7 +417,7 @@ async fn watchers_that_take_nothing_keep_no_old_operations() {
         let mut peers = Vec::new();
         for worker in &workers {
             let connected = dial_over(Carriage::Quic, &hub, worker).await;
-            peers.push(Peer::on(connected, serves(0)));
+            peers.push(ManualPeer::on(connected, serves(0)));
         }
         block_in_place(|| until_all_serve(&hub, peers.len(), "old/r0-"));
         let (_dialer, connection) = dial_over(Carriage::Quic, &hub, &eve).await;

@@ -8,11 +8,11 @@ use std::time::Duration;
 use alknet_call::{CallOptions, ErrorCode, Idempotence, OperationSpec};
 use alknet_core::CloseCode;
 use alknet_test_support::{deadline, took};
-use alknet_tests::{Asking, Bench, Cli, HostNode, eventually, wire};
+use alknet_tests::{CliRunner, HostNode, RequestLoop, TestBench, eventually, wire};
 use serde_json::{Map, Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::by_hand::{OFTEN, POINTED, Peer, caller, dial, people, until_attached};
+use super::manual_peer::{ManualPeer, OFTEN, POINTED, caller, dial, people, until_attached};
 use super::unread::memory;
 
 /// What the hub answers within meanwhile.
@@ -83,7 +83,7 @@ fn called(hub: &HostNode, peer: &str, input: &str) -> (String, String) {
 }
 
 /// The configuration of a hub that knows these peers.
-fn knows<'a>(known: impl Iterator<Item = (&'a str, &'a Cli)>) -> String {
+fn knows<'a>(known: impl Iterator<Item = (&'a str, &'a CliRunner)>) -> String {
     let none: &[&str] = &[];
     let known = known.map(|(name, who)| (name, who, none));
     "[hub]\nenabled = true\n".to_owned() + &people(known)
@@ -91,7 +91,7 @@ fn knows<'a>(known: impl Iterator<Item = (&'a str, &'a Cli)>) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn schemas_of_peers_cost_the_hub_little_time() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let names = ["fine", "chain", "name", "numbers"];
     let people = names.map(|name| bench.somebody(name));
     // Why something is not imported is said at this level.
@@ -103,14 +103,14 @@ async fn schemas_of_peers_cost_the_hub_little_time() {
     fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
     let held = memory(&hub, "VmRSS:");
     // From before the first of them is attached until the last was refused.
-    let asking = Asking::begin(hub.target(), bench.admin());
+    let asking = RequestLoop::begin(hub.target(), bench.admin());
     let does = |schema| OperationSpec::query("node/do", "Works.").with_input(schema);
     // What is wrong with one operation must not be for lack of another.
     let both = |schema| vec![does(schema), OperationSpec::query("node/rest", "Rests.")];
-    let fine = Peer::start(&hub, fine, does(json!({ "type": "array" }))).await;
-    let chained = Peer::serving(&hub, chained, both(chain())).await;
-    let named = Peer::serving(&hub, named, both(long_name())).await;
-    let many = Peer::start(&hub, many, does(numbers())).await;
+    let fine = ManualPeer::start(&hub, fine, does(json!({ "type": "array" }))).await;
+    let chained = ManualPeer::serving(&hub, chained, both(chain())).await;
+    let named = ManualPeer::serving(&hub, named, both(long_name())).await;
+    let many = ManualPeer::start(&hub, many, does(numbers())).await;
     until_read(&hub, ["chain", "name"]);
 
     let list = "new Array(40000).fill(7)";
@@ -176,15 +176,15 @@ fn through_members() -> Value {
 /// counted, and none of them is copied.
 #[tokio::test(flavor = "multi_thread")]
 async fn patterns_and_names_of_peers_are_counted() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let names = ["patterns", "references", "members"];
     let people = names.map(|name| bench.somebody(name));
     let config = knows(names.iter().copied().zip(&people)) + "[log]\nlevel = \"debug\"\n";
     let hub = bench.host_with(&config);
     let does = |schema| OperationSpec::query("node/do", "Works.").with_input(schema);
-    let refused = Peer::serving(&hub, &people[0], patterns()).await;
-    let references = Peer::start(&hub, &people[1], does(references())).await;
-    let members = Peer::start(&hub, &people[2], does(through_members())).await;
+    let refused = ManualPeer::serving(&hub, &people[0], patterns()).await;
+    let references = ManualPeer::start(&hub, &people[1], does(references())).await;
+    let members = ManualPeer::start(&hub, &people[2], does(through_members())).await;
     until_read(&hub, ["patterns"]);
     assert!(refused.asked("services/schema") > 0);
     assert_eq!(called(&hub, "patterns", "'x'").0, "NOT_FOUND");
@@ -239,10 +239,10 @@ fn until_read<const N: usize>(hub: &HostNode, peers: [&str; N]) {
 /// A requester has them passed on to a peer that is in league with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn inputs_that_a_peer_has_read_are_not_kept_by_the_hub() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let sink = bench.somebody("sink");
     let hub = bench.host_with(&knows([("sink", &sink)].into_iter()));
-    let sink = Peer::start(&hub, &sink, OperationSpec::query("node/hold", "Waits.")).await;
+    let sink = ManualPeer::start(&hub, &sink, OperationSpec::query("node/hold", "Waits.")).await;
     until_attached(&hub);
     let (_dialer, client) = caller(&hub, bench.admin()).await;
     let mut calls: Vec<JoinHandle<_>> = Vec::new();
@@ -281,10 +281,10 @@ async fn inputs_that_a_peer_has_read_are_not_kept_by_the_hub() {
 /// The same, and the peer reads none of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn inputs_that_a_peer_does_not_read_are_refused() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let sink = bench.somebody("sink");
     let hub = bench.host_with(&knows([("sink", &sink)].into_iter()));
-    let sink = Peer::start(&hub, &sink, OperationSpec::query("node/hold", "Waits.")).await;
+    let sink = ManualPeer::start(&hub, &sink, OperationSpec::query("node/hold", "Waits.")).await;
     until_attached(&hub);
     let (_dialer, client) = caller(&hub, bench.admin()).await;
     let holds = || {
@@ -337,7 +337,7 @@ async fn inputs_that_a_peer_does_not_read_are_refused() {
 }
 
 /// How an answer begins that a requester gets who takes no binary data.
-async fn asked_as_text(hub: &HostNode, who: &Cli, operation: &str) -> Value {
+async fn asked_as_text(hub: &HostNode, who: &CliRunner, operation: &str) -> Value {
     let (_dialer, connection) = dial(hub, who).await;
     let (mut send, mut recv) = wire::stream(&connection).await.expect("it is connected");
     let payload = json!({ "operationId": operation, "input": null, "peer": "blob" });
@@ -350,14 +350,15 @@ async fn asked_as_text(hub: &HostNode, who: &Cli, operation: &str) -> Value {
     event.expect("it hangs").expect("an answer")
 }
 
-/// Text in which thousands of values point to the same data would be a thousand times as long for whoever takes none.
+/// A peer's answer in which thousands of values point to the same data would be a thousand times as long as text,
+/// for a client that takes no binary data.
 #[tokio::test(flavor = "multi_thread")]
 async fn binary_data_of_a_peer_is_not_repeated_without_end() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let blob = bench.somebody("blob");
     let hub = bench.host_with(&knows([("blob", &blob)].into_iter()));
     let specs = ["node/once", "node/often"].map(|name| OperationSpec::query(name, "Answers."));
-    let blob = Peer::serving(&hub, &blob, specs.into()).await;
+    let blob = ManualPeer::serving(&hub, &blob, specs.into()).await;
     until_attached(&hub);
     let once = asked_as_text(&hub, bench.admin(), "/node/once").await;
     let output = once["payload"]["output"].as_str().map(str::len);
@@ -380,11 +381,11 @@ async fn binary_data_of_a_peer_is_not_repeated_without_end() {
 /// What a peer says of its GPU is not this node's, and nothing is made of the long list that it says beside it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_peer_says_of_its_gpu_ends_no_script() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let liar = bench.somebody("liar");
     let hub = bench.host_with(&knows([("liar", &liar)].into_iter()));
     let spec = OperationSpec::query("compute/dispatch", "Lies.");
-    let liar = Peer::start(&hub, &liar, spec).await;
+    let liar = ManualPeer::start(&hub, &liar, spec).await;
     until_attached(&hub);
     // What is made by the first script stays.
     hub.call("runtime/eval", &json!({ "source": "export default 1" }));
@@ -407,12 +408,12 @@ async fn what_a_peer_says_of_its_gpu_ends_no_script() {
 /// it is asked, is asked once for each.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_of_a_script_s_call_has_it_run_once() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let bank = bench.somebody("bank");
     let hub = bench.host_with(&knows([("bank", &bank)].into_iter()));
     let mut spec = OperationSpec::mutation("node/pay", "Pays.").with_scope("bank");
     spec.idempotent = Idempotence::Keyed;
-    let bank = Peer::start(&hub, &bank, spec).await;
+    let bank = ManualPeer::start(&hub, &bank, spec).await;
     until_attached(&hub);
     let source = "const pay = (idempotencyKey) =>
             ops.call('node/pay', {}, { peer: 'bank', idempotencyKey });
@@ -426,11 +427,11 @@ async fn the_key_of_a_script_s_call_has_it_run_once() {
     assert_eq!(bank.asked("node/pay"), 3);
 }
 
-/// A script on a worker calls a peer of the worker's, which has no room at first. Whoever asked the hub for it under a
-/// key asks again.
+/// A script on a worker calls a peer of the worker's, which has no room at first. The client that asked the hub
+/// for the script under an idempotency key asks again.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_there_was_no_room_is_not_kept_for_a_key() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (admin, bank) = (bench.admin(), bench.somebody("bank"));
     let hub = bench.host_with("[hub]\nenabled = true\n");
     let invited = admin.run(admin.command(&["hub", "invite", hub.target()]));
@@ -445,7 +446,7 @@ async fn that_there_was_no_room_is_not_kept_for_a_key() {
     fs::write(&config, document).expect("the folder is ours");
     let worker = HostNode::start_with(&bench.path().join("worker"), admin, Some(&config));
     let full = OperationSpec::query("node/full", "Has no room at first.");
-    let bank = Peer::start(&worker, &bank, full).await;
+    let bank = ManualPeer::start(&worker, &bank, full).await;
     for (node, operation) in [(&worker, "node/full"), (&hub, "runtime/eval")] {
         eventually(operation, || {
             let listed = node.call("services/list-peers", &Value::Null);

@@ -7,10 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use alknet_test_support::took;
-use alknet_tests::{Answer, Asking, Bench, Cli, HostNode, eventually, whole_seconds};
+use alknet_tests::{
+    CliOutput, CliRunner, HostNode, RequestLoop, TestBench, eventually, whole_seconds,
+};
 use serde_json::{Map, Value, json};
 
-use super::promoted_callers::{Draft, configuration, promote};
+use super::promoted_callers::{OperationDraft, configuration, promote};
 
 /// What a script may cost the node, and what all scripts together may, in bytes: docs/sessions.md.
 const SESSION_BYTES: u64 = 8 << 20;
@@ -92,15 +94,15 @@ fn hoarder(attack: &str) -> Value {
     json!({ "source": source, "record": true })
 }
 
-fn people(people: &[(String, Cli)], scopes: &[&str]) -> String {
-    let peer = |(name, who): &(String, Cli)| {
+fn people(people: &[(String, CliRunner)], scopes: &[&str]) -> String {
+    let peer = |(name, who): &(String, CliRunner)| {
         let key = who.identity();
         format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
     };
     people.iter().map(peer).collect()
 }
 
-fn crowd(bench: &Bench) -> Vec<(String, Cli)> {
+fn crowd(bench: &TestBench) -> Vec<(String, CliRunner)> {
     let names = (0..AT_ONCE).map(|n| format!("author-{n}"));
     names
         .map(|name| (name.clone(), bench.somebody(&name)))
@@ -126,10 +128,10 @@ fn growth(node: &HostNode, work: impl FnOnce()) -> u64 {
 
 #[test]
 fn values_of_scripts_cost_the_node_little_memory() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let crowd = crowd(&bench);
     let node = bench.host_with(&people(&crowd, &["runtime:debug", "node:read"]));
-    let evaluate = |who: &Cli, attack: &str| {
+    let evaluate = |who: &CliRunner, attack: &str| {
         let ran = who.call(node.target(), "runtime/eval", &hoarder(attack), &[]);
         let refused = ran.json()["value"].as_u64();
         assert!(refused.is_some_and(|times| times > 0), "{attack}: {ran:?}");
@@ -188,9 +190,9 @@ fn keeper() -> Value {
 }
 
 /// Commands that end with the test.
-struct Commands(Vec<Child>);
+struct CommandGroup(Vec<Child>);
 
-impl Drop for Commands {
+impl Drop for CommandGroup {
     fn drop(&mut self) {
         for child in &mut self.0 {
             let _ = child.kill();
@@ -201,14 +203,14 @@ impl Drop for Commands {
 
 #[test]
 fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let names = ["eve", "mallory", "ada"];
     let three = names.map(|name| (name.to_owned(), bench.somebody(name)));
     let node = bench.host_with(&people(&three, &["runtime:debug"]));
     let [eve, mallory, (_, ada)] = &three;
-    let mut keepers = Commands(Vec::new());
+    let mut keepers = CommandGroup(Vec::new());
     let within = whole_seconds(Duration::from_millis(KEPT_MS));
-    let keep = |who: &Cli| {
+    let keep = |who: &CliRunner| {
         let mut keeps = who.command(&["call", "--timeout", &within]);
         keeps.args([node.target(), "runtime/eval", &keeper().to_string()]);
         let keeps = keeps.stdout(Stdio::null()).stderr(Stdio::null());
@@ -252,7 +254,7 @@ fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
 /// What it makes would outlive the script, and hold what its caller does and not what the script was granted.
 #[test]
 fn a_script_makes_no_token_and_lets_nobody_in() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host_with("[hub]\nenabled = true\n");
     let source = "const told = [];
          for (const [name, input] of [
@@ -280,9 +282,9 @@ fn a_script_makes_no_token_and_lets_nobody_in() {
 /// An operation of another peer's is called by the administrator, and has a script run: it is not run as the administrator's.
 #[test]
 fn a_promoted_operation_runs_nothing_as_its_caller() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, rev] = ["ada", "rev"].map(|name| bench.somebody(name));
-    let people: [(&str, &Cli, &[&str]); 2] = [
+    let people: [(&str, &CliRunner, &[&str]); 2] = [
         ("ada", &ada, &["ops:propose", "runtime:debug"]),
         ("rev", &rev, &["ops:promote"]),
     ];
@@ -310,12 +312,12 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
              return told;
          }};"
     );
-    let draft = Draft {
+    let draft = OperationDraft {
         uses: &["runtime/eval", "config/apply"],
         input: json!({ "type": "boolean" }),
         example: json!(false),
         source: &source,
-        ..Draft::waits("helpful")
+        ..OperationDraft::waits("helpful")
     };
     promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
     let told = node.call("js/helpful", &json!(true));
@@ -346,9 +348,9 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
 /// A peer's operation is called by another peer, and shows a token of its author's on that peer's connection.
 #[test]
 fn a_promoted_operation_does_not_authenticate_its_caller() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, rev] = ["ada", "rev"].map(|name| bench.somebody(name));
-    let people: [(&str, &Cli, &[&str]); 2] = [
+    let people: [(&str, &CliRunner, &[&str]); 2] = [
         ("ada", &ada, &["ops:propose"]),
         ("rev", &rev, &["ops:promote"]),
     ];
@@ -359,15 +361,15 @@ fn a_promoted_operation_does_not_authenticate_its_caller() {
         "export const run = async (go) => {{
              if (!go) return 'done';
              try {{ return await ops.call('session/authenticate', {{ token: '{token}' }}); }}
-             catch (error) {{ return [error.code, error.message.includes('whoever made it')]; }}
+             catch (error) {{ return [error.code, error.message.includes('only the peer that made')]; }}
          }};"
     );
-    let draft = Draft {
+    let draft = OperationDraft {
         uses: &["session/authenticate"],
         input: json!({ "type": "boolean" }),
         example: json!(false),
         source: &source,
-        ..Draft::waits("helpful")
+        ..OperationDraft::waits("helpful")
     };
     promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
     let told = node.call("js/helpful", &json!(true));
@@ -381,7 +383,7 @@ const USED: u64 = 512 << 20;
 /// What a caller grants a script it may use: its worker lives on, and so does a neighbour in it.
 #[test]
 fn a_script_uses_the_memory_that_it_was_granted() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let uses = format!(
         "const all = [];
@@ -440,10 +442,10 @@ const BOMBS: [(&str, &str, &str); 5] = [
 
 #[test]
 fn schemas_of_scripts_cost_the_node_little_time() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let crowd = crowd(&bench);
     let node = bench.host_with(&people(&crowd, &["runtime:debug", "node:read"]));
-    let asking = Asking::begin(node.target(), bench.admin());
+    let asking = RequestLoop::begin(node.target(), bench.admin());
     // As many at once as would take every thread of the node.
     thread::scope(|scope| {
         for (at, (_, who)) in crowd.iter().enumerate() {
@@ -479,7 +481,7 @@ fn schemas_of_scripts_cost_the_node_little_time() {
 /// Proposing is enough to have a schema evaluated: the tests of what is proposed are run.
 #[test]
 fn schemas_of_proposals_cost_the_node_little_time() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let author = vec![("author".to_owned(), bench.somebody("author"))];
     let node = bench.host_with(&people(&author, &["ops:propose"]));
     let mut defs = json!({ "d40": { "type": "number" } });
@@ -501,7 +503,7 @@ fn schemas_of_proposals_cost_the_node_little_time() {
         |schema, _| json!({ "unevaluatedProperties": schema }),
     );
     let nested = "(() => { let v = 1; for (let i = 0; i < 30; i++) v = { v }; return v; })()";
-    let asking = Asking::begin(node.target(), bench.admin());
+    let asking = RequestLoop::begin(node.target(), bench.admin());
     let proposed = |n: usize, schema: &Value, answer: &str| {
         propose(&bench, &node, &author[0].1, (n, schema, answer))
     };
@@ -525,11 +527,11 @@ fn schemas_of_proposals_cost_the_node_little_time() {
 
 /// Proposes an operation whose test has a schema for its answer.
 fn propose(
-    bench: &Bench,
+    bench: &TestBench,
     node: &HostNode,
-    author: &Cli,
+    author: &CliRunner,
     (n, schema, answer): (usize, &Value, &str),
-) -> Answer {
+) -> CliOutput {
     let operation = json!({
         "spec": { "name": format!("bomb{n}"), "kind": "query" }, "entry": "./main.js", "export": "run",
         "tests": [{ "input": 1, "expect": { "schema": schema } }],

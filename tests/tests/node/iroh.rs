@@ -1,7 +1,7 @@
 //! `alknet serve` with an iroh endpoint: reached by iroh itself, and by `alknet call`.
 
 use alknet_core::PeerKey;
-use alknet_tests::{Bench, Cli, HostNode, wire};
+use alknet_tests::{CliRunner, HostNode, TestBench, wire};
 use alknet_tls::NodeKey;
 use iroh::endpoint::{Connection, RecvStream, presets};
 use iroh::{Endpoint, EndpointAddr, EndpointId, SecretKey};
@@ -20,7 +20,7 @@ fn address(target: &str) -> EndpointAddr {
 }
 
 /// A client as iroh makes it, with the key of `who`.
-async fn stock(who: &Cli) -> Endpoint {
+async fn stock(who: &CliRunner) -> Endpoint {
     // The binary makes the key, and its folder.
     who.identity();
     let key = NodeKey::load_or_create(&who.state().join("identity.key"));
@@ -53,7 +53,7 @@ async fn connect(client: &Endpoint, host: &HostNode) -> Connection {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn iroh_itself_calls_an_operation_of_a_node() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let host = bench.host_with(ENABLED);
     let admin = stock(bench.admin()).await;
     let connection = connect(&admin, &host).await;
@@ -82,11 +82,11 @@ async fn iroh_itself_calls_an_operation_of_a_node() {
 
 #[test]
 fn the_command_line_calls_over_iroh() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let host = bench.host_with(ENABLED);
     let target = host.iroh().expect("it is served");
     let over = ["--carriage", "iroh"];
-    let call = |who: &Cli, target: &str| who.call(target, "node/info", &Value::Null, &over);
+    let call = |who: &CliRunner, target: &str| who.call(target, "node/info", &Value::Null, &over);
     let info = call(bench.admin(), target).json();
     assert_eq!(info["endpoint"]["connections_iroh"], 1, "{info:#}");
     assert_eq!(
@@ -102,7 +102,7 @@ fn the_command_line_calls_over_iroh() {
 
 #[test]
 fn it_is_off_until_the_next_start_with_it_on() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let host = bench.host_with("");
     assert_eq!(host.iroh(), None);
     let info = host.call("node/info", &Value::Null);

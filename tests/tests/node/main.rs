@@ -1,12 +1,10 @@
 //! A node as its users meet it: `alknet serve` on this host, and where it matters a booted appliance.
 
-mod by_hand;
 mod calling;
 mod enrolment;
 mod enrolment_machines;
 mod escrow;
 mod farm;
-mod here;
 mod hostile;
 mod hostile_events;
 mod hostile_memory;
@@ -14,7 +12,9 @@ mod hostile_peers;
 mod hostile_scripts;
 mod identities;
 mod iroh;
-mod lying;
+mod local_node;
+mod lying_node;
+mod manual_peer;
 mod node_key;
 mod promoted_callers;
 mod promoted_peers;

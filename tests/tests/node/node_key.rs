@@ -2,23 +2,23 @@
 
 use std::path::PathBuf;
 
-use alknet_tests::{Bench, HostNode, eventually, health};
+use alknet_tests::{HostNode, TestBench, eventually, health};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const HUB: &str = "[hub]\nenabled = true\n";
 
-struct Pair {
-    bench: Bench,
+struct HubPair {
+    bench: TestBench,
     hub: HostNode,
     config: PathBuf,
 }
 
-impl Pair {
+impl HubPair {
     /// A hub, and what a worker needs to join it.
     fn new() -> Self {
-        let bench = Bench::new();
+        let bench = TestBench::new();
         let hub = bench.host_with(HUB);
         let admin = bench.admin();
         let invited = admin.run(admin.command(&["hub", "invite", hub.target()]));
@@ -57,7 +57,7 @@ fn key(node: &HostNode) -> &str {
 
 #[test]
 fn a_node_changes_its_key_and_stays_the_same_peer() {
-    let pair = Pair::new();
+    let pair = HubPair::new();
     let worker = pair.worker();
     let before = key(&worker).to_owned();
     let row = pair.ready(&worker);
@@ -109,7 +109,7 @@ fn a_node_changes_its_key_and_stays_the_same_peer() {
 
 #[test]
 fn a_hub_that_somebody_joined_keeps_its_key_and_nobody_but_administrators_asks() {
-    let pair = Pair::new();
+    let pair = HubPair::new();
     let worker = pair.worker();
     pair.ready(&worker);
     let admin = pair.bench.admin();

@@ -1,5 +1,5 @@
-//! Callers of promoted operations, which run as their author's: whoever calls them without end leaves the author, and
-//! other callers, what is theirs.
+//! Callers of promoted operations, which run as their author's: a caller that calls them without end leaves the
+//! author, and other callers, their shares.
 
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient, CallConnection, ErrorCode};
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, Cli, Curl, HostNode, assert_known_labels};
+use alknet_tests::{CliRunner, Curl, HostNode, TestBench, assert_known_labels};
 use alknet_tls::NodeKey;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -29,10 +29,10 @@ const LASTS_MS: u64 = 25_000;
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// A connection, and what made it.
-async fn dial(node: &HostNode, who: &Cli) -> (Dialer, CallConnection) {
+async fn dial(node: &HostNode, who: &CliRunner) -> (EndpointDialer, CallConnection) {
     let file = who.state().join("identity.key");
     let (key, _) = NodeKey::load_or_create(&file).expect("a key");
-    let dialer = Dialer::new(Some(key));
+    let dialer = EndpointDialer::new(Some(key));
     let target: Target = node.target().parse().expect("the node's own target");
     let connection = dialer.dial(&target, ALPN).await.expect("it is known");
     let client = CallClient::without_operations().attach(connection, None);
@@ -40,7 +40,7 @@ async fn dial(node: &HostNode, who: &Cli) -> (Dialer, CallConnection) {
 }
 
 /// What is proposed.
-pub(super) struct Draft<'a> {
+pub(super) struct OperationDraft<'a> {
     pub(super) name: &'a str,
     pub(super) uses: &'a [&'a str],
     /// What its input is like, and one to which its export `run` answers `'done'`.
@@ -49,7 +49,7 @@ pub(super) struct Draft<'a> {
     pub(super) source: &'a str,
 }
 
-impl<'a> Draft<'a> {
+impl<'a> OperationDraft<'a> {
     /// Lasts as long as its caller says.
     pub(super) fn waits(name: &'a str) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn write(&self, bench: &Bench) -> PathBuf {
+    fn write(&self, bench: &TestBench) -> PathBuf {
         let at = bench.path().join(self.name);
         std::fs::create_dir_all(&at).expect("the folder is ours");
         let operation = json!({
@@ -77,11 +77,11 @@ impl<'a> Draft<'a> {
 }
 
 pub(super) fn promote(
-    bench: &Bench,
+    bench: &TestBench,
     at: &str,
-    (name, author): (&str, &Cli),
-    rev: &Cli,
-    draft: &Draft<'_>,
+    (name, author): (&str, &CliRunner),
+    rev: &CliRunner,
+    draft: &OperationDraft<'_>,
 ) {
     let mut propose = author.command(&["ops", "propose", at, "--as", name]);
     propose.arg(draft.write(bench));
@@ -92,7 +92,7 @@ pub(super) fn promote(
 }
 
 /// Who is known, and which settings of promotion there are.
-pub(super) fn configuration(settings: &str, people: &[(&str, &Cli, &[&str])]) -> String {
+pub(super) fn configuration(settings: &str, people: &[(&str, &CliRunner, &[&str])]) -> String {
     let people = people.iter().map(|(name, who, scopes)| {
         let key = who.identity();
         format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
@@ -102,16 +102,16 @@ pub(super) fn configuration(settings: &str, people: &[(&str, &Cli, &[&str])]) ->
 }
 
 /// Calls both operations again and again, as often as it is let, over as many connections as that takes.
-struct Attack {
-    _dialers: Vec<Dialer>,
+struct CallAttack {
+    _dialers: Vec<EndpointDialer>,
     calls: JoinSet<()>,
     ends: Arc<AtomicBool>,
     /// Attempts whose first call was refused. What is let in lasts longer than it takes to begin all of them.
     refused: Arc<AtomicUsize>,
 }
 
-impl Attack {
-    async fn begin(node: &HostNode, who: &Cli) -> Self {
+impl CallAttack {
+    async fn begin(node: &HostNode, who: &CliRunner) -> Self {
         let (mut dialers, mut calls) = (Vec::new(), JoinSet::new());
         let (ends, refused) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         for name in NAMES {
@@ -162,9 +162,15 @@ async fn sessions_of(admin: &CallConnection, tenant: &str) -> usize {
 }
 
 /// Promotes both operations of ada's.
-fn promote_all(bench: &Bench, node: &HostNode, ada: &Cli, rev: &Cli) {
+fn promote_all(bench: &TestBench, node: &HostNode, ada: &CliRunner, rev: &CliRunner) {
     for name in NAMES {
-        promote(bench, node.target(), ("ada", ada), rev, &Draft::waits(name));
+        promote(
+            bench,
+            node.target(),
+            ("ada", ada),
+            rev,
+            &OperationDraft::waits(name),
+        );
     }
 }
 
@@ -184,7 +190,7 @@ async fn names_nobody(admin: &CallConnection) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_calls_without_end_leaves_the_author_and_others_theirs() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.somebody(name));
     let calls = NAMES.map(|name| format!("call:js:{name}"));
     let calls = calls.each_ref().map(String::as_str);
@@ -201,7 +207,7 @@ async fn whoever_calls_without_end_leaves_the_author_and_others_theirs() {
     promote_all(&bench, &node, &ada, &rev);
 
     let (_admins, admin) = dial(&node, bench.admin()).await;
-    let attack = Attack::begin(&node, &eve).await;
+    let attack = CallAttack::begin(&node, &eve).await;
     let full = async {
         while attack.refused.load(Ordering::Relaxed) < NAMES.len() * ATTEMPTS - CALLER_MAX
             || sessions_of(&admin, "ada").await < CALLER_MAX
@@ -248,7 +254,7 @@ fn post_batch(node: &HostNode, token: &str, calls: &Value) -> Child {
 /// is no part of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_calls_of_a_batch_are_not_taken_for_one_another() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
     let calls = NAMES.map(|name| format!("call:js:{name}"));
     let calls = calls.each_ref().map(String::as_str);
@@ -310,7 +316,7 @@ const TREES: usize = 20;
 /// They are much longer than the frames that they come in, and what the operation is given.
 #[tokio::test(flavor = "multi_thread")]
 async fn trees_of_inputs_count_for_who_sent_them() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.somebody(name));
     let config = configuration(
         "",
@@ -322,12 +328,12 @@ async fn trees_of_inputs_count_for_who_sent_them() {
         ],
     );
     if let Some(node) = bench.host_on(SMALL, &config) {
-        let draft = Draft {
+        let draft = OperationDraft {
             input: json!({ "type": "array" }),
             example: json!([0]),
             source: "export const run = (list) => list[0]
                 ? new Promise((done) => setTimeout(() => done('done'), list[0])) : 'done';",
-            ..Draft::waits("tree")
+            ..OperationDraft::waits("tree")
         };
         promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
         let list = |ms: u64| {
@@ -368,7 +374,7 @@ const COMPARED: u32 = 100;
 /// One caller has as many large values checked as it can: another's is checked.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_caller_does_not_take_all_checks() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.somebody(name));
     let config = configuration(
         "",
@@ -382,11 +388,11 @@ async fn one_caller_does_not_take_all_checks() {
     let node = bench.host_with(&config);
     let numbers: Vec<_> = (0..COMPARED).map(|n| f64::from(n) + 0.5).collect();
     let last = f64::from(COMPARED) - 0.5;
-    let draft = Draft {
+    let draft = OperationDraft {
         input: json!({ "type": "array", "items": { "enum": numbers } }),
         example: json!([last]),
         source: "export const run = () => 'done';",
-        ..Draft::waits("picky")
+        ..OperationDraft::waits("picky")
     };
     promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
     let fits = vec![last; ITEMS];
@@ -423,10 +429,10 @@ async fn one_caller_does_not_take_all_checks() {
 /// Calls of a new version: more of them fail than may, if they speak against it.
 const FAILING: usize = 30;
 
-/// Ada's operation calls bob's, which has no room left for whoever calls both.
+/// Ada's operation calls bob's, and bob's has no room left for a caller of both.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_who_takes_all_room_has_no_version_taken_back() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, bob, rev, eve] = ["ada", "bob", "rev", "eve"].map(|name| bench.somebody(name));
     let config = configuration(
         "rollback_on_errors = true\n",
@@ -443,17 +449,17 @@ async fn a_caller_who_takes_all_room_has_no_version_taken_back() {
         node.target(),
         ("bob", &bob),
         &rev,
-        &Draft::waits("second"),
+        &OperationDraft::waits("second"),
     );
     for version in [1, 2] {
         let source = format!(
             "// {version}
              export const run = async (n) => {{ if (n) await ops.call('js/second', 0); return 'done'; }};"
         );
-        let draft = Draft {
+        let draft = OperationDraft {
             uses: &["js/second"],
             source: &source,
-            ..Draft::waits("first")
+            ..OperationDraft::waits("first")
         };
         promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
     }

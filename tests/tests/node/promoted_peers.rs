@@ -2,11 +2,11 @@
 
 use alknet_call::{ErrorCode, OperationSpec};
 use alknet_core::CloseCode;
-use alknet_tests::{Bench, eventually};
+use alknet_tests::{TestBench, eventually};
 use serde_json::json;
 
-use super::by_hand::{Peer, caller, until_attached};
-use super::promoted_callers::{Draft, configuration, promote};
+use super::manual_peer::{ManualPeer, caller, until_attached};
+use super::promoted_callers::{OperationDraft, configuration, promote};
 
 /// Calls of which one more fails than may, if they count.
 const FAILING: usize = 21;
@@ -15,7 +15,7 @@ const FAILING: usize = 21;
 /// an excuse never takes it back.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_word_of_a_peer_does_not_keep_a_version_that_fails() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, mate, rev, eve] = ["ada", "mate", "rev", "eve"].map(|name| bench.somebody(name));
     let config = configuration(
         "rollback_on_errors = true\n[hub]\nenabled = true\n",
@@ -28,16 +28,16 @@ async fn the_word_of_a_peer_does_not_keep_a_version_that_fails() {
     );
     let node = bench.host_with(&config);
     let never = OperationSpec::query("node/never", "Never has room.");
-    let mate = Peer::start(&node, &mate, never).await;
+    let mate = ManualPeer::start(&node, &mate, never).await;
     until_attached(&node);
     let asks = "if (n) try { await ops.call('node/never', {}); } catch {}";
     for fails in ["", "if (n) throw new Error('in its own name');"] {
         let source =
             format!("export const run = async (n) => {{ {asks} {fails} return 'done'; }};");
-        let draft = Draft {
+        let draft = OperationDraft {
             uses: &["node/never"],
             source: &source,
-            ..Draft::waits("first")
+            ..OperationDraft::waits("first")
         };
         promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
     }

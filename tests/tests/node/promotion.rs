@@ -1,12 +1,12 @@
-//! An operation written by a script's author, from its draft to its next version, by the command line:
-//! drafted, tested, proposed, promoted by somebody else, called, replaced, taken back, kept. Whatever is in
-//! place is called by HTTP and by a model's client, too.
+//! An operation written by a script's author, from its draft to its next version, by the command line: drafted,
+//! tested, proposed, promoted by a reviewer, called, replaced, rolled back, kept. Clients call the active version
+//! by HTTP and by a model's client, too.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use alknet_tests::tools::{client, run_with_json, variable};
-use alknet_tests::{Answer, Bench, Cli, HostNode, Told, curl};
+use alknet_tests::{CliOutput, CliRunner, CurlResponse, HostNode, TestBench, curl};
 use serde_json::{Value, json};
 
 /// `[[1, 2], [3, 4]]` as little-endian 32-bit floats, and the last number of its square.
@@ -19,13 +19,13 @@ const PATH: &str = "js/matrix/last";
 
 /// One operation, as its author has it: the path of a call is the only thing that a draft and what is
 /// proposed say differently.
-struct Operation<'a> {
+struct PromotedOperation<'a> {
     /// What `main.ts` computes from the product's last number.
     body: &'a str,
     expect: f64,
 }
 
-impl Operation<'_> {
+impl PromotedOperation<'_> {
     fn source(&self) -> String {
         format!(
             "type Matrix = {{ inline: string }};
@@ -92,13 +92,13 @@ export default await ops.test('matrix/last', {});
     }
 }
 
-fn verb(who: &Cli, words: &[&str], more: &[&Path]) -> Answer {
+fn verb(who: &CliRunner, words: &[&str], more: &[&Path]) -> CliOutput {
     let mut command: Command = who.command(words);
     command.args(more);
     who.run(command)
 }
 
-fn configuration(people: &[(&str, &Cli, &[&str])]) -> String {
+fn configuration(people: &[(&str, &CliRunner, &[&str])]) -> String {
     let peers = people.iter().map(|(name, who, scopes)| {
         let key = who.identity();
         format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
@@ -108,13 +108,13 @@ fn configuration(people: &[(&str, &Cli, &[&str])]) -> String {
     format!("[promotion]\nactivate = \"live\"\n[http.mcp]\ntools = [\"{PATH}\"]\n{peers}")
 }
 
-/// Whoever may call it, with a key and with a token.
-struct Callers<'a> {
-    bob: &'a Cli,
+/// The callers that may call the operation: one with a key, one with a token.
+struct PermittedCallers<'a> {
+    bob: &'a CliRunner,
     token: String,
 }
 
-impl Callers<'_> {
+impl PermittedCallers<'_> {
     /// Each of them is answered with the same: at the command line, by HTTP, and as a model, which finds
     /// it with the other operations and as a tool of its own.
     fn are_told(&self, node: &HostNode, expected: f64) {
@@ -149,7 +149,7 @@ fn url(node: &HostNode, path: &str) -> String {
 }
 
 /// Calls it by HTTP.
-fn posted(node: &HostNode, token: &str) -> Told {
+fn posted(node: &HostNode, token: &str) -> CurlResponse {
     let header = format!("Authorization: Bearer {token}");
     let body = json!({ "operation": format!("/{PATH}"), "input": { "inline": MATRIX } });
     let body = body.to_string();
@@ -158,7 +158,7 @@ fn posted(node: &HostNode, token: &str) -> Told {
 
 #[test]
 fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
     let config = configuration(&[
         (
@@ -171,13 +171,13 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     ]);
     let node = bench.host_with(&config);
     let at = node.target();
-    let callers = Callers {
+    let callers = PermittedCallers {
         bob: &bob,
         token: token(&node, &["call:js:matrix:last"]),
     };
 
     // The first draft takes the wrong number; its test says so, and so it is not taken.
-    let wrong = Operation {
+    let wrong = PromotedOperation {
         body: "numbers[0]",
         expect: LAST,
     };
@@ -189,7 +189,7 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     let refused = verb(&ada, &propose, &[&folder]);
     assert_eq!(refused.code(), "TESTS_FAILED");
 
-    let right = Operation {
+    let right = PromotedOperation {
         body: "numbers[3]",
         expect: LAST,
     };
@@ -200,7 +200,7 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     let proposed = verb(&ada, &propose, &[&folder]).json();
     let id = proposed["id"].as_str().expect("an id");
 
-    // Nobody else may, nor the author; and before it is promoted there is nothing to call.
+    // Neither the author nor another caller may promote it; and before it is promoted there is nothing to call.
     let promote = ["ops", "promote", at, id, "--external"];
     for who in [&ada, &bob] {
         assert_eq!(verb(who, &promote, &[]).code(), "FORBIDDEN");
@@ -220,7 +220,7 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     let matmul = bob.call(at, "compute/matmul", &json!({}), &[]);
     assert_eq!(matmul.code(), "FORBIDDEN");
 
-    let next = Operation {
+    let next = PromotedOperation {
         body: "numbers[3] + 1",
         expect: LAST + 1.0,
     };

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use alknet_tests::{Answer, Bench, Cli};
+use alknet_tests::{CliOutput, CliRunner, TestBench};
 use serde_json::{Value, json};
 
 /// `[[1, 2], [3, 4]]` as little-endian 32-bit floats, and its square.
@@ -29,14 +29,14 @@ const SOURCE: &str =
 }
 ";
 
-fn run(who: &Cli, words: &[&str], more: &[&Path]) -> Answer {
+fn run(who: &CliRunner, words: &[&str], more: &[&Path]) -> CliOutput {
     let mut command: Command = who.command(words);
     command.args(more);
     who.run(command)
 }
 
 /// Runs a script and has what it calls written to `out`.
-fn record(who: &Cli, at: &str, out: &Path, script: &Path) -> Answer {
+fn record(who: &CliRunner, at: &str, out: &Path, script: &Path) -> CliOutput {
     run(
         who,
         &["js", "run", at],
@@ -68,7 +68,7 @@ fn draft(folder: &Path, calls: &Value, output: &Value) {
 
 #[test]
 fn what_a_session_called_is_what_its_test_is_answered_with() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, bob] = ["ada", "bob"].map(|name| bench.somebody(name));
     let peers = [
         (
@@ -93,7 +93,8 @@ fn what_a_session_called_is_what_its_test_is_answered_with() {
     );
     fs::write(&script, source).expect("room");
 
-    // A real session, and what it called, without what it was told of an invitation.
+    // Records a real session's calls. The recording replaces the error message about the invitation with
+    // `[secret]`.
     let recorded = folder.join("calls.json");
     let answer = record(&ada, at, &recorded, &script).json();
     let calls = read(&recorded);
@@ -148,7 +149,7 @@ export default await ops.test('door', {cases});
     let report = run(&ada, &words, &[&test]).json();
     assert_eq!(report["value"]["passed"], true, "{report:#}");
 
-    // Recording shows what one's own session was told, and lends nobody a right.
+    // A recording shows only the answers of its own session, and gives the caller no rights.
     let refused = bench.path().join("refused.json");
     assert_ne!(record(&bob, at, &refused, &script).status, 0);
     let calls = read(&refused);
@@ -160,7 +161,7 @@ export default await ops.test('door', {cases});
 
 #[test]
 fn lines_are_recorded_as_they_are_typed() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let typed = bench.path().join("typed");
     fs::write(

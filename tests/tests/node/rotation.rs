@@ -7,13 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ForwardedFor};
 use alknet_core::{
-    ApiKey, AuthToken, Carriage, CloseReason, Connection, PeerEntry, PeerKey, StoreChange,
-    StoreKeeper, Stored, Succession,
+    ApiKey, AuthToken, Carriage, CloseReason, Connection, IdentityPersistence, KeySuccession,
+    PeerEntry, PeerKey, StoreChange, StoredIdentities,
 };
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_identity_store::IdentityDb;
 use alknet_test_support::{deadline, seconds};
-use alknet_tests::{Answer, Bench, Cli, HostNode};
+use alknet_tests::{CliOutput, CliRunner, HostNode, TestBench};
 use alknet_tls::NodeKey;
 use data_encoding::BASE64URL_NOPAD;
 use nix::sys::signal::{Signal, kill};
@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::promoted_callers::{Draft, configuration, promote};
+use super::promoted_callers::{OperationDraft, configuration, promote};
 
 /// How long anything may take before a test calls it hung.
 fn hung() -> Duration {
@@ -29,7 +29,7 @@ fn hung() -> Duration {
 }
 
 /// Opens the store of a node that does not run.
-fn store(state: &Path) -> (IdentityDb, Stored) {
+fn store(state: &Path) -> (IdentityDb, StoredIdentities) {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -40,7 +40,7 @@ fn store(state: &Path) -> (IdentityDb, Stored) {
     (db, stored)
 }
 
-fn entry(name: &str, who: &Cli) -> PeerEntry {
+fn entry(name: &str, who: &CliRunner) -> PeerEntry {
     PeerEntry {
         keys: vec![who.identity().parse().expect("a key")],
         scopes: ["peer:list"].into_iter().collect(),
@@ -49,7 +49,7 @@ fn entry(name: &str, who: &Cli) -> PeerEntry {
 }
 
 /// A node with its state in `name`, whose store knows these.
-fn node(bench: &Bench, name: &str, peers: &[(&str, &Cli)]) -> HostNode {
+fn node(bench: &TestBench, name: &str, peers: &[(&str, &CliRunner)]) -> HostNode {
     let state = bench.path().join(name);
     let changes = peers
         .iter()
@@ -60,24 +60,24 @@ fn node(bench: &Bench, name: &str, peers: &[(&str, &Cli)]) -> HostNode {
     HostNode::start(&state, bench.admin())
 }
 
-fn rotate(who: &Cli, words: &[&str]) -> Answer {
+fn rotate(who: &CliRunner, words: &[&str]) -> CliOutput {
     let mut command = who.command(&["key", "rotate"]);
     command.args(words);
     who.run(command)
 }
 
-fn list(who: &Cli, target: &str) -> Answer {
+fn list(who: &CliRunner, target: &str) -> CliOutput {
     who.run(who.command(&["peers", target]))
 }
 
-fn key_file(who: &Cli, suffix: &str) -> PathBuf {
+fn key_file(who: &CliRunner, suffix: &str) -> PathBuf {
     who.state().join(format!("identity.key{suffix}"))
 }
 
 /// A connection made with the key in this file.
-async fn dial(file: &Path, target: &str) -> (Dialer, Connection, CallConnection) {
+async fn dial(file: &Path, target: &str) -> (EndpointDialer, Connection, CallConnection) {
     let key = NodeKey::load(file).expect("readable").expect("a key");
-    let dialer = Dialer::new(Some(key));
+    let dialer = EndpointDialer::new(Some(key));
     let target: Target = target.parse().expect("a target");
     let connection = dialer.dial_over(Carriage::Quic, &target, ALPN).await;
     let connection = connection.unwrap_or_else(|error| panic!("{error}"));
@@ -98,7 +98,7 @@ fn now_s() -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let edge = bench.somebody("edge");
     let served = node(&bench, "host", &[("edge", &edge)]);
     let target = served.target().to_owned();
@@ -172,7 +172,7 @@ async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
 
 #[test]
 fn a_node_that_does_not_answer_is_told_later() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let edge = bench.somebody("edge");
     let near = node(&bench, "near", &[("edge", &edge)]);
     let far = node(&bench, "far", &[("edge-2", &edge)]);
@@ -215,7 +215,7 @@ fn a_node_that_does_not_answer_is_told_later() {
 
 #[test]
 fn a_node_that_was_forgotten_hears_of_it_from_the_old_key() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let edge = bench.somebody("edge");
     let first = node(&bench, "first", &[("edge", &edge)]);
     let forgotten = node(&bench, "forgotten", &[("edge", &edge)]);
@@ -228,7 +228,7 @@ fn a_node_that_was_forgotten_hears_of_it_from_the_old_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_says_what_to_do() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (edge, ada) = (bench.somebody("edge"), bench.somebody("ada"));
     for has_key in [false, true] {
         let nothing = rotate(&edge, &[]);
@@ -257,7 +257,7 @@ async fn what_is_refused_says_what_to_do() {
     let served = HostNode::start(&state, bench.admin());
     let target = served.target();
 
-    // Nobody known, and the configuration's.
+    // The key of an unknown peer, and a key of the configuration.
     let stranger = rotate(&edge, &[target]);
     assert_eq!(
         (stranger.status, stranger.code().as_str()),
@@ -308,7 +308,7 @@ async fn what_is_refused_says_what_to_do() {
 
 #[test]
 fn a_peer_of_the_configuration_is_rotated_by_its_keeper() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let ada = bench.somebody("ada");
     let served = bench.host();
     let admin = bench.admin();
@@ -349,7 +349,7 @@ fn a_peer_of_the_configuration_is_rotated_by_its_keeper() {
 
 #[test]
 fn a_damaged_store_is_announced_and_keeps_no_node_from_starting() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let edge = bench.somebody("edge");
     drop(node(&bench, "host", &[("edge", &edge)]));
     let state = bench.path().join("host");
@@ -374,7 +374,7 @@ fn a_damaged_store_is_announced_and_keeps_no_node_from_starting() {
 /// have replaced by one of the author's own.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_operation_and_no_node_in_between_replaces_a_key() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [edge, ada, rev] = ["edge", "ada", "rev"].map(|name| bench.somebody(name));
     let state = bench.path().join("host");
     let may = ["call:js:steal", "runtime:debug", "forward:identity"];
@@ -385,7 +385,7 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
     let (db, _) = store(&state);
     db.keep(&[StoreChange::PutPeer(peer)]).expect("room");
     drop(db);
-    let people: [(&str, &Cli, &[&str]); 2] = [
+    let people: [(&str, &CliRunner, &[&str]); 2] = [
         ("ada", &ada, &["ops:propose"]),
         ("rev", &rev, &["ops:promote"]),
     ];
@@ -403,7 +403,7 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
     let taker = NodeKey::generate().expect("a key");
     let (new, time) = (taker.public(), now_s());
     let edge_id = "edge".parse().expect("a peer id");
-    let statement = Succession {
+    let statement = KeySuccession {
         hub: &hub,
         peer: &edge_id,
         old: &old,
@@ -420,12 +420,12 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
          }};"
     );
     let source = format!("{steals} export const run = (go) => go ? steal() : 'done';");
-    let draft = Draft {
+    let draft = OperationDraft {
         uses: &["peer/rotate-key"],
         input: json!({ "type": "boolean" }),
         example: json!(false),
         source: &source,
-        ..Draft::waits("steal")
+        ..OperationDraft::waits("steal")
     };
     promote(&bench, target, ("ada", &ada), &rev, &draft);
     let refused = json!(["FORBIDDEN", true]);
@@ -448,7 +448,8 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
         passed_on.message.contains("not for an operation"),
         "{passed_on}"
     );
-    // A node that does not say for which peer it asks is told from the holder by the old key's signature.
+    // Where a node does not disclose for which peer it asks, the missing signature of the old key shows that it is
+    // not the holder.
     let unsaid = client.call("peer/rotate-key", &input).await;
     let unsaid = unsaid.expect_err("the old key did not sign");
     assert!(unsaid.message.contains("the old key"), "{unsaid}");

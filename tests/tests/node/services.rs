@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use alknet_tests::{Bench, Cli, HostNode, eventually, serve};
+use alknet_tests::{CliRunner, HostNode, TestBench, eventually, serve};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -41,13 +41,13 @@ export const count = async ({{ calls = 0 }}) => {{
     at.to_owned()
 }
 
-fn verb(who: &Cli, words: &[&str], more: &[&Path]) -> Value {
+fn verb(who: &CliRunner, words: &[&str], more: &[&Path]) -> Value {
     let mut command: Command = who.command(words);
     command.args(more);
     who.run(command).json()
 }
 
-fn configuration(people: &[(&str, &Cli, &[&str])]) -> String {
+fn configuration(people: &[(&str, &CliRunner, &[&str])]) -> String {
     let peers = people.iter().map(|(name, who, scopes)| {
         let key = who.identity();
         format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
@@ -57,7 +57,7 @@ fn configuration(people: &[(&str, &Cli, &[&str])]) -> String {
 }
 
 /// Proposes a version, promotes it, and lets others call it.
-fn promote(bench: &Bench, at: &str, [ada, rev]: [&Cli; 2], step: u64) {
+fn promote(bench: &TestBench, at: &str, [ada, rev]: [&CliRunner; 2], step: u64) {
     let folder = draft(&bench.path().join(format!("by-{step}")), step);
     let proposed = verb(ada, &["ops", "propose", at, "--as", "ada"], &[&folder]);
     let id = proposed["id"].as_str().expect("an id");
@@ -65,7 +65,7 @@ fn promote(bench: &Bench, at: &str, [ada, rev]: [&Cli; 2], step: u64) {
 }
 
 /// Those who propose, promote and call, and what the node knows of them.
-fn people(bench: &Bench) -> ([Cli; 3], String) {
+fn people(bench: &TestBench) -> ([CliRunner; 3], String) {
     let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
     let known = configuration(&[
         ("ada", &ada, &["compute:read", "ops:propose"]),
@@ -88,7 +88,7 @@ fn running(node: &HostNode) -> Value {
 
 #[test]
 fn a_service_keeps_what_it_knows_through_a_change_of_its_code() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let ([ada, rev, bob], known) = people(&bench);
     let node = bench.host_with(&known);
     let at = node.target();
@@ -110,7 +110,7 @@ fn a_service_keeps_what_it_knows_through_a_change_of_its_code() {
     let back = ["ops", "rollback", at, PATH];
     verb(&rev, &back, &[]);
     assert_eq!(count(), json!([1, 13]));
-    // Whoever ends its session ends what it knew.
+    // A caller that ends its session also ends its state.
     let kill = json!({ "session": running(&node)["session"] });
     assert_eq!(node.call("runtime/kill", &kill), json!({ "killed": true }));
     assert_eq!(count(), json!([1, 1]));
@@ -122,7 +122,7 @@ fn a_service_keeps_what_it_knows_through_a_change_of_its_code() {
 /// Calls of one session are limited, and a service has no end.
 #[test]
 fn after_a_thousand_calls_a_service_goes_on_in_a_fresh_session() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let ([ada, rev, bob], known) = people(&bench);
     let node = bench.host_with(&known);
     promote(&bench, node.target(), [&ada, &rev], 1);
@@ -144,17 +144,17 @@ fn after_a_thousand_calls_a_service_goes_on_in_a_fresh_session() {
 }
 
 /// A node that is ended by the test, and a file with its log.
-struct Served {
+struct ServiceNode {
     child: Child,
     target: String,
     log: PathBuf,
 }
 
-impl Served {
-    fn start(bench: &Bench, known: &str) -> Self {
+impl ServiceNode {
+    fn start(bench: &TestBench, known: &str) -> Self {
         let [file, log] = ["node.toml", "log"].map(|name| bench.path().join(name));
         fs::write(&file, known).expect("the folder is ours");
-        let host = Cli::new(bench.path().join("host"));
+        let host = CliRunner::new(bench.path().join("host"));
         let mut command = host.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
         command.args(["--admin", &bench.admin().identity(), "--config"]);
         command.arg(&file);
@@ -174,7 +174,7 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for ServiceNode {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -183,9 +183,9 @@ impl Drop for Served {
 
 #[test]
 fn a_service_leaves_when_its_node_ends() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let ([ada, rev, bob], known) = people(&bench);
-    let node = Served::start(&bench, &known);
+    let node = ServiceNode::start(&bench, &known);
     promote(&bench, &node.target, [&ada, &rev], 1);
     let count = || bob.call(&node.target, PATH, &json!({}), &[]).json();
     assert_eq!([count(), count()], [json!([1, 1]), json!([1, 2])]);

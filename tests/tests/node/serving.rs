@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use alknet_test_support::deadline;
-use alknet_tests::{Answer, Bench, Boot, Cli, HostNode, Node, binary};
+use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, TestBench, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
@@ -81,7 +81,7 @@ fn null() -> Value {
 }
 
 /// All that is said of a served node, whatever it runs on.
-fn serves(admin: &Cli, target: &str) {
+fn serves(admin: &CliRunner, target: &str) {
     knows_itself(admin, target);
     lists_operations(admin, target);
     streams_its_log(admin, target);
@@ -89,7 +89,7 @@ fn serves(admin: &Cli, target: &str) {
     counts(admin, target);
 }
 
-fn knows_itself(admin: &Cli, target: &str) {
+fn knows_itself(admin: &CliRunner, target: &str) {
     for carriage in CARRIAGES {
         let answer = admin.call(target, "node/info", &null(), &["--carriage", carriage]);
         let info = answer.json();
@@ -107,7 +107,7 @@ fn knows_itself(admin: &Cli, target: &str) {
     }
 }
 
-fn lists_operations(admin: &Cli, target: &str) {
+fn lists_operations(admin: &CliRunner, target: &str) {
     let all = json_of(admin, &["ops", target]);
     let mut names: Vec<_> = all.as_array().expect("a list").iter().map(name).collect();
     // Only a machine has a vault that can be locked.
@@ -123,7 +123,7 @@ fn lists_operations(admin: &Cli, target: &str) {
 }
 
 /// What was done above is in the numbers, and in the text.
-fn counts(admin: &Cli, target: &str) {
+fn counts(admin: &CliRunner, target: &str) {
     let metrics = json_of(admin, &["call", target, "node/metrics"]);
     let of = |series: &str| metrics["values"][series].as_f64().unwrap_or(-1.0);
     assert!(
@@ -143,8 +143,8 @@ fn name(operation: &Value) -> &str {
     operation["name"].as_str().unwrap_or_default()
 }
 
-/// What is kept, then what comes: each call of somebody else is in it.
-fn streams_its_log(admin: &Cli, target: &str) {
+/// The log's kept records, then the new ones: the next connection is among them.
+fn streams_its_log(admin: &CliRunner, target: &str) {
     let kept = admin.call(
         target,
         "node/log",
@@ -177,8 +177,8 @@ fn said(record: &Value, what: &str) -> bool {
         .is_some_and(|text| text.contains(what))
 }
 
-fn refuses_strangers(admin: &Cli, target: &str) {
-    let stranger = Cli::new(admin.state().with_file_name("stranger"));
+fn refuses_strangers(admin: &CliRunner, target: &str) {
+    let stranger = CliRunner::new(admin.state().with_file_name("stranger"));
     for operation in ["node/info", "node/log", "node/poweroff"] {
         let answer = stranger.call(target, operation, &null(), &[]);
         assert_eq!(
@@ -193,7 +193,7 @@ fn refuses_strangers(admin: &Cli, target: &str) {
 }
 
 /// What only a machine of ours knows about itself.
-fn is_an_appliance(node: &Node, boot: Boot) {
+fn is_an_appliance(node: &MachineNode, boot: BootVariant) {
     let info = node.info();
     assert_eq!(
         (&info["role"], &info["name"]),
@@ -221,15 +221,15 @@ fn is_an_appliance(node: &Node, boot: Boot) {
     assert!(times.len() > 2 && times.is_sorted(), "{info}");
 }
 
-fn boots_and_serves(boot: Boot) {
-    let bench = Bench::new();
+fn boots_and_serves(boot: BootVariant) {
+    let bench = TestBench::new();
     let node = bench.machine(boot).boot();
     is_an_appliance(&node, boot);
     serves(bench.admin(), &node.target());
     let status = run(bench.admin(), &["status", &node.target()]);
     assert_eq!(status.status, 0, "{status:?}");
     let ended = node.end();
-    let reason = if boot == Boot::MicrovmErofs {
+    let reason = if boot == BootVariant::MicrovmErofs {
         "guest-reset"
     } else {
         "guest-shutdown"
@@ -239,22 +239,22 @@ fn boots_and_serves(boot: Boot) {
 
 #[test]
 fn microvm_with_an_erofs_root() {
-    boots_and_serves(Boot::MicrovmErofs);
+    boots_and_serves(BootVariant::MicrovmErofs);
 }
 
 #[test]
 fn q35_with_an_initramfs() {
-    boots_and_serves(Boot::Q35Initramfs);
+    boots_and_serves(BootVariant::Q35Initramfs);
 }
 
 #[test]
 fn the_raw_disk_under_uefi() {
-    boots_and_serves(Boot::UefiRaw);
+    boots_and_serves(BootVariant::UefiRaw);
 }
 
 #[test]
 fn the_host() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let info = node.call("node/info", &null());
     assert_eq!(
@@ -272,10 +272,10 @@ fn the_host() {
     }
 }
 
-/// Whoever has no privilege can serve, too.
+/// A user without privileges can serve, too.
 #[test]
 fn the_host_of_somebody_unprivileged() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     // Benches lie in a folder that other users cannot enter.
     let shared = tempfile::tempdir().expect("the temporary directory is writable");
     let (folder, program) = (shared.path().join("nobody"), shared.path().join("alknet"));
@@ -300,7 +300,7 @@ fn the_host_of_somebody_unprivileged() {
         std::os::unix::fs::chown(&folder, Some(NOBODY), Some(NOBODY)).expect("we are root");
         serve.uid(NOBODY).gid(NOBODY);
     }
-    let node = Served::start(serve);
+    let node = ManualNode::start(serve);
     serves(bench.admin(), &node.target);
     let key = std::fs::metadata(folder.join("identity/node.key")).expect("it has a key");
     assert_eq!(key.permissions().mode() & 0o777, 0o600);
@@ -308,12 +308,12 @@ fn the_host_of_somebody_unprivileged() {
 }
 
 /// `alknet serve` started by hand.
-struct Served {
+struct ManualNode {
     child: std::process::Child,
     target: String,
 }
 
-impl Served {
+impl ManualNode {
     fn start(mut serve: Command) -> Self {
         use std::io::BufRead;
         let mut child = serve.stdout(Stdio::piped()).spawn().expect("it starts");
@@ -338,7 +338,7 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for ManualNode {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
@@ -347,7 +347,7 @@ impl Drop for Served {
 
 #[test]
 fn a_host_keeps_its_identity_and_leaves_no_trace_of_running() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let state = bench.path().join("host");
     let admin = bench.admin().identity();
     let serve = || {
@@ -360,7 +360,7 @@ fn a_host_keeps_its_identity_and_leaves_no_trace_of_running() {
             "--admin",
             &admin,
         ];
-        Served::start(Cli::new(state.clone()).command(&words))
+        ManualNode::start(CliRunner::new(state.clone()).command(&words))
     };
     let first = serve();
     let (key, _) = first.target.split_once('@').expect("a pinned target");
@@ -369,7 +369,7 @@ fn a_host_keeps_its_identity_and_leaves_no_trace_of_running() {
     assert!(state.join("serve.json").exists());
     first.stops_when_told();
     assert!(!state.join("serve.json").exists());
-    let gone = run(&Cli::new(state.clone()), &["status"]);
+    let gone = run(&CliRunner::new(state.clone()), &["status"]);
     assert_eq!((gone.status, gone.code().as_str()), (3, "UNAVAILABLE"));
     assert!(serve().target.starts_with(&key));
 }
@@ -377,9 +377,9 @@ fn a_host_keeps_its_identity_and_leaves_no_trace_of_running() {
 /// Both would serve with one key, and each would write over what the other keeps.
 #[test]
 fn a_second_process_on_the_folder_of_a_node_is_refused_by_the_first_s_number() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
-    let state = Cli::new(node.state().to_owned());
+    let state = CliRunner::new(node.state().to_owned());
     for verb in [&["serve"][..], &["tensor", "serve", "."]] {
         let mut command = state.command(verb);
         command.args(["--listen", "127.0.0.1", "--port", "0"]);
@@ -424,11 +424,11 @@ fn ends(child: &mut std::process::Child) -> Option<i32> {
 
 #[test]
 fn every_exit_code_is_as_documented() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let (admin, target) = (bench.admin(), node.target());
     let call = |operation: &str, input: &str| run(admin, &["call", target, operation, input]);
-    let ends = |answer: Answer, status: i32, code: &str| {
+    let ends = |answer: CliOutput, status: i32, code: &str| {
         assert_eq!(
             (answer.status, answer.code().as_str()),
             (status, code),
@@ -466,7 +466,7 @@ fn every_exit_code_is_as_documented() {
         3,
         "PIN_MISMATCH",
     );
-    // Port 1 of loopback: nobody listens.
+    // Port 1 of loopback, where no server listens.
     let nobody = [
         "call",
         "--carriage",
@@ -484,7 +484,7 @@ fn every_exit_code_is_as_documented() {
 }
 
 /// A call to a port that accepts and says nothing.
-fn silence(admin: &Cli, pinned: &impl Fn(&str) -> String) -> Answer {
+fn silence(admin: &CliRunner, pinned: &impl Fn(&str) -> String) -> CliOutput {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = silent.local_addr().expect("it is bound").to_string();
     run(
@@ -496,7 +496,7 @@ fn silence(admin: &Cli, pinned: &impl Fn(&str) -> String) -> Answer {
 /// Input comes from the command line, from standard input, or from a file.
 #[test]
 fn input_comes_from_where_it_is() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let file = bench.path().join("input.json");
     std::fs::write(&file, r#"{"name":"node/info"}"#).expect("the folder is ours");
@@ -512,7 +512,7 @@ fn input_comes_from_where_it_is() {
 /// Without `--json` the same is said to people.
 #[test]
 fn people_read_lines() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let ops = plain(bench.admin(), &["ops", node.target()]);
     assert_eq!(ops.status, 0, "{ops:?}");
@@ -551,7 +551,7 @@ fn completions_are_scripts() {
     assert_eq!(wrong.expect("the binary runs").status.code(), Some(2));
 }
 
-/// `| head` reads what it wants and goes: nobody complains.
+/// `| head` reads what it wants and closes the pipe: the program exits without an error message.
 #[test]
 fn a_reader_may_go_away() {
     use std::io::Read;
@@ -578,7 +578,7 @@ fn help_says_what_the_exit_codes_mean() {
         help.status.success() && text.contains("Exit codes: 0 ok, 1"),
         "{text}"
     );
-    let key = Bench::new();
+    let key = TestBench::new();
     let mode = |path: &Path| path.metadata().expect("it exists").permissions().mode() & 0o777;
     key.admin().identity();
     assert_eq!(mode(&key.admin().state().join("identity.key")), 0o600);
@@ -589,16 +589,16 @@ fn parse(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
 }
 
-fn run(cli: &Cli, words: &[&str]) -> Answer {
+fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
     cli.run(cli.command(words))
 }
 
-fn json_of(cli: &Cli, words: &[&str]) -> Value {
+fn json_of(cli: &CliRunner, words: &[&str]) -> Value {
     run(cli, words).json()
 }
 
 /// As people run it.
-fn plain(cli: &Cli, words: &[&str]) -> Answer {
+fn plain(cli: &CliRunner, words: &[&str]) -> CliOutput {
     let mut command = Command::new(binary());
     command
         .args(words)

@@ -1,7 +1,7 @@
 //! Shaders of scripts: `gpu` against the operations behind it.
 
 use alknet_test_support::skip;
-use alknet_tests::{Bench, HostNode};
+use alknet_tests::{HostNode, TestBench};
 use serde_json::{Value, json};
 
 /// Its example has to run on a node as it stands there.
@@ -47,7 +47,7 @@ export default code;
 
 #[test]
 fn scripts_fill_change_and_read_buffers() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let info = node.call("compute/info", &json!({ "probe": true }));
     if info["state"] == "none" {
@@ -69,7 +69,7 @@ fn scripts_fill_change_and_read_buffers() {
 /// Workers that are walled in less than the configuration wants get no work.
 #[test]
 fn a_sandbox_below_the_minimum_is_refused() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host_with("[runtime]\nmin_sandbox = \"full\"\n");
     let answer = node.try_call("runtime/eval", &json!({ "source": "export default 1" }));
     let stats = node.call("runtime/stats", &json!({}));

@@ -11,10 +11,10 @@ use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallHandler, CallOptions, Dispatcher, HandlerKind,
     OperationSpec, Registration, Registry,
 };
-use alknet_core::{CloseCode, Entries, HandlerRegistry, Identities, SystemClock};
-use alknet_endpoint::{Dialer, Server, ServerOptions};
+use alknet_core::{CloseCode, HandlerRegistry, Identities, IdentityEntries, SystemClock};
+use alknet_endpoint::{EndpointDialer, EndpointServer, ServerOptions};
 use alknet_test_support::{deadline, skip, took};
-use alknet_tests::{Answer, Bench, Cli, Curl, Web, eventually, whole_seconds};
+use alknet_tests::{CliOutput, CliRunner, Curl, TestBench, WebNode, eventually, whole_seconds};
 use alknet_tls::NodeKey;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,13 +22,13 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, Semaphore};
 
 /// A node whose one operation is done for one caller at a time, and never ends for the first.
-struct Busy {
-    server: Server,
+struct BusyNode {
+    server: EndpointServer,
     key: NodeKey,
     began: Arc<Semaphore>,
 }
 
-impl Busy {
+impl BusyNode {
     fn start() -> Self {
         let began = Arc::new(Semaphore::new(0));
         let (turn, first) = (Arc::new(Mutex::new(true)), Arc::clone(&began));
@@ -51,16 +51,16 @@ impl Busy {
         handlers.register(Arc::new(handler)).expect("the only one");
         let key = NodeKey::generate().expect("a key");
         let clock = Arc::new(SystemClock { built_s: 0 });
-        let known = Arc::new(Identities::new(Entries::default(), clock));
+        let known = Arc::new(Identities::new(IdentityEntries::default(), clock));
         let options = ServerOptions {
             port: 0,
             ..ServerOptions::default()
         };
-        let server = Server::bind(options, &key, handlers, known).expect("a free port");
+        let server = EndpointServer::bind(options, &key, handlers, known).expect("a free port");
         Self { server, key, began }
     }
 
-    fn call(&self, cli: &Cli, carriage: &str, within: Duration) -> Command {
+    fn call(&self, cli: &CliRunner, carriage: &str, within: Duration) -> Command {
         let port = self.server.port();
         let target = format!("{}@{}:{port}", self.key.public(), Ipv4Addr::LOCALHOST);
         let mut command = cli.command(&["call", "--carriage", carriage]);
@@ -74,14 +74,14 @@ fn interrupt(child: &Child) {
     kill(pid, Signal::SIGINT).expect("the child was not waited for yet");
 }
 
-/// Over UDP nothing tells a node that a process is gone: the next caller would have to wait for what nobody
-/// waits for any more.
+/// Over UDP a node does not notice that a client's process is gone: unless the client cancels its call, the next
+/// caller would have to wait for a call whose client is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_is_interrupted_ends_at_the_node() {
     let folder = tempfile::tempdir().expect("a folder");
-    let cli = Cli::new(folder.path().to_owned());
+    let cli = CliRunner::new(folder.path().to_owned());
     for carriage in ["quic", "tcp"] {
-        let node = Busy::start();
+        let node = BusyNode::start();
         let mut first = node.call(&cli, carriage, Duration::from_secs(600));
         let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let mut first = first.expect("it starts");
@@ -92,7 +92,7 @@ async fn a_call_that_is_interrupted_ends_at_the_node() {
         let next = node.call(&cli, carriage, Duration::from_secs(20));
         let next_cli = cli.clone();
         let next = tokio::task::spawn_blocking(move || next_cli.run(next));
-        let next: Answer = next.await.expect("it runs");
+        let next: CliOutput = next.await.expect("it runs");
         assert_eq!(next.json(), Value::from("done"), "{carriage}");
         let ended = tokio::task::spawn_blocking(move || first.wait())
             .await
@@ -145,16 +145,16 @@ fn eval(wgsl: &str) -> Value {
 }
 
 /// A node on which a shader may run for as long as a call.
-struct Computing {
-    bench: Bench,
-    web: Web,
+struct ComputeNode {
+    bench: TestBench,
+    web: WebNode,
     /// Ticks that a shader which ends at once takes, with the start of its worker and with compiling it.
     short: u64,
     /// Those, or the ticks that the workers of a script take which has such a shader run: whichever are more.
     script: u64,
 }
 
-impl Computing {
+impl ComputeNode {
     /// Processor time of all that the node started, in ticks.
     fn ticks(&self) -> u64 {
         let mut parents = HashMap::new();
@@ -245,10 +245,10 @@ impl Computing {
     }
 
     /// A connection of the administrator's.
-    async fn client(&self) -> (Dialer, CallConnection) {
+    async fn client(&self) -> (EndpointDialer, CallConnection) {
         let file = self.bench.admin().state().join("identity.key");
         let (key, _) = NodeKey::load_or_create(&file).expect("a key");
-        let dialer = Dialer::new(Some(key));
+        let dialer = EndpointDialer::new(Some(key));
         let target = self.web.target();
         let connection = dialer.dial(&target, ALPN).await.expect("a connection");
         let client = CallClient::without_operations().attach(connection, None);
@@ -260,9 +260,9 @@ impl Computing {
 /// otherwise wait until the shader has used up its time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shader_whose_caller_stops_is_stopped() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "[compute]\ngpu_seconds = 600\n");
-    let mut node = Computing {
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "[compute]\ngpu_seconds = 600\n");
+    let mut node = ComputeNode {
         bench,
         web,
         short: 0,

@@ -4,15 +4,15 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command};
 
-use alknet_tests::{Answer, Bench, Cli, binary, serve};
+use alknet_tests::{CliOutput, CliRunner, TestBench, binary, serve};
 use serde_json::{Value, json};
 
-use super::promoted_callers::{Draft, configuration, promote};
+use super::promoted_callers::{OperationDraft, configuration, promote};
 
 /// Elements of the large tensor: several groups of what is proven at once.
 const LARGE: usize = 100_000;
 
-/// Bytes of a tensor that nobody computes with.
+/// Bytes of a tensor that is too large for a node to compute with.
 const TOO_LARGE: u64 = (128 << 20) + 4;
 
 /// A matrix of two rows, and its square as little-endian 32-bit floats.
@@ -41,12 +41,12 @@ fn file() -> Vec<u8> {
 }
 
 /// Ended when dropped.
-struct Serving(Child, String);
+struct TensorNode(Child, String);
 
-impl Serving {
+impl TensorNode {
     /// With these arguments besides.
-    fn start(state: &Path, folder: &Path, admin: &Cli, more: &[&Path]) -> Self {
-        let node = Cli::new(state.to_owned());
+    fn start(state: &Path, folder: &Path, admin: &CliRunner, more: &[&Path]) -> Self {
+        let node = CliRunner::new(state.to_owned());
         let mut command = node.command(&["tensor", "serve", "--port", "0"]);
         command.args(["--listen", "127.0.0.1", "--admin", &admin.identity()]);
         command.args(more).arg(folder);
@@ -56,7 +56,7 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
+impl Drop for TensorNode {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -64,20 +64,20 @@ impl Drop for Serving {
 }
 
 /// What `alknet tensor pull` says.
-fn pull(cli: &Cli, what: &[&str], output: &Path) -> Answer {
+fn pull(cli: &CliRunner, what: &[&str], output: &Path) -> CliOutput {
     let mut command = cli.command(&["tensor", "pull"]);
     command.args(what).arg(output);
     cli.run(command)
 }
 
 /// What a verb says that needs no node and no state.
-fn local(cli: &Cli, verb: &[&str], file: &Path, more: &[&str]) -> Value {
+fn local(cli: &CliRunner, verb: &[&str], file: &Path, more: &[&str]) -> Value {
     let mut command = Command::new(binary());
     command.args(verb).arg("--json").arg(file).args(more);
     cli.run(command).json()
 }
 
-fn bytes_of(cli: &Cli, file: &Path, name: &str) -> Vec<u8> {
+fn bytes_of(cli: &CliRunner, file: &Path, name: &str) -> Vec<u8> {
     let values = local(cli, &["tensor", "cat"], file, &[name]);
     serde_json::from_value(values["values"].clone()).unwrap_or_else(|_| panic!("{values}"))
 }
@@ -86,11 +86,11 @@ fn bytes_of(cli: &Cli, file: &Path, name: &str) -> Vec<u8> {
 fn a_folder_is_served_and_fetched() {
     let scratch = tempfile::tempdir().expect("writable");
     let at = |name: &str| scratch.path().join(name);
-    let admin = Cli::new(at("admin"));
+    let admin = CliRunner::new(at("admin"));
     fs::create_dir_all(at("models/small")).expect("writable");
     fs::write(at("models/small/m.safetensors"), file()).expect("writable");
     fs::write(at("models/notes.txt"), "no tensors").expect("writable");
-    let node = Serving::start(&at("node"), &at("models"), &admin, &[]);
+    let node = TensorNode::start(&at("node"), &at("models"), &admin, &[]);
 
     let whole = at("whole.safetensors");
     let said = pull(&admin, &[&node.1, "small/m.safetensors"], &whole).json();
@@ -116,20 +116,20 @@ fn a_folder_is_served_and_fetched() {
 
     let missing = pull(&admin, &[&node.1, "notes.txt"], &at("none"));
     assert_eq!(missing.code(), "E_NOTFOUND");
-    let stranger = Cli::new(at("stranger"));
+    let stranger = CliRunner::new(at("stranger"));
     let refused = pull(&stranger, &[&node.1, "small/m.safetensors"], &at("none"));
     assert_ne!(refused.status, 0);
     assert!(!at("none").exists());
 
     // Two nodes would not know of each other's files.
-    let second = Cli::new(at("node"));
+    let second = CliRunner::new(at("node"));
     let mut command = second.command(&["tensor", "serve", "--port", "0"]);
     command.arg(at("models"));
     assert_eq!(second.run(command).status, 2);
 }
 
 /// A small file, which `reader` may read, and one whose tensor is too large; `other` may read neither.
-fn models(bench: &Bench, reader: &Cli, other: &Cli) -> Serving {
+fn models(bench: &TestBench, reader: &CliRunner, other: &CliRunner) -> TensorNode {
     let folder = bench.path().join("models");
     fs::create_dir_all(folder.join("small")).expect("writable");
     let entry = json!({ "dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16] });
@@ -161,17 +161,17 @@ fn models(bench: &Bench, reader: &Cli, other: &Cli) -> Serving {
     let config = bench.path().join("node.toml");
     fs::write(&config, people.concat()).expect("writable");
     let more = [Path::new("--config"), &config];
-    Serving::start(&bench.path().join("node"), &folder, bench.admin(), &more)
+    TensorNode::start(&bench.path().join("node"), &folder, bench.admin(), &more)
 }
 
 /// What `tensor/open` says a file is called.
-fn id(who: &Cli, target: &str, path: &str) -> String {
+fn id(who: &CliRunner, target: &str, path: &str) -> String {
     let input = json!({ "src": { "path": path } });
     let said = who.call(target, "tensor/open", &input, &[]).json();
     said["id"].as_str().expect("an id").to_owned()
 }
 
-fn square(who: &Cli, target: &str, reference: &str) -> Answer {
+fn square(who: &CliRunner, target: &str, reference: &str) -> CliOutput {
     let matrix = json!({ "ref": reference });
     let input = json!({ "a": matrix, "b": matrix, "variant": "host" });
     who.call(target, "compute/matmul", &input, &[])
@@ -179,9 +179,9 @@ fn square(who: &Cli, target: &str, reference: &str) -> Answer {
 
 #[test]
 fn what_is_stored_is_computed_with_by_whoever_may_read_it() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [reader, other] = ["reader", "other"].map(|name| bench.somebody(name));
-    let Serving(_, target) = &models(&bench, &reader, &other);
+    let TensorNode(_, target) = &models(&bench, &reader, &other);
     let (node, _) = target.split_once('@').expect("a pinned target");
     let small = id(&reader, target, "small/m.safetensors");
     let reference = format!("alknet-tensor://{node}/{small}#m#1");
@@ -223,7 +223,7 @@ fn what_is_stored_is_computed_with_by_whoever_may_read_it() {
 }
 
 /// By the code of the call, and by the one inside.
-fn refuses_what_is_no_matrix_here(admin: &Cli, target: &str, small: &str) {
+fn refuses_what_is_no_matrix_here(admin: &CliRunner, target: &str, small: &str) {
     let (node, _) = target.split_once('@').expect("a pinned target");
     let large = id(admin, target, "large.safetensors");
     let (missing, elsewhere) = ("0".repeat(64), admin.identity());
@@ -249,7 +249,7 @@ fn refuses_what_is_no_matrix_here(admin: &Cli, target: &str, small: &str) {
 /// An operation of an author's who may read nothing, and one of an author's who may.
 #[test]
 fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [ada, carl, rev, reader, other] =
         ["ada", "carl", "rev", "reader", "other"].map(|name| bench.somebody(name));
     let folder = bench.path().join("models");
@@ -261,7 +261,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
     ];
     fs::write(folder.join("small/m.safetensors"), file.concat()).expect("writable");
     let (reads, writes) = ("tensor:read:small", "tensor:write:small");
-    let people: [(&str, &Cli, &[&str]); 5] = [
+    let people: [(&str, &CliRunner, &[&str]); 5] = [
         ("ada", &ada, &["ops:propose", "compute:run"]),
         (
             "carl",
@@ -275,7 +275,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
     let config = bench.path().join("node.toml");
     fs::write(&config, configuration("", &people)).expect("writable");
     let more = [Path::new("--config"), &config];
-    let serving = Serving::start(&bench.path().join("node"), &folder, bench.admin(), &more);
+    let serving = TensorNode::start(&bench.path().join("node"), &folder, bench.admin(), &more);
     let target = serving.1.as_str();
     let (node, _) = target.split_once('@').expect("a pinned target");
     let small = id(&reader, target, "small/m.safetensors");
@@ -298,7 +298,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
              return told;
          }};"
     );
-    let draft = Draft {
+    let draft = OperationDraft {
         uses: &[
             "tensor/open",
             "tensor/stat",
@@ -309,7 +309,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
         input: json!({ "type": "string" }),
         example: json!(""),
         source: &source,
-        ..Draft::waits("reads")
+        ..OperationDraft::waits("reads")
     };
     promote(&bench, target, ("ada", &ada), &rev, &draft);
     // The administrator may everything, and lends none of it.
@@ -318,7 +318,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
     assert_eq!(told.json(), json!(all));
 
     // The same of an author who may reaches all of it; what it would store has no header.
-    let own = Draft {
+    let own = OperationDraft {
         name: "owns",
         input: draft.input.clone(),
         example: draft.example.clone(),
@@ -329,7 +329,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
     let all = ["done", "done", "done", "INVALID_INPUT", "done"];
     assert_eq!(told.json(), json!(all));
 
-    let draft = Draft {
+    let draft = OperationDraft {
         name: "shares",
         uses: &["tensor/open"],
         source: "const opened = async (open) => {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ErrorCode};
 use alknet_core::{AuthToken, Carriage, CloseReason, Connection};
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::deadline;
-use alknet_tests::{Answer, Bench, Cli, HostNode};
+use alknet_tests::{CliOutput, CliRunner, HostNode, TestBench};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -16,21 +16,21 @@ fn hung() -> Duration {
     deadline(Duration::from_secs(60))
 }
 
-fn token(who: &Cli, verb: &str, node: &HostNode, more: &[&str]) -> Answer {
+fn token(who: &CliRunner, verb: &str, node: &HostNode, more: &[&str]) -> CliOutput {
     let mut command = who.command(&["token", verb, node.target()]);
     command.args(more);
     who.run(command)
 }
 
-fn made(who: &Cli, node: &HostNode, more: &[&str]) -> (String, String) {
+fn made(who: &CliRunner, node: &HostNode, more: &[&str]) -> (String, String) {
     let answer = token(who, "make", node, more).json();
     let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
     (text("token"), text("key_id"))
 }
 
-/// As nobody, over TCP: what a program without a key does.
-async fn stranger(node: &HostNode) -> (Dialer, Connection, CallConnection) {
-    let dialer = Dialer::new(None);
+/// Connects over TCP without a key, as a program without a key does.
+async fn stranger(node: &HostNode) -> (EndpointDialer, Connection, CallConnection) {
+    let dialer = EndpointDialer::new(None);
     let target: Target = node.target().parse().expect("a target");
     let connection = dialer.dial_over(Carriage::Tcp, &target, ALPN).await;
     let connection = connection.unwrap_or_else(|error| panic!("{error}"));
@@ -51,7 +51,7 @@ async fn code(client: &CallConnection, token: &str, operation: &str, input: &Val
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (node, admin) = (bench.host(), bench.admin());
     let scopes = [
         "--scope",
@@ -114,7 +114,7 @@ async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_makes_a_token_with_more_than_they_hold() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (node, admin) = (bench.host(), bench.admin());
     let (text, _) = made(admin, &node, &["--scope", "admin", "--scope", "fs:*"]);
     let (_dialer, _connection, client) = stranger(&node).await;
@@ -168,7 +168,7 @@ fn with_token(admin: &str, token: &AuthToken, scopes: &[&str]) -> Value {
 /// Its lines call with the rights that it was opened with: they may not be more than those of the peer that sends them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (node, admin) = (bench.host(), bench.admin());
     let token = AuthToken::generate().expect("the system has entropy");
     let admin = admin.identity();
@@ -197,11 +197,11 @@ async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
 async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
     const ROUNDS: usize = 30;
     const RACING: usize = 16;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (node, admin) = (bench.host(), bench.admin());
     let token = AuthToken::generate().expect("the system has entropy");
     let key = NodeKey::load_or_create(&admin.state().join("identity.key"));
-    let dialer = Dialer::new(Some(key.expect("it has one").0));
+    let dialer = EndpointDialer::new(Some(key.expect("it has one").0));
     let target: Target = node.target().parse().expect("a target");
     let connection = dialer.dial(&target, ALPN).await.expect("it is known");
     let boss = CallClient::without_operations().attach(connection, None);
@@ -243,7 +243,7 @@ async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
 /// back another one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_ends_with_who_made_it() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (admin, second) = (bench.admin(), bench.somebody("second"));
     let config = format!("[node]\nadmin_keys = [\"{}\"]\n", second.identity());
     let list = ["--scope", "peer:list"];
@@ -283,11 +283,11 @@ async fn a_token_ends_with_who_made_it() {
     assert_eq!(gone, [&json!(true)], "{left:?}");
 }
 
-/// A token of the least scope is enough to connect as somebody known.
+/// A client with a token of the least scope connects as a known peer.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_least_token_keeps_no_administrator_out() {
     const PLACES: usize = 32;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let limits = format!(
         "[limits]\nconnections = {PLACES}\nhandshake_burst = 1000\nhandshakes_per_second = 1000\n"
     );
@@ -295,7 +295,7 @@ async fn the_least_token_keeps_no_administrator_out() {
     let (least, _) = made(admin, &node, &["--scope", "metrics:read"]);
     let least = AuthToken::new(least);
     let target: Target = node.target().parse().expect("a target");
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     let (mut kept, mut in_it) = (Vec::new(), 0);
     for _ in 0..PLACES * 3 {
         // Those that find no place are ended.
@@ -316,7 +316,7 @@ async fn the_least_token_keeps_no_administrator_out() {
 
 #[test]
 fn tokens_outlive_the_node_and_those_of_the_configuration_are_its_own() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (hash, id) = ("03".repeat(32), "monitor0");
     let config = format!("[[api_keys]]\nkey_id = \"{id}\"\nsha256 = \"{hash}\"\n");
     let key_id = {

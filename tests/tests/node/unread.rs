@@ -9,16 +9,16 @@ use std::time::Duration;
 use alknet_call::limits::{PeerLimits, UNREAD_SLACK_BYTES};
 use alknet_call::{ALPN, CallOptions, OperationSpec};
 use alknet_core::{Carriage, CloseCode, Connection};
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, HostNode, eventually, wire};
-use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
+use alknet_tests::{HostNode, TestBench, eventually, wire};
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, RemoteHost};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::by_hand::{Peer, caller, people, until_attached};
+use super::manual_peer::{ManualPeer, caller, people, until_attached};
 
 /// What that may cost for a known peer, and for an unknown one: what it is answered, and as much again for what it
 /// sends. The node has not looked at all of that, and keeps it in the packets that it came in: of a known peer's, an
@@ -50,7 +50,7 @@ pub(super) fn memory(node: &HostNode, name: &str) -> u64 {
     kib.expect("the kernel says it") << 10
 }
 
-async fn dial(node: &HostNode, dialer: &Dialer) -> Connection {
+async fn dial(node: &HostNode, dialer: &EndpointDialer) -> Connection {
     let target: Target = node.target().parse().expect("the node's own target");
     let dialled = dialer.dial_over(Carriage::Quic, &target, ALPN).await;
     dialled.unwrap_or_else(|error| panic!("{error}"))
@@ -115,7 +115,7 @@ fn answers_wait(node: &HostNode, limits: PeerLimits) -> u64 {
 
 /// By how much the node grows for a peer with this key, which has these limits.
 async fn growth(node: &HostNode, key: &NodeKey, limits: PeerLimits) -> u64 {
-    let dialer = Dialer::new(Some(key.clone()));
+    let dialer = EndpointDialer::new(Some(key.clone()));
     // A peer that reads makes what stays: tables, threads, pages of the allocator. Not one that does not: the node
     // would keep for the next one what it took for that.
     let honest = dial(node, &dialer).await;
@@ -136,7 +136,7 @@ async fn growth(node: &HostNode, key: &NodeKey, limits: PeerLimits) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_reads_are_bounded_for_the_whole_connection() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let admin = bench.admin();
     admin.identity();
     let known = NodeKey::load_or_create(&admin.state().join("identity.key"));
@@ -202,7 +202,7 @@ async fn connect(node: &HostNode, key: &NodeKey) -> (quinn::Endpoint, quinn::Con
         ..ClientTlsOptions::default()
     });
     let address: SocketAddr = target.address().parse().expect("an address");
-    let place = Place::Ip(address.ip());
+    let place = RemoteHost::Ip(address.ip());
     let remote = tls.remote(None, &target.pins, place);
     let remote = remote.expect("the node's key is known");
     let config = remote.attempts(place, ALPN).swap_remove(0);
@@ -290,13 +290,13 @@ async fn kept_of_a_thousand(
 /// Each on a stream of its own, through a hub, of a peer whose answers are nearly as long as a frame.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_long_answers_that_a_known_peer_leaves_cost_little() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [teller, ada] = ["bank", "ada"].map(|name| bench.somebody(name));
     let scopes = &["peer:route:bank", "bank"][..];
     let config = people([("bank", &teller, &[][..]), ("ada", &ada, scopes)]);
     let hub = bench.host_at(0, &format!("[hub]\nenabled = true\n{config}"));
     let wide = OperationSpec::query("node/wide", "Answers at length.").with_scope("bank");
-    let _bank = Peer::start(&hub, &teller, wide).await;
+    let _bank = ManualPeer::start(&hub, &teller, wide).await;
     until_attached(&hub);
     let (dialer, client) = caller(&hub, &ada).await;
     let options = CallOptions {
@@ -331,10 +331,10 @@ async fn a_thousand_long_answers_that_a_known_peer_leaves_cost_little() {
 /// call answers longer than that of their schemas.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_answers_that_an_unknown_peer_leaves_cost_little() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let key = NodeKey::generate().expect("the system has entropy");
     let node = bench.host();
-    let dialer = Dialer::new(Some(key.clone()));
+    let dialer = EndpointDialer::new(Some(key.clone()));
     let honest = dial(&node, &dialer).await;
     let asking = ask(&honest, true).await;
     asking.iter().for_each(JoinHandle::abort);

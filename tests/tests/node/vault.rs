@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use alknet_tests::{Answer, Bench, binary, run_with_input};
+use alknet_tests::{CliOutput, TestBench, binary, run_with_input};
 use serde_json::{Value, json};
 
 /// What the self-test goes through, in this order.
@@ -30,7 +30,7 @@ const IMPORT: &str =
     "import --dir vault --mnemonic-stdin --passphrase-stdin --memory-mib 19 --passes 2";
 
 /// Runs `alknet vault` in a folder; words are parted by spaces.
-fn vault(folder: &Path, line: &str, input: &str) -> Answer {
+fn vault(folder: &Path, line: &str, input: &str) -> CliOutput {
     let mut command = Command::new(binary());
     let words = ["vault", "--json"].into_iter().chain(line.split(' '));
     command.args(words).current_dir(folder);
@@ -39,7 +39,7 @@ fn vault(folder: &Path, line: &str, input: &str) -> Answer {
 
 #[test]
 fn every_official_vector_is_computed_by_the_binary() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let told = vault(bench.path(), "selftest", "").json();
     let suites = told["suites"].as_array().expect("a list");
     let names: Vec<_> = suites
@@ -55,7 +55,7 @@ fn every_official_vector_is_computed_by_the_binary() {
 
 #[test]
 fn each_way_to_end_has_its_exit_code() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let folder = bench.path();
     let run = |line: &str, input: &str| vault(folder, line, input);
     let both = format!("{WORDS}\nright\n");
@@ -100,7 +100,7 @@ fn each_way_to_end_has_its_exit_code() {
 
 #[test]
 fn a_host_has_no_vault_and_says_so() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let host = bench.host();
     let status = host.call("vault/status", &Value::Null);
     assert_eq!(

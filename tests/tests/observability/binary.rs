@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use alknet_call::{ALPN, Body, CallClient, CallError, CallOptions};
+use alknet_call::{ALPN, CallBody, CallClient, CallError, CallOptions};
 use alknet_core::AuthToken;
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::eventually;
-use alknet_tests::{Bench, Cli, assert_known_labels, curl, serve};
+use alknet_tests::{CliRunner, TestBench, assert_known_labels, curl, serve};
 use alknet_tls::NodeKey;
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
@@ -19,20 +19,20 @@ use serde_json::{Value, json};
 const HUNG: Duration = Duration::from_secs(60);
 
 /// A node whose standard error goes to a file.
-struct Served {
-    bench: Bench,
+struct LoggedNode {
+    bench: TestBench,
     child: Child,
     target: String,
     log: PathBuf,
 }
 
-impl Served {
-    fn start(bench: Bench, document: &str) -> Self {
+impl LoggedNode {
+    fn start(bench: TestBench, document: &str) -> Self {
         let file = bench.path().join("node.toml");
         let admin = format!("node.admin_keys = [\"{}\"]\n", bench.admin().identity());
         fs::write(&file, admin + document).expect("the folder is ours");
         let log = bench.path().join("log");
-        let host = Cli::new(bench.path().join("host"));
+        let host = CliRunner::new(bench.path().join("host"));
         let mut command = host.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
         command.args(["--verbose", "--config"]).arg(&file);
         let errors = File::create(&log).expect("the folder is ours");
@@ -61,10 +61,10 @@ impl Served {
         })
     }
 
-    /// `node/metrics` by somebody unknown with a token.
-    async fn metrics(&self, who: &Cli, token: &AuthToken) -> Result<Body, CallError> {
+    /// Calls `node/metrics` as an unknown peer with a token.
+    async fn metrics(&self, who: &CliRunner, token: &AuthToken) -> Result<CallBody, CallError> {
         let key = NodeKey::load_or_create(&who.state().join("identity.key"));
-        let dialer = Dialer::new(Some(key.expect("a key").0));
+        let dialer = EndpointDialer::new(Some(key.expect("a key").0));
         let target: Target = self.target.parse().expect("a target");
         let connection = dialer.dial(&target, ALPN).await.expect("a connection");
         let client = CallClient::without_operations().attach(connection, None);
@@ -91,7 +91,7 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for LoggedNode {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
@@ -135,14 +135,14 @@ fn certificate(folder: &Path, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let token = AuthToken::generate().expect("randomness");
     let hash = token.hash().expect("a token").to_string();
     let (key_id, sha256) = hash.split_once(':').expect("the form of a hash");
     let good = certificate(bench.path(), "good.test");
     let bad = certificate(bench.path(), "bad.test");
     fs::write(bench.path().join("bad.test.pem"), "no certificate").expect("the folder is ours");
-    let served = Served::start(
+    let served = LoggedNode::start(
         bench,
         &format!(
             "{good}{bad}[[api_keys]]\nkey_id = \"{key_id}\"\nsha256 = \"{sha256}\"\n\
@@ -227,7 +227,7 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
 
 #[test]
 fn addresses_are_hashed_where_that_is_asked_for() {
-    let served = Served::start(Bench::new(), "log.hash_addresses = true\n");
+    let served = LoggedNode::start(TestBench::new(), "log.hash_addresses = true\n");
     served.call("node/info");
     let line = served.wait_for(&["conn.open", "peer=admin"]);
     assert!(line.contains(" addr=#"), "{line}");

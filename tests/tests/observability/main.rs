@@ -2,4 +2,4 @@
 //! its own, because it reads the log of the whole process.
 
 mod binary;
-mod counted;
+mod metrics;

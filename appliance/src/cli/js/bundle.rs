@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::super::Failure;
+use super::super::CommandError;
 use super::super::call::{read_file, read_stdin};
 
 /// What standard input is called.
@@ -15,14 +15,14 @@ const MODULES_MAX: usize = alknet_runtime::limits::MODULES;
 
 /// Modules by their specifier within the bundle, and the first of them.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Bundle {
+pub(super) struct JsBundle {
     pub(super) modules: BTreeMap<String, String>,
     pub(super) main: String,
 }
 
-impl Bundle {
+impl JsBundle {
     /// The file and, from its folder, what it and they name: nothing beside or above it is sent.
-    pub(super) fn read(file: &str) -> Result<Self, Failure> {
+    pub(super) fn read(file: &str) -> Result<Self, CommandError> {
         if file == "-" {
             let text = text(read_stdin()?, "standard input")?;
             let main = STDIN_MODULE.to_owned();
@@ -33,7 +33,7 @@ impl Bundle {
         }
         let path = Path::new(file);
         let name = path.file_name().and_then(|name| name.to_str());
-        let name = name.ok_or_else(|| Failure::usage(format!("'{file}' names no file")))?;
+        let name = name.ok_or_else(|| CommandError::usage(format!("'{file}' names no file")))?;
         let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
         let main = format!("./{name}");
         let mut modules = BTreeMap::new();
@@ -43,7 +43,9 @@ impl Bundle {
                 continue;
             }
             if modules.len() >= MODULES_MAX {
-                return Err(Failure::usage(format!("more than {MODULES_MAX} modules")));
+                return Err(CommandError::usage(format!(
+                    "more than {MODULES_MAX} modules"
+                )));
             }
             let path = folder.join(specifier.trim_start_matches("./"));
             let shown = path.display().to_string();
@@ -56,8 +58,8 @@ impl Bundle {
     }
 }
 
-fn text(bytes: Vec<u8>, shown: &str) -> Result<String, Failure> {
-    String::from_utf8(bytes).map_err(|_| Failure::usage(format!("{shown} is no UTF-8")))
+fn text(bytes: Vec<u8>, shown: &str) -> Result<String, CommandError> {
+    String::from_utf8(bytes).map_err(|_| CommandError::usage(format!("{shown} is no UTF-8")))
 }
 
 /// Every text between quotes that looks like a neighbour's name. A comment may name a file too: one
@@ -121,12 +123,12 @@ mod tests {
             std::fs::write(folder.path().join(name), text).expect("a file");
         }
         let main = inside.join("main.ts");
-        let bundle = Bundle::read(main.to_str().expect("UTF-8")).expect("a bundle");
+        let bundle = JsBundle::read(main.to_str().expect("UTF-8")).expect("a bundle");
         assert_eq!(bundle.main, "./main.ts");
         let names: Vec<&String> = bundle.modules.keys().collect();
         assert_eq!(names, ["./b.js", "./lib/a.ts", "./lib/c.tsx", "./main.ts"]);
         let none = inside.join("none.js");
-        assert!(Bundle::read(none.to_str().expect("UTF-8")).is_err());
-        assert!(Bundle::read("/").is_err());
+        assert!(JsBundle::read(none.to_str().expect("UTF-8")).is_err());
+        assert!(JsBundle::read("/").is_err());
     }
 }

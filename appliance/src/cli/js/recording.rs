@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use alknet_call::CallError;
 use serde_json::{Map, Value};
 
-use super::super::Failure;
+use super::super::CommandError;
 
 /// What the node tells beside a script's value, or in the details of its failure.
 const CALLS: &str = "calls";
@@ -16,7 +16,7 @@ const LEFT_OUT: &str = "calls_left_out";
 
 /// Calls on their way to a file.
 #[derive(Debug)]
-pub(super) struct Recording {
+pub(super) struct CallRecording {
     path: PathBuf,
     calls: Vec<Value>,
     left_out: u64,
@@ -24,17 +24,17 @@ pub(super) struct Recording {
     written: bool,
 }
 
-impl Recording {
+impl CallRecording {
     /// Calls for this file, which must not be there: a record is not lost to a slip, and the script
     /// does not run for nothing.
-    pub(super) fn to(path: &Path) -> Result<Self, Failure> {
+    pub(super) fn to(path: &Path) -> Result<Self, CommandError> {
         if path.symlink_metadata().is_ok() {
             return Err(taken(path));
         }
         let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
         if folder.is_some_and(|folder| !folder.is_dir()) || path.file_name().is_none() {
             let text = format!("{} names no file in a folder", path.display());
-            return Err(Failure::usage(text));
+            return Err(CommandError::usage(text));
         }
         Ok(Self {
             path: path.to_owned(),
@@ -45,18 +45,18 @@ impl Recording {
     }
 
     /// Takes what an answer tells, and writes it.
-    pub(super) fn take(&mut self, answer: &Value) -> Result<(), Failure> {
+    pub(super) fn take(&mut self, answer: &Value) -> Result<(), CommandError> {
         let told = answer.as_object();
         let told = told.is_some_and(|answer| self.add(answer.get(CALLS), answer.get(LEFT_OUT)));
         if !told {
-            return Err(Failure::local("the node records no calls"));
+            return Err(CommandError::local("the node records no calls"));
         }
         self.write()
     }
 
     /// Takes what a script called before it failed out of its failure, and writes it where there is
     /// any: a call that fails is worth a test, too.
-    pub(super) fn take_failed(&mut self, error: &mut CallError) -> Result<(), Failure> {
+    pub(super) fn take_failed(&mut self, error: &mut CallError) -> Result<(), CommandError> {
         let details = error.details.as_deref_mut().and_then(Value::as_object_mut);
         let told = details.is_some_and(|details: &mut Map<String, Value>| {
             let (calls, left_out) = (details.shift_remove(CALLS), details.shift_remove(LEFT_OUT));
@@ -68,7 +68,7 @@ impl Recording {
         }
     }
 
-    /// What a person is told of it, once there is a file.
+    /// The summary for people, once the file is written.
     pub(super) fn summary(&self) -> Option<String> {
         let calls = match self.calls.len() {
             1 => "1 call".to_owned(),
@@ -92,8 +92,8 @@ impl Recording {
         true
     }
 
-    fn write(&mut self) -> Result<(), Failure> {
-        let mut text = serde_json::to_vec_pretty(&self.calls).map_err(Failure::local)?;
+    fn write(&mut self) -> Result<(), CommandError> {
+        let mut text = serde_json::to_vec_pretty(&self.calls).map_err(CommandError::local)?;
         text.push(b'\n');
         let mut options = OpenOptions::new();
         match self.written {
@@ -102,12 +102,13 @@ impl Recording {
         };
         let failed = |error: std::io::Error| match error.kind() {
             ErrorKind::AlreadyExists => taken(&self.path),
-            _ => Failure::local(format!("cannot write {}: {error}", self.path.display())),
+            _ => CommandError::local(format!("cannot write {}: {error}", self.path.display())),
         };
         let mut file = options.open(&self.path).map_err(failed)?;
         self.written = true;
         if let Err(error) = file.write_all(&text) {
-            // Half of a list is none; where it cannot be removed either, the error says enough.
+            // Half a list of calls is useless, so that the file is removed. Where the removal fails
+            // as well, the write's error says enough.
             let _ = fs::remove_file(&self.path);
             return Err(failed(error));
         }
@@ -115,9 +116,9 @@ impl Recording {
     }
 }
 
-fn taken(path: &Path) -> Failure {
+fn taken(path: &Path) -> CommandError {
     let path = path.display();
-    Failure::usage(format!(
+    CommandError::usage(format!(
         "{path} is there already: remove it, or name another file"
     ))
 }
@@ -137,7 +138,7 @@ mod tests {
     fn calls_of_several_answers_are_one_list() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("calls.json");
-        let mut recording = Recording::to(&path).expect("room");
+        let mut recording = CallRecording::to(&path).expect("room");
         let call = |n: f64| json!({ "path": "a/b", "input": n });
         let answer = json!({ "value": 1, "calls": [call(0.1 + 0.2)], "calls_left_out": 2 });
         recording.take(&answer).expect("written");
@@ -153,7 +154,7 @@ mod tests {
         let told = recording.summary().expect("it is written");
         assert!(told.starts_with("2 calls recorded in "), "{told}");
         assert!(told.ends_with("; 3 could not be recorded"), "{told}");
-        // A node that says nothing of calls is told apart from one that was asked for none.
+        // An answer without `calls` is an error: such a node cannot record.
         recording
             .take(&json!({ "value": 1 }))
             .expect_err("no calls");
@@ -163,16 +164,16 @@ mod tests {
     fn a_file_that_is_there_stays() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("calls.json");
-        let mut late = Recording::to(&path).expect("room");
+        let mut late = CallRecording::to(&path).expect("room");
         fs::write(&path, "mine").expect("room");
         let answer = json!({ "calls": [], "calls_left_out": 0 });
         for failure in [
-            Recording::to(&path).expect_err("it is there"),
+            CallRecording::to(&path).expect_err("it is there"),
             late.take(&answer).expect_err("it came meanwhile"),
-            Recording::to(&folder.path().join("none/calls.json")).expect_err("no folder"),
-            Recording::to(Path::new("/")).expect_err("no file"),
+            CallRecording::to(&folder.path().join("none/calls.json")).expect_err("no folder"),
+            CallRecording::to(Path::new("/")).expect_err("no file"),
         ] {
-            assert_eq!(failure.exit, super::super::Exit::Usage, "{failure}");
+            assert_eq!(failure.exit, super::super::CommandExit::Usage, "{failure}");
         }
         assert_eq!(fs::read(&path).expect("a file"), b"mine");
     }
@@ -181,7 +182,7 @@ mod tests {
     fn a_failure_without_calls_leaves_no_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("calls.json");
-        let mut recording = Recording::to(&path).expect("room");
+        let mut recording = CallRecording::to(&path).expect("room");
         for mut error in [
             CallError::not_found("runtime/eval"),
             CallError::operation("SCRIPT_FAILED", "").with_details(json!({ "name": "Error" })),

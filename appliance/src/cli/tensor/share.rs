@@ -5,13 +5,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alknet_tensor::{FileId, Limits, Reader};
+use alknet_tensor::{ContainerLimits, ContainerReader, FileId};
 use alknet_tensor_serve::limits::PATH_SEGMENTS;
-use alknet_tensor_serve::{ServeError, Store, StorePath};
+use alknet_tensor_serve::{ServeError, StorePath, TensorStore};
 use clap::Args;
 
 use super::super::serve::ServeArgs;
-use super::super::{Exit, Failure, output, serve};
+use super::super::{CommandError, CommandExit, output, serve};
 use crate::node::{StateLock, tensor_store};
 
 /// How the names of tensor files end.
@@ -19,7 +19,7 @@ const ENDINGS: [&str; 2] = ["mt", "safetensors"];
 
 /// Arguments of `alknet tensor serve`.
 #[derive(Debug, Args)]
-pub(crate) struct ShareArgs {
+pub(crate) struct TensorServeArgs {
     /// The folder. Its files *.mt and *.safetensors, and those of folders in it, are copied into the
     /// node's store, each under its path in the folder.
     folder: PathBuf,
@@ -29,14 +29,14 @@ pub(crate) struct ShareArgs {
 
 /// What was put into the store.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Shared {
+struct FolderImportCounts {
     files: u64,
     /// Those that were there as they are.
     unchanged: u64,
 }
 
-/// Fills the store, then serves until it is told to stop.
-pub(super) fn run(args: ShareArgs, json: bool) -> Result<Exit, Failure> {
+/// Fills the store, then serves until a signal stops it.
+pub(super) fn run(args: TensorServeArgs, json: bool) -> Result<CommandExit, CommandError> {
     let state_dir = args.serve.state_dir()?;
     // Two that write to one store would not know of each other.
     let lock = StateLock::take(&state_dir)?;
@@ -44,18 +44,18 @@ pub(super) fn run(args: ShareArgs, json: bool) -> Result<Exit, Failure> {
     let shared = share(&store, &args.folder)?;
     drop(store);
     if !json {
-        let Shared { files, unchanged } = shared;
+        let FolderImportCounts { files, unchanged } = shared;
         output::line(&format!("{files} files, {unchanged} of them as before"))?;
     }
     serve::run_locked(args.serve, lock, json)
 }
 
 /// Puts every tensor file below a folder into the store.
-fn share(store: &Arc<Store>, folder: &Path) -> Result<Shared, Failure> {
+fn share(store: &Arc<TensorStore>, folder: &Path) -> Result<FolderImportCounts, CommandError> {
     let known: BTreeMap<StorePath, FileId> = store.paths().into_iter().collect();
     let mut files = Vec::new();
     walk(folder, "", 0, &mut files)?;
-    let mut shared = Shared::default();
+    let mut shared = FolderImportCounts::default();
     for (file, path) in files {
         let failed = |error: &ServeError| of_serve(&file, error);
         let path = StorePath::parse(&path).map_err(|error| failed(&error))?;
@@ -82,7 +82,7 @@ fn walk(
     prefix: &str,
     depth: usize,
     files: &mut Vec<(PathBuf, String)>,
-) -> Result<(), Failure> {
+) -> Result<(), CommandError> {
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let mut paths: Vec<PathBuf> = entries
         .map_err(|error| cannot(folder, &error))?
@@ -116,39 +116,39 @@ fn walk(
 }
 
 /// What a file is called by its content.
-fn id(path: &Path) -> Result<FileId, Failure> {
+fn id(path: &Path) -> Result<FileId, CommandError> {
     let file = File::open(path).map_err(|error| cannot(path, &error))?;
-    let hash = Reader::open(file, &Limits::safetensors())
+    let hash = ContainerReader::open(file, &ContainerLimits::safetensors())
         .and_then(|reader| reader.hash(0..reader.meta().file_len()));
     let hash = hash.map_err(|error| {
         let what = format!("{}: {}", path.display(), error.what());
-        Failure::new(Exit::Usage, error.code().as_str(), what)
+        CommandError::new(CommandExit::Usage, error.code().as_str(), what)
     });
     hash.map(FileId)
 }
 
-fn cannot(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::local(format!("cannot read {}: {error}", path.display()))
+fn cannot(path: &Path, error: &std::io::Error) -> CommandError {
+    CommandError::local(format!("cannot read {}: {error}", path.display()))
 }
 
-fn of_serve(path: &Path, error: &ServeError) -> Failure {
+fn of_serve(path: &Path, error: &ServeError) -> CommandError {
     let exit = if error.is_io() {
-        Exit::Failed
+        CommandExit::Failed
     } else {
-        Exit::Usage
+        CommandExit::Usage
     };
-    Failure::new(exit, error.code(), format!("{}: {error}", path.display()))
+    CommandError::new(exit, error.code(), format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
-    use alknet_tensor::{Dtype, Writer};
+    use alknet_tensor::{ContainerWriter, Dtype};
     use alknet_tensor_serve::StoreOptions;
 
     use super::*;
 
     fn make(path: &Path, byte: u8) {
-        let mut writer = Writer::create(path).expect("writable");
+        let mut writer = ContainerWriter::create(path).expect("writable");
         let content = vec![byte; 3];
         writer
             .flat("a", Dtype::U8, &[3], content.into())
@@ -166,9 +166,9 @@ mod tests {
         make(&models.join("small/.hidden/c.mt"), 3);
         fs::write(models.join("notes.txt"), "no tensors").expect("writable");
         let root = folder.path().join("store");
-        let store = Store::open(root, StoreOptions::default()).expect("writable");
+        let store = TensorStore::open(root, StoreOptions::default()).expect("writable");
         let shared = |store| share(store, &models).expect("good files");
-        let all = |files, unchanged| Shared { files, unchanged };
+        let all = |files, unchanged| FolderImportCounts { files, unchanged };
         assert_eq!(shared(&store), all(2, 0));
         let paths: Vec<String> = store.paths().iter().map(|it| it.0.to_string()).collect();
         assert_eq!(paths, ["a.mt", "small/b.safetensors"]);
@@ -177,10 +177,10 @@ mod tests {
 
         fs::write(models.join("bad.mt"), "no header").expect("writable");
         let error = share(&store, &models).expect_err("no container");
-        assert_eq!((error.exit, &*error.code), (Exit::Usage, "E_LIMIT"));
+        assert_eq!((error.exit, &*error.code), (CommandExit::Usage, "E_LIMIT"));
         fs::remove_file(models.join("bad.mt")).expect("ours");
         make(&models.join("a b.mt"), 4);
         let error = share(&store, &models).expect_err("no path of a store");
-        assert_eq!((error.exit, &*error.code), (Exit::Usage, "E_VALUE"));
+        assert_eq!((error.exit, &*error.code), (CommandExit::Usage, "E_VALUE"));
     }
 }

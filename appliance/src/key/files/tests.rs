@@ -3,13 +3,13 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 
 /// A key, and what a rotation leaves beside it.
-struct Place {
+struct RotationTestFolder {
     dir: tempfile::TempDir,
     files: KeyFiles,
     first: PeerKey,
 }
 
-impl Place {
+impl RotationTestFolder {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let key = dir.path().join("identity.key");
@@ -22,7 +22,7 @@ impl Place {
     }
 
     /// Begins, or goes on, as the command does.
-    fn begin(&self, targets: &[&str]) -> (Keys, Record) {
+    fn begin(&self, targets: &[&str]) -> (RotationKeys, RotationRecord) {
         let mut record = self.files.record().expect("readable");
         for target in targets {
             record.add(target);
@@ -45,7 +45,7 @@ impl Place {
     }
 }
 
-fn told(record: &mut Record, ends: Option<&str>) {
+fn told(record: &mut RotationRecord, ends: Option<&str>) {
     for node in &mut record.targets {
         node.told = true;
         node.old_key_ends = ends.map(str::to_owned);
@@ -54,9 +54,12 @@ fn told(record: &mut Record, ends: Option<&str>) {
 
 #[test]
 fn the_new_key_takes_the_place_of_the_old_one_which_goes_at_its_end() {
-    let place = Place::new();
+    let place = RotationTestFolder::new();
     let (keys, mut record) = place.begin(&["a:443", "b:443"]);
-    assert_eq!((keys.stage, place.in_use()), (Stage::Before, place.first));
+    assert_eq!(
+        (keys.stage, place.in_use()),
+        (RotationStage::Before, place.first)
+    );
     told(&mut record, Some("2100-01-01T00:00:00Z"));
     place.files.swap(&keys, &mut record).expect("room");
     assert_eq!(place.in_use(), keys.new.public());
@@ -74,7 +77,7 @@ fn the_new_key_takes_the_place_of_the_old_one_which_goes_at_its_end() {
     let (again, record) = place.begin(&[]);
     assert_eq!(
         (again.stage, again.new.public()),
-        (Stage::After, keys.new.public())
+        (RotationStage::After, keys.new.public())
     );
     let end = record.old_until_s.expect("swapped");
     place.files.tidy_at(end - 1);
@@ -84,7 +87,7 @@ fn the_new_key_takes_the_place_of_the_old_one_which_goes_at_its_end() {
 
     // The nodes are remembered for the next time.
     let (next, record) = place.begin(&[]);
-    assert_eq!(next.stage, Stage::Before);
+    assert_eq!(next.stage, RotationStage::Before);
     assert_ne!(next.new.public(), keys.new.public());
     assert_eq!(record.targets.len(), 2);
     assert!(
@@ -98,9 +101,9 @@ fn the_new_key_takes_the_place_of_the_old_one_which_goes_at_its_end() {
 /// Every moment at which the power can fail, by what is on the disk then.
 #[test]
 fn a_rotation_goes_on_wherever_it_stopped() {
-    let place = Place::new();
+    let place = RotationTestFolder::new();
     let key = |suffix: &str| place.dir.path().join(format!("identity.key{suffix}"));
-    // The new key is there, and nobody has noted it.
+    // The power failed after the new key was written and before the record of the rotation was.
     let made = NodeKey::generate().expect("a key");
     made.store(&key(".new")).expect("room");
     let (keys, mut record) = place.begin(&["a:443"]);
@@ -112,7 +115,7 @@ fn a_rotation_goes_on_wherever_it_stopped() {
         let (again, read) = place.begin(&[]);
         assert_eq!(
             (again.stage, again.new.public()),
-            (Stage::Before, made.public())
+            (RotationStage::Before, made.public())
         );
         assert_eq!(read, record);
     }
@@ -130,27 +133,30 @@ fn a_rotation_goes_on_wherever_it_stopped() {
         "not swapped yet"
     );
     let (again, mut record) = place.begin(&[]);
-    assert_eq!(again.stage, Stage::Before);
+    assert_eq!(again.stage, RotationStage::Before);
     place.files.swap(&again, &mut record).expect("room");
     assert_eq!(place.in_use(), made.public());
     assert!(!key(".new").exists());
-    // The old key is gone, and nobody has noted it.
+    // The power failed after the old key was deleted and before the record of the rotation was.
     fs::remove_file(key(".old")).expect("ours");
     place.files.tidy_at(u64::MAX);
     let (next, record) = place.begin(&[]);
-    assert_eq!((next.stage, record.old_until_s), (Stage::Before, None));
+    assert_eq!(
+        (next.stage, record.old_until_s),
+        (RotationStage::Before, None)
+    );
 }
 
 #[test]
 fn a_node_can_be_told_late_and_the_old_key_waits_for_it() {
-    let place = Place::new();
+    let place = RotationTestFolder::new();
     let (keys, mut record) = place.begin(&["a:443"]);
     told(&mut record, Some("2100-01-01T00:00:00Z"));
     place.files.swap(&keys, &mut record).expect("room");
     let (late, mut record) = place.begin(&["b:443"]);
-    assert_eq!(late.stage, Stage::After);
+    assert_eq!(late.stage, RotationStage::After);
     assert_eq!(late.old.as_ref().map(NodeKey::public), Some(place.first));
-    assert!(!record.is_told());
+    assert!(!record.is_announced());
     told(&mut record, Some("2100-01-02T00:00:00Z"));
     place.files.prolong(&mut record).expect("room");
     let record = place.files.record().expect("readable");
@@ -159,7 +165,7 @@ fn a_node_can_be_told_late_and_the_old_key_waits_for_it() {
 
 #[test]
 fn a_lost_new_key_is_replaced_unless_somebody_knows_it() {
-    let place = Place::new();
+    let place = RotationTestFolder::new();
     let (keys, _) = place.begin(&["a:443"]);
     fs::remove_file(place.dir.path().join("identity.key.new")).expect("ours");
     let (other, mut record) = place.begin(&[]);
@@ -174,7 +180,7 @@ fn a_lost_new_key_is_replaced_unless_somebody_knows_it() {
 
 #[test]
 fn one_rotation_runs_at_a_time_and_damage_is_said() {
-    let place = Place::new();
+    let place = RotationTestFolder::new();
     let turn = place.files.lock().expect("the first");
     let error = place.files.lock().expect_err("the second");
     assert!(error.message.contains("another rotation"), "{error}");
@@ -188,5 +194,5 @@ fn one_rotation_runs_at_a_time_and_damage_is_said() {
     assert!(error.message.contains("identity.key.nodes"), "{error}");
     place.files.tidy();
     let none = KeyFiles::at(place.dir.path().join("none"));
-    assert!(none.keys(&Record::default()).is_err());
+    assert!(none.keys(&RotationRecord::default()).is_err());
 }

@@ -2,7 +2,9 @@
 
 use alknet_core::BoxError;
 use alknet_tls::acme::{AccountKey, KeySeal, SealError};
-use alknet_vault::{Blob, Label, LabelError, Purpose, Reason, Vault, VaultError};
+use alknet_vault::{
+    BlobLabel, ExportReason, KeyPurpose, LabelError, SealedBlob, Vault, VaultError,
+};
 use zeroize::Zeroizing;
 
 /// Kind of the labels of certificates' keys.
@@ -17,11 +19,11 @@ impl CertificateKeys {
     }
 }
 
-/// The same account after the node was made anew from its words.
+/// The account key is derived, so that a node restored from its words has the same account.
 impl AccountKey for CertificateKeys {
     fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError> {
-        let signer = self.0.p256_signer(Purpose::AcmeAccount)?;
-        let key = signer.pkcs8(Reason::AcmeClient)?;
+        let signer = self.0.p256_signer(KeyPurpose::AcmeAccount)?;
+        let key = signer.pkcs8(ExportReason::AcmeClient)?;
         Ok(key.expose().to_vec().into())
     }
 }
@@ -34,13 +36,13 @@ impl KeySeal for CertificateKeys {
 
     fn open(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let label = label(name)?;
-        let blob = Blob::parse(sealed).map_err(of_vault)?;
+        let blob = SealedBlob::parse(sealed).map_err(of_vault)?;
         let key = self.0.open(&label, &blob).map_err(of_vault)?;
         Ok(Zeroizing::new(key.expose().to_vec()))
     }
 }
 
-fn label(name: &str) -> Result<Label, SealError> {
+fn label(name: &str) -> Result<BlobLabel, SealError> {
     let label = format!("{KIND}:{name}").parse();
     label.map_err(|error: LabelError| SealError::Refused(error.into()))
 }
@@ -88,8 +90,8 @@ mod tests {
                 assert!(refused(&keys, name, bytes));
             }
             // The label that others who have the vault can know it by.
-            let label: Label = format!("tls:{name}").parse().expect("a label");
-            let blob = Blob::parse(&sealed).expect("a record");
+            let label: BlobLabel = format!("tls:{name}").parse().expect("a label");
+            let blob = SealedBlob::parse(&sealed).expect("a record");
             assert_eq!(vault.open(&label, &blob).expect("opened").expose(), KEY);
         }
     }

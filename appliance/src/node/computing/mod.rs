@@ -1,8 +1,8 @@
 //! What the node computes for its callers: scripts and shaders in workers, and the tensors that they
 //! read.
 //!
-//! Nothing of a caller's is compiled, run or mapped in the node's own process, and nothing is started
-//! before somebody asks.
+//! A caller's code and data are compiled, run and mapped in workers, never in the node's own
+//! process. The first request starts them.
 
 mod promoted;
 mod services;
@@ -16,18 +16,18 @@ use std::time::Duration;
 
 use alknet_call::{Dispatcher, RegistryBuilder};
 use alknet_compute::limits::REFERENCED_BYTES_MIN;
-use alknet_compute::{Compute, Settings};
+use alknet_compute::{Compute, ComputeSettings};
 use alknet_core::config::{Activation, ComputeSection, PromotionSection, RuntimeSection};
 use alknet_core::{Capabilities, Clock, HandlerRegistry, HttpMount, Identities, Metrics};
-use alknet_init::control::Problem;
-use alknet_promotion::{Activate, Parts, Promotion};
-use alknet_sessions::Sessions;
-use alknet_tensor_serve::{Mirror, ServeError, Store, StoreOptions, TensorHandler};
+use alknet_init::control::MachineDiagnostic;
+use alknet_promotion::{ActivationTime, Promotion, PromotionParts};
+use alknet_sessions::ScriptSessions;
+use alknet_tensor_serve::{Mirror, ServeError, StoreOptions, TensorHandler, TensorStore};
 use alknet_worker::Workers;
 use nix::sys::statvfs::statvfs;
-use promoted::Promoted;
-use services::Services;
-use stored::Stored;
+use promoted::PromotionSessions;
+use services::PromotedServices;
+use stored::TensorStoreView;
 
 use super::facts::memory_total_bytes;
 
@@ -41,7 +41,7 @@ const MEASURED_FILE: &str = "state/compute/measured.json";
 const STORE_PERCENT: u64 = 50;
 /// Part of the machine's memory that copies of stored tensors have, to which requests refer.
 const REFERENCED_PART: u64 = 4;
-/// What scripts of `runtime/eval` may call, as far as whoever runs them may.
+/// What scripts of `runtime/eval` may call, as far as the caller may.
 const REACH: [&str; 9] = [
     "compute/*",
     "config/*",
@@ -58,18 +58,18 @@ pub(super) const SCOPES: [&str; 2] = ["tensor:read:*", "tensor:write:*"];
 
 /// Everything that computes. Clones share it.
 #[derive(Clone)]
-pub(super) struct Computing {
+pub(super) struct NodeComputing {
     workers: Workers,
-    sessions: Arc<Sessions>,
+    sessions: Arc<ScriptSessions>,
     compute: Compute,
-    store: Option<Arc<Store>>,
+    store: Option<Arc<TensorStore>>,
     promotion: Option<Arc<Promotion>>,
-    services: Arc<Services>,
-    problems: Arc<[Problem]>,
+    services: Arc<PromotedServices>,
+    problems: Arc<[MachineDiagnostic]>,
 }
 
 /// What it needs of the node.
-pub(super) struct Around<'a> {
+pub(super) struct ComputingContext<'a> {
     pub(super) state_dir: &'a Path,
     /// What the node is called in references to its tensors.
     pub(super) identity: &'a str,
@@ -82,13 +82,13 @@ pub(super) struct Around<'a> {
     pub(super) capabilities: &'a BTreeMap<String, Capabilities>,
 }
 
-impl Computing {
+impl NodeComputing {
     /// Opens the store; no worker is started yet.
     ///
     /// # Errors
     /// If the thread that watches over workers cannot be started.
-    pub(super) fn new(around: &Around<'_>) -> anyhow::Result<Self> {
-        let mut settings = Settings::default();
+    pub(super) fn new(around: &ComputingContext<'_>) -> anyhow::Result<Self> {
+        let mut settings = ComputeSettings::default();
         settings.measured = Some(around.state_dir.join(MEASURED_FILE));
         settings.driver.clone_from(&around.compute.driver);
         settings.host_kernels = around.compute.host_kernels;
@@ -100,17 +100,17 @@ impl Computing {
         let store = open_store(around.state_dir, &mut problems);
         let stored = store
             .clone()
-            .map(|store| Arc::new(Stored::new(store, around.identity)));
-        let config = alknet_sessions::Config {
+            .map(|store| Arc::new(TensorStoreView::new(store, around.identity)));
+        let config = alknet_sessions::SessionsConfig {
             files: stored.clone().map(|stored| stored as _),
             ..Default::default()
         };
-        let sessions = Sessions::new(workers.clone(), config);
+        let sessions = ScriptSessions::new(workers.clone(), config);
         let compute = match stored {
             Some(stored) => Compute::with_references(workers.clone(), settings, stored),
             None => Compute::new(workers.clone(), settings),
         };
-        let services = Arc::new(Services::new(&sessions));
+        let services = Arc::new(PromotedServices::new(&sessions));
         let promotion = promotion(around, &sessions, &services, &mut problems)?;
         Ok(Self {
             workers,
@@ -178,13 +178,13 @@ impl Computing {
     }
 
     /// What could not be opened.
-    pub(super) fn problems(&self) -> Arc<[Problem]> {
+    pub(super) fn problems(&self) -> Arc<[MachineDiagnostic]> {
         Arc::clone(&self.problems)
     }
 
     /// What a worker did not find that the configuration wants.
-    pub(super) fn missing(&self) -> Option<Problem> {
-        Some(Problem {
+    pub(super) fn missing(&self) -> Option<MachineDiagnostic> {
+        Some(MachineDiagnostic {
             code: "compute-driver-missing".to_owned(),
             text: format!("no shader runs: {}", self.compute.driver_missing()?),
             hint: "name another driver in compute.driver, or leave it out, and restart the node"
@@ -200,7 +200,7 @@ impl Computing {
 }
 
 /// The store of the node with this state directory.
-pub(crate) fn tensor_store(state_dir: &Path) -> Result<Arc<Store>, ServeError> {
+pub(crate) fn tensor_store(state_dir: &Path) -> Result<Arc<TensorStore>, ServeError> {
     let mut options = StoreOptions::default();
     if let Ok(system) = statvfs(state_dir) {
         let bytes = u128::from(system.blocks()) * u128::from(system.fragment_size());
@@ -211,11 +211,11 @@ pub(crate) fn tensor_store(state_dir: &Path) -> Result<Arc<Store>, ServeError> {
     let folder = state_dir.join(STORE_DIR);
     // Where this fails, opening says why.
     let _ = super::make_private_dir(&folder);
-    Store::open(folder, options)
+    TensorStore::open(folder, options)
 }
 
 /// The node's tensors. A node that cannot keep any serves everything else.
-fn open_store(state_dir: &Path, problems: &mut Vec<Problem>) -> Option<Arc<Store>> {
+fn open_store(state_dir: &Path, problems: &mut Vec<MachineDiagnostic>) -> Option<Arc<TensorStore>> {
     let store = tensor_store(state_dir);
     let unusable = |error: &_| {
         let text = format!("tensors are neither kept nor served: {error}");
@@ -225,10 +225,10 @@ fn open_store(state_dir: &Path, problems: &mut Vec<Problem>) -> Option<Arc<Store
 }
 
 /// Something that is said in the log and among the node's problems.
-fn problem(code: &str, text: String) -> Problem {
+fn problem(code: &str, text: String) -> MachineDiagnostic {
     let hint = "correct what the text names and restart the node; everything else is served";
     tracing::warn!("{code}: {text}; {hint}");
-    Problem {
+    MachineDiagnostic {
         code: code.to_owned(),
         text,
         hint: hint.to_owned(),
@@ -237,15 +237,15 @@ fn problem(code: &str, text: String) -> Problem {
 
 /// Promotion. A node that cannot keep what is proposed serves everything else.
 fn promotion(
-    around: &Around<'_>,
-    sessions: &Arc<Sessions>,
-    services: &Arc<Services>,
-    problems: &mut Vec<Problem>,
+    around: &ComputingContext<'_>,
+    sessions: &Arc<ScriptSessions>,
+    services: &Arc<PromotedServices>,
+    problems: &mut Vec<MachineDiagnostic>,
 ) -> anyhow::Result<Option<Arc<Promotion>>> {
     let file = around.state_dir.join(PROMOTION_FILE);
     let opened = match file.parent().map(super::make_private_dir) {
         Some(Err(error)) => Err(error.to_string()),
-        _ => alknet_promotion::Store::open(&file).map_err(|error| error.to_string()),
+        _ => alknet_promotion::PromotionStore::open(&file).map_err(|error| error.to_string()),
     };
     let store = match opened {
         Ok(store) => store,
@@ -260,21 +260,21 @@ fn promotion(
         reviews,
         rollback_on_errors,
     } = *around.promotion;
-    let promoted = Arc::new(Promoted {
+    let promoted = Arc::new(PromotionSessions {
         sessions: Arc::clone(sessions),
         services: Arc::clone(services),
     });
-    let parts = Parts {
+    let parts = PromotionParts {
         store,
         runner: Arc::clone(&promoted) as _,
         invoker: promoted,
         identities: Arc::clone(&around.identities) as _,
         clock: Arc::clone(&around.clock),
         capabilities: around.capabilities.clone(),
-        config: alknet_promotion::Config {
+        config: alknet_promotion::PromotionConfig {
             activate: match activate {
-                Activation::Boot => Activate::Boot,
-                Activation::Live => Activate::Live,
+                Activation::Boot => ActivationTime::Boot,
+                Activation::Live => ActivationTime::Live,
             },
             reviews,
             rollback_on_errors,

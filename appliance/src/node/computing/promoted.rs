@@ -5,22 +5,24 @@ use std::sync::Arc;
 
 use alknet_call::BoxStream;
 use alknet_core::{BoxFuture, Identity, IdentityKind};
-use alknet_promotion::{InPlace, Invocation, Invoker, Ran, Run, TestRunner};
-use alknet_runtime::{Code, Failure, ModuleSet, Work};
-use alknet_sessions::{Grants, Session, SessionSpec, Sessions};
+use alknet_promotion::{
+    InstalledService, Invoker, PromotedInvocation, TestRunner, TrialResult, TrialRun,
+};
+use alknet_runtime::{IsolateWork, ModuleSet, RuntimeCode, ScriptFailure};
+use alknet_sessions::{ScriptSession, ScriptSessions, SessionGrants, SessionSpec};
 use futures_util::{TryStreamExt, stream};
 use serde_json::Value;
 
-use super::services::Services;
+use super::services::PromotedServices;
 
 /// The sessions of this node, as promotion uses them.
-pub(super) struct Promoted {
-    pub(super) sessions: Arc<Sessions>,
-    pub(super) services: Arc<Services>,
+pub(super) struct PromotionSessions {
+    pub(super) sessions: Arc<ScriptSessions>,
+    pub(super) services: Arc<PromotedServices>,
 }
 
-impl TestRunner for Promoted {
-    fn run(&self, run: Run) -> BoxFuture<'static, Ran> {
+impl TestRunner for PromotionSessions {
+    fn run(&self, run: TrialRun) -> BoxFuture<'static, TrialResult> {
         let sessions = Arc::clone(&self.sessions);
         Box::pin(async move {
             let asked = run.spec();
@@ -30,7 +32,7 @@ impl TestRunner for Promoted {
             spec.seed = asked.seed;
             spec.frozen = asked.frozen;
             let replayed = sessions.replay(spec, run.steps, run.calls).await;
-            Ran {
+            TrialResult {
                 result: replayed.result,
                 ticks: replayed.ticks,
             }
@@ -38,8 +40,11 @@ impl TestRunner for Promoted {
     }
 }
 
-impl Invoker for Promoted {
-    fn invoke(&self, mut call: Invocation) -> BoxFuture<'static, Result<Value, Failure>> {
+impl Invoker for PromotionSessions {
+    fn invoke(
+        &self,
+        mut call: PromotedInvocation,
+    ) -> BoxFuture<'static, Result<Value, ScriptFailure>> {
         let sessions = Arc::clone(&self.sessions);
         let services = Arc::clone(&self.services);
         Box::pin(async move {
@@ -52,12 +57,12 @@ impl Invoker for Promoted {
         })
     }
 
-    fn subscribe(&self, mut call: Invocation) -> BoxStream<Result<Value, Failure>> {
+    fn subscribe(&self, mut call: PromotedInvocation) -> BoxStream<Result<Value, ScriptFailure>> {
         let sessions = Arc::clone(&self.sessions);
         let began = async move {
             let (session, last) = begin(&sessions, &mut call).await?;
             let following = session.follow(&call.ctx.env(), last)?;
-            // The session lives as long as somebody holds it.
+            // The session lives as long as the stream holds it.
             Ok((session, following))
         };
         let items = stream::once(began).map_ok(|(session, following)| {
@@ -69,7 +74,7 @@ impl Invoker for Promoted {
         Box::pin(items.try_flatten())
     }
 
-    fn in_place(&self, services: BTreeMap<String, InPlace>) {
+    fn in_place(&self, services: BTreeMap<String, InstalledService>) {
         self.services.in_place(services);
     }
 }
@@ -77,15 +82,15 @@ impl Invoker for Promoted {
 /// A session of the operation's own, which has done all but the last step. Takes the input out of the call: a second
 /// one of it would not be counted.
 async fn begin(
-    sessions: &Arc<Sessions>,
-    call: &mut Invocation,
-) -> Result<(Session, Work), Failure> {
+    sessions: &Arc<ScriptSessions>,
+    call: &mut PromotedInvocation,
+) -> Result<(ScriptSession, IsolateWork), ScriptFailure> {
     let env = call.ctx.env();
     let session = sessions.open(&env, spec(call)).await?;
     let mut steps = call.code.steps(std::mem::take(&mut call.input));
-    let last = steps
-        .pop()
-        .ok_or_else(|| Failure::new(Code::Encode, "the operation has no step to do"))?;
+    let last = steps.pop().ok_or_else(|| {
+        ScriptFailure::new(RuntimeCode::Encode, "the operation has no step to do")
+    })?;
     for step in steps {
         session.run(&env, step).await?;
     }
@@ -93,19 +98,19 @@ async fn begin(
 }
 
 /// What a session for the call is made of. Its values take of what who calls may have.
-pub(super) fn spec(call: &Invocation) -> SessionSpec {
+pub(super) fn spec(call: &PromotedInvocation) -> SessionSpec {
     let mut spec = SessionSpec::new(owner(call), ModuleSet::clone(&call.code.modules));
     spec.lent = true;
     spec.payer = call.ctx.identity().cloned();
     spec.frozen = call.code.frozen;
-    spec.grants = Grants::to(&call.code.spec.uses);
+    spec.grants = SessionGrants::to(&call.code.spec.uses);
     spec.capabilities = call.ctx.capabilities().clone();
     spec
 }
 
-/// Whose workers the session may be in, and what it may: its author's, and what the operation may.
-/// Whoever calls it lends it nothing.
-fn owner(call: &Invocation) -> Option<Arc<Identity>> {
+/// The identity of the session, which decides whose workers it may be in and what it may do: its author's name, with
+/// the scopes and resources of the operation. The caller's own do not count.
+fn owner(call: &PromotedInvocation) -> Option<Arc<Identity>> {
     let env = call.ctx.env();
     let authority = env.authority()?;
     Some(Arc::new(Identity {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use alknet_promotion::{InPlace, Invocation};
-use alknet_runtime::{Code, Failure};
-use alknet_sessions::{Service, SessionSpec, Sessions};
+use alknet_promotion::{InstalledService, PromotedInvocation};
+use alknet_runtime::{RuntimeCode, ScriptFailure};
+use alknet_sessions::{ScriptService, ScriptSessions, SessionSpec};
 use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
@@ -19,33 +19,33 @@ const RENEW_AFTER: u64 = 1000;
 /// How long a node that ends waits for its services to leave: each has half a second once it is idle.
 const LEAVE_MAX: Duration = Duration::from_secs(1);
 
-/// What runs of a service, if anything does. Whoever calls it holds it: a service answers one call
-/// at a time, so that what it calls is never taken for another caller's.
-type Slot = Arc<tokio::sync::Mutex<Option<Kept>>>;
-type Held = OwnedMutexGuard<Option<Kept>>;
+/// The running service, if any. A caller locks it for the whole call: a service answers one call at a time, so that the
+/// calls it makes are never taken for another caller's.
+type ServiceCell = Arc<tokio::sync::Mutex<Option<ServiceHandle>>>;
+type ServiceGuard = OwnedMutexGuard<Option<ServiceHandle>>;
 
-struct Kept {
-    service: Service,
-    is: InPlace,
+struct ServiceHandle {
+    service: ScriptService,
+    is: InstalledService,
     /// The function that answers.
     export: String,
 }
 
 /// The services of this node.
-pub(super) struct Services {
-    sessions: Arc<Sessions>,
+pub(super) struct PromotedServices {
+    sessions: Arc<ScriptSessions>,
     /// By the name that each is called by.
-    places: Mutex<BTreeMap<String, Place>>,
+    places: Mutex<BTreeMap<String, ServiceSlot>>,
 }
 
 #[derive(Clone)]
-struct Place {
-    now: InPlace,
-    slot: Slot,
+struct ServiceSlot {
+    now: InstalledService,
+    slot: ServiceCell,
 }
 
-impl Services {
-    pub(super) fn new(sessions: &Arc<Sessions>) -> Self {
+impl PromotedServices {
+    pub(super) fn new(sessions: &Arc<ScriptSessions>) -> Self {
         Self {
             sessions: Arc::clone(sessions),
             places: Mutex::default(),
@@ -54,13 +54,13 @@ impl Services {
 
     /// These are in place from now on. What runs of one is changed by the next call, which has the
     /// rights that `init` needs; of any other, it leaves.
-    pub(super) fn in_place(&self, services: BTreeMap<String, InPlace>) {
+    pub(super) fn in_place(&self, services: BTreeMap<String, InstalledService>) {
         let mut places = self.lock();
         let mut before = std::mem::take(&mut *places);
         for (path, now) in services {
             let slot = before.remove(&path).map(|place| place.slot);
             let slot = slot.unwrap_or_default();
-            places.insert(path, Place { now, slot });
+            places.insert(path, ServiceSlot { now, slot });
         }
         drop(places);
         for (path, place) in before {
@@ -68,12 +68,15 @@ impl Services {
         }
     }
 
-    /// Answers by the service of this name, which takes the input out of the call; `None` where there is none, or none
-    /// any more.
+    /// Calls the service of this name, which takes the input out of the call. `None` where no such service is
+    /// installed, or it was removed.
     ///
     /// A call that began before the present code was in place is answered by whatever runs: it never
     /// brings back what was replaced.
-    pub(super) async fn call(&self, call: &mut Invocation) -> Result<Option<Value>, Failure> {
+    pub(super) async fn call(
+        &self,
+        call: &mut PromotedInvocation,
+    ) -> Result<Option<Value>, ScriptFailure> {
         let path = call.ctx.operation();
         let Some(place) = self.place(path) else {
             return Ok(None);
@@ -111,10 +114,10 @@ impl Services {
     /// Opens what is in place, with what the code before it left.
     async fn change(
         &self,
-        mut held: Held,
-        call: &Invocation,
-        now: InPlace,
-    ) -> Result<Held, Failure> {
+        mut held: ServiceGuard,
+        call: &PromotedInvocation,
+        now: InstalledService,
+    ) -> Result<ServiceGuard, ScriptFailure> {
         let (sessions, env) = (Arc::clone(&self.sessions), call.ctx.env());
         let (spec, export) = of_service(call)?;
         // To its end, whether or not the caller waits: half of it would forget what was known.
@@ -129,9 +132,9 @@ impl Services {
                     done
                 }
                 None => {
-                    let started = Service::start(&sessions, &env, spec).await;
+                    let started = ScriptService::start(&sessions, &env, spec).await;
                     started.map(|service| {
-                        *held = Some(Kept {
+                        *held = Some(ServiceHandle {
                             service,
                             is: now,
                             export,
@@ -143,32 +146,32 @@ impl Services {
         });
         let (held, done) = changing
             .await
-            .map_err(|error| Failure::new(Code::WorkerLost, error.to_string()))?;
+            .map_err(|error| ScriptFailure::new(RuntimeCode::WorkerLost, error.to_string()))?;
         done.map(|()| held)
     }
 
     /// What is in place of the service that is held.
-    fn now(&self, path: &str, held: &Held) -> Option<InPlace> {
+    fn now(&self, path: &str, held: &ServiceGuard) -> Option<InstalledService> {
         let place = self.place(path)?;
         Arc::ptr_eq(OwnedMutexGuard::mutex(held), &place.slot).then_some(place.now)
     }
 
-    fn place(&self, path: &str) -> Option<Place> {
+    fn place(&self, path: &str) -> Option<ServiceSlot> {
         self.lock().get(path).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Place>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, ServiceSlot>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Whether the call is one of what is in place, and not of what was before.
-fn is_of(call: &Invocation, now: &InPlace) -> bool {
+fn is_of(call: &PromotedInvocation, now: &InstalledService) -> bool {
     call.code.id == now.code && call.ctx.env().authority() == Some(&now.authority)
 }
 
 /// Whether what runs is what is in place, and may go on.
-async fn is_fit(kept: Option<&Kept>, now: &InPlace) -> bool {
+async fn is_fit(kept: Option<&ServiceHandle>, now: &InstalledService) -> bool {
     let Some(kept) = kept.filter(|kept| kept.is == *now) else {
         return false;
     };
@@ -177,10 +180,10 @@ async fn is_fit(kept: Option<&Kept>, now: &InPlace) -> bool {
 }
 
 /// The session of a service, and the function that answers.
-fn of_service(call: &Invocation) -> Result<(SessionSpec, String), Failure> {
+fn of_service(call: &PromotedInvocation) -> Result<(SessionSpec, String), ScriptFailure> {
     let service = call.code.service();
-    let (module, export) =
-        service.ok_or_else(|| Failure::new(Code::Limit, "the operation is no service"))?;
+    let (module, export) = service
+        .ok_or_else(|| ScriptFailure::new(RuntimeCode::Limit, "the operation is no service"))?;
     let mut spec = spec(call);
     spec.main = Some(module.to_owned());
     // It outlives the call, and serves all callers.
@@ -189,7 +192,7 @@ fn of_service(call: &Invocation) -> Result<(SessionSpec, String), Failure> {
     Ok((spec, export.to_owned()))
 }
 
-async fn leave(path: String, slot: Slot) {
+async fn leave(path: String, slot: ServiceCell) {
     let kept = slot.lock().await.take();
     let Some(kept) = kept else { return };
     if let Err(failure) = kept.service.leave().await {

@@ -6,26 +6,28 @@ use std::sync::Arc;
 
 use alknet_call::{CallError, Ctx, Env};
 use alknet_compute::limits::TENSOR_BYTES_MAX;
-use alknet_compute::{Error, Referenced, References};
+use alknet_compute::{Error, ReferencedTensor, TensorReferences};
 use alknet_core::BoxFuture;
 use alknet_sessions::TensorFiles;
 use alknet_tensor::FileId;
-use alknet_tensor_serve::{Asker, Encoding, Object, Part, Src, Store, Want};
-use alknet_worker::Revocable;
+use alknet_tensor_serve::{
+    FilePart, Object, PartEncoding, PartSelector, TensorFileRef, TensorRequester, TensorStore,
+};
+use alknet_worker::RevocableMemfd;
 use serde_json::Value;
 
 /// What a reference begins with: `alknet-tensor://NODE/ID#NAME`.
 const SCHEME: &str = "alknet-tensor://";
 
 /// The store as scripts and shaders see it.
-pub(super) struct Stored {
-    store: Arc<Store>,
+pub(super) struct TensorStoreView {
+    store: Arc<TensorStore>,
     /// What this node is called in references.
     identity: String,
 }
 
-impl Stored {
-    pub(super) fn new(store: Arc<Store>, identity: &str) -> Self {
+impl TensorStoreView {
+    pub(super) fn new(store: Arc<TensorStore>, identity: &str) -> Self {
         Self {
             store,
             identity: identity.to_owned(),
@@ -33,36 +35,36 @@ impl Stored {
     }
 }
 
-impl TensorFiles for Stored {
+impl TensorFiles for TensorStoreView {
     fn open(&self, env: &Env, src: Value) -> BoxFuture<'static, Result<File, CallError>> {
         let store = Arc::clone(&self.store);
-        let asker = Asker::through(env);
+        let asker = TensorRequester::through(env);
         Box::pin(blocking(move || {
-            let id = asker?.resolve(&store, &Src::from_value(&src)?)?;
+            let id = asker?.resolve(&store, &TensorFileRef::from_value(&src)?)?;
             Ok(store.file(id)?)
         }))
     }
 }
 
-impl References for Stored {
+impl TensorReferences for TensorStoreView {
     fn find(
         &self,
         ctx: &Ctx,
         reference: &str,
-    ) -> BoxFuture<'static, Result<Referenced, CallError>> {
+    ) -> BoxFuture<'static, Result<ReferencedTensor, CallError>> {
         let store = Arc::clone(&self.store);
-        let asker = Asker::of(ctx);
+        let asker = TensorRequester::from_ctx(ctx);
         let named = self.named(reference);
         Box::pin(blocking(move || {
             let (id, name) = named?;
-            let id = asker?.resolve(&store, &Src::Id(id))?;
+            let id = asker?.resolve(&store, &TensorFileRef::Id(id))?;
             let object = store.object(id)?;
             find(&store, &object, name)
         }))
     }
 }
 
-impl Stored {
+impl TensorStoreView {
     /// The file and the name that a reference means.
     fn named(&self, reference: &str) -> Result<(FileId, String), CallError> {
         let parts = reference.strip_prefix(SCHEME).and_then(|rest| {
@@ -86,24 +88,33 @@ impl Stored {
 }
 
 /// One tensor, and how its bytes are copied to where no one can change them.
-fn find(store: &Store, object: &Arc<Object>, name: String) -> Result<Referenced, CallError> {
-    let mut part = Part::find(store, object, &Want::Tensor(name), Encoding::Raw)?;
+fn find(
+    store: &TensorStore,
+    object: &Arc<Object>,
+    name: String,
+) -> Result<ReferencedTensor, CallError> {
+    let mut part = FilePart::find(
+        store,
+        object,
+        &PartSelector::Tensor(name),
+        PartEncoding::Raw,
+    )?;
     if part.head.len > TENSOR_BYTES_MAX {
         return Err(too_large(part.head.len));
     }
     let dtype = part.head.dtype.take().unwrap_or_default();
     let shape = part.head.shape.take().unwrap_or_default();
-    Ok(Referenced {
+    Ok(ReferencedTensor {
         dtype,
         shape,
         copy: Box::new(move || copy(part)),
     })
 }
 
-fn copy(mut part: Part) -> Result<Revocable, CallError> {
+fn copy(mut part: FilePart) -> Result<RevocableMemfd, CallError> {
     // What went wrong with the file says more than what the memory says about it.
     let mut failed = None;
-    let data = Revocable::written(|memory| {
+    let data = RevocableMemfd::written(|memory| {
         loop {
             match part.next_block() {
                 Ok(Some(block)) => memory.write_all(&block)?,

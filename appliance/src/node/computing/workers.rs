@@ -3,19 +3,26 @@
 use std::io;
 use std::path::Path;
 
-use alknet_compute::Settings;
+use alknet_compute::ComputeSettings;
 use alknet_core::config::SandboxLevel;
 use alknet_init::control::WORKERS_CGROUP;
 use alknet_worker::{
-    Config, Delegated, Executable, Level, Make, Role, RoleConfig, WorkerError, Workers,
+    ConfinementLevel, DelegatedCgroup, Executable, ProgramMaker, RoleConfig, WorkerError,
+    WorkerRole, Workers, WorkersConfig,
 };
 
 /// Starts nothing but what watches over them: the first session of a role starts the first worker.
-pub(super) fn start(settings: &Settings, minimum: SandboxLevel) -> Result<Workers, WorkerError> {
-    let program = Make::new(|| crate::gpu::program().map_err(io::Error::other));
-    let mut config = Config::this_executable();
-    config.roles = vec![RoleConfig::new(Role::Js), alknet_compute::role(settings)];
-    config.programs = vec![(Role::Gpu, Executable::Made(program))];
+pub(super) fn start(
+    settings: &ComputeSettings,
+    minimum: SandboxLevel,
+) -> Result<Workers, WorkerError> {
+    let program = ProgramMaker::new(|| crate::gpu::program().map_err(io::Error::other));
+    let mut config = WorkersConfig::this_executable();
+    config.roles = vec![
+        RoleConfig::new(WorkerRole::Js),
+        alknet_compute::role(settings),
+    ];
+    config.programs = vec![(WorkerRole::Gpu, Executable::Made(program))];
     config.cgroup = delegated();
     config.minimum = level(minimum);
     Workers::start(config)
@@ -23,18 +30,18 @@ pub(super) fn start(settings: &Settings, minimum: SandboxLevel) -> Result<Worker
 
 /// Where PID 1 lets this node make groups. On an ordinary host there is no such place, and workers have
 /// the walls that an ordinary user can put up.
-fn delegated() -> Option<Delegated> {
+fn delegated() -> Option<DelegatedCgroup> {
     let path = Path::new(WORKERS_CGROUP);
     let path = path.is_dir().then(|| path.to_owned())?;
-    Some(Delegated { path })
+    Some(DelegatedCgroup { path })
 }
 
 /// What the configuration asks for, as workers have it.
-const fn level(minimum: SandboxLevel) -> Level {
+const fn level(minimum: SandboxLevel) -> ConfinementLevel {
     match minimum {
-        SandboxLevel::ProcessOnly => Level::ProcessOnly,
-        SandboxLevel::Partial => Level::Partial,
-        SandboxLevel::Full => Level::Full,
+        SandboxLevel::ProcessOnly => ConfinementLevel::ProcessOnly,
+        SandboxLevel::Partial => ConfinementLevel::Partial,
+        SandboxLevel::Full => ConfinementLevel::Full,
     }
 }
 

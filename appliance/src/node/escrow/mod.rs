@@ -1,20 +1,20 @@
 //! Shares of other nodes' keys: kept here in the node's own vault (`escrow/*`), and asked for elsewhere
-//! by the child that PID 1 sends ([`errand`]).
+//! by the child that PID 1 sends ([`helper`]).
 
-mod errand;
+mod helper;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use alknet_escrow::{Desk, Safe, SafeError, ShareId};
-use alknet_init::control::Problem;
-use alknet_vault::credentials::{Credentials, CredentialsError};
-use alknet_vault::{Label, VaultError};
+use alknet_escrow::{EscrowVault, EscrowVaultError, ShareId, ShareRegistry};
+use alknet_init::control::MachineDiagnostic;
+use alknet_vault::credentials::{CredentialsError, VaultCredentials};
+use alknet_vault::{BlobLabel, VaultError};
 use zeroize::Zeroizing;
 
 use super::vault::NodeVault;
 
-pub(crate) use errand::run as errand;
+pub(crate) use helper::run as run_helper;
 
 /// Folder of shares below the state directory.
 const DIR: &str = "state/escrow";
@@ -24,41 +24,44 @@ const RECORDS_DIR: &str = "records";
 const KIND: &str = "escrow";
 
 /// The desk of this node. Without a vault it takes nothing in.
-pub(super) fn desk(state_dir: &Path, vault: Option<&NodeVault>) -> Arc<Desk> {
+pub(super) fn desk(state_dir: &Path, vault: Option<&NodeVault>) -> Arc<ShareRegistry> {
     let dir = state_dir.join(DIR);
-    let records = Records {
+    let records = ShareRecords {
         vault: vault.cloned(),
         dir: dir.join(RECORDS_DIR),
     };
-    // Nobody has left anything here yet: nothing is made before somebody does.
+    // The folder is missing until the first share is deposited, and is not made before.
     if !matches!(records.dir.try_exists(), Ok(false)) {
         records.renew();
     }
-    Arc::new(Desk::open(&dir, Arc::new(records)))
+    Arc::new(ShareRegistry::open(&dir, Arc::new(records)))
 }
 
 /// What is wrong with it.
-pub(super) fn problem(desk: &Desk) -> Option<Problem> {
-    desk.broken().map(|text| Problem {
+pub(super) fn problem(desk: &ShareRegistry) -> Option<MachineDiagnostic> {
+    desk.broken().map(|text| MachineDiagnostic {
         code: "escrow-damaged".to_owned(),
         text,
         hint:
             "no share is taken or released: put back the file from a backup, or delete it and let \
-               every node deposit anew"
+               every node deposit again"
                 .to_owned(),
     })
 }
 
 /// Shares as records of the node's vault.
-struct Records {
+struct ShareRecords {
     vault: Option<NodeVault>,
     dir: std::path::PathBuf,
 }
 
-impl Records {
-    fn opened(&self) -> Result<(&NodeVault, Credentials), SafeError> {
-        let vault = self.vault.as_ref().ok_or(SafeError::Absent)?;
-        Ok((vault, Credentials::open(&self.dir).map_err(of_records)?))
+impl ShareRecords {
+    fn opened(&self) -> Result<(&NodeVault, VaultCredentials), EscrowVaultError> {
+        let vault = self.vault.as_ref().ok_or(EscrowVaultError::Absent)?;
+        Ok((
+            vault,
+            VaultCredentials::open(&self.dir).map_err(of_records)?,
+        ))
     }
 
     /// Seals everything with the key version that the configuration names, as long as the older ones
@@ -66,8 +69,8 @@ impl Records {
     fn renew(&self) {
         let (vault, records) = match self.opened() {
             Ok(opened) => opened,
-            // It is said to whoever asks for a share.
-            Err(SafeError::Absent) => return,
+            // Each request for a share is answered with this error.
+            Err(EscrowVaultError::Absent) => return,
             Err(error) => return tracing::error!(%error, "escrow.not-renewed"),
         };
         let vault = vault.vault();
@@ -84,23 +87,24 @@ impl Records {
     }
 }
 
-fn label(id: &ShareId) -> Result<Label, SafeError> {
+fn label(id: &ShareId) -> Result<BlobLabel, EscrowVaultError> {
     let label = format!("{KIND}:{id}").parse();
-    label.map_err(|error: alknet_vault::LabelError| SafeError::Failed(error.to_string()))
+    label.map_err(|error: alknet_vault::LabelError| EscrowVaultError::Failed(error.to_string()))
 }
 
-impl Safe for Records {
-    fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), SafeError> {
+impl EscrowVault for ShareRecords {
+    fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), EscrowVaultError> {
         // What the records lie in is readable by the node alone.
-        let vault = self.vault.as_ref().ok_or(SafeError::Absent)?;
-        super::make_private_dir(&self.dir).map_err(|error| SafeError::Failed(error.to_string()))?;
+        let vault = self.vault.as_ref().ok_or(EscrowVaultError::Absent)?;
+        super::make_private_dir(&self.dir)
+            .map_err(|error| EscrowVaultError::Failed(error.to_string()))?;
         let label = label(id)?;
         let sealed = vault.vault().seal(&label, secret).map_err(of_vault)?;
         let (_, records) = self.opened()?;
         records.put(&label, &sealed).map_err(of_records)
     }
 
-    fn get(&self, id: &ShareId) -> Result<Zeroizing<Vec<u8>>, SafeError> {
+    fn get(&self, id: &ShareId) -> Result<Zeroizing<Vec<u8>>, EscrowVaultError> {
         let (vault, records) = self.opened()?;
         let label = label(id)?;
         let sealed = records.get(&label).map_err(of_records)?;
@@ -108,15 +112,15 @@ impl Safe for Records {
         Ok(Zeroizing::new(secret.expose().to_vec()))
     }
 
-    fn remove(&self, id: &ShareId) -> Result<(), SafeError> {
+    fn remove(&self, id: &ShareId) -> Result<(), EscrowVaultError> {
         let there = self.dir.try_exists().map_err(|error| {
             let dir = self.dir.display();
-            SafeError::Failed(format!("{dir} cannot be looked into ({error})"))
+            EscrowVaultError::Failed(format!("{dir} cannot be looked into ({error})"))
         })?;
         if !there {
             return Ok(());
         }
-        let records = Credentials::open(&self.dir).map_err(of_records)?;
+        let records = VaultCredentials::open(&self.dir).map_err(of_records)?;
         match records.remove(&label(id)?) {
             Ok(()) | Err(CredentialsError::NotFound(_)) => Ok(()),
             Err(error) => Err(of_records(error)),
@@ -124,15 +128,15 @@ impl Safe for Records {
     }
 }
 
-fn of_vault(error: VaultError) -> SafeError {
+fn of_vault(error: VaultError) -> EscrowVaultError {
     match error {
-        VaultError::Locked => SafeError::Locked,
-        other => SafeError::Failed(other.to_string()),
+        VaultError::Locked => EscrowVaultError::Locked,
+        other => EscrowVaultError::Failed(other.to_string()),
     }
 }
 
-fn of_records(error: CredentialsError) -> SafeError {
-    SafeError::Failed(error.to_string())
+fn of_records(error: CredentialsError) -> EscrowVaultError {
+    EscrowVaultError::Failed(error.to_string())
 }
 
 #[cfg(test)]
@@ -140,12 +144,12 @@ mod tests {
     use std::time::Instant;
 
     use alknet_core::PeerKey;
-    use alknet_escrow::{Asked, Deposit, EscrowError, Share};
+    use alknet_escrow::{EscrowError, KeyShare, ShareDeposit, ShareRequest};
 
     use super::*;
 
-    fn asked() -> Asked {
-        Asked {
+    fn asked() -> ShareRequest {
+        ShareRequest {
             key: PeerKey::Ed25519([1; 32]),
             peer: "kitchen-vault".parse().expect("a peer id"),
             address: None,
@@ -159,28 +163,34 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let desk = desk(dir.path(), None);
         assert!(problem(&desk).is_none());
-        let deposit = Deposit {
-            share: Share::new([7; 32]),
+        let deposit = ShareDeposit {
+            share: KeyShare::new([7; 32]),
             vault: "v".to_owned(),
             from: Vec::new(),
             approve: false,
         };
         let refused = desk.deposit(&asked(), &deposit);
-        assert!(matches!(refused, Err(EscrowError::Safe(SafeError::Absent))));
+        assert!(matches!(
+            refused,
+            Err(EscrowError::Safe(EscrowVaultError::Absent))
+        ));
         assert!(!dir.path().join(DIR).exists());
     }
 
     #[test]
     fn a_share_that_may_still_be_there_is_not_said_to_be_gone() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let records = Records {
+        let records = ShareRecords {
             vault: None,
             dir: dir.path().join("escrow/records"),
         };
-        let id = ShareId::of(&asked().key);
+        let id = ShareId::from_key(&asked().key);
         assert_eq!(records.remove(&id), Ok(()));
         std::fs::write(dir.path().join("escrow"), "no folder").expect("writable");
         let refused = records.remove(&id);
-        assert!(matches!(refused, Err(SafeError::Failed(_))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(EscrowVaultError::Failed(_))),
+            "{refused:?}"
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_core::{Identity, PeerAddr};
 use alknet_hub::{
     ADDRESSES_MAX, Invitation, InviteError, JoinCode, JoinError, NamePattern, TokenKind,
@@ -11,7 +11,7 @@ use alknet_hub::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Hub, asker};
+use super::{HubContext, asker};
 use crate::node::facts;
 
 /// Life of a token unless asked for another, in seconds.
@@ -23,7 +23,7 @@ const NUMBERS: [u32; 2] = [1, 9999];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Input {
+struct InviteInput {
     role: String,
     #[serde(default)]
     ttl_s: Option<u64>,
@@ -40,10 +40,10 @@ struct Input {
 }
 
 /// The operation.
-pub(super) fn invite(hub: Hub) -> Registration {
+pub(super) fn invite(hub: HubContext) -> Registration {
     let spec = OperationSpec::mutation(
         "hub/invite",
-        "Makes a join string: whoever holds it may become a peer of this hub.",
+        "Makes a join string, whose holder may become a peer of this hub.",
     )
     .with_input(json!({
         "type": "object",
@@ -76,7 +76,7 @@ pub(super) fn invite(hub: Hub) -> Registration {
         }
     }))
     .with_scope("hub:invite");
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let hub = hub.clone();
         async move {
             let who = asker(&ctx)?;
@@ -86,8 +86,8 @@ pub(super) fn invite(hub: Hub) -> Registration {
     Registration::new(spec, handler)
 }
 
-impl Hub {
-    async fn invite(&self, input: Input, who: &Identity) -> Result<Value, CallError> {
+impl HubContext {
+    async fn invite(&self, input: InviteInput, who: &Identity) -> Result<Value, CallError> {
         let addresses = self.addresses(&input.addresses)?;
         let mut role = self.role_from(&input.role, who)?;
         role.labels.extend(input.labels);

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use alknet_call::{
-    AccessControl, Body, CallError, Ctx, HandlerKind, Idempotence, Onward, OperationSpec,
-    OperationType, Registration,
+    AccessControl, CallBody, CallError, CallForwarder, Ctx, HandlerKind, Idempotence,
+    OperationSpec, OperationType, Registration,
 };
 use alknet_core::PeerId;
 use futures_util::stream;
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::Hub;
+use super::HubContext;
 
 /// Scope of those who may have requests passed on; followed by the namespace of the operation, and
 /// by a peer's id where it is good for that peer only.
@@ -27,7 +27,7 @@ const OPERATION_CHARS_MAX: usize = 128;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Input {
+struct InvokeInput {
     peer: String,
     #[serde(default)]
     labels: BTreeMap<String, String>,
@@ -38,7 +38,7 @@ struct Input {
 }
 
 /// `hub/invoke`
-pub(super) fn invoke(hub: Hub) -> Registration {
+pub(super) fn invoke(hub: HubContext) -> Registration {
     let mut spec = spec(
         "hub/invoke",
         OperationType::Mutation,
@@ -46,7 +46,7 @@ pub(super) fn invoke(hub: Hub) -> Registration {
     );
     // Under one key a request runs once here, and the key that goes along sees to it there.
     spec.idempotent = Idempotence::Keyed;
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         // Before the future, which would keep all of the input until the peer answers.
         let onward = hub.onward(&input);
         async move {
@@ -58,20 +58,21 @@ pub(super) fn invoke(hub: Hub) -> Registration {
 }
 
 /// `hub/subscribe`
-pub(super) fn subscribe(hub: Hub) -> Registration {
+pub(super) fn subscribe(hub: HubContext) -> Registration {
     let spec = spec(
         "hub/subscribe",
         OperationType::Subscription,
         "Subscribes to an operation of a peer: one by its id or name, or any that serves it.",
     );
-    let handler = HandlerKind::stream(move |input: Body, ctx: Ctx| match hub.onward(&input) {
+    let handler = HandlerKind::stream(move |input: CallBody, ctx: Ctx| match hub.onward(&input) {
         Ok((onward, input)) => onward.subscribe(input, &ctx),
         Err(error) => Box::pin(stream::iter([Err(error)])),
     });
     Registration::new(spec, handler).passing_errors_on()
 }
 
-/// Who may is decided for each request, by what it asks for: here only that somebody asks.
+/// The handler decides for each request, by its input, who may: the specification only requires an
+/// identity.
 fn spec(name: &str, op_type: OperationType, what: &str) -> OperationSpec {
     OperationSpec::new(name, op_type, what)
         .with_input(json!({
@@ -91,21 +92,21 @@ fn spec(name: &str, op_type: OperationType, what: &str) -> OperationSpec {
         .with_identity()
 }
 
-impl Hub {
-    fn onward(&self, input: &Body) -> Result<(Onward, Body), CallError> {
+impl HubContext {
+    fn onward(&self, input: &CallBody) -> Result<(CallForwarder, CallBody), CallError> {
         // Read past what is passed on: whatever its size, nothing is made of it here.
-        let asked: Input = serde_json::from_slice(input.raw())
+        let asked: InvokeInput = serde_json::from_slice(input.raw())
             .map_err(|error| CallError::invalid_input(error.to_string()))?;
         let operation = asked.operation.trim_start_matches('/').to_owned();
         let namespace = operation.split('/').next().unwrap_or_default().to_owned();
         let way = move |peer: Option<&str>| way(&namespace, peer);
         let onward = match (asked.peer.as_str(), asked.labels.is_empty()) {
-            (ANY, true) => Onward::to_any(|_| true, &operation, way),
+            (ANY, true) => CallForwarder::to_any(|_| true, &operation, way),
             (ANY, false) => {
                 let carriers = self.carriers(&asked.labels);
-                Onward::to_any(move |peer| carriers.contains(peer), &operation, way)
+                CallForwarder::to_any(move |peer| carriers.contains(peer), &operation, way)
             }
-            (peer, true) => Onward::to(peer, &operation, way),
+            (peer, true) => CallForwarder::to(peer, &operation, way),
             (_, false) => {
                 let message = "labels choose among peers: give them with peer \"any\"";
                 return Err(CallError::invalid_input(message));
@@ -113,7 +114,7 @@ impl Hub {
         };
         let input = match input.member("input") {
             Some(input) => input,
-            None => Body::json(&Value::Null)?,
+            None => CallBody::json(&Value::Null)?,
         };
         Ok((onward, input))
     }
@@ -144,7 +145,7 @@ fn way(namespace: &str, peer: Option<&str>) -> AccessControl {
 
 #[cfg(test)]
 mod tests {
-    use alknet_call::Verdict;
+    use alknet_call::AccessDecision;
     use alknet_core::{Identity, IdentityKind};
 
     use super::*;
@@ -159,7 +160,7 @@ mod tests {
                 resources: BTreeMap::new(),
                 generation: 0,
             };
-            way("fs", peer).check(Some(&who), None, None) == Verdict::Allowed
+            way("fs", peer).check(Some(&who), None, None) == AccessDecision::Allowed
         };
         for scope in ["*", "hub:invoke:*", "hub:invoke:fs"] {
             assert!(may(scope, None) && may(scope, Some("p1")), "{scope}");
@@ -172,7 +173,7 @@ mod tests {
         }
         assert_eq!(
             way("fs", None).check(None, None, None),
-            Verdict::Unauthenticated
+            AccessDecision::Unauthenticated
         );
     }
 }

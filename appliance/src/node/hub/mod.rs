@@ -1,4 +1,4 @@
-//! The node as a hub: whom it takes in, and the operations `hub/*`.
+//! The node as a hub: the peers that it enrols, and the operations `hub/*`.
 
 mod invite;
 mod invoke;
@@ -8,14 +8,16 @@ mod tokens;
 use std::sync::{Arc, OnceLock, Weak};
 
 use alknet_call::{
-    CallError, Ctx, Disclose, Dispatcher, ErrorCode, ImportOptions, RegistryBuilder,
+    CallError, CallerDisclosure, Ctx, Dispatcher, ErrorCode, ImportOptions, RegistryBuilder,
 };
 use alknet_core::config::{HubDisclose, HubEnroll, HubSection, NodeConfig};
 use alknet_core::{Clock, Identity, PeerKey};
-use alknet_hub::{Desk, EnrolError, EnrolHandler, EnrolMode, HubCard, Policy, Role};
+use alknet_hub::{
+    EnrolError, EnrolHandler, EnrolMode, EnrolPolicy, EnrolRole, EnrolmentService, HubCard,
+};
 
-use super::facts::{self, About, SharedFacts};
-use super::people::{People, nobody};
+use super::facts::{self, NodeDescription, SharedFacts};
+use super::identity_services::{IdentityServices, no_identity};
 use tokens::StoredTokens;
 
 /// Peers that may enrol where the document does not say: with enough memory, and without.
@@ -29,21 +31,21 @@ pub(crate) type SharedDispatcher = Arc<OnceLock<Weak<Dispatcher>>>;
 
 /// What the operations stand on. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Hub {
-    desk: Arc<Desk>,
+pub(crate) struct HubContext {
+    desk: Arc<EnrolmentService>,
     clock: Arc<dyn Clock>,
-    people: People,
-    about: Arc<About>,
+    people: IdentityServices,
+    about: Arc<NodeDescription>,
     facts: SharedFacts,
     dispatcher: SharedDispatcher,
 }
 
-impl Hub {
+impl HubContext {
     /// `None` where the node is no hub.
     pub(crate) fn new(
         config: &NodeConfig,
-        people: &People,
-        about: &Arc<About>,
+        people: &IdentityServices,
+        about: &Arc<NodeDescription>,
         facts: &SharedFacts,
         clock: Arc<dyn Clock>,
     ) -> Option<Self> {
@@ -56,7 +58,7 @@ impl Hub {
         };
         let identities = Arc::clone(&people.identities);
         let tokens = Arc::new(StoredTokens::new(people.store.clone()));
-        let desk = Desk::new(tokens, identities, card, policy(&config.hub));
+        let desk = EnrolmentService::new(tokens, identities, card, policy(&config.hub));
         Some(Self {
             desk: Arc::new(desk),
             clock,
@@ -87,9 +89,9 @@ impl Hub {
     /// Imports what peers serve, and passes calls on to them.
     pub(crate) fn routing(config: &HubSection, dispatcher: Dispatcher) -> Dispatcher {
         let disclose = match config.disclose {
-            HubDisclose::Full => Disclose::Full,
-            HubDisclose::Id => Disclose::Id,
-            HubDisclose::None => Disclose::None,
+            HubDisclose::Full => CallerDisclosure::Full,
+            HubDisclose::Id => CallerDisclosure::Id,
+            HubDisclose::None => CallerDisclosure::None,
         };
         let options = ImportOptions::default().with_disclose(disclose);
         dispatcher.with_imports(options).with_routing()
@@ -106,7 +108,7 @@ impl Hub {
     }
 
     /// A role of the configuration. `worker`, which may do nothing, is always there.
-    fn role(&self, name: &str) -> Result<Role, CallError> {
+    fn role(&self, name: &str) -> Result<EnrolRole, CallError> {
         let config = self.people.reloader.current();
         let roles = &config.config.hub.role;
         let known = roles.iter().find(|role| role.name == name);
@@ -123,7 +125,7 @@ impl Hub {
         if known.is_none() && name != "worker" {
             return Err(unknown());
         }
-        let mut role = Role::new(name.parse().map_err(|_| unknown())?);
+        let mut role = EnrolRole::new(name.parse().map_err(|_| unknown())?);
         if let Some(known) = known {
             role.scopes = known.scopes.iter().collect();
             role.labels = known.labels.clone();
@@ -131,8 +133,8 @@ impl Hub {
         Ok(role)
     }
 
-    /// The same where `who` may make somebody that: nobody gives what they do not hold.
-    fn role_from(&self, name: &str, who: &Identity) -> Result<Role, CallError> {
+    /// The same where `who` may give this role: an identity gives no scope that it does not hold.
+    fn role_from(&self, name: &str, who: &Identity) -> Result<EnrolRole, CallError> {
         let role = self.role(name)?;
         if who.scopes.covers(&role.scopes) {
             return Ok(role);
@@ -153,10 +155,10 @@ impl Hub {
 /// caller is refused: its own authority let the call through, which may be more than it was granted for.
 fn asker(ctx: &Ctx) -> Result<&Identity, CallError> {
     if ctx.internal() {
-        let message = "a peer is let in for whoever asks, and not for an operation";
+        let message = "an operation may not admit a peer for its caller; call this directly";
         return Err(CallError::new(ErrorCode::Forbidden, message));
     }
-    let who = ctx.identity().ok_or_else(nobody)?;
+    let who = ctx.identity().ok_or_else(no_identity)?;
     Ok(who)
 }
 
@@ -170,13 +172,13 @@ fn names(config: &NodeConfig, hostname: &str) -> Vec<String> {
         .collect()
 }
 
-fn policy(config: &HubSection) -> Policy {
+fn policy(config: &HubSection) -> EnrolPolicy {
     let fits = match facts::memory_total_bytes() {
         bytes if bytes <= SMALL_BYTES => PEERS_MAX_SMALL,
         _ => PEERS_MAX,
     };
     let asked = config.max_peers.and_then(|max| usize::try_from(max).ok());
-    Policy {
+    EnrolPolicy {
         mode: match config.enroll {
             HubEnroll::Approve => EnrolMode::Approve,
             HubEnroll::Off => EnrolMode::Off,
@@ -192,7 +194,7 @@ fn of_desk(error: &EnrolError) -> CallError {
         EnrolError::Name(_) => CallError::invalid_input(error.to_string()),
         EnrolError::NameTaken(_) => CallError::new(ErrorCode::Conflict, error.to_string()),
         EnrolError::Overloaded(_) => CallError::new(ErrorCode::Overloaded, error.to_string()),
-        EnrolError::Store(alknet_core::StoreError::Unknown(_)) => {
+        EnrolError::Store(alknet_core::IdentityStoreError::Unknown(_)) => {
             CallError::new(ErrorCode::NotFound, not_enrolled())
         }
         _ => CallError::internal(error.to_string()),

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use alknet_call::{
-    Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, PeerState, Registration,
+    CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, PeerState, Registration,
 };
 use alknet_core::{Identity, IdentityKind, PeerEntry, PeerId};
 use alknet_endpoint::ConnectionSummary;
-use alknet_hub::{Alias, Approval, ApproveError, Knock, TokenRecord};
+use alknet_hub::{Alias, Approval, ApproveError, PendingKey, TokenRecord};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Hub, asker, not_enrolled, of_desk};
+use super::{HubContext, asker, not_enrolled, of_desk};
 use crate::node::ops::empty_input;
 
 /// Scope of those who look.
@@ -37,7 +37,7 @@ const OFFLINE: &str = "offline";
 const REMOVED: &str = "removed";
 
 /// `hub/peers`
-pub(super) fn list(hub: Hub) -> Registration {
+pub(super) fn list(hub: HubContext) -> Registration {
     let spec = OperationSpec::query(
         "hub/peers",
         "Who has enrolled, who waits to be let in, and which invitations are open.",
@@ -54,7 +54,7 @@ pub(super) fn list(hub: Hub) -> Registration {
         }
     }))
     .with_scope(READ_SCOPE);
-    let handler = HandlerKind::once(move |_input: Body, _ctx: Ctx| {
+    let handler = HandlerKind::once(move |_input: CallBody, _ctx: Ctx| {
         let hub = hub.clone();
         async move { hub.listed().await }
     });
@@ -63,7 +63,7 @@ pub(super) fn list(hub: Hub) -> Registration {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Approve {
+struct ApprovePeerInput {
     key: String,
     role: String,
     #[serde(default)]
@@ -71,7 +71,7 @@ struct Approve {
 }
 
 /// `hub/peers/approve`
-pub(super) fn approve(hub: Hub) -> Registration {
+pub(super) fn approve(hub: HubContext) -> Registration {
     let spec = OperationSpec::mutation("hub/peers/approve", "Lets in a key that waits.")
         .with_input(json!({
             "type": "object",
@@ -85,7 +85,7 @@ pub(super) fn approve(hub: Hub) -> Registration {
         }))
         .with_output(json!({ "type": "object", "required": ["peer_id", "name"] }))
         .with_scope(ADMIN_SCOPE);
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let hub = hub.clone();
         async move {
             let who = asker(&ctx)?;
@@ -97,7 +97,7 @@ pub(super) fn approve(hub: Hub) -> Registration {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Relabel {
+struct RelabelInput {
     peer: String,
     #[serde(default)]
     name: Option<String>,
@@ -108,7 +108,7 @@ struct Relabel {
 }
 
 /// `hub/peers/label`
-pub(super) fn label(hub: Hub) -> Registration {
+pub(super) fn label(hub: HubContext) -> Registration {
     let spec = OperationSpec::mutation("hub/peers/label", "Names and labels a peer otherwise.")
         .with_input(json!({
             "type": "object",
@@ -123,7 +123,7 @@ pub(super) fn label(hub: Hub) -> Registration {
         }))
         .with_output(json!({ "type": "object", "required": ["peer_id", "name", "labels"] }))
         .with_scope(ADMIN_SCOPE);
-    let handler = HandlerKind::once(move |input: Body, _ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, _ctx: Ctx| {
         let hub = hub.clone();
         async move { hub.relabel(input.parse()?).await }
     });
@@ -132,12 +132,12 @@ pub(super) fn label(hub: Hub) -> Registration {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Remove {
+struct RemovePeerInput {
     peer: String,
 }
 
 /// `hub/peers/remove`
-pub(super) fn remove(hub: Hub) -> Registration {
+pub(super) fn remove(hub: HubContext) -> Registration {
     let spec = OperationSpec::mutation(
         "hub/peers/remove",
         "Puts a peer out: its connections end, and its key is not let in any more.",
@@ -153,11 +153,11 @@ pub(super) fn remove(hub: Hub) -> Registration {
         "required": ["peer_id", "closed"],
         "properties": { "closed": {
             "type": "array", "items": { "type": "string" },
-            "description": "Invitations that the peer had joined by, which take in nobody any more",
+            "description": "Invitations that the peer had joined by, which admit no peer any more",
         } }
     }))
     .with_scope(ADMIN_SCOPE);
-    let handler = HandlerKind::once(move |input: Body, _ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, _ctx: Ctx| {
         let hub = hub.clone();
         async move { hub.remove(input.parse()?).await }
     });
@@ -165,7 +165,7 @@ pub(super) fn remove(hub: Hub) -> Registration {
 }
 
 /// `hub/whoami`
-pub(super) fn whoami(hub: Hub) -> Registration {
+pub(super) fn whoami(hub: HubContext) -> Registration {
     let spec = OperationSpec::query("hub/whoami", "Which peer of this hub the caller is.")
         .with_input(empty_input())
         .with_output(json!({
@@ -173,7 +173,7 @@ pub(super) fn whoami(hub: Hub) -> Registration {
             "required": ["peer_id"],
             "properties": { "peer_id": { "type": ["string", "null"] } }
         }));
-    let handler = HandlerKind::once(move |_input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |_input: CallBody, ctx: Ctx| {
         let peer = ctx.identity().filter(|who| who.kind == IdentityKind::Peer);
         let answer = json!({
             "peer_id": peer.map(|who| who.id.as_str()),
@@ -184,7 +184,7 @@ pub(super) fn whoami(hub: Hub) -> Registration {
     Registration::new(spec, handler)
 }
 
-impl Hub {
+impl HubContext {
     async fn listed(&self) -> Result<Value, CallError> {
         let peers = self.desk.peers().await.map_err(|error| of_desk(&error))?;
         let tokens = self.desk.tokens().await.map_err(|error| of_desk(&error))?;
@@ -206,7 +206,7 @@ impl Hub {
         }))
     }
 
-    async fn approve(&self, input: Approve, who: &Identity) -> Result<Value, CallError> {
+    async fn approve(&self, input: ApprovePeerInput, who: &Identity) -> Result<Value, CallError> {
         let role = self.role_from(&input.role, who)?;
         let approval = Approval {
             role,
@@ -228,7 +228,7 @@ impl Hub {
         }
     }
 
-    async fn relabel(&self, input: Relabel) -> Result<Value, CallError> {
+    async fn relabel(&self, input: RelabelInput) -> Result<Value, CallError> {
         let peer = self.named(&input.peer)?;
         let name = alias(input.name.as_deref())?;
         let changed = self.desk.relabel(&peer, name, |labels| {
@@ -243,10 +243,10 @@ impl Hub {
         }))
     }
 
-    async fn remove(&self, input: Remove) -> Result<Value, CallError> {
+    async fn remove(&self, input: RemovePeerInput) -> Result<Value, CallError> {
         let peer = self.named(&input.peer)?;
         let removed = self.desk.remove(&peer).await;
-        // Whoever reads the answer may rely on it: who is out is out.
+        // Before the answer: its reader may rely on the removed peer's connections being closed.
         if let Some(server) = self.people.server.get() {
             server.sweep();
         }
@@ -303,7 +303,7 @@ fn name_of(peer: &PeerEntry) -> &str {
     name.unwrap_or_else(|| peer.peer_id.as_str())
 }
 
-fn knock(knock: &Knock) -> Value {
+fn knock(knock: &PendingKey) -> Value {
     json!({
         "key": knock.key,
         "fingerprint": knock.fingerprint,

@@ -80,7 +80,7 @@ fn read(row: &EnrolmentRecord) -> Result<TokenRecord, TokenStoreError> {
 
 #[cfg(test)]
 mod tests {
-    use alknet_hub::{EnrolToken, Role, TokenKind};
+    use alknet_hub::{EnrolRole, EnrolToken, TokenKind};
 
     use super::*;
 
@@ -92,7 +92,7 @@ mod tests {
             hash: EnrolToken::generate().expect("randomness").hash(),
             kind: TokenKind::Once,
             expires: 1000,
-            role: Role::new("worker".parse().expect("a role")),
+            role: EnrolRole::new("worker".parse().expect("a role")),
             made_by: "admin".to_owned(),
             made_by_key: None,
             uses: Vec::new(),

@@ -1,6 +1,6 @@
-//! Whether a connection that the node made to a holder of its key came in at this very process. By its
-//! key a node cannot be told from another that was made of the same words; but the keying material of a
-//! connection (RFC 8446 section 7.5) is known to its two ends and to nobody else.
+//! Whether a connection that the node made to a holder of its key came in at this very process. A node made of the same
+//! words has the same key, so that the key does not tell them apart; but the keying material of a connection (RFC 8446
+//! section 7.5) is known to its two ends alone.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ type Mark = [u8; 32];
 
 /// The connections that came in while the node looks at itself.
 #[derive(Debug, Default)]
-pub(crate) struct Arrivals(watch::Sender<Marks>);
+pub(crate) struct Arrivals(watch::Sender<ArrivalMarks>);
 
 #[derive(Debug, Default)]
-struct Marks {
+struct ArrivalMarks {
     is_looking: bool,
     seen: HashSet<Mark>,
 }
@@ -34,7 +34,7 @@ impl Arrivals {
     /// Begins or ends to note what comes in.
     pub(super) fn look(&self, is_looking: bool) {
         self.0.send_modify(|marks| {
-            *marks = Marks {
+            *marks = ArrivalMarks {
                 is_looking,
                 seen: HashSet::new(),
             };
@@ -60,7 +60,8 @@ impl Arrivals {
         let mark = mark(connection)?;
         let mut marks = self.0.subscribe();
         let came = async {
-            let known = |marks: &Marks| marks.seen.contains(&mark) || marks.seen.len() >= MARKS_MAX;
+            let known =
+                |marks: &ArrivalMarks| marks.seen.contains(&mark) || marks.seen.len() >= MARKS_MAX;
             let marks = marks.wait_for(known).await.ok()?;
             marks.seen.contains(&mark).then_some(true)
         };
@@ -91,18 +92,18 @@ fn mark(connection: &Connection) -> Option<Mark> {
 }
 
 /// A handler whose connections are noted.
-pub(crate) struct Watched {
+pub(crate) struct ArrivalHandler {
     handler: Arc<dyn ProtocolHandler>,
     arrivals: Arc<Arrivals>,
 }
 
-impl Watched {
+impl ArrivalHandler {
     pub(crate) fn new(handler: Arc<dyn ProtocolHandler>, arrivals: Arc<Arrivals>) -> Self {
         Self { handler, arrivals }
     }
 }
 
-impl ProtocolHandler for Watched {
+impl ProtocolHandler for ArrivalHandler {
     fn alpns(&self) -> &[AlpnSpec] {
         self.handler.alpns()
     }

@@ -5,62 +5,62 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use alknet_compute_wire::limits::{BUFFERS_BYTES_MAX, TENSOR_BYTES_MAX, UPLOADS_MAX};
-use alknet_compute_wire::{Source, Upload, codes};
-use alknet_worker::{FrameError, Mapped};
+use alknet_compute_wire::{ByteSource, ComputeUpload, codes};
+use alknet_worker::{SealedMapping, WorkerFrameError};
 
-use super::fault::{Failed, Outcome};
-use super::memory::{Kept, Memory};
+use super::fault::{GpuFault, Outcome};
+use super::memory::{TensorMemory, TensorStorage};
 
 /// A tensor's bytes and how many of them mean something; buffers are rounded up to whole words.
 #[derive(Clone, Debug)]
-pub(super) struct Stored {
-    pub(super) kept: Kept,
+pub(super) struct TensorBuffer {
+    pub(super) kept: TensorStorage,
     pub(super) len: u64,
 }
 
 /// What one session has here.
 #[derive(Debug, Default)]
-pub(super) struct Shelf {
-    buffers: HashMap<u64, Stored>,
+pub(super) struct BufferPool {
+    buffers: HashMap<u64, TensorBuffer>,
     /// With the reason for one that cannot be read, until a request asks for it.
-    uploads: HashMap<u64, Result<Held, FrameError>>,
+    uploads: HashMap<u64, Result<UploadBytes, WorkerFrameError>>,
 }
 
 /// Bytes that came from the host.
 #[derive(Debug)]
-enum Held {
+enum UploadBytes {
     Inline(Vec<u8>),
-    Mapped(Mapped),
+    SealedMapping(SealedMapping),
 }
 
-impl Held {
+impl UploadBytes {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Inline(bytes) => bytes,
-            Self::Mapped(mapped) => mapped,
+            Self::SealedMapping(mapped) => mapped,
         }
     }
 }
 
 /// Where the bytes of a source are.
 #[derive(Debug)]
-pub(super) enum Located<'a> {
+pub(super) enum SourceBytes<'a> {
     /// In a buffer of the session.
-    Buffer(Stored),
+    Buffer(TensorBuffer),
     /// In memory of this process.
     Memory(Cow<'a, [u8]>),
 }
 
-impl Shelf {
+impl BufferPool {
     /// Keeps what came, as far as there is room.
-    pub(super) fn upload(&mut self, upload: Upload, fds: &[OwnedFd]) {
+    pub(super) fn upload(&mut self, upload: ComputeUpload, fds: &[OwnedFd]) {
         for (number, blob) in upload.blobs {
             if self.uploads.len() >= UPLOADS_MAX {
                 return;
             }
             let held = match blob.mapped(fds) {
-                Ok(Some(mapped)) => Ok(Held::Mapped(mapped)),
-                Ok(None) => blob.read(fds, u64::MAX).map(Held::Inline),
+                Ok(Some(mapped)) => Ok(UploadBytes::SealedMapping(mapped)),
+                Ok(None) => blob.read(fds, u64::MAX).map(UploadBytes::Inline),
                 Err(error) => Err(error),
             };
             self.uploads.insert(number, held);
@@ -76,12 +76,12 @@ impl Shelf {
         self.buffers.values().map(|stored| stored.kept.size()).sum()
     }
 
-    pub(super) fn stored(&self, number: u64) -> Outcome<Stored> {
+    pub(super) fn stored(&self, number: u64) -> Outcome<TensorBuffer> {
         let stored = self.buffers.get(&number).cloned();
-        stored.ok_or_else(|| Failed::internal("no such buffer"))
+        stored.ok_or_else(|| GpuFault::internal("no such buffer"))
     }
 
-    pub(super) fn put(&mut self, number: u64, stored: Stored) {
+    pub(super) fn put(&mut self, number: u64, stored: TensorBuffer) {
         self.buffers.insert(number, stored);
     }
 
@@ -90,25 +90,25 @@ impl Shelf {
     }
 
     /// How long a source is.
-    pub(super) fn len(&self, source: &Source) -> Outcome<u64> {
+    pub(super) fn len(&self, source: &ByteSource) -> Outcome<u64> {
         Ok(match source {
-            Source::Buffer(number) => self.stored(*number)?.len,
-            Source::Bytes(bytes) => bytes.len() as u64,
-            Source::Upload(number) => self.held(*number)?.len() as u64,
-            Source::Zero(len) => *len,
+            ByteSource::Buffer(number) => self.stored(*number)?.len,
+            ByteSource::Bytes(bytes) => bytes.len() as u64,
+            ByteSource::Upload(number) => self.held(*number)?.len() as u64,
+            ByteSource::Zero(len) => *len,
         })
     }
 
     /// Finds the bytes of a source.
-    pub(super) fn locate<'a>(&'a self, source: &'a Source) -> Outcome<Located<'a>> {
+    pub(super) fn locate<'a>(&'a self, source: &'a ByteSource) -> Outcome<SourceBytes<'a>> {
         fits(self.len(source)?)?;
         Ok(match source {
-            Source::Buffer(number) => Located::Buffer(self.stored(*number)?),
-            Source::Bytes(bytes) => Located::Memory(Cow::Borrowed(bytes)),
-            Source::Upload(number) => Located::Memory(Cow::Borrowed(self.held(*number)?)),
-            Source::Zero(len) => {
+            ByteSource::Buffer(number) => SourceBytes::Buffer(self.stored(*number)?),
+            ByteSource::Bytes(bytes) => SourceBytes::Memory(Cow::Borrowed(bytes)),
+            ByteSource::Upload(number) => SourceBytes::Memory(Cow::Borrowed(self.held(*number)?)),
+            ByteSource::Zero(len) => {
                 let len = usize::try_from(*len).unwrap_or(usize::MAX);
-                Located::Memory(Cow::Owned(vec![0; len]))
+                SourceBytes::Memory(Cow::Owned(vec![0; len]))
             }
         })
     }
@@ -116,40 +116,40 @@ impl Shelf {
     fn held(&self, number: u64) -> Outcome<&[u8]> {
         match self.uploads.get(&number) {
             Some(Ok(held)) => Ok(held.bytes()),
-            Some(Err(error)) => Err(Failed::internal(&format!(
+            Some(Err(error)) => Err(GpuFault::internal(&format!(
                 "an upload cannot be read: {error}"
             ))),
-            None => Err(Failed::internal("no such upload")),
+            None => Err(GpuFault::internal("no such upload")),
         }
     }
 
     /// A source as a tensor: its own, or a new one.
     pub(super) fn stored_from(
         &self,
-        memory: &Memory,
-        source: &Source,
+        memory: &TensorMemory,
+        source: &ByteSource,
         used: u64,
-    ) -> Outcome<Stored> {
+    ) -> Outcome<TensorBuffer> {
         let len = self.len(source)?;
         fits(len)?;
-        if let Source::Buffer(number) = source {
+        if let ByteSource::Buffer(number) = source {
             return self.stored(*number);
         }
         room(used, len)?;
         let kept = match source {
-            Source::Zero(len) => memory.zeroed(*len)?,
-            Source::Bytes(bytes) => memory.upload(bytes)?,
-            Source::Upload(number) => memory.upload(self.held(*number)?)?,
-            Source::Buffer(number) => return self.stored(*number),
+            ByteSource::Zero(len) => memory.zeroed(*len)?,
+            ByteSource::Bytes(bytes) => memory.upload(bytes)?,
+            ByteSource::Upload(number) => memory.upload(self.held(*number)?)?,
+            ByteSource::Buffer(number) => return self.stored(*number),
         };
-        Ok(Stored { kept, len })
+        Ok(TensorBuffer { kept, len })
     }
 }
 
 /// One tensor's limit.
 pub(super) fn fits(len: u64) -> Outcome<()> {
     if len > TENSOR_BYTES_MAX {
-        return Err(Failed::too_large("a tensor", len, TENSOR_BYTES_MAX));
+        return Err(GpuFault::too_large("a tensor", len, TENSOR_BYTES_MAX));
     }
     Ok(())
 }
@@ -158,27 +158,27 @@ pub(super) fn fits(len: u64) -> Outcome<()> {
 pub(super) fn room(used: u64, more: u64) -> Outcome<()> {
     if used.saturating_add(more) > BUFFERS_BYTES_MAX {
         let message = format!("all buffers together may have {BUFFERS_BYTES_MAX} bytes");
-        return Err(Failed::new(codes::QUOTA, message));
+        return Err(GpuFault::new(codes::QUOTA, message));
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use alknet_worker::Blob;
+    use alknet_worker::FrameBlob;
 
     use super::*;
 
     #[test]
     fn an_upload_that_cannot_be_read_says_why() {
-        let mut shelf = Shelf::default();
-        let lost = Blob::Sealed { at: 0, len: 8 };
-        let upload = Upload {
+        let mut shelf = BufferPool::default();
+        let lost = FrameBlob::Sealed { at: 0, len: 8 };
+        let upload = ComputeUpload {
             blobs: vec![(1, lost)],
         };
         shelf.upload(upload, &[]);
         let message = |number| {
-            let len = shelf.len(&Source::Upload(number));
+            let len = shelf.len(&ByteSource::Upload(number));
             len.expect_err("not there").message
         };
         assert!(message(1).contains("0 descriptors came"), "{}", message(1));

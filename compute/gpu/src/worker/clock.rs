@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use alknet_worker::{FromWorker, Guest, GuestCall};
+use alknet_worker::{FromWorkerMessage, Guest, GuestCall};
 
 /// The host's clock of a request's time on the GPU, as a worker starts and stops it.
 #[derive(Clone, Copy)]
-pub(super) struct Clock<'a> {
+pub(super) struct GpuClock<'a> {
     guest: &'a Guest,
     call: &'a GuestCall,
 }
 
-impl<'a> Clock<'a> {
-    pub(super) const fn of(guest: &'a Guest, call: &'a GuestCall) -> Self {
+impl<'a> GpuClock<'a> {
+    pub(super) const fn for_call(guest: &'a Guest, call: &'a GuestCall) -> Self {
         Self { guest, call }
     }
 
@@ -39,6 +39,6 @@ impl<'a> Clock<'a> {
     fn tell(self, busy: bool) {
         let (sid, id) = (self.call.sid(), self.call.id());
         // A host that is gone is noticed by reading.
-        let _ = (self.guest).send(&FromWorker::Gpu { sid, id, busy }, Vec::new());
+        let _ = (self.guest).send(&FromWorkerMessage::Gpu { sid, id, busy }, Vec::new());
     }
 }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use alknet_compute_wire::limits::GROUPS_MAX;
-use alknet_compute_wire::{Access, Binding, Dispatch, Dispatched, Sink, Source};
+use alknet_compute_wire::{
+    Binding, BindingAccess, ByteSource, DispatchReply, ResultSink, ShaderDispatch,
+};
 use sha2::{Digest, Sha256};
 
-use super::buffers::Stored;
-use super::engine::Job;
-use super::fault::{Failed, Outcome};
-use super::shader::{self, Bounds};
-use crate::device::{Device, Kernel};
+use super::buffers::TensorBuffer;
+use super::engine::GpuJob;
+use super::fault::{GpuFault, Outcome};
+use super::shader::{self, ShaderLimits};
+use crate::device::{GpuDevice, ShaderPipeline};
 use crate::milliseconds;
 
 /// Compiled shaders of callers that are kept.
@@ -19,17 +21,17 @@ const PIPELINES_KEPT: usize = 64;
 
 /// What was compiled, most recently used last.
 #[derive(Debug, Default)]
-pub(super) struct Pipelines(Vec<([u8; 32], Arc<Kernel>)>);
+pub(super) struct PipelineCache(Vec<([u8; 32], Arc<ShaderPipeline>)>);
 
-impl Pipelines {
-    fn get(&mut self, key: &[u8; 32]) -> Option<Arc<Kernel>> {
+impl PipelineCache {
+    fn get(&mut self, key: &[u8; 32]) -> Option<Arc<ShaderPipeline>> {
         let at = self.0.iter().position(|(known, _)| known == key)?;
         let found = self.0.remove(at);
         self.0.push(found);
         self.0.last().map(|(_, kernel)| Arc::clone(kernel))
     }
 
-    fn put(&mut self, key: [u8; 32], kernel: &Arc<Kernel>) {
+    fn put(&mut self, key: [u8; 32], kernel: &Arc<ShaderPipeline>) {
         if self.0.len() >= PIPELINES_KEPT {
             self.0.remove(0);
         }
@@ -37,10 +39,10 @@ impl Pipelines {
     }
 }
 
-impl Job<'_> {
-    pub(super) fn dispatch(&mut self, ask: Dispatch) -> Outcome<Dispatched> {
+impl GpuJob<'_> {
+    pub(super) fn dispatch(&mut self, ask: ShaderDispatch) -> Outcome<DispatchReply> {
         if ask.groups.iter().any(|groups| *groups > GROUPS_MAX) {
-            return Err(Failed::shape(format!(
+            return Err(GpuFault::shape(format!(
                 "at most {GROUPS_MAX} groups in a dimension"
             )));
         }
@@ -73,7 +75,7 @@ impl Job<'_> {
             0.0
         };
         if self.call.is_aborted() {
-            return Err(Failed::aborted());
+            return Err(GpuFault::aborted());
         }
         let begun = Instant::now();
         device.submit(&kernel, &buffers, ask.groups)?;
@@ -92,7 +94,7 @@ impl Job<'_> {
             let bytes = self.deliver_kept(to, stored.kept, stored.len)?;
             outputs.extend(bytes.map(|bytes| (binding.binding, bytes)));
         }
-        Ok(Dispatched {
+        Ok(DispatchReply {
             outputs,
             gpu_ms,
             jit_ms,
@@ -100,7 +102,7 @@ impl Job<'_> {
     }
 
     /// A buffer for each binding.
-    fn bind(&self, bindings: &[Binding]) -> Outcome<Vec<Stored>> {
+    fn bind(&self, bindings: &[Binding]) -> Outcome<Vec<TensorBuffer>> {
         let memory = &self.engine.memory;
         let limits = memory.device()?.limits();
         let mut used = self.used;
@@ -109,25 +111,27 @@ impl Job<'_> {
             let number = binding.binding;
             if self.shelf.len(&binding.from)? == 0 {
                 let message = format!("binding {number}: a tensor of no bytes cannot be bound");
-                return Err(Failed::shape(message));
+                return Err(GpuFault::shape(message));
             }
             let stored = self.shelf.stored_from(memory, &binding.from, used)?;
-            if !matches!(binding.from, Source::Buffer(_)) {
+            if !matches!(binding.from, ByteSource::Buffer(_)) {
                 used += stored.kept.size();
             }
             let most = match binding.access {
-                Access::Uniform => limits.max_uniform_buffer_binding_size,
-                Access::Read | Access::ReadWrite => limits.max_storage_buffer_binding_size,
+                BindingAccess::Uniform => limits.max_uniform_buffer_binding_size,
+                BindingAccess::Read | BindingAccess::ReadWrite => {
+                    limits.max_storage_buffer_binding_size
+                }
             };
             if stored.len > most {
                 let what = format!("binding {number}, a tensor");
-                return Err(Failed::too_large(&what, stored.len, most));
+                return Err(GpuFault::too_large(&what, stored.len, most));
             }
             if matches!(
                 (&binding.from, binding.to),
-                (Source::Buffer(_), Some(Sink::Buffer(_)))
+                (ByteSource::Buffer(_), Some(ResultSink::Buffer(_)))
             ) {
-                return Err(Failed::internal("a buffer has one number"));
+                return Err(GpuFault::internal("a buffer has one number"));
             }
             bound.push(stored);
         }
@@ -135,25 +139,25 @@ impl Job<'_> {
     }
 }
 
-fn bounds(device: &Device) -> Bounds {
+fn bounds(device: &GpuDevice) -> ShaderLimits {
     let limits = device.limits();
-    Bounds {
+    ShaderLimits {
         group_invocations: limits.max_compute_invocations_per_workgroup,
         group_bytes: u64::from(limits.max_compute_workgroup_storage_size),
         half_floats: device.packs_half_floats(),
     }
 }
 
-fn compile(device: &Device, ask: &Dispatch) -> Outcome<Kernel> {
+fn compile(device: &GpuDevice, ask: &ShaderDispatch) -> Outcome<ShaderPipeline> {
     let layout: Vec<_> = ask
         .bindings
         .iter()
         .map(|binding| {
             let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
             let ty = match binding.access {
-                Access::Read => storage(true),
-                Access::ReadWrite => storage(false),
-                Access::Uniform => wgpu::BufferBindingType::Uniform,
+                BindingAccess::Read => storage(true),
+                BindingAccess::ReadWrite => storage(false),
+                BindingAccess::Uniform => wgpu::BufferBindingType::Uniform,
             };
             (binding.binding, ty)
         })
@@ -162,7 +166,7 @@ fn compile(device: &Device, ask: &Dispatch) -> Outcome<Kernel> {
 }
 
 /// What decides about the compiled code, and about whether it fits its bindings.
-fn key(ask: &Dispatch) -> [u8; 32] {
+fn key(ask: &ShaderDispatch) -> [u8; 32] {
     let mut hash = Sha256::new();
     for text in [&ask.wgsl, &ask.entry] {
         hash.update((text.len() as u64).to_le_bytes());

@@ -5,46 +5,49 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use alknet_compute_wire::limits::TENSOR_BYTES_MAX;
-use alknet_compute_wire::{Adapter, Ask, DeviceLimits, Info, Made, Sink, Source, Upload};
-use alknet_worker::{Body, GuestCall};
+use alknet_compute_wire::{
+    ByteSource, ComputeAck, ComputeRequest, ComputeUpload, DeviceLimits, GpuAdapter, GpuWorkerInfo,
+    ResultSink,
+};
+use alknet_worker::{CborBody, GuestCall};
 use serde::Serialize;
 
-use super::buffers::{Located, Shelf, Stored, fits, room};
-use super::clock::Clock;
-use super::dispatch::Pipelines;
-use super::fault::{Failed, Outcome};
-use super::memory::{Kept, Memory};
-use super::templates::{Kernels, Name, Plan, best_product};
+use super::buffers::{BufferPool, SourceBytes, TensorBuffer, fits, room};
+use super::clock::GpuClock;
+use super::dispatch::PipelineCache;
+use super::fault::{GpuFault, Outcome};
+use super::memory::{TensorMemory, TensorStorage};
+use super::templates::{KernelCache, KernelName, MatmulPlan, best_product};
 use super::trust;
-use crate::device::{Device, Kernel};
+use crate::device::{GpuDevice, ShaderPipeline};
 use crate::milliseconds;
 
 /// A worker. Where there is no device it says so, and does what it can on its own threads.
 #[derive(Debug)]
-pub(super) struct State {
-    info: Info,
-    engine: Engine,
-    shelves: HashMap<u64, Shelf>,
+pub(super) struct GpuWorkerState {
+    info: GpuWorkerInfo,
+    engine: GpuEngine,
+    shelves: HashMap<u64, BufferPool>,
 }
 
 /// The device, if there is one, and what was compiled for it.
 #[derive(Debug)]
-pub(super) struct Engine {
-    pub(super) memory: Memory,
-    pub(super) pipelines: Pipelines,
-    pub(super) kernels: Kernels,
+pub(super) struct GpuEngine {
+    pub(super) memory: TensorMemory,
+    pub(super) pipelines: PipelineCache,
+    pub(super) kernels: KernelCache,
 }
 
-impl State {
+impl GpuWorkerState {
     /// Opens the best adapter that computes as it should, of one driver only where one is wanted.
     pub(super) fn start(started: Instant, wanted: Option<&str>) -> Self {
-        let mut info = Info {
+        let mut info = GpuWorkerInfo {
             wgpu: WGPU.to_owned(),
-            ..Info::default()
+            ..GpuWorkerInfo::default()
         };
         let mut selftest_ms = 0.0;
-        let opened = Device::open_trusted(wanted, trust::check).and_then(|device| {
-            // Again, now that it is compiled: what is told is what the first one cost beyond that.
+        let opened = GpuDevice::open_trusted(wanted, trust::check).and_then(|device| {
+            // A second check, now that the kernel is compiled: the worker reports this one's time.
             let begun = Instant::now();
             trust::check(&device)?;
             selftest_ms = milliseconds(begun.elapsed());
@@ -54,20 +57,20 @@ impl State {
             Ok(device) => {
                 info.reason = reason(&device);
                 info.adapter = Some(adapter(&device, selftest_ms));
-                Memory::Device(Box::new(device))
+                TensorMemory::Device(Box::new(device))
             }
             Err(error) => {
                 info.reason = Some(error.to_string());
-                Memory::Process(error.to_string())
+                TensorMemory::Process(error.to_string())
             }
         };
         info.start_ms = milliseconds(started.elapsed());
         Self {
             info,
-            engine: Engine {
+            engine: GpuEngine {
                 memory,
-                pipelines: Pipelines::default(),
-                kernels: Kernels::default(),
+                pipelines: PipelineCache::default(),
+                kernels: KernelCache::default(),
             },
             shelves: HashMap::new(),
         }
@@ -77,15 +80,15 @@ impl State {
     pub(super) fn perform(
         &mut self,
         call: &GuestCall,
-        clock: Clock<'_>,
-        ask: Ask,
+        clock: GpuClock<'_>,
+        ask: ComputeRequest,
     ) -> Outcome<Vec<u8>> {
-        if ask == Ask::Info {
+        if ask == ComputeRequest::Info {
             return encoded(&self.info);
         }
         let used = self.bytes();
         let shelf = self.shelves.entry(call.sid()).or_default();
-        let mut job = Job {
+        let mut job = GpuJob {
             call,
             clock,
             engine: &mut self.engine,
@@ -93,30 +96,30 @@ impl State {
             used,
         };
         match ask {
-            Ask::Create { buffer, from } => job.create(buffer, &from),
-            Ask::Dispatch(dispatch) => encoded(&job.dispatch(dispatch)?),
-            Ask::Drop { buffers } => {
+            ComputeRequest::Create { buffer, from } => job.create(buffer, &from),
+            ComputeRequest::Dispatch(dispatch) => encoded(&job.dispatch(dispatch)?),
+            ComputeRequest::Drop { buffers } => {
                 buffers.into_iter().for_each(|number| shelf.remove(number));
-                encoded(&Made {})
+                encoded(&ComputeAck {})
             }
-            Ask::Matmul(matmul) => encoded(&job.matmul(&matmul)?),
-            Ask::Measure { threads } => encoded(&job.measure(threads)?),
-            Ask::Read {
+            ComputeRequest::Matmul(matmul) => encoded(&job.matmul(&matmul)?),
+            ComputeRequest::Measure { threads } => encoded(&job.measure(threads)?),
+            ComputeRequest::Read {
                 buffer,
                 offset,
                 len,
             } => job.read(buffer, offset, len),
-            Ask::Sha256(sha256) => encoded(&job.sha256(&sha256)?),
-            Ask::Write {
+            ComputeRequest::Sha256(sha256) => encoded(&job.sha256(&sha256)?),
+            ComputeRequest::Write {
                 buffer,
                 offset,
                 from,
             } => job.write(buffer, offset, &from),
-            _ => Err(Failed::internal("this worker has no such request")),
+            _ => Err(GpuFault::internal("this worker has no such request")),
         }
     }
 
-    pub(super) fn upload(&mut self, sid: u64, upload: Upload, fds: &[OwnedFd]) {
+    pub(super) fn upload(&mut self, sid: u64, upload: ComputeUpload, fds: &[OwnedFd]) {
         self.shelves.entry(sid).or_default().upload(upload, fds);
     }
 
@@ -132,33 +135,33 @@ impl State {
 
     /// Bytes of all buffers.
     pub(super) fn bytes(&self) -> u64 {
-        self.shelves.values().map(Shelf::bytes).sum()
+        self.shelves.values().map(BufferPool::bytes).sum()
     }
 }
 
 /// One request while it is done.
-pub(super) struct Job<'a> {
+pub(super) struct GpuJob<'a> {
     pub(super) call: &'a GuestCall,
-    pub(super) clock: Clock<'a>,
-    pub(super) engine: &'a mut Engine,
-    pub(super) shelf: &'a mut Shelf,
+    pub(super) clock: GpuClock<'a>,
+    pub(super) engine: &'a mut GpuEngine,
+    pub(super) shelf: &'a mut BufferPool,
     /// Bytes of the worker's buffers when it began.
     pub(super) used: u64,
 }
 
-impl Job<'_> {
-    fn create(&mut self, number: u64, from: &Source) -> Outcome<Vec<u8>> {
+impl GpuJob<'_> {
+    fn create(&mut self, number: u64, from: &ByteSource) -> Outcome<Vec<u8>> {
         let stored = match from {
-            Source::Buffer(other) => {
+            ByteSource::Buffer(other) => {
                 let other = self.shelf.stored(*other)?;
                 room(self.used, other.len)?;
                 let kept = self.engine.memory.copied(&other.kept)?;
-                Stored { kept, ..other }
+                TensorBuffer { kept, ..other }
             }
             from => (self.shelf).stored_from(&self.engine.memory, from, self.used)?,
         };
         self.shelf.put(number, stored);
-        encoded(&Made {})
+        encoded(&ComputeAck {})
     }
 
     fn read(&self, number: u64, offset: u64, len: u64) -> Outcome<Vec<u8>> {
@@ -166,31 +169,35 @@ impl Job<'_> {
         let range = within(stored.len, offset, len)?;
         let read = |bytes: &[u8]| bytes.get(range).map(<[u8]>::to_vec);
         let bytes = self.engine.memory.with_read(&stored.kept, read)?;
-        bytes.ok_or_else(|| Failed::internal("a buffer shorter than it is"))
+        bytes.ok_or_else(|| GpuFault::internal("a buffer shorter than it is"))
     }
 
-    fn write(&self, number: u64, offset: u64, from: &Source) -> Outcome<Vec<u8>> {
+    fn write(&self, number: u64, offset: u64, from: &ByteSource) -> Outcome<Vec<u8>> {
         let stored = self.shelf.stored(number)?;
-        let Located::Memory(bytes) = self.shelf.locate(from)? else {
-            return Err(Failed::internal("only bytes are written"));
+        let SourceBytes::Memory(bytes) = self.shelf.locate(from)? else {
+            return Err(GpuFault::internal("only bytes are written"));
         };
         within(stored.len, offset, bytes.len() as u64)?;
         if !bytes.is_empty() {
             self.engine.memory.write(&stored.kept, offset, &bytes)?;
         }
-        encoded(&Made {})
+        encoded(&ComputeAck {})
     }
 
     /// Puts a result where it is wanted; returns it where that is the answer.
-    pub(super) fn deliver(&mut self, to: Sink, result: Vec<u8>) -> Outcome<Option<bytes::Bytes>> {
+    pub(super) fn deliver(
+        &mut self,
+        to: ResultSink,
+        result: Vec<u8>,
+    ) -> Outcome<Option<bytes::Bytes>> {
         match to {
-            Sink::Answer => Ok(Some(result.into())),
-            Sink::Buffer(number) => {
+            ResultSink::Answer => Ok(Some(result.into())),
+            ResultSink::Buffer(number) => {
                 let len = result.len() as u64;
                 fits(len)?;
                 room(self.used, len)?;
                 let kept = self.engine.memory.upload(&result)?;
-                self.shelf.put(number, Stored { kept, len });
+                self.shelf.put(number, TensorBuffer { kept, len });
                 Ok(None)
             }
         }
@@ -199,19 +206,19 @@ impl Job<'_> {
     /// The same for a result that is kept already, of which `len` bytes mean something.
     pub(super) fn deliver_kept(
         &mut self,
-        to: Sink,
-        kept: Kept,
+        to: ResultSink,
+        kept: TensorStorage,
         len: u64,
     ) -> Outcome<Option<bytes::Bytes>> {
         match to {
-            Sink::Answer => {
+            ResultSink::Answer => {
                 let cut = usize::try_from(len).unwrap_or(usize::MAX);
                 let read =
                     |bytes: &[u8]| bytes::Bytes::copy_from_slice(&bytes[..cut.min(bytes.len())]);
                 Ok(Some(self.engine.memory.with_read(&kept, read)?))
             }
-            Sink::Buffer(number) => {
-                self.shelf.put(number, Stored { kept, len });
+            ResultSink::Buffer(number) => {
+                self.shelf.put(number, TensorBuffer { kept, len });
                 Ok(None)
             }
         }
@@ -221,11 +228,11 @@ impl Job<'_> {
     /// compiles nothing: a new one runs once, over no group of these buffers.
     pub(super) fn kernel(
         &mut self,
-        name: Name,
+        name: KernelName,
         buffers: &[(u32, &wgpu::Buffer)],
         jit: &mut Duration,
-    ) -> Outcome<(&Device, &Kernel)> {
-        let Engine {
+    ) -> Outcome<(&GpuDevice, &ShaderPipeline)> {
+        let GpuEngine {
             memory, kernels, ..
         } = &mut *self.engine;
         let device = memory.device()?;
@@ -241,8 +248,11 @@ impl Job<'_> {
     }
 
     /// The kernel that multiplies, and how it divides its work.
-    pub(super) fn multiplier(&mut self, jit: &mut Duration) -> Outcome<(&Device, &Kernel, Plan)> {
-        let Engine {
+    pub(super) fn multiplier(
+        &mut self,
+        jit: &mut Duration,
+    ) -> Outcome<(&GpuDevice, &ShaderPipeline, MatmulPlan)> {
+        let GpuEngine {
             memory, kernels, ..
         } = &mut *self.engine;
         let device = memory.device()?;
@@ -250,10 +260,10 @@ impl Job<'_> {
         Ok((device, kernel, plan))
     }
 
-    /// Nobody waits any more.
+    /// Fails once the caller has given up.
     pub(super) fn still_wanted(&self) -> Outcome<()> {
         if self.call.is_aborted() {
-            return Err(Failed::aborted());
+            return Err(GpuFault::aborted());
         }
         Ok(())
     }
@@ -264,18 +274,18 @@ const WGPU: &str = "30";
 
 fn within(len: u64, offset: u64, wanted: u64) -> Outcome<std::ops::Range<usize>> {
     let end = offset.checked_add(wanted).filter(|end| *end <= len);
-    let end = end.ok_or_else(|| Failed::shape("that is not inside the tensor"))?;
+    let end = end.ok_or_else(|| GpuFault::shape("that is not inside the tensor"))?;
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     Ok(size(offset)..size(end))
 }
 
 pub(super) fn encoded<T: Serialize>(value: &T) -> Outcome<Vec<u8>> {
-    let body = Body::of(value).map_err(|error| Failed::internal(&error.to_string()))?;
+    let body = CborBody::encode(value).map_err(|error| GpuFault::internal(&error.to_string()))?;
     Ok(body.into_bytes())
 }
 
-/// Why it is no hardware, where it is none.
-fn reason(device: &Device) -> Option<String> {
+/// Why the device is not hardware, if it is not.
+fn reason(device: &GpuDevice) -> Option<String> {
     if device.found.info.device_type != wgpu::DeviceType::Cpu {
         return None;
     }
@@ -285,7 +295,7 @@ fn reason(device: &Device) -> Option<String> {
     Some(device.passed_over.join("; "))
 }
 
-fn adapter(device: &Device, selftest_ms: f64) -> Adapter {
+fn adapter(device: &GpuDevice, selftest_ms: f64) -> GpuAdapter {
     let info = &device.found.info;
     let limits = device.limits();
     let class = match info.device_type {
@@ -296,7 +306,7 @@ fn adapter(device: &Device, selftest_ms: f64) -> Adapter {
         wgpu::DeviceType::Other => "other",
     };
     let features = device.features();
-    Adapter {
+    GpuAdapter {
         name: info.name.clone(),
         driver: device.found.driver.to_owned(),
         class: class.to_owned(),

@@ -1,22 +1,22 @@
 //! What a request fails with.
 
-use alknet_compute_wire::{Place, codes};
-use alknet_worker::{Body, Fault};
+use alknet_compute_wire::{ShaderPosition, codes};
+use alknet_worker::{CborBody, WorkerFault};
 
 use crate::error::Error;
 
 /// Result of a request, or of a part of it.
-pub(super) type Outcome<T> = Result<T, Failed>;
+pub(super) type Outcome<T> = Result<T, GpuFault>;
 
 /// A code, a line for people, and for shaders the place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failed {
+pub(super) struct GpuFault {
     pub(super) code: &'static str,
     pub(super) message: String,
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<ShaderPosition>,
 }
 
-impl Failed {
+impl GpuFault {
     pub(super) fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -35,7 +35,7 @@ impl Failed {
 
     pub(super) fn shader(message: impl Into<String>) -> Self {
         Self {
-            place: Some(Place::default()),
+            place: Some(ShaderPosition::default()),
             ..Self::new(codes::SHADER, message)
         }
     }
@@ -49,9 +49,9 @@ impl Failed {
         Self::new(codes::TOO_LARGE, message)
     }
 
-    pub(super) fn fault(self) -> Fault {
-        let details = self.place.and_then(|place| Body::of(&place).ok());
-        Fault {
+    pub(super) fn fault(self) -> WorkerFault {
+        let details = self.place.and_then(|place| CborBody::encode(&place).ok());
+        WorkerFault {
             code: self.code.to_owned(),
             message: self.message,
             details: details.unwrap_or_default(),
@@ -59,7 +59,7 @@ impl Failed {
     }
 }
 
-impl From<Error> for Failed {
+impl From<Error> for GpuFault {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {

@@ -4,15 +4,15 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use alknet_compute_wire::limits::{SIDE_MAX, THREADS_MAX};
-use alknet_compute_wire::{Computed, Matmul, Matrix, Sink, Variant};
+use alknet_compute_wire::{KernelReply, KernelVariant, MatmulRequest, Matrix, ResultSink};
 
-use super::buffers::{Located, Stored, fits, room};
-use super::engine::Job;
-use super::fault::{Failed, Outcome};
-use super::memory::{Kept, Memory};
+use super::buffers::{SourceBytes, TensorBuffer, fits, room};
+use super::engine::GpuJob;
+use super::fault::{GpuFault, Outcome};
+use super::memory::{TensorMemory, TensorStorage};
 use super::order::arranged;
-use super::templates::{Name, Order};
-use crate::host::{self, View};
+use super::templates::{KernelName, MatrixOrder};
+use crate::host::{self, MatrixView};
 use crate::milliseconds;
 
 /// Invocations of a group of `pack.wgsl`.
@@ -21,8 +21,8 @@ const PACK_GROUP: u32 = 64;
 /// Groups in one dimension of `pack.wgsl`, which folds them.
 const PACK_LINES: u32 = 1 << 14;
 
-impl Job<'_> {
-    pub(super) fn matmul(&mut self, ask: &Matmul) -> Outcome<Computed> {
+impl GpuJob<'_> {
+    pub(super) fn matmul(&mut self, ask: &MatmulRequest) -> Outcome<KernelReply> {
         let begun = Instant::now();
         let (m, k, n) = self.checked(ask)?;
         let len = u64::from(m) * u64::from(n) * size_of::<f32>() as u64;
@@ -33,11 +33,11 @@ impl Job<'_> {
             self.deliver(ask.to, vec![0; usize::try_from(len).unwrap_or(usize::MAX)])?
         } else {
             match ask.variant {
-                Variant::Host => self.multiply_here(ask, len)?,
-                Variant::Wgsl => self.multiply_there(ask, len, &mut jit)?,
+                KernelVariant::Host => self.multiply_here(ask, len)?,
+                KernelVariant::Wgsl => self.multiply_there(ask, len, &mut jit)?,
             }
         };
-        Ok(Computed {
+        Ok(KernelReply {
             bytes,
             ms: milliseconds(begun.elapsed()),
             jit_ms: milliseconds(jit),
@@ -45,9 +45,9 @@ impl Job<'_> {
     }
 
     /// Rows of A, its columns, columns of B; once everything is known to fit.
-    fn checked(&self, ask: &Matmul) -> Outcome<(u32, u32, u32)> {
+    fn checked(&self, ask: &MatmulRequest) -> Outcome<(u32, u32, u32)> {
         if ask.a.columns != ask.b.rows {
-            return Err(Failed::shape(format!(
+            return Err(GpuFault::shape(format!(
                 "{} by {} times {} by {}",
                 ask.a.rows, ask.a.columns, ask.b.rows, ask.b.columns
             )));
@@ -59,7 +59,7 @@ impl Job<'_> {
         Ok((ask.a.rows, ask.a.columns, ask.b.columns))
     }
 
-    fn multiply_here(&mut self, ask: &Matmul, len: u64) -> Outcome<Option<bytes::Bytes>> {
+    fn multiply_here(&mut self, ask: &MatmulRequest, len: u64) -> Outcome<Option<bytes::Bytes>> {
         let threads = ask.threads.clamp(1, THREADS_MAX) as usize;
         let (a, b) = (
             self.shelf.locate(&ask.a.from)?,
@@ -67,7 +67,8 @@ impl Job<'_> {
         );
         let same = ask.a.from == ask.b.from;
         // Straight into the buffer where that is memory of this process.
-        if let (Sink::Buffer(number), Memory::Device(device)) = (ask.to, &self.engine.memory)
+        if let (ResultSink::Buffer(number), TensorMemory::Device(device)) =
+            (ask.to, &self.engine.memory)
             && device.host_memory
         {
             let buffer = device.buffer(len)?;
@@ -77,8 +78,8 @@ impl Job<'_> {
                     host::matmul_into(a, b, memory, threads);
                 })
             })??;
-            let kept = Kept::Device(buffer);
-            self.shelf.put(number, Stored { kept, len });
+            let kept = TensorStorage::Device(buffer);
+            self.shelf.put(number, TensorBuffer { kept, len });
             return Ok(None);
         }
         let product = self.with_floats(&a, &b, same, |x, y| {
@@ -90,8 +91,8 @@ impl Job<'_> {
     /// Hands out two matrices' memory, where it lies.
     fn with_floats<T>(
         &self,
-        a: &Located<'_>,
-        b: &Located<'_>,
+        a: &SourceBytes<'_>,
+        b: &SourceBytes<'_>,
         same: bool,
         work: impl FnOnce(&[f32], &[f32]) -> T,
     ) -> Outcome<T> {
@@ -102,10 +103,10 @@ impl Job<'_> {
         self.floats(a, |x| self.floats(b, |y| work(x, y)))?
     }
 
-    fn floats<T>(&self, located: &Located<'_>, work: impl FnOnce(&[f32]) -> T) -> Outcome<T> {
+    fn floats<T>(&self, located: &SourceBytes<'_>, work: impl FnOnce(&[f32]) -> T) -> Outcome<T> {
         match located {
-            Located::Memory(bytes) => Ok(work(&aligned(bytes))),
-            Located::Buffer(stored) => {
+            SourceBytes::Memory(bytes) => Ok(work(&aligned(bytes))),
+            SourceBytes::Buffer(stored) => {
                 let len = usize::try_from(stored.len).unwrap_or(usize::MAX);
                 let read = |bytes: &[u8]| work(&aligned(&bytes[..len.min(bytes.len())]));
                 self.engine.memory.with_read(&stored.kept, read)
@@ -115,7 +116,7 @@ impl Job<'_> {
 
     fn multiply_there(
         &mut self,
-        ask: &Matmul,
+        ask: &MatmulRequest,
         len: u64,
         jit: &mut Duration,
     ) -> Outcome<Option<bytes::Bytes>> {
@@ -141,25 +142,30 @@ impl Job<'_> {
         device.wait()?;
         self.still_wanted()?;
         if rows == m && width == n {
-            return self.deliver_kept(ask.to, Kept::Device(c), len);
+            return self.deliver_kept(ask.to, TensorStorage::Device(c), len);
         }
         if plan.order().is_some() {
             let device = self.engine.memory.device()?;
             let cut = device.with_read(&c, |bytes| cut(bytes, [m, n], width))?;
             return self.deliver(ask.to, cut);
         }
-        let padded = Placed {
+        let padded = MatrixLayout {
             offset: 0,
             strides: [i64::from(width), 1],
             shape: [m, n],
         };
         let cut = self.pack(&c, padded, [m, n], jit)?;
-        self.deliver_kept(ask.to, Kept::Device(cut), len)
+        self.deliver_kept(ask.to, TensorStorage::Device(cut), len)
     }
 
     /// Both matrices in the order that the kernel wants, which is made here: memory of the device is
     /// memory of this process then. Together they have so many elements.
-    fn arranged(&self, ask: &Matmul, order: Order, elements: u64) -> Outcome<[wgpu::Buffer; 2]> {
+    fn arranged(
+        &self,
+        ask: &MatmulRequest,
+        order: MatrixOrder,
+        elements: u64,
+    ) -> Outcome<[wgpu::Buffer; 2]> {
         room(self.used, elements * size_of::<f32>() as u64)?;
         let device = self.engine.memory.device()?;
         let (a, b) = (
@@ -186,7 +192,7 @@ impl Job<'_> {
     ) -> Outcome<wgpu::Buffer> {
         let stored = (self.shelf).stored_from(&self.engine.memory, &matrix.from, self.used)?;
         let buffer = stored.kept.buffer()?;
-        let placed = Placed {
+        let placed = MatrixLayout {
             offset: matrix.offset,
             strides: matrix.strides,
             shape: [matrix.rows, matrix.columns],
@@ -203,7 +209,7 @@ impl Job<'_> {
     fn pack(
         &mut self,
         from: &wgpu::Buffer,
-        placed: Placed,
+        placed: MatrixLayout,
         [height, width]: [u32; 2],
         jit: &mut Duration,
     ) -> Outcome<wgpu::Buffer> {
@@ -227,7 +233,7 @@ impl Job<'_> {
         ];
         let shape = device.upload(bytemuck::cast_slice(&shape))?;
         let buffers = [(0, from), (1, &packed), (2, &shape)];
-        let (device, kernel) = self.kernel(Name::Pack, &buffers, jit)?;
+        let (device, kernel) = self.kernel(KernelName::Pack, &buffers, jit)?;
         let lines = groups.div_ceil(u64::from(PACK_LINES));
         let across = groups.min(u64::from(PACK_LINES));
         let groups = [across, lines, 1].map(|groups| u32::try_from(groups).unwrap_or(u32::MAX));
@@ -239,7 +245,7 @@ impl Job<'_> {
 
 /// How a matrix lies in its buffer, in elements.
 #[derive(Clone, Copy, Debug)]
-struct Placed {
+struct MatrixLayout {
     offset: u64,
     strides: [i64; 2],
     shape: [u32; 2],
@@ -248,7 +254,7 @@ struct Placed {
 /// Whether every element of the matrix is among so many.
 fn extent(matrix: &Matrix, elements: u64) -> Outcome<()> {
     if matrix.rows > SIDE_MAX || matrix.columns > SIDE_MAX {
-        return Err(Failed::shape(format!(
+        return Err(GpuFault::shape(format!(
             "a side may have {SIDE_MAX} elements"
         )));
     }
@@ -266,17 +272,17 @@ fn extent(matrix: &Matrix, elements: u64) -> Outcome<()> {
         most += reach.max(0);
     }
     if least < 0 || most >= i128::from(elements) {
-        return Err(Failed::shape(format!(
+        return Err(GpuFault::shape(format!(
             "the matrix reaches from element {least} to {most}, of {elements}"
         )));
     }
     Ok(())
 }
 
-fn view<'a>(data: &'a [f32], matrix: &Matrix) -> View<'a> {
+fn view<'a>(data: &'a [f32], matrix: &Matrix) -> MatrixView<'a> {
     let size = |side: u32| side as usize;
     let stride = |stride: i64| isize::try_from(stride).unwrap_or(0);
-    View {
+    MatrixView {
         data,
         offset: usize::try_from(matrix.offset).unwrap_or(usize::MAX),
         rows: size(matrix.rows),
@@ -304,13 +310,13 @@ fn aligned(bytes: &[u8]) -> Cow<'_, [f32]> {
 
 #[cfg(test)]
 mod tests {
-    use alknet_compute_wire::Source;
+    use alknet_compute_wire::ByteSource;
 
     use super::*;
 
     fn matrix(rows: u32, columns: u32, offset: u64, strides: [i64; 2]) -> Matrix {
         Matrix {
-            from: Source::Zero(0),
+            from: ByteSource::Zero(0),
             offset,
             rows,
             columns,

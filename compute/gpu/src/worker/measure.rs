@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use alknet_compute_wire::limits::THREADS_MAX;
-use alknet_compute_wire::{Matmul, Matrix, Measured, Sink, Source, Variant};
+use alknet_compute_wire::{
+    ByteSource, KernelVariant, MachineSpeed, MatmulRequest, Matrix, ResultSink,
+};
 
-use super::engine::Job;
+use super::engine::GpuJob;
 use super::fault::Outcome;
-use crate::host::{self, View};
+use crate::host::{self, MatrixView};
 use crate::milliseconds;
 
 /// Side of the matrices: large enough to show what a kernel can do, and done in tens of milliseconds.
@@ -19,20 +21,21 @@ const MAP_BYTES: u64 = 16 << 20;
 /// Repetitions, of which the fastest counts.
 const ROUNDS: usize = 3;
 
-/// No repetition begins after this long: a slow processor tells enough in fewer, and somebody waits.
+/// No repetition begins after this long: a slow processor tells enough in fewer, and the caller
+/// waits.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Lone dispatches that are timed.
 const DISPATCHES: usize = 20;
 
-impl Job<'_> {
-    pub(super) fn measure(&mut self, threads: u32) -> Outcome<Measured> {
+impl GpuJob<'_> {
+    pub(super) fn measure(&mut self, threads: u32) -> Outcome<MachineSpeed> {
         let operations = 2.0 * f64::from(SIDE).powi(3);
         let side = SIDE as usize;
         let data: Vec<f32> = (0..side * side)
             .map(|i| (i % 17) as f32 * 0.25 - 2.0)
             .collect();
-        let view = View::of(&data, side, side);
+        let view = MatrixView::contiguous(&data, side, side);
         let threads = threads.clamp(1, THREADS_MAX) as usize;
         let host = best(ROUNDS, || {
             std::hint::black_box(host::matmul(view, view, threads));
@@ -40,9 +43,9 @@ impl Job<'_> {
         })?;
         let matmul_host = operations / host.as_secs_f64() / 1e9;
         if self.engine.memory.device().is_err() {
-            return Ok(Measured {
+            return Ok(MachineSpeed {
                 matmul_host,
-                ..Measured::default()
+                ..MachineSpeed::default()
             });
         }
         let begun = Instant::now();
@@ -50,7 +53,7 @@ impl Job<'_> {
         let cold = begun.elapsed();
         let wgsl = best(ROUNDS, || self.product(&data))?;
         let (map, dispatch) = self.map()?;
-        Ok(Measured {
+        Ok(MachineSpeed {
             matmul_wgsl: operations / wgsl.as_secs_f64() / 1e9,
             matmul_host,
             map_bytes_s: 2.0 * MAP_BYTES as f64 / map.as_secs_f64(),
@@ -62,18 +65,18 @@ impl Job<'_> {
     fn product(&mut self, data: &[f32]) -> Outcome<()> {
         let bytes = bytes::Bytes::copy_from_slice(bytemuck::cast_slice(data));
         let matrix = |bytes: &bytes::Bytes| Matrix {
-            from: Source::Bytes(bytes.clone()),
+            from: ByteSource::Bytes(bytes.clone()),
             offset: 0,
             rows: SIDE,
             columns: SIDE,
             strides: [i64::from(SIDE), 1],
         };
-        let ask = Matmul {
+        let ask = MatmulRequest {
             a: matrix(&bytes),
             b: matrix(&bytes),
-            variant: Variant::Wgsl,
+            variant: KernelVariant::Wgsl,
             threads: 1,
-            to: Sink::Answer,
+            to: ResultSink::Answer,
         };
         self.matmul(&ask).map(drop)
     }

@@ -4,26 +4,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use alknet_compute_wire::codes;
 
-use super::fault::{Failed, Outcome};
-use crate::device::Device;
+use super::fault::{GpuFault, Outcome};
+use crate::device::GpuDevice;
 
 /// Memory for tensors. Without a device everything that needs none still works on it.
 #[derive(Debug)]
-pub(super) enum Memory {
+pub(super) enum TensorMemory {
     /// A device's, which may be this process's as well.
-    Device(Box<Device>),
+    Device(Box<GpuDevice>),
     /// This process's, and why there is no device.
     Process(String),
 }
 
 /// Bytes in it. Clones are the same bytes.
 #[derive(Clone, Debug)]
-pub(super) enum Kept {
+pub(super) enum TensorStorage {
     Device(wgpu::Buffer),
     Process(Arc<Mutex<Vec<u8>>>),
 }
 
-impl Kept {
+impl TensorStorage {
     /// How many bytes it takes.
     pub(super) fn size(&self) -> u64 {
         match self {
@@ -36,61 +36,65 @@ impl Kept {
     pub(super) fn buffer(&self) -> Outcome<&wgpu::Buffer> {
         match self {
             Self::Device(buffer) => Ok(buffer),
-            Self::Process(_) => Err(Failed::internal("no memory of a device")),
+            Self::Process(_) => Err(GpuFault::internal("no memory of a device")),
         }
     }
 }
 
-impl Memory {
+impl TensorMemory {
     /// The device.
-    pub(super) fn device(&self) -> Outcome<&Device> {
+    pub(super) fn device(&self) -> Outcome<&GpuDevice> {
         match self {
             Self::Device(device) => Ok(device),
-            Self::Process(why) => Err(Failed::new(codes::NO_ADAPTER, why.clone())),
+            Self::Process(why) => Err(GpuFault::new(codes::NO_ADAPTER, why.clone())),
         }
     }
 
     /// So many zeros.
-    pub(super) fn zeroed(&self, bytes: u64) -> Outcome<Kept> {
+    pub(super) fn zeroed(&self, bytes: u64) -> Outcome<TensorStorage> {
         Ok(match self {
-            Self::Device(device) => Kept::Device(device.buffer(bytes)?),
+            Self::Device(device) => TensorStorage::Device(device.buffer(bytes)?),
             Self::Process(_) => kept(vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)]),
         })
     }
 
     /// These bytes.
-    pub(super) fn upload(&self, bytes: &[u8]) -> Outcome<Kept> {
+    pub(super) fn upload(&self, bytes: &[u8]) -> Outcome<TensorStorage> {
         Ok(match self {
-            Self::Device(device) => Kept::Device(device.upload(bytes)?),
+            Self::Device(device) => TensorStorage::Device(device.upload(bytes)?),
             Self::Process(_) => kept(bytes.to_vec()),
         })
     }
 
     /// The same bytes once more.
-    pub(super) fn copied(&self, from: &Kept) -> Outcome<Kept> {
+    pub(super) fn copied(&self, from: &TensorStorage) -> Outcome<TensorStorage> {
         Ok(match (self, from) {
-            (Self::Device(device), Kept::Device(from)) => {
+            (Self::Device(device), TensorStorage::Device(from)) => {
                 let copy = device.buffer(from.size())?;
                 device.copy(from, &copy)?;
-                Kept::Device(copy)
+                TensorStorage::Device(copy)
             }
-            (_, Kept::Process(from)) => kept(locked(from, |bytes| bytes.clone())),
-            (Self::Process(why), Kept::Device(_)) => {
-                return Err(Failed::new(codes::NO_ADAPTER, why.clone()));
+            (_, TensorStorage::Process(from)) => kept(locked(from, |bytes| bytes.clone())),
+            (Self::Process(why), TensorStorage::Device(_)) => {
+                return Err(GpuFault::new(codes::NO_ADAPTER, why.clone()));
             }
         })
     }
 
     /// Hands them out to be read.
-    pub(super) fn with_read<T>(&self, kept: &Kept, work: impl FnOnce(&[u8]) -> T) -> Outcome<T> {
+    pub(super) fn with_read<T>(
+        &self,
+        kept: &TensorStorage,
+        work: impl FnOnce(&[u8]) -> T,
+    ) -> Outcome<T> {
         match kept {
-            Kept::Device(buffer) => Ok(self.device()?.with_read(buffer, work)?),
-            Kept::Process(bytes) => Ok(locked(bytes, |bytes| work(bytes))),
+            TensorStorage::Device(buffer) => Ok(self.device()?.with_read(buffer, work)?),
+            TensorStorage::Process(bytes) => Ok(locked(bytes, |bytes| work(bytes))),
         }
     }
 
     /// Overwrites a part, which is inside.
-    pub(super) fn write(&self, kept: &Kept, offset: u64, new: &[u8]) -> Outcome<()> {
+    pub(super) fn write(&self, kept: &TensorStorage, offset: u64, new: &[u8]) -> Outcome<()> {
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = from.saturating_add(new.len());
         let into = |bytes: &mut [u8]| match bytes.get_mut(from..end) {
@@ -98,11 +102,11 @@ impl Memory {
                 part.copy_from_slice(new);
                 Ok(())
             }
-            None => Err(Failed::internal("a buffer shorter than it is")),
+            None => Err(GpuFault::internal("a buffer shorter than it is")),
         };
         match kept {
-            Kept::Process(bytes) => locked(bytes, |bytes| into(bytes)),
-            Kept::Device(buffer) => {
+            TensorStorage::Process(bytes) => locked(bytes, |bytes| into(bytes)),
+            TensorStorage::Device(buffer) => {
                 let device = self.device()?;
                 let aligned =
                     offset.is_multiple_of(WORD) && new.len().is_multiple_of(WORD as usize);
@@ -121,8 +125,8 @@ impl Memory {
 /// Bytes of a word, the unit in which devices are written.
 const WORD: u64 = 4;
 
-fn kept(bytes: Vec<u8>) -> Kept {
-    Kept::Process(Arc::new(Mutex::new(bytes)))
+fn kept(bytes: Vec<u8>) -> TensorStorage {
+    TensorStorage::Process(Arc::new(Mutex::new(bytes)))
 }
 
 /// One thread does everything here; a panic in it ends the process.
@@ -136,7 +140,7 @@ mod tests {
 
     #[test]
     fn without_a_device_bytes_are_kept_all_the_same() {
-        let memory = Memory::Process("none here".to_owned());
+        let memory = TensorMemory::Process("none here".to_owned());
         let a = memory.upload(b"abcdef").expect("kept");
         let b = memory.copied(&a).expect("copied");
         memory.write(&a, 2, b"XY").expect("inside");

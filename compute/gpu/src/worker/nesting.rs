@@ -17,7 +17,7 @@ const TYPES_MAX: usize = 32;
 
 /// What nests too deep in a shader's text, if anything does.
 pub(super) fn of_text(wgsl: &str) -> Option<&'static str> {
-    let mut counted = Counted::default();
+    let mut counted = NestingCounter::default();
     let mut rest = wgsl.as_bytes();
     while let Some((byte, after)) = rest.split_first() {
         rest = match (byte, after.first()) {
@@ -46,7 +46,7 @@ pub(super) fn of_text(wgsl: &str) -> Option<&'static str> {
 }
 
 #[derive(Debug, Default)]
-struct Counted {
+struct NestingCounter {
     /// For each open bracket, how many branches of an `if` lie behind each other in it.
     open: Vec<usize>,
     /// The same outside of all.
@@ -58,7 +58,7 @@ struct Counted {
     operators: usize,
 }
 
-impl Counted {
+impl NestingCounter {
     fn depth(&self) -> usize {
         self.open.len() + self.branches
     }

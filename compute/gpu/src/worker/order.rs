@@ -5,17 +5,21 @@
 
 use std::borrow::Cow;
 
-use super::templates::Order;
-use crate::host::View;
+use super::templates::MatrixOrder;
+use crate::host::MatrixView;
 
 /// Elements that the kernel loads at once.
 const FOUR: usize = 4;
 
 /// Both matrices of a product; row by row and padded to fours where no order is asked for.
-pub(crate) fn arranged<'a>(order: Option<Order>, a: View<'a>, b: View<'a>) -> [Cow<'a, [f32]>; 2] {
+pub(crate) fn arranged<'a>(
+    order: Option<MatrixOrder>,
+    a: MatrixView<'a>,
+    b: MatrixView<'a>,
+) -> [Cow<'a, [f32]>; 2] {
     let depth = a.columns.next_multiple_of(FOUR);
     match order {
-        Some(Order { rows, columns }) => [
+        Some(MatrixOrder { rows, columns }) => [
             tiled(a, [a.rows.next_multiple_of(rows), depth], [rows, FOUR]),
             tiled(
                 b,
@@ -29,7 +33,11 @@ pub(crate) fn arranged<'a>(order: Option<Order>, a: View<'a>, b: View<'a>) -> [C
 }
 
 /// A matrix, padded, in tiles from left to right and from top to bottom, each row by row. The tiles divide it.
-fn tiled(matrix: View<'_>, [height, width]: [usize; 2], [rows, columns]: [usize; 2]) -> Vec<f32> {
+fn tiled(
+    matrix: MatrixView<'_>,
+    [height, width]: [usize; 2],
+    [rows, columns]: [usize; 2],
+) -> Vec<f32> {
     let mut to = vec![0.0; height * width];
     let mut lines = to.chunks_exact_mut(columns);
     for top in (0..height).step_by(rows) {
@@ -60,12 +68,12 @@ mod tests {
     #[test]
     fn tiles_follow_each_other_and_edges_are_zero() {
         let data: Vec<f32> = (1..=6).map(|i| i as f32).collect();
-        let matrix = View::of(&data, 2, 3);
+        let matrix = MatrixView::contiguous(&data, 2, 3);
         let strips = tiled(matrix, [4, 4], [2, 2]);
         let expected = [[1, 2, 4, 5], [3, 0, 6, 0], [0; 4], [0; 4]];
         let expected: Vec<f32> = expected.as_flattened().iter().map(|i| *i as f32).collect();
         assert_eq!(strips, expected);
-        let turned = View {
+        let turned = MatrixView {
             rows: 3,
             columns: 2,
             strides: [1, 3],
@@ -75,7 +83,7 @@ mod tests {
             tiled(turned, [3, 2], [3, 2]),
             [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]
         );
-        let backwards = View {
+        let backwards = MatrixView {
             offset: 5,
             strides: [-3, -1],
             ..matrix
@@ -89,8 +97,11 @@ mod tests {
     #[test]
     fn a_product_has_both_in_strips() {
         let data = vec![1.0; 60];
-        let (a, b) = (View::of(&data, 5, 6), View::of(&data, 6, 10));
-        let order = Order {
+        let (a, b) = (
+            MatrixView::contiguous(&data, 5, 6),
+            MatrixView::contiguous(&data, 6, 10),
+        );
+        let order = MatrixOrder {
             rows: 4,
             columns: 8,
         };

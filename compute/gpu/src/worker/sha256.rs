@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use alknet_compute_wire::limits::{MESSAGES_MAX, TENSOR_BYTES_MAX};
-use alknet_compute_wire::{Computed, Sha256 as Ask, Source, Variant};
+use alknet_compute_wire::{ByteSource, KernelReply, KernelVariant, Sha256Request as Ask};
 use sha2::{Digest, Sha256};
 
-use super::buffers::{Located, fits, room};
-use super::engine::Job;
-use super::fault::{Failed, Outcome};
-use super::memory::Kept;
-use super::templates::Name;
+use super::buffers::{SourceBytes, fits, room};
+use super::engine::GpuJob;
+use super::fault::{GpuFault, Outcome};
+use super::memory::TensorStorage;
+use super::templates::KernelName;
 use crate::milliseconds;
 
 /// Invocations of a group.
@@ -19,8 +19,8 @@ const GROUP: usize = 64;
 /// Bytes of a digest.
 const DIGEST: usize = 32;
 
-impl Job<'_> {
-    pub(super) fn sha256(&mut self, ask: &Ask) -> Outcome<Computed> {
+impl GpuJob<'_> {
+    pub(super) fn sha256(&mut self, ask: &Ask) -> Outcome<KernelReply> {
         let begun = Instant::now();
         let total = self.shelf.len(&ask.data)?;
         fits(total)?;
@@ -31,14 +31,14 @@ impl Job<'_> {
             self.deliver(ask.to, Vec::new())?
         } else {
             match ask.variant {
-                Variant::Host => {
+                KernelVariant::Host => {
                     let digests = self.hash_here(&ask.data, &spans)?;
                     self.deliver(ask.to, digests)?
                 }
-                Variant::Wgsl => self.hash_there(ask, &spans, &mut jit)?,
+                KernelVariant::Wgsl => self.hash_there(ask, &spans, &mut jit)?,
             }
         };
-        Ok(Computed {
+        Ok(KernelReply {
             bytes,
             ms: milliseconds(begun.elapsed()),
             jit_ms: milliseconds(jit),
@@ -46,11 +46,11 @@ impl Job<'_> {
     }
 
     /// Where each message lies: offset and length.
-    fn spans(&self, offsets: &Source, total: u64) -> Outcome<Vec<[u32; 2]>> {
+    fn spans(&self, offsets: &ByteSource, total: u64) -> Outcome<Vec<[u32; 2]>> {
         let numbers = |bytes: &[u8]| spans(bytes, total);
         match self.shelf.locate(offsets)? {
-            Located::Memory(bytes) => numbers(&bytes),
-            Located::Buffer(stored) => {
+            SourceBytes::Memory(bytes) => numbers(&bytes),
+            SourceBytes::Buffer(stored) => {
                 let len = usize::try_from(stored.len).unwrap_or(usize::MAX);
                 let whole = |bytes: &[u8]| numbers(&bytes[..len.min(bytes.len())]);
                 self.engine.memory.with_read(&stored.kept, whole)?
@@ -58,7 +58,7 @@ impl Job<'_> {
         }
     }
 
-    fn hash_here(&self, data: &Source, spans: &[[u32; 2]]) -> Outcome<Vec<u8>> {
+    fn hash_here(&self, data: &ByteSource, spans: &[[u32; 2]]) -> Outcome<Vec<u8>> {
         let hash = |bytes: &[u8]| {
             let mut digests = Vec::with_capacity(spans.len() * DIGEST);
             for [from, len] in spans.iter().map(|span| span.map(|number| number as usize)) {
@@ -67,8 +67,8 @@ impl Job<'_> {
             digests
         };
         match self.shelf.locate(data)? {
-            Located::Memory(bytes) => Ok(hash(&bytes)),
-            Located::Buffer(stored) => self.engine.memory.with_read(&stored.kept, hash),
+            SourceBytes::Memory(bytes) => Ok(hash(&bytes)),
+            SourceBytes::Buffer(stored) => self.engine.memory.with_read(&stored.kept, hash),
         }
     }
 
@@ -84,25 +84,25 @@ impl Job<'_> {
         let places = device.upload(bytemuck::cast_slice(spans))?;
         let digests = device.buffer(len)?;
         let buffers = [(0, data.kept.buffer()?), (1, &places), (2, &digests)];
-        let (device, kernel) = self.kernel(Name::Sha256, &buffers, jit)?;
+        let (device, kernel) = self.kernel(KernelName::Sha256, &buffers, jit)?;
         let groups = u32::try_from(spans.len().div_ceil(GROUP)).unwrap_or(u32::MAX);
         device.submit(kernel, &buffers, [groups, 1, 1])?;
         device.wait()?;
         self.still_wanted()?;
-        self.deliver_kept(ask.to, Kept::Device(digests), len)
+        self.deliver_kept(ask.to, TensorStorage::Device(digests), len)
     }
 }
 
 /// Offsets as spans. They never go back, and end inside the data.
 fn spans(bytes: &[u8], total: u64) -> Outcome<Vec<[u32; 2]>> {
     if !bytes.len().is_multiple_of(size_of::<u32>()) {
-        return Err(Failed::shape("offsets are numbers of 32 bits"));
+        return Err(GpuFault::shape("offsets are numbers of 32 bits"));
     }
     let offsets: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
     if offsets.len() > MESSAGES_MAX + 1 {
         let most = (MESSAGES_MAX * DIGEST) as u64;
         let bytes = offsets.len() as u64 * DIGEST as u64;
-        return Err(Failed::too_large(
+        return Err(GpuFault::too_large(
             "digests",
             bytes,
             most.min(TENSOR_BYTES_MAX),
@@ -111,12 +111,12 @@ fn spans(bytes: &[u8], total: u64) -> Outcome<Vec<[u32; 2]>> {
     let mut spans = Vec::with_capacity(offsets.len());
     for pair in offsets.windows(2) {
         let Some(len) = pair[1].checked_sub(pair[0]) else {
-            return Err(Failed::shape("an offset before the one before it"));
+            return Err(GpuFault::shape("an offset before the one before it"));
         };
         spans.push([pair[0], len]);
     }
     if offsets.last().is_some_and(|end| u64::from(*end) > total) {
-        return Err(Failed::shape("an offset beyond the data"));
+        return Err(GpuFault::shape("an offset beyond the data"));
     }
     Ok(spans)
 }
@@ -125,18 +125,18 @@ fn spans(bytes: &[u8], total: u64) -> Outcome<Vec<[u32; 2]>> {
 mod tests {
     use super::*;
 
-    fn of(offsets: &[u32], total: u64) -> Outcome<Vec<[u32; 2]>> {
+    fn ranges(offsets: &[u32], total: u64) -> Outcome<Vec<[u32; 2]>> {
         spans(bytemuck::cast_slice(offsets), total)
     }
 
     #[test]
     fn offsets_are_ends_and_beginnings() {
-        assert_eq!(of(&[], 0).expect("none"), Vec::<[u32; 2]>::new());
-        assert_eq!(of(&[3], 3).expect("none"), Vec::<[u32; 2]>::new());
-        assert_eq!(of(&[1, 1, 4], 4).expect("two"), [[1, 0], [1, 3]]);
-        assert!(of(&[0, 5], 4).is_err());
-        assert!(of(&[4, 3], 4).is_err());
-        assert!(of(&[9], 4).is_err());
+        assert_eq!(ranges(&[], 0).expect("none"), Vec::<[u32; 2]>::new());
+        assert_eq!(ranges(&[3], 3).expect("none"), Vec::<[u32; 2]>::new());
+        assert_eq!(ranges(&[1, 1, 4], 4).expect("two"), [[1, 0], [1, 3]]);
+        assert!(ranges(&[0, 5], 4).is_err());
+        assert!(ranges(&[4, 3], 4).is_err());
+        assert!(ranges(&[9], 4).is_err());
         assert!(spans(&[0; 7], 4).is_err());
     }
 }

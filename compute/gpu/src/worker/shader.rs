@@ -6,14 +6,14 @@
 //! to set them, and sizes that depend on them would be known to the driver only.
 
 use alknet_compute_wire::limits::{BINDINGS_MAX, PRIVATE_BYTES_MAX, WGSL_BYTES_MAX};
-use alknet_compute_wire::{Access, Binding, Place};
+use alknet_compute_wire::{Binding, BindingAccess, ShaderPosition};
 use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
 use wgpu::naga::{
     AddressSpace, EntryPoint, Module, ShaderStage, SourceLocation, StorageAccess, front::wgsl,
     proc::Layouter,
 };
 
-use super::fault::{Failed, Outcome};
+use super::fault::{GpuFault, Outcome};
 use super::nesting;
 
 /// Longest message that is passed on, in characters: it quotes the shader.
@@ -21,14 +21,14 @@ const MESSAGE_CHARS_MAX: usize = 500;
 
 /// What a device can do, as far as a shader's shape is concerned.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(super) struct ShaderLimits {
     pub(super) group_invocations: u32,
     pub(super) group_bytes: u64,
     /// Half floats can be packed and unpacked, which processors without F16C cannot.
     pub(super) half_floats: bool,
 }
 
-impl Bounds {
+impl ShaderLimits {
     const fn capabilities(self) -> Capabilities {
         if self.half_floats {
             return Capabilities::SHADER_FLOAT16_IN_FLOAT32;
@@ -38,22 +38,27 @@ impl Bounds {
 }
 
 /// Checks everything.
-pub(super) fn check(wgsl: &str, entry: &str, bindings: &[Binding], bounds: Bounds) -> Outcome<()> {
+pub(super) fn check(
+    wgsl: &str,
+    entry: &str,
+    bindings: &[Binding],
+    bounds: ShaderLimits,
+) -> Outcome<()> {
     if wgsl.len() > WGSL_BYTES_MAX {
         let message = format!(
             "a shader may have {WGSL_BYTES_MAX} bytes, not {}",
             wgsl.len()
         );
-        return Err(Failed::shader(message));
+        return Err(GpuFault::shader(message));
     }
     if bindings.len() > BINDINGS_MAX {
-        return Err(Failed::shader(format!(
+        return Err(GpuFault::shader(format!(
             "a shader may have {BINDINGS_MAX} bindings, not {}",
             bindings.len()
         )));
     }
     if let Some(why) = nesting::of_text(wgsl) {
-        return Err(Failed::shader(why));
+        return Err(GpuFault::shader(why));
     }
     let module = wgsl::parse_str(wgsl)
         .map_err(|error| located(error.message().to_owned(), error.location(wgsl)))?;
@@ -63,10 +68,10 @@ pub(super) fn check(wgsl: &str, entry: &str, bindings: &[Binding], bounds: Bound
         located(chain(error.as_inner()), place)
     })?;
     if module.overrides.iter().next().is_some() {
-        return Err(Failed::shader("overrides cannot be set here"));
+        return Err(GpuFault::shader("overrides cannot be set here"));
     }
     if let Some(why) = nesting::of_module(&module) {
-        return Err(Failed::shader(why));
+        return Err(GpuFault::shader(why));
     }
     let entry = entry_point(&module, entry)?;
     group(entry, bounds)?;
@@ -86,15 +91,15 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn located(message: String, place: Option<SourceLocation>) -> Failed {
-    let place = place.map_or_else(Place::default, |place| Place {
+fn located(message: String, place: Option<SourceLocation>) -> GpuFault {
+    let place = place.map_or_else(ShaderPosition::default, |place| ShaderPosition {
         line: place.line_number,
         column: place.line_position,
     });
     let message: String = message.chars().take(MESSAGE_CHARS_MAX).collect();
-    Failed {
+    GpuFault {
         place: Some(place),
-        ..Failed::shader(message)
+        ..GpuFault::shader(message)
     }
 }
 
@@ -102,15 +107,15 @@ fn entry_point<'a>(module: &'a Module, name: &str) -> Outcome<&'a EntryPoint> {
     let compute = |entry: &&EntryPoint| entry.stage == ShaderStage::Compute && entry.name == name;
     module.entry_points.iter().find(compute).ok_or_else(|| {
         let name: String = name.chars().take(64).collect();
-        Failed::shader(format!("there is no compute entry point '{name}'"))
+        GpuFault::shader(format!("there is no compute entry point '{name}'"))
     })
 }
 
-fn group(entry: &EntryPoint, bounds: Bounds) -> Outcome<()> {
+fn group(entry: &EntryPoint, bounds: ShaderLimits) -> Outcome<()> {
     let invocations = entry.workgroup_size.iter().map(|side| u64::from(*side));
     let invocations = invocations.fold(1, u64::saturating_mul);
     if invocations > u64::from(bounds.group_invocations) {
-        return Err(Failed::shader(format!(
+        return Err(GpuFault::shader(format!(
             "a group of {invocations} invocations; at most {} are possible",
             bounds.group_invocations
         )));
@@ -119,11 +124,11 @@ fn group(entry: &EntryPoint, bounds: Bounds) -> Outcome<()> {
 }
 
 /// What lies in a group's and in an invocation's own memory.
-fn memory(module: &Module, bounds: Bounds) -> Outcome<()> {
+fn memory(module: &Module, bounds: ShaderLimits) -> Outcome<()> {
     let mut layouter = Layouter::default();
     layouter
         .update(module.to_ctx())
-        .map_err(|error| Failed::shader(error.to_string()))?;
+        .map_err(|error| GpuFault::shader(error.to_string()))?;
     let globals = |wanted: AddressSpace| {
         let found = module.global_variables.iter();
         let found = found.filter(move |(_, variable)| variable.space == wanted);
@@ -148,7 +153,7 @@ fn memory(module: &Module, bounds: Bounds) -> Outcome<()> {
         ("an invocation's", own, PRIVATE_BYTES_MAX),
     ] {
         if bytes > most {
-            return Err(Failed::shader(format!(
+            return Err(GpuFault::shader(format!(
                 "{bytes} bytes of {what} memory; at most {most} are possible"
             )));
         }
@@ -162,27 +167,33 @@ fn bound(module: &Module, bindings: &[Binding]) -> Outcome<()> {
     for (_, variable) in module.global_variables.iter() {
         let Some(place) = variable.binding else {
             if let AddressSpace::Immediate = variable.space {
-                return Err(Failed::shader("there are no immediates here"));
+                return Err(GpuFault::shader("there are no immediates here"));
             }
             continue;
         };
         let name = variable.name.as_deref().unwrap_or("a variable");
         if place.group != 0 {
-            return Err(Failed::shader(format!("{name}: there is no group but 0")));
+            return Err(GpuFault::shader(format!("{name}: there is no group but 0")));
         }
         let access = match variable.space {
-            AddressSpace::Uniform => Access::Uniform,
-            AddressSpace::Storage { access } if access == StorageAccess::LOAD => Access::Read,
-            AddressSpace::Storage { .. } => Access::ReadWrite,
-            _ => return Err(Failed::shader(format!("{name}: only buffers can be bound"))),
+            AddressSpace::Uniform => BindingAccess::Uniform,
+            AddressSpace::Storage { access } if access == StorageAccess::LOAD => {
+                BindingAccess::Read
+            }
+            AddressSpace::Storage { .. } => BindingAccess::ReadWrite,
+            _ => {
+                return Err(GpuFault::shader(format!(
+                    "{name}: only buffers can be bound"
+                )));
+            }
         };
         let number = place.binding;
         let given = bindings.iter().find(|given| given.binding == number);
         let given = given.ok_or_else(|| {
-            Failed::shader(format!("{name}: nothing is bound to binding {number}"))
+            GpuFault::shader(format!("{name}: nothing is bound to binding {number}"))
         })?;
         if given.access != access {
-            return Err(Failed::shader(format!(
+            return Err(GpuFault::shader(format!(
                 "{name}: binding {number} is declared {access:?} and bound {:?}",
                 given.access
             )));
@@ -194,36 +205,38 @@ fn bound(module: &Module, bindings: &[Binding]) -> Outcome<()> {
         .find(|given| !declared.contains(&given.binding));
     if let Some(stray) = stray {
         let number = stray.binding;
-        return Err(Failed::shader(format!("binding {number} is not declared")));
+        return Err(GpuFault::shader(format!(
+            "binding {number} is not declared"
+        )));
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use alknet_compute_wire::Source;
+    use alknet_compute_wire::ByteSource;
 
     use super::*;
 
-    const BOUNDS: Bounds = Bounds {
+    const BOUNDS: ShaderLimits = ShaderLimits {
         group_invocations: 1024,
         group_bytes: 32 << 10,
         half_floats: true,
     };
 
-    fn binding(binding: u32, access: Access) -> Binding {
+    fn binding(binding: u32, access: BindingAccess) -> Binding {
         Binding {
             binding,
             access,
-            from: Source::Zero(4),
+            from: ByteSource::Zero(4),
             to: None,
         }
     }
 
-    fn refused(body: &str) -> Failed {
+    fn refused(body: &str) -> GpuFault {
         let wgsl =
             format!("@group(0) @binding(0) var<storage, read_write> data: array<u32>;\n{body}\n");
-        let bindings = [binding(0, Access::ReadWrite)];
+        let bindings = [binding(0, BindingAccess::ReadWrite)];
         check(&wgsl, "main", &bindings, BOUNDS).expect_err("refused")
     }
 
@@ -234,18 +247,18 @@ mod tests {
             @group(0) @binding(0) var<uniform> n: vec4<u32>;
             @compute @workgroup_size(8, 8) fn go() { b[0] = a[0] + n.x; }";
         let bindings = [
-            binding(0, Access::Uniform),
-            binding(1, Access::ReadWrite),
-            binding(3, Access::Read),
+            binding(0, BindingAccess::Uniform),
+            binding(1, BindingAccess::ReadWrite),
+            binding(3, BindingAccess::Read),
         ];
         check(wgsl, "go", &bindings, BOUNDS).expect("sound");
         assert!(check(wgsl, "main", &bindings, BOUNDS).is_err());
         assert!(check(wgsl, "go", &bindings[..2], BOUNDS).is_err());
         let mut wrong = bindings.to_vec();
-        wrong[2].access = Access::ReadWrite;
+        wrong[2].access = BindingAccess::ReadWrite;
         assert!(check(wgsl, "go", &wrong, BOUNDS).is_err());
-        wrong[2].access = Access::Read;
-        wrong.push(binding(4, Access::Read));
+        wrong[2].access = BindingAccess::Read;
+        wrong.push(binding(4, BindingAccess::Read));
         assert!(check(wgsl, "go", &wrong, BOUNDS).is_err());
     }
 
@@ -253,9 +266,9 @@ mod tests {
     fn half_floats_are_packed_where_the_device_can() {
         let wgsl = "@group(0) @binding(0) var<storage, read_write> data: array<u32>;
             @compute @workgroup_size(1) fn main() { data[0] = pack2x16float(vec2(f32(data[1]), 2.0)); }";
-        let bindings = [binding(0, Access::ReadWrite)];
+        let bindings = [binding(0, BindingAccess::ReadWrite)];
         check(wgsl, "main", &bindings, BOUNDS).expect("it can");
-        let cannot = Bounds {
+        let cannot = ShaderLimits {
             half_floats: false,
             ..BOUNDS
         };
@@ -302,7 +315,13 @@ mod tests {
             "@group(0) @binding(0) var<storage, read_write> data: array<u32>;
              @compute @workgroup_size(1) fn main() {{ {statements} }}"
         );
-        check(&wgsl, "main", &[binding(0, Access::ReadWrite)], BOUNDS).expect("long and sound");
+        check(
+            &wgsl,
+            "main",
+            &[binding(0, BindingAccess::ReadWrite)],
+            BOUNDS,
+        )
+        .expect("long and sound");
         for (open, close) in [("(", ")"), ("{", "}"), ("-", ""), ("!", "")] {
             let deep = format!("{}1u{}", open.repeat(50_000), close.repeat(50_000));
             refused(&format!(

@@ -3,11 +3,11 @@
 use handlebars::{Handlebars, no_escape};
 use serde_json::json;
 
-use super::fault::{Failed, Outcome};
+use super::fault::{GpuFault, Outcome};
 use super::order::arranged;
-use crate::device::{Device, Kernel};
+use crate::device::{GpuDevice, ShaderPipeline};
 use crate::error::{Error, Result};
-use crate::host::View;
+use crate::host::MatrixView;
 
 /// Rows of the product that one invocation has in registers. Eight need a second of compiling on a
 /// processor and are slower for it.
@@ -31,57 +31,57 @@ const STEPS: [(u32, &str); 4] = [(0, "x"), (1, "y"), (2, "z"), (3, "w")];
 
 /// Each is compiled when it is first wanted.
 #[derive(Debug, Default)]
-pub(super) struct Kernels {
-    product: Option<(Plan, Kernel)>,
-    pack: Option<Kernel>,
-    sha256: Option<Kernel>,
+pub(super) struct KernelCache {
+    product: Option<(MatmulPlan, ShaderPipeline)>,
+    pack: Option<ShaderPipeline>,
+    sha256: Option<ShaderPipeline>,
 }
 
 /// One of them.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Name {
+pub(super) enum KernelName {
     Pack,
     Sha256,
 }
 
-impl Kernels {
-    /// Such a kernel, which `compile` makes and runs once where there is none yet: drivers compile
-    /// when a shader is to run for the first time.
+impl KernelCache {
+    /// The kernel of this name. `compile` makes it and runs it once if it does not exist yet: drivers
+    /// compile when a shader is to run for the first time.
     pub(super) fn get(
         &mut self,
-        name: Name,
-        compile: impl FnOnce(&str) -> Outcome<Kernel>,
-    ) -> Outcome<&Kernel> {
+        name: KernelName,
+        compile: impl FnOnce(&str) -> Outcome<ShaderPipeline>,
+    ) -> Outcome<&ShaderPipeline> {
         let slot = match name {
-            Name::Pack => &mut self.pack,
-            Name::Sha256 => &mut self.sha256,
+            KernelName::Pack => &mut self.pack,
+            KernelName::Sha256 => &mut self.sha256,
         };
         if slot.is_none() {
             *slot = Some(compile(&source(name)?)?);
         }
         let kernel = slot.as_ref();
-        kernel.ok_or_else(|| Failed::internal("a kernel that is not there"))
+        kernel.ok_or_else(|| GpuFault::internal("a kernel that is not there"))
     }
 
-    /// The kernel that multiplies, and how it divides its work; `compile` makes it where there is none
+    /// The kernel that multiplies, and how it divides its work. `compile` makes it if it does not exist
     /// yet.
     pub(super) fn product(
         &mut self,
-        compile: impl FnOnce() -> Outcome<(Plan, Kernel)>,
-    ) -> Outcome<(&Kernel, Plan)> {
+        compile: impl FnOnce() -> Outcome<(MatmulPlan, ShaderPipeline)>,
+    ) -> Outcome<(&ShaderPipeline, MatmulPlan)> {
         if self.product.is_none() {
             self.product = Some(compile()?);
         }
         let product = self.product.as_ref();
         let (plan, kernel) =
-            product.ok_or_else(|| Failed::internal("a kernel that is not there"))?;
+            product.ok_or_else(|| GpuFault::internal("a kernel that is not there"))?;
         Ok((kernel, *plan))
     }
 }
 
 /// How a product is divided among groups, and what kernel does that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub(crate) struct MatmulPlan {
     /// Rows are padded to multiples of it.
     pub(crate) height: u32,
     /// Of a group: columns in fours, and rows.
@@ -92,14 +92,14 @@ pub(crate) struct Plan {
 
 /// How the kernel wants its matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Order {
+pub(crate) struct MatrixOrder {
     /// Rows of a strip of A.
     pub(crate) rows: usize,
     /// Columns of a strip of B; those of the product are padded to a multiple of it.
     pub(crate) columns: usize,
 }
 
-impl Plan {
+impl MatmulPlan {
     /// Every invocation loads for itself.
     pub(crate) const BLOCK: Self = Self {
         height: ROWS,
@@ -118,7 +118,7 @@ impl Plan {
     }
 
     /// The one to be tried first: a processor pays for every load of every lane.
-    pub(crate) fn first(device: &Device) -> Self {
+    pub(crate) fn first(device: &GpuDevice) -> Self {
         let info = &device.found.info;
         let lanes = info.subgroup_min_size;
         let known = lanes == info.subgroup_max_size && LANES.contains(&lanes);
@@ -129,9 +129,9 @@ impl Plan {
         Self::BLOCK
     }
 
-    /// In which order the matrices have to lie; row by row where there is none.
-    pub(crate) fn order(&self) -> Option<Order> {
-        self.lanes.map(|lanes| Order {
+    /// In which order the matrices have to lie; `None` for row by row.
+    pub(crate) fn order(&self) -> Option<MatrixOrder> {
+        self.lanes.map(|lanes| MatrixOrder {
             rows: self.height as usize,
             columns: 4 * lanes as usize,
         })
@@ -168,18 +168,18 @@ impl Plan {
 
 /// The first kernel that multiplies as it should: which lanes of a group are a subgroup is something
 /// that only devices know.
-pub(super) fn best_product(device: &Device) -> Outcome<(Plan, Kernel)> {
-    for plan in [Plan::first(device), Plan::BLOCK] {
+pub(super) fn best_product(device: &GpuDevice) -> Outcome<(MatmulPlan, ShaderPipeline)> {
+    for plan in [MatmulPlan::first(device), MatmulPlan::BLOCK] {
         let kernel = device.kernel(&plan.source()?, &[])?;
         if multiplies(device, plan, &kernel)? {
             return Ok((plan, kernel));
         }
     }
-    Err(Failed::internal("no kernel multiplies as it should"))
+    Err(GpuFault::internal("no kernel multiplies as it should"))
 }
 
 /// Whether a small product is right, to the last bit: its numbers are small and whole.
-fn multiplies(device: &Device, plan: Plan, kernel: &Kernel) -> Outcome<bool> {
+fn multiplies(device: &GpuDevice, plan: MatmulPlan, kernel: &ShaderPipeline) -> Outcome<bool> {
     let [rows, columns] = plan.padded(plan.height * 3, plan.covers[0] * 4 + 4);
     let depth = 8;
     let numbers = |count: u32, by: u32| -> Vec<f32> {
@@ -187,8 +187,8 @@ fn multiplies(device: &Device, plan: Plan, kernel: &Kernel) -> Outcome<bool> {
     };
     let (a, b) = (numbers(rows * depth, 7), numbers(depth * columns, 5));
     let (x, y) = (
-        View::of(&a, rows as usize, depth as usize),
-        View::of(&b, depth as usize, columns as usize),
+        MatrixView::contiguous(&a, rows as usize, depth as usize),
+        MatrixView::contiguous(&b, depth as usize, columns as usize),
     );
     let [x, y] = arranged(plan.order(), x, y);
     let buffers = [
@@ -211,10 +211,10 @@ fn multiplies(device: &Device, plan: Plan, kernel: &Kernel) -> Outcome<bool> {
     Ok(device.with_read(&buffers[2], right)?)
 }
 
-fn source(name: Name) -> Result<String> {
+fn source(name: KernelName) -> Result<String> {
     Ok(match name {
-        Name::Pack => include_str!("../shaders/pack.wgsl").to_owned(),
-        Name::Sha256 => include_str!("../shaders/sha256.wgsl").to_owned(),
+        KernelName::Pack => include_str!("../shaders/pack.wgsl").to_owned(),
+        KernelName::Sha256 => include_str!("../shaders/sha256.wgsl").to_owned(),
     })
 }
 
@@ -281,7 +281,7 @@ mod tests {
                 shaders.push(shared(lanes, height, subgroups).expect("made"));
             }
         }
-        for name in [Name::Pack, Name::Sha256] {
+        for name in [KernelName::Pack, KernelName::Sha256] {
             shaders.push(source(name).expect("made"));
         }
         for shader in shaders {

@@ -1,6 +1,6 @@
 //! Whether an adapter may be trusted: one known kernel, small enough to cost next to nothing.
 
-use crate::device::Device;
+use crate::device::GpuDevice;
 use crate::error::{Error, Result};
 
 /// Invocations.
@@ -10,7 +10,7 @@ const LANES: u32 = 64;
 const ROUNDS: u32 = 5;
 
 /// Runs the kernel and compares.
-pub(super) fn check(device: &Device) -> Result<()> {
+pub(super) fn check(device: &GpuDevice) -> Result<()> {
     let input: Vec<u32> = (0..LANES).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
     let kernel = device.kernel(include_str!("../shaders/trust.wgsl"), &[])?;
     let buffer = device.upload(bytemuck::cast_slice(&input))?;

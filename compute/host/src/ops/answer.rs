@@ -1,19 +1,19 @@
 //! Answers with bytes in them.
 
-use alknet_call::Output;
-use alknet_compute_wire::Sink;
+use alknet_call::CallOutput;
+use alknet_compute_wire::ResultSink;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::tensor::Kind;
-use crate::turn::Turn;
+use crate::tensor::TensorSpec;
+use crate::turn::WorkerTurn;
 
 /// Collects the bytes that an answer's `{"$bin":…}` point into.
 #[derive(Debug, Default)]
-pub(super) struct Tail(Vec<u8>);
+pub(super) struct BinaryTail(Vec<u8>);
 
-impl Tail {
+impl BinaryTail {
     /// Adds bytes and says where they are.
     pub(super) fn add(&mut self, bytes: &[u8]) -> Value {
         let offset = self.0.len();
@@ -24,23 +24,25 @@ impl Tail {
     /// A tensor where its sink put it.
     pub(super) fn tensor(
         &mut self,
-        turn: &mut Turn,
-        sink: Sink,
-        kind: &Kind,
+        turn: &mut WorkerTurn,
+        sink: ResultSink,
+        kind: &TensorSpec,
         bytes: Option<&Bytes>,
     ) -> Result<Value> {
         match (sink, bytes) {
-            (Sink::Buffer(number), _) => turn.keep(number, kind),
-            (Sink::Answer, Some(bytes)) if bytes.len() as u64 == kind.bytes() => Ok(json!({
+            (ResultSink::Buffer(number), _) => turn.keep(number, kind),
+            (ResultSink::Answer, Some(bytes)) if bytes.len() as u64 == kind.bytes() => Ok(json!({
                 "inline": self.add(bytes),
                 "dtype": kind.dtype.name(),
                 "shape": kind.shape,
             })),
-            (Sink::Answer, _) => Err(Error::Internal("a result of another length".to_owned())),
+            (ResultSink::Answer, _) => {
+                Err(Error::Internal("a result of another length".to_owned()))
+            }
         }
     }
 
-    pub(super) fn into_output(self, value: Value) -> Output {
-        Output::Mixed(value, Bytes::from(self.0))
+    pub(super) fn into_output(self, value: Value) -> CallOutput {
+        CallOutput::Mixed(value, Bytes::from(self.0))
     }
 }

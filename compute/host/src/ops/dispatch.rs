@@ -2,46 +2,48 @@
 
 use std::collections::HashSet;
 
-use alknet_call::{Body, Ctx, OperationSpec, Output, Registration};
+use alknet_call::{CallBody, CallOutput, Ctx, OperationSpec, Registration};
 use alknet_compute_wire::limits::{BINDINGS_MAX, GROUPS_MAX, WGSL_BYTES_MAX};
-use alknet_compute_wire::{Access, Ask, Binding, Dispatch, Dispatched, Source};
-use alknet_worker::Hash;
+use alknet_compute_wire::{
+    Binding, BindingAccess, ByteSource, ComputeRequest, DispatchReply, ShaderDispatch,
+};
+use alknet_worker::Bytes32;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::answer::Tail;
+use super::answer::BinaryTail;
 use super::{parse, register, schema};
 use crate::compute::Compute;
 use crate::error::{Error, Result};
-use crate::tensor::{Arg, Kind};
-use crate::turn::{As, Turn};
+use crate::tensor::{TensorArg, TensorSpec};
+use crate::turn::{ResultForm, WorkerTurn};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Input {
+struct DispatchInput {
     wgsl: String,
     entry: String,
     groups: [u32; 3],
-    bindings: Vec<Wanted>,
+    bindings: Vec<BindingInput>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+struct BindingInput {
     binding: u32,
-    access: Option<Access>,
+    access: Option<BindingAccess>,
     arg: Option<Value>,
-    out: Option<Out>,
+    out: Option<BindingOutput>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Out {
+struct BindingOutput {
     dtype: String,
     shape: Vec<u64>,
     #[serde(rename = "as")]
-    wanted: Option<As>,
+    wanted: Option<ResultForm>,
 }
 
 pub(super) fn operation(compute: &Compute) -> Registration {
@@ -88,13 +90,13 @@ pub(super) fn operation(compute: &Compute) -> Registration {
     register(compute, spec, run)
 }
 
-async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
-    let input: Input = parse(&body)?;
+async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
+    let input: DispatchInput = parse(&body)?;
     check(&input)?;
     let mut args = Vec::with_capacity(input.bindings.len());
     for wanted in &input.bindings {
         args.push(match &wanted.arg {
-            Some(arg) => Some(Arg::read(&body, arg)?),
+            Some(arg) => Some(TensorArg::read(&body, arg)?),
             None => None,
         });
     }
@@ -110,14 +112,14 @@ async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
     }
     one_writer(&bindings)?;
     let operation: [u8; 32] = Sha256::digest(&input.wgsl).into();
-    let ask = Ask::Dispatch(Dispatch {
+    let ask = ComputeRequest::Dispatch(ShaderDispatch {
         wgsl: input.wgsl,
         entry: input.entry,
         groups: input.groups,
         bindings,
     });
-    let done: Dispatched = turn.ask(&ask, Some(Hash(operation))).await?;
-    let mut tail = Tail::default();
+    let done: DispatchReply = turn.ask(&ask, Some(Bytes32(operation))).await?;
+    let mut tail = BinaryTail::default();
     let mut outputs = Map::new();
     for (number, sink, kind) in results {
         let bytes = done.outputs.iter().find(|(output, _)| *output == number);
@@ -130,7 +132,7 @@ async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
 }
 
 /// What can be said before a worker is asked for.
-fn check(input: &Input) -> Result<()> {
+fn check(input: &DispatchInput) -> Result<()> {
     let refused = |message: String| Error::Shader {
         place: Default::default(),
         message,
@@ -166,24 +168,28 @@ fn check(input: &Input) -> Result<()> {
     }
 }
 
-/// One binding, and what its tensor is. What a shader may write to and nobody has a handle for comes
-/// back.
-fn bind(turn: &mut Turn, wanted: Wanted, arg: Option<Arg>) -> Result<(Binding, Kind)> {
+/// One binding, and what its tensor is. A tensor that the shader may write to and that has no handle is
+/// returned to the caller.
+fn bind(
+    turn: &mut WorkerTurn,
+    wanted: BindingInput,
+    arg: Option<TensorArg>,
+) -> Result<(Binding, TensorSpec)> {
     let number = wanted.binding;
     let (access, from, to, kind) = match (wanted.access, arg, wanted.out) {
         (Some(access), Some(arg), None) => {
             let operand = turn.operand(arg)?;
-            let kept = matches!(operand.source, Source::Buffer(_));
-            let back = access == Access::ReadWrite && !kept;
+            let kept = matches!(operand.source, ByteSource::Buffer(_));
+            let back = access == BindingAccess::ReadWrite && !kept;
             let to = back.then(|| turn.sink(&operand.kind, None)).transpose()?;
             (access, operand.source, to, operand.kind)
         }
-        (None | Some(Access::ReadWrite), None, Some(out)) => {
-            let kind = Kind::of(&out.dtype, out.shape)?;
+        (None | Some(BindingAccess::ReadWrite), None, Some(out)) => {
+            let kind = TensorSpec::from_parts(&out.dtype, out.shape)?;
             let to = turn.sink(&kind, out.wanted)?;
             (
-                Access::ReadWrite,
-                Source::Zero(kind.bytes()),
+                BindingAccess::ReadWrite,
+                ByteSource::Zero(kind.bytes()),
                 Some(to),
                 kind,
             )
@@ -206,12 +212,12 @@ fn bind(turn: &mut Turn, wanted: Wanted, arg: Option<Arg>) -> Result<(Binding, K
 /// A tensor that is written to is bound once: what a shader would read of it elsewhere is undefined.
 fn one_writer(bindings: &[Binding]) -> Result<()> {
     for (at, one) in bindings.iter().enumerate() {
-        let Source::Buffer(number) = one.from else {
+        let ByteSource::Buffer(number) = one.from else {
             continue;
         };
         let others = bindings.iter().skip(at + 1);
-        let mut same = others.filter(|other| other.from == Source::Buffer(number));
-        let written = |binding: &Binding| binding.access == Access::ReadWrite;
+        let mut same = others.filter(|other| other.from == ByteSource::Buffer(number));
+        let written = |binding: &Binding| binding.access == BindingAccess::ReadWrite;
         if same.any(|other| written(other) || written(one)) {
             return Err(Error::Shape(format!(
                 "the tensor of binding {} is bound twice and written to",
@@ -226,7 +232,7 @@ fn one_writer(bindings: &[Binding]) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn binding(binding: u32, access: Access, from: Source) -> Binding {
+    fn binding(binding: u32, access: BindingAccess, from: ByteSource) -> Binding {
         Binding {
             binding,
             access,
@@ -237,11 +243,11 @@ mod tests {
 
     #[test]
     fn a_tensor_has_one_writer_and_no_reader_beside_it() {
-        let (read, write) = (Access::Read, Access::ReadWrite);
+        let (read, write) = (BindingAccess::Read, BindingAccess::ReadWrite);
         let bound = |one, other, number| {
             let bindings = [
-                binding(0, one, Source::Buffer(1)),
-                binding(1, other, Source::Buffer(number)),
+                binding(0, one, ByteSource::Buffer(1)),
+                binding(1, other, ByteSource::Buffer(number)),
             ];
             one_writer(&bindings).is_ok()
         };

@@ -1,7 +1,7 @@
 //! `compute/info`: what this node computes with.
 
-use alknet_call::{OperationSpec, Output, Registration};
-use alknet_compute_wire::{Adapter, Ask, Info, Measured};
+use alknet_call::{CallOutput, OperationSpec, Registration};
+use alknet_compute_wire::{ComputeRequest, GpuAdapter, GpuWorkerInfo, MachineSpeed};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::error::Error;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Input {
+struct InfoInput {
     probe: bool,
 }
 
@@ -43,8 +43,8 @@ pub(super) fn operation(compute: &Compute) -> Registration {
         .with_output(output)
         .with_scope("compute:read");
     register(compute, spec, |compute, input, ctx| async move {
-        let input: Input = if input.is_null() {
-            Input::default()
+        let input: InfoInput = if input.is_null() {
+            InfoInput::default()
         } else {
             parse(&input)?
         };
@@ -52,20 +52,21 @@ pub(super) fn operation(compute: &Compute) -> Registration {
             match compute.turn(&ctx).await {
                 Ok(mut turn) => {
                     let threads = compute.0.settings.threads;
-                    let measured: Measured = turn.ask(&Ask::Measure { threads }, None).await?;
+                    let measured: MachineSpeed =
+                        turn.ask(&ComputeRequest::Measure { threads }, None).await?;
                     compute.learn_measured(measured);
                 }
-                // That is an answer too, to whoever asks what there is.
+                // Without a worker the probe has an answer as well: nothing computes here, and why.
                 Err(Error::Policy(why) | Error::Worker(why)) => {
                     let mut told = describe(&compute);
                     told["state"] = "none".into();
                     told["reason"] = why.into();
-                    return Ok(Output::Value(told));
+                    return Ok(CallOutput::Value(told));
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(Output::Value(describe(&compute)))
+        Ok(CallOutput::Value(describe(&compute)))
     })
 }
 
@@ -97,7 +98,7 @@ fn describe(compute: &Compute) -> Value {
     told
 }
 
-fn add(told: &mut Value, info: &Info, adapter: &Adapter) {
+fn add(told: &mut Value, info: &GpuWorkerInfo, adapter: &GpuAdapter) {
     let hardware = adapter.class != "cpu";
     told["adapter"] = json!({
         "name": adapter.name,

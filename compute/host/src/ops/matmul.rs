@@ -1,36 +1,36 @@
 //! `compute/matmul`: the product of two matrices.
 
-use alknet_call::{Body, Ctx, OperationSpec, Output, Registration};
+use alknet_call::{CallBody, CallOutput, Ctx, OperationSpec, Registration};
 use alknet_compute_wire::limits::SIDE_MAX;
-use alknet_compute_wire::{Ask, Computed, Matmul, Matrix, Variant};
+use alknet_compute_wire::{ComputeRequest, KernelReply, KernelVariant, MatmulRequest, Matrix};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::Tail;
+use super::answer::BinaryTail;
 use super::{parse, register, schema};
-use crate::choose::{Kernel, Why};
+use crate::choose::{KernelKind, VariantReason};
 use crate::compute::Compute;
 use crate::error::{Error, Result};
-use crate::tensor::{Arg, Dtype, Kind};
-use crate::turn::{As, Operand};
+use crate::tensor::{ComputeDtype, TensorArg, TensorSpec};
+use crate::turn::{Operand, ResultForm};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Input {
+struct MatmulInput {
     a: Value,
     b: Value,
-    a_view: Option<View>,
-    b_view: Option<View>,
+    a_view: Option<MatrixViewInput>,
+    b_view: Option<MatrixViewInput>,
     #[serde(default)]
-    variant: Asked,
+    variant: VariantChoice,
     #[serde(rename = "as")]
-    wanted: Option<As>,
+    wanted: Option<ResultForm>,
 }
 
 /// A matrix inside a tensor, counted in elements.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct View {
+struct MatrixViewInput {
     #[serde(default)]
     offset: u64,
     shape: [u64; 2],
@@ -40,20 +40,20 @@ struct View {
 /// Which way the caller wants it.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Asked {
+pub(super) enum VariantChoice {
     #[default]
     Auto,
     Host,
     Wgsl,
 }
 
-impl Asked {
+impl VariantChoice {
     /// The variant, where the caller said one.
-    pub(super) const fn variant(self) -> Option<Variant> {
+    pub(super) const fn variant(self) -> Option<KernelVariant> {
         match self {
             Self::Auto => None,
-            Self::Host => Some(Variant::Host),
-            Self::Wgsl => Some(Variant::Wgsl),
+            Self::Host => Some(KernelVariant::Host),
+            Self::Wgsl => Some(KernelVariant::Wgsl),
         }
     }
 }
@@ -101,10 +101,10 @@ pub(super) fn operation(compute: &Compute) -> Registration {
     register(compute, spec, run)
 }
 
-async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
-    let input: Input = parse(&body)?;
-    let mut a = Arg::read(&body, &input.a)?;
-    let mut b = Arg::read(&body, &input.b)?;
+async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
+    let input: MatmulInput = parse(&body)?;
+    let mut a = TensorArg::read(&body, &input.a)?;
+    let mut b = TensorArg::read(&body, &input.b)?;
     let mut turn = compute.turn(&ctx).await?;
     turn.resolve(&mut [&mut a, &mut b]).await?;
     let a = matrix(turn.operand(a)?, input.a_view)?;
@@ -115,23 +115,28 @@ async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
             a.rows, a.columns, b.rows, b.columns
         )));
     }
-    let kind = Kind::new(Dtype::F32, vec![a.rows.into(), b.columns.into()])?;
+    let kind = TensorSpec::new(ComputeDtype::F32, vec![a.rows.into(), b.columns.into()])?;
     let operations = 2.0 * f64::from(a.rows) * f64::from(a.columns) * f64::from(b.columns);
     let (variant, why) = match input.variant.variant() {
-        Some(variant) => (variant, Why::Asked),
-        None => compute.choose(Kernel::Matmul, operations, turn.info()),
+        Some(variant) => (variant, VariantReason::Asked),
+        None => compute.choose(KernelKind::Matmul, operations, turn.info()),
     };
     let to = turn.sink(&kind, input.wanted)?;
-    let ask = Ask::Matmul(Matmul {
+    let ask = ComputeRequest::Matmul(MatmulRequest {
         a,
         b,
         variant,
         threads: compute.0.settings.threads,
         to,
     });
-    let done: Computed = turn.ask(&ask, None).await?;
-    compute.record(Kernel::Matmul, operations, variant, done.ms - done.jit_ms);
-    let mut tail = Tail::default();
+    let done: KernelReply = turn.ask(&ask, None).await?;
+    compute.record(
+        KernelKind::Matmul,
+        operations,
+        variant,
+        done.ms - done.jit_ms,
+    );
+    let mut tail = BinaryTail::default();
     let product = tail.tensor(&mut turn, to, &kind, done.bytes.as_ref())?;
     Ok(tail.into_output(json!({
         "product": product,
@@ -142,9 +147,9 @@ async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
     })))
 }
 
-fn matrix(operand: Operand, view: Option<View>) -> Result<Matrix> {
+fn matrix(operand: Operand, view: Option<MatrixViewInput>) -> Result<Matrix> {
     let Operand { source, kind } = operand;
-    if kind.dtype != Dtype::F32 {
+    if kind.dtype != ComputeDtype::F32 {
         let name = kind.dtype.name();
         return Err(Error::Dtype(format!("matrices are F32, not {name}")));
     }
@@ -165,14 +170,14 @@ fn matrix(operand: Operand, view: Option<View>) -> Result<Matrix> {
     })
 }
 
-fn whole(kind: &Kind) -> Result<View> {
+fn whole(kind: &TensorSpec) -> Result<MatrixViewInput> {
     let [rows, columns] = kind.shape[..] else {
         return Err(Error::Shape(format!(
             "a matrix has two dimensions, not {}; a view makes one of any tensor",
             kind.shape.len()
         )));
     };
-    Ok(View {
+    Ok(MatrixViewInput {
         offset: 0,
         shape: [rows, columns],
         strides: [i64::try_from(columns).unwrap_or(i64::MAX), 1],

@@ -1,34 +1,34 @@
 //! `compute/sha256`: many hashes at once.
 
-use alknet_call::{Body, Ctx, OperationSpec, Output, Registration};
+use alknet_call::{CallBody, CallOutput, Ctx, OperationSpec, Registration};
 use alknet_compute_wire::limits::MESSAGES_MAX;
-use alknet_compute_wire::{Ask, Computed, Sha256};
+use alknet_compute_wire::{ComputeRequest, KernelReply, Sha256Request};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::Tail;
-use super::matmul::Asked;
+use super::answer::BinaryTail;
+use super::matmul::VariantChoice;
 use super::{parse, register, schema};
-use crate::choose::{Kernel, Why};
+use crate::choose::{KernelKind, VariantReason};
 use crate::compute::Compute;
 use crate::error::{Error, Result};
-use crate::tenant::Data;
-use crate::tensor::{Arg, Dtype, Kind};
-use crate::turn::{As, Operand, Turn};
+use crate::tenant::UploadData;
+use crate::tensor::{ComputeDtype, TensorArg, TensorSpec};
+use crate::turn::{Operand, ResultForm, WorkerTurn};
 
 /// Bytes of a digest.
 const DIGEST: u64 = 32;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Input {
+struct Sha256Input {
     data: Value,
     offsets: Option<Value>,
     #[serde(default)]
-    variant: Asked,
+    variant: VariantChoice,
     #[serde(rename = "as")]
-    wanted: Option<As>,
+    wanted: Option<ResultForm>,
 }
 
 pub(super) fn operation(compute: &Compute) -> Registration {
@@ -58,18 +58,18 @@ pub(super) fn operation(compute: &Compute) -> Registration {
     register(compute, spec, run)
 }
 
-async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
-    let input: Input = parse(&body)?;
-    let mut data = Arg::read(&body, &input.data)?;
+async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
+    let input: Sha256Input = parse(&body)?;
+    let mut data = TensorArg::read(&body, &input.data)?;
     let offsets = input.offsets.as_ref();
     let mut offsets = offsets
-        .map(|offsets| Arg::read(&body, offsets))
+        .map(|offsets| TensorArg::read(&body, offsets))
         .transpose()?;
     let mut turn = compute.turn(&ctx).await?;
     let mut all: Vec<_> = [&mut data].into_iter().chain(&mut offsets).collect();
     turn.resolve(&mut all).await?;
     let data = turn.operand(data)?;
-    if data.kind.dtype != Dtype::U8 {
+    if data.kind.dtype != ComputeDtype::U8 {
         let name = data.kind.dtype.name();
         return Err(Error::Dtype(format!("messages are U8, not {name}")));
     }
@@ -78,22 +78,27 @@ async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
         None => rows(&mut turn, &data.kind)?,
     };
     let messages = messages(&offsets.kind)?;
-    let kind = Kind::new(Dtype::U8, vec![messages, DIGEST])?;
+    let kind = TensorSpec::new(ComputeDtype::U8, vec![messages, DIGEST])?;
     let operations = data.kind.bytes() as f64;
     let (variant, why) = match input.variant.variant() {
-        Some(variant) => (variant, Why::Asked),
-        None => compute.choose(Kernel::Sha256, operations, turn.info()),
+        Some(variant) => (variant, VariantReason::Asked),
+        None => compute.choose(KernelKind::Sha256, operations, turn.info()),
     };
     let to = turn.sink(&kind, input.wanted)?;
-    let ask = Ask::Sha256(Sha256 {
+    let ask = ComputeRequest::Sha256(Sha256Request {
         data: data.source,
         offsets: offsets.source,
         variant,
         to,
     });
-    let done: Computed = turn.ask(&ask, None).await?;
-    compute.record(Kernel::Sha256, operations, variant, done.ms - done.jit_ms);
-    let mut tail = Tail::default();
+    let done: KernelReply = turn.ask(&ask, None).await?;
+    compute.record(
+        KernelKind::Sha256,
+        operations,
+        variant,
+        done.ms - done.jit_ms,
+    );
+    let mut tail = BinaryTail::default();
     let digests = tail.tensor(&mut turn, to, &kind, done.bytes.as_ref())?;
     Ok(tail.into_output(json!({
         "digests": digests,
@@ -105,7 +110,7 @@ async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
 }
 
 /// Offsets where none are given: a message for each row, or one where there are no rows.
-fn rows(turn: &mut Turn, kind: &Kind) -> Result<Operand> {
+fn rows(turn: &mut WorkerTurn, kind: &TensorSpec) -> Result<Operand> {
     let (messages, each) = match kind.shape.len() {
         0 | 1 => (1, kind.bytes()),
         _ => (kind.shape[0], kind.row_bytes()),
@@ -118,14 +123,14 @@ fn rows(turn: &mut Turn, kind: &Kind) -> Result<Operand> {
         u32::try_from(row * each).unwrap_or(u32::MAX).to_le_bytes()
     });
     let bytes: Bytes = offsets.collect::<Vec<_>>().into();
-    let kind = Kind::new(Dtype::U32, vec![messages + 1])?;
-    let source = turn.source(Data::Bytes(bytes));
+    let kind = TensorSpec::new(ComputeDtype::U32, vec![messages + 1])?;
+    let source = turn.source(UploadData::Bytes(bytes));
     Ok(Operand { source, kind })
 }
 
 /// How many messages so many offsets make.
-fn messages(offsets: &Kind) -> Result<u64> {
-    if offsets.dtype != Dtype::U32 || offsets.shape.len() != 1 {
+fn messages(offsets: &TensorSpec) -> Result<u64> {
+    if offsets.dtype != ComputeDtype::U32 || offsets.shape.len() != 1 {
         return Err(Error::Dtype("offsets are U32 in one dimension".to_owned()));
     }
     let messages = offsets.shape[0].saturating_sub(1);

@@ -1,17 +1,17 @@
 //! `tensor/create`, `read`, `write`, `drop`: tensors that stay with the worker.
 
-use alknet_call::{OperationSpec, Output, Registration};
-use alknet_compute_wire::{Ask, Made, Source};
+use alknet_call::{CallOutput, OperationSpec, Registration};
+use alknet_compute_wire::{ByteSource, ComputeAck, ComputeRequest};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::Tail;
+use super::answer::BinaryTail;
 use super::{parse, register, schema};
 use crate::compute::Compute;
 use crate::error::{Error, Result};
 use crate::limits::READ_BYTES_MAX;
-use crate::tenant::Data;
-use crate::tensor::{self, Arg, Kind};
+use crate::tenant::UploadData;
+use crate::tensor::{self, TensorArg, TensorSpec};
 
 pub(super) fn operations(compute: &Compute) -> Vec<Registration> {
     vec![
@@ -33,7 +33,7 @@ fn object(required: &[&str], properties: Value) -> Value {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Create {
+struct TensorCreateInput {
     dtype: String,
     shape: Vec<u64>,
     from: Option<Value>,
@@ -56,10 +56,10 @@ fn create(compute: &Compute) -> Registration {
         .with_output(output)
         .with_scope("compute:run");
     register(compute, spec, |compute, body, ctx| async move {
-        let input: Create = parse(&body)?;
-        let kind = Kind::of(&input.dtype, input.shape)?;
+        let input: TensorCreateInput = parse(&body)?;
+        let kind = TensorSpec::from_parts(&input.dtype, input.shape)?;
         let from = input.from.as_ref();
-        let mut from = from.map(|from| Arg::read(&body, from)).transpose()?;
+        let mut from = from.map(|from| TensorArg::read(&body, from)).transpose()?;
         let mut turn = compute.turn(&ctx).await?;
         let mut all: Vec<_> = from.iter_mut().collect();
         turn.resolve(&mut all).await?;
@@ -69,23 +69,23 @@ fn create(compute: &Compute) -> Registration {
                 same(&kind, &from.kind)?;
                 from.source
             }
-            None => Source::Zero(kind.bytes()),
+            None => ByteSource::Zero(kind.bytes()),
         };
         let number = turn.number(&kind)?;
-        let ask = Ask::Create {
+        let ask = ComputeRequest::Create {
             buffer: number,
             from: source,
         };
-        let Made {} = turn.ask(&ask, None).await?;
+        let ComputeAck {} = turn.ask(&ask, None).await?;
         let made = turn.keep(number, &kind)?;
-        Ok(Output::Value(json!({
+        Ok(CallOutput::Value(json!({
             "handle": made["handle"], "expires_ms": made["expires_ms"],
         })))
     })
 }
 
 /// Elements are copied as they are, in whichever shape.
-fn same(kind: &Kind, from: &Kind) -> Result<()> {
+fn same(kind: &TensorSpec, from: &TensorSpec) -> Result<()> {
     if kind.dtype != from.dtype {
         let (to, from) = (kind.dtype.name(), from.dtype.name());
         return Err(Error::Dtype(format!("a tensor of {to} from one of {from}")));
@@ -101,7 +101,7 @@ fn same(kind: &Kind, from: &Kind) -> Result<()> {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Read {
+struct TensorReadInput {
     handle: String,
     rows: Option<[u64; 2]>,
 }
@@ -123,7 +123,7 @@ fn read(compute: &Compute) -> Registration {
         .with_output(output)
         .with_scope("compute:run");
     register(compute, spec, |compute, body, ctx| async move {
-        let input: Read = parse(&body)?;
+        let input: TensorReadInput = parse(&body)?;
         let mut turn = compute.turn(&ctx).await?;
         let (buffer, kind) = turn.find(&input.handle)?;
         let (offset, part) = kind.rows(input.rows)?;
@@ -133,7 +133,7 @@ fn read(compute: &Compute) -> Registration {
                 "{len} bytes; at most {READ_BYTES_MAX} are read at once, by rows"
             )));
         }
-        let ask = Ask::Read {
+        let ask = ComputeRequest::Read {
             buffer,
             offset,
             len,
@@ -142,7 +142,7 @@ fn read(compute: &Compute) -> Registration {
         if bytes.len() as u64 != len {
             return Err(Error::Internal("a tensor of another length".to_owned()));
         }
-        let mut tail = Tail::default();
+        let mut tail = BinaryTail::default();
         let answer = json!({
             "dtype": part.dtype.name(), "shape": part.shape, "bytes": tail.add(&bytes),
         });
@@ -152,7 +152,7 @@ fn read(compute: &Compute) -> Registration {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Write {
+struct TensorWriteInput {
     handle: String,
     rows: Option<[u64; 2]>,
     bytes: Value,
@@ -170,7 +170,7 @@ fn write(compute: &Compute) -> Registration {
         .with_output(json!({ "type": "object" }))
         .with_scope("compute:run");
     register(compute, spec, |compute, body, ctx| async move {
-        let input: Write = parse(&body)?;
+        let input: TensorWriteInput = parse(&body)?;
         let bytes = tensor::bytes(&body, &input.bytes, usize::MAX)?;
         let mut turn = compute.turn(&ctx).await?;
         let (buffer, kind) = turn.find(&input.handle)?;
@@ -184,20 +184,20 @@ fn write(compute: &Compute) -> Registration {
                 part.bytes()
             )));
         }
-        let from = turn.source(Data::Bytes(bytes));
-        let ask = Ask::Write {
+        let from = turn.source(UploadData::Bytes(bytes));
+        let ask = ComputeRequest::Write {
             buffer,
             offset,
             from,
         };
-        let Made {} = turn.ask(&ask, None).await?;
-        Ok(Output::Value(json!({})))
+        let ComputeAck {} = turn.ask(&ask, None).await?;
+        Ok(CallOutput::Value(json!({})))
     })
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Drop {
+struct TensorDropInput {
     handle: String,
 }
 
@@ -208,9 +208,9 @@ fn drop_handle(compute: &Compute) -> Registration {
         .with_output(json!({ "type": "object" }))
         .with_scope("compute:run");
     register(compute, spec, |compute, body, ctx| async move {
-        let input: Drop = parse(&body)?;
+        let input: TensorDropInput = parse(&body)?;
         let mut turn = compute.turn(&ctx).await?;
         turn.drop_handle(&input.handle).await?;
-        Ok(Output::Value(json!({})))
+        Ok(CallOutput::Value(json!({})))
     })
 }

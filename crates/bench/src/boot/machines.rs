@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use alknet_image::Form;
+use alknet_image::ImageForm;
 use alknet_qemu::{Accel, MachineKind, Vm, VmBuilder};
 
-use super::{Case, Cost, DEBIAN_CMDLINE, MEGA};
+use super::{BootCase, BootCost, DEBIAN_CMDLINE, MEGA};
 use crate::empty;
 use alknet_tasks::binary;
-use alknet_tasks::context::Context;
-use alknet_tasks::driver::Selection;
-use alknet_tasks::failure::{Failure, Result};
-use alknet_tasks::image::{self, Image};
-use alknet_tasks::kernel::{self, Kernel};
-use alknet_tasks::node::{self, Cli, Machine, Reached};
+use alknet_tasks::context::XtaskContext;
+use alknet_tasks::driver::DriverSelection;
+use alknet_tasks::failure::{Result, TaskError};
+use alknet_tasks::image::{self, ImageFiles};
+use alknet_tasks::kernel::{self, KernelFiles};
+use alknet_tasks::node::{self, MachineType, NodeCli, ReachableNode};
 use alknet_tasks::sources;
 
 /// Longest wait for the empty init, on a processor that runs guests itself.
@@ -27,43 +27,43 @@ const EMPTY_WITHIN: Duration = Duration::from_secs(9);
 const DEBIAN_ATTEMPTS: u32 = 3;
 
 /// Everything the runs need, made once.
-pub(super) struct Bench {
-    pub(super) kernel: Kernel,
+pub(super) struct BootBench {
+    pub(super) kernel: KernelFiles,
     pub(super) debian: PathBuf,
     pub(super) scratch: tempfile::TempDir,
-    pub(super) cli: Cli,
+    pub(super) cli: NodeCli,
     /// As it is shipped.
-    pub(super) usual: Ours,
+    pub(super) usual: AlknetBuild,
     /// The same without any driver for GPUs.
-    pub(super) bare: Ours,
+    pub(super) bare: AlknetBuild,
     empty: PathBuf,
     admin: String,
 }
 
 /// The one binary, and the forms of the image with it.
-pub(super) struct Ours {
+pub(super) struct AlknetBuild {
     pub(super) binary: PathBuf,
-    pub(super) image: Image,
+    pub(super) image: ImageFiles,
 }
 
-impl Ours {
-    fn prepare(cx: &Context, kernel: &Kernel, drivers: &Selection) -> Result<Self> {
+impl AlknetBuild {
+    fn prepare(cx: &XtaskContext, kernel: &KernelFiles, drivers: &DriverSelection) -> Result<Self> {
         let binary = binary::whole(cx, drivers)?;
-        let forms = [Form::Direct, Form::Erofs, Form::Uki];
+        let forms = [ImageForm::Direct, ImageForm::Erofs, ImageForm::Uki];
         let image = image::ensure(cx, kernel, &binary, &forms)?;
         Ok(Self { binary, image })
     }
 }
 
-impl Bench {
-    pub(super) fn prepare(cx: &Context) -> Result<Self> {
+impl BootBench {
+    pub(super) fn prepare(cx: &XtaskContext) -> Result<Self> {
         let scratch =
-            tempfile::tempdir().map_err(Failure::io("make a folder for the benchmark"))?;
+            tempfile::tempdir().map_err(TaskError::io("make a folder for the benchmark"))?;
         let kernel = kernel::ensure(cx)?;
         // The usual one last: its program for GPUs is what stays linked.
-        let bare = Ours::prepare(cx, &kernel, &Selection::none())?;
-        let usual = Ours::prepare(cx, &kernel, &Selection::usual())?;
-        let cli = Cli::new(&usual.binary, Some(&scratch.path().join("cli")));
+        let bare = AlknetBuild::prepare(cx, &kernel, &DriverSelection::none())?;
+        let usual = AlknetBuild::prepare(cx, &kernel, &DriverSelection::usual())?;
+        let cli = NodeCli::new(&usual.binary, Some(&scratch.path().join("cli")));
         Ok(Self {
             debian: sources::obtain(cx, "debian-cloud-kernel")?.path,
             empty: empty::initramfs(scratch.path())?,
@@ -76,11 +76,11 @@ impl Bench {
         })
     }
 
-    pub(super) fn boot_at_last(&self, case: Case, counted: bool) -> Result<Cost> {
+    pub(super) fn boot_at_last(&self, case: BootCase, counted: bool) -> Result<BootCost> {
         let mut attempt = 1;
         loop {
             match self.boot(case, counted) {
-                Err(error) if case == Case::Debian && attempt < DEBIAN_ATTEMPTS => {
+                Err(error) if case == BootCase::Debian && attempt < DEBIAN_ATTEMPTS => {
                     eprintln!("{case:?} again: {error}");
                 }
                 result => return result,
@@ -89,7 +89,7 @@ impl Bench {
         }
     }
 
-    fn boot(&self, case: Case, counted: bool) -> Result<Cost> {
+    fn boot(&self, case: BootCase, counted: bool) -> Result<BootCost> {
         let builder = self.builder(case)?.accel(Accel::Tcg);
         let builder = if counted {
             builder.count_instructions()
@@ -99,35 +99,40 @@ impl Bench {
         let started = Instant::now();
         let mut vm = builder.start()?;
         let cost = match case {
-            Case::Q35 | Case::Microvm | Case::Q35Bare | Case::MicrovmBare => {
+            BootCase::Q35 | BootCase::Microvm | BootCase::Q35Bare | BootCase::MicrovmBare => {
                 self.answered(&vm, started)?
             }
-            Case::Debian | Case::MicrovmEmpty | Case::Q35Empty => reached_empty(&vm)?,
+            BootCase::Debian | BootCase::MicrovmEmpty | BootCase::Q35Empty => reached_empty(&vm)?,
         };
         vm.cut_power()?;
         Ok(cost)
     }
 
-    fn builder(&self, case: Case) -> Result<VmBuilder> {
+    fn builder(&self, case: BootCase) -> Result<VmBuilder> {
         match case {
-            Case::Q35 => self.ours(&self.usual, Form::Direct, Machine::Q35),
-            Case::Microvm => self.ours(&self.usual, Form::Erofs, Machine::Microvm),
-            Case::Q35Bare => self.ours(&self.bare, Form::Direct, Machine::Q35),
-            Case::MicrovmBare => self.ours(&self.bare, Form::Erofs, Machine::Microvm),
-            Case::Q35Empty => {
+            BootCase::Q35 => self.ours(&self.usual, ImageForm::Direct, MachineType::Q35),
+            BootCase::Microvm => self.ours(&self.usual, ImageForm::Erofs, MachineType::Microvm),
+            BootCase::Q35Bare => self.ours(&self.bare, ImageForm::Direct, MachineType::Q35),
+            BootCase::MicrovmBare => self.ours(&self.bare, ImageForm::Erofs, MachineType::Microvm),
+            BootCase::Q35Empty => {
                 let kernel = &self.kernel.bzimage;
                 Ok(self.with_empty(MachineKind::Q35, kernel, image::CMDLINE))
             }
-            Case::MicrovmEmpty => {
+            BootCase::MicrovmEmpty => {
                 let kernel = &self.kernel.vmlinux;
                 Ok(self.with_empty(MachineKind::Microvm, kernel, image::CMDLINE))
             }
-            Case::Debian => Ok(self.with_empty(MachineKind::Q35, &self.debian, DEBIAN_CMDLINE)),
+            BootCase::Debian => Ok(self.with_empty(MachineKind::Q35, &self.debian, DEBIAN_CMDLINE)),
         }
     }
 
     /// Our image as it is shipped, without a data disk.
-    pub(super) fn ours(&self, ours: &Ours, form: Form, machine: Machine) -> Result<VmBuilder> {
+    pub(super) fn ours(
+        &self,
+        ours: &AlknetBuild,
+        form: ImageForm,
+        machine: MachineType,
+    ) -> Result<VmBuilder> {
         let builder = node::builder(&ours.image, &self.kernel, form, machine, &self.admin)?;
         let document = format!("{}stateless = true\n", node::config(&self.admin));
         Ok(builder.config(document))
@@ -140,10 +145,10 @@ impl Bench {
             .append(line)
     }
 
-    fn answered(&self, vm: &Vm, started: Instant) -> Result<Cost> {
+    fn answered(&self, vm: &Vm, started: Instant) -> Result<BootCost> {
         let node = node::wait_ready(vm)?;
         self.cli.call(&node, "node/info")?;
-        Ok(Cost {
+        Ok(BootCost {
             cpu_s: vm.cpu_time().unwrap_or_default().as_secs_f64(),
             wall_s: started.elapsed().as_secs_f64(),
             minsn: vm.instructions().map(|count| count as f64 / MEGA),
@@ -153,15 +158,15 @@ impl Bench {
     /// The same node on the host: from its start to its first answer.
     pub(super) fn host_ms(&self) -> Result<f64> {
         let state = tempfile::tempdir_in(self.scratch.path())
-            .map_err(Failure::io("make a state folder"))?;
-        let own = Cli::at(&self.usual.binary, state.path());
+            .map_err(TaskError::io("make a state folder"))?;
+        let own = NodeCli::at(&self.usual.binary, state.path());
         // The identity is made once in a node's life, not at each start: the first one is not
         // measured.
         self.serve_and_call(&own)?;
         Ok(self.serve_and_call(&own)?.as_secs_f64() * 1e3)
     }
 
-    fn serve_and_call(&self, own: &Cli) -> Result<Duration> {
+    fn serve_and_call(&self, own: &NodeCli) -> Result<Duration> {
         let mut serve = own.command("serve");
         serve.args(["--json", "--port", "0", "--listen", "127.0.0.1"]);
         serve.args(["--admin", &self.admin]);
@@ -171,13 +176,13 @@ impl Bench {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
-        let mut child = Ended(child.map_err(Failure::io("start the node"))?);
+        let mut child = ChildGuard(child.map_err(TaskError::io("start the node"))?);
         let mut line = String::new();
         if let Some(said) = child.0.stdout.take() {
             let read = BufReader::new(said).read_line(&mut line);
-            read.map_err(Failure::io("read what the node says"))?;
+            read.map_err(TaskError::io("read what the node says"))?;
         }
-        let node = Reached::of_serve(&line).ok_or_else(|| Failure::Step {
+        let node = ReachableNode::of_serve(&line).ok_or_else(|| TaskError::Step {
             what: "starting the node".into(),
             how: format!("it says no target: '{}'", line.trim()),
             log: None,
@@ -187,7 +192,7 @@ impl Bench {
     }
 }
 
-fn reached_empty(vm: &Vm) -> Result<Cost> {
+fn reached_empty(vm: &Vm) -> Result<BootCost> {
     vm.wait_for(empty::SAYS, EMPTY_WITHIN)?;
     // The stamp of the line, not of now: the machine went on meanwhile.
     vm.wait_for("\n", EMPTY_WITHIN)?;
@@ -202,7 +207,7 @@ fn reached_empty(vm: &Vm) -> Result<Cost> {
         },
         |line| (line.cpu, line.at, line.instructions),
     );
-    Ok(Cost {
+    Ok(BootCost {
         cpu_s: cpu.as_secs_f64(),
         wall_s: wall.as_secs_f64(),
         minsn: count.map(|count| count as f64 / MEGA),
@@ -210,9 +215,9 @@ fn reached_empty(vm: &Vm) -> Result<Cost> {
 }
 
 /// A process that is ended and waited for when this is dropped.
-struct Ended(Child);
+struct ChildGuard(Child);
 
-impl Drop for Ended {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         // It may have ended by itself, which is just as well.
         drop(self.0.kill());

@@ -4,14 +4,14 @@
 //! loaded the host is; wall time stands beside them. Counting instructions slows the guest and
 //! changes its clock, so those are runs of their own.
 
-mod held;
 mod machines;
+mod memory;
 
 use std::collections::BTreeMap;
 
-use self::machines::Bench;
-use super::rows::{Goal, Row, median};
-use alknet_tasks::context::Context;
+use self::machines::BootBench;
+use super::rows::{BenchRow, Goal, median};
+use alknet_tasks::context::XtaskContext;
 use alknet_tasks::failure::Result;
 
 /// Name of this benchmark in rows.
@@ -42,7 +42,7 @@ mod goals {
 
 /// One thing that is booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Case {
+enum BootCase {
     /// Our image on q35, to the answered call.
     Q35,
     /// Our image on microvm, to the answered call.
@@ -59,28 +59,28 @@ enum Case {
     Debian,
 }
 
-const CASES: [Case; 7] = [
-    Case::Q35,
-    Case::Q35Bare,
-    Case::Debian,
-    Case::Microvm,
-    Case::MicrovmBare,
-    Case::Q35Empty,
-    Case::MicrovmEmpty,
+const CASES: [BootCase; 7] = [
+    BootCase::Q35,
+    BootCase::Q35Bare,
+    BootCase::Debian,
+    BootCase::Microvm,
+    BootCase::MicrovmBare,
+    BootCase::Q35Empty,
+    BootCase::MicrovmEmpty,
 ];
 
 /// What one boot cost.
 #[derive(Clone, Copy, Debug)]
-struct Cost {
+struct BootCost {
     cpu_s: f64,
     wall_s: f64,
     minsn: Option<f64>,
 }
 
 /// Measures every case in turn, as often as asked.
-pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
-    let bench = Bench::prepare(cx)?;
-    let mut costs: BTreeMap<Case, Vec<Cost>> = BTreeMap::new();
+pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
+    let bench = BootBench::prepare(cx)?;
+    let mut costs: BTreeMap<BootCase, Vec<BootCost>> = BTreeMap::new();
     let mut host_ms = Vec::new();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds} ...");
@@ -96,7 +96,7 @@ pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
     }
     let mut rows = cost_rows(&costs);
     rows.push(
-        Row::lower(
+        BenchRow::lower(
             BENCH,
             "host: node start to answered call",
             "ms wall",
@@ -109,18 +109,18 @@ pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn cost_rows(costs: &BTreeMap<Case, Vec<Cost>>) -> Vec<Row> {
-    let plain = |case: Case, what: fn(&Cost) -> f64| {
+fn cost_rows(costs: &BTreeMap<BootCase, Vec<BootCost>>) -> Vec<BenchRow> {
+    let plain = |case: BootCase, what: fn(&BootCost) -> f64| {
         let all = costs.get(&case).into_iter().flatten();
         median(all.filter(|cost| cost.minsn.is_none()).map(what).collect())
     };
-    let counted = |case: Case| {
+    let counted = |case: BootCase| {
         let all = costs.get(&case).into_iter().flatten();
         median(all.filter_map(|cost| cost.minsn).collect())
     };
     let cpu = |case| plain(case, |cost| cost.cpu_s);
     let wall = |case| plain(case, |cost| cost.wall_s);
-    let row = |case: &str, unit, ours| Row::lower(BENCH, case, unit, ours);
+    let row = |case: &str, unit, ours| BenchRow::lower(BENCH, case, unit, ours);
     let beside = |what: &str, ours, name: &'static str, peer| {
         [
             row(what, "CPU s", cpu(ours)).beside(name, cpu(peer)),
@@ -129,28 +129,28 @@ fn cost_rows(costs: &BTreeMap<Case, Vec<Cost>>) -> Vec<Row> {
     };
     let answered = "q35: power-on to answered call";
     let goal = Goal::Ratio(goals::Q35_OF_DEBIAN);
-    let mut rows: Vec<Row> = beside(answered, Case::Q35, DEBIAN, Case::Debian)
+    let mut rows: Vec<BenchRow> = beside(answered, BootCase::Q35, DEBIAN, BootCase::Debian)
         .map(|row| row.goal(goal))
         .into();
-    rows.push(row(answered, "s wall", wall(Case::Q35)).beside(DEBIAN, wall(Case::Debian)));
+    rows.push(row(answered, "s wall", wall(BootCase::Q35)).beside(DEBIAN, wall(BootCase::Debian)));
     for (what, ours, name, peer) in [
         (
             "q35: what the driver costs",
-            Case::Q35,
+            BootCase::Q35,
             WITHOUT,
-            Case::Q35Bare,
+            BootCase::Q35Bare,
         ),
         (
             "microvm: what the driver costs",
-            Case::Microvm,
+            BootCase::Microvm,
             WITHOUT,
-            Case::MicrovmBare,
+            BootCase::MicrovmBare,
         ),
         (
             "q35: power-on to empty init",
-            Case::Q35Empty,
+            BootCase::Q35Empty,
             DEBIAN,
-            Case::Debian,
+            BootCase::Debian,
         ),
     ] {
         rows.extend(beside(what, ours, name, peer));
@@ -160,12 +160,12 @@ fn cost_rows(costs: &BTreeMap<Case, Vec<Cost>>) -> Vec<Row> {
         "microvm: power-on to empty init",
     );
     rows.extend([
-        row(answered, "CPU s", cpu(Case::Microvm)).goal(Goal::Ours(goals::MICROVM_CPU_S)),
-        row(answered, "M instructions", counted(Case::Microvm))
+        row(answered, "CPU s", cpu(BootCase::Microvm)).goal(Goal::Ours(goals::MICROVM_CPU_S)),
+        row(answered, "M instructions", counted(BootCase::Microvm))
             .goal(Goal::Ours(goals::MICROVM_MINSN)),
-        row(answered, "s wall", wall(Case::Microvm)),
-        row(empty, "CPU s", cpu(Case::MicrovmEmpty)),
-        row(empty, "M instructions", counted(Case::MicrovmEmpty))
+        row(answered, "s wall", wall(BootCase::Microvm)),
+        row(empty, "CPU s", cpu(BootCase::MicrovmEmpty)),
+        row(empty, "M instructions", counted(BootCase::MicrovmEmpty))
             .goal(Goal::Ours(goals::INIT_MINSN)),
     ]);
     rows
@@ -177,12 +177,12 @@ mod tests {
 
     #[test]
     fn counted_and_plain_runs_are_kept_apart() {
-        let cost = |cpu_s, minsn| Cost {
+        let cost = |cpu_s, minsn| BootCost {
             cpu_s,
             wall_s: 1.0,
             minsn,
         };
-        let all: Vec<Cost> = vec![cost(1.0, None), cost(9.0, Some(100.0))];
+        let all: Vec<BootCost> = vec![cost(1.0, None), cost(9.0, Some(100.0))];
         let rows = cost_rows(&CASES.map(|case| (case, all.clone())).into());
         let of = |unit: &str| rows.iter().find(|row| row.unit == unit).expect("measured");
         assert_eq!(of("CPU s").ours, 1.0);

@@ -25,10 +25,10 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::measure::{Plan, Sample, failed, load};
-use super::sides::{HOST, Keys, Sides};
+use super::measure::{LoadPlan, LoadSample, failed, load};
+use super::sides::{BenchKeys, HOST, SideRuntimes};
 use super::{BULK_BYTES, ITEM_BYTES, spread};
-use alknet_tasks::failure::{Failure, Result};
+use alknet_tasks::failure::{Result, TaskError};
 
 const ALPN: &[u8] = b"h2";
 const ECHO: &str = "/bench.Bench/Echo";
@@ -44,12 +44,12 @@ const TAG: u8 = 0x0a;
 
 /// `message Message { bytes data = 1; }`
 #[derive(Clone, Debug, Default)]
-struct Message {
+struct GrpcMessage {
     data: Bytes,
 }
 
-impl Message {
-    fn of(bytes: usize) -> Self {
+impl GrpcMessage {
+    fn with_len(bytes: usize) -> Self {
         Self {
             data: vec![b'x'; bytes].into(),
         }
@@ -57,11 +57,11 @@ impl Message {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Plain;
+struct GrpcCodec;
 
-impl Codec for Plain {
-    type Encode = Message;
-    type Decode = Message;
+impl Codec for GrpcCodec {
+    type Encode = GrpcMessage;
+    type Decode = GrpcMessage;
     type Encoder = Self;
     type Decoder = Self;
 
@@ -74,11 +74,15 @@ impl Codec for Plain {
     }
 }
 
-impl Encoder for Plain {
-    type Item = Message;
+impl Encoder for GrpcCodec {
+    type Item = GrpcMessage;
     type Error = Status;
 
-    fn encode(&mut self, item: Message, to: &mut EncodeBuf<'_>) -> std::result::Result<(), Status> {
+    fn encode(
+        &mut self,
+        item: GrpcMessage,
+        to: &mut EncodeBuf<'_>,
+    ) -> std::result::Result<(), Status> {
         to.reserve(item.data.len() + 6);
         to.put_u8(TAG);
         let mut left = item.data.len();
@@ -92,11 +96,14 @@ impl Encoder for Plain {
     }
 }
 
-impl Decoder for Plain {
-    type Item = Message;
+impl Decoder for GrpcCodec {
+    type Item = GrpcMessage;
     type Error = Status;
 
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> std::result::Result<Option<Message>, Status> {
+    fn decode(
+        &mut self,
+        from: &mut DecodeBuf<'_>,
+    ) -> std::result::Result<Option<GrpcMessage>, Status> {
         let wrong = || Status::internal("not the one message there is");
         if from.remaining() < 2 || from.get_u8() != TAG {
             return Err(wrong());
@@ -117,17 +124,17 @@ impl Decoder for Plain {
             return Err(wrong());
         }
         let data = from.copy_to_bytes(length);
-        Ok(Some(Message { data }))
+        Ok(Some(GrpcMessage { data }))
     }
 }
 
 /// What a generated server would be: a method for each path.
 #[derive(Clone)]
-struct Methods {
-    bulk: Message,
+struct GrpcMethods {
+    bulk: GrpcMessage,
 }
 
-impl Service<http::Request<Body>> for Methods {
+impl Service<http::Request<Body>> for GrpcMethods {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<Self::Response, Infallible>;
@@ -140,24 +147,24 @@ impl Service<http::Request<Body>> for Methods {
         let repeated = match request.uri().path() {
             ECHO => {
                 return Box::pin(async move {
-                    let mut grpc = tonic::server::Grpc::new(Plain);
-                    Ok(grpc.unary(Echo, request).await)
+                    let mut grpc = tonic::server::Grpc::new(GrpcCodec);
+                    Ok(grpc.unary(GrpcEcho, request).await)
                 });
             }
             BULK => self.bulk.clone(),
-            _ => Message::of(ITEM_BYTES),
+            _ => GrpcMessage::with_len(ITEM_BYTES),
         };
         Box::pin(async move {
-            let mut grpc = tonic::server::Grpc::new(Plain);
-            Ok(grpc.server_streaming(Repeat(repeated), request).await)
+            let mut grpc = tonic::server::Grpc::new(GrpcCodec);
+            Ok(grpc.server_streaming(GrpcRepeat(repeated), request).await)
         })
     }
 }
 
-struct Echo;
+struct GrpcEcho;
 
-impl Service<Request<Message>> for Echo {
-    type Response = Response<Message>;
+impl Service<Request<GrpcMessage>> for GrpcEcho {
+    type Response = Response<GrpcMessage>;
     type Error = Status;
     type Future = BoxFuture<Self::Response, Status>;
 
@@ -165,22 +172,22 @@ impl Service<Request<Message>> for Echo {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Message>) -> Self::Future {
+    fn call(&mut self, request: Request<GrpcMessage>) -> Self::Future {
         Box::pin(async move { Ok(Response::new(request.into_inner())) })
     }
 }
 
 /// Answers with one message, for ever.
-struct Repeat(Message);
+struct GrpcRepeat(GrpcMessage);
 
-type Messages = BoxStream<'static, std::result::Result<Message, Status>>;
+type Messages = BoxStream<'static, std::result::Result<GrpcMessage, Status>>;
 
-impl tonic::server::ServerStreamingService<Message> for Repeat {
-    type Response = Message;
+impl tonic::server::ServerStreamingService<GrpcMessage> for GrpcRepeat {
+    type Response = GrpcMessage;
     type ResponseStream = Messages;
     type Future = BoxFuture<Response<Messages>, Status>;
 
-    fn call(&mut self, _request: Request<Message>) -> Self::Future {
+    fn call(&mut self, _request: Request<GrpcMessage>) -> Self::Future {
         let message = self.0.clone();
         Box::pin(async move {
             let messages: Messages = Box::pin(stream::repeat_with(move || Ok(message.clone())));
@@ -190,15 +197,15 @@ impl tonic::server::ServerStreamingService<Message> for Repeat {
 }
 
 /// A TLS connection as tonic's server takes it.
-struct Secured(server::TlsStream<TcpStream>);
+struct GrpcTlsStream(server::TlsStream<TcpStream>);
 
-impl Connected for Secured {
+impl Connected for GrpcTlsStream {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}
 }
 
-impl AsyncRead for Secured {
+impl AsyncRead for GrpcTlsStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -208,7 +215,7 @@ impl AsyncRead for Secured {
     }
 }
 
-impl AsyncWrite for Secured {
+impl AsyncWrite for GrpcTlsStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -239,12 +246,12 @@ impl AsyncWrite for Secured {
 }
 
 /// A tonic server that is up.
-pub(super) struct Tonic {
+pub(super) struct TonicServer {
     address: SocketAddr,
 }
 
-impl Tonic {
-    pub(super) fn start(sides: &Sides, keys: &Keys) -> Result<Self> {
+impl TonicServer {
+    pub(super) fn start(sides: &SideRuntimes, keys: &BenchKeys) -> Result<Self> {
         let acceptor = TlsAcceptor::from(keys.server_config(ALPN)?);
         let listener = sides.server.block_on(TcpListener::bind((HOST, 0)));
         let listener = listener.map_err(failed("binding a port"))?;
@@ -252,11 +259,11 @@ impl Tonic {
         let (arrived, arrivals) = mpsc::channel(64);
         sides.server.spawn(accept(listener, acceptor, arrived));
         let incoming = stream::unfold(arrivals, |mut arrivals| async {
-            let secured: Secured = arrivals.recv().await?;
+            let secured: GrpcTlsStream = arrivals.recv().await?;
             Some((Ok::<_, io::Error>(secured), arrivals))
         });
-        let methods = Methods {
-            bulk: Message::of(BULK_BYTES),
+        let methods = GrpcMethods {
+            bulk: GrpcMessage::with_len(BULK_BYTES),
         };
         let serving = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -267,13 +274,13 @@ impl Tonic {
     }
 
     /// A channel for each key.
-    pub(super) async fn connect(&self, keys: &Keys) -> Result<Channels> {
+    pub(super) async fn connect(&self, keys: &BenchKeys) -> Result<GrpcChannels> {
         let mut channels = Vec::new();
         for key in &keys.clients {
             let (config, name) = keys.client_config(key, ALPN)?;
             let connector = TlsConnector::from(Arc::new(config));
             let address = self.address;
-            let connect = Connect(move |_: Uri| {
+            let connect = GrpcConnector(move |_: Uri| {
                 let (connector, name) = (connector.clone(), name.clone());
                 Box::pin(async move {
                     let tcp = TcpStream::connect(address).await?;
@@ -288,19 +295,23 @@ impl Tonic {
                 .await;
             channels.push(channel.map_err(failed("dialling tonic"))?);
         }
-        Ok(Channels(channels))
+        Ok(GrpcChannels(channels))
     }
 }
 
-async fn accept(listener: TcpListener, acceptor: TlsAcceptor, arrived: mpsc::Sender<Secured>) {
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    arrived: mpsc::Sender<GrpcTlsStream>,
+) {
     while let Ok((tcp, _)) = listener.accept().await {
         let (acceptor, arrived) = (acceptor.clone(), arrived.clone());
         tokio::spawn(async move {
             if tcp.set_nodelay(true).is_ok()
                 && let Ok(tls) = acceptor.accept(tcp).await
             {
-                // Nobody takes it once the server is gone.
-                let _ = arrived.send(Secured(tls)).await;
+                // Once the server is gone, the receiver is too.
+                let _ = arrived.send(GrpcTlsStream(tls)).await;
             }
         });
     }
@@ -308,9 +319,9 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, arrived: mpsc::Sen
 
 /// A function that connects, as a service.
 #[derive(Clone)]
-struct Connect<F>(F);
+struct GrpcConnector<F>(F);
 
-impl<F, T> Service<Uri> for Connect<F>
+impl<F, T> Service<Uri> for GrpcConnector<F>
 where
     F: FnMut(Uri) -> BoxFuture<T, io::Error>,
 {
@@ -328,19 +339,26 @@ where
 }
 
 /// Connections to the tonic server.
-pub(super) struct Channels(Vec<Channel>);
+pub(super) struct GrpcChannels(Vec<Channel>);
 
-impl Channels {
-    /// Calls in a closed loop, as [`Clients::unary`](super::node::Clients::unary) does.
-    pub(super) async fn unary(&self, plan: Plan, bytes: usize, in_flight: usize) -> Result<Sample> {
+impl GrpcChannels {
+    /// Calls in a closed loop, as [`CallClients::unary`](super::node::CallClients::unary) does.
+    pub(super) async fn unary(
+        &self,
+        plan: LoadPlan,
+        bytes: usize,
+        in_flight: usize,
+    ) -> Result<LoadSample> {
         let workers = spread(&self.0, in_flight, |channel| {
-            (channel.clone(), Message::of(bytes))
+            (channel.clone(), GrpcMessage::with_len(bytes))
         });
         load(plan, workers, |(channel, message)| async move {
             let mut grpc = tonic::client::Grpc::new(channel.clone());
             grpc.ready().await.map_err(failed("calling tonic"))?;
             let path = PathAndQuery::from_static(ECHO);
-            let answer = grpc.unary(Request::new(message.clone()), path, Plain).await;
+            let answer = grpc
+                .unary(Request::new(message.clone()), path, GrpcCodec)
+                .await;
             let answer = answer.map_err(failed("calling tonic"))?.into_inner();
             debug_assert_eq!(answer.data.len(), message.data.len());
             Ok(((channel, message), 1))
@@ -349,7 +367,7 @@ impl Channels {
     }
 
     /// Reads small messages of one stream.
-    pub(super) async fn items(&self, plan: Plan) -> Result<Sample> {
+    pub(super) async fn items(&self, plan: LoadPlan) -> Result<LoadSample> {
         load(
             plan,
             vec![self.stream(ITEMS).await?],
@@ -362,7 +380,7 @@ impl Channels {
     }
 
     /// Reads large messages of one stream; units are bytes.
-    pub(super) async fn bulk(&self, plan: Plan) -> Result<Sample> {
+    pub(super) async fn bulk(&self, plan: LoadPlan) -> Result<LoadSample> {
         load(
             plan,
             vec![self.stream(BULK).await?],
@@ -374,18 +392,18 @@ impl Channels {
         .await
     }
 
-    async fn stream(&self, path: &'static str) -> Result<Streaming<Message>> {
+    async fn stream(&self, path: &'static str) -> Result<Streaming<GrpcMessage>> {
         let mut grpc = tonic::client::Grpc::new(self.0[0].clone());
         grpc.ready().await.map_err(failed("calling tonic"))?;
         let path = PathAndQuery::from_static(path);
-        let request = Request::new(Message::default());
-        let answer = grpc.server_streaming(request, path, Plain).await;
+        let request = Request::new(GrpcMessage::default());
+        let answer = grpc.server_streaming(request, path, GrpcCodec).await;
         Ok(answer.map_err(failed("calling tonic"))?.into_inner())
     }
 }
 
-async fn next(messages: &mut Streaming<Message>) -> Result<Message> {
-    let ended = || Failure::Step {
+async fn next(messages: &mut Streaming<GrpcMessage>) -> Result<GrpcMessage> {
+    let ended = || TaskError::Step {
         what: "reading messages".to_owned(),
         how: "the stream ended".to_owned(),
         log: None,

@@ -8,13 +8,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::super::rows::median;
-use alknet_tasks::failure::{Failure, Result};
+use alknet_tasks::failure::{Result, TaskError};
 
 const MEGA: f64 = 1e6;
 
 /// How long each case is loaded.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct LoadPlan {
     /// Before anything counts.
     pub(crate) warm_up: Duration,
     /// While everything counts.
@@ -23,7 +23,7 @@ pub(crate) struct Plan {
 
 /// What one case did in one round.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample {
+pub(crate) struct LoadSample {
     /// Units of work done in a second.
     pub(crate) per_second: f64,
     /// Processor seconds, of both sides together, for a million units.
@@ -34,7 +34,7 @@ pub(crate) struct Sample {
     pub(crate) p99_us: f64,
 }
 
-impl Sample {
+impl LoadSample {
     /// The middle of several rounds, figure by figure.
     pub(crate) fn median(samples: &[Self]) -> Self {
         let of = |what: fn(&Self) -> f64| median(samples.iter().map(what).collect());
@@ -49,7 +49,7 @@ impl Sample {
 
 /// Runs `step` over and over, once at a time for each worker, and measures the steps that begin
 /// and end within the window. A step gives its worker back, with the units it did.
-pub(crate) async fn load<W, F, Fut>(plan: Plan, workers: Vec<W>, step: F) -> Result<Sample>
+pub(crate) async fn load<W, F, Fut>(plan: LoadPlan, workers: Vec<W>, step: F) -> Result<LoadSample>
 where
     W: Send + 'static,
     F: Fn(W) -> Fut + Clone + Send + 'static,
@@ -76,7 +76,7 @@ where
         return Err(failed("measuring")("nothing was done in the whole time"));
     }
     took.sort_unstable();
-    Ok(Sample {
+    Ok(LoadSample {
         per_second: units as f64 / plan.window.as_secs_f64(),
         cpu_s_per_million: cpu / units as f64 * MEGA,
         p50_us: quantile(&took, 50),
@@ -124,8 +124,8 @@ fn quantile(sorted: &[Duration], percent: usize) -> f64 {
 }
 
 /// For `map_err`: `what` is a noun phrase.
-pub(crate) fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Failure {
-    move |error| Failure::Step {
+pub(crate) fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> TaskError {
+    move |error| TaskError::Step {
         what: what.to_owned(),
         how: error.to_string(),
         log: None,

@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use alknet_core::Carriage;
 
-use self::grpc::{Channels, Tonic};
-use self::measure::{Plan, Sample};
-use self::node::{Clients, Node};
-use self::quic::{Bare, Routed};
-use self::sides::{Keys, Sides};
-use super::rows::{Goal, Row};
-use alknet_tasks::context::Context;
+use self::grpc::{GrpcChannels, TonicServer};
+use self::measure::{LoadPlan, LoadSample};
+use self::node::{CallBenchNode, CallClients};
+use self::quic::{BareQuinn, RouterPeer};
+use self::sides::{BenchKeys, SideRuntimes};
+use super::rows::{BenchRow, Goal};
+use alknet_tasks::context::XtaskContext;
 use alknet_tasks::failure::Result;
 
 /// Name of this benchmark in rows.
@@ -48,7 +48,7 @@ const ITEM_BYTES: usize = 64;
 const BULK_BYTES: usize = 256 << 10;
 
 /// How long each case is loaded in each round.
-const PLAN: Plan = Plan {
+const PLAN: LoadPlan = LoadPlan {
     warm_up: Duration::from_millis(150),
     window: Duration::from_millis(600),
 };
@@ -67,7 +67,7 @@ mod goals {
 
 /// Who does the work of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Side {
+enum CallSide {
     Tonic,
     Quic,
     Tcp,
@@ -77,7 +77,7 @@ enum Side {
 
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Work {
+enum CallWork {
     Unary { bytes: usize, connections: usize },
     Items,
     Bulk,
@@ -87,59 +87,59 @@ enum Work {
     Upload,
 }
 
-type Samples = BTreeMap<(Work, Side), Vec<Sample>>;
+type Samples = BTreeMap<(CallWork, CallSide), Vec<LoadSample>>;
 
 /// Measures every case in turn, as often as asked.
-pub(super) fn run(_: &mut Context, rounds: usize) -> Result<Vec<Row>> {
+pub(super) fn run(_: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
     measure(PLAN, rounds)
 }
 
-fn measure(plan: Plan, rounds: usize) -> Result<Vec<Row>> {
-    let sides = Sides::new()?;
+fn measure(plan: LoadPlan, rounds: usize) -> Result<Vec<BenchRow>> {
+    let sides = SideRuntimes::new()?;
     let mut samples = Samples::new();
     let pairs = [1, MANY]
         .into_iter()
-        .map(|connections| Pair::start(&sides, connections))
+        .map(|connections| CallServerPair::start(&sides, connections))
         .collect::<Result<Vec<_>>>()?;
-    let keys = Keys::new(1)?;
-    let routed = Routed::start(&sides, &keys)?;
-    let bare = Bare::start(&sides, &keys)?;
+    let keys = BenchKeys::new(1)?;
+    let routed = RouterPeer::start(&sides, &keys)?;
+    let bare = BareQuinn::start(&sides, &keys)?;
     sides.client.block_on(async {
         for round in 1..=rounds {
             eprintln!("round {round} of {rounds} ...");
             for pair in &pairs {
                 pair.round(plan, &mut samples).await?;
             }
-            quic_round(&bare, Side::Bare, plan, &mut samples).await?;
-            quic_round(&routed, Side::Routed, plan, &mut samples).await?;
+            quic_round(&bare, CallSide::Bare, plan, &mut samples).await?;
+            quic_round(&routed, CallSide::Routed, plan, &mut samples).await?;
         }
         Ok(rows(&samples))
     })
 }
 
 /// Both servers, and connections to them.
-struct Pair {
+struct CallServerPair {
     connections: usize,
-    _node: Node,
-    tonic: Channels,
-    quic: Clients,
-    tcp: Clients,
+    _node: CallBenchNode,
+    tonic: GrpcChannels,
+    quic: CallClients,
+    tcp: CallClients,
 }
 
-impl Pair {
-    fn start(sides: &Sides, connections: usize) -> Result<Self> {
+impl CallServerPair {
+    fn start(sides: &SideRuntimes, connections: usize) -> Result<Self> {
         // A peer has its newest connection only: each carriage has keys of its own.
-        let (quic, tcp) = (Keys::new(connections)?, Keys::new(connections)?);
-        let quic = Keys {
+        let (quic, tcp) = (BenchKeys::new(connections)?, BenchKeys::new(connections)?);
+        let quic = BenchKeys {
             server: tcp.server.clone(),
             ..quic
         };
-        let both = Keys {
+        let both = BenchKeys {
             server: tcp.server.clone(),
             clients: [quic.clients.clone(), tcp.clients.clone()].concat(),
         };
-        let node = Node::start(sides, &both)?;
-        let tonic = Tonic::start(sides, &tcp)?;
+        let node = CallBenchNode::start(sides, &both)?;
+        let tonic = TonicServer::start(sides, &tcp)?;
         sides.client.block_on(async {
             Ok(Self {
                 connections,
@@ -151,50 +151,65 @@ impl Pair {
         })
     }
 
-    async fn round(&self, plan: Plan, samples: &mut Samples) -> Result<()> {
+    async fn round(&self, plan: LoadPlan, samples: &mut Samples) -> Result<()> {
         let connections = self.connections;
         let mut put = |work, side, sample| samples.entry((work, side)).or_default().push(sample);
         for bytes in SIZES {
-            let work = Work::Unary { bytes, connections };
+            let work = CallWork::Unary { bytes, connections };
             put(
                 work,
-                Side::Tonic,
+                CallSide::Tonic,
                 self.tonic.unary(plan, bytes, IN_FLIGHT).await?,
             );
             put(
                 work,
-                Side::Quic,
+                CallSide::Quic,
                 self.quic.unary(plan, bytes, IN_FLIGHT).await?,
             );
             put(
                 work,
-                Side::Tcp,
+                CallSide::Tcp,
                 self.tcp.unary(plan, bytes, IN_FLIGHT).await?,
             );
         }
         if connections == 1 {
-            put(Work::Items, Side::Tonic, self.tonic.items(plan).await?);
-            put(Work::Items, Side::Quic, self.quic.items(plan).await?);
-            put(Work::Items, Side::Tcp, self.tcp.items(plan).await?);
-            put(Work::Bulk, Side::Tonic, self.tonic.bulk(plan).await?);
-            put(Work::Bulk, Side::Quic, self.quic.bulk(plan).await?);
-            put(Work::Bulk, Side::Tcp, self.tcp.bulk(plan).await?);
+            put(
+                CallWork::Items,
+                CallSide::Tonic,
+                self.tonic.items(plan).await?,
+            );
+            put(
+                CallWork::Items,
+                CallSide::Quic,
+                self.quic.items(plan).await?,
+            );
+            put(CallWork::Items, CallSide::Tcp, self.tcp.items(plan).await?);
+            put(
+                CallWork::Bulk,
+                CallSide::Tonic,
+                self.tonic.bulk(plan).await?,
+            );
+            put(CallWork::Bulk, CallSide::Quic, self.quic.bulk(plan).await?);
+            put(CallWork::Bulk, CallSide::Tcp, self.tcp.bulk(plan).await?);
         }
         Ok(())
     }
 }
 
-async fn quic_round<P: quic::Peer>(
+async fn quic_round<P: quic::QuicPeer>(
     peer: &P,
-    side: Side,
-    plan: Plan,
+    side: CallSide,
+    plan: LoadPlan,
     samples: &mut Samples,
 ) -> Result<()> {
     let mut put = |work, sample| samples.entry((work, side)).or_default().push(sample);
-    put(Work::Handshakes, quic::handshakes(peer, plan).await?);
-    put(Work::Streams, quic::streams(peer, plan, IN_FLIGHT).await?);
-    put(Work::Flood, quic::bulk(peer, plan).await?);
-    put(Work::Upload, quic::upload(peer, plan).await?);
+    put(CallWork::Handshakes, quic::handshakes(peer, plan).await?);
+    put(
+        CallWork::Streams,
+        quic::streams(peer, plan, IN_FLIGHT).await?,
+    );
+    put(CallWork::Flood, quic::bulk(peer, plan).await?);
+    put(CallWork::Upload, quic::upload(peer, plan).await?);
     Ok(())
 }
 
@@ -209,45 +224,45 @@ fn spread<C, W>(connections: &[C], workers: usize, worker: impl Fn(&C) -> W) -> 
 }
 
 /// How a kind of work is shown.
-struct Shown {
+struct CallWorkLabel {
     name: String,
     per_second: &'static str,
     cpu: &'static str,
     /// Units of work in one that is shown.
     of: f64,
-    ours: &'static [(Side, &'static str)],
-    peer: Side,
+    ours: &'static [(CallSide, &'static str)],
+    peer: CallSide,
     peer_name: &'static str,
     goal: Option<f64>,
     latency: bool,
 }
 
-impl Work {
-    fn shown(self) -> Shown {
-        let beside_tonic = Shown {
+impl CallWork {
+    fn shown(self) -> CallWorkLabel {
+        let beside_tonic = CallWorkLabel {
             name: String::new(),
             per_second: "calls/s",
             cpu: "CPU s/M calls",
             of: 1.0,
-            ours: &[(Side::Quic, ", QUIC"), (Side::Tcp, ", TLS/TCP")],
-            peer: Side::Tonic,
+            ours: &[(CallSide::Quic, ", QUIC"), (CallSide::Tcp, ", TLS/TCP")],
+            peer: CallSide::Tonic,
             peer_name: TONIC,
             goal: None,
             latency: false,
         };
-        let beside_quinn = || Shown {
+        let beside_quinn = || CallWorkLabel {
             name: String::new(),
             per_second: "MB/s",
             cpu: "CPU s/TB",
             of: 1e6,
-            ours: &[(Side::Routed, "")],
-            peer: Side::Bare,
+            ours: &[(CallSide::Routed, "")],
+            peer: CallSide::Bare,
             peer_name: QUINN,
             goal: Some(goals::ROUTED),
             latency: false,
         };
         match self {
-            Self::Unary { bytes, connections } => Shown {
+            Self::Unary { bytes, connections } => CallWorkLabel {
                 name: match connections {
                     1 => format!("unary {bytes} B, 1 connection"),
                     many => format!("unary {bytes} B, {many} connections"),
@@ -256,39 +271,39 @@ impl Work {
                 latency: true,
                 ..beside_tonic
             },
-            Self::Items => Shown {
+            Self::Items => CallWorkLabel {
                 name: format!("server stream, {ITEM_BYTES} B"),
                 per_second: "items/s",
                 cpu: "CPU s/M items",
                 ..beside_tonic
             },
-            Self::Bulk => Shown {
+            Self::Bulk => CallWorkLabel {
                 name: format!("bulk, {} KiB", BULK_BYTES >> 10),
                 per_second: "MB/s",
                 cpu: "CPU s/TB",
                 of: 1e6,
                 ..beside_tonic
             },
-            Self::Handshakes => Shown {
+            Self::Handshakes => CallWorkLabel {
                 name: "router: handshakes".to_owned(),
                 per_second: "handshakes/s",
                 cpu: "CPU s/M",
                 of: 1.0,
                 ..beside_quinn()
             },
-            Self::Streams => Shown {
+            Self::Streams => CallWorkLabel {
                 name: format!("router: streams of 64 B, {IN_FLIGHT} at once"),
                 per_second: "streams/s",
                 cpu: "CPU s/M",
                 of: 1.0,
                 ..beside_quinn()
             },
-            Self::Flood => Shown {
+            Self::Flood => CallWorkLabel {
                 name: "router: bulk".to_owned(),
                 goal: Some(goals::BULK),
                 ..beside_quinn()
             },
-            Self::Upload => Shown {
+            Self::Upload => CallWorkLabel {
                 name: "router: upload".to_owned(),
                 goal: None,
                 ..beside_quinn()
@@ -297,17 +312,22 @@ impl Work {
     }
 }
 
-fn rows(samples: &Samples) -> Vec<Row> {
-    let works: std::collections::BTreeSet<Work> = samples.keys().map(|(work, _)| *work).collect();
+fn rows(samples: &Samples) -> Vec<BenchRow> {
+    let works: std::collections::BTreeSet<CallWork> =
+        samples.keys().map(|(work, _)| *work).collect();
     works
         .into_iter()
         .flat_map(|work| work_rows(work, samples))
         .collect()
 }
 
-fn work_rows(work: Work, samples: &Samples) -> Vec<Row> {
+fn work_rows(work: CallWork, samples: &Samples) -> Vec<BenchRow> {
     let shown = work.shown();
-    let of = |side| samples.get(&(work, side)).map(|all| Sample::median(all));
+    let of = |side| {
+        samples
+            .get(&(work, side))
+            .map(|all| LoadSample::median(all))
+    };
     let Some(peer) = of(shown.peer) else {
         return Vec::new();
     };
@@ -315,19 +335,20 @@ fn work_rows(work: Work, samples: &Samples) -> Vec<Row> {
     for (side, suffix) in shown.ours {
         let Some(ours) = of(*side) else { continue };
         let case = format!("{}{suffix}", shown.name);
-        let mut speed = Row::higher(BENCH, &case, shown.per_second, ours.per_second / shown.of)
-            .beside(shown.peer_name, peer.per_second / shown.of);
+        let mut speed =
+            BenchRow::higher(BENCH, &case, shown.per_second, ours.per_second / shown.of)
+                .beside(shown.peer_name, peer.per_second / shown.of);
         if let Some(goal) = shown.goal {
             speed = speed.goal(Goal::Ratio(goal));
         }
         rows.push(speed);
         rows.push(
-            Row::lower(BENCH, &case, shown.cpu, ours.cpu_s_per_million * shown.of)
+            BenchRow::lower(BENCH, &case, shown.cpu, ours.cpu_s_per_million * shown.of)
                 .beside(shown.peer_name, peer.cpu_s_per_million * shown.of),
         );
         if shown.latency {
             let latency =
-                |unit, ours, peer| Row::lower(BENCH, &case, unit, ours).beside(TONIC, peer);
+                |unit, ours, peer| BenchRow::lower(BENCH, &case, unit, ours).beside(TONIC, peer);
             rows.push(latency("us p50", ours.p50_us, peer.p50_us));
             let p99 = latency("us p99", ours.p99_us, peer.p99_us);
             rows.push(p99.goal(Goal::Ratio(goals::P99)));
@@ -343,7 +364,7 @@ mod tests {
     /// The figures of so short a time mean nothing; that there are any shows that every side works.
     #[test]
     fn every_case_is_measured() {
-        let plan = Plan {
+        let plan = LoadPlan {
             warm_up: alknet_test_support::deadline(Duration::from_millis(20)),
             window: alknet_test_support::deadline(Duration::from_millis(50)),
         };

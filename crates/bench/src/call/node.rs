@@ -3,20 +3,20 @@
 use std::sync::Arc;
 
 use alknet_call::{
-    ALPN, CallClient, CallConnection, CallHandler, Dispatcher, HandlerKind, OperationSpec, Output,
-    Registration, Registry, Subscription,
+    ALPN, CallClient, CallConnection, CallHandler, CallOutput, Dispatcher, HandlerKind,
+    OperationSpec, Registration, Registry, Subscription,
 };
 use alknet_core::{Carriage, HandlerRegistry};
-use alknet_endpoint::{Dialer, Limits, Server, ServerOptions, Target};
+use alknet_endpoint::{EndpointDialer, EndpointLimits, EndpointServer, ServerOptions, Target};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::measure::{Plan, Sample, failed, load};
-use super::sides::{HOST, Keys, Sides};
+use super::measure::{LoadPlan, LoadSample, failed, load};
+use super::sides::{BenchKeys, HOST, SideRuntimes};
 use super::{BULK_BYTES, ITEM_BYTES, spread};
-use alknet_tasks::failure::{Failure, Result};
+use alknet_tasks::failure::{Result, TaskError};
 
 const ECHO: &str = "bench/echo";
 const ITEMS: &str = "bench/items";
@@ -24,12 +24,12 @@ const BULK: &str = "bench/bulk";
 
 /// What small calls and events carry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Message {
+struct CallMessage {
     data: String,
 }
 
-impl Message {
-    fn of(bytes: usize) -> Self {
+impl CallMessage {
+    fn with_len(bytes: usize) -> Self {
         Self {
             data: "x".repeat(bytes),
         }
@@ -37,13 +37,13 @@ impl Message {
 }
 
 /// A node that is up.
-pub(super) struct Node {
-    _server: Server,
+pub(super) struct CallBenchNode {
+    _server: EndpointServer,
     target: Target,
 }
 
-impl Node {
-    pub(super) fn start(sides: &Sides, keys: &Keys) -> Result<Self> {
+impl CallBenchNode {
+    pub(super) fn start(sides: &SideRuntimes, keys: &BenchKeys) -> Result<Self> {
         let dispatcher = Dispatcher::new(operations()?);
         let mut handlers = HandlerRegistry::new();
         handlers
@@ -57,29 +57,37 @@ impl Node {
     }
 
     /// A client for each key.
-    pub(super) async fn connect(&self, keys: &Keys, carriage: Carriage) -> Result<Clients> {
+    pub(super) async fn connect(
+        &self,
+        keys: &BenchKeys,
+        carriage: Carriage,
+    ) -> Result<CallClients> {
         let mut connections = Vec::new();
         for key in &keys.clients {
-            let dialer = Dialer::new(Some(key.clone()));
+            let dialer = EndpointDialer::new(Some(key.clone()));
             let dialled = dialer.dial_over(carriage, &self.target, ALPN).await;
             let dialled = dialled.map_err(failed("dialling the node"))?;
             let connection = CallClient::without_operations().attach(dialled, None);
             // Hears what the node can do, so that events with binary data come as such.
             let known = connection.operations("bench/").await;
             known.map_err(failed("listing operations"))?;
-            echo(&connection, &Message::of(1)).await?;
+            echo(&connection, &CallMessage::with_len(1)).await?;
             connections.push((connection, dialer));
         }
-        Ok(Clients(connections))
+        Ok(CallClients(connections))
     }
 }
 
 /// Serves `handlers` on a free port, with limits that a machine calling itself does not reach.
-pub(crate) fn bind(sides: &Sides, keys: &Keys, handlers: HandlerRegistry) -> Result<Server> {
+pub(crate) fn bind(
+    sides: &SideRuntimes,
+    keys: &BenchKeys,
+    handlers: HandlerRegistry,
+) -> Result<EndpointServer> {
     let options = ServerOptions {
         addrs: vec![HOST.into()],
         port: 0,
-        limits: Limits {
+        limits: EndpointLimits {
             connections_max: u32::MAX,
             per_address_max: u32::MAX,
             per_peer_max: u32::MAX,
@@ -87,13 +95,14 @@ pub(crate) fn bind(sides: &Sides, keys: &Keys, handlers: HandlerRegistry) -> Res
             unvalidated_handshakes_per_second_max: u32::MAX,
             handshake_burst: u32::MAX,
             handshakes_per_second: u32::MAX,
-            ..Limits::default()
+            ..EndpointLimits::default()
         },
         ..ServerOptions::default()
     };
     let identities = keys.identities()?;
     let _context = sides.server.enter();
-    Server::bind(options, &keys.server, handlers, identities).map_err(failed("binding the port"))
+    EndpointServer::bind(options, &keys.server, handlers, identities)
+        .map_err(failed("binding the port"))
 }
 
 fn operations() -> Result<Registry> {
@@ -112,15 +121,15 @@ fn operations() -> Result<Registry> {
         .with(Registration::new(
             echo,
             HandlerKind::once(|input, _| async move {
-                let message: Message = input.parse()?;
-                Output::json(&message)
+                let message: CallMessage = input.parse()?;
+                CallOutput::json(&message)
             }),
         ))
         .with(Registration::new(
             items.with_scope("bench:call"),
             HandlerKind::stream(|_, _| {
-                let message = Message::of(ITEM_BYTES);
-                stream::repeat_with(move || Output::json(&message))
+                let message = CallMessage::with_len(ITEM_BYTES);
+                stream::repeat_with(move || CallOutput::json(&message))
             }),
         ))
         .with(Registration::new(
@@ -128,28 +137,33 @@ fn operations() -> Result<Registry> {
             HandlerKind::stream(move |_, _| {
                 let chunk = chunk.clone();
                 let data = json!({ "data": { "$bin": [0, chunk.len()] } });
-                stream::repeat_with(move || Ok(Output::Mixed(data.clone(), chunk.clone())))
+                stream::repeat_with(move || Ok(CallOutput::Mixed(data.clone(), chunk.clone())))
             }),
         ))
         .build()
         .map_err(failed("registering the operations"))
 }
 
-async fn echo(connection: &CallConnection, message: &Message) -> Result<Message> {
+async fn echo(connection: &CallConnection, message: &CallMessage) -> Result<CallMessage> {
     let answer = connection.call_typed(ECHO, message).await;
     answer.map_err(failed("calling the node"))
 }
 
 /// Connections to the node, each of a peer of its own.
-pub(super) struct Clients(Vec<(CallConnection, Dialer)>);
+pub(super) struct CallClients(Vec<(CallConnection, EndpointDialer)>);
 
-impl Clients {
+impl CallClients {
     /// Calls in a closed loop: as many as asked are under way at any time, spread over the
     /// connections.
-    pub(super) async fn unary(&self, plan: Plan, bytes: usize, in_flight: usize) -> Result<Sample> {
+    pub(super) async fn unary(
+        &self,
+        plan: LoadPlan,
+        bytes: usize,
+        in_flight: usize,
+    ) -> Result<LoadSample> {
         let connections: Vec<_> = self.0.iter().map(|(connection, _)| connection).collect();
         let workers = spread(&connections, in_flight, |connection| {
-            ((*connection).clone(), Message::of(bytes))
+            ((*connection).clone(), CallMessage::with_len(bytes))
         });
         load(plan, workers, |(connection, message)| async move {
             let answer = echo(&connection, &message).await?;
@@ -160,11 +174,11 @@ impl Clients {
     }
 
     /// Reads small events of one subscription.
-    pub(super) async fn items(&self, plan: Plan) -> Result<Sample> {
+    pub(super) async fn items(&self, plan: LoadPlan) -> Result<LoadSample> {
         let events = self.subscribe(ITEMS).await?;
         load(plan, vec![events], |mut events| async move {
             let event = next(&mut events).await?;
-            let message: Message = event.output.parse().map_err(failed("reading an event"))?;
+            let message: CallMessage = event.output.parse().map_err(failed("reading an event"))?;
             drop(message);
             Ok((events, 1))
         })
@@ -172,7 +186,7 @@ impl Clients {
     }
 
     /// Reads large events of one subscription; units are bytes.
-    pub(super) async fn bulk(&self, plan: Plan) -> Result<Sample> {
+    pub(super) async fn bulk(&self, plan: LoadPlan) -> Result<LoadSample> {
         let events = self.subscribe(BULK).await?;
         load(plan, vec![events], |mut events| async move {
             let event = next(&mut events).await?;
@@ -189,8 +203,8 @@ impl Clients {
     }
 }
 
-async fn next(events: &mut Subscription) -> Result<alknet_call::Event> {
-    let ended = || Failure::Step {
+async fn next(events: &mut Subscription) -> Result<alknet_call::SubscriptionEvent> {
+    let ended = || TaskError::Step {
         what: "reading events".to_owned(),
         how: "the subscription ended".to_owned(),
         log: None,

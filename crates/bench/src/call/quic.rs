@@ -9,15 +9,15 @@ use alknet_core::{
     AlpnSpec, AuthContext, BoxFuture, Carriage, CloseCode, Connection, HandlerError,
     HandlerRegistry, ProtocolHandler, RecvStream, SendStream, StreamBudget,
 };
-use alknet_endpoint::{Dialer, Server, Target};
+use alknet_endpoint::{EndpointDialer, EndpointServer, Target};
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{TransportConfig, VarInt};
 
-use super::measure::{Plan, Sample, failed, load};
+use super::measure::{LoadPlan, LoadSample, failed, load};
 use super::node;
-use super::sides::{HOST, Keys, Sides};
-use alknet_tasks::failure::{Failure, Result};
+use super::sides::{BenchKeys, HOST, SideRuntimes};
+use alknet_tasks::failure::{Result, TaskError};
 
 const ALPN: &[u8] = b"alknet/bench";
 
@@ -44,7 +44,7 @@ const TURN_BYTES: u64 = 1 << 20;
 pub(super) const HANDSHAKES: usize = 8;
 
 /// What the router is compared in, and bare quinn too.
-pub(super) trait Peer: Clone + Send + Sync + 'static {
+pub(super) trait QuicPeer: Clone + Send + Sync + 'static {
     type Connection: Clone + Send + Sync + 'static;
 
     /// A new connection.
@@ -54,24 +54,28 @@ pub(super) trait Peer: Clone + Send + Sync + 'static {
     fn echo(connection: &Self::Connection) -> impl Future<Output = Result<()>> + Send;
 
     /// Asks for a flood, and gives what reads it.
-    fn flood(connection: &Self::Connection) -> impl Future<Output = Result<impl Chunks>> + Send;
+    fn flood(
+        connection: &Self::Connection,
+    ) -> impl Future<Output = Result<impl ChunkStream>> + Send;
 
     /// Begins an upload, and gives what writes it.
-    fn upload(connection: &Self::Connection) -> impl Future<Output = Result<impl Chunks>> + Send;
+    fn upload(
+        connection: &Self::Connection,
+    ) -> impl Future<Output = Result<impl ChunkStream>> + Send;
 
     /// Ends it.
     fn close(connection: &Self::Connection);
 }
 
 /// A stream that is read, or written.
-pub(super) trait Chunks: Send + 'static {
+pub(super) trait ChunkStream: Send + 'static {
     /// Bytes of the next chunk.
     fn next(&mut self) -> impl Future<Output = Result<u64>> + Send;
 }
 
 /// New connections, each with a small stream that shows that it is served: the session's tickets
 /// have arrived by then, so that all but the first are resumed.
-pub(super) async fn handshakes<P: Peer>(peer: &P, plan: Plan) -> Result<Sample> {
+pub(super) async fn handshakes<P: QuicPeer>(peer: &P, plan: LoadPlan) -> Result<LoadSample> {
     load(plan, vec![peer.clone(); HANDSHAKES], |peer| async move {
         let connection = peer.dial().await?;
         P::echo(&connection).await?;
@@ -82,7 +86,11 @@ pub(super) async fn handshakes<P: Peer>(peer: &P, plan: Plan) -> Result<Sample> 
 }
 
 /// Small streams of one connection.
-pub(super) async fn streams<P: Peer>(peer: &P, plan: Plan, in_flight: usize) -> Result<Sample> {
+pub(super) async fn streams<P: QuicPeer>(
+    peer: &P,
+    plan: LoadPlan,
+    in_flight: usize,
+) -> Result<LoadSample> {
     let connection = peer.dial().await?;
     load(plan, vec![connection; in_flight], |connection| async move {
         P::echo(&connection).await?;
@@ -92,7 +100,7 @@ pub(super) async fn streams<P: Peer>(peer: &P, plan: Plan, in_flight: usize) -> 
 }
 
 /// One large stream to the client; units are bytes.
-pub(super) async fn bulk<P: Peer>(peer: &P, plan: Plan) -> Result<Sample> {
+pub(super) async fn bulk<P: QuicPeer>(peer: &P, plan: LoadPlan) -> Result<LoadSample> {
     let connection = peer.dial().await?;
     let chunks = P::flood(&connection).await?;
     let sample = move_chunks(chunks, plan).await;
@@ -101,7 +109,7 @@ pub(super) async fn bulk<P: Peer>(peer: &P, plan: Plan) -> Result<Sample> {
 }
 
 /// One large stream to the server; units are bytes.
-pub(super) async fn upload<P: Peer>(peer: &P, plan: Plan) -> Result<Sample> {
+pub(super) async fn upload<P: QuicPeer>(peer: &P, plan: LoadPlan) -> Result<LoadSample> {
     let connection = peer.dial().await?;
     let chunks = P::upload(&connection).await?;
     let sample = move_chunks(chunks, plan).await;
@@ -109,7 +117,7 @@ pub(super) async fn upload<P: Peer>(peer: &P, plan: Plan) -> Result<Sample> {
     sample
 }
 
-async fn move_chunks(chunks: impl Chunks, plan: Plan) -> Result<Sample> {
+async fn move_chunks(chunks: impl ChunkStream, plan: LoadPlan) -> Result<LoadSample> {
     load(plan, vec![chunks], |mut chunks| async move {
         let mut bytes = 0;
         while bytes < TURN_BYTES {
@@ -120,8 +128,8 @@ async fn move_chunks(chunks: impl Chunks, plan: Plan) -> Result<Sample> {
     .await
 }
 
-fn ended(what: &'static str) -> Failure {
-    Failure::Step {
+fn ended(what: &'static str) -> TaskError {
+    TaskError::Step {
         what: what.to_owned(),
         how: "the stream ended".to_owned(),
         log: None,
@@ -129,9 +137,9 @@ fn ended(what: &'static str) -> Failure {
 }
 
 /// The protocol behind our router.
-struct Handler([AlpnSpec; 1]);
+struct QuicBenchHandler([AlpnSpec; 1]);
 
-impl ProtocolHandler for Handler {
+impl ProtocolHandler for QuicBenchHandler {
     fn alpns(&self) -> &[AlpnSpec] {
         &self.0
     }
@@ -164,20 +172,20 @@ async fn serve_routed(mut send: SendStream, mut recv: RecvStream) {
             return;
         }
     }
-    // Whoever gave the stream up does not read its end.
+    // A client that gave the stream up does not read its end.
     let _ = send.finish();
 }
 
 /// Our router, dialled by our dialler.
 #[derive(Clone)]
-pub(super) struct Routed {
-    _server: Arc<Server>,
-    dialer: Arc<Dialer>,
+pub(super) struct RouterPeer {
+    _server: Arc<EndpointServer>,
+    dialer: Arc<EndpointDialer>,
     target: Target,
 }
 
-impl Routed {
-    pub(super) fn start(sides: &Sides, keys: &Keys) -> Result<Self> {
+impl RouterPeer {
+    pub(super) fn start(sides: &SideRuntimes, keys: &BenchKeys) -> Result<Self> {
         let spec = AlpnSpec {
             carriage: Carriage::Quic,
             limits: StreamBudget::CALL,
@@ -185,18 +193,18 @@ impl Routed {
         };
         let mut handlers = HandlerRegistry::new();
         handlers
-            .register(Arc::new(Handler([spec])))
+            .register(Arc::new(QuicBenchHandler([spec])))
             .map_err(failed("assembling the node"))?;
         let server = node::bind(sides, keys, handlers)?;
         Ok(Self {
             target: keys.target(server.port())?,
             _server: Arc::new(server),
-            dialer: Arc::new(Dialer::new(keys.clients.first().cloned())),
+            dialer: Arc::new(EndpointDialer::new(keys.clients.first().cloned())),
         })
     }
 }
 
-impl Peer for Routed {
+impl QuicPeer for RouterPeer {
     type Connection = Connection;
 
     async fn dial(&self) -> Result<Connection> {
@@ -219,7 +227,7 @@ impl Peer for Routed {
         Ok(())
     }
 
-    async fn flood(connection: &Connection) -> Result<impl Chunks> {
+    async fn flood(connection: &Connection) -> Result<impl ChunkStream> {
         let what = "a stream through the router";
         let (mut send, recv) = connection.open_bi().await.map_err(failed(what))?;
         let write = send.write_chunk(Bytes::from_static(&[FLOOD])).await;
@@ -227,10 +235,10 @@ impl Peer for Routed {
         Ok((send, recv))
     }
 
-    async fn upload(connection: &Connection) -> Result<impl Chunks> {
+    async fn upload(connection: &Connection) -> Result<impl ChunkStream> {
         let what = "a stream through the router";
         let (send, recv) = connection.open_bi().await.map_err(failed(what))?;
-        Ok(Upload(send, recv))
+        Ok(QuicUpload(send, recv))
     }
 
     fn close(connection: &Connection) {
@@ -238,7 +246,7 @@ impl Peer for Routed {
     }
 }
 
-impl Chunks for (SendStream, RecvStream) {
+impl ChunkStream for (SendStream, RecvStream) {
     async fn next(&mut self) -> Result<u64> {
         let what = "reading through the router";
         let chunk = self.1.read_chunk(STEP_BYTES).await.map_err(failed(what))?;
@@ -249,9 +257,9 @@ impl Chunks for (SendStream, RecvStream) {
 }
 
 /// A stream that the client writes. It keeps the other half: dropping that would send STOP_SENDING to the server.
-struct Upload<S, R>(S, R);
+struct QuicUpload<S, R>(S, R);
 
-impl Chunks for Upload<SendStream, RecvStream> {
+impl ChunkStream for QuicUpload<SendStream, RecvStream> {
     async fn next(&mut self) -> Result<u64> {
         let write = self.0.write_chunk(Bytes::from_static(&UPLOADED)).await;
         write.map_err(failed("writing through the router"))?;
@@ -259,7 +267,7 @@ impl Chunks for Upload<SendStream, RecvStream> {
     }
 }
 
-impl Chunks for Upload<quinn::SendStream, quinn::RecvStream> {
+impl ChunkStream for QuicUpload<quinn::SendStream, quinn::RecvStream> {
     async fn next(&mut self) -> Result<u64> {
         let write = self.0.write_chunk(Bytes::from_static(&UPLOADED)).await;
         write.map_err(failed("writing to quinn"))?;
@@ -269,15 +277,15 @@ impl Chunks for Upload<quinn::SendStream, quinn::RecvStream> {
 
 /// quinn with nothing around it.
 #[derive(Clone)]
-pub(super) struct Bare {
+pub(super) struct BareQuinn {
     client: quinn::Endpoint,
     config: quinn::ClientConfig,
     server: SocketAddr,
     name: String,
 }
 
-impl Bare {
-    pub(super) fn start(sides: &Sides, keys: &Keys) -> Result<Self> {
+impl BareQuinn {
+    pub(super) fn start(sides: &SideRuntimes, keys: &BenchKeys) -> Result<Self> {
         let what = "preparing quinn";
         let tls = QuicServerConfig::try_from(keys.server_config(ALPN)?).map_err(failed(what))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
@@ -354,11 +362,11 @@ async fn serve_bare(mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
             return;
         }
     }
-    // Whoever gave the stream up does not read its end.
+    // A client that gave the stream up does not read its end.
     let _ = send.finish();
 }
 
-impl Peer for Bare {
+impl QuicPeer for BareQuinn {
     type Connection = quinn::Connection;
 
     async fn dial(&self) -> Result<quinn::Connection> {
@@ -386,7 +394,7 @@ impl Peer for Bare {
         Ok(())
     }
 
-    async fn flood(connection: &quinn::Connection) -> Result<impl Chunks> {
+    async fn flood(connection: &quinn::Connection) -> Result<impl ChunkStream> {
         let what = "a stream of quinn";
         let (mut send, recv) = connection.open_bi().await.map_err(failed(what))?;
         let write = send.write_chunk(Bytes::from_static(&[FLOOD])).await;
@@ -394,10 +402,10 @@ impl Peer for Bare {
         Ok((send, recv))
     }
 
-    async fn upload(connection: &quinn::Connection) -> Result<impl Chunks> {
+    async fn upload(connection: &quinn::Connection) -> Result<impl ChunkStream> {
         let what = "a stream of quinn";
         let (send, recv) = connection.open_bi().await.map_err(failed(what))?;
-        Ok(Upload(send, recv))
+        Ok(QuicUpload(send, recv))
     }
 
     fn close(connection: &quinn::Connection) {
@@ -405,7 +413,7 @@ impl Peer for Bare {
     }
 }
 
-impl Chunks for (quinn::SendStream, quinn::RecvStream) {
+impl ChunkStream for (quinn::SendStream, quinn::RecvStream) {
     async fn next(&mut self) -> Result<u64> {
         let what = "reading from quinn";
         let chunk = self.1.read_chunk(STEP_BYTES, true).await;

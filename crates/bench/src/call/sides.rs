@@ -6,10 +6,11 @@ use std::num::NonZero;
 use std::sync::Arc;
 use std::thread;
 
-use alknet_core::{Entries, Identities, PeerEntry, PeerKey, SystemClock};
+use alknet_core::{Identities, IdentityEntries, PeerEntry, PeerKey, SystemClock};
 use alknet_endpoint::Target;
 use alknet_tls::{
-    ClientTls, ClientTlsOptions, NodeKey, Place, Remote, ServerTls, ServerTlsOptions, Slot,
+    ClientTls, ClientTlsOptions, NodeKey, RemoteHost, ServerTls, ServerTlsOptions, TlsConfigSlot,
+    TlsRemote,
 };
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
@@ -22,16 +23,16 @@ use alknet_tasks::failure::Result;
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// Where it is, as TLS sees it.
-const PLACE: Place<'static> = Place::Ip(std::net::IpAddr::V4(HOST));
+const PLACE: RemoteHost<'static> = RemoteHost::Ip(std::net::IpAddr::V4(HOST));
 
 /// A runtime for each side.
 #[derive(Debug)]
-pub(crate) struct Sides {
+pub(crate) struct SideRuntimes {
     pub(crate) server: Runtime,
     pub(crate) client: Runtime,
 }
 
-impl Sides {
+impl SideRuntimes {
     pub(crate) fn new() -> Result<Self> {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let runtime = |name| {
@@ -51,12 +52,12 @@ impl Sides {
 
 /// The server's key, and one for each client: they prove who they are to each other, in the same
 /// way whatever they speak.
-pub(crate) struct Keys {
+pub(crate) struct BenchKeys {
     pub(crate) server: NodeKey,
     pub(crate) clients: Vec<NodeKey>,
 }
 
-impl Keys {
+impl BenchKeys {
     pub(crate) fn new(clients: usize) -> Result<Self> {
         let key = || NodeKey::generate().map_err(failed("making a key"));
         Ok(Self {
@@ -75,14 +76,14 @@ impl Keys {
                 ..PeerEntry::new(name.map_err(failed("naming a client"))?)
             })
         };
-        let entries = Entries {
+        let entries = IdentityEntries {
             peers: self
                 .clients
                 .iter()
                 .enumerate()
                 .map(known)
                 .collect::<Result<_>>()?,
-            ..Entries::default()
+            ..IdentityEntries::default()
         };
         Ok(Arc::new(Identities::new(
             entries,
@@ -102,7 +103,9 @@ impl Keys {
     /// What a node of ours does in TLS, for a server that speaks `alpn` only.
     pub(crate) fn server_config(&self, alpn: &[u8]) -> Result<Arc<ServerConfig>> {
         let tls = ServerTls::new(&self.server, ServerTlsOptions::default(), &[alpn], &[alpn]);
-        Ok(tls.map_err(failed("preparing TLS"))?.quic(Slot::RawRaw))
+        Ok(tls
+            .map_err(failed("preparing TLS"))?
+            .quic(TlsConfigSlot::RawRaw))
     }
 
     /// What a dialler of ours does in TLS, and the name it asks for.
@@ -116,7 +119,7 @@ impl Keys {
             ..ClientTlsOptions::default()
         });
         let pins: [PeerKey; 1] = [self.server.public()];
-        let remote: Remote = tls
+        let remote: TlsRemote = tls
             .remote(None, &pins, PLACE)
             .map_err(failed("preparing TLS"))?;
         let config = remote.attempts(PLACE, alpn).swap_remove(0);

@@ -18,19 +18,19 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::super::call::measure::{Plan, Sample, failed, load};
+use super::super::call::measure::{LoadPlan, LoadSample, failed, load};
 use super::peers::{ECHO, TOKEN};
 use alknet_tasks::failure::Result;
 
 /// Versions of HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Version {
+pub(super) enum BenchHttpVersion {
     H1,
     H2,
     H3,
 }
 
-impl Version {
+impl BenchHttpVersion {
     pub(super) const ALL: [Self; 3] = [Self::H1, Self::H2, Self::H3];
 
     pub(super) fn name(self) -> &'static str {
@@ -53,17 +53,17 @@ impl Version {
 type Http3 = h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>;
 
 /// A connection to a server.
-pub(super) enum Client {
+pub(super) enum BenchHttpClient {
     H1(http1::SendRequest<Full<Bytes>>),
     H2(http2::SendRequest<Full<Bytes>>),
     H3(Http3, quinn::Endpoint),
 }
 
-/// What is asked for, of whom.
+/// What the client asks for, and of which server.
 #[derive(Clone, Debug)]
-pub(super) struct Load {
+pub(super) struct HttpLoad {
     pub(super) address: SocketAddr,
-    pub(super) version: Version,
+    pub(super) version: BenchHttpVersion,
     /// The token, where an operation is called.
     pub(super) call: Option<String>,
     /// Calls of one request: several are a batch.
@@ -86,7 +86,7 @@ fn batch(calls: usize) -> String {
     format!(r#"{{"calls":[{}]}}"#, calls.join(","))
 }
 
-impl Load {
+impl HttpLoad {
     fn request(&self) -> Request<Full<Bytes>> {
         let (method, path, body) = match &self.call {
             Some(_) if self.calls > 1 => (Method::POST, "/batch", batch(self.calls).into()),
@@ -94,11 +94,11 @@ impl Load {
             None => (Method::GET, self.path.as_str(), Bytes::new()),
         };
         let uri = match self.version {
-            Version::H1 => path.to_owned(),
+            BenchHttpVersion::H1 => path.to_owned(),
             _ => format!("https://{}{path}", self.address),
         };
         let mut request = Request::builder().method(method).uri(uri);
-        if self.version == Version::H1 {
+        if self.version == BenchHttpVersion::H1 {
             request = request.header(HOST, self.address.to_string());
         }
         if let Some(token) = &self.call {
@@ -114,24 +114,24 @@ impl Load {
     /// Keeps `in_flight` requests under way on `connections` connections. HTTP/1.1 has one on each.
     pub(super) async fn run(
         &self,
-        plan: Plan,
+        plan: LoadPlan,
         connections: usize,
         in_flight: usize,
-    ) -> Result<Sample> {
-        let connections = if self.version == Version::H1 {
+    ) -> Result<LoadSample> {
+        let connections = if self.version == BenchHttpVersion::H1 {
             in_flight
         } else {
             connections
         };
         let mut workers = Vec::new();
         for n in 0..connections {
-            let client = Client::open(self.address, self.version).await?;
+            let client = BenchHttpClient::open(self.address, self.version).await?;
             let mine = in_flight / connections + usize::from(n < in_flight % connections);
             workers.extend(client.shared(mine));
         }
         let request = Arc::new(self.request());
         let calls = self.calls as u64;
-        load(plan, workers, move |mut client: Client| {
+        load(plan, workers, move |mut client: BenchHttpClient| {
             let request = Request::clone(&request);
             async move {
                 client.ask(request).await?;
@@ -142,9 +142,12 @@ impl Load {
     }
 }
 
-impl Client {
+impl BenchHttpClient {
     /// A stream of TLS over TCP.
-    pub(super) async fn tls(address: SocketAddr, version: Version) -> Result<TlsStream<TcpStream>> {
+    pub(super) async fn tls(
+        address: SocketAddr,
+        version: BenchHttpVersion,
+    ) -> Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(address)
             .await
             .map_err(failed("dialling"))?;
@@ -154,12 +157,12 @@ impl Client {
         connected.map_err(failed("shaking hands"))
     }
 
-    pub(super) async fn open(address: SocketAddr, version: Version) -> Result<Self> {
-        if version == Version::H3 {
+    pub(super) async fn open(address: SocketAddr, version: BenchHttpVersion) -> Result<Self> {
+        if version == BenchHttpVersion::H3 {
             return Self::open_h3(address).await;
         }
         let io = TokioIo::new(Self::tls(address, version).await?);
-        if version == Version::H1 {
+        if version == BenchHttpVersion::H1 {
             let (sender, connection) = http1::handshake(io).await.map_err(failed("HTTP/1.1"))?;
             tokio::spawn(connection);
             return Ok(Self::H1(sender));
@@ -176,7 +179,8 @@ impl Client {
     async fn open_h3(address: SocketAddr) -> Result<Self> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut endpoint = quinn::Endpoint::client(any).map_err(failed("a socket"))?;
-        let crypto = QuicClientConfig::try_from(tls(Version::H3)?).map_err(failed("TLS"))?;
+        let crypto =
+            QuicClientConfig::try_from(tls(BenchHttpVersion::H3)?).map_err(failed("TLS"))?;
         endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
         let connecting = endpoint
             .connect(address, "localhost")
@@ -220,8 +224,8 @@ impl Client {
     }
 
     /// A connection on which one call was made.
-    pub(super) async fn asked_once(address: SocketAddr, version: Version) -> Result<Self> {
-        let load = Load {
+    pub(super) async fn asked_once(address: SocketAddr, version: BenchHttpVersion) -> Result<Self> {
+        let load = HttpLoad {
             address,
             version,
             call: Some(TOKEN.to_owned()),
@@ -261,7 +265,7 @@ async fn ask_h3(sender: &mut Http3, request: Request<Full<Bytes>>) -> Result<Sta
 }
 
 /// Takes any certificate: what is measured is on this machine.
-fn tls(version: Version) -> Result<ClientConfig> {
+fn tls(version: BenchHttpVersion) -> Result<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder
@@ -269,16 +273,16 @@ fn tls(version: Version) -> Result<ClientConfig> {
         .map_err(failed("TLS"))?;
     let mut config = builder
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+        .with_custom_certificate_verifier(Arc::new(AnyServerVerifier(provider)))
         .with_no_client_auth();
     config.alpn_protocols = vec![version.alpn().to_vec()];
     Ok(config)
 }
 
 #[derive(Debug)]
-struct Anybody(Arc<rustls::crypto::CryptoProvider>);
+struct AnyServerVerifier(Arc<rustls::crypto::CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AnyServerVerifier {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

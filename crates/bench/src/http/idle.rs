@@ -8,10 +8,10 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use clap::ValueEnum;
 
 use super::super::call::measure::failed;
-use super::super::call::sides::{Keys, Sides};
-use super::super::rows::{Goal, Row, median};
-use super::client::{Client, Version};
-use super::peers::{Axum, Echo, Files, Node};
+use super::super::call::sides::{BenchKeys, SideRuntimes};
+use super::super::rows::{BenchRow, Goal, median};
+use super::client::{BenchHttpClient, BenchHttpVersion};
+use super::peers::{AxumServer, HttpBenchNode, StaticFiles, WebSocketEcho};
 use super::{BENCH, goals, websocket};
 use alknet_tasks::failure::Result;
 
@@ -24,7 +24,7 @@ const TIMES: usize = 3;
 
 /// Who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Server {
+pub(crate) enum IdleServer {
     Alknet,
     Axum,
     Echo,
@@ -32,7 +32,7 @@ pub(crate) enum Server {
 
 /// What is opened and then left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Kind {
+pub(crate) enum IdleKind {
     H1,
     H2,
     H3,
@@ -41,18 +41,18 @@ pub(crate) enum Kind {
 
 /// One of the two processes; it ends with its input.
 #[derive(Debug, clap::Subcommand)]
-pub(crate) enum Part {
+pub(crate) enum IdleProcessRole {
     /// Serves, and prints its address
-    Serve { server: Server },
-    /// Opens connections, the rest of them when it is told to by a line, and says when they are open
-    Hold { address: SocketAddr, kind: Kind },
+    Serve { server: IdleServer },
+    /// Opens connections, the rest of them once it has read a line, and says when they are open
+    Hold { address: SocketAddr, kind: IdleKind },
 }
 
 /// Plays a part.
-pub(crate) fn play(part: &Part) -> Result<()> {
+pub(crate) fn play(part: &IdleProcessRole) -> Result<()> {
     match part {
-        Part::Serve { server } => serve(*server),
-        Part::Hold { address, kind } => hold(*address, *kind),
+        IdleProcessRole::Serve { server } => serve(*server),
+        IdleProcessRole::Hold { address, kind } => hold(*address, *kind),
     }
 }
 
@@ -68,23 +68,23 @@ fn wait_for_the_end() -> Result<()> {
     read.map(drop).map_err(failed("waiting for the end"))
 }
 
-fn serve(server: Server) -> Result<()> {
-    let sides = Sides::new()?;
-    let keys = Keys::new(1)?;
-    let files = Files::make()?;
+fn serve(server: IdleServer) -> Result<()> {
+    let sides = SideRuntimes::new()?;
+    let keys = BenchKeys::new(1)?;
+    let files = StaticFiles::make()?;
     match server {
-        Server::Alknet => {
-            let node = Node::start(&sides, &keys, &files)?;
+        IdleServer::Alknet => {
+            let node = HttpBenchNode::start(&sides, &keys, &files)?;
             say(&node.address().to_string())?;
             wait_for_the_end()
         }
-        Server::Axum => {
-            let axum = Axum::start(&sides, &keys)?;
+        IdleServer::Axum => {
+            let axum = AxumServer::start(&sides, &keys)?;
             say(&axum.address().to_string())?;
             wait_for_the_end()
         }
-        Server::Echo => {
-            let echo = Echo::start(&sides, &keys)?;
+        IdleServer::Echo => {
+            let echo = WebSocketEcho::start(&sides, &keys)?;
             say(&echo.address().to_string())?;
             wait_for_the_end()
         }
@@ -92,31 +92,33 @@ fn serve(server: Server) -> Result<()> {
 }
 
 /// A connection that is kept open.
-enum Kept {
-    Http(#[expect(dead_code, reason = "it is open as long as it is there")] Client),
+enum IdleConnection {
+    Http(#[expect(dead_code, reason = "it is open as long as it is there")] BenchHttpClient),
     Socket(
         #[expect(dead_code, reason = "it is open as long as it is there")]
         Box<websocket::Socket<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>>,
     ),
 }
 
-async fn open(address: SocketAddr, kind: Kind) -> Result<Kept> {
+async fn open(address: SocketAddr, kind: IdleKind) -> Result<IdleConnection> {
     let version = match kind {
-        Kind::H1 => Version::H1,
-        Kind::H2 => Version::H2,
-        Kind::H3 => Version::H3,
-        Kind::Websocket => {
-            let stream = Client::tls(address, Version::H1).await?;
+        IdleKind::H1 => BenchHttpVersion::H1,
+        IdleKind::H2 => BenchHttpVersion::H2,
+        IdleKind::H3 => BenchHttpVersion::H3,
+        IdleKind::Websocket => {
+            let stream = BenchHttpClient::tls(address, BenchHttpVersion::H1).await?;
             let authority = address.to_string();
             let socket = websocket::open(stream, &authority, super::peers::TOKEN).await?;
-            return Ok(Kept::Socket(Box::new(socket)));
+            return Ok(IdleConnection::Socket(Box::new(socket)));
         }
     };
-    Ok(Kept::Http(Client::asked_once(address, version).await?))
+    Ok(IdleConnection::Http(
+        BenchHttpClient::asked_once(address, version).await?,
+    ))
 }
 
-fn hold(address: SocketAddr, kind: Kind) -> Result<()> {
-    let sides = Sides::new()?;
+fn hold(address: SocketAddr, kind: IdleKind) -> Result<()> {
+    let sides = SideRuntimes::new()?;
     let mut kept = Vec::new();
     for (number, line) in [(BEFORE, "warm"), (COUNTED, "open")] {
         kept.extend(sides.client.block_on(async {
@@ -124,7 +126,7 @@ fn hold(address: SocketAddr, kind: Kind) -> Result<()> {
             for _ in 0..number {
                 opened.push(open(address, kind).await?);
             }
-            Ok::<_, alknet_tasks::failure::Failure>(opened)
+            Ok::<_, alknet_tasks::failure::TaskError>(opened)
         })?);
         say(line)?;
         let mut told = String::new();
@@ -135,19 +137,19 @@ fn hold(address: SocketAddr, kind: Kind) -> Result<()> {
 }
 
 /// One of the processes, ended when dropped.
-struct Process {
+struct IdleBenchProcess {
     child: Child,
     lines: BufReader<ChildStdout>,
 }
 
-impl Process {
+impl IdleBenchProcess {
     fn start(arguments: &[&str]) -> Result<Self> {
         let this = std::env::current_exe().map_err(failed("finding this program"))?;
         let child = Command::new(this)
             .arg("bench-idle")
             .args(arguments)
-            // What is free goes back at once. Else it is counted or not by when somebody looks, in steps of
-            // half a MiB, which is one KiB for each connection.
+            // The allocator returns free memory at once. Else it is counted or not by when the benchmark
+            // looks, in steps of half a MiB, which is one KiB for each connection.
             .env("MIMALLOC_PURGE_DELAY", "0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -173,7 +175,7 @@ impl Process {
         input.write_all(b"\n").map_err(failed("telling a process"))
     }
 
-    /// Memory of the process that is nobody else's as well, in bytes.
+    /// Anonymous memory that is resident, in bytes: no other process has it as well.
     fn resident(&self) -> Result<u64> {
         let path = format!("/proc/{}/status", self.child.id());
         let text = std::fs::read_to_string(path).map_err(failed("reading memory"))?;
@@ -184,7 +186,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for IdleBenchProcess {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         // It ends with its input; nothing is left to do about one that failed.
@@ -198,15 +200,15 @@ fn name<T: ValueEnum>(value: T) -> String {
 }
 
 /// Memory of one connection at its server, in KiB.
-fn kib(server: Server, kind: Kind) -> Result<f64> {
+fn kib(server: IdleServer, kind: IdleKind) -> Result<f64> {
     let counts = (0..TIMES).map(|_| once(server, kind));
     Ok(median(counts.collect::<Result<_>>()?))
 }
 
-fn once(server: Server, kind: Kind) -> Result<f64> {
-    let mut server = Process::start(&["serve", &name(server)])?;
+fn once(server: IdleServer, kind: IdleKind) -> Result<f64> {
+    let mut server = IdleBenchProcess::start(&["serve", &name(server)])?;
     let address = server.line()?;
-    let mut clients = Process::start(&["hold", &address, &name(kind)])?;
+    let mut clients = IdleBenchProcess::start(&["hold", &address, &name(kind)])?;
     clients.line()?;
     let before = server.resident()?;
     clients.go_on()?;
@@ -217,10 +219,14 @@ fn once(server: Server, kind: Kind) -> Result<f64> {
 }
 
 /// Every kind, beside a peer where there is one.
-pub(super) fn rows() -> Result<Vec<Row>> {
-    let row = |kind, what: &str, peer: Option<(Server, &str)>, goal: Option<f64>| -> Result<Row> {
+pub(super) fn rows() -> Result<Vec<BenchRow>> {
+    let row = |kind,
+               what: &str,
+               peer: Option<(IdleServer, &str)>,
+               goal: Option<f64>|
+     -> Result<BenchRow> {
         let case = format!("{what} that says nothing, at its server");
-        let mut row = Row::lower(BENCH, case, "KiB", kib(Server::Alknet, kind)?);
+        let mut row = BenchRow::lower(BENCH, case, "KiB", kib(IdleServer::Alknet, kind)?);
         if let Some((server, name)) = peer {
             row = row.beside(name, kib(server, kind)?);
         }
@@ -229,19 +235,19 @@ pub(super) fn rows() -> Result<Vec<Row>> {
             None => row,
         })
     };
-    let axum = Some((Server::Axum, super::Server::Axum.name()));
-    let echo = Some((Server::Echo, websocket::PEER));
+    let axum = Some((IdleServer::Axum, super::HttpBenchServer::Axum.name()));
+    let echo = Some((IdleServer::Echo, websocket::PEER));
     Ok(vec![
-        row(Kind::H1, "HTTP/1.1: a connection", axum, None)?,
-        row(Kind::H2, "HTTP/2: a connection", axum, None)?,
+        row(IdleKind::H1, "HTTP/1.1: a connection", axum, None)?,
+        row(IdleKind::H2, "HTTP/2: a connection", axum, None)?,
         row(
-            Kind::H3,
+            IdleKind::H3,
             "HTTP/3: a connection",
             None,
             Some(goals::IDLE_H3_KIB),
         )?,
         row(
-            Kind::Websocket,
+            IdleKind::Websocket,
             "WebSocket: one",
             echo,
             Some(goals::IDLE_SOCKET_KIB),

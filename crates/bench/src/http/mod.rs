@@ -11,17 +11,17 @@ mod idle;
 mod peers;
 mod websocket;
 
-pub(crate) use self::idle::{Part as IdlePart, play as idle};
+pub(crate) use self::idle::{IdleProcessRole as IdlePart, play as idle};
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use self::client::{Client, Load, Version};
-use self::peers::{Axum, Caddy, Files, Nginx, Node, Programs};
-use super::call::measure::{Plan, Sample};
-use super::call::sides::{Keys, Sides};
-use super::rows::{Goal, Row, median};
-use alknet_tasks::context::Context;
+use self::client::{BenchHttpClient, BenchHttpVersion, HttpLoad};
+use self::peers::{AxumServer, CaddyServer, HttpBenchNode, NginxServer, PeerPrograms, StaticFiles};
+use super::call::measure::{LoadPlan, LoadSample};
+use super::call::sides::{BenchKeys, SideRuntimes};
+use super::rows::{BenchRow, Goal, median};
+use alknet_tasks::context::XtaskContext;
 use alknet_tasks::failure::Result;
 
 /// Name of this benchmark in rows.
@@ -37,7 +37,7 @@ const CONNECTIONS: usize = 4;
 const BATCH: usize = 64;
 
 /// How long each case is loaded in each round.
-const PLAN: Plan = Plan {
+const PLAN: LoadPlan = LoadPlan {
     warm_up: Duration::from_millis(150),
     window: Duration::from_millis(600),
 };
@@ -58,14 +58,14 @@ mod goals {
 
 /// Who answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Server {
+enum HttpBenchServer {
     Ours,
     Axum,
     Caddy,
     Nginx,
 }
 
-impl Server {
+impl HttpBenchServer {
     fn name(self) -> &'static str {
         match self {
             Self::Ours => "alknet",
@@ -78,13 +78,13 @@ impl Server {
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Work {
+enum HttpWork {
     Call,
     Small,
     Large,
 }
 
-impl Work {
+impl HttpWork {
     fn name(self) -> &'static str {
         match self {
             Self::Call => "/call, 64 B",
@@ -94,40 +94,40 @@ impl Work {
     }
 }
 
-type Case = (Work, Version, Server);
-type Samples = BTreeMap<Case, Vec<Sample>>;
+type Case = (HttpWork, BenchHttpVersion, HttpBenchServer);
+type Samples = BTreeMap<Case, Vec<LoadSample>>;
 
 /// Measures every case in turn, as often as asked.
-pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
-    let programs = Programs::obtain(cx)?;
+pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
+    let programs = PeerPrograms::obtain(cx)?;
     measure(&programs, PLAN, rounds)
 }
 
-fn measure(programs: &Programs, plan: Plan, rounds: usize) -> Result<Vec<Row>> {
-    let sides = Sides::new()?;
-    let keys = Keys::new(1)?;
-    let files = Files::make()?;
-    let node = Node::start(&sides, &keys, &files)?;
-    let axum = Axum::start(&sides, &keys)?;
-    let nginx = Nginx::start(&programs.nginx, &files)?;
-    let caddy = Caddy::start(&programs.caddy, &files)?;
+fn measure(programs: &PeerPrograms, plan: LoadPlan, rounds: usize) -> Result<Vec<BenchRow>> {
+    let sides = SideRuntimes::new()?;
+    let keys = BenchKeys::new(1)?;
+    let files = StaticFiles::make()?;
+    let node = HttpBenchNode::start(&sides, &keys, &files)?;
+    let axum = AxumServer::start(&sides, &keys)?;
+    let nginx = NginxServer::start(&programs.nginx, &files)?;
+    let caddy = CaddyServer::start(&programs.caddy, &files)?;
     let address = |server| match server {
-        Server::Ours => node.address(),
-        Server::Axum => axum.address(),
-        Server::Caddy => caddy.address(),
-        Server::Nginx => nginx.address(),
+        HttpBenchServer::Ours => node.address(),
+        HttpBenchServer::Axum => axum.address(),
+        HttpBenchServer::Caddy => caddy.address(),
+        HttpBenchServer::Nginx => nginx.address(),
     };
     let mut samples = Samples::new();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds} ...");
         for case in cases() {
             let (work, version, server) = case;
-            let load = Load {
+            let load = HttpLoad {
                 address: address(server),
                 version,
-                call: (work == Work::Call).then(|| node.token().to_owned()),
+                call: (work == HttpWork::Call).then(|| node.token().to_owned()),
                 calls: 1,
-                path: files.path(work == Work::Large).to_owned(),
+                path: files.path(work == HttpWork::Large).to_owned(),
             };
             let sample = sides
                 .client
@@ -145,64 +145,78 @@ fn measure(programs: &Programs, plan: Plan, rounds: usize) -> Result<Vec<Row>> {
 /// Everything that is measured: nginx of Debian 12 speaks no HTTP/3.
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for version in Version::ALL {
-        cases.push((Work::Call, version, Server::Ours));
-        cases.push((Work::Call, version, Server::Axum));
-        for work in [Work::Small, Work::Large] {
-            cases.push((work, version, Server::Ours));
-            cases.push((work, version, Server::Caddy));
-            if version != Version::H3 {
-                cases.push((work, version, Server::Nginx));
+    for version in BenchHttpVersion::ALL {
+        cases.push((HttpWork::Call, version, HttpBenchServer::Ours));
+        cases.push((HttpWork::Call, version, HttpBenchServer::Axum));
+        for work in [HttpWork::Small, HttpWork::Large] {
+            cases.push((work, version, HttpBenchServer::Ours));
+            cases.push((work, version, HttpBenchServer::Caddy));
+            if version != BenchHttpVersion::H3 {
+                cases.push((work, version, HttpBenchServer::Nginx));
             }
         }
     }
     // A bare handler has no HTTP/3: that is a part of ours.
-    cases.retain(|case| *case != (Work::Call, Version::H3, Server::Axum));
+    cases.retain(|case| *case != (HttpWork::Call, BenchHttpVersion::H3, HttpBenchServer::Axum));
     cases
 }
 
-fn rows(samples: &Samples) -> Vec<Row> {
-    let figure = |case: &Case| samples.get(case).map(|all| Sample::median(all));
+fn rows(samples: &Samples) -> Vec<BenchRow> {
+    let figure = |case: &Case| samples.get(case).map(|all| LoadSample::median(all));
     let mut rows = Vec::new();
     for case in samples
         .keys()
-        .filter(|(_, _, server)| *server == Server::Ours)
+        .filter(|(_, _, server)| *server == HttpBenchServer::Ours)
     {
         let (work, version, _) = *case;
         let Some(ours) = figure(case) else { continue };
         let name = |what: &str| format!("{} {}{what}", version.name(), work.name());
         let mut beside = false;
-        for server in [Server::Axum, Server::Caddy, Server::Nginx] {
+        for server in [
+            HttpBenchServer::Axum,
+            HttpBenchServer::Caddy,
+            HttpBenchServer::Nginx,
+        ] {
             let Some(peer) = figure(&(work, version, server)) else {
                 continue;
             };
             beside = true;
-            let row = Row::higher(BENCH, name(""), "requests/s", ours.per_second);
+            let row = BenchRow::higher(BENCH, name(""), "requests/s", ours.per_second);
             let row = row.beside(server.name(), peer.per_second);
             rows.push(match server {
-                Server::Axum => row.goal(Goal::Ratio(goals::CALLS)),
-                Server::Caddy => row.goal(Goal::Ratio(goals::FILES)),
+                HttpBenchServer::Axum => row.goal(Goal::Ratio(goals::CALLS)),
+                HttpBenchServer::Caddy => row.goal(Goal::Ratio(goals::FILES)),
                 _ => row,
             });
-            let row = Row::lower(BENCH, name(""), "us p99", ours.p99_us);
+            let row = BenchRow::lower(BENCH, name(""), "us p99", ours.p99_us);
             rows.push(row.beside(server.name(), peer.p99_us));
         }
         if !beside {
-            rows.push(Row::higher(BENCH, name(""), "requests/s", ours.per_second));
-            rows.push(Row::lower(BENCH, name(""), "us p99", ours.p99_us));
+            rows.push(BenchRow::higher(
+                BENCH,
+                name(""),
+                "requests/s",
+                ours.per_second,
+            ));
+            rows.push(BenchRow::lower(BENCH, name(""), "us p99", ours.p99_us));
         }
     }
     rows
 }
 
 /// Calls in batches, beside as many one after another on the same connection.
-fn batches(plan: Plan, sides: &Sides, node: &Node, rounds: usize) -> Result<Row> {
+fn batches(
+    plan: LoadPlan,
+    sides: &SideRuntimes,
+    node: &HttpBenchNode,
+    rounds: usize,
+) -> Result<BenchRow> {
     let (mut together, mut alone) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         for (calls, all) in [(BATCH, &mut together), (1, &mut alone)] {
-            let load = Load {
+            let load = HttpLoad {
                 address: node.address(),
-                version: Version::H1,
+                version: BenchHttpVersion::H1,
                 call: Some(node.token().to_owned()),
                 calls,
                 path: String::new(),
@@ -210,22 +224,28 @@ fn batches(plan: Plan, sides: &Sides, node: &Node, rounds: usize) -> Result<Row>
             all.push(sides.client.block_on(load.run(plan, 1, 1))?);
         }
     }
-    let per_second = |all: &[Sample]| Sample::median(all).per_second;
+    let per_second = |all: &[LoadSample]| LoadSample::median(all).per_second;
     let case = format!("one connection: /batch of {BATCH} calls, 64 B");
-    let row = Row::higher(BENCH, case, "calls/s", per_second(&together));
+    let row = BenchRow::higher(BENCH, case, "calls/s", per_second(&together));
     let row = row.beside("a /call for each", per_second(&alone));
     Ok(row.goal(Goal::Ratio(goals::BATCH)))
 }
 
 /// A call over WebSocket, beside an echo of the same library.
-fn sockets(plan: Plan, sides: &Sides, node: &Node, keys: &Keys, rounds: usize) -> Result<Row> {
-    let echo = peers::Echo::start(sides, keys)?;
+fn sockets(
+    plan: LoadPlan,
+    sides: &SideRuntimes,
+    node: &HttpBenchNode,
+    keys: &BenchKeys,
+    rounds: usize,
+) -> Result<BenchRow> {
+    let echo = peers::WebSocketEcho::start(sides, keys)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let authority = node.address().to_string();
     sides.client.block_on(async {
         for _ in 0..rounds {
             for (address, all) in [(node.address(), &mut ours), (echo.address(), &mut theirs)] {
-                let stream = Client::tls(address, Version::H1).await?;
+                let stream = BenchHttpClient::tls(address, BenchHttpVersion::H1).await?;
                 let mut socket = websocket::open(stream, &authority, node.token()).await?;
                 all.push(websocket::round_trip(&mut socket, peers::ECHO, plan.window).await?);
             }

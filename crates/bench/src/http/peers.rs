@@ -9,12 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alknet_call::{Dispatcher, HandlerKind, OperationSpec, Output, Registration, Registry};
+use alknet_call::{CallOutput, Dispatcher, HandlerKind, OperationSpec, Registration, Registry};
 use alknet_core::config::NodeConfig;
 use alknet_core::{AuthToken, HandlerRegistry, Identity, IdentityKind, IdentityProvider, PeerKey};
 use alknet_gateway::{Gateway, RequestId};
-use alknet_http::{Document, Health, Http, Parts, Settings};
-use alknet_tls::{ServerTls, ServerTlsOptions, Slot};
+use alknet_http::{DescriptionSource, HealthSource, HttpHandler, HttpHandlerParts, HttpSettings};
+use alknet_tls::{ServerTls, ServerTlsOptions, TlsConfigSlot};
 use axum::Router;
 use axum::body::Bytes as BodyBytes;
 use axum::response::IntoResponse;
@@ -35,9 +35,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::super::call::measure::failed;
 use super::super::call::node::bind;
-use super::super::call::sides::{Keys, Sides};
+use super::super::call::sides::{BenchKeys, SideRuntimes};
 use super::websocket;
-use alknet_tasks::context::Context;
+use alknet_tasks::context::XtaskContext;
 use alknet_tasks::failure::Result;
 use alknet_tasks::sources;
 
@@ -51,17 +51,17 @@ pub(super) const TOKEN: &str = "bench";
 const START: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Message {
+struct HttpMessage {
     data: String,
 }
 
 /// Knows one token.
-struct Who {
+struct BenchIdentities {
     changed: watch::Sender<u64>,
     known: Arc<Identity>,
 }
 
-impl IdentityProvider for Who {
+impl IdentityProvider for BenchIdentities {
     fn by_key(&self, _: &PeerKey) -> Option<Arc<Identity>> {
         None
     }
@@ -75,28 +75,32 @@ impl IdentityProvider for Who {
     }
 }
 
-struct Nothing;
+struct NoHealthOrDocument;
 
-impl Health for Nothing {
+impl HealthSource for NoHealthOrDocument {
     fn degraded(&self) -> Option<String> {
         None
     }
 }
 
-impl Document for Nothing {
+impl DescriptionSource for NoHealthOrDocument {
     fn text(&self, _: &str) -> Bytes {
         Bytes::from_static(b"{}")
     }
 }
 
 /// Our node.
-pub(super) struct Node {
-    _server: alknet_endpoint::Server,
+pub(super) struct HttpBenchNode {
+    _server: alknet_endpoint::EndpointServer,
     address: SocketAddr,
 }
 
-impl Node {
-    pub(super) fn start(sides: &Sides, keys: &Keys, files: &Files) -> Result<Self> {
+impl HttpBenchNode {
+    pub(super) fn start(
+        sides: &SideRuntimes,
+        keys: &BenchKeys,
+        files: &StaticFiles,
+    ) -> Result<Self> {
         let message = json!({
             "type": "object",
             "properties": { "data": { "type": "string" } },
@@ -107,13 +111,13 @@ impl Node {
             .with(Registration::new(
                 echo.with_input(message).with_scope("bench:call"),
                 HandlerKind::once(|input, _| async move {
-                    let message: Message = input.parse()?;
-                    Output::json(&message)
+                    let message: HttpMessage = input.parse()?;
+                    CallOutput::json(&message)
                 }),
             ))
             .build()
             .map_err(failed("registering the operation"))?;
-        let who = Arc::new(Who {
+        let who = Arc::new(BenchIdentities {
             changed: watch::Sender::new(0),
             known: Arc::new(Identity {
                 id: TOKEN.parse().map_err(failed("naming the caller"))?,
@@ -128,12 +132,12 @@ impl Node {
 stranger_requests_per_second = 1000000\n";
         let config = NodeConfig::parse(text.as_bytes());
         let config = config.map_err(|errors| failed("configuring")(errors[0].to_string()))?;
-        let parts = Parts {
+        let parts = HttpHandlerParts {
             dispatcher: Arc::new(dispatcher),
             gateway: Arc::new(Gateway::default()),
-            settings: Settings::new(&config),
-            health: Arc::new(Nothing),
-            document: Arc::new(Nothing),
+            settings: HttpSettings::new(&config),
+            health: Arc::new(NoHealthOrDocument),
+            document: Arc::new(NoHealthOrDocument),
             challenges: None,
             mcp: None,
             page: None,
@@ -142,7 +146,7 @@ stranger_requests_per_second = 1000000\n";
             mounts: Vec::new(),
             routes: Vec::new(),
         };
-        let http = Http::new(parts, true).map_err(failed("putting HTTP together"))?;
+        let http = HttpHandler::new(parts, true).map_err(failed("putting HTTP together"))?;
         let mut handlers = HandlerRegistry::new();
         handlers
             .register(Arc::new(http))
@@ -164,14 +168,16 @@ stranger_requests_per_second = 1000000\n";
 }
 
 /// Serves TLS over TCP on the servers' runtime.
-fn serve<F, Fut>(sides: &Sides, keys: &Keys, each: F) -> Result<SocketAddr>
+fn serve<F, Fut>(sides: &SideRuntimes, keys: &BenchKeys, each: F) -> Result<SocketAddr>
 where
     F: Fn(tokio_rustls::server::TlsStream<tokio::net::TcpStream>) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = ()> + Send,
 {
     let alpns: [&[u8]; 2] = [b"h2", b"http/1.1"];
     let tls = ServerTls::new(&keys.server, ServerTlsOptions::default(), &alpns, &alpns);
-    let config = tls.map_err(failed("preparing TLS"))?.quic(Slot::Web);
+    let config = tls
+        .map_err(failed("preparing TLS"))?
+        .quic(TlsConfigSlot::Web);
     let _context = sides.server.enter();
     let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed("a port"))?;
     listener.set_nonblocking(true).map_err(failed("a port"))?;
@@ -195,21 +201,21 @@ where
 /// A handler of axum that does the same work: looks the token up, reads the call, checks the input against
 /// its schema, and answers the same, head and body. What it does not do is what a node does besides:
 /// it counts nothing against limits, times nothing, and writes no log.
-pub(super) struct Axum {
+pub(super) struct AxumServer {
     address: SocketAddr,
     /// Its connections end when this is dropped.
     _stop: watch::Sender<()>,
 }
 
 #[derive(Deserialize)]
-struct Call<'a> {
+struct AxumCall<'a> {
     operation: &'a str,
     #[serde(borrow)]
     input: &'a serde_json::value::RawValue,
 }
 
-impl Axum {
-    pub(super) fn start(sides: &Sides, keys: &Keys) -> Result<Self> {
+impl AxumServer {
+    pub(super) fn start(sides: &SideRuntimes, keys: &BenchKeys) -> Result<Self> {
         let schema = json!({
             "type": "object",
             "properties": { "data": { "type": "string" } },
@@ -261,7 +267,7 @@ fn answer(
     if token.and_then(|token| token.strip_prefix("Bearer ")) != Some(TOKEN) {
         return http::StatusCode::UNAUTHORIZED.into_response();
     }
-    let call: std::result::Result<Call<'_>, _> = serde_json::from_slice(body);
+    let call: std::result::Result<AxumCall<'_>, _> = serde_json::from_slice(body);
     let Ok(call) = call else {
         return http::StatusCode::BAD_REQUEST.into_response();
     };
@@ -272,7 +278,7 @@ fn answer(
     if !check.is_valid(&value) {
         return http::StatusCode::UNPROCESSABLE_ENTITY.into_response();
     }
-    let message: Message = match serde_json::from_value(value) {
+    let message: HttpMessage = match serde_json::from_value(value) {
         Ok(message) => message,
         Err(_) => return http::StatusCode::UNPROCESSABLE_ENTITY.into_response(),
     };
@@ -290,10 +296,10 @@ fn answer(
 }
 
 /// The peer of calls over WebSocket.
-pub(super) struct Echo(SocketAddr);
+pub(super) struct WebSocketEcho(SocketAddr);
 
-impl Echo {
-    pub(super) fn start(sides: &Sides, keys: &Keys) -> Result<Self> {
+impl WebSocketEcho {
+    pub(super) fn start(sides: &SideRuntimes, keys: &BenchKeys) -> Result<Self> {
         let address = serve(sides, keys, |stream| async {
             // How a client leaves says nothing here.
             let _ = websocket::echo(stream).await;
@@ -307,9 +313,9 @@ impl Echo {
 }
 
 /// Two files, and a certificate for those who need one as a file.
-pub(super) struct Files(tempfile::TempDir);
+pub(super) struct StaticFiles(tempfile::TempDir);
 
-impl Files {
+impl StaticFiles {
     pub(super) fn make() -> Result<Self> {
         let folder = tempfile::tempdir().map_err(failed("a folder"))?;
         let write = |name: &str, bytes: &[u8]| {
@@ -339,13 +345,13 @@ impl Files {
 }
 
 /// Programs of others, which lie in the cache.
-pub(super) struct Programs {
+pub(super) struct PeerPrograms {
     pub(super) nginx: PathBuf,
     pub(super) caddy: PathBuf,
 }
 
-impl Programs {
-    pub(super) fn obtain(cx: &Context) -> Result<Self> {
+impl PeerPrograms {
+    pub(super) fn obtain(cx: &XtaskContext) -> Result<Self> {
         let program = |name: &str| -> Result<PathBuf> {
             let path = sources::obtain(cx, name)?.path;
             let runs = Permissions::from_mode(0o755);
@@ -360,9 +366,9 @@ impl Programs {
 }
 
 /// Another's server, ended when dropped.
-struct Process(Child, SocketAddr);
+struct PeerProcess(Child, SocketAddr);
 
-impl Process {
+impl PeerProcess {
     /// Starts it, and waits until it takes connections.
     fn start(mut command: Command, address: SocketAddr) -> Result<Self> {
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
@@ -378,7 +384,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for PeerProcess {
     fn drop(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
         // One that is gone already needs no signal.
@@ -394,10 +400,10 @@ fn free_port() -> Result<u16> {
 }
 
 /// nginx of Debian, tuned as its pages advise.
-pub(super) struct Nginx(Process);
+pub(super) struct NginxServer(PeerProcess);
 
-impl Nginx {
-    pub(super) fn start(program: &Path, files: &Files) -> Result<Self> {
+impl NginxServer {
+    pub(super) fn start(program: &Path, files: &StaticFiles) -> Result<Self> {
         let port = free_port()?;
         let root = files.root().display();
         let text = format!(
@@ -414,7 +420,7 @@ ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem; root {root}
         let mut command = Command::new(program);
         command.arg("-c").arg(config).arg("-e").arg("/dev/null");
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-        Ok(Self(Process::start(command, address)?))
+        Ok(Self(PeerProcess::start(command, address)?))
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -423,10 +429,10 @@ ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem; root {root}
 }
 
 /// Caddy of Debian.
-pub(super) struct Caddy(Process);
+pub(super) struct CaddyServer(PeerProcess);
 
-impl Caddy {
-    pub(super) fn start(program: &Path, files: &Files) -> Result<Self> {
+impl CaddyServer {
+    pub(super) fn start(program: &Path, files: &StaticFiles) -> Result<Self> {
         let port = free_port()?;
         let root = files.root().display();
         let text = format!(
@@ -443,7 +449,7 @@ https://localhost:{port}, https://127.0.0.1:{port} {{\n tls {root}/cert.pem {roo
             .arg(config);
         command.env("HOME", files.root());
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-        Ok(Self(Process::start(command, address)?))
+        Ok(Self(PeerProcess::start(command, address)?))
     }
 
     pub(super) fn address(&self) -> SocketAddr {

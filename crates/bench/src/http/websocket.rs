@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_websockets::{ClientBuilder, Message, ServerBuilder, WebSocketStream};
 
 use super::super::call::measure::failed;
-use super::super::rows::{Goal, Row, median};
+use super::super::rows::{BenchRow, Goal, median};
 use alknet_tasks::failure::Result;
 
 /// Name of this benchmark in rows.
@@ -62,7 +62,7 @@ where
         if !message.is_binary() {
             continue;
         }
-        let event: Event<'_> =
+        let event: WsCallEvent<'_> =
             serde_json::from_slice(message.as_payload()).map_err(failed("reading an event"))?;
         let input = event.payload.input.get();
         let answer = format!(
@@ -76,14 +76,14 @@ where
 }
 
 #[derive(Deserialize)]
-struct Event<'a> {
+struct WsCallEvent<'a> {
     id: &'a str,
     #[serde(borrow)]
-    payload: Payload<'a>,
+    payload: WsCallPayload<'a>,
 }
 
 #[derive(Deserialize)]
-struct Payload<'a> {
+struct WsCallPayload<'a> {
     #[serde(borrow)]
     input: &'a RawValue,
 }
@@ -127,8 +127,8 @@ where
 }
 
 /// What was measured, ours first; each the middle of its rounds.
-pub(super) fn row(ours_us: f64, peer_us: f64) -> Row {
-    Row::lower(BENCH, "WebSocket: a call, 64 B", "us p50", ours_us)
+pub(super) fn row(ours_us: f64, peer_us: f64) -> BenchRow {
+    BenchRow::lower(BENCH, "WebSocket: a call, 64 B", "us p50", ours_us)
         .beside(PEER, peer_us)
         .goal(Goal::Ours(P50_US))
 }

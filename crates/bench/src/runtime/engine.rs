@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use alknet_runtime::{
-    BoxFuture, CallOptions, Host, Isolate, Items, Level, ModuleSet, OpError, Operation,
-    Registration, Reply, Spec, Work,
+    BoxFuture, ConsoleLevel, EnvOperation, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
+    ModuleSet, OpError, OpReply, ScriptCallOptions, ScriptRegistration,
 };
 use rquickjs::{Ctx, Function, Promise, Runtime, Value as JsValue};
 use serde_json::{Value, json};
 
-use super::{CALLS, CONTEXTS, Case, Sample, failed, timed};
+use super::{CALLS, CONTEXTS, RuntimeCase, RuntimeSample, failed, timed};
 use alknet_tasks::failure::Result;
 
 /// What our side calls.
@@ -26,29 +26,29 @@ const ALONE: &str = "
 const RUST_FOR_EACH: u32 = 50;
 
 /// Answers everything at once with what was asked.
-struct Echo;
+struct EngineEcho;
 
-impl Host for Echo {
+impl IsolateHost for EngineEcho {
     fn call(
         &self,
         _: &str,
         input: Value,
-        _: CallOptions,
-    ) -> BoxFuture<std::result::Result<Reply, OpError>> {
-        Box::pin(std::future::ready(Ok(Reply::Json(input))))
+        _: ScriptCallOptions,
+    ) -> BoxFuture<std::result::Result<OpReply, OpError>> {
+        Box::pin(std::future::ready(Ok(OpReply::Json(input))))
     }
 
-    fn subscribe(&self, _: &str, _: Value, _: CallOptions) -> Items {
+    fn subscribe(&self, _: &str, _: Value, _: ScriptCallOptions) -> Items {
         Box::pin(futures_util::stream::empty())
     }
 
-    fn list(&self, _: &str) -> Vec<Operation> {
+    fn list(&self, _: &str) -> Vec<EnvOperation> {
         Vec::new()
     }
 
     fn register(
         &self,
-        _: Registration,
+        _: ScriptRegistration,
         _: [u8; 32],
     ) -> BoxFuture<std::result::Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
@@ -58,7 +58,7 @@ impl Host for Echo {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn log(&self, _: Level, _: &str) {}
+    fn log(&self, _: ConsoleLevel, _: &str) {}
 
     fn check(&self, _: &Value, _: &Value) -> std::result::Result<(), String> {
         Ok(())
@@ -66,7 +66,7 @@ impl Host for Echo {
 }
 
 /// Every case once, on a thread of its own: the engine wants to be polled where it was made.
-pub(super) fn round() -> Result<Vec<(Case, Sample)>> {
+pub(super) fn round() -> Result<Vec<(RuntimeCase, RuntimeSample)>> {
     let thread = std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -74,12 +74,18 @@ pub(super) fn round() -> Result<Vec<(Case, Sample)>> {
             .map_err(failed("starting a runtime"))?;
         runtime.block_on(async {
             Ok(vec![
-                (Case::Context, contexts().await?),
-                (Case::ContextAlone, contexts_alone().await?),
-                (Case::Rust, ours("rust", CALLS * RUST_FOR_EACH).await?),
-                (Case::RustAlone, alone("rust", CALLS * RUST_FOR_EACH).await?),
-                (Case::Call, ours("calls", CALLS).await?),
-                (Case::CallAlone, alone("calls", CALLS).await?),
+                (RuntimeCase::Context, contexts().await?),
+                (RuntimeCase::ContextAlone, contexts_alone().await?),
+                (
+                    RuntimeCase::Rust,
+                    ours("rust", CALLS * RUST_FOR_EACH).await?,
+                ),
+                (
+                    RuntimeCase::RustAlone,
+                    alone("rust", CALLS * RUST_FOR_EACH).await?,
+                ),
+                (RuntimeCase::Call, ours("calls", CALLS).await?),
+                (RuntimeCase::CallAlone, alone("calls", CALLS).await?),
             ])
         })
     });
@@ -88,14 +94,14 @@ pub(super) fn round() -> Result<Vec<(Case, Sample)>> {
 }
 
 fn isolate(modules: ModuleSet) -> Result<Isolate> {
-    let mut spec = Spec::new(modules);
+    let mut spec = IsolateSpec::new(modules);
     spec.limits.fuel_ticks = u64::MAX;
     spec.limits.cpu = alknet_runtime::limits::CPU_MAX;
     spec.limits.calls = u64::MAX;
-    Isolate::open(spec, Arc::new(Echo)).map_err(failed("opening an isolate"))
+    Isolate::open(spec, Arc::new(EngineEcho)).map_err(failed("opening an isolate"))
 }
 
-async fn contexts() -> Result<Sample> {
+async fn contexts() -> Result<RuntimeSample> {
     drop(isolate(ModuleSet::new())?);
     timed(CONTEXTS, async {
         (0..CONTEXTS).try_for_each(|_| isolate(ModuleSet::new()).map(drop))
@@ -103,7 +109,7 @@ async fn contexts() -> Result<Sample> {
     .await
 }
 
-async fn contexts_alone() -> Result<Sample> {
+async fn contexts_alone() -> Result<RuntimeSample> {
     timed(CONTEXTS, async {
         (0..CONTEXTS).try_for_each(|_| bare().map(drop))
     })
@@ -117,12 +123,12 @@ fn bare() -> Result<(rquickjs::Context, Runtime)> {
     Ok((context, runtime))
 }
 
-async fn ours(export: &str, count: u32) -> Result<Sample> {
+async fn ours(export: &str, count: u32) -> Result<RuntimeSample> {
     let mut modules = ModuleSet::new();
     let inserted = modules.insert("./main.js", OURS);
     inserted.map_err(failed("making a module"))?;
     let mut isolate = isolate(modules)?;
-    let work = |n: u32| Work::Export {
+    let work = |n: u32| IsolateWork::Export {
         module: "./main.js".to_owned(),
         export: export.to_owned(),
         input: json!(n),
@@ -143,7 +149,7 @@ fn answer<'js>(ctx: Ctx<'js>, path: String, input: JsValue<'js>) -> rquickjs::Re
     Ok(promise)
 }
 
-async fn alone(name: &str, count: u32) -> Result<Sample> {
+async fn alone(name: &str, count: u32) -> Result<RuntimeSample> {
     let (context, _runtime) = bare()?;
     let prepared = context.with(|ctx| {
         let globals = ctx.globals();

@@ -4,23 +4,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alknet_call::{
-    ALPN, CallClient, CallConnection, CallError, CallHandler, CompositionAuthority, Ctx,
-    Dispatcher, Env, HandlerKind, OperationSpec, Output, Registration, Registry, ScopedPeerEnv,
+    ALPN, CallClient, CallConnection, CallError, CallHandler, CallOutput, CompositionAuthority,
+    Ctx, Dispatcher, Env, HandlerKind, OperationSpec, Registration, Registry, ScopedPeerEnv,
 };
 use alknet_core::{Carriage, HandlerRegistry, Identity};
-use alknet_endpoint::{Dialer, Server};
-use alknet_runtime::{Mode, ModuleSet, Work};
-use alknet_sessions::{Config, Grants, Session, SessionSpec, Sessions, operations};
-use alknet_worker::{Executable, Role, RoleConfig, Workers};
+use alknet_endpoint::{EndpointDialer, EndpointServer};
+use alknet_runtime::{IsolateWork, ModuleSet, SessionMode};
+use alknet_sessions::{
+    ScriptSession, ScriptSessions, SessionGrants, SessionSpec, SessionsConfig, operations,
+};
+use alknet_worker::{Executable, RoleConfig, WorkerRole, Workers};
 use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::memory::{Stored, TENSOR};
-use super::{Sample, failed, timed};
+use super::memory::{OneFileStore, TENSOR};
+use super::{RuntimeSample, failed, timed};
 use crate::call::node::bind;
-use crate::call::sides::{Keys, Sides};
+use crate::call::sides::{BenchKeys, SideRuntimes};
 use alknet_tasks::failure::Result;
 
 const MAIN: &str = "./main.js";
@@ -30,26 +32,26 @@ const ECHO: &str = "bench/echo";
 const REACH: [&str; 3] = ["bench/*", "runtime/*", "tensor/*"];
 
 /// The node, its client, and a request that lasts as long as this does.
-pub(super) struct Lab {
-    pub(super) sessions: Arc<Sessions>,
+pub(super) struct SessionBench {
+    pub(super) sessions: Arc<ScriptSessions>,
     connection: CallConnection,
     request: Ctx,
     _waits: JoinHandle<()>,
-    _dialer: Dialer,
-    _server: Server,
+    _dialer: EndpointDialer,
+    _server: EndpointServer,
 }
 
-impl Lab {
-    pub(super) async fn start(sides: &Sides, program: &Path, tensor: &Path) -> Result<Self> {
-        let mut config = alknet_worker::Config::this_executable();
+impl SessionBench {
+    pub(super) async fn start(sides: &SideRuntimes, program: &Path, tensor: &Path) -> Result<Self> {
+        let mut config = alknet_worker::WorkersConfig::this_executable();
         config.executable = Executable::File(PathBuf::from(program));
-        config.roles = vec![RoleConfig::new(Role::Js)];
+        config.roles = vec![RoleConfig::new(WorkerRole::Js)];
         let workers = Workers::start(config).map_err(failed("starting workers"))?;
-        let config = Config {
-            files: Some(Arc::new(Stored(tensor.to_owned()))),
-            ..Config::default()
+        let config = SessionsConfig {
+            files: Some(Arc::new(OneFileStore(tensor.to_owned()))),
+            ..SessionsConfig::default()
         };
-        let sessions = Sessions::new(workers, config);
+        let sessions = ScriptSessions::new(workers, config);
         let (enter, mut entered) = mpsc::unbounded_channel();
         let mut handlers = HandlerRegistry::new();
         let dispatcher = Arc::new(Dispatcher::new(registry(&sessions, enter)?));
@@ -57,9 +59,9 @@ impl Lab {
         handlers
             .register(handler)
             .map_err(failed("assembling the node"))?;
-        let keys = Keys::new(1)?;
+        let keys = BenchKeys::new(1)?;
         let server = bind(sides, &keys, handlers)?;
-        let dialer = Dialer::new(keys.clients.first().cloned());
+        let dialer = EndpointDialer::new(keys.clients.first().cloned());
         let target = keys.target(server.port())?;
         let dialled = dialer.dial_over(Carriage::Quic, &target, ALPN).await;
         let dialled = dialled.map_err(failed("dialling the node"))?;
@@ -88,7 +90,7 @@ impl Lab {
     }
 
     /// Opens a session over one module.
-    pub(super) async fn open(&self, source: &str, mode: Mode) -> Result<Session> {
+    pub(super) async fn open(&self, source: &str, mode: SessionMode) -> Result<ScriptSession> {
         self.open_for(None, source, mode).await
     }
 
@@ -97,13 +99,13 @@ impl Lab {
         &self,
         identity: Option<Arc<Identity>>,
         source: &str,
-        mode: Mode,
-    ) -> Result<Session> {
+        mode: SessionMode,
+    ) -> Result<ScriptSession> {
         let mut modules = ModuleSet::new();
         let inserted = modules.insert(MAIN, source);
         inserted.map_err(failed("making a module"))?;
         let mut spec = SessionSpec::new(identity, modules);
-        spec.grants = Grants::to(REACH);
+        spec.grants = SessionGrants::to(REACH);
         spec.mode = mode;
         spec.limits.runtime.calls = 1_000_000;
         spec.limits.runtime.external_bytes = 1 << 30;
@@ -112,8 +114,8 @@ impl Lab {
     }
 
     /// Evaluates the module of a session.
-    pub(super) async fn main(&self, session: &Session) -> Result<Value> {
-        let work = Work::Module {
+    pub(super) async fn main(&self, session: &ScriptSession) -> Result<Value> {
+        let work = IsolateWork::Module {
             module: MAIN.to_owned(),
         };
         let ran = session.run(&self.env(), work).await;
@@ -123,11 +125,11 @@ impl Lab {
     /// Calls what a session exports.
     pub(super) async fn export(
         &self,
-        session: &Session,
+        session: &ScriptSession,
         name: &str,
         input: Value,
     ) -> Result<Value> {
-        let work = Work::Export {
+        let work = IsolateWork::Export {
             module: MAIN.to_owned(),
             export: name.to_owned(),
             input,
@@ -137,9 +139,11 @@ impl Lab {
     }
 
     /// Sessions from their opening to their answer, one after the other; the worker runs.
-    pub(super) async fn sessions(&self, count: u32) -> Result<Sample> {
+    pub(super) async fn sessions(&self, count: u32) -> Result<RuntimeSample> {
         let once = || async {
-            let session = self.open("export default 6 * 7", Mode::OneShot).await?;
+            let session = self
+                .open("export default 6 * 7", SessionMode::OneShot)
+                .await?;
             self.main(&session).await.map(drop)
         };
         once().await?;
@@ -153,11 +157,11 @@ impl Lab {
     }
 
     /// Calls of one script's, one after the other.
-    pub(super) async fn calls(&self, count: u32) -> Result<Sample> {
+    pub(super) async fn calls(&self, count: u32) -> Result<RuntimeSample> {
         let source = format!(
             "export const calls = async (n) => {{ for (let i = 0; i < n; i++) await ops.call('{ECHO}', {{ a: i }}); }}"
         );
-        let session = self.open(&source, Mode::Service).await?;
+        let session = self.open(&source, SessionMode::Service).await?;
         self.export(&session, "calls", json!(1)).await?;
         let sample = timed(count, async {
             let called = self.export(&session, "calls", json!(count)).await;
@@ -169,7 +173,7 @@ impl Lab {
     }
 
     /// The operation that people call, over the network.
-    pub(super) async fn evals(&self, count: u32) -> Result<Sample> {
+    pub(super) async fn evals(&self, count: u32) -> Result<RuntimeSample> {
         let input = json!({ "source": "export default 6 * 7" });
         timed(count, async {
             for _ in 0..count {
@@ -182,13 +186,13 @@ impl Lab {
     }
 }
 
-fn registry(sessions: &Arc<Sessions>, enter: mpsc::UnboundedSender<Ctx>) -> Result<Registry> {
+fn registry(sessions: &Arc<ScriptSessions>, enter: mpsc::UnboundedSender<Ctx>) -> Result<Registry> {
     let handler = HandlerKind::stream(move |_, ctx| {
-        // Whoever waits for it may be gone.
+        // The benchmark that waits for it may be gone.
         let _ = enter.send(ctx);
         stream::pending::<std::result::Result<Value, CallError>>()
     });
-    let echo = HandlerKind::once(|input, _| async move { Ok(Output::from(input)) });
+    let echo = HandlerKind::once(|input, _| async move { Ok(CallOutput::from(input)) });
     let open = HandlerKind::once(|_, _| async move {
         Ok(json!({ "id": "00", "tensors": [{ "name": TENSOR }] }))
     });

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use alknet_call::{CallError, Env};
 use alknet_core::{BoxFuture, Identity, IdentityKind, ScopeSet};
-use alknet_runtime::Mode;
+use alknet_runtime::SessionMode;
 use alknet_sessions::TensorFiles;
 use alknet_sessions::limits::SESSIONS_OF_TENANT_MAX;
-use alknet_tensor::{Dtype, Writer};
+use alknet_tensor::{ContainerWriter, Dtype};
 use serde_json::{Value, json};
 
 use super::failed;
-use super::lab::Lab;
-use alknet_tasks::failure::{Failure, Result};
+use super::lab::SessionBench;
+use alknet_tasks::failure::{Result, TaskError};
 
 /// Name of the tensor.
 pub(super) const TENSOR: &str = "t";
@@ -33,11 +33,11 @@ pub(super) struct TensorFile {
 
 impl TensorFile {
     pub(super) fn make() -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(Failure::io("make a folder"))?;
+        let folder = tempfile::tempdir().map_err(TaskError::io("make a folder"))?;
         let made = Self { folder };
-        let file = File::create(made.path()).map_err(Failure::io("make a tensor file"))?;
+        let file = File::create(made.path()).map_err(TaskError::io("make a tensor file"))?;
         let content = vec![1; TENSOR_BYTES as usize];
-        let mut writer = Writer::plain(file);
+        let mut writer = ContainerWriter::plain(file);
         let shape = [TENSOR_BYTES / 4];
         let added = writer.flat(TENSOR, Dtype::F32, &shape, content.into());
         added.map_err(failed("writing a tensor"))?;
@@ -51,9 +51,9 @@ impl TensorFile {
 }
 
 /// Opens the one file, whatever is asked for.
-pub(super) struct Stored(pub(super) PathBuf);
+pub(super) struct OneFileStore(pub(super) PathBuf);
 
-impl TensorFiles for Stored {
+impl TensorFiles for OneFileStore {
     fn open(&self, _: &Env, _: Value) -> BoxFuture<'static, std::result::Result<File, CallError>> {
         let file = File::open(&self.0);
         Box::pin(async { file.map_err(|error| CallError::internal(error.to_string())) })
@@ -62,7 +62,7 @@ impl TensorFiles for Stored {
 
 /// How much more the worker holds of a tensor that a script has opened, and of one that it has read,
 /// in MiB.
-pub(super) async fn tensor(lab: &mut Lab) -> Result<(f64, f64)> {
+pub(super) async fn tensor(lab: &mut SessionBench) -> Result<(f64, f64)> {
     let source = format!(
         "let data;
          export const open = async () => {{
@@ -72,7 +72,7 @@ pub(super) async fn tensor(lab: &mut Lab) -> Result<(f64, f64)> {
          export const read = () => {{ let sum = 0; for (let i = 0; i < data.length; i += 1024) sum += data[i]; return sum; }};
          export const nothing = () => 0;"
     );
-    let session = lab.open(&source, Mode::Service).await?;
+    let session = lab.open(&source, SessionMode::Service).await?;
     lab.export(&session, "nothing", json!(0)).await?;
     let pid = session.info().pid;
     let before = resident(pid)?;
@@ -85,7 +85,7 @@ pub(super) async fn tensor(lab: &mut Lab) -> Result<(f64, f64)> {
 }
 
 /// What idle sessions hold.
-pub(super) struct Held {
+pub(super) struct SessionMemory {
     /// All of their workers, in MiB; what they share is counted once.
     pub(super) all_mib: f64,
     /// The middle one of them.
@@ -93,12 +93,14 @@ pub(super) struct Held {
 }
 
 /// Opens so many sessions, has each answer once, and weighs their workers.
-pub(super) async fn idle(lab: &mut Lab, count: usize) -> Result<Held> {
+pub(super) async fn idle(lab: &mut SessionBench, count: usize) -> Result<SessionMemory> {
     let mut open = Vec::new();
     for at in 0..count {
         let source = format!("let n = {at}; export const next = () => ++n;");
         let tenant = tenant(at / SESSIONS_OF_TENANT_MAX)?;
-        let session = lab.open_for(Some(tenant), &source, Mode::Service).await?;
+        let session = lab
+            .open_for(Some(tenant), &source, SessionMode::Service)
+            .await?;
         lab.export(&session, "next", json!(null)).await?;
         open.push(session);
     }
@@ -107,8 +109,8 @@ pub(super) async fn idle(lab: &mut Lab, count: usize) -> Result<Held> {
     let weights = pids.iter().map(|pid| proportional(*pid));
     let mut weights: Vec<f64> = weights.collect::<Result<_>>()?;
     weights.sort_by(f64::total_cmp);
-    open.iter().for_each(alknet_sessions::Session::kill);
-    Ok(Held {
+    open.iter().for_each(alknet_sessions::ScriptSession::kill);
+    Ok(SessionMemory {
         all_mib: weights.iter().sum(),
         worker_mib: weights[weights.len() / 2],
     })
@@ -139,7 +141,7 @@ fn proportional(pid: i32) -> Result<f64> {
 }
 
 fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(Failure::io(format!("read {}", path.display())))
+    fs::read_to_string(path).map_err(TaskError::io(format!("read {}", path.display())))
 }
 
 /// A line of the kernel's, which counts in KiB.

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-use self::lab::Lab;
+use self::lab::SessionBench;
 use super::call::measure::failed;
-use super::call::sides::Sides;
-use super::rows::{Goal, Row, median};
+use super::call::sides::SideRuntimes;
+use super::rows::{BenchRow, Goal, median};
 use alknet_tasks::binary;
-use alknet_tasks::context::Context;
-use alknet_tasks::failure::{Failure, Result};
+use alknet_tasks::context::XtaskContext;
+use alknet_tasks::failure::{Result, TaskError};
 
 const BENCH: &str = "runtime";
 /// What the engine alone is called in rows: rquickjs with a context of its own making.
@@ -54,7 +54,7 @@ mod goals {
 
 /// What is measured, as rows name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Case {
+enum RuntimeCase {
     Context,
     ContextAlone,
     Rust,
@@ -73,12 +73,12 @@ enum Case {
 
 /// One figure: by the clock, and of the processors where they were measured.
 #[derive(Clone, Copy, Debug)]
-struct Sample {
+struct RuntimeSample {
     value: f64,
     cpu: f64,
 }
 
-impl Sample {
+impl RuntimeSample {
     /// A figure that is no time.
     const fn plain(value: f64) -> Self {
         Self {
@@ -88,45 +88,50 @@ impl Sample {
     }
 }
 
-type Samples = BTreeMap<Case, Vec<Sample>>;
+type Samples = BTreeMap<RuntimeCase, Vec<RuntimeSample>>;
 
 /// Measures; what takes memory is measured once, since it does not move.
-pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
+pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
     let program = binary::plain(cx)?;
-    let sides = Sides::new()?;
+    let sides = SideRuntimes::new()?;
     let mut samples = Samples::new();
     let tensor = memory::TensorFile::make()?;
     sides.client.block_on(async {
-        let mut lab = Lab::start(&sides, &program, &tensor.path()).await?;
+        let mut lab = SessionBench::start(&sides, &program, &tensor.path()).await?;
         for round in 1..=rounds {
             eprintln!("round {round} of {rounds} ...");
             let mut add = |case, sample| samples.entry(case).or_default().push(sample);
             for (case, sample) in engine::round()? {
                 add(case, sample);
             }
-            add(Case::Session, lab.sessions(SESSIONS).await?);
-            add(Case::CallOut, lab.calls(CALLS_OUT).await?);
-            add(Case::Eval, lab.evals(SESSIONS).await?);
-            add(Case::EvalNode, node()?);
+            add(RuntimeCase::Session, lab.sessions(SESSIONS).await?);
+            add(RuntimeCase::CallOut, lab.calls(CALLS_OUT).await?);
+            add(RuntimeCase::Eval, lab.evals(SESSIONS).await?);
+            add(RuntimeCase::EvalNode, node()?);
         }
-        let mut add = |case, mib| samples.entry(case).or_default().push(Sample::plain(mib));
+        let mut add = |case, mib| {
+            samples
+                .entry(case)
+                .or_default()
+                .push(RuntimeSample::plain(mib))
+        };
         let (opened, touched) = memory::tensor(&mut lab).await?;
-        add(Case::TensorOpened, opened);
-        add(Case::TensorTouched, touched);
+        add(RuntimeCase::TensorOpened, opened);
+        add(RuntimeCase::TensorTouched, touched);
         let held = memory::idle(&mut lab, IDLE).await?;
-        add(Case::Idle, held.all_mib);
-        add(Case::IdleProcess, held.worker_mib);
-        Ok::<(), Failure>(())
+        add(RuntimeCase::Idle, held.all_mib);
+        add(RuntimeCase::IdleProcess, held.worker_mib);
+        Ok::<(), TaskError>(())
     })?;
     Ok(rows(&samples))
 }
 
 /// Times `work`, which does so many of what is asked about.
-async fn timed(count: u32, work: impl Future<Output = Result<()>>) -> Result<Sample> {
+async fn timed(count: u32, work: impl Future<Output = Result<()>>) -> Result<RuntimeSample> {
     let (begun, before) = (Instant::now(), cpu()?);
     work.await?;
     let each = |whole: Duration| whole.as_secs_f64() / f64::from(count);
-    Ok(Sample {
+    Ok(RuntimeSample {
         value: each(begun.elapsed()),
         cpu: each(cpu()?.saturating_sub(before)),
     })
@@ -141,70 +146,86 @@ fn cpu() -> Result<Duration> {
 }
 
 /// The other way to keep scripts apart: a process of an engine for each.
-fn node() -> Result<Sample> {
+fn node() -> Result<RuntimeSample> {
     let begun = Instant::now();
     for _ in 0..PROCESSES {
         let status = Command::new("node")
             .args(["-e", "console.log(6 * 7)"])
             .stdout(Stdio::null())
             .status()
-            .map_err(Failure::io("run node"))?;
+            .map_err(TaskError::io("run node"))?;
         if !status.success() {
             return Err(failed("node")(status));
         }
     }
     let each = begun.elapsed().as_secs_f64() / f64::from(PROCESSES);
-    Ok(Sample::plain(each))
+    Ok(RuntimeSample::plain(each))
 }
 
-fn rows(samples: &Samples) -> Vec<Row> {
-    let of = |case: Case, part: fn(&Sample) -> f64| {
+fn rows(samples: &Samples) -> Vec<BenchRow> {
+    let of = |case: RuntimeCase, part: fn(&RuntimeSample) -> f64| {
         let all = samples.get(&case).into_iter().flatten();
         median(all.map(part).collect())
     };
     let value = |case| of(case, |sample| sample.value);
     let cpu = |case| of(case, |sample| sample.cpu);
-    let lower = |case: &str, unit, ours| Row::lower(BENCH, case, unit, ours);
+    let lower = |case: &str, unit, ours| BenchRow::lower(BENCH, case, unit, ours);
     let (ms, us, ns) = (1e3, 1e6, 1e9);
     let context = "an engine with its limits and globals";
-    let idle = value(Case::Idle);
+    let idle = value(RuntimeCase::Idle);
     vec![
-        lower(context, "ms", value(Case::Context) * ms)
-            .beside(ENGINE, value(Case::ContextAlone) * ms)
+        lower(context, "ms", value(RuntimeCase::Context) * ms)
+            .beside(ENGINE, value(RuntimeCase::ContextAlone) * ms)
             .goal(Goal::Ours(goals::CONTEXT_MS)),
-        lower(context, "CPU ms", cpu(Case::Context) * ms)
-            .beside(ENGINE, cpu(Case::ContextAlone) * ms)
+        lower(context, "CPU ms", cpu(RuntimeCase::Context) * ms)
+            .beside(ENGINE, cpu(RuntimeCase::ContextAlone) * ms)
             .goal(Goal::Ours(goals::CONTEXT_MS)),
-        lower("a function of Rust's", "CPU ns", cpu(Case::Rust) * ns)
-            .beside(ENGINE, cpu(Case::RustAlone) * ns),
+        lower(
+            "a function of Rust's",
+            "CPU ns",
+            cpu(RuntimeCase::Rust) * ns,
+        )
+        .beside(ENGINE, cpu(RuntimeCase::RustAlone) * ns),
         lower(
             "an operation, answered at once",
             "CPU us",
-            cpu(Case::Call) * us,
+            cpu(RuntimeCase::Call) * us,
         )
-        .beside(ENGINE, cpu(Case::CallAlone) * us),
+        .beside(ENGINE, cpu(RuntimeCase::CallAlone) * us),
         lower(
             "an operation, from a worker",
             "us",
-            value(Case::CallOut) * us,
+            value(RuntimeCase::CallOut) * us,
         ),
         lower(
             "a session in a ready worker, answered",
             "ms",
-            value(Case::Session) * ms,
+            value(RuntimeCase::Session) * ms,
         ),
-        lower("runtime/eval of a line, QUIC", "ms", value(Case::Eval) * ms)
-            .beside(NODE, value(Case::EvalNode) * ms),
+        lower(
+            "runtime/eval of a line, QUIC",
+            "ms",
+            value(RuntimeCase::Eval) * ms,
+        )
+        .beside(NODE, value(RuntimeCase::EvalNode) * ms),
         lower("1,000 idle sessions", "MiB", idle).goal(Goal::Ours(goals::IDLE_MIB)),
-        Row::higher(BENCH, "idle sessions", "a GiB", 1024.0 / idle * IDLE as f64),
-        lower("a worker with 16 of them", "MiB", value(Case::IdleProcess)),
+        BenchRow::higher(BENCH, "idle sessions", "a GiB", 1024.0 / idle * IDLE as f64),
+        lower(
+            "a worker with 16 of them",
+            "MiB",
+            value(RuntimeCase::IdleProcess),
+        ),
         lower(
             "256 MiB of tensor, opened",
             "MiB",
-            value(Case::TensorOpened),
+            value(RuntimeCase::TensorOpened),
         )
         .goal(Goal::Ours(goals::TENSOR_MIB)),
-        lower("256 MiB of tensor, read", "MiB", value(Case::TensorTouched)),
+        lower(
+            "256 MiB of tensor, read",
+            "MiB",
+            value(RuntimeCase::TensorTouched),
+        ),
     ]
 }
 
@@ -215,8 +236,12 @@ mod tests {
     #[test]
     fn every_figure_has_its_row() {
         let mut samples = Samples::new();
-        for case in [Case::Context, Case::ContextAlone, Case::Idle] {
-            let sample = |value| Sample { value, cpu: value };
+        for case in [
+            RuntimeCase::Context,
+            RuntimeCase::ContextAlone,
+            RuntimeCase::Idle,
+        ] {
+            let sample = |value| RuntimeSample { value, cpu: value };
             samples.insert(case, vec![sample(0.0005), sample(0.0007), sample(0.0006)]);
         }
         let rows = rows(&samples);

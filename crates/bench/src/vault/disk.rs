@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use alknet_qemu::{Accel, Disk, Line, MachineKind, Vm, blank};
+use alknet_qemu::{Accel, ConsoleLine, MachineKind, VirtioDisk, Vm, blank};
 
 use super::{BENCH, MEGA};
-use crate::rows::{Goal, Row, median};
-use alknet_tasks::context::Context;
-use alknet_tasks::failure::{Failure, Result};
+use crate::rows::{BenchRow, Goal, median};
+use alknet_tasks::context::XtaskContext;
+use alknet_tasks::failure::{Result, TaskError};
 use alknet_tasks::kernel;
 
 /// The guest's program, which says what it measures.
@@ -48,7 +48,7 @@ const CASES: [(&str, &str); 4] = [
 
 /// One measurement of one way.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Figure {
+struct DiskFigure {
     mb_s: f64,
     /// Hundredths of a second that the processor was busy, of those that passed.
     busy: f64,
@@ -56,11 +56,11 @@ struct Figure {
     minsn: Option<f64>,
 }
 
-type Figures = BTreeMap<(String, String), Vec<Figure>>;
+type Figures = BTreeMap<(String, String), Vec<DiskFigure>>;
 
 /// Measures in two machines: by the clock, then counted.
-pub(super) fn rows(cx: &Context, rounds: usize) -> Result<Vec<Row>> {
-    let scratch = tempfile::tempdir().map_err(Failure::io("make a folder for the benchmark"))?;
+pub(super) fn rows(cx: &XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
+    let scratch = tempfile::tempdir().map_err(TaskError::io("make a folder for the benchmark"))?;
     let kernel = kernel::ensure(cx)?;
     let initrd = initramfs(&program(cx)?, scratch.path())?;
     let boot = |counted: bool| -> Result<Figures> {
@@ -72,7 +72,7 @@ pub(super) fn rows(cx: &Context, rounds: usize) -> Result<Vec<Row>> {
             .kernel(&kernel.vmlinux)
             .initrd(&initrd)
             .append(format!("console=ttyS0 quiet panic=10 rounds={rounds}"))
-            .disk(Disk::file(disk));
+            .disk(VirtioDisk::file(disk));
         let builder = match counted {
             true => builder.accel(Accel::Tcg).count_instructions(),
             false => builder,
@@ -89,8 +89,8 @@ pub(super) fn rows(cx: &Context, rounds: usize) -> Result<Vec<Row>> {
     Ok(rows_of(&timed, &counted))
 }
 
-fn rows_of(timed: &Figures, counted: &Figures) -> Vec<Row> {
-    let middle = |figures: &Figures, way: &str, what: &str, of: fn(&Figure) -> Option<f64>| {
+fn rows_of(timed: &Figures, counted: &Figures) -> Vec<BenchRow> {
+    let middle = |figures: &Figures, way: &str, what: &str, of: fn(&DiskFigure) -> Option<f64>| {
         let found = figures.get(&(way.to_owned(), what.to_owned()));
         median(found.into_iter().flatten().filter_map(of).collect())
     };
@@ -99,14 +99,15 @@ fn rows_of(timed: &Figures, counted: &Figures) -> Vec<Row> {
         let rate = |way| middle(timed, way, what, |figure| Some(figure.mb_s));
         let cost = |way| middle(counted, way, what, |figure| figure.minsn);
         let busy = |way| middle(timed, way, what, |figure| Some(figure.busy));
-        let speed =
-            |name, peer| Row::higher(BENCH, case, "MB/s", rate("ours")).beside(name, rate(peer));
+        let speed = |name, peer| {
+            BenchRow::higher(BENCH, case, "MB/s", rate("ours")).beside(name, rate(peer))
+        };
         let work = |name, peer| {
-            Row::lower(BENCH, case, "M instr/MB", cost("ours")).beside(name, cost(peer))
+            BenchRow::lower(BENCH, case, "M instr/MB", cost("ours")).beside(name, cost(peer))
         };
         if !what.starts_with("random") {
             let alone = middle(timed, "cipher", "", |figure| Some(figure.mb_s));
-            let row = Row::higher(BENCH, case, "MB/s", rate("ours")).beside(CIPHER, alone);
+            let row = BenchRow::higher(BENCH, case, "MB/s", rate("ours")).beside(CIPHER, alone);
             rows.push(row.goal(Goal::Ratio(OF_CIPHER)));
         }
         rows.extend([
@@ -114,14 +115,14 @@ fn rows_of(timed: &Figures, counted: &Figures) -> Vec<Row> {
             speed(UNSEALED, "unsealed"),
             work(PEER, "cryptsetup").goal(Goal::Ratio(NO_DEARER)),
             work(UNSEALED, "unsealed"),
-            Row::lower(BENCH, case, "busy", busy("ours")).beside(PEER, busy("cryptsetup")),
+            BenchRow::lower(BENCH, case, "busy", busy("ours")).beside(PEER, busy("cryptsetup")),
         ]);
     }
     rows
 }
 
 /// What the guest's lines say.
-fn figures(lines: &[Line]) -> Figures {
+fn figures(lines: &[ConsoleLine]) -> Figures {
     let mut figures = Figures::new();
     let mut begun = None;
     for line in lines {
@@ -134,7 +135,7 @@ fn figures(lines: &[Line]) -> Figures {
                 let seconds = number(nanoseconds) / 1e9;
                 let since = line.instructions.zip(begun.take());
                 let key = (way.to_owned(), what.to_owned());
-                figures.entry(key).or_default().push(Figure {
+                figures.entry(key).or_default().push(DiskFigure {
                     mb_s: megabytes / seconds,
                     busy: number(ticks) / 100.0 / seconds,
                     minsn: since.map(|(end, begin)| (end - begin) as f64 / MEGA / megabytes),
@@ -143,7 +144,7 @@ fn figures(lines: &[Line]) -> Figures {
             ["bench:", "cipher", rate] => {
                 let rate: f64 = rate.parse().unwrap_or(f64::NAN);
                 let key = ("cipher".to_owned(), String::new());
-                figures.entry(key).or_default().push(Figure {
+                figures.entry(key).or_default().push(DiskFigure {
                     mb_s: rate / MEGA,
                     busy: 1.0,
                     minsn: None,
@@ -156,7 +157,7 @@ fn figures(lines: &[Line]) -> Figures {
 }
 
 /// The guest's program, built now.
-fn program(cx: &Context) -> Result<PathBuf> {
+fn program(cx: &XtaskContext) -> Result<PathBuf> {
     let mut cargo = cx.cargo("build");
     cargo.args([
         "--release",
@@ -178,19 +179,19 @@ fn program(cx: &Context) -> Result<PathBuf> {
 fn initramfs(program: &Path, folder: &Path) -> Result<PathBuf> {
     let root = folder.join("root");
     for name in ["dev", "proc", "run", "sys", "usr/sbin"] {
-        fs::create_dir_all(root.join(name)).map_err(Failure::io("make the guest's folders"))?;
+        fs::create_dir_all(root.join(name)).map_err(TaskError::io("make the guest's folders"))?;
     }
     let cryptsetup = ["/usr/sbin/cryptsetup", "/sbin/cryptsetup"];
     let cryptsetup = cryptsetup.into_iter().find(|path| Path::new(path).exists());
     let cryptsetup = cryptsetup.ok_or_else(|| {
-        Failure::Arguments("cryptsetup is missing: install the package cryptsetup-bin".into())
+        TaskError::Arguments("cryptsetup is missing: install the package cryptsetup-bin".into())
     })?;
     take(Path::new(cryptsetup), &root.join("usr/sbin/cryptsetup"))?;
     let openssl = Path::new(OPENSSL);
     take(openssl, &root.join("usr/bin/openssl"))?;
     take(program, &root.join("init"))?;
     let output = Command::new("ldd").arg(cryptsetup).arg(openssl).output();
-    let output = output.map_err(Failure::io("run ldd (install libc-bin)"))?;
+    let output = output.map_err(TaskError::io("run ldd (install libc-bin)"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     for library in text
         .split_whitespace()
@@ -207,7 +208,7 @@ fn initramfs(program: &Path, folder: &Path) -> Result<PathBuf> {
         .current_dir(&root)
         .stdin(Stdio::null())
         .status()
-        .map_err(Failure::io("run cpio (install the package cpio)"))?;
+        .map_err(TaskError::io("run cpio (install the package cpio)"))?;
     match status.success() {
         true => Ok(archive),
         false => Err(said(&format!("cpio: {status}"))),
@@ -217,11 +218,11 @@ fn initramfs(program: &Path, folder: &Path) -> Result<PathBuf> {
 fn take(from: &Path, to: &Path) -> Result<()> {
     let made = to.parent().map_or(Ok(()), fs::create_dir_all);
     made.and_then(|()| fs::copy(from, to).map(drop))
-        .map_err(Failure::io(format!("copy {}", from.display())))
+        .map_err(TaskError::io(format!("copy {}", from.display())))
 }
 
-fn said(how: &str) -> Failure {
-    Failure::Step {
+fn said(how: &str) -> TaskError {
+    TaskError::Step {
         what: "the machine of the benchmark".into(),
         how: how.to_owned(),
         log: None,
@@ -232,8 +233,8 @@ fn said(how: &str) -> Failure {
 mod tests {
     use super::*;
 
-    fn line(text: &str, instructions: Option<u64>) -> Line {
-        Line {
+    fn line(text: &str, instructions: Option<u64>) -> ConsoleLine {
+        ConsoleLine {
             at: Duration::ZERO,
             cpu: Duration::ZERO,
             instructions,
@@ -254,7 +255,7 @@ mod tests {
         ];
         let figures = figures(&lines);
         let found = &figures[&("ours".to_owned(), "read".to_owned())];
-        let expected = Figure {
+        let expected = DiskFigure {
             mb_s: 2.0,
             busy: 0.5,
             minsn: Some(2.0),
@@ -266,7 +267,7 @@ mod tests {
 
     #[test]
     fn every_case_has_its_rows() {
-        let figure = Figure {
+        let figure = DiskFigure {
             mb_s: 1.0,
             busy: 1.0,
             minsn: Some(1.0),

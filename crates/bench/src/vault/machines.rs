@@ -7,20 +7,20 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_image::{Form, Role};
-use alknet_qemu::{Accel, Disk, Line, Vm, VmBuilder, blank, copy};
+use alknet_image::{ImageForm, OutputRole};
+use alknet_qemu::{Accel, ConsoleLine, VirtioDisk, Vm, VmBuilder, blank, copy};
 use data_encoding::BASE64;
 
-use super::keeper::{Keeper, patient};
+use super::share_server::{ShareServerMachine, patient};
 use super::{BENCH, MEGA};
-use crate::rows::{Goal, Row, median};
+use crate::rows::{BenchRow, Goal, median};
 use alknet_tasks::binary;
-use alknet_tasks::context::Context;
-use alknet_tasks::driver::Selection;
-use alknet_tasks::failure::{Failure, Result};
-use alknet_tasks::image::{self, Image};
-use alknet_tasks::kernel::{self, Kernel};
-use alknet_tasks::node::{self, Cli, Machine};
+use alknet_tasks::context::XtaskContext;
+use alknet_tasks::driver::DriverSelection;
+use alknet_tasks::failure::{Result, TaskError};
+use alknet_tasks::image::{self, ImageFiles};
+use alknet_tasks::kernel::{self, KernelFiles};
+use alknet_tasks::node::{self, MachineType, NodeCli};
 
 /// What PID 1 prints when the port is served.
 const READY: &str = "alknet: ready ";
@@ -47,7 +47,7 @@ const TPM_S: f64 = 1.0;
 /// How the data is protected, and on which machine: the last three have a TPM and firmware. For `Kms` a
 /// second machine keeps a share of the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum SealKind {
     Unsealed,
     None,
     Provisioning,
@@ -58,7 +58,7 @@ enum Kind {
     Tpm2Pin,
 }
 
-impl Kind {
+impl SealKind {
     const ALL: [Self; 8] = [
         Self::Unsealed,
         Self::None,
@@ -70,20 +70,20 @@ impl Kind {
         Self::Tpm2Pin,
     ];
 
-    const fn machine(self) -> Machine {
+    const fn machine(self) -> MachineType {
         match self {
-            Self::Measured | Self::Tpm2 | Self::Tpm2Pin => Machine::Uefi,
-            _ => Machine::Microvm,
+            Self::Measured | Self::Tpm2 | Self::Tpm2Pin => MachineType::Uefi,
+            _ => MachineType::Microvm,
         }
     }
 
     /// A TPM and another machine answer in their own time, so that instructions of a machine that waits for
     /// one are no measure.
     const fn is_counted(self) -> bool {
-        matches!(self.machine(), Machine::Microvm) && !matches!(self, Self::Kms)
+        matches!(self.machine(), MachineType::Microvm) && !matches!(self, Self::Kms)
     }
 
-    /// What somebody types, if anybody does.
+    /// What the benchmark types at the machine's console, if anything.
     const fn typed(self) -> Option<&'static str> {
         match self {
             Self::Passphrase => Some(PASSPHRASE),
@@ -131,15 +131,15 @@ impl Kind {
 
 /// From power-on, or from the Enter key behind a passphrase or a PIN, to the served port.
 #[derive(Clone, Copy, Debug)]
-struct Cost {
+struct UnlockCost {
     cpu_s: f64,
     wall_s: f64,
     minsn: Option<f64>,
 }
 
-impl Cost {
-    fn between(begin: Option<&Line>, end: &Line) -> Self {
-        let count = |line: &Line| line.instructions.map(|count| count as f64 / MEGA);
+impl UnlockCost {
+    fn between(begin: Option<&ConsoleLine>, end: &ConsoleLine) -> Self {
+        let count = |line: &ConsoleLine| line.instructions.map(|count| count as f64 / MEGA);
         let (cpu, at) = begin.map_or((Duration::ZERO, Duration::ZERO), |line| (line.cpu, line.at));
         let before = begin.map_or(Some(0.0), count);
         Self {
@@ -150,26 +150,26 @@ impl Cost {
     }
 }
 
-struct Stage {
-    image: Image,
-    kernel: Kernel,
-    cli: Cli,
+struct UnlockBench {
+    image: ImageFiles,
+    kernel: KernelFiles,
+    cli: NodeCli,
     admin: String,
-    keeper: Keeper,
+    keeper: ShareServerMachine,
     scratch: tempfile::TempDir,
 }
 
 /// Measures, each round one boot of every kind, by the clock and counted.
-pub(super) fn rows(cx: &Context, rounds: usize) -> Result<Vec<Row>> {
-    let stage = Stage::prepare(cx)?;
-    for kind in Kind::ALL {
+pub(super) fn rows(cx: &XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
+    let stage = UnlockBench::prepare(cx)?;
+    for kind in SealKind::ALL {
         stage.for_kind(kind, || stage.first_boot(kind))?;
     }
-    let mut costs: BTreeMap<Kind, Vec<Cost>> = BTreeMap::new();
+    let mut costs: BTreeMap<SealKind, Vec<UnlockCost>> = BTreeMap::new();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds} ...");
         for counted in [false, true] {
-            for kind in Kind::ALL {
+            for kind in SealKind::ALL {
                 if counted && !kind.is_counted() {
                     continue;
                 }
@@ -183,19 +183,19 @@ pub(super) fn rows(cx: &Context, rounds: usize) -> Result<Vec<Row>> {
     Ok(rows_of(&costs))
 }
 
-fn rows_of(costs: &BTreeMap<Kind, Vec<Cost>>) -> Vec<Row> {
-    let of = |kind: Kind, counted: bool, what: fn(&Cost) -> f64| {
+fn rows_of(costs: &BTreeMap<SealKind, Vec<UnlockCost>>) -> Vec<BenchRow> {
+    let of = |kind: SealKind, counted: bool, what: fn(&UnlockCost) -> f64| {
         let all = costs.get(&kind).into_iter().flatten();
         let some = all.filter(|cost| cost.minsn.is_some() == counted);
         median(some.map(what).collect())
     };
-    let minsn = |cost: &Cost| cost.minsn.unwrap_or(f64::NAN);
+    let minsn = |cost: &UnlockCost| cost.minsn.unwrap_or(f64::NAN);
     let mut rows = Vec::new();
-    for kind in [Kind::None, Kind::Provisioning] {
+    for kind in [SealKind::None, SealKind::Provisioning] {
         let case = format!("microvm: power-on to served, slot {}", kind.name());
-        let row = |unit, counted, what: fn(&Cost) -> f64| {
-            Row::lower(BENCH, case.clone(), unit, of(kind, counted, what))
-                .beside(UNSEALED, of(Kind::Unsealed, counted, what))
+        let row = |unit, counted, what: fn(&UnlockCost) -> f64| {
+            BenchRow::lower(BENCH, case.clone(), unit, of(kind, counted, what))
+                .beside(UNSEALED, of(SealKind::Unsealed, counted, what))
         };
         rows.push(row("CPU s", false, |cost| cost.cpu_s));
         rows.push(row("M instructions", true, minsn));
@@ -203,54 +203,54 @@ fn rows_of(costs: &BTreeMap<Kind, Vec<Cost>>) -> Vec<Row> {
         let more = wall.ours - wall.peer.unwrap_or(f64::NAN);
         rows.push(wall);
         let case = format!("microvm: sealed data costs a boot, slot {}", kind.name());
-        rows.push(Row::lower(BENCH, case, "s wall", more).goal(Goal::Ours(MORE_S)));
+        rows.push(BenchRow::lower(BENCH, case, "s wall", more).goal(Goal::Ours(MORE_S)));
     }
     let case = "microvm: passphrase typed to served";
-    let kind = Kind::Passphrase;
+    let kind = SealKind::Passphrase;
     rows.extend([
-        Row::lower(BENCH, case, "CPU s", of(kind, false, |cost| cost.cpu_s)),
-        Row::lower(BENCH, case, "s wall", of(kind, false, |cost| cost.wall_s)),
-        Row::lower(BENCH, case, "M instructions", of(kind, true, minsn)),
+        BenchRow::lower(BENCH, case, "CPU s", of(kind, false, |cost| cost.cpu_s)),
+        BenchRow::lower(BENCH, case, "s wall", of(kind, false, |cost| cost.wall_s)),
+        BenchRow::lower(BENCH, case, "M instructions", of(kind, true, minsn)),
     ]);
-    let by_node = |unit, what: fn(&Cost) -> f64| {
+    let by_node = |unit, what: fn(&UnlockCost) -> f64| {
         let case = "microvm: power-on to served, slot kms";
-        Row::lower(BENCH, case, unit, of(Kind::Kms, false, what))
-            .beside(UNSEALED, of(Kind::Unsealed, false, what))
+        BenchRow::lower(BENCH, case, unit, of(SealKind::Kms, false, what))
+            .beside(UNSEALED, of(SealKind::Unsealed, false, what))
     };
     rows.extend([
         by_node("CPU s", |cost| cost.cpu_s),
         by_node("s wall", |cost| cost.wall_s),
     ]);
-    let by_tpm = |unit, what: fn(&Cost) -> f64| {
+    let by_tpm = |unit, what: fn(&UnlockCost) -> f64| {
         let case = "PC with firmware: power-on to served, slot tpm2";
-        Row::lower(BENCH, case, unit, of(Kind::Tpm2, false, what))
-            .beside(ON_DISK, of(Kind::Measured, false, what))
+        BenchRow::lower(BENCH, case, unit, of(SealKind::Tpm2, false, what))
+            .beside(ON_DISK, of(SealKind::Measured, false, what))
     };
     let wall = by_tpm("s wall", |cost| cost.wall_s);
     let more = wall.ours - wall.peer.unwrap_or(f64::NAN);
     rows.extend([by_tpm("CPU s", |cost| cost.cpu_s), wall]);
     let case = "PC with firmware: opening by the TPM costs a boot";
-    rows.push(Row::lower(BENCH, case, "s wall", more).goal(Goal::Ours(TPM_S)));
+    rows.push(BenchRow::lower(BENCH, case, "s wall", more).goal(Goal::Ours(TPM_S)));
     let case = "PC with firmware: PIN typed to served";
-    let kind = Kind::Tpm2Pin;
+    let kind = SealKind::Tpm2Pin;
     rows.extend([
-        Row::lower(BENCH, case, "CPU s", of(kind, false, |cost| cost.cpu_s)),
-        Row::lower(BENCH, case, "s wall", of(kind, false, |cost| cost.wall_s)),
+        BenchRow::lower(BENCH, case, "CPU s", of(kind, false, |cost| cost.cpu_s)),
+        BenchRow::lower(BENCH, case, "s wall", of(kind, false, |cost| cost.wall_s)),
     ]);
     rows
 }
 
-impl Stage {
-    fn prepare(cx: &Context) -> Result<Self> {
+impl UnlockBench {
+    fn prepare(cx: &XtaskContext) -> Result<Self> {
         let scratch =
-            tempfile::tempdir().map_err(Failure::io("make a folder for the benchmark"))?;
+            tempfile::tempdir().map_err(TaskError::io("make a folder for the benchmark"))?;
         let kernel = kernel::ensure(cx)?;
-        let binary = binary::whole(cx, &Selection::usual())?;
-        let image = image::ensure(cx, &kernel, &binary, &[Form::Erofs, Form::Raw])?;
-        let cli = Cli::new(&binary, Some(&scratch.path().join("cli")));
+        let binary = binary::whole(cx, &DriverSelection::usual())?;
+        let image = image::ensure(cx, &kernel, &binary, &[ImageForm::Erofs, ImageForm::Raw])?;
+        let cli = NodeCli::new(&binary, Some(&scratch.path().join("cli")));
         let admin = cli.identity()?;
         Ok(Self {
-            keeper: Keeper::start(&image, &kernel, &cli, &admin, scratch.path())?,
+            keeper: ShareServerMachine::start(&image, &kernel, &cli, &admin, scratch.path())?,
             admin,
             image,
             kernel,
@@ -259,34 +259,34 @@ impl Stage {
         })
     }
 
-    /// Does that while whoever has to answer for it runs.
-    fn for_kind<T>(&self, kind: Kind, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Runs `act`, with the machine that keeps the share awake if this kind needs it.
+    fn for_kind<T>(&self, kind: SealKind, act: impl FnOnce() -> Result<T>) -> Result<T> {
         match kind {
-            Kind::Kms => self.keeper.awake(act),
+            SealKind::Kms => self.keeper.awake(act),
             _ => act(),
         }
     }
 
-    fn disk(&self, kind: Kind) -> PathBuf {
+    fn disk(&self, kind: SealKind) -> PathBuf {
         self.scratch.path().join(kind.name())
     }
 
-    fn machine(&self, kind: Kind, disk: Disk) -> Result<VmBuilder> {
+    fn machine(&self, kind: SealKind, disk: VirtioDisk) -> Result<VmBuilder> {
         let machine = kind.machine();
         let form = match machine {
-            Machine::Microvm => Form::Erofs,
-            _ => Form::Raw,
+            MachineType::Microvm => ImageForm::Erofs,
+            _ => ImageForm::Raw,
         };
         let builder = node::builder(&self.image, &self.kernel, form, machine, &self.admin)?;
         let code = self.keeper.code();
         let document = format!("{}{}", node::config(&self.admin), kind.document(code));
         let builder = match kind {
-            Kind::Kms => patient(builder, &self.image),
+            SealKind::Kms => patient(builder, &self.image),
             _ => builder,
         };
         let builder = builder.accel(Accel::Tcg).config(document);
         Ok(match machine {
-            Machine::Microvm => builder.disk(disk.data()),
+            MachineType::Microvm => builder.disk(disk.data()),
             _ => builder
                 .disk(disk)
                 .tpm(self.chip(kind))
@@ -295,35 +295,37 @@ impl Stage {
     }
 
     /// The machine's own TPM, as it is; each boot has a copy of what the first left.
-    fn chip(&self, kind: Kind) -> PathBuf {
+    fn chip(&self, kind: SealKind) -> PathBuf {
         self.scratch.path().join(format!("{}.tpm", kind.name()))
     }
 
     /// The disk before its first boot: blank, or with the image and room behind it.
-    fn fresh_disk(&self, kind: Kind) -> Result<PathBuf> {
+    fn fresh_disk(&self, kind: SealKind) -> Result<PathBuf> {
         let disk = self.disk(kind);
-        if kind.machine() == Machine::Microvm {
+        if kind.machine() == MachineType::Microvm {
             blank(&disk, DISK_BYTES)?;
             return Ok(disk);
         }
         let (image, lacking) = (&self.image, "the raw image has no disk: build it again");
-        let raw = image.manifest.path(&image.folder, Form::Raw, Role::Disk);
+        let raw = image
+            .manifest
+            .path(&image.folder, ImageForm::Raw, OutputRole::Disk);
         copy(
-            &raw.ok_or_else(|| Failure::Arguments(lacking.to_owned()))?,
+            &raw.ok_or_else(|| TaskError::Arguments(lacking.to_owned()))?,
             &disk,
         )?;
         let grow = || {
             let file = File::options().write(true).open(&disk)?;
             file.set_len(file.metadata()?.len() + DISK_BYTES)
         };
-        grow().map_err(Failure::io("make the disk longer"))?;
+        grow().map_err(TaskError::io("make the disk longer"))?;
         Ok(disk)
     }
 
     /// Makes the vault and the data, and ends in order.
-    fn first_boot(&self, kind: Kind) -> Result<()> {
+    fn first_boot(&self, kind: SealKind) -> Result<()> {
         let disk = self.fresh_disk(kind)?;
-        let mut vm = self.machine(kind, Disk::file(&disk))?.start()?;
+        let mut vm = self.machine(kind, VirtioDisk::file(&disk))?.start()?;
         if let Some(typed) = kind.typed() {
             vm.wait_for(ASKS, ASKED_WITHIN)?;
             send(&vm, typed)?;
@@ -335,23 +337,23 @@ impl Stage {
     }
 
     /// Boots from what the first boot left, each time the same.
-    fn boot(&self, kind: Kind, counted: bool) -> Result<Cost> {
+    fn boot(&self, kind: SealKind, counted: bool) -> Result<UnlockCost> {
         let disk: &Path = &self.disk(kind);
-        let mut builder = self.machine(kind, Disk::snapshot(disk))?;
+        let mut builder = self.machine(kind, VirtioDisk::snapshot(disk))?;
         if counted {
             builder = builder.count_instructions();
         }
         // Power that is cut counts as a wrong PIN: not for the next boot.
-        let chip = tempfile::tempdir().map_err(Failure::io("make a folder for a TPM"))?;
-        if kind.machine() != Machine::Microvm {
+        let chip = tempfile::tempdir().map_err(TaskError::io("make a folder for a TPM"))?;
+        if kind.machine() != MachineType::Microvm {
             let copied = copy_files(&self.chip(kind), chip.path());
-            copied.map_err(Failure::io("copy the TPM"))?;
+            copied.map_err(TaskError::io("copy the TPM"))?;
             builder = builder.tpm(chip.path());
         }
         let mut vm = builder.start()?;
         let typed = if let Some(typed) = kind.typed() {
             let line = vm.wait_line(ASKS, ASKED_WITHIN)?;
-            let now = Line {
+            let now = ConsoleLine {
                 cpu: vm.cpu_time().unwrap_or(line.cpu),
                 instructions: vm.instructions(),
                 at: line.at,
@@ -364,7 +366,7 @@ impl Stage {
         };
         let ready = vm.wait_line(READY, ASKED_WITHIN)?;
         vm.cut_power()?;
-        Ok(Cost::between(typed.as_ref(), &ready))
+        Ok(UnlockCost::between(typed.as_ref(), &ready))
     }
 }
 
@@ -378,7 +380,7 @@ fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
 
 fn send(vm: &Vm, typed: &str) -> Result<()> {
     let sent = vm.console().send(typed);
-    sent.map_err(Failure::io("type at the console"))
+    sent.map_err(TaskError::io("type at the console"))
 }
 
 #[cfg(test)]
@@ -387,14 +389,18 @@ mod tests {
 
     #[test]
     fn counted_and_plain_boots_are_kept_apart() {
-        let cost = |wall_s, minsn| Cost {
+        let cost = |wall_s, minsn| UnlockCost {
             cpu_s: wall_s,
             wall_s,
             minsn,
         };
         let all = |more: f64| vec![cost(1.0 + more, None), cost(9.0, Some(100.0 + more))];
-        let costs =
-            Kind::ALL.map(|kind| (kind, all(if kind == Kind::Unsealed { 0.0 } else { 0.5 })));
+        let costs = SealKind::ALL.map(|kind| {
+            (
+                kind,
+                all(if kind == SealKind::Unsealed { 0.0 } else { 0.5 }),
+            )
+        });
         let rows = rows_of(&costs.into());
         let more = rows.iter().find(|row| row.case.contains("costs a boot"));
         assert_eq!(more.expect("measured").ours, 0.5);
@@ -404,10 +410,10 @@ mod tests {
 
     #[test]
     fn each_kind_says_what_it_is() {
-        for kind in Kind::ALL {
+        for kind in SealKind::ALL {
             let document = kind.document("alkjoin1_code");
             let sealed = document.contains("unlock");
-            assert_eq!(sealed, kind != Kind::Unsealed, "{document}");
+            assert_eq!(sealed, kind != SealKind::Unsealed, "{document}");
         }
     }
 }

@@ -1,30 +1,32 @@
 //! The vault, by itself and on machines.
 //!
-//! By itself: opening it by each type of slot that needs none, deriving and signing
-//! beside OpenSSL, sealing and opening records, and refusing those that somebody changed: whoever sees how
-//! long that takes must not learn what was wrong. What takes microseconds is counted in processor time, as
+//! By itself: opening it by each type of slot that needs no machine, deriving and signing beside OpenSSL,
+//! sealing and opening records, and refusing those that an attacker changed: an attacker who sees how long
+//! that takes must not learn what was wrong. What takes microseconds is counted in processor time, as
 //! OpenSSL's own measurement does, so that a machine with other work answers the same.
 
 mod disk;
-mod keeper;
 mod machines;
 mod refusals;
+mod share_server;
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use alknet_vault::slots::{Alkv, Argon2Params, Key, NewSlot, NewVault, OpenAlkv, SeedKey};
-use alknet_vault::{Area, Entropy, Label, Purpose, SecretStr, Vault, VaultError, WordCount};
+use alknet_vault::slots::{Alkv, Argon2Params, NewSlot, NewVault, OpenAlkv, SeedKey, UnlockKey};
+use alknet_vault::{
+    BlobLabel, Entropy, KeyPurpose, SecretStr, SeedArea, Vault, VaultError, WordCount,
+};
 
-use alknet_tasks::context::Context;
-use alknet_tasks::failure::{Failure, Result};
+use alknet_tasks::context::XtaskContext;
+use alknet_tasks::failure::{Result, TaskError};
 use alknet_tasks::third_party;
 
-use super::rows::{Goal, Row, median};
+use super::rows::{BenchRow, Goal, median};
 use super::tensor::cpu_seconds;
-use refusals::Refused;
+use refusals::RefusalCases;
 
 const BENCH: &str = "vault";
 const PEER: &str = "openssl";
@@ -39,7 +41,7 @@ const SIGN: &str = "sign 32 bytes with a key that is held";
 const SEAL: &str = "seal 1 KiB";
 const OPEN: &str = "open 1 KiB";
 
-/// How long each case runs in a round, as OpenSSL is told to.
+/// How long each case runs in a round; OpenSSL gets the same time.
 const ROUND: Duration = Duration::from_secs(1);
 /// How many of the quick things are timed together.
 const TOGETHER: u32 = 64;
@@ -50,20 +52,20 @@ const DERIVE_SIGN_US: f64 = 100.0;
 const RECORD_US: f64 = 10.0;
 
 /// Measures, each round one run of every case.
-pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
+pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
     let openssl = third_party::openssl(cx)?;
-    let stage = Stage::make().map_err(failed)?;
-    let mut figures: BTreeMap<&str, Vec<Run>> = BTreeMap::new();
+    let stage = VaultBench::make().map_err(failed)?;
+    let mut figures: BTreeMap<&str, Vec<VaultRun>> = BTreeMap::new();
     let mut signs = Vec::new();
     for _ in 0..rounds {
-        for (case, run) in Stage::CASES {
+        for (case, run) in VaultBench::CASES {
             let took = stage.time(run)?;
             figures.entry(case).or_default().push(took);
         }
         signs.push(openssl_signs(&openssl)?);
     }
     let theirs = median(signs);
-    let middle = |case: &str, part: fn(&Run) -> f64| {
+    let middle = |case: &str, part: fn(&VaultRun) -> f64| {
         let runs = figures.get(case).into_iter().flatten();
         median(runs.map(part).collect())
     };
@@ -71,21 +73,20 @@ pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for case in [UNLOCK_NONE, UNLOCK_PROVISIONING, UNLOCK_PASSPHRASE] {
         let wall = middle(case, |run| run.wall_us);
-        rows.push(Row::lower(BENCH, case, "ms", wall / 1e3));
-        rows.push(Row::lower(BENCH, case, "CPU ms", us(case) / 1e3));
+        rows.push(BenchRow::lower(BENCH, case, "ms", wall / 1e3));
+        rows.push(BenchRow::lower(BENCH, case, "CPU ms", us(case) / 1e3));
     }
     for case in [DERIVE_SIGN, SIGN] {
-        rows.push(Row::higher(BENCH, case, "per CPU s", 1e6 / us(case)).beside(PEER, theirs));
+        rows.push(BenchRow::higher(BENCH, case, "per CPU s", 1e6 / us(case)).beside(PEER, theirs));
     }
     let bounded = [
         (DERIVE_SIGN, DERIVE_SIGN_US),
         (SEAL, RECORD_US),
         (OPEN, RECORD_US),
     ];
-    rows.extend(
-        bounded
-            .map(|(case, most)| Row::lower(BENCH, case, "CPU µs", us(case)).goal(Goal::Ours(most))),
-    );
+    rows.extend(bounded.map(|(case, most)| {
+        BenchRow::lower(BENCH, case, "CPU µs", us(case)).goal(Goal::Ours(most))
+    }));
     rows.extend(refusals::rows(us));
     rows.extend(disk::rows(cx, rounds)?);
     rows.extend(machines::rows(cx, rounds)?);
@@ -93,29 +94,29 @@ pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
 }
 
 /// What is measured on.
-struct Stage {
+struct VaultBench {
     alkv: Alkv,
     seed: SeedKey,
     passphrase: SecretStr,
     vault: Vault,
     signer: alknet_vault::Ed25519Signer,
-    label: Label,
+    label: BlobLabel,
     plain: Vec<u8>,
-    blob: alknet_vault::Blob,
-    refused: Refused,
+    blob: alknet_vault::SealedBlob,
+    refused: RefusalCases,
 }
 
 /// Does something so often; answers how often.
-type Case = fn(&Stage) -> std::result::Result<u32, VaultError>;
+type Case = fn(&VaultBench) -> std::result::Result<u32, VaultError>;
 
-impl Stage {
+impl VaultBench {
     const CASES: [(&str, Case); 11] = [
-        (UNLOCK_NONE, |stage| stage.unlock(0, &mut Key::Stored)),
+        (UNLOCK_NONE, |stage| stage.unlock(0, &mut UnlockKey::Stored)),
         (UNLOCK_PROVISIONING, |stage| {
-            stage.unlock(1, &mut Key::Seed(&stage.seed))
+            stage.unlock(1, &mut UnlockKey::Seed(&stage.seed))
         }),
         (UNLOCK_PASSPHRASE, |stage| {
-            let mut key = Key::Passphrase {
+            let mut key = UnlockKey::Passphrase {
                 passphrase: &stage.passphrase,
                 cap_kib: CAP_KIB,
             };
@@ -123,7 +124,7 @@ impl Stage {
         }),
         (DERIVE_SIGN, |stage| {
             often(|| {
-                let signer = stage.vault.signer(Purpose::NodeIdentity)?;
+                let signer = stage.vault.signer(KeyPurpose::NodeIdentity)?;
                 black_box(signer.sign(&[7; 32])?);
                 Ok(())
             })
@@ -172,7 +173,7 @@ impl Stage {
             cap_kib: CAP_KIB,
         })?;
         // As a node has it: in memory that it shares with PID 1.
-        let vault = match Area::create() {
+        let vault = match SeedArea::create() {
             Ok(area) => Vault::over(area, None),
             Err(_) => Vault::locked(),
         };
@@ -184,8 +185,8 @@ impl Stage {
             alkv: open.alkv().clone(),
             seed,
             passphrase,
-            signer: vault.signer(Purpose::NodeIdentity)?,
-            refused: Refused::of(&blob, &label)?,
+            signer: vault.signer(KeyPurpose::NodeIdentity)?,
+            refused: RefusalCases::from_record(&blob, &label)?,
             blob,
             vault,
             label,
@@ -194,7 +195,7 @@ impl Stage {
     }
 
     /// From the file's text to a vault that derives, as at a start.
-    fn unlock(&self, slot: usize, key: &mut Key<'_>) -> std::result::Result<u32, VaultError> {
+    fn unlock(&self, slot: usize, key: &mut UnlockKey<'_>) -> std::result::Result<u32, VaultError> {
         let text = self.alkv.to_text();
         let alkv = Alkv::parse(text.as_bytes())?;
         let open = alkv.open(alkv.slots()[slot].id(), key)?;
@@ -205,14 +206,14 @@ impl Stage {
     }
 
     /// What one time takes, over about a second.
-    fn time(&self, case: Case) -> Result<Run> {
+    fn time(&self, case: Case) -> Result<VaultRun> {
         let (begun, before) = (Instant::now(), cpu_seconds()?);
         let mut times = 0;
         while times == 0 || begun.elapsed() < ROUND {
             times += case(self).map_err(failed)?;
         }
         let each = |seconds: f64| seconds * 1e6 / f64::from(times);
-        Ok(Run {
+        Ok(VaultRun {
             wall_us: each(begun.elapsed().as_secs_f64()),
             cpu_us: each(cpu_seconds()? - before),
         })
@@ -221,7 +222,7 @@ impl Stage {
 
 /// Microseconds by the clock and of processors.
 #[derive(Clone, Copy)]
-struct Run {
+struct VaultRun {
     wall_us: f64,
     cpu_us: f64,
 }
@@ -241,9 +242,9 @@ fn openssl_signs(openssl: &std::path::Path) -> Result<f64> {
     let output = Command::new(openssl)
         .args(["speed", "-seconds", &seconds, "ed25519"])
         .output()
-        .map_err(Failure::io("run openssl"))?;
+        .map_err(TaskError::io("run openssl"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    signs_of(&text).ok_or_else(|| Failure::Step {
+    signs_of(&text).ok_or_else(|| TaskError::Step {
         what: "openssl speed".into(),
         how: format!("it printed no table: {text}"),
         log: None,
@@ -257,8 +258,8 @@ fn signs_of(text: &str) -> Option<f64> {
     columns.get(columns.len().checked_sub(2)?)?.parse().ok()
 }
 
-fn failed(error: VaultError) -> Failure {
-    Failure::Step {
+fn failed(error: VaultError) -> TaskError {
+    TaskError::Step {
         what: "the vault".into(),
         how: error.to_string(),
         log: None,
@@ -279,8 +280,8 @@ mod tests {
 
     #[test]
     fn every_case_does_something() {
-        let stage = Stage::make().expect("made");
-        for (case, run) in Stage::CASES {
+        let stage = VaultBench::make().expect("made");
+        for (case, run) in VaultBench::CASES {
             assert!(run(&stage).is_ok_and(|times| times > 0), "{case}");
         }
     }

@@ -3,10 +3,10 @@
 
 use std::hint::black_box;
 
-use alknet_vault::{Blob, Label, Vault, VaultError};
+use alknet_vault::{BlobLabel, SealedBlob, Vault, VaultError};
 
 use super::BENCH;
-use crate::rows::{Goal, Row};
+use crate::rows::{BenchRow, Goal};
 
 pub(super) const MOVED: &str = "refuse 1 KiB of another record";
 pub(super) const CUT: &str = "refuse 1 KiB that was cut";
@@ -22,28 +22,28 @@ const CONTENT_AT: usize = 500;
 
 /// One record, changed in each way.
 #[derive(Debug)]
-pub(super) struct Refused {
-    label: Label,
-    other_label: Label,
-    whole: Blob,
-    cut: Blob,
-    other_version: Blob,
-    damaged: Blob,
+pub(super) struct RefusalCases {
+    label: BlobLabel,
+    other_label: BlobLabel,
+    whole: SealedBlob,
+    cut: SealedBlob,
+    other_version: SealedBlob,
+    damaged: SealedBlob,
 }
 
-impl Refused {
-    pub(super) fn of(whole: &Blob, label: &Label) -> Result<Self, VaultError> {
+impl RefusalCases {
+    pub(super) fn from_record(whole: &SealedBlob, label: &BlobLabel) -> Result<Self, VaultError> {
         let bytes = whole.as_bytes();
         let changed = |at: usize| {
             let mut bytes = bytes.to_vec();
             bytes[at] ^= 1;
-            Blob::parse(&bytes)
+            SealedBlob::parse(&bytes)
         };
         Ok(Self {
             label: label.clone(),
             other_label: "cred:other".parse()?,
             whole: whole.clone(),
-            cut: Blob::parse(&bytes[..bytes.len() - 1])?,
+            cut: SealedBlob::parse(&bytes[..bytes.len() - 1])?,
             other_version: changed(VERSION_AT)?,
             damaged: changed(CONTENT_AT)?,
         })
@@ -66,7 +66,7 @@ impl Refused {
     }
 }
 
-fn refused(vault: &Vault, label: &Label, blob: &Blob) -> Result<(), VaultError> {
+fn refused(vault: &Vault, label: &BlobLabel, blob: &SealedBlob) -> Result<(), VaultError> {
     match black_box(vault.open(label, blob)) {
         Err(VaultError::Decrypt) => Ok(()),
         Err(other) => Err(other),
@@ -75,9 +75,9 @@ fn refused(vault: &Vault, label: &Label, blob: &Blob) -> Result<(), VaultError> 
 }
 
 /// Each of them, and the slowest beside the quickest; `us` has the microseconds of a case.
-pub(super) fn rows(us: impl Fn(&str) -> f64) -> Vec<Row> {
+pub(super) fn rows(us: impl Fn(&str) -> f64) -> Vec<BenchRow> {
     let each = [MOVED, CUT, VERSION, DAMAGED].map(|case| (case, us(case)));
-    let of = |case: &str, us: f64| Row::lower(BENCH, case, "CPU µs", us);
+    let of = |case: &str, us: f64| BenchRow::lower(BENCH, case, "CPU µs", us);
     let mut rows = each.map(|(case, us)| of(case, us)).to_vec();
     let slowest = each.map(|(_, us)| us).into_iter().fold(0.0, f64::max);
     let quickest = each.map(|(_, us)| us).into_iter().fold(f64::MAX, f64::min);

@@ -41,7 +41,7 @@ impl Provenance {
     }
 }
 
-/// What an operation may do when it calls other operations of this node, whoever called it.
+/// What an operation may do when it calls other operations of this node, for every caller alike.
 ///
 /// It is granted at registration and never grows: a caller without `fs:read` may call an operation
 /// whose authority holds `fs:read`, and learns what that operation lets out. A label is for people;

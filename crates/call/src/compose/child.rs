@@ -8,33 +8,33 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::body::{Body, Output};
+use crate::body::{CallBody, CallOutput};
 use crate::call_tree::Hindrance;
-use crate::compiled::Compiled;
+use crate::compiled::CompiledOperation;
 use crate::compose::authority::CompositionAuthority;
 use crate::compose::env::OperationEnv;
-use crate::compose::tokens::Tokens;
+use crate::compose::tokens::CancellationTokens;
 use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
 use crate::limits::COMPOSITION_CHILDREN_MAX;
-use crate::request::{self, Request};
-use crate::schema::Share;
+use crate::request::{self, InboundRequest};
+use crate::schema::PermitShare;
 
 /// One call in the tree below a request.
-pub(crate) struct Child {
+pub(crate) struct ChildCall {
     pub(crate) id: Box<str>,
     pub(crate) parent: Box<str>,
     /// The node's for this call and the run of its key.
     pub(crate) number: u64,
     pub(crate) parent_number: u64,
     pub(crate) depth: usize,
-    pub(crate) root: Arc<Request>,
-    pub(crate) operation: Arc<Compiled>,
+    pub(crate) root: Arc<InboundRequest>,
+    pub(crate) operation: Arc<CompiledOperation>,
     /// What the one that calls may do.
     pub(crate) by: Option<Arc<CompositionAuthority>>,
     pub(crate) env: Arc<dyn OperationEnv>,
-    pub(crate) tokens: Tokens,
+    pub(crate) tokens: CancellationTokens,
     pub(crate) deadline: Option<Instant>,
     /// The call that made it left clearly less time than the operation has by itself.
     pub(crate) hurried: bool,
@@ -46,7 +46,7 @@ pub(crate) struct Child {
     pub(crate) key: Option<Box<str>>,
 }
 
-impl Child {
+impl ChildCall {
     /// The same call without the one that made it: no abort reaches it. A keyed mutation runs as one.
     pub(crate) fn detached(&self) -> Self {
         Self {
@@ -59,7 +59,7 @@ impl Child {
             operation: Arc::clone(&self.operation),
             by: self.by.clone(),
             env: Arc::clone(&self.env),
-            tokens: Tokens::root(&CancellationToken::new()),
+            tokens: CancellationTokens::root(&CancellationToken::new()),
             deadline: self.deadline,
             hurried: self.hurried,
             hastened: self.hastened,
@@ -89,19 +89,19 @@ impl Child {
     }
 
     /// What its operation answered, if it may answer so.
-    pub(crate) fn checked(&self, output: Output) -> Result<Output, CallError> {
-        let share = Share::of(self.root.identity());
+    pub(crate) fn checked(&self, output: CallOutput) -> Result<CallOutput, CallError> {
+        let share = PermitShare::for_identity(self.root.identity());
         let checked = self.operation.checked(output, share);
         checked.inspect_err(|error| self.note_refusal(error))
     }
 }
 
 /// Counts a child as running as long as it lives, and ends what depends on it.
-pub(crate) struct Running(Arc<Child>);
+pub(crate) struct ChildCallGuard(Arc<ChildCall>);
 
-impl Running {
+impl ChildCallGuard {
     /// Takes a place among the children of the root and among the calls of the operation.
-    pub(crate) fn new(child: Child) -> Result<Self, CallError> {
+    pub(crate) fn new(child: ChildCall) -> Result<Self, CallError> {
         let count = &child.root.children;
         let room = |n| (n < COMPOSITION_CHILDREN_MAX).then(|| n + 1);
         count
@@ -120,7 +120,7 @@ impl Running {
         Ok(Self(Arc::new(child)))
     }
 
-    pub(crate) fn child(&self) -> &Arc<Child> {
+    pub(crate) fn child(&self) -> &Arc<ChildCall> {
         &self.0
     }
 
@@ -128,8 +128,8 @@ impl Running {
     pub(crate) async fn run(
         self,
         handler: Arc<dyn OnceHandler>,
-        input: Body,
-    ) -> Result<Body, CallError> {
+        input: CallBody,
+    ) -> Result<CallBody, CallError> {
         let child = &self.0;
         let ctx = Ctx::child(Arc::clone(child));
         let work = AssertUnwindSafe(async move { handler.call(input, ctx).await }).catch_unwind();
@@ -149,12 +149,12 @@ impl Running {
         outcome
             .inspect_err(|error| child.note(error))
             .and_then(|output| child.checked(output))
-            .map(Body::from)
+            .map(CallBody::from)
             .map_err(|error| child.operation.visible(error))
     }
 }
 
-impl Drop for Running {
+impl Drop for ChildCallGuard {
     fn drop(&mut self) {
         let child = &self.0;
         child.tokens.end();

@@ -7,17 +7,17 @@ use std::sync::Arc;
 use alknet_core::PeerId;
 
 use super::Provenance;
-use crate::compiled::Compiled;
+use crate::compiled::CompiledOperation;
 use crate::generation::Generation;
-use crate::layers::{Overlay, SessionLayer};
-use crate::peers::{PeerRef, Peers, ScopedPeerEnv};
+use crate::layers::{OperationOverlay, SessionLayer};
+use crate::peers::{PeerRef, PeerTable, ScopedPeerEnv};
 use crate::registry::Registry;
 use crate::spec::OperationSpec;
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub struct Lookup<'a> {
+pub struct OperationLookup<'a> {
     /// The operation's name.
     pub operation: &'a str,
     /// On which peer; `None` for wherever it is found first.
@@ -30,13 +30,13 @@ pub struct Lookup<'a> {
 
 /// An operation that was found.
 #[derive(Clone, Debug)]
-pub struct Resolved {
-    pub(crate) operation: Arc<Compiled>,
+pub struct ResolvedOperation {
+    pub(crate) operation: Arc<CompiledOperation>,
     pub(crate) peer: Option<PeerId>,
 }
 
-impl Resolved {
-    pub(crate) fn here(operation: &Arc<Compiled>) -> Self {
+impl ResolvedOperation {
+    pub(crate) fn here(operation: &Arc<CompiledOperation>) -> Self {
         Self {
             operation: Arc::clone(operation),
             peer: None,
@@ -75,11 +75,11 @@ impl Resolved {
 /// operation reaches it and its authority passes the operation's access control.
 pub trait OperationEnv: Send + Sync + 'static {
     /// The operation, or `None`: then the caller sees `NOT_FOUND`.
-    fn resolve(&self, lookup: &Lookup<'_>) -> Option<Resolved>;
+    fn resolve(&self, lookup: &OperationLookup<'_>) -> Option<ResolvedOperation>;
 
     /// Everything that can be found on this node, for those who ask what there is. What peers serve
     /// need not be among it.
-    fn every(&self) -> Vec<Resolved> {
+    fn every(&self) -> Vec<ResolvedOperation> {
         Vec::new()
     }
 }
@@ -88,22 +88,22 @@ pub trait OperationEnv: Send + Sync + 'static {
 /// when the request first called another operation, what was imported from servers, what was imported
 /// from the connection that the request came over, and what attached peers serve. Importing a name that this node has is refused,
 /// and one that is promoted later counts before what was imported: no peer can take the place of an
-/// operation of this node. A [`Session`](crate::Session) puts its own operations before all of
+/// operation of this node. A [`Session`](crate::SandboxSession) puts its own operations before all of
 /// them.
 #[derive(Clone)]
 pub struct PeerCompositeEnv {
     base: Arc<Registry>,
     promoted: Arc<Generation>,
-    imported: Arc<BTreeMap<Box<str>, Overlay>>,
-    connection: Option<Arc<Overlay>>,
-    peers: Arc<Peers>,
+    imported: Arc<BTreeMap<Box<str>, OperationOverlay>>,
+    connection: Option<Arc<OperationOverlay>>,
+    peers: Arc<PeerTable>,
 }
 
 impl PeerCompositeEnv {
     pub(crate) fn new(
         base: &Arc<Registry>,
-        connection: Option<Arc<Overlay>>,
-        peers: &Arc<Peers>,
+        connection: Option<Arc<OperationOverlay>>,
+        peers: &Arc<PeerTable>,
     ) -> Self {
         Self {
             base: Arc::clone(base),
@@ -114,19 +114,19 @@ impl PeerCompositeEnv {
         }
     }
 
-    fn here(&self, name: &str) -> Option<Resolved> {
+    fn here(&self, name: &str) -> Option<ResolvedOperation> {
         let from_servers = || self.imported.values().find_map(|layer| layer.get(name));
         let from_caller = || self.connection.as_ref().and_then(|layer| layer.get(name));
         let own = self.base.curated(name);
         own.or_else(|| self.promoted.get(name))
             .or_else(from_servers)
             .or_else(from_caller)
-            .map(Resolved::here)
+            .map(ResolvedOperation::here)
     }
 }
 
 impl OperationEnv for PeerCompositeEnv {
-    fn resolve(&self, lookup: &Lookup<'_>) -> Option<Resolved> {
+    fn resolve(&self, lookup: &OperationLookup<'_>) -> Option<ResolvedOperation> {
         let anywhere = || self.peers.pick(&PeerRef::Any, lookup);
         match lookup.peer {
             Some(peer) => self.peers.pick(peer, lookup),
@@ -138,12 +138,12 @@ impl OperationEnv for PeerCompositeEnv {
         }
     }
 
-    fn every(&self) -> Vec<Resolved> {
+    fn every(&self) -> Vec<ResolvedOperation> {
         let imported = self.imported.values().chain(self.connection.as_deref());
-        let imported = imported.flat_map(Overlay::sorted);
+        let imported = imported.flat_map(OperationOverlay::sorted);
         imported
             .chain(self.promoted.sorted())
-            .map(Resolved::here)
+            .map(ResolvedOperation::here)
             .collect()
     }
 }
@@ -163,12 +163,12 @@ pub(crate) struct SessionEnv {
 }
 
 impl OperationEnv for SessionEnv {
-    fn resolve(&self, lookup: &Lookup<'_>) -> Option<Resolved> {
+    fn resolve(&self, lookup: &OperationLookup<'_>) -> Option<ResolvedOperation> {
         let own = || {
             self.layer
                 .get(lookup.operation)
                 .as_ref()
-                .map(Resolved::here)
+                .map(ResolvedOperation::here)
         };
         match lookup.peer {
             None => own().or_else(|| self.below.resolve(lookup)),
@@ -176,7 +176,7 @@ impl OperationEnv for SessionEnv {
         }
     }
 
-    fn every(&self) -> Vec<Resolved> {
+    fn every(&self) -> Vec<ResolvedOperation> {
         let mut all = self.layer.every();
         all.extend(self.below.every());
         all

@@ -7,28 +7,28 @@ use std::sync::Arc;
 use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, timeout_at};
 
-use crate::body::{Body, Item};
-use crate::compose::child::{Running, aborted};
+use crate::body::{CallBody, SubscriptionItem};
+use crate::compose::child::{ChildCallGuard, aborted};
 use crate::context::Ctx;
 use crate::error::CallError;
 use crate::handler::StreamHandler;
 use crate::request;
 
 /// What an operation sees of one that it follows. Dropping it ends the work behind it.
-pub type Followed = Pin<Box<dyn Stream<Item = Result<Body, CallError>> + Send>>;
+pub type Followed = Pin<Box<dyn Stream<Item = Result<CallBody, CallError>> + Send>>;
 
-type Events = Pin<Box<dyn Stream<Item = Result<Item, CallError>> + Send>>;
+type Events = Pin<Box<dyn Stream<Item = Result<SubscriptionItem, CallError>> + Send>>;
 
 /// One subscription in the tree of calls.
-struct Following {
-    running: Running,
+struct ChildSubscription {
+    running: ChildCallGuard,
     events: Events,
 }
 
-impl Running {
+impl ChildCallGuard {
     /// Yields what the handler yields, until its deadline passes or it is stopped. The next event is
     /// asked for when the one before was taken: nothing is kept for slow readers.
-    pub(crate) fn follow(self, handler: Arc<dyn StreamHandler>, input: Body) -> Followed {
+    pub(crate) fn follow(self, handler: Arc<dyn StreamHandler>, input: CallBody) -> Followed {
         let child = Arc::clone(self.child());
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let events = handler.call(input, Ctx::child(Arc::clone(&child)));
@@ -43,7 +43,7 @@ impl Running {
                 Box::pin(futures_util::stream::once(async move { Err(error) }))
             }
         };
-        let following = Following {
+        let following = ChildSubscription {
             running: self,
             events,
         };
@@ -60,8 +60,8 @@ impl Running {
     }
 }
 
-impl Following {
-    async fn next(&mut self) -> Option<Result<Body, CallError>> {
+impl ChildSubscription {
+    async fn next(&mut self) -> Option<Result<CallBody, CallError>> {
         let child = Arc::clone(self.running.child());
         let next = async {
             match child.deadline {
@@ -77,7 +77,7 @@ impl Following {
         let checked = event.and_then(|item| child.checked(item.output));
         Some(
             checked
-                .map(Body::from)
+                .map(CallBody::from)
                 .map_err(|error| child.operation.visible(error)),
         )
     }
@@ -85,8 +85,8 @@ impl Following {
 
 async fn within(
     deadline: Instant,
-    next: impl Future<Output = Option<Result<Item, CallError>>>,
-) -> Option<Result<Item, CallError>> {
+    next: impl Future<Output = Option<Result<SubscriptionItem, CallError>>>,
+) -> Option<Result<SubscriptionItem, CallError>> {
     timeout_at(deadline, next)
         .await
         .unwrap_or_else(|_| Some(Err(CallError::timeout())))

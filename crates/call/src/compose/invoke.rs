@@ -9,14 +9,14 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::access::Verdict;
+use crate::access::AccessDecision;
 use crate::admission;
-use crate::body::Body;
+use crate::body::CallBody;
 use crate::call_tree::{self, Hindrance};
-use crate::compiled::Compiled;
+use crate::compiled::CompiledOperation;
 use crate::compose::authority::{CompositionAuthority, Provenance};
-use crate::compose::child::{Child, Running, aborted};
-use crate::compose::env::{Lookup, OperationEnv, Resolved};
+use crate::compose::child::{ChildCall, ChildCallGuard, aborted};
+use crate::compose::env::{OperationEnv, OperationLookup, ResolvedOperation};
 use crate::compose::follow::Followed;
 use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
@@ -24,7 +24,7 @@ use crate::handler::{HandlerKind, OnceHandler};
 use crate::keyed;
 use crate::limits::{COMPOSITION_DEPTH_MAX, HOP_MARGIN, IDEMPOTENCY_KEY_BYTES_MAX};
 use crate::peers::{PeerRef, ScopedPeerEnv};
-use crate::schema::Share;
+use crate::schema::PermitShare;
 use crate::spec::OperationType;
 
 /// What happens to a call when the one that made it is aborted.
@@ -155,7 +155,7 @@ impl Env {
         &self,
         operation: &str,
         input: &(impl Serialize + Sync + ?Sized),
-    ) -> Result<Body, CallError> {
+    ) -> Result<CallBody, CallError> {
         self.invoke_with(operation, input, &InvokeOptions::default())
             .await
     }
@@ -169,8 +169,8 @@ impl Env {
         operation: &str,
         input: &(impl Serialize + Sync + ?Sized),
         options: &InvokeOptions,
-    ) -> Result<Body, CallError> {
-        self.invoke_body(operation, Body::json(input)?, options)
+    ) -> Result<CallBody, CallError> {
+        self.invoke_body(operation, CallBody::json(input)?, options)
             .await
     }
 
@@ -182,16 +182,16 @@ impl Env {
     pub async fn invoke_body(
         &self,
         operation: &str,
-        input: Body,
+        input: CallBody,
         options: &InvokeOptions,
-    ) -> Result<Body, CallError> {
+    ) -> Result<CallBody, CallError> {
         let name = operation.trim_start_matches('/');
         let found = self.resolve(name, options, None)?;
         let lost = match self.start(&found, input.clone(), options).await {
             Err(error) if error.code == ErrorCode::Unavailable => error,
             outcome => return outcome,
         };
-        // A query may be asked twice. Whoever named one peer wants that one.
+        // A query may be asked twice, but not of another peer where the caller named one.
         let elsewhere = found.peer.as_ref().filter(|_| may_retry(&found, options));
         let Some(gone) = elsewhere else {
             return Err(lost);
@@ -210,7 +210,7 @@ impl Env {
     pub fn follow(
         &self,
         operation: &str,
-        input: Body,
+        input: CallBody,
         options: &InvokeOptions,
     ) -> Result<Followed, CallError> {
         let name = operation.trim_start_matches('/');
@@ -222,7 +222,8 @@ impl Env {
             return Err(CallError::new(ErrorCode::InvalidOperationType, message));
         };
         let mut child = self.child(operation, options)?;
-        // A subscription ends when it ends, unless somebody says otherwise.
+        // Without a timeout of the caller's, a subscription lasts until it ends or the request's deadline
+        // passes.
         if options.timeout.is_none() {
             child.deadline = self.ctx.deadline();
             child.hurried = child.deadline.is_some();
@@ -233,14 +234,14 @@ impl Env {
     }
 
     /// Takes a place for a call, and refuses an input that its operation does not take.
-    fn enter(&self, child: Child, input: &Body) -> Result<Running, CallError> {
+    fn enter(&self, child: ChildCall, input: &CallBody) -> Result<ChildCallGuard, CallError> {
         if child.tokens.gate().is_cancelled() {
             return Err(aborted());
         }
-        let running = Running::new(child)?;
+        let running = ChildCallGuard::new(child)?;
         let child = running.child();
         if child.operation.checks_input() {
-            let share = Share::of(child.root.identity());
+            let share = PermitShare::for_identity(child.root.identity());
             let checked = child.operation.check_input(input, share);
             checked.inspect_err(|error| child.note_refusal(error))?;
         }
@@ -250,7 +251,7 @@ impl Env {
     /// What a call by this name reaches, wherever it is; `None` where it would be `NOT_FOUND`. Whether
     /// the authority suffices is not asked.
     #[must_use]
-    pub fn find(&self, operation: &str, options: &InvokeOptions) -> Option<Resolved> {
+    pub fn find(&self, operation: &str, options: &InvokeOptions) -> Option<ResolvedOperation> {
         let name = operation.trim_start_matches('/');
         self.resolve(name, options, None).ok()
     }
@@ -258,12 +259,12 @@ impl Env {
     /// What may be called through it on this node, as far as scopes decide it; in order of name
     /// within each layer.
     #[must_use]
-    pub fn reachable(&self) -> Vec<Resolved> {
+    pub fn reachable(&self) -> Vec<ResolvedOperation> {
         let Some(scope) = self.scope.as_deref() else {
             return Vec::new();
         };
-        let nobody = ScopeSet::default();
-        let scopes = self.authority().map_or(&nobody, |own| &own.scopes);
+        let no_scopes = ScopeSet::default();
+        let scopes = self.authority().map_or(&no_scopes, |own| &own.scopes);
         let mut every = self.resolver.every();
         every.retain(|found| {
             let rule = &found.operation.spec.access_control;
@@ -279,10 +280,10 @@ impl Env {
         name: &str,
         options: &InvokeOptions,
         except: Option<&PeerId>,
-    ) -> Result<Resolved, CallError> {
+    ) -> Result<ResolvedOperation, CallError> {
         let unknown = || CallError::not_found(name);
         let scope = self.scope.as_deref().ok_or_else(unknown)?;
-        let lookup = Lookup {
+        let lookup = OperationLookup {
             operation: name,
             peer: options.peer.as_ref(),
             scope,
@@ -296,16 +297,16 @@ impl Env {
     }
 
     /// Whether a session found one of its own operations. No other session's are ever found.
-    fn is_own(&self, found: &Resolved) -> bool {
+    fn is_own(&self, found: &ResolvedOperation) -> bool {
         self.in_session && found.operation.provenance == Provenance::Session
     }
 
     async fn start(
         &self,
-        found: &Resolved,
-        input: Body,
+        found: &ResolvedOperation,
+        input: CallBody,
         options: &InvokeOptions,
-    ) -> Result<Body, CallError> {
+    ) -> Result<CallBody, CallError> {
         let operation = &found.operation;
         self.check_access(operation, &input)?;
         let handler = once(operation)?;
@@ -323,7 +324,11 @@ impl Env {
         }
     }
 
-    fn check_access(&self, operation: &Compiled, input: &Body) -> Result<(), CallError> {
+    fn check_access(
+        &self,
+        operation: &CompiledOperation,
+        input: &CallBody,
+    ) -> Result<(), CallError> {
         let access = &operation.spec.access_control;
         if access.is_open() {
             return Ok(());
@@ -335,7 +340,7 @@ impl Env {
             }
         })?;
         match access.check_authority(self.authority(), resource_id.as_deref()) {
-            Verdict::Allowed => Ok(()),
+            AccessDecision::Allowed => Ok(()),
             _ => Err(CallError::new(
                 ErrorCode::Forbidden,
                 format!(
@@ -349,9 +354,9 @@ impl Env {
 
     fn child(
         &self,
-        operation: &Arc<Compiled>,
+        operation: &Arc<CompiledOperation>,
         options: &InvokeOptions,
-    ) -> Result<Child, CallError> {
+    ) -> Result<ChildCall, CallError> {
         let parent = &self.ctx;
         let depth = parent.depth() + 1;
         if depth > COMPOSITION_DEPTH_MAX {
@@ -361,12 +366,12 @@ impl Env {
         }
         let tokens = parent.tokens();
         let root = parent.root();
-        let TimeLeft {
+        let CallDeadline {
             deadline,
             hurried,
             hastened,
         } = self.time(operation, options)?;
-        Ok(Child {
+        Ok(ChildCall {
             id: root.next_child_id(),
             parent: parent.request_id().into(),
             number: call_tree::next_number(),
@@ -392,7 +397,7 @@ impl Env {
     /// do those of an operation and of its requester.
     fn key(
         &self,
-        operation: &Compiled,
+        operation: &CompiledOperation,
         options: &InvokeOptions,
     ) -> Result<Option<Box<str>>, CallError> {
         let Some(key) = options.idempotency_key.as_deref() else {
@@ -408,11 +413,15 @@ impl Env {
 
     /// The earliest of what is asked, what the operation and this node allow, and what the caller
     /// has left, less what it needs to answer in turn.
-    fn time(&self, operation: &Compiled, options: &InvokeOptions) -> Result<TimeLeft, CallError> {
+    fn time(
+        &self,
+        operation: &CompiledOperation,
+        options: &InvokeOptions,
+    ) -> Result<CallDeadline, CallError> {
         let (dispatcher, now) = (self.ctx.dispatcher(), Instant::now());
         let own = admission::deadline(dispatcher, operation, options.timeout, now);
         let Some(parents) = self.ctx.deadline() else {
-            return Ok(TimeLeft {
+            return Ok(CallDeadline {
                 deadline: own,
                 hurried: admission::is_hurried(dispatcher, operation, own, now),
                 hastened: false,
@@ -427,7 +436,7 @@ impl Env {
         };
         let inherited = now + left;
         let deadline = Some(own.map_or(inherited, |own| own.min(inherited)));
-        Ok(TimeLeft {
+        Ok(CallDeadline {
             deadline,
             hurried: admission::is_hurried(dispatcher, operation, deadline, now),
             hastened: deadline == Some(inherited) && self.ctx.is_hurried(),
@@ -436,11 +445,11 @@ impl Env {
 }
 
 /// How long a call may take, and by whose will.
-struct TimeLeft {
+struct CallDeadline {
     deadline: Option<Instant>,
-    /// [`Child::hurried`].
+    /// [`ChildCall::hurried`].
     hurried: bool,
-    /// [`Child::hastened`].
+    /// [`ChildCall::hastened`].
     hastened: bool,
 }
 
@@ -454,7 +463,7 @@ impl fmt::Debug for Env {
     }
 }
 
-fn once(operation: &Compiled) -> Result<Arc<dyn OnceHandler>, CallError> {
+fn once(operation: &CompiledOperation) -> Result<Arc<dyn OnceHandler>, CallError> {
     match &operation.handler {
         HandlerKind::Once(handler) => Ok(Arc::clone(handler)),
         HandlerKind::Stream(_) => Err(CallError::new(
@@ -467,17 +476,17 @@ fn once(operation: &Compiled) -> Result<Arc<dyn OnceHandler>, CallError> {
     }
 }
 
-fn may_retry(found: &Resolved, options: &InvokeOptions) -> bool {
+fn may_retry(found: &ResolvedOperation, options: &InvokeOptions) -> bool {
     let query = found.operation.spec.op_type == OperationType::Query;
     query && !matches!(options.peer, Some(PeerRef::Specific(_)))
 }
 
-/// Runs in a task that outlives whoever waits for it.
+/// Runs in a task that outlives the future of its caller.
 async fn detach(
-    running: Running,
+    running: ChildCallGuard,
     handler: Arc<dyn OnceHandler>,
-    input: Body,
-) -> Result<Body, CallError> {
+    input: CallBody,
+) -> Result<CallBody, CallError> {
     let (done, answer) = oneshot::channel();
     let gate = running.child().tokens.gate().clone();
     let not_started = gate.clone();
@@ -485,7 +494,7 @@ async fn detach(
         if not_started.is_cancelled() {
             return;
         }
-        // Nobody may be waiting any more: then the answer is discarded.
+        // The caller may have given up: then the answer is discarded.
         let _ = done.send(running.run(handler, input).await);
     });
     tokio::select! {

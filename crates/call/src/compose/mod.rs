@@ -9,10 +9,10 @@ mod session;
 mod tokens;
 
 pub use authority::{CompositionAuthority, Provenance};
-pub use env::{Lookup, OperationEnv, PeerCompositeEnv, Resolved};
+pub use env::{OperationEnv, OperationLookup, PeerCompositeEnv, ResolvedOperation};
 pub use follow::Followed;
 pub use invoke::{Env, InvokeOptions, OnAbort};
-pub use session::{Session, SessionError};
+pub use session::{SandboxSession, SessionError};
 
-pub(crate) use child::Child;
-pub(crate) use tokens::Tokens;
+pub(crate) use child::ChildCall;
+pub(crate) use tokens::CancellationTokens;

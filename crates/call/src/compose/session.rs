@@ -6,7 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::compose::authority::{CompositionAuthority, Provenance};
-use crate::compose::env::{Lookup, OperationEnv, SessionEnv};
+use crate::compose::env::{OperationEnv, OperationLookup, SessionEnv};
 use crate::compose::invoke::Env;
 use crate::layers::SessionLayer;
 use crate::limits::SESSION_OPERATIONS_MAX;
@@ -14,19 +14,19 @@ use crate::peers::ScopedPeerEnv;
 use crate::registry::Registration;
 use crate::rules::{self, RegistryError};
 
-/// Layer 1: what code in a sandbox registered, seen by that session's own calls and by nobody else.
+/// Layer 1: the operations that code in a sandbox registered, which only that session's own calls see.
 ///
 /// A session is opened by the operation that runs the sandbox and never exceeds it: its authority
 /// and its reach are parts of that operation's, and every operation it registers works with them.
 #[derive(Clone)]
-pub struct Session {
+pub struct SandboxSession {
     layer: Arc<SessionLayer>,
     below: Arc<dyn OperationEnv>,
     authority: Arc<CompositionAuthority>,
     scope: Arc<ScopedPeerEnv>,
 }
 
-impl Session {
+impl SandboxSession {
     /// Opens a session within what `env` may do and reaches.
     ///
     /// # Errors
@@ -108,7 +108,7 @@ impl Session {
 
     /// Whether another layer has the name: taking it would put the session's operation in its place.
     fn exists_below(&self, name: &str) -> bool {
-        let lookup = Lookup {
+        let lookup = OperationLookup {
             operation: name,
             peer: None,
             scope: &ScopedPeerEnv::new([name]),
@@ -118,9 +118,9 @@ impl Session {
     }
 }
 
-impl fmt::Debug for Session {
+impl fmt::Debug for SandboxSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session")
+        f.debug_struct("SandboxSession")
             .field("authority", &self.authority)
             .field("operations", &self.layer)
             .finish_non_exhaustive()

@@ -8,12 +8,12 @@ use tokio_util::sync::CancellationToken;
 /// that one has a `run` of its own, so that it finishes, and still its parent's `gate`, so that
 /// nothing starts below it any more.
 #[derive(Clone, Debug)]
-pub(crate) struct Tokens {
+pub(crate) struct CancellationTokens {
     gate: CancellationToken,
     own_run: Option<CancellationToken>,
 }
 
-impl Tokens {
+impl CancellationTokens {
     /// Those of the root of a tree.
     pub(crate) fn root(token: &CancellationToken) -> Self {
         Self {
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn an_abort_stops_dependents_and_closes_the_gate_of_the_others() {
         let token = CancellationToken::new();
-        let root = Tokens::root(&token);
+        let root = CancellationTokens::root(&token);
         let dependent = root.dependent();
         let detached = dependent.detached();
         let below = detached.dependent();
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn an_end_below_leaves_the_rest_alone() {
-        let root = Tokens::root(&CancellationToken::new());
+        let root = CancellationTokens::root(&CancellationToken::new());
         let (one, other) = (root.dependent(), root.dependent());
         one.end();
         assert!(one.run().is_cancelled());

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::body::Body;
+use crate::body::CallBody;
 use crate::client::Caller;
 use crate::compose::Provenance;
 use crate::error::{CallError, ErrorCode};
@@ -18,7 +18,7 @@ use crate::limits::{
 use crate::peers::forwarding;
 use crate::registry::Registration;
 use crate::rules;
-use crate::services::Listing;
+use crate::services::OperationListing;
 use crate::spec::{OperationSpec, Visibility};
 
 /// Operations on one page.
@@ -48,7 +48,7 @@ impl OperationAdapter for FromCall {
 }
 
 /// What was read from a peer.
-pub(crate) struct Imports {
+pub(crate) struct ImportedOperations {
     pub(crate) registrations: Vec<Registration>,
     /// The peer's name for the set.
     pub(crate) registry: String,
@@ -58,8 +58,8 @@ pub(crate) struct Imports {
 pub(crate) async fn read_peer(
     caller: &Caller,
     options: &ImportOptions,
-) -> Result<Imports, AdapterError> {
-    let mut reading = Reading {
+) -> Result<ImportedOperations, AdapterError> {
+    let mut reading = ImportReader {
         caller,
         options,
         bytes: 0,
@@ -69,7 +69,7 @@ pub(crate) async fn read_peer(
         .unwrap_or_else(|_| Err(AdapterError::Transport(CallError::timeout())))
 }
 
-struct Reading<'a> {
+struct ImportReader<'a> {
     caller: &'a Caller,
     options: &'a ImportOptions,
     /// Read so far.
@@ -77,19 +77,19 @@ struct Reading<'a> {
 }
 
 #[derive(Deserialize)]
-struct Specs {
+struct SpecListing {
     specs: Vec<OperationSpec>,
 }
 
-impl Reading<'_> {
-    async fn read(&mut self) -> Result<Imports, AdapterError> {
+impl ImportReader<'_> {
+    async fn read(&mut self) -> Result<ImportedOperations, AdapterError> {
         let (names, registry) = self.names().await?;
         let specs = self.specs(names).await?;
         let registrations = specs
             .into_iter()
             .map(|spec| self.registration(spec))
             .collect::<Result<_, _>>()?;
-        Ok(Imports {
+        Ok(ImportedOperations {
             registrations,
             registry,
         })
@@ -102,7 +102,7 @@ impl Reading<'_> {
         let mut cursor: Option<String> = None;
         loop {
             let input = json!({ "limit": PAGE, "cursor": cursor });
-            let page: Listing = self.ask("services/list", &input).await?;
+            let page: OperationListing = self.ask("services/list", &input).await?;
             self.heed(&page);
             if page.registry.len() > REGISTRY_BYTES_MAX {
                 let reason = format!("it has more than {REGISTRY_BYTES_MAX} bytes");
@@ -132,7 +132,7 @@ impl Reading<'_> {
     }
 
     /// Takes note of what the peer speaks.
-    fn heed(&self, page: &Listing) {
+    fn heed(&self, page: &OperationListing) {
         let protocol = &page.protocol;
         let mixed = protocol.features.iter().any(|feature| feature == "bin1");
         let link = self.caller.link();
@@ -147,27 +147,27 @@ impl Reading<'_> {
             match self.batch(&batch).await {
                 Ok(found) => specs.extend(in_order(&batch, found)?),
                 // One of many is too long to answer together, or was taken away meanwhile.
-                Err(Refused::Split(_)) if batch.len() > 1 => {
+                Err(ImportBatchError::Split(_)) if batch.len() > 1 => {
                     let rest = batch.split_off(batch.len() / 2);
                     batches.push_front(rest);
                     batches.push_front(batch);
                 }
-                Err(Refused::Split(error)) if error.code == ErrorCode::NotFound => {}
-                Err(Refused::Split(error)) => return Err(error.into()),
-                Err(Refused::For(error)) => return Err(error),
+                Err(ImportBatchError::Split(error)) if error.code == ErrorCode::NotFound => {}
+                Err(ImportBatchError::Split(error)) => return Err(error.into()),
+                Err(ImportBatchError::For(error)) => return Err(error),
             }
         }
         Ok(specs)
     }
 
-    async fn batch(&mut self, names: &[String]) -> Result<Vec<OperationSpec>, Refused> {
+    async fn batch(&mut self, names: &[String]) -> Result<Vec<OperationSpec>, ImportBatchError> {
         let input = json!({ "names": names });
         let answer = self.caller.call("services/schema", &input).await;
         let answer = answer.map_err(|error| match error.code {
-            ErrorCode::NotFound | ErrorCode::PayloadTooLarge => Refused::Split(error),
-            _ => Refused::For(error.into()),
+            ErrorCode::NotFound | ErrorCode::PayloadTooLarge => ImportBatchError::Split(error),
+            _ => ImportBatchError::For(error.into()),
         })?;
-        let specs: Specs = self.take(&answer).map_err(Refused::For)?;
+        let specs: SpecListing = self.take(&answer).map_err(ImportBatchError::For)?;
         Ok(specs.specs)
     }
 
@@ -180,7 +180,7 @@ impl Reading<'_> {
         self.take(&answer)
     }
 
-    fn take<T: for<'de> Deserialize<'de>>(&mut self, answer: &Body) -> Result<T, AdapterError> {
+    fn take<T: for<'de> Deserialize<'de>>(&mut self, answer: &CallBody) -> Result<T, AdapterError> {
         self.bytes += answer.raw().len();
         if self.bytes > IMPORT_BYTES_MAX {
             return Err(AdapterError::TooLarge("schemas"));
@@ -204,7 +204,7 @@ impl Reading<'_> {
 }
 
 /// Why a batch was not answered.
-enum Refused {
+enum ImportBatchError {
     For(AdapterError),
     /// Its halves may be.
     Split(CallError),
@@ -233,7 +233,7 @@ fn in_order(
     match by_name.into_keys().next() {
         Some(name) => Err(AdapterError::schema(
             format!("/{name}"),
-            "nobody asked for it",
+            "it was not asked for",
         )),
         None => Ok(specs),
     }

@@ -4,7 +4,7 @@ use alknet_core::BoxFuture;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::compiled::Compiled;
+use crate::compiled::CompiledOperation;
 use crate::compose::Provenance;
 use crate::error::CallError;
 use crate::handler::HandlerKind;
@@ -81,7 +81,7 @@ fn registration(spec: &OperationSpec) -> Result<Registration, AdapterError> {
         _ => HandlerKind::once(|_, ctx: crate::Ctx| async move { nothing(ctx.operation()) }),
     };
     let registration = Registration::imported(spec, handler, Provenance::FromJsonSchema);
-    Compiled::new(registration.clone())
+    CompiledOperation::new(registration.clone())
         .and_then(|compiled| compiled.compile())
         .map_err(|error| AdapterError::schema(path, error))?;
     Ok(registration)

@@ -10,17 +10,17 @@ use crate::sync::lock;
 
 /// The account of all imports of a node. Each import has a [share](Self::share) of it. Clones are the same account.
 #[derive(Clone, Debug)]
-pub struct ImportMemory(Arc<Account>);
+pub struct ImportMemory(Arc<ImportAccount>);
 
 #[derive(Debug)]
-struct Account {
+struct ImportAccount {
     most: usize,
-    taken: Mutex<Taken>,
+    taken: Mutex<ImportUsage>,
 }
 
 /// Bytes that are taken now.
 #[derive(Debug, Default)]
-struct Taken {
+struct ImportUsage {
     all: usize,
     /// Of each import, in the order in which they began.
     each: Vec<usize>,
@@ -30,7 +30,7 @@ impl ImportMemory {
     /// For a machine with so much memory: as much as requests that run may have.
     #[must_use]
     pub fn for_machine(memory_bytes: u64) -> Self {
-        Self(Arc::new(Account {
+        Self(Arc::new(ImportAccount {
             most: bytes_for_memory(memory_bytes),
             taken: Mutex::default(),
         }))
@@ -64,7 +64,7 @@ impl Default for ImportMemory {
 /// What one import may take. Clones are the same share.
 #[derive(Clone, Debug)]
 pub struct ImportShare {
-    account: Arc<Account>,
+    account: Arc<ImportAccount>,
     number: usize,
 }
 
@@ -99,7 +99,7 @@ impl ImportClaim {
     /// `OVERLOADED` where there is no room for them now, `PAYLOAD_TOO_LARGE` where there never is. It counts then as
     /// before.
     pub fn becomes(&mut self, bytes: usize) -> Result<(), CallError> {
-        let Account { most, taken } = &*self.share.account;
+        let ImportAccount { most, taken } = &*self.share.account;
         let each = most / BYTES_SHARE;
         let mut taken = lock(taken);
         let own = taken.each[self.share.number] - self.bytes + bytes;
@@ -127,7 +127,7 @@ impl ImportClaim {
     /// The same bytes, which stay counted until the last clone of them is dropped.
     #[must_use]
     pub fn hold(self, bytes: Bytes) -> Bytes {
-        Bytes::from_owner(Held {
+        Bytes::from_owner(ImportHolding {
             bytes,
             _claim: self,
         })
@@ -142,12 +142,12 @@ impl Drop for ImportClaim {
     }
 }
 
-struct Held {
+struct ImportHolding {
     bytes: Bytes,
     _claim: ImportClaim,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for ImportHolding {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

@@ -17,7 +17,7 @@ pub use call::FromCall;
 pub use jsonschema::FromJsonSchema;
 pub use memory::{ImportClaim, ImportMemory, ImportShare};
 
-pub(crate) use call::{Imports, read_peer};
+pub(crate) use call::{ImportedOperations, read_peer};
 
 /// Reads operations from somewhere: a peer, a description, another protocol's server.
 pub trait OperationAdapter: Send + Sync {
@@ -52,7 +52,7 @@ pub enum AdapterError {
     /// The other side refuses.
     #[error("the other side refuses: {0}")]
     Unauthorized(CallError),
-    /// The other side tells nobody about its operations.
+    /// The other side does not describe its operations.
     #[error("the other side does not tell its operations")]
     Unsupported,
 }
@@ -96,10 +96,10 @@ impl From<RegistryError> for AdapterError {
     }
 }
 
-/// What a peer is told about whoever a call is forwarded for.
+/// What this node tells a peer about the identity that a call is forwarded for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Disclose {
+pub enum CallerDisclosure {
     /// Id, scopes and resources.
     Full,
     /// The id.
@@ -117,8 +117,8 @@ pub struct ImportOptions {
     pub prefix: Option<String>,
     /// Only operations whose name starts with one of these; empty for all.
     pub only: Vec<String>,
-    /// What the peer is told about whoever a call is forwarded for.
-    pub disclose: Disclose,
+    /// What this node tells the peer about the identity that a call is forwarded for.
+    pub disclose: CallerDisclosure,
 }
 
 impl ImportOptions {
@@ -138,7 +138,7 @@ impl ImportOptions {
 
     /// Tells the peer this much about originators.
     #[must_use]
-    pub fn with_disclose(mut self, disclose: Disclose) -> Self {
+    pub fn with_disclose(mut self, disclose: CallerDisclosure) -> Self {
         self.disclose = disclose;
         self
     }

@@ -5,34 +5,34 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::body::Body;
-use crate::credit::{Credit, Granted};
+use crate::body::CallBody;
+use crate::connection::UnreadReservation;
+use crate::credit::{CreditGrant, SubscriptionCredit};
 use crate::error::{CallError, ErrorCode};
 use crate::limits::{
     OVERLOAD_RETRY_MS, READ_STEP_BYTES, STREAM_EVENTS_BYTES, WINDOW_FORWARDED_MAX,
 };
-use crate::link::Claim;
-use crate::request_bytes::{Fit, RequestBytes, Requester};
-use crate::unread::{Share, Unread, Whose};
+use crate::request_bytes::{GrowLimit, RequestBytes, Requester};
+use crate::unread::{UnreadBytes, UnreadQuota, Whose};
 
 /// One event of a subscription, as its subscriber sees it.
 #[derive(Clone, Debug)]
-pub struct Event {
+pub struct SubscriptionEvent {
     /// The value.
-    pub output: Body,
+    pub output: CallBody,
     /// Events left out before this one because the reader was slow.
     pub dropped: u64,
     /// Where to resume behind it, for resumable operations.
-    pub cursor: Option<Body>,
+    pub cursor: Option<CallBody>,
 }
 
-impl Event {
+impl SubscriptionEvent {
     /// In memory of its own: a short frame is a part of what it came with, and keeps all of that.
     fn apart(self) -> Self {
         let copy = |part: &Bytes| Bytes::copy_from_slice(part);
-        let cursor = |cursor: &Body| Body::from_parts(copy(cursor.raw()), Bytes::new());
+        let cursor = |cursor: &CallBody| CallBody::from_parts(copy(cursor.raw()), Bytes::new());
         Self {
-            output: Body::from_parts(copy(self.output.raw()), copy(self.output.tail())),
+            output: CallBody::from_parts(copy(self.output.raw()), copy(self.output.tail())),
             dropped: self.dropped,
             cursor: self.cursor.as_ref().map(cursor),
         }
@@ -44,34 +44,38 @@ impl Event {
 pub(crate) enum Delivery {
     End(Result<(), CallError>),
     /// It counts as waiting until it is taken.
-    Event(Box<Event>, Claim),
+    Event(Box<SubscriptionEvent>, UnreadReservation),
 }
 
 /// What may wait for a subscriber.
 #[derive(Debug)]
-pub(crate) enum Room {
+pub(crate) enum BufferCapacity {
     /// So many events for this node itself, which takes them.
     Own(usize),
     /// Those that are passed on to a requester, which need not take them, and for which they are counted.
     Passed {
-        waiting: Arc<Unread>,
-        granted: Arc<Granted>,
+        waiting: Arc<UnreadBytes>,
+        granted: Arc<CreditGrant>,
     },
 }
 
-impl Room {
+impl BufferCapacity {
     /// For events that come by this credit and are passed on.
-    pub(crate) fn passed(all: &Arc<RequestBytes>, to: &Requester, credit: &Credit) -> Self {
+    pub(crate) fn passed(
+        all: &Arc<RequestBytes>,
+        to: &Requester,
+        credit: &SubscriptionCredit,
+    ) -> Self {
         let to = to.clone();
         let whose: Arc<Whose> = Arc::new(move || to.clone());
         Self::Passed {
-            waiting: Arc::new(Unread::shared(Share::new(all, &whose), None)),
+            waiting: Arc::new(UnreadBytes::shared(UnreadQuota::new(all, &whose), None)),
             granted: Arc::clone(credit.granted()),
         }
     }
 
     /// What events count with that are passed on.
-    pub(crate) fn waiting(&self) -> Option<&Arc<Unread>> {
+    pub(crate) fn waiting(&self) -> Option<&Arc<UnreadBytes>> {
         match self {
             Self::Own(_) => None,
             Self::Passed { waiting, .. } => Some(waiting),
@@ -81,40 +85,43 @@ impl Room {
 
 /// What a subscriber has yet to take.
 #[derive(Clone, Debug)]
-pub(super) struct Buffer {
+pub(super) struct SubscriptionBuffer {
     tx: mpsc::Sender<Delivery>,
     /// Bytes of the events.
-    waiting: Arc<Unread>,
-    when_full: WhenFull,
+    waiting: Arc<UnreadBytes>,
+    when_full: BufferFullPolicy,
 }
 
 #[derive(Clone, Debug)]
-enum WhenFull {
+enum BufferFullPolicy {
     /// From so many bytes on no further event is read.
     Wait(usize),
     /// The subscription ends. Who stops reading would keep others' answers waiting: what is not read of one stream has
     /// the room of the whole connection.
-    End(Arc<Granted>),
+    End(Arc<CreditGrant>),
 }
 
-impl Buffer {
+impl SubscriptionBuffer {
     /// For a subscription on a stream of its own, or on one that has others.
-    pub(super) fn new(room: Room, is_single_call: bool) -> (Self, mpsc::Receiver<Delivery>) {
+    pub(super) fn new(
+        room: BufferCapacity,
+        is_single_call: bool,
+    ) -> (Self, mpsc::Receiver<Delivery>) {
         let (events, waiting, when_full) = match room {
             // Where answers to others come on the same stream, nothing may keep them waiting: there the number of
             // events is limited by credit.
-            Room::Own(events) => {
+            BufferCapacity::Own(events) => {
                 let most = if is_single_call {
                     STREAM_EVENTS_BYTES
                 } else {
                     usize::MAX
                 };
-                (events.max(1), Arc::default(), WhenFull::Wait(most))
+                (events.max(1), Arc::default(), BufferFullPolicy::Wait(most))
             }
             // One more than there is credit for, for the end.
-            Room::Passed { waiting, granted } => {
+            BufferCapacity::Passed { waiting, granted } => {
                 let events = WINDOW_FORWARDED_MAX as usize + 1;
-                (events, waiting, WhenFull::End(granted))
+                (events, waiting, BufferFullPolicy::End(granted))
             }
         };
         let (tx, rx) = mpsc::channel(events);
@@ -132,31 +139,31 @@ impl Buffer {
     /// `OVERLOADED` where there is no room now, and waiting would keep others waiting: the subscription is over.
     pub(super) async fn put(
         &self,
-        event: Event,
+        event: SubscriptionEvent,
         bytes: usize,
-        making: Making,
+        making: PartialEvent,
     ) -> Result<(), CallError> {
         match &self.when_full {
-            WhenFull::Wait(most) => {
+            BufferFullPolicy::Wait(most) => {
                 tokio::select! {
                     biased;
                     () = self.waiting.wait_below(*most) => {}
                     () = self.tx.closed() => {}
                 }
-                let claim = Claim::new(&self.waiting, bytes);
+                let claim = UnreadReservation::new(&self.waiting, bytes);
                 let _ = self.tx.send(delivery(event, claim)).await;
                 Ok(())
             }
-            WhenFull::End(granted) => self.pass(event, bytes, making, granted),
+            BufferFullPolicy::End(granted) => self.pass(event, bytes, making, granted),
         }
     }
 
     fn pass(
         &self,
-        event: Event,
+        event: SubscriptionEvent,
         bytes: usize,
-        making: Making,
-        granted: &Granted,
+        making: PartialEvent,
+        granted: &CreditGrant,
     ) -> Result<(), CallError> {
         let mut claim = making.made(&self.waiting);
         let others = self.waiting.bytes().saturating_sub(claim.bytes());
@@ -181,8 +188,8 @@ impl Buffer {
     /// Counts `more` events as asked for, where events are passed on.
     pub(super) fn grant(&self, more: u32) -> bool {
         match &self.when_full {
-            WhenFull::Wait(_) => false,
-            WhenFull::End(granted) => {
+            BufferFullPolicy::Wait(_) => false,
+            BufferFullPolicy::End(granted) => {
                 granted.add(more);
                 true
             }
@@ -191,8 +198,8 @@ impl Buffer {
 
     pub(super) async fn end(&self, end: Result<(), CallError>) {
         match self.when_full {
-            WhenFull::Wait(_) => drop(self.tx.send(Delivery::End(end)).await),
-            WhenFull::End(_) => self.end_now(end),
+            BufferFullPolicy::Wait(_) => drop(self.tx.send(Delivery::End(end)).await),
+            BufferFullPolicy::End(_) => self.end_now(end),
         }
     }
 
@@ -202,34 +209,36 @@ impl Buffer {
     }
 }
 
-fn delivery(event: Event, claim: Claim) -> Delivery {
+fn delivery(event: SubscriptionEvent, claim: UnreadReservation) -> Delivery {
     Delivery::Event(Box::new(event), claim)
 }
 
 /// Bytes of an event that is not complete, on the stream of a subscription that is passed on.
 #[derive(Debug, Default)]
-pub(crate) struct Making(Option<Claim>);
+pub(crate) struct PartialEvent(Option<UnreadReservation>);
 
-impl Making {
+impl PartialEvent {
     /// Counts it with so many bytes, with those that wait. `false` where there is no room.
-    pub(crate) fn count(&mut self, waiting: &Arc<Unread>, bytes: usize) -> bool {
-        let claim = self.0.get_or_insert_with(|| Claim::claimed(waiting, 0));
+    pub(crate) fn count(&mut self, waiting: &Arc<UnreadBytes>, bytes: usize) -> bool {
+        let claim = self
+            .0
+            .get_or_insert_with(|| UnreadReservation::claimed(waiting, 0));
         bytes <= claim.bytes() || grow(claim, waiting.bytes(), bytes)
     }
 
     /// What it was counted with by then, if it is an event of this subscription.
-    fn made(self, waiting: &Arc<Unread>) -> Claim {
+    fn made(self, waiting: &Arc<UnreadBytes>) -> UnreadReservation {
         let claim = self.0.filter(|claim| claim.is_of(waiting));
-        claim.unwrap_or_else(|| Claim::claimed(waiting, 0))
+        claim.unwrap_or_else(|| UnreadReservation::claimed(waiting, 0))
     }
 }
 
 /// Makes the claim of an event as long as that is, where so many bytes wait, its own included. `false` where there is no
 /// room.
-fn grow(claim: &mut Claim, waiting: usize, bytes: usize) -> bool {
+fn grow(claim: &mut UnreadReservation, waiting: usize, bytes: usize) -> bool {
     let fit = match waiting <= claim.bytes() {
-        true => Fit::First,
-        false => Fit::Half,
+        true => GrowLimit::First,
+        false => GrowLimit::Half,
     };
     claim.resize(bytes, fit)
 }
@@ -253,23 +262,23 @@ mod tests {
     use super::*;
     use crate::limits::WINDOW_FORWARDED;
 
-    fn event() -> Event {
-        Event {
-            output: Body::null(),
+    fn event() -> SubscriptionEvent {
+        SubscriptionEvent {
+            output: CallBody::null(),
             dropped: 0,
             cursor: None,
         }
     }
 
     /// Nothing of it was counted before it was complete.
-    fn whole() -> Making {
-        Making::default()
+    fn whole() -> PartialEvent {
+        PartialEvent::default()
     }
 
     /// Sixteen of the longest frames would be kept for each of many subscriptions.
     #[tokio::test]
     async fn events_wait_at_the_peer_while_many_bytes_of_them_wait_here() {
-        let (buffer, mut events) = Buffer::new(Room::Own(16), true);
+        let (buffer, mut events) = SubscriptionBuffer::new(BufferCapacity::Own(16), true);
         let put = buffer.put(event(), STREAM_EVENTS_BYTES, whole()).await;
         put.expect("this node takes it");
         let mut more = pin!(buffer.put(event(), 1, whole()));
@@ -288,10 +297,18 @@ mod tests {
     }
 
     /// Those of one identity, on a node that has room for 1 MiB.
-    fn passed(all: &Arc<RequestBytes>, id: &str) -> (Buffer, mpsc::Receiver<Delivery>, Credit) {
+    fn passed(
+        all: &Arc<RequestBytes>,
+        id: &str,
+    ) -> (
+        SubscriptionBuffer,
+        mpsc::Receiver<Delivery>,
+        SubscriptionCredit,
+    ) {
         let who = Requester::Known(id.parse().expect("a peer id"));
-        let credit = Credit::fitting();
-        let (buffer, events) = Buffer::new(Room::passed(all, &who, &credit), true);
+        let credit = SubscriptionCredit::fitting();
+        let (buffer, events) =
+            SubscriptionBuffer::new(BufferCapacity::passed(all, &who, &credit), true);
         (buffer, events, credit)
     }
 
@@ -318,7 +335,7 @@ mod tests {
         let counted = all.kept().0;
         assert!(counted <= 256 << 10, "{counted}");
         // In the making they count as well.
-        let mut making = Making::default();
+        let mut making = PartialEvent::default();
         assert!(!making.count(&eve[7].0.waiting, LONG));
         // Short ones are not looked up in the account, and others find room.
         eve[7].0.put(event(), 100, whole()).await.expect("short");
@@ -326,7 +343,7 @@ mod tests {
         ada.put(event(), LONG, whole())
             .await
             .expect("there is room for others");
-        let mut making = Making::default();
+        let mut making = PartialEvent::default();
         assert!(making.count(&ada.waiting, LONG / 2));
         drop(making);
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
@@ -343,16 +360,16 @@ mod tests {
         let (other, others, _other_credit) = passed(&all, "eve");
         let put = other.put(event(), 50 << 10, whole()).await;
         put.expect("there is room");
-        let mut making = Making::default();
+        let mut making = PartialEvent::default();
         assert!(making.count(&buffer.waiting, 100 << 10));
         assert!(making.count(&buffer.waiting, 200 << 10));
         // Two others leave no requester room for as much, nor for half of it.
         let crowd = ["ada", "mallory"].map(|id| {
             let who = Requester::Known(id.parse().expect("a peer id"));
-            assert!(all.grow(&who, 256 << 10, Fit::Wholly), "{id}");
+            assert!(all.grow(&who, 256 << 10, GrowLimit::Wholly), "{id}");
             who
         });
-        assert!(!Making::default().count(&buffer.waiting, 100 << 10));
+        assert!(!PartialEvent::default().count(&buffer.waiting, 100 << 10));
         let put = buffer.put(event(), 200 << 10, making).await;
         put.expect("it is counted");
         crowd.iter().for_each(|who| all.shrink(who, 256 << 10));
@@ -371,21 +388,21 @@ mod tests {
         // Three quarters: of the rest no other requester has more than a thirty-second.
         let crowd = [("ada", 512 << 10), ("mallory", 256 << 10)].map(|(id, bytes)| {
             let who = Requester::Known(id.parse().expect("a peer id"));
-            assert!(all.grow(&who, bytes, Fit::Wholly), "{id}");
+            assert!(all.grow(&who, bytes, GrowLimit::Wholly), "{id}");
             (who, bytes)
         });
         let (buffer, mut events, _credit) = passed(&all, "eve");
         let (other, _others, _other_credit) = passed(&all, "eve");
         for _ in 0..2 {
             // It comes in parts.
-            let mut making = Making::default();
+            let mut making = PartialEvent::default();
             assert!(making.count(&buffer.waiting, LONG / 3));
             assert!(making.count(&buffer.waiting, LONG / 2));
             let put = buffer.put(event(), LONG, making).await;
             put.expect("there is room for one");
-            // There is none for a second one, wherever that comes.
-            assert!(!Making::default().count(&buffer.waiting, LONG / 3));
-            assert!(!Making::default().count(&other.waiting, LONG / 3));
+            // A second event of the same requester has no room, on either subscription.
+            assert!(!PartialEvent::default().count(&buffer.waiting, LONG / 3));
+            assert!(!PartialEvent::default().count(&other.waiting, LONG / 3));
             assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         }
         for (who, bytes) in &crowd {
@@ -423,10 +440,10 @@ mod tests {
     fn a_short_event_is_kept_in_memory_of_its_own() {
         let came = Bytes::from(vec![b'1'; READ_STEP_BYTES]);
         let part = |range: std::ops::Range<usize>| came.slice(range);
-        let event = Event {
-            output: Body::from_parts(part(0..10), part(10..20)),
+        let event = SubscriptionEvent {
+            output: CallBody::from_parts(part(0..10), part(10..20)),
             dropped: 3,
-            cursor: Some(Body::from_parts(part(20..30), part(10..20))),
+            cursor: Some(CallBody::from_parts(part(20..30), part(10..20))),
         };
         let apart = event.clone().apart();
         assert_eq!(

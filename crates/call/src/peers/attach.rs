@@ -8,12 +8,12 @@ use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
 use crate::client::{Caller, Subscription};
-use crate::import::{AdapterError, ImportOptions, Imports, read_peer};
-use crate::layers::Overlay;
+use crate::connection::CallConnectionState;
+use crate::import::{AdapterError, ImportOptions, ImportedOperations, read_peer};
+use crate::layers::OperationOverlay;
 use crate::limits::IMPORT_DEBOUNCE;
-use crate::link::Link;
 use crate::peers::state::PeerEvent;
-use crate::peers::table::{Attached, Peer};
+use crate::peers::table::{AttachResult, AttachedPeer};
 
 /// Tells of changes of a peer's operations.
 const WATCH: &str = "services/watch";
@@ -24,7 +24,7 @@ const RETRY_LONGEST: Duration = Duration::from_secs(30);
 /// What was imported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Imported {
+pub struct ImportSummary {
     /// The peer it is attached as; `None` for one without a name, whose operations are found only
     /// by what it calls itself, over the same connection.
     pub peer: Option<PeerId>,
@@ -42,7 +42,7 @@ impl Caller {
     /// # Errors
     /// As [`from_call`](crate::from_call); `Collision` when the other side has no name and serves
     /// an operation under the name of one of this node's, which a prefix avoids.
-    pub async fn import(&self, options: &ImportOptions) -> Result<Imported, AdapterError> {
+    pub async fn import(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {
         let (imported, found) = self.read(options).await?;
         match &imported.peer {
             Some(peer) => attach(self.link(), peer, found).await?,
@@ -53,7 +53,7 @@ impl Caller {
 
     /// As [`import`](Self::import), of a peer that serves something. One that only calls is not
     /// attached: it may well call over several connections, of which none stands for the peer.
-    async fn import_served(&self, options: &ImportOptions) -> Result<Imported, AdapterError> {
+    async fn import_served(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {
         let (imported, found) = self.read(options).await?;
         let link = self.link();
         let attached = link.dispatcher.peers.is_attached_over(link.info.id);
@@ -66,12 +66,15 @@ impl Caller {
         Ok(imported)
     }
 
-    async fn read(&self, options: &ImportOptions) -> Result<(Imported, Imports), AdapterError> {
+    async fn read(
+        &self,
+        options: &ImportOptions,
+    ) -> Result<(ImportSummary, ImportedOperations), AdapterError> {
         let peers = &self.link().dispatcher.peers;
         // Never closed; without a place in the queue the import still would be right.
         let _turn = peers.imports.acquire().await.ok();
         let found = read_peer(self, options).await?;
-        let imported = Imported {
+        let imported = ImportSummary {
             peer: peer_of(self.link()),
             operations: found.registrations.len(),
             registry: found.registry.clone(),
@@ -80,13 +83,17 @@ impl Caller {
     }
 }
 
-async fn attach(link: &Arc<Link>, peer: &PeerId, found: Imports) -> Result<(), AdapterError> {
+async fn attach(
+    link: &Arc<CallConnectionState>,
+    peer: &PeerId,
+    found: ImportedOperations,
+) -> Result<(), AdapterError> {
     let (peers, announcer) = (&link.dispatcher.peers, link.dispatcher.announcer());
     let _turn = peers.admissions.acquire().await.ok();
-    let entry = Peer {
+    let entry = AttachedPeer {
         id: peer.clone(),
         connection: link.info.id,
-        operations: Overlay::new(found.registrations)?,
+        operations: OperationOverlay::new(found.registrations)?,
         link: Arc::downgrade(link),
     };
     let attached = peers.attach(entry, &found.registry, announcer);
@@ -96,27 +103,27 @@ async fn attach(link: &Arc<Link>, peer: &PeerId, found: Imports) -> Result<(), A
         return Err(AdapterError::lost("the connection ended"));
     }
     match attached {
-        Attached::Primary(older) => {
+        AttachResult::Primary(older) => {
             tracing::info!(%peer, connection = %link.info.id, "attached");
             if let Some(older) = older {
                 older.supersede();
             }
             Ok(())
         }
-        Attached::Older => {
+        AttachResult::Older => {
             link.supersede();
             Err(AdapterError::lost(
                 "a newer connection of this peer is there",
             ))
         }
-        Attached::TooMany => Err(AdapterError::TooLarge("peers attached")),
+        AttachResult::TooMany => Err(AdapterError::TooLarge("peers attached")),
     }
 }
 
-/// Keeps the operations of somebody without a name with the connection they came over.
-async fn keep(link: &Link, found: Imports) -> Result<(), AdapterError> {
+/// Keeps the operations of a peer without a name with the connection they came over.
+async fn keep(link: &CallConnectionState, found: ImportedOperations) -> Result<(), AdapterError> {
     let _turn = link.dispatcher.peers.admissions.acquire().await.ok();
-    let overlay = Overlay::new(found.registrations)?;
+    let overlay = OperationOverlay::new(found.registrations)?;
     let registry = &link.dispatcher.registry;
     if let Some(name) = overlay.names().find(|name| registry.lookup(name).is_some()) {
         return Err(AdapterError::Collision { name: name.into() });
@@ -128,8 +135,8 @@ async fn keep(link: &Link, found: Imports) -> Result<(), AdapterError> {
     Ok(())
 }
 
-/// Browsers and tokens have an identity and are no peers: nobody can address them.
-pub(crate) fn peer_of(link: &Link) -> Option<PeerId> {
+/// Browsers and tokens have an identity and are no peers: no call is routed to them.
+pub(crate) fn peer_of(link: &CallConnectionState) -> Option<PeerId> {
     if link.is_guest() {
         return None;
     }
@@ -138,7 +145,7 @@ pub(crate) fn peer_of(link: &Link) -> Option<PeerId> {
 }
 
 /// Imports what the peer serves, and again whenever it says that it changed.
-pub(crate) async fn follow(link: &Arc<Link>) {
+pub(crate) async fn follow(link: &Arc<CallConnectionState>) {
     let Some(options) = link.dispatcher.imports.clone() else {
         return;
     };
@@ -146,18 +153,18 @@ pub(crate) async fn follow(link: &Arc<Link>) {
         return;
     };
     let caller = Caller::new(Arc::clone(link));
-    let mut retry = Retry(RETRY_FIRST);
+    let mut retry = ImportRetry(RETRY_FIRST);
     loop {
         link.life.apply(PeerEvent::Reading);
         match caller.import_served(&options).await {
             Ok(imported) => {
                 let serves = imported.operations > 0;
                 link.life.apply(PeerEvent::Read { serves });
-                retry = Retry(RETRY_FIRST);
+                retry = ImportRetry(RETRY_FIRST);
                 match wait_for_change(&caller, &imported.registry).await {
-                    Change::Changed => {}
-                    Change::Lost => retry.wait().await,
-                    Change::Never => return,
+                    ImportChange::Changed => {}
+                    ImportChange::Lost => retry.wait().await,
+                    ImportChange::Never => return,
                 }
             }
             Err(error) if error.is_temporary() => {
@@ -175,51 +182,51 @@ pub(crate) async fn follow(link: &Arc<Link>) {
     }
 }
 
-struct Retry(Duration);
+struct ImportRetry(Duration);
 
-impl Retry {
+impl ImportRetry {
     async fn wait(&mut self) {
         sleep(self.0).await;
         self.0 = (self.0 * 2).min(RETRY_LONGEST);
     }
 }
 
-enum Change {
+enum ImportChange {
     Changed,
-    /// Nobody can tell at the moment.
+    /// Whether the operations changed is not known at the moment.
     Lost,
     /// The peer does not tell.
     Never,
 }
 
 #[derive(Deserialize)]
-struct Changed {
+struct WatchNotice {
     #[serde(default)]
     registry: String,
 }
 
-async fn wait_for_change(caller: &Caller, known: &str) -> Change {
+async fn wait_for_change(caller: &Caller, known: &str) -> ImportChange {
     let Ok(mut events) = caller.subscribe(WATCH, &serde_json::json!({})).await else {
-        return Change::Lost;
+        return ImportChange::Lost;
     };
     loop {
         match events.next().await {
             // The first event may tell what is known already.
-            Some(Ok(event)) => match event.output.parse::<Changed>() {
+            Some(Ok(event)) => match event.output.parse::<WatchNotice>() {
                 Ok(now) if now.registry == known => {}
                 _ => break,
             },
-            Some(Err(error)) if error.retryable => return Change::Lost,
+            Some(Err(error)) if error.retryable => return ImportChange::Lost,
             Some(Err(error)) => {
                 let connection = caller.link().info.id;
                 tracing::debug!(%connection, %error, "the peer does not tell of changes");
-                return Change::Never;
+                return ImportChange::Never;
             }
-            None => return Change::Never,
+            None => return ImportChange::Never,
         }
     }
     settle(&mut events).await;
-    Change::Changed
+    ImportChange::Changed
 }
 
 /// Waits until nothing more changes for a moment: a peer that registers a hundred operations is

@@ -9,18 +9,18 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::body::{Body, Item, Output};
+use crate::body::{CallBody, CallOutput, SubscriptionItem};
 use crate::client::{CallOptions, Caller, Subscription};
+use crate::connection::{CallConnectionState, ForwardingGuard};
 use crate::context::Ctx;
 use crate::envelope::ForwardedFor;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, HandlerKind, OnceHandler, StreamHandler};
-use crate::import::Disclose;
+use crate::import::CallerDisclosure;
 use crate::keyed::key_for;
 use crate::limits::{CURSOR_BYTES_MAX, FORWARDING_HOPS_MAX, HOP_MARGIN};
-use crate::link::{Forwarding, Link};
-use crate::outbound::Event;
-use crate::outgoing::Pending;
+use crate::outbound::SubscriptionEvent;
+use crate::outgoing::PendingCall;
 use crate::peers::attach::peer_of;
 use crate::request_bytes::Requester;
 use crate::spec::OperationType;
@@ -33,9 +33,9 @@ pub(crate) fn forwarding(
     caller: &Caller,
     op_type: OperationType,
     remote: &str,
-    disclose: Disclose,
+    disclose: CallerDisclosure,
 ) -> HandlerKind {
-    let forward = Arc::new(Forward {
+    let forward = Arc::new(ForwardHandler {
         link: Arc::downgrade(caller.link()),
         peer: peer_of(caller.link()),
         remote: remote.into(),
@@ -47,17 +47,17 @@ pub(crate) fn forwarding(
     }
 }
 
-struct Forward {
+struct ForwardHandler {
     /// Weak: what was imported must not keep a connection.
-    link: Weak<Link>,
+    link: Weak<CallConnectionState>,
     peer: Option<PeerId>,
     remote: Box<str>,
-    disclose: Disclose,
+    disclose: CallerDisclosure,
 }
 
-impl Forward {
+impl ForwardHandler {
     /// The connection over which the operation was read, while it is there.
-    fn link(&self, ctx: &Ctx) -> Result<Arc<Link>, CallError> {
+    fn link(&self, ctx: &Ctx) -> Result<Arc<CallConnectionState>, CallError> {
         let gone = || CallError::unavailable("the peer is gone");
         self.link
             .upgrade()
@@ -67,14 +67,19 @@ impl Forward {
     /// The connection over which the peer is attached now, for a call of which nothing was sent before
     /// `error`: it was led here just before that connection took the place of another one, which was found
     /// idle and ended.
-    fn newer(&self, ctx: &Ctx, error: CallError) -> Result<Arc<Link>, CallError> {
+    fn newer(&self, ctx: &Ctx, error: CallError) -> Result<Arc<CallConnectionState>, CallError> {
         let peer = self.peer.as_ref();
         let link = peer.and_then(|peer| ctx.dispatcher().peers.link_to(peer));
         link.ok_or(error)
     }
 
     /// The same after `error` over `link`: another connection, or the error.
-    fn other(&self, ctx: &Ctx, link: &Arc<Link>, error: CallError) -> Result<Arc<Link>, CallError> {
+    fn other(
+        &self,
+        ctx: &Ctx,
+        link: &Arc<CallConnectionState>,
+        error: CallError,
+    ) -> Result<Arc<CallConnectionState>, CallError> {
         if error.code != ErrorCode::Unavailable {
             return Err(error);
         }
@@ -85,8 +90,9 @@ impl Forward {
         Ok(newer)
     }
 
-    /// Everything that goes along: the time that is left, for whom, and under which key it runs
-    /// once. Nothing else of the request does, its token least of all.
+    /// Everything that goes along with a request: the time that is left, the identity it is forwarded
+    /// for, the key under which it runs once, its trace and its hops. Nothing else of the request does,
+    /// its token least of all.
     fn options(&self, ctx: &Ctx) -> Result<CallOptions, CallError> {
         Ok(CallOptions {
             timeout: time_left(ctx.deadline())?,
@@ -98,8 +104,8 @@ impl Forward {
         })
     }
 
-    /// Whoever asked this node. A claim about somebody behind that is passed on for those who may,
-    /// as it came: a chain is not built.
+    /// The requester that asked this node. A claim that came with the request is passed on in its
+    /// place, for a forwarder with the scope `hub:transit`: no chain of claims is built.
     fn originator(&self, ctx: &Ctx) -> Result<Option<ForwardedFor>, CallError> {
         let identity = ctx.identity().map(AsRef::as_ref);
         if let Some(claim) = ctx.forwarded_for() {
@@ -110,27 +116,31 @@ impl Forward {
                 ));
             }
             return Ok(match self.disclose {
-                Disclose::Full => Some(claim.clone()),
-                Disclose::Id => Some(ForwardedFor::new(claim.id())),
-                Disclose::None => None,
+                CallerDisclosure::Full => Some(claim.clone()),
+                CallerDisclosure::Id => Some(ForwardedFor::new(claim.id())),
+                CallerDisclosure::None => None,
             });
         }
         Ok(identity.and_then(|who| self.disclose.claim(who)))
     }
 
-    async fn once(&self, input: Body, ctx: Ctx) -> Result<Output, CallError> {
+    async fn once(&self, input: CallBody, ctx: Ctx) -> Result<CallOutput, CallError> {
         let (_counted, pending) = self.begin(input, &ctx).await?;
         Ok(pending.outcome().await?.into())
     }
 
     /// Sends the request. Its input is not kept while the peer works.
-    async fn begin(&self, input: Body, ctx: &Ctx) -> Result<(Forwarding, Pending), CallError> {
+    async fn begin(
+        &self,
+        input: CallBody,
+        ctx: &Ctx,
+    ) -> Result<(ForwardingGuard, PendingCall), CallError> {
         let input = json_text(&input)?;
         let mut link = self.link(ctx)?;
         loop {
             // For each connection: waiting for a connection that ended has used some of what was left.
             let options = self.options(ctx)?;
-            let counted = Forwarding::new(&link);
+            let counted = ForwardingGuard::new(&link);
             let _queued = link.claim_unsent(input.get().len())?;
             let caller = Caller::new(Arc::clone(&link));
             match caller.begin(&self.remote, &*input, &options).await {
@@ -143,15 +153,16 @@ impl Forward {
     /// The same for a subscription. What comes of it and waits to be passed on counts for the requester.
     async fn subscribe(
         &self,
-        input: Body,
+        input: CallBody,
         ctx: &Ctx,
-    ) -> Result<(Forwarding, Subscription), CallError> {
+    ) -> Result<(ForwardingGuard, Subscription), CallError> {
         let input = json_text(&input)?;
-        let requester = Requester::of(ctx.identity().map(AsRef::as_ref), ctx.conn().remote_addr);
+        let requester =
+            Requester::from_identity(ctx.identity().map(AsRef::as_ref), ctx.conn().remote_addr);
         let mut link = self.link(ctx)?;
         loop {
             let options = self.options(ctx)?;
-            let counted = Forwarding::new(&link);
+            let counted = ForwardingGuard::new(&link);
             let _queued = link.claim_unsent(input.get().len())?;
             let caller = Caller::new(Arc::clone(&link));
             let events = caller.subscribe_for(&requester, &self.remote, &*input, &options);
@@ -164,9 +175,9 @@ impl Forward {
 
     async fn events(
         &self,
-        input: Body,
+        input: CallBody,
         ctx: Ctx,
-    ) -> Result<BoxStream<Result<Item, CallError>>, CallError> {
+    ) -> Result<BoxStream<Result<SubscriptionItem, CallError>>, CallError> {
         let (counted, events) = self.subscribe(input, &ctx).await?;
         Ok(Box::pin(events.map(move |event| {
             let _counted = &counted;
@@ -175,18 +186,22 @@ impl Forward {
     }
 }
 
-impl OnceHandler for Forward {
+impl OnceHandler for ForwardHandler {
     fn call(
         self: Arc<Self>,
-        input: Body,
+        input: CallBody,
         ctx: Ctx,
-    ) -> BoxFuture<'static, Result<Output, CallError>> {
+    ) -> BoxFuture<'static, Result<CallOutput, CallError>> {
         Box::pin(async move { self.once(input, ctx).await })
     }
 }
 
-impl StreamHandler for Forward {
-    fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Item, CallError>> {
+impl StreamHandler for ForwardHandler {
+    fn call(
+        self: Arc<Self>,
+        input: CallBody,
+        ctx: Ctx,
+    ) -> BoxStream<Result<SubscriptionItem, CallError>> {
         let begun = stream::once(async move { self.events(input, ctx).await });
         Box::pin(
             begun.flat_map(|events| {
@@ -196,8 +211,8 @@ impl StreamHandler for Forward {
     }
 }
 
-impl Disclose {
-    /// What a peer is told about `who`.
+impl CallerDisclosure {
+    /// What this node tells a peer about `who`.
     fn claim(self, who: &Identity) -> Option<ForwardedFor> {
         let id = ForwardedFor::new(who.id.as_str());
         match self {
@@ -211,8 +226,9 @@ impl Disclose {
     }
 }
 
-/// How often a request has been passed on once this node does so. It is told whether or not a forwarder
-/// is disclosed, and also of calls that operations make for a request: a circle of nodes ends.
+/// How often a request has been passed on once this node does so. The number is sent whether or not a
+/// forwarder is disclosed, and also with calls that operations make for a request: a circle of nodes
+/// ends.
 fn next_hop(hops: u8) -> Result<u8, CallError> {
     if hops >= FORWARDING_HOPS_MAX {
         let message = format!(
@@ -239,15 +255,15 @@ fn onward_key(ctx: &Ctx) -> Option<String> {
     Some(key_for(&caller, key))
 }
 
-fn item(event: Event) -> Result<Item, CallError> {
-    Ok(Item {
+fn item(event: SubscriptionEvent) -> Result<SubscriptionItem, CallError> {
+    Ok(SubscriptionItem {
         output: event.output.into(),
         cursor: event.cursor.as_ref().map(cursor).transpose()?,
         dropped: event.dropped,
     })
 }
 
-fn cursor(cursor: &Body) -> Result<Value, CallError> {
+fn cursor(cursor: &CallBody) -> Result<Value, CallError> {
     let bytes = cursor.raw().len();
     if bytes > CURSOR_BYTES_MAX {
         let message = format!(
@@ -259,7 +275,7 @@ fn cursor(cursor: &Body) -> Result<Value, CallError> {
 }
 
 /// The input as it goes into a request.
-fn json_text(input: &Body) -> Result<Box<RawValue>, CallError> {
+fn json_text(input: &CallBody) -> Result<Box<RawValue>, CallError> {
     let text = String::from_utf8(input.inlined()?.into_owned());
     let text = text.map_err(|error| CallError::invalid_input(error.to_string()))?;
     RawValue::from_string(text).map_err(|error| CallError::invalid_input(error.to_string()))
@@ -294,11 +310,11 @@ mod tests {
             resources: [("disk".into(), vec!["sda".into()])].into(),
             generation: 0,
         };
-        let text = |disclose: Disclose| disclose.claim(&who).map(|claim| json!(claim));
-        assert_eq!(text(Disclose::None), None);
-        assert_eq!(text(Disclose::Id), Some(json!({"id": "someone"})));
+        let text = |disclose: CallerDisclosure| disclose.claim(&who).map(|claim| json!(claim));
+        assert_eq!(text(CallerDisclosure::None), None);
+        assert_eq!(text(CallerDisclosure::Id), Some(json!({"id": "someone"})));
         assert_eq!(
-            text(Disclose::Full),
+            text(CallerDisclosure::Full),
             Some(json!({
                 "id": "someone", "scopes": ["a:b"], "resources": {"disk": ["sda"]},
             }))
@@ -315,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_long_cursor_is_not_made_into_a_tree() {
-        let text = |n| Body::from_text(format!("[{}0]", "0,".repeat(n)).into());
+        let text = |n| CallBody::from_text(format!("[{}0]", "0,".repeat(n)).into());
         assert_eq!(cursor(&text(1)).expect("short"), json!([0, 0]));
         let long = cursor(&text(CURSOR_BYTES_MAX)).expect_err("too long");
         assert_eq!(long.code, ErrorCode::Internal);

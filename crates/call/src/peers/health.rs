@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 use crate::client::{CallOptions, Caller};
+use crate::connection::CallConnectionState;
 use crate::error::ErrorCode;
-use crate::link::Link;
 use crate::peers::attach::peer_of;
 use crate::peers::state::PeerEvent;
 
@@ -19,7 +19,7 @@ use crate::peers::state::PeerEvent;
 const QUESTION: &str = "services/list";
 
 /// Asks a peer now and then, as long as it serves something here. Never resolves for one that may.
-pub(crate) async fn watch_over(link: &Arc<Link>) {
+pub(crate) async fn watch_over(link: &Arc<CallConnectionState>) {
     if peer_of(link).is_none() {
         return;
     }

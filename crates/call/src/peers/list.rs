@@ -4,11 +4,11 @@ use alknet_core::PeerId;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::body::{Body, Output};
+use crate::body::{CallBody, CallOutput};
 use crate::context::Ctx;
 use crate::error::CallError;
 use crate::handler::HandlerKind;
-use crate::peers::table::Peer;
+use crate::peers::table::AttachedPeer;
 use crate::registry::Registration;
 use crate::services::{self, OperationSummary};
 use crate::spec::OperationSpec;
@@ -18,12 +18,12 @@ const LIST_SCOPE: &str = "peer:list";
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Input {
+struct PeerListInput {
     peer: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Listed<'a> {
+struct PeerListing<'a> {
     peer: &'a PeerId,
     online: bool,
     operations: Vec<OperationSummary>,
@@ -44,10 +44,10 @@ pub(crate) fn listing() -> Registration {
     Registration::new(spec, handler).schema_is_type()
 }
 
-fn run(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
-    let input: Input = services::members(input)?.unwrap_or_default();
+fn run(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
+    let input: PeerListInput = services::members(input)?.unwrap_or_default();
     let peers = ctx.dispatcher().peers.all();
-    let wanted = |peer: &&Peer| {
+    let wanted = |peer: &&AttachedPeer| {
         input
             .peer
             .as_deref()
@@ -59,14 +59,14 @@ fn run(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
         .filter(wanted)
         .map(|peer| listed(peer, ctx))
         .collect();
-    Output::json(&json!({ "peers": listed }))
+    CallOutput::json(&json!({ "peers": listed }))
 }
 
 /// What the caller may not call there, it does not hear of.
-fn listed<'a>(peer: &'a Peer, ctx: &Ctx) -> Listed<'a> {
+fn listed<'a>(peer: &'a AttachedPeer, ctx: &Ctx) -> PeerListing<'a> {
     let may = |spec: &&OperationSpec| ctx.is_shown(&spec.access_control);
     let sorted = peer.operations.sorted();
-    Listed {
+    PeerListing {
         peer: &peer.id,
         online: peer.is_ready(),
         operations: sorted

@@ -2,9 +2,9 @@
 
 mod attach;
 mod forward;
+mod forwarder;
 mod health;
 mod list;
-mod onward;
 mod reexport;
 mod scope;
 mod state;
@@ -14,18 +14,18 @@ use std::sync::Arc;
 
 use alknet_core::PeerId;
 
-pub use attach::Imported;
-pub use onward::Onward;
+pub use attach::ImportSummary;
+pub use forwarder::CallForwarder;
 pub use reexport::ReExport;
 pub use scope::{NameSet, ScopedPeerEnv};
 pub use state::PeerState;
-pub use table::Peers;
+pub use table::PeerTable;
 
 pub(crate) use attach::{follow, peer_of};
 pub(crate) use forward::forwarding;
 pub(crate) use health::watch_over;
 pub(crate) use list::listing;
-pub(crate) use state::{Life, PeerEvent};
+pub(crate) use state::{AtomicPeerState, PeerEvent};
 
 /// Which peer a call goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub enum PeerRef {
     Any,
     /// One of the peers that serve the operation.
     Policy(RoutingPolicy),
-    /// This peer or nobody: `NOT_FOUND` when it is not attached or does not serve the operation.
+    /// This peer only: `NOT_FOUND` when it is not attached or does not serve the operation.
     Specific(PeerId),
 }
 

@@ -6,8 +6,8 @@ use alknet_core::{BoxFuture, PeerId};
 use futures_util::{StreamExt, stream};
 
 use crate::access::AccessControl;
-use crate::body::{Body, Item, Output};
-use crate::compose::{Lookup, Resolved};
+use crate::body::{CallBody, CallOutput, SubscriptionItem};
+use crate::compose::{OperationLookup, ResolvedOperation};
 use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, HandlerKind, OnceHandler, StreamHandler};
@@ -83,7 +83,7 @@ impl ReExport {
 
 impl From<ReExport> for Registration {
     fn from(export: ReExport) -> Self {
-        let relay = Arc::new(Relay {
+        let relay = Arc::new(ReExportHandler {
             peer: export.peer,
             remote: export.remote.into(),
         });
@@ -95,14 +95,14 @@ impl From<ReExport> for Registration {
     }
 }
 
-struct Relay {
+struct ReExportHandler {
     peer: PeerRef,
     remote: Box<str>,
 }
 
-impl Relay {
-    fn find(&self, ctx: &Ctx, except: Option<&PeerId>) -> Result<Resolved, CallError> {
-        let lookup = Lookup {
+impl ReExportHandler {
+    fn find(&self, ctx: &Ctx, except: Option<&PeerId>) -> Result<ResolvedOperation, CallError> {
+        let lookup = OperationLookup {
             operation: &self.remote,
             peer: Some(&self.peer),
             scope: &ScopedPeerEnv::new([&*self.remote]),
@@ -115,22 +115,22 @@ impl Relay {
         })
     }
 
-    async fn once(&self, input: Body, ctx: Ctx) -> Result<Output, CallError> {
-        // Whoever named one peer wants that one.
+    async fn once(&self, input: CallBody, ctx: Ctx) -> Result<CallOutput, CallError> {
+        // A re-export that names one peer asks no other.
         let elsewhere = !matches!(self.peer, PeerRef::Specific(_));
-        let find = |_: &Body, except: Option<&PeerId>| self.find(&ctx, except);
+        let find = |_: &CallBody, except: Option<&PeerId>| self.find(&ctx, except);
         ask_around(find, elsewhere, input, &ctx).await
     }
 }
 
-/// Asks the peer that `find` leads to. A query whose peer is lost is asked of another, once, where
-/// that may be: `find` is told which one was lost. The input is kept for that alone until the answer is there.
+/// Asks the peer that `find` leads to. A query whose peer is lost is asked of another, once, where `elsewhere` allows
+/// that: `find` gets the id of the lost peer. The input is kept for that alone until the answer is there.
 pub(super) async fn ask_around(
-    find: impl Fn(&Body, Option<&PeerId>) -> Result<Resolved, CallError> + Send,
+    find: impl Fn(&CallBody, Option<&PeerId>) -> Result<ResolvedOperation, CallError> + Send,
     elsewhere: bool,
-    input: Body,
+    input: CallBody,
     ctx: &Ctx,
-) -> Result<Output, CallError> {
+) -> Result<CallOutput, CallError> {
     let found = find(&input, None)?;
     let again = elsewhere && found.operation.spec.op_type == OperationType::Query;
     let kept = again.then(|| input.clone());
@@ -148,7 +148,11 @@ pub(super) async fn ask_around(
 }
 
 /// The codes that the peer's own description names are passed on; others are no code of anybody.
-async fn ask(found: &Resolved, input: Body, ctx: &Ctx) -> Result<Output, CallError> {
+async fn ask(
+    found: &ResolvedOperation,
+    input: CallBody,
+    ctx: &Ctx,
+) -> Result<CallOutput, CallError> {
     let answer = match &found.operation.handler {
         HandlerKind::Once(handler) => Arc::clone(handler).call(input, ctx.clone()).await,
         HandlerKind::Stream(_) => Err(other_type(found)),
@@ -158,10 +162,10 @@ async fn ask(found: &Resolved, input: Body, ctx: &Ctx) -> Result<Output, CallErr
 
 /// The events of a subscription at the peer that was found.
 pub(super) fn follow(
-    found: &Resolved,
-    input: Body,
+    found: &ResolvedOperation,
+    input: CallBody,
     ctx: Ctx,
-) -> BoxStream<Result<Item, CallError>> {
+) -> BoxStream<Result<SubscriptionItem, CallError>> {
     match &found.operation.handler {
         HandlerKind::Stream(handler) => {
             let operation = Arc::clone(&found.operation);
@@ -172,18 +176,22 @@ pub(super) fn follow(
     }
 }
 
-impl OnceHandler for Relay {
+impl OnceHandler for ReExportHandler {
     fn call(
         self: Arc<Self>,
-        input: Body,
+        input: CallBody,
         ctx: Ctx,
-    ) -> BoxFuture<'static, Result<Output, CallError>> {
+    ) -> BoxFuture<'static, Result<CallOutput, CallError>> {
         Box::pin(async move { self.once(input, ctx).await })
     }
 }
 
-impl StreamHandler for Relay {
-    fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Item, CallError>> {
+impl StreamHandler for ReExportHandler {
+    fn call(
+        self: Arc<Self>,
+        input: CallBody,
+        ctx: Ctx,
+    ) -> BoxStream<Result<SubscriptionItem, CallError>> {
         match self.find(&ctx, None) {
             Ok(found) => follow(&found, input, ctx),
             Err(error) => stream::iter([Err(error)]).boxed(),
@@ -191,7 +199,7 @@ impl StreamHandler for Relay {
     }
 }
 
-fn other_type(found: &Resolved) -> CallError {
+fn other_type(found: &ResolvedOperation) -> CallError {
     let message = format!("the peer serves '{}' as another type", found.operation());
     CallError::new(ErrorCode::InvalidOperationType, message)
 }

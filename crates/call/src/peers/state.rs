@@ -80,7 +80,7 @@ impl PeerState {
         match (self, event) {
             (Self::Gone, _) | (_, PeerEvent::Ended) => Self::Gone,
             (Self::Draining, _) | (_, PeerEvent::Goaway) => Self::Draining,
-            // Whoever serves is read again while it goes on serving.
+            // A peer that serves goes on serving while its operations are read again.
             (Self::Identified, PeerEvent::Reading) => Self::Discovering,
             (_, PeerEvent::Read { serves: true }) => Self::Ready,
             (_, PeerEvent::Read { serves: false }) => Self::Identified,
@@ -94,9 +94,9 @@ impl PeerState {
 
 /// The state of one connection, read by every call that is routed and therefore without a lock.
 #[derive(Debug, Default)]
-pub(crate) struct Life(AtomicU8);
+pub(crate) struct AtomicPeerState(AtomicU8);
 
-impl Life {
+impl AtomicPeerState {
     pub(crate) fn state(&self) -> PeerState {
         PeerState::ALL[usize::from(self.0.load(Ordering::Acquire))]
     }
@@ -128,7 +128,7 @@ mod tests {
     ];
 
     fn after(events: &[PeerEvent]) -> PeerState {
-        let life = Life::default();
+        let life = AtomicPeerState::default();
         events.iter().for_each(|event| life.apply(*event));
         life.state()
     }
@@ -160,7 +160,7 @@ mod tests {
             then(&[Missed, Reading, Read { serves: true }]),
             PeerState::Ready
         );
-        // Being read again takes nobody out, nor does a failure to.
+        // A peer keeps its state while it is read again, and where that fails.
         assert_eq!(then(&[Reading]), PeerState::Ready);
         assert_eq!(then(&[Reading, Unreadable]), PeerState::Ready);
         assert_eq!(then(&[Missed, Reading]), PeerState::Degraded);
@@ -188,7 +188,7 @@ mod tests {
         /// Nothing comes back from the end, and nothing serves after a goodbye.
         #[test]
         fn the_end_is_the_end(steps in prop::collection::vec(prop::sample::select(&EVENTS[..]), 0..30)) {
-            let life = Life::default();
+            let life = AtomicPeerState::default();
             let (mut ended, mut goodbye) = (false, false);
             for event in steps {
                 life.apply(event);

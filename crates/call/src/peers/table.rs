@@ -11,18 +11,18 @@ use alknet_core::{ConnId, PeerId};
 use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, watch};
 
-use crate::compiled::Compiled;
-use crate::compose::{Lookup, Resolved};
-use crate::layers::Overlay;
+use crate::compiled::CompiledOperation;
+use crate::compose::{OperationLookup, ResolvedOperation};
+use crate::connection::CallConnectionState;
+use crate::layers::OperationOverlay;
 use crate::limits::{IMPORTS_AT_ONCE, PEERS_MAX};
-use crate::link::Link;
 use crate::peers::{PeerRef, RoutingPolicy};
 use crate::sync::lock;
 use crate::watch::Announcer;
 
 /// The attached peers of a node, in the order they attached. One table per node.
-pub struct Peers {
-    table: ArcSwap<Vec<Arc<Peer>>>,
+pub struct PeerTable {
+    table: ArcSwap<Vec<Arc<AttachedPeer>>>,
     changing: Mutex<()>,
     turn: AtomicUsize,
     changes: watch::Sender<u64>,
@@ -33,26 +33,26 @@ pub struct Peers {
 }
 
 /// A peer and what it serves over its newest connection.
-pub(crate) struct Peer {
+pub(crate) struct AttachedPeer {
     pub(crate) id: PeerId,
     pub(crate) connection: ConnId,
-    pub(crate) operations: Overlay,
-    pub(crate) link: Weak<Link>,
+    pub(crate) operations: OperationOverlay,
+    pub(crate) link: Weak<CallConnectionState>,
 }
 
-impl Peer {
+impl AttachedPeer {
     /// Whether it takes new calls.
     pub(crate) fn is_ready(&self) -> bool {
         self.link.upgrade().is_some_and(|link| link.is_ready())
     }
 
-    /// Whether it takes new calls and answered lately: whoever is not named is chosen only then.
+    /// Whether it takes new calls and answered lately: a call that names no peer goes only to such a peer.
     fn is_well(&self) -> bool {
         self.link.upgrade().is_some_and(|link| link.is_well())
     }
 
-    fn resolved(&self, operation: &str) -> Option<Resolved> {
-        Some(Resolved {
+    fn resolved(&self, operation: &str) -> Option<ResolvedOperation> {
+        Some(ResolvedOperation {
             operation: Arc::clone(self.operations.get(operation)?),
             peer: Some(self.id.clone()),
         })
@@ -67,7 +67,7 @@ impl Peer {
 
 /// Why none of several peers is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoPeer {
+pub(crate) enum PeerSelectionError {
     /// Those that serve the operation are about to go, or did not answer lately.
     IsWell,
     /// None of those that suit serves the operation.
@@ -76,16 +76,16 @@ pub(crate) enum NoPeer {
 
 /// What became of a peer that wanted to attach.
 #[derive(Debug)]
-pub(crate) enum Attached {
+pub(crate) enum AttachResult {
     /// A newer connection of the same peer is there already.
     Older,
     /// It is in the table; the link is that of the older connection it replaced.
-    Primary(Option<Arc<Link>>),
+    Primary(Option<Arc<CallConnectionState>>),
     /// The table is full.
     TooMany,
 }
 
-impl Default for Peers {
+impl Default for PeerTable {
     fn default() -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -100,7 +100,7 @@ impl Default for Peers {
     }
 }
 
-impl Peers {
+impl PeerTable {
     /// The ids of the attached peers, in the order they attached.
     #[must_use]
     pub fn ids(&self) -> Vec<PeerId> {
@@ -131,28 +131,32 @@ impl Peers {
         self.changes.subscribe()
     }
 
-    pub(crate) fn all(&self) -> Arc<Vec<Arc<Peer>>> {
+    pub(crate) fn all(&self) -> Arc<Vec<Arc<AttachedPeer>>> {
         self.table.load_full()
     }
 
     /// An operation of one peer.
-    pub(crate) fn get(&self, peer: &PeerId, operation: &str) -> Option<Arc<Compiled>> {
+    pub(crate) fn get(&self, peer: &PeerId, operation: &str) -> Option<Arc<CompiledOperation>> {
         let table = self.table.load();
         let entry = table.iter().find(|entry| entry.id == *peer)?;
         entry.operations.get(operation).cloned()
     }
 
     /// The connection over which a peer is attached.
-    pub(crate) fn link_to(&self, peer: &PeerId) -> Option<Arc<Link>> {
+    pub(crate) fn link_to(&self, peer: &PeerId) -> Option<Arc<CallConnectionState>> {
         let table = self.table.load();
         let entry = table.iter().find(|entry| entry.id == *peer)?;
         entry.link.upgrade().filter(|link| !link.is_over())
     }
 
     /// The operation on the peer that `wanted` leads to.
-    pub(crate) fn pick(&self, wanted: &PeerRef, lookup: &Lookup<'_>) -> Option<Resolved> {
+    pub(crate) fn pick(
+        &self,
+        wanted: &PeerRef,
+        lookup: &OperationLookup<'_>,
+    ) -> Option<ResolvedOperation> {
         let table = self.table.load();
-        let serves = |peer: &&Arc<Peer>| {
+        let serves = |peer: &&Arc<AttachedPeer>| {
             peer.operations.get(lookup.operation).is_some()
                 && lookup.scope.reaches(lookup.operation, Some(&peer.id))
                 && lookup.except != Some(&peer.id)
@@ -174,26 +178,30 @@ impl Peers {
     pub(crate) fn least_busy(
         &self,
         operation: &str,
-        suits: impl Fn(&PeerId, &Compiled) -> bool,
-    ) -> Result<Resolved, NoPeer> {
+        suits: impl Fn(&PeerId, &CompiledOperation) -> bool,
+    ) -> Result<ResolvedOperation, PeerSelectionError> {
         let table = self.table.load();
-        let serves = |peer: &&Arc<Peer>| {
+        let serves = |peer: &&Arc<AttachedPeer>| {
             let operation = peer.operations.get(operation);
             operation.is_some_and(|operation| suits(&peer.id, operation))
         };
         let serving: Vec<_> = table.iter().filter(serves).collect();
         if serving.is_empty() {
-            return Err(NoPeer::Serves);
+            return Err(PeerSelectionError::Serves);
         }
         let well: Vec<_> = serving.into_iter().filter(|peer| peer.is_well()).collect();
         let chosen = self.choose(&RoutingPolicy::LeastInFlight, &well);
         chosen
             .and_then(|peer| peer.resolved(operation))
-            .ok_or(NoPeer::IsWell)
+            .ok_or(PeerSelectionError::IsWell)
     }
 
-    fn choose<'a>(&self, policy: &RoutingPolicy, ready: &[&'a Arc<Peer>]) -> Option<&'a Arc<Peer>> {
-        let in_turn = |peers: &[&'a Arc<Peer>]| {
+    fn choose<'a>(
+        &self,
+        policy: &RoutingPolicy,
+        ready: &[&'a Arc<AttachedPeer>],
+    ) -> Option<&'a Arc<AttachedPeer>> {
+        let in_turn = |peers: &[&'a Arc<AttachedPeer>]| {
             let turn = self.turn.fetch_add(1, Ordering::Relaxed);
             peers.get(turn.checked_rem(peers.len())?).copied()
         };
@@ -219,20 +227,25 @@ impl Peers {
 
     /// Puts a peer in the table, or in the place of its older connection, and tells who watches.
     /// `registry` is the peer's name for the set of its operations.
-    pub(crate) fn attach(&self, peer: Peer, registry: &str, announcer: &Announcer) -> Attached {
+    pub(crate) fn attach(
+        &self,
+        peer: AttachedPeer,
+        registry: &str,
+        announcer: &Announcer,
+    ) -> AttachResult {
         let _one_at_a_time = lock(&self.changing);
         let mut table = Vec::clone(&self.table.load());
         let place = table.iter().position(|entry| entry.id == peer.id);
         let peer = Arc::new(peer);
         let older = match place {
-            Some(at) if table[at].connection > peer.connection => return Attached::Older,
+            Some(at) if table[at].connection > peer.connection => return AttachResult::Older,
             Some(at) => {
                 let again = table[at].connection == peer.connection;
                 let older = table[at].link.upgrade().filter(|_| !again);
                 table[at] = Arc::clone(&peer);
                 older
             }
-            None if table.len() >= PEERS_MAX => return Attached::TooMany,
+            None if table.len() >= PEERS_MAX => return AttachResult::TooMany,
             None => {
                 table.push(Arc::clone(&peer));
                 None
@@ -242,13 +255,13 @@ impl Peers {
         let operations = peer.operations.sorted();
         let specs = operations.iter().map(|operation| &operation.spec);
         announcer.peer(&peer.id, registry, specs);
-        Attached::Primary(older)
+        AttachResult::Primary(older)
     }
 
     /// Forgets what came over a connection, and tells who watches.
     pub(crate) fn detach(&self, connection: ConnId, announcer: &Announcer) {
         let is_there =
-            |table: &[Arc<Peer>]| table.iter().any(|entry| entry.connection == connection);
+            |table: &[Arc<AttachedPeer>]| table.iter().any(|entry| entry.connection == connection);
         if !is_there(&self.table.load()) {
             return;
         }
@@ -263,13 +276,13 @@ impl Peers {
         }
     }
 
-    fn store(&self, table: Vec<Arc<Peer>>) {
+    fn store(&self, table: Vec<Arc<AttachedPeer>>) {
         self.table.store(Arc::new(table));
         self.changes.send_modify(|n| *n += 1);
     }
 }
 
-impl fmt::Debug for Peers {
+impl fmt::Debug for PeerTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.ids()).finish()
     }

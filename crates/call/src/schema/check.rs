@@ -5,12 +5,12 @@ use std::sync::{Arc, OnceLock};
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
-use super::turn::{self, Share, WAITING_MAX};
-use super::{Compiled, Fit, Misfit, SchemaError, size};
+use super::turn::{self, PermitShare, WAITING_MAX};
+use super::{CompiledSchema, SchemaCheckError, SchemaError, ValidationOutcome, size};
 use crate::error::{CallError, ErrorCode};
 use crate::limits::{INVALID_DETAILS_BYTES, INVALID_DETAILS_MAX};
 use crate::memory::InputMemory;
-use crate::tape::{Node, Tape, TapeJson};
+use crate::tape::{Tape, TapeJson, TapeNode};
 
 /// Keywords that say nothing about `null` (JSON Schema 2020-12, validation): they describe, or
 /// bind objects only.
@@ -28,20 +28,20 @@ const SILENT_ON_NULL: [&str; 11] = [
     "title",
 ];
 
-/// What [`Misfit::Busy`] counts.
+/// What [`SchemaCheckError::Busy`] counts.
 const CHECKS: &str = "large values wait to be checked against their schemas";
 
 /// What the values of one schema are checked with. The schema itself stays with its owner, who
 /// gives the same one each time.
-pub(crate) struct Check {
-    takes: Takes,
+pub(crate) struct SchemaValidator {
+    takes: TrivialSchema,
     /// Compiled when first needed; the error is what the compiler says.
-    compiled: OnceLock<Result<Compiled, SchemaError>>,
+    compiled: OnceLock<Result<CompiledSchema, SchemaError>>,
 }
 
 /// What is known of a schema without compiling it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Takes {
+enum TrivialSchema {
     /// `{}` or `true`.
     Everything,
     /// `null`, which a call without input has, and maybe more.
@@ -49,13 +49,13 @@ enum Takes {
     Unknown,
 }
 
-impl Check {
+impl SchemaValidator {
     pub(crate) fn new(schema: &Value) -> Self {
         let takes = match schema {
-            Value::Bool(true) => Takes::Everything,
-            Value::Object(keywords) if keywords.is_empty() => Takes::Everything,
-            Value::Object(keywords) if takes_null(keywords) => Takes::Null,
-            _ => Takes::Unknown,
+            Value::Bool(true) => TrivialSchema::Everything,
+            Value::Object(keywords) if keywords.is_empty() => TrivialSchema::Everything,
+            Value::Object(keywords) if takes_null(keywords) => TrivialSchema::Null,
+            _ => TrivialSchema::Unknown,
         };
         Self {
             takes,
@@ -65,7 +65,7 @@ impl Check {
 
     /// Whether nothing has to be looked at.
     pub(crate) fn takes_everything(&self) -> bool {
-        self.takes == Takes::Everything
+        self.takes == TrivialSchema::Everything
     }
 
     /// Refuses a schema that takes too much, without compiling it. Of what else is wrong with it, the
@@ -76,7 +76,7 @@ impl Check {
         if self.takes_everything() {
             return Ok(0);
         }
-        match turn::aside(|| size::admit(schema, left)) {
+        match turn::run_blocking(|| size::admit(schema, left)) {
             Ok(admitted) => Ok(admitted.steps),
             Err(error @ SchemaError::TooMuch(_)) => Err(error),
             Err(_) => Ok(0),
@@ -93,7 +93,8 @@ impl Check {
 
     /// Whether the text is one that needs no look at the schema.
     fn takes(&self, text: &[u8]) -> bool {
-        self.takes_everything() || (self.takes == Takes::Null && text.trim_ascii() == b"null")
+        self.takes_everything()
+            || (self.takes == TrivialSchema::Null && text.trim_ascii() == b"null")
     }
 
     /// Fails with `code` where the value of `text` breaks the schema. What that takes counts against `memory`, and
@@ -102,7 +103,7 @@ impl Check {
         &self,
         schema: &Value,
         text: &[u8],
-        (memory, share): (Option<&Arc<dyn InputMemory>>, Share<'_>),
+        (memory, share): (Option<&Arc<dyn InputMemory>>, PermitShare<'_>),
         code: ErrorCode,
     ) -> Result<(), CallError> {
         if self.takes(text) {
@@ -115,23 +116,23 @@ impl Check {
             let fit = compiled
                 .fits(schema, value, share)
                 .map_err(|misfit| match misfit {
-                    Misfit::Busy => CallError::overloaded(CHECKS, WAITING_MAX),
+                    SchemaCheckError::Busy => CallError::overloaded(CHECKS, WAITING_MAX),
                     misfit => CallError::new(code.clone(), misfit.to_string()),
                 })?;
             let told = match fit {
-                Fit::Yes => return Ok(()),
-                Fit::No => text.len() <= INVALID_DETAILS_BYTES,
-                Fit::NoAndLarge => false,
+                ValidationOutcome::Yes => return Ok(()),
+                ValidationOutcome::No => text.len() <= INVALID_DETAILS_BYTES,
+                ValidationOutcome::NoAndLarge => false,
             };
             let validator = told.then_some(&compiled.validator);
             Err(violations(validator, value, code))
         })?
     }
 
-    fn compiled(&self, schema: &Value) -> Result<&Compiled, &SchemaError> {
+    fn compiled(&self, schema: &Value) -> Result<&CompiledSchema, &SchemaError> {
         let compiled = self.compiled.get().unwrap_or_else(|| {
             // Others who call the same operation wait here as well.
-            turn::aside(|| self.compiled.get_or_init(|| Compiled::new(schema)))
+            turn::run_blocking(|| self.compiled.get_or_init(|| CompiledSchema::new(schema)))
         });
         compiled.as_ref()
     }
@@ -151,7 +152,7 @@ fn takes_null(keywords: &Map<String, Value>) -> bool {
 /// there is no list for a large value.
 fn violations(
     validator: Option<&Validator<TapeJson>>,
-    value: Node<'_>,
+    value: TapeNode<'_>,
     code: ErrorCode,
 ) -> CallError {
     let direction = match code {
@@ -198,19 +199,19 @@ mod tests {
             json!({"type": ["object", "null"], "$ref": "#/$defs/a", "$defs": {"a": false}}),
             json!(false),
         ] {
-            let check = Check::new(&schema);
-            let compiled = Compiled::new(&schema).expect("it is a schema");
+            let check = SchemaValidator::new(&schema);
+            let compiled = CompiledSchema::new(&schema).expect("it is a schema");
             let compiled = compiled.validator;
             let valid = Tape::look(b"null", None, |null| compiled.is_valid(null));
             let valid = valid.expect("JSON");
-            if check.takes != Takes::Unknown {
+            if check.takes != TrivialSchema::Unknown {
                 assert!(valid, "{schema}");
             }
             let code = ErrorCode::InvalidInput;
-            let checked = check.check(&schema, b" null ", (None, Share::Node), code);
+            let checked = check.check(&schema, b" null ", (None, PermitShare::Node), code);
             assert_eq!(checked.is_ok(), valid, "{schema}");
         }
         let usual = json!({"type": ["object", "null"], "properties": {"a": false}});
-        assert_eq!(Check::new(&usual).takes, Takes::Null);
+        assert_eq!(SchemaValidator::new(&usual).takes, TrivialSchema::Null);
     }
 }

@@ -18,26 +18,26 @@ use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
 use thiserror::Error;
 
-pub(crate) use check::Check;
-pub(crate) use turn::Share;
-use turn::{Owner, Turn, WAITING_MAX};
+pub(crate) use check::SchemaValidator;
+pub(crate) use turn::PermitShare;
+use turn::{PermitOwner, ValidationPermit, WAITING_MAX};
 
 use crate::error::CallError;
 use crate::limits::{
     PATTERN_BYTES_MAX, PATTERN_CACHE_BYTES_MAX, SCHEMA_DETAIL_STEPS_MAX, SCHEMA_STEPS_MAX,
 };
-use crate::tape::{Node, Tape, TapeJson};
+use crate::tape::{Tape, TapeJson, TapeNode};
 
 /// A JSON Schema from anywhere, ready to check values.
 #[derive(Clone, Debug)]
-pub struct Schema {
+pub struct ValueSchema {
     source: Value,
-    compiled: Compiled,
+    compiled: CompiledSchema,
     /// Whose share of the turns its checks take; `None` where no peer brought it.
-    owner: Option<Owner>,
+    owner: Option<PermitOwner>,
 }
 
-impl Schema {
+impl ValueSchema {
     /// Compiles a schema of the program's own, for which it waits however many others wait. Nothing is fetched for
     /// it, and `format` is not checked.
     ///
@@ -53,12 +53,12 @@ impl Schema {
     /// # Errors
     /// As [`Self::new`], and [`SchemaError::Busy`] where the share is used up.
     pub fn of_peer(source: &Value, peer: Option<&PeerId>) -> Result<Self, SchemaError> {
-        Self::owned(source, Some(Owner::of(peer)))
+        Self::owned(source, Some(PermitOwner::for_peer(peer)))
     }
 
-    fn owned(source: &Value, owner: Option<Owner>) -> Result<Self, SchemaError> {
+    fn owned(source: &Value, owner: Option<PermitOwner>) -> Result<Self, SchemaError> {
         Ok(Self {
-            compiled: Compiled::in_turn(source, Share::of_owner(owner.as_ref()))?,
+            compiled: CompiledSchema::in_turn(source, PermitShare::of_owner(owner.as_ref()))?,
             source: source.clone(),
             owner,
         })
@@ -68,27 +68,27 @@ impl Schema {
     ///
     /// # Errors
     /// The first place where the value does not fit, or that checking it takes too many steps.
-    pub fn validate(&self, value: &Value) -> Result<(), Misfit> {
+    pub fn validate(&self, value: &Value) -> Result<(), SchemaCheckError> {
         // The library has hashes of its own for trees, for which different values may be chosen that have the
         // same one: the text has those of the tape.
         let text = value.to_string();
-        let look = |value: Node<'_>| self.look(value);
+        let look = |value: TapeNode<'_>| self.look(value);
         Tape::look(text.as_bytes(), None, look).unwrap_or_else(|error| Err(unread(error)))
     }
 
-    fn look(&self, value: Node<'_>) -> Result<(), Misfit> {
-        let share = Share::of_owner(self.owner.as_ref());
+    fn look(&self, value: TapeNode<'_>) -> Result<(), SchemaCheckError> {
+        let share = PermitShare::of_owner(self.owner.as_ref());
         let error = match self.compiled.fits(&self.source, value, share)? {
-            Fit::Yes => return Ok(()),
-            Fit::No => self.compiled.validator.validate(value).err(),
-            Fit::NoAndLarge => None,
+            ValidationOutcome::Yes => return Ok(()),
+            ValidationOutcome::No => self.compiled.validator.validate(value).err(),
+            ValidationOutcome::NoAndLarge => None,
         };
         Err(match error {
-            Some(error) => Misfit::Violation {
+            Some(error) => SchemaCheckError::Violation {
                 path: error.instance_path().to_string(),
                 reason: error.to_string(),
             },
-            None => Misfit::Violation {
+            None => SchemaCheckError::Violation {
                 path: String::new(),
                 reason: "the value does not fit; it is too large to say where".to_owned(),
             },
@@ -97,8 +97,8 @@ impl Schema {
 }
 
 /// Of a value that nests deeper than a text may, or is longer.
-fn unread(error: CallError) -> Misfit {
-    Misfit::Violation {
+fn unread(error: CallError) -> SchemaCheckError {
+    SchemaCheckError::Violation {
         path: String::new(),
         reason: error.message,
     }
@@ -125,7 +125,7 @@ pub enum SchemaError {
 /// Why a value does not fit a schema.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Misfit {
+pub enum SchemaCheckError {
     /// As many checks that take long wait for their turn as may.
     #[error("too many large values are being checked against their schemas; try again")]
     Busy,
@@ -146,20 +146,20 @@ pub enum Misfit {
 
 /// What is made of a schema. The schema itself stays with its owner, who gives the same one each time.
 #[derive(Clone)]
-struct Compiled {
+struct CompiledSchema {
     validator: Validator<TapeJson>,
     /// Steps for each part of a value, where that is a constant.
     flat: Option<u64>,
 }
 
-impl fmt::Debug for Compiled {
+impl fmt::Debug for CompiledSchema {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Compiled").finish_non_exhaustive()
+        f.debug_struct("CompiledSchema").finish_non_exhaustive()
     }
 }
 
 /// What a check comes to.
-enum Fit {
+enum ValidationOutcome {
     Yes,
     No,
     /// The same for a value that takes many steps: saying where it does not fit would take as many again, and
@@ -167,20 +167,20 @@ enum Fit {
     NoAndLarge,
 }
 
-impl Compiled {
+impl CompiledSchema {
     fn new(schema: &Value) -> Result<Self, SchemaError> {
-        Self::in_turn(schema, Share::Node)
+        Self::in_turn(schema, PermitShare::Node)
     }
 
-    fn in_turn(schema: &Value, share: Share<'_>) -> Result<Self, SchemaError> {
+    fn in_turn(schema: &Value, share: PermitShare<'_>) -> Result<Self, SchemaError> {
         // Each that waits holds a thread: of those that peers bring, only so many wait.
         let most = match share {
-            Share::Node => usize::MAX,
-            Share::Peer(_) => WAITING_MAX,
+            PermitShare::Node => usize::MAX,
+            PermitShare::Peer(_) => WAITING_MAX,
         };
         // As long as this takes for the largest, others are served.
-        turn::aside(|| {
-            let _turn = Turn::wait(most, share).ok_or(SchemaError::Busy)?;
+        turn::run_blocking(|| {
+            let _turn = ValidationPermit::wait(most, share).ok_or(SchemaError::Busy)?;
             Self::compile(schema)
         })
     }
@@ -202,23 +202,32 @@ impl Compiled {
     }
 
     /// Checks a value: a small one here and now, as most are, and a large one in its turn.
-    fn fits(&self, schema: &Value, value: Node<'_>, share: Share<'_>) -> Result<Fit, Misfit> {
+    fn fits(
+        &self,
+        schema: &Value,
+        value: TapeNode<'_>,
+        share: PermitShare<'_>,
+    ) -> Result<ValidationOutcome, SchemaCheckError> {
         let is_valid = || self.validator.is_valid(value);
         if self.takes_at_most(schema, value, SCHEMA_DETAIL_STEPS_MAX) {
-            return Ok(if is_valid() { Fit::Yes } else { Fit::No });
+            return Ok(if is_valid() {
+                ValidationOutcome::Yes
+            } else {
+                ValidationOutcome::No
+            });
         }
-        turn::aside(|| {
-            let _turn = Turn::wait(WAITING_MAX, share).ok_or(Misfit::Busy)?;
+        turn::run_blocking(|| {
+            let _turn = ValidationPermit::wait(WAITING_MAX, share).ok_or(SchemaCheckError::Busy)?;
             match self.takes_at_most(schema, value, SCHEMA_STEPS_MAX) {
-                true if is_valid() => Ok(Fit::Yes),
-                true => Ok(Fit::NoAndLarge),
-                false => Err(Misfit::TooMuch),
+                true if is_valid() => Ok(ValidationOutcome::Yes),
+                true => Ok(ValidationOutcome::NoAndLarge),
+                false => Err(SchemaCheckError::TooMuch),
             }
         })
     }
 
     /// Whether checking `value` takes no more steps than `most`.
-    fn takes_at_most(&self, schema: &Value, value: Node<'_>, most: u64) -> bool {
+    fn takes_at_most(&self, schema: &Value, value: TapeNode<'_>, most: u64) -> bool {
         let few = |each: u64| steps::parts::<TapeJson>(&value, most / each).is_some();
         self.flat.is_some_and(few) || steps::count::<TapeJson>(schema, value, most).is_ok()
     }
@@ -267,7 +276,7 @@ mod tests {
 
     #[track_caller]
     fn refused(schema: &Value) -> SchemaError {
-        match Schema::new(schema) {
+        match ValueSchema::new(schema) {
             Err(error) => error,
             Ok(_) => panic!("it was taken"),
         }
@@ -275,8 +284,8 @@ mod tests {
 
     #[track_caller]
     fn too_much(schema: &Value, value: &Value) {
-        let schema = Schema::new(schema).expect("a schema");
-        assert_eq!(schema.validate(value), Err(Misfit::TooMuch));
+        let schema = ValueSchema::new(schema).expect("a schema");
+        assert_eq!(schema.validate(value), Err(SchemaCheckError::TooMuch));
     }
 
     #[test]
@@ -315,7 +324,7 @@ mod tests {
             .iter()
             .map(|same| json!({ "pattern": same }))
             .collect();
-        Schema::new(&json!({ "anyOf": taken })).expect("the same pattern again takes nothing");
+        ValueSchema::new(&json!({ "anyOf": taken })).expect("the same pattern again takes nothing");
         let nowhere = json!({ "properties": { "a": { "$ref": "#/$defs/none" } } });
         assert!(matches!(refused(&nowhere), SchemaError::Invalid(_)));
         let nowhere = json!({ "$ref": "#/$defs/none" });
@@ -417,19 +426,19 @@ mod tests {
         format!("{}{number}", "\\u0061".repeat(letters))
     }
 
-    fn checked(check: &Check, schema: &Value, text: &str) -> Result<(), CallError> {
+    fn checked(check: &SchemaValidator, schema: &Value, text: &str) -> Result<(), CallError> {
         let code = ErrorCode::InvalidInput;
-        check.check(schema, text.as_bytes(), (None, Share::Node), code)
+        check.check(schema, text.as_bytes(), (None, PermitShare::Node), code)
     }
 
     #[track_caller]
     fn refused_soon(schema: &Value, text: &str) {
-        let check = Check::new(schema);
+        let check = SchemaValidator::new(schema);
         check.compile(schema).expect("a schema");
         let began = Instant::now();
         let checked = checked(&check, schema, text);
         let message = checked.expect_err("it takes too much").message;
-        let too_much = Misfit::TooMuch.to_string();
+        let too_much = SchemaCheckError::TooMuch.to_string();
         assert_eq!(message, too_much);
         assert!(began.elapsed() < long(), "{:?}", began.elapsed());
     }
@@ -441,7 +450,7 @@ mod tests {
         let all: Vec<_> = (0..2_500).map(to).collect();
         let defs: Map<_, _> = (0..2_500).map(|n| (n.to_string(), json!({}))).collect();
         let schema = json!({ "propertyNames": { "allOf": all }, "$defs": defs });
-        let check = Check::new(&schema);
+        let check = SchemaValidator::new(&schema);
         check.compile(&schema).expect("a schema");
         let text = format!("{{\"{}\":0}}", "a".repeat(1 << 20));
         let before = resident();
@@ -480,7 +489,7 @@ mod tests {
             "$defs": { "a": {} },
             "items": { "dependentSchemas": dependent },
         });
-        let check = Check::new(&schema);
+        let check = SchemaValidator::new(&schema);
         check.compile(&schema).expect("a schema");
         let began = Instant::now();
         let checked = checked(&check, &schema, &objects);
@@ -504,12 +513,12 @@ mod tests {
     fn integers_that_are_one_float_are_told_apart_soon() {
         let schema = json!({ "uniqueItems": true });
         let numbers: Vec<_> = (0..200_000_u64).map(|n| (1 << 63) + n).collect();
-        let check = Check::new(&schema);
+        let check = SchemaValidator::new(&schema);
         let text = json!(numbers).to_string();
         let began = Instant::now();
         let checked = checked(&check, &schema, &text);
         checked.expect("all of them differ");
-        let tree = Schema::new(&schema).expect("a schema");
+        let tree = ValueSchema::new(&schema).expect("a schema");
         assert_eq!(tree.validate(&json!(numbers)), Ok(()));
         assert!(began.elapsed() < long(), "{:?}", began.elapsed());
     }
@@ -532,16 +541,17 @@ mod tests {
         let leaf = json!({ "name": "leaf", "kind": "file", "children": [] });
         let folder = json!({ "name": "folder", "children": vec![leaf; 50] });
         let root = json!({ "name": "root", "children": vec![folder; 100] });
-        let schema = Schema::new(&tree).expect("a schema");
+        let schema = ValueSchema::new(&tree).expect("a schema");
         assert_eq!(schema.validate(&root), Ok(()));
         let mut broken = root.clone();
         broken["children"][7]["children"][3]["kind"] = json!("fifo");
         assert!(matches!(
             schema.validate(&broken),
-            Err(Misfit::Violation { .. })
+            Err(SchemaCheckError::Violation { .. })
         ));
         // A list of numbers, and an anchor, an identifier and a schema of schemas to refer to.
-        let numbers = Schema::new(&json!({ "items": { "type": "integer" } })).expect("a schema");
+        let numbers =
+            ValueSchema::new(&json!({ "items": { "type": "integer" } })).expect("a schema");
         assert_eq!(numbers.validate(&json!(vec![7; 300_000])), Ok(()));
         for (schema, value) in [
             (
@@ -564,16 +574,16 @@ mod tests {
                 json!(null),
             ),
         ] {
-            let compiled = Schema::new(&schema).map(|schema| schema.validate(&value));
+            let compiled = ValueSchema::new(&schema).map(|schema| schema.validate(&value));
             assert_eq!(compiled, Ok(Ok(())), "{schema}");
         }
     }
 
     #[test]
     fn a_large_value_that_does_not_fit_is_told_so_and_not_where() {
-        let schema = Schema::new(&json!({ "items": { "type": "string" } })).expect("a schema");
+        let schema = ValueSchema::new(&json!({ "items": { "type": "string" } })).expect("a schema");
         let path = |value: &Value| match schema.validate(value) {
-            Err(Misfit::Violation { path, .. }) => path,
+            Err(SchemaCheckError::Violation { path, .. }) => path,
             other => panic!("{other:?}"),
         };
         assert_eq!(path(&json!(["a", 1])), "/1");

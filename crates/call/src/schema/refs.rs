@@ -13,13 +13,13 @@ const META: [&str; 2] = ["http://json-schema.org/", "https://json-schema.org/"];
 /// The resource that pointers within a schema begin at: by its `$id`, and by its `id` as well, which is one
 /// in older drafts only.
 #[derive(Clone, Copy)]
-pub(super) struct Base<'s> {
+pub(super) struct SchemaBaseUri<'s> {
     now: &'s Value,
     once: &'s Value,
 }
 
-impl<'s> Base<'s> {
-    pub(super) const fn of(root: &'s Value) -> Self {
+impl<'s> SchemaBaseUri<'s> {
+    pub(super) const fn from_root(root: &'s Value) -> Self {
         Self {
             now: root,
             once: root,
@@ -45,10 +45,10 @@ impl<'s> Base<'s> {
         (address(self.now), address(self.once))
     }
 
-    fn targets(self) -> Vec<Target<'s>> {
-        let target = |schema: &'s Value| Target {
+    fn targets(self) -> Vec<SchemaTarget<'s>> {
+        let target = |schema: &'s Value| SchemaTarget {
             schema,
-            base: Self::of(schema),
+            base: Self::from_root(schema),
         };
         match std::ptr::eq(self.now, self.once) {
             true => vec![target(self.now)],
@@ -59,49 +59,54 @@ impl<'s> Base<'s> {
 
 /// A schema, and what pointers in it begin at.
 #[derive(Clone, Copy)]
-pub(super) struct Target<'s> {
+pub(super) struct SchemaTarget<'s> {
     pub(super) schema: &'s Value,
-    pub(super) base: Base<'s>,
+    pub(super) base: SchemaBaseUri<'s>,
 }
 
 /// What a reference leads to.
-pub(super) enum Found<'s> {
-    In(Vec<Target<'s>>),
+pub(super) enum ResolvedReference<'s> {
+    In(Vec<SchemaTarget<'s>>),
     /// A schema of schemas.
     Meta,
 }
 
 /// Targets by anchor or identifier; every resource by the end of its identifier and by the empty name as well.
-type ByName<'s> = HashMap<&'s str, Vec<Target<'s>>>;
+type ByName<'s> = HashMap<&'s str, Vec<SchemaTarget<'s>>>;
 
 /// A schema whose references are followed.
-pub(super) struct Names<'s> {
+pub(super) struct SchemaResolver<'s> {
     root: &'s Value,
     /// Collected when first needed.
     known: Option<ByName<'s>>,
 }
 
-impl<'s> Names<'s> {
+impl<'s> SchemaResolver<'s> {
     pub(super) const fn new(root: &'s Value) -> Self {
         Self { root, known: None }
     }
 
     /// What `to` means as the value of the keyword `word`; `None` where it leads nowhere.
-    pub(super) fn of(&mut self, word: &str, to: &str, base: Base<'s>) -> Option<Found<'s>> {
+    pub(super) fn resolve(
+        &mut self,
+        word: &str,
+        to: &str,
+        base: SchemaBaseUri<'s>,
+    ) -> Option<ResolvedReference<'s>> {
         let is_meta = META.iter().any(|meta| to.starts_with(meta));
         if is_meta && !self.known().contains_key(address(to)) {
-            return Some(Found::Meta);
+            return Some(ResolvedReference::Meta);
         }
         if word == "$recursiveRef" {
             // The outermost that says so is taken: each may be it.
             let mut all = self.known().get("").cloned().unwrap_or_default();
-            all.extend(Base::of(self.root).targets());
-            return Some(Found::In(all));
+            all.extend(SchemaBaseUri::from_root(self.root).targets());
+            return Some(ResolvedReference::In(all));
         }
-        self.targets(to, base).map(Found::In)
+        self.targets(to, base).map(ResolvedReference::In)
     }
 
-    fn targets(&mut self, to: &str, base: Base<'s>) -> Option<Vec<Target<'s>>> {
+    fn targets(&mut self, to: &str, base: SchemaBaseUri<'s>) -> Option<Vec<SchemaTarget<'s>>> {
         let (resource, fragment) = to.split_once('#').unwrap_or((to, ""));
         let resources = match resource {
             "" => base.targets(),
@@ -119,7 +124,7 @@ impl<'s> Names<'s> {
     }
 
     /// The resources that a name may mean, which may be relative to another.
-    fn resources(&mut self, name: &str) -> Option<Vec<Target<'s>>> {
+    fn resources(&mut self, name: &str) -> Option<Vec<SchemaTarget<'s>>> {
         let known = self.known();
         known.get(name).or_else(|| known.get(last(name))).cloned()
     }
@@ -128,7 +133,7 @@ impl<'s> Names<'s> {
         let root = self.root;
         self.known.get_or_insert_with(|| {
             let mut names = HashMap::new();
-            collect(root, Base::of(root), &mut names);
+            collect(root, SchemaBaseUri::from_root(root), &mut names);
             names
         })
     }
@@ -151,12 +156,12 @@ pub(super) fn identifier<'s>(words: &'s Map<String, Value>, word: &str) -> Optio
 }
 
 /// Anchors and identifiers; every resource by the empty name as well.
-fn collect<'s>(value: &'s Value, base: Base<'s>, names: &mut ByName<'s>) {
+fn collect<'s>(value: &'s Value, base: SchemaBaseUri<'s>, names: &mut ByName<'s>) {
     match value {
         Value::Array(items) => items.iter().for_each(|item| collect(item, base, names)),
         Value::Object(words) => {
             let base = base.at(value, words);
-            let target = Target {
+            let target = SchemaTarget {
                 schema: value,
                 base,
             };
@@ -185,7 +190,7 @@ fn collect<'s>(value: &'s Value, base: Base<'s>, names: &mut ByName<'s>) {
 }
 
 /// A JSON Pointer in the form of a URI's fragment.
-fn follow<'s>(from: Target<'s>, pointer: &str) -> Option<Target<'s>> {
+fn follow<'s>(from: SchemaTarget<'s>, pointer: &str) -> Option<SchemaTarget<'s>> {
     let mut found = from;
     for step in pointer.split('/').skip(1) {
         let step = unescaped(step)?;
@@ -195,7 +200,7 @@ fn follow<'s>(from: Target<'s>, pointer: &str) -> Option<Target<'s>> {
             _ => return None,
         };
         let base = schema.as_object().map(|words| found.base.at(schema, words));
-        found = Target {
+        found = SchemaTarget {
             schema,
             base: base.unwrap_or(found.base),
         };

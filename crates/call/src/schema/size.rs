@@ -12,8 +12,8 @@ use regex_automata::meta;
 use serde_json::{Map, Value};
 
 use super::SchemaError;
-use super::refs::{Base, Found, Names, identifier};
-use super::steps::{self, Stop};
+use super::refs::{ResolvedReference, SchemaBaseUri, SchemaResolver, identifier};
+use super::steps::{self, StepCountStop};
 use crate::limits::{
     PATTERN_BYTES_MAX, PATTERN_BYTES_PER_STEP, PATTERN_CACHE_BYTES_MAX, PATTERN_STEPS,
     SCHEMA_BUILT_MAX, SCHEMA_PATH_BYTES_MAX, SCHEMA_PATTERN_BYTES_MAX, SCHEMA_PATTERNS_MAX,
@@ -66,7 +66,7 @@ const NUMBER_BYTES: usize = 6;
 const EMBEDDED_MAX: u64 = 1;
 
 /// What is known of a schema that is admitted.
-pub(super) struct Admitted {
+pub(super) struct SchemaCost {
     /// The steps that each part of a value takes, where that is a constant.
     pub(super) flat: Option<u64>,
     /// The steps of a check that looks at nothing within the value.
@@ -75,9 +75,9 @@ pub(super) struct Admitted {
 
 /// Refuses a schema that takes too much to compile, or to evaluate for any value at all. The steps of compiling its
 /// patterns are taken from `left`, whatever else is wrong with it.
-pub(super) fn admit(schema: &Value, left: &mut u64) -> Result<Admitted, SchemaError> {
-    let mut seen = Seen::default();
-    let whole = seen.built(schema, Base::of(schema));
+pub(super) fn admit(schema: &Value, left: &mut u64) -> Result<SchemaCost, SchemaError> {
+    let mut seen = SchemaScan::default();
+    let whole = seen.built(schema, SchemaBaseUri::from_root(schema));
     if whole.once.values > SCHEMA_VALUES_MAX {
         return Err(SchemaError::TooMuch(
             "the schema has more values than a schema may, or compiles to more",
@@ -90,18 +90,18 @@ pub(super) fn admit(schema: &Value, left: &mut u64) -> Result<Admitted, SchemaEr
     seen.compiled_patterns(left)?;
     if !seen.uneven {
         let each = whole.once.values.max(1).saturating_add(seen.name_pieces);
-        return Ok(Admitted {
+        return Ok(SchemaCost {
             flat: Some(each),
             steps: each,
         });
     }
     match steps::count::<SerdeJson>(schema, &Value::Null, SCHEMA_STEPS_MAX) {
-        Ok(steps) => Ok(Admitted { flat: None, steps }),
-        Err(Stop::Deep) => Err(SchemaError::TooMuch(
+        Ok(steps) => Ok(SchemaCost { flat: None, steps }),
+        Err(StepCountStop::Deep) => Err(SchemaError::TooMuch(
             "references of the schema follow each other too far",
         )),
-        Err(Stop::Reference(to)) => Err(SchemaError::Reference(to)),
-        Err(Stop::Steps) => Err(SchemaError::TooMuch(
+        Err(StepCountStop::Reference(to)) => Err(SchemaError::Reference(to)),
+        Err(StepCountStop::Steps) => Err(SchemaError::TooMuch(
             "evaluating the schema takes more steps than a check may, whatever the value",
         )),
     }
@@ -109,14 +109,14 @@ pub(super) fn admit(schema: &Value, left: &mut u64) -> Result<Admitted, SchemaEr
 
 /// What is met in a schema.
 #[derive(Default)]
-struct Seen<'s> {
+struct SchemaScan<'s> {
     patterns: u64,
     different_patterns: HashSet<&'s str>,
     uneven: bool,
     /// Pieces of long names, which are compared with those of each object.
     name_pieces: u64,
     /// Where references stand and what they say, each different one once.
-    references: Vec<(&'s str, &'s str, Base<'s>)>,
+    references: Vec<(&'s str, &'s str, SchemaBaseUri<'s>)>,
     different_references: HashSet<(&'s str, (usize, usize))>,
     /// Identifiers, and those that are one in older drafts only.
     identifiers: u64,
@@ -127,14 +127,14 @@ struct Seen<'s> {
 
 /// What the library makes.
 #[derive(Clone, Copy, Debug, Default)]
-struct Made {
+struct SchemaAllocation {
     /// Values that it makes something of.
     values: u64,
     /// Bytes of their texts, and of the path to each.
     bytes: u64,
 }
 
-impl Made {
+impl SchemaAllocation {
     fn add(&mut self, more: Self) {
         self.values = self.values.saturating_add(more.values);
         self.bytes = self.bytes.saturating_add(more.bytes);
@@ -159,14 +159,14 @@ impl Made {
 
 /// What the library makes of a part of a schema.
 #[derive(Clone, Copy, Default)]
-struct Built {
+struct CompiledSchemaCost {
     /// In compiling the schema.
-    once: Made,
+    once: SchemaAllocation,
     /// And again for each `unevaluated…` that looks into it.
-    again: Made,
+    again: SchemaAllocation,
 }
 
-impl Built {
+impl CompiledSchemaCost {
     fn add(&mut self, part: Self, name: usize, looked_into: bool) {
         let part = Self {
             once: part.once.under(name),
@@ -180,14 +180,14 @@ impl Built {
     }
 }
 
-impl<'s> Seen<'s> {
+impl<'s> SchemaScan<'s> {
     /// Values are as deep as a JSON text may be, and so is this.
-    fn built(&mut self, schema: &'s Value, base: Base<'s>) -> Built {
-        let own = Made {
+    fn built(&mut self, schema: &'s Value, base: SchemaBaseUri<'s>) -> CompiledSchemaCost {
+        let own = SchemaAllocation {
             values: 1,
             bytes: schema.as_str().map_or(0, str::len) as u64,
         };
-        let mut built = Built {
+        let mut built = CompiledSchemaCost {
             once: own,
             again: own,
         };
@@ -229,7 +229,7 @@ impl<'s> Seen<'s> {
         }
     }
 
-    fn meet(&mut self, word: &'s str, value: &'s Value, base: Base<'s>) {
+    fn meet(&mut self, word: &'s str, value: &'s Value, base: SchemaBaseUri<'s>) {
         self.uneven |= UNEVEN.contains(&word);
         match (word, value) {
             ("$schema", Value::String(draft)) => self.is_old |= draft.contains("draft-04"),
@@ -253,7 +253,7 @@ impl<'s> Seen<'s> {
     }
 
     /// Counts the targets of references, and the ways to them.
-    fn made(&self, schema: &'s Value, mut all: Made) -> Result<(), SchemaError> {
+    fn made(&self, schema: &'s Value, mut all: SchemaAllocation) -> Result<(), SchemaError> {
         let too_much = || {
             Err(SchemaError::TooMuch(
                 "the schema compiles to more than a schema may: names are too long, or references lead to \
@@ -276,30 +276,30 @@ impl<'s> Seen<'s> {
             0
         };
         // A path may be written with its resource's identifier before it.
-        let whole = |made: Made| {
+        let whole = |made: SchemaAllocation| {
             let mut made = made.times(ways);
             made.bytes = made
                 .bytes
                 .saturating_add(made.values.saturating_mul(longest));
             made
         };
-        let is_more = |made: Made| {
+        let is_more = |made: SchemaAllocation| {
             let made = whole(made);
             made.values > SCHEMA_BUILT_MAX || made.bytes > SCHEMA_PATH_BYTES_MAX
         };
-        let mut names = Names::new(schema);
+        let mut names = SchemaResolver::new(schema);
         for &(word, to, base) in &self.references {
             if is_more(all) {
                 return too_much();
             }
-            match names.of(word, to, base) {
-                Some(Found::In(targets)) => {
+            match names.resolve(word, to, base) {
+                Some(ResolvedReference::In(targets)) => {
                     for target in targets {
-                        let built = Seen::default().built(target.schema, target.base);
+                        let built = SchemaScan::default().built(target.schema, target.base);
                         all.add(built.once.under(to.len()));
                     }
                 }
-                Some(Found::Meta) => all.add(Made {
+                Some(ResolvedReference::Meta) => all.add(SchemaAllocation {
                     values: META_VALUES,
                     bytes: 0,
                 }),
@@ -318,7 +318,7 @@ impl<'s> Seen<'s> {
     fn compiled_patterns(&self, left: &mut u64) -> Result<(), SchemaError> {
         let mut bytes_left = SCHEMA_PATTERN_BYTES_MAX;
         for pattern in &self.different_patterns {
-            let pattern = Pattern::compiled(pattern);
+            let pattern = PatternCost::compiled(pattern);
             *left = left
                 .checked_sub(pattern.steps())
                 .ok_or(SchemaError::TooMuch(
@@ -336,14 +336,14 @@ impl<'s> Seen<'s> {
 
 /// What a pattern takes.
 #[derive(Default)]
-struct Pattern {
+struct PatternCost {
     /// Bytes that were made of it: also of one that the compiler gives up for having too many.
     made: usize,
     /// Bytes that are kept of it.
     kept: usize,
 }
 
-impl Pattern {
+impl PatternCost {
     fn compiled(pattern: &str) -> Self {
         let config = meta::Config::new()
             .nfa_size_limit(Some(PATTERN_BYTES_MAX))

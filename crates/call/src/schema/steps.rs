@@ -13,7 +13,7 @@ use jsonschema::JsonType;
 use jsonschema::json::{Array, Json, Node, NodeIdentity, Object, SerdeJson};
 use serde_json::{Map, Value};
 
-use super::refs::{Base, Found, Names};
+use super::refs::{ResolvedReference, SchemaBaseUri, SchemaResolver};
 use crate::limits::{PATTERN_BYTES_MAX, SCHEMA_DEPTH_MAX};
 
 /// Bytes of text that are compared, or counted, in one step.
@@ -42,7 +42,7 @@ const REFERENCE_BYTES_PER_STEP: u64 = 16;
 
 /// Why counting ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(super) enum StepCountStop {
     /// References follow each other too far.
     Deep,
     /// A reference to what is not there.
@@ -52,19 +52,27 @@ pub(super) enum Stop {
 }
 
 /// Counts the steps of checking `value`, `most` at most.
-pub(super) fn count<J: Json>(schema: &Value, value: J::Node<'_>, most: u64) -> Result<u64, Stop> {
-    let mut counter = Counter {
+pub(super) fn count<J: Json>(
+    schema: &Value,
+    value: J::Node<'_>,
+    most: u64,
+) -> Result<u64, StepCountStop> {
+    let mut counter = StepCounter {
         left: most,
-        names: Names::new(schema),
+        names: SchemaResolver::new(schema),
         known: HashMap::new(),
         plain_enums: HashMap::new(),
         patterns: HashMap::new(),
         depth: 0,
     };
-    let steps = counter.within(schema, Base::of(schema), &At::<J>::Value(value))?;
+    let steps = counter.within(
+        schema,
+        SchemaBaseUri::from_root(schema),
+        &SchemaInstance::<J>::Value(value),
+    )?;
     match steps.valid <= most {
         true => Ok(steps.valid),
-        false => Err(Stop::Steps),
+        false => Err(StepCountStop::Steps),
     }
 }
 
@@ -131,25 +139,25 @@ fn strings(names: &Value) -> impl Iterator<Item = &String> {
 }
 
 /// What a schema is applied to.
-enum At<'v, J: Json> {
+enum SchemaInstance<'v, J: Json> {
     /// The name of a member, and where that is; `None` where its object has no identity.
-    Name(Cow<'v, str>, Option<Place>),
+    Name(Cow<'v, str>, Option<InstanceLocation>),
     Value(J::Node<'v>),
 }
 
-/// Tells parts of one value apart. A name is told by its object and its number there: by its characters, each
-/// reference would keep a copy of them.
+/// Tells parts of one value apart. A name is identified by its object and its number there: if its characters did
+/// that, each reference would keep a copy of them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Place {
+enum InstanceLocation {
     Name(NodeIdentity, u32),
     Value(NodeIdentity),
 }
 
-impl<'v, J: Json> At<'v, J> {
-    fn place(&self) -> Option<Place> {
+impl<'v, J: Json> SchemaInstance<'v, J> {
+    fn place(&self) -> Option<InstanceLocation> {
         match self {
             Self::Name(_, place) => *place,
-            Self::Value(_) => self.identity().map(Place::Value),
+            Self::Value(_) => self.identity().map(InstanceLocation::Value),
         }
     }
 
@@ -178,7 +186,7 @@ impl<'v, J: Json> At<'v, J> {
 
 /// Steps of one schema at one part of a value.
 #[derive(Clone, Copy, Default)]
-struct Steps {
+struct SchemaSteps {
     /// Whether it fits.
     valid: u64,
     /// Which members or items it has looked at, for an `unevaluated…` around it: every branch is checked
@@ -186,7 +194,7 @@ struct Steps {
     mark: u64,
 }
 
-impl Steps {
+impl SchemaSteps {
     fn add(&mut self, steps: u64) {
         self.valid = self.valid.saturating_add(steps);
     }
@@ -205,12 +213,12 @@ impl Steps {
     }
 }
 
-struct Counter<'s> {
+struct StepCounter<'s> {
     /// Steps of counting itself.
     left: u64,
-    names: Names<'s>,
+    names: SchemaResolver<'s>,
     /// By the address of a reference's target and of the part.
-    known: HashMap<(usize, Place), Steps>,
+    known: HashMap<(usize, InstanceLocation), SchemaSteps>,
     /// Whether an `enum` has texts only, by its address.
     plain_enums: HashMap<usize, bool>,
     /// Steps of a pattern for each byte, by its address.
@@ -218,15 +226,15 @@ struct Counter<'s> {
     depth: usize,
 }
 
-impl<'s> Counter<'s> {
-    fn spend(&mut self, steps: u64) -> Result<(), Stop> {
-        self.left = self.left.checked_sub(steps).ok_or(Stop::Steps)?;
+impl<'s> StepCounter<'s> {
+    fn spend(&mut self, steps: u64) -> Result<(), StepCountStop> {
+        self.left = self.left.checked_sub(steps).ok_or(StepCountStop::Steps)?;
         Ok(())
     }
 
     /// Of work that counting does as the check does it.
-    fn both(&mut self, steps: &mut Steps, work: u64) -> Result<(), Stop> {
-        steps.same(Steps {
+    fn both(&mut self, steps: &mut SchemaSteps, work: u64) -> Result<(), StepCountStop> {
+        steps.same(SchemaSteps {
             valid: work,
             mark: 0,
         });
@@ -234,7 +242,10 @@ impl<'s> Counter<'s> {
     }
 
     /// The text of what a keyword is applied to, which is decoded each time.
-    fn text<'a, J: Json>(&mut self, at: &'a At<'_, J>) -> Result<Option<Cow<'a, str>>, Stop> {
+    fn text<'a, J: Json>(
+        &mut self,
+        at: &'a SchemaInstance<'_, J>,
+    ) -> Result<Option<Cow<'a, str>>, StepCountStop> {
         let text = at.text();
         self.spend(text.as_ref().map_or(0, pieces))?;
         Ok(text)
@@ -243,20 +254,20 @@ impl<'s> Counter<'s> {
     fn within<J: Json>(
         &mut self,
         schema: &'s Value,
-        base: Base<'s>,
-        at: &At<'_, J>,
-    ) -> Result<Steps, Stop> {
+        base: SchemaBaseUri<'s>,
+        at: &SchemaInstance<'_, J>,
+    ) -> Result<SchemaSteps, StepCountStop> {
         self.spend(1)?;
         let Value::Object(words) = schema else {
-            return Ok(Steps { valid: 1, mark: 1 });
+            return Ok(SchemaSteps { valid: 1, mark: 1 });
         };
         if self.depth >= SCHEMA_DEPTH_MAX {
-            return Err(Stop::Deep);
+            return Err(StepCountStop::Deep);
         }
         self.depth += 1;
         let base = base.at(schema, words);
         let size = 1 + words.len() as u64;
-        let mut steps = Steps {
+        let mut steps = SchemaSteps {
             valid: size,
             mark: size,
         };
@@ -273,12 +284,12 @@ impl<'s> Counter<'s> {
 
     fn word<J: Json>(
         &mut self,
-        steps: &mut Steps,
+        steps: &mut SchemaSteps,
         words: &'s Map<String, Value>,
         (word, value): (&str, &'s Value),
-        base: Base<'s>,
-        at: &At<'_, J>,
-    ) -> Result<(), Stop> {
+        base: SchemaBaseUri<'s>,
+        at: &SchemaInstance<'_, J>,
+    ) -> Result<(), StepCountStop> {
         match (word, value) {
             ("$ref" | "$dynamicRef" | "$recursiveRef", Value::String(to)) => {
                 self.reference(steps, word, to, base, at)
@@ -310,7 +321,7 @@ impl<'s> Counter<'s> {
                 Ok(())
             }
             _ => {
-                let At::Value(node) = at else {
+                let SchemaInstance::Value(node) = at else {
                     return Ok(());
                 };
                 if let Some(items) = node.as_array() {
@@ -326,20 +337,26 @@ impl<'s> Counter<'s> {
 
     fn items<'v, J: Json>(
         &mut self,
-        steps: &mut Steps,
+        steps: &mut SchemaSteps,
         (word, value): (&str, &'s Value),
-        base: Base<'s>,
+        base: SchemaBaseUri<'s>,
         items: &<J::Node<'v> as Node<'v, J>>::Array,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), StepCountStop> {
         match (word, value) {
             ("items" | "prefixItems", Value::Array(places)) => {
                 for (place, item) in places.iter().zip(items.elements()) {
-                    steps.add(self.within(place, base, &At::<J>::Value(item))?.valid);
+                    steps.add(
+                        self.within(place, base, &SchemaInstance::<J>::Value(item))?
+                            .valid,
+                    );
                 }
             }
             ("additionalItems" | "contains" | "items", each) => {
                 for item in items.elements() {
-                    steps.add(self.within(each, base, &At::<J>::Value(item))?.valid);
+                    steps.add(
+                        self.within(each, base, &SchemaInstance::<J>::Value(item))?
+                            .valid,
+                    );
                 }
                 // `contains` says which items it has looked at.
                 steps.mark = steps.mark.saturating_add(match word {
@@ -349,7 +366,7 @@ impl<'s> Counter<'s> {
             }
             ("unevaluatedItems", each) => {
                 for item in items.elements() {
-                    steps.left_over(self.within(each, base, &At::<J>::Value(item))?);
+                    steps.left_over(self.within(each, base, &SchemaInstance::<J>::Value(item))?);
                 }
             }
             ("uniqueItems", Value::Bool(true)) => {
@@ -367,13 +384,13 @@ impl<'s> Counter<'s> {
 
     fn members<'v, J: Json>(
         &mut self,
-        steps: &mut Steps,
+        steps: &mut SchemaSteps,
         words: &'s Map<String, Value>,
         (word, value): (&str, &'s Value),
-        base: Base<'s>,
-        at: &At<'v, J>,
+        base: SchemaBaseUri<'s>,
+        at: &SchemaInstance<'v, J>,
         members: &<J::Node<'v> as Node<'v, J>>::Object,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), StepCountStop> {
         let own = words.get("properties").and_then(Value::as_object);
         match (word, value) {
             ("properties", Value::Object(own)) => {
@@ -381,7 +398,10 @@ impl<'s> Counter<'s> {
                 for (name, member) in members.members() {
                     let name = self.decoded(steps, name)?;
                     if let Some(schema) = own.get(&*name) {
-                        steps.add(self.within(schema, base, &At::<J>::Value(member))?.valid);
+                        steps.add(
+                            self.within(schema, base, &SchemaInstance::<J>::Value(member))?
+                                .valid,
+                        );
                     }
                 }
             }
@@ -389,14 +409,17 @@ impl<'s> Counter<'s> {
                 for (name, member) in members.members() {
                     let name = self.decoded(steps, name)?;
                     if own.is_none_or(|own| !own.contains_key(&*name)) {
-                        steps.add(self.within(each, base, &At::<J>::Value(member))?.valid);
+                        steps.add(
+                            self.within(each, base, &SchemaInstance::<J>::Value(member))?
+                                .valid,
+                        );
                     }
                 }
             }
             ("patternProperties", Value::Object(patterns)) => {
                 for (name, member) in members.members() {
                     let name = self.decoded(steps, name)?;
-                    let member = At::<J>::Value(member);
+                    let member = SchemaInstance::<J>::Value(member);
                     for (pattern, schema) in patterns {
                         let matching = self.matching(pattern, &name)?;
                         steps.add(matching);
@@ -409,15 +432,19 @@ impl<'s> Counter<'s> {
                 let object = at.identity();
                 for ((name, _), number) in members.members().zip(0..) {
                     let name = self.decoded(steps, name)?;
-                    let place = object.map(|object| Place::Name(object, number));
-                    let name = At::<J>::Name(name, place);
+                    let place = object.map(|object| InstanceLocation::Name(object, number));
+                    let name = SchemaInstance::<J>::Name(name, place);
                     steps.add(self.within(each, base, &name)?.valid);
                 }
             }
             ("unevaluatedProperties", each) => {
                 for (name, member) in members.members() {
                     self.decoded(steps, name)?;
-                    steps.left_over(self.within(each, base, &At::<J>::Value(member))?);
+                    steps.left_over(self.within(
+                        each,
+                        base,
+                        &SchemaInstance::<J>::Value(member),
+                    )?);
                 }
             }
             ("dependencies" | "dependentSchemas", Value::Object(all)) => {
@@ -449,9 +476,9 @@ impl<'s> Counter<'s> {
     /// Of the name of a member, which is decoded whenever its object is gone through.
     fn decoded<'n>(
         &mut self,
-        steps: &mut Steps,
+        steps: &mut SchemaSteps,
         name: impl Into<Cow<'n, str>>,
-    ) -> Result<Cow<'n, str>, Stop> {
+    ) -> Result<Cow<'n, str>, StepCountStop> {
         let name = name.into();
         self.both(steps, 1 + pieces(&name))?;
         Ok(name)
@@ -460,10 +487,10 @@ impl<'s> Counter<'s> {
     /// Values are compared until one is equal. Texts are found by their hash.
     fn compare<J: Json>(
         &mut self,
-        steps: &mut Steps,
+        steps: &mut SchemaSteps,
         options: &'s [Value],
-        at: &At<'_, J>,
-    ) -> Result<(), Stop> {
+        at: &SchemaInstance<'_, J>,
+    ) -> Result<(), StepCountStop> {
         if at.is_container() {
             self.spend(options.len() as u64)?;
             for option in options {
@@ -491,32 +518,32 @@ impl<'s> Counter<'s> {
     }
 
     /// The parts of `value`, which were counted.
-    fn parts<'v, J: Json>(&mut self, value: &J::Node<'v>) -> Result<u64, Stop> {
-        let parts = parts::<J>(value, self.left).ok_or(Stop::Steps)?;
+    fn parts<'v, J: Json>(&mut self, value: &J::Node<'v>) -> Result<u64, StepCountStop> {
+        let parts = parts::<J>(value, self.left).ok_or(StepCountStop::Steps)?;
         self.spend(parts)?;
         Ok(parts)
     }
 
     fn reference<J: Json>(
         &mut self,
-        steps: &mut Steps,
+        steps: &mut SchemaSteps,
         word: &str,
         to: &str,
-        base: Base<'s>,
-        at: &At<'_, J>,
-    ) -> Result<(), Stop> {
+        base: SchemaBaseUri<'s>,
+        at: &SchemaInstance<'_, J>,
+    ) -> Result<(), StepCountStop> {
         self.spend(1 + to.len() as u64 / REFERENCE_BYTES_PER_STEP)?;
-        let targets = match self.names.of(word, to, base) {
-            Some(Found::In(targets)) => targets,
-            Some(Found::Meta) => {
+        let targets = match self.names.resolve(word, to, base) {
+            Some(ResolvedReference::In(targets)) => targets,
+            Some(ResolvedReference::Meta) => {
                 let parts = match at {
-                    At::Name(name, _) => 1 + text(name.len()),
-                    At::Value(value) => self.parts::<J>(value)?,
+                    SchemaInstance::Name(name, _) => 1 + text(name.len()),
+                    SchemaInstance::Value(value) => self.parts::<J>(value)?,
                 };
                 steps.add(parts.saturating_mul(META_STEPS));
                 return Ok(());
             }
-            None => return Err(Stop::Reference(to.chars().take(160).collect())),
+            None => return Err(StepCountStop::Reference(to.chars().take(160).collect())),
         };
         for target in targets {
             let address = std::ptr::from_ref(target.schema) as usize;
@@ -527,7 +554,8 @@ impl<'s> Counter<'s> {
                 None => {
                     self.spend(KNOWN_STEPS)?;
                     // What leads back to itself is followed once.
-                    self.known.extend(key().map(|key| (key, Steps::default())));
+                    self.known
+                        .extend(key().map(|key| (key, SchemaSteps::default())));
                     let found = self.within(target.schema, target.base, at)?;
                     self.known.extend(key().map(|key| (key, found)));
                     found
@@ -540,7 +568,7 @@ impl<'s> Counter<'s> {
 
     /// Steps of looking for a pattern. The engine takes time by the length of the text and, at worst, by the
     /// states of the pattern, which counted repetitions multiply.
-    fn matching(&mut self, pattern: &'s str, text: &str) -> Result<u64, Stop> {
+    fn matching(&mut self, pattern: &'s str, text: &str) -> Result<u64, StepCountStop> {
         let address = pattern.as_ptr() as usize;
         let each = match self.patterns.get(&address) {
             Some(each) => *each,

@@ -18,45 +18,45 @@ const SHARE_MAX: usize = 8;
 
 /// Whose share of the turns a check takes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Share<'a> {
+pub(crate) enum PermitShare<'a> {
     /// None: what the node checks for itself, one after the other.
     Node,
     /// That of a peer; `None` for all unauthenticated ones.
     Peer(Option<&'a PeerId>),
 }
 
-impl<'a> Share<'a> {
-    pub(crate) fn of(identity: Option<&'a Arc<Identity>>) -> Self {
+impl<'a> PermitShare<'a> {
+    pub(crate) fn for_identity(identity: Option<&'a Arc<Identity>>) -> Self {
         Self::Peer(identity.map(|who| &who.id))
     }
 
-    /// That of who brought what is checked; the node's own where nobody did.
-    pub(super) fn of_owner(owner: Option<&'a Owner>) -> Self {
+    /// The share of the owner of what is checked; without an owner, the node's own.
+    pub(super) fn of_owner(owner: Option<&'a PermitOwner>) -> Self {
         owner.map_or(Self::Node, |owner| Self::Peer(owner.0.as_ref()))
     }
 
-    fn owner(self) -> Option<Owner> {
+    fn owner(self) -> Option<PermitOwner> {
         match self {
             Self::Node => None,
-            Self::Peer(who) => Some(Owner(who.cloned())),
+            Self::Peer(who) => Some(PermitOwner(who.cloned())),
         }
     }
 }
 
 /// Who has a share.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub(super) struct Owner(Option<PeerId>);
+pub(super) struct PermitOwner(Option<PeerId>);
 
-impl Owner {
+impl PermitOwner {
     /// A peer; `None` for all unauthenticated ones.
-    pub(super) fn of(peer: Option<&PeerId>) -> Self {
+    pub(super) fn for_peer(peer: Option<&PeerId>) -> Self {
         Self(peer.cloned())
     }
 }
 
-static TURNS: LazyLock<Turns> = LazyLock::new(|| {
+static TURNS: LazyLock<ValidationPermits> = LazyLock::new(|| {
     let processors = thread::available_parallelism().map_or(1, usize::from);
-    Turns {
+    ValidationPermits {
         state: Mutex::default(),
         // Half of the processors are left to everything else.
         most: (processors / 2).max(1),
@@ -65,7 +65,7 @@ static TURNS: LazyLock<Turns> = LazyLock::new(|| {
 });
 
 /// Does `work` where tasks of the runtime go on meanwhile: another thread takes the place of this one.
-pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
     match flavor {
         Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
@@ -74,30 +74,30 @@ pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-struct Turns {
-    state: Mutex<State>,
+struct ValidationPermits {
+    state: Mutex<PermitState>,
     most: usize,
     ended: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct PermitState {
     running: usize,
     waiting: usize,
     /// Of each peer that has any, those that run or wait.
-    shares: HashMap<Owner, usize>,
+    shares: HashMap<PermitOwner, usize>,
 }
 
-impl State {
+impl PermitState {
     /// Takes a place in a peer's share, unless it is used up.
-    fn enter(&mut self, owner: &Owner) -> bool {
+    fn enter(&mut self, owner: &PermitOwner) -> bool {
         let taken = self.shares.entry(owner.clone()).or_default();
         let enters = *taken < SHARE_MAX;
         *taken += usize::from(enters);
         enters
     }
 
-    fn leave(&mut self, owner: &Owner) {
+    fn leave(&mut self, owner: &PermitOwner) {
         if let Some(taken) = self.shares.get_mut(owner) {
             *taken -= 1;
             if *taken == 0 {
@@ -108,14 +108,14 @@ impl State {
 }
 
 /// The right to occupy a processor, until this is dropped.
-pub(super) struct Turn {
-    turns: &'static Turns,
-    owner: Option<Owner>,
+pub(super) struct ValidationPermit {
+    turns: &'static ValidationPermits,
+    owner: Option<PermitOwner>,
 }
 
-impl Turn {
+impl ValidationPermit {
     /// Waits for a turn; `None` where `most` wait already, or the share is used up.
-    pub(super) fn wait(most: usize, share: Share<'_>) -> Option<Self> {
+    pub(super) fn wait(most: usize, share: PermitShare<'_>) -> Option<Self> {
         let turns = &*TURNS;
         let owner = share.owner();
         let mut state = lock(&turns.state);
@@ -136,7 +136,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for ValidationPermit {
     fn drop(&mut self) {
         let mut state = lock(&self.turns.state);
         state.running -= 1;
@@ -153,7 +153,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::schema::{Misfit, Schema, SchemaError};
+    use crate::schema::{SchemaCheckError, SchemaError, ValueSchema};
 
     /// Two tests that took all turns one by one would wait for each other.
     static ALL_TURNS: Mutex<()> = Mutex::new(());
@@ -163,8 +163,8 @@ mod tests {
         let (ask, asked) = std::sync::mpsc::channel();
         let (done, heard) = tokio::sync::oneshot::channel();
         let works = tokio::spawn(async move {
-            aside(|| {
-                let _turn = Turn::wait(usize::MAX, Share::Node);
+            run_blocking(|| {
+                let _turn = ValidationPermit::wait(usize::MAX, PermitShare::Node);
                 // Ends only once another task of this one thread has run.
                 asked.recv()
             })
@@ -181,23 +181,25 @@ mod tests {
     #[test]
     fn no_more_wait_than_may_and_no_peer_takes_all() {
         let _alone = lock(&ALL_TURNS);
-        let node = || Turn::wait(usize::MAX, Share::Node);
+        let node = || ValidationPermit::wait(usize::MAX, PermitShare::Node);
         let all: Vec<_> = (0..TURNS.most).map(|_| node()).collect();
-        assert!(Turn::wait(0, Share::Node).is_none());
+        assert!(ValidationPermit::wait(0, PermitShare::Node).is_none());
         let peer = |name: &str| name.parse::<PeerId>().expect("a peer id");
         let (greedy, other) = (peer("greedy"), peer("other"));
         let waits = |who: &PeerId| {
             let who = who.clone();
-            thread::spawn(move || Turn::wait(WAITING_MAX, Share::Peer(Some(&who))).is_some())
+            thread::spawn(move || {
+                ValidationPermit::wait(WAITING_MAX, PermitShare::Peer(Some(&who))).is_some()
+            })
         };
         let waiting: Vec<_> = (0..SHARE_MAX).map(|_| waits(&greedy)).collect();
-        let owner = Owner(Some(greedy.clone()));
+        let owner = PermitOwner(Some(greedy.clone()));
         let entered = || lock(&TURNS.state).shares.get(&owner).copied();
         while entered() != Some(SHARE_MAX) {
             thread::yield_now();
         }
         // Of a hundred more none waits, and one of another peer does.
-        let more = || Turn::wait(WAITING_MAX, Share::Peer(Some(&greedy)));
+        let more = || ValidationPermit::wait(WAITING_MAX, PermitShare::Peer(Some(&greedy)));
         assert!((0..100).all(|_| more().is_none()));
         let others = waits(&other);
         drop(all);
@@ -214,24 +216,24 @@ mod tests {
         let peer = |name: &str| name.parse::<PeerId>().expect("a peer id");
         let (greedy, other) = (peer("brings-many"), peer("brings-one"));
         let integers = json!({ "items": { "type": "integer" } });
-        let schema = Schema::of_peer(&integers, Some(&greedy)).expect("a schema");
+        let schema = ValueSchema::of_peer(&integers, Some(&greedy)).expect("a schema");
         let large = json!(vec![7; 300_000]);
-        let node = || Turn::wait(usize::MAX, Share::Node);
+        let node = || ValidationPermit::wait(usize::MAX, PermitShare::Node);
         let all: Vec<_> = (0..TURNS.most).map(|_| node()).collect();
         let brings = |who: &PeerId| {
             let (who, schema) = (who.clone(), integers.clone());
-            thread::spawn(move || Schema::of_peer(&schema, Some(&who)).is_ok())
+            thread::spawn(move || ValueSchema::of_peer(&schema, Some(&who)).is_ok())
         };
         let waiting: Vec<_> = (0..SHARE_MAX).map(|_| brings(&greedy)).collect();
-        let owner = Owner(Some(greedy.clone()));
+        let owner = PermitOwner(Some(greedy.clone()));
         let entered = || lock(&TURNS.state).shares.get(&owner).copied();
         while entered() != Some(SHARE_MAX) {
             thread::yield_now();
         }
         // Of a hundred more none keeps a thread, and no check does.
-        let more = || Schema::of_peer(&integers, Some(&greedy)).map(drop);
+        let more = || ValueSchema::of_peer(&integers, Some(&greedy)).map(drop);
         assert!((0..100).all(|_| more() == Err(SchemaError::Busy)));
-        assert_eq!(schema.validate(&large), Err(Misfit::Busy));
+        assert_eq!(schema.validate(&large), Err(SchemaCheckError::Busy));
         let others = brings(&other);
         drop(all);
         assert!(others.join().expect("no panic"));

@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use super::same::name_hash;
-use super::{CONTAINER, HEAD_WORDS, NESTING_MAX, SEARCH_WORDS, SEARCHED_MEMBERS, Size};
+use super::{CONTAINER, HEAD_WORDS, NESTING_MAX, SEARCH_WORDS, SEARCHED_MEMBERS, TapeSize};
 use crate::error::CallError;
 use crate::json::string_end;
 
@@ -15,7 +15,7 @@ const SAFE_DIGITS: usize = 300;
 const NUMBER_BYTES_MAX: usize = 1_100;
 
 /// What the text has at a place.
-enum Token {
+enum JsonToken {
     Open {
         object: bool,
     },
@@ -27,7 +27,7 @@ enum Token {
 /// Calls `each` with every token and where it begins, until it fails.
 fn tokens<E>(
     text: &[u8],
-    mut each: impl FnMut(Token, usize, &[u8]) -> Result<(), E>,
+    mut each: impl FnMut(JsonToken, usize, &[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut at = 0;
     while let Some(&byte) = text.get(at) {
@@ -38,16 +38,16 @@ fn tokens<E>(
             }
             b'{' | b'[' => {
                 let object = byte == b'{';
-                each(Token::Open { object }, at, &text[at..=at])?;
+                each(JsonToken::Open { object }, at, &text[at..=at])?;
                 at + 1
             }
             b'}' | b']' => {
-                each(Token::Close, at, &text[at..=at])?;
+                each(JsonToken::Close, at, &text[at..=at])?;
                 at + 1
             }
             b'"' => {
                 let end = string_end(text, at);
-                each(Token::Scalar, at, &text[at..end])?;
+                each(JsonToken::Scalar, at, &text[at..end])?;
                 end
             }
             _ => {
@@ -59,7 +59,7 @@ fn tokens<E>(
                     )
                 });
                 let end = at + 1 + len.unwrap_or(rest.len());
-                each(Token::Scalar, at, &text[at..end])?;
+                each(JsonToken::Scalar, at, &text[at..end])?;
                 end
             }
         };
@@ -69,7 +69,7 @@ fn tokens<E>(
 }
 
 /// An array or object that is open.
-struct Open {
+struct OpenContainer {
     object: bool,
     /// Strings and values in it so far; a member is two.
     items: u32,
@@ -77,7 +77,7 @@ struct Open {
     at: u32,
 }
 
-impl Open {
+impl OpenContainer {
     /// Members of an object, values of an array.
     fn len(&self) -> u32 {
         if self.object {
@@ -95,7 +95,7 @@ impl Open {
     }
 }
 
-type Stack = SmallVec<[Open; 16]>;
+type Stack = SmallVec<[OpenContainer; 16]>;
 
 fn one_more(open: &mut Stack) {
     if let Some(within) = open.last_mut() {
@@ -103,15 +103,15 @@ fn one_more(open: &mut Stack) {
     }
 }
 
-pub(super) fn count(text: &[u8]) -> Result<Size, CallError> {
+pub(super) fn count(text: &[u8]) -> Result<TapeSize, CallError> {
     if text.len() >= CONTAINER as usize {
         return Err(CallError::invalid_input("the text is too long"));
     }
-    let mut size = Size::default();
+    let mut size = TapeSize::default();
     let mut open = Stack::new();
     tokens(text, |token, _, part| {
         match token {
-            Token::Open { object } => {
+            JsonToken::Open { object } => {
                 if open.len() == NESTING_MAX {
                     let message = format!("nested deeper than {NESTING_MAX}");
                     return Err(CallError::invalid_input(message));
@@ -119,18 +119,18 @@ pub(super) fn count(text: &[u8]) -> Result<Size, CallError> {
                 one_more(&mut open);
                 size.values += 1;
                 size.words += HEAD_WORDS as usize;
-                open.push(Open {
+                open.push(OpenContainer {
                     object,
                     items: 0,
                     at: 0,
                 });
             }
-            Token::Close => {
+            JsonToken::Close => {
                 if let Some(closed) = open.pop() {
                     size.words += closed.search_words() as usize;
                 }
             }
-            Token::Scalar => {
+            JsonToken::Scalar => {
                 one_more(&mut open);
                 size.values += 1;
                 size.words += 1;
@@ -170,21 +170,21 @@ pub(super) fn words(text: &str, len: usize) -> Vec<u32> {
         // Shorter than 2^31, as was counted.
         let at = at as u32;
         match token {
-            Token::Open { object } => {
+            JsonToken::Open { object } => {
                 one_more(&mut open);
-                open.push(Open {
+                open.push(OpenContainer {
                     object,
                     items: 0,
                     at: words.len() as u32,
                 });
                 words.extend([at | CONTAINER, 0, 0]);
             }
-            Token::Close => {
+            JsonToken::Close => {
                 if let Some(closed) = open.pop() {
                     close(text, &mut words, &closed);
                 }
             }
-            Token::Scalar => {
+            JsonToken::Scalar => {
                 one_more(&mut open);
                 words.push(at);
             }
@@ -195,7 +195,7 @@ pub(super) fn words(text: &str, len: usize) -> Vec<u32> {
     words
 }
 
-fn close(text: &str, words: &mut Vec<u32>, closed: &Open) {
+fn close(text: &str, words: &mut Vec<u32>, closed: &OpenContainer) {
     if closed.search_words() > 0 {
         let first = words.len();
         let mut name = closed.at + HEAD_WORDS;

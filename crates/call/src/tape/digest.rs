@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use jsonschema::json::Node as _;
 
-use super::node::{Items, Node};
+use super::node::{TapeItems, TapeNode};
 
 /// The hashes of two inputs that differ are the same by chance only: a peer that does not know these keys cannot choose
 /// two such inputs.
@@ -15,11 +15,11 @@ static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
 pub(crate) type Digest = [u64; 2];
 
 /// Of a value and what comes behind it; the same for values that mean the same: the order of members does not count.
-pub(crate) fn digest(value: &Node<'_>, tail: &[u8]) -> Digest {
+pub(crate) fn digest(value: &TapeNode<'_>, tail: &[u8]) -> Digest {
     digest_by(&*KEYS, value, tail)
 }
 
-fn digest_by<S: BuildHasher>(keys: &[S; 2], value: &Node<'_>, tail: &[u8]) -> Digest {
+fn digest_by<S: BuildHasher>(keys: &[S; 2], value: &TapeNode<'_>, tail: &[u8]) -> Digest {
     let mut all = Pair::new(keys);
     all.value(value);
     all.bytes(tail);
@@ -55,7 +55,7 @@ impl<'k, S: BuildHasher> Pair<'k, S> {
 
     /// Every part says its kind first, and where it ends, so that no two values run together. Nesting is bounded by
     /// the frame it came in.
-    fn value(&mut self, value: &Node<'_>) {
+    fn value(&mut self, value: &TapeNode<'_>) {
         if let Some(items) = value.as_array() {
             self.bytes(b"[");
             items.for_each(|item| self.value(&item));
@@ -74,7 +74,7 @@ impl<'k, S: BuildHasher> Pair<'k, S> {
     }
 
     /// Summed up, and not sorted: that would take several times the bytes of the text.
-    fn members(&mut self, mut members: Items<'_>) {
+    fn members(&mut self, mut members: TapeItems<'_>) {
         let mut all = Digest::default();
         while let Some((name, value)) = members.next_member() {
             let mut member = Self::new(self.keys);
@@ -90,7 +90,7 @@ impl<'k, S: BuildHasher> Pair<'k, S> {
     }
 
     /// 1 and 1.0 are two, as an operation may see them.
-    fn scalar(&mut self, value: &Node<'_>) {
+    fn scalar(&mut self, value: &TapeNode<'_>) {
         let number = value.as_number();
         let number = number.as_ref();
         if let Some(whole) = number.and_then(serde_json::Number::as_u64) {
@@ -103,7 +103,7 @@ impl<'k, S: BuildHasher> Pair<'k, S> {
         }
     }
 
-    fn string(&mut self, value: &Node<'_>) {
+    fn string(&mut self, value: &TapeNode<'_>) {
         self.bytes(b"\"");
         value.parts(|part| self.bytes(part.as_bytes()));
         // No text has this byte.
@@ -161,7 +161,7 @@ mod tests {
             format!("[\"{}\"]", "x".repeat(100_000)),
         ] {
             let keys: [Counting; 2] = Default::default();
-            let look = |value: Node<'_>| digest_by(&keys, &value, b"");
+            let look = |value: TapeNode<'_>| digest_by(&keys, &value, b"");
             Tape::look(text.as_bytes(), None, look).expect("JSON");
             for key in keys {
                 // The shortest member has five bytes.
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn escapes_read_as_what_they_stand_for() {
         let of = |text: &str| {
-            let look = |value: Node<'_>| digest(&value, b"");
+            let look = |value: TapeNode<'_>| digest(&value, b"");
             Tape::look(text.as_bytes(), None, look).expect("JSON")
         };
         for (escaped, plain) in [

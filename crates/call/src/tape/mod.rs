@@ -15,10 +15,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::error::CallError;
-use crate::memory::{InputMemory, Taken};
+use crate::memory::{InputMemory, InputReservation};
 
 pub(crate) use digest::{Digest, digest};
-pub(crate) use node::{Node, TapeJson};
+pub(crate) use node::{TapeJson, TapeNode};
 
 /// Set in the first word of an array or object; the other bits are the offset of its bracket.
 const CONTAINER: u32 = 1 << 31;
@@ -44,19 +44,19 @@ pub(crate) struct Tape<'t> {
 
 /// What a text has in it, counted before anything is made of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Size {
+pub(crate) struct TapeSize {
     /// Values of every kind.
     values: usize,
     /// Words of its table.
     words: usize,
 }
 
-impl Size {
+impl TapeSize {
     /// Counts.
     ///
     /// # Errors
     /// `INVALID_INPUT` where the text nests too deep, is too long, or holds a number beyond `f64`.
-    pub(crate) fn of(text: &[u8]) -> Result<Self, CallError> {
+    pub(crate) fn measure(text: &[u8]) -> Result<Self, CallError> {
         build::count(text)
     }
 
@@ -79,10 +79,10 @@ impl<'t> Tape<'t> {
     pub(crate) fn look<T>(
         text: &'t [u8],
         memory: Option<&Arc<dyn InputMemory>>,
-        look: impl FnOnce(Node<'_>) -> T,
+        look: impl FnOnce(TapeNode<'_>) -> T,
     ) -> Result<T, CallError> {
-        let size = Size::of(text)?;
-        let _taken = Taken::new(memory, size.tape_bytes())?;
+        let size = TapeSize::measure(text)?;
+        let _taken = InputReservation::new(memory, size.tape_bytes())?;
         Ok(look(Self::new(text, size)?.root()))
     }
 
@@ -90,7 +90,7 @@ impl<'t> Tape<'t> {
     ///
     /// # Errors
     /// `INVALID_INPUT` where the text is not UTF-8.
-    fn new(text: &'t [u8], size: Size) -> Result<Self, CallError> {
+    fn new(text: &'t [u8], size: TapeSize) -> Result<Self, CallError> {
         let text = std::str::from_utf8(text)
             .map_err(|_| CallError::invalid_input("the text is not valid UTF-8"))?;
         let words = build::words(text, size.words);
@@ -98,8 +98,8 @@ impl<'t> Tape<'t> {
     }
 
     /// The whole value.
-    fn root(&self) -> Node<'_> {
-        Node::at(self, 0)
+    fn root(&self) -> TapeNode<'_> {
+        TapeNode::at(self, 0)
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct TapeJson;
 
 /// One value.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Node<'t> {
+pub(crate) struct TapeNode<'t> {
     /// The whole text; of a name, its characters.
     text: &'t str,
     words: &'t [u32],
@@ -34,12 +34,12 @@ pub(crate) struct Node<'t> {
 }
 
 /// What a validator looks for in objects.
-pub(crate) struct Key {
+pub(crate) struct TapeKey {
     name: Box<str>,
     hash: u32,
 }
 
-impl Key {
+impl TapeKey {
     fn new(name: &str) -> Self {
         Self {
             hash: same::hash_of(name),
@@ -48,7 +48,7 @@ impl Key {
     }
 }
 
-impl<'t> Node<'t> {
+impl<'t> TapeNode<'t> {
     pub(super) fn at(tape: &'t Tape<'_>, at: u32) -> Self {
         Self {
             text: tape.text,
@@ -89,7 +89,7 @@ impl<'t> Node<'t> {
         Self { at, ..*self }
     }
 
-    /// A string as it reads; `None` where it is none.
+    /// The string without its escapes; `None` for a value that is no string.
     pub(super) fn string(&self) -> Option<Cow<'t, str>> {
         if self.at == NAME {
             return Some(Cow::Borrowed(self.text));
@@ -128,12 +128,12 @@ impl<'t> Node<'t> {
         self.first() == b'"' && quotes(self.rest(), text)
     }
 
-    fn container(&self, bracket: u8) -> Option<Items<'t>> {
+    fn container(&self, bracket: u8) -> Option<TapeItems<'t>> {
         if self.first() != bracket {
             return None;
         }
         let head = self.at as usize;
-        Some(Items {
+        Some(TapeItems {
             next: self.within(self.at + HEAD_WORDS),
             left: self.words.get(head + 2).copied().unwrap_or_default(),
             end: self.words.get(head + 1).copied().unwrap_or_default(),
@@ -151,7 +151,7 @@ impl<'t> Node<'t> {
             .try_fold(*self, |node, part| {
                 let part = part.replace("~1", "/").replace("~0", "~");
                 if let Some(object) = node.container(b'{') {
-                    return object.member(&Key::new(&part));
+                    return object.member(&TapeKey::new(&part));
                 }
                 let canonical = part == "0" || !part.starts_with(['0', '+']);
                 let n = part.parse().ok().filter(|_| canonical)?;
@@ -250,20 +250,20 @@ fn quotes(quoted: &str, text: &str) -> bool {
 
 /// What an array or object holds that was not looked at yet.
 #[derive(Clone, Debug)]
-pub(crate) struct Items<'t> {
-    next: Node<'t>,
+pub(crate) struct TapeItems<'t> {
+    next: TapeNode<'t>,
     left: u32,
     /// The word behind all of it.
     end: u32,
 }
 
-impl<'t> Items<'t> {
+impl<'t> TapeItems<'t> {
     pub(super) fn count_left(&self) -> usize {
         self.left as usize
     }
 
     /// A name and its value.
-    pub(super) fn next_member(&mut self) -> Option<(Node<'t>, Node<'t>)> {
+    pub(super) fn next_member(&mut self) -> Option<(TapeNode<'t>, TapeNode<'t>)> {
         self.left = self.left.checked_sub(1)?;
         let name = self.next;
         let value = name.within(name.at + 1);
@@ -272,7 +272,7 @@ impl<'t> Items<'t> {
     }
 
     /// Of an object that was not looked at yet.
-    pub(super) fn member(&self, key: &Key) -> Option<Node<'t>> {
+    pub(super) fn member(&self, key: &TapeKey) -> Option<TapeNode<'t>> {
         if self.left < SEARCHED_MEMBERS {
             let mut members = self.clone();
             while let Some((name, value)) = members.next_member() {
@@ -295,15 +295,15 @@ impl<'t> Items<'t> {
     }
 
     /// Of an object, whatever it is looked up by.
-    pub(super) fn get_named(&self, name: &str) -> Option<Node<'t>> {
-        self.member(&Key::new(name))
+    pub(super) fn get_named(&self, name: &str) -> Option<TapeNode<'t>> {
+        self.member(&TapeKey::new(name))
     }
 }
 
-impl<'t> Iterator for Items<'t> {
-    type Item = Node<'t>;
+impl<'t> Iterator for TapeItems<'t> {
+    type Item = TapeNode<'t>;
 
-    fn next(&mut self) -> Option<Node<'t>> {
+    fn next(&mut self) -> Option<TapeNode<'t>> {
         self.left = self.left.checked_sub(1)?;
         let item = self.next;
         self.next = item.within(behind(item.words, item.at));
@@ -313,10 +313,10 @@ impl<'t> Iterator for Items<'t> {
 
 /// The members of an object.
 #[derive(Debug)]
-pub(crate) struct Members<'t>(Items<'t>);
+pub(crate) struct TapeMembers<'t>(TapeItems<'t>);
 
-impl<'t> Iterator for Members<'t> {
-    type Item = (Cow<'t, str>, Node<'t>);
+impl<'t> Iterator for TapeMembers<'t> {
+    type Item = (Cow<'t, str>, TapeNode<'t>);
 
     fn next(&mut self) -> Option<Self::Item> {
         let (name, value) = self.0.next_member()?;
@@ -325,16 +325,16 @@ impl<'t> Iterator for Members<'t> {
 }
 
 impl Json for TapeJson {
-    type Node<'t> = Node<'t>;
-    type PreparedKey = Key;
+    type Node<'t> = TapeNode<'t>;
+    type PreparedKey = TapeKey;
     type StringBuffer = ();
 
-    fn prepare_key(key: &str) -> Key {
-        Key::new(key)
+    fn prepare_key(key: &str) -> TapeKey {
+        TapeKey::new(key)
     }
 
-    fn with_string_node<T>((): &mut (), string: &str, f: impl FnOnce(Node<'_>) -> T) -> T {
-        f(Node {
+    fn with_string_node<T>((): &mut (), string: &str, f: impl FnOnce(TapeNode<'_>) -> T) -> T {
+        f(TapeNode {
             text: string,
             words: &[],
             at: NAME,
@@ -342,16 +342,16 @@ impl Json for TapeJson {
     }
 }
 
-impl<'t> JsonNode<'t, TapeJson> for Node<'t> {
-    type Object = Items<'t>;
-    type Array = Items<'t>;
+impl<'t> JsonNode<'t, TapeJson> for TapeNode<'t> {
+    type Object = TapeItems<'t>;
+    type Array = TapeItems<'t>;
     type Number = Number;
 
-    fn as_object(&self) -> Option<Items<'t>> {
+    fn as_object(&self) -> Option<TapeItems<'t>> {
         self.container(b'{')
     }
 
-    fn as_array(&self) -> Option<Items<'t>> {
+    fn as_array(&self) -> Option<TapeItems<'t>> {
         self.container(b'[')
     }
 
@@ -425,26 +425,26 @@ impl<'t> JsonNode<'t, TapeJson> for Node<'t> {
     }
 }
 
-impl<'t> Object<'t, TapeJson> for Items<'t> {
-    type Node = Node<'t>;
+impl<'t> Object<'t, TapeJson> for TapeItems<'t> {
+    type Node = TapeNode<'t>;
     type MemberName = Cow<'t, str>;
-    type MembersIter = Members<'t>;
+    type MembersIter = TapeMembers<'t>;
 
     fn len(&self) -> usize {
         self.count_left()
     }
 
-    fn get(&self, key: &Key) -> Option<Node<'t>> {
+    fn get(&self, key: &TapeKey) -> Option<TapeNode<'t>> {
         self.member(key)
     }
 
-    fn members(&self) -> Members<'t> {
-        Members(self.clone())
+    fn members(&self) -> TapeMembers<'t> {
+        TapeMembers(self.clone())
     }
 }
 
-impl<'t> Array<'t, TapeJson> for Items<'t> {
-    type Node = Node<'t>;
+impl<'t> Array<'t, TapeJson> for TapeItems<'t> {
+    type Node = TapeNode<'t>;
     type ElementsIter = Self;
 
     fn len(&self) -> usize {

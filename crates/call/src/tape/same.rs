@@ -8,9 +8,9 @@ use jsonschema::json::{Node as _, cmp};
 use serde_json::Number;
 
 use super::CONTAINER;
-use super::node::{Items, Node, unquoted};
+use super::node::{TapeItems, TapeNode, unquoted};
 
-/// Nobody who sends names knows which of them fall together.
+/// Random keys: a peer that sends names cannot know which of them collide.
 static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// Values that are compared before more are.
@@ -29,7 +29,7 @@ pub(super) fn name_hash(text: &str, word: u32) -> u32 {
 }
 
 /// The same for values that are the same.
-fn hash(node: &Node<'_>) -> u64 {
+fn hash(node: &TapeNode<'_>) -> u64 {
     let mut state = KEYS.build_hasher();
     let kind = node.json_type();
     (kind as u8).hash(&mut state);
@@ -43,7 +43,7 @@ fn hash(node: &Node<'_>) -> u64 {
         JsonType::Object => {
             let mut all = 0_u64;
             let mut members = node.as_object();
-            while let Some((name, value)) = members.as_mut().and_then(Items::next_member) {
+            while let Some((name, value)) = members.as_mut().and_then(TapeItems::next_member) {
                 let name = name.string().unwrap_or_default();
                 all = all.wrapping_add(KEYS.hash_one((name, hash(&value))));
             }
@@ -77,7 +77,7 @@ fn whole(number: &Number) -> Option<i128> {
     fits.then_some(number as i128)
 }
 
-fn same(one: &Node<'_>, other: &Node<'_>) -> bool {
+fn same(one: &TapeNode<'_>, other: &TapeNode<'_>) -> bool {
     if one.json_type() != other.json_type() {
         return false;
     }
@@ -114,7 +114,7 @@ fn same(one: &Node<'_>, other: &Node<'_>) -> bool {
 
 /// Whether no two of the values are the same. The more are compared at once the more memory it takes: the first
 /// few come first, since where there are many that are short, two of them are the same.
-pub(super) fn all_differ(items: &Items<'_>) -> bool {
+pub(super) fn all_differ(items: &TapeItems<'_>) -> bool {
     let mut most = FIRST_COMPARED;
     loop {
         let compared = most.min(items.count_left());

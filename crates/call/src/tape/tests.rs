@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn with<T>(text: &str, look: impl FnOnce(Node<'_>) -> T) -> T {
-    let size = Size::of(text.as_bytes()).expect("it is read");
+fn with<T>(text: &str, look: impl FnOnce(TapeNode<'_>) -> T) -> T {
+    let size = TapeSize::measure(text.as_bytes()).expect("it is read");
     let tape = Tape::new(text.as_bytes(), size).expect("it is UTF-8");
     assert_eq!(tape.words.len(), size.words, "{text}");
     assert_eq!(tape.words.capacity(), size.words, "{text}");
@@ -67,7 +67,7 @@ proptest! {
     }
 }
 
-fn reads(node: Node<'_>, value: &Value) {
+fn reads(node: TapeNode<'_>, value: &Value) {
     assert_eq!(
         node.pointer("").map(|node| node.tree()).as_ref(),
         Some(value)
@@ -110,7 +110,7 @@ fn the_table_has_at_most_four_times_the_bytes_of_the_text() {
         many(&members(17)),
     ];
     for text in texts {
-        let size = Size::of(text.as_bytes()).expect("it is read");
+        let size = TapeSize::measure(text.as_bytes()).expect("it is read");
         // The outermost value has its own head.
         let most = 4 * text.len() + HEAD_WORDS as usize * size_of::<u32>();
         assert!(size.tape_bytes() <= most, "{}", &text[..20]);
@@ -153,12 +153,12 @@ fn values_are_the_same_however_they_are_written() {
 #[test]
 fn what_no_tree_could_be_made_of_is_refused() {
     for text in ["[1e999]", "[-1E400]", &format!("[{}]", "9".repeat(400))] {
-        assert!(Size::of(text.as_bytes()).is_err(), "{text}");
+        assert!(TapeSize::measure(text.as_bytes()).is_err(), "{text}");
     }
-    assert!(Size::of(b"[1e-999,1E10]").is_ok());
+    assert!(TapeSize::measure(b"[1e-999,1E10]").is_ok());
     let deep = |n| format!("{}{}", "[".repeat(n), "]".repeat(n));
-    assert!(Size::of(deep(NESTING_MAX).as_bytes()).is_ok());
-    assert!(Size::of(deep(NESTING_MAX + 1).as_bytes()).is_err());
+    assert!(TapeSize::measure(deep(NESTING_MAX).as_bytes()).is_ok());
+    assert!(TapeSize::measure(deep(NESTING_MAX + 1).as_bytes()).is_err());
 }
 
 /// Text that no parser let through is misread, and nothing worse.

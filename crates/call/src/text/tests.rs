@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::*;
 
 #[derive(Serialize)]
-struct Unit;
+struct TestUnit;
 
 #[derive(Serialize)]
 struct Newtype(u16);
@@ -25,7 +25,7 @@ enum Kinds {
 
 #[derive(Serialize)]
 struct Everything {
-    unit: Unit,
+    unit: TestUnit,
     newtype: Newtype,
     tuple: Tuple,
     kinds: Vec<Kinds>,
@@ -53,7 +53,7 @@ fn same(value: &(impl Serialize + ?Sized)) {
 #[test]
 fn everything_is_written_as_the_library_writes_it() {
     same(&Everything {
-        unit: Unit,
+        unit: TestUnit,
         newtype: Newtype(7),
         tuple: Tuple(-3, '"'),
         kinds: vec![

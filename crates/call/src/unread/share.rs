@@ -7,33 +7,33 @@ use std::sync::{Arc, Mutex};
 use tokio::time::sleep;
 
 use crate::limits::{UNREAD_BYTES_FREE, UNREAD_ROOM_EVERY, UNREAD_SLACK_BYTES, UNREAD_STEP_BYTES};
-use crate::request_bytes::{Fit, RequestBytes, Requester};
+use crate::request_bytes::{GrowLimit, RequestBytes, Requester};
 use crate::sync::lock;
 
 /// A part of the node's room, which grows and shrinks in steps with what a connection has unread, and is given back
 /// when this is dropped. A connection that has little unread has none, so that most answers take no lock.
-pub(crate) struct Share {
+pub(crate) struct UnreadQuota {
     all: Arc<RequestBytes>,
     /// Who is at the other end now: a connection may come to have an identity.
     requester: Arc<Whose>,
-    held: Mutex<Held>,
+    held: Mutex<UnreadUsage>,
     /// Whether `held` may be more than nothing.
     holds: AtomicBool,
     /// One at a time looks for room, however many streams wait for it.
     turn: tokio::sync::Mutex<()>,
 }
 
-/// Says whom the bytes of a connection count for.
+/// Names the requester that the bytes of a connection count for.
 pub(crate) type Whose = dyn Fn() -> Requester + Send + Sync;
 
-/// What it has, and for whom that is counted.
+/// The bytes of a connection, and the requester they are counted for.
 #[derive(Debug, Default)]
-struct Held {
+struct UnreadUsage {
     whose: Option<Requester>,
     bytes: usize,
 }
 
-impl Share {
+impl UnreadQuota {
     /// Has nothing yet of `all`.
     pub(crate) fn new(all: &Arc<RequestBytes>, requester: &Arc<Whose>) -> Self {
         Self {
@@ -46,7 +46,7 @@ impl Share {
     }
 
     /// Makes it as large as what waits needs, as far as that fits. `false` where it does not: then it stays as it is.
-    pub(super) fn cover(&self, waiting: &AtomicUsize, fit: Fit) -> bool {
+    pub(super) fn cover(&self, waiting: &AtomicUsize, fit: GrowLimit) -> bool {
         if waiting.load(Ordering::SeqCst) <= UNREAD_BYTES_FREE {
             return true;
         }
@@ -59,26 +59,26 @@ impl Share {
         covered
     }
 
-    fn grow(&self, held: &mut Held, needed: usize, fit: Fit) -> bool {
+    fn grow(&self, held: &mut UnreadUsage, needed: usize, fit: GrowLimit) -> bool {
         let requester = (self.requester)();
         if held.whose.as_ref() != Some(&requester) {
             self.hand_over(held, &requester);
         }
         let more = needed - held.bytes;
         let grown = self.all.grow(&requester, more, fit)
-            || fit == Fit::First && self.all.grow_alone(&requester, more, held.bytes);
+            || fit == GrowLimit::First && self.all.grow_alone(&requester, more, held.bytes);
         if grown {
             held.bytes = needed;
         }
         grown
     }
 
-    /// From now on it is counted for somebody else.
-    fn hand_over(&self, held: &mut Held, to: &Requester) {
+    /// Counts the bytes for another requester from now on.
+    fn hand_over(&self, held: &mut UnreadUsage, to: &Requester) {
         let before = held.whose.replace(to.clone());
         if let Some(before) = before.filter(|_| held.bytes > 0) {
             self.all.shrink(&before, held.bytes);
-            self.all.grow(to, held.bytes, Fit::Anyway);
+            self.all.grow(to, held.bytes, GrowLimit::Anyway);
         }
     }
 
@@ -96,7 +96,7 @@ impl Share {
         self.holds.store(held.bytes > 0, Ordering::SeqCst);
     }
 
-    fn give_back(&self, held: &mut Held, bytes: usize) {
+    fn give_back(&self, held: &mut UnreadUsage, bytes: usize) {
         held.bytes -= bytes;
         if let Some(whose) = &held.whose {
             self.all.shrink(whose, bytes);
@@ -122,7 +122,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for UnreadQuota {
     fn drop(&mut self) {
         let mut held = std::mem::take(&mut *lock(&self.held));
         let all = held.bytes;
@@ -132,9 +132,9 @@ impl Drop for Share {
     }
 }
 
-impl fmt::Debug for Share {
+impl fmt::Debug for UnreadQuota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Share")
+        f.debug_struct("UnreadQuota")
             .field("held", &self.held)
             .finish_non_exhaustive()
     }

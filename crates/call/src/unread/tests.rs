@@ -16,43 +16,49 @@ fn known(id: &str) -> Requester {
     Requester::Known(id.parse().expect("a peer id"))
 }
 
-/// A connection of somebody who is told of later.
-fn connection(all: &Arc<RequestBytes>, who: &Arc<Mutex<Requester>>) -> Unread {
+/// A connection whose requester is the one in `who` at the moment.
+fn connection(all: &Arc<RequestBytes>, who: &Arc<Mutex<Requester>>) -> UnreadBytes {
     let who = Arc::clone(who);
     let whose: Arc<Whose> = Arc::new(move || lock(&who).clone());
-    Unread::shared(Share::new(all, &whose), None)
+    UnreadBytes::shared(UnreadQuota::new(all, &whose), None)
 }
 
-fn of(all: &Arc<RequestBytes>, id: &str) -> Unread {
+fn unread_for(all: &Arc<RequestBytes>, id: &str) -> UnreadBytes {
     connection(all, &Arc::new(Mutex::new(known(id))))
 }
 
 /// With the room of a connection alone.
-fn claim(unread: &Unread, bytes: usize, fit: Fit) -> Result<(), NoRoom> {
+fn claim(unread: &UnreadBytes, bytes: usize, fit: GrowLimit) -> Result<(), UnreadLimitError> {
     unread.claim(bytes, fit, |_| true)
 }
 
 #[test]
 fn connections_of_one_identity_share_half_and_leave_others_room() {
     let all = Arc::new(RequestBytes::new(1 << 20));
-    let eve = [(); 64].map(|()| of(&all, "eve"));
+    let eve = [(); 64].map(|()| unread_for(&all, "eve"));
     for unread in &eve {
-        claim(unread, UNREAD_BYTES_FREE, Fit::Wholly).expect("it counts for nobody");
+        claim(unread, UNREAD_BYTES_FREE, GrowLimit::Wholly).expect("it counts for nobody");
     }
     assert_eq!(all.kept().0, 0);
     let fitted = eve
         .iter()
-        .filter(|unread| claim(unread, 64 * KIB, Fit::Wholly).is_ok());
+        .filter(|unread| claim(unread, 64 * KIB, GrowLimit::Wholly).is_ok());
     assert_eq!(fitted.count(), 8);
     assert_eq!(all.kept().0, 512 * KIB);
     let refused = &eve[63];
-    assert_eq!(claim(refused, 1, Fit::Wholly), Err(NoRoom::Share));
-    assert_eq!(claim(refused, 1, Fit::Begins), Err(NoRoom::Share));
+    assert_eq!(
+        claim(refused, 1, GrowLimit::Wholly),
+        Err(UnreadLimitError::Share)
+    );
+    assert_eq!(
+        claim(refused, 1, GrowLimit::Begins),
+        Err(UnreadLimitError::Share)
+    );
     assert_eq!(refused.bytes(), UNREAD_BYTES_FREE);
     assert!(refused.is_spent() && !refused.may_grow());
-    let ada = of(&all, "ada");
+    let ada = unread_for(&all, "ada");
     assert!(ada.may_grow() && ada.has_share() && !ada.is_spent());
-    claim(&ada, 200 * KIB, Fit::Wholly).expect("half of all is left");
+    claim(&ada, 200 * KIB, GrowLimit::Wholly).expect("half of all is left");
     ada.taken(200 * KIB);
     assert_eq!(ada.bytes(), 0);
     drop((eve, ada));
@@ -62,8 +68,8 @@ fn connections_of_one_identity_share_half_and_leave_others_room() {
 #[test]
 fn what_is_taken_is_given_back_and_what_is_there_is_counted() {
     let all = Arc::new(RequestBytes::new(1 << 20));
-    let unread = of(&all, "eve");
-    claim(&unread, 200 * KIB, Fit::Wholly).expect("room");
+    let unread = unread_for(&all, "eve");
+    claim(&unread, 200 * KIB, GrowLimit::Wholly).expect("room");
     let most = all.kept().0;
     assert!((192 * KIB..208 * KIB).contains(&most), "{most}");
     unread.taken(UNREAD_SLACK_BYTES / 2);
@@ -75,8 +81,11 @@ fn what_is_taken_is_given_back_and_what_is_there_is_counted() {
     unread.taken(unread.bytes());
     assert_eq!(all.kept().0, 0);
     // Of an event it shows afterwards how long it is.
-    claim(&unread, 700 * KIB, Fit::Begins).expect("nothing waits");
-    assert_eq!(claim(&unread, 700 * KIB, Fit::Begins), Err(NoRoom::Share));
+    claim(&unread, 700 * KIB, GrowLimit::Begins).expect("nothing waits");
+    assert_eq!(
+        claim(&unread, 700 * KIB, GrowLimit::Begins),
+        Err(UnreadLimitError::Share)
+    );
 }
 
 #[test]
@@ -84,11 +93,11 @@ fn bytes_count_for_whom_a_connection_came_to_be() {
     let all = Arc::new(RequestBytes::new(1 << 20));
     let who = Arc::new(Mutex::new(Requester::Nowhere));
     let unread = connection(&all, &who);
-    claim(&unread, 40 * KIB, Fit::Wholly).expect("room");
+    claim(&unread, 40 * KIB, GrowLimit::Wholly).expect("room");
     *lock(&who) = known("eve");
-    claim(&unread, 400 * KIB, Fit::Wholly).expect("more than an unknown peer has");
+    claim(&unread, 400 * KIB, GrowLimit::Wholly).expect("more than an unknown peer has");
     let nobody = connection(&all, &Arc::new(Mutex::new(Requester::Nowhere)));
-    claim(&nobody, 60 * KIB, Fit::Wholly).expect("none of an unknown peer's is taken");
+    claim(&nobody, 60 * KIB, GrowLimit::Wholly).expect("none of an unknown peer's is taken");
     drop((unread, nobody));
     assert_eq!(all.kept().0, 0);
 }
@@ -97,18 +106,19 @@ fn bytes_count_for_whom_a_connection_came_to_be() {
 fn all_that_a_connection_carries_is_bounded_as_one() {
     let all = Arc::new(RequestBytes::new(1 << 30));
     let whose: Arc<Whose> = Arc::new(|| known("eve"));
-    let carrier: Arc<Unread> = Arc::default();
-    let carried = || Unread::shared(Share::new(&all, &whose), Some(Arc::clone(&carrier)));
+    let carrier: Arc<UnreadBytes> = Arc::default();
+    let carried =
+        || UnreadBytes::shared(UnreadQuota::new(&all, &whose), Some(Arc::clone(&carrier)));
     let sockets = [(); 16].map(|()| carried());
     let may = |waiting: usize| waiting < 256 * KIB;
     let fitted = sockets
         .iter()
-        .filter(|socket| socket.claim(100 * KIB, Fit::Begins, may).is_ok());
+        .filter(|socket| socket.claim(100 * KIB, GrowLimit::Begins, may).is_ok());
     assert_eq!(fitted.count(), 3);
     let last = &sockets[15];
     assert_eq!(
-        last.claim(1, Fit::Begins, may),
-        Err(NoRoom::Here(300 * KIB))
+        last.claim(1, GrowLimit::Begins, may),
+        Err(UnreadLimitError::Here(300 * KIB))
     );
     assert!(last.bytes() == 0 && !last.is_below(256 * KIB));
     sockets[0].taken(100 * KIB);
@@ -121,8 +131,12 @@ fn all_that_a_connection_carries_is_bounded_as_one() {
 #[tokio::test]
 async fn who_reads_waits_for_nobody_else_and_who_does_not_until_there_is_room() {
     let all = Arc::new(RequestBytes::new(1 << 20));
-    let (full, slow, quick) = (of(&all, "eve"), of(&all, "eve"), of(&all, "eve"));
-    claim(&slow, 64 * KIB, Fit::Wholly).expect("room");
+    let (full, slow, quick) = (
+        unread_for(&all, "eve"),
+        unread_for(&all, "eve"),
+        unread_for(&all, "eve"),
+    );
+    claim(&slow, 64 * KIB, GrowLimit::Wholly).expect("room");
     full.add(1 << 20);
     quick.wait_room(4 << 20).await;
     let mut waits = pin!(slow.wait_room(4 << 20));

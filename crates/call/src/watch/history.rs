@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use alknet_core::PeerId;
 
-use super::Change;
+use super::RegistryChange;
 use crate::access::AccessControl;
 use crate::error::CallError;
 use crate::limits::{PEERS_MAX, WATCH_HISTORY_BYTES};
@@ -28,9 +28,9 @@ pub(super) type Shows<'a> = &'a dyn Fn(&AccessControl) -> bool;
 
 /// The operations of this node and of its peers, and their last changes.
 #[derive(Debug, Default)]
-pub(super) struct History {
+pub(super) struct RegistryHistory {
     /// By whose they are: `None` are this node's own.
-    sources: BTreeMap<Option<PeerId>, Source>,
+    sources: BTreeMap<Option<PeerId>, OperationSource>,
     /// Whose change each number is, of those that some source still has.
     order: BTreeMap<u64, Option<PeerId>>,
     last: u64,
@@ -38,7 +38,7 @@ pub(super) struct History {
     forgotten: u64,
 }
 
-impl History {
+impl RegistryHistory {
     /// The number of the last change.
     pub(super) fn last(&self) -> u64 {
         self.last
@@ -118,10 +118,10 @@ impl History {
         seen: &mut u64,
         shows: Shows<'_>,
         lists: bool,
-    ) -> Option<Result<Change, CallError>> {
+    ) -> Option<Result<RegistryChange, CallError>> {
         if lists && *seen < self.forgotten {
             *seen = self.last;
-            let message = "more has changed than this watcher can be told; subscribe again";
+            let message = "more has changed than the node keeps for a watcher; subscribe again";
             return Some(Err(CallError::unavailable(message)));
         }
         loop {
@@ -137,7 +137,7 @@ impl History {
             let source = self.sources.get(whose);
             let change = source.and_then(|source| source.change(from, to, shows));
             if let Some(change) = change {
-                return Some(Ok(Change {
+                return Some(Ok(RegistryChange {
                     peer: whose.clone(),
                     ..change
                 }));
@@ -148,33 +148,33 @@ impl History {
 
 /// The operations of this node or of one peer, and who may hear of each.
 #[derive(Debug, Default)]
-struct Source {
+struct OperationSource {
     registry: Arc<str>,
     rules: BTreeMap<Arc<str>, Arc<AccessControl>>,
     /// What changed, oldest first. Only of the first it may be forgotten what.
-    steps: VecDeque<Step>,
+    steps: VecDeque<HistoryStep>,
     /// Bytes of the steps.
     bytes: usize,
 }
 
 /// One change.
 #[derive(Debug)]
-struct Step {
+struct HistoryStep {
     serial: u64,
     /// `None` where that is forgotten.
-    before: Option<Before>,
+    before: Option<ReplacedOperations>,
 }
 
 /// What a change replaced.
 #[derive(Debug)]
-struct Before {
+struct ReplacedOperations {
     registry: Arc<str>,
     /// Of each operation that was changed: `None` where there was none of the name.
     rules: BTreeMap<Arc<str>, Option<Arc<AccessControl>>>,
     bytes: usize,
 }
 
-impl Before {
+impl ReplacedOperations {
     fn new(registry: Arc<str>, rules: BTreeMap<Arc<str>, Option<Arc<AccessControl>>>) -> Self {
         let bytes = |(name, rule): (&Arc<str>, &Option<Arc<AccessControl>>)| {
             let rule = rule.as_ref().map_or(0, |rule| rule.kept_bytes());
@@ -188,7 +188,7 @@ impl Before {
     }
 }
 
-impl Source {
+impl OperationSource {
     /// The number of its last change.
     fn last(&self) -> u64 {
         self.steps.back().map_or(0, |step| step.serial)
@@ -217,10 +217,10 @@ impl Source {
             return false;
         }
         let registry = std::mem::replace(&mut self.registry, registry.into());
-        let before = Before::new(registry, before);
+        let before = ReplacedOperations::new(registry, before);
         self.rules = now;
         self.bytes += before.bytes;
-        self.steps.push_back(Step {
+        self.steps.push_back(HistoryStep {
             serial,
             before: Some(before),
         });
@@ -242,8 +242,8 @@ impl Source {
     }
 
     /// What became of the changes after number `from` up to number `to`.
-    fn change(&self, from: u64, to: u64, shows: Shows<'_>) -> Option<Change> {
-        let within = |step: &&Step| from < step.serial && step.serial <= to;
+    fn change(&self, from: u64, to: u64, shows: Shows<'_>) -> Option<RegistryChange> {
+        let within = |step: &&HistoryStep| from < step.serial && step.serial <= to;
         if self
             .steps
             .iter()
@@ -266,25 +266,25 @@ impl Source {
         }
         let (earlier, registry) = (self.registry_at(from), self.registry_at(to));
         let is_same = added.is_empty() && removed.is_empty() && earlier == registry;
-        (!is_same).then(|| Change {
+        (!is_same).then(|| RegistryChange {
             registry: registry.to_owned(),
             added,
             removed,
-            ..Change::default()
+            ..RegistryChange::default()
         })
     }
 
     /// Everything that was there after change `to`.
-    fn whole(&self, to: u64, shows: Shows<'_>) -> Change {
+    fn whole(&self, to: u64, shows: Shows<'_>) -> RegistryChange {
         let after = self.replaced_since(to);
         let mut names: BTreeSet<_> = self.rules.keys().map(AsRef::as_ref).collect();
         names.extend(after.keys().copied());
         names.retain(|name| self.rule_in(&after, name).is_some_and(shows));
-        Change {
+        RegistryChange {
             registry: self.registry_at(to).to_owned(),
             added: names.into_iter().map(str::to_owned).collect(),
             whole: true,
-            ..Change::default()
+            ..RegistryChange::default()
         }
     }
 
@@ -314,7 +314,7 @@ impl Source {
     }
 
     /// What the changes after number `serial` replaced, oldest first.
-    fn since(&self, serial: u64) -> impl Iterator<Item = &Before> {
+    fn since(&self, serial: u64) -> impl Iterator<Item = &ReplacedOperations> {
         let first = self.steps.partition_point(|step| step.serial <= serial);
         let since = self.steps.range(first..);
         since.filter_map(|step| step.before.as_ref())
@@ -325,7 +325,7 @@ impl Source {
 type Replaced<'s> = BTreeMap<&'s str, Option<&'s AccessControl>>;
 
 #[cfg(test)]
-impl History {
+impl RegistryHistory {
     pub(super) fn kept_bytes(&self) -> usize {
         self.sources.values().map(|source| source.bytes).sum()
     }

@@ -65,9 +65,9 @@ const NASTY: &[&str] = &[
 ];
 
 /// Numbers that look random and are the same in every run (xorshift64*).
-struct Dice(u64);
+struct CallTestRng(u64);
 
-impl Dice {
+impl CallTestRng {
     fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -85,7 +85,7 @@ impl Dice {
     }
 }
 
-fn space(dice: &mut Dice) -> &'static str {
+fn space(dice: &mut CallTestRng) -> &'static str {
     if dice.one_in(8) {
         dice.pick(&[" ", "\n", "\t", "\r\n", "  "])
     } else {
@@ -93,7 +93,7 @@ fn space(dice: &mut Dice) -> &'static str {
     }
 }
 
-fn string(dice: &mut Dice) -> String {
+fn string(dice: &mut CallTestRng) -> String {
     const PARTS: &[&str] = &[
         "a",
         "b",
@@ -114,7 +114,7 @@ fn string(dice: &mut Dice) -> String {
     format!("\"{parts}\"")
 }
 
-fn value(dice: &mut Dice, depth: usize) -> String {
+fn value(dice: &mut CallTestRng, depth: usize) -> String {
     match dice.roll(if depth == 0 { 4 } else { 7 }) {
         0 => dice.pick(&["null", "true", "false"]).to_owned(),
         1 => dice
@@ -142,7 +142,7 @@ fn value(dice: &mut Dice, depth: usize) -> String {
     }
 }
 
-fn object(dice: &mut Dice, depth: usize, count: usize) -> String {
+fn object(dice: &mut CallTestRng, depth: usize, count: usize) -> String {
     let mut members = Vec::new();
     for n in 0..count {
         // Mostly distinct names; those drawn freely are sometimes the same.
@@ -162,7 +162,7 @@ fn object(dice: &mut Dice, depth: usize, count: usize) -> String {
 }
 
 /// Arrays within each other, on both sides of what is taken.
-fn deep(dice: &mut Dice) -> String {
+fn deep(dice: &mut CallTestRng) -> String {
     let levels = NESTING - 3 + dice.roll(5);
     let (open, close) = if dice.one_in(2) {
         ("[", "]")
@@ -172,7 +172,7 @@ fn deep(dice: &mut Dice) -> String {
     format!("{}0{}", open.repeat(levels), close.repeat(levels))
 }
 
-fn event(dice: &mut Dice) -> String {
+fn event(dice: &mut CallTestRng) -> String {
     const TYPES: &[&str] = &[
         "call.requested",
         "call.responded",
@@ -213,7 +213,7 @@ fn event(dice: &mut Dice) -> String {
 }
 
 /// Spoils a document in one place.
-fn spoil(dice: &mut Dice, document: &mut Vec<u8>) {
+fn spoil(dice: &mut CallTestRng, document: &mut Vec<u8>) {
     let at = dice.roll(document.len() + 1);
     let end = (at + dice.roll(4)).min(document.len());
     match dice.roll(6) {
@@ -253,7 +253,7 @@ fn record(document: &[u8], out: &mut Vec<u8>) {
 
 #[test]
 fn python_and_this_crate_agree_on_what_is_an_event() {
-    let mut dice = Dice(0x0a1c_5eed);
+    let mut dice = CallTestRng(0x0a1c_5eed);
     let mut records = Vec::new();
     for _ in 0..DOCUMENTS {
         let mut document = event(&mut dice).into_bytes();

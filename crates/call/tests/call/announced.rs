@@ -28,7 +28,7 @@ async fn measure() {
         frame_bytes: FRAME_BYTES_MAX,
         ..PeerLimits::AUTHENTICATED
     };
-    let node = Node::with_limits(limits);
+    let node = CallTestNode::with_limits(limits);
     // What is reserved and not touched is not resident: it is counted where frames are put together.
     let mut frames = FrameReader::new();
     frames.push(ANNOUNCED);

@@ -13,7 +13,7 @@ use crate::common::*;
 #[tokio::test]
 async fn calls_are_answered() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, None);
         for input in [
             json!(null),
@@ -35,7 +35,7 @@ async fn calls_are_answered() {
 #[tokio::test]
 async fn every_failure_has_its_code() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, Some(identity("guest", &["other"])));
         for (operation, input, code) in [
             ("test/nothing", json!(null), "NOT_FOUND"),
@@ -62,7 +62,7 @@ async fn every_failure_has_its_code() {
 
 #[tokio::test]
 async fn undeclared_codes_are_told_in_the_details() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let client = node.client(Carriage::Memory, None);
     let error = soon(client.call("test/undeclared", &json!(null)))
         .await
@@ -75,7 +75,7 @@ async fn undeclared_codes_are_told_in_the_details() {
 
 #[tokio::test]
 async fn tokens_replace_the_connections_identity() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let admin = || Some(identity("boss", &["node:admin"]));
     let with = |token: &str| CallOptions {
         auth_token: Some(token.to_owned()),
@@ -104,7 +104,7 @@ async fn tokens_replace_the_connections_identity() {
 
 #[tokio::test]
 async fn claims_of_forwarders_need_a_scope_and_change_no_access() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let options = CallOptions {
         forwarded_for: Some(ForwardedFor::new("admin").with_scopes(vec!["node:admin".to_owned()])),
         trace: Some("00-1-2-01".to_owned()),
@@ -125,10 +125,10 @@ async fn claims_of_forwarders_need_a_scope_and_change_no_access() {
 #[tokio::test]
 async fn a_slow_call_delays_nobody_and_its_abort_is_seen_at_once() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, None);
         let options = CallOptions {
-            route: Route::Lane,
+            route: CallRoute::Lane,
             ..CallOptions::default()
         };
         let slow = client.call_with("test/hang", &Value::Null, &options);
@@ -151,8 +151,8 @@ async fn a_slow_call_delays_nobody_and_its_abort_is_seen_at_once() {
 #[tokio::test]
 async fn dropping_a_call_aborts_it() {
     for carriage in CARRIAGES {
-        for route in [Route::Lane, Route::Stream] {
-            let node = Node::new();
+        for route in [CallRoute::Lane, CallRoute::Stream] {
+            let node = CallTestNode::new();
             let client = node.client(carriage, None);
             let options = CallOptions {
                 route,
@@ -173,7 +173,7 @@ async fn dropping_a_call_aborts_it() {
 #[tokio::test]
 async fn deadlines_drop_the_handler() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, None);
         let options = CallOptions {
             // Enough for the handler to start.
@@ -210,7 +210,7 @@ async fn deadlines_drop_the_handler() {
 #[tokio::test]
 async fn a_node_keeps_to_the_deadline_of_a_caller_that_only_waits() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, _served) = node.serve(carriage, None);
         let mut peer = RawPeer::new(dialled).await;
         // Enough for the handler to start.
@@ -230,8 +230,8 @@ async fn a_node_keeps_to_the_deadline_of_a_caller_that_only_waits() {
 #[tokio::test]
 async fn subscriptions_deliver_everything_in_order() {
     for carriage in CARRIAGES {
-        for route in [Route::Auto, Route::Lane] {
-            let node = Node::new();
+        for route in [CallRoute::Auto, CallRoute::Lane] {
+            let node = CallTestNode::new();
             let client = node.client(carriage, None);
             let options = CallOptions {
                 timeout: None,
@@ -257,7 +257,7 @@ async fn subscriptions_deliver_everything_in_order() {
 #[tokio::test]
 async fn a_slow_reader_holds_the_source_back() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, None);
         let mut events = client
             .subscribe("test/count", &json!(null))
@@ -288,7 +288,7 @@ async fn a_slow_reader_holds_the_source_back() {
 async fn dropping_a_subscription_aborts_it() {
     for carriage in CARRIAGES {
         for operation in ["test/count", "test/silent", "test/lossy"] {
-            let node = Node::new();
+            let node = CallTestNode::new();
             let client = node.client(carriage, None);
             let events = client
                 .subscribe(operation, &json!(null))
@@ -307,7 +307,7 @@ async fn dropping_a_subscription_aborts_it() {
 #[tokio::test]
 async fn errors_and_panics_end_a_subscription() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, None);
         for (operation, code) in [
             ("test/failing", "UNAVAILABLE"),
@@ -340,7 +340,7 @@ async fn errors_and_panics_end_a_subscription() {
 #[tokio::test]
 async fn the_other_side_can_call_back() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, _served) = node.serve(carriage, None);
         let client = doubling().attach(dialled, None);
         let answer = soon(client.call("test/back", &json!(21)))
@@ -353,7 +353,7 @@ async fn the_other_side_can_call_back() {
 #[tokio::test]
 async fn operations_are_listed_for_those_who_may_call_them() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let guest = node.client(carriage, None);
         let admin = node.client(carriage, Some(identity("boss", &["*"])));
         let names =
@@ -376,7 +376,7 @@ async fn operations_are_listed_for_those_who_may_call_them() {
 
 #[tokio::test]
 async fn listings_come_in_pages() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let client = node.client(Carriage::Memory, None);
     let all = soon(client.operations("")).await.expect("a list");
     let mut paged = Vec::new();
@@ -386,7 +386,7 @@ async fn listings_come_in_pages() {
         let page = soon(client.call("services/list", &input))
             .await
             .expect("a page");
-        let page: Listing = page.parse().expect("a listing");
+        let page: OperationListing = page.parse().expect("a listing");
         assert!(page.operations.len() <= 3);
         assert_eq!(page.protocol.node, "test-node");
         assert_eq!(page.protocol.max_frame, Some(64 << 10));
@@ -424,7 +424,7 @@ async fn listings_come_in_pages() {
 #[tokio::test]
 async fn mixed_answers_go_to_those_who_understand_them() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, None);
         let answer = soon(client.call("test/mixed", &json!(null)))
             .await
@@ -442,7 +442,7 @@ async fn mixed_answers_go_to_those_who_understand_them() {
 #[tokio::test]
 async fn many_calls_at_once_find_their_answers() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, Some(identity("peer", &[])));
         let calls = (0..500).map(|n| {
             let client = client.clone();

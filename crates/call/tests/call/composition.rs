@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use alknet_call::limits::{COMPOSITION_CHILDREN_MAX, COMPOSITION_DEPTH_MAX};
 use alknet_call::*;
-use alknet_core::{Capabilities, CapabilityKind, Carriage, Power, Secret, capability};
+use alknet_core::{Capabilities, CapabilityBackend, CapabilityKind, Carriage, Secret, capability};
 use alknet_test_support::deadline;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ fn calls(name: &str, authority: CompositionAuthority, reach: ScopedPeerEnv) -> R
     Registration::new(spec, HandlerKind::once(relay)).composing(authority, reach)
 }
 
-async fn relay(input: Body, ctx: Ctx) -> Result<Output, CallError> {
+async fn relay(input: CallBody, ctx: Ctx) -> Result<CallOutput, CallError> {
     let op = input.value()["op"].as_str().unwrap_or_default();
     let answer = ctx.env().invoke(op, &input.value()["input"]).await?;
     Ok(answer.into())
@@ -59,13 +59,15 @@ pub(crate) fn mirror(spec: OperationSpec) -> Registration {
 /// The right to know this.
 fn door(secret: &str) -> Capabilities {
     let (door, filler) = capability("door", CapabilityKind::Bytes, Arc::new(|| true));
-    filler.fill(Power::Bytes(Secret::new(secret.as_bytes().to_vec())));
+    filler.fill(CapabilityBackend::Bytes(Secret::new(
+        secret.as_bytes().to_vec(),
+    )));
     Capabilities::new([door])
 }
 
-pub(crate) fn node(builder: RegistryBuilder) -> Node {
+pub(crate) fn node(builder: RegistryBuilder) -> CallTestNode {
     let registry = builder.build().expect("every rule is kept");
-    Node::of(Dispatcher::new(registry), Arc::default())
+    CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default())
 }
 
 pub(crate) fn authority(scopes: &[&str]) -> CompositionAuthority {
@@ -168,7 +170,7 @@ async fn an_operation_learns_only_what_it_may_call_itself() {
 fn watches(name: &str, scopes: &[&str]) -> Registration {
     let spec = OperationSpec::subscription(name, "Watches.");
     let handler = HandlerKind::stream(|_, ctx: Ctx| {
-        let input = Body::json(&json!({})).expect("JSON");
+        let input = CallBody::json(&json!({})).expect("JSON");
         let options = InvokeOptions::default();
         let followed = ctx.env().follow("services/watch", input, &options);
         followed.expect("it may watch")
@@ -207,7 +209,7 @@ async fn an_operation_that_watches_learns_only_what_it_may_call_itself() {
     announcer.own("h2", own.iter().chain([&closed, &query("fs/open")]));
     announcer.own("h3", &own);
     for (mut events, sees) in all {
-        let mut next = async || -> Change {
+        let mut next = async || -> RegistryChange {
             let event = soon(events.next()).await.expect("more").expect("an event");
             event.output.parse().expect("a change")
         };
@@ -346,7 +348,7 @@ async fn circles_and_crowds_are_bounded() {
     let own: ScopedPeerEnv = ScopedPeerEnv::new(["app/*"]);
     let reach = own.clone();
     let hang = query("app/hang").internal();
-    let probe: Arc<Probe> = Arc::default();
+    let probe: Arc<OperationProbe> = Arc::default();
     let p = Arc::clone(&probe);
     let node = node(
         Registry::builder()
@@ -382,7 +384,7 @@ async fn circles_and_crowds_are_bounded() {
             .with(Registration::new(
                 hang,
                 HandlerKind::once(move |_, _| {
-                    let guard = Guard::new(&p);
+                    let guard = ProbeGuard::new(&p);
                     async move {
                         let _guard = guard;
                         std::future::pending::<Result<Value, CallError>>().await
@@ -416,8 +418,8 @@ async fn what_is_called_is_checked_like_any_call() {
     let numbers = query("app/number")
         .internal()
         .with_input(json!({"type": "integer"}));
-    let echo = |_: Body, _: Ctx| async { Ok(Value::Null) };
-    let events = |_: Body, _: Ctx| stream::empty::<Result<Value, CallError>>();
+    let echo = |_: CallBody, _: Ctx| async { Ok(Value::Null) };
+    let events = |_: CallBody, _: Ctx| stream::empty::<Result<Value, CallError>>();
     let node = node(
         Registry::builder()
             .with(calls(
@@ -479,9 +481,10 @@ async fn a_session_stays_within_what_opened_it() {
         query("app/sandbox"),
         HandlerKind::once(|_, ctx: Ctx| async move {
             let env = ctx.env();
-            let wider = Session::open(&env, authority(&["fs:write"]), ScopedPeerEnv::default());
-            let further = Session::open(&env, authority(&[]), ScopedPeerEnv::new(["x/y"]));
-            let session = Session::open(
+            let wider =
+                SandboxSession::open(&env, authority(&["fs:write"]), ScopedPeerEnv::default());
+            let further = SandboxSession::open(&env, authority(&[]), ScopedPeerEnv::new(["x/y"]));
+            let session = SandboxSession::open(
                 &env,
                 authority(&["fs:read"]),
                 ScopedPeerEnv::new(["fs/read", "app/outer"]),
@@ -532,7 +535,7 @@ async fn a_session_stays_within_what_opened_it() {
         answer.value()["codes"],
         json!(["NOT_FOUND", "NOT_FOUND", "NOT_FOUND"])
     );
-    // Nobody outside ever sees them.
+    // A peer outside never sees them.
     assert_eq!(code(&client, "js/one", json!(null)).await, "NOT_FOUND");
     let listed = soon(client.operations("js")).await.expect("a listing");
     assert!(listed.is_empty());

@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use crate::common::*;
 use crate::composition::{authority, mirror, node, query};
 
-/// Calls `width` of itself, `depth` levels deep; the leaves hang. `spawned` calls from tasks that
-/// nobody awaits.
-fn tree(probe: &Arc<Probe>, width: u64) -> Registration {
+/// Calls `width` of itself, `depth` levels deep; the leaves hang. With `spawned` it calls from tasks
+/// that it does not await.
+fn tree(probe: &Arc<OperationProbe>, width: u64) -> Registration {
     let probe = Arc::clone(probe);
     Registration::new(
         query("app/tree"),
-        HandlerKind::once(move |input: Body, ctx: Ctx| {
-            let guard = Guard::new(&probe);
+        HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+            let guard = ProbeGuard::new(&probe);
             async move {
                 let _guard = guard;
                 let depth = input.value()["depth"].as_u64().unwrap_or_default();
@@ -53,7 +53,7 @@ async fn a_thousand_descendants_end_with_their_root() {
     for carriage in CARRIAGES {
         for spawned in [false, true] {
             for by_abort in [true, false] {
-                let probe: Arc<Probe> = Arc::default();
+                let probe: Arc<OperationProbe> = Arc::default();
                 let node = node(Registry::builder().with(tree(&probe, 2)));
                 let client = node.client(carriage, None);
                 let caller = client.clone();
@@ -74,18 +74,18 @@ async fn a_thousand_descendants_end_with_their_root() {
 
 /// What a tree of calls did.
 #[derive(Default)]
-struct Seen {
+struct TreeObservation {
     finished: AtomicUsize,
     refused: Mutex<Vec<ErrorCode>>,
 }
 
-fn continuing(probe: &Arc<Probe>, seen: &Arc<Seen>) -> RegistryBuilder {
+fn continuing(probe: &Arc<OperationProbe>, seen: &Arc<TreeObservation>) -> RegistryBuilder {
     let (p, s) = (Arc::clone(probe), Arc::clone(seen));
     let reach = || ScopedPeerEnv::new(["app/*"]);
     let slow = Registration::new(
         query("app/slow").internal(),
         HandlerKind::once(move |_, ctx: Ctx| {
-            let (guard, seen) = (Guard::new(&p), Arc::clone(&s));
+            let (guard, seen) = (ProbeGuard::new(&p), Arc::clone(&s));
             async move {
                 guard.0.release.notified().await;
                 // Nothing new starts below a request that is over.
@@ -124,7 +124,7 @@ fn continuing(probe: &Arc<Probe>, seen: &Arc<Seen>) -> RegistryBuilder {
 async fn who_continues_finishes_and_starts_nothing_new() {
     for carriage in CARRIAGES {
         for by_abort in [true, false] {
-            let (probe, seen): (Arc<Probe>, Arc<Seen>) = Default::default();
+            let (probe, seen): (Arc<OperationProbe>, Arc<TreeObservation>) = Default::default();
             let node = node(continuing(&probe, &seen));
             let client = node.client(carriage, None);
             let calls = ["app/continue", "app/dependent"].map(|operation| {
@@ -152,7 +152,7 @@ async fn who_continues_finishes_and_starts_nothing_new() {
 
 #[tokio::test]
 async fn who_continues_answers_whoever_waits() {
-    let (probe, seen): (Arc<Probe>, Arc<Seen>) = Default::default();
+    let (probe, seen): (Arc<OperationProbe>, Arc<TreeObservation>) = Default::default();
     let node = node(continuing(&probe, &seen));
     let client = node.client(Carriage::Memory, None);
     let call = client.call("app/continue", &Value::Null);
@@ -167,7 +167,7 @@ async fn who_continues_answers_whoever_waits() {
 
 #[tokio::test]
 async fn who_continues_still_has_a_deadline() {
-    let (probe, seen): (Arc<Probe>, Arc<Seen>) = Default::default();
+    let (probe, seen): (Arc<OperationProbe>, Arc<TreeObservation>) = Default::default();
     let node = node(continuing(&probe, &seen));
     let client = node.client(Carriage::Memory, None);
     let options = CallOptions {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alknet_call::limits::Patience;
+use alknet_call::limits::PeerTimeouts;
 use alknet_call::*;
 use alknet_core::{AuthToken, CloseCode, Connection, memory_pair};
 use alknet_test_support::deadline;
@@ -15,7 +15,7 @@ use crate::common::*;
 #[tokio::test]
 async fn a_lost_connection_fails_what_is_in_flight() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, None);
         let call = client.call("test/hang", &Value::Null);
         let mut events = client
@@ -45,7 +45,7 @@ async fn a_lost_connection_fails_what_is_in_flight() {
 #[tokio::test]
 async fn draining_lets_running_calls_finish() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, served) = node.serve(carriage, None);
         let client = CallClient::without_operations().attach(dialled, None);
         let call = client.call("test/hang", &Value::Null);
@@ -93,8 +93,8 @@ async fn a_drain_ends_with_the_last_call_of_the_node_itself() {
             }),
         );
         let registry = Registry::builder().with(later).build().expect("valid");
-        let probe: Arc<Probe> = Arc::default();
-        let node = Node::of(Dispatcher::new(registry), Arc::clone(&probe));
+        let probe: Arc<OperationProbe> = Arc::default();
+        let node = CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::clone(&probe));
         let (dialled, served) = node.serve(carriage, None);
         let client = hanging(&probe).attach(dialled, None);
         let answer = soon(client.call("test/later", &Value::Null)).await;
@@ -117,7 +117,7 @@ async fn a_drain_ends_with_the_last_call_of_the_node_itself() {
 #[tokio::test]
 async fn an_idle_node_drains_at_once() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, None);
         soon(client.call("test/echo", &json!(1)))
             .await
@@ -130,7 +130,7 @@ async fn an_idle_node_drains_at_once() {
 #[tokio::test]
 async fn dropping_the_server_future_leaves_nothing_running() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, served) = node.serve(carriage, None);
         let client = CallClient::without_operations().attach(dialled, None);
         let call = client.call("test/hang", &Value::Null);
@@ -152,7 +152,7 @@ async fn dropping_the_server_future_leaves_nothing_running() {
 #[tokio::test]
 async fn whoever_lets_go_of_a_connection_takes_the_calls_along() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, served) = node.serve(carriage, None);
         let client = CallClient::without_operations().attach(dialled, None);
         let mut events = client
@@ -192,12 +192,12 @@ async fn whoever_no_longer_connects_again_takes_the_calls_along() {
 }
 
 /// A client whose only operation waits to be released.
-fn hanging(probe: &Arc<Probe>) -> CallClient {
+fn hanging(probe: &Arc<OperationProbe>) -> CallClient {
     let p = Arc::clone(probe);
     let hangs = Registration::new(
         OperationSpec::query("client/double", "Takes its time."),
         HandlerKind::once(move |_, _| {
-            let guard = Guard::new(&p);
+            let guard = ProbeGuard::new(&p);
             async move {
                 guard.0.release.notified().await;
                 Ok(Value::Null)
@@ -211,9 +211,9 @@ fn hanging(probe: &Arc<Probe>) -> CallClient {
 #[tokio::test]
 async fn the_side_that_accepted_takes_its_calls_along_too() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, served) = node.serve(carriage, None);
-        let probe: Arc<Probe> = Arc::default();
+        let probe: Arc<OperationProbe> = Arc::default();
         let client = hanging(&probe).attach(dialled, None);
         let token = AuthToken::new("good".to_owned());
         soon(client.authenticate(&token)).await.expect("known");
@@ -233,9 +233,9 @@ async fn the_side_that_accepted_takes_its_calls_along_too() {
 #[tokio::test]
 async fn a_peer_that_does_not_listen_is_cut_off() {
     let (dialled, accepted) = single_pair();
-    let patience = Patience {
+    let patience = PeerTimeouts {
         goodbye: deadline(Duration::from_millis(30)),
-        ..Patience::default()
+        ..PeerTimeouts::default()
     };
     let dispatcher = Dispatcher::new(Registry::empty()).with_patience(patience);
     let client = CallClient::new(Arc::new(dispatcher)).attach(dialled, None);
@@ -258,11 +258,11 @@ async fn a_peer_that_does_not_listen_is_cut_off() {
     assert!(end.is_err(), "it looks whole");
 }
 
-/// Nobody is left to say anything then.
+/// The client has no task left then that could tell the node.
 #[tokio::test]
 async fn a_runtime_that_ends_takes_its_calls_along() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, _served) = node.serve(carriage, None);
         let probe = Arc::clone(&node.probe);
         let leave = move || {
@@ -285,16 +285,15 @@ async fn a_runtime_that_ends_takes_its_calls_along() {
     }
 }
 
-/// A connection that closes throws away what is on its way, and a stream that has ended is nobody's
-/// any more.
+/// A connection that closes throws away what is on its way, and no task looks after a stream that has ended.
 #[tokio::test]
 async fn a_drain_waits_for_answers_that_are_on_their_way() {
-    let node = Node::patient();
+    let node = CallTestNode::patient();
     let (dialled, accepted, wire) = held_pair();
     let served = node.serve_end(&accepted, None);
     let client = CallClient::without_operations().attach(dialled, None);
     let options = CallOptions {
-        route: Route::Stream,
+        route: CallRoute::Stream,
         ..CallOptions::default()
     };
     let one = json!(1);
@@ -339,14 +338,14 @@ async fn a_request_on_a_stream_that_a_draining_peer_ends_fails_at_once() {
             ..CallOptions::default()
         };
         let (one, two) = (json!(1), json!(2));
-        let apart = options(Route::Stream);
+        let apart = options(CallRoute::Stream);
         let first = client.call_with("test/echo", &one, &apart);
         tokio::pin!(first);
         let (mut goes_on, first_id) = tokio::select! {
             _ = &mut first => panic!("nothing was answered"),
             asked = asked(&accepted) => asked,
         };
-        let together = options(Route::Lane);
+        let together = options(CallRoute::Lane);
         let second = client.call_with("test/echo", &two, &together);
         tokio::pin!(second);
         let (mut ends, second_id) = tokio::select! {
@@ -377,7 +376,7 @@ async fn a_request_on_a_stream_that_a_draining_peer_ends_fails_at_once() {
 /// end of the stream, and must not run.
 #[tokio::test]
 async fn a_request_behind_the_end_of_its_stream_does_not_run() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, accepted) = memory_pair(ALPN);
     let _served = node.serve_end(&accepted, None);
     let mut peer = RawPeer::new(dialled).await;

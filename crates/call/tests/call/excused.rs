@@ -16,14 +16,14 @@ use crate::composition::{authority, node, query};
 
 /// What an operation saw when what it called had ended.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen {
+struct ExcuseObservation {
     code: String,
     excused: bool,
     hindered: bool,
     number: u64,
 }
 
-impl Seen {
+impl ExcuseObservation {
     fn new<T>(ended: Result<T, CallError>, ctx: &Ctx) -> Self {
         Self {
             code: ended.map_or_else(|error| error.code.name().to_owned(), |_| String::new()),
@@ -34,12 +34,12 @@ impl Seen {
     }
 }
 
-type Sees = mpsc::UnboundedReceiver<Seen>;
+type Sees = mpsc::UnboundedReceiver<ExcuseObservation>;
 
 /// An operation that calls what its input names, says what it saw, and fails in its own name.
-fn sees(name: &str, seen: &mpsc::UnboundedSender<Seen>) -> Registration {
+fn sees(name: &str, seen: &mpsc::UnboundedSender<ExcuseObservation>) -> Registration {
     let seen = seen.clone();
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let seen = seen.clone();
         async move {
             let op = input.value()["op"].as_str().unwrap_or_default();
@@ -50,7 +50,7 @@ fn sees(name: &str, seen: &mpsc::UnboundedSender<Seen>) -> Registration {
             let env = ctx.env();
             let ended = env.invoke_with(op, &input.value()["input"], &options).await;
             // The test may be over.
-            let _ = seen.send(Seen::new(ended, &ctx));
+            let _ = seen.send(ExcuseObservation::new(ended, &ctx));
             Err::<Value, _>(CallError::internal("in its own name"))
         }
     });
@@ -59,7 +59,7 @@ fn sees(name: &str, seen: &mpsc::UnboundedSender<Seen>) -> Registration {
 }
 
 /// One that has more calls at once than one request may, and says what it saw of the first that ended.
-fn crowds(name: &str, seen: &mpsc::UnboundedSender<Seen>) -> Registration {
+fn crowds(name: &str, seen: &mpsc::UnboundedSender<ExcuseObservation>) -> Registration {
     let seen = seen.clone();
     let handler = HandlerKind::once(move |_, ctx: Ctx| {
         let seen = seen.clone();
@@ -72,7 +72,7 @@ fn crowds(name: &str, seen: &mpsc::UnboundedSender<Seen>) -> Registration {
             let calls = (0..=COMPOSITION_CHILDREN_MAX).map(|_| hangs());
             let (ended, ..) = select_all(calls).await;
             // The test may be over.
-            let _ = seen.send(Seen::new(ended, &ctx));
+            let _ = seen.send(ExcuseObservation::new(ended, &ctx));
             Err::<Value, _>(CallError::internal("in its own name"))
         }
     });
@@ -82,7 +82,7 @@ fn crowds(name: &str, seen: &mpsc::UnboundedSender<Seen>) -> Registration {
 
 /// One that answers what it is answered.
 fn passes(name: &str) -> Registration {
-    let handler = HandlerKind::once(|input: Body, ctx: Ctx| async move {
+    let handler = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let op = input.value()["op"].as_str().unwrap_or_default();
         ctx.env().invoke(op, &Value::Null).await
     });
@@ -90,7 +90,7 @@ fn passes(name: &str) -> Registration {
     Registration::new(query(name), handler).composing(authority(&[]), reach)
 }
 
-fn lab() -> (Node, Sees) {
+fn lab() -> (CallTestNode, Sees) {
     let (saw, seen) = mpsc::unbounded_channel();
     let answers = |error: CallError| {
         HandlerKind::once(move |_, _| {
@@ -218,14 +218,14 @@ async fn a_caller_s_haste_excuses_and_an_operation_s_own_does_not() {
 
 /// One call, as what it calls sees it.
 #[derive(Debug)]
-struct Call {
+struct ObservedCall {
     id: String,
     number: u64,
     parent: Option<u64>,
 }
 
-impl Call {
-    fn of(ctx: &Ctx) -> Self {
+impl ObservedCall {
+    fn from_ctx(ctx: &Ctx) -> Self {
         Self {
             id: ctx.request_id().to_owned(),
             number: ctx.call_number(),
@@ -242,12 +242,12 @@ async fn the_calls_of_a_keyed_run_are_told_from_those_beside_it() {
         let saw = saw.clone();
         HandlerKind::once(move |_, ctx: Ctx| {
             // The test may be over.
-            let _ = saw.send(Call::of(&ctx));
+            let _ = saw.send(ObservedCall::from_ctx(&ctx));
             async { Ok(Value::Null) }
         })
     };
     let keyed = HandlerKind::once(move |_, ctx: Ctx| {
-        let _ = saw.send(Call::of(&ctx));
+        let _ = saw.send(ObservedCall::from_ctx(&ctx));
         async move { ctx.env().invoke("app/leaf", &Value::Null).await }
     });
     let root = HandlerKind::once(|_, ctx: Ctx| async move {
@@ -285,11 +285,11 @@ async fn the_calls_of_a_keyed_run_are_told_from_those_beside_it() {
 async fn requests_of_one_id_are_told_apart() {
     let (node, mut seen) = lab();
     let (dialled, _accepted) = alknet_core::memory_pair(ALPN);
-    let gate = Gate::new(&Arc::clone(&node.dispatcher), &dialled, None);
+    let gate = LocalCaller::new(&Arc::clone(&node.dispatcher), &dialled, None);
     let input = bytes::Bytes::from_static(br#"{"op":"app/fails"}"#);
     let mut numbers = Vec::new();
     for _ in 0..2 {
-        let mut incoming = Incoming::new("same", "app/outer");
+        let mut incoming = LocalRequest::new("same", "app/outer");
         incoming.input = Some(input.clone());
         let ended = soon(gate.call(incoming)).await;
         ended.expect_err("it fails in its own name");

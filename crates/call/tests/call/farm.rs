@@ -16,9 +16,9 @@ pub(crate) fn query(name: &str) -> OperationSpec {
     OperationSpec::query(name, "For tests.")
 }
 
-/// A worker that says its name, tells for whom, counts and hangs.
-pub(crate) fn worker(id: &'static str) -> Node {
-    let probe: Arc<Probe> = Arc::default();
+/// A worker that says its name and the identity it is asked for, counts and hangs.
+pub(crate) fn worker(id: &'static str) -> CallTestNode {
+    let probe: Arc<OperationProbe> = Arc::default();
     let (p, q) = (Arc::clone(&probe), Arc::clone(&probe));
     let exec = OperationSpec::mutation("container/exec", "Runs.").with_scope("container:exec");
     let builder = Registry::builder()
@@ -41,7 +41,7 @@ pub(crate) fn worker(id: &'static str) -> Node {
         .with(Registration::new(
             query("work/hang"),
             HandlerKind::once(move |_, _| {
-                let guard = Guard::new(&p);
+                let guard = ProbeGuard::new(&p);
                 async move {
                     guard.0.release.notified().await;
                     Ok(json!(id))
@@ -50,8 +50,8 @@ pub(crate) fn worker(id: &'static str) -> Node {
         ))
         .with(Registration::new(
             OperationSpec::subscription("work/count", "Counts."),
-            HandlerKind::stream(move |input: Body, _| {
-                let guard = Guard::new(&q);
+            HandlerKind::stream(move |input: CallBody, _| {
+                let guard = ProbeGuard::new(&q);
                 let most = input.parse::<u64>().unwrap_or(0);
                 futures_util::stream::unfold((0, guard), move |(n, guard)| async move {
                     (n < most).then(|| (Ok(json!(n)), (n + 1, guard)))
@@ -59,7 +59,7 @@ pub(crate) fn worker(id: &'static str) -> Node {
             }),
         ));
     let registry = builder.build().expect("every rule is kept");
-    Node::of(Dispatcher::new(registry).with_node(id), probe)
+    CallTestNode::with_dispatcher(Dispatcher::new(registry).with_node(id), probe)
 }
 
 /// An operation of the hub that composes `operation` on the peer its input says.
@@ -68,13 +68,13 @@ pub(crate) fn composes(
     operation: &'static str,
     options: fn(&Value) -> InvokeOptions,
 ) -> Registration {
-    let run = move |input: Body, ctx: Ctx| async move {
+    let run = move |input: CallBody, ctx: Ctx| async move {
         let options = options(input.value());
         let answer = ctx
             .env()
             .invoke_with(operation, input.value(), &options)
             .await?;
-        Ok(Output::from(answer))
+        Ok(CallOutput::from(answer))
     };
     let authority = CompositionAuthority::new("hub", ["container:exec"]);
     Registration::new(query(name), HandlerKind::once(run)).composing(
@@ -93,7 +93,7 @@ pub(crate) fn on(input: &Value) -> InvokeOptions {
     })
 }
 
-pub(crate) fn hub() -> Node {
+pub(crate) fn hub() -> CallTestNode {
     let registry = Registry::builder()
         .with(composes("farm/exec", "container/exec", on))
         .with(composes("farm/hang", "work/hang", on))
@@ -125,11 +125,11 @@ pub(crate) fn hub() -> Node {
     let dispatcher = Dispatcher::new(registry)
         .with_imports(ImportOptions::default())
         .with_routing();
-    Node::of(dispatcher, Arc::default())
+    CallTestNode::with_dispatcher(dispatcher, Arc::default())
 }
 
 /// Waits until exactly these peers are attached, in this order.
-pub(crate) async fn attached(node: &Node, ids: &[&str]) {
+pub(crate) async fn attached(node: &CallTestNode, ids: &[&str]) {
     let mut changes = node.dispatcher.peers().changes();
     let wait = async {
         loop {
@@ -145,8 +145,8 @@ pub(crate) async fn attached(node: &Node, ids: &[&str]) {
 }
 
 pub(crate) struct Farm {
-    pub(crate) hub: Node,
-    pub(crate) workers: Vec<Node>,
+    pub(crate) hub: CallTestNode,
+    pub(crate) workers: Vec<CallTestNode>,
     pub(crate) links: Vec<CallConnection>,
 }
 
@@ -157,8 +157,8 @@ pub(crate) async fn farm(carriage: Carriage) -> Farm {
 
 /// The same with others.
 pub(crate) async fn farm_of(
-    hub: Node,
-    worker: fn(&'static str) -> Node,
+    hub: CallTestNode,
+    worker: fn(&'static str) -> CallTestNode,
     carriage: Carriage,
 ) -> Farm {
     let mut farm = Farm {

@@ -1,4 +1,4 @@
-//! Requests that a hub passes on: to whom, for whom, and how often.
+//! Requests that a hub passes on: to which peer, for which identity, and how often.
 
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ async fn a_request_may_name_the_peer_it_goes_to() {
             "w2",
             "FORBIDDEN",
         ),
-        // Whoever may not route learns nothing of who is there.
+        // A user that may not route learns nothing of which peers there are.
         (&["container:exec"], "container/exec", "w9", "FORBIDDEN"),
         (&["peer:route:*"], "container/exec", "w9", "NOT_FOUND"),
         (&["peer:route:*"], "container/exec", "*", "NOT_FOUND"),
@@ -72,7 +72,7 @@ async fn a_request_may_name_the_peer_it_goes_to() {
 #[tokio::test]
 async fn a_forwarded_mutation_whose_answer_is_lost_runs_once() {
     for carriage in CARRIAGES {
-        let (hub, worker) = (hub(), Node::new());
+        let (hub, worker) = (hub(), CallTestNode::new());
         let link = worker.join(&hub, carriage, identity("w1", &[]));
         attached(&hub, &["w1"]).await;
         let charge = |name: &'static str, input: Value| {
@@ -106,7 +106,7 @@ async fn a_forwarded_mutation_whose_answer_is_lost_runs_once() {
 
 #[tokio::test]
 async fn nobody_routes_through_a_node_that_is_no_hub() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _) = node.serve(Carriage::Memory, Some(identity("user", &["*"])));
     let mut peer = RawPeer::new(dialled).await;
     let payload = json!({"operationId": "test/echo", "peer": "test-node"});
@@ -121,7 +121,7 @@ async fn what_was_forwarded_is_not_forwarded_again() {
         "operationId": "/container/exec", "peer": "w1", "forwarded_for": {"id": "end-user"},
     });
     let mut may = vec!["peer:route:*", "container:exec"];
-    // The claim of somebody who may not make one is dropped; the request is the caller's own.
+    // The node drops the claim of a peer that may not make one; the request is the caller's own.
     let (_, answer) = raw(&farm, &may, payload.clone()).await;
     assert_eq!(answer["output"]["for"], json!({"id": "user"}));
     may.push("forward:identity");
@@ -138,7 +138,7 @@ async fn what_was_forwarded_is_not_forwarded_again() {
 /// A node in between may leave its client unnamed.
 #[tokio::test]
 async fn a_connection_is_authenticated_by_no_node_in_between() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _) = node.serve(Carriage::Memory, None);
     let mut peer = RawPeer::new(dialled).await;
     for (hops, kind) in [(1, EventKind::Error), (0, EventKind::Responded)] {
@@ -155,16 +155,16 @@ async fn a_connection_is_authenticated_by_no_node_in_between() {
     }
 }
 
-/// Two nodes that offer each other's operation as their own. Neither says for whom it asks, so that neither
-/// can tell that it is asked for what it asked itself.
+/// Two nodes that offer each other's operation as their own. Neither discloses the identity it asks for, so that
+/// neither can tell that a request is one of its own.
 #[tokio::test]
 async fn nodes_that_forward_in_a_circle_stop() {
     let circle = |own: &str, others: &str| {
         let export = ReExport::new(OperationType::Query, others, PeerRef::Any).named(own);
         let registry = Registry::builder().with(export.into()).build();
-        let imports = ImportOptions::default().with_disclose(Disclose::None);
+        let imports = ImportOptions::default().with_disclose(CallerDisclosure::None);
         let dispatcher = Dispatcher::new(registry.expect("every rule is kept"));
-        Node::of(dispatcher.with_imports(imports), Arc::default())
+        CallTestNode::with_dispatcher(dispatcher.with_imports(imports), Arc::default())
     };
     let (one, other) = (
         circle("one/ask", "other/ask"),

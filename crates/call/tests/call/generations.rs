@@ -1,5 +1,5 @@
-//! Promoted operations: put in place while the node serves, told to whoever watches, and replaced
-//! without disturbing what runs.
+//! Promoted operations: put in place while the node serves, announced to watchers, and replaced without
+//! disturbing what runs.
 
 use std::sync::Arc;
 
@@ -19,16 +19,16 @@ fn says(name: &str, text: &'static str) -> Registration {
     )
 }
 
-fn node(registrations: impl IntoIterator<Item = Registration>) -> Node {
+fn node(registrations: impl IntoIterator<Item = Registration>) -> CallTestNode {
     let mut builder = Registry::builder();
     for registration in registrations {
         builder.add(registration);
     }
     let registry = builder.build().expect("every rule is kept");
-    Node::of(Dispatcher::new(registry), Arc::default())
+    CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default())
 }
 
-fn client(node: &Node) -> CallConnection {
+fn client(node: &CallTestNode) -> CallConnection {
     node.client(Carriage::Memory, Some(identity("reader", &[])))
 }
 
@@ -125,14 +125,14 @@ async fn watchers_and_peers_hear_of_it() {
     let mut events = soon(client.subscribe("services/watch", &json!({})))
         .await
         .expect("started");
-    let mut next = async || -> Change {
+    let mut next = async || -> RegistryChange {
         let event = soon(events.next()).await.expect("more").expect("an event");
         event.output.parse().expect("a change")
     };
     let first = next().await;
     assert_eq!(first.registry, node.dispatcher.registry().digest());
     // A hub that imports what its peers serve reads it again.
-    let hub = Node::of(
+    let hub = CallTestNode::with_dispatcher(
         Dispatcher::new(Registry::builder().build().expect("empty"))
             .with_imports(ImportOptions::default()),
         Arc::default(),
@@ -156,7 +156,7 @@ async fn watchers_and_peers_hear_of_it() {
     assert_eq!(change.registry, now.digest());
     loop {
         let event = soon(heard.next()).await.expect("more").expect("an event");
-        let change: Change = event.output.parse().expect("a change");
+        let change: RegistryChange = event.output.parse().expect("a change");
         if change.added.iter().any(|name| name == "app/one") {
             assert_eq!(change.peer, Some("worker".parse().expect("a peer id")));
             break;

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use alknet_call::limits::{Patience, PeerLimits, REGISTRY_BYTES_MAX, SCOPE_BYTES_MAX, SCOPES_MAX};
+use alknet_call::limits::{
+    PeerLimits, PeerTimeouts, REGISTRY_BYTES_MAX, SCOPE_BYTES_MAX, SCOPES_MAX,
+};
 use alknet_call::*;
 use alknet_core::{Carriage, CloseReason, HandlerError, StreamError, memory_pair};
 use alknet_test_support::deadline;
@@ -59,7 +61,7 @@ fn violations() -> Vec<(&'static str, Bytes)> {
 #[tokio::test]
 async fn violations_end_the_stream_where_there_are_many() {
     for (what, bytes) in violations() {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, _served) = node.serve(Carriage::Memory, None);
         let mut peer = RawPeer::new(dialled).await;
         peer.send_bytes(bytes).await;
@@ -80,7 +82,7 @@ async fn violations_end_the_stream_where_there_are_many() {
 #[tokio::test]
 async fn violations_end_the_connection_where_there_is_one_stream() {
     for (what, bytes) in violations() {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let legitimate = node.client(Carriage::Tcp, None);
         let (dialled, served) = node.serve(Carriage::Tcp, None);
         let mut peer = RawPeer::new(dialled).await;
@@ -98,7 +100,7 @@ async fn violations_end_the_connection_where_there_is_one_stream() {
 #[tokio::test]
 async fn what_may_be_ignored_is() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, _served) = node.serve(carriage, None);
         let mut peer = RawPeer::new(dialled).await;
         for body in [
@@ -130,7 +132,7 @@ async fn what_may_be_ignored_is() {
 
 #[tokio::test]
 async fn requests_that_make_no_sense_are_answered() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
     let long = "x".repeat(200);
@@ -181,7 +183,7 @@ async fn requests_that_make_no_sense_are_answered() {
 
 #[tokio::test]
 async fn strangers_have_little_room() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
     for n in 0..9 {
@@ -203,7 +205,7 @@ async fn known_peers_have_the_room_that_is_configured() {
         requests: 9,
         ..PeerLimits::AUTHENTICATED
     };
-    let node = Node::with_limits(limits);
+    let node = CallTestNode::with_limits(limits);
     let (dialled, _served) = node.serve(Carriage::Tcp, Some(identity("peer", &[])));
     let mut peer = RawPeer::new(dialled).await;
     for n in 0..10 {
@@ -218,7 +220,7 @@ async fn known_peers_have_the_room_that_is_configured() {
 
 #[tokio::test]
 async fn subscriptions_are_counted_apart() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
     for n in 0..3 {
@@ -231,7 +233,7 @@ async fn subscriptions_are_counted_apart() {
 
 #[tokio::test]
 async fn an_operations_own_limit_holds_over_connections() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (a, b) = (
         node.client(Carriage::Tcp, None),
         node.client(Carriage::Memory, None),
@@ -261,7 +263,7 @@ async fn limits_end_exactly_where_they_say() {
         ..PeerLimits::AUTHENTICATED
     };
     for (extra, good) in [(0, true), (1, false)] {
-        let node = Node::with_limits(limits);
+        let node = CallTestNode::with_limits(limits);
         let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("peer", &[])));
         let mut peer = RawPeer::new(dialled).await;
         let empty = json!({ "operationId": "/test/echo", "input": "" });
@@ -272,14 +274,14 @@ async fn limits_end_exactly_where_they_say() {
     }
 }
 
-/// Of nobody, whatever is configured.
+/// The node takes a longer frame from no peer, whatever is configured.
 #[tokio::test]
 async fn no_frame_is_longer_than_64_mib() {
     let limits = PeerLimits {
         frame_bytes: usize::MAX,
         ..PeerLimits::AUTHENTICATED
     };
-    let node = Node::with_limits(limits);
+    let node = CallTestNode::with_limits(limits);
     assert_eq!(node.dispatcher.limits().frame_bytes, 64 << 20);
     let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("peer", &[])));
     let mut peer = RawPeer::new(dialled).await;
@@ -291,7 +293,7 @@ async fn no_frame_is_longer_than_64_mib() {
 #[tokio::test]
 async fn credit_is_never_exceeded() {
     for operation in ["/test/count", "/test/lossy"] {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, _served) = node.serve(Carriage::Tcp, None);
         let mut peer = RawPeer::new(dialled).await;
         let payload = json!({ "operationId": operation, "window": 3 });
@@ -318,7 +320,7 @@ async fn credit_is_never_exceeded() {
 
 #[tokio::test]
 async fn slow_readers_of_lossy_subscriptions_are_told_what_they_missed() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
     let payload = json!({ "operationId": "/test/lossy", "input": 100, "window": 1 });
@@ -334,7 +336,7 @@ async fn slow_readers_of_lossy_subscriptions_are_told_what_they_missed() {
 
 #[tokio::test]
 async fn slow_readers_of_strict_subscriptions_are_told_off() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
     let payload = json!({ "operationId": "/test/strict", "window": 1 });
@@ -349,7 +351,7 @@ async fn slow_readers_of_strict_subscriptions_are_told_off() {
 
 #[tokio::test]
 async fn aborted_ids_are_free_at_once() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
     for _ in 0..50 {
@@ -363,7 +365,7 @@ async fn aborted_ids_are_free_at_once() {
 
 #[tokio::test]
 async fn a_call_stream_ends_with_its_answer_and_a_reset_aborts() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Memory, None);
     let mut peer = RawPeer::new(dialled.clone()).await;
     peer.request("1", "/test/echo", json!(1)).await;
@@ -379,7 +381,7 @@ async fn a_call_stream_ends_with_its_answer_and_a_reset_aborts() {
 
 #[tokio::test]
 async fn a_half_closed_peer_still_gets_its_answers() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
     peer.request("1", "/test/hang", Value::Null).await;
@@ -393,7 +395,7 @@ async fn a_half_closed_peer_still_gets_its_answers() {
 
 #[tokio::test]
 async fn a_stream_that_ends_within_a_frame_is_a_violation() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Memory, None);
     let mut peer = RawPeer::new(dialled).await;
     peer.send_bytes(Bytes::from_static(&[0, 0, 0, 9, b'{']))
@@ -409,7 +411,7 @@ async fn half_a_frame_and_silence_run_out_of_time() {
         (Carriage::Tcp, &[0, 0, 0, 9, b'{'][..]),
         (Carriage::Tcp, &[][..]),
     ] {
-        let node = Node::impatient();
+        let node = CallTestNode::impatient();
         let (dialled, served) = node.serve(carriage, None);
         let mut peer = RawPeer::new(dialled).await;
         peer.send_bytes(Bytes::copy_from_slice(bytes)).await;
@@ -427,7 +429,7 @@ async fn half_a_frame_and_silence_run_out_of_time() {
 /// A QUIC connection is kept open by a few bytes a minute that no handler sees.
 #[tokio::test]
 async fn an_unknown_peer_that_asks_nothing_more_is_ended() {
-    let node = Node::impatient();
+    let node = CallTestNode::impatient();
     let (dialled, served) = node.serve(Carriage::Memory, None);
     let mut peer = RawPeer::new(dialled).await;
     peer.request("1", "/services/list", json!({})).await;
@@ -440,15 +442,15 @@ async fn an_unknown_peer_that_asks_nothing_more_is_ended() {
     drop(known);
 }
 
-/// A node that lets nobody be unknown for longer than a part of a second, whatever they ask.
-fn strict() -> (Node, Duration) {
+/// A node that ends the connection of an unknown peer after a part of a second, whatever the peer asks.
+fn strict() -> (CallTestNode, Duration) {
     // Enough for a peer to say who it is.
     let longest = deadline(Duration::from_millis(300));
-    let patience = Patience {
+    let patience = PeerTimeouts {
         stranger_connection: longest,
-        ..Patience::default()
+        ..PeerTimeouts::default()
     };
-    (Node::with_patience(patience), longest)
+    (CallTestNode::with_patience(patience), longest)
 }
 
 /// What everybody may follow never ends by itself.
@@ -534,7 +536,7 @@ async fn a_peer_that_says_who_it_is_in_time_stays() {
 
 #[tokio::test]
 async fn a_reader_that_stops_reading_loses_its_lane() {
-    let node = Node::impatient();
+    let node = CallTestNode::impatient();
     let (dialled, served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
     peer.request("1", "/test/count", Value::Null).await;
@@ -546,7 +548,7 @@ async fn a_reader_that_stops_reading_loses_its_lane() {
 /// Others on the connection wait for what it leaves unread.
 #[tokio::test]
 async fn an_answer_that_nobody_reads_ends_its_stream() {
-    let node = Node::impatient();
+    let node = CallTestNode::impatient();
     let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("edge", &["*"])));
     let mut unread = RawPeer::new(dialled.clone()).await;
     unread.request("1", "/test/big", json!(600 << 10)).await;
@@ -573,7 +575,7 @@ async fn an_answer_that_nobody_reads_ends_its_stream() {
 /// The node begins nothing that it would have to keep the answer of.
 #[tokio::test]
 async fn nothing_more_is_begun_while_too_much_is_unread() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("edge", &["*"])));
     let mut peers = Vec::new();
     let text = "x".repeat(900 << 10);
@@ -671,7 +673,7 @@ async fn operations_with_large_rules_are_not_imported() {
 #[tokio::test]
 async fn a_watcher_that_falls_behind_hears_all_there_is() {
     const CHANGES: usize = 10;
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) =
         node.serve(Carriage::Memory, Some(identity("eve", &["*", "peer:list"])));
     let mut peer = RawPeer::new(dialled).await;
@@ -699,7 +701,8 @@ async fn a_watcher_that_falls_behind_hears_all_there_is() {
     let mut known = BTreeSet::new();
     let mut event = first;
     loop {
-        let change: Change = serde_json::from_value(event["output"].take()).expect("a change");
+        let change: RegistryChange =
+            serde_json::from_value(event["output"].take()).expect("a change");
         assert_eq!(change.peer.as_ref(), Some(&worker));
         for name in &change.removed {
             assert!(known.remove(name), "{name}");

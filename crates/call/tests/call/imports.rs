@@ -17,7 +17,7 @@ fn query(name: &str) -> OperationSpec {
 fn echo(spec: OperationSpec) -> Registration {
     Registration::new(
         spec,
-        HandlerKind::once(|input, _| async move { Ok(Output::Raw(input.raw().clone())) }),
+        HandlerKind::once(|input, _| async move { Ok(CallOutput::Raw(input.raw().clone())) }),
     )
 }
 
@@ -28,7 +28,7 @@ fn client(specs: impl IntoIterator<Item = OperationSpec>) -> CallConnection {
         builder.add(echo(spec));
     }
     let registry = builder.build_lazily().expect("every rule is kept");
-    let node = Node::of(Dispatcher::new(registry), Arc::default());
+    let node = CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default());
     node.client(Carriage::Memory, Some(identity("reader", &[])))
 }
 
@@ -138,7 +138,7 @@ async fn what_is_only_described_is_checked_and_never_called() {
         .validate("plan/one", &json!("x"))
         .expect_err("no number");
     assert_eq!(wrong.code, ErrorCode::InvalidInput);
-    let node = Node::of(Dispatcher::new(registry), Arc::default());
+    let node = CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default());
     let client = node.client(Carriage::Memory, None);
     let error = soon(client.call("plan/one", &json!(1)))
         .await
@@ -248,10 +248,10 @@ async fn a_remote_schema_is_compiled_late_and_never_fetched() {
         .with(
             Registration::new(
                 query("app/call"),
-                HandlerKind::once(|input: Body, ctx: Ctx| async move {
+                HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
                     let op = input.value()["op"].as_str().unwrap_or_default();
                     let answer = ctx.env().invoke(op, &input.value()["input"]).await?;
-                    Ok(Output::from(answer))
+                    Ok(CallOutput::from(answer))
                 }),
             )
             .composing(
@@ -261,7 +261,7 @@ async fn a_remote_schema_is_compiled_late_and_never_fetched() {
         )
         .build()
         .expect("valid");
-    let node = Node::of(Dispatcher::new(registry), Arc::default());
+    let node = CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default());
     let mut theirs = Registry::builder();
     for (name, schema) in [
         ("far/ref", json!({"$ref": "http://127.0.0.1:9/x.json"})),

@@ -43,7 +43,7 @@ async fn earlier_peers_answer_anywhere_and_ask_without_a_mark() {
 /// side of the request's stream at once.
 #[tokio::test]
 async fn earlier_clients_are_served_on_the_stream_of_their_request() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Memory, None);
     for id in ["1", "upstream-7f3a", "!~weird~!"] {
         let mut stream = RawPeer::new(dialled.clone()).await;
@@ -58,7 +58,7 @@ async fn earlier_clients_are_served_on_the_stream_of_their_request() {
 #[tokio::test]
 async fn the_accepting_side_marks_its_ids() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, _served) = node.serve(carriage, None);
         let mut peer = RawPeer::new(dialled.clone()).await;
         peer.request("1", "test/back", json!(4)).await;
@@ -84,7 +84,7 @@ async fn the_accepting_side_marks_its_ids() {
 #[tokio::test]
 async fn an_abort_is_seen_behind_a_slow_call_of_the_same_lane() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let (dialled, _served) = node.serve(carriage, None);
         let mut peer = RawPeer::new(dialled).await;
         peer.request("slow", "test/hang", Value::Null).await;

@@ -20,18 +20,18 @@ use crate::farm::attached;
 const EVENTS: u32 = 8 * WINDOW_FORWARDED_MAX;
 
 /// A worker that counts as far as that.
-fn counting() -> Node {
+fn counting() -> CallTestNode {
     let event = |n: u32| Ok::<_, CallError>(json!(n));
     let count = HandlerKind::stream(move |_, _| stream::iter((0..EVENTS).map(event)));
     let spec = OperationSpec::subscription("jobs/count", "For tests.");
     let registration = Registration::new(spec, count);
     let registry = Registry::builder().with(registration).build();
     let registry = registry.expect("every rule is kept");
-    Node::of(Dispatcher::new(registry), Arc::default())
+    CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default())
 }
 
 /// The hub has heard that its peer drains.
-async fn told(hub: &Node) {
+async fn told(hub: &CallTestNode) {
     let peer: PeerId = "w1".parse().expect("a peer id");
     let wait = async {
         // Nothing announces it: it is looked for again and again.

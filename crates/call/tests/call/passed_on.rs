@@ -30,24 +30,24 @@ const MORE: usize = 40;
 const LEFT: usize = 8;
 
 /// A hub on a machine with so much memory.
-pub(super) fn hub(memory_bytes: u64) -> Node {
+pub(super) fn hub(memory_bytes: u64) -> CallTestNode {
     let registry = Registry::builder().build().expect("no operations");
     let dispatcher = Dispatcher::new(registry)
         .with_memory(memory_bytes)
         .with_imports(ImportOptions::default())
         .with_routing();
-    Node::of(dispatcher, Arc::default())
+    CallTestNode::with_dispatcher(dispatcher, Arc::default())
 }
 
 /// Bytes that are counted as unread there.
-fn unread(node: &Node) -> f64 {
+fn unread(node: &CallTestNode) -> f64 {
     let mut metrics = Metrics::default();
     node.dispatcher.collect(&mut metrics);
     metrics.values()["alknet_call_unread_bytes"]
 }
 
 /// A worker with events without end, and how many it made.
-fn worker() -> (Node, Arc<AtomicUsize>) {
+fn worker() -> (CallTestNode, Arc<AtomicUsize>) {
     let made: Arc<AtomicUsize> = Arc::default();
     let counted = Arc::clone(&made);
     let follow = HandlerKind::stream(move |_, _| {
@@ -60,7 +60,7 @@ fn worker() -> (Node, Arc<AtomicUsize>) {
     let spec = OperationSpec::subscription("jobs/follow", "For tests.");
     let registry = Registry::builder().with(Registration::new(spec, follow));
     let registry = registry.build().expect("every rule is kept");
-    let worker = Node::of(Dispatcher::new(registry), Arc::default());
+    let worker = CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default());
     (worker, made)
 }
 
@@ -162,7 +162,7 @@ pub(super) fn specs(input: &Value) -> Value {
 }
 
 /// A hub on a small machine with such a peer, and what that says.
-async fn flooded() -> (Node, mpsc::UnboundedReceiver<()>) {
+async fn flooded() -> (CallTestNode, mpsc::UnboundedReceiver<()>) {
     // 8 MiB for the node, half of that for an identity, and half of it for what is passed on.
     let hub = hub(64 << 20);
     let (dialled, _) = hub.serve(Carriage::Memory, Some(identity("w1", &[])));
@@ -173,7 +173,7 @@ async fn flooded() -> (Node, mpsc::UnboundedReceiver<()>) {
 }
 
 /// Leaves subscriptions where they are, over two connections.
-async fn leave(hub: &Node, operation: &str) -> Vec<RawPeer> {
+async fn leave(hub: &CallTestNode, operation: &str) -> Vec<RawPeer> {
     let serve = || {
         let who = Some(identity("eve", &["peer:route:w1"]));
         hub.serve(Carriage::Memory, who).0
@@ -187,7 +187,7 @@ async fn leave(hub: &Node, operation: &str) -> Vec<RawPeer> {
 }
 
 /// Its operation is answered, for another requester.
-async fn is_answered(hub: &Node) {
+async fn is_answered(hub: &CallTestNode) {
     let who = Some(identity("ada", &["peer:route:w1"]));
     let ada = hub.client(Carriage::Memory, who);
     let options = CallOptions {

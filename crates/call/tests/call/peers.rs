@@ -102,7 +102,7 @@ async fn the_loss_of_a_peer_is_survived() {
         farm.workers[0].probe.wait(|p| &p.started, 2).await;
         farm.links[0].close(CloseCode::Normal, "");
         attached(&farm.hub, &["w2", "w3"]).await;
-        // Whoever named the peer learns of its loss; a query of any peer is asked of the next.
+        // A caller that named the peer learns of its loss; a query of any peer is asked of the next.
         let lost = soon(named)
             .await
             .expect("no panic")
@@ -136,7 +136,7 @@ async fn a_peer_never_takes_the_place_of_an_operation_of_the_node() {
         .build()
         .expect("valid");
     let dispatcher = Dispatcher::new(registry).with_imports(ImportOptions::default());
-    let hub = Node::of(dispatcher, Arc::default());
+    let hub = CallTestNode::with_dispatcher(dispatcher, Arc::default());
     let worker = worker("w1");
     let _link = worker.join(&hub, Carriage::Memory, identity("w1", &[]));
     attached(&hub, &["w1"]).await;
@@ -299,12 +299,12 @@ async fn time_that_is_left_goes_along() {
 
 #[tokio::test]
 async fn peers_without_a_name_stay_with_their_connection() {
-    let hub = Node::of(
+    let hub = CallTestNode::with_dispatcher(
         Dispatcher::new(
             Registry::builder()
                 .with(Registration::new(
                     query("farm/import"),
-                    HandlerKind::once(|input: Body, ctx: Ctx| async move {
+                    HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
                         let mut options = ImportOptions::default();
                         if let Some(prefix) = input.value()["prefix"].as_str() {
                             options = options.with_prefix(prefix);

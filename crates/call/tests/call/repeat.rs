@@ -19,12 +19,15 @@ fn keyed(key: &str) -> CallOptions {
     }
 }
 
-fn started(node: &Node) -> usize {
+fn started(node: &CallTestNode) -> usize {
     node.probe.started.load(Ordering::SeqCst)
 }
 
 /// Starts `test/charge` with `key`; it waits to be released.
-fn charge(client: &CallConnection, key: &str) -> tokio::task::JoinHandle<Result<Body, CallError>> {
+fn charge(
+    client: &CallConnection,
+    key: &str,
+) -> tokio::task::JoinHandle<Result<CallBody, CallError>> {
     let (client, options) = (client.clone(), keyed(key));
     tokio::spawn(async move {
         let input = json!({ "wait": true });
@@ -35,7 +38,7 @@ fn charge(client: &CallConnection, key: &str) -> tokio::task::JoinHandle<Result<
 #[tokio::test]
 async fn a_key_runs_once_for_each_identity() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let peer = || node.client(carriage, Some(identity("peer", &[])));
         let first = peer();
         let call = async |client: &CallConnection, key: &str, input: Value| {
@@ -100,7 +103,7 @@ async fn what_has_no_room_or_does_not_fit_is_not_compared_with_what_its_key_was_
         ..PeerLimits::AUTHENTICATED
     };
     let registry = registry.build().expect("every rule is kept");
-    let node = Node::of(
+    let node = CallTestNode::with_dispatcher(
         Dispatcher::new(registry).with_limits(limits),
         Arc::default(),
     );
@@ -129,7 +132,7 @@ async fn what_has_no_room_or_does_not_fit_is_not_compared_with_what_its_key_was_
 
 /// An operation that calls a keyed mutation with the keys that its input lists, one after the other.
 fn shop() -> RegistryBuilder {
-    let order = HandlerKind::once(|input: Body, ctx: Ctx| async move {
+    let order = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let mut answers = Vec::new();
         for key in input.value().as_array().into_iter().flatten() {
             let options = InvokeOptions {
@@ -189,7 +192,7 @@ async fn a_key_of_a_call_between_operations_runs_once_for_each_requester() {
 
 /// A shop whose orders run once for a key, and fail in their own name where paying does.
 struct Shop {
-    node: Node,
+    node: CallTestNode,
     /// How paying ends: without room, for good, or well.
     paying: Arc<Mutex<&'static str>>,
     orders: Arc<AtomicUsize>,
@@ -218,12 +221,12 @@ impl Shop {
             ordered.fetch_add(1, Ordering::SeqCst);
             async move {
                 let paid = ctx.env().invoke("bank/pay", &Value::Null).await;
-                let paid = paid.map(Output::from);
+                let paid = paid.map(CallOutput::from);
                 paid.map_err(|_| CallError::internal("in its own name"))
             }
         });
         // Its own call has no key, and its order has.
-        let desk = HandlerKind::once(|input: Body, ctx: Ctx| async move {
+        let desk = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
             let env = ctx.env();
             if input.value() == "busy" {
                 let refused = env.invoke("bank/full", &Value::Null).await;
@@ -234,7 +237,7 @@ impl Shop {
                 ..InvokeOptions::default()
             };
             let ordered = env.invoke_with("shop/order", &Value::Null, &options).await;
-            ordered.map(Output::from)
+            ordered.map(CallOutput::from)
         });
         let mut keyed = OperationSpec::mutation("shop/order", "Pays.").with_scope("shop");
         keyed.idempotent = Idempotence::Keyed;
@@ -274,7 +277,8 @@ impl Shop {
     }
 }
 
-/// Whoever asks again under the key may find room, whatever the operation made of that there was none.
+/// A requester that asks again under the key may find room, whatever error the operation made of the lack
+/// of it.
 #[tokio::test]
 async fn that_there_was_no_room_is_not_kept_for_a_key() {
     for at in ["shop/order", "shop/desk"] {
@@ -302,7 +306,7 @@ async fn that_there_was_no_room_is_not_kept_for_a_key() {
 #[tokio::test]
 async fn duplicates_join_the_running_call_whoever_goes_away() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let peer = || node.client(carriage, Some(identity("peer", &[])));
         let (first, second) = (peer(), peer());
         let begun = charge(&first, "k");
@@ -338,7 +342,7 @@ async fn duplicates_join_the_running_call_whoever_goes_away() {
 
 #[tokio::test]
 async fn a_run_that_met_its_deadline_may_run_again() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
     let input = json!({ "wait": true });
     let options = CallOptions {
@@ -356,7 +360,7 @@ async fn a_run_that_met_its_deadline_may_run_again() {
 
 #[tokio::test]
 async fn a_drain_waits_for_runs_nobody_waits_for() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
     let begun = charge(&client, "k");
     node.probe.wait(|p| &p.started, 1).await;
@@ -378,7 +382,7 @@ async fn only_what_is_safe_is_tried_again() {
         ("test/flaky", 5, 4, false),
         ("test/flaky-mutation", 2, 1, false),
     ] {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(Carriage::Memory, None);
         let options = CallOptions::default();
         let answer = soon(client.call_retrying(operation, &json!(needed), &options)).await;
@@ -386,7 +390,7 @@ async fn only_what_is_safe_is_tried_again() {
         assert_eq!(started(&node), tries, "{operation} {needed}");
     }
     // A key is made where one is needed, and time that is up ends the tries.
-    let node = Node::new();
+    let node = CallTestNode::new();
     let client = node.client(Carriage::Memory, None);
     let options = CallOptions::default();
     for n in [1, 2] {
@@ -406,7 +410,7 @@ async fn only_what_is_safe_is_tried_again() {
 #[tokio::test]
 async fn a_batch_is_one_write_and_every_call_has_its_outcome() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, None);
         let mut batch = client.batch();
         batch

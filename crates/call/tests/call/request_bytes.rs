@@ -14,32 +14,32 @@ use tokio::task::JoinSet;
 use crate::common::*;
 
 /// A node on a machine with so much memory, with a keyed mutation that waits.
-pub(super) fn holding(memory_bytes: u64) -> Node {
-    let probe: Arc<Probe> = Arc::default();
+pub(super) fn holding(memory_bytes: u64) -> CallTestNode {
+    let probe: Arc<OperationProbe> = Arc::default();
     let p = Arc::clone(&probe);
     let mut spec = OperationSpec::mutation("test/hold", "Waits.");
     spec.idempotent = Idempotence::Keyed;
     let hold = HandlerKind::once(move |_, _| {
-        let guard = Guard::new(&p);
+        let guard = ProbeGuard::new(&p);
         async move {
             guard.0.release.notified().await;
             Ok(Value::Null)
         }
     });
     let p = Arc::clone(&probe);
-    let tree = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let tree = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let tree = ctx.counted_tree(input);
         let p = Arc::clone(&p);
         async move {
             let (value, _counted) = tree?;
-            let guard = Guard::new(&p);
+            let guard = ProbeGuard::new(&p);
             guard.0.release.notified().await;
             Ok(value["n"].clone())
         }
     });
     let p = Arc::clone(&probe);
     let follow = HandlerKind::stream(move |_, _| {
-        let guard = Guard::new(&p);
+        let guard = ProbeGuard::new(&p);
         // It uses nothing of its input, and never ends.
         stream::iter([Ok(json!("begun"))])
             .chain(stream::pending())
@@ -57,14 +57,14 @@ pub(super) fn holding(memory_bytes: u64) -> Node {
         );
     let registry = registry.build().expect("every rule is kept");
     let dispatcher = Dispatcher::new(registry).with_memory(memory_bytes);
-    Node::of(dispatcher, probe)
+    CallTestNode::with_dispatcher(dispatcher, probe)
 }
 
 /// Calls `test/hold` with an input that is nearly as long as a frame may be.
 pub(super) fn hold(
     client: &CallConnection,
     key: Option<&str>,
-) -> tokio::task::JoinHandle<Result<Body, CallError>> {
+) -> tokio::task::JoinHandle<Result<CallBody, CallError>> {
     let client = client.clone();
     let options = CallOptions {
         idempotency_key: key.map(str::to_owned),
@@ -76,7 +76,7 @@ pub(super) fn hold(
     })
 }
 
-async fn code(call: tokio::task::JoinHandle<Result<Body, CallError>>) -> ErrorCode {
+async fn code(call: tokio::task::JoinHandle<Result<CallBody, CallError>>) -> ErrorCode {
     let outcome = soon(call).await.expect("no panic");
     outcome.expect_err("refused").code
 }

@@ -17,9 +17,9 @@ use crate::common::*;
 const MAY: &[&str] = &["ask"];
 const LESS: &[&str] = &["other"];
 
-struct Lab {
-    node: Node,
-    people: Arc<Untold>,
+struct RightsTestNode {
+    node: CallTestNode,
+    people: Arc<SilentIdentities>,
     /// Calls that began and wait.
     waiting: watch::Sender<usize>,
     /// Lets them end.
@@ -28,9 +28,9 @@ struct Lab {
     feed: mpsc::UnboundedSender<Value>,
 }
 
-impl Lab {
+impl RightsTestNode {
     fn new() -> Self {
-        let people = Untold::new(MAY);
+        let people = SilentIdentities::new(MAY);
         let waiting = watch::Sender::new(0);
         let permits = Arc::new(Semaphore::new(0));
         let (feed, events) = mpsc::unbounded_channel();
@@ -67,7 +67,7 @@ impl Lab {
         let dispatcher = Dispatcher::new(registry.build().expect("every rule is kept"));
         let dispatcher = dispatcher.with_identities(Arc::clone(&people) as _);
         Self {
-            node: Node::of(dispatcher, Arc::default()),
+            node: CallTestNode::with_dispatcher(dispatcher, Arc::default()),
             people,
             waiting,
             permits,
@@ -128,7 +128,7 @@ async fn code(client: &CallConnection) -> String {
 #[tokio::test]
 async fn a_call_is_let_in_by_the_rights_of_its_moment() {
     for carriage in CARRIAGES {
-        let lab = Lab::new();
+        let lab = RightsTestNode::new();
         let by_token = lab.by_token(carriage).await;
         let (by_key, otherwise) = (lab.known(carriage, true), lab.known(carriage, false));
         for (n, client) in [by_token, by_key, otherwise].iter().enumerate() {
@@ -150,7 +150,7 @@ async fn a_call_is_let_in_by_the_rights_of_its_moment() {
 fn start(
     client: &CallConnection,
     operation: &'static str,
-) -> tokio::task::JoinHandle<Result<Body, CallError>> {
+) -> tokio::task::JoinHandle<Result<CallBody, CallError>> {
     let client = client.clone();
     tokio::spawn(async move { client.call(operation, &Value::Null).await })
 }
@@ -158,7 +158,7 @@ fn start(
 #[tokio::test]
 async fn a_query_is_answered_by_the_rights_of_then_and_a_mutation_as_it_ended() {
     for carriage in CARRIAGES {
-        let lab = Lab::new();
+        let lab = RightsTestNode::new();
         let client = lab.by_token(carriage).await;
         let (query, mutation) = (start(&client, "test/late"), start(&client, "test/made"));
         lab.began(2).await;
@@ -181,7 +181,7 @@ async fn a_query_is_answered_by_the_rights_of_then_and_a_mutation_as_it_ended() 
 #[tokio::test]
 async fn no_event_is_told_after_the_right_to_it() {
     for carriage in CARRIAGES {
-        let lab = Lab::new();
+        let lab = RightsTestNode::new();
         let client = lab.by_token(carriage).await;
         let events = soon(client.subscribe("test/feed", &Value::Null)).await;
         let mut events = events.expect("started");
@@ -202,14 +202,14 @@ async fn no_event_is_told_after_the_right_to_it() {
 /// A request of another protocol says who asks before all of it is there.
 #[tokio::test]
 async fn what_was_proved_before_the_input_came_is_looked_up_again() {
-    let lab = Lab::new();
+    let lab = RightsTestNode::new();
     let (dialled, _accepted) = memory_pair(ALPN);
-    let gate = Gate::new(&lab.node.dispatcher, &dialled, None);
+    let gate = LocalCaller::new(&lab.node.dispatcher, &dialled, None);
     let token = Arc::new(AuthToken::new("any".to_owned()));
-    let asks = |operation: &'static str, identity: &Arc<Identity>| Incoming {
+    let asks = |operation: &'static str, identity: &Arc<Identity>| LocalRequest {
         identity: Some(Arc::clone(identity)),
         token: Some(&token),
-        ..Incoming::new("1", operation)
+        ..LocalRequest::new("1", operation)
     };
     let before = gate.by_token(&token).expect("known");
     let shown = || {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use alknet_call::*;
 use alknet_core::{
-    AuthToken, Carriage, CloseReason, DialErrorKind, Expect, Identity, IdentityProvider, PeerKey,
+    AuthToken, Carriage, CloseReason, DialErrorKind, Identity, IdentityProvider, PeerKey,
+    PeerVerification,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -18,7 +19,7 @@ fn with_token(token: &str) -> CallOptions {
     }
 }
 
-async fn authenticate(client: &CallConnection, token: &str) -> Result<Body, CallError> {
+async fn authenticate(client: &CallConnection, token: &str) -> Result<CallBody, CallError> {
     let input = json!({ "token": token });
     soon(client.call("session/authenticate", &input)).await
 }
@@ -34,7 +35,7 @@ async fn code(client: &CallConnection, operation: &str, options: &CallOptions) -
 #[tokio::test]
 async fn a_stranger_becomes_somebody_once() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, None);
         let own = CallOptions::default();
         assert_eq!(code(&client, "test/admin", &own).await, "UNAUTHENTICATED");
@@ -42,7 +43,7 @@ async fn a_stranger_becomes_somebody_once() {
         assert_eq!(error.code, ErrorCode::Unauthenticated);
         let limits = async || {
             let page = soon(client.call("services/list", &Value::Null)).await;
-            let page: Listing = page.expect("a list").parse().expect("a listing");
+            let page: OperationListing = page.expect("a list").parse().expect("a listing");
             (page.protocol.max_inflight, page.protocol.max_frame)
         };
         assert_eq!(limits().await, (Some(8), Some(64 << 10)));
@@ -61,9 +62,9 @@ async fn a_stranger_becomes_somebody_once() {
 
 /// Takes a token away just before anybody begins to watch for that.
 #[derive(Default)]
-struct Racing(Tokens);
+struct RacingIdentities(TokenIdentities);
 
-impl IdentityProvider for Racing {
+impl IdentityProvider for RacingIdentities {
     fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
         self.0.by_key(key)
     }
@@ -82,8 +83,8 @@ impl IdentityProvider for Racing {
 async fn a_token_that_is_revoked_while_it_is_shown_ends_the_connection() {
     for carriage in CARRIAGES {
         let dispatcher = Dispatcher::new(registry(&Arc::default()));
-        let dispatcher = dispatcher.with_identities(Arc::new(Racing::default()));
-        let node = Node::of(dispatcher, Arc::default());
+        let dispatcher = dispatcher.with_identities(Arc::new(RacingIdentities::default()));
+        let node = CallTestNode::with_dispatcher(dispatcher, Arc::default());
         let (dialled, served) = node.serve(carriage, None);
         let client = CallClient::without_operations().attach(dialled, None);
         // It begins before the connection is watched, and so is over before the token is looked up for its end.
@@ -104,7 +105,7 @@ async fn a_token_that_is_revoked_while_it_is_shown_ends_the_connection() {
 #[tokio::test]
 async fn identities_replace_each_other_and_never_add_up() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let client = node.client(carriage, Some(identity("peer", &["other"])));
         let own = CallOptions::default();
         assert_eq!(code(&client, "test/other", &own).await, "ok");
@@ -142,7 +143,7 @@ async fn identities_replace_each_other_and_never_add_up() {
 
 #[tokio::test]
 async fn a_revoked_token_ends_its_connection_and_no_other() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let (one, other) = (
         node.client(Carriage::Memory, None),
         node.client(Carriage::Memory, None),
@@ -159,7 +160,7 @@ async fn a_revoked_token_ends_its_connection_and_no_other() {
 
 #[tokio::test]
 async fn no_error_repeats_a_token() {
-    let node = Node::new();
+    let node = CallTestNode::new();
     let client = node.client(Carriage::Memory, None);
     for input in [
         json!("alk_secret"),
@@ -191,10 +192,10 @@ async fn the_dialled_peer_acts_as_whom_its_key_belongs_to() {
         let connect = async |identities: bool| {
             let mut dispatcher = Dispatcher::new(double());
             if identities {
-                dispatcher = dispatcher.with_identities(Arc::new(Tokens::default()));
+                dispatcher = dispatcher.with_identities(Arc::new(TokenIdentities::default()));
             }
             let client = CallClient::new(Arc::new(dispatcher)).with_dialer(dialer.clone());
-            let credentials = Credentials::default();
+            let credentials = DialCredentials::default();
             client.connect(&TestDialer::addr(), &credentials).await
         };
         let known = connect(true).await.expect("connected");
@@ -215,12 +216,12 @@ async fn the_dialled_peer_acts_as_whom_its_key_belongs_to() {
 async fn connecting_proves_both_sides() {
     let dialer = TestDialer::new(Carriage::Memory, None);
     let client = dialer.client();
-    let connect = async |credentials: Credentials| {
+    let connect = async |credentials: DialCredentials| {
         soon(client.connect(&TestDialer::addr(), &credentials)).await
     };
-    let token = |text: &str| Credentials {
+    let token = |text: &str| DialCredentials {
         auth_token: Some(AuthToken::new(text.to_owned())),
-        ..Credentials::default()
+        ..DialCredentials::default()
     };
     let connection = connect(token("good")).await.expect("authenticated");
     soon(connection.call("test/admin", &json!("x")))
@@ -228,19 +229,23 @@ async fn connecting_proves_both_sides() {
         .expect("as the token");
     let error = connect(token("bad")).await.expect_err("unknown");
     assert!(matches!(error, ConnectError::Authenticate(_)) && error.is_permanent());
-    let impostor = Credentials {
-        expect: Some(Expect::WebPki),
-        ..Credentials::default()
+    let impostor = DialCredentials {
+        expect: Some(PeerVerification::WebPki),
+        ..DialCredentials::default()
     };
     let error = connect(impostor).await.expect_err("another");
     let is_impostor = matches!(&error, ConnectError::Dial(e) if e.kind == DialErrorKind::Impostor);
     assert!(is_impostor && error.is_permanent());
     dialer.failing.store(1, std::sync::atomic::Ordering::SeqCst);
-    let error = connect(Credentials::default()).await.expect_err("no route");
+    let error = connect(DialCredentials::default())
+        .await
+        .expect_err("no route");
     assert!(!error.is_permanent());
     assert!(CallError::from(error).retryable);
     let undialled = "192.0.2.1:443".parse().expect("an address");
-    let error = client.connect(&undialled, &Credentials::default()).await;
+    let error = client
+        .connect(&undialled, &DialCredentials::default())
+        .await;
     let error = error.expect_err("nobody in particular");
     assert!(matches!(error, ConnectError::Dial(e) if e.kind == DialErrorKind::UnknownPeer));
 }
@@ -248,7 +253,7 @@ async fn connecting_proves_both_sides() {
 #[tokio::test]
 async fn watchers_hear_of_what_they_may_call() {
     for carriage in CARRIAGES {
-        let node = Node::new();
+        let node = CallTestNode::new();
         let stranger = node.client(carriage, None);
         let admin = node.client(
             carriage,
@@ -260,16 +265,16 @@ async fn watchers_hear_of_what_they_may_call() {
                 .expect("started")
         };
         let (mut nobody, mut boss) = (watch(&stranger).await, watch(&admin).await);
-        let next = async |events: &mut Subscription| -> Change {
+        let next = async |events: &mut Subscription| -> RegistryChange {
             let event = soon(events.next()).await.expect("more").expect("an event");
             event.output.parse().expect("a change")
         };
         let digest = node.dispatcher.registry().digest();
         for events in [&mut nobody, &mut boss] {
             let first = next(events).await;
-            let hash = Change {
+            let hash = RegistryChange {
                 registry: digest.to_owned(),
-                ..Change::default()
+                ..RegistryChange::default()
             };
             assert_eq!(first, hash);
         }

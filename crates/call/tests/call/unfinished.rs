@@ -24,7 +24,7 @@ fn almost() -> Bytes {
     [&len.to_be_bytes()[..], body.as_bytes()].concat().into()
 }
 
-fn unfinished(node: &Node) -> f64 {
+fn unfinished(node: &CallTestNode) -> f64 {
     let mut metrics = Metrics::default();
     node.dispatcher.collect(&mut metrics);
     metrics.values()["alknet_call_unfinished_bytes"]
@@ -32,7 +32,7 @@ fn unfinished(node: &Node) -> f64 {
 
 /// Two identities with three quarters of the 4 MiB that the smallest node has: of what is left no other has more than
 /// a thirty-second.
-async fn crowd(node: &Node) -> Vec<RawPeer> {
+async fn crowd(node: &CallTestNode) -> Vec<RawPeer> {
     let mut peers = Vec::new();
     for (who, frames) in [("eve", 2), ("mallory", 1)] {
         let (dialled, _served) = node.serve(Carriage::Memory, Some(identity(who, &[])));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::limits::Patience;
+use alknet_call::limits::PeerTimeouts;
 use alknet_call::*;
 use alknet_core::{Carriage, CloseCode, Connection, Metrics, StreamError};
 use alknet_test_support::deadline;
@@ -24,10 +24,12 @@ const ANSWER_BYTES: usize = 900 << 10;
 const EVENT_BYTES: usize = 100 << 10;
 
 /// A node on a machine with so much memory, with long answers and events without end.
-fn node(memory_bytes: u64, patience: Patience) -> Node {
+fn node(memory_bytes: u64, patience: PeerTimeouts) -> CallTestNode {
     let long = HandlerKind::once(|_, _| async { Ok(json!("x".repeat(ANSWER_BYTES))) });
     let echo =
-        HandlerKind::once(|input: Body, _| async move { Ok(Output::Raw(input.raw().clone())) });
+        HandlerKind::once(
+            |input: CallBody, _| async move { Ok(CallOutput::Raw(input.raw().clone())) },
+        );
     let follow = HandlerKind::stream(|_, _| {
         stream::repeat_with(|| Ok::<_, CallError>(json!("x".repeat(EVENT_BYTES))))
     });
@@ -41,17 +43,17 @@ fn node(memory_bytes: u64, patience: Patience) -> Node {
     let dispatcher = Dispatcher::new(registry)
         .with_memory(memory_bytes)
         .with_patience(patience);
-    Node::of(dispatcher, Arc::default())
+    CallTestNode::with_dispatcher(dispatcher, Arc::default())
 }
 
-fn unread(node: &Node) -> f64 {
+fn unread(node: &CallTestNode) -> f64 {
     let mut metrics = Metrics::default();
     node.dispatcher.collect(&mut metrics);
     metrics.values()["alknet_call_unread_bytes"]
 }
 
 /// Resolves once as many bytes are unread as `are` says.
-async fn until(node: &Node, are: impl Fn(f64) -> bool) {
+async fn until(node: &CallTestNode, are: impl Fn(f64) -> bool) {
     let all = async {
         while !are(unread(node)) {
             sleep(Duration::from_millis(5)).await;
@@ -75,7 +77,7 @@ async fn ask(connection: &Connection, operation: &str, streams: usize) -> Vec<Ra
 #[tokio::test]
 async fn answers_unread_on_many_connections_are_bounded_for_their_identity() {
     // 8 MiB for the node, and half of that for an identity. Each connection alone may have 8 MiB.
-    let node = node(64 << 20, Patience::default());
+    let node = node(64 << 20, PeerTimeouts::default());
     let (mut connections, mut peers) = (Vec::new(), Vec::new());
     for _ in 0..8 {
         let (dialled, _) = node.serve(Carriage::Memory, Some(identity("peer", &[])));
@@ -121,7 +123,7 @@ async fn answers_unread_on_many_connections_are_bounded_for_their_identity() {
 #[tokio::test]
 async fn an_event_that_finds_no_room_comes_when_there_is_some() {
     // The least there is: 4 MiB for the node, and half of that for an identity.
-    let node = node(0, Patience::default());
+    let node = node(0, PeerTimeouts::default());
     let who = || Some(identity("peer", &[]));
     let (dialled, _) = node.serve(Carriage::Memory, who());
     let paused = ask(&dialled, "/test/follow", 40).await;
@@ -155,9 +157,9 @@ async fn an_event_that_finds_no_room_comes_when_there_is_some() {
 #[tokio::test]
 async fn who_pauses_without_room_loses_streams_and_nobody_else_does() {
     let moment = deadline(Duration::from_millis(30));
-    let patience = Patience {
+    let patience = PeerTimeouts {
         blocked_lane: moment,
-        ..Patience::default()
+        ..PeerTimeouts::default()
     };
     let node = node(0, patience);
     let serve = |id: &str| node.serve(Carriage::Memory, Some(identity(id, &[]))).0;

@@ -1,20 +1,19 @@
 //! What handlers and operations may do with secrets of the node, without having them.
 //!
-//! The assembly makes one [`Capability`] for each credential of the configuration and hands each
-//! operation, when it is registered, the [`Capabilities`] that were granted to it: nobody sees the
-//! entries of another. What is behind one comes and goes with the vault ([`Filler`]), and is reached only
-//! by methods that act. They are here, and not with the registry or the vault, because protocol handlers,
-//! scripts and clients of other protocols take the same: all of them depend on this crate, and on none
-//! of the others.
+//! The assembly makes one [`Capability`] for each credential of the configuration and hands each operation, when it is
+//! registered, the [`Capabilities`] that were granted to it: an operation does not see the entries of another. What is
+//! behind a capability comes and goes with the vault ([`CapabilityFiller`]), and is reached only by methods that act.
+//! The types are here, and not with the registry or the vault, because protocol handlers, scripts and clients of other
+//! protocols take them: all of these depend on this crate, and not on the registry or the vault.
 //!
 //! ```
 //! use std::collections::BTreeMap;
 //! use std::sync::Arc;
-//! use alknet_core::{Capabilities, CapabilityError, CapabilityKind, Power, Secret, capability};
+//! use alknet_core::{Capabilities, CapabilityError, CapabilityKind, CapabilityBackend, Secret, capability};
 //!
 //! let (openai, filler) = capability("openai", CapabilityKind::Bearer, Arc::new(|| true));
 //! let mine = Capabilities::new([openai]);
-//! filler.fill(Power::Bearer(Secret::new(b"sk-test-123".to_vec())));
+//! filler.fill(CapabilityBackend::Bearer(Secret::new(b"sk-test-123".to_vec())));
 //! let mut headers = BTreeMap::new();
 //! mine.get("openai")?.authorize(&mut |_, name, value| {
 //!     headers.insert(name.to_owned(), value.to_vec());
@@ -102,7 +101,7 @@ pub enum CapabilityError {
         /// What it is.
         is: CapabilityKind,
     },
-    /// The name of a record is none.
+    /// The name of a record is not valid.
     #[error("a name has 1 to 128 printable ASCII characters without spaces")]
     Label,
     /// The vault is locked.
@@ -150,7 +149,7 @@ impl CapabilityError {
 }
 
 /// Signs. Where the key is, only the one who implements it knows.
-pub trait Sign: Send + Sync + 'static {
+pub trait CapabilitySigner: Send + Sync + 'static {
     /// The Ed25519 public key.
     fn public(&self) -> [u8; 32];
 
@@ -166,7 +165,7 @@ pub trait Aead: Send + Sync + 'static {
     /// Seals a record; one that is moved to another name does not open.
     ///
     /// # Errors
-    /// The name is none, there are too many bytes, or the vault is locked.
+    /// The name is not valid, there are too many bytes, or the vault is locked.
     fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, CapabilityError>;
 
     /// Opens one.
@@ -178,7 +177,7 @@ pub trait Aead: Send + Sync + 'static {
 
 /// Where in a request a secret goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyPlace {
+pub enum SecretLocation {
     /// Into a cookie.
     Cookie,
     /// Into a header.
@@ -190,13 +189,13 @@ pub enum KeyPlace {
 /// What is behind a capability while the vault is open.
 #[non_exhaustive]
 #[expect(missing_debug_implementations, reason = "a secret is never shown")]
-pub enum Power {
+pub enum CapabilityBackend {
     /// For [`CapabilityKind::Aead`].
     Aead(Box<dyn Aead>),
     /// For [`CapabilityKind::ApiKey`].
     ApiKey {
         /// Where it goes.
-        place: KeyPlace,
+        place: SecretLocation,
         /// The header, in lower case, the parameter or the cookie.
         name: String,
         /// Its value.
@@ -214,10 +213,10 @@ pub enum Power {
     /// For [`CapabilityKind::Bytes`].
     Bytes(Secret),
     /// For [`CapabilityKind::Signer`].
-    Signer(Box<dyn Sign>),
+    Signer(Box<dyn CapabilitySigner>),
 }
 
-impl Power {
+impl CapabilityBackend {
     const fn kind(&self) -> CapabilityKind {
         match self {
             Self::Aead(_) => CapabilityKind::Aead,
@@ -234,10 +233,10 @@ impl Power {
 /// process locked.
 pub type Gate = Arc<dyn Fn() -> bool + Send + Sync>;
 
-struct Slot {
+struct CapabilitySlot {
     name: Box<str>,
     kind: CapabilityKind,
-    power: ArcSwapOption<Power>,
+    power: ArcSwapOption<CapabilityBackend>,
     /// Why there is nothing in it.
     vacant: ArcSwap<CapabilityError>,
     gate: Gate,
@@ -246,15 +245,15 @@ struct Slot {
 /// A capability and the only way to put something behind it. It is empty at first, as of a vault that is
 /// locked.
 #[must_use]
-pub fn capability(name: &str, kind: CapabilityKind, gate: Gate) -> (Capability, Filler) {
-    let slot = Arc::new(Slot {
+pub fn capability(name: &str, kind: CapabilityKind, gate: Gate) -> (Capability, CapabilityFiller) {
+    let slot = Arc::new(CapabilitySlot {
         name: name.into(),
         kind,
         power: ArcSwapOption::empty(),
         vacant: ArcSwap::from_pointee(CapabilityError::Locked),
         gate,
     });
-    (Capability(Arc::clone(&slot)), Filler(slot))
+    (Capability(Arc::clone(&slot)), CapabilityFiller(slot))
 }
 
 /// What makes a request the node's.
@@ -265,11 +264,11 @@ const HEADERS: [CapabilityKind; 3] = [
 ];
 
 /// Fills and empties a capability: the assembly's end of it.
-pub struct Filler(Arc<Slot>);
+pub struct CapabilityFiller(Arc<CapabilitySlot>);
 
-impl Filler {
+impl CapabilityFiller {
     /// Puts something behind it. What is of another kind is not put there, and it is unusable.
-    pub fn fill(&self, power: Power) {
+    pub fn fill(&self, power: CapabilityBackend) {
         if power.kind() == self.0.kind {
             self.0.power.store(Some(Arc::new(power)));
         } else {
@@ -292,16 +291,16 @@ impl Filler {
     }
 }
 
-impl fmt::Debug for Filler {
+impl fmt::Debug for CapabilityFiller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Filler({})", self.0.kind)
+        write!(f, "CapabilityFiller({})", self.0.kind)
     }
 }
 
 /// One thing that an operation may do. Clones are the same; none of them can be turned into what is
 /// behind it.
 #[derive(Clone)]
-pub struct Capability(Arc<Slot>);
+pub struct Capability(Arc<CapabilitySlot>);
 
 impl Capability {
     /// What the configuration calls it.
@@ -316,30 +315,30 @@ impl Capability {
         self.0.kind
     }
 
-    /// Gives a request what makes it the node's: where it goes, its name there (of headers in lower
-    /// case), and the value as it is, not escaped for its place. Clients of protocols call it when they
-    /// write the request; whoever asked them for the request never sees what was set.
+    /// Gives `set` what makes a request the node's: where it goes, its name there (of headers in lower case), and the
+    /// value as it is, not escaped for its place. Clients of protocols call this when they write the request; the
+    /// operation that asked them for the request never sees what was set.
     ///
     /// # Errors
-    /// The kind is none of `bearer`, `basic` and `api-key`, or there is nothing behind it.
+    /// The kind is not `bearer`, `basic` or `api-key`, or there is nothing behind it.
     pub fn authorize(
         &self,
-        set: &mut dyn FnMut(KeyPlace, &str, &[u8]),
+        set: &mut dyn FnMut(SecretLocation, &str, &[u8]),
     ) -> Result<(), CapabilityError> {
-        const HEADER: KeyPlace = KeyPlace::Header;
+        const HEADER: SecretLocation = SecretLocation::Header;
         self.with(&HEADERS, |power| match power {
-            Power::Bearer(token) => {
+            CapabilityBackend::Bearer(token) => {
                 set(HEADER, "authorization", &joined(b"Bearer ", token.expose()));
                 Some(Ok(()))
             }
-            Power::Basic { user, password } => {
+            CapabilityBackend::Basic { user, password } => {
                 let user = joined(user.as_bytes(), b":");
                 let both = joined(&user, password.expose());
                 let both = Zeroizing::new(BASE64.encode(&both));
                 set(HEADER, "authorization", &joined(b"Basic ", both.as_bytes()));
                 Some(Ok(()))
             }
-            Power::ApiKey { place, name, key } => {
+            CapabilityBackend::ApiKey { place, name, key } => {
                 set(*place, name, key.expose());
                 Some(Ok(()))
             }
@@ -353,7 +352,7 @@ impl Capability {
     /// It is no signer, or there is nothing behind it.
     pub fn public(&self) -> Result<[u8; 32], CapabilityError> {
         self.with(&[CapabilityKind::Signer], |power| match power {
-            Power::Signer(signer) => Some(Ok(signer.public())),
+            CapabilityBackend::Signer(signer) => Some(Ok(signer.public())),
             _ => None,
         })
     }
@@ -361,10 +360,10 @@ impl Capability {
     /// Signs.
     ///
     /// # Errors
-    /// The same, and as [`Sign::sign`].
+    /// The same, and as [`CapabilitySigner::sign`].
     pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], CapabilityError> {
         self.with(&[CapabilityKind::Signer], |power| match power {
-            Power::Signer(signer) => Some(signer.sign(message)),
+            CapabilityBackend::Signer(signer) => Some(signer.sign(message)),
             _ => None,
         })
     }
@@ -375,7 +374,7 @@ impl Capability {
     /// It is no `aead`, there is nothing behind it, and as [`Aead::seal`].
     pub fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, CapabilityError> {
         self.with(&[CapabilityKind::Aead], |power| match power {
-            Power::Aead(aead) => Some(aead.seal(name, plain)),
+            CapabilityBackend::Aead(aead) => Some(aead.seal(name, plain)),
             _ => None,
         })
     }
@@ -386,7 +385,7 @@ impl Capability {
     /// The same, and as [`Aead::open`].
     pub fn open(&self, name: &str, sealed: &[u8]) -> Result<Secret, CapabilityError> {
         self.with(&[CapabilityKind::Aead], |power| match power {
-            Power::Aead(aead) => Some(aead.open(name, sealed)),
+            CapabilityBackend::Aead(aead) => Some(aead.open(name, sealed)),
             _ => None,
         })
     }
@@ -397,7 +396,7 @@ impl Capability {
     /// The kind is not `bytes`, or there is nothing behind it.
     pub fn with_bytes<R>(&self, act: impl FnOnce(&[u8]) -> R) -> Result<R, CapabilityError> {
         self.with(&[CapabilityKind::Bytes], |power| match power {
-            Power::Bytes(bytes) => Some(Ok(act(bytes.expose()))),
+            CapabilityBackend::Bytes(bytes) => Some(Ok(act(bytes.expose()))),
             _ => None,
         })
     }
@@ -406,7 +405,7 @@ impl Capability {
     fn with<R>(
         &self,
         kinds: &[CapabilityKind],
-        act: impl FnOnce(&Power) -> Option<Result<R, CapabilityError>>,
+        act: impl FnOnce(&CapabilityBackend) -> Option<Result<R, CapabilityError>>,
     ) -> Result<R, CapabilityError> {
         let slot = &*self.0;
         let wrong = CapabilityError::Kind { is: slot.kind };
@@ -459,7 +458,7 @@ impl Capabilities {
         self.0.values()
     }
 
-    /// Whether there is none.
+    /// Whether there are no capabilities in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

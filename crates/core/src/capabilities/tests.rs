@@ -10,10 +10,11 @@ fn open() -> Gate {
     Arc::new(|| true)
 }
 
-/// Not a signature; whoever calls sees that it came from here.
-struct Stamp;
+/// Returns the message's length in place of a signature, so that a caller sees that it came from
+/// here.
+struct StampSigner;
 
-impl Sign for Stamp {
+impl CapabilitySigner for StampSigner {
     fn public(&self) -> [u8; 32] {
         [7; 32]
     }
@@ -24,9 +25,9 @@ impl Sign for Stamp {
 }
 
 /// As many bytes as there were.
-struct Tray;
+struct PassthroughAead;
 
-impl Aead for Tray {
+impl Aead for PassthroughAead {
     fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, CapabilityError> {
         Ok([name.as_bytes(), plain].concat())
     }
@@ -38,21 +39,21 @@ impl Aead for Tray {
     }
 }
 
-fn powers() -> [Power; 6] {
+fn powers() -> [CapabilityBackend; 6] {
     [
-        Power::Aead(Box::new(Tray)),
-        Power::ApiKey {
-            place: KeyPlace::Header,
+        CapabilityBackend::Aead(Box::new(PassthroughAead)),
+        CapabilityBackend::ApiKey {
+            place: SecretLocation::Header,
             name: "x-api-key".to_owned(),
             key: secret("sk-1"),
         },
-        Power::Basic {
+        CapabilityBackend::Basic {
             user: "Aladdin".to_owned(),
             password: secret("open sesame"),
         },
-        Power::Bearer(secret("sk-2")),
-        Power::Bytes(secret("raw")),
-        Power::Signer(Box::new(Stamp)),
+        CapabilityBackend::Bearer(secret("sk-2")),
+        CapabilityBackend::Bytes(secret("raw")),
+        CapabilityBackend::Signer(Box::new(StampSigner)),
     ]
 }
 
@@ -114,7 +115,7 @@ fn a_lock_counts_at_once_and_what_was_there_is_gone() {
     let gate: Gate = Arc::new(move || asked.load(Ordering::SeqCst));
     let (one, filler) = capability("one", CapabilityKind::Bytes, gate);
     let shared = one.clone();
-    let fill = || filler.fill(Power::Bytes(secret("raw")));
+    let fill = || filler.fill(CapabilityBackend::Bytes(secret("raw")));
     assert_eq!(
         one.with_bytes(|_| ()),
         Err(CapabilityError::Locked),
@@ -122,7 +123,7 @@ fn a_lock_counts_at_once_and_what_was_there_is_gone() {
     );
     fill();
     assert_eq!(shared.with_bytes(|_| ()), Ok(()));
-    // Somebody else locked, and nobody told: it is emptied by the first who asks.
+    // Another process locked the vault and did not empty the capability: its next use empties it.
     is_open.store(false, Ordering::SeqCst);
     assert_eq!(one.with_bytes(|_| ()), Err(CapabilityError::Locked));
     is_open.store(true, Ordering::SeqCst);
@@ -134,22 +135,22 @@ fn a_lock_counts_at_once_and_what_was_there_is_gone() {
         filler.empty(why);
         assert_eq!(shared.with_bytes(|_| ()), Err(why));
     }
-    filler.fill(Power::Bearer(secret("of another kind")));
+    filler.fill(CapabilityBackend::Bearer(secret("of another kind")));
     assert_eq!(one.with_bytes(|_| ()), Err(CapabilityError::Unusable));
 }
 
 /// Ambiguous, and so no program, as soon as the type can be shown or written.
 #[test]
 fn what_is_behind_can_be_neither_shown_nor_written_nor_copied() {
-    trait Hidden<Marker> {
+    trait CapabilityIsOpaque<Marker> {
         fn hidden() {}
     }
-    impl<T: ?Sized> Hidden<()> for T {}
-    impl<T: ?Sized + fmt::Debug> Hidden<u8> for T {}
-    impl<T: ?Sized + Serialize> Hidden<u16> for T {}
-    impl<T: Clone> Hidden<u32> for T {}
-    <Secret as Hidden<_>>::hidden();
-    <Power as Hidden<_>>::hidden();
+    impl<T: ?Sized> CapabilityIsOpaque<()> for T {}
+    impl<T: ?Sized + fmt::Debug> CapabilityIsOpaque<u8> for T {}
+    impl<T: ?Sized + Serialize> CapabilityIsOpaque<u16> for T {}
+    impl<T: Clone> CapabilityIsOpaque<u32> for T {}
+    <Secret as CapabilityIsOpaque<_>>::hidden();
+    <CapabilityBackend as CapabilityIsOpaque<_>>::hidden();
     trait Unwritten<Marker> {
         fn unwritten() {}
     }
@@ -157,12 +158,12 @@ fn what_is_behind_can_be_neither_shown_nor_written_nor_copied() {
     impl<T: ?Sized + Serialize> Unwritten<u16> for T {}
     <Capability as Unwritten<_>>::unwritten();
     <Capabilities as Unwritten<_>>::unwritten();
-    <Filler as Unwritten<_>>::unwritten();
+    <CapabilityFiller as Unwritten<_>>::unwritten();
 
     let (one, filler) = capability("openai", CapabilityKind::Bearer, open());
-    filler.fill(Power::Bearer(secret("sk-hush")));
+    filler.fill(CapabilityBackend::Bearer(secret("sk-hush")));
     let mine = Capabilities::new([one.clone()]);
     assert_eq!(format!("{one:?}"), "Capability(bearer)");
     assert_eq!(format!("{mine:?}"), "{\"openai\": Bearer}");
-    assert_eq!(format!("{filler:?}"), "Filler(bearer)");
+    assert_eq!(format!("{filler:?}"), "CapabilityFiller(bearer)");
 }

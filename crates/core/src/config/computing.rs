@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::quote;
-use super::read::{Notes, Section};
-use super::values::Complaint;
+use super::read::{ConfigDiagnostics, ConfigTable};
+use super::values::ConfigDiagnostic;
 
 /// Longest name of a driver, in bytes.
 const DRIVER_BYTES_MAX: usize = 32;
@@ -59,7 +59,7 @@ pub struct ComputeSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[a-z][a-z0-9-]{0,31}$"))]
     pub driver: Option<String>,
-    /// Whether products and hashes may be computed by the processor where nobody asks for it.
+    /// Whether the processor may compute products and hashes whose caller did not ask for it.
     pub host_kernels: bool,
     /// How long a request may take on the GPU before its worker is killed, in seconds.
     #[schemars(range(min = 1, max = 600))]
@@ -76,7 +76,10 @@ impl Default for ComputeSection {
     }
 }
 
-pub(super) fn runtime(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> RuntimeSection {
+pub(super) fn runtime(
+    mut section: ConfigTable<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> RuntimeSection {
     let min_sandbox = section.key("min_sandbox");
     section.finish(notes);
     let min_sandbox = min_sandbox.and_then(|value| value.parsed(notes, sandbox_level));
@@ -85,7 +88,10 @@ pub(super) fn runtime(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Ru
     }
 }
 
-pub(super) fn compute(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> ComputeSection {
+pub(super) fn compute(
+    mut section: ConfigTable<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> ComputeSection {
     let standard = ComputeSection::default();
     let driver = section.key("driver");
     let host_kernels = section.key("host_kernels");
@@ -101,7 +107,7 @@ pub(super) fn compute(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Co
     }
 }
 
-fn sandbox_level(text: &str) -> Result<SandboxLevel, Complaint> {
+fn sandbox_level(text: &str) -> Result<SandboxLevel, ConfigDiagnostic> {
     let mut levels = SandboxLevel::ALL.into_iter();
     levels.find(|level| level.name() == text).ok_or_else(|| {
         (
@@ -112,7 +118,7 @@ fn sandbox_level(text: &str) -> Result<SandboxLevel, Complaint> {
 }
 
 /// The form alone: which drivers there are depends on how the program was built.
-fn driver_name(text: &str) -> Result<String, Complaint> {
+fn driver_name(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let letter = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
     if letter && text.len() <= DRIVER_BYTES_MAX && text.bytes().all(plain) {

@@ -10,10 +10,10 @@ use crate::capabilities::CapabilityKind;
 use crate::credentials::EncryptedData;
 
 use super::error::quote;
-use super::people::correct;
-use super::read::{Notes, Section, Value};
+use super::principals::correct;
+use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::sections::each;
-use super::values::Complaint;
+use super::values::ConfigDiagnostic;
 use super::vault::KEY_VERSIONS;
 
 /// Most credentials: each is a record that is opened at a start.
@@ -93,8 +93,8 @@ pub struct OperationConfig {
 
 /// Entries that are free of mistakes.
 pub(super) fn credentials(
-    entries: &[Value<'_, '_>],
-    notes: &mut Notes<'_>,
+    entries: &[ConfigValue<'_, '_>],
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Vec<CredentialConfig> {
     bounded(entries, CREDENTIALS_MAX, "credentials", notes);
     let mut seen = Vec::new();
@@ -105,9 +105,9 @@ pub(super) fn credentials(
 
 /// Entries that are free of mistakes. `known` are the names of credentials, right or wrong.
 pub(super) fn operations(
-    entries: &[Value<'_, '_>],
+    entries: &[ConfigValue<'_, '_>],
     known: &[String],
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Vec<OperationConfig> {
     bounded(entries, OPERATIONS_MAX, "operations", notes);
     let mut seen = Vec::new();
@@ -117,12 +117,17 @@ pub(super) fn operations(
 }
 
 /// The names of credentials, for who refers to them: a mistake elsewhere in an entry is no second one.
-pub(super) fn names(entries: &[Value<'_, '_>]) -> Vec<String> {
-    let name = |entry: &Value<'_, '_>| entry.text_of("name").map(str::to_owned);
+pub(super) fn names(entries: &[ConfigValue<'_, '_>]) -> Vec<String> {
+    let name = |entry: &ConfigValue<'_, '_>| entry.text_of("name").map(str::to_owned);
     entries.iter().filter_map(name).collect()
 }
 
-fn bounded(entries: &[Value<'_, '_>], most: usize, what: &str, notes: &mut Notes<'_>) {
+fn bounded(
+    entries: &[ConfigValue<'_, '_>],
+    most: usize,
+    what: &str,
+    notes: &mut ConfigDiagnostics<'_>,
+) {
     if let Some(beyond) = entries.get(most) {
         let what = format!("there are more than {most} {what}");
         beyond.wrong(notes, what, "leave some out");
@@ -130,9 +135,9 @@ fn bounded(entries: &[Value<'_, '_>], most: usize, what: &str, notes: &mut Notes
 }
 
 fn credential(
-    mut section: Section<'_, '_>,
+    mut section: ConfigTable<'_, '_>,
     seen: &mut Vec<String>,
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Option<CredentialConfig> {
     let name = section.required("name", "\"a-name\"", notes);
     let kind = section.required("kind", "\"bearer\"", notes);
@@ -195,10 +200,10 @@ fn credential(
 }
 
 fn operation(
-    mut section: Section<'_, '_>,
+    mut section: ConfigTable<'_, '_>,
     known: &[String],
     seen: &mut Vec<String>,
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Option<OperationConfig> {
     let name = section.required("name", "\"js/mint\"", notes);
     let granted = section.list("capabilities", notes);
@@ -238,8 +243,8 @@ fn operation(
 fn unique(
     name: String,
     seen: &mut Vec<String>,
-    value: &Value<'_, '_>,
-    notes: &mut Notes<'_>,
+    value: &ConfigValue<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Option<String> {
     if seen.contains(&name) {
         let what = format!("{} has an entry already", quote(&name));
@@ -251,7 +256,7 @@ fn unique(
 }
 
 /// The JSON form of a sealed record, as a table.
-fn sealed(value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<EncryptedData> {
+fn sealed(value: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Option<EncryptedData> {
     let mut section = value.section(notes)?;
     let example = "… as 'alknet vault seal --print' prints it";
     let alg = section.required("alg", "\"ALK1\"", notes);
@@ -266,7 +271,7 @@ fn sealed(value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<EncryptedData>
     };
     let alg = alg.and_then(|value| value.parsed(notes, format));
     let key_version = key_version.and_then(|value| value.number(KEY_VERSIONS, notes));
-    let mut bytes = |value: Option<Value<'_, '_>>, fits: fn(usize) -> bool| {
+    let mut bytes = |value: Option<ConfigValue<'_, '_>>, fits: fn(usize) -> bool| {
         value?.parsed(notes, |text| match BASE64.decode(text.as_bytes()) {
             Ok(bytes) if fits(bytes.len()) => Ok(bytes),
             _ => Err(("this is no part of a record", example).map_texts()),
@@ -285,16 +290,16 @@ fn sealed(value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<EncryptedData>
 }
 
 trait Texts {
-    fn map_texts(self) -> Complaint;
+    fn map_texts(self) -> ConfigDiagnostic;
 }
 
 impl Texts for (&str, &str) {
-    fn map_texts(self) -> Complaint {
+    fn map_texts(self) -> ConfigDiagnostic {
         (self.0.to_owned(), self.1.to_owned())
     }
 }
 
-fn credential_name(text: &str) -> Result<String, Complaint> {
+fn credential_name(text: &str) -> Result<String, ConfigDiagnostic> {
     if is_credential_name(text) {
         return Ok(text.to_owned());
     }
@@ -314,7 +319,7 @@ fn is_plain(text: &str, most: usize) -> bool {
     letter && text.len() <= most && text.bytes().all(plain)
 }
 
-fn capability_kind(text: &str) -> Result<CapabilityKind, Complaint> {
+fn capability_kind(text: &str) -> Result<CapabilityKind, ConfigDiagnostic> {
     let mut all = CapabilityKind::ALL.into_iter();
     all.find(|kind| kind.name() == text).ok_or_else(|| {
         let names = CapabilityKind::ALL.map(CapabilityKind::name).join(", ");
@@ -323,7 +328,7 @@ fn capability_kind(text: &str) -> Result<CapabilityKind, Complaint> {
     })
 }
 
-fn header_name(text: &str) -> Result<String, Complaint> {
+fn header_name(text: &str) -> Result<String, ConfigDiagnostic> {
     if is_plain(text, HEADER_BYTES_MAX) {
         return Ok(text.to_owned());
     }
@@ -332,7 +337,7 @@ fn header_name(text: &str) -> Result<String, Complaint> {
 }
 
 /// Of a parameter or a cookie: what stands in both as it is.
-fn parameter_name(text: &str) -> Result<String, Complaint> {
+fn parameter_name(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-');
     if (1..=HEADER_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain) {
         return Ok(text.to_owned());
@@ -341,7 +346,7 @@ fn parameter_name(text: &str) -> Result<String, Complaint> {
     Err(("this is no name of a parameter or a cookie", fix).map_texts())
 }
 
-fn user_name(text: &str) -> Result<String, Complaint> {
+fn user_name(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_graphic() && b != b':';
     if (1..=USER_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain) {
         return Ok(text.to_owned());
@@ -350,8 +355,8 @@ fn user_name(text: &str) -> Result<String, Complaint> {
     Err(("this is no user", fix).map_texts())
 }
 
-/// Keys that are the node's own name somewhere, or that let people in, are handed to nobody.
-fn signing_purpose(text: &str) -> Result<String, Complaint> {
+/// Refuses the keys that are the node's own name somewhere, or that let people in.
+fn signing_purpose(text: &str) -> Result<String, ConfigDiagnostic> {
     const NEVER: [&str; 6] = [
         "acme-account",
         "image-signing",
@@ -379,7 +384,7 @@ fn signing_purpose(text: &str) -> Result<String, Complaint> {
     }
 }
 
-fn operation_name(text: &str) -> Result<String, Complaint> {
+fn operation_name(text: &str) -> Result<String, ConfigDiagnostic> {
     let is_segment = |segment: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
         let letter = segment

@@ -7,21 +7,22 @@ use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 
 use crate::entry::{ApiKey, PeerEntry};
-use crate::identities::Entries;
+use crate::identities::IdentityEntries;
 use crate::identity::{PeerId, PeerIdError};
 use crate::token::TokenHash;
 
 use super::{ApiKeyConfig, NodeConfig, PeerConfig, hub};
 
 impl NodeConfig {
-    /// Whom the document knows. Keys and names that a correct document cannot hold are nobody's.
+    /// The identities that the document knows. Keys and names that a correct document cannot hold
+    /// are left out.
     #[must_use]
-    pub fn entries(&self) -> Entries {
+    pub fn entries(&self) -> IdentityEntries {
         let admin = |(n, key): (usize, &String)| Some((admin_id(n).ok()?, key.parse().ok()?));
         let mut peers: Vec<_> = self.peers.iter().filter_map(peer).collect();
         let hubs: Vec<_> = hub::entries(&self.join, &peers).collect();
         peers.extend(hubs);
-        Entries {
+        IdentityEntries {
             admins: self
                 .node
                 .admin_keys

@@ -23,13 +23,13 @@ impl ConfigError {
     /// Where it is and what is wrong, without the remedy, for those who show [`Self::fix`] apart.
     #[must_use]
     pub fn summary(&self) -> String {
-        format!("{}{}", Place(self), self.what)
+        format!("{}{}", ConfigErrorLocation(self), self.what)
     }
 }
 
-struct Place<'a>(&'a ConfigError);
+struct ConfigErrorLocation<'a>(&'a ConfigError);
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for ConfigErrorLocation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ConfigError { path, line, .. } = self.0;
         match (line, path.is_empty()) {

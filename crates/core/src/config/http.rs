@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::ImportConfig;
 use super::error::quote;
 use super::import;
-use super::read::{Notes, Section, Value};
+use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::sections::each;
-use super::values::{self, Complaint};
+use super::values::{self, ConfigDiagnostic};
 
 /// Most names, origins and pinned tools that can be listed.
 const LISTED_MAX: usize = 32;
@@ -31,7 +31,7 @@ pub struct HttpSection {
     /// Where `decoy = "redirect"` sends to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redirect: Option<String>,
-    /// Whether whoever has no valid token is told nothing at all.
+    /// Whether a client without a valid token learns nothing at all.
     pub stealth: bool,
     /// Whether `/healthz` answers.
     pub healthz: bool,
@@ -56,12 +56,12 @@ pub struct HttpSection {
     /// Requests one identity may make at once before the average counts.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub requests_burst: u32,
-    /// Requests a second for an address that nobody is known to be behind.
+    /// Requests a second for one address of clients without a known identity.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub stranger_requests_per_second: u32,
     /// Which pages of others may call from a browser.
     pub cors: HttpCors,
-    /// What browsers are told of TLS.
+    /// HTTP Strict Transport Security (RFC 6797).
     pub hsts: HttpHsts,
     /// Tools for models.
     pub mcp: HttpMcp,
@@ -121,7 +121,7 @@ pub enum Port80 {
     /// Answers for a certificate authority.
     #[serde(rename = "acme")]
     Acme,
-    /// The same, and whoever else comes is sent to the one port.
+    /// The same, and every other request is redirected to the one port.
     #[serde(rename = "acme+redirect")]
     AcmeRedirect,
 }
@@ -139,7 +139,7 @@ pub struct HttpCors {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpHsts {
-    /// Whether browsers are told to ask this host over TLS only, once its certificate can be counted on.
+    /// Whether browsers are asked to use this host over TLS only (RFC 6797), once its certificate can be counted on.
     pub enabled: bool,
     /// Whether that holds for every name below as well.
     pub include_subdomains: bool,
@@ -179,13 +179,13 @@ impl Default for HttpMcp {
 
 /// `known` are the names of credentials, right or wrong.
 pub(super) fn section(
-    mut section: Section<'_, '_>,
+    mut section: ConfigTable<'_, '_>,
     known: &[String],
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> HttpSection {
     let standard = HttpSection::default();
-    let mut flag = |key, otherwise, notes: &mut Notes<'_>| {
-        let value: Option<Value<'_, '_>> = section.key(key);
+    let mut flag = |key, otherwise, notes: &mut ConfigDiagnostics<'_>| {
+        let value: Option<ConfigValue<'_, '_>> = section.key(key);
         value
             .and_then(|value| value.bool(notes))
             .unwrap_or(otherwise)
@@ -198,8 +198,8 @@ pub(super) fn section(
     let public = section.key("public_openapi");
     let public_openapi = public.as_ref().and_then(|value| value.bool(notes));
     let public_openapi = public_openapi.unwrap_or(standard.public_openapi);
-    let mut rate = |key, otherwise, notes: &mut Notes<'_>| {
-        let value: Option<Value<'_, '_>> = section.key(key);
+    let mut rate = |key, otherwise, notes: &mut ConfigDiagnostics<'_>| {
+        let value: Option<ConfigValue<'_, '_>> = section.key(key);
         let value = value.and_then(|value| value.number(1..=RATE_MAX, notes));
         value.unwrap_or(otherwise)
     };
@@ -272,7 +272,11 @@ pub(super) fn section(
     }
 }
 
-fn cors_of(mut section: Section<'_, '_>, stealth: bool, notes: &mut Notes<'_>) -> HttpCors {
+fn cors_of(
+    mut section: ConfigTable<'_, '_>,
+    stealth: bool,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> HttpCors {
     let told = section.list("origins", notes);
     let origins = listed(&told, origin, notes);
     section.finish(notes);
@@ -284,7 +288,7 @@ fn cors_of(mut section: Section<'_, '_>, stealth: bool, notes: &mut Notes<'_>) -
     HttpCors { origins }
 }
 
-fn hsts_of(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HttpHsts {
+fn hsts_of(mut section: ConfigTable<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> HttpHsts {
     let enabled = section.key("enabled").and_then(|value| value.bool(notes));
     let wide = section.key("include_subdomains");
     let wide = wide.and_then(|value| value.bool(notes)).unwrap_or_default();
@@ -303,7 +307,7 @@ fn hsts_of(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HttpHsts {
     }
 }
 
-fn mcp_of(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HttpMcp {
+fn mcp_of(mut section: ConfigTable<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> HttpMcp {
     let enabled = section.key("enabled").and_then(|value| value.bool(notes));
     let tools = listed(&section.list("tools", notes), operation, notes);
     section.finish(notes);
@@ -314,9 +318,9 @@ fn mcp_of(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HttpMcp {
 }
 
 fn listed<T>(
-    values: &[Value<'_, '_>],
-    parse: impl Fn(&str) -> Result<T, Complaint> + Copy,
-    notes: &mut Notes<'_>,
+    values: &[ConfigValue<'_, '_>],
+    parse: impl Fn(&str) -> Result<T, ConfigDiagnostic> + Copy,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Vec<T> {
     if let Some(beyond) = values.get(LISTED_MAX) {
         let what = format!("there are more than {LISTED_MAX}");
@@ -325,7 +329,7 @@ fn listed<T>(
     each(values, parse, notes)
 }
 
-fn decoy_of(text: &str) -> Result<Decoy, Complaint> {
+fn decoy_of(text: &str) -> Result<Decoy, ConfigDiagnostic> {
     match text {
         "not_found" => Ok(Decoy::NotFound),
         "redirect" => Ok(Decoy::Redirect),
@@ -337,7 +341,7 @@ fn decoy_of(text: &str) -> Result<Decoy, Complaint> {
     }
 }
 
-fn port80_of(text: &str) -> Result<Port80, Complaint> {
+fn port80_of(text: &str) -> Result<Port80, ConfigDiagnostic> {
     match text {
         "off" => Ok(Port80::Off),
         "acme" => Ok(Port80::Acme),
@@ -350,7 +354,7 @@ fn port80_of(text: &str) -> Result<Port80, Complaint> {
 }
 
 /// `https://host[:port]/…` or `http://…`, of characters that need no escape in a header.
-fn address(text: &str) -> Result<String, Complaint> {
+fn address(text: &str) -> Result<String, ConfigDiagnostic> {
     let rest = ["https://", "http://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme));
@@ -365,7 +369,7 @@ fn address(text: &str) -> Result<String, Complaint> {
 }
 
 /// Scheme, host and port, as browsers send them (RFC 6454 section 6.2).
-fn origin(text: &str) -> Result<String, Complaint> {
+fn origin(text: &str) -> Result<String, ConfigDiagnostic> {
     let rest = ["https://", "http://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme));
@@ -383,7 +387,7 @@ fn origin(text: &str) -> Result<String, Complaint> {
     })
 }
 
-fn folder(text: &str) -> Result<String, Complaint> {
+fn folder(text: &str) -> Result<String, ConfigDiagnostic> {
     let fits = text.starts_with('/') && !text.split('/').any(|part| part == "..");
     fits.then(|| text.to_owned()).ok_or_else(|| {
         (
@@ -393,7 +397,7 @@ fn folder(text: &str) -> Result<String, Complaint> {
     })
 }
 
-fn operation(text: &str) -> Result<String, Complaint> {
+fn operation(text: &str) -> Result<String, ConfigDiagnostic> {
     let name = text.strip_prefix('/').unwrap_or(text);
     let part = |part: &str| {
         part.bytes().next().is_some_and(|b| b.is_ascii_alphabetic())

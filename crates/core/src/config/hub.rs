@@ -10,10 +10,10 @@ use crate::entry::PeerEntry;
 use crate::identity::PeerId;
 
 use super::error::quote;
-use super::people::{Holders, correct};
-use super::read::{Notes, Section, Value};
+use super::principals::{IdentityClaims, correct};
+use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::sections::each;
-use super::values::{self, Complaint};
+use super::values::{self, ConfigDiagnostic};
 
 /// Most peers of a hub.
 const PEERS_MAX: u32 = 1000;
@@ -32,13 +32,13 @@ pub struct HubSection {
     pub enabled: bool,
     /// Who may become a peer.
     pub enroll: HubEnroll,
-    /// What peers are told about whoever a call is passed on for.
+    /// What the hub tells a peer about the identity that it passes a call on for.
     pub disclose: HubDisclose,
     /// Peers that may enrol.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_peers: Option<u32>,
-    /// What whoever enrols becomes.
+    /// Roles: what a peer that enrols becomes.
     pub role: Vec<HubRole>,
 }
 
@@ -48,14 +48,14 @@ pub struct HubSection {
 pub enum HubEnroll {
     /// Holders of a token; other keys may knock and wait to be let in.
     Approve,
-    /// Nobody.
+    /// No peer: enrolment is off.
     Off,
     /// Holders of a token.
     #[default]
     Token,
 }
 
-/// What peers are told about whoever a call is passed on for.
+/// What the hub tells a peer about the identity that it passes a call on for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HubDisclose {
@@ -124,8 +124,8 @@ impl fmt::Debug for JoinConfig {
     }
 }
 
-/// The hubs among the peers: each by its name, or as `hub`, `hub-2`, …. One whose key is not known
-/// is nobody.
+/// The hubs among the peers: each by its name, or as `hub`, `hub-2`, …. A hub whose key is not
+/// known is left out.
 pub(super) fn entries<'a>(
     joins: &'a [JoinConfig],
     peers: &'a [PeerEntry],
@@ -155,7 +155,10 @@ pub(super) fn entries<'a>(
     })
 }
 
-pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HubSection {
+pub(super) fn section(
+    mut section: ConfigTable<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> HubSection {
     let enabled = section.key("enabled");
     let enroll = section.key("enroll");
     let disclose = section.key("disclose");
@@ -179,7 +182,7 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Hu
     }
 }
 
-fn bounded(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) {
+fn bounded(entries: &[ConfigValue<'_, '_>], notes: &mut ConfigDiagnostics<'_>) {
     if let Some(beyond) = entries.get(ENTRIES_MAX) {
         let what = format!("there are more than {ENTRIES_MAX} entries");
         beyond.wrong(notes, what, "leave some out");
@@ -187,9 +190,9 @@ fn bounded(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) {
 }
 
 fn role(
-    mut section: Section<'_, '_>,
+    mut section: ConfigTable<'_, '_>,
     seen: &mut Vec<String>,
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Option<HubRole> {
     let name = section.required("name", "\"worker\"", notes);
     let scopes = section.list("scopes", notes);
@@ -211,7 +214,10 @@ fn role(
     })
 }
 
-fn labels_of(table: &Value<'_, '_>, notes: &mut Notes<'_>) -> BTreeMap<String, String> {
+fn labels_of(
+    table: &ConfigValue<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> BTreeMap<String, String> {
     let mut labels = BTreeMap::new();
     for (name, value) in table.entries(notes) {
         let Some(text) = value.text(notes) else {
@@ -227,9 +233,9 @@ fn labels_of(table: &Value<'_, '_>, notes: &mut Notes<'_>) -> BTreeMap<String, S
 
 /// Entries that are free of mistakes.
 pub(super) fn joins(
-    entries: &[Value<'_, '_>],
-    holders: &mut Holders,
-    notes: &mut Notes<'_>,
+    entries: &[ConfigValue<'_, '_>],
+    holders: &mut IdentityClaims,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Vec<JoinConfig> {
     bounded(entries, notes);
     entries
@@ -244,10 +250,10 @@ pub(super) fn joins(
 }
 
 fn join(
-    entry: &Value<'_, '_>,
-    mut section: Section<'_, '_>,
-    holders: &mut Holders,
-    notes: &mut Notes<'_>,
+    entry: &ConfigValue<'_, '_>,
+    mut section: ConfigTable<'_, '_>,
+    holders: &mut IdentityClaims,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Option<JoinConfig> {
     let code = section.key("code");
     let address = section.key("address");
@@ -278,7 +284,7 @@ fn join(
     })
 }
 
-fn enroll_mode(text: &str) -> Result<HubEnroll, Complaint> {
+fn enroll_mode(text: &str) -> Result<HubEnroll, ConfigDiagnostic> {
     match text {
         "approve" => Ok(HubEnroll::Approve),
         "off" => Ok(HubEnroll::Off),
@@ -290,7 +296,7 @@ fn enroll_mode(text: &str) -> Result<HubEnroll, Complaint> {
     }
 }
 
-fn disclosure(text: &str) -> Result<HubDisclose, Complaint> {
+fn disclosure(text: &str) -> Result<HubDisclose, ConfigDiagnostic> {
     match text {
         "full" => Ok(HubDisclose::Full),
         "id" => Ok(HubDisclose::Id),
@@ -302,7 +308,7 @@ fn disclosure(text: &str) -> Result<HubDisclose, Complaint> {
     }
 }
 
-fn role_name(text: &str) -> Result<String, Complaint> {
+fn role_name(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let letter = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
     if letter && text.len() <= 32 && text.bytes().all(plain) {
@@ -314,7 +320,7 @@ fn role_name(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-fn label(name: &str, value: &str) -> Result<(), Complaint> {
+fn label(name: &str, value: &str) -> Result<(), ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let fits = |text: &str| (1..=63).contains(&text.len()) && text.bytes().all(plain);
     if fits(name) && fits(value) && !name.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -326,8 +332,9 @@ fn label(name: &str, value: &str) -> Result<(), Complaint> {
     ))
 }
 
-/// The form alone: what it says is looked at by whoever joins. Not quoted: it is a secret.
-pub(super) fn join_code(text: &str) -> Result<String, Complaint> {
+/// Checks the form alone: the node checks the content when it joins. The error does not quote the
+/// join string, which is a secret.
+pub(super) fn join_code(text: &str) -> Result<String, ConfigDiagnostic> {
     let body = text.strip_prefix("alkjoin1_").unwrap_or_default();
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     if !body.is_empty() && text.len() <= CODE_CHARS_MAX && body.bytes().all(plain) {
@@ -339,7 +346,7 @@ pub(super) fn join_code(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-fn hub_key(text: &str) -> Result<(), Complaint> {
+fn hub_key(text: &str) -> Result<(), ConfigDiagnostic> {
     values::key(text)?;
     if text.starts_with("ed25519:") {
         return Ok(());
@@ -409,7 +416,8 @@ keys = ["ed25519:222222222222222222222222222222222222222222222222222222222222222
             let peers = config.entries().peers;
             peers.iter().map(|peer| peer.peer_id.to_string()).collect()
         };
-        // Of a join string only whoever can read it knows the key.
+        // The key of a hub with a join string is inside the string, which only the joining code
+        // reads.
         assert_eq!(names(&config), ["hub", "attic"]);
         config.join[0].key = Some(format!("ed25519:{}", "03".repeat(32)));
         assert_eq!(names(&config), ["hub", "hub-2", "attic"]);

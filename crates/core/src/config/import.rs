@@ -4,15 +4,15 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::dial::{Host, PeerAddr};
+use crate::dial::{DialHost, PeerAddr};
 use crate::identity::PeerKey;
 use crate::range::AddressRange;
 
 use super::error::quote;
-use super::people::correct;
-use super::read::{Notes, Section, Value};
+use super::principals::correct;
+use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::sections::each;
-use super::values::{self, Complaint};
+use super::values::{self, ConfigDiagnostic};
 
 /// Most imports: each may be a document of 16 MiB.
 const IMPORTS_MAX: usize = 16;
@@ -161,9 +161,9 @@ impl ImportConfig {
 
 /// Entries that are free of mistakes. `known` are the names of credentials, right or wrong.
 pub(super) fn imports(
-    entries: &[Value<'_, '_>],
+    entries: &[ConfigValue<'_, '_>],
     known: &[String],
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Vec<ImportConfig> {
     if let Some(beyond) = entries.get(IMPORTS_MAX) {
         let what = format!("there are more than {IMPORTS_MAX} imports");
@@ -176,10 +176,10 @@ pub(super) fn imports(
 }
 
 fn import(
-    mut section: Section<'_, '_>,
+    mut section: ConfigTable<'_, '_>,
     known: &[String],
     seen: &mut Vec<String>,
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Option<ImportConfig> {
     let kind = section.required("kind", "\"openapi\"", notes);
     let kind = kind.and_then(|value| value.parsed(notes, kind_of));
@@ -189,7 +189,7 @@ fn import(
         Some(ImportKind::OpenApi) => section.required("document", "\"cfg:/forge.yaml\"", notes),
         _ => section.key("document"),
     };
-    let given = Given {
+    let given = ImportFields {
         kind,
         document,
         auth: section.key("auth"),
@@ -242,10 +242,10 @@ fn import(
 
 /// Where the server is. One key with two names: an MCP server has one address and nothing below it.
 fn address<'t, 'i>(
-    section: &mut Section<'t, 'i>,
+    section: &mut ConfigTable<'t, 'i>,
     kind: Option<ImportKind>,
-    notes: &mut Notes<'_>,
-) -> Option<Value<'t, 'i>> {
+    notes: &mut ConfigDiagnostics<'_>,
+) -> Option<ConfigValue<'t, 'i>> {
     match (section.key("base_url"), section.key("url"), kind) {
         (None, None, Some(ImportKind::Mcp)) => {
             section.required("url", "\"https://tools.example/mcp\"", notes)
@@ -260,9 +260,9 @@ fn address<'t, 'i>(
 }
 
 fn namespace_among(
-    value: &Value<'_, '_>,
+    value: &ConfigValue<'_, '_>,
     seen: &mut Vec<String>,
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Option<String> {
     let name = value.parsed(notes, namespace_of)?;
     if seen.contains(&name) {
@@ -274,20 +274,20 @@ fn namespace_among(
 }
 
 /// What of an entry has to go together.
-struct Given<'t, 'i> {
+struct ImportFields<'t, 'i> {
     kind: Option<ImportKind>,
-    document: Option<Value<'t, 'i>>,
-    auth: Option<Value<'t, 'i>>,
-    credential: Option<Value<'t, 'i>>,
-    token_url: Option<Value<'t, 'i>>,
-    scopes: Vec<Value<'t, 'i>>,
-    hosts: Vec<Value<'t, 'i>>,
+    document: Option<ConfigValue<'t, 'i>>,
+    auth: Option<ConfigValue<'t, 'i>>,
+    credential: Option<ConfigValue<'t, 'i>>,
+    token_url: Option<ConfigValue<'t, 'i>>,
+    scopes: Vec<ConfigValue<'t, 'i>>,
+    hosts: Vec<ConfigValue<'t, 'i>>,
 }
 
-impl Given<'_, '_> {
+impl ImportFields<'_, '_> {
     /// How requests say whose they are. A credential by itself is a token, which is what most servers
     /// take.
-    fn auth(&self, notes: &mut Notes<'_>) -> ImportAuth {
+    fn auth(&self, notes: &mut ConfigDiagnostics<'_>) -> ImportAuth {
         let auth = self.auth.as_ref();
         let chosen = auth.and_then(|value| value.parsed(notes, auth_of));
         chosen.unwrap_or(match self.credential {
@@ -296,7 +296,7 @@ impl Given<'_, '_> {
         })
     }
 
-    fn contradictions(&self, chosen: ImportAuth, notes: &mut Notes<'_>) {
+    fn contradictions(&self, chosen: ImportAuth, notes: &mut ConfigDiagnostics<'_>) {
         if let (Some(value), None) = (&self.auth, &self.credential)
             && chosen != ImportAuth::None
         {
@@ -332,7 +332,7 @@ impl Given<'_, '_> {
         }
     }
 
-    fn useless_for_mcp(&self, chosen: ImportAuth, notes: &mut Notes<'_>) {
+    fn useless_for_mcp(&self, chosen: ImportAuth, notes: &mut ConfigDiagnostics<'_>) {
         if let Some(value) = &self.document {
             value.wrong(notes, "an MCP server describes itself", "leave it out");
         }
@@ -353,11 +353,11 @@ impl Given<'_, '_> {
     }
 }
 
-fn wrong<T>(what: String, fix: &str) -> Result<T, Complaint> {
+fn wrong<T>(what: String, fix: &str) -> Result<T, ConfigDiagnostic> {
     Err((what, fix.to_owned()))
 }
 
-fn kind_of(text: &str) -> Result<ImportKind, Complaint> {
+fn kind_of(text: &str) -> Result<ImportKind, ConfigDiagnostic> {
     match text {
         "openapi" => Ok(ImportKind::OpenApi),
         "mcp" => Ok(ImportKind::Mcp),
@@ -368,7 +368,7 @@ fn kind_of(text: &str) -> Result<ImportKind, Complaint> {
     }
 }
 
-fn auth_of(text: &str) -> Result<ImportAuth, Complaint> {
+fn auth_of(text: &str) -> Result<ImportAuth, ConfigDiagnostic> {
     let found = ImportAuth::NAMES.iter().find(|(name, _)| *name == text);
     match found {
         Some((_, auth)) => Ok(*auth),
@@ -379,7 +379,7 @@ fn auth_of(text: &str) -> Result<ImportAuth, Complaint> {
     }
 }
 
-fn namespace_of(text: &str) -> Result<String, Complaint> {
+fn namespace_of(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
     let letter = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
     if !letter || text.len() > NAMESPACE_BYTES_MAX || !text.bytes().all(plain) {
@@ -398,7 +398,7 @@ fn namespace_of(text: &str) -> Result<String, Complaint> {
 }
 
 /// Scheme, host, port and path, without anything that could be a secret.
-fn url_of(text: &str, plain: bool) -> Result<String, Complaint> {
+fn url_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
     let (scheme, other, fix) = match plain {
         true => (
             "http://",
@@ -432,7 +432,7 @@ fn url_of(text: &str, plain: bool) -> Result<String, Complaint> {
 }
 
 /// A file below the folder of the configuration and nowhere else, or an address.
-fn document_of(text: &str, plain: bool) -> Result<String, Complaint> {
+fn document_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
     if text.starts_with("https://") || text.starts_with("http://") {
         return url_of(text, plain);
     }
@@ -453,14 +453,15 @@ fn document_of(text: &str, plain: bool) -> Result<String, Complaint> {
 }
 
 /// A host, or every name below one.
-fn host_of(text: &str) -> Result<String, Complaint> {
+fn host_of(text: &str) -> Result<String, ConfigDiagnostic> {
     let (below, rest) = match text.strip_prefix("*.") {
         Some(rest) => (true, rest),
         None => (false, text),
     };
     let place = rest.parse::<PeerAddr>();
-    let fits = place
-        .is_ok_and(|place| place.pins.is_empty() && !(below && matches!(place.host, Host::Ip(_))));
+    let fits = place.is_ok_and(|place| {
+        place.pins.is_empty() && !(below && matches!(place.host, DialHost::Ip(_)))
+    });
     match fits && !rest.contains('@') {
         true => Ok(text.to_owned()),
         false => wrong(
@@ -471,14 +472,14 @@ fn host_of(text: &str) -> Result<String, Complaint> {
     }
 }
 
-fn range_of(text: &str) -> Result<AddressRange, Complaint> {
+fn range_of(text: &str) -> Result<AddressRange, ConfigDiagnostic> {
     text.parse().map_err(|error| {
         let what = format!("{} is no range of addresses", quote(text));
         (what, format!("{error}"))
     })
 }
 
-fn scope_of(text: &str) -> Result<String, Complaint> {
+fn scope_of(text: &str) -> Result<String, ConfigDiagnostic> {
     // RFC 6749 section 3.3.
     let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\');
     match (1..=255).contains(&text.len()) && text.bytes().all(plain) {
@@ -490,7 +491,7 @@ fn scope_of(text: &str) -> Result<String, Complaint> {
     }
 }
 
-fn prefix_of(text: &str) -> Result<String, Complaint> {
+fn prefix_of(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/');
     match (1..=127).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('/') {
         true => Ok(text.to_owned()),

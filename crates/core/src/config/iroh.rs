@@ -1,4 +1,4 @@
-//! `[iroh]`: the node's protocols for whoever dials its key with iroh.
+//! `[iroh]`: the node's protocols for peers that dial its key with iroh.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::dial::PeerAddr;
 
 use super::error::quote;
-use super::read::{Notes, Section};
+use super::read::{ConfigDiagnostics, ConfigTable};
 use super::sections::each;
-use super::values::Complaint;
+use super::values::ConfigDiagnostic;
 
 /// Most relays; the node keeps a connection to one and measures all.
 const RELAYS_MAX: usize = 8;
@@ -29,9 +29,9 @@ pub struct IrohSection {
 }
 
 pub(super) fn section(
-    mut section: Section<'_, '_>,
+    mut section: ConfigTable<'_, '_>,
     listen_port: u16,
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> IrohSection {
     let enabled = section.key("enabled").and_then(|value| value.bool(notes));
     let port = section.key("port");
@@ -53,7 +53,7 @@ pub(super) fn section(
     }
 }
 
-fn relay(text: &str) -> Result<String, Complaint> {
+fn relay(text: &str) -> Result<String, ConfigDiagnostic> {
     let place = text.strip_prefix("https://");
     let place = place.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
     let place = place.and_then(|place| place.parse::<PeerAddr>().ok());

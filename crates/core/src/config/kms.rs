@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::quote;
 use super::hub::join_code;
-use super::read::{Notes, Value};
-use super::values::Complaint;
+use super::read::{ConfigDiagnostics, ConfigValue};
+use super::values::ConfigDiagnostic;
 use crate::dial::PeerAddr;
 use crate::identity::PeerKey;
 use crate::range::AddressRange;
@@ -48,7 +48,10 @@ impl fmt::Debug for VaultKms {
 }
 
 /// `None` where it says nothing that can be used.
-pub(super) fn section(value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<VaultKms> {
+pub(super) fn section(
+    value: &ConfigValue<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> Option<VaultKms> {
     let before = notes.count();
     let mut section = value.section(notes)?;
     let code = section.key("code");
@@ -79,8 +82,9 @@ pub(super) fn section(value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<Va
     (notes.count() == before).then_some(kms)
 }
 
-/// Known by one key, so that there is no doubt whom the slot trusts.
-fn keeper(text: &str) -> Result<String, Complaint> {
+/// The node that keeps the share. It is known by one key, so that there is no doubt which node the
+/// slot trusts.
+fn keeper(text: &str) -> Result<String, ConfigDiagnostic> {
     let one = text.parse::<PeerAddr>();
     match one.as_ref().map(|at| at.pins.as_slice()) {
         Ok([PeerKey::Ed25519(_)]) => Ok(text.to_owned()),
@@ -91,7 +95,7 @@ fn keeper(text: &str) -> Result<String, Complaint> {
     }
 }
 
-fn range(text: &str) -> Result<String, Complaint> {
+fn range(text: &str) -> Result<String, ConfigDiagnostic> {
     let range: Result<AddressRange, _> = text.parse();
     range.map(|range| range.to_string()).map_err(|error| {
         let what = format!("{} is no range of addresses", quote(text));

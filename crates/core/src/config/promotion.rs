@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::quote;
-use super::read::{Notes, Section};
-use super::values::Complaint;
+use super::read::{ConfigDiagnostics, ConfigTable};
+use super::values::ConfigDiagnostic;
 
 /// Most reviewers that can be asked for.
 const REVIEWS_MAX: u32 = 16;
@@ -44,7 +44,10 @@ pub enum Activation {
     Live,
 }
 
-pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> PromotionSection {
+pub(super) fn section(
+    mut section: ConfigTable<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> PromotionSection {
     let standard = PromotionSection::default();
     let activate = section.key("activate");
     let reviews = section.key("reviews");
@@ -60,7 +63,7 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Pr
     }
 }
 
-fn activation(text: &str) -> Result<Activation, Complaint> {
+fn activation(text: &str) -> Result<Activation, ConfigDiagnostic> {
     match text {
         "boot" => Ok(Activation::Boot),
         "live" => Ok(Activation::Live),

@@ -13,13 +13,13 @@ use super::{
 
 /// What a document says, and everything that is wrong with it. Values that are wrong are left at
 /// their defaults in `config`.
-pub(super) struct Reading {
+pub(super) struct ParsedConfig {
     pub(super) config: NodeConfig,
     pub(super) errors: Vec<ConfigError>,
 }
 
-pub(super) fn read(document: &[u8]) -> Reading {
-    let refused = |error| Reading {
+pub(super) fn read(document: &[u8]) -> ParsedConfig {
+    let refused = |error| ParsedConfig {
         config: NodeConfig::default(),
         errors: vec![error],
     };
@@ -27,7 +27,7 @@ pub(super) fn read(document: &[u8]) -> Reading {
         Ok(text) => text,
         Err(error) => return refused(error),
     };
-    let mut notes = Notes::new(text);
+    let mut notes = ConfigDiagnostics::new(text);
     let (table, syntax) = DeTable::parse_recoverable(text);
     for error in &syntax {
         notes.syntax(error);
@@ -38,11 +38,12 @@ pub(super) fn read(document: &[u8]) -> Reading {
              {CONFIG_VERSION}"
         );
         let fix = "update the node, or write the document for it (docs/configuration.md)";
-        let mut notes = Notes::new(text);
+        let mut notes = ConfigDiagnostics::new(text);
         notes.wrong("version", at, what, fix);
-        // Its keys may mean something else, but whoever is let in would be refused for nothing.
-        return Reading {
-            config: sections::node_config(table.get_ref(), &mut Notes::new(text)),
+        // The keys of a newer document may mean something else. They are read all the same: to leave them out would
+        // lock out its administrators for nothing.
+        return ParsedConfig {
+            config: sections::node_config(table.get_ref(), &mut ConfigDiagnostics::new(text)),
             errors: notes.finish(),
         };
     }
@@ -52,7 +53,7 @@ pub(super) fn read(document: &[u8]) -> Reading {
     } else {
         NodeConfig::default()
     };
-    Reading {
+    ParsedConfig {
         config,
         errors: notes.finish(),
     }
@@ -100,13 +101,13 @@ fn line_of(document: &[u8], offset: usize) -> usize {
 }
 
 /// Collects mistakes.
-pub(super) struct Notes<'a> {
+pub(super) struct ConfigDiagnostics<'a> {
     text: &'a str,
     errors: Vec<(usize, ConfigError)>,
     beyond: usize,
 }
 
-impl<'a> Notes<'a> {
+impl<'a> ConfigDiagnostics<'a> {
     fn new(text: &'a str) -> Self {
         Self {
             text,
@@ -164,31 +165,31 @@ impl<'a> Notes<'a> {
 
 /// One value of the document with its key path.
 #[derive(Clone)]
-pub(super) struct Value<'t, 'i> {
+pub(super) struct ConfigValue<'t, 'i> {
     pub(super) path: String,
     value: &'t Spanned<DeValue<'i>>,
 }
 
-impl<'t, 'i> Value<'t, 'i> {
+impl<'t, 'i> ConfigValue<'t, 'i> {
     pub(super) fn at(&self) -> Range<usize> {
         self.value.span()
     }
 
     pub(super) fn wrong(
         &self,
-        notes: &mut Notes<'_>,
+        notes: &mut ConfigDiagnostics<'_>,
         what: impl Into<String>,
         fix: impl Into<String>,
     ) {
         notes.wrong(&self.path, self.at(), what, fix);
     }
 
-    pub(super) fn bool(&self, notes: &mut Notes<'_>) -> Option<bool> {
+    pub(super) fn bool(&self, notes: &mut ConfigDiagnostics<'_>) -> Option<bool> {
         let found = self.value.get_ref().as_bool();
         self.expect(found, "true or false", notes)
     }
 
-    pub(super) fn text(&self, notes: &mut Notes<'_>) -> Option<&'t str> {
+    pub(super) fn text(&self, notes: &mut ConfigDiagnostics<'_>) -> Option<&'t str> {
         let found = self.value.get_ref().as_str();
         self.expect(found, "a string in quotes", notes)
     }
@@ -202,7 +203,7 @@ impl<'t, 'i> Value<'t, 'i> {
     /// A string that `parse` accepts; its complaint is what is wrong and what to do.
     pub(super) fn parsed<T>(
         &self,
-        notes: &mut Notes<'_>,
+        notes: &mut ConfigDiagnostics<'_>,
         parse: impl FnOnce(&str) -> Result<T, (String, String)>,
     ) -> Option<T> {
         match parse(self.text(notes)?) {
@@ -214,7 +215,7 @@ impl<'t, 'i> Value<'t, 'i> {
         }
     }
 
-    pub(super) fn port(&self, notes: &mut Notes<'_>) -> Option<u16> {
+    pub(super) fn port(&self, notes: &mut ConfigDiagnostics<'_>) -> Option<u16> {
         let found = self.value.get_ref().as_integer();
         let number = self.expect(found, "a whole number", notes)?;
         let port = i64::from_str_radix(number.as_str(), number.radix())
@@ -229,7 +230,11 @@ impl<'t, 'i> Value<'t, 'i> {
     }
 
     /// A whole number within `range`.
-    pub(super) fn number(&self, range: RangeInclusive<u32>, notes: &mut Notes<'_>) -> Option<u32> {
+    pub(super) fn number(
+        &self,
+        range: RangeInclusive<u32>,
+        notes: &mut ConfigDiagnostics<'_>,
+    ) -> Option<u32> {
         let found = self.value.get_ref().as_integer();
         let number = self.expect(found, "a whole number", notes)?;
         let value = i64::from_str_radix(number.as_str(), number.radix())
@@ -249,7 +254,7 @@ impl<'t, 'i> Value<'t, 'i> {
     }
 
     /// The values of a table whose keys are free, with their keys.
-    pub(super) fn entries(&self, notes: &mut Notes<'_>) -> Vec<(&'t str, Self)> {
+    pub(super) fn entries(&self, notes: &mut ConfigDiagnostics<'_>) -> Vec<(&'t str, Self)> {
         let Some(section) = self.section(notes) else {
             return Vec::new();
         };
@@ -262,7 +267,7 @@ impl<'t, 'i> Value<'t, 'i> {
     }
 
     /// The elements of an array.
-    pub(super) fn list(&self, notes: &mut Notes<'_>) -> Vec<Self> {
+    pub(super) fn list(&self, notes: &mut ConfigDiagnostics<'_>) -> Vec<Self> {
         let found: Option<&DeArray<'_>> = self.value.get_ref().as_array();
         let Some(array) = self.expect(found, "a list in square brackets", notes) else {
             return Vec::new();
@@ -275,13 +280,18 @@ impl<'t, 'i> Value<'t, 'i> {
     }
 
     /// A table, for reading its keys one by one.
-    pub(super) fn section(&self, notes: &mut Notes<'_>) -> Option<Section<'t, 'i>> {
+    pub(super) fn section(&self, notes: &mut ConfigDiagnostics<'_>) -> Option<ConfigTable<'t, 'i>> {
         let table = self.value.get_ref().as_table();
         let table = self.expect(table, "a table", notes)?;
-        Some(Section::new(&self.path, self.at(), table))
+        Some(ConfigTable::new(&self.path, self.at(), table))
     }
 
-    fn expect<T>(&self, found: Option<T>, kind: &str, notes: &mut Notes<'_>) -> Option<T> {
+    fn expect<T>(
+        &self,
+        found: Option<T>,
+        kind: &str,
+        notes: &mut ConfigDiagnostics<'_>,
+    ) -> Option<T> {
         if found.is_none() {
             let what = format!("expected {kind}, found {}", self.value.get_ref().type_str());
             self.wrong(notes, what, format!("write {kind}"));
@@ -290,8 +300,8 @@ impl<'t, 'i> Value<'t, 'i> {
     }
 }
 
-/// One table of the document. Each key is asked for once; [`Section::finish`] refuses the rest.
-pub(super) struct Section<'t, 'i> {
+/// One table of the document. Each key is asked for once; [`ConfigTable::finish`] refuses the rest.
+pub(super) struct ConfigTable<'t, 'i> {
     path: String,
     at: Range<usize>,
     table: &'t DeTable<'i>,
@@ -301,7 +311,7 @@ pub(super) struct Section<'t, 'i> {
 /// Least similarity (Jaro-Winkler) at which a known key is offered for an unknown one.
 const SIMILAR_MIN: f64 = 0.75;
 
-impl<'t, 'i> Section<'t, 'i> {
+impl<'t, 'i> ConfigTable<'t, 'i> {
     pub(super) fn new(path: &str, at: Range<usize>, table: &'t DeTable<'i>) -> Self {
         Self {
             path: path.to_owned(),
@@ -311,9 +321,9 @@ impl<'t, 'i> Section<'t, 'i> {
         }
     }
 
-    pub(super) fn key(&mut self, key: &'static str) -> Option<Value<'t, 'i>> {
+    pub(super) fn key(&mut self, key: &'static str) -> Option<ConfigValue<'t, 'i>> {
         self.asked.push(key);
-        self.table.get(key).map(|value| Value {
+        self.table.get(key).map(|value| ConfigValue {
             path: self.path_of(key),
             value,
         })
@@ -324,8 +334,8 @@ impl<'t, 'i> Section<'t, 'i> {
         &mut self,
         key: &'static str,
         example: &str,
-        notes: &mut Notes<'_>,
-    ) -> Option<Value<'t, 'i>> {
+        notes: &mut ConfigDiagnostics<'_>,
+    ) -> Option<ConfigValue<'t, 'i>> {
         let value = self.key(key);
         if value.is_none() {
             let path = self.path_of(key);
@@ -340,14 +350,18 @@ impl<'t, 'i> Section<'t, 'i> {
     }
 
     /// The elements of an array; none where the key is absent.
-    pub(super) fn list(&mut self, key: &'static str, notes: &mut Notes<'_>) -> Vec<Value<'t, 'i>> {
+    pub(super) fn list(
+        &mut self,
+        key: &'static str,
+        notes: &mut ConfigDiagnostics<'_>,
+    ) -> Vec<ConfigValue<'t, 'i>> {
         self.key(key)
             .map(|value| value.list(notes))
             .unwrap_or_default()
     }
 
-    /// Refuses every key that nobody asked for.
-    pub(super) fn finish(self, notes: &mut Notes<'_>) {
+    /// Refuses every key that the reader did not ask for.
+    pub(super) fn finish(self, notes: &mut ConfigDiagnostics<'_>) {
         for key in self.table.keys() {
             let name: &str = key.get_ref();
             if !self.asked.contains(&name) {

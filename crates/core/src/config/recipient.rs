@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use data_encoding::BASE64;
 
-/// Least and most bits of an RSA key: fewer age refuses, more nobody has.
+/// Least and most bits of an RSA key: age refuses shorter keys, and longer ones are not in use.
 const RSA_BITS: RangeInclusive<usize> = 2048..=4096;
 
 /// A public key of age's own, or one of SSH that age takes.
@@ -52,7 +52,7 @@ impl AgeKey {
 /// The second word of a public key's line.
 fn ssh(kind: &str, text: &str) -> Option<AgeKey> {
     let wire = BASE64.decode(text.as_bytes()).ok()?;
-    let mut fields = Fields(&wire);
+    let mut fields = SshStringReader(&wire);
     if fields.next()? != kind.as_bytes() {
         return None;
     }
@@ -83,9 +83,9 @@ fn bits(number: &[u8]) -> usize {
 }
 
 /// Byte strings, each behind its length.
-struct Fields<'a>(&'a [u8]);
+struct SshStringReader<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> SshStringReader<'a> {
     fn next(&mut self) -> Option<&'a [u8]> {
         let (length, rest) = self.0.split_first_chunk::<4>()?;
         let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;

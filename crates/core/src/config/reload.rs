@@ -1,8 +1,8 @@
 //! A new document in the place of the old one while the node runs.
 //!
-//! A document is taken whole or not at all: it is parsed, checked against itself and against whoever
-//! brings it, its tables are built, and then they are put in place at once. What cannot change while
-//! the node runs is named, so that nobody believes it has.
+//! A document is taken whole or not at all: the node parses it, checks it against itself and against the administrator
+//! who brings it, builds its tables, and then puts them in place at once. The answer names what cannot change while the
+//! node runs, so that the administrator does not take it for changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::identities::{Entries, Identities};
+use crate::identities::{Identities, IdentityEntries};
 use crate::identity::{Identity, IdentityKind, PeerId, PeerKey};
 
 use super::entries::admin_id;
@@ -30,7 +30,7 @@ pub struct DynamicConfig {
     /// What it says. Of what cannot change while the node runs, this is what the next start uses.
     pub config: NodeConfig,
     /// Who brought it.
-    pub source: Source,
+    pub source: ConfigSource,
     /// Keys whose values wait for the next start.
     pub restart_required: Vec<&'static str>,
 }
@@ -38,18 +38,18 @@ pub struct DynamicConfig {
 /// Who brings a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Source {
+pub enum ConfigSource {
     /// The file changed.
     File,
     /// An operation, called by the identity of this name.
     Operation(String),
-    /// Somebody sent SIGHUP.
+    /// The process received SIGHUP.
     Signal,
     /// The start.
     Start,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ConfigSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File => f.write_str("file"),
@@ -60,25 +60,25 @@ impl fmt::Display for Source {
     }
 }
 
-/// A document that somebody wants in force.
+/// A document to put in force.
 #[derive(Clone, Debug)]
-pub struct Change<'a> {
+pub struct ConfigChange<'a> {
     /// The TOML document.
     pub document: &'a [u8],
     /// Who brings it.
-    pub source: Source,
+    pub source: ConfigSource,
     /// The generation it was made from; another one in force refuses it.
     pub generation: Option<u64>,
     /// Say what would happen, and change nothing.
     pub dry_run: bool,
-    /// Whoever brings it and must not lose the right to, with the key behind it.
+    /// The administrator who brings it and must not lose the right to, with the key behind it.
     pub admin: Option<(Arc<Identity>, Option<PeerKey>)>,
 }
 
-impl<'a> Change<'a> {
-    /// A document from a place that only whoever owns the machine can write to.
+impl<'a> ConfigChange<'a> {
+    /// A document from a place that only the owner of the machine can write to.
     #[must_use]
-    pub const fn of_owner(document: &'a [u8], source: Source) -> Self {
+    pub const fn of_owner(document: &'a [u8], source: ConfigSource) -> Self {
         Self {
             document,
             source,
@@ -91,7 +91,7 @@ impl<'a> Change<'a> {
 
 /// What came of a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Applied {
+pub struct ConfigApplyResult {
     /// The generation in force.
     pub generation: u64,
     /// Nothing was changed, only tried.
@@ -120,7 +120,7 @@ pub struct ChangedIds {
 /// Something in a document that is allowed and probably not meant. Displays as one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ConfigWarning {
-    /// Whom it is about.
+    /// The name of the entry that it is about.
     pub id: String,
     /// What looks wrong.
     pub what: String,
@@ -136,7 +136,7 @@ impl fmt::Display for ConfigWarning {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ApplyError {
-    /// Somebody else changed the configuration in between.
+    /// Another change of the configuration came in between.
     #[error(
         "generation {actual} is in force, not {expected}: look at what changed, then apply to that"
     )]
@@ -167,8 +167,8 @@ pub struct ReloadHandle {
     overlay: Box<Overlay>,
     scopes: OnceLock<BTreeSet<String>>,
     generation: watch::Sender<u64>,
-    /// Whom the document in force knows. Held while the next one is taken.
-    entries: Mutex<Entries>,
+    /// The entries of the document in force. Locked while the next one is taken.
+    entries: Mutex<IdentityEntries>,
 }
 
 impl ReloadHandle {
@@ -180,7 +180,7 @@ impl ReloadHandle {
             current: ArcSwap::from_pointee(DynamicConfig {
                 generation: 1,
                 config: config.clone(),
-                source: Source::Start,
+                source: ConfigSource::Start,
                 restart_required: Vec::new(),
             }),
             identities,
@@ -210,8 +210,8 @@ impl ReloadHandle {
     /// Takes a document, whole or not at all.
     ///
     /// # Errors
-    /// It has mistakes, shuts out whoever brings it, or was made from another generation.
-    pub fn apply(&self, change: &Change<'_>) -> Result<Applied, ApplyError> {
+    /// It has mistakes, shuts out the administrator who brings it, or was made from another generation.
+    pub fn apply(&self, change: &ConfigChange<'_>) -> Result<ConfigApplyResult, ApplyError> {
         let mut known = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.current.load_full();
         if let Some(expected) = change.generation.filter(|it| *it != current.generation) {
@@ -231,7 +231,7 @@ impl ReloadHandle {
             source: change.source.clone(),
             config,
         };
-        let mut applied = Applied {
+        let mut applied = ConfigApplyResult {
             generation: current.generation,
             dry_run: change.dry_run,
             changed: next.config != current.config,
@@ -259,15 +259,19 @@ impl ReloadHandle {
         self.generation.subscribe()
     }
 
-    fn put_in_place(&self, entries: Entries, next: DynamicConfig) {
+    fn put_in_place(&self, entries: IdentityEntries, next: DynamicConfig) {
         let generation = next.generation;
         self.identities.replace_config(entries);
         self.current.store(Arc::new(next));
         self.generation.send_replace(generation);
     }
 
-    /// Whoever brings the document has to be able to bring the next one.
-    fn check_lockout(&self, entries: &Entries, change: &Change<'_>) -> Result<(), ApplyError> {
+    /// The administrator who brings the document has to be able to bring the next one.
+    fn check_lockout(
+        &self,
+        entries: &IdentityEntries,
+        change: &ConfigChange<'_>,
+    ) -> Result<(), ApplyError> {
         let Some((identity, key)) = &change.admin else {
             return Ok(());
         };
@@ -294,7 +298,7 @@ impl ReloadHandle {
         }]))
     }
 
-    fn warnings(&self, entries: &Entries) -> Vec<ConfigWarning> {
+    fn warnings(&self, entries: &IdentityEntries) -> Vec<ConfigWarning> {
         let peers = entries
             .peers
             .iter()
@@ -450,7 +454,7 @@ fn keep_names(known: &[(PeerId, PeerKey)], listed: &[(PeerId, PeerKey)]) -> Vec<
     kept.into_iter().zip(listed).filter_map(name).collect()
 }
 
-fn changed_ids(before: &Entries, after: &Entries) -> ChangedIds {
+fn changed_ids(before: &IdentityEntries, after: &IdentityEntries) -> ChangedIds {
     let (before, after) = (by_id(before), by_id(after));
     let mut ids = ChangedIds::default();
     for (id, said) in &after {
@@ -466,14 +470,14 @@ fn changed_ids(before: &Entries, after: &Entries) -> ChangedIds {
 }
 
 /// Everybody's entry, each as a source of its own, so that entries of every kind compare.
-fn by_id(entries: &Entries) -> BTreeMap<String, Entries> {
+fn by_id(entries: &IdentityEntries) -> BTreeMap<String, IdentityEntries> {
     let admins = entries.admins.iter().map(|(id, key)| {
         let admins = vec![(id.clone(), *key)];
         (
             id.to_string(),
-            Entries {
+            IdentityEntries {
                 admins,
-                ..Entries::default()
+                ..IdentityEntries::default()
             },
         )
     });
@@ -481,9 +485,9 @@ fn by_id(entries: &Entries) -> BTreeMap<String, Entries> {
         let peers = vec![peer.clone()];
         (
             peer.peer_id.to_string(),
-            Entries {
+            IdentityEntries {
                 peers,
-                ..Entries::default()
+                ..IdentityEntries::default()
             },
         )
     });
@@ -491,9 +495,9 @@ fn by_id(entries: &Entries) -> BTreeMap<String, Entries> {
         let api_keys = vec![key.clone()];
         (
             key.id().to_string(),
-            Entries {
+            IdentityEntries {
                 api_keys,
-                ..Entries::default()
+                ..IdentityEntries::default()
             },
         )
     });

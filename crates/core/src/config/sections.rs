@@ -6,17 +6,17 @@ use std::net::IpAddr;
 use toml::de::DeTable;
 
 use super::error::quote;
-use super::people::{self, Holders};
-use super::read::{Notes, Section, Value};
+use super::principals::{self, IdentityClaims};
+use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::{
     CONFIG_VERSION, ComputeSection, HttpSection, HubSection, IrohSection, LinkConfig, LinkMethod,
     ListenConfig, NodeConfig, NodeSection, PromotionSection, RuntimeSection, TlsSection,
     VaultSection, computing, credentials, http, hub, iroh, promotion, tls, tuning, values, vault,
 };
 
-pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
-    let mut top = Section::new("", 0..0, table);
-    let mut holders = Holders::default();
+pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>) -> NodeConfig {
+    let mut top = ConfigTable::new("", 0..0, table);
+    let mut holders = IdentityClaims::default();
     let listen = top.key("listen").and_then(|value| value.section(notes));
     let node = top.key("node").and_then(|value| value.section(notes));
     let listen = listen.map_or_else(ListenConfig::default, |section| {
@@ -29,8 +29,8 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
             node_section(section, &mut holders, notes)
         }),
         network: links(&top.list("network", notes), notes),
-        peers: people::peers(&top.list("peers", notes), &mut holders, notes),
-        api_keys: people::api_keys(&top.list("api_keys", notes), &mut holders, notes),
+        peers: principals::peers(&top.list("peers", notes), &mut holders, notes),
+        api_keys: principals::api_keys(&top.list("api_keys", notes), &mut holders, notes),
         limits: tuning::limits(top.key("limits"), notes),
         log: tuning::log(top.key("log"), notes),
         tls: top
@@ -100,7 +100,10 @@ pub(super) fn newer(table: &DeTable<'_>) -> Option<(u64, std::ops::Range<usize>)
     (number > u64::from(CONFIG_VERSION)).then(|| (number, value.span()))
 }
 
-fn listen_config(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> ListenConfig {
+fn listen_config(
+    mut section: ConfigTable<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> ListenConfig {
     let mut listen = ListenConfig::default();
     if let Some(port) = section.key("port").and_then(|value| value.port(notes)) {
         listen.port = port;
@@ -124,9 +127,9 @@ fn listen_config(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> ListenC
 }
 
 fn node_section(
-    mut section: Section<'_, '_>,
-    holders: &mut Holders,
-    notes: &mut Notes<'_>,
+    mut section: ConfigTable<'_, '_>,
+    holders: &mut IdentityClaims,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> NodeSection {
     let name = section.key("name");
     let domain = section.key("domain");
@@ -153,7 +156,7 @@ fn node_section(
 }
 
 /// Entries that are free of mistakes.
-fn links(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) -> Vec<LinkConfig> {
+fn links(entries: &[ConfigValue<'_, '_>], notes: &mut ConfigDiagnostics<'_>) -> Vec<LinkConfig> {
     let mut seen: HashMap<String, String> = HashMap::new();
     let mut links = Vec::new();
     for entry in entries {
@@ -174,9 +177,9 @@ fn links(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) -> Vec<LinkConfig> {
 }
 
 fn link(
-    entry: &Value<'_, '_>,
-    mut section: Section<'_, '_>,
-    notes: &mut Notes<'_>,
+    entry: &ConfigValue<'_, '_>,
+    mut section: ConfigTable<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Option<LinkConfig> {
     let matches = section.required("match", "\"eth0\"", notes);
     let method = section.key("method");
@@ -201,7 +204,10 @@ fn link(
     Some(link)
 }
 
-fn static_addresses(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) -> Vec<String> {
+fn static_addresses(
+    entries: &[ConfigValue<'_, '_>],
+    notes: &mut ConfigDiagnostics<'_>,
+) -> Vec<String> {
     let mut seen = Vec::new();
     let mut addresses = Vec::new();
     for entry in entries {
@@ -218,7 +224,10 @@ fn static_addresses(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) -> Vec<Str
     addresses
 }
 
-fn static_gateways(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) -> Vec<IpAddr> {
+fn static_gateways(
+    entries: &[ConfigValue<'_, '_>],
+    notes: &mut ConfigDiagnostics<'_>,
+) -> Vec<IpAddr> {
     let mut gateways: Vec<IpAddr> = Vec::new();
     for entry in entries {
         let Some(gateway) = entry.parsed(notes, values::address) else {
@@ -235,10 +244,10 @@ fn static_gateways(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) -> Vec<IpAd
 }
 
 fn static_rules(
-    entry: &Value<'_, '_>,
+    entry: &ConfigValue<'_, '_>,
     link: &LinkConfig,
     method: LinkMethod,
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) {
     let given = !link.addresses.is_empty() || !link.gateways.is_empty();
     match method {
@@ -263,9 +272,9 @@ fn static_rules(
 
 /// Every element that `parse` accepts.
 pub(super) fn each<T>(
-    entries: &[Value<'_, '_>],
-    parse: impl Fn(&str) -> Result<T, values::Complaint>,
-    notes: &mut Notes<'_>,
+    entries: &[ConfigValue<'_, '_>],
+    parse: impl Fn(&str) -> Result<T, values::ConfigDiagnostic>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Vec<T> {
     entries
         .iter()

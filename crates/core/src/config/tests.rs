@@ -2,7 +2,7 @@
 
 mod document;
 mod machine;
-mod people;
+mod principals;
 mod random;
 mod salvage;
 mod schema;

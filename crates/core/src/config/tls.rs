@@ -1,12 +1,12 @@
-//! `[tls]`: which certificates the node serves, and whom it trusts when it dials.
+//! `[tls]`: which certificates the node serves, and which servers it trusts when it dials.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::NodeConfig;
 use super::error::quote;
-use super::read::{Notes, Section, Value};
-use super::values::{self, Complaint};
+use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
+use super::values::{self, ConfigDiagnostic};
 
 /// Names in one certificate; authorities refuse many more.
 const DOMAINS_MAX: usize = 25;
@@ -108,8 +108,11 @@ impl NodeConfig {
     }
 }
 
-pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> TlsSection {
-    let mut flag = |key, notes: &mut Notes<'_>| {
+pub(super) fn section(
+    mut section: ConfigTable<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> TlsSection {
+    let mut flag = |key, notes: &mut ConfigDiagnostics<'_>| {
         let value = section.key(key);
         value.is_some_and(|value| value.bool(notes).unwrap_or(false))
     };
@@ -137,7 +140,7 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Tl
     }
 }
 
-fn pair(entry: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<TlsFiles> {
+fn pair(entry: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Option<TlsFiles> {
     let mut section = entry.section(notes)?;
     let chain = section.required("chain", "\"/data/tls/chain.pem\"", notes);
     let key = section.required("key", "\"/data/tls/key.pem\"", notes);
@@ -150,7 +153,10 @@ fn pair(entry: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<TlsFiles> {
     })
 }
 
-fn acme_section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> AcmeSection {
+fn acme_section(
+    mut section: ConfigTable<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> AcmeSection {
     let names = section.list("domains", notes);
     let directory = section.key("directory");
     let contacts = section.list("contact", notes);
@@ -176,9 +182,9 @@ fn acme_section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> AcmeSect
 }
 
 fn domains(
-    entries: &[Value<'_, '_>],
+    entries: &[ConfigValue<'_, '_>],
     challenge: Option<AcmeChallenge>,
-    notes: &mut Notes<'_>,
+    notes: &mut ConfigDiagnostics<'_>,
 ) -> Vec<String> {
     if let Some(beyond) = entries.get(DOMAINS_MAX) {
         let what = format!("one certificate holds at most {DOMAINS_MAX} names");
@@ -204,12 +210,12 @@ fn domains(
 }
 
 /// A domain, or `*.` and a domain.
-fn certificate_name(text: &str) -> Result<String, Complaint> {
+fn certificate_name(text: &str) -> Result<String, ConfigDiagnostic> {
     values::domain(text.strip_prefix("*.").unwrap_or(text))?;
     Ok(text.to_owned())
 }
 
-fn challenge_kind(text: &str) -> Result<AcmeChallenge, Complaint> {
+fn challenge_kind(text: &str) -> Result<AcmeChallenge, ConfigDiagnostic> {
     match text {
         "dns-01" => Ok(AcmeChallenge::Dns01),
         "http-01" => Ok(AcmeChallenge::Http01),
@@ -221,7 +227,7 @@ fn challenge_kind(text: &str) -> Result<AcmeChallenge, Complaint> {
     }
 }
 
-fn path(text: &str) -> Result<String, Complaint> {
+fn path(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = !text.contains(char::is_control) && text.len() <= PATH_BYTES_MAX;
     if plain && text.starts_with('/') && !text.ends_with('/') {
         return Ok(text.to_owned());
@@ -232,7 +238,7 @@ fn path(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-fn directory_url(text: &str) -> Result<String, Complaint> {
+fn directory_url(text: &str) -> Result<String, ConfigDiagnostic> {
     let rest = text.strip_prefix("https://").unwrap_or_default();
     let graphic = text.bytes().all(|byte| byte.is_ascii_graphic());
     if graphic && text.len() <= URL_BYTES_MAX && rest.starts_with(|c: char| c != '/') {
@@ -244,7 +250,7 @@ fn directory_url(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-fn contact(text: &str) -> Result<String, Complaint> {
+fn contact(text: &str) -> Result<String, ConfigDiagnostic> {
     let mail = text.strip_prefix("mailto:").unwrap_or_default();
     let parts = mail.split_once('@');
     let graphic = text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -260,7 +266,7 @@ fn contact(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-fn profile_name(text: &str) -> Result<String, Complaint> {
+fn profile_name(text: &str) -> Result<String, ConfigDiagnostic> {
     let graphic = text.bytes().all(|byte| byte.is_ascii_graphic());
     if graphic && (1..=PROFILE_BYTES_MAX).contains(&text.len()) {
         return Ok(text.to_owned());

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::read::{Notes, Value};
+use super::read::{ConfigDiagnostics, ConfigValue};
 use super::values;
 
 /// Connections that can be asked for: no machine serves more.
@@ -88,7 +88,10 @@ impl LogLevel {
     }
 }
 
-pub(super) fn limits(value: Option<Value<'_, '_>>, notes: &mut Notes<'_>) -> LimitsConfig {
+pub(super) fn limits(
+    value: Option<ConfigValue<'_, '_>>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> LimitsConfig {
     let Some(mut section) = value.and_then(|value| value.section(notes)) else {
         return LimitsConfig::default();
     };
@@ -106,7 +109,10 @@ pub(super) fn limits(value: Option<Value<'_, '_>>, notes: &mut Notes<'_>) -> Lim
     limits
 }
 
-pub(super) fn log(value: Option<Value<'_, '_>>, notes: &mut Notes<'_>) -> LogConfig {
+pub(super) fn log(
+    value: Option<ConfigValue<'_, '_>>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> LogConfig {
     let Some(mut section) = value.and_then(|value| value.section(notes)) else {
         return LogConfig::default();
     };

@@ -12,7 +12,7 @@ use crate::token::{KeyId, TokenHash};
 use super::error::quote;
 use super::{LinkMethod, LogLevel};
 
-pub(super) type Complaint = (String, String);
+pub(super) type ConfigDiagnostic = (String, String);
 
 /// Longest host name label (RFC 1035, 2.3.4), in bytes.
 const LABEL_BYTES_MAX: usize = 63;
@@ -25,7 +25,7 @@ const LINE_CHARS_MAX: usize = 80;
 /// Longest scope in bytes; scopes name resources, which have short names.
 const SCOPE_BYTES_MAX: usize = 255;
 
-pub(super) fn host_name(text: &str) -> Result<String, Complaint> {
+pub(super) fn host_name(text: &str) -> Result<String, ConfigDiagnostic> {
     if is_label(text) {
         return Ok(text.to_owned());
     }
@@ -35,7 +35,7 @@ pub(super) fn host_name(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-pub(super) fn domain(text: &str) -> Result<String, Complaint> {
+pub(super) fn domain(text: &str) -> Result<String, ConfigDiagnostic> {
     if is_domain(text) && text.contains('.') {
         return Ok(text.to_owned());
     }
@@ -45,7 +45,7 @@ pub(super) fn domain(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-pub(super) fn time_server(text: &str) -> Result<String, Complaint> {
+pub(super) fn time_server(text: &str) -> Result<String, ConfigDiagnostic> {
     if text.parse::<IpAddr>().is_ok() || is_domain(text) {
         return Ok(text.to_owned());
     }
@@ -55,7 +55,7 @@ pub(super) fn time_server(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-pub(super) fn address(text: &str) -> Result<IpAddr, Complaint> {
+pub(super) fn address(text: &str) -> Result<IpAddr, ConfigDiagnostic> {
     text.parse().map_err(|_| {
         let what = format!("{} is no IP address", quote(text));
         let fix = if text.contains('/') {
@@ -68,7 +68,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, Complaint> {
 }
 
 /// An address of one host with its prefix length.
-pub(super) fn prefix(text: &str) -> Result<IpAddr, Complaint> {
+pub(super) fn prefix(text: &str) -> Result<IpAddr, ConfigDiagnostic> {
     let complaint = |fix: &str| {
         let what = format!("{} is no address with prefix length", quote(text));
         (what, fix.to_owned())
@@ -89,7 +89,7 @@ pub(super) fn prefix(text: &str) -> Result<IpAddr, Complaint> {
 }
 
 /// An interface name, or a MAC address, which is returned in lower case.
-pub(super) fn link_match(text: &str) -> Result<String, Complaint> {
+pub(super) fn link_match(text: &str) -> Result<String, ConfigDiagnostic> {
     if text.contains(':') {
         return mac(text);
     }
@@ -104,7 +104,7 @@ pub(super) fn link_match(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-fn mac(text: &str) -> Result<String, Complaint> {
+fn mac(text: &str) -> Result<String, ConfigDiagnostic> {
     let octet = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
     if text.split(':').count() == 6 && text.split(':').all(octet) {
         return Ok(text.to_ascii_lowercase());
@@ -115,7 +115,7 @@ fn mac(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-pub(super) fn link_method(text: &str) -> Result<LinkMethod, Complaint> {
+pub(super) fn link_method(text: &str) -> Result<LinkMethod, ConfigDiagnostic> {
     match text {
         "auto" => Ok(LinkMethod::Auto),
         "off" => Ok(LinkMethod::Off),
@@ -127,7 +127,7 @@ pub(super) fn link_method(text: &str) -> Result<LinkMethod, Complaint> {
     }
 }
 
-pub(super) fn key(text: &str) -> Result<PeerKey, Complaint> {
+pub(super) fn key(text: &str) -> Result<PeerKey, ConfigDiagnostic> {
     text.parse().map_err(|_| {
         let fix = "write ed25519:<64 hex>, spki:<64 hex> or SHA256:<64 hex>, digits in lower case; \
                    'alknet identity' shows yours";
@@ -135,7 +135,7 @@ pub(super) fn key(text: &str) -> Result<PeerKey, Complaint> {
     })
 }
 
-pub(super) fn peer_id(text: &str) -> Result<PeerId, Complaint> {
+pub(super) fn peer_id(text: &str) -> Result<PeerId, ConfigDiagnostic> {
     let id: PeerId = text.parse().map_err(|_| {
         (
             format!("{} is no peer id", quote(text)),
@@ -154,7 +154,7 @@ pub(super) fn peer_id(text: &str) -> Result<PeerId, Complaint> {
     Ok(id)
 }
 
-pub(super) fn token_hash(text: &str) -> Result<TokenHash, Complaint> {
+pub(super) fn token_hash(text: &str) -> Result<TokenHash, ConfigDiagnostic> {
     // Not quoted: a whole token may stand here by mistake.
     text.parse().map_err(|_| {
         (
@@ -165,7 +165,7 @@ pub(super) fn token_hash(text: &str) -> Result<TokenHash, Complaint> {
     })
 }
 
-pub(super) fn key_id(text: &str) -> Result<KeyId, Complaint> {
+pub(super) fn key_id(text: &str) -> Result<KeyId, ConfigDiagnostic> {
     text.parse().map_err(|_| {
         (
             "this is no name of a token".to_owned(),
@@ -174,7 +174,7 @@ pub(super) fn key_id(text: &str) -> Result<KeyId, Complaint> {
     })
 }
 
-pub(super) fn sha256(text: &str) -> Result<[u8; 32], Complaint> {
+pub(super) fn sha256(text: &str) -> Result<[u8; 32], ConfigDiagnostic> {
     let bytes = HEXLOWER.decode(text.as_bytes()).unwrap_or_default();
     bytes.try_into().map_err(|_| {
         (
@@ -184,7 +184,7 @@ pub(super) fn sha256(text: &str) -> Result<[u8; 32], Complaint> {
     })
 }
 
-pub(super) fn moment(text: &str) -> Result<Timestamp, Complaint> {
+pub(super) fn moment(text: &str) -> Result<Timestamp, ConfigDiagnostic> {
     text.parse().map_err(|_| {
         (
             format!("{} is no moment", quote(text)),
@@ -193,7 +193,7 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, Complaint> {
     })
 }
 
-pub(super) fn peer_address(text: &str) -> Result<String, Complaint> {
+pub(super) fn peer_address(text: &str) -> Result<String, ConfigDiagnostic> {
     match text.parse::<PeerAddr>() {
         Ok(addr) if addr.pins.is_empty() => Ok(text.to_owned()),
         Ok(_) => Err((
@@ -208,7 +208,7 @@ pub(super) fn peer_address(text: &str) -> Result<String, Complaint> {
 }
 
 /// Text for people: one line that says something.
-pub(super) fn line(text: &str) -> Result<String, Complaint> {
+pub(super) fn line(text: &str) -> Result<String, ConfigDiagnostic> {
     let fits = (1..=LINE_CHARS_MAX).contains(&text.chars().count());
     if fits && !text.contains(char::is_control) {
         return Ok(text.to_owned());
@@ -220,7 +220,7 @@ pub(super) fn line(text: &str) -> Result<String, Complaint> {
 }
 
 /// Type or name of a resource.
-pub(super) fn resource(text: &str) -> Result<String, Complaint> {
+pub(super) fn resource(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = |c: char| !c.is_control() && !c.is_whitespace();
     if (1..=SCOPE_BYTES_MAX).contains(&text.len()) && text.chars().all(plain) {
         return Ok(text.to_owned());
@@ -231,7 +231,7 @@ pub(super) fn resource(text: &str) -> Result<String, Complaint> {
     ))
 }
 
-pub(super) fn log_level(text: &str) -> Result<LogLevel, Complaint> {
+pub(super) fn log_level(text: &str) -> Result<LogLevel, ConfigDiagnostic> {
     LogLevel::ALL
         .into_iter()
         .find(|level| level.name() == text)
@@ -244,7 +244,7 @@ pub(super) fn log_level(text: &str) -> Result<LogLevel, Complaint> {
 }
 
 /// A scope a peer may hold: segments joined by `:`, the last may be `*`.
-pub(super) fn scope(text: &str) -> Result<String, Complaint> {
+pub(super) fn scope(text: &str) -> Result<String, ConfigDiagnostic> {
     if text == "*" || text == "admin" || text == "admin:*" {
         return Err((
             format!("the scope {} belongs to administrators", quote(text)),

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::quote;
 use super::kms::{self, VaultKms};
-use super::read::{Notes, Section, Value};
+use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::recipient::AgeKey;
-use super::values::Complaint;
+use super::values::ConfigDiagnostic;
 
 /// Highest number of a device: the last hardened level of a path.
 const DEVICE_MAX: u32 = (1 << 31) - 1;
@@ -39,7 +39,7 @@ pub struct VaultSection {
     /// The oldest version that is still opened.
     #[schemars(range(min = 2, max = 2_147_483_649_u32))]
     pub min_version: u32,
-    /// Whom the words that this node makes are encrypted to: `age1…`, `ssh-ed25519 …`, `ssh-rsa …`.
+    /// Recipients that the words this node makes are encrypted to: `age1…`, `ssh-ed25519 …`, `ssh-rsa …`.
     #[schemars(
         length(max = 8),
         inner(regex(pattern = r"^(age1|ssh-ed25519 |ssh-rsa )"))
@@ -75,7 +75,7 @@ pub enum VaultInit {
     Generate,
     /// There is no vault: the key is a file and the data partition is not sealed.
     Off,
-    /// Somebody types them at the console.
+    /// An administrator types them at the console.
     Prompt,
     /// A provisioning medium carries them.
     Provisioned,
@@ -91,7 +91,7 @@ pub enum VaultUnlock {
     Kms,
     /// Nothing is needed: the key lies beside it, and nothing is protected.
     None,
-    /// Somebody types it at the console.
+    /// An administrator types it at the console.
     Passphrase,
     /// `seed.key` of a provisioning medium.
     Provisioning,
@@ -122,7 +122,10 @@ impl VaultUnlock {
     }
 }
 
-pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> VaultSection {
+pub(super) fn section(
+    mut section: ConfigTable<'_, '_>,
+    notes: &mut ConfigDiagnostics<'_>,
+) -> VaultSection {
     let standard = VaultSection::default();
     let init = section.key("init");
     let unlock = section.key("unlock");
@@ -133,8 +136,8 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Va
     let words_to = section.key("words_to");
     let kms = section.key("kms");
     section.finish(notes);
-    let number = |value: &Option<Value<'_, '_>>, notes: &mut Notes<'_>| {
-        let read = |value: &Value<'_, '_>| value.number(KEY_VERSIONS, notes);
+    let number = |value: &Option<ConfigValue<'_, '_>>, notes: &mut ConfigDiagnostics<'_>| {
+        let read = |value: &ConfigValue<'_, '_>| value.number(KEY_VERSIONS, notes);
         value.as_ref().map_or(Some(KEY_VERSION_MIN), read)
     };
     let (newest, oldest) = (number(&key_version, notes), number(&min_version, notes));
@@ -209,7 +212,7 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Va
     config
 }
 
-fn source(text: &str) -> Result<VaultInit, Complaint> {
+fn source(text: &str) -> Result<VaultInit, ConfigDiagnostic> {
     match text {
         "generate" => Ok(VaultInit::Generate),
         "off" => Ok(VaultInit::Off),
@@ -222,7 +225,7 @@ fn source(text: &str) -> Result<VaultInit, Complaint> {
     }
 }
 
-fn slots(list: &Value<'_, '_>, notes: &mut Notes<'_>) -> Vec<VaultUnlock> {
+fn slots(list: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Vec<VaultUnlock> {
     let mut slots = Vec::new();
     for entry in list.list(notes) {
         let Some(slot) = entry.parsed(notes, slot) else {
@@ -242,7 +245,7 @@ fn slots(list: &Value<'_, '_>, notes: &mut Notes<'_>) -> Vec<VaultUnlock> {
     slots
 }
 
-fn slot(text: &str) -> Result<VaultUnlock, Complaint> {
+fn slot(text: &str) -> Result<VaultUnlock, ConfigDiagnostic> {
     let found = VaultUnlock::ALL.into_iter().find(|it| it.name() == text);
     found.ok_or_else(|| {
         (
@@ -252,7 +255,7 @@ fn slot(text: &str) -> Result<VaultUnlock, Complaint> {
     })
 }
 
-fn recipients(list: &Value<'_, '_>, notes: &mut Notes<'_>) -> Vec<String> {
+fn recipients(list: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Vec<String> {
     let entries = list.list(notes);
     if let Some(beyond) = entries.get(RECIPIENTS_MAX) {
         let what = format!("there are more than {RECIPIENTS_MAX} recipients");
@@ -277,18 +280,18 @@ fn recipients(list: &Value<'_, '_>, notes: &mut Notes<'_>) -> Vec<String> {
 }
 
 /// A public key that age encrypts to. What is no key is not quoted: it may be a private one.
-fn recipient(text: &str) -> Result<String, Complaint> {
+fn recipient(text: &str) -> Result<String, ConfigDiagnostic> {
     let example = "write the public key, \"age1…\" as age-keygen prints it, or the line of a file \
                    like ~/.ssh/id_ed25519.pub";
     if text.starts_with("AGE-SECRET-KEY") || text.contains("PRIVATE KEY") {
-        let what = "this is a private key, and nobody else may have it";
+        let what = "this is a private key, which must stay with its owner";
         return Err((what.to_owned(), example.to_owned()));
     }
     if AgeKey::parse(text).is_some() {
         return Ok(text.to_owned());
     }
     Err((
-        "this is nobody to encrypt to".to_owned(),
+        "this is not a public key to encrypt to".to_owned(),
         example.to_owned(),
     ))
 }

@@ -8,31 +8,31 @@ use crate::entry::{ApiKey, PeerEntry};
 use crate::identity::{Identity, IdentityKind, PeerId, PeerKey};
 use crate::token::{KeyId, TokenHash};
 
-use super::Entries;
+use super::IdentityEntries;
 
-/// Somebody behind a key or a token.
+/// The holder of a key or a token.
 #[derive(Clone)]
-pub(super) struct Holder {
+pub(super) struct IndexedIdentity {
     pub(super) identity: Arc<Identity>,
     pub(super) enabled: bool,
     pub(super) expires: Option<u64>,
     /// Who made it, of a token that was made while the node ran.
-    pub(super) maker: Option<Maker>,
+    pub(super) maker: Option<TokenIssuer>,
 }
 
-/// Whoever made a token: it ends with them.
+/// The maker of a token: the token ends with its maker.
 #[derive(Clone)]
-pub(super) enum Maker {
+pub(super) enum TokenIssuer {
     Id(Box<str>),
     Key(PeerKey),
 }
 
 /// The day each token was last used on, in days since 1970; 0 for never. Outlives the table.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Day(Arc<AtomicU32>);
+pub(super) struct LastUseDay(Arc<AtomicU32>);
 
-impl Day {
-    pub(super) fn of(day: u32) -> Self {
+impl LastUseDay {
+    pub(super) fn from_days(day: u32) -> Self {
         Self(Arc::new(AtomicU32::new(day)))
     }
 
@@ -49,19 +49,23 @@ impl Day {
 }
 
 #[derive(Default)]
-pub(super) struct Index {
+pub(super) struct IdentityIndex {
     generation: u64,
-    by_key: HashMap<PeerKey, Holder>,
-    by_token: HashMap<KeyId, (TokenHash, Holder, Day)>,
-    by_id: HashMap<PeerId, Holder>,
+    by_key: HashMap<PeerKey, IndexedIdentity>,
+    by_token: HashMap<KeyId, (TokenHash, IndexedIdentity, LastUseDay)>,
+    by_id: HashMap<PeerId, IndexedIdentity>,
     /// By id and by alias.
     names: HashMap<Arc<str>, PeerId>,
     max_connections: HashMap<PeerId, u32>,
 }
 
-impl Index {
+impl IdentityIndex {
     /// Takes names, keys and tokens from the first source that has them.
-    pub(super) fn new(sources: &[&Entries], generation: u64, day: impl Fn(&KeyId) -> Day) -> Self {
+    pub(super) fn new(
+        sources: &[&IdentityEntries],
+        generation: u64,
+        day: impl Fn(&KeyId) -> LastUseDay,
+    ) -> Self {
         let mut index = Self {
             generation,
             ..Self::default()
@@ -83,7 +87,7 @@ impl Index {
     }
 
     /// Ids come first: no alias hides one.
-    fn name(&mut self, sources: &[&Entries]) {
+    fn name(&mut self, sources: &[&IdentityEntries]) {
         let peers = || sources.iter().flat_map(|source| &source.peers);
         let admins = sources.iter().flat_map(|source| &source.admins);
         let ids = admins
@@ -110,13 +114,13 @@ impl Index {
         self.names.get(name)
     }
 
-    pub(super) fn by_key(&self, key: &PeerKey) -> Option<&Holder> {
+    pub(super) fn by_key(&self, key: &PeerKey) -> Option<&IndexedIdentity> {
         self.by_key.get(key)
     }
 
-    /// Found by its name, and then compared whole; where there is none, with nobody's, so that the time it takes
-    /// does not say whether the name is known.
-    pub(super) fn by_token(&self, token: &TokenHash) -> Option<(&Holder, &Day)> {
+    /// Finds a token by its name and then compares it whole. A token of an unknown name is compared with a hash of
+    /// zeros, so that the time it takes does not say whether the name is known.
+    pub(super) fn by_token(&self, token: &TokenHash) -> Option<(&IndexedIdentity, &LastUseDay)> {
         let found = self.by_token.get(&token.key_id);
         let nobodys = TokenHash {
             sha256: [0; 32],
@@ -128,15 +132,15 @@ impl Index {
         Some((holder, day))
     }
 
-    pub(super) fn by_id(&self, id: &str) -> Option<&Holder> {
+    pub(super) fn by_id(&self, id: &str) -> Option<&IndexedIdentity> {
         self.by_id.get(id)
     }
 
-    /// Whoever made this token, if they are known.
-    pub(super) fn maker(&self, maker: &Maker) -> Option<&Holder> {
+    /// The maker of this token, if known.
+    pub(super) fn maker(&self, maker: &TokenIssuer) -> Option<&IndexedIdentity> {
         match maker {
-            Maker::Id(id) => self.by_id(id),
-            Maker::Key(key) => self.by_key(key),
+            TokenIssuer::Id(id) => self.by_id(id),
+            TokenIssuer::Key(key) => self.by_key(key),
         }
     }
 
@@ -145,7 +149,7 @@ impl Index {
     }
 
     fn admin(&mut self, id: &PeerId, key: &PeerKey, generation: u64) {
-        let holder = Holder {
+        let holder = IndexedIdentity {
             identity: Arc::new(Identity {
                 id: id.clone(),
                 kind: IdentityKind::Peer,
@@ -161,7 +165,7 @@ impl Index {
         self.by_key.entry(*key).or_insert(holder);
     }
 
-    fn peer(&mut self, peer: &PeerEntry, generation: u64, day: impl Fn(&KeyId) -> Day) {
+    fn peer(&mut self, peer: &PeerEntry, generation: u64, day: impl Fn(&KeyId) -> LastUseDay) {
         let identity = |kind| Identity {
             id: peer.peer_id.clone(),
             kind,
@@ -169,7 +173,7 @@ impl Index {
             resources: peer.resources.clone(),
             generation,
         };
-        let holder = |kind| Holder {
+        let holder = |kind| IndexedIdentity {
             identity: Arc::new(identity(kind)),
             enabled: peer.enabled,
             expires: peer.expires,
@@ -178,7 +182,7 @@ impl Index {
         let by_key = holder(IdentityKind::Peer);
         self.by_id.insert(peer.peer_id.clone(), by_key.clone());
         for key in &peer.keys {
-            let holder = Holder {
+            let holder = IndexedIdentity {
                 expires: earlier(peer.expires, peer.key_ends.get(key).copied()),
                 ..by_key.clone()
             };
@@ -194,8 +198,8 @@ impl Index {
         }
     }
 
-    fn api_key(&mut self, key: &ApiKey, generation: u64, day: impl Fn(&KeyId) -> Day) {
-        let holder = Holder {
+    fn api_key(&mut self, key: &ApiKey, generation: u64, day: impl Fn(&KeyId) -> LastUseDay) {
+        let holder = IndexedIdentity {
             identity: Arc::new(Identity {
                 id: key.id(),
                 kind: IdentityKind::Token,
@@ -206,8 +210,8 @@ impl Index {
             enabled: true,
             expires: key.expires,
             maker: match (&key.created_by_key, &key.created_by) {
-                (Some(key), _) => Some(Maker::Key(*key)),
-                (None, Some(id)) => Some(Maker::Id(id.as_str().into())),
+                (Some(key), _) => Some(TokenIssuer::Key(*key)),
+                (None, Some(id)) => Some(TokenIssuer::Id(id.as_str().into())),
                 (None, None) => None,
             },
         };
@@ -226,9 +230,9 @@ fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     }
 }
 
-impl std::fmt::Debug for Index {
+impl std::fmt::Debug for IdentityIndex {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Index")
+        f.debug_struct("IdentityIndex")
             .field("keys", &self.by_key.len())
             .field("tokens", &self.by_token.len())
             .finish()

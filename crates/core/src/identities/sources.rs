@@ -7,36 +7,36 @@ use crate::identity::{PeerId, PeerKey};
 use crate::rotation::RotationError;
 use crate::token::KeyId;
 
-use super::Entries;
-use super::index::{Day, Index};
-use super::store::{StoreChange, StoreError, Stored};
+use super::IdentityEntries;
+use super::index::{IdentityIndex, LastUseDay};
+use super::store::{IdentityStoreError, StoreChange, StoredIdentities};
 
-/// What a change comes to: what has to be kept, and the answer to whoever wants it.
-pub(super) type Plan<T> = Result<(Vec<StoreChange>, T), StoreError>;
+/// What a change comes to: what has to be kept, and the answer to the caller.
+pub(super) type Plan<T> = Result<(Vec<StoreChange>, T), IdentityStoreError>;
 
 #[derive(Clone, Default)]
-pub(super) struct Sources {
-    pub(super) config: Entries,
+pub(super) struct IdentitySources {
+    pub(super) config: IdentityEntries,
     pub(super) peers: BTreeMap<PeerId, PeerEntry>,
     pub(super) api_keys: BTreeMap<KeyId, ApiKey>,
     /// When tokens were last used; shared with every table.
-    pub(super) days: BTreeMap<KeyId, Day>,
+    pub(super) days: BTreeMap<KeyId, LastUseDay>,
 }
 
-impl Sources {
-    pub(super) fn fill(&mut self, stored: Stored) {
+impl IdentitySources {
+    pub(super) fn fill(&mut self, stored: StoredIdentities) {
         let peers = stored.peers.into_iter().map(StoreChange::PutPeer);
         let keys = stored.api_keys.into_iter().map(StoreChange::PutApiKey);
         for change in peers.chain(keys) {
             self.make(change);
         }
         let used = self.api_keys.iter();
-        let used = used.filter_map(|(id, key)| Some((*id, Day::of(key.used_day?))));
+        let used = used.filter_map(|(id, key)| Some((*id, LastUseDay::from_days(key.used_day?))));
         self.days = used.collect();
     }
 
     /// The table for what is known now.
-    pub(super) fn indexed(&mut self, generation: u64) -> Index {
+    pub(super) fn indexed(&mut self, generation: u64) -> IdentityIndex {
         let peers = self.all_peers().flat_map(|peer| &peer.token_hashes);
         let tokens = peers.chain(self.all_api_keys().map(|key| &key.token));
         let known: std::collections::BTreeSet<_> = tokens.map(|token| token.key_id).collect();
@@ -47,14 +47,14 @@ impl Sources {
         self.index(generation)
     }
 
-    pub(super) fn index(&self, generation: u64) -> Index {
-        let stored = Entries {
+    pub(super) fn index(&self, generation: u64) -> IdentityIndex {
+        let stored = IdentityEntries {
             admins: Vec::new(),
             peers: self.peers.values().cloned().collect(),
             api_keys: self.api_keys.values().cloned().collect(),
         };
         let day = |id: &KeyId| self.days.get(id).cloned().unwrap_or_default();
-        Index::new(&[&self.config, &stored], generation, day)
+        IdentityIndex::new(&[&self.config, &stored], generation, day)
     }
 
     /// Makes a change that was planned and kept.
@@ -75,14 +75,14 @@ impl Sources {
         }
     }
 
-    /// A peer whose name, keys and tokens nobody else has.
+    /// Puts a peer whose name, keys and tokens belong to no other entry.
     pub(super) fn put(&self, entry: PeerEntry) -> Plan<()> {
         if self.config.holds(&entry.peer_id) {
-            return Err(StoreError::ReadOnly(entry.peer_id));
+            return Err(IdentityStoreError::ReadOnly(entry.peer_id));
         }
         for key in &entry.keys {
             if let Some(holder) = self.holder_of_key(key).filter(|id| **id != entry.peer_id) {
-                return Err(StoreError::KeyTaken(*key, holder.clone()));
+                return Err(IdentityStoreError::KeyTaken(*key, holder.clone()));
             }
         }
         for token in &entry.token_hashes {
@@ -92,12 +92,12 @@ impl Sources {
                     .all_api_keys()
                     .any(|key| key.token.key_id == token.key_id)
             {
-                return Err(StoreError::TokenTaken(token.key_id));
+                return Err(IdentityStoreError::TokenTaken(token.key_id));
             }
         }
         let mut changes = Vec::new();
         if !entry.enabled {
-            // For good: whoever is let in again later makes others.
+            // For good: a peer that is let in again later makes others.
             changes = self.without_made_by(&entry.peer_id);
         }
         changes.push(StoreChange::PutPeer(entry));
@@ -146,7 +146,7 @@ impl Sources {
         if self.config.holds(&peer) {
             return self.rotated_by_hand(peer, old, new);
         }
-        let now_s = now_s.ok_or(StoreError::ClockUnset)?;
+        let now_s = now_s.ok_or(IdentityStoreError::ClockUnset)?;
         let before = self.stored(peer)?;
         let (after, ends) = before.clone().rotated(old, new, now_s)?;
         if after == before {
@@ -167,23 +167,23 @@ impl Sources {
         if listed {
             return Ok((Vec::new(), None));
         }
-        Err(StoreError::ReadOnly(peer))
+        Err(IdentityStoreError::ReadOnly(peer))
     }
 
     pub(super) fn put_api_key(&self, key: ApiKey) -> Plan<()> {
         let id = key.id();
         if self.config.holds(&id) {
-            return Err(StoreError::ReadOnly(id));
+            return Err(IdentityStoreError::ReadOnly(id));
         }
         let held = |peer: &PeerEntry| holds_token(peer, &key.token.key_id);
         if self.all_peers().any(held) {
-            return Err(StoreError::TokenTaken(key.token.key_id));
+            return Err(IdentityStoreError::TokenTaken(key.token.key_id));
         }
         // Removed while it made the token, which would be good again once the peer is let in again.
         let maker = key.created_by.as_deref();
         let maker = maker.and_then(|id| self.peers.get(id));
         if let Some(gone) = maker.filter(|peer| !peer.enabled && key.created_by_key.is_none()) {
-            return Err(StoreError::Unknown(gone.peer_id.clone()));
+            return Err(IdentityStoreError::Unknown(gone.peer_id.clone()));
         }
         Ok((vec![StoreChange::PutApiKey(key)], ()))
     }
@@ -197,14 +197,14 @@ impl Sources {
         Ok((changes, true))
     }
 
-    /// Takes back a token, whoever's it is.
+    /// Takes back a token, of a peer or of a program.
     pub(super) fn revoke_token(&self, id: KeyId) -> Plan<bool> {
         let config = &self.config;
         if let Some(key) = config.api_keys.iter().find(|key| key.token.key_id == id) {
-            return Err(StoreError::ReadOnly(key.id()));
+            return Err(IdentityStoreError::ReadOnly(key.id()));
         }
         if let Some(peer) = config.peers.iter().find(|peer| holds_token(peer, &id)) {
-            return Err(StoreError::ReadOnly(peer.peer_id.clone()));
+            return Err(IdentityStoreError::ReadOnly(peer.peer_id.clone()));
         }
         let holder = self.peers.values().find(|peer| holds_token(peer, &id));
         let Some(holder) = holder else {
@@ -230,8 +230,8 @@ impl Sources {
         newer.collect()
     }
 
-    /// What of the store `config` hides, by whom it concerns.
-    pub(super) fn hidden_by(&self, config: &Entries) -> Vec<(PeerId, String)> {
+    /// What of the store `config` hides, with the name of the entry.
+    pub(super) fn hidden_by(&self, config: &IdentityEntries) -> Vec<(PeerId, String)> {
         let admins = config.admins.iter().map(|(id, key)| (key, id));
         let keys = config.peers.iter();
         let keys = keys.flat_map(|peer| peer.keys.iter().map(move |key| (key, &peer.peer_id)));
@@ -256,9 +256,9 @@ impl Sources {
         hidden
     }
 
-    fn stored(&self, peer: PeerId) -> Result<PeerEntry, StoreError> {
+    fn stored(&self, peer: PeerId) -> Result<PeerEntry, IdentityStoreError> {
         let known = self.peers.get(&peer).cloned();
-        known.ok_or(StoreError::Unknown(peer))
+        known.ok_or(IdentityStoreError::Unknown(peer))
     }
 
     fn holder_of_key(&self, key: &PeerKey) -> Option<&PeerId> {

@@ -12,13 +12,17 @@ use crate::token::KeyId;
 /// configuration are no business of it: they are read-only and win.
 pub trait IdentityStore: IdentityProvider {
     /// Adds a peer, or replaces the one of the same name.
-    fn put(&self, entry: PeerEntry) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn put(&self, entry: PeerEntry) -> BoxFuture<'_, Result<(), IdentityStoreError>>;
 
     /// Changes a peer.
-    fn patch(&self, peer: PeerId, patch: PeerPatch) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn patch(
+        &self,
+        peer: PeerId,
+        patch: PeerPatch,
+    ) -> BoxFuture<'_, Result<(), IdentityStoreError>>;
 
     /// Forgets a peer; whether there was one.
-    fn remove(&self, peer: PeerId) -> BoxFuture<'_, Result<bool, StoreError>>;
+    fn remove(&self, peer: PeerId) -> BoxFuture<'_, Result<bool, IdentityStoreError>>;
 
     /// Gives a peer a new key in the place of an old one, which stays valid beside it until the
     /// time returned, in seconds since 1970. Nothing is returned, and nothing changed, for a peer
@@ -30,27 +34,27 @@ pub trait IdentityStore: IdentityProvider {
         peer: PeerId,
         old: PeerKey,
         new: PeerKey,
-    ) -> BoxFuture<'_, Result<Option<u64>, StoreError>>;
+    ) -> BoxFuture<'_, Result<Option<u64>, IdentityStoreError>>;
 
     /// Adds the token of a program, or replaces the one of the same name.
-    fn put_api_key(&self, key: ApiKey) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn put_api_key(&self, key: ApiKey) -> BoxFuture<'_, Result<(), IdentityStoreError>>;
 
     /// Forgets the token of a program; whether there was one.
-    fn remove_api_key(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>>;
+    fn remove_api_key(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, IdentityStoreError>>;
 
     /// Takes back a token, of a program or of a peer; whether there was one.
-    fn revoke_token(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>>;
+    fn revoke_token(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, IdentityStoreError>>;
 
     /// Keeps on which day tokens were last used. Worth calling now and then, and at the end.
-    fn keep_uses(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn keep_uses(&self) -> BoxFuture<'_, Result<(), IdentityStoreError>>;
 
     /// Every peer of the store, by name.
-    fn list(&self) -> BoxFuture<'_, Result<Vec<PeerEntry>, StoreError>>;
+    fn list(&self) -> BoxFuture<'_, Result<Vec<PeerEntry>, IdentityStoreError>>;
 }
 
 /// Everything a store holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredIdentities {
     /// Peers.
     pub peers: Vec<PeerEntry>,
     /// Tokens of programs.
@@ -71,23 +75,23 @@ pub enum StoreChange {
 }
 
 /// Keeps changes beyond the end of the program.
-pub trait StoreKeeper: Send + Sync + 'static {
+pub trait IdentityPersistence: Send + Sync + 'static {
     /// Keeps all of these changes or none. Once it returns without an error a power cut does not
     /// undo them. May block; called by one thread at a time.
     ///
     /// # Errors
     /// They are not kept.
-    fn keep(&self, changes: &[StoreChange]) -> Result<(), StoreError>;
+    fn keep(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError>;
 }
 
 /// Why a store refuses a change.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum StoreError {
+pub enum IdentityStoreError {
     /// Ends cannot be told without the time.
     #[error("the clock of the node is not set yet: try again once it is")]
     ClockUnset,
-    /// Somebody else holds the key.
+    /// Another entry holds the key.
     #[error("the key {0} belongs to '{1}' already: take it from there first")]
     KeyTaken(PeerKey, PeerId),
     /// The configuration has an entry of this name.
@@ -96,7 +100,7 @@ pub enum StoreError {
     /// The keys of the peer do not allow this rotation.
     #[error(transparent)]
     Rotation(#[from] RotationError),
-    /// Somebody else holds the token.
+    /// Another entry holds the token.
     #[error("a token of the name {0} exists already: make a new one")]
     TokenTaken(KeyId),
     /// The change cannot be kept.

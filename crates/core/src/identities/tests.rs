@@ -20,9 +20,9 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 
 /// Zero is a clock that is not sane.
 #[derive(Default)]
-struct At(AtomicU64);
+struct IdentityTestClock(AtomicU64);
 
-impl Clock for At {
+impl Clock for IdentityTestClock {
     fn now_s(&self) -> Option<u64> {
         Some(self.0.load(Ordering::Relaxed)).filter(|now| *now > 0)
     }
@@ -51,9 +51,9 @@ fn api_key(token: &AuthToken) -> ApiKey {
     }
 }
 
-fn of(peers: Vec<PeerEntry>) -> (Identities, Arc<At>) {
-    let clock = Arc::new(At::default());
-    let entries = Entries {
+fn identities_with(peers: Vec<PeerEntry>) -> (Identities, Arc<IdentityTestClock>) {
+    let clock = Arc::new(IdentityTestClock::default());
+    let entries = IdentityEntries {
         admins: vec![(id("admin"), key(100))],
         peers,
         api_keys: Vec::new(),
@@ -65,7 +65,7 @@ fn of(peers: Vec<PeerEntry>) -> (Identities, Arc<At>) {
 fn administrators_may_do_everything_peers_what_their_entry_says() {
     let mut disabled = peer("gone", &[5]);
     disabled.enabled = false;
-    let (all, _) = of(vec![peer("edge", &[3, 4]), disabled]);
+    let (all, _) = identities_with(vec![peer("edge", &[3, 4]), disabled]);
     let admin = all.by_key(&key(100)).expect("an administrator");
     assert!(admin.id.as_str() == "admin" && admin.scopes.allows("node:anything"));
     for n in [3, 4] {
@@ -90,7 +90,7 @@ fn a_token_stands_for_its_peer_or_for_itself() {
     let (mine, program) = (mine.expect("randomness"), program.expect("randomness"));
     let mut edge = peer("edge", &[1]);
     edge.token_hashes.push(mine.hash().expect("a token"));
-    let (all, _) = of(vec![edge]);
+    let (all, _) = identities_with(vec![edge]);
     now(all.put_api_key(api_key(&program))).expect("a new name");
 
     let found = all.by_token(&mine).expect("a token of a peer");
@@ -103,7 +103,7 @@ fn a_token_stands_for_its_peer_or_for_itself() {
     assert_eq!(found.id.as_str(), format!("key:{name}"));
     assert!(found.scopes.allows("metrics:read") && !found.scopes.allows("fs:read:x"));
 
-    // The same name with another secret is somebody else.
+    // The same name with another secret is another token.
     let forged = format!("{}{}", &program.expose()[..13], &mine.expose()[13..]);
     assert!(all.by_token(&AuthToken::new(forged)).is_none());
     assert!(
@@ -122,7 +122,7 @@ fn a_token_ends_with_who_made_it() {
     };
     let mut lent = maker("lent", &[1]);
     lent.expires = Some(1000);
-    let (all, clock) = of(vec![lent]);
+    let (all, clock) = identities_with(vec![lent]);
     clock.0.store(500, Ordering::Relaxed);
     now(all.put(maker("stored", &[2]))).expect("a new peer");
     let made_by = |maker: &str, admin: Option<PeerKey>| {
@@ -148,12 +148,12 @@ fn a_token_ends_with_who_made_it() {
     clock.0.store(1000, Ordering::Relaxed);
     assert!(!good(&by_lent) && good(&by_stored));
     // Another administrator has the same name afterwards.
-    all.replace_config(Entries {
+    all.replace_config(IdentityEntries {
         admins: vec![(id("admin"), key(101))],
-        ..Entries::default()
+        ..IdentityEntries::default()
     });
     assert!(!good(&by_admin) && good(&by_token));
-    // Whoever is removed and let in again has none of them back.
+    // A peer that is removed and let in again has none of them back.
     let enabled = |enabled| PeerPatch {
         enabled: Some(enabled),
         ..PeerPatch::default()
@@ -185,7 +185,7 @@ fn a_token_ends_with_who_made_it() {
 fn an_end_counts_once_the_clock_is_sane() {
     let mut short = peer("short", &[1]);
     short.expires = Some(1000);
-    let (all, clock) = of(vec![short, peer("long", &[2])]);
+    let (all, clock) = identities_with(vec![short, peer("long", &[2])]);
     let known = |now: u64| {
         clock.0.store(now, Ordering::Relaxed);
         (all.by_key(&key(1)).is_some(), all.by_key(&key(2)).is_some())
@@ -195,15 +195,15 @@ fn an_end_counts_once_the_clock_is_sane() {
     assert_eq!(known(1000), (false, true));
 }
 
-/// Whoever keeps an identity tells by its number that it is not as it is now, as soon as the change is made.
+/// A holder of an identity sees by its generation that it is out of date, as soon as the change is made.
 #[test]
 fn an_identity_has_the_number_of_the_table_it_is_from() {
-    let (all, _) = of(vec![peer("edge", &[1])]);
+    let (all, _) = identities_with(vec![peer("edge", &[1])]);
     let kept = all.by_key(&key(1)).expect("known");
     assert_eq!(all.table(), Some(kept.generation));
-    all.replace_config(Entries {
+    all.replace_config(IdentityEntries {
         peers: vec![peer("edge", &[1]), peer("other", &[2])],
-        ..Entries::default()
+        ..IdentityEntries::default()
     });
     assert_ne!(all.table(), Some(kept.generation));
     for known in [1, 2] {
@@ -214,9 +214,9 @@ fn an_identity_has_the_number_of_the_table_it_is_from() {
 
 #[test]
 fn a_change_is_announced_with_its_generation() {
-    let (all, _) = of(vec![peer("edge", &[1])]);
+    let (all, _) = identities_with(vec![peer("edge", &[1])]);
     let mut watch = all.watch();
-    all.replace_config(Entries::default());
+    all.replace_config(IdentityEntries::default());
     assert!(watch.has_changed().expect("the provider lives"));
     assert_eq!(*watch.borrow_and_update(), 2);
     assert!(all.by_key(&key(1)).is_none());
@@ -232,7 +232,7 @@ fn a_change_is_announced_with_its_generation() {
 
 #[test]
 fn rotation_is_one_name_with_two_keys_and_then_one() {
-    let (all, _) = of(Vec::new());
+    let (all, _) = identities_with(Vec::new());
     let who = |n| all.by_key(&key(n)).map(|found| found.id.to_string());
     now(all.put(peer("edge", &[1]))).expect("a new peer");
     let keys = |keys: &[u8]| PeerPatch {
@@ -247,31 +247,31 @@ fn rotation_is_one_name_with_two_keys_and_then_one() {
 
 #[test]
 fn entries_of_the_configuration_win_and_are_read_only() {
-    let (all, _) = of(vec![peer("edge", &[1])]);
-    let read_only = Err(StoreError::ReadOnly(id("edge")));
+    let (all, _) = identities_with(vec![peer("edge", &[1])]);
+    let read_only = Err(IdentityStoreError::ReadOnly(id("edge")));
     assert_eq!(now(all.put(peer("edge", &[2]))), read_only);
     assert_eq!(
         now(all.put(peer("other", &[1]))),
-        Err(StoreError::KeyTaken(key(1), id("edge")))
+        Err(IdentityStoreError::KeyTaken(key(1), id("edge")))
     );
     assert_eq!(
         now(all.put(peer("other", &[100]))),
-        Err(StoreError::KeyTaken(key(100), id("admin")))
+        Err(IdentityStoreError::KeyTaken(key(100), id("admin")))
     );
-    let unknown = Err(StoreError::Unknown(id("nobody")));
+    let unknown = Err(IdentityStoreError::Unknown(id("nobody")));
     assert_eq!(now(all.patch(id("nobody"), PeerPatch::default())), unknown);
     // What the configuration names later hides what the store has, and gives it back.
     now(all.put(peer("late", &[7]))).expect("a new peer");
-    let config = Entries {
+    let config = IdentityEntries {
         peers: vec![peer("late", &[8])],
-        ..Entries::default()
+        ..IdentityEntries::default()
     };
     let would_be = all.preview(&config, &key(8)).expect("a peer");
     assert_eq!(would_be.id.as_str(), "late");
     all.replace_config(config);
     assert!(all.by_key(&key(7)).is_none() && all.by_key(&key(8)).is_some());
     assert_eq!(all.entries().peers.len(), 1);
-    all.replace_config(Entries::default());
+    all.replace_config(IdentityEntries::default());
     assert!(all.by_key(&key(7)).is_some());
     assert_eq!(now(all.list()).map(|peers| peers.len()), Ok(1));
     assert_eq!(now(all.remove(id("late"))), Ok(true));
@@ -285,8 +285,8 @@ fn a_token_has_one_holder() {
     holder.token_hashes.push(token.hash().expect("a token"));
     let mut other = peer("other", &[2]);
     other.token_hashes.clone_from(&holder.token_hashes);
-    let (all, _) = of(vec![holder]);
-    let taken = Err(StoreError::TokenTaken(
+    let (all, _) = identities_with(vec![holder]);
+    let taken = Err(IdentityStoreError::TokenTaken(
         token.hash().expect("a token").key_id,
     ));
     assert_eq!(now(all.put(other)), taken);
@@ -297,7 +297,7 @@ fn a_token_has_one_holder() {
 fn a_peer_may_have_a_number_of_connections_of_its_own() {
     let mut one = peer("one", &[1]);
     one.max_connections = Some(1);
-    let (all, _) = of(vec![one, peer("any", &[2])]);
+    let (all, _) = identities_with(vec![one, peer("any", &[2])]);
     assert_eq!(all.max_connections(&id("one")), Some(1));
     assert_eq!(all.max_connections(&id("any")), None);
 }
@@ -308,7 +308,7 @@ fn peers_are_found_by_id_and_by_alias() {
         display_name: Some(alias.to_owned()),
         ..peer(name, keys)
     };
-    let (identities, _) = of(vec![called("fixed", "The one in the cellar", &[1])]);
+    let (identities, _) = identities_with(vec![called("fixed", "The one in the cellar", &[1])]);
     now(identities.put(called("p1", "kitchen", &[2]))).expect("a new peer");
     now(identities.put(called("p2", "p1", &[3]))).expect("a new peer");
     now(identities.put(called("p3", "kitchen", &[4]))).expect("a new peer");
@@ -334,13 +334,13 @@ fn peers_are_found_by_id_and_by_alias() {
 
 #[test]
 fn a_replaced_key_ends_by_the_clock_alone() {
-    let (all, clock) = of(vec![peer("fixed", &[7, 8])]);
+    let (all, clock) = identities_with(vec![peer("fixed", &[7, 8])]);
     let set = |now: u64| clock.0.store(now, Ordering::Relaxed);
     let who = |n| all.by_key(&key(n)).map(|found| found.id.to_string());
     let edge = Some("edge".to_owned());
     now(all.put(peer("edge", &[1]))).expect("a new peer");
     let rotate = |name, old, new| now(all.rotate(id(name), key(old), key(new)));
-    assert_eq!(rotate("edge", 1, 2), Err(StoreError::ClockUnset));
+    assert_eq!(rotate("edge", 1, 2), Err(IdentityStoreError::ClockUnset));
     set(1000);
     let ends = 1000 + OVERLAP_S;
     assert_eq!(rotate("edge", 1, 2), Ok(Some(ends)));
@@ -352,28 +352,28 @@ fn a_replaced_key_ends_by_the_clock_alone() {
     set(ends);
     assert_eq!((who(1), who(2)), (None, edge));
 
-    let taken = StoreError::KeyTaken(key(7), id("fixed"));
+    let taken = IdentityStoreError::KeyTaken(key(7), id("fixed"));
     assert_eq!(rotate("edge", 2, 7), Err(taken));
     assert_eq!(
         rotate("nobody", 2, 3),
-        Err(StoreError::Unknown(id("nobody")))
+        Err(IdentityStoreError::Unknown(id("nobody")))
     );
     // People rotate what they wrote.
     assert_eq!(
         rotate("fixed", 7, 9),
-        Err(StoreError::ReadOnly(id("fixed")))
+        Err(IdentityStoreError::ReadOnly(id("fixed")))
     );
     assert_eq!(rotate("fixed", 7, 8), Ok(None));
     assert_eq!(
         rotate("admin", 100, 9),
-        Err(StoreError::ReadOnly(id("admin")))
+        Err(IdentityStoreError::ReadOnly(id("admin")))
     );
     assert_eq!(rotate("fixed", 7, 7), Err(RotationError::Same.into()));
 }
 
 #[test]
 fn what_the_configuration_hides_is_told() {
-    let (all, _) = of(Vec::new());
+    let (all, _) = identities_with(Vec::new());
     for one in [
         peer("same", &[1]),
         peer("other", &[2, 3]),
@@ -381,7 +381,7 @@ fn what_the_configuration_hides_is_told() {
     ] {
         now(all.put(one)).expect("a new peer");
     }
-    let config = Entries {
+    let config = IdentityEntries {
         admins: vec![(id("admin"), key(3))],
         peers: vec![peer("same", &[9]), peer("new", &[2])],
         api_keys: Vec::new(),
@@ -392,28 +392,37 @@ fn what_the_configuration_hides_is_told() {
         .map(|(id, _)| id)
         .collect();
     assert_eq!(hidden, [id("same"), id("other"), id("other")]);
-    assert!(all.hidden_by(&Entries::default()).is_empty());
+    assert!(all.hidden_by(&IdentityEntries::default()).is_empty());
 }
 
 /// A keeper that says no.
-struct Full;
+struct RefusingPersistence;
 
-impl StoreKeeper for Full {
-    fn keep(&self, _: &[StoreChange]) -> Result<(), StoreError> {
-        Err(StoreError::Unavailable("the disk is full".to_owned()))
+impl IdentityPersistence for RefusingPersistence {
+    fn keep(&self, _: &[StoreChange]) -> Result<(), IdentityStoreError> {
+        Err(IdentityStoreError::Unavailable(
+            "the disk is full".to_owned(),
+        ))
     }
 }
 
 #[tokio::test]
 async fn what_is_not_kept_does_not_count() {
-    let stored = Stored {
+    let stored = StoredIdentities {
         peers: vec![peer("edge", &[1])],
-        ..Stored::default()
+        ..StoredIdentities::default()
     };
-    let clock = Arc::new(At::default());
-    let all = Identities::with_store(Entries::default(), stored, Arc::new(Full), clock);
+    let clock = Arc::new(IdentityTestClock::default());
+    let all = Identities::with_store(
+        IdentityEntries::default(),
+        stored,
+        Arc::new(RefusingPersistence),
+        clock,
+    );
     assert!(all.by_key(&key(1)).is_some());
-    let full = Err(StoreError::Unavailable("the disk is full".to_owned()));
+    let full = Err(IdentityStoreError::Unavailable(
+        "the disk is full".to_owned(),
+    ));
     assert_eq!(all.put(peer("other", &[2])).await, full);
     assert!(all.by_key(&key(2)).is_none() && all.generation() == 1);
     assert_eq!(all.remove(id("nobody")).await, Ok(false), "nothing to keep");
@@ -422,7 +431,7 @@ async fn what_is_not_kept_does_not_count() {
 #[test]
 fn whoever_has_a_name_is_found_by_it_as_long_as_they_are_let_in() {
     let token = AuthToken::generate().expect("randomness");
-    let (all, clock) = of(vec![peer("edge", &[1])]);
+    let (all, clock) = identities_with(vec![peer("edge", &[1])]);
     now(all.put_api_key(ApiKey {
         expires: Some(100),
         ..api_key(&token)
@@ -446,7 +455,7 @@ fn a_token_is_taken_back_wherever_it_hangs() {
         .map(|_| AuthToken::generate().expect("randomness"))
         .collect();
     let hash = |n: usize| made[n].hash().expect("a token");
-    let (all, _) = of(vec![PeerEntry {
+    let (all, _) = identities_with(vec![PeerEntry {
         token_hashes: vec![hash(0)],
         ..peer("fixed", &[1])
     }]);
@@ -457,7 +466,7 @@ fn a_token_is_taken_back_wherever_it_hangs() {
     }))
     .expect("a new peer");
     let revoke = |n: usize| now(all.revoke_token(hash(n).key_id));
-    assert_eq!(revoke(0), Err(StoreError::ReadOnly(id("fixed"))));
+    assert_eq!(revoke(0), Err(IdentityStoreError::ReadOnly(id("fixed"))));
     for n in [1, 2] {
         assert!(all.by_token(&made[n]).is_some());
         assert_eq!(revoke(n), Ok(true));
@@ -470,10 +479,10 @@ fn a_token_is_taken_back_wherever_it_hangs() {
 
 /// A keeper that remembers.
 #[derive(Default)]
-struct Paper(Mutex<Vec<StoreChange>>);
+struct RecordingPersistence(Mutex<Vec<StoreChange>>);
 
-impl StoreKeeper for Paper {
-    fn keep(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
+impl IdentityPersistence for RecordingPersistence {
+    fn keep(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError> {
         self.0.lock().expect("whole").extend_from_slice(changes);
         Ok(())
     }
@@ -483,15 +492,23 @@ impl StoreKeeper for Paper {
 async fn the_day_of_the_last_use_is_kept_and_changes_nobodys_rights() {
     let token = AuthToken::generate().expect("randomness");
     let key_id = token.hash().expect("a token").key_id;
-    let (clock, paper) = (Arc::new(At::default()), Arc::new(Paper::default()));
-    let stored = Stored {
+    let (clock, paper) = (
+        Arc::new(IdentityTestClock::default()),
+        Arc::new(RecordingPersistence::default()),
+    );
+    let stored = StoredIdentities {
         api_keys: vec![ApiKey {
             used_day: Some(3),
             ..api_key(&token)
         }],
-        ..Stored::default()
+        ..StoredIdentities::default()
     };
-    let all = Identities::with_store(Entries::default(), stored, paper.clone(), clock.clone());
+    let all = Identities::with_store(
+        IdentityEntries::default(),
+        stored,
+        paper.clone(),
+        clock.clone(),
+    );
     assert_eq!(all.used_day(&key_id), Some(3));
     all.keep_uses().await.expect("nothing to keep");
     clock.0.store(86_400 * 20_000 + 7, Ordering::Relaxed);

@@ -13,13 +13,13 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
 use super::{Handshake, Probe, bounded, canonical, proof, stopped};
-use crate::admission::{self, Address, Limit};
+use crate::admission::{self, AddressValidation, AdmissionLimit};
 use crate::error::EndpointError;
-use crate::hello::{Greeting, HelloChooser};
+use crate::hello::{HelloChooser, NegotiatedHandshake};
 use crate::limits::WINDOW_BYTES_FIRST;
 use crate::quic;
-use crate::serve::{Arrived, Shared, Unplaced, serve};
-use crate::windows::Window;
+use crate::serve::{AcceptedConnection, ConnectionReservation, EndpointShared, serve};
+use crate::windows::ReceiveWindow;
 
 /// First packets waiting for the accept loop.
 const INCOMING_MAX: usize = 1024;
@@ -30,14 +30,14 @@ const INCOMING_BYTES_TOTAL: u64 = 8 << 20;
 /// Where first packets arrive.
 pub(crate) trait Listener: Send + Sync + 'static {
     /// What arrives.
-    type Incoming: Incoming;
+    type Incoming: QuicIncoming;
 
     /// The next one; `None` once the endpoint is closed.
     fn next(&self) -> impl Future<Output = Option<Self::Incoming>> + Send;
 }
 
-/// A first packet that nobody answered yet.
-pub(crate) trait Incoming: Send + 'static {
+/// A client's first packet, before the node answers it.
+pub(crate) trait QuicIncoming: Send + 'static {
     /// What the connection will travel on.
     const CARRIAGE: Carriage;
 
@@ -45,7 +45,7 @@ pub(crate) trait Incoming: Send + 'static {
     fn source(&self) -> IpAddr;
 
     /// What is known of that address.
-    fn address(&self) -> Address;
+    fn address(&self) -> AddressValidation;
 
     /// Answers nothing.
     fn ignore(self);
@@ -58,12 +58,15 @@ pub(crate) trait Incoming: Send + 'static {
 
     /// Goes through with the handshake. Resolves at its end, never with early data before it. The library owns `window`
     /// for as long as it has anything of the connection, however the handshake ends.
-    fn finish(self, window: Arc<Window>) -> impl Future<Output = io::Result<Arrived>> + Send;
+    fn finish(
+        self,
+        window: Arc<ReceiveWindow>,
+    ) -> impl Future<Output = io::Result<AcceptedConnection>> + Send;
 }
 
 /// Decides about everything that arrives. Once the node drains, everything is refused.
 pub(crate) async fn accept_loop(
-    shared: Arc<Shared>,
+    shared: Arc<EndpointShared>,
     listener: impl Listener,
     mut probes: mpsc::Receiver<Probe>,
 ) {
@@ -84,30 +87,30 @@ pub(crate) async fn accept_loop(
     }
 }
 
-fn admit<I: Incoming>(shared: &Arc<Shared>, incoming: I) {
+fn admit<I: QuicIncoming>(shared: &Arc<EndpointShared>, incoming: I) {
     let (from, address) = (incoming.source(), incoming.address());
     let decision = shared
         .admission()
         .quic(I::CARRIAGE, from, address, Instant::now());
     match decision {
-        admission::Quic::Accept {
+        admission::QuicDecision::Accept {
             ticket,
             evict,
             paid,
         } => {
             shared.start_handshake(ticket, evict, |guard| connection(guard, incoming, paid));
         }
-        admission::Quic::Ignore => {
-            shared.meters.hit(Limit::Retries);
+        admission::QuicDecision::Ignore => {
+            shared.meters.hit(AdmissionLimit::Retries);
             shared.totals.handshakes_ignored.add();
             incoming.ignore();
         }
-        admission::Quic::Refuse(limit) => {
+        admission::QuicDecision::Refuse(limit) => {
             shared.meters.hit(limit);
             shared.totals.handshakes_refused.add();
             incoming.refuse();
         }
-        admission::Quic::Retry(limit) => {
+        admission::QuicDecision::Retry(limit) => {
             if let Some(limit) = limit {
                 shared.meters.hit(limit);
             }
@@ -119,10 +122,10 @@ fn admit<I: Incoming>(shared: &Arc<Shared>, incoming: I) {
     }
 }
 
-async fn connection(guard: Handshake, incoming: impl Incoming, paid: bool) {
+async fn connection(guard: Handshake, incoming: impl QuicIncoming, paid: bool) {
     let shared = Arc::clone(guard.shared());
     // Counts however this ends, also where the task is ended for a newer handshake.
-    let unplaced = Unplaced::new(&shared, incoming.source(), paid);
+    let unplaced = ConnectionReservation::new(&shared, incoming.source(), paid);
     let arrived = bounded(&shared, incoming.finish(unplaced.window())).await;
     // From here on nothing may end this task for a newer handshake.
     drop(guard);
@@ -171,18 +174,18 @@ pub(crate) struct QuinnIncoming {
     config: Arc<QuinnConfig>,
 }
 
-impl Incoming for QuinnIncoming {
+impl QuicIncoming for QuinnIncoming {
     const CARRIAGE: Carriage = Carriage::Quic;
 
     fn source(&self) -> IpAddr {
         self.incoming.remote_address().ip().to_canonical()
     }
 
-    fn address(&self) -> Address {
+    fn address(&self) -> AddressValidation {
         if self.incoming.remote_address_validated() {
-            Address::Proven
+            AddressValidation::Proven
         } else {
-            Address::Unproven
+            AddressValidation::Unproven
         }
     }
 
@@ -199,7 +202,10 @@ impl Incoming for QuinnIncoming {
     }
 
     /// What is over before the handshake goes on is not kept in its future, which lasts as long as the connection.
-    fn finish(self, window: Arc<Window>) -> impl Future<Output = io::Result<Arrived>> + Send {
+    fn finish(
+        self,
+        window: Arc<ReceiveWindow>,
+    ) -> impl Future<Output = io::Result<AcceptedConnection>> + Send {
         let Self {
             incoming,
             bound,
@@ -208,7 +214,7 @@ impl Incoming for QuinnIncoming {
         // The address that the handshake proves. The connection's own changes with the first packet behind it that comes from
         // elsewhere, before that path is validated (RFC 9000, 9.3), and that may be before this task goes on.
         let remote = canonical(incoming.remote_address());
-        let connecting = incoming.accept_with(config.of(window));
+        let connecting = incoming.accept_with(config.with_window(window));
         async move {
             let connecting = connecting.map_err(io::Error::other)?;
             let connection = connecting.await.map_err(io::Error::other)?;
@@ -221,12 +227,12 @@ fn arrived(
     connection: quinn::Connection,
     remote: SocketAddr,
     bound: Option<SocketAddr>,
-) -> Arrived {
+) -> AcceptedConnection {
     let data = connection
         .handshake_data()
-        .and_then(|data| data.downcast::<Greeting>().ok());
+        .and_then(|data| data.downcast::<NegotiatedHandshake>().ok());
     let (alpn, sni, window) = data.map_or((None, None, None), |data| {
-        let Greeting { tls, window } = *data;
+        let NegotiatedHandshake { tls, window } = *data;
         (tls.protocol, tls.server_name, Some(window))
     });
     let chain = connection
@@ -237,7 +243,7 @@ fn arrived(
         SocketAddr::new(ip.to_canonical(), bound.port())
     });
     let credit = window.map(|window| quic::credit(&connection, window));
-    Arrived {
+    AcceptedConnection {
         info: ConnectionInfo {
             alpn: alpn.unwrap_or_default().into(),
             carriage: Carriage::Quic,
@@ -249,7 +255,7 @@ fn arrived(
         proof: chain.and_then(|chain| proof(&chain)),
         from: remote.ip(),
         credit: credit.clone(),
-        source: Box::new(quic::Source::new(connection, credit)),
+        source: Box::new(quic::QuicSource::new(connection, credit)),
     }
 }
 
@@ -266,9 +272,9 @@ impl QuinnConfig {
     }
 
     /// For one connection, which owns this window.
-    fn of(&self, window: Arc<Window>) -> Arc<quinn::ServerConfig> {
+    fn with_window(&self, window: Arc<ReceiveWindow>) -> Arc<quinn::ServerConfig> {
         let mut server = self.server();
-        server.crypto = self.chooser.of(window);
+        server.crypto = self.chooser.with_window(window);
         Arc::new(server)
     }
 }

@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
 use super::{Handshake, Probe, bounded, canonical, proof, stopped};
-use crate::admission::{self, Limit};
-use crate::metrics::Refused;
-use crate::serve::{Arrived, Shared, serve};
+use crate::admission::{self, AdmissionLimit};
+use crate::metrics::HandshakeRefusal;
+use crate::serve::{AcceptedConnection, EndpointShared, serve};
 use crate::sockets;
 use crate::tcp::{self, Socket, TcpSource};
 
@@ -28,12 +28,12 @@ const ALPN_OF_OLD_CLIENTS: &[u8] = b"http/1.1";
 
 /// What the TCP accept loop and its handshakes share.
 pub(crate) struct TcpSide {
-    shared: Arc<Shared>,
+    shared: Arc<EndpointShared>,
     tls: Arc<ServerTls>,
 }
 
 impl TcpSide {
-    pub(crate) fn new(shared: &Arc<Shared>, tls: &Arc<ServerTls>) -> Self {
+    pub(crate) fn new(shared: &Arc<EndpointShared>, tls: &Arc<ServerTls>) -> Self {
         Self {
             shared: Arc::clone(shared),
             tls: Arc::clone(tls),
@@ -81,8 +81,8 @@ fn admit(side: &Arc<TcpSide>, stream: TcpStream, remote: SocketAddr) {
     let shared = &side.shared;
     let decision = shared.admission().tcp(remote.ip());
     let (ticket, evict) = match decision {
-        admission::Tcp::Accept { ticket, evict } => (ticket, evict),
-        admission::Tcp::Refuse(limit) => {
+        admission::TcpDecision::Accept { ticket, evict } => (ticket, evict),
+        admission::TcpDecision::Refuse(limit) => {
             shared.meters.hit(limit);
             return shared.totals.handshakes_refused.add();
         }
@@ -121,9 +121,9 @@ async fn handshake(
         .admission()
         .charge(Carriage::Tcp, from, Instant::now());
     if !allowed {
-        side.shared.meters.hit(Limit::HandshakeRate);
+        side.shared.meters.hit(AdmissionLimit::HandshakeRate);
         side.shared.totals.handshakes_refused.add();
-        return Err(io::Error::other(Refused));
+        return Err(io::Error::other(HandshakeRefusal));
     }
     let config = match side.tls.tcp(&start.client_hello()) {
         Ok(config) => config,
@@ -142,10 +142,10 @@ async fn handshake(
 }
 
 fn arrived(
-    shared: &Shared,
+    shared: &EndpointShared,
     tls: tokio_rustls::server::TlsStream<Socket>,
     remote: SocketAddr,
-) -> Arrived {
+) -> AcceptedConnection {
     let (socket, session) = tls.get_ref();
     let old = || shared.registry.get(ALPN_OF_OLD_CLIENTS, Carriage::Tcp);
     let alpn = match session.alpn_protocol() {
@@ -161,7 +161,7 @@ fn arrived(
         local_addr: socket.tcp().local_addr().ok().map(canonical),
         dialled: false,
     };
-    Arrived {
+    AcceptedConnection {
         info,
         proof: session.peer_certificates().and_then(proof),
         from: remote.ip(),

@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use alknet_core::Site;
+use alknet_core::SitePrefix;
 
-use super::{Payer, Ticket};
+use super::{HandshakeId, HandshakePayer};
 
 /// Handshakes under way that the address of a known peer has for itself; further ones count for its network.
 pub(super) const OWN_MAX: usize = 4;
 
 /// Those of one kind, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Handshakes(BTreeMap<Ticket, Payer>);
+pub(super) struct Handshakes(BTreeMap<HandshakeId, HandshakePayer>);
 
 impl Handshakes {
     /// Adds one. Returns the one that ends for it: the oldest of the same network where that has `each`,
@@ -21,15 +21,15 @@ impl Handshakes {
     /// known peer was seen are not ended for those of any number of networks.
     pub(super) fn enter(
         &mut self,
-        ticket: Ticket,
-        from: Payer,
+        ticket: HandshakeId,
+        from: HandshakePayer,
         each: u32,
         all: u32,
-    ) -> Option<Ticket> {
-        let evict = if self.of(from).count() >= each as usize {
-            self.of(from).next()
+    ) -> Option<HandshakeId> {
+        let evict = if self.by_payer(from).count() >= each as usize {
+            self.by_payer(from).next()
         } else if self.0.len() >= all as usize {
-            self.most().and_then(|payer| self.of(payer).next())
+            self.most().and_then(|payer| self.by_payer(payer).next())
         } else {
             None
         };
@@ -43,27 +43,27 @@ impl Handshakes {
     /// Whether another handshake from the address of a known peer counts for the address alone. All such addresses
     /// have half of the `all` places: else those of a few peers would leave nothing for the rest.
     pub(super) fn has_room_for(&self, address: IpAddr, all: u32) -> bool {
-        let own = self.of(Payer::Address(address)).count();
+        let own = self.by_payer(HandshakePayer::Address(address)).count();
         let payers = self.0.values();
-        let addresses = payers.filter(|payer| matches!(payer, Payer::Address(_)));
+        let addresses = payers.filter(|payer| matches!(payer, HandshakePayer::Address(_)));
         own < OWN_MAX && addresses.count() < all as usize / 2
     }
 
     /// Whether it was there.
-    pub(super) fn leave(&mut self, ticket: Ticket) -> bool {
+    pub(super) fn leave(&mut self, ticket: HandshakeId) -> bool {
         self.0.remove(&ticket).is_some()
     }
 
-    fn of(&self, payer: Payer) -> impl Iterator<Item = Ticket> {
+    fn by_payer(&self, payer: HandshakePayer) -> impl Iterator<Item = HandshakeId> {
         let same = self.0.iter().filter(move |(_, from)| **from == payer);
         same.map(|(ticket, _)| *ticket)
     }
 
     /// The network that has the most, in the site that has the most; of those that have as many the one with the
     /// oldest. An address of a known peer only where there is nothing else.
-    fn most(&self) -> Option<Payer> {
-        let mut counts: HashMap<Payer, u32> = HashMap::new();
-        let mut sites: HashMap<Option<Site>, u32> = HashMap::new();
+    fn most(&self) -> Option<HandshakePayer> {
+        let mut counts: HashMap<HandshakePayer, u32> = HashMap::new();
+        let mut sites: HashMap<Option<SitePrefix>, u32> = HashMap::new();
         for from in self.0.values() {
             *counts.entry(*from).or_default() += 1;
             *sites.entry(from.site()).or_default() += 1;

@@ -1,6 +1,6 @@
 use std::net::Ipv4Addr;
 
-use super::known::{ADDRESSES_MAX, PEERS_MAX};
+use super::known_addresses::{ADDRESSES_MAX, PEERS_MAX};
 use super::*;
 
 fn v4(last: u8) -> IpAddr {
@@ -15,8 +15,8 @@ fn key(n: u8) -> PeerKey {
     PeerKey::Ed25519([n; 32])
 }
 
-fn admission() -> (Admission, Limits, Instant) {
-    let limits = Limits::default();
+fn admission() -> (Admission, EndpointLimits, Instant) {
+    let limits = EndpointLimits::default();
     (Admission::new(limits), limits, Instant::now())
 }
 
@@ -25,29 +25,29 @@ fn forged_addresses_are_asked_then_ignored_and_charged_to_nobody() {
     let (mut admission, limits, now) = admission();
     for _ in 0..limits.unvalidated_handshakes_max {
         assert!(matches!(
-            admission.quic(Carriage::Quic, v4(1), Address::Unproven, now),
-            Quic::Accept { .. }
+            admission.quic(Carriage::Quic, v4(1), AddressValidation::Unproven, now),
+            QuicDecision::Accept { .. }
         ));
     }
     for _ in 0..limits.retries_per_second_max {
         assert_eq!(
-            admission.quic(Carriage::Quic, v4(1), Address::Unproven, now),
-            Quic::Retry(Some(Limit::HandshakesUnproven))
+            admission.quic(Carriage::Quic, v4(1), AddressValidation::Unproven, now),
+            QuicDecision::Retry(Some(AdmissionLimit::HandshakesUnproven))
         );
     }
     assert_eq!(
-        admission.quic(Carriage::Quic, v4(1), Address::Unproven, now),
-        Quic::Ignore
+        admission.quic(Carriage::Quic, v4(1), AddressValidation::Unproven, now),
+        QuicDecision::Ignore
     );
     // The one whose address was forged still gets in by answering.
     assert!(matches!(
-        admission.quic(Carriage::Quic, v4(1), Address::Proven, now),
-        Quic::Accept { .. }
+        admission.quic(Carriage::Quic, v4(1), AddressValidation::Proven, now),
+        QuicDecision::Accept { .. }
     ));
     let later = now + Duration::from_secs(1);
     assert_eq!(
-        admission.quic(Carriage::Quic, v4(1), Address::Unproven, later),
-        Quic::Retry(Some(Limit::HandshakesUnproven))
+        admission.quic(Carriage::Quic, v4(1), AddressValidation::Unproven, later),
+        QuicDecision::Retry(Some(AdmissionLimit::HandshakesUnproven))
     );
 }
 
@@ -57,14 +57,23 @@ fn who_could_not_be_told_why_proves_its_address_first() {
     let (mut admission, limits, now) = admission();
     let mut ask = |address| admission.quic(Carriage::Iroh, v4(1), address, now);
     for _ in 0..=limits.unvalidated_handshakes_max {
-        assert_eq!(ask(Address::Unanswerable), Quic::Retry(None));
+        assert_eq!(
+            ask(AddressValidation::Unanswerable),
+            QuicDecision::Retry(None)
+        );
     }
-    assert!(matches!(ask(Address::Proven), Quic::Accept { .. }));
-    assert!(matches!(ask(Address::Unproven), Quic::Accept { .. }));
+    assert!(matches!(
+        ask(AddressValidation::Proven),
+        QuicDecision::Accept { .. }
+    ));
+    assert!(matches!(
+        ask(AddressValidation::Unproven),
+        QuicDecision::Accept { .. }
+    ));
     for _ in 0..limits.retries_per_second_max {
-        ask(Address::Unanswerable);
+        ask(AddressValidation::Unanswerable);
     }
-    assert_eq!(ask(Address::Unanswerable), Quic::Ignore);
+    assert_eq!(ask(AddressValidation::Unanswerable), QuicDecision::Ignore);
 }
 
 /// Whether or not there are so many that the address has to be proven before.
@@ -72,8 +81,8 @@ fn who_could_not_be_told_why_proves_its_address_first() {
 fn a_network_that_used_up_its_rate_proves_its_address_and_is_refused() {
     let (mut admission, limits, now) = admission();
     for _ in 0..limits.handshake_burst {
-        let Quic::Accept { ticket, paid, .. } =
-            admission.quic(Carriage::Quic, v4(1), Address::Unproven, now)
+        let QuicDecision::Accept { ticket, paid, .. } =
+            admission.quic(Carriage::Quic, v4(1), AddressValidation::Unproven, now)
         else {
             panic!("refused");
         };
@@ -84,13 +93,16 @@ fn a_network_that_used_up_its_rate_proves_its_address_and_is_refused() {
     }
     let mut ask = |address| admission.quic(Carriage::Quic, v4(2), address, now);
     assert_eq!(
-        ask(Address::Unproven),
-        Quic::Retry(Some(Limit::HandshakeRate))
+        ask(AddressValidation::Unproven),
+        QuicDecision::Retry(Some(AdmissionLimit::HandshakeRate))
     );
-    assert_eq!(ask(Address::Proven), Quic::Refuse(Limit::HandshakeRate));
+    assert_eq!(
+        ask(AddressValidation::Proven),
+        QuicDecision::Refuse(AdmissionLimit::HandshakeRate)
+    );
     let later = now + Duration::from_secs(1);
-    let asked = admission.quic(Carriage::Quic, v4(2), Address::Unproven, later);
-    assert!(matches!(asked, Quic::Accept { .. }));
+    let asked = admission.quic(Carriage::Quic, v4(2), AddressValidation::Unproven, later);
+    assert!(matches!(asked, QuicDecision::Accept { .. }));
 }
 
 /// Each is given up at once, by the client or by a forger in its name.
@@ -98,21 +110,29 @@ fn a_network_that_used_up_its_rate_proves_its_address_and_is_refused() {
 fn handshakes_without_proof_have_a_rate_of_all() {
     let (mut admission, limits, now) = admission();
     let begin = |admission: &mut Admission, n, now| {
-        let asked = admission.quic(Carriage::Quic, elsewhere(n), Address::Unproven, now);
-        if let Quic::Accept { ticket, .. } = asked {
+        let asked = admission.quic(
+            Carriage::Quic,
+            elsewhere(n),
+            AddressValidation::Unproven,
+            now,
+        );
+        if let QuicDecision::Accept { ticket, .. } = asked {
             admission.finish(ticket);
         }
         asked
     };
     for n in 0..limits.unvalidated_handshakes_per_second_max {
-        assert!(matches!(begin(&mut admission, n, now), Quic::Accept { .. }));
+        assert!(matches!(
+            begin(&mut admission, n, now),
+            QuicDecision::Accept { .. }
+        ));
     }
-    let retry = Quic::Retry(Some(Limit::HandshakesUnproven));
+    let retry = QuicDecision::Retry(Some(AdmissionLimit::HandshakesUnproven));
     assert_eq!(begin(&mut admission, 1, now), retry);
     let later = now + Duration::from_secs(1);
     assert!(matches!(
         begin(&mut admission, 1, later),
-        Quic::Accept { .. }
+        QuicDecision::Accept { .. }
     ));
 }
 
@@ -121,20 +141,20 @@ fn finished_handshakes_make_room() {
     let (mut admission, limits, now) = admission();
     let mut tickets = Vec::new();
     for _ in 0..limits.unvalidated_handshakes_max {
-        match admission.quic(Carriage::Quic, v4(1), Address::Unproven, now) {
-            Quic::Accept { ticket, .. } => tickets.push(ticket),
+        match admission.quic(Carriage::Quic, v4(1), AddressValidation::Unproven, now) {
+            QuicDecision::Accept { ticket, .. } => tickets.push(ticket),
             other => panic!("{other:?}"),
         }
     }
     admission.finish(tickets[0]);
     admission.finish(tickets[0]);
     assert!(matches!(
-        admission.quic(Carriage::Quic, v4(2), Address::Unproven, now),
-        Quic::Accept { .. }
+        admission.quic(Carriage::Quic, v4(2), AddressValidation::Unproven, now),
+        QuicDecision::Accept { .. }
     ));
     assert_eq!(
-        admission.quic(Carriage::Quic, v4(2), Address::Unproven, now),
-        Quic::Retry(Some(Limit::HandshakesUnproven))
+        admission.quic(Carriage::Quic, v4(2), AddressValidation::Unproven, now),
+        QuicDecision::Retry(Some(AdmissionLimit::HandshakesUnproven))
     );
 }
 
@@ -143,7 +163,7 @@ fn the_newest_silent_tcp_connection_takes_the_oldest_place() {
     let (mut admission, limits, _) = admission();
     let mut first = None;
     for _ in 0..limits.tcp_handshakes_per_address_max {
-        let Tcp::Accept { ticket, evict } = admission.tcp(v4(1)) else {
+        let TcpDecision::Accept { ticket, evict } = admission.tcp(v4(1)) else {
             panic!("refused");
         };
         assert_eq!(evict, None);
@@ -152,9 +172,9 @@ fn the_newest_silent_tcp_connection_takes_the_oldest_place() {
     // Another network is not disturbed.
     assert!(matches!(
         admission.tcp(elsewhere(2)),
-        Tcp::Accept { evict: None, .. }
+        TcpDecision::Accept { evict: None, .. }
     ));
-    assert!(matches!(admission.tcp(v4(1)), Tcp::Accept { evict, .. } if evict == first));
+    assert!(matches!(admission.tcp(v4(1)), TcpDecision::Accept { evict, .. } if evict == first));
 }
 
 #[test]
@@ -162,7 +182,7 @@ fn silent_tcp_connections_from_everywhere_are_bounded() {
     let (mut admission, limits, _) = admission();
     for i in 0..1000u32 {
         let from = elsewhere(i);
-        let Tcp::Accept { evict, .. } = admission.tcp(from) else {
+        let TcpDecision::Accept { evict, .. } = admission.tcp(from) else {
             panic!("refused");
         };
         assert_eq!(evict.is_some(), i >= limits.tcp_handshakes_max);
@@ -175,11 +195,11 @@ fn silent_tcp_connections_from_everywhere_are_bounded() {
 fn an_address_of_a_known_peer_keeps_its_place_among_silent_ones() {
     let (mut admission, limits, now) = admission();
     admission.remember(&peer("edge"), key(1), v4(1), now);
-    let Tcp::Accept { ticket: known, .. } = admission.tcp(v4(1)) else {
+    let TcpDecision::Accept { ticket: known, .. } = admission.tcp(v4(1)) else {
         panic!("refused");
     };
     for i in 0..1000u32 {
-        let Tcp::Accept { evict, .. } = admission.tcp(elsewhere(i)) else {
+        let TcpDecision::Accept { evict, .. } = admission.tcp(elsewhere(i)) else {
             panic!("refused");
         };
         assert_ne!(evict, Some(known));
@@ -225,9 +245,9 @@ fn elsewhere(n: u32) -> IpAddr {
 
 #[test]
 fn addresses_of_one_network_count_as_one() {
-    let limits = Limits {
+    let limits = EndpointLimits {
         per_address_max: 2,
-        ..Limits::default()
+        ..EndpointLimits::default()
     };
     let mut admission = Admission::new(limits);
     let v6 = |n: u16| -> IpAddr { [0x2001, 0xdb8, 0, n, 0, 0, 0, 1].into() };
@@ -235,13 +255,13 @@ fn addresses_of_one_network_count_as_one() {
         let conn = |n: usize| ConnId(u64::try_from(n).unwrap_or_default());
         assert_eq!(admission.connect(conn(1), network[0], false, true), Ok(()));
         assert_eq!(admission.connect(conn(2), network[1], false, true), Ok(()));
-        let full = Full::Network(Network::of(network[2]));
+        let full = CapacityScope::Network(NetworkPrefix::from_ip(network[2]));
         assert_eq!(
             admission.connect(conn(3), network[2], false, true),
             Err(full)
         );
-        assert_eq!(full.limit(), Limit::ConnectionsPerAddress);
-        // A known peer behind the same network is none of them, nor one that proves itself later.
+        assert_eq!(full.limit(), AdmissionLimit::ConnectionsPerAddress);
+        // A known peer behind the same network does not count for it, nor does one that proves itself later.
         assert_eq!(admission.connect(conn(4), network[2], true, true), Ok(()));
         assert!(admission.authenticated(conn(1), &peer("a"), true));
         assert_eq!(admission.connect(conn(3), network[2], false, true), Ok(()));
@@ -256,10 +276,10 @@ fn addresses_of_one_network_count_as_one() {
 /// By one token of the least scope, and by many.
 #[test]
 fn tokens_take_no_more_than_half_of_the_places() {
-    let limits = Limits {
+    let limits = EndpointLimits {
         connections_max: 16,
         per_address_max: 4,
-        ..Limits::default()
+        ..EndpointLimits::default()
     };
     let mut admission = Admission::new(limits);
     let mut connect = |n: u64, who: &str| {
@@ -282,10 +302,10 @@ fn tokens_take_no_more_than_half_of_the_places() {
 
 #[test]
 fn a_share_of_the_places_is_for_known_peers() {
-    let limits = Limits {
+    let limits = EndpointLimits {
         connections_max: 8,
         per_peer_max: 1,
-        ..Limits::default()
+        ..EndpointLimits::default()
     };
     let mut admission = Admission::new(limits);
     for n in 0..6 {
@@ -296,9 +316,9 @@ fn a_share_of_the_places_is_for_known_peers() {
     }
     let one_more =
         |admission: &mut Admission, known| admission.connect(ConnId(9), elsewhere(9), known, true);
-    let full = Full::Strangers(Network::of(elsewhere(9)));
+    let full = CapacityScope::UnknownPeers(NetworkPrefix::from_ip(elsewhere(9)));
     assert_eq!(one_more(&mut admission, false), Err(full));
-    assert_eq!(full.limit(), Limit::Connections);
+    assert_eq!(full.limit(), AdmissionLimit::Connections);
     for n in 6..8 {
         assert_eq!(
             admission.connect(ConnId(n), elsewhere(1), true, true),
@@ -306,9 +326,12 @@ fn a_share_of_the_places_is_for_known_peers() {
         );
     }
     // From here on one of an unknown peer has to go for a known one: the handshake is let begin.
-    assert_eq!(one_more(&mut admission, true), Err(Full::All));
-    assert_eq!(Full::All.limit(), Limit::Connections);
-    assert!(matches!(admission.tcp(elsewhere(9)), Tcp::Accept { .. }));
+    assert_eq!(one_more(&mut admission, true), Err(CapacityScope::All));
+    assert_eq!(CapacityScope::All.limit(), AdmissionLimit::Connections);
+    assert!(matches!(
+        admission.tcp(elsewhere(9)),
+        TcpDecision::Accept { .. }
+    ));
     admission.connect_for(ConnId(9), elsewhere(9), true);
     for n in 0..6 {
         admission.disconnect(ConnId(n), None);
@@ -316,17 +339,20 @@ fn a_share_of_the_places_is_for_known_peers() {
     for n in 10..15 {
         admission.connect_for(ConnId(n), elsewhere(1), true);
     }
-    // Nothing can be made room for: nobody need try.
-    assert_eq!(admission.tcp(elsewhere(9)), Tcp::Refuse(Limit::Connections));
+    // No connection can be ended for a newcomer: the handshake is refused before it begins.
+    assert_eq!(
+        admission.tcp(elsewhere(9)),
+        TcpDecision::Refuse(AdmissionLimit::Connections)
+    );
     let peer = peer("a");
     let identify =
         |admission: &mut Admission, n, own| admission.identify(&peer, ConnId(n), false, own, true);
-    assert_eq!(identify(&mut admission, 6, None), Entry::Welcome);
-    assert_eq!(identify(&mut admission, 7, None), Entry::Full);
-    assert_eq!(identify(&mut admission, 7, Some(2)), Entry::Welcome);
+    assert_eq!(identify(&mut admission, 6, None), SlotDecision::Welcome);
+    assert_eq!(identify(&mut admission, 7, None), SlotDecision::Full);
+    assert_eq!(identify(&mut admission, 7, Some(2)), SlotDecision::Welcome);
     admission.disconnect(ConnId(6), Some(&peer));
     admission.disconnect(ConnId(7), Some(&peer));
-    assert_eq!(identify(&mut admission, 8, None), Entry::Welcome);
+    assert_eq!(identify(&mut admission, 8, None), SlotDecision::Welcome);
 }
 
 #[test]
@@ -335,11 +361,11 @@ fn other_limits_count_at_once_and_end_nobody() {
     for n in 0..3 {
         assert_eq!(admission.connect(ConnId(n), v4(1), false, true), Ok(()));
     }
-    admission.set_limits(Limits {
+    admission.set_limits(EndpointLimits {
         per_address_max: 1,
         ..limits
     });
-    let full = Full::Network(Network::of(v4(1)));
+    let full = CapacityScope::Network(NetworkPrefix::from_ip(v4(1)));
     assert_eq!(admission.connect(ConnId(3), v4(1), false, true), Err(full));
     assert_eq!(admission.connections, 3);
     admission.set_limits(limits);
@@ -351,8 +377,9 @@ fn other_limits_count_at_once_and_end_nobody() {
 #[test]
 fn proven_handshakes_that_stall_give_way() {
     let (mut admission, limits, now) = admission();
-    let mut ask = |from| match admission.quic(Carriage::Quic, from, Address::Proven, now) {
-        Quic::Accept { ticket, evict, .. } => (ticket, evict),
+    let mut ask = |from| match admission.quic(Carriage::Quic, from, AddressValidation::Proven, now)
+    {
+        QuicDecision::Accept { ticket, evict, .. } => (ticket, evict),
         other => panic!("{other:?}"),
     };
     let (honest, _) = ask(elsewhere(1));
@@ -364,7 +391,7 @@ fn proven_handshakes_that_stall_give_way() {
     assert_ne!(ask(elsewhere(1002)).1, Some(honest));
 }
 
-/// Somebody else in the network of a known peer asks for all that the network has.
+/// Another host in the network of a known peer asks for all that the network has.
 #[test]
 fn a_known_peers_address_does_not_pay_for_its_neighbours() {
     let (mut admission, limits, now) = admission();
@@ -390,14 +417,18 @@ fn a_known_peer_has_many_handshakes_and_not_any_number() {
     let handshake = |admission: &mut Admission, who: &PeerId, from, address, now| match admission
         .quic(Carriage::Quic, from, address, now)
     {
-        Quic::Accept { ticket, paid, .. } => {
+        QuicDecision::Accept { ticket, paid, .. } => {
             admission.finish(ticket);
             admission.recognise(Carriage::Quic, (who, key(1)), from, paid, now)
         }
         _ => false,
     };
     let own = 1 + PEER_TIMES * limits.handshake_burst;
-    for (n, address) in (0..own).zip([Address::Proven, Address::Unproven].into_iter().cycle()) {
+    for (n, address) in (0..own).zip(
+        [AddressValidation::Proven, AddressValidation::Unproven]
+            .into_iter()
+            .cycle(),
+    ) {
         // As many without proof as there may be in a second.
         let now = now + Duration::from_secs(u64::from(n / 400));
         let served = handshake(&mut admission, &edge, v4(1), address, now);
@@ -406,15 +437,22 @@ fn a_known_peer_has_many_handshakes_and_not_any_number() {
     // What its address has comes beside that, and no more: then it is refused before the node signs anything.
     let now = now + Duration::from_secs(1);
     let mut more = 0;
-    while handshake(&mut admission, &edge, v4(1), Address::Proven, now) {
+    while handshake(&mut admission, &edge, v4(1), AddressValidation::Proven, now) {
         more += 1;
         assert!(more < 10 * limits.handshake_burst, "without end");
     }
-    let asked = admission.quic(Carriage::Quic, v4(1), Address::Proven, now);
-    assert_eq!(asked, Quic::Refuse(Limit::HandshakeRate));
+    let asked = admission.quic(Carriage::Quic, v4(1), AddressValidation::Proven, now);
+    assert_eq!(asked, QuicDecision::Refuse(AdmissionLimit::HandshakeRate));
     // Nor from elsewhere, but for what everybody has there: the network once, and then its address.
-    let elsewhere_too = (0..2 * limits.handshake_burst)
-        .filter(|_| handshake(&mut admission, &edge, elsewhere(7), Address::Proven, now));
+    let elsewhere_too = (0..2 * limits.handshake_burst).filter(|_| {
+        handshake(
+            &mut admission,
+            &edge,
+            elsewhere(7),
+            AddressValidation::Proven,
+            now,
+        )
+    });
     assert_eq!(elsewhere_too.count(), 1 + limits.handshake_burst as usize);
     // Another one has its own.
     let ada = peer("ada");
@@ -422,7 +460,7 @@ fn a_known_peer_has_many_handshakes_and_not_any_number() {
         &mut admission,
         &ada,
         elsewhere(8),
-        Address::Proven,
+        AddressValidation::Proven,
         now
     ));
     let later = now + Duration::from_secs(1);
@@ -430,7 +468,7 @@ fn a_known_peer_has_many_handshakes_and_not_any_number() {
         &mut admission,
         &edge,
         v4(1),
-        Address::Proven,
+        AddressValidation::Proven,
         later
     ));
 }
@@ -440,18 +478,18 @@ fn a_known_peer_has_many_handshakes_and_not_any_number() {
 fn addresses_of_one_peer_do_not_take_every_handshake() {
     let (mut admission, limits, now) = admission();
     admission.remember(&peer("admin"), key(1), v4(1), now);
-    let Tcp::Accept { ticket: admin, .. } = admission.tcp(v4(1)) else {
+    let TcpDecision::Accept { ticket: admin, .. } = admission.tcp(v4(1)) else {
         panic!("refused");
     };
     for n in 0..1000 {
         admission.remember(&peer("edge"), key(2), elsewhere(n), now);
     }
     assert_eq!(admission.known_addresses.len(), 1 + ADDRESSES_MAX);
-    let Tcp::Accept { ticket: honest, .. } = admission.tcp(elsewhere(5000)) else {
+    let TcpDecision::Accept { ticket: honest, .. } = admission.tcp(elsewhere(5000)) else {
         panic!("refused");
     };
     for n in 0..4000 {
-        let Tcp::Accept { evict, .. } = admission.tcp(elsewhere(990 + n % 10)) else {
+        let TcpDecision::Accept { evict, .. } = admission.tcp(elsewhere(990 + n % 10)) else {
             panic!("refused");
         };
         assert!(evict != Some(admin) && evict != Some(honest), "{n}");
@@ -506,7 +544,7 @@ fn a_site_counts_for_a_few_of_its_networks() {
             Ok(())
         );
     }
-    let full = Full::Site(Network::of(v6(1, 7)));
+    let full = CapacityScope::Site(NetworkPrefix::from_ip(v6(1, 7)));
     let conn = ConnId(most.into());
     assert_eq!(admission.connect(conn, v6(1, 7), false, true), Err(full));
     assert_eq!(admission.connect(conn, v6(2, 7), false, true), Ok(()));
@@ -518,8 +556,11 @@ fn a_site_counts_for_a_few_of_its_networks() {
         |admission: &mut Admission, site, n| admission.charge(Carriage::Quic, v6(site, n), now);
     assert!((0..burst).all(|n| charge(&mut admission, 1, n)));
     assert!(!charge(&mut admission, 1, 255));
-    let asked = admission.quic(Carriage::Quic, v6(1, 255), Address::Unproven, now);
-    assert_eq!(asked, Quic::Retry(Some(Limit::HandshakeRate)));
+    let asked = admission.quic(Carriage::Quic, v6(1, 255), AddressValidation::Unproven, now);
+    assert_eq!(
+        asked,
+        QuicDecision::Retry(Some(AdmissionLimit::HandshakeRate))
+    );
     assert!(charge(&mut admission, 2, 0));
     admission.refund(Carriage::Quic, v6(1, 0));
     assert!(charge(&mut admission, 1, 255));
@@ -540,7 +581,7 @@ fn who_guesses_is_shut_out_with_its_network() {
 }
 
 /// What a connection that ended counts for where no known peer was seen.
-fn kept_of(owner: &Owner) -> ClosingConnection {
+fn kept_of(owner: &WindowOwner) -> ClosingConnection {
     ClosingConnection {
         owner: owner.clone(),
         address: None,
@@ -553,7 +594,7 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
     let (mut admission, limits, _) = admission();
     let most = limits.per_address_max;
     let from = v4(1);
-    let network = Owner::Network(Network::of(from));
+    let network = WindowOwner::Network(NetworkPrefix::from_ip(from));
     let ends = |admission: &mut Admission, n| {
         let conn = ConnId(n);
         assert_eq!(admission.connect(conn, from, false, true), Ok(()));
@@ -565,7 +606,7 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
         ends(&mut admission, n.into());
     }
     let comes = |admission: &mut Admission| admission.connect(ConnId(1000), from, false, true);
-    assert_eq!(comes(&mut admission), Err(Full::Closing));
+    assert_eq!(comes(&mut admission), Err(CapacityScope::Closing));
     assert_eq!(admission.closing_of_unknown(), most);
     // Over TCP nothing is kept.
     assert_eq!(admission.connect(ConnId(999), from, false, false), Ok(()));
@@ -576,16 +617,16 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
     assert_eq!(comes(&mut admission), Ok(()));
 
     let who = peer("ada");
-    let owner = Owner::Peer(who.clone());
+    let owner = WindowOwner::Peer(who.clone());
     for _ in 0..most {
         admission.keep(owner.clone(), from);
     }
     assert!(!admission.authenticated(ConnId(1000), &who, true));
     let entry = admission.identify(&who, ConnId(1002), false, None, true);
-    assert_eq!(entry, Entry::Full);
+    assert_eq!(entry, SlotDecision::Full);
     // What QUIC keeps of them says nothing about TCP.
     let entry = admission.identify(&who, ConnId(1003), false, None, false);
-    assert_eq!(entry, Entry::Welcome);
+    assert_eq!(entry, SlotDecision::Welcome);
     assert!(admission.authenticated(ConnId(999), &who, false));
     admission.let_go(&kept_of(&owner));
     assert!(admission.authenticated(ConnId(1000), &who, true));
@@ -594,7 +635,7 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
         Some(owner.clone())
     );
     let entry = admission.identify(&who, ConnId(1002), false, None, true);
-    assert_eq!(entry, Entry::Welcome);
+    assert_eq!(entry, SlotDecision::Welcome);
     assert_eq!(admission.disconnect(ConnId(1002), Some(&who)), Some(owner));
 }
 
@@ -606,7 +647,7 @@ fn ended_connections_of_many_networks_keep_their_own_sites_out() {
         let [high, low] = [(site >> 16) as u16, site as u16];
         [0x2001, high, low, n << 8, 0, 0, 0, 1].into()
     };
-    let owner = |site, n| Owner::Network(Network::of(v6(site, n)));
+    let owner = |site, n| WindowOwner::Network(NetworkPrefix::from_ip(v6(site, n)));
     let most = limits.per_address_max;
     let mut left = most * SITE_NETWORKS;
     for n in 0.. {
@@ -620,7 +661,7 @@ fn ended_connections_of_many_networks_keep_their_own_sites_out() {
         }
     }
     let mut comes = |from| admission.connect(ConnId(1), from, false, true);
-    assert_eq!(comes(v6(1, 200)), Err(Full::Closing));
+    assert_eq!(comes(v6(1, 200)), Err(CapacityScope::Closing));
     assert_eq!(comes(v6(2, 200)), Ok(()));
     for site in 3.. {
         if admission.closing_of_unknown() == limits.strangers_max() {
@@ -629,7 +670,7 @@ fn ended_connections_of_many_networks_keep_their_own_sites_out() {
         admission.keep(owner(site, 0), v6(site, 0));
     }
     let mut comes = |from| admission.connect(ConnId(2), from, false, true);
-    assert_eq!(comes(v6(3, 1)), Err(Full::Closing));
+    assert_eq!(comes(v6(3, 1)), Err(CapacityScope::Closing));
     assert_eq!(comes(v6(2, 1)), Ok(()));
 }
 
@@ -641,12 +682,18 @@ fn clients_prove_their_addresses_where_many_connections_are_kept_and_not_served(
     let mut kept: Vec<_> = all.collect();
     let mut ask = |address| admission.quic(Carriage::Quic, v4(1), address, now);
     assert_eq!(
-        ask(Address::Unproven),
-        Quic::Retry(Some(Limit::HandshakesUnproven))
+        ask(AddressValidation::Unproven),
+        QuicDecision::Retry(Some(AdmissionLimit::HandshakesUnproven))
     );
-    assert!(matches!(ask(Address::Proven), Quic::Accept { .. }));
+    assert!(matches!(
+        ask(AddressValidation::Proven),
+        QuicDecision::Accept { .. }
+    ));
     kept.pop();
-    assert!(matches!(ask(Address::Unproven), Quic::Accept { .. }));
+    assert!(matches!(
+        ask(AddressValidation::Unproven),
+        QuicDecision::Accept { .. }
+    ));
 }
 
 /// A network has its places, and each further handshake would be refused at its end and kept.
@@ -656,7 +703,7 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
     let most = limits.per_address_max;
     let (from, known) = (v4(1), v4(2));
     admission.remember(&peer("edge"), key(1), known, now);
-    let network = Owner::Network(Network::of(from));
+    let network = WindowOwner::Network(NetworkPrefix::from_ip(from));
     let most = CLOSING_TIMES * most;
     let refused = |admission: &mut Admission, from, times: u32| {
         for _ in 0..times {
@@ -666,29 +713,32 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
     let ask = |admission: &mut Admission, from, address| {
         admission.quic(Carriage::Quic, from, address, now)
     };
-    let limit = Limit::ConnectionsPerAddress;
+    let limit = AdmissionLimit::ConnectionsPerAddress;
     refused(&mut admission, from, most);
-    let asked = ask(&mut admission, from, Address::Unproven);
-    assert_eq!(asked, Quic::Retry(Some(limit)));
-    let asked = ask(&mut admission, from, Address::Proven);
-    assert_eq!(asked, Quic::Refuse(limit));
+    let asked = ask(&mut admission, from, AddressValidation::Unproven);
+    assert_eq!(asked, QuicDecision::Retry(Some(limit)));
+    let asked = ask(&mut admission, from, AddressValidation::Proven);
+    assert_eq!(asked, QuicDecision::Refuse(limit));
     // Others, and the address of a known peer beside it, are not, however many there are.
     refused(&mut admission, from, 4 * most);
     for other in [elsewhere(7), known] {
-        for address in [Address::Unproven, Address::Proven] {
+        for address in [AddressValidation::Unproven, AddressValidation::Proven] {
             let asked = ask(&mut admission, other, address);
-            assert!(matches!(asked, Quic::Accept { .. }), "{other}: {asked:?}");
+            assert!(
+                matches!(asked, QuicDecision::Accept { .. }),
+                "{other}: {asked:?}"
+            );
         }
     }
     // That has an end of its own.
     refused(&mut admission, known, most - 1);
     assert!(!admission.is_kept_out(known));
     let kept = admission.keep(network.clone(), known);
-    let asked = ask(&mut admission, known, Address::Proven);
-    assert_eq!(asked, Quic::Refuse(limit));
+    let asked = ask(&mut admission, known, AddressValidation::Proven);
+    assert_eq!(asked, QuicDecision::Refuse(limit));
     admission.let_go(&kept);
-    let asked = ask(&mut admission, known, Address::Proven);
-    assert!(matches!(asked, Quic::Accept { .. }), "{asked:?}");
+    let asked = ask(&mut admission, known, AddressValidation::Proven);
+    assert!(matches!(asked, QuicDecision::Accept { .. }), "{asked:?}");
 }
 
 /// A known peer behind a relay, or beside others, has too many: other known peers get in all the same.
@@ -698,7 +748,7 @@ fn what_is_kept_of_a_known_peer_keeps_no_other_known_one_out() {
     let (edges, adas) = (v4(1), v4(2));
     admission.remember(&peer("edge"), key(1), edges, now);
     admission.remember(&peer("ada"), key(2), adas, now);
-    let edge = Owner::Peer(peer("edge"));
+    let edge = WindowOwner::Peer(peer("edge"));
     for _ in 0..6 * CLOSING_TIMES * limits.per_address_max {
         admission.keep(edge.clone(), edges);
     }
@@ -710,8 +760,8 @@ fn what_is_kept_of_a_known_peer_keeps_no_other_known_one_out() {
 fn connections_of_a_known_peer_with_too_many_count_for_where_they_come_from() {
     let (mut admission, limits, _) = admission();
     let from = elsewhere(9);
-    let who = Owner::Peer(peer("edge"));
-    let network = Owner::Network(Network::of(from));
+    let who = WindowOwner::Peer(peer("edge"));
+    let network = WindowOwner::Network(NetworkPrefix::from_ip(from));
     let most = CLOSING_TIMES * limits.per_address_max;
     for _ in 0..most {
         assert_eq!(admission.keep(who.clone(), from).owner, who);

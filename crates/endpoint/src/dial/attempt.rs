@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_core::{
-    Carriage, Connection, ConnectionInfo, Dialled, PeerAddr as Target, PeerKey, StreamBudget,
-    StreamSource,
+    Carriage, Connection, ConnectionInfo, DialedConnection, PeerAddr as Target, PeerKey,
+    StreamBudget, StreamSource,
 };
-use alknet_tls::{CheckError, NodeKey, PeerProof, Remote};
+use alknet_tls::{CheckError, NodeKey, PeerProof, TlsRemote};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -21,8 +21,8 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::failure::{heavier, timed_out};
-use super::{DIAL_TIMEOUT, Dialer, place};
-use crate::error::DialError;
+use super::{DIAL_TIMEOUT, EndpointDialer, place};
+use crate::error::EndpointDialError;
 use crate::quic;
 use crate::sockets;
 use crate::tcp::{Socket, TcpSource};
@@ -41,18 +41,18 @@ const ADDRESS_DELAY: Duration = Duration::from_millis(250);
 const HTTP_1: &[u8] = b"http/1.1";
 
 /// One dial: everything its parallel tries share.
-pub(crate) struct Attempt<'a> {
-    pub(super) dialer: &'a Dialer,
+pub(crate) struct DialAttempt<'a> {
+    pub(super) dialer: &'a EndpointDialer,
     pub(crate) target: &'a Target,
     pub(crate) addresses: Vec<SocketAddr>,
-    pub(crate) remote: Remote,
+    pub(crate) remote: TlsRemote,
     /// What we show, unless it is nothing.
     pub(crate) key: Option<&'a NodeKey>,
     pub(crate) alpn: &'a [u8],
 }
 
-impl Attempt<'_> {
-    pub(super) async fn race(&self) -> Result<Dialled, DialError> {
+impl DialAttempt<'_> {
+    pub(super) async fn race(&self) -> Result<DialedConnection, EndpointDialError> {
         let quic_failed = Notify::new();
         let quic = self.over(Carriage::Quic);
         let tcp = async {
@@ -66,7 +66,7 @@ impl Attempt<'_> {
         tokio::select! {
             biased;
             result = &mut quic => match result {
-                Err(error) if error.is_about_whom() => Err(error),
+                Err(error) if error.is_wrong_server() => Err(error),
                 Err(first) => {
                     quic_failed.notify_one();
                     tcp.await.map_err(|second| heavier(first, second))
@@ -74,7 +74,7 @@ impl Attempt<'_> {
                 connected => connected,
             },
             result = &mut tcp => match result {
-                Err(error) if error.is_about_whom() => Err(error),
+                Err(error) if error.is_wrong_server() => Err(error),
                 Err(first) => timeout(QUIC_GRACE, quic)
                     .await
                     .unwrap_or_else(|_| Err(timed_out(self.target, QUIC_GRACE)))
@@ -85,7 +85,10 @@ impl Attempt<'_> {
     }
 
     /// Every form of key on one carriage: a server that knows no raw keys gets certificates.
-    pub(super) async fn over(&self, carriage: Carriage) -> Result<Dialled, DialError> {
+    pub(super) async fn over(
+        &self,
+        carriage: Carriage,
+    ) -> Result<DialedConnection, EndpointDialError> {
         let mut configs = self
             .remote
             .attempts(place(self.target), self.alpn)
@@ -96,7 +99,7 @@ impl Attempt<'_> {
                 return Err(self.tls_error("there is no way to know the server"));
             };
             match self.addresses(carriage, config).await {
-                Err(DialError::Tls { .. }) if configs.peek().is_some() => {}
+                Err(EndpointDialError::Tls { .. }) if configs.peek().is_some() => {}
                 result => return result,
             }
         }
@@ -107,11 +110,11 @@ impl Attempt<'_> {
         &self,
         carriage: Carriage,
         config: ClientConfig,
-    ) -> Result<Dialled, DialError> {
+    ) -> Result<DialedConnection, EndpointDialError> {
         let config = Arc::new(config);
         let mut running = FuturesUnordered::new();
         let mut rest = self.addresses.iter();
-        let mut worst: Option<DialError> = None;
+        let mut worst: Option<EndpointDialError> = None;
         loop {
             if let Some(address) = rest.next() {
                 running.push(self.one(carriage, *address, Arc::clone(&config)));
@@ -136,7 +139,7 @@ impl Attempt<'_> {
         carriage: Carriage,
         address: SocketAddr,
         config: Arc<ClientConfig>,
-    ) -> Result<Dialled, DialError> {
+    ) -> Result<DialedConnection, EndpointDialError> {
         match carriage {
             Carriage::Tcp => self.tcp(address, config).await,
             _ => self.quic(address, config).await,
@@ -147,7 +150,7 @@ impl Attempt<'_> {
         &self,
         address: SocketAddr,
         config: Arc<ClientConfig>,
-    ) -> Result<Dialled, DialError> {
+    ) -> Result<DialedConnection, EndpointDialError> {
         let tls = QuicClientConfig::try_from(config).map_err(|e| self.tls_error(&e.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         let budget = StreamBudget::AUTHENTICATED;
@@ -164,20 +167,20 @@ impl Attempt<'_> {
             .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
         let keys = self.check(chain.as_deref().map_or(&[], Vec::as_slice))?;
         let local = connection.local_ip().map(|ip| SocketAddr::new(ip, 0));
-        let source = Box::new(quic::Source::new(connection, None));
+        let source = Box::new(quic::QuicSource::new(connection, None));
         let connection = self.connection(source, Carriage::Quic, address, local);
-        Ok(Dialled { connection, keys })
+        Ok(DialedConnection { connection, keys })
     }
 
     async fn tcp(
         &self,
         address: SocketAddr,
         config: Arc<ClientConfig>,
-    ) -> Result<Dialled, DialError> {
+    ) -> Result<DialedConnection, EndpointDialError> {
         let stream = TcpStream::connect(address)
             .await
             .map_err(|error| self.unreachable(error))?;
-        sockets::tune(&stream).map_err(DialError::Local)?;
+        sockets::tune(&stream).map_err(EndpointDialError::Local)?;
         let local = stream.local_addr().ok();
         let tls = TlsConnector::from(config)
             .connect(self.server_name(), Socket::new(stream))
@@ -194,7 +197,7 @@ impl Attempt<'_> {
         }
         let source = Box::new(TcpSource::new(TlsStream::Client(tls)));
         let connection = self.connection(source, Carriage::Tcp, address, local);
-        Ok(Dialled { connection, keys })
+        Ok(DialedConnection { connection, keys })
     }
 
     pub(crate) fn connection(
@@ -221,12 +224,15 @@ impl Attempt<'_> {
 
     /// Keys are compared again: a resumed session was verified when it began, not now. Returns the
     /// names of the key that was proved to a pin.
-    pub(crate) fn check(&self, chain: &[CertificateDer<'_>]) -> Result<Vec<PeerKey>, DialError> {
+    pub(crate) fn check(
+        &self,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<Vec<PeerKey>, EndpointDialError> {
         self.remote.check(chain).map_err(|error| match error {
             CheckError::Pin(mismatch) => mismatch.into(),
             CheckError::NoKey => self.no_key(),
         })?;
-        if matches!(self.remote, Remote::Public(_)) {
+        if matches!(self.remote, TlsRemote::Public(_)) {
             return Ok(Vec::new());
         }
         match chain.first().map(PeerProof::from_certificate) {

@@ -1,16 +1,16 @@
-//! What a failed attempt means to whoever dialled.
+//! What a failed dial attempt means to the caller.
 
 use std::io;
 use std::time::Duration;
 
 use alknet_core::{CloseReason, PeerAddr as Target};
-use alknet_tls::Remote;
+use alknet_tls::TlsRemote;
 use quinn::ConnectionError;
 use rustls::AlertDescription;
 
 use super::DIAL_TIMEOUT;
-use super::attempt::Attempt;
-use crate::error::DialError;
+use super::attempt::DialAttempt;
+use crate::error::EndpointDialError;
 use crate::quic;
 
 /// First QUIC code of a TLS alert (RFC 9001 section 4.8).
@@ -19,12 +19,12 @@ const QUIC_ALERT_BASE: u64 = 0x100;
 /// QUIC `CONNECTION_REFUSED` (RFC 9000 section 20.1).
 const QUIC_REFUSED: u64 = 0x2;
 
-impl Attempt<'_> {
-    pub(crate) fn no_key(&self) -> DialError {
+impl DialAttempt<'_> {
+    pub(crate) fn no_key(&self) -> EndpointDialError {
         self.tls_error("the server presented no key")
     }
 
-    pub(super) fn quic_error(&self, error: ConnectionError) -> DialError {
+    pub(super) fn quic_error(&self, error: ConnectionError) -> EndpointDialError {
         let (code, reason) = match &error {
             ConnectionError::TransportError(error) => (u64::from(error.code), error.reason.clone()),
             ConnectionError::ConnectionClosed(close) => (
@@ -38,7 +38,12 @@ impl Attempt<'_> {
     }
 
     /// Sorts a failed QUIC handshake by the code it ended with, sent or received.
-    pub(crate) fn handshake_error(&self, code: u64, reason: &str, whole: &str) -> DialError {
+    pub(crate) fn handshake_error(
+        &self,
+        code: u64,
+        reason: &str,
+        whole: &str,
+    ) -> EndpointDialError {
         match alert_of(code) {
             Some(alert) => self.alert_error(alert, reason),
             None if code == QUIC_REFUSED => self.refused(CloseReason::Peer(
@@ -49,7 +54,7 @@ impl Attempt<'_> {
         }
     }
 
-    pub(super) fn tcp_error(&self, error: io::Error) -> DialError {
+    pub(super) fn tcp_error(&self, error: io::Error) -> EndpointDialError {
         let tls = error
             .get_ref()
             .and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -67,7 +72,7 @@ impl Attempt<'_> {
     }
 
     /// Sorts a failed handshake by the alert it ended with, sent or received.
-    fn alert_error(&self, alert: AlertDescription, reason: &str) -> DialError {
+    fn alert_error(&self, alert: AlertDescription, reason: &str) -> EndpointDialError {
         use AlertDescription as A;
         if alert == A::NoApplicationProtocol {
             return self.no_protocol();
@@ -77,7 +82,7 @@ impl Attempt<'_> {
         }
         match (&self.remote, alert) {
             (
-                Remote::Public(_),
+                TlsRemote::Public(_),
                 A::BadCertificate
                 | A::CertificateExpired
                 | A::CertificateRevoked
@@ -86,7 +91,7 @@ impl Attempt<'_> {
                 | A::DecryptError
                 | A::UnknownCA
                 | A::UnsupportedCertificate,
-            ) => DialError::Certificate {
+            ) => EndpointDialError::Certificate {
                 target: self.target.address(),
                 reason: reason.to_owned(),
             },
@@ -94,37 +99,37 @@ impl Attempt<'_> {
         }
     }
 
-    pub(crate) fn no_protocol(&self) -> DialError {
-        DialError::NoProtocol {
+    pub(crate) fn no_protocol(&self) -> EndpointDialError {
+        EndpointDialError::NoProtocol {
             target: self.target.address(),
             alpn: String::from_utf8_lossy(self.alpn).into_owned(),
         }
     }
 
-    pub(crate) fn refused(&self, reason: CloseReason) -> DialError {
-        DialError::Refused {
+    pub(crate) fn refused(&self, reason: CloseReason) -> EndpointDialError {
+        EndpointDialError::Refused {
             target: self.target.address(),
             reason,
         }
     }
 
-    pub(crate) fn tls_error(&self, reason: &str) -> DialError {
-        DialError::Tls {
+    pub(crate) fn tls_error(&self, reason: &str) -> EndpointDialError {
+        EndpointDialError::Tls {
             target: self.target.address(),
             reason: reason.to_owned(),
         }
     }
 
-    pub(crate) fn unreachable(&self, source: io::Error) -> DialError {
-        DialError::Unreachable {
+    pub(crate) fn unreachable(&self, source: io::Error) -> EndpointDialError {
+        EndpointDialError::Unreachable {
             target: self.target.address(),
             source,
         }
     }
 }
 
-pub(crate) fn timed_out(target: &Target, after: Duration) -> DialError {
-    DialError::TimedOut {
+pub(crate) fn timed_out(target: &Target, after: Duration) -> EndpointDialError {
+    EndpointDialError::TimedOut {
         target: target.address(),
         seconds: after.as_secs(),
     }
@@ -137,7 +142,7 @@ pub(crate) fn alert_of(code: u64) -> Option<AlertDescription> {
 }
 
 /// Of two failures the one that says more.
-pub(crate) fn heavier(first: DialError, second: DialError) -> DialError {
+pub(crate) fn heavier(first: EndpointDialError, second: EndpointDialError) -> EndpointDialError {
     if first.weight() >= second.weight() {
         first
     } else {

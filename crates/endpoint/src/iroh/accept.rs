@@ -10,11 +10,11 @@ use alknet_tls::PeerProof;
 use iroh::Endpoint;
 use iroh::endpoint::{ConnectingError, IncomingAddr, ServerConfigBuilder, TimeSource};
 
-use super::carriage::{Source, credit};
-use crate::accept::quic::{Incoming, Listener};
-use crate::admission::Address;
-use crate::serve::Arrived;
-use crate::windows::Window;
+use super::carriage::{QuicSource, credit};
+use crate::accept::quic::{Listener, QuicIncoming};
+use crate::admission::AddressValidation;
+use crate::serve::AcceptedConnection;
+use crate::windows::ReceiveWindow;
 
 /// The prefix that is routed nowhere (RFC 6666): no client has an address of it.
 const RELAYED: u16 = 0x100;
@@ -51,7 +51,7 @@ pub(crate) struct IrohIncoming {
 /// Owns the window of one connection as the clock of its configuration, which the library drops with the last it has of
 /// the connection. The library does not say when that is, and takes nothing else that is a connection's own.
 struct WindowClock {
-    _window: Arc<Window>,
+    _window: Arc<ReceiveWindow>,
 }
 
 impl TimeSource for WindowClock {
@@ -60,7 +60,7 @@ impl TimeSource for WindowClock {
     }
 }
 
-impl Incoming for IrohIncoming {
+impl QuicIncoming for IrohIncoming {
     const CARRIAGE: Carriage = Carriage::Iroh;
 
     fn source(&self) -> IpAddr {
@@ -71,13 +71,13 @@ impl Incoming for IrohIncoming {
     /// is not, as long as the address is unproven: then iroh's QUIC keeps the end to itself, and the
     /// client would wait for it until its time is up. With post-quantum key exchange the ClientHello
     /// takes two packets.
-    fn address(&self) -> Address {
+    fn address(&self) -> AddressValidation {
         if self.incoming.remote_addr_validated() {
-            Address::Proven
+            AddressValidation::Proven
         } else if has_whole_hello(&self.incoming) {
-            Address::Unproven
+            AddressValidation::Unproven
         } else {
-            Address::Unanswerable
+            AddressValidation::Unanswerable
         }
     }
 
@@ -93,7 +93,7 @@ impl Incoming for IrohIncoming {
         self.incoming.retry().is_ok()
     }
 
-    async fn finish(self, window: Arc<Window>) -> io::Result<Arrived> {
+    async fn finish(self, window: Arc<ReceiveWindow>) -> io::Result<AcceptedConnection> {
         let (from, remote) = (self.source(), direct(&self.incoming));
         let clock = WindowClock {
             _window: Arc::clone(&window),
@@ -101,11 +101,11 @@ impl Incoming for IrohIncoming {
         let config = self.config.set_time_source(Arc::new(clock)).build();
         let accepting = self.incoming.accept_with(Arc::new(config));
         let accepting = accepting.map_err(io::Error::other)?;
-        // Iroh lets clients send early data, which can be replayed. It is never asked for here:
-        // whoever replays a handshake cannot finish it.
+        // Iroh lets clients send early data, which can be replayed. The node waits for the whole handshake, which an
+        // attacker who replays one cannot finish.
         let connection = accepting.await.map_err(handshake_error)?;
         let credit = Some(credit(&connection, window));
-        Ok(Arrived {
+        Ok(AcceptedConnection {
             info: ConnectionInfo {
                 alpn: connection.alpn().into(),
                 carriage: Carriage::Iroh,
@@ -120,7 +120,7 @@ impl Incoming for IrohIncoming {
             }),
             from,
             credit: credit.clone(),
-            source: Box::new(Source::new(connection, credit)),
+            source: Box::new(QuicSource::new(connection, credit)),
         })
     }
 }
@@ -139,7 +139,8 @@ fn handshake_error(error: ConnectingError) -> io::Error {
     }
 }
 
-/// Who pays for a handshake: whoever comes through a relay, and not the relay, which others use as well.
+/// The address that pays for a handshake: for a client behind a relay one made from its key, and not the relay's, which
+/// other clients use as well.
 fn charged(from: &IncomingAddr) -> IpAddr {
     match from {
         IncomingAddr::Ip(address) => address.ip().to_canonical(),
@@ -159,7 +160,7 @@ fn relayed(key: &[u8; 32]) -> IpAddr {
     Ipv6Addr::from(octets).into()
 }
 
-/// Where somebody is who does not come through a relay.
+/// The address of a client that does not come through a relay.
 fn direct(incoming: &iroh::endpoint::Incoming) -> Option<SocketAddr> {
     match incoming.remote_addr() {
         IncomingAddr::Ip(address) => {
@@ -177,13 +178,13 @@ mod tests {
 
     use super::*;
     use crate::admission::Admission;
-    use crate::limits::Limits;
+    use crate::limits::EndpointLimits;
 
     /// Others knock with as many keys as they like.
     #[test]
     fn a_known_peer_behind_a_relay_has_a_rate_of_its_own() {
         let (own, now) = (relayed(&[1; 32]), Instant::now());
-        let mut admission = Admission::new(Limits::default());
+        let mut admission = Admission::new(EndpointLimits::default());
         let ada = "ada".parse().expect("a peer id");
         admission.remember(&ada, PeerKey::Ed25519([1; 32]), own, now);
         let others = (2..=u8::MAX).map(|n| relayed(&[n; 32]));
@@ -192,7 +193,7 @@ mod tests {
         assert!(admission.charge(Carriage::Iroh, own, now));
     }
 
-    /// Were the relay charged, everybody behind it would share one rate with whoever knocks there most.
+    /// Were the relay charged, all clients behind it would share one rate with the client that knocks there most.
     #[test]
     fn who_comes_through_a_relay_is_charged_and_not_the_relay() {
         let through = |relay: &str, key: u8| {
@@ -206,7 +207,7 @@ mod tests {
         assert_ne!(through("https://one.example.org", 2), one);
         let key = SecretKey::from_bytes(&[1; 32]).public();
         assert_eq!(one, relayed(key.as_bytes()));
-        // Over its own address nobody is taken for one behind a relay.
+        // A client that comes over its own address is not taken for one behind a relay.
         let direct = IncomingAddr::Ip("[::ffff:192.0.2.1]:7".parse().expect("an address"));
         assert_eq!(charged(&direct), IpAddr::from([192, 0, 2, 1]));
     }

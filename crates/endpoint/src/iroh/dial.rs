@@ -1,6 +1,6 @@
 //! Reaching an iroh endpoint by its key, at addresses that are known.
 
-use alknet_core::{Carriage, Dialled, PeerKey};
+use alknet_core::{Carriage, DialedConnection, PeerKey};
 use alknet_tls::NodeKey;
 use iroh::endpoint::{ConnectError, ConnectWithOptsError, ConnectingError, ConnectionError};
 use iroh::{Endpoint, EndpointAddr, EndpointId};
@@ -9,9 +9,9 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::Mutex;
 
 use super::bind_client;
-use super::carriage::{Source, close_reason};
-use crate::dial::{Attempt, DIAL_TIMEOUT, alert_of, timed_out};
-use crate::error::DialError;
+use super::carriage::{QuicSource, close_reason};
+use crate::dial::{DIAL_TIMEOUT, DialAttempt, alert_of, timed_out};
+use crate::error::EndpointDialError;
 
 /// The endpoints that dial, each opened with the first dial that needs it.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ pub(crate) struct Endpoints {
 }
 
 impl Endpoints {
-    async fn get(&self, key: Option<&NodeKey>) -> Result<Endpoint, DialError> {
+    async fn get(&self, key: Option<&NodeKey>) -> Result<Endpoint, EndpointDialError> {
         let slot = if key.is_some() {
             &self.ours
         } else {
@@ -41,7 +41,7 @@ impl Endpoints {
                 &made
             }
         };
-        let endpoint = bind_client(key).await.map_err(DialError::Local)?;
+        let endpoint = bind_client(key).await.map_err(EndpointDialError::Local)?;
         Ok(slot.insert(endpoint).clone())
     }
 
@@ -56,11 +56,14 @@ impl Endpoints {
     }
 }
 
-impl Attempt<'_> {
+impl DialAttempt<'_> {
     /// Each key that the server may prove, until it does.
-    pub(crate) async fn iroh(&self, endpoints: &Endpoints) -> Result<Dialled, DialError> {
+    pub(crate) async fn iroh(
+        &self,
+        endpoints: &Endpoints,
+    ) -> Result<DialedConnection, EndpointDialError> {
         let keys = self.remote.ed25519_keys();
-        let mut failure = DialError::UnknownPeer {
+        let mut failure = EndpointDialError::UnknownPeer {
             target: self.target.address(),
         };
         if keys.is_empty() {
@@ -69,14 +72,18 @@ impl Attempt<'_> {
         let endpoint = endpoints.get(self.key).await?;
         for key in keys {
             match self.iroh_key(&endpoint, key).await {
-                Err(error @ DialError::OtherKey { .. }) => failure = error,
+                Err(error @ EndpointDialError::OtherKey { .. }) => failure = error,
                 result => return result,
             }
         }
         Err(failure)
     }
 
-    async fn iroh_key(&self, endpoint: &Endpoint, key: [u8; 32]) -> Result<Dialled, DialError> {
+    async fn iroh_key(
+        &self,
+        endpoint: &Endpoint,
+        key: [u8; 32],
+    ) -> Result<DialedConnection, EndpointDialError> {
         let id = EndpointId::from_bytes(&key)
             .map_err(|_| self.tls_error("the pinned key is no Ed25519 key"))?;
         let addresses = self.addresses.iter().copied();
@@ -89,12 +96,12 @@ impl Attempt<'_> {
         let shown = connection.remote_id();
         let spki = PeerKey::ed25519_spki(shown.as_bytes()).to_vec();
         let keys = self.check(&[CertificateDer::from(spki)])?;
-        let source = Box::new(Source::new(connection, None));
+        let source = Box::new(QuicSource::new(connection, None));
         let connection = self.connection(source, Carriage::Iroh, self.addresses[0], None);
-        Ok(Dialled { connection, keys })
+        Ok(DialedConnection { connection, keys })
     }
 
-    fn iroh_error(&self, error: ConnectError, key: [u8; 32]) -> DialError {
+    fn iroh_error(&self, error: ConnectError, key: [u8; 32]) -> EndpointDialError {
         let error = match error {
             ConnectError::Connection { source, .. }
             | ConnectError::Connecting {
@@ -112,7 +119,7 @@ impl Attempt<'_> {
             ConnectionError::TransportError(failure)
                 if alert_of(failure.code.into()) == Some(AlertDescription::UnknownCA) =>
             {
-                DialError::OtherKey {
+                EndpointDialError::OtherKey {
                     target: self.target.address(),
                     expected: PeerKey::Ed25519(key),
                 }

@@ -1,7 +1,7 @@
 //! Core's carriage over a QUIC library. There are two in the binary, quinn and the one inside iroh,
 //! that are shaped alike and share no type; this is written once for both.
 
-/// Makes `Source`, the carriage over the library at this path. Where the libraries differ, the module
+/// Makes `QuicSource`, the carriage over the library at this path. Where the libraries differ, the module
 /// it stands in says how: `read_chunk`, `rtt`, `set_send_window` and `write_chunks`.
 macro_rules! quic_carriage {
     ($library:ident $(:: $module:ident)*) => {
@@ -23,17 +23,17 @@ macro_rules! quic_carriage {
             StoppedError, VarInt, WriteError,
         };
 
-        use crate::windows::{Credit, Window, Windowed};
+        use crate::windows::{WindowCredit, ReceiveWindow, WindowControl};
 
         /// A connection of this library.
-        pub(crate) struct Source {
+        pub(crate) struct QuicSource {
             connection: Connection,
             /// Where its window is one of those that are counted; else it is what its budget says.
-            credit: Option<Arc<Credit>>,
+            credit: Option<Arc<WindowCredit>>,
         }
 
-        impl Source {
-            pub(crate) fn new(connection: Connection, credit: Option<Arc<Credit>>) -> Self {
+        impl QuicSource {
+            pub(crate) fn new(connection: Connection, credit: Option<Arc<WindowCredit>>) -> Self {
                 Self { connection, credit }
             }
 
@@ -43,11 +43,11 @@ macro_rules! quic_carriage {
 
             fn recv_stream(&self, stream: Receiving) -> RecvStream {
                 let credit = self.credit.clone();
-                RecvStream::new(Box::new(Recv { stream, credit }))
+                RecvStream::new(Box::new(QuicRecvHalf { stream, credit }))
             }
         }
 
-        impl Windowed for Connection {
+        impl WindowControl for Connection {
             fn set_window(&self, bytes: u32) {
                 self.set_receive_window(bytes.into());
             }
@@ -58,18 +58,18 @@ macro_rules! quic_carriage {
         }
 
         /// The window of a connection that counts.
-        pub(crate) fn credit(connection: &Connection, window: Arc<Window>) -> Arc<Credit> {
-            Credit::new(window, Box::new(connection.clone()))
+        pub(crate) fn credit(connection: &Connection, window: Arc<ReceiveWindow>) -> Arc<WindowCredit> {
+            WindowCredit::new(window, Box::new(connection.clone()))
         }
 
         fn send_stream(stream: Sending) -> SendStream {
-            SendStream::new(Box::new(Send {
+            SendStream::new(Box::new(QuicSendHalf {
                 stream,
                 stopped: None,
             }))
         }
 
-        impl StreamSource for Source {
+        impl StreamSource for QuicSource {
             fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
                 Box::pin(async {
                     let streams = self.connection.accept_bi().await;
@@ -176,13 +176,13 @@ macro_rules! quic_carriage {
         /// What a stream's `stopped` resolves to.
         type Stopped = Result<Option<VarInt>, StoppedError>;
 
-        struct Send {
+        struct QuicSendHalf {
             stream: Sending,
             /// Kept between polls, because a dropped one forgets who waits for it.
             stopped: Option<Pin<Box<dyn Future<Output = Stopped> + std::marker::Send>>>,
         }
 
-        impl Send {
+        impl QuicSendHalf {
             /// What was written, or that the peer stopped reading meanwhile. A write waits for room only: where a
             /// stream has all that its own window allows, and others took what the connection's had left, the library
             /// (quinn-proto 0.11.19) wakes no writer of a stream that the peer stopped.
@@ -201,7 +201,7 @@ macro_rules! quic_carriage {
             }
         }
 
-        impl SendHalf for Send {
+        impl SendHalf for QuicSendHalf {
             fn poll_write_chunks(
                 &mut self,
                 cx: &mut Context<'_>,
@@ -244,7 +244,7 @@ macro_rules! quic_carriage {
             }
         }
 
-        impl AsyncWrite for Send {
+        impl AsyncWrite for QuicSendHalf {
             fn poll_write(
                 mut self: Pin<&mut Self>,
                 cx: &mut Context<'_>,
@@ -264,12 +264,12 @@ macro_rules! quic_carriage {
             }
         }
 
-        struct Recv {
+        struct QuicRecvHalf {
             stream: Receiving,
-            credit: Option<Arc<Credit>>,
+            credit: Option<Arc<WindowCredit>>,
         }
 
-        impl Recv {
+        impl QuicRecvHalf {
             fn count(&self, bytes: usize) {
                 if let Some(credit) = &self.credit {
                     credit.read(bytes);
@@ -277,7 +277,7 @@ macro_rules! quic_carriage {
             }
         }
 
-        impl RecvHalf for Recv {
+        impl RecvHalf for QuicRecvHalf {
             fn poll_read_chunk(
                 &mut self,
                 cx: &mut Context<'_>,
@@ -299,7 +299,7 @@ macro_rules! quic_carriage {
             }
         }
 
-        impl AsyncRead for Recv {
+        impl AsyncRead for QuicRecvHalf {
             fn poll_read(
                 mut self: Pin<&mut Self>,
                 cx: &mut Context<'_>,

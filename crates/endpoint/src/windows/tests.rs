@@ -2,7 +2,7 @@ use std::cell::Cell;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
-use crate::limits::Limits;
+use crate::limits::EndpointLimits;
 
 const MIB: usize = 1 << 20;
 const FIRST: usize = WINDOW_BYTES_FIRST as usize;
@@ -16,21 +16,21 @@ fn peer(name: &str) -> PeerId {
 }
 
 /// The windows of a machine with so much memory, in MiB.
-fn windows(memory: u64) -> Arc<Windows> {
-    let limits = Limits::for_memory(memory << 20);
-    Arc::new(Windows::new(limits.window_bytes))
+fn windows(memory: u64) -> Arc<ReceiveWindows> {
+    let limits = EndpointLimits::for_memory(memory << 20);
+    Arc::new(ReceiveWindows::new(limits.window_bytes))
 }
 
-/// A connection from here, and the window that its peer was told of.
-struct Connected {
-    window: Window,
+/// A connection from here, and the size of the window that its peer last heard.
+struct WindowTestConnection {
+    window: ReceiveWindow,
     told: Cell<usize>,
     now: Cell<Instant>,
 }
 
-impl Connected {
-    fn from(windows: &Arc<Windows>, from: IpAddr) -> Self {
-        let (window, now) = (Window::default(), Instant::now());
+impl WindowTestConnection {
+    fn from(windows: &Arc<ReceiveWindows>, from: IpAddr) -> Self {
+        let (window, now) = (ReceiveWindow::default(), Instant::now());
         window.begin(windows, from, now);
         Self {
             window,
@@ -39,7 +39,7 @@ impl Connected {
         }
     }
 
-    fn of(windows: &Arc<Windows>, who: &str) -> Self {
+    fn for_peer(windows: &Arc<ReceiveWindows>, who: &str) -> Self {
         let connected = Self::from(windows, Ipv4Addr::new(192, 0, 2, 1).into());
         connected.identify(who);
         connected.allow(StreamBudget::CALL);
@@ -87,7 +87,7 @@ impl Connected {
 #[test]
 fn a_window_grows_with_what_is_read_and_no_further_than_it_may() {
     let windows = windows(512);
-    let ada = Connected::of(&windows, "ada");
+    let ada = WindowTestConnection::for_peer(&windows, "ada");
     assert_eq!(ada.told.get(), START);
     // One window in two seconds, and then one in a round trip and a half.
     ada.reads(4 * START, Duration::from_secs(8));
@@ -97,10 +97,16 @@ fn a_window_grows_with_what_is_read_and_no_further_than_it_may() {
     let most = StreamBudget::CALL.connection_window_bytes as usize;
     assert_eq!(ada.grows(), most);
     // A second one, and others beside it.
-    assert_eq!(Connected::of(&windows, "ada").grows(), most);
-    assert_eq!(Connected::of(&windows, "eve").grows(), most);
+    assert_eq!(
+        WindowTestConnection::for_peer(&windows, "ada").grows(),
+        most
+    );
+    assert_eq!(
+        WindowTestConnection::for_peer(&windows, "eve").grows(),
+        most
+    );
     // A browser, which shows a token later.
-    let http = Connected::from(&windows, Ipv4Addr::LOCALHOST.into());
+    let http = WindowTestConnection::from(&windows, Ipv4Addr::LOCALHOST.into());
     http.reads(64 * MIB, Duration::from_secs(1));
     assert_eq!(http.told.get(), 4 * FIRST);
     http.allow(StreamBudget::AUTHENTICATED);
@@ -116,13 +122,13 @@ fn one_peer_has_half_and_two_leave_others_room() {
     let windows = windows(512);
     let of = |who: &str, count| {
         let all = (0..count).map(|_| {
-            let connected = Connected::of(&windows, who);
+            let connected = WindowTestConnection::for_peer(&windows, who);
             connected.grows();
             connected
         });
         all.collect::<Vec<_>>()
     };
-    let told = |all: &[Connected]| all.iter().map(|one| one.told.get()).sum::<usize>();
+    let told = |all: &[WindowTestConnection]| all.iter().map(|one| one.told.get()).sum::<usize>();
     let eve = of("eve", 64);
     assert!(told(&eve) <= 32 * MIB + 64 * FIRST, "{}", told(&eve));
     let mallory = of("mallory", 64);
@@ -144,24 +150,29 @@ fn connections_that_say_nothing_leave_room_for_one_that_needs_a_large_window() {
     for memory in [512, 2048] {
         let windows = windows(memory);
         let idle: Vec<_> = (0..1000)
-            .map(|n| Connected::of(&windows, &format!("worker-{}", n / 4)))
+            .map(|n| WindowTestConnection::for_peer(&windows, &format!("worker-{}", n / 4)))
             .collect();
         let all = windows.taken().0;
         assert!(all <= windows_of(memory) / 2, "{all}");
-        let ada = Connected::of(&windows, "ada");
+        let ada = WindowTestConnection::for_peer(&windows, "ada");
         assert!(ada.grows() >= 8 * MIB, "{memory}: {}", ada.told.get());
         drop(idle);
         assert_eq!(ada.grows(), 16 * MIB);
     }
     // And those of one peer.
     let windows = windows(512);
-    let idle: Vec<_> = (0..16).map(|_| Connected::of(&windows, "ada")).collect();
-    assert_eq!(Connected::of(&windows, "ada").grows(), 16 * MIB);
+    let idle: Vec<_> = (0..16)
+        .map(|_| WindowTestConnection::for_peer(&windows, "ada"))
+        .collect();
+    assert_eq!(
+        WindowTestConnection::for_peer(&windows, "ada").grows(),
+        16 * MIB
+    );
     drop(idle);
 }
 
 fn windows_of(memory: u64) -> usize {
-    Limits::for_memory(memory << 20).window_bytes
+    EndpointLimits::for_memory(memory << 20).window_bytes
 }
 
 #[test]
@@ -170,7 +181,7 @@ fn unknown_peers_have_a_quarter_one_network_and_one_site_a_part_of_it() {
     let crowd = |addresses: &mut dyn Iterator<Item = IpAddr>| {
         let all = addresses.flat_map(|from| (0..64).map(move |_| from));
         let all = all.map(|from| {
-            let one = Connected::from(&windows, from);
+            let one = WindowTestConnection::from(&windows, from);
             one.grows();
             one
         });
@@ -186,7 +197,10 @@ fn unknown_peers_have_a_quarter_one_network_and_one_site_a_part_of_it() {
     assert_eq!(site, 8 * MIB);
     let (rest, all) = crowd(&mut (2..10).map(v4));
     assert_eq!(one + site + rest, 16 * MIB);
-    assert_eq!(Connected::of(&windows, "ada").grows(), 16 * MIB);
+    assert_eq!(
+        WindowTestConnection::for_peer(&windows, "ada").grows(),
+        16 * MIB
+    );
     // What they have goes with them once they are known.
     assert!(all.iter().any(|one| one.told.get() > FIRST));
     for one in &all {
@@ -208,16 +222,16 @@ fn windows_follow_the_memory_of_the_machine() {
 /// A session keeps the window as well.
 #[test]
 fn a_window_counts_until_nobody_keeps_it() {
-    struct Nothing;
-    impl Windowed for Nothing {
+    struct NullWindowControl;
+    impl WindowControl for NullWindowControl {
         fn set_window(&self, _bytes: u32) {}
         fn rtt(&self) -> Option<Duration> {
             None
         }
     }
     let windows = windows(512);
-    let session: Arc<Window> = Arc::default();
-    let credit = Credit::new(Arc::clone(&session), Box::new(Nothing));
+    let session: Arc<ReceiveWindow> = Arc::default();
+    let credit = WindowCredit::new(Arc::clone(&session), Box::new(NullWindowControl));
     credit.allow(1 << 24);
     assert_eq!(windows.taken(), (0, 0), "it has not begun");
     credit.begin(&windows, Ipv4Addr::LOCALHOST.into());

@@ -1,21 +1,21 @@
-//! Certificates from an authority nobody here wrote: Pebble, with its own name server.
+//! Certificates from an independent authority: Pebble, with its own name server.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alknet_core::{BoxError, BoxFuture, Carriage, Reach};
-use alknet_endpoint::Dialer;
+use alknet_core::{BoxError, BoxFuture, Carriage, DialAllowList};
+use alknet_endpoint::EndpointDialer;
 use alknet_http_client::{ClientOptions, HttpClient, Redirects};
-use alknet_test_support::Port;
+use alknet_test_support::ReservedPort;
 use alknet_tls::acme::{
     AccountKey, Acme, AcmeHandle, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind,
     DnsChallenge, HttpChallengeResponder, HttpChallenges, KeySeal, SealError,
 };
 use alknet_tls::{
-    ACME_FAILED, CLOCK_INSANE, CertificateStore, Problems, ServerTlsOptions, Source,
-    roots_from_file,
+    ACME_FAILED, CLOCK_INSANE, CertificateSource, CertificateStore, NodeDiagnostics,
+    ServerTlsOptions, roots_from_file,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use bytes::Bytes;
@@ -27,17 +27,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use crate::authority::{Authority, shown};
-use crate::support::{CARRIAGES, ECHO, HTTP, Node, ask, hung};
+use crate::authority::{EndpointTestCa, shown};
+use crate::support::{CARRIAGES, ECHO, EndpointTestNode, HTTP, ask, hung};
 
 /// The way to the authority, as the node has it.
 #[derive(Clone)]
-struct Client(HttpClient);
+struct AcmeTestTransport(HttpClient);
 
-impl Client {
-    fn by(dialer: Dialer) -> Self {
+impl AcmeTestTransport {
+    fn by(dialer: EndpointDialer) -> Self {
         let options = ClientOptions {
-            reach: Reach::Anywhere,
+            reach: DialAllowList::Anywhere,
             redirects: Redirects::No,
             ..ClientOptions::default()
         };
@@ -45,7 +45,7 @@ impl Client {
     }
 }
 
-impl AcmeTransport for Client {
+impl AcmeTransport for AcmeTestTransport {
     fn send(
         &self,
         request: http::Request<Bytes>,
@@ -60,9 +60,9 @@ impl AcmeTransport for Client {
 }
 
 /// A program of the tests, ended with them.
-struct Program(Child);
+struct AcmeTestProcess(Child);
 
-impl Program {
+impl AcmeTestProcess {
     fn start(command: &mut Command, log: &Path) -> Self {
         let log = std::fs::File::create(log).expect("a log file");
         let errors = log.try_clone().expect("a log file");
@@ -76,7 +76,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for AcmeTestProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -84,26 +84,26 @@ impl Drop for Program {
 }
 
 struct Ca {
-    programs: [Program; 2],
+    programs: [AcmeTestProcess; 2],
     dir: TempDir,
-    web: Authority,
+    web: EndpointTestCa,
     directory: u16,
     management: u16,
     names: u16,
     http: u16,
-    _ports: [Port; 5],
+    _ports: [ReservedPort; 5],
 }
 
 impl Ca {
     /// An authority that reaches every name at 127.0.0.1, on port `tls` and on a port for HTTP.
     async fn start(tls: u16) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let web = Authority::new();
+        let web = EndpointTestCa::new();
         let (chain, key) = web.issue(&["localhost"]);
         std::fs::write(dir.path().join("chain.pem"), chain).expect("write");
         std::fs::write(dir.path().join("key.pem"), key).expect("write");
-        let ports = Port::claim_all();
-        let [directory, management, names, dns, http] = ports.each_ref().map(Port::number);
+        let ports = ReservedPort::claim_all();
+        let [directory, management, names, dns, http] = ports.each_ref().map(ReservedPort::number);
         let config = serde_json::json!({ "pebble": {
             "listenAddress": format!("127.0.0.1:{directory}"),
             "managementListenAddress": format!("127.0.0.1:{management}"),
@@ -116,7 +116,7 @@ impl Ca {
         }});
         let file = dir.path().join("pebble.json");
         std::fs::write(&file, config.to_string()).expect("write");
-        let name_server = Program::start(
+        let name_server = AcmeTestProcess::start(
             Command::new("pebble-challtestsrv")
                 .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
                 .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
@@ -124,7 +124,7 @@ impl Ca {
                 .args(["-management", &format!("127.0.0.1:{names}")]),
             &dir.path().join("names.log"),
         );
-        let pebble = Program::start(
+        let pebble = AcmeTestProcess::start(
             Command::new("pebble")
                 .arg("-config")
                 .arg(&file)
@@ -168,11 +168,11 @@ impl Ca {
     }
 
     /// Reaches the authority by a file of who vouches for it, as `tls.acme.ca_file` names one.
-    fn client(&self) -> Client {
+    fn client(&self) -> AcmeTestTransport {
         let file = self.dir.path().join("vouching.pem");
         std::fs::write(&file, &self.web.pem).expect("write");
         let roots = roots_from_file(&file).expect("a certificate");
-        Client::by(Dialer::with_roots(None, roots))
+        AcmeTestTransport::by(EndpointDialer::with_roots(None, roots))
     }
 
     /// Trusts what this authority signs.
@@ -207,22 +207,22 @@ impl Ca {
 }
 
 /// A node with what its certificate needs.
-struct Served {
-    node: Node,
+struct AcmeTestNode {
+    node: EndpointTestNode,
     tls: ServerTlsOptions,
-    problems: Arc<Problems>,
+    problems: Arc<NodeDiagnostics>,
     http: Arc<HttpChallenges>,
     state: TempDir,
 }
 
-impl Served {
+impl AcmeTestNode {
     fn start() -> Self {
         let tls = ServerTlsOptions {
             certificates: Arc::new(CertificateStore::default()),
             ..ServerTlsOptions::default()
         };
         Self {
-            node: Node::with_tls(tls.clone()),
+            node: EndpointTestNode::with_tls(tls.clone()),
             tls,
             problems: Arc::default(),
             http: Arc::default(),
@@ -237,7 +237,7 @@ impl Served {
             problems: Arc::clone(&self.problems),
             alpn: Arc::clone(&self.tls.challenges),
             http: Some(Arc::clone(&self.http)),
-            dns: Some(Arc::new(Names(ca.names))),
+            dns: Some(Arc::new(DnsTestServer(ca.names))),
             account_key: None,
             key_seal: None,
         }
@@ -271,9 +271,9 @@ impl Served {
 }
 
 /// The name server's own way of taking records.
-struct Names(u16);
+struct DnsTestServer(u16);
 
-impl Names {
+impl DnsTestServer {
     async fn post(port: u16, path: &str, body: serde_json::Value) -> Result<(), BoxError> {
         let body = body.to_string();
         let request = format!(
@@ -291,7 +291,7 @@ impl Names {
     }
 }
 
-impl DnsChallenge for Names {
+impl DnsChallenge for DnsTestServer {
     fn covers(&self, _: &str) -> bool {
         true
     }
@@ -307,10 +307,10 @@ impl DnsChallenge for Names {
     }
 }
 
-/// A key that whoever has the node's words can derive.
-struct Derived(Vec<u8>);
+/// A key that a holder of the node's words can derive.
+struct DerivedAccountKey(Vec<u8>);
 
-impl AccountKey for Derived {
+impl AccountKey for DerivedAccountKey {
     fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError> {
         match self.0.is_empty() {
             false => Ok(self.0.clone().into()),
@@ -319,18 +319,18 @@ impl AccountKey for Derived {
     }
 }
 
-/// A node whose disk is lost and that is made anew from its words is no new customer.
+/// A node whose disk is lost and that is restored from its words has the same ACME account.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_key_is_the_same_account_with_nothing_on_the_disk() {
     let key = rcgen::KeyPair::generate().expect("a key").serialize_der();
-    let lives = [Served::start(), Served::start()];
+    let lives = [AcmeTestNode::start(), AcmeTestNode::start()];
     let ca = Ca::start(1).await;
     for served in &lives {
         let mut changes = served.tls.certificates.watch();
         let state = served.state.path();
         let options = ca.options(state, &["edge.example"], ChallengeKind::Dns01);
         let parts = AcmeParts {
-            account_key: Some(Arc::new(Derived(key.clone()))),
+            account_key: Some(Arc::new(DerivedAccountKey(key.clone()))),
             ..served.parts(&ca)
         };
         let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
@@ -342,10 +342,10 @@ async fn the_same_key_is_the_same_account_with_nothing_on_the_disk() {
     assert_eq!(log.matches("accounts in memory").count(), 1, "{log}");
 
     // Without its key nothing is ordered, and it is said why.
-    let served = Served::start();
+    let served = AcmeTestNode::start();
     let options = ca.options(served.state.path(), &["edge.example"], ChallengeKind::Dns01);
     let parts = AcmeParts {
-        account_key: Some(Arc::new(Derived(Vec::new()))),
+        account_key: Some(Arc::new(DerivedAccountKey(Vec::new()))),
         ..served.parts(&ca)
     };
     let mut trouble = served.problems.watch();
@@ -356,10 +356,10 @@ async fn the_same_key_is_the_same_account_with_nothing_on_the_disk() {
     running.abort();
 }
 
-/// A seal that whoever has the node's words can derive.
-struct Vault([u8; 32]);
+/// A seal that a holder of the node's words can derive.
+struct DerivedKeySeal([u8; 32]);
 
-impl Vault {
+impl DerivedKeySeal {
     fn key(&self) -> LessSafeKey {
         LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &self.0).expect("32 bytes"))
     }
@@ -370,7 +370,7 @@ impl Vault {
     }
 }
 
-impl KeySeal for Vault {
+impl KeySeal for DerivedKeySeal {
     fn seal(&self, name: &str, key: &[u8]) -> Result<Vec<u8>, SealError> {
         let (mut bytes, name) = (key.to_vec(), Aad::from(name.as_bytes()));
         self.key()
@@ -418,8 +418,8 @@ fn orders_of(state: &Path) -> usize {
     orders.as_array().expect("times").len()
 }
 
-/// What a node with a vault keeps is of no use to whoever has the disk, and all that it needs after a
-/// start.
+/// The key that a node with a vault keeps on its disk is useless to a thief of the disk, and all
+/// that the node needs after a start.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sealed_key_is_served_again_without_an_order() {
     let account = rcgen::KeyPair::generate().expect("a key").serialize_der();
@@ -427,16 +427,16 @@ async fn a_sealed_key_is_served_again_without_an_order() {
     let client = ca.trusting().await;
     let state = tempfile::tempdir().expect("a directory");
     let state = state.path();
-    let with_vault = |served: &Served| {
+    let with_vault = |served: &AcmeTestNode| {
         let options = ca.options(state, &["edge.example"], ChallengeKind::Dns01);
         let parts = AcmeParts {
-            account_key: Some(Arc::new(Derived(account.clone()))),
-            key_seal: Some(Arc::new(Vault([7; 32]))),
+            account_key: Some(Arc::new(DerivedAccountKey(account.clone()))),
+            key_seal: Some(Arc::new(DerivedKeySeal([7; 32]))),
             ..served.parts(&ca)
         };
         Acme::new(options, parts).expect("good options")
     };
-    let served = Served::start();
+    let served = AcmeTestNode::start();
     let mut changes = served.tls.certificates.watch();
     let running = tokio::spawn(with_vault(&served).run());
     served.renewed(&ca, &mut changes).await;
@@ -446,7 +446,7 @@ async fn a_sealed_key_is_served_again_without_an_order() {
     assert_eq!(orders_of(state), 1);
 
     // Another process on the same disk shows it at once.
-    let again = Served::start();
+    let again = AcmeTestNode::start();
     let acme = with_vault(&again);
     let shown = again.shows(Carriage::Tcp, "edge.example", &client).await;
     assert_eq!(shown, first);
@@ -467,7 +467,7 @@ async fn a_sealed_key_is_served_again_without_an_order() {
 /// over a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_our_port_and_renewed_under_load() {
-    let served = Served::start();
+    let served = AcmeTestNode::start();
     let port = served.node.server.port();
     let ca = Ca::start(port).await;
     let mut changes = served.tls.certificates.watch();
@@ -487,7 +487,7 @@ async fn over_our_port_and_renewed_under_load() {
             .await
     );
 
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     let mut live = Vec::new();
     for n in 0..50 {
         let carriage = CARRIAGES[n % 2];
@@ -532,14 +532,14 @@ async fn over_our_port_and_renewed_under_load() {
         ChallengeKind::TlsAlpn01,
     );
     let _again = Acme::new(options, parts).expect("good options");
-    let kept = store.pair(Source::Acme).expect("kept on disk");
+    let kept = store.pair(CertificateSource::Acme).expect("kept on disk");
     assert_eq!(kept.names(), ["edge.example", "www.edge.example"]);
     drop(ca.programs);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn over_http() {
-    let served = Served::start();
+    let served = AcmeTestNode::start();
     let ca = Ca::start(1).await;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", ca.http))
         .await
@@ -575,7 +575,7 @@ async fn answer_http(listener: tokio::net::TcpListener, answers: Arc<dyn HttpCha
 /// A name and a wildcard above the same record name.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_dns_with_a_wildcard() {
-    let served = Served::start();
+    let served = AcmeTestNode::start();
     let ca = Ca::start(1).await;
     let mut changes = served.tls.certificates.watch();
     served.run(&ca, &["dns.example", "*.dns.example"], ChallengeKind::Dns01);
@@ -586,13 +586,14 @@ async fn over_dns_with_a_wildcard() {
     }
 }
 
-/// Refused by the authority: the certificate before goes on being served, and the reason is told.
+/// The authority refuses the order: the node goes on serving the certificate before, and reports
+/// the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_keeps_the_old_certificate() {
-    let served = Served::start();
-    let old = Authority::new();
+    let served = AcmeTestNode::start();
+    let old = EndpointTestCa::new();
     let certificates = &served.tls.certificates;
-    certificates.put(Source::Acme, old.pair(&["lost.example"]));
+    certificates.put(CertificateSource::Acme, old.pair(&["lost.example"]));
     // Nothing of ours listens where the authority looks.
     let ca = Ca::start(1).await;
     let mut trouble = served.problems.watch();
@@ -608,16 +609,16 @@ async fn a_refusal_keeps_the_old_certificate() {
     served.shows(Carriage::Tcp, "lost.example", &client).await;
 }
 
-/// One that no usual authority vouches for is believed by whoever has the file, and by nobody else.
+/// A private authority, for which no public one vouches: only a node with its CA file trusts it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_of_ones_own_is_reached_by_its_file() {
-    let served = Served::start();
+    let served = AcmeTestNode::start();
     let ca = Ca::start(1).await;
     let names = ["own.example"];
     let mut trouble = served.problems.watch();
     let options = ca.options(served.state.path(), &names, ChallengeKind::Dns01);
     let parts = AcmeParts {
-        transport: Arc::new(Client::by(Dialer::new(None))),
+        transport: Arc::new(AcmeTestTransport::by(EndpointDialer::new(None))),
         ..served.parts(&ca)
     };
     let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
@@ -627,7 +628,7 @@ async fn an_authority_of_ones_own_is_reached_by_its_file() {
     running.abort();
     assert!(running.await.is_err());
 
-    let again = Served::start();
+    let again = AcmeTestNode::start();
     let mut changes = again.tls.certificates.watch();
     again.run(&ca, &names, ChallengeKind::Dns01);
     again.renewed(&ca, &mut changes).await;
@@ -636,7 +637,7 @@ async fn an_authority_of_ones_own_is_reached_by_its_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_ordered_by_a_wrong_clock() {
-    let served = Served::start();
+    let served = AcmeTestNode::start();
     let ca = Ca::start(1).await;
     let mut trouble = served.problems.watch();
     let mut options = ca.options(

@@ -15,13 +15,13 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::ECHO;
 
-pub(crate) struct Authority {
+pub(crate) struct EndpointTestCa {
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-impl Authority {
+impl EndpointTestCa {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(vec![]).expect("no names");
         params
@@ -78,7 +78,7 @@ impl Authority {
         certified(vec![leaf.der().clone()], key)
     }
 
-    /// A client that trusts this authority and nobody else.
+    /// A client that trusts this authority alone.
     pub(crate) fn client(&self, alpn: &[u8]) -> ClientConfig {
         let mut config = ClientConfig::builder_with_provider(alknet_tls::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -114,9 +114,9 @@ pub(crate) fn raw(shown: PeerKey, seed: [u8; 32]) -> Arc<CertifiedKey> {
 }
 
 #[derive(Debug)]
-struct Always(Arc<CertifiedKey>, bool);
+struct FixedCertResolver(Arc<CertifiedKey>, bool);
 
-impl rustls::server::ResolvesServerCert for Always {
+impl rustls::server::ResolvesServerCert for FixedCertResolver {
     fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0))
     }
@@ -126,15 +126,16 @@ impl rustls::server::ResolvesServerCert for Always {
     }
 }
 
-/// A server of somebody else's: shows one key in one form, and repeats what it is sent after the
-/// name of the key its client proved. It listens on loopback alone: it takes every certificate.
-pub(crate) struct Foreign {
+/// A server that does not belong to this project: it shows one key in one form, and repeats what it
+/// is sent after the name of the key its client proved. It listens on loopback alone: it takes
+/// every certificate.
+pub(crate) struct ForeignServer {
     pub(crate) tcp: u16,
     pub(crate) quic: u16,
     _endpoints: Vec<quinn::Endpoint>,
 }
 
-impl Foreign {
+impl ForeignServer {
     /// `raw` servers take no client keys; the others ask for any certificate.
     pub(crate) async fn start(key: Arc<CertifiedKey>, raw: bool) -> Self {
         let builder = ServerConfig::builder_with_provider(alknet_tls::provider())
@@ -144,7 +145,7 @@ impl Foreign {
             true => builder.with_client_cert_verifier(WebPkiClientVerifier::no_client_auth()),
             false => builder.with_client_cert_verifier(Arc::new(AnyCertificate)),
         };
-        let mut config = builder.with_cert_resolver(Arc::new(Always(key, raw)));
+        let mut config = builder.with_cert_resolver(Arc::new(FixedCertResolver(key, raw)));
         config.alpn_protocols = vec![ECHO.to_vec()];
         let config = Arc::new(config);
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
@@ -296,13 +297,13 @@ pub(crate) async fn shown(
     Ok(chain[0].clone())
 }
 
-/// It takes any key, and shows its own to whoever asks.
+/// The server takes any key, and shows its own to every client.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_of_others_listens_on_loopback_alone() {
     /// `TCP_LISTEN` of the kernel's `include/net/tcp_states.h`.
     const LISTEN: &str = "0A";
-    let (key, _) = Authority::new().certified(&["localhost"]);
-    let foreign = Foreign::start(key, false).await;
+    let (key, _) = EndpointTestCa::new().certified(&["localhost"]);
+    let foreign = ForeignServer::start(key, false).await;
     let mut found = 0;
     for (list, port) in [
         ("tcp", foreign.tcp),

@@ -9,9 +9,9 @@ use alknet_core::{
     AlpnSpec, AuthContext, AuthToken, BoxFuture, Connection, HandlerError, HandlerRegistry,
     Identity, IdentityKind, IdentityProvider, PeerKey, ProtocolHandler, StreamBudget,
 };
-use alknet_endpoint::{Server, ServerOptions};
+use alknet_endpoint::{EndpointServer, ServerOptions};
 use alknet_test_support::deadline;
-use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, RemoteHost};
 use tokio::sync::watch;
 
 const ALPN: &[u8] = b"alknet/hoard";
@@ -38,9 +38,9 @@ const QUIET: Duration = Duration::from_millis(500);
 const GROWTH_MAX: u64 = 4 << 20;
 
 /// Takes every stream and reads none.
-struct Hoard([AlpnSpec; 1], Arc<AtomicUsize>);
+struct NonReadingHandler([AlpnSpec; 1], Arc<AtomicUsize>);
 
-impl ProtocolHandler for Hoard {
+impl ProtocolHandler for NonReadingHandler {
     fn alpns(&self) -> &[AlpnSpec] {
         &self.0
     }
@@ -62,9 +62,9 @@ impl ProtocolHandler for Hoard {
 }
 
 /// Knows one key.
-struct One(PeerKey, watch::Sender<u64>);
+struct OneKeyIdentities(PeerKey, watch::Sender<u64>);
 
-impl IdentityProvider for One {
+impl IdentityProvider for OneKeyIdentities {
     fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
         let identity = Identity {
             id: "friend".parse().expect("a peer id"),
@@ -101,7 +101,7 @@ async fn connect(port: u16, server: PeerKey, key: NodeKey) -> quinn::Connection 
         key: Some(key),
         ..ClientTlsOptions::default()
     });
-    let place = Place::Ip(Ipv4Addr::LOCALHOST.into());
+    let place = RemoteHost::Ip(Ipv4Addr::LOCALHOST.into());
     let remote = tls.remote(None, &[server], place).expect("a pin");
     let config = remote.attempts(place, ALPN).swap_remove(0);
     let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3");
@@ -172,16 +172,17 @@ fn an_unknown_peer_costs_little_and_a_known_one_gets_its_budget() {
 async fn measure() {
     let opened = Arc::new(AtomicUsize::new(0));
     let mut registry = HandlerRegistry::new();
-    let handler = Hoard([AlpnSpec::new(ALPN)], Arc::clone(&opened));
+    let handler = NonReadingHandler([AlpnSpec::new(ALPN)], Arc::clone(&opened));
     registry.register(Arc::new(handler)).expect("register");
     let key = NodeKey::generate().expect("a key");
     let friend = NodeKey::generate().expect("a key");
-    let peers = One(friend.public(), watch::channel(0).0);
+    let peers = OneKeyIdentities(friend.public(), watch::channel(0).0);
     let options = ServerOptions {
         port: 0,
         ..ServerOptions::default()
     };
-    let server = Server::bind(options, &key, registry, Arc::new(peers)).expect("a free port");
+    let server =
+        EndpointServer::bind(options, &key, registry, Arc::new(peers)).expect("a free port");
 
     // One connection first, so that what is made once is made.
     let warm = connect(

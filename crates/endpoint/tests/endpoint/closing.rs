@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_core::{Carriage, CloseCode, PeerKey};
-use alknet_endpoint::{Dialer, Limits, Target};
+use alknet_endpoint::{EndpointDialer, EndpointLimits, Target};
 use alknet_test_support::deadline;
-use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, RemoteHost};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::crypto::{self, Session};
 use quinn::{ConnectError, ConnectionError, Side, TransportConfig};
@@ -16,7 +16,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
 use crate::relief::is_served;
-use crate::support::{ECHO, Node, ask, hung, quinn_connection, until};
+use crate::support::{ECHO, EndpointTestNode, ask, hung, quinn_connection, until};
 
 /// Connections that the unknown peers of one network may have.
 const MOST: usize = 3;
@@ -64,12 +64,12 @@ struct LongDelayClient {
 
 impl LongDelayClient {
     /// It believes that the node has this key.
-    fn new(node: &Node, key: Option<NodeKey>, believed: PeerKey) -> Self {
+    fn new(node: &EndpointTestNode, key: Option<NodeKey>, believed: PeerKey) -> Self {
         let tls = ClientTls::new(ClientTlsOptions {
             key,
             ..ClientTlsOptions::default()
         });
-        let place = Place::Ip(Ipv4Addr::LOCALHOST.into());
+        let place = RemoteHost::Ip(Ipv4Addr::LOCALHOST.into());
         let remote = tls.remote(None, &[believed], place).expect("a pin");
         let config = remote.attempts(place, ECHO).swap_remove(0);
         let tls = QuicClientConfig::try_from(config).expect("TLS 1.3");
@@ -92,15 +92,15 @@ impl LongDelayClient {
     }
 }
 
-fn few() -> Node {
-    Node::with_limits(Limits {
+fn few() -> EndpointTestNode {
+    EndpointTestNode::with_limits(EndpointLimits {
         per_address_max: u32::try_from(MOST).expect("few"),
-        ..Limits::default()
+        ..EndpointLimits::default()
     })
 }
 
 /// A known peer gets in over QUIC from another network, at which the node has not seen it.
-async fn serves_a_friend_from_elsewhere(node: &Node) {
+async fn serves_a_friend_from_elsewhere(node: &EndpointTestNode) {
     let key = NodeKey::generate().expect("a key");
     node.peers.add(key.public(), "friend");
     let endpoint = quinn::Endpoint::client((ELSEWHERE, 0).into()).expect("a socket");
@@ -162,7 +162,7 @@ async fn what_the_library_keeps_of_ended_connections_counts_for_whose_they_were(
     );
     let slow: Target = address.parse().expect("a target");
     let slow = slow.with_pins([node.key.public()]);
-    let nobody = Dialer::new(None);
+    let nobody = EndpointDialer::new(None);
     let mut connections = Vec::new();
     for _ in 0..MOST {
         let dialled = nobody.dial_over(Carriage::Quic, &slow, ECHO).await;
@@ -175,10 +175,10 @@ async fn what_the_library_keeps_of_ended_connections_counts_for_whose_they_were(
     }
     until(|| node.server.closing() == MOST).await;
     // Over a way that is not slow, as another client of that network.
-    assert!(!is_served(&node, &Dialer::new(None), Carriage::Quic).await);
+    assert!(!is_served(&node, &EndpointDialer::new(None), Carriage::Quic).await);
     assert!(is_served(&node, &friend, Carriage::Quic).await);
     until(|| node.server.closing() == 0).await;
-    let again = is_served(&node, &Dialer::new(None), Carriage::Quic).await;
+    let again = is_served(&node, &EndpointDialer::new(None), Carriage::Quic).await;
     assert!(again, "they are let in again");
 }
 
@@ -245,7 +245,7 @@ async fn what_quic_keeps_of_a_peer_refuses_it_over_quic_only() {
         connection.close(0u32.into(), b"");
         until(|| node.server.connections().is_empty()).await;
     }
-    let friend = Dialer::new(Some(key));
+    let friend = EndpointDialer::new(Some(key));
     // The last one may be about to be counted.
     let refused = async { while is_served(&node, &friend, Carriage::Quic).await {} };
     let refused = tokio::time::timeout(hung(), refused).await;

@@ -1,16 +1,17 @@
 //! The dialer as protocols see it: core's trait, with nothing but an expectation to go by.
 
 use alknet_core::{
-    Carriage, Connection, DialErrorKind, DialRequest, Dialer as _, Expect, Host, PeerAddr,
+    Carriage, Connection, DialErrorKind, DialHost, DialRequest, Dialer as _, PeerAddr,
+    PeerVerification,
 };
-use alknet_endpoint::Dialer;
+use alknet_endpoint::EndpointDialer;
 use alknet_tls::{ClientTlsOptions, NodeKey};
 use proptest::prelude::*;
 
-use crate::support::{CARRIAGES, Node, WHOAMI, ask};
+use crate::support::{CARRIAGES, EndpointTestNode, WHOAMI, ask};
 
 /// A dial of `node` over `carriage`, by any name of it.
-fn request(node: &Node, expect: Expect, carriage: Carriage) -> DialRequest {
+fn request(node: &EndpointTestNode, expect: PeerVerification, carriage: Carriage) -> DialRequest {
     let addr = PeerAddr {
         pins: Vec::new(),
         ..node.target()
@@ -27,10 +28,10 @@ async fn whoami(connection: &Connection) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_that_was_proved_is_told() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let (dialer, key) = node.peer("edge");
     for carriage in CARRIAGES {
-        let pinned = Expect::Pinned(vec![node.key.public()]);
+        let pinned = PeerVerification::Pinned(vec![node.key.public()]);
         let request = request(&node, pinned, carriage);
         let dialled = dialer.connect(request).await.expect("dial");
         assert_eq!(dialled.keys.first(), Some(&node.key.public()), "{carriage}");
@@ -41,10 +42,14 @@ async fn the_key_that_was_proved_is_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_shown_only_when_asked_for() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let (dialer, _) = node.peer("edge");
     for carriage in CARRIAGES {
-        let mut request = request(&node, Expect::Pinned(vec![node.key.public()]), carriage);
+        let mut request = request(
+            &node,
+            PeerVerification::Pinned(vec![node.key.public()]),
+            carriage,
+        );
         request.present_key = false;
         let dialled = dialer.connect(request).await.expect("dial");
         assert_eq!(whoami(&dialled.connection).await, "no key nobody\n");
@@ -53,16 +58,16 @@ async fn a_key_is_shown_only_when_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_cannot_prove_it_is_an_impostor() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let other = NodeKey::generate().expect("a key").public();
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     for carriage in CARRIAGES {
-        let wrong = request(&node, Expect::Pinned(vec![other]), carriage);
+        let wrong = request(&node, PeerVerification::Pinned(vec![other]), carriage);
         let error = dialer.connect(wrong).await.expect_err("another key");
         assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
         assert!(error.is_permanent());
-        let mut public = request(&node, Expect::WebPki, carriage);
-        // Only a dialler that was told so takes a public certificate for an address.
+        let mut public = request(&node, PeerVerification::WebPki, carriage);
+        // Only a dialler with `webpki_ip` takes a public certificate for an address.
         let error = dialer
             .connect(public.clone())
             .await
@@ -72,13 +77,13 @@ async fn who_cannot_prove_it_is_an_impostor() {
             webpki_ip: true,
             ..ClientTlsOptions::default()
         };
-        let told = Dialer::with_options(options);
+        let told = EndpointDialer::with_options(options);
         let error = told.connect(public.clone()).await.expect_err("self-signed");
         assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
-        public.addr.host = Host::Name("localhost".to_owned());
+        public.addr.host = DialHost::Name("localhost".to_owned());
         let error = dialer.connect(public).await.expect_err("self-signed");
         assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
-        let nobody = request(&node, Expect::Pinned(Vec::new()), carriage);
+        let nobody = request(&node, PeerVerification::Pinned(Vec::new()), carriage);
         let error = dialer.connect(nobody).await.expect_err("nobody fits");
         assert_eq!(error.kind, DialErrorKind::Local, "{carriage} {error}");
     }
@@ -88,7 +93,7 @@ proptest! {
     /// Core reads names without a TLS library; what it takes, the library must be able to ask for.
     #[test]
     fn names_that_parse_can_be_dialled(text in "[a-z0-9_.-]{1,30}") {
-        if let Ok(PeerAddr { host: Host::Name(name), .. }) = text.parse() {
+        if let Ok(PeerAddr { host: DialHost::Name(name), .. }) = text.parse() {
             prop_assert!(alknet_tls::is_dns_name(&name), "{}", name);
         }
     }

@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use alknet_core::{Carriage, CloseCode, DialRequest, Dialer as _, Expect, PeerKey};
-use alknet_endpoint::{DialError, Dialer, IrohOptions, Limits, Target};
+use alknet_core::{Carriage, CloseCode, DialRequest, Dialer as _, PeerKey, PeerVerification};
+use alknet_endpoint::{EndpointDialError, EndpointDialer, EndpointLimits, IrohOptions, Target};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use iroh::endpoint::{ConnectError, ConnectingError, Connection, ConnectionError, presets};
@@ -15,7 +15,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use crate::matrix::classic;
-use crate::support::{ECHO, KNOWN, Node, PANIC, TCP_ONLY, WHOAMI, ask, code, hung, stream, until};
+use crate::support::{
+    ECHO, EndpointTestNode, KNOWN, PANIC, TCP_ONLY, WHOAMI, ask, code, hung, stream, until,
+};
 
 /// In so many turns of a runtime with one thread each of its tasks passes on what it has, and the next one after it: a
 /// packet of iroh's goes from its connection to the task of the remote, and from there to the socket.
@@ -25,17 +27,17 @@ const TURNS: usize = 16;
 const NO_APPLICATION_PROTOCOL: u64 = 0x178;
 
 struct IrohNode {
-    node: Node,
+    node: EndpointTestNode,
     address: SocketAddr,
 }
 
 impl IrohNode {
     async fn start() -> Self {
-        Self::with(Limits::default(), Vec::new()).await
+        Self::with(EndpointLimits::default(), Vec::new()).await
     }
 
-    async fn with(limits: Limits, relays: Vec<String>) -> Self {
-        let mut node = Node::with_limits(limits);
+    async fn with(limits: EndpointLimits, relays: Vec<String>) -> Self {
+        let mut node = EndpointTestNode::with_limits(limits);
         let options = IrohOptions {
             relays,
             ..on_loopback()
@@ -56,7 +58,7 @@ impl IrohNode {
         address(&self.node.key, self.address)
     }
 
-    async fn dial(&self, dialer: &Dialer, alpn: &[u8]) -> alknet_core::Connection {
+    async fn dial(&self, dialer: &EndpointDialer, alpn: &[u8]) -> alknet_core::Connection {
         let dialled = dialer.dial_over(Carriage::Iroh, &self.target(), alpn).await;
         dialled.unwrap_or_else(|error| panic!("{error}"))
     }
@@ -158,14 +160,14 @@ async fn a_stranger_is_turned_away_where_a_known_key_is_needed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_key_that_was_dialled_answers() {
     let node = IrohNode::start().await;
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     let dial = async |target: &Target| dialer.dial_over(Carriage::Iroh, target, ECHO).await;
     let other = NodeKey::generate().expect("a key").public();
     let bare: Target = node.address.to_string().parse().expect("a target");
     let wrong = bare.clone().with_pins([other]);
     let refused = dial(&wrong).await;
     assert!(
-        matches!(refused, Err(DialError::OtherKey { expected, .. }) if expected == other),
+        matches!(refused, Err(EndpointDialError::OtherKey { expected, .. }) if expected == other),
         "{refused:?}"
     );
     // Of two keys, as while a node changes its own, the one it has.
@@ -175,7 +177,7 @@ async fn only_the_key_that_was_dialled_answers() {
     for nobody in [bare.clone(), bare.with_pins([PeerKey::Spki([1; 32])])] {
         let refused = dial(&nobody).await;
         assert!(
-            matches!(refused, Err(DialError::UnknownPeer { .. })),
+            matches!(refused, Err(EndpointDialError::UnknownPeer { .. })),
             "{refused:?}"
         );
     }
@@ -191,12 +193,12 @@ async fn only_the_key_that_was_dialled_answers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_for_what_is_not_served_is_told() {
     let node = IrohNode::start().await;
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     let target = node.target();
     for alpn in [TCP_ONLY, b"alknet/nothing"] {
         let refused = dialer.dial_over(Carriage::Iroh, &target, alpn).await;
         assert!(
-            matches!(&refused, Err(DialError::NoProtocol { alpn: said, .. }) if said.as_bytes() == alpn),
+            matches!(&refused, Err(EndpointDialError::NoProtocol { alpn: said, .. }) if said.as_bytes() == alpn),
             "{refused:?}"
         );
     }
@@ -244,9 +246,9 @@ async fn a_dialler_without_a_key_shows_none_of_its_own() {
     let node = IrohNode::start().await;
     let own = NodeKey::generate().expect("a key");
     node.node.peers.add(own.public(), "friend");
-    let dialer = Dialer::new(Some(own.clone()));
+    let dialer = EndpointDialer::new(Some(own.clone()));
     let target = node.target();
-    let expect = Expect::Pinned(target.pins.clone());
+    let expect = PeerVerification::Pinned(target.pins.clone());
     let mut request = DialRequest::new(target, expect, WHOAMI);
     request.carriage = Carriage::Iroh;
     let shown = dialer.connect(request.clone()).await.expect("dial");
@@ -332,8 +334,8 @@ fn beside<T>(other: &Runtime, work: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Who sends early data may repeat what somebody else sent. Each side has a runtime of its own, which stands still
-/// until the test wants it to go on: the node has all of the early data, and not the client's last flight.
+/// An attacker that sends early data may repeat what another client sent. Each side has a runtime of its own, which
+/// stands still until the test wants it to go on: the node has all of the early data, and not the client's last flight.
 #[test]
 fn early_data_waits_for_the_end_of_the_handshake() {
     let [here, there] = [(); 2].map(|()| {
@@ -413,7 +415,7 @@ async fn a_drain_ends_iroh_connections_and_takes_nothing_new() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_ends_its_own_connection_only() {
     let node = IrohNode::start().await;
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     let other = node.dial(&dialer, ECHO).await;
     let panics = node.dial(&dialer, PANIC).await;
     assert_eq!(code(&panics).await, Some(7));
@@ -425,9 +427,9 @@ async fn a_panic_ends_its_own_connection_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_has_one_limit_over_all_carriages() {
-    let limits = Limits {
+    let limits = EndpointLimits {
         per_peer_max: 2,
-        ..Limits::default()
+        ..EndpointLimits::default()
     };
     let node = IrohNode::with(limits, Vec::new()).await;
     let (dialer, _) = node.node.peer("friend");
@@ -451,12 +453,12 @@ async fn a_peer_has_one_limit_over_all_carriages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_not_proven_its_address_is_asked_to() {
-    let limits = Limits {
+    let limits = EndpointLimits {
         unvalidated_handshakes_max: 0,
-        ..Limits::default()
+        ..EndpointLimits::default()
     };
     let node = IrohNode::with(limits, Vec::new()).await;
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     let connection = node.dial(&dialer, ECHO).await;
     assert_eq!(ask(&connection, b"x").await.expect("echo"), "x");
     assert!(node.node.server.counters().handshakes_retried >= 1);
@@ -469,12 +471,12 @@ async fn configured_relays_are_dialled() {
     const HANDSHAKE: u8 = 0x16;
     let relay = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("https://{}", relay.local_addr().expect("bound"));
-    let node = IrohNode::with(Limits::default(), vec![url]).await;
+    let node = IrohNode::with(EndpointLimits::default(), vec![url]).await;
     let dialled = tokio::time::timeout(hung(), relay.accept()).await;
     let (mut tcp, _) = dialled.expect("the node dials").expect("accept");
     assert_eq!(tcp.read_u8().await.expect("a byte"), HANDSHAKE);
     // Direct addresses work all the same.
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     let connection = node.dial(&dialer, ECHO).await;
     assert_eq!(ask(&connection, b"x").await.expect("echo"), "x");
     dialer.close().await;
@@ -482,7 +484,7 @@ async fn configured_relays_are_dialled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_bound_says_why() {
-    let mut node = Node::start();
+    let mut node = EndpointTestNode::start();
     let key = node.key.clone();
     let taken = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("bound").port();

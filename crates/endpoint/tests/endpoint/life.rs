@@ -3,17 +3,19 @@
 use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, CloseCode, CloseReason, StreamCode, StreamError};
-use alknet_endpoint::{DialError, Dialer, Target};
+use alknet_endpoint::{EndpointDialError, EndpointDialer, Target};
 use alknet_test_support::{deadline, took};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use crate::support::{CARRIAGES, ECHO, KNOWN, Node, ask, code, hung, stream, until, works};
+use crate::support::{
+    CARRIAGES, ECHO, EndpointTestNode, KNOWN, ask, code, hung, stream, until, works,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_data_crosses_both_carriages() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let (dialer, _) = node.peer("friend");
     let data = Bytes::from((0..3_000_000u32).map(|i| i as u8).collect::<Vec<_>>());
     for carriage in CARRIAGES {
@@ -38,8 +40,8 @@ async fn large_data_crosses_both_carriages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tcp_connection_has_one_stream() {
-    let node = Node::start();
-    let dialer = Dialer::new(None);
+    let node = EndpointTestNode::start();
+    let dialer = EndpointDialer::new(None);
     let connection = dialer.dial_over(Carriage::Tcp, &node.target(), ECHO).await;
     let connection = connection.expect("dial");
     assert!(!connection.is_multi());
@@ -66,8 +68,8 @@ async fn a_tcp_connection_has_one_stream() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_never_looks_like_an_end() {
-    let node = Node::start();
-    let dialer = Dialer::new(None);
+    let node = EndpointTestNode::start();
+    let dialer = EndpointDialer::new(None);
     for carriage in CARRIAGES {
         let connection = dialer.dial_over(carriage, &node.target(), ECHO).await;
         let connection = connection.expect("dial");
@@ -86,8 +88,8 @@ async fn a_reset_never_looks_like_an_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exported_secrets_depend_on_their_label() {
-    let node = Node::start();
-    let dialer = Dialer::new(None);
+    let node = EndpointTestNode::start();
+    let dialer = EndpointDialer::new(None);
     for carriage in CARRIAGES {
         let connection = dialer.dial_over(carriage, &node.target(), ECHO).await;
         let connection = connection.expect("dial");
@@ -105,13 +107,13 @@ async fn exported_secrets_depend_on_their_label() {
 /// How soon connections of a peer that was removed end, as docs/endpoint.md has it.
 const REMOVED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Answers to somebody else that may come before: some tens of milliseconds on a machine at rest, and as many more
-/// on a busy one as everything takes there.
+/// Answers to the other peer that may come before: some tens of milliseconds on a machine at rest, and as many more on
+/// a busy one as everything takes there.
 const ANSWERED_BEFORE: usize = 300;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_peer_loses_its_live_connections() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let (gone, key) = node.peer("gone");
     let (kept, _) = node.peer("kept");
     let quic = gone
@@ -128,7 +130,7 @@ async fn a_removed_peer_loses_its_live_connections() {
     assert_eq!(ask(&other, b"in").await.expect("echo"), "in");
     let began = Instant::now();
     node.peers.remove(&key);
-    // It is the change that ends them, and nothing that comes around later: somebody else is answered a few times at
+    // It is the change that ends them, and nothing that comes around later: the other peer is answered a few times at
     // the most before.
     let mut answered = 0;
     loop {
@@ -155,8 +157,8 @@ async fn a_removed_peer_loses_its_live_connections() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_cuts_what_does_not_end_and_takes_nothing_new() {
-    let node = Node::start();
-    let dialer = Dialer::new(None);
+    let node = EndpointTestNode::start();
+    let dialer = EndpointDialer::new(None);
     let idle = dialer
         .dial_over(Carriage::Quic, &node.target(), ECHO)
         .await
@@ -175,7 +177,7 @@ async fn a_drain_cuts_what_does_not_end_and_takes_nothing_new() {
     assert_eq!(node.server.counters().connections_open, 0);
     let late = dialer.dial_over(Carriage::Tcp, &node.target(), ECHO).await;
     assert!(
-        matches!(late, Err(DialError::Unreachable { .. })),
+        matches!(late, Err(EndpointDialError::Unreachable { .. })),
         "{late:?}"
     );
 }
@@ -183,8 +185,8 @@ async fn a_drain_cuts_what_does_not_end_and_takes_nothing_new() {
 /// It waits for others, who are served to their end.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_let_in_while_a_drain_waits() {
-    let node = Node::start();
-    let dialer = Dialer::new(None);
+    let node = EndpointTestNode::start();
+    let dialer = EndpointDialer::new(None);
     let inside = dialer
         .dial_over(Carriage::Quic, &node.target(), ECHO)
         .await
@@ -194,7 +196,7 @@ async fn nobody_is_let_in_while_a_drain_waits() {
         for carriage in CARRIAGES {
             let target = node.target();
             let late = dialer.dial_over(carriage, &target, ECHO);
-            // A refusal, or no answer: a node that takes somebody in does so long before.
+            // A refusal, or no answer: a node that accepts a client does so long before.
             let late = timeout(deadline(Duration::from_millis(500)), late).await;
             assert!(!matches!(late, Ok(Ok(_))), "{carriage}: {late:?}");
         }
@@ -209,7 +211,7 @@ async fn nobody_is_let_in_while_a_drain_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_node_drains_at_once() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let drained = timeout(hung(), node.server.drain(10 * hung())).await;
     assert_eq!(drained.expect("no waiting").cut, 0);
     assert_eq!(node.server.health().await.detail, "draining");
@@ -217,7 +219,7 @@ async fn an_idle_node_drains_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_are_listed_and_counted() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let (dialer, key) = node.peer("friend");
     let connection = dialer.dial(&node.target(), ECHO).await.expect("dial");
     assert_eq!(ask(&connection, b"x").await.expect("echo"), "x");
@@ -235,8 +237,8 @@ async fn connections_are_listed_and_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_port_is_one_number_for_both_families() {
-    let node = Node::start();
-    let dialer = Dialer::new(None);
+    let node = EndpointTestNode::start();
+    let dialer = EndpointDialer::new(None);
     for host in ["127.0.0.1", "[::1]", "localhost"] {
         let target: Target = format!("{host}:{}", node.server.port())
             .parse()

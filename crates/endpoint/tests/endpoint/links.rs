@@ -33,9 +33,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 const DATAGRAM_MAX: usize = 65_535;
 
 /// Choices that are the same whenever the seed is.
-struct Fate(u64);
+struct LinkRng(u64);
 
-impl Fate {
+impl LinkRng {
     /// A number below `end`, by the generator splitmix64.
     fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -47,23 +47,23 @@ impl Fate {
 
 /// What a link did to datagrams.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct LinkTally {
     pub(crate) passed: AtomicUsize,
     pub(crate) lost: AtomicUsize,
     pub(crate) overtaken: AtomicUsize,
 }
 
 /// A way to a port that loses datagrams and lets them overtake each other, in both directions.
-pub(crate) struct Udp {
+pub(crate) struct LossyUdpLink {
     pub(crate) port: u16,
-    pub(crate) tally: Arc<Tally>,
+    pub(crate) tally: Arc<LinkTally>,
 }
 
-impl Udp {
+impl LossyUdpLink {
     /// Each client's datagrams have a fate of their own, by `seed` and by how many came before it.
     pub(crate) async fn to(port: u16, seed: u64) -> Self {
         let front = Arc::new(loopback().await);
-        let tally = Arc::new(Tally::default());
+        let tally = Arc::new(LinkTally::default());
         let here = front.local_addr().expect("bound").port();
         tokio::spawn(clients(front, port, seed, Arc::clone(&tally)));
         Self { port: here, tally }
@@ -76,12 +76,12 @@ async fn loopback() -> UdpSocket {
 }
 
 /// Takes what clients send, and makes a way to the port for each of them.
-async fn clients(front: Arc<UdpSocket>, port: u16, seed: u64, tally: Arc<Tally>) {
+async fn clients(front: Arc<UdpSocket>, port: u16, seed: u64, tally: Arc<LinkTally>) {
     let mut ways: HashMap<SocketAddr, mpsc::UnboundedSender<Vec<u8>>> = HashMap::new();
     let mut datagram = vec![0; DATAGRAM_MAX];
-    let mut fates = Fate(seed);
+    let mut fates = LinkRng(seed);
     loop {
-        // An answer that nobody was there for any more is told here, and means nothing.
+        // An earlier answer to a client that was gone may show as an error here, and means nothing.
         let Ok((bytes, client)) = front.recv_from(&mut datagram).await else {
             continue;
         };
@@ -91,11 +91,11 @@ async fn clients(front: Arc<UdpSocket>, port: u16, seed: u64, tally: Arc<Tally>)
                 let back = Arc::new(loopback().await);
                 let there = back.connect((Ipv4Addr::LOCALHOST, port)).await;
                 there.expect("loopback has a way");
-                let [to, from] = [(); 2].map(|()| Fate(fates.below(u64::MAX)));
-                let here = Out::Client(Arc::clone(&front), client);
+                let [to, from] = [(); 2].map(|()| LinkRng(fates.below(u64::MAX)));
+                let here = DatagramSink::Client(Arc::clone(&front), client);
                 let here = direction(from, here, &tally);
                 tokio::spawn(answers(Arc::clone(&back), here));
-                none.insert(direction(to, Out::Node(back), &tally))
+                none.insert(direction(to, DatagramSink::Node(back), &tally))
             }
         };
         // The way lasts as long as its sender, which is here.
@@ -104,7 +104,11 @@ async fn clients(front: Arc<UdpSocket>, port: u16, seed: u64, tally: Arc<Tally>)
 }
 
 /// A direction of a way: what is sent comes out, or does not.
-fn direction(fate: Fate, out: Out, tally: &Arc<Tally>) -> mpsc::UnboundedSender<Vec<u8>> {
+fn direction(
+    fate: LinkRng,
+    out: DatagramSink,
+    tally: &Arc<LinkTally>,
+) -> mpsc::UnboundedSender<Vec<u8>> {
     let (sender, entering) = mpsc::unbounded_channel();
     tokio::spawn(carry(fate, entering, out, Arc::clone(tally)));
     sender
@@ -124,14 +128,14 @@ async fn answers(back: Arc<UdpSocket>, here: mpsc::UnboundedSender<Vec<u8>>) {
 }
 
 /// Where datagrams come out.
-enum Out {
+enum DatagramSink {
     Client(Arc<UdpSocket>, SocketAddr),
     Node(Arc<UdpSocket>),
 }
 
-impl Out {
+impl DatagramSink {
     async fn put(&self, datagram: &[u8]) {
-        // Whoever is gone is sent nothing.
+        // A datagram to a peer that is gone is lost.
         let _ = match self {
             Self::Client(socket, to) => socket.send_to(datagram, to).await,
             Self::Node(socket) => socket.send(datagram).await,
@@ -141,14 +145,14 @@ impl Out {
 
 /// One direction of one client.
 async fn carry(
-    mut fate: Fate,
+    mut fate: LinkRng,
     mut entering: mpsc::UnboundedReceiver<Vec<u8>>,
-    out: Out,
-    tally: Arc<Tally>,
+    out: DatagramSink,
+    tally: Arc<LinkTally>,
 ) {
     /// A datagram, and how many are yet to overtake it.
-    struct Held(Vec<u8>, u64);
-    let mut held: Vec<Held> = Vec::new();
+    struct DelayedDatagram(Vec<u8>, u64);
+    let mut held: Vec<DelayedDatagram> = Vec::new();
     loop {
         let patience = if held.is_empty() {
             Duration::MAX
@@ -160,7 +164,7 @@ async fn carry(
             Ok(None) => return,
             // Nothing comes that could overtake them.
             Err(_) => {
-                for Held(datagram, _) in held.drain(..) {
+                for DelayedDatagram(datagram, _) in held.drain(..) {
                     tally.passed.fetch_add(1, Ordering::Relaxed);
                     out.put(&datagram).await;
                 }
@@ -173,7 +177,7 @@ async fn carry(
                 continue;
             }
             choice if choice < LOST + OVERTAKEN => {
-                held.push(Held(datagram, 1 + fate.below(OVERTAKEN_BY_MAX)));
+                held.push(DelayedDatagram(datagram, 1 + fate.below(OVERTAKEN_BY_MAX)));
                 continue;
             }
             _ => {}
@@ -183,7 +187,7 @@ async fn carry(
         for waiting in &mut held {
             waiting.1 -= 1;
         }
-        for Held(datagram, _) in held.extract_if(.., |held| held.1 == 0) {
+        for DelayedDatagram(datagram, _) in held.extract_if(.., |held| held.1 == 0) {
             tally.passed.fetch_add(1, Ordering::Relaxed);
             tally.overtaken.fetch_add(1, Ordering::Relaxed);
             out.put(&datagram).await;
@@ -198,7 +202,7 @@ pub(crate) async fn tcp_to(port: u16, seed: u64) -> u16 {
     let listener = listener.expect("a free port");
     let here = listener.local_addr().expect("bound").port();
     tokio::spawn(async move {
-        let mut fates = Fate(seed);
+        let mut fates = LinkRng(seed);
         while let Ok((client, _)) = listener.accept().await {
             let node = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
             let node = node.expect("the node listens");
@@ -207,7 +211,7 @@ pub(crate) async fn tcp_to(port: u16, seed: u64) -> u16 {
             }
             let (from_client, to_client) = client.into_split();
             let (from_node, to_node) = node.into_split();
-            let [there, here] = [(); 2].map(|()| Fate(fates.below(u64::MAX)));
+            let [there, here] = [(); 2].map(|()| LinkRng(fates.below(u64::MAX)));
             tokio::spawn(in_pieces(there, from_client, to_node));
             tokio::spawn(in_pieces(here, from_node, to_client));
         }
@@ -216,7 +220,7 @@ pub(crate) async fn tcp_to(port: u16, seed: u64) -> u16 {
 }
 
 async fn in_pieces(
-    mut fate: Fate,
+    mut fate: LinkRng,
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
 ) {

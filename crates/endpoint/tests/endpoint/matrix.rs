@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alknet_core::{Carriage, Connection, PeerKey};
-use alknet_endpoint::Limits;
+use alknet_endpoint::EndpointLimits;
 use alknet_tls::{NodeKey, PeerProof};
 use futures_util::future::{join, join_all};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -18,20 +18,20 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::links;
-use crate::support::{CARRIAGES, ECHO, HTTP, Node, WHOAMI, hung, stream, until};
+use crate::support::{CARRIAGES, ECHO, EndpointTestNode, HTTP, WHOAMI, hung, stream, until};
 
 const SEED: [u8; 32] = [42; 32];
 
 /// Takes one key, in one form.
 #[derive(Debug)]
-pub(crate) struct Pinned {
+pub(crate) struct PinnedKeyVerifier {
     pub(crate) key: PeerKey,
     pub(crate) raw: bool,
     /// How often it was asked: not at all when a session is resumed.
     pub(crate) full: Arc<AtomicUsize>,
 }
 
-impl ServerCertVerifier for Pinned {
+impl ServerCertVerifier for PinnedKeyVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -131,7 +131,7 @@ pub(crate) fn config(
         }
         ClientKey::X509 => Some((crate::authority::wrapped(SEED).0, false)),
     };
-    let pinned = Pinned {
+    let pinned = PinnedKeyVerifier {
         key: server,
         raw,
         full: Arc::default(),
@@ -142,7 +142,7 @@ pub(crate) fn config(
 /// A client that shows a key, raw where `shown` says so, and takes the server that `pinned` does.
 pub(crate) fn showing(
     provider: Arc<CryptoProvider>,
-    pinned: Pinned,
+    pinned: PinnedKeyVerifier,
     shown: Option<(Arc<CertifiedKey>, bool)>,
     alpn: Option<&[u8]>,
 ) -> ClientConfig {
@@ -222,7 +222,7 @@ pub(crate) fn classic() -> Arc<CryptoProvider> {
 }
 
 /// One kind of client, and what a node that knows its key answers it.
-struct Kind {
+struct ClientCase {
     name: String,
     config: Arc<ClientConfig>,
     answer: String,
@@ -242,7 +242,7 @@ fn hello_bytes(config: &Arc<ClientConfig>) -> usize {
 }
 
 /// Three kinds of client key, two kinds of server key, with a ClientHello of two packets and of one.
-fn kinds(node: &Node) -> Vec<Kind> {
+fn kinds(node: &EndpointTestNode) -> Vec<ClientCase> {
     let own = NodeKey::from_seed(&SEED).public();
     node.peers.add(own, "tester");
     let mut kinds = Vec::new();
@@ -253,7 +253,7 @@ fn kinds(node: &Node) -> Vec<Kind> {
                 let config = config(provider, server, raw, client, Some(WHOAMI));
                 let config = Arc::new(config);
                 assert_eq!(hello_bytes(&config) > DATAGRAM_BYTES, packets == 2);
-                kinds.push(Kind {
+                kinds.push(ClientCase {
                     name: format!("raw server {raw}, client {client:?}, {packets} packets"),
                     config,
                     answer: match client {
@@ -270,7 +270,7 @@ fn kinds(node: &Node) -> Vec<Kind> {
 /// On both carriages of one port: the same key is the same peer everywhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_client_is_served_on_one_port() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     for kind in kinds(&node) {
         for carriage in CARRIAGES {
             let answer = whoami(carriage, node.server.port(), &kind.config).await;
@@ -285,17 +285,20 @@ async fn every_kind_of_client_is_served_on_one_port() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_client_is_served_over_a_bad_link() {
     const ROUNDS: usize = 5;
-    let node = Node::with_limits(Limits {
-        // Somebody whose packets get lost twice in a row is late, and not refused for it.
+    let node = EndpointTestNode::with_limits(EndpointLimits {
+        // A client whose packets get lost twice in a row is late, and not refused for it.
         handshake_timeout: hung(),
         // Everybody comes from one address, and most of them with one key.
         handshake_burst: 1000,
         per_address_max: 1000,
         per_peer_max: 1000,
-        ..Limits::default()
+        ..EndpointLimits::default()
     });
     let port = node.server.port();
-    let (udp, tcp) = (links::Udp::to(port, 1).await, links::tcp_to(port, 2).await);
+    let (udp, tcp) = (
+        links::LossyUdpLink::to(port, 1).await,
+        links::tcp_to(port, 2).await,
+    );
     for round in 0..ROUNDS {
         let kinds = kinds(&node);
         let visits = kinds.iter().flat_map(|kind| {
@@ -319,13 +322,13 @@ async fn every_kind_of_client_is_served_over_a_bad_link() {
 /// More than a window of data, both ways.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_data_crosses_a_bad_link() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let (dialer, _) = node.peer("friend");
     let port = node.server.port();
     let text: String = (0..400_000u32)
         .map(|i| char::from(b'a' + (i % 23) as u8))
         .collect();
-    let udp = links::Udp::to(port, 3).await;
+    let udp = links::LossyUdpLink::to(port, 3).await;
     for (carriage, port) in [
         (Carriage::Quic, udp.port),
         (Carriage::Tcp, links::tcp_to(port, 4).await),
@@ -361,7 +364,7 @@ async fn echoed(connection: &Connection, text: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stolen_public_key_is_worth_nothing() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     node.peers.add(NodeKey::from_seed(&SEED).public(), "admin");
     let provider = alknet_tls::provider();
     let server = node.key.public();
@@ -384,7 +387,7 @@ async fn a_stolen_public_key_is_worth_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resumed_session_is_looked_up_again() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let own = NodeKey::from_seed(&SEED).public();
     node.peers.add(own, "tester");
     let provider = alknet_tls::provider();
@@ -409,7 +412,7 @@ async fn a_resumed_session_is_looked_up_again() {
 /// A browser would show a certificate picker.
 #[tokio::test(flavor = "multi_thread")]
 async fn web_clients_are_not_asked_for_a_certificate() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     for (alpn, expected) in [
         (HTTP, "no key nobody\n".to_owned()),
         (WHOAMI, {
@@ -428,7 +431,7 @@ async fn web_clients_are_not_asked_for_a_certificate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_without_alpn_finds_no_handler() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let provider = alknet_tls::provider();
     let server = node.key.public();
     let config = Arc::new(config(provider, server, false, ClientKey::None, None));

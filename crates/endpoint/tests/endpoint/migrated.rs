@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use alknet_tls::NodeKey;
 use tokio::net::UdpSocket;
 
-use crate::support::{ECHO, Node, hung, quinn_connection};
+use crate::support::{ECHO, EndpointTestNode, hung, quinn_connection};
 
 /// The address that the client claims, of another network than its own.
 const CLAIMED: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
@@ -73,7 +73,7 @@ async fn claims_another_address(
 /// bound to addresses is released.
 #[tokio::test]
 async fn an_address_that_no_handshake_has_proven_is_not_the_client_s() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, node.server.port()));
     let relay = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await;
     let relay = relay.expect("a free port");

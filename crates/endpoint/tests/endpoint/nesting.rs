@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use alknet_core::{
     AlpnSpec, AuthContext, AuthNeed, BoxFuture, Carriage, CloseCode, CloseReason, Connection,
-    Dispatch, DispatchError, HandlerError, HandlerRegistry, RecvStream, SendStream, StreamError,
-    StreamSource,
+    DispatchError, HandlerError, HandlerRegistry, NestedDispatch, RecvStream, SendStream,
+    StreamError, StreamSource,
 };
-use alknet_endpoint::{DialError, Dialer, Nesting, Server, ServerOptions, Target};
+use alknet_endpoint::{
+    EndpointDialError, EndpointDialer, EndpointServer, Nesting, ServerOptions, Target,
+};
 use alknet_tls::NodeKey;
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
-use crate::support::{Handler, Peers, ask, hung, until};
+use crate::support::{EndpointTestIdentities, FnHandler, ask, hung, until};
 
 /// They carry: the first line of a stream names the protocol of the rest.
 const CARRIERS: [&[u8]; 4] = [
@@ -30,12 +32,12 @@ const INSIDE: &[u8] = b"alknet/inside";
 const PANIC: &[u8] = b"alknet/panic";
 
 /// One stream, handed over once.
-struct Single {
+struct NestedStreamSource {
     stream: Mutex<Option<(SendStream, RecvStream)>>,
     closed: watch::Sender<bool>,
 }
 
-impl StreamSource for Single {
+impl StreamSource for NestedStreamSource {
     fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
         Box::pin(async {
             let stream = self.stream.lock().await.take();
@@ -85,7 +87,7 @@ async fn carry(
             _ => return,
         }
     }
-    let source = Single {
+    let source = NestedStreamSource {
         stream: Mutex::new(Some((send, recv))),
         closed: watch::Sender::new(false),
     };
@@ -113,14 +115,14 @@ async fn inner(connection: Connection, auth: AuthContext) -> Result<(), HandlerE
     Ok(())
 }
 
-struct Site {
-    server: Server,
+struct NestingTestNode {
+    server: EndpointServer,
     key: NodeKey,
-    peers: Arc<Peers>,
+    peers: Arc<EndpointTestIdentities>,
     refusals: Refusals,
 }
 
-impl Site {
+impl NestingTestNode {
     fn start() -> Self {
         let nesting = Nesting::new();
         let refusals = Refusals::default();
@@ -136,13 +138,13 @@ impl Site {
                 }
             }
         };
-        let carrier = Handler(CARRIERS.map(AlpnSpec::new).to_vec(), carrier);
+        let carrier = FnHandler(CARRIERS.map(AlpnSpec::new).to_vec(), carrier);
         let inside = AlpnSpec {
             auth: AuthNeed::Tls,
             carriage: Carriage::Memory,
             ..AlpnSpec::new(INSIDE)
         };
-        let inner = Handler(
+        let inner = FnHandler(
             vec![AlpnSpec::new(WHO), AlpnSpec::new(PANIC), inside],
             inner,
         );
@@ -150,13 +152,13 @@ impl Site {
         registry.register(Arc::new(carrier)).expect("register");
         registry.register(Arc::new(inner)).expect("register");
         let key = NodeKey::generate().expect("a key");
-        let peers = Arc::new(Peers::default());
+        let peers = Arc::new(EndpointTestIdentities::default());
         let options = ServerOptions {
             port: 0,
             ..ServerOptions::default()
         };
-        let server =
-            Server::bind(options, &key, registry, Arc::clone(&peers) as _).expect("a free port");
+        let server = EndpointServer::bind(options, &key, registry, Arc::clone(&peers) as _)
+            .expect("a free port");
         server.serve_nested(&nesting);
         Self {
             server,
@@ -166,15 +168,23 @@ impl Site {
         }
     }
 
-    async fn dial(&self, dialer: &Dialer, alpn: &[u8]) -> Result<Connection, DialError> {
+    async fn dial(
+        &self,
+        dialer: &EndpointDialer,
+        alpn: &[u8],
+    ) -> Result<Connection, EndpointDialError> {
         let target = format!("{}:{}", Ipv4Addr::LOCALHOST, self.server.port());
         let target: Target = target.parse().expect("a target");
         let target = target.with_pins([self.key.public()]);
         dialer.dial_over(Carriage::Quic, &target, alpn).await
     }
 
-    /// What is answered inside these protocols, or why nobody answers.
-    async fn inside(&self, dialer: &Dialer, path: &[&[u8]]) -> Result<String, DispatchError> {
+    /// The answer inside these protocols, or why no handler answers.
+    async fn inside(
+        &self,
+        dialer: &EndpointDialer,
+        path: &[&[u8]],
+    ) -> Result<String, DispatchError> {
         let connection = self.dial(dialer, CARRIERS[0]).await.expect("dial");
         let lines = [&path.join(&b'\n')[..], b"\n"].concat();
         let answer = timeout(hung(), ask(&connection, &lines))
@@ -194,10 +204,13 @@ impl Site {
 
 #[tokio::test]
 async fn whoever_is_carried_is_who_carries() {
-    let site = Site::start();
+    let site = NestingTestNode::start();
     let key = NodeKey::generate().expect("a key");
     site.peers.add(key.public(), "edge");
-    let (edge, stranger) = (Dialer::new(Some(key.clone())), Dialer::new(None));
+    let (edge, stranger) = (
+        EndpointDialer::new(Some(key.clone())),
+        EndpointDialer::new(None),
+    );
     let answer = site.inside(&edge, &[WHO]).await;
     assert_eq!(
         answer.as_deref(),
@@ -214,14 +227,17 @@ async fn whoever_is_carried_is_who_carries() {
     let answer = site.inside(&stranger, &[INSIDE]).await;
     assert_eq!(answer, Err(DispatchError::UnknownKey));
     let direct = site.dial(&edge, INSIDE).await.expect_err("not offered");
-    assert!(matches!(direct, DialError::NoProtocol { .. }), "{direct}");
+    assert!(
+        matches!(direct, EndpointDialError::NoProtocol { .. }),
+        "{direct}"
+    );
     assert_eq!(site.server.counters().auth_failures, 1);
 }
 
 #[tokio::test]
 async fn what_lies_too_deep_or_in_itself_is_refused() {
-    let site = Site::start();
-    let dialer = Dialer::new(None);
+    let site = NestingTestNode::start();
+    let dialer = EndpointDialer::new(None);
     let [one, two, three, four] = CARRIERS;
     let answer = site.inside(&dialer, &[two, three, WHO]).await;
     let path = "alknet/carrier-3 in alknet/carrier-2 in alknet/carrier";
@@ -244,8 +260,8 @@ async fn what_lies_too_deep_or_in_itself_is_refused() {
 
 #[tokio::test]
 async fn a_panic_inside_ends_what_is_inside() {
-    let site = Site::start();
-    let dialer = Dialer::new(None);
+    let site = NestingTestNode::start();
+    let dialer = EndpointDialer::new(None);
     let connection = site.dial(&dialer, CARRIERS[0]).await.expect("dial");
     let lost = timeout(hung(), ask(&connection, b"alknet/panic\n")).await;
     let lost = lost.expect("in time");
@@ -259,7 +275,7 @@ async fn a_panic_inside_ends_what_is_inside() {
 #[tokio::test]
 async fn without_a_port_nothing_is_served() {
     let (_client, carrier) = alknet_core::memory_pair(CARRIERS[0]);
-    let source = Single {
+    let source = NestedStreamSource {
         stream: Mutex::new(None),
         closed: watch::Sender::new(false),
     };

@@ -3,25 +3,25 @@
 use std::time::Duration;
 
 use alknet_core::Carriage;
-use alknet_endpoint::{DialError, Dialer, Limits, Target};
+use alknet_endpoint::{EndpointDialError, EndpointDialer, EndpointLimits, Target};
 use alknet_tls::NodeKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::{
-    CARRIAGES, ECHO, KNOWN, Node, PANIC, TCP_ONLY, ask, code, hung, until, works,
+    CARRIAGES, ECHO, EndpointTestNode, KNOWN, PANIC, TCP_ONLY, ask, code, hung, until, works,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_pin_names_both_keys() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let other = NodeKey::generate().expect("a key").public();
     let mut target = node.target();
     target.pins = vec![other];
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     for carriage in [Carriage::Quic, Carriage::Tcp, Carriage::Both] {
         match dialer.dial_over(carriage, &target, ECHO).await {
-            Err(DialError::PinMismatch(mismatch)) => {
+            Err(EndpointDialError::PinMismatch(mismatch)) => {
                 assert_eq!(mismatch.expected, [other]);
                 assert_eq!(mismatch.got, node.key.public());
             }
@@ -35,14 +35,14 @@ async fn a_wrong_pin_names_both_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_protocol_is_named() {
-    let node = Node::start();
-    let dialer = Dialer::new(None);
+    let node = EndpointTestNode::start();
+    let dialer = EndpointDialer::new(None);
     for carriage in [Carriage::Quic, Carriage::Tcp, Carriage::Both] {
         let result = dialer
             .dial_over(carriage, &node.target(), b"alknet/none")
             .await;
         assert!(
-            matches!(&result, Err(DialError::NoProtocol { alpn, .. }) if alpn == "alknet/none"),
+            matches!(&result, Err(EndpointDialError::NoProtocol { alpn, .. }) if alpn == "alknet/none"),
             "{carriage}: {result:?}"
         );
     }
@@ -50,7 +50,7 @@ async fn an_unknown_protocol_is_named() {
         .dial_over(Carriage::Quic, &node.target(), TCP_ONLY)
         .await;
     assert!(
-        matches!(quic, Err(DialError::NoProtocol { .. })),
+        matches!(quic, Err(EndpointDialError::NoProtocol { .. })),
         "{quic:?}"
     );
     let either = dialer.dial(&node.target(), TCP_ONLY).await.expect("TCP");
@@ -60,18 +60,18 @@ async fn an_unknown_protocol_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_there_and_nobody_trusted() {
     let key = NodeKey::generate().expect("a key").public();
-    let dialer = Dialer::new(None);
-    // Port 1 of loopback: nobody listens.
+    let dialer = EndpointDialer::new(None);
+    // Port 1 of loopback, on which no server listens.
     let target: Target = format!("{key}@127.0.0.1:1").parse().expect("a target");
     let result = dialer.dial_over(Carriage::Tcp, &target, ECHO).await;
     assert!(
-        matches!(result, Err(DialError::Unreachable { .. })),
+        matches!(result, Err(EndpointDialError::Unreachable { .. })),
         "{result:?}"
     );
     let target: Target = "127.0.0.1:1".parse().expect("a target");
     let result = dialer.dial(&target, ECHO).await;
     assert!(
-        matches!(result, Err(DialError::UnknownPeer { .. })),
+        matches!(result, Err(EndpointDialError::UnknownPeer { .. })),
         "{result:?}"
     );
 }
@@ -79,15 +79,15 @@ async fn nobody_there_and_nobody_trusted() {
 /// A public name needs a public certificate, whatever the node holds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_without_a_pin_needs_a_public_certificate() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let target: Target = format!("localhost:{}", node.server.port())
         .parse()
         .expect("a target");
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     for carriage in CARRIAGES {
         let result = dialer.dial_over(carriage, &target, ECHO).await;
         assert!(
-            matches!(result, Err(DialError::Certificate { .. })),
+            matches!(result, Err(EndpointDialError::Certificate { .. })),
             "{result:?}"
         );
     }
@@ -95,9 +95,9 @@ async fn a_name_without_a_pin_needs_a_public_certificate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_keys_and_no_key_are_closed_with_code_1() {
-    let node = Node::start();
-    let stranger = Dialer::new(Some(NodeKey::generate().expect("a key")));
-    for dialer in [stranger, Dialer::new(None)] {
+    let node = EndpointTestNode::start();
+    let stranger = EndpointDialer::new(Some(NodeKey::generate().expect("a key")));
+    for dialer in [stranger, EndpointDialer::new(None)] {
         let connection = dialer
             .dial_over(Carriage::Quic, &node.target(), KNOWN)
             .await
@@ -120,8 +120,8 @@ async fn unknown_keys_and_no_key_are_closed_with_code_1() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panicking_handler_ends_its_connection_only() {
-    let node = Node::start();
-    let dialer = Dialer::new(None);
+    let node = EndpointTestNode::start();
+    let dialer = EndpointDialer::new(None);
     let echo = dialer.dial(&node.target(), ECHO).await.expect("dial");
     let broken = dialer
         .dial_over(Carriage::Quic, &node.target(), PANIC)
@@ -136,9 +136,9 @@ async fn a_panicking_handler_ends_its_connection_only() {
 /// silent and some in the middle of a ClientHello.
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_handshakes_disturb_nobody() {
-    let node = Node::with_limits(Limits {
+    let node = EndpointTestNode::with_limits(EndpointLimits {
         handshake_timeout: hung(),
-        ..Limits::default()
+        ..EndpointLimits::default()
     });
     let mut silent = Vec::new();
     for i in 0..500 {
@@ -149,7 +149,7 @@ async fn unfinished_handshakes_disturb_nobody() {
         }
         silent.push(tcp);
     }
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     for carriage in CARRIAGES {
         works(&node, &dialer, carriage).await;
     }
@@ -159,9 +159,9 @@ async fn unfinished_handshakes_disturb_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unfinished_handshake_is_ended_in_time() {
-    let node = Node::with_limits(Limits {
+    let node = EndpointTestNode::with_limits(EndpointLimits {
         handshake_timeout: Duration::from_millis(50),
-        ..Limits::default()
+        ..EndpointLimits::default()
     });
     let address = ("127.0.0.1", node.server.port());
     let mut tcp = TcpStream::connect(address).await.expect("connect");
@@ -173,7 +173,7 @@ async fn an_unfinished_handshake_is_ended_in_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_answered_with_an_alert() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let address = ("127.0.0.1", node.server.port());
     let mut tcp = TcpStream::connect(address).await.expect("connect");
     tcp.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -188,11 +188,11 @@ async fn garbage_is_answered_with_an_alert() {
 /// QUIC clients past the limit are asked for proof of their address, give it, and are served.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crowd_proves_its_addresses() {
-    let node = Node::with_limits(Limits {
+    let node = EndpointTestNode::with_limits(EndpointLimits {
         unvalidated_handshakes_max: 0,
-        ..Limits::default()
+        ..EndpointLimits::default()
     });
-    works(&node, &Dialer::new(None), Carriage::Quic).await;
+    works(&node, &EndpointDialer::new(None), Carriage::Quic).await;
     // A client that hears nothing for a second sends its first packet again.
     assert!(node.server.counters().handshakes_retried >= 1);
 }
@@ -201,15 +201,15 @@ async fn a_crowd_proves_its_addresses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn quic_handshakes_are_charged_without_retry() {
     const BURST: u32 = 20;
-    let node = Node::with_limits(Limits {
+    let node = EndpointTestNode::with_limits(EndpointLimits {
         handshake_burst: BURST,
         handshakes_per_second: 1,
-        ..Limits::default()
+        ..EndpointLimits::default()
     });
     let (friend, _) = node.peer("friend");
     // From here on the address has a rate of its own, as one at which a known peer was seen.
     works(&node, &friend, Carriage::Quic).await;
-    let unknown = Dialer::new(None);
+    let unknown = EndpointDialer::new(None);
     let serves = async |dials: u32| {
         let mut served = 0;
         for _ in 0..dials {
@@ -233,13 +233,13 @@ async fn quic_handshakes_are_charged_without_retry() {
     assert!(served < BURST / 2, "{served} beyond the rate");
 }
 
-/// Each costs the node a signature, whoever makes it.
+/// Each costs the node a signature, for known peers as for unknown ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_of_a_known_peer_have_a_rate() {
-    let node = Node::with_limits(Limits {
+    let node = EndpointTestNode::with_limits(EndpointLimits {
         handshake_burst: 2,
         handshakes_per_second: 1,
-        ..Limits::default()
+        ..EndpointLimits::default()
     });
     let (friend, _) = node.peer("friend");
     for carriage in CARRIAGES {
@@ -269,9 +269,9 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_have_their_codes() {
-    let node = Node::with_limits(Limits {
+    let node = EndpointTestNode::with_limits(EndpointLimits {
         per_peer_max: 1,
-        ..Limits::default()
+        ..EndpointLimits::default()
     });
     let (dialer, _) = node.peer("busy");
     let first = dialer.dial_over(Carriage::Quic, &node.target(), ECHO).await;
@@ -281,16 +281,16 @@ async fn limits_have_their_codes() {
     assert_eq!(code(&second.expect("dial")).await, Some(2));
     assert_eq!(ask(&first, b"2").await.expect("echo"), "2");
 
-    let node = Node::with_limits(Limits {
+    let node = EndpointTestNode::with_limits(EndpointLimits {
         connections_max: 0,
-        ..Limits::default()
+        ..EndpointLimits::default()
     });
     for carriage in CARRIAGES {
-        let result = Dialer::new(None)
+        let result = EndpointDialer::new(None)
             .dial_over(carriage, &node.target(), ECHO)
             .await;
         assert!(
-            matches!(result, Err(DialError::Refused { .. })),
+            matches!(result, Err(EndpointDialError::Refused { .. })),
             "{result:?}"
         );
     }

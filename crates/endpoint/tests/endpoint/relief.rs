@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use alknet_core::{Carriage, Connection};
-use alknet_endpoint::{Dialer, ReliefScope};
+use alknet_endpoint::{EndpointDialer, ReliefScope};
 use bytes::Bytes;
 
-use crate::support::{CARRIAGES, ECHO, Node, ask, code, hung, until};
+use crate::support::{CARRIAGES, ECHO, EndpointTestNode, ask, code, hung, until};
 
 /// Connections of unknown peers over each carriage.
 const UNKNOWN: usize = 4;
@@ -14,12 +14,16 @@ const UNKNOWN: usize = 4;
 /// Connections of a known peer that holds the memory.
 const KNOWN: usize = 4;
 
-async fn dial(node: &Node, dialer: &Dialer, carriage: Carriage) -> Connection {
+async fn dial(node: &EndpointTestNode, dialer: &EndpointDialer, carriage: Carriage) -> Connection {
     let dialled = dialer.dial_over(carriage, &node.target(), ECHO).await;
     dialled.expect("the handshake succeeds")
 }
 
-pub(crate) async fn is_served(node: &Node, dialer: &Dialer, carriage: Carriage) -> bool {
+pub(crate) async fn is_served(
+    node: &EndpointTestNode,
+    dialer: &EndpointDialer,
+    carriage: Carriage,
+) -> bool {
     let Ok(connection) = dialer.dial_over(carriage, &node.target(), ECHO).await else {
         return false;
     };
@@ -37,8 +41,8 @@ pub(crate) async fn is_served(node: &Node, dialer: &Dialer, carriage: Carriage) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
-    let node = Node::start();
-    let nobody = Dialer::new(None);
+    let node = EndpointTestNode::start();
+    let nobody = EndpointDialer::new(None);
     let (friend, _) = node.peer("friend");
     let known = dial(&node, &friend, Carriage::Quic).await;
     assert_eq!(ask(&known, b"1").await.expect("echo"), "1");
@@ -91,8 +95,8 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_known_peer_does_not_hide_behind_unknown_ones_at_the_last() {
-    let node = Node::start();
-    let nobody = Dialer::new(None);
+    let node = EndpointTestNode::start();
+    let nobody = EndpointDialer::new(None);
     let (hider, _) = node.peer("hider");
     let mut held = Vec::new();
     for carriage in CARRIAGES {

@@ -1,4 +1,4 @@
-//! Which certificate is served to whom, and what happens when it is replaced.
+//! Which certificate is served to which client, and what happens when it is replaced.
 
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -6,19 +6,19 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use alknet_core::Carriage;
-use alknet_endpoint::Dialer;
+use alknet_endpoint::EndpointDialer;
 use alknet_tls::{
-    CertificateFiles, CertificateStore, FileWatcher, NodeKey, PeerProof, Problems,
-    ServerTlsOptions, Source,
+    CertificateFiles, CertificateSource, CertificateStore, FileWatcher, NodeDiagnostics, NodeKey,
+    PeerProof, ServerTlsOptions,
 };
 use rustls::NamedGroup;
 use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, Resumption};
 use rustls::client::{Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls::pki_types::{CertificateDer, ServerName};
 
-use crate::authority::{Authority, shown};
+use crate::authority::{EndpointTestCa, shown};
 use crate::matrix::{ClientKey, config, over_tcp, whoami};
-use crate::support::{CARRIAGES, ECHO, HTTP, Node, WHOAMI, ask};
+use crate::support::{CARRIAGES, ECHO, EndpointTestNode, HTTP, WHOAMI, ask};
 
 fn leaf(chain: &str) -> CertificateDer<'static> {
     use rustls::pki_types::pem::PemObject;
@@ -27,14 +27,17 @@ fn leaf(chain: &str) -> CertificateDer<'static> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_gets_its_certificate_and_others_the_nodes_own() {
-    let authority = Authority::new();
+    let authority = EndpointTestCa::new();
     let certificates = Arc::new(CertificateStore::default());
     certificates.put(
-        Source::File(0),
+        CertificateSource::File(0),
         authority.pair(&["edge.example", "*.edge.example"]),
     );
-    certificates.put(Source::File(1), authority.pair(&["www.edge.example"]));
-    let node = Node::with_tls(ServerTlsOptions {
+    certificates.put(
+        CertificateSource::File(1),
+        authority.pair(&["www.edge.example"]),
+    );
+    let node = EndpointTestNode::with_tls(ServerTlsOptions {
         certificates: Arc::clone(&certificates),
         ..ServerTlsOptions::default()
     });
@@ -73,10 +76,13 @@ async fn a_name_gets_its_certificate_and_others_the_nodes_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strict_names_refuse_strangers_with_the_right_alert() {
-    let authority = Authority::new();
+    let authority = EndpointTestCa::new();
     let certificates = Arc::new(CertificateStore::default());
-    certificates.put(Source::File(0), authority.pair(&["edge.example"]));
-    let node = Node::with_tls(ServerTlsOptions {
+    certificates.put(
+        CertificateSource::File(0),
+        authority.pair(&["edge.example"]),
+    );
+    let node = EndpointTestNode::with_tls(ServerTlsOptions {
         certificates,
         strict_sni: true,
         ..ServerTlsOptions::default()
@@ -116,12 +122,12 @@ async fn strict_names_refuse_strangers_with_the_right_alert() {
 
 /// Counts tickets, which the library's own store does not show.
 #[derive(Debug)]
-struct Counting {
+struct CountingTicketStore {
     inner: ClientSessionMemoryCache,
     early_data: Mutex<Vec<u32>>,
 }
 
-impl ClientSessionStore for Counting {
+impl ClientSessionStore for CountingTicketStore {
     fn set_kx_hint(&self, name: ServerName<'static>, group: NamedGroup) {
         self.inner.set_kx_hint(name, group);
     }
@@ -155,10 +161,10 @@ impl ClientSessionStore for Counting {
 /// Two tickets, none for early data, and of no use where another configuration serves.
 #[tokio::test(flavor = "multi_thread")]
 async fn tickets_are_two_and_stay_where_they_were_made() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let port = node.server.port();
     let server = node.key.public();
-    let store = Arc::new(Counting {
+    let store = Arc::new(CountingTicketStore {
         inner: ClientSessionMemoryCache::new(9),
         early_data: Mutex::default(),
     });
@@ -179,7 +185,7 @@ async fn tickets_are_two_and_stay_where_they_were_made() {
         *store.early_data.lock().expect("no test panics here"),
         [0, 0]
     );
-    // Nobody is asked for a key here, so a session that knows one must not come along.
+    // The node asks no client for a key here, so a session that knows one must not come along.
     let (answer, resumed) = over_tcp(port, Arc::clone(&web)).await.expect("answer");
     assert_eq!((answer.as_str(), resumed), ("no key nobody\n", false));
     // A ticket from the web's configuration, in turn, leads to no session without a key.
@@ -196,7 +202,7 @@ async fn tickets_are_two_and_stay_where_they_were_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_more_specific_protocol_is_chosen() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let server = node.key.public();
     let mut client = config(
         alknet_tls::provider(),
@@ -219,7 +225,7 @@ async fn the_browsers_certificate_keeps_its_key_and_is_private() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut keys = Vec::new();
     for _ in 0..2 {
-        let node = Node::with_tls(ServerTlsOptions {
+        let node = EndpointTestNode::with_tls(ServerTlsOptions {
             state_dir: Some(dir.path().to_owned()),
             ..ServerTlsOptions::default()
         });
@@ -272,12 +278,12 @@ async fn files_are_swapped_under_live_connections() {
         chain: dir.path().join("chain.pem"),
         key: dir.path().join("key.pem"),
     };
-    let authority = Authority::new();
+    let authority = EndpointTestCa::new();
     let (chain, key) = authority.issue(&["edge.example"]);
     write(&files.chain, &chain);
     write(&files.key, &key);
     let certificates = Arc::new(CertificateStore::default());
-    let problems = Arc::new(Problems::default());
+    let problems = Arc::new(NodeDiagnostics::default());
     let watcher = FileWatcher::new(
         vec![files.clone()],
         Arc::clone(&certificates),
@@ -286,7 +292,7 @@ async fn files_are_swapped_under_live_connections() {
     let mut trouble = problems.watch();
     let period = std::time::Duration::from_millis(10);
     let watching = tokio::spawn(watcher.run(period));
-    let node = Node::with_tls(ServerTlsOptions {
+    let node = EndpointTestNode::with_tls(ServerTlsOptions {
         certificates,
         ..ServerTlsOptions::default()
     });
@@ -296,7 +302,7 @@ async fn files_are_swapped_under_live_connections() {
         shown(Carriage::Tcp, port, "edge.example", client).await
     };
     assert_eq!(seen().await.expect("served"), leaf(&chain));
-    let dialer = Dialer::new(Some(NodeKey::generate().expect("a key")));
+    let dialer = EndpointDialer::new(Some(NodeKey::generate().expect("a key")));
     let mut live = Vec::new();
     for n in 0..50 {
         let carriage = CARRIAGES[n % 2];

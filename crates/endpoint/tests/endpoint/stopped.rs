@@ -6,13 +6,13 @@ use std::sync::Arc;
 use alknet_core::{
     AlpnSpec, AuthContext, Carriage, Connection, HandlerError, HandlerRegistry, StreamError,
 };
-use alknet_endpoint::{Limits, Server, ServerOptions};
+use alknet_endpoint::{EndpointLimits, EndpointServer, ServerOptions};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::support::{Handler, Peers, hung, quinn_connection};
+use crate::support::{EndpointTestIdentities, FnHandler, hung, quinn_connection};
 
 const ALPN: &[u8] = b"alknet/full";
 
@@ -49,20 +49,21 @@ async fn a_write_ends_that_waits_on_a_stopped_stream_of_a_full_connection() {
         ..AlpnSpec::new(ALPN)
     };
     let mut registry = HandlerRegistry::new();
-    let handler = Handler(vec![spec], handle);
+    let handler = FnHandler(vec![spec], handle);
     registry.register(Arc::new(handler)).expect("register");
     let [key, friend] = [0, 1].map(|_| NodeKey::generate().expect("a key"));
-    let peers = Peers::default();
+    let peers = EndpointTestIdentities::default();
     peers.add(friend.public(), "friend");
     let options = ServerOptions {
         port: 0,
-        limits: Limits {
+        limits: EndpointLimits {
             handshake_timeout: hung(),
-            ..Limits::default()
+            ..EndpointLimits::default()
         },
         ..ServerOptions::default()
     };
-    let server = Server::bind(options, &key, registry, Arc::new(peers)).expect("a free port");
+    let server =
+        EndpointServer::bind(options, &key, registry, Arc::new(peers)).expect("a free port");
 
     let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
     let address = (Ipv4Addr::LOCALHOST, server.port()).into();

@@ -11,9 +11,9 @@ use alknet_core::{
     HandlerError, HandlerRegistry, Identity, IdentityKind, IdentityProvider, PeerKey,
     ProtocolHandler, RecvStream, SendStream,
 };
-use alknet_endpoint::{Dialer, Limits, Server, ServerOptions, Target};
+use alknet_endpoint::{EndpointDialer, EndpointLimits, EndpointServer, ServerOptions, Target};
 use alknet_test_support::deadline;
-use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place, ServerTlsOptions};
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, RemoteHost, ServerTlsOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
@@ -50,7 +50,7 @@ pub(crate) async fn quinn_connection(
         key: Some(client.clone()),
         ..ClientTlsOptions::default()
     });
-    let place = Place::Ip(Ipv4Addr::LOCALHOST.into());
+    let place = RemoteHost::Ip(Ipv4Addr::LOCALHOST.into());
     let remote = tls.remote(None, &[node.public()], place).expect("a pin");
     let config = remote.attempts(place, alpn).swap_remove(0);
     let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3");
@@ -64,12 +64,12 @@ pub(crate) async fn quinn_connection(
 }
 
 #[derive(Default)]
-pub(crate) struct Peers {
+pub(crate) struct EndpointTestIdentities {
     known: Mutex<HashMap<PeerKey, Arc<Identity>>>,
     changed: watch::Sender<u64>,
 }
 
-impl Peers {
+impl EndpointTestIdentities {
     pub(crate) fn add(&self, key: PeerKey, id: &str) {
         let identity = Identity {
             id: id.parse().expect("a peer id"),
@@ -91,7 +91,7 @@ impl Peers {
     }
 }
 
-impl IdentityProvider for Peers {
+impl IdentityProvider for EndpointTestIdentities {
     fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
         self.known
             .lock()
@@ -110,9 +110,9 @@ impl IdentityProvider for Peers {
 }
 
 /// A protocol that is a function.
-pub(crate) struct Handler<F>(pub(crate) Vec<AlpnSpec>, pub(crate) F);
+pub(crate) struct FnHandler<F>(pub(crate) Vec<AlpnSpec>, pub(crate) F);
 
-impl<F, R> ProtocolHandler for Handler<F>
+impl<F, R> ProtocolHandler for FnHandler<F>
 where
     F: Fn(Connection, AuthContext) -> R + Send + Sync + 'static,
     R: Future<Output = Result<(), HandlerError>> + Send + 'static,
@@ -173,18 +173,18 @@ pub(crate) fn spec(id: &'static [u8], auth: AuthNeed, carriage: Carriage) -> Alp
     }
 }
 
-pub(crate) struct Node {
-    pub(crate) server: Server,
+pub(crate) struct EndpointTestNode {
+    pub(crate) server: EndpointServer,
     pub(crate) key: NodeKey,
-    pub(crate) peers: Arc<Peers>,
+    pub(crate) peers: Arc<EndpointTestIdentities>,
 }
 
-impl Node {
+impl EndpointTestNode {
     pub(crate) fn start() -> Self {
-        Self::with_limits(Limits::default())
+        Self::with_limits(EndpointLimits::default())
     }
 
-    pub(crate) fn with_limits(limits: Limits) -> Self {
+    pub(crate) fn with_limits(limits: EndpointLimits) -> Self {
         Self::with(ServerOptions {
             limits,
             ..ServerOptions::default()
@@ -213,18 +213,18 @@ impl Node {
         ];
         let panicking = vec![spec(PANIC, AuthNeed::Open, both)];
         let handlers: [Arc<dyn ProtocolHandler>; 3] = [
-            Arc::new(Handler(echoing, echo)),
-            Arc::new(Handler(telling, tell)),
-            Arc::new(Handler(panicking, panics)),
+            Arc::new(FnHandler(echoing, echo)),
+            Arc::new(FnHandler(telling, tell)),
+            Arc::new(FnHandler(panicking, panics)),
         ];
         for handler in handlers {
             registry.register(handler).expect("register");
         }
         let key = NodeKey::generate().expect("a key");
-        let peers = Arc::new(Peers::default());
+        let peers = Arc::new(EndpointTestIdentities::default());
         let options = ServerOptions { port: 0, ..options };
-        let server =
-            Server::bind(options, &key, registry, Arc::clone(&peers) as _).expect("a free port");
+        let server = EndpointServer::bind(options, &key, registry, Arc::clone(&peers) as _)
+            .expect("a free port");
         Self { server, key, peers }
     }
 
@@ -236,10 +236,10 @@ impl Node {
     }
 
     /// A dialer whose key the node knows as `id`.
-    pub(crate) fn peer(&self, id: &str) -> (Dialer, PeerKey) {
+    pub(crate) fn peer(&self, id: &str) -> (EndpointDialer, PeerKey) {
         let key = NodeKey::generate().expect("a key");
         self.peers.add(key.public(), id);
-        (Dialer::new(Some(key.clone())), key.public())
+        (EndpointDialer::new(Some(key.clone())), key.public())
     }
 }
 
@@ -273,7 +273,7 @@ pub(crate) async fn until(is_so: impl Fn() -> bool) {
     waited.expect("it becomes so in time");
 }
 
-pub(crate) async fn works(node: &Node, dialer: &Dialer, carriage: Carriage) {
+pub(crate) async fn works(node: &EndpointTestNode, dialer: &EndpointDialer, carriage: Carriage) {
     let connection = dialer
         .dial_over(carriage, &node.target(), ECHO)
         .await

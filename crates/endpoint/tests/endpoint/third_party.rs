@@ -1,4 +1,4 @@
-//! TLS and QUIC clients nobody here wrote: GnuTLS, OpenSSL, Python, curl, ngtcp2.
+//! Independent TLS and QUIC clients: GnuTLS, OpenSSL, Python, curl, ngtcp2.
 
 use std::io::Write;
 use std::path::Path;
@@ -13,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 
-use crate::support::{Node, hung};
+use crate::support::{EndpointTestNode, hung};
 
 /// Runs `command` with `input`, leaving its input open until it has answered, and gives back all
 /// it printed.
@@ -70,7 +70,7 @@ fn openssl(command: &mut Command) {
     assert!(output.status.success(), "{output:?}");
 }
 
-fn gnutls(node: &Node, priority: &str) -> Command {
+fn gnutls(node: &EndpointTestNode, priority: &str) -> Command {
     let mut command = Command::new("gnutls-cli");
     command
         .args([
@@ -87,7 +87,7 @@ fn gnutls(node: &Node, priority: &str) -> Command {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gnutls_with_a_raw_server_key() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     for priority in [
         "NORMAL:-CTYPE-ALL:+CTYPE-SRV-RAWPK:+CTYPE-CLI-X509",
         "NORMAL:-CTYPE-ALL:+CTYPE-SRV-RAWPK:+CTYPE-SRV-X509:+CTYPE-CLI-X509",
@@ -100,7 +100,7 @@ async fn gnutls_with_a_raw_server_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gnutls_with_a_raw_client_key_is_a_peer() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let dir = tempfile::tempdir().expect("a directory");
     let key = key_files(dir.path());
     node.peers.add(key, "gnutls");
@@ -114,7 +114,7 @@ async fn gnutls_with_a_raw_client_key_is_a_peer() {
     assert!(output.contains(&format!("{key} gnutls")), "{output}");
 }
 
-fn s_client(node: &Node) -> Command {
+fn s_client(node: &EndpointTestNode) -> Command {
     let mut command = Command::new("openssl");
     command
         .args(["s_client", "-alpn", "alknet/whoami", "-connect"])
@@ -124,7 +124,7 @@ fn s_client(node: &Node) -> Command {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openssl_sees_the_node_key_in_a_certificate() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let dir = tempfile::tempdir().expect("a directory");
     let key = key_files(dir.path());
     node.peers.add(key, "openssl");
@@ -143,7 +143,7 @@ async fn openssl_sees_the_node_key_in_a_certificate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gnutls_with_a_certificate_is_a_peer() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let dir = tempfile::tempdir().expect("a directory");
     let key = key_files(dir.path());
     node.peers.add(key, "gnutls");
@@ -171,7 +171,7 @@ async fn gnutls_with_a_certificate_is_a_peer() {
 async fn curl_pins_the_node_key() {
     const PIN_MISMATCH: i32 = 90;
     const HANDSHAKE_FAILED: i32 = 35;
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let PeerKey::Ed25519(key) = node.key.public() else {
         panic!("an Ed25519 key")
     };
@@ -201,10 +201,10 @@ async fn curl_pins_the_node_key() {
 }
 
 /// It speaks HTTP/3 only, which the node here answers in its own way: what counts is the handshake.
-/// It ends when nobody has said anything for a while.
+/// It ends when the connection has been silent for a while.
 #[tokio::test(flavor = "multi_thread")]
 async fn ngtcp2_shakes_hands_over_quic() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     for more in [&[][..], &["--groups", "-GROUP-ALL:+GROUP-SECP384R1"]] {
         let mut command = Command::new("gtlsclient");
         command
@@ -222,7 +222,7 @@ async fn ngtcp2_shakes_hands_over_quic() {
 /// What browsers offer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_without_ed25519_gets_p256() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let mut command = s_client(&node);
     command.args(["-sigalgs", "ECDSA+SHA256:RSA-PSS+SHA256"]);
     let output = run(command, b"hello\n").await;
@@ -247,7 +247,7 @@ with socket.create_connection(('127.0.0.1', int(sys.argv[1]))) as tcp:
         print(tls.getpeercert(binary_form=True).hex())
         print(tls.recv(999).decode())
 ";
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let mut command = Command::new("python3");
     command.args(["-c", SCRIPT, &node.server.port().to_string()]);
     let output = run(command, b"").await;

@@ -1,5 +1,5 @@
-//! What answers cost that nobody reads, on all streams of a connection together. Alone in its process, so
-//! that the memory measured is its own.
+//! What unread answers cost, on all streams of a connection together. Alone in its process, so that the memory measured
+//! is its own.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -10,11 +10,12 @@ use alknet_call::{
     encode_event,
 };
 use alknet_core::{
-    Clock, Entries, HandlerRegistry, Identities, IdentityProvider, PeerEntry, PeerKey, SystemClock,
+    Clock, HandlerRegistry, Identities, IdentityEntries, IdentityProvider, PeerEntry, PeerKey,
+    SystemClock,
 };
-use alknet_endpoint::{Server, ServerOptions};
+use alknet_endpoint::{EndpointServer, ServerOptions};
 use alknet_test_support::deadline;
-use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, RemoteHost};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -37,10 +38,10 @@ fn hung() -> Duration {
 }
 
 /// How many requests arrived at their operation.
-struct Begun(watch::Sender<usize>);
+struct ArrivalCounter(watch::Sender<usize>);
 
 /// Answers at once, and answers once as many wait as may.
-fn operations(begun: &Arc<Begun>) -> Registry {
+fn operations(begun: &Arc<ArrivalCounter>) -> Registry {
     let answer = || Ok(json!("x".repeat(ANSWER_BYTES)));
     let at_once = Arc::clone(begun);
     let at_once = HandlerKind::once(move |_, _| {
@@ -90,7 +91,7 @@ async fn connect(port: u16, server: PeerKey, key: NodeKey) -> quinn::Connection 
         key: Some(key),
         ..ClientTlsOptions::default()
     });
-    let place = Place::Ip(Ipv4Addr::LOCALHOST.into());
+    let place = RemoteHost::Ip(Ipv4Addr::LOCALHOST.into());
     let remote = tls.remote(None, &[server], place).expect("a pin");
     let config = remote.attempts(place, ALPN).swap_remove(0);
     let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3");
@@ -118,7 +119,7 @@ async fn connect(port: u16, server: PeerKey, key: NodeKey) -> quinn::Connection 
 async fn ask(
     connection: &quinn::Connection,
     operation: &str,
-    begun: &Begun,
+    begun: &ArrivalCounter,
 ) -> (Vec<tokio::task::JoinHandle<()>>, u64) {
     let request = json!({ "operationId": operation, "input": null }).to_string();
     let mut seen = begun.0.subscribe();
@@ -139,8 +140,8 @@ async fn ask(
     let streams: Vec<_> = streams.collect();
     let first = tokio::time::timeout(hung(), seen.changed()).await;
     assert!(first.is_ok(), "nothing is begun");
-    // Nothing tells that no more is begun. On a busy machine the node ends streams that nobody reads, and begins
-    // others in their place, sooner than these four times are over.
+    // Nothing tells that no more is begun. On a busy machine the node ends streams whose answers the client does not
+    // read, and begins others in their place, sooner than these four times are over.
     let mut most = resident();
     let end = tokio::time::Instant::now() + deadline(QUIET) * 16;
     while tokio::time::Instant::now() < end
@@ -169,15 +170,15 @@ fn late_answers_that_nobody_reads_are_bounded_for_the_whole_connection() {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn measure(big: &str) {
-    let begun = Arc::new(Begun(watch::Sender::new(0)));
+    let begun = Arc::new(ArrivalCounter(watch::Sender::new(0)));
     let key = NodeKey::generate().expect("a key");
     let friend = NodeKey::generate().expect("a key");
-    let entries = Entries {
+    let entries = IdentityEntries {
         peers: vec![PeerEntry {
             keys: vec![friend.public()],
             ..PeerEntry::new("friend".parse().expect("a peer id"))
         }],
-        ..Entries::default()
+        ..IdentityEntries::default()
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock { built_s: 0 });
     let peers: Arc<dyn IdentityProvider> = Arc::new(Identities::new(entries, clock));
@@ -189,7 +190,7 @@ async fn measure(big: &str) {
         port: 0,
         ..ServerOptions::default()
     };
-    let server = Server::bind(options, &key, registry, peers).expect("a free port");
+    let server = EndpointServer::bind(options, &key, registry, peers).expect("a free port");
     let connect = |who: NodeKey| connect(server.port(), key.public(), who);
 
     // Small answers first: what streams cost at both ends is not what is measured.

@@ -9,7 +9,7 @@ use alknet_core::{
     AlpnSpec, AuthContext, Carriage, Connection, HandlerError, HandlerRegistry, RecvStream,
     SendStream, StreamBudget,
 };
-use alknet_endpoint::{Limits, Server, ServerOptions};
+use alknet_endpoint::{EndpointLimits, EndpointServer, ServerOptions};
 use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use futures_util::future::join_all;
@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::support::{Handler, Peers, hung, quinn_connection};
+use crate::support::{EndpointTestIdentities, FnHandler, hung, quinn_connection};
 
 const ALPN: &[u8] = b"alknet/lake";
 
@@ -36,15 +36,15 @@ const QUIET: Duration = Duration::from_millis(500);
 /// Streams that a client fills on each connection: together they may have more than a window lets come.
 const STREAMS: usize = 24;
 
-/// Reads every stream, or the first one of each connection only, while it is told to, and keeps the rest waiting.
+/// While `reading` is true, reads every stream, or the first one of each connection only. Keeps the rest waiting.
 #[derive(Clone)]
-struct Lake {
+struct PausableReader {
     first_only: bool,
     reading: watch::Sender<bool>,
     read: Arc<AtomicU64>,
 }
 
-impl Lake {
+impl PausableReader {
     async fn serve(self, connection: Connection) {
         let (mut streams, mut kept) = (JoinSet::new(), Vec::new());
         while let Ok(stream) = connection.accept_bi().await {
@@ -142,16 +142,16 @@ impl LongPath {
 }
 
 /// A node with a lake, and one peer that it knows.
-struct Shore {
-    server: Server,
+struct WindowTestNode {
+    server: EndpointServer,
     key: NodeKey,
     friend: NodeKey,
-    lake: Lake,
+    lake: PausableReader,
 }
 
-impl Shore {
+impl WindowTestNode {
     fn new(window_bytes: u64, first_only: bool) -> Self {
-        let lake = Lake {
+        let lake = PausableReader {
             first_only,
             reading: watch::Sender::new(true),
             read: Arc::default(),
@@ -170,21 +170,21 @@ impl Shore {
             }
         };
         let mut registry = HandlerRegistry::new();
-        let handler = Handler(vec![spec], handle);
+        let handler = FnHandler(vec![spec], handle);
         registry.register(Arc::new(handler)).expect("register");
         let [key, friend] = [0, 1].map(|_| NodeKey::generate().expect("a key"));
-        let peers = Peers::default();
+        let peers = EndpointTestIdentities::default();
         peers.add(friend.public(), "friend");
         let options = ServerOptions {
             port: 0,
-            limits: Limits {
+            limits: EndpointLimits {
                 handshake_timeout: hung(),
                 window_bytes: usize::try_from(window_bytes).expect("it fits"),
-                ..Limits::default()
+                ..EndpointLimits::default()
             },
             ..ServerOptions::default()
         };
-        let server = Server::bind(options, &key, registry, Arc::new(peers));
+        let server = EndpointServer::bind(options, &key, registry, Arc::new(peers));
         Self {
             server: server.expect("a free port"),
             key,
@@ -259,11 +259,11 @@ async fn pour(connection: quinn::Connection, sent: Arc<AtomicU64>) {
 /// As much as before windows were counted: 16 MiB, less what is announced only once it is worth it.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_connection_on_a_long_path_has_its_whole_window() {
-    let shore = Shore::new(64 * MIB, false);
+    let shore = WindowTestNode::new(64 * MIB, false);
     let waits = shore.waits(&shore.friend, 1, 48 * MIB).await;
     println!("figure window of one connection: {} KiB", waits >> 10);
     assert!((14 * MIB..=16 * MIB).contains(&waits), "{waits}");
-    // Nobody knows this one.
+    // The node does not know this key.
     let stranger = NodeKey::generate().expect("a key");
     let waits = shore.waits(&stranger, 1, MIB).await;
     assert!((128 << 10..=256 << 10).contains(&waits), "{waits}");
@@ -273,14 +273,14 @@ async fn one_connection_on_a_long_path_has_its_whole_window() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_of_one_peer_have_half_of_all_windows() {
     const CONNECTIONS: usize = 16;
-    let shore = Shore::new(16 * MIB, false);
+    let shore = WindowTestNode::new(16 * MIB, false);
     let waits = shore.waits(&shore.friend, CONNECTIONS, 64 * MIB).await;
     println!("figure windows of one peer: {} KiB", waits >> 10);
     let most = 8 * MIB + CONNECTIONS as u64 * (64 << 10);
     assert!((4 * MIB..=most).contains(&waits), "{waits}");
 }
 
-/// Pieces of one byte that nobody reads, each among much that is read at once.
+/// Pieces of one byte that the node does not read, each among much that it reads at once.
 #[test]
 fn little_that_waits_keeps_little_of_what_it_came_with() {
     let name = "windows::little_that_waits_keeps_little_of_what_it_came_with";
@@ -299,7 +299,7 @@ async fn measure() {
     /// For each stream 32 KiB of packets, and twice as much for everything else.
     const GROWTH_MAX: u64 = 3 * ((CONNECTIONS * WAITING) as u64 * (32 << 10));
 
-    let shore = Shore::new(64 * MIB, true);
+    let shore = WindowTestNode::new(64 * MIB, true);
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, shore.server.port()));
     let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into());
     let endpoint = endpoint.expect("a socket");

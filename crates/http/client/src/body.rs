@@ -12,17 +12,17 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
+use crate::connection::HttpClientConnection;
 use crate::error::HttpError;
-use crate::line::Line;
-use crate::origin::Origin;
-use crate::pool::Pool;
+use crate::origin::HttpOrigin;
+use crate::pool::HttpConnectionPool;
 
 /// The body of an answer. Dropping it before its end gives the rest up.
 pub struct ResponseBody {
     inner: Incoming,
-    origin: Origin,
+    origin: HttpOrigin,
     /// Goes back to where others take it from, once the body has ended.
-    line: Option<(Line, Arc<Pool>)>,
+    line: Option<(HttpClientConnection, Arc<HttpConnectionPool>)>,
     idle: Duration,
     silence: Pin<Box<Sleep>>,
     whole: Option<(Pin<Box<Sleep>>, Duration)>,
@@ -31,9 +31,9 @@ pub struct ResponseBody {
 impl ResponseBody {
     pub(crate) fn new(
         inner: Incoming,
-        origin: Origin,
-        line: Line,
-        pool: Arc<Pool>,
+        origin: HttpOrigin,
+        line: HttpClientConnection,
+        pool: Arc<HttpConnectionPool>,
         idle: Duration,
     ) -> Self {
         let mut body = Self {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use alknet_core::{CapabilityError, DialErrorKind, Dialer, KeyPlace};
+use alknet_core::{CapabilityError, DialErrorKind, Dialer, SecretLocation};
 use bytes::Bytes;
 use http::header::{
     ACCEPT, ACCEPT_LANGUAGE, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, IF_MATCH, IF_MODIFIED_SINCE,
@@ -17,15 +17,15 @@ use url::Url;
 use url::form_urlencoded::byte_serialize;
 
 use crate::body::ResponseBody;
+use crate::connection::HttpClientConnection;
 use crate::error::{HttpError, shown};
 use crate::limits::{HEADERS_MAX, REDIRECTS_MAX, RETRIES_MAX};
-use crate::line::Line;
-use crate::options::{ClientOptions, Exchange, Redirects};
-use crate::origin::Origin;
-use crate::pool::Pool;
+use crate::options::{ClientOptions, HttpRequestOptions, Redirects};
+use crate::origin::HttpOrigin;
+use crate::pool::HttpConnectionPool;
 use crate::retry;
 
-/// Headers that are about one connection; what is sent is said by whoever sends it.
+/// Headers that concern one connection: this crate or hyper sets them for each message.
 const HOP: [HeaderName; 7] = [
     CONNECTION,
     CONTENT_LENGTH,
@@ -51,21 +51,21 @@ const HARMLESS: [HeaderName; 8] = [
 /// Sends requests to other servers. Keeps no cookies and asks no proxy. Clones share their
 /// connections.
 #[derive(Clone, Debug)]
-pub struct HttpClient(Arc<Inner>);
+pub struct HttpClient(Arc<HttpClientInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct HttpClientInner {
     dialer: Arc<dyn Dialer>,
     options: ClientOptions,
-    pool: Arc<Pool>,
+    pool: Arc<HttpConnectionPool>,
 }
 
 impl HttpClient {
-    /// Dials with `dialer`, which knows whom to believe.
+    /// Dials with `dialer`, which knows which servers to trust.
     #[must_use]
     pub fn new(dialer: Arc<dyn Dialer>, options: ClientOptions) -> Self {
         let pool = Arc::default();
-        Self(Arc::new(Inner {
+        Self(Arc::new(HttpClientInner {
             dialer,
             options,
             pool,
@@ -78,7 +78,8 @@ impl HttpClient {
     /// The server may not be asked, cannot be reached, or does not answer in time. Statuses are no
     /// errors.
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<ResponseBody>, HttpError> {
-        self.send_with(request, &Exchange::default()).await
+        self.send_with(request, &HttpRequestOptions::default())
+            .await
     }
 
     /// The same as `exchange` says.
@@ -88,7 +89,7 @@ impl HttpClient {
     pub async fn send_with(
         &self,
         request: Request<Bytes>,
-        exchange: &Exchange,
+        exchange: &HttpRequestOptions,
     ) -> Result<Response<ResponseBody>, HttpError> {
         let started = Instant::now();
         let limit = exchange
@@ -102,11 +103,11 @@ impl HttpClient {
     }
 }
 
-impl Inner {
+impl HttpClientInner {
     async fn tries(
         &self,
         request: &Request<Bytes>,
-        exchange: &Exchange,
+        exchange: &HttpRequestOptions,
         until: Instant,
     ) -> Result<Response<ResponseBody>, HttpError> {
         let mut tried = 0;
@@ -129,9 +130,9 @@ impl Inner {
     async fn follow(
         &self,
         request: &Request<Bytes>,
-        exchange: &Exchange,
+        exchange: &HttpRequestOptions,
     ) -> Result<Response<ResponseBody>, HttpError> {
-        let first = Origin::of(request.uri())?;
+        let first = HttpOrigin::from_uri(request.uri())?;
         let mut origin = first.clone();
         let mut uri = request.uri().clone();
         for _ in 0..=REDIRECTS_MAX {
@@ -151,7 +152,7 @@ impl Inner {
         Err(HttpError::Redirects { origin })
     }
 
-    fn allow(&self, origin: &Origin) -> Result<(), HttpError> {
+    fn allow(&self, origin: &HttpOrigin) -> Result<(), HttpError> {
         let place = &origin.place;
         if let Some(hosts) = &self.options.hosts
             && !hosts
@@ -178,9 +179,9 @@ impl Inner {
     /// Asks once, or once more if a connection that was kept turns out to be dead.
     async fn answer(
         &self,
-        origin: &Origin,
+        origin: &HttpOrigin,
         message: &Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, Line), HttpError> {
+    ) -> Result<(Response<Incoming>, HttpClientConnection), HttpError> {
         let safe = [Method::GET, Method::HEAD].contains(message.method());
         if let Some(mut line) = self.pool.take(origin) {
             match line.send(message.clone(), origin).await? {
@@ -196,8 +197,8 @@ impl Inner {
         }
     }
 
-    async fn open(&self, origin: &Origin) -> Result<Line, HttpError> {
-        let open = |http2| Line::open(&*self.dialer, &self.options, origin, http2);
+    async fn open(&self, origin: &HttpOrigin) -> Result<HttpClientConnection, HttpError> {
+        let open = |http2| HttpClientConnection::open(&*self.dialer, &self.options, origin, http2);
         if !self.options.http2 || !origin.secure || self.pool.is_old(origin) {
             return open(false).await;
         }
@@ -216,14 +217,14 @@ impl Inner {
         }
     }
 
-    /// Where the answer sends whoever asked, if that is followed.
+    /// Where the answer redirects the requester, if the client follows it.
     fn redirect<B>(
         &self,
         method: &Method,
-        origin: &Origin,
+        origin: &HttpOrigin,
         uri: &Uri,
         answer: &Response<B>,
-    ) -> Result<Option<(Origin, Uri)>, HttpError> {
+    ) -> Result<Option<(HttpOrigin, Uri)>, HttpError> {
         use StatusCode as S;
         let moved = [
             S::MOVED_PERMANENTLY,
@@ -245,7 +246,7 @@ impl Inner {
             to,
         };
         let next = joined(uri, location).ok_or_else(|| refused("nowhere".to_owned()))?;
-        let to = Origin::of(&next).map_err(|_| refused(shown(&next)))?;
+        let to = HttpOrigin::from_uri(&next).map_err(|_| refused(shown(&next)))?;
         if rule == Redirects::SameOrigin && to != *origin {
             return Err(refused(shown(&next)));
         }
@@ -256,9 +257,9 @@ impl Inner {
 /// HTTP/2 counts the bytes of headers, and not how many there are.
 fn checked(
     answer: Response<Incoming>,
-    line: Line,
-    origin: &Origin,
-) -> Result<(Response<Incoming>, Line), HttpError> {
+    line: HttpClientConnection,
+    origin: &HttpOrigin,
+) -> Result<(Response<Incoming>, HttpClientConnection), HttpError> {
     match answer.headers().len() <= HEADERS_MAX {
         true => Ok((answer, line)),
         false => Err(HttpError::Headers {
@@ -275,12 +276,13 @@ fn joined(uri: &Uri, location: &HeaderValue) -> Option<Uri> {
     next.as_str().parse().ok()
 }
 
-/// What is sent to `uri`: with the node's credential only to whom it was meant for.
+/// The message for `uri`. It has the node's credential, body and other headers only if `own`: the
+/// server is the one that the request was made for.
 fn message(
     request: &Request<Bytes>,
     uri: &Uri,
     own: bool,
-    exchange: &Exchange,
+    exchange: &HttpRequestOptions,
 ) -> Result<Request<Full<Bytes>>, HttpError> {
     let mut headers = HeaderMap::with_capacity(request.headers().len() + 2);
     for (name, value) in request.headers() {
@@ -313,7 +315,7 @@ fn message(
 
 /// Writes a secret to its place.
 fn authorize(
-    place: KeyPlace,
+    place: SecretLocation,
     name: &str,
     value: &[u8],
     headers: &mut HeaderMap,
@@ -326,11 +328,11 @@ fn authorize(
         Ok::<_, CapabilityError>(value)
     };
     match place {
-        KeyPlace::Header => {
+        SecretLocation::Header => {
             let name: HeaderName = name.parse().map_err(|_| unusable)?;
             headers.insert(name, sensitive(value)?);
         }
-        KeyPlace::Cookie => {
+        SecretLocation::Cookie => {
             // What a cookie cannot hold would be a second one.
             let plain = |byte: &u8| byte.is_ascii_graphic() && !b"\",;\\".contains(byte);
             if !value.iter().all(plain) {
@@ -342,7 +344,7 @@ fn authorize(
             cookie.extend_from_slice(&[name.as_bytes(), b"=", value].concat());
             headers.insert(COOKIE, sensitive(&cookie)?);
         }
-        KeyPlace::Query => {
+        SecretLocation::Query => {
             let path = uri.path_and_query().map_or("/", |path| path.as_str());
             let join = if path.contains('?') { '&' } else { '?' };
             let name: String = byte_serialize(name.as_bytes()).collect();
@@ -358,18 +360,18 @@ fn authorize(
 
 #[cfg(test)]
 mod tests {
-    use alknet_core::{CapabilityKind, Power, Secret, capability};
+    use alknet_core::{CapabilityBackend, CapabilityKind, Secret, capability};
 
     use super::*;
 
-    fn key(place: KeyPlace) -> Exchange {
+    fn key(place: SecretLocation) -> HttpRequestOptions {
         let (one, filler) = capability("one", CapabilityKind::ApiKey, Arc::new(|| true));
         let (name, key) = ("x-key".to_owned(), Secret::new(b"s&cret".to_vec()));
-        filler.fill(Power::ApiKey { place, name, key });
-        Exchange::default().with_credential(Some(one))
+        filler.fill(CapabilityBackend::ApiKey { place, name, key });
+        HttpRequestOptions::default().with_credential(Some(one))
     }
 
-    fn sent(own: bool, exchange: &Exchange) -> Request<Full<Bytes>> {
+    fn sent(own: bool, exchange: &HttpRequestOptions) -> Request<Full<Bytes>> {
         let request = Request::get("https://api.example/a?b=c")
             .header("accept", "text/plain")
             .header("x-mine", "1")
@@ -382,15 +384,19 @@ mod tests {
 
     #[test]
     fn a_key_goes_where_it_belongs_and_to_nobody_else() {
-        let header = sent(true, &key(KeyPlace::Header));
+        let header = sent(true, &key(SecretLocation::Header));
         assert_eq!(header.headers()["x-key"], "s&cret");
         assert!(header.headers()["x-key"].is_sensitive());
         assert!(!header.headers().contains_key("connection"));
-        let query = sent(true, &key(KeyPlace::Query));
+        let query = sent(true, &key(SecretLocation::Query));
         assert_eq!(query.uri(), "https://api.example/a?b=c&x-key=s%26cret");
-        let cookie = sent(true, &key(KeyPlace::Cookie));
+        let cookie = sent(true, &key(SecretLocation::Cookie));
         assert_eq!(cookie.headers()["cookie"], "a=b; x-key=s&cret");
-        for place in [KeyPlace::Header, KeyPlace::Query, KeyPlace::Cookie] {
+        for place in [
+            SecretLocation::Header,
+            SecretLocation::Query,
+            SecretLocation::Cookie,
+        ] {
             let other = sent(false, &key(place));
             assert_eq!(other.uri(), "https://api.example/a?b=c");
             let names: Vec<_> = other.headers().keys().map(HeaderName::as_str).collect();

@@ -7,7 +7,7 @@ use http::Uri;
 use thiserror::Error;
 
 use crate::limits::{HEADERS_MAX, REDIRECTS_MAX, URI_BYTES_MAX};
-use crate::origin::Origin;
+use crate::origin::HttpOrigin;
 
 /// Why a request was not answered, or its answer not read.
 #[derive(Debug, Error)]
@@ -100,7 +100,7 @@ impl HttpError {
     }
 
     /// What hyper says of a connection to `origin`.
-    pub(crate) fn broken(origin: &Origin, source: hyper::Error) -> Self {
+    pub(crate) fn broken(origin: &HttpOrigin, source: hyper::Error) -> Self {
         Self::Broken {
             origin: origin.to_string(),
             source,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use alknet_core::{Host, PeerAddr};
+use alknet_core::{DialHost, PeerAddr};
 use thiserror::Error;
 
 /// A host that may be asked: `api.example.org`, `*.example.org` for every name below it, an address, each
@@ -18,7 +18,7 @@ pub struct HostRule {
 impl HostRule {
     /// Exactly that host and port.
     #[must_use]
-    pub fn exactly(host: Host, port: u16) -> Self {
+    pub fn exactly(host: DialHost, port: u16) -> Self {
         let pins = Vec::new();
         Self {
             below: false,
@@ -28,12 +28,12 @@ impl HostRule {
 
     /// Whether it is meant.
     #[must_use]
-    pub fn allows(&self, host: &Host, port: u16) -> bool {
+    pub fn allows(&self, host: &DialHost, port: u16) -> bool {
         if self.place.port != port {
             return false;
         }
         match (&self.place.host, host) {
-            (Host::Name(suffix), Host::Name(name)) if self.below => name
+            (DialHost::Name(suffix), DialHost::Name(name)) if self.below => name
                 .strip_suffix(suffix.as_str())
                 .and_then(|rest| rest.strip_suffix('.'))
                 .is_some_and(|rest| !rest.is_empty()),
@@ -62,7 +62,7 @@ impl FromStr for HostRule {
             return Err(wrong());
         }
         let place: PeerAddr = rest.parse().map_err(|_| wrong())?;
-        if below && matches!(place.host, Host::Ip(_)) {
+        if below && matches!(place.host, DialHost::Ip(_)) {
             return Err(wrong());
         }
         Ok(Self {
@@ -83,15 +83,15 @@ impl fmt::Display for HostRule {
 }
 
 /// The dot at the end of a name, which makes it no other host.
-pub(crate) fn plain(host: Host) -> Host {
+pub(crate) fn plain(host: DialHost) -> DialHost {
     match host {
-        Host::Name(mut name) => {
+        DialHost::Name(mut name) => {
             if name.ends_with('.') {
                 name.pop();
             }
-            Host::Name(name)
+            DialHost::Name(name)
         }
-        ip @ Host::Ip(_) => ip,
+        ip @ DialHost::Ip(_) => ip,
     }
 }
 

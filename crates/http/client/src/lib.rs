@@ -3,7 +3,7 @@
 //! [`HttpClient`] speaks HTTP/1.1 and HTTP/2 over whatever [`Dialer`](alknet_core::Dialer) connects to,
 //! which decides by the rule of all diallers who is believed to be that server. What a caller lets it
 //! reach is in [`ClientOptions`]: which hosts, which addresses, and whether any of them without TLS. What
-//! one request needs is in [`Exchange`]. Everything has a limit, and no proxy, cookie or certificate comes
+//! one request needs is in [`HttpRequestOptions`]. Everything has a limit, and no proxy, cookie or certificate comes
 //! from anywhere else.
 //!
 //! ```no_run
@@ -21,10 +21,10 @@
 
 mod body;
 mod client;
+mod connection;
 mod error;
 mod host;
 pub mod limits;
-mod line;
 mod options;
 mod origin;
 mod pool;
@@ -34,4 +34,4 @@ pub use body::ResponseBody;
 pub use client::HttpClient;
 pub use error::HttpError;
 pub use host::{HostRule, HostRuleError};
-pub use options::{ClientOptions, Exchange, Redirects};
+pub use options::{ClientOptions, HttpRequestOptions, Redirects};

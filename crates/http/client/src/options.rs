@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use alknet_core::{Capability, Expect, PeerAddr, Reach};
+use alknet_core::{Capability, DialAllowList, PeerAddr, PeerVerification};
 
 use crate::host::HostRule;
 use crate::limits::{BODY_IDLE, CONNECT_TIMEOUT, EXCHANGE_TIMEOUT, HEAD_TIMEOUT, STREAM_IDLE};
-use crate::origin::Origin;
+use crate::origin::HttpOrigin;
 
 /// What a client may do. Nothing of it is ever read from the environment.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub struct ClientOptions {
     pub hosts: Option<Vec<HostRule>>,
     /// Addresses that may be dialled: those of the public Internet unless it says otherwise. For
     /// hosts whose names are resolved by the dialler it is looked at there.
-    pub reach: Reach,
+    pub reach: DialAllowList,
     /// Servers that are spoken to without TLS; of any other `http://` is refused. Pins in it mean
     /// nothing.
     pub plain: Vec<PeerAddr>,
@@ -35,7 +35,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             hosts: None,
-            reach: Reach::Public { also: Vec::new() },
+            reach: DialAllowList::Public { also: Vec::new() },
             plain: Vec::new(),
             pinned: Vec::new(),
             http2: false,
@@ -48,12 +48,12 @@ impl Default for ClientOptions {
 
 impl ClientOptions {
     /// How a server has to prove who it is.
-    pub(crate) fn expect(&self, origin: &Origin) -> Expect {
+    pub(crate) fn expect(&self, origin: &HttpOrigin) -> PeerVerification {
         let pins = self.pinned.iter().filter(|one| origin.is_at(one));
         let pins: Vec<_> = pins.flat_map(|one| one.pins.iter().copied()).collect();
         match pins.is_empty() {
-            true => Expect::WebPki,
-            false => Expect::Pinned(pins),
+            true => PeerVerification::WebPki,
+            false => PeerVerification::Pinned(pins),
         }
     }
 }
@@ -72,21 +72,22 @@ pub enum Redirects {
 
 /// How one request is made.
 #[derive(Clone, Debug)]
-pub struct Exchange {
+pub struct HttpRequestOptions {
     /// Everything up to the end of the body; `None` where it has no end.
     pub whole: Option<Duration>,
     /// Everything up to the head of the answer.
     pub head: Duration,
     /// Longest silence within the body.
     pub idle: Duration,
-    /// What makes the request the node's. It is written into the request here, and shown to nobody.
+    /// The credential by which the server knows the node. The client writes it into the request and shows it to no
+    /// other code.
     pub credential: Option<Capability>,
     /// Whether the request is asked again if the server cannot be reached or says that it cannot now
     /// (429, 502, 503, 504): for requests that change nothing.
     pub retry: bool,
 }
 
-impl Default for Exchange {
+impl Default for HttpRequestOptions {
     fn default() -> Self {
         Self {
             whole: Some(EXCHANGE_TIMEOUT),
@@ -98,7 +99,7 @@ impl Default for Exchange {
     }
 }
 
-impl Exchange {
+impl HttpRequestOptions {
     /// For answers that go on for as long as both want: streams of events.
     #[must_use]
     pub fn streaming() -> Self {

@@ -1,8 +1,8 @@
-//! Whom a URI means.
+//! The server that a URI names.
 
 use std::fmt;
 
-use alknet_core::{Host, PeerAddr};
+use alknet_core::{DialHost, PeerAddr};
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Uri};
 
@@ -12,13 +12,13 @@ use crate::limits::URI_BYTES_MAX;
 
 /// Scheme, host and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Origin {
+pub(crate) struct HttpOrigin {
     pub(crate) secure: bool,
     pub(crate) place: PeerAddr,
 }
 
-impl Origin {
-    pub(crate) fn of(uri: &Uri) -> Result<Self, HttpError> {
+impl HttpOrigin {
+    pub(crate) fn from_uri(uri: &Uri) -> Result<Self, HttpError> {
         let wrong = || HttpError::Uri(shown(uri));
         let secure = match uri.scheme_str() {
             Some("https") => true,
@@ -63,7 +63,7 @@ impl Origin {
     pub(crate) fn authority(&self) -> String {
         let usual = if self.secure { 443 } else { 80 };
         match &self.place.host {
-            Host::Ip(std::net::IpAddr::V6(ip)) if self.place.port == usual => format!("[{ip}]"),
+            DialHost::Ip(std::net::IpAddr::V6(ip)) if self.place.port == usual => format!("[{ip}]"),
             host if self.place.port == usual => host.to_string(),
             _ => self.place.address(),
         }
@@ -104,7 +104,7 @@ fn path_of(uri: &Uri) -> http::uri::PathAndQuery {
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for HttpOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.secure { "https" } else { "http" };
         write!(f, "{scheme}://{}", self.authority())
@@ -128,7 +128,7 @@ mod tests {
             ("http://[::1]:443/", "http://[::1]:443"),
         ] {
             let uri: Uri = text.parse().expect(text);
-            assert_eq!(Origin::of(&uri).expect(text).to_string(), origin);
+            assert_eq!(HttpOrigin::from_uri(&uri).expect(text).to_string(), origin);
         }
         for bad in [
             "/path",
@@ -139,7 +139,10 @@ mod tests {
             "https://example.org:0/",
             "https://example.org:99999/",
         ] {
-            let error = bad.parse::<Uri>().ok().map(|uri| Origin::of(&uri));
+            let error = bad
+                .parse::<Uri>()
+                .ok()
+                .map(|uri| HttpOrigin::from_uri(&uri));
             if let Some(error) = error {
                 let text = error.expect_err(bad).to_string();
                 assert!(!text.contains("hush"), "{text}");
@@ -150,10 +153,10 @@ mod tests {
     #[test]
     fn paths_are_kept() {
         let uri: Uri = "https://example.org:8443/a%20b?c=d".parse().expect("a URI");
-        let origin = Origin::of(&uri).expect("an origin");
-        assert_eq!(Origin::relative(&uri), "/a%20b?c=d");
+        let origin = HttpOrigin::from_uri(&uri).expect("an origin");
+        assert_eq!(HttpOrigin::relative(&uri), "/a%20b?c=d");
         assert_eq!(origin.absolute(&uri).expect("a URI"), uri);
         let bare: Uri = "https://example.org".parse().expect("a URI");
-        assert_eq!(Origin::relative(&bare), "/");
+        assert_eq!(HttpOrigin::relative(&bare), "/");
     }
 }

@@ -6,27 +6,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::time::{Instant, sleep};
 
+use crate::connection::HttpClientConnection;
 use crate::limits::{POOL_IDLE, POOL_MAX, POOL_PER_ORIGIN_MAX};
-use crate::line::Line;
-use crate::origin::Origin;
+use crate::origin::HttpOrigin;
 
 /// Servers without HTTP/2 that are remembered.
 const OLD_MAX: usize = 256;
 
 #[derive(Default)]
-pub(crate) struct Pool(Mutex<Kept>);
+pub(crate) struct HttpConnectionPool(Mutex<HttpPoolState>);
 
 #[derive(Default)]
-struct Kept {
-    lines: HashMap<Origin, Vec<(Line, Instant)>>,
+struct HttpPoolState {
+    lines: HashMap<HttpOrigin, Vec<(HttpClientConnection, Instant)>>,
     /// Servers that had no HTTP/2 when they were asked.
-    old: HashSet<Origin>,
+    old: HashSet<HttpOrigin>,
     is_swept: bool,
 }
 
-impl Pool {
+impl HttpConnectionPool {
     /// One that is not used, or that takes more than one request.
-    pub(crate) fn take(&self, origin: &Origin) -> Option<Line> {
+    pub(crate) fn take(&self, origin: &HttpOrigin) -> Option<HttpClientConnection> {
         let mut kept = self.kept();
         let lines = kept.lines.get_mut(origin)?;
         let now = Instant::now();
@@ -42,7 +42,7 @@ impl Pool {
     }
 
     /// Keeps `line`, unless there are enough.
-    pub(crate) fn put(self: &Arc<Self>, origin: Origin, line: Line) {
+    pub(crate) fn put(self: &Arc<Self>, origin: HttpOrigin, line: HttpClientConnection) {
         if line.is_closed() {
             return;
         }
@@ -58,11 +58,11 @@ impl Pool {
         }
     }
 
-    pub(crate) fn is_old(&self, origin: &Origin) -> bool {
+    pub(crate) fn is_old(&self, origin: &HttpOrigin) -> bool {
         self.kept().old.contains(origin)
     }
 
-    pub(crate) fn set_old(&self, origin: Origin) {
+    pub(crate) fn set_old(&self, origin: HttpOrigin) {
         let mut kept = self.kept();
         if kept.old.len() >= OLD_MAX {
             kept.old.clear();
@@ -82,20 +82,21 @@ impl Pool {
         kept.is_swept
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, HttpPoolState> {
         // Each step leaves it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Pool {
+impl fmt::Debug for HttpConnectionPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pool({})", self.kept().lines.len())
+        write!(f, "HttpConnectionPool({})", self.kept().lines.len())
     }
 }
 
-/// Closes what nobody uses any more, and ends with the last.
-async fn sweep(pool: Weak<Pool>) {
+/// Closes connections that have been idle for [`POOL_IDLE`], and ends when the pool is empty or
+/// gone.
+async fn sweep(pool: Weak<HttpConnectionPool>) {
     loop {
         sleep(POOL_IDLE).await;
         match pool.upgrade() {

@@ -7,38 +7,38 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use alknet_call::{Gate, ProvedBy};
+use alknet_call::{CallerProof, LocalCaller};
 use alknet_core::{AuthToken, Identity};
 
-use crate::room::Account;
+use crate::rate_limit::CallerQuota;
 
 /// One request's caller.
 #[derive(Clone, Debug)]
-pub struct Caller {
+pub struct HttpCaller {
     /// The connection it came over.
-    pub gate: Gate,
-    /// Whom its token, or else the connection's key, proved.
+    pub gate: LocalCaller,
+    /// The identity that its token, or else the connection's key, proved.
     pub identity: Option<Arc<Identity>>,
     /// The token that did.
     pub token: Option<Arc<AuthToken>>,
     /// What did, where it is neither.
-    pub proved_by: Option<ProvedBy>,
+    pub proved_by: Option<CallerProof>,
     /// By which way it came.
-    pub via: Via,
+    pub via: HttpIngress,
     /// Where from.
     pub remote: Option<SocketAddr>,
     /// Where its requests are counted, if that was looked up already.
-    pub account: Option<Arc<Account>>,
+    pub account: Option<Arc<CallerQuota>>,
     /// When the request began.
     pub began: Instant,
     /// What it is called in logs and answers.
     pub request_id: RequestId,
 }
 
-impl Caller {
+impl HttpCaller {
     /// The same caller by another way.
     #[must_use]
-    pub fn via(mut self, via: Via) -> Self {
+    pub fn via(mut self, via: HttpIngress) -> Self {
         self.via = via;
         self
     }
@@ -47,8 +47,8 @@ impl Caller {
 /// By which way a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Via {
-    /// A route of this program's own that is none of the others.
+pub enum HttpIngress {
+    /// A route of this program's own, beside the others.
     Custom(&'static str),
     /// The gateway's own paths.
     Http,
@@ -79,11 +79,11 @@ impl RequestId {
             RandomState::new().hash_one(std::process::id())
         });
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self::of(process >> 32, n)
+        Self::from_parts(process >> 32, n)
     }
 
     /// `{process:08x}-{n:x}`, which every request needs: written without the library's formatting.
-    fn of(process: u64, n: u64) -> Self {
+    fn from_parts(process: u64, n: u64) -> Self {
         let mut text = [0; ID_BYTES_MAX];
         append_hex(&mut text[..8], process);
         text[8] = b'-';
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn names_of_requests_are_hexadecimal_and_differ() {
         for (process, n) in [(0, 0), (1, 15), (0xfedc_ba98, 16), (0xffff_ffff, u64::MAX)] {
-            let id = RequestId::of(process, n);
+            let id = RequestId::from_parts(process, n);
             assert_eq!(id.as_str(), format!("{process:08x}-{n:x}"));
             assert_eq!(id.to_string(), id.as_str());
         }

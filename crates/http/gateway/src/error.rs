@@ -1,6 +1,6 @@
 //! Errors in the one form that every answer over HTTP has.
 
-use alknet_call::{CallError, ErrorCode, Refused};
+use alknet_call::{CallError, ErrorCode, LocalCallError};
 use http::StatusCode;
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -40,7 +40,7 @@ impl ApiError {
         error
     }
 
-    /// A token is needed and there is none, or it stands for nobody: 401.
+    /// A token is needed and is missing, or belongs to no identity: 401.
     pub fn unauthenticated(message: impl Into<String>) -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
@@ -65,13 +65,14 @@ impl ApiError {
         error
     }
 
-    /// A call's error as the caller of `request_id` gets it. `known`: whether somebody asks at all.
-    pub(crate) fn of_call(refused: Refused, known: bool, request_id: &RequestId) -> Self {
-        let Refused {
+    /// A call's error as the caller of `request_id` gets it. `known`: whether the caller has an
+    /// identity.
+    pub(crate) fn of_call(refused: LocalCallError, known: bool, request_id: &RequestId) -> Self {
+        let LocalCallError {
             mut error,
             http_status,
         } = refused;
-        // Whoever is nobody is asked for a token first.
+        // An unknown caller is asked for a token first.
         if error.code == ErrorCode::Forbidden && !known {
             error.code = ErrorCode::Unauthenticated;
         }
@@ -126,7 +127,7 @@ impl ApiError {
 
 fn status(error: &CallError, declared: Option<u16>) -> StatusCode {
     let ErrorCode::Operation(name) = &error.code else {
-        // 499 is for the log: nobody is there to read it.
+        // 499 is for the log: the client has gone.
         let table = error.code.http_status();
         return StatusCode::from_u16(table).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     };
@@ -145,8 +146,8 @@ fn status(error: &CallError, declared: Option<u16>) -> StatusCode {
 mod tests {
     use super::*;
 
-    fn refused(code: ErrorCode, http_status: Option<u16>) -> Refused {
-        Refused {
+    fn refused(code: ErrorCode, http_status: Option<u16>) -> LocalCallError {
+        LocalCallError {
             error: CallError::new(code, "secret cause"),
             http_status,
         }

@@ -1,37 +1,43 @@
-//! One spine for everything that comes in over HTTP: the gateway's own paths, tools of models, pages
-//! and routes of whoever builds on this program.
+//! One spine for everything that comes in over HTTP: the gateway's own paths, tools of models, pages and routes of
+//! applications that embed this crate.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use alknet_call::{CallError, Events, Gate, Incoming, LocalEvent, Output, Refused, Resolved};
+use alknet_call::{
+    CallError, CallOutput, LocalCallError, LocalCaller, LocalEvent, LocalEvents, LocalRequest,
+    ResolvedOperation,
+};
 use alknet_core::{AuthToken, Identity};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
 use sha2::{Digest, Sha256};
 
-use crate::caller::Caller;
+use crate::caller::HttpCaller;
 use crate::error::{ApiError, Code};
 use crate::limits::{
     BATCH_CALLS_MAX, BATCH_ID_BYTES_MAX, BATCH_ITEM_BYTES, BATCH_PARALLEL, BATCH_TIMEOUT,
 };
-use crate::memory::Lease;
-use crate::room::{Account, Place, Quota, Room};
-use crate::wire::{BatchMode, BatchResult, Description, Invocation, Page, Query, Summary};
+use crate::memory::MemoryLease;
+use crate::rate_limit::{CallerQuota, ConcurrencyPermit, HttpRateLimiter, Quota};
+use crate::wire::{
+    BatchMode, BatchResult, GatewayCall, OperationDescription, SearchPage, SearchQuery,
+    SearchSummary,
+};
 
 /// One for the whole node.
 #[derive(Debug, Default)]
 pub struct Gateway {
-    room: Room,
+    room: HttpRateLimiter,
 }
 
 /// Who asks, and by what they proved it.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
-    /// Whom the token, or else the connection's key, proved.
+pub struct CallerIdentity {
+    /// The identity that the token, or else the connection's key, proved.
     pub identity: Option<Arc<Identity>>,
     /// The token that did.
     pub token: Option<Arc<AuthToken>>,
@@ -39,16 +45,16 @@ pub struct Known {
 
 /// A place among what runs; given back when dropped.
 #[derive(Debug)]
-pub struct Running {
-    _place: Place,
+pub struct GatewayPermit {
+    _place: ConcurrencyPermit,
 }
 
 /// The events of an operation.
 #[derive(Debug)]
-pub struct Subscription {
-    events: Events,
-    _running: Running,
-    caller: Caller,
+pub struct GatewaySubscription {
+    events: LocalEvents,
+    _running: GatewayPermit,
+    caller: HttpCaller,
 }
 
 impl Gateway {
@@ -56,7 +62,7 @@ impl Gateway {
     #[must_use]
     pub fn new(quota: Quota) -> Self {
         Self {
-            room: Room::new(quota),
+            room: HttpRateLimiter::new(quota),
         }
     }
 
@@ -71,29 +77,33 @@ impl Gateway {
         self.room.running()
     }
 
-    /// Whom a token stands for, or without one whom the connection proved to be.
+    /// The identity of a token, or without one the identity that the connection proved.
     ///
-    /// It takes the same work whether there is a token or not, and whether it has the form of one: from
-    /// outside, nobody can tell by the time it takes what a path wants.
+    /// It takes the same work whether there is a token or not, and whether it has the form of one: from outside, an
+    /// attacker cannot tell by the time it takes what a path wants.
     ///
     /// # Errors
-    /// The token stands for nobody; 429 where too many such came from the same network. It is for the caller to count the guess, by [`Gate::guessed`], when the
-    /// answer is away.
-    pub fn authenticate(&self, gate: &Gate, token: Option<&str>) -> Result<Known, ApiError> {
+    /// The token belongs to no identity; 429 where too many such came from the same network. The caller counts the
+    /// guess, by [`LocalCaller::guessed`], when the answer is away.
+    pub fn authenticate(
+        &self,
+        gate: &LocalCaller,
+        token: Option<&str>,
+    ) -> Result<CallerIdentity, ApiError> {
         // Asked for whatever comes, as everything else that takes time.
         let penalty = gate.penalty();
         let Some(token) = token else {
-            in_vain(gate);
-            return Ok(Known {
+            check_dummy_token(gate);
+            return Ok(CallerIdentity {
                 identity: gate.identity(),
                 token: None,
             });
         };
         let token = AuthToken::new(token.to_owned());
-        match gate.whom(&token) {
+        match gate.resolve_token(&token) {
             Ok(identity) => {
                 gate.authenticated(&identity);
-                Ok(Known {
+                Ok(CallerIdentity {
                     identity: Some(identity),
                     token: Some(Arc::new(token)),
                 })
@@ -101,10 +111,10 @@ impl Gateway {
             Err(error) => {
                 if token.hash().is_err() {
                     // It was copied and refused, but neither hashed nor looked up.
-                    let found = gate.is_somebodys(&NOBODY) || NOBODY.hash().is_err();
+                    let found = gate.is_somebodys(&DUMMY_TOKEN) || DUMMY_TOKEN.hash().is_err();
                     std::hint::black_box(found);
                 }
-                // Whoever sends none is whom the connection proved.
+                // The identity of the connection is looked up for a request without a token; here the work is the same.
                 std::hint::black_box(gate.identity());
                 Err(match penalty {
                     None => wrong(error),
@@ -118,19 +128,23 @@ impl Gateway {
     ///
     /// # Errors
     /// Too many came lately.
-    pub fn admit(&self, caller: &Caller) -> Result<(), ApiError> {
+    pub fn admit(&self, caller: &HttpCaller) -> Result<(), ApiError> {
         self.room.request(&self.counted(caller), caller.began)
     }
 
-    /// Where the requests of `identity`, or of a stranger at `remote`, are counted. Whoever serves a
-    /// connection may look it up once for all its requests.
+    /// Where the requests of `identity`, or of an unknown peer at `remote`, are counted. The server of a connection may
+    /// look it up once for all its requests.
     #[must_use]
-    pub fn account(&self, identity: Option<&Identity>, remote: Option<SocketAddr>) -> Arc<Account> {
+    pub fn account(
+        &self,
+        identity: Option<&Identity>,
+        remote: Option<SocketAddr>,
+    ) -> Arc<CallerQuota> {
         let id = identity.map(|identity| &identity.id);
         self.room.account(id, remote.map(|remote| remote.ip()))
     }
 
-    fn counted<'a>(&self, caller: &'a Caller) -> Cow<'a, Arc<Account>> {
+    fn counted<'a>(&self, caller: &'a HttpCaller) -> Cow<'a, Arc<CallerQuota>> {
         match &caller.account {
             Some(account) => Cow::Borrowed(account),
             None => Cow::Owned(self.account(caller.identity.as_deref(), caller.remote)),
@@ -139,18 +153,18 @@ impl Gateway {
 
     /// The operations that the caller may call.
     #[must_use]
-    pub fn list(&self, caller: &Caller, query: &Query) -> Page {
+    pub fn list(&self, caller: &HttpCaller, query: &SearchQuery) -> SearchPage {
         let (visible, _) = caller.gate.visible(caller.identity.as_deref());
         let found = visible.iter().filter(|one| query.finds(one.spec()));
         let limit = query.limit();
         let mut operations: Vec<_> = found
             .take(limit + 1)
-            .map(|one| Summary::of(one.spec()))
+            .map(|one| SearchSummary::from_spec(one.spec()))
             .collect();
         let more = operations.len() > limit;
         operations.truncate(limit);
         let last = operations.last().filter(|_| more);
-        Page {
+        SearchPage {
             next: last.map(|last| last.operation.clone()),
             operations,
         }
@@ -159,17 +173,25 @@ impl Gateway {
     /// One of them, whole.
     ///
     /// # Errors
-    /// There is none of that name, or none that the caller may know of.
-    pub fn describe(&self, caller: &Caller, operation: &str) -> Result<Description, ApiError> {
+    /// No operation has that name, or the caller may not know of it.
+    pub fn describe(
+        &self,
+        caller: &HttpCaller,
+        operation: &str,
+    ) -> Result<OperationDescription, ApiError> {
         let found = self.find(caller, operation)?;
-        Ok(Description::of(found.spec()))
+        Ok(OperationDescription::from_spec(found.spec()))
     }
 
     /// One of them, as it is registered.
     ///
     /// # Errors
     /// As [`describe`](Self::describe).
-    pub fn find(&self, caller: &Caller, operation: &str) -> Result<Resolved, ApiError> {
+    pub fn find(
+        &self,
+        caller: &HttpCaller,
+        operation: &str,
+    ) -> Result<ResolvedOperation, ApiError> {
         let found = caller.gate.spec(caller.identity.as_deref(), operation);
         found.ok_or_else(|| {
             let name = operation.strip_prefix('/').unwrap_or(operation);
@@ -180,7 +202,7 @@ impl Gateway {
 
     /// Changes when what the caller sees of the operations may have.
     #[must_use]
-    pub fn etag(&self, caller: &Caller) -> String {
+    pub fn etag(&self, caller: &HttpCaller) -> String {
         let digest = caller.gate.dispatcher().registry().digest();
         let mut hash = Sha256::new();
         hash.update(digest);
@@ -197,7 +219,11 @@ impl Gateway {
     ///
     /// # Errors
     /// As the error has it.
-    pub async fn invoke(&self, caller: &Caller, call: Invocation) -> Result<Output, ApiError> {
+    pub async fn invoke(
+        &self,
+        caller: &HttpCaller,
+        call: GatewayCall,
+    ) -> Result<CallOutput, ApiError> {
         let _place = self.room.call(&self.counted(caller))?;
         let incoming = incoming(caller, &call, caller.request_id.as_str());
         let outcome = caller.gate.call(incoming).await;
@@ -212,16 +238,16 @@ impl Gateway {
     /// There are too many calls, or their ids are wrong; there is no memory for the answer's frame.
     pub async fn batch(
         &self,
-        caller: &Caller,
-        calls: Vec<(String, Result<Invocation, ApiError>)>,
+        caller: &HttpCaller,
+        calls: Vec<(String, Result<GatewayCall, ApiError>)>,
         mode: BatchMode,
-        answers: &Lease,
+        answers: &MemoryLease,
     ) -> Result<Vec<BatchResult>, ApiError> {
         check_ids(&calls)?;
         answers.more(calls.len() * BATCH_ITEM_BYTES)?;
         let deadline = tokio::time::Instant::from_std(Instant::now() + BATCH_TIMEOUT);
         let ids: Vec<_> = calls.iter().map(|(id, _)| id.clone()).collect();
-        let mut outcomes: Vec<Option<Result<Output, ApiError>>> = Vec::new();
+        let mut outcomes: Vec<Option<Result<CallOutput, ApiError>>> = Vec::new();
         outcomes.resize_with(ids.len(), || None);
         let at_once = match mode {
             BatchMode::Parallel => BATCH_PARALLEL,
@@ -261,26 +287,26 @@ impl Gateway {
     /// Calls one whose output is kept until others have theirs.
     async fn invoke_kept(
         &self,
-        caller: &Caller,
-        call: Invocation,
-        answers: &Lease,
-    ) -> Result<Output, ApiError> {
+        caller: &HttpCaller,
+        call: GatewayCall,
+        answers: &MemoryLease,
+    ) -> Result<CallOutput, ApiError> {
         let reserve = answers.reserve()?;
         let text = text(self.invoke(caller, call).await?);
         // It counts twice: it is also copied into the whole answer.
         reserve.answer(2 * text.len())?;
-        Ok(Output::Raw(text))
+        Ok(CallOutput::Raw(text))
     }
 
     /// Memory for what the caller sends and is sent, of which nothing is taken yet.
     #[must_use]
-    pub fn lease(&self, caller: &Caller) -> Lease {
+    pub fn lease(&self, caller: &HttpCaller) -> MemoryLease {
         self.room.lease(&self.counted(caller))
     }
 
-    /// The same for whom an account is.
+    /// The same for the caller that an account belongs to.
     #[must_use]
-    pub fn lease_of(&self, account: &Arc<Account>) -> Lease {
+    pub fn lease_of(&self, account: &Arc<CallerQuota>) -> MemoryLease {
         self.room.lease(account)
     }
 
@@ -294,14 +320,18 @@ impl Gateway {
     ///
     /// # Errors
     /// As the error has it, where it does not begin.
-    pub fn subscribe(&self, caller: Caller, call: Invocation) -> Result<Subscription, ApiError> {
+    pub fn subscribe(
+        &self,
+        caller: HttpCaller,
+        call: GatewayCall,
+    ) -> Result<GatewaySubscription, ApiError> {
         let place = self.room.stream(&self.counted(&caller))?;
         let incoming = incoming(&caller, &call, caller.request_id.as_str());
         let events = caller.gate.subscribe(incoming);
         let events = events.map_err(|refused| refuse(&caller, refused))?;
-        Ok(Subscription {
+        Ok(GatewaySubscription {
             events,
-            _running: Running { _place: place },
+            _running: GatewayPermit { _place: place },
             caller,
         })
     }
@@ -310,27 +340,27 @@ impl Gateway {
     ///
     /// # Errors
     /// As many are open as may.
-    pub fn stream(&self, caller: &Caller) -> Result<Running, ApiError> {
+    pub fn stream(&self, caller: &HttpCaller) -> Result<GatewayPermit, ApiError> {
         let _place = self.room.stream(&self.counted(caller))?;
-        Ok(Running { _place })
+        Ok(GatewayPermit { _place })
     }
 }
 
-/// A token as long as a real one, and nobody's: for the work that is done where there is none.
+/// A token as long as a real one, which belongs to no identity: for the work that is done where a request has none.
 pub const NO_TOKEN: &str = "alk_00000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// The work of a token that stands for nobody, step by step: it is copied, looked up, looked at again for its form,
-/// and it is said that it is wrong. Only that it came is not counted.
-fn in_vain(gate: &Gate) {
+/// The work of a wrong token, step by step: it is copied, looked up, looked at again for its form, and its error is
+/// made. Only the guess is not counted.
+fn check_dummy_token(gate: &LocalCaller) {
     let token = AuthToken::new(std::hint::black_box(NO_TOKEN).to_owned());
     let found = gate.is_somebodys(&token) || token.hash().is_err();
     std::hint::black_box((found, wrong(CallError::bad_token())));
 }
 
 /// What is looked up where there is nothing to look up.
-static NOBODY: LazyLock<AuthToken> = LazyLock::new(|| AuthToken::new(NO_TOKEN.to_owned()));
+static DUMMY_TOKEN: LazyLock<AuthToken> = LazyLock::new(|| AuthToken::new(NO_TOKEN.to_owned()));
 
-/// Whoever sends a wrong token is told what the call protocol says of it.
+/// The answer to a wrong token, with the error of the call protocol.
 fn wrong(error: CallError) -> ApiError {
     let mut refused = ApiError::unauthenticated(error.message.clone());
     refused.error = Box::new(error);
@@ -344,8 +374,12 @@ fn too_many(refused: CallError) -> ApiError {
     answer
 }
 
-fn incoming<'a>(caller: &'a Caller, call: &'a Invocation, request_id: &'a str) -> Incoming<'a> {
-    Incoming {
+fn incoming<'a>(
+    caller: &'a HttpCaller,
+    call: &'a GatewayCall,
+    request_id: &'a str,
+) -> LocalRequest<'a> {
+    LocalRequest {
         input: call.input.clone(),
         memory: call.memory.clone(),
         identity: caller.identity.clone(),
@@ -354,18 +388,18 @@ fn incoming<'a>(caller: &'a Caller, call: &'a Invocation, request_id: &'a str) -
         timeout: call.timeout,
         idempotency_key: call.idempotency_key.as_deref(),
         peer: call.peer.as_deref(),
-        ..Incoming::new(request_id, &call.operation)
+        ..LocalRequest::new(request_id, &call.operation)
     }
 }
 
-fn refuse(caller: &Caller, refused: Refused) -> ApiError {
+fn refuse(caller: &HttpCaller, refused: LocalCallError) -> ApiError {
     ApiError::of_call(refused, caller.identity.is_some(), &caller.request_id)
 }
 
 /// An output as the text that is sent.
-fn text(output: Output) -> Bytes {
+fn text(output: CallOutput) -> Bytes {
     match output {
-        Output::Raw(text) => text,
+        CallOutput::Raw(text) => text,
         other => {
             let mut text = Vec::new();
             other.append_to(&mut text);
@@ -374,7 +408,7 @@ fn text(output: Output) -> Bytes {
     }
 }
 
-fn check_ids(calls: &[(String, Result<Invocation, ApiError>)]) -> Result<(), ApiError> {
+fn check_ids(calls: &[(String, Result<GatewayCall, ApiError>)]) -> Result<(), ApiError> {
     if calls.len() > BATCH_CALLS_MAX {
         let message = format!("a batch has at most {BATCH_CALLS_MAX} calls");
         return Err(ApiError::malformed("/calls", message));
@@ -409,7 +443,7 @@ fn not_run(late: bool) -> ApiError {
     error
 }
 
-impl Subscription {
+impl GatewaySubscription {
     /// The next event; an error is the last that comes.
     pub async fn next(&mut self) -> Option<Result<LocalEvent, ApiError>> {
         let event = self.events.next().await?;
@@ -418,12 +452,12 @@ impl Subscription {
 
     /// What the subscription is called.
     #[must_use]
-    pub fn caller(&self) -> &Caller {
+    pub fn caller(&self) -> &HttpCaller {
         &self.caller
     }
 }
 
-impl Stream for Subscription {
+impl Stream for GatewaySubscription {
     type Item = Result<LocalEvent, ApiError>;
 
     fn poll_next(

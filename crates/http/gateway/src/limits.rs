@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Bytes of requests and answers that are under way at once, and which part of them somebody may have: as many as
+/// Bytes of requests and answers that are under way at once, and which part of them one caller may have: as many as
 /// requests over `alknet/call` have for their own.
 pub use alknet_call::limits::{
     BYTES_LEAST, BYTES_PER_NODE, BYTES_PER_NODE_MIN, BYTES_SHARE, BYTES_STRANGERS,
@@ -47,8 +47,8 @@ pub const BODY_AHEAD: usize = 16;
 /// Bytes up to which a request is a small one. A quarter of the bytes is for those alone, and for identities that have
 /// few of them: of what is left once [`FREE_EIGHTHS`] are taken, each has a part ([`BYTES_LEAST`]).
 pub const SMALL_BYTES: usize = 64 << 10;
-/// Eighths of the bytes that are given to whoever asks first. A first identity has half of all, a second one the rest of
-/// these, which is a body of [`CALL_BYTES_MAX`] on a machine with 512 MiB.
+/// Eighths of the bytes that go to the first requests, whichever identity sends them. A first identity has half of all,
+/// a second one the rest of these, which is a body of [`CALL_BYTES_MAX`] on a machine with 512 MiB.
 pub const FREE_EIGHTHS: usize = 5;
 /// Which part of what is left of three quarters one identity may have, once those are taken and its request is no small
 /// one: a sixteenth. With 512 MiB of memory a third identity has some 480 KiB so.

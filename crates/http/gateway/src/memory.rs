@@ -9,14 +9,14 @@ use http::StatusCode;
 
 use crate::error::ApiError;
 use crate::limits::{ANSWER_BYTES_MIN, BYTES_LEAST, FREE_EIGHTHS, LONG_LEAST, SMALL_BYTES};
-use crate::room::{Account, Load};
+use crate::rate_limit::{CallerQuota, QuotaLoad};
 
-/// What is told to wait until others have been answered.
+/// Milliseconds after which a refused caller may try again: until then others have been answered.
 const RETRY_MS: u64 = 1000;
 
 /// Bytes under way at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Most {
+pub(crate) struct MemoryCaps {
     /// For the node.
     pub(crate) node: usize,
     /// For all unknown peers together.
@@ -25,7 +25,7 @@ pub(crate) struct Most {
     pub(crate) each: usize,
 }
 
-impl Most {
+impl MemoryCaps {
     /// Bytes of the node that a request of so many bytes may use. A quarter is kept for small requests.
     fn of_node(self, bytes: usize) -> usize {
         match bytes > SMALL_BYTES {
@@ -39,9 +39,9 @@ impl Most {
         self.each.min(self.of_node(bytes))
     }
 
-    /// Whether the node has room for what is counted. Once [`FREE_EIGHTHS`] are taken, nobody has more than a part of
-    /// what is left: two identities would take all of it, be it in long requests or in small ones.
-    fn has_room(self, sums: Sums) -> bool {
+    /// Whether the node has room for what is counted. Once [`FREE_EIGHTHS`] are taken, each identity has at most a part
+    /// of what is left: otherwise two identities would take all of it, be it in long requests or in small ones.
+    fn has_room(self, sums: MemoryTotals) -> bool {
         let most = self.of_node(sums.request);
         let (own, part) = match sums.request > SMALL_BYTES {
             true => (sums.account, LONG_LEAST),
@@ -54,7 +54,7 @@ impl Most {
 
 /// Bytes that are counted, or would be.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sums {
+struct MemoryTotals {
     request: usize,
     account: usize,
     /// Of the account: of each request no more than a small one has.
@@ -71,21 +71,21 @@ fn small_part(bytes: usize) -> usize {
 
 /// Bytes that are counted for one request until it is dropped.
 #[derive(Debug)]
-pub struct Lease {
-    own: Arc<Account>,
+pub struct MemoryLease {
+    own: Arc<CallerQuota>,
     /// The unknown peers together, where the request is one of theirs.
-    strangers: Option<Arc<Load>>,
-    all: Arc<Load>,
-    most: Most,
+    strangers: Option<Arc<QuotaLoad>>,
+    all: Arc<QuotaLoad>,
+    most: MemoryCaps,
     bytes: AtomicUsize,
 }
 
-impl Lease {
+impl MemoryLease {
     pub(crate) fn new(
-        own: Arc<Account>,
-        strangers: Option<Arc<Load>>,
-        all: Arc<Load>,
-        most: Most,
+        own: Arc<CallerQuota>,
+        strangers: Option<Arc<QuotaLoad>>,
+        all: Arc<QuotaLoad>,
+        most: MemoryCaps,
     ) -> Self {
         Self {
             own,
@@ -129,9 +129,9 @@ impl Lease {
     ///
     /// # Errors
     /// As [`more`](Self::more).
-    pub fn reserve(&self) -> Result<Reserve<'_>, ApiError> {
+    pub fn reserve(&self) -> Result<ResponseReserve<'_>, ApiError> {
         self.more(ANSWER_BYTES_MIN)?;
-        Ok(Reserve {
+        Ok(ResponseReserve {
             lease: self,
             bytes: ANSWER_BYTES_MIN,
         })
@@ -171,11 +171,16 @@ impl Lease {
 
     /// What `of` makes of each counter that the request counts against, and of the bytes that are counted there
     /// where a request of `least` bytes has `bytes` more, or had.
-    fn sums(&self, least: usize, bytes: usize, of: impl Fn(&AtomicUsize, usize) -> usize) -> Sums {
+    fn sums(
+        &self,
+        least: usize,
+        bytes: usize,
+        of: impl Fn(&AtomicUsize, usize) -> usize,
+    ) -> MemoryTotals {
         let request = least.saturating_add(bytes);
         let own = self.own.load();
         let strangers = self.strangers.as_ref();
-        Sums {
+        MemoryTotals {
             request,
             account: of(&own.bytes, bytes),
             small: of(&own.small_bytes, small_part(request) - small_part(least)),
@@ -185,7 +190,7 @@ impl Lease {
     }
 
     /// Why there are not as many bytes.
-    fn refusal(&self, sums: Sums) -> Option<ApiError> {
+    fn refusal(&self, sums: MemoryTotals) -> Option<ApiError> {
         let most = self.most;
         let fits = most.fits(sums.request);
         if sums.request > fits {
@@ -219,12 +224,12 @@ fn too_large(message: String) -> ApiError {
 /// The least that an answer takes, counted until it is dropped or the answer is counted in its place.
 #[derive(Debug)]
 #[must_use]
-pub struct Reserve<'a> {
-    lease: &'a Lease,
+pub struct ResponseReserve<'a> {
+    lease: &'a MemoryLease,
     bytes: usize,
 }
 
-impl Reserve<'_> {
+impl ResponseReserve<'_> {
     /// Counts the bytes of the answer instead, against the lease.
     ///
     /// # Errors
@@ -236,19 +241,19 @@ impl Reserve<'_> {
     }
 }
 
-impl Drop for Reserve<'_> {
+impl Drop for ResponseReserve<'_> {
     fn drop(&mut self) {
         self.lease.less(self.bytes);
     }
 }
 
-impl Drop for Lease {
+impl Drop for MemoryLease {
     fn drop(&mut self) {
         self.less(self.bytes.load(Ordering::Acquire));
     }
 }
 
-impl InputMemory for Lease {
+impl InputMemory for MemoryLease {
     fn take(&self, bytes: usize) -> Result<(), CallError> {
         self.more(bytes).map_err(|error| *error.error)
     }
@@ -260,20 +265,20 @@ impl InputMemory for Lease {
 
 /// The text of a request, and what it counts against as long as a part of it is kept.
 #[derive(Clone, Debug)]
-pub struct Upload {
+pub struct RequestText {
     /// All of it.
     pub text: Bytes,
     /// `None` where its length is bounded by something else.
-    pub lease: Option<Arc<Lease>>,
+    pub lease: Option<Arc<MemoryLease>>,
 }
 
-impl Upload {
+impl RequestText {
     pub(crate) fn memory(&self) -> Option<Arc<dyn InputMemory>> {
         self.lease.clone().map(|lease| lease as _)
     }
 }
 
-impl From<Bytes> for Upload {
+impl From<Bytes> for RequestText {
     fn from(text: Bytes) -> Self {
         Self { text, lease: None }
     }

@@ -1,5 +1,5 @@
-//! Tickets: whoever cannot send a header with a request sends the request before, and takes what it
-//! yields under an address that works once.
+//! Tickets: a client that cannot send a header with a request sends the request before, and takes what it yields under
+//! an address that works once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -18,14 +18,14 @@ const NAME_BYTES: usize = 32;
 
 /// Tickets that wait to be used, each once and for a while only.
 #[derive(Debug)]
-pub struct Tickets<T> {
+pub struct TicketStore<T> {
     time: Duration,
-    waiting: Mutex<HashMap<String, Ticket<T>>>,
+    waiting: Mutex<HashMap<String, StoredTicket<T>>>,
 }
 
 /// A ticket as it is kept.
 #[derive(Debug)]
-pub struct Ticket<T> {
+pub struct StoredTicket<T> {
     /// What it stands for.
     pub value: T,
     owner: PeerId,
@@ -33,7 +33,7 @@ pub struct Ticket<T> {
     until: Instant,
 }
 
-impl<T> Tickets<T> {
+impl<T> TicketStore<T> {
     /// Tickets that can be used within `time`.
     #[must_use]
     pub fn new(time: Duration) -> Self {
@@ -60,7 +60,7 @@ impl<T> Tickets<T> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|_, ticket| ticket.until > now);
         self.room(&waiting, owner, bytes)?;
-        let ticket = Ticket {
+        let ticket = StoredTicket {
             value,
             owner: owner.clone(),
             bytes,
@@ -73,7 +73,7 @@ impl<T> Tickets<T> {
     /// Whether there is room for one more of `owner`.
     fn room(
         &self,
-        waiting: &HashMap<String, Ticket<T>>,
+        waiting: &HashMap<String, StoredTicket<T>>,
         owner: &PeerId,
         bytes: usize,
     ) -> Result<(), ApiError> {
@@ -83,7 +83,7 @@ impl<T> Tickets<T> {
             let status = StatusCode::PAYLOAD_TOO_LARGE;
             return Err(ApiError::new(status, ErrorCode::PayloadTooLarge, message));
         }
-        let full = |whose: &dyn Fn(&&Ticket<T>) -> bool, share: usize| {
+        let full = |whose: &dyn Fn(&&StoredTicket<T>) -> bool, share: usize| {
             let kept = waiting.values().filter(whose);
             let (count, kept) = kept.fold((0, 0), |(n, sum), one| (n + 1, sum + one.bytes));
             count >= TICKETS_MAX / share || kept + bytes > TICKET_BYTES_MAX / share
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_ticket_works_once() {
-        let tickets = Tickets::new(Duration::from_secs(60));
+        let tickets = TicketStore::new(Duration::from_secs(60));
         let name = tickets.make(&owner(0), 7, 0).expect("room");
         assert_eq!(name.len(), 43);
         assert_eq!(tickets.take(&name), Some(7));
@@ -142,14 +142,14 @@ mod tests {
 
     #[test]
     fn an_old_ticket_is_none() {
-        let tickets = Tickets::new(Duration::ZERO);
+        let tickets = TicketStore::new(Duration::ZERO);
         let name = tickets.make(&owner(0), (), 0).expect("room");
         assert_eq!(tickets.take(&name), None);
     }
 
     #[test]
     fn tickets_are_bounded_by_number_and_by_bytes() {
-        let tickets = Tickets::new(Duration::from_secs(60));
+        let tickets = TicketStore::new(Duration::from_secs(60));
         let (count, bytes) = (
             TICKETS_MAX / TICKETS_SHARE,
             TICKET_BYTES_MAX / TICKETS_SHARE,

@@ -18,7 +18,7 @@ use crate::limits::{
     BATCH_CALLS_MAX, NAMESPACE_CHARS_MAX, NESTING_MAX, SEARCH_BYTES_MAX, SEARCH_LIMIT,
     SEARCH_LIMIT_MAX, TIMEOUT_MS_MAX,
 };
-use crate::memory::Upload;
+use crate::memory::RequestText;
 
 /// Body of `/call` and `/subscribe`.
 #[derive(Debug, Deserialize)]
@@ -42,12 +42,12 @@ pub struct CallRequest<'a> {
 }
 
 /// Members of [`CallRequest`] and what each has to be.
-const CALL_MEMBERS: [(&str, Kind); 5] = [
-    ("operation", Kind::Text),
-    ("input", Kind::Any),
-    ("timeout_ms", Kind::Number),
-    ("idempotency_key", Kind::Text),
-    ("peer", Kind::Text),
+const CALL_MEMBERS: [(&str, MemberKind); 5] = [
+    ("operation", MemberKind::Text),
+    ("input", MemberKind::Any),
+    ("timeout_ms", MemberKind::Number),
+    ("idempotency_key", MemberKind::Text),
+    ("peer", MemberKind::Text),
 ];
 
 impl<'a> CallRequest<'a> {
@@ -64,7 +64,7 @@ impl<'a> CallRequest<'a> {
     ///
     /// # Errors
     /// 400 where the time is out of range.
-    pub fn invocation(&self, body: &Upload) -> Result<Invocation, ApiError> {
+    pub fn invocation(&self, body: &RequestText) -> Result<GatewayCall, ApiError> {
         let timeout_ms = self.timeout_ms;
         if timeout_ms.is_some_and(|ms| !(1..=TIMEOUT_MS_MAX).contains(&ms)) {
             let message = format!("timeout_ms is 1 to {TIMEOUT_MS_MAX}");
@@ -73,7 +73,7 @@ impl<'a> CallRequest<'a> {
         let input = self
             .input
             .map(|raw| body.text.slice_ref(raw.get().as_bytes()));
-        Ok(Invocation {
+        Ok(GatewayCall {
             operation: self.operation.as_ref().to_owned(),
             input,
             memory: body.memory(),
@@ -86,7 +86,7 @@ impl<'a> CallRequest<'a> {
 
 /// A call that is asked for.
 #[derive(Clone, Debug, Default)]
-pub struct Invocation {
+pub struct GatewayCall {
     /// The operation, with a leading slash or without.
     pub operation: String,
     /// Checked JSON text; `None` stands for `null`.
@@ -101,10 +101,10 @@ pub struct Invocation {
     pub peer: Option<String>,
 }
 
-impl Invocation {
+impl GatewayCall {
     /// A call of an operation with an input.
     #[must_use]
-    pub fn of(operation: &str, input: &Value) -> Self {
+    pub fn for_operation(operation: &str, input: &Value) -> Self {
         Self {
             operation: operation.to_owned(),
             input: Some(input.to_string().into()),
@@ -162,8 +162,8 @@ pub enum BatchMode {
     StopOnError,
 }
 
-const ITEM_MEMBERS: [(&str, Kind); 6] = [
-    ("id", Kind::Text),
+const ITEM_MEMBERS: [(&str, MemberKind); 6] = [
+    ("id", MemberKind::Text),
     CALL_MEMBERS[0],
     CALL_MEMBERS[1],
     CALL_MEMBERS[2],
@@ -178,10 +178,10 @@ impl<'a> BatchRequest<'a> {
     /// 400 that names the member that is wrong.
     pub fn read(body: &'a [u8]) -> Result<Self, ApiError> {
         read_object(body, NESTING_MAX).map_err(|error| {
-            let members = [("calls", Kind::List), ("mode", Kind::Text)];
+            let members = [("calls", MemberKind::List), ("mode", MemberKind::Text)];
             let outer = diagnose(body, "", &members, &["calls"], error.message);
             // The first call that is wrong by itself says more than the whole does.
-            let calls: Option<Listed<'_>> = serde_json::from_slice(body).ok();
+            let calls: Option<RawBatch<'_>> = serde_json::from_slice(body).ok();
             let calls = calls.into_iter().flat_map(|listed| listed.calls);
             let wrong = calls.enumerate().find_map(|(n, item)| {
                 let at = format!("/calls/{n}");
@@ -197,7 +197,7 @@ impl BatchItem<'_> {
     ///
     /// # Errors
     /// 400 where the time is out of range.
-    pub fn invocation(&self, body: &Upload) -> Result<Invocation, ApiError> {
+    pub fn invocation(&self, body: &RequestText) -> Result<GatewayCall, ApiError> {
         let request = CallRequest {
             operation: self.operation.clone(),
             input: self.input,
@@ -214,13 +214,13 @@ impl BatchItem<'_> {
 pub struct BatchResult {
     /// The id of the call.
     pub id: String,
-    /// Its output, or why there is none.
-    pub outcome: Result<alknet_call::Output, ApiError>,
+    /// Its output, or its error.
+    pub outcome: Result<alknet_call::CallOutput, ApiError>,
 }
 
 /// What is searched for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Query {
+pub struct SearchQuery {
     /// A part of a name, a summary or a tag, in any case.
     pub q: String,
     /// The first part of names.
@@ -235,7 +235,7 @@ pub struct Query {
     pub cursor: Option<String>,
 }
 
-impl Query {
+impl SearchQuery {
     /// Takes one member of a query string, or of a tool's arguments.
     ///
     /// # Errors
@@ -304,16 +304,16 @@ impl Query {
 
 /// Answer of `/search`.
 #[derive(Clone, Debug, Serialize)]
-pub struct Page {
+pub struct SearchPage {
     /// What was found, in order of name.
-    pub operations: Vec<Summary>,
+    pub operations: Vec<SearchSummary>,
     /// Where the next page begins.
     pub next: Option<String>,
 }
 
 /// One operation in short.
 #[derive(Clone, Debug, Serialize)]
-pub struct Summary {
+pub struct SearchSummary {
     /// Its name, with the leading slash.
     pub operation: String,
     /// Query, mutation or subscription.
@@ -327,8 +327,8 @@ pub struct Summary {
     pub access: &'static str,
 }
 
-impl Summary {
-    pub(crate) fn of(spec: &OperationSpec) -> Self {
+impl SearchSummary {
+    pub(crate) fn from_spec(spec: &OperationSpec) -> Self {
         Self {
             operation: format!("/{}", spec.name),
             op_type: spec.op_type,
@@ -350,7 +350,7 @@ fn summary(spec: &OperationSpec) -> String {
 
 /// Answer of `/schema`.
 #[derive(Clone, Debug, Serialize)]
-pub struct Description {
+pub struct OperationDescription {
     /// Its name, with the leading slash.
     pub operation: String,
     /// Query, mutation or subscription.
@@ -381,8 +381,8 @@ pub struct ErrorShape {
     pub schema: Value,
 }
 
-impl Description {
-    pub(crate) fn of(spec: &OperationSpec) -> Self {
+impl OperationDescription {
+    pub(crate) fn from_spec(spec: &OperationSpec) -> Self {
         let error = |declared: &ErrorDef| ErrorShape {
             code: declared.code.clone(),
             http_status: declared.http_status.unwrap_or(422),
@@ -409,14 +409,14 @@ fn examples(schema: &Value) -> Vec<Value> {
 
 /// What a member has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum MemberKind {
     Any,
     List,
     Number,
     Text,
 }
 
-impl Kind {
+impl MemberKind {
     fn takes(self, value: &str) -> bool {
         match self {
             Self::Any => true,
@@ -440,7 +440,7 @@ impl Kind {
 fn diagnose(
     body: &[u8],
     at: &str,
-    members: &[(&str, Kind)],
+    members: &[(&str, MemberKind)],
     needed: &[&str],
     otherwise: String,
 ) -> ApiError {
@@ -450,12 +450,17 @@ fn diagnose(
 }
 
 /// What is wrong with a text of JSON, which is read member by member and never kept.
-fn fault(text: &str, at: &str, members: &[(&str, Kind)], needed: &[&str]) -> Option<ApiError> {
+fn fault(
+    text: &str,
+    at: &str,
+    members: &[(&str, MemberKind)],
+    needed: &[&str],
+) -> Option<ApiError> {
     if !text.starts_with('{') {
         return Some(ApiError::malformed(at, "an object is expected"));
     }
     let mut missing = needed.to_vec();
-    let faults = Faults {
+    let faults = MemberChecker {
         at,
         members,
         missing: &mut missing,
@@ -468,14 +473,14 @@ fn fault(text: &str, at: &str, members: &[(&str, Kind)], needed: &[&str]) -> Opt
 }
 
 /// Finds the first member that is wrong.
-struct Faults<'a, 'm> {
+struct MemberChecker<'a, 'm> {
     at: &'a str,
-    members: &'a [(&'a str, Kind)],
+    members: &'a [(&'a str, MemberKind)],
     /// Those that have to be there and were not yet.
     missing: &'a mut Vec<&'m str>,
 }
 
-impl<'de> Visitor<'de> for Faults<'_, '_> {
+impl<'de> Visitor<'de> for MemberChecker<'_, '_> {
     type Value = Option<ApiError>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -484,7 +489,7 @@ impl<'de> Visitor<'de> for Faults<'_, '_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut all: A) -> Result<Self::Value, A::Error> {
         let mut wrong = None;
-        while let Some(Name(name)) = all.next_key()? {
+        while let Some(BodyMemberName(name)) = all.next_key()? {
             let value = all.next_value::<&RawValue>()?;
             self.missing.retain(|needed| *needed != name);
             if wrong.is_none() {
@@ -496,9 +501,14 @@ impl<'de> Visitor<'de> for Faults<'_, '_> {
 }
 
 #[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+struct BodyMemberName<'a>(#[serde(borrow)] Cow<'a, str>);
 
-fn wrong_member(name: &str, value: &str, at: &str, members: &[(&str, Kind)]) -> Option<ApiError> {
+fn wrong_member(
+    name: &str,
+    value: &str,
+    at: &str,
+    members: &[(&str, MemberKind)],
+) -> Option<ApiError> {
     // RFC 6901 section 3.
     let pointer = || format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
     match members.iter().find(|(known, _)| *known == name) {
@@ -516,7 +526,7 @@ fn wrong_member(name: &str, value: &str, at: &str, members: &[(&str, Kind)]) -> 
 
 /// The calls of a batch as they are written.
 #[derive(Deserialize)]
-struct Listed<'a> {
+struct RawBatch<'a> {
     #[serde(borrow, deserialize_with = "first_calls")]
     calls: Vec<&'a RawValue>,
 }
@@ -527,9 +537,9 @@ where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    struct First<T>(PhantomData<T>);
+    struct FirstElements<T>(PhantomData<T>);
 
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for First<T> {
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for FirstElements<T> {
         type Value = Vec<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -549,7 +559,7 @@ where
         }
     }
 
-    deserializer.deserialize_seq(First(PhantomData))
+    deserializer.deserialize_seq(FirstElements(PhantomData))
 }
 
 #[cfg(test)]
@@ -583,7 +593,7 @@ mod tests {
     #[test]
     fn inputs_are_slices_of_the_body() {
         let body = Bytes::from_static(br#"{"operation":"/a/b","input": {"n":1}}"#);
-        let body = Upload::from(body);
+        let body = RequestText::from(body);
         let request = CallRequest::read(&body.text).expect("fine");
         let invocation = request.invocation(&body).expect("fine");
         assert_eq!(invocation.input.as_deref(), Some(&br#"{"n":1}"#[..]));
@@ -594,7 +604,7 @@ mod tests {
     fn times_out_of_range_are_refused() {
         for ms in ["0", "600001"] {
             let body = Bytes::from(format!(r#"{{"operation":"a/b","timeout_ms":{ms}}}"#));
-            let body = Upload::from(body);
+            let body = RequestText::from(body);
             let request = CallRequest::read(&body.text).expect("a number");
             assert!(request.invocation(&body).is_err(), "{ms}");
         }
@@ -622,7 +632,7 @@ mod tests {
 
     #[test]
     fn queries_take_what_they_know() {
-        let mut query = Query::default();
+        let mut query = SearchQuery::default();
         for (name, value) in [("q", "Disk"), ("type", "query"), ("limit", "500")] {
             query.set(name, value).expect("fine");
         }
@@ -643,7 +653,7 @@ mod tests {
         let longer = "n".repeat(NAMESPACE_CHARS_MAX + 1);
         assert!(alknet_call::is_operation_name(&format!("{longest}/x")));
         assert!(!alknet_call::is_operation_name(&format!("{longer}/x")));
-        let mut query = Query::default();
+        let mut query = SearchQuery::default();
         for fine in [&longest, &"é".repeat(NAMESPACE_CHARS_MAX)] {
             query.set("namespace", fine).expect("fine");
             assert_eq!(query.namespace.as_ref(), Some(fine));

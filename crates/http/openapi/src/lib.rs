@@ -7,4 +7,4 @@ pub use from::{
     BaseUrlError, DocumentError, FetchError, FromOpenApi, ImportError, OpenApiOptions, TokenSource,
     fetch_document, read_document,
 };
-pub use to::{CONTRACT_VERSION, Contract, document};
+pub use to::{CONTRACT_VERSION, OpenApiContract, document};

@@ -18,16 +18,16 @@ const LIMIT_MAX: u32 = 500;
 
 /// What of the document is of this node.
 #[derive(Clone, Copy, Debug)]
-pub struct Contract<'a> {
+pub struct OpenApiContract<'a> {
     /// Changes whenever the set of operations does.
     pub operations_digest: &'a str,
-    /// Whether it is told to everybody (`http.public_openapi`).
+    /// Whether clients without a token get the document (`http.public_openapi`).
     pub is_public: bool,
 }
 
 /// The document, OpenAPI 3.1.0.
 #[must_use]
-pub fn document(contract: &Contract<'_>) -> Value {
+pub fn document(contract: &OpenApiContract<'_>) -> Value {
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -296,7 +296,7 @@ fn schemas() -> Value {
         "idempotency_key": { "type": "string", "minLength": 1, "maxLength": 64 },
         "peer": {
             "type": "string",
-            "description": "The peer that is to serve it; absent: whoever does.",
+            "description": "The peer that is to serve it; absent: any peer that does.",
         },
     });
     let mut one = call.clone();
@@ -402,7 +402,7 @@ mod tests {
     use super::*;
 
     fn contract() -> Value {
-        document(&Contract {
+        document(&OpenApiContract {
             operations_digest: "abc",
             is_public: false,
         })
@@ -466,7 +466,7 @@ mod tests {
         assert_eq!(document["info"]["version"], CONTRACT_VERSION);
         let open = document["paths"]["/openapi.json"]["get"].get("security");
         assert_eq!(open, None);
-        let public = super::document(&Contract {
+        let public = super::document(&OpenApiContract {
             operations_digest: "",
             is_public: true,
         });

@@ -36,30 +36,30 @@ const ALWAYS: [(HeaderName, &str); 5] = [
     ),
 ];
 
-pub(crate) type Answer = Response<MountBody>;
+pub(crate) type PageResponse = Response<MountBody>;
 
 /// A page.
-pub(crate) fn page(status: StatusCode, html: String) -> Answer {
+pub(crate) fn page(status: StatusCode, html: String) -> PageResponse {
     with(status, "text/html; charset=utf-8", "no-store", full(html))
 }
 
 /// A file of the program; its address changes with it.
-pub(crate) fn asset(kind: &'static str, text: &'static str) -> Answer {
+pub(crate) fn asset(kind: &'static str, text: &'static str) -> PageResponse {
     let body = full(Bytes::from_static(text.as_bytes()));
     with(StatusCode::OK, kind, "max-age=31536000, immutable", body)
 }
 
 /// Nothing here.
-pub(crate) fn nothing() -> Answer {
+pub(crate) fn nothing() -> PageResponse {
     plain(StatusCode::NOT_FOUND, "There is nothing here.\n")
 }
 
-pub(crate) fn plain(status: StatusCode, text: &'static str) -> Answer {
+pub(crate) fn plain(status: StatusCode, text: &'static str) -> PageResponse {
     with(status, "text/plain; charset=utf-8", "no-store", full(text))
 }
 
 /// Another method is wanted.
-pub(crate) fn method(allowed: &'static str) -> Answer {
+pub(crate) fn method(allowed: &'static str) -> PageResponse {
     let mut answer = plain(
         StatusCode::METHOD_NOT_ALLOWED,
         "This takes another method.\n",
@@ -70,7 +70,7 @@ pub(crate) fn method(allowed: &'static str) -> Answer {
 }
 
 /// The browser is to get `/`.
-pub(crate) fn onward() -> Answer {
+pub(crate) fn onward() -> PageResponse {
     let mut answer = plain(StatusCode::SEE_OTHER, "");
     let headers = answer.headers_mut();
     headers.insert(LOCATION, HeaderValue::from_static("/"));
@@ -78,7 +78,7 @@ pub(crate) fn onward() -> Answer {
 }
 
 /// The same answer with a cookie.
-pub(crate) fn with_cookie(mut answer: Answer, cookie: &str) -> Answer {
+pub(crate) fn with_cookie(mut answer: PageResponse, cookie: &str) -> PageResponse {
     // A cookie of ours is visible ASCII.
     if let Ok(value) = HeaderValue::from_str(cookie) {
         answer.headers_mut().insert(SET_COOKIE, value);
@@ -87,7 +87,7 @@ pub(crate) fn with_cookie(mut answer: Answer, cookie: &str) -> Answer {
 }
 
 /// Events as they come.
-pub(crate) fn events(body: EventBody) -> Answer {
+pub(crate) fn events(body: EventBody) -> PageResponse {
     let body = MountBody::new(body.map_err(|never: Infallible| match never {}));
     let mut answer = with(StatusCode::OK, "text/event-stream", "no-store", body);
     let headers = answer.headers_mut();
@@ -101,7 +101,12 @@ fn full(text: impl Into<Bytes>) -> MountBody {
     MountBody::new(body.map_err(|never: Infallible| match never {}))
 }
 
-fn with(status: StatusCode, kind: &'static str, cache: &'static str, body: MountBody) -> Answer {
+fn with(
+    status: StatusCode,
+    kind: &'static str,
+    cache: &'static str,
+    body: MountBody,
+) -> PageResponse {
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
@@ -113,7 +118,7 @@ fn with(status: StatusCode, kind: &'static str, cache: &'static str, body: Mount
     answer
 }
 
-/// What a task writes; it ends when nobody reads any more.
+/// The events that a task writes; dropping the body ends the task.
 #[derive(Debug)]
 pub(crate) struct EventBody {
     events: mpsc::Receiver<Bytes>,

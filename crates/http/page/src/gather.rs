@@ -1,19 +1,19 @@
-//! What the page shows, asked of the operations as whoever looks.
+//! What the page shows: the answers of operations, called as the viewer.
 
 use std::time::Instant;
 
-use alknet_call::Body;
-use alknet_gateway::{Caller, Gateway, Invocation};
+use alknet_call::CallBody;
+use alknet_gateway::{Gateway, GatewayCall, HttpCaller};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::history::{History, Numbers};
+use crate::history::{MetricsHistory, MetricsSample};
 use crate::limits::{ASK_TIME, LOG_LINES};
 
 /// What an operation answered.
 #[derive(Clone, Debug, Default)]
-pub(crate) enum Asked {
-    /// There is none, or whoever looks may not call it.
+pub(crate) enum PageCallResult {
+    /// The node has no such operation, or the viewer may not call it.
     #[default]
     Absent,
     /// It answered.
@@ -24,20 +24,24 @@ pub(crate) enum Asked {
 
 /// Everything that is shown.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Gathered {
-    pub(crate) info: Asked,
-    pub(crate) metrics: Asked,
-    pub(crate) peers: Asked,
-    pub(crate) operations: Asked,
-    pub(crate) compute: Asked,
-    pub(crate) sessions: Asked,
-    pub(crate) workers: Asked,
-    pub(crate) vault: Asked,
-    pub(crate) log: Asked,
+pub(crate) struct StatusSnapshot {
+    pub(crate) info: PageCallResult,
+    pub(crate) metrics: PageCallResult,
+    pub(crate) peers: PageCallResult,
+    pub(crate) operations: PageCallResult,
+    pub(crate) compute: PageCallResult,
+    pub(crate) sessions: PageCallResult,
+    pub(crate) workers: PageCallResult,
+    pub(crate) vault: PageCallResult,
+    pub(crate) log: PageCallResult,
 }
 
 /// Asks all of them.
-pub(crate) async fn gather(gateway: &Gateway, caller: &Caller, history: &History) -> Gathered {
+pub(crate) async fn gather(
+    gateway: &Gateway,
+    caller: &HttpCaller,
+    history: &MetricsHistory,
+) -> StatusSnapshot {
     let ask = |operation, input| ask(gateway, caller, operation, input);
     let (info, metrics, peers, operations, compute, sessions, workers, vault, log) = tokio::join!(
         ask("node/info", Value::Null),
@@ -50,10 +54,10 @@ pub(crate) async fn gather(gateway: &Gateway, caller: &Caller, history: &History
         ask("vault/status", Value::Null),
         follow(gateway, caller),
     );
-    if let Asked::Answer(answer) = &metrics {
-        history.add(Instant::now(), Numbers::of(answer));
+    if let PageCallResult::Answer(answer) = &metrics {
+        history.add(Instant::now(), MetricsSample::from_metrics(answer));
     }
-    Gathered {
+    StatusSnapshot {
         info,
         metrics,
         peers,
@@ -69,39 +73,39 @@ pub(crate) async fn gather(gateway: &Gateway, caller: &Caller, history: &History
 /// Asks one.
 pub(crate) async fn ask(
     gateway: &Gateway,
-    caller: &Caller,
+    caller: &HttpCaller,
     operation: &str,
     input: Value,
-) -> Asked {
+) -> PageCallResult {
     if gateway.find(caller, operation).is_err() {
-        return Asked::Absent;
+        return PageCallResult::Absent;
     }
-    let call = Invocation {
+    let call = GatewayCall {
         timeout: Some(ASK_TIME),
-        ..Invocation::of(operation, &input)
+        ..GatewayCall::for_operation(operation, &input)
     };
     match gateway.invoke(caller, call).await {
-        Ok(output) => Asked::Answer(Body::from(output).value().clone()),
-        Err(error) => Asked::Failed(error.error.message.clone()),
+        Ok(output) => PageCallResult::Answer(CallBody::from(output).value().clone()),
+        Err(error) => PageCallResult::Failed(error.error.message.clone()),
     }
 }
 
 /// The last records of the log.
-async fn follow(gateway: &Gateway, caller: &Caller) -> Asked {
+async fn follow(gateway: &Gateway, caller: &HttpCaller) -> PageCallResult {
     const OPERATION: &str = "node/log";
     if gateway.find(caller, OPERATION).is_err() {
-        return Asked::Absent;
+        return PageCallResult::Absent;
     }
-    let call = Invocation::of(OPERATION, &json!({ "last": LOG_LINES }));
+    let call = GatewayCall::for_operation(OPERATION, &json!({ "last": LOG_LINES }));
     let mut events = match gateway.subscribe(caller.clone(), call) {
         Ok(events) => events,
-        Err(error) => return Asked::Failed(error.error.message.clone()),
+        Err(error) => return PageCallResult::Failed(error.error.message.clone()),
     };
     let mut records = Vec::new();
     let read = async {
         while let Some(event) = events.next().await {
             let event = event.map_err(|error| error.error.message.clone())?;
-            records.push(Body::from(event.output).value().clone());
+            records.push(CallBody::from(event.output).value().clone());
             if records.len() >= LOG_LINES {
                 break;
             }
@@ -109,8 +113,8 @@ async fn follow(gateway: &Gateway, caller: &Caller) -> Asked {
         Ok::<_, String>(())
     };
     match timeout(ASK_TIME, read).await {
-        Ok(Err(why)) => Asked::Failed(why),
+        Ok(Err(why)) => PageCallResult::Failed(why),
         // What came in time is shown.
-        Ok(Ok(())) | Err(_) => Asked::Answer(Value::Array(records)),
+        Ok(Ok(())) | Err(_) => PageCallResult::Answer(Value::Array(records)),
     }
 }

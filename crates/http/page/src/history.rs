@@ -10,7 +10,7 @@ use crate::limits::{LOOKED_LATELY, SAMPLE_EVERY, SAMPLES_MAX};
 
 /// What `node/metrics` said at one time, as far as it is drawn.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Numbers {
+pub(crate) struct MetricsSample {
     pub(crate) calls: f64,
     pub(crate) errors: f64,
     pub(crate) received: f64,
@@ -21,9 +21,9 @@ pub(crate) struct Numbers {
     pub(crate) seconds: Vec<(f64, f64)>,
 }
 
-impl Numbers {
+impl MetricsSample {
     /// Out of `values`, each by its series.
-    pub(crate) fn of(answer: &Value) -> Self {
+    pub(crate) fn from_metrics(answer: &Value) -> Self {
         let mut numbers = Self::default();
         let values = answer["values"].as_object().into_iter().flatten();
         for (series, value) in values {
@@ -57,7 +57,7 @@ impl Numbers {
 
 /// How much happened between two samples; `None` where nothing can be said.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Rates {
+pub(crate) struct MetricsRates {
     pub(crate) calls: f64,
     pub(crate) errors: f64,
     pub(crate) received: f64,
@@ -69,7 +69,10 @@ pub(crate) struct Rates {
     pub(crate) slowest: Option<f64>,
 }
 
-fn rates(before: &(Instant, Numbers), after: &(Instant, Numbers)) -> Option<Rates> {
+fn rates(
+    before: &(Instant, MetricsSample),
+    after: &(Instant, MetricsSample),
+) -> Option<MetricsRates> {
     let seconds = after.0.saturating_duration_since(before.0).as_secs_f64();
     if seconds <= 0.0 {
         return None;
@@ -78,7 +81,7 @@ fn rates(before: &(Instant, Numbers), after: &(Instant, Numbers)) -> Option<Rate
     // What counts from the start counts from zero after another one.
     let rate = |before: f64, after: f64| (after - before).max(0.0) / seconds;
     let quantile = |of: f64| quantile(&before.seconds, &after.seconds, of);
-    Some(Rates {
+    Some(MetricsRates {
         calls: rate(before.calls, after.calls),
         errors: rate(before.errors, after.errors),
         received: rate(before.received, after.received),
@@ -123,26 +126,26 @@ fn quantile(before: &[(f64, f64)], after: &[(f64, f64)], part: f64) -> Option<f6
 
 /// The samples.
 #[derive(Debug, Default)]
-pub(crate) struct History(Mutex<Kept>);
+pub(crate) struct MetricsHistory(Mutex<MetricsHistoryState>);
 
 #[derive(Debug, Default)]
-struct Kept {
-    samples: VecDeque<(Instant, Numbers)>,
+struct MetricsHistoryState {
+    samples: VecDeque<(Instant, MetricsSample)>,
     looked: Option<Instant>,
-    /// Somebody takes samples.
+    /// A task takes samples.
     followed: bool,
 }
 
-impl History {
+impl MetricsHistory {
     /// Takes numbers down, unless some were a moment ago.
-    pub(crate) fn add(&self, now: Instant, numbers: Numbers) {
+    pub(crate) fn add(&self, now: Instant, numbers: MetricsSample) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let last = kept.samples.back().map(|(at, _)| *at);
         let soon = |last: Instant| now.saturating_duration_since(last) < SAMPLE_EVERY / 2;
         if last.is_some_and(soon) {
             return;
         }
-        // Numbers that nobody took down for long are no line to be continued.
+        // After a long gap between samples a plot begins afresh: a line across it would be wrong.
         let torn = |last: Instant| now.saturating_duration_since(last) > gap();
         if last.is_some_and(torn) {
             kept.samples.clear();
@@ -153,14 +156,15 @@ impl History {
         kept.samples.push_back((now, numbers));
     }
 
-    /// Somebody looks; whether somebody has to begin taking samples.
+    /// Notes that a viewer looks. Returns whether the caller has to start the task that takes
+    /// samples.
     pub(crate) fn look(&self, now: Instant) -> bool {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.looked = Some(now);
         !std::mem::replace(&mut kept.followed, true)
     }
 
-    /// Whether samples are still wanted; where not, whoever takes them stops.
+    /// Whether samples are still wanted; if not, the task that takes them stops.
     pub(crate) fn wanted(&self, now: Instant) -> bool {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lately = |at: Instant| now.saturating_duration_since(at) < LOOKED_LATELY;
@@ -168,14 +172,14 @@ impl History {
         kept.followed
     }
 
-    /// Whoever took samples does so no more.
+    /// Notes that the task that took samples has stopped.
     pub(crate) fn stop(&self) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.followed = false;
     }
 
     /// What happened between each two samples, oldest first, and over how long.
-    pub(crate) fn rates(&self) -> (Vec<Rates>, Duration) {
+    pub(crate) fn rates(&self) -> (Vec<MetricsRates>, Duration) {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let samples = &kept.samples;
         let pairs = samples.iter().zip(samples.iter().skip(1));
@@ -199,16 +203,16 @@ mod tests {
 
     use super::*;
 
-    fn calls(calls: f64) -> Numbers {
-        Numbers {
+    fn calls(calls: f64) -> MetricsSample {
+        MetricsSample {
             calls,
-            ..Numbers::default()
+            ..MetricsSample::default()
         }
     }
 
     #[test]
     fn series_add_up() {
-        let numbers = Numbers::of(&json!({ "values": {
+        let numbers = MetricsSample::from_metrics(&json!({ "values": {
             "alknet_call_requests_total": 7, "alknet_call_errors_total": 1,
             "alknet_bytes_total{dir=\"rx\",alpn=\"a\"}": 3,
             "alknet_bytes_total{dir=\"rx\",alpn=\"b\"}": 4,
@@ -224,12 +228,15 @@ mod tests {
         );
         let bounds = [(0.5, 2.0), (10.0, 4.0), (f64::INFINITY, 6.0)];
         assert_eq!(numbers.seconds, bounds);
-        assert_eq!(Numbers::of(&Value::Null), Numbers::default());
+        assert_eq!(
+            MetricsSample::from_metrics(&Value::Null),
+            MetricsSample::default()
+        );
     }
 
     #[test]
     fn rates_are_per_second_and_never_negative() {
-        let (history, start) = (History::default(), Instant::now());
+        let (history, start) = (MetricsHistory::default(), Instant::now());
         for (n, count) in [0.0, 50.0, 10.0].into_iter().enumerate() {
             history.add(start + SAMPLE_EVERY * n as u32, calls(count));
         }
@@ -259,7 +266,7 @@ mod tests {
 
     #[test]
     fn samples_are_bounded_and_taken_only_while_somebody_looks() {
-        let (history, start) = (History::default(), Instant::now());
+        let (history, start) = (MetricsHistory::default(), Instant::now());
         for n in 0..SAMPLES_MAX + 20 {
             history.add(start + SAMPLE_EVERY * n as u32, calls(n as f64));
             history.add(start + SAMPLE_EVERY * n as u32, calls(0.0));

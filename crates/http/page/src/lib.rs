@@ -5,7 +5,7 @@
 //! and nothing else: no other path looks at it. So there is nothing that another site could have a
 //! browser do. What changes something is asked for by a link of its own, and the link is the proof.
 //!
-//! Everything shown comes from operations, called as whoever looks; what they may not call is left out.
+//! Everything shown comes from operations, called as the viewer; what the viewer may not call is left out.
 
 pub mod limits;
 
@@ -22,5 +22,5 @@ mod text;
 mod ticket;
 mod view;
 
-pub use page::Page;
+pub use page::AdminPage;
 pub use session::COOKIE_NAME;

@@ -14,7 +14,7 @@ pub const SESSION_TIME: Duration = Duration::from_secs(12 * 3600);
 pub const SESSIONS_MAX: usize = 64;
 /// Sessions of one identity at once; another ends the one that was idle for the longest time.
 pub const SESSIONS_PER_IDENTITY: usize = 8;
-/// Bytes of a form that somebody sends.
+/// Bytes of a submitted form.
 pub const FORM_BYTES_MAX: usize = 1024;
 /// How often an open page is brought up to date; tests do not wait for it.
 pub const LIVE_EVERY: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 5000 });
@@ -22,7 +22,7 @@ pub const LIVE_EVERY: Duration = Duration::from_millis(if cfg!(test) { 10 } else
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 /// Numbers that are kept for the plots: a quarter of an hour.
 pub const SAMPLES_MAX: usize = 180;
-/// Numbers are taken down for so long after somebody has looked.
+/// Numbers are taken down for so long after a viewer last looked.
 pub const LOOKED_LATELY: Duration = Duration::from_secs(10 * 60);
 /// How long the page waits for what one operation answers.
 pub const ASK_TIME: Duration = Duration::from_secs(5);
@@ -30,5 +30,5 @@ pub const ASK_TIME: Duration = Duration::from_secs(5);
 pub const ROWS_MAX: usize = 200;
 /// Records of the log that are shown.
 pub const LOG_LINES: usize = 60;
-/// Characters of one text that came from somebody else.
+/// Characters of one text that did not originate on this node.
 pub const TEXT_CHARS_MAX: usize = 400;

@@ -4,27 +4,27 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use alknet_gateway::{ApiError, Running};
+use alknet_gateway::{ApiError, GatewayPermit};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::answer::EventBody;
-use crate::gather::{Asked, ask, gather};
-use crate::history::Numbers;
+use crate::gather::{PageCallResult, ask, gather};
+use crate::history::MetricsSample;
 use crate::limits::{LIVE_EVERY, SAMPLE_EVERY};
-use crate::page::{Inner, Viewer};
+use crate::page::{AdminPageInner, PageViewer};
 use crate::view::view;
 
 /// Milliseconds after which a browser that lost the connection comes again.
 const RETRY_MS: u64 = 5000;
 
-/// What changes, for as long as somebody looks and may. A place among the identity's streams is held
-/// meanwhile.
+/// Streams what changes, for as long as the viewer reads and may. The stream holds a place among
+/// the identity's streams meanwhile.
 pub(crate) fn events(
-    page: &Arc<Inner>,
-    viewer: Viewer,
+    page: &Arc<AdminPageInner>,
+    viewer: PageViewer,
     address: String,
 ) -> Result<EventBody, ApiError> {
     let place = page.gateway.stream(&viewer.caller)?;
@@ -36,11 +36,11 @@ pub(crate) fn events(
 }
 
 async fn follow(
-    page: Arc<Inner>,
-    mut viewer: Viewer,
+    page: Arc<AdminPageInner>,
+    mut viewer: PageViewer,
     address: String,
     write: mpsc::Sender<Bytes>,
-    _place: Running,
+    _place: GatewayPermit,
 ) {
     let mut shown: HashMap<&'static str, String> = HashMap::new();
     let mut often = interval(LIVE_EVERY);
@@ -67,8 +67,8 @@ async fn follow(
 }
 
 async fn update(
-    page: &Arc<Inner>,
-    viewer: &Viewer,
+    page: &Arc<AdminPageInner>,
+    viewer: &PageViewer,
     address: &str,
     shown: &mut HashMap<&'static str, String>,
 ) -> Bytes {
@@ -94,8 +94,8 @@ async fn update(
     format!("event: update\ndata: {told}\n\n").into()
 }
 
-/// Takes numbers down for the plots, as long as somebody has looked lately and may.
-pub(crate) async fn sample(page: std::sync::Weak<Inner>, mut viewer: Viewer) {
+/// Takes numbers down for the plots, as long as a viewer has looked lately and `viewer` still may.
+pub(crate) async fn sample(page: std::sync::Weak<AdminPageInner>, mut viewer: PageViewer) {
     let mut often = interval(SAMPLE_EVERY);
     often.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -107,14 +107,16 @@ pub(crate) async fn sample(page: std::sync::Weak<Inner>, mut viewer: Viewer) {
             return;
         }
         if !viewer.is_let_in(&page) {
-            // Another who looks begins anew.
+            // The next viewer starts a task of its own.
             return page.history.stop();
         }
         let asked = ask(&page.gateway, &viewer.caller, "node/metrics", Value::Null).await;
         match asked {
-            Asked::Answer(answer) => page.history.add(Instant::now(), Numbers::of(&answer)),
+            PageCallResult::Answer(answer) => page
+                .history
+                .add(Instant::now(), MetricsSample::from_metrics(&answer)),
             // By this connection nothing can be asked any more, or never could.
-            Asked::Absent | Asked::Failed(_) => return page.history.stop(),
+            PageCallResult::Absent | PageCallResult::Failed(_) => return page.history.stop(),
         }
     }
 }

@@ -1,25 +1,25 @@
-//! `node/page-ticket`: the way in for whoever has a connection already.
+//! `node/page-ticket`: the way in for a peer that has a connection already.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::limits::TICKET_TIME;
-use crate::page::{ACT, ENTER, Inner};
-use crate::session::{Proof, SCOPE};
-use crate::ticket::{Action, NoTicket, Purpose};
+use crate::page::{ACT, AdminPageInner, ENTER};
+use crate::session::{SCOPE, ViewerProof};
+use crate::ticket::{LinkPurpose, PageAction, PageLinkError};
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Input {
+struct PageOpenInput {
     action: Option<String>,
 }
 
-pub(crate) fn registration(page: &Arc<Inner>) -> Registration {
-    let actions = Action::ALL.map(Action::name);
+pub(crate) fn registration(page: &Arc<AdminPageInner>) -> Registration {
+    let actions = PageAction::ALL.map(PageAction::name);
     let spec = OperationSpec::mutation(
         "node/page-ticket",
         "Makes a link to the status page that works once.",
@@ -45,7 +45,7 @@ pub(crate) fn registration(page: &Arc<Inner>) -> Registration {
     }))
     .with_scope(SCOPE);
     let page = Arc::downgrade(page);
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let page = page.upgrade();
         let made = page.map_or_else(|| Err(unavailable()), |page| make(&page, &input, &ctx));
         std::future::ready(made)
@@ -53,37 +53,37 @@ pub(crate) fn registration(page: &Arc<Inner>) -> Registration {
     Registration::new(spec, handler)
 }
 
-fn make(page: &Inner, input: &Body, ctx: &Ctx) -> Result<Value, CallError> {
+fn make(page: &AdminPageInner, input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
     if ctx.internal() {
         // On whose behalf an operation calls was not checked, and a link is for them alone.
-        let message = "a link is for whoever asks, and not for an operation";
+        let message = "an operation may not make a link for its caller; call this directly";
         return Err(CallError::new(ErrorCode::Forbidden, message));
     }
     let input = match input.try_value()? {
-        Value::Null => Input::default(),
+        Value::Null => PageOpenInput::default(),
         _ => input.parse()?,
     };
     let purpose =
         match input.action.as_deref() {
-            None => Purpose::Enter,
-            Some(name) => Purpose::Act(Action::of(name).ok_or_else(|| {
+            None => LinkPurpose::Enter,
+            Some(name) => LinkPurpose::Act(PageAction::parse(name).ok_or_else(|| {
                 CallError::invalid_input("the page knows no such action".to_owned())
             })?),
         };
     let proof = proof(page, ctx)?;
     let made = page.tickets.make(purpose, proof, Instant::now());
     let ticket = made.map_err(|why| match why {
-        NoTicket::Full => {
+        PageLinkError::Full => {
             let message = "too many links wait to be used: try again in a minute";
             CallError::new(ErrorCode::Overloaded, message)
         }
-        NoTicket::Randomness => {
+        PageLinkError::Randomness => {
             CallError::new(ErrorCode::Unavailable, "the system has no randomness yet")
         }
     })?;
     let before = match purpose {
-        Purpose::Enter => ENTER,
-        Purpose::Act(_) => ACT,
+        LinkPurpose::Enter => ENTER,
+        LinkPurpose::Act(_) => ACT,
     };
     Ok(json!({
         "path": format!("{before}{ticket}"),
@@ -94,7 +94,7 @@ fn make(page: &Inner, input: &Body, ctx: &Ctx) -> Result<Value, CallError> {
 }
 
 /// What the caller is known by, which has to hold as long as what comes of the link lasts.
-fn proof(page: &Inner, ctx: &Ctx) -> Result<Proof, CallError> {
+fn proof(page: &AdminPageInner, ctx: &Ctx) -> Result<ViewerProof, CallError> {
     let who = ctx.identity().ok_or_else(|| {
         CallError::new(
             ErrorCode::Unauthenticated,
@@ -104,9 +104,9 @@ fn proof(page: &Inner, ctx: &Ctx) -> Result<Proof, CallError> {
     let id = who.id.clone();
     // A token before the key: what comes of it ends with it, whatever else the peer has.
     let proof = match (ctx.token(), ctx.conn().key) {
-        (Some(token), _) => Proof::token(id, Arc::clone(token)),
-        (None, Some(key)) => Proof::key(id, key),
-        (None, None) => Proof::name(id),
+        (Some(token), _) => ViewerProof::token(id, Arc::clone(token)),
+        (None, Some(key)) => ViewerProof::key(id, key),
+        (None, None) => ViewerProof::name(id),
     };
     match proof.resolve(&*page.identities) {
         Some(_) => Ok(proof),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use alknet_call::{CallError, Registration};
 use alknet_core::{AuthToken, BoxError, Identity, IdentityProvider, MountBody};
-use alknet_gateway::{Caller, Gateway, Invocation, Via};
+use alknet_gateway::{Gateway, GatewayCall, HttpCaller, HttpIngress};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
@@ -15,13 +15,13 @@ use http_body_util::{BodyExt, Limited};
 use percent_encoding::percent_decode;
 use serde_json::json;
 
-use crate::answer::{self, Answer};
+use crate::answer::{self, PageResponse};
 use crate::gather::gather;
-use crate::history::History;
+use crate::history::MetricsHistory;
 use crate::limits::FORM_BYTES_MAX;
-use crate::render::{Act, Plain, SCRIPT, STYLE, Templates};
-use crate::session::{self, Proof, SCOPE, Sessions};
-use crate::ticket::{Action, Purpose, Tickets};
+use crate::render::{ConfirmPrompt, MessagePage, SCRIPT, STYLE, Templates};
+use crate::session::{self, PageSessions, SCOPE, ViewerProof};
+use crate::ticket::{LinkPurpose, PageAction, PageLinkStore};
 use crate::view::view;
 use crate::{live, operation};
 
@@ -32,36 +32,36 @@ pub(crate) const ACT: &str = "/status/act/";
 
 /// The page of administrators. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Page(Arc<Inner>);
+pub struct AdminPage(Arc<AdminPageInner>);
 
-pub(crate) struct Inner {
+pub(crate) struct AdminPageInner {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) identities: Arc<dyn IdentityProvider>,
     pub(crate) names: Box<dyn Fn() -> Vec<String> + Send + Sync>,
-    pub(crate) tickets: Tickets,
-    pub(crate) history: History,
+    pub(crate) tickets: PageLinkStore,
+    pub(crate) history: MetricsHistory,
     pub(crate) templates: Templates,
-    sessions: Sessions,
+    sessions: PageSessions,
 }
 
-impl fmt::Debug for Inner {
+impl fmt::Debug for AdminPageInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Page").finish_non_exhaustive()
+        f.debug_struct("AdminPage").finish_non_exhaustive()
     }
 }
 
-/// Somebody who may look.
+/// An administrator who may look at the page.
 #[derive(Clone, Debug)]
-pub(crate) struct Viewer {
-    pub(crate) caller: Caller,
-    proof: Proof,
+pub(crate) struct PageViewer {
+    pub(crate) caller: HttpCaller,
+    proof: ViewerProof,
     /// The session it comes by; none where the request itself proved who asks.
     session: Option<String>,
 }
 
-impl Viewer {
+impl PageViewer {
     /// Whether they still may; if so, with the rights of now. That does not count as a look.
-    pub(crate) fn is_let_in(&mut self, page: &Inner) -> bool {
+    pub(crate) fn is_let_in(&mut self, page: &AdminPageInner) -> bool {
         let session = self.session.as_deref();
         let lasts = session.is_none_or(|name| {
             let found = page.sessions.find(name, Instant::now(), false);
@@ -74,22 +74,22 @@ impl Viewer {
     }
 }
 
-impl Page {
-    /// A page that asks through `gateway`, of whoever `identities` knows. `names` are those that the
-    /// node answers to over HTTP, beside its addresses; links may use them.
+impl AdminPage {
+    /// A page for those that `identities` knows, which asks through `gateway`. `names` are those that the node answers
+    /// to over HTTP, beside its addresses; links may use them.
     pub fn new(
         gateway: Arc<Gateway>,
         identities: Arc<dyn IdentityProvider>,
         names: impl Fn() -> Vec<String> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(AdminPageInner {
             gateway,
             identities,
             names: Box::new(names),
-            tickets: Tickets::default(),
-            history: History::default(),
+            tickets: PageLinkStore::default(),
+            history: MetricsHistory::default(),
             templates: Templates::new(),
-            sessions: Sessions::default(),
+            sessions: PageSessions::default(),
         }))
     }
 
@@ -108,8 +108,8 @@ impl Page {
         proof.resolve(&*self.0.identities)
     }
 
-    /// Whether a request is of somebody who was let in, or by a link that is good: where nobody is to
-    /// know that there is a page, nobody else may hear of it.
+    /// Whether a request carries a session of the page or a link that works: where the node hides the page, only such a
+    /// request gets an answer from it.
     #[must_use]
     pub fn knows(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let path = uri.path();
@@ -119,9 +119,9 @@ impl Page {
         by_link || self.session_of(headers).is_some()
     }
 
-    /// Answers a request for `/` or anything below `/status/`. `caller` is whom the request itself
-    /// proved; the page's own cookie is looked at here, and nowhere else.
-    pub async fn respond<B>(&self, request: Request<B>, caller: Caller) -> Response<MountBody>
+    /// Answers a request for `/` or anything below `/status/`. `caller` is what the request itself proved; the page's
+    /// own cookie is looked at here, and nowhere else.
+    pub async fn respond<B>(&self, request: Request<B>, caller: HttpCaller) -> Response<MountBody>
     where
         B: Body<Data = Bytes> + Send,
         B::Error: Into<BoxError>,
@@ -130,7 +130,7 @@ impl Page {
         let (head, body) = request.into_parts();
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         let posts = head.method == Method::POST;
-        let asked = Asked {
+        let asked = PageRequest {
             page,
             uri: &head.uri,
             headers: &head.headers,
@@ -171,9 +171,9 @@ impl Page {
     }
 }
 
-impl Inner {
-    /// Somebody looks: numbers are taken down for a while.
-    pub(crate) fn look(self: &Arc<Self>, viewer: &Viewer) {
+impl AdminPageInner {
+    /// A viewer looks: numbers are taken down for a while.
+    pub(crate) fn look(self: &Arc<Self>, viewer: &PageViewer) {
         if self.history.look(Instant::now()) {
             tokio::spawn(live::sample(Arc::downgrade(self), viewer.clone()));
         }
@@ -181,15 +181,15 @@ impl Inner {
 }
 
 /// One request.
-struct Asked<'a> {
-    page: &'a Arc<Inner>,
+struct PageRequest<'a> {
+    page: &'a Arc<AdminPageInner>,
     uri: &'a Uri,
     headers: &'a HeaderMap,
-    caller: Caller,
+    caller: HttpCaller,
 }
 
-impl Asked<'_> {
-    async fn index(self) -> Answer {
+impl PageRequest<'_> {
+    async fn index(self) -> PageResponse {
         let Some(viewer) = self.viewer(true) else {
             return self.entry(StatusCode::OK, None);
         };
@@ -200,7 +200,7 @@ impl Asked<'_> {
         answer::page(StatusCode::OK, page.templates.page(&view))
     }
 
-    fn events(self) -> Answer {
+    fn events(self) -> PageResponse {
         // Events are for a page that is open, which does not keep its session alive.
         let Some(viewer) = self.viewer(false) else {
             // By its specification that ends the browser's trying.
@@ -215,11 +215,11 @@ impl Asked<'_> {
         }
     }
 
-    fn enter_by_link(self, ticket: &str) -> Answer {
-        let enters = |purpose| purpose == Purpose::Enter;
+    fn enter_by_link(self, ticket: &str) -> PageResponse {
+        let enters = |purpose| purpose == LinkPurpose::Enter;
         let taken = self.page.tickets.take(ticket, Instant::now(), enters);
         let Some((_, proof)) = taken else {
-            // Whoever is in already has only opened the link again.
+            // A viewer that is already in has only opened the link again.
             return match self.viewer(true) {
                 Some(_) => answer::onward(),
                 None => self.entry(StatusCode::GONE, Some(USED)),
@@ -228,7 +228,7 @@ impl Asked<'_> {
         self.begin(proof)
     }
 
-    fn enter_by_token(self, form: &Form) -> Answer {
+    fn enter_by_token(self, form: &PageForm) -> PageResponse {
         if let Some(refused) = self.foreign_form(form) {
             return refused;
         }
@@ -242,11 +242,11 @@ impl Asked<'_> {
         if !identity.scopes.allows(SCOPE) {
             return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
         }
-        self.begin(Proof::token(identity.id.clone(), Arc::new(token)))
+        self.begin(ViewerProof::token(identity.id.clone(), Arc::new(token)))
     }
 
-    /// The form again for whoever sent a wrong token; later, where too many came from the same network.
-    fn wrong(&self, error: &CallError) -> Answer {
+    /// The form again after a wrong token; 429 where too many came from the same network.
+    fn wrong(&self, error: &CallError) -> PageResponse {
         let Some(wait_ms) = error.retry_after_ms else {
             return self.entry(StatusCode::FORBIDDEN, Some(WRONG));
         };
@@ -257,7 +257,7 @@ impl Asked<'_> {
     }
 
     /// Begins a session, and shows the page.
-    fn begin(&self, proof: Proof) -> Answer {
+    fn begin(&self, proof: ViewerProof) -> PageResponse {
         let Some(identity) = proof.resolve(&*self.page.identities) else {
             return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
         };
@@ -275,21 +275,21 @@ impl Asked<'_> {
         let elsewhere = comes_from.is_some_and(|from| from != "none" && from != "same-origin");
         let onward = match elsewhere {
             false => answer::onward(),
-            // Whoever follows a link on a page of somebody else's sends no strict cookie along, and
-            // none with what that leads to: only a page of ours does.
+            // A browser that follows a link from another site sends no strict cookie along, and none with the redirect
+            // that follows: only a page of this site makes it do so.
             true => answer::page(
                 StatusCode::OK,
-                self.page.templates.plain(&Plain {
+                self.page.templates.plain(&MessagePage {
                     title: "You are in".to_owned(),
                     onward: true,
-                    ..Plain::default()
+                    ..MessagePage::default()
                 }),
             ),
         };
         answer::with_cookie(onward, &session::cookie(&name))
     }
 
-    fn leave(self) -> Answer {
+    fn leave(self) -> PageResponse {
         if let Some(name) = session::cookie_of(self.headers) {
             self.page.sessions.end(name);
         }
@@ -297,36 +297,36 @@ impl Asked<'_> {
     }
 
     /// Asks whether to do what a link is for. The link is used up by the answer, not by the question.
-    fn question(self, ticket: &str) -> Answer {
+    fn question(self, ticket: &str) -> PageResponse {
         let found = self.page.tickets.look(ticket, Instant::now());
-        let Some((Purpose::Act(action), proof)) = found else {
+        let Some((LinkPurpose::Act(action), proof)) = found else {
             return self.entry(StatusCode::GONE, Some(USED));
         };
         let Some(identity) = proof.resolve(&*self.page.identities) else {
             return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
         };
-        let plain = Plain {
+        let plain = MessagePage {
             title: action.question().to_owned(),
             text: Some(action.consequence().to_owned()),
-            act: Some(Act {
+            act: Some(ConfirmPrompt {
                 ticket: ticket.to_owned(),
                 verb: action.verb(),
                 who: identity.id.to_string(),
             }),
-            ..Plain::default()
+            ..MessagePage::default()
         };
         answer::page(StatusCode::OK, self.page.templates.plain(&plain))
     }
 
-    /// Does what a link is for. The link is the proof: no cookie is looked at, and nobody else knows it. It is in
-    /// the path, where a node that tells strangers nothing looks for it before it answers.
-    async fn act(self, ticket: &str, form: &Form) -> Answer {
+    /// Does what a link is for. The link is the proof: no cookie is looked at, and only the link's receiver has it. It
+    /// is in the path, where a node that tells strangers nothing looks for it before it answers.
+    async fn act(self, ticket: &str, form: &PageForm) -> PageResponse {
         if let Some(refused) = self.foreign_form(form) {
             return refused;
         }
-        let acts = |purpose| matches!(purpose, Purpose::Act(_));
+        let acts = |purpose| matches!(purpose, LinkPurpose::Act(_));
         let taken = self.page.tickets.take(ticket, Instant::now(), acts);
-        let Some((Purpose::Act(action), proof)) = taken else {
+        let Some((LinkPurpose::Act(action), proof)) = taken else {
             return self.entry(StatusCode::GONE, Some(USED));
         };
         let Some(identity) = proof.resolve(&*self.page.identities) else {
@@ -341,42 +341,42 @@ impl Asked<'_> {
         self.done(action, &caller).await
     }
 
-    async fn done(&self, action: Action, caller: &Caller) -> Answer {
-        let call = Invocation::of(action.operation(), &json!({}));
+    async fn done(&self, action: PageAction, caller: &HttpCaller) -> PageResponse {
+        let call = GatewayCall::for_operation(action.operation(), &json!({}));
         let outcome = self.page.gateway.invoke(caller, call).await;
         let (status, plain) = match outcome {
             Ok(_) => (
                 StatusCode::OK,
-                Plain {
+                MessagePage {
                     title: action.done().to_owned(),
                     text: Some("You can close this page.".to_owned()),
-                    ..Plain::default()
+                    ..MessagePage::default()
                 },
             ),
             Err(error) => (
                 error.status,
-                Plain {
+                MessagePage {
                     title: "It was not done".to_owned(),
                     wrong: Some(crate::text::foreign(&error.error.message)),
-                    ..Plain::default()
+                    ..MessagePage::default()
                 },
             ),
         };
         answer::page(status, self.page.templates.plain(&plain))
     }
 
-    /// Who looks: whom the request proved, or else whose session it carries.
-    fn viewer(&self, used: bool) -> Option<Viewer> {
+    /// The viewer: the identity that the request proved, or else that of its session.
+    fn viewer(&self, used: bool) -> Option<PageViewer> {
         let proved = self.caller.identity.as_ref();
         if let Some(identity) = proved.filter(|it| it.scopes.allows(SCOPE)) {
             let id = identity.id.clone();
             let proof = match (&self.caller.token, self.caller.gate.key()) {
-                (Some(token), _) => Proof::token(id, Arc::clone(token)),
-                (None, Some(key)) => Proof::key(id, key),
-                (None, None) => Proof::name(id),
+                (Some(token), _) => ViewerProof::token(id, Arc::clone(token)),
+                (None, Some(key)) => ViewerProof::key(id, key),
+                (None, None) => ViewerProof::name(id),
             };
-            return Some(Viewer {
-                caller: self.caller.clone().via(Via::Page),
+            return Some(PageViewer {
+                caller: self.caller.clone().via(HttpIngress::Page),
                 proof,
                 session: None,
             });
@@ -391,41 +391,41 @@ impl Asked<'_> {
             self.page.sessions.end(name);
             return None;
         };
-        Some(Viewer {
+        Some(PageViewer {
             caller: self.caller_of(&proof, Some(identity)),
             proof,
             session: Some(name.to_owned()),
         })
     }
 
-    fn caller_of(&self, proof: &Proof, identity: Option<Arc<Identity>>) -> Caller {
+    fn caller_of(&self, proof: &ViewerProof, identity: Option<Arc<Identity>>) -> HttpCaller {
         if let Some(identity) = &identity {
             // Its connection is no unknown peer's.
             self.caller.gate.authenticated(identity);
         }
-        Caller {
+        HttpCaller {
             identity,
             token: proof.bearer(),
             proved_by: proof.proved_by(),
             account: None,
-            ..self.caller.clone().via(Via::Page)
+            ..self.caller.clone().via(HttpIngress::Page)
         }
     }
 
     /// The form to enter, and why it is there.
-    fn entry(&self, status: StatusCode, wrong: Option<&str>) -> Answer {
-        let plain = Plain {
+    fn entry(&self, status: StatusCode, wrong: Option<&str>) -> PageResponse {
+        let plain = MessagePage {
             title: "Status page".to_owned(),
             wrong: wrong.map(str::to_owned),
             entry: true,
             host: self.authority().unwrap_or_default(),
-            ..Plain::default()
+            ..MessagePage::default()
         };
         answer::page(status, self.page.templates.plain(&plain))
     }
 
-    /// Refuses a form that another page sends, and what is none.
-    fn foreign_form(&self, form: &Form) -> Option<Answer> {
+    /// Refuses a form that another page sends, and a body that is not a form.
+    fn foreign_form(&self, form: &PageForm) -> Option<PageResponse> {
         let own = match self.headers.get(ORIGIN) {
             // Programs do not say; what they send is theirs.
             None => true,
@@ -442,8 +442,10 @@ impl Asked<'_> {
                 StatusCode::FORBIDDEN,
                 "Another page sent this form.\n",
             )),
-            Form::Refused(status) => Some(answer::plain(*status, "This is no form of the page.\n")),
-            Form::Fields(_) => None,
+            PageForm::Refused(status) => {
+                Some(answer::plain(*status, "This is no form of the page.\n"))
+            }
+            PageForm::Fields(_) => None,
         }
     }
 
@@ -468,19 +470,19 @@ impl Asked<'_> {
 const HTTPS_PORT: u16 = 443;
 
 const USED: &str = "This link was used already, or is more than a minute old. Ask for another.";
-const WRONG: &str = "This token stands for nobody here.";
+const WRONG: &str = "This node does not know this token.";
 const WAIT: &str =
-    "This token stands for nobody here, and too many such came from your network lately.";
-const NARROW: &str = "Whoever this is may not see the page: it is for administrators, and a token \
+    "This node does not know this token, and too many such came from your network lately.";
+const NARROW: &str = "You may not see the page: it is for administrators, and a token \
 needs the scope admin.";
 
 /// What a form carries.
-enum Form {
+enum PageForm {
     Fields(Vec<(String, String)>),
     Refused(StatusCode),
 }
 
-impl Form {
+impl PageForm {
     fn field(&self, name: &str) -> Option<String> {
         let Self::Fields(fields) = self else {
             return None;
@@ -491,7 +493,7 @@ impl Form {
 }
 
 /// Reads a form as browsers send one.
-async fn form<B>(headers: &HeaderMap, body: B) -> Form
+async fn form<B>(headers: &HeaderMap, body: B) -> PageForm
 where
     B: Body<Data = Bytes> + Send,
     B::Error: Into<BoxError>,
@@ -501,12 +503,12 @@ where
         .and_then(|kind| kind.to_str().ok());
     let kind = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
     if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")) {
-        return Form::Refused(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        return PageForm::Refused(StatusCode::UNSUPPORTED_MEDIA_TYPE);
     }
     let Ok(read) = Limited::new(body, FORM_BYTES_MAX).collect().await else {
-        return Form::Refused(StatusCode::PAYLOAD_TOO_LARGE);
+        return PageForm::Refused(StatusCode::PAYLOAD_TOO_LARGE);
     };
-    Form::Fields(fields(&read.to_bytes()))
+    PageForm::Fields(fields(&read.to_bytes()))
 }
 
 fn fields(text: &[u8]) -> Vec<(String, String)> {

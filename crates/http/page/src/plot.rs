@@ -19,12 +19,12 @@ pub(crate) struct Plot {
     pub(crate) about: String,
     /// What the top of the plot stands for.
     pub(crate) most: String,
-    pub(crate) lines: Vec<Line>,
+    pub(crate) lines: Vec<PlotLine>,
 }
 
 /// One line, in as many pieces as it is torn into.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Line {
+pub(crate) struct PlotLine {
     pub(crate) class: &'static str,
     pub(crate) pieces: Vec<String>,
 }
@@ -41,7 +41,7 @@ pub(crate) fn plot(
 ) -> Plot {
     let numbers = || series.iter().flat_map(|(_, numbers)| numbers).flatten();
     let most = numbers().copied().fold(0.0, f64::max);
-    let lines = series.iter().map(|(class, numbers)| Line {
+    let lines = series.iter().map(|(class, numbers)| PlotLine {
         class,
         pieces: pieces(numbers, most),
     });

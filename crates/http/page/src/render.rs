@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::view::{Section, View};
+use crate::view::{PageSection, StatusView};
 
 pub(crate) const STYLE: &str = include_str!("../assets/style.css");
 pub(crate) const SCRIPT: &str = include_str!("../assets/live.js");
@@ -29,14 +29,14 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// A page that is not the status page.
 #[derive(Debug, Default, Serialize)]
-pub(crate) struct Plain {
+pub(crate) struct MessagePage {
     pub(crate) title: String,
     /// What is wrong.
     pub(crate) wrong: Option<String>,
     pub(crate) text: Option<String>,
     /// It leads to the status page by itself.
     pub(crate) onward: bool,
-    pub(crate) act: Option<Act>,
+    pub(crate) act: Option<ConfirmPrompt>,
     /// Whether it has the form to enter.
     pub(crate) entry: bool,
     pub(crate) host: String,
@@ -44,7 +44,7 @@ pub(crate) struct Plain {
 
 /// A question whether to do something.
 #[derive(Debug, Serialize)]
-pub(crate) struct Act {
+pub(crate) struct ConfirmPrompt {
     pub(crate) ticket: String,
     pub(crate) verb: &'static str,
     pub(crate) who: String,
@@ -74,15 +74,15 @@ impl Templates {
         all
     }
 
-    pub(crate) fn page(&self, view: &View) -> String {
+    pub(crate) fn page(&self, view: &StatusView) -> String {
         self.rendered("page", view)
     }
 
-    pub(crate) fn section(&self, section: &Section) -> String {
+    pub(crate) fn section(&self, section: &PageSection) -> String {
         self.rendered("section", section)
     }
 
-    pub(crate) fn plain(&self, plain: &Plain) -> String {
+    pub(crate) fn plain(&self, plain: &MessagePage) -> String {
         self.rendered("plain", plain)
     }
 
@@ -102,15 +102,15 @@ impl Templates {
 
 #[cfg(test)]
 mod tests {
-    use crate::gather::{Asked, Gathered};
-    use crate::history::History;
+    use crate::gather::{PageCallResult, StatusSnapshot};
+    use crate::history::MetricsHistory;
     use crate::view::view;
 
     use super::*;
 
     const HOSTILE: &str = "<script>alert(1)</script>\"'`=&\u{202e}{{name}}";
 
-    fn hostile() -> Gathered {
+    fn hostile() -> StatusSnapshot {
         let info = json!({
             "name": HOSTILE, "identity": HOSTILE, "time": HOSTILE,
             "problems": [{ "code": HOSTILE, "text": HOSTILE, "hint": HOSTILE }],
@@ -123,23 +123,23 @@ mod tests {
             "message": HOSTILE }]);
         let sessions = json!({ "sessions": [{ "session": 1, "tenant": HOSTILE }] });
         let operations = json!({ "operations": [{ "name": HOSTILE }] });
-        Gathered {
-            info: Asked::Answer(info),
-            peers: Asked::Answer(peers),
-            log: Asked::Answer(log),
-            sessions: Asked::Answer(sessions),
-            operations: Asked::Answer(operations),
-            workers: Asked::Answer(json!({ "workers": { HOSTILE: 1 } })),
-            vault: Asked::Failed(HOSTILE.to_owned()),
-            compute: Asked::Answer(json!({ "adapter": { "name": HOSTILE } })),
-            metrics: Asked::Answer(json!({ "values": {} })),
+        StatusSnapshot {
+            info: PageCallResult::Answer(info),
+            peers: PageCallResult::Answer(peers),
+            log: PageCallResult::Answer(log),
+            sessions: PageCallResult::Answer(sessions),
+            operations: PageCallResult::Answer(operations),
+            workers: PageCallResult::Answer(json!({ "workers": { HOSTILE: 1 } })),
+            vault: PageCallResult::Failed(HOSTILE.to_owned()),
+            compute: PageCallResult::Answer(json!({ "adapter": { "name": HOSTILE } })),
+            metrics: PageCallResult::Answer(json!({ "values": {} })),
         }
     }
 
     #[test]
     fn nothing_that_others_wrote_is_markup() {
         let templates = Templates::new();
-        let view = view(&hostile(), &History::default(), HOSTILE);
+        let view = view(&hostile(), &MetricsHistory::default(), HOSTILE);
         let page = templates.page(&view);
         // The one script is the page's own.
         assert_eq!(page.matches("<script").count(), 1);
@@ -149,24 +149,24 @@ mod tests {
             let inner = templates.section(section);
             assert!(page.contains(inner.trim()), "{} differs", section.id);
         }
-        let plain = templates.plain(&Plain {
+        let plain = templates.plain(&MessagePage {
             title: HOSTILE.to_owned(),
             wrong: Some(HOSTILE.to_owned()),
             host: HOSTILE.to_owned(),
             entry: true,
-            act: Some(Act {
+            act: Some(ConfirmPrompt {
                 ticket: HOSTILE.to_owned(),
                 verb: "Do",
                 who: HOSTILE.to_owned(),
             }),
-            ..Plain::default()
+            ..MessagePage::default()
         });
         assert!(!plain.contains("<script"));
     }
 
     #[test]
     fn the_page_has_what_readers_and_keyboards_need() {
-        let page = Templates::new().page(&view(&hostile(), &History::default(), "box"));
+        let page = Templates::new().page(&view(&hostile(), &MetricsHistory::default(), "box"));
         for part in [
             "<html lang=\"en\">",
             "<main id=\"main\">",

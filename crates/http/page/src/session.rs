@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use alknet_call::ProvedBy;
+use alknet_call::CallerProof;
 use alknet_core::{AuthToken, Identity, IdentityProvider, PeerId, PeerKey};
 use data_encoding::BASE64URL_NOPAD;
 use http::HeaderMap;
@@ -13,95 +13,97 @@ use http::header::COOKIE;
 
 use crate::limits::{SESSION_IDLE, SESSION_TIME, SESSIONS_MAX, SESSIONS_PER_IDENTITY};
 
-/// Name of the cookie. Browsers take one of such a name only over TLS, for the whole host and from
-/// nobody but it.
+/// Name of the cookie. Browsers take one of such a name only over TLS, for the whole host and from that host alone.
 pub const COOKIE_NAME: &str = "__Host-alknet";
-/// The scope of whoever may look.
+/// The scope that lets its holder look.
 pub(crate) const SCOPE: &str = "admin";
 /// Bytes of randomness in the name of a session or a link: 43 characters.
 const NAME_BYTES: usize = 32;
 
-/// A name that nobody guesses; `None` while the system has no randomness.
+/// A random name of 256 bits, which cannot be guessed; `None` while the system has no randomness.
 pub(crate) fn new_name() -> Option<String> {
     let mut name = [0; NAME_BYTES];
     getrandom::fill(&mut name).ok()?;
     Some(BASE64URL_NOPAD.encode(&name))
 }
 
-/// What somebody proved, to be asked again.
+/// What a viewer proved, to be asked again.
 #[derive(Clone)]
-pub(crate) struct Proof {
+pub(crate) struct ViewerProof {
     id: PeerId,
-    by: By,
+    by: ProofMethod,
 }
 
 #[derive(Clone)]
-enum By {
+enum ProofMethod {
     /// The key of the connection over which a link was asked for.
     Key(PeerKey),
     /// The token that was pasted, or that a link was asked for with. Its holder may have others, and keys.
     Token(Arc<AuthToken>),
-    /// Something that was not seen here: the connection has no key, and whoever serves it says whose it is.
+    /// A proof that the page does not see: the connection has no key, and its handler says whose it is.
     Name,
 }
 
-impl Proof {
+impl ViewerProof {
     pub(crate) fn key(id: PeerId, key: PeerKey) -> Self {
-        let by = By::Key(key);
+        let by = ProofMethod::Key(key);
         Self { id, by }
     }
 
     pub(crate) fn token(id: PeerId, token: Arc<AuthToken>) -> Self {
-        let by = By::Token(token);
+        let by = ProofMethod::Token(token);
         Self { id, by }
     }
 
     pub(crate) fn name(id: PeerId) -> Self {
-        Self { id, by: By::Name }
+        Self {
+            id,
+            by: ProofMethod::Name,
+        }
     }
 
     /// Whose it is, as long as it is an administrator's.
     pub(crate) fn resolve(&self, identities: &dyn IdentityProvider) -> Option<Arc<Identity>> {
         let now = match &self.by {
-            By::Key(key) => identities.by_key(key),
-            By::Token(token) => identities.by_token(token),
-            By::Name => identities.by_id(&self.id),
+            ProofMethod::Key(key) => identities.by_key(key),
+            ProofMethod::Token(token) => identities.by_token(token),
+            ProofMethod::Name => identities.by_id(&self.id),
         };
         now.filter(|now| now.id == self.id && now.scopes.allows(SCOPE))
     }
 
     /// What it is for who answers calls, where it is no token.
-    pub(crate) fn proved_by(&self) -> Option<ProvedBy> {
+    pub(crate) fn proved_by(&self) -> Option<CallerProof> {
         match &self.by {
-            By::Key(key) => Some(ProvedBy::Key(*key)),
-            By::Name => Some(ProvedBy::Name),
-            By::Token(_) => None,
+            ProofMethod::Key(key) => Some(CallerProof::Key(*key)),
+            ProofMethod::Name => Some(CallerProof::Name),
+            ProofMethod::Token(_) => None,
         }
     }
 
     /// The token, where it is one.
     pub(crate) fn bearer(&self) -> Option<Arc<AuthToken>> {
         match &self.by {
-            By::Token(token) => Some(Arc::clone(token)),
-            By::Key(_) | By::Name => None,
+            ProofMethod::Token(token) => Some(Arc::clone(token)),
+            ProofMethod::Key(_) | ProofMethod::Name => None,
         }
     }
 }
 
-impl fmt::Debug for Proof {
+impl fmt::Debug for ViewerProof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Proof({})", self.id)
+        write!(f, "ViewerProof({})", self.id)
     }
 }
 
 #[derive(Debug)]
-struct Session {
-    proof: Proof,
+struct PageSession {
+    proof: ViewerProof,
     started: Instant,
     used: Instant,
 }
 
-impl Session {
+impl PageSession {
     fn is_over(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.used) >= SESSION_IDLE
             || now.saturating_duration_since(self.started) >= SESSION_TIME
@@ -113,22 +115,22 @@ impl Session {
 /// They are looked up in a table of randomly keyed hashes: how long that takes says nothing about other
 /// names.
 #[derive(Debug, Default)]
-pub(crate) struct Sessions(Mutex<HashMap<String, Session>>);
+pub(crate) struct PageSessions(Mutex<HashMap<String, PageSession>>);
 
-impl Sessions {
+impl PageSessions {
     /// Begins one, and returns its name.
-    pub(crate) fn begin(&self, proof: Proof, now: Instant) -> Option<String> {
+    pub(crate) fn begin(&self, proof: ViewerProof, now: Instant) -> Option<String> {
         let name = new_name()?;
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, session| !session.is_over(now));
-        let own = |session: &Session| session.proof.id == proof.id;
+        let own = |session: &PageSession| session.proof.id == proof.id;
         if all.values().filter(|one| own(one)).count() >= SESSIONS_PER_IDENTITY {
             end_idlest(&mut all, own);
         }
         if all.len() >= SESSIONS_MAX {
             end_idlest(&mut all, |_| true);
         }
-        let session = Session {
+        let session = PageSession {
             proof,
             started: now,
             used: now,
@@ -138,7 +140,7 @@ impl Sessions {
     }
 
     /// What a session rests on. `used`: whether its idle time begins again.
-    pub(crate) fn find(&self, name: &str, now: Instant, used: bool) -> Option<Proof> {
+    pub(crate) fn find(&self, name: &str, now: Instant, used: bool) -> Option<ViewerProof> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let session = all.get_mut(name)?;
         if session.is_over(now) {
@@ -158,7 +160,7 @@ impl Sessions {
     }
 }
 
-fn end_idlest(all: &mut HashMap<String, Session>, among: impl Fn(&Session) -> bool) {
+fn end_idlest(all: &mut HashMap<String, PageSession>, among: impl Fn(&PageSession) -> bool) {
     let mine = all.iter().filter(|(_, session)| among(session));
     let idlest = mine.min_by_key(|(_, session)| session.used);
     if let Some(name) = idlest.map(|(name, _)| name.clone()) {
@@ -196,13 +198,13 @@ mod tests {
 
     use super::*;
 
-    fn proof(id: &str) -> Proof {
-        Proof::name(id.parse().expect("a peer id"))
+    fn proof(id: &str) -> ViewerProof {
+        ViewerProof::name(id.parse().expect("a peer id"))
     }
 
     #[test]
     fn a_session_ends_when_nobody_is_there_and_after_half_a_day() {
-        let (sessions, start) = (Sessions::default(), Instant::now());
+        let (sessions, start) = (PageSessions::default(), Instant::now());
         let name = sessions.begin(proof("ada"), start).expect("randomness");
         assert_eq!(name.len(), 43);
         let minute = Duration::from_secs(60);
@@ -220,7 +222,7 @@ mod tests {
 
     #[test]
     fn sessions_are_bounded_for_each_and_for_all() {
-        let (sessions, start) = (Sessions::default(), Instant::now());
+        let (sessions, start) = (PageSessions::default(), Instant::now());
         let at = |n: usize| start + Duration::from_millis(n as u64);
         let names: Vec<_> = (0..=SESSIONS_PER_IDENTITY)
             .map(|n| sessions.begin(proof("ada"), at(n)).expect("randomness"))
@@ -241,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_session_that_was_left_is_over() {
-        let (sessions, now) = (Sessions::default(), Instant::now());
+        let (sessions, now) = (PageSessions::default(), Instant::now());
         let name = sessions.begin(proof("ada"), now).expect("randomness");
         sessions.end(&name);
         assert!(sessions.find(&name, now, true).is_none());

@@ -49,7 +49,8 @@ pub(crate) fn duration(seconds: u64) -> String {
     }
 }
 
-/// A text that came from somebody else: bounded, and without what could turn a line around or end it.
+/// A text that did not originate on this node: bounded, and without what could turn a line around
+/// or end it.
 pub(crate) fn foreign(text: &str) -> String {
     let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let shown = text.chars().map(|c| match c {
@@ -64,8 +65,8 @@ pub(crate) fn foreign(text: &str) -> String {
     shown.into_iter().collect()
 }
 
-/// A member as text; empty where there is none.
-pub(crate) fn of(value: &Value) -> String {
+/// A member as text; empty where it is absent.
+pub(crate) fn member_text(value: &Value) -> String {
     match value {
         Value::String(text) => foreign(text),
         Value::Null => String::new(),
@@ -76,7 +77,10 @@ pub(crate) fn of(value: &Value) -> String {
 /// Members of a list of texts, with commas.
 pub(crate) fn list(value: &Value) -> String {
     let items = value.as_array().into_iter().flatten();
-    let items: Vec<_> = items.map(of).filter(|text| !text.is_empty()).collect();
+    let items: Vec<_> = items
+        .map(member_text)
+        .filter(|text| !text.is_empty())
+        .collect();
     items.join(", ")
 }
 

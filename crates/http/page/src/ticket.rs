@@ -5,26 +5,26 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::limits::{TICKET_TIME, TICKETS_MAX};
-use crate::session::{Proof, new_name};
+use crate::session::{ViewerProof, new_name};
 
 /// What a link is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub(crate) enum LinkPurpose {
     /// To begin a session.
     Enter,
     /// To do this, once.
-    Act(Action),
+    Act(PageAction),
 }
 
 /// What can be done from the page, each time by a link of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
+pub(crate) enum PageAction {
     Lock,
     Poweroff,
     Reboot,
 }
 
-impl Action {
+impl PageAction {
     pub(crate) const ALL: [Self; 3] = [Self::Lock, Self::Poweroff, Self::Reboot];
 
     pub(crate) fn name(self) -> &'static str {
@@ -35,7 +35,7 @@ impl Action {
         }
     }
 
-    pub(crate) fn of(name: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|action| action.name() == name)
     }
 
@@ -60,11 +60,11 @@ impl Action {
     pub(crate) fn consequence(self) -> &'static str {
         match self {
             Self::Lock => {
-                "The node stops, and stays away until somebody opens the vault. Nothing is served \
+                "The node stops, and stays away until a person opens the vault. Nothing is served \
                  meanwhile."
             }
             Self::Poweroff => {
-                "Calls that run may finish; then the machine is off until somebody switches it on \
+                "Calls that run may finish; then the machine is off until a person switches it on \
                  where it stands."
             }
             Self::Reboot => {
@@ -93,41 +93,41 @@ impl Action {
 }
 
 #[derive(Debug)]
-struct Ticket {
-    purpose: Purpose,
-    proof: Proof,
+struct PageLink {
+    purpose: LinkPurpose,
+    proof: ViewerProof,
     until: Instant,
 }
 
 /// Links that wait to be used.
 #[derive(Debug, Default)]
-pub(crate) struct Tickets(Mutex<HashMap<String, Ticket>>);
+pub(crate) struct PageLinkStore(Mutex<HashMap<String, PageLink>>);
 
 /// Why there is no link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoTicket {
+pub(crate) enum PageLinkError {
     /// Too many wait.
     Full,
     /// The system has no randomness yet.
     Randomness,
 }
 
-impl Tickets {
+impl PageLinkStore {
     /// Makes one, and returns its name.
     pub(crate) fn make(
         &self,
-        purpose: Purpose,
-        proof: Proof,
+        purpose: LinkPurpose,
+        proof: ViewerProof,
         now: Instant,
-    ) -> Result<String, NoTicket> {
-        let name = new_name().ok_or(NoTicket::Randomness)?;
+    ) -> Result<String, PageLinkError> {
+        let name = new_name().ok_or(PageLinkError::Randomness)?;
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, ticket| ticket.until > now);
         if all.len() >= TICKETS_MAX {
-            return Err(NoTicket::Full);
+            return Err(PageLinkError::Full);
         }
         let until = now + TICKET_TIME;
-        let ticket = Ticket {
+        let ticket = PageLink {
             purpose,
             proof,
             until,
@@ -137,7 +137,7 @@ impl Tickets {
     }
 
     /// What one is good for, which it stays.
-    pub(crate) fn look(&self, name: &str, now: Instant) -> Option<(Purpose, Proof)> {
+    pub(crate) fn look(&self, name: &str, now: Instant) -> Option<(LinkPurpose, ViewerProof)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let ticket = all.get(name).filter(|ticket| ticket.until > now)?;
         Some((ticket.purpose, ticket.proof.clone()))
@@ -148,8 +148,8 @@ impl Tickets {
         &self,
         name: &str,
         now: Instant,
-        fits: impl Fn(Purpose) -> bool,
-    ) -> Option<(Purpose, Proof)> {
+        fits: impl Fn(LinkPurpose) -> bool,
+    ) -> Option<(LinkPurpose, ViewerProof)> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !fits(all.get(name)?.purpose) {
             return None;
@@ -163,21 +163,21 @@ impl Tickets {
 mod tests {
     use super::*;
 
-    fn proof() -> Proof {
-        Proof::name("ada".parse().expect("a peer id"))
+    fn proof() -> ViewerProof {
+        ViewerProof::name("ada".parse().expect("a peer id"))
     }
 
     #[test]
     fn a_link_works_once_for_a_minute_and_for_one_thing() {
-        let (tickets, now) = (Tickets::default(), Instant::now());
+        let (tickets, now) = (PageLinkStore::default(), Instant::now());
         let make = |purpose| tickets.make(purpose, proof(), now).expect("room");
-        let enters = |purpose| purpose == Purpose::Enter;
-        let name = make(Purpose::Enter);
+        let enters = |purpose| purpose == LinkPurpose::Enter;
+        let name = make(LinkPurpose::Enter);
         assert!(tickets.look(&name, now).is_some());
         assert!(tickets.take(&name, now, enters).is_some());
         assert!(tickets.take(&name, now, enters).is_none());
         assert!(tickets.look(&name, now).is_none());
-        let acts = make(Purpose::Act(Action::Reboot));
+        let acts = make(LinkPurpose::Act(PageAction::Reboot));
         assert!(tickets.take(&acts, now, enters).is_none());
         assert!(tickets.look(&acts, now).is_some(), "it was not used");
         let late = now + TICKET_TIME;
@@ -187,21 +187,25 @@ mod tests {
 
     #[test]
     fn links_are_bounded_and_old_ones_make_room() {
-        let (tickets, now) = (Tickets::default(), Instant::now());
+        let (tickets, now) = (PageLinkStore::default(), Instant::now());
         for _ in 0..TICKETS_MAX {
-            tickets.make(Purpose::Enter, proof(), now).expect("room");
+            tickets
+                .make(LinkPurpose::Enter, proof(), now)
+                .expect("room");
         }
-        let full = tickets.make(Purpose::Enter, proof(), now);
-        assert_eq!(full, Err(NoTicket::Full));
+        let full = tickets.make(LinkPurpose::Enter, proof(), now);
+        assert_eq!(full, Err(PageLinkError::Full));
         let later = now + TICKET_TIME;
-        tickets.make(Purpose::Enter, proof(), later).expect("room");
+        tickets
+            .make(LinkPurpose::Enter, proof(), later)
+            .expect("room");
     }
 
     #[test]
     fn actions_are_known_by_their_names() {
-        for action in Action::ALL {
-            assert_eq!(Action::of(action.name()), Some(action));
+        for action in PageAction::ALL {
+            assert_eq!(PageAction::parse(action.name()), Some(action));
         }
-        assert_eq!(Action::of("format"), None);
+        assert_eq!(PageAction::parse("format"), None);
     }
 }

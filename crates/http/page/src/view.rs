@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::gather::{Asked, Gathered};
-use crate::history::{History, Numbers, Rates};
+use crate::gather::{PageCallResult, StatusSnapshot};
+use crate::history::{MetricsHistory, MetricsRates, MetricsSample};
 use crate::limits::ROWS_MAX;
 use crate::plot::{Plot, plot};
 use crate::text;
@@ -14,77 +14,77 @@ const NEARLY_FULL: f64 = 0.9;
 
 /// The page as the template has it.
 #[derive(Debug, Serialize)]
-pub(crate) struct View {
+pub(crate) struct StatusView {
     pub(crate) name: String,
     /// One sentence that says whether anything is wrong.
     pub(crate) state: String,
     pub(crate) well: bool,
     pub(crate) at: String,
-    pub(crate) sections: Vec<Section>,
+    pub(crate) sections: Vec<PageSection>,
 }
 
 /// One part of the page.
 #[derive(Debug, Default, Serialize)]
-pub(crate) struct Section {
+pub(crate) struct PageSection {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
     pub(crate) wide: bool,
     pub(crate) error: Option<String>,
     pub(crate) note: Option<String>,
-    pub(crate) problems: Vec<Problem>,
-    pub(crate) facts: Vec<Fact>,
+    pub(crate) problems: Vec<PageProblem>,
+    pub(crate) facts: Vec<PageFact>,
     pub(crate) plots: Vec<Plot>,
-    pub(crate) table: Option<Table>,
-    pub(crate) more: Option<More>,
-    pub(crate) log: Option<Vec<Record>>,
-    pub(crate) how: Vec<How>,
+    pub(crate) table: Option<PageTable>,
+    pub(crate) more: Option<PageDetails>,
+    pub(crate) log: Option<Vec<PageLogRow>>,
+    pub(crate) how: Vec<PageCommandHint>,
 }
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Problem {
+pub(crate) struct PageProblem {
     code: String,
     text: String,
     hint: String,
 }
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Fact {
+pub(crate) struct PageFact {
     name: &'static str,
     value: String,
     code: bool,
-    meter: Option<Meter>,
+    meter: Option<PageMeter>,
 }
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Meter {
+pub(crate) struct PageMeter {
     max: f64,
     value: f64,
     high: f64,
 }
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Table {
+pub(crate) struct PageTable {
     caption: &'static str,
     columns: &'static [&'static str],
-    rows: Vec<Row>,
+    rows: Vec<PageTableRow>,
     left_out: Option<usize>,
 }
 
 #[derive(Debug, Serialize)]
-struct Row {
+struct PageTableRow {
     head: String,
     cells: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
-pub(crate) struct More {
+pub(crate) struct PageDetails {
     id: &'static str,
     summary: String,
     items: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Record {
+pub(crate) struct PageLogRow {
     when: String,
     level: String,
     target: String,
@@ -93,37 +93,42 @@ pub(crate) struct Record {
 
 /// What is done elsewhere, and by which command.
 #[derive(Debug, Serialize)]
-pub(crate) struct How {
+pub(crate) struct PageCommandHint {
     what: &'static str,
     command: String,
 }
 
 /// The whole page. `address` is where the browser found the node.
-pub(crate) fn view(gathered: &Gathered, history: &History, address: &str) -> View {
+pub(crate) fn view(
+    gathered: &StatusSnapshot,
+    history: &MetricsHistory,
+    address: &str,
+) -> StatusView {
     let info = match &gathered.info {
-        Asked::Answer(info) => info,
-        Asked::Absent | Asked::Failed(_) => &Value::Null,
+        PageCallResult::Answer(info) => info,
+        PageCallResult::Absent | PageCallResult::Failed(_) => &Value::Null,
     };
     let problems = info["problems"].as_array().map_or(0, Vec::len);
-    let name = Some(text::of(&info["name"])).filter(|name| !name.is_empty());
+    let name = Some(text::member_text(&info["name"])).filter(|name| !name.is_empty());
     let address = text::foreign(address);
     let target = target(info, &address);
     let sections = [
-        of("problems", "Problems", &gathered.info, problem_list).filter(|_| problems > 0),
-        of("node", "This node", &gathered.info, node),
-        of("serves", "Serves", &gathered.info, |section, info| {
+        build_section("problems", "Problems", &gathered.info, problem_list)
+            .filter(|_| problems > 0),
+        build_section("node", "This node", &gathered.info, node),
+        build_section("serves", "Serves", &gathered.info, |section, info| {
             serves(section, info, &gathered.operations);
         }),
-        of("calls", "Calls", &gathered.metrics, |section, metrics| {
+        build_section("calls", "Calls", &gathered.metrics, |section, metrics| {
             calls(section, metrics, history);
         }),
-        of("peers", "Peers", &gathered.peers, |section, peers| {
+        build_section("peers", "Peers", &gathered.peers, |section, peers| {
             peer_table(section, peers, &target);
         }),
-        of("storage", "Storage", &gathered.info, storage),
-        of("vault", "Vault", &gathered.vault, vault),
-        of("compute", "Compute", &gathered.compute, compute),
-        of(
+        build_section("storage", "Storage", &gathered.info, storage),
+        build_section("vault", "Vault", &gathered.vault, vault),
+        build_section("compute", "Compute", &gathered.compute, compute),
+        build_section(
             "sessions",
             "Script sessions",
             &gathered.sessions,
@@ -131,53 +136,53 @@ pub(crate) fn view(gathered: &Gathered, history: &History, address: &str) -> Vie
                 session_table(section, sessions, &gathered.workers);
             },
         ),
-        of("software", "Software", &gathered.info, |section, info| {
+        build_section("software", "Software", &gathered.info, |section, info| {
             software(section, info, &target);
         }),
-        of("log", "Log", &gathered.log, |section, log| {
+        build_section("log", "Log", &gathered.log, |section, log| {
             records(section, log, &target);
         }),
     ];
-    View {
+    StatusView {
         name: name.unwrap_or(address),
         state: state(&gathered.info, problems),
         well: problems == 0,
-        at: text::of(&info["time"]),
+        at: text::member_text(&info["time"]),
         sections: sections.into_iter().flatten().collect(),
     }
 }
 
-fn state(info: &Asked, problems: usize) -> String {
+fn state(info: &PageCallResult, problems: usize) -> String {
     match (info, problems) {
-        (Asked::Answer(_), 0) => "Nothing is wrong.".to_owned(),
-        (Asked::Answer(_), 1) => "One problem.".to_owned(),
-        (Asked::Answer(_), n) => format!("{n} problems."),
-        (Asked::Failed(_), _) => "The node does not say how it is.".to_owned(),
-        (Asked::Absent, _) => "You may not see how the node is.".to_owned(),
+        (PageCallResult::Answer(_), 0) => "Nothing is wrong.".to_owned(),
+        (PageCallResult::Answer(_), 1) => "One problem.".to_owned(),
+        (PageCallResult::Answer(_), n) => format!("{n} problems."),
+        (PageCallResult::Failed(_), _) => "The node does not say how it is.".to_owned(),
+        (PageCallResult::Absent, _) => "You may not see how the node is.".to_owned(),
     }
 }
 
 /// A section of what was answered; none where nothing was asked.
-fn of(
+fn build_section(
     id: &'static str,
     title: &'static str,
-    asked: &Asked,
-    fill: impl FnOnce(&mut Section, &Value),
-) -> Option<Section> {
-    let mut section = Section {
+    asked: &PageCallResult,
+    fill: impl FnOnce(&mut PageSection, &Value),
+) -> Option<PageSection> {
+    let mut section = PageSection {
         id,
         title,
-        ..Section::default()
+        ..PageSection::default()
     };
     match asked {
-        Asked::Absent => return None,
-        Asked::Answer(answer) => fill(&mut section, answer),
-        Asked::Failed(why) => section.error = Some(text::foreign(why)),
+        PageCallResult::Absent => return None,
+        PageCallResult::Answer(answer) => fill(&mut section, answer),
+        PageCallResult::Failed(why) => section.error = Some(text::foreign(why)),
     }
     Some(section)
 }
 
-impl Section {
+impl PageSection {
     fn fact(&mut self, name: &'static str, value: String) {
         self.push(name, value, false, None);
     }
@@ -186,9 +191,9 @@ impl Section {
         self.push(name, value, true, None);
     }
 
-    fn push(&mut self, name: &'static str, value: String, code: bool, meter: Option<Meter>) {
+    fn push(&mut self, name: &'static str, value: String, code: bool, meter: Option<PageMeter>) {
         if !value.is_empty() {
-            let fact = Fact {
+            let fact = PageFact {
                 name,
                 value,
                 code,
@@ -205,7 +210,7 @@ impl Section {
         };
         let used = (total - free).clamp(0.0, total);
         let value = format!("{} of {} used", text::bytes(used), text::bytes(total));
-        let meter = Meter {
+        let meter = PageMeter {
             max: total,
             value: used,
             high: (total * NEARLY_FULL).floor(),
@@ -214,13 +219,18 @@ impl Section {
     }
 
     fn how(&mut self, what: &'static str, command: String) {
-        self.how.push(How { what, command });
+        self.how.push(PageCommandHint { what, command });
     }
 
-    fn rows(&mut self, caption: &'static str, columns: &'static [&'static str], rows: Vec<Row>) {
+    fn rows(
+        &mut self,
+        caption: &'static str,
+        columns: &'static [&'static str],
+        rows: Vec<PageTableRow>,
+    ) {
         let left_out = rows.len().checked_sub(ROWS_MAX).filter(|n| *n > 0);
         self.wide = true;
-        self.table = Some(Table {
+        self.table = Some(PageTable {
             caption,
             columns,
             rows: rows.into_iter().take(ROWS_MAX).collect(),
@@ -231,28 +241,28 @@ impl Section {
 
 /// What a command line calls the node.
 fn target(info: &Value, address: &str) -> String {
-    let identity = text::of(&info["identity"]);
+    let identity = text::member_text(&info["identity"]);
     if identity.is_empty() || address.is_empty() {
         return "NODE".to_owned();
     }
     format!("{identity}@{address}")
 }
 
-fn problem_list(section: &mut Section, info: &Value) {
+fn problem_list(section: &mut PageSection, info: &Value) {
     let all = info["problems"].as_array().into_iter().flatten();
     section.problems = all
-        .map(|one| Problem {
-            code: text::of(&one["code"]),
-            text: text::of(&one["text"]),
-            hint: text::of(&one["hint"]),
+        .map(|one| PageProblem {
+            code: text::member_text(&one["code"]),
+            text: text::member_text(&one["text"]),
+            hint: text::member_text(&one["hint"]),
         })
         .collect();
     section.wide = true;
 }
 
-fn node(section: &mut Section, info: &Value) {
-    section.code("Identity", text::of(&info["identity"]));
-    let role = match text::of(&info["role"]).as_str() {
+fn node(section: &mut PageSection, info: &Value) {
+    section.code("Identity", text::member_text(&info["identity"]));
+    let role = match text::member_text(&info["role"]).as_str() {
         "appliance" => "an appliance of its own".to_owned(),
         "host" => "a program on an ordinary computer".to_owned(),
         other => other.to_owned(),
@@ -266,7 +276,10 @@ fn node(section: &mut Section, info: &Value) {
             .map(|ms| text::duration(ms / 1000))
             .unwrap_or_default(),
     );
-    let clock = match (text::of(&info["time"]), text::of(&info["clock"])) {
+    let clock = match (
+        text::member_text(&info["time"]),
+        text::member_text(&info["clock"]),
+    ) {
         (time, clock) if time.is_empty() => format!("not set ({clock})"),
         (time, clock) => format!("{time}, by {clock}"),
     };
@@ -281,13 +294,12 @@ fn node(section: &mut Section, info: &Value) {
     section.fact("Used by the node", own.map(text::bytes).unwrap_or_default());
 }
 
-fn calls(section: &mut Section, metrics: &Value, history: &History) {
-    let now = Numbers::of(metrics);
+fn calls(section: &mut PageSection, metrics: &Value, history: &MetricsHistory) {
+    let now = MetricsSample::from_metrics(metrics);
     let (rates, span) = history.rates();
     section.wide = true;
     if rates.is_empty() {
-        section.note =
-            Some("The plots begin when somebody looks, a few seconds from now.".to_owned());
+        section.note = Some("The plots begin a few seconds after the page is opened.".to_owned());
     } else {
         section.plots = plots(&rates, &text::duration(span.as_secs()));
     }
@@ -296,8 +308,8 @@ fn calls(section: &mut Section, metrics: &Value, history: &History) {
     section.fact("Connections", text::number(now.connections));
 }
 
-fn plots(rates: &[Rates], span: &str) -> Vec<Plot> {
-    let all = |of: fn(&Rates) -> Option<f64>| rates.iter().map(of).collect::<Vec<_>>();
+fn plots(rates: &[MetricsRates], span: &str) -> Vec<Plot> {
+    let all = |of: fn(&MetricsRates) -> Option<f64>| rates.iter().map(of).collect::<Vec<_>>();
     vec![
         plot(
             "Calls",
@@ -338,15 +350,15 @@ fn plots(rates: &[Rates], span: &str) -> Vec<Plot> {
     ]
 }
 
-fn serves(section: &mut Section, info: &Value, operations: &Asked) {
+fn serves(section: &mut PageSection, info: &Value, operations: &PageCallResult) {
     let listen = &info["listen"];
-    section.fact("Port", text::of(&listen["port"]));
+    section.fact("Port", text::member_text(&listen["port"]));
     section.code("Protocols", text::list(&listen["alpns"]));
     section.code("iroh at", text::list(&listen["iroh"]));
-    if let Asked::Answer(listing) = operations {
+    if let PageCallResult::Answer(listing) = operations {
         let all = listing["operations"].as_array().into_iter().flatten();
-        let items: Vec<_> = all.map(|one| text::of(&one["name"])).collect();
-        section.more = Some(More {
+        let items: Vec<_> = all.map(|one| text::member_text(&one["name"])).collect();
+        section.more = Some(PageDetails {
             id: "operations",
             summary: format!("{} operations that you may call", items.len()),
             items,
@@ -354,9 +366,9 @@ fn serves(section: &mut Section, info: &Value, operations: &Asked) {
     }
 }
 
-fn peer_table(section: &mut Section, answer: &Value, target: &str) {
+fn peer_table(section: &mut PageSection, answer: &Value, target: &str) {
     let peers = answer["peers"].as_array().map_or(&[][..], Vec::as_slice);
-    // Whoever is here comes first.
+    // Connected peers first, those with the most connections before the others.
     let connections = |peer: &Value| peer["connections"].as_array().map_or(0, Vec::len);
     let mut sorted: Vec<_> = peers.iter().collect();
     sorted.sort_by_key(|peer| std::cmp::Reverse(connections(peer)));
@@ -369,13 +381,13 @@ fn peer_table(section: &mut Section, answer: &Value, target: &str) {
             (false, n) => format!("{n} connections"),
         };
         let from = peer["connections"].as_array().into_iter().flatten();
-        let mut from: Vec<_> = from.map(|one| text::of(&one["addr"])).collect();
+        let mut from: Vec<_> = from.map(|one| text::member_text(&one["addr"])).collect();
         from.dedup();
-        Row {
-            head: text::of(&peer["peer_id"]),
+        PageTableRow {
+            head: text::member_text(&peer["peer_id"]),
             cells: vec![
                 name.unwrap_or_default(),
-                text::of(&peer["kind"]).replace('_', " "),
+                text::member_text(&peer["kind"]).replace('_', " "),
                 state,
                 from.into_iter().take(3).collect::<Vec<_>>().join(", "),
                 text::list(&peer["scopes"]),
@@ -386,7 +398,7 @@ fn peer_table(section: &mut Section, answer: &Value, target: &str) {
     let columns = &["Peer", "Name", "Kind", "State", "From", "May"];
     section.rows("Who may connect, and who has", columns, rows);
     if let Some(strangers) = answer["strangers"].as_u64().filter(|n| *n > 0) {
-        section.note = Some(format!("Connections of strangers: {strangers}."));
+        section.note = Some(format!("Connections of unknown peers: {strangers}."));
     }
     section.how(
         "Change who may connect",
@@ -398,9 +410,9 @@ fn peer_table(section: &mut Section, answer: &Value, target: &str) {
     );
 }
 
-fn storage(section: &mut Section, info: &Value) {
+fn storage(section: &mut PageSection, info: &Value) {
     let data = &info["data"];
-    let mode = match text::of(&data["mode"]).as_str() {
+    let mode = match text::member_text(&data["mode"]).as_str() {
         "mounted" => "mounted".to_owned(),
         "read-only" => "mounted, and cannot be written".to_owned(),
         "volatile" => "in memory only: gone after a restart".to_owned(),
@@ -408,54 +420,57 @@ fn storage(section: &mut Section, info: &Value) {
         other => other.to_owned(),
     };
     section.fact("Data", mode);
-    section.code("On", text::of(&data["device"]));
-    section.fact("Encrypted", text::of(&data["cipher"]));
+    section.code("On", text::member_text(&data["device"]));
+    section.fact("Encrypted", text::member_text(&data["cipher"]));
     section.used(
         "Space",
         data["total_bytes"].as_f64(),
         data["free_bytes"].as_f64(),
     );
-    section.fact("About it", text::of(&data["detail"]));
+    section.fact("About it", text::member_text(&data["detail"]));
 }
 
-fn vault(section: &mut Section, vault: &Value) {
-    section.fact("State", text::of(&vault["state"]));
+fn vault(section: &mut PageSection, vault: &Value) {
+    section.fact("State", text::member_text(&vault["state"]));
     if vault["state"] == "absent" {
         return;
     }
     section.fact("Opens by", text::list(&vault["slots"]));
-    section.fact("Opened by", text::of(&vault["opened_by"]));
+    section.fact("Opened by", text::member_text(&vault["opened_by"]));
     let kept = match vault["words_kept"].as_bool() {
         Some(true) => "yes",
         Some(false) => "not known: write them down, and say so with 'alknet vault'",
         None => "",
     };
     section.fact("Words written down", kept.to_owned());
-    section.fact("Data encrypted", text::of(&vault["data_cipher"]));
+    section.fact("Data encrypted", text::member_text(&vault["data_cipher"]));
     let credentials = vault["credentials"].as_array().map_or(0, Vec::len);
     section.fact("Credentials", credentials.to_string());
 }
 
-fn compute(section: &mut Section, compute: &Value) {
+fn compute(section: &mut PageSection, compute: &Value) {
     let adapter = &compute["adapter"];
-    let state = match text::of(&compute["state"]).as_str() {
+    let state = match text::member_text(&compute["state"]).as_str() {
         "ready" => "ready".to_owned(),
-        "unprobed" => "nobody has asked for it yet".to_owned(),
-        "none" => format!("none: {}", text::of(&compute["reason"])),
+        "unprobed" => "no call has asked for it yet".to_owned(),
+        "none" => format!("none: {}", text::member_text(&compute["reason"])),
         other => other.to_owned(),
     };
     section.fact("State", state);
-    section.fact("Device", text::of(&adapter["name"]));
+    section.fact("Device", text::member_text(&adapter["name"]));
     let kind = adapter["hardware"].as_bool();
     let kind = kind.map(|hardware| if hardware { "a GPU" } else { "the processor" });
     section.fact("Which is", kind.unwrap_or_default().to_owned());
-    section.fact("Instead of a GPU", text::of(&adapter["fallback_reason"]));
-    section.fact("Driver", text::of(&compute["versions"]["driver"]));
-    section.fact("Threads", text::of(&compute["threads"]));
+    section.fact(
+        "Instead of a GPU",
+        text::member_text(&adapter["fallback_reason"]),
+    );
+    section.fact("Driver", text::member_text(&compute["versions"]["driver"]));
+    section.fact("Threads", text::member_text(&compute["threads"]));
     section.fact("Without shaders", text::list(&compute["host_kernels"]));
 }
 
-fn session_table(section: &mut Section, answer: &Value, workers: &Asked) {
+fn session_table(section: &mut PageSection, answer: &Value, workers: &PageCallResult) {
     let sessions = answer["sessions"].as_array().map_or(&[][..], Vec::as_slice);
     if sessions.is_empty() {
         section.note = Some("No script session is open.".to_owned());
@@ -464,12 +479,12 @@ fn session_table(section: &mut Section, answer: &Value, workers: &Asked) {
             let ms = ms.as_f64();
             ms.map(|ms| text::seconds(ms / 1000.0)).unwrap_or_default()
         };
-        let rows = sessions.iter().map(|one| Row {
-            head: text::of(&one["session"]),
+        let rows = sessions.iter().map(|one| PageTableRow {
+            head: text::member_text(&one["session"]),
             cells: vec![
-                text::of(&one["tenant"]),
-                text::of(&one["mode"]),
-                text::of(&one["state"]),
+                text::member_text(&one["tenant"]),
+                text::member_text(&one["mode"]),
+                text::member_text(&one["state"]),
                 time(&one["age_ms"]),
                 time(&one["cpu_ms"]),
                 one["heap_peak"]
@@ -489,20 +504,21 @@ fn session_table(section: &mut Section, answer: &Value, workers: &Asked) {
         ];
         section.rows("Script sessions that are open", columns, rows.collect());
     }
-    if let Asked::Answer(stats) = workers {
+    if let PageCallResult::Answer(stats) = workers {
         let running = stats["workers"].as_object().into_iter().flatten();
-        let running = running.map(|(role, n)| format!("{}: {}", text::foreign(role), text::of(n)));
+        let running =
+            running.map(|(role, n)| format!("{}: {}", text::foreign(role), text::member_text(n)));
         section.fact("Workers", running.collect::<Vec<_>>().join(", "));
     }
 }
 
-fn software(section: &mut Section, info: &Value, target: &str) {
-    section.fact("alknet", text::of(&info["version"]));
-    section.fact("Kernel", text::of(&info["kernel"]));
-    section.fact("Processor", text::of(&info["arch"]));
+fn software(section: &mut PageSection, info: &Value, target: &str) {
+    section.fact("alknet", text::member_text(&info["version"]));
+    section.fact("Kernel", text::member_text(&info["kernel"]));
+    section.fact("Processor", text::member_text(&info["arch"]));
     let config = &info["config"];
-    section.fact("Configuration", text::of(&config["source"]));
-    section.fact("Its number", text::of(&config["generation"]));
+    section.fact("Configuration", text::member_text(&config["source"]));
+    section.fact("Its number", text::member_text(&config["generation"]));
     let waits = text::list(&config["restart_required"]);
     let waiting = !waits.is_empty();
     section.code("Waits for a restart", waits);
@@ -511,7 +527,10 @@ fn software(section: &mut Section, info: &Value, target: &str) {
         "Restarted since power-on",
         restarts.map(|n| n.to_string()).unwrap_or_default(),
     );
-    section.code("Last words before that", text::of(&info["last_words"]));
+    section.code(
+        "Last words before that",
+        text::member_text(&info["last_words"]),
+    );
     if info["role"] == "appliance" {
         let what = if waiting {
             "Restart it, which is due"
@@ -526,19 +545,19 @@ fn software(section: &mut Section, info: &Value, target: &str) {
     }
 }
 
-fn records(section: &mut Section, log: &Value, target: &str) {
+fn records(section: &mut PageSection, log: &Value, target: &str) {
     let all = log.as_array().into_iter().flatten();
-    let records = all.map(|one| Record {
+    let records = all.map(|one| PageLogRow {
         when: match one["time"].as_str() {
             Some(time) => text::foreign(time),
             None => format!("+{} ms", one["boot_ms"].as_u64().unwrap_or_default()),
         },
-        level: text::of(&one["level"]),
-        target: text::of(&one["target"]),
-        message: text::of(&one["message"]),
+        level: text::member_text(&one["level"]),
+        target: text::member_text(&one["target"]),
+        message: text::member_text(&one["message"]),
     });
     section.wide = true;
-    // The newest first: it is what somebody came for.
+    // The newest first: a reader of the log looks for it.
     let mut records: Vec<_> = records.collect();
     records.reverse();
     section.log = Some(records);
@@ -564,18 +583,18 @@ mod tests {
         })
     }
 
-    fn ids(view: &View) -> Vec<&str> {
+    fn ids(view: &StatusView) -> Vec<&str> {
         view.sections.iter().map(|section| section.id).collect()
     }
 
     #[test]
     fn what_was_not_asked_is_left_out_and_what_failed_says_so() {
-        let gathered = Gathered {
-            info: Asked::Answer(info()),
-            vault: Asked::Failed("broken".to_owned()),
-            ..Gathered::default()
+        let gathered = StatusSnapshot {
+            info: PageCallResult::Answer(info()),
+            vault: PageCallResult::Failed("broken".to_owned()),
+            ..StatusSnapshot::default()
         };
-        let view = view(&gathered, &History::default(), "192.0.2.7:8443");
+        let view = view(&gathered, &MetricsHistory::default(), "192.0.2.7:8443");
         let expected = ["problems", "node", "serves", "storage", "vault", "software"];
         assert_eq!(ids(&view), expected);
         assert_eq!(
@@ -604,8 +623,8 @@ mod tests {
             json!("x"),
             json!({ "peers": 7, "sessions": {} }),
         ] {
-            let asked = || Asked::Answer(odd.clone());
-            let gathered = Gathered {
+            let asked = || PageCallResult::Answer(odd.clone());
+            let gathered = StatusSnapshot {
                 info: asked(),
                 metrics: asked(),
                 peers: asked(),
@@ -616,7 +635,7 @@ mod tests {
                 vault: asked(),
                 log: asked(),
             };
-            let view = view(&gathered, &History::default(), "box");
+            let view = view(&gathered, &MetricsHistory::default(), "box");
             assert_eq!((view.sections.len(), view.name.as_str()), (10, "box"));
         }
     }
@@ -626,7 +645,7 @@ mod tests {
         let peers: Vec<_> = (0..ROWS_MAX + 3)
             .map(|n| json!({ "peer_id": format!("p{n}"), "kind": "api_key" }))
             .collect();
-        let mut section = Section::default();
+        let mut section = PageSection::default();
         peer_table(
             &mut section,
             &json!({ "peers": peers, "strangers": 2 }),
@@ -636,7 +655,7 @@ mod tests {
         assert_eq!((table.rows.len(), table.left_out), (ROWS_MAX, Some(3)));
         assert_eq!(
             section.note.as_deref(),
-            Some("Connections of strangers: 2.")
+            Some("Connections of unknown peers: 2.")
         );
     }
 }

@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::ProvedBy;
-use alknet_gateway::{ApiError, Caller, Code, Lease, RequestId, Subscription};
+use alknet_call::CallerProof;
+use alknet_gateway::{ApiError, Code, GatewaySubscription, HttpCaller, MemoryLease, RequestId};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
@@ -15,11 +15,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
 use super::{invocation, key, room};
-use crate::access::Line;
+use crate::access::AccessLogEntry;
 use crate::answer::{self, JSON};
 use crate::limits::EVENT_BYTES_MAX;
 use crate::routes::TICKET;
-use crate::shared::Shared;
+use crate::shared::HttpShared;
 use crate::upload;
 
 /// RFC 7240: the answer may come later, elsewhere.
@@ -30,10 +30,10 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const EVENT_STREAM: &str = "text/event-stream";
 
 pub(super) async fn subscribe(
-    shared: &Arc<Shared>,
-    caller: &Caller,
+    shared: &Arc<HttpShared>,
+    caller: &HttpCaller,
     (parts, body): (&Parts, &mut Body),
-    line: &mut Line,
+    line: &mut AccessLogEntry,
 ) -> Result<Response<Body>, ApiError> {
     let later = prefers_later(&parts.headers);
     if !later && !accepts_events(&parts.headers) {
@@ -51,7 +51,7 @@ pub(super) async fn subscribe(
         let subscription = shared.gateway.subscribe(caller.clone(), call)?;
         return Ok(events(shared, subscription));
     }
-    // Whoever may not call gets no ticket.
+    // A caller that may not call gets no ticket.
     shared.gateway.find(caller, &call.operation)?;
     let time = shared.tickets.time().as_secs();
     let bytes = body.text.len();
@@ -69,16 +69,16 @@ pub(super) async fn subscribe(
 
 /// Answers with what a ticket stands for; `None` where it stands for nothing.
 pub(crate) fn ticket(
-    shared: &Shared,
+    shared: &HttpShared,
     parts: &Parts,
     stealth: bool,
-    line: &mut Line,
+    line: &mut AccessLogEntry,
 ) -> Option<Response<Body>> {
     if parts.method != Method::GET {
         return None;
     }
-    // A browser that lost the connection asks again, and stops for good when there is no content.
-    // It also does where it is told that there is nothing, as strangers are.
+    // A browser that lost the connection asks again, and stops for good when there is no content. It also stops at a
+    // 404, which an unknown client gets from a node that hides.
     if parts.headers.contains_key(LAST_EVENT_ID) && !stealth {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
@@ -102,16 +102,16 @@ pub(crate) fn ticket(
     })
 }
 
-/// The caller who made a ticket, by what it was made with: a token or a key may stand for nobody by now. The connection
+/// The caller who made a ticket, as its proof stands now: the token or key may have been revoked since. The connection
 /// that it was made on may be closed, and keeps the identity that it had.
-fn as_now(shared: &Shared, caller: Caller) -> Result<Caller, ApiError> {
+fn as_now(shared: &HttpShared, caller: HttpCaller) -> Result<HttpCaller, ApiError> {
     let gate = &caller.gate;
     let (identity, proved_by) = match (&caller.token, gate.key()) {
         (Some(token), _) => {
             let known = shared.gateway.authenticate(gate, Some(token.expose()))?;
             (known.identity, None)
         }
-        (None, Some(key)) => (gate.by_key(key), Some(ProvedBy::Key(key))),
+        (None, Some(key)) => (gate.by_key(key), Some(CallerProof::Key(key))),
         // Its handler says whose it is.
         (None, None) => (gate.identity(), None),
     };
@@ -120,7 +120,7 @@ fn as_now(shared: &Shared, caller: Caller) -> Result<Caller, ApiError> {
     if identity.is_none() {
         return Err(ApiError::unauthenticated(answer::NO_TOKEN));
     }
-    Ok(Caller {
+    Ok(HttpCaller {
         identity,
         proved_by,
         account: None,
@@ -148,20 +148,20 @@ fn accepts_events(headers: &HeaderMap) -> bool {
 }
 
 /// Where a stream of events is.
-struct Reading {
-    subscription: Option<Subscription>,
+struct EventStreamState {
+    subscription: Option<GatewaySubscription>,
     id: RequestId,
     sent: u64,
     /// Counts what came last until the client has taken it.
-    lease: Lease,
+    lease: MemoryLease,
     counted: usize,
     /// A comment is sent when nothing else is for so long.
     ping: Duration,
 }
 
 /// The events of a subscription. It is asked for the next one when the connection has room for it.
-fn events(shared: &Shared, subscription: Subscription) -> Response<Body> {
-    let reading = Reading {
+fn events(shared: &HttpShared, subscription: GatewaySubscription) -> Response<Body> {
+    let reading = EventStreamState {
         id: subscription.caller().request_id,
         lease: shared.gateway.lease(subscription.caller()),
         counted: 0,
@@ -181,7 +181,7 @@ fn events(shared: &Shared, subscription: Subscription) -> Response<Body> {
     response
 }
 
-impl Reading {
+impl EventStreamState {
     async fn next(&mut self) -> Option<Bytes> {
         self.lease.less(std::mem::take(&mut self.counted));
         let subscription = self.subscription.as_mut()?;

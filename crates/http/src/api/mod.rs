@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use alknet_gateway::limits::CALL_BYTES_MAX;
 use alknet_gateway::{
-    ApiError, BatchRequest, BatchResult, CallRequest, Caller, Code, Invocation, Query, RequestId,
-    Upload,
+    ApiError, BatchRequest, BatchResult, CallRequest, Code, GatewayCall, HttpCaller, RequestId,
+    RequestText, SearchQuery,
 };
 use axum::body::Body;
 use http::header::{ETAG, IF_NONE_MATCH};
@@ -16,10 +16,10 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::access::Line;
+use crate::access::AccessLogEntry;
 use crate::answer::{self, JSON};
-use crate::routes::Api;
-use crate::shared::Shared;
+use crate::routes::ApiRoute;
+use crate::shared::HttpShared;
 use crate::upload;
 
 pub(crate) use events::ticket;
@@ -28,7 +28,7 @@ pub(crate) use events::ticket;
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Says how the node is.
-pub(crate) fn health(shared: &Shared) -> Response<Body> {
+pub(crate) fn health(shared: &HttpShared) -> Response<Body> {
     match shared.health.degraded() {
         None => answer::text(StatusCode::OK, "ok\n".to_owned()),
         Some(why) => {
@@ -40,11 +40,11 @@ pub(crate) fn health(shared: &Shared) -> Response<Body> {
 
 /// Answers a request to one of the paths.
 pub(crate) async fn answer(
-    shared: &Arc<Shared>,
-    path: Api,
-    caller: &Caller,
+    shared: &Arc<HttpShared>,
+    path: ApiRoute,
+    caller: &HttpCaller,
     (parts, body): (&Parts, &mut Body),
-    line: &mut Line,
+    line: &mut AccessLogEntry,
 ) -> Response<Body> {
     let method = &parts.method;
     let reads = path.method() == Method::GET && *method == Method::HEAD;
@@ -52,22 +52,22 @@ pub(crate) async fn answer(
         return answer::method(&path.method(), &caller.request_id);
     }
     let answered = match path {
-        Api::Call => call(shared, caller, (parts, body), line).await,
-        Api::Batch => batch(shared, caller, (parts, body), line).await,
-        Api::Subscribe => events::subscribe(shared, caller, (parts, body), line).await,
-        Api::Search => search(shared, caller, parts),
-        Api::Schema => schema(shared, caller, parts),
-        Api::Description => openapi(shared, caller, parts),
-        Api::Metrics => metrics(shared, caller, line).await,
+        ApiRoute::Call => call(shared, caller, (parts, body), line).await,
+        ApiRoute::Batch => batch(shared, caller, (parts, body), line).await,
+        ApiRoute::Subscribe => events::subscribe(shared, caller, (parts, body), line).await,
+        ApiRoute::Search => search(shared, caller, parts),
+        ApiRoute::Schema => schema(shared, caller, parts),
+        ApiRoute::Description => openapi(shared, caller, parts),
+        ApiRoute::Metrics => metrics(shared, caller, line).await,
     };
     answered.unwrap_or_else(|error| answer::error(&error, &caller.request_id))
 }
 
 async fn call(
-    shared: &Shared,
-    caller: &Caller,
+    shared: &HttpShared,
+    caller: &HttpCaller,
     (parts, body): (&Parts, &mut Body),
-    line: &mut Line,
+    line: &mut AccessLogEntry,
 ) -> Result<Response<Body>, ApiError> {
     let key = key(&parts.headers)?;
     let invocation = {
@@ -87,8 +87,8 @@ async fn call(
 }
 
 /// What the body of a call may take.
-fn room(shared: &Shared, caller: &Caller) -> upload::Room {
-    upload::Room {
+fn room(shared: &HttpShared, caller: &HttpCaller) -> upload::UploadAllowance {
+    upload::UploadAllowance {
         lease: shared.gateway.lease(caller),
         most: CALL_BYTES_MAX,
         time: shared.settings().patience.body_time,
@@ -116,7 +116,7 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 }
 
 /// What the body asks for; the header may say the key as well, but not another one.
-fn invocation(body: &Upload, key: Option<String>) -> Result<Invocation, ApiError> {
+fn invocation(body: &RequestText, key: Option<String>) -> Result<GatewayCall, ApiError> {
     let request = CallRequest::read(&body.text)?;
     let mut invocation = request.invocation(body)?;
     match (&invocation.idempotency_key, key) {
@@ -131,10 +131,10 @@ fn invocation(body: &Upload, key: Option<String>) -> Result<Invocation, ApiError
 }
 
 async fn batch(
-    shared: &Shared,
-    caller: &Caller,
+    shared: &HttpShared,
+    caller: &HttpCaller,
     (parts, body): (&Parts, &mut Body),
-    line: &mut Line,
+    line: &mut AccessLogEntry,
 ) -> Result<Response<Body>, ApiError> {
     let (calls, mode) = {
         let body = upload::json(&parts.headers, body, room(shared, caller)).await?;
@@ -179,8 +179,12 @@ fn append_result(text: &mut Vec<u8>, result: BatchResult, id: &RequestId) {
     text.push(b'}');
 }
 
-fn search(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Body>, ApiError> {
-    let mut query = Query::default();
+fn search(
+    shared: &HttpShared,
+    caller: &HttpCaller,
+    parts: &Parts,
+) -> Result<Response<Body>, ApiError> {
+    let mut query = SearchQuery::default();
     for (name, value) in members(parts)? {
         query.set(&name, &value)?;
     }
@@ -191,7 +195,11 @@ fn search(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Bo
     described(shared, caller, &page)
 }
 
-fn schema(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Body>, ApiError> {
+fn schema(
+    shared: &HttpShared,
+    caller: &HttpCaller,
+    parts: &Parts,
+) -> Result<Response<Body>, ApiError> {
     let mut operation = None;
     for (name, value) in members(parts)? {
         match name.as_ref() {
@@ -229,8 +237,8 @@ fn members(parts: &Parts) -> Result<Vec<Member<'_>>, ApiError> {
 }
 
 fn described(
-    shared: &Shared,
-    caller: &Caller,
+    shared: &HttpShared,
+    caller: &HttpCaller,
     value: &impl serde::Serialize,
 ) -> Result<Response<Body>, ApiError> {
     let text = serde_json::to_vec(value).unwrap_or_default();
@@ -244,7 +252,7 @@ fn described(
 }
 
 /// 304 where the caller has what it asks for (RFC 9110 section 13.1.2).
-fn unchanged(shared: &Shared, caller: &Caller, parts: &Parts) -> Option<Response<Body>> {
+fn unchanged(shared: &HttpShared, caller: &HttpCaller, parts: &Parts) -> Option<Response<Body>> {
     let known = parts.headers.get(IF_NONE_MATCH)?.to_str().ok()?;
     let etag = shared.gateway.etag(caller);
     let same = known
@@ -261,7 +269,11 @@ fn unchanged(shared: &Shared, caller: &Caller, parts: &Parts) -> Option<Response
     })
 }
 
-fn openapi(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Body>, ApiError> {
+fn openapi(
+    shared: &HttpShared,
+    caller: &HttpCaller,
+    parts: &Parts,
+) -> Result<Response<Body>, ApiError> {
     if let Some(unchanged) = unchanged(shared, caller, parts) {
         return Ok(unchanged);
     }
@@ -275,11 +287,11 @@ fn openapi(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<B
 
 /// What `node/metrics` answers, as Prometheus reads it. The operation decides who may.
 async fn metrics(
-    shared: &Shared,
-    caller: &Caller,
-    line: &mut Line,
+    shared: &HttpShared,
+    caller: &HttpCaller,
+    line: &mut AccessLogEntry,
 ) -> Result<Response<Body>, ApiError> {
-    let call = Invocation::of("node/metrics", &Value::Null);
+    let call = GatewayCall::for_operation("node/metrics", &Value::Null);
     line.calls([call.operation.as_str()]);
     let lease = shared.gateway.lease(caller);
     let reserve = lease.reserve()?;

@@ -12,31 +12,36 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::stream::Until;
-use crate::access::Line;
-use crate::connection::{Busy, Conn};
+use super::stream::WriteDeadline;
+use crate::access::AccessLogEntry;
+use crate::connection::{HttpConnection, RequestGuard};
 use crate::limits::{ANSWER_PIECE, ANSWER_PIECE_LARGE, LINGER_BYTES, LINGER_TIME};
 
 /// A body that keeps its connection busy until its end, and is counted for the log.
-pub(super) struct Held {
+pub(super) struct TrackedBody {
     body: Body,
-    line: Line,
-    conn: Arc<Conn>,
-    /// What is left of the piece that came last: nobody who takes little is handed much.
+    line: AccessLogEntry,
+    conn: Arc<HttpConnection>,
+    /// What is left of the piece that came last: a client that takes little is handed little.
     left: Bytes,
     /// Bytes that are handed on at once.
     piece: usize,
     /// Whether the client has yet to take what was handed on last.
     owed: bool,
     /// Until when, of its own stream.
-    until: Option<Arc<Until>>,
+    until: Option<Arc<WriteDeadline>>,
     /// When the last of it was taken from where it comes from.
     last: Option<Instant>,
-    busy: Busy,
+    busy: RequestGuard,
 }
 
-impl Held {
-    pub(super) fn new(body: Body, conn: Arc<Conn>, busy: Busy, line: Line) -> Self {
+impl TrackedBody {
+    pub(super) fn new(
+        body: Body,
+        conn: Arc<HttpConnection>,
+        busy: RequestGuard,
+        line: AccessLogEntry,
+    ) -> Self {
         let piece = match conn.protocol {
             "h2" => ANSWER_PIECE,
             _ => ANSWER_PIECE_LARGE,
@@ -48,7 +53,7 @@ impl Held {
             left: Bytes::new(),
             piece,
             owed: false,
-            until: Until::polled(),
+            until: WriteDeadline::polled(),
             last: None,
             busy,
         };
@@ -89,7 +94,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
         self.taken();
         let whole = self.is_end_stream();
@@ -104,7 +109,7 @@ impl Drop for Held {
     }
 }
 
-impl http_body::Body for Held {
+impl http_body::Body for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -112,7 +117,7 @@ impl http_body::Body for Held {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        // Nobody asks for more who has no room for it.
+        // The library polls for more only when the client has room: it has taken what was handed on last.
         self.taken();
         if let Some(piece) = self.piece() {
             self.sent(piece.len());
@@ -160,13 +165,13 @@ impl http_body::Body for Held {
 
 /// The body of a request. What was answered before all of it had come is read to its end, within bounds,
 /// and thrown away: many a client takes nothing of an answer while it sends.
-pub(super) struct Lingering {
+pub(super) struct LingeringBody {
     body: Option<Incoming>,
-    conn: Arc<Conn>,
+    conn: Arc<HttpConnection>,
 }
 
-impl Lingering {
-    pub(super) fn new(body: Incoming, conn: &Arc<Conn>) -> Self {
+impl LingeringBody {
+    pub(super) fn new(body: Incoming, conn: &Arc<HttpConnection>) -> Self {
         Self {
             body: Some(body),
             conn: Arc::clone(conn),
@@ -174,7 +179,7 @@ impl Lingering {
     }
 }
 
-impl http_body::Body for Lingering {
+impl http_body::Body for LingeringBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -198,7 +203,7 @@ impl http_body::Body for Lingering {
     }
 }
 
-impl Drop for Lingering {
+impl Drop for LingeringBody {
     fn drop(&mut self) {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else {
             return;
@@ -206,7 +211,7 @@ impl Drop for Lingering {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let busy = self.conn.hold();
             runtime.spawn(async move {
-                // Whatever comes of it, nobody is told.
+                // The client is not told how this ends.
                 let _ = tokio::time::timeout(LINGER_TIME, discard(body)).await;
                 drop(busy);
             });
@@ -225,13 +230,13 @@ async fn discard(mut body: Incoming) {
 }
 
 /// What a connection of HTTP/1.1 reads, which tells when the head of a request began.
-pub(super) struct Watched<R> {
+pub(super) struct HeadTimingStream<R> {
     stream: R,
-    conn: Arc<Conn>,
+    conn: Arc<HttpConnection>,
 }
 
-impl<R> Watched<R> {
-    pub(super) fn new(stream: R, conn: &Arc<Conn>) -> Self {
+impl<R> HeadTimingStream<R> {
+    pub(super) fn new(stream: R, conn: &Arc<HttpConnection>) -> Self {
         conn.watch();
         Self {
             stream,
@@ -240,7 +245,7 @@ impl<R> Watched<R> {
     }
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Watched<R> {
+impl<R: AsyncRead + Unpin> AsyncRead for HeadTimingStream<R> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -3,8 +3,8 @@
 
 use crate::limits::HEADER_BYTES_MAX;
 
-/// Bytes of a frame that is not passed on as it comes. A field section that is too long is told so with a
-/// status where its frame is not much longer.
+/// Bytes of a frame that the library keeps until it is whole. A client whose field section is too long gets a status
+/// for it, if the frame is not much longer.
 const FRAME_BYTES_MAX: u64 = 2 * HEADER_BYTES_MAX as u64;
 
 /// A control stream (RFC 9114 section 6.2.1), the only one of a client's own that consists of frames.
@@ -14,7 +14,7 @@ const DATA: u64 = 0;
 
 /// What comes next.
 #[derive(Clone, Copy)]
-enum Next {
+enum H3ParserState {
     Stream,
     Kind,
     Length(u64),
@@ -24,12 +24,12 @@ enum Next {
 
 /// A number of one to eight bytes (RFC 9000 section 16), as far as it has come.
 #[derive(Default)]
-struct Number {
+struct PartialVarint {
     bytes: [u8; 8],
     have: usize,
 }
 
-impl Number {
+impl PartialVarint {
     fn take(&mut self, data: &mut &[u8]) -> Option<u64> {
         while let Some((byte, rest)) = data.split_first() {
             self.bytes[self.have] = *byte;
@@ -51,18 +51,22 @@ impl Number {
 }
 
 /// Reads along what the library reads.
-pub(super) struct Bounds {
-    next: Next,
-    number: Number,
+pub(super) struct H3FrameBounds {
+    next: H3ParserState,
+    number: PartialVarint,
 }
 
-impl Bounds {
+impl H3FrameBounds {
     /// Of a stream that begins with a frame, or with its kind.
     pub(super) fn new(request: bool) -> Self {
-        let next = if request { Next::Kind } else { Next::Stream };
+        let next = if request {
+            H3ParserState::Kind
+        } else {
+            H3ParserState::Stream
+        };
         Self {
             next,
-            number: Number::default(),
+            number: PartialVarint::default(),
         }
     }
 
@@ -70,27 +74,27 @@ impl Bounds {
     pub(super) fn keeps(&mut self, mut data: &[u8]) -> bool {
         loop {
             self.next = match self.next {
-                Next::Anything => return true,
-                Next::Payload(left) if left > data.len() as u64 => {
-                    self.next = Next::Payload(left - data.len() as u64);
+                H3ParserState::Anything => return true,
+                H3ParserState::Payload(left) if left > data.len() as u64 => {
+                    self.next = H3ParserState::Payload(left - data.len() as u64);
                     return true;
                 }
-                Next::Payload(left) => {
+                H3ParserState::Payload(left) => {
                     data = &data[left as usize..];
-                    Next::Kind
+                    H3ParserState::Kind
                 }
                 next => {
                     let Some(number) = self.number.take(&mut data) else {
                         return true;
                     };
                     match next {
-                        Next::Stream if number != CONTROL => Next::Anything,
-                        Next::Length(kind) if kind != DATA && number > FRAME_BYTES_MAX => {
+                        H3ParserState::Stream if number != CONTROL => H3ParserState::Anything,
+                        H3ParserState::Length(kind) if kind != DATA && number > FRAME_BYTES_MAX => {
                             return false;
                         }
-                        Next::Length(_) => Next::Payload(number),
-                        Next::Kind => Next::Length(number),
-                        _ => Next::Kind,
+                        H3ParserState::Length(_) => H3ParserState::Payload(number),
+                        H3ParserState::Kind => H3ParserState::Length(number),
+                        _ => H3ParserState::Kind,
                     }
                 }
             };
@@ -113,8 +117,8 @@ mod tests {
 
     /// What a stream comes to, in one piece and byte by byte.
     fn keeps(request: bool, stream: &[u8]) -> bool {
-        let whole = Bounds::new(request).keeps(stream);
-        let mut bounds = Bounds::new(request);
+        let whole = H3FrameBounds::new(request).keeps(stream);
+        let mut bounds = H3FrameBounds::new(request);
         let pieces = stream.iter().all(|byte| bounds.keeps(&[*byte]));
         assert_eq!(whole, pieces);
         whole

@@ -2,7 +2,7 @@
 
 mod body;
 mod bounds;
-mod gathered;
+mod coalescing;
 mod pooled;
 mod quic;
 mod resets;
@@ -15,53 +15,53 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::Drowsy;
+use alknet_core::PollOnWake;
 use axum::body::Body;
 use http::{Request, Response};
 use tokio::sync::watch;
 
-use crate::access::Line;
-use crate::connection::Conn;
-use crate::front::{self, Arrived};
-use crate::limits::Patience;
+use crate::access::AccessLogEntry;
+use crate::connection::HttpConnection;
+use crate::limits::HttpTimeouts;
+use crate::router::{self, IncomingRequest};
 
 pub(crate) use quic::serve as serve_quic;
-pub(crate) use tcp::{Version, serve as serve_tcp};
+pub(crate) use tcp::{TcpHttpVersion, serve as serve_tcp};
 pub(crate) use timed::is_slow;
 
 /// Answers one request of a connection, and counts it as long as it runs.
 ///
 /// The request is large, and arguments of an `async fn` lie in its future twice: it is taken apart before.
 fn answer(
-    conn: Arc<Conn>,
+    conn: Arc<HttpConnection>,
     request: Request<Body>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> {
     let busy = conn.busy();
     // Dropped before its end where the client goes away, which the log says, too.
-    let mut line = Line::begin(&request, conn.remote, conn.protocol, conn.began());
-    let mut arrived = Arrived::new(request);
+    let mut line = AccessLogEntry::begin(&request, conn.remote, conn.protocol, conn.began());
+    let mut arrived = IncomingRequest::new(request);
     async move {
-        let response = front::answer(&conn, &mut arrived, &mut line).await;
+        let response = router::answer(&conn, &mut arrived, &mut line).await;
         line.answered(&response);
         // The answer is on its way until its last byte is.
-        Ok(response.map(|body| Body::new(body::Held::new(body, conn, busy, line))))
+        Ok(response.map(|body| Body::new(body::TrackedBody::new(body, conn, busy, line))))
     }
 }
 
 /// Why a connection ends that its client has not ended.
-enum Why {
+enum HttpCloseCause {
     Idle,
     /// A head began, and does not end.
     Slow,
     Leave,
-    /// Nobody has proved in time who asks on it.
+    /// The client has not proved in time who it is.
     Unknown,
     Stalled,
 }
 
 /// Resolves when it is to.
-async fn over(conn: &Conn, draining: watch::Receiver<bool>) -> Why {
-    let Patience {
+async fn over(conn: &HttpConnection, draining: watch::Receiver<bool>) -> HttpCloseCause {
+    let HttpTimeouts {
         head,
         keep_alive,
         stranger,
@@ -70,35 +70,40 @@ async fn over(conn: &Conn, draining: watch::Receiver<bool>) -> Why {
     } = conn.patience();
     let wait = async {
         tokio::select! {
-            () = leave(conn, draining) => Why::Leave,
+            () = leave(conn, draining) => HttpCloseCause::Leave,
             why = idle(conn, (head, keep_alive), stranger) => why,
-            () = stalled(conn, reader) => Why::Stalled,
+            () = stalled(conn, reader) => HttpCloseCause::Stalled,
         }
     };
-    Drowsy::new(wait).await
+    PollOnWake::new(wait).await
 }
 
-/// Resolves when nothing was asked for a while, or what is asked does not come, or nobody has said in time who asks.
-async fn idle(conn: &Conn, (first, later): (Duration, Duration), unknown: Duration) -> Why {
+/// Resolves when the client has asked nothing for a while, its request's head does not end, or it has not proved in
+/// time who it is.
+async fn idle(
+    conn: &HttpConnection,
+    (first, later): (Duration, Duration),
+    unknown: Duration,
+) -> HttpCloseCause {
     loop {
         let limit = if conn.is_new() { first } else { later };
         let quiet = conn.quiet().unwrap_or_default();
         if quiet >= limit {
-            return Why::Idle;
+            return HttpCloseCause::Idle;
         }
         let mut wait = limit - quiet;
         // A small request now and then costs a client next to nothing, and would keep an unknown peer's place.
         if let Some(left) = conn.stays(unknown) {
             if left.is_zero() {
                 conn.leave();
-                return Why::Unknown;
+                return HttpCloseCause::Unknown;
             }
             wait = wait.min(left);
         }
         if conn.is_watched() {
             let since = conn.head_since().unwrap_or_default();
             if since >= first {
-                return Why::Slow;
+                return HttpCloseCause::Slow;
             }
             // None that begins meanwhile is overdue before the next look.
             wait = wait.min(first - since);
@@ -108,7 +113,7 @@ async fn idle(conn: &Conn, (first, later): (Duration, Duration), unknown: Durati
 }
 
 /// Resolves when the client has taken an answer too slowly.
-async fn stalled(conn: &Conn, patience: Duration) {
+async fn stalled(conn: &HttpConnection, patience: Duration) {
     while !conn.is_stalled() {
         tokio::time::sleep(patience).await;
     }
@@ -116,7 +121,7 @@ async fn stalled(conn: &Conn, patience: Duration) {
 }
 
 /// Resolves when the connection is to take no more requests.
-async fn leave(conn: &Conn, mut draining: watch::Receiver<bool>) {
+async fn leave(conn: &HttpConnection, mut draining: watch::Receiver<bool>) {
     tokio::select! {
         // The sender lives as long as the handler.
         _ = draining.wait_for(|draining| *draining) => {}

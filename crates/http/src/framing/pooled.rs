@@ -16,19 +16,19 @@ use tokio_util::sync::ReusableBoxFuture;
 const KEPT: usize = 16;
 
 type Answer = Result<Response<Body>, Infallible>;
-type Place = ReusableBoxFuture<'static, Answer>;
+type RequestFutureBox = ReusableBoxFuture<'static, Answer>;
 
 thread_local! {
-    static PLACES: RefCell<Vec<Place>> = const { RefCell::new(Vec::new()) };
+    static PLACES: RefCell<Vec<RequestFutureBox>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The work of one request, in a place that was another's before.
-pub(super) struct Pooled {
-    place: Option<Place>,
+pub(super) struct PooledRequestTask {
+    place: Option<RequestFutureBox>,
     done: bool,
 }
 
-impl Pooled {
+impl PooledRequestTask {
     pub(super) fn new(work: impl Future<Output = Answer> + Send + 'static) -> Self {
         let kept = PLACES.with_borrow_mut(Vec::pop);
         let place = match kept {
@@ -45,7 +45,7 @@ impl Pooled {
     }
 }
 
-impl Future for Pooled {
+impl Future for PooledRequestTask {
     type Output = Answer;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
@@ -58,7 +58,7 @@ impl Future for Pooled {
     }
 }
 
-impl Drop for Pooled {
+impl Drop for PooledRequestTask {
     fn drop(&mut self) {
         // What was not done is dropped with its place: nothing of it stays.
         let Some(place) = self.place.take().filter(|_| self.done) else {
@@ -88,7 +88,7 @@ mod tests {
     async fn a_place_is_used_again_and_what_was_not_done_is_not_kept() {
         let held = Arc::new(());
         let work = |holds: Arc<()>, ends: bool| {
-            Pooled::new(async move {
+            PooledRequestTask::new(async move {
                 if !ends {
                     std::future::pending::<()>().await;
                 }

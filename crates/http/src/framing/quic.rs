@@ -17,10 +17,10 @@ use http_body::{Body as _, Frame};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::streams::{Cancels, Receiving, Sending, Streams};
-use super::timed::Timed;
-use super::{Why, answer, over};
-use crate::connection::Conn;
+use super::streams::{H3Cancellations, H3RecvStream, H3SendStream, H3Transport};
+use super::timed::TimedBody;
+use super::{HttpCloseCause, answer, over};
+use crate::connection::HttpConnection;
 use crate::limits;
 
 /// Our close codes in the code space of HTTP/3 (RFC 9114 section 8.1).
@@ -40,16 +40,16 @@ fn number(code: CloseCode) -> u32 {
 /// What GOAWAY names: the first request that is not served, which is the next (RFC 9114 section 5.2).
 const NEXT: usize = 1;
 
-type Server = h3::server::Connection<Streams, Bytes>;
+type Server = h3::server::Connection<H3Transport, Bytes>;
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(
-    conn: Arc<Conn>,
+    conn: Arc<HttpConnection>,
     draining: watch::Receiver<bool>,
 ) -> Result<(), HandlerError> {
     let connection = conn.connection.clone();
     connection.speaks_codes(number);
-    let streams = Streams::new(&connection);
+    let streams = H3Transport::new(&connection);
     let cancels = streams.cancels();
     let time = conn.patience().head;
     let Ok(begun) = Box::pin(tokio::time::timeout(time, begin(streams))).await else {
@@ -62,10 +62,10 @@ pub(crate) async fn serve(
     let ended = tokio::select! {
         ended = accept(&mut server, &conn, &cancels, &mut requests) => ended,
         why = over(&conn, draining) => match why {
-            // Apart: what an end needs is not kept as long as there is none.
-            Why::Leave | Why::Unknown => Box::pin(drain(&mut server, &mut requests, time)).await,
-            Why::Idle | Why::Slow => Box::pin(goodbye(&mut server, time)).await,
-            Why::Stalled => {
+            // Boxed: a connection keeps no room for these futures before it ends.
+            HttpCloseCause::Leave | HttpCloseCause::Unknown => Box::pin(drain(&mut server, &mut requests, time)).await,
+            HttpCloseCause::Idle | HttpCloseCause::Slow => Box::pin(goodbye(&mut server, time)).await,
+            HttpCloseCause::Stalled => {
                 requests.abort_all();
                 Ok(())
             }
@@ -78,7 +78,7 @@ pub(crate) async fn serve(
 
 /// Apart, as is every end: the library's connection has nearly 2 KiB, and would lie beside the answer that it came
 /// in for as long as it lasts.
-async fn begin(streams: Streams) -> Result<Server, HandlerError> {
+async fn begin(streams: H3Transport) -> Result<Server, HandlerError> {
     let mut builder = h3::server::builder();
     builder
         .max_field_section_size(limits::HEADER_BYTES_MAX as u64)
@@ -96,8 +96,8 @@ fn close(connection: &Connection, ended: Result<(), ()>) {
 
 async fn accept(
     server: &mut Server,
-    conn: &Arc<Conn>,
-    cancels: &Cancels,
+    conn: &Arc<HttpConnection>,
+    cancels: &H3Cancellations,
     requests: &mut JoinSet<()>,
 ) -> Result<(), ()> {
     loop {
@@ -115,7 +115,7 @@ async fn accept(
 async fn next(
     server: &mut Server,
     requests: &mut JoinSet<()>,
-) -> Result<Option<RequestResolver<Streams, Bytes>>, ConnectionError> {
+) -> Result<Option<RequestResolver<H3Transport, Bytes>>, ConnectionError> {
     let mut accepting = pin!(server.accept());
     loop {
         tokio::select! {
@@ -150,7 +150,11 @@ async fn refuse(server: &mut Server) -> Result<(), ()> {
     Ok(())
 }
 
-async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, cancels: Cancels) {
+async fn request(
+    resolver: RequestResolver<H3Transport, Bytes>,
+    conn: Arc<HttpConnection>,
+    cancels: H3Cancellations,
+) {
     let resolved = tokio::time::timeout(limits::HEADER_TIMEOUT, resolver.resolve_request()).await;
     // A head that is wrong or late: the library has answered it, or the stream is dropped.
     let Ok(Ok((request, stream))) = resolved else {
@@ -163,9 +167,9 @@ async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, can
         recv.stop_sending(Code::H3_MESSAGE_ERROR);
         return;
     };
-    let body = Asked { stream: recv, left };
+    let body = H3RequestBody { stream: recv, left };
     let patience = conn.patience();
-    let request = request.map(|()| Body::new(Timed::new(body, patience)));
+    let request = request.map(|()| Body::new(TimedBody::new(body, patience)));
     let patience = patience.reader;
     let work = async {
         let Ok(response) = answer(conn, request).await;
@@ -181,7 +185,7 @@ async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, can
 }
 
 async fn respond(
-    send: &mut RequestStream<Sending, Bytes>,
+    send: &mut RequestStream<H3SendStream, Bytes>,
     response: Response<Body>,
     patience: Duration,
 ) -> Result<(), ()> {
@@ -246,13 +250,13 @@ fn length(headers: &HeaderMap) -> Option<Option<u64>> {
 }
 
 /// The body of a request.
-struct Asked {
-    stream: RequestStream<Receiving, Bytes>,
+struct H3RequestBody {
+    stream: RequestStream<H3RecvStream, Bytes>,
     /// Bytes that have yet to come, where it was said how many do.
     left: Option<u64>,
 }
 
-impl Asked {
+impl H3RequestBody {
     /// Counts what came, and with nothing the end.
     fn count(&mut self, bytes: u64) -> std::io::Result<()> {
         let Some(left) = &mut self.left else {
@@ -272,7 +276,7 @@ impl Asked {
     }
 }
 
-impl http_body::Body for Asked {
+impl http_body::Body for H3RequestBody {
     type Data = Bytes;
     type Error = std::io::Error;
 

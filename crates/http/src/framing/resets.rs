@@ -18,23 +18,23 @@ const HEAD_BYTES: usize = 9;
 const RST_STREAM: u8 = 3;
 
 /// What a connection reads, which fails where it resets streams too often.
-pub(super) struct Counted<R> {
+pub(super) struct ResetLimitedStream<R> {
     stream: R,
-    frames: Frames,
-    resets: Resets,
+    frames: H2FrameScanner,
+    resets: ResetBudget,
 }
 
-impl<R> Counted<R> {
+impl<R> ResetLimitedStream<R> {
     pub(super) fn new(stream: R) -> Self {
         Self {
             stream,
-            frames: Frames::new(),
-            resets: Resets::new(Instant::now()),
+            frames: H2FrameScanner::new(),
+            resets: ResetBudget::new(Instant::now()),
         }
     }
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
+impl<R: AsyncRead + Unpin> AsyncRead for ResetLimitedStream<R> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -51,14 +51,14 @@ impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
 }
 
 /// Reads along where frames begin.
-struct Frames {
+struct H2FrameScanner {
     /// Bytes to come before the next head.
     skip: usize,
     head: [u8; HEAD_BYTES],
     have: usize,
 }
 
-impl Frames {
+impl H2FrameScanner {
     fn new() -> Self {
         Self {
             skip: PREFACE_BYTES,
@@ -90,12 +90,12 @@ impl Frames {
 }
 
 /// Resets that are left.
-struct Resets {
+struct ResetBudget {
     left: f64,
     at: Instant,
 }
 
-impl Resets {
+impl ResetBudget {
     fn new(now: Instant) -> Self {
         Self {
             left: f64::from(RESETS_BURST),
@@ -131,7 +131,7 @@ mod tests {
         for frames in [
             frame(4, &[]),
             frame(3, &[0; 4]),
-            // What looks like one in the payload of another is none.
+            // Bytes like a RST_STREAM in the payload of another frame do not count.
             frame(0, &frame(3, &[0; 4]).repeat(100)),
             frame(3, &[0; 4]),
             frame(1, &[3; 5]),
@@ -140,7 +140,7 @@ mod tests {
             text.extend(frames);
         }
         for size in [1, 2, 7, 9, 10, 64, text.len()] {
-            let mut frames = Frames::new();
+            let mut frames = H2FrameScanner::new();
             let found: u32 = text.chunks(size).map(|part| frames.read(part)).sum();
             assert_eq!(found, 3, "in pieces of {size}");
         }
@@ -149,15 +149,15 @@ mod tests {
     #[test]
     fn a_burst_is_allowed_and_more_is_not() {
         let start = Instant::now();
-        let mut resets = Resets::new(start);
+        let mut resets = ResetBudget::new(start);
         assert!(resets.allow(RESETS_BURST, start));
         assert!(!resets.allow(1, start));
-        let mut resets = Resets::new(start);
+        let mut resets = ResetBudget::new(start);
         for second in 0..1000 {
             let now = start + Duration::from_secs(second);
             assert!(resets.allow(RESETS_PER_SECOND, now), "the average");
         }
-        let mut resets = Resets::new(start);
+        let mut resets = ResetBudget::new(start);
         let refused = (0..1000).find(|second| {
             let now = start + Duration::from_secs(*second);
             !resets.allow(RESETS_PER_SECOND + 1, now)

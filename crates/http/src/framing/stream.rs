@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 
 thread_local! {
     /// The stream that is polled.
-    static POLLED: RefCell<Option<Arc<Until>>> = const { RefCell::new(None) };
+    static POLLED: RefCell<Option<Arc<WriteDeadline>>> = const { RefCell::new(None) };
 }
 
 /// What the times below are counted from.
@@ -24,12 +24,12 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Until when something has to be taken.
 #[derive(Debug, Default)]
-pub(super) struct Until {
+pub(super) struct WriteDeadline {
     /// Milliseconds since [`START`] and one more; 0 while nothing has to be.
     ms: AtomicU64,
 }
 
-impl Until {
+impl WriteDeadline {
     /// That of the stream whose answer is made here.
     pub(super) fn polled() -> Option<Arc<Self>> {
         POLLED.with_borrow(Clone::clone)
@@ -53,21 +53,21 @@ impl Until {
 
 /// Runs the streams of a connection.
 #[derive(Clone, Debug)]
-pub(super) struct Streams(TokioExecutor);
+pub(super) struct H2StreamExecutor(TokioExecutor);
 
-impl Streams {
+impl H2StreamExecutor {
     pub(super) fn new() -> Self {
         LazyLock::force(&START);
         Self(TokioExecutor::new())
     }
 }
 
-impl<F> Executor<F> for Streams
+impl<F> Executor<F> for H2StreamExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.0.execute(Taken {
+        self.0.execute(DeadlineTask {
             stream: Box::pin(stream),
             until: Arc::default(),
             alarm: None,
@@ -76,13 +76,13 @@ where
 }
 
 /// A stream until it ends, or its client is late.
-struct Taken<F> {
+struct DeadlineTask<F> {
     stream: Pin<Box<F>>,
-    until: Arc<Until>,
+    until: Arc<WriteDeadline>,
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
-impl<F: Future<Output = ()>> Future for Taken<F> {
+impl<F: Future<Output = ()>> Future for DeadlineTask<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

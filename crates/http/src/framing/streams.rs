@@ -12,7 +12,7 @@ use h3::error::Code;
 use h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf};
 use tokio::io::AsyncWrite;
 
-use super::bounds::Bounds;
+use super::bounds::H3FrameBounds;
 use crate::limits::STREAMS_MAX;
 
 /// Most bytes taken of a stream at once.
@@ -21,24 +21,24 @@ const READ_BYTES: usize = 64 << 10;
 type Accepted<T> = BoxStream<'static, Result<T, StreamError>>;
 
 /// A connection's streams.
-pub(super) struct Streams {
-    own: Opener,
+pub(super) struct H3Transport {
+    own: H3StreamOpener,
     requests: Accepted<(SendStream, RecvStream)>,
     controls: Accepted<RecvStream>,
     opening: Option<Accepted<SendStream>>,
     next_request: u64,
     next_control: u64,
     next_own: u64,
-    cancels: Cancels,
+    cancels: H3Cancellations,
 }
 
-/// Where somebody hears that the client wants no answer any more, by the number of the stream.
+/// Tells a request's task that its client wants no answer any more, by the number of the stream.
 #[derive(Clone, Default)]
-pub(super) struct Cancels(Arc<Mutex<HashMap<u64, Weak<Mutex<SendStream>>>>>);
+pub(super) struct H3Cancellations(Arc<Mutex<HashMap<u64, Weak<Mutex<SendStream>>>>>);
 
-type Shared = Arc<Mutex<SendStream>>;
+type SharedSendStream = Arc<Mutex<SendStream>>;
 
-impl Cancels {
+impl H3Cancellations {
     /// Resolves when the client stopped reading, or the connection ended.
     pub(super) async fn stopped(&self, id: u64) {
         let stream = lock(&self.0).remove(&id);
@@ -57,7 +57,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Streams {
+impl H3Transport {
     pub(super) fn new(connection: &Connection) -> Self {
         let requests = unfold(connection.clone(), |connection| async move {
             let accepted = connection.accept_bi().await;
@@ -68,18 +68,18 @@ impl Streams {
             Some((accepted, connection))
         });
         Self {
-            own: Opener(connection.clone()),
+            own: H3StreamOpener(connection.clone()),
             requests: requests.boxed(),
             controls: controls.boxed(),
             opening: None,
             next_request: 0,
             next_control: 2,
             next_own: 3,
-            cancels: Cancels::default(),
+            cancels: H3Cancellations::default(),
         }
     }
 
-    pub(super) fn cancels(&self) -> Cancels {
+    pub(super) fn cancels(&self) -> H3Cancellations {
         self.cancels.clone()
     }
 }
@@ -131,18 +131,21 @@ fn code(number: u64) -> StreamCode {
     StreamCode::Foreign(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
-impl quic::OpenStreams<Bytes> for Streams {
-    type BidiStream = Both;
-    type SendStream = Sending;
+impl quic::OpenStreams<Bytes> for H3Transport {
+    type BidiStream = H3BidiStream;
+    type SendStream = H3SendStream;
 
-    fn poll_open_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Both, StreamErrorIncoming>> {
+    fn poll_open_bidi(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<H3BidiStream, StreamErrorIncoming>> {
         self.own.poll_open_bidi(cx)
     }
 
     fn poll_open_send(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Sending, StreamErrorIncoming>> {
+    ) -> Poll<Result<H3SendStream, StreamErrorIncoming>> {
         let connection = self.own.0.clone();
         let opening = self.opening.get_or_insert_with(|| {
             futures_util::stream::once(async move { connection.open_uni().await }).boxed()
@@ -152,7 +155,7 @@ impl quic::OpenStreams<Bytes> for Streams {
         let stream = opened
             .unwrap_or(Err(StreamError::Unsupported))
             .map_err(broken)?;
-        Poll::Ready(Ok(Sending::new(stream, number(&mut self.next_own))))
+        Poll::Ready(Ok(H3SendStream::new(stream, number(&mut self.next_own))))
     }
 
     fn close(&mut self, code: Code, reason: &[u8]) {
@@ -161,13 +164,16 @@ impl quic::OpenStreams<Bytes> for Streams {
 }
 
 /// What the library opens streams by that a client did not ask for. There are none of those.
-pub(super) struct Opener(Connection);
+pub(super) struct H3StreamOpener(Connection);
 
-impl quic::OpenStreams<Bytes> for Opener {
-    type BidiStream = Both;
-    type SendStream = Sending;
+impl quic::OpenStreams<Bytes> for H3StreamOpener {
+    type BidiStream = H3BidiStream;
+    type SendStream = H3SendStream;
 
-    fn poll_open_bidi(&mut self, _: &mut Context<'_>) -> Poll<Result<Both, StreamErrorIncoming>> {
+    fn poll_open_bidi(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<H3BidiStream, StreamErrorIncoming>> {
         // A server asks for nothing.
         refused()
     }
@@ -175,7 +181,7 @@ impl quic::OpenStreams<Bytes> for Opener {
     fn poll_open_send(
         &mut self,
         _: &mut Context<'_>,
-    ) -> Poll<Result<Sending, StreamErrorIncoming>> {
+    ) -> Poll<Result<H3SendStream, StreamErrorIncoming>> {
         // And it pushes nothing.
         refused()
     }
@@ -188,22 +194,22 @@ impl quic::OpenStreams<Bytes> for Opener {
     }
 }
 
-impl quic::Connection<Bytes> for Streams {
-    type RecvStream = Receiving;
-    type OpenStreams = Opener;
+impl quic::Connection<Bytes> for H3Transport {
+    type RecvStream = H3RecvStream;
+    type OpenStreams = H3StreamOpener;
 
     fn poll_accept_recv(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Receiving, ConnectionErrorIncoming>> {
+    ) -> Poll<Result<H3RecvStream, ConnectionErrorIncoming>> {
         let stream = ready!(self.controls.poll_next_unpin(cx));
         let stream = stream
             .unwrap_or(Err(StreamError::Unsupported))
             .map_err(lost)?;
-        Poll::Ready(Ok(Receiving {
+        Poll::Ready(Ok(H3RecvStream {
             stream,
             id: number(&mut self.next_control),
-            bounds: Bounds::new(false),
+            bounds: H3FrameBounds::new(false),
             own: self.own.0.clone(),
         }))
     }
@@ -211,12 +217,12 @@ impl quic::Connection<Bytes> for Streams {
     fn poll_accept_bidi(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Both, ConnectionErrorIncoming>> {
+    ) -> Poll<Result<H3BidiStream, ConnectionErrorIncoming>> {
         let streams = ready!(self.requests.poll_next_unpin(cx));
         let streams = streams.unwrap_or(Err(StreamError::Unsupported));
         let (send, stream) = streams.map_err(lost)?;
         let id = number(&mut self.next_request);
-        let send = Sending::new(send, id);
+        let send = H3SendStream::new(send, id);
         let mut known = lock(&self.cancels.0);
         if known.len() >= STREAMS_MAX as usize {
             // Requests whose head was wrong never asked after theirs.
@@ -224,30 +230,30 @@ impl quic::Connection<Bytes> for Streams {
         }
         known.insert(id.into_inner(), Arc::downgrade(&send.stream));
         drop(known);
-        Poll::Ready(Ok(Both {
+        Poll::Ready(Ok(H3BidiStream {
             send,
-            recv: Receiving {
+            recv: H3RecvStream {
                 stream,
                 id,
-                bounds: Bounds::new(true),
+                bounds: H3FrameBounds::new(true),
                 own: self.own.0.clone(),
             },
         }))
     }
 
-    fn opener(&self) -> Opener {
-        Opener(self.own.0.clone())
+    fn opener(&self) -> H3StreamOpener {
+        H3StreamOpener(self.own.0.clone())
     }
 }
 
 /// The half that answers.
-pub(super) struct Sending {
-    stream: Shared,
+pub(super) struct H3SendStream {
+    stream: SharedSendStream,
     id: StreamId,
     writing: Option<WriteBuf<Bytes>>,
 }
 
-impl Sending {
+impl H3SendStream {
     fn new(stream: SendStream, id: StreamId) -> Self {
         Self {
             stream: Arc::new(Mutex::new(stream)),
@@ -257,7 +263,7 @@ impl Sending {
     }
 }
 
-impl quic::SendStream<Bytes> for Sending {
+impl quic::SendStream<Bytes> for H3SendStream {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
         let Some(data) = &mut self.writing else {
             return Poll::Ready(Ok(()));
@@ -295,14 +301,14 @@ impl quic::SendStream<Bytes> for Sending {
 }
 
 /// The half that asks.
-pub(super) struct Receiving {
+pub(super) struct H3RecvStream {
     stream: RecvStream,
     id: StreamId,
-    bounds: Bounds,
+    bounds: H3FrameBounds,
     own: Connection,
 }
 
-impl quic::RecvStream for Receiving {
+impl quic::RecvStream for H3RecvStream {
     type Buf = Bytes;
 
     fn poll_data(
@@ -312,7 +318,11 @@ impl quic::RecvStream for Receiving {
         let data = ready!(self.stream.poll_read_chunk(cx, READ_BYTES)).map_err(broken)?;
         if data.as_ref().is_some_and(|data| !self.bounds.keeps(data)) {
             let why = b"a frame is longer than any may be";
-            quic::OpenStreams::close(&mut Opener(self.own.clone()), Code::H3_EXCESSIVE_LOAD, why);
+            quic::OpenStreams::close(
+                &mut H3StreamOpener(self.own.clone()),
+                Code::H3_EXCESSIVE_LOAD,
+                why,
+            );
             return Poll::Ready(Err(broken(StreamError::Timeout)));
         }
         Poll::Ready(Ok(data))
@@ -328,21 +338,21 @@ impl quic::RecvStream for Receiving {
 }
 
 /// A request's stream.
-pub(super) struct Both {
-    send: Sending,
-    recv: Receiving,
+pub(super) struct H3BidiStream {
+    send: H3SendStream,
+    recv: H3RecvStream,
 }
 
-impl quic::BidiStream<Bytes> for Both {
-    type SendStream = Sending;
-    type RecvStream = Receiving;
+impl quic::BidiStream<Bytes> for H3BidiStream {
+    type SendStream = H3SendStream;
+    type RecvStream = H3RecvStream;
 
-    fn split(self) -> (Sending, Receiving) {
+    fn split(self) -> (H3SendStream, H3RecvStream) {
         (self.send, self.recv)
     }
 }
 
-impl quic::SendStream<Bytes> for Both {
+impl quic::SendStream<Bytes> for H3BidiStream {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
         self.send.poll_ready(cx)
     }
@@ -364,7 +374,7 @@ impl quic::SendStream<Bytes> for Both {
     }
 }
 
-impl quic::RecvStream for Both {
+impl quic::RecvStream for H3BidiStream {
     type Buf = Bytes;
 
     fn poll_data(

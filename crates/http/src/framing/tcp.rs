@@ -13,19 +13,19 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 
-use super::body::{Lingering, Watched};
-use super::gathered::{Gathered, drive};
-use super::pooled::Pooled;
-use super::resets::Counted;
-use super::stream::Streams;
-use super::timed::Timed;
-use super::{Why, answer, over, stalled};
-use crate::connection::Conn;
+use super::body::{HeadTimingStream, LingeringBody};
+use super::coalescing::{CoalescingStream, drive};
+use super::pooled::PooledRequestTask;
+use super::resets::ResetLimitedStream;
+use super::stream::H2StreamExecutor;
+use super::timed::TimedBody;
+use super::{HttpCloseCause, answer, over, stalled};
+use crate::connection::HttpConnection;
 use crate::limits;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Version {
+pub(crate) enum TcpHttpVersion {
     Http1,
     Http2,
 }
@@ -35,8 +35,8 @@ type Serving<'conn> = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Se
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(
-    conn: Arc<Conn>,
-    version: Version,
+    conn: Arc<HttpConnection>,
+    version: TcpHttpVersion,
     draining: watch::Receiver<bool>,
 ) -> Result<(), HandlerError> {
     let streams = conn.connection.accept_bi().await;
@@ -46,17 +46,17 @@ pub(crate) async fn serve(
         let conn = Arc::clone(&conn);
         service_fn(move |request: Request<Incoming>| {
             let conn = Arc::clone(&conn);
-            let read = |body| Timed::new(Lingering::new(body, &conn), patience);
+            let read = |body| TimedBody::new(LingeringBody::new(body, &conn), patience);
             let request = request.map(|body| Body::new(read(body)));
-            Pooled::new(answer(conn, request))
+            PooledRequestTask::new(answer(conn, request))
         })
     };
     let peer = &conn;
     // On the heap, and gone before the wait below: a WebSocket lasts for days, and hyper's part of its connection
     // takes 2.7 KiB.
     let serving: Serving<'_> = match version {
-        Version::Http1 => Box::pin(async move {
-            let io = TokioIo::new(tokio::io::join(Watched::new(recv, peer), send));
+        TcpHttpVersion::Http1 => Box::pin(async move {
+            let io = TokioIo::new(tokio::io::join(HeadTimingStream::new(recv, peer), send));
             let serving = http1::Builder::new()
                 .header_read_timeout(None)
                 .max_headers(limits::HEADER_FIELDS_MAX)
@@ -70,22 +70,22 @@ pub(crate) async fn serve(
                 why = over(peer, draining) => {
                     serving.as_mut().graceful_shutdown();
                     match why {
-                        Why::Leave => serving.await,
-                        Why::Unknown => end(serving, peer).await,
-                        Why::Idle => {
+                        HttpCloseCause::Leave => serving.await,
+                        HttpCloseCause::Unknown => end(serving, peer).await,
+                        HttpCloseCause::Idle => {
                             // One that is on its way has what is left of its time.
                             let left = |since| patience.head.saturating_sub(since);
                             let time = peer.head_since().map_or(limits::HEADER_TIMEOUT, left);
                             finish(serving, time).await
                         }
-                        Why::Slow | Why::Stalled => Ok(()),
+                        HttpCloseCause::Slow | HttpCloseCause::Stalled => Ok(()),
                     }
                 }
             }
         }),
-        Version::Http2 => Box::pin(async move {
-            let send = Gathered::new(send);
-            let io = TokioIo::new(tokio::io::join(Counted::new(recv), send.clone()));
+        TcpHttpVersion::Http2 => Box::pin(async move {
+            let send = CoalescingStream::new(send);
+            let io = TokioIo::new(tokio::io::join(ResetLimitedStream::new(recv), send.clone()));
             let serving = builder().serve_connection(io, service);
             let mut serving = pin!(serving);
             tokio::select! {
@@ -94,10 +94,10 @@ pub(crate) async fn serve(
                 why = over(peer, draining) => {
                     serving.as_mut().graceful_shutdown();
                     match why {
-                        Why::Leave => drive(serving, &send).await,
-                        Why::Unknown => end(drive(serving, &send), peer).await,
-                        Why::Idle => finish(drive(serving, &send), limits::HEADER_TIMEOUT).await,
-                        Why::Slow | Why::Stalled => Ok(()),
+                        HttpCloseCause::Leave => drive(serving, &send).await,
+                        HttpCloseCause::Unknown => end(drive(serving, &send), peer).await,
+                        HttpCloseCause::Idle => finish(drive(serving, &send), limits::HEADER_TIMEOUT).await,
+                        HttpCloseCause::Slow | HttpCloseCause::Stalled => Ok(()),
                     }
                 }
             }
@@ -112,7 +112,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// Whoever was idle has nothing to finish: a moment for the goodbye to leave.
+/// Drives a connection that has nothing to finish for at most `time`, so that the goodbye can leave.
 async fn finish<F: Future<Output = Result<(), hyper::Error>>>(
     serving: F,
     time: Duration,
@@ -125,7 +125,7 @@ async fn finish<F: Future<Output = Result<(), hyper::Error>>>(
 /// serve on a client of HTTP/2 that does not say it has heard (it is asked so by PING).
 async fn end<F: Future<Output = Result<(), hyper::Error>>>(
     serving: F,
-    conn: &Conn,
+    conn: &HttpConnection,
 ) -> Result<(), hyper::Error> {
     let patience = conn.patience();
     let mut serving = pin!(serving);
@@ -138,8 +138,8 @@ async fn end<F: Future<Output = Result<(), hyper::Error>>>(
     finish(serving, patience.head).await
 }
 
-fn builder() -> http2::Builder<Streams> {
-    let mut builder = http2::Builder::new(Streams::new());
+fn builder() -> http2::Builder<H2StreamExecutor> {
+    let mut builder = http2::Builder::new(H2StreamExecutor::new());
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::STREAMS_MAX)

@@ -10,18 +10,18 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use crate::limits::{BODY_BYTES_PER_SECOND, Patience};
+use crate::limits::{BODY_BYTES_PER_SECOND, HttpTimeouts};
 
 /// Why a body ends that its sender has not ended.
 #[derive(Debug, thiserror::Error)]
 #[error("the body comes too slowly")]
-struct Slow;
+struct SlowBodyError;
 
 /// Whether that is why a body broke off.
 pub(crate) fn is_slow(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if error.is::<Slow>() {
+        if error.is::<SlowBodyError>() {
             return true;
         }
         cause = error.source();
@@ -29,9 +29,9 @@ pub(crate) fn is_slow(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// A body that ends with an error where its sender is too slow, whoever reads it. Most bodies are there by
-/// then: nothing is timed before there is something to wait for.
-pub(super) struct Timed<B> {
+/// A body that ends with an error where its sender is too slow, for every kind of reader. Most bodies are complete when
+/// they are read: the time counts only while the reader has to wait.
+pub(super) struct TimedBody<B> {
     body: B,
     idle: Duration,
     grace: Duration,
@@ -43,8 +43,8 @@ pub(super) struct Timed<B> {
     limit: Option<Pin<Box<Sleep>>>,
 }
 
-impl<B> Timed<B> {
-    pub(super) fn new(body: B, patience: Patience) -> Self {
+impl<B> TimedBody<B> {
+    pub(super) fn new(body: B, patience: HttpTimeouts) -> Self {
         Self {
             body,
             idle: patience.body_idle,
@@ -71,7 +71,7 @@ impl<B> Timed<B> {
     }
 
     /// Counts what came.
-    fn came(&mut self, bytes: usize) -> Result<(), Slow> {
+    fn came(&mut self, bytes: usize) -> Result<(), SlowBodyError> {
         self.have += bytes as u64;
         let Some(since) = self.since.take() else {
             return Ok(());
@@ -79,13 +79,13 @@ impl<B> Timed<B> {
         self.waited += since.elapsed();
         let due = self.waited.as_millis() * u128::from(BODY_BYTES_PER_SECOND) / 1000;
         if self.waited > self.grace && u128::from(self.have) < due {
-            return Err(Slow);
+            return Err(SlowBodyError);
         }
         Ok(())
     }
 }
 
-impl<B> Body for Timed<B>
+impl<B> Body for TimedBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
@@ -98,7 +98,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-            return self.poll_late(cx).map(|()| Some(Err(Slow.into())));
+            return self.poll_late(cx).map(|()| Some(Err(SlowBodyError.into())));
         };
         let counted = frame.map(|frame| -> Result<Frame<Bytes>, BoxError> {
             let frame = frame.map_err(Into::<BoxError>::into)?;
@@ -138,12 +138,12 @@ mod tests {
         (body_idle, body_grace): (Duration, Duration),
     ) -> Result<Bytes, axum::Error> {
         let pieces = pieces.map(Ok::<_, std::io::Error>);
-        let patience = Patience {
+        let patience = HttpTimeouts {
             body_idle,
             body_grace,
-            ..Patience::default()
+            ..HttpTimeouts::default()
         };
-        let body = Timed::new(axum::body::Body::from_stream(pieces), patience);
+        let body = TimedBody::new(axum::body::Body::from_stream(pieces), patience);
         // As it is handed on: boxed, and its error within another.
         let read = axum::body::Body::new(body).collect().await;
         read.map(http_body_util::Collected::to_bytes)
@@ -192,7 +192,7 @@ mod tests {
     async fn what_breaks_off_is_not_slow() {
         let broken = stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]);
         let body = axum::body::Body::from_stream(broken);
-        let body = Timed::new(body, Patience::default());
+        let body = TimedBody::new(body, HttpTimeouts::default());
         let error = body.collect().await.expect_err("it breaks off");
         assert!(!is_slow(&*error), "{error}");
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use alknet_gateway::{ApiError, Lease};
+use alknet_gateway::{ApiError, MemoryLease};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
@@ -29,7 +29,7 @@ use crate::limits::{
 
 /// Changes whenever the content of a file may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Version {
+struct FileVersion {
     device: u64,
     inode: u64,
     len: u64,
@@ -37,8 +37,8 @@ struct Version {
     changed_ns: i128,
 }
 
-impl Version {
-    fn of(meta: &Metadata) -> Self {
+impl FileVersion {
+    fn from_metadata(meta: &Metadata) -> Self {
         let ns = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
         Self {
             device: meta.dev(),
@@ -64,9 +64,9 @@ impl Version {
 
 /// One file, as it was when it was looked at.
 #[derive(Clone)]
-pub(super) struct Kept {
+pub(super) struct CachedFile {
     name: PathBuf,
-    version: Version,
+    version: FileVersion,
     etag: HeaderValue,
     /// Of small files.
     content: Option<Bytes>,
@@ -74,19 +74,19 @@ pub(super) struct Kept {
 
 /// What lies under a name.
 #[derive(Clone)]
-pub(super) enum Entry {
+pub(super) enum SiteEntry {
     Folder,
-    File(Arc<Forms>),
+    File(Arc<FileEncodings>),
 }
 
 /// A file, and its packed forms beside it.
-pub(super) struct Forms {
-    plain: Option<Kept>,
+pub(super) struct FileEncodings {
+    plain: Option<CachedFile>,
     /// By the name of the coding, the best first.
-    packed: Vec<(&'static str, Kept)>,
+    packed: Vec<(&'static str, CachedFile)>,
 }
 
-impl Forms {
+impl FileEncodings {
     /// Whether what is sent depends on what the client can unpack.
     pub(super) fn varies(&self) -> bool {
         !self.packed.is_empty()
@@ -96,7 +96,7 @@ impl Forms {
     pub(super) fn choose(
         &self,
         accepts: impl Fn(&str) -> bool,
-    ) -> Option<(&Kept, Option<&'static str>)> {
+    ) -> Option<(&CachedFile, Option<&'static str>)> {
         let packed = self.packed.iter().find(|(coding, _)| accepts(coding));
         match packed {
             Some((coding, kept)) => Some((kept, Some(coding))),
@@ -111,29 +111,29 @@ impl Forms {
             .sum()
     }
 
-    fn kept(&self, name: &Path, version: Version) -> Option<&Kept> {
+    fn kept(&self, name: &Path, version: FileVersion) -> Option<&CachedFile> {
         let packed = self.packed.iter().map(|(_, kept)| kept);
         let mut all = packed.chain(&self.plain);
         all.find(|kept| kept.name == name && kept.version == version)
     }
 }
 
-struct Looked {
+struct CachedLookup {
     at: Instant,
-    entry: Entry,
+    entry: SiteEntry,
 }
 
 /// What is known of names; of those only that something lies under.
 #[derive(Default)]
-struct Cache {
-    names: HashMap<PathBuf, Looked>,
+struct SitePathCache {
+    names: HashMap<PathBuf, CachedLookup>,
     bytes: usize,
 }
 
 /// A folder's files.
-pub(super) struct Files {
+pub(super) struct SiteFiles {
     folder: PathBuf,
-    cache: Mutex<Cache>,
+    cache: Mutex<SitePathCache>,
     /// Whose turn it is to look: one for each name, and a few names at once.
     turns: [tokio::sync::Mutex<()>; SITE_LOOKS],
     /// Another one in each process: no client knows which names wait for each other.
@@ -141,13 +141,13 @@ pub(super) struct Files {
 }
 
 /// A file that is there, as it is now.
-pub(super) struct Found {
-    kept: Kept,
+pub(super) struct OpenSiteFile {
+    kept: CachedFile,
     /// Open where the content is not in memory.
     file: Option<Arc<File>>,
 }
 
-impl Files {
+impl SiteFiles {
     pub(super) fn new(folder: PathBuf) -> Self {
         let files = Self {
             folder,
@@ -163,19 +163,19 @@ impl Files {
     }
 
     /// What lies under this name, as it was a moment ago at most.
-    pub(super) async fn look(self: &Arc<Self>, name: &Path) -> Option<Entry> {
+    pub(super) async fn look(self: &Arc<Self>, name: &Path) -> Option<SiteEntry> {
         let asked = Instant::now();
         let mut announced = None;
         if let Some(looked) = self.cache().names.get_mut(name) {
             if looked.at.elapsed() < SITE_LOOK_AGAIN {
                 return Some(looked.entry.clone());
             }
-            // One looks again, whoever else comes meanwhile takes what was.
+            // One request looks again; others that come meanwhile take the old entry.
             looked.at = Instant::now();
             announced = Some(looked.at);
         }
         let _turn = self.turn(name).await;
-        // Somebody may have looked while this one waited.
+        // Another request may have looked while this one waited.
         let looked = self
             .cache()
             .names
@@ -196,29 +196,29 @@ impl Files {
     }
 
     /// What lies under this name now.
-    pub(super) async fn look_again(self: &Arc<Self>, name: &Path) -> Option<Entry> {
+    pub(super) async fn look_again(self: &Arc<Self>, name: &Path) -> Option<SiteEntry> {
         let _turn = self.turn(name).await;
         self.looked(name).await
     }
 
-    async fn looked(self: &Arc<Self>, name: &Path) -> Option<Entry> {
+    async fn looked(self: &Arc<Self>, name: &Path) -> Option<SiteEntry> {
         let files = Arc::clone(self);
         let name = name.to_owned();
         let looked = tokio::task::spawn_blocking(move || files.look_now(name));
         looked.await.ok()?
     }
 
-    fn look_now(&self, name: PathBuf) -> Option<Entry> {
+    fn look_now(&self, name: PathBuf) -> Option<SiteEntry> {
         let known = match self.cache().names.get(&name) {
-            Some(Looked {
-                entry: Entry::File(forms),
+            Some(CachedLookup {
+                entry: SiteEntry::File(forms),
                 ..
             }) => Some(Arc::clone(forms)),
             _ => None,
         };
         let read = |name: PathBuf| self.read(name, known.as_deref()).ok();
         let entry = if self.is_folder(&name) {
-            Entry::Folder
+            SiteEntry::Folder
         } else {
             let beside = |ending: &str| {
                 let mut packed = name.as_os_str().to_owned();
@@ -226,7 +226,7 @@ impl Files {
                 PathBuf::from(packed)
             };
             let packed = PACKED.iter();
-            let forms = Forms {
+            let forms = FileEncodings {
                 plain: self
                     .read(name.clone(), known.as_deref())
                     .inspect_err(|error| complain(&name, error))
@@ -239,24 +239,24 @@ impl Files {
                 self.forget(&name);
                 return None;
             }
-            Entry::File(Arc::new(forms))
+            SiteEntry::File(Arc::new(forms))
         };
         self.keep(name, entry.clone());
         Some(entry)
     }
 
     /// The file, unless it is not any more what it was when it was looked at.
-    pub(super) fn open(&self, kept: &Kept) -> Option<Found> {
+    pub(super) fn open(&self, kept: &CachedFile) -> Option<OpenSiteFile> {
         if kept.content.is_some() {
             // A link that leads elsewhere by now has another number there.
             let meta = std::fs::metadata(self.folder.join(&kept.name)).ok()?;
-            return (Version::of(&meta) == kept.version).then(|| Found {
+            return (FileVersion::from_metadata(&meta) == kept.version).then(|| OpenSiteFile {
                 kept: kept.clone(),
                 file: None,
             });
         }
         let (file, meta) = self.open_below(&kept.name).ok()?;
-        (Version::of(&meta) == kept.version).then(|| Found {
+        (FileVersion::from_metadata(&meta) == kept.version).then(|| OpenSiteFile {
             kept: kept.clone(),
             file: Some(Arc::new(file)),
         })
@@ -285,12 +285,12 @@ impl Files {
     }
 
     /// Looks at a file; only what has changed is read.
-    fn read(&self, name: PathBuf, known: Option<&Forms>) -> io::Result<Kept> {
+    fn read(&self, name: PathBuf, known: Option<&FileEncodings>) -> io::Result<CachedFile> {
         let (file, meta) = self.open_below(&name)?;
         if !meta.is_file() {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let version = Version::of(&meta);
+        let version = FileVersion::from_metadata(&meta);
         if let Some(kept) = known.and_then(|forms| forms.kept(&name, version)) {
             return Ok(kept.clone());
         }
@@ -303,7 +303,7 @@ impl Files {
             false => version.digest(),
         };
         let text: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
-        Ok(Kept {
+        Ok(CachedFile {
             name,
             version,
             etag: HeaderValue::from_str(&format!("\"{text}\"")).map_err(io::Error::other)?,
@@ -311,32 +311,32 @@ impl Files {
         })
     }
 
-    fn cache(&self) -> MutexGuard<'_, Cache> {
+    fn cache(&self) -> MutexGuard<'_, SitePathCache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep(&self, name: PathBuf, entry: Entry) {
-        let size = |entry: &Entry| match entry {
-            Entry::Folder => 0,
-            Entry::File(forms) => forms.bytes(),
+    fn keep(&self, name: PathBuf, entry: SiteEntry) {
+        let size = |entry: &SiteEntry| match entry {
+            SiteEntry::Folder => 0,
+            SiteEntry::File(forms) => forms.bytes(),
         };
         let mut cache = self.cache();
         let full = cache.bytes + size(&entry) > SITE_CACHE_BYTES || cache.names.len() >= SITE_NAMES;
         if full {
             // It fills again with what is asked for.
-            *cache = Cache::default();
+            *cache = SitePathCache::default();
         }
         cache.bytes += size(&entry);
         let at = Instant::now();
-        if let Some(before) = cache.names.insert(name, Looked { at, entry }) {
+        if let Some(before) = cache.names.insert(name, CachedLookup { at, entry }) {
             cache.bytes -= size(&before.entry);
         }
     }
 
     fn forget(&self, name: &Path) {
         let mut cache = self.cache();
-        if let Some(Looked {
-            entry: Entry::File(forms),
+        if let Some(CachedLookup {
+            entry: SiteEntry::File(forms),
             ..
         }) = cache.names.remove(name)
         {
@@ -345,7 +345,7 @@ impl Files {
     }
 }
 
-impl Found {
+impl OpenSiteFile {
     pub(super) fn etag(&self) -> &HeaderValue {
         &self.kept.etag
     }
@@ -359,7 +359,7 @@ impl Found {
     ///
     /// # Errors
     /// There is no memory for one more.
-    pub(super) fn body(self, range: Range<u64>, lease: Lease) -> Result<Body, ApiError> {
+    pub(super) fn body(self, range: Range<u64>, lease: MemoryLease) -> Result<Body, ApiError> {
         if let Some(content) = &self.kept.content {
             let part = range.start as usize..range.end as usize;
             lease.more(part.len())?;
@@ -383,7 +383,7 @@ impl Found {
     }
 }
 
-/// Whoever asks hears that there is no such file. Where that is not why, whoever keeps the site has to know.
+/// The client gets 404. Where the reason is another one, the log lets the site's administrator know.
 fn complain(name: &Path, error: &io::Error) {
     if let Some(
         Errno::ACCESS | Errno::PERM | Errno::IO | Errno::MFILE | Errno::NFILE | Errno::NOMEM,
@@ -431,9 +431,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("room");
         let (name, packed) = (Path::new("page.html"), folder.path().join("page.html.br"));
         std::fs::write(folder.path().join(name), "page").expect("room");
-        let files = Arc::new(Files::new(folder.path().to_owned()));
+        let files = Arc::new(SiteFiles::new(folder.path().to_owned()));
         let forms = async || match files.look(name).await {
-            Some(Entry::File(forms)) => forms.packed.len(),
+            Some(SiteEntry::File(forms)) => forms.packed.len(),
             _ => panic!("there is a file"),
         };
         assert_eq!(forms().await, 0);
@@ -446,7 +446,7 @@ mod tests {
     #[test]
     fn names_cannot_be_aimed_at_the_turn_of_another() {
         let folder = tempfile::tempdir().expect("room");
-        let files = || Files::new(folder.path().to_owned());
+        let files = || SiteFiles::new(folder.path().to_owned());
         let (known, node) = (files(), files());
         let page = Path::new("index.html");
         let aimed: Vec<_> = (0..100 * SITE_LOOKS)

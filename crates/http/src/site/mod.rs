@@ -10,7 +10,7 @@ mod range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alknet_gateway::Lease;
+use alknet_gateway::MemoryLease;
 use axum::body::Body;
 use http::header::{
     ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
@@ -20,10 +20,11 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use file::{Entry, Files, Forms, Found};
-use range::Wanted;
+use file::{FileEncodings, OpenSiteFile, SiteEntry, SiteFiles};
+use range::ByteRange;
 
-/// Seconds that whoever has as many files under way as they may is to wait for another.
+/// Seconds that a client waits before it asks for another file, when it has as many under way as it
+/// may.
 const BUSY_RETRY: HeaderValue = HeaderValue::from_static("1");
 
 /// What a folder shows.
@@ -33,21 +34,21 @@ const INDEX: &str = "index.html";
 const PACKED: [(&str, &str); 3] = [("br", ".br"), ("zstd", ".zst"), ("gzip", ".gz")];
 
 /// The files of a folder.
-pub(crate) struct Site {
-    files: Arc<Files>,
+pub(crate) struct StaticSite {
+    files: Arc<SiteFiles>,
 }
 
-impl Site {
+impl StaticSite {
     pub(crate) fn new(folder: PathBuf) -> Self {
         Self {
-            files: Arc::new(Files::new(folder)),
+            files: Arc::new(SiteFiles::new(folder)),
         }
     }
 
-    /// The file that a request asks for; `None` where there is none.
+    /// The file that a request asks for; `None` where it does not exist.
     ///
     /// What its answer holds counts against `lease`.
-    pub(crate) async fn answer(&self, parts: &Parts, lease: Lease) -> Option<Response<Body>> {
+    pub(crate) async fn answer(&self, parts: &Parts, lease: MemoryLease) -> Option<Response<Body>> {
         if !matches!(parts.method, Method::GET | Method::HEAD) {
             return None;
         }
@@ -58,34 +59,34 @@ impl Site {
             name.push(INDEX);
         }
         match self.files.look(&name).await? {
-            Entry::Folder => (!folder).then(|| moved(path)),
-            Entry::File(forms) => self.file(&name, &forms, (&parts.headers, lease)).await,
+            SiteEntry::Folder => (!folder).then(|| moved(path)),
+            SiteEntry::File(forms) => self.file(&name, &forms, (&parts.headers, lease)).await,
         }
     }
 
     /// The first page, whatever was asked for.
-    pub(crate) async fn first_page(&self, lease: Lease) -> Option<Response<Body>> {
+    pub(crate) async fn first_page(&self, lease: MemoryLease) -> Option<Response<Body>> {
         let index = Path::new(INDEX);
         let headers = HeaderMap::new();
         match self.files.look(index).await? {
-            Entry::Folder => None,
-            Entry::File(forms) => self.file(index, &forms, (&headers, lease)).await,
+            SiteEntry::Folder => None,
+            SiteEntry::File(forms) => self.file(index, &forms, (&headers, lease)).await,
         }
     }
 
     async fn file(
         &self,
         name: &Path,
-        forms: &Forms,
-        (headers, lease): (&HeaderMap, Lease),
+        forms: &FileEncodings,
+        (headers, lease): (&HeaderMap, MemoryLease),
     ) -> Option<Response<Body>> {
         if let Some((found, head)) = self.form(name, forms, headers) {
             return Some(respond(found, head, headers, lease));
         }
         // It changed since it was looked at, or the form that the client can unpack is gone.
         match self.files.look_again(name).await? {
-            Entry::Folder => None,
-            Entry::File(forms) => {
+            SiteEntry::Folder => None,
+            SiteEntry::File(forms) => {
                 let (found, head) = self.form(name, &forms, headers)?;
                 Some(respond(found, head, headers, lease))
             }
@@ -93,7 +94,12 @@ impl Site {
     }
 
     /// The form of a file that suits the client, if it still is what it was, and what is said of it.
-    fn form(&self, name: &Path, forms: &Forms, headers: &HeaderMap) -> Option<(Found, HeaderMap)> {
+    fn form(
+        &self,
+        name: &Path,
+        forms: &FileEncodings,
+        headers: &HeaderMap,
+    ) -> Option<(OpenSiteFile, HeaderMap)> {
         let (kept, coding) = forms.choose(|coding| accepts(headers, coding))?;
         let found = self.files.open(kept)?;
         let mut head = HeaderMap::new();
@@ -192,7 +198,12 @@ fn accepts(headers: &HeaderMap, coding: &str) -> bool {
     })
 }
 
-fn respond(found: Found, mut head: HeaderMap, asked: &HeaderMap, lease: Lease) -> Response<Body> {
+fn respond(
+    found: OpenSiteFile,
+    mut head: HeaderMap,
+    asked: &HeaderMap,
+    lease: MemoryLease,
+) -> Response<Body> {
     let etag = found.etag().to_str().unwrap_or_default().to_owned();
     let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
     let mut response = Response::new(Body::empty());
@@ -211,9 +222,9 @@ fn respond(found: Found, mut head: HeaderMap, asked: &HeaderMap, lease: Lease) -
     let whole = found.len();
     let current = text(IF_RANGE).is_none_or(|version| version == etag);
     let wanted = text(RANGE).filter(|_| current);
-    let range = match wanted.map_or(Wanted::All, |wanted| range::parse(wanted, whole)) {
-        Wanted::All => 0..whole,
-        Wanted::Part(range) => {
+    let range = match wanted.map_or(ByteRange::All, |wanted| range::parse(wanted, whole)) {
+        ByteRange::All => 0..whole,
+        ByteRange::Part(range) => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             let told = format!("bytes {}-{}/{whole}", range.start, range.end - 1);
             if let Ok(told) = HeaderValue::from_str(&told) {
@@ -221,7 +232,7 @@ fn respond(found: Found, mut head: HeaderMap, asked: &HeaderMap, lease: Lease) -
             }
             range
         }
-        Wanted::Beyond => {
+        ByteRange::Beyond => {
             *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
             if let Ok(told) = HeaderValue::from_str(&format!("bytes */{whole}")) {
                 head.insert(CONTENT_RANGE, told);

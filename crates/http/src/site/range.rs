@@ -6,7 +6,7 @@ use crate::limits::SITE_RANGES_MAX;
 
 /// What is to be sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum ByteRange {
     /// Everything: no range, one that cannot be read, or too many.
     All,
     /// Nothing: the range lies behind the end.
@@ -16,37 +16,39 @@ pub(super) enum Wanted {
 }
 
 /// Reads a `Range` header for a file of `len` bytes.
-pub(super) fn parse(text: &str, len: u64) -> Wanted {
+pub(super) fn parse(text: &str, len: u64) -> ByteRange {
     let Some(ranges) = text.trim().strip_prefix("bytes=") else {
-        return Wanted::All;
+        return ByteRange::All;
     };
     let mut ranges = ranges
         .split(',')
         .map(str::trim)
         .filter(|one| !one.is_empty());
     let (Some(one), rest) = (ranges.next(), ranges.count()) else {
-        return Wanted::All;
+        return ByteRange::All;
     };
     if rest + 1 > SITE_RANGES_MAX {
-        return Wanted::All;
+        return ByteRange::All;
     }
     let Some((from, to)) = one.split_once('-') else {
-        return Wanted::All;
+        return ByteRange::All;
     };
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
     };
     match (number(from), number(to)) {
-        (Some(from), _) if from >= len => Wanted::Beyond,
-        (Some(from), None) if to.is_empty() => Wanted::Part(from..len),
-        (Some(from), Some(to)) if from <= to => Wanted::Part(from..to.saturating_add(1).min(len)),
-        (None, Some(0)) if from.is_empty() => Wanted::Beyond,
-        (None, Some(last)) if from.is_empty() && len > 0 => {
-            Wanted::Part(len.saturating_sub(last)..len)
+        (Some(from), _) if from >= len => ByteRange::Beyond,
+        (Some(from), None) if to.is_empty() => ByteRange::Part(from..len),
+        (Some(from), Some(to)) if from <= to => {
+            ByteRange::Part(from..to.saturating_add(1).min(len))
         }
-        (None, Some(_)) if from.is_empty() => Wanted::Beyond,
-        _ => Wanted::All,
+        (None, Some(0)) if from.is_empty() => ByteRange::Beyond,
+        (None, Some(last)) if from.is_empty() && len > 0 => {
+            ByteRange::Part(len.saturating_sub(last)..len)
+        }
+        (None, Some(_)) if from.is_empty() => ByteRange::Beyond,
+        _ => ByteRange::All,
     }
 }
 
@@ -57,21 +59,21 @@ mod tests {
     #[test]
     fn ranges_are_read_as_the_standard_says() {
         for (text, wanted) in [
-            ("bytes=0-9", Wanted::Part(0..10)),
-            ("bytes=90-", Wanted::Part(90..100)),
-            ("bytes=90-1000", Wanted::Part(90..100)),
-            ("bytes=-10", Wanted::Part(90..100)),
-            ("bytes=-1000", Wanted::Part(0..100)),
-            ("bytes=100-", Wanted::Beyond),
-            ("bytes=-0", Wanted::Beyond),
-            ("bytes=9-0", Wanted::All),
-            ("bytes=a-b", Wanted::All),
-            ("bytes=0-1,5-6", Wanted::All),
-            ("lines=0-9", Wanted::All),
-            ("bytes=99999999999999999999999-", Wanted::Beyond),
+            ("bytes=0-9", ByteRange::Part(0..10)),
+            ("bytes=90-", ByteRange::Part(90..100)),
+            ("bytes=90-1000", ByteRange::Part(90..100)),
+            ("bytes=-10", ByteRange::Part(90..100)),
+            ("bytes=-1000", ByteRange::Part(0..100)),
+            ("bytes=100-", ByteRange::Beyond),
+            ("bytes=-0", ByteRange::Beyond),
+            ("bytes=9-0", ByteRange::All),
+            ("bytes=a-b", ByteRange::All),
+            ("bytes=0-1,5-6", ByteRange::All),
+            ("lines=0-9", ByteRange::All),
+            ("bytes=99999999999999999999999-", ByteRange::Beyond),
         ] {
             assert_eq!(parse(text, 100), wanted, "{text}");
         }
-        assert_eq!(parse("bytes=0-", 0), Wanted::Beyond);
+        assert_eq!(parse("bytes=0-", 0), ByteRange::Beyond);
     }
 }

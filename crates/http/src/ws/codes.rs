@@ -2,32 +2,32 @@
 
 use alknet_core::CloseCode;
 
-use super::frame::Fault;
+use super::frame::WsProtocolError;
 
 /// What the answer to the other side's goodbye says.
 pub(super) const ANSWERED: &str = "";
 
 /// Something began and was not ended in time.
-pub(super) const LATE: Fault = Fault {
+pub(super) const LATE: WsProtocolError = WsProtocolError {
     code: 4408,
     reason: "partial message",
 };
 
 /// What began would be too much beside what else its sender has begun.
-pub(super) const OVERFULL: Fault = Fault {
+pub(super) const OVERFULL: WsProtocolError = WsProtocolError {
     code: 1013,
     reason: "overloaded",
 };
 
 /// No ping was answered.
-pub(super) const SILENT: Fault = Fault {
+pub(super) const SILENT: WsProtocolError = WsProtocolError {
     code: 4408,
     reason: "no answer to pings",
 };
 
 /// What stands for one of core's codes, and this reason. `cut`: not everything was said.
-pub(super) fn of(code: CloseCode, reason: &str, cut: bool) -> Fault {
-    let fault = |code, reason| Fault { code, reason };
+pub(super) fn close_error(code: CloseCode, reason: &str, cut: bool) -> WsProtocolError {
+    let fault = |code, reason| WsProtocolError { code, reason };
     match code {
         CloseCode::Normal if cut => fault(1011, "cut off"),
         CloseCode::Normal => fault(1000, "the end"),
@@ -48,8 +48,8 @@ pub(super) fn of(code: CloseCode, reason: &str, cut: bool) -> Fault {
 }
 
 /// What is answered to a goodbye: the same code.
-pub(super) fn answer(code: Option<u16>) -> Fault {
-    Fault {
+pub(super) fn answer(code: Option<u16>) -> WsProtocolError {
+    WsProtocolError {
         code: code.unwrap_or(1000),
         reason: ANSWERED,
     }

@@ -23,7 +23,7 @@ pub(super) const PONG: u8 = 10;
 
 /// What the other side sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Got {
+pub(super) enum WsEvent {
     /// It ends the connection.
     Close(Option<u16>, String),
     /// Bytes of the call protocol.
@@ -36,41 +36,41 @@ pub(super) enum Got {
 
 /// Why the connection ends: what the other side did is against RFC 6455, or more than is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct WsProtocolError {
     /// A code of RFC 6455 section 7.4.
     pub(super) code: u16,
     /// Constant text.
     pub(super) reason: &'static str,
 }
 
-const fn protocol(reason: &'static str) -> Fault {
-    Fault { code: 1002, reason }
+const fn protocol(reason: &'static str) -> WsProtocolError {
+    WsProtocolError { code: 1002, reason }
 }
 
-const fn too_big(reason: &'static str) -> Fault {
-    Fault { code: 1009, reason }
+const fn too_big(reason: &'static str) -> WsProtocolError {
+    WsProtocolError { code: 1009, reason }
 }
 
-const NOT_UTF8: Fault = Fault {
+const NOT_UTF8: WsProtocolError = WsProtocolError {
     code: 1007,
     reason: "not UTF-8",
 };
 
 /// Reads frames from whatever pieces they arrive in.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
+pub(super) struct WsFrameReader {
     pub(super) buffer: BytesMut,
-    frame: Option<Frame>,
-    message: Option<Message>,
+    frame: Option<WsFrame>,
+    message: Option<WsMessage>,
     /// Whether the first message was one of text.
     text: Option<bool>,
-    /// Whether nobody takes messages any more.
+    /// Whether messages are thrown away, and only what is said between them still counts.
     forgets: bool,
 }
 
 /// A frame whose head was read.
 #[derive(Clone, Copy, Debug)]
-struct Frame {
+struct WsFrame {
     opcode: u8,
     is_last: bool,
     mask: [u8; 4],
@@ -81,9 +81,9 @@ struct Frame {
 
 /// A message that is not whole.
 #[derive(Debug)]
-struct Message {
+struct WsMessage {
     /// Of one that is text.
-    text: Option<Utf8>,
+    text: Option<Utf8Validator>,
     fragments: u32,
     /// Room for its length, and what came of it; nothing of one that is passed on as it arrives.
     whole: Vec<u8>,
@@ -92,21 +92,21 @@ struct Message {
 
 /// Text of which a part was seen: the bytes at the end of that which begin a character.
 #[derive(Debug, Default)]
-struct Utf8 {
+struct Utf8Validator {
     begun: [u8; 4],
     len: usize,
 }
 
 /// The head of a frame as it stands at the front of the buffer.
-struct Head {
-    frame: Frame,
+struct WsFrameHead {
+    frame: WsFrame,
     bytes: usize,
 }
 
-impl Reader {
+impl WsFrameReader {
     /// What comes next in the buffer; nothing where more has to be read first. `most` are the bytes
     /// of the longest message taken.
-    pub(super) fn next(&mut self, most: usize) -> Result<Option<Got>, Fault> {
+    pub(super) fn next(&mut self, most: usize) -> Result<Option<WsEvent>, WsProtocolError> {
         loop {
             let Some(frame) = &mut self.frame else {
                 let Some(head) = head(&self.buffer)? else {
@@ -175,7 +175,11 @@ impl Reader {
 
     /// Starts a frame. One that is a message by itself is passed on from here, with its length in the
     /// place of the end of its head.
-    fn begin(&mut self, head: &Head, most: usize) -> Result<Option<Got>, Fault> {
+    fn begin(
+        &mut self,
+        head: &WsFrameHead,
+        most: usize,
+    ) -> Result<Option<WsEvent>, WsProtocolError> {
         let frame = head.frame;
         if frame.opcode >= CLOSE {
             self.buffer.advance(head.bytes);
@@ -187,8 +191,8 @@ impl Reader {
         let passes = begins && frame.is_last;
         if begins {
             self.text.get_or_insert(frame.opcode == TEXT);
-            self.message = Some(Message {
-                text: (frame.opcode == TEXT).then(Utf8::default),
+            self.message = Some(WsMessage {
+                text: (frame.opcode == TEXT).then(Utf8Validator::default),
                 fragments: 0,
                 whole: Vec::new(),
                 passes,
@@ -215,16 +219,16 @@ impl Reader {
         if ends {
             self.message = None;
         } else {
-            self.frame = Some(Frame {
+            self.frame = Some(WsFrame {
                 done: take,
                 ..frame
             });
         }
-        Ok(Some(Got::Data(bytes.freeze())))
+        Ok(Some(WsEvent::Data(bytes.freeze())))
     }
 
     /// Refuses a frame that cannot follow what came before, or is too much.
-    fn check(&self, frame: &Frame, most: usize) -> Result<(), Fault> {
+    fn check(&self, frame: &WsFrame, most: usize) -> Result<(), WsProtocolError> {
         let before = match (&self.message, frame.opcode) {
             (None, CONTINUATION) => return Err(protocol("continues no message")),
             (Some(message), CONTINUATION) => message,
@@ -242,7 +246,7 @@ impl Reader {
     }
 
     /// Takes bytes of the frame that is being read; what is to be passed on now.
-    fn take(&mut self, bytes: BytesMut, most: usize) -> Result<Option<Got>, Fault> {
+    fn take(&mut self, bytes: BytesMut, most: usize) -> Result<Option<WsEvent>, WsProtocolError> {
         let (Some(frame), Some(message)) = (self.frame, &mut self.message) else {
             return Ok(None);
         };
@@ -258,21 +262,21 @@ impl Reader {
         let passes = message.passes;
         let message = if is_whole { self.message.take() } else { None };
         Ok(match message {
-            _ if passes => Some(Got::Data(bytes.freeze())),
-            Some(message) if !self.forgets => Some(Got::Data(message.joined())),
+            _ if passes => Some(WsEvent::Data(bytes.freeze())),
+            Some(message) if !self.forgets => Some(WsEvent::Data(message.joined())),
             _ => None,
         })
     }
 }
 
-impl Message {
+impl WsMessage {
     /// Bytes that came of one in pieces.
     fn len(&self) -> usize {
         self.whole.len().saturating_sub(PREFIX_BYTES)
     }
 
     /// Refuses what is text and is not UTF-8.
-    fn check_text(&mut self, bytes: &[u8], ends: bool) -> Result<(), Fault> {
+    fn check_text(&mut self, bytes: &[u8], ends: bool) -> Result<(), WsProtocolError> {
         let Some(text) = &mut self.text else {
             return Ok(());
         };
@@ -305,7 +309,7 @@ impl Message {
     }
 }
 
-impl Utf8 {
+impl Utf8Validator {
     /// Whether what came before and `bytes` may be text.
     fn take(&mut self, mut bytes: &[u8]) -> bool {
         while self.len > 0 {
@@ -335,7 +339,7 @@ impl Utf8 {
 }
 
 /// Reads the head at the front, when all of it is there.
-fn head(buffer: &[u8]) -> Result<Option<Head>, Fault> {
+fn head(buffer: &[u8]) -> Result<Option<WsFrameHead>, WsProtocolError> {
     let &[first, second, ref rest @ ..] = buffer else {
         return Ok(None);
     };
@@ -382,31 +386,31 @@ fn head(buffer: &[u8]) -> Result<Option<Head>, Fault> {
     let Some(mask) = rest[extra..].first_chunk::<4>() else {
         return Ok(None);
     };
-    let frame = Frame {
+    let frame = WsFrame {
         opcode,
         is_last,
         mask: *mask,
         len: len as usize,
         done: 0,
     };
-    Ok(Some(Head {
+    Ok(Some(WsFrameHead {
         frame,
         bytes: 2 + extra + 4,
     }))
 }
 
-fn control(opcode: u8, payload: &Bytes) -> Result<Got, Fault> {
+fn control(opcode: u8, payload: &Bytes) -> Result<WsEvent, WsProtocolError> {
     match opcode {
-        PING => Ok(Got::Ping(payload.clone())),
-        PONG => Ok(Got::Pong),
+        PING => Ok(WsEvent::Ping(payload.clone())),
+        PONG => Ok(WsEvent::Pong),
         _ => close(payload),
     }
 }
 
-fn close(payload: &[u8]) -> Result<Got, Fault> {
+fn close(payload: &[u8]) -> Result<WsEvent, WsProtocolError> {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
         return match payload {
-            [] => Ok(Got::Close(None, String::new())),
+            [] => Ok(WsEvent::Close(None, String::new())),
             _ => Err(protocol("half a close code")),
         };
     };
@@ -416,7 +420,7 @@ fn close(payload: &[u8]) -> Result<Got, Fault> {
         return Err(protocol("no such close code"));
     }
     let reason = std::str::from_utf8(reason).map_err(|_| NOT_UTF8)?;
-    Ok(Got::Close(Some(code), reason.to_owned()))
+    Ok(WsEvent::Close(Some(code), reason.to_owned()))
 }
 
 /// A length as the call protocol writes it. Heads with longer ones are refused.

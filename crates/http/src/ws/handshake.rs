@@ -30,7 +30,7 @@ const KEY_BYTES: usize = 16;
 /// The token in the list of subprotocols, which is never logged.
 ///
 /// # Errors
-/// There are several, and nobody can say which counts.
+/// The list has several tokens, and it is not clear which counts.
 pub(crate) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     let mut tokens = listed(headers, &SEC_WEBSOCKET_PROTOCOL)
         .filter_map(|protocol| protocol.strip_prefix(BEARER));
@@ -49,14 +49,14 @@ fn is_extended<B>(request: &Request<B>) -> bool {
 
 /// A request that may become a WebSocket.
 #[derive(Debug)]
-pub(super) struct Accepted {
+pub(super) struct WsUpgrade {
     /// On HTTP/1.1.
     accept: Option<HeaderValue>,
     /// Whether the subprotocol was asked for by name.
     named: bool,
 }
 
-impl Accepted {
+impl WsUpgrade {
     /// What is answered.
     pub(super) fn response<B>(self, body: B) -> Response<B> {
         let mut response = Response::new(body);
@@ -76,7 +76,7 @@ impl Accepted {
 }
 
 /// Checks everything but who asks.
-pub(super) fn check<B>(request: &Request<B>, origins: &[String]) -> Result<Accepted, ApiError> {
+pub(super) fn check<B>(request: &Request<B>, origins: &[String]) -> Result<WsUpgrade, ApiError> {
     let headers = request.headers();
     check_origin(request, origins)?;
     let extended = matches!(request.version(), Version::HTTP_2 | Version::HTTP_3);
@@ -102,7 +102,7 @@ pub(super) fn check<B>(request: &Request<B>, origins: &[String]) -> Result<Accep
     if !none && !named {
         return Err(bad("the subprotocol here is alknet.call"));
     }
-    Ok(Accepted { accept, named })
+    Ok(WsUpgrade { accept, named })
 }
 
 /// What has to be added to an answer with this status.
@@ -113,7 +113,7 @@ pub(super) fn add_headers(headers: &mut HeaderMap, status: StatusCode) {
     }
 }
 
-/// Pages of others may not come in: a browser says of which page it is, and nobody else has to.
+/// Refuses pages of other sites: a browser names the page's origin, and other clients need not.
 fn check_origin<B>(request: &Request<B>, origins: &[String]) -> Result<(), ApiError> {
     let Some(origin) = request.headers().get(ORIGIN) else {
         return Ok(());

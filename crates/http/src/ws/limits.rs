@@ -13,14 +13,14 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 
 /// How long the other side may leave this node waiting.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub(super) struct WsTimeouts {
     /// For the rest of a message that has begun.
     pub(super) partial: Duration,
     /// From one ping to the next.
     pub(super) ping_every: Duration,
 }
 
-impl Default for Pace {
+impl Default for WsTimeouts {
     fn default() -> Self {
         Self {
             partial: PARTIAL_TIMEOUT,
@@ -42,7 +42,7 @@ pub(super) const GOODBYE_BYTES_MAX: usize = 4 << 20;
 /// what is counted for its reader, while nothing of them is taken; a frame of HTTP/2 and a record of TLS have no more.
 pub(super) const FRAME_SENT_BYTES: usize = 16 << 10;
 
-/// Control frames that are looked at before somebody else has a turn.
+/// Control frames that are looked at before another task has a turn.
 pub(super) const CONTROLS_PER_TURN: u32 = 32;
 
 /// Bytes asked of the connection at least and at most.

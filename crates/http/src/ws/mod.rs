@@ -1,20 +1,18 @@
 //! `/alknet/call`: the call protocol over WebSocket, for browsers.
 //!
-//! The call protocol stays as it is. A WebSocket is a carriage with a single stream
-//! ([`source`]): a message is one frame of the call protocol, whose length the other carriages write
-//! before it and this one does not. Behind it is a guest of the dispatcher, who is somebody and never a
-//! peer.
+//! The call protocol stays as it is. A WebSocket is a carriage with a single stream ([`source`]): a message is one
+//! frame of the call protocol, whose length the other carriages write before it and this one does not. Behind it is a
+//! guest of the dispatcher, which may have an identity and is never a peer.
 //!
-//! The frames are read and written here and not by a library: how many pieces a message is in, how
-//! long they take, and how many bytes they have beside others of the same sender, is bounded before they
-//! are joined; a message of somebody unknown is refused by its head; and a connection that says nothing
-//! holds no buffer.
+//! The frames are read and written here and not by a library: how many pieces a message is in, how long they take, and
+//! how many bytes they have beside others of the same sender, is bounded before they are joined; a message of an
+//! unknown sender is refused by its head if it is too long; and a connection that says nothing holds no buffer.
 
 mod codes;
 mod frame;
 mod handshake;
 mod limits;
-mod out;
+mod send_buffer;
 mod source;
 
 #[cfg(test)]
@@ -32,12 +30,12 @@ use hyper_util::rt::TokioIo;
 
 pub(crate) use handshake::bearer;
 
-use limits::{PINGS_MISSED_MAX, Pace};
-use source::{Io, Pulse, WebSocket};
+use limits::{PINGS_MISSED_MAX, WsTimeouts};
+use source::{WebSocket, WsKeepAlive, WsTransport};
 
 /// Who comes in, and over what.
 #[derive(Clone, Debug)]
-pub(crate) struct Visitor {
+pub(crate) struct WsPeer {
     /// The connection of HTTP.
     pub(crate) carrier: Connection,
     /// What was said of it when it began.
@@ -46,15 +44,15 @@ pub(crate) struct Visitor {
     pub(crate) token: Option<Arc<AuthToken>>,
 }
 
-/// Answers a request for a WebSocket and serves it in a task of its own. `hold` is dropped when it has
-/// ended: whoever drives the carrier must not let go of the connection before.
+/// Answers a request for a WebSocket and serves it in a task of its own. The task drops `hold` when the WebSocket has
+/// ended: the driver of the carrier must not let go of the connection before.
 ///
 /// # Errors
-/// The request is none for a WebSocket, or comes from a page that may not. `Sec-WebSocket-Protocol` of
-/// the request may hold a token and is in no error.
+/// The request is not a WebSocket handshake, or comes from a page that may not. `Sec-WebSocket-Protocol` of the request
+/// may hold a token and is in no error.
 pub(crate) fn respond<B, R, H: Send + 'static>(
     request: &mut Request<B>,
-    visitor: Visitor,
+    visitor: WsPeer,
     dispatcher: &Arc<Dispatcher>,
     origins: &[String],
     hold: H,
@@ -68,7 +66,7 @@ pub(crate) fn respond<B, R, H: Send + 'static>(
         match upgrade.await {
             Ok(upgraded) => {
                 let io = TokioIo::new(upgraded);
-                serve(io, visitor, dispatcher, Pace::default()).await;
+                serve(io, visitor, dispatcher, WsTimeouts::default()).await;
             }
             Err(error) => tracing::debug!(%error, "no WebSocket came of it"),
         }
@@ -82,13 +80,18 @@ pub(crate) fn add_headers(headers: &mut HeaderMap, status: StatusCode) {
 }
 
 /// Serves a WebSocket to its end.
-async fn serve<S: Io>(stream: S, visitor: Visitor, dispatcher: Arc<Dispatcher>, pace: Pace) {
+async fn serve<S: WsTransport>(
+    stream: S,
+    visitor: WsPeer,
+    dispatcher: Arc<Dispatcher>,
+    pace: WsTimeouts,
+) {
     let guest = GuestHandle::default();
     let known_bytes = dispatcher.limits().frame_bytes;
-    let (source, pulse) = WebSocket::new(stream, known_bytes, pace, Assembly::of(&guest));
+    let (source, pulse) = WebSocket::new(stream, known_bytes, pace, Assembly::for_guest(&guest));
     let connection = visitor.carrier.nested(Box::new(source), ALPN);
     let auth = AuthContext {
-        // Whoever the carrier has found out meanwhile counts.
+        // An identity that the carrier has found out meanwhile counts.
         identity: connection.identity(),
         alpn: Arc::clone(&connection.info().alpn),
         carriage: connection.carriage(),
@@ -124,7 +127,7 @@ fn code(error: &HandlerError) -> CloseCode {
 }
 
 /// Resolves once nothing was heard after so many pings.
-async fn silence<S: Io>(pulse: &Pulse<S>, every: std::time::Duration) {
+async fn silence<S: WsTransport>(pulse: &WsKeepAlive<S>, every: std::time::Duration) {
     let mut missed = 0;
     let mut asked = false;
     loop {

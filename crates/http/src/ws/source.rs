@@ -21,47 +21,47 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::io::poll_read_buf;
 
 use super::codes;
-use super::frame::{Fault, Got, Reader};
+use super::frame::{WsEvent, WsFrameReader, WsProtocolError};
 use super::limits::{
-    CONTROLS_PER_TURN, GOODBYE_BYTES_MAX, GOODBYE_TIMEOUT, KEPT_BYTES_MAX, Pace, READ_BYTES,
+    CONTROLS_PER_TURN, GOODBYE_BYTES_MAX, GOODBYE_TIMEOUT, KEPT_BYTES_MAX, READ_BYTES, WsTimeouts,
 };
-use super::out::Out;
+use super::send_buffer::WsSendBuffer;
 
 /// What carries a WebSocket.
-pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+pub(super) trait WsTransport: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> WsTransport for T {}
 
 /// A WebSocket behind its handshake.
 pub(super) struct WebSocket<S> {
-    shared: Arc<Shared<S>>,
+    shared: Arc<WsShared<S>>,
     yielded: AtomicBool,
 }
 
 /// Sees to it that a WebSocket is alive.
-pub(super) struct Pulse<S>(Arc<Shared<S>>);
+pub(super) struct WsKeepAlive<S>(Arc<WsShared<S>>);
 
-impl<S: Io> WebSocket<S> {
-    /// `known_bytes` are those of the longest message of somebody known.
+impl<S: WsTransport> WebSocket<S> {
+    /// `known_bytes` are those of the longest message of a known client.
     pub(super) fn new(
         stream: S,
         known_bytes: usize,
-        pace: Pace,
+        pace: WsTimeouts,
         assembly: Assembly,
-    ) -> (Self, Pulse<S>) {
+    ) -> (Self, WsKeepAlive<S>) {
         let wakers = Arc::new(Wakers::default());
-        let state = State {
+        let state = WsState {
             stream: Some(stream),
-            reader: Reader::default(),
+            reader: WsFrameReader::default(),
             assembly,
-            out: Out::default(),
+            out: WsSendBuffer::default(),
             unflushed: false,
             rest: Bytes::new(),
             partial: None,
             pace,
             cut: false,
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(WsShared {
             state: Mutex::new(state),
             waker: Waker::from(Arc::clone(&wakers)),
             wakers,
@@ -70,7 +70,7 @@ impl<S: Io> WebSocket<S> {
             known_bytes,
             heard: AtomicBool::new(false),
         });
-        let pulse = Pulse(Arc::clone(&shared));
+        let pulse = WsKeepAlive(Arc::clone(&shared));
         let source = Self {
             shared,
             yielded: AtomicBool::new(false),
@@ -79,32 +79,32 @@ impl<S: Io> WebSocket<S> {
     }
 }
 
-impl<S: Io> Pulse<S> {
+impl<S: WsTransport> WsKeepAlive<S> {
     /// Asks for a sign of life; whether one came since this was asked before.
     pub(super) fn ask(&self) -> bool {
         let heard = self.0.heard.swap(false, Ordering::Relaxed);
         let mut state = self.0.lock();
         state.out.ping();
-        // What does not go out now, whoever reads or writes next takes along.
+        // What does not go out now goes with the next read or write.
         let _ = state.poll_out(&mut Context::from_waker(&self.0.waker));
         heard
     }
 
     /// Ends it with a code that core has none for.
-    pub(super) fn end(&self, fault: Fault) {
+    pub(super) fn end(&self, fault: WsProtocolError) {
         self.0.end(CloseReason::Local, fault);
     }
 }
 
-impl<S: Io> StreamSource for WebSocket<S> {
+impl<S: WsTransport> StreamSource for WebSocket<S> {
     fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
         Box::pin(async {
             if self.yielded.swap(true, Ordering::Relaxed) {
                 // A handler that loops must not think its one stream is over.
                 return Err(StreamError::Closed(self.closed().await));
             }
-            let send = Sending(Arc::clone(&self.shared));
-            let recv = Receiving(Arc::clone(&self.shared));
+            let send = WsSendHalf(Arc::clone(&self.shared));
+            let recv = WsRecvHalf(Arc::clone(&self.shared));
             Ok((
                 SendStream::new(Box::new(send)),
                 RecvStream::new(Box::new(recv)),
@@ -123,7 +123,7 @@ impl<S: Io> StreamSource for WebSocket<S> {
     fn close(&self, code: CloseCode, reason: &str) {
         let cut = self.shared.lock().cut;
         self.shared
-            .end(CloseReason::Local, codes::of(code, reason, cut));
+            .end(CloseReason::Local, codes::close_error(code, reason, cut));
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
@@ -144,33 +144,33 @@ impl<S: Io> StreamSource for WebSocket<S> {
     }
 }
 
-struct Shared<S> {
-    state: Mutex<State<S>>,
+struct WsShared<S> {
+    state: Mutex<WsState<S>>,
     wakers: Arc<Wakers>,
-    /// Wakes whoever waits: what carries the WebSocket remembers one waker per direction, and each
-    /// half also writes what the other one has to say.
+    /// Wakes the reading and the writing task: what carries the WebSocket remembers one waker per
+    /// direction, and each half also writes what the other one has to say.
     waker: Waker,
     ended: watch::Sender<Option<CloseReason>>,
-    /// Bytes of the longest message taken now, and of somebody known.
+    /// Bytes of the longest message: taken now, and of a known client.
     most: AtomicUsize,
     known_bytes: usize,
     /// Whether anything came since the last ping.
     heard: AtomicBool,
 }
 
-struct State<S> {
+struct WsState<S> {
     /// `None` once closed.
     stream: Option<S>,
-    reader: Reader,
+    reader: WsFrameReader,
     /// Counts what the reader holds of a message in pieces.
     assembly: Assembly,
-    out: Out,
+    out: WsSendBuffer,
     unflushed: bool,
     /// Read, and more than was asked for.
     rest: Bytes,
     /// When what began has to be whole.
     partial: Option<Pin<Box<Sleep>>>,
-    pace: Pace,
+    pace: WsTimeouts,
     /// Whether a half was given up before everything was said.
     cut: bool,
 }
@@ -192,7 +192,7 @@ impl Wake for Wakers {
     }
 }
 
-impl<S: Io> State<S> {
+impl<S: WsTransport> WsState<S> {
     /// Writes whatever can be written.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(stream) = &mut self.stream else {
@@ -211,7 +211,7 @@ impl<S: Io> State<S> {
         buffer.reserve(want.clamp(*READ_BYTES.start(), *READ_BYTES.end()));
         let read = poll_read_buf(Pin::new(stream), cx, buffer);
         if read.is_pending() && buffer.is_empty() {
-            // Whoever says nothing costs no buffer.
+            // A silent client costs no buffer.
             *buffer = bytes::BytesMut::new();
         }
         Poll::Ready(Ok(ready!(read)? > 0))
@@ -229,9 +229,9 @@ impl<S: Io> State<S> {
     }
 }
 
-fn poll_write_all<S: Io>(
+fn poll_write_all<S: WsTransport>(
     stream: &mut S,
-    out: &mut Out,
+    out: &mut WsSendBuffer,
     unflushed: &mut bool,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<()>> {
@@ -254,13 +254,13 @@ fn poll_write_all<S: Io>(
     Poll::Ready(Ok(()))
 }
 
-impl<S: Io> Shared<S> {
-    fn lock(&self) -> MutexGuard<'_, State<S>> {
+impl<S: WsTransport> WsShared<S> {
+    fn lock(&self) -> MutexGuard<'_, WsState<S>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the WebSocket for this reason unless it has ended, and tells the other side.
-    fn end(&self, reason: CloseReason, fault: Fault) {
+    fn end(&self, reason: CloseReason, fault: WsProtocolError) {
         let (stream, out, reader) = {
             let mut state = self.lock();
             let out = std::mem::take(&mut state.out);
@@ -275,7 +275,7 @@ impl<S: Io> Shared<S> {
         }
     }
 
-    /// What carries the WebSocket has ended: there is nobody to tell.
+    /// What carries the WebSocket has ended, so that no close frame can be sent.
     fn lost(&self, why: String) -> StreamError {
         drop(self.lock().stream.take());
         self.set_ended(CloseReason::Lost(why));
@@ -321,21 +321,22 @@ impl<S: Io> Shared<S> {
                     drop(state);
                     self.end(CloseReason::Local, fault);
                 }
-                Ok(Some(Got::Data(bytes))) => {
+                Ok(Some(WsEvent::Data(bytes))) => {
                     state.out.text = state.reader.speaks_text();
                     state.rest = bytes;
                     // From here on the frame counts that is made of it.
                     state.assembly.clear();
                 }
-                Ok(Some(Got::Ping(payload))) => state.out.pong(payload),
-                Ok(Some(Got::Pong)) => {}
-                Ok(Some(Got::Close(code, reason))) => {
+                Ok(Some(WsEvent::Ping(payload))) => state.out.pong(payload),
+                Ok(Some(WsEvent::Pong)) => {}
+                Ok(Some(WsEvent::Close(code, reason))) => {
                     drop(state);
                     let reason = CloseReason::Peer(code.and_then(codes::core), reason);
                     self.end(reason, codes::answer(code));
                 }
                 Ok(None) => {
-                    // Whoever reads has a share in the guest, so that this gives up none.
+                    // The caller of this method has a share in the guest, so that the one taken
+                    // here is never the last.
                     let held = state.reader.held_bytes();
                     if state.assembly.count(held).is_err() {
                         drop(state);
@@ -364,7 +365,7 @@ impl<S: Io> Shared<S> {
                 }
             }
         }
-        // Whoever sends nothing but pings is not alone here.
+        // A client that sends nothing but pings lets other tasks have their turn.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -399,7 +400,12 @@ impl<S: Io> Shared<S> {
 }
 
 /// Says why the WebSocket ends and waits for the other side to have read it.
-fn goodbye<S: Io>(mut stream: S, mut out: Out, mut reader: Reader, fault: Fault) {
+fn goodbye<S: WsTransport>(
+    mut stream: S,
+    mut out: WsSendBuffer,
+    mut reader: WsFrameReader,
+    fault: WsProtocolError,
+) {
     out.close(fault.code, fault.reason);
     let mut unflushed = true;
     // At once, as far as there is room: the process may be about to exit.
@@ -421,18 +427,18 @@ fn goodbye<S: Io>(mut stream: S, mut out: Out, mut reader: Reader, fault: Fault)
             }
             io::Result::Ok(())
         };
-        // Whoever does not answer loses nothing but the wait.
+        // If the client does not answer, the connection is dropped after the wait.
         let _ = timeout(GOODBYE_TIMEOUT, said).await;
     });
 }
 
 /// Reads what is on its way; whether the other side's goodbye was among it. After a fault nothing can
 /// be told apart any more.
-async fn hear_out<S: Io>(stream: &mut S, reader: &mut Reader) -> bool {
+async fn hear_out<S: WsTransport>(stream: &mut S, reader: &mut WsFrameReader) -> bool {
     let mut left = GOODBYE_BYTES_MAX;
     loop {
         match reader.next(GOODBYE_BYTES_MAX) {
-            Ok(Some(Got::Close(..))) => return true,
+            Ok(Some(WsEvent::Close(..))) => return true,
             Ok(Some(_)) => continue,
             Ok(None) => {}
             Err(_) => return false,
@@ -446,9 +452,9 @@ async fn hear_out<S: Io>(stream: &mut S, reader: &mut Reader) -> bool {
     }
 }
 
-struct Sending<S>(Arc<Shared<S>>);
+struct WsSendHalf<S>(Arc<WsShared<S>>);
 
-impl<S: Io> SendHalf for Sending<S> {
+impl<S: WsTransport> SendHalf for WsSendHalf<S> {
     fn poll_write_chunks(
         &mut self,
         cx: &mut Context<'_>,
@@ -467,7 +473,7 @@ impl<S: Io> SendHalf for Sending<S> {
     }
 }
 
-impl<S: Io> AsyncWrite for Sending<S> {
+impl<S: WsTransport> AsyncWrite for WsSendHalf<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -490,9 +496,9 @@ impl<S: Io> AsyncWrite for Sending<S> {
     }
 }
 
-struct Receiving<S>(Arc<Shared<S>>);
+struct WsRecvHalf<S>(Arc<WsShared<S>>);
 
-impl<S: Io> RecvHalf for Receiving<S> {
+impl<S: WsTransport> RecvHalf for WsRecvHalf<S> {
     fn poll_read_chunk(
         &mut self,
         cx: &mut Context<'_>,
@@ -504,7 +510,7 @@ impl<S: Io> RecvHalf for Receiving<S> {
     fn stop(&mut self, _code: StreamCode) {}
 }
 
-impl<S: Io> AsyncRead for Receiving<S> {
+impl<S: WsTransport> AsyncRead for WsRecvHalf<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

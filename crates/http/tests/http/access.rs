@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use alknet_core::config::NodeConfig;
-use alknet_http::Settings;
-use alknet_http::port80::Port80;
-use alknet_overheard::{Line, Overheard};
+use alknet_http::HttpSettings;
+use alknet_http::port80::Port80Server;
 use alknet_test_support::deadline;
+use alknet_test_support::log_capture::{CapturedLine, LogCapture};
 use http::header::ACCEPT;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::node::{Node, Told};
+use super::node::{HttpTestNode, HttpTestResponse};
 
 /// How long a line may take before a test calls it missing.
 fn missing() -> Duration {
@@ -21,20 +21,20 @@ fn missing() -> Duration {
 }
 
 /// The access log of this thread.
-struct Heard(Overheard);
+struct AccessLogCapture(LogCapture);
 
-impl Heard {
+impl AccessLogCapture {
     fn listen() -> Self {
-        Self(Overheard::listen())
+        Self(LogCapture::listen())
     }
 
     /// The lines since the last look.
-    fn lines(&self) -> Vec<Line> {
+    fn lines(&self) -> Vec<CapturedLine> {
         self.0.take(|line| line.target == "alknet_access")
     }
 
     /// The only line since the last look, once it is there.
-    async fn line(&self) -> Line {
+    async fn line(&self) -> CapturedLine {
         let said = async {
             loop {
                 let lines = self.lines();
@@ -52,7 +52,7 @@ impl Heard {
     }
 }
 
-fn number(line: &Line, name: &str) -> u64 {
+fn number(line: &CapturedLine, name: &str) -> u64 {
     let text = line.field(name).expect("the field is there");
     text.parse().expect("a number")
 }
@@ -60,7 +60,7 @@ fn number(line: &Line, name: &str) -> u64 {
 const VERSIONS: [(&str, &str); 2] = [("h1", "http/1.1"), ("h2", "h2")];
 
 /// Holds a line against the answer that it is about.
-fn fits(line: &Line, told: &Told) {
+fn fits(line: &CapturedLine, told: &HttpTestResponse) {
     assert_eq!(number(line, "status"), u64::from(told.status.as_u16()));
     assert_eq!(number(line, "bytes"), told.body.len() as u64, "{line:?}");
     let id = told.header("x-request-id");
@@ -69,9 +69,9 @@ fn fits(line: &Line, told: &Told) {
 
 #[tokio::test]
 async fn a_call_is_one_line_with_its_operation_and_no_secret() {
-    let heard = Heard::listen();
+    let heard = AccessLogCapture::listen();
     for (version, alpn) in VERSIONS {
-        let node = Node::new("");
+        let node = HttpTestNode::new("");
         let body = json!({ "operation": "/test/echo", "input": { "hush": "hush" } });
         let path = "/call?hush=hush";
         let told = node.post(version, Some("good"), path, &body).await;
@@ -109,8 +109,8 @@ async fn a_call_is_one_line_with_its_operation_and_no_secret() {
 
 #[tokio::test]
 async fn whoever_is_refused_is_in_it_too() {
-    let heard = Heard::listen();
-    let node = Node::new("");
+    let heard = AccessLogCapture::listen();
+    let node = HttpTestNode::new("");
     let batch = json!({ "calls": [
         { "id": "a", "operation": "/test/echo" },
         { "id": "b", "operation": "not a name status=200" },
@@ -149,9 +149,9 @@ async fn whoever_is_refused_is_in_it_too() {
 
 #[tokio::test]
 async fn whoever_goes_away_before_the_end_is_told_apart() {
-    let heard = Heard::listen();
+    let heard = AccessLogCapture::listen();
     for (version, _) in VERSIONS {
-        let node = Node::new("");
+        let node = HttpTestNode::new("");
         let body = json!({ "operation": "/test/wait" });
         let request = node.request(Method::POST, Some("good"), "/call", &body.to_string());
         let mut client = node.client(version).await;
@@ -185,9 +185,9 @@ async fn whoever_goes_away_before_the_end_is_told_apart() {
 
 #[tokio::test]
 async fn what_a_head_would_have_brought_is_no_bytes() {
-    let heard = Heard::listen();
+    let heard = AccessLogCapture::listen();
     for (version, _) in VERSIONS {
-        let node = Node::new("");
+        let node = HttpTestNode::new("");
         let request = node.request(Method::HEAD, None, "/healthz", "");
         let told = node.client(version).await.told(request).await;
         assert_eq!(told.status, StatusCode::OK, "{version}");
@@ -199,9 +199,9 @@ async fn what_a_head_would_have_brought_is_no_bytes() {
 
 #[tokio::test]
 async fn port_80_is_in_it_too() {
-    let heard = Heard::listen();
-    let settings = Settings::new(&NodeConfig::default());
-    let plain = Port80::new(None, settings, Some(443));
+    let heard = AccessLogCapture::listen();
+    let settings = HttpSettings::new(&NodeConfig::default());
+    let plain = Port80Server::new(None, settings, Some(443));
     let (mut client, server) = tokio::io::duplex(4096);
     let remote = "192.0.2.7:5000".parse().expect("an address");
     let serving = tokio::spawn(plain.serve(server, Some(remote)));

@@ -10,15 +10,15 @@ use http::header::AUTHORIZATION;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 
-use super::node::{Node, Told, VERSIONS};
+use super::node::{HttpTestNode, HttpTestResponse, VERSIONS};
 
 /// Says who asks.
-struct View {
+struct CallerEcho {
     prefix: &'static str,
     takes_basic: bool,
 }
 
-impl HttpMount for View {
+impl HttpMount for CallerEcho {
     fn prefix(&self) -> &'static str {
         self.prefix
     }
@@ -40,17 +40,22 @@ impl HttpMount for View {
 }
 
 /// A node with a view that takes tokens as passwords, `/basic`, and one that does not, `/bearer`.
-fn node() -> Node {
+fn node() -> HttpTestNode {
     let view = |prefix, takes_basic| -> Arc<dyn HttpMount> {
-        Arc::new(View {
+        Arc::new(CallerEcho {
             prefix,
             takes_basic,
         })
     };
-    Node::with_mounts(vec![view("/basic", true), view("/bearer", false)])
+    HttpTestNode::with_mounts(vec![view("/basic", true), view("/bearer", false)])
 }
 
-async fn ask(node: &Node, version: &'static str, path: &str, authorization: &str) -> Told {
+async fn ask(
+    node: &HttpTestNode,
+    version: &'static str,
+    path: &str,
+    authorization: &str,
+) -> HttpTestResponse {
     let mut request = if path == "/call" {
         let call = r#"{"operation":"/test/echo"}"#;
         node.request(Method::POST, None, path, call)
@@ -72,7 +77,7 @@ async fn a_token_is_a_password_where_a_mount_takes_it() {
         let node = node();
         let whole = basic("somebody:good");
         let lower = whole.replacen("Basic", "basic", 1);
-        // Whoever the name is of does not matter, and one is not needed.
+        // The user name does not matter, and may be empty.
         for taken in [whole, lower, basic(":good"), "Bearer good".to_owned()] {
             for path in ["/basic", "/basic/a/b"] {
                 let told = ask(&node, version, path, &taken).await;
@@ -80,7 +85,7 @@ async fn a_token_is_a_password_where_a_mount_takes_it() {
                 assert_eq!(told.body, b"token", "{path} {taken}");
             }
         }
-        // Nobody is somebody who shows nothing; whoever shows what is wrong is refused.
+        // A client without a header is served as unknown; one that shows a wrong token is refused.
         let told = node.get(version, None, "/basic").await;
         assert_eq!(told.body, b"nobody");
         for wrong in [

@@ -1,22 +1,22 @@
 //! What every answer says beside its content, errors included.
 
-use alknet_http::Outside;
+use alknet_http::PublicReachability;
 use http::header::{HOST, HeaderName, IF_NONE_MATCH, ORIGIN};
 use http::{HeaderValue, Method};
 
-use super::node::{Node, Told, VERSIONS};
+use super::node::{HttpTestNode, HttpTestResponse, VERSIONS};
 
 const APP: &str = "https://app.example.org";
 
 /// Says what the request is to have beside what every request has.
-type Header = (HeaderName, HeaderValue);
+type HeaderPair = (HeaderName, HeaderValue);
 
 async fn ask(
-    node: &Node,
+    node: &HttpTestNode,
     version: &'static str,
     (method, token, path): (&str, Option<&str>, &str),
-    more: &[Header],
-) -> Told {
+    more: &[HeaderPair],
+) -> HttpTestResponse {
     let method: Method = method.parse().expect("a method");
     let mut request = node.request(method, token, path, "");
     for (name, value) in more {
@@ -25,12 +25,12 @@ async fn ask(
     node.client(version).await.told(request).await
 }
 
-fn origin(text: &'static str) -> Header {
+fn origin(text: &'static str) -> HeaderPair {
     (ORIGIN, HeaderValue::from_static(text))
 }
 
-/// Of the gateway: nobody keeps it, no browser takes it for a page.
-fn is_private(told: &Told, what: &str) {
+/// An answer of the gateway: no cache keeps it, and no browser shows it as a page.
+fn is_private(told: &HttpTestResponse, what: &str) {
     assert_eq!(told.header("cache-control"), Some("no-store"), "{what}");
     let policy = told.header("content-security-policy");
     assert_eq!(policy, Some("default-src 'none'"), "{what}");
@@ -40,7 +40,7 @@ fn is_private(told: &Told, what: &str) {
 async fn every_answer_of_the_gateway_is_kept_by_nobody() {
     let long = format!("/{}", "a".repeat(9000));
     for version in VERSIONS {
-        let node = Node::new(&format!("[http.cors]\norigins = [\"{APP}\"]\n"));
+        let node = HttpTestNode::new(&format!("[http.cors]\norigins = [\"{APP}\"]\n"));
         for (request, status) in [
             (("GET", Some("good"), "/search"), 200),
             (("GET", Some("good"), "/schema?operation=/test/none"), 404),
@@ -70,7 +70,7 @@ async fn every_answer_of_the_gateway_is_kept_by_nobody() {
 
 #[tokio::test]
 async fn pages_that_may_not_ask_read_nothing() {
-    let node = Node::new(&format!("[http.cors]\norigins = [\"{APP}\"]\n"));
+    let node = HttpTestNode::new(&format!("[http.cors]\norigins = [\"{APP}\"]\n"));
     for foreign in ["https://evil.example", "null", "*"] {
         let request = ("GET", Some("good"), "/search");
         let told = ask(&node, "h2", request, &[origin(foreign)]).await;
@@ -86,7 +86,7 @@ async fn pages_that_may_not_ask_read_nothing() {
 #[tokio::test]
 async fn what_has_not_changed_is_kept_by_nobody_either() {
     for version in VERSIONS {
-        let node = Node::new("");
+        let node = HttpTestNode::new("");
         let request = ("GET", Some("good"), "/search");
         let told = ask(&node, version, request, &[]).await;
         let etag = told.header("etag").expect("a list has one").to_owned();
@@ -100,7 +100,7 @@ async fn what_has_not_changed_is_kept_by_nobody_either() {
 #[tokio::test]
 async fn other_hosts_are_told_nothing_on_every_framing() {
     for version in VERSIONS {
-        let node = Node::new("");
+        let node = HttpTestNode::new("");
         for path in ["/healthz", "/call", "/nothing"] {
             let told = at(&node, version, "evil.example", path).await;
             assert_eq!(told.status.as_u16(), 421, "{version} {path}");
@@ -112,7 +112,12 @@ async fn other_hosts_are_told_nothing_on_every_framing() {
 }
 
 /// Asks under another name.
-async fn at(node: &Node, version: &'static str, host: &str, path: &str) -> Told {
+async fn at(
+    node: &HttpTestNode,
+    version: &'static str,
+    host: &str,
+    path: &str,
+) -> HttpTestResponse {
     let mut request = node.request(Method::GET, None, path, "");
     let uri = format!("https://{host}{path}");
     *request.uri_mut() = uri.parse().expect("an address");
@@ -124,7 +129,8 @@ async fn at(node: &Node, version: &'static str, host: &str, path: &str) -> Told 
 #[tokio::test]
 async fn clients_are_promised_what_was_seen_from_outside() {
     for version in VERSIONS {
-        let node = Node::new("[http]\nnames = [\"hub.example.org\", \"www.example.org\"]\n");
+        let node =
+            HttpTestNode::new("[http]\nnames = [\"hub.example.org\", \"www.example.org\"]\n");
         let promises = async |host: &str| {
             let told = at(&node, version, host, "/nothing").await;
             let tls = told.header("strict-transport-security").map(str::to_owned);
@@ -133,7 +139,7 @@ async fn clients_are_promised_what_was_seen_from_outside() {
         };
         let nothing = ("clear".to_owned(), None);
         assert_eq!(promises("hub.example.org").await, nothing, "{version}");
-        node.seen(Outside {
+        node.seen(PublicReachability {
             http3: vec![("hub.example.org".to_owned(), 443)],
             trusted: vec!["hub.example.org".to_owned()],
         });
@@ -145,7 +151,7 @@ async fn clients_are_promised_what_was_seen_from_outside() {
         assert_eq!(promises("192.0.2.7").await, nothing, "{version}");
         // Nothing on the way stops what does not leave the machine.
         assert_eq!(promises("127.0.0.1").await, (http3, None), "{version}");
-        node.seen(Outside::default());
+        node.seen(PublicReachability::default());
         assert_eq!(promises("hub.example.org").await, nothing, "{version}");
     }
 }

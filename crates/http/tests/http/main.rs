@@ -16,12 +16,12 @@ use alknet_gateway::limits::STRANGER_REQUESTS_BURST;
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use node::{Node, VERSIONS};
+use node::{HttpTestNode, VERSIONS};
 
 #[tokio::test]
 async fn calls_are_answered_and_named() {
     for version in VERSIONS {
-        let node = Node::new("");
+        let node = HttpTestNode::new("");
         let told = node
             .post(
                 version,
@@ -39,7 +39,7 @@ async fn calls_are_answered_and_named() {
 
 #[tokio::test]
 async fn errors_have_one_form() {
-    let node = Node::new("");
+    let node = HttpTestNode::new("");
     for (token, operation, input, status, code) in [
         (None, "/test/echo", json!(1), 401, "UNAUTHENTICATED"),
         (Some("bad"), "/test/echo", json!(1), 401, "UNAUTHENTICATED"),
@@ -86,7 +86,7 @@ async fn errors_have_one_form() {
 #[tokio::test]
 async fn a_batch_without_calls_has_no_results() {
     for version in VERSIONS {
-        let node = Node::new("");
+        let node = HttpTestNode::new("");
         let body = json!({ "calls": [] });
         let told = node.post(version, Some("good"), "/batch", &body).await;
         assert_eq!(told.status, StatusCode::OK, "{told:?}");
@@ -96,7 +96,7 @@ async fn a_batch_without_calls_has_no_results() {
 
 #[tokio::test]
 async fn a_namespace_that_none_can_be_is_refused() {
-    let node = Node::new("");
+    let node = HttpTestNode::new("");
     for (length, status) in [(63, StatusCode::OK), (64, StatusCode::BAD_REQUEST)] {
         let path = format!("/search?namespace={}", "n".repeat(length));
         let told = node.get("h2", Some("good"), &path).await;
@@ -116,7 +116,7 @@ async fn a_namespace_that_none_can_be_is_refused() {
 #[tokio::test]
 async fn subscriptions_are_streams_of_events() {
     for version in VERSIONS {
-        let node = Node::new("");
+        let node = HttpTestNode::new("");
         let body = json!({ "operation": "/test/count", "input": 3 });
         let told = node.events(version, "good", &body).await;
         let expected = "id: 1\nevent: data\ndata: 0\n\nid: 2\nevent: data\ndata: 1\n\n\
@@ -128,7 +128,7 @@ id: 3\nevent: data\ndata: 2\n\nevent: completed\ndata: {}\n\n";
 #[tokio::test]
 async fn whoever_goes_away_ends_what_they_asked_for() {
     for version in VERSIONS {
-        let node = Node::new("");
+        let node = HttpTestNode::new("");
         // Longer than this waits until it has ended.
         let body = json!({ "operation": "/test/wait", "input": null, "timeout_ms": 600_000 });
         let request = node.request(Method::POST, Some("good"), "/call", &body.to_string());
@@ -143,7 +143,7 @@ async fn whoever_goes_away_ends_what_they_asked_for() {
 
 #[tokio::test]
 async fn rates_are_kept() {
-    let node = Node::new("[http]\nrequests_per_second = 1\nrequests_burst = 3\n");
+    let node = HttpTestNode::new("[http]\nrequests_per_second = 1\nrequests_burst = 3\n");
     let body = json!({ "operation": "/test/echo" });
     let began = Instant::now();
     let mut served: u32 = 0;
@@ -171,10 +171,10 @@ async fn rates_are_kept() {
     );
 }
 
-/// Whoever is nobody is told so only so often; what is there for everybody is not counted.
+/// An unknown client gets refusals only so often; public paths are not counted.
 #[tokio::test]
 async fn rates_of_strangers_are_kept() {
-    let node = Node::new("[http]\nstranger_requests_per_second = 1\n");
+    let node = HttpTestNode::new("[http]\nstranger_requests_per_second = 1\n");
     let body = json!({ "operation": "/test/echo" });
     for n in 0.. {
         assert!(n < 10 * STRANGER_REQUESTS_BURST, "nothing is refused");
@@ -199,7 +199,7 @@ async fn rates_of_strangers_are_kept() {
 /// Strangers who are to learn nothing are not counted: that would be something.
 #[tokio::test]
 async fn strangers_who_are_told_nothing_are_told_it_every_time() {
-    let node = Node::new("[http]\nstealth = true\nstranger_requests_per_second = 1\n");
+    let node = HttpTestNode::new("[http]\nstealth = true\nstranger_requests_per_second = 1\n");
     for n in 0..2 * STRANGER_REQUESTS_BURST {
         let told = node.get("h2", None, "/search").await;
         assert_eq!(told.status, StatusCode::NOT_FOUND, "{n}");
@@ -214,14 +214,14 @@ async fn paths_of_two_are_refused_at_the_start() {
         ("/mine", false),
         ("mine", true),
     ] {
-        let made = Node::with_route(path);
+        let made = HttpTestNode::with_route(path);
         assert_eq!(made.is_err(), taken, "{path}");
     }
 }
 
 #[tokio::test]
 async fn routes_of_others_see_who_asks() {
-    let node = Node::with_route("/mine").expect("a free path");
+    let node = HttpTestNode::with_route("/mine").expect("a free path");
     let told = node.get("h2", Some("good"), "/mine").await;
     assert_eq!(told.body, b"token");
     let told = node.get("h2", None, "/mine").await;

@@ -4,12 +4,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use alknet_gateway::limits::{BODY_AHEAD, CALL_BYTES_MAX, SMALL_BYTES, TICKETS_MAX, TICKETS_SHARE};
-use alknet_http::limits::Patience;
+use alknet_http::limits::HttpTimeouts;
 use alknet_test_support::deadline;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::node::{Begun, Node, VERSIONS, hung};
+use super::node::{HttpTestNode, UnfinishedRequest, VERSIONS, hung};
 
 const MACHINE: u64 = 512 << 20;
 
@@ -30,20 +30,20 @@ fn begins(token: &str, bytes: Option<usize>) -> String {
 }
 
 /// A call of so many bytes, of which all but the last few have come.
-async fn almost(node: &Node, token: &str, bytes: usize) -> Begun {
+async fn almost(node: &HttpTestNode, token: &str, bytes: usize) -> UnfinishedRequest {
     let mut begun = node.begins(&begins(token, Some(bytes))).await;
     begun.says(&vec![b' '; bytes - 100]).await;
     begun
 }
 
-async fn small(node: &Node, token: &str) -> StatusCode {
+async fn small(node: &HttpTestNode, token: &str) -> StatusCode {
     let call = json!({ "operation": "/test/echo", "input": "x".repeat(1000) });
     node.post("h1", Some(token), "/call", &call).await.status
 }
 
 #[tokio::test]
 async fn bodies_under_way_are_bounded_for_each_and_for_all() {
-    let node = Node::on(MACHINE);
+    let node = HttpTestNode::on(MACHINE);
     let most = begins("good", Some(CALL_BYTES_MAX));
     let mut held = Vec::new();
     for n in 1..=EACH / CALL_BYTES_MAX {
@@ -55,7 +55,7 @@ async fn bodies_under_way_are_bounded_for_each_and_for_all() {
     assert!(told.starts_with("HTTP/1.1 429"), "{told}");
     assert!(told.to_ascii_lowercase().contains("retry-after:"), "{told}");
     assert_eq!(small(&node, "good").await, 429);
-    // Another one has a part of what is left, and nobody has all of it.
+    // A second identity has a part of what is left, and not all of it.
     held.push(almost(&node, "admin", CALL_BYTES_MAX).await);
     node.until_bytes(EACH + CALL_BYTES_MAX).await;
     let told = node
@@ -79,7 +79,7 @@ async fn bodies_under_way_are_bounded_for_each_and_for_all() {
 /// A length in the head of a request costs its sender nothing.
 #[tokio::test]
 async fn bodies_that_are_only_announced_take_no_memory() {
-    let node = Node::on(MACHINE);
+    let node = HttpTestNode::on(MACHINE);
     let head = begins("good", Some(CALL_BYTES_MAX));
     let mut held = Vec::new();
     for n in 1..=100 {
@@ -99,7 +99,7 @@ async fn bodies_that_are_only_announced_take_no_memory() {
 #[tokio::test]
 async fn short_bodies_that_are_only_announced_leave_others_theirs() {
     // The least there is: 4 MiB for the node.
-    let node = Node::on(0);
+    let node = HttpTestNode::on(0);
     let mut held = Vec::new();
     let mut came = 0;
     for token in ["good", "admin"] {
@@ -123,7 +123,7 @@ async fn short_bodies_that_are_only_announced_leave_others_theirs() {
 #[tokio::test]
 async fn short_bodies_that_do_not_end_leave_others_what_is_kept_for_them() {
     // The least there is: 4 MiB for the node, and 2 MiB for an identity.
-    let node = Node::on(0);
+    let node = HttpTestNode::on(0);
     let (first, second) = (32, 8);
     let mut held = Vec::new();
     for n in 1..=first + second {
@@ -147,7 +147,7 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
     let folder = tempfile::tempdir().expect("room");
     std::fs::write(folder.path().join("large.bin"), vec![7; 4 << 20]).expect("room");
     // The least there is: 4 MiB for the node.
-    let node = Node::with_site(0, folder.path().to_owned());
+    let node = HttpTestNode::with_site(0, folder.path().to_owned());
     let from = |network: u8| SocketAddr::from((Ipv4Addr::new(192, 0, network, 1), 1024));
     let mut held = Vec::new();
     let mut served = 0;
@@ -176,7 +176,7 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
 /// There is memory for the request, and none for its answer.
 #[tokio::test]
 async fn a_call_whose_answer_has_no_room_does_not_run() {
-    let node = Node::on(MACHINE);
+    let node = HttpTestNode::on(MACHINE);
     let change = json!({ "operation": "/test/change" });
     let batch = json!({ "calls": [{ "id": "a", "operation": "/test/change" }] });
     let mut held = Vec::new();
@@ -205,7 +205,7 @@ async fn a_call_whose_answer_has_no_room_does_not_run() {
 
 #[tokio::test]
 async fn tickets_of_one_identity_leave_the_others_theirs() {
-    let node = Node::new("");
+    let node = HttpTestNode::new("");
     let ask = |token, input: String| {
         let call = json!({ "operation": "/test/count", "input": input });
         let mut request = node.request(
@@ -233,7 +233,7 @@ async fn tickets_of_one_identity_leave_the_others_theirs() {
 
 #[tokio::test]
 async fn a_body_of_no_told_length_is_counted_as_it_grows() {
-    let node = Node::on(MACHINE);
+    let node = HttpTestNode::on(MACHINE);
     let mut begun = node.begins(&begins("good", None)).await;
     let piece = [b"10000\r\n", &[b' '; 0x10000][..], b"\r\n"].concat();
     let mut said = 1;
@@ -255,12 +255,12 @@ async fn a_body_of_no_told_length_is_counted_as_it_grows() {
 #[tokio::test]
 async fn a_body_has_a_time_as_a_whole() {
     let moment = deadline(Duration::from_millis(20));
-    let node = Node::patient(Patience {
+    let node = HttpTestNode::patient(HttpTimeouts {
         body_time: 4 * moment,
         // The client falls silent after a while: these would end the body as well, with the same status.
         body_idle: 2 * hung(),
         body_grace: 2 * hung(),
-        ..Patience::default()
+        ..HttpTimeouts::default()
     });
     let piece = " ".repeat(1000);
     for path in ["/call", "/batch", "/subscribe", "/mcp"] {
@@ -277,7 +277,7 @@ async fn a_body_has_a_time_as_a_whole() {
 #[tokio::test]
 async fn answers_of_a_batch_have_room_or_say_that_they_had_none() {
     for version in VERSIONS {
-        let node = Node::on(MACHINE / 4);
+        let node = HttpTestNode::on(MACHINE / 4);
         let text = "x".repeat(500_000);
         let calls: Vec<_> = (0..14)
             .map(|n| json!({ "id": n.to_string(), "operation": "/test/echo", "input": text }))
@@ -304,7 +304,7 @@ async fn answers_of_a_batch_have_room_or_say_that_they_had_none() {
 
 #[tokio::test]
 async fn an_answer_counts_until_it_is_taken() {
-    let node = Node::on(MACHINE);
+    let node = HttpTestNode::on(MACHINE);
     let text = "x".repeat(4 << 20);
     let call = json!({ "operation": "/test/echo", "input": text });
     let request = node.request(http::Method::POST, Some("good"), "/call", &call.to_string());
@@ -320,7 +320,7 @@ async fn an_answer_counts_until_it_is_taken() {
 /// Neither is made into a tree, at whatever place it is.
 #[tokio::test]
 async fn what_is_wrong_is_named_without_a_tree() {
-    let node = Node::on(MACHINE);
+    let node = HttpTestNode::on(MACHINE);
     let list = format!("[{}0]", "0,".repeat(1 << 20));
     let post = |path: &'static str, body: String| {
         let request = node.request(http::Method::POST, Some("good"), path, &body);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use alknet_call::{CallError, ErrorCode};
 use alknet_call::{
-    Dispatcher, ErrorDef, HandlerKind, OperationSpec, Output, Registration, Registry,
+    CallOutput, Dispatcher, ErrorDef, HandlerKind, OperationSpec, Registration, Registry,
 };
 use alknet_core::config::NodeConfig;
 use alknet_core::{
@@ -16,9 +16,12 @@ use alknet_core::{
     ConnectionInfo, HandlerError, HttpMount, Identity, IdentityKind, IdentityProvider, MountBody,
     PeerKey, ProtocolHandler, RecvStream, SendStream, StreamError, StreamSource, memory_pair,
 };
-use alknet_gateway::{Caller, Gateway};
-use alknet_http::limits::Patience;
-use alknet_http::{Document, Health, Http, Outside, Parts, Responder, RouteError, Settings};
+use alknet_gateway::{Gateway, HttpCaller};
+use alknet_http::limits::HttpTimeouts;
+use alknet_http::{
+    DescriptionSource, HealthSource, HttpHandler, HttpHandlerParts, HttpSettings, MountResponder,
+    PublicReachability, RouteError,
+};
 use alknet_test_support::deadline;
 use axum::Extension;
 use axum::body::Body;
@@ -39,9 +42,9 @@ use tokio::task::JoinHandle;
 pub(crate) const VERSIONS: [&str; 2] = ["h1", "h2"];
 
 /// A connection that comes from an address.
-struct Placed(Connection);
+struct AddressedConnection(Connection);
 
-impl Placed {
+impl AddressedConnection {
     fn at(address: SocketAddr, connection: Connection, alpn: &[u8]) -> Connection {
         let info = ConnectionInfo {
             alpn: alpn.into(),
@@ -55,7 +58,7 @@ impl Placed {
     }
 }
 
-impl StreamSource for Placed {
+impl StreamSource for AddressedConnection {
     fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
         Box::pin(self.0.accept_bi())
     }
@@ -83,13 +86,13 @@ pub(crate) fn hung() -> Duration {
 }
 
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct HttpTestResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
 }
 
-impl Told {
+impl HttpTestResponse {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("JSON")
     }
@@ -99,12 +102,12 @@ impl Told {
     }
 }
 
-struct Who {
+struct HttpTestIdentities {
     changes: watch::Sender<u64>,
     revoked: AtomicBool,
 }
 
-impl IdentityProvider for Who {
+impl IdentityProvider for HttpTestIdentities {
     fn by_key(&self, _: &PeerKey) -> Option<Arc<Identity>> {
         None
     }
@@ -130,15 +133,15 @@ impl IdentityProvider for Who {
     }
 }
 
-struct Well;
+struct AlwaysHealthy;
 
-impl Health for Well {
+impl HealthSource for AlwaysHealthy {
     fn degraded(&self) -> Option<String> {
         None
     }
 }
 
-impl Document for Well {
+impl DescriptionSource for AlwaysHealthy {
     fn text(&self, digest: &str) -> Bytes {
         json!({ "openapi": "3.1.0", "x": digest })
             .to_string()
@@ -147,13 +150,13 @@ impl Document for Well {
 }
 
 /// Reads what it is sent, and says whether that came to an end.
-struct Reader;
+struct BodyReadProbe;
 
-impl Responder for Reader {
+impl MountResponder for BodyReadProbe {
     fn respond(
         &self,
         request: Request<MountBody>,
-        _: Caller,
+        _: HttpCaller,
     ) -> BoxFuture<'_, Response<MountBody>> {
         Box::pin(async {
             let status = read(request.into_body()).await;
@@ -170,12 +173,12 @@ async fn read(body: impl http_body::Body) -> StatusCode {
     read.map_or(StatusCode::BAD_REQUEST, |_| StatusCode::OK)
 }
 
-pub(crate) struct Node {
-    http: Arc<Http>,
+pub(crate) struct HttpTestNode {
+    http: Arc<HttpHandler>,
     gateway: Arc<Gateway>,
     dropped: Arc<AtomicUsize>,
     ran: Arc<AtomicUsize>,
-    who: Arc<Who>,
+    who: Arc<HttpTestIdentities>,
 }
 
 /// Bytes of what `test/change` answers.
@@ -196,9 +199,9 @@ fn change(ran: &Arc<AtomicUsize>) -> Registration {
 }
 
 /// Counts when it is dropped before its work was done.
-struct Given(Arc<AtomicUsize>);
+struct CancelCounter(Arc<AtomicUsize>);
 
-impl Drop for Given {
+impl Drop for CancelCounter {
     fn drop(&mut self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
@@ -207,8 +210,8 @@ impl Drop for Given {
 fn registry(dropped: &Arc<AtomicUsize>, ran: &Arc<AtomicUsize>) -> Registry {
     let query = |name: &str| OperationSpec::query(name, "A test.");
     let echo = || {
-        HandlerKind::once(|input: alknet_call::Body, _| async move {
-            Ok(Output::Raw(input.raw().clone()))
+        HandlerKind::once(|input: alknet_call::CallBody, _| async move {
+            Ok(CallOutput::Raw(input.raw().clone()))
         })
     };
     let identified = |mut spec: OperationSpec| {
@@ -253,7 +256,7 @@ fn registry(dropped: &Arc<AtomicUsize>, ran: &Arc<AtomicUsize>) -> Registry {
         .with(Registration::new(
             query("test/wait"),
             HandlerKind::once(move |_, _| {
-                let given = Given(Arc::clone(&dropped));
+                let given = CancelCounter(Arc::clone(&dropped));
                 async move {
                     std::future::pending::<()>().await;
                     drop(given);
@@ -263,7 +266,7 @@ fn registry(dropped: &Arc<AtomicUsize>, ran: &Arc<AtomicUsize>) -> Registry {
         ))
         .with(Registration::new(
             OperationSpec::subscription("test/count", "A test."),
-            HandlerKind::stream(|input: alknet_call::Body, _| {
+            HandlerKind::stream(|input: alknet_call::CallBody, _| {
                 let most = input.value().as_u64().unwrap_or_default();
                 stream::iter((0..most).map(|n| Ok::<_, CallError>(Value::from(n))))
             }),
@@ -277,16 +280,22 @@ fn registry(dropped: &Arc<AtomicUsize>, ran: &Arc<AtomicUsize>) -> Registry {
         .expect("the operations are fine")
 }
 
-impl Node {
+impl HttpTestNode {
     pub(crate) fn new(config: &str) -> Self {
-        Self::make(config, Patience::default(), None, Vec::new(), Vec::new())
-            .expect("nobody wants a path of another")
+        Self::make(
+            config,
+            HttpTimeouts::default(),
+            None,
+            Vec::new(),
+            Vec::new(),
+        )
+        .expect("nobody wants a path of another")
     }
 
     /// One on a machine with so much memory.
     pub(crate) fn on(memory_bytes: u64) -> Self {
         let node = Self::new("");
-        let settings = Settings::new(&NodeConfig::default()).for_memory(memory_bytes);
+        let settings = HttpSettings::new(&NodeConfig::default()).for_memory(memory_bytes);
         node.http.set(settings);
         node
     }
@@ -310,17 +319,21 @@ impl Node {
     /// One on a machine with so much memory, with a site.
     pub(crate) fn with_site(memory_bytes: u64, folder: PathBuf) -> Self {
         let site = Some(folder);
-        let (config, patience) = ("", Patience::default());
+        let (config, patience) = ("", HttpTimeouts::default());
         let node = Self::make_with(site, config, patience, None, Vec::new(), Vec::new());
         let node = node.expect("nobody wants a path of another");
-        let settings = Settings::new(&NodeConfig::default()).for_memory(memory_bytes);
+        let settings = HttpSettings::new(&NodeConfig::default()).for_memory(memory_bytes);
         node.http.set(settings);
         node
     }
 
     /// Asks for this over HTTP/1.1 from an address, hears the beginning of the answer, which has its status, and
     /// reads no more while it keeps the connection.
-    pub(crate) async fn leaves(&self, address: SocketAddr, path: &str) -> (String, Begun) {
+    pub(crate) async fn leaves(
+        &self,
+        address: SocketAddr,
+        path: &str,
+    ) -> (String, UnfinishedRequest) {
         let (dialled, served) = self.dial_from(Some(address), b"http/1.1");
         let (mut send, mut recv) = dialled.open_bi().await.expect("a stream");
         let text = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -328,7 +341,7 @@ impl Node {
         let mut status = [0; 12];
         let heard = tokio::time::timeout(hung(), recv.read_exact(&mut status)).await;
         heard.expect("it hangs").expect("it answers");
-        let begun = Begun {
+        let begun = UnfinishedRequest {
             send,
             _recv: recv,
             _dialled: dialled,
@@ -338,11 +351,11 @@ impl Node {
     }
 
     /// Says this over HTTP/1.1, and keeps the connection.
-    pub(crate) async fn begins(&self, text: &str) -> Begun {
+    pub(crate) async fn begins(&self, text: &str) -> UnfinishedRequest {
         let (dialled, served) = self.dial(b"http/1.1");
         let (mut send, recv) = dialled.open_bi().await.expect("a stream");
         send.write_all(text.as_bytes()).await.expect("it reads");
-        Begun {
+        UnfinishedRequest {
             send,
             _recv: recv,
             _dialled: dialled,
@@ -351,9 +364,9 @@ impl Node {
     }
 
     /// One that has other patience, and parts of others that read bodies: the page, tools, `/mine`.
-    pub(crate) fn patient(patience: Patience) -> Self {
+    pub(crate) fn patient(patience: HttpTimeouts) -> Self {
         let route = post(|request: Request<Body>| read(request.into_body()));
-        let reader: Arc<dyn Responder> = Arc::new(Reader);
+        let reader: Arc<dyn MountResponder> = Arc::new(BodyReadProbe);
         let routes = vec![("/mine", route)];
         Self::make("", patience, Some(reader), routes, Vec::new())
             .expect("nobody wants a path of another")
@@ -361,24 +374,24 @@ impl Node {
 
     /// One with views of other parts.
     pub(crate) fn with_mounts(mounts: Vec<Arc<dyn HttpMount>>) -> Self {
-        Self::make("", Patience::default(), None, Vec::new(), mounts)
+        Self::make("", HttpTimeouts::default(), None, Vec::new(), mounts)
             .expect("nobody wants a path of another")
     }
 
     pub(crate) fn with_route(path: &'static str) -> Result<Self, RouteError> {
-        let route = get(|Extension(caller): Extension<Caller>| async move {
+        let route = get(|Extension(caller): Extension<HttpCaller>| async move {
             caller
                 .identity
                 .map_or_else(|| "nobody".to_owned(), |who| who.id.to_string())
         });
         let routes = vec![(path, route)];
-        Self::make("", Patience::default(), None, routes, Vec::new())
+        Self::make("", HttpTimeouts::default(), None, routes, Vec::new())
     }
 
     fn make(
         config: &str,
-        patience: Patience,
-        reader: Option<Arc<dyn Responder>>,
+        patience: HttpTimeouts,
+        reader: Option<Arc<dyn MountResponder>>,
         routes: Vec<(&'static str, MethodRouter)>,
         mounts: Vec<Arc<dyn HttpMount>>,
     ) -> Result<Self, RouteError> {
@@ -388,26 +401,26 @@ impl Node {
     fn make_with(
         site: Option<PathBuf>,
         config: &str,
-        patience: Patience,
-        reader: Option<Arc<dyn Responder>>,
+        patience: HttpTimeouts,
+        reader: Option<Arc<dyn MountResponder>>,
         routes: Vec<(&'static str, MethodRouter)>,
         mounts: Vec<Arc<dyn HttpMount>>,
     ) -> Result<Self, RouteError> {
         let config = NodeConfig::parse(config.as_bytes()).expect("a configuration");
         let (dropped, ran) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
-        let who = Arc::new(Who {
+        let who = Arc::new(HttpTestIdentities {
             changes: watch::Sender::new(0),
             revoked: AtomicBool::new(false),
         });
         let dispatcher =
             Dispatcher::new(registry(&dropped, &ran)).with_identities(Arc::clone(&who) as _);
         let gateway = Arc::new(Gateway::default());
-        let parts = Parts {
+        let parts = HttpHandlerParts {
             dispatcher: Arc::new(dispatcher),
             gateway: Arc::clone(&gateway),
-            settings: Settings::new(&config).with_patience(patience),
-            health: Arc::new(Well),
-            document: Arc::new(Well),
+            settings: HttpSettings::new(&config).with_patience(patience),
+            health: Arc::new(AlwaysHealthy),
+            document: Arc::new(AlwaysHealthy),
             challenges: None,
             mcp: reader.clone(),
             page: reader,
@@ -417,7 +430,7 @@ impl Node {
             routes,
         };
         Ok(Self {
-            http: Arc::new(Http::new(parts, true)?),
+            http: Arc::new(HttpHandler::new(parts, true)?),
             gateway,
             dropped,
             ran,
@@ -425,14 +438,14 @@ impl Node {
         })
     }
 
-    /// The token "good" is nobody's from now on.
+    /// The token "good" belongs to no identity from now on.
     pub(crate) fn revoke(&self) {
         self.who.revoked.store(true, Ordering::SeqCst);
         self.who.changes.send_modify(|n| *n += 1);
     }
 
     /// It was seen so from outside.
-    pub(crate) fn seen(&self, outside: Outside) {
+    pub(crate) fn seen(&self, outside: PublicReachability) {
         self.http.set_outside(outside);
     }
 
@@ -468,15 +481,15 @@ impl Node {
     ) -> (Connection, JoinHandle<Result<(), HandlerError>>) {
         let (dialled, accepted) = memory_pair(alpn);
         let accepted = match address {
-            Some(address) => Placed::at(address, accepted, alpn),
+            Some(address) => AddressedConnection::at(address, accepted, alpn),
             None => accepted,
         };
-        let Served(served) = self.serve(accepted, address);
+        let ServeTask(served) = self.serve(accepted, address);
         (dialled, served)
     }
 
     /// Serves the node's end of a connection from this address.
-    pub(crate) fn serve(&self, accepted: Connection, address: Option<SocketAddr>) -> Served {
+    pub(crate) fn serve(&self, accepted: Connection, address: Option<SocketAddr>) -> ServeTask {
         let auth = AuthContext {
             identity: None,
             key: None,
@@ -487,7 +500,7 @@ impl Node {
             early_data: false,
         };
         let handler = Arc::clone(&self.http);
-        Served(tokio::spawn(handler.handle(accepted, auth)))
+        ServeTask(tokio::spawn(handler.handle(accepted, auth)))
     }
 
     /// Says this over HTTP/1.1, and hears until it has heard `end`.
@@ -524,7 +537,7 @@ impl Node {
                 sent += piece.len();
                 assert!(sent < most, "the node reads on");
             }
-            Served(served).ended().await;
+            ServeTask(served).ended().await;
             let mut heard = Vec::new();
             // How it ends says nothing more.
             let _ = recv.read_to_end(&mut heard).await;
@@ -576,19 +589,19 @@ impl Node {
         let work = async { tokio::join!(saying, recv.read_to_end(&mut heard)) };
         // How it ends says nothing more.
         let (said, _) = tokio::time::timeout(hung(), work).await.expect("it hangs");
-        Served(served).ended().await;
+        ServeTask(served).ended().await;
         (said, heard)
     }
 
-    pub(crate) async fn client(&self, version: &'static str) -> Client {
+    pub(crate) async fn client(&self, version: &'static str) -> HttpTestClient {
         self.connect(version).await.0
     }
 
     /// A client, and what serves it.
-    pub(crate) async fn connect(&self, version: &'static str) -> (Client, Served) {
+    pub(crate) async fn connect(&self, version: &'static str) -> (HttpTestClient, ServeTask) {
         let alpn: &[u8] = if version == "h1" { b"http/1.1" } else { b"h2" };
         let (dialled, served) = self.dial(alpn);
-        let served = Served(served);
+        let served = ServeTask(served);
         let (send, recv) = dialled.open_bi().await.expect("a stream");
         let io = TokioIo::new(tokio::io::join(recv, send));
         if version == "h1" {
@@ -597,7 +610,7 @@ impl Node {
                 let _dialled = dialled;
                 connection.await
             });
-            return (Client::H1(sender), served);
+            return (HttpTestClient::H1(sender), served);
         }
         let made = http2::handshake(TokioExecutor::new(), io).await;
         let (sender, connection) = made.expect("HTTP/2");
@@ -605,7 +618,7 @@ impl Node {
             let _dialled = dialled;
             connection.await
         });
-        (Client::H2(sender), served)
+        (HttpTestClient::H2(sender), served)
     }
 
     pub(crate) fn request(
@@ -633,12 +646,17 @@ impl Node {
         token: Option<&str>,
         path: &str,
         body: &Value,
-    ) -> Told {
+    ) -> HttpTestResponse {
         let request = self.request(Method::POST, token, path, &body.to_string());
         self.client(version).await.told(request).await
     }
 
-    pub(crate) async fn get(&self, version: &'static str, token: Option<&str>, path: &str) -> Told {
+    pub(crate) async fn get(
+        &self,
+        version: &'static str,
+        token: Option<&str>,
+        path: &str,
+    ) -> HttpTestResponse {
         let request = self.request(Method::GET, token, path, "");
         self.client(version).await.told(request).await
     }
@@ -650,30 +668,35 @@ impl Node {
         request
     }
 
-    pub(crate) async fn events(&self, version: &'static str, token: &str, body: &Value) -> Told {
+    pub(crate) async fn events(
+        &self,
+        version: &'static str,
+        token: &str,
+        body: &Value,
+    ) -> HttpTestResponse {
         let request = self.subscribe(token, body);
         self.client(version).await.told(request).await
     }
 }
 
 /// A request that began.
-pub(crate) struct Begun {
+pub(crate) struct UnfinishedRequest {
     send: SendStream,
     _recv: RecvStream,
     _dialled: Connection,
     _served: JoinHandle<Result<(), HandlerError>>,
 }
 
-impl Begun {
+impl UnfinishedRequest {
     pub(crate) async fn says(&mut self, text: &[u8]) {
         self.send.write_all(text).await.expect("it reads");
     }
 }
 
 /// The serving of one connection.
-pub(crate) struct Served(JoinHandle<Result<(), HandlerError>>);
+pub(crate) struct ServeTask(JoinHandle<Result<(), HandlerError>>);
 
-impl Served {
+impl ServeTask {
     /// Waits until the node ends it.
     pub(crate) async fn ended(self) {
         let ended = tokio::time::timeout(hung(), self.0)
@@ -688,12 +711,12 @@ impl Served {
     }
 }
 
-pub(crate) enum Client {
+pub(crate) enum HttpTestClient {
     H1(http1::SendRequest<Full<Bytes>>),
     H2(http2::SendRequest<Full<Bytes>>),
 }
 
-impl Client {
+impl HttpTestClient {
     pub(crate) async fn ask(&mut self, mut request: Request<Full<Bytes>>) -> Response<Incoming> {
         match self {
             Self::H1(sender) => {
@@ -709,11 +732,11 @@ impl Client {
         }
     }
 
-    pub(crate) async fn told(mut self, request: Request<Full<Bytes>>) -> Told {
+    pub(crate) async fn told(mut self, request: Request<Full<Bytes>>) -> HttpTestResponse {
         let work = async {
             let (head, body) = self.ask(request).await.into_parts();
             let body = body.collect().await.expect("a whole body");
-            Told {
+            HttpTestResponse {
                 status: head.status,
                 headers: head.headers,
                 body: body.to_bytes().to_vec(),

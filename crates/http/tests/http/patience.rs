@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use alknet_http::limits::Patience;
+use alknet_http::limits::HttpTimeouts;
 use alknet_test_support::deadline;
 use http::header::ACCEPT;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
@@ -10,8 +10,8 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::json;
 
-use super::node::{Node, VERSIONS, hung};
-use super::three::{Permits, Three};
+use super::node::{HttpTestNode, VERSIONS, hung};
+use super::three::{H3StreamPermits, H3TestClient};
 
 fn moment() -> Duration {
     deadline(Duration::from_millis(20))
@@ -53,12 +53,12 @@ async fn text(response: &mut Response<Incoming>, bytes: usize) -> String {
     read.expect("it hangs")
 }
 
-/// Whoever reads it: the gateway, the page, tools, routes of others.
+/// Whichever part reads the body: the gateway, the page, tools, routes of the application.
 #[tokio::test]
 async fn bodies_that_do_not_come_are_given_up() {
-    let node = Node::patient(Patience {
+    let node = HttpTestNode::patient(HttpTimeouts {
         body_idle: moment(),
-        ..Patience::default()
+        ..HttpTimeouts::default()
     });
     for path in [
         "/call",
@@ -81,18 +81,18 @@ async fn bodies_that_do_not_come_are_given_up() {
 #[tokio::test]
 async fn connections_without_a_request_are_ended() {
     for version in VERSIONS {
-        let node = Node::patient(Patience {
+        let node = HttpTestNode::patient(HttpTimeouts {
             head: moment(),
             keep_alive: LONG,
-            ..Patience::default()
+            ..HttpTimeouts::default()
         });
         let (_client, served) = node.connect(version).await;
         served.ended().await;
 
-        let node = Node::patient(Patience {
+        let node = HttpTestNode::patient(HttpTimeouts {
             head: enough(),
             keep_alive: moment(),
-            ..Patience::default()
+            ..HttpTimeouts::default()
         });
         let (mut client, served) = node.connect(version).await;
         let request = node.request(Method::GET, None, "/healthz", "");
@@ -106,10 +106,10 @@ async fn connections_without_a_request_are_ended() {
 /// A head has its time from its first byte on, and none is waited for longer than a connection is kept.
 #[tokio::test]
 async fn heads_that_do_not_end_are_given_up() {
-    let node = Node::patient(Patience {
+    let node = HttpTestNode::patient(HttpTimeouts {
         head: enough(),
         keep_alive: LONG,
-        ..Patience::default()
+        ..HttpTimeouts::default()
     });
     let whole = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let (begun, goes_on) = ("GET /healthz HTTP/1.1\r\nHost: loc", "alhost\r\n\r\n");
@@ -124,10 +124,10 @@ async fn heads_that_do_not_end_are_given_up() {
 /// Nothing has a limit of time here: what the node takes of a head is all that can end it.
 #[tokio::test]
 async fn heads_without_end_are_ended_by_what_is_taken_of_them() {
-    let node = Node::patient(Patience {
+    let node = HttpTestNode::patient(HttpTimeouts {
         head: LONG,
         keep_alive: LONG,
-        ..Patience::default()
+        ..HttpTimeouts::default()
     });
     let begin = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n";
     let long = format!("X-A: {}\r\n", "a".repeat(1000)).repeat(4);
@@ -160,7 +160,7 @@ async fn heads_without_end_are_ended_by_what_is_taken_of_them() {
     assert_ne!(goodbye[4..8], [0; 4], "{goodbye:?}");
 }
 
-/// Over which nobody has proved who asks.
+/// How long a connection is kept whose client has not proved who it is.
 fn unknown() -> Duration {
     10 * moment()
 }
@@ -168,11 +168,11 @@ fn unknown() -> Duration {
 /// A small request now and then, whatever the client makes of being asked to leave.
 #[tokio::test]
 async fn whoever_proves_nothing_for_too_long_is_let_go() {
-    let node = Node::patient(Patience {
+    let node = HttpTestNode::patient(HttpTimeouts {
         head: enough(),
         keep_alive: LONG,
         stranger: unknown(),
-        ..Patience::default()
+        ..HttpTimeouts::default()
     });
     let whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let again = |_| whole.to_vec();
@@ -202,7 +202,7 @@ async fn whoever_proves_nothing_for_too_long_is_let_go() {
     );
     assert!(count(GOAWAY) > 0, "it is asked to leave");
 
-    let (client, served) = Three::connect(&node, Permits::Streams).await;
+    let (client, served) = H3TestClient::connect(&node, H3StreamPermits::Streams).await;
     let asks = async {
         let mut answered = 0;
         while client.is_served().await {
@@ -221,21 +221,21 @@ async fn whoever_proves_nothing_for_too_long_is_let_go() {
 /// have heard that they are to leave.
 #[tokio::test]
 async fn whoever_hears_no_goodbye_is_let_go() {
-    let node = Node::patient(Patience {
+    let node = HttpTestNode::patient(HttpTimeouts {
         head: unknown(),
-        ..Patience::default()
+        ..HttpTimeouts::default()
     });
-    let (_client, served) = Three::connect(&node, Permits::Nothing).await;
+    let (_client, served) = H3TestClient::connect(&node, H3StreamPermits::Nothing).await;
     served.ended().await;
     // One client asks nothing more, and the other one is unauthenticated.
     for (keep_alive, stranger) in [(unknown(), LONG), (LONG, unknown())] {
-        let node = Node::patient(Patience {
+        let node = HttpTestNode::patient(HttpTimeouts {
             head: enough(),
             keep_alive,
             stranger,
-            ..Patience::default()
+            ..HttpTimeouts::default()
         });
-        let (client, served) = Three::connect(&node, Permits::Streams).await;
+        let (client, served) = H3TestClient::connect(&node, H3StreamPermits::Streams).await;
         assert!(client.is_served().await);
         client.takes_nothing();
         served.ended().await;
@@ -245,7 +245,7 @@ async fn whoever_hears_no_goodbye_is_let_go() {
 /// A stream of events may go on for ever: an unauthenticated client gets none, also of what is open on `alknet/call`.
 #[tokio::test]
 async fn whoever_proves_nothing_follows_nothing() {
-    let node = Node::new("");
+    let node = HttpTestNode::new("");
     let body = json!({ "operation": "/test/count", "input": 1 });
     for version in VERSIONS {
         for token in [None, Some("bad")] {
@@ -261,16 +261,16 @@ async fn whoever_proves_nothing_follows_nothing() {
     }
 }
 
-/// Whoever has proved who it is, and whoever is in the middle of an answer.
+/// A client that has proved who it is, and one in the middle of an answer, stay.
 #[tokio::test]
 async fn nobody_else_is_let_go() {
     for version in VERSIONS {
-        let node = Node::patient(Patience {
+        let node = HttpTestNode::patient(HttpTimeouts {
             head: enough(),
             keep_alive: LONG,
             stranger: unknown(),
             event_ping: moment(),
-            ..Patience::default()
+            ..HttpTimeouts::default()
         });
         let (mut known, served) = node.connect(version).await;
         let call = json!({ "operation": "/test/echo" }).to_string();
@@ -332,10 +332,10 @@ fn frames(mut heard: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
 async fn a_body_that_nobody_reads_is_no_head() {
     // The body comes in twice two thirds of this, within the ten seconds for a body that no handler reads.
     let limit = enough().min(Duration::from_secs(3));
-    let node = Node::patient(Patience {
+    let node = HttpTestNode::patient(HttpTimeouts {
         head: limit,
         keep_alive: LONG,
-        ..Patience::default()
+        ..HttpTimeouts::default()
     });
     let head = "POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n";
     let whole = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -349,11 +349,11 @@ async fn a_body_that_nobody_reads_is_no_head() {
 #[tokio::test]
 async fn streams_without_events_have_comments_and_go_on() {
     for version in VERSIONS {
-        let node = Node::patient(Patience {
+        let node = HttpTestNode::patient(HttpTimeouts {
             head: enough(),
             keep_alive: moment(),
             event_ping: moment(),
-            ..Patience::default()
+            ..HttpTimeouts::default()
         });
         let (mut client, served) = node.connect(version).await;
         let body = json!({ "operation": "/test/silent" });
@@ -370,9 +370,9 @@ async fn streams_without_events_have_comments_and_go_on() {
 #[tokio::test]
 async fn whoever_takes_nothing_of_an_answer_is_cut_off() {
     for version in VERSIONS {
-        let node = Node::patient(Patience {
+        let node = HttpTestNode::patient(HttpTimeouts {
             reader: 10 * moment(),
-            ..Patience::default()
+            ..HttpTimeouts::default()
         });
         let (mut client, served) = node.connect(version).await;
         let body = json!({ "operation": "/test/count", "input": u64::MAX });
@@ -386,7 +386,7 @@ async fn whoever_takes_nothing_of_an_answer_is_cut_off() {
 async fn streams_end_when_their_token_is_revoked() {
     for version in VERSIONS {
         for by_ticket in [false, true] {
-            let node = Node::new("");
+            let node = HttpTestNode::new("");
             let mut request = node.subscribe("good", &json!({ "operation": "/test/silent" }));
             if by_ticket {
                 let prefer = HeaderName::from_static("prefer");

@@ -13,7 +13,7 @@ use alknet_core::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::node::{Node, Served, hung};
+use super::node::{HttpTestNode, ServeTask, hung};
 
 const ALPN: &[u8] = b"h3";
 
@@ -25,15 +25,15 @@ const GOAWAY: u64 = 7;
 
 /// What the client lets the node do on streams of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Permits {
+pub(crate) enum H3StreamPermits {
     /// To begin none: `initial_max_streams_uni` (RFC 9000 section 18.2).
     Nothing,
-    /// To begin them, and to send until the client [takes nothing](Three::takes_nothing) more.
+    /// To begin them, and to send until the client [takes nothing](H3TestClient::takes_nothing) more.
     Streams,
 }
 
 /// A client, which shows no token.
-pub(crate) struct Three {
+pub(crate) struct H3TestClient {
     streams: Connection,
     /// Streams of one direction are those of a connection of their own, of each of which one half is used.
     _ways: Connection,
@@ -43,17 +43,20 @@ pub(crate) struct Three {
     is_shut: Arc<AtomicBool>,
 }
 
-impl Three {
+impl H3TestClient {
     /// A client, and what serves it.
     ///
     /// # Panics
     /// The node does not begin what it is permitted to.
-    pub(crate) async fn connect(node: &Node, permits: Permits) -> (Self, Served) {
+    pub(crate) async fn connect(
+        node: &HttpTestNode,
+        permits: H3StreamPermits,
+    ) -> (Self, ServeTask) {
         let (streams, accepted) = memory_pair(ALPN);
         let (ways, accepted_ways) = memory_pair(ALPN);
         let is_shut = Arc::<AtomicBool>::default();
         let info = accepted.info().clone();
-        let end = End {
+        let end = H3ServerEnd {
             streams: accepted,
             ways: accepted_ways,
             permits,
@@ -64,9 +67,9 @@ impl Three {
         let said = control.0.write_all(&CONTROL).await;
         said.expect("the node takes it");
         let control_of_node = match permits {
-            Permits::Nothing => None,
+            H3StreamPermits::Nothing => None,
             // The first that it begins (section 3.2).
-            Permits::Streams => {
+            H3StreamPermits::Streams => {
                 let begun = tokio::time::timeout(hung(), ways.accept_bi()).await;
                 Some(begun.expect("it hangs").expect("a stream"))
             }
@@ -151,14 +154,14 @@ fn number(bytes: &mut &[u8]) -> Option<u64> {
 }
 
 /// The node's end.
-struct End {
+struct H3ServerEnd {
     streams: Connection,
     ways: Connection,
-    permits: Permits,
+    permits: H3StreamPermits,
     is_shut: Arc<AtomicBool>,
 }
 
-impl StreamSource for End {
+impl StreamSource for H3ServerEnd {
     fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
         Box::pin(self.streams.accept_bi())
     }
@@ -176,12 +179,12 @@ impl StreamSource for End {
 
     fn open_uni(&self) -> BoxFuture<'_, Result<SendStream, StreamError>> {
         Box::pin(async {
-            if self.permits == Permits::Nothing {
+            if self.permits == H3StreamPermits::Nothing {
                 std::future::pending::<()>().await;
             }
             let (send, _recv) = self.ways.open_bi().await?;
             let is_shut = Arc::clone(&self.is_shut);
-            Ok(SendStream::new(Box::new(Way { send, is_shut })))
+            Ok(SendStream::new(Box::new(OneWayStream { send, is_shut })))
         })
     }
 
@@ -200,12 +203,12 @@ impl StreamSource for End {
 }
 
 /// A stream of one direction.
-struct Way {
+struct OneWayStream {
     send: SendStream,
     is_shut: Arc<AtomicBool>,
 }
 
-impl AsyncWrite for Way {
+impl AsyncWrite for OneWayStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -227,7 +230,7 @@ impl AsyncWrite for Way {
     }
 }
 
-impl SendHalf for Way {
+impl SendHalf for OneWayStream {
     fn poll_write_chunks(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,15 +1,15 @@
-//! Whatever operations there are and whoever asks: what `/search` lists is what `/call` does not refuse,
-//! nothing more and nothing less. Both are the gateway's, and so are the tools of models.
+//! For all operations and all callers, what `/search` lists is what `/call` does not refuse, nothing more and nothing
+//! less. Both are the gateway's, and so are the tools of models.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use alknet_call::{
-    AccessControl, CallError, Dispatcher, Gate, HandlerKind, OperationSpec, OperationType,
+    AccessControl, CallError, Dispatcher, HandlerKind, LocalCaller, OperationSpec, OperationType,
     Provenance, Registration, Registry,
 };
 use alknet_core::{Identity, IdentityKind, memory_pair};
-use alknet_gateway::{Caller, Gateway, Invocation, Query, RequestId, Via};
+use alknet_gateway::{Gateway, GatewayCall, HttpCaller, HttpIngress, RequestId, SearchQuery};
 use futures_util::stream;
 use http::StatusCode;
 use proptest::collection::vec;
@@ -36,7 +36,7 @@ enum Layer {
 
 /// An operation, as far as it decides who may call it.
 #[derive(Clone, Debug)]
-struct Operation {
+struct VisibilityCase {
     layer: Layer,
     kind: OperationType,
     is_internal: bool,
@@ -46,7 +46,7 @@ struct Operation {
     any: Option<Vec<String>>,
 }
 
-fn operation() -> impl Strategy<Value = Operation> {
+fn operation() -> impl Strategy<Value = VisibilityCase> {
     let layers = vec![
         Layer::Described,
         Layer::Imported,
@@ -69,7 +69,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     let internal = prop::bool::weighted(0.2);
     (select(layers), select(kinds), internal, rule).prop_map(|(layer, kind, is_internal, rule)| {
         let (all, any, needs_identity, has_resource) = rule;
-        Operation {
+        VisibilityCase {
             layer,
             kind,
             is_internal,
@@ -85,12 +85,12 @@ fn scope() -> impl Strategy<Value = String> {
     "[ab](:[ab]){0,2}"
 }
 
-/// What somebody holds: scopes, and everything below some.
+/// The scopes that a caller holds, and wildcards for everything below some.
 fn held() -> impl Strategy<Value = Vec<String>> {
     vec("[ab](:[ab]){0,2}|[ab](:[ab])?:\\*|\\*", 0..4)
 }
 
-impl Operation {
+impl VisibilityCase {
     fn registration(&self, name: &str) -> Registration {
         let mut spec = OperationSpec::new(name, self.kind, "Any.");
         if self.is_internal {
@@ -123,7 +123,7 @@ fn name(number: usize) -> String {
     format!("any/op{number}")
 }
 
-fn registry(operations: &[Operation]) -> Registry {
+fn registry(operations: &[VisibilityCase]) -> Registry {
     let mut builder = Registry::builder();
     let mut imported = Vec::new();
     for (number, operation) in operations.iter().enumerate() {
@@ -148,7 +148,7 @@ fn registry(operations: &[Operation]) -> Registry {
     registry
 }
 
-fn caller(gate: &Gate, number: usize, scopes: &[String]) -> Caller {
+fn caller(gate: &LocalCaller, number: usize, scopes: &[String]) -> HttpCaller {
     let identity = Identity {
         id: format!("caller-{number}").parse().expect("an id"),
         kind: IdentityKind::Token,
@@ -156,11 +156,11 @@ fn caller(gate: &Gate, number: usize, scopes: &[String]) -> Caller {
         resources: [(RESOURCE.into(), vec!["*".into()])].into(),
         generation: 0,
     };
-    Caller {
+    HttpCaller {
         gate: gate.clone(),
         identity: Some(Arc::new(identity)),
         token: None,
-        via: Via::Http,
+        via: HttpIngress::Http,
         remote: None,
         proved_by: None,
         account: None,
@@ -170,11 +170,11 @@ fn caller(gate: &Gate, number: usize, scopes: &[String]) -> Caller {
 }
 
 /// Everything that is listed, page by page, but for what the protocol itself brings.
-fn listed(gateway: &Gateway, caller: &Caller) -> BTreeSet<String> {
+fn listed(gateway: &Gateway, caller: &HttpCaller) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
-    let mut query = Query {
+    let mut query = SearchQuery {
         limit: Some(PAGE),
-        ..Query::default()
+        ..SearchQuery::default()
     };
     loop {
         let page = gateway.list(caller, &query);
@@ -191,7 +191,7 @@ fn listed(gateway: &Gateway, caller: &Caller) -> BTreeSet<String> {
 }
 
 /// Everything that is not refused. One name more than there are operations is tried.
-async fn callable(gateway: &Gateway, caller: &Caller, count: usize) -> BTreeSet<String> {
+async fn callable(gateway: &Gateway, caller: &HttpCaller, count: usize) -> BTreeSet<String> {
     let refusals = [
         StatusCode::UNAUTHORIZED,
         StatusCode::FORBIDDEN,
@@ -202,7 +202,7 @@ async fn callable(gateway: &Gateway, caller: &Caller, count: usize) -> BTreeSet<
     for number in 0..=count {
         let operation = format!("/{}", name(number));
         let outcome = gateway
-            .invoke(caller, Invocation::of(&operation, &input))
+            .invoke(caller, GatewayCall::for_operation(&operation, &input))
             .await;
         let status = outcome.err().map(|error| error.status);
         if !status.is_some_and(|status| refusals.contains(&status)) {
@@ -212,11 +212,11 @@ async fn callable(gateway: &Gateway, caller: &Caller, count: usize) -> BTreeSet<
     all
 }
 
-/// Callers for whom the two are not the same, with both.
-async fn differing(operations: &[Operation], callers: &[Vec<String>]) -> Vec<String> {
+/// Callers for which the two are not the same, with both.
+async fn differing(operations: &[VisibilityCase], callers: &[Vec<String>]) -> Vec<String> {
     let dispatcher = Arc::new(Dispatcher::new(registry(operations)));
     let (near, _far) = memory_pair(b"h2");
-    let gate = Gate::new(&dispatcher, &near, None);
+    let gate = LocalCaller::new(&dispatcher, &near, None);
     let gateway = Gateway::default();
     let mut differing = Vec::new();
     for (number, scopes) in callers.iter().enumerate() {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use alknet_core::{
-    AuthContext, BoxFuture, Carriage, Connection, DialError, DialErrorKind, DialRequest, Dialer,
-    Dialled, Entries, Expect, HandlerError, Identities, IdentityProvider, PeerAddr, PeerKey,
-    ProtocolHandler, SystemClock, memory_pair,
+    AuthContext, BoxFuture, Carriage, Connection, DialError, DialErrorKind, DialRequest,
+    DialedConnection, Dialer, HandlerError, Identities, IdentityEntries, IdentityProvider,
+    PeerAddr, PeerKey, PeerVerification, ProtocolHandler, SystemClock, memory_pair,
 };
 use alknet_hub::{
-    ALPN, Desk, EnrolClientError, EnrolHandler, EnrolMode, EnrolToken, HubCard, Invitation,
-    MemoryTokens, Policy, Request, Role, TokenKind, enrol,
+    ALPN, EnrolClientError, EnrolHandler, EnrolMode, EnrolPolicy, EnrolRole, EnrolToken,
+    EnrolmentService, HubCard, Invitation, JoinRequest, MemoryTokens, TokenKind, enrol,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
@@ -19,16 +19,16 @@ const WORKER: PeerKey = PeerKey::Ed25519([1; 32]);
 
 /// Dials the hub of this test; the key is what TLS would have proved.
 #[derive(Debug)]
-struct Wire {
+struct EnrolTestDialer {
     handler: Arc<EnrolHandler>,
     key: Option<PeerKey>,
     hub: PeerKey,
 }
 
-impl Dialer for Wire {
-    fn connect(&self, request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+impl Dialer for EnrolTestDialer {
+    fn connect(&self, request: DialRequest) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
         Box::pin(async move {
-            let Expect::Pinned(pins) = &request.expect else {
+            let PeerVerification::Pinned(pins) = &request.expect else {
                 panic!("a hub is pinned");
             };
             if !pins.contains(&self.hub) {
@@ -37,7 +37,7 @@ impl Dialer for Wire {
             assert_eq!(request.alpn, ALPN);
             let (near, far) = memory_pair(ALPN);
             tokio::spawn(serve(&self.handler, far, self.key));
-            Ok(Dialled {
+            Ok(DialedConnection {
                 connection: near,
                 keys: vec![self.hub],
             })
@@ -62,48 +62,48 @@ fn serve(
     Arc::clone(handler).handle(connection, auth)
 }
 
-struct Lab {
-    desk: Arc<Desk>,
+struct EnrolHandlerTest {
+    desk: Arc<EnrolmentService>,
     peers: Arc<Identities>,
     handler: Arc<EnrolHandler>,
 }
 
-fn lab(says: PeerKey) -> Lab {
+fn lab(says: PeerKey) -> EnrolHandlerTest {
     let clock = Arc::new(SystemClock { built_s: 0 });
-    let entries = Entries {
+    let entries = IdentityEntries {
         admins: vec![(
             "admin".parse().expect("a peer id"),
             PeerKey::Ed25519([100; 32]),
         )],
-        ..Entries::default()
+        ..IdentityEntries::default()
     };
     let peers = Arc::new(Identities::new(entries, clock.clone()));
     let card = HubCard {
         key: says,
         names: vec!["hub".to_owned()],
     };
-    let policy = Policy {
+    let policy = EnrolPolicy {
         mode: EnrolMode::Token,
         peers_max: 10,
     };
-    let desk = Desk::new(
+    let desk = EnrolmentService::new(
         Arc::new(MemoryTokens::default()),
         peers.clone(),
         card,
         policy,
     );
     let desk = Arc::new(desk);
-    Lab {
+    EnrolHandlerTest {
         handler: Arc::new(EnrolHandler::new(Arc::clone(&desk), clock)),
         desk,
         peers,
     }
 }
 
-impl Lab {
+impl EnrolHandlerTest {
     async fn token(&self) -> EnrolToken {
         let invitation = Invitation {
-            role: Role::new("worker".parse().expect("a role")),
+            role: EnrolRole::new("worker".parse().expect("a role")),
             kind: TokenKind::Once,
             ttl_s: 60,
             made_by: "admin".to_owned(),
@@ -120,8 +120,8 @@ impl Lab {
             .0
     }
 
-    fn wire(&self, key: Option<PeerKey>) -> Wire {
-        Wire {
+    fn wire(&self, key: Option<PeerKey>) -> EnrolTestDialer {
+        EnrolTestDialer {
             handler: Arc::clone(&self.handler),
             key,
             hub: HUB,
@@ -134,11 +134,11 @@ fn target() -> PeerAddr {
     addr.with_pins([HUB])
 }
 
-fn request(token: &EnrolToken) -> Request {
-    Request {
+fn request(token: &EnrolToken) -> JoinRequest {
+    JoinRequest {
         token: Some(token.expose().to_string()),
         name: Some("kitchen".to_owned()),
-        ..Request::default()
+        ..JoinRequest::default()
     }
 }
 
@@ -203,7 +203,10 @@ async fn a_hub_that_says_another_key_is_not_believed() {
     );
 }
 
-async fn raw(lab: &Lab, bytes: &[u8]) -> (JoinHandle<Result<(), HandlerError>>, Connection) {
+async fn raw(
+    lab: &EnrolHandlerTest,
+    bytes: &[u8],
+) -> (JoinHandle<Result<(), HandlerError>>, Connection) {
     let (near, far) = memory_pair(ALPN);
     let served = tokio::spawn(serve(&lab.handler, far, Some(WORKER)));
     let (mut send, _recv) = near.open_bi().await.expect("a stream");

@@ -1,6 +1,6 @@
 //! Join strings: what is written reads back, and nothing that is damaged does.
 
-use alknet_core::{Host, PeerAddr, PeerKey};
+use alknet_core::{DialHost, PeerAddr, PeerKey};
 use alknet_hub::{ADDRESSES_MAX, EnrolToken, JOIN_CHARS_MAX, JoinCode, JoinError};
 use proptest::prelude::*;
 
@@ -23,7 +23,7 @@ fn address() -> impl Strategy<Value = PeerAddr> {
     let ip = any::<std::net::IpAddr>();
     (name, prop::option::of(ip), 1u16..).prop_map(|(name, ip, port)| PeerAddr {
         pins: Vec::new(),
-        host: ip.map_or(Host::Name(name), Host::Ip),
+        host: ip.map_or(DialHost::Name(name), DialHost::Ip),
         port,
     })
 }

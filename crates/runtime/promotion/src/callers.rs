@@ -21,15 +21,15 @@ type Call = u64;
 
 /// Whose call it is.
 #[derive(Clone, Debug)]
-pub(crate) struct Origin {
+pub(crate) struct PromotedCallOrigin {
     caller: Caller,
     call: Call,
     /// The call of the operation that calls; `None` for a request from outside.
     parent: Option<Call>,
 }
 
-impl Origin {
-    pub(crate) fn of(ctx: &Ctx) -> Self {
+impl PromotedCallOrigin {
+    pub(crate) fn from_ctx(ctx: &Ctx) -> Self {
         Self {
             caller: ctx.identity().map(|who| who.id.clone()),
             call: ctx.call_number(),
@@ -40,18 +40,18 @@ impl Origin {
 
 /// The calls of all promoted operations of a node.
 #[derive(Debug, Default)]
-pub(crate) struct Callers(Mutex<HashMap<String, Calls>>);
+pub(crate) struct PromotedCalls(Mutex<HashMap<String, AuthorCalls>>);
 
 /// The calls of one author's.
 #[derive(Debug, Default)]
-struct Calls {
+struct AuthorCalls {
     all: u32,
     each: HashMap<Caller, u32>,
     /// Those that run, whether they count or not.
     running: HashSet<Call>,
 }
 
-impl Calls {
+impl AuthorCalls {
     /// Whether one more call of a caller who has `own` may run. Of the last quarter only those get any who have few: so
     /// two callers do not take all.
     fn take(&self, own: u32) -> Result<(), (u32, &'static str)> {
@@ -72,20 +72,20 @@ impl Calls {
 
 /// A call that is counted until this is gone.
 #[derive(Debug)]
-pub(crate) struct Counted {
-    _entry: Entry,
+pub(crate) struct PromotedCallPermit {
+    _entry: PromotedCallEntry,
 }
 
 #[derive(Debug)]
-struct Entry {
-    callers: Arc<Callers>,
+struct PromotedCallEntry {
+    callers: Arc<PromotedCalls>,
     author: String,
-    origin: Origin,
+    origin: PromotedCallOrigin,
     /// It is a part of another call of the author's, and does not count.
     is_part: bool,
 }
 
-impl Callers {
+impl PromotedCalls {
     /// Counts a call of an author's operation. What an operation of the author's calls of the author's is a part of it,
     /// and the author's own affair: a part that found no room would fail a call that has some. What another author's
     /// operation calls counts, also where an operation of this author's has called that.
@@ -95,8 +95,8 @@ impl Callers {
     pub(crate) fn enter(
         self: &Arc<Self>,
         author: &str,
-        origin: Origin,
-    ) -> Result<Counted, CallError> {
+        origin: PromotedCallOrigin,
+    ) -> Result<PromotedCallPermit, CallError> {
         let mut all = lock(&self.0);
         let calls = all.entry(author.to_owned()).or_default();
         let is_part = origin
@@ -116,8 +116,8 @@ impl Callers {
         }
         calls.running.insert(origin.call);
         drop(all);
-        Ok(Counted {
-            _entry: Entry {
+        Ok(PromotedCallPermit {
+            _entry: PromotedCallEntry {
                 callers: Arc::clone(self),
                 author: author.to_owned(),
                 origin,
@@ -137,7 +137,7 @@ fn leave<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
     }
 }
 
-impl Drop for Entry {
+impl Drop for PromotedCallEntry {
     fn drop(&mut self) {
         let mut all = lock(&self.callers.0);
         let Some(calls) = all.get_mut(&self.author) else {
@@ -163,8 +163,8 @@ mod tests {
     use super::*;
 
     /// A request from outside.
-    fn origin(caller: Option<&str>, call: Call) -> Origin {
-        Origin {
+    fn origin(caller: Option<&str>, call: Call) -> PromotedCallOrigin {
+        PromotedCallOrigin {
             caller: caller.map(|name| name.parse().expect("a peer id")),
             call,
             parent: None,
@@ -172,22 +172,26 @@ mod tests {
     }
 
     /// The call `number` that `parent` makes.
-    fn part(parent: &Origin, number: u64) -> Origin {
-        Origin {
+    fn part(parent: &PromotedCallOrigin, number: u64) -> PromotedCallOrigin {
+        PromotedCallOrigin {
             caller: parent.caller.clone(),
             call: (parent.call + 1) * 1000 + number,
             parent: Some(parent.call),
         }
     }
 
-    fn takes_all(callers: &Arc<Callers>, author: &str, caller: Option<&str>) -> Vec<Counted> {
+    fn takes_all(
+        callers: &Arc<PromotedCalls>,
+        author: &str,
+        caller: Option<&str>,
+    ) -> Vec<PromotedCallPermit> {
         let next = |call: Call| callers.enter(author, origin(caller, call)).ok();
         (0..).map_while(next).collect()
     }
 
     #[test]
     fn one_caller_has_half_and_two_leave_others_some() {
-        let callers = Arc::new(Callers::default());
+        let callers = Arc::new(PromotedCalls::default());
         let eve = takes_all(&callers, "ada", Some("eve"));
         assert_eq!(eve.len(), 64);
         let refused = callers.enter("ada", origin(Some("eve"), 64));
@@ -210,7 +214,7 @@ mod tests {
     /// No two calls are alike. If two were, the end of one would not be that of the account of all.
     #[test]
     fn what_runs_is_counted_until_it_ends() {
-        let callers = Arc::new(Callers::default());
+        let callers = Arc::new(PromotedCalls::default());
         let slow = callers.enter("ada", origin(Some("eve"), 1));
         let slow = slow.expect("nobody else calls");
         drop(callers.enter("ada", origin(Some("eve"), 1)));
@@ -224,7 +228,7 @@ mod tests {
     /// of ada's calls what it likes of ada's.
     #[test]
     fn what_an_author_s_operation_calls_of_the_author_s_is_part_of_it() {
-        let callers = Arc::new(Callers::default());
+        let callers = Arc::new(PromotedCalls::default());
         let whole: Vec<_> = (0..63)
             .map(|n| callers.enter("ada", origin(Some("cal"), n)))
             .collect();

@@ -1,17 +1,16 @@
 //! A look at sources without running them: what they import, and whether they make code of text.
 //!
-//! The engine has neither `eval` nor `Function('…')` for such an operation and loads nothing that is
-//! not in the bundle, so this protects nobody; it tells an author early and a reviewer plainly. What
-//! strangers wrote is parsed in a worker, by [`Work::Look`](alknet_runtime::Work::Look); here is what
-//! is made of it.
+//! The engine has neither `eval` nor `Function('…')` for such an operation and loads nothing that is not in the bundle,
+//! so the look is no protection: it warns an author early and a reviewer plainly. What unknown peers wrote is parsed in
+//! a worker, by [`Work::Look`](alknet_runtime::IsolateWork::Look); here is what is made of it.
 
 use std::collections::BTreeMap;
 
-use alknet_runtime::{Code, Failure, Looked, ModuleSet};
+use alknet_runtime::{ModuleSet, RuntimeCode, ScriptFailure, SourceScan};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::bundle::Bundle;
+use crate::bundle::PromotionBundle;
 use crate::limits::FINDINGS_MAX;
 
 /// Something that is wrong with a bundle.
@@ -21,7 +20,7 @@ pub struct Finding {
     pub check: String,
     /// The module, or the place in the document.
     pub module: String,
-    /// The module's line, from 1; 0 where there is none.
+    /// The module's line, from 1; 0 where the finding has no line.
     pub line: u32,
     /// For people.
     pub what: String,
@@ -39,18 +38,18 @@ impl Finding {
 }
 
 /// What was seen of each module.
-pub(crate) type Seen = BTreeMap<String, Result<Looked, Failure>>;
+pub(crate) type Seen = BTreeMap<String, Result<SourceScan, ScriptFailure>>;
 
-/// Reads the answer of [`Work::Look`](alknet_runtime::Work::Look). A worker may have been taken over
+/// Reads the answer of [`Work::Look`](alknet_runtime::IsolateWork::Look). A worker may have been taken over
 /// by what it read: every module has to be there.
 ///
 /// # Errors
-/// It is none.
-pub(crate) fn read(answer: &Value, bundle: &Bundle) -> Result<Seen, Failure> {
+/// The answer is malformed, or lacks a module.
+pub(crate) fn read(answer: &Value, bundle: &PromotionBundle) -> Result<Seen, ScriptFailure> {
     let strange = || {
-        Failure::new(
-            Code::WorkerLost,
-            "the worker's answer about sources is none",
+        ScriptFailure::new(
+            RuntimeCode::WorkerLost,
+            "the worker's answer about sources is malformed",
         )
     };
     let answer = answer.as_object().ok_or_else(strange)?;
@@ -101,7 +100,7 @@ pub(crate) fn check(seen: &Seen, modules: &ModuleSet) -> Vec<Finding> {
     found
 }
 
-fn one(found: &mut Vec<Finding>, module: &str, looked: &Looked, modules: &ModuleSet) {
+fn one(found: &mut Vec<Finding>, module: &str, looked: &SourceScan, modules: &ModuleSet) {
     for maker in &looked.makers {
         let what = format!(
             "'{}' makes code of text; a bundle's code is what was reviewed",
@@ -129,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    fn bundle() -> Bundle {
+    fn bundle() -> PromotionBundle {
         use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
         let pair = Ed25519KeyPair::from_seed_unchecked(&[9; 32]).expect("a seed");
         let key =
@@ -142,7 +141,7 @@ mod tests {
         });
         let content = serde_json::from_value(content).expect("a content");
         let sign = |text: &[u8]| pair.sign(text).as_ref().try_into().expect("64 bytes");
-        Bundle::sign(&content, sign).expect("a bundle")
+        PromotionBundle::sign(&content, sign).expect("a bundle")
     }
 
     /// A worker that what it read has taken over says whatever it likes.
@@ -161,7 +160,7 @@ mod tests {
             json!({ "./a.js": none, "./b.js": { "failed": 1 } }),
         ] {
             let refused = read(&strange, &bundle()).expect_err("none");
-            assert_eq!(refused.code, Code::WorkerLost, "{strange}");
+            assert_eq!(refused.code, RuntimeCode::WorkerLost, "{strange}");
         }
     }
 

@@ -4,13 +4,13 @@ mod unified;
 
 use serde_json::Value;
 
-use crate::bundle::Bundle;
+use crate::bundle::PromotionBundle;
 use crate::limits::DIFFERENCE_BYTES_MAX;
 use unified::unified;
 
 /// Specification, tests and every module as unified differences; from nothing where there is no
 /// bundle before. What is too long is cut, and it is said.
-pub(crate) fn between(before: Option<&Bundle>, now: &Bundle) -> String {
+pub(crate) fn between(before: Option<&PromotionBundle>, now: &PromotionBundle) -> String {
     let mut text = String::new();
     let (old, new) = (before.map(parts).unwrap_or_default(), parts(now));
     let gone = old
@@ -38,7 +38,7 @@ pub(crate) fn between(before: Option<&Bundle>, now: &Bundle) -> String {
 }
 
 /// The texts of a bundle, by name.
-fn parts(bundle: &Bundle) -> Vec<(String, String)> {
+fn parts(bundle: &PromotionBundle) -> Vec<(String, String)> {
     let content = bundle.content();
     let pretty = |value: Result<Value, _>| {
         let value: Value = value.unwrap_or_default();

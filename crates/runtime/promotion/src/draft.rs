@@ -6,13 +6,13 @@ use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use alknet_core::{PeerId, PeerKey};
-use alknet_runtime::ops::Case;
-use alknet_runtime::{ENGINE, Limits, Registration};
+use alknet_runtime::ops::ScriptTestCase;
+use alknet_runtime::{ENGINE, IsolateLimits, ScriptRegistration};
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::bundle::{Content, FORMAT, Fuel};
+use crate::bundle::{BundleContent, FORMAT, FuelPercentiles};
 use crate::limits::{BUNDLE_BYTES_MAX, FOLDERS_MAX, MODULES_MAX};
 
 /// The file in the folder that says what the sources are.
@@ -22,15 +22,15 @@ const SOURCES: [&str; 6] = ["js", "jsx", "mjs", "mts", "ts", "tsx"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Draft {
-    spec: Registration,
+struct DraftManifest {
+    spec: ScriptRegistration,
     entry: String,
     export: Option<String>,
     #[serde(default)]
     service: bool,
-    tests: Vec<Case>,
+    tests: Vec<ScriptTestCase>,
     /// What any call may take at most, unless said.
-    fuel: Option<Fuel>,
+    fuel: Option<FuelPercentiles>,
 }
 
 /// Reads a folder: `operation.json` has `spec`, `entry`, `tests`, and if need be `export`, `service` and `fuel`;
@@ -40,16 +40,20 @@ struct Draft {
 ///
 /// # Errors
 /// A file cannot be read, `operation.json` is not what it has to be, or there is too much. Whether
-/// the content is one that can be signed is said by [`Bundle::sign`](crate::Bundle::sign).
-pub fn read_draft(folder: &Path, author: PeerId, key: PeerKey) -> Result<Content, DraftError> {
+/// the content is one that can be signed is said by [`PromotionBundle::sign`](crate::PromotionBundle::sign).
+pub fn read_draft(
+    folder: &Path,
+    author: PeerId,
+    key: PeerKey,
+) -> Result<BundleContent, DraftError> {
     let path = folder.join(DRAFT_FILE);
     let draft = crate::bundle::read_json(read(&path)?.as_bytes());
     let mut draft = draft.map_err(|error| DraftError::Draft(path.clone(), error.to_string()))?;
     recorded(folder, &mut draft)?;
-    let draft: Draft = serde_json::from_value(draft)
+    let draft: DraftManifest = serde_json::from_value(draft)
         .map_err(|error| DraftError::Draft(path.clone(), error.to_string()))?;
-    let most = Limits::default().fuel_ticks;
-    Ok(Content {
+    let most = IsolateLimits::default().fuel_ticks;
+    Ok(BundleContent {
         format: FORMAT,
         engine: ENGINE.to_owned(),
         spec: draft.spec,
@@ -58,7 +62,7 @@ pub fn read_draft(folder: &Path, author: PeerId, key: PeerKey) -> Result<Content
         service: draft.service,
         modules: modules(folder)?,
         tests: draft.tests,
-        fuel: draft.fuel.unwrap_or(Fuel {
+        fuel: draft.fuel.unwrap_or(FuelPercentiles {
             p50: most,
             p99: most,
         }),
@@ -169,7 +173,7 @@ mod tests {
         PeerKey::Ed25519([1; 32])
     }
 
-    fn read_in(folder: &Path) -> Result<Content, DraftError> {
+    fn read_in(folder: &Path) -> Result<BundleContent, DraftError> {
         read_draft(folder, "ada".parse().expect("a name"), key())
     }
 

@@ -1,15 +1,15 @@
 //! Why a proposal does not become an operation.
 
 use alknet_call::{CallError, ErrorCode};
-use alknet_runtime::Failure;
-use alknet_runtime::ops::Report;
+use alknet_runtime::ScriptFailure;
+use alknet_runtime::ops::ScriptTestReport;
 use serde_json::json;
 use thiserror::Error;
 
 use crate::bundle::BundleError;
 use crate::check::Finding;
 use crate::limits::BUSY_RETRY_MS;
-use crate::store::StoreError;
+use crate::store::PromotionStoreError;
 
 /// Code of a bundle whose sources are not what they have to be.
 pub(crate) const CHECK_FAILED: &str = "CHECK_FAILED";
@@ -22,7 +22,7 @@ pub(crate) const TESTS_FAILED: &str = "TESTS_FAILED";
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PromotionError {
-    /// The bundle is none.
+    /// The document is not a valid bundle.
     #[error(transparent)]
     Bundle(#[from] BundleError),
     /// What was looked at without running it is not what it has to be.
@@ -31,7 +31,7 @@ pub enum PromotionError {
     /// Something else stands against it.
     #[error("{0}")]
     Conflict(String),
-    /// Whoever asks may not.
+    /// The caller may not do this.
     #[error("{0}")]
     Forbidden(String),
     /// The request says something that cannot be.
@@ -39,20 +39,20 @@ pub enum PromotionError {
     Input(String),
     /// The code could not be put together or run at all.
     #[error("{0}")]
-    Run(#[from] Failure),
+    Run(#[from] ScriptFailure),
     /// The store does not do it.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] PromotionStoreError),
     /// Tests fail.
     #[error("the bundle does not pass its tests; see details")]
-    Tests(Box<Report>),
+    Tests(Box<ScriptTestReport>),
     /// The node is not ready, or ends.
     #[error("{0}")]
     Unavailable(String),
 }
 
 /// What has not run, as there was no room for it: the caller may ask again.
-pub(crate) fn no_room(failure: Failure) -> CallError {
+pub(crate) fn no_room(failure: ScriptFailure) -> CallError {
     CallError::new(ErrorCode::Overloaded, failure.message)
         .with_details(json!({ "code": failure.code.name() }))
         .with_retry_after_ms(BUSY_RETRY_MS)
@@ -88,9 +88,9 @@ impl From<PromotionError> for CallError {
                 error.with_details(json!({ "code": failure.code.name() }))
             }
             PromotionError::Store(store) => match store {
-                StoreError::Conflict(_) => Self::new(ErrorCode::Conflict, text),
-                StoreError::Full(_) => Self::operation(STORE_FULL, text),
-                StoreError::Unknown(_) => Self::new(ErrorCode::NotFound, text),
+                PromotionStoreError::Conflict(_) => Self::new(ErrorCode::Conflict, text),
+                PromotionStoreError::Full(_) => Self::operation(STORE_FULL, text),
+                PromotionStoreError::Unknown(_) => Self::new(ErrorCode::NotFound, text),
                 _ => Self::internal(text),
             },
             PromotionError::Tests(report) => {

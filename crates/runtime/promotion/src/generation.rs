@@ -5,52 +5,53 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use alknet_call::{
-    AccessControl, Body, BoxStream, CallError, CompositionAuthority, CountedTree, Ctx, ErrorCode,
-    ErrorDef, HandlerKind, OperationSpec, OperationType, Registration, ScopedPeerEnv, Visibility,
+    AccessControl, BoxStream, CallBody, CallError, CompositionAuthority, CountedTree, Ctx,
+    ErrorCode, ErrorDef, HandlerKind, OperationSpec, OperationType, Registration, ScopedPeerEnv,
+    Visibility,
 };
 use alknet_core::{BoxFuture, Capabilities};
-use alknet_runtime::{Code as RuntimeCode, Failure, Kind, OpError};
+use alknet_runtime::{OpError, RuntimeCode, ScriptFailure, ScriptOperationKind};
 use futures_util::{StreamExt, future, stream};
 use serde_json::{Value, json};
 
-use crate::bundle::{Code, Hash};
-use crate::callers::{Callers, Counted, Origin};
+use crate::bundle::{Blake3Hash, OperationCode};
+use crate::callers::{PromotedCallOrigin, PromotedCallPermit, PromotedCalls};
 use crate::error::{lacked_room, no_room};
 use crate::limits::{ACTS, CALLS_AT_ONCE};
-use crate::store::{Authority, Terms};
-use crate::tally::{Crashes, Tally, Verdict};
+use crate::store::{AuthoritySnapshot, PromotionTerms};
+use crate::tally::{CallTally, CrashHistory, TallyVerdict};
 
 /// Runs the code of promoted operations: sessions in workers do. Dropping what it returns aborts the
 /// call.
 pub trait Invoker: Send + Sync + 'static {
-    /// A query or mutation: does [`Code::steps`] in an engine with [`Code::modules`], and answers
+    /// A query or mutation: does [`OperationCode::steps`] in an engine with [`OperationCode::modules`], and answers
     /// with what the last came to. Whatever the script calls goes through the context's
     /// [`env`](Ctx::env), which has the operation's own authority and reach.
-    fn invoke(&self, call: Invocation) -> BoxFuture<'static, Result<Value, Failure>>;
+    fn invoke(&self, call: PromotedInvocation) -> BoxFuture<'static, Result<Value, ScriptFailure>>;
 
     /// A subscription: the same, with the items that the handler yields. Ends after the first error.
-    fn subscribe(&self, call: Invocation) -> BoxStream<Result<Value, Failure>>;
+    fn subscribe(&self, call: PromotedInvocation) -> BoxStream<Result<Value, ScriptFailure>>;
 
     /// Which services are in place from now on, by the names that they are called by. What runs of
     /// any other finishes what it does, and leaves. Calls that began before may still come with code
     /// of before.
-    fn in_place(&self, services: BTreeMap<String, InPlace>);
+    fn in_place(&self, services: BTreeMap<String, InstalledService>);
 }
 
-/// A [service](Code::service) that is in place.
+/// A [service](OperationCode::service) that is in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InPlace {
+pub struct InstalledService {
     /// Its code.
-    pub code: Hash,
+    pub code: Blake3Hash,
     /// What it may do.
     pub authority: CompositionAuthority,
 }
 
 /// One call of a promoted operation.
 #[derive(Clone, Debug)]
-pub struct Invocation {
+pub struct PromotedInvocation {
     /// What to run.
-    pub code: Arc<Code>,
+    pub code: Arc<OperationCode>,
     /// Its input, which fits its schema.
     pub input: Value,
     /// Who called, until when, and what it may call.
@@ -58,33 +59,33 @@ pub struct Invocation {
 }
 
 /// Where verdicts about versions go.
-pub(crate) trait Judge: Send + Sync + 'static {
-    fn told(&self, path: &str, version: u64, verdict: Verdict);
+pub(crate) trait VerdictSink: Send + Sync + 'static {
+    fn told(&self, path: &str, version: u64, verdict: TallyVerdict);
 }
 
 /// Everything that an operation is made of.
-pub(crate) struct Making {
-    pub(crate) code: Arc<Code>,
-    pub(crate) terms: Terms,
+pub(crate) struct PromotedOperationParts {
+    pub(crate) code: Arc<OperationCode>,
+    pub(crate) terms: PromotionTerms,
     pub(crate) version: u64,
     pub(crate) author: String,
-    pub(crate) authority: Authority,
-    pub(crate) tally: Arc<Tally>,
-    pub(crate) crashes: Arc<Crashes>,
-    pub(crate) callers: Arc<Callers>,
+    pub(crate) authority: AuthoritySnapshot,
+    pub(crate) tally: Arc<CallTally>,
+    pub(crate) crashes: Arc<CrashHistory>,
+    pub(crate) callers: Arc<PromotedCalls>,
     pub(crate) capabilities: Capabilities,
     pub(crate) invoker: Arc<dyn Invoker>,
-    pub(crate) judge: Arc<dyn Judge>,
+    pub(crate) judge: Arc<dyn VerdictSink>,
 }
 
-impl Making {
-    /// The operation. It may do what its author might when it was proposed and still may, reaches
-    /// what its bundle says that it uses, and is called by whom the reviewer let.
+impl PromotedOperationParts {
+    /// The operation. It may do what its author might when it was proposed and still may, reaches what its bundle says
+    /// that it uses, and admits the callers that the reviewer agreed to.
     pub(crate) fn registration(self) -> Registration {
         let spec = spec(&self.code, &self.terms, self.version);
         let authority = composition(&self.author, &self.authority);
         let reach = ScopedPeerEnv::new(&self.code.spec.uses);
-        let streams = self.code.spec.kind == Kind::Subscription;
+        let streams = self.code.spec.kind == ScriptOperationKind::Subscription;
         let capabilities = self.capabilities.clone();
         let running = Arc::new(self);
         let handler = match streams {
@@ -97,14 +98,14 @@ impl Making {
             .checking_output()
     }
 
-    async fn once(self: Arc<Self>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
+    async fn once(self: Arc<Self>, input: CallBody, ctx: Ctx) -> Result<Value, CallError> {
         let (call, _counted) = self.begin(input, ctx.clone())?;
         let answer = self.invoker.invoke(call).await;
         self.ended(&ctx, answer.as_ref().err());
         answer.map_err(|failure| call_error(&self.code, failure, &ctx))
     }
 
-    fn stream(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
+    fn stream(self: Arc<Self>, input: CallBody, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
         let (call, counted) = match self.begin(input, ctx.clone()) {
             Ok(begun) => begun,
             Err(error) => return Box::pin(stream::iter([Err(error)])),
@@ -134,9 +135,9 @@ impl Making {
     /// What to run, and what keeps it counted: as a call of its author's operations, and by its input.
     fn begin(
         &self,
-        input: Body,
+        input: CallBody,
         ctx: Ctx,
-    ) -> Result<(Invocation, (Counted, CountedTree)), CallError> {
+    ) -> Result<(PromotedInvocation, (PromotedCallPermit, CountedTree)), CallError> {
         if self.crashes.is_aside(self.code.id) {
             let text = "the operation lost its worker too often; it is set aside until the node \
                  starts again or another version is promoted";
@@ -146,11 +147,13 @@ impl Making {
             return Err(error);
         }
         // Before anything is made of the input.
-        let counted = self.callers.enter(&self.author, Origin::of(&ctx));
+        let counted = self
+            .callers
+            .enter(&self.author, PromotedCallOrigin::from_ctx(&ctx));
         let counted = counted.inspect_err(|error| excuse(&ctx, error))?;
         let tree = ctx.counted_tree(input);
         let (input, tree) = tree.inspect_err(|error| excuse(&ctx, error))?;
-        let call = Invocation {
+        let call = PromotedInvocation {
             code: Arc::clone(&self.code),
             input,
             ctx,
@@ -158,7 +161,7 @@ impl Making {
         Ok((call, (counted, tree)))
     }
 
-    fn ended(&self, ctx: &Ctx, failure: Option<&Failure>) {
+    fn ended(&self, ctx: &Ctx, failure: Option<&ScriptFailure>) {
         let lost = failure.is_some_and(|it| it.code == RuntimeCode::WorkerLost);
         if lost && self.crashes.lost(self.code.id, Instant::now()) {
             tracing::error!(
@@ -169,7 +172,7 @@ impl Making {
         let failed = failure.is_some_and(|failure| is_fault(&self.code, failure));
         // Who calls could bring that about, in as many calls as they like. What a peer answers is no excuse: its owner
         // may be the version's author.
-        if failure.is_some_and(Failure::is_no_room) {
+        if failure.is_some_and(ScriptFailure::is_no_room) {
             ctx.env().excuse();
             return;
         }
@@ -190,7 +193,7 @@ fn excuse(ctx: &Ctx, error: &CallError) {
 }
 
 /// What an author's operation may do when it calls others.
-pub(crate) fn composition(author: &str, may: &Authority) -> CompositionAuthority {
+pub(crate) fn composition(author: &str, may: &AuthoritySnapshot) -> CompositionAuthority {
     let mut authority = CompositionAuthority::new(author, &may.scopes);
     for (kind, ids) in &may.resources {
         authority = authority.with_resources(kind, ids);
@@ -199,19 +202,19 @@ pub(crate) fn composition(author: &str, may: &Authority) -> CompositionAuthority
 }
 
 /// Whether a failure speaks against the code: what it declares and what its caller gave up does not.
-fn is_fault(code: &Code, failure: &Failure) -> bool {
+fn is_fault(code: &OperationCode, failure: &ScriptFailure) -> bool {
     let declared = failure.operation.as_ref();
     let declared = declared.is_some_and(|error| code.spec.errors.contains_key(&error.code));
     let vacant = failure.operation.as_deref().is_some_and(is_vacant);
     !declared && !vacant && failure.code != RuntimeCode::Abort
 }
 
-fn spec(code: &Code, terms: &Terms, version: u64) -> OperationSpec {
+fn spec(code: &OperationCode, terms: &PromotionTerms, version: u64) -> OperationSpec {
     let registration = &code.spec;
     let op_type = match registration.kind {
-        Kind::Mutation => OperationType::Mutation,
-        Kind::Query => OperationType::Query,
-        Kind::Subscription => OperationType::Subscription,
+        ScriptOperationKind::Mutation => OperationType::Mutation,
+        ScriptOperationKind::Query => OperationType::Query,
+        ScriptOperationKind::Subscription => OperationType::Subscription,
     };
     let mut spec = OperationSpec::new(&terms.path, op_type, &registration.description)
         .with_input(registration.input.clone())
@@ -237,7 +240,7 @@ fn spec(code: &Code, terms: &Terms, version: u64) -> OperationSpec {
 }
 
 /// What the bundle declares, and what its runtime can end with.
-fn errors(code: &Code) -> Vec<ErrorDef> {
+fn errors(code: &OperationCode) -> Vec<ErrorDef> {
     let own = code.spec.errors.iter().map(|(code, schema)| ErrorDef {
         code: code.clone(),
         description: String::new(),
@@ -263,13 +266,13 @@ fn is_vacant(error: &OpError) -> bool {
 
 /// What callers see of a failure: a capability that does not act, a declared error as it is, what it called and found no
 /// room for, the runtime's by the table of codes.
-pub(crate) fn call_error(code: &Code, failure: Failure, ctx: &Ctx) -> CallError {
+pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx) -> CallError {
     if failure.is_no_room() {
         return no_room(failure);
     }
     if let Some(error) = failure.operation {
         if is_vacant(&error) {
-            // Not the operation's fault, and worth another try once somebody opened the vault.
+            // Not the operation's fault, and worth another try once an administrator has opened the vault.
             let mut told = CallError::unavailable(error.message);
             told.retryable = error.retryable;
             return told.with_details(*error.details);

@@ -4,12 +4,12 @@ use alknet_call::{OperationSpec, OperationType, Registry, Visibility};
 use alknet_core::{Identity, ScopeSet};
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::Bundle;
-use crate::store::Authority;
+use crate::bundle::PromotionBundle;
+use crate::store::AuthoritySnapshot;
 
 /// What one of a bundle's `uses` means on this node, now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Grant {
+pub struct BundleGrant {
     /// As the bundle has it: an operation, or all of a namespace as `fs/*`.
     pub operation: String,
     /// The operations of this node that it names, at most [`NAMED_MAX`].
@@ -26,7 +26,11 @@ pub struct Grant {
 const NAMED_MAX: usize = 32;
 
 /// One for each of the bundle's `uses`.
-pub(crate) fn of(bundle: &Bundle, authority: &Authority, registry: &Registry) -> Vec<Grant> {
+pub(crate) fn resolve(
+    bundle: &PromotionBundle,
+    authority: &AuthoritySnapshot,
+    registry: &Registry,
+) -> Vec<BundleGrant> {
     let held: ScopeSet = authority.scopes.iter().collect();
     let promoted = registry.generation();
     let imported = registry.imported_specs();
@@ -38,7 +42,7 @@ pub(crate) fn of(bundle: &Bundle, authority: &Authority, registry: &Registry) ->
         .collect()
 }
 
-fn grant(operation: &str, author: &str, held: &ScopeSet, all: &[&OperationSpec]) -> Grant {
+fn grant(operation: &str, author: &str, held: &ScopeSet, all: &[&OperationSpec]) -> BundleGrant {
     let reach = alknet_call::NameSet::from_iter([operation]);
     let meant: Vec<_> = all
         .iter()
@@ -53,7 +57,7 @@ fn grant(operation: &str, author: &str, held: &ScopeSet, all: &[&OperationSpec])
     let missing = scopes.iter().filter(|scope| !held.allows(scope));
     let missing: Vec<_> = missing.cloned().collect();
     let text = sentence(operation, author, &meant, &scopes, &missing);
-    Grant {
+    BundleGrant {
         operation: operation.to_owned(),
         names: meant
             .iter()
@@ -109,9 +113,9 @@ fn sentence(
     format!("{what}{by}{not}")
 }
 
-impl Authority {
+impl AuthoritySnapshot {
     /// What an identity may do.
-    pub(crate) fn of(identity: &Identity) -> Self {
+    pub(crate) fn from_identity(identity: &Identity) -> Self {
         let text = |all: &[std::sync::Arc<str>]| all.iter().map(ToString::to_string).collect();
         let resources = identity.resources.iter();
         Self {
@@ -163,14 +167,14 @@ mod tests {
 
     use super::*;
 
-    fn authority(scopes: &[String]) -> Authority {
-        Authority {
+    fn authority(scopes: &[String]) -> AuthoritySnapshot {
+        AuthoritySnapshot {
             scopes: scopes.to_vec(),
-            ..Authority::default()
+            ..AuthoritySnapshot::default()
         }
     }
 
-    fn set(authority: &Authority) -> ScopeSet {
+    fn set(authority: &AuthoritySnapshot) -> ScopeSet {
         authority.scopes.iter().collect()
     }
 
@@ -190,20 +194,23 @@ mod tests {
 
     #[test]
     fn resources_are_those_of_both() {
-        let held = |ids: &[&str]| Authority {
+        let held = |ids: &[&str]| AuthoritySnapshot {
             resources: [(
                 "disk".to_owned(),
                 ids.iter().map(|id| (*id).to_owned()).collect(),
             )]
             .into(),
-            ..Authority::default()
+            ..AuthoritySnapshot::default()
         };
         assert_eq!(held(&["a", "b"]).and(&held(&["b", "c"])), held(&["b"]));
         assert_eq!(held(&["*"]).and(&held(&["b"])), held(&["b"]));
-        assert_eq!(held(&["a"]).and(&held(&["b"])), Authority::default());
         assert_eq!(
-            held(&["a"]).and(&Authority::default()),
-            Authority::default()
+            held(&["a"]).and(&held(&["b"])),
+            AuthoritySnapshot::default()
+        );
+        assert_eq!(
+            held(&["a"]).and(&AuthoritySnapshot::default()),
+            AuthoritySnapshot::default()
         );
     }
 }

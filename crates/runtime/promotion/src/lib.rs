@@ -1,8 +1,8 @@
-//! From a script that works to an operation of the node: proposed by its author, tested again,
-//! reviewed by somebody else, promoted, and taken back when it was a mistake.
+//! From a script that works to an operation of the node: proposed by its author, tested again, reviewed by another
+//! peer, promoted, and taken back when it was a mistake.
 //!
-//! What is proposed is a [`Bundle`]: sources, specification, tests and the operations it wants to
-//! call, signed by its author. The [`Store`] keeps every bundle, every version and a record of who
+//! What is proposed is a [`PromotionBundle`]: sources, specification, tests and the operations it wants to
+//! call, signed by its author. The [`PromotionStore`] keeps every bundle, every version and a record of who
 //! did what. [`Promotion`] is the whole of it for a node: its operations `ops/*`, and the generation
 //! of promoted operations that it puts beside those of the program.
 //!
@@ -27,15 +27,22 @@ mod store;
 mod tally;
 mod trial;
 
-pub use bundle::{Bundle, BundleError, Code, Content, Fuel, Hash, canonical, read_json};
+pub use bundle::{
+    Blake3Hash, BundleContent, BundleError, FuelPercentiles, OperationCode, PromotionBundle,
+    canonical, read_json,
+};
 pub use check::Finding;
 pub use draft::{DRAFT_FILE, DraftError, read_draft};
 pub use error::PromotionError;
-pub use generation::{InPlace, Invocation, Invoker};
-pub use grants::Grant;
-pub use service::{Activate, Asked, Config, LeftOut, Parts, Promotion, Show, Wanted};
-pub use store::{
-    Act, AuditEntry, Authority, Filter, Found, New, Proposal, Reviewed, State, Store, StoreError,
-    Taken, Tallied, Terms, Version,
+pub use generation::{InstalledService, Invoker, PromotedInvocation};
+pub use grants::BundleGrant;
+pub use service::{
+    ActivationTime, OmittedVersion, Promotion, PromotionConfig, PromotionParts, ProposalQuery,
+    ProposalRequest, ReviewTerms,
 };
-pub use trial::{Ran, Run, TestRunner};
+pub use store::{
+    AuditAct, AuditEntry, AuthoritySnapshot, BundleFindings, NewProposal, OperationVersion,
+    PromotionStore, PromotionStoreError, PromotionTerms, Proposal, ProposalFilter, ProposalState,
+    ReviewResult, RollbackResult, TallyCounts,
+};
+pub use trial::{TestRunner, TrialResult, TrialRun};

@@ -20,7 +20,7 @@ pub const ERRORS_MAX: usize = 64;
 pub const NAME_BYTES_MAX: usize = 128;
 /// Bytes of a description.
 pub const DESCRIPTION_BYTES_MAX: usize = 4 << 10;
-/// Things found wrong that are told at once.
+/// Findings in one answer.
 pub const FINDINGS_MAX: usize = 64;
 /// How far code of promoted operations may import code of promoted operations.
 pub const IMPORT_DEPTH_MAX: usize = 8;
@@ -56,8 +56,8 @@ pub const SCOPES_MAX: usize = alknet_call::limits::SCOPES_MAX;
 pub const SCOPE_BYTES_MAX: usize = alknet_call::limits::SCOPE_BYTES_MAX;
 /// Calls of one promoted operation that run or wait at the same time.
 pub const CALLS_AT_ONCE: u32 = 128;
-/// The same of all promoted operations of one author: half of the sessions that the author may have, so that whoever
-/// calls them leaves the author the other half.
+/// The same of all promoted operations of one author: half of the sessions that the author may have, so that their
+/// callers leave the author the other half.
 pub const AUTHOR_CALLS_MAX: u32 = 128;
 /// Of these, the calls of one caller.
 pub const CALLER_CALLS_MAX: u32 = 64;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alknet_call::{
-    Body, CallError, Ctx, ErrorCode, ErrorDef, HandlerKind, Idempotence, OperationSpec,
+    CallBody, CallError, Ctx, ErrorCode, ErrorDef, HandlerKind, Idempotence, OperationSpec,
     Registration,
 };
 use alknet_core::Identity;
@@ -11,10 +11,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::bundle::Hash;
+use crate::bundle::Blake3Hash;
 use crate::error::{CHECK_FAILED, PromotionError, STORE_FULL, TESTS_FAILED};
 use crate::limits::{PAGE_MAX, REASON_BYTES_MAX, SCOPES_MAX, TRIAL_MAX, TRIALS_AT_ONCE};
-use crate::service::{Promotion, Show, Wanted};
+use crate::service::{Promotion, ProposalQuery, ReviewTerms};
 
 /// Who may send bundles.
 const PROPOSE: &str = "ops:propose";
@@ -24,7 +24,7 @@ const PROMOTE: &str = "ops:promote";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PromoteInput {
-    id: Hash,
+    id: Blake3Hash,
     accept: bool,
     path: Option<String>,
     external: Option<bool>,
@@ -43,7 +43,7 @@ struct RollbackInput {
 }
 
 pub(crate) fn registrations(promotion: &Arc<Promotion>) -> Vec<Registration> {
-    let once = |run: fn(Arc<Promotion>, Body, Ctx) -> Answer| {
+    let once = |run: fn(Arc<Promotion>, CallBody, Ctx) -> Answer| {
         let promotion = Arc::clone(promotion);
         HandlerKind::once(move |input, ctx| run(Arc::clone(&promotion), input, ctx))
     };
@@ -71,7 +71,7 @@ pub(crate) fn registrations(promotion: &Arc<Promotion>) -> Vec<Registration> {
 
 type Answer = alknet_core::BoxFuture<'static, Result<Value, CallError>>;
 
-async fn propose(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
+async fn propose(promotion: Arc<Promotion>, input: CallBody, ctx: Ctx) -> Result<Value, CallError> {
     let who = known(&ctx)?;
     // As it was sent: what a member named twice says is only in the text.
     let bundle = input.member("bundle");
@@ -79,7 +79,7 @@ async fn propose(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Val
     Ok(promotion.propose(bundle.raw(), &who).await?)
 }
 
-async fn promote(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
+async fn promote(promotion: Arc<Promotion>, input: CallBody, ctx: Ctx) -> Result<Value, CallError> {
     let who = oneself(&ctx)?;
     let input: PromoteInput = read(&input)?;
     check_reason(&input.reason)?;
@@ -90,7 +90,7 @@ async fn promote(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Val
         }
         return Ok(promotion.reject(input.id, &who, &input.reason).await?);
     }
-    let wanted = Wanted {
+    let wanted = ReviewTerms {
         path: input.path,
         external: input.external.unwrap_or(false),
         scopes: input.scopes,
@@ -99,7 +99,11 @@ async fn promote(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Val
     Ok(done.await?)
 }
 
-async fn rollback(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
+async fn rollback(
+    promotion: Arc<Promotion>,
+    input: CallBody,
+    ctx: Ctx,
+) -> Result<Value, CallError> {
     let who = oneself(&ctx)?;
     let input: RollbackInput = read(&input)?;
     check_reason(&input.reason)?;
@@ -108,8 +112,8 @@ async fn rollback(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Va
     Ok(done.await?)
 }
 
-async fn proposals(promotion: Arc<Promotion>, input: Body) -> Result<Value, CallError> {
-    let show: Option<Show> = match input.is_null() {
+async fn proposals(promotion: Arc<Promotion>, input: CallBody) -> Result<Value, CallError> {
+    let show: Option<ProposalQuery> = match input.is_null() {
         true => None,
         false => Some(read(&input)?),
     };
@@ -117,7 +121,7 @@ async fn proposals(promotion: Arc<Promotion>, input: Body) -> Result<Value, Call
     Ok(promotion.show(asked).await?)
 }
 
-fn read<T: DeserializeOwned>(input: &Body) -> Result<T, CallError> {
+fn read<T: DeserializeOwned>(input: &CallBody) -> Result<T, CallError> {
     match input.raw().trim_ascii_start().starts_with(b"{") {
         true => input.parse(),
         false => Err(CallError::invalid_input("the input is an object")),
@@ -126,14 +130,19 @@ fn read<T: DeserializeOwned>(input: &Body) -> Result<T, CallError> {
 
 fn known(ctx: &Ctx) -> Result<Arc<Identity>, CallError> {
     let known = ctx.identity().map(Arc::clone);
-    known.ok_or_else(|| CallError::new(ErrorCode::Unauthenticated, "nobody is known to propose"))
+    known.ok_or_else(|| {
+        CallError::new(
+            ErrorCode::Unauthenticated,
+            "this node does not know the caller",
+        )
+    })
 }
 
-/// Whoever decides does so by a request of their own: what an operation does on somebody's behalf
-/// would be decided by whoever wrote the operation.
+/// A reviewer decides by a request of their own: an operation that decided on a reviewer's behalf
+/// would let the operation's author decide.
 fn oneself(ctx: &Ctx) -> Result<Arc<Identity>, CallError> {
     if ctx.internal() {
-        let text = "no operation reviews on somebody's behalf; ask by yourself".to_owned();
+        let text = "an operation may not review for its caller; call this directly".to_owned();
         return Err(PromotionError::Forbidden(text).into());
     }
     known(ctx)
@@ -210,7 +219,7 @@ fn id_schema() -> Value {
 fn promote_spec() -> OperationSpec {
     let spec = OperationSpec::mutation(
         "ops/promote",
-        "Reviews a proposal of somebody else: makes it an operation of the node, or rejects it.",
+        "Reviews a proposal of another peer: makes it an operation of the node, or rejects it.",
     )
     .with_scope(PROMOTE)
     .with_input(json!({

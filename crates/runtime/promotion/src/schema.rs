@@ -1,31 +1,31 @@
 //! JSON Schemas: whether a value fits.
 
-use alknet_call::{Misfit, Schema, SchemaError};
+use alknet_call::{SchemaCheckError, SchemaError, ValueSchema};
 use alknet_core::PeerId;
 use serde_json::Value;
 
 /// Why a value is not known to fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Unfit {
+pub(crate) enum SchemaMismatch {
     /// It was not looked at: as many checks of the author, or of all, run and wait as may.
     Busy(String),
     /// The first place that does not fit, or what is wrong with the schema.
     No(String),
 }
 
-impl From<SchemaError> for Unfit {
+impl From<SchemaError> for SchemaMismatch {
     fn from(error: SchemaError) -> Self {
         match error {
             SchemaError::Busy => Self::Busy(error.to_string()),
-            other => Self::No(format!("the schema is none: {other}")),
+            other => Self::No(format!("the schema is invalid: {other}")),
         }
     }
 }
 
-impl From<Misfit> for Unfit {
-    fn from(error: Misfit) -> Self {
+impl From<SchemaCheckError> for SchemaMismatch {
+    fn from(error: SchemaCheckError) -> Self {
         match error {
-            Misfit::Busy => Self::Busy(error.to_string()),
+            SchemaCheckError::Busy => Self::Busy(error.to_string()),
             other => Self::No(other.to_string()),
         }
     }
@@ -35,8 +35,8 @@ impl From<Misfit> for Unfit {
 ///
 /// # Errors
 /// It does not fit, or it was not looked at.
-pub(crate) fn check(schema: &Value, value: &Value, author: &PeerId) -> Result<(), Unfit> {
-    Ok(Schema::of_peer(schema, Some(author))?.validate(value)?)
+pub(crate) fn check(schema: &Value, value: &Value, author: &PeerId) -> Result<(), SchemaMismatch> {
+    Ok(ValueSchema::of_peer(schema, Some(author))?.validate(value)?)
 }
 
 #[cfg(test)]
@@ -55,15 +55,24 @@ mod tests {
         assert!(!fits(json!({ "type": "nonsense" }), json!(1)));
     }
 
-    /// A schema that is none is the author's mistake, and a full queue is not.
+    /// A schema that is not valid is the author's mistake, and a full queue is not.
     #[test]
     fn a_full_queue_is_told_from_what_does_not_fit() {
-        assert!(matches!(Unfit::from(SchemaError::Busy), Unfit::Busy(_)));
-        assert!(matches!(Unfit::from(Misfit::Busy), Unfit::Busy(_)));
         assert!(matches!(
-            Unfit::from(SchemaError::TooMuch("x")),
-            Unfit::No(_)
+            SchemaMismatch::from(SchemaError::Busy),
+            SchemaMismatch::Busy(_)
         ));
-        assert!(matches!(Unfit::from(Misfit::TooMuch), Unfit::No(_)));
+        assert!(matches!(
+            SchemaMismatch::from(SchemaCheckError::Busy),
+            SchemaMismatch::Busy(_)
+        ));
+        assert!(matches!(
+            SchemaMismatch::from(SchemaError::TooMuch("x")),
+            SchemaMismatch::No(_)
+        ));
+        assert!(matches!(
+            SchemaMismatch::from(SchemaCheckError::TooMuch),
+            SchemaMismatch::No(_)
+        ));
     }
 }

@@ -4,30 +4,30 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::bundle::Hash;
+use crate::bundle::Blake3Hash;
 use crate::limits::{CRASHES_MAX, CRASHES_WITHIN, WATCHED_CALLS, WORSE_PERCENT_MAX};
-use crate::store::Tallied;
+use crate::store::TallyCounts;
 
 /// Counts the first calls of one version.
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub(crate) struct CallTally {
     /// Errors in a hundred of the version before.
     baseline: u32,
-    counted: Mutex<(Tallied, bool)>,
+    counted: Mutex<(TallyCounts, bool)>,
 }
 
 /// What a call made known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum TallyVerdict {
     /// More fail than may: told once.
-    Failing(Tallied),
+    Failing(TallyCounts),
     /// The first calls are over and went well enough.
-    Over(Tallied),
+    Over(TallyCounts),
 }
 
-impl Tally {
+impl CallTally {
     /// After a version whose first calls went so, and with what was counted of this one before.
-    pub(crate) fn new(before: Tallied, counted: Tallied) -> Self {
+    pub(crate) fn new(before: TallyCounts, counted: TallyCounts) -> Self {
         let over = counted.calls >= WATCHED_CALLS;
         Self {
             baseline: (before.errors * 100).checked_div(before.calls).unwrap_or(0),
@@ -37,7 +37,7 @@ impl Tally {
 
     /// One call ended. More than the allowed share of the first calls can have failed before all of
     /// them were made.
-    pub(crate) fn count(&self, failed: bool) -> Option<Verdict> {
+    pub(crate) fn count(&self, failed: bool) -> Option<TallyVerdict> {
         let mut counted = lock(&self.counted);
         let (tallied, told) = &mut *counted;
         if *told {
@@ -47,26 +47,26 @@ impl Tally {
         tallied.errors += u32::from(failed);
         let most = (self.baseline + WORSE_PERCENT_MAX) * WATCHED_CALLS / 100;
         let verdict = match *tallied {
-            now if now.errors > most => Verdict::Failing(now),
-            now if now.calls >= WATCHED_CALLS => Verdict::Over(now),
+            now if now.errors > most => TallyVerdict::Failing(now),
+            now if now.calls >= WATCHED_CALLS => TallyVerdict::Over(now),
             _ => return None,
         };
         *told = true;
         Some(verdict)
     }
 
-    pub(crate) fn tallied(&self) -> Tallied {
+    pub(crate) fn tallied(&self) -> TallyCounts {
         lock(&self.counted).0
     }
 }
 
 /// Workers that were lost while they ran some code.
 #[derive(Debug, Default)]
-pub(crate) struct Crashes(Mutex<HashMap<Hash, VecDeque<Instant>>>);
+pub(crate) struct CrashHistory(Mutex<HashMap<Blake3Hash, VecDeque<Instant>>>);
 
-impl Crashes {
+impl CrashHistory {
     /// One more; whether the code is set aside from now on.
-    pub(crate) fn lost(&self, code: Hash, now: Instant) -> bool {
+    pub(crate) fn lost(&self, code: Blake3Hash, now: Instant) -> bool {
         let mut all = lock(&self.0);
         let times = all.entry(code).or_default();
         if times.len() >= CRASHES_MAX {
@@ -83,7 +83,7 @@ impl Crashes {
     }
 
     /// Whether the code is set aside: until the node starts again.
-    pub(crate) fn is_aside(&self, code: Hash) -> bool {
+    pub(crate) fn is_aside(&self, code: Blake3Hash) -> bool {
         lock(&self.0)
             .get(&code)
             .is_some_and(|times| times.len() >= CRASHES_MAX)
@@ -100,41 +100,44 @@ mod tests {
 
     use super::*;
 
-    fn counted(calls: u32, errors: u32) -> Tallied {
-        Tallied { calls, errors }
+    fn counted(calls: u32, errors: u32) -> TallyCounts {
+        TallyCounts { calls, errors }
     }
 
     #[test]
     fn more_than_a_fifth_beyond_the_version_before_is_too_much() {
-        let tally = Tally::new(counted(0, 0), counted(0, 0));
+        let tally = CallTally::new(counted(0, 0), counted(0, 0));
         let verdicts = (0..20).filter_map(|_| tally.count(true)).count();
         assert_eq!(verdicts, 0, "a fifth is allowed");
-        assert_eq!(tally.count(true), Some(Verdict::Failing(counted(21, 21))));
+        assert_eq!(
+            tally.count(true),
+            Some(TallyVerdict::Failing(counted(21, 21)))
+        );
         assert_eq!(tally.count(true), None, "told once");
-        let worse = Tally::new(counted(50, 5), counted(0, 0));
+        let worse = CallTally::new(counted(50, 5), counted(0, 0));
         assert_eq!((0..30).filter_map(|_| worse.count(true)).count(), 0);
-        assert!(matches!(worse.count(true), Some(Verdict::Failing(_))));
+        assert!(matches!(worse.count(true), Some(TallyVerdict::Failing(_))));
     }
 
     #[test]
     fn the_first_hundred_calls_count() {
-        let tally = Tally::new(counted(0, 0), counted(0, 0));
+        let tally = CallTally::new(counted(0, 0), counted(0, 0));
         let mut verdicts = (0..200).filter_map(|n| tally.count(n % 5 == 0));
-        assert_eq!(verdicts.next(), Some(Verdict::Over(counted(100, 20))));
+        assert_eq!(verdicts.next(), Some(TallyVerdict::Over(counted(100, 20))));
         assert_eq!(verdicts.next(), None);
-        let done = Tally::new(counted(0, 0), counted(100, 0));
+        let done = CallTally::new(counted(0, 0), counted(100, 0));
         assert_eq!((0..200).filter_map(|_| done.count(true)).count(), 0);
     }
 
     #[test]
     fn code_that_loses_three_workers_in_a_minute_is_set_aside() {
-        let crashes = Crashes::default();
-        let (code, start) = (Hash([1; 32]), Instant::now());
+        let crashes = CrashHistory::default();
+        let (code, start) = (Blake3Hash([1; 32]), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(!crashes.lost(code, at(0)) && !crashes.lost(code, at(50)));
         assert!(!crashes.lost(code, at(61)), "the first is too long ago");
         assert!(!crashes.is_aside(code));
         assert!(crashes.lost(code, at(70)));
-        assert!(crashes.is_aside(code) && !crashes.is_aside(Hash([2; 32])));
+        assert!(crashes.is_aside(code) && !crashes.is_aside(Blake3Hash([2; 32])));
     }
 }

@@ -6,42 +6,46 @@ use std::sync::Arc;
 
 use alknet_core::{BoxFuture, PeerId};
 use alknet_runtime::ops::{
-    Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS,
+    CaseExpectation, CaseReport, Percentiles, ScriptTestCase, ScriptTestReport, TEST_SEED,
+    TEST_START_MS,
 };
-use alknet_runtime::{Code as FailureCode, Failure, ModuleSet, Recorded, Spec, Work, canonical};
+use alknet_runtime::{
+    IsolateSpec, IsolateWork, ModuleSet, RecordedCall, RuntimeCode as FailureCode, ScriptFailure,
+    canonical,
+};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
-use crate::bundle::{Bundle, Code, Fuel};
+use crate::bundle::{FuelPercentiles, OperationCode, PromotionBundle};
 use crate::limits::{CASES_AT_ONCE, TRIAL_MAX};
-use crate::schema::{self, Unfit};
+use crate::schema::{self, SchemaMismatch};
 
 /// Runs what strangers wrote, away from the node: sessions in workers do.
 pub trait TestRunner: Send + Sync + 'static {
-    /// Does every step of `run` in one fresh engine, with [`Run::spec`] and a
+    /// Does every step of `run` in one fresh engine, with [`TrialRun::spec`] and a
     /// [`Replay`](alknet_runtime::Replay) of its calls for a host, and answers with what the last
     /// one came to. A step before the last that fails is what the run came to.
-    fn run(&self, run: Run) -> BoxFuture<'static, Ran>;
+    fn run(&self, run: TrialRun) -> BoxFuture<'static, TrialResult>;
 }
 
 /// One run in an engine of its own.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub struct TrialRun {
     /// Every module there is.
     pub modules: Arc<ModuleSet>,
     /// Whether the built-in objects are frozen: its modules have several authors.
     pub frozen: bool,
     /// What to do, in this order.
-    pub steps: Vec<Work>,
+    pub steps: Vec<IsolateWork>,
     /// What its calls are answered with; any other fails with `NOT_FOUND`.
-    pub calls: Vec<Recorded>,
+    pub calls: Vec<RecordedCall>,
 }
 
-impl Run {
+impl TrialRun {
     /// The engine that it has to run in: the clock and the seed of every test, default limits.
     #[must_use]
-    pub fn spec(&self) -> Spec {
-        let mut spec = Spec::new(ModuleSet::new()).deterministic(TEST_SEED, TEST_START_MS);
+    pub fn spec(&self) -> IsolateSpec {
+        let mut spec = IsolateSpec::new(ModuleSet::new()).deterministic(TEST_SEED, TEST_START_MS);
         spec.modules = Arc::clone(&self.modules);
         spec.frozen = self.frozen;
         spec
@@ -50,9 +54,9 @@ impl Run {
 
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Ran {
+pub struct TrialResult {
     /// The answer of the last step.
-    pub result: Result<Value, Failure>,
+    pub result: Result<Value, ScriptFailure>,
     /// Fuel of the last step, in ticks.
     pub ticks: u64,
 }
@@ -60,19 +64,19 @@ pub struct Ran {
 /// Looks at the sources of a bundle in a worker.
 ///
 /// # Errors
-/// The worker was lost, or what it answers is none.
+/// The worker was lost, or its answer is malformed.
 pub(crate) async fn look(
     runner: &dyn TestRunner,
-    bundle: &Bundle,
-) -> Result<crate::check::Seen, Failure> {
+    bundle: &PromotionBundle,
+) -> Result<crate::check::Seen, ScriptFailure> {
     let mut modules = ModuleSet::new();
     for (name, text) in &bundle.content().modules {
         modules.insert(name, text.as_str())?;
     }
-    let run = Run {
+    let run = TrialRun {
         modules: Arc::new(modules),
         frozen: false,
-        steps: vec![Work::Look],
+        steps: vec![IsolateWork::Look],
         calls: Vec::new(),
     };
     let ran = bounded(runner.run(run)).await?;
@@ -85,9 +89,9 @@ pub(crate) async fn look(
 /// All of them together took too long, or there was no room for one: nothing is known of the bundle then.
 pub(crate) async fn trial(
     runner: &dyn TestRunner,
-    code: &Code,
-    (author, tests): (&PeerId, &[Case]),
-) -> Result<Report, Failure> {
+    code: &OperationCode,
+    (author, tests): (&PeerId, &[ScriptTestCase]),
+) -> Result<ScriptTestReport, ScriptFailure> {
     let mut all = Vec::with_capacity(tests.len());
     for test in tests {
         all.push(case(runner, code, (author, test)));
@@ -97,29 +101,33 @@ pub(crate) async fn trial(
     Ok(report(code, tests, cases))
 }
 
-async fn bounded<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+async fn bounded<T>(work: impl Future<Output = T>) -> Result<T, ScriptFailure> {
     let done = tokio::time::timeout(TRIAL_MAX, work).await;
     done.map_err(|_| {
         let text = format!(
             "the tests together took longer than {} s",
             TRIAL_MAX.as_secs()
         );
-        Failure::new(FailureCode::Timeout, text)
+        ScriptFailure::new(FailureCode::Timeout, text)
     })
 }
 
-fn report(code: &Code, tests: &[Case], cases: Vec<CaseReport>) -> Report {
-    let fuel = Fuel::of(cases.iter().map(|case| case.fuel).collect());
+fn report(
+    code: &OperationCode,
+    tests: &[ScriptTestCase],
+    cases: Vec<CaseReport>,
+) -> ScriptTestReport {
+    let fuel = FuelPercentiles::from_ticks(cases.iter().map(|case| case.fuel).collect());
     let expected: BTreeSet<&str> = tests
         .iter()
         .filter_map(|test| match &test.expect {
-            Expect::Error(code) => Some(code.as_str()),
+            CaseExpectation::Error(code) => Some(code.as_str()),
             _ => None,
         })
         .collect();
     let declared = code.spec.errors.keys();
     let uncovered = declared.filter(|code| !expected.contains(code.as_str()));
-    Report {
+    ScriptTestReport {
         name: code.name().to_owned(),
         passed: !cases.is_empty() && cases.iter().all(|case| case.passed),
         fuel: Percentiles {
@@ -133,10 +141,10 @@ fn report(code: &Code, tests: &[Case], cases: Vec<CaseReport>) -> Report {
 
 async fn case(
     runner: &dyn TestRunner,
-    code: &Code,
-    (author, test): (&PeerId, &Case),
-) -> Result<CaseReport, Failure> {
-    let run = || Run {
+    code: &OperationCode,
+    (author, test): (&PeerId, &ScriptTestCase),
+) -> Result<CaseReport, ScriptFailure> {
+    let run = || TrialRun {
         modules: Arc::clone(&code.modules),
         frozen: code.frozen,
         steps: code.steps(test.input.clone()),
@@ -169,19 +177,25 @@ async fn case(
 /// It was not looked at, as there was no room for that.
 fn differs(
     author: &PeerId,
-    expect: &Expect,
-    result: &Result<Value, Failure>,
-) -> Result<Option<String>, Failure> {
+    expect: &CaseExpectation,
+    result: &Result<Value, ScriptFailure>,
+) -> Result<Option<String>, ScriptFailure> {
     Ok(match (expect, result) {
-        (Expect::Output(expected), Ok(output)) if canonical(expected) == canonical(output) => None,
-        (Expect::Output(_), Ok(output)) => Some(format!("it answered {}", shown(output))),
-        (Expect::Schema(schema), Ok(output)) => match schema::check(schema, output, author) {
-            Ok(()) => None,
-            Err(Unfit::No(reason)) => Some(reason),
-            Err(Unfit::Busy(text)) => return Err(Failure::no_room(text)),
-        },
-        (Expect::Error(_), Ok(_)) => Some("it did not fail".to_owned()),
-        (Expect::Error(code), Err(failure)) => {
+        (CaseExpectation::Output(expected), Ok(output))
+            if canonical(expected) == canonical(output) =>
+        {
+            None
+        }
+        (CaseExpectation::Output(_), Ok(output)) => Some(format!("it answered {}", shown(output))),
+        (CaseExpectation::Schema(schema), Ok(output)) => {
+            match schema::check(schema, output, author) {
+                Ok(()) => None,
+                Err(SchemaMismatch::No(reason)) => Some(reason),
+                Err(SchemaMismatch::Busy(text)) => return Err(ScriptFailure::no_room(text)),
+            }
+        }
+        (CaseExpectation::Error(_), Ok(_)) => Some("it did not fail".to_owned()),
+        (CaseExpectation::Error(code), Err(failure)) => {
             let own = failure.operation.as_ref().map(|error| error.code.as_str());
             let matches = own == Some(code) || own.is_none() && failure.code.name() == code;
             (!matches).then(|| format!("it failed with {failure}"))

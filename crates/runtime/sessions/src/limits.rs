@@ -18,15 +18,15 @@ pub const CALLS_MAX: u64 = 1_000_000;
 pub const SESSIONS_MAX: usize = 4096;
 /// Sessions of one tenant at once: as many as the workers hold that one tenant may have.
 pub const SESSIONS_OF_TENANT_MAX: usize = 256;
-/// Operations that a session is told about; it may call those that are left out all the same.
+/// Operations in the list that a session gets; it may call those that are left out all the same.
 pub const LISTED_MAX: usize = 512;
-/// Bytes of descriptions and schemas that a session is told.
+/// Bytes of descriptions and schemas in that list.
 pub const LISTED_BYTES_MAX: usize = 1 << 20;
 /// Items of a subscription that were sent and not taken, in either direction.
 pub const UNACKNOWLEDGED: usize = alknet_runtime::limits::UNACKNOWLEDGED;
 /// What a session may write to its console in a second, bytes; the rest is counted and dropped.
 pub const LOG_BYTES_PER_S: u64 = 64 << 10;
-/// Lines that wait for whoever follows a session's console; the rest is in the log only.
+/// Lines that wait for the listener of a session's console; the rest is in the log only.
 pub const CONSOLE_LINES: usize = 1024;
 /// Bytes of what travels beside a frame, at most: sources, and bytes that go with a call. Values are
 /// bounded by what they take in memory.
@@ -76,7 +76,7 @@ pub(crate) const PULSE: Duration = Duration::from_millis(5);
 pub(crate) const ABORT_LISTEN: Duration = Duration::from_millis(5);
 /// REPLs that one identity keeps at once.
 pub const REPLS_OF_TENANT_MAX: usize = 8;
-/// How long a REPL is kept that nobody uses.
+/// How long an unused REPL is kept.
 pub const REPL_IDLE: Duration = Duration::from_secs(600);
 /// Bytes of a REPL's name.
 pub const REPL_NAME_BYTES_MAX: usize = 64;

@@ -6,21 +6,21 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use alknet_call::{
-    Body, CallError, CompositionAuthority, Ctx, ErrorCode, ErrorDef, HandlerKind, OperationSpec,
-    Registration, ScopedPeerEnv,
+    CallBody, CallError, CompositionAuthority, Ctx, ErrorCode, ErrorDef, HandlerKind,
+    OperationSpec, Registration, ScopedPeerEnv,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::host::{SessionInfo, Sessions, State, declared_errors};
-use eval::Evals;
+use crate::host::{ScriptSessions, SessionInfo, SessionState, declared_errors};
+use eval::EvalService;
 
 /// `runtime/sessions`, `runtime/kill`, `runtime/stats` and `runtime/eval`.
 ///
-/// `reach` is what scripts of `runtime/eval` can call at most, such as `fs/*`: with the scopes of
-/// whoever runs them, never with more.
+/// `reach` is what scripts of `runtime/eval` can call at most, such as `fs/*`: with the scopes of the caller who runs
+/// them, never with more.
 pub fn operations<S: AsRef<str>>(
-    sessions: &Arc<Sessions>,
+    sessions: &Arc<ScriptSessions>,
     reach: impl IntoIterator<Item = S>,
 ) -> Vec<Registration> {
     let reach: Vec<String> = reach.into_iter().map(|p| p.as_ref().to_owned()).collect();
@@ -28,11 +28,11 @@ pub fn operations<S: AsRef<str>>(
         list(Arc::clone(sessions)),
         kill(Arc::clone(sessions)),
         stats(Arc::clone(sessions)),
-        eval(Evals::new(sessions, reach.clone()), &reach),
+        eval(EvalService::new(sessions, reach.clone()), &reach),
     ]
 }
 
-fn list(sessions: Arc<Sessions>) -> Registration {
+fn list(sessions: Arc<ScriptSessions>) -> Registration {
     let spec = OperationSpec::query("runtime/sessions", "Script sessions that are open.")
         .with_scope("runtime:read")
         .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
@@ -41,7 +41,7 @@ fn list(sessions: Arc<Sessions>) -> Registration {
             "properties": { "sessions": { "type": "array", "items": { "type": "object" } } },
             "required": ["sessions"],
         }));
-    let handler = HandlerKind::once(move |_: Body, _| {
+    let handler = HandlerKind::once(move |_: CallBody, _| {
         let shown: Vec<Value> = sessions.list().iter().map(shown).collect();
         async move { Ok(json!({ "sessions": shown })) }
     });
@@ -51,7 +51,7 @@ fn list(sessions: Arc<Sessions>) -> Registration {
 fn shown(info: &SessionInfo) -> Value {
     let opened = info.opened.duration_since(UNIX_EPOCH).unwrap_or_default();
     let running_ms = match info.state {
-        State::Running { since } => json!(millis(since.elapsed())),
+        SessionState::Running { since } => json!(millis(since.elapsed())),
         _ => Value::Null,
     };
     json!({
@@ -81,11 +81,11 @@ fn millis(time: Duration) -> u64 {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Kill {
+struct SessionKillInput {
     session: u64,
 }
 
-fn kill(sessions: Arc<Sessions>) -> Registration {
+fn kill(sessions: Arc<ScriptSessions>) -> Registration {
     let spec = OperationSpec::mutation("runtime/kill", "Ends a script session and its calls.")
         .with_scope("runtime:admin")
         .with_input(json!({
@@ -99,28 +99,28 @@ fn kill(sessions: Arc<Sessions>) -> Registration {
             "properties": { "killed": { "type": "boolean" } },
             "required": ["killed"],
         }));
-    let handler = HandlerKind::once(move |input: Body, _| {
+    let handler = HandlerKind::once(move |input: CallBody, _| {
         let killed = input
-            .parse::<Kill>()
+            .parse::<SessionKillInput>()
             .map(|kill| sessions.kill(kill.session));
         async move { killed.map(|killed| json!({ "killed": killed })) }
     });
     Registration::new(spec, handler)
 }
 
-fn stats(sessions: Arc<Sessions>) -> Registration {
+fn stats(sessions: Arc<ScriptSessions>) -> Registration {
     let spec = OperationSpec::query("runtime/stats", "Workers and script sessions in numbers.")
         .with_scope("runtime:read")
         .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
         .with_output(json!({ "type": "object" }));
-    let handler = HandlerKind::once(move |_: Body, _| {
+    let handler = HandlerKind::once(move |_: CallBody, _| {
         let stats = numbers(&sessions);
         async move { Ok(stats) }
     });
     Registration::new(spec, handler)
 }
 
-fn numbers(sessions: &Sessions) -> Value {
+fn numbers(sessions: &ScriptSessions) -> Value {
     let stats = sessions.workers().stats();
     let workers: Map<String, Value> = stats
         .workers
@@ -176,7 +176,7 @@ fn numbers(sessions: &Sessions) -> Value {
     })
 }
 
-fn eval(evals: Arc<Evals>, reach: &[String]) -> Registration {
+fn eval(evals: Arc<EvalService>, reach: &[String]) -> Registration {
     let mut spec = OperationSpec::mutation("runtime/eval", "Runs a script as its caller.")
         .with_scope("runtime:debug")
         .with_input(eval::schema())
@@ -188,12 +188,13 @@ fn eval(evals: Arc<Evals>, reach: &[String]) -> Registration {
         schema: json!({ "type": "object" }),
         http_status: None,
     });
-    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let evals = Arc::clone(&evals);
         async move {
             if ctx.internal() {
                 // The peer that asked from outside did not write this script, and it would have all of its rights.
-                let text = "a script is run for whoever asks, and not for an operation or a script";
+                let text =
+                    "no operation or script may run a script for its caller; call this directly";
                 return Err(CallError::new(ErrorCode::Forbidden, text));
             }
             let asked = input.parse().map_err(|error: CallError| error)?;

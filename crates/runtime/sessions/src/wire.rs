@@ -9,10 +9,10 @@ mod weigh;
 use std::os::fd::OwnedFd;
 
 use alknet_runtime::{
-    CallOptions, Grants, Language, Level, Limits, Mode, ModuleSet, OpError, Operation, Recorded,
-    Registration,
+    ConsoleLevel, EnvOperation, GlobalGrants, IsolateLimits, Language, ModuleSet, OpError,
+    RecordedCall, ScriptCallOptions, ScriptRegistration, SessionMode,
 };
-use alknet_worker::{Blob, Body, FrameError};
+use alknet_worker::{CborBody, FrameBlob, WorkerFrameError};
 pub(crate) use json::Json;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -22,64 +22,72 @@ pub(crate) use weigh::weigh;
 use crate::limits::{NESTING_MAX, VALUE_BYTES_MAX};
 
 /// Writes a value.
-pub(crate) fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
+pub(crate) fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>, WorkerFrameError> {
     let mut bytes = Vec::new();
     let written = ciborium::ser::into_writer(value, &mut bytes);
-    written.map_err(|error| FrameError::Cbor(error.to_string()))?;
+    written.map_err(|error| WorkerFrameError::Cbor(error.to_string()))?;
     Ok(bytes)
 }
 
 /// Reads exactly one value.
-pub(crate) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+pub(crate) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WorkerFrameError> {
     let mut rest = bytes;
     let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, NESTING_MAX);
-    let value =
-        value.map_err(|error| FrameError::Cbor(error.to_string().chars().take(160).collect()))?;
+    let value = value
+        .map_err(|error| WorkerFrameError::Cbor(error.to_string().chars().take(160).collect()))?;
     match rest.is_empty() {
         true => Ok(value),
-        false => Err(FrameError::Cbor("something follows the value".to_owned())),
+        false => Err(WorkerFrameError::Cbor(
+            "something follows the value".to_owned(),
+        )),
     }
 }
 
 /// A body of a frame.
-pub(crate) fn body<T: Serialize>(value: &T) -> Result<Body, FrameError> {
-    pack(value).map(Body::from_cbor)
+pub(crate) fn body<T: Serialize>(value: &T) -> Result<CborBody, WorkerFrameError> {
+    pack(value).map(CborBody::from_cbor)
 }
 
 /// What a body of a frame says.
-pub(crate) fn read<T: DeserializeOwned>(body: &Body) -> Result<T, FrameError> {
+pub(crate) fn read<T: DeserializeOwned>(body: &CborBody) -> Result<T, WorkerFrameError> {
     unpack(body.as_bytes())
 }
 
 /// A value inside the frame, or beside it where it is large.
-pub(crate) fn blob<T: Serialize>(value: &T, fds: &mut Vec<OwnedFd>) -> Result<Blob, FrameError> {
-    Blob::pack(pack(value)?, fds)
+pub(crate) fn blob<T: Serialize>(
+    value: &T,
+    fds: &mut Vec<OwnedFd>,
+) -> Result<FrameBlob, WorkerFrameError> {
+    FrameBlob::pack(pack(value)?, fds)
 }
 
 /// The value of a blob.
-pub(crate) fn open<T: DeserializeOwned>(blob: Blob, fds: &[OwnedFd]) -> Result<T, FrameError> {
+pub(crate) fn open<T: DeserializeOwned>(
+    blob: FrameBlob,
+    fds: &[OwnedFd],
+) -> Result<T, WorkerFrameError> {
     unpack(&blob.read(fds, VALUE_BYTES_MAX)?)
 }
 
 /// How a session begins, beyond its limits, seed and clock.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) struct Opening {
-    pub(crate) mode: Mode,
-    pub(crate) grants: Grants,
+pub(crate) struct SessionOpening {
+    pub(crate) mode: SessionMode,
+    pub(crate) grants: GlobalGrants,
     pub(crate) frozen: bool,
     pub(crate) seeded_crypto: bool,
-    pub(crate) limits: Limits,
+    pub(crate) limits: IsolateLimits,
     pub(crate) modules: Vec<(String, String, Language)>,
     pub(crate) imports: Vec<(String, String)>,
     /// The module whose `dispose` is called when a service leaves.
     pub(crate) main: Option<String>,
     /// What the session may call, for `ops.list`.
-    pub(crate) operations: Vec<Operation>,
+    pub(crate) operations: Vec<EnvOperation>,
     /// What its calls are answered with, instead of by the host.
-    pub(crate) record: Option<Vec<Recorded>>,
+    pub(crate) record: Option<Vec<RecordedCall>>,
 }
 
-impl Opening {
+impl SessionOpening {
     /// The modules, in the form that the frame holds.
     pub(crate) fn texts(set: &ModuleSet) -> Vec<(String, String, Language)> {
         let entries = set.entries();
@@ -99,49 +107,49 @@ impl Opening {
 
 /// Options of a call, and what travels beside its input.
 #[derive(Debug, Default, Deserialize, Serialize)]
-pub(crate) struct Opts {
-    pub(crate) options: CallOptions,
+pub(crate) struct WireCallOptions {
+    pub(crate) options: ScriptCallOptions,
     /// What `{"$bin": …}` in the input points into.
-    pub(crate) tail: Option<Blob>,
+    pub(crate) tail: Option<FrameBlob>,
     /// Whether the answer may be a file to be mapped.
     pub(crate) map: bool,
 }
 
 /// What an operation answered: the text that the host has, or the value that the worker makes of it.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) enum Answer<V> {
+pub(crate) enum WireReply<V> {
     Json(V),
     /// With the bytes that `{"$bin": …}` points into.
-    Mixed(V, Blob),
+    Mixed(V, FrameBlob),
     /// With the file that lies in this descriptor of the frame.
     File(V, usize),
 }
 
 /// What a call of the host's came to.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) struct Done {
+pub(crate) struct CallResult {
     pub(crate) value: Json,
     pub(crate) shown: Option<String>,
     pub(crate) calls: u64,
 }
 
 /// What a session offers, with the operation as the frame names it.
-pub(crate) type Offer = Registration;
+pub(crate) type Offer = ScriptRegistration;
 
 /// What a worker tells its host in a script's own language.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) enum Up {
+pub(crate) enum GuestMessage {
     /// The script has taken so many items of a subscription.
     Taken(u64, u32),
     /// An item of a subscription that the script serves, by the host's call: a [`Json`].
-    Item(u64, Body),
+    Item(u64, CborBody),
     /// Lines of the console.
-    Lines(Vec<(Level, String)>),
+    Lines(Vec<(ConsoleLevel, String)>),
 }
 
 /// What a host tells a worker.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) enum Down {
+pub(crate) enum HostMessage {
     /// So many frames were taken.
     Heard(usize),
     /// The answer to the oldest registration without one.
@@ -167,9 +175,9 @@ mod tests {
             };
         }
         let text = deep.to_string();
-        let answer = Answer::Json(JsonText(text.as_bytes()));
-        let back = unpack::<Answer<Value>>(&pack(&answer).expect("CBOR"));
-        let Answer::Json(back) = back.expect("the same") else {
+        let answer = WireReply::Json(JsonText(text.as_bytes()));
+        let back = unpack::<WireReply<Value>>(&pack(&answer).expect("CBOR"));
+        let WireReply::Json(back) = back.expect("the same") else {
             panic!("another kind");
         };
         assert_eq!(back, deep);

@@ -1,21 +1,21 @@
 //! Our own scripts, compiled once in a process and loaded into each engine from there: without their
 //! texts, and without parsing them again for each session.
 //!
-//! The engine believes whatever bytecode it is given. These are the bytes that it wrote itself, in this
-//! process, from texts that are part of the program; nobody else's ever come here.
+//! The engine believes whatever bytecode it is given. These are the bytes that it wrote itself, in this process, from
+//! texts that are part of the program; bytecode of another origin never comes here.
 
 use std::sync::OnceLock;
 
 use rquickjs::{Ctx, Function, Module, Result, WriteOptions};
 
 /// One of our scripts: its name in stacks, its text, and its code once some engine needed it.
-pub(super) struct Own {
+pub(super) struct BuiltinScript {
     name: &'static str,
     text: &'static str,
     code: OnceLock<Vec<u8>>,
 }
 
-impl Own {
+impl BuiltinScript {
     pub(super) const fn new(name: &'static str, text: &'static str) -> Self {
         Self {
             name,

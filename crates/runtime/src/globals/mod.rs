@@ -13,37 +13,41 @@ use std::rc::Rc;
 
 use rquickjs::{Ctx, Function, Object, Persistent, Result};
 
-use crate::isolate::{Mode, Shared};
+use crate::isolate::{IsolateState, SessionMode};
 use crate::ops;
-use compiled::Own;
+use compiled::BuiltinScript;
 
 /// Our own scripts, in the order in which they build on each other.
-static PRELUDE: [Own; 5] = [
-    Own::new("alknet:runtime/errors", include_str!("prelude/errors.js")),
-    Own::new(
+static PRELUDE: [BuiltinScript; 5] = [
+    BuiltinScript::new("alknet:runtime/errors", include_str!("prelude/errors.js")),
+    BuiltinScript::new(
         "alknet:runtime/language",
         include_str!("prelude/language.js"),
     ),
-    Own::new("alknet:runtime/abort", include_str!("prelude/abort.js")),
-    Own::new("alknet:runtime/text", include_str!("prelude/text.js")),
-    Own::new("alknet:runtime/clone", include_str!("prelude/clone.js")),
+    BuiltinScript::new("alknet:runtime/abort", include_str!("prelude/abort.js")),
+    BuiltinScript::new("alknet:runtime/text", include_str!("prelude/text.js")),
+    BuiltinScript::new("alknet:runtime/clone", include_str!("prelude/clone.js")),
 ];
 /// Only where the session's grants let it call.
-static OPS: Own = Own::new("alknet:runtime/ops", include_str!("prelude/ops.js"));
+static OPS: BuiltinScript =
+    BuiltinScript::new("alknet:runtime/ops", include_str!("prelude/ops.js"));
 /// With it: what the operation that runs the script was given.
-static CAPABILITIES: Own = Own::new(
+static CAPABILITIES: BuiltinScript = BuiltinScript::new(
     "alknet:runtime/capabilities",
     include_str!("prelude/capabilities.js"),
 );
 /// For what comes before and the two that follow.
-static BYTES: Own = Own::new("alknet:runtime/bytes", include_str!("prelude/bytes.js"));
+static BYTES: BuiltinScript =
+    BuiltinScript::new("alknet:runtime/bytes", include_str!("prelude/bytes.js"));
 /// Only where they let it run shaders.
-static GPU: Own = Own::new("alknet:runtime/gpu", include_str!("prelude/gpu.js"));
+static GPU: BuiltinScript =
+    BuiltinScript::new("alknet:runtime/gpu", include_str!("prelude/gpu.js"));
 /// Only where they let it open stored tensors.
-static TENSOR: Own = Own::new("alknet:runtime/tensor", include_str!("prelude/tensor.js"));
+static TENSOR: BuiltinScript =
+    BuiltinScript::new("alknet:runtime/tensor", include_str!("prelude/tensor.js"));
 
 /// Prepares the globals of a fresh engine.
-pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<Shared>) -> Result<()> {
+pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<IsolateState>) -> Result<()> {
     let native = Object::new(ctx.clone())?;
     native::install(ctx, &native, shared)?;
     text::install(ctx, &native, shared)?;
@@ -52,7 +56,7 @@ pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<Shared>) -> Result<()> {
     let hooks = Object::new(ctx.clone())?;
     // Kept from the first script on, so that a failure of the next can be told.
     *shared.hooks.borrow_mut() = Some(Persistent::save(ctx, hooks.clone()));
-    let repl = shared.spec.mode == Mode::Repl;
+    let repl = shared.spec.mode == SessionMode::Repl;
     // What a session's grants decide: a global that is not granted is absent, not broken.
     let grants = shared.spec.grants;
     let granted = [

@@ -6,15 +6,15 @@ use chacha20::rand_core::Rng;
 use rquickjs::{Ctx, Function, Object, Persistent, Result, TypedArray, prelude::Func};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 
-use crate::error::Code;
-use crate::host::Level;
-use crate::isolate::{Shared, Timer, read_bytes};
+use crate::error::RuntimeCode;
+use crate::host::ConsoleLevel;
+use crate::isolate::{IsolateState, Timer, read_bytes};
 use crate::limits::{LOG_BYTES_PER_SECOND, LOG_LINE_BYTES, RANDOM_BYTES, TIMERS};
 
 pub(super) fn install<'js>(
     ctx: &Ctx<'js>,
     native: &Object<'js>,
-    shared: &Rc<Shared>,
+    shared: &Rc<IsolateState>,
 ) -> Result<()> {
     let state = Rc::clone(shared);
     native.set("now", Func::from(move || state.clock.borrow().now_ms()))?;
@@ -37,17 +37,17 @@ pub(super) fn install<'js>(
 }
 
 /// 53 bits of the session's stream, as a number below 1.
-fn random(shared: &Shared) -> f64 {
+fn random(shared: &IsolateState) -> f64 {
     let bits = shared.random.borrow_mut().next_u64() >> 11;
     bits as f64 / (1_u64 << 53) as f64
 }
 
-fn fill<'js>(ctx: &Ctx<'js>, shared: &Shared, length: usize) -> Result<TypedArray<'js, u8>> {
+fn fill<'js>(ctx: &Ctx<'js>, shared: &IsolateState, length: usize) -> Result<TypedArray<'js, u8>> {
     let mut bytes = vec![0; length.min(RANDOM_BYTES)];
     if shared.spec.seeded_crypto {
         shared.bytes.borrow_mut().fill_bytes(&mut bytes);
     } else if getrandom::fill(&mut bytes).is_err() {
-        return Err(shared.raise(ctx, Code::Policy, "the system has no random bytes"));
+        return Err(shared.raise(ctx, RuntimeCode::Policy, "the system has no random bytes"));
     }
     TypedArray::new_copy(ctx.clone(), bytes)
 }
@@ -68,11 +68,11 @@ fn digest<'js>(
     TypedArray::new_copy(ctx, made).map(Some)
 }
 
-fn timer<'js>(ctx: &Ctx<'js>, shared: &Shared, run: Function<'js>, ms: f64) -> Result<u32> {
+fn timer<'js>(ctx: &Ctx<'js>, shared: &IsolateState, run: Function<'js>, ms: f64) -> Result<u32> {
     let mut timers = shared.timers.borrow_mut();
     if timers.len() >= TIMERS {
         drop(timers);
-        return Err(shared.raise(ctx, Code::Quota, "too many timers wait"));
+        return Err(shared.raise(ctx, RuntimeCode::Quota, "too many timers wait"));
     }
     let id = shared.next_timer.get();
     shared.next_timer.set(id.wrapping_add(1).max(1));
@@ -86,7 +86,7 @@ fn timer<'js>(ctx: &Ctx<'js>, shared: &Shared, run: Function<'js>, ms: f64) -> R
     Ok(id)
 }
 
-fn untimer(shared: &Shared, id: f64) {
+fn untimer(shared: &IsolateState, id: f64) {
     shared
         .timers
         .borrow_mut()
@@ -94,7 +94,7 @@ fn untimer(shared: &Shared, id: f64) {
 }
 
 /// Passes a line on, within what a second may have. The first line too many says so.
-fn log(shared: &Shared, level: u8, mut line: String) {
+fn log(shared: &IsolateState, level: u8, mut line: String) {
     let second = shared.clock.borrow().elapsed_ms() / 1000;
     let (left, since) = shared.log.get();
     let left = if since == second {
@@ -109,10 +109,10 @@ fn log(shared: &Shared, level: u8, mut line: String) {
         line.truncate(end.unwrap_or(0));
     }
     let level = match level {
-        0 => Level::Debug,
-        2 => Level::Warn,
-        3 => Level::Error,
-        _ => Level::Info,
+        0 => ConsoleLevel::Debug,
+        2 => ConsoleLevel::Warn,
+        3 => ConsoleLevel::Error,
+        _ => ConsoleLevel::Info,
     };
     if left > line.len() {
         shared.log.set((left - line.len() - 1, second));
@@ -120,7 +120,7 @@ fn log(shared: &Shared, level: u8, mut line: String) {
     } else if left > 0 {
         shared.log.set((0, second));
         shared.host.log(
-            Level::Warn,
+            ConsoleLevel::Warn,
             "the console is full for this second; lines are dropped",
         );
     } else {

@@ -6,9 +6,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rquickjs::{Array, Ctx, Exception, Function, Object, Result, TypedArray};
 
-use crate::isolate::{Shared, read_bytes};
+use crate::isolate::{IsolateState, read_bytes};
 
-pub(super) fn install<'js>(ctx: &Ctx<'js>, native: &Object<'js>, _: &Rc<Shared>) -> Result<()> {
+pub(super) fn install<'js>(
+    ctx: &Ctx<'js>,
+    native: &Object<'js>,
+    _: &Rc<IsolateState>,
+) -> Result<()> {
     native.set("encode", Function::new(ctx.clone(), encode)?)?;
     native.set("decode", Function::new(ctx.clone(), decode)?)?;
     native.set("toBase64", Function::new(ctx.clone(), to_base64)?)?;

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use rquickjs::{ArrayBuffer, Ctx, Error, TypedArray, Value as JsValue};
 
-use crate::error::Code;
-use crate::isolate::gauge::Reserved;
-use crate::isolate::shared::Shared;
+use crate::error::RuntimeCode;
+use crate::isolate::interrupt_budget::ExternalReservation;
+use crate::isolate::shared::IsolateState;
 
 /// Copies what a `Uint8Array` shows.
 pub(crate) fn read<'js>(value: &TypedArray<'js, u8>) -> rquickjs::Result<Vec<u8>> {
@@ -20,30 +20,34 @@ pub(crate) fn read<'js>(value: &TypedArray<'js, u8>) -> rquickjs::Result<Vec<u8>
 /// session's external limit until the script lets go of it.
 pub(crate) fn share<'js>(
     ctx: &Ctx<'js>,
-    shared: &Shared,
+    shared: &IsolateState,
     bytes: Bytes,
 ) -> rquickjs::Result<JsValue<'js>> {
     let reserved = shared
         .gauge
         .reserve(bytes.len(), shared.spec.limits.external_bytes);
     let Some(reserved) = reserved else {
-        return Err(shared.exhaust(ctx, Code::Memory, "the bytes outside the heap are used up"));
+        return Err(shared.exhaust(
+            ctx,
+            RuntimeCode::Memory,
+            "the bytes outside the heap are used up",
+        ));
     };
-    let counted = Counted {
+    let counted = CountedBytes {
         bytes,
         _reserved: reserved,
     };
     Ok(ArrayBuffer::from_source_immutable(ctx.clone(), counted)?.into_value())
 }
 
-struct Counted {
+struct CountedBytes {
     bytes: Bytes,
-    _reserved: Reserved,
+    _reserved: ExternalReservation,
 }
 
 // SAFETY: what `Bytes` holds neither moves nor changes its length while it lives, and the buffer made
 // of it is immutable.
-unsafe impl rquickjs::ArrayBufferSource for Counted {
+unsafe impl rquickjs::ArrayBufferSource for CountedBytes {
     fn as_ptr(&self) -> *mut u8 {
         self.bytes.as_ptr().cast_mut()
     }

@@ -8,11 +8,14 @@ use futures_util::future::LocalBoxFuture;
 use rquickjs::{Ctx, Promise, Value as JsValue};
 
 use super::failure::NULL;
-use super::flights::Arrival;
-use super::shared::{Settle, Timer};
-use super::{Active, Command, Isolate, Mode, Outcome, Rejected, Stats, Work, failure};
-use crate::error::{Code, Failure};
-use crate::host::Reply;
+use super::pending::Arrival;
+use super::shared::{PromiseSettler, Timer};
+use super::{
+    ActiveEntry, EntryOutcome, EntryStats, Isolate, IsolateCommand, IsolateWork, Rejected,
+    SessionMode, failure,
+};
+use crate::error::{RuntimeCode, ScriptFailure};
+use crate::host::OpReply;
 use crate::json;
 use crate::limits::JOBS_PER_TURN;
 
@@ -20,9 +23,9 @@ use crate::limits::JOBS_PER_TURN;
 const JOBS_PER_LOOK: u64 = 64;
 
 /// What ends a wait.
-enum Event {
-    Command(Command),
-    Arrived(Settle, Arrival),
+enum DriveEvent {
+    Command(IsolateCommand),
+    Arrived(PromiseSettler, Arrival),
     Due(Timer),
     Stopped,
     /// Nothing is left that could settle the calls.
@@ -31,7 +34,7 @@ enum Event {
 
 impl Isolate {
     /// Begins a call. Its outcome comes out of [`next`](Self::next) under the same id.
-    pub fn start(&mut self, entry: u64, work: Work) {
+    pub fn start(&mut self, entry: u64, work: IsolateWork) {
         if let Some(closed) = self.closed.clone() {
             self.refuse(entry, closed);
             return;
@@ -41,7 +44,8 @@ impl Isolate {
             true => gauge.renew(limits.fuel_ticks, limits.cpu),
             false => gauge.allow(limits.fuel_ticks, limits.cpu),
         }
-        let started = self.enter(|ctx, isolate| Active::start(ctx, &isolate.shared, entry, work));
+        let started =
+            self.enter(|ctx, isolate| ActiveEntry::start(ctx, &isolate.shared, entry, work));
         match started {
             Ok(active) => self.entries.push(active),
             Err(failure) => {
@@ -54,7 +58,7 @@ impl Isolate {
 
     /// Begins a call and waits for its outcome; those of others meanwhile are kept for
     /// [`next`](Self::next).
-    pub async fn run(&mut self, work: Work) -> Outcome {
+    pub async fn run(&mut self, work: IsolateWork) -> EntryOutcome {
         let entry = u64::MAX;
         self.start(entry, work);
         let mut others = Vec::new();
@@ -69,7 +73,7 @@ impl Isolate {
     }
 
     /// The next call that ended. Waits as long as none has; dropping the future loses nothing.
-    pub async fn next(&mut self) -> Outcome {
+    pub async fn next(&mut self) -> EntryOutcome {
         loop {
             if let Some(outcome) = self.finished.pop_front() {
                 return outcome;
@@ -79,26 +83,26 @@ impl Isolate {
         }
     }
 
-    fn poll_event(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
+    fn poll_event(&mut self, cx: &mut TaskContext<'_>) -> Poll<DriveEvent> {
         self.shared.gauge.waker().register(cx.waker());
         if self.closed.is_none() && self.shared.gauge.stopped().is_some() {
-            return Poll::Ready(Event::Stopped);
+            return Poll::Ready(DriveEvent::Stopped);
         }
         if let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
-            return Poll::Ready(Event::Command(command));
+            return Poll::Ready(DriveEvent::Command(command));
         }
         let arrival = self.shared.flights.borrow_mut().poll(cx);
         if let Poll::Ready((settle, arrival)) = arrival {
-            return Poll::Ready(Event::Arrived(settle, arrival));
+            return Poll::Ready(DriveEvent::Arrived(settle, arrival));
         }
         if let Poll::Ready(timer) = self.poll_timer(cx) {
-            return Poll::Ready(Event::Due(timer));
+            return Poll::Ready(DriveEvent::Due(timer));
         }
         let waits =
             !self.shared.flights.borrow().is_empty() || !self.shared.timers.borrow().is_empty();
-        let can_stall = self.shared.spec.mode != Mode::Service && !self.entries.is_empty();
+        let can_stall = self.shared.spec.mode != SessionMode::Service && !self.entries.is_empty();
         match can_stall && !waits {
-            true => Poll::Ready(Event::Stalled),
+            true => Poll::Ready(DriveEvent::Stalled),
             false => Poll::Pending,
         }
     }
@@ -138,22 +142,24 @@ impl Isolate {
         Poll::Pending
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: DriveEvent) {
         match event {
-            Event::Command(Command::Start(entry, work)) => return self.start(entry, work),
-            Event::Command(Command::Abort(entry)) => return self.abort(entry),
-            Event::Arrived(settle, arrival) => self.deliver(settle, arrival),
-            Event::Due(timer) => {
+            DriveEvent::Command(IsolateCommand::Start(entry, work)) => {
+                return self.start(entry, work);
+            }
+            DriveEvent::Command(IsolateCommand::Abort(entry)) => return self.abort(entry),
+            DriveEvent::Arrived(settle, arrival) => self.deliver(settle, arrival),
+            DriveEvent::Due(timer) => {
                 let called = self.enter(|ctx, _| timer.run.restore(ctx)?.call::<_, ()>(()));
                 self.told(called);
             }
-            Event::Stopped => {}
-            Event::Stalled => {
+            DriveEvent::Stopped => {}
+            DriveEvent::Stalled => {
                 // There may have been no memory for what would have settled it.
                 let text = "the promise can never settle: nothing is awaited any more";
                 let failure = match self.heap.was_refused() {
-                    true => failure::ended(Code::Memory),
-                    false => Failure::new(Code::Exception, text),
+                    true => failure::ended(RuntimeCode::Memory),
+                    false => ScriptFailure::new(RuntimeCode::Exception, text),
                 };
                 self.fail_all(&failure);
             }
@@ -168,10 +174,10 @@ impl Isolate {
         };
         let mut active = self.entries.remove(at);
         self.enter(|ctx, _| active.abort(ctx));
-        let outcome = active.outcome(&self.shared, Err(failure::ended(Code::Abort)));
+        let outcome = active.outcome(&self.shared, Err(failure::ended(RuntimeCode::Abort)));
         self.finished.push_back(outcome);
         if self.entries.is_empty() {
-            if self.shared.spec.mode == Mode::OneShot {
+            if self.shared.spec.mode == SessionMode::OneShot {
                 self.enter(|ctx, isolate| {
                     let session = isolate.shared.hook(ctx, "sessionAbort");
                     // Absent without the grant to call; then nothing listens.
@@ -187,7 +193,7 @@ impl Isolate {
     }
 
     /// Settles a promise with what the host answered.
-    fn deliver(&mut self, settle: Settle, arrival: Arrival) {
+    fn deliver(&mut self, settle: PromiseSettler, arrival: Arrival) {
         let settled = self.enter(|ctx, isolate| {
             let shared = &isolate.shared;
             match arrival {
@@ -199,9 +205,9 @@ impl Isolate {
                     let end = reply.is_none();
                     let value = match reply {
                         None => JsValue::new_undefined(ctx.clone()),
-                        Some(Reply::Json(value)) => json::write(ctx, &value)?,
-                        Some(Reply::Bytes(bytes)) => super::share_bytes(ctx, shared, bytes)?,
-                        Some(Reply::Mixed(value, bytes)) => {
+                        Some(OpReply::Json(value)) => json::write(ctx, &value)?,
+                        Some(OpReply::Bytes(bytes)) => super::share_bytes(ctx, shared, bytes)?,
+                        Some(OpReply::Mixed(value, bytes)) => {
                             json::write_mixed(ctx, shared, &value, &bytes)?
                         }
                     };
@@ -246,7 +252,7 @@ impl Isolate {
     }
 
     /// Jobs until none is left or the budget is gone.
-    fn drain(&self) -> Result<(), Failure> {
+    fn drain(&self) -> Result<(), ScriptFailure> {
         let gauge = &self.shared.gauge;
         let mut uncaught = None;
         let mut jobs = 0;
@@ -264,7 +270,7 @@ impl Isolate {
             }
             jobs += 1;
             if jobs >= JOBS_PER_TURN && self.runtime.is_job_pending() {
-                gauge.stop(Code::Fuel);
+                gauge.stop(RuntimeCode::Fuel);
             } else if jobs % JOBS_PER_LOOK == 0 {
                 gauge.over_time();
             }
@@ -279,10 +285,10 @@ impl Isolate {
 
     /// A thrown `null`, where memory was refused, is the engine's way to say that an error did not
     /// fit.
-    fn judged(&self, failure: Failure) -> Failure {
-        let null = failure.code == Code::Exception && failure.message == NULL;
+    fn judged(&self, failure: ScriptFailure) -> ScriptFailure {
+        let null = failure.code == RuntimeCode::Exception && failure.message == NULL;
         match null && self.heap.was_refused() {
-            true => failure::ended(Code::Memory),
+            true => failure::ended(RuntimeCode::Memory),
             false => failure,
         }
     }
@@ -304,19 +310,19 @@ impl Isolate {
         drop(self.shared.flights.borrow_mut().cancel_all());
     }
 
-    fn fail_all(&mut self, failure: &Failure) {
+    fn fail_all(&mut self, failure: &ScriptFailure) {
         for active in std::mem::take(&mut self.entries) {
             let outcome = active.outcome(&self.shared, Err(failure.clone()));
             self.finished.push_back(outcome);
         }
     }
 
-    fn refuse(&mut self, entry: u64, failure: Failure) {
-        let stats = Stats {
+    fn refuse(&mut self, entry: u64, failure: ScriptFailure) {
+        let stats = EntryStats {
             calls: self.shared.calls.get(),
-            ..Stats::default()
+            ..EntryStats::default()
         };
-        self.finished.push_back(Outcome {
+        self.finished.push_back(EntryOutcome {
             entry,
             result: Err(failure),
             shown: None,
@@ -333,8 +339,8 @@ impl Isolate {
     }
 }
 
-/// The first promise that was rejected while nobody listened.
-fn unheard(ctx: &Ctx<'_>, isolate: &Isolate) -> Option<Failure> {
+/// The first promise that was rejected without a handler.
+fn unheard(ctx: &Ctx<'_>, isolate: &Isolate) -> Option<ScriptFailure> {
     let list = ctx.userdata::<Rejected<'_>>()?.take();
     let first = list.into_iter().next()?;
     let promise: Promise<'_> = first.into_promise()?;

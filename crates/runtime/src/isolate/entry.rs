@@ -8,17 +8,17 @@ use rquickjs::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::{Code, Failure};
+use crate::error::{RuntimeCode, ScriptFailure};
 use crate::isolate::failure;
-use crate::isolate::shared::{Root, Shared};
-use crate::isolate::spec::Mode;
+use crate::isolate::shared::{EvaluationRoot, IsolateState};
+use crate::isolate::spec::SessionMode;
 use crate::json;
-use crate::typescript::Looked;
+use crate::typescript::SourceScan;
 
 /// What a call does.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
-pub enum Work {
+pub enum IsolateWork {
     /// Evaluates a module; the answer is its default export, or `null` when that is a function.
     Module {
         /// Its specifier.
@@ -53,20 +53,20 @@ pub enum Work {
 
 /// How a call ended.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
+pub struct EntryOutcome {
     /// Its id.
     pub entry: u64,
     /// Its answer.
-    pub result: Result<Value, Failure>,
+    pub result: Result<Value, ScriptFailure>,
     /// The value as a REPL shows it.
     pub shown: Option<String>,
     /// What it used.
-    pub stats: Stats,
+    pub stats: EntryStats,
 }
 
 /// What a call used. Calls that overlapped share what was used meanwhile.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct Stats {
+pub struct EntryStats {
     /// Ticks of fuel.
     pub ticks: u64,
     /// CPU time inside the engine.
@@ -79,9 +79,9 @@ pub struct Stats {
 
 /// A call that runs.
 #[derive(Debug)]
-pub(crate) struct Active {
+pub(crate) struct ActiveEntry {
     pub(crate) id: u64,
-    stage: Stage,
+    stage: EntryStage,
     /// Fires the call's `AbortSignal`.
     abort: Option<Persistent<Function<'static>>>,
     signal: Option<Persistent<Object<'static>>>,
@@ -90,7 +90,7 @@ pub(crate) struct Active {
 }
 
 #[derive(Debug)]
-enum Stage {
+enum EntryStage {
     /// Waits for a module's evaluation; then the export is called, if one is named.
     Evaluate(Persistent<Promise<'static>>, Option<(String, Value)>),
     /// Waits for the answer.
@@ -100,20 +100,20 @@ enum Stage {
 }
 
 /// The value of a call that ended, and how a REPL shows it.
-pub(crate) type Answer = Result<(Value, Option<String>), Failure>;
+pub(crate) type Answer = Result<(Value, Option<String>), ScriptFailure>;
 
-impl Active {
+impl ActiveEntry {
     /// Begins: runs the script up to its first wait.
     pub(crate) fn start(
         ctx: &Ctx<'_>,
-        shared: &Shared,
+        shared: &IsolateState,
         id: u64,
-        work: Work,
-    ) -> Result<Self, Failure> {
+        work: IsolateWork,
+    ) -> Result<Self, ScriptFailure> {
         let (ticks, cpu) = (shared.gauge.ticks(), shared.gauge.cpu());
         let mut active = Self {
             id,
-            stage: Stage::Settle(begin_nothing(ctx, shared)?),
+            stage: EntryStage::Settle(begin_nothing(ctx, shared)?),
             abort: None,
             signal: None,
             ticks,
@@ -128,45 +128,49 @@ impl Active {
     fn begin(
         &mut self,
         ctx: &Ctx<'_>,
-        shared: &Shared,
-        work: Work,
-    ) -> rquickjs::Result<Result<(), Failure>> {
+        shared: &IsolateState,
+        work: IsolateWork,
+    ) -> rquickjs::Result<Result<(), ScriptFailure>> {
         let pair: Object<'_> = shared.hook(ctx, "newSignal")?.call((self.id,))?;
         let (abort, signal): (Function<'_>, Object<'_>) = (pair.get("abort")?, pair.get("signal")?);
         self.abort = Some(Persistent::save(ctx, abort));
         self.signal = Some(Persistent::save(ctx, signal));
         match work {
-            Work::Module { module } => self.evaluate(ctx, shared, module, None)?,
-            Work::Export {
+            IsolateWork::Module { module } => self.evaluate(ctx, shared, module, None)?,
+            IsolateWork::Export {
                 module,
                 export,
                 input,
             } => {
                 self.evaluate(ctx, shared, module, Some((export, input)))?;
             }
-            Work::Handler { name, input } => {
+            IsolateWork::Handler { name, input } => {
                 let offered = shared.offered.borrow().get(&name).cloned();
                 let Some(offered) = offered else {
                     let text = format!("no operation js/{name} is registered");
-                    return Ok(Err(Failure::new(Code::NotFound, text)));
+                    return Ok(Err(ScriptFailure::new(RuntimeCode::NotFound, text)));
                 };
-                let serves = offered.registration.kind == crate::host::Kind::Subscription;
+                let serves =
+                    offered.registration.kind == crate::host::ScriptOperationKind::Subscription;
                 let handler = offered.handler.restore(ctx)?;
                 self.call(ctx, shared, handler, &input, serves)?;
             }
-            Work::Look => {
+            IsolateWork::Look => {
                 let told: serde_json::Map<_, _> = shared.spec.modules.look().map(told).collect();
                 let told = json::write(ctx, &Value::Object(told))?;
                 let (promise, resolve, _) = Promise::new(ctx)?;
                 resolve.call::<_, ()>((told,))?;
-                self.stage = Stage::Settle(Persistent::save(ctx, promise));
+                self.stage = EntryStage::Settle(Persistent::save(ctx, promise));
             }
-            Work::Script { source } => {
-                if shared.spec.mode != Mode::Repl {
+            IsolateWork::Script { source } => {
+                if shared.spec.mode != SessionMode::Repl {
                     let text = "only a REPL runs scripts; others run modules";
-                    return Ok(Err(Failure::new(Code::Denied, text)));
+                    return Ok(Err(ScriptFailure::new(RuntimeCode::Denied, text)));
                 }
-                shared.roots.borrow_mut().push(Root::Script(source.clone()));
+                shared
+                    .roots
+                    .borrow_mut()
+                    .push(EvaluationRoot::Script(source.clone()));
                 let mut options = rquickjs::context::EvalOptions::default();
                 options.strict = false;
                 options.promise = true;
@@ -174,7 +178,7 @@ impl Active {
                 options.filename = Some("./repl".to_owned());
                 let promise: Promise<'_> = ctx.eval_with_options(source, options)?;
                 quiet(ctx, shared, &promise)?;
-                self.stage = Stage::Show(Persistent::save(ctx, promise));
+                self.stage = EntryStage::Show(Persistent::save(ctx, promise));
             }
         }
         Ok(Ok(()))
@@ -183,14 +187,17 @@ impl Active {
     fn evaluate(
         &mut self,
         ctx: &Ctx<'_>,
-        shared: &Shared,
+        shared: &IsolateState,
         module: String,
         then: Option<(String, Value)>,
     ) -> rquickjs::Result<()> {
-        shared.roots.borrow_mut().push(Root::Module(module.clone()));
+        shared
+            .roots
+            .borrow_mut()
+            .push(EvaluationRoot::Module(module.clone()));
         let promise = Module::import(ctx, module.as_str())?;
         quiet(ctx, shared, &promise)?;
-        self.stage = Stage::Evaluate(Persistent::save(ctx, promise), then);
+        self.stage = EntryStage::Evaluate(Persistent::save(ctx, promise), then);
         Ok(())
     }
 
@@ -198,7 +205,7 @@ impl Active {
     fn call<'js>(
         &mut self,
         ctx: &Ctx<'js>,
-        shared: &Shared,
+        shared: &IsolateState,
         function: Function<'js>,
         input: &Value,
         serves: bool,
@@ -211,19 +218,20 @@ impl Active {
             .transpose()?;
         let hook = shared.hook(ctx, if serves { "serve" } else { "invoke" })?;
         let promise: Promise<'js> = hook.call((function, input, signal, self.id))?;
-        self.stage = Stage::Settle(Persistent::save(ctx, promise));
+        self.stage = EntryStage::Settle(Persistent::save(ctx, promise));
         Ok(())
     }
 
     /// Goes on as far as it can; the answer when there is one.
-    pub(crate) fn advance(&mut self, ctx: &Ctx<'_>, shared: &Shared) -> Option<Answer> {
+    pub(crate) fn advance(&mut self, ctx: &Ctx<'_>, shared: &IsolateState) -> Option<Answer> {
         self.step(ctx, shared)
             .unwrap_or_else(|error| Some(Err(failure::of_error(ctx, shared, error))))
     }
 
-    fn step(&mut self, ctx: &Ctx<'_>, shared: &Shared) -> rquickjs::Result<Option<Answer>> {
-        let (Stage::Evaluate(promise, _) | Stage::Settle(promise) | Stage::Show(promise)) =
-            &self.stage;
+    fn step(&mut self, ctx: &Ctx<'_>, shared: &IsolateState) -> rquickjs::Result<Option<Answer>> {
+        let (EntryStage::Evaluate(promise, _)
+        | EntryStage::Settle(promise)
+        | EntryStage::Show(promise)) = &self.stage;
         let promise = promise.clone().restore(ctx)?;
         if promise.state() == PromiseState::Pending {
             return Ok(None);
@@ -232,9 +240,9 @@ impl Active {
             Some(result) => result?,
             None => return Ok(None),
         };
-        let settle = Stage::Settle(Persistent::save(ctx, promise));
+        let settle = EntryStage::Settle(Persistent::save(ctx, promise));
         match std::mem::replace(&mut self.stage, settle) {
-            Stage::Evaluate(_, None) => {
+            EntryStage::Evaluate(_, None) => {
                 let namespace = value.into_object().ok_or(rquickjs::Error::Unknown)?;
                 let default: JsValue<'_> = namespace.get("default")?;
                 let default = match default.is_function() {
@@ -243,18 +251,18 @@ impl Active {
                 };
                 Ok(Some(Ok((default, None))))
             }
-            Stage::Evaluate(_, Some((export, input))) => {
+            EntryStage::Evaluate(_, Some((export, input))) => {
                 let namespace = value.into_object().ok_or(rquickjs::Error::Unknown)?;
                 let function: JsValue<'_> = namespace.get(export.as_str())?;
                 let Some(function) = function.into_function() else {
                     let text = format!("the module exports no function {export:?}");
-                    return Ok(Some(Err(Failure::new(Code::NotFound, text))));
+                    return Ok(Some(Err(ScriptFailure::new(RuntimeCode::NotFound, text))));
                 };
                 self.call(ctx, shared, function, &input, false)?;
                 Ok(None)
             }
-            Stage::Settle(_) => Ok(Some(Ok((shared.read(ctx, &value)?, None)))),
-            Stage::Show(_) => {
+            EntryStage::Settle(_) => Ok(Some(Ok((shared.read(ctx, &value)?, None)))),
+            EntryStage::Show(_) => {
                 let value: JsValue<'_> = value
                     .into_object()
                     .ok_or(rquickjs::Error::Unknown)?
@@ -270,7 +278,7 @@ impl Active {
         }
     }
 
-    /// Fires the signal. What the script then throws is nobody's.
+    /// Fires the signal. What the script then throws is dropped.
     pub(crate) fn abort(&mut self, ctx: &Ctx<'_>) {
         let Some(abort) = self.abort.take() else {
             return;
@@ -281,18 +289,18 @@ impl Active {
         }
     }
 
-    pub(crate) fn outcome(&self, shared: &Shared, answer: Answer) -> Outcome {
+    pub(crate) fn outcome(&self, shared: &IsolateState, answer: Answer) -> EntryOutcome {
         let (result, shown) = match answer {
             Ok((value, shown)) => (Ok(value), shown),
             Err(failure) => (Err(failure), None),
         };
-        let stats = Stats {
+        let stats = EntryStats {
             ticks: shared.gauge.ticks() - self.ticks,
             cpu: shared.gauge.cpu().saturating_sub(self.cpu),
             calls: shared.calls.get(),
             external_peak: shared.gauge.external().1,
         };
-        Outcome {
+        EntryOutcome {
             entry: self.id,
             result,
             shown,
@@ -302,7 +310,7 @@ impl Active {
 }
 
 /// A module's name, and what was seen of it.
-fn told((name, looked): (&str, Result<Looked, Failure>)) -> (String, Value) {
+fn told((name, looked): (&str, Result<SourceScan, ScriptFailure>)) -> (String, Value) {
     let told = match looked {
         Ok(found) => serde_json::json!({ "found": found }),
         Err(failure) => serde_json::json!({ "failed": failure }),
@@ -311,12 +319,20 @@ fn told((name, looked): (&str, Result<Looked, Failure>)) -> (String, Value) {
 }
 
 /// A promise that stands for a call until it has its own.
-fn begin_nothing(ctx: &Ctx<'_>, shared: &Shared) -> Result<Persistent<Promise<'static>>, Failure> {
+fn begin_nothing(
+    ctx: &Ctx<'_>,
+    shared: &IsolateState,
+) -> Result<Persistent<Promise<'static>>, ScriptFailure> {
     let made = Promise::new(ctx).map(|(promise, _, _)| Persistent::save(ctx, promise));
     made.map_err(|error| failure::of_error(ctx, shared, error))
 }
 
-/// A rejection of this promise is told as the call's answer, not as one that nobody listens to.
-fn quiet<'js>(ctx: &Ctx<'js>, shared: &Shared, promise: &Promise<'js>) -> rquickjs::Result<()> {
+/// A rejection of this promise becomes the call's answer, and is not reported as one without a
+/// handler.
+fn quiet<'js>(
+    ctx: &Ctx<'js>,
+    shared: &IsolateState,
+    promise: &Promise<'js>,
+) -> rquickjs::Result<()> {
     shared.hook(ctx, "quiet")?.call((promise.clone(),))
 }

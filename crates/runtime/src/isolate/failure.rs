@@ -1,47 +1,51 @@
-//! From an exception of the engine to a [`Failure`].
+//! From an exception of the engine to a [`ScriptFailure`].
 
 use rquickjs::{Array, Ctx, Error, Value as JsValue};
 use serde_json::Value;
 
-use crate::error::{Code, Failure, OpError, Place};
-use crate::isolate::shared::Shared;
+use crate::error::{ModulePosition, OpError, RuntimeCode, ScriptFailure};
+use crate::isolate::shared::IsolateState;
 
-/// Longest text of an exception that is told.
+/// Longest text of an exception that is passed on.
 const TEXT_BYTES: usize = 8 << 10;
 
-/// What a thrown `null` is told as.
+/// The message of a thrown `null`.
 pub(super) const NULL: &str = "null was thrown";
 
 /// What a limit says when it ended a call.
-pub(crate) fn ended(code: Code) -> Failure {
+pub(crate) fn ended(code: RuntimeCode) -> ScriptFailure {
     let text = match code {
-        Code::Abort => "the call was ended from outside",
-        Code::Fuel => "the fuel of the call is used up",
-        Code::Memory => "the memory of the session is used up",
-        Code::Stack => "the stack is used up",
-        Code::Timeout => "the time of the call is used up",
+        RuntimeCode::Abort => "the call was ended from outside",
+        RuntimeCode::Fuel => "the fuel of the call is used up",
+        RuntimeCode::Memory => "the memory of the session is used up",
+        RuntimeCode::Stack => "the stack is used up",
+        RuntimeCode::Timeout => "the time of the call is used up",
         _ => "the session was ended",
     };
-    Failure::new(code, text)
+    ScriptFailure::new(code, text)
 }
 
 /// The exception behind an error of the binding.
-pub(crate) fn of_error(ctx: &Ctx<'_>, shared: &Shared, error: Error) -> Failure {
+pub(crate) fn of_error(ctx: &Ctx<'_>, shared: &IsolateState, error: Error) -> ScriptFailure {
     match error {
         Error::Exception => of_value(ctx, shared, &ctx.catch()),
-        Error::Allocation => ended(Code::Memory),
-        other => Failure::new(Code::Exception, other.to_string()),
+        Error::Allocation => ended(RuntimeCode::Memory),
+        other => ScriptFailure::new(RuntimeCode::Exception, other.to_string()),
     }
 }
 
 /// A thrown value.
-pub(crate) fn of_value<'js>(ctx: &Ctx<'js>, shared: &Shared, thrown: &JsValue<'js>) -> Failure {
+pub(crate) fn of_value<'js>(
+    ctx: &Ctx<'js>,
+    shared: &IsolateState,
+    thrown: &JsValue<'js>,
+) -> ScriptFailure {
     if let Some(code) = shared.gauge.stopped() {
         return ended(code);
     }
     // The engine throws null when there is no memory left for an error.
     if thrown.is_null() {
-        return Failure::new(Code::Exception, NULL);
+        return ScriptFailure::new(RuntimeCode::Exception, NULL);
     }
     if let Some(code) = engine_limit(thrown) {
         return ended(code);
@@ -53,18 +57,21 @@ pub(crate) fn of_value<'js>(ctx: &Ctx<'js>, shared: &Shared, thrown: &JsValue<'j
     }
     told.unwrap_or_else(|_| {
         ctx.catch();
-        Failure::new(Code::Exception, "an exception that cannot be described")
+        ScriptFailure::new(
+            RuntimeCode::Exception,
+            "an exception that cannot be described",
+        )
     })
 }
 
 /// What the engine throws when heap or stack are used up. There may be no memory left to describe
 /// it, so only its text is asked.
-fn engine_limit(thrown: &JsValue<'_>) -> Option<Code> {
+fn engine_limit(thrown: &JsValue<'_>) -> Option<RuntimeCode> {
     let error = thrown.as_object().filter(|_| thrown.is_error())?;
     let text: String = error.get("message").ok()?;
     match text.as_str() {
-        "out of memory" | "out of memory in regexp execution" => Some(Code::Memory),
-        "Maximum call stack size exceeded" => Some(Code::Stack),
+        "out of memory" | "out of memory in regexp execution" => Some(RuntimeCode::Memory),
+        "Maximum call stack size exceeded" => Some(RuntimeCode::Stack),
         _ => None,
     }
 }
@@ -73,15 +80,15 @@ fn engine_limit(thrown: &JsValue<'_>) -> Option<Code> {
 /// and, of an operation's error, `retryable`, `path` and `details`.
 fn describe<'js>(
     ctx: &Ctx<'js>,
-    shared: &Shared,
+    shared: &IsolateState,
     thrown: &JsValue<'js>,
-) -> rquickjs::Result<Failure> {
+) -> rquickjs::Result<ScriptFailure> {
     let told: Array<'js> = shared.hook(ctx, "describe")?.call((thrown.clone(),))?;
     let text = |index: usize| -> Option<String> {
         let text: String = told.get::<Option<String>>(index).ok().flatten()?;
         Some(cut(text))
     };
-    let mut failure = Failure::new(Code::Exception, text(2).unwrap_or_default());
+    let mut failure = ScriptFailure::new(RuntimeCode::Exception, text(2).unwrap_or_default());
     failure.name = text(1);
     failure.stack = text(3)
         .map(|stack| tidy(&stack))
@@ -89,14 +96,15 @@ fn describe<'js>(
     match text(0).as_deref() {
         Some("runtime") => {
             let name = text(4).unwrap_or_default();
-            // `E_EXCEPTION` is what the others are not; nobody can throw it.
-            let raised = |code: &Code| *code != Code::Exception && code.name() == name;
-            let known = Code::ALL.into_iter().find(raised);
-            failure.code = known.unwrap_or(Code::Exception);
+            // `E_EXCEPTION` is what the others are not; a script cannot throw it.
+            let raised =
+                |code: &RuntimeCode| *code != RuntimeCode::Exception && code.name() == name;
+            let known = RuntimeCode::ALL.into_iter().find(raised);
+            failure.code = known.unwrap_or(RuntimeCode::Exception);
             let line = told.get::<Option<u32>>(6).ok().flatten();
             failure.place = text(5)
                 .zip(line)
-                .map(|(module, line)| Place { module, line });
+                .map(|(module, line)| ModulePosition { module, line });
         }
         Some("operation") => {
             let details: JsValue<'js> = told.get(9)?;

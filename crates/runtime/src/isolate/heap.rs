@@ -11,13 +11,13 @@ use rquickjs::allocator::Allocator;
 
 /// What an engine has allocated, and may.
 #[derive(Debug)]
-pub(crate) struct Heap {
+pub(crate) struct HeapAccount {
     used: AtomicUsize,
     max: AtomicUsize,
     refused: AtomicBool,
 }
 
-impl Heap {
+impl HeapAccount {
     /// Without a limit, until there is one.
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
@@ -61,7 +61,7 @@ impl Heap {
 }
 
 /// One engine's, which is in one thread at a time: the account is read from others.
-pub(super) struct Counted(pub(super) Arc<Heap>);
+pub(super) struct CountingAllocator(pub(super) Arc<HeapAccount>);
 
 /// Bytes of a block of the C library's, which may be more than were asked for; none of none.
 fn size_of_block(block: *mut c_void) -> usize {
@@ -71,7 +71,7 @@ fn size_of_block(block: *mut c_void) -> usize {
 
 // SAFETY: every block is the C library's, aligned for whatever it may hold, and of the size asked for
 // or more; what it cannot or may not give is a null pointer.
-unsafe impl Allocator for Counted {
+unsafe impl Allocator for CountingAllocator {
     fn alloc(&mut self, size: usize) -> *mut u8 {
         match self.0.has_room(size, 0) {
             // SAFETY: any size may be asked for.
@@ -124,8 +124,8 @@ mod tests {
 
     #[test]
     fn what_is_allocated_is_counted_and_bounded() {
-        let heap = Heap::new();
-        let mut memory = Counted(Arc::clone(&heap));
+        let heap = HeapAccount::new();
+        let mut memory = CountingAllocator(Arc::clone(&heap));
         let first = memory.alloc(1000);
         let second = memory.calloc(10, 100);
         assert!(heap.used() >= 2000 && !first.is_null() && !second.is_null());

@@ -1,16 +1,16 @@
 //! One isolate: an engine with its limits, its globals and the calls that run in it.
 //!
 //! An isolate belongs to the thread that made it. [`Isolate::next`] is the whole of its life: it
-//! runs jobs until none is left, waits for an answer, a timer or a [`Remote`], and hands out each
-//! call's [`Outcome`]. Between two turns no script runs and nothing is charged.
+//! runs jobs until none is left, waits for an answer, a timer or a [`IsolateHandle`], and hands out each
+//! call's [`EntryOutcome`]. Between two turns no script runs and nothing is charged.
 
 mod bytes;
 mod drive;
 mod entry;
 mod failure;
-mod flights;
-mod gauge;
 mod heap;
+mod interrupt_budget;
+mod pending;
 mod shared;
 mod spec;
 
@@ -26,17 +26,17 @@ use rquickjs::{Context, Ctx, Runtime, Value as JsValue};
 use tokio::sync::mpsc;
 
 pub(crate) use bytes::{read as read_bytes, share as share_bytes};
-pub(crate) use entry::Active;
-pub use entry::{Outcome, Stats, Work};
+pub(crate) use entry::ActiveEntry;
+pub use entry::{EntryOutcome, EntryStats, IsolateWork};
 pub(crate) use failure::of_error;
-pub use gauge::Gauge;
-use heap::{Counted, Heap};
-pub(crate) use shared::{Offered, Root, Settle, Shared, Timer};
-pub use spec::{Grants, Mode, Spec};
+use heap::{CountingAllocator, HeapAccount};
+pub use interrupt_budget::InterruptBudget;
+pub(crate) use shared::{EvaluationRoot, IsolateState, OfferedOperation, PromiseSettler, Timer};
+pub use spec::{GlobalGrants, IsolateSpec, SessionMode};
 
-use crate::error::{Code, Failure};
+use crate::error::{RuntimeCode, ScriptFailure};
 use crate::globals;
-use crate::host::Host;
+use crate::host::IsolateHost;
 use crate::modules;
 
 /// What the engine is built with: everything of the language that neither shows time nor the
@@ -58,7 +58,7 @@ type Intrinsics = (
 /// Version of the engine: fuel and ids of scripts are the same within one.
 pub const ENGINE: &str = "quickjs-ng 0.16";
 
-/// Promises that were rejected while nobody listened.
+/// Promises that were rejected without a handler.
 type Rejected<'js> = RefCell<Vec<JsValue<'js>>>;
 
 /// Bytes that the engine allocates before it looks for cycles.
@@ -66,16 +66,16 @@ const COLLECT_AFTER_BYTES: usize = 1 << 20;
 
 /// An engine and the calls that run in it.
 pub struct Isolate {
-    shared: Rc<Shared>,
-    entries: Vec<Active>,
-    finished: VecDeque<Outcome>,
-    commands: mpsc::UnboundedReceiver<Command>,
-    sender: mpsc::UnboundedSender<Command>,
+    shared: Rc<IsolateState>,
+    entries: Vec<ActiveEntry>,
+    finished: VecDeque<EntryOutcome>,
+    commands: mpsc::UnboundedReceiver<IsolateCommand>,
+    sender: mpsc::UnboundedSender<IsolateCommand>,
     /// Why it takes no further call.
-    closed: Option<Failure>,
+    closed: Option<ScriptFailure>,
     /// Wakes us when the next timer is due.
     sleeping: RefCell<Option<LocalBoxFuture<'static, ()>>>,
-    heap: Arc<Heap>,
+    heap: Arc<HeapAccount>,
     context: Context,
     runtime: Runtime,
 }
@@ -91,39 +91,39 @@ impl fmt::Debug for Isolate {
 
 /// What another thread sends in.
 #[derive(Debug)]
-pub(crate) enum Command {
-    Start(u64, Work),
+pub(crate) enum IsolateCommand {
+    Start(u64, IsolateWork),
     Abort(u64),
 }
 
 /// The handle by which other threads reach an isolate.
 #[derive(Clone, Debug)]
-pub struct Remote {
-    gauge: Arc<Gauge>,
-    commands: mpsc::UnboundedSender<Command>,
+pub struct IsolateHandle {
+    gauge: Arc<InterruptBudget>,
+    commands: mpsc::UnboundedSender<IsolateCommand>,
 }
 
-impl Remote {
+impl IsolateHandle {
     /// Begins a call under an id of the caller's choice.
-    pub fn start(&self, entry: u64, work: Work) {
+    pub fn start(&self, entry: u64, work: IsolateWork) {
         // A closed channel is an isolate that ended; its calls were answered.
-        let _ = self.commands.send(Command::Start(entry, work));
+        let _ = self.commands.send(IsolateCommand::Start(entry, work));
     }
 
     /// Asks one call to end: its `AbortSignal` fires, and it is answered with `E_ABORT`. A script
     /// that computes does not hear it; [`stop`](Self::stop) does the rest.
     pub fn abort(&self, entry: u64) {
-        let _ = self.commands.send(Command::Abort(entry));
+        let _ = self.commands.send(IsolateCommand::Abort(entry));
     }
 
     /// Ends the isolate at the engine's next question, with `code` as the reason of all its calls.
-    pub fn stop(&self, code: Code) {
+    pub fn stop(&self, code: RuntimeCode) {
         self.gauge.stop(code);
     }
 
     /// What it uses, for heartbeats.
     #[must_use]
-    pub fn gauge(&self) -> &Arc<Gauge> {
+    pub fn gauge(&self) -> &Arc<InterruptBudget> {
         &self.gauge
     }
 }
@@ -132,24 +132,24 @@ impl Isolate {
     /// Makes an engine with the globals of `spec`.
     ///
     /// # Errors
-    /// [`Code::Limit`] for limits out of range; [`Code::Memory`] when the heap does not hold the
+    /// [`RuntimeCode::Limit`] for limits out of range; [`RuntimeCode::Memory`] when the heap does not hold the
     /// globals.
-    pub fn open(spec: Spec, host: Arc<dyn Host>) -> Result<Self, Failure> {
+    pub fn open(spec: IsolateSpec, host: Arc<dyn IsolateHost>) -> Result<Self, ScriptFailure> {
         Self::open_under(spec, host, None)
     }
 
     /// The same for a test case, which ends when the session that runs it does.
     pub(crate) fn open_under(
-        mut spec: Spec,
-        host: Arc<dyn Host>,
-        parent: Option<Arc<Gauge>>,
-    ) -> Result<Self, Failure> {
+        mut spec: IsolateSpec,
+        host: Arc<dyn IsolateHost>,
+        parent: Option<Arc<InterruptBudget>>,
+    ) -> Result<Self, ScriptFailure> {
         spec.limits = spec.limits.checked()?;
         crate::math::linked();
         let seed = seed(&spec)?;
-        let gauge = Gauge::new(parent);
-        let shared = Shared::new(spec, host, Arc::clone(&gauge), seed);
-        let heap = Heap::new();
+        let gauge = InterruptBudget::new(parent);
+        let shared = IsolateState::new(spec, host, Arc::clone(&gauge), seed);
+        let heap = HeapAccount::new();
         let (runtime, context) = engine(&shared, &heap)?;
         let (sender, commands) = mpsc::unbounded_channel();
         Ok(Self {
@@ -168,8 +168,8 @@ impl Isolate {
 
     /// A handle for other threads.
     #[must_use]
-    pub fn remote(&self) -> Remote {
-        Remote {
+    pub fn remote(&self) -> IsolateHandle {
+        IsolateHandle {
             gauge: Arc::clone(&self.shared.gauge),
             commands: self.sender.clone(),
         }
@@ -177,7 +177,7 @@ impl Isolate {
 
     /// Why it takes no further call, if it takes none.
     #[must_use]
-    pub const fn closed(&self) -> Option<&Failure> {
+    pub const fn closed(&self) -> Option<&ScriptFailure> {
         self.closed.as_ref()
     }
 
@@ -196,27 +196,30 @@ impl Drop for Isolate {
 }
 
 /// Lets go of every value of the engine's: it ends the process when one outlives it.
-fn release(shared: &Shared, context: &Context) {
+fn release(shared: &IsolateState, context: &Context) {
     shared.clear();
     context.with(|ctx| drop(ctx.remove_userdata::<Rejected<'_>>()));
 }
 
-fn seed(spec: &Spec) -> Result<[u8; 32], Failure> {
+fn seed(spec: &IsolateSpec) -> Result<[u8; 32], ScriptFailure> {
     match spec.seed {
         Some(seed) => Ok(seed),
         None => {
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).map_err(|error| {
-                Failure::new(Code::Exception, format!("no random bytes: {error}"))
+                ScriptFailure::new(RuntimeCode::Exception, format!("no random bytes: {error}"))
             })?;
             Ok(seed)
         }
     }
 }
 
-fn engine(shared: &Rc<Shared>, heap: &Arc<Heap>) -> Result<(Runtime, Context), Failure> {
-    let out = |_| Failure::new(Code::Memory, "no memory for an engine");
-    let runtime = Runtime::new_with_alloc(Counted(Arc::clone(heap))).map_err(out)?;
+fn engine(
+    shared: &Rc<IsolateState>,
+    heap: &Arc<HeapAccount>,
+) -> Result<(Runtime, Context), ScriptFailure> {
+    let out = |_| ScriptFailure::new(RuntimeCode::Memory, "no memory for an engine");
+    let runtime = Runtime::new_with_alloc(CountingAllocator(Arc::clone(heap))).map_err(out)?;
     runtime.set_max_stack_size(shared.spec.limits.stack_bytes);
     runtime.set_gc_threshold(COLLECT_AFTER_BYTES);
     let context = Context::custom::<Intrinsics>(&runtime).map_err(out)?;

@@ -1,7 +1,7 @@
 //! What the functions that a script calls share with the isolate that runs it.
 //!
 //! Everything here belongs to one thread. Values of the engine are kept as [`Persistent`]s, which
-//! must be gone before the engine is: [`Shared::clear`].
+//! must be gone before the engine is: [`IsolateState::clear`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,12 +13,12 @@ use chacha20::rand_core::SeedableRng;
 use rquickjs::{Ctx, Error, Function, Object, Persistent, Value as JsValue};
 use serde_json::Value;
 
-use crate::clock::Ticking;
-use crate::error::{Code, Failure, OpError};
-use crate::host::{Host, Registration};
-use crate::isolate::flights::Flights;
-use crate::isolate::gauge::Gauge;
-use crate::isolate::spec::Spec;
+use crate::clock::SessionClock;
+use crate::error::{OpError, RuntimeCode, ScriptFailure};
+use crate::host::{IsolateHost, ScriptRegistration};
+use crate::isolate::interrupt_budget::InterruptBudget;
+use crate::isolate::pending::PendingHostCalls;
+use crate::isolate::spec::IsolateSpec;
 use crate::json;
 use crate::modules::ModuleSet;
 
@@ -32,32 +32,32 @@ pub(crate) struct Timer {
 
 /// One operation that the script offers.
 #[derive(Clone, Debug)]
-pub(crate) struct Offered {
-    pub(crate) registration: Registration,
+pub(crate) struct OfferedOperation {
+    pub(crate) registration: ScriptRegistration,
     pub(crate) handler: Persistent<Function<'static>>,
 }
 
 /// A promise that Rust settles.
 #[derive(Debug)]
-pub(crate) struct Settle {
+pub(crate) struct PromiseSettler {
     pub(crate) resolve: Persistent<Function<'static>>,
     pub(crate) reject: Persistent<Function<'static>>,
 }
 
 /// The state of one isolate, apart from the engine.
-pub(crate) struct Shared {
-    pub(crate) spec: Spec,
-    pub(crate) host: Arc<dyn Host>,
-    pub(crate) gauge: Arc<Gauge>,
-    pub(crate) clock: RefCell<Ticking>,
+pub(crate) struct IsolateState {
+    pub(crate) spec: IsolateSpec,
+    pub(crate) host: Arc<dyn IsolateHost>,
+    pub(crate) gauge: Arc<InterruptBudget>,
+    pub(crate) clock: RefCell<SessionClock>,
     pub(crate) random: RefCell<ChaCha20Rng>,
     pub(crate) bytes: RefCell<ChaCha20Rng>,
     pub(crate) modules: Arc<ModuleSet>,
-    pub(crate) flights: RefCell<Flights>,
+    pub(crate) flights: RefCell<PendingHostCalls>,
     /// By the milliseconds they are due at, then by when they were set.
     pub(crate) timers: RefCell<BTreeMap<(u64, u32), Timer>>,
     pub(crate) next_timer: Cell<u32>,
-    pub(crate) offered: RefCell<BTreeMap<String, Offered>>,
+    pub(crate) offered: RefCell<BTreeMap<String, OfferedOperation>>,
     pub(crate) calls: Cell<u64>,
     /// How many functions run that must not call anything.
     pub(crate) pure: Cell<u32>,
@@ -66,32 +66,32 @@ pub(crate) struct Shared {
     /// Functions of our own scripts that Rust calls.
     pub(crate) hooks: Kept<Object<'static>>,
     /// What was evaluated, so that a test case can do the same again.
-    pub(crate) roots: RefCell<Vec<Root>>,
+    pub(crate) roots: RefCell<Vec<EvaluationRoot>>,
 }
 
 /// Something evaluated at the top of a session.
 #[derive(Clone, Debug)]
-pub(crate) enum Root {
+pub(crate) enum EvaluationRoot {
     Module(String),
     Script(String),
 }
 
-impl Shared {
+impl IsolateState {
     pub(crate) fn new(
-        spec: Spec,
-        host: Arc<dyn Host>,
-        gauge: Arc<Gauge>,
+        spec: IsolateSpec,
+        host: Arc<dyn IsolateHost>,
+        gauge: Arc<InterruptBudget>,
         seed: [u8; 32],
     ) -> Rc<Self> {
         let mut bytes = ChaCha20Rng::from_seed(seed);
         // The two streams of one seed never meet: what Math.random shows tells nothing about keys.
         bytes.set_stream(1);
         Rc::new(Self {
-            clock: RefCell::new(Ticking::new(spec.clock)),
+            clock: RefCell::new(SessionClock::new(spec.clock)),
             random: RefCell::new(ChaCha20Rng::from_seed(seed)),
             bytes: RefCell::new(bytes),
             modules: Arc::clone(&spec.modules),
-            flights: RefCell::new(Flights::new(spec.ordered())),
+            flights: RefCell::new(PendingHostCalls::new(spec.ordered())),
             timers: RefCell::default(),
             next_timer: Cell::new(1),
             offered: RefCell::default(),
@@ -121,7 +121,7 @@ impl Shared {
     }
 
     /// Throws a `RuntimeError` inside the script.
-    pub(crate) fn raise(&self, ctx: &Ctx<'_>, code: Code, message: &str) -> Error {
+    pub(crate) fn raise(&self, ctx: &Ctx<'_>, code: RuntimeCode, message: &str) -> Error {
         let make = self.hook(ctx, "runtimeError");
         match make.and_then(|make| make.call::<_, JsValue<'_>>((code.name(), message))) {
             Ok(error) => ctx.throw(error),
@@ -130,7 +130,7 @@ impl Shared {
     }
 
     /// The same with the place in a module.
-    pub(crate) fn raise_failure(&self, ctx: &Ctx<'_>, failure: &Failure) -> Error {
+    pub(crate) fn raise_failure(&self, ctx: &Ctx<'_>, failure: &ScriptFailure) -> Error {
         let place = failure.place.as_ref();
         let (module, line) = (
             place.map(|place| place.module.as_str()),
@@ -145,7 +145,7 @@ impl Shared {
     }
 
     /// Throws a `RuntimeError` that ends the session as well.
-    pub(crate) fn exhaust(&self, ctx: &Ctx<'_>, code: Code, message: &str) -> Error {
+    pub(crate) fn exhaust(&self, ctx: &Ctx<'_>, code: RuntimeCode, message: &str) -> Error {
         self.gauge.stop(code);
         self.raise(ctx, code, message)
     }
@@ -167,16 +167,17 @@ impl Shared {
         ))
     }
 
-    /// The host's form of a script's value; throws `E_ENCODE` where there is none.
+    /// The host's form of a script's value; throws `E_ENCODE` for a value without one.
     pub(crate) fn read<'js>(
         &self,
         ctx: &Ctx<'js>,
         value: &JsValue<'js>,
     ) -> rquickjs::Result<Value> {
-        let reader = json::Reader::new(self.hook(ctx, "fits")?, self.hook(ctx, "isArray")?);
+        let reader =
+            json::ScriptValueReader::new(self.hook(ctx, "fits")?, self.hook(ctx, "isArray")?);
         reader.read(value).map_err(|unfit| match unfit {
-            json::Unfit::Threw(error) => error,
-            json::Unfit::Encode(text) => self.raise(ctx, Code::Encode, &text),
+            json::ScriptValueError::Threw(error) => error,
+            json::ScriptValueError::Encode(text) => self.raise(ctx, RuntimeCode::Encode, &text),
         })
     }
 }

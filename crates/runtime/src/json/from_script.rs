@@ -17,21 +17,21 @@ const ITEMS_AT_ONCE: usize = 1024;
 
 /// Why a value does not cross.
 #[derive(Debug)]
-pub(crate) enum Unfit {
+pub(crate) enum ScriptValueError {
     /// The script threw while it was asked (a getter, a proxy, `toJSON`), or was stopped.
     Threw(Error),
     /// No JSON says it; the text says what and where.
     Encode(String),
 }
 
-impl From<Error> for Unfit {
+impl From<Error> for ScriptValueError {
     fn from(error: Error) -> Self {
         Self::Threw(error)
     }
 }
 
 /// Reads one value of a script, within depth and size.
-pub(crate) struct Reader<'js> {
+pub(crate) struct ScriptValueReader<'js> {
     /// Whether a `BigInt` lies within 2^53 of zero, or an object without members is nothing more
     /// than that (and no buffer, map or set); asked of the engine.
     fits: Function<'js>,
@@ -42,7 +42,7 @@ pub(crate) struct Reader<'js> {
     path: Vec<String>,
 }
 
-impl<'js> Reader<'js> {
+impl<'js> ScriptValueReader<'js> {
     pub(crate) fn new(fits: Function<'js>, is_array: Function<'js>) -> Self {
         Self {
             fits,
@@ -53,12 +53,16 @@ impl<'js> Reader<'js> {
     }
 
     /// `undefined` at the root is `null`.
-    pub(crate) fn read(mut self, value: &JsValue<'js>) -> Result<Value, Unfit> {
+    pub(crate) fn read(mut self, value: &JsValue<'js>) -> Result<Value, ScriptValueError> {
         Ok(self.value(value, "")?.unwrap_or(Value::Null))
     }
 
     /// `None` for `undefined`.
-    fn value(&mut self, value: &JsValue<'js>, key: &str) -> Result<Option<Value>, Unfit> {
+    fn value(
+        &mut self,
+        value: &JsValue<'js>,
+        key: &str,
+    ) -> Result<Option<Value>, ScriptValueError> {
         let read = match value.type_of() {
             Type::Undefined | Type::Uninitialized => return Ok(None),
             Type::Null => self.take(VALUE).map(|()| Value::Null)?,
@@ -74,7 +78,7 @@ impl<'js> Reader<'js> {
         Ok(Some(read))
     }
 
-    fn number(&mut self, number: f64) -> Result<Value, Unfit> {
+    fn number(&mut self, number: f64) -> Result<Value, ScriptValueError> {
         self.take(VALUE)?;
         if number.trunc() == number && number.abs() <= WHOLE_MAX {
             // Also makes 0 of -0, as JSON's text does.
@@ -85,7 +89,7 @@ impl<'js> Reader<'js> {
             .ok_or_else(|| self.unfit("a number that is not finite"))
     }
 
-    fn big(&mut self, value: &JsValue<'js>) -> Result<Value, Unfit> {
+    fn big(&mut self, value: &JsValue<'js>) -> Result<Value, ScriptValueError> {
         self.take(VALUE)?;
         if !self.fits.call::<_, bool>((value.clone(),))? {
             return Err(self.unfit("a BigInt beyond 2^53"));
@@ -95,7 +99,7 @@ impl<'js> Reader<'js> {
         Ok(Value::Number(Number::from(whole)))
     }
 
-    fn text(&mut self, value: &JsValue<'js>) -> Result<String, Unfit> {
+    fn text(&mut self, value: &JsValue<'js>) -> Result<String, ScriptValueError> {
         let text = value.as_string().ok_or(Error::Unknown)?;
         let text = match text.to_string() {
             Ok(text) => text,
@@ -106,7 +110,11 @@ impl<'js> Reader<'js> {
         Ok(text)
     }
 
-    fn object(&mut self, value: &JsValue<'js>, key: &str) -> Result<Option<Value>, Unfit> {
+    fn object(
+        &mut self,
+        value: &JsValue<'js>,
+        key: &str,
+    ) -> Result<Option<Value>, ScriptValueError> {
         if value.is_function() {
             return Err(self.unfit("a function"));
         }
@@ -120,7 +128,7 @@ impl<'js> Reader<'js> {
             return Err(self.unfit("bytes"));
         }
         if value.is_promise() {
-            return Err(self.unfit("a promise that nobody awaits"));
+            return Err(self.unfit("a promise that was not awaited"));
         }
         self.path.push(key.to_owned());
         let own: JsValue<'js> = object.get(PredefinedAtom::ToJSON)?;
@@ -137,14 +145,14 @@ impl<'js> Reader<'js> {
     }
 
     /// As `Array.isArray` has it: a proxy is what it stands for.
-    fn is_array(&self, value: &JsValue<'js>) -> Result<bool, Unfit> {
+    fn is_array(&self, value: &JsValue<'js>) -> Result<bool, ScriptValueError> {
         match value.is_proxy() {
             true => Ok(self.is_array.call((value.clone(),))?),
             false => Ok(value.is_array()),
         }
     }
 
-    fn array(&mut self, object: &Object<'js>) -> Result<Value, Unfit> {
+    fn array(&mut self, object: &Object<'js>) -> Result<Value, ScriptValueError> {
         let length: f64 = object.get(PredefinedAtom::Length)?;
         self.take(VALUE)?;
         // Each element is a value at least, so that an array of four thousand million holes is refused
@@ -165,7 +173,7 @@ impl<'js> Reader<'js> {
         Ok(Value::Array(items))
     }
 
-    fn members(&mut self, object: &Object<'js>) -> Result<Value, Unfit> {
+    fn members(&mut self, object: &Object<'js>) -> Result<Value, ScriptValueError> {
         self.take(VALUE)?;
         let mut members = Map::new();
         for key in object.own_keys::<rquickjs::String<'js>>(Filter::new().string().enum_only()) {
@@ -181,7 +189,7 @@ impl<'js> Reader<'js> {
         Ok(Value::Object(members))
     }
 
-    fn take(&mut self, bytes: usize) -> Result<(), Unfit> {
+    fn take(&mut self, bytes: usize) -> Result<(), ScriptValueError> {
         match self.left.checked_sub(bytes) {
             Some(left) => {
                 self.left = left;
@@ -191,26 +199,26 @@ impl<'js> Reader<'js> {
         }
     }
 
-    fn unfit(&self, what: &str) -> Unfit {
+    fn unfit(&self, what: &str) -> ScriptValueError {
         let at = self.path.join(".");
         let at = if at.is_empty() {
             String::new()
         } else {
             format!(" below {at:?}")
         };
-        Unfit::Encode(format!("{what} has no JSON form{at}"))
+        ScriptValueError::Encode(format!("{what} has no JSON form{at}"))
     }
 }
 
-fn too_large() -> Unfit {
+fn too_large() -> ScriptValueError {
     let text = format!(
         "the value takes more than {} MiB of memory, {VALUE} bytes for each value in it",
         JSON_BYTES >> 20
     );
-    Unfit::Encode(text)
+    ScriptValueError::Encode(text)
 }
 
-/// Views of bytes. Buffers are found by [`Reader::members`]: asking the engine about each object
+/// Views of bytes. Buffers are found by [`ScriptValueReader::members`]: asking the engine about each object
 /// would make an exception of each "no".
 fn is_bytes(object: &Object<'_>) -> bool {
     object.is_typed_array::<u8>()

@@ -5,7 +5,7 @@ use rquickjs::object::Property;
 use rquickjs::{Array, Ctx, IntoJs, Object, Result, String as JsString, Value as JsValue};
 use serde_json::{Number, Value};
 
-use crate::isolate::{Shared, share_bytes};
+use crate::isolate::{IsolateState, share_bytes};
 
 /// Makes a script's value of a host's. Properties are defined, not assigned: a key `__proto__` or a
 /// setter that the script put on `Object.prototype` does nothing.
@@ -37,7 +37,7 @@ pub(crate) fn write<'js>(ctx: &Ctx<'js>, value: &Value) -> Result<JsValue<'js>> 
 /// Something that only looks like it stays an object.
 pub(crate) fn write_mixed<'js>(
     ctx: &Ctx<'js>,
-    shared: &Shared,
+    shared: &IsolateState,
     value: &Value,
     bytes: &Bytes,
 ) -> Result<JsValue<'js>> {

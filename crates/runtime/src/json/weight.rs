@@ -1,7 +1,7 @@
 //! What a JSON value takes in memory.
 //!
-//! Text is no measure of it: `[0,0,0]` is two bytes an item as text, and the size of a [`Value`] in
-//! memory. Whoever bounds values that scripts make bounds this.
+//! Text is no measure of it: `[0,0,0]` is two bytes an item as text, and the size of a [`Value`] in memory. Limits for
+//! values that scripts make bound this.
 
 use serde_json::Value;
 
@@ -25,14 +25,14 @@ pub fn text(text: &[u8]) -> usize {
 
 /// Bytes of a whole value.
 #[must_use]
-pub fn of(value: &Value) -> usize {
+pub fn estimate(value: &Value) -> usize {
     let held = match value {
         Value::String(string) => text(string.as_bytes()),
-        Value::Array(items) => items.iter().map(of).sum(),
+        Value::Array(items) => items.iter().map(estimate).sum(),
         Value::Object(members) => {
             let members = members.iter();
             members
-                .map(|(name, member)| VALUE + text(name.as_bytes()) + of(member))
+                .map(|(name, member)| VALUE + text(name.as_bytes()) + estimate(member))
                 .sum()
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
@@ -54,8 +54,8 @@ mod tests {
             json!("\u{0}\u{1f}\"\\\u{e9}"),
             json!({ "\u{0}\u{0}\u{0}": [[], {}, ""] }),
         ] {
-            assert!(of(&value) >= value.to_string().len(), "{value}");
+            assert!(estimate(&value) >= value.to_string().len(), "{value}");
         }
-        assert_eq!(of(&json!([0, 0])), 3 * VALUE);
+        assert_eq!(estimate(&json!([0, 0])), 3 * VALUE);
     }
 }

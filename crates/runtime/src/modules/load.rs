@@ -6,17 +6,20 @@ use rquickjs::loader::{ImportAttributes, Loader, Resolver};
 use rquickjs::module::Declared;
 use rquickjs::{Ctx, Module, Result};
 
-use crate::isolate::Shared;
+use crate::isolate::IsolateState;
 
 /// What the engine asks when it meets an `import`.
-pub(crate) fn loader(shared: &Rc<Shared>) -> (Find, Read) {
-    (Find(Rc::clone(shared)), Read(Rc::clone(shared)))
+pub(crate) fn loader(shared: &Rc<IsolateState>) -> (ModuleResolver, ModuleLoader) {
+    (
+        ModuleResolver(Rc::clone(shared)),
+        ModuleLoader(Rc::clone(shared)),
+    )
 }
 
-pub(crate) struct Find(Rc<Shared>);
-pub(crate) struct Read(Rc<Shared>);
+pub(crate) struct ModuleResolver(Rc<IsolateState>);
+pub(crate) struct ModuleLoader(Rc<IsolateState>);
 
-impl Resolver for Find {
+impl Resolver for ModuleResolver {
     fn resolve<'js>(
         &mut self,
         ctx: &Ctx<'js>,
@@ -29,7 +32,7 @@ impl Resolver for Find {
     }
 }
 
-impl Loader for Read {
+impl Loader for ModuleLoader {
     fn load<'js>(
         &mut self,
         ctx: &Ctx<'js>,

@@ -17,9 +17,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Code, Failure};
+use crate::error::{RuntimeCode, ScriptFailure};
 use crate::limits::{MODULES, SOURCE_BYTES};
-use crate::typescript::{self, Looked};
+use crate::typescript::{self, SourceScan};
 
 pub(crate) use load::loader;
 
@@ -56,7 +56,7 @@ pub enum Language {
 impl Language {
     /// By the ending of a specifier; JavaScript when it says nothing.
     #[must_use]
-    pub fn of(specifier: &str) -> Self {
+    pub fn from_specifier(specifier: &str) -> Self {
         match specifier.rsplit_once('.').map(|(_, ending)| ending) {
             Some("ts" | "mts") => Self::TypeScript,
             Some("tsx") => Self::Tsx,
@@ -89,10 +89,14 @@ impl ModuleSet {
     /// Adds a module, in the language that its ending names.
     ///
     /// # Errors
-    /// [`Code::Limit`] for a specifier of no known form, a text that is too long or has a NUL, a
+    /// [`RuntimeCode::Limit`] for a specifier of no known form, a text that is too long or has a NUL, a
     /// `blob:` whose text has another hash, and one module too many.
-    pub fn insert(&mut self, specifier: &str, text: impl Into<String>) -> Result<(), Failure> {
-        self.insert_as(specifier, text, Language::of(specifier))
+    pub fn insert(
+        &mut self,
+        specifier: &str,
+        text: impl Into<String>,
+    ) -> Result<(), ScriptFailure> {
+        self.insert_as(specifier, text, Language::from_specifier(specifier))
     }
 
     /// Adds a module in a language that its specifier does not name.
@@ -104,9 +108,14 @@ impl ModuleSet {
         specifier: &str,
         text: impl Into<String>,
         language: Language,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ScriptFailure> {
         let text = text.into();
-        let refuse = |why: &str| Err(Failure::new(Code::Limit, format!("{specifier:?}: {why}")));
+        let refuse = |why: &str| {
+            Err(ScriptFailure::new(
+                RuntimeCode::Limit,
+                format!("{specifier:?}: {why}"),
+            ))
+        };
         if !known_form(specifier) {
             return refuse("a specifier begins with ./, op: or blob:");
         }
@@ -149,8 +158,8 @@ impl ModuleSet {
     /// The full specifier that `name` in module `base` stands for.
     ///
     /// # Errors
-    /// [`Code::NotFound`] when the set has no such module.
-    pub fn resolve(&self, base: &str, name: &str) -> Result<String, Failure> {
+    /// [`RuntimeCode::NotFound`] when the set has no such module.
+    pub fn resolve(&self, base: &str, name: &str) -> Result<String, ScriptFailure> {
         let full = match self.imports.get(name) {
             Some(full) => Some(full.clone()),
             None if name.starts_with("./") || name.starts_with("../") => relative(base, name),
@@ -159,21 +168,21 @@ impl ModuleSet {
         let found = full.and_then(|full| self.find(full));
         found.ok_or_else(|| {
             let text = format!("{name:?}, imported by {base:?}, is not in the session's modules");
-            Failure::new(Code::NotFound, text)
+            ScriptFailure::new(RuntimeCode::NotFound, text)
         })
     }
 
     /// The text to compile.
     ///
     /// # Errors
-    /// [`Code::TsUnsupported`] and [`Code::Limit`], with module and line.
-    pub fn source(&self, specifier: &str) -> Result<String, Failure> {
+    /// [`RuntimeCode::TsUnsupported`] and [`RuntimeCode::Limit`], with module and line.
+    pub fn source(&self, specifier: &str) -> Result<String, ScriptFailure> {
         if let Some((_, text)) = CORE.iter().find(|(name, _)| *name == specifier) {
             return Ok((*text).to_owned());
         }
         let Some(module) = self.modules.get(specifier) else {
-            return Err(Failure::new(
-                Code::NotFound,
+            return Err(ScriptFailure::new(
+                RuntimeCode::NotFound,
                 format!("no module {specifier:?}"),
             ));
         };
@@ -186,7 +195,7 @@ impl ModuleSet {
     /// What each module that was added says about itself without being run: see [`look`].
     ///
     /// [`look`]: crate::look
-    pub fn look(&self) -> impl Iterator<Item = (&str, Result<Looked, Failure>)> {
+    pub fn look(&self) -> impl Iterator<Item = (&str, Result<SourceScan, ScriptFailure>)> {
         self.modules.iter().map(|(name, module)| {
             let looked = typescript::look(name, &module.text, module.language);
             (name.as_str(), looked)
@@ -298,17 +307,20 @@ mod tests {
             "alknet:core/x",
             "./a\n",
         ] {
-            assert_eq!(refused(name, ""), Some(Code::Limit), "{name}");
+            assert_eq!(refused(name, ""), Some(RuntimeCode::Limit), "{name}");
         }
         assert_eq!(refused("./long.js", &" ".repeat(SOURCE_BYTES)), None);
         assert_eq!(
             refused("./long.js", &" ".repeat(SOURCE_BYTES + 1)),
-            Some(Code::Limit)
+            Some(RuntimeCode::Limit)
         );
-        assert_eq!(refused("./nul.js", "\0"), Some(Code::Limit));
+        assert_eq!(refused("./nul.js", "\0"), Some(RuntimeCode::Limit));
         let hash = blake3::hash(b"1").to_hex();
         assert_eq!(refused(&format!("blob:{hash}"), "1"), None);
-        assert_eq!(refused(&format!("blob:{hash}"), "2"), Some(Code::Limit));
+        assert_eq!(
+            refused(&format!("blob:{hash}"), "2"),
+            Some(RuntimeCode::Limit)
+        );
         let mut set = ModuleSet::new();
         for index in 0..MODULES {
             set.insert(&format!("./{index}.js"), "")

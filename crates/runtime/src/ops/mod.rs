@@ -14,14 +14,17 @@ use rquickjs::{
 };
 use serde_json::{Value, json};
 
-pub use record::{Calls, Noted, Record, Room};
-pub use replay::{Recorded, RecordedBytes, Replay};
-pub use secret::{Marks, REDACTED, Schemas, redact, tells};
-pub use test::{Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS};
+pub use record::{CallRecorder, RecordedCalls, RecorderCapacity, RecorderTicket};
+pub use replay::{RecordedBytes, RecordedCall, Replay};
+pub use secret::{OperationSchemas, REDACTED, SecretMarks, redact, tells};
+pub use test::{
+    CaseExpectation, CaseReport, Percentiles, ScriptTestCase, ScriptTestReport, TEST_SEED,
+    TEST_START_MS,
+};
 
-use crate::error::{Code, OpError};
-use crate::host::{CallOptions, Registration};
-use crate::isolate::{ENGINE, Offered, Settle, Shared, read_bytes};
+use crate::error::{OpError, RuntimeCode};
+use crate::host::{ScriptCallOptions, ScriptRegistration};
+use crate::isolate::{ENGINE, IsolateState, OfferedOperation, PromiseSettler, read_bytes};
 use crate::json;
 use crate::limits::{REGISTERED, SUBSCRIPTIONS};
 
@@ -73,7 +76,7 @@ fn whole(number: &serde_json::Number) -> Option<i64> {
 pub(crate) fn install<'js>(
     ctx: &Ctx<'js>,
     native: &Object<'js>,
-    shared: &Rc<Shared>,
+    shared: &Rc<IsolateState>,
 ) -> Result<()> {
     let state = Rc::clone(shared);
     let f =
@@ -114,7 +117,7 @@ pub(crate) fn install<'js>(
         let pulled = state.flights.borrow_mut().pull(id, settle);
         pulled
             .map(|id| id as f64)
-            .map_err(|_| state.raise(&ctx, Code::Disposed, "the subscription was closed"))
+            .map_err(|_| state.raise(&ctx, RuntimeCode::Disposed, "the subscription was closed"))
     };
     native.set("pull", Function::new(ctx.clone(), f)?)?;
     let state = Rc::clone(shared);
@@ -144,7 +147,7 @@ pub(crate) fn install<'js>(
 }
 
 /// The functions about operations that the script itself offers.
-fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<Shared>) -> Result<()> {
+fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateState>) -> Result<()> {
     let state = Rc::clone(shared);
     let f = move |ctx: Ctx<'js>, spec: JsValue<'js>, handler: Function<'js>, yes, no| {
         let settle = settle(&ctx, yes, no);
@@ -177,8 +180,8 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<Shared>) -
     native.set("emit", Function::new(ctx.clone(), f)?)
 }
 
-fn settle<'js>(ctx: &Ctx<'js>, resolve: Function<'js>, reject: Function<'js>) -> Settle {
-    Settle {
+fn settle<'js>(ctx: &Ctx<'js>, resolve: Function<'js>, reject: Function<'js>) -> PromiseSettler {
+    PromiseSettler {
         resolve: Persistent::save(ctx, resolve),
         reject: Persistent::save(ctx, reject),
     }
@@ -186,11 +189,11 @@ fn settle<'js>(ctx: &Ctx<'js>, resolve: Function<'js>, reject: Function<'js>) ->
 
 fn call<'js>(
     ctx: &Ctx<'js>,
-    shared: &Shared,
+    shared: &IsolateState,
     path: &str,
     input: &JsValue<'js>,
     options: &JsValue<'js>,
-    settle: Settle,
+    settle: PromiseSettler,
 ) -> Result<f64> {
     let input = shared.read(ctx, input)?;
     let options = read_options(ctx, shared, options)?;
@@ -207,11 +210,11 @@ fn call<'js>(
 /// The same with bytes beside the input; with `map`, for an answer that may be a file.
 fn call_with_bytes<'js>(
     ctx: &Ctx<'js>,
-    shared: &Shared,
+    shared: &IsolateState,
     path: &str,
     input: &JsValue<'js>,
     (bytes, map): (Option<TypedArray<'js, u8>>, bool),
-    settle: Settle,
+    settle: PromiseSettler,
 ) -> Result<()> {
     let input = shared.read(ctx, input)?;
     in_flight(ctx, shared)?;
@@ -220,7 +223,7 @@ fn call_with_bytes<'js>(
     let limit = shared.spec.limits.external_bytes;
     let Some(reserved) = shared.gauge.reserve(len, limit) else {
         let text = "the bytes outside the heap are used up";
-        return Err(shared.exhaust(ctx, Code::Memory, text));
+        return Err(shared.exhaust(ctx, RuntimeCode::Memory, text));
     };
     let bytes = bytes
         .as_ref()
@@ -250,7 +253,7 @@ fn named(mut error: OpError, path: String) -> OpError {
 
 fn subscribe<'js>(
     ctx: &Ctx<'js>,
-    shared: &Shared,
+    shared: &IsolateState,
     path: &str,
     input: &JsValue<'js>,
     options: &JsValue<'js>,
@@ -259,13 +262,13 @@ fn subscribe<'js>(
     let options = read_options(ctx, shared, options)?;
     count(ctx, shared)?;
     if shared.flights.borrow().subscriptions.len() >= SUBSCRIPTIONS {
-        return Err(shared.raise(ctx, Code::Quota, "too many subscriptions are open"));
+        return Err(shared.raise(ctx, RuntimeCode::Quota, "too many subscriptions are open"));
     }
     let items = shared.host.subscribe(path, input, options);
     Ok(shared.flights.borrow_mut().subscribe(items))
 }
 
-fn schema<'js>(ctx: &Ctx<'js>, shared: &Shared, path: &str) -> Result<JsValue<'js>> {
+fn schema<'js>(ctx: &Ctx<'js>, shared: &IsolateState, path: &str) -> Result<JsValue<'js>> {
     let found = shared
         .host
         .list(path)
@@ -289,22 +292,31 @@ fn schema<'js>(ctx: &Ctx<'js>, shared: &Shared, path: &str) -> Result<JsValue<'j
 
 fn register<'js>(
     ctx: &Ctx<'js>,
-    shared: &Shared,
+    shared: &IsolateState,
     spec: &JsValue<'js>,
     handler: Function<'js>,
-    settle: Settle,
+    settle: PromiseSettler,
 ) -> Result<()> {
     let plain = shared.read(ctx, spec)?;
-    let registration: Registration = serde_json::from_value(plain.clone()).map_err(|error| {
-        shared.raise(ctx, Code::Limit, &format!("not a specification: {error}"))
-    })?;
+    let registration: ScriptRegistration =
+        serde_json::from_value(plain.clone()).map_err(|error| {
+            shared.raise(
+                ctx,
+                RuntimeCode::Limit,
+                &format!("not a specification: {error}"),
+            )
+        })?;
     let name = registration.name.clone();
     if !is_name(&name) {
         let text = "a name has 1 to 128 of a-z, 0-9, - and _, with / between parts";
-        return Err(shared.raise(ctx, Code::Limit, text));
+        return Err(shared.raise(ctx, RuntimeCode::Limit, text));
     }
     if shared.offered.borrow().len() >= REGISTERED && !shared.offered.borrow().contains_key(&name) {
-        return Err(shared.raise(ctx, Code::Quota, "too many operations are registered"));
+        return Err(shared.raise(
+            ctx,
+            RuntimeCode::Quota,
+            "too many operations are registered",
+        ));
     }
     let source = String::from_js(
         ctx,
@@ -317,7 +329,7 @@ fn register<'js>(
     let handler = Persistent::save(ctx, handler);
     shared.offered.borrow_mut().insert(
         name,
-        Offered {
+        OfferedOperation {
             registration,
             handler,
         },
@@ -339,27 +351,44 @@ fn is_name(name: &str) -> bool {
 
 fn read_options<'js>(
     ctx: &Ctx<'js>,
-    shared: &Shared,
+    shared: &IsolateState,
     options: &JsValue<'js>,
-) -> Result<CallOptions> {
+) -> Result<ScriptCallOptions> {
     let plain = shared.read(ctx, options)?;
-    serde_json::from_value(plain)
-        .map_err(|error| shared.raise(ctx, Code::Limit, &format!("not options of a call: {error}")))
+    serde_json::from_value(plain).map_err(|error| {
+        shared.raise(
+            ctx,
+            RuntimeCode::Limit,
+            &format!("not options of a call: {error}"),
+        )
+    })
 }
 
-fn in_flight(ctx: &Ctx<'_>, shared: &Shared) -> Result<()> {
+fn in_flight(ctx: &Ctx<'_>, shared: &IsolateState) -> Result<()> {
     match shared.flights.borrow().len() < shared.spec.limits.calls_in_flight {
         true => Ok(()),
-        false => Err(shared.raise(ctx, Code::Quota, "too many calls are not answered yet")),
+        false => Err(shared.raise(
+            ctx,
+            RuntimeCode::Quota,
+            "too many calls are not answered yet",
+        )),
     }
 }
 
-fn count(ctx: &Ctx<'_>, shared: &Shared) -> Result<()> {
+fn count(ctx: &Ctx<'_>, shared: &IsolateState) -> Result<()> {
     if shared.pure.get() > 0 {
-        return Err(shared.raise(ctx, Code::Denied, "what has to be pure calls nothing"));
+        return Err(shared.raise(
+            ctx,
+            RuntimeCode::Denied,
+            "what has to be pure calls nothing",
+        ));
     }
     if shared.calls.get() >= shared.spec.limits.calls {
-        return Err(shared.raise(ctx, Code::Quota, "the calls of the session are used up"));
+        return Err(shared.raise(
+            ctx,
+            RuntimeCode::Quota,
+            "the calls of the session are used up",
+        ));
     }
     shared.calls.set(shared.calls.get() + 1);
     Ok(())

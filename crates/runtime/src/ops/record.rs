@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::replay::{Recorded, RecordedBytes};
-use super::secret::Marks;
+use super::replay::{RecordedBytes, RecordedCall};
+use super::secret::SecretMarks;
 use crate::error::OpError;
 use crate::json::weight;
 use crate::limits::{RECORDED_BYTES_MAX, RECORDED_MAX, RECORDED_MEMORY_FACTOR};
@@ -16,22 +16,21 @@ use crate::limits::{RECORDED_BYTES_MAX, RECORDED_MAX, RECORDED_MEMORY_FACTOR};
 /// Writes down calls and their answers, in the order in which they began, without what the schemas
 /// of the called operations mark as secret. Clones write to the same.
 ///
-/// Whoever knows these schemas and sees the calls says what happens: that is the host, never the
-/// script.
+/// The host, which knows these schemas and sees the calls, says what happens: the script never does.
 #[derive(Clone, Debug, Default)]
-pub struct Record(Arc<Mutex<Kept>>);
+pub struct CallRecorder(Arc<Mutex<RecorderState>>);
 
-/// Memory for what is recorded, of whoever keeps it.
-pub trait Room: fmt::Debug + Send + Sync {
+/// The memory that the holder of a record has for it.
+pub trait RecorderCapacity: fmt::Debug + Send + Sync {
     /// Takes so many bytes more until this is dropped; `false` where there is no room for them.
     fn take(&self, bytes: usize) -> bool;
 }
 
 /// What was recorded.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Calls {
+pub struct RecordedCalls {
     /// `calls` of a test case.
-    pub calls: Vec<Recorded>,
+    pub calls: Vec<RecordedCall>,
     /// How many calls are not among them: those that sent bytes or took a file, those without an
     /// answer, those whose answer no record can say, and those beyond [`RECORDED_MAX`] or
     /// [`RECORDED_BYTES_MAX`].
@@ -39,28 +38,28 @@ pub struct Calls {
 }
 
 #[derive(Debug, Default)]
-struct Kept {
-    entries: Vec<Entry>,
+struct RecorderState {
+    entries: Vec<RecorderEntry>,
     /// As the text of all calls would be long.
     bytes: usize,
     left_out: usize,
     ended: bool,
     /// Without, [`RECORDED_BYTES_MAX`] is all that bounds it.
-    room: Option<Arc<dyn Room>>,
+    room: Option<Arc<dyn RecorderCapacity>>,
 }
 
 /// What something recorded counts for.
 #[derive(Clone, Copy, Debug, Default)]
-struct Size {
-    /// As [`Kept::bytes`] counts.
+struct RecordSize {
+    /// As [`RecorderState::bytes`] counts.
     bytes: usize,
     memory: usize,
 }
 
-impl Size {
+impl RecordSize {
     /// Text, or memory where that is far more.
-    fn of(value: &Value) -> Self {
-        let memory = weight::of(value);
+    fn measure(value: &Value) -> Self {
+        let memory = weight::estimate(value);
         Self {
             bytes: text_len(value).max(memory / RECORDED_MEMORY_FACTOR),
             memory,
@@ -77,16 +76,16 @@ impl Size {
 }
 
 #[derive(Debug)]
-struct Entry {
-    call: Recorded,
-    /// `None` for an operation that nobody knows, whose input is not kept either.
-    marks: Option<Marks>,
+struct RecorderEntry {
+    call: RecordedCall,
+    /// `None` for an unknown operation, whose input is not kept either.
+    marks: Option<SecretMarks>,
     bytes: usize,
-    state: State,
+    state: AnswerState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum AnswerState {
     /// Without an answer so far.
     Open,
     /// It has what was answered, or what came until now.
@@ -97,10 +96,10 @@ enum State {
     Needless,
 }
 
-impl Record {
+impl CallRecorder {
     /// A call or a subscription begins. Of an operation that is not known there are no `marks`.
     #[must_use]
-    pub fn begin(&self, path: &str, input: &Value, marks: Option<Marks>) -> Noted {
+    pub fn begin(&self, path: &str, input: &Value, marks: Option<SecretMarks>) -> RecorderTicket {
         let mut input = match &marks {
             Some(_) => input.clone(),
             None => Value::Null,
@@ -108,21 +107,21 @@ impl Record {
         if let Some(marks) = &marks {
             marks.redact_input(&mut input);
         }
-        let call = Recorded {
+        let call = RecordedCall {
             path: path.to_owned(),
             input,
             output: None,
             bytes: None,
             error: None,
         };
-        Noted {
+        RecorderTicket {
             at: lock(&self.0).begin(call, marks),
             kept: Arc::clone(&self.0),
         }
     }
 
     /// From now on what is recorded takes memory of `room`, and what finds none is left out.
-    pub fn keep_in(&self, room: Arc<dyn Room>) {
+    pub fn keep_in(&self, room: Arc<dyn RecorderCapacity>) {
         lock(&self.0).room = Some(room);
     }
 
@@ -133,14 +132,17 @@ impl Record {
 
     /// What was recorded until now. Nothing is added any more.
     #[must_use]
-    pub fn end(&self) -> Calls {
+    pub fn end(&self) -> RecordedCalls {
         let mut kept = lock(&self.0);
         kept.ended = true;
-        let open = kept.entries.iter().filter(|it| it.state == State::Open);
+        let open = kept
+            .entries
+            .iter()
+            .filter(|it| it.state == AnswerState::Open);
         let left_out = kept.left_out + open.count();
         let entries = std::mem::take(&mut kept.entries).into_iter();
-        let good = entries.filter(|it| it.state == State::Good);
-        Calls {
+        let good = entries.filter(|it| it.state == AnswerState::Good);
+        RecordedCalls {
             calls: good.map(|it| it.call).collect(),
             left_out,
         }
@@ -149,20 +151,20 @@ impl Record {
 
 /// One call that was begun.
 #[derive(Clone, Debug)]
-pub struct Noted {
-    kept: Arc<Mutex<Kept>>,
+pub struct RecorderTicket {
+    kept: Arc<Mutex<RecorderState>>,
     /// `None` where there was no room.
     at: Option<usize>,
 }
 
-impl Noted {
+impl RecorderTicket {
     /// It was answered; `{"$bin": [offset, length]}` in `output` points into `bytes`, as in
-    /// [`Reply::Mixed`](crate::Reply::Mixed).
+    /// [`OpReply::Mixed`](crate::OpReply::Mixed).
     pub fn answered(&self, output: &Value, bytes: Option<&[u8]>) {
         self.grow(|call, marks| {
             let mut output = output.clone();
             marks.redact_output(&mut output);
-            let mut more = Size::of(&output);
+            let mut more = RecordSize::measure(&output);
             if let Some(bytes) = bytes {
                 // What nothing points to any more may have been a secret.
                 let mut kept = Vec::new();
@@ -180,7 +182,7 @@ impl Noted {
         self.grow(|call, marks| {
             let mut item = item.clone();
             marks.redact_output(&mut item);
-            let more = Size::of(&item).and(1);
+            let more = RecordSize::measure(&item).and(1);
             let items = call.output.get_or_insert_with(|| json!([]));
             items.as_array_mut()?.push(item);
             Some(more)
@@ -191,7 +193,7 @@ impl Noted {
     pub fn left(&self) {
         self.grow(|call, _| {
             call.output.get_or_insert_with(|| json!([]));
-            Some(Size::default())
+            Some(RecordSize::default())
         });
     }
 
@@ -203,9 +205,9 @@ impl Noted {
         self.grow(|call, marks| {
             let mut error = error.clone();
             marks.redact_error(&mut error);
-            let details = Size::of(&error.details);
+            let details = RecordSize::measure(&error.details);
             let text = text_len(&error);
-            let more = Size {
+            let more = RecordSize {
                 bytes: text.max(details.bytes),
                 memory: text.saturating_add(details.memory),
             };
@@ -220,30 +222,30 @@ impl Noted {
     }
 
     /// Adds to the call, unless it cannot be kept; `add` says by how much it grows.
-    fn grow(&self, add: impl FnOnce(&mut Recorded, &Marks) -> Option<Size>) {
+    fn grow(&self, add: impl FnOnce(&mut RecordedCall, &SecretMarks) -> Option<RecordSize>) {
         let mut kept = lock(&self.kept);
         let kept = &mut *kept;
         let Some(entry) = self.at.and_then(|at| kept.entries.get_mut(at)) else {
             return;
         };
-        if matches!(entry.state, State::Bad | State::Needless) {
+        if matches!(entry.state, AnswerState::Bad | AnswerState::Needless) {
             return;
         }
         let marks = entry.marks.as_ref();
         let more = marks.and_then(|marks| add(&mut entry.call, marks));
         let bytes = kept.bytes;
-        let fits = |more: &Size| {
+        let fits = |more: &RecordSize| {
             bytes + more.bytes <= RECORDED_BYTES_MAX && has_room(kept.room.as_ref(), *more)
         };
         match more.filter(fits) {
             Some(more) => {
-                entry.state = State::Good;
+                entry.state = AnswerState::Good;
                 entry.bytes += more.bytes;
                 kept.bytes += more.bytes;
             }
             None => {
-                entry.state = State::Bad;
-                entry.call = Recorded::default();
+                entry.state = AnswerState::Bad;
+                entry.call = RecordedCall::default();
                 kept.bytes -= std::mem::take(&mut entry.bytes);
                 kept.left_out += 1;
             }
@@ -251,23 +253,23 @@ impl Noted {
     }
 }
 
-impl Kept {
-    fn begin(&mut self, call: Recorded, marks: Option<Marks>) -> Option<usize> {
-        let input = Size::of(&call.input);
+impl RecorderState {
+    fn begin(&mut self, call: RecordedCall, marks: Option<SecretMarks>) -> Option<usize> {
+        let input = RecordSize::measure(&call.input);
         let bytes = text_len(&call).max(input.bytes);
         let memory = input.memory.saturating_add(call.path.len());
         let fits = self.entries.len() < RECORDED_MAX && self.bytes + bytes <= RECORDED_BYTES_MAX;
-        let fits = fits && has_room(self.room.as_ref(), Size { bytes, memory });
+        let fits = fits && has_room(self.room.as_ref(), RecordSize { bytes, memory });
         if self.ended || !fits {
             self.left_out += 1;
             return None;
         }
         self.bytes += bytes;
-        self.entries.push(Entry {
+        self.entries.push(RecorderEntry {
             call,
             marks,
             bytes,
-            state: State::Open,
+            state: AnswerState::Open,
         });
         Some(self.entries.len() - 1)
     }
@@ -278,7 +280,7 @@ impl Kept {
         let entry = at.and_then(|at| self.entries.get_mut(at));
         let unknown = entry.filter(|entry| entry.marks.is_none());
         unknown.is_some_and(|entry| {
-            entry.state = State::Needless;
+            entry.state = AnswerState::Needless;
             true
         })
     }
@@ -308,7 +310,7 @@ fn gather(value: &mut Value, bytes: &[u8], kept: &mut Vec<u8>) -> Option<()> {
     }
 }
 
-fn has_room(room: Option<&Arc<dyn Room>>, more: Size) -> bool {
+fn has_room(room: Option<&Arc<dyn RecorderCapacity>>, more: RecordSize) -> bool {
     room.is_none_or(|room| room.take(more.memory))
 }
 
@@ -319,8 +321,8 @@ const fn base64_len(bytes: usize) -> usize {
 
 /// How long the text of a value is, without making it.
 fn text_len(value: &impl Serialize) -> usize {
-    struct Count(usize);
-    impl Write for Count {
+    struct JsonByteCounter(usize);
+    impl Write for JsonByteCounter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0 += bytes.len();
             Ok(bytes.len())
@@ -330,7 +332,7 @@ fn text_len(value: &impl Serialize) -> usize {
             Ok(())
         }
     }
-    let mut count = Count(0);
+    let mut count = JsonByteCounter(0);
     match serde_json::to_writer(&mut count, value) {
         Ok(()) => count.0,
         // What has no text has no place in a record.
@@ -346,22 +348,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn open() -> Option<Marks> {
-        Some(Marks::default())
+    fn open() -> Option<SecretMarks> {
+        Some(SecretMarks::default())
     }
 
-    fn answered(record: &Record, path: &str, output: &Value, bytes: Option<&[u8]>) {
+    fn answered(record: &CallRecorder, path: &str, output: &Value, bytes: Option<&[u8]>) {
         let noted = record.begin(path, &json!({}), open());
         noted.answered(output, bytes);
     }
 
-    fn said(calls: &Calls) -> Value {
+    fn said(calls: &RecordedCalls) -> Value {
         serde_json::to_value(&calls.calls).expect("JSON")
     }
 
     #[test]
     fn calls_are_in_the_order_in_which_they_began() {
-        let record = Record::default();
+        let record = CallRecorder::default();
         let [one, two, three] = [1, 2, 3].map(|n| record.begin("a/b", &json!(n), open()));
         let flows = record.begin("a/items", &json!(null), open());
         flows.yielded(&json!("x"));
@@ -393,8 +395,8 @@ mod tests {
         let secret = json!({ "x-secret": true });
         let input = json!({ "properties": { "pin": secret } });
         let output = json!({ "properties": { "token": secret, "key": secret } });
-        let marks = || Some(Marks::of(&input, &output, []));
-        let record = Record::default();
+        let marks = || Some(SecretMarks::from_schemas(&input, &output, []));
+        let record = CallRecorder::default();
         let input = json!({ "pin": "1234", "door": 1 });
         let noted = record.begin("door/open", &input, marks());
         noted.answered(&json!({ "token": "t-1", "open": true }), None);
@@ -405,7 +407,7 @@ mod tests {
         let noted = record.begin("door/image", &input, marks());
         let image = json!({ "key": { "$bin": [0, 2] }, "pixels": { "$bin": [2, 3] } });
         noted.answered(&image, Some(&[9, 9, 1, 2, 3]));
-        // Nobody knows what these mark.
+        // An unknown operation, whose secrets are not marked.
         record
             .begin("none/such", &input, None)
             .failed(&OpError::new("NOT_FOUND", ""));
@@ -431,7 +433,7 @@ mod tests {
 
     #[test]
     fn what_no_record_can_say_is_counted() {
-        let record = Record::default();
+        let record = CallRecorder::default();
         record.leave_out();
         record.begin("a/b", &json!({}), open()).leave_out();
         // It points to what it has not.
@@ -442,14 +444,14 @@ mod tests {
 
     #[test]
     fn a_record_is_bounded() {
-        let record = Record::default();
+        let record = CallRecorder::default();
         for _ in 0..RECORDED_MAX + 2 {
             answered(&record, "a/b", &json!(1), None);
         }
         let calls = record.end();
         assert_eq!((calls.calls.len(), calls.left_out), (RECORDED_MAX, 2));
 
-        let record = Record::default();
+        let record = CallRecorder::default();
         let third = "x".repeat(RECORDED_BYTES_MAX / 3);
         for _ in 0..3 {
             answered(&record, "a/b", &json!(third), None);
@@ -460,7 +462,7 @@ mod tests {
         assert_eq!((calls.calls.len(), calls.left_out), (3, 1));
 
         // Neither do items, or bytes that are pointed to again and again.
-        let record = Record::default();
+        let record = CallRecorder::default();
         let items = record.begin("a/items", &json!(null), open());
         for _ in 0..4 {
             items.yielded(&json!(third));

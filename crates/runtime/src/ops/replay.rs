@@ -11,12 +11,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::OpError;
-use crate::host::{BoxFuture, CallOptions, Host, Items, Level, Operation, Registration, Reply};
+use crate::host::{
+    BoxFuture, ConsoleLevel, EnvOperation, IsolateHost, Items, OpReply, ScriptCallOptions,
+    ScriptRegistration,
+};
 
 /// One call and its answer.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Recorded {
+pub struct RecordedCall {
     /// The operation.
     pub path: String,
     /// What it was given.
@@ -26,7 +29,7 @@ pub struct Recorded {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Value>,
     /// The bytes that it answered: `{"$bin": [offset, length]}` in `output` points into them, as in
-    /// [`Reply::Mixed`].
+    /// [`OpReply::Mixed`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<RecordedBytes>,
     /// Or how it failed; a subscription may have answered items before.
@@ -55,9 +58,9 @@ impl<'de> Deserialize<'de> for RecordedBytes {
 /// Answers each call with the record's next answer for the same path and input; one that is not in
 /// the record fails with `NOT_FOUND`.
 pub struct Replay {
-    answers: Mutex<BTreeMap<String, VecDeque<Recorded>>>,
-    /// Whoever checks schemas.
-    real: Arc<dyn Host>,
+    answers: Mutex<BTreeMap<String, VecDeque<RecordedCall>>>,
+    /// The host that checks schemas.
+    real: Arc<dyn IsolateHost>,
     lines: Mutex<Vec<String>>,
 }
 
@@ -70,8 +73,8 @@ impl std::fmt::Debug for Replay {
 impl Replay {
     /// A host over `record`; `real` checks schemas and is called for nothing else.
     #[must_use]
-    pub fn new(record: &[Recorded], real: Arc<dyn Host>) -> Self {
-        let mut answers: BTreeMap<String, VecDeque<Recorded>> = BTreeMap::new();
+    pub fn new(record: &[RecordedCall], real: Arc<dyn IsolateHost>) -> Self {
+        let mut answers: BTreeMap<String, VecDeque<RecordedCall>> = BTreeMap::new();
         for call in record {
             answers
                 .entry(key(&call.path, &call.input))
@@ -94,7 +97,7 @@ impl Replay {
             .clone()
     }
 
-    fn next(&self, path: &str, input: &Value) -> Result<Recorded, OpError> {
+    fn next(&self, path: &str, input: &Value) -> Result<RecordedCall, OpError> {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let next = answers
             .get_mut(&key(path, input))
@@ -103,12 +106,12 @@ impl Replay {
     }
 }
 
-fn answer(call: Recorded) -> Result<Reply, OpError> {
+fn answer(call: RecordedCall) -> Result<OpReply, OpError> {
     let output = call.output.unwrap_or_default();
     match (call.error, call.bytes) {
         (Some(error), _) => Err(error),
-        (None, Some(RecordedBytes(bytes))) => Ok(Reply::Mixed(output, bytes)),
-        (None, None) => Ok(Reply::Json(output)),
+        (None, Some(RecordedBytes(bytes))) => Ok(OpReply::Mixed(output, bytes)),
+        (None, None) => Ok(OpReply::Json(output)),
     }
 }
 
@@ -116,22 +119,27 @@ fn key(path: &str, input: &Value) -> String {
     format!("{path}\n{}", super::canonical(input))
 }
 
-impl Host for Replay {
-    fn call(&self, path: &str, input: Value, _: CallOptions) -> BoxFuture<Result<Reply, OpError>> {
+impl IsolateHost for Replay {
+    fn call(
+        &self,
+        path: &str,
+        input: Value,
+        _: ScriptCallOptions,
+    ) -> BoxFuture<Result<OpReply, OpError>> {
         let answer = self.next(path, &input).and_then(answer);
         Box::pin(std::future::ready(answer))
     }
 
     /// The record has the items as one array.
-    fn subscribe(&self, path: &str, input: Value, _: CallOptions) -> Items {
+    fn subscribe(&self, path: &str, input: Value, _: ScriptCallOptions) -> Items {
         let items = match self.next(path, &input) {
-            Ok(Recorded {
+            Ok(RecordedCall {
                 output: Some(Value::Array(items)),
                 bytes: None,
                 error,
                 ..
             }) => {
-                let items = items.into_iter().map(|item| Ok(Reply::Json(item)));
+                let items = items.into_iter().map(|item| Ok(OpReply::Json(item)));
                 items.chain(error.map(Err)).collect()
             }
             other => vec![other.and_then(answer)],
@@ -139,11 +147,11 @@ impl Host for Replay {
         Box::pin(stream::iter(items))
     }
 
-    fn list(&self, _: &str) -> Vec<Operation> {
+    fn list(&self, _: &str) -> Vec<EnvOperation> {
         Vec::new()
     }
 
-    fn register(&self, _: Registration, _: [u8; 32]) -> BoxFuture<Result<(), OpError>> {
+    fn register(&self, _: ScriptRegistration, _: [u8; 32]) -> BoxFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -151,7 +159,7 @@ impl Host for Replay {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn log(&self, _: Level, text: &str) {
+    fn log(&self, _: ConsoleLevel, text: &str) {
         self.lines
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

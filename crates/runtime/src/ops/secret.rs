@@ -15,7 +15,7 @@ const SECRET: &str = "x-secret";
 pub const REDACTED: &str = "[secret]";
 
 /// The schemas of one operation, wherever they are.
-pub trait Schemas: fmt::Debug + Send + Sync {
+pub trait OperationSchemas: fmt::Debug + Send + Sync {
     /// Of its input.
     fn input(&self) -> &Value;
 
@@ -28,16 +28,16 @@ pub trait Schemas: fmt::Debug + Send + Sync {
 
 /// What the schemas of one operation mark as secret; of one that marks nothing, nothing is kept.
 #[derive(Clone, Debug, Default)]
-pub struct Marks(Option<Arc<dyn Schemas>>);
+pub struct SecretMarks(Option<Arc<dyn OperationSchemas>>);
 
 #[derive(Debug)]
-struct Own {
+struct OwnedSchemas {
     input: Value,
     output: Value,
     errors: BTreeMap<String, Value>,
 }
 
-impl Schemas for Own {
+impl OperationSchemas for OwnedSchemas {
     fn input(&self) -> &Value {
         &self.input
     }
@@ -54,16 +54,16 @@ impl Schemas for Own {
     }
 }
 
-impl Marks {
+impl SecretMarks {
     /// Of an operation with copies of these schemas; `errors` are the codes that it declares, each with the
     /// schema of its details.
-    pub fn of<'s>(
+    pub fn from_schemas<'s>(
         input: &Value,
         output: &Value,
         errors: impl IntoIterator<Item = (&'s str, &'s Value)>,
     ) -> Self {
         let owned = |(code, schema): (&str, &Value)| (code.to_owned(), schema.clone());
-        Self::within(Arc::new(Own {
+        Self::within(Arc::new(OwnedSchemas {
             input: input.clone(),
             output: output.clone(),
             errors: errors.into_iter().map(owned).collect(),
@@ -72,7 +72,7 @@ impl Marks {
 
     /// Of an operation whose schemas are held already, which a record of many calls holds no second time.
     #[must_use]
-    pub fn within(schemas: Arc<dyn Schemas>) -> Self {
+    pub fn within(schemas: Arc<dyn OperationSchemas>) -> Self {
         let own = [schemas.input(), schemas.output()].into_iter().any(marks);
         let any = own
             || schemas
@@ -114,7 +114,7 @@ impl Marks {
 pub fn redact(schema: &Value, value: &mut Value) {
     if marks(schema) {
         let mut meet = |secret: &mut Value| *secret = Value::from(REDACTED);
-        Walk::new(schema, &mut meet).walk(schema, value, JSON_DEPTH);
+        SecretWalk::new(schema, &mut meet).walk(schema, value, JSON_DEPTH);
     }
 }
 
@@ -124,7 +124,7 @@ pub fn tells(schema: &Value, value: &Value) -> bool {
     let mut found = false;
     let mut meet = |secret: &mut Value| found |= !secret.is_null() && *secret != REDACTED;
     if marks(schema) {
-        Walk::new(schema, &mut meet).walk(schema, &mut value.clone(), JSON_DEPTH);
+        SecretWalk::new(schema, &mut meet).walk(schema, &mut value.clone(), JSON_DEPTH);
     }
     found
 }
@@ -143,7 +143,7 @@ fn marks(schema: &Value) -> bool {
 /// Meets every part of a value that is marked. A schema that is deeper than values may be, that takes
 /// too many steps or that refers to what is not in it marks everything: strangers write schemas as
 /// well.
-struct Walk<'w> {
+struct SecretWalk<'w> {
     root: &'w Value,
     steps: usize,
     meet: &'w mut dyn FnMut(&mut Value),
@@ -152,7 +152,7 @@ struct Walk<'w> {
 /// Steps of one walk: a schema may refer to itself many times over.
 const STEPS_MAX: usize = 1_000_000;
 
-impl<'w> Walk<'w> {
+impl<'w> SecretWalk<'w> {
     fn new(root: &'w Value, meet: &'w mut dyn FnMut(&mut Value)) -> Self {
         Self {
             root,
@@ -322,12 +322,12 @@ mod tests {
     fn an_error_keeps_what_its_schema_shows() {
         let secret = json!({ "properties": { "pin": { "x-secret": true } } });
         let plain = json!({});
-        let marks = Marks::of(
+        let marks = SecretMarks::from_schemas(
             &secret,
             &plain,
             [("WRONG_PIN", &secret), ("JAMMED", &plain)],
         );
-        let told = |marks: &Marks, code: &str| {
+        let told = |marks: &SecretMarks, code: &str| {
             let mut error = OpError::new(code, "1234 is wrong");
             *error.details = json!({ "pin": "1234", "tries": 2 });
             marks.redact_error(&mut error);
@@ -337,7 +337,7 @@ mod tests {
         assert_eq!((code.as_str(), message.as_str()), ("WRONG_PIN", REDACTED));
         assert_eq!(details, json!({ "pin": REDACTED, "tries": 2 }));
         assert_eq!(told(&marks, "INVALID_INPUT").2, Value::Null);
-        let open = Marks::of(&plain, &plain, [("WRONG_PIN", &plain)]);
+        let open = SecretMarks::from_schemas(&plain, &plain, [("WRONG_PIN", &plain)]);
         assert_eq!(told(&open, "WRONG_PIN").1, "1234 is wrong");
     }
 

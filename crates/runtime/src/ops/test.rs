@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::canonical;
-use super::replay::{Recorded, Replay};
-use crate::error::{Code, Failure, OpError};
-use crate::host::{Host, Reply};
-use crate::isolate::{Gauge, Isolate, Outcome, Root, Shared, Spec, Work};
+use super::replay::{RecordedCall, Replay};
+use crate::error::{OpError, RuntimeCode, ScriptFailure};
+use crate::host::{IsolateHost, OpReply};
+use crate::isolate::{
+    EntryOutcome, EvaluationRoot, InterruptBudget, Isolate, IsolateSpec, IsolateState, IsolateWork,
+};
 use crate::limits::TEST_CASES;
 
 /// Seed of every case.
@@ -27,7 +29,7 @@ pub const TEST_START_MS: i64 = 1_735_689_600_000;
 /// One case.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Case {
+pub struct ScriptTestCase {
     /// For people.
     #[serde(default)]
     pub name: String,
@@ -36,15 +38,15 @@ pub struct Case {
     pub input: Value,
     /// What its calls are answered with.
     #[serde(default)]
-    pub calls: Vec<Recorded>,
+    pub calls: Vec<RecordedCall>,
     /// What it has to answer.
-    pub expect: Expect,
+    pub expect: CaseExpectation,
 }
 
 /// What a case has to answer.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Expect {
+pub enum CaseExpectation {
     /// Exactly this.
     Output(Value),
     /// An error with this code, its own or the runtime's.
@@ -68,7 +70,7 @@ pub struct CaseReport {
 
 /// How all of them went.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Report {
+pub struct ScriptTestReport {
     /// The operation.
     pub name: String,
     /// Whether every case passed, and there was one.
@@ -91,45 +93,49 @@ pub struct Percentiles {
 }
 
 /// Everything that the cases need of the session, so that they can run beside it.
-struct Setting {
+struct CaseSetting {
     name: String,
-    cases: Vec<Case>,
+    cases: Vec<ScriptTestCase>,
     declared: Vec<String>,
-    roots: Vec<Root>,
-    spec: Spec,
-    host: Arc<dyn Host>,
-    gauge: Arc<Gauge>,
+    roots: Vec<EvaluationRoot>,
+    spec: IsolateSpec,
+    host: Arc<dyn IsolateHost>,
+    gauge: Arc<InterruptBudget>,
 }
 
-/// The work behind `ops.test`; its answer is a [`Report`].
+/// The work behind `ops.test`; its answer is a [`ScriptTestReport`].
 pub(super) fn begin(
-    shared: &Shared,
+    shared: &IsolateState,
     name: String,
     cases: Value,
-) -> Result<LocalBoxFuture<'static, Result<Option<Reply>, OpError>>, Failure> {
-    let cases: Vec<Case> = serde_json::from_value(cases)
-        .map_err(|error| Failure::new(Code::Limit, format!("not a list of cases: {error}")))?;
+) -> Result<LocalBoxFuture<'static, Result<Option<OpReply>, OpError>>, ScriptFailure> {
+    let cases: Vec<ScriptTestCase> = serde_json::from_value(cases).map_err(|error| {
+        ScriptFailure::new(RuntimeCode::Limit, format!("not a list of cases: {error}"))
+    })?;
     if cases.len() > TEST_CASES {
-        return Err(Failure::new(Code::Limit, "a test has at most 256 cases"));
+        return Err(ScriptFailure::new(
+            RuntimeCode::Limit,
+            "a test has at most 256 cases",
+        ));
     }
     // Inside a case the module runs from its beginning, and with it this call.
     if shared.spec.testing {
         let skipped =
             serde_json::json!({ "name": name, "passed": true, "cases": [], "skipped": true });
-        return Ok(std::future::ready(Ok(Some(Reply::Json(skipped)))).boxed_local());
+        return Ok(std::future::ready(Ok(Some(OpReply::Json(skipped)))).boxed_local());
     }
     let declared = match shared.offered.borrow().get(&name) {
         Some(offered) => offered.registration.errors.keys().cloned().collect(),
         None => {
-            return Err(Failure::new(
-                Code::NotFound,
+            return Err(ScriptFailure::new(
+                RuntimeCode::NotFound,
                 format!("no operation js/{name} is registered"),
             ));
         }
     };
     let mut spec = shared.spec.clone().deterministic(TEST_SEED, TEST_START_MS);
     spec.testing = true;
-    let setting = Setting {
+    let setting = CaseSetting {
         name,
         cases,
         declared,
@@ -141,13 +147,13 @@ pub(super) fn begin(
     let work = async move {
         let report = setting.run().await;
         let report = serde_json::to_value(report).unwrap_or_default();
-        Ok(Some(Reply::Json(report)))
+        Ok(Some(OpReply::Json(report)))
     };
     Ok(work.boxed_local())
 }
 
-impl Setting {
-    async fn run(self) -> Report {
+impl CaseSetting {
+    async fn run(self) -> ScriptTestReport {
         let mut reports = Vec::with_capacity(self.cases.len());
         for case in &self.cases {
             reports.push(self.case(case).await);
@@ -162,7 +168,7 @@ impl Setting {
             .cases
             .iter()
             .filter_map(|case| match &case.expect {
-                Expect::Error(code) => Some(code.as_str()),
+                CaseExpectation::Error(code) => Some(code.as_str()),
                 _ => None,
             })
             .collect();
@@ -170,7 +176,7 @@ impl Setting {
             .declared
             .iter()
             .filter(|code| !expected.contains(code.as_str()));
-        Report {
+        ScriptTestReport {
             passed: !reports.is_empty() && reports.iter().all(|report| report.passed),
             fuel: Percentiles {
                 p50: at(50),
@@ -182,7 +188,7 @@ impl Setting {
         }
     }
 
-    async fn case(&self, case: &Case) -> CaseReport {
+    async fn case(&self, case: &ScriptTestCase) -> CaseReport {
         let first = self.once(case).await;
         let second = self.once(case).await;
         let same = first.result == second.result && first.stats.ticks == second.stats.ticks;
@@ -199,13 +205,13 @@ impl Setting {
     }
 
     /// What the session evaluated, then the handler.
-    async fn once(&self, case: &Case) -> Outcome {
+    async fn once(&self, case: &ScriptTestCase) -> EntryOutcome {
         let host = Arc::new(Replay::new(&case.calls, Arc::clone(&self.host)));
-        let failed = |failure| Outcome {
+        let failed = |failure| EntryOutcome {
             entry: 0,
             result: Err(failure),
             shown: None,
-            stats: crate::isolate::Stats::default(),
+            stats: crate::isolate::EntryStats::default(),
         };
         let opened = Isolate::open_under(self.spec.clone(), host, Some(Arc::clone(&self.gauge)));
         let mut isolate = match opened {
@@ -214,10 +220,10 @@ impl Setting {
         };
         for root in &self.roots {
             let work = match root {
-                Root::Module(module) => Work::Module {
+                EvaluationRoot::Module(module) => IsolateWork::Module {
                     module: module.clone(),
                 },
-                Root::Script(source) => Work::Script {
+                EvaluationRoot::Script(source) => IsolateWork::Script {
                     source: source.clone(),
                 },
             };
@@ -225,22 +231,28 @@ impl Setting {
             // then is what is tested.
             drop(isolate.run(work).await);
         }
-        let work = Work::Handler {
+        let work = IsolateWork::Handler {
             name: self.name.clone(),
             input: case.input.clone(),
         };
         isolate.run(work).await
     }
 
-    fn differs(&self, expect: &Expect, result: &Result<Value, Failure>) -> Option<String> {
+    fn differs(
+        &self,
+        expect: &CaseExpectation,
+        result: &Result<Value, ScriptFailure>,
+    ) -> Option<String> {
         match (expect, result) {
-            (Expect::Output(expected), Ok(output)) if canonical(expected) == canonical(output) => {
+            (CaseExpectation::Output(expected), Ok(output))
+                if canonical(expected) == canonical(output) =>
+            {
                 None
             }
-            (Expect::Output(_), Ok(output)) => Some(format!("it answered {output}")),
-            (Expect::Schema(schema), Ok(output)) => self.host.check(schema, output).err(),
-            (Expect::Error(_), Ok(_)) => Some("it did not fail".to_owned()),
-            (Expect::Error(code), Err(failure)) => {
+            (CaseExpectation::Output(_), Ok(output)) => Some(format!("it answered {output}")),
+            (CaseExpectation::Schema(schema), Ok(output)) => self.host.check(schema, output).err(),
+            (CaseExpectation::Error(_), Ok(_)) => Some("it did not fail".to_owned()),
+            (CaseExpectation::Error(code), Err(failure)) => {
                 let own = failure.operation.as_ref().map(|error| error.code.as_str());
                 let matches = own == Some(code) || own.is_none() && failure.code.name() == code;
                 (!matches).then(|| format!("it failed with {failure}"))

@@ -213,7 +213,7 @@ impl Scan<'_> {
         self.pass(length);
     }
 
-    /// A regular expression: to its `/`, or to the end of its line when there is none.
+    /// A regular expression, to its closing `/`. A `/` without one in the same line counts as an operator.
     fn pattern(&mut self) {
         let (mut length, mut class) = (1, false);
         loop {

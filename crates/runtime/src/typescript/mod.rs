@@ -4,33 +4,37 @@
 //! elements become calls of `h`, and every line keeps its number. Columns of code without elements
 //! stay as well. So stacks name the line that the author wrote, and no source map is needed.
 //!
-//! What is more than types (`enum`, `namespace`, decorators, parameter properties, `import =`) ends
-//! with [`Code::TsUnsupported`]. A name that is imported for its type only has to be imported by
-//! `import type`, as with TypeScript's own `verbatimModuleSyntax`: without knowing the other module
-//! nobody can tell the two apart.
+//! What is more than types (`enum`, `namespace`, decorators, parameter properties, `import =`) ends with
+//! [`RuntimeCode::TsUnsupported`]. A name that is imported for its type only has to be imported by `import type`, as
+//! with TypeScript's own `verbatimModuleSyntax`: without knowing the other module erasure cannot distinguish a type
+//! from a value.
 
 mod edits;
 mod elements;
 mod erase;
 mod guard;
-mod look;
+mod source_scan;
 
 use oxc_allocator::Allocator;
 use oxc_ast_visit::Visit;
 use oxc_parser::{Parser, ParserReturn};
 use oxc_span::SourceType;
 
-use crate::error::{Code, Failure};
+use crate::error::{RuntimeCode, ScriptFailure};
 use crate::modules::Language;
 
-pub use look::{Import, Looked, Maker, Via, look};
+pub use source_scan::{EvalSite, Import, ImportForm, SourceScan, look};
 
 /// The JavaScript of a module.
 ///
 /// # Errors
-/// [`Code::TsUnsupported`] for what no erasure does, [`Code::Limit`] for nesting that the parser
-/// should not be given, [`Code::Exception`] for a syntax error; each with module and line.
-pub(crate) fn strip(module: &str, source: &str, language: Language) -> Result<String, Failure> {
+/// [`RuntimeCode::TsUnsupported`] for what no erasure does, [`RuntimeCode::Limit`] for nesting that the parser
+/// should not be given, [`RuntimeCode::Exception`] for a syntax error; each with module and line.
+pub(crate) fn strip(
+    module: &str,
+    source: &str,
+    language: Language,
+) -> Result<String, ScriptFailure> {
     let allocator = Allocator::default();
     let parsed = parse(&allocator, module, source, language)?;
     let mut eraser = erase::Eraser::new(source);
@@ -40,7 +44,7 @@ pub(crate) fn strip(module: &str, source: &str, language: Language) -> Result<St
         Err((at, what)) => {
             let line = line_of(source, at);
             let text = format!("{module}:{line}: {what} is more than a type");
-            Err(Failure::new(Code::TsUnsupported, text).at(module, line))
+            Err(ScriptFailure::new(RuntimeCode::TsUnsupported, text).at(module, line))
         }
     }
 }
@@ -51,9 +55,13 @@ fn parse<'a>(
     module: &str,
     source: &'a str,
     language: Language,
-) -> Result<ParserReturn<'a>, Failure> {
+) -> Result<ParserReturn<'a>, ScriptFailure> {
     guard::check(source).map_err(|line| {
-        Failure::new(Code::Limit, format!("{module}:{line}: nested too deeply")).at(module, line)
+        ScriptFailure::new(
+            RuntimeCode::Limit,
+            format!("{module}:{line}: nested too deeply"),
+        )
+        .at(module, line)
     })?;
     let kind = match language {
         Language::JavaScript => SourceType::mjs(),
@@ -68,8 +76,8 @@ fn parse<'a>(
             .first()
             .map_or(0, |label| label.offset() as usize);
         let line = line_of(source, at);
-        let mut failure = Failure::new(
-            Code::Exception,
+        let mut failure = ScriptFailure::new(
+            RuntimeCode::Exception,
             format!("{module}:{line}: {}", error.message),
         );
         failure.name = Some("SyntaxError".to_owned());

@@ -146,7 +146,7 @@ fn what_is_more_than_types_is_refused_with_its_line() {
         ("\nclass A { accessor a = 1 }", "an accessor"),
     ] {
         let failure = strip("./m.ts", source, Language::TypeScript).expect_err(source);
-        assert_eq!(failure.code, Code::TsUnsupported, "{source}");
+        assert_eq!(failure.code, RuntimeCode::TsUnsupported, "{source}");
         assert!(failure.message.contains(what), "{failure}");
         assert_eq!(
             failure.place.map(|place| (place.module, place.line)),
@@ -220,7 +220,7 @@ fn nesting_is_refused_before_it_reaches_the_parser() {
     ];
     for source in deep {
         let failure = strip("./m.tsx", &source, Language::Tsx).expect_err("too deep");
-        assert_eq!(failure.code, Code::Limit, "{}", &source[..12]);
+        assert_eq!(failure.code, RuntimeCode::Limit, "{}", &source[..12]);
     }
 }
 

@@ -1,12 +1,12 @@
 //! The declarations for TypeScript, against what is really there.
 
-use alknet_runtime::{Host, Kind, Operation, declarations};
+use alknet_runtime::{EnvOperation, IsolateHost, ScriptOperationKind, declarations};
 
-use crate::support::{Memory, outcome, spec, value};
+use crate::support::{RecordingHost, outcome, spec, value};
 
 #[test]
 fn operations_of_the_session_are_declared() {
-    let text = declarations(&Memory::default().list(""));
+    let text = declarations(&RecordingHost::default().list(""));
     assert!(text.contains("interface AlknetCalls {\n  /** for tests */\n  \"echo\": { input: { \"a\": number }; output: number };\n}"), "{text}");
     assert!(
         text.contains("interface AlknetSubscriptions {\n  /** for tests */\n  \"count\":"),
@@ -37,9 +37,9 @@ fn every_declared_global_exists() {
 
 #[test]
 fn shaders_and_tensors_are_declared_where_they_may_be_used() {
-    let may = |path: &str| Operation {
+    let may = |path: &str| EnvOperation {
         path: path.to_owned(),
-        kind: Kind::Query,
+        kind: ScriptOperationKind::Query,
         input: serde_json::json!({}),
         output: serde_json::json!({}),
         description: String::new(),

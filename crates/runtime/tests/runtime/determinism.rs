@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use alknet_runtime::{Isolate, ModuleSet, Recorded, Replay, Spec, Work};
+use alknet_runtime::{Isolate, IsolateSpec, IsolateWork, ModuleSet, RecordedCall, Replay};
 use alknet_test_support::is_campaign;
 use serde_json::{Value, json};
 
-use crate::support::{Memory, spec, value};
+use crate::support::{RecordingHost, spec, value};
 
 const SOURCE: &str = "
     import { signal, computed } from 'alknet:core/signals';
@@ -23,8 +23,8 @@ const SOURCE: &str = "
     export default seen;";
 
 fn replay() -> (Vec<u8>, u64) {
-    let record: Vec<Recorded> = (1..=3)
-        .map(|k| Recorded {
+    let record: Vec<RecordedCall> = (1..=3)
+        .map(|k| RecordedCall {
             path: "slow".into(),
             input: json!(k),
             output: Some(json!(k * 10)),
@@ -34,17 +34,17 @@ fn replay() -> (Vec<u8>, u64) {
         .collect();
     let mut set = ModuleSet::new();
     set.insert("./main.js", SOURCE).expect("a module");
-    let spec = Spec::new(set).deterministic([9; 32], 5_000);
-    let host = Arc::new(Replay::new(&record, Arc::new(Memory::default())));
+    let spec = IsolateSpec::new(set).deterministic([9; 32], 5_000);
+    let host = Arc::new(Replay::new(&record, Arc::new(RecordingHost::default())));
     let mut isolate = Isolate::open(spec, host).expect("an isolate");
-    let outcome = crate::support::wait(isolate.run(Work::Module {
+    let outcome = crate::support::wait(isolate.run(IsolateWork::Module {
         module: "./main.js".into(),
     }));
     let bytes = outcome.result.expect("an answer").to_string().into_bytes();
     (bytes, outcome.stats.ticks)
 }
 
-/// What it comes to on every machine: whoever runs this test compares theirs with ours.
+/// What it comes to on every machine: each run of this test compares its own answer with this one.
 const ANSWER: &str = r#"[0.5728268547685844,5000,-0.34999350217129294,1.3696066657894779,0.30000000000000004,9998,30,10,20,"timer",["1","b","a"],[1,10,2,3],[230,239,207,85]]"#;
 /// The fuel it takes there.
 const TICKS: u64 = 7;
@@ -66,7 +66,7 @@ fn answers_arrive_in_the_order_of_their_calls() {
     let source = "const seen = []; await Promise.all([30, 1, 10].map((n) => ops.call('yields', n).then((v) => seen.push(v)))); export default seen";
     assert_eq!(value(source), json!([30, 1, 10]));
     let mut real = spec(source);
-    real.clock = alknet_runtime::Clock::System;
+    real.clock = alknet_runtime::SessionTimeSource::System;
     assert_eq!(
         crate::support::outcome(real).0.result,
         Ok(json!([1, 10, 30]))

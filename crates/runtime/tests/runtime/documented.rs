@@ -1,9 +1,9 @@
 //! The examples of `docs/scripts.md`, as they stand there, and its tables.
 
-use alknet_runtime::{Code, Isolate, ModuleSet, Spec, limits};
+use alknet_runtime::{Isolate, IsolateSpec, ModuleSet, RuntimeCode, limits};
 use std::sync::Arc;
 
-use crate::support::{Memory, main, wait};
+use crate::support::{RecordingHost, main, wait};
 
 const PAGE: &str = include_str!("../../../../docs/scripts.md");
 
@@ -47,8 +47,9 @@ fn every_example_runs() {
             )
             .expect("a module");
         }
-        let spec = Spec::new(set).deterministic([1; 32], 1_000);
-        let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
+        let spec = IsolateSpec::new(set).deterministic([1; 32], 1_000);
+        let mut isolate =
+            Isolate::open(spec, Arc::new(RecordingHost::default())).expect("an isolate");
         let outcome = wait(isolate.run(main()));
         assert!(outcome.result.is_ok(), "{body}\n{:?}", outcome.result);
         run += 1;
@@ -58,11 +59,11 @@ fn every_example_runs() {
 
 #[test]
 fn the_page_tells_the_codes_and_limits_that_there_are() {
-    for code in Code::ALL {
+    for code in RuntimeCode::ALL {
         let row = format!("| `{}` | `{}` |", code.name(), code.on_the_wire().0);
         assert!(PAGE.contains(&row), "{row}");
     }
-    let defaults = alknet_runtime::Limits::default();
+    let defaults = alknet_runtime::IsolateLimits::default();
     for row in [
         format!("| fuel | {} ticks", defaults.fuel_ticks),
         format!("| CPU time | {} s", defaults.cpu.as_secs()),

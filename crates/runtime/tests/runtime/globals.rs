@@ -1,8 +1,8 @@
-use alknet_runtime::{Grants, Isolate, Mode, Work};
+use alknet_runtime::{GlobalGrants, Isolate, IsolateWork, SessionMode};
 use serde_json::json;
 use std::sync::Arc;
 
-use crate::support::{Memory, code, failure, outcome, spec, value, wait};
+use crate::support::{RecordingHost, code, failure, outcome, spec, value, wait};
 
 /// Everything on `globalThis`, in the order of names. A change here is a change of what scripts can
 /// reach: think twice.
@@ -32,9 +32,9 @@ fn global_names_are_exactly_these() {
 #[test]
 fn what_is_not_granted_is_absent() {
     let mut spec = spec("export default typeof ops");
-    spec.grants = Grants {
+    spec.grants = GlobalGrants {
         ops: false,
-        ..Grants::default()
+        ..GlobalGrants::default()
     };
     assert_eq!(outcome(spec).0.result, Ok(json!("undefined")));
 }
@@ -73,11 +73,11 @@ fn no_text_becomes_code() {
 #[test]
 fn a_repl_has_eval_and_shows_values() {
     let mut spec = spec("");
-    spec.mode = Mode::Repl;
-    let host = Arc::new(Memory::default());
+    spec.mode = SessionMode::Repl;
+    let host = Arc::new(RecordingHost::default());
     let mut isolate = Isolate::open(spec, host).expect("an isolate");
     let mut run = |source: &str| {
-        wait(isolate.run(Work::Script {
+        wait(isolate.run(IsolateWork::Script {
             source: source.to_owned(),
         }))
     };

@@ -8,12 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_runtime::{Code, Isolate, Spec};
+use alknet_runtime::{Isolate, IsolateSpec, RuntimeCode};
 
-use crate::support::{Memory, code, main, outcome, spec, value, wait};
+use crate::support::{RecordingHost, code, main, outcome, spec, value, wait};
 
 /// With little of everything, so that the tests are quick where the machine is not.
-fn tight(source: &str) -> Spec {
+fn tight(source: &str) -> IsolateSpec {
     let mut spec = spec(source);
     spec.limits.fuel_ticks = 100;
     spec.limits.heap_bytes = 8 << 20;
@@ -22,7 +22,7 @@ fn tight(source: &str) -> Spec {
 }
 
 #[track_caller]
-fn ends(source: &str, expected: &[Code]) {
+fn ends(source: &str, expected: &[RuntimeCode]) {
     let (outcome, _) = outcome(tight(source));
     let failure = outcome.result.expect_err(source);
     assert!(expected.contains(&failure.code), "{source}\n{failure:?}");
@@ -46,7 +46,7 @@ fn loops_end_by_fuel_and_nothing_catches_it() {
         "const t = { then(r) { r(t) } }; await t",
         "await new Promise((r) => { for (;;) ; }).catch(() => {})",
     ] {
-        ends(source, &[Code::Fuel, Code::Memory]);
+        ends(source, &[RuntimeCode::Fuel, RuntimeCode::Memory]);
     }
 }
 
@@ -55,7 +55,14 @@ fn a_chain_of_promises_that_feeds_itself_ends() {
     // Either the fuel or the heap. Where not even an error fits, the engine rejects with null, and a
     // script that rejects with null looks the same.
     let source = "const f = () => Promise.resolve().then(f); await f()";
-    ends(source, &[Code::Fuel, Code::Memory, Code::Exception]);
+    ends(
+        source,
+        &[
+            RuntimeCode::Fuel,
+            RuntimeCode::Memory,
+            RuntimeCode::Exception,
+        ],
+    );
 }
 
 #[test]
@@ -72,7 +79,7 @@ fn recursion_ends_by_the_stack() {
         "'x'.replace(/x/, function f() { return 'x'.replace(/x/, f) })",
         "structuredClone((() => { let a = []; for (let i = 0; i < 20000; i++) a = [a]; return a })())",
     ] {
-        ends(source, &[Code::Stack]);
+        ends(source, &[RuntimeCode::Stack]);
     }
     // A script that catches it goes on.
     let caught = "let n = 0; try { (function f() { f() })() } catch (e) { n = e instanceof RangeError } export default n";
@@ -95,12 +102,17 @@ fn memory_ends_by_the_heap() {
         "const a = [1]; for (;;) a.push(...a)",
         "let r = '('; while (r.length < 2 ** 21) r += r; new RegExp(r + ')')",
     ] {
-        let expected = [Code::Memory, Code::Fuel, Code::Stack, Code::Exception];
+        let expected = [
+            RuntimeCode::Memory,
+            RuntimeCode::Fuel,
+            RuntimeCode::Stack,
+            RuntimeCode::Exception,
+        ];
         ends(source, &expected);
     }
     assert_eq!(
         code("const a = []; for (;;) a.push(new Uint8Array(1 << 20))"),
-        Code::Memory
+        RuntimeCode::Memory
     );
 }
 
@@ -112,16 +124,16 @@ fn a_script_is_closed_after_a_limit_and_cannot_go_on() {
         setTimeout(() => console.log('timer'));
         queueMicrotask(() => console.log('job'));
         for (;;) {}";
-    let host = Arc::new(Memory::default());
+    let host = Arc::new(RecordingHost::default());
     let mut isolate = Isolate::open(tight(source), Arc::clone(&host) as _).expect("an isolate");
     let first = wait(isolate.run(main())).result.expect_err("fuel");
-    assert_eq!(first.code, Code::Fuel);
+    assert_eq!(first.code, RuntimeCode::Fuel);
     assert_eq!(
         isolate.closed().map(|failure| failure.code),
-        Some(Code::Fuel)
+        Some(RuntimeCode::Fuel)
     );
     let again = wait(isolate.run(main())).result.expect_err("closed");
-    assert_eq!(again.code, Code::Fuel);
+    assert_eq!(again.code, RuntimeCode::Fuel);
     assert!(host.lines.lock().expect("no poison").is_empty());
 }
 
@@ -140,7 +152,7 @@ fn conversions_run_inside_the_limits() {
         "new URL({ toString() { for (;;) {} } })",
         "setTimeout(() => {}, { valueOf() { for (;;) {} } })",
     ] {
-        ends(source, &[Code::Fuel, Code::Exception]);
+        ends(source, &[RuntimeCode::Fuel, RuntimeCode::Exception]);
     }
 }
 
@@ -171,7 +183,12 @@ fn odd_values_end_with_an_error_and_nothing_worse() {
     ] {
         ends(
             source,
-            &[Code::Exception, Code::Limit, Code::NotFound, Code::Encode],
+            &[
+                RuntimeCode::Exception,
+                RuntimeCode::Limit,
+                RuntimeCode::NotFound,
+                RuntimeCode::Encode,
+            ],
         );
     }
 }
@@ -191,7 +208,7 @@ fn polluted_prototypes_reach_nothing_of_ours() {
     let (outcome, host) = outcome(spec(source));
     let calls = host.calls.lock().expect("no poison");
     assert_eq!(calls.len(), 1, "{outcome:?}");
-    assert_eq!(calls[0].2, alknet_runtime::CallOptions::default());
+    assert_eq!(calls[0].2, alknet_runtime::ScriptCallOptions::default());
     drop(calls);
     assert_eq!(
         outcome.result,
@@ -209,8 +226,8 @@ fn the_flag_ends_what_computes_and_what_waits() {
         let mut spec = spec(&format!("console.log('begun'); {source}"));
         spec.limits.fuel_ticks = u64::MAX >> 1;
         spec.limits.cpu = Duration::from_secs(300);
-        spec.clock = alknet_runtime::Clock::System;
-        let memory = Arc::new(Memory::default());
+        spec.clock = alknet_runtime::SessionTimeSource::System;
+        let memory = Arc::new(RecordingHost::default());
         let mut isolate = Isolate::open(spec, memory.clone()).expect("an isolate");
         let remote = isolate.remote();
         let stopper = std::thread::spawn(move || {
@@ -222,11 +239,11 @@ fn the_flag_ends_what_computes_and_what_waits() {
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
-            remote.stop(Code::Timeout);
+            remote.stop(RuntimeCode::Timeout);
         });
         let failure = wait(isolate.run(main())).result.expect_err(source);
         stopper.join().expect("the thread ends");
-        assert_eq!(failure.code, Code::Timeout, "{source}");
+        assert_eq!(failure.code, RuntimeCode::Timeout, "{source}");
         assert!(isolate.closed().is_some());
     }
 }
@@ -238,7 +255,7 @@ fn cpu_time_is_limited_where_fuel_is_not() {
     spec.limits.cpu = Duration::from_millis(20);
     assert_eq!(
         outcome(spec).0.result.expect_err("time").code,
-        Code::Timeout
+        RuntimeCode::Timeout
     );
 }
 
@@ -255,14 +272,19 @@ fn native_loops_stay_within_memory_when_they_are_small() {
     let (outcome, _) = outcome(tight("let a = 2n; for (;;) a *= a"));
     let failure = outcome.result.expect_err("too large");
     assert!(
-        [Code::Exception, Code::Memory, Code::Fuel].contains(&failure.code),
+        [
+            RuntimeCode::Exception,
+            RuntimeCode::Memory,
+            RuntimeCode::Fuel
+        ]
+        .contains(&failure.code),
         "{failure:?}"
     );
 }
 
 #[test]
 fn many_isolates_come_and_go() {
-    let host = Arc::new(Memory::default());
+    let host = Arc::new(RecordingHost::default());
     for round in 0..200 {
         let source = [
             "for (;;) {}",

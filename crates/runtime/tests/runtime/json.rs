@@ -1,6 +1,6 @@
 //! What crosses between a script and its host.
 
-use alknet_runtime::{Code, limits, weight};
+use alknet_runtime::{RuntimeCode, limits, weight};
 use serde_json::{Value, json};
 
 use crate::support::{code, value};
@@ -44,13 +44,13 @@ fn what_json_cannot_say_is_refused() {
     ] {
         assert_eq!(
             code(&format!("await ops.call('echo', {{ a: [{made}] }})")),
-            Code::Encode,
+            RuntimeCode::Encode,
             "{made}"
         );
     }
     // A function as the default export is what a module offers, no value.
     assert_eq!(value("export default () => 1"), Value::Null);
-    assert_eq!(code("export default { a: () => 1 }"), Code::Encode);
+    assert_eq!(code("export default { a: () => 1 }"), RuntimeCode::Encode);
 }
 
 #[test]
@@ -59,32 +59,32 @@ fn depth_and_size_are_limited() {
         format!("let a = 1; for (let i = 0; i < {levels}; i++) a = [a]; export default a")
     };
     assert!(value(&deep(limits::JSON_DEPTH)).is_array());
-    assert_eq!(code(&deep(limits::JSON_DEPTH + 1)), Code::Encode);
+    assert_eq!(code(&deep(limits::JSON_DEPTH + 1)), RuntimeCode::Encode);
     assert_eq!(
         code("const a = {}; a.a = a; export default a"),
-        Code::Encode
+        RuntimeCode::Encode
     );
     let text = |bytes: usize| format!("export default 'x'.repeat({bytes})");
     let most = limits::JSON_BYTES - weight::VALUE;
     assert!(value(&text(most)).is_string());
-    assert_eq!(code(&text(most + 1)), Code::Encode);
+    assert_eq!(code(&text(most + 1)), RuntimeCode::Encode);
     // Holes are values, however deep they lie.
     let holes = |items: usize| format!("export default [new Array({items})]");
     let most = limits::JSON_BYTES / weight::VALUE - 2;
     assert!(value(&holes(most)).is_array());
-    assert_eq!(code(&holes(most + 1)), Code::Encode);
-    assert_eq!(code("export default new Array(2e6)"), Code::Encode);
+    assert_eq!(code(&holes(most + 1)), RuntimeCode::Encode);
+    assert_eq!(code("export default new Array(2e6)"), RuntimeCode::Encode);
     assert_eq!(
         code("export default Array.from({ length: 1000 }, () => new Array(1000))"),
-        Code::Encode
+        RuntimeCode::Encode
     );
     assert_eq!(
         code("const a = []; a.length = 2 ** 32 - 1; export default a"),
-        Code::Encode
+        RuntimeCode::Encode
     );
     assert_eq!(
         code("export default new Proxy([], { get: (t, k) => k === 'length' ? 2 ** 40 : t[k] })"),
-        Code::Encode
+        RuntimeCode::Encode
     );
 }
 
@@ -104,10 +104,10 @@ fn getters_proxies_and_to_json_give_what_they_say() {
     );
     assert_eq!(
         code("export default { get a() { throw new Error('x'); } }"),
-        Code::Exception
+        RuntimeCode::Exception
     );
     assert_eq!(
         code("export default { toJSON() { return this; } }"),
-        Code::Encode
+        RuntimeCode::Encode
     );
 }

@@ -4,8 +4,8 @@ use std::io::Cursor;
 
 use alknet_tensor::tools::diff;
 use alknet_tensor::{
-    Dtype, Field, FieldType, LayoutOracle, Limits, Meta, PREFIX_BYTES, Reader, SchemaLayouts,
-    Verify, Writer, verify,
+    ContainerLimits, ContainerReader, ContainerWriter, Dtype, FieldType, LayoutOracle, Meta,
+    PREFIX_BYTES, SchemaLayouts, StructField, VerifyDepth, verify,
 };
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use crate::support::{failure, modules, outcome};
 
 /// The default export of a module with elements.
 #[track_caller]
-fn of(elements: &str) -> Value {
+fn layout_of(elements: &str) -> Value {
     let source = format!(
         "import {{ h, layout, diff, Struct, Field, Tensor, Blob, ArrayOf }} from 'alknet:core/layout-host';\n{elements}"
     );
@@ -77,7 +77,7 @@ fn dims(value: &Value) -> Vec<u64> {
 /// A file that is laid out so; of zeros.
 fn file(layout: &Value) -> Vec<u8> {
     let index = &layout["index"];
-    let mut writer = Writer::new(Cursor::new(Vec::new()))
+    let mut writer = ContainerWriter::new(Cursor::new(Vec::new()))
         .with_schema(layout["schema"].to_string())
         .with_root(index["root"].to_string());
     for name in index["order"].as_array().expect("names") {
@@ -109,7 +109,7 @@ fn file(layout: &Value) -> Vec<u8> {
 }
 
 /// Fields as a reader takes them from the index.
-fn fields(about: &Value) -> Vec<Field<'_>> {
+fn fields(about: &Value) -> Vec<StructField<'_>> {
     let list = about["fields"].as_array().expect("a list");
     let field = |it: &Value| {
         let kind = it["type"].as_str().and_then(FieldType::from_name);
@@ -120,14 +120,14 @@ fn fields(about: &Value) -> Vec<Field<'_>> {
             (kind, len) => (kind, len.unwrap_or(1)),
         };
         let path = it["path"].as_str().expect("a path").to_owned();
-        Field::new(path, kind, it["off"].as_u64().expect("an offset")).with_len(len)
+        StructField::new(path, kind, it["off"].as_u64().expect("an offset")).with_len(len)
     };
     list.iter().map(field).collect()
 }
 
 #[test]
 fn records_lie_where_the_schema_puts_them() {
-    let layout = of(&format!("{TREES} export default a;"));
+    let layout = layout_of(&format!("{TREES} export default a;"));
     let about = &layout["index"]["tensors"]["model.things"];
     let schema = layout["schema"].to_string();
     let def = about["def"].as_str().expect("a reference");
@@ -140,10 +140,11 @@ fn records_lie_where_the_schema_puts_them() {
 
 #[test]
 fn a_layout_is_that_of_a_file() {
-    let layout = of(&format!("{TREES} export default a;"));
+    let layout = layout_of(&format!("{TREES} export default a;"));
     let file = file(&layout);
-    let reader = Reader::open(&file[..], &Limits::default()).expect("a good file");
-    let report = verify(&reader, Verify::Full, Some(&SchemaLayouts::default()));
+    let reader =
+        ContainerReader::open(&file[..], &ContainerLimits::default()).expect("a good file");
+    let report = verify(&reader, VerifyDepth::Full, Some(&SchemaLayouts::default()));
     assert!(report.expect("in memory").is_good());
     let names: Vec<&str> = reader.names().collect();
     assert_eq!(json!(names), layout["index"]["order"]);
@@ -165,7 +166,7 @@ fn a_layout_is_that_of_a_file() {
 /// The index is what a file may have as it stands: what is more in it readers pass over.
 #[test]
 fn the_index_goes_into_a_header_as_it_is() {
-    let layout = of("export default layout(<Struct>
+    let layout = layout_of("export default layout(<Struct>
         <Field name='p'><ArrayOf count={2}><Struct name='P'><Field name='x' type='Int32' /></Struct></ArrayOf></Field>
         <Field name='q'><Tensor dtype='U8' shape={[3]} /></Field>
     </Struct>);");
@@ -178,7 +179,11 @@ fn the_index_goes_into_a_header_as_it_is() {
         "p": { "dtype": "U8", "shape": [2, 4], "data_offsets": [0, 8] },
         "q": { "dtype": "U8", "shape": [3], "data_offsets": [8, 11] },
     });
-    let meta = Meta::parse(header.to_string().as_bytes(), 11, &Limits::default());
+    let meta = Meta::parse(
+        header.to_string().as_bytes(),
+        11,
+        &ContainerLimits::default(),
+    );
     let meta = meta.expect("a good header");
     meta.check_layouts(&SchemaLayouts::default())
         .expect("the schema's");
@@ -187,14 +192,14 @@ fn the_index_goes_into_a_header_as_it_is() {
 
 #[test]
 fn steps_are_those_of_the_command_line() {
-    let both = of(&format!(
+    let both = layout_of(&format!(
         "{TREES} export default [a, b, diff(a, b), diff(b, a), diff(a, a)];"
     ));
     let files = [file(&both[0]), file(&both[1])];
-    let readers = files
-        .each_ref()
-        .map(|file| Reader::open(&file[..], &Limits::default()).expect("a good file"));
-    let [a, b] = readers.each_ref().map(Reader::meta);
+    let readers = files.each_ref().map(|file| {
+        ContainerReader::open(&file[..], &ContainerLimits::default()).expect("a good file")
+    });
+    let [a, b] = readers.each_ref().map(ContainerReader::meta);
     assert_eq!(json!(diff(a, b)), both[2]);
     assert_eq!(json!(diff(b, a)), both[3]);
     assert_eq!(both[4], json!([]));
@@ -207,9 +212,11 @@ fn steps_are_those_of_the_command_line() {
     for op in ["add", "remove", "reshape", "retype"] {
         assert!(ops.contains(&op), "{ops:?}");
     }
-    let other = of("export default diff(
+    let other = layout_of(
+        "export default diff(
         layout(<Field name='a'><Tensor dtype='F32' shape={[2]} /></Field>),
-        layout(<Field name='b'><Blob /></Field>));");
+        layout(<Field name='b'><Blob /></Field>));",
+    );
     let expected = json!([
         { "op": "remove", "path": "a", "from": "F32 [2]" },
         { "op": "add", "path": "b", "to": "blob of bytes [?]" },

@@ -1,15 +1,15 @@
 //! Each limit, at its edge.
 
-use alknet_runtime::{Clock, Code, Isolate, Limits, Work, limits};
+use alknet_runtime::{Isolate, IsolateLimits, IsolateWork, RuntimeCode, SessionTimeSource, limits};
 use serde_json::json;
 use std::sync::Arc;
 
-use crate::support::{Memory, code, failure, main, outcome, spec, value, wait};
+use crate::support::{RecordingHost, code, failure, main, outcome, spec, value, wait};
 
 #[test]
 fn limits_out_of_range_are_refused() {
-    let with = |change: fn(&mut Limits)| {
-        let mut limits = Limits::default();
+    let with = |change: fn(&mut IsolateLimits)| {
+        let mut limits = IsolateLimits::default();
         change(&mut limits);
         limits.checked().err().map(|failure| failure.code)
     };
@@ -17,18 +17,21 @@ fn limits_out_of_range_are_refused() {
     assert_eq!(with(|l| l.heap_bytes = limits::HEAP_BYTES_MAX), None);
     assert_eq!(
         with(|l| l.heap_bytes = limits::HEAP_BYTES_MAX + 1),
-        Some(Code::Limit)
+        Some(RuntimeCode::Limit)
     );
     assert_eq!(
         with(|l| l.heap_bytes = limits::HEAP_BYTES_MIN - 1),
-        Some(Code::Limit)
+        Some(RuntimeCode::Limit)
     );
     assert_eq!(
         with(|l| l.stack_bytes = limits::STACK_BYTES_MAX + 1),
-        Some(Code::Limit)
+        Some(RuntimeCode::Limit)
     );
-    assert_eq!(with(|l| l.cpu = limits::CPU_MAX * 2), Some(Code::Limit));
-    assert_eq!(with(|l| l.fuel_ticks = 0), Some(Code::Limit));
+    assert_eq!(
+        with(|l| l.cpu = limits::CPU_MAX * 2),
+        Some(RuntimeCode::Limit)
+    );
+    assert_eq!(with(|l| l.fuel_ticks = 0), Some(RuntimeCode::Limit));
 }
 
 #[test]
@@ -50,16 +53,16 @@ fn fuel_is_what_a_call_may_take_and_no_tick_more() {
         outcome(spec).0.result.map_err(|failure| failure.code)
     };
     assert!(with(needed).is_ok());
-    assert_eq!(with(needed - 1), Err(Code::Fuel));
+    assert_eq!(with(needed - 1), Err(RuntimeCode::Fuel));
 }
 
 #[test]
 fn each_call_has_fuel_of_its_own() {
     let mut spec = spec("export function f() { for (let i = 0; i < 100000; i++); return 1 }");
     spec.limits.fuel_ticks = 50;
-    let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
+    let mut isolate = Isolate::open(spec, Arc::new(RecordingHost::default())).expect("an isolate");
     for _ in 0..5 {
-        let work = Work::Export {
+        let work = IsolateWork::Export {
             module: "./main.js".into(),
             export: "f".into(),
             input: json!(null),
@@ -77,7 +80,7 @@ fn jobs_of_a_turn_are_counted() {
     };
     let few = limits::JOBS_PER_TURN - 100;
     assert_eq!(value(&jobs(few)), json!(few));
-    assert_eq!(code(&jobs(limits::JOBS_PER_TURN + 1)), Code::Fuel);
+    assert_eq!(code(&jobs(limits::JOBS_PER_TURN + 1)), RuntimeCode::Fuel);
 }
 
 #[test]
@@ -92,7 +95,7 @@ fn calls_are_limited_in_flight_and_in_all() {
             .map_err(|failure| failure.code)
     };
     assert_eq!(all(64), Ok(json!(64)));
-    assert_eq!(all(65), Err(Code::Quota));
+    assert_eq!(all(65), Err(RuntimeCode::Quota));
     let each = |count: usize| {
         let source = format!(
             "for (let i = 0; i < {count}; i++) await ops.call('echo'); export default {count}"
@@ -103,7 +106,7 @@ fn calls_are_limited_in_flight_and_in_all() {
             .map_err(|failure| failure.code)
     };
     assert_eq!(each(1000), Ok(json!(1000)));
-    assert_eq!(each(1001), Err(Code::Quota));
+    assert_eq!(each(1001), Err(RuntimeCode::Quota));
 }
 
 #[test]
@@ -112,14 +115,14 @@ fn timers_and_subscriptions_are_limited() {
         format!("for (let i = 0; i < {count}; i++) setTimeout(() => {{}}); export default 1")
     };
     assert_eq!(value(&timers(limits::TIMERS)), json!(1));
-    assert_eq!(code(&timers(limits::TIMERS + 1)), Code::Quota);
+    assert_eq!(code(&timers(limits::TIMERS + 1)), RuntimeCode::Quota);
     let open = |count: usize| {
         format!(
             "for (let i = 0; i < {count}; i++) await ops.subscribe('count').next(); export default 1"
         )
     };
     assert_eq!(value(&open(limits::SUBSCRIPTIONS)), json!(1));
-    assert_eq!(code(&open(limits::SUBSCRIPTIONS + 1)), Code::Quota);
+    assert_eq!(code(&open(limits::SUBSCRIPTIONS + 1)), RuntimeCode::Quota);
 }
 
 #[test]
@@ -135,7 +138,10 @@ fn bytes_outside_the_heap_are_counted_and_given_back() {
         (four.result, four.stats.external_peak),
         (Ok(json!(4)), 4 << 20)
     );
-    assert_eq!(with("5").result.expect_err("too many").code, Code::Memory);
+    assert_eq!(
+        with("5").result.expect_err("too many").code,
+        RuntimeCode::Memory
+    );
     let mut dropped =
         spec("for (let i = 0; i < 50; i++) await ops.call('bytes', 1 << 20); export default 1");
     dropped.limits.external_bytes = 2 << 20;
@@ -183,31 +189,34 @@ fn real_time_passes_by_itself() {
     let mut spec = spec(
         "const t = Date.now(); await new Promise((r) => setTimeout(r, 20)); export default Date.now() > t && t > 1.6e12",
     );
-    spec.clock = Clock::System;
-    let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
+    spec.clock = SessionTimeSource::System;
+    let mut isolate = Isolate::open(spec, Arc::new(RecordingHost::default())).expect("an isolate");
     assert_eq!(wait(isolate.run(main())).result, Ok(json!(true)));
 }
 
 #[test]
 fn memory_that_promises_fill_is_told_as_memory() {
-    // The engine throws null where there is no memory for an error, and nobody hears a promise that was
-    // rejected with it.
+    // The engine throws null where there is no memory for an error, and a promise that was rejected with it has no
+    // handler.
     for source in [
         "const go = () => Promise.resolve().then(go); await go()",
         "const all = []; for (;;) all.push(new Promise(() => {}))",
     ] {
         let mut little = spec(source);
-        // The promises of a chain are rejected one by one at its end: with twice as many that came near the number of jobs
-        // of a turn, which is told as fuel.
+        // The promises of a chain are rejected one by one at its end: twice as many would come near the number of jobs
+        // of a turn, which ends a call as fuel.
         little.limits.heap_bytes = 8 << 20;
         little.limits.fuel_ticks = u64::MAX;
         let failure = outcome(little).0.result.expect_err(source);
-        assert_eq!(failure.code, Code::Memory, "{source}: {failure}");
+        assert_eq!(failure.code, RuntimeCode::Memory, "{source}: {failure}");
     }
-    assert_eq!(code("Promise.reject(null); await 0"), Code::Exception);
+    assert_eq!(
+        code("Promise.reject(null); await 0"),
+        RuntimeCode::Exception
+    );
     // However full the heap is, a null that the script threw is its own.
     let mut full = spec("const a = new Array(1e6).fill(0.5); throw null");
     full.limits.heap_bytes = 20 << 20;
     let failure = outcome(full).0.result.expect_err("it throws");
-    assert_eq!(failure.code, Code::Exception, "{failure}");
+    assert_eq!(failure.code, RuntimeCode::Exception, "{failure}");
 }

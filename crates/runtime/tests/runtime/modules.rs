@@ -1,10 +1,10 @@
 //! Module graphs, and TypeScript in them.
 
-use alknet_runtime::{Code, Isolate, ModuleSet, Spec, Work};
+use alknet_runtime::{Isolate, IsolateSpec, IsolateWork, ModuleSet, RuntimeCode};
 use serde_json::json;
 use std::sync::Arc;
 
-use crate::support::{Memory, main, modules, outcome, wait};
+use crate::support::{RecordingHost, main, modules, outcome, wait};
 
 #[test]
 fn modules_import_each_other() {
@@ -68,7 +68,7 @@ fn what_is_not_in_the_set_is_not_found() {
             .0
             .result
             .expect_err(source);
-        assert_eq!(failure.code, Code::NotFound, "{source}: {failure:?}");
+        assert_eq!(failure.code, RuntimeCode::NotFound, "{source}: {failure:?}");
     }
     let failure = outcome(modules(&[
         ("./main.js", "import { b } from './a.js'"),
@@ -86,9 +86,9 @@ fn exports_are_called_and_a_module_is_evaluated_once() {
         "./main.js",
         "let n = 0; n++; export const f = ({ add }) => (n += add); export const x = 1;",
     )]);
-    let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
+    let mut isolate = Isolate::open(spec, Arc::new(RecordingHost::default())).expect("an isolate");
     let mut call = |export: &str, add: i32| {
-        let work = Work::Export {
+        let work = IsolateWork::Export {
             module: "./main.js".into(),
             export: export.into(),
             input: json!({ "add": add }),
@@ -99,8 +99,8 @@ fn exports_are_called_and_a_module_is_evaluated_once() {
     };
     assert_eq!(call("f", 10), Ok(json!(11)));
     assert_eq!(call("f", 10), Ok(json!(21)));
-    assert_eq!(call("x", 1), Err(Code::NotFound));
-    assert_eq!(call("none", 1), Err(Code::NotFound));
+    assert_eq!(call("x", 1), Err(RuntimeCode::NotFound));
+    assert_eq!(call("none", 1), Err(RuntimeCode::NotFound));
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn refused_typescript_names_module_and_line() {
         ("./a.ts", "\n\nenum A { B }"),
     ]);
     let failure = outcome(spec).0.result.expect_err("an enum");
-    assert_eq!(failure.code, Code::TsUnsupported);
+    assert_eq!(failure.code, RuntimeCode::TsUnsupported);
     let place = failure.place.expect("a place");
     assert_eq!((place.module.as_str(), place.line), ("./a.ts", 3));
     let spec = modules(&[
@@ -149,7 +149,7 @@ fn refused_typescript_names_module_and_line() {
     ]);
     assert_eq!(
         outcome(spec).0.result.expect_err("too deep").code,
-        Code::Limit
+        RuntimeCode::Limit
     );
 }
 
@@ -159,7 +159,7 @@ fn bytecode_is_only_another_text() {
     let spec = modules(&[("./main.js", "\u{18}\u{1}\u{2}abc")]);
     assert_eq!(
         outcome(spec).0.result.expect_err("no text").code,
-        Code::Exception
+        RuntimeCode::Exception
     );
 }
 
@@ -171,10 +171,11 @@ fn a_reload_passes_state_by_json_only() {
         );
         let mut set = ModuleSet::new();
         set.insert("./main.js", source).expect("a module");
-        Isolate::open(Spec::new(set), Arc::new(Memory::default())).expect("an isolate")
+        Isolate::open(IsolateSpec::new(set), Arc::new(RecordingHost::default()))
+            .expect("an isolate")
     };
     let call = |isolate: &mut Isolate, export: &str, input| {
-        let work = Work::Export {
+        let work = IsolateWork::Export {
             module: "./main.js".into(),
             export: export.into(),
             input,
@@ -199,9 +200,11 @@ fn a_look_runs_nothing() {
         ("./more.js", "throw ops.call('echo', 1)"),
         ("./none.js", "1;\nimport {"),
     ]);
-    let host = Arc::new(Memory::default());
+    let host = Arc::new(RecordingHost::default());
     let mut isolate = Isolate::open(spec, Arc::clone(&host) as _).expect("an isolate");
-    let seen = wait(isolate.run(Work::Look)).result.expect("an answer");
+    let seen = wait(isolate.run(IsolateWork::Look))
+        .result
+        .expect("an answer");
     assert_eq!(
         seen["./main.ts"]["found"],
         json!({
@@ -213,6 +216,6 @@ fn a_look_runs_nothing() {
     assert_eq!(seen["./more.js"]["found"]["makers"], json!([]));
     assert_eq!(seen["./none.js"]["failed"]["place"]["line"], 2);
     assert!(host.calls.lock().expect("no poison").is_empty());
-    let text = serde_json::to_value(Work::Look).expect("JSON");
+    let text = serde_json::to_value(IsolateWork::Look).expect("JSON");
     assert_eq!(text, json!({ "do": "look" }));
 }

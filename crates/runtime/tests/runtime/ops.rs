@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use alknet_runtime::{Code, Isolate, Kind, Mode, Spec, Work, limits};
+use alknet_runtime::{
+    Isolate, IsolateSpec, IsolateWork, RuntimeCode, ScriptOperationKind, SessionMode, limits,
+};
 use serde_json::{Value, json};
 
-use crate::support::{Memory, code, main, outcome, spec, value, wait};
+use crate::support::{RecordingHost, code, main, outcome, spec, value, wait};
 
-fn open(spec: Spec) -> (Isolate, Arc<Memory>) {
-    let host = Arc::new(Memory::default());
+fn open(spec: IsolateSpec) -> (Isolate, Arc<RecordingHost>) {
+    let host = Arc::new(RecordingHost::default());
     (
         Isolate::open(spec, Arc::clone(&host) as _).expect("an isolate"),
         host,
@@ -43,7 +45,7 @@ fn errors_keep_their_code_and_details() {
         value(source),
         json!([true, true, "OpError", "CONFLICT", true, { "at": 3 }, "fail"])
     );
-    // One that the script lets pass is told whole.
+    // An error that the script lets pass is reported whole.
     let (passed, _) = outcome(spec("await ops.call('fail')"));
     let error = passed
         .result
@@ -71,21 +73,21 @@ fn errors_keep_their_code_and_details() {
 fn a_script_cannot_make_the_runtimes_errors() {
     assert_eq!(
         code("throw new RuntimeError('E_FUEL', 'x')"),
-        Code::Exception
+        RuntimeCode::Exception
     );
     assert_eq!(
         code(
             "throw Object.assign(Object.create(RuntimeError.prototype), { code: 'E_FUEL', message: 'x' })"
         ),
-        Code::Exception
+        RuntimeCode::Exception
     );
     assert_eq!(
         code("throw Object.assign(new Error('x'), { code: 'E_MEMORY' })"),
-        Code::Exception
+        RuntimeCode::Exception
     );
     assert_eq!(
         code("class A extends RuntimeError {}; throw new A('E_FUEL')"),
-        Code::Exception
+        RuntimeCode::Exception
     );
 }
 
@@ -114,9 +116,9 @@ fn an_abort_from_outside_reaches_the_signal_and_the_call() {
           await ops.call('never');
         };";
     let mut service = spec(source);
-    service.mode = Mode::Service;
+    service.mode = SessionMode::Service;
     let (mut isolate, host) = open(service);
-    let work = Work::Export {
+    let work = IsolateWork::Export {
         module: "./main.js".into(),
         export: "f".into(),
         input: Value::Null,
@@ -127,7 +129,7 @@ fn an_abort_from_outside_reaches_the_signal_and_the_call() {
     let outcome = wait(isolate.next());
     assert_eq!(
         (outcome.entry, outcome.result.expect_err("aborted").code),
-        (5, Code::Abort)
+        (5, RuntimeCode::Abort)
     );
     assert_eq!(
         host.lines.lock().expect("no poison")[0].1,
@@ -142,12 +144,12 @@ fn an_abort_from_outside_reaches_the_signal_and_the_call() {
 fn calls_overlap_and_answer_under_their_ids() {
     let mut service =
         spec("export const f = async (n) => { await ops.call('yields', n); return n; }");
-    service.mode = Mode::Service;
-    service.clock = alknet_runtime::Clock::System;
+    service.mode = SessionMode::Service;
+    service.clock = alknet_runtime::SessionTimeSource::System;
     let (mut isolate, _) = open(service);
     let remote = isolate.remote();
     for (id, turns) in [(1, 30), (2, 10), (3, 20)] {
-        let work = Work::Export {
+        let work = IsolateWork::Export {
             module: "./main.js".into(),
             export: "f".into(),
             input: json!(turns),
@@ -226,11 +228,11 @@ fn registered_handlers_are_called() {
         try { await ops.register({ name: 'taken', kind: 'query' }, () => 1); } catch (error) { taken = error.code; }
         export default taken;";
     let mut service = spec(source);
-    service.mode = Mode::Service;
+    service.mode = SessionMode::Service;
     let (mut isolate, host) = open(service);
     assert_eq!(wait(isolate.run(main())).result, Ok(json!("CONFLICT")));
     let mut call = |name: &str, input: Value| {
-        wait(isolate.run(Work::Handler {
+        wait(isolate.run(IsolateWork::Handler {
             name: name.to_owned(),
             input,
         }))
@@ -241,7 +243,7 @@ fn registered_handlers_are_called() {
     assert_eq!(failed.operation.expect("its own").code, "TOO_LARGE");
     assert_eq!(
         call("none", Value::Null).expect_err("none").code,
-        Code::NotFound
+        RuntimeCode::NotFound
     );
     assert_eq!(call("stream", json!(3)), Ok(Value::Null));
     let items = host.emitted.lock().expect("no poison");
@@ -255,7 +257,7 @@ fn registered_handlers_are_called() {
     let registered = host.registered.lock().expect("no poison");
     assert_eq!(
         (registered[0].0.kind, registered[0].0.uses.len()),
-        (Kind::Query, 1)
+        (ScriptOperationKind::Query, 1)
     );
     assert_ne!(registered[0].1, registered[1].1);
 }
@@ -293,7 +295,7 @@ fn a_test_sees_the_same_chance_and_time_every_time() {
         const report = await ops.test('x', [{ expect: { schema: { type: 'array' } } }]);
         export default report.passed;";
     let mut real = spec(source);
-    real.clock = alknet_runtime::Clock::System;
+    real.clock = alknet_runtime::SessionTimeSource::System;
     real.seed = None;
     assert_eq!(outcome(real).0.result, Ok(json!(true)));
 }

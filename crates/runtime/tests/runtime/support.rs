@@ -4,18 +4,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_runtime::{
-    BoxFuture, CallOptions, Code, Failure, Host, Isolate, Items, Kind, Level, ModuleSet, OpError,
-    Operation, Outcome, Registration, Reply, Spec, Work,
+    BoxFuture, ConsoleLevel, EntryOutcome, EnvOperation, Isolate, IsolateHost, IsolateSpec,
+    IsolateWork, Items, ModuleSet, OpError, OpReply, RuntimeCode, ScriptCallOptions, ScriptFailure,
+    ScriptOperationKind, ScriptRegistration,
 };
 use futures_util::stream;
 use serde_json::{Value, json};
 
 /// Operations that answer at once, later or never, and a record of what was asked.
 #[derive(Default)]
-pub(crate) struct Memory {
-    pub(crate) calls: Mutex<Vec<(String, Value, CallOptions)>>,
-    pub(crate) lines: Mutex<Vec<(Level, String)>>,
-    pub(crate) registered: Mutex<Vec<(Registration, [u8; 32])>>,
+pub(crate) struct RecordingHost {
+    pub(crate) calls: Mutex<Vec<(String, Value, ScriptCallOptions)>>,
+    pub(crate) lines: Mutex<Vec<(ConsoleLevel, String)>>,
+    pub(crate) registered: Mutex<Vec<(ScriptRegistration, [u8; 32])>>,
     pub(crate) emitted: Mutex<Vec<(u64, Value)>>,
     /// Calls whose future was dropped before it answered.
     pub(crate) aborted: Arc<AtomicUsize>,
@@ -25,38 +26,38 @@ pub(crate) struct Memory {
     pub(crate) file: bytes::Bytes,
 }
 
-struct Dropped(Arc<AtomicUsize>);
+struct DropCounter(Arc<AtomicUsize>);
 
-impl Drop for Dropped {
+impl Drop for DropCounter {
     fn drop(&mut self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-impl Host for Memory {
+impl IsolateHost for RecordingHost {
     fn call(
         &self,
         path: &str,
         input: Value,
-        options: CallOptions,
-    ) -> BoxFuture<Result<Reply, OpError>> {
+        options: ScriptCallOptions,
+    ) -> BoxFuture<Result<OpReply, OpError>> {
         self.calls
             .lock()
             .expect("no poison")
             .push((path.to_owned(), input.clone(), options));
         let answer = match path {
-            "echo" => Ok(Reply::Json(input)),
-            "bytes" => Ok(Reply::Bytes(
+            "echo" => Ok(OpReply::Json(input)),
+            "bytes" => Ok(OpReply::Bytes(
                 vec![7_u8; input.as_u64().unwrap_or(0) as usize].into(),
             )),
-            "file" => Ok(Reply::Bytes(self.file.clone())),
+            "file" => Ok(OpReply::Bytes(self.file.clone())),
             "fail" => Err(OpError {
                 details: Box::new(json!({ "at": 3 })),
                 retryable: true,
                 ..OpError::new("CONFLICT", "somebody was faster")
             }),
             "never" => {
-                let guard = Dropped(Arc::clone(&self.aborted));
+                let guard = DropCounter(Arc::clone(&self.aborted));
                 return Box::pin(async move {
                     let _guard = guard;
                     std::future::pending().await
@@ -69,7 +70,7 @@ impl Host for Memory {
                     for _ in 0..turns {
                         tokio::task::yield_now().await;
                     }
-                    Ok(Reply::Json(input))
+                    Ok(OpReply::Json(input))
                 });
             }
             _ => Err(OpError::new("NOT_FOUND", "no such operation")),
@@ -77,23 +78,28 @@ impl Host for Memory {
         Box::pin(std::future::ready(answer))
     }
 
-    fn subscribe(&self, path: &str, input: Value, _: CallOptions) -> Items {
+    fn subscribe(&self, path: &str, input: Value, _: ScriptCallOptions) -> Items {
         if path != "count" {
             return Box::pin(stream::iter([Err(OpError::new(
                 "NOT_FOUND",
                 "no such operation",
             ))]));
         }
-        let (polled, guard) = (Arc::clone(&self.polled), Dropped(Arc::clone(&self.aborted)));
+        let (polled, guard) = (
+            Arc::clone(&self.polled),
+            DropCounter(Arc::clone(&self.aborted)),
+        );
         let count = input.as_u64().unwrap_or(u64::MAX);
         Box::pin(stream::unfold((0, guard), move |(at, guard)| {
             polled.fetch_add(1, Ordering::SeqCst);
-            std::future::ready((at < count).then(|| (Ok(Reply::Json(json!(at))), (at + 1, guard))))
+            std::future::ready(
+                (at < count).then(|| (Ok(OpReply::Json(json!(at))), (at + 1, guard))),
+            )
         }))
     }
 
-    fn list(&self, prefix: &str) -> Vec<Operation> {
-        let operation = |path: &str, kind| Operation {
+    fn list(&self, prefix: &str) -> Vec<EnvOperation> {
+        let operation = |path: &str, kind| EnvOperation {
             path: path.to_owned(),
             kind,
             input: json!({ "type": "object", "properties": { "a": { "type": "number" } }, "required": ["a"] }),
@@ -101,8 +107,8 @@ impl Host for Memory {
             description: "for tests".to_owned(),
         };
         let all = [
-            operation("echo", Kind::Query),
-            operation("count", Kind::Subscription),
+            operation("echo", ScriptOperationKind::Query),
+            operation("count", ScriptOperationKind::Subscription),
         ];
         all.into_iter()
             .filter(|operation| operation.path.starts_with(prefix))
@@ -111,7 +117,7 @@ impl Host for Memory {
 
     fn register(
         &self,
-        registration: Registration,
+        registration: ScriptRegistration,
         script: [u8; 32],
     ) -> BoxFuture<Result<(), OpError>> {
         let refused = registration.name == "taken";
@@ -132,7 +138,7 @@ impl Host for Memory {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn log(&self, level: Level, text: &str) {
+    fn log(&self, level: ConsoleLevel, text: &str) {
         self.lines
             .lock()
             .expect("no poison")
@@ -157,20 +163,20 @@ impl Host for Memory {
 }
 
 /// A spec over one module, `./main.js`, that replays: a virtual clock and a fixed seed.
-pub(crate) fn spec(source: &str) -> Spec {
+pub(crate) fn spec(source: &str) -> IsolateSpec {
     modules(&[("./main.js", source)])
 }
 
-pub(crate) fn modules(sources: &[(&str, &str)]) -> Spec {
+pub(crate) fn modules(sources: &[(&str, &str)]) -> IsolateSpec {
     let mut set = ModuleSet::new();
     for (name, source) in sources {
         set.insert(name, *source).expect("a module");
     }
-    Spec::new(set).deterministic([1; 32], 1_000)
+    IsolateSpec::new(set).deterministic([1; 32], 1_000)
 }
 
-pub(crate) fn main() -> Work {
-    Work::Module {
+pub(crate) fn main() -> IsolateWork {
+    IsolateWork::Module {
         module: "./main.js".to_owned(),
     }
 }
@@ -183,9 +189,10 @@ pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Evaluates `./main.js` of `spec` with a fresh host.
-pub(crate) fn outcome(spec: Spec) -> (Outcome, Arc<Memory>) {
-    let host = Arc::new(Memory::default());
-    let mut isolate = Isolate::open(spec, Arc::clone(&host) as Arc<dyn Host>).expect("an isolate");
+pub(crate) fn outcome(spec: IsolateSpec) -> (EntryOutcome, Arc<RecordingHost>) {
+    let host = Arc::new(RecordingHost::default());
+    let mut isolate =
+        Isolate::open(spec, Arc::clone(&host) as Arc<dyn IsolateHost>).expect("an isolate");
     (wait(isolate.run(main())), host)
 }
 
@@ -200,7 +207,7 @@ pub(crate) fn value(source: &str) -> Value {
 
 /// How a module fails.
 #[track_caller]
-pub(crate) fn failure(source: &str) -> Failure {
+pub(crate) fn failure(source: &str) -> ScriptFailure {
     match outcome(spec(source)).0.result {
         Ok(value) => panic!("{source} answered {value}"),
         Err(failure) => failure,
@@ -208,6 +215,6 @@ pub(crate) fn failure(source: &str) -> Failure {
 }
 
 #[track_caller]
-pub(crate) fn code(source: &str) -> Code {
+pub(crate) fn code(source: &str) -> RuntimeCode {
     failure(source).code
 }

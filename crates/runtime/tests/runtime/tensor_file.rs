@@ -4,15 +4,15 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use alknet_runtime::Isolate;
-use alknet_tensor::{Content, Dtype, Field, FieldType, Writer};
+use alknet_tensor::{ContainerWriter, Dtype, FieldType, StructField, TensorContent};
 use serde_json::json;
 
-use crate::support::{Memory, main, modules, wait};
+use crate::support::{RecordingHost, main, modules, wait};
 
 const READER: &str = include_str!("../../../../docs/examples/tensor_reader.js");
 
 fn file() -> Vec<u8> {
-    let mut writer = Writer::new(Cursor::new(Vec::new()));
+    let mut writer = ContainerWriter::new(Cursor::new(Vec::new()));
     let weights = [0.5_f32, -1.0, 2.25, 3.0, 4.0, 5.0];
     let mut points = Vec::new();
     for (id, x, name) in [(7_u32, [1.5_f32, -2.0], "né"), (9, [0.0, 8.0], "")] {
@@ -23,17 +23,22 @@ fn file() -> Vec<u8> {
         points.extend(text);
     }
     let fields = vec![
-        Field::new("/id", FieldType::Uint32, 0),
-        Field::new("/at", FieldType::Float32, 4).with_len(2),
-        Field::new("/name", FieldType::String, 12).with_len(4),
+        StructField::new("/id", FieldType::Uint32, 0),
+        StructField::new("/at", FieldType::Float32, 4).with_len(2),
+        StructField::new("/name", FieldType::String, 12).with_len(4),
     ];
     let add = || {
         writer
             .flat("bytes", Dtype::U8, &[3], vec![1, 2, 3].into())?
-            .flat("weights", Dtype::F32, &[2, 3], Content::elements(&weights))?
+            .flat(
+                "weights",
+                Dtype::F32,
+                &[2, 3],
+                TensorContent::elements(&weights),
+            )?
             .strukt("points", "#/$defs/P", [2, 16], fields, points.into())?
             .blob("names", "utf8", [3, 0, 5], b"onethree".to_vec().into())?
-            .flat("long", Dtype::I64, &[1], Content::elements(&[-5_i64]))?
+            .flat("long", Dtype::I64, &[1], TensorContent::elements(&[-5_i64]))?
             .metadata("format", "pt")?;
         Ok::<(), alknet_tensor::TensorError>(())
     };
@@ -58,9 +63,9 @@ fn forty_lines_read_a_file_where_it_lies() {
             immutable: file.immutable, bytes: [...view('bytes').data], long: view('long').data[0].toString(),
             points: records('points'), texts: items('names').map((item) => text.decode(item)),
         };";
-    let host = Arc::new(Memory {
+    let host = Arc::new(RecordingHost {
         file: file().into(),
-        ..Memory::default()
+        ..RecordingHost::default()
     });
     let spec = modules(&[("./main.js", source), ("./tensor_reader.js", READER)]);
     let mut isolate = Isolate::open(spec, host).expect("an isolate");

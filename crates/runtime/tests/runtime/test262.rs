@@ -17,10 +17,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alknet_runtime::{Code, Failure, Isolate, Mode, ModuleSet, Spec, Work};
+use alknet_runtime::{
+    Isolate, IsolateSpec, IsolateWork, ModuleSet, RuntimeCode, ScriptFailure, SessionMode,
+};
 use alknet_test_support::is_campaign;
 
-use crate::support::{Memory, wait};
+use crate::support::{RecordingHost, wait};
 
 /// Tests that fail, each with what it ends with.
 const RECORD: &str = include_str!("../data/test262.txt");
@@ -68,20 +70,20 @@ const ABSENT: [(&str, &str); 12] = [
 /// Fuel of each: the same on every machine, and enough for all but a few.
 const FUEL_TICKS: u64 = 20_000;
 
-enum Verdict {
+enum Test262Verdict {
     Failed(String),
     LeftOut(&'static str),
     Passed,
 }
 
 /// A test, and what its first line says.
-struct Test<'a> {
+struct Test262Case<'a> {
     name: &'a str,
     text: &'a str,
     marks: &'a str,
 }
 
-impl<'a> Test<'a> {
+impl<'a> Test262Case<'a> {
     fn new(name: &'a str, text: &'a str) -> Self {
         let first = text.lines().next().unwrap_or_default();
         let marks = first.strip_prefix("// |reftest|").unwrap_or_default();
@@ -111,9 +113,9 @@ fn the_language_s_own_tests_fail_only_where_it_is_known() {
     let mut failed: BTreeMap<&str, &str> = BTreeMap::new();
     for (name, verdict) in &verdicts {
         match verdict {
-            Verdict::Failed(why) => _ = failed.insert(name, why),
-            Verdict::LeftOut(why) => *left_out.entry(why).or_default() += 1,
-            Verdict::Passed => {}
+            Test262Verdict::Failed(why) => _ = failed.insert(name, why),
+            Test262Verdict::LeftOut(why) => *left_out.entry(why).or_default() += 1,
+            Test262Verdict::Passed => {}
         }
     }
     let out: u32 = left_out.values().sum();
@@ -201,14 +203,14 @@ fn names(root: &Path) -> Vec<String> {
 }
 
 /// What came of each, on as many threads as there are processors.
-fn judged<'a>(root: &Path, names: &[&'a str]) -> BTreeMap<&'a str, Verdict> {
+fn judged<'a>(root: &Path, names: &[&'a str]) -> BTreeMap<&'a str, Test262Verdict> {
     let next = AtomicUsize::new(0);
     let verdicts = Mutex::new(BTreeMap::new());
     let work = || {
         while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
             let text = fs::read(root.join(name)).expect("the file is there");
             let text = String::from_utf8_lossy(&text);
-            let verdict = judge(root, &Test::new(name, &text));
+            let verdict = judge(root, &Test262Case::new(name, &text));
             verdicts.lock().expect("no panic").insert(*name, verdict);
         }
     };
@@ -221,35 +223,35 @@ fn judged<'a>(root: &Path, names: &[&'a str]) -> BTreeMap<&'a str, Verdict> {
     verdicts.into_inner().expect("no panic")
 }
 
-fn judge(root: &Path, test: &Test<'_>) -> Verdict {
+fn judge(root: &Path, test: &Test262Case<'_>) -> Test262Verdict {
     let absent = ABSENT.iter().find(|(word, _)| test.text.contains(word));
     if let Some((_, why)) = absent {
-        return Verdict::LeftOut(why);
+        return Test262Verdict::LeftOut(why);
     }
     match run(root, test) {
-        Ok(()) => Verdict::Passed,
-        Err(why) => Verdict::Failed(why),
+        Ok(()) => Test262Verdict::Passed,
+        Err(why) => Test262Verdict::Failed(why),
     }
 }
 
-fn run(root: &Path, test: &Test<'_>) -> Result<(), String> {
+fn run(root: &Path, test: &Test262Case<'_>) -> Result<(), String> {
     let mut modules = ModuleSet::new();
     let module = test.is("module");
     if module || test.text.contains("import(") {
         add(&mut modules, root, test.name);
     }
-    let mut spec = Spec::new(modules).deterministic([1; 32], 1_586_000_000_000);
-    spec.mode = Mode::Repl;
+    let mut spec = IsolateSpec::new(modules).deterministic([1; 32], 1_586_000_000_000);
+    spec.mode = SessionMode::Repl;
     spec.limits.fuel_ticks = FUEL_TICKS;
     spec.limits.cpu = Duration::from_secs(300);
-    let isolate = Isolate::open(spec, Arc::new(Memory::default()));
+    let isolate = Isolate::open(spec, Arc::new(RecordingHost::default()));
     let mut isolate = isolate.map_err(|failure| format!("no isolate: {failure}"))?;
     let mut enter = |work| wait(isolate.run(work)).result.map(drop);
-    let script = |source: String| Work::Script { source };
+    let script = |source: String| IsolateWork::Script { source };
     let shared = enter(script(shared(root, test.name)));
     shared.map_err(|failure| format!("what it shares: {}", told(&failure)))?;
     let main = match module {
-        true => Work::Module {
+        true => IsolateWork::Module {
             module: format!("./{}", test.name.rsplit('/').next().unwrap_or_default()),
         },
         false => script(test.text.to_owned()),
@@ -281,7 +283,7 @@ fn add(modules: &mut ModuleSet, root: &Path, name: &str) {
                 let text = fs::read(root.join(path)).expect("the file is there");
                 let text = String::from_utf8_lossy(&text).into_owned();
                 let below = path.strip_prefix(top).unwrap_or(path);
-                // What is refused is missed by whoever imports it.
+                // A module that is refused is missing for the test that imports it.
                 let _ = modules.insert(&format!("./{below}"), text);
             }
         }
@@ -306,11 +308,11 @@ fn shared(root: &Path, name: &str) -> String {
 }
 
 /// Short, and the same in every run.
-fn told(failure: &Failure) -> String {
+fn told(failure: &ScriptFailure) -> String {
     let line = failure.message.lines().next().unwrap_or_default();
     let line: String = line.chars().filter(|c| !c.is_control()).take(100).collect();
     match (failure.code, &failure.name) {
-        (Code::Exception, Some(name)) => format!("{name}: {line}"),
+        (RuntimeCode::Exception, Some(name)) => format!("{name}: {line}"),
         (code, _) => format!("{}: {line}", code.name()),
     }
 }

@@ -1,6 +1,6 @@
 //! Topics and levels of the log, which modules of a session share.
 
-use alknet_runtime::Level;
+use alknet_runtime::ConsoleLevel;
 use serde_json::json;
 
 use crate::support::{failure, modules, outcome, value};
@@ -19,7 +19,7 @@ fn the_project_s_orders_are_told_and_logged() {
     assert_eq!(outcome.result, Ok(expected));
     let line = "[orders/mail] expensive { id: 2 } costs 20".to_owned();
     let lines = host.lines.lock().expect("no poison").clone();
-    assert_eq!(lines, [(Level::Warn, line)]);
+    assert_eq!(lines, [(ConsoleLevel::Warn, line)]);
 }
 
 #[test]
@@ -108,8 +108,8 @@ fn levels_are_those_that_there_are() {
     assert_eq!(outcome.result, Ok(json!("info")));
     let lines = host.lines.lock().expect("no poison").clone();
     assert_eq!(lines.len(), 4 + 3 + 2 + 1);
-    assert_eq!(lines[0], (Level::Debug, "debug debug".to_owned()));
-    assert_eq!(lines[9], (Level::Error, "error error".to_owned()));
+    assert_eq!(lines[0], (ConsoleLevel::Debug, "debug debug".to_owned()));
+    assert_eq!(lines[9], (ConsoleLevel::Error, "error error".to_owned()));
 
     let wrong = "import { setLevel } from 'alknet:core/logging'; setLevel('loud');";
     assert_eq!(failure(wrong).name.as_deref(), Some("RangeError"));

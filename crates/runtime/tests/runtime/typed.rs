@@ -9,8 +9,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use alknet_runtime::{
-    BoxFuture, CallOptions, Host, Isolate, Items, Kind, Level, ModuleSet, OpError, Operation,
-    Registration, Reply, Spec, Work, declarations,
+    BoxFuture, ConsoleLevel, EnvOperation, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
+    ModuleSet, OpError, OpReply, ScriptCallOptions, ScriptOperationKind, ScriptRegistration,
+    declarations,
 };
 use futures_util::stream;
 use serde_json::{Value, json};
@@ -43,30 +44,35 @@ const WRONG: [(&str, &str); 8] = [
 ];
 
 /// Operations with types of their own.
-struct Typed;
+struct TypedHost;
 
-impl Host for Typed {
-    fn call(&self, path: &str, input: Value, _: CallOptions) -> BoxFuture<Result<Reply, OpError>> {
+impl IsolateHost for TypedHost {
+    fn call(
+        &self,
+        path: &str,
+        input: Value,
+        _: ScriptCallOptions,
+    ) -> BoxFuture<Result<OpReply, OpError>> {
         let answer = match (path, input["a"].as_f64()) {
-            ("double", Some(a)) => Ok(Reply::Json(json!(2.0 * a))),
+            ("double", Some(a)) => Ok(OpReply::Json(json!(2.0 * a))),
             ("fail", _) => Err(OpError::new("CONFLICT", "somebody was faster")),
             _ => Err(OpError::new("NOT_FOUND", "no such operation")),
         };
         Box::pin(std::future::ready(answer))
     }
 
-    fn subscribe(&self, _: &str, input: Value, _: CallOptions) -> Items {
+    fn subscribe(&self, _: &str, input: Value, _: ScriptCallOptions) -> Items {
         let most = input.as_u64().unwrap_or(0);
-        Box::pin(stream::iter((0..most).map(|n| Ok(Reply::Json(json!(n))))))
+        Box::pin(stream::iter((0..most).map(|n| Ok(OpReply::Json(json!(n))))))
     }
 
-    fn list(&self, prefix: &str) -> Vec<Operation> {
+    fn list(&self, prefix: &str) -> Vec<EnvOperation> {
         let mut all = operations();
         all.retain(|operation| operation.path.starts_with(prefix));
         all
     }
 
-    fn register(&self, _: Registration, _: [u8; 32]) -> BoxFuture<Result<(), OpError>> {
+    fn register(&self, _: ScriptRegistration, _: [u8; 32]) -> BoxFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -74,16 +80,16 @@ impl Host for Typed {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn log(&self, _: Level, _: &str) {}
+    fn log(&self, _: ConsoleLevel, _: &str) {}
 
     fn check(&self, _: &Value, _: &Value) -> Result<(), String> {
         Ok(())
     }
 }
 
-fn operations() -> Vec<Operation> {
+fn operations() -> Vec<EnvOperation> {
     let number = json!({ "type": "number" });
-    let operation = |path: &str, kind, input: Value, output: Value| Operation {
+    let operation = |path: &str, kind, input: Value, output: Value| EnvOperation {
         path: path.to_owned(),
         kind,
         input,
@@ -92,9 +98,19 @@ fn operations() -> Vec<Operation> {
     };
     let a = json!({ "type": "object", "properties": { "a": number }, "required": ["a"] });
     vec![
-        operation("double", Kind::Query, a.clone(), number.clone()),
-        operation("fail", Kind::Mutation, a, json!(true)),
-        operation("count", Kind::Subscription, number.clone(), number),
+        operation(
+            "double",
+            ScriptOperationKind::Query,
+            a.clone(),
+            number.clone(),
+        ),
+        operation("fail", ScriptOperationKind::Mutation, a, json!(true)),
+        operation(
+            "count",
+            ScriptOperationKind::Subscription,
+            number.clone(),
+            number,
+        ),
     ]
 }
 
@@ -137,10 +153,10 @@ fn the_compiler_finds_a_project_right_and_it_runs_as_it_is() {
         let inserted = modules.insert(&format!("./{name}"), text);
         inserted.expect("a module");
     }
-    let spec = Spec::new(modules).deterministic([1; 32], 1_000);
-    let mut isolate = Isolate::open(spec, Arc::new(Typed)).expect("an isolate");
+    let spec = IsolateSpec::new(modules).deterministic([1; 32], 1_000);
+    let mut isolate = Isolate::open(spec, Arc::new(TypedHost)).expect("an isolate");
     let main = "./main.ts".to_owned();
-    let ran = wait(isolate.run(Work::Module {
+    let ran = wait(isolate.run(IsolateWork::Module {
         module: main.clone(),
     }));
     let row = |name: &str, price: u32| json!({ "type": "li", "props": { "title": name }, "children": [price] });
@@ -151,7 +167,7 @@ fn the_compiler_finds_a_project_right_and_it_runs_as_it_is() {
         "digest": 0xba, "search": "1", "flow": 2, "listed": ["subscription"],
     });
     assert_eq!(ran.result, Ok(expected));
-    let greeted = wait(isolate.run(Work::Export {
+    let greeted = wait(isolate.run(IsolateWork::Export {
         module: main,
         export: "greet".to_owned(),
         input: json!({ "name": "you" }),

@@ -1,4 +1,4 @@
-//! Elements, their hosts, and a library that nobody here wrote.
+//! Elements, their hosts, and the bundle of Preact Signals, unmodified.
 
 use serde_json::json;
 

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::names;
-use super::needs::{Needs, TARGET};
+use super::needs::{CacheNeeds, TARGET};
 use super::units::{self, entries, is_folder};
 use super::usage::{self, DiskUsage};
-use crate::scratch::{self, Orphan};
+use crate::scratch::{self, OrphanFolder};
 
 /// Folders whose entries are removed one by one, as far as their names are of a [form](names) that the
 /// commands write there. What lies elsewhere and is not named below is counted and never removed: it is
@@ -151,7 +151,7 @@ impl Candidate {
         Self::new(cache, kind, rank, vec![path])
     }
 
-    fn folder(cache: &Path, kind: CandidateKind, path: PathBuf, needs: &Needs) -> Self {
+    fn folder(cache: &Path, kind: CandidateKind, path: PathBuf, needs: &CacheNeeds) -> Self {
         let rank = if needs.folders.contains(&path) {
             EvictionRank::Needed
         } else {
@@ -162,7 +162,7 @@ impl Candidate {
 }
 
 /// Everything that can be removed, with its usage and whether it is needed.
-pub(super) fn list(cache: &Path, needs: &Needs) -> io::Result<Vec<Candidate>> {
+pub(super) fn list(cache: &Path, needs: &CacheNeeds) -> io::Result<Vec<Candidate>> {
     let mut candidates = orphans(cache)?;
     for (folder, kind) in FOLDERS {
         for entry in entries(&cache.join(folder))? {
@@ -195,7 +195,7 @@ pub(super) fn list(cache: &Path, needs: &Needs) -> io::Result<Vec<Candidate>> {
 /// What killed commands left.
 fn orphans(cache: &Path) -> io::Result<Vec<Candidate>> {
     let mut orphans = Vec::new();
-    for Orphan { path, lock } in scratch::orphans(cache)? {
+    for OrphanFolder { path, lock } in scratch::orphans(cache)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if names::is_scratch(&name) {
             let mut orphan = Candidate::orphan(cache, path);
@@ -245,7 +245,7 @@ fn machines(cache: &Path) -> io::Result<Vec<Candidate>> {
 }
 
 /// What cargo compiled.
-fn units_of(cache: &Path, needs: &Needs) -> io::Result<Vec<Candidate>> {
+fn units_of(cache: &Path, needs: &CacheNeeds) -> io::Result<Vec<Candidate>> {
     let target = cache.join(TARGET);
     let mut candidates = Vec::new();
     for (unit, artefacts) in units::find(&target)? {

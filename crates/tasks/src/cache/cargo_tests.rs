@@ -9,10 +9,10 @@ use xtask::last_use::{BuildSet, LastUse};
 
 use super::candidates::{CandidateKind, EvictionRank, list};
 use super::marked::{MarkedCache, mark};
-use super::needs::Needs;
+use super::needs::CacheNeeds;
 use super::prune::prune;
 use super::units;
-use crate::scratch::Scratch;
+use crate::scratch::ScratchFolder;
 
 /// A workspace with a library, a build script, a procedural macro, a program, its test and its example,
 /// beside a package of others that is no member.
@@ -85,14 +85,14 @@ fn manifest(lib: &str, third: &str) -> String {
 
 /// A folder in the cache, in which no other user can write, nor in any above it. Cargo takes settings from all of them, and
 /// among them is the name of a program to start: one that any user could write in the folder of temporary files.
-struct Tree {
-    base: Scratch,
+struct PrivateCargoTree {
+    base: ScratchFolder,
 }
 
-impl Tree {
+impl PrivateCargoTree {
     fn new() -> Self {
         let cache = xtask::cache::folder().expect("the run's cache");
-        let base = Scratch::new(&cache, "cargo-test-").expect("a folder in the cache");
+        let base = ScratchFolder::new(&cache, "cargo-test-").expect("a folder in the cache");
         let tree = Self { base };
         mark(&tree.cache());
         for (name, text) in FILES {
@@ -128,7 +128,7 @@ impl Tree {
         ];
         sets.map(|(set, words)| {
             let messages = self.cargo(words);
-            LastUse::of(&self.target())
+            LastUse::for_target(&self.target())
                 .note(set, &messages)
                 .expect("writable");
             messages.matches("\"fresh\":false").count()
@@ -159,20 +159,22 @@ impl Tree {
         messages
     }
 
-    fn needs(&self) -> Needs {
-        Needs {
-            units: LastUse::of(&self.target()).read().expect("readable"),
+    fn needs(&self) -> CacheNeeds {
+        CacheNeeds {
+            units: LastUse::for_target(&self.target())
+                .read()
+                .expect("readable"),
             members: ["made-app", "made-derive", "made-lib"]
                 .map(str::to_owned)
                 .into(),
-            ..Needs::default()
+            ..CacheNeeds::default()
         }
     }
 }
 
 #[test]
 fn after_pruning_a_build_of_the_same_tree_compiles_nothing() {
-    let tree = Tree::new();
+    let tree = PrivateCargoTree::new();
     tree.write("own/app/Cargo.toml", &manifest("", ""));
     assert!(tree.build() > 10, "everything is new");
     every_unit_is_named_in_its_messages(&tree);
@@ -230,8 +232,10 @@ fn program(target: &Path) -> PathBuf {
 }
 
 /// Right after a build of all.
-fn every_unit_is_named_in_its_messages(tree: &Tree) {
-    let recorded = LastUse::of(&tree.target()).read().expect("readable");
+fn every_unit_is_named_in_its_messages(tree: &PrivateCargoTree) {
+    let recorded = LastUse::for_target(&tree.target())
+        .read()
+        .expect("readable");
     let found = units::find(&tree.target()).expect("readable");
     for (unit, artefacts) in &found {
         assert!(recorded.needed.contains(unit), "{unit:?} {artefacts:?}");
@@ -248,7 +252,7 @@ const BUILDS: &str = "ALKNET_TEST_BUILDS";
 fn settings_among_temporary_files_start_no_program() {
     let test = "cache::cargo_tests::settings_among_temporary_files_start_no_program";
     if std::env::var_os(BUILDS).is_some() {
-        let tree = Tree::new();
+        let tree = PrivateCargoTree::new();
         tree.write("own/app/Cargo.toml", &manifest("", ""));
         tree.cargo(&["check", "--package", "made-derive"]);
     } else {
@@ -268,7 +272,7 @@ fn settings_among_temporary_files_start_no_program() {
             ".cargo/config.toml",
             &format!("[build]\nrustc-wrapper = {program:?}\n"),
         );
-        // What the setting does to whoever runs cargo below it.
+        // What the setting does to a developer who runs cargo below it.
         write(
             "made/Cargo.toml",
             "[package]\nname = \"made\"\n[lib]\npath = \"lib.rs\"\n[workspace]\n",

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use xtask::cache::is_marked;
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Result, TaskError};
 
 /// A cache that a command of this project has claimed.
 ///
@@ -18,7 +18,7 @@ impl<'a> MarkedCache<'a> {
         if is_marked(cache) {
             return Ok(Self(cache));
         }
-        Err(Failure::Arguments(format!(
+        Err(TaskError::Arguments(format!(
             "{} is not known to be a cache of this project, so nothing in it is removed: it has no \
              CACHEDIR.TAG of this project's, which the commands write into the cache that they use; see what \
              ALKNET_CACHE names",

@@ -26,8 +26,8 @@ use serde_json::json;
 
 pub use self::command_lock::CommandLock;
 use self::folders::FolderUsage;
-use crate::context::Context;
-use crate::failure::{Failure, Result};
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
 
 /// The usual limit in GiB. What a tree needs, built, checked and tested, fits in twice.
 const LIMIT_GIB: &str = "15";
@@ -50,7 +50,7 @@ const REMEMBERED: &str = "size";
 /// Arguments of `cache`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
-pub struct Arguments {
+pub struct CacheArgs {
     /// Remove what was not used for the longest time until the cache is below the limit
     #[arg(long)]
     prune: bool,
@@ -75,7 +75,7 @@ What the tree that is checked out needs is never removed; where that alone passe
 the limit, the exit code is 5.";
 
 /// Shows the table, or prunes.
-pub(crate) fn run(cx: &Context, arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(cx: &XtaskContext, arguments: &CacheArgs) -> Result<()> {
     if arguments.prune {
         let pruned = prune::run(cx, arguments.limit, arguments.dry_run)?;
         if arguments.json {
@@ -110,8 +110,8 @@ pub(crate) fn run(cx: &Context, arguments: &Arguments) -> Result<()> {
 }
 
 /// To be held by every command that uses the cache, as long as it runs: nothing is pruned meanwhile.
-pub fn in_use(cx: &Context) -> Result<CommandLock> {
-    CommandLock::beside_others(cx.cache()).map_err(Failure::io("lock the cache"))
+pub fn in_use(cx: &XtaskContext) -> Result<CommandLock> {
+    CommandLock::beside_others(cx.cache()).map_err(TaskError::io("lock the cache"))
 }
 
 /// How large the cache is while a command runs, counted on threads beside its steps.
@@ -128,11 +128,11 @@ type Counting = JoinHandle<Option<u64>>;
 
 impl SizeWatch {
     /// Begins to count what a command finds.
-    pub fn begin(cx: &Context) -> Self {
-        Self::of(cx.cache())
+    pub fn begin(cx: &XtaskContext) -> Self {
+        Self::start(cx.cache())
     }
 
-    fn of(cache: &Path) -> Self {
+    fn start(cache: &Path) -> Self {
         Self {
             cache: cache.to_owned(),
             before: count(cache),
@@ -220,8 +220,8 @@ fn remembered(cache: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-fn counting(cache: &Path) -> impl FnOnce(io::Error) -> Failure + use<> {
-    Failure::io(format!("count what {} holds", cache.display()))
+fn counting(cache: &Path) -> impl FnOnce(io::Error) -> TaskError + use<> {
+    TaskError::io(format!("count what {} holds", cache.display()))
 }
 
 fn table(rows: &[FolderUsage]) -> String {

@@ -72,7 +72,7 @@ mod tests {
 
     use super::*;
     use crate::digest;
-    use crate::scratch::Scratch;
+    use crate::scratch::ScratchFolder;
 
     fn name(path: &Path) -> String {
         let name = path.file_name().expect("a name");
@@ -102,7 +102,7 @@ mod tests {
         let hash = digest::of_file(file.path()).expect("readable");
         assert!(is_ours(CandidateKind::Source, &hash));
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let scratch = Scratch::new(folder.path(), "kernel-build-").expect("writable");
+        let scratch = ScratchFolder::new(folder.path(), "kernel-build-").expect("writable");
         assert!(is_scratch(&name(scratch.path())));
         let temporary = tempfile::tempdir_in(folder.path()).expect("writable");
         assert!(is_temporary(&name(temporary.path())));

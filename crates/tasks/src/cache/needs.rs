@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use xtask::last_use::{LastUse, UseRecord};
 use xtask::rustc;
 
-use crate::context::Context;
-use crate::driver::{self, Selection};
-use crate::failure::{Failure, Result};
+use crate::context::XtaskContext;
+use crate::driver::{self, DriverSelection};
+use crate::failure::{Result, TaskError};
 use crate::{binary, gpu, image, kernel, sources, third_party};
 
 /// Folder of cargo's artefacts in the cache.
@@ -19,7 +19,7 @@ pub(super) const TARGET: &str = "target";
 
 /// What is not to be removed.
 #[derive(Debug, Default)]
-pub(super) struct Needs {
+pub(super) struct CacheNeeds {
     /// Folders of the cache, and files in folders of which each entry counts by itself.
     pub(super) folders: HashSet<PathBuf>,
     /// Which units the last builds used.
@@ -28,12 +28,12 @@ pub(super) struct Needs {
     pub(super) members: HashSet<String>,
 }
 
-impl Needs {
+impl CacheNeeds {
     /// Looks up what a command would look up, and makes and fetches nothing.
-    pub(super) fn of(cx: &Context) -> Result<Self> {
+    pub(super) fn collect(cx: &XtaskContext) -> Result<Self> {
         let mut folders = HashSet::from([rustc::path(cx.cache())]);
         folders.extend(kernel::cached(cx)?.map(|kernel| kernel.folder().to_owned()));
-        let drivers = driver::cached(cx, &Selection::usual())?.into_iter();
+        let drivers = driver::cached(cx, &DriverSelection::usual())?.into_iter();
         folders.extend(drivers.map(|driver| driver.folder));
         folders.extend(driver::linked(cx));
         if let Some(gpu) = gpu::cached(cx)? {
@@ -47,10 +47,10 @@ impl Needs {
         let pins = sources::pinned()?.into_iter().flat_map(|(_, pins)| pins);
         folders.extend(pins.map(|pin| kept.join(pin.sha256)));
         folders.extend(third_party::pinned(cx)?);
-        let units = LastUse::of(&cx.cache().join(TARGET)).read();
+        let units = LastUse::for_target(&cx.cache().join(TARGET)).read();
         Ok(Self {
             folders,
-            units: units.map_err(Failure::io("read which artefacts builds used"))?,
+            units: units.map_err(TaskError::io("read which artefacts builds used"))?,
             members: members(cx.root())?,
         })
     }
@@ -58,11 +58,11 @@ impl Needs {
 
 #[derive(Deserialize)]
 struct WorkspaceManifest {
-    workspace: Members,
+    workspace: WorkspaceMembers,
 }
 
 #[derive(Deserialize)]
-struct Members {
+struct WorkspaceMembers {
     members: Vec<PathBuf>,
 }
 
@@ -90,9 +90,9 @@ fn members(root: &Path) -> Result<HashSet<String>> {
 fn manifest<T: DeserializeOwned>(folder: &Path) -> Result<T> {
     let path = folder.join("Cargo.toml");
     let text =
-        fs::read_to_string(&path).map_err(Failure::io(format!("read {}", path.display())))?;
+        fs::read_to_string(&path).map_err(TaskError::io(format!("read {}", path.display())))?;
     toml::from_str(&text)
-        .map_err(|error| Failure::Workspace(format!("{}: {error}", path.display())))
+        .map_err(|error| TaskError::Workspace(format!("{}: {error}", path.display())))
 }
 
 fn parent(file: &Path) -> Option<PathBuf> {

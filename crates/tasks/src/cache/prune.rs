@@ -16,15 +16,15 @@ use super::candidates::{self, Candidate, CandidateKind, EvictionRank};
 use super::command_lock::CommandLock;
 use super::folders::{self, FolderUsage};
 use super::marked::MarkedCache;
-use super::needs::{Needs, TARGET};
+use super::needs::{CacheNeeds, TARGET};
 use super::{size, units, when};
-use crate::context::Context;
-use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
+use crate::scratch::ScratchFolder;
 
 /// What was removed, or would be.
 #[derive(Debug)]
-pub(super) struct Pruned {
+pub(super) struct PruneReport {
     candidates: Vec<Candidate>,
     before: u64,
     after: u64,
@@ -38,27 +38,27 @@ pub(super) struct Pruned {
 
 /// Brings the cache below `limit` bytes, as far as this tree's needs allow; with `dry_run` nothing is
 /// removed.
-pub(super) fn run(cx: &Context, limit: u64, dry_run: bool) -> Result<Pruned> {
+pub(super) fn run(cx: &XtaskContext, limit: u64, dry_run: bool) -> Result<PruneReport> {
     let cache = MarkedCache::find(cx.cache())?;
     // Held until everything is removed and counted again.
     let locks = if dry_run {
         None
     } else {
-        Some(Locks::take(cx)?)
+        Some(PruneLocks::take(cx)?)
     };
-    let pruned = prune(cache, &Needs::of(cx)?, limit, dry_run);
+    let pruned = prune(cache, &CacheNeeds::collect(cx)?, limit, dry_run);
     drop(locks);
     pruned
 }
 
 pub(super) fn prune(
     cache: MarkedCache<'_>,
-    needs: &Needs,
+    needs: &CacheNeeds,
     limit: u64,
     dry_run: bool,
-) -> Result<Pruned> {
+) -> Result<PruneReport> {
     let cache = cache.path();
-    let counting = || Failure::io(format!("count what {} holds", cache.display()));
+    let counting = || TaskError::io(format!("count what {} holds", cache.display()));
     let total = || folders::rows(cache).map(|rows| FolderUsage::total(&rows).bytes);
     let before = total().map_err(counting())?;
     let mut removable = candidates::list(cache, needs).map_err(counting())?;
@@ -80,7 +80,7 @@ pub(super) fn prune(
         remove(cache, &chosen)?;
         after = total().map_err(counting())?;
     }
-    Ok(Pruned {
+    Ok(PruneReport {
         candidates: chosen,
         before,
         after,
@@ -91,11 +91,11 @@ pub(super) fn prune(
     })
 }
 
-/// Moves each path aside before it is deleted, so that a command that is killed meanwhile leaves no half
-/// of a folder where the next one looks for a whole one. An error where a path is a mount point or lies behind one: that
-/// was put there by somebody else.
+/// Moves each path aside before it is deleted, so that a command that is killed meanwhile leaves no half of a folder
+/// where the next one looks for a whole one. A path that is a mount point or lies behind one is an error: this program
+/// did not put it there.
 pub(super) fn remove(cache: &Path, candidates: &[Candidate]) -> Result<()> {
-    let aside = Scratch::new(cache, "removed-")?;
+    let aside = ScratchFolder::new(cache, "removed-")?;
     let paths = candidates.iter().flat_map(|one| &one.paths);
     for (n, path) in paths.enumerate() {
         let moved = aside.path().join(n.to_string());
@@ -113,14 +113,14 @@ pub(super) fn remove(cache: &Path, candidates: &[Candidate]) -> Result<()> {
                 _ => Err(error),
             },
         };
-        removed.map_err(Failure::io(format!("remove {}", path.display())))?;
+        removed.map_err(TaskError::io(format!("remove {}", path.display())))?;
     }
     Ok(())
 }
 
 /// Who mounted something in the cache put it there for a reason that this command does not know.
-fn mounted(path: &Path) -> Failure {
-    Failure::Arguments(format!(
+fn mounted(path: &Path) -> TaskError {
+    TaskError::Arguments(format!(
         "{} is not removed: it is a mount point, or lies on another file system than the rest of the cache; unmount \
          that, or delete by hand what is in it",
         path.display()
@@ -157,7 +157,7 @@ fn delete(path: &Path) -> io::Result<()> {
     }
 }
 
-impl Pruned {
+impl PruneReport {
     /// Bytes that the cache holds now, or would hold.
     pub(super) const fn after(&self) -> u64 {
         self.after
@@ -168,7 +168,7 @@ impl Pruned {
         if self.after < self.limit {
             return Ok(());
         }
-        Err(Failure::CacheFull {
+        Err(TaskError::CacheFull {
             left: size(self.after),
             needed: size(self.needed),
             limit: size(self.limit),
@@ -250,18 +250,18 @@ fn line(bytes: u64, what: &str, kind: CandidateKind) -> String {
 
 /// Locks that no other command may hold while candidates are removed.
 #[derive(Debug)]
-struct Locks {
+struct PruneLocks {
     _commands: CommandLock,
     _build: Arc<BuildLock>,
     _cargo: Vec<File>,
 }
 
-impl Locks {
+impl PruneLocks {
     /// Waits until no command of ours and no cargo uses the cache.
-    fn take(cx: &Context) -> Result<Self> {
-        let commands = CommandLock::alone(cx.cache()).map_err(Failure::io("lock the cache"))?;
+    fn take(cx: &XtaskContext) -> Result<Self> {
+        let commands = CommandLock::alone(cx.cache()).map_err(TaskError::io("lock the cache"))?;
         let build = cx.claim()?;
-        let cargo = cargo_locks(cx.cache()).map_err(Failure::io("lock cargo's build folders"))?;
+        let cargo = cargo_locks(cx.cache()).map_err(TaskError::io("lock cargo's build folders"))?;
         Ok(Self {
             _commands: commands,
             _build: build,

@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::Parser as _;
-use xtask::last_use::Unit;
+use xtask::last_use::BuildUnit;
 
 use super::candidates::{EvictionRank, list};
 use super::folders::rows;
 use super::marked::{MarkedCache, mark};
-use super::needs::Needs;
-use super::prune::{Pruned, prune};
+use super::needs::CacheNeeds;
+use super::prune::{PruneReport, prune};
 use super::*;
-use crate::scratch::Scratch;
+use crate::scratch::ScratchFolder;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -28,9 +28,9 @@ const THREE: &str = "3333333333333333";
 const SOURCE: &str = "sources/5555555555555555555555555555555555555555555555555555555555555555";
 
 /// A cache of made-up files, gone when dropped.
-struct MadeUp(tempfile::TempDir);
+struct FakeCache(tempfile::TempDir);
 
-impl MadeUp {
+impl FakeCache {
     fn new() -> Self {
         let made_up = Self(tempfile::tempdir().expect("a temporary folder"));
         mark(made_up.path());
@@ -85,12 +85,12 @@ impl MadeUp {
         MarkedCache::find(self.path()).expect("it is marked")
     }
 
-    fn prune(&self, needs: &Needs, limit: u64) -> Pruned {
+    fn prune(&self, needs: &CacheNeeds, limit: u64) -> PruneReport {
         prune(self.marked(), needs, limit, false).expect("it can be pruned")
     }
 
     /// Removes just enough to be so many bytes smaller.
-    fn make_room(&self, needs: &Needs, bytes: usize) -> Pruned {
+    fn make_room(&self, needs: &CacheNeeds, bytes: usize) -> PruneReport {
         self.prune(needs, self.bytes() - bytes as u64 + 1)
     }
 }
@@ -103,19 +103,19 @@ fn date(path: &Path, days: u64) {
         .expect("ours to date");
 }
 
-fn unit(hash: &str) -> Unit {
-    Unit {
+fn unit(hash: &str) -> BuildUnit {
+    BuildUnit {
         layout: "release".to_owned(),
         hash: hash.to_owned(),
     }
 }
 
 /// The needs of a tree whose packages begin with "own".
-fn needs(cache: &MadeUp, folders: &[&str], units: &[&str]) -> Needs {
-    let mut needs = Needs {
+fn needs(cache: &FakeCache, folders: &[&str], units: &[&str]) -> CacheNeeds {
+    let mut needs = CacheNeeds {
         folders: folders.iter().map(|name| cache.at(name)).collect(),
         members: ["own", "own_too"].map(str::to_owned).into(),
-        ..Needs::default()
+        ..CacheNeeds::default()
     };
     needs.units.needed = units.iter().map(|hash| unit(hash)).collect();
     needs
@@ -123,7 +123,7 @@ fn needs(cache: &MadeUp, folders: &[&str], units: &[&str]) -> Needs {
 
 #[test]
 fn the_oldest_go_first_and_only_as_many_as_must() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", MIB, 30);
     cache.file("tools/b-bbbbbbbbbbbbbbbb/bin/b", MIB, 20);
     cache.file("image/cccccccccccccccc/disk.raw", MIB, 10);
@@ -147,7 +147,7 @@ fn the_oldest_go_first_and_only_as_many_as_must() {
 
 #[test]
 fn a_cache_below_its_limit_is_left_alone() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", MIB, 30);
     let pruned = cache.prune(&needs(&cache, &[], &[]), cache.bytes() + 1);
     assert!(cache.has("kernel/aaaaaaaaaaaaaaaa") && !pruned.text().contains("removed"));
@@ -156,7 +156,7 @@ fn a_cache_below_its_limit_is_left_alone() {
 
 #[test]
 fn former_versions_go_before_others_however_old() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     cache.unit("serde", ONE, 300);
     cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", MIB, 200);
     cache.unit("own", TWO, 0);
@@ -172,7 +172,7 @@ fn former_versions_go_before_others_however_old() {
 
 #[test]
 fn without_a_record_the_version_used_last_is_the_current_one() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     let [serde, other] = ["4444444444444444", "5555555555555555"];
     cache.unit("serde", serde, 300);
     for (hash, days) in [(ONE, 5), (TWO, 4), (THREE, 10)] {
@@ -190,7 +190,7 @@ fn without_a_record_the_version_used_last_is_the_current_one() {
 
 #[test]
 fn a_recorded_use_counts_for_more_than_a_files_age() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     cache.unit("serde", ONE, 300);
     cache.unit("bytes", TWO, 200);
     let mut needs = needs(&cache, &[], &[]);
@@ -202,7 +202,7 @@ fn a_recorded_use_counts_for_more_than_a_files_age() {
 
 #[test]
 fn what_the_tree_needs_stays_even_if_the_limit_is_passed() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     cache.file("kernel/eeeeeeeeeeeeeeee/bzImage", MIB, 300);
     cache.file(&format!("{SOURCE}/file"), MIB, 300);
     cache.unit("own", ONE, 300);
@@ -227,7 +227,7 @@ fn what_the_tree_needs_stays_even_if_the_limit_is_passed() {
 
 #[test]
 fn a_dry_run_says_the_same_and_removes_nothing() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", MIB, 30);
     cache.file("tools/b-bbbbbbbbbbbbbbbb/bin/b", MIB, 20);
     cache.unit("own", ONE, 5);
@@ -241,7 +241,7 @@ fn a_dry_run_says_the_same_and_removes_nothing() {
             && cache.has_unit("own", ONE)
     );
     let wet = cache.prune(&needs, MIB as u64);
-    let removed = |pruned: &Pruned| pruned.json()["removed"].clone();
+    let removed = |pruned: &PruneReport| pruned.json()["removed"].clone();
     assert_eq!(removed(&dry), removed(&wet));
     assert!(dry.text().contains("would be removed"), "{}", dry.text());
     // Counted before and after: the folders that held what is gone are left.
@@ -250,7 +250,7 @@ fn a_dry_run_says_the_same_and_removes_nothing() {
 
 #[test]
 fn what_the_commands_did_not_write_is_never_removed() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     let kept = [
         "bin/backup.sh",
         "bin/rustc-for-me",
@@ -278,7 +278,7 @@ fn what_the_commands_did_not_write_is_never_removed() {
 
 #[test]
 fn a_folder_that_no_command_has_marked_is_refused() {
-    let folder = MadeUp::new();
+    let folder = FakeCache::new();
     fs::remove_file(folder.at("CACHEDIR.TAG")).expect("it was marked");
     let error = MarkedCache::find(folder.path()).expect_err("it has no mark");
     let (text, path) = (error.to_string(), folder.path().display().to_string());
@@ -291,10 +291,10 @@ fn a_folder_that_no_command_has_marked_is_refused() {
 
 #[test]
 fn links_out_of_the_cache_are_not_followed() {
-    let outside = MadeUp::new();
+    let outside = FakeCache::new();
     outside.file("kernel/large", MIB, 300);
     outside.unit("own", ONE, 300);
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", MIB, 30);
     symlink(outside.at("kernel"), cache.at("kernel/bbbbbbbbbbbbbbbb")).expect("links");
     symlink(outside.at("kernel"), cache.at("tools")).expect("links");
@@ -314,11 +314,11 @@ fn links_out_of_the_cache_are_not_followed() {
 
 #[test]
 fn what_a_living_command_uses_stays_and_what_a_killed_one_left_goes_first() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", MIB, 300);
     cache.file("kernel-build-killed/in-use", 0, 0);
     cache.file("kernel-build-killed/source/file", MIB, 0);
-    let living = Scratch::new(cache.path(), "gpu-pack-").expect("writable");
+    let living = ScratchFolder::new(cache.path(), "gpu-pack-").expect("writable");
     fs::write(living.path().join("file"), vec![1; MIB]).expect("writable");
     cache.make_room(&needs(&cache, &[], &[]), MIB);
     assert!(!cache.has("kernel-build-killed") && cache.has("kernel/aaaaaaaaaaaaaaaa"));
@@ -328,7 +328,7 @@ fn what_a_living_command_uses_stays_and_what_a_killed_one_left_goes_first() {
 
 #[test]
 fn a_saved_machine_goes_unless_a_test_uses_it() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     for (name, days) in [("used", 300), ("old", 200), ("new", 1)] {
         cache.file(&format!("machines/{name}/contents.json"), MIB, 100);
         cache.file(&format!("machines/{name}.lock"), 0, days);
@@ -344,7 +344,7 @@ fn a_saved_machine_goes_unless_a_test_uses_it() {
 
 #[test]
 fn results_and_disks_are_never_removed() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     let kept = [
         "fuzz/findings/frame/crash-1",
         "logs/kernel-build.log",
@@ -376,7 +376,7 @@ fn results_and_disks_are_never_removed() {
 
 #[test]
 fn what_vanishes_before_its_turn_is_no_error() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", MIB, 300);
     let candidates = list(cache.path(), &needs(&cache, &[], &[])).expect("readable");
     assert_eq!(candidates.len(), 1);
@@ -387,7 +387,7 @@ fn what_vanishes_before_its_turn_is_no_error() {
 /// A link leads to what a mount in the cache would show.
 #[test]
 fn what_lies_on_another_file_system_is_named_and_stays() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     let kernel = "kernel/aaaaaaaaaaaaaaaa";
     cache.file(&format!("{kernel}/bzImage"), MIB, 300);
     let candidates = list(cache.path(), &needs(&cache, &[], &[])).expect("readable");
@@ -411,7 +411,7 @@ fn what_lies_on_another_file_system_is_named_and_stays() {
 
 #[test]
 fn a_program_with_two_names_goes_with_both() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     for (hash, days) in [(ONE, 300), (TWO, 200)] {
         cache.file(&format!("target/release/deps/own-{hash}"), MIB, days);
         cache.file(
@@ -430,7 +430,7 @@ fn a_program_with_two_names_goes_with_both() {
 
 #[test]
 fn the_table_has_a_row_for_each_folder_and_the_parts_of_target() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", 2 * MIB, 3);
     cache.file("size", 1, 0);
     cache.file("target/alknet-lock", 0, 1);
@@ -469,13 +469,13 @@ fn the_table_has_a_row_for_each_folder_and_the_parts_of_target() {
 
 #[test]
 fn a_command_says_how_large_the_cache_was_and_is() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     let ended = |counting: &Counting| {
         let counted = || counting.is_finished();
         alknet_test_support::eventually("it was counted", Duration::from_secs(60), counted);
     };
     let begin = || {
-        let watch = SizeWatch::of(cache.path());
+        let watch = SizeWatch::start(cache.path());
         ended(&watch.before);
         watch
     };
@@ -516,7 +516,7 @@ fn the_hint_comes_beyond_the_limit() {
 
 #[test]
 fn every_kind_of_part_says_what_its_loss_costs() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     for name in [
         "bin/rustc-for-aaaaaaaaaaaaaaaa",
         "binary/aaaaaaaaaaaaaaaa/alknet",
@@ -548,7 +548,7 @@ fn every_kind_of_part_says_what_its_loss_costs() {
 
 #[test]
 fn builds_that_were_never_recorded_are_named() {
-    let cache = MadeUp::new();
+    let cache = FakeCache::new();
     let mut needs = needs(&cache, &[], &[]);
     needs.units.missing = vec![xtask::last_use::BuildSet::Tests];
     let text = cache.prune(&needs, 1).text();
@@ -585,11 +585,11 @@ fn a_limit_is_a_number_above_nothing() {
 #[test]
 fn options_of_pruning_need_it() {
     #[derive(Debug, clap::Parser)]
-    struct Line {
+    struct CacheTestCli {
         #[command(flatten)]
-        arguments: Arguments,
+        arguments: CacheArgs,
     }
-    let parse = |words: &[&str]| Line::try_parse_from([&["cache"], words].concat());
+    let parse = |words: &[&str]| CacheTestCli::try_parse_from([&["cache"], words].concat());
     assert!(parse(&["--limit", "3"]).is_err() && parse(&["--dry-run"]).is_err());
     let usual = parse(&["--prune"]).expect("it parses").arguments;
     assert_eq!(usual.limit, LIMIT_BYTES);

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use xtask::last_use::{Unit, hash_in};
+use xtask::last_use::{BuildUnit, hash_in};
 
 /// Cargo's record of what a unit was made of. Without it cargo makes the unit again.
 const FINGERPRINTS: &str = ".fingerprint";
@@ -23,7 +23,7 @@ const OUTPUTS: [&str; 3] = ["build", "deps", "examples"];
 
 /// What cargo made in one step.
 #[derive(Debug, Default)]
-pub(super) struct Artefacts {
+pub(super) struct CargoUnitFiles {
     /// The package's name; none where the fingerprint is gone, and with it the use of the rest.
     pub(super) package: Option<String>,
     /// What of the package it is: `lib-NAME`, `bin-NAME`, `test-integration-test-NAME` and the like.
@@ -34,7 +34,7 @@ pub(super) struct Artefacts {
 }
 
 /// Every unit of a target folder.
-pub(super) fn find(target: &Path) -> io::Result<BTreeMap<Unit, Artefacts>> {
+pub(super) fn find(target: &Path) -> io::Result<BTreeMap<BuildUnit, CargoUnitFiles>> {
     let mut units = BTreeMap::new();
     for layout in layouts(target)? {
         add_layout(&mut units, target, &layout)?;
@@ -88,19 +88,19 @@ fn folders(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn add_layout(
-    units: &mut BTreeMap<Unit, Artefacts>,
+    units: &mut BTreeMap<BuildUnit, CargoUnitFiles>,
     target: &Path,
     layout: &Path,
 ) -> io::Result<()> {
     let relative = layout.strip_prefix(target).unwrap_or(layout);
-    let unit = |hash: &str| Unit {
+    let unit = |hash: &str| BuildUnit {
         layout: relative.to_string_lossy().into_owned(),
         hash: hash.to_owned(),
     };
     for entry in entries(&layout.join(FINGERPRINTS))? {
         let name = entry.file_name().to_string_lossy().into_owned();
         if let Some(hash) = hash_in(&name) {
-            let artefacts: &mut Artefacts = units.entry(unit(hash)).or_default();
+            let artefacts: &mut CargoUnitFiles = units.entry(unit(hash)).or_default();
             artefacts.package = name.strip_suffix(&format!("-{hash}")).map(str::to_owned);
             artefacts.target = target_of(&entry.path())?;
             artefacts.paths.push(entry.path());
@@ -166,7 +166,7 @@ mod tests {
         fs::write(path, path.to_string_lossy().as_bytes()).expect("writable");
     }
 
-    fn names(target: &Path, artefacts: &Artefacts) -> Vec<String> {
+    fn names(target: &Path, artefacts: &CargoUnitFiles) -> Vec<String> {
         let short = |path: &PathBuf| path.strip_prefix(target).expect("inside").to_owned();
         let names = artefacts.paths.iter().map(short);
         names
@@ -191,7 +191,7 @@ mod tests {
         touch(&target.join(format!("release/build/x-{ONE}/out/file")));
         let units = find(target).expect("readable");
         assert_eq!(units.len(), 3);
-        let unit = |layout: &str, hash: &str| Unit {
+        let unit = |layout: &str, hash: &str| BuildUnit {
             layout: layout.to_owned(),
             hash: hash.to_owned(),
         };

@@ -147,7 +147,7 @@ impl FolderLevel {
 
 /// A file with several names: how often it was met, and where.
 #[derive(Clone, Copy, Debug)]
-struct Linked {
+struct HardLinkedFile {
     bytes: u64,
     links: u64,
     met: u64,
@@ -159,7 +159,7 @@ struct Linked {
 struct UsageSum {
     parts: Vec<DiskUsage>,
     /// By device and inode.
-    linked: HashMap<(u64, u64), Linked>,
+    linked: HashMap<(u64, u64), HardLinkedFile>,
 }
 
 impl UsageSum {
@@ -180,7 +180,7 @@ impl UsageSum {
             usage.freed += bytes;
             return;
         }
-        let linked = Linked {
+        let linked = HardLinkedFile {
             bytes,
             links: data.nlink(),
             met: 1,
@@ -190,7 +190,7 @@ impl UsageSum {
         self.link((data.dev(), data.ino()), linked);
     }
 
-    fn link(&mut self, inode: (u64, u64), other: Linked) {
+    fn link(&mut self, inode: (u64, u64), other: HardLinkedFile) {
         self.linked
             .entry(inode)
             .and_modify(|linked| {

@@ -4,38 +4,38 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::ninja::Parts;
-use super::recipe::{Recipe, Recipes};
-use super::{Sealed, archive_name, seal};
-use crate::context::Context;
-use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
+use super::ninja::NinjaLinkInputs;
+use super::recipe::{DriverRecipe, DriverRecipes};
+use super::{SealedDriver, archive_name, seal};
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
+use crate::scratch::ScratchFolder;
 use crate::{cached, sources, steps};
 
 /// Debian's Python has the modules that Mesa's generators import; another one in front of it may not.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Every function in a section of its own, so that the last link can leave out what nobody calls.
+/// Every function in a section of its own, so that the last link can leave out those that are never called.
 const SECTIONS: &str = "['-ffunction-sections', '-fdata-sections']";
 
 /// One build in a scratch folder, gone when dropped.
-pub(super) struct Build<'a> {
-    cx: &'a Context,
-    recipes: &'a Recipes,
-    recipe: &'a Recipe,
+pub(super) struct DriverBuild<'a> {
+    cx: &'a XtaskContext,
+    recipes: &'a DriverRecipes,
+    recipe: &'a DriverRecipe,
     /// Folder of the build tool's Python package.
     meson: PathBuf,
-    scratch: Scratch,
+    scratch: ScratchFolder,
 }
 
-impl<'a> Build<'a> {
+impl<'a> DriverBuild<'a> {
     pub(super) fn new(
-        cx: &'a Context,
-        recipes: &'a Recipes,
-        recipe: &'a Recipe,
+        cx: &'a XtaskContext,
+        recipes: &'a DriverRecipes,
+        recipe: &'a DriverRecipe,
         meson: PathBuf,
     ) -> Result<Self> {
-        let scratch = Scratch::new(cx.cache(), &format!("vulkan-{}-build-", recipe.name))?;
+        let scratch = ScratchFolder::new(cx.cache(), &format!("vulkan-{}-build-", recipe.name))?;
         Ok(Self {
             cx,
             recipes,
@@ -50,7 +50,7 @@ impl<'a> Build<'a> {
         &self,
         mesa: &Path,
         patches: &[(String, String)],
-        sealed: &Sealed,
+        sealed: &SealedDriver,
     ) -> Result<()> {
         self.unpack(mesa, "source")?;
         for (name, text) in patches {
@@ -86,7 +86,7 @@ impl<'a> Build<'a> {
 
     fn unpack(&self, archive: &Path, to: &str) -> Result<()> {
         let folder = self.folder(to);
-        fs::create_dir(&folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+        fs::create_dir(&folder).map_err(TaskError::io(format!("make {}", folder.display())))?;
         let mut tar = steps::program("tar");
         tar.args(["--no-same-owner", "--strip-components=1", "-xJf"])
             .arg(archive)
@@ -97,9 +97,9 @@ impl<'a> Build<'a> {
 
     fn patch(&self, name: &str, text: &str) -> Result<()> {
         let file = self.folder(&format!("{name}.patch"));
-        fs::write(&file, text).map_err(Failure::io(format!("write {}", file.display())))?;
+        fs::write(&file, text).map_err(TaskError::io(format!("write {}", file.display())))?;
         let mut git = steps::program("git");
-        // The cache may lie in somebody's repository; the patch is not for that one.
+        // The cache may lie in another repository of the user's; the patch is not for that one.
         git.args(["apply", "--whitespace=nowarn"])
             .arg(&file)
             .current_dir(self.folder("source"))
@@ -113,7 +113,7 @@ impl<'a> Build<'a> {
             text += &format!("llvm-config = '{}'\n", self.recipes.llvm.config);
         }
         text += &format!("[built-in options]\nc_args = {SECTIONS}\ncpp_args = {SECTIONS}\n");
-        fs::write(self.folder("native.ini"), text).map_err(Failure::io("write meson's settings"))
+        fs::write(self.folder("native.ini"), text).map_err(TaskError::io("write meson's settings"))
     }
 
     fn meson(&self, build: &str, source: &str) -> Command {
@@ -176,22 +176,27 @@ impl<'a> Build<'a> {
         Ok(installed)
     }
 
-    fn parts(&self) -> Result<Parts> {
+    fn parts(&self) -> Result<NinjaLinkInputs> {
         let file = self.folder("build").join("build.ninja");
         let text =
-            fs::read_to_string(&file).map_err(Failure::io(format!("read {}", file.display())))?;
-        Parts::of(&self.recipe.target, &text).ok_or_else(|| {
-            Failure::Arguments(format!(
+            fs::read_to_string(&file).map_err(TaskError::io(format!("read {}", file.display())))?;
+        NinjaLinkInputs::parse(&self.recipe.target, &text).ok_or_else(|| {
+            TaskError::Arguments(format!(
                 "Mesa does not build {} with these options; see compute/driver/drivers.toml",
                 self.recipe.target
             ))
         })
     }
 
-    fn publish(&self, parts: &Parts, libdrm: Option<&Path>, sealed: &Sealed) -> Result<()> {
+    fn publish(
+        &self,
+        parts: &NinjaLinkInputs,
+        libdrm: Option<&Path>,
+        sealed: &SealedDriver,
+    ) -> Result<()> {
         let ready = self.folder("ready");
-        fs::create_dir(&ready).map_err(Failure::io("make a folder for the driver"))?;
-        let inputs = seal::Inputs {
+        fs::create_dir(&ready).map_err(TaskError::io("make a folder for the driver"))?;
+        let inputs = seal::DriverInputs {
             driver: &self.recipe.name,
             folder: &self.folder("build"),
             parts,
@@ -202,6 +207,7 @@ impl<'a> Build<'a> {
         seal::seal(self.scratch.path(), &inputs, &archive, |command, what| {
             self.step(command, what)
         })?;
-        cached::settle(&ready, &sealed.folder).map_err(Failure::io("put the driver into the cache"))
+        cached::settle(&ready, &sealed.folder)
+            .map_err(TaskError::io("put the driver into the cache"))
     }
 }

@@ -15,12 +15,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::slice;
 
-use self::build::Build;
-pub use self::recipe::Selection;
-use self::recipe::{Llvm, Recipe, Recipes};
-use crate::context::Context;
+use self::build::DriverBuild;
+pub use self::recipe::DriverSelection;
+use self::recipe::{DriverRecipe, DriverRecipes, LlvmRecipe};
+use crate::context::XtaskContext;
 use crate::digest;
-use crate::failure::{Failure, Result};
+use crate::failure::{Result, TaskError};
 use crate::{kernel, sources, steps, third_party};
 
 /// How a driver is built: a part of its name.
@@ -42,22 +42,22 @@ const LLVM_NOTE: &str = "llvm";
 
 /// The choice of drivers, for the commands that build an image.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Arguments {
+pub struct DriverArgs {
     /// Vulkan drivers to link: llvmpipe, v3dv and panvk, separated by commas, or none
-    #[arg(long, value_name = "DRIVERS", default_value_t = Selection::usual())]
-    pub vulkan: Selection,
+    #[arg(long, value_name = "DRIVERS", default_value_t = DriverSelection::usual())]
+    pub vulkan: DriverSelection,
 }
 
 /// A driver in the cache.
 #[derive(Clone, Debug)]
-pub struct Sealed {
+pub struct SealedDriver {
     /// As `--vulkan` names it.
     pub name: String,
     /// Where the archive lies.
     pub folder: PathBuf,
 }
 
-impl Sealed {
+impl SealedDriver {
     fn at(cache: &Path, name: &str, key: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -76,9 +76,9 @@ fn archive_name(driver: &str) -> String {
 }
 
 /// The drivers of this tree that lie in the cache, of those in `selection`.
-pub(crate) fn cached(cx: &Context, selection: &Selection) -> Result<Vec<Sealed>> {
-    let recipes = Recipes::own().map_err(Failure::Arguments)?;
-    let wanted = |recipe: &&Recipe| selection.names().contains(&recipe.name);
+pub(crate) fn cached(cx: &XtaskContext, selection: &DriverSelection) -> Result<Vec<SealedDriver>> {
+    let recipes = DriverRecipes::own().map_err(TaskError::Arguments)?;
+    let wanted = |recipe: &&DriverRecipe| selection.names().contains(&recipe.name);
     let mut drivers = Vec::new();
     for recipe in recipes.drivers.iter().filter(wanted) {
         let patches = read_patches(cx.root(), recipe)?;
@@ -89,14 +89,14 @@ pub(crate) fn cached(cx: &Context, selection: &Selection) -> Result<Vec<Sealed>>
 }
 
 /// The folders of the drivers that the last build linked.
-pub(crate) fn linked(cx: &Context) -> Vec<PathBuf> {
+pub(crate) fn linked(cx: &XtaskContext) -> Vec<PathBuf> {
     linked_in(&cx.mirror())
 }
 
 /// Finds the drivers in the cache or builds them.
-pub fn ensure(cx: &Context, selection: &Selection) -> Result<Vec<Sealed>> {
-    let recipes = Recipes::own().map_err(Failure::Arguments)?;
-    let wanted = |recipe: &&Recipe| selection.names().contains(&recipe.name);
+pub fn ensure(cx: &XtaskContext, selection: &DriverSelection) -> Result<Vec<SealedDriver>> {
+    let recipes = DriverRecipes::own().map_err(TaskError::Arguments)?;
+    let wanted = |recipe: &&DriverRecipe| selection.names().contains(&recipe.name);
     let mut drivers = Vec::new();
     for recipe in recipes.drivers.iter().filter(wanted) {
         drivers.push(ensure_one(cx, &recipes, recipe)?);
@@ -104,7 +104,11 @@ pub fn ensure(cx: &Context, selection: &Selection) -> Result<Vec<Sealed>> {
     Ok(drivers)
 }
 
-fn ensure_one(cx: &Context, recipes: &Recipes, recipe: &Recipe) -> Result<Sealed> {
+fn ensure_one(
+    cx: &XtaskContext,
+    recipes: &DriverRecipes,
+    recipe: &DriverRecipe,
+) -> Result<SealedDriver> {
     let patches = read_patches(cx.root(), recipe)?;
     let known = known_tools(cx.cache(), &recipes.llvm, recipe)?;
     if let Some(sealed) = find(cx, recipes, recipe, &patches, &known)? {
@@ -124,32 +128,32 @@ fn ensure_one(cx: &Context, recipes: &Recipes, recipe: &Recipe) -> Result<Sealed
 }
 
 fn build(
-    cx: &Context,
-    recipes: &Recipes,
-    recipe: &Recipe,
+    cx: &XtaskContext,
+    recipes: &DriverRecipes,
+    recipe: &DriverRecipe,
     patches: &[(String, String)],
     tools: &str,
-) -> Result<Sealed> {
+) -> Result<SealedDriver> {
     let mesa = sources::obtain(cx, "mesa")?;
     let key = key(recipes, recipe, &mesa.pin.sha256, patches, tools)?;
-    let sealed = Sealed::at(cx.cache(), &recipe.name, &key);
+    let sealed = SealedDriver::at(cx.cache(), &recipe.name, &key);
     let meson = third_party::python_folder(cx, MESON)?;
-    Build::new(cx, recipes, recipe, meson)?.run(&mesa.path, patches, &sealed)?;
+    DriverBuild::new(cx, recipes, recipe, meson)?.run(&mesa.path, patches, &sealed)?;
     Ok(sealed)
 }
 
 /// The driver in the cache that was made with one of these tools.
 fn find(
-    cx: &Context,
-    recipes: &Recipes,
-    recipe: &Recipe,
+    cx: &XtaskContext,
+    recipes: &DriverRecipes,
+    recipe: &DriverRecipe,
     patches: &[(String, String)],
     tools: &[String],
-) -> Result<Option<Sealed>> {
+) -> Result<Option<SealedDriver>> {
     for pin in sources::accepted("mesa")? {
         for tools in tools {
             let key = key(recipes, recipe, &pin.sha256, patches, tools)?;
-            let sealed = Sealed::at(cx.cache(), &recipe.name, &key);
+            let sealed = SealedDriver::at(cx.cache(), &recipe.name, &key);
             if sealed.archive().exists() {
                 return Ok(Some(sealed));
             }
@@ -160,14 +164,14 @@ fn find(
 
 /// Everything that decides an archive's bytes, as a short name.
 fn key(
-    recipes: &Recipes,
-    recipe: &Recipe,
+    recipes: &DriverRecipes,
+    recipe: &DriverRecipe,
     mesa: &str,
     patches: &[(String, String)],
     tools: &str,
 ) -> Result<String> {
     let own = serde_json::to_string(recipe)
-        .map_err(|error| Failure::Arguments(format!("drivers.toml: {error}")))?;
+        .map_err(|error| TaskError::Arguments(format!("drivers.toml: {error}")))?;
     let mut parts: Vec<String> = STEPS.map(str::to_owned).into();
     parts.extend([mesa.to_owned(), tools.to_owned(), own]);
     parts.extend([recipes.mesa.options.join(" "), MESON.to_owned()]);
@@ -188,26 +192,26 @@ fn key(
 }
 
 /// Name and text of each patch.
-fn read_patches(root: &Path, recipe: &Recipe) -> Result<Vec<(String, String)>> {
+fn read_patches(root: &Path, recipe: &DriverRecipe) -> Result<Vec<(String, String)>> {
     let read = |name: &String| {
         let path = root
             .join("compute/driver/patches")
             .join(format!("{name}.patch"));
         let text =
-            fs::read_to_string(&path).map_err(Failure::io(format!("read {}", path.display())))?;
+            fs::read_to_string(&path).map_err(TaskError::io(format!("read {}", path.display())))?;
         Ok((name.clone(), text))
     };
     recipe.patches.iter().map(read).collect()
 }
 
 /// Compiler, linker, and LLVM where it is used: what a driver is compiled with on this machine.
-fn installed_tools(llvm: &Llvm, recipe: &Recipe) -> Result<String> {
+fn installed_tools(llvm: &LlvmRecipe, recipe: &DriverRecipe) -> Result<String> {
     let tools = kernel::tool_versions()?;
     if !recipe.llvm {
         return Ok(tools);
     }
     let installed = installed_llvm(llvm)?.ok_or_else(|| {
-        Failure::Arguments(format!(
+        TaskError::Arguments(format!(
             "{} is not there: install LLVM {}",
             llvm.config, llvm.version
         ))
@@ -217,7 +221,7 @@ fn installed_tools(llvm: &Llvm, recipe: &Recipe) -> Result<String> {
 
 /// The tools of a driver that is taken from the cache: those of this machine. Where LLVM is not installed, every build of
 /// its demanded version that a driver in the cache has in it.
-fn known_tools(cache: &Path, llvm: &Llvm, recipe: &Recipe) -> Result<Vec<String>> {
+fn known_tools(cache: &Path, llvm: &LlvmRecipe, recipe: &DriverRecipe) -> Result<Vec<String>> {
     let tools = kernel::tool_versions()?;
     if !recipe.llvm {
         return Ok(vec![tools]);
@@ -230,7 +234,7 @@ fn known_tools(cache: &Path, llvm: &Llvm, recipe: &Recipe) -> Result<Vec<String>
 }
 
 /// The notes of the driver's archives of the demanded version, those of later builds of the package first.
-fn noted_llvms(cache: &Path, llvm: &Llvm, recipe: &Recipe) -> Vec<String> {
+fn noted_llvms(cache: &Path, llvm: &LlvmRecipe, recipe: &DriverRecipe) -> Vec<String> {
     let prefix = format!("{}-", recipe.name);
     let version = format!("LLVM {} ", llvm.version);
     let folders = fs::read_dir(cache.join("vulkan")).into_iter().flatten();
@@ -245,27 +249,27 @@ fn noted_llvms(cache: &Path, llvm: &Llvm, recipe: &Recipe) -> Vec<String> {
 }
 
 /// Notes beside a driver the LLVM in it, unless that stands there. The driver was made with the installed one.
-fn note_llvm(llvm: &Llvm, recipe: &Recipe, sealed: &Sealed) -> Result<()> {
+fn note_llvm(llvm: &LlvmRecipe, recipe: &DriverRecipe, sealed: &SealedDriver) -> Result<()> {
     let note = sealed.folder.join(LLVM_NOTE);
     if !recipe.llvm || note.exists() {
         return Ok(());
     }
     match installed_llvm(llvm)? {
         Some(installed) => {
-            fs::write(&note, installed).map_err(Failure::io(format!("write {}", note.display())))
+            fs::write(&note, installed).map_err(TaskError::io(format!("write {}", note.display())))
         }
         None => Ok(()),
     }
 }
 
 /// A line of the installed LLVM: its version is demanded, its package's is noted. `None` where it is not installed.
-fn installed_llvm(llvm: &Llvm) -> Result<Option<String>> {
+fn installed_llvm(llvm: &LlvmRecipe) -> Result<Option<String>> {
     if !Path::new(&llvm.config).exists() {
         return Ok(None);
     }
     let version = first_line(steps::program(&llvm.config).arg("--version"))?;
     if version != llvm.version {
-        return Err(Failure::Arguments(format!(
+        return Err(TaskError::Arguments(format!(
             "{} is LLVM {version}, but compute/driver/drivers.toml asks for {}",
             llvm.config, llvm.version
         )));
@@ -291,11 +295,11 @@ fn first_line(command: &mut Command) -> Result<String> {
     let what = command.get_program().to_string_lossy().into_owned();
     let output = command
         .output()
-        .map_err(Failure::io(format!("run {what}")))?;
+        .map_err(TaskError::io(format!("run {what}")))?;
     let text = String::from_utf8_lossy(&output.stdout);
     match text.lines().next() {
         Some(line) if output.status.success() => Ok(line.trim().to_owned()),
-        _ => Err(Failure::Step {
+        _ => Err(TaskError::Step {
             what,
             how: output.status.to_string(),
             log: None,
@@ -304,7 +308,7 @@ fn first_line(command: &mut Command) -> Result<String> {
 }
 
 /// Has the next build in the mirror link these drivers. The caller holds the lock.
-pub fn link(cx: &Context, drivers: &[Sealed]) -> Result<()> {
+pub fn link(cx: &XtaskContext, drivers: &[SealedDriver]) -> Result<()> {
     tell(&cx.mirror(), drivers)
 }
 
@@ -315,14 +319,14 @@ fn linked_in(root: &Path) -> Vec<PathBuf> {
 }
 
 /// Writes what is to be linked, unless it stands there already: a new file means a new build.
-fn tell(root: &Path, drivers: &[Sealed]) -> Result<()> {
-    let line = |driver: &Sealed| format!("{}={}\n", driver.name, driver.folder.display());
+fn tell(root: &Path, drivers: &[SealedDriver]) -> Result<()> {
+    let line = |driver: &SealedDriver| format!("{}={}\n", driver.name, driver.folder.display());
     let text: String = drivers.iter().map(line).collect();
     let file = root.join(LINKED);
     if fs::read_to_string(&file).is_ok_and(|there| there == text) {
         return Ok(());
     }
-    fs::write(&file, text).map_err(Failure::io(format!("write {}", file.display())))
+    fs::write(&file, text).map_err(TaskError::io(format!("write {}", file.display())))
 }
 
 #[cfg(test)]
@@ -331,9 +335,9 @@ mod tests {
 
     #[test]
     fn everything_that_decides_the_bytes_decides_the_name() {
-        let recipes = Recipes::own().expect("it parses");
+        let recipes = DriverRecipes::own().expect("it parses");
         let patch = |diff: &str| vec![("p".to_owned(), format!("Why.\n\ndiff {diff}"))];
-        let name = |recipes: &Recipes, mesa: &str, diff: &str, tools: &str| {
+        let name = |recipes: &DriverRecipes, mesa: &str, diff: &str, tools: &str| {
             key(recipes, &recipes.drivers[0], mesa, &patch(diff), tools).expect("a name")
         };
         let base = name(&recipes, "m", "d", "t");
@@ -353,12 +357,13 @@ mod tests {
     #[test]
     fn a_driver_is_found_where_its_llvm_is_not_installed() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let cx = Context::in_folder(folder.path());
-        let mut recipes = Recipes::own().expect("it parses");
+        let cx = XtaskContext::in_folder(folder.path());
+        let mut recipes = DriverRecipes::own().expect("it parses");
         recipes.llvm.config = "/nonexistent/llvm-config".to_owned();
         let recipe = recipes.drivers[0].clone();
         assert!(recipe.llvm, "the first one is the processor's");
-        let known = |llvm: &Llvm| known_tools(cx.cache(), llvm, &recipe).expect("gcc is there");
+        let known =
+            |llvm: &LlvmRecipe| known_tools(cx.cache(), llvm, &recipe).expect("gcc is there");
         assert_eq!(known(&recipes.llvm), [""; 0]);
         assert!(installed_tools(&recipes.llvm, &recipe).is_err());
 
@@ -366,7 +371,7 @@ mod tests {
         let tools = kernel::tool_versions().expect("gcc is there") + &line;
         let mesa = sources::accepted("mesa").expect("pinned");
         let name = key(&recipes, &recipe, &mesa[0].sha256, &[], &tools).expect("a name");
-        let sealed = Sealed::at(cx.cache(), &recipe.name, &name);
+        let sealed = SealedDriver::at(cx.cache(), &recipe.name, &name);
         fs::create_dir_all(&sealed.folder).expect("writable");
         fs::write(sealed.archive(), "").expect("writable");
         fs::write(sealed.folder.join(LLVM_NOTE), line).expect("writable");
@@ -382,7 +387,7 @@ mod tests {
     fn what_is_linked_is_told_once() {
         let root = tempfile::tempdir().expect("a temporary folder");
         fs::create_dir_all(root.path().join("compute/driver")).expect("writable");
-        let drivers = [Sealed::at(Path::new("/c"), "llvmpipe", "0")];
+        let drivers = [SealedDriver::at(Path::new("/c"), "llvmpipe", "0")];
         tell(root.path(), &drivers).expect("writable");
         let file = root.path().join(LINKED);
         let old = std::time::SystemTime::UNIX_EPOCH;

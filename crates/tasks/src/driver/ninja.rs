@@ -2,7 +2,7 @@
 
 /// The parts of one target, as paths below the build folder or anywhere on the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Parts {
+pub(super) struct NinjaLinkInputs {
     /// Objects of the target itself.
     pub(super) objects: Vec<String>,
     /// Archives of which everything is taken, wanted or not.
@@ -11,12 +11,12 @@ pub(super) struct Parts {
     pub(super) archives: Vec<String>,
 }
 
-impl Parts {
+impl NinjaLinkInputs {
     /// Finds `target` in the text of a `build.ninja`.
     ///
     /// Archives outside the build folder (the system's, LLVM's) are left out: they are chosen by the
     /// caller and not by what meson came across.
-    pub(super) fn of(target: &str, file: &str) -> Option<Self> {
+    pub(super) fn parse(target: &str, file: &str) -> Option<Self> {
         let head = format!("build {target}: ");
         let mut lines = file.lines().skip_while(|line| !line.starts_with(&head));
         let inputs = lines.next()?.strip_prefix(&head)?;

@@ -11,17 +11,17 @@ const NONE: &str = "none";
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Recipes {
-    pub(super) llvm: Llvm,
-    pub(super) mesa: Mesa,
+pub(super) struct DriverRecipes {
+    pub(super) llvm: LlvmRecipe,
+    pub(super) mesa: MesaRecipe,
     #[serde(rename = "driver")]
-    pub(super) drivers: Vec<Recipe>,
+    pub(super) drivers: Vec<DriverRecipe>,
 }
 
 /// The LLVM that the set-up installs.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Llvm {
+pub(super) struct LlvmRecipe {
     pub(super) version: String,
     /// The program that answers where it is.
     pub(super) config: String,
@@ -31,14 +31,14 @@ pub(super) struct Llvm {
 /// What every driver's build has in common.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Mesa {
+pub(super) struct MesaRecipe {
     pub(super) options: Vec<String>,
 }
 
 /// One driver.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Recipe {
+pub(super) struct DriverRecipe {
     pub(super) name: String,
     /// The shared library that Mesa would build; ours is made of what that would be linked from.
     pub(super) target: String,
@@ -49,7 +49,7 @@ pub(super) struct Recipe {
     pub(super) libdrm: bool,
 }
 
-impl Recipes {
+impl DriverRecipes {
     /// Those of this clone.
     pub(super) fn own() -> Result<Self, String> {
         Self::parse(include_str!("../../../../compute/driver/drivers.toml"))
@@ -59,16 +59,16 @@ impl Recipes {
         toml::from_str(text).map_err(|error| format!("compute/driver/drivers.toml: {error}"))
     }
 
-    fn find(&self, name: &str) -> Option<&Recipe> {
+    fn find(&self, name: &str) -> Option<&DriverRecipe> {
         self.drivers.iter().find(|driver| driver.name == name)
     }
 }
 
 /// The drivers that someone asked for, in the order of `drivers.toml`, each once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Selection(Vec<String>);
+pub struct DriverSelection(Vec<String>);
 
-impl Selection {
+impl DriverSelection {
     /// What the command line means when it says nothing: a processor can compute anywhere, but the
     /// driver is built for this one only.
     pub fn usual() -> Self {
@@ -90,7 +90,7 @@ impl Selection {
     }
 }
 
-impl fmt::Display for Selection {
+impl fmt::Display for DriverSelection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str(NONE);
@@ -99,14 +99,14 @@ impl fmt::Display for Selection {
     }
 }
 
-impl FromStr for Selection {
+impl FromStr for DriverSelection {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text == NONE {
             return Ok(Self(Vec::new()));
         }
-        let recipes = Recipes::own()?;
+        let recipes = DriverRecipes::own()?;
         let asked: Vec<&str> = text.split(',').collect();
         for name in &asked {
             if recipes.find(name).is_none() {
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn drivers_are_chosen_by_name_in_any_order() {
-        let parse = |text: &str| text.parse::<Selection>();
+        let parse = |text: &str| text.parse::<DriverSelection>();
         let both = parse("v3dv,llvmpipe,v3dv").expect("both are known");
         assert_eq!(both.to_string(), "llvmpipe,v3dv");
         assert_eq!(parse("none").expect("a word").names(), [""; 0]);
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_usual_selection_is_one_that_could_be_asked_for() {
-        let usual = Selection::usual();
+        let usual = DriverSelection::usual();
         assert_eq!(usual.to_string().parse(), Ok(usual));
     }
 
@@ -160,7 +160,7 @@ mod tests {
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .filter_map(|name| name.strip_suffix(".patch").map(str::to_owned))
             .collect();
-        let recipes = Recipes::own().expect("it parses");
+        let recipes = DriverRecipes::own().expect("it parses");
         let used: BTreeSet<String> = recipes
             .drivers
             .iter()
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn a_misspelt_key_is_named() {
         let text = include_str!("../../../../compute/driver/drivers.toml");
-        let error = Recipes::parse(&text.replace("libdrm =", "libdrn ="));
+        let error = DriverRecipes::parse(&text.replace("libdrm =", "libdrn ="));
         assert!(error.is_err_and(|error| error.contains("libdrn")));
     }
 }

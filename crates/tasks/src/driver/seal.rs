@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::first_line;
-use super::ninja::Parts;
-use super::recipe::Llvm;
-use crate::failure::{Failure, Result};
+use super::ninja::NinjaLinkInputs;
+use super::recipe::LlvmRecipe;
+use crate::failure::{Result, TaskError};
 use crate::steps;
 
 /// What every Vulkan driver shows to a loader, and what we call it behind the driver's name.
@@ -34,19 +34,19 @@ const UNWINDING: [&str; 4] = [
 ];
 
 /// What a driver is made of.
-pub(super) struct Inputs<'a> {
+pub(super) struct DriverInputs<'a> {
     pub(super) driver: &'a str,
     /// Mesa's build folder.
     pub(super) folder: &'a Path,
-    pub(super) parts: &'a Parts,
-    pub(super) llvm: Option<&'a Llvm>,
+    pub(super) parts: &'a NinjaLinkInputs,
+    pub(super) llvm: Option<&'a LlvmRecipe>,
     pub(super) libdrm: Option<PathBuf>,
 }
 
 /// Writes `archive`, working in `scratch`; `step` runs a program.
 pub(super) fn seal(
     scratch: &Path,
-    inputs: &Inputs<'_>,
+    inputs: &DriverInputs<'_>,
     archive: &Path,
     step: impl Fn(&mut Command, &str) -> Result<()>,
 ) -> Result<()> {
@@ -59,7 +59,7 @@ pub(super) fn seal(
     )?;
     let unique = scratch.join("unique");
     fs::write(&unique, unique_names(&linked)?)
-        .map_err(Failure::io(format!("write {}", unique.display())))?;
+        .map_err(TaskError::io(format!("write {}", unique.display())))?;
     // One after the other: hiding goes by what renaming made. C++'s unique names (static variables of
     // templates) cannot be hidden, weak ones can.
     let mut rename = steps::program("objcopy");
@@ -82,7 +82,7 @@ pub(super) fn seal(
 /// One relocatable object out of everything. Sections stay apart, so that the last link can still drop
 /// what is not called; C++'s groups of equal functions are resolved here, because hidden names in them
 /// would clash with the next sealed object's.
-fn link(inputs: &Inputs<'_>, output: &Path) -> Result<Command> {
+fn link(inputs: &DriverInputs<'_>, output: &Path) -> Result<Command> {
     let mut command = steps::program("ld");
     command
         .current_dir(inputs.folder)
@@ -115,9 +115,9 @@ fn unique_names(object: &Path) -> Result<String> {
         .arg("--defined-only")
         .arg(object)
         .output()
-        .map_err(Failure::io("run nm"))?;
+        .map_err(TaskError::io("run nm"))?;
     if !output.status.success() {
-        return Err(Failure::Step {
+        return Err(TaskError::Step {
             what: "nm".to_owned(),
             how: output.status.to_string(),
             log: None,
@@ -132,7 +132,7 @@ fn unique_in(symbols: &str) -> String {
 }
 
 /// LLVM's own program knows which archives the components need.
-fn llvm_archives(llvm: &Llvm) -> Result<Vec<String>> {
+fn llvm_archives(llvm: &LlvmRecipe) -> Result<Vec<String>> {
     let ask = |what: &str| {
         let mut command = steps::program(&llvm.config);
         command.args(["--link-static", what]).args(&llvm.components);

@@ -6,10 +6,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{BZIMAGE_BYTES_MAX, Kernel, config};
-use crate::context::Context;
-use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
+use super::{BZIMAGE_BYTES_MAX, KernelFiles, config};
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
+use crate::scratch::ScratchFolder;
 use crate::steps;
 
 /// Makes two builds of the same inputs byte-identical.
@@ -22,15 +22,15 @@ const REPRODUCIBLE: [(&str, &str); 5] = [
 ];
 
 /// One build in a scratch folder, gone when dropped.
-pub(super) struct Build<'a> {
-    cx: &'a Context,
+pub(super) struct KernelBuild<'a> {
+    cx: &'a XtaskContext,
     fragments: &'a [(String, String)],
-    scratch: Scratch,
+    scratch: ScratchFolder,
 }
 
-impl<'a> Build<'a> {
-    pub(super) fn new(cx: &'a Context, fragments: &'a [(String, String)]) -> Result<Self> {
-        let scratch = Scratch::new(cx.cache(), "kernel-build-")?;
+impl<'a> KernelBuild<'a> {
+    pub(super) fn new(cx: &'a XtaskContext, fragments: &'a [(String, String)]) -> Result<Self> {
+        let scratch = ScratchFolder::new(cx.cache(), "kernel-build-")?;
         Ok(Self {
             cx,
             fragments,
@@ -38,7 +38,7 @@ impl<'a> Build<'a> {
         })
     }
 
-    pub(super) fn run(&self, source: &Path, kernel: &Kernel) -> Result<()> {
+    pub(super) fn run(&self, source: &Path, kernel: &KernelFiles) -> Result<()> {
         self.unpack(source)?;
         self.configure()?;
         let mut make = self.make();
@@ -58,7 +58,7 @@ impl<'a> Build<'a> {
 
     fn unpack(&self, archive: &Path) -> Result<()> {
         for folder in [self.source(), self.output()] {
-            fs::create_dir(&folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+            fs::create_dir(&folder).map_err(TaskError::io(format!("make {}", folder.display())))?;
         }
         let mut tar = steps::program("tar");
         tar.args(["--strip-components=1", "-xJf"])
@@ -77,18 +77,18 @@ impl<'a> Build<'a> {
             .iter()
             .map(|(_, text)| text.as_str())
             .collect();
-        fs::write(&asked, text).map_err(Failure::io("write the fragments"))?;
+        fs::write(&asked, text).map_err(TaskError::io("write the fragments"))?;
         let mut make = self.make();
         make.arg("allnoconfig").env("KCONFIG_ALLCONFIG", &asked);
         self.cx
             .run(&mut make, "kernel configuration", "kernel-config")?;
         let config = fs::read_to_string(self.output().join(".config"))
-            .map_err(Failure::io("read the kernel's configuration"))?;
+            .map_err(TaskError::io("read the kernel's configuration"))?;
         let lost = config::lost(self.fragments, &config);
         if lost.is_empty() {
             Ok(())
         } else {
-            Err(Failure::OptionsLost(lost))
+            Err(TaskError::OptionsLost(lost))
         }
     }
 
@@ -103,16 +103,16 @@ impl<'a> Build<'a> {
     }
 
     /// Puts the results together beside their place, then moves the folder there in one step.
-    fn publish(&self, kernel: &Kernel) -> Result<()> {
+    fn publish(&self, kernel: &KernelFiles) -> Result<()> {
         let ready = self.scratch.path().join("ready");
-        fs::create_dir(&ready).map_err(Failure::io("make a folder for the kernel"))?;
+        fs::create_dir(&ready).map_err(TaskError::io("make a folder for the kernel"))?;
         let copy = |from: &str, to: &str| {
             fs::copy(self.output().join(from), ready.join(to))
-                .map_err(Failure::io(format!("copy the kernel's {from}")))
+                .map_err(TaskError::io(format!("copy the kernel's {from}")))
         };
         let bytes = copy("arch/x86/boot/bzImage", "bzImage")?;
         if bytes > BZIMAGE_BYTES_MAX {
-            return Err(Failure::TooLarge {
+            return Err(TaskError::TooLarge {
                 what: "the kernel".into(),
                 bytes,
                 limit: BZIMAGE_BYTES_MAX,
@@ -126,7 +126,7 @@ impl<'a> Build<'a> {
             .arg(self.output().join("vmlinux"));
         self.cx
             .run(&mut strip, "strip the kernel", "kernel-strip")?;
-        place(&ready, kernel.folder()).map_err(Failure::io("put the kernel into the cache"))
+        place(&ready, kernel.folder()).map_err(TaskError::io("put the kernel into the cache"))
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// What one fragment line asks of one option.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum KernelOptionValue {
     /// Exactly this line's value: `y`, a number, or a quoted string.
     Value(String),
     /// Not set.
@@ -12,34 +12,34 @@ pub(super) enum Wanted {
 }
 
 /// Every option that a fragment names, in order.
-pub(super) fn wanted(fragment: &str) -> Vec<(String, Wanted)> {
+pub(super) fn wanted(fragment: &str) -> Vec<(String, KernelOptionValue)> {
     fragment.lines().filter_map(wanted_line).collect()
 }
 
-fn wanted_line(line: &str) -> Option<(String, Wanted)> {
+fn wanted_line(line: &str) -> Option<(String, KernelOptionValue)> {
     if let Some(rest) = line.strip_prefix("# CONFIG_") {
         let name = rest.strip_suffix(" is not set")?;
-        return Some((format!("CONFIG_{name}"), Wanted::Off));
+        return Some((format!("CONFIG_{name}"), KernelOptionValue::Off));
     }
     let (name, value) = line.split_once('=')?;
     if !name.starts_with("CONFIG_") {
         return None;
     }
     let wanted = if value == "n" {
-        Wanted::Off
+        KernelOptionValue::Off
     } else {
-        Wanted::Value(value.to_owned())
+        KernelOptionValue::Value(value.to_owned())
     };
     Some((name.to_owned(), wanted))
 }
 
 /// One line for each option of `fragments` (name and content) that `config` does not have as asked.
 pub(super) fn lost(fragments: &[(String, String)], config: &str) -> Vec<String> {
-    let has: BTreeMap<String, Wanted> = wanted(config).into_iter().collect();
+    let has: BTreeMap<String, KernelOptionValue> = wanted(config).into_iter().collect();
     let mut lost = Vec::new();
     for (fragment, text) in fragments {
         for (name, asked) in wanted(text) {
-            let got = has.get(&name).unwrap_or(&Wanted::Off);
+            let got = has.get(&name).unwrap_or(&KernelOptionValue::Off);
             if *got != asked {
                 lost.push(format!(
                     "  {name} ({fragment}): asked for {}, got {}",
@@ -52,10 +52,10 @@ pub(super) fn lost(fragments: &[(String, String)], config: &str) -> Vec<String> 
     lost
 }
 
-fn said(wanted: &Wanted) -> &str {
+fn said(wanted: &KernelOptionValue) -> &str {
     match wanted {
-        Wanted::Value(value) => value,
-        Wanted::Off => "n",
+        KernelOptionValue::Value(value) => value,
+        KernelOptionValue::Off => "n",
     }
 }
 

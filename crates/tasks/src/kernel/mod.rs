@@ -9,9 +9,9 @@ mod config;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use self::build::Build;
-use crate::context::Context;
-use crate::failure::{Failure, Result};
+use self::build::KernelBuild;
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
 use crate::{digest, sources, steps};
 
 /// The fragments of the one x86-64 kernel, in the order they are merged.
@@ -39,7 +39,7 @@ const STEPS: [&str; 2] = [include_str!("build.rs"), include_str!("../steps.rs")]
 
 /// A built kernel.
 #[derive(Clone, Debug)]
-pub struct Kernel {
+pub struct KernelFiles {
     /// For boot loaders, EFI and QEMU's `-kernel`.
     pub bzimage: PathBuf,
     /// ELF with a PVH entry, without symbols.
@@ -49,7 +49,7 @@ pub struct Kernel {
 }
 
 /// Finds the kernel in the cache, or builds it.
-pub fn ensure(cx: &Context) -> Result<Kernel> {
+pub fn ensure(cx: &XtaskContext) -> Result<KernelFiles> {
     let fragments = read_fragments(cx.root())?;
     let tools = tool_versions()?;
     if let Some(kernel) = find(cx, &fragments, &tools)? {
@@ -57,23 +57,28 @@ pub fn ensure(cx: &Context) -> Result<Kernel> {
     }
     cx.install_compilers()?;
     let source = sources::obtain(cx, "linux")?;
-    let kernel = Kernel::at(cx.cache(), &key(&source.pin.sha256, &fragments, &tools));
-    Build::new(cx, &fragments)?.run(&source.path, &kernel)?;
+    let kernel = KernelFiles::at(cx.cache(), &key(&source.pin.sha256, &fragments, &tools));
+    KernelBuild::new(cx, &fragments)?.run(&source.path, &kernel)?;
     Ok(kernel)
 }
 
 /// The kernel of this tree, if it lies in the cache.
-pub(crate) fn cached(cx: &Context) -> Result<Option<Kernel>> {
+pub(crate) fn cached(cx: &XtaskContext) -> Result<Option<KernelFiles>> {
     find(cx, &read_fragments(cx.root())?, &tool_versions()?)
 }
 
-fn find(cx: &Context, fragments: &[(String, String)], tools: &str) -> Result<Option<Kernel>> {
+fn find(
+    cx: &XtaskContext,
+    fragments: &[(String, String)],
+    tools: &str,
+) -> Result<Option<KernelFiles>> {
     let pins = sources::accepted("linux")?.into_iter();
-    let mut kernels = pins.map(|pin| Kernel::at(cx.cache(), &key(&pin.sha256, fragments, tools)));
-    Ok(kernels.find(Kernel::exists))
+    let mut kernels =
+        pins.map(|pin| KernelFiles::at(cx.cache(), &key(&pin.sha256, fragments, tools)));
+    Ok(kernels.find(KernelFiles::exists))
 }
 
-impl Kernel {
+impl KernelFiles {
     fn at(cache: &Path, key: &str) -> Self {
         let folder = cache.join("kernel").join(key);
         Self {
@@ -110,7 +115,7 @@ fn read_fragments(root: &Path) -> Result<Vec<(String, String)>> {
     let read = |name: &&str| {
         let path = root.join("kernel-config").join(format!("{name}.config"));
         let text =
-            fs::read_to_string(&path).map_err(Failure::io(format!("read {}", path.display())))?;
+            fs::read_to_string(&path).map_err(TaskError::io(format!("read {}", path.display())))?;
         Ok(((*name).to_owned(), text))
     };
     X86_64_FRAGMENTS.iter().map(read).collect()
@@ -123,7 +128,7 @@ pub fn tool_versions() -> Result<String> {
         let output = steps::program(tool)
             .arg("--version")
             .output()
-            .map_err(Failure::io(format!(
+            .map_err(TaskError::io(format!(
                 "run {tool} (install gcc and binutils)"
             )))?;
         text += String::from_utf8_lossy(&output.stdout)

@@ -7,10 +7,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::context::Context;
-use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
-use crate::sources::pins::DebianPlace;
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
+use crate::scratch::ScratchFolder;
+use crate::sources::pins::DebianLocation;
 
 /// Keys of every Debian release that this machine's keyring package knows.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -20,10 +20,10 @@ const DOWNLOADER: &str = "/usr/lib/apt/apt-helper";
 
 /// Fetches a file by its path in the archive that this machine is configured for. No lists are needed:
 /// the file is judged by its hash.
-pub(super) fn fetch_from_pool(cx: &Context, path: &str, to: &Path) -> Result<()> {
+pub(super) fn fetch_from_pool(cx: &XtaskContext, path: &str, to: &Path) -> Result<()> {
     let address = format!("{}/{path}", address()?.trim_end_matches('/'));
     // What is there already would be asked after by its age, and kept.
-    fs::remove_file(to).map_err(Failure::io(format!("replace {}", to.display())))?;
+    fs::remove_file(to).map_err(TaskError::io(format!("replace {}", to.display())))?;
     let mut command = Command::new(DOWNLOADER);
     command
         .args(["-o", "APT::Sandbox::User=root", "download-file"])
@@ -34,12 +34,12 @@ pub(super) fn fetch_from_pool(cx: &Context, path: &str, to: &Path) -> Result<()>
 
 /// Takes one file out of the package at this address.
 pub(super) fn fetch_from_snapshot(
-    cx: &Context,
+    cx: &XtaskContext,
     address: &str,
     member: &str,
     to: &Path,
 ) -> Result<()> {
-    let scratch = Scratch::new(cx.cache(), "snapshot-")?;
+    let scratch = ScratchFolder::new(cx.cache(), "snapshot-")?;
     let package = scratch.path().join("package.deb");
     super::download(cx, address, &package)?;
     extract(&package, member, to)
@@ -47,14 +47,14 @@ pub(super) fn fetch_from_snapshot(
 
 /// A private view of the archive, gone when dropped.
 #[derive(Debug)]
-pub(crate) struct Archive {
-    folder: Scratch,
+pub(crate) struct DebianArchive {
+    folder: ScratchFolder,
 }
 
-impl Archive {
+impl DebianArchive {
     /// Reads the lists of `suites` from the archive that this machine is configured for.
-    pub(crate) fn open(cx: &Context, suites: &[&str]) -> Result<Self> {
-        let folder = Scratch::new(cx.cache(), "apt-")?;
+    pub(crate) fn open(cx: &XtaskContext, suites: &[&str]) -> Result<Self> {
+        let folder = ScratchFolder::new(cx.cache(), "apt-")?;
         let archive = Self { folder };
         archive.prepare(suites)?;
         let mut update = archive.apt();
@@ -64,9 +64,9 @@ impl Archive {
     }
 
     /// Takes one file out of a package of exactly the pinned version.
-    pub(crate) fn fetch(&self, cx: &Context, place: &DebianPlace, to: &Path) -> Result<()> {
+    pub(crate) fn fetch(&self, cx: &XtaskContext, place: &DebianLocation, to: &Path) -> Result<()> {
         let folder = tempfile::tempdir_in(self.folder.path())
-            .map_err(Failure::io("make a folder for a package"))?;
+            .map_err(TaskError::io("make a folder for a package"))?;
         let mut download = self.apt();
         download
             .arg("download")
@@ -84,11 +84,11 @@ impl Archive {
     fn prepare(&self, suites: &[&str]) -> Result<()> {
         let folder = self.folder.path();
         for part in ["state/lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(folder.join(part)).map_err(Failure::io("make package folders"))?;
+            fs::create_dir_all(folder.join(part)).map_err(TaskError::io("make package folders"))?;
         }
         let address = address()?;
         let lines: String = suites.iter().map(|suite| line(&address, suite)).collect();
-        fs::write(folder.join("sources.list"), lines).map_err(Failure::io("write a sources.list"))
+        fs::write(folder.join("sources.list"), lines).map_err(TaskError::io("write a sources.list"))
     }
 
     fn apt(&self) -> Command {
@@ -141,7 +141,7 @@ fn address() -> Result<String> {
     first_archive(&targets)
         .or_else(configured_address)
         .ok_or_else(|| {
-            Failure::Arguments("this machine's package configuration names no archive".to_owned())
+            TaskError::Arguments("this machine's package configuration names no archive".to_owned())
         })
 }
 
@@ -186,33 +186,33 @@ fn is_main(address: &str) -> bool {
 
 /// What a package client put into an empty folder.
 pub(super) fn only_file(folder: &Path) -> Result<PathBuf> {
-    let mut entries = fs::read_dir(folder).map_err(Failure::io("read the download"))?;
+    let mut entries = fs::read_dir(folder).map_err(TaskError::io("read the download"))?;
     entries
         .find_map(|entry| entry.ok().map(|entry| entry.path()))
-        .ok_or_else(|| Failure::Arguments("the package client downloaded nothing".to_owned()))
+        .ok_or_else(|| TaskError::Arguments("the package client downloaded nothing".to_owned()))
 }
 
 fn extract(package: &Path, member: &str, to: &Path) -> Result<()> {
-    let out = File::create(to).map_err(Failure::io(format!("write {}", to.display())))?;
+    let out = File::create(to).map_err(TaskError::io(format!("write {}", to.display())))?;
     let mut unpack = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(package)
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(Failure::io("run dpkg-deb"))?;
+        .map_err(TaskError::io("run dpkg-deb"))?;
     let archive = unpack.stdout.take().map_or_else(Stdio::null, Stdio::from);
     let status = Command::new("tar")
         .args(["-xO", "-f", "-", member])
         .stdin(archive)
         .stdout(out)
         .status()
-        .map_err(Failure::io("run tar"))?;
+        .map_err(TaskError::io("run tar"))?;
     // tar may stop reading once it has the member, which ends dpkg-deb with a broken pipe.
-    unpack.wait().map_err(Failure::io("wait for dpkg-deb"))?;
+    unpack.wait().map_err(TaskError::io("wait for dpkg-deb"))?;
     if status.success() {
         return Ok(());
     }
-    Err(Failure::Arguments(format!(
+    Err(TaskError::Arguments(format!(
         "{} has no file {member}",
         package.display()
     )))
@@ -264,7 +264,7 @@ mod tests {
             .output();
         let built = built.expect("every Debian has it");
         assert!(built.status.success(), "{built:?}");
-        let cx = Context::in_folder(&folder.path().join("cache"));
+        let cx = XtaskContext::in_folder(&folder.path().join("cache"));
         let to = folder.path().join("taken");
         let fetch = |address: &str| fetch_from_snapshot(&cx, address, "./usr/bin/made", &to);
         fetch(&format!("file://{}", package.display())).expect("it is there");

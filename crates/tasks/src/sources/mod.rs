@@ -12,47 +12,47 @@ use std::process::Command;
 
 use tempfile::NamedTempFile;
 
-use self::debian::Archive;
-pub use self::pins::Pin;
-use self::pins::{Pins, Source};
-use crate::context::Context;
+use self::debian::DebianArchive;
+pub use self::pins::SourcePin;
+use self::pins::{PinnedSource, SourcePins};
+use crate::context::XtaskContext;
 use crate::digest;
-use crate::failure::{Failure, Result};
+use crate::failure::{Result, TaskError};
 
 /// Debian's archive of all times, by date.
 const SNAPSHOT: &str = "https://snapshot.debian.org/archive/debian";
 
 /// A file whose bytes are those of its pin.
 #[derive(Clone, Debug)]
-pub struct Obtained {
+pub struct PinnedFile {
     /// Where it lies.
     pub path: PathBuf,
     /// Which accepted version it is.
-    pub pin: Pin,
+    pub pin: SourcePin,
 }
 
 /// The accepted versions of a source, best first.
-pub fn accepted(name: &str) -> Result<Vec<Pin>> {
-    Ok(Pins::own()?.find(name)?.pins.clone())
+pub fn accepted(name: &str) -> Result<Vec<SourcePin>> {
+    Ok(SourcePins::own()?.find(name)?.pins.clone())
 }
 
 /// Every source that is pinned: its name, and its accepted versions.
-pub(crate) fn pinned() -> Result<Vec<(String, Vec<Pin>)>> {
-    Ok(Pins::own()?.into_all())
+pub(crate) fn pinned() -> Result<Vec<(String, Vec<SourcePin>)>> {
+    Ok(SourcePins::own()?.into_all())
 }
 
 /// The first accepted version of a source that lies in the cache, unread, else the best.
-pub(crate) fn likely(cx: &Context, name: &str) -> Result<Pin> {
+pub(crate) fn likely(cx: &XtaskContext, name: &str) -> Result<SourcePin> {
     let pins = accepted(name)?;
     let kept = cx.cache().join("sources");
     let there = pins.iter().find(|pin| kept_path(&kept, pin).exists());
     let likely = there.or_else(|| pins.first()).cloned();
-    likely.ok_or_else(|| Failure::Arguments(format!("sources.toml: {name} has no version")))
+    likely.ok_or_else(|| TaskError::Arguments(format!("sources.toml: {name} has no version")))
 }
 
 /// Gets a source: from the user's folder, the cache, Debian, a registry of packages, or upstream.
-pub fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
-    let pins = Pins::own()?;
+pub fn obtain(cx: &XtaskContext, name: &str) -> Result<PinnedFile> {
+    let pins = SourcePins::own()?;
     let source = pins.find(name)?;
     let kept = cx.cache().join("sources");
     if let Some(folder) = &cx.sources
@@ -63,7 +63,7 @@ pub fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
     if let Some(found) = in_cache(source, &kept)? {
         return Ok(found);
     }
-    let mut search = Search {
+    let mut search = SourceSearch {
         cx,
         source,
         kept,
@@ -87,16 +87,16 @@ pub fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
     if let Some(found) = search.snapshot()? {
         return Ok(found);
     }
-    Err(Failure::Source {
+    Err(TaskError::Source {
         name: name.to_owned(),
         attempts: search.attempts,
     })
 }
 
-/// A file of the right name in the user's folder must have the right bytes: falling back silently
-/// would hide that the folder is not what the user believes. It is copied to `kept`, and the copy is judged and used:
-/// whoever can write in the folder may change the file at any time, and some of these files are programs.
-fn in_folder(source: &Source, folder: &Path, kept: &Path) -> Result<Option<Obtained>> {
+/// A file of the right name in the user's folder must have the right bytes: falling back silently would hide that the
+/// folder is not what the user believes. It is copied to `kept`, and the copy is checked and used: every user who can
+/// write in the folder may change the file at any time, and some of these files are programs.
+fn in_folder(source: &PinnedSource, folder: &Path, kept: &Path) -> Result<Option<PinnedFile>> {
     let mut refused = Vec::new();
     for pin in &source.pins {
         let path = folder.join(&pin.file);
@@ -106,7 +106,7 @@ fn in_folder(source: &Source, folder: &Path, kept: &Path) -> Result<Option<Obtai
         let fresh = beside(kept, pin)?;
         File::open(&path)
             .and_then(|mut file| io::copy(&mut file, &mut fresh.as_file()))
-            .map_err(Failure::io(format!("copy {}", path.display())))?;
+            .map_err(TaskError::io(format!("copy {}", path.display())))?;
         match settle(fresh, kept, pin)? {
             Ok(found) => return Ok(Some(found)),
             Err(got) => refused.push(mismatch(&path, pin, &got)),
@@ -115,39 +115,39 @@ fn in_folder(source: &Source, folder: &Path, kept: &Path) -> Result<Option<Obtai
     if refused.is_empty() {
         return Ok(None);
     }
-    Err(Failure::Source {
+    Err(TaskError::Source {
         name: source.name.clone(),
         attempts: refused,
     })
 }
 
-fn in_cache(source: &Source, kept: &Path) -> Result<Option<Obtained>> {
+fn in_cache(source: &PinnedSource, kept: &Path) -> Result<Option<PinnedFile>> {
     for pin in &source.pins {
         let path = kept_path(kept, pin);
         if !path.exists() {
             continue;
         }
         if verify(&path, pin)?.is_none() {
-            return Ok(Some(Obtained {
+            return Ok(Some(PinnedFile {
                 path,
                 pin: pin.clone(),
             }));
         }
-        fs::remove_file(&path).map_err(Failure::io(format!("remove {}", path.display())))?;
+        fs::remove_file(&path).map_err(TaskError::io(format!("remove {}", path.display())))?;
     }
     Ok(None)
 }
 
-fn kept_path(kept: &Path, pin: &Pin) -> PathBuf {
+fn kept_path(kept: &Path, pin: &SourcePin) -> PathBuf {
     kept.join(&pin.sha256).join(&pin.file)
 }
 
 /// A file beside the place of a pin's.
-fn beside(kept: &Path, pin: &Pin) -> Result<NamedTempFile> {
+fn beside(kept: &Path, pin: &SourcePin) -> Result<NamedTempFile> {
     let path = kept_path(kept, pin);
     let folder = path.parent().unwrap_or(kept);
-    fs::create_dir_all(folder).map_err(Failure::io(format!("make {}", folder.display())))?;
-    NamedTempFile::new_in(folder).map_err(Failure::io(format!("write in {}", folder.display())))
+    fs::create_dir_all(folder).map_err(TaskError::io(format!("make {}", folder.display())))?;
+    NamedTempFile::new_in(folder).map_err(TaskError::io(format!("write in {}", folder.display())))
 }
 
 /// Moves it there if it matches, unless one that matches is there: another command may have started that. Else the hash
@@ -155,8 +155,8 @@ fn beside(kept: &Path, pin: &Pin) -> Result<NamedTempFile> {
 fn settle(
     fresh: NamedTempFile,
     kept: &Path,
-    pin: &Pin,
-) -> Result<std::result::Result<Obtained, String>> {
+    pin: &SourcePin,
+) -> Result<std::result::Result<PinnedFile, String>> {
     if let Some(got) = verify(fresh.path(), pin)? {
         return Ok(Err(got));
     }
@@ -164,21 +164,21 @@ fn settle(
     if !path.exists() || verify(&path, pin)?.is_some() {
         fresh
             .persist(&path)
-            .map_err(|error| Failure::io("keep a source")(error.error))?;
+            .map_err(|error| TaskError::io("keep a source")(error.error))?;
     }
-    Ok(Ok(Obtained {
+    Ok(Ok(PinnedFile {
         path,
         pin: pin.clone(),
     }))
 }
 
 /// The hash that a file has instead of the pinned one; none when it matches.
-fn verify(path: &Path, pin: &Pin) -> Result<Option<String>> {
-    let got = digest::of_file(path).map_err(Failure::io(format!("read {}", path.display())))?;
+fn verify(path: &Path, pin: &SourcePin) -> Result<Option<String>> {
+    let got = digest::of_file(path).map_err(TaskError::io(format!("read {}", path.display())))?;
     Ok((got != pin.sha256).then_some(got))
 }
 
-fn mismatch(path: &Path, pin: &Pin, got: &str) -> String {
+fn mismatch(path: &Path, pin: &SourcePin, got: &str) -> String {
     format!(
         "  {}: not the pinned {}: SHA-256 expected {}, got {got}",
         path.display(),
@@ -188,15 +188,15 @@ fn mismatch(path: &Path, pin: &Pin, got: &str) -> String {
 }
 
 /// Looks in places that cost a download, and remembers what came of it.
-struct Search<'a> {
-    cx: &'a Context,
-    source: &'a Source,
+struct SourceSearch<'a> {
+    cx: &'a XtaskContext,
+    source: &'a PinnedSource,
     kept: PathBuf,
     attempts: Vec<String>,
 }
 
-impl Search<'_> {
-    fn debian(&mut self, suites: &[&str]) -> Result<Option<Obtained>> {
+impl SourceSearch<'_> {
+    fn debian(&mut self, suites: &[&str]) -> Result<Option<PinnedFile>> {
         let places: Vec<_> = self
             .source
             .pins
@@ -206,7 +206,7 @@ impl Search<'_> {
         if places.is_empty() {
             return Ok(None);
         }
-        let archive = match Archive::open(self.cx, suites) {
+        let archive = match DebianArchive::open(self.cx, suites) {
             Ok(archive) => archive,
             Err(error) => {
                 self.attempts.push(format!("  Debian: {error}"));
@@ -226,7 +226,7 @@ impl Search<'_> {
         Ok(None)
     }
 
-    fn npm(&mut self) -> Result<Option<Obtained>> {
+    fn npm(&mut self) -> Result<Option<PinnedFile>> {
         for pin in &self.source.pins {
             let Some(package) = &pin.npm else {
                 continue;
@@ -240,7 +240,7 @@ impl Search<'_> {
         Ok(None)
     }
 
-    fn crates(&mut self) -> Result<Option<Obtained>> {
+    fn crates(&mut self) -> Result<Option<PinnedFile>> {
         for pin in &self.source.pins {
             let Some(package) = &pin.cargo else {
                 continue;
@@ -255,7 +255,7 @@ impl Search<'_> {
         Ok(None)
     }
 
-    fn pool(&mut self) -> Result<Option<Obtained>> {
+    fn pool(&mut self) -> Result<Option<PinnedFile>> {
         for pin in &self.source.pins {
             let Some(path) = &pin.pool else {
                 continue;
@@ -270,7 +270,7 @@ impl Search<'_> {
         Ok(None)
     }
 
-    fn upstream(&mut self) -> Result<Option<Obtained>> {
+    fn upstream(&mut self) -> Result<Option<PinnedFile>> {
         for pin in &self.source.pins {
             let Some(address) = &pin.upstream else {
                 continue;
@@ -283,7 +283,7 @@ impl Search<'_> {
         Ok(None)
     }
 
-    fn snapshot(&mut self) -> Result<Option<Obtained>> {
+    fn snapshot(&mut self) -> Result<Option<PinnedFile>> {
         for pin in &self.source.pins {
             let place = pin.debian.as_ref();
             let Some((place, snapshot)) = place.zip(place.and_then(|it| it.snapshot.as_ref()))
@@ -304,10 +304,10 @@ impl Search<'_> {
     /// Fetches beside the final place, and moves the file there only when it matches.
     fn take(
         &mut self,
-        pin: &Pin,
+        pin: &SourcePin,
         what: &str,
         fetch: impl FnOnce(&Path) -> Result<()>,
-    ) -> Result<Option<Obtained>> {
+    ) -> Result<Option<PinnedFile>> {
         let fresh = beside(&self.kept, pin)?;
         if let Err(error) = fetch(fresh.path()) {
             self.attempts.push(format!("  {what}: {error}"));
@@ -325,7 +325,7 @@ impl Search<'_> {
     }
 }
 
-fn download(cx: &Context, address: &str, to: &Path) -> Result<()> {
+fn download(cx: &XtaskContext, address: &str, to: &Path) -> Result<()> {
     let mut command = Command::new("curl");
     command
         .args([
@@ -350,8 +350,8 @@ mod tests {
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-    fn pin(version: &str, sha256: &str) -> Pin {
-        Pin {
+    fn pin(version: &str, sha256: &str) -> SourcePin {
+        SourcePin {
             version: version.into(),
             file: "f.tar.xz".into(),
             sha256: sha256.into(),
@@ -363,8 +363,8 @@ mod tests {
         }
     }
 
-    fn source(pins: Vec<Pin>) -> Source {
-        Source {
+    fn source(pins: Vec<SourcePin>) -> PinnedSource {
+        PinnedSource {
             name: "thing".into(),
             pins,
         }

@@ -5,17 +5,17 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::context::Context;
-use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
+use crate::scratch::ScratchFolder;
 use crate::sources::debian::only_file;
 
 /// Takes the archive of `package`, `NAME@VERSION`, as the registry has it.
-pub(super) fn fetch(cx: &Context, package: &str, to: &Path) -> Result<()> {
+pub(super) fn fetch(cx: &XtaskContext, package: &str, to: &Path) -> Result<()> {
     cx.install_npm()?;
-    let scratch = Scratch::new(cx.cache(), "npm-")?;
+    let scratch = ScratchFolder::new(cx.cache(), "npm-")?;
     let [kept, packed] = ["cache", "packed"].map(|name| scratch.path().join(name));
-    fs::create_dir(&packed).map_err(Failure::io("make a folder for a package"))?;
+    fs::create_dir(&packed).map_err(TaskError::io("make a folder for a package"))?;
     let mut command = Command::new("npm");
     command
         .args(["pack", package, "--ignore-scripts", "--no-update-notifier"])
@@ -28,5 +28,5 @@ pub(super) fn fetch(cx: &Context, package: &str, to: &Path) -> Result<()> {
     let archive = only_file(&packed)?;
     fs::copy(&archive, to)
         .map(|_| ())
-        .map_err(Failure::io(format!("copy {}", archive.display())))
+        .map_err(TaskError::io(format!("copy {}", archive.display())))
 }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Result, TaskError};
 
 /// Hexadecimal digits of a SHA-256.
 const SHA256_DIGITS: usize = 64;
@@ -10,26 +10,26 @@ const SHA256_DIGITS: usize = 64;
 /// Every pinned source.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Pins {
+pub(super) struct SourcePins {
     #[serde(rename = "source")]
-    sources: Vec<Source>,
+    sources: Vec<PinnedSource>,
 }
 
 /// One part that comes as a file from elsewhere.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Source {
+pub(super) struct PinnedSource {
     /// How the rest of this program names it.
     pub name: String,
     /// Accepted versions, best first.
     #[serde(rename = "pin")]
-    pub pins: Vec<Pin>,
+    pub pins: Vec<SourcePin>,
 }
 
 /// One accepted version.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Pin {
+pub struct SourcePin {
     /// For people.
     pub version: String,
     /// Name of the file in a folder.
@@ -37,7 +37,7 @@ pub struct Pin {
     /// SHA-256 of the file, 64 hexadecimal digits.
     pub sha256: String,
     /// The Debian package that holds it.
-    pub debian: Option<DebianPlace>,
+    pub debian: Option<DebianLocation>,
     /// The package of crates.io, as `NAME@VERSION`.
     pub cargo: Option<String>,
     /// The package of npm's registry, as `NAME@VERSION`.
@@ -51,7 +51,7 @@ pub struct Pin {
 /// A file inside a Debian package.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DebianPlace {
+pub struct DebianLocation {
     /// Package name.
     pub package: String,
     /// Exact package version.
@@ -65,7 +65,7 @@ pub struct DebianPlace {
     pub snapshot: Option<String>,
 }
 
-impl Pins {
+impl SourcePins {
     /// The pins of this clone.
     pub(super) fn own() -> Result<Self> {
         Self::parse(include_str!("../../sources.toml"))
@@ -73,21 +73,21 @@ impl Pins {
 
     fn parse(text: &str) -> Result<Self> {
         let pins: Self = toml::from_str(text)
-            .map_err(|error| Failure::Arguments(format!("sources.toml: {error}")))?;
+            .map_err(|error| TaskError::Arguments(format!("sources.toml: {error}")))?;
         for (source, pin) in pins.all() {
             if !is_sha256(&pin.sha256) {
                 let text = format!(
                     "sources.toml: {} {}: sha256 must be 64 hexadecimal digits in lower case",
                     source.name, pin.version
                 );
-                return Err(Failure::Arguments(text));
+                return Err(TaskError::Arguments(text));
             }
         }
         Ok(pins)
     }
 
     /// The source of that name.
-    pub(super) fn find(&self, name: &str) -> Result<&Source> {
+    pub(super) fn find(&self, name: &str) -> Result<&PinnedSource> {
         self.sources
             .iter()
             .find(|source| source.name == name)
@@ -97,7 +97,7 @@ impl Pins {
                     .iter()
                     .map(|source| source.name.as_str())
                     .collect();
-                Failure::Arguments(format!(
+                TaskError::Arguments(format!(
                     "no source \"{name}\" in sources.toml, only {}",
                     known.join(", ")
                 ))
@@ -105,7 +105,7 @@ impl Pins {
     }
 
     /// Every source, with its accepted versions.
-    pub(crate) fn into_all(self) -> Vec<(String, Vec<Pin>)> {
+    pub(crate) fn into_all(self) -> Vec<(String, Vec<SourcePin>)> {
         let sources = self.sources.into_iter();
         sources.map(|source| (source.name, source.pins)).collect()
     }
@@ -122,7 +122,7 @@ impl Pins {
         suites
     }
 
-    fn all(&self) -> impl Iterator<Item = (&Source, &Pin)> {
+    fn all(&self) -> impl Iterator<Item = (&PinnedSource, &SourcePin)> {
         self.sources
             .iter()
             .flat_map(|source| source.pins.iter().map(move |pin| (source, pin)))
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_own_pins_are_well_formed() {
-        let pins = Pins::own().expect("sources.toml parses");
+        let pins = SourcePins::own().expect("sources.toml parses");
         for name in [
             "linux",
             "systemd-stub",
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn every_pin_has_a_place_and_no_archive_address() {
-        let pins = Pins::own().expect("sources.toml parses");
+        let pins = SourcePins::own().expect("sources.toml parses");
         for (source, pin) in pins.all() {
             assert!(
                 pin.debian.is_some()
@@ -177,11 +177,11 @@ mod tests {
         }
     }
 
-    /// Nobody else has the file once Debian has another version.
+    /// Only Debian's archive of snapshots has such a file once Debian has another version.
     #[test]
     fn what_debian_alone_has_is_in_its_archive_of_all_times() {
-        let pins = Pins::own().expect("sources.toml parses");
-        let of_others = |pin: &Pin| {
+        let pins = SourcePins::own().expect("sources.toml parses");
+        let of_others = |pin: &SourcePin| {
             let places = [&pin.cargo, &pin.npm, &pin.pool, &pin.upstream];
             places.into_iter().any(Option::is_some)
         };
@@ -215,13 +215,13 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let bad = "[[source]]\nname='x'\n[[source.pin]]\nversion='1'\nfile='f'\nsha256='ABC'\n";
-        let error = Pins::parse(bad).expect_err("not a hash").to_string();
+        let error = SourcePins::parse(bad).expect_err("not a hash").to_string();
         assert!(error.contains("x 1") && error.contains("sha256"), "{error}");
-        let error = Pins::parse("[[source]]\nnam='x'\n")
+        let error = SourcePins::parse("[[source]]\nnam='x'\n")
             .expect_err("a misspelt key")
             .to_string();
         assert!(error.contains("nam"), "{error}");
-        let error = Pins::own()
+        let error = SourcePins::own()
             .and_then(|pins| pins.find("linus").cloned())
             .expect_err("unknown");
         assert!(error.to_string().contains("linux"), "{error}");

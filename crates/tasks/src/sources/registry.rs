@@ -5,16 +5,16 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::context::Context;
+use crate::context::XtaskContext;
 use crate::digest;
-use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
+use crate::failure::{Result, TaskError};
+use crate::scratch::ScratchFolder;
 
 /// Takes the archive of `package`, `NAME@VERSION`, as the registry has it; where cargo has several, the one with this
 /// SHA-256.
-pub(super) fn fetch(cx: &Context, package: &str, sha256: &str, to: &Path) -> Result<()> {
+pub(super) fn fetch(cx: &XtaskContext, package: &str, sha256: &str, to: &Path) -> Result<()> {
     let home = home().ok_or_else(|| {
-        Failure::Arguments("no place of cargo's packages: set HOME or CARGO_HOME".to_owned())
+        TaskError::Arguments("no place of cargo's packages: set HOME or CARGO_HOME".to_owned())
     })?;
     let file = format!("{}.crate", package.replace('@', "-"));
     let archive = match kept(&home, &file, sha256) {
@@ -23,19 +23,19 @@ pub(super) fn fetch(cx: &Context, package: &str, sha256: &str, to: &Path) -> Res
             download(cx, package)?;
             kept(&home, &file, sha256).ok_or_else(|| {
                 let what = format!("cargo put no {file} into {}", home.display());
-                Failure::Arguments(what)
+                TaskError::Arguments(what)
             })?
         }
     };
     fs::copy(&archive, to)
         .map(|_| ())
-        .map_err(Failure::io(format!("copy {}", archive.display())))
+        .map_err(TaskError::io(format!("copy {}", archive.display())))
 }
 
 /// Cargo tells of a package what its archive has, and keeps the archive.
-fn download(cx: &Context, package: &str) -> Result<()> {
+fn download(cx: &XtaskContext, package: &str) -> Result<()> {
     // In a folder of no workspace: a member of that name would be told of in its place.
-    let scratch = Scratch::new(cx.cache(), "registry-")?;
+    let scratch = ScratchFolder::new(cx.cache(), "registry-")?;
     let mut command = cx.cargo("info");
     command.arg(package).current_dir(scratch.path());
     cx.run(&mut command, &format!("download {package}"), "registry")

@@ -7,12 +7,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use alknet_image::Form;
+use alknet_image::ImageForm;
 
 use super::deny_program;
-use crate::context::Context;
-use crate::failure::{Failure, Result};
-use crate::parts::Parts;
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
+use crate::parts::ImageParts;
 use crate::{driver, image, sources, third_party};
 
 /// Environment of the tests.
@@ -20,28 +20,28 @@ pub(crate) type Variables = Vec<(&'static str, OsString)>;
 
 /// What tests start: the one binary, and every form of the image with it.
 #[derive(Debug)]
-pub struct Booted {
+pub struct BootArtifacts {
     binary: PathBuf,
     images: PathBuf,
 }
 
-impl Booted {
+impl BootArtifacts {
     /// Finds or makes all of it.
-    pub fn ensure(cx: &mut Context, selection: &driver::Selection) -> Result<Self> {
+    pub fn ensure(cx: &mut XtaskContext, selection: &driver::DriverSelection) -> Result<Self> {
         let mut parts = None;
         cx.parallel(vec![
             ("third-party tools", Box::new(|cx| tools(cx))),
             (
                 "kernel, driver and workspace",
                 Box::new(|cx| {
-                    parts = Some(Parts::ensure(cx, selection)?);
+                    parts = Some(ImageParts::ensure(cx, selection)?);
                     Ok(())
                 }),
             ),
         ])?;
-        let Parts { kernel, binary } = parts.ok_or(Failure::Abandoned)?;
+        let ImageParts { kernel, binary } = parts.ok_or(TaskError::Abandoned)?;
         let image = cx.step("images", |cx| {
-            image::ensure(cx, &kernel, &binary, &Form::ALL)
+            image::ensure(cx, &kernel, &binary, &ImageForm::ALL)
         })?;
         Ok(Self {
             binary,
@@ -51,20 +51,20 @@ impl Booted {
 }
 
 /// Fetches third-party tools while the compilers are busy: the tests use them later.
-fn tools(cx: &Context) -> Result<()> {
+fn tools(cx: &XtaskContext) -> Result<()> {
     third_party(cx).map(drop)?;
     deny_program(cx).map(drop)
 }
 
 /// `cargo test` in the one profile, with the paths of image and binary in its environment.
-pub fn command(cx: &Context, booted: &Booted) -> Result<Command> {
+pub fn command(cx: &XtaskContext, booted: &BootArtifacts) -> Result<Command> {
     let mut command = cx.cargo("test");
     command.arg("--release").envs(variables(cx, booted)?);
     Ok(command)
 }
 
 /// The paths of image, binary and third-party programs.
-pub(super) fn variables(cx: &Context, booted: &Booted) -> Result<Variables> {
+pub(super) fn variables(cx: &XtaskContext, booted: &BootArtifacts) -> Result<Variables> {
     let mut variables = third_party(cx)?;
     variables.extend([
         ("ALKNET_CACHE", cx.cache().into()),
@@ -75,7 +75,7 @@ pub(super) fn variables(cx: &Context, booted: &Booted) -> Result<Variables> {
 }
 
 /// The paths of third-party programs.
-fn third_party(cx: &Context) -> Result<Variables> {
+fn third_party(cx: &XtaskContext) -> Result<Variables> {
     Ok(vec![
         ("PATH", path_with_first(third_party::node(cx)?)?),
         (
@@ -141,7 +141,7 @@ fn third_party(cx: &Context) -> Result<Variables> {
 fn path_with_first(folder: PathBuf) -> Result<OsString> {
     let others = std::env::var_os("PATH").unwrap_or_default();
     let all = iter::once(folder).chain(std::env::split_paths(&others));
-    std::env::join_paths(all).map_err(|error| Failure::Step {
+    std::env::join_paths(all).map_err(|error| TaskError::Step {
         what: "naming where programs are".to_owned(),
         how: error.to_string(),
         log: None,
@@ -149,9 +149,9 @@ fn path_with_first(folder: PathBuf) -> Result<OsString> {
 }
 
 /// The time server, out of its package and runnable.
-fn chronyd(cx: &Context) -> Result<PathBuf> {
+fn chronyd(cx: &XtaskContext) -> Result<PathBuf> {
     let path = sources::obtain(cx, "chronyd")?.path;
     fs::set_permissions(&path, Permissions::from_mode(0o755))
-        .map_err(Failure::io(format!("make {} runnable", path.display())))?;
+        .map_err(TaskError::io(format!("make {} runnable", path.display())))?;
     Ok(path)
 }

@@ -5,21 +5,21 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::context::Context;
+use crate::context::XtaskContext;
 use crate::failure::Result;
 use crate::third_party;
 
 /// The licence and dependency checker, as `sources.toml` names it.
 pub(crate) const DENY: &str = "cargo-deny";
 
-pub(super) fn format(cx: &Context) -> Result<()> {
+pub(super) fn format(cx: &XtaskContext) -> Result<()> {
     let mut command = cx.cargo("fmt");
     cx.show(command.args(["--all", "--check"]), "format")
 }
 
 /// Licences, bans and sources need no network. Known vulnerabilities need a database that lies on
 /// a code host; where that cannot be reached, the check says so and is not held against the tree.
-pub(super) fn dependencies(cx: &Context) -> Result<()> {
+pub(super) fn dependencies(cx: &XtaskContext) -> Result<()> {
     let program = deny_program(cx)?;
     let check = |what: &[&str]| {
         let mut command = Command::new(&program);
@@ -37,7 +37,7 @@ pub(super) fn dependencies(cx: &Context) -> Result<()> {
     advisories(cx, &mut check(&["advisories"]))
 }
 
-fn advisories(cx: &Context, check: &mut Command) -> Result<()> {
+fn advisories(cx: &XtaskContext, check: &mut Command) -> Result<()> {
     let what = "known vulnerabilities";
     check.env("GIT_TERMINAL_PROMPT", "0");
     let Err(error) = cx.run(check, what, "advisories") else {
@@ -57,7 +57,7 @@ fn is_finding(output: &str) -> bool {
 }
 
 /// The checker; its own dependencies are no part of this workspace.
-pub fn deny_program(cx: &Context) -> Result<PathBuf> {
+pub fn deny_program(cx: &XtaskContext) -> Result<PathBuf> {
     third_party::installed(cx, DENY, "cargo-deny")
 }
 

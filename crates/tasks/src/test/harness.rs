@@ -41,7 +41,7 @@ pub(super) const PANIC_LINES_MAX: usize = 12;
 
 /// In which form a program says how its tests ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum TestOutputFormat {
     /// One object to a line, as libtest writes it with `--format=json`.
     Json,
     /// Lines for people, which cargo writes for the examples in the documentation.
@@ -55,7 +55,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(45 * 60);
 
 /// How long a program may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Limits {
+pub(super) struct TestTimeouts {
     /// Longest time in which no test of it ends: longer than any limit of a test, which fails with what it saw. An
     /// emulated machine has 900 s for its boot at rest: [`READY_WITHIN`](alknet_qemu::READY_WITHIN), ten times for the
     /// emulation, three for the tests beside.
@@ -65,9 +65,9 @@ pub(super) struct Limits {
     pub(super) grace: Duration,
 }
 
-impl Limits {
+impl TestTimeouts {
     /// Those of a machine that is slower than one at rest by this factor.
-    pub(super) fn of(slowdown: f64) -> Self {
+    pub(super) fn scaled(slowdown: f64) -> Self {
         Self {
             silence: SILENCE.mul_f64(slowdown).min(SILENCE_MAX),
             grace: Duration::from_secs(5).mul_f64(slowdown),
@@ -77,7 +77,7 @@ impl Limits {
 
 /// How a test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum TestVerdict {
     Passed,
     Failed,
     Ignored,
@@ -87,15 +87,15 @@ pub(super) enum Verdict {
 
 /// A test that ran.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Test {
+pub(super) struct TestResult {
     pub(super) name: String,
-    pub(super) verdict: Verdict,
+    pub(super) verdict: TestVerdict,
     pub(super) seconds: f64,
     /// What it printed, where it failed.
     pub(super) said: String,
 }
 
-impl Test {
+impl TestResult {
     /// What it printed from its first panic on; nothing where none is known.
     pub(super) fn panic(&self) -> impl Iterator<Item = &str> {
         let lines = self.said.lines();
@@ -105,8 +105,8 @@ impl Test {
 
 /// A program that ran.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Outcome {
-    pub(super) tests: Vec<Test>,
+pub(super) struct ProgramResult {
+    pub(super) tests: Vec<TestResult>,
     pub(super) filtered_out: u64,
     pub(super) wall_seconds: f64,
     /// Of the program and of all that it started and waited for.
@@ -119,16 +119,17 @@ pub(super) struct Outcome {
     pub(super) not_run: u64,
 }
 
-impl Outcome {
-    pub(super) fn count(&self, verdict: Verdict) -> usize {
+impl ProgramResult {
+    pub(super) fn count(&self, verdict: TestVerdict) -> usize {
         self.tests
             .iter()
             .filter(|test| test.verdict == verdict)
             .count()
     }
 
-    pub(super) fn failed(&self) -> impl Iterator<Item = &Test> {
-        let failed = |test: &&Test| matches!(test.verdict, Verdict::Failed | Verdict::Lost);
+    pub(super) fn failed(&self) -> impl Iterator<Item = &TestResult> {
+        let failed =
+            |test: &&TestResult| matches!(test.verdict, TestVerdict::Failed | TestVerdict::Lost);
         self.tests.iter().filter(failed)
     }
 
@@ -142,9 +143,9 @@ impl Outcome {
         let mut lines = vec![String::new(), format!("running {total} tests")];
         for test in &self.tests {
             let verdict = match test.verdict {
-                Verdict::Passed => "ok",
-                Verdict::Failed | Verdict::Lost => "FAILED",
-                Verdict::Ignored => "ignored",
+                TestVerdict::Passed => "ok",
+                TestVerdict::Failed | TestVerdict::Lost => "FAILED",
+                TestVerdict::Ignored => "ignored",
             };
             lines.push(format!("test {} ... {verdict}", test.name));
             // Why it failed stands where that is said: a log that is cut holds both or neither.
@@ -156,9 +157,9 @@ impl Outcome {
             "test result: {}. {} passed; {} failed; {} ignored; 0 measured; {} filtered out; \
              finished in {:.2}s",
             if self.passed() { "ok" } else { "FAILED" },
-            self.count(Verdict::Passed),
-            self.count(Verdict::Failed) + self.count(Verdict::Lost),
-            self.count(Verdict::Ignored),
+            self.count(TestVerdict::Passed),
+            self.count(TestVerdict::Failed) + self.count(TestVerdict::Lost),
+            self.count(TestVerdict::Ignored),
             self.filtered_out,
             self.wall_seconds,
         ));
@@ -170,7 +171,7 @@ impl Outcome {
 }
 
 #[derive(Debug, Deserialize)]
-struct Event {
+struct LibtestEvent {
     #[serde(rename = "type")]
     kind: String,
     event: String,
@@ -196,12 +197,12 @@ struct Event {
 
 /// Reads the output of a program line by line.
 #[derive(Debug)]
-pub(super) struct Reader {
-    format: Format,
-    outcome: Outcome,
+pub(super) struct TestOutputReader {
+    format: TestOutputFormat,
+    outcome: ProgramResult,
     running: BTreeSet<String>,
     ended: BTreeSet<String>,
-    /// Suites that began and ended: one, and for [`Format::Plain`] one for each package.
+    /// Suites that began and ended: one, and for [`TestOutputFormat::Plain`] one for each package.
     begun: usize,
     finished: usize,
     /// Tests that all suites together announced.
@@ -211,11 +212,11 @@ pub(super) struct Reader {
     last_event: Option<Instant>,
 }
 
-impl Reader {
-    pub(super) fn new(format: Format) -> Self {
+impl TestOutputReader {
+    pub(super) fn new(format: TestOutputFormat) -> Self {
         Self {
             format,
-            outcome: Outcome::default(),
+            outcome: ProgramResult::default(),
             running: BTreeSet::new(),
             ended: BTreeSet::new(),
             begun: 0,
@@ -229,8 +230,8 @@ impl Reader {
     /// Reads a line; `is_cut` when more of it came than is kept.
     pub(super) fn line(&mut self, line: &str, is_cut: bool) {
         match self.format {
-            Format::Json => self.json(line, is_cut),
-            Format::Plain => self.plain(line),
+            TestOutputFormat::Json => self.json(line, is_cut),
+            TestOutputFormat::Plain => self.plain(line),
         }
     }
 
@@ -241,7 +242,7 @@ impl Reader {
         };
         let (before, rest) = line.split_at(at);
         let mut events = serde_json::Deserializer::from_str(rest).into_iter();
-        let (event, after): (Event, _) = match events.next() {
+        let (event, after): (LibtestEvent, _) = match events.next() {
             Some(Ok(event)) => (event, &rest[events.byte_offset()..]),
             _ => match is_cut.then(|| completed(rest)).flatten() {
                 Some(event) => (event, ""),
@@ -257,7 +258,7 @@ impl Reader {
         self.event(event);
     }
 
-    fn event(&mut self, event: Event) {
+    fn event(&mut self, event: LibtestEvent) {
         self.last_event = Some(Instant::now());
         let is_first = event.kind == "suite" && event.event == "started";
         if self.finished > 0 || (self.begun == 0) != is_first {
@@ -276,9 +277,9 @@ impl Reader {
             }
             ("suite", "ok" | "failed") => self.suite_ended(&event),
             ("test", "started") => self.started(event.name),
-            ("test", "ok") => self.ended(event, Verdict::Passed),
-            ("test", "failed") => self.ended(event, Verdict::Failed),
-            ("test", "ignored") => self.ended(event, Verdict::Ignored),
+            ("test", "ok") => self.ended(event, TestVerdict::Passed),
+            ("test", "failed") => self.ended(event, TestVerdict::Failed),
+            ("test", "ignored") => self.ended(event, TestVerdict::Ignored),
             _ => {}
         }
     }
@@ -291,13 +292,13 @@ impl Reader {
         self.running.insert(name);
     }
 
-    fn suite_ended(&mut self, event: &Event) {
+    fn suite_ended(&mut self, event: &LibtestEvent) {
         self.finished += 1;
         self.outcome.filtered_out = event.filtered_out;
         let counts = [
-            (event.passed, Verdict::Passed),
-            (event.failed, Verdict::Failed),
-            (event.ignored, Verdict::Ignored),
+            (event.passed, TestVerdict::Passed),
+            (event.failed, TestVerdict::Failed),
+            (event.ignored, TestVerdict::Ignored),
         ];
         let outcome = &self.outcome;
         if counts
@@ -310,9 +311,9 @@ impl Reader {
                     event.passed,
                     event.failed,
                     event.ignored,
-                    outcome.count(Verdict::Passed),
-                    outcome.count(Verdict::Failed),
-                    outcome.count(Verdict::Ignored),
+                    outcome.count(TestVerdict::Passed),
+                    outcome.count(TestVerdict::Failed),
+                    outcome.count(TestVerdict::Ignored),
                 )
             });
         } else if event.event == "failed" && event.failed == 0 {
@@ -328,9 +329,9 @@ impl Reader {
             .strip_prefix("test ")
             .and_then(|rest| rest.rsplit_once(" ... "));
         let verdict = match ended {
-            Some((_, "ok")) => Verdict::Passed,
-            Some((_, "FAILED")) => Verdict::Failed,
-            Some((_, how)) if how.starts_with("ignored") => Verdict::Ignored,
+            Some((_, "ok")) => TestVerdict::Passed,
+            Some((_, "FAILED")) => TestVerdict::Failed,
+            Some((_, how)) if how.starts_with("ignored") => TestVerdict::Ignored,
             _ => {
                 let count = line.strip_prefix("running ");
                 let count = count.and_then(|rest| rest.split_once(" test"));
@@ -344,7 +345,7 @@ impl Reader {
             }
         };
         self.last_event = Some(Instant::now());
-        self.outcome.tests.push(Test {
+        self.outcome.tests.push(TestResult {
             name: ended.map_or("", |(name, _)| name).to_owned(),
             verdict,
             seconds: 0.0,
@@ -352,7 +353,7 @@ impl Reader {
         });
     }
 
-    fn ended(&mut self, event: Event, verdict: Verdict) {
+    fn ended(&mut self, event: LibtestEvent, verdict: TestVerdict) {
         if !self.running.remove(&event.name) {
             let text = format!("the test `{}` ended and was not running", event.name);
             self.odd.get_or_insert(text);
@@ -365,7 +366,7 @@ impl Reader {
         if !event.message.is_empty() {
             said += &event.message;
         }
-        self.outcome.tests.push(Test {
+        self.outcome.tests.push(TestResult {
             name: event.name,
             verdict,
             seconds: event.exec_time,
@@ -382,11 +383,11 @@ impl Reader {
     }
 
     /// The outcome, for a program that ended with this status.
-    pub(super) fn end(mut self, how: &str, success: bool) -> Outcome {
+    pub(super) fn end(mut self, how: &str, success: bool) -> ProgramResult {
         for name in std::mem::take(&mut self.running) {
-            self.outcome.tests.push(Test {
+            self.outcome.tests.push(TestResult {
                 name,
-                verdict: Verdict::Lost,
+                verdict: TestVerdict::Lost,
                 seconds: 0.0,
                 said: format!("its program ended before it did ({how})"),
             });
@@ -408,7 +409,7 @@ impl Reader {
 }
 
 /// The event that the beginning of a line is of, with its last text as far as it came.
-fn completed(cut: &str) -> Option<Event> {
+fn completed(cut: &str) -> Option<LibtestEvent> {
     // The cut may be within an escape.
     let ends = (0..=ESCAPE_BYTES_MAX).filter_map(|less| cut.get(..cut.len().checked_sub(less)?));
     ends.filter_map(|cut| serde_json::from_str(&format!("{cut}\" }}")).ok())
@@ -448,7 +449,11 @@ fn lines(output: impl Read, mut each: impl FnMut(&[u8], bool)) -> io::Result<()>
 }
 
 /// Runs a program to its end. It is ended with its group when no test of it ends within the limit.
-pub(super) fn run(command: &mut Command, format: Format, limits: Limits) -> io::Result<Outcome> {
+pub(super) fn run(
+    command: &mut Command,
+    format: TestOutputFormat,
+    limits: TestTimeouts,
+) -> io::Result<ProgramResult> {
     let started = Instant::now();
     let (output, writer) = io::pipe()?;
     command
@@ -459,7 +464,7 @@ pub(super) fn run(command: &mut Command, format: Format, limits: Limits) -> io::
     // Else this process would itself keep the pipe open that it reads to its end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut program = program?;
-    let reader = Arc::new(Mutex::new(Reader::new(format)));
+    let reader = Arc::new(Mutex::new(TestOutputReader::new(format)));
     let done = Arc::new(AtomicBool::new(false));
     let reading = {
         let (reader, done) = (Arc::clone(&reader), Arc::clone(&done));
@@ -494,7 +499,7 @@ pub(super) fn run(command: &mut Command, format: Format, limits: Limits) -> io::
         let _ = reading.join();
     }
     let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-    let reader = std::mem::replace(&mut *reader, Reader::new(format));
+    let reader = std::mem::replace(&mut *reader, TestOutputReader::new(format));
     let how = if is_silent {
         format!(
             "{status}: no test ended within {} s",
@@ -512,7 +517,7 @@ pub(super) fn run(command: &mut Command, format: Format, limits: Limits) -> io::
 /// Waits until the program is a zombie, or none of its tests ended for too long: then the result is true.
 fn wait(
     program: &ProcessGroup,
-    reader: &Mutex<Reader>,
+    reader: &Mutex<TestOutputReader>,
     started: Instant,
     silence: Duration,
 ) -> io::Result<bool> {

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use xtask::progress::{self, StepTime};
 
-use super::report::Ran;
-use crate::context::Context;
-use crate::failure::{Failure, Result};
+use super::report::PartResult;
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
 
 /// Of a processor, what the tests of a part use at most that only wait for time to pass.
 const SLEEPING_SHARE: f64 = 0.2;
@@ -18,14 +18,14 @@ const SLEEPING_LEAST: f64 = 5.0;
 
 /// Seconds by the name of a part.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct History {
+pub(super) struct TestHistory {
     clock: BTreeMap<String, f64>,
     processors: BTreeMap<String, f64>,
 }
 
-impl History {
+impl TestHistory {
     /// That of the cache; empty where there was no run.
-    pub(super) fn read(cx: &Context) -> Self {
+    pub(super) fn read(cx: &XtaskContext) -> Self {
         let [clock, processors] = files(cx).map(|file| {
             let text = fs::read_to_string(file).unwrap_or_default();
             let steps = progress::decode_steps(&text.replace('\n', ";"));
@@ -39,22 +39,22 @@ impl History {
 
     /// Takes in what passed. Parts that failed, or did not run, stay as they were: one that hung looks like one
     /// that sleeps, and one that broke off like a short one.
-    pub(super) fn extend(&mut self, ran: &[Ran]) {
+    pub(super) fn extend(&mut self, ran: &[PartResult]) {
         let passed = ran.iter().filter(|ran| ran.outcome.passed());
-        for Ran { part, outcome, .. } in passed {
+        for PartResult { part, outcome, .. } in passed {
             self.clock.insert(part.clone(), outcome.wall_seconds);
             self.processors.insert(part.clone(), outcome.cpu_seconds);
         }
     }
 
-    pub(super) fn write(&self, cx: &Context) -> Result<()> {
+    pub(super) fn write(&self, cx: &XtaskContext) -> Result<()> {
         for (file, seconds) in files(cx).iter().zip([&self.clock, &self.processors]) {
             let steps = seconds.iter().map(|(name, seconds)| StepTime {
                 name: name.clone(),
                 seconds: *seconds,
             });
             let text = progress::encode_steps(&steps.collect::<Vec<_>>()).replace(';', "\n");
-            fs::write(file, text).map_err(Failure::io("write how long programs took"))?;
+            fs::write(file, text).map_err(TaskError::io("write how long programs took"))?;
         }
         Ok(())
     }
@@ -72,22 +72,22 @@ impl History {
 }
 
 /// For seconds of the clock, and for those of processors.
-fn files(cx: &Context) -> [PathBuf; 2] {
+fn files(cx: &XtaskContext) -> [PathBuf; 2] {
     ["tests", "tests-processors"].map(|name| cx.cache().join("times").join(name))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::harness::Outcome;
+    use super::super::harness::ProgramResult;
     use super::*;
 
-    fn ran(part: &str, wall_seconds: f64, cpu_seconds: f64) -> Ran {
-        let outcome = Outcome {
+    fn ran(part: &str, wall_seconds: f64, cpu_seconds: f64) -> PartResult {
+        let outcome = ProgramResult {
             wall_seconds,
             cpu_seconds,
-            ..Outcome::default()
+            ..ProgramResult::default()
         };
-        Ran {
+        PartResult {
             part: part.to_owned(),
             outcome,
             skips: Vec::new(),
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_hardly_used_a_processor_slept() {
-        let mut history = History::default();
+        let mut history = TestHistory::default();
         assert!(!history.slept("new"));
         history.extend(&[
             ran("waits for timers", 60.0, 3.0),
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn what_hung_counts_as_before() {
-        let mut history = History::default();
+        let mut history = TestHistory::default();
         history.extend(&[ran("a lib", 60.0, 60.0)]);
         let mut hung = ran("a lib", 1200.0, 1.0);
         hung.outcome.broken = Some("said nothing".to_owned());
@@ -121,12 +121,12 @@ mod tests {
     #[test]
     fn what_was_written_is_read_again() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let cx = Context::in_folder(folder.path());
+        let cx = XtaskContext::in_folder(folder.path());
         fs::create_dir_all(cx.cache().join("times")).expect("the folder is ours");
-        assert_eq!(History::read(&cx), History::default());
-        let mut history = History::default();
+        assert_eq!(TestHistory::read(&cx), TestHistory::default());
+        let mut history = TestHistory::default();
         history.extend(&[ran("a lib", 2.5, 1.5), ran("b http page", 9.0, 0.5)]);
         history.write(&cx).expect("the folder is ours");
-        assert_eq!(History::read(&cx), history);
+        assert_eq!(TestHistory::read(&cx), history);
     }
 }

@@ -8,7 +8,7 @@ use nix::time::{ClockId, clock_gettime};
 use tempfile::NamedTempFile;
 
 use super::{SKIPS_VARIABLE, SLOWDOWN_VARIABLE, Slowdown, Variables, report};
-use crate::failure::{Failure, Result};
+use crate::failure::{Result, TaskError};
 
 /// Processor time that each thread of the measurement uses: long enough that the scheduler's turns,
 /// some milliseconds each, even out.
@@ -66,19 +66,19 @@ pub fn lengthen_deadlines() -> Result<()> {
 /// What tests read from the environment about the machine, and the file in which they note what they
 /// skipped.
 #[derive(Debug)]
-pub(crate) struct Surroundings {
+pub(crate) struct TestEnvironment {
     slowdown: f64,
     skips: NamedTempFile,
 }
 
-impl Surroundings {
+impl TestEnvironment {
     /// Measures how busy the machine is, unless the user has set that.
     pub(crate) fn measure() -> Result<Self> {
-        Self::of(Slowdown::set_or_measured()?.at_start)
+        Self::with_slowdown(Slowdown::set_or_measured()?.at_start)
     }
 
-    fn of(slowdown: f64) -> Result<Self> {
-        let skips = NamedTempFile::new().map_err(Failure::io("make a file for skips"))?;
+    fn with_slowdown(slowdown: f64) -> Result<Self> {
+        let skips = NamedTempFile::new().map_err(TaskError::io("make a file for skips"))?;
         Ok(Self { slowdown, skips })
     }
 
@@ -105,7 +105,7 @@ impl Surroundings {
         report::whole(&self.skips())
     }
 
-    fn skips(&self) -> Vec<report::Skip> {
+    fn skips(&self) -> Vec<report::TestSkip> {
         let text = fs::read_to_string(self.skips.path()).unwrap_or_default();
         report::skips(&text)
     }
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_program_learns_the_factor_and_its_skips_are_listed() {
-        let surroundings = Surroundings::of(2.5).expect("writable");
+        let surroundings = TestEnvironment::with_slowdown(2.5).expect("writable");
         let mut command = Command::new("sh");
         command.args([
             "-c",

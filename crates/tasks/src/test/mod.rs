@@ -19,25 +19,25 @@ mod tests;
 use std::iter;
 use std::thread;
 
-use xtask::memory::{self, Memory};
-use xtask::progress::Command;
+use xtask::memory::{self, MemoryWatch};
+use xtask::progress::TimedCommand;
 
 pub(crate) use self::booted::Variables;
 use self::booted::variables;
-pub use self::booted::{Booted, command};
+pub use self::booted::{BootArtifacts, command};
 pub(crate) use self::checks::DENY;
 pub use self::checks::deny_program;
-pub(crate) use self::load::Surroundings;
+pub(crate) use self::load::TestEnvironment;
 pub use self::load::lengthen_deadlines;
-use self::needs::Needs;
+use self::needs::TestNeeds;
 use self::null::NullDevice;
-use self::plan::Plan;
-use self::programs::{Built, Program, WORKSPACE};
-use self::since::Choice;
+use self::plan::TestPlan;
+use self::programs::{TestBuild, TestProgram, WORKSPACE};
+use self::since::PackageChoice;
 use crate::cache::SizeWatch;
-use crate::context::Context;
+use crate::context::XtaskContext;
 use crate::driver;
-use crate::failure::{Failure, Result};
+use crate::failure::{Result, TaskError};
 
 /// Tests and the harness multiply their deadlines by this decimal number; set by hand, it is not measured.
 const SLOWDOWN_VARIABLE: &str = "ALKNET_TEST_SLOWDOWN";
@@ -63,7 +63,7 @@ const SLOWDOWN_MAX: f64 = 1000.0;
     after_help = "Examples:\n  cargo xtask test\n  cargo xtask test vault --times\n  \
     cargo xtask test --since main"
 )]
-pub struct Arguments {
+pub struct TestArgs {
     /// Run only tests whose name contains this, and no other checks
     filter: Option<String>,
     /// Test only the packages that changed since this commit, branch or tag, and those above them
@@ -73,13 +73,13 @@ pub struct Arguments {
     #[arg(long)]
     times: bool,
     #[command(flatten)]
-    drivers: driver::Arguments,
+    drivers: driver::DriverArgs,
     /// Further arguments for cargo's build of the tests, such as `--package NAME`
     #[arg(last = true)]
     cargo: Vec<String>,
 }
 
-impl Arguments {
+impl TestArgs {
     /// Whether every test is to run.
     fn are_whole(&self) -> bool {
         self.filter.is_none() && self.since.is_none() && self.cargo.is_empty()
@@ -98,7 +98,7 @@ struct Scope {
 }
 
 impl Scope {
-    fn of(arguments: &Arguments, takes_packages: bool) -> Self {
+    fn from_arguments(arguments: &TestArgs, takes_packages: bool) -> Self {
         Self {
             tests: takes_packages,
             checks: arguments.filter.is_none(),
@@ -120,7 +120,7 @@ impl Slowdown {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let set = std::env::var_os(SLOWDOWN_VARIABLE);
         let set = set.as_ref().map(|text| text.to_string_lossy());
-        Self::of(set.as_deref(), || load::slowdown(processors))
+        Self::from_setting(set.as_deref(), || load::slowdown(processors))
     }
 
     /// The larger of this and a later one: what began meanwhile goes on, and what has ended may come back.
@@ -133,14 +133,14 @@ impl Slowdown {
     }
 
     /// `set` is the value of the variable, if it is set; otherwise the factor is measured.
-    fn of(set: Option<&str>, measure: impl FnOnce() -> f64) -> Result<Self> {
+    fn from_setting(set: Option<&str>, measure: impl FnOnce() -> f64) -> Result<Self> {
         let at_start = match set {
             None => measure(),
             Some(text) => {
                 let factor = text.trim().parse().ok();
                 let factor = factor.filter(|factor: &f64| factor.is_finite() && *factor >= 1.0);
                 factor.ok_or_else(|| {
-                    Failure::Arguments(format!(
+                    TaskError::Arguments(format!(
                         "{SLOWDOWN_VARIABLE} is {text:?}, and has to be a number of at least 1"
                     ))
                 })?
@@ -155,10 +155,10 @@ impl Slowdown {
 }
 
 /// Runs the checks and the tests. What failed stands at the end, then how long each step took.
-pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+pub fn run(cx: &mut XtaskContext, arguments: &TestArgs) -> Result<()> {
     let processors = memory::test_processors();
     let mut slowdown = Slowdown::set_or_measured()?;
-    let memory = Memory::go_on();
+    let memory = MemoryWatch::go_on();
     let mut cache = SizeWatch::begin(cx);
     let null = NullDevice::new();
     let result = all(cx, arguments, processors, &mut slowdown, &null, &mut cache);
@@ -171,14 +171,14 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     eprint!("{}", null.report());
     eprint!("{}", cache.report());
     if arguments.are_whole() && result.is_ok() {
-        cx.board().remember_rest(Command::Test);
+        cx.board().remember_rest(TimedCommand::Test);
     }
     result
 }
 
 fn all(
-    cx: &mut Context,
-    arguments: &Arguments,
+    cx: &mut XtaskContext,
+    arguments: &TestArgs,
     processors: usize,
     slowdown: &mut Slowdown,
     null: &NullDevice,
@@ -199,23 +199,23 @@ fn all(
     let lock = cx.claim()?;
     null.look(cx, "before the run");
     let selection = selection(cx, arguments)?;
-    let scope = Scope::of(arguments, selection.is_some());
+    let scope = Scope::from_arguments(arguments, selection.is_some());
     if scope.checks {
         // It takes two seconds. A run that fails for it shall fail before half an hour of compiling.
         cx.step("format", |cx| checks::format(cx))?;
     }
-    let booted = Booted::ensure(cx, &arguments.drivers.vulkan)?;
+    let booted = BootArtifacts::ensure(cx, &arguments.drivers.vulkan)?;
     null.look(cx, "after the images were built");
     if !scope.documentation {
         cx.board().print("documentation examples are left out");
     }
-    let mut built = Built::default();
+    let mut built = TestBuild::default();
     let mut jobs: Vec<crate::context::Job<'_>> = Vec::new();
     if let Some(selection) = &selection {
         jobs.push((
             "build tests",
             Box::new(|cx| {
-                built = Built::ensure(cx, &selection.cargo)?;
+                built = TestBuild::ensure(cx, &selection.cargo)?;
                 built.programs.retain(|program| selection.takes(program));
                 Ok(())
             }),
@@ -234,8 +234,8 @@ fn all(
     if !scope.tests {
         return Ok(());
     }
-    let needs = Needs::read(&mut cx.cargo("metadata"))?;
-    let plan = Plan {
+    let needs = TestNeeds::read(&mut cx.cargo("metadata"))?;
+    let plan = TestPlan {
         filter: arguments.filter.as_deref(),
         processors,
         machines_mib: alknet_qemu::machines_mib(),
@@ -264,7 +264,7 @@ fn judge_lints(scope: Scope, warnings: usize) -> Result<()> {
     if !scope.checks || warnings == 0 {
         return Ok(());
     }
-    Err(Failure::Step {
+    Err(TaskError::Step {
         what: "lints".to_owned(),
         how: format!("{warnings} warnings"),
         log: None,
@@ -272,26 +272,26 @@ fn judge_lints(scope: Scope, warnings: usize) -> Result<()> {
 }
 
 /// What is built and run.
-struct Selection {
+struct TestSelection {
     /// Arguments of cargo.
     cargo: Vec<String>,
     /// With `--since`, which of the programs run.
-    choice: Option<Choice>,
+    choice: Option<PackageChoice>,
 }
 
-impl Selection {
-    fn takes(&self, program: &Program) -> bool {
+impl TestSelection {
+    fn takes(&self, program: &TestProgram) -> bool {
         let choice = self.choice.as_ref();
         choice.is_none_or(|choice| choice.takes(&program.package, &program.target))
     }
 }
 
 /// What is to be built and run; nothing when no package is concerned.
-fn selection(cx: &Context, arguments: &Arguments) -> Result<Option<Selection>> {
+fn selection(cx: &XtaskContext, arguments: &TestArgs) -> Result<Option<TestSelection>> {
     // The whole workspace, so that libraries keep the features they were compiled with.
     let whole = iter::once(WORKSPACE.to_owned());
     let Some(reference) = &arguments.since else {
-        return Ok(Some(Selection {
+        return Ok(Some(TestSelection {
             cargo: whole.chain(arguments.cargo.iter().cloned()).collect(),
             choice: None,
         }));
@@ -325,7 +325,7 @@ fn selection(cx: &Context, arguments: &Arguments) -> Result<Option<Selection>> {
         .chain(excluded)
         .chain(arguments.cargo.iter().cloned())
         .collect();
-    Ok(Some(Selection {
+    Ok(Some(TestSelection {
         cargo,
         choice: Some(choice),
     }))

@@ -7,12 +7,12 @@ use std::process::Command;
 use serde::Deserialize;
 
 use super::metadata;
-use super::programs::Program;
-use crate::failure::{Failure, Result};
+use super::programs::TestProgram;
+use crate::failure::{Result, TaskError};
 
 /// The needs of every program that has any, by package and target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Needs(BTreeMap<(String, String), ProgramNeeds>);
+pub(super) struct TestNeeds(BTreeMap<(String, String), ProgramNeeds>);
 
 /// What the tests of one program need.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -24,7 +24,7 @@ pub(super) struct ProgramNeeds {
     pub(super) alone: bool,
     /// Memory of all machines that one test has at the same time, MiB.
     pub(super) machines_mib: u64,
-    /// Modules where they need something else than the others; [`Needs::read`] refuses them for a program that
+    /// Modules where they need something else than the others; [`TestNeeds::read`] refuses them for a program that
     /// does not wait, for that runs as a whole.
     pub(super) modules: BTreeMap<String, ModuleNeeds>,
 }
@@ -53,11 +53,11 @@ impl ProgramNeeds {
 
 #[derive(Deserialize)]
 struct CargoMetadata {
-    packages: Vec<Package>,
+    packages: Vec<MetadataPackage>,
 }
 
 #[derive(Deserialize)]
-struct Package {
+struct MetadataPackage {
     name: String,
     metadata: Option<PackageMetadata>,
 }
@@ -69,13 +69,13 @@ struct PackageMetadata {
     tests: BTreeMap<String, ProgramNeeds>,
 }
 
-impl Needs {
+impl TestNeeds {
     /// Of every package of the workspace.
     pub(super) fn read(cargo_metadata: &mut Command) -> Result<Self> {
-        let needs = Self::of_packages(metadata::of(cargo_metadata)?);
+        let needs = Self::of_packages(metadata::read_metadata(cargo_metadata)?);
         needs
             .checked()
-            .map_err(|error| Failure::Workspace(format!("cargo metadata: {error}")))
+            .map_err(|error| TaskError::Workspace(format!("cargo metadata: {error}")))
     }
 
     fn checked(self) -> std::result::Result<Self, String> {
@@ -104,13 +104,13 @@ impl Needs {
         Self(programs.collect())
     }
 
-    pub(super) fn of(&self, program: &Program) -> ProgramNeeds {
+    pub(super) fn for_program(&self, program: &TestProgram) -> ProgramNeeds {
         let name = (program.package.clone(), program.target.clone());
         self.0.get(&name).cloned().unwrap_or_default()
     }
 
     /// Names in the manifests that are none of `programs`, which has every test program.
-    pub(super) fn unknown(&self, programs: &[Program]) -> Vec<String> {
+    pub(super) fn unknown(&self, programs: &[TestProgram]) -> Vec<String> {
         let is_known = |(package, target): &(String, String)| {
             let mut all = programs.iter();
             all.any(|it| it.package == *package && it.target == *target)
@@ -128,8 +128,8 @@ mod tests {
 
     use super::*;
 
-    fn program(package: &str, target: &str) -> Program {
-        Program {
+    fn program(package: &str, target: &str) -> TestProgram {
+        TestProgram {
             package: package.to_owned(),
             target: target.to_owned(),
             path: PathBuf::new(),
@@ -144,12 +144,15 @@ mod tests {
             {"name": "others", "metadata": {"docs": {}}},
             {"name": "a", "metadata": {"tests": {"machine": {"waits": true, "machines-mib": 512,
                 "modules": {"two": {"machines-mib": 1024}, "timing": {"alone": true}}}}}}]}"#;
-        let needs = Needs::from_metadata(json).expect("the form of the documentation");
-        let machine = needs.of(&program("a", "machine"));
+        let needs = TestNeeds::from_metadata(json).expect("the form of the documentation");
+        let machine = needs.for_program(&program("a", "machine"));
         assert!(machine.waits && !machine.is_alone("two") && machine.is_alone("timing"));
         let memory = ["one", "two", "timing"].map(|module| machine.machines_mib(module));
         assert_eq!(memory, [512, 1024, 512]);
-        assert_eq!(needs.of(&program("plain", "lib")), ProgramNeeds::default());
+        assert_eq!(
+            needs.for_program(&program("plain", "lib")),
+            ProgramNeeds::default()
+        );
         assert_eq!(
             needs.unknown(&[program("a", "machine")]),
             Vec::<String>::new()
@@ -160,7 +163,7 @@ mod tests {
     #[test]
     fn only_a_program_that_waits_runs_by_modules() {
         let json = br#"{"packages": [{"name": "a", "metadata": {"tests": {"lib": {"modules": {"b": {}}}}}}]}"#;
-        let needs = Needs::from_metadata(json).expect("the form of the documentation");
+        let needs = TestNeeds::from_metadata(json).expect("the form of the documentation");
         let error = needs.checked().expect_err("it does not wait");
         assert!(error.contains("package.metadata.tests.lib of a"), "{error}");
     }
@@ -169,7 +172,7 @@ mod tests {
     fn a_need_that_is_spelt_wrong_is_an_error() {
         let json =
             br#"{"packages": [{"name": "a", "metadata": {"tests": {"lib": {"wait": true}}}}]}"#;
-        let error = Needs::from_metadata(json)
+        let error = TestNeeds::from_metadata(json)
             .expect_err("no such need")
             .to_string();
         assert!(error.contains("wait"), "{error}");

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use crate::context::Context;
+use crate::context::XtaskContext;
 
 /// Where every program looks for it.
 const PATH: &str = "/dev/null";
@@ -27,11 +27,11 @@ const SHOWN: u64 = 300;
 #[derive(Debug)]
 pub(super) struct NullDevice {
     path: PathBuf,
-    found: Mutex<Found>,
+    found: Mutex<NullDeviceFindings>,
 }
 
 #[derive(Debug, Default)]
-struct Found {
+struct NullDeviceFindings {
     /// A line each.
     texts: Vec<String>,
     /// It could not be put back: every look would find the same.
@@ -51,7 +51,7 @@ impl NullDevice {
     }
 
     /// Puts the device back if it is lost, and prints that; `when` says since when it may be.
-    pub(super) fn look(&self, cx: &Context, when: &str) {
+    pub(super) fn look(&self, cx: &XtaskContext, when: &str) {
         if let Some(text) = self.find(when) {
             cx.board().print(&text);
         }

@@ -9,16 +9,16 @@ use std::sync::mpsc;
 use std::thread;
 
 use super::booted::Variables;
-use super::harness::{self, Format, Limits, Verdict};
-use super::history::History;
-use super::needs::{Needs, ProgramNeeds};
+use super::harness::{self, TestOutputFormat, TestTimeouts, TestVerdict};
+use super::history::TestHistory;
+use super::needs::{ProgramNeeds, TestNeeds};
 use super::null::NullDevice;
-use super::programs::{self, Program};
-use super::report::{self, Failed, Ran};
-use super::schedule::{self, Part, Queue};
-use super::{Arguments, MACHINES_VARIABLE, SKIPS_VARIABLE, SLOWDOWN_VARIABLE};
-use crate::context::Context;
-use crate::failure::{Failure, Result};
+use super::programs::{self, TestProgram};
+use super::report::{self, FailedTest, PartResult};
+use super::schedule::{self, PartQueue, TestPart};
+use super::{MACHINES_VARIABLE, SKIPS_VARIABLE, SLOWDOWN_VARIABLE, TestArgs};
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
 
 /// A machine that was slower than this at the start is not at rest.
 const AT_REST: f64 = 1.5;
@@ -26,18 +26,18 @@ const AT_REST: f64 = 1.5;
 /// The programs divided into the parts in which they run.
 #[derive(Debug)]
 pub(super) struct Division<'a> {
-    pub(super) parts: Vec<(&'a Program, Part)>,
+    pub(super) parts: Vec<(&'a TestProgram, TestPart)>,
     /// Programs that could not list their tests. They fail the run, and the parts run all the same.
-    pub(super) unlisted: Vec<Ran>,
+    pub(super) unlisted: Vec<PartResult>,
 }
 
 /// How the tests run.
-pub(super) struct Plan<'a> {
+pub(super) struct TestPlan<'a> {
     pub(super) filter: Option<&'a str>,
     pub(super) processors: usize,
     /// Memory of all machines, MiB.
     pub(super) machines_mib: u64,
-    pub(super) needs: &'a Needs,
+    pub(super) needs: &'a TestNeeds,
     /// How much slower the machine was at the start than at rest.
     pub(super) slowdown: f64,
     /// The factor by which deadlines are longer.
@@ -45,18 +45,18 @@ pub(super) struct Plan<'a> {
     pub(super) null: &'a NullDevice,
 }
 
-impl Plan<'_> {
+impl TestPlan<'_> {
     pub(super) fn run(
         &self,
-        cx: &Context,
-        programs: Vec<Program>,
+        cx: &XtaskContext,
+        programs: Vec<TestProgram>,
         variables: &Variables,
-        arguments: &Arguments,
+        arguments: &TestArgs,
     ) -> Result<()> {
         if arguments.are_whole() {
             self.reject_unknown_programs(&programs)?;
         }
-        let mut history = History::read(cx);
+        let mut history = TestHistory::read(cx);
         let mut variables = variables.clone();
         variables.push((SLOWDOWN_VARIABLE, format!("{:.2}", self.deadlines).into()));
         let Division {
@@ -70,7 +70,7 @@ impl Plan<'_> {
             ran.push(self.documentation(cx, &variables));
         }
         if let Some(why) = report::nothing_ran(&ran, self.filter) {
-            return Err(Failure::Arguments(why));
+            return Err(TaskError::Arguments(why));
         }
         let failed = self.failed(cx, &parts, &ran, &variables);
         let broken = ran.iter().filter_map(|ran| {
@@ -81,7 +81,7 @@ impl Plan<'_> {
         let broken: Vec<String> = broken.chain(refused).collect();
         for text in failed
             .iter()
-            .map(Failed::text)
+            .map(FailedTest::text)
             .chain(broken.iter().cloned())
         {
             eprint!("{text}");
@@ -94,7 +94,8 @@ impl Plan<'_> {
         }
         if arguments.are_whole() {
             let log = cx.log("test-times");
-            fs::write(&log, report::all(&ran)).map_err(Failure::io("write how long tests took"))?;
+            fs::write(&log, report::all(&ran))
+                .map_err(TaskError::io("write how long tests took"))?;
             if self.keeps_times() {
                 history.extend(&ran);
                 history.write(cx)?;
@@ -102,7 +103,7 @@ impl Plan<'_> {
         }
         match failed.len() + broken.len() {
             0 => Ok(()),
-            count => Err(Failure::Step {
+            count => Err(TaskError::Step {
                 what: "tests".to_owned(),
                 how: format!("{count} failed, see above"),
                 log: None,
@@ -117,12 +118,12 @@ impl Plan<'_> {
     }
 
     /// An error where a manifest has needs for a test program that does not exist.
-    pub(super) fn reject_unknown_programs(&self, programs: &[Program]) -> Result<()> {
+    pub(super) fn reject_unknown_programs(&self, programs: &[TestProgram]) -> Result<()> {
         let unknown = self.needs.unknown(programs);
         if unknown.is_empty() {
             return Ok(());
         }
-        Err(Failure::Workspace(format!(
+        Err(TaskError::Workspace(format!(
             "`package.metadata.tests` has needs of {}, and there is no such test program",
             unknown.join(", ")
         )))
@@ -141,7 +142,7 @@ impl Plan<'_> {
         });
         match unknown {
             // With a filter, not all tests are listed.
-            Some(module) if self.filter.is_none() => Err(Failure::Workspace(format!(
+            Some(module) if self.filter.is_none() => Err(TaskError::Workspace(format!(
                 "`package.metadata.tests` has needs of the module {module} of {program}, which has no such module"
             ))),
             _ => Ok(()),
@@ -152,25 +153,25 @@ impl Plan<'_> {
     /// module that a manifest has needs for does not exist or has no test.
     pub(super) fn parts<'a>(
         &self,
-        programs: &'a [Program],
+        programs: &'a [TestProgram],
         variables: &Variables,
     ) -> Result<Division<'a>> {
         let mut all = Vec::new();
         let mut unlisted = Vec::new();
         for program in programs {
             let name = program.name();
-            let needs = self.needs.of(program);
+            let needs = self.needs.for_program(program);
             let parts = if needs.waits {
                 let tests = match self.listed(program, variables) {
                     Ok(tests) => tests,
                     // What the other programs find is not lost with this one.
                     Err(failure) => {
-                        unlisted.push(Ran::broken(&name, &failure));
+                        unlisted.push(PartResult::broken(&name, &failure));
                         continue;
                     }
                 };
                 if tests.is_empty() && self.filter.is_none() {
-                    return Err(Failure::Step {
+                    return Err(TaskError::Step {
                         what: format!("list the tests of {name}"),
                         how: "it has none".to_owned(),
                         log: None,
@@ -190,7 +191,7 @@ impl Plan<'_> {
     }
 
     /// Names of a program's tests, those that the filter matches.
-    fn listed(&self, program: &Program, variables: &Variables) -> Result<Vec<String>> {
+    fn listed(&self, program: &TestProgram, variables: &Variables) -> Result<Vec<String>> {
         let mut command = Command::new(&program.path);
         command
             .current_dir(&program.folder)
@@ -199,9 +200,9 @@ impl Plan<'_> {
             .envs(programs::environment(program))
             .envs(variables.iter().map(|(name, value)| (name, value)));
         let what = format!("list the tests of {}", program.name());
-        let listed = command.output().map_err(Failure::io(&what))?;
+        let listed = command.output().map_err(TaskError::io(&what))?;
         if !listed.status.success() {
-            return Err(Failure::Step {
+            return Err(TaskError::Step {
                 what,
                 how: String::from_utf8_lossy(&listed.stderr).into_owned(),
                 log: None,
@@ -214,15 +215,15 @@ impl Plan<'_> {
         Ok(names.map(str::to_owned).collect())
     }
 
-    /// Runs every part as soon as the [`Queue`] has room for it, and returns what came of them in their order.
+    /// Runs every part as soon as the [`PartQueue`] has room for it, and returns what came of them in their order.
     pub(super) fn run_all(
         &self,
-        cx: &Context,
-        parts: &[(&Program, Part)],
+        cx: &XtaskContext,
+        parts: &[(&TestProgram, TestPart)],
         variables: &Variables,
-    ) -> Vec<Ran> {
+    ) -> Vec<PartResult> {
         let queue = parts.iter().map(|(_, part)| part);
-        let mut queue = Queue::new(queue, self.processors, self.machines_mib);
+        let mut queue = PartQueue::new(queue, self.processors, self.machines_mib);
         let mut ran = BTreeMap::new();
         thread::scope(|scope| {
             let (send, ended) = mpsc::channel();
@@ -253,12 +254,18 @@ impl Plan<'_> {
         for (index, (_, part)) in parts.iter().enumerate() {
             let why = "it never ran: the plan found no place or no memory for it";
             ran.entry(index)
-                .or_insert_with(|| Ran::broken(&part.name, &why));
+                .or_insert_with(|| PartResult::broken(&part.name, &why));
         }
         ran.into_values().collect()
     }
 
-    fn run_part(&self, cx: &Context, program: &Program, part: &Part, variables: &Variables) -> Ran {
+    fn run_part(
+        &self,
+        cx: &XtaskContext,
+        program: &TestProgram,
+        part: &TestPart,
+        variables: &Variables,
+    ) -> PartResult {
         let mut command = self.command(program, part, variables);
         command.arg(format!("--test-threads={}", part.threads));
         match &part.tests {
@@ -268,8 +275,8 @@ impl Plan<'_> {
         let row = cx.board().start(&part.name);
         // What the other parts did is not lost with this one.
         let ran = self
-            .harness(&mut command, Format::Json, &part.name)
-            .unwrap_or_else(|failure| Ran::broken(&part.name, &failure));
+            .harness(&mut command, TestOutputFormat::Json, &part.name)
+            .unwrap_or_else(|failure| PartResult::broken(&part.name, &failure));
         drop(row);
         self.null.look(cx, &format!("when {} ended", part.name));
         let outcome = &ran.outcome;
@@ -281,7 +288,7 @@ impl Plan<'_> {
         ran
     }
 
-    fn command(&self, program: &Program, part: &Part, variables: &Variables) -> Command {
+    fn command(&self, program: &TestProgram, part: &TestPart, variables: &Variables) -> Command {
         let mut command = Command::new(&program.path);
         command
             .current_dir(&program.folder)
@@ -295,13 +302,19 @@ impl Plan<'_> {
     }
 
     /// Runs one process, which has a file of its own for what its tests skip.
-    fn harness(&self, command: &mut Command, format: Format, part: &str) -> Result<Ran> {
-        let skips = tempfile::NamedTempFile::new().map_err(Failure::io("make a file for skips"))?;
+    fn harness(
+        &self,
+        command: &mut Command,
+        format: TestOutputFormat,
+        part: &str,
+    ) -> Result<PartResult> {
+        let skips =
+            tempfile::NamedTempFile::new().map_err(TaskError::io("make a file for skips"))?;
         command.env(SKIPS_VARIABLE, skips.path());
-        let outcome = harness::run(command, format, Limits::of(self.slowdown));
-        let outcome = outcome.map_err(Failure::io(format!("run {part}")))?;
-        let text = fs::read(skips.path()).map_err(Failure::io("read what tests skipped"))?;
-        Ok(Ran {
+        let outcome = harness::run(command, format, TestTimeouts::scaled(self.slowdown));
+        let outcome = outcome.map_err(TaskError::io(format!("run {part}")))?;
+        let text = fs::read(skips.path()).map_err(TaskError::io("read what tests skipped"))?;
+        Ok(PartResult {
             part: part.to_owned(),
             outcome,
             skips: report::skips(&String::from_utf8_lossy(&text)),
@@ -309,7 +322,7 @@ impl Plan<'_> {
     }
 
     /// Examples in the documentation, which cargo compiles and runs.
-    fn documentation(&self, cx: &Context, variables: &Variables) -> Ran {
+    fn documentation(&self, cx: &XtaskContext, variables: &Variables) -> PartResult {
         let mut command = cx.cargo("test");
         command
             .args(["--release", "--workspace", "--doc", "--no-fail-fast"])
@@ -317,8 +330,8 @@ impl Plan<'_> {
         let part = "documentation";
         let row = cx.board().start(part);
         let ran = self
-            .harness(&mut command, Format::Plain, part)
-            .unwrap_or_else(|failure| Ran::broken(part, &failure));
+            .harness(&mut command, TestOutputFormat::Plain, part)
+            .unwrap_or_else(|failure| PartResult::broken(part, &failure));
         drop(row);
         let mut lines = vec![String::new(), format!("     Running {part}")];
         lines.extend(ran.outcome.lines());
@@ -330,19 +343,19 @@ impl Plan<'_> {
     /// It has failed all the same.
     pub(super) fn failed(
         &self,
-        cx: &Context,
-        parts: &[(&Program, Part)],
-        ran: &[Ran],
+        cx: &XtaskContext,
+        parts: &[(&TestProgram, TestPart)],
+        ran: &[PartResult],
         variables: &Variables,
-    ) -> Vec<Failed> {
+    ) -> Vec<FailedTest> {
         let mut all = Vec::new();
-        for Ran { part, outcome, .. } in ran {
+        for PartResult { part, outcome, .. } in ran {
             let found = parts.iter().find(|(_, found)| found.name == *part);
             for test in outcome.failed() {
                 let passes_alone = found.and_then(|(program, part)| {
                     self.passes_alone(cx, program, part, &test.name, variables)
                 });
-                all.push(Failed {
+                all.push(FailedTest {
                     part: part.clone(),
                     test: test.clone(),
                     passes_alone,
@@ -355,20 +368,20 @@ impl Plan<'_> {
     /// `None` where it cannot be run once more.
     fn passes_alone(
         &self,
-        cx: &Context,
-        program: &Program,
-        part: &Part,
+        cx: &XtaskContext,
+        program: &TestProgram,
+        part: &TestPart,
         test: &str,
         variables: &Variables,
     ) -> Option<bool> {
         let mut command = self.command(program, part, variables);
         command.args(["--exact", test, "--test-threads=1"]);
         let row = cx.board().start(&format!("{test} alone"));
-        let ran = self.harness(&mut command, Format::Json, &program.name());
+        let ran = self.harness(&mut command, TestOutputFormat::Json, &program.name());
         drop(row);
         match ran {
-            Ok(Ran { outcome, .. }) => {
-                Some(outcome.passed() && outcome.count(Verdict::Passed) == 1)
+            Ok(PartResult { outcome, .. }) => {
+                Some(outcome.passed() && outcome.count(TestVerdict::Passed) == 1)
             }
             Err(failure) => {
                 cx.board()

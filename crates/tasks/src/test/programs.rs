@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 use xtask::last_use::BuildSet;
 
-use crate::context::Context;
-use crate::failure::{Failure, Result};
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
 use crate::group::ProcessGroup;
 
 /// Has cargo build for every package.
@@ -18,7 +18,7 @@ pub(super) const WORKSPACE: &str = "--workspace";
 
 /// A test program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Program {
+pub(super) struct TestProgram {
     /// Name of its package.
     pub(super) package: String,
     /// `lib` and `bin` for the tests in the source, otherwise the name of a folder in `tests/`.
@@ -29,7 +29,7 @@ pub(super) struct Program {
     pub(super) folder: PathBuf,
 }
 
-impl Program {
+impl TestProgram {
     /// As tables name it, `PACKAGE TARGET`.
     pub(super) fn name(&self) -> String {
         format!("{} {}", self.package, self.target)
@@ -38,8 +38,8 @@ impl Program {
 
 /// What a build came to.
 #[derive(Debug, Default)]
-pub(super) struct Built {
-    pub(super) programs: Vec<Program>,
+pub(super) struct TestBuild {
+    pub(super) programs: Vec<TestProgram>,
     /// Warnings as the compiler shows them, each once.
     pub(super) warnings: Vec<String>,
 }
@@ -50,37 +50,37 @@ const ARTIFACT: &str = "{\"reason\":\"compiler-artifact\"";
 /// One line of what cargo writes with `--message-format=json`.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "reason")]
-enum Message {
+enum CargoMessage {
     #[serde(rename = "compiler-artifact")]
-    Artifact(Artifact),
+    Artifact(CargoArtifact),
     #[serde(rename = "compiler-message")]
-    Diagnostic { message: Diagnostic },
+    Diagnostic { message: RustcDiagnostic },
     #[serde(other)]
     Other,
 }
 
 #[derive(Debug, Deserialize)]
-struct Artifact {
+struct CargoArtifact {
     package_id: String,
     manifest_path: PathBuf,
-    target: Target,
-    profile: Profile,
+    target: CargoTarget,
+    profile: CargoProfile,
     executable: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Target {
+struct CargoTarget {
     kind: Vec<String>,
     name: String,
 }
 
 #[derive(Debug, Deserialize)]
-struct Profile {
+struct CargoProfile {
     test: bool,
 }
 
 #[derive(Debug, Deserialize)]
-struct Diagnostic {
+struct RustcDiagnostic {
     level: String,
     rendered: Option<String>,
     /// `None` for summaries such as "2 warnings emitted".
@@ -89,9 +89,9 @@ struct Diagnostic {
     spans: Vec<serde_json::Value>,
 }
 
-impl Built {
+impl TestBuild {
     /// Builds every test program that `selection`, arguments of cargo, selects.
-    pub(super) fn ensure(cx: &Context, selection: &[String]) -> Result<Self> {
+    pub(super) fn ensure(cx: &XtaskContext, selection: &[String]) -> Result<Self> {
         let whole = *selection == [WORKSPACE];
         let set = if whole {
             BuildSet::Tests
@@ -109,9 +109,9 @@ impl Built {
         Self::from_cargo(cx, &mut cargo, set)
     }
 
-    fn from_cargo(cx: &Context, cargo: &mut Command, set: BuildSet) -> Result<Self> {
+    fn from_cargo(cx: &XtaskContext, cargo: &mut Command, set: BuildSet) -> Result<Self> {
         let mut cargo =
-            ProcessGroup::start(cargo, Command::spawn).map_err(Failure::io("run cargo"))?;
+            ProcessGroup::start(cargo, Command::spawn).map_err(TaskError::io("run cargo"))?;
         let (stdout, stderr) = (cargo.child().stdout.take(), cargo.child().stderr.take());
         let said = std::thread::spawn(move || {
             let lines = stderr.map(|stderr| BufReader::new(stderr).lines());
@@ -129,11 +129,11 @@ impl Built {
                 .map_while(std::result::Result::ok)
             {
                 match serde_json::from_str(&line) {
-                    Ok(Message::Artifact(artifact)) => {
+                    Ok(CargoMessage::Artifact(artifact)) => {
                         cx.say(&artifact.target.name);
                         built.programs.extend(artifact.program());
                     }
-                    Ok(Message::Diagnostic { message }) => {
+                    Ok(CargoMessage::Diagnostic { message }) => {
                         let (warnings, text) = (&mut built.warnings, message.rendered);
                         match (message.level.as_str(), text) {
                             ("error", Some(text)) => errors += &text,
@@ -149,24 +149,24 @@ impl Built {
                     }
                     // The program that this line names would be left out of the tests.
                     Err(error) if line.starts_with(ARTIFACT) => {
-                        return Err(Failure::Workspace(format!(
+                        return Err(TaskError::Workspace(format!(
                             "cargo's message about a compiled unit has another form than in this version of \
                              xtask: {error}: {line}"
                         )));
                     }
-                    Ok(Message::Other) | Err(_) => {}
+                    Ok(CargoMessage::Other) | Err(_) => {}
                 }
                 messages.push_str(&line);
                 messages.push('\n');
             }
         }
-        let status = cargo.reap().map_err(Failure::io("wait for cargo"))?;
+        let status = cargo.reap().map_err(TaskError::io("wait for cargo"))?;
         let said = said.join().unwrap_or_default();
         if !status.success() {
             if errors.is_empty() {
                 errors = said.join("\n");
             }
-            return Err(Failure::Workspace(format!(
+            return Err(TaskError::Workspace(format!(
                 "{errors}\nthe tests do not compile ({status}): cargo's messages are above"
             )));
         }
@@ -176,9 +176,9 @@ impl Built {
     }
 }
 
-impl Artifact {
+impl CargoArtifact {
     /// The test program that this is, if it is one.
-    fn program(self) -> Option<Program> {
+    fn program(self) -> Option<TestProgram> {
         let path = self.executable.filter(|_| self.profile.test)?;
         let kind = self.target.kind.first().map_or("", String::as_str);
         let target = match kind {
@@ -186,7 +186,7 @@ impl Artifact {
             "bin" => "bin".to_owned(),
             _ => self.target.name,
         };
-        Some(Program {
+        Some(TestProgram {
             package: package_name(&self.package_id),
             target,
             path,
@@ -207,7 +207,7 @@ fn package_name(id: &str) -> String {
 }
 
 /// Sets what cargo sets for a test program that it runs.
-pub(super) fn environment(program: &Program) -> BTreeMap<&'static str, String> {
+pub(super) fn environment(program: &TestProgram) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
         ("CARGO_MANIFEST_DIR", program.folder.display().to_string()),
         ("CARGO_PKG_NAME", program.package.clone()),
@@ -221,15 +221,15 @@ mod tests {
     use super::*;
     use crate::group;
 
-    fn built(script: &str) -> Result<Built> {
+    fn built(script: &str) -> Result<TestBuild> {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let cx = Context::in_folder(folder.path());
+        let cx = XtaskContext::in_folder(folder.path());
         let mut cargo = Command::new("sh");
         cargo
             .args(["-c", script])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        Built::from_cargo(&cx, &mut cargo, BuildSet::Part)
+        TestBuild::from_cargo(&cx, &mut cargo, BuildSet::Part)
     }
 
     #[test]
@@ -274,7 +274,7 @@ mod tests {
             )
         };
         let program = |line: &str| match serde_json::from_str(line).expect("cargo's form") {
-            Message::Artifact(artifact) => artifact.program(),
+            CargoMessage::Artifact(artifact) => artifact.program(),
             other => panic!("{other:?}"),
         };
         assert_eq!(program(&line("lib", false, "null")), None);
@@ -298,6 +298,9 @@ mod tests {
     #[test]
     fn what_else_cargo_says_is_passed_over() {
         let line = r#"{"reason":"build-finished","success":true}"#;
-        assert!(matches!(serde_json::from_str(line), Ok(Message::Other)));
+        assert!(matches!(
+            serde_json::from_str(line),
+            Ok(CargoMessage::Other)
+        ));
     }
 }

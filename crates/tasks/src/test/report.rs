@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 
-use super::harness::{Outcome, PANIC_LINES_MAX, Test, Verdict};
+use super::harness::{PANIC_LINES_MAX, ProgramResult, TestResult, TestVerdict};
 
 /// Most lines shown of the end of a failed test's output.
 const LINES_MAX: usize = 40;
@@ -13,18 +13,18 @@ const SLOWEST: usize = 40;
 
 /// A part of a program that ran, under its name.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Ran {
+pub(super) struct PartResult {
     pub(super) part: String,
-    pub(super) outcome: Outcome,
-    pub(super) skips: Vec<Skip>,
+    pub(super) outcome: ProgramResult,
+    pub(super) skips: Vec<TestSkip>,
 }
 
 /// What a test left out because the machine lacks something, or did once more.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Skip {
+pub(super) struct TestSkip {
     /// Name of the test, or the place in the source where it has none.
     test: String,
-    extent: Extent,
+    extent: SkipExtent,
     /// What is lacking, or what was started once more.
     need: String,
     why: String,
@@ -32,7 +32,7 @@ pub(super) struct Skip {
 
 /// How much of a test a line of it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Extent {
+enum SkipExtent {
     /// The test checked nothing.
     Whole,
     /// One of several checks was left out.
@@ -41,7 +41,7 @@ enum Extent {
     Again,
 }
 
-impl Extent {
+impl SkipExtent {
     fn parse(word: &str) -> Self {
         match word {
             "whole" => Self::Whole,
@@ -54,14 +54,14 @@ impl Extent {
 /// What tests call the privilege of making network namespaces, files of other users and the like.
 const ROOT: &str = "root";
 
-impl Ran {
+impl PartResult {
     /// A part whose program could not be run, or not be read.
     pub(super) fn broken(part: &str, why: &dyn Display) -> Self {
         Self {
             part: part.to_owned(),
-            outcome: Outcome {
+            outcome: ProgramResult {
                 broken: Some(why.to_string()),
-                ..Outcome::default()
+                ..ProgramResult::default()
             },
             skips: Vec::new(),
         }
@@ -74,23 +74,24 @@ impl Ran {
     }
 
     /// Whether a test that passed skipped itself. A place in the source stands for a part of some test.
-    fn is_whole(&self, skip: &Skip) -> bool {
-        let passed = |test: &Test| test.name == skip.test && test.verdict == Verdict::Passed;
-        skip.extent == Extent::Whole && self.outcome.tests.iter().any(passed)
+    fn is_whole(&self, skip: &TestSkip) -> bool {
+        let passed =
+            |test: &TestResult| test.name == skip.test && test.verdict == TestVerdict::Passed;
+        skip.extent == SkipExtent::Whole && self.outcome.tests.iter().any(passed)
     }
 }
 
 /// A test that did not pass, and how it does alone.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Failed {
+pub(super) struct FailedTest {
     /// Name of the part that it belongs to.
     pub(super) part: String,
-    pub(super) test: Test,
+    pub(super) test: TestResult,
     /// `None` when it was not run again: its program failed as a whole.
     pub(super) passes_alone: Option<bool>,
 }
 
-impl Failed {
+impl FailedTest {
     pub(super) fn text(&self) -> String {
         let alone = match self.passes_alone {
             Some(true) => " (passes alone)",
@@ -116,12 +117,12 @@ impl Failed {
 
 /// The lines that tests of one process wrote about what they left out or started once more: test, `whole`, `part` or
 /// `again`, need and reason, divided by tabs (`crates/test-support/src/skip.rs`).
-pub(super) fn skips(text: &str) -> Vec<Skip> {
+pub(super) fn skips(text: &str) -> Vec<TestSkip> {
     let skip = |line: &str| {
         let mut fields = line.splitn(4, '\t').map(str::to_owned);
-        Some(Skip {
+        Some(TestSkip {
             test: fields.next()?,
-            extent: Extent::parse(&fields.next()?),
+            extent: SkipExtent::parse(&fields.next()?),
             need: fields.next()?,
             why: fields.next()?,
         })
@@ -130,21 +131,21 @@ pub(super) fn skips(text: &str) -> Vec<Skip> {
 }
 
 /// How many tests checked nothing, each once however often it said so.
-pub(super) fn whole(skips: &[Skip]) -> usize {
-    let whole = skips.iter().filter(|skip| skip.extent == Extent::Whole);
+pub(super) fn whole(skips: &[TestSkip]) -> usize {
+    let whole = skips.iter().filter(|skip| skip.extent == SkipExtent::Whole);
     whole.map(|skip| &skip.test).collect::<BTreeSet<_>>().len()
 }
 
 /// Skips of tests whose outcomes are not known here, a line each; empty without any.
-pub(super) fn noted(skips: &[Skip]) -> String {
-    let line = |skip: &Skip| {
-        let Skip {
+pub(super) fn noted(skips: &[TestSkip]) -> String {
+    let line = |skip: &TestSkip| {
+        let TestSkip {
             test, need, why, ..
         } = skip;
         match skip.extent {
-            Extent::Whole => format!("{test} skipped for lack of {need}: {why}\n"),
-            Extent::Part => format!("{test} ran in part for lack of {need}: {why}\n"),
-            Extent::Again => format!("{test} started {need} again: {why}\n"),
+            SkipExtent::Whole => format!("{test} skipped for lack of {need}: {why}\n"),
+            SkipExtent::Part => format!("{test} ran in part for lack of {need}: {why}\n"),
+            SkipExtent::Again => format!("{test} started {need} again: {why}\n"),
         }
     };
     let lines: BTreeSet<String> = skips.iter().map(line).collect();
@@ -153,13 +154,13 @@ pub(super) fn noted(skips: &[Skip]) -> String {
 
 /// The tables of tests that checked nothing, and of those that checked a part, by what was lacking; empty
 /// without any.
-pub(super) fn skipped(ran: &[Ran]) -> String {
+pub(super) fn skipped(ran: &[PartResult]) -> String {
     let mut text = String::new();
     for (whole, what) in [(true, "were skipped"), (false, "ran in part")] {
         let mut tests = BTreeSet::new();
         let mut needs: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
         for ran in ran {
-            let skips = ran.skips.iter().filter(|it| it.extent != Extent::Again);
+            let skips = ran.skips.iter().filter(|it| it.extent != SkipExtent::Again);
             for skip in skips.filter(|skip| ran.is_whole(skip) == whole) {
                 tests.insert((&ran.part, &skip.test));
                 let line = format!("{}: {}: {}", ran.part, skip.test, skip.why);
@@ -181,10 +182,10 @@ pub(super) fn skipped(ran: &[Ran]) -> String {
 
 /// What tests started once more, a line each below their number; empty without any. It fails no run: what is tried
 /// again, and for which reason alone, stands in docs/testing.md.
-pub(super) fn again(ran: &[Ran]) -> String {
+pub(super) fn again(ran: &[PartResult]) -> String {
     let mut lines = Vec::new();
-    for Ran { part, skips, .. } in ran {
-        let again = skips.iter().filter(|it| it.extent == Extent::Again);
+    for PartResult { part, skips, .. } in ran {
+        let again = skips.iter().filter(|it| it.extent == SkipExtent::Again);
         lines.extend(again.map(|it| format!("  {part}: {}: {}: {}\n", it.test, it.need, it.why)));
     }
     if lines.is_empty() {
@@ -195,29 +196,29 @@ pub(super) fn again(ran: &[Ran]) -> String {
 
 /// Skips for lack of root in a run as root, a line each: such a test has what it says that it lacks, and checked less
 /// than it could.
-pub(super) fn refused(ran: &[Ran], is_root: bool) -> Vec<String> {
-    let line = |part: &str, skip: &Skip| {
-        let Skip { test, why, .. } = skip;
+pub(super) fn refused(ran: &[PartResult], is_root: bool) -> Vec<String> {
+    let line = |part: &str, skip: &TestSkip| {
+        let TestSkip { test, why, .. } = skip;
         format!("FAILED: {part}: {test} skips for lack of {ROOT}, which this run has: {why}\n")
     };
-    let lacks = |skip: &&Skip| is_root && skip.extent != Extent::Again && skip.need == ROOT;
+    let lacks = |skip: &&TestSkip| is_root && skip.extent != SkipExtent::Again && skip.need == ROOT;
     let mut refused = Vec::new();
-    for Ran { part, skips, .. } in ran {
+    for PartResult { part, skips, .. } in ran {
         refused.extend(skips.iter().filter(lacks).map(|skip| line(part, skip)));
     }
     refused
 }
 
 /// How many tests passed and so on, over all processes.
-pub(super) fn summary(ran: &[Ran]) -> String {
+pub(super) fn summary(ran: &[PartResult]) -> String {
     let sum = |verdict| -> usize { ran.iter().map(|ran| ran.outcome.count(verdict)).sum() };
     let not_run: u64 = ran.iter().map(|ran| ran.outcome.not_run).sum();
-    let failed = (sum(Verdict::Failed) + sum(Verdict::Lost)) as u64 + not_run;
+    let failed = (sum(TestVerdict::Failed) + sum(TestVerdict::Lost)) as u64 + not_run;
     let skipped: usize = ran.iter().map(|ran| ran.skipped().len()).sum();
     format!(
         "{} tests passed, {failed} failed, {} ignored, {skipped} skipped themselves, in {} processes",
-        sum(Verdict::Passed) - skipped,
-        sum(Verdict::Ignored),
+        sum(TestVerdict::Passed) - skipped,
+        sum(TestVerdict::Ignored),
         ran.len()
     )
 }
@@ -231,8 +232,8 @@ pub(super) fn slowdown(at_start: f64, deadlines: f64) -> String {
 
 /// The error of a run without any test; `None` where tests ran, or where programs that failed as a whole
 /// say more.
-pub(super) fn nothing_ran(ran: &[Ran], filter: Option<&str>) -> Option<String> {
-    let has_run = |ran: &Ran| !ran.outcome.tests.is_empty() || ran.outcome.broken.is_some();
+pub(super) fn nothing_ran(ran: &[PartResult], filter: Option<&str>) -> Option<String> {
+    let has_run = |ran: &PartResult| !ran.outcome.tests.is_empty() || ran.outcome.broken.is_some();
     if ran.iter().any(has_run) {
         return None;
     }
@@ -251,9 +252,9 @@ const TESTS_OF_ALL: &str = "alknet-tests";
 
 /// Markdown: seconds of each package, and of each module of [`TESTS_OF_ALL`], with a mark where those of the clock are
 /// beyond the budget.
-fn times_by_part(ran: &[Ran]) -> String {
+fn times_by_part(ran: &[PartResult]) -> String {
     let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-    for Ran { part, outcome, .. } in ran {
+    for PartResult { part, outcome, .. } in ran {
         let package = part.split(' ').next().unwrap_or(part);
         let name = if package == TESTS_OF_ALL {
             part
@@ -280,8 +281,8 @@ fn times_by_part(ran: &[Ran]) -> String {
 }
 
 /// Markdown: programs and their modules by the time they took, what each part of the project takes, and the slowest tests.
-pub(super) fn times(ran: &[Ran]) -> String {
-    let mut parts: Vec<&Ran> = ran.iter().collect();
+pub(super) fn times(ran: &[PartResult]) -> String {
+    let mut parts: Vec<&PartResult> = ran.iter().collect();
     parts.sort_by(|one, other| {
         other
             .outcome
@@ -289,7 +290,7 @@ pub(super) fn times(ran: &[Ran]) -> String {
             .total_cmp(&one.outcome.wall_seconds)
     });
     let mut text = String::from("| program | tests | clock | processors |\n|---|---|---|---|\n");
-    for Ran { part, outcome, .. } in parts {
+    for PartResult { part, outcome, .. } in parts {
         let _ = writeln!(
             text,
             "| {part} | {} | {:.1} s | {:.1} s |",
@@ -298,7 +299,7 @@ pub(super) fn times(ran: &[Ran]) -> String {
             outcome.cpu_seconds
         );
     }
-    let mut tests: Vec<(&str, &Test)> = Vec::new();
+    let mut tests: Vec<(&str, &TestResult)> = Vec::new();
     for ran in ran {
         tests.extend(
             ran.outcome
@@ -318,9 +319,9 @@ pub(super) fn times(ran: &[Ran]) -> String {
 }
 
 /// Every test with its time, one to a line: what the table above has no room for.
-pub(super) fn all(ran: &[Ran]) -> String {
+pub(super) fn all(ran: &[PartResult]) -> String {
     let mut text = String::new();
-    for Ran { part, outcome, .. } in ran {
+    for PartResult { part, outcome, .. } in ran {
         for test in &outcome.tests {
             let _ = writeln!(text, "{:.3}\t{part}\t{}", test.seconds, test.name);
         }
@@ -332,8 +333,8 @@ pub(super) fn all(ran: &[Ran]) -> String {
 mod tests {
     use super::*;
 
-    fn test(name: &str, verdict: Verdict, seconds: f64) -> Test {
-        Test {
+    fn test(name: &str, verdict: TestVerdict, seconds: f64) -> TestResult {
+        TestResult {
             name: name.to_owned(),
             verdict,
             seconds,
@@ -341,28 +342,28 @@ mod tests {
         }
     }
 
-    fn ran() -> Vec<Ran> {
-        let outcome = |tests, wall_seconds| Outcome {
+    fn ran() -> Vec<PartResult> {
+        let outcome = |tests, wall_seconds| ProgramResult {
             tests,
             wall_seconds,
             cpu_seconds: 0.5,
-            ..Outcome::default()
+            ..ProgramResult::default()
         };
         let one = vec![
-            test("quick", Verdict::Passed, 0.1),
-            test("slow", Verdict::Passed, 7.0),
+            test("quick", TestVerdict::Passed, 0.1),
+            test("slow", TestVerdict::Passed, 7.0),
         ];
         let two = vec![
-            test("bad", Verdict::Failed, 1.0),
-            test("none", Verdict::Ignored, 0.0),
+            test("bad", TestVerdict::Failed, 1.0),
+            test("none", TestVerdict::Ignored, 0.0),
         ];
         vec![
-            Ran {
+            PartResult {
                 part: "a lib".to_owned(),
                 outcome: outcome(one, 3.0),
                 skips: Vec::new(),
             },
-            Ran {
+            PartResult {
                 part: "b lib".to_owned(),
                 outcome: outcome(two, 9.0),
                 skips: Vec::new(),
@@ -386,12 +387,12 @@ mod tests {
 
     #[test]
     fn packages_and_modules_beyond_the_budget_are_marked() {
-        let ran = |part: &str, wall_seconds| Ran {
+        let ran = |part: &str, wall_seconds| PartResult {
             part: part.to_owned(),
-            outcome: Outcome {
+            outcome: ProgramResult {
                 wall_seconds,
                 cpu_seconds: 2.0,
-                ..Outcome::default()
+                ..ProgramResult::default()
             },
             skips: Vec::new(),
         };
@@ -415,9 +416,9 @@ mod tests {
 
     #[test]
     fn a_failure_is_told_from_its_end_with_how_it_does_alone() {
-        let mut test = test("bad", Verdict::Failed, 1.0);
+        let mut test = test("bad", TestVerdict::Failed, 1.0);
         test.said = (0..100).map(|n| format!("line {n}\n")).collect();
-        let failed = Failed {
+        let failed = FailedTest {
             part: "b lib".to_owned(),
             test,
             passes_alone: Some(true),
@@ -432,10 +433,10 @@ mod tests {
 
     #[test]
     fn a_panic_is_shown_however_much_follows_it() {
-        let mut test = test("bad", Verdict::Failed, 1.0);
+        let mut test = test("bad", TestVerdict::Failed, 1.0);
         test.said = "before\nthread 'bad' panicked at a.rs:1:2:\nit broke\n".to_owned();
         test.said += &(0..100).map(|n| format!("line {n}\n")).collect::<String>();
-        let failed = Failed {
+        let failed = FailedTest {
             part: "b lib".to_owned(),
             test,
             passes_alone: None,

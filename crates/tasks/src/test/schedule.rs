@@ -1,5 +1,5 @@
 //! Which test programs run at once: the plan of a run, made of what the tests say that they need
-//! ([`Needs`](super::needs::Needs)) and of how long they took the last time.
+//! ([`TestNeeds`](super::needs::TestNeeds)) and of how long they took the last time.
 //!
 //! Most tests compute; some mostly wait: for a machine to boot, a timer, a client that is not ours. So the
 //! processors are handed out twice: programs that compute share one set of places, programs that wait
@@ -19,7 +19,7 @@
 
 use std::collections::BTreeMap;
 
-use super::history::History;
+use super::history::TestHistory;
 use super::needs::ProgramNeeds;
 
 /// Tests at a time for each processor in programs that compute: two programs side by side, so that the last
@@ -37,7 +37,7 @@ pub(super) const CROWD: usize = COMPUTING_PER_PROCESSOR + WAITING_PER_PROCESSOR;
 
 /// Which places a program takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Load {
+pub(super) enum PartLoad {
     Computing,
     Waiting,
     /// Places of its own, beside computing and waiting parts: in the last run its tests used almost no processor
@@ -49,7 +49,7 @@ pub(super) enum Load {
 
 /// A part of a program that runs as one process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct TestPart {
     /// The program, and the module where it is one module's tests.
     pub(super) name: String,
     /// Names of its tests; `None` for all of the program's.
@@ -58,10 +58,10 @@ pub(super) struct Part {
     pub(super) threads: usize,
     /// Memory of all machines that one of its tests has at the same time, MiB.
     pub(super) machines_mib: u64,
-    pub(super) load: Load,
+    pub(super) load: PartLoad,
 }
 
-impl Part {
+impl TestPart {
     /// Memory of all machines that its tests have at the same time, MiB.
     fn all_machines_mib(&self) -> u64 {
         self.machines_mib * self.threads as u64
@@ -69,34 +69,36 @@ impl Part {
 }
 
 /// A program that runs as a whole, on so many processors.
-pub(super) fn whole(program: &str, needs: &ProgramNeeds, processors: usize) -> Part {
+pub(super) fn whole(program: &str, needs: &ProgramNeeds, processors: usize) -> TestPart {
     let threads = if needs.alone { 1 } else { processors };
-    Part {
+    TestPart {
         name: program.to_owned(),
         tests: None,
         threads,
         machines_mib: needs.machines_mib,
         load: if needs.alone {
-            Load::Alone
+            PartLoad::Alone
         } else {
-            Load::Computing
+            PartLoad::Computing
         },
     }
 }
 
 /// The parts of a program that waits, and has tests of these names.
-pub(super) fn modules(program: &str, needs: &ProgramNeeds, tests: Vec<String>) -> Vec<Part> {
-    let parts = by_module(tests).into_iter().map(|(module, tests)| Part {
-        name: format!("{program} {module}").trim_end().to_owned(),
-        load: if needs.is_alone(&module) {
-            Load::Alone
-        } else {
-            Load::Waiting
-        },
-        machines_mib: needs.machines_mib(&module),
-        tests: Some(tests),
-        threads: 1,
-    });
+pub(super) fn modules(program: &str, needs: &ProgramNeeds, tests: Vec<String>) -> Vec<TestPart> {
+    let parts = by_module(tests)
+        .into_iter()
+        .map(|(module, tests)| TestPart {
+            name: format!("{program} {module}").trim_end().to_owned(),
+            load: if needs.is_alone(&module) {
+                PartLoad::Alone
+            } else {
+                PartLoad::Waiting
+            },
+            machines_mib: needs.machines_mib(&module),
+            tests: Some(tests),
+            threads: 1,
+        });
     parts.collect()
 }
 
@@ -110,40 +112,40 @@ fn by_module(tests: Vec<String>) -> BTreeMap<String, Vec<String>> {
 }
 
 /// By the last run: which parts sleep, and the longest first; new ones before all others.
-pub(super) fn plan<T>(parts: &mut [(T, Part)], last: &History) {
+pub(super) fn plan<T>(parts: &mut [(T, TestPart)], last: &TestHistory) {
     for (_, part) in parts.iter_mut() {
-        if part.load != Load::Alone && last.slept(&part.name) {
-            part.load = Load::Sleeping;
+        if part.load != PartLoad::Alone && last.slept(&part.name) {
+            part.load = PartLoad::Sleeping;
         }
     }
-    let seconds = |part: &Part| last.seconds(&part.name).unwrap_or(f64::MAX);
+    let seconds = |part: &TestPart| last.seconds(&part.name).unwrap_or(f64::MAX);
     parts.sort_by(|(_, one), (_, other)| seconds(other).total_cmp(&seconds(one)));
 }
 
 /// What has still to start, and what runs.
 #[derive(Debug)]
-pub(super) struct Queue<'a> {
+pub(super) struct PartQueue<'a> {
     /// In the order in which they start where they fit. What has ended stays, so that its place names it.
-    parts: Vec<(&'a Part, State)>,
+    parts: Vec<(&'a TestPart, PartState)>,
     processors: usize,
     /// Memory of all machines, MiB.
     machines_mib: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum PartState {
     Pending,
     Running,
     Ended,
 }
 
-impl<'a> Queue<'a> {
+impl<'a> PartQueue<'a> {
     pub(super) fn new(
-        parts: impl IntoIterator<Item = &'a Part>,
+        parts: impl IntoIterator<Item = &'a TestPart>,
         processors: usize,
         machines_mib: u64,
     ) -> Self {
-        let parts = parts.into_iter().map(|part| (part, State::Pending));
+        let parts = parts.into_iter().map(|part| (part, PartState::Pending));
         Self {
             parts: parts.collect(),
             processors,
@@ -156,14 +158,14 @@ impl<'a> Queue<'a> {
     /// None passes an earlier one of its kind in places. What the next one of each kind lacks no other one takes from
     /// it: it has its memory as soon as that is free, whether it waits for a place or for memory.
     pub(super) fn start_next(&mut self) -> Option<usize> {
-        let (mut full, mut kept): (Vec<Load>, Vec<Load>) = Default::default();
-        let mut taken_mib: u64 = self.running().map(Part::all_machines_mib).sum();
+        let (mut full, mut kept): (Vec<PartLoad>, Vec<PartLoad>) = Default::default();
+        let mut taken_mib: u64 = self.running().map(TestPart::all_machines_mib).sum();
         let index = self.parts.iter().position(|(part, state)| {
-            if *state != State::Pending {
+            if *state != PartState::Pending {
                 return false;
             }
             // What runs alone waits for all others, which are not to wait for its memory.
-            if part.load == Load::Alone && !self.has_places(part) {
+            if part.load == PartLoad::Alone && !self.has_places(part) {
                 return false;
             }
             let wanted_mib = part.all_machines_mib();
@@ -183,20 +185,20 @@ impl<'a> Queue<'a> {
             }
             false
         })?;
-        self.parts[index].1 = State::Running;
+        self.parts[index].1 = PartState::Running;
         Some(index)
     }
 
     pub(super) fn ended(&mut self, index: usize) {
-        self.parts[index].1 = State::Ended;
+        self.parts[index].1 = PartState::Ended;
     }
 
-    fn has_places(&self, part: &Part) -> bool {
-        if part.load == Load::Alone {
+    fn has_places(&self, part: &TestPart) -> bool {
+        if part.load == PartLoad::Alone {
             return self.parts.iter().all(|(other, state)| match state {
-                State::Ended => true,
-                State::Pending => other.load == Load::Alone,
-                State::Running => false,
+                PartState::Ended => true,
+                PartState::Pending => other.load == PartLoad::Alone,
+                PartState::Running => false,
             });
         }
         let all = self.places(part.load);
@@ -213,37 +215,38 @@ impl<'a> Queue<'a> {
         taken + part.threads.min(all) <= all
     }
 
-    fn running(&self) -> impl Iterator<Item = &Part> {
+    fn running(&self) -> impl Iterator<Item = &TestPart> {
         let running = self
             .parts
             .iter()
-            .filter(|(_, state)| *state == State::Running);
+            .filter(|(_, state)| *state == PartState::Running);
         running.map(|(part, _)| *part)
     }
 
     /// How many tests of this kind run at a time.
-    fn places(&self, load: Load) -> usize {
+    fn places(&self, load: PartLoad) -> usize {
         let computing = self.processors * COMPUTING_PER_PROCESSOR;
         match load {
-            Load::Computing => computing,
-            Load::Waiting => {
+            PartLoad::Computing => computing,
+            PartLoad::Waiting => {
                 let mut all = self.parts.iter();
-                let is_over =
-                    all.all(|(part, state)| part.load != Load::Computing || *state == State::Ended);
+                let is_over = all.all(|(part, state)| {
+                    part.load != PartLoad::Computing || *state == PartState::Ended
+                });
                 let half = if is_over { computing / 2 } else { 0 };
                 self.processors * WAITING_PER_PROCESSOR + half
             }
-            Load::Sleeping => self.processors * SLEEPING_PER_PROCESSOR,
-            Load::Alone => 1,
+            PartLoad::Sleeping => self.processors * SLEEPING_PER_PROCESSOR,
+            PartLoad::Alone => 1,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::harness::Outcome;
+    use super::super::harness::ProgramResult;
     use super::super::needs::ModuleNeeds;
-    use super::super::report::Ran;
+    use super::super::report::PartResult;
     use super::*;
 
     fn alone() -> ProgramNeeds {
@@ -257,10 +260,10 @@ mod tests {
     fn every_test_of_a_program_is_in_one_part() {
         let library = whole("alknet-core lib", &ProgramNeeds::default(), 2);
         assert!(library.tests.is_none());
-        assert_eq!((library.threads, library.load), (2, Load::Computing));
+        assert_eq!((library.threads, library.load), (2, PartLoad::Computing));
         let flood = whole("alknet-tests flood", &alone(), 2);
         assert!(flood.tests.is_none());
-        assert_eq!((flood.threads, flood.load), (1, Load::Alone));
+        assert_eq!((flood.threads, flood.load), (1, PartLoad::Alone));
 
         let timing = ModuleNeeds {
             alone: true,
@@ -289,17 +292,22 @@ mod tests {
         assert_eq!(
             parts,
             [
-                ("alknet-tests http", "top".to_owned(), Load::Waiting, 512),
+                (
+                    "alknet-tests http",
+                    "top".to_owned(),
+                    PartLoad::Waiting,
+                    512
+                ),
                 (
                     "alknet-tests http page",
                     "page::c".to_owned(),
-                    Load::Waiting,
+                    PartLoad::Waiting,
                     512
                 ),
                 (
                     "alknet-tests http timing",
                     "timing::a::b timing::d".to_owned(),
-                    Load::Alone,
+                    PartLoad::Alone,
                     64
                 ),
             ]
@@ -327,29 +335,29 @@ mod tests {
         let mut parts = [library, flood].map(|part| ((), part));
         plan(&mut parts, &last);
         let loads = parts.map(|((), part)| part.load);
-        assert_eq!(loads, [Load::Sleeping, Load::Alone]);
+        assert_eq!(loads, [PartLoad::Sleeping, PartLoad::Alone]);
     }
 
-    fn history(parts: &[(&str, f64, f64)]) -> History {
+    fn history(parts: &[(&str, f64, f64)]) -> TestHistory {
         let ran = parts.iter().map(|(part, wall_seconds, cpu_seconds)| {
-            let outcome = Outcome {
+            let outcome = ProgramResult {
                 wall_seconds: *wall_seconds,
                 cpu_seconds: *cpu_seconds,
-                ..Outcome::default()
+                ..ProgramResult::default()
             };
-            Ran {
+            PartResult {
                 part: (*part).to_owned(),
                 outcome,
                 skips: Vec::new(),
             }
         });
-        let mut history = History::default();
+        let mut history = TestHistory::default();
         history.extend(&ran.collect::<Vec<_>>());
         history
     }
 
-    fn part(load: Load, threads: usize, machines_mib: u64) -> Part {
-        Part {
+    fn part(load: PartLoad, threads: usize, machines_mib: u64) -> TestPart {
+        TestPart {
             name: String::new(),
             tests: None,
             threads,
@@ -359,18 +367,21 @@ mod tests {
     }
 
     /// All that start now.
-    fn start(queue: &mut Queue<'_>) -> Vec<usize> {
+    fn start(queue: &mut PartQueue<'_>) -> Vec<usize> {
         std::iter::from_fn(|| queue.start_next()).collect()
     }
 
     #[test]
     fn each_kind_has_places_of_its_own() {
-        let (computing, waiting) = (part(Load::Computing, 2, 0), part(Load::Waiting, 1, 0));
-        let sleeping = part(Load::Sleeping, 1, 0);
+        let (computing, waiting) = (
+            part(PartLoad::Computing, 2, 0),
+            part(PartLoad::Waiting, 1, 0),
+        );
+        let sleeping = part(PartLoad::Sleeping, 1, 0);
         let mut parts = vec![&computing; 3];
         parts.extend([&waiting; 5]);
         parts.push(&sleeping);
-        let mut queue = Queue::new(parts, 2, 0);
+        let mut queue = PartQueue::new(parts, 2, 0);
         assert_eq!(start(&mut queue), [0, 1, 3, 4, 8]);
         queue.ended(3);
         assert_eq!(start(&mut queue), [5]);
@@ -385,8 +396,11 @@ mod tests {
 
     #[test]
     fn a_part_that_wants_all_places_and_more_gets_them_all() {
-        let (wide, narrow) = (part(Load::Computing, 100, 0), part(Load::Computing, 1, 0));
-        let mut queue = Queue::new([&narrow, &wide, &narrow], 1, 0);
+        let (wide, narrow) = (
+            part(PartLoad::Computing, 100, 0),
+            part(PartLoad::Computing, 1, 0),
+        );
+        let mut queue = PartQueue::new([&narrow, &wide, &narrow], 1, 0);
         assert_eq!(
             start(&mut queue),
             [0],
@@ -400,9 +414,9 @@ mod tests {
 
     #[test]
     fn machines_start_as_far_as_memory_allows_and_in_turn() {
-        let waiting = |mib| part(Load::Waiting, 1, mib);
+        let waiting = |mib| part(PartLoad::Waiting, 1, mib);
         let parts = [waiting(512), waiting(1024), waiting(512), waiting(0)];
-        let mut queue = Queue::new(&parts, 8, 1024);
+        let mut queue = PartQueue::new(&parts, 8, 1024);
         // The third would fit and may not pass the second; the last needs no memory.
         assert_eq!(start(&mut queue), [0, 3]);
         queue.ended(0);
@@ -411,9 +425,9 @@ mod tests {
         assert_eq!(start(&mut queue), [2]);
 
         // What waits for a place keeps its memory: the computing part cannot take it, however often one could start.
-        let computing = part(Load::Computing, 2, 256);
+        let computing = part(PartLoad::Computing, 2, 256);
         let parts = [waiting(512), waiting(512), waiting(512), computing];
-        let mut queue = Queue::new(&parts, 1, 1024);
+        let mut queue = PartQueue::new(&parts, 1, 1024);
         assert_eq!(start(&mut queue), [0]);
         queue.ended(0);
         assert_eq!(start(&mut queue), [1]);
@@ -421,15 +435,15 @@ mod tests {
         assert_eq!(start(&mut queue), [2, 3]);
 
         // Memory is kept for the next one of a kind, and not for all that come after it.
-        let computing = part(Load::Computing, 2, 128);
+        let computing = part(PartLoad::Computing, 2, 128);
         let mut parts = vec![waiting(512); 9];
         parts.push(computing);
-        let mut queue = Queue::new(&parts, 1, 2048);
+        let mut queue = PartQueue::new(&parts, 1, 2048);
         assert_eq!(start(&mut queue), [0, 9]);
 
         // What waits for memory keeps no place, until it has the memory.
         let parts = [waiting(1024), waiting(1024), waiting(0), waiting(0)];
-        let mut queue = Queue::new(&parts, 1, 1024);
+        let mut queue = PartQueue::new(&parts, 1, 1024);
         assert_eq!(start(&mut queue), [0, 2]);
         queue.ended(0);
         assert_eq!(
@@ -439,7 +453,7 @@ mod tests {
         );
 
         let parts = [waiting(4096), waiting(512)];
-        let mut queue = Queue::new(&parts, 8, 1024);
+        let mut queue = PartQueue::new(&parts, 8, 1024);
         assert_eq!(start(&mut queue), [0], "alone, for it will never fit");
         queue.ended(0);
         assert_eq!(start(&mut queue), [1]);
@@ -447,8 +461,8 @@ mod tests {
 
     #[test]
     fn what_runs_alone_runs_at_the_end() {
-        let (alone, waiting) = (part(Load::Alone, 1, 512), part(Load::Waiting, 1, 0));
-        let mut queue = Queue::new([&alone, &alone, &waiting], 2, 0);
+        let (alone, waiting) = (part(PartLoad::Alone, 1, 512), part(PartLoad::Waiting, 1, 0));
+        let mut queue = PartQueue::new([&alone, &alone, &waiting], 2, 0);
         assert_eq!(start(&mut queue), [2]);
         queue.ended(2);
         assert_eq!(start(&mut queue), [0]);
@@ -458,8 +472,11 @@ mod tests {
 
     #[test]
     fn what_runs_alone_keeps_no_memory_from_the_others_while_it_waits() {
-        let (alone, computing) = (part(Load::Alone, 1, 512), part(Load::Computing, 1, 1024));
-        let mut queue = Queue::new([&alone, &computing], 2, 1024);
+        let (alone, computing) = (
+            part(PartLoad::Alone, 1, 512),
+            part(PartLoad::Computing, 1, 1024),
+        );
+        let mut queue = PartQueue::new([&alone, &computing], 2, 1024);
         assert_eq!(start(&mut queue), [1]);
         queue.ended(1);
         assert_eq!(start(&mut queue), [0]);

@@ -13,8 +13,8 @@ use std::process::Command;
 use serde::Deserialize;
 
 use super::metadata;
-use crate::context::Context;
-use crate::failure::{Failure, Result};
+use crate::context::XtaskContext;
+use crate::failure::{Result, TaskError};
 
 /// Files that decide about every package.
 const EVERYTHING: [&str; 4] = [
@@ -67,7 +67,7 @@ const HOUSE_SOURCES: &str = "tests/house";
 
 /// A package of the workspace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Package {
+struct WorkspacePackage {
     folder: PathBuf,
     /// Packages of the workspace it depends on, for tests too.
     needs: BTreeSet<String>,
@@ -77,7 +77,7 @@ struct Package {
     house: String,
 }
 
-impl Package {
+impl WorkspacePackage {
     /// Whether a program other than [`HOUSE`] names a page.
     fn names_page(&self, name: &str) -> bool {
         self.text.matches(name).count() > self.house.matches(name).count()
@@ -86,14 +86,14 @@ impl Package {
 
 /// What to test and what not, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Choice {
+pub(super) struct PackageChoice {
     pub(super) taken: BTreeSet<String>,
     pub(super) left_out: BTreeSet<String>,
     /// Of [`READS_EVERY_PACKAGE`] only [`HOUSE`] runs: a page has changed, and nothing that its other programs test.
     house_alone: bool,
 }
 
-impl Choice {
+impl PackageChoice {
     /// Whether the tests of a program run, where its package is taken.
     pub(super) fn takes(&self, package: &str, target: &str) -> bool {
         !self.house_alone || package != READS_EVERY_PACKAGE || target == HOUSE
@@ -112,14 +112,14 @@ impl Choice {
 }
 
 #[derive(Deserialize)]
-struct Metadata {
+struct WorkspaceMetadata {
     /// As cargo sees it: without symbolic links, which the cache's path may have.
     workspace_root: PathBuf,
-    packages: Vec<Listed>,
+    packages: Vec<PackageEntry>,
 }
 
 #[derive(Deserialize)]
-struct Listed {
+struct PackageEntry {
     name: String,
     manifest_path: PathBuf,
     dependencies: Vec<Dependency>,
@@ -131,7 +131,7 @@ struct Dependency {
 }
 
 /// What differs from `reference`, committed or not, decides.
-pub(super) fn choose(cx: &Context, reference: &str) -> Result<Choice> {
+pub(super) fn choose(cx: &XtaskContext, reference: &str) -> Result<PackageChoice> {
     let changed = changed(cx.root(), reference)?;
     let choice = choice(&packages(&mut cx.cargo("metadata"))?, &changed);
     cx.board().print(&choice.beyond_packages());
@@ -165,10 +165,10 @@ fn git(root: &Path, arguments: &[&str]) -> Result<Vec<String>> {
     let output = crate::git(root)
         .args(arguments)
         .output()
-        .map_err(Failure::io("run git"))?;
+        .map_err(TaskError::io("run git"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Failure::Arguments(format!(
+        return Err(TaskError::Arguments(format!(
             "--since wants a commit, a branch or a tag of this clone: {}",
             said.trim()
         )));
@@ -179,23 +179,23 @@ fn git(root: &Path, arguments: &[&str]) -> Result<Vec<String>> {
 }
 
 /// The packages of a workspace, as `cargo metadata` lists them.
-fn packages(cargo_metadata: &mut Command) -> Result<BTreeMap<String, Package>> {
-    let metadata: Metadata = metadata::of(cargo_metadata)?;
+fn packages(cargo_metadata: &mut Command) -> Result<BTreeMap<String, WorkspacePackage>> {
+    let metadata: WorkspaceMetadata = metadata::read_metadata(cargo_metadata)?;
     let names: BTreeSet<String> = metadata.packages.iter().map(|p| p.name.clone()).collect();
     let root = &metadata.workspace_root;
-    let package = |listed: Listed| {
+    let package = |listed: PackageEntry| {
         let folder = listed.manifest_path.parent().unwrap_or(root).to_owned();
         let mut text = String::new();
         read_sources(&folder, &mut text)
-            .map_err(Failure::io(format!("read {}", folder.display())))?;
+            .map_err(TaskError::io(format!("read {}", folder.display())))?;
         let mut house = String::new();
         if listed.name == READS_EVERY_PACKAGE {
             let folder = folder.join(HOUSE_SOURCES);
             read_sources(&folder, &mut house)
-                .map_err(Failure::io(format!("read {}", folder.display())))?;
+                .map_err(TaskError::io(format!("read {}", folder.display())))?;
         }
         let needs = listed.dependencies.into_iter().map(|needed| needed.name);
-        let package = Package {
+        let package = WorkspacePackage {
             needs: needs.filter(|name| names.contains(name)).collect(),
             folder: folder.strip_prefix(root).unwrap_or(&folder).to_owned(),
             text,
@@ -222,7 +222,7 @@ fn read_sources(folder: &Path, text: &mut String) -> std::io::Result<()> {
     Ok(())
 }
 
-fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
+fn choice(packages: &BTreeMap<String, WorkspacePackage>, changed: &[String]) -> PackageChoice {
     let mut taken = BTreeSet::new();
     let mut read_pages = BTreeSet::new();
     for file in changed {
@@ -249,7 +249,7 @@ fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
         && packages.contains_key(READS_EVERY_PACKAGE)
         && taken.insert(READS_EVERY_PACKAGE.to_owned());
     let left_out = packages.keys().filter(|name| !taken.contains(*name));
-    Choice {
+    PackageChoice {
         left_out: left_out.cloned().collect(),
         taken,
         house_alone,
@@ -268,7 +268,7 @@ fn is_page(file: &str) -> bool {
 }
 
 /// The package that contains a file; if none does, the packages whose source names it.
-fn touched(packages: &BTreeMap<String, Package>, file: &str) -> Vec<String> {
+fn touched(packages: &BTreeMap<String, WorkspacePackage>, file: &str) -> Vec<String> {
     let path = Path::new(file);
     let around = packages
         .iter()
@@ -296,7 +296,7 @@ fn file_name(file: &str) -> &str {
 }
 
 /// The packages whose source contains `text`.
-fn naming(packages: &BTreeMap<String, Package>, text: &str) -> Vec<String> {
+fn naming(packages: &BTreeMap<String, WorkspacePackage>, text: &str) -> Vec<String> {
     let naming = packages
         .iter()
         .filter(|(_, package)| package.text.contains(text));
@@ -311,7 +311,7 @@ fn uses_programs(text: &str) -> bool {
 }
 
 /// Adds all that depends on what is taken, until nothing is added.
-fn spread(packages: &BTreeMap<String, Package>, taken: &mut BTreeSet<String>) {
+fn spread(packages: &BTreeMap<String, WorkspacePackage>, taken: &mut BTreeSet<String>) {
     loop {
         let before = taken.len();
         let image_differs = MAKE_THE_IMAGE.iter().any(|name| taken.contains(*name));
@@ -337,8 +337,8 @@ fn spread(packages: &BTreeMap<String, Package>, taken: &mut BTreeSet<String>) {
 mod tests {
     use super::*;
 
-    fn workspace() -> BTreeMap<String, Package> {
-        let package = |folder: &str, needs: &[&str], text: &str| Package {
+    fn workspace() -> BTreeMap<String, WorkspacePackage> {
+        let package = |folder: &str, needs: &[&str], text: &str| WorkspacePackage {
             folder: PathBuf::from(folder),
             needs: needs.iter().map(|name| (*name).to_owned()).collect(),
             text: text.to_owned(),
@@ -449,7 +449,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
     }
 
-    fn of_this_workspace() -> BTreeMap<String, Package> {
+    fn of_this_workspace() -> BTreeMap<String, WorkspacePackage> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut metadata = Command::new(cargo);
         metadata.arg("metadata").current_dir(root());

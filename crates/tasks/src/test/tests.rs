@@ -6,23 +6,25 @@ use std::sync::OnceLock;
 
 use clap::Parser as _;
 
-use super::harness::Limits;
+use super::harness::TestTimeouts;
 use super::*;
 
 #[derive(Debug, clap::Parser)]
-struct Line {
+struct TestArgsCli {
     #[command(flatten)]
-    arguments: Arguments,
+    arguments: TestArgs,
 }
 
-fn arguments(words: &[&str]) -> Arguments {
+fn arguments(words: &[&str]) -> TestArgs {
     let words = iter::once(&"test").chain(words);
-    Line::try_parse_from(words).expect("arguments").arguments
+    TestArgsCli::try_parse_from(words)
+        .expect("arguments")
+        .arguments
 }
 
-fn program(name: &str, path: &str) -> Program {
+fn program(name: &str, path: &str) -> TestProgram {
     let (package, target) = name.split_once(' ').expect("both");
-    Program {
+    TestProgram {
         package: package.to_owned(),
         target: target.to_owned(),
         path: PathBuf::from(path),
@@ -31,21 +33,21 @@ fn program(name: &str, path: &str) -> Program {
 }
 
 /// This program, as one of the tests.
-fn this() -> Program {
+fn this() -> TestProgram {
     let here = std::env::current_exe().expect("a test program");
     program("alknet-tasks lib", here.to_str().expect("a plain path"))
 }
 
 /// What every plan here goes by: one program waits.
-fn needs() -> &'static Needs {
-    static NEEDS: OnceLock<Needs> = OnceLock::new();
+fn needs() -> &'static TestNeeds {
+    static NEEDS: OnceLock<TestNeeds> = OnceLock::new();
     let json = br#"{"packages": [{"name": "alknet-tests", "metadata": {"tests":
         {"http": {"waits": true}, "node": {"waits": true, "modules": {"gone": {}}}}}}]}"#;
-    NEEDS.get_or_init(|| Needs::from_metadata(json).expect("the form of the documentation"))
+    NEEDS.get_or_init(|| TestNeeds::from_metadata(json).expect("the form of the documentation"))
 }
 
-fn plan<'a>(filter: Option<&'a str>, null: &'a NullDevice) -> Plan<'a> {
-    Plan {
+fn plan<'a>(filter: Option<&'a str>, null: &'a NullDevice) -> TestPlan<'a> {
+    TestPlan {
         filter,
         processors: 1,
         machines_mib: 0,
@@ -56,9 +58,9 @@ fn plan<'a>(filter: Option<&'a str>, null: &'a NullDevice) -> Plan<'a> {
     }
 }
 
-fn run_with(filter: Option<&str>, programs: Vec<Program>, variables: &Variables) -> Result<()> {
+fn run_with(filter: Option<&str>, programs: Vec<TestProgram>, variables: &Variables) -> Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let cx = Context::in_folder(folder.path());
+    let cx = XtaskContext::in_folder(folder.path());
     // Not whole: the examples in the documentation would be run.
     let arguments = arguments(&["filter"]);
     plan(filter, &NullDevice::new()).run(&cx, programs, variables, &arguments)
@@ -67,7 +69,7 @@ fn run_with(filter: Option<&str>, programs: Vec<Program>, variables: &Variables)
 /// Other programs that begin while the tests are built.
 #[test]
 fn the_larger_of_two_measurements_counts() {
-    let measured = |factor: f64| Slowdown::of(None, || factor).expect("a number");
+    let measured = |factor: f64| Slowdown::from_setting(None, || factor).expect("a number");
     let (rest, busy) = (measured(1.0), measured(4.0));
     assert_eq!(rest.or_larger(busy), busy);
     assert_eq!(busy.or_larger(rest), busy, "what has ended may come back");
@@ -103,7 +105,7 @@ fn a_divided_program_without_tests_fails_unless_a_filter_leaves_none() {
 
 #[test]
 fn needs_of_what_is_not_there_are_an_error() {
-    let failed = |programs: &[Program]| {
+    let failed = |programs: &[TestProgram]| {
         let null = NullDevice::new();
         let plan = plan(None, &null);
         let known = plan.reject_unknown_programs(programs);
@@ -142,7 +144,7 @@ fn skips_of_each_run_are_its_own() {
     }
     let name = "test::tests::skips_of_each_run_are_its_own";
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let cx = Context::in_folder(folder.path());
+    let cx = XtaskContext::in_folder(folder.path());
     let programs = [this()];
     let variables: Variables = vec![(CHILD, "1".into())];
     let null = NullDevice::new();
@@ -154,7 +156,7 @@ fn skips_of_each_run_are_its_own() {
     assert_eq!((ran.len(), ran[0].skips.len()), (1, 1));
 }
 
-/// The variable that names a file, when this test is run by itself: it fails while there is none, and makes it.
+/// The variable that names a file, when this test is run by itself: it fails while the file is missing, and makes it.
 const ONCE_CHILD: &str = "ALKNET_TEST_MOD_ONCE_CHILD";
 
 #[test]
@@ -176,7 +178,7 @@ fn a_failed_test_fails_the_run_although_it_passes_alone() {
         run_with(Some(name), vec![this()], &variables).expect("it passes");
 
         let (cx, programs, null) = (
-            Context::in_folder(folder.path()),
+            XtaskContext::in_folder(folder.path()),
             [this()],
             NullDevice::new(),
         );
@@ -193,7 +195,7 @@ fn a_failed_test_fails_the_run_although_it_passes_alone() {
 #[test]
 fn a_program_that_cannot_be_started_fails_and_the_others_run() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let cx = Context::in_folder(folder.path());
+    let cx = XtaskContext::in_folder(folder.path());
     let programs = [program("alknet-core lib", "/nonexistent/program"), this()];
     let name = "test::tests::a_factor_is_measured_or_a_number_of_at_least_one";
     let null = NullDevice::new();
@@ -209,7 +211,7 @@ fn a_program_that_cannot_be_started_fails_and_the_others_run() {
 #[test]
 fn a_program_that_cannot_be_listed_fails_and_the_others_run() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let cx = Context::in_folder(folder.path());
+    let cx = XtaskContext::in_folder(folder.path());
     let programs = [
         program("alknet-tests http", "/bin/false"),
         program("alknet-tests node", "/nonexistent/program"),
@@ -245,14 +247,14 @@ fn a_test_gets_the_memory_for_machines_that_its_manifest_says() {
         assert_eq!(alknet_test_support::machines_mib(), Some(96));
     } else {
         let json = br#"{"packages": [{"name": "alknet-tasks", "metadata": {"tests": {"lib": {"machines-mib": 96}}}}]}"#;
-        let needs = Needs::from_metadata(json).expect("the form of the documentation");
+        let needs = TestNeeds::from_metadata(json).expect("the form of the documentation");
         let name = "test::tests::a_test_gets_the_memory_for_machines_that_its_manifest_says";
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let cx = Context::in_folder(folder.path());
+        let cx = XtaskContext::in_folder(folder.path());
         let programs = [this()];
         let variables: Variables = vec![(LIMITED_CHILD, "1".into())];
         let null = NullDevice::new();
-        let plan = Plan {
+        let plan = TestPlan {
             needs: &needs,
             ..plan(Some(name), &null)
         };
@@ -279,10 +281,10 @@ fn tests_get_the_factor_of_the_runs_deadlines() {
         };
         let name = "test::tests::tests_get_the_factor_of_the_runs_deadlines";
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let cx = Context::in_folder(folder.path());
+        let cx = XtaskContext::in_folder(folder.path());
         let variables: Variables = vec![(SLOWED_CHILD, wanted.into())];
         let null = NullDevice::new();
-        let plan = Plan {
+        let plan = TestPlan {
             deadlines,
             ..plan(Some(name), &null)
         };
@@ -296,7 +298,7 @@ fn tests_get_the_factor_of_the_runs_deadlines() {
 #[test]
 fn a_warning_fails_a_run_with_checks_alone() {
     let judge = |words: &[&str], warnings| {
-        let scope = Scope::of(&arguments(words), true);
+        let scope = Scope::from_arguments(&arguments(words), true);
         judge_lints(scope, warnings).map_err(|failure| failure.to_string())
     };
     for words in [&[] as &[&str], &["--since", "main"]] {
@@ -316,25 +318,25 @@ fn a_warning_fails_a_run_with_checks_alone() {
 fn the_wait_for_a_machine_is_shorter_than_the_longest_silence() {
     let crowd = u32::try_from(schedule::CROWD).expect("a few");
     let boot = alknet_qemu::READY_WITHIN * alknet_qemu::TCG_TIMEOUT_FACTOR * crowd;
-    let silence = Limits::of(1.0).silence;
+    let silence = TestTimeouts::scaled(1.0).silence;
     assert!(
         alknet_qemu::MACHINE_WAIT_MAX + boot < silence,
         "{boot:?} of {silence:?}"
     );
     // A wait for a machine has a longest as well, however busy the host is.
-    let busy = Limits::of(6.0).silence;
+    let busy = TestTimeouts::scaled(6.0).silence;
     let longest = alknet_qemu::SCALED_MAX;
     assert!(
         silence < busy && alknet_qemu::MACHINE_WAIT_MAX * 6 + longest < busy,
         "{longest:?} of {busy:?}"
     );
-    assert_eq!(Limits::of(60.0).silence, busy);
+    assert_eq!(TestTimeouts::scaled(60.0).silence, busy);
 }
 
 #[test]
 fn times_on_a_busy_machine_are_not_the_next_runs() {
     let null = NullDevice::new();
-    let at = |slowdown| Plan {
+    let at = |slowdown| TestPlan {
         slowdown,
         ..plan(None, &null)
     };
@@ -345,7 +347,7 @@ fn times_on_a_busy_machine_are_not_the_next_runs() {
 #[test]
 fn checks_run_whichever_packages_are_tested() {
     let scope = |words: &[&str], takes_packages| {
-        let scope = Scope::of(&arguments(words), takes_packages);
+        let scope = Scope::from_arguments(&arguments(words), takes_packages);
         (scope.tests, scope.checks, scope.documentation)
     };
     assert_eq!(scope(&[], true), (true, true, true));
@@ -360,7 +362,7 @@ fn checks_run_whichever_packages_are_tested() {
 
 #[test]
 fn a_factor_is_measured_or_a_number_of_at_least_one() {
-    let of = |set| Slowdown::of(set, || 1.5);
+    let of = |set| Slowdown::from_setting(set, || 1.5);
     let (at_start, deadlines) = (1.5, 1.5 * schedule::CROWD as f64);
     assert_eq!(
         of(None).expect("measured"),
@@ -381,7 +383,7 @@ fn a_factor_is_measured_or_a_number_of_at_least_one() {
         (most.at_start, most.deadlines),
         (SLOWDOWN_MAX, SLOWDOWN_MAX)
     );
-    let _ = Limits::of(most.deadlines);
+    let _ = TestTimeouts::scaled(most.deadlines);
     for bad in ["inf", "NaN", "0.5", "-1", "", "2x"] {
         let error = of(Some(bad)).expect_err(bad).to_string();
         assert!(error.starts_with(SLOWDOWN_VARIABLE), "{error}");
@@ -393,7 +395,7 @@ fn a_factor_is_measured_or_a_number_of_at_least_one() {
 fn tests_read_the_factor_as_the_runner_does() {
     assert_eq!(SLOWDOWN_MAX, alknet_test_support::SLOWDOWN_MAX);
     for text in ["1", " 2.5\n", "1e300", "inf", "NaN", "0.5", "-1", "", "2x"] {
-        let ours = Slowdown::of(Some(text), || 1.0).map(|slowdown| slowdown.at_start);
+        let ours = Slowdown::from_setting(Some(text), || 1.0).map(|slowdown| slowdown.at_start);
         let theirs = alknet_test_support::parse_slowdown(text);
         assert_eq!(ours.ok(), theirs.ok(), "{text:?}");
     }

@@ -6,7 +6,7 @@ use instant_acme::{Account, AccountBuilder, Key, NewAccount};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 
 use super::disk::StoredAccount;
-use super::transport::Adapter;
+use super::transport::InstantAcmeTransport;
 use super::{AccountKey, Acme, AcmeError};
 
 impl Acme {
@@ -65,7 +65,7 @@ impl Acme {
     }
 
     fn builder(&self) -> AccountBuilder {
-        Account::builder_with_http(Box::new(Adapter {
+        Account::builder_with_http(Box::new(InstantAcmeTransport {
             transport: Arc::clone(&self.transport),
             retry_after: Arc::clone(&self.retry_after),
         }))

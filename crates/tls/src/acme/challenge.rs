@@ -48,10 +48,10 @@ pub trait HttpChallengeResponder: Send + Sync + 'static {
 pub struct HttpChallenges(Mutex<HashMap<String, String>>);
 
 impl HttpChallenges {
-    pub(crate) fn put(self: &Arc<Self>, token: &str, answer: &str) -> Pending {
+    pub(crate) fn put(self: &Arc<Self>, token: &str, answer: &str) -> PendingChallenge {
         self.lock().insert(token.to_owned(), answer.to_owned());
         let (all, token) = (Arc::clone(self), token.to_owned());
-        Pending::new(move || drop(all.lock().remove(&token)))
+        PendingChallenge::new(move || drop(all.lock().remove(&token)))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, String>> {
@@ -81,11 +81,13 @@ impl AlpnChallenges {
         self: &Arc<Self>,
         domain: &str,
         digest: &[u8; 32],
-    ) -> Result<Pending, TlsError> {
+    ) -> Result<PendingChallenge, TlsError> {
         let key = challenge_certificate(domain, digest)?;
         self.lock().insert(domain.to_owned(), Arc::new(key));
         let (all, domain) = (Arc::clone(self), domain.to_owned());
-        Ok(Pending::new(move || drop(all.lock().remove(&domain))))
+        Ok(PendingChallenge::new(move || {
+            drop(all.lock().remove(&domain))
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<CertifiedKey>>> {
@@ -101,15 +103,15 @@ impl ResolvesServerCert for AlpnChallenges {
 }
 
 /// An answer that is given until this is dropped.
-pub(crate) struct Pending(Option<Box<dyn FnOnce() + Send>>);
+pub(crate) struct PendingChallenge(Option<Box<dyn FnOnce() + Send>>);
 
-impl Pending {
+impl PendingChallenge {
     fn new(end: impl FnOnce() + Send + 'static) -> Self {
         Self(Some(Box::new(end)))
     }
 }
 
-impl Drop for Pending {
+impl Drop for PendingChallenge {
     fn drop(&mut self) {
         if let Some(end) = self.0.take() {
             end();

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use alknet_core::BoxFuture;
 
 /// What time it is, and how it passes.
-pub(super) trait Clock: Send + Sync + 'static {
+pub(super) trait AcmeClock: Send + Sync + 'static {
     /// Seconds of Unix time.
     fn now(&self) -> u64;
 
@@ -14,9 +14,9 @@ pub(super) trait Clock: Send + Sync + 'static {
 }
 
 /// The machine's clock.
-pub(super) struct System;
+pub(super) struct AcmeSystemClock;
 
-impl Clock for System {
+impl AcmeClock for AcmeSystemClock {
     fn now(&self) -> u64 {
         SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)

@@ -35,7 +35,7 @@ const KEY_NAME_BYTES: usize = 8;
 /// new key is on the disk, beside the old one, before the new chain replaces the old chain, and the old
 /// key is removed after that. So at every moment the chain that is there has its key, and a power cut
 /// leaves at most a key that no chain asks for, which goes with the next start.
-pub(crate) struct Disk {
+pub(crate) struct AcmeStorage {
     root: PathBuf,
     folder: PathBuf,
     name: String,
@@ -43,7 +43,7 @@ pub(crate) struct Disk {
 }
 
 /// A key in the form it is kept in.
-pub(crate) enum KeptKey {
+pub(crate) enum StoredCertificateKey {
     /// PEM.
     Plain(Zeroizing<String>),
     /// What the seal made of that.
@@ -59,7 +59,7 @@ pub(crate) struct StoredAccount {
     pub(crate) credentials: instant_acme::AccountCredentials,
 }
 
-impl Disk {
+impl AcmeStorage {
     /// Below `state_dir`, for a certificate whose first name is `name`.
     pub(crate) fn open(
         state_dir: &Path,
@@ -88,12 +88,12 @@ impl Disk {
         self.write_json("account.json", account)
     }
 
-    /// The history of orders; one that cannot be read begins anew.
+    /// The history of orders; one that cannot be read is replaced by an empty one.
     pub(crate) fn history<T: DeserializeOwned + Default>(&self) -> T {
         match self.read_json("orders.json") {
             Ok(history) => history.unwrap_or_default(),
             Err(error) => {
-                tracing::warn!("the history of certificate orders begins anew: {error}");
+                tracing::warn!("the history of certificate orders starts empty: {error}");
                 T::default()
             }
         }
@@ -129,29 +129,33 @@ impl Disk {
             .map_err(|source| AcmeError::KeyOpen { path, source })
     }
 
-    /// The form in which [`Disk::keep_certificate`] will keep the key with this PEM.
-    pub(crate) fn seal(&self, key: &str) -> Result<KeptKey, AcmeError> {
+    /// The form in which [`AcmeStorage::keep_certificate`] will keep the key with this PEM.
+    pub(crate) fn seal(&self, key: &str) -> Result<StoredCertificateKey, AcmeError> {
         match &self.seal {
-            None => Ok(KeptKey::Plain(Zeroizing::new(key.to_owned()))),
+            None => Ok(StoredCertificateKey::Plain(Zeroizing::new(key.to_owned()))),
             Some(seal) => seal
                 .seal(&self.name, key.as_bytes())
-                .map(KeptKey::Sealed)
+                .map(StoredCertificateKey::Sealed)
                 .map_err(AcmeError::KeySeal),
         }
     }
 
-    pub(crate) fn keep_certificate(&self, chain: &str, key: &KeptKey) -> Result<(), TlsError> {
+    pub(crate) fn keep_certificate(
+        &self,
+        chain: &str,
+        key: &StoredCertificateKey,
+    ) -> Result<(), TlsError> {
         let (chain_at, both_at) = (self.folder.join(CHAIN), self.folder.join(BOTH));
         match key {
-            KeptKey::Plain(key) => {
-                // Where there is both, the sealed one counts; this one is newer, and the other opens for
-                // nobody here.
+            StoredCertificateKey::Plain(key) => {
+                // Where there are both, the sealed one counts. The plain one is newer, and this node has no seal to
+                // open the other with.
                 remove(&chain_at)?;
                 let pem = Zeroizing::new(format!("{}\n{}", chain.trim_end(), key.as_str()));
                 secret_file::write(&both_at, pem.as_bytes())?;
                 self.sweep(&[&both_at]);
             }
-            KeptKey::Sealed(key) => {
+            StoredCertificateKey::Sealed(key) => {
                 let key_at = self.key_of(chain.as_bytes());
                 secret_file::write(&key_at, key)?;
                 secret_file::write(&chain_at, chain.as_bytes())?;
@@ -162,7 +166,7 @@ impl Disk {
     }
 
     /// Where there is a seal, leaves no key without it: seals those of a node that had none, and finishes
-    /// what a power cut left half done. For after [`Disk::certificate`] found nothing wrong.
+    /// what a power cut left half done. For after [`AcmeStorage::certificate`] found nothing wrong.
     pub(crate) fn seal_kept(&self) -> Result<(), AcmeError> {
         if self.seal.is_none() {
             return Ok(());

@@ -1,5 +1,5 @@
-//! An authority of the tests, in memory. It believes everybody, gives certificates at once, and is away or
-//! wants to be left alone as it is told. What one that nobody here wrote does is in the tests of the endpoint.
+//! An authority of the tests, in memory. It believes every client, gives certificates at once, and is away or wants to
+//! be left alone as the test sets it. The tests of the endpoint use an authority of another project.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,9 +14,9 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 
-use super::clock::Clock;
+use super::clock::AcmeClock;
 use super::{AcmeParts, AcmeTransport};
-use crate::problems::Problems;
+use crate::diagnostics::NodeDiagnostics;
 use crate::store::CertificateStore;
 
 /// The name that certificates are for.
@@ -30,9 +30,9 @@ pub(super) const ACCOUNT: &str = "/account";
 pub(super) const ORDER: &str = "/order";
 pub(super) const WINDOW: &str = "/window";
 
-/// How it treats whoever asks.
+/// How it treats its clients.
 #[derive(Clone, Debug)]
-pub(super) enum Mood {
+pub(super) enum FakeCaBehavior {
     Gives,
     /// No connection comes about.
     Away,
@@ -49,7 +49,7 @@ pub(super) enum Mood {
 pub(super) fn parts(
     authority: Arc<impl AcmeTransport + 'static>,
     store: &Arc<CertificateStore>,
-    problems: &Arc<Problems>,
+    problems: &Arc<NodeDiagnostics>,
 ) -> AcmeParts {
     AcmeParts {
         transport: authority,
@@ -63,23 +63,23 @@ pub(super) fn parts(
     }
 }
 
-pub(super) struct Fake {
+pub(super) struct FakeCa {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
-    clock: Arc<dyn Clock>,
-    state: Mutex<State>,
+    clock: Arc<dyn AcmeClock>,
+    state: Mutex<FakeCaState>,
 }
 
-struct State {
-    mood: Mood,
+struct FakeCaState {
+    mood: FakeCaBehavior,
     /// What was asked for, and when.
     heard: Vec<(u64, String)>,
     /// The certificate of the last order, once it is made.
     given: Option<String>,
 }
 
-impl Fake {
-    pub(super) fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+impl FakeCa {
+    pub(super) fn new(clock: Arc<dyn AcmeClock>) -> Arc<Self> {
         let mut params = CertificateParams::new(vec![]).expect("no names");
         params
             .distinguished_name
@@ -89,8 +89,8 @@ impl Fake {
         params.not_after = date_time_ymd(2040, 1, 1);
         let key = KeyPair::generate().expect("a key");
         let pem = params.self_signed(&key).expect("signed").pem();
-        let state = State {
-            mood: Mood::Gives,
+        let state = FakeCaState {
+            mood: FakeCaBehavior::Gives,
             heard: Vec::new(),
             given: None,
         };
@@ -102,7 +102,7 @@ impl Fake {
         })
     }
 
-    pub(super) fn is(&self, mood: Mood) {
+    pub(super) fn is(&self, mood: FakeCaBehavior) {
         self.lock().mood = mood;
     }
 
@@ -114,7 +114,7 @@ impl Fake {
         heard.map(|(at, _)| *at).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FakeCaState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -123,8 +123,8 @@ impl Fake {
         let mut state = self.lock();
         state.heard.push((self.clock.now(), path.to_owned()));
         match state.mood.clone() {
-            Mood::Away => Err("nobody answers there".into()),
-            Mood::Refuses {
+            FakeCaBehavior::Away => Err("nobody answers there".into()),
+            FakeCaBehavior::Refuses {
                 at,
                 status,
                 retry_after,
@@ -136,7 +136,9 @@ impl Fake {
                 }
                 Ok(answer.body(Bytes::from(body))?)
             }
-            Mood::Gives | Mood::Refuses { .. } => self.gives(path, request.body(), &mut state),
+            FakeCaBehavior::Gives | FakeCaBehavior::Refuses { .. } => {
+                self.gives(path, request.body(), &mut state)
+            }
         }
     }
 
@@ -144,7 +146,7 @@ impl Fake {
         &self,
         path: &str,
         body: &[u8],
-        state: &mut State,
+        state: &mut FakeCaState,
     ) -> Result<Response<Bytes>, BoxError> {
         let (status, body): (u16, String) = match path {
             DIRECTORY => (200, directory().to_string()),
@@ -174,7 +176,7 @@ impl Fake {
     /// A certificate for the key of a request for one (RFC 2986).
     fn certificate(&self, signed: &[u8]) -> Result<String, BoxError> {
         let csr = decoded(payload(signed)?["csr"].as_str())?;
-        let key = Point::of(&csr).ok_or("no key")?;
+        let key = P256Point::from_csr(&csr).ok_or("no key")?;
         let mut params = CertificateParams::new(vec![NAME.to_owned()])?;
         params.not_before = date_time_ymd(2025, 1, 1);
         params.not_after = date_time_ymd(2035, 1, 1);
@@ -184,7 +186,7 @@ impl Fake {
     }
 }
 
-impl AcmeTransport for Fake {
+impl AcmeTransport for FakeCa {
     fn send(
         &self,
         request: Request<Bytes>,
@@ -221,7 +223,7 @@ fn authorization() -> Value {
     })
 }
 
-/// What was signed (RFC 7515 section 7.2.2); the signature is nobody's concern here.
+/// What was signed (RFC 7515 section 7.2.2); the signature is not checked.
 fn payload(signed: &[u8]) -> Result<Value, BoxError> {
     let signed: Value = serde_json::from_slice(signed)?;
     let payload = decoded(signed["payload"].as_str())?;
@@ -234,13 +236,13 @@ fn decoded(text: Option<&str>) -> Result<Vec<u8>, BoxError> {
 }
 
 /// A key on the curve P-256 as it stands in certificates: a point, not compressed (RFC 5480 section 2.2).
-struct Point(Vec<u8>);
+struct P256Point(Vec<u8>);
 
-impl Point {
+impl P256Point {
     const BYTES: usize = 65;
 
     /// That of a request: the first bit string in it.
-    fn of(csr: &[u8]) -> Option<Self> {
+    fn from_csr(csr: &[u8]) -> Option<Self> {
         let head = [3, 66, 0, 4];
         let at = csr.windows(head.len()).position(|bytes| bytes == head)?;
         let point = csr.get(at + 3..)?.get(..Self::BYTES)?;
@@ -248,7 +250,7 @@ impl Point {
     }
 }
 
-impl PublicKeyData for Point {
+impl PublicKeyData for P256Point {
     fn der_bytes(&self) -> &[u8] {
         &self.0
     }

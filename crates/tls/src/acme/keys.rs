@@ -1,5 +1,4 @@
-//! Keys that somebody else has: the account's, and what seals those of certificates. This crate knows
-//! nothing of a vault.
+//! Keys that the caller has: the account's, and what seals those of certificates. This crate knows nothing of a vault.
 
 use alknet_core::BoxError;
 use thiserror::Error;

@@ -11,7 +11,9 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::challenge::{AlpnChallenges, ChallengeKind, DnsChallenge, HttpChallenges, Pending};
+use super::challenge::{
+    AlpnChallenges, ChallengeKind, DnsChallenge, HttpChallenges, PendingChallenge,
+};
 use super::error::AcmeError;
 use crate::error::TlsError;
 use crate::pair::CertificatePair;
@@ -27,7 +29,7 @@ const PROVE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The ways this node can answer.
 #[derive(Clone, Default)]
-pub(super) struct Answers {
+pub(super) struct ChallengeResponders {
     pub(super) alpn: Arc<AlpnChallenges>,
     pub(super) http: Option<Arc<HttpChallenges>>,
     pub(super) dns: Option<Arc<dyn DnsChallenge>>,
@@ -35,7 +37,7 @@ pub(super) struct Answers {
     pub(super) only: Option<ChallengeKind>,
 }
 
-impl Answers {
+impl ChallengeResponders {
     /// The ways that can work for `domain`, best first.
     pub(super) fn ways(&self, domain: &str, wildcard: bool) -> Vec<ChallengeKind> {
         let dns = self.dns.as_ref();
@@ -57,13 +59,13 @@ impl Answers {
 }
 
 /// A fresh key, and the request for a certificate of it.
-pub(super) struct Fresh {
+pub(super) struct CsrKeyPair {
     /// The key, as PKCS #8.
     pub(super) pem: Zeroizing<String>,
     request: Vec<u8>,
 }
 
-impl Fresh {
+impl CsrKeyPair {
     /// For a certificate with `names`.
     pub(super) fn make(names: &[String]) -> Result<Self, TlsError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
@@ -78,9 +80,9 @@ impl Fresh {
 }
 
 /// What is wanted.
-pub(super) struct Wanted<'a> {
+pub(super) struct CertificateOrder<'a> {
     pub(super) names: &'a [String],
-    pub(super) fresh: &'a Fresh,
+    pub(super) fresh: &'a CsrKeyPair,
     pub(super) profile: Option<&'a str>,
     pub(super) replaces: Option<CertificateIdentifier<'a>>,
     /// Failures before: each try begins with the next way.
@@ -96,8 +98,8 @@ pub(super) struct Issued {
 /// Orders a certificate. `now` tells the time at which it must be valid.
 pub(super) async fn order(
     account: &Account,
-    wanted: Wanted<'_>,
-    answers: &Answers,
+    wanted: CertificateOrder<'_>,
+    answers: &ChallengeResponders,
     now: impl Fn() -> u64,
 ) -> Result<Issued, AcmeError> {
     let identifiers: Vec<Identifier> = wanted
@@ -113,7 +115,7 @@ pub(super) async fn order(
         request = request.replaces(replaces);
     }
     let mut order = account.new_order(&request).await?;
-    let mut given = Given::default();
+    let mut given = ChallengeAnswers::default();
     let proven = timeout(
         PROVE_TIMEOUT,
         prove(&mut order, answers, wanted.attempt, &mut given),
@@ -129,9 +131,9 @@ pub(super) async fn order(
 /// Answers every challenge and waits until the authority has seen them.
 async fn prove(
     order: &mut Order,
-    answers: &Answers,
+    answers: &ChallengeResponders,
     attempt: u32,
-    given: &mut Given,
+    given: &mut ChallengeAnswers,
 ) -> Result<(), AcmeError> {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
@@ -179,9 +181,9 @@ fn refusal(authorization: &AuthorizationHandle<'_>) -> AcmeError {
 
 async fn answer(
     mut authorization: AuthorizationHandle<'_>,
-    answers: &Answers,
+    answers: &ChallengeResponders,
     attempt: u32,
-    given: &mut Given,
+    given: &mut ChallengeAnswers,
 ) -> Result<(), AcmeError> {
     let wildcard = authorization.identifier().wildcard;
     let domain = match authorization.identifier().identifier {
@@ -217,18 +219,18 @@ fn wire(kind: ChallengeKind) -> ChallengeType {
 
 /// The answers of one order that are out.
 #[derive(Default)]
-struct Given {
-    pending: Vec<Pending>,
+struct ChallengeAnswers {
+    pending: Vec<PendingChallenge>,
     records: Vec<(String, String)>,
 }
 
-impl Given {
+impl ChallengeAnswers {
     async fn give(
         &mut self,
         kind: ChallengeKind,
         domain: &str,
         challenge: &ChallengeHandle<'_>,
-        answers: &Answers,
+        answers: &ChallengeResponders,
     ) -> Result<(), AcmeError> {
         let proof = challenge.key_authorization();
         let none = || AcmeError::NoWay(domain.to_owned());
@@ -254,7 +256,7 @@ impl Given {
         Ok(())
     }
 
-    async fn take_back(self, answers: &Answers) {
+    async fn take_back(self, answers: &ChallengeResponders) {
         let Some(dns) = &answers.dns else { return };
         for (name, value) in &self.records {
             if let Err(error) = dns.withdraw(name, value).await {
@@ -265,7 +267,7 @@ impl Given {
 }
 
 /// The certificate for the fresh key.
-async fn collect(order: &mut Order, fresh: &Fresh) -> Result<Issued, AcmeError> {
+async fn collect(order: &mut Order, fresh: &CsrKeyPair) -> Result<Issued, AcmeError> {
     order.finalize_csr(&fresh.request).await?;
     let chain = order.poll_certificate(&PATIENCE).await?;
     let pair = CertificatePair::from_pem(chain.as_bytes(), fresh.pem.as_bytes())?;
@@ -278,9 +280,9 @@ mod tests {
 
     use super::*;
 
-    struct Zone;
+    struct TestDnsZone;
 
-    impl DnsChallenge for Zone {
+    impl DnsChallenge for TestDnsZone {
         fn covers(&self, name: &str) -> bool {
             name.ends_with("ours.example")
         }
@@ -297,11 +299,11 @@ mod tests {
     #[test]
     fn the_order_of_ways() {
         use ChallengeKind::{Dns01, Http01, TlsAlpn01};
-        let mut answers = Answers::default();
+        let mut answers = ChallengeResponders::default();
         assert_eq!(answers.ways("a.example", false), [TlsAlpn01]);
         assert_eq!(answers.ways("a.example", true), []);
         answers.http = Some(Arc::default());
-        answers.dns = Some(Arc::new(Zone));
+        answers.dns = Some(Arc::new(TestDnsZone));
         assert_eq!(answers.ways("a.example", false), [TlsAlpn01, Http01]);
         assert_eq!(
             answers.ways("ours.example", false),

@@ -1,5 +1,5 @@
-//! When to order a certificate. Knows no clock, no network and no disk: the time is told, and what
-//! is remembered is given back to be kept.
+//! When to order a certificate. Knows no clock, no network and no disk: the caller passes the time,
+//! and keeps what is remembered.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ const DAY_S: u64 = 86_400;
 /// What happened so far. Kept on disk, so that a restart does not forget to wait.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct History {
+pub(crate) struct AcmeHistory {
     /// When orders were begun, by name; the last day of them.
     orders: BTreeMap<String, Vec<u64>>,
     /// Failures since the last success.
@@ -32,14 +32,14 @@ pub(crate) struct History {
 
 /// A span of time in seconds of Unix time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
+pub(crate) struct UnixTimeSpan {
     pub(crate) from: u64,
     pub(crate) to: u64,
 }
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum AcmeStep {
     /// The clock cannot be right, and so no certificate could be checked.
     ClockInsane,
     /// Order now.
@@ -53,11 +53,11 @@ pub(crate) enum Step {
 pub(crate) struct Planner {
     names: Vec<String>,
     clock_floor: u64,
-    history: History,
-    held: Option<Span>,
-    window: Option<Span>,
-    /// 0 to 1,000,000: where in its span a renewal falls. Drawn anew for each certificate, so
-    /// that the nodes of the world do not all come at once.
+    history: AcmeHistory,
+    held: Option<UnixTimeSpan>,
+    window: Option<UnixTimeSpan>,
+    /// 0 to 1,000,000: where in its span a renewal falls. Drawn again for each certificate, so that
+    /// the nodes of the world do not all come at once.
     jitter_ppm: u64,
     asked: bool,
 }
@@ -66,7 +66,7 @@ const PPM: u64 = 1_000_000;
 
 impl Planner {
     /// For a certificate with `names`; before `clock_floor` no clock is believed.
-    pub(crate) fn new(names: Vec<String>, clock_floor: u64, history: History) -> Self {
+    pub(crate) fn new(names: Vec<String>, clock_floor: u64, history: AcmeHistory) -> Self {
         Self {
             names,
             clock_floor,
@@ -79,14 +79,14 @@ impl Planner {
     }
 
     /// A certificate for all names is there, valid for `validity`; `random` is any number.
-    pub(crate) fn hold(&mut self, validity: Span, random: u64) {
+    pub(crate) fn hold(&mut self, validity: UnixTimeSpan, random: u64) {
         self.held = Some(validity);
         self.window = None;
         self.jitter_ppm = random % (PPM + 1);
     }
 
     /// When the authority would like it to be renewed (RFC 9773).
-    pub(crate) fn suggest(&mut self, window: Option<Span>) {
+    pub(crate) fn suggest(&mut self, window: Option<UnixTimeSpan>) {
         self.window = window;
     }
 
@@ -96,9 +96,9 @@ impl Planner {
     }
 
     /// What to do at `now`.
-    pub(crate) fn next(&mut self, now: u64) -> Step {
+    pub(crate) fn next(&mut self, now: u64) -> AcmeStep {
         if now < self.clock_floor {
-            return Step::ClockInsane;
+            return AcmeStep::ClockInsane;
         }
         self.history.settle(now);
         let until = self
@@ -106,9 +106,9 @@ impl Planner {
             .max(self.history.pause_end())
             .max(self.history.limit_end(&self.names));
         if now >= until {
-            Step::Order
+            AcmeStep::Order
         } else {
-            Step::Wait { until }
+            AcmeStep::Wait { until }
         }
     }
 
@@ -141,7 +141,7 @@ impl Planner {
     }
 
     /// The order gave a certificate valid for `validity`.
-    pub(crate) fn succeeded(&mut self, validity: Span, random: u64) {
+    pub(crate) fn succeeded(&mut self, validity: UnixTimeSpan, random: u64) {
         self.history.failures = 0;
         self.history.failed_at = None;
         self.history.left_alone = None;
@@ -160,7 +160,7 @@ impl Planner {
     }
 
     /// What to keep.
-    pub(crate) fn history(&self) -> &History {
+    pub(crate) fn history(&self) -> &AcmeHistory {
         &self.history
     }
 
@@ -179,16 +179,16 @@ impl Planner {
 }
 
 /// Two thirds of the lifetime, give or take a tenth of it.
-fn usual(held: Span) -> Span {
+fn usual(held: UnixTimeSpan) -> UnixTimeSpan {
     let life = held.to.saturating_sub(held.from);
     let (middle, spread) = (life / 3 * 2, life / 10);
-    Span {
+    UnixTimeSpan {
         from: held.from.saturating_add(middle - spread),
         to: held.from.saturating_add(middle + spread),
     }
 }
 
-impl History {
+impl AcmeHistory {
     /// Forgets what is over a day old. What seems to be yet to come was written by a wrong clock,
     /// and counts as now.
     fn settle(&mut self, now: u64) {
@@ -244,7 +244,7 @@ mod tests {
     const NINETY_DAYS: u64 = 90 * DAY_S;
 
     fn planner() -> Planner {
-        Planner::new(vec!["a.example".into()], START, History::default())
+        Planner::new(vec!["a.example".into()], START, AcmeHistory::default())
     }
 
     /// Mostly so short that a day has more than its orders.
@@ -252,8 +252,8 @@ mod tests {
         prop_oneof![19 => 0u64..3_000, 1 => 0u64..200_000]
     }
 
-    fn life(from: u64) -> Span {
-        Span {
+    fn life(from: u64) -> UnixTimeSpan {
+        UnixTimeSpan {
             from,
             to: from + NINETY_DAYS,
         }
@@ -262,18 +262,18 @@ mod tests {
     #[test]
     fn the_first_is_ordered_at_once_and_renewed_at_two_thirds() {
         let mut plan = planner();
-        assert_eq!(plan.next(START), Step::Order);
+        assert_eq!(plan.next(START), AcmeStep::Order);
         plan.began(START);
         plan.succeeded(life(START), 500_000);
         let due = START + NINETY_DAYS / 3 * 2;
-        assert_eq!(plan.next(START + 1), Step::Wait { until: due });
-        assert_eq!(plan.next(due - 1), Step::Wait { until: due });
-        assert_eq!(plan.next(due), Step::Order);
+        assert_eq!(plan.next(START + 1), AcmeStep::Wait { until: due });
+        assert_eq!(plan.next(due - 1), AcmeStep::Wait { until: due });
+        assert_eq!(plan.next(due), AcmeStep::Order);
         for (random, tenths) in [(0, -1), (PPM, 1)] {
             plan.hold(life(START), random);
             let until =
                 due.saturating_add_signed(tenths * i64::try_from(NINETY_DAYS / 10).expect("small"));
-            assert_eq!(plan.next(START), Step::Wait { until });
+            assert_eq!(plan.next(START), AcmeStep::Wait { until });
         }
     }
 
@@ -281,27 +281,27 @@ mod tests {
     fn the_window_of_the_authority_wins() {
         let mut plan = planner();
         plan.hold(life(START), 250_000);
-        plan.suggest(Some(Span {
+        plan.suggest(Some(UnixTimeSpan {
             from: START + 1_000,
             to: START + 2_000,
         }));
         assert_eq!(
             plan.next(START),
-            Step::Wait {
+            AcmeStep::Wait {
                 until: START + 1_250
             }
         );
         // Revoked: the window lies in the past.
-        plan.suggest(Some(Span { from: 1, to: 2 }));
-        assert_eq!(plan.next(START), Step::Order);
+        plan.suggest(Some(UnixTimeSpan { from: 1, to: 2 }));
+        assert_eq!(plan.next(START), AcmeStep::Order);
         plan.suggest(None);
-        assert!(matches!(plan.next(START), Step::Wait { .. }));
+        assert!(matches!(plan.next(START), AcmeStep::Wait { .. }));
         // A window the wrong way round does no harm.
-        plan.suggest(Some(Span {
+        plan.suggest(Some(UnixTimeSpan {
             from: START + 9,
             to: START,
         }));
-        assert_eq!(plan.next(START), Step::Wait { until: START + 9 });
+        assert_eq!(plan.next(START), AcmeStep::Wait { until: START + 9 });
     }
 
     #[test]
@@ -311,11 +311,11 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..14 {
             plan.failed(now);
-            let Step::Wait { until } = plan.next(now) else {
+            let AcmeStep::Wait { until } = plan.next(now) else {
                 panic!("no pause")
             };
-            assert_eq!(plan.next(until - 1), Step::Wait { until });
-            assert_eq!(plan.next(until), Step::Order);
+            assert_eq!(plan.next(until - 1), AcmeStep::Wait { until });
+            assert_eq!(plan.next(until), AcmeStep::Order);
             pauses.push(until - now);
             now = until;
         }
@@ -327,37 +327,37 @@ mod tests {
     fn five_orders_a_day_and_no_more() {
         let mut plan = planner();
         for n in 0..5 {
-            assert_eq!(plan.next(START + n), Step::Order);
+            assert_eq!(plan.next(START + n), AcmeStep::Order);
             plan.began(START + n);
         }
         let until = START + DAY_S;
-        assert_eq!(plan.next(START + 5), Step::Wait { until });
-        assert_eq!(plan.next(until - 1), Step::Wait { until });
-        assert_eq!(plan.next(until), Step::Order);
+        assert_eq!(plan.next(START + 5), AcmeStep::Wait { until });
+        assert_eq!(plan.next(until - 1), AcmeStep::Wait { until });
+        assert_eq!(plan.next(until), AcmeStep::Order);
         plan.began(until);
         assert_eq!(
             plan.next(until),
-            Step::Wait {
+            AcmeStep::Wait {
                 until: START + 1 + DAY_S
             }
         );
         // Another certificate with one of these names has to wait as well.
         let names = vec!["b.example".into(), "a.example".into()];
         let mut other = Planner::new(names, START, plan.history().clone());
-        assert!(matches!(other.next(until), Step::Wait { .. }));
+        assert!(matches!(other.next(until), AcmeStep::Wait { .. }));
     }
 
     #[test]
     fn asking_does_not_lift_the_limits() {
         let mut plan = planner();
         plan.hold(life(START), 0);
-        assert!(matches!(plan.next(START), Step::Wait { .. }));
+        assert!(matches!(plan.next(START), AcmeStep::Wait { .. }));
         plan.ask();
-        assert_eq!(plan.next(START), Step::Order);
+        assert_eq!(plan.next(START), AcmeStep::Order);
         plan.failed(START);
-        assert_eq!(plan.next(START), Step::Wait { until: START + 60 });
+        assert_eq!(plan.next(START), AcmeStep::Wait { until: START + 60 });
         plan.succeeded(life(START), 0);
-        assert!(matches!(plan.next(START + 60), Step::Wait { .. }));
+        assert!(matches!(plan.next(START + 60), AcmeStep::Wait { .. }));
     }
 
     #[test]
@@ -368,31 +368,31 @@ mod tests {
         let until = START + 7_200;
         // Neither the shorter pause after a failure nor the operator ends it.
         plan.ask();
-        assert_eq!(plan.next(START + 60), Step::Wait { until });
+        assert_eq!(plan.next(START + 60), AcmeStep::Wait { until });
         assert!(plan.is_paused(until - 1) && !plan.is_paused(until));
-        assert_eq!(plan.next(until), Step::Order);
+        assert_eq!(plan.next(until), AcmeStep::Order);
         // A pause that is shorter than the one after so many failures changes nothing.
         plan.failed(until);
         plan.leave_alone(until, 1);
-        assert_eq!(plan.next(until), Step::Wait { until: until + 120 });
+        assert_eq!(plan.next(until), AcmeStep::Wait { until: until + 120 });
         plan.succeeded(life(until), 0);
         assert!(!plan.is_paused(until));
         // By a clock that was ahead it is no longer than was said.
         plan.leave_alone(START * 3, 100);
         plan.ask();
-        assert_eq!(plan.next(START), Step::Wait { until: START + 100 });
+        assert_eq!(plan.next(START), AcmeStep::Wait { until: START + 100 });
     }
 
     #[test]
     fn nothing_is_ordered_by_a_wrong_clock() {
         let mut plan = planner();
-        assert_eq!(plan.next(START - 1), Step::ClockInsane);
-        assert_eq!(plan.next(0), Step::ClockInsane);
+        assert_eq!(plan.next(START - 1), AcmeStep::ClockInsane);
+        assert_eq!(plan.next(0), AcmeStep::ClockInsane);
         // A clock that was ahead once does not keep us waiting until then.
         plan.began(START * 3);
         plan.failed(START * 3);
-        assert_eq!(plan.next(START), Step::Wait { until: START + 60 });
-        assert_eq!(plan.next(START + 60), Step::Order);
+        assert_eq!(plan.next(START), AcmeStep::Wait { until: START + 60 });
+        assert_eq!(plan.next(START + 60), AcmeStep::Order);
     }
 
     #[test]
@@ -402,13 +402,13 @@ mod tests {
         plan.failed(START);
         plan.leave_alone(START, 7_200);
         let text = serde_json::to_string(plan.history()).expect("JSON");
-        let back: History = serde_json::from_str(&text).expect("JSON");
+        let back: AcmeHistory = serde_json::from_str(&text).expect("JSON");
         assert_eq!(&back, plan.history());
         let mut again = Planner::new(vec!["a.example".into()], START, back);
         let until = START + 7_200;
-        assert_eq!(again.next(START + 60), Step::Wait { until });
-        let empty: History = serde_json::from_str("{}").expect("JSON");
-        assert_eq!(empty, History::default());
+        assert_eq!(again.next(START + 60), AcmeStep::Wait { until });
+        let empty: AcmeHistory = serde_json::from_str("{}").expect("JSON");
+        assert_eq!(empty, AcmeHistory::default());
     }
 
     proptest! {
@@ -422,14 +422,14 @@ mod tests {
             let mut begun: Vec<u64> = Vec::new();
             for (pause, good, random) in steps {
                 now += pause;
-                if plan.next(now) != Step::Order {
+                if plan.next(now) != AcmeStep::Order {
                     plan.ask();
                     continue;
                 }
                 begun.push(now);
                 plan.began(now);
                 if good {
-                    plan.succeeded(Span { from: now, to: now + random % 1_000_000 }, random);
+                    plan.succeeded(UnixTimeSpan { from: now, to: now + random % 1_000_000 }, random);
                 } else {
                     plan.failed(now);
                 }
@@ -445,9 +445,9 @@ mod tests {
             let mut plan = planner();
             plan.began(now);
             plan.failed(now);
-            plan.hold(Span { from, to }, random);
+            plan.hold(UnixTimeSpan { from, to }, random);
             let _ = plan.next(now);
-            plan.suggest(Some(Span { from: to, to: from }));
+            plan.suggest(Some(UnixTimeSpan { from: to, to: from }));
             let _ = plan.next(from);
         }
     }

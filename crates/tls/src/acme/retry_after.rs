@@ -22,14 +22,14 @@ const WORDS_MAX: usize = 500;
 
 /// When to come again, in seconds or in Unix time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Again {
+enum RetryTime {
     In(u64),
     At(u64),
 }
 
 /// What the last refusals said.
 #[derive(Debug, Default)]
-pub(super) struct RetryAfter(Mutex<Option<Again>>);
+pub(super) struct RetryAfter(Mutex<Option<RetryTime>>);
 
 impl RetryAfter {
     /// Notes what an answer says about the next request.
@@ -42,13 +42,13 @@ impl RetryAfter {
     /// How many seconds from `now` on nothing is to be asked, where that was said since the last time.
     pub(super) fn take(&self, now: u64) -> Option<u64> {
         let seconds = match self.lock().take()? {
-            Again::In(seconds) => seconds,
-            Again::At(then) => then.saturating_sub(now),
+            RetryTime::In(seconds) => seconds,
+            RetryTime::At(then) => then.saturating_sub(now),
         };
         Some(seconds.min(RETRY_AFTER_MAX_S))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Again>> {
+    fn lock(&self) -> MutexGuard<'_, Option<RetryTime>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -80,7 +80,7 @@ pub(super) fn problem(body: &[u8]) -> Value {
     }
 }
 
-fn again(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<Again> {
+fn again(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<RetryTime> {
     if !is_refusal(status) {
         return None;
     }
@@ -88,20 +88,20 @@ fn again(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<Again> 
         let limited = problem(body)["type"] == RATE_LIMITED;
         limited || status == StatusCode::TOO_MANY_REQUESTS
     };
-    header(headers).or_else(|| too_often().then_some(Again::In(RATE_LIMITED_S)))
+    header(headers).or_else(|| too_often().then_some(RetryTime::In(RATE_LIMITED_S)))
 }
 
 /// The header `Retry-After` (RFC 9110 section 10.2.3): seconds or a date.
-fn header(headers: &HeaderMap) -> Option<Again> {
+fn header(headers: &HeaderMap) -> Option<RetryTime> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Again::In(text.parse().unwrap_or(u64::MAX)));
+        return Some(RetryTime::In(text.parse().unwrap_or(u64::MAX)));
     }
     let date = jiff::fmt::rfc2822::DateTimeParser::new()
         .relaxed_weekday(true)
         .parse_timestamp(text)
         .ok()?;
-    Some(Again::At(u64::try_from(date.as_second()).unwrap_or(0)))
+    Some(RetryTime::At(u64::try_from(date.as_second()).unwrap_or(0)))
 }
 
 #[cfg(test)]

@@ -2,24 +2,24 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alknet_core::{BoxError, BoxFuture};
-use alknet_overheard::{Line, Overheard};
+use alknet_test_support::log_capture::{CapturedLine, LogCapture};
 use bytes::Bytes;
 use http::{Request, Response};
 use tempfile::TempDir;
 use tracing::Level;
 
 use super::keys::tests::FakeSeal;
-use super::plan::History;
+use super::plan::AcmeHistory;
 use super::*;
-use crate::pair::tests::{Authority, NOW};
+use crate::pair::tests::{NOW, PairTestCa};
 
 const NAME: &str = "a.example";
 
 /// An authority that cannot be reached, and how often it was tried.
 #[derive(Default)]
-struct Nobody(AtomicUsize);
+struct UnreachableCa(AtomicUsize);
 
-impl AcmeTransport for Nobody {
+impl AcmeTransport for UnreachableCa {
     fn send(&self, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, BoxError>> {
         self.0.fetch_add(1, Ordering::Relaxed);
         Box::pin(async { Err(BoxError::from("nobody is there")) })
@@ -27,9 +27,9 @@ impl AcmeTransport for Nobody {
 }
 
 /// The warnings of this thread with `part` in them, since the last look.
-fn warned(heard: &Overheard, part: &str) -> Vec<String> {
+fn warned(heard: &LogCapture, part: &str) -> Vec<String> {
     let warnings = heard.take(|line| line.level == Level::WARN);
-    let text = |line: Line| {
+    let text = |line: CapturedLine| {
         line.fields
             .into_iter()
             .map(|(_, value)| value + " ")
@@ -41,14 +41,14 @@ fn warned(heard: &Overheard, part: &str) -> Vec<String> {
 }
 
 /// What outlives a start.
-struct Place {
+struct AcmeTestState {
     state: TempDir,
-    authority: Arc<Nobody>,
-    problems: Arc<Problems>,
+    authority: Arc<UnreachableCa>,
+    problems: Arc<NodeDiagnostics>,
     store: Arc<CertificateStore>,
 }
 
-impl Place {
+impl AcmeTestState {
     fn new() -> Self {
         Self {
             state: tempfile::tempdir().expect("a directory"),
@@ -58,11 +58,11 @@ impl Place {
         }
     }
 
-    /// Where a certificate that nobody has to order is kept.
+    /// Where a certificate is kept already, so that no order is due.
     fn with_certificate(seal: Option<Arc<dyn KeySeal>>) -> Self {
         let place = Self::new();
-        let disk = Disk::open(place.state.path(), NAME, seal).expect("a folder");
-        let (chain, key) = Authority::new("ca").issue(&[NAME]);
+        let disk = AcmeStorage::open(place.state.path(), NAME, seal).expect("a folder");
+        let (chain, key) = PairTestCa::new("ca").issue(&[NAME]);
         let key = disk.seal(&key).expect("open");
         disk.keep_certificate(&chain, &key).expect("kept");
         place
@@ -91,7 +91,7 @@ impl Place {
     }
 
     fn is_served(&self) -> bool {
-        self.store.pair(Source::Acme).is_some()
+        self.store.pair(CertificateSource::Acme).is_some()
     }
 
     fn asked(&self) -> usize {
@@ -137,25 +137,25 @@ fn names_are_checked_before_anybody_is_asked() {
 #[test]
 fn a_sealed_certificate_is_served_again_and_not_ordered() {
     let seal = seal(1);
-    let place = Place::with_certificate(Some(Arc::clone(&seal) as _));
+    let place = AcmeTestState::with_certificate(Some(Arc::clone(&seal) as _));
     let mut acme = place.start(&seal);
     assert!(place.is_served() && !acme.locked);
-    assert!(matches!(acme.plan.next(NOW), Step::Wait { .. }));
+    assert!(matches!(acme.plan.next(NOW), AcmeStep::Wait { .. }));
     assert_eq!(place.problems.list(), []);
 }
 
 /// The vault has other words. Orders are as rare as always, over a restart too.
 #[tokio::test]
 async fn a_key_that_does_not_open_is_said_once_and_another_ordered() {
-    let place = Place::with_certificate(Some(seal(1)));
-    let heard = Overheard::listen();
+    let place = AcmeTestState::with_certificate(Some(seal(1)));
+    let heard = LogCapture::listen();
     let other = seal(2);
     let mut acme = place.start(&other);
     assert!(!place.is_served() && !acme.locked);
-    assert_eq!(acme.plan.next(NOW), Step::Order);
+    assert_eq!(acme.plan.next(NOW), AcmeStep::Order);
     acme.order().await;
     assert!(place.asked() > 0);
-    assert!(matches!(acme.plan.next(acme.now()), Step::Wait { .. }));
+    assert!(matches!(acme.plan.next(acme.now()), AcmeStep::Wait { .. }));
     let folder = place.folder().display().to_string();
     let said = warned(&heard, &folder);
     assert_eq!(said.len(), 1, "{said:?}");
@@ -168,14 +168,17 @@ async fn a_key_that_does_not_open_is_said_once_and_another_ordered() {
     }
     drop(acme);
     let mut again = place.start(&other);
-    assert!(matches!(again.plan.next(again.now()), Step::Wait { .. }));
+    assert!(matches!(
+        again.plan.next(again.now()),
+        AcmeStep::Wait { .. }
+    ));
 }
 
 #[test]
 fn a_locked_key_is_waited_for() {
     let seal = seal(1);
-    let place = Place::with_certificate(Some(Arc::clone(&seal) as _));
-    let heard = Overheard::listen();
+    let place = AcmeTestState::with_certificate(Some(Arc::clone(&seal) as _));
+    let heard = LogCapture::listen();
     seal.lock(true);
     let mut acme = place.start(&seal);
     for _ in 0..3 {
@@ -192,13 +195,13 @@ fn a_locked_key_is_waited_for() {
     acme.serve_kept();
     assert!(!acme.locked && place.is_served());
     assert_eq!(place.problems.list(), []);
-    assert!(matches!(acme.plan.next(NOW), Step::Wait { .. }));
+    assert!(matches!(acme.plan.next(NOW), AcmeStep::Wait { .. }));
     assert_eq!(place.asked(), 0);
 }
 
 #[tokio::test]
 async fn nothing_is_ordered_whose_key_cannot_be_sealed() {
-    let place = Place::new();
+    let place = AcmeTestState::new();
     let seal = seal(1);
     let mut acme = place.start(&seal);
     seal.lock(true);
@@ -212,14 +215,14 @@ async fn nothing_is_ordered_whose_key_cannot_be_sealed() {
     assert!(text.contains("the vault is locked"), "{text}");
     // It was no order, so that it does not count as one.
     assert_eq!(place.asked(), 0);
-    assert_eq!(acme.plan.history(), &History::default());
-    assert_eq!(acme.disk.history::<History>(), History::default());
-    assert_eq!(acme.plan.next(acme.now()), Step::Order);
+    assert_eq!(acme.plan.history(), &AcmeHistory::default());
+    assert_eq!(acme.disk.history::<AcmeHistory>(), AcmeHistory::default());
+    assert_eq!(acme.plan.next(acme.now()), AcmeStep::Order);
 }
 
 #[test]
 fn a_key_in_the_clear_is_served_at_once_and_sealed_once_it_can_be() {
-    let place = Place::with_certificate(None);
+    let place = AcmeTestState::with_certificate(None);
     let folder = place.folder();
     let seal = seal(1);
     seal.lock(true);
@@ -231,7 +234,7 @@ fn a_key_in_the_clear_is_served_at_once_and_sealed_once_it_can_be() {
     assert!(!acme.locked);
     assert_eq!(place.problems.list(), []);
     assert!(is_there(&folder, "chain.pem") && !is_there(&folder, "certificate.pem"));
-    assert!(matches!(acme.plan.next(NOW), Step::Wait { .. }));
+    assert!(matches!(acme.plan.next(NOW), AcmeStep::Wait { .. }));
     drop(place.start(&seal));
     assert!(place.is_served());
 }

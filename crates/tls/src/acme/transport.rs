@@ -25,7 +25,7 @@ pub trait AcmeTransport: Send + Sync + 'static {
 }
 
 /// The transport as the protocol's library wants it.
-pub(super) struct Adapter {
+pub(super) struct InstantAcmeTransport {
     pub(super) transport: Arc<dyn AcmeTransport>,
     /// What refusals say that the library does not pass on.
     pub(super) retry_after: Arc<RetryAfter>,
@@ -33,7 +33,7 @@ pub(super) struct Adapter {
 
 type Answer = Result<BytesResponse, instant_acme::Error>;
 
-impl HttpClient for Adapter {
+impl HttpClient for InstantAcmeTransport {
     fn request(
         &self,
         request: Request<BodyWrapper<Bytes>>,

@@ -3,49 +3,49 @@
 use serde_json::Value;
 
 use crate::error::Violation;
-use crate::kind::Kind;
-use crate::model::{Node, Shape};
+use crate::kind::FieldKind;
+use crate::model::{LayoutNode, NodeShape};
 use crate::pointer::join;
 use crate::tensor::Dims;
 
 /// Gives names their sizes from the tensors of a value that is valid otherwise.
-pub(super) fn bind(node: &Node, value: &Value, dims: &mut Dims) -> Result<(), Violation> {
+pub(super) fn bind(node: &LayoutNode, value: &Value, dims: &mut Dims) -> Result<(), Violation> {
     walk(node, value, "", dims)
 }
 
-fn walk(node: &Node, value: &Value, path: &str, dims: &mut Dims) -> Result<(), Violation> {
+fn walk(node: &LayoutNode, value: &Value, path: &str, dims: &mut Dims) -> Result<(), Violation> {
     // Most parts have no tensor in them, and cost nothing then.
     if !node.symbols {
         return Ok(());
     }
-    let mut each = |node: &Node, part: &str| {
+    let mut each = |node: &LayoutNode, part: &str| {
         let below = value.get(part).unwrap_or(&Value::Null);
         walk(node, below, &join(path, part), dims)
     };
     match &node.shape {
-        Shape::Array(list) => {
+        NodeShape::Array(list) => {
             let mut items = value.as_array().into_iter().flatten().enumerate();
             items
                 .try_for_each(|(i, item)| walk(&list.item, item, &join(path, &i.to_string()), dims))
         }
-        Shape::Leaf(_) => Ok(()),
-        Shape::Record(one) => {
+        NodeShape::Leaf(_) => Ok(()),
+        NodeShape::Record(one) => {
             let mut names = value
                 .as_object()
                 .into_iter()
                 .flat_map(serde_json::Map::keys);
             names.try_for_each(|name| each(one, name))
         }
-        Shape::Struct(members) => {
+        NodeShape::Struct(members) => {
             let mut members = members.iter();
             members.try_for_each(|member| each(&member.node, &member.name))
         }
-        Shape::Tensor(tensor) => tensor.check_json(value, dims).map_err(|message| Violation {
+        NodeShape::Tensor(tensor) => tensor.check_json(value, dims).map_err(|message| Violation {
             path: path.to_owned(),
-            keyword: Kind::Tensor.keyword().to_owned(),
+            keyword: FieldKind::Tensor.keyword().to_owned(),
             message,
         }),
-        Shape::Union(union) => match &union.field {
+        NodeShape::Union(union) => match &union.field {
             Some(field) => {
                 let name = value.get(field).and_then(Value::as_str).unwrap_or_default();
                 let variant = union.named(name);

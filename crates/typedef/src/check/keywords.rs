@@ -4,17 +4,17 @@ use jsonschema::paths::Location;
 use jsonschema::{Keyword, ValidationError, ValidationOptions};
 use serde_json::{Map, Value};
 
-use crate::kind::Kind;
-use crate::leaf::{Fit, Leaf};
-use crate::model::{self, Mode};
-use crate::schema::notes::{self, Notes};
+use crate::kind::FieldKind;
+use crate::leaf::{Fit, LeafType};
+use crate::model::{self, LayoutMode};
+use crate::schema::annotations::{self, KeywordAnnotations};
 use crate::tensor::{Dims, TensorType};
 
 type Made<'a> = Result<Box<dyn for<'i> Keyword<'i>>, ValidationError<'a>>;
 
 /// Registers every kind.
-pub(super) fn with_all(options: ValidationOptions<'_>, mode: Mode) -> ValidationOptions<'_> {
-    Kind::ALL.into_iter().fold(options, |options, kind| {
+pub(super) fn with_all(options: ValidationOptions<'_>, mode: LayoutMode) -> ValidationOptions<'_> {
+    FieldKind::ALL.into_iter().fold(options, |options, kind| {
         options.with_keyword(
             kind.keyword(),
             move |parent: &Map<String, Value>, value: &Value, _: Location| -> Made<'_> {
@@ -24,37 +24,42 @@ pub(super) fn with_all(options: ValidationOptions<'_>, mode: Mode) -> Validation
     })
 }
 
-fn make<'a>(kind: Kind, parent: &Map<String, Value>, value: &Value, mode: Mode) -> Made<'a> {
+fn make<'a>(
+    kind: FieldKind,
+    parent: &Map<String, Value>,
+    value: &Value,
+    mode: LayoutMode,
+) -> Made<'a> {
     // The pass over the schema read the same before, so that nothing is left to complain of.
     let refuse = |error: crate::TypedefError| ValidationError::custom(error.to_string());
-    let notes = notes::read(kind, value, "").map_err(refuse)?;
+    let notes = annotations::read(kind, value, "").map_err(refuse)?;
     let leaf = model::leaf(kind, parent, &notes, mode, "").map_err(refuse)?;
     Ok(Box::new(match leaf {
-        Some(leaf) => Test::Leaf(leaf),
+        Some(leaf) => KeywordTest::Leaf(leaf),
         None => test(kind, notes, parent),
     }))
 }
 
-fn test(kind: Kind, notes: Notes, parent: &Map<String, Value>) -> Test {
+fn test(kind: FieldKind, notes: KeywordAnnotations, parent: &Map<String, Value>) -> KeywordTest {
     match kind {
-        Kind::Array => Test::Array,
-        Kind::Struct => {
+        FieldKind::Array => KeywordTest::Array,
+        FieldKind::Struct => {
             let named = parent.get("properties").and_then(Value::as_object);
             let all = || named.into_iter().flat_map(Map::keys).cloned().collect();
-            Test::Struct(notes.fields.unwrap_or_else(all))
+            KeywordTest::Struct(notes.fields.unwrap_or_else(all))
         }
-        Kind::Tensor => Test::Tensor(TensorType {
+        FieldKind::Tensor => KeywordTest::Tensor(TensorType {
             dtype: notes.dtype,
             shape: notes.shape,
         }),
-        _ => Test::Object,
+        _ => KeywordTest::Object,
     }
 }
 
 /// What one keyword asks.
-enum Test {
+enum KeywordTest {
     Array,
-    Leaf(Leaf),
+    Leaf(LeafType),
     /// The rest of a record or a union is said in other keywords.
     Object,
     /// With these members.
@@ -62,7 +67,7 @@ enum Test {
     Tensor(TensorType),
 }
 
-impl Test {
+impl KeywordTest {
     /// The one answer, for both questions the library asks.
     fn test(&self, value: &Value) -> Fit<()> {
         match self {
@@ -83,7 +88,7 @@ impl Test {
     }
 }
 
-impl<'i> Keyword<'i> for Test {
+impl<'i> Keyword<'i> for KeywordTest {
     fn validate(&self, instance: &'i Value) -> Result<(), ValidationError<'i>> {
         self.test(instance).map_err(ValidationError::custom)
     }

@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::kind::Kind;
+use crate::kind::FieldKind;
 use crate::pointer::{fragment, join, of_reference};
-use crate::schema::{Result, notes, places};
+use crate::schema::{Result, annotations, subschemas};
 
 /// Where the whole schema lies in the lowered one.
 pub(super) const ROOT: &str = "/$defs/schema";
@@ -29,15 +29,15 @@ fn one(schema: &mut Value, ptr: &str) -> Result<()> {
         let target = of_reference(reference).unwrap_or_default();
         *reference = fragment(&[ROOT, &target].concat());
     }
-    places::each(keywords, ptr, &mut |value, at| one(value, at))?;
-    if let Some(value) = keywords.get(Kind::Union.keyword()) {
-        let meaning = union(value, &join(ptr, Kind::Union.keyword()))?;
+    subschemas::each(keywords, ptr, &mut |value, at| one(value, at))?;
+    if let Some(value) = keywords.get(FieldKind::Union.keyword()) {
+        let meaning = union(value, &join(ptr, FieldKind::Union.keyword()))?;
         also(keywords, meaning);
     }
-    if let Some(value) = keywords.get(Kind::Record.keyword())
+    if let Some(value) = keywords.get(FieldKind::Record.keyword())
         && value.get("values").is_some()
     {
-        let at = join(&join(ptr, Kind::Record.keyword()), "values");
+        let at = join(&join(ptr, FieldKind::Record.keyword()), "values");
         also(
             keywords,
             vec![json!({ "additionalProperties": refer(&at) })],
@@ -60,7 +60,7 @@ fn also(keywords: &mut Map<String, Value>, more: Vec<Value>) {
 
 /// A union names its variant by a field, or by its only member.
 fn union(value: &Value, at: &str) -> Result<Vec<Value>> {
-    let read = notes::read(Kind::Union, value, at)?;
+    let read = annotations::read(FieldKind::Union, value, at)?;
     let none = Map::new();
     let mapping = value
         .get("mapping")

@@ -9,20 +9,25 @@ use serde_json::Value;
 
 use crate::error::{TypedefError, Violation, short};
 use crate::limits::{PATTERN_BYTES_MAX, VIOLATIONS_MAX};
-use crate::model::{Mode, Node};
+use crate::model::{LayoutMode, LayoutNode};
 use crate::schema::{Result, Schema};
 use crate::tensor::Dims;
 
 /// A compiled schema.
 #[derive(Debug)]
-pub(crate) struct Check {
+pub(crate) struct TypedefValidator {
     validator: Validator,
     /// Whether sizes have names, so that tensors have to be looked at together.
     symbols: bool,
 }
 
-impl Check {
-    pub(crate) fn new(schema: &Schema, ptr: &str, root: &Node, mode: Mode) -> Result<Self> {
+impl TypedefValidator {
+    pub(crate) fn new(
+        schema: &Schema,
+        ptr: &str,
+        root: &LayoutNode,
+        mode: LayoutMode,
+    ) -> Result<Self> {
         let lowered = lower::lower(schema.normalized(), ptr)?;
         let options = jsonschema::options()
             .with_draft(Draft::Draft202012)
@@ -36,14 +41,14 @@ impl Check {
         })
     }
 
-    pub(crate) fn is_valid(&self, root: &Node, value: &Value) -> bool {
+    pub(crate) fn is_valid(&self, root: &LayoutNode, value: &Value) -> bool {
         self.validator.is_valid(value)
             && (!self.symbols || dims::bind(root, value, &mut Dims::new()).is_ok())
     }
 
     /// Fails with what is wrong with `value`. The sizes it gives to names go to `dims`, which stay
     /// as they were where it fails.
-    pub(crate) fn check(&self, root: &Node, value: &Value, dims: &mut Dims) -> Result<()> {
+    pub(crate) fn check(&self, root: &LayoutNode, value: &Value, dims: &mut Dims) -> Result<()> {
         if !self.validator.is_valid(value) {
             let errors = self.validator.iter_errors(value).take(VIOLATIONS_MAX);
             return Err(TypedefError::Validation(

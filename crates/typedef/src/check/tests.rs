@@ -1,19 +1,19 @@
 use serde_json::{Value, json};
 
-use crate::engine::{Engine, compile};
+use crate::engine::{LayoutEngine, compile};
 use crate::error::TypedefError;
-use crate::limits::{Limits, VIOLATIONS_MAX};
-use crate::model::Mode;
+use crate::limits::{SchemaLimits, VIOLATIONS_MAX};
+use crate::model::LayoutMode;
 use crate::tensor::Dims;
 
-fn engine(schema: &Value, mode: Mode) -> Engine {
-    compile(schema, mode, &Limits::default()).expect("a layout")
+fn engine(schema: &Value, mode: LayoutMode) -> LayoutEngine {
+    compile(schema, mode, &SchemaLimits::default()).expect("a layout")
 }
 
 /// Everything of `good` is valid and nothing of `bad`, by both questions.
 #[track_caller]
 fn judged(schema: &Value, good: &[Value], bad: &[Value]) {
-    let engine = engine(schema, Mode::Packed);
+    let engine = engine(schema, LayoutMode::Packed);
     for value in good {
         assert_eq!(engine.validate(value), Ok(()), "{schema} {value}");
         assert!(engine.is_valid(value));
@@ -172,7 +172,7 @@ fn text_is_counted_in_bytes() {
 #[test]
 fn reserved_text_cannot_end_in_zero() {
     let schema = json!({ "TypeDef:String": true, "TypeDef:maxBytes": 3 });
-    let aligned = engine(&schema, Mode::Aligned);
+    let aligned = engine(&schema, LayoutMode::Aligned);
     assert!(aligned.is_valid(&json!("\u{0}a")) && !aligned.is_valid(&json!("a\u{0}")));
 }
 
@@ -233,7 +233,7 @@ fn parts_are_checked_through_references() {
             json!(null),
         ],
     );
-    let engine = engine(&schema, Mode::Packed);
+    let engine = engine(&schema, LayoutMode::Packed);
     let error = engine
         .validate(&with("/by/n", json!(-1)))
         .expect_err("no byte");
@@ -273,7 +273,7 @@ fn names_of_sizes_agree_over_a_file() {
             json!({ "w": { "dtype": "F32", "shape": [1, 1, 3] }, "b": 1, "more": [] }),
         ],
     );
-    let engine = engine(&schema, Mode::Packed);
+    let engine = engine(&schema, LayoutMode::Packed);
     let mut dims = Dims::new();
     engine
         .validate_with(&value(3, 4, 3, &[]), &mut dims)
@@ -301,14 +301,15 @@ fn what_the_library_refuses_is_named_by_its_place() {
             "/items/minimum",
         ),
     ] {
-        let error = compile(&schema, Mode::Packed, &Limits::default()).expect_err("no schema");
+        let error =
+            compile(&schema, LayoutMode::Packed, &SchemaLimits::default()).expect_err("no schema");
         let TypedefError::Schema { ptr, .. } = &error else {
             panic!("{error}");
         };
         assert_eq!(ptr, at, "{error}");
     }
     let heavy = json!({ "TypeDef:String": true, "pattern": "(\\w{1000}){1000}" });
-    assert!(compile(&heavy, Mode::Packed, &Limits::default()).is_err());
+    assert!(compile(&heavy, LayoutMode::Packed, &SchemaLimits::default()).is_err());
     let backtracking = json!({ "TypeDef:String": true, "pattern": "(a)\\1" });
-    assert!(compile(&backtracking, Mode::Packed, &Limits::default()).is_err());
+    assert!(compile(&backtracking, LayoutMode::Packed, &SchemaLimits::default()).is_err());
 }

@@ -1,16 +1,16 @@
 //! Between JSON and values.
 
-mod from;
-mod to;
+mod decode;
+mod encode;
 
 use serde_json::{Map, Value};
 
-pub(crate) use self::from::from_json;
-pub(crate) use self::to::to_json;
+pub(crate) use self::decode::from_json;
+pub(crate) use self::encode::to_json;
 
 /// What a record refers to and does not hold.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Outside<'o> {
+pub struct ExternalData<'o> {
     /// The bytes that `indirect` fields point into.
     pub region: &'o [u8],
     /// References to tensors, `{"dtype":…,"shape":[…]}`, by the path of their field.

@@ -2,42 +2,42 @@
 
 use half::{bf16, f16};
 
-use super::{Fit, Leaf};
-use crate::kind::Kind;
-use crate::schema::notes::Encoding;
-use crate::value::FieldValue;
+use super::{Fit, LeafType};
+use crate::kind::FieldKind;
+use crate::schema::annotations::BytesEncoding;
+use crate::value::RecordValue;
 
-impl Leaf {
+impl LeafType {
     /// Writes `value` into exactly [`fixed_bytes`](Self::fixed_bytes) bytes.
-    pub(crate) fn put(&self, value: &FieldValue, big: bool, out: &mut [u8]) -> Fit<()> {
+    pub(crate) fn put(&self, value: &RecordValue, big: bool, out: &mut [u8]) -> Fit<()> {
         if self.kind.scalar_bytes().is_some() {
             put_bits(self.to_bits(value)?, big, out);
             return Ok(());
         }
         match self.encoding {
-            Encoding::Indirect => self.put_place(value, big, out),
+            BytesEncoding::Indirect => self.put_place(value, big, out),
             _ => self.put_fixed(value, big, out),
         }
     }
 
     /// Reads what lies in exactly [`fixed_bytes`](Self::fixed_bytes) bytes.
-    pub(crate) fn take(&self, bytes: &[u8], big: bool) -> Fit<FieldValue> {
+    pub(crate) fn take(&self, bytes: &[u8], big: bool) -> Fit<RecordValue> {
         if self.kind.scalar_bytes().is_some() {
             return self.of_bits(take_bits(bytes, big));
         }
         match self.encoding {
-            Encoding::Indirect => {
+            BytesEncoding::Indirect => {
                 let (off, len) = bytes.split_at(bytes.len() / 2);
                 let [off, len] = [off, len].map(|half| take_bits(half, big));
                 self.check_bytes(len)?;
-                Ok(FieldValue::Indirect { off, len })
+                Ok(RecordValue::Indirect { off, len })
             }
             _ => self.take_fixed(bytes, big),
         }
     }
 
-    fn put_place(&self, value: &FieldValue, big: bool, out: &mut [u8]) -> Fit<()> {
-        let FieldValue::Indirect { off, len } = value else {
+    fn put_place(&self, value: &RecordValue, big: bool, out: &mut [u8]) -> Fit<()> {
+        let RecordValue::Indirect { off, len } = value else {
             return Err(self.other(value));
         };
         self.check_bytes(*len)?;
@@ -48,19 +48,21 @@ impl Leaf {
     }
 
     /// The bits of a scalar, in the low end.
-    fn to_bits(&self, value: &FieldValue) -> Fit<u64> {
+    fn to_bits(&self, value: &RecordValue) -> Fit<u64> {
         match (self.kind, value) {
-            (Kind::Boolean, FieldValue::Bool(value)) => Ok((*value).into()),
-            (Kind::Enum, FieldValue::Enum(index)) => self.member(*index).map(|_| (*index).into()),
-            (kind, FieldValue::Float(value)) if kind.is_float() => {
+            (FieldKind::Boolean, RecordValue::Bool(value)) => Ok((*value).into()),
+            (FieldKind::Enum, RecordValue::Enum(index)) => {
+                self.member(*index).map(|_| (*index).into())
+            }
+            (kind, RecordValue::Float(value)) if kind.is_float() => {
                 self.check_float(*value)?;
                 Ok(float_bits(kind, *value))
             }
-            (kind, FieldValue::Int(value)) if is_signed(kind) => {
+            (kind, RecordValue::Int(value)) if is_signed(kind) => {
                 self.check_integer((*value).into())?;
                 Ok(value.cast_unsigned())
             }
-            (kind, FieldValue::Uint(value)) if kind.integers().is_some() && !is_signed(kind) => {
+            (kind, RecordValue::Uint(value)) if kind.integers().is_some() && !is_signed(kind) => {
                 self.check_integer((*value).into())?;
                 Ok(*value)
             }
@@ -68,27 +70,27 @@ impl Leaf {
         }
     }
 
-    fn of_bits(&self, bits: u64) -> Fit<FieldValue> {
+    fn of_bits(&self, bits: u64) -> Fit<RecordValue> {
         Ok(match self.kind {
-            Kind::Boolean if bits > 1 => {
+            FieldKind::Boolean if bits > 1 => {
                 return Err(format!("{bits:#04x} is neither 0 nor 1"));
             }
-            Kind::Boolean => FieldValue::Bool(bits == 1),
-            Kind::Enum => {
+            FieldKind::Boolean => RecordValue::Bool(bits == 1),
+            FieldKind::Enum => {
                 let index = bits as u32;
                 self.member(index)?;
-                FieldValue::Enum(index)
+                RecordValue::Enum(index)
             }
-            Kind::Int8 => FieldValue::Int((bits as i8).into()),
-            Kind::Int16 => FieldValue::Int((bits as i16).into()),
-            Kind::Int32 => FieldValue::Int((bits as i32).into()),
-            Kind::Int64 => FieldValue::Int(bits.cast_signed()),
+            FieldKind::Int8 => RecordValue::Int((bits as i8).into()),
+            FieldKind::Int16 => RecordValue::Int((bits as i16).into()),
+            FieldKind::Int32 => RecordValue::Int((bits as i32).into()),
+            FieldKind::Int64 => RecordValue::Int(bits.cast_signed()),
             kind if kind.is_float() => {
                 let value = float(kind, bits);
                 self.check_float(value)?;
-                FieldValue::Float(value)
+                RecordValue::Float(value)
             }
-            _ => FieldValue::Uint(bits),
+            _ => RecordValue::Uint(bits),
         })
     }
 
@@ -121,35 +123,35 @@ impl Leaf {
         ))
     }
 
-    pub(crate) fn other(&self, value: &FieldValue) -> String {
+    pub(crate) fn other(&self, value: &RecordValue) -> String {
         format!("{} is no {}", value.name(), self.kind)
     }
 }
 
-fn is_signed(kind: Kind) -> bool {
+fn is_signed(kind: FieldKind) -> bool {
     kind.integers().is_some_and(|(min, _)| min < 0)
 }
 
-fn float_bits(kind: Kind, value: f64) -> u64 {
+fn float_bits(kind: FieldKind, value: f64) -> u64 {
     match kind {
-        Kind::BFloat16 => bf16::from_f64(value).to_bits().into(),
-        Kind::Float16 => f16::from_f64(value).to_bits().into(),
-        Kind::Float32 => (value as f32).to_bits().into(),
+        FieldKind::BFloat16 => bf16::from_f64(value).to_bits().into(),
+        FieldKind::Float16 => f16::from_f64(value).to_bits().into(),
+        FieldKind::Float32 => (value as f32).to_bits().into(),
         _ => value.to_bits(),
     }
 }
 
-fn float(kind: Kind, bits: u64) -> f64 {
+fn float(kind: FieldKind, bits: u64) -> f64 {
     match kind {
-        Kind::BFloat16 => bf16::from_bits(bits as u16).to_f64(),
-        Kind::Float16 => f16::from_bits(bits as u16).to_f64(),
-        Kind::Float32 => f32::from_bits(bits as u32).into(),
+        FieldKind::BFloat16 => bf16::from_bits(bits as u16).to_f64(),
+        FieldKind::Float16 => f16::from_bits(bits as u16).to_f64(),
+        FieldKind::Float32 => f32::from_bits(bits as u32).into(),
         _ => f64::from_bits(bits),
     }
 }
 
 /// The nearest number that the kind has.
-pub(crate) fn rounded(kind: Kind, value: f64) -> f64 {
+pub(crate) fn rounded(kind: FieldKind, value: f64) -> f64 {
     float(kind, float_bits(kind, value))
 }
 

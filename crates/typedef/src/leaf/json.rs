@@ -4,9 +4,9 @@ use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Number, Value};
 
 use super::bits::rounded;
-use super::{Fit, Leaf};
-use crate::kind::Kind;
-use crate::value::FieldValue;
+use super::{Fit, LeafType};
+use crate::kind::FieldKind;
+use crate::value::RecordValue;
 
 /// Up to here, and down to its negative, every reader of JSON has whole numbers exactly.
 const EXACT_MAX: i128 = 1 << 53;
@@ -18,19 +18,19 @@ const NONFINITE: [(&str, f64); 3] = [
     ("-Infinity", f64::NEG_INFINITY),
 ];
 
-impl Leaf {
+impl LeafType {
     /// What a JSON value means for this field. The one place that decides what is valid.
-    pub(crate) fn of_json(&self, value: &Value) -> Fit<FieldValue> {
+    pub(crate) fn of_json(&self, value: &Value) -> Fit<RecordValue> {
         match self.kind {
-            Kind::Boolean => {
+            FieldKind::Boolean => {
                 let value = value.as_bool().ok_or("it is neither true nor false")?;
-                Ok(FieldValue::Bool(value))
+                Ok(RecordValue::Bool(value))
             }
-            Kind::Enum => {
+            FieldKind::Enum => {
                 let index = self.members.iter().position(|member| same(member, value));
                 let index = index.ok_or("it is no member of the enum")?;
                 // The pass over the schema allows far fewer.
-                Ok(FieldValue::Enum(index as u32))
+                Ok(RecordValue::Enum(index as u32))
             }
             kind if kind.is_float() => self.float_of_json(value),
             kind if kind.is_text() => self.text_of_json(value),
@@ -38,7 +38,7 @@ impl Leaf {
         }
     }
 
-    fn integer_of_json(&self, value: &Value) -> Fit<FieldValue> {
+    fn integer_of_json(&self, value: &Value) -> Fit<RecordValue> {
         let integer = match value {
             Value::String(text) if self.is_wide() => wide(text)?,
             _ => integer(value).ok_or("it is no whole number")?,
@@ -46,12 +46,14 @@ impl Leaf {
         self.check_integer(integer)?;
         // Both were checked just now.
         Ok(match self.kind {
-            Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => FieldValue::Int(integer as i64),
-            _ => FieldValue::Uint(integer as u64),
+            FieldKind::Int8 | FieldKind::Int16 | FieldKind::Int32 | FieldKind::Int64 => {
+                RecordValue::Int(integer as i64)
+            }
+            _ => RecordValue::Uint(integer as u64),
         })
     }
 
-    fn float_of_json(&self, value: &Value) -> Fit<FieldValue> {
+    fn float_of_json(&self, value: &Value) -> Fit<RecordValue> {
         let number = match value {
             Value::String(text) if self.nonfinite => {
                 let named = NONFINITE.iter().find(|(name, _)| name == text);
@@ -67,44 +69,44 @@ impl Leaf {
                 number
             }
         };
-        Ok(FieldValue::Float(rounded(self.kind, number)))
+        Ok(RecordValue::Float(rounded(self.kind, number)))
     }
 
-    fn text_of_json(&self, value: &Value) -> Fit<FieldValue> {
+    fn text_of_json(&self, value: &Value) -> Fit<RecordValue> {
         let text = value.as_str().ok_or("it is no text")?;
-        let value = if self.kind == Kind::Bytes {
+        let value = if self.kind == FieldKind::Bytes {
             let bytes = BASE64URL_NOPAD.decode(text.as_bytes());
-            FieldValue::Bytes(bytes.map_err(|_| "it is no base64url without padding")?)
+            RecordValue::Bytes(bytes.map_err(|_| "it is no base64url without padding")?)
         } else {
-            FieldValue::Text(text.to_owned())
+            RecordValue::Text(text.to_owned())
         };
         self.content(&value)?;
         Ok(value)
     }
 
     /// The JSON that means this value, which is what [`of_json`](Self::of_json) takes.
-    pub(crate) fn to_json(&self, value: &FieldValue) -> Fit<Value> {
+    pub(crate) fn to_json(&self, value: &RecordValue) -> Fit<Value> {
         Ok(match value {
-            FieldValue::Bool(value) => (*value).into(),
-            FieldValue::Bytes(bytes) => BASE64URL_NOPAD.encode(bytes).into(),
-            FieldValue::Enum(index) => self.member(*index)?.clone(),
-            FieldValue::Float(value) => match Number::from_f64(*value) {
+            RecordValue::Bool(value) => (*value).into(),
+            RecordValue::Bytes(bytes) => BASE64URL_NOPAD.encode(bytes).into(),
+            RecordValue::Enum(index) => self.member(*index)?.clone(),
+            RecordValue::Float(value) => match Number::from_f64(*value) {
                 Some(number) => number.into(),
                 None if value.is_nan() => "NaN".into(),
                 None if *value > 0.0 => "Infinity".into(),
                 None => "-Infinity".into(),
             },
-            FieldValue::Int(value) if exact((*value).into()) => (*value).into(),
-            FieldValue::Int(value) => value.to_string().into(),
-            FieldValue::Text(text) => text.as_str().into(),
-            FieldValue::Uint(value) if exact((*value).into()) => (*value).into(),
-            FieldValue::Uint(value) => value.to_string().into(),
+            RecordValue::Int(value) if exact((*value).into()) => (*value).into(),
+            RecordValue::Int(value) => value.to_string().into(),
+            RecordValue::Text(text) => text.as_str().into(),
+            RecordValue::Uint(value) if exact((*value).into()) => (*value).into(),
+            RecordValue::Uint(value) => value.to_string().into(),
             _ => return Err(self.other(value)),
         })
     }
 
     fn is_wide(&self) -> bool {
-        matches!(self.kind, Kind::Int64 | Kind::Uint64)
+        matches!(self.kind, FieldKind::Int64 | FieldKind::Uint64)
     }
 }
 

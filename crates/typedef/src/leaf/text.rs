@@ -2,22 +2,22 @@
 
 use super::bits::{put_bits, take_bits};
 use super::timestamp::is_timestamp;
-use super::{Fit, Leaf};
-use crate::kind::Kind;
-use crate::schema::notes::Encoding;
-use crate::value::FieldValue;
+use super::{Fit, LeafType};
+use crate::kind::FieldKind;
+use crate::schema::annotations::BytesEncoding;
+use crate::value::RecordValue;
 
 /// Bytes of a length: of what is length-prefixed, and of `Bytes` in reserved space, where the last
 /// bytes may be zero and still count.
 pub(crate) const PREFIX_BYTES: usize = 4;
 
-impl Leaf {
+impl LeafType {
     /// The bytes of `value`, checked in every way that does not need to know where they go.
-    pub(crate) fn content<'v>(&self, value: &'v FieldValue) -> Fit<&'v [u8]> {
+    pub(crate) fn content<'v>(&self, value: &'v RecordValue) -> Fit<&'v [u8]> {
         let content = match (self.kind, value) {
-            (Kind::Bytes, FieldValue::Bytes(bytes)) => bytes.as_slice(),
-            (Kind::String, FieldValue::Text(text)) => text.as_bytes(),
-            (Kind::Timestamp, FieldValue::Text(text)) => {
+            (FieldKind::Bytes, RecordValue::Bytes(bytes)) => bytes.as_slice(),
+            (FieldKind::String, RecordValue::Text(text)) => text.as_bytes(),
+            (FieldKind::Timestamp, RecordValue::Text(text)) => {
                 check_timestamp(text)?;
                 text.as_bytes()
             }
@@ -29,21 +29,21 @@ impl Leaf {
     }
 
     /// The same from bytes.
-    pub(crate) fn of_content(&self, content: &[u8]) -> Fit<FieldValue> {
+    pub(crate) fn of_content(&self, content: &[u8]) -> Fit<RecordValue> {
         self.check_bytes(content.len() as u64)?;
-        if self.kind == Kind::Bytes {
-            return Ok(FieldValue::Bytes(content.to_vec()));
+        if self.kind == FieldKind::Bytes {
+            return Ok(RecordValue::Bytes(content.to_vec()));
         }
         let text = std::str::from_utf8(content).map_err(|error| format!("no UTF-8: {error}"))?;
-        if self.kind == Kind::Timestamp {
+        if self.kind == FieldKind::Timestamp {
             check_timestamp(text)?;
         }
-        Ok(FieldValue::Text(text.to_owned()))
+        Ok(RecordValue::Text(text.to_owned()))
     }
 
-    pub(super) fn put_fixed(&self, value: &FieldValue, big: bool, out: &mut [u8]) -> Fit<()> {
+    pub(super) fn put_fixed(&self, value: &RecordValue, big: bool, out: &mut [u8]) -> Fit<()> {
         let content = self.content(value)?;
-        let space = if self.kind == Kind::Bytes {
+        let space = if self.kind == FieldKind::Bytes {
             let (prefix, space) = out.split_at_mut(PREFIX_BYTES);
             put_bits(content.len() as u64, big, prefix);
             space
@@ -57,8 +57,8 @@ impl Leaf {
         Ok(())
     }
 
-    pub(super) fn take_fixed(&self, bytes: &[u8], big: bool) -> Fit<FieldValue> {
-        if self.kind != Kind::Bytes {
+    pub(super) fn take_fixed(&self, bytes: &[u8], big: bool) -> Fit<RecordValue> {
+        if self.kind != FieldKind::Bytes {
             let end = bytes
                 .iter()
                 .rposition(|byte| *byte != 0)
@@ -80,7 +80,7 @@ impl Leaf {
     pub(crate) fn check_bytes(&self, len: u64) -> Fit<()> {
         let most = match (self.max, self.encoding) {
             (Some(max), _) => max.into(),
-            (None, Encoding::Indirect) => u64::MAX,
+            (None, BytesEncoding::Indirect) => u64::MAX,
             (None, _) => u32::MAX.into(),
         };
         if len > most {
@@ -91,7 +91,7 @@ impl Leaf {
 
     /// In reserved space, the end of text is its last byte that is not zero.
     fn check_end(&self, content: &[u8]) -> Fit<()> {
-        let ends = self.encoding == Encoding::Fixed && self.kind != Kind::Bytes;
+        let ends = self.encoding == BytesEncoding::Fixed && self.kind != FieldKind::Bytes;
         if ends && content.last() == Some(&0) {
             return Err("text in reserved space cannot end in U+0000".to_owned());
         }

@@ -5,25 +5,28 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{Count, Extent, List, Member, Mode, Node, Shape, extent, leaf};
+use super::{
+    ArrayCount, ArrayLayout, LayoutExtent, LayoutMode, LayoutNode, NodeShape, StructMember, extent,
+    leaf,
+};
 use crate::error::TypedefError;
-use crate::kind::Kind;
+use crate::kind::FieldKind;
 use crate::limits::PATH_BYTES_MAX;
 use crate::pointer::{join, of_reference};
-use crate::schema::notes::{self, Notes};
+use crate::schema::annotations::{self, KeywordAnnotations};
 use crate::schema::{Result, Schema, kind_of};
 use crate::tensor::TensorType;
 
 /// The layout of the schema at `ptr`.
-pub(crate) fn build(schema: &Schema, ptr: &str, mode: Mode) -> Result<Arc<Node>> {
+pub(crate) fn build(schema: &Schema, ptr: &str, mode: LayoutMode) -> Result<Arc<LayoutNode>> {
     // Without this, what follows might not come to an end.
     schema.start(ptr)?;
-    let mut builder = Builder {
+    let mut builder = LayoutBuilder {
         schema,
         mode,
         left: schema.limits().expanded,
     };
-    let place = Place {
+    let place = LayoutContext {
         ptr,
         path: "",
         big: false,
@@ -32,14 +35,14 @@ pub(crate) fn build(schema: &Schema, ptr: &str, mode: Mode) -> Result<Arc<Node>>
     builder.node(&place)
 }
 
-pub(super) struct Builder<'s> {
+pub(super) struct LayoutBuilder<'s> {
     pub(super) schema: &'s Schema,
-    pub(super) mode: Mode,
+    pub(super) mode: LayoutMode,
     left: u64,
 }
 
 /// What is to be built.
-pub(super) struct Place<'p> {
+pub(super) struct LayoutContext<'p> {
     /// In the schema.
     pub(super) ptr: &'p str,
     /// In the layout.
@@ -51,25 +54,25 @@ pub(super) struct Place<'p> {
 }
 
 /// The schema that says what a place is, after its references.
-pub(super) struct Found<'s> {
+pub(super) struct ResolvedSchema<'s> {
     pub(super) keywords: &'s Map<String, Value>,
-    pub(super) notes: Notes,
-    pub(super) kind: Kind,
+    pub(super) notes: KeywordAnnotations,
+    pub(super) kind: FieldKind,
     pub(super) ptr: String,
     pub(super) big: bool,
     align: u32,
 }
 
-impl<'s> Builder<'s> {
-    pub(super) fn node(&mut self, place: &Place<'_>) -> Result<Arc<Node>> {
+impl<'s> LayoutBuilder<'s> {
+    pub(super) fn node(&mut self, place: &LayoutContext<'_>) -> Result<Arc<LayoutNode>> {
         self.count(place)?;
         let found = self.find(place)?;
         let mut shape = self.shape(place, &found)?;
         let extent = match self.mode {
-            Mode::Aligned => aligned(&mut shape, found.align),
-            Mode::Packed => Ok(Extent::NONE),
+            LayoutMode::Aligned => aligned(&mut shape, found.align),
+            LayoutMode::Packed => Ok(LayoutExtent::NONE),
         };
-        Ok(Arc::new(Node {
+        Ok(Arc::new(LayoutNode {
             big: found.big,
             symbols: shape.has_symbols(),
             extent: extent.map_err(|why| TypedefError::layout(place.path, why))?,
@@ -77,7 +80,7 @@ impl<'s> Builder<'s> {
         }))
     }
 
-    fn count(&mut self, place: &Place<'_>) -> Result<()> {
+    fn count(&mut self, place: &LayoutContext<'_>) -> Result<()> {
         let Some(left) = self.left.checked_sub(1) else {
             let max = self.schema.limits().expanded;
             return Err(TypedefError::limit("parts of a layout", max));
@@ -93,7 +96,7 @@ impl<'s> Builder<'s> {
     }
 
     /// Follows references, and gathers what is said on the way.
-    fn find(&self, place: &Place<'_>) -> Result<Found<'s>> {
+    fn find(&self, place: &LayoutContext<'_>) -> Result<ResolvedSchema<'s>> {
         let schema = self.schema;
         let mut ptr = place.ptr.to_owned();
         let (mut align, mut big) = (1, place.big);
@@ -107,8 +110,8 @@ impl<'s> Builder<'s> {
             };
             if let Some(reference) = keywords.get("$ref").and_then(Value::as_str) {
                 let read = |name: &str| keywords.get(name).map(|value| (value, join(&ptr, name)));
-                let one = read("align").map(|(value, at)| notes::align(value, &at));
-                let other = read("endian").map(|(value, at)| notes::big_endian(value, &at));
+                let one = read("align").map(|(value, at)| annotations::align(value, &at));
+                let other = read("endian").map(|(value, at)| annotations::big_endian(value, &at));
                 said(one.transpose()?, other.transpose()?);
                 // The pass over the schema took it.
                 ptr = of_reference(reference).unwrap_or_default();
@@ -119,13 +122,13 @@ impl<'s> Builder<'s> {
                 return Err(TypedefError::layout(place.path, why));
             };
             let at = join(&ptr, kind.keyword());
-            let notes = notes::read(kind, &keywords[kind.keyword()], &at)?;
+            let notes = annotations::read(kind, &keywords[kind.keyword()], &at)?;
             said(notes.align, notes.big_endian);
-            if big && self.mode == Mode::Aligned {
+            if big && self.mode == LayoutMode::Aligned {
                 let why = "\"endian\":\"big\" is for packed mode only";
                 return Err(TypedefError::schema(&at, why));
             }
-            return Ok(Found {
+            return Ok(ResolvedSchema {
                 keywords,
                 notes,
                 kind,
@@ -136,7 +139,11 @@ impl<'s> Builder<'s> {
         }
     }
 
-    fn shape(&mut self, place: &Place<'_>, found: &Found<'_>) -> Result<Shape> {
+    fn shape(
+        &mut self,
+        place: &LayoutContext<'_>,
+        found: &ResolvedSchema<'_>,
+    ) -> Result<NodeShape> {
         let leaf = leaf(
             found.kind,
             found.keywords,
@@ -145,45 +152,53 @@ impl<'s> Builder<'s> {
             &found.ptr,
         )?;
         if let Some(leaf) = leaf {
-            return Ok(Shape::Leaf(leaf));
+            return Ok(NodeShape::Leaf(leaf));
         }
         match found.kind {
-            Kind::Array => self.array(place, found).map(Shape::Array),
-            Kind::Record => self.record(place, found).map(Shape::Record),
-            Kind::Struct => self.members(place, found).map(Shape::Struct),
-            Kind::Union => self.union(place, found).map(Shape::Union),
-            _ => Ok(Shape::Tensor(TensorType {
+            FieldKind::Array => self.array(place, found).map(NodeShape::Array),
+            FieldKind::Record => self.record(place, found).map(NodeShape::Record),
+            FieldKind::Struct => self.members(place, found).map(NodeShape::Struct),
+            FieldKind::Union => self.union(place, found).map(NodeShape::Union),
+            _ => Ok(NodeShape::Tensor(TensorType {
                 dtype: found.notes.dtype.clone(),
                 shape: found.notes.shape.clone(),
             })),
         }
     }
 
-    fn array(&mut self, place: &Place<'_>, found: &Found<'_>) -> Result<List> {
+    fn array(
+        &mut self,
+        place: &LayoutContext<'_>,
+        found: &ResolvedSchema<'_>,
+    ) -> Result<ArrayLayout> {
         if !found.keywords.contains_key("items") {
             return Err(TypedefError::layout(place.path, "an Array needs items"));
         }
         let bound = |name: &str| found.keywords.get(name).and_then(Value::as_u64);
         let (min, max) = (bound("minItems").unwrap_or(0), bound("maxItems"));
         let count = match max {
-            Some(max) if min == max => Count::Fixed(max),
-            _ => Count::Between(min, max.unwrap_or(u64::MAX)),
+            Some(max) if min == max => ArrayCount::Fixed(max),
+            _ => ArrayCount::Between(min, max.unwrap_or(u64::MAX)),
         };
-        let item = self.node(&Place {
+        let item = self.node(&LayoutContext {
             ptr: &join(&found.ptr, "items"),
             path: &join(place.path, "*"),
             big: found.big,
             tagged_by: None,
         })?;
-        Ok(List {
+        Ok(ArrayLayout {
             item,
             stride: 0,
             count,
         })
     }
 
-    fn record(&mut self, place: &Place<'_>, found: &Found<'_>) -> Result<Arc<Node>> {
-        if self.mode == Mode::Aligned {
+    fn record(
+        &mut self,
+        place: &LayoutContext<'_>,
+        found: &ResolvedSchema<'_>,
+    ) -> Result<Arc<LayoutNode>> {
+        if self.mode == LayoutMode::Aligned {
             let why = "a Record has no fixed size; it is for packed mode only";
             return Err(TypedefError::layout(place.path, why));
         }
@@ -192,7 +207,7 @@ impl<'s> Builder<'s> {
                        or a single pattern of patternProperties";
             TypedefError::layout(place.path, why)
         })?;
-        self.node(&Place {
+        self.node(&LayoutContext {
             ptr: &ptr,
             path: &join(place.path, "*"),
             big: found.big,
@@ -200,24 +215,28 @@ impl<'s> Builder<'s> {
         })
     }
 
-    fn members(&mut self, place: &Place<'_>, found: &Found<'_>) -> Result<Vec<Member>> {
+    fn members(
+        &mut self,
+        place: &LayoutContext<'_>,
+        found: &ResolvedSchema<'_>,
+    ) -> Result<Vec<StructMember>> {
         let order = self.order(place, found)?;
         let mut members = Vec::with_capacity(order.len());
         for name in order {
             let path = join(place.path, &name);
-            let node = self.node(&Place {
+            let node = self.node(&LayoutContext {
                 ptr: &join(&join(&found.ptr, "properties"), &name),
                 path: &path,
                 big: found.big,
                 tagged_by: None,
             })?;
-            members.push(Member { name, off: 0, node });
+            members.push(StructMember { name, off: 0, node });
         }
         Ok(members)
     }
 
     /// The names of the fields, in the order of their bytes.
-    fn order(&self, place: &Place<'_>, found: &Found<'_>) -> Result<Vec<String>> {
+    fn order(&self, place: &LayoutContext<'_>, found: &ResolvedSchema<'_>) -> Result<Vec<String>> {
         let wrong = |why: String| TypedefError::layout(place.path, why);
         let none = Map::new();
         let properties = match found.keywords.get("properties") {
@@ -229,12 +248,12 @@ impl<'s> Builder<'s> {
         let is_tag = |name: &String| place.tagged_by == Some(name);
         let order: Vec<String> = match (&found.notes.fields, self.mode) {
             (Some(fields), _) => fields.clone(),
-            (None, Mode::Packed) => properties
+            (None, LayoutMode::Packed) => properties
                 .keys()
                 .filter(|name| !is_tag(name))
                 .cloned()
                 .collect(),
-            (None, Mode::Aligned) => {
+            (None, LayoutMode::Aligned) => {
                 let why = "a Struct needs the order of its fields, {\"fields\":[…]}: the order of \
                            members in JSON is not kept by everyone";
                 return Err(wrong(why.to_owned()));
@@ -266,7 +285,7 @@ impl<'s> Builder<'s> {
     }
 }
 
-fn value_of_record(found: &Found<'_>) -> Option<String> {
+fn value_of_record(found: &ResolvedSchema<'_>) -> Option<String> {
     let keyword = found.kind.keyword();
     let behind = found.keywords[keyword].get("values").is_some();
     let above = found.keywords.get("additionalProperties");
@@ -291,15 +310,15 @@ fn value_of_record(found: &Found<'_>) -> Option<String> {
     }
 }
 
-fn aligned(shape: &mut Shape, align: u32) -> std::result::Result<Extent, String> {
+fn aligned(shape: &mut NodeShape, align: u32) -> std::result::Result<LayoutExtent, String> {
     let natural = match shape {
-        Shape::Array(list) => extent::of_list(list)?,
-        Shape::Leaf(leaf) => extent::of_leaf(leaf)?,
-        Shape::Struct(members) => extent::of_members(members)?,
-        Shape::Union(union) => extent::of_union(union)?,
-        Shape::Record(_) | Shape::Tensor(_) => Extent::NONE,
+        NodeShape::Array(list) => extent::of_list(list)?,
+        NodeShape::Leaf(leaf) => extent::of_leaf(leaf)?,
+        NodeShape::Struct(members) => extent::of_members(members)?,
+        NodeShape::Union(union) => extent::of_union(union)?,
+        NodeShape::Record(_) | NodeShape::Tensor(_) => LayoutExtent::NONE,
     };
-    let has_parts = matches!(shape, Shape::Struct(_) | Shape::Union(_));
+    let has_parts = matches!(shape, NodeShape::Struct(_) | NodeShape::Union(_));
     if align > 1 && align < natural.align {
         return Err(format!(
             "an alignment of {align} is below the natural {}, and may only be above it",

@@ -1,22 +1,22 @@
 //! Sizes and offsets in aligned mode: those of C.
 
-use super::{Count, List, Member, Union};
-use crate::leaf::Leaf;
+use super::{ArrayCount, ArrayLayout, StructMember, UnionLayout};
+use crate::leaf::LeafType;
 use crate::limits::RECORD_BYTES_MAX;
 
 /// How much room a part takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Extent {
+pub(crate) struct LayoutExtent {
     /// In bytes.
     pub(crate) size: u64,
     /// In bytes, a power of two.
     pub(crate) align: u32,
 }
 
-/// Why there is none.
+/// The error says why there is no such value.
 type Sized<T> = Result<T, String>;
 
-impl Extent {
+impl LayoutExtent {
     /// Of what takes no room.
     pub(crate) const NONE: Self = Self { size: 0, align: 1 };
 
@@ -38,21 +38,21 @@ impl Extent {
     }
 }
 
-pub(super) fn of_leaf(leaf: &Leaf) -> Sized<Extent> {
+pub(super) fn of_leaf(leaf: &LeafType) -> Sized<LayoutExtent> {
     let align = leaf.align();
     let bytes = leaf.fixed_bytes().ok_or(
         "its length is not known: give it TypeDef:maxBytes for reserved space, or the encoding \
          \"indirect\"",
     )?;
     let size = round_up(bytes, align)?;
-    Ok(Extent { size, align })
+    Ok(LayoutExtent { size, align })
 }
 
 /// Gives each member its offset.
-pub(super) fn of_members(members: &mut [Member]) -> Sized<Extent> {
-    let mut whole = Extent::NONE;
+pub(super) fn of_members(members: &mut [StructMember]) -> Sized<LayoutExtent> {
+    let mut whole = LayoutExtent::NONE;
     for member in members {
-        let Extent { size, align } = member.node.extent;
+        let LayoutExtent { size, align } = member.node.extent;
         member.off = round_up(whole.size, align)?;
         whole.size = sum(member.off, size)?;
         whole.align = whole.align.max(align);
@@ -61,7 +61,7 @@ pub(super) fn of_members(members: &mut [Member]) -> Sized<Extent> {
 }
 
 /// Gives the variants their common offset.
-pub(super) fn of_union(union: &mut Union) -> Sized<Extent> {
+pub(super) fn of_union(union: &mut UnionLayout) -> Sized<LayoutExtent> {
     let extents = || union.variants.iter().map(|variant| variant.node.extent);
     let size = extents()
         .map(|extent| extent.size)
@@ -73,7 +73,7 @@ pub(super) fn of_union(union: &mut Union) -> Sized<Extent> {
     let size = sum(off, size)?;
     union.off = off;
     // A tag has at most four bytes.
-    Extent {
+    LayoutExtent {
         size,
         align: align.max(tag as u32),
     }
@@ -81,8 +81,8 @@ pub(super) fn of_union(union: &mut Union) -> Sized<Extent> {
 }
 
 /// Gives the array its stride.
-pub(super) fn of_list(list: &mut List) -> Sized<Extent> {
-    let Count::Fixed(count) = list.count else {
+pub(super) fn of_list(list: &mut ArrayLayout) -> Sized<LayoutExtent> {
+    let ArrayCount::Fixed(count) = list.count else {
         return Err("how many items it has is not known: make minItems and maxItems equal".into());
     };
     list.stride = list.item.extent.stride()?;
@@ -91,7 +91,7 @@ pub(super) fn of_list(list: &mut List) -> Sized<Extent> {
         .checked_mul(count)
         .filter(|size| *size <= RECORD_BYTES_MAX);
     let align = list.item.extent.align;
-    Ok(Extent {
+    Ok(LayoutExtent {
         size: size.ok_or_else(too_large)?,
         align,
     })

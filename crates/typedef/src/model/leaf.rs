@@ -4,41 +4,41 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use super::Mode;
+use super::LayoutMode;
 use crate::error::TypedefError;
-use crate::kind::{Kind, MAX_BYTES};
-use crate::leaf::Leaf;
+use crate::kind::{FieldKind, MAX_BYTES};
+use crate::leaf::LeafType;
 use crate::pointer::join;
-use crate::schema::notes::{Encoding, Notes};
+use crate::schema::annotations::{BytesEncoding, KeywordAnnotations};
 
 /// The leaf that `keywords` at `ptr` describe; none where `kind` has parts or no bytes.
 pub(crate) fn leaf(
-    kind: Kind,
+    kind: FieldKind,
     keywords: &Map<String, Value>,
-    notes: &Notes,
-    mode: Mode,
+    notes: &KeywordAnnotations,
+    mode: LayoutMode,
     ptr: &str,
-) -> Result<Option<Leaf>, TypedefError> {
-    if kind.is_composite() || kind == Kind::Tensor {
+) -> Result<Option<LeafType>, TypedefError> {
+    if kind.is_composite() || kind == FieldKind::Tensor {
         return Ok(None);
     }
     let max = keywords.get(MAX_BYTES).and_then(Value::as_u64);
     let max = max.and_then(|max| u32::try_from(max).ok());
     let encoding = match (notes.encoding, max, mode) {
-        (Some(Encoding::Fixed), None, _) => {
+        (Some(BytesEncoding::Fixed), None, _) => {
             let why = "\"fixed\" reserves space: say how much with TypeDef:maxBytes";
             return Err(TypedefError::schema(&join(ptr, kind.keyword()), why));
         }
         (Some(encoding), _, _) => encoding,
-        (None, Some(_), Mode::Aligned) => Encoding::Fixed,
-        _ => Encoding::Prefixed,
+        (None, Some(_), LayoutMode::Aligned) => BytesEncoding::Fixed,
+        _ => BytesEncoding::Prefixed,
     };
-    let members = if kind == Kind::Enum {
+    let members = if kind == FieldKind::Enum {
         members(keywords, ptr)?
     } else {
         Vec::new()
     };
-    Ok(Some(Leaf {
+    Ok(Some(LeafType {
         kind,
         nonfinite: notes.nonfinite,
         encoding,

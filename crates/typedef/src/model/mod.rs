@@ -8,15 +8,15 @@ mod union;
 use std::sync::Arc;
 
 pub(crate) use self::build::build;
-pub(crate) use self::extent::Extent;
+pub(crate) use self::extent::LayoutExtent;
 pub(crate) use self::leaf::leaf;
-use crate::kind::Kind;
-use crate::leaf::Leaf;
+use crate::kind::FieldKind;
+use crate::leaf::LeafType;
 use crate::tensor::TensorType;
 
 /// How values lie in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum LayoutMode {
     /// Every field at an offset known from the schema, as C lays out a `struct`.
     Aligned,
     /// One after the other without a gap, read from the beginning.
@@ -25,39 +25,39 @@ pub enum Mode {
 
 /// One part of a layout.
 #[derive(Clone, Debug)]
-pub(crate) struct Node {
+pub(crate) struct LayoutNode {
     /// Most significant byte first; in packed mode only.
     pub(crate) big: bool,
     /// Whether a size has a name somewhere in it.
     pub(crate) symbols: bool,
     /// Nothing in packed mode.
-    pub(crate) extent: Extent,
-    pub(crate) shape: Shape,
+    pub(crate) extent: LayoutExtent,
+    pub(crate) shape: NodeShape,
 }
 
 /// What it is made of.
 #[derive(Clone, Debug)]
-pub(crate) enum Shape {
-    Array(List),
-    Leaf(Leaf),
-    Record(Arc<Node>),
-    Struct(Vec<Member>),
+pub(crate) enum NodeShape {
+    Array(ArrayLayout),
+    Leaf(LeafType),
+    Record(Arc<LayoutNode>),
+    Struct(Vec<StructMember>),
     Tensor(TensorType),
-    Union(Union),
+    Union(UnionLayout),
 }
 
 /// An array.
 #[derive(Clone, Debug)]
-pub(crate) struct List {
-    pub(crate) item: Arc<Node>,
+pub(crate) struct ArrayLayout {
+    pub(crate) item: Arc<LayoutNode>,
     /// From one item to the next.
     pub(crate) stride: u64,
-    pub(crate) count: Count,
+    pub(crate) count: ArrayCount,
 }
 
 /// How many items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Count {
+pub(crate) enum ArrayCount {
     /// At least and at most; packed mode only.
     Between(u64, u64),
     Fixed(u64),
@@ -65,47 +65,47 @@ pub(crate) enum Count {
 
 /// A field of a struct.
 #[derive(Clone, Debug)]
-pub(crate) struct Member {
+pub(crate) struct StructMember {
     pub(crate) name: String,
     pub(crate) off: u64,
-    pub(crate) node: Arc<Node>,
+    pub(crate) node: Arc<LayoutNode>,
 }
 
 /// A tag, and what it stands for.
 #[derive(Clone, Debug)]
-pub(crate) struct Union {
+pub(crate) struct UnionLayout {
     /// The member of the JSON object that names the variant; none where the object has only the
     /// variant as a member.
     pub(crate) field: Option<String>,
     /// The integer that the tag is.
-    pub(crate) tag: Kind,
+    pub(crate) tag: FieldKind,
     /// Where the variant begins.
     pub(crate) off: u64,
-    pub(crate) variants: Vec<Variant>,
+    pub(crate) variants: Vec<UnionVariant>,
 }
 
 /// One of them.
 #[derive(Clone, Debug)]
-pub(crate) struct Variant {
+pub(crate) struct UnionVariant {
     pub(crate) name: String,
     pub(crate) tag: u32,
-    pub(crate) node: Arc<Node>,
+    pub(crate) node: Arc<LayoutNode>,
 }
 
-impl Node {
-    pub(crate) fn kind(&self) -> Kind {
+impl LayoutNode {
+    pub(crate) fn kind(&self) -> FieldKind {
         match &self.shape {
-            Shape::Array(_) => Kind::Array,
-            Shape::Leaf(leaf) => leaf.kind,
-            Shape::Record(_) => Kind::Record,
-            Shape::Struct(_) => Kind::Struct,
-            Shape::Tensor(_) => Kind::Tensor,
-            Shape::Union(_) => Kind::Union,
+            NodeShape::Array(_) => FieldKind::Array,
+            NodeShape::Leaf(leaf) => leaf.kind,
+            NodeShape::Record(_) => FieldKind::Record,
+            NodeShape::Struct(_) => FieldKind::Struct,
+            NodeShape::Tensor(_) => FieldKind::Tensor,
+            NodeShape::Union(_) => FieldKind::Union,
         }
     }
 }
 
-impl Shape {
+impl NodeShape {
     fn has_symbols(&self) -> bool {
         match self {
             Self::Array(list) => list.item.symbols,
@@ -118,14 +118,14 @@ impl Shape {
     }
 }
 
-impl Union {
+impl UnionLayout {
     /// The variant of that name.
-    pub(crate) fn named(&self, name: &str) -> Option<&Variant> {
+    pub(crate) fn named(&self, name: &str) -> Option<&UnionVariant> {
         self.variants.iter().find(|variant| variant.name == name)
     }
 
     /// The variant that a tag in bytes stands for.
-    pub(crate) fn tagged(&self, tag: u64) -> Result<&Variant, String> {
+    pub(crate) fn tagged(&self, tag: u64) -> Result<&UnionVariant, String> {
         let found = self
             .variants
             .iter()

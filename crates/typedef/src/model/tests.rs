@@ -1,16 +1,16 @@
 use serde_json::{Value, json};
 
-use super::Mode;
+use super::LayoutMode;
 use crate::engine::compile;
 use crate::error::TypedefError;
-use crate::kind::Kind;
-use crate::limits::Limits;
+use crate::kind::FieldKind;
+use crate::limits::SchemaLimits;
 
-type Row<'a> = (&'a str, u64, u64, Kind);
+type Row<'a> = (&'a str, u64, u64, FieldKind);
 
 #[track_caller]
 fn lies(schema: &Value, rows: &[Row<'_>], stride: u64, align: u32) {
-    let engine = compile(schema, Mode::Aligned, &Limits::default()).expect("a layout");
+    let engine = compile(schema, LayoutMode::Aligned, &SchemaLimits::default()).expect("a layout");
     let map = engine.offsets().expect("aligned");
     let found: Vec<_> = map
         .iter()
@@ -32,8 +32,8 @@ fn lies(schema: &Value, rows: &[Row<'_>], stride: u64, align: u32) {
 }
 
 #[track_caller]
-fn refused(schema: &Value, mode: Mode, at: &str, word: &str) {
-    match compile(schema, mode, &Limits::default()) {
+fn refused(schema: &Value, mode: LayoutMode, at: &str, word: &str) {
+    match compile(schema, mode, &SchemaLimits::default()) {
         Err(TypedefError::Layout { path, why }) => {
             assert_eq!(path, at, "{why}");
             assert!(why.contains(word), "{why}");
@@ -61,7 +61,7 @@ fn each_scalar_has_its_size_and_alignment() {
         ("Float64", 8),
     ] {
         let keyword = format!("TypeDef:{kind}");
-        let of = Kind::of_keyword(&keyword).expect("a kind");
+        let of = FieldKind::of_keyword(&keyword).expect("a kind");
         let schema = json!({ keyword: true, "enum": ["a", "b"] });
         lies(&schema, &[("", 0, size, of)], size, size as u32);
     }
@@ -87,19 +87,19 @@ fn parts_are_as_aligned_as_what_is_in_them() {
     lies(
         &schema,
         &[
-            ("", 0, 64, Kind::Struct),
-            ("/x", 0, 1, Kind::Uint8),
-            ("/in", 8, 24, Kind::Struct),
-            ("/in/a", 8, 9, Kind::Uint8),
-            ("/in/b", 16, 24, Kind::Float64),
-            ("/y", 24, 25, Kind::Uint8),
-            ("/list", 32, 64, Kind::Array),
-            ("/list/0", 32, 48, Kind::Struct),
-            ("/list/0/a", 32, 33, Kind::Uint8),
-            ("/list/0/b", 40, 48, Kind::Float64),
-            ("/list/1", 48, 64, Kind::Struct),
-            ("/list/1/a", 48, 49, Kind::Uint8),
-            ("/list/1/b", 56, 64, Kind::Float64),
+            ("", 0, 64, FieldKind::Struct),
+            ("/x", 0, 1, FieldKind::Uint8),
+            ("/in", 8, 24, FieldKind::Struct),
+            ("/in/a", 8, 9, FieldKind::Uint8),
+            ("/in/b", 16, 24, FieldKind::Float64),
+            ("/y", 24, 25, FieldKind::Uint8),
+            ("/list", 32, 64, FieldKind::Array),
+            ("/list/0", 32, 48, FieldKind::Struct),
+            ("/list/0/a", 32, 33, FieldKind::Uint8),
+            ("/list/0/b", 40, 48, FieldKind::Float64),
+            ("/list/1", 48, 64, FieldKind::Struct),
+            ("/list/1/a", 48, 49, FieldKind::Uint8),
+            ("/list/1/b", 56, 64, FieldKind::Float64),
         ],
         64,
         8,
@@ -120,11 +120,11 @@ fn text_takes_what_its_encoding_says() {
     lies(
         &schema,
         &[
-            ("", 0, 40, Kind::Struct),
-            ("/s", 0, 5, Kind::String),
-            ("/b", 8, 20, Kind::Bytes),
-            ("/i", 24, 40, Kind::String),
-            ("/t", 40, 40, Kind::Tensor),
+            ("", 0, 40, FieldKind::Struct),
+            ("/s", 0, 5, FieldKind::String),
+            ("/b", 8, 20, FieldKind::Bytes),
+            ("/i", 24, 40, FieldKind::String),
+            ("/t", 40, 40, FieldKind::Tensor),
         ],
         40,
         8,
@@ -146,9 +146,9 @@ fn a_union_is_its_tag_and_its_largest_variant() {
     lies(
         &schema,
         &[
-            ("", 0, 16, Kind::Union),
-            ("/7", 4, 5, Kind::Uint8),
-            ("/300", 4, 16, Kind::Array),
+            ("", 0, 16, FieldKind::Union),
+            ("/7", 4, 5, FieldKind::Uint8),
+            ("/300", 4, 16, FieldKind::Array),
         ],
         16,
         4,
@@ -169,15 +169,15 @@ fn alignment_is_raised_and_never_lowered() {
         })
     };
     let rows = [
-        ("", 0, 64, Kind::Struct),
-        ("/a", 0, 1, Kind::Uint8),
-        ("/b", 32, 36, Kind::Float32),
-        ("/c", 48, 50, Kind::Uint16),
+        ("", 0, 64, FieldKind::Struct),
+        ("/a", 0, 1, FieldKind::Uint8),
+        ("/b", 32, 36, FieldKind::Float32),
+        ("/c", 48, 50, FieldKind::Uint16),
     ];
     lies(&with(32), &rows, 64, 64);
-    refused(&with(2), Mode::Aligned, "/b", "below the natural 4");
+    refused(&with(2), LayoutMode::Aligned, "/b", "below the natural 4");
     // Without gaps there is nothing to align.
-    compile(&with(2), Mode::Packed, &Limits::default()).expect("packed");
+    compile(&with(2), LayoutMode::Packed, &SchemaLimits::default()).expect("packed");
 }
 
 #[test]
@@ -253,17 +253,17 @@ fn what_has_no_place_of_its_own_is_refused() {
             "larger than",
         ),
     ] {
-        refused(&field(schema), Mode::Aligned, "/a", word);
+        refused(&field(schema), LayoutMode::Aligned, "/a", word);
     }
     let named = json!({ "TypeDef:Union": {
         "discriminator": { "kind": "field", "name": "k" }, "order": ["a"],
         "mapping": { "a": { "TypeDef:Int8": true } } } });
-    refused(&named, Mode::Packed, "/a", "Struct");
+    refused(&named, LayoutMode::Packed, "/a", "Struct");
     let taken = json!({ "TypeDef:Union": {
         "discriminator": { "kind": "field", "name": "k" },
         "mapping": { "a": { "TypeDef:Struct": { "fields": ["k"] },
                             "properties": { "k": { "TypeDef:Int8": true } } } } } });
-    refused(&taken, Mode::Packed, "/a", "names the variant");
+    refused(&taken, LayoutMode::Packed, "/a", "names the variant");
 }
 
 #[test]
@@ -272,17 +272,18 @@ fn big_endian_is_for_wires() {
         json!({ "TypeDef:Int16": { "endian": "big" } }),
         json!({ "$ref": "A", "endian": "big", "$defs": { "A": { "TypeDef:Int16": true } } }),
     ] {
-        let error = compile(&schema, Mode::Aligned, &Limits::default()).expect_err("aligned");
+        let error =
+            compile(&schema, LayoutMode::Aligned, &SchemaLimits::default()).expect_err("aligned");
         assert!(matches!(error, TypedefError::Schema { .. }), "{error}");
-        compile(&schema, Mode::Packed, &Limits::default()).expect("packed");
+        compile(&schema, LayoutMode::Packed, &SchemaLimits::default()).expect("packed");
     }
 }
 
 #[test]
 fn reserved_space_has_a_size() {
     let schema = json!({ "TypeDef:String": { "encoding": "fixed" } });
-    for mode in [Mode::Aligned, Mode::Packed] {
-        let error = compile(&schema, mode, &Limits::default()).expect_err("no size");
+    for mode in [LayoutMode::Aligned, LayoutMode::Packed] {
+        let error = compile(&schema, mode, &SchemaLimits::default()).expect_err("no size");
         assert!(error.to_string().contains("TypeDef:maxBytes"), "{error}");
     }
 }
@@ -297,7 +298,8 @@ fn an_enum_has_members_each_once() {
         json!(["a", "a"]),
     ] {
         let schema = json!({ "TypeDef:Enum": true, "enum": members });
-        let error = compile(&schema, Mode::Aligned, &Limits::default()).expect_err("no enum");
+        let error =
+            compile(&schema, LayoutMode::Aligned, &SchemaLimits::default()).expect_err("no enum");
         assert!(error.to_string().contains("#/enum"), "{error}");
     }
 }
@@ -309,23 +311,23 @@ fn many_items_with_parts_are_too_many_entries() {
             "TypeDef:Array": true, "minItems": 3, "maxItems": 3,
             "items": { "TypeDef:Float32": true } } })
     };
-    let limits = Limits {
+    let limits = SchemaLimits {
         entries: 101,
-        ..Limits::default()
+        ..SchemaLimits::default()
     };
-    assert!(compile(&of(100), Mode::Aligned, &limits).is_ok());
+    assert!(compile(&of(100), LayoutMode::Aligned, &limits).is_ok());
     for items in [101, 1 << 40] {
-        let error = compile(&of(items), Mode::Aligned, &limits).expect_err("too many");
+        let error = compile(&of(items), LayoutMode::Aligned, &limits).expect_err("too many");
         assert!(matches!(error, TypedefError::Limit(_)), "{error}");
     }
     // One entry however many: the items are numbers.
     let numbers = json!({ "TypeDef:Array": true, "minItems": 1_u64 << 40, "maxItems": 1_u64 << 40,
                           "items": { "TypeDef:Float64": true } });
-    let engine = compile(&numbers, Mode::Aligned, &limits).expect("a layout");
+    let engine = compile(&numbers, LayoutMode::Aligned, &limits).expect("a layout");
     let map = engine.offsets().expect("aligned");
     assert_eq!(map.stride(), 8 << 40);
     assert_eq!(
-        map.get("").and_then(crate::Entry::items),
+        map.get("").and_then(crate::OffsetEntry::items),
         Some((1 << 40, 8))
     );
 }

@@ -2,30 +2,37 @@
 
 use serde_json::{Map, Value};
 
-use super::build::{Builder, Found, Place};
-use super::{Mode, Shape, Union, Variant};
+use super::build::{LayoutBuilder, LayoutContext, ResolvedSchema};
+use super::{LayoutMode, NodeShape, UnionLayout, UnionVariant};
 use crate::error::TypedefError;
-use crate::kind::Kind;
+use crate::kind::FieldKind;
 use crate::pointer::join;
 use crate::schema::Result;
 
-impl Builder<'_> {
-    pub(super) fn union(&mut self, place: &Place<'_>, found: &Found<'_>) -> Result<Union> {
+impl LayoutBuilder<'_> {
+    pub(super) fn union(
+        &mut self,
+        place: &LayoutContext<'_>,
+        found: &ResolvedSchema<'_>,
+    ) -> Result<UnionLayout> {
         let wrong = |why: &str| TypedefError::layout(place.path, why);
         let Some(discriminator) = &found.notes.discriminator else {
             return Err(wrong("a Union needs a discriminator"));
         };
-        let mapping = found.keywords[Kind::Union.keyword()].get("mapping");
+        let mapping = found.keywords[FieldKind::Union.keyword()].get("mapping");
         let mapping = mapping
             .and_then(Value::as_object)
             .filter(|mapping| !mapping.is_empty());
         let mapping = mapping.ok_or_else(|| wrong("a Union needs a mapping with a variant"))?;
         let field = discriminator.field.clone();
         let (tag, names) = match field {
-            None => (discriminator.tag.unwrap_or(Kind::Uint8), numbers(mapping)),
+            None => (
+                discriminator.tag.unwrap_or(FieldKind::Uint8),
+                numbers(mapping),
+            ),
             Some(_) => {
                 let names = self.ordered(mapping, found);
-                (discriminator.tag.unwrap_or(Kind::Uint32), names)
+                (discriminator.tag.unwrap_or(FieldKind::Uint32), names)
             }
         };
         let names = names.map_err(|why| wrong(&why))?;
@@ -36,23 +43,23 @@ impl Builder<'_> {
         let mut variants = Vec::with_capacity(names.len());
         for (name, tag) in names {
             let path = join(place.path, &name);
-            let ptr = [Kind::Union.keyword(), "mapping", &name];
+            let ptr = [FieldKind::Union.keyword(), "mapping", &name];
             let ptr = ptr
                 .iter()
                 .fold(found.ptr.clone(), |ptr, part| join(&ptr, part));
-            let node = self.node(&Place {
+            let node = self.node(&LayoutContext {
                 ptr: &ptr,
                 path: &path,
                 big: found.big,
                 tagged_by: field.as_deref(),
             })?;
-            if field.is_some() && !matches!(node.shape, Shape::Struct(_)) {
+            if field.is_some() && !matches!(node.shape, NodeShape::Struct(_)) {
                 let why = "what a field names is a Struct: the name is one of its members in JSON";
                 return Err(TypedefError::layout(&path, why));
             }
-            variants.push(Variant { name, tag, node });
+            variants.push(UnionVariant { name, tag, node });
         }
-        Ok(Union {
+        Ok(UnionLayout {
             field,
             tag,
             off: 0,
@@ -64,12 +71,12 @@ impl Builder<'_> {
     fn ordered(
         &self,
         mapping: &Map<String, Value>,
-        found: &Found<'_>,
+        found: &ResolvedSchema<'_>,
     ) -> std::result::Result<Vec<(String, u32)>, String> {
         let order: Vec<String> = match (&found.notes.order, self.mode) {
             (Some(order), _) => order.clone(),
-            (None, Mode::Packed) => mapping.keys().cloned().collect(),
-            (None, Mode::Aligned) => {
+            (None, LayoutMode::Packed) => mapping.keys().cloned().collect(),
+            (None, LayoutMode::Aligned) => {
                 return Err(
                     "a Union by a field needs the order of its variants, {\"order\":[…]}: \
                             the tag is the place in it"

@@ -19,20 +19,20 @@ mod write;
 use std::sync::Arc;
 
 use crate::error::TypedefError;
-use crate::limits::Limits;
-use crate::model::Node;
+use crate::limits::SchemaLimits;
+use crate::model::LayoutNode;
 use crate::schema::Result;
-use crate::value::FieldValue;
+use crate::value::RecordValue;
 
 /// Reads and writes packed values of one schema.
 #[derive(Clone, Debug)]
 pub struct PackedCodec {
-    root: Arc<Node>,
-    limits: Limits,
+    root: Arc<LayoutNode>,
+    limits: SchemaLimits,
 }
 
 impl PackedCodec {
-    pub(crate) fn new(root: Arc<Node>, limits: Limits) -> Self {
+    pub(crate) fn new(root: Arc<LayoutNode>, limits: SchemaLimits) -> Self {
         Self { root, limits }
     }
 
@@ -42,7 +42,7 @@ impl PackedCodec {
     /// The bytes end too early or break the schema ([`TypedefError::Access`] with the field), or
     /// the value is larger than the limits ([`TypedefError::Limit`]). Nothing is allocated for a
     /// length before the bytes it promises are seen to be there.
-    pub fn read_first(&self, bytes: &[u8]) -> Result<(FieldValue, usize)> {
+    pub fn read_first(&self, bytes: &[u8]) -> Result<(RecordValue, usize)> {
         read::read(&self.root, bytes, &self.limits)
     }
 
@@ -50,7 +50,7 @@ impl PackedCodec {
     ///
     /// # Errors
     /// As [`read_first`](Self::read_first), and where bytes are left.
-    pub fn read(&self, bytes: &[u8]) -> Result<FieldValue> {
+    pub fn read(&self, bytes: &[u8]) -> Result<RecordValue> {
         let (value, used) = self.read_first(bytes)?;
         if used < bytes.len() {
             let left = bytes.len() - used;
@@ -63,7 +63,7 @@ impl PackedCodec {
     ///
     /// # Errors
     /// The value breaks the schema or the limits. `out` is then as it was.
-    pub fn write(&self, value: &FieldValue, out: &mut Vec<u8>) -> Result<()> {
+    pub fn write(&self, value: &RecordValue, out: &mut Vec<u8>) -> Result<()> {
         let start = out.len();
         let written = write::write(&self.root, value, out, &self.limits);
         if written.is_err() {

@@ -3,73 +3,77 @@
 use std::collections::HashSet;
 
 use crate::access::counted;
-use crate::budget::Budget;
+use crate::budget::DecodeBudget;
 use crate::error::TypedefError;
-use crate::leaf::{Leaf, PREFIX_BYTES, take_bits};
-use crate::limits::Limits;
-use crate::model::{Count, List, Node, Shape};
+use crate::leaf::{LeafType, PREFIX_BYTES, take_bits};
+use crate::limits::SchemaLimits;
+use crate::model::{ArrayCount, ArrayLayout, LayoutNode, NodeShape};
 use crate::schema::Result;
-use crate::value::FieldValue;
+use crate::value::RecordValue;
 
-pub(super) fn read(root: &Node, bytes: &[u8], limits: &Limits) -> Result<(FieldValue, usize)> {
+pub(super) fn read(
+    root: &LayoutNode,
+    bytes: &[u8],
+    limits: &SchemaLimits,
+) -> Result<(RecordValue, usize)> {
     // What lies beyond the budget is not there.
     let most = usize::try_from(limits.packed_bytes).unwrap_or(usize::MAX);
-    let mut reader = Reader {
+    let mut reader = PackedReader {
         bytes: &bytes[..bytes.len().min(most)],
         used: 0,
         more: bytes.len() > most,
-        budget: Budget::new(limits),
+        budget: DecodeBudget::new(limits),
         limits,
     };
     let value = reader.node(root)?;
     Ok((value, reader.used))
 }
 
-struct Reader<'b> {
+struct PackedReader<'b> {
     bytes: &'b [u8],
     used: usize,
     /// Whether there are bytes beyond the budget.
     more: bool,
-    budget: Budget,
-    limits: &'b Limits,
+    budget: DecodeBudget,
+    limits: &'b SchemaLimits,
 }
 
-impl<'b> Reader<'b> {
-    fn node(&mut self, node: &Node) -> Result<FieldValue> {
+impl<'b> PackedReader<'b> {
+    fn node(&mut self, node: &LayoutNode) -> Result<RecordValue> {
         self.budget.down()?;
         let value = self.inside(node);
         self.budget.up();
         value
     }
 
-    fn inside(&mut self, node: &Node) -> Result<FieldValue> {
+    fn inside(&mut self, node: &LayoutNode) -> Result<RecordValue> {
         match &node.shape {
-            Shape::Leaf(leaf) => self.leaf(leaf, node.big),
-            Shape::Array(list) => self.array(list, node.big),
-            Shape::Record(value) => self.record(value, node.big),
-            Shape::Struct(members) => {
+            NodeShape::Leaf(leaf) => self.leaf(leaf, node.big),
+            NodeShape::Array(list) => self.array(list, node.big),
+            NodeShape::Record(value) => self.record(value, node.big),
+            NodeShape::Struct(members) => {
                 let mut values = Vec::with_capacity(members.len());
                 for member in members {
                     let value = self.node(&member.node);
                     let value = value.map_err(|error| error.under(&member.name))?;
                     values.push((member.name.clone(), value));
                 }
-                Ok(FieldValue::Struct(values))
+                Ok(RecordValue::Struct(values))
             }
-            Shape::Tensor(_) => Ok(FieldValue::Tensor),
-            Shape::Union(union) => {
+            NodeShape::Tensor(_) => Ok(RecordValue::Tensor),
+            NodeShape::Union(union) => {
                 let tag = take_bits(self.take(union.tag_bytes() as u64)?, node.big);
                 let variant = union
                     .tagged(tag)
                     .map_err(|why| TypedefError::access("", why))?;
                 let value = self.node(&variant.node);
                 let value = value.map_err(|error| error.under(&variant.name))?;
-                Ok(FieldValue::Union(variant.name.clone(), Box::new(value)))
+                Ok(RecordValue::Union(variant.name.clone(), Box::new(value)))
             }
         }
     }
 
-    fn leaf(&mut self, leaf: &Leaf, big: bool) -> Result<FieldValue> {
+    fn leaf(&mut self, leaf: &LeafType, big: bool) -> Result<RecordValue> {
         let value = if let Some(len) = leaf.fixed_bytes() {
             leaf.take(self.take(len)?, big)
         } else {
@@ -82,10 +86,10 @@ impl<'b> Reader<'b> {
         value.map_err(|why| TypedefError::access("", why))
     }
 
-    fn array(&mut self, list: &List, big: bool) -> Result<FieldValue> {
+    fn array(&mut self, list: &ArrayLayout, big: bool) -> Result<RecordValue> {
         let count = match list.count {
-            Count::Fixed(count) => count,
-            Count::Between(..) => self.length(big)?,
+            ArrayCount::Fixed(count) => count,
+            ArrayCount::Between(..) => self.length(big)?,
         };
         // A count that does not fit a `usize` breaks the budget before it matters.
         counted(list.count, usize::try_from(count).unwrap_or(usize::MAX))?;
@@ -94,10 +98,10 @@ impl<'b> Reader<'b> {
             let item = self.node(&list.item);
             items.push(item.map_err(|error| error.under(&i.to_string()))?);
         }
-        Ok(FieldValue::Array(items))
+        Ok(RecordValue::Array(items))
     }
 
-    fn record(&mut self, value: &Node, big: bool) -> Result<FieldValue> {
+    fn record(&mut self, value: &LayoutNode, big: bool) -> Result<RecordValue> {
         let count = self.length(big)?;
         let mut names = HashSet::new();
         let mut values = Vec::new();
@@ -111,7 +115,7 @@ impl<'b> Reader<'b> {
             let value = self.node(value).map_err(|error| error.under(name))?;
             values.push((name.to_owned(), value));
         }
-        Ok(FieldValue::Record(values))
+        Ok(RecordValue::Record(values))
     }
 
     fn length(&mut self, big: bool) -> Result<u64> {

@@ -2,21 +2,21 @@ use serde_json::{Value, json};
 
 use crate::engine::compile;
 use crate::error::TypedefError;
-use crate::json::Outside;
-use crate::limits::Limits;
-use crate::model::Mode;
+use crate::json::ExternalData;
+use crate::limits::SchemaLimits;
+use crate::model::LayoutMode;
 use crate::packed::PackedCodec;
-use crate::value::FieldValue;
+use crate::value::RecordValue;
 
-fn codec(schema: &Value, limits: &Limits) -> PackedCodec {
-    let engine = compile(schema, Mode::Packed, limits).expect("a layout");
+fn codec(schema: &Value, limits: &SchemaLimits) -> PackedCodec {
+    let engine = compile(schema, LayoutMode::Packed, limits).expect("a layout");
     engine.packed().expect("packed")
 }
 
 /// JSON to bytes and back, and the bytes.
 #[track_caller]
 fn bytes(schema: &Value, value: &Value) -> Vec<u8> {
-    let engine = compile(schema, Mode::Packed, &Limits::default()).expect("a layout");
+    let engine = compile(schema, LayoutMode::Packed, &SchemaLimits::default()).expect("a layout");
     engine.validate(value).expect("valid");
     let codec = engine.packed().expect("packed");
     let meant = engine
@@ -26,7 +26,9 @@ fn bytes(schema: &Value, value: &Value) -> Vec<u8> {
     codec.write(&meant, &mut bytes).expect("written");
     let read = codec.read(&bytes).expect("read");
     assert_eq!(read, meant);
-    let json = engine.to_json(&read, &Outside::default()).expect("JSON");
+    let json = engine
+        .to_json(&read, &ExternalData::default())
+        .expect("JSON");
     assert_eq!(&json, value);
     for end in 0..bytes.len() {
         assert!(
@@ -130,7 +132,8 @@ fn numbers_keep_every_bit() {
         ("BFloat16", json!("NaN"), [0xc0, 0x7f]),
     ] {
         let schema = json!({ format!("TypeDef:{kind}"): { "nonfinite": true } });
-        let engine = compile(&schema, Mode::Packed, &Limits::default()).expect("a layout");
+        let engine =
+            compile(&schema, LayoutMode::Packed, &SchemaLimits::default()).expect("a layout");
         let meant = engine.from_json(&json, &mut Vec::new()).expect("a number");
         let mut bytes = Vec::new();
         engine
@@ -140,13 +143,13 @@ fn numbers_keep_every_bit() {
             .expect("written");
         assert_eq!(bytes, expected, "{kind} {json}");
         let read = engine.packed().expect("packed").read(&bytes).expect("read");
-        assert_eq!(engine.to_json(&read, &Outside::default()), Ok(json));
+        assert_eq!(engine.to_json(&read, &ExternalData::default()), Ok(json));
     }
 }
 
 #[track_caller]
 fn broken(schema: &Value, bytes: &[u8], at: &str, word: &str) {
-    match codec(schema, &Limits::default()).read(bytes) {
+    match codec(schema, &SchemaLimits::default()).read(bytes) {
         Err(TypedefError::Access { path, why }) => {
             assert_eq!(path, at, "{why}");
             assert!(why.contains(word), "{why}");
@@ -208,10 +211,10 @@ fn bytes_that_break_the_schema_are_named() {
 
 #[test]
 fn a_promise_of_much_costs_nothing() {
-    let limits = Limits {
+    let limits = SchemaLimits {
         values: 1000,
         packed_bytes: 64,
-        ..Limits::default()
+        ..SchemaLimits::default()
     };
     let nothing = json!({ "TypeDef:Array": true, "items": { "TypeDef:Struct": true } });
     let error = codec(&nothing, &limits)
@@ -225,7 +228,7 @@ fn a_promise_of_much_costs_nothing() {
     assert!(matches!(error, TypedefError::Limit(_)), "{error}");
     let reserve = json!({ "TypeDef:String": { "encoding": "fixed" },
                           "TypeDef:maxBytes": u32::MAX });
-    let written = codec(&reserve, &limits).write(&FieldValue::Text(String::new()), &mut vec![7]);
+    let written = codec(&reserve, &limits).write(&RecordValue::Text(String::new()), &mut vec![7]);
     assert!(matches!(written, Err(TypedefError::Limit(_))));
 }
 
@@ -233,16 +236,19 @@ fn a_promise_of_much_costs_nothing() {
 fn the_budget_holds_at_its_edge() {
     let text = json!({ "TypeDef:String": true });
     for (len, fits) in [(60, true), (61, false)] {
-        let limits = Limits {
+        let limits = SchemaLimits {
             packed_bytes: 64,
-            ..Limits::default()
+            ..SchemaLimits::default()
         };
         let codec = codec(&text, &limits);
         let mut out = vec![1, 2];
-        let written = codec.write(&FieldValue::Text("x".repeat(len)), &mut out);
+        let written = codec.write(&RecordValue::Text("x".repeat(len)), &mut out);
         assert_eq!(written.is_ok(), fits);
         if fits {
-            assert_eq!(codec.read(&out[2..]), Ok(FieldValue::Text("x".repeat(len))));
+            assert_eq!(
+                codec.read(&out[2..]),
+                Ok(RecordValue::Text("x".repeat(len)))
+            );
         } else {
             assert_eq!(out, [1, 2], "what is refused leaves nothing behind");
             let mut long = vec![61, 0, 0, 0];
@@ -251,9 +257,9 @@ fn the_budget_holds_at_its_edge() {
         }
     }
     let list = json!({ "TypeDef:Array": true, "items": { "TypeDef:Int8": true } });
-    let limits = Limits {
+    let limits = SchemaLimits {
         values: 4,
-        ..Limits::default()
+        ..SchemaLimits::default()
     };
     let codec = codec(&list, &limits);
     assert!(codec.read(&[3, 0, 0, 0, 1, 1, 1]).is_ok());
@@ -267,14 +273,14 @@ fn values_of_another_form_are_refused() {
         "TypeDef:Struct": true,
         "properties": { "a": { "TypeDef:Uint8": true }, "b": { "TypeDef:String": true } },
     });
-    let codec = codec(&schema, &Limits::default());
-    let fields = |fields: &[(&str, FieldValue)]| {
+    let codec = codec(&schema, &SchemaLimits::default());
+    let fields = |fields: &[(&str, RecordValue)]| {
         let fields = fields
             .iter()
             .map(|(name, value)| ((*name).to_owned(), value.clone()));
-        FieldValue::Struct(fields.collect())
+        RecordValue::Struct(fields.collect())
     };
-    let (number, text) = (FieldValue::Uint(1), FieldValue::Text("x".to_owned()));
+    let (number, text) = (RecordValue::Uint(1), RecordValue::Text("x".to_owned()));
     for (value, word) in [
         (fields(&[("a", number.clone())]), "other fields"),
         (
@@ -282,18 +288,18 @@ fn values_of_another_form_are_refused() {
             "another order",
         ),
         (
-            fields(&[("a", FieldValue::Uint(256)), ("b", text.clone())]),
+            fields(&[("a", RecordValue::Uint(256)), ("b", text.clone())]),
             "/a: it is no Uint8",
         ),
         (
-            fields(&[("a", FieldValue::Int(1)), ("b", text.clone())]),
+            fields(&[("a", RecordValue::Int(1)), ("b", text.clone())]),
             "a signed integer is no",
         ),
         (
             fields(&[("a", number.clone()), ("b", number.clone())]),
             "/b: an unsigned integer",
         ),
-        (FieldValue::Tensor, "a tensor is no Struct"),
+        (RecordValue::Tensor, "a tensor is no Struct"),
     ] {
         let error = codec.write(&value, &mut Vec::new()).expect_err("refused");
         assert!(error.to_string().contains(word), "{error}");

@@ -3,41 +3,46 @@
 use std::collections::HashSet;
 
 use crate::access::{counted, named, other, variant};
-use crate::budget::Budget;
+use crate::budget::DecodeBudget;
 use crate::error::TypedefError;
-use crate::leaf::{Leaf, PREFIX_BYTES, put_bits};
-use crate::limits::Limits;
-use crate::model::{Count, Node, Shape};
+use crate::leaf::{LeafType, PREFIX_BYTES, put_bits};
+use crate::limits::SchemaLimits;
+use crate::model::{ArrayCount, LayoutNode, NodeShape};
 use crate::schema::Result;
-use crate::value::FieldValue;
+use crate::value::RecordValue;
 
 pub(super) fn write(
-    root: &Node,
-    value: &FieldValue,
+    root: &LayoutNode,
+    value: &RecordValue,
     out: &mut Vec<u8>,
-    limits: &Limits,
+    limits: &SchemaLimits,
 ) -> Result<()> {
-    let mut writer = Writer {
+    let mut writer = PackedWriter {
         start: out.len(),
         out,
         limits,
     };
-    writer.node(root, value, &mut Budget::new(limits))
+    writer.node(root, value, &mut DecodeBudget::new(limits))
 }
 
-struct Writer<'o> {
+struct PackedWriter<'o> {
     start: usize,
     out: &'o mut Vec<u8>,
-    limits: &'o Limits,
+    limits: &'o SchemaLimits,
 }
 
-impl Writer<'_> {
-    fn node(&mut self, node: &Node, value: &FieldValue, budget: &mut Budget) -> Result<()> {
+impl PackedWriter<'_> {
+    fn node(
+        &mut self,
+        node: &LayoutNode,
+        value: &RecordValue,
+        budget: &mut DecodeBudget,
+    ) -> Result<()> {
         budget.enter(|budget| match (&node.shape, value) {
-            (Shape::Leaf(leaf), _) => self.leaf(leaf, node.big, value),
-            (Shape::Array(list), FieldValue::Array(items)) => {
+            (NodeShape::Leaf(leaf), _) => self.leaf(leaf, node.big, value),
+            (NodeShape::Array(list), RecordValue::Array(items)) => {
                 counted(list.count, items.len())?;
-                if matches!(list.count, Count::Between(..)) {
+                if matches!(list.count, ArrayCount::Between(..)) {
                     self.length(items.len(), node.big)?;
                 }
                 for (i, item) in items.iter().enumerate() {
@@ -46,10 +51,10 @@ impl Writer<'_> {
                 }
                 Ok(())
             }
-            (Shape::Record(each), FieldValue::Record(values)) => {
+            (NodeShape::Record(each), RecordValue::Record(values)) => {
                 self.record(node.big, each, values, budget)
             }
-            (Shape::Struct(members), FieldValue::Struct(values)) => {
+            (NodeShape::Struct(members), RecordValue::Struct(values)) => {
                 named(members.iter().map(|member| &member.name), values)?;
                 for (member, (name, value)) in members.iter().zip(values) {
                     let written = self.node(&member.node, value, budget);
@@ -57,8 +62,8 @@ impl Writer<'_> {
                 }
                 Ok(())
             }
-            (Shape::Tensor(_), FieldValue::Tensor) => Ok(()),
-            (Shape::Union(union), FieldValue::Union(name, value)) => {
+            (NodeShape::Tensor(_), RecordValue::Tensor) => Ok(()),
+            (NodeShape::Union(union), RecordValue::Union(name, value)) => {
                 let variant = variant(union, name)?;
                 self.bits(variant.tag.into(), union.tag_bytes(), node.big)?;
                 let written = self.node(&variant.node, value, budget);
@@ -71,9 +76,9 @@ impl Writer<'_> {
     fn record(
         &mut self,
         big: bool,
-        each: &Node,
-        values: &[(String, FieldValue)],
-        budget: &mut Budget,
+        each: &LayoutNode,
+        values: &[(String, RecordValue)],
+        budget: &mut DecodeBudget,
     ) -> Result<()> {
         self.length(values.len(), big)?;
         let mut names = HashSet::with_capacity(values.len());
@@ -89,7 +94,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn leaf(&mut self, leaf: &Leaf, big: bool, value: &FieldValue) -> Result<()> {
+    fn leaf(&mut self, leaf: &LeafType, big: bool, value: &RecordValue) -> Result<()> {
         let wrong = |why: String| TypedefError::access("", why);
         if let Some(len) = leaf.fixed_bytes() {
             let room = self.room(len)?;

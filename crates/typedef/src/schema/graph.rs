@@ -5,11 +5,11 @@ use std::collections::HashMap;
 
 use super::Result;
 use crate::error::TypedefError;
-use crate::limits::Limits;
+use crate::limits::SchemaLimits;
 
 /// One schema.
 #[derive(Clone, Debug)]
-struct Place {
+struct SchemaNode {
     ptr: String,
     /// Schemas in it that apply when it does.
     below: Vec<usize>,
@@ -19,26 +19,26 @@ struct Place {
 
 /// Every schema of a document.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Graph {
-    places: Vec<Place>,
+pub(crate) struct SchemaGraph {
+    places: Vec<SchemaNode>,
     by_ptr: HashMap<String, usize>,
 }
 
 /// What is known of a schema after its references.
 #[derive(Clone, Copy, Debug)]
-enum Seen {
-    /// It is being looked at: whoever meets it now is in it.
+enum VisitState {
+    /// It is being looked at: a reference that leads to it now lies within it.
     Open,
     /// How many schemas it is, and how many lie within each other.
     Closed { count: u64, height: u64 },
 }
 
-impl Graph {
+impl SchemaGraph {
     /// Adds a schema and returns its number.
     pub(super) fn add(&mut self, ptr: &str) -> usize {
         let number = self.places.len();
         self.by_ptr.insert(ptr.to_owned(), number);
-        self.places.push(Place {
+        self.places.push(SchemaNode {
             ptr: ptr.to_owned(),
             below: Vec::new(),
             reference: None,
@@ -73,7 +73,7 @@ impl Graph {
     }
 
     /// Refuses what comes back to itself below `ptr`, and what is too much.
-    pub(crate) fn check_expanded(&self, ptr: &str, limits: &Limits) -> Result<()> {
+    pub(crate) fn check_expanded(&self, ptr: &str, limits: &SchemaLimits) -> Result<()> {
         let Some(start) = self.by_ptr.get(ptr) else {
             return Err(TypedefError::schema(ptr, "no schema is here"));
         };
@@ -85,16 +85,16 @@ impl Graph {
         &self,
         number: usize,
         depth: u64,
-        limits: &Limits,
-        seen: &mut [Option<Seen>],
+        limits: &SchemaLimits,
+        seen: &mut [Option<VisitState>],
     ) -> Result<(u64, u64)> {
         let place = &self.places[number];
         let (count, height) = match seen[number] {
-            Some(Seen::Open) => {
+            Some(VisitState::Open) => {
                 let why = "it contains itself; what has a layout has an end";
                 return Err(TypedefError::schema(&place.ptr, why));
             }
-            Some(Seen::Closed { count, height }) => (count, height),
+            Some(VisitState::Closed { count, height }) => (count, height),
             None => (1, 1),
         };
         // Before going deeper: what is asked here bounds this function's own stack.
@@ -105,7 +105,7 @@ impl Graph {
         if seen[number].is_some() {
             return Ok((count, height));
         }
-        seen[number] = Some(Seen::Open);
+        seen[number] = Some(VisitState::Open);
         let target = place
             .reference
             .as_ref()
@@ -120,7 +120,7 @@ impl Graph {
             let what = "schemas within a schema, after references";
             return Err(TypedefError::limit(what, limits.expanded));
         }
-        seen[number] = Some(Seen::Closed { count, height });
+        seen[number] = Some(VisitState::Closed { count, height });
         Ok((count, height))
     }
 }

@@ -4,11 +4,11 @@ use serde_json::Value;
 
 use super::Result;
 use crate::error::TypedefError;
-use crate::limits::{Limits, PATH_BYTES_MAX};
+use crate::limits::{PATH_BYTES_MAX, SchemaLimits};
 
 /// Refuses a schema that is too deep, too large, or has places with too long a name.
-pub(super) fn measure(schema: &Value, limits: &Limits) -> Result<()> {
-    let mut measure = Measure {
+pub(super) fn measure(schema: &Value, limits: &SchemaLimits) -> Result<()> {
+    let mut measure = SchemaMeasure {
         limits,
         nodes: 0,
         text: 0,
@@ -37,13 +37,13 @@ pub(super) fn measure(schema: &Value, limits: &Limits) -> Result<()> {
     Ok(())
 }
 
-struct Measure<'l> {
-    limits: &'l Limits,
+struct SchemaMeasure<'l> {
+    limits: &'l SchemaLimits,
     nodes: u64,
     text: u64,
 }
 
-impl Measure<'_> {
+impl SchemaMeasure<'_> {
     fn take(&mut self, value: &Value, depth: u64) -> Result<()> {
         let nests = matches!(value, Value::Array(_) | Value::Object(_));
         if nests && depth > self.limits.depth {

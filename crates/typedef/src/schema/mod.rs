@@ -4,20 +4,20 @@
 //! written in several ways in one: references as JSON pointers, annotations behind their keyword.
 //! What comes out goes in again unchanged.
 
+pub(crate) mod annotations;
 mod graph;
 mod measure;
-pub(crate) mod notes;
-pub(crate) mod places;
+pub(crate) mod subschemas;
 mod text;
 
 use serde_json::{Map, Value};
 
 pub use self::text::parse;
 use crate::error::TypedefError;
-use crate::kind::{Kind, MAX_BYTES, PREFIX};
-use crate::limits::{Limits, PATTERNS_MAX};
+use crate::kind::{FieldKind, MAX_BYTES, PREFIX};
+use crate::limits::{PATTERNS_MAX, SchemaLimits};
 use crate::pointer::{fragment, join, of_reference};
-use graph::Graph;
+use graph::SchemaGraph;
 
 pub(crate) type Result<T> = std::result::Result<T, TypedefError>;
 
@@ -47,8 +47,8 @@ const REFUSED: [(&str, &str); 9] = [
 #[derive(Clone, Debug)]
 pub struct Schema {
     root: Value,
-    graph: Graph,
-    limits: Limits,
+    graph: SchemaGraph,
+    limits: SchemaLimits,
 }
 
 impl Schema {
@@ -57,11 +57,11 @@ impl Schema {
     /// # Errors
     /// The schema is larger than `limits`, or says what this crate does not know:
     /// [`TypedefError::Schema`] with the place.
-    pub fn new(schema: &Value, limits: &Limits) -> Result<Self> {
+    pub fn new(schema: &Value, limits: &SchemaLimits) -> Result<Self> {
         measure::measure(schema, limits)?;
         let mut root = schema.clone();
-        let mut pass = Pass {
-            graph: Graph::default(),
+        let mut pass = SchemaPass {
+            graph: SchemaGraph::default(),
             patterns: 0,
         };
         pass.schema(&mut root, "")?;
@@ -81,7 +81,7 @@ impl Schema {
 
     /// The limits it was taken under.
     #[must_use]
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &SchemaLimits {
         &self.limits
     }
 
@@ -115,12 +115,12 @@ fn local(reference: &str) -> String {
     }
 }
 
-struct Pass {
-    graph: Graph,
+struct SchemaPass {
+    graph: SchemaGraph,
     patterns: u64,
 }
 
-impl Pass {
+impl SchemaPass {
     /// Takes one schema and all below it; returns its number.
     fn schema(&mut self, schema: &mut Value, ptr: &str) -> Result<usize> {
         let number = self.graph.add(ptr);
@@ -141,7 +141,7 @@ impl Pass {
         }
         kinds(keywords, ptr)?;
         self.count_patterns(keywords)?;
-        places::each(keywords, ptr, &mut |value, at| {
+        subschemas::each(keywords, ptr, &mut |value, at| {
             let below = self.schema(value, at)?;
             // A definition applies only where it is named.
             let within = at.strip_prefix(ptr).unwrap_or(at);
@@ -178,7 +178,7 @@ fn known_keywords(keywords: &Map<String, Value>, ptr: &str) -> Result<()> {
         let ours = keyword
             .get(..PREFIX.len())
             .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX));
-        if ours && keyword != MAX_BYTES && Kind::of_keyword(keyword).is_none() {
+        if ours && keyword != MAX_BYTES && FieldKind::of_keyword(keyword).is_none() {
             return Err(TypedefError::schema(
                 &at(),
                 format!("no keyword {keyword} is known"),
@@ -241,11 +241,11 @@ fn reference(keywords: &mut Map<String, Value>, ptr: &str) -> Result<Option<Stri
 type Beside = fn(&Value, &str) -> Result<()>;
 
 fn beside_align(value: &Value, at: &str) -> Result<()> {
-    notes::align(value, at).map(|_| ())
+    annotations::align(value, at).map(|_| ())
 }
 
 fn beside_endian(value: &Value, at: &str) -> Result<()> {
-    notes::big_endian(value, at).map(|_| ())
+    annotations::big_endian(value, at).map(|_| ())
 }
 
 /// Checks what this crate's keywords say.
@@ -267,14 +267,16 @@ fn kinds(keywords: &mut Map<String, Value>, ptr: &str) -> Result<()> {
         let why = format!("{} and $ref both say what it is", kind.keyword());
         return Err(TypedefError::schema(ptr, why));
     }
-    notes::gather(keywords, kind, ptr)?;
+    annotations::gather(keywords, kind, ptr)?;
     let at = join(ptr, kind.keyword());
-    notes::read(kind, &keywords[kind.keyword()], &at).map(|_| ())
+    annotations::read(kind, &keywords[kind.keyword()], &at).map(|_| ())
 }
 
 /// The one kind of a schema.
-pub(crate) fn kind_of(keywords: &Map<String, Value>, ptr: &str) -> Result<Option<Kind>> {
-    let mut kinds = keywords.keys().filter_map(|name| Kind::of_keyword(name));
+pub(crate) fn kind_of(keywords: &Map<String, Value>, ptr: &str) -> Result<Option<FieldKind>> {
+    let mut kinds = keywords
+        .keys()
+        .filter_map(|name| FieldKind::of_keyword(name));
     let first = kinds.next();
     if let (Some(first), Some(second)) = (first, kinds.next()) {
         let why = format!("{first} and {second} both say what it is");

@@ -6,10 +6,10 @@ use super::*;
 use crate::engine::compile;
 use crate::error::Exceeded;
 use crate::limits::{DEPTH_MAX, NODES_MAX, PATH_BYTES_MAX, SCHEMA_BYTES_MAX};
-use crate::model::Mode;
+use crate::model::LayoutMode;
 
 fn pass(schema: &Value) -> Result<Schema> {
-    Schema::new(schema, &Limits::default())
+    Schema::new(schema, &SchemaLimits::default())
 }
 
 #[track_caller]
@@ -206,12 +206,13 @@ fn what_contains_itself_is_refused() {
         "$ref": "T",
     });
     for schema in [direct, list, tree] {
-        let error = compile(&schema, Mode::Packed, &Limits::default()).expect_err("no end");
+        let error =
+            compile(&schema, LayoutMode::Packed, &SchemaLimits::default()).expect_err("no end");
         assert!(error.to_string().contains("contains itself"), "{error}");
     }
-    // A definition that nobody uses harms nobody.
+    // A definition that no schema uses does no harm.
     let unused = json!({ "TypeDef:Int8": true, "$defs": { "T": { "items": { "$ref": "T" } } } });
-    compile(&unused, Mode::Packed, &Limits::default()).expect("a layout");
+    compile(&unused, LayoutMode::Packed, &SchemaLimits::default()).expect("a layout");
 }
 
 #[test]
@@ -227,7 +228,8 @@ fn definitions_that_double_are_counted_before_they_are_followed() {
     defs.insert("d40".to_owned(), json!({ "TypeDef:Int8": true }));
     let schema = json!({ "TypeDef:Array": true, "items": { "TypeDef:Int8": true },
                          "not": { "$ref": "d0" }, "$defs": defs });
-    let error = compile(&schema, Mode::Packed, &Limits::default()).expect_err("too much");
+    let error =
+        compile(&schema, LayoutMode::Packed, &SchemaLimits::default()).expect_err("too much");
     assert!(matches!(error, TypedefError::Limit(_)), "{error}");
 }
 
@@ -257,7 +259,7 @@ fn each_limit_holds_at_its_edge() {
 
 #[test]
 fn text_is_read_in_one_way_only() {
-    let limits = Limits::default();
+    let limits = SchemaLimits::default();
     let read = |text: &str| parse(text.as_bytes(), &limits);
     let schema = r#"{"a":[1,-2,2.5,"x",null,true,{"b":1}]}"#;
     assert_eq!(read(schema).expect("JSON").to_string(), schema);

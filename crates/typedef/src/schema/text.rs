@@ -7,28 +7,28 @@ use serde_json::{Map, Value};
 
 use super::Result;
 use crate::error::{TypedefError, short};
-use crate::limits::Limits;
+use crate::limits::SchemaLimits;
 
 /// Reads the text of a schema. A member that stands twice in an object is refused, where other
 /// readers keep the last one silently.
 ///
 /// # Errors
 /// The text is too long, is no JSON, or names a member twice.
-pub fn parse(text: &[u8], limits: &Limits) -> Result<Value> {
+pub fn parse(text: &[u8], limits: &SchemaLimits) -> Result<Value> {
     if text.len() as u64 > limits.schema_bytes {
         let max = limits.schema_bytes;
         return Err(TypedefError::limit("bytes of a schema", max));
     }
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let read = Once.deserialize(&mut reader);
+    let read = UniqueMembersJson.deserialize(&mut reader);
     let whole = read.and_then(|value| reader.end().map(|()| value));
     whole.map_err(|error| TypedefError::schema("", short(&format!("no JSON: {error}"))))
 }
 
 /// Any JSON whose objects name each member once. The reader under it bounds the depth.
-struct Once;
+struct UniqueMembersJson;
 
-impl<'de> DeserializeSeed<'de> for Once {
+impl<'de> DeserializeSeed<'de> for UniqueMembersJson {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> std::result::Result<Value, D::Error> {
@@ -36,7 +36,7 @@ impl<'de> DeserializeSeed<'de> for Once {
     }
 }
 
-impl<'de> Visitor<'de> for Once {
+impl<'de> Visitor<'de> for UniqueMembersJson {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

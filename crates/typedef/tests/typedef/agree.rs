@@ -1,13 +1,13 @@
 //! The two questions about a value have one answer, and bytes agree with it.
 
-use alknet_typedef::{Limits, Mode, Outside, compile};
+use alknet_typedef::{ExternalData, LayoutMode, SchemaLimits, compile};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::plan::{Dice, Plan, Style};
+use crate::plan::{PlanRng, PlanStyle, SchemaPlan};
 
 /// Things that are wrong in most places.
-fn strange(dice: &mut Dice) -> Value {
+fn strange(dice: &mut PlanRng) -> Value {
     let things = [
         json!(null),
         json!(true),
@@ -36,7 +36,7 @@ fn strange(dice: &mut Dice) -> Value {
 }
 
 /// Changes one place, or takes one member away.
-fn damage(value: &mut Value, dice: &mut Dice) {
+fn damage(value: &mut Value, dice: &mut PlanRng) {
     match value {
         Value::Array(items) if !items.is_empty() && dice.below(4) > 0 => match dice.below(5) {
             0 => {
@@ -66,13 +66,13 @@ proptest! {
 
     #[test]
     fn one_value_has_one_verdict(seed in any::<u64>()) {
-        let mut dice = Dice::new(seed);
-        for mode in [Mode::Aligned, Mode::Packed] {
-            let plan = Plan::random(&mut dice, Style { mode, native: false }, 3);
-            let engine = compile(&plan.schema(), mode, &Limits::default()).expect("a layout");
+        let mut dice = PlanRng::new(seed);
+        for mode in [LayoutMode::Aligned, LayoutMode::Packed] {
+            let plan = SchemaPlan::random(&mut dice, PlanStyle { mode, native: false }, 3);
+            let engine = compile(&plan.schema(), mode, &SchemaLimits::default()).expect("a layout");
             let mut region = Vec::new();
             let value = plan.value(&mut dice, &mut region);
-            let outside = Outside { region: &region, ..Outside::default() };
+            let outside = ExternalData { region: &region, ..ExternalData::default() };
             let good = engine.to_json(&value, &outside).expect("JSON");
             prop_assert!(engine.is_valid(&good) && engine.validate(&good).is_ok());
             for _ in 0..20 {
@@ -102,7 +102,7 @@ proptest! {
             },
             "additionalProperties": false,
         });
-        let engine = compile(&schema, Mode::Packed, &Limits::default()).expect("a layout");
+        let engine = compile(&schema, LayoutMode::Packed, &SchemaLimits::default()).expect("a layout");
         for tensor in [json!({ "dtype": "U8", "shape": [3, 3] }), json!({ "dtype": "U8", "shape": [3, value.abs()] })] {
             let instance = json!({ "a": value, "b": value, "t": tensor });
             prop_assert_eq!(engine.validate(&instance).is_ok(), engine.is_valid(&instance));

@@ -1,22 +1,25 @@
 //! A random schema, laid out, written and read: what comes out is what went in.
 
-use alknet_typedef::{Engine, FieldValue, Kind, Limits, Mode, Outside, Schema, compile};
+use alknet_typedef::{
+    ExternalData, FieldKind, LayoutEngine, LayoutMode, RecordValue, Schema, SchemaLimits, compile,
+};
 use proptest::prelude::*;
 
-use crate::plan::{Dice, Plan, Style};
+use crate::plan::{PlanRng, PlanStyle, SchemaPlan};
 
 const DEPTH: u32 = 3;
 
-fn engine(plan: &Plan, mode: Mode) -> Engine {
+fn engine(plan: &SchemaPlan, mode: LayoutMode) -> LayoutEngine {
     let schema = plan.schema();
-    compile(&schema, mode, &Limits::default()).unwrap_or_else(|error| panic!("{schema}: {error}"))
+    compile(&schema, mode, &SchemaLimits::default())
+        .unwrap_or_else(|error| panic!("{schema}: {error}"))
 }
 
 /// Through JSON and back, and valid on the way.
-fn through_json(engine: &Engine, value: &FieldValue, region: &[u8]) {
-    let outside = Outside {
+fn through_json(engine: &LayoutEngine, value: &RecordValue, region: &[u8]) {
+    let outside = ExternalData {
         region,
-        ..Outside::default()
+        ..ExternalData::default()
     };
     let json = engine
         .to_json(value, &outside)
@@ -30,20 +33,20 @@ fn through_json(engine: &Engine, value: &FieldValue, region: &[u8]) {
 }
 
 /// Values of fields, by their paths.
-fn fields(path: &str, value: &FieldValue, found: &mut Vec<(String, FieldValue)>) {
+fn fields(path: &str, value: &RecordValue, found: &mut Vec<(String, RecordValue)>) {
     let part = |name: &str| format!("{path}/{}", name.replace('~', "~0").replace('/', "~1"));
     match value {
-        FieldValue::Struct(members) => {
+        RecordValue::Struct(members) => {
             members
                 .iter()
                 .for_each(|(name, value)| fields(&part(name), value, found));
         }
-        FieldValue::Array(items) => {
+        RecordValue::Array(items) => {
             let items = items.iter().enumerate();
             items.for_each(|(i, item)| fields(&part(&i.to_string()), item, found));
         }
         // Its tag is written with the whole.
-        FieldValue::Union(..) => found.push((path.to_owned(), value.clone())),
+        RecordValue::Union(..) => found.push((path.to_owned(), value.clone())),
         other => found.push((path.to_owned(), other.clone())),
     }
 }
@@ -53,10 +56,10 @@ proptest! {
 
     #[test]
     fn aligned_records_keep_their_values(seed in any::<u64>()) {
-        let mut dice = Dice::new(seed);
-        let style = Style { mode: Mode::Aligned, native: false };
-        let plan = Plan::random(&mut dice, style, DEPTH);
-        let engine = engine(&plan, Mode::Aligned);
+        let mut dice = PlanRng::new(seed);
+        let style = PlanStyle { mode: LayoutMode::Aligned, native: false };
+        let plan = SchemaPlan::random(&mut dice, style, DEPTH);
+        let engine = engine(&plan, LayoutMode::Aligned);
         let stride = engine.offsets().expect("aligned").stride() as usize;
         let mut region = Vec::new();
         let value = plan.value(&mut dice, &mut region);
@@ -66,7 +69,7 @@ proptest! {
         engine.write(&mut record, "", &value).expect("it fits");
         prop_assert_eq!(&engine.read(&record, "").expect("it is whole"), &value);
         prop_assert_eq!(&record[stride..], &[0xa5; 3]);
-        let outside = Outside { region: &region, ..Outside::default() };
+        let outside = ExternalData { region: &region, ..ExternalData::default() };
         engine.verify(&record, &outside, &mut Default::default()).expect("it is valid");
         through_json(&engine, &value, &region);
 
@@ -89,9 +92,9 @@ proptest! {
 
     #[test]
     fn packed_values_keep_their_values(seed in any::<u64>()) {
-        let mut dice = Dice::new(seed);
-        let plan = Plan::random(&mut dice, Style { mode: Mode::Packed, native: false }, DEPTH);
-        let engine = engine(&plan, Mode::Packed);
+        let mut dice = PlanRng::new(seed);
+        let plan = SchemaPlan::random(&mut dice, PlanStyle { mode: LayoutMode::Packed, native: false }, DEPTH);
+        let engine = engine(&plan, LayoutMode::Packed);
         let codec = engine.packed().expect("packed");
         let mut region = Vec::new();
         let value = plan.value(&mut dice, &mut region);
@@ -109,9 +112,9 @@ proptest! {
 
     #[test]
     fn no_bytes_make_it_panic(seed in any::<u64>(), noise in proptest::collection::vec(any::<u8>(), 0..80)) {
-        let mut dice = Dice::new(seed);
-        for mode in [Mode::Aligned, Mode::Packed] {
-            let plan = Plan::random(&mut dice, Style { mode, native: false }, DEPTH);
+        let mut dice = PlanRng::new(seed);
+        for mode in [LayoutMode::Aligned, LayoutMode::Packed] {
+            let plan = SchemaPlan::random(&mut dice, PlanStyle { mode, native: false }, DEPTH);
             let engine = engine(&plan, mode);
             if let Ok(value) = engine.read(&noise, "") {
                 let mut again = noise.clone();
@@ -119,7 +122,7 @@ proptest! {
                 // Gaps aside, and what NaN's spare bits say.
                 prop_assert_eq!(&engine.read(&again, "").expect("written just now"), &value);
             }
-            if mode == Mode::Packed
+            if mode == LayoutMode::Packed
                 && let Ok((value, used)) = engine.packed().expect("packed").read_first(&noise)
             {
                 let mut again = Vec::new();
@@ -131,10 +134,10 @@ proptest! {
 
     #[test]
     fn the_list_of_fields_tiles_the_record(seed in any::<u64>()) {
-        let mut dice = Dice::new(seed);
-        let plan = Plan::of_fields(&mut dice, Style { mode: Mode::Aligned, native: false }, DEPTH);
-        let engine = engine(&plan, Mode::Aligned);
-        let schema = Schema::new(&plan.schema(), &Limits::default()).expect("a schema");
+        let mut dice = PlanRng::new(seed);
+        let plan = SchemaPlan::of_fields(&mut dice, PlanStyle { mode: LayoutMode::Aligned, native: false }, DEPTH);
+        let engine = engine(&plan, LayoutMode::Aligned);
+        let schema = Schema::new(&plan.schema(), &SchemaLimits::default()).expect("a schema");
         let record = schema.fields("#").expect("a layout");
         let map = engine.offsets().expect("aligned");
         prop_assert_eq!((record.stride, record.align), (map.stride(), map.align()));
@@ -143,14 +146,14 @@ proptest! {
             prop_assert!(field.off >= end, "{:?} overlaps", field);
             let scalar = field.kind.scalar_bytes().map(u64::from);
             let size = match (field.kind, field.len, scalar) {
-                (Kind::Bytes, Some(len), _) => 4 + len,
-                (Kind::Bytes | Kind::String | Kind::Timestamp, None, _) => 16,
+                (FieldKind::Bytes, Some(len), _) => 4 + len,
+                (FieldKind::Bytes | FieldKind::String | FieldKind::Timestamp, None, _) => 16,
                 (_, len, scalar) => len.unwrap_or(1) * scalar.unwrap_or(1),
             };
             end = field.off + size;
             prop_assert!(end <= record.stride, "{:?} is beyond {}", field, record.stride);
             let text = serde_json::to_string(field).expect("JSON");
-            prop_assert_eq!(&serde_json::from_str::<alknet_typedef::Field>(&text).expect("JSON"), field);
+            prop_assert_eq!(&serde_json::from_str::<alknet_typedef::RecordField>(&text).expect("JSON"), field);
         }
     }
 }

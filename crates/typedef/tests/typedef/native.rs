@@ -7,15 +7,15 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use alknet_typedef::{Kind, Limits, Mode, compile};
+use alknet_typedef::{FieldKind, LayoutMode, SchemaLimits, compile};
 
-use crate::plan::{Dice, Plan, Style};
+use crate::plan::{PlanRng, PlanStyle, SchemaPlan};
 
 /// Layouts in one program.
 const LAYOUTS: u64 = 80;
 
 /// What a language is asked in.
-struct Source {
+struct NativeSource {
     c: String,
     rust: String,
     /// Statements that print.
@@ -26,7 +26,7 @@ struct Source {
 
 /// A type, and how each language names it where a value of it stands.
 #[derive(Clone)]
-struct Name {
+struct NativeTypeName {
     c: String,
     rust: String,
     /// What stands behind a member's name in C.
@@ -35,13 +35,13 @@ struct Name {
 
 /// Where a part lies: what both languages add up, and the path.
 #[derive(Clone)]
-struct Spot {
+struct PartOffset {
     path: String,
     c: String,
     rust: String,
 }
 
-impl Spot {
+impl PartOffset {
     fn below(&self, part: &str, c: &str, rust: &str) -> Self {
         Self {
             path: format!("{}/{part}", self.path),
@@ -51,7 +51,7 @@ impl Spot {
     }
 }
 
-impl Source {
+impl NativeSource {
     fn new() -> Self {
         Self {
             c: "#include <stdio.h>\n#include <stdint.h>\n#include <stddef.h>\n".to_owned(),
@@ -69,38 +69,38 @@ impl Source {
     }
 
     /// Declares what `plan` is made of.
-    fn declare(&mut self, plan: &Plan) -> Name {
+    fn declare(&mut self, plan: &SchemaPlan) -> NativeTypeName {
         match plan {
-            Plan::Scalar(kind) => scalar(*kind),
-            Plan::Enum(_) => scalar(Kind::Uint32),
-            Plan::Text {
+            SchemaPlan::Scalar(kind) => scalar(*kind),
+            SchemaPlan::Enum(_) => scalar(FieldKind::Uint32),
+            SchemaPlan::Text {
                 kind,
                 encoding,
                 max,
             } => match (*kind, *encoding) {
                 (_, "indirect") => {
                     let [off, len] =
-                        ["off", "len"].map(|name| (name.to_owned(), scalar(Kind::Uint64)));
+                        ["off", "len"].map(|name| (name.to_owned(), scalar(FieldKind::Uint64)));
                     self.structure("struct", &[off, len], 1)
                 }
-                (Kind::Bytes, _) => {
-                    let len = ("len".to_owned(), scalar(Kind::Uint32));
+                (FieldKind::Bytes, _) => {
+                    let len = ("len".to_owned(), scalar(FieldKind::Uint32));
                     let data = (
                         "data".to_owned(),
-                        array(&scalar(Kind::Uint8), (*max).into()),
+                        array(&scalar(FieldKind::Uint8), (*max).into()),
                     );
                     self.structure("struct", &[len, data], 1)
                 }
-                _ => array(&scalar(Kind::Uint8), (*max).into()),
+                _ => array(&scalar(FieldKind::Uint8), (*max).into()),
             },
-            Plan::Struct { fields, align } => {
+            SchemaPlan::Struct { fields, align } => {
                 let fields = fields
                     .iter()
                     .map(|(name, plan)| (name.clone(), self.declare(plan)));
                 let fields: Vec<_> = fields.collect();
                 self.structure("struct", &fields, *align)
             }
-            Plan::Union { tag, variants, .. } => {
+            SchemaPlan::Union { tag, variants, .. } => {
                 let variants = variants
                     .iter()
                     .map(|(name, plan)| (format!("v{name}"), self.declare(plan)));
@@ -109,12 +109,19 @@ impl Source {
                 let fields = [("tag".to_owned(), scalar(*tag)), ("body".to_owned(), body)];
                 self.structure("struct", &fields, 1)
             }
-            Plan::Array { item, count } => array(&self.declare(item), count.unwrap_or_default()),
-            Plan::Record(_) => panic!("no compiler has records"),
+            SchemaPlan::Array { item, count } => {
+                array(&self.declare(item), count.unwrap_or_default())
+            }
+            SchemaPlan::Record(_) => panic!("no compiler has records"),
         }
     }
 
-    fn structure(&mut self, what: &str, fields: &[(String, Name)], align: u32) -> Name {
+    fn structure(
+        &mut self,
+        what: &str,
+        fields: &[(String, NativeTypeName)],
+        align: u32,
+    ) -> NativeTypeName {
         let name = self.fresh();
         let raise = |text: String| if align > 1 { text } else { String::new() };
         let c_align = raise(format!("__attribute__((aligned({align}))) "));
@@ -128,7 +135,7 @@ impl Source {
         }
         writeln!(self.c, "{c} }};").expect("a string grows");
         writeln!(self.rust, "{rust} }}").expect("a string grows");
-        Name {
+        NativeTypeName {
             c: format!("{what} {name}"),
             rust: name,
             c_suffix: String::new(),
@@ -136,8 +143,8 @@ impl Source {
     }
 
     /// Prints where `plan` and all in it lies.
-    fn print(&mut self, plan: &Plan, of: &Name, spot: &Spot) {
-        let Spot { path, c, rust } = spot;
+    fn print(&mut self, plan: &SchemaPlan, of: &NativeTypeName, spot: &PartOffset) {
+        let PartOffset { path, c, rust } = spot;
         writeln!(
             self.c_main,
             "  printf(\"%s %zu\\n\", \"{path}\", (size_t)({c}));"
@@ -149,8 +156,9 @@ impl Source {
         )
         .expect("a string grows");
         match plan {
-            Plan::Struct { fields, .. } => {
-                // The same types are declared anew, with equal layouts: only their names are needed.
+            SchemaPlan::Struct { fields, .. } => {
+                // Declares the same types once more, with equal layouts: only their names are
+                // needed.
                 for (name, plan) in fields {
                     let inner = self.declare(plan);
                     self.print(
@@ -160,14 +168,14 @@ impl Source {
                     );
                 }
             }
-            Plan::Union { variants, .. } => {
+            SchemaPlan::Union { variants, .. } => {
                 for (name, plan) in variants {
                     let inner = self.declare(plan);
                     let spot = spot.below(name, &c_off(of, "body"), &rust_off(of, "body"));
                     self.print(plan, &inner, &spot);
                 }
             }
-            Plan::Array { item, count } => {
+            SchemaPlan::Array { item, count } => {
                 let inner = self.declare(item);
                 for i in 0..count.unwrap_or_default() {
                     let c = format!("{i} * sizeof({}{})", inner.c, inner.c_suffix);
@@ -180,38 +188,38 @@ impl Source {
     }
 }
 
-fn c_off(of: &Name, field: &str) -> String {
+fn c_off(of: &NativeTypeName, field: &str) -> String {
     format!("offsetof({}, {field})", of.c)
 }
 
-fn rust_off(of: &Name, field: &str) -> String {
+fn rust_off(of: &NativeTypeName, field: &str) -> String {
     format!("offset_of!({}, {field})", of.rust)
 }
 
-fn array(item: &Name, count: u64) -> Name {
-    Name {
+fn array(item: &NativeTypeName, count: u64) -> NativeTypeName {
+    NativeTypeName {
         c: item.c.clone(),
         rust: format!("[{}; {count}]", item.rust),
         c_suffix: format!("[{count}]{}", item.c_suffix),
     }
 }
 
-fn scalar(kind: Kind) -> Name {
+fn scalar(kind: FieldKind) -> NativeTypeName {
     let (c, rust) = match kind {
-        Kind::Boolean => ("_Bool", "bool"),
-        Kind::Int8 => ("int8_t", "i8"),
-        Kind::Int16 => ("int16_t", "i16"),
-        Kind::Int32 => ("int32_t", "i32"),
-        Kind::Int64 => ("int64_t", "i64"),
-        Kind::Uint8 => ("uint8_t", "u8"),
-        Kind::Uint32 => ("uint32_t", "u32"),
-        Kind::Uint64 => ("uint64_t", "u64"),
-        Kind::Float32 => ("float", "f32"),
-        Kind::Float64 => ("double", "f64"),
+        FieldKind::Boolean => ("_Bool", "bool"),
+        FieldKind::Int8 => ("int8_t", "i8"),
+        FieldKind::Int16 => ("int16_t", "i16"),
+        FieldKind::Int32 => ("int32_t", "i32"),
+        FieldKind::Int64 => ("int64_t", "i64"),
+        FieldKind::Uint8 => ("uint8_t", "u8"),
+        FieldKind::Uint32 => ("uint32_t", "u32"),
+        FieldKind::Uint64 => ("uint64_t", "u64"),
+        FieldKind::Float32 => ("float", "f32"),
+        FieldKind::Float64 => ("double", "f64"),
         // Neither language has all the halves; they are as large as this.
         _ => ("uint16_t", "u16"),
     };
-    Name {
+    NativeTypeName {
         c: c.to_owned(),
         rust: rust.to_owned(),
         c_suffix: String::new(),
@@ -219,9 +227,9 @@ fn scalar(kind: Kind) -> Name {
 }
 
 /// What the layout engine says, in the words of the programs.
-fn expected(plan: &Plan) -> String {
+fn expected(plan: &SchemaPlan) -> String {
     let schema = plan.schema();
-    let engine = compile(&schema, Mode::Aligned, &Limits::default()).expect("a layout");
+    let engine = compile(&schema, LayoutMode::Aligned, &SchemaLimits::default()).expect("a layout");
     let map = engine.offsets().expect("aligned");
     let mut text = format!("{} {}\n", map.stride(), map.align());
     for entry in map.iter() {
@@ -256,14 +264,14 @@ fn run(what: &str, compiler: &mut Command, program: &Path) -> String {
 
 #[test]
 fn compilers_lay_out_the_same() {
-    let mut source = Source::new();
+    let mut source = NativeSource::new();
     let mut wanted = String::new();
     for seed in 0..LAYOUTS {
-        let style = Style {
-            mode: Mode::Aligned,
+        let style = PlanStyle {
+            mode: LayoutMode::Aligned,
             native: true,
         };
-        let plan = Plan::of_fields(&mut Dice::new(seed), style, 3);
+        let plan = SchemaPlan::of_fields(&mut PlanRng::new(seed), style, 3);
         wanted += &expected(&plan);
         let of = source.declare(&plan);
         let (c, rust) = (&of.c, &of.rust);
@@ -277,7 +285,7 @@ fn compilers_lay_out_the_same() {
             "    println!(\"{{}} {{}}\", size_of::<{rust}>(), align_of::<{rust}>());"
         )
         .expect("a string grows");
-        let spot = Spot {
+        let spot = PartOffset {
             path: String::new(),
             c: "0".to_owned(),
             rust: "0".to_owned(),

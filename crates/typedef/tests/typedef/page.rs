@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use alknet_typedef::{Engine, Kind, Limits, Mode, compile, limits};
+use alknet_typedef::{FieldKind, LayoutEngine, LayoutMode, SchemaLimits, compile, limits};
 use serde_json::Value;
 
 const PAGE: &str = include_str!("../../../../docs/typedef.md");
@@ -23,7 +23,7 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-fn table(engine: &Engine) -> String {
+fn table(engine: &LayoutEngine) -> String {
     let map = engine.offsets().expect("aligned");
     let mut text = String::new();
     for entry in map.iter() {
@@ -58,7 +58,7 @@ fn the_worked_example_is_true() {
     let languages: Vec<_> = blocks.iter().map(|(language, _)| *language).collect();
     assert_eq!(languages, ["json", "text", "json", "text", "json", "text"]);
     let schema = json(blocks[0].1);
-    let engine = compile(&schema, Mode::Aligned, &Limits::default()).expect("a layout");
+    let engine = compile(&schema, LayoutMode::Aligned, &SchemaLimits::default()).expect("a layout");
     assert_eq!(table(&engine), blocks[1].1);
 
     let value = json(blocks[2].1);
@@ -70,7 +70,7 @@ fn the_worked_example_is_true() {
     engine.write(&mut record, "", &meant).expect("written");
     assert_eq!(hex(&record), blocks[3].1);
 
-    let fields = alknet_typedef::fields(&schema, "#", &Limits::default()).expect("a layout");
+    let fields = alknet_typedef::fields(&schema, "#", &SchemaLimits::default()).expect("a layout");
     let lines: Vec<_> = fields
         .fields
         .iter()
@@ -78,7 +78,7 @@ fn the_worked_example_is_true() {
         .collect();
     assert_eq!(format!("[{}]\n", lines.join(",\n ")), blocks[4].1);
 
-    let packed = compile(&schema, Mode::Packed, &Limits::default()).expect("a layout");
+    let packed = compile(&schema, LayoutMode::Packed, &SchemaLimits::default()).expect("a layout");
     let mut bytes = Vec::new();
     packed
         .packed()
@@ -94,7 +94,8 @@ fn the_messages_are_those_that_are_shown() {
         for line in block.lines() {
             let (schema, message) = line.split_once("  →  ").expect("a schema and its message");
             let schema = json(schema);
-            let error = compile(&schema, Mode::Aligned, &Limits::default()).expect_err("refused");
+            let error = compile(&schema, LayoutMode::Aligned, &SchemaLimits::default())
+                .expect_err("refused");
             assert_eq!(error.to_string(), message);
         }
     }
@@ -103,7 +104,7 @@ fn the_messages_are_those_that_are_shown() {
 #[test]
 fn every_kind_and_every_limit_is_listed() {
     let rows: Vec<_> = PAGE.lines().filter(|line| line.starts_with('|')).collect();
-    for kind in Kind::ALL {
+    for kind in FieldKind::ALL {
         let name = format!("`{kind}`");
         assert!(
             rows.iter().any(|row| row.contains(&name)),

@@ -1,12 +1,12 @@
 //! Random layouts, and random values of them.
 
-use alknet_typedef::{FieldValue, Kind, Mode};
+use alknet_typedef::{FieldKind, LayoutMode, RecordValue};
 use serde_json::{Map, Value, json};
 
 /// Numbers that follow from a seed (splitmix64).
-pub(crate) struct Dice(u64);
+pub(crate) struct PlanRng(u64);
 
-impl Dice {
+impl PlanRng {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -29,11 +29,11 @@ impl Dice {
 
 /// A schema in the making.
 #[derive(Clone, Debug)]
-pub(crate) enum Plan {
-    Scalar(Kind),
+pub(crate) enum SchemaPlan {
+    Scalar(FieldKind),
     Enum(u32),
     Text {
-        kind: Kind,
+        kind: FieldKind,
         encoding: &'static str,
         max: u32,
     },
@@ -43,7 +43,7 @@ pub(crate) enum Plan {
     },
     Union {
         field: bool,
-        tag: Kind,
+        tag: FieldKind,
         variants: Vec<(String, Self)>,
     },
     Array {
@@ -56,31 +56,31 @@ pub(crate) enum Plan {
 
 /// What kinds of parts there may be.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Style {
-    pub(crate) mode: Mode,
+pub(crate) struct PlanStyle {
+    pub(crate) mode: LayoutMode,
     /// Only what C and Rust have too.
     pub(crate) native: bool,
 }
 
-pub(crate) const SCALARS: [Kind; 13] = [
-    Kind::BFloat16,
-    Kind::Boolean,
-    Kind::Float16,
-    Kind::Float32,
-    Kind::Float64,
-    Kind::Int16,
-    Kind::Int32,
-    Kind::Int64,
-    Kind::Int8,
-    Kind::Uint16,
-    Kind::Uint32,
-    Kind::Uint64,
-    Kind::Uint8,
+pub(crate) const SCALARS: [FieldKind; 13] = [
+    FieldKind::BFloat16,
+    FieldKind::Boolean,
+    FieldKind::Float16,
+    FieldKind::Float32,
+    FieldKind::Float64,
+    FieldKind::Int16,
+    FieldKind::Int32,
+    FieldKind::Int64,
+    FieldKind::Int8,
+    FieldKind::Uint16,
+    FieldKind::Uint32,
+    FieldKind::Uint64,
+    FieldKind::Uint8,
 ];
 
-impl Plan {
-    pub(crate) fn random(dice: &mut Dice, style: Style, depth: u32) -> Self {
-        let packed = style.mode == Mode::Packed;
+impl SchemaPlan {
+    pub(crate) fn random(dice: &mut PlanRng, style: PlanStyle, depth: u32) -> Self {
+        let packed = style.mode == LayoutMode::Packed;
         match dice.below(if depth == 0 { 5 } else { 10 }) {
             0..=2 => Self::Scalar(*dice.one(&SCALARS)),
             3 => Self::Enum(1 + dice.below(4) as u32),
@@ -98,7 +98,7 @@ impl Plan {
         }
     }
 
-    pub(crate) fn of_fields(dice: &mut Dice, style: Style, depth: u32) -> Self {
+    pub(crate) fn of_fields(dice: &mut PlanRng, style: PlanStyle, depth: u32) -> Self {
         let count = u64::from(style.native) + dice.below(5);
         let name = |i: u64| {
             if style.native {
@@ -111,13 +111,13 @@ impl Plan {
         let fields: Vec<_> = fields.collect();
         let align = match dice.below(4) {
             // More than anything within it has.
-            0 if style.mode == Mode::Aligned => 8 << depth,
+            0 if style.mode == LayoutMode::Aligned => 8 << depth,
             _ => 1,
         };
         Self::Struct { fields, align }
     }
 
-    fn union(dice: &mut Dice, style: Style, depth: u32) -> Self {
+    fn union(dice: &mut PlanRng, style: PlanStyle, depth: u32) -> Self {
         let field = dice.below(2) == 0;
         let count = 1 + dice.below(3);
         let variants = (0..count).map(|i| {
@@ -134,7 +134,7 @@ impl Plan {
             (name, plan)
         });
         let variants = variants.collect();
-        let tag = *dice.one(&[Kind::Uint8, Kind::Uint16, Kind::Uint32]);
+        let tag = *dice.one(&[FieldKind::Uint8, FieldKind::Uint16, FieldKind::Uint32]);
         Self::Union {
             field,
             tag,
@@ -142,11 +142,11 @@ impl Plan {
         }
     }
 
-    fn text(dice: &mut Dice, style: Style) -> Self {
-        let kinds = [Kind::String, Kind::Bytes, Kind::Timestamp];
+    fn text(dice: &mut PlanRng, style: PlanStyle) -> Self {
+        let kinds = [FieldKind::String, FieldKind::Bytes, FieldKind::Timestamp];
         let encodings: &[&str] = match style.mode {
-            Mode::Aligned => &["fixed", "indirect"],
-            Mode::Packed => &["fixed", "indirect", "length-prefixed"],
+            LayoutMode::Aligned => &["fixed", "indirect"],
+            LayoutMode::Packed => &["fixed", "indirect", "length-prefixed"],
         };
         Self::Text {
             kind: *dice.one(&kinds),
@@ -216,10 +216,10 @@ impl Plan {
     }
 
     /// A random value of it. With `region`, content that lies elsewhere is put there.
-    pub(crate) fn value(&self, dice: &mut Dice, region: &mut Vec<u8>) -> FieldValue {
+    pub(crate) fn value(&self, dice: &mut PlanRng, region: &mut Vec<u8>) -> RecordValue {
         match self {
             Self::Scalar(kind) => scalar(*kind, dice),
-            Self::Enum(members) => FieldValue::Enum(dice.below((*members).into()) as u32),
+            Self::Enum(members) => RecordValue::Enum(dice.below((*members).into()) as u32),
             Self::Text {
                 kind,
                 encoding,
@@ -228,51 +228,57 @@ impl Plan {
             Self::Struct { fields, .. } => {
                 let field =
                     |(name, plan): &(String, Self)| (name.clone(), plan.value(dice, region));
-                FieldValue::Struct(fields.iter().map(field).collect())
+                RecordValue::Struct(fields.iter().map(field).collect())
             }
             Self::Union { variants, .. } => {
                 let (name, plan) = dice.one(variants);
-                FieldValue::Union(name.clone(), Box::new(plan.value(dice, region)))
+                RecordValue::Union(name.clone(), Box::new(plan.value(dice, region)))
             }
             Self::Array { item, count } => {
                 let count = count.unwrap_or_else(|| dice.below(4));
-                FieldValue::Array((0..count).map(|_| item.value(dice, region)).collect())
+                RecordValue::Array((0..count).map(|_| item.value(dice, region)).collect())
             }
             Self::Record(each) => {
                 let count = dice.below(4);
                 let each = |i: u64| (format!("{i}/é"), each.value(dice, region));
-                FieldValue::Record((0..count).map(each).collect())
+                RecordValue::Record((0..count).map(each).collect())
             }
         }
     }
 }
 
-fn scalar(kind: Kind, dice: &mut Dice) -> FieldValue {
+fn scalar(kind: FieldKind, dice: &mut PlanRng) -> RecordValue {
     let bits = dice.bits();
     // Small ones too: the edges are what breaks.
     let bits = if dice.below(3) == 0 { bits >> 60 } else { bits };
     match kind {
-        Kind::Boolean => FieldValue::Bool(bits & 1 == 1),
-        Kind::Int8 => FieldValue::Int((bits as i8).into()),
-        Kind::Int16 => FieldValue::Int((bits as i16).into()),
-        Kind::Int32 => FieldValue::Int((bits as i32).into()),
-        Kind::Int64 => FieldValue::Int(bits as i64),
-        Kind::Uint8 => FieldValue::Uint((bits as u8).into()),
-        Kind::Uint16 => FieldValue::Uint((bits as u16).into()),
-        Kind::Uint32 => FieldValue::Uint((bits as u32).into()),
-        Kind::Uint64 => FieldValue::Uint(bits),
+        FieldKind::Boolean => RecordValue::Bool(bits & 1 == 1),
+        FieldKind::Int8 => RecordValue::Int((bits as i8).into()),
+        FieldKind::Int16 => RecordValue::Int((bits as i16).into()),
+        FieldKind::Int32 => RecordValue::Int((bits as i32).into()),
+        FieldKind::Int64 => RecordValue::Int(bits as i64),
+        FieldKind::Uint8 => RecordValue::Uint((bits as u8).into()),
+        FieldKind::Uint16 => RecordValue::Uint((bits as u16).into()),
+        FieldKind::Uint32 => RecordValue::Uint((bits as u32).into()),
+        FieldKind::Uint64 => RecordValue::Uint(bits),
         // Halves of small whole numbers are exact in each of them.
-        Kind::BFloat16 | Kind::Float16 => FieldValue::Float(f64::from(bits as i8) / 2.0),
-        Kind::Float32 => FieldValue::Float(f64::from(bits as i32 as f32)),
-        _ => FieldValue::Float(bits as i64 as f64),
+        FieldKind::BFloat16 | FieldKind::Float16 => RecordValue::Float(f64::from(bits as i8) / 2.0),
+        FieldKind::Float32 => RecordValue::Float(f64::from(bits as i32 as f32)),
+        _ => RecordValue::Float(bits as i64 as f64),
     }
 }
 
-fn text(kind: Kind, encoding: &str, max: u32, dice: &mut Dice, region: &mut Vec<u8>) -> FieldValue {
+fn text(
+    kind: FieldKind,
+    encoding: &str,
+    max: u32,
+    dice: &mut PlanRng,
+    region: &mut Vec<u8>,
+) -> RecordValue {
     let len = dice.below(u64::from(max) / 2);
     let value = match kind {
-        Kind::Bytes => FieldValue::Bytes((0..len).map(|_| dice.bits() as u8 & 1).collect()),
-        Kind::Timestamp => FieldValue::Text(format!(
+        FieldKind::Bytes => RecordValue::Bytes((0..len).map(|_| dice.bits() as u8 & 1).collect()),
+        FieldKind::Timestamp => RecordValue::Text(format!(
             "{:04}-0{}-1{}T0{}:59:00Z",
             dice.below(10_000),
             1 + dice.below(9),
@@ -285,20 +291,20 @@ fn text(kind: Kind, encoding: &str, max: u32, dice: &mut Dice, region: &mut Vec<
                 .collect();
             // Where space is reserved, an end of zeros would be taken for its rest.
             text = text.trim_end_matches('\0').to_owned();
-            FieldValue::Text(text)
+            RecordValue::Text(text)
         }
     };
     if encoding != "indirect" {
         return value;
     }
     let content = match &value {
-        FieldValue::Bytes(bytes) => bytes.as_slice(),
-        FieldValue::Text(text) => text.as_bytes(),
+        RecordValue::Bytes(bytes) => bytes.as_slice(),
+        RecordValue::Text(text) => text.as_bytes(),
         other => panic!("{other:?} is no text"),
     };
     let off = region.len() as u64;
     region.extend_from_slice(content);
-    FieldValue::Indirect {
+    RecordValue::Indirect {
         off,
         len: content.len() as u64,
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use alknet_typedef::{Kind, Limits, Mode, Schema, compile};
+use alknet_typedef::{FieldKind, LayoutMode, Schema, SchemaLimits, compile};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ const VALUES: usize = 1000;
 const SEED: &str = "20261121";
 
 #[derive(Deserialize)]
-struct Asked {
+struct TypeboxCase {
     name: String,
     kind: String,
     schema: Value,
@@ -26,7 +26,7 @@ struct Asked {
     accepted: Vec<bool>,
 }
 
-fn ask() -> Vec<Asked> {
+fn ask() -> Vec<TypeboxCase> {
     let folder = std::env::var_os("ALKNET_TEST_TYPEBOX")
         .expect("ALKNET_TEST_TYPEBOX names the package's folder; cargo xtask test sets it");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/typedef/typebox.cjs");
@@ -50,7 +50,7 @@ fn ask() -> Vec<Asked> {
 #[test]
 fn typebox_and_we_accept_the_same() {
     let mut kinds = BTreeSet::new();
-    for Asked {
+    for TypeboxCase {
         name,
         kind,
         schema,
@@ -59,10 +59,11 @@ fn typebox_and_we_accept_the_same() {
     } in ask()
     {
         let what = format!("{name} {kind}");
-        let engine = compile(&schema, Mode::Packed, &Limits::default())
+        let engine = compile(&schema, LayoutMode::Packed, &SchemaLimits::default())
             .unwrap_or_else(|error| panic!("{what}: {error}"));
-        let once = Schema::new(&schema, &Limits::default()).expect("a schema");
-        let twice = Schema::new(once.normalized(), &Limits::default()).expect("still a schema");
+        let once = Schema::new(&schema, &SchemaLimits::default()).expect("a schema");
+        let twice =
+            Schema::new(once.normalized(), &SchemaLimits::default()).expect("still a schema");
         assert_eq!(once.normalized(), twice.normalized(), "{what}");
         assert_eq!((values.len(), accepted.len()), (VALUES, VALUES), "{what}");
         for (value, accepted) in values.iter().zip(&accepted) {
@@ -81,7 +82,7 @@ fn typebox_and_we_accept_the_same() {
         );
         kinds.insert(kind);
     }
-    for kind in Kind::ALL {
+    for kind in FieldKind::ALL {
         assert!(kinds.contains(kind.name()), "{kind} was not asked");
     }
 }

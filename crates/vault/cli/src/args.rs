@@ -1,10 +1,10 @@
-//! What the verbs are told, as the command line spells it.
+//! Arguments of the verbs, as the command line spells them.
 
 use std::path::PathBuf;
 
 use alknet_vault::limits::{ARGON2_FLOOR_KIB, ARGON2_FLOOR_PASSES};
 use alknet_vault::slots::{Argon2Params, SlotId};
-use alknet_vault::{Index, KeyVersion, Label, Purpose};
+use alknet_vault::{BlobLabel, KeyPurpose, KeyVersion, PathIndex};
 use clap::{Args, ValueEnum};
 
 /// Where the vault is.
@@ -17,7 +17,7 @@ pub struct DirArgs {
 
 /// Where the vault is, and what opens it.
 #[derive(Clone, Debug, Args)]
-pub struct OpenArgs {
+pub struct VaultOpenArgs {
     #[command(flatten)]
     pub(crate) place: DirArgs,
     /// Opens a provisioning slot [default: seed.key in the vault's directory].
@@ -42,7 +42,7 @@ pub struct WordsArgs {
     pub(crate) bip39_passphrase: bool,
     /// Which of the nodes of these words.
     #[arg(long, value_name = "N", default_value = "0", value_parser = index)]
-    pub(crate) device: Index,
+    pub(crate) device: PathIndex,
 }
 
 impl WordsArgs {
@@ -68,7 +68,7 @@ pub struct AuditVerifyArgs {
     #[command(flatten)]
     pub(crate) words: WordsArgs,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: VaultOpenArgs,
 }
 
 /// What an attempt at a passphrase costs.
@@ -121,7 +121,7 @@ pub struct NewArgs {
     pub(crate) slots: Vec<SlotArg>,
     /// Which of the nodes of its words it is.
     #[arg(long, value_name = "N", default_value = "0", value_parser = index)]
-    pub(crate) device: Index,
+    pub(crate) device: PathIndex,
     /// Give the words a passphrase of BIP39: without it they make other keys.
     #[arg(long)]
     pub(crate) bip39_passphrase: bool,
@@ -160,7 +160,7 @@ pub struct MigrateArgs {
     )]
     pub(crate) slots: Vec<SlotArg>,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: VaultOpenArgs,
     #[command(flatten)]
     pub(crate) cost: CostArgs,
 }
@@ -170,14 +170,14 @@ pub struct MigrateArgs {
 pub struct ExportKeyArgs {
     /// What the key is for, such as ssh-host.
     #[arg(value_parser = purpose)]
-    pub(crate) purpose: Purpose,
+    pub(crate) purpose: KeyPurpose,
     /// In OpenSSH's own form, which its older versions need for Ed25519.
     #[arg(long)]
     pub(crate) openssh: bool,
     #[command(flatten)]
     pub(crate) words: WordsArgs,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: VaultOpenArgs,
 }
 
 /// Arguments of `alknet vault pub`.
@@ -186,7 +186,7 @@ pub struct PubArgs {
     /// What the key is for: node-identity, ssh-host, ssh-user-ca, acme-account, image-signing,
     /// message-leaf or dns-zone-ZONE-GENERATION.
     #[arg(value_parser = purpose)]
-    pub(crate) purpose: Purpose,
+    pub(crate) purpose: KeyPurpose,
     /// As a line of authorized_keys or known_hosts.
     #[arg(long, group = "form")]
     pub(crate) ssh: bool,
@@ -199,7 +199,7 @@ pub struct PubArgs {
     #[command(flatten)]
     pub(crate) words: WordsArgs,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: VaultOpenArgs,
 }
 
 /// Arguments of `alknet vault derive`.
@@ -224,7 +224,7 @@ pub struct RecoveryKeyArgs {
     #[command(flatten)]
     pub(crate) words: WordsArgs,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: VaultOpenArgs,
 }
 
 /// Arguments of `alknet vault passwd`.
@@ -234,7 +234,7 @@ pub struct PasswdArgs {
     #[arg(long, value_name = "ID", value_parser = slot_id)]
     pub(crate) slot: Option<SlotId>,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: VaultOpenArgs,
     #[command(flatten)]
     pub(crate) cost: CostArgs,
 }
@@ -249,7 +249,7 @@ pub struct RekeyArgs {
     #[arg(long)]
     pub(crate) i_have_the_mnemonic: bool,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: VaultOpenArgs,
 }
 
 /// Arguments of `alknet vault seal`.
@@ -267,9 +267,9 @@ pub struct SealArgs {
 pub struct RecordArgs {
     /// What the record is called, kind:name.
     #[arg(value_parser = label)]
-    pub(crate) label: Label,
+    pub(crate) label: BlobLabel,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: VaultOpenArgs,
 }
 
 /// Arguments of `alknet vault remove`.
@@ -277,25 +277,25 @@ pub struct RecordArgs {
 pub struct RemoveArgs {
     /// What the record is called, kind:name.
     #[arg(value_parser = label)]
-    pub(crate) label: Label,
+    pub(crate) label: BlobLabel,
     #[command(flatten)]
     pub(crate) place: DirArgs,
 }
 
 /// Arguments of `alknet vault rotate`.
 #[derive(Debug, Args)]
-pub struct RotateArgs {
+pub struct VaultRotateArgs {
     /// The version, 3 or more.
     #[arg(long, value_name = "N", value_parser = version)]
     pub(crate) to: KeyVersion,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: VaultOpenArgs,
 }
 
 /// Arguments of `alknet vault status`.
 #[derive(Debug, Args)]
-pub struct StatusArgs {
-    /// A node to ask instead of looking into a directory; whoever has a network does that.
+pub struct VaultStatusArgs {
+    /// A node to ask, over the network, instead of looking into a directory.
     pub node: Option<String>,
     #[command(flatten)]
     pub(crate) place: DirArgs,
@@ -306,7 +306,7 @@ pub struct StatusArgs {
 pub enum SlotArg {
     /// Nothing: the key lies beside. For development.
     None,
-    /// Somebody types it.
+    /// A passphrase, which a person types.
     Passphrase,
     /// A seed.key file.
     Provisioning,
@@ -321,11 +321,11 @@ pub enum CurveArg {
     P256,
 }
 
-fn purpose(text: &str) -> Result<Purpose, String> {
-    let purpose = text.parse::<Purpose>();
+fn purpose(text: &str) -> Result<KeyPurpose, String> {
+    let purpose = text.parse::<KeyPurpose>();
     let signs = purpose
         .ok()
-        .filter(|purpose| purpose.signs() && *purpose != Purpose::Ethereum);
+        .filter(|purpose| purpose.signs() && *purpose != KeyPurpose::Ethereum);
     signs.ok_or_else(|| {
         "keys that sign are node-identity, ssh-host, ssh-user-ca, acme-account, image-signing, \
          message-leaf and dns-zone-ZONE-GENERATION"
@@ -333,13 +333,13 @@ fn purpose(text: &str) -> Result<Purpose, String> {
     })
 }
 
-pub(crate) fn label(text: &str) -> Result<Label, String> {
+pub(crate) fn label(text: &str) -> Result<BlobLabel, String> {
     text.parse()
         .map_err(|error: alknet_vault::LabelError| error.to_string())
 }
 
-fn index(text: &str) -> Result<Index, String> {
-    let index = text.parse().ok().and_then(Index::new);
+fn index(text: &str) -> Result<PathIndex, String> {
+    let index = text.parse().ok().and_then(PathIndex::new);
     index.ok_or_else(|| "give a number below 2147483648".to_owned())
 }
 

@@ -12,17 +12,17 @@ use thiserror::Error;
 /// Why a command failed. Each has the stable code and the exit code that the command line shows.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum CliError {
+pub enum VaultCliError {
     /// The words are none.
     #[error(transparent)]
     BadMnemonic(MnemonicError),
-    /// Whoever read standard output went away, which `| head` does.
+    /// The reader of standard output went away, which `| head` does.
     #[error("the reader went away")]
     Closed,
     /// A file is damaged or was changed.
     #[error("{0}")]
     Corrupt(String),
-    /// It is not done for whoever asks like that.
+    /// The vault's state or the user's answer does not allow it.
     #[error("{0}")]
     Denied(String),
     /// Something of this computer failed.
@@ -45,7 +45,7 @@ pub enum CliError {
     WrongPassphrase,
 }
 
-impl CliError {
+impl VaultCliError {
     /// The stable code.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -62,8 +62,9 @@ impl CliError {
         }
     }
 
-    /// The exit code: 0 where nobody is left to tell, 1 where something of this computer failed or is
-    /// not there, 2 usage, 4 denied, 10 locked, 11 wrong passphrase, 12 bad words, 13 corrupt.
+    /// The exit code: 0 where the reader of standard output is gone, 1 where something of this
+    /// computer failed or is not there, 2 usage, 4 denied, 10 locked, 11 wrong passphrase, 12 bad
+    /// words, 13 corrupt.
     #[must_use]
     pub fn exit(&self) -> u8 {
         match self {
@@ -85,7 +86,7 @@ impl CliError {
     }
 }
 
-impl From<io::Error> for CliError {
+impl From<io::Error> for VaultCliError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::Closed,
@@ -94,7 +95,7 @@ impl From<io::Error> for CliError {
     }
 }
 
-impl From<MnemonicError> for CliError {
+impl From<MnemonicError> for VaultCliError {
     fn from(error: MnemonicError) -> Self {
         match error {
             // Of a passphrase, which is no word.
@@ -104,7 +105,7 @@ impl From<MnemonicError> for CliError {
     }
 }
 
-impl From<VaultError> for CliError {
+impl From<VaultError> for VaultCliError {
     fn from(error: VaultError) -> Self {
         let text = error.to_string();
         match error {
@@ -118,7 +119,7 @@ impl From<VaultError> for CliError {
     }
 }
 
-impl From<SlotError> for CliError {
+impl From<SlotError> for VaultCliError {
     fn from(error: SlotError) -> Self {
         let text = error.to_string();
         match error {
@@ -141,7 +142,7 @@ impl From<SlotError> for CliError {
     }
 }
 
-impl From<CredentialsError> for CliError {
+impl From<CredentialsError> for VaultCliError {
     fn from(error: CredentialsError) -> Self {
         let text = error.to_string();
         match error {
@@ -157,7 +158,7 @@ impl From<CredentialsError> for CliError {
     }
 }
 
-impl From<AuditError> for CliError {
+impl From<AuditError> for VaultCliError {
     fn from(error: AuditError) -> Self {
         match error {
             AuditError::Broken { .. } => Self::Corrupt(error.to_string()),
@@ -167,13 +168,13 @@ impl From<AuditError> for CliError {
     }
 }
 
-impl From<SuccessorError> for CliError {
+impl From<SuccessorError> for VaultCliError {
     fn from(error: SuccessorError) -> Self {
         Self::Corrupt(error.to_string())
     }
 }
 
-impl From<SelfTestFailure> for CliError {
+impl From<SelfTestFailure> for VaultCliError {
     fn from(error: SelfTestFailure) -> Self {
         Self::Local(error.to_string())
     }

@@ -1,20 +1,20 @@
 //! Keys as other programs read them.
 
-use alknet_vault::audit::{Event, Exported};
+use alknet_vault::audit::{AuditEvent, ExportedSecret};
 use alknet_vault::slots::luks_phrase;
 use alknet_vault::{
-    Curve, DerivationPath, Purpose, Reason, SecretArr, SecretBytes, SecretStr, Vault,
+    Curve, DerivationPath, ExportReason, KeyPurpose, SecretArr, SecretBytes, SecretStr, Vault,
 };
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::args::{
-    CurveArg, DeriveArgs, ExportKeyArgs, OpenArgs, PubArgs, RecoveryKeyArgs, WordsArgs,
+    CurveArg, DeriveArgs, ExportKeyArgs, PubArgs, RecoveryKeyArgs, VaultOpenArgs, WordsArgs,
 };
 use crate::new::typed_words;
-use crate::place::{Opened, offline};
-use crate::{Cli, CliError};
+use crate::vault_dir::{OpenVaultDir, offline};
+use crate::{VaultCli, VaultCliError};
 
 /// What stands before the key in a SubjectPublicKeyInfo: RFC 8410, and RFC 5480 for an uncompressed
 /// point of P-256.
@@ -27,13 +27,13 @@ const SPKI_P256: [u8; 26] = [
 ];
 
 /// A public key.
-enum Public {
+enum PublicKeyOutput {
     Ed25519([u8; 32]),
     P256([u8; 65]),
 }
 
-impl Public {
-    fn of(vault: &Vault, purpose: Purpose) -> Result<Self, CliError> {
+impl PublicKeyOutput {
+    fn derive(vault: &Vault, purpose: KeyPurpose) -> Result<Self, VaultCliError> {
         Ok(match purpose.curve() {
             Curve::NistP256 => Self::P256(vault.p256_signer(purpose)?.public()),
             _ => Self::Ed25519(vault.signer(purpose)?.public()),
@@ -75,11 +75,12 @@ impl Public {
     }
 }
 
-impl Cli<'_> {
-    pub(crate) fn public(&mut self, args: &PubArgs) -> Result<(), CliError> {
+impl VaultCli<'_> {
+    pub(crate) fn public(&mut self, args: &PubArgs) -> Result<(), VaultCliError> {
         let purpose = args.purpose;
-        let public =
-            self.with_vault(&args.words, &args.open, |vault| Public::of(vault, purpose))?;
+        let public = self.with_vault(&args.words, &args.open, |vault| {
+            PublicKeyOutput::derive(vault, purpose)
+        })?;
         let hex = HEXLOWER.encode(public.bytes());
         let ssh = public.ssh(&purpose.to_string());
         let value = json!({
@@ -97,11 +98,11 @@ impl Cli<'_> {
         self.print(&value, &text)
     }
 
-    pub(crate) fn export_key(&mut self, args: &ExportKeyArgs) -> Result<(), CliError> {
+    pub(crate) fn export_key(&mut self, args: &ExportKeyArgs) -> Result<(), VaultCliError> {
         let pem = if args.words.asked() {
             private(&offline(&args.words, self.ask)?, args)?
         } else {
-            let opened = Opened::open_typed(&args.open, None, self.ask)?;
+            let opened = OpenVaultDir::open_typed(&args.open, None, self.ask)?;
             let pem = private(&opened.vault, args)?;
             opened.finish()?;
             pem
@@ -118,11 +119,11 @@ impl Cli<'_> {
         self.print(&value, pem.expose().trim_end())
     }
 
-    pub(crate) fn export_phrase(&mut self, open: &OpenArgs) -> Result<(), CliError> {
-        let opened = Opened::open_typed(open, None, self.ask)?;
-        opened.record(Event::Exported {
-            what: Exported::Phrase,
-            reason: Reason::Console,
+    pub(crate) fn export_phrase(&mut self, open: &VaultOpenArgs) -> Result<(), VaultCliError> {
+        let opened = OpenVaultDir::open_typed(open, None, self.ask)?;
+        opened.record(AuditEvent::Exported {
+            what: ExportedSecret::Phrase,
+            reason: ExportReason::Console,
         });
         let phrase = opened.alkv.entropy().phrase();
         let passphrase = !opened.alkv.passphrase().is_empty();
@@ -138,7 +139,7 @@ impl Cli<'_> {
         self.print(&value, phrase.expose())
     }
 
-    pub(crate) fn recovery_key(&mut self, args: &RecoveryKeyArgs) -> Result<(), CliError> {
+    pub(crate) fn recovery_key(&mut self, args: &RecoveryKeyArgs) -> Result<(), VaultCliError> {
         let secret =
             self.with_vault(
                 &args.words,
@@ -155,7 +156,7 @@ impl Cli<'_> {
         Ok(())
     }
 
-    pub(crate) fn derive(&mut self, args: &DeriveArgs) -> Result<(), CliError> {
+    pub(crate) fn derive(&mut self, args: &DeriveArgs) -> Result<(), VaultCliError> {
         let curve = match args.curve {
             CurveArg::Ed25519 => Curve::Ed25519,
             CurveArg::P256 => Curve::NistP256,
@@ -188,13 +189,13 @@ impl Cli<'_> {
     fn with_vault<T>(
         &mut self,
         words: &WordsArgs,
-        open: &OpenArgs,
-        get: impl FnOnce(&Vault) -> Result<T, CliError>,
-    ) -> Result<T, CliError> {
+        open: &VaultOpenArgs,
+        get: impl FnOnce(&Vault) -> Result<T, VaultCliError>,
+    ) -> Result<T, VaultCliError> {
         if words.asked() {
             return get(&offline(words, self.ask)?);
         }
-        let opened = Opened::open(open, self.ask)?;
+        let opened = OpenVaultDir::open(open, self.ask)?;
         let got = get(&opened.vault);
         opened.finish()?;
         got
@@ -202,24 +203,24 @@ impl Cli<'_> {
 }
 
 /// A private key in the form that is asked for.
-fn private(vault: &Vault, args: &ExportKeyArgs) -> Result<SecretStr, CliError> {
+fn private(vault: &Vault, args: &ExportKeyArgs) -> Result<SecretStr, VaultCliError> {
     let purpose = args.purpose;
     Ok(match (purpose.curve(), args.openssh) {
         (Curve::NistP256, false) => {
-            let der = vault.p256_signer(purpose)?.pkcs8(Reason::Console)?;
+            let der = vault.p256_signer(purpose)?.pkcs8(ExportReason::Console)?;
             pem("PRIVATE KEY", &der)
         }
         (Curve::NistP256, true) => {
             let text = "OpenSSH reads PKCS #8 of this key; its own form is for Ed25519";
-            return Err(CliError::Usage(text.to_owned()));
+            return Err(VaultCliError::Usage(text.to_owned()));
         }
         (_, false) => pem(
             "PRIVATE KEY",
-            &vault.signer(purpose)?.pkcs8(Reason::Console)?,
+            &vault.signer(purpose)?.pkcs8(ExportReason::Console)?,
         ),
         (_, true) => {
             let signer = vault.signer(purpose)?;
-            let seed = signer.expose(Reason::Console)?;
+            let seed = signer.expose(ExportReason::Console)?;
             pem(
                 "OPENSSH PRIVATE KEY",
                 &openssh(&seed, &signer.public(), &purpose.to_string()),
@@ -235,7 +236,8 @@ fn openssh(seed: &SecretArr<32>, public: &[u8; 32], comment: &str) -> SecretByte
     let mut out = Vec::with_capacity(1024);
     let mut inner = Zeroizing::new(Vec::with_capacity(512));
     let wire = [string(b"ssh-ed25519"), string(public)].concat();
-    // Two equal numbers, by which a wrong passphrase would be noticed; there is none.
+    // Two equal numbers, by which a program would notice a wrong passphrase; this key has no
+    // passphrase.
     inner.extend_from_slice(&[0; 8]);
     inner.extend_from_slice(&wire);
     inner.extend_from_slice(&64_u32.to_be_bytes());

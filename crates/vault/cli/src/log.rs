@@ -5,25 +5,25 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
-use alknet_vault::audit::{Verified, verify};
+use alknet_vault::audit::{VerifiedLog, verify};
 use alknet_vault::limits::{AUDIT_FILES, MAX_AUDIT_LINE_BYTES};
 use serde_json::{Value, json};
 
 use crate::args::{AuditVerifyArgs, DirArgs, LogArgs};
-use crate::place::{Opened, Place, offline};
-use crate::{Cli, CliError};
+use crate::vault_dir::{OpenVaultDir, VaultDir, offline};
+use crate::{VaultCli, VaultCliError};
 
-impl Cli<'_> {
+impl VaultCli<'_> {
     pub(crate) fn audit_show(
         &mut self,
         log: &LogArgs,
         place: &DirArgs,
         last: Option<usize>,
-    ) -> Result<(), CliError> {
+    ) -> Result<(), VaultCliError> {
         let dir = match &log.log {
             Some(dir) => there(dir)?,
             None => {
-                let place = Place::look(&place.dir);
+                let place = VaultDir::look(&place.dir);
                 place.load()?;
                 place.path("audit")
             }
@@ -38,19 +38,19 @@ impl Cli<'_> {
             let file = match File::open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(CliError::file(&path)(error)),
+                Err(error) => return Err(VaultCliError::file(&path)(error)),
             };
             let mut reader = BufReader::new(file);
             loop {
                 let mut line = Vec::new();
                 let most = MAX_AUDIT_LINE_BYTES as u64;
                 let read = (&mut reader).take(most).read_until(b'\n', &mut line);
-                if read.map_err(CliError::file(&path))? == 0 {
+                if read.map_err(VaultCliError::file(&path))? == 0 {
                     break;
                 }
                 let line = self.shown(&line).ok_or_else(|| {
                     let text = format!("{}: this is no line of the log", path.display());
-                    CliError::Corrupt(text)
+                    VaultCliError::Corrupt(text)
                 })?;
                 match last {
                     None => writeln!(self.out, "{line}")?,
@@ -70,7 +70,7 @@ impl Cli<'_> {
         Ok(())
     }
 
-    pub(crate) fn audit_verify(&mut self, args: &AuditVerifyArgs) -> Result<(), CliError> {
+    pub(crate) fn audit_verify(&mut self, args: &AuditVerifyArgs) -> Result<(), VaultCliError> {
         let elsewhere = args.log.log.as_deref().map(there).transpose()?;
         let verified = if args.words.asked() {
             let dir = match elsewhere {
@@ -97,8 +97,8 @@ impl Cli<'_> {
         &mut self,
         args: &AuditVerifyArgs,
         elsewhere: Option<PathBuf>,
-    ) -> Result<Verified, CliError> {
-        let opened = Opened::open(&args.open, self.ask)?;
+    ) -> Result<VerifiedLog, VaultCliError> {
+        let opened = OpenVaultDir::open(&args.open, self.ask)?;
         let dir = elsewhere.unwrap_or_else(|| opened.place.path("audit"));
         let verified = verify(&dir, &opened.vault)?;
         // Only now: a break must not be followed by lines of ours.
@@ -120,15 +120,16 @@ impl Cli<'_> {
     }
 }
 
-/// A folder that has a log: without one there is nothing to verify, and nobody is told that it is whole.
-fn there(dir: &Path) -> Result<PathBuf, CliError> {
+/// A folder that has a log: without a log there is nothing to verify, and the command does not report it
+/// as whole.
+fn there(dir: &Path) -> Result<PathBuf, VaultCliError> {
     // A power cut leaves the second alone while the first is begun.
     for name in ["vault.log", "vault.log.1"] {
         let log = dir.join(name);
-        if log.try_exists().map_err(CliError::file(&log))? {
+        if log.try_exists().map_err(VaultCliError::file(&log))? {
             return Ok(dir.to_owned());
         }
     }
     let text = format!("there is no vault.log in {}", dir.display());
-    Err(CliError::Usage(text))
+    Err(VaultCliError::Usage(text))
 }

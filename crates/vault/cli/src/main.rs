@@ -1,9 +1,9 @@
-//! The verbs of `alknet vault` as a program of their own: for tests, and for whoever has no node.
+//! The verbs of `alknet vault` as a program of their own: for tests, and for users without a node.
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use alknet_vault_cli::{Terminal, Verb, run};
+use alknet_vault_cli::{OfflineVaultVerb, TerminalPrompt, run};
 use clap::Parser;
 
 #[derive(Parser)]
@@ -11,18 +11,18 @@ use clap::Parser;
     name = "alknet-vault-tool",
     about = "Keys and secrets of a node, on this computer"
 )]
-struct Arguments {
+struct VaultCommandLine {
     /// Print one line of JSON instead of text for people.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    verb: Verb,
+    verb: OfflineVaultVerb,
 }
 
 fn main() -> ExitCode {
-    let Arguments { json, verb } = Arguments::parse();
+    let VaultCommandLine { json, verb } = VaultCommandLine::parse();
     let mut out = std::io::stdout().lock();
-    match run(verb, json, &mut out, &mut Terminal::new()) {
+    match run(verb, json, &mut out, &mut TerminalPrompt::new()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let text = match json {
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
                 }
                 false => format!("alknet: {}: {error}", error.code()),
             };
-            // Where standard error is gone there is nobody left to tell.
+            // Where standard error is gone, the message has no reader.
             writeln!(std::io::stderr(), "{text}").ok();
             ExitCode::from(error.exit())
         }

@@ -7,52 +7,52 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Instant;
 
-use alknet_vault::audit::Event;
-use alknet_vault::credentials::Credentials;
+use alknet_vault::audit::AuditEvent;
+use alknet_vault::credentials::VaultCredentials;
 use alknet_vault::slots::{
     Argon2Params, NewSlot, NewVault, OpenAlkv, SeedKey, VaultId, attempt, calibrate,
 };
 use alknet_vault::{
-    Entropy, Purpose, SecretStr, Successor, SuccessorError, Vault, VaultError, WordCount, limits,
+    Entropy, KeyPurpose, SecretStr, Successor, SuccessorError, Vault, VaultError, WordCount, limits,
 };
 use data_encoding::HEXLOWER;
 use serde_json::json;
 
 use crate::args::{CostArgs, ImportArgs, InitArgs, MigrateArgs, NewArgs, SlotArg};
-use crate::place::{Opened, Place, cap_kib, now_s};
-use crate::progress::Slow;
-use crate::{Ask, Cli, CliError};
+use crate::progress::ProgressMessage;
+use crate::vault_dir::{OpenVaultDir, VaultDir, cap_kib, now_s};
+use crate::{SecretPrompt, VaultCli, VaultCliError};
 
-/// Words that somebody has to type again.
+/// How many words the user has to type again.
 const CONFIRMED: usize = 3;
 /// How often they may be mistyped.
 const TRIES: usize = 3;
 
-impl Cli<'_> {
-    pub(crate) fn init(&mut self, args: &InitArgs) -> Result<(), CliError> {
+impl VaultCli<'_> {
+    pub(crate) fn init(&mut self, args: &InitArgs) -> Result<(), VaultCliError> {
         if args.new.passphrase_stdin {
             self.ask.use_stdin();
         }
-        let place = Place::fresh(&args.new.place.dir)?;
+        let place = VaultDir::fresh(&args.new.place.dir)?;
         let words = Entropy::generate(count(&args.words))?;
         let made = self.make(&args.new, &words)?;
         self.show_words(&words)?;
-        self.finish_new(place, made, Event::Created, Some(&words))
+        self.finish_new(place, made, AuditEvent::Created, Some(&words))
     }
 
-    pub(crate) fn import(&mut self, args: &ImportArgs) -> Result<(), CliError> {
+    pub(crate) fn import(&mut self, args: &ImportArgs) -> Result<(), VaultCliError> {
         if args.mnemonic_stdin || args.new.passphrase_stdin {
             self.ask.use_stdin();
         }
-        let place = Place::fresh(&args.new.place.dir)?;
+        let place = VaultDir::fresh(&args.new.place.dir)?;
         let words = typed_words(self.ask)?;
         let made = self.make(&args.new, &words)?;
-        self.finish_new(place, made, Event::Imported, None)
+        self.finish_new(place, made, AuditEvent::Imported, None)
     }
 
-    pub(crate) fn migrate(&mut self, args: &MigrateArgs) -> Result<(), CliError> {
-        let old = Opened::open(&args.open, self.ask)?;
-        let place = Place::fresh(&args.to)?;
+    pub(crate) fn migrate(&mut self, args: &MigrateArgs) -> Result<(), VaultCliError> {
+        let old = OpenVaultDir::open(&args.open, self.ask)?;
+        let place = VaultDir::fresh(&args.to)?;
         let words = Entropy::generate(count(&args.words))?;
         let vault = NewVault {
             device: old.alkv.alkv().device(),
@@ -65,7 +65,7 @@ impl Cli<'_> {
         // The vault itself comes last: a directory without one may be used again.
         let records = match old.place.records()? {
             Some(records) => {
-                let to = Credentials::open(&place.path("credentials"))?;
+                let to = VaultCredentials::open(&place.path("credentials"))?;
                 records.hand_over(&old.vault, &next, &to)?
             }
             None => 0,
@@ -79,10 +79,10 @@ impl Cli<'_> {
         let seed = place.path("seed.key");
         made.write_seed(&seed)?;
         place.copies().create(&made.alkv)?;
-        let opened = Opened::made(place, made.alkv, Event::Created)?;
+        let opened = OpenVaultDir::made(place, made.alkv, AuditEvent::Created)?;
         let id = opened.alkv.alkv().uuid().to_string();
         opened.finish()?;
-        old.record(Event::Migrated {
+        old.record(AuditEvent::Migrated {
             to: stated.new_key(),
         });
         old.finish()?;
@@ -94,13 +94,13 @@ impl Cli<'_> {
         self.print(&value, &text)
     }
 
-    pub(crate) fn successor(&mut self, file: &Path) -> Result<(), CliError> {
-        let long = || CliError::from(SuccessorError::TooLong);
-        let meta = std::fs::metadata(file).map_err(CliError::file(file))?;
+    pub(crate) fn successor(&mut self, file: &Path) -> Result<(), VaultCliError> {
+        let long = || VaultCliError::from(SuccessorError::TooLong);
+        let meta = std::fs::metadata(file).map_err(VaultCliError::file(file))?;
         if meta.len() > limits::MAX_SUCCESSOR_BYTES as u64 {
             return Err(long());
         }
-        let text = std::fs::read(file).map_err(CliError::file(file))?;
+        let text = std::fs::read(file).map_err(VaultCliError::file(file))?;
         let stated = Successor::parse(&text)?;
         let key = |key: [u8; 32]| format!("ed25519:{}", HEXLOWER.encode(&key));
         let (old, new) = (key(stated.old()), key(stated.new_key()));
@@ -111,7 +111,7 @@ impl Cli<'_> {
         )
     }
 
-    fn make(&mut self, args: &NewArgs, words: &Entropy) -> Result<Made, CliError> {
+    fn make(&mut self, args: &NewArgs, words: &Entropy) -> Result<UnsavedVault, VaultCliError> {
         let passphrase = match args.bip39_passphrase {
             true => new_secret(self.ask, "passphrase of the words")?,
             false => SecretStr::empty(),
@@ -130,9 +130,9 @@ impl Cli<'_> {
         vault: NewVault,
         slots: &[SlotArg],
         cost: CostArgs,
-    ) -> Result<Made, CliError> {
+    ) -> Result<UnsavedVault, VaultCliError> {
         if slots.is_empty() {
-            return Err(CliError::Usage("a vault needs a slot".to_owned()));
+            return Err(VaultCliError::Usage("a vault needs a slot".to_owned()));
         }
         let cost = match slots.contains(&SlotArg::Passphrase) {
             true => chosen_cost(cost)?,
@@ -141,15 +141,15 @@ impl Cli<'_> {
         let mut typed = Vec::with_capacity(slots.len());
         for (at, kind) in slots.iter().enumerate() {
             if slots[..at].contains(kind) && *kind != SlotArg::Passphrase {
-                let text = "a second slot of that type opens for nobody else";
-                return Err(CliError::Usage(text.to_owned()));
+                let text = "a second slot of that type opens by the same means; name it once";
+                return Err(VaultCliError::Usage(text.to_owned()));
             }
             typed.push(match kind {
                 SlotArg::Passphrase => Some(new_secret(self.ask, "new passphrase")?),
                 _ => None,
             });
         }
-        let _slow = Slow::new("making the slots");
+        let _slow = ProgressMessage::new("making the slots");
         let seed = OnceCell::new();
         let slot = |at: usize, id| new_slot(slots[at], typed[at].as_ref(), &seed, id, cost);
         let mut alkv = OpenAlkv::create_for(vault, |id| slot(0, id))?;
@@ -157,7 +157,7 @@ impl Cli<'_> {
             let id = alkv.alkv().uuid();
             alkv.add(slot(at, id)?)?;
         }
-        Ok(Made {
+        Ok(UnsavedVault {
             alkv,
             seed: seed.into_inner(),
         })
@@ -165,15 +165,15 @@ impl Cli<'_> {
 
     fn finish_new(
         &mut self,
-        place: Place,
-        made: Made,
-        event: Event,
+        place: VaultDir,
+        made: UnsavedVault,
+        event: AuditEvent,
         words: Option<&Entropy>,
-    ) -> Result<(), CliError> {
+    ) -> Result<(), VaultCliError> {
         made.write_seed(&place.path("seed.key"))?;
         place.copies().create(&made.alkv)?;
-        let opened = Opened::made(place, made.alkv, event)?;
-        let node = opened.vault.signer(Purpose::NodeIdentity)?.public();
+        let opened = OpenVaultDir::made(place, made.alkv, event)?;
+        let node = opened.vault.signer(KeyPurpose::NodeIdentity)?.public();
         let node = format!("ed25519:{}", HEXLOWER.encode(&node));
         let id = opened.alkv.alkv().uuid().to_string();
         let sealed = opened.alkv.alkv().is_sealed();
@@ -196,9 +196,9 @@ impl Cli<'_> {
         }
     }
 
-    /// Shows new words, and goes on when somebody proved to have them. In JSON they are part of the
-    /// result instead.
-    fn show_words(&mut self, words: &Entropy) -> Result<(), CliError> {
+    /// Shows new words, and goes on once a person at the terminal has typed some of them back. In
+    /// JSON they are part of the result instead.
+    fn show_words(&mut self, words: &Entropy) -> Result<(), VaultCliError> {
         if self.json {
             return Ok(());
         }
@@ -229,7 +229,7 @@ impl Cli<'_> {
                 tries += 1;
                 if tries == TRIES {
                     let text = "the words are not on paper; no vault was made";
-                    return Err(CliError::Denied(text.to_owned()));
+                    return Err(VaultCliError::Denied(text.to_owned()));
                 }
                 self.ask.tell("that is another word");
             }
@@ -241,13 +241,13 @@ impl Cli<'_> {
 }
 
 /// A vault that is not on the disk yet.
-struct Made {
+struct UnsavedVault {
     alkv: OpenAlkv,
     seed: Option<SeedKey>,
 }
 
-impl Made {
-    fn write_seed(&self, path: &Path) -> Result<(), CliError> {
+impl UnsavedVault {
+    fn write_seed(&self, path: &Path) -> Result<(), VaultCliError> {
         match &self.seed {
             Some(seed) => write_file(path, seed.to_text().expose().as_bytes(), 0o600),
             None => Ok(()),
@@ -278,11 +278,11 @@ pub(crate) fn new_slot<'a>(
 }
 
 /// What an attempt shall cost: as it was said, or as this computer makes it half a second to one.
-pub(crate) fn chosen_cost(args: CostArgs) -> Result<Argon2Params, CliError> {
-    if let Some(cost) = args.chosen().map_err(CliError::Usage)? {
+pub(crate) fn chosen_cost(args: CostArgs) -> Result<Argon2Params, VaultCliError> {
+    if let Some(cost) = args.chosen().map_err(VaultCliError::Usage)? {
         return Ok(cost);
     }
-    let _slow = Slow::new("measuring this computer");
+    let _slow = ProgressMessage::new("measuring this computer");
     let cap_kib = cap_kib();
     let measured = calibrate(cap_kib, |cost| {
         let begun = Instant::now();
@@ -292,8 +292,11 @@ pub(crate) fn chosen_cost(args: CostArgs) -> Result<Argon2Params, CliError> {
     Ok(measured?)
 }
 
-/// A secret that is chosen now: typed twice by somebody, read once from a program.
-pub(crate) fn new_secret(ask: &mut dyn Ask, what: &str) -> Result<SecretStr, CliError> {
+/// A secret that is chosen now: a person types it twice, a program gives it once.
+pub(crate) fn new_secret(
+    ask: &mut dyn SecretPrompt,
+    what: &str,
+) -> Result<SecretStr, VaultCliError> {
     loop {
         let secret = ask.secret(what)?;
         if secret.is_empty() {
@@ -301,7 +304,7 @@ pub(crate) fn new_secret(ask: &mut dyn Ask, what: &str) -> Result<SecretStr, Cli
                 ask.tell("an empty one protects nothing");
                 continue;
             }
-            return Err(CliError::Usage(format!("an empty {what}")));
+            return Err(VaultCliError::Usage(format!("an empty {what}")));
         }
         if !ask.is_person() || ask.secret(&format!("{what} again"))?.expose() == secret.expose() {
             return Ok(secret);
@@ -310,8 +313,8 @@ pub(crate) fn new_secret(ask: &mut dyn Ask, what: &str) -> Result<SecretStr, Cli
     }
 }
 
-/// Words that exist. Somebody may correct them; a program may not.
-pub(crate) fn typed_words(ask: &mut dyn Ask) -> Result<Entropy, CliError> {
+/// Words that exist. A person may correct them; a program may not.
+pub(crate) fn typed_words(ask: &mut dyn SecretPrompt) -> Result<Entropy, VaultCliError> {
     loop {
         let typed = ask.secret("recovery words")?;
         match Entropy::parse(typed.expose()) {
@@ -323,8 +326,8 @@ pub(crate) fn typed_words(ask: &mut dyn Ask) -> Result<Entropy, CliError> {
 }
 
 /// A file that was not there, on the disk when this returns.
-pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CliError> {
-    let io = CliError::file(path);
+pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), VaultCliError> {
+    let io = VaultCliError::file(path);
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(mode);
     let mut file = options.open(path).map_err(&io)?;
@@ -340,17 +343,17 @@ fn count(words: &str) -> WordCount {
 }
 
 /// Said by name, since secrets are not copied by accident.
-fn copy(words: &Entropy) -> Result<Entropy, CliError> {
+fn copy(words: &Entropy) -> Result<Entropy, VaultCliError> {
     Ok(Entropy::from_bytes(words.bytes())?)
 }
 
 /// Which words are asked for: any, each once.
-fn positions(words: usize) -> Result<Vec<usize>, CliError> {
+fn positions(words: usize) -> Result<Vec<usize>, VaultCliError> {
     let mut chosen = Vec::with_capacity(CONFIRMED);
     while chosen.len() < CONFIRMED.min(words) {
         let mut byte = [0];
         let filled = getrandom::fill(&mut byte);
-        filled.map_err(|_| CliError::from(VaultError::NoRandomness))?;
+        filled.map_err(|_| VaultCliError::from(VaultError::NoRandomness))?;
         // A multiple of every number of words, so that each is as likely.
         let position = usize::from(byte[0] % 120) % words;
         if byte[0] < 240 && !chosen.contains(&position) {

@@ -11,16 +11,16 @@ const SILENCE: Duration = Duration::from_secs(2);
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Says how long something takes, once that is long. Dropping it says nothing more.
-pub(crate) struct Slow(Option<(Sender<()>, JoinHandle<()>)>);
+pub(crate) struct ProgressMessage(Option<(Sender<()>, JoinHandle<()>)>);
 
-impl Slow {
+impl ProgressMessage {
     pub(crate) fn new(what: &'static str) -> Self {
         let (end, ended) = channel::<()>();
         let tell = move || {
             let begun = Instant::now();
             let mut wait = SILENCE;
             while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
-                // Where standard error is gone there is nobody left to tell.
+                // Where standard error is gone, the message has no reader.
                 write!(io::stderr(), "\r{what}: {} s", begun.elapsed().as_secs()).ok();
                 wait = EVERY;
             }
@@ -35,7 +35,7 @@ impl Slow {
     }
 }
 
-impl Drop for Slow {
+impl Drop for ProgressMessage {
     fn drop(&mut self) {
         if let Some((end, thread)) = self.0.take() {
             drop(end);

@@ -5,17 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use alknet_vault::Observer;
-use alknet_vault::audit::{BootId, Event, Pending, Record, SlotName};
-use alknet_vault::slots::{Found, Slot, SlotType};
+use alknet_vault::audit::{AuditEvent, AuditRecord, BootId, SlotName, UnwrittenEvents};
+use alknet_vault::slots::{KeySlot, LoadedCopies, SlotType};
 
 /// What happened, until the log is written.
 #[derive(Clone)]
-pub(crate) struct Recorder {
-    pending: Arc<Mutex<Pending>>,
+pub(crate) struct AuditRecorder {
+    pending: Arc<Mutex<UnwrittenEvents>>,
     boot: BootId,
 }
 
-impl Recorder {
+impl AuditRecorder {
     pub(crate) fn new() -> Self {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
         let boot = boot.and_then(|boot| boot.trim().parse().ok());
@@ -26,35 +26,35 @@ impl Recorder {
         }
     }
 
-    pub(crate) fn record(&self, event: Event) {
+    pub(crate) fn record(&self, event: AuditEvent) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let t_ms = u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(0);
-        let record = Record::new(t_ms, self.boot.clone(), event);
+        let record = AuditRecord::new(t_ms, self.boot.clone(), event);
         self.lock().push(record);
     }
 
     /// The first slot of that type was tried.
-    pub(crate) fn failed(&self, found: &Found, kind: SlotType) {
+    pub(crate) fn failed(&self, found: &LoadedCopies, kind: SlotType) {
         let slot = found.newest.slots().iter().find(|slot| slot.kind() == kind);
         if let Some(slot) = slot {
-            self.record(Event::UnlockFailed(name_of(slot)));
+            self.record(AuditEvent::UnlockFailed(name_of(slot)));
         }
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Pending> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, UnwrittenEvents> {
         self.pending
             .lock()
             .unwrap_or_else(|poison| poison.into_inner())
     }
 }
 
-impl Observer for Recorder {
-    fn happened(&self, event: &Event) {
+impl Observer for AuditRecorder {
+    fn happened(&self, event: &AuditEvent) {
         self.record(event.clone());
     }
 }
 
-pub(crate) fn name_of(slot: &Slot) -> SlotName {
+pub(crate) fn name_of(slot: &KeySlot) -> SlotName {
     SlotName {
         kind: slot.kind(),
         id: slot.id(),

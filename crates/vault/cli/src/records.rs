@@ -1,18 +1,18 @@
 //! Sealed records.
 
-use alknet_vault::Blob;
+use alknet_vault::SealedBlob;
 use alknet_vault::limits::MAX_PLAINTEXT_BYTES;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-use crate::args::{DirArgs, RecordArgs, RemoveArgs, RotateArgs, SealArgs};
-use crate::place::{Opened, Place};
-use crate::{Cli, CliError};
+use crate::args::{DirArgs, RecordArgs, RemoveArgs, SealArgs, VaultRotateArgs};
+use crate::vault_dir::{OpenVaultDir, VaultDir};
+use crate::{VaultCli, VaultCliError};
 
-impl Cli<'_> {
-    pub(crate) fn seal(&mut self, args: &SealArgs) -> Result<(), CliError> {
+impl VaultCli<'_> {
+    pub(crate) fn seal(&mut self, args: &SealArgs) -> Result<(), VaultCliError> {
         let (print, args) = (args.print, &args.record);
-        let opened = Opened::open(&args.open, self.ask)?;
+        let opened = OpenVaultDir::open(&args.open, self.ask)?;
         let plain = self.ask.rest(MAX_PLAINTEXT_BYTES)?;
         if print {
             let blob = opened.vault.seal(&args.label, plain.expose())?;
@@ -29,7 +29,7 @@ impl Cli<'_> {
     }
 
     /// The JSON form, and for people the same as it stands in a configuration.
-    fn print_record(&mut self, label: &str, blob: &Blob) -> Result<(), CliError> {
+    fn print_record(&mut self, label: &str, blob: &SealedBlob) -> Result<(), VaultCliError> {
         let record: Value = serde_json::from_str(&blob.to_json()).unwrap_or_default();
         let fields = record.as_object().into_iter().flatten();
         // Numbers and base64: their JSON text is TOML as well.
@@ -40,8 +40,8 @@ impl Cli<'_> {
         self.print(&json!({ "label": label, "record": record }), &text)
     }
 
-    pub(crate) fn open(&mut self, args: &RecordArgs) -> Result<(), CliError> {
-        let opened = Opened::open(&args.open, self.ask)?;
+    pub(crate) fn open(&mut self, args: &RecordArgs) -> Result<(), VaultCliError> {
+        let opened = OpenVaultDir::open(&args.open, self.ask)?;
         let blob = opened.records()?.get(&args.label)?;
         let plain = opened.vault.open(&args.label, &blob);
         opened.finish()?;
@@ -57,8 +57,8 @@ impl Cli<'_> {
         Ok(())
     }
 
-    pub(crate) fn list(&mut self, place: &DirArgs) -> Result<(), CliError> {
-        let place = Place::look(&place.dir);
+    pub(crate) fn list(&mut self, place: &DirArgs) -> Result<(), VaultCliError> {
+        let place = VaultDir::look(&place.dir);
         place.load()?;
         let entries = match place.records()? {
             Some(records) => records.list()?,
@@ -75,21 +75,21 @@ impl Cli<'_> {
         self.print(&json!({ "records": value }), &text.join("\n"))
     }
 
-    pub(crate) fn remove(&mut self, args: &RemoveArgs) -> Result<(), CliError> {
-        let place = Place::existing(&args.place.dir)?;
+    pub(crate) fn remove(&mut self, args: &RemoveArgs) -> Result<(), VaultCliError> {
+        let place = VaultDir::existing(&args.place.dir)?;
         match place.records()? {
             Some(records) => records.remove(&args.label)?,
             None => {
                 let text = format!("there is no record {}", args.label);
-                return Err(CliError::NotFound(text));
+                return Err(VaultCliError::NotFound(text));
             }
         }
         let value = json!({ "removed": args.label.as_str() });
         self.print(&value, &format!("{} is gone", args.label))
     }
 
-    pub(crate) fn rotate(&mut self, args: &RotateArgs) -> Result<(), CliError> {
-        let opened = Opened::open(&args.open, self.ask)?;
+    pub(crate) fn rotate(&mut self, args: &VaultRotateArgs) -> Result<(), VaultCliError> {
+        let opened = OpenVaultDir::open(&args.open, self.ask)?;
         let records = opened.records()?;
         let rotated = records.rotate_to(&opened.vault, args.to);
         opened.finish()?;

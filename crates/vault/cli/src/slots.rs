@@ -3,24 +3,26 @@
 use std::cell::OnceCell;
 use std::path::Path;
 
-use alknet_vault::audit::Event;
-use alknet_vault::credentials::Credentials;
+use alknet_vault::audit::AuditEvent;
+use alknet_vault::credentials::VaultCredentials;
 use alknet_vault::slots::{
-    Alkv, Consent, CopyId, Key, Slot, SlotError, SlotId, SlotParams, SlotType,
+    Alkv, Consent, KeySlot, SlotError, SlotId, SlotParams, SlotType, UnlockKey, VaultCopyId,
 };
 use alknet_vault::{SecretStr, VaultError};
 use serde_json::{Value, json};
 
-use crate::args::{CostArgs, DirArgs, OpenArgs, PasswdArgs, RekeyArgs, SlotArg, StatusArgs};
+use crate::args::{
+    CostArgs, DirArgs, PasswdArgs, RekeyArgs, SlotArg, VaultOpenArgs, VaultStatusArgs,
+};
 use crate::new::{chosen_cost, new_secret, new_slot, write_file};
-use crate::place::{Opened, Place, cap_kib};
-use crate::progress::Slow;
+use crate::progress::ProgressMessage;
 use crate::recorder::name_of;
+use crate::vault_dir::{OpenVaultDir, VaultDir, cap_kib};
 use crate::verbs::SlotVerb;
-use crate::{Cli, CliError};
+use crate::{VaultCli, VaultCliError};
 
-impl Cli<'_> {
-    pub(crate) fn slot(&mut self, verb: SlotVerb) -> Result<(), CliError> {
+impl VaultCli<'_> {
+    pub(crate) fn slot(&mut self, verb: SlotVerb) -> Result<(), VaultCliError> {
         match verb {
             SlotVerb::Add {
                 kind,
@@ -38,20 +40,20 @@ impl Cli<'_> {
         }
     }
 
-    pub(crate) fn status(&mut self, args: &StatusArgs) -> Result<(), CliError> {
+    pub(crate) fn status(&mut self, args: &VaultStatusArgs) -> Result<(), VaultCliError> {
         if args.node.is_some() {
             let text = "nodes are asked by the whole program; this one looks into directories";
-            return Err(CliError::Usage(text.to_owned()));
+            return Err(VaultCliError::Usage(text.to_owned()));
         }
-        let place = Place::look(&args.place.dir);
+        let place = VaultDir::look(&args.place.dir);
         let found = place.load()?;
         let alkv = &found.newest;
         let records = place.records()?;
         let records = records.as_ref().map(in_use).transpose()?;
         let (version, count) = records.unwrap_or((2, 0));
         let damaged = match found.damaged {
-            Some(CopyId::A) => Some("A"),
-            Some(CopyId::B) => Some("B"),
+            Some(VaultCopyId::A) => Some("A"),
+            Some(VaultCopyId::B) => Some("B"),
             None => None,
         };
         let mut value = json!({
@@ -83,27 +85,27 @@ impl Cli<'_> {
         self.print(&value, &text)
     }
 
-    pub(crate) fn passwd(&mut self, args: &PasswdArgs) -> Result<(), CliError> {
-        let mut opened = Opened::open_typed(&args.open, args.slot, self.ask)?;
+    pub(crate) fn passwd(&mut self, args: &PasswdArgs) -> Result<(), VaultCliError> {
+        let mut opened = OpenVaultDir::open_typed(&args.open, args.slot, self.ask)?;
         let cost = chosen_cost(args.cost)?;
         let passphrase = new_secret(self.ask, "new passphrase")?;
         let none = OnceCell::new();
         let (old, id) = (opened.alkv.opened_by(), opened.alkv.alkv().uuid());
-        let slow = Slow::new("making the slot");
+        let slow = ProgressMessage::new("making the slot");
         let slot = new_slot(SlotArg::Passphrase, Some(&passphrase), &none, id, cost)?;
         let removed = find(opened.alkv.alkv(), old)?;
         let new = opened.alkv.replace(old, slot, Consent::None)?;
         drop(slow);
         let added = find(opened.alkv.alkv(), new)?;
-        opened.save(Event::SlotAdded(name_of(&added)))?;
-        opened.record(Event::SlotRemoved(name_of(&removed)));
+        opened.save(AuditEvent::SlotAdded(name_of(&added)))?;
+        opened.record(AuditEvent::SlotRemoved(name_of(&removed)));
         opened.finish()?;
         let value = json!({ "slot": new.number(), "was": old.number() });
         self.print(&value, &format!("slot {new} in the place of slot {old}"))
     }
 
-    pub(crate) fn rekey(&mut self, args: &RekeyArgs) -> Result<(), CliError> {
-        let mut opened = Opened::open(&args.open, self.ask)?;
+    pub(crate) fn rekey(&mut self, args: &RekeyArgs) -> Result<(), VaultCliError> {
+        let mut opened = OpenVaultDir::open(&args.open, self.ask)?;
         let place = &opened.place;
         let seed = place.seed_key(args.open.seed_key.as_deref())?;
         let slots: Vec<_> = opened.alkv.alkv().slots().to_vec();
@@ -119,8 +121,8 @@ impl Cli<'_> {
         let mut keys = Vec::new();
         for slot in kept {
             let key = match (slot.kind(), &seed) {
-                (SlotType::None, _) => Key::Stored,
-                (SlotType::Provisioning, Some(seed)) => Key::Seed(seed),
+                (SlotType::None, _) => UnlockKey::Stored,
+                (SlotType::Provisioning, Some(seed)) => UnlockKey::Seed(seed),
                 (SlotType::Passphrase, _) => match typed.iter().find(|(id, _)| *id == slot.id()) {
                     Some((_, passphrase)) => passphrase_key(passphrase),
                     None => continue,
@@ -129,15 +131,15 @@ impl Cli<'_> {
             };
             keys.push((slot.id(), key));
         }
-        let slow = Slow::new("wrapping the new key");
+        let slow = ProgressMessage::new("wrapping the new key");
         let consent = consent(args.i_have_the_mnemonic);
         let next = opened.alkv.rekey(&mut keys, &args.lose, consent)?;
         drop(slow);
         drop(keys);
         opened.alkv = next;
-        opened.save(Event::Rekeyed)?;
+        opened.save(AuditEvent::Rekeyed)?;
         for lost in slots.iter().filter(|slot| args.lose.contains(&slot.id())) {
-            opened.record(Event::SlotRemoved(name_of(lost)));
+            opened.record(AuditEvent::SlotRemoved(name_of(lost)));
         }
         let generation = opened.alkv.alkv().generation();
         opened.finish()?;
@@ -150,15 +152,15 @@ impl Cli<'_> {
         &mut self,
         kind: SlotArg,
         out: Option<&Path>,
-        open: &OpenArgs,
+        open: &VaultOpenArgs,
         cost: CostArgs,
-    ) -> Result<(), CliError> {
+    ) -> Result<(), VaultCliError> {
         if out.is_some() && kind != SlotArg::Provisioning {
-            return Err(CliError::Usage(
+            return Err(VaultCliError::Usage(
                 "--out is for provisioning slots".to_owned(),
             ));
         }
-        let mut opened = Opened::open(open, self.ask)?;
+        let mut opened = OpenVaultDir::open(open, self.ask)?;
         let own = opened.place.path("seed.key");
         let out = out.unwrap_or(&own);
         if kind == SlotArg::Provisioning && out.exists() {
@@ -166,7 +168,7 @@ impl Cli<'_> {
                 "{} is there already; name another with --out",
                 out.display()
             );
-            return Err(CliError::Denied(text));
+            return Err(VaultCliError::Denied(text));
         }
         let (typed, cost) = match kind {
             SlotArg::Passphrase => {
@@ -176,7 +178,7 @@ impl Cli<'_> {
             _ => (None, alknet_vault::slots::Argon2Params::DEFAULT),
         };
         let seed = OnceCell::new();
-        let slow = Slow::new("making the slot");
+        let slow = ProgressMessage::new("making the slot");
         let vault = opened.alkv.alkv().uuid();
         let slot = new_slot(kind, typed.as_ref(), &seed, vault, cost)?;
         let id = opened.alkv.add(slot)?;
@@ -185,23 +187,28 @@ impl Cli<'_> {
             write_file(out, seed.to_text().expose().as_bytes(), 0o600)?;
         }
         let added = find(opened.alkv.alkv(), id)?;
-        opened.save(Event::SlotAdded(name_of(&added)))?;
+        opened.save(AuditEvent::SlotAdded(name_of(&added)))?;
         opened.finish()?;
         let value = json!({ "slot": id.number(), "type": added.kind().name() });
         self.print(&value, &format!("slot {id}, {}", added.kind().name()))
     }
 
-    fn slot_list(&mut self, place: &DirArgs) -> Result<(), CliError> {
-        let found = Place::look(&place.dir).load()?;
+    fn slot_list(&mut self, place: &DirArgs) -> Result<(), VaultCliError> {
+        let found = VaultDir::look(&place.dir).load()?;
         let value = json!({ "slots": slots_value(&found.newest) });
         self.print(&value, &slots_text(&found.newest))
     }
 
-    fn slot_rm(&mut self, id: SlotId, consent: Consent, open: &OpenArgs) -> Result<(), CliError> {
-        let mut opened = Opened::open(open, self.ask)?;
+    fn slot_rm(
+        &mut self,
+        id: SlotId,
+        consent: Consent,
+        open: &VaultOpenArgs,
+    ) -> Result<(), VaultCliError> {
+        let mut opened = OpenVaultDir::open(open, self.ask)?;
         let removed = find(opened.alkv.alkv(), id)?;
         opened.alkv.remove(id, consent)?;
-        opened.save(Event::SlotRemoved(name_of(&removed)))?;
+        opened.save(AuditEvent::SlotRemoved(name_of(&removed)))?;
         opened.finish()?;
         self.print(
             &json!({ "removed": id.number() }),
@@ -209,14 +216,14 @@ impl Cli<'_> {
         )
     }
 
-    fn slot_test(&mut self, id: Option<SlotId>, open: &OpenArgs) -> Result<(), CliError> {
+    fn slot_test(&mut self, id: Option<SlotId>, open: &VaultOpenArgs) -> Result<(), VaultCliError> {
         if open.passphrase_stdin {
             self.ask.use_stdin();
         }
-        let place = Place::existing(&open.place.dir)?;
+        let place = VaultDir::existing(&open.place.dir)?;
         let found = place.load()?;
         let seed = place.seed_key(open.seed_key.as_deref())?;
-        let asked = |slot: &&Slot| id.is_none_or(|id| slot.id() == id);
+        let asked = |slot: &&KeySlot| id.is_none_or(|id| slot.id() == id);
         let slots: Vec<_> = found.newest.slots().iter().filter(asked).collect();
         if let (Some(id), true) = (id, slots.is_empty()) {
             return Err(SlotError::NoSuchSlot(id).into());
@@ -225,8 +232,8 @@ impl Cli<'_> {
         for slot in slots {
             let passphrase;
             let mut key = match (slot.kind(), &seed) {
-                (SlotType::None, _) => Key::Stored,
-                (SlotType::Provisioning, Some(seed)) => Key::Seed(seed),
+                (SlotType::None, _) => UnlockKey::Stored,
+                (SlotType::Provisioning, Some(seed)) => UnlockKey::Seed(seed),
                 (SlotType::Passphrase, _) => {
                     let what = format!("passphrase of slot {}", slot.id());
                     passphrase = self.ask.secret(&what)?;
@@ -236,10 +243,10 @@ impl Cli<'_> {
                 _ if id.is_none() => continue,
                 (kind, _) => {
                     let text = format!("nothing here opens a slot of type {}", kind.name());
-                    return Err(CliError::Locked(text));
+                    return Err(VaultCliError::Locked(text));
                 }
             };
-            let slow = Slow::new("opening the slot");
+            let slow = ProgressMessage::new("opening the slot");
             found.newest.open(slot.id(), &mut key)?;
             drop(slow);
             tested.push(slot);
@@ -260,25 +267,25 @@ fn consent(given: bool) -> Consent {
     }
 }
 
-fn passphrase_key(passphrase: &SecretStr) -> Key<'_> {
-    Key::Passphrase {
+fn passphrase_key(passphrase: &SecretStr) -> UnlockKey<'_> {
+    UnlockKey::Passphrase {
         passphrase,
         cap_kib: cap_kib(),
     }
 }
 
-fn find(alkv: &Alkv, id: SlotId) -> Result<Slot, VaultError> {
+fn find(alkv: &Alkv, id: SlotId) -> Result<KeySlot, VaultError> {
     let slot = alkv.slots().iter().find(|slot| slot.id() == id);
     Ok(slot.cloned().ok_or(SlotError::NoSuchSlot(id))?)
 }
 
-fn in_use(records: &Credentials) -> Result<(u32, usize), CliError> {
+fn in_use(records: &VaultCredentials) -> Result<(u32, usize), VaultCliError> {
     let version = records.versions()?.current.number();
     Ok((version, records.list()?.len()))
 }
 
 fn slots_value(alkv: &Alkv) -> Value {
-    let slot = |slot: &Slot| {
+    let slot = |slot: &KeySlot| {
         let mut value = json!({
             "id": slot.id().number(),
             "type": slot.kind().name(),
@@ -294,7 +301,7 @@ fn slots_value(alkv: &Alkv) -> Value {
 }
 
 fn slots_text(alkv: &Alkv) -> String {
-    let line = |slot: &Slot| {
+    let line = |slot: &KeySlot| {
         let more = match slot.params() {
             SlotParams::Passphrase { argon2, .. } => {
                 format!(" ({} MiB, {} passes)", argon2.kib() >> 10, argon2.passes())

@@ -7,13 +7,13 @@ use clap::Subcommand;
 
 use crate::args::{
     AuditVerifyArgs, CostArgs, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs, LogArgs,
-    MigrateArgs, OpenArgs, PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs,
-    RotateArgs, SealArgs, SlotArg, StatusArgs, slot_id,
+    MigrateArgs, PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs, SealArgs,
+    SlotArg, VaultOpenArgs, VaultRotateArgs, VaultStatusArgs, slot_id,
 };
 
 /// The verbs below `alknet vault` that need no connection.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum OfflineVaultVerb {
     /// Show or check the log of what happened to the vault.
     #[command(subcommand)]
     Audit(AuditVerb),
@@ -27,7 +27,7 @@ alknet vault export-key ssh-host --dir vault | openssl pkey -pubout")]
     ExportKey(ExportKeyArgs),
     /// Print the recovery words, after asking for the passphrase.
     #[command(after_help = "Example:\n  alknet vault export-phrase --dir vault")]
-    ExportPhrase(OpenArgs),
+    ExportPhrase(VaultOpenArgs),
     /// Make a vault of words that exist.
     #[command(after_help = "Example:\n  \
 alknet vault import --dir again --slot none --mnemonic-stdin <words.txt")]
@@ -67,7 +67,7 @@ alknet vault recovery-key --mnemonic-stdin <words.txt | cryptsetup open --key-fi
     Remove(RemoveArgs),
     /// Seal all records under a newer version of their key, and accept no older one.
     #[command(after_help = "Example:\n  alknet vault rotate --to 3 --dir vault")]
-    Rotate(RotateArgs),
+    Rotate(VaultRotateArgs),
     /// Seal what is read from standard input under a label.
     #[command(
         after_help = "Examples:\n  alknet vault seal cred:openai --dir vault <key.txt\n  \
@@ -83,7 +83,7 @@ alknet vault seal cred:openai --print --dir vault <key.txt >>node.toml"
     /// Say how a vault is without opening it.
     #[command(after_help = "Examples:\n  alknet vault status --dir vault\n  \
 alknet vault status ed25519:…@192.0.2.7:443")]
-    Status(StatusArgs),
+    Status(VaultStatusArgs),
     /// Check a statement that one identity follows another.
     #[command(after_help = "Example:\n  alknet vault successor next/successor.json")]
     Successor {
@@ -131,7 +131,7 @@ alknet vault slot add provisioning --dir vault --out seed.key"
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
         #[command(flatten)]
-        open: OpenArgs,
+        open: VaultOpenArgs,
         #[command(flatten)]
         cost: CostArgs,
     },
@@ -144,11 +144,11 @@ alknet vault slot add provisioning --dir vault --out seed.key"
         /// Its number.
         #[arg(value_parser = slot_id)]
         id: SlotId,
-        /// Remove it even if it is the last that somebody can type into.
+        /// Remove it even if it is the last slot that opens by typing.
         #[arg(long)]
         i_have_the_mnemonic: bool,
         #[command(flatten)]
-        open: OpenArgs,
+        open: VaultOpenArgs,
     },
     /// Open a key slot, and forget what was in it.
     #[command(after_help = "Example:\n  alknet vault slot test 0 --dir vault")]
@@ -157,6 +157,6 @@ alknet vault slot add provisioning --dir vault --out seed.key"
         #[arg(value_parser = slot_id)]
         id: Option<SlotId>,
         #[command(flatten)]
-        open: OpenArgs,
+        open: VaultOpenArgs,
     },
 }

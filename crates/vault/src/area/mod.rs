@@ -19,7 +19,7 @@
 //! Words of 64 bits in the order of the machine; every access is an atomic one, so that nothing that
 //! the other process does at the same time is undefined here.
 //!
-//! Nobody waits for the other process, which may have died in any step: writers take the state by one
+//! Neither process waits for the other, which may have died in any step: writers take the state by one
 //! exchange, and a reader believes a seed only if the state did not change meanwhile and the hash fits.
 //! Both processes therefore see a whole seed or none. Two that unlock and lock within the same
 //! microsecond may end with none, never with half of one.
@@ -38,12 +38,12 @@ use std::sync::atomic::Ordering;
 use thiserror::Error;
 
 use crate::bip39::Seed;
-use crate::derive::{Index, KeyVersion};
+use crate::derive::{KeyVersion, PathIndex};
 use crate::vault::KeyVersions;
-use sys::{Mapping, Origin};
-use words::{LAYOUT, MAGIC, Words};
+use sys::{AreaMapping, MemoryOrigin};
+use words::{AreaWords, LAYOUT, MAGIC};
 
-pub(crate) use words::Open;
+pub(crate) use words::UnlockedSeed;
 
 /// Bytes of an area that is shared.
 pub const AREA_BYTES: u64 = 4096;
@@ -54,10 +54,10 @@ pub const AREA_BYTES: u64 = 4096;
 pub enum AreaKind {
     /// Of this process alone, on its heap.
     Private,
-    /// A memfd of fixed size, locked in memory, not in core dumps. Whoever may trace one of the
-    /// processes reads it.
+    /// A memfd of fixed size, locked in memory, not in core dumps. A process that may trace one of the
+    /// two reads it.
     Sealed,
-    /// `memfd_secret`: nobody reads it but through the mapping.
+    /// `memfd_secret`: a process reads it through the mapping only.
     Secret,
 }
 
@@ -113,20 +113,20 @@ impl AreaError {
 /// Memory for the seed of a vault. A private one is wiped when it is dropped; one that is shared only
 /// goes with the last process that has it.
 #[derive(Debug)]
-pub struct Area {
-    memory: Memory,
+pub struct SeedArea {
+    memory: AreaMemory,
     kind: AreaKind,
 }
 
 #[derive(Debug)]
-enum Memory {
-    Private(Box<Words>),
-    Shared(Mapping, OwnedFd),
+enum AreaMemory {
+    Private(Box<AreaWords>),
+    Shared(AreaMapping, OwnedFd),
 }
 
-impl Area {
+impl SeedArea {
     /// The best that this kernel has for two processes, with nothing in it. The descriptor does not
-    /// survive an exec by itself: whoever starts the other process places it.
+    /// survive an exec by itself: the caller that starts the other process passes it on.
     pub fn create() -> Result<Self, AreaError> {
         match Self::create_as(AreaKind::Secret) {
             // Not built in, switched off, or no memory may be locked that way.
@@ -154,13 +154,13 @@ impl Area {
     pub fn from_fd(fd: OwnedFd) -> Result<Self, AreaError> {
         let look = sys::look_at(fd.as_fd()).map_err(AreaError::io("looking at the descriptor"))?;
         let kind = match look.origin {
-            Origin::Other => return Err(AreaError::NotAnArea("it is no memory of its own")),
-            // Somebody could cut it off under a mapping, which ends the process.
-            Origin::Memory { fixed: false } => {
+            MemoryOrigin::Other => return Err(AreaError::NotAnArea("it is no memory of its own")),
+            // Another process could cut it off under a mapping, which ends the process.
+            MemoryOrigin::Memory { fixed: false } => {
                 return Err(AreaError::NotAnArea("its size is not fixed"));
             }
-            Origin::Memory { fixed: true } => AreaKind::Sealed,
-            Origin::Secret => AreaKind::Secret,
+            MemoryOrigin::Memory { fixed: true } => AreaKind::Sealed,
+            MemoryOrigin::Secret => AreaKind::Secret,
         };
         if look.bytes != AREA_BYTES {
             return Err(AreaError::NotAnArea("it has another size"));
@@ -179,20 +179,20 @@ impl Area {
             return Err(AreaError::NotAnArea("it says to be of another kind"));
         }
         if words.device().is_none() {
-            return Err(AreaError::NotAnArea("its device is none"));
+            return Err(AreaError::NotAnArea("its device number is invalid"));
         }
         if words.versions().is_none() {
-            return Err(AreaError::NotAnArea("its key versions are none"));
+            return Err(AreaError::NotAnArea("its key versions are invalid"));
         }
         Ok(area)
     }
 
-    /// For a vault that nobody shares.
+    /// For a vault that is not shared with another process.
     pub(crate) fn private() -> Self {
-        let words = Box::<Words>::default();
+        let words = Box::<AreaWords>::default();
         words.initialize(AreaKind::Private.word());
         Self {
-            memory: Memory::Private(words),
+            memory: AreaMemory::Private(words),
             kind: AreaKind::Private,
         }
     }
@@ -207,19 +207,20 @@ impl Area {
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.memory {
-            Memory::Private(_) => None,
-            Memory::Shared(_, fd) => Some(fd.as_fd()),
+            AreaMemory::Private(_) => None,
+            AreaMemory::Shared(_, fd) => Some(fd.as_fd()),
         }
     }
 
-    /// Which of the nodes of its words it is for: 0 unless somebody said otherwise.
+    /// Which of the nodes of its words it is for: 0 until [`set_device`](Self::set_device) says
+    /// otherwise.
     #[must_use]
-    pub fn device(&self) -> Index {
+    pub fn device(&self) -> PathIndex {
         self.words().device().unwrap_or_default()
     }
 
     /// Says which of the nodes of its words it is for, before a vault is made over it.
-    pub fn set_device(&self, device: Index) -> Result<(), AreaError> {
+    pub fn set_device(&self, device: PathIndex) -> Result<(), AreaError> {
         if self.words().is_open() {
             return Err(AreaError::Open);
         }
@@ -239,17 +240,17 @@ impl Area {
     }
 
     /// Puts the seed in; answers the new epoch, or nothing where there is one already.
-    pub(crate) fn unlock(&self, device: Index, seed: &Seed) -> Option<u64> {
+    pub(crate) fn unlock(&self, device: PathIndex, seed: &Seed) -> Option<u64> {
         self.words().unlock(device, seed)
     }
 
-    /// Wipes the seed for both processes and waits for nobody.
+    /// Wipes the seed for both processes, without waiting for the other.
     pub(crate) fn lock(&self) -> bool {
         self.words().lock()
     }
 
     /// The seed, if there is a whole one of that device.
-    pub(crate) fn read(&self, device: Index) -> Option<Open> {
+    pub(crate) fn read(&self, device: PathIndex) -> Option<UnlockedSeed> {
         self.words().read(device)
     }
 
@@ -266,34 +267,34 @@ impl Area {
 
     fn mapped(fd: OwnedFd, kind: AreaKind) -> Result<Self, AreaError> {
         let locked = kind == AreaKind::Sealed;
-        let mapping = Mapping::new(fd.as_fd(), AREA_BYTES, locked);
+        let mapping = AreaMapping::new(fd.as_fd(), AREA_BYTES, locked);
         let mapping = mapping.map_err(AreaError::io("mapping the area"))?;
         Ok(Self {
-            memory: Memory::Shared(mapping, fd),
+            memory: AreaMemory::Shared(mapping, fd),
             kind,
         })
     }
 
-    fn words(&self) -> &Words {
+    fn words(&self) -> &AreaWords {
         match &self.memory {
-            Memory::Private(words) => words,
-            Memory::Shared(mapping, _) => mapping.words(),
+            AreaMemory::Private(words) => words,
+            AreaMemory::Shared(mapping, _) => mapping.words(),
         }
     }
 }
 
-impl Drop for Area {
+impl Drop for SeedArea {
     fn drop(&mut self) {
-        if let Memory::Private(words) = &self.memory {
+        if let AreaMemory::Private(words) = &self.memory {
             words.wipe();
         }
     }
 }
 
-impl Words {
-    fn device(&self) -> Option<Index> {
+impl AreaWords {
+    fn device(&self) -> Option<PathIndex> {
         let word = self.device.load(Ordering::Acquire);
-        u32::try_from(word).ok().and_then(Index::new)
+        u32::try_from(word).ok().and_then(PathIndex::new)
     }
 
     fn versions(&self) -> Option<KeyVersions> {

@@ -7,28 +7,28 @@ use std::thread;
 use alknet_test_support::{skip, skipped};
 
 use super::*;
-use crate::{Entropy, KeyVersions, Noticed, Purpose, SecretStr, Vault, VaultState};
+use crate::{Entropy, KeyPurpose, KeyVersions, SecretStr, StateChange, Vault, VaultState};
 
 /// One of every kind that this kernel has.
-fn shared() -> Vec<Area> {
-    let mut areas = vec![Area::create_as(AreaKind::Sealed).expect("made")];
-    match Area::create_as(AreaKind::Secret) {
+fn shared() -> Vec<SeedArea> {
+    let mut areas = vec![SeedArea::create_as(AreaKind::Sealed).expect("made")];
+    match SeedArea::create_as(AreaKind::Secret) {
         Ok(area) => areas.push(area),
         Err(error) => skipped("memfd_secret", format_args!("only the other kind: {error}")),
     }
     areas
 }
 
-fn again(area: &Area) -> Result<Area, AreaError> {
+fn again(area: &SeedArea) -> Result<SeedArea, AreaError> {
     let fd = area.fd().expect("it is shared");
-    Area::from_fd(fd.try_clone_to_owned().expect("a descriptor"))
+    SeedArea::from_fd(fd.try_clone_to_owned().expect("a descriptor"))
 }
 
 fn seed(byte: u8) -> Seed {
     Seed::copy_of(&[byte; 64])
 }
 
-const ZERO: Index = Index::new(0).expect("small");
+const ZERO: PathIndex = PathIndex::new(0).expect("small");
 
 #[test]
 fn what_one_mapping_does_the_other_sees() {
@@ -49,7 +49,7 @@ fn what_one_mapping_does_the_other_sees() {
 
 #[test]
 fn a_locked_area_holds_nothing_of_the_seed() {
-    let area = Area::create_as(AreaKind::Sealed).expect("made");
+    let area = SeedArea::create_as(AreaKind::Sealed).expect("made");
     let file = File::from(area.fd().expect("shared").try_clone_to_owned().expect("fd"));
     let bytes = || {
         let mut bytes = vec![0; AREA_BYTES as usize];
@@ -64,16 +64,16 @@ fn a_locked_area_holds_nothing_of_the_seed() {
 
 #[test]
 fn secret_memory_cannot_be_read_through_its_descriptor() {
-    let area = match Area::create_as(AreaKind::Secret) {
+    let area = match SeedArea::create_as(AreaKind::Secret) {
         Ok(area) => area,
         Err(error) => {
             // Then the other kind is what is made.
-            let area = Area::create().expect("made");
+            let area = SeedArea::create().expect("made");
             assert_eq!(area.kind(), AreaKind::Sealed);
             skip!("memfd_secret", "{error}");
         }
     };
-    assert_eq!(Area::create().expect("made").kind(), AreaKind::Secret);
+    assert_eq!(SeedArea::create().expect("made").kind(), AreaKind::Secret);
     area.unlock(ZERO, &seed(1));
     let fd = area.fd().expect("shared").try_clone_to_owned();
     let mut file = File::from(fd.expect("a descriptor"));
@@ -83,7 +83,7 @@ fn secret_memory_cannot_be_read_through_its_descriptor() {
 }
 
 /// What the kernel says of the mapping of an area.
-fn flags_of(area: &Area) -> String {
+fn flags_of(area: &SeedArea) -> String {
     let maps = std::fs::read_to_string("/proc/self/smaps").expect("the kernel has them");
     let begin = format!("{:x}-", std::ptr::from_ref(area.words()).addr());
     let own = maps.lines().skip_while(|line| !line.starts_with(&begin));
@@ -108,7 +108,7 @@ fn no_area_is_in_a_core_dump_or_in_a_copy_of_the_process() {
 
 #[test]
 fn the_size_of_a_memfd_stays() {
-    let area = Area::create_as(AreaKind::Sealed).expect("made");
+    let area = SeedArea::create_as(AreaKind::Sealed).expect("made");
     let fd = area.fd().expect("shared").try_clone_to_owned();
     let file = File::from(fd.expect("a descriptor"));
     assert!(file.set_len(0).is_err() && file.set_len(2 * AREA_BYTES).is_err());
@@ -120,14 +120,14 @@ fn other_descriptors_are_no_areas() {
     let (read, _write) = pipe().expect("a pipe");
     let null: OwnedFd = File::open("/dev/null").expect("a device").into();
     for fd in [file, read.into(), null] {
-        let error = Area::from_fd(fd).expect_err("no area");
+        let error = SeedArea::from_fd(fd).expect_err("no area");
         assert!(matches!(error, AreaError::NotAnArea(_)), "{error}");
     }
     let large = sys::sealed_memfd(2 * AREA_BYTES).expect("made");
-    let error = Area::from_fd(large).expect_err("too large");
+    let error = SeedArea::from_fd(large).expect_err("too large");
     assert!(matches!(error, AreaError::NotAnArea(_)), "{error}");
     let empty = sys::sealed_memfd(AREA_BYTES).expect("made");
-    let error = Area::from_fd(empty).expect_err("zeroes");
+    let error = SeedArea::from_fd(empty).expect_err("zeroes");
     assert!(matches!(error, AreaError::NotAnArea(_)), "{error}");
 }
 
@@ -156,7 +156,7 @@ fn every_changed_word_is_refused_or_reads_as_nothing() {
             assert!(area.read(ZERO).is_none());
             word.fetch_xor(1 << 40, Ordering::AcqRel);
         }
-        // Any state is locked or as it was, and nobody waits for ever.
+        // Any state is locked or as it was, and no call waits for ever.
         for state in [1, 3, u64::MAX, u64::MAX - 1, u64::MAX - 2] {
             words.state.store(state, Ordering::Release);
             assert!(state & 3 != 2 || area.read(ZERO).is_some());
@@ -169,7 +169,7 @@ fn every_changed_word_is_refused_or_reads_as_nothing() {
 
 #[test]
 fn a_process_that_died_while_it_wrote_is_followed() {
-    let area = Area::create().expect("made");
+    let area = SeedArea::create().expect("made");
     let words = area.words();
     words.state.store(5 << 2 | 1, Ordering::Release);
     words.seed[3].store(9, Ordering::Release);
@@ -187,8 +187,8 @@ fn a_process_that_died_while_it_wrote_is_followed() {
 
 #[test]
 fn a_seed_is_of_its_device() {
-    let area = Area::create().expect("made");
-    let third = Index::new(3).expect("small");
+    let area = SeedArea::create().expect("made");
+    let third = PathIndex::new(3).expect("small");
     area.set_device(third).expect("locked");
     assert_eq!(area.device(), third);
     let vault = Vault::over(area, None);
@@ -204,9 +204,9 @@ fn a_seed_is_of_its_device() {
 
 #[test]
 fn readers_see_a_whole_seed_or_none_while_others_lock_and_unlock() {
-    let area = Area::create().expect("made");
+    let area = SeedArea::create().expect("made");
     let done = AtomicBool::new(false);
-    let writer = |own: Area, byte: u8| {
+    let writer = |own: SeedArea, byte: u8| {
         for _ in 0..2000 {
             own.unlock(ZERO, &seed(byte));
             own.lock();
@@ -244,18 +244,18 @@ fn readers_see_a_whole_seed_or_none_while_others_lock_and_unlock() {
 
 #[test]
 fn two_vaults_over_one_area_are_one() {
-    let area = Area::create().expect("made");
+    let area = SeedArea::create().expect("made");
     let node = Vault::over(again(&area).expect("an area"), None);
     let init = Vault::over(area, None);
     assert_eq!(node.notice(), None);
     let words = Entropy::from_bytes(&[1; 16]).expect("16 bytes");
     let epoch = init.unlock(&words, &SecretStr::empty()).expect("unlocked");
     let state = VaultState::Unlocked { epoch };
-    let noticed = |state, revoked| Some(Noticed { state, revoked });
+    let noticed = |state, revoked| Some(StateChange { state, revoked });
     assert_eq!(node.notice(), noticed(state, false));
     assert_eq!((node.notice(), init.notice()), (None, None));
-    let key = node.signer(Purpose::NodeIdentity).expect("open");
-    let own = init.signer(Purpose::NodeIdentity).expect("open");
+    let key = node.signer(KeyPurpose::NodeIdentity).expect("open");
+    let own = init.signer(KeyPurpose::NodeIdentity).expect("open");
     assert_eq!(key.public(), own.public());
     let version = KeyVersion::new(5).expect("a version");
     let versions = KeyVersions {
@@ -270,7 +270,7 @@ fn two_vaults_over_one_area_are_one() {
     assert_eq!(init.state(), VaultState::Locked);
     assert_eq!(init.notice(), noticed(VaultState::Locked, false));
     assert!(key.sign(b"x").is_ok() && own.sign(b"x").is_ok());
-    assert!(init.signer(Purpose::SshHost).is_err());
+    assert!(init.signer(KeyPurpose::SshHost).is_err());
 
     // A hard lock of one takes the keys of the other at once.
     init.lock_hard();
@@ -279,7 +279,7 @@ fn two_vaults_over_one_area_are_one() {
     init.unlock(&words, &SecretStr::empty()).expect("unlocked");
     assert!(key.sign(b"x").is_err());
     assert!(
-        node.signer(Purpose::NodeIdentity)
+        node.signer(KeyPurpose::NodeIdentity)
             .expect("open")
             .sign(b"x")
             .is_ok()

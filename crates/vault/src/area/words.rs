@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::bip39::Seed;
 use crate::crypto;
-use crate::derive::{Index, KeyVersion};
+use crate::derive::{KeyVersion, PathIndex};
 
 pub(super) const MAGIC: u64 = u64::from_ne_bytes(*b"ALKSEED1");
 pub(super) const LAYOUT: u64 = 1;
@@ -25,7 +25,7 @@ const LOOKS: usize = 1000;
 /// All of it, at the place that the layout gives each.
 #[repr(C)]
 #[derive(Default)]
-pub(super) struct Words {
+pub(super) struct AreaWords {
     pub(super) magic: AtomicU64,
     pub(super) layout: AtomicU64,
     pub(super) device: AtomicU64,
@@ -39,19 +39,19 @@ pub(super) struct Words {
 }
 
 /// Nothing of what lies there is shown.
-impl fmt::Debug for Words {
+impl fmt::Debug for AreaWords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Words(..)")
+        f.write_str("AreaWords(..)")
     }
 }
 
 /// A whole seed, and of which unlocking.
-pub(crate) struct Open {
+pub(crate) struct UnlockedSeed {
     pub(crate) seed: Seed,
     pub(crate) epoch: u64,
 }
 
-impl Words {
+impl AreaWords {
     /// Makes zeroes an area with nothing in it.
     pub(super) fn initialize(&self, kind: u64) {
         let version = u64::from(KeyVersion::FIRST.number());
@@ -62,16 +62,17 @@ impl Words {
         self.magic.store(MAGIC, Ordering::Release);
     }
 
-    /// Whether it says that there is a seed; only [`Words::read`] knows.
+    /// Whether it says that there is a seed; only [`AreaWords::read`] knows.
     pub(super) fn is_open(&self) -> bool {
         self.state.load(Ordering::Acquire) & PHASE != LOCKED
     }
 
-    pub(super) fn unlock(&self, device: Index, seed: &Seed) -> Option<u64> {
+    pub(super) fn unlock(&self, device: PathIndex, seed: &Seed) -> Option<u64> {
         let mine = (0..LOOKS).find_map(|_| {
             let state = self.state.load(Ordering::Acquire);
             let mine = (state >> 2).wrapping_add(1) << 2 | WRITING;
-            // A phase without a whole seed was left by a process that died: it is begun anew.
+            // A phase without a whole seed was left by a process that died: this call begins it
+            // again.
             match self.read(device) {
                 Some(_) => Some(None),
                 None => self.exchange(state, mine).is_ok().then_some(Some(mine)),
@@ -88,12 +89,13 @@ impl Words {
         }
         match self.exchange(mine, mine - WRITING + OPEN) {
             Ok(()) => Some(mine >> 2),
-            // Somebody locked meanwhile, and what was written after that has to go as well.
+            // The other process, or another thread, locked meanwhile: what was written after that has
+            // to go as well.
             Err(now) if now & PHASE == LOCKED => {
                 self.wipe();
                 Some(mine >> 2)
             }
-            // Somebody else unlocked.
+            // The other process, or another thread, unlocked.
             Err(_) => None,
         }
     }
@@ -105,7 +107,7 @@ impl Words {
         before & PHASE != LOCKED
     }
 
-    pub(super) fn read(&self, device: Index) -> Option<Open> {
+    pub(super) fn read(&self, device: PathIndex) -> Option<UnlockedSeed> {
         for _ in 0..LOOKS {
             let state = self.state.load(Ordering::Acquire);
             match state & PHASE {
@@ -129,7 +131,7 @@ impl Words {
                 continue;
             }
             let epoch = state >> 2;
-            return (check(device, &seed) == said).then_some(Open { seed, epoch });
+            return (check(device, &seed) == said).then_some(UnlockedSeed { seed, epoch });
         }
         None
     }
@@ -138,7 +140,7 @@ impl Words {
         for word in self.seed.iter().chain(&self.check) {
             word.store(0, Ordering::Relaxed);
         }
-        // The stores are done before anything that follows, also where nobody reads them any more.
+        // The stores are done before anything that follows, even if no code reads them any more.
         fence(Ordering::SeqCst);
         std::hint::black_box(self);
     }
@@ -151,7 +153,7 @@ impl Words {
 }
 
 /// Tells a whole seed of that device from anything else.
-fn check(device: Index, seed: &Seed) -> Zeroizing<[u8; 32]> {
+fn check(device: PathIndex, seed: &Seed) -> Zeroizing<[u8; 32]> {
     let mut bytes = Zeroizing::new([0; 4 + 64]);
     bytes[..4].copy_from_slice(&device.number().to_be_bytes());
     bytes[4..].copy_from_slice(seed.expose());

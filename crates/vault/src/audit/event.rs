@@ -5,9 +5,9 @@ use std::fmt;
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
-use crate::blob::Label;
-use crate::derive::{KeyVersion, Purpose};
-use crate::signer::Reason;
+use crate::blob::BlobLabel;
+use crate::derive::{KeyPurpose, KeyVersion};
+use crate::signer::ExportReason;
 use crate::slots::{SlotId, SlotType};
 
 /// A slot, as the log names it.
@@ -22,14 +22,14 @@ pub struct SlotName {
 /// What left the vault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Exported {
+pub enum ExportedSecret {
     /// The bytes of a key.
-    Key(Purpose),
+    Key(KeyPurpose),
     /// The recovery words.
     Phrase,
 }
 
-impl fmt::Display for Exported {
+impl fmt::Display for ExportedSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key(purpose) => purpose.fmt(f),
@@ -41,13 +41,13 @@ impl fmt::Display for Exported {
 /// Something that happened to the vault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Event {
+pub enum AuditEvent {
     /// New words were made.
     Created,
     /// A key was derived and handed out.
     Derived {
         /// Which.
-        purpose: Purpose,
+        purpose: KeyPurpose,
     },
     /// More happened while the log could not be written than was kept.
     Dropped {
@@ -57,9 +57,9 @@ pub enum Event {
     /// A secret left the vault.
     Exported {
         /// What.
-        what: Exported,
+        what: ExportedSecret,
         /// What for.
-        reason: Reason,
+        reason: ExportReason,
     },
     /// Words were typed in or provisioned.
     Imported,
@@ -81,23 +81,23 @@ pub enum Event {
     /// A sealed record was opened.
     Opened {
         /// Which.
-        label: Label,
+        label: BlobLabel,
     },
     /// The vault has a new master key; old copies of its file open nothing new.
     Rekeyed,
     /// Everything was erased.
     Reset,
-    /// A record was sealed anew.
+    /// A record was sealed again, under another key version.
     Rotated {
         /// Which.
-        label: Label,
+        label: BlobLabel,
         /// Under which key.
         to: KeyVersion,
     },
     /// A record was sealed.
     Sealed {
         /// Which.
-        label: Label,
+        label: BlobLabel,
     },
     /// A slot was added.
     SlotAdded(SlotName),
@@ -109,7 +109,7 @@ pub enum Event {
     Unlocked(SlotName),
 }
 
-impl Event {
+impl AuditEvent {
     /// Its name in the log.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -157,9 +157,9 @@ impl Event {
     }
 }
 
-impl Event {
-    /// The event of that name with that detail; `None` where [`Event::detail`] writes no such thing.
-    pub(crate) fn of(name: &str, detail: &Value) -> Option<Self> {
+impl AuditEvent {
+    /// The event of that name with that detail; `None` where [`AuditEvent::detail`] writes no such thing.
+    pub(crate) fn from_parts(name: &str, detail: &Value) -> Option<Self> {
         let text = |field: &str| detail[field].as_str();
         let number = |field: &str| detail[field].as_u64();
         let label = || text("label")?.parse().ok();
@@ -178,8 +178,8 @@ impl Event {
             },
             "exported" => Self::Exported {
                 what: match text("what")? {
-                    "phrase" => Exported::Phrase,
-                    purpose => Exported::Key(purpose.parse().ok()?),
+                    "phrase" => ExportedSecret::Phrase,
+                    purpose => ExportedSecret::Key(purpose.parse().ok()?),
                 },
                 reason: text("reason")?.parse().ok()?,
             },
@@ -216,7 +216,7 @@ impl Event {
     }
 }
 
-impl fmt::Display for Event {
+impl fmt::Display for AuditEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name(), self.detail())
     }

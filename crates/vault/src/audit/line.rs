@@ -6,7 +6,7 @@ use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
-use crate::audit::{AuditError, Break, Event};
+use crate::audit::{AuditError, AuditEvent, ChainBreak};
 use crate::crypto;
 use crate::derive::MacPurpose;
 use crate::json;
@@ -37,19 +37,19 @@ impl FromStr for BootId {
 
 /// An event with its time, not yet a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct AuditRecord {
     /// Milliseconds since 1970, by the clock of the node.
     pub t_ms: u64,
     /// In which boot.
     pub boot: BootId,
     /// What happened.
-    pub event: Event,
+    pub event: AuditEvent,
 }
 
-impl Record {
+impl AuditRecord {
     /// An event at a time of a boot.
     #[must_use]
-    pub fn new(t_ms: u64, boot: BootId, event: Event) -> Self {
+    pub fn new(t_ms: u64, boot: BootId, event: AuditEvent) -> Self {
         Self { t_ms, boot, event }
     }
 
@@ -69,7 +69,7 @@ impl Record {
         Ok(text)
     }
 
-    /// Reads what another process handed over: exactly what [`Record::to_json`] writes.
+    /// Reads what another process handed over: exactly what [`AuditRecord::to_json`] writes.
     pub fn from_json(text: &[u8]) -> Result<Self, AuditError> {
         if text.len() > MAX_AUDIT_RECORD_BYTES {
             return Err(AuditError::TooLong);
@@ -78,7 +78,7 @@ impl Record {
         let fields = value.as_object().map_or(0, serde_json::Map::len);
         let read = || {
             let name = value["ev"].as_str()?;
-            let event = Event::of(name, &value["detail"])?;
+            let event = AuditEvent::from_parts(name, &value["detail"])?;
             Some((value["t"].as_u64()?, value["boot"].as_str()?, event))
         };
         let (t_ms, boot, event) = read()
@@ -116,7 +116,7 @@ impl Record {
 }
 
 /// Where a line stands in the chain.
-pub(super) struct Place {
+pub(super) struct ChainPosition {
     pub(super) seq: u64,
     pub(super) prev: [u8; 32],
     pub(super) hash: [u8; 32],
@@ -125,18 +125,18 @@ pub(super) struct Place {
     covered: String,
 }
 
-impl Place {
+impl ChainPosition {
     /// Reads a line without its end.
-    pub(super) fn of(line: &[u8]) -> Result<Self, Break> {
-        let mut value = json::parse_canonical(line).ok_or(Break::Form)?;
-        let fields = value.as_object_mut().ok_or(Break::Form)?;
-        let mac = fields.remove("mac").ok_or(Break::Form)?;
+    pub(super) fn parse(line: &[u8]) -> Result<Self, ChainBreak> {
+        let mut value = json::parse_canonical(line).ok_or(ChainBreak::Form)?;
+        let fields = value.as_object_mut().ok_or(ChainBreak::Form)?;
+        let mac = fields.remove("mac").ok_or(ChainBreak::Form)?;
         Ok(Self {
-            seq: value["seq"].as_u64().ok_or(Break::Form)?,
+            seq: value["seq"].as_u64().ok_or(ChainBreak::Form)?,
             prev: hash_of(&value["prev"])?,
             hash: crypto::sha256(line),
             mac: hash_of(&mac)?,
-            covered: json::canonical(&value).ok_or(Break::Form)?,
+            covered: json::canonical(&value).ok_or(ChainBreak::Form)?,
         })
     }
 
@@ -147,10 +147,10 @@ impl Place {
     }
 }
 
-fn hash_of(value: &Value) -> Result<[u8; 32], Break> {
-    let bytes = HEXLOWER.decode(value.as_str().ok_or(Break::Form)?.as_bytes());
+fn hash_of(value: &Value) -> Result<[u8; 32], ChainBreak> {
+    let bytes = HEXLOWER.decode(value.as_str().ok_or(ChainBreak::Form)?.as_bytes());
     bytes
         .ok()
         .and_then(|bytes| bytes.try_into().ok())
-        .ok_or(Break::Form)
+        .ok_or(ChainBreak::Form)
 }

@@ -5,8 +5,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::audit::line::{NOTHING, Place};
-use crate::audit::{AuditError, Break, Event, Record};
+use crate::audit::line::{ChainPosition, NOTHING};
+use crate::audit::{AuditError, AuditEvent, AuditRecord, ChainBreak};
 use crate::limits::{AUDIT_FILE_BYTES, AUDIT_FILES, MAX_AUDIT_LINE_BYTES, MAX_PENDING_EVENTS};
 use crate::vault::Vault;
 
@@ -14,14 +14,14 @@ use crate::vault::Vault;
 ///
 /// The oldest are kept, since those tell how a trouble began; how many were not is written down.
 #[derive(Debug, Default)]
-pub struct Pending {
-    records: Vec<Record>,
+pub struct UnwrittenEvents {
+    records: Vec<AuditRecord>,
     dropped: u64,
 }
 
-impl Pending {
+impl UnwrittenEvents {
     /// Keeps an event, or counts it.
-    pub fn push(&mut self, record: Record) {
+    pub fn push(&mut self, record: AuditRecord) {
         if self.records.len() < MAX_PENDING_EVENTS {
             self.records.push(record);
         } else {
@@ -45,10 +45,10 @@ impl Pending {
     pub fn flush(&mut self, log: &mut AuditLog, vault: &Vault) -> Result<(), AuditError> {
         let mut records = self.records.clone();
         if let Some(last) = records.last().filter(|_| self.dropped > 0) {
-            let event = Event::Dropped {
+            let event = AuditEvent::Dropped {
                 count: self.dropped,
             };
-            let record = Record {
+            let record = AuditRecord {
                 event,
                 ..last.clone()
             };
@@ -76,8 +76,9 @@ pub struct AuditLog {
 }
 
 impl AuditLog {
-    /// Goes on where the log in `dir` ends; begins one if there is none. Half a line at its end, which
-    /// a power cut leaves, is removed and mentioned. The chain is not verified, see [`super::verify`].
+    /// Goes on where the log in `dir` ends, or begins one in a folder without a log. Half a line at
+    /// its end, which a power cut leaves, is removed and mentioned. The chain is not verified, see
+    /// [`super::verify`].
     pub fn open(dir: &Path) -> Result<Self, AuditError> {
         Self::open_with(dir, AUDIT_FILE_BYTES)
     }
@@ -105,7 +106,7 @@ impl AuditLog {
             None => log.end_of_the_one_before()?,
         };
         if let Some(line) = last {
-            let place = Place::of(&line).map_err(|why| broken(&name, why))?;
+            let place = ChainPosition::parse(&line).map_err(|why| broken(&name, why))?;
             log.seq = place.seq;
             log.prev = place.hash;
         }
@@ -137,12 +138,12 @@ impl AuditLog {
 
     /// Writes lines and returns when they are on the disk. If the disk fails, the first of them may be
     /// on it.
-    pub fn append(&mut self, vault: &Vault, records: &[Record]) -> Result<(), AuditError> {
+    pub fn append(&mut self, vault: &Vault, records: &[AuditRecord]) -> Result<(), AuditError> {
         let Some(first) = records.first() else {
             return Ok(());
         };
-        let repaired = (self.repaired > 0).then(|| Record {
-            event: Event::LogRepaired {
+        let repaired = (self.repaired > 0).then(|| AuditRecord {
+            event: AuditEvent::LogRepaired {
                 bytes: self.repaired,
             },
             ..first.clone()
@@ -156,7 +157,7 @@ impl AuditLog {
             prev = crate::crypto::sha256(line.trim_end_matches('\n').as_bytes());
             lines.push((line, prev));
         }
-        let mut batch = Batch::default();
+        let mut batch = LineBatch::default();
         for (line, hash) in lines {
             let bytes = (batch.text.len() + line.len()) as u64;
             if self.bytes + bytes > self.file_bytes_max {
@@ -172,7 +173,7 @@ impl AuditLog {
         Ok(())
     }
 
-    fn write(&mut self, batch: Batch) -> Result<(), AuditError> {
+    fn write(&mut self, batch: LineBatch) -> Result<(), AuditError> {
         // Half a line would break the chain for everything after it.
         if self.torn {
             let cut = self.file.set_len(self.bytes);
@@ -219,7 +220,7 @@ impl AuditLog {
 
 /// Lines that go into one file by one write.
 #[derive(Default)]
-struct Batch {
+struct LineBatch {
     text: String,
     lines: u64,
     /// Of the last line.
@@ -241,7 +242,7 @@ pub(super) fn io(path: &Path, source: io::Error) -> AuditError {
     }
 }
 
-fn broken(path: &Path, why: Break) -> AuditError {
+fn broken(path: &Path, why: ChainBreak) -> AuditError {
     AuditError::Broken {
         file: path.display().to_string(),
         line: 0,

@@ -1,14 +1,14 @@
 //! The audit log: what the vault did, in lines that hang on each other.
 //!
-//! Each line is canonical JSON, `{"boot","detail","ev","mac","prev","seq","t"}`: `prev` is the SHA-256
-//! of the line before, `mac` an HMAC of the line without it under a key of the vault. Whoever changes,
-//! removes or inserts a line without the words breaks the chain there. What the log alone cannot show
-//! is that its newest lines were cut off; compare the last number with one written down elsewhere.
+//! Each line is canonical JSON, `{"boot","detail","ev","mac","prev","seq","t"}`: `prev` is the SHA-256 of
+//! the line before, `mac` an HMAC of the line without it under a key of the vault. An attacker who
+//! changes, removes or inserts a line without the words breaks the chain there. The log alone cannot show
+//! that its newest lines were cut off; compare the last number with one written down elsewhere.
 //!
 //! No value, no key and no length of a secret is in it.
 //!
 //! One process writes it: the node, which has the disk it lies on. What happens in another, before the
-//! node is there or beside it, is handed to it as [`Record`]s, whose JSON has no secret in it either.
+//! node is there or beside it, is handed to it as [`AuditRecord`]s, whose JSON has no secret in it either.
 
 mod event;
 mod line;
@@ -21,11 +21,11 @@ use thiserror::Error;
 use crate::error::VaultError;
 use crate::limits;
 
-pub use event::{Event, Exported, SlotName};
-pub use line::{BootId, Record};
-pub use log::{AuditLog, Pending};
-pub use read::{Line, newest};
-pub use verify::{Verified, verify};
+pub use event::{AuditEvent, ExportedSecret, SlotName};
+pub use line::{AuditRecord, BootId};
+pub use log::{AuditLog, UnwrittenEvents};
+pub use read::{AuditLine, newest};
+pub use verify::{VerifiedLog, verify};
 
 /// Why the log was not written or not accepted.
 #[derive(Debug, Error)]
@@ -48,7 +48,7 @@ pub enum AuditError {
         /// Which line of it, counted from 1; 0 for the last where only that was read.
         line: usize,
         /// What is wrong with it.
-        why: Break,
+        why: ChainBreak,
     },
     /// A file could not be read or written.
     #[error("{file} cannot be used ({source})")]
@@ -69,7 +69,7 @@ pub enum AuditError {
 /// What is wrong with a line.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Break {
+pub enum ChainBreak {
     /// It does not end.
     #[error("the line is cut off")]
     Cut,

@@ -14,7 +14,7 @@ use crate::limits::{AUDIT_FILES, MAX_AUDIT_LINE_BYTES};
 
 /// A line of the log, as it says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct AuditLine {
     /// Its number.
     pub seq: u64,
     /// Milliseconds since 1970, by the clock of the node.
@@ -25,8 +25,8 @@ pub struct Line {
     pub detail: String,
 }
 
-impl Line {
-    fn of(line: &[u8]) -> Option<Self> {
+impl AuditLine {
+    fn parse(line: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(line.strip_suffix(b"\n")?).ok()?;
         Some(Self {
             seq: value["seq"].as_u64()?,
@@ -39,10 +39,11 @@ impl Line {
 
 /// The newest `count` lines, oldest first; those up to a number where `until` is one. Believes them: see
 /// [`super::verify`]. What is no line is passed over.
-pub fn newest(dir: &Path, until: Option<u64>, count: usize) -> Result<Vec<Line>, AuditError> {
+pub fn newest(dir: &Path, until: Option<u64>, count: usize) -> Result<Vec<AuditLine>, AuditError> {
     let mut kept = VecDeque::new();
     each(dir, |at| {
-        let line = Line::of(at.line).filter(|line| until.is_none_or(|until| line.seq <= until));
+        let line =
+            AuditLine::parse(at.line).filter(|line| until.is_none_or(|until| line.seq <= until));
         if let Some(line) = line {
             kept.push_back(line);
             if kept.len() > count {
@@ -55,7 +56,7 @@ pub fn newest(dir: &Path, until: Option<u64>, count: usize) -> Result<Vec<Line>,
 }
 
 /// Bytes that are a line, or would be, and where they stand.
-pub(super) struct At<'a> {
+pub(super) struct RawLine<'a> {
     pub(super) path: &'a Path,
     /// How old the file is; 0 is the one that is written.
     pub(super) age: usize,
@@ -68,7 +69,7 @@ pub(super) struct At<'a> {
 /// Hands out every line of every file.
 pub(super) fn each(
     dir: &Path,
-    mut take: impl FnMut(&At<'_>) -> Result<(), AuditError>,
+    mut take: impl FnMut(&RawLine<'_>) -> Result<(), AuditError>,
 ) -> Result<(), AuditError> {
     for age in (0..AUDIT_FILES).rev() {
         let path = path(dir, age);
@@ -86,7 +87,7 @@ pub(super) fn each(
             if read.map_err(|source| unusable(&path, source))? == 0 {
                 break;
             }
-            take(&At {
+            take(&RawLine {
                 path: &path,
                 age,
                 number,
@@ -97,8 +98,8 @@ pub(super) fn each(
     Ok(())
 }
 
-/// A file of the log. Whoever reads may be somebody else than who writes, and have more rights: links are
-/// not followed, and what is no file is not waited for.
+/// Opens a file of the log. The reader may be another user than the writer, and have more rights: links
+/// are not followed, and opening does not wait for what is no file.
 fn opened(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);

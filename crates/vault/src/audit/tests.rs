@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use super::*;
 use crate::limits::{AUDIT_FILES, MAX_PENDING_EVENTS};
 use crate::slots::{SlotId, SlotType};
-use crate::{Entropy, KeyVersion, Purpose, Reason, SecretStr, Vault};
+use crate::{Entropy, ExportReason, KeyPurpose, KeyVersion, SecretStr, Vault};
 
 fn vault() -> Vault {
     static VAULT: LazyLock<Vault> = LazyLock::new(|| {
@@ -17,10 +17,10 @@ fn vault() -> Vault {
     VAULT.clone()
 }
 
-fn record(t_ms: u64) -> Record {
+fn record(t_ms: u64) -> AuditRecord {
     let label = "cred:a".parse().expect("a label");
     let boot = "8a5f0c3e".parse().expect("plain");
-    Record::new(t_ms, boot, Event::Sealed { label })
+    AuditRecord::new(t_ms, boot, AuditEvent::Sealed { label })
 }
 
 fn written(dir: &Path, lines: u64) -> Vec<u8> {
@@ -31,7 +31,7 @@ fn written(dir: &Path, lines: u64) -> Vec<u8> {
     fs::read(dir.join("vault.log")).expect("a file")
 }
 
-fn break_of(dir: &Path) -> (usize, Break) {
+fn break_of(dir: &Path) -> (usize, ChainBreak) {
     match verify(dir, &vault()).expect_err("a break") {
         AuditError::Broken { line, why, .. } => (line, why),
         other => panic!("{other}"),
@@ -49,7 +49,7 @@ fn lines_are_canonical_and_hang_on_each_other() {
     let verified = verify(dir.path(), &vault()).expect("whole");
     assert_eq!(
         verified,
-        Verified {
+        VerifiedLog {
             lines: 3,
             first: 1,
             last: 3
@@ -88,16 +88,19 @@ fn missing_exchanged_and_foreign_lines_are_found() {
         fs::write(dir.path().join("vault.log"), lines.join("\n") + "\n").expect("written");
         break_of(dir.path())
     };
-    assert_eq!(with(&[lines[0], lines[2]]), (2, Break::Sequence));
-    assert_eq!(with(&[lines[1]]), (1, Break::Sequence));
-    assert_eq!(with(&[lines[0], lines[2], lines[1]]), (2, Break::Sequence));
-    assert_eq!(with(&[lines[0], "{}"]), (2, Break::Form));
+    assert_eq!(with(&[lines[0], lines[2]]), (2, ChainBreak::Sequence));
+    assert_eq!(with(&[lines[1]]), (1, ChainBreak::Sequence));
+    assert_eq!(
+        with(&[lines[0], lines[2], lines[1]]),
+        (2, ChainBreak::Sequence)
+    );
+    assert_eq!(with(&[lines[0], "{}"]), (2, ChainBreak::Form));
     let renumbered = lines[2].replace("\"seq\":3", "\"seq\":2");
-    assert_eq!(with(&[lines[0], &renumbered]), (2, Break::Previous));
+    assert_eq!(with(&[lines[0], &renumbered]), (2, ChainBreak::Previous));
     let changed = lines[1].replace("cred:a", "cred:b");
-    assert_eq!(with(&[lines[0], &changed, lines[2]]), (2, Break::Mac));
+    assert_eq!(with(&[lines[0], &changed, lines[2]]), (2, ChainBreak::Mac));
     fs::write(dir.path().join("vault.log"), &good[..good.len() - 1]).expect("written");
-    assert_eq!(break_of(dir.path()), (4, Break::Cut));
+    assert_eq!(break_of(dir.path()), (4, ChainBreak::Cut));
     fs::write(dir.path().join("vault.log"), good).expect("written");
     let other = Vault::locked();
     let words = Entropy::from_bytes(&[8; 32]).expect("32 bytes");
@@ -107,7 +110,7 @@ fn missing_exchanged_and_foreign_lines_are_found() {
         error,
         AuditError::Broken {
             line: 1,
-            why: Break::Mac,
+            why: ChainBreak::Mac,
             ..
         }
     ));
@@ -158,16 +161,16 @@ fn files_are_rotated_and_the_chain_goes_on_across_them() {
         assert!(entry.expect("an entry").metadata().expect("a file").len() <= 1000);
     }
     fs::remove_file(dir.path().join("vault.log.3")).expect("removed");
-    assert_eq!(break_of(dir.path()), (1, Break::Sequence));
+    assert_eq!(break_of(dir.path()), (1, ChainBreak::Sequence));
     fs::remove_file(dir.path().join("vault.log.7")).expect("removed");
-    assert_eq!(break_of(dir.path()), (1, Break::Sequence));
+    assert_eq!(break_of(dir.path()), (1, ChainBreak::Sequence));
 }
 
 #[test]
 fn what_happens_while_locked_is_kept_to_a_limit_and_written_later() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut log = AuditLog::open(dir.path()).expect("opened");
-    let mut pending = Pending::default();
+    let mut pending = UnwrittenEvents::default();
     for t in 0..MAX_PENDING_EVENTS as u64 + 3 {
         pending.push(record(t));
     }
@@ -208,13 +211,13 @@ fn a_broken_end_is_not_written_on_but_put_aside() {
     assert!(matches!(
         error,
         AuditError::Broken {
-            why: Break::Form,
+            why: ChainBreak::Form,
             ..
         }
     ));
     let mut log = AuditLog::begin_anew(dir.path()).expect("begun");
     log.append(&vault(), &[record(1)]).expect("written");
-    assert_eq!(break_of(dir.path()), (1, Break::Form));
+    assert_eq!(break_of(dir.path()), (1, ChainBreak::Form));
 }
 
 #[test]
@@ -237,39 +240,39 @@ fn limits_hold() {
     assert_eq!(log.last_number(), 0);
 }
 
-fn every_event() -> Vec<Event> {
+fn every_event() -> Vec<AuditEvent> {
     let label = || "cred:a\"\\b".parse().expect("a label");
     let slot = |kind| SlotName {
         kind,
         id: SlotId::new(u32::MAX),
     };
     let to = KeyVersion::new(9).expect("a version");
-    let purpose = Purpose::Credentials(to);
-    let key = Exported::Key(Purpose::SshHost);
-    let reason = Reason::TlsConfig;
+    let purpose = KeyPurpose::Credentials(to);
+    let key = ExportedSecret::Key(KeyPurpose::SshHost);
+    let reason = ExportReason::TlsConfig;
     vec![
-        Event::Created,
-        Event::Derived { purpose },
-        Event::Dropped { count: 7 },
-        Event::Exported { what: key, reason },
-        Event::Exported {
-            what: Exported::Phrase,
-            reason: Reason::Console,
+        AuditEvent::Created,
+        AuditEvent::Derived { purpose },
+        AuditEvent::Dropped { count: 7 },
+        AuditEvent::Exported { what: key, reason },
+        AuditEvent::Exported {
+            what: ExportedSecret::Phrase,
+            reason: ExportReason::Console,
         },
-        Event::Imported,
-        Event::Locked { hard: true },
-        Event::LogRepaired { bytes: 12 },
-        Event::Migrated { to: [0xab; 32] },
-        Event::Opened { label: label() },
-        Event::Rekeyed,
-        Event::Reset,
-        Event::Rotated { label: label(), to },
-        Event::Sealed { label: label() },
-        Event::SlotAdded(slot(SlotType::Kms)),
-        Event::SlotRemoved(slot(SlotType::None)),
-        Event::UnlockFailed(slot(SlotType::Passphrase)),
-        Event::Unlocked(slot(SlotType::Tpm2)),
-        Event::Unlocked(slot(SlotType::Provisioning)),
+        AuditEvent::Imported,
+        AuditEvent::Locked { hard: true },
+        AuditEvent::LogRepaired { bytes: 12 },
+        AuditEvent::Migrated { to: [0xab; 32] },
+        AuditEvent::Opened { label: label() },
+        AuditEvent::Rekeyed,
+        AuditEvent::Reset,
+        AuditEvent::Rotated { label: label(), to },
+        AuditEvent::Sealed { label: label() },
+        AuditEvent::SlotAdded(slot(SlotType::Kms)),
+        AuditEvent::SlotRemoved(slot(SlotType::None)),
+        AuditEvent::UnlockFailed(slot(SlotType::Passphrase)),
+        AuditEvent::Unlocked(slot(SlotType::Tpm2)),
+        AuditEvent::Unlocked(slot(SlotType::Provisioning)),
     ]
 }
 
@@ -279,16 +282,16 @@ fn events_are_handed_from_one_process_to_another() {
     let mut log = AuditLog::open(dir.path()).expect("opened");
     for event in every_event() {
         let boot = "8a5f0c3e".parse().expect("plain");
-        let record = Record::new(1_767_225_600_000, boot, event);
+        let record = AuditRecord::new(1_767_225_600_000, boot, event);
         let text = record.to_json().expect("short");
-        let read = Record::from_json(text.as_bytes()).expect(&text);
+        let read = AuditRecord::from_json(text.as_bytes()).expect(&text);
         assert_eq!(read, record);
         log.append(&vault(), &[read]).expect("written");
         // Not one bit of it may differ.
         for bit in 0..text.len() * 8 {
             let mut bad = text.clone().into_bytes();
             bad[bit / 8] ^= 1 << (bit % 8);
-            if let Ok(other) = Record::from_json(&bad) {
+            if let Ok(other) = AuditRecord::from_json(&bad) {
                 assert_ne!(other, record);
                 assert_eq!(other.to_json().expect("short").as_bytes(), bad);
             }
@@ -300,7 +303,7 @@ fn events_are_handed_from_one_process_to_another() {
 #[test]
 fn other_texts_are_no_records() {
     let good = r#"{"boot":"a","detail":{"hard":true},"ev":"locked","t":1}"#;
-    assert!(Record::from_json(good.as_bytes()).is_ok());
+    assert!(AuditRecord::from_json(good.as_bytes()).is_ok());
     for bad in [
         "",
         "{}",
@@ -314,27 +317,27 @@ fn other_texts_are_no_records() {
         r#"{"boot":"a","detail":{},"ev":"no_such","t":1}"#,
         r#"{"boot":"a","detail":{"hard":true},"ev":"locked","t":1} "#,
     ] {
-        let error = Record::from_json(bad.as_bytes()).expect_err(bad);
+        let error = AuditRecord::from_json(bad.as_bytes()).expect_err(bad);
         assert!(matches!(error, AuditError::BadRecord), "{bad}: {error}");
     }
     let boot = |name: &str| good.replace(r#""boot":"a""#, &format!(r#""boot":"{name}""#));
     for name in ["", "a b", &"x".repeat(65)] {
-        let error = Record::from_json(boot(name).as_bytes()).expect_err(name);
+        let error = AuditRecord::from_json(boot(name).as_bytes()).expect_err(name);
         assert!(matches!(error, AuditError::BadBoot), "{name}: {error}");
     }
     let long = " ".repeat(limits::MAX_AUDIT_RECORD_BYTES + 1);
-    let error = Record::from_json(long.as_bytes()).expect_err("long");
+    let error = AuditRecord::from_json(long.as_bytes()).expect_err("long");
     assert!(matches!(error, AuditError::TooLong), "{error}");
 }
 
 #[test]
 fn the_largest_record_is_a_line() {
     let label = format!("a:{}", "\"".repeat(limits::MAX_LABEL_BYTES - 2));
-    let event = Event::Rotated {
+    let event = AuditEvent::Rotated {
         label: label.parse().expect("a label"),
         to: KeyVersion::new(u32::MAX / 2 + 2).expect("the last"),
     };
-    let record = Record::new((1 << 53) - 1, "b".repeat(64).parse().expect("plain"), event);
+    let record = AuditRecord::new((1 << 53) - 1, "b".repeat(64).parse().expect("plain"), event);
     assert!(record.to_json().is_ok());
     let dir = tempfile::tempdir().expect("a directory");
     let mut log = AuditLog::open(dir.path()).expect("opened");
@@ -354,7 +357,7 @@ fn the_newest_lines_are_read_and_whatever_is_none_is_passed_over() {
     assert_eq!(numbers(Some(4), 3), [2, 3, 4]);
     assert_eq!(numbers(Some(0), 3), [0_u64; 0]);
     let last = newest(dir.path(), None, 1).expect("readable");
-    let line = Line {
+    let line = AuditLine {
         seq: 5,
         t_ms: 4,
         event: "sealed".to_owned(),
@@ -365,7 +368,7 @@ fn the_newest_lines_are_read_and_whatever_is_none_is_passed_over() {
     let bad = [b"no line\n".as_slice(), &good, b"{\"seq\":6"].concat();
     fs::write(&path, bad).expect("written");
     assert_eq!(numbers(None, 9), [1, 2, 3, 4, 5]);
-    assert_eq!(break_of(dir.path()), (1, Break::Form));
+    assert_eq!(break_of(dir.path()), (1, ChainBreak::Form));
     // Neither a folder nor a link is a file of the log.
     fs::rename(&path, dir.path().join("elsewhere")).expect("renamed");
     std::os::unix::fs::symlink("elsewhere", &path).expect("linked");

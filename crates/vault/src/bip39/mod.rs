@@ -1,7 +1,7 @@
 //! Recovery words: BIP39, English.
 //!
-//! What is kept is the entropy, never the phrase: the words are spelled out again when somebody asks
-//! for them on the console.
+//! The vault keeps the entropy, never the phrase: the words are spelled out again when the
+//! administrator asks for them on the console.
 
 mod words;
 
@@ -13,7 +13,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::crypto;
 use crate::derive::DerivationPath;
-use crate::derive::slip10::Node;
+use crate::derive::slip10::ExtendedPrivateKey;
 use crate::error::{MnemonicError, VaultError};
 use crate::limits::{MAX_PASSPHRASE_BYTES, MAX_PHRASE_BYTES};
 use crate::secret::{SecretArr, SecretStr};
@@ -27,7 +27,7 @@ pub(crate) type Seed = SecretArr<64>;
 pub enum WordCount {
     /// 128 bits of entropy.
     Twelve,
-    /// 256 bits of entropy: what is made unless somebody asks for twelve.
+    /// 256 bits of entropy: the default.
     #[default]
     TwentyFour,
 }
@@ -71,7 +71,7 @@ impl Entropy {
         Ok(Self { bytes, len })
     }
 
-    /// What somebody typed: any case, any white space, any Unicode form.
+    /// What a person typed: any case, any white space, any Unicode form.
     pub fn parse(phrase: &str) -> Result<Self, MnemonicError> {
         if phrase.len() > MAX_PHRASE_BYTES {
             return Err(MnemonicError::TooLong);
@@ -128,14 +128,14 @@ impl Entropy {
         &self.bytes.expose()[..self.len]
     }
 
-    /// The private key at any path of these words: for a tool on the desk of whoever holds the paper. A
+    /// The private key at any path of these words: for a tool on the computer of the paper's holder. A
     /// [`crate::Vault`] answers by purpose only.
     pub fn key_at(
         &self,
         passphrase: &SecretStr,
         path: &DerivationPath,
     ) -> Result<SecretArr<32>, VaultError> {
-        Ok(Node::at(self.seed(passphrase)?.expose(), path)?.key)
+        Ok(ExtendedPrivateKey::at(self.seed(passphrase)?.expose(), path)?.key)
     }
 
     /// Said by name, since secrets are not copied by accident.

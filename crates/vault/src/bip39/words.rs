@@ -9,7 +9,7 @@ use crate::error::MnemonicError;
 /// Letters of the longest word.
 pub(super) const LONGEST: usize = 8;
 
-/// Words after which nobody counts any more.
+/// Words after which [`indices`] stops counting.
 const MOST_COUNTED: usize = 25;
 
 /// Letters of a typed word that are kept; none of the list is nearly as long.

@@ -6,7 +6,7 @@
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
-use crate::blob::{Blob, COMMON, HEADER, MAGIC, SALT_AT, common};
+use crate::blob::{COMMON, HEADER, MAGIC, SALT_AT, SealedBlob, common};
 use crate::crypto::IV;
 use crate::derive::KeyVersion;
 use crate::error::VaultError;
@@ -16,7 +16,7 @@ const ALG: &str = "ALK1";
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Form {
+struct BlobForm {
     key_version: u32,
     salt: String,
     iv: String,
@@ -25,7 +25,7 @@ struct Form {
     alg: Option<String>,
 }
 
-impl Blob {
+impl SealedBlob {
     /// Reads the JSON form.
     pub fn from_json(text: &str) -> Result<Self, VaultError> {
         if text.len() > MAX_BLOB_JSON_BYTES {
@@ -34,7 +34,7 @@ impl Blob {
                 limit: MAX_BLOB_JSON_BYTES,
             });
         }
-        let form: Form = serde_json::from_str(text).map_err(|_| VaultError::Foreign)?;
+        let form: BlobForm = serde_json::from_str(text).map_err(|_| VaultError::Foreign)?;
         if form.alg.as_deref() != Some(ALG) {
             return Err(VaultError::Foreign);
         }
@@ -62,7 +62,7 @@ impl Blob {
             let to = to.min(self.bytes.len());
             BASE64.encode(self.bytes.get(from..to).unwrap_or_default())
         };
-        let form = Form {
+        let form = BlobForm {
             key_version: self.version.number(),
             salt: part(SALT_AT, COMMON),
             iv: part(COMMON, HEADER),

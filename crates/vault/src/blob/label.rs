@@ -11,9 +11,9 @@ use crate::limits::MAX_LABEL_BYTES;
 /// A kind of `a-z`, `0-9`, `-` and `_`, a colon, and a name of printable ASCII without spaces; at most
 /// 255 bytes. The name may have colons of its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Label(Box<str>);
+pub struct BlobLabel(Box<str>);
 
-impl Label {
+impl BlobLabel {
     /// The whole text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -33,7 +33,7 @@ impl Label {
     }
 }
 
-impl FromStr for Label {
+impl FromStr for BlobLabel {
     type Err = LabelError;
 
     fn from_str(text: &str) -> Result<Self, LabelError> {
@@ -52,7 +52,7 @@ impl FromStr for Label {
     }
 }
 
-impl fmt::Display for Label {
+impl fmt::Display for BlobLabel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -66,11 +66,11 @@ mod tests {
 
     #[test]
     fn the_grammar_holds_to_the_byte() {
-        let label: Label = "cred:openai:eu".parse().expect("a label");
+        let label: BlobLabel = "cred:openai:eu".parse().expect("a label");
         assert_eq!((label.kind(), label.name()), ("cred", "openai:eu"));
         let fit = format!("a:{}", "x".repeat(MAX_LABEL_BYTES - 2));
-        assert!(fit.parse::<Label>().is_ok());
-        let error = |text: &str| text.parse::<Label>().expect_err(text);
+        assert!(fit.parse::<BlobLabel>().is_ok());
+        let error = |text: &str| text.parse::<BlobLabel>().expect_err(text);
         assert_eq!(error(&format!("{fit}x")), LabelError::TooLong);
         for text in ["", ":", "a:", ":b", "cred", "Cred:a", "c.d:a"] {
             assert_eq!(error(text), LabelError::Form, "{text}");
@@ -83,12 +83,12 @@ mod tests {
     proptest! {
         #[test]
         fn labels_read_back(text in "[a-z0-9_-]{1,20}:[!-~]{1,200}") {
-            prop_assert_eq!(text.parse::<Label>().expect("a label").to_string(), text);
+            prop_assert_eq!(text.parse::<BlobLabel>().expect("a label").to_string(), text);
         }
 
         #[test]
         fn any_text_is_a_label_or_an_error(text in any::<String>()) {
-            let _ = text.parse::<Label>();
+            let _ = text.parse::<BlobLabel>();
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::error::VaultError;
 use crate::limits::MAX_PLAINTEXT_BYTES;
 use crate::secret::{SecretArr, SecretBytes};
 
-pub use label::Label;
+pub use label::BlobLabel;
 
 const MAGIC: [u8; 4] = *b"ALK1";
 const FORMAT: u8 = 1;
@@ -43,12 +43,12 @@ const SALT_AT: usize = 12;
 
 /// A sealed record. Says nothing without the vault, and nothing about why it does not open.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Blob {
+pub struct SealedBlob {
     bytes: Vec<u8>,
     version: KeyVersion,
 }
 
-impl Blob {
+impl SealedBlob {
     /// Reads the binary form. What is cut short is only found when it is opened.
     pub fn parse(bytes: &[u8]) -> Result<Self, VaultError> {
         let limit = HEADER + MAX_PLAINTEXT_BYTES + TAG;
@@ -81,7 +81,7 @@ impl Blob {
     pub(crate) fn seal(
         key: &SecretArr<32>,
         version: KeyVersion,
-        label: &Label,
+        label: &BlobLabel,
         plaintext: &[u8],
     ) -> Result<Self, VaultError> {
         // Asked for at once: a system call takes longer than most of the rest.
@@ -92,11 +92,11 @@ impl Blob {
         Self::seal_with(key, version, label, plaintext, (&salt, &iv))
     }
 
-    /// The same with a salt and an IV that somebody else chose: for vectors.
+    /// The same with a salt and an IV that the caller chose: for vectors.
     pub(crate) fn seal_with(
         key: &SecretArr<32>,
         version: KeyVersion,
-        label: &Label,
+        label: &BlobLabel,
         plaintext: &[u8],
         (salt, iv): (&[u8; 32], &[u8; IV]),
     ) -> Result<Self, VaultError> {
@@ -118,7 +118,7 @@ impl Blob {
     pub(crate) fn open(
         &self,
         key: &SecretArr<32>,
-        label: &Label,
+        label: &BlobLabel,
     ) -> Result<SecretBytes, VaultError> {
         // What was cut is filled up and takes the same way to the same answer, in the same time.
         let cut = self.bytes.len() < HEADER + TAG;
@@ -142,11 +142,11 @@ impl Blob {
 }
 
 /// Its version and size; the rest would only be noise.
-impl fmt::Debug for Blob {
+impl fmt::Debug for SealedBlob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "Blob(version {}, {} bytes)",
+            "SealedBlob(version {}, {} bytes)",
             self.version,
             self.bytes.len()
         )
@@ -186,7 +186,7 @@ fn version_of(bytes: &[u8], magic: [u8; 4]) -> Result<KeyVersion, VaultError> {
 }
 
 /// What is authenticated beside the plaintext: the header and the record's name.
-fn aad(header: &[u8], label: &Label) -> Vec<u8> {
+fn aad(header: &[u8], label: &BlobLabel) -> Vec<u8> {
     let label = label.as_str().as_bytes();
     let length = u16::try_from(label.len()).expect("a label has at most 255 bytes");
     [header, &length.to_be_bytes(), label].concat()

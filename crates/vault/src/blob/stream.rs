@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::blob::{COMMON, Label, SALT_AT, aad, common, version_of};
+use crate::blob::{BlobLabel, COMMON, SALT_AT, aad, common, version_of};
 use crate::crypto::{self, IV, TAG};
 use crate::derive::KeyVersion;
 use crate::error::VaultError;
@@ -24,7 +24,7 @@ const HEADER: usize = COMMON + PREFIX;
 /// Why a stream was not sealed or opened to its end.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum StreamError {
+pub enum BlobStreamError {
     /// What was to be sealed or opened could not be read.
     #[error("the stream cannot be read ({0})")]
     Read(#[source] io::Error),
@@ -37,15 +37,15 @@ pub enum StreamError {
 }
 
 /// What all chunks of one stream share.
-struct Chunks {
+struct ChunkSealer {
     key: SecretArr<32>,
     aad: Vec<u8>,
     prefix: [u8; PREFIX],
     next: Option<u32>,
 }
 
-impl Chunks {
-    fn new(key: &SecretArr<32>, header: &[u8; HEADER], label: &Label) -> Self {
+impl ChunkSealer {
+    fn new(key: &SecretArr<32>, header: &[u8; HEADER], label: &BlobLabel) -> Self {
         let (common, prefix) = header.split_at(COMMON);
         let mut own = [0; PREFIX];
         own.copy_from_slice(prefix);
@@ -76,15 +76,15 @@ impl Chunks {
 pub(crate) fn seal(
     key: &SecretArr<32>,
     version: KeyVersion,
-    label: &Label,
+    label: &BlobLabel,
     from: &mut impl Read,
     to: &mut impl Write,
-) -> Result<u64, StreamError> {
+) -> Result<u64, BlobStreamError> {
     let mut header = [0; HEADER];
     header[..COMMON].copy_from_slice(&common(MAGIC, version, &crypto::random()?));
     header[COMMON..].copy_from_slice(&crypto::random::<PREFIX>()?);
-    to.write_all(&header).map_err(StreamError::Write)?;
-    let mut chunks = Chunks::new(key, &header, label);
+    to.write_all(&header).map_err(BlobStreamError::Write)?;
+    let mut chunks = ChunkSealer::new(key, &header, label);
     let mut sealed = Vec::with_capacity(STREAM_CHUNK_BYTES + TAG);
     let mut bytes = 0;
     each_piece(from, STREAM_CHUNK_BYTES, |piece, last| {
@@ -92,9 +92,9 @@ pub(crate) fn seal(
         let nonce = chunks.nonce(last)?;
         crypto::encrypt(&chunks.key, &nonce, &chunks.aad, piece, &mut sealed);
         bytes += piece.len() as u64;
-        to.write_all(&sealed).map_err(StreamError::Write)
+        to.write_all(&sealed).map_err(BlobStreamError::Write)
     })?;
-    to.flush().map_err(StreamError::Write)?;
+    to.flush().map_err(BlobStreamError::Write)?;
     Ok(bytes)
 }
 
@@ -103,17 +103,17 @@ pub(crate) fn seal(
 /// Chunks are written as they are found genuine; only `Ok` says that the last one was among them.
 pub(crate) fn open(
     key_of: impl FnOnce(KeyVersion) -> Result<SecretArr<32>, VaultError>,
-    label: &Label,
+    label: &BlobLabel,
     from: &mut impl Read,
     to: &mut impl Write,
-) -> Result<u64, StreamError> {
+) -> Result<u64, BlobStreamError> {
     let mut header = [0; HEADER];
     let got = fill(from, &mut header)?;
     let version = version_of(&header[..got], MAGIC)?;
     if got < HEADER {
         return Err(VaultError::Decrypt.into());
     }
-    let mut chunks = Chunks::new(&key_of(version)?, &header, label);
+    let mut chunks = ChunkSealer::new(&key_of(version)?, &header, label);
     let mut bytes = 0;
     each_piece(from, STREAM_CHUNK_BYTES + TAG, |piece, last| {
         let first = chunks.next == Some(0);
@@ -123,9 +123,9 @@ pub(crate) fn open(
             return Err(VaultError::Decrypt.into());
         }
         bytes += plain.expose().len() as u64;
-        to.write_all(plain.expose()).map_err(StreamError::Write)
+        to.write_all(plain.expose()).map_err(BlobStreamError::Write)
     })?;
-    to.flush().map_err(StreamError::Write)?;
+    to.flush().map_err(BlobStreamError::Write)?;
     Ok(bytes)
 }
 
@@ -133,8 +133,8 @@ pub(crate) fn open(
 fn each_piece(
     from: &mut impl Read,
     size: usize,
-    mut take: impl FnMut(&[u8], bool) -> Result<(), StreamError>,
-) -> Result<(), StreamError> {
+    mut take: impl FnMut(&[u8], bool) -> Result<(), BlobStreamError>,
+) -> Result<(), BlobStreamError> {
     let mut current = Zeroizing::new(vec![0; size]);
     let mut ahead = Zeroizing::new(vec![0; size]);
     let mut len = fill(from, &mut current)?;
@@ -153,14 +153,14 @@ fn each_piece(
     }
 }
 
-fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize, StreamError> {
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize, BlobStreamError> {
     let mut len = 0;
     while len < buffer.len() {
         match from.read(&mut buffer[len..]) {
             Ok(0) => break,
             Ok(got) => len += got,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(StreamError::Read(error)),
+            Err(error) => return Err(BlobStreamError::Read(error)),
         }
     }
     Ok(len)
@@ -172,7 +172,7 @@ mod tests {
 
     const KEY: [u8; 32] = [7; 32];
 
-    fn label() -> Label {
+    fn label() -> BlobLabel {
         "backup:all".parse().expect("a label")
     }
 
@@ -184,7 +184,7 @@ mod tests {
         out
     }
 
-    fn opened(sealed: &[u8], label: &Label) -> Result<Vec<u8>, StreamError> {
+    fn opened(sealed: &[u8], label: &BlobLabel) -> Result<Vec<u8>, BlobStreamError> {
         let mut out = Vec::new();
         open(
             |_| Ok(SecretArr::copy_of(&KEY)),
@@ -219,7 +219,7 @@ mod tests {
         let refused = |bytes: &[u8], what: &str| {
             let error = opened(bytes, &label()).expect_err(what);
             assert!(
-                matches!(error, StreamError::Vault(VaultError::Decrypt)),
+                matches!(error, BlobStreamError::Vault(VaultError::Decrypt)),
                 "{what}: {error}"
             );
         };
@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn a_stream_and_a_blob_are_not_each_other() {
         assert!(matches!(
-            super::super::Blob::parse(&sealed(b"x")),
+            super::super::SealedBlob::parse(&sealed(b"x")),
             Err(VaultError::Foreign)
         ));
     }

@@ -6,12 +6,12 @@ fn key() -> SecretArr<32> {
     SecretArr::copy_of(&[9; 32])
 }
 
-fn label(text: &str) -> Label {
+fn label(text: &str) -> BlobLabel {
     text.parse().expect("a label")
 }
 
-fn sealed(plain: &[u8]) -> Blob {
-    Blob::seal(&key(), KeyVersion::FIRST, &label("cred:a"), plain).expect("sealed")
+fn sealed(plain: &[u8]) -> SealedBlob {
+    SealedBlob::seal(&key(), KeyVersion::FIRST, &label("cred:a"), plain).expect("sealed")
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn every_flipped_bit_is_refused() {
     for bit in 0..blob.bytes.len() * 8 {
         let mut bytes = blob.bytes.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        let opened = Blob::parse(&bytes).and_then(|bad| bad.open(&key(), &label("cred:a")));
+        let opened = SealedBlob::parse(&bytes).and_then(|bad| bad.open(&key(), &label("cred:a")));
         let error = opened.expect_err("altered");
         match (bit / 8, &error) {
             (0..8, VaultError::Foreign) => {}
@@ -51,8 +51,8 @@ fn every_flipped_bit_is_refused() {
 fn every_cut_is_refused() {
     let blob = sealed(b"sk-test-123");
     for cut in 0..blob.bytes.len() {
-        let opened =
-            Blob::parse(&blob.bytes[..cut]).and_then(|bad| bad.open(&key(), &label("cred:a")));
+        let opened = SealedBlob::parse(&blob.bytes[..cut])
+            .and_then(|bad| bad.open(&key(), &label("cred:a")));
         match (cut, opened.expect_err("cut")) {
             (0..4, VaultError::Foreign) | (4.., VaultError::Decrypt) => {}
             (_, other) => panic!("cut at {cut}: {other}"),
@@ -66,14 +66,14 @@ fn both_forms_are_one_record() {
     let json = blob.to_json();
     assert!(json.starts_with(r#"{"key_version":2,"salt":""#), "{json}");
     assert!(json.ends_with(r#","alg":"ALK1"}"#), "{json}");
-    assert_eq!(Blob::from_json(&json).expect("our own"), blob);
+    assert_eq!(SealedBlob::from_json(&json).expect("our own"), blob);
 }
 
 #[test]
 fn records_of_others_are_never_guessed_at() {
     let json = sealed(b"secret").to_json();
     let foreign = |text: &str| {
-        let error = Blob::from_json(text).expect_err(text);
+        let error = SealedBlob::from_json(text).expect_err(text);
         assert!(matches!(error, VaultError::Foreign), "{text}: {error}");
     };
     foreign(&json.replace(r#","alg":"ALK1""#, ""));
@@ -82,7 +82,8 @@ fn records_of_others_are_never_guessed_at() {
     foreign("");
     foreign("[]");
     let decrypt = |text: &str| {
-        let error = Blob::from_json(text).and_then(|blob| blob.open(&key(), &label("cred:a")));
+        let error =
+            SealedBlob::from_json(text).and_then(|blob| blob.open(&key(), &label("cred:a")));
         assert!(matches!(error, Err(VaultError::Decrypt)), "{text}");
     };
     decrypt(r#"{"key_version":2,"salt":"","iv":"","data":"","alg":"ALK1"}"#);
@@ -90,7 +91,7 @@ fn records_of_others_are_never_guessed_at() {
     decrypt(&json.replace(r#""data":""#, r#""data":"!"#));
     let old = json.replace(r#""key_version":2"#, r#""key_version":1"#);
     assert!(matches!(
-        Blob::from_json(&old),
+        SealedBlob::from_json(&old),
         Err(VaultError::UnknownVersion(1))
     ));
 }
@@ -99,21 +100,21 @@ fn records_of_others_are_never_guessed_at() {
 fn limits_hold_to_the_byte() {
     let most = vec![1; MAX_PLAINTEXT_BYTES];
     let blob = sealed(&most);
-    let again = Blob::from_json(&blob.to_json()).expect("the largest fits its JSON form");
+    let again = SealedBlob::from_json(&blob.to_json()).expect("the largest fits its JSON form");
     let plain = again.open(&key(), &label("cred:a")).expect("opened");
     assert_eq!(plain.expose(), most);
     let more = vec![1; MAX_PLAINTEXT_BYTES + 1];
-    let error = Blob::seal(&key(), KeyVersion::FIRST, &label("cred:a"), &more);
+    let error = SealedBlob::seal(&key(), KeyVersion::FIRST, &label("cred:a"), &more);
     assert!(matches!(error, Err(VaultError::TooLarge { .. })));
     let mut bytes = blob.bytes;
     bytes.push(0);
     assert!(matches!(
-        Blob::parse(&bytes),
+        SealedBlob::parse(&bytes),
         Err(VaultError::TooLarge { .. })
     ));
     let json = " ".repeat(crate::limits::MAX_BLOB_JSON_BYTES + 1);
     assert!(matches!(
-        Blob::from_json(&json),
+        SealedBlob::from_json(&json),
         Err(VaultError::TooLarge { .. })
     ));
 }
@@ -122,9 +123,9 @@ proptest! {
     #[test]
     fn any_plaintext_comes_back(plain in prop::collection::vec(any::<u8>(), 0..400), name in "[!-~]{1,40}") {
         let label = label(&format!("cred:{name}"));
-        let blob = Blob::seal(&key(), KeyVersion::FIRST, &label, &plain).expect("sealed");
-        let blob = Blob::from_json(&blob.to_json()).expect("its JSON form");
-        let blob = Blob::parse(blob.as_bytes()).expect("its binary form");
+        let blob = SealedBlob::seal(&key(), KeyVersion::FIRST, &label, &plain).expect("sealed");
+        let blob = SealedBlob::from_json(&blob.to_json()).expect("its JSON form");
+        let blob = SealedBlob::parse(blob.as_bytes()).expect("its binary form");
         let opened = blob.open(&key(), &label).expect("opened");
         prop_assert_eq!(opened.expose(), plain);
     }
@@ -133,11 +134,11 @@ proptest! {
     fn any_bytes_are_a_blob_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..120), text in any::<String>()) {
         let begun = [b"ALK1\x01\x01\0\0".as_slice(), &bytes].concat();
         for bytes in [&bytes, &begun] {
-            if let Ok(blob) = Blob::parse(bytes) {
+            if let Ok(blob) = SealedBlob::parse(bytes) {
                 prop_assert!(blob.open(&key(), &label("cred:a")).is_err());
-                let _ = Blob::from_json(&blob.to_json());
+                let _ = SealedBlob::from_json(&blob.to_json());
             }
         }
-        let _ = Blob::from_json(&text);
+        let _ = SealedBlob::from_json(&text);
     }
 }

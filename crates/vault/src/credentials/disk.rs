@@ -20,12 +20,12 @@ const CURRENT_BYTES_MAX: usize = 256;
 
 /// Held while something is read or changed; without it nothing here writes.
 #[derive(Debug)]
-pub(super) struct Locked {
+pub(super) struct DirectoryLock {
     /// Unlocked when it is closed.
     _file: File,
 }
 
-impl Locked {
+impl DirectoryLock {
     pub(super) fn exclusive(dir: &Path) -> Result<Self, CredentialsError> {
         Self::with(dir, File::lock)
     }
@@ -47,13 +47,13 @@ impl Locked {
 
 /// Which set counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Current {
+pub(super) struct CurrentSet {
     pub(super) set: u64,
     /// No record of it is older.
     pub(super) version: KeyVersion,
 }
 
-impl Current {
+impl CurrentSet {
     pub(super) const FIRST: Self = Self {
         set: 1,
         version: KeyVersion::FIRST,
@@ -84,7 +84,7 @@ impl Current {
         }
     }
 
-    pub(super) fn write(self, dir: &Path, locked: &Locked) -> Result<(), CredentialsError> {
+    pub(super) fn write(self, dir: &Path, locked: &DirectoryLock) -> Result<(), CredentialsError> {
         replace(&dir.join("current"), self.text().as_bytes(), locked)
     }
 
@@ -117,7 +117,8 @@ pub(super) fn sync_dir(path: &Path) -> Result<(), CredentialsError> {
     synced.map_err(CredentialsError::io(path))
 }
 
-/// The file, unless it is not there; one that is too long is none of ours.
+/// The content of the file; `None` if it does not exist. A file of more than `most` bytes was not
+/// written here.
 pub(super) fn read(path: &Path, most: usize) -> Result<Option<Vec<u8>>, CredentialsError> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -144,7 +145,11 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), CredentialsErro
 }
 
 /// The file as it was or as it shall be, whatever happens, and as it shall be when this returns.
-pub(super) fn replace(path: &Path, bytes: &[u8], _: &Locked) -> Result<(), CredentialsError> {
+pub(super) fn replace(
+    path: &Path,
+    bytes: &[u8],
+    _: &DirectoryLock,
+) -> Result<(), CredentialsError> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(NEW);
     let fresh = PathBuf::from(fresh);
@@ -154,7 +159,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8], _: &Locked) -> Result<(), Crede
 }
 
 /// Answers whether it was there.
-pub(super) fn remove(path: &Path, _: &Locked) -> Result<bool, CredentialsError> {
+pub(super) fn remove(path: &Path, _: &DirectoryLock) -> Result<bool, CredentialsError> {
     match fs::remove_file(path) {
         Ok(()) => path.parent().map_or(Ok(()), sync_dir).map(|()| true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),

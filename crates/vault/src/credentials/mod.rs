@@ -12,8 +12,8 @@
 //! its old version, after it every one the new. What an interrupted one left is removed by the next that
 //! opens the directory, and the rotation is run again.
 //!
-//! Labels are readable to whoever reads the directory. That a record was put back to an older one of
-//! the same version is not noticed.
+//! Every process that reads the directory reads the labels. The vault does not notice that a record was
+//! put back to an older one of the same version.
 
 mod disk;
 
@@ -24,13 +24,13 @@ use std::path::{Path, PathBuf};
 use data_encoding::HEXLOWER;
 use thiserror::Error;
 
-use crate::blob::{Blob, Label};
+use crate::blob::{BlobLabel, SealedBlob};
 use crate::crypto;
 use crate::derive::KeyVersion;
 use crate::error::VaultError;
 use crate::limits::{MAX_BLOB_JSON_BYTES, MAX_CREDENTIALS, MAX_LABEL_BYTES};
 use crate::vault::{KeyVersions, Vault};
-use disk::{Current, Locked};
+use disk::{CurrentSet, DirectoryLock};
 
 /// Bytes of one record's file.
 const FILE_BYTES_MAX: usize = MAX_LABEL_BYTES + MAX_BLOB_JSON_BYTES + 2;
@@ -58,12 +58,12 @@ pub enum CredentialsError {
     Newer(u64),
     /// No record of that label.
     #[error("there is no record {0}")]
-    NotFound(Label),
+    NotFound(BlobLabel),
     /// The vault did not seal or open one.
     #[error("{label}: {source}")]
     Record {
         /// Which.
-        label: Label,
+        label: BlobLabel,
         /// Why.
         source: VaultError,
     },
@@ -93,31 +93,31 @@ impl CredentialsError {
 
 /// What is known of a record without opening it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct CredentialEntry {
     /// What it is called.
-    pub label: Label,
+    pub label: BlobLabel,
     /// Which key it is sealed with.
     pub version: KeyVersion,
 }
 
 /// The records of one directory. Several processes may have it: changes wait for each other.
 #[derive(Debug)]
-pub struct Credentials {
+pub struct VaultCredentials {
     dir: PathBuf,
 }
 
-impl Credentials {
+impl VaultCredentials {
     /// The records in `dir`, which is made if it is not there. Ends what a power cut interrupted.
     pub fn open(dir: &Path) -> Result<Self, CredentialsError> {
         disk::make_dir(dir)?;
         let store = Self {
             dir: dir.to_owned(),
         };
-        let locked = Locked::exclusive(dir)?;
-        let current = match Current::read(dir)? {
+        let locked = DirectoryLock::exclusive(dir)?;
+        let current = match CurrentSet::read(dir)? {
             Some(current) => current,
             None => {
-                let first = Current::FIRST;
+                let first = CurrentSet::FIRST;
                 disk::make_dir(&store.set(first.set))?;
                 first.write(dir, &locked)?;
                 first
@@ -130,7 +130,7 @@ impl Credentials {
     /// What the last rotation left: new records are sealed with that version and older ones are not
     /// there. For [`Vault::use_versions`].
     pub fn versions(&self) -> Result<KeyVersions, CredentialsError> {
-        let _locked = Locked::shared(&self.dir)?;
+        let _locked = DirectoryLock::shared(&self.dir)?;
         let version = self.current()?.version;
         Ok(KeyVersions {
             current: version,
@@ -139,8 +139,8 @@ impl Credentials {
     }
 
     /// Keeps a record, in the place of the one of the same label.
-    pub fn put(&self, label: &Label, blob: &Blob) -> Result<(), CredentialsError> {
-        let locked = Locked::exclusive(&self.dir)?;
+    pub fn put(&self, label: &BlobLabel, blob: &SealedBlob) -> Result<(), CredentialsError> {
+        let locked = DirectoryLock::exclusive(&self.dir)?;
         let current = self.current()?;
         if blob.key_version() < current.version {
             return Err(CredentialsError::TooOld {
@@ -157,8 +157,8 @@ impl Credentials {
     }
 
     /// The record of that label.
-    pub fn get(&self, label: &Label) -> Result<Blob, CredentialsError> {
-        let _locked = Locked::shared(&self.dir)?;
+    pub fn get(&self, label: &BlobLabel) -> Result<SealedBlob, CredentialsError> {
+        let _locked = DirectoryLock::shared(&self.dir)?;
         let path = self.set(self.current()?.set).join(file_name(label));
         match disk::read(&path, FILE_BYTES_MAX)? {
             None => Err(CredentialsError::NotFound(label.clone())),
@@ -170,10 +170,10 @@ impl Credentials {
     }
 
     /// Every record, by label.
-    pub fn list(&self) -> Result<Vec<Entry>, CredentialsError> {
-        let _locked = Locked::shared(&self.dir)?;
+    pub fn list(&self) -> Result<Vec<CredentialEntry>, CredentialsError> {
+        let _locked = DirectoryLock::shared(&self.dir)?;
         let records = self.records(self.current()?.set)?;
-        let entry = |(label, blob): (Label, Blob)| Entry {
+        let entry = |(label, blob): (BlobLabel, SealedBlob)| CredentialEntry {
             label,
             version: blob.key_version(),
         };
@@ -181,8 +181,8 @@ impl Credentials {
     }
 
     /// Removes a record, also a damaged one.
-    pub fn remove(&self, label: &Label) -> Result<(), CredentialsError> {
-        let locked = Locked::exclusive(&self.dir)?;
+    pub fn remove(&self, label: &BlobLabel) -> Result<(), CredentialsError> {
+        let locked = DirectoryLock::exclusive(&self.dir)?;
         let path = self.set(self.current()?.set).join(file_name(label));
         match disk::remove(&path, &locked)? {
             true => Ok(()),
@@ -190,9 +190,9 @@ impl Credentials {
         }
     }
 
-    /// Seals every record anew under the key of `to`, all or none; answers how many there are. The vault
-    /// must still open the older ones. Afterwards [`Vault::use_versions`] with what
-    /// [`Credentials::versions`] says forbids them.
+    /// Seals every record again, under the key of `to`, all or none; answers how many there are. The
+    /// vault must still open the older ones. Afterwards [`Vault::use_versions`] with what
+    /// [`VaultCredentials::versions`] says forbids them.
     pub fn rotate_to(&self, vault: &Vault, to: KeyVersion) -> Result<usize, CredentialsError> {
         self.rotate_in_steps(to, &mut |label, blob| vault.rewrap(label, blob, to))
     }
@@ -206,7 +206,7 @@ impl Credentials {
         other: &Self,
     ) -> Result<usize, CredentialsError> {
         let records = {
-            let _locked = Locked::shared(&self.dir)?;
+            let _locked = DirectoryLock::shared(&self.dir)?;
             self.records(self.current()?.set)?
         };
         let mut moved = Vec::with_capacity(records.len());
@@ -218,7 +218,7 @@ impl Credentials {
             })?;
             moved.push((label, blob));
         }
-        let locked = Locked::exclusive(&other.dir)?;
+        let locked = DirectoryLock::exclusive(&other.dir)?;
         let current = other.current()?;
         let version = to.versions().current.max(current.version);
         other.replace_set(current, version, &moved, &locked)?;
@@ -228,9 +228,9 @@ impl Credentials {
     fn rotate_in_steps(
         &self,
         to: KeyVersion,
-        rewrap: &mut dyn FnMut(&Label, &Blob) -> Result<Blob, VaultError>,
+        rewrap: &mut dyn FnMut(&BlobLabel, &SealedBlob) -> Result<SealedBlob, VaultError>,
     ) -> Result<usize, CredentialsError> {
-        let locked = Locked::exclusive(&self.dir)?;
+        let locked = DirectoryLock::exclusive(&self.dir)?;
         let current = self.current()?;
         if to < current.version {
             return Err(CredentialsError::TooOld {
@@ -252,12 +252,12 @@ impl Credentials {
     /// Writes a whole set, and makes it the one that counts.
     fn replace_set(
         &self,
-        current: Current,
+        current: CurrentSet,
         version: KeyVersion,
-        records: &[(Label, Blob)],
-        locked: &Locked,
+        records: &[(BlobLabel, SealedBlob)],
+        locked: &DirectoryLock,
     ) -> Result<(), CredentialsError> {
-        let next = Current {
+        let next = CurrentSet {
             set: current.set + 1,
             version,
         };
@@ -273,8 +273,8 @@ impl Credentials {
         self.remove_other_sets(next.set)
     }
 
-    fn current(&self) -> Result<Current, CredentialsError> {
-        let current = Current::read(&self.dir)?;
+    fn current(&self) -> Result<CurrentSet, CredentialsError> {
+        let current = CurrentSet::read(&self.dir)?;
         current.ok_or_else(|| CredentialsError::foreign(&self.dir))
     }
 
@@ -282,7 +282,7 @@ impl Credentials {
         self.dir.join(format!("set-{number}"))
     }
 
-    fn records(&self, set: u64) -> Result<Vec<(Label, Blob)>, CredentialsError> {
+    fn records(&self, set: u64) -> Result<Vec<(BlobLabel, SealedBlob)>, CredentialsError> {
         let set = self.set(set);
         let names = names(&set)?;
         if names.len() > MAX_CREDENTIALS {
@@ -327,18 +327,18 @@ fn names(dir: &Path) -> Result<Vec<String>, CredentialsError> {
     Ok(names)
 }
 
-fn file_name(label: &Label) -> String {
+fn file_name(label: &BlobLabel) -> String {
     HEXLOWER.encode(&crypto::sha256(label.as_str().as_bytes()))
 }
 
-fn text_of(label: &Label, blob: &Blob) -> String {
+fn text_of(label: &BlobLabel, blob: &SealedBlob) -> String {
     format!("{label}\n{}\n", blob.to_json())
 }
 
-fn parse(bytes: &[u8]) -> Option<(Label, Blob)> {
+fn parse(bytes: &[u8]) -> Option<(BlobLabel, SealedBlob)> {
     let text = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
     let (label, json) = text.split_once('\n')?;
-    let (label, blob) = (label.parse().ok()?, Blob::from_json(json).ok()?);
+    let (label, blob) = (label.parse().ok()?, SealedBlob::from_json(json).ok()?);
     (text_of(&label, &blob).as_bytes() == bytes).then_some((label, blob))
 }
 

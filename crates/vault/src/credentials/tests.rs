@@ -8,7 +8,7 @@ fn vault(byte: u8) -> Vault {
     vault
 }
 
-fn label(text: &str) -> Label {
+fn label(text: &str) -> BlobLabel {
     text.parse().expect("a label")
 }
 
@@ -17,9 +17,9 @@ fn version(number: u32) -> KeyVersion {
 }
 
 /// A directory with three records.
-fn three(vault: &Vault) -> (tempfile::TempDir, Credentials) {
+fn three(vault: &Vault) -> (tempfile::TempDir, VaultCredentials) {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Credentials::open(&dir.path().join("credentials")).expect("made");
+    let store = VaultCredentials::open(&dir.path().join("credentials")).expect("made");
     for name in ["cred:b", "cred:a", "wifi:Zu_Hause/1"] {
         let blob = vault.seal(&label(name), name.as_bytes()).expect("sealed");
         store.put(&label(name), &blob).expect("kept");
@@ -27,12 +27,12 @@ fn three(vault: &Vault) -> (tempfile::TempDir, Credentials) {
     (dir, store)
 }
 
-fn opened(store: &Credentials, vault: &Vault, name: &str) -> Result<Vec<u8>, VaultError> {
+fn opened(store: &VaultCredentials, vault: &Vault, name: &str) -> Result<Vec<u8>, VaultError> {
     let blob = store.get(&label(name)).expect("there");
     Ok(vault.open(&label(name), &blob)?.expose().to_vec())
 }
 
-fn versions(store: &Credentials) -> Vec<u32> {
+fn versions(store: &VaultCredentials) -> Vec<u32> {
     let entries = store.list().expect("readable");
     entries.iter().map(|entry| entry.version.number()).collect()
 }
@@ -41,7 +41,7 @@ fn versions(store: &Credentials) -> Vec<u32> {
 fn records_are_kept_replaced_listed_and_removed() {
     let vault = vault(1);
     let (dir, store) = three(&vault);
-    let again = Credentials::open(&dir.path().join("credentials")).expect("opened");
+    let again = VaultCredentials::open(&dir.path().join("credentials")).expect("opened");
     let names: Vec<_> = again
         .list()
         .expect("readable")
@@ -119,7 +119,7 @@ fn what_an_interrupted_rotation_left_is_removed_and_it_is_run_again() {
     fs::write(half.join(&name), &whole[..whole.len() / 2]).expect("written");
     fs::write(dir.join("current.new"), "{\"cred").expect("written");
     assert_eq!(versions(&store), [2, 2, 2]);
-    let store = Credentials::open(&dir).expect("opened");
+    let store = VaultCredentials::open(&dir).expect("opened");
     assert!(!half.exists());
     fs::create_dir(&half).expect("made");
     assert_eq!(store.rotate_to(&vault, version(3)).expect("rotated"), 3);
@@ -127,7 +127,7 @@ fn what_an_interrupted_rotation_left_is_removed_and_it_is_run_again() {
     // Cut after the new set counts: the old one is still there.
     fs::create_dir(dir.join("set-1")).expect("made");
     fs::write(dir.join("set-1").join(&name), &whole).expect("written");
-    let store = Credentials::open(&dir).expect("opened");
+    let store = VaultCredentials::open(&dir).expect("opened");
     assert!(!dir.join("set-1").exists());
     assert_eq!(versions(&store), [3, 3, 3]);
     // Cut while a record was replaced.
@@ -178,7 +178,7 @@ fn damage_is_named_and_a_damaged_record_can_be_removed() {
     assert_eq!(versions(&store), [2, 2]);
     for (text, newer) in [("", false), ("{}", false), (r#"{"credentials":2}"#, true)] {
         fs::write(dir.join("current"), text).expect("written");
-        let error = Credentials::open(&dir).expect_err("damaged");
+        let error = VaultCredentials::open(&dir).expect_err("damaged");
         assert_eq!(
             matches!(error, CredentialsError::Newer(2)),
             newer,
@@ -191,7 +191,7 @@ fn damage_is_named_and_a_damaged_record_can_be_removed() {
 fn there_are_so_many_records_and_no_more() {
     let vault = vault(1);
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Credentials::open(dir.path()).expect("made");
+    let store = VaultCredentials::open(dir.path()).expect("made");
     let blob = vault.seal(&label("a:0"), b"x").expect("sealed");
     for number in 0..MAX_CREDENTIALS {
         // Without waiting for the disk each time.
@@ -209,7 +209,7 @@ fn there_are_so_many_records_and_no_more() {
 fn records_go_over_to_a_vault_of_other_words() {
     let (old, new) = (vault(1), vault(2));
     let (dir, store) = three(&old);
-    let next = Credentials::open(&dir.path().join("next")).expect("made");
+    let next = VaultCredentials::open(&dir.path().join("next")).expect("made");
     assert_eq!(store.hand_over(&old, &new, &next).expect("moved"), 3);
     assert_eq!(opened(&next, &new, "cred:a").expect("opened"), b"cred:a");
     assert!(opened(&next, &old, "cred:a").is_err());

@@ -4,8 +4,8 @@ mod path;
 mod purpose;
 pub(crate) mod slip10;
 
-pub use path::{DerivationPath, Index};
-pub use purpose::{Curve, KeyVersion, MacPurpose, Purpose};
+pub use path::{DerivationPath, PathIndex};
+pub use purpose::{Curve, KeyPurpose, KeyVersion, MacPurpose};
 
 use crate::error::VaultError;
 use crate::secret::SecretArr;

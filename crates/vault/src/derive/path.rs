@@ -10,9 +10,9 @@ const HARDENED: u32 = 1 << 31;
 
 /// A number of one level: below 2³¹.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Index(u32);
+pub struct PathIndex(u32);
 
-impl Index {
+impl PathIndex {
     /// `number` if it is below 2³¹.
     #[must_use]
     pub const fn new(number: u32) -> Option<Self> {
@@ -34,7 +34,7 @@ impl Index {
     }
 }
 
-impl fmt::Display for Index {
+impl fmt::Display for PathIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -75,12 +75,12 @@ impl DerivationPath {
     }
 
     /// A path of which every level is hardened.
-    pub(crate) fn hardened(curve: Curve, numbers: &[Index]) -> Self {
-        Self::of(curve, numbers.iter().map(|number| number.hardened()))
+    pub(crate) fn hardened(curve: Curve, numbers: &[PathIndex]) -> Self {
+        Self::from_numbers(curve, numbers.iter().map(|number| number.hardened()))
     }
 
     /// Levels as SLIP-0010 counts them: hardened ones have the top bit.
-    pub(crate) fn of(curve: Curve, numbers: impl Iterator<Item = u32>) -> Self {
+    pub(crate) fn from_numbers(curve: Curve, numbers: impl Iterator<Item = u32>) -> Self {
         let mut levels = [0; MAX_PATH_LEVELS];
         let mut len = 0;
         for (place, number) in levels.iter_mut().zip(numbers) {
@@ -131,7 +131,7 @@ fn level(part: &str, level: usize, curve: Curve) -> Result<u32, PathError> {
     if digits.len() > 1 && digits.starts_with('0') {
         return Err(PathError::LeadingZero { level });
     }
-    let number = digits.parse().ok().and_then(Index::new);
+    let number = digits.parse().ok().and_then(PathIndex::new);
     let number = number.ok_or(PathError::TooBig { level })?;
     if hardened {
         Ok(number.hardened())
@@ -178,8 +178,8 @@ mod tests {
         let deep = |levels| format!("m{}", "/2147483647'".repeat(levels));
         assert!(DerivationPath::parse(&deep(MAX_PATH_LEVELS), Curve::NistP256).is_ok());
         assert_eq!(error(&deep(MAX_PATH_LEVELS + 1)), PathError::TooDeep);
-        assert!(Index::new(MAX_INDEX).is_some());
-        assert!(Index::new(MAX_INDEX + 1).is_none());
+        assert!(PathIndex::new(MAX_INDEX).is_some());
+        assert!(PathIndex::new(MAX_INDEX + 1).is_none());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::derive::{DerivationPath, Index};
+use crate::derive::{DerivationPath, PathIndex};
 use crate::error::VaultError;
 
 /// What kind of key a path ends in.
@@ -20,7 +20,7 @@ pub enum Curve {
 
 /// The version of the key that credentials are sealed with: 2 and up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyVersion(Index);
+pub struct KeyVersion(PathIndex);
 
 impl KeyVersion {
     /// The first there is; 1 was of another design.
@@ -33,7 +33,7 @@ impl KeyVersion {
     #[must_use]
     pub const fn new(number: u32) -> Option<Self> {
         match number.checked_sub(2) {
-            Some(place) => match Index::new(place) {
+            Some(place) => match PathIndex::new(place) {
                 Some(place) => Some(Self(place)),
                 None => None,
             },
@@ -67,7 +67,7 @@ impl fmt::Display for KeyVersion {
 /// `m/74'/1'/…` was of another design and is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Purpose {
+pub enum KeyPurpose {
     /// ES256 account key at certificate authorities: one for all devices of the words.
     AcmeAccount,
     /// HMAC key of the audit log.
@@ -79,9 +79,9 @@ pub enum Purpose {
     /// DNSSEC key of one zone.
     DnsZone {
         /// Which zone.
-        zone: Index,
+        zone: PathIndex,
         /// Which of its keys.
-        generation: Index,
+        generation: PathIndex,
     },
     /// Ethereum; needs the feature `secp256k1`.
     Ethereum,
@@ -97,7 +97,7 @@ pub enum Purpose {
     SshUserCa,
 }
 
-impl Purpose {
+impl KeyPurpose {
     /// What kind of key it is.
     #[must_use]
     pub const fn curve(self) -> Curve {
@@ -119,20 +119,20 @@ impl Purpose {
 
     /// Where the key of that device lies. Devices share the keys whose rows do not name them.
     #[must_use]
-    pub fn path(self, device: Index) -> DerivationPath {
-        const N: [Index; 6] = {
-            let mut small = [Index::new(0).expect("small"); 6];
+    pub fn path(self, device: PathIndex) -> DerivationPath {
+        const N: [PathIndex; 6] = {
+            let mut small = [PathIndex::new(0).expect("small"); 6];
             let mut at = 0;
             while at < small.len() {
-                small[at] = Index::new(at as u32).expect("small");
+                small[at] = PathIndex::new(at as u32).expect("small");
                 at += 1;
             }
             small
         };
-        const COIN: Index = Index::new(74).expect("small");
+        const COIN: PathIndex = PathIndex::new(74).expect("small");
         // Device 0 lies where there was only one device; others are one level further down, so that
         // none of them can meet a neighbouring row.
-        let hardened = |rest: &[Index], own: bool| {
+        let hardened = |rest: &[PathIndex], own: bool| {
             let device = (own && device.number() > 0).then_some(device);
             let all: Vec<_> = [COIN].iter().chain(rest).copied().chain(device).collect();
             DerivationPath::hardened(self.curve(), &all)
@@ -145,7 +145,7 @@ impl Purpose {
             Self::DnsZone { zone, generation } => hardened(&[N[4], zone, generation], false),
             Self::Ethereum => {
                 let levels = [44, 60, 0].map(|n| n | 1 << 31).into_iter().chain([0, 0]);
-                DerivationPath::of(Curve::Secp256k1, levels)
+                DerivationPath::from_numbers(Curve::Secp256k1, levels)
             }
             Self::ImageSigning => hardened(&[N[3], N[0], N[0]], false),
             Self::MessageLeaf => hardened(&[N[5], N[0], device], false),
@@ -157,7 +157,7 @@ impl Purpose {
 }
 
 /// As the audit log names it; no number that a secret depends on.
-impl fmt::Display for Purpose {
+impl fmt::Display for KeyPurpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AcmeAccount => f.write_str("acme-account"),
@@ -176,7 +176,7 @@ impl fmt::Display for Purpose {
 }
 
 /// The names that `Display` writes, and no others.
-impl FromStr for Purpose {
+impl FromStr for KeyPurpose {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -187,7 +187,10 @@ impl FromStr for Purpose {
         };
         let of_zone = |text: &str| {
             let (zone, generation) = text.strip_prefix("dns-zone-")?.split_once('-')?;
-            let (zone, generation) = (Index::new(number(zone)?)?, Index::new(number(generation)?)?);
+            let (zone, generation) = (
+                PathIndex::new(number(zone)?)?,
+                PathIndex::new(number(generation)?)?,
+            );
             Some(Self::DnsZone { zone, generation })
         };
         let purpose = match text {
@@ -216,9 +219,9 @@ pub enum MacPurpose {
 }
 
 impl MacPurpose {
-    pub(crate) const fn purpose(self) -> Purpose {
+    pub(crate) const fn purpose(self) -> KeyPurpose {
         match self {
-            Self::Audit => Purpose::AuditMac,
+            Self::Audit => KeyPurpose::AuditMac,
         }
     }
 }
@@ -227,30 +230,34 @@ impl MacPurpose {
 mod tests {
     use super::*;
 
-    const fn n(number: u32) -> Index {
-        Index::new(number).expect("below 2³¹")
+    const fn n(number: u32) -> PathIndex {
+        PathIndex::new(number).expect("below 2³¹")
     }
 
     #[test]
     fn every_row_lies_where_the_table_says() {
-        let version = |number| Purpose::Credentials(KeyVersion::new(number).expect("a version"));
-        let zone = Purpose::DnsZone {
+        let version = |number| KeyPurpose::Credentials(KeyVersion::new(number).expect("a version"));
+        let zone = KeyPurpose::DnsZone {
             zone: n(3),
             generation: n(9),
         };
         let rows = [
-            (Purpose::NodeIdentity, "m/74'/0'/0'/0'", "m/74'/0'/0'/7'"),
-            (Purpose::SshHost, "m/74'/0'/1'/0'", "m/74'/0'/1'/0'/7'"),
-            (Purpose::SshUserCa, "m/74'/0'/1'/1'", "m/74'/0'/1'/1'"),
-            (Purpose::AcmeAccount, "m/74'/0'/2'/0'", "m/74'/0'/2'/0'"),
+            (KeyPurpose::NodeIdentity, "m/74'/0'/0'/0'", "m/74'/0'/0'/7'"),
+            (KeyPurpose::SshHost, "m/74'/0'/1'/0'", "m/74'/0'/1'/0'/7'"),
+            (KeyPurpose::SshUserCa, "m/74'/0'/1'/1'", "m/74'/0'/1'/1'"),
+            (KeyPurpose::AcmeAccount, "m/74'/0'/2'/0'", "m/74'/0'/2'/0'"),
             (version(2), "m/74'/2'/0'/0'", "m/74'/2'/0'/0'"),
             (version(12), "m/74'/2'/0'/10'", "m/74'/2'/0'/10'"),
-            (Purpose::DataRecovery, "m/74'/2'/1'/0'", "m/74'/2'/1'/0'/7'"),
-            (Purpose::AuditMac, "m/74'/2'/2'/0'", "m/74'/2'/2'/0'/7'"),
-            (Purpose::ImageSigning, "m/74'/3'/0'/0'", "m/74'/3'/0'/0'"),
+            (
+                KeyPurpose::DataRecovery,
+                "m/74'/2'/1'/0'",
+                "m/74'/2'/1'/0'/7'",
+            ),
+            (KeyPurpose::AuditMac, "m/74'/2'/2'/0'", "m/74'/2'/2'/0'/7'"),
+            (KeyPurpose::ImageSigning, "m/74'/3'/0'/0'", "m/74'/3'/0'/0'"),
             (zone, "m/74'/4'/3'/9'", "m/74'/4'/3'/9'"),
-            (Purpose::MessageLeaf, "m/74'/5'/0'/0'", "m/74'/5'/0'/7'"),
-            (Purpose::Ethereum, "m/44'/60'/0'/0/0", "m/44'/60'/0'/0/0"),
+            (KeyPurpose::MessageLeaf, "m/74'/5'/0'/0'", "m/74'/5'/0'/7'"),
+            (KeyPurpose::Ethereum, "m/44'/60'/0'/0/0", "m/44'/60'/0'/0/0"),
         ];
         for (purpose, first, seventh) in rows {
             assert_eq!(purpose.path(n(0)).to_string(), first, "{purpose}");
@@ -274,7 +281,7 @@ mod tests {
             "dns-zone-1-2147483648",
             "Node-Identity",
         ] {
-            assert_eq!(text.parse::<Purpose>(), Err(()), "{text}");
+            assert_eq!(text.parse::<KeyPurpose>(), Err(()), "{text}");
         }
     }
 

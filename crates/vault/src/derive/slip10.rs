@@ -11,12 +11,12 @@ use crate::error::VaultError;
 use crate::secret::SecretArr;
 
 /// A private key with what its children are derived by.
-pub(crate) struct Node {
+pub(crate) struct ExtendedPrivateKey {
     pub(crate) key: SecretArr<32>,
     pub(crate) chain: SecretArr<32>,
 }
 
-impl Node {
+impl ExtendedPrivateKey {
     /// The key at `path`.
     pub(crate) fn at(seed: &[u8], path: &DerivationPath) -> Result<Self, VaultError> {
         let curve = path.curve();
@@ -38,7 +38,7 @@ impl Node {
         while !valid(&hash, curve)? {
             hash = hmac_sha512(salt, &[hash.expose()]);
         }
-        Ok(Self::of(&hash))
+        Ok(Self::from_hash(&hash))
     }
 
     /// The child of that number; the top bit says hardened.
@@ -52,7 +52,7 @@ impl Node {
             hmac_sha512(chain, &[&public(&self.key, curve)?, &number])
         };
         loop {
-            let child = Self::of(&hash);
+            let child = Self::from_hash(&hash);
             if let Some(key) = combined(&child.key, &self.key, curve)? {
                 return Ok(Self { key, ..child });
             }
@@ -60,7 +60,7 @@ impl Node {
         }
     }
 
-    fn of(hash: &SecretArr<64>) -> Self {
+    fn from_hash(hash: &SecretArr<64>) -> Self {
         let (key, chain) = hash.expose().split_at(32);
         Self {
             key: SecretArr::from_slice(key).expect("half of 64 bytes"),
@@ -72,11 +72,11 @@ impl Node {
 /// Whether the left half is a master key.
 fn valid(hash: &SecretArr<64>, curve: Curve) -> Result<bool, VaultError> {
     let zero = SecretArr::zeroed();
-    let key = Node::of(hash).key;
+    let key = ExtendedPrivateKey::from_hash(hash).key;
     Ok(combined(&key, &zero, curve)?.is_some())
 }
 
-/// The child's key of the left half and the parent's, unless it is none.
+/// The child's key of the left half and the parent's; `None` if the curve has no such key.
 fn combined(
     left: &SecretArr<32>,
     parent: &SecretArr<32>,

@@ -7,9 +7,9 @@ use sha2::Sha256;
 
 use super::Check;
 use crate::bip39::Entropy;
-use crate::blob::{Blob, blob_key};
+use crate::blob::{SealedBlob, blob_key};
 use crate::crypto;
-use crate::derive::slip10::Node;
+use crate::derive::slip10::ExtendedPrivateKey;
 use crate::derive::{Curve, DerivationPath, KeyVersion};
 use crate::secret::SecretArr;
 
@@ -64,7 +64,7 @@ fn bip39(fields: &[&str]) -> Option<()> {
 fn node(fields: &[&str]) -> Option<()> {
     let [curve, seed, path, chain, private, public] = fields.try_into().ok()?;
     let curve = curve_of(curve)?;
-    let mut node = Node::master(&hex(seed)?, curve).ok()?;
+    let mut node = ExtendedPrivateKey::master(&hex(seed)?, curve).ok()?;
     // Not by the grammar: some vectors have levels that are not hardened where we allow none.
     for level in path.split('/').skip(1) {
         let plain = level.trim_end_matches('\'');
@@ -87,7 +87,7 @@ fn node(fields: &[&str]) -> Option<()> {
 fn path(fields: &[&str]) -> Option<()> {
     let [curve, path, private, public] = fields.try_into().ok()?;
     let path = DerivationPath::parse(path, curve_of(curve)?).ok()?;
-    let node = Node::at(&hex(TABLE_SEED)?, &path).ok()?;
+    let node = ExtendedPrivateKey::at(&hex(TABLE_SEED)?, &path).ok()?;
     same(node.key.expose(), &hex(private)?)?;
     match public {
         "-" => Some(()),
@@ -103,9 +103,10 @@ fn blob(fields: &[&str]) -> Option<()> {
     let label = label.parse().ok()?;
     let plaintext = plaintext.as_bytes();
     same(blob_key(&key, &salt).expose(), &hex(own)?)?;
-    let made = Blob::seal_with(&key, KeyVersion::FIRST, &label, plaintext, (&salt, &iv)).ok()?;
+    let made =
+        SealedBlob::seal_with(&key, KeyVersion::FIRST, &label, plaintext, (&salt, &iv)).ok()?;
     same(&made.as_bytes()[56..], &hex(sealed)?)?;
-    let again = Blob::from_json(&made.to_json()).ok()?;
+    let again = SealedBlob::from_json(&made.to_json()).ok()?;
     same(again.open(&key, &label).ok()?.expose(), plaintext)
 }
 

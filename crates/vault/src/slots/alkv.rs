@@ -10,16 +10,16 @@ use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
-use crate::blob::{Blob, Label};
+use crate::blob::{BlobLabel, SealedBlob};
 use crate::crypto;
-use crate::derive::{Index, KeyVersion};
+use crate::derive::{KeyVersion, PathIndex};
 use crate::error::VaultError;
 use crate::json;
 use crate::limits::MAX_SLOTS;
 use crate::secret::SecretArr;
 use crate::slots::copies::TEXT_BYTES_MAX;
-use crate::slots::open::Contents;
-use crate::slots::{Key, OpenAlkv, Slot, SlotError, SlotId, SlotType, form};
+use crate::slots::open::VaultContents;
+use crate::slots::{KeySlot, OpenAlkv, SlotError, SlotId, SlotType, UnlockKey, form};
 
 const FORMAT: u64 = 1;
 const FIELDS: [&str; 7] = ["alkv", "device", "gen", "mac", "payload", "slots", "uuid"];
@@ -73,8 +73,8 @@ impl FromStr for VaultId {
 pub struct Alkv {
     pub(super) uuid: VaultId,
     pub(super) generation: u64,
-    pub(super) device: Index,
-    pub(super) slots: Vec<Slot>,
+    pub(super) device: PathIndex,
+    pub(super) slots: Vec<KeySlot>,
     pub(super) payload: Vec<u8>,
     pub(super) mac: [u8; 32],
 }
@@ -128,7 +128,7 @@ impl Alkv {
                 .as_u64()
                 .ok_or(SlotError::Form("its generation is no number"))?,
             device: device
-                .and_then(Index::new)
+                .and_then(PathIndex::new)
                 .ok_or(SlotError::Form("its device is no number"))?,
             slots,
             payload: form::bytes(text_of("payload")?)?,
@@ -158,13 +158,13 @@ impl Alkv {
 
     /// Which of the nodes of its words it belongs to.
     #[must_use]
-    pub fn device(&self) -> Index {
+    pub fn device(&self) -> PathIndex {
         self.device
     }
 
     /// Its slots, by rising number.
     #[must_use]
-    pub fn slots(&self) -> &[Slot] {
+    pub fn slots(&self) -> &[KeySlot] {
         &self.slots
     }
 
@@ -175,7 +175,7 @@ impl Alkv {
     }
 
     /// Opens one slot, and believes the rest only if it is what was written.
-    pub fn open(&self, id: SlotId, key: &mut Key<'_>) -> Result<OpenAlkv, SlotError> {
+    pub fn open(&self, id: SlotId, key: &mut UnlockKey<'_>) -> Result<OpenAlkv, SlotError> {
         let slot = self.slots.iter().find(|slot| slot.id == id);
         let slot = slot.ok_or(SlotError::NoSuchSlot(id))?;
         let kek = key.kek(self.uuid, slot)?;
@@ -191,11 +191,11 @@ impl Alkv {
         if !bool::from(self.mac_under(&vmk).ct_eq(&self.mac)) {
             return Err(SlotError::Tampered);
         }
-        let payload = Blob::parse(&self.payload)
+        let payload = SealedBlob::parse(&self.payload)
             .and_then(|blob| blob.open(&payload_key(&vmk), &self.label()))
             .map_err(|_| SlotError::Tampered)?;
         Ok(OpenAlkv {
-            contents: Contents::read(&payload)?,
+            contents: VaultContents::read(&payload)?,
             alkv: self.clone(),
             vmk,
             former: None,
@@ -222,7 +222,7 @@ impl Alkv {
         crypto::hmac_sha256(key.expose(), text.as_bytes())
     }
 
-    fn label(&self) -> Label {
+    fn label(&self) -> BlobLabel {
         label(self.uuid)
     }
 }
@@ -231,10 +231,10 @@ impl Alkv {
 pub(super) fn seal_payload(
     uuid: VaultId,
     vmk: &SecretArr<32>,
-    contents: &Contents,
+    contents: &VaultContents,
 ) -> Result<Vec<u8>, VaultError> {
     let text = contents.text();
-    let blob = Blob::seal(
+    let blob = SealedBlob::seal(
         &payload_key(vmk),
         KeyVersion::FIRST,
         &label(uuid),
@@ -247,7 +247,7 @@ fn payload_key(vmk: &SecretArr<32>) -> SecretArr<32> {
     crypto::hkdf_sha256(vmk.expose(), &[], b"payload")
 }
 
-fn label(uuid: VaultId) -> Label {
+fn label(uuid: VaultId) -> BlobLabel {
     let label = format!("alkv:{uuid}").parse();
     label.expect("a kind and a UUID are a label")
 }

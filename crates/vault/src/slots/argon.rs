@@ -66,7 +66,7 @@ pub(super) fn kek(
     cost: Argon2Params,
     cap_kib: u32,
 ) -> Result<Kek, SlotError> {
-    // Whoever edits the file must not make a small machine take all of its memory.
+    // An attacker who edits the file must not make a small machine take all of its memory.
     let cap_kib = cap_kib.max(ARGON2_FLOOR_KIB);
     if cost.kib > cap_kib {
         return Err(SlotError::TooExpensive {
@@ -95,7 +95,7 @@ pub(super) fn kek(
     Ok(kek)
 }
 
-/// Makes one attempt at a passphrase that nobody has, for whoever wants to know how long it takes.
+/// Makes one attempt at an empty passphrase, for a caller that measures how long an attempt takes.
 pub fn attempt(cost: Argon2Params, cap_kib: u32) -> Result<(), SlotError> {
     kek(&SecretStr::empty(), &[0; 16], cost, cap_kib).map(drop)
 }

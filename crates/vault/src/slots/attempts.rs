@@ -1,5 +1,5 @@
-//! How long somebody who typed a wrong passphrase waits. Nothing is ever wiped for wrong ones: that
-//! would be a way to destroy a node by typing.
+//! How long a person who typed a wrong passphrase waits. Wrong passphrases never wipe anything: that would be a way
+//! to destroy a node by typing.
 
 use std::time::Duration;
 

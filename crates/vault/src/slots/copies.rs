@@ -13,7 +13,7 @@ use data_encoding::HEXLOWER;
 
 use crate::crypto;
 use crate::limits::COPY_BYTES;
-use crate::slots::{Alkv, Key, OpenAlkv, SlotError};
+use crate::slots::{Alkv, OpenAlkv, SlotError, UnlockKey};
 
 /// A line end, 64 hex digits and a line end.
 const TRAILER: usize = 66;
@@ -25,7 +25,7 @@ const SECTOR_BYTES: usize = 512;
 pub(super) const TEXT_BYTES_MAX: usize = COPY_BYTES - TRAILER;
 
 /// Where one copy lies.
-pub trait Area {
+pub trait CopyStorage {
     /// What is there: [`COPY_BYTES`], or less where there is less.
     fn read(&mut self) -> io::Result<Vec<u8>>;
 
@@ -35,12 +35,12 @@ pub trait Area {
 
 /// A file of its own, or a place on a device.
 #[derive(Clone, Debug)]
-pub struct FileArea {
+pub struct FileCopyStorage {
     path: PathBuf,
     offset: u64,
 }
 
-impl FileArea {
+impl FileCopyStorage {
     /// A file, which is laid out when the vault is made.
     #[must_use]
     pub fn file(path: impl Into<PathBuf>) -> Self {
@@ -55,7 +55,7 @@ impl FileArea {
     }
 }
 
-impl Area for FileArea {
+impl CopyStorage for FileCopyStorage {
     fn read(&mut self) -> io::Result<Vec<u8>> {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
@@ -80,14 +80,14 @@ impl Area for FileArea {
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyId {
+pub enum VaultCopyId {
     /// `vault.a`.
     A,
     /// `vault.b`.
     B,
 }
 
-impl CopyId {
+impl VaultCopyId {
     const BOTH: [Self; 2] = [Self::A, Self::B];
 
     fn name(self) -> &'static str {
@@ -104,7 +104,7 @@ impl CopyId {
 }
 
 /// What one copy is.
-enum Copy {
+enum VaultCopy {
     /// Nothing was ever written there, or it was erased.
     Blank,
     /// A part of the first write into a blank copy; a power cut ended it.
@@ -118,19 +118,19 @@ enum Copy {
 
 /// What the two copies hold together; at least one is good.
 #[derive(Debug)]
-pub struct Found {
+pub struct LoadedCopies {
     /// The one to open.
     pub newest: Alkv,
     /// The other, if it is good and differs.
     pub other: Option<Alkv>,
     /// A copy that is to be written again, once the vault is open.
-    pub damaged: Option<CopyId>,
+    pub damaged: Option<VaultCopyId>,
 }
 
-impl Found {
-    /// Opens the newest copy by the first slot that the key fits and opens. If none does, or somebody
-    /// changed that copy, the other is tried; [`OpenAlkv::alkv`] says which it was.
-    pub fn open(&self, key: &mut Key<'_>) -> Result<OpenAlkv, SlotError> {
+impl LoadedCopies {
+    /// Opens the newest copy by the first slot that the key fits and opens. If none does, or an
+    /// attacker changed that copy, the other is tried; [`OpenAlkv::alkv`] says which it was.
+    pub fn open(&self, key: &mut UnlockKey<'_>) -> Result<OpenAlkv, SlotError> {
         let mut refused = None;
         for alkv in [Some(&self.newest), self.other.as_ref()]
             .into_iter()
@@ -154,11 +154,11 @@ impl Found {
 
 /// Both places.
 #[derive(Debug)]
-pub struct Copies<A> {
+pub struct VaultCopies<A> {
     areas: [A; 2],
 }
 
-impl<A: Area> Copies<A> {
+impl<A: CopyStorage> VaultCopies<A> {
     /// `vault.a` and `vault.b`.
     #[must_use]
     pub fn new(a: A, b: A) -> Self {
@@ -166,36 +166,37 @@ impl<A: Area> Copies<A> {
     }
 
     /// Reads both; `None` if no vault was ever finished here. Writes nothing, whatever it finds.
-    pub fn load(&mut self) -> Result<Option<Found>, SlotError> {
+    pub fn load(&mut self) -> Result<Option<LoadedCopies>, SlotError> {
         let copies = self.read()?;
         let damaged = copies
             .iter()
-            .position(|copy| !matches!(copy, Copy::Good(_)));
-        let damaged = damaged.map(|at| CopyId::BOTH[at]);
+            .position(|copy| !matches!(copy, VaultCopy::Good(_)));
+        let damaged = damaged.map(|at| VaultCopyId::BOTH[at]);
         Ok(Some(match copies {
-            [Copy::Good(a), Copy::Good(b)] => {
+            [VaultCopy::Good(a), VaultCopy::Good(b)] => {
                 let (newest, other) = if b.generation() > a.generation() {
                     (b, a)
                 } else {
                     (a, b)
                 };
                 let other = (other != newest).then_some(other);
-                Found {
+                LoadedCopies {
                     newest,
                     other,
                     damaged,
                 }
             }
-            [Copy::Good(newest), _] | [_, Copy::Good(newest)] => Found {
+            [VaultCopy::Good(newest), _] | [_, VaultCopy::Good(newest)] => LoadedCopies {
                 newest,
                 other: None,
                 damaged,
             },
             // The second copy is only begun when the first is whole: no vault was ever finished here.
-            [Copy::Blank, Copy::Blank | Copy::Begun] | [Copy::Begun, Copy::Blank] => {
+            [VaultCopy::Blank, VaultCopy::Blank | VaultCopy::Begun]
+            | [VaultCopy::Begun, VaultCopy::Blank] => {
                 return Ok(None);
             }
-            [Copy::Newer(format), _] | [_, Copy::Newer(format)] => {
+            [VaultCopy::Newer(format), _] | [_, VaultCopy::Newer(format)] => {
                 return Err(SlotError::Newer(format));
             }
             _ => return Err(SlotError::Corrupt),
@@ -205,7 +206,7 @@ impl<A: Area> Copies<A> {
     /// Writes the first generation of a new vault into places that hold none.
     pub fn create(&mut self, open: &OpenAlkv) -> Result<(), SlotError> {
         match self.load()? {
-            None => self.write_both(open.alkv(), CopyId::BOTH),
+            None => self.write_both(open.alkv(), VaultCopyId::BOTH),
             Some(_) => Err(SlotError::Exists),
         }
     }
@@ -221,7 +222,7 @@ impl<A: Area> Copies<A> {
         let known = [Some(&found.newest), found.other.as_ref()];
         for old in known.into_iter().flatten() {
             let other = old.generation() >= alkv.generation() && old != alkv;
-            // A copy that somebody changed is worth nothing, whatever it says.
+            // A copy that an attacker changed is worth nothing, whatever it says.
             if old.uuid() != alkv.uuid() || other && open.wrote(old) {
                 return Err(SlotError::Stale);
             }
@@ -233,7 +234,7 @@ impl<A: Area> Copies<A> {
     /// Overwrites both with zeroes: without the words everything sealed is lost.
     pub fn erase(&mut self) -> Result<(), SlotError> {
         let zeroes = vec![0; COPY_BYTES];
-        for (area, id) in self.areas.iter_mut().zip(CopyId::BOTH) {
+        for (area, id) in self.areas.iter_mut().zip(VaultCopyId::BOTH) {
             area.write(&zeroes).map_err(|source| id.io(source))?;
         }
         Ok(())
@@ -242,25 +243,25 @@ impl<A: Area> Copies<A> {
     /// Which to overwrite first: never the one that the vault would be read from.
     fn order(
         &mut self,
-        damaged: Option<CopyId>,
+        damaged: Option<VaultCopyId>,
         open: &OpenAlkv,
-    ) -> Result<[CopyId; 2], SlotError> {
-        let [a, b] = CopyId::BOTH;
-        let worth = |copy: &Copy| match copy {
+    ) -> Result<[VaultCopyId; 2], SlotError> {
+        let [a, b] = VaultCopyId::BOTH;
+        let worth = |copy: &VaultCopy| match copy {
             // A changed copy may say any generation.
-            Copy::Good(alkv) if open.wrote(alkv) => Some(alkv.generation()),
+            VaultCopy::Good(alkv) if open.wrote(alkv) => Some(alkv.generation()),
             _ => None,
         };
         let copies = self.read()?;
         Ok(match damaged {
-            Some(CopyId::A) => [a, b],
-            Some(CopyId::B) => [b, a],
+            Some(VaultCopyId::A) => [a, b],
+            Some(VaultCopyId::B) => [b, a],
             None if worth(&copies[0]) <= worth(&copies[1]) => [a, b],
             None => [b, a],
         })
     }
 
-    fn write_both(&mut self, alkv: &Alkv, order: [CopyId; 2]) -> Result<(), SlotError> {
+    fn write_both(&mut self, alkv: &Alkv, order: [VaultCopyId; 2]) -> Result<(), SlotError> {
         let bytes = image(alkv)?;
         for id in order {
             let area = &mut self.areas[id as usize];
@@ -269,16 +270,19 @@ impl<A: Area> Copies<A> {
         Ok(())
     }
 
-    fn read(&mut self) -> Result<[Copy; 2], SlotError> {
+    fn read(&mut self) -> Result<[VaultCopy; 2], SlotError> {
         let [a, b] = &mut self.areas;
-        let read = |area: &mut A, id: CopyId| match area.read() {
+        let read = |area: &mut A, id: VaultCopyId| match area.read() {
             Ok(bytes) => Ok(copy_of(&bytes)),
             Err(source) => Err(id.io(source)),
         };
         // A disk that does not read one copy may still have the other.
-        match (read(a, CopyId::A), read(b, CopyId::B)) {
+        match (read(a, VaultCopyId::A), read(b, VaultCopyId::B)) {
             (Err(error), Err(_)) => Err(error),
-            (a, b) => Ok([a.unwrap_or(Copy::Damaged), b.unwrap_or(Copy::Damaged)]),
+            (a, b) => Ok([
+                a.unwrap_or(VaultCopy::Damaged),
+                b.unwrap_or(VaultCopy::Damaged),
+            ]),
         }
     }
 }
@@ -295,21 +299,21 @@ fn image(alkv: &Alkv) -> Result<Vec<u8>, SlotError> {
     Ok(bytes)
 }
 
-fn copy_of(bytes: &[u8]) -> Copy {
+fn copy_of(bytes: &[u8]) -> VaultCopy {
     if is_zero(bytes) {
-        return Copy::Blank;
+        return VaultCopy::Blank;
     }
     let Some(text) = text_of(bytes) else {
         return if is_begun(bytes) {
-            Copy::Begun
+            VaultCopy::Begun
         } else {
-            Copy::Damaged
+            VaultCopy::Damaged
         };
     };
     match Alkv::parse(text) {
-        Ok(alkv) => Copy::Good(alkv),
-        Err(SlotError::Newer(format)) => Copy::Newer(format),
-        Err(_) => Copy::Damaged,
+        Ok(alkv) => VaultCopy::Good(alkv),
+        Err(SlotError::Newer(format)) => VaultCopy::Newer(format),
+        Err(_) => VaultCopy::Damaged,
     }
 }
 

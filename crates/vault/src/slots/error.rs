@@ -46,7 +46,7 @@ pub enum SlotError {
         /// Why.
         source: KekError,
     },
-    /// It is the last that somebody can open by typing.
+    /// It is the last slot that opens by typing.
     #[error(
         "slot {0} is the last that opens without a device; removing it needs the words at hand"
     )]
@@ -79,7 +79,7 @@ pub enum SlotError {
     #[error(transparent)]
     Passphrase(#[from] MnemonicError),
     /// The slot opened, but the file is not the one that was written.
-    #[error("the vault file was changed by somebody who could not open it")]
+    #[error("the vault file was changed without a key that opens it")]
     Tampered,
     /// The slot wants more memory than this machine allows.
     #[error("the slot needs {kib} KiB of memory; {cap_kib} KiB are allowed on this machine")]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::json;
 use crate::slots::record::WRAPPED;
-use crate::slots::{Argon2Params, KmsParams, Slot, SlotError, SlotId, SlotParams, Tpm2Params};
+use crate::slots::{Argon2Params, KeySlot, KmsParams, SlotError, SlotId, SlotParams, Tpm2Params};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,7 +65,7 @@ pub(super) fn params_text(params: &SlotParams) -> String {
 }
 
 /// A slot as the file has it.
-pub(super) fn slot_value(slot: &Slot) -> Value {
+pub(super) fn slot_value(slot: &KeySlot) -> Value {
     json!({
         "id": slot.id.0,
         "params": params_value(&slot.params),
@@ -74,10 +74,10 @@ pub(super) fn slot_value(slot: &Slot) -> Value {
     })
 }
 
-/// A slot of a file that nobody has vouched for yet.
-pub(super) fn slot(value: Value) -> Result<Slot, SlotError> {
+/// A slot of a file that is not authenticated yet.
+pub(super) fn slot(value: Value) -> Result<KeySlot, SlotError> {
     let form: SlotForm = form(value)?;
-    Ok(Slot {
+    Ok(KeySlot {
         id: SlotId(form.id),
         params: params(&form.kind, form.params)?,
         wrapped: array::<WRAPPED>(&form.wrap)?,

@@ -3,12 +3,12 @@
 use crate::crypto;
 use crate::secret::{SecretArr, SecretStr};
 use crate::slots::record::{SlotParams, SlotType};
-use crate::slots::{KekError, SeedKey, Slot, SlotError, SlotId, VaultId, argon};
+use crate::slots::{KekError, KeySlot, SeedKey, SlotError, SlotId, VaultId, argon};
 
 /// The 32 bytes that a slot encrypts the vault's master key under.
 pub type Kek = SecretArr<32>;
 
-/// What a source is told about the slot it is asked for.
+/// What a [`KekSource`] gets about the slot whose key it is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct KekRequest<'a> {
     /// Of which vault.
@@ -25,9 +25,9 @@ pub trait KekSource {
     fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError>;
 }
 
-/// What somebody has to open a slot with.
+/// What the caller has to open a slot with.
 #[expect(missing_debug_implementations, reason = "a secret is never shown")]
-pub enum Key<'a> {
+pub enum UnlockKey<'a> {
     /// For `passphrase`.
     Passphrase {
         /// As it was typed.
@@ -43,7 +43,7 @@ pub enum Key<'a> {
     Stored,
 }
 
-impl Key<'_> {
+impl UnlockKey<'_> {
     /// Whether it is for slots of that type.
     #[must_use]
     pub fn fits(&self, kind: SlotType) -> bool {
@@ -56,7 +56,7 @@ impl Key<'_> {
     }
 
     /// The key of one slot.
-    pub(super) fn kek(&mut self, vault: VaultId, slot: &Slot) -> Result<Kek, SlotError> {
+    pub(super) fn kek(&mut self, vault: VaultId, slot: &KeySlot) -> Result<Kek, SlotError> {
         match (self, slot.params()) {
             (
                 Self::Passphrase {

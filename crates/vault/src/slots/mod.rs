@@ -1,18 +1,19 @@
 //! `vault.alkv`: the words at rest, and the key slots that open them.
 //!
 //! A random 32-byte vault master key encrypts the entropy; every slot holds that key encrypted under
-//! one of its own, which somebody types, a medium carries, a TPM or another node releases, or which,
-//! for development, lies beside it. The file is canonical JSON and exists twice ([`Copies`]).
+//! one of its own. A person types what gives the slot's key, a medium carries it, a TPM or another
+//! node releases it, or, for development, it lies beside it. The file is canonical JSON and exists
+//! twice ([`VaultCopies`]).
 //!
 //! ```
-//! use alknet_vault::slots::{Alkv, Key, NewSlot, NewVault, OpenAlkv};
+//! use alknet_vault::slots::{Alkv, UnlockKey, NewSlot, NewVault, OpenAlkv};
 //! use alknet_vault::{Entropy, WordCount};
 //!
 //! let vault = NewVault::new(Entropy::generate(WordCount::TwentyFour)?, 1_767_225_600);
 //! let open = OpenAlkv::create(vault, NewSlot::None)?;
 //!
 //! let read = Alkv::parse(open.alkv().to_text().as_bytes())?;
-//! let again = read.open(read.slots()[0].id(), &mut Key::Stored)?;
+//! let again = read.open(read.slots()[0].id(), &mut UnlockKey::Stored)?;
 //! assert_eq!(again.entropy(), open.entropy());
 //! # Ok::<(), alknet_vault::VaultError>(())
 //! ```
@@ -22,12 +23,12 @@ mod argon;
 mod attempts;
 mod copies;
 mod error;
+mod first_boot;
 mod first_count;
 mod form;
 mod kek;
 mod master_key;
 mod open;
-mod pending;
 mod record;
 mod rekey;
 mod seed_key;
@@ -37,14 +38,14 @@ use crate::limits::ARGON2_MAX_KIB;
 pub use alkv::{Alkv, VaultId};
 pub use argon::{Argon2Params, attempt, calibrate};
 pub use attempts::{Attempts, delay};
-pub use copies::{Area, Copies, CopyId, FileArea, Found};
+pub use copies::{CopyStorage, FileCopyStorage, LoadedCopies, VaultCopies, VaultCopyId};
 pub use error::{KekError, SlotError};
+pub use first_boot::FirstBootPermissions;
 pub use first_count::FirstCount;
-pub use kek::{Kek, KekRequest, KekSource, Key};
+pub use kek::{Kek, KekRequest, KekSource, UnlockKey};
 pub use master_key::MasterKey;
 pub use open::{Consent, NewSlot, NewVault, OpenAlkv, luks_phrase};
-pub use pending::Pending;
-pub use record::{KmsParams, Slot, SlotId, SlotParams, SlotType, Tpm2Params};
+pub use record::{KeySlot, KmsParams, SlotId, SlotParams, SlotType, Tpm2Params};
 pub use rekey::{DataKeyslots, RekeyError, change_master_key, settle};
 pub use seed_key::SeedKey;
 

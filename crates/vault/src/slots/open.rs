@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::bip39::Entropy;
 use crate::crypto;
-use crate::derive::Index;
+use crate::derive::PathIndex;
 use crate::error::VaultError;
 use crate::limits::{MAX_PASSPHRASE_BYTES, MAX_SLOTS};
 use crate::secret::{SecretArr, SecretBytes, SecretStr};
@@ -16,8 +16,8 @@ use crate::slots::copies::TEXT_BYTES_MAX;
 use crate::slots::first_count::FirstCountForm;
 use crate::slots::record::SlotParams;
 use crate::slots::{
-    Alkv, Argon2Params, FirstCount, Kek, KmsParams, Pending, SeedKey, Slot, SlotError, SlotId,
-    SlotType, Tpm2Params, VaultId, alkv, argon,
+    Alkv, Argon2Params, FirstBootPermissions, FirstCount, Kek, KeySlot, KmsParams, SeedKey,
+    SlotError, SlotId, SlotType, Tpm2Params, VaultId, alkv, argon,
 };
 
 /// The last number that every reader of JSON has.
@@ -31,11 +31,11 @@ pub struct NewVault {
     /// BIP39's passphrase; empty for none.
     pub passphrase: SecretStr,
     /// Which of the nodes of these words it is.
-    pub device: Index,
+    pub device: PathIndex,
     /// Seconds since 1970.
     pub created_s: u64,
     /// What its first boot permits.
-    pub pending: Pending,
+    pub pending: FirstBootPermissions,
     /// How far the TPM has counted that is to open it.
     pub first_count: Option<FirstCount>,
 }
@@ -47,9 +47,9 @@ impl NewVault {
         Self {
             entropy,
             passphrase: SecretStr::empty(),
-            device: Index::default(),
+            device: PathIndex::default(),
             created_s,
-            pending: Pending::default(),
+            pending: FirstBootPermissions::default(),
             first_count: None,
         }
     }
@@ -63,7 +63,7 @@ pub enum NewSlot<'a> {
     Kms(KmsParams, &'a Kek),
     /// The key lies beside: for development.
     None,
-    /// Somebody types it.
+    /// A person types it.
     Passphrase {
         /// As it was typed, twice.
         passphrase: &'a SecretStr,
@@ -84,13 +84,13 @@ impl NewSlot<'_> {
         vault: VaultId,
         id: SlotId,
         vmk: &SecretArr<32>,
-    ) -> Result<Slot, VaultError> {
+    ) -> Result<KeySlot, VaultError> {
         match self {
-            Self::Kms(params, kek) => Slot::wrap(vault, id, SlotParams::Kms(params), kek, vmk),
+            Self::Kms(params, kek) => KeySlot::wrap(vault, id, SlotParams::Kms(params), kek, vmk),
             Self::None => {
                 let kek = crypto::random::<32>()?;
                 let under = Kek::copy_of(&kek);
-                Slot::wrap(vault, id, SlotParams::None { kek }, &under, vmk)
+                KeySlot::wrap(vault, id, SlotParams::None { kek }, &under, vmk)
             }
             Self::Passphrase {
                 passphrase,
@@ -103,33 +103,33 @@ impl NewSlot<'_> {
                 let salt = crypto::random()?;
                 let kek = argon::kek(passphrase, &salt, cost, cap_kib)?;
                 let params = SlotParams::Passphrase { argon2: cost, salt };
-                Slot::wrap(vault, id, params, &kek, vmk)
+                KeySlot::wrap(vault, id, params, &kek, vmk)
             }
             Self::Provisioning(seed) => {
                 let kek = seed.kek(vault)?;
-                Slot::wrap(vault, id, SlotParams::Provisioning, &kek, vmk)
+                KeySlot::wrap(vault, id, SlotParams::Provisioning, &kek, vmk)
             }
-            Self::Tpm2(params, kek) => Slot::wrap(vault, id, SlotParams::Tpm2(params), kek, vmk),
+            Self::Tpm2(params, kek) => KeySlot::wrap(vault, id, SlotParams::Tpm2(params), kek, vmk),
         }
     }
 }
 
-/// Whether somebody said that the words are at hand.
+/// Whether the administrator confirmed that the words are at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consent {
     /// They are: without any slot to type into, only they help when the devices are gone.
     HaveTheWords,
-    /// Nobody asked.
+    /// The administrator did not confirm it.
     None,
 }
 
-/// An open vault file. Every change makes a new generation, which [`super::Copies::save`] writes.
+/// An open vault file. Every change makes a new generation, which [`super::VaultCopies::save`] writes.
 pub struct OpenAlkv {
     pub(super) alkv: Alkv,
     pub(super) vmk: SecretArr<32>,
     /// The master key of the copies on the disk, where that is not this one yet.
     pub(super) former: Option<SecretArr<32>>,
-    pub(super) contents: Contents,
+    pub(super) contents: VaultContents,
     pub(super) opened_by: SlotId,
 }
 
@@ -156,7 +156,7 @@ impl OpenAlkv {
         if vault.passphrase.expose().len() > MAX_PASSPHRASE_BYTES {
             return Err(crate::error::MnemonicError::PassphraseTooLong.into());
         }
-        let contents = Contents {
+        let contents = VaultContents {
             entropy: vault.entropy,
             passphrase: vault.passphrase,
             created_s: vault.created_s.min(MAX_SAFE),
@@ -210,11 +210,11 @@ impl OpenAlkv {
 
     /// What its first boot still permits.
     #[must_use]
-    pub fn pending(&self) -> Pending {
+    pub fn pending(&self) -> FirstBootPermissions {
         self.contents.pending
     }
 
-    /// How far a TPM had counted when the vault was made, until [`Pending::partition`] is withdrawn. Vaults of earlier
+    /// How far a TPM had counted when the vault was made, until [`FirstBootPermissions::partition`] is withdrawn. Vaults of earlier
     /// programs, and those that no TPM counts, do not say.
     #[must_use]
     pub fn first_count(&self) -> Option<FirstCount> {
@@ -226,12 +226,12 @@ impl OpenAlkv {
     ///
     /// # Errors
     /// There is no randomness, or the vault is at its last generation. It is as it was then.
-    pub fn conclude(&mut self, ended: Pending) -> Result<bool, VaultError> {
+    pub fn conclude(&mut self, ended: FirstBootPermissions) -> Result<bool, VaultError> {
         let pending = self.contents.pending.without(ended);
         if pending == self.contents.pending {
             return Ok(false);
         }
-        let contents = Contents {
+        let contents = VaultContents {
             pending,
             // Without it, programs from before there was one read the payload.
             first_count: self.contents.first_count.filter(|_| pending.partition),
@@ -281,8 +281,8 @@ impl OpenAlkv {
         Ok(id)
     }
 
-    /// Removes a slot. Whoever kept an old copy of the file and the key of the slot still opens that
-    /// copy; only other words help against them.
+    /// Removes a slot. An attacker who kept an old copy of the file and the key of the slot still opens that copy;
+    /// only other words help against that.
     pub fn remove(&mut self, id: SlotId, consent: Consent) -> Result<(), VaultError> {
         let mut slots = self.alkv.slots.clone();
         let removed = Self::take(&mut slots, id)?;
@@ -308,7 +308,7 @@ impl OpenAlkv {
         Ok(new)
     }
 
-    fn push(&self, slots: &mut Vec<Slot>, slot: NewSlot<'_>) -> Result<SlotId, VaultError> {
+    fn push(&self, slots: &mut Vec<KeySlot>, slot: NewSlot<'_>) -> Result<SlotId, VaultError> {
         if slots.len() >= MAX_SLOTS {
             return Err(SlotError::Full.into());
         }
@@ -319,24 +319,24 @@ impl OpenAlkv {
         Ok(id)
     }
 
-    fn take(slots: &mut Vec<Slot>, id: SlotId) -> Result<Slot, SlotError> {
+    fn take(slots: &mut Vec<KeySlot>, id: SlotId) -> Result<KeySlot, SlotError> {
         let at = slots.iter().position(|slot| slot.id == id);
         Ok(slots.remove(at.ok_or(SlotError::NoSuchSlot(id))?))
     }
 
     pub(super) fn needs_no_words(
-        removed: &Slot,
-        left: &[Slot],
+        removed: &KeySlot,
+        left: &[KeySlot],
         consent: Consent,
     ) -> Result<(), SlotError> {
-        let typed = |slot: &Slot| slot.kind() == SlotType::Passphrase;
+        let typed = |slot: &KeySlot| slot.kind() == SlotType::Passphrase;
         if typed(removed) && !left.iter().any(typed) && consent == Consent::None {
             return Err(SlotError::LastInteractive(removed.id));
         }
         Ok(())
     }
 
-    pub(super) fn change(&mut self, slots: Vec<Slot>) -> Result<(), VaultError> {
+    pub(super) fn change(&mut self, slots: Vec<KeySlot>) -> Result<(), VaultError> {
         let mut next = Alkv {
             slots,
             generation: self.alkv.generation + 1,
@@ -367,18 +367,18 @@ pub fn luks_phrase(secret: &SecretArr<32>) -> SecretStr {
 }
 
 /// What is encrypted: `{"bip39_passphrase"?,"created","entropy","first_count"?,"pending"?}`, the secrets in base64.
-pub(super) struct Contents {
+pub(super) struct VaultContents {
     pub(super) entropy: Entropy,
     pub(super) passphrase: SecretStr,
     pub(super) created_s: u64,
-    pub(super) pending: Pending,
+    pub(super) pending: FirstBootPermissions,
     pub(super) first_count: Option<FirstCount>,
 }
 
 /// Borrowed from the decrypted text, so that no copy is made on the way.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ContentsForm<'a> {
+struct VaultContentsForm<'a> {
     bip39_passphrase: Option<&'a str>,
     created: u64,
     entropy: &'a str,
@@ -390,7 +390,7 @@ struct ContentsForm<'a> {
     pending: Vec<&'a str>,
 }
 
-impl Contents {
+impl VaultContents {
     pub(super) fn copied(&self) -> Self {
         Self {
             entropy: self.entropy.copied(),
@@ -402,8 +402,9 @@ impl Contents {
     }
 
     pub(super) fn read(text: &SecretBytes) -> Result<Self, SlotError> {
-        let bad = || SlotError::Form("its payload is none");
-        let form: ContentsForm<'_> = serde_json::from_slice(text.expose()).map_err(|_| bad())?;
+        let bad = || SlotError::Form("its payload is malformed");
+        let form: VaultContentsForm<'_> =
+            serde_json::from_slice(text.expose()).map_err(|_| bad())?;
         let bytes = |text: &str| BASE64.decode(text.as_bytes()).map(Zeroizing::new);
         let entropy = bytes(form.entropy).map_err(|_| bad())?;
         let passphrase = bytes(form.bip39_passphrase.unwrap_or_default()).map_err(|_| bad())?;
@@ -415,7 +416,7 @@ impl Contents {
             entropy: Entropy::from_bytes(&entropy).map_err(|_| bad())?,
             passphrase: SecretStr::from(passphrase),
             created_s: form.created,
-            pending: Pending::from_names(&form.pending).ok_or_else(bad)?,
+            pending: FirstBootPermissions::from_names(&form.pending).ok_or_else(bad)?,
             first_count,
         })
     }

@@ -43,7 +43,7 @@ pub enum SlotType {
     Kms,
     /// Nothing: the key lies beside. For development; such a vault is not sealed.
     None,
-    /// Somebody types it.
+    /// A person types it.
     Passphrase,
     /// A medium carries it.
     Provisioning,
@@ -84,7 +84,7 @@ impl SlotType {
     }
 }
 
-/// What a slot says about its key. Nobody can change it without the slot refusing to open.
+/// What a slot says about its key. A slot whose parameters were changed refuses to open.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SlotParams {
@@ -157,7 +157,9 @@ impl Tpm2Params {
         let rising = pcrs.windows(2).all(|two| two[0] < two[1]);
         let known = pcrs.iter().all(|pcr| usize::from(*pcr) < MAX_TPM_PCRS);
         if pcrs.is_empty() || !rising || !known {
-            return Err(SlotError::BadParams("PCRs that are none or not in order"));
+            return Err(SlotError::BadParams(
+                "PCRs that are missing, unknown or not in order",
+            ));
         }
         Ok(Self {
             public,
@@ -254,7 +256,9 @@ impl KmsParams {
         let address = |text: &String| plain(text) && !text.contains(['@', ',']);
         let few = (1..=MAX_KMS_ADDRESSES).contains(&addresses.len());
         if !few || !addresses.iter().all(address) {
-            return Err(SlotError::BadParams("addresses that are none or too many"));
+            return Err(SlotError::BadParams(
+                "addresses that are missing, malformed or too many",
+            ));
         }
         Ok(Self {
             peer,
@@ -283,8 +287,8 @@ impl KmsParams {
         &self.key
     }
 
-    /// What this slot proves itself by there. It lies in the clear: whoever has it may ask, and is
-    /// refused once the share is taken back.
+    /// What this slot proves itself by there. It lies in the clear: an attacker who has it may ask, and
+    /// is refused once the share is revoked.
     #[must_use]
     pub fn client(&self) -> &[u8; 32] {
         &self.client
@@ -316,13 +320,13 @@ impl fmt::Debug for KmsParams {
 
 /// A slot of a vault.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Slot {
+pub struct KeySlot {
     pub(super) id: SlotId,
     pub(super) params: SlotParams,
     pub(super) wrapped: [u8; WRAPPED],
 }
 
-impl Slot {
+impl KeySlot {
     /// Puts the master key under `kek`.
     pub(super) fn wrap(
         vault: VaultId,
@@ -378,9 +382,9 @@ impl Slot {
     }
 }
 
-impl fmt::Debug for Slot {
+impl fmt::Debug for KeySlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Slot({}, {})", self.id, self.kind().name())
+        write!(f, "KeySlot({}, {})", self.id, self.kind().name())
     }
 }
 

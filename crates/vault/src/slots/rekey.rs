@@ -2,8 +2,8 @@
 //! comes after.
 //!
 //! A slot only holds the new key under its own, so that every slot that is to stay needs what opens it;
-//! those of which nobody has that are named and lost. The words, and all that is derived from them, stay
-//! as they are.
+//! the caller names the slots for which it does not have that, and they are lost. The words, and all that
+//! is derived from them, stay as they are.
 //!
 //! # The data partition
 //! Its first secret hangs on the master key, so that both change, in steps of which each leaves a vault
@@ -13,25 +13,25 @@
 //! 2. the vault's copies are written, first the older, then the other;
 //! 3. key slots of the partition that neither the new secret nor the words open are removed.
 //!
-//! Before the first copy is whole the old vault is found and the old secret opens; from then on the new
-//! vault and the new secret. A start after a power cut finds one of both and [`settle`] ends what was
-//! begun. The volume key is the same: whoever had that, and the disk, still reads it. Only a new
-//! partition helps against them.
+//! Before the first copy is whole, a start finds the old vault, and the old secret opens the partition;
+//! from then on it is the new vault and the new secret. A start after a power cut finds one of both and
+//! [`settle`] ends what was begun. The volume key is the same: an attacker who had that, and the disk,
+//! still reads the data. Only a new partition helps against that.
 
 use thiserror::Error;
 
 use crate::crypto;
-use crate::derive::Purpose;
-use crate::derive::slip10::Node;
+use crate::derive::KeyPurpose;
+use crate::derive::slip10::ExtendedPrivateKey;
 use crate::error::VaultError;
 use crate::secret::{SecretArr, SecretStr};
 use crate::slots::{
-    Alkv, Area, Consent, Copies, Key, NewSlot, OpenAlkv, Slot, SlotError, SlotId, SlotParams, alkv,
-    luks_phrase,
+    Alkv, Consent, CopyStorage, KeySlot, NewSlot, OpenAlkv, SlotError, SlotId, SlotParams,
+    UnlockKey, VaultCopies, alkv, luks_phrase,
 };
 
-/// The key slots of the data partition, as whoever has it offers them. Both steps end when they are on
-/// the disk, may be repeated, and leave what was there if they fail.
+/// The key slots of the data partition, as the program that has it offers them. Both steps end when they
+/// are on the disk, may be repeated, and leave what was there if they fail.
 pub trait DataKeyslots {
     /// Why a step failed.
     type Error;
@@ -57,15 +57,15 @@ pub enum RekeyError<E> {
 }
 
 impl OpenAlkv {
-    /// The same vault under a new master key, which nobody has until it is written. `keep` has the key of
-    /// every slot that stays; every other is named in `lose`.
+    /// The same vault under a new master key, which is in memory only until it is written. `keep` has the
+    /// key of every slot that stays; every other is named in `lose`.
     ///
     /// # Errors
     /// `Unnamed` with the slots that are in neither, `NoSuchSlot`, `WrongKey` and others of opening a
     /// slot; `LastSlot` if none would stay, `LastInteractive` without consent.
     pub fn rekey(
         &self,
-        keep: &mut [(SlotId, Key<'_>)],
+        keep: &mut [(SlotId, UnlockKey<'_>)],
         lose: &[SlotId],
         consent: Consent,
     ) -> Result<Self, VaultError> {
@@ -74,11 +74,11 @@ impl OpenAlkv {
         if let Some(id) = named().find(|id| all.iter().all(|slot| slot.id() != **id)) {
             return Err(SlotError::NoSuchSlot(*id).into());
         }
-        let times = |slot: &&Slot| named().filter(|id| **id == slot.id()).count();
+        let times = |slot: &&KeySlot| named().filter(|id| **id == slot.id()).count();
         let unnamed: Vec<_> = all
             .iter()
             .filter(|slot| times(slot) == 0)
-            .map(Slot::id)
+            .map(KeySlot::id)
             .collect();
         if !unnamed.is_empty() {
             return Err(SlotError::Unnamed(unnamed).into());
@@ -86,9 +86,9 @@ impl OpenAlkv {
         if all.iter().any(|slot| times(&slot) > 1) {
             return Err(SlotError::BadParams("a slot that is named twice").into());
         }
-        let stays = |slot: &&Slot| !lose.contains(&slot.id());
+        let stays = |slot: &&KeySlot| !lose.contains(&slot.id());
         let left: Vec<_> = all.iter().filter(stays).cloned().collect();
-        let first = left.first().map(Slot::id);
+        let first = left.first().map(KeySlot::id);
         let first = first.ok_or(SlotError::LastSlot(self.opened_by))?;
         for lost in all.iter().filter(|slot| !stays(slot)) {
             Self::needs_no_words(lost, &left, consent)?;
@@ -124,12 +124,17 @@ impl OpenAlkv {
     /// What the words alone give for the data partition.
     pub(super) fn recovery_key(&self) -> Result<SecretArr<32>, VaultError> {
         let seed = self.entropy().seed(self.passphrase())?;
-        let path = Purpose::DataRecovery.path(self.alkv.device());
-        Ok(Node::at(seed.expose(), &path)?.key)
+        let path = KeyPurpose::DataRecovery.path(self.alkv.device());
+        Ok(ExtendedPrivateKey::at(seed.expose(), &path)?.key)
     }
 
     /// A slot of `old` as it is under the new master key.
-    fn moved(&self, slot: &Slot, key: &mut Key<'_>, old: &Self) -> Result<Slot, VaultError> {
+    fn moved(
+        &self,
+        slot: &KeySlot,
+        key: &mut UnlockKey<'_>,
+        old: &Self,
+    ) -> Result<KeySlot, VaultError> {
         let uuid = self.alkv.uuid;
         let kek = key.kek(uuid, slot)?;
         if slot.unwrap(uuid, &kek)? != old.vmk {
@@ -138,7 +143,7 @@ impl OpenAlkv {
         match slot.params() {
             // The old one lies in every old copy.
             SlotParams::None { .. } => NewSlot::None.make(uuid, slot.id(), &self.vmk),
-            params => Slot::wrap(uuid, slot.id(), params.clone(), &kek, &self.vmk),
+            params => KeySlot::wrap(uuid, slot.id(), params.clone(), &kek, &self.vmk),
         }
     }
 
@@ -151,8 +156,8 @@ impl OpenAlkv {
 
 /// Writes what [`OpenAlkv::rekey`] made of `old`, and changes the secret of the data partition with it.
 /// If it ends in the middle, [`settle`] with what the next start opens brings it to one end.
-pub fn change_master_key<A: Area, D: DataKeyslots>(
-    copies: &mut Copies<A>,
+pub fn change_master_key<A: CopyStorage, D: DataKeyslots>(
+    copies: &mut VaultCopies<A>,
     data: &mut D,
     old: &OpenAlkv,
     next: &OpenAlkv,
@@ -166,8 +171,8 @@ pub fn change_master_key<A: Area, D: DataKeyslots>(
 
 /// Ends what a power cut interrupted: makes both copies the one that was opened, then removes the key
 /// slots of the data partition that do not belong to it. Harmless where nothing was interrupted.
-pub fn settle<A: Area, D: DataKeyslots>(
-    copies: &mut Copies<A>,
+pub fn settle<A: CopyStorage, D: DataKeyslots>(
+    copies: &mut VaultCopies<A>,
     data: &mut D,
     open: &OpenAlkv,
 ) -> Result<(), RekeyError<D::Error>> {

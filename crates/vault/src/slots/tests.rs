@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::limits::{ARGON2_FLOOR_KIB, MAX_KMS_ADDRESSES, MAX_SLOTS};
 use crate::secret::SecretBytes;
-use crate::slots::open::Contents;
-use crate::{Entropy, Index, SecretArr, SecretStr, VaultError};
+use crate::slots::open::VaultContents;
+use crate::{Entropy, PathIndex, SecretArr, SecretStr, VaultError};
 
 const CAP: u32 = ARGON2_FLOOR_KIB;
 
@@ -58,9 +58,9 @@ fn full() -> (OpenAlkv, SeedKey) {
 }
 
 /// What keeps a key and answers for slots that say what is expected.
-struct Keeper(Result<[u8; 32], KekError>);
+struct ExpectingKekSource(Result<[u8; 32], KekError>);
 
-impl KekSource for Keeper {
+impl KekSource for ExpectingKekSource {
     fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
         match request.params {
             SlotParams::Tpm2(params) => assert_eq!(*params, tpm()),
@@ -79,17 +79,17 @@ fn every_type_of_slot_opens_the_same_vault() {
     assert_eq!(alkv.generation(), 5);
     assert!(!alkv.is_sealed());
     let right = SecretStr::from("right");
-    let mut keeper = Keeper(Ok([1; 32]));
-    let mut other = Keeper(Ok([1; 32]));
+    let mut keeper = ExpectingKekSource(Ok([1; 32]));
+    let mut other = ExpectingKekSource(Ok([1; 32]));
     let keys = [
-        Key::Stored,
-        Key::Seed(&seed),
-        Key::Passphrase {
+        UnlockKey::Stored,
+        UnlockKey::Seed(&seed),
+        UnlockKey::Passphrase {
             passphrase: &right,
             cap_kib: CAP,
         },
-        Key::Source(SlotType::Tpm2, &mut keeper),
-        Key::Source(SlotType::Kms, &mut other),
+        UnlockKey::Source(SlotType::Tpm2, &mut keeper),
+        UnlockKey::Source(SlotType::Kms, &mut other),
     ];
     for (slot, mut key) in alkv.slots().iter().zip(keys) {
         assert!(key.fits(slot.kind()));
@@ -118,7 +118,7 @@ fn a_forged_vault_has_another_fingerprint_whatever_it_claims() {
     assert_ne!(again.alkv(), open.alkv());
     assert_eq!(of(&again), own);
     assert_eq!(of(&development()), own, "of another id");
-    let mut keep = [(again.opened_by(), Key::Stored)];
+    let mut keep = [(again.opened_by(), UnlockKey::Stored)];
     let rekeyed = again.rekey(&mut keep, &[], Consent::None);
     let rekeyed = rekeyed.expect("its key lies beside it");
     assert_ne!(rekeyed.data_secret(), again.data_secret());
@@ -136,7 +136,7 @@ fn a_forged_vault_has_another_fingerprint_whatever_it_claims() {
     };
     assert_ne!(of(&made(passphrase)), own);
     let device = NewVault {
-        device: Index::new(1).expect("small"),
+        device: PathIndex::new(1).expect("small"),
         ..new()
     };
     assert_ne!(of(&made(device)), own);
@@ -148,7 +148,7 @@ fn wrong_keys_are_told_apart_from_what_is_missing() {
     let alkv = open.alkv();
     let id = SlotId::new;
     let wrong = SecretStr::from("wrong");
-    let mut typed = Key::Passphrase {
+    let mut typed = UnlockKey::Passphrase {
         passphrase: &wrong,
         cap_kib: CAP,
     };
@@ -170,17 +170,17 @@ fn wrong_keys_are_told_apart_from_what_is_missing() {
         KekError::Refused,
         KekError::WrongPin,
     ] {
-        let mut keeper = Keeper(Err(error.clone()));
-        let got = alkv.open(id(3), &mut Key::Source(SlotType::Tpm2, &mut keeper));
+        let mut keeper = ExpectingKekSource(Err(error.clone()));
+        let got = alkv.open(id(3), &mut UnlockKey::Source(SlotType::Tpm2, &mut keeper));
         assert!(matches!(got, Err(SlotError::Kek { source, .. }) if source == error));
     }
-    let mut keeper = Keeper(Ok([2; 32]));
-    let got = alkv.open(id(4), &mut Key::Source(SlotType::Kms, &mut keeper));
+    let mut keeper = ExpectingKekSource(Ok([2; 32]));
+    let got = alkv.open(id(4), &mut UnlockKey::Source(SlotType::Kms, &mut keeper));
     assert!(matches!(got, Err(SlotError::WrongKey(_))));
-    let got = alkv.open(id(4), &mut Key::Source(SlotType::Tpm2, &mut keeper));
+    let got = alkv.open(id(4), &mut UnlockKey::Source(SlotType::Tpm2, &mut keeper));
     assert!(matches!(got, Err(SlotError::WrongType(_))));
     let other = development();
-    let got = other.alkv().open(id(0), &mut Key::Seed(&seed));
+    let got = other.alkv().open(id(0), &mut UnlockKey::Seed(&seed));
     assert!(matches!(got, Err(SlotError::WrongType(_))));
     let mut other = development();
     let error = other
@@ -196,7 +196,8 @@ fn every_flipped_bit_is_refused() {
     for bit in 0..good.len() * 8 {
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
-        let opened = Alkv::parse(&bad).and_then(|alkv| alkv.open(SlotId::new(0), &mut Key::Stored));
+        let opened =
+            Alkv::parse(&bad).and_then(|alkv| alkv.open(SlotId::new(0), &mut UnlockKey::Stored));
         assert!(
             opened.is_err(),
             "bit {bit}: {}",
@@ -237,19 +238,20 @@ fn parameters_of_a_slot_cannot_be_exchanged() {
     let (mut open, seed) = full();
     // A slot under another number, and one whose parameters were changed, do not open by themselves.
     open.alkv.slots[1].id = SlotId::new(7);
-    let got = open.alkv.open(SlotId::new(7), &mut Key::Seed(&seed));
+    let got = open.alkv.open(SlotId::new(7), &mut UnlockKey::Seed(&seed));
     assert!(matches!(got, Err(SlotError::WrongKey(_))));
     let changed = Tpm2Params::new(vec![1; 90], vec![2; 160], vec![7], [3; 32], true);
     open.alkv.slots[3].params = SlotParams::Tpm2(changed.expect("in range"));
-    struct Any;
-    impl KekSource for Any {
+    struct AnyKekSource;
+    impl KekSource for AnyKekSource {
         fn kek(&mut self, _: KekRequest<'_>) -> Result<Kek, KekError> {
             Ok(one())
         }
     }
-    let got = open
-        .alkv
-        .open(SlotId::new(3), &mut Key::Source(SlotType::Tpm2, &mut Any));
+    let got = open.alkv.open(
+        SlotId::new(3),
+        &mut UnlockKey::Source(SlotType::Tpm2, &mut AnyKekSource),
+    );
     assert!(matches!(got, Err(SlotError::WrongKey(_))));
 }
 
@@ -257,14 +259,14 @@ fn parameters_of_a_slot_cannot_be_exchanged() {
 fn words_with_a_passphrase_and_a_device_are_kept() {
     let vault = NewVault {
         passphrase: "Zürich \"\\".into(),
-        device: Index::new(3).expect("small"),
+        device: PathIndex::new(3).expect("small"),
         ..new()
     };
     let open = OpenAlkv::create(vault, NewSlot::None).expect("made");
     assert_eq!(open.alkv().device().number(), 3);
     let again = open
         .alkv()
-        .open(SlotId::new(0), &mut Key::Stored)
+        .open(SlotId::new(0), &mut UnlockKey::Stored)
         .expect("opened");
     assert_eq!(again.passphrase().expose(), "Zürich \"\\");
     assert!(!format!("{open:?}").contains("rich"));
@@ -288,7 +290,7 @@ fn slots_have_a_least_and_a_most() {
     assert_eq!(id.number(), MAX_SLOTS as u32);
     open.remove(id, Consent::None).expect("removed");
     open.add(NewSlot::None).expect("added");
-    let ids: BTreeSet<_> = open.alkv().slots().iter().map(Slot::id).collect();
+    let ids: BTreeSet<_> = open.alkv().slots().iter().map(KeySlot::id).collect();
     assert_eq!(ids.len(), MAX_SLOTS);
     assert!(Alkv::parse(open.alkv().to_text().as_bytes()).is_ok());
 }
@@ -309,7 +311,7 @@ fn the_last_slot_to_type_into_goes_only_with_the_words_at_hand() {
         .expect("replaced");
     let right = SecretStr::from("right");
     let other = SecretStr::from("other");
-    let mut key = Key::Passphrase {
+    let mut key = UnlockKey::Passphrase {
         passphrase: &right,
         cap_kib: CAP,
     };
@@ -317,7 +319,7 @@ fn the_last_slot_to_type_into_goes_only_with_the_words_at_hand() {
         open.alkv().open(new, &mut key),
         Err(SlotError::WrongKey(_))
     ));
-    let mut key = Key::Passphrase {
+    let mut key = UnlockKey::Passphrase {
         passphrase: &other,
         cap_kib: CAP,
     };
@@ -404,7 +406,7 @@ proptest! {
                 _ => drop(text.remove(at)),
             }
         }
-        let opened = Alkv::parse(&text).and_then(|alkv| alkv.open(SlotId::new(0), &mut Key::Stored));
+        let opened = Alkv::parse(&text).and_then(|alkv| alkv.open(SlotId::new(0), &mut UnlockKey::Stored));
         prop_assert!(opened.is_err() || text == good);
     }
 
@@ -454,31 +456,39 @@ fn two_halves_make_the_key_that_python_makes() {
 #[test]
 fn what_a_first_boot_permits_is_withdrawn_once_and_outlives_everything_else() {
     let vault = NewVault {
-        pending: Pending::ALL,
+        pending: FirstBootPermissions::ALL,
         ..new()
     };
     let mut open = OpenAlkv::create(vault, NewSlot::None).expect("made");
     let read = |open: &OpenAlkv| {
         let alkv = Alkv::parse(open.alkv().to_text().as_bytes()).expect("our own");
         let id = alkv.slots()[0].id();
-        alkv.open(id, &mut Key::Stored).expect("opened").pending()
+        alkv.open(id, &mut UnlockKey::Stored)
+            .expect("opened")
+            .pending()
     };
-    assert_eq!(read(&open), Pending::ALL);
-    let words = Pending {
+    assert_eq!(read(&open), FirstBootPermissions::ALL);
+    let words = FirstBootPermissions {
         words: true,
-        ..Pending::default()
+        ..FirstBootPermissions::default()
     };
     let generation = open.alkv().generation();
     assert!(open.conclude(words).expect("random bytes"));
     assert_eq!(open.alkv().generation(), generation + 1);
-    assert_eq!(read(&open), Pending::ALL.without(words));
+    assert_eq!(read(&open), FirstBootPermissions::ALL.without(words));
     assert!(!open.conclude(words).expect("nothing to do"));
     assert_eq!(open.alkv().generation(), generation + 1, "nothing changed");
     // A new master key does not give it back.
     let id = open.alkv().slots()[0].id();
-    let next = open.rekey(&mut [(id, Key::Stored)], &[], Consent::None);
-    assert_eq!(read(&next.expect("one slot")), Pending::ALL.without(words));
-    assert!(open.conclude(Pending::ALL).expect("random bytes"));
+    let next = open.rekey(&mut [(id, UnlockKey::Stored)], &[], Consent::None);
+    assert_eq!(
+        read(&next.expect("one slot")),
+        FirstBootPermissions::ALL.without(words)
+    );
+    assert!(
+        open.conclude(FirstBootPermissions::ALL)
+            .expect("random bytes")
+    );
     assert!(read(&open).is_empty());
 }
 
@@ -491,7 +501,7 @@ fn what_a_tpm_had_counted_when_the_vault_was_made_is_kept_until_the_partition_is
         count: u64::MAX,
     };
     let vault = NewVault {
-        pending: Pending::ALL,
+        pending: FirstBootPermissions::ALL,
         passphrase: "TREZOR".into(),
         first_count: Some(first),
         ..new()
@@ -500,21 +510,24 @@ fn what_a_tpm_had_counted_when_the_vault_was_made_is_kept_until_the_partition_is
     let read = |open: &OpenAlkv| {
         let alkv = Alkv::parse(open.alkv().to_text().as_bytes()).expect("our own");
         let id = alkv.slots()[0].id();
-        let open = alkv.open(id, &mut Key::Stored).expect("opened");
+        let open = alkv.open(id, &mut UnlockKey::Stored).expect("opened");
         assert_eq!(open.passphrase().expose(), "TREZOR");
         open.first_count()
     };
     assert_eq!(read(&open), Some(first));
-    let others = Pending::ALL.without(Pending {
+    let others = FirstBootPermissions::ALL.without(FirstBootPermissions {
         partition: true,
-        ..Pending::default()
+        ..FirstBootPermissions::default()
     });
     assert!(open.conclude(others).expect("random bytes"));
     assert_eq!(read(&open), Some(first));
     let id = open.alkv().slots()[0].id();
-    let next = open.rekey(&mut [(id, Key::Stored)], &[], Consent::None);
+    let next = open.rekey(&mut [(id, UnlockKey::Stored)], &[], Consent::None);
     assert_eq!(read(&next.expect("one slot")), Some(first));
-    assert!(open.conclude(Pending::ALL).expect("random bytes"));
+    assert!(
+        open.conclude(FirstBootPermissions::ALL)
+            .expect("random bytes")
+    );
     assert_eq!((open.first_count(), read(&open)), (None, None));
 }
 
@@ -530,7 +543,7 @@ fn a_count_of_no_tpm_is_no_payload() {
             "{{\"created\":1,\"entropy\":\"{}\",\"first_count\":{{\"count\":7,\"tpm\":\"{tpm}\"}}}}",
             BASE64.encode(&[7; 32])
         );
-        let read = Contents::read(&SecretBytes::from_vec(text.into_bytes()));
+        let read = VaultContents::read(&SecretBytes::from_vec(text.into_bytes()));
         assert_eq!(read.is_ok(), is_one, "{tpm}");
     }
 }
@@ -545,6 +558,10 @@ fn a_payload_that_names_nothing_permits_nothing() {
         (&["partition", "partition"], false),
         (&["everything"], false),
     ] {
-        assert_eq!(Pending::from_names(names).is_some(), expected, "{names:?}");
+        assert_eq!(
+            FirstBootPermissions::from_names(names).is_some(),
+            expected,
+            "{names:?}"
+        );
     }
 }

@@ -12,14 +12,14 @@ use std::hint::black_box;
 /// Does `work`, then overwrites `DEPTH` bytes of the stack that it used, and the processor's vector
 /// registers; also where `work` panics. `DEPTH` is at least what `work` takes, and there is that much room.
 pub fn without_traces<const DEPTH: usize, T>(work: impl FnOnce() -> T) -> T {
-    let _overwritten = Overwritten::<DEPTH>;
+    let _overwritten = RegisterWipe::<DEPTH>;
     apart(work)
 }
 
 /// Overwrites both when it is dropped.
-struct Overwritten<const DEPTH: usize>;
+struct RegisterWipe<const DEPTH: usize>;
 
-impl<const DEPTH: usize> Drop for Overwritten<DEPTH> {
+impl<const DEPTH: usize> Drop for RegisterWipe<DEPTH> {
     fn drop(&mut self) {
         overwrite::<DEPTH>();
         registers::fill();

@@ -12,8 +12,8 @@ use std::arch::asm;
 pub(super) fn fill() {
     macro_rules! run {
         ($($instruction:expr),+) => {
-            // SAFETY: vector registers are written, and no memory is touched. A call may leave all of them
-            // changed, which is what the compiler is told. The processor has the registers: the caller looks.
+            // SAFETY: vector registers are written, and no memory is touched. The clobbers tell the compiler
+            // that all of them may change, as in a call. The processor has the registers: the caller looks.
             unsafe { asm!($($instruction),+, clobber_abi("C"), options(nomem, nostack)) }
         };
     }
@@ -46,8 +46,9 @@ pub(super) fn fill() {
 pub(super) fn fill() {
     macro_rules! each {
         ($($number:literal)+) => {
-            // SAFETY: vector registers are written, and no memory is touched. The compiler is told that a call
-            // may change what it leaves, and keeps the lower halves of the eight that belong to the caller.
+            // SAFETY: vector registers are written, and no memory is touched. The clobbers tell the compiler
+            // which registers change, as in a call; it keeps the lower halves of the eight that belong to the
+            // caller.
             unsafe {
                 asm!(
                     $(concat!("movi v", $number, ".16b, #255")),+,

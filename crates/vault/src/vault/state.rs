@@ -1,6 +1,6 @@
 //! How a vault is, and who hears of it.
 
-use crate::audit::Event;
+use crate::audit::AuditEvent;
 use crate::derive::KeyVersion;
 
 /// Which unlocking it is: 1 is the first since the memory of the seed was made.
@@ -30,17 +30,17 @@ pub enum VaultState {
 
 /// What changed without this process having done it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Noticed {
+pub struct StateChange {
     /// How it is now.
     pub state: VaultState,
     /// Whether all keys that had been handed out were taken back.
     pub revoked: bool,
 }
 
-/// Whoever hears what the vault did: the audit log's writer.
+/// Hears what the vault did: the audit log's writer.
 pub trait Observer: Send + Sync {
     /// Called after the fact and outside all locks, so that the vault may be used from inside.
-    fn happened(&self, event: &Event);
+    fn happened(&self, event: &AuditEvent);
 }
 
 /// Which versions of the credential key are in use.

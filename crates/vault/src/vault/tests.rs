@@ -1,18 +1,18 @@
 use super::*;
 use crate::derive::DerivationPath;
-use crate::signer::Reason;
+use crate::signer::ExportReason;
 
 const WORDS: &str = "abandon abandon abandon abandon abandon abandon \
                      abandon abandon abandon abandon abandon about";
 
 fn unlocked(device: u32) -> Vault {
-    let vault = Vault::locked_as(Index::new(device).expect("small"), None);
+    let vault = Vault::locked_as(PathIndex::new(device).expect("small"), None);
     let words = Entropy::parse(WORDS).expect("words");
     vault.unlock(&words, &SecretStr::empty()).expect("unlocked");
     vault
 }
 
-fn label(text: &str) -> Label {
+fn label(text: &str) -> BlobLabel {
     text.parse().expect("a label")
 }
 
@@ -22,8 +22,8 @@ fn a_locked_vault_does_nothing() {
     let blob = unlocked(0).seal(&label("cred:a"), b"x").expect("sealed");
     assert_eq!(vault.state(), VaultState::Locked);
     let refused = [
-        vault.signer(Purpose::NodeIdentity).err(),
-        vault.p256_signer(Purpose::AcmeAccount).err(),
+        vault.signer(KeyPurpose::NodeIdentity).err(),
+        vault.p256_signer(KeyPurpose::AcmeAccount).err(),
         vault.seal(&label("cred:a"), b"x").err(),
         vault.open(&label("cred:a"), &blob).err(),
         vault
@@ -54,17 +54,17 @@ fn epochs_count_unlockings_and_locking_twice_is_locking_once() {
 #[test]
 fn only_keys_that_sign_are_signers() {
     let vault = unlocked(0);
-    let version = Purpose::Credentials(KeyVersion::FIRST);
+    let version = KeyPurpose::Credentials(KeyVersion::FIRST);
     for purpose in [
         version,
-        Purpose::AuditMac,
-        Purpose::DataRecovery,
-        Purpose::AcmeAccount,
+        KeyPurpose::AuditMac,
+        KeyPurpose::DataRecovery,
+        KeyPurpose::AcmeAccount,
     ] {
         let error = vault.signer(purpose);
         assert!(matches!(error, Err(VaultError::Unsupported)), "{purpose}");
     }
-    let error = vault.p256_signer(Purpose::NodeIdentity);
+    let error = vault.p256_signer(KeyPurpose::NodeIdentity);
     assert!(matches!(error, Err(VaultError::Unsupported)));
 }
 
@@ -72,9 +72,9 @@ fn only_keys_that_sign_are_signers() {
 fn siblings_share_what_they_should_and_nothing_else() {
     let (one, two) = (unlocked(0), unlocked(1));
     let differ = [
-        Purpose::NodeIdentity,
-        Purpose::SshHost,
-        Purpose::MessageLeaf,
+        KeyPurpose::NodeIdentity,
+        KeyPurpose::SshHost,
+        KeyPurpose::MessageLeaf,
     ];
     for purpose in differ {
         let public = |vault: &Vault| vault.signer(purpose).expect("a key").public();
@@ -93,7 +93,7 @@ fn siblings_share_what_they_should_and_nothing_else() {
     );
     let acme = |vault: &Vault| {
         vault
-            .p256_signer(Purpose::AcmeAccount)
+            .p256_signer(KeyPurpose::AcmeAccount)
             .expect("open")
             .public()
     };
@@ -140,9 +140,9 @@ fn rotation_rewraps_and_then_forbids() {
 #[test]
 fn a_hard_lock_takes_every_key_back() {
     let vault = unlocked(0);
-    let node = vault.signer(Purpose::NodeIdentity).expect("a key");
-    let acme = vault.p256_signer(Purpose::AcmeAccount).expect("a key");
-    drop(vault.signer(Purpose::SshHost).expect("a key"));
+    let node = vault.signer(KeyPurpose::NodeIdentity).expect("a key");
+    let acme = vault.p256_signer(KeyPurpose::AcmeAccount).expect("a key");
+    drop(vault.signer(KeyPurpose::SshHost).expect("a key"));
     vault.lock();
     assert!(node.sign(b"x").is_ok() && acme.sign(b"x").is_ok());
     vault.lock_hard();
@@ -152,25 +152,25 @@ fn a_hard_lock_takes_every_key_back() {
             .iter()
             .all(|error| matches!(error, Some(VaultError::Locked)))
     );
-    assert!(node.expose(Reason::Console).is_err());
+    assert!(node.expose(ExportReason::Console).is_err());
     assert_eq!(format!("{node:?}"), "Ed25519Signer(node-identity)");
 }
 
 #[test]
 fn everything_that_happens_is_heard_and_nothing_secret_is_said() {
-    struct Ear(Arc<Mutex<Vec<String>>>);
-    impl Observer for Ear {
-        fn happened(&self, event: &Event) {
+    struct EventRecorder(Arc<Mutex<Vec<String>>>);
+    impl Observer for EventRecorder {
+        fn happened(&self, event: &AuditEvent) {
             self.0.lock().expect("whole").push(format!("{event:?}"));
         }
     }
     let heard = Arc::new(Mutex::default());
-    let ear: Box<dyn Observer> = Box::new(Ear(Arc::clone(&heard)));
-    let vault = Vault::locked_as(Index::default(), Some(ear));
+    let ear: Box<dyn Observer> = Box::new(EventRecorder(Arc::clone(&heard)));
+    let vault = Vault::locked_as(PathIndex::default(), Some(ear));
     let words = Entropy::parse(WORDS).expect("words");
     vault.unlock(&words, &SecretStr::empty()).expect("unlocked");
-    let signer = vault.signer(Purpose::SshHost).expect("a key");
-    signer.expose(Reason::SshServer).expect("open");
+    let signer = vault.signer(KeyPurpose::SshHost).expect("a key");
+    signer.expose(ExportReason::SshServer).expect("open");
     let name = label("cred:a");
     let blob = vault.seal(&name, b"top-secret").expect("sealed");
     vault.open(&name, &blob).expect("opened");
@@ -187,11 +187,13 @@ fn purposes_give_the_keys_of_the_table() {
     let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
     let public = |device, purpose| hex(&unlocked(device).signer(purpose).expect("open").public());
     let node = "e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
-    assert_eq!(public(0, Purpose::NodeIdentity), node);
+    assert_eq!(public(0, KeyPurpose::NodeIdentity), node);
     let host = "e21db52decc1387a5ac6e8db38623807646f7a2ef9254b84ab58ba7bcf775e0c";
-    assert_eq!(public(1, Purpose::SshHost), host);
-    let acme = unlocked(1).p256_signer(Purpose::AcmeAccount).expect("open");
-    let key = acme.expose(Reason::AcmeClient).expect("open");
+    assert_eq!(public(1, KeyPurpose::SshHost), host);
+    let acme = unlocked(1)
+        .p256_signer(KeyPurpose::AcmeAccount)
+        .expect("open");
+    let key = acme.expose(ExportReason::AcmeClient).expect("open");
     let private = "f41363906899670a15823cfb54ff900abdf158793dfc4fa475a677631bc6f822";
     assert_eq!(hex(key.expose()), private);
     let recovery = "531a21ea739313afeda0219c83788a1b699c3d7fee18d2a84a5e448b45c1bfcb";
@@ -209,11 +211,11 @@ fn purposes_give_the_keys_of_the_table() {
 fn signatures_are_what_others_verify() {
     use p256::ecdsa::signature::Verifier as _;
     let vault = unlocked(0);
-    let node = vault.signer(Purpose::NodeIdentity).expect("open");
+    let node = vault.signer(KeyPurpose::NodeIdentity).expect("open");
     let key = ed25519_dalek::VerifyingKey::from_bytes(&node.public()).expect("a point");
     let signature = ed25519_dalek::Signature::from_bytes(&node.sign(b"x").expect("open"));
     assert!(key.verify_strict(b"x", &signature).is_ok());
-    let acme = vault.p256_signer(Purpose::AcmeAccount).expect("open");
+    let acme = vault.p256_signer(KeyPurpose::AcmeAccount).expect("open");
     let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(&acme.public()).expect("a point");
     let signature = acme.sign(b"x").expect("open");
     let signature = p256::ecdsa::Signature::from_slice(&signature).expect("two numbers");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use alknet_test_support::{eventually, skipped};
 use alknet_vault::{
-    Area, AreaError, AreaKind, Ed25519Signer, Entropy, Purpose, SecretStr, Vault, VaultState,
+    AreaError, AreaKind, Ed25519Signer, Entropy, KeyPurpose, SecretStr, SeedArea, Vault, VaultState,
 };
 
 /// Every line of the other process that is meant begins so; the test harness prints others.
@@ -22,13 +22,13 @@ fn words() -> Entropy {
 }
 
 /// Waits until the other process did something to the vault.
-fn noticed(vault: &Vault) -> alknet_vault::Noticed {
+fn noticed(vault: &Vault) -> alknet_vault::StateChange {
     let limit = Duration::from_secs(60);
     eventually("the other process does something", limit, || vault.notice())
 }
 
 fn node(vault: &Vault) -> Ed25519Signer {
-    vault.signer(Purpose::NodeIdentity).expect("open")
+    vault.signer(KeyPurpose::NodeIdentity).expect("open")
 }
 
 fn say(what: impl std::fmt::Display) {
@@ -40,13 +40,13 @@ fn say(what: impl std::fmt::Display) {
 #[test]
 fn an_area_is_told_from_other_descriptors() {
     let inherited = std::io::stdin().as_fd().try_clone_to_owned();
-    match Area::from_fd(inherited.expect("standard input is open")) {
+    match SeedArea::from_fd(inherited.expect("standard input is open")) {
         Ok(area) => be_the_other_process(area),
         Err(error) => assert!(matches!(error, AreaError::NotAnArea(_)), "{error}"),
     }
 }
 
-fn be_the_other_process(area: Area) {
+fn be_the_other_process(area: SeedArea) {
     say(area.kind().name());
     let vault = Vault::over(area, None);
     // It is open already, as for a node that is started again.
@@ -54,7 +54,7 @@ fn be_the_other_process(area: Area) {
     say(data_encoding::HEXLOWER.encode(&key.public()));
     let locked = noticed(&vault);
     assert_eq!(locked.state, VaultState::Locked);
-    assert!(vault.signer(Purpose::NodeIdentity).is_err());
+    assert!(vault.signer(KeyPurpose::NodeIdentity).is_err());
     say(format_args!("locked, signs {}", key.sign(b"x").is_ok()));
     let hard = noticed(&vault);
     assert!(hard.revoked);
@@ -74,7 +74,7 @@ struct Other {
 }
 
 impl Other {
-    fn start(area: &Area) -> Self {
+    fn start(area: &SeedArea) -> Self {
         let fd = area.fd().expect("it is shared").try_clone_to_owned();
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", NAME, "--nocapture"])
@@ -97,7 +97,7 @@ impl Other {
 #[test]
 fn what_one_process_locks_is_locked_in_the_other() {
     for kind in [AreaKind::Secret, AreaKind::Sealed] {
-        let area = match Area::create_as(kind) {
+        let area = match SeedArea::create_as(kind) {
             Err(error) if kind == AreaKind::Secret => {
                 skipped("memfd_secret", format_args!("only the other kind: {error}"));
                 continue;
@@ -120,13 +120,13 @@ fn what_one_process_locks_is_locked_in_the_other() {
         assert!(other.child.wait().expect("it ends").success());
         assert_eq!(vault.state(), VaultState::Locked);
         assert!(vault.notice().is_some());
-        assert!(vault.signer(Purpose::NodeIdentity).is_err());
+        assert!(vault.signer(KeyPurpose::NodeIdentity).is_err());
     }
 }
 
 #[test]
 fn a_process_that_is_killed_leaves_the_vault_as_it_is() {
-    let area = std::sync::Arc::new(Area::create().expect("every kernel has one"));
+    let area = std::sync::Arc::new(SeedArea::create().expect("every kernel has one"));
     let vault = Vault::over(std::sync::Arc::clone(&area), None);
     vault.unlock(&words(), &SecretStr::empty()).expect("locked");
     for _ in 0..3 {

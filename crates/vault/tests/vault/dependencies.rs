@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// Whoever adds one of these to the tree gives code that reaches the network a way to the words.
+/// A dependency on one of these gives code that reaches the network a way to the words.
 const BANNED: [&str; 26] = [
     "async-io",
     "async-std",

@@ -2,36 +2,39 @@
 
 use std::sync::{Arc, Mutex};
 
-use alknet_vault::audit::{AuditLog, BootId, Event, Pending, Record, SlotName, verify};
+use alknet_vault::audit::{
+    AuditEvent, AuditLog, AuditRecord, BootId, SlotName, UnwrittenEvents, verify,
+};
 use alknet_vault::slots::{
-    Argon2Params, Consent, Copies, FileArea, Key, NewSlot, NewVault, OpenAlkv, SeedKey, SlotError,
+    Argon2Params, Consent, FileCopyStorage, NewSlot, NewVault, OpenAlkv, SeedKey, SlotError,
+    UnlockKey, VaultCopies,
 };
 use alknet_vault::{
-    Blob, Entropy, Index, KeyVersion, KeyVersions, Observer, Purpose, SecretStr, Vault, WordCount,
-    limits,
+    Entropy, KeyPurpose, KeyVersion, KeyVersions, Observer, PathIndex, SealedBlob, SecretStr,
+    Vault, WordCount, limits,
 };
 
 const CAP: u32 = limits::ARGON2_FLOOR_KIB;
 
-fn copies(dir: &std::path::Path) -> Copies<FileArea> {
-    let file = |name| FileArea::file(dir.join(name));
-    Copies::new(file("vault.a"), file("vault.b"))
+fn copies(dir: &std::path::Path) -> VaultCopies<FileCopyStorage> {
+    let file = |name| FileCopyStorage::file(dir.join(name));
+    VaultCopies::new(file("vault.a"), file("vault.b"))
 }
 
 /// What a program does to write down what happens: keeps it until the log takes it.
 #[derive(Clone, Default)]
-struct Recorder(Arc<Mutex<Pending>>);
+struct EventBuffer(Arc<Mutex<UnwrittenEvents>>);
 
-impl Recorder {
-    fn record(&self, event: Event) {
+impl EventBuffer {
+    fn record(&self, event: AuditEvent) {
         let boot: BootId = "first".parse().expect("a name");
         let mut pending = self.0.lock().expect("whole");
-        pending.push(Record::new(1_767_225_600_000, boot, event));
+        pending.push(AuditRecord::new(1_767_225_600_000, boot, event));
     }
 }
 
-impl Observer for Recorder {
-    fn happened(&self, event: &Event) {
+impl Observer for EventBuffer {
+    fn happened(&self, event: &AuditEvent) {
         self.record(event.clone());
     }
 }
@@ -59,15 +62,15 @@ fn a_node_is_made_restarted_rotated_and_made_again() {
     // The next start: a wrong passphrase, then the medium.
     let found = disk.load().expect("readable").expect("a vault");
     let wrong = SecretStr::from("wrong horse");
-    let mut key = Key::Passphrase {
+    let mut key = UnlockKey::Passphrase {
         passphrase: &wrong,
         cap_kib: CAP,
     };
     assert!(matches!(found.open(&mut key), Err(SlotError::WrongKey(_))));
     let medium = SeedKey::parse(seed.to_text().expose()).expect("its own text");
-    let mut open = found.open(&mut Key::Seed(&medium)).expect("opened");
+    let mut open = found.open(&mut UnlockKey::Seed(&medium)).expect("opened");
 
-    let recorder = Recorder::default();
+    let recorder = EventBuffer::default();
     let vault = Vault::locked_as(open.alkv().device(), Some(Box::new(recorder.clone())));
     vault
         .unlock(open.entropy(), open.passphrase())
@@ -77,8 +80,11 @@ fn a_node_is_made_restarted_rotated_and_made_again() {
         kind: slot.kind(),
         id: slot.id(),
     };
-    recorder.record(Event::Unlocked(name));
-    let public = vault.signer(Purpose::NodeIdentity).expect("open").public();
+    recorder.record(AuditEvent::Unlocked(name));
+    let public = vault
+        .signer(KeyPurpose::NodeIdentity)
+        .expect("open")
+        .public();
     let label = "cred:openai".parse().expect("a label");
     let kept = vault
         .seal(&label, b"sk-test-123")
@@ -87,7 +93,7 @@ fn a_node_is_made_restarted_rotated_and_made_again() {
 
     // Rotation: everything under a new version, then the old one is forbidden.
     let to = KeyVersion::new(3).expect("a version");
-    let old = Blob::from_json(&kept).expect("its own text");
+    let old = SealedBlob::from_json(&kept).expect("its own text");
     let new = vault.rewrap(&label, &old, to).expect("rewrapped");
     let versions = KeyVersions {
         current: to,
@@ -107,7 +113,7 @@ fn a_node_is_made_restarted_rotated_and_made_again() {
     open.replace(id, slot, Consent::None).expect("replaced");
     disk.save(&open).expect("written");
     let found = disk.load().expect("readable").expect("a vault");
-    let mut key = Key::Passphrase {
+    let mut key = UnlockKey::Passphrase {
         passphrase: &typed,
         cap_kib: CAP,
     };
@@ -136,11 +142,14 @@ fn a_node_is_made_restarted_rotated_and_made_again() {
     }
 
     // Another disk and the words from the paper: the same node, and its credentials open.
-    let again = Vault::locked_as(Index::default(), None);
+    let again = Vault::locked_as(PathIndex::default(), None);
     let words = Entropy::parse(&paper.expose().to_uppercase()).expect("words");
     again.unlock(&words, &SecretStr::empty()).expect("unlocked");
     assert_eq!(
-        again.signer(Purpose::NodeIdentity).expect("open").public(),
+        again
+            .signer(KeyPurpose::NodeIdentity)
+            .expect("open")
+            .public(),
         public
     );
     assert_eq!(

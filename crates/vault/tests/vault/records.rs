@@ -1,7 +1,7 @@
-//! Sealed records that somebody changed: one answer, whatever was done. That it also takes one time is
-//! measured by `cargo xtask bench vault`.
+//! Sealed records that an attacker changed: one answer, whatever was done. `cargo xtask bench vault`
+//! measures that it also takes one time.
 
-use alknet_vault::{Blob, Entropy, Label, SecretStr, Vault};
+use alknet_vault::{BlobLabel, Entropy, SealedBlob, SecretStr, Vault};
 
 /// The last byte of a record's key version, and one of its salt, of its IV and of its content.
 const VERSION_AT: usize = 11;
@@ -12,7 +12,7 @@ fn a_record_that_was_moved_cut_or_changed_has_one_answer() {
     let vault = Vault::locked();
     let words = Entropy::from_bytes(&[3; 32]).expect("32 bytes");
     vault.unlock(&words, &SecretStr::empty()).expect("locked");
-    let label = |text: &str| -> Label { text.parse().expect("a label") };
+    let label = |text: &str| -> BlobLabel { text.parse().expect("a label") };
     let (own, other) = (label("cred:a"), label("cred:b"));
     let record = vault.seal(&own, b"a secret of somebody").expect("open");
     let bytes = record.as_bytes();
@@ -20,13 +20,13 @@ fn a_record_that_was_moved_cut_or_changed_has_one_answer() {
     let mut answers = vec![("moved", vault.open(&other, &record))];
     // Within the salt, the IV, the content and its tag.
     for length in [30, 50, 60, bytes.len() - 1] {
-        let cut = Blob::parse(&bytes[..length]).expect("it begins as one");
+        let cut = SealedBlob::parse(&bytes[..length]).expect("it begins as one");
         answers.push(("cut", vault.open(&own, &cut)));
     }
     for at in CHANGED_AT {
         let mut bytes = bytes.to_vec();
         bytes[at] ^= 1;
-        let changed = Blob::parse(&bytes).expect("it begins as one");
+        let changed = SealedBlob::parse(&bytes).expect("it begins as one");
         answers.push(("changed", vault.open(&own, &changed)));
     }
     for (what, answer) in answers {

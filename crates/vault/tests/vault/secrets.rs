@@ -9,7 +9,7 @@ use std::thread;
 
 use alknet_vault::slots::{OpenAlkv, SeedKey};
 use alknet_vault::{
-    Ed25519Signer, Entropy, P256Signer, Purpose, SecretArr, SecretBytes, SecretStr, Vault,
+    Ed25519Signer, Entropy, KeyPurpose, P256Signer, SecretArr, SecretBytes, SecretStr, Vault,
     VaultState, without_traces,
 };
 
@@ -107,7 +107,7 @@ fn a_thread_that_asked_for_the_state_or_a_key_keeps_nothing_of_the_seed() {
         }),
         ("what happened", |vault| assert!(vault.notice().is_none())),
         ("a key", |vault| {
-            vault.signer(Purpose::NodeIdentity).expect("it is open");
+            vault.signer(KeyPurpose::NodeIdentity).expect("it is open");
         }),
     ];
     for (what, work) in works {

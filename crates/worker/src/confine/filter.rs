@@ -1,11 +1,11 @@
 //! The system calls that are left to a worker.
 //!
 //! Three outcomes. What is on the list happens. What no honest worker ever asks for (to trace, to
-//! mount, to load a module, to execute) ends the process at once with SIGSYS: whoever asks has taken
-//! the worker over, and the host shall know. Everything else answers `EPERM`: libraries probe for
-//! files and settings that they can do without, and a worker that died of a probe would put the
-//! operation into quarantine. `clone3` answers `ENOSYS`, because its flags lie in memory where no
-//! filter can see them; the C library then uses `clone`, whose flags can be compared.
+//! mount, to load a module, to execute) ends the process at once with SIGSYS: a worker that asks
+//! for it has been taken over, and the host shall know. Everything else answers `EPERM`: libraries
+//! probe for files and settings that they can do without, and a worker that died of a probe would
+//! put the operation into quarantine. `clone3` answers `ENOSYS`, because its flags lie in memory
+//! where no filter can see them; the C library then uses `clone`, whose flags can be compared.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -196,28 +196,28 @@ const RETURN: u16 = 0x06;
 
 /// The filter could not be made or put in place.
 #[derive(Debug)]
-pub(crate) struct Failed(String);
+pub(crate) struct FilterError(String);
 
-impl fmt::Display for Failed {
+impl fmt::Display for FilterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl<E: std::error::Error> From<E> for Failed {
+impl<E: std::error::Error> From<E> for FilterError {
     fn from(error: E) -> Self {
         Self(error.to_string())
     }
 }
 
 /// Puts the filter on every thread of the process, for good.
-pub(crate) fn install(rights: Rights) -> Result<(), Failed> {
+pub(crate) fn install(rights: Rights) -> Result<(), FilterError> {
     let program = program(rights, std::process::id())?;
     Ok(apply_filter_all_threads(&program)?)
 }
 
 /// The whole program: first what has an answer of its own whatever its arguments, then the list.
-fn program(rights: Rights, pid: u32) -> Result<BpfProgram, Failed> {
+fn program(rights: Rights, pid: u32) -> Result<BpfProgram, FilterError> {
     let mut program = vec![sock_filter {
         code: LOAD_WORD,
         jt: 0,
@@ -262,7 +262,7 @@ fn answer(program: &mut BpfProgram, call: i64, action: SeccompAction) {
     });
 }
 
-fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Failed> {
+fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, FilterError> {
     let mut rules = BTreeMap::new();
     let mut allow = |calls: &[i64]| rules.extend(calls.iter().map(|call| (*call, Vec::new())));
     allow(COMMON);
@@ -308,12 +308,12 @@ fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Fa
 }
 
 /// Allowed when this holds of the lower half of one argument: flags and commands are 32 bits wide.
-fn when(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, Failed> {
+fn when(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, FilterError> {
     let one = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value)?;
     Ok(SeccompRule::new(vec![one])?)
 }
 
-fn equal(argument: u8, value: u64) -> Result<SeccompCondition, Failed> {
+fn equal(argument: u8, value: u64) -> Result<SeccompCondition, FilterError> {
     let whole = SeccompCmpArgLen::Qword;
     Ok(SeccompCondition::new(
         argument,
@@ -326,14 +326,14 @@ fn equal(argument: u8, value: u64) -> Result<SeccompCondition, Failed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Role;
+    use crate::WorkerRole;
 
     /// Longest program the kernel takes, instructions.
     const PROGRAM_MAX: usize = 4096;
 
     #[test]
     fn every_role_has_a_program_that_the_kernel_takes() {
-        for role in Role::ALL {
+        for role in WorkerRole::ALL {
             for binds in [false, true] {
                 let program = program(role.rights(binds), 1).expect("a program");
                 assert!(program.len() < PROGRAM_MAX, "{role}: {}", program.len());
@@ -354,7 +354,7 @@ mod tests {
 
     #[test]
     fn scripts_cannot_start_threads_or_open_paths() {
-        let rules = rules(Role::Js.rights(true), 1).expect("rules");
+        let rules = rules(WorkerRole::Js.rights(true), 1).expect("rules");
         for call in [libc::SYS_clone, libc::SYS_openat, libc::SYS_newfstatat] {
             assert!(!rules.contains_key(&call), "{call}");
         }

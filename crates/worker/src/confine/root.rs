@@ -23,24 +23,24 @@ const LOCKED: MountFlags = MountFlags::NOSUID
 
 /// A step that the kernel refused.
 #[derive(Debug)]
-pub(crate) struct Failed {
+pub(crate) struct RootError {
     step: &'static str,
     errno: Errno,
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for RootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot {}: {}", self.step, self.errno)
     }
 }
 
-fn at(step: &'static str) -> impl Fn(Errno) -> Failed {
-    move |errno| Failed { step, errno }
+fn at(step: &'static str) -> impl Fn(Errno) -> RootError {
+    move |errno| RootError { step, errno }
 }
 
 /// Makes the root and moves into it. Until the last step succeeds the old root is still the root.
-pub(crate) fn empty(binds: &[Bind]) -> Result<(), Failed> {
-    // What is mounted from here on is nobody else's to see.
+pub(crate) fn empty(binds: &[Bind]) -> Result<(), RootError> {
+    // What is mounted from here on is visible to the worker only.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(at("part from the mounts outside"))?;
     let filesystem =
@@ -73,7 +73,7 @@ pub(crate) fn empty(binds: &[Bind]) -> Result<(), Failed> {
 }
 
 /// Below the current folder, which is the new root.
-fn bind(bind: &Bind) -> Result<(), Failed> {
+fn bind(bind: &Bind) -> Result<(), RootError> {
     let target = bind.name.as_str();
     mkdir(target, Mode::from_raw_mode(0o555)).map_err(at("make a folder in the root"))?;
     mount_bind(bind.source.as_str(), target).map_err(at("bind a folder"))?;
@@ -86,7 +86,7 @@ fn bind(bind: &Bind) -> Result<(), Failed> {
 }
 
 /// Times of access, and read-only, as the folder's mount has them.
-fn kept(target: &str) -> Result<MountFlags, Failed> {
+fn kept(target: &str) -> Result<MountFlags, RootError> {
     let has = statvfs(target)
         .map_err(at("look at a bound folder"))?
         .f_flag;
@@ -103,7 +103,7 @@ fn kept(target: &str) -> Result<MountFlags, Failed> {
 }
 
 /// Makes the current folder the root.
-fn change_root() -> Result<(), Failed> {
+fn change_root() -> Result<(), RootError> {
     match pivot_root(".", ".") {
         Ok(()) => {
             unmount(".", UnmountFlags::DETACH).map_err(at("let go of the old root"))?;

@@ -4,18 +4,19 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Mapped, Sealed};
-use crate::FrameError;
+use super::{CborBody, SealedMapping, SealedMemfd};
+use crate::WorkerFrameError;
 use crate::limits::{FRAME_FDS_MAX, INLINE_BYTES_MAX};
 
-const OTHER_LENGTH: FrameError = FrameError::NotSealed("of another length than the message says");
+const OTHER_LENGTH: WorkerFrameError =
+    WorkerFrameError::NotSealed("of another length than the message says");
 
 /// Bytes inside the frame, or in a sealed descriptor that travels with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Blob {
+pub enum FrameBlob {
     /// In the frame.
-    Inline(Body),
+    Inline(CborBody),
     /// In the descriptor at this place among the frame's.
     Sealed {
         /// Which one, counted from 0.
@@ -25,20 +26,20 @@ pub enum Blob {
     },
 }
 
-impl Blob {
+impl FrameBlob {
     /// Small bytes inline; others go into a sealed descriptor that is added to `fds`.
     ///
     /// # Errors
     /// If there are too many bytes or descriptors, or the kernel refuses the memory.
-    pub fn pack(bytes: Vec<u8>, fds: &mut Vec<OwnedFd>) -> Result<Self, FrameError> {
+    pub fn pack(bytes: Vec<u8>, fds: &mut Vec<OwnedFd>) -> Result<Self, WorkerFrameError> {
         if bytes.len() <= INLINE_BYTES_MAX {
-            return Ok(Self::Inline(Body::from_cbor(bytes)));
+            return Ok(Self::Inline(CborBody::from_cbor(bytes)));
         }
         if fds.len() >= FRAME_FDS_MAX {
-            return Err(FrameError::TooManyDescriptors);
+            return Err(WorkerFrameError::TooManyDescriptors);
         }
         let len = bytes.len() as u64;
-        fds.push(Sealed::of(&bytes)?.into());
+        fds.push(SealedMemfd::from_bytes(&bytes)?.into());
         let at = fds.len() - 1;
         Ok(Self::Sealed { at, len })
     }
@@ -70,11 +71,11 @@ impl Blob {
     ///
     /// # Errors
     /// If the descriptor is missing, no sealed memory, or of another length than is said.
-    pub fn sealed(&self, fds: &[OwnedFd]) -> Result<Option<Sealed>, FrameError> {
+    pub fn sealed(&self, fds: &[OwnedFd]) -> Result<Option<SealedMemfd>, WorkerFrameError> {
         let Some((fd, len)) = self.descriptor(fds)? else {
             return Ok(None);
         };
-        let sealed = Sealed::check(fd.try_clone()?)?;
+        let sealed = SealedMemfd::check(fd.try_clone()?)?;
         if sealed.len() != len {
             return Err(OTHER_LENGTH);
         }
@@ -82,16 +83,16 @@ impl Blob {
     }
 
     /// What the host handed over, mapped, where that is where the bytes are. Only for workers: the host takes back
-    /// [`Revocable`](super::Revocable) memory once the request that it was for is answered, and the map may not be read
+    /// [`RevocableMemfd`](super::RevocableMemfd) memory once the request that it was for is answered, and the map may not be read
     /// after that.
     ///
     /// # Errors
     /// If the descriptor is missing, no file, or of another length than is said.
-    pub fn mapped(&self, fds: &[OwnedFd]) -> Result<Option<Mapped>, FrameError> {
+    pub fn mapped(&self, fds: &[OwnedFd]) -> Result<Option<SealedMapping>, WorkerFrameError> {
         let Some((fd, len)) = self.descriptor(fds)? else {
             return Ok(None);
         };
-        let mapped = Mapped::of_file(fd.try_clone()?)?;
+        let mapped = SealedMapping::of_file(fd.try_clone()?)?;
         if mapped.len() as u64 != len {
             return Err(OTHER_LENGTH);
         }
@@ -99,13 +100,16 @@ impl Blob {
     }
 
     /// The descriptor that it names, and how many bytes that is said to hold.
-    fn descriptor<'a>(&self, fds: &'a [OwnedFd]) -> Result<Option<(&'a OwnedFd, u64)>, FrameError> {
+    fn descriptor<'a>(
+        &self,
+        fds: &'a [OwnedFd],
+    ) -> Result<Option<(&'a OwnedFd, u64)>, WorkerFrameError> {
         let Self::Sealed { at, len } = self else {
             return Ok(None);
         };
         let (named, came) = (at.saturating_add(1), fds.len());
         let fd = fds.get(*at);
-        let fd = fd.ok_or(FrameError::Descriptors { named, came })?;
+        let fd = fd.ok_or(WorkerFrameError::Descriptors { named, came })?;
         Ok(Some((fd, *len)))
     }
 
@@ -113,12 +117,12 @@ impl Blob {
     ///
     /// # Errors
     /// As [`Self::sealed`], or if there are more than `max` bytes.
-    pub fn read(self, fds: &[OwnedFd], max: u64) -> Result<Vec<u8>, FrameError> {
+    pub fn read(self, fds: &[OwnedFd], max: u64) -> Result<Vec<u8>, WorkerFrameError> {
         match self.sealed(fds)? {
             Some(sealed) => sealed.read(max),
             None => match self {
                 Self::Inline(body) => Ok(body.into_bytes()),
-                Self::Sealed { .. } => Err(FrameError::NotSealed("not there")),
+                Self::Sealed { .. } => Err(WorkerFrameError::NotSealed("not there")),
             },
         }
     }
@@ -133,7 +137,7 @@ mod tests {
         for (bytes, sealed) in [(0, 0), (INLINE_BYTES_MAX, 0), (INLINE_BYTES_MAX + 1, 1)] {
             let mut fds = Vec::new();
             let value = vec![3; bytes];
-            let blob = Blob::pack(value.clone(), &mut fds).expect("packed");
+            let blob = FrameBlob::pack(value.clone(), &mut fds).expect("packed");
             assert_eq!(fds.len(), sealed);
             assert_eq!(blob.read(&fds, 1 << 20).expect("the same"), value);
         }
@@ -142,12 +146,12 @@ mod tests {
     #[test]
     fn a_blob_that_lies_is_refused() {
         let mut fds = Vec::new();
-        Blob::pack(vec![3; INLINE_BYTES_MAX + 1], &mut fds).expect("packed");
+        FrameBlob::pack(vec![3; INLINE_BYTES_MAX + 1], &mut fds).expect("packed");
         let len = INLINE_BYTES_MAX as u64 + 1;
         for (at, len) in [(1, len), (usize::MAX, len), (0, len + 1), (0, u64::MAX)] {
-            assert!(Blob::Sealed { at, len }.read(&fds, u64::MAX).is_err());
+            assert!(FrameBlob::Sealed { at, len }.read(&fds, u64::MAX).is_err());
         }
-        let short = Blob::Sealed { at: 0, len }.read(&fds, 10);
-        assert!(matches!(short, Err(FrameError::TooMuch(_))));
+        let short = FrameBlob::Sealed { at: 0, len }.read(&fds, 10);
+        assert!(matches!(short, Err(WorkerFrameError::TooMuch(_))));
     }
 }

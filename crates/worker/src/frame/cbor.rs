@@ -5,25 +5,31 @@ use std::fmt;
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::FrameError;
+use crate::WorkerFrameError;
 use crate::limits::BODY_NESTING_MAX;
 
 /// Writes `value`.
-pub(crate) fn write<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), FrameError> {
-    ciborium::ser::into_writer(value, out).map_err(|error| FrameError::Cbor(error.to_string()))
+pub(crate) fn write<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), WorkerFrameError> {
+    ciborium::ser::into_writer(value, out)
+        .map_err(|error| WorkerFrameError::Cbor(error.to_string()))
 }
 
 /// Reads exactly one value of at most `nesting` levels.
-pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8], nesting: usize) -> Result<T, FrameError> {
+pub(crate) fn read<T: DeserializeOwned>(
+    bytes: &[u8],
+    nesting: usize,
+) -> Result<T, WorkerFrameError> {
     let mut rest = bytes;
     let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, nesting);
     let value = value.map_err(|error| match error {
-        ciborium::de::Error::RecursionLimitExceeded => FrameError::Nesting,
-        ciborium::de::Error::Io(_) => FrameError::Cbor("it ends too early".to_owned()),
-        other => FrameError::Cbor(shorten(&other.to_string())),
+        ciborium::de::Error::RecursionLimitExceeded => WorkerFrameError::Nesting,
+        ciborium::de::Error::Io(_) => WorkerFrameError::Cbor("it ends too early".to_owned()),
+        other => WorkerFrameError::Cbor(shorten(&other.to_string())),
     })?;
     if !rest.is_empty() {
-        return Err(FrameError::Cbor("something follows the message".to_owned()));
+        return Err(WorkerFrameError::Cbor(
+            "something follows the message".to_owned(),
+        ));
     }
     Ok(value)
 }
@@ -35,9 +41,9 @@ fn shorten(text: &str) -> String {
 
 /// A value that this crate carries unread: CBOR in a byte string. What it means is the role's.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Body(Vec<u8>);
+pub struct CborBody(Vec<u8>);
 
-impl Body {
+impl CborBody {
     /// Bytes that are CBOR already.
     #[must_use]
     pub const fn from_cbor(bytes: Vec<u8>) -> Self {
@@ -48,7 +54,7 @@ impl Body {
     ///
     /// # Errors
     /// If it has no form in CBOR.
-    pub fn of<T: Serialize>(value: &T) -> Result<Self, FrameError> {
+    pub fn encode<T: Serialize>(value: &T) -> Result<Self, WorkerFrameError> {
         let mut bytes = Vec::new();
         write(value, &mut bytes)?;
         Ok(Self(bytes))
@@ -58,7 +64,7 @@ impl Body {
     ///
     /// # Errors
     /// If the bytes are not exactly one value of the expected shape.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<T, FrameError> {
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, WorkerFrameError> {
         read(&self.0, BODY_NESTING_MAX)
     }
 
@@ -76,43 +82,45 @@ impl Body {
 }
 
 /// What a body holds may be a secret, and is long.
-impl fmt::Debug for Body {
+impl fmt::Debug for CborBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Body({} bytes)", self.0.len())
+        write!(f, "CborBody({} bytes)", self.0.len())
     }
 }
 
-impl Serialize for Body {
+impl Serialize for CborBody {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(&self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Body {
+impl<'de> Deserialize<'de> for CborBody {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_byte_buf(Bytes).map(Self)
+        deserializer
+            .deserialize_byte_buf(ByteStringVisitor)
+            .map(Self)
     }
 }
 
 /// 32 bytes: a hash or a seed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Hash(pub [u8; 32]);
+pub struct Bytes32(pub [u8; 32]);
 
-impl fmt::Debug for Hash {
+impl fmt::Debug for Bytes32 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
-impl Serialize for Hash {
+impl Serialize for Bytes32 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(&self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Hash {
+impl<'de> Deserialize<'de> for Bytes32 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bytes = deserializer.deserialize_byte_buf(Bytes)?;
+        let bytes = deserializer.deserialize_byte_buf(ByteStringVisitor)?;
         let bytes = <[u8; 32]>::try_from(&bytes[..]);
         bytes
             .map(Self)
@@ -120,10 +128,10 @@ impl<'de> Deserialize<'de> for Hash {
     }
 }
 
-/// A byte string; an array of numbers is none.
-struct Bytes;
+/// Takes a byte string, and refuses an array of numbers.
+struct ByteStringVisitor;
 
-impl<'de> Visitor<'de> for Bytes {
+impl<'de> Visitor<'de> for ByteStringVisitor {
     type Value = Vec<u8>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,12 +161,12 @@ mod tests {
         let nested = |depth: usize| {
             let mut bytes = vec![0x81; depth];
             bytes.push(0);
-            Body::from_cbor(bytes)
+            CborBody::from_cbor(bytes)
         };
         let deep = nested(BODY_NESTING_MAX + 1).read::<ciborium::Value>();
-        assert!(matches!(deep, Err(FrameError::Nesting)), "{deep:?}");
+        assert!(matches!(deep, Err(WorkerFrameError::Nesting)), "{deep:?}");
         let million = nested(1_000_000).read::<ciborium::Value>();
-        assert!(matches!(million, Err(FrameError::Nesting)));
+        assert!(matches!(million, Err(WorkerFrameError::Nesting)));
         nested(BODY_NESTING_MAX - 1)
             .read::<ciborium::Value>()
             .expect("within the limit");
@@ -170,23 +178,23 @@ mod tests {
         for head in [0x5b_u8, 0x9b, 0x7b, 0xbb] {
             let mut bytes = vec![head];
             bytes.extend_from_slice(&(1_u64 << 62).to_be_bytes());
-            let outcome = Body::from_cbor(bytes).read::<ciborium::Value>();
+            let outcome = CborBody::from_cbor(bytes).read::<ciborium::Value>();
             assert!(outcome.is_err());
         }
     }
 
     #[test]
     fn bytes_are_bytes_and_one_value_is_one() {
-        let hash = Body::of(&Hash([7; 32])).expect("writable");
+        let hash = CborBody::encode(&Bytes32([7; 32])).expect("writable");
         assert_eq!(hash.as_bytes()[..2], [0x58, 32]);
-        assert_eq!(hash.read::<Hash>().expect("itself"), Hash([7; 32]));
+        assert_eq!(hash.read::<Bytes32>().expect("itself"), Bytes32([7; 32]));
         assert!(
-            Body::of(&vec![7_u8; 32])
+            CborBody::encode(&vec![7_u8; 32])
                 .expect("writable")
-                .read::<Hash>()
+                .read::<Bytes32>()
                 .is_err()
         );
-        assert!(Body::from_cbor(vec![0, 0]).read::<u8>().is_err());
-        assert!(Body::default().read::<u8>().is_err());
+        assert!(CborBody::from_cbor(vec![0, 0]).read::<u8>().is_err());
+        assert!(CborBody::default().read::<u8>().is_err());
     }
 }

@@ -11,12 +11,12 @@ use rustix::net::{
 };
 
 use super::Decoder;
-use crate::FrameError;
+use crate::WorkerFrameError;
 use crate::limits::FRAME_FDS_MAX;
 
 /// What one reading brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Read {
+pub(crate) enum ChannelRead {
     /// The peer has closed its end.
     End,
     /// This many bytes are in the decoder now.
@@ -30,8 +30,9 @@ pub(crate) fn read(
     socket: impl AsFd,
     decoder: &mut Decoder,
     scratch: &mut [u8],
-) -> Result<Read, FrameError> {
-    // One more than a frame may have, so that a peer with too many is told from one at the limit.
+) -> Result<ChannelRead, WorkerFrameError> {
+    // Room for one more than a frame may have, to distinguish a peer that sends too many from one
+    // at the limit.
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FRAME_FDS_MAX + 1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -39,9 +40,9 @@ pub(crate) fn read(
         let mut iov = [IoSliceMut::new(scratch)];
         match recvmsg(socket.as_fd(), &mut iov, &mut control, flags) {
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => return Ok(Read::Wait),
+            Err(Errno::AGAIN) => return Ok(ChannelRead::Wait),
             // The peer closed with bytes of ours unread: an end all the same.
-            Err(Errno::CONNRESET) => return Ok(Read::End),
+            Err(Errno::CONNRESET) => return Ok(ChannelRead::End),
             other => break other.map_err(io::Error::from)?,
         }
     };
@@ -52,13 +53,13 @@ pub(crate) fn read(
         }
     }
     if got.flags.contains(ReturnFlags::CTRUNC) || fds.len() > FRAME_FDS_MAX {
-        return Err(FrameError::TooManyDescriptors);
+        return Err(WorkerFrameError::TooManyDescriptors);
     }
     if got.bytes == 0 {
-        return Ok(Read::End);
+        return Ok(ChannelRead::End);
     }
     decoder.push(&scratch[..got.bytes], fds)?;
-    Ok(Read::Some(got.bytes))
+    Ok(ChannelRead::Some(got.bytes))
 }
 
 /// Sends `bytes`, with `fds` on the first of them. Returns how many bytes went.
@@ -101,16 +102,16 @@ mod tests {
 
     use super::*;
     use crate::frame::encode;
-    use crate::{Body, FromWorker};
+    use crate::{CborBody, FromWorkerMessage};
 
     fn descriptors(count: usize) -> Vec<OwnedFd> {
         let one = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
         (0..count).map(|_| one().expect("a descriptor")).collect()
     }
 
-    fn tell(sid: u64) -> FromWorker {
-        let body = Body::default();
-        FromWorker::Tell { sid, body }
+    fn tell(sid: u64) -> FromWorkerMessage {
+        let body = CborBody::default();
+        FromWorkerMessage::Tell { sid, body }
     }
 
     #[test]
@@ -126,12 +127,12 @@ mod tests {
         let mut next = 0;
         loop {
             let read = read(&theirs, &mut decoder, &mut scratch).expect("readable");
-            while let Some((message, fds)) = decoder.next::<FromWorker>().expect("sound") {
+            while let Some((message, fds)) = decoder.next::<FromWorkerMessage>().expect("sound") {
                 assert_eq!(message, tell(next));
                 assert_eq!(fds.len() as u64, next % 4);
                 next += 1;
             }
-            if read == Read::End {
+            if read == ChannelRead::End {
                 break;
             }
         }
@@ -155,6 +156,6 @@ mod tests {
         )
         .expect("sent");
         let outcome = read(&theirs, &mut Decoder::default(), &mut [0; 16]);
-        assert!(matches!(outcome, Err(FrameError::TooManyDescriptors)));
+        assert!(matches!(outcome, Err(WorkerFrameError::TooManyDescriptors)));
     }
 }

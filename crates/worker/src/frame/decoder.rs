@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::cbor;
-use crate::FrameError;
+use crate::WorkerFrameError;
 use crate::limits::{ENVELOPE_NESTING_MAX, FRAME_BYTES_MAX, FRAME_FDS_MAX};
 
 /// Bytes of the length before each frame.
@@ -15,7 +15,7 @@ const LENGTH_BYTES: usize = 4;
 
 /// What a frame holds: the message, and how many descriptors came with it.
 #[derive(Serialize, Deserialize)]
-struct Envelope<M> {
+struct FrameEnvelope<M> {
     /// Left out when there are none.
     #[serde(default, skip_serializing_if = "is_zero")]
     fds: usize,
@@ -31,16 +31,16 @@ fn is_zero(count: &usize) -> bool {
 ///
 /// # Errors
 /// If it would be longer than a frame may be, or have more descriptors.
-pub fn encode<M: Serialize>(message: &M, fds: usize) -> Result<Vec<u8>, FrameError> {
+pub fn encode<M: Serialize>(message: &M, fds: usize) -> Result<Vec<u8>, WorkerFrameError> {
     if fds > FRAME_FDS_MAX {
-        return Err(FrameError::TooManyDescriptors);
+        return Err(WorkerFrameError::TooManyDescriptors);
     }
     let mut frame = vec![0; LENGTH_BYTES];
-    cbor::write(&Envelope { fds, m: message }, &mut frame)?;
+    cbor::write(&FrameEnvelope { fds, m: message }, &mut frame)?;
     let bytes = frame.len() - LENGTH_BYTES;
     let length = u32::try_from(bytes).ok();
     let Some(length) = length.filter(|_| bytes <= FRAME_BYTES_MAX) else {
-        return Err(FrameError::TooLong(bytes));
+        return Err(WorkerFrameError::TooLong(bytes));
     };
     frame[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
     Ok(frame)
@@ -69,7 +69,7 @@ impl Decoder {
         &mut self,
         bytes: &[u8],
         fds: impl IntoIterator<Item = OwnedFd>,
-    ) -> Result<(), FrameError> {
+    ) -> Result<(), WorkerFrameError> {
         if self.read > 0 {
             self.bytes.drain(..self.read);
             self.read = 0;
@@ -77,7 +77,7 @@ impl Decoder {
         self.bytes.extend_from_slice(bytes);
         self.fds.extend(fds);
         if self.fds.len() > 2 * FRAME_FDS_MAX {
-            return Err(FrameError::TooManyDescriptors);
+            return Err(WorkerFrameError::TooManyDescriptors);
         }
         Ok(())
     }
@@ -87,39 +87,41 @@ impl Decoder {
     /// # Errors
     /// If what came is no message. The channel is of no use after that.
     #[allow(clippy::should_implement_trait)] // not an iterator: the kind of message is the caller's
-    pub fn next<M: DeserializeOwned>(&mut self) -> Result<Option<(M, Vec<OwnedFd>)>, FrameError> {
+    pub fn next<M: DeserializeOwned>(
+        &mut self,
+    ) -> Result<Option<(M, Vec<OwnedFd>)>, WorkerFrameError> {
         let waiting = &self.bytes[self.read..];
         let Some((length, rest)) = waiting.split_first_chunk::<LENGTH_BYTES>() else {
             return self.between(waiting.is_empty());
         };
         let length = u32::from_le_bytes(*length) as usize;
         if length == 0 {
-            return Err(FrameError::Empty);
+            return Err(WorkerFrameError::Empty);
         }
         if length > FRAME_BYTES_MAX {
-            return Err(FrameError::TooLong(length));
+            return Err(WorkerFrameError::TooLong(length));
         }
         let Some(frame) = rest.get(..length) else {
             return Ok(None);
         };
-        let Envelope { fds, m } = cbor::read(frame, ENVELOPE_NESTING_MAX)?;
+        let FrameEnvelope { fds, m } = cbor::read(frame, ENVELOPE_NESTING_MAX)?;
         self.read += LENGTH_BYTES + length;
         if fds > FRAME_FDS_MAX {
-            return Err(FrameError::TooManyDescriptors);
+            return Err(WorkerFrameError::TooManyDescriptors);
         }
         if fds > self.fds.len() {
             let came = self.fds.len();
-            return Err(FrameError::Descriptors { named: fds, came });
+            return Err(WorkerFrameError::Descriptors { named: fds, came });
         }
         Ok(Some((m, self.fds.drain(..fds).collect())))
     }
 
-    /// Nothing whole is there. Descriptors belong to the first byte of a frame: with none begun,
-    /// nobody will ever claim those that wait.
-    fn between<M>(&self, nothing_begun: bool) -> Result<Option<M>, FrameError> {
+    /// No whole frame is there. Descriptors belong to the first byte of a frame: with no frame
+    /// begun, those that wait belong to none.
+    fn between<M>(&self, nothing_begun: bool) -> Result<Option<M>, WorkerFrameError> {
         if nothing_begun && !self.fds.is_empty() {
             let came = self.fds.len();
-            return Err(FrameError::Descriptors { named: 0, came });
+            return Err(WorkerFrameError::Descriptors { named: 0, came });
         }
         Ok(None)
     }
@@ -128,9 +130,9 @@ impl Decoder {
     ///
     /// # Errors
     /// If that was inside a frame.
-    pub fn end(&self) -> Result<(), FrameError> {
+    pub fn end(&self) -> Result<(), WorkerFrameError> {
         if self.bytes.len() > self.read {
-            return Err(FrameError::Cut);
+            return Err(WorkerFrameError::Cut);
         }
         Ok(())
     }
@@ -141,15 +143,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Body, FromWorker, ToWorker};
+    use crate::{CborBody, FromWorkerMessage, ToWorkerMessage};
 
     fn descriptor() -> OwnedFd {
         rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("a descriptor")
     }
 
-    fn tell(sid: u64, bytes: usize) -> FromWorker {
-        let body = Body::from_cbor(vec![7; bytes]);
-        FromWorker::Tell { sid, body }
+    fn tell(sid: u64, bytes: usize) -> FromWorkerMessage {
+        let body = CborBody::from_cbor(vec![7; bytes]);
+        FromWorkerMessage::Tell { sid, body }
     }
 
     #[test]
@@ -163,7 +165,9 @@ mod tests {
             let mut next = 0;
             for bytes in wire.chunks(piece) {
                 decoder.push(bytes, []).expect("no descriptors");
-                while let Some((message, fds)) = decoder.next::<FromWorker>().expect("a message") {
+                while let Some((message, fds)) =
+                    decoder.next::<FromWorkerMessage>().expect("a message")
+                {
                     assert_eq!(message, tell(next, 100 * next as usize));
                     assert!(fds.is_empty());
                     next += 1;
@@ -181,17 +185,22 @@ mod tests {
         let frame = encode(&tell(0, fits), 0).expect("exactly the limit");
         let mut decoder = Decoder::default();
         decoder.push(&frame, []).expect("no descriptors");
-        assert!(decoder.next::<FromWorker>().expect("whole").is_some());
+        assert!(
+            decoder
+                .next::<FromWorkerMessage>()
+                .expect("whole")
+                .is_some()
+        );
         let over = encode(&tell(0, fits + 1), 0);
-        assert!(matches!(over, Err(FrameError::TooLong(_))));
+        assert!(matches!(over, Err(WorkerFrameError::TooLong(_))));
         let mut decoder = Decoder::default();
         let length = u32::try_from(FRAME_BYTES_MAX + 1).expect("small");
         decoder
             .push(&length.to_le_bytes(), [])
             .expect("no descriptors");
-        let refused = decoder.next::<FromWorker>();
+        let refused = decoder.next::<FromWorkerMessage>();
         assert!(
-            matches!(refused, Err(FrameError::TooLong(_))),
+            matches!(refused, Err(WorkerFrameError::TooLong(_))),
             "refused by its length alone"
         );
     }
@@ -204,36 +213,52 @@ mod tests {
         decoder
             .push(&wire, [descriptor(), descriptor()])
             .expect("few");
-        let (_, fds) = decoder.next::<FromWorker>().expect("sound").expect("whole");
+        let (_, fds) = decoder
+            .next::<FromWorkerMessage>()
+            .expect("sound")
+            .expect("whole");
         assert_eq!(fds.len(), 0);
-        let (_, fds) = decoder.next::<FromWorker>().expect("sound").expect("whole");
+        let (_, fds) = decoder
+            .next::<FromWorkerMessage>()
+            .expect("sound")
+            .expect("whole");
         assert_eq!(fds.len(), 2);
-        assert!(decoder.next::<FromWorker>().expect("sound").is_none());
+        assert!(
+            decoder
+                .next::<FromWorkerMessage>()
+                .expect("sound")
+                .is_none()
+        );
     }
 
     #[test]
     fn descriptors_too_many_or_too_few_are_refused() {
         assert!(encode(&tell(1, 0), FRAME_FDS_MAX).is_ok());
         let over = encode(&tell(1, 0), FRAME_FDS_MAX + 1);
-        assert!(matches!(over, Err(FrameError::TooManyDescriptors)));
+        assert!(matches!(over, Err(WorkerFrameError::TooManyDescriptors)));
 
         let mut decoder = Decoder::default();
         let frame = encode(&tell(1, 0), 2).expect("a frame");
         decoder.push(&frame, [descriptor()]).expect("few");
-        let short = decoder.next::<FromWorker>();
+        let short = decoder.next::<FromWorkerMessage>();
         assert!(matches!(
             short,
-            Err(FrameError::Descriptors { named: 2, came: 1 })
+            Err(WorkerFrameError::Descriptors { named: 2, came: 1 })
         ));
 
         let mut decoder = Decoder::default();
         let frame = encode(&tell(1, 0), 0).expect("a frame");
         decoder.push(&frame, [descriptor()]).expect("few");
-        assert!(decoder.next::<FromWorker>().expect("sound").is_some());
-        let unclaimed = decoder.next::<FromWorker>();
+        assert!(
+            decoder
+                .next::<FromWorkerMessage>()
+                .expect("sound")
+                .is_some()
+        );
+        let unclaimed = decoder.next::<FromWorkerMessage>();
         assert!(matches!(
             unclaimed,
-            Err(FrameError::Descriptors { named: 0, came: 1 })
+            Err(WorkerFrameError::Descriptors { named: 0, came: 1 })
         ));
 
         let mut decoder = Decoder::default();
@@ -246,13 +271,18 @@ mod tests {
         let frame = encode(&tell(1, 10), 0).expect("a frame");
         let mut decoder = Decoder::default();
         decoder.push(&frame[..frame.len() - 1], []).expect("few");
-        assert!(decoder.next::<FromWorker>().expect("sound").is_none());
-        assert!(matches!(decoder.end(), Err(FrameError::Cut)));
+        assert!(
+            decoder
+                .next::<FromWorkerMessage>()
+                .expect("sound")
+                .is_none()
+        );
+        assert!(matches!(decoder.end(), Err(WorkerFrameError::Cut)));
         let mut decoder = Decoder::default();
         decoder.push(&[0; 4], []).expect("few");
         assert!(matches!(
-            decoder.next::<FromWorker>(),
-            Err(FrameError::Empty)
+            decoder.next::<FromWorkerMessage>(),
+            Err(WorkerFrameError::Empty)
         ));
     }
 
@@ -264,26 +294,26 @@ mod tests {
             let mut decoder = Decoder::default();
             decoder.push(&framed, []).expect("no descriptors");
             // Either direction, and without the length: no panic is all that is asked.
-            let _ = decoder.next::<FromWorker>();
+            let _ = decoder.next::<FromWorkerMessage>();
             let mut decoder = Decoder::default();
             decoder.push(&bytes, []).expect("no descriptors");
-            while let Ok(Some(_)) = decoder.next::<ToWorker>() {}
+            while let Ok(Some(_)) = decoder.next::<ToWorkerMessage>() {}
         }
 
         #[test]
         fn a_flipped_byte_is_a_message_or_an_error(at in 0_usize..60, value in any::<u8>()) {
-            let message = ToWorker::Invoke {
+            let message = ToWorkerMessage::Invoke {
                 sid: 1,
                 id: 2,
                 op: "fs/read".to_owned(),
-                input: crate::Blob::Inline(Body::from_cbor(vec![0xf6])),
+                input: crate::FrameBlob::Inline(CborBody::from_cbor(vec![0xf6])),
             };
             let mut frame = encode(&message, 0).expect("a frame");
             let at = at % frame.len();
             frame[at] = value;
             let mut decoder = Decoder::default();
             decoder.push(&frame, []).expect("no descriptors");
-            let _ = decoder.next::<ToWorker>();
+            let _ = decoder.next::<ToWorkerMessage>();
         }
     }
 }

@@ -17,15 +17,15 @@ const FLAGS: MemfdFlags = MemfdFlags::CLOEXEC.union(MemfdFlags::ALLOW_SEALING);
 /// worker keeps: those show an empty file then, and reading through such a map ends the worker by SIGBUS. A worker that
 /// was taken over so holds no memory of the host's beyond the request that the memory was for.
 ///
-/// Only for workers, which map it by [`Blob::mapped`](super::Blob::mapped). The host reads [`Sealed`](super::Sealed)
+/// Only for workers, which map it by [`FrameBlob::mapped`](super::FrameBlob::mapped). The host reads [`SealedMemfd`](super::SealedMemfd)
 /// memory, which its peer cannot cut.
 #[derive(Debug)]
-pub struct Revocable {
+pub struct RevocableMemfd {
     file: File,
     len: u64,
 }
 
-impl Revocable {
+impl RevocableMemfd {
     /// Memory as `write` fills it.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl Revocable {
     }
 }
 
-impl Drop for Revocable {
+impl Drop for RevocableMemfd {
     fn drop(&mut self) {
         if let Err(error) = self.file.set_len(0) {
             tracing::warn!(%error, "memory that a worker was handed is not taken back");
@@ -75,12 +75,12 @@ mod tests {
     use rustix::fs::{FallocateFlags, fallocate};
 
     use super::*;
-    use crate::{Blob, Mapped};
+    use crate::{FrameBlob, SealedMapping};
 
     const BYTES: usize = 1 << 20;
 
-    fn memory() -> Revocable {
-        let written = Revocable::written(|memory| memory.write_all(&[7; BYTES]));
+    fn memory() -> RevocableMemfd {
+        let written = RevocableMemfd::written(|memory| memory.write_all(&[7; BYTES]));
         written.expect("memory")
     }
 
@@ -88,7 +88,7 @@ mod tests {
     fn what_a_worker_keeps_of_it_holds_no_memory() {
         let memory = memory();
         let kept = File::from(memory.hand_over().expect("a descriptor"));
-        let mapped = Mapped::of_file(memory.hand_over().expect("a descriptor"));
+        let mapped = SealedMapping::of_file(memory.hand_over().expect("a descriptor"));
         let mapped = mapped.expect("mapped");
         assert!(mapped.iter().all(|byte| *byte == 7));
         let pages = |file: &File| file.metadata().expect("a file").blocks() * 512;
@@ -120,7 +120,7 @@ mod tests {
     fn it_is_mapped_by_a_blob_of_its_length_only() {
         let memory = memory();
         let fds = [memory.hand_over().expect("a descriptor")];
-        let blob = |at, len| Blob::Sealed { at, len };
+        let blob = |at, len| FrameBlob::Sealed { at, len };
         let mapped = blob(0, memory.len()).mapped(&fds).expect("mapped");
         assert_eq!(mapped.expect("not inline").len(), BYTES);
         assert!(blob(0, memory.len() + 1).mapped(&fds).is_err());

@@ -1,4 +1,4 @@
-//! Memory that nobody can change any more: how large values travel.
+//! Memory that cannot be changed any more: how large values travel.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,9 +8,9 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 
-use crate::FrameError;
+use crate::WorkerFrameError;
 use crate::limits::SEALED_BYTES_MAX;
-use crate::sys::Mapping;
+use crate::sys::DescriptorMapping;
 
 const SEALS: SealFlags = SealFlags::SEAL
     .union(SealFlags::SHRINK)
@@ -25,20 +25,20 @@ const TMPFS: u64 = 0x0102_1994;
 
 /// A memfd that can be neither written nor cut nor grown, nor unsealed.
 #[derive(Debug)]
-pub struct Sealed {
+pub struct SealedMemfd {
     file: File,
     len: u64,
 }
 
-impl Sealed {
+impl SealedMemfd {
     /// Copies `bytes` into new sealed memory.
     ///
     /// # Errors
     /// If there are too many, or the kernel refuses the memory.
-    pub fn of(bytes: &[u8]) -> Result<Self, FrameError> {
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, WorkerFrameError> {
         let len = bytes.len() as u64;
         if len > SEALED_BYTES_MAX {
-            return Err(FrameError::TooMuch(len));
+            return Err(WorkerFrameError::TooMuch(len));
         }
         let mut file = File::from(memfd_create(c"alknet", FLAGS).map_err(io::Error::from)?);
         file.write_all(bytes)?;
@@ -58,33 +58,32 @@ impl Sealed {
         Self::seal(memory).map_err(io::Error::other)
     }
 
-    /// Seals what was written to `file`, which is a memfd that allows it and is mapped writable by
-    /// nobody.
+    /// Seals what was written to `file`, which is a memfd that allows it and has no writable mapping.
     ///
     /// # Errors
     /// If the kernel refuses, or there are too many bytes.
-    pub fn seal(file: File) -> Result<Self, FrameError> {
+    pub fn seal(file: File) -> Result<Self, WorkerFrameError> {
         fcntl_add_seals(&file, SEALS).map_err(io::Error::from)?;
         Self::check(file.into())
     }
 
-    /// Takes a descriptor that somebody sent.
+    /// Takes a descriptor that a peer sent.
     ///
     /// # Errors
     /// If it is anything but sealed memory of at most [`SEALED_BYTES_MAX`].
-    pub fn check(fd: OwnedFd) -> Result<Self, FrameError> {
-        let seals = fcntl_get_seals(&fd).map_err(|_| FrameError::NotSealed("no memfd"))?;
+    pub fn check(fd: OwnedFd) -> Result<Self, WorkerFrameError> {
+        let seals = fcntl_get_seals(&fd).map_err(|_| WorkerFrameError::NotSealed("no memfd"))?;
         if !seals.contains(SEALS) {
-            return Err(FrameError::NotSealed("it could still change"));
+            return Err(WorkerFrameError::NotSealed("it could still change"));
         }
         let on = rustix::fs::fstatfs(&fd).map_err(io::Error::from)?.f_type;
         if u64::try_from(on).ok() != Some(TMPFS) {
-            return Err(FrameError::NotSealed("not of ordinary pages"));
+            return Err(WorkerFrameError::NotSealed("not of ordinary pages"));
         }
         let end = rustix::fs::SeekFrom::End(0);
         let len = rustix::fs::seek(&fd, end).map_err(io::Error::from)?;
         if len > SEALED_BYTES_MAX {
-            return Err(FrameError::TooMuch(len));
+            return Err(WorkerFrameError::TooMuch(len));
         }
         let file = File::from(fd);
         Ok(Self { file, len })
@@ -106,9 +105,9 @@ impl Sealed {
     ///
     /// # Errors
     /// If there are more than `max`, or the kernel cannot bring the pages back.
-    pub fn read(&self, max: u64) -> Result<Vec<u8>, FrameError> {
+    pub fn read(&self, max: u64) -> Result<Vec<u8>, WorkerFrameError> {
         if self.len > max {
-            return Err(FrameError::TooMuch(self.len));
+            return Err(WorkerFrameError::TooMuch(self.len));
         }
         let mut bytes = vec![0; usize::try_from(self.len).unwrap_or(usize::MAX)];
         self.file.read_exact_at(&mut bytes, 0)?;
@@ -116,48 +115,48 @@ impl Sealed {
     }
 }
 
-impl AsFd for Sealed {
+impl AsFd for SealedMemfd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 }
 
-impl From<Sealed> for OwnedFd {
-    fn from(sealed: Sealed) -> Self {
+impl From<SealedMemfd> for OwnedFd {
+    fn from(sealed: SealedMemfd) -> Self {
         sealed.file.into()
     }
 }
 
 /// What the host passed, mapped to be read.
 #[derive(Debug)]
-pub struct Mapped(Mapping);
+pub struct SealedMapping(DescriptorMapping);
 
-impl Mapped {
+impl SealedMapping {
     /// Maps a file that the host passed, to be read. Only for workers, and only of files that the
     /// host does not change while the map is read: one that is cut short meanwhile ends the process by a signal,
     /// which is what workers are for. So does a machine that runs out of memory while a page is brought in.
     ///
     /// # Errors
     /// If it is no ordinary file, or the kernel refuses the map.
-    pub fn of_file(fd: OwnedFd) -> Result<Self, FrameError> {
+    pub fn of_file(fd: OwnedFd) -> Result<Self, WorkerFrameError> {
         let file = File::from(fd);
         // Not by the standard library: it asks in a way that the walls do not let through.
         let about = rustix::fs::fstat(&file).map_err(io::Error::from)?;
         if !FileType::from_raw_mode(about.st_mode).is_file() {
-            return Err(FrameError::NotSealed("no file"));
+            return Err(WorkerFrameError::NotSealed("no file"));
         }
         let len = usize::try_from(about.st_size).unwrap_or(usize::MAX);
-        Ok(Self(Mapping::of_file(&file, len)?))
+        Ok(Self(DescriptorMapping::of_file(&file, len)?))
     }
 }
 
-impl AsRef<[u8]> for Mapped {
+impl AsRef<[u8]> for SealedMapping {
     fn as_ref(&self) -> &[u8] {
         self.0.bytes()
     }
 }
 
-impl Deref for Mapped {
+impl Deref for SealedMapping {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -175,12 +174,12 @@ mod tests {
 
     #[test]
     fn sealed_bytes_are_read_and_mapped_and_cannot_change() {
-        let sealed = Sealed::of(b"some bytes").expect("sealed");
+        let sealed = SealedMemfd::from_bytes(b"some bytes").expect("sealed");
         assert_eq!(sealed.read(10).expect("readable"), b"some bytes");
         let copy = || sealed.as_fd().try_clone_to_owned().expect("a copy");
-        let mapped = Mapped::of_file(copy()).expect("mapped");
+        let mapped = SealedMapping::of_file(copy()).expect("mapped");
         assert_eq!(&mapped[..], b"some bytes");
-        let again = Sealed::check(copy());
+        let again = SealedMemfd::check(copy());
         assert_eq!(again.expect("still sealed").len(), 10);
         let mut file = sealed.file;
         assert!(file.write_all(b"x").is_err());
@@ -195,29 +194,32 @@ mod tests {
     fn files_are_mapped_and_other_things_are_not() {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(b"of the store").expect("written");
-        let mapped = Mapped::of_file(file.into()).expect("mapped");
+        let mapped = SealedMapping::of_file(file.into()).expect("mapped");
         assert_eq!(&mapped[..], b"of the store");
         let empty = tempfile::tempfile().expect("a file");
-        assert_eq!(&Mapped::of_file(empty.into()).expect("mapped")[..], b"");
+        assert_eq!(
+            &SealedMapping::of_file(empty.into()).expect("mapped")[..],
+            b""
+        );
         let folder = File::open("/").expect("a folder");
-        assert!(Mapped::of_file(folder.into()).is_err());
+        assert!(SealedMapping::of_file(folder.into()).is_err());
     }
 
     #[test]
     fn nothing_is_bytes_too() {
-        let sealed = Sealed::of(b"").expect("sealed");
+        let sealed = SealedMemfd::from_bytes(b"").expect("sealed");
         assert!(sealed.is_empty());
         assert_eq!(sealed.read(0).expect("readable"), b"");
-        let mapped = Mapped::of_file(sealed.into()).expect("mapped");
+        let mapped = SealedMapping::of_file(sealed.into()).expect("mapped");
         assert_eq!(&mapped[..], b"");
     }
 
     #[test]
     fn what_could_change_is_refused() {
         let open = memfd(MemfdFlags::ALLOW_SEALING);
-        assert!(Sealed::check(open.into()).is_err());
+        assert!(SealedMemfd::check(open.into()).is_err());
         let never = memfd(MemfdFlags::empty());
-        assert!(Sealed::check(never.into()).is_err());
+        assert!(SealedMemfd::check(never.into()).is_err());
         for lacking in [
             SealFlags::SEAL,
             SealFlags::SHRINK,
@@ -226,16 +228,16 @@ mod tests {
         ] {
             let file = memfd(MemfdFlags::ALLOW_SEALING);
             fcntl_add_seals(&file, SEALS.difference(lacking)).expect("sealed in part");
-            let refused = Sealed::check(file.into());
+            let refused = SealedMemfd::check(file.into());
             assert!(
-                matches!(refused, Err(FrameError::NotSealed(_))),
+                matches!(refused, Err(WorkerFrameError::NotSealed(_))),
                 "{lacking:?}"
             );
         }
         let disk = tempfile::tempfile().expect("a file");
         assert!(matches!(
-            Sealed::check(disk.into()),
-            Err(FrameError::NotSealed(_))
+            SealedMemfd::check(disk.into()),
+            Err(WorkerFrameError::NotSealed(_))
         ));
     }
 
@@ -243,7 +245,7 @@ mod tests {
     fn too_much_is_refused_without_reading_it() {
         let file = memfd(MemfdFlags::ALLOW_SEALING);
         file.set_len(SEALED_BYTES_MAX + 1).expect("a hole");
-        let refused = Sealed::seal(file);
-        assert!(matches!(refused, Err(FrameError::TooMuch(_))));
+        let refused = SealedMemfd::seal(file);
+        assert!(matches!(refused, Err(WorkerFrameError::TooMuch(_))));
     }
 }

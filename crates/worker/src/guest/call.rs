@@ -8,10 +8,10 @@ use crate::sys::ThreadClock;
 
 /// One call; clones are the same. What an interrupt handler looks at.
 #[derive(Clone, Debug)]
-pub struct Call(Arc<State>);
+pub struct GuestCall(Arc<GuestCallState>);
 
 #[derive(Debug)]
-struct State {
+struct GuestCallState {
     sid: u64,
     id: u64,
     aborted: AtomicBool,
@@ -23,9 +23,9 @@ struct State {
     here: Mutex<Option<(ThreadClock, u64)>>,
 }
 
-impl Call {
+impl GuestCall {
     pub(super) fn new(sid: u64, id: u64) -> Self {
-        Self(Arc::new(State {
+        Self(Arc::new(GuestCallState {
             sid,
             id,
             aborted: AtomicBool::new(false),
@@ -63,10 +63,10 @@ impl Call {
     /// From now on the calling thread's processor time is the call's, until what this returns is
     /// dropped. One thread at a time; a call may come back on another.
     #[must_use]
-    pub fn on_this_thread(&self) -> OnThread {
+    pub fn on_this_thread(&self) -> ThreadCallGuard {
         let clock = ThreadClock::of_this_thread();
         *lock(&self.0.here) = Some((clock, clock.us()));
-        OnThread(self.clone())
+        ThreadCallGuard(self.clone())
     }
 
     /// Its processor time so far, microseconds.
@@ -94,9 +94,9 @@ impl Call {
 
 /// A thread is in a call.
 #[derive(Debug)]
-pub struct OnThread(Call);
+pub struct ThreadCallGuard(GuestCall);
 
-impl Drop for OnThread {
+impl Drop for ThreadCallGuard {
     fn drop(&mut self) {
         let mut here = lock(&self.0.0.here);
         if let Some((clock, since)) = here.take() {
@@ -112,9 +112,9 @@ mod tests {
 
     #[test]
     fn processor_time_adds_up_over_threads() {
-        let call = Call::new(1, 2);
+        let call = GuestCall::new(1, 2);
         assert_eq!(call.cpu_us(), 0);
-        let work = |call: &Call| {
+        let work = |call: &GuestCall| {
             let from = call.cpu_us();
             let _here = call.on_this_thread();
             while call.cpu_us() < from + 2000 {
@@ -127,7 +127,7 @@ mod tests {
             .join()
             .expect("it ends");
         assert!(call.cpu_us() >= 4000);
-        // Nobody is in it: it stands still.
+        // No thread is in the call: its time stands still.
         assert_eq!(call.cpu_us(), call.cpu_us());
     }
 }

@@ -10,10 +10,10 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::{Call, Guest, lock};
-use crate::frame::channel::{self, Read};
+use super::{Guest, GuestCall, lock};
+use crate::frame::channel::{self, ChannelRead};
 use crate::limits::{GUEST_QUEUE_BYTES_MAX, READ_TURN_BYTES};
-use crate::{Decoder, FrameError, FromWorker, ToWorker, sys};
+use crate::{Decoder, FromWorkerMessage, ToWorkerMessage, WorkerFrameError, sys};
 
 /// What a worker ends with when its host is gone, and when the host's messages are none.
 const HOST_GONE: i32 = 0;
@@ -22,24 +22,24 @@ const HOST_WRONG: i32 = 76;
 /// A message for the worker's threads.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Incoming {
+pub struct GuestInput {
     /// The message.
-    pub message: ToWorker,
+    pub message: ToWorkerMessage,
     /// The descriptors that came with it.
     pub fds: Vec<OwnedFd>,
     /// The call that it begins. Until that is finished the host hears that it is alive.
-    pub call: Option<Call>,
+    pub call: Option<GuestCall>,
 }
 
 /// Messages that wait for the worker's threads.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
-    waiting: Mutex<(VecDeque<(usize, Incoming)>, usize)>,
+pub(super) struct GuestQueue {
+    waiting: Mutex<(VecDeque<(usize, GuestInput)>, usize)>,
     grown: Condvar,
 }
 
-impl Queue {
-    pub(super) fn pop(&self) -> Incoming {
+impl GuestQueue {
+    pub(super) fn pop(&self) -> GuestInput {
         let mut waiting = lock(&self.waiting);
         loop {
             if let Some((bytes, incoming)) = waiting.0.pop_front() {
@@ -51,7 +51,7 @@ impl Queue {
         }
     }
 
-    pub(super) fn try_pop(&self) -> Option<Incoming> {
+    pub(super) fn try_pop(&self) -> Option<GuestInput> {
         let mut waiting = lock(&self.waiting);
         let (bytes, incoming) = waiting.0.pop_front()?;
         waiting.1 -= bytes;
@@ -59,7 +59,7 @@ impl Queue {
     }
 
     /// Returns whether there was room.
-    fn push(&self, bytes: usize, incoming: Incoming) -> bool {
+    fn push(&self, bytes: usize, incoming: GuestInput) -> bool {
         let mut waiting = lock(&self.waiting);
         if waiting.1 + bytes > GUEST_QUEUE_BYTES_MAX {
             return false;
@@ -86,7 +86,7 @@ pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
                 sys::end_now(HOST_WRONG)
             }
         }
-        let calls: Vec<Call> = lock(&guest.0.calls).values().cloned().collect();
+        let calls: Vec<GuestCall> = lock(&guest.0.calls).values().cloned().collect();
         if calls.is_empty() {
             wait(guest, None);
             beat_at = Instant::now();
@@ -109,33 +109,33 @@ pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
 /// Reads until nothing is there. Returns whether the host lives.
 fn take_all(guest: &Guest, decoder: &mut Decoder, scratch: &mut [u8]) -> Result<bool, String> {
     loop {
-        let told = |error: FrameError| error.to_string();
+        let told = |error: WorkerFrameError| error.to_string();
         let read = channel::read(&guest.0.host, decoder, scratch).map_err(told)?;
         while let Some((message, fds)) = decoder.next().map_err(told)? {
             take(guest, message, fds)?;
         }
         match read {
-            Read::End => return Ok(false),
-            Read::Some(_) => {}
-            Read::Wait => return Ok(true),
+            ChannelRead::End => return Ok(false),
+            ChannelRead::Some(_) => {}
+            ChannelRead::Wait => return Ok(true),
         }
     }
 }
 
-fn take(guest: &Guest, message: ToWorker, fds: Vec<OwnedFd>) -> Result<(), String> {
+fn take(guest: &Guest, message: ToWorkerMessage, fds: Vec<OwnedFd>) -> Result<(), String> {
     let mut call = None;
     if let Some((sid, id)) = message.begins() {
-        let new = Call::new(sid, id);
+        let new = GuestCall::new(sid, id);
         lock(&guest.0.calls).insert(id, new.clone());
         call = Some(new);
     }
-    if let ToWorker::Abort { id } = message
+    if let ToWorkerMessage::Abort { id } = message
         && let Some(call) = lock(&guest.0.calls).get(&id)
     {
         call.abort();
     }
     let bytes = weight(&message);
-    let incoming = Incoming { message, fds, call };
+    let incoming = GuestInput { message, fds, call };
     if !guest.0.queue.push(bytes, incoming) {
         return Err(format!("more than {GUEST_QUEUE_BYTES_MAX} bytes wait"));
     }
@@ -143,22 +143,24 @@ fn take(guest: &Guest, message: ToWorker, fds: Vec<OwnedFd>) -> Result<(), Strin
 }
 
 /// About how much memory a message takes.
-fn weight(message: &ToWorker) -> usize {
-    let blob = |blob: &crate::Blob| match blob {
-        crate::Blob::Inline(body) => body.as_bytes().len(),
-        crate::Blob::Sealed { .. } => 0,
+fn weight(message: &ToWorkerMessage) -> usize {
+    let blob = |blob: &crate::FrameBlob| match blob {
+        crate::FrameBlob::Inline(body) => body.as_bytes().len(),
+        crate::FrameBlob::Sealed { .. } => 0,
     };
     let held = match message {
-        ToWorker::Eval { source, .. } => blob(source),
-        ToWorker::Invoke { input, .. } => blob(input),
-        ToWorker::Run { body, .. } | ToWorker::Tell { body, .. } => body.as_bytes().len(),
+        ToWorkerMessage::Eval { source, .. } => blob(source),
+        ToWorkerMessage::Invoke { input, .. } => blob(input),
+        ToWorkerMessage::Run { body, .. } | ToWorkerMessage::Tell { body, .. } => {
+            body.as_bytes().len()
+        }
         _ => 0,
     };
-    held + size_of::<Incoming>()
+    held + size_of::<GuestInput>()
 }
 
-fn beat(guest: &Guest, call: &Call) {
-    let heartbeat = FromWorker::Heartbeat {
+fn beat(guest: &Guest, call: &GuestCall) {
+    let heartbeat = FromWorkerMessage::Heartbeat {
         sid: call.sid(),
         id: call.id(),
         ticks: call.ticks(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use super::{Delegated, RoleConfig};
+use super::{DelegatedCgroup, RoleConfig};
 use crate::{Gap, Wall};
 
 /// Length of the period that `cpu.max` counts in, microseconds.
@@ -19,22 +19,23 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(2);
 
 /// The group of one worker. Made before it, removed after it.
 #[derive(Debug)]
-pub(super) struct Leaf {
+pub(super) struct WorkerCgroup {
     path: PathBuf,
     folder: OwnedFd,
     /// `cgroup.kill`, open, so that a kill needs no path.
     kill: Option<OwnedFd>,
 }
 
-impl Leaf {
+impl WorkerCgroup {
     /// Makes the group and sets its limits. What the kernel does not offer becomes a gap.
     pub(super) fn make(
-        parent: &Delegated,
+        parent: &DelegatedCgroup,
         name: &str,
         role: &RoleConfig,
         gaps: &mut Vec<Gap>,
     ) -> io::Result<Self> {
-        // Where they are on already, or nobody may switch them on, the files below say so.
+        // Where the controllers are on already, or the host may not switch them on, the files below
+        // say so.
         let control = parent.path.join("cgroup.subtree_control");
         for controller in ["+memory", "+cpu", "+pids"] {
             let _ = fs::write(&control, controller);

@@ -8,7 +8,7 @@ use crate::limits::{
     ABORT_GRACE, HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX, MEMORY_PERCENT, MEMORY_REST,
     TENANT_WORKERS_PART, WORKERS_MAX,
 };
-use crate::{Bind, Level, Role, Sealed};
+use crate::{Bind, ConfinementLevel, SealedMemfd, WorkerRole};
 
 /// Heap 64 MiB, external bytes 256 MiB, and 64 MiB for the rest.
 const MEMORY_BYTES: u64 = 384 << 20;
@@ -21,17 +21,17 @@ const CPU_SECONDS: u64 = 3600;
 
 /// Everything about workers.
 #[derive(Debug)]
-pub struct Config {
+pub struct WorkersConfig {
     /// What is executed.
     pub executable: Executable,
     /// Roles that execute something else.
-    pub programs: Vec<(Role, Executable)>,
+    pub programs: Vec<(WorkerRole, Executable)>,
     /// The roles that may be asked for.
     pub roles: Vec<RoleConfig>,
     /// A cgroup of the host's own, below which workers get theirs.
-    pub cgroup: Option<Delegated>,
+    pub cgroup: Option<DelegatedCgroup>,
     /// A worker whose walls are lower gets no work.
-    pub minimum: Level,
+    pub minimum: ConfinementLevel,
     /// Workers at once, of all roles. One tenant gets a quarter of them.
     pub workers_max: usize,
     /// Memory of all workers together, bytes, and so the most of one: a share of the machine's unless said.
@@ -44,7 +44,7 @@ pub struct Config {
     pub abort_grace: Duration,
 }
 
-impl Config {
+impl WorkersConfig {
     /// Workers of every role from the running executable itself; one of role js is kept warm once
     /// there was one.
     #[must_use]
@@ -52,9 +52,9 @@ impl Config {
         Self {
             executable: Executable::This,
             programs: Vec::new(),
-            roles: Role::ALL.map(RoleConfig::new).to_vec(),
+            roles: WorkerRole::ALL.map(RoleConfig::new).to_vec(),
             cgroup: None,
-            minimum: Level::ProcessOnly,
+            minimum: ConfinementLevel::ProcessOnly,
             workers_max: WORKERS_MAX,
             memory_bytes: machine_share(),
             heartbeat: HEARTBEAT_EVERY,
@@ -63,7 +63,7 @@ impl Config {
         }
     }
 
-    pub(super) fn role(&self, role: Role) -> Option<&RoleConfig> {
+    pub(super) fn role(&self, role: WorkerRole) -> Option<&RoleConfig> {
         self.roles.iter().find(|config| config.role == role)
     }
 
@@ -78,7 +78,7 @@ impl Config {
     }
 
     /// What a worker of `role` may hold whose sessions were granted so many bytes, if any was.
-    pub(super) fn memory_of(&self, role: Role, granted: u64) -> u64 {
+    pub(super) fn memory_of(&self, role: WorkerRole, granted: u64) -> u64 {
         let usual = self.role(role).map_or(u64::MAX, |role| role.memory_bytes);
         let own = match granted {
             0 => usual,
@@ -105,40 +105,40 @@ pub enum Executable {
     Copied,
     /// This file.
     File(PathBuf),
-    /// What this makes when the first worker is wanted. It is forgotten when the last has ended, so
-    /// that its memory is held only while somebody runs it, and then made again.
-    Made(Make),
+    /// What this makes when the first worker is wanted. It is forgotten when the last has ended, so that its memory is
+    /// held only while a worker runs it, and then made again.
+    Made(ProgramMaker),
     /// This memory.
-    Memory(Sealed),
+    Memory(SealedMemfd),
     /// The running executable, by `/proc/self/exe`.
     This,
 }
 
-/// Makes a program in sealed memory, on the thread that starts workers: [`Sealed::program`] does.
-pub struct Make(Box<dyn FnMut() -> io::Result<Sealed> + Send>);
+/// Makes a program in sealed memory, on the thread that starts workers: [`SealedMemfd::program`] does.
+pub struct ProgramMaker(Box<dyn FnMut() -> io::Result<SealedMemfd> + Send>);
 
-impl Make {
+impl ProgramMaker {
     /// Calls `make` each time the program is wanted.
     #[must_use]
-    pub fn new(make: impl FnMut() -> io::Result<Sealed> + Send + 'static) -> Self {
+    pub fn new(make: impl FnMut() -> io::Result<SealedMemfd> + Send + 'static) -> Self {
         Self(Box::new(make))
     }
 
-    pub(super) fn make(&mut self) -> io::Result<Sealed> {
+    pub(super) fn make(&mut self) -> io::Result<SealedMemfd> {
         (self.0)()
     }
 }
 
-impl fmt::Debug for Make {
+impl fmt::Debug for ProgramMaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Make")
+        f.write_str("ProgramMaker")
     }
 }
 
 /// A cgroup (version 2) that the host may make others in. The host's own process must be in a
 /// different child of its parent, since a group with limits holds no process directly.
 #[derive(Clone, Debug)]
-pub struct Delegated {
+pub struct DelegatedCgroup {
     /// Its folder.
     pub path: PathBuf,
 }
@@ -147,7 +147,7 @@ pub struct Delegated {
 #[derive(Clone, Debug)]
 pub struct RoleConfig {
     /// Which.
-    pub role: Role,
+    pub role: WorkerRole,
     /// Workers without a tenant that are kept ready, from the first session of the role on: a host
     /// that never opens one holds none.
     pub min_idle: usize,
@@ -170,10 +170,10 @@ pub struct RoleConfig {
 impl RoleConfig {
     /// The defaults: one warm worker for scripts, none of others.
     #[must_use]
-    pub fn new(role: Role) -> Self {
+    pub fn new(role: WorkerRole) -> Self {
         Self {
             role,
-            min_idle: usize::from(role == Role::Js),
+            min_idle: usize::from(role == WorkerRole::Js),
             memory_bytes: MEMORY_BYTES,
             cpu_seconds: CPU_SECONDS,
             cpu_percent: None,
@@ -187,8 +187,8 @@ impl RoleConfig {
 
 /// What is asked of the pool.
 #[derive(Clone, Debug)]
-pub struct Lease {
-    pub(super) role: Role,
+pub struct WorkerLease {
+    pub(super) role: WorkerRole,
     pub(super) tenant: String,
     pub(super) alone: bool,
     pub(super) binds: Vec<Bind>,
@@ -196,10 +196,10 @@ pub struct Lease {
     pub(super) lent: bool,
 }
 
-impl Lease {
+impl WorkerLease {
     /// A session in a worker of `role` that no other tenant is or ever was in.
     #[must_use]
-    pub fn new(role: Role, tenant: impl Into<String>) -> Self {
+    pub fn new(role: WorkerRole, tenant: impl Into<String>) -> Self {
         Self {
             role,
             tenant: tenant.into(),
@@ -275,7 +275,7 @@ mod tests {
         let total = told.lines().find(|line| line.starts_with("MemTotal:"));
         let digits: String = total.expect("a size").matches(char::is_numeric).collect();
         let bytes = digits.parse::<u64>().expect("KiB") * 1024;
-        let share = Config::this_executable().memory_bytes;
+        let share = WorkersConfig::this_executable().memory_bytes;
         let most = bytes / 4 * 3;
         // What is divided is not rounded everywhere alike.
         assert!(

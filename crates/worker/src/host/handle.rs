@@ -12,19 +12,19 @@ use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::{mpsc, oneshot};
 
 use super::spawn::Spawner;
-use super::stats::Counted;
-use super::supervisor::{self, Supervisor};
+use super::stats::StatsCounter;
+use super::supervisor::{self, WorkerSupervisor};
 use super::worker::ReplyTo;
-use super::{CallLimits, Config, Lease, Stats};
+use super::{CallLimits, WorkerLease, WorkerStats, WorkersConfig};
 use crate::limits::{DRAIN_MAX, OUT_BYTES_MAX};
 use crate::{
-    Blob, Body, CallError, CallStats, Event, FromWorker, Hash, Reply, Sandbox, ToWorker,
-    WorkerError, encode,
+    Bytes32, CallStats, CborBody, FrameBlob, FromWorkerMessage, Sandbox, ToWorkerMessage,
+    WorkerCallError, WorkerError, WorkerEvent, WorkerReply, encode,
 };
 
-/// What the supervisor is told.
+/// A command to the supervisor.
 #[derive(Debug)]
-pub(super) enum Command {
+pub(super) enum SupervisorCommand {
     Abort {
         sid: u64,
         id: u64,
@@ -32,9 +32,9 @@ pub(super) enum Command {
     Call {
         sid: u64,
         id: u64,
-        frame: Frame,
+        frame: EncodedFrame,
         limits: CallLimits,
-        operation: Option<Hash>,
+        operation: Option<Bytes32>,
         farewell: bool,
         reply: ReplyTo,
     },
@@ -45,11 +45,11 @@ pub(super) enum Command {
         sid: u64,
     },
     Open {
-        lease: Lease,
-        reply: oneshot::Sender<Result<Opened, WorkerError>>,
+        lease: WorkerLease,
+        reply: oneshot::Sender<Result<OpenedSession, WorkerError>>,
     },
     Release {
-        operation: Hash,
+        operation: Bytes32,
         reply: oneshot::Sender<bool>,
     },
     Relieve {
@@ -61,11 +61,11 @@ pub(super) enum Command {
     },
     Started {
         worker: u64,
-        born: Result<super::spawn::Born, String>,
+        born: Result<super::spawn::SpawnedWorker, String>,
     },
     Tell {
         sid: u64,
-        frame: Frame,
+        frame: EncodedFrame,
         /// The worker's call or subscription that ends with this.
         ends: Option<u64>,
     },
@@ -73,17 +73,17 @@ pub(super) enum Command {
 
 /// A frame that is ready to be sent.
 #[derive(Debug)]
-pub(super) struct Frame {
+pub(super) struct EncodedFrame {
     pub(super) bytes: Vec<u8>,
     pub(super) fds: Vec<OwnedFd>,
 }
 
 /// A session that was opened.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenedSession {
     pub(super) sid: u64,
     pub(super) pid: i32,
-    pub(super) inbox: mpsc::Receiver<(FromWorker, Vec<OwnedFd>)>,
+    pub(super) inbox: mpsc::Receiver<(FromWorkerMessage, Vec<OwnedFd>)>,
     /// Bytes that wait in it.
     pub(super) unread: Arc<AtomicUsize>,
     pub(super) waiting: Arc<AtomicUsize>,
@@ -91,9 +91,9 @@ pub(super) struct Opened {
 }
 
 /// A message with its descriptors.
-type Message = (FromWorker, Vec<OwnedFd>);
+type Message = (FromWorkerMessage, Vec<OwnedFd>);
 
-impl Opened {
+impl OpenedSession {
     /// Bytes that were read make room for others.
     fn took(&self, next: Option<Message>) -> Option<Message> {
         if let Some((message, _)) = &next {
@@ -106,25 +106,25 @@ impl Opened {
 /// All workers of a node. Clones are the same; when the last one and the last session are gone, so
 /// are the workers.
 #[derive(Clone, Debug)]
-pub struct Workers(Arc<Inner>);
+pub struct Workers(Arc<WorkersInner>);
 
 #[derive(Debug)]
-struct Inner {
-    line: Line,
+struct WorkersInner {
+    line: SupervisorHandle,
     calls: AtomicU64,
-    counted: Arc<Mutex<Counted>>,
+    counted: Arc<Mutex<StatsCounter>>,
 }
 
 /// The way to the supervisor.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
-    commands: std_mpsc::Sender<Command>,
+pub(super) struct SupervisorHandle {
+    commands: std_mpsc::Sender<SupervisorCommand>,
     wake: Arc<OwnedFd>,
 }
 
-impl Line {
+impl SupervisorHandle {
     /// Returns whether the supervisor is there.
-    pub(super) fn send(&self, command: Command) -> bool {
+    pub(super) fn send(&self, command: SupervisorCommand) -> bool {
         let sent = self.commands.send(command).is_ok();
         // The counter is far from full, and a supervisor that is gone needs no waking.
         let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
@@ -136,9 +136,9 @@ impl Workers {
     /// Starts the supervisor. The first worker is started when a session is opened.
     ///
     /// # Errors
-    /// If the executable cannot be opened, a folder's name is none, or the kernel refuses a thread
-    /// or a descriptor.
-    pub fn start(config: Config) -> Result<Self, WorkerError> {
+    /// If the executable cannot be opened, a folder's name is not valid, or the kernel refuses a thread or a
+    /// descriptor.
+    pub fn start(config: WorkersConfig) -> Result<Self, WorkerError> {
         for role in &config.roles {
             supervisor::check_binds(role.role, &role.binds)?;
         }
@@ -146,7 +146,7 @@ impl Workers {
         let (commands, queue) = std_mpsc::channel();
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = Arc::new(eventfd(0, flags).map_err(setup)?);
-        let line = Line { commands, wake };
+        let line = SupervisorHandle { commands, wake };
         let counted = Arc::new(Mutex::default());
         let heartbeat = u64::try_from(config.heartbeat.as_millis()).unwrap_or(u64::MAX);
         let mut config = config;
@@ -158,14 +158,14 @@ impl Workers {
         let told = line.clone();
         thread("worker-spawner", move || {
             spawner.run(&asked, |worker, born| {
-                told.send(Command::Started { worker, born });
+                told.send(SupervisorCommand::Started { worker, born });
             });
         })?;
         let wake = line.wake.clone();
-        let supervisor = Supervisor::new(config, queue, wake, jobs, Arc::clone(&counted))?;
+        let supervisor = WorkerSupervisor::new(config, queue, wake, jobs, Arc::clone(&counted))?;
         thread("worker-supervisor", move || supervisor.run())?;
         let calls = AtomicU64::new(0);
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(WorkersInner {
             line,
             calls,
             counted,
@@ -176,13 +176,13 @@ impl Workers {
     ///
     /// # Errors
     /// If there is no worker to be had: see [`WorkerError`].
-    pub async fn open(&self, lease: Lease) -> Result<Session, WorkerError> {
+    pub async fn open(&self, lease: WorkerLease) -> Result<WorkerSession, WorkerError> {
         let (reply, answer) = oneshot::channel();
-        if !self.0.line.send(Command::Open { lease, reply }) {
+        if !self.0.line.send(SupervisorCommand::Open { lease, reply }) {
             return Err(WorkerError::Stopped);
         }
         let opened = answer.await.map_err(|_| WorkerError::Stopped)??;
-        Ok(Session {
+        Ok(WorkerSession {
             workers: self.clone(),
             opened,
         })
@@ -190,15 +190,17 @@ impl Workers {
 
     /// What was counted until now.
     #[must_use]
-    pub fn stats(&self) -> Stats {
+    pub fn stats(&self) -> WorkerStats {
         let counted = self.0.counted.lock();
         counted.unwrap_or_else(PoisonError::into_inner).snapshot()
     }
 
     /// Lets an operation out of quarantine. Returns whether it was in.
-    pub async fn release(&self, operation: Hash) -> bool {
+    pub async fn release(&self, operation: Bytes32) -> bool {
         let (reply, answer) = oneshot::channel();
-        self.0.line.send(Command::Release { operation, reply });
+        self.0
+            .line
+            .send(SupervisorCommand::Release { operation, reply });
         answer.await.unwrap_or(false)
     }
 
@@ -207,34 +209,40 @@ impl Workers {
     /// that tenant gets none for a minute. Returns how many ended.
     pub async fn relieve(&self, least: u64) -> usize {
         let (reply, answer) = oneshot::channel();
-        self.0.line.send(Command::Relieve { least, reply });
+        self.0
+            .line
+            .send(SupervisorCommand::Relieve { least, reply });
         answer.await.unwrap_or(0)
     }
 
     /// Ends every worker, and waits until they are gone. Calls end with `shutdown`.
     pub async fn shutdown(&self) {
         let (done, gone) = oneshot::channel();
-        if self.0.line.send(Command::Shutdown { done: Some(done) }) {
+        if self
+            .0
+            .line
+            .send(SupervisorCommand::Shutdown { done: Some(done) })
+        {
             // An error means that the supervisor has ended already, which is what is wanted.
             let _ = gone.await;
         }
     }
 }
 
-impl Drop for Inner {
+impl Drop for WorkersInner {
     fn drop(&mut self) {
-        self.line.send(Command::Shutdown { done: None });
+        self.line.send(SupervisorCommand::Shutdown { done: None });
     }
 }
 
 /// A session in a worker. Dropping it closes it and gives up its calls.
 #[derive(Debug)]
-pub struct Session {
+pub struct WorkerSession {
     workers: Workers,
-    opened: Opened,
+    opened: OpenedSession,
 }
 
-impl Session {
+impl WorkerSession {
     /// Its number, which every message of it has.
     #[must_use]
     pub const fn sid(&self) -> u64 {
@@ -253,9 +261,14 @@ impl Session {
         &self.opened.sandbox
     }
 
-    /// Calls the worker. The call runs from now on, also if nobody waits for it; dropping it gives
-    /// it up. A crash is held against `operation`, where one is named.
-    pub fn call(&self, request: Request, limits: CallLimits, operation: Option<Hash>) -> Call {
+    /// Calls the worker. The call runs from now on, also if the caller does not wait for it; dropping it gives it up. A
+    /// crash is held against `operation`, where one is named.
+    pub fn call(
+        &self,
+        request: WorkerRequest,
+        limits: CallLimits,
+        operation: Option<Bytes32>,
+    ) -> WorkerCall {
         let id = self.workers.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
         self.begin(id, limits, operation, false, |fds| {
             request.message(self.sid(), id, fds)
@@ -265,7 +278,7 @@ impl Session {
     /// Lets a service dispose of itself, at most [`DRAIN_MAX`]; its answer is what it hands to its
     /// successor. The session is of no use after that.
     #[must_use]
-    pub fn drain(&self) -> Call {
+    pub fn drain(&self) -> WorkerCall {
         let id = self.workers.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
         let limits = CallLimits {
             wall: DRAIN_MAX,
@@ -273,7 +286,7 @@ impl Session {
             gpu: None,
         };
         let sid = self.sid();
-        let close = ToWorker::Close { sid, id: Some(id) };
+        let close = ToWorkerMessage::Close { sid, id: Some(id) };
         self.begin(id, limits, None, true, |_| Ok(close))
     }
 
@@ -281,24 +294,29 @@ impl Session {
     ///
     /// # Errors
     /// If it makes no frame, or the worker does not read.
-    pub fn tell(&self, told: Told, fds: Vec<OwnedFd>) -> Result<(), CallError> {
+    pub fn tell(&self, told: SessionNotice, fds: Vec<OwnedFd>) -> Result<(), WorkerCallError> {
         let (message, ends) = told.message(self.sid());
         let frame = self.frame(&message, fds)?;
         let sid = self.sid();
-        if !self.workers.0.line.send(Command::Tell { sid, frame, ends }) {
-            return Err(CallError::SessionClosed);
+        if !self
+            .workers
+            .0
+            .line
+            .send(SupervisorCommand::Tell { sid, frame, ends })
+        {
+            return Err(WorkerCallError::SessionClosed);
         }
         Ok(())
     }
 
     /// What the worker says next in this session; `None` once the worker is gone.
-    pub async fn next(&mut self) -> Option<(FromWorker, Vec<OwnedFd>)> {
+    pub async fn next(&mut self) -> Option<(FromWorkerMessage, Vec<OwnedFd>)> {
         let next = self.opened.inbox.recv().await;
         self.opened.took(next)
     }
 
     /// What the worker has said already.
-    pub fn try_next(&mut self) -> Option<(FromWorker, Vec<OwnedFd>)> {
+    pub fn try_next(&mut self) -> Option<(FromWorkerMessage, Vec<OwnedFd>)> {
         let next = self.opened.inbox.try_recv().ok();
         self.opened.took(next)
     }
@@ -306,17 +324,17 @@ impl Session {
     /// Kills the worker, and with it every session in it.
     pub fn kill(&self) {
         let sid = self.sid();
-        self.workers.0.line.send(Command::Kill { sid });
+        self.workers.0.line.send(SupervisorCommand::Kill { sid });
     }
 
     fn begin(
         &self,
         id: u64,
         limits: CallLimits,
-        operation: Option<Hash>,
+        operation: Option<Bytes32>,
         farewell: bool,
-        message: impl FnOnce(&mut Vec<OwnedFd>) -> Result<ToWorker, CallError>,
-    ) -> Call {
+        message: impl FnOnce(&mut Vec<OwnedFd>) -> Result<ToWorkerMessage, WorkerCallError>,
+    ) -> WorkerCall {
         let (reply, answer) = oneshot::channel();
         let sid = self.sid();
         let mut fds = Vec::new();
@@ -327,7 +345,7 @@ impl Session {
                 let _ = reply.send(Err(error));
             }
             Ok(frame) => {
-                let command = Command::Call {
+                let command = SupervisorCommand::Call {
                     sid,
                     id,
                     frame,
@@ -339,7 +357,7 @@ impl Session {
                 self.workers.0.line.send(command);
             }
         }
-        Call {
+        WorkerCall {
             line: self.workers.0.line.clone(),
             sid,
             id,
@@ -347,34 +365,38 @@ impl Session {
         }
     }
 
-    fn frame(&self, message: &ToWorker, fds: Vec<OwnedFd>) -> Result<Frame, CallError> {
+    fn frame(
+        &self,
+        message: &ToWorkerMessage,
+        fds: Vec<OwnedFd>,
+    ) -> Result<EncodedFrame, WorkerCallError> {
         let bytes = encode(message, fds.len())?;
         let waiting = &self.opened.waiting;
         if waiting.load(Ordering::Relaxed) + bytes.len() > OUT_BYTES_MAX {
-            return Err(CallError::Busy);
+            return Err(WorkerCallError::Busy);
         }
         waiting.fetch_add(bytes.len(), Ordering::Relaxed);
-        Ok(Frame { bytes, fds })
+        Ok(EncodedFrame { bytes, fds })
     }
 }
 
-impl Drop for Session {
+impl Drop for WorkerSession {
     fn drop(&mut self) {
         let sid = self.sid();
-        self.workers.0.line.send(Command::Close { sid });
+        self.workers.0.line.send(SupervisorCommand::Close { sid });
     }
 }
 
-/// A call that runs. Resolves to the worker's answer, or to why there is none.
+/// A call that runs. Resolves to the worker's answer, or to why the worker gave no answer.
 #[derive(Debug)]
-pub struct Call {
-    line: Line,
+pub struct WorkerCall {
+    line: SupervisorHandle,
     sid: u64,
     id: u64,
-    answer: Option<oneshot::Receiver<Result<Answer, CallError>>>,
+    answer: Option<oneshot::Receiver<Result<WorkerAnswer, WorkerCallError>>>,
 }
 
-impl Call {
+impl WorkerCall {
     /// Its number, as the worker knows it.
     #[must_use]
     pub const fn id(&self) -> u64 {
@@ -385,36 +407,36 @@ impl Call {
     /// or without.
     pub fn abort(&self) {
         let (sid, id) = (self.sid, self.id);
-        self.line.send(Command::Abort { sid, id });
+        self.line.send(SupervisorCommand::Abort { sid, id });
     }
 
     /// Waits for the answer, outside of any async executor.
     ///
     /// # Errors
     /// As the future.
-    pub fn wait(mut self) -> Result<Answer, CallError> {
+    pub fn wait(mut self) -> Result<WorkerAnswer, WorkerCallError> {
         let answer = self.answer.take();
         let answer = answer.and_then(|answer| answer.blocking_recv().ok());
-        answer.unwrap_or(Err(CallError::SessionClosed))
+        answer.unwrap_or(Err(WorkerCallError::SessionClosed))
     }
 }
 
-impl Future for Call {
-    type Output = Result<Answer, CallError>;
+impl Future for WorkerCall {
+    type Output = Result<WorkerAnswer, WorkerCallError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(answer) = &mut self.answer else {
-            return Poll::Ready(Err(CallError::SessionClosed));
+            return Poll::Ready(Err(WorkerCallError::SessionClosed));
         };
         let Poll::Ready(answer) = Pin::new(answer).poll(context) else {
             return Poll::Pending;
         };
         self.answer = None;
-        Poll::Ready(answer.unwrap_or(Err(CallError::SessionClosed)))
+        Poll::Ready(answer.unwrap_or(Err(WorkerCallError::SessionClosed)))
     }
 }
 
-impl Drop for Call {
+impl Drop for WorkerCall {
     fn drop(&mut self) {
         if self
             .answer
@@ -428,9 +450,9 @@ impl Drop for Call {
 
 /// What a worker answered.
 #[derive(Debug)]
-pub struct Answer {
+pub struct WorkerAnswer {
     /// The answer itself. It may be a fault of the operation's own.
-    pub reply: Reply,
+    pub reply: WorkerReply,
     /// The descriptors that came with it.
     pub fds: Vec<OwnedFd>,
     /// What it took, by the worker's own account.
@@ -440,13 +462,13 @@ pub struct Answer {
 /// What a session is asked to do.
 #[derive(Clone)]
 #[non_exhaustive]
-pub enum Request {
+pub enum WorkerRequest {
     /// Run a module.
     Eval {
         /// Its name.
         module: String,
         /// The hash of its source.
-        source_hash: Hash,
+        source_hash: Bytes32,
         /// Its source.
         source: Vec<u8>,
     },
@@ -460,45 +482,50 @@ pub enum Request {
     /// Something in the role's own language.
     Role {
         /// CBOR.
-        body: Body,
+        body: CborBody,
     },
 }
 
-impl Request {
+impl WorkerRequest {
     /// Something in the role's own language, CBOR.
     #[must_use]
     pub const fn role(cbor: Vec<u8>) -> Self {
         Self::Role {
-            body: Body::from_cbor(cbor),
+            body: CborBody::from_cbor(cbor),
         }
     }
 
-    fn message(self, sid: u64, id: u64, fds: &mut Vec<OwnedFd>) -> Result<ToWorker, CallError> {
+    fn message(
+        self,
+        sid: u64,
+        id: u64,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<ToWorkerMessage, WorkerCallError> {
         Ok(match self {
             Self::Eval {
                 module,
                 source_hash,
                 source,
-            } => ToWorker::Eval {
+            } => ToWorkerMessage::Eval {
                 sid,
                 id,
                 module,
                 source_hash,
-                source: Blob::pack(source, fds)?,
+                source: FrameBlob::pack(source, fds)?,
             },
-            Self::Invoke { op, input } => ToWorker::Invoke {
+            Self::Invoke { op, input } => ToWorkerMessage::Invoke {
                 sid,
                 id,
                 op,
-                input: Blob::pack(input, fds)?,
+                input: FrameBlob::pack(input, fds)?,
             },
-            Self::Role { body } => ToWorker::Run { sid, id, body },
+            Self::Role { body } => ToWorkerMessage::Run { sid, id, body },
         })
     }
 }
 
 /// Names only: sources and inputs are long, and may be secret.
-impl fmt::Debug for Request {
+impl fmt::Debug for WorkerRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Eval { module, .. } => write!(f, "Eval({module:?})"),
@@ -508,48 +535,51 @@ impl fmt::Debug for Request {
     }
 }
 
-/// What a session is told.
+/// A message of the host's to a session.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Told {
+pub enum SessionNotice {
     /// A part of a subscription of its.
     Event {
         /// The subscription.
         id: u64,
         /// The part.
-        event: Event,
+        event: WorkerEvent,
     },
     /// How it begins: before anything else.
     Open {
         /// What it may reach, in the role's own terms.
-        caps: Body,
+        caps: CborBody,
         /// Its limits, in the role's own terms.
-        limits: Body,
+        limits: CborBody,
         /// The bundle it runs.
-        bundle_hash: Option<Hash>,
+        bundle_hash: Option<Bytes32>,
         /// Where its randomness comes from.
-        seed: Option<Hash>,
+        seed: Option<Bytes32>,
         /// What its clock shows, in the role's own terms.
-        clock: Body,
+        clock: CborBody,
     },
     /// The answer to a call of its.
     Reply {
         /// The call.
         id: u64,
         /// The answer.
-        reply: Reply,
+        reply: WorkerReply,
     },
     /// Something in the role's own language.
-    Role(Body),
+    Role(CborBody),
 }
 
-impl Told {
+impl SessionNotice {
     /// The message, and the worker's call or subscription that ends with it.
-    fn message(self, sid: u64) -> (ToWorker, Option<u64>) {
+    fn message(self, sid: u64) -> (ToWorkerMessage, Option<u64>) {
         match self {
             Self::Event { id, event } => {
-                let last = matches!(event, Event::End | Event::Fail(_));
-                (ToWorker::Event { sid, id, event }, last.then_some(id))
+                let last = matches!(event, WorkerEvent::End | WorkerEvent::Fail(_));
+                (
+                    ToWorkerMessage::Event { sid, id, event },
+                    last.then_some(id),
+                )
             }
             Self::Open {
                 caps,
@@ -558,7 +588,7 @@ impl Told {
                 seed,
                 clock,
             } => {
-                let open = ToWorker::Open {
+                let open = ToWorkerMessage::Open {
                     sid,
                     caps,
                     limits,
@@ -568,8 +598,8 @@ impl Told {
                 };
                 (open, None)
             }
-            Self::Reply { id, reply } => (ToWorker::Reply { sid, id, reply }, Some(id)),
-            Self::Role(body) => (ToWorker::Tell { sid, body }, None),
+            Self::Reply { id, reply } => (ToWorkerMessage::Reply { sid, id, reply }, Some(id)),
+            Self::Role(body) => (ToWorkerMessage::Tell { sid, body }, None),
         }
     }
 }

@@ -5,21 +5,21 @@
 
 use std::collections::BTreeMap;
 
-use super::Lease;
-use crate::Role;
+use super::WorkerLease;
+use crate::WorkerRole;
 use crate::limits::{LINGER, SESSIONS_MAX, SESSIONS_SERVED_MAX};
 
 /// Every worker that is started or running.
 #[derive(Debug, Default)]
-pub(super) struct Pool {
-    slots: BTreeMap<u64, Slot>,
+pub(super) struct WorkerPool {
+    slots: BTreeMap<u64, PoolSlot>,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Slot {
-    role: Role,
-    phase: Phase,
+struct PoolSlot {
+    role: WorkerRole,
+    phase: WorkerPhase,
     tenant: Option<String>,
     /// One session and no other: because that is what was asked for.
     alone: bool,
@@ -33,7 +33,7 @@ struct Slot {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum WorkerPhase {
     Starting,
     Ready,
     /// It gets no session any more.
@@ -41,25 +41,25 @@ enum Phase {
 }
 
 /// The tenant whose workers hold most together, and these with the bytes that each holds.
-pub(super) struct Heaviest<'a> {
+pub(super) struct HeaviestTenant<'a> {
     pub(super) tenant: Option<&'a str>,
     pub(super) workers: Vec<(u64, u64)>,
 }
 
-impl Heaviest<'_> {
+impl HeaviestTenant<'_> {
     /// What they hold together.
     pub(super) fn bytes(&self) -> u64 {
         self.workers.iter().map(|(_, bytes)| bytes).sum()
     }
 }
 
-impl Pool {
+impl WorkerPool {
     /// A new worker is being started; `reserved` for a lease that brings folders.
-    pub(super) fn add(&mut self, role: Role, reserved: bool) -> u64 {
+    pub(super) fn add(&mut self, role: WorkerRole, reserved: bool) -> u64 {
         self.next += 1;
-        let slot = Slot {
+        let slot = PoolSlot {
             role,
-            phase: Phase::Starting,
+            phase: WorkerPhase::Starting,
             tenant: None,
             alone: false,
             lent: false,
@@ -74,15 +74,15 @@ impl Pool {
 
     pub(super) fn ready(&mut self, worker: u64) {
         if let Some(slot) = self.slots.get_mut(&worker)
-            && slot.phase == Phase::Starting
+            && slot.phase == WorkerPhase::Starting
         {
-            slot.phase = Phase::Ready;
+            slot.phase = WorkerPhase::Ready;
         }
     }
 
     /// Puts a session of `lease` into the worker where it fits best, if there is one.
-    pub(super) fn place(&mut self, lease: &Lease) -> Option<u64> {
-        let fits = |slot: &Slot| slot.takes(lease);
+    pub(super) fn place(&mut self, lease: &WorkerLease) -> Option<u64> {
+        let fits = |slot: &PoolSlot| slot.takes(lease);
         // One that the tenant has already, or else a new one.
         let found = self.slots.iter().filter(|(_, slot)| fits(slot));
         let worker = *found.min_by_key(|(_, slot)| slot.tenant.is_none())?.0;
@@ -90,18 +90,18 @@ impl Pool {
     }
 
     /// The same, of the workers that the tenant has already.
-    pub(super) fn place_with_own(&mut self, lease: &Lease) -> Option<u64> {
-        let fits = |slot: &Slot| slot.tenant.is_some() && slot.takes(lease);
+    pub(super) fn place_with_own(&mut self, lease: &WorkerLease) -> Option<u64> {
+        let fits = |slot: &PoolSlot| slot.tenant.is_some() && slot.takes(lease);
         let (&worker, _) = self.slots.iter().find(|(_, slot)| fits(slot))?;
         self.bind(worker, lease).then_some(worker)
     }
 
     /// Puts a session of `lease` into this worker. Returns whether the worker is ready.
-    pub(super) fn bind(&mut self, worker: u64, lease: &Lease) -> bool {
+    pub(super) fn bind(&mut self, worker: u64, lease: &WorkerLease) -> bool {
         let Some(slot) = self.slots.get_mut(&worker) else {
             return false;
         };
-        if slot.phase != Phase::Ready {
+        if slot.phase != WorkerPhase::Ready {
             return false;
         }
         slot.tenant = Some(lease.tenant.clone());
@@ -123,7 +123,7 @@ impl Pool {
     /// The worker gets no session any more.
     pub(super) fn leave(&mut self, worker: u64) {
         if let Some(slot) = self.slots.get_mut(&worker) {
-            slot.phase = Phase::Leaving;
+            slot.phase = WorkerPhase::Leaving;
         }
     }
 
@@ -133,27 +133,28 @@ impl Pool {
     }
 
     /// Whether there is a worker of the role, whatever it does.
-    pub(super) fn has(&self, role: Role) -> bool {
+    pub(super) fn has(&self, role: WorkerRole) -> bool {
         self.slots.values().any(|slot| slot.role == role)
     }
 
     /// A worker that waits for nothing any more.
     pub(super) fn expired(&self, now: u64) -> Option<u64> {
-        let done = |slot: &Slot| slot.idle_until().is_some_and(|until| now >= until);
+        let done = |slot: &PoolSlot| slot.idle_until().is_some_and(|until| now >= until);
         let found = self.slots.iter().find(|(_, slot)| done(slot));
         found.map(|(worker, _)| *worker)
     }
 
     /// When [`Self::expired`] has an answer next.
     pub(super) fn deadline(&self) -> Option<u64> {
-        self.slots.values().filter_map(Slot::idle_until).min()
+        self.slots.values().filter_map(PoolSlot::idle_until).min()
     }
 
     /// A worker without a session that could make room for another: the one that has waited longest for its tenant,
     /// or one that is ready and that no tenant wanted, such as a warm one of another role.
     pub(super) fn evictable(&self) -> Option<u64> {
-        let unwanted =
-            |slot: &Slot| slot.phase == Phase::Ready && slot.tenant.is_none() && !slot.reserved;
+        let unwanted = |slot: &PoolSlot| {
+            slot.phase == WorkerPhase::Ready && slot.tenant.is_none() && !slot.reserved
+        };
         let unwanted = || self.slots.iter().find(|(_, slot)| unwanted(slot));
         self.idle_longest(|_| true)
             .or_else(|| unwanted().map(|(worker, _)| *worker))
@@ -169,7 +170,7 @@ impl Pool {
         self.idle_longest(|slot| slot.lent && slot.tenant.as_deref() == Some(tenant))
     }
 
-    fn idle_longest(&self, counts: impl Fn(&Slot) -> bool) -> Option<u64> {
+    fn idle_longest(&self, counts: impl Fn(&PoolSlot) -> bool) -> Option<u64> {
         let idle = self.slots.iter();
         let idle = idle.filter(|(_, slot)| slot.idle_until().is_some() && counts(slot));
         idle.min_by_key(|(_, slot)| slot.idle_since)
@@ -178,15 +179,18 @@ impl Pool {
 
     /// Workers that the tenant has, of all roles.
     pub(super) fn of_tenant(&self, tenant: &str) -> usize {
-        let own =
-            |slot: &&Slot| slot.phase != Phase::Leaving && slot.tenant.as_deref() == Some(tenant);
+        let own = |slot: &&PoolSlot| {
+            slot.phase != WorkerPhase::Leaving && slot.tenant.as_deref() == Some(tenant)
+        };
         self.slots.values().filter(own).count()
     }
 
     /// Of these, those in which others have the tenant's code run.
     pub(super) fn lent_by(&self, tenant: &str) -> usize {
-        let own = |slot: &&Slot| {
-            slot.lent && slot.phase != Phase::Leaving && slot.tenant.as_deref() == Some(tenant)
+        let own = |slot: &&PoolSlot| {
+            slot.lent
+                && slot.phase != WorkerPhase::Leaving
+                && slot.tenant.as_deref() == Some(tenant)
         };
         self.slots.values().filter(own).count()
     }
@@ -201,7 +205,7 @@ impl Pool {
 
     /// The tenant whose workers hold most together, and these with the bytes that each holds. Workers that no tenant
     /// had yet count as one tenant's.
-    pub(super) fn heaviest(&self, held: &[(u64, u64)]) -> Option<Heaviest<'_>> {
+    pub(super) fn heaviest(&self, held: &[(u64, u64)]) -> Option<HeaviestTenant<'_>> {
         let tenant = |worker: u64| self.slots.get(&worker)?.tenant.as_deref();
         let mut together: BTreeMap<Option<&str>, u64> = BTreeMap::new();
         for (worker, bytes) in held {
@@ -210,34 +214,34 @@ impl Pool {
         let (heaviest, _) = together.into_iter().max_by_key(|(_, bytes)| *bytes)?;
         let all = held.iter().copied();
         let its = all.filter(|(worker, _)| tenant(*worker) == heaviest);
-        Some(Heaviest {
+        Some(HeaviestTenant {
             tenant: heaviest,
             workers: its.collect(),
         })
     }
 
     /// Workers of the role that any tenant could have, now or when they are ready.
-    pub(super) fn free(&self, role: Role) -> usize {
-        let free = |slot: &&Slot| {
+    pub(super) fn free(&self, role: WorkerRole) -> usize {
+        let free = |slot: &&PoolSlot| {
             slot.role == role
                 && slot.tenant.is_none()
                 && !slot.reserved
-                && slot.phase != Phase::Leaving
+                && slot.phase != WorkerPhase::Leaving
         };
         self.slots.values().filter(free).count()
     }
 
     /// Workers that are not on their way out.
     pub(super) fn len(&self) -> usize {
-        let staying = |slot: &&Slot| slot.phase != Phase::Leaving;
+        let staying = |slot: &&PoolSlot| slot.phase != WorkerPhase::Leaving;
         self.slots.values().filter(staying).count()
     }
 }
 
-impl Slot {
-    fn takes(&self, lease: &Lease) -> bool {
+impl PoolSlot {
+    fn takes(&self, lease: &WorkerLease) -> bool {
         let tenant = self.tenant.as_ref();
-        self.phase == Phase::Ready
+        self.phase == WorkerPhase::Ready
             && self.role == lease.role
             && !self.reserved
             && lease.binds.is_empty()
@@ -250,7 +254,7 @@ impl Slot {
 
     /// Until when it waits for a session, once it has none.
     fn idle_until(&self) -> Option<u64> {
-        if self.phase != Phase::Ready || self.served == 0 || self.sessions > 0 {
+        if self.phase != WorkerPhase::Ready || self.served == 0 || self.sessions > 0 {
             return None;
         }
         if self.alone || self.served >= SESSIONS_SERVED_MAX {
@@ -266,14 +270,14 @@ mod tests {
     use super::*;
     use crate::Bind;
 
-    fn lease(tenant: &str) -> Lease {
-        Lease::new(Role::Js, tenant)
+    fn lease(tenant: &str) -> WorkerLease {
+        WorkerLease::new(WorkerRole::Js, tenant)
     }
 
-    fn pool(workers: usize) -> Pool {
-        let mut pool = Pool::default();
+    fn pool(workers: usize) -> WorkerPool {
+        let mut pool = WorkerPool::default();
         for _ in 0..workers {
-            let worker = pool.add(Role::Js, false);
+            let worker = pool.add(WorkerRole::Js, false);
             pool.ready(worker);
         }
         pool
@@ -338,7 +342,7 @@ mod tests {
         assert_eq!(pool.evictable_of("b"), None);
         pool.leave(a);
         assert_eq!((pool.evictable(), pool.of_tenant("a")), (Some(fresh), 0));
-        let starting = pool.add(Role::Gpu, false);
+        let starting = pool.add(WorkerRole::Gpu, false);
         pool.leave(fresh);
         assert_eq!(pool.evictable(), None, "{starting} is not ready");
     }
@@ -376,19 +380,19 @@ mod tests {
 
     #[test]
     fn folders_are_for_the_lease_that_brings_them() {
-        let mut pool = Pool::default();
+        let mut pool = WorkerPool::default();
         let bind = Bind {
             source: "/data".to_owned(),
             name: "objects".to_owned(),
             writable: false,
         };
-        let lease = Lease::new(Role::Git, "a").with(bind);
-        let worker = pool.add(Role::Git, true);
+        let lease = WorkerLease::new(WorkerRole::Git, "a").with(bind);
+        let worker = pool.add(WorkerRole::Git, true);
         assert!(!pool.bind(worker, &lease), "it is not ready");
         pool.ready(worker);
-        assert_eq!(pool.free(Role::Git), 0);
+        assert_eq!(pool.free(WorkerRole::Git), 0);
         assert_eq!(pool.place(&lease), None);
-        assert_eq!(pool.place(&Lease::new(Role::Git, "a")), None);
+        assert_eq!(pool.place(&WorkerLease::new(WorkerRole::Git, "a")), None);
         assert!(pool.bind(worker, &lease));
     }
 }

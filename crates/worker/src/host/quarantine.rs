@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use crate::Hash;
+use crate::Bytes32;
 use crate::limits::{CRASH_BOOK_MAX, CRASH_WINDOW, CRASHES_MAX};
 
 /// Who crashed when. Times are microseconds of one clock.
@@ -10,14 +10,14 @@ use crate::limits::{CRASH_BOOK_MAX, CRASH_WINDOW, CRASHES_MAX};
 /// A crash is held against an operation only when it ran alone in its worker: a tenant could else
 /// bring an operation of everybody's into quarantine by crashing beside it.
 #[derive(Debug, Default)]
-pub(super) struct CrashBook {
-    crashes: HashMap<Hash, VecDeque<u64>>,
-    quarantined: HashSet<Hash>,
+pub(super) struct OperationCrashes {
+    crashes: HashMap<Bytes32, VecDeque<u64>>,
+    quarantined: HashSet<Bytes32>,
 }
 
-impl CrashBook {
+impl OperationCrashes {
     /// `operation` crashed its worker. Returns whether it is in quarantine since just now.
-    pub(super) fn crashed(&mut self, operation: Hash, now: u64) -> bool {
+    pub(super) fn crashed(&mut self, operation: Bytes32, now: u64) -> bool {
         if self.quarantined.contains(&operation) {
             return false;
         }
@@ -33,20 +33,20 @@ impl CrashBook {
         }
         self.crashes.remove(&operation);
         if self.quarantined.len() >= CRASH_BOOK_MAX {
-            // Somebody makes operations in order to crash them. Forgetting one lets it crash again;
-            // remembering all would take the node's memory.
+            // An attacker makes operations in order to crash them. Forgetting one lets it crash
+            // again; remembering all would take the node's memory.
             let any = self.quarantined.iter().next().copied();
             any.map(|any| self.quarantined.remove(&any));
         }
         self.quarantined.insert(operation)
     }
 
-    pub(super) fn is_quarantined(&self, operation: &Hash) -> bool {
+    pub(super) fn is_quarantined(&self, operation: &Bytes32) -> bool {
         self.quarantined.contains(operation)
     }
 
     /// A person let it out. Returns whether it was in.
-    pub(super) fn release(&mut self, operation: &Hash) -> bool {
+    pub(super) fn release(&mut self, operation: &Bytes32) -> bool {
         self.quarantined.remove(operation)
     }
 
@@ -54,7 +54,7 @@ impl CrashBook {
         self.quarantined.len()
     }
 
-    fn make_room(&mut self, operation: &Hash) {
+    fn make_room(&mut self, operation: &Bytes32) {
         if self.crashes.len() < CRASH_BOOK_MAX || self.crashes.contains_key(operation) {
             return;
         }
@@ -72,8 +72,8 @@ mod tests {
 
     #[test]
     fn the_third_crash_in_a_minute_quarantines() {
-        let mut book = CrashBook::default();
-        let (bad, other) = (Hash([1; 32]), Hash([2; 32]));
+        let mut book = OperationCrashes::default();
+        let (bad, other) = (Bytes32([1; 32]), Bytes32([2; 32]));
         assert!(!book.crashed(bad, 0));
         assert!(!book.crashed(other, S));
         assert!(!book.crashed(bad, 59 * S));
@@ -88,12 +88,12 @@ mod tests {
 
     #[test]
     fn the_book_does_not_grow_without_end() {
-        let mut book = CrashBook::default();
+        let mut book = OperationCrashes::default();
         for number in 0..2 * CRASH_BOOK_MAX as u64 {
             let mut hash = [0; 32];
             hash[..8].copy_from_slice(&number.to_le_bytes());
             for crash in 0..=(number % 3) {
-                book.crashed(Hash(hash), number * 10 + crash);
+                book.crashed(Bytes32(hash), number * 10 + crash);
             }
         }
         assert!(book.crashes.len() <= CRASH_BOOK_MAX);

@@ -14,26 +14,26 @@ use std::sync::mpsc::Receiver;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Resource, Rlimit, geteuid};
 
-use super::cgroup::{self, Leaf};
-use super::{Delegated, Executable, Make, RoleConfig};
+use super::cgroup::{self, WorkerCgroup};
+use super::{DelegatedCgroup, Executable, ProgramMaker, RoleConfig};
 use crate::frame::channel;
 use crate::guest::VERB;
 use crate::limits::{ADDRESS_SPACE_EXTRA, NOFILE, STACK_BYTES};
 use crate::setup::{Namespaces, Setup, VERSION};
-use crate::sys::{Identity, Launch, Launched};
-use crate::{Gap, Role, Sealed, Wall, WorkerError, encode};
+use crate::sys::{Launch, LaunchedProcess, ProcessIdentity};
+use crate::{Gap, SealedMemfd, Wall, WorkerError, WorkerRole, encode};
 
 /// Name under which workers run.
 const PROCESS_NAME: &str = "alknet";
-/// Who a worker is where its host is root: nobody, on every system.
+/// Id of the user and the group that a worker has where its host is root: `nobody`, on every system.
 const NOBODY: u32 = 65_534;
 
 /// What the thread is asked for.
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum SpawnJob {
     /// No worker of the role is left.
-    Forget(Role),
-    Remove(Leaf),
+    Forget(WorkerRole),
+    Remove(WorkerCgroup),
     Start {
         worker: u64,
         role: Box<RoleConfig>,
@@ -42,31 +42,31 @@ pub(super) enum Job {
 
 /// A worker that has executed; its walls are not up yet.
 #[derive(Debug)]
-pub(super) struct Born {
-    pub(super) process: Launched,
+pub(super) struct SpawnedWorker {
+    pub(super) process: LaunchedProcess,
     pub(super) channel: OwnedFd,
     pub(super) output: OwnedFd,
-    pub(super) leaf: Option<Leaf>,
+    pub(super) leaf: Option<WorkerCgroup>,
     pub(super) gaps: Vec<Gap>,
 }
 
 /// Starts workers.
 #[derive(Debug)]
 pub(super) struct Spawner {
-    program: Program,
-    programs: HashMap<Role, Program>,
+    program: WorkerProgram,
+    programs: HashMap<WorkerRole, WorkerProgram>,
     null: OwnedFd,
-    cgroup: Option<Delegated>,
+    cgroup: Option<DelegatedCgroup>,
     heartbeat_ms: u64,
     /// What this kernel and this user allow, found out at the first start.
-    found: Option<Found>,
+    found: Option<SpawnTrial>,
 }
 
 /// What a trial came to.
 #[derive(Clone, Debug, Default)]
-struct Found {
+struct SpawnTrial {
     namespaces: Namespaces,
-    /// Whether a worker of root's can be nobody outside.
+    /// Whether a worker of root's can be the user `nobody` outside its namespace.
     nobody: bool,
     gaps: Vec<Gap>,
 }
@@ -74,15 +74,15 @@ struct Found {
 impl Spawner {
     pub(super) fn new(
         executable: Executable,
-        programs: Vec<(Role, Executable)>,
-        cgroup: Option<Delegated>,
+        programs: Vec<(WorkerRole, Executable)>,
+        cgroup: Option<DelegatedCgroup>,
         heartbeat_ms: u64,
     ) -> Result<Self, WorkerError> {
         Ok(Self {
-            program: Program::open(executable)?,
+            program: WorkerProgram::open(executable)?,
             programs: programs
                 .into_iter()
-                .map(|(role, executable)| Ok((role, Program::open(executable)?)))
+                .map(|(role, executable)| Ok((role, WorkerProgram::open(executable)?)))
                 .collect::<Result<_, WorkerError>>()?,
             null: File::open("/dev/null")
                 .map_err(WorkerError::Supervisor)?
@@ -93,35 +93,39 @@ impl Spawner {
         })
     }
 
-    /// Works until nobody asks any more.
-    pub(super) fn run(mut self, jobs: &Receiver<Job>, told: impl Fn(u64, Result<Born, String>)) {
+    /// Works until the supervisor has ended.
+    pub(super) fn run(
+        mut self,
+        jobs: &Receiver<SpawnJob>,
+        told: impl Fn(u64, Result<SpawnedWorker, String>),
+    ) {
         while let Ok(job) = jobs.recv() {
             match job {
-                Job::Forget(role) => self.program(role).forget(),
-                Job::Remove(leaf) => leaf.remove(),
-                Job::Start { worker, role } => told(worker, self.start(worker, &role)),
+                SpawnJob::Forget(role) => self.program(role).forget(),
+                SpawnJob::Remove(leaf) => leaf.remove(),
+                SpawnJob::Start { worker, role } => told(worker, self.start(worker, &role)),
             }
         }
     }
 
-    fn program(&mut self, role: Role) -> &mut Program {
+    fn program(&mut self, role: WorkerRole) -> &mut WorkerProgram {
         self.programs.get_mut(&role).unwrap_or(&mut self.program)
     }
 
-    fn start(&mut self, worker: u64, role: &RoleConfig) -> Result<Born, String> {
+    fn start(&mut self, worker: u64, role: &RoleConfig) -> Result<SpawnedWorker, String> {
         let say = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
         let program = self.program(role.role).get();
         let program = program.map_err(|error| say("its program", &error))?;
-        let Found {
+        let SpawnTrial {
             namespaces,
             nobody,
             mut gaps,
         } = self.found();
-        // Root's workers are nobody, unless they need folders that only root can read.
+        // Root's workers are the user `nobody`, unless they need folders that only root can read.
         let nobody = nobody && role.binds.is_empty();
         let identity = identity(nobody && namespaces.user);
         let become_user = (nobody && !namespaces.user).then_some(NOBODY);
-        if identity == Identity::Own && become_user.is_none() && geteuid().is_root() {
+        if identity == ProcessIdentity::Own && become_user.is_none() && geteuid().is_root() {
             let why = "it runs as root, whose folders it needs";
             gaps.push(Gap::new(Wall::UnprivilegedUser, why));
         }
@@ -158,11 +162,11 @@ impl Spawner {
             launch.start()
         };
         let mut leaf = self.leaf(worker, role, &mut gaps);
-        let mut started = attempt(leaf.as_ref().map(Leaf::folder));
+        let mut started = attempt(leaf.as_ref().map(WorkerCgroup::folder));
         if let Err(error) = &started
             && let Some(refused) = leaf.take()
         {
-            // A group that takes nobody in must not keep every worker from starting.
+            // A group that takes no process in must not keep every worker from starting.
             let none = cgroup::none(&format!("not into the group: {error}"));
             refused.remove();
             started = attempt(None);
@@ -170,7 +174,7 @@ impl Spawner {
             gaps.extend(none);
         }
         match started {
-            Ok(process) => Ok(Born {
+            Ok(process) => Ok(SpawnedWorker {
                 process,
                 channel: ours.into(),
                 output,
@@ -186,13 +190,13 @@ impl Spawner {
         }
     }
 
-    fn leaf(&self, worker: u64, role: &RoleConfig, gaps: &mut Vec<Gap>) -> Option<Leaf> {
+    fn leaf(&self, worker: u64, role: &RoleConfig, gaps: &mut Vec<Gap>) -> Option<WorkerCgroup> {
         let Some(parent) = &self.cgroup else {
             gaps.extend(cgroup::none("no cgroup was given"));
             return None;
         };
         let name = format!("worker-{}-{worker}", std::process::id());
-        match Leaf::make(parent, &name, role, gaps) {
+        match WorkerCgroup::make(parent, &name, role, gaps) {
             Ok(leaf) => Some(leaf),
             Err(error) => {
                 gaps.extend(cgroup::none(&format!("no group could be made: {error}")));
@@ -201,7 +205,7 @@ impl Spawner {
         }
     }
 
-    fn found(&mut self) -> Found {
+    fn found(&mut self) -> SpawnTrial {
         if let Some(known) = &self.found {
             return known.clone();
         }
@@ -210,9 +214,9 @@ impl Spawner {
         found
     }
 
-    /// Tries, from the most to the least: a user namespace brings the right to the others; without one
-    /// only root has it. In a namespace of somebody else's, root may not be able to name nobody.
-    fn find_out(&self) -> Found {
+    /// Tries, from the most to the least: a user namespace brings the right to the others; without one only root has
+    /// it. In the user namespace of a container, root may not be able to map the user `nobody`.
+    fn find_out(&self) -> SpawnTrial {
         let has = |name: &str| Path::new("/proc/self/ns").join(name).exists();
         let all = Namespaces {
             ipc: has("ipc"),
@@ -224,7 +228,7 @@ impl Spawner {
         let without_user = Namespaces { user: false, ..all };
         let root = geteuid().is_root();
         let mut why = None;
-        let mut found = Found::default();
+        let mut found = SpawnTrial::default();
         for (namespaces, nobody) in [(all, root), (all, false), (without_user, root)] {
             match self.trial(namespaces, identity(nobody && namespaces.user)) {
                 Ok(()) => {
@@ -253,12 +257,12 @@ impl Spawner {
         ];
         let missing = walls.into_iter().filter(|(stands, _)| !stands);
         found.gaps = missing.map(|(_, wall)| Gap::new(wall, &why)).collect();
-        // Without any namespace a worker of root's can still become nobody by itself.
+        // Without a user namespace a worker of root's can still become the user `nobody` by itself.
         found.nobody |= root && !user;
         found
     }
 
-    fn trial(&self, namespaces: Namespaces, identity: Identity) -> Result<(), String> {
+    fn trial(&self, namespaces: Namespaces, identity: ProcessIdentity) -> Result<(), String> {
         let null = self.null.as_fd();
         let launch = Launch {
             executable: None,
@@ -277,11 +281,11 @@ impl Spawner {
     }
 }
 
-const fn identity(nobody: bool) -> Identity {
+const fn identity(nobody: bool) -> ProcessIdentity {
     if nobody {
-        return Identity::Other(NOBODY);
+        return ProcessIdentity::Other(NOBODY);
     }
-    Identity::Own
+    ProcessIdentity::Own
 }
 
 /// Nothing of the host's own goes on.
@@ -316,15 +320,15 @@ fn plain(text: &str) -> CString {
 
 /// A program, and whether it is there.
 #[derive(Debug)]
-enum Program {
+enum WorkerProgram {
     Made {
-        make: Make,
+        make: ProgramMaker,
         made: Option<Arc<OwnedFd>>,
     },
     There(Arc<OwnedFd>),
 }
 
-impl Program {
+impl WorkerProgram {
     fn open(executable: Executable) -> Result<Self, WorkerError> {
         let running = || File::open("/proc/self/exe");
         let opened = match executable {
@@ -361,6 +365,6 @@ impl Program {
 }
 
 fn copy(mut from: File) -> io::Result<OwnedFd> {
-    let sealed = Sealed::program(|memory| io::copy(&mut from, memory).map(drop))?;
+    let sealed = SealedMemfd::program(|memory| io::copy(&mut from, memory).map(drop))?;
     Ok(sealed.into())
 }

@@ -4,18 +4,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::limits::{DEATH_WITHIN, DEATHS_KEPT};
-use crate::{Reason, Role, Sandbox};
+use crate::{Sandbox, WorkerEndReason, WorkerRole};
 
 /// The numbers of one moment.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Stats {
+pub struct WorkerStats {
     /// Workers that run, by role.
-    pub workers: BTreeMap<Role, u64>,
+    pub workers: BTreeMap<WorkerRole, u64>,
     /// Workers that were started.
     pub started: u64,
     /// Workers that ended, by reason.
-    pub ended: BTreeMap<Reason, u64>,
+    pub ended: BTreeMap<WorkerEndReason, u64>,
     /// Sessions that are open.
     pub sessions: u64,
     /// Bytes of log that were dropped because there were too many.
@@ -26,14 +26,14 @@ pub struct Stats {
     /// percentile of the last thousand.
     pub death: Option<(Duration, Duration)>,
     /// All of these ends.
-    pub deaths: Deaths,
+    pub deaths: OverrunStats,
     /// The walls of the last worker of each role that got ready.
-    pub sandbox: BTreeMap<Role, Sandbox>,
+    pub sandbox: BTreeMap<WorkerRole, Sandbox>,
 }
 
 /// Ends of workers that did not stop at a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Deaths {
+pub struct OverrunStats {
     /// How many.
     pub count: u64,
     /// Those that took more than [`DEATH_WITHIN`] after the limit, until their memory was gone.
@@ -44,20 +44,20 @@ pub struct Deaths {
 
 /// The numbers, and what they are made of.
 #[derive(Debug, Default)]
-pub(super) struct Counted {
-    pub(super) now: Stats,
+pub(super) struct StatsCounter {
+    pub(super) now: WorkerStats,
     deaths: VecDeque<u64>,
 }
 
-impl Counted {
-    pub(super) fn ended(&mut self, role: Role, reason: Reason) {
+impl StatsCounter {
+    pub(super) fn ended(&mut self, role: WorkerRole, reason: WorkerEndReason) {
         *self.now.ended.entry(reason).or_default() += 1;
         if let Some(running) = self.now.workers.get_mut(&role) {
             *running = running.saturating_sub(1);
         }
     }
 
-    pub(super) fn started(&mut self, role: Role) {
+    pub(super) fn started(&mut self, role: WorkerRole) {
         *self.now.workers.entry(role).or_default() += 1;
         self.now.started += 1;
     }
@@ -75,7 +75,7 @@ impl Counted {
         deaths.longest = deaths.longest.max(after);
     }
 
-    pub(super) fn snapshot(&self) -> Stats {
+    pub(super) fn snapshot(&self) -> WorkerStats {
         let mut sorted: Vec<u64> = self.deaths.iter().copied().collect();
         sorted.sort_unstable();
         let at = |percent: usize| {
@@ -83,7 +83,7 @@ impl Counted {
             let us = sorted.get((sorted.len() * percent / 100).min(last))?;
             Some(Duration::from_micros(*us))
         };
-        Stats {
+        WorkerStats {
             death: at(50).zip(at(99)),
             ..self.now.clone()
         }
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_of_the_last_deaths() {
-        let mut counted = Counted::default();
+        let mut counted = StatsCounter::default();
         assert_eq!(counted.snapshot().death, None);
         for _ in 0..DEATHS_KEPT {
             counted.died(1_000_000);
@@ -115,12 +115,15 @@ mod tests {
 
     #[test]
     fn workers_come_and_go() {
-        let mut counted = Counted::default();
-        counted.started(Role::Js);
-        counted.started(Role::Js);
-        counted.ended(Role::Js, Reason::Crash);
+        let mut counted = StatsCounter::default();
+        counted.started(WorkerRole::Js);
+        counted.started(WorkerRole::Js);
+        counted.ended(WorkerRole::Js, WorkerEndReason::Crash);
         let stats = counted.snapshot();
-        assert_eq!(stats.workers[&Role::Js], 1);
-        assert_eq!((stats.started, stats.ended[&Reason::Crash]), (2, 1));
+        assert_eq!(stats.workers[&WorkerRole::Js], 1);
+        assert_eq!(
+            (stats.started, stats.ended[&WorkerEndReason::Crash]),
+            (2, 1)
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! The thread that owns every worker: reads what they say, keeps their time, ends them.
 //!
-//! It is an OS thread with its own timers, because an executor that is busy would be late, and a
-//! limit that is late is none. It never waits for a worker: sockets and pipes are read as far as they
-//! are filled, frames wait in queues with bounds, and starting and cleaning up is the spawner's.
+//! It is an OS thread with its own timers, because a busy executor would be late, and a late limit does not hold. It
+//! never waits for a worker: sockets and pipes are read as far as they are filled, frames wait in queues with bounds,
+//! and starting and cleaning up is the spawner's.
 
 mod ending;
 mod incoming;
@@ -21,17 +21,20 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 
-use super::handle::{Command, Frame, Opened};
-use super::pool::Pool;
-use super::quarantine::CrashBook;
-use super::spawn::Job;
-use super::stats::Counted;
-use super::watch::{Order, Watch, once};
-use super::worker::{ReplyTo, Running, State, Worker};
-use super::{CallLimits, Config, Lease};
+use super::handle::{EncodedFrame, OpenedSession, SupervisorCommand};
+use super::pool::WorkerPool;
+use super::quarantine::OperationCrashes;
+use super::spawn::SpawnJob;
+use super::stats::StatsCounter;
+use super::watch::{CallWatch, WatchOrder, once};
+use super::worker::{ReplyTo, RunningWorkerCall, WorkerProcess, WorkerState};
+use super::{CallLimits, WorkerLease, WorkersConfig};
 use crate::limits::{CALLS_IN_MAX, MEMORY_LOOK_EVERY, READ_TURN_BYTES, RELIEF_PAUSE};
 use crate::sys::{can_run, process_cpu_us};
-use crate::{CallError, FromWorker, Hash, Reason, Role, Sandbox, ToWorker, WorkerError};
+use crate::{
+    Bytes32, FromWorkerMessage, Sandbox, ToWorkerMessage, WorkerCallError, WorkerEndReason,
+    WorkerError, WorkerRole,
+};
 
 pub(super) use opening::check_binds;
 
@@ -57,39 +60,39 @@ struct RecentRelief {
 
 /// The thread's state.
 #[derive(Debug)]
-pub(super) struct Supervisor {
-    config: Config,
-    commands: Receiver<Command>,
+pub(super) struct WorkerSupervisor {
+    config: WorkersConfig,
+    commands: Receiver<SupervisorCommand>,
     wake: Arc<OwnedFd>,
-    jobs: Sender<Job>,
-    counted: Arc<Mutex<Counted>>,
+    jobs: Sender<SpawnJob>,
+    counted: Arc<Mutex<StatsCounter>>,
     epoll: OwnedFd,
     began: Instant,
-    pool: Pool,
+    pool: WorkerPool,
     /// Workers that the spawner is starting, and whether they see folders.
-    starting: HashMap<u64, (Role, bool)>,
-    /// Roles that somebody asked for: only of these are workers kept ready.
-    used: HashSet<Role>,
-    workers: BTreeMap<u64, Worker>,
+    starting: HashMap<u64, (WorkerRole, bool)>,
+    /// Roles that callers have asked for: only of these are workers kept ready.
+    used: HashSet<WorkerRole>,
+    workers: BTreeMap<u64, WorkerProcess>,
     sandboxes: HashMap<u64, Sandbox>,
-    sessions: HashMap<u64, Open>,
+    sessions: HashMap<u64, OpenSession>,
     next_session: u64,
-    waiting: Vec<Waiting>,
-    pauses: HashMap<Role, Pause>,
+    waiting: Vec<LeaseWaiter>,
+    pauses: HashMap<WorkerRole, StartBackoff>,
     /// Tenants whose workers ended for the machine's memory a moment ago.
     relieved: HashMap<String, RecentRelief>,
-    book: CrashBook,
+    book: OperationCrashes,
     /// Set once everything is to end.
-    ending: Option<Ending>,
+    ending: Option<WorkerEnding>,
 }
 
 /// A session that is open.
 #[derive(Debug)]
-struct Open {
+struct OpenSession {
     worker: u64,
     /// Bytes that it was granted.
     granted: u64,
-    inbox: mpsc::Sender<(FromWorker, Vec<OwnedFd>)>,
+    inbox: mpsc::Sender<(FromWorkerMessage, Vec<OwnedFd>)>,
     /// Bytes that wait in it.
     unread: Arc<AtomicUsize>,
     /// Calls and subscriptions of the worker's that the host has not ended.
@@ -98,18 +101,18 @@ struct Open {
     log: (u64, u64),
 }
 
-/// Somebody who waits for a worker.
+/// A caller that waits for a worker.
 #[derive(Debug)]
-struct Waiting {
-    lease: Lease,
+struct LeaseWaiter {
+    lease: WorkerLease,
     /// The worker that is started for it, where it must be one of its own.
     worker: Option<u64>,
-    reply: oneshot::Sender<Result<Opened, WorkerError>>,
+    reply: oneshot::Sender<Result<OpenedSession, WorkerError>>,
 }
 
 /// How long no worker of a role is started, after one that did not.
 #[derive(Debug)]
-struct Pause {
+struct StartBackoff {
     until: u64,
     next: Duration,
     /// The walls, where it is they that are not good enough.
@@ -117,18 +120,18 @@ struct Pause {
 }
 
 #[derive(Debug)]
-struct Ending {
+struct WorkerEnding {
     by: u64,
     tell: Vec<oneshot::Sender<()>>,
 }
 
-impl Supervisor {
+impl WorkerSupervisor {
     pub(super) fn new(
-        config: Config,
-        commands: Receiver<Command>,
+        config: WorkersConfig,
+        commands: Receiver<SupervisorCommand>,
         wake: Arc<OwnedFd>,
-        jobs: Sender<Job>,
-        counted: Arc<Mutex<Counted>>,
+        jobs: Sender<SpawnJob>,
+        counted: Arc<Mutex<StatsCounter>>,
     ) -> Result<Self, WorkerError> {
         let setup = |error: Errno| WorkerError::Supervisor(error.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(setup)?;
@@ -142,7 +145,7 @@ impl Supervisor {
             counted,
             epoll,
             began: Instant::now(),
-            pool: Pool::default(),
+            pool: WorkerPool::default(),
             starting: HashMap::new(),
             used: HashSet::new(),
             workers: BTreeMap::new(),
@@ -152,7 +155,7 @@ impl Supervisor {
             waiting: Vec::new(),
             pauses: HashMap::new(),
             relieved: HashMap::new(),
-            book: CrashBook::default(),
+            book: OperationCrashes::default(),
             ending: None,
         })
     }
@@ -181,7 +184,7 @@ impl Supervisor {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    fn count(&self) -> MutexGuard<'_, Counted> {
+    fn count(&self) -> MutexGuard<'_, StatsCounter> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -223,10 +226,10 @@ impl Supervisor {
         }
     }
 
-    fn command(&mut self, command: Command) {
+    fn command(&mut self, command: SupervisorCommand) {
         match command {
-            Command::Abort { sid, id } => self.give_up(sid, id),
-            Command::Call {
+            SupervisorCommand::Abort { sid, id } => self.give_up(sid, id),
+            SupervisorCommand::Call {
                 sid,
                 id,
                 frame,
@@ -237,30 +240,30 @@ impl Supervisor {
             } => {
                 let running = (limits, operation, farewell);
                 if let Err((error, reply)) = self.call(sid, id, frame, running, reply) {
-                    // Whoever asked may have gone.
+                    // The caller may have gone.
                     let _ = reply.send(Err(error));
                 }
             }
-            Command::Close { sid } => self.close(sid),
-            Command::Kill { sid } => {
+            SupervisorCommand::Close { sid } => self.close(sid),
+            SupervisorCommand::Kill { sid } => {
                 if let Some(worker) = self.sessions.get(&sid).map(|open| open.worker) {
-                    self.end(worker, Reason::Abort, "its session was killed");
+                    self.end(worker, WorkerEndReason::Abort, "its session was killed");
                 }
             }
-            Command::Open { lease, reply } => self.open(lease, reply),
-            Command::Release { operation, reply } => {
+            SupervisorCommand::Open { lease, reply } => self.open(lease, reply),
+            SupervisorCommand::Release { operation, reply } => {
                 let was_in = self.book.release(&operation);
                 self.count().now.quarantined = self.book.len() as u64;
                 let _ = reply.send(was_in);
             }
-            Command::Relieve { least, reply } => {
+            SupervisorCommand::Relieve { least, reply } => {
                 let ended = self.relieve(least);
                 // The caller may have gone.
                 let _ = reply.send(ended);
             }
-            Command::Shutdown { done } => self.shut_down(done),
-            Command::Started { worker, born } => self.started(worker, born),
-            Command::Tell { sid, frame, ends } => self.tell(sid, frame, ends),
+            SupervisorCommand::Shutdown { done } => self.shut_down(done),
+            SupervisorCommand::Started { worker, born } => self.started(worker, born),
+            SupervisorCommand::Tell { sid, frame, ends } => self.tell(sid, frame, ends),
         }
     }
 
@@ -269,33 +272,33 @@ impl Supervisor {
         &mut self,
         sid: u64,
         id: u64,
-        frame: Frame,
-        (limits, operation, farewell): (CallLimits, Option<Hash>, bool),
+        frame: EncodedFrame,
+        (limits, operation, farewell): (CallLimits, Option<Bytes32>, bool),
         reply: ReplyTo,
-    ) -> Result<(), (CallError, ReplyTo)> {
+    ) -> Result<(), (WorkerCallError, ReplyTo)> {
         let now = self.now();
         let silence = u64::try_from(self.config.silence.as_micros()).unwrap_or(u64::MAX);
         if operation.is_some_and(|operation| self.book.is_quarantined(&operation)) {
-            return Err((CallError::Quarantined, reply));
+            return Err((WorkerCallError::Quarantined, reply));
         }
         let open = self.sessions.get(&sid);
         let Some((number, worker)) = open
             .map(|open| open.worker)
             .and_then(|number| Some((number, self.workers.get_mut(&number)?)))
         else {
-            return Err((CallError::SessionClosed, reply));
+            return Err((WorkerCallError::SessionClosed, reply));
         };
         if worker.calls.len() >= CALLS_IN_MAX {
-            return Err((CallError::Busy, reply));
+            return Err((WorkerCallError::Busy, reply));
         }
         let process = worker.cpu_us().unwrap_or(0);
         let grace = u64::try_from(self.config.abort_grace.as_micros()).unwrap_or(u64::MAX);
-        let mut watch =
-            Watch::new(now, limits, silence, process, worker.role.is_gpu_only()).with_grace(grace);
+        let mut watch = CallWatch::new(now, limits, silence, process, worker.role.is_gpu_only())
+            .with_grace(grace);
         if farewell {
             watch = watch.draining();
         }
-        let running = Running {
+        let running = RunningWorkerCall {
             sid,
             watch,
             operation,
@@ -319,7 +322,7 @@ impl Supervisor {
         }
     }
 
-    fn tell(&mut self, sid: u64, frame: Frame, ends: Option<u64>) {
+    fn tell(&mut self, sid: u64, frame: EncodedFrame, ends: Option<u64>) {
         let Some(open) = self.sessions.get_mut(&sid) else {
             return;
         };
@@ -341,7 +344,7 @@ impl Supervisor {
         if let Some(worker) = self.workers.get_mut(&open.worker) {
             worker.sessions.retain(|session| *session != sid);
             worker.granted = worker.granted.saturating_sub(open.granted);
-            worker.tell(&ToWorker::Close { sid, id: None }, false);
+            worker.tell(&ToWorkerMessage::Close { sid, id: None }, false);
             for running in worker
                 .calls
                 .values_mut()
@@ -359,7 +362,7 @@ impl Supervisor {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
-        if matches!(worker.state, State::Dying(..)) {
+        if matches!(worker.state, WorkerState::Dying(..)) {
             return;
         }
         // A socket that is closed is noticed by reading.
@@ -380,7 +383,7 @@ impl Supervisor {
             self.keep_time_of(number, now);
         }
         while let Some(worker) = self.pool.expired(now) {
-            self.end(worker, Reason::Idle, "");
+            self.end(worker, WorkerEndReason::Idle, "");
         }
         if self.ending.is_none() {
             self.fill();
@@ -392,23 +395,31 @@ impl Supervisor {
             return;
         };
         match worker.state {
-            State::Starting { by } if now >= by => {
+            WorkerState::Starting { by } if now >= by => {
                 let words = worker.last_words();
                 self.end(
                     number,
-                    Reason::Start,
+                    WorkerEndReason::Start,
                     &format!("it did not get ready {words}"),
                 );
             }
-            State::Leaving { by } if now >= by => {
+            WorkerState::Leaving { by } if now >= by => {
                 // One that the kernel kills closes its channel early in its end, and may have much memory to free.
                 if worker.ran_out_of_memory() {
-                    self.end(number, Reason::Memory, "its group had no memory left");
+                    self.end(
+                        number,
+                        WorkerEndReason::Memory,
+                        "its group had no memory left",
+                    );
                 } else {
-                    self.end(number, Reason::ClosedChannel, "it closed its channel");
+                    self.end(
+                        number,
+                        WorkerEndReason::ClosedChannel,
+                        "it closed its channel",
+                    );
                 }
             }
-            State::Ready => {
+            WorkerState::Ready => {
                 let pid = worker.pid();
                 // However many calls a worker has, /proc is read once: no worker may keep this thread busy.
                 let (used, wants) = (once(|| process_cpu_us(pid)), once(|| can_run(pid)));
@@ -416,13 +427,15 @@ impl Supervisor {
                 let mut aborts = Vec::new();
                 for (id, running) in &mut worker.calls {
                     match running.watch.order(now, &used, &wants) {
-                        Some(Order::Abort) => aborts.push(*id),
-                        Some(Order::Kill(cause)) if killed.is_none() => killed = Some((*id, cause)),
+                        Some(WatchOrder::Abort) => aborts.push(*id),
+                        Some(WatchOrder::Kill(cause)) if killed.is_none() => {
+                            killed = Some((*id, cause))
+                        }
                         _ => {}
                     }
                 }
                 for id in &aborts {
-                    worker.tell(&ToWorker::Abort { id: *id }, true);
+                    worker.tell(&ToWorkerMessage::Abort { id: *id }, true);
                 }
                 if !aborts.is_empty() {
                     self.flush(number);
@@ -454,7 +467,7 @@ impl Supervisor {
         let most = worker.memory_max();
         if bytes > most {
             let why = format!("{bytes} bytes are more than {most}");
-            self.end(number, Reason::Memory, &why);
+            self.end(number, WorkerEndReason::Memory, &why);
             return;
         }
         self.look_at_all_memory();
@@ -473,13 +486,13 @@ impl Supervisor {
         };
         let its = self.workers.get(&number).map_or(0, |worker| worker.held);
         let why = format!("{its} of the {all} bytes that workers hold, which are more than {most}");
-        self.end(number, Reason::Memory, &why);
+        self.end(number, WorkerEndReason::Memory, &why);
     }
 
     /// Living workers, and the bytes that each was last seen to hold.
     fn held(&self) -> Vec<(u64, u64)> {
         let living = self.workers.iter();
-        let living = living.filter(|(_, worker)| !matches!(worker.state, State::Dying(..)));
+        let living = living.filter(|(_, worker)| !matches!(worker.state, WorkerState::Dying(..)));
         living
             .map(|(number, worker)| (*number, worker.held))
             .collect()
@@ -514,7 +527,7 @@ impl Supervisor {
             }
             let why = format!("{bytes} of the {left} bytes of its tenant's when memory ran short");
             // No fault of what runs in it: it is within its limit.
-            self.end(number, Reason::Relieved, &why);
+            self.end(number, WorkerEndReason::Relieved, &why);
             left -= bytes;
             ended += 1;
         }
@@ -539,10 +552,10 @@ impl Supervisor {
             let waiting = std::mem::take(&mut self.waiting).into_iter();
             let (its, others) = waiting.partition(|waiting| waiting.lease.tenant == tenant);
             self.waiting = others;
-            let its: Vec<Waiting> = its;
+            let its: Vec<LeaseWaiter> = its;
             for waiting in its {
                 if let Some(own) = waiting.worker {
-                    self.end(own, Reason::Relieved, "its lease was refused");
+                    self.end(own, WorkerEndReason::Relieved, "its lease was refused");
                 }
                 // The caller may have gone.
                 let _ = waiting.reply.send(Err(WorkerError::Relieved));
@@ -557,13 +570,13 @@ impl Supervisor {
             .workers
             .values()
             .filter_map(|worker| match worker.state {
-                State::Starting { by } | State::Leaving { by } => Some(by),
-                State::Ready => worker
+                WorkerState::Starting { by } | WorkerState::Leaving { by } => Some(by),
+                WorkerState::Ready => worker
                     .calls
                     .values()
                     .map(|call| call.watch.deadline())
                     .min(),
-                State::Dying(..) => None,
+                WorkerState::Dying(..) => None,
             });
         let pauses = self.pauses.values().map(|pause| pause.until);
         let pauses = pauses.filter(|until| *until > self.now());
@@ -578,7 +591,7 @@ impl Supervisor {
         let by = self
             .now()
             .saturating_add(u64::try_from(GOODBYE.as_micros()).unwrap_or(0));
-        let ending = self.ending.get_or_insert_with(|| Ending {
+        let ending = self.ending.get_or_insert_with(|| WorkerEnding {
             by,
             tell: Vec::new(),
         });
@@ -588,7 +601,7 @@ impl Supervisor {
         }
         let numbers: Vec<u64> = self.workers.keys().copied().collect();
         for number in numbers {
-            self.end(number, Reason::Shutdown, "");
+            self.end(number, WorkerEndReason::Shutdown, "");
         }
     }
 
@@ -609,7 +622,7 @@ impl Supervisor {
     }
 
     /// Adds a worker's descriptors to what is waited for.
-    fn listen_to(&self, number: u64, worker: &Worker) -> Result<(), Errno> {
+    fn listen_to(&self, number: u64, worker: &WorkerProcess) -> Result<(), Errno> {
         let data = |kind| epoll::EventData::new_u64(number * KINDS + kind);
         let readable = epoll::EventFlags::IN;
         epoll::add(&self.epoll, worker.socket().as_fd(), data(SOCKET), readable)?;

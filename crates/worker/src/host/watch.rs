@@ -1,10 +1,10 @@
-//! When a running call is told to stop, and when its worker is killed. Times are microseconds of one
+//! When the host asks a worker to stop a running call, and when it kills the worker. Times are microseconds of one
 //! clock.
 
 use std::cell::OnceCell;
 
 use super::CallLimits;
-use crate::Cause;
+use crate::LimitCause;
 use crate::limits::{ABORT_GRACE, CPU_STEP_MIN, SILENCE_BURNT, SILENCE_LOOK, SILENCE_LOOKS};
 
 /// A worker has threads beside the call's own: one part in so many of its processor time, and so many
@@ -14,19 +14,19 @@ const OTHER_THREADS_US: u64 = 20_000;
 
 /// What to do about a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum WatchOrder {
     /// Tell the worker to stop it.
     Abort,
     /// Kill the worker: it did not, for this.
-    Kill(Cause),
+    Kill(LimitCause),
 }
 
 /// Watches one call.
 #[derive(Debug)]
-pub(super) struct Watch {
-    wall: (u64, Cause),
-    cpu: Option<Cpu>,
-    gpu: Option<Gpu>,
+pub(super) struct CallWatch {
+    wall: (u64, LimitCause),
+    cpu: Option<CpuBudget>,
+    gpu: Option<GpuBudget>,
     silence: u64,
     grace: u64,
     silent_at: u64,
@@ -36,19 +36,19 @@ pub(super) struct Watch {
     silent_looks: u32,
     /// What it burnt in all looks, of one processor.
     silent_burnt: u64,
-    ending: Option<Ending>,
+    ending: Option<LimitEnding>,
 }
 
 /// The limit that was reached.
 #[derive(Clone, Copy, Debug)]
-struct Ending {
-    cause: Cause,
+struct LimitEnding {
+    cause: LimitCause,
     reached_at: u64,
     kill_at: Option<u64>,
 }
 
 #[derive(Debug)]
-struct Cpu {
+struct CpuBudget {
     budget: u64,
     used: u64,
     /// What the clock of the whole process showed when `used` was taken.
@@ -60,13 +60,13 @@ struct Cpu {
 }
 
 #[derive(Debug)]
-struct Gpu {
+struct GpuBudget {
     budget: u64,
     used: u64,
     since: Option<u64>,
 }
 
-impl Watch {
+impl CallWatch {
     /// A call that is sent now. `process` is what the clock of the worker's process shows, `busy`
     /// whether the GPU counts from the start.
     pub(super) fn new(
@@ -77,20 +77,20 @@ impl Watch {
         busy: bool,
     ) -> Self {
         let us = |limit: std::time::Duration| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
-        let cpu = limits.cpu.map(|limit| Cpu {
+        let cpu = limits.cpu.map(|limit| CpuBudget {
             budget: us(limit),
             used: 0,
             process,
             alone: 0,
             at: now.saturating_add(us(limit)),
         });
-        let gpu = limits.gpu.map(|limit| Gpu {
+        let gpu = limits.gpu.map(|limit| GpuBudget {
             budget: us(limit),
             used: 0,
             since: busy.then_some(now),
         });
         Self {
-            wall: (now.saturating_add(us(limits.wall)), Cause::Wall),
+            wall: (now.saturating_add(us(limits.wall)), LimitCause::Wall),
             cpu,
             gpu,
             silence,
@@ -111,7 +111,7 @@ impl Watch {
 
     /// The same, for the farewell of a service.
     pub(super) const fn draining(mut self) -> Self {
-        self.wall.1 = Cause::Drain;
+        self.wall.1 = LimitCause::Drain;
         self
     }
 
@@ -154,8 +154,8 @@ impl Watch {
     /// The caller gave up.
     pub(super) const fn give_up(&mut self, now: u64) {
         if self.ending.is_none() {
-            self.ending = Some(Ending {
-                cause: Cause::Aborted,
+            self.ending = Some(LimitEnding {
+                cause: LimitCause::Aborted,
                 reached_at: now,
                 kill_at: None,
             });
@@ -169,10 +169,10 @@ impl Watch {
         now: u64,
         process: impl Fn() -> Option<u64>,
         can_run: impl FnOnce() -> bool,
-    ) -> Option<Order> {
+    ) -> Option<WatchOrder> {
         if self.ending.is_none() {
             let (reached_at, cause) = self.reached(now, process, can_run)?;
-            self.ending = Some(Ending {
+            self.ending = Some(LimitEnding {
                 cause,
                 reached_at,
                 kill_at: None,
@@ -181,9 +181,9 @@ impl Watch {
         let ending = self.ending.as_mut()?;
         let Some(kill_at) = ending.kill_at else {
             ending.kill_at = Some(now.saturating_add(self.grace));
-            return Some(Order::Abort);
+            return Some(WatchOrder::Abort);
         };
-        (now >= kill_at).then_some(Order::Kill(ending.cause))
+        (now >= kill_at).then_some(WatchOrder::Kill(ending.cause))
     }
 
     /// When to ask [`Self::order`] next, if nothing else happens.
@@ -192,12 +192,16 @@ impl Watch {
             return ending.kill_at.unwrap_or(0);
         }
         let cpu = self.cpu.as_ref().map_or(u64::MAX, |cpu| cpu.at);
-        let gpu = self.gpu.as_ref().and_then(Gpu::at).unwrap_or(u64::MAX);
+        let gpu = self
+            .gpu
+            .as_ref()
+            .and_then(GpuBudget::at)
+            .unwrap_or(u64::MAX);
         self.wall.0.min(cpu).min(gpu).min(self.silent_at)
     }
 
     /// The limit that ended the call, and when it was reached.
-    pub(super) fn ended(&self) -> Option<(Cause, u64)> {
+    pub(super) fn ended(&self) -> Option<(LimitCause, u64)> {
         self.ending.map(|ending| (ending.cause, ending.reached_at))
     }
 
@@ -207,22 +211,22 @@ impl Watch {
         now: u64,
         process: impl Fn() -> Option<u64>,
         can_run: impl FnOnce() -> bool,
-    ) -> Option<(u64, Cause)> {
+    ) -> Option<(u64, LimitCause)> {
         let mut reached = vec![self.wall];
         if let Some(silent_at) = self.silent(now, &process, can_run) {
-            reached.push((silent_at, Cause::Silent));
+            reached.push((silent_at, LimitCause::Silent));
         }
         reached.extend(
             self.gpu
                 .as_ref()
-                .and_then(Gpu::at)
-                .map(|at| (at, Cause::Gpu)),
+                .and_then(GpuBudget::at)
+                .map(|at| (at, LimitCause::Gpu)),
         );
         if let Some(cpu) = &mut self.cpu
             && now >= cpu.at
             && cpu.is_used_up(now, process())
         {
-            reached.push((cpu.at, Cause::Cpu));
+            reached.push((cpu.at, LimitCause::Cpu));
         }
         let behind = reached.into_iter().filter(|(at, _)| *at <= now);
         behind.min_by_key(|(at, _)| *at)
@@ -267,7 +271,7 @@ pub(super) fn once<T: Copy>(read: impl Fn() -> T) -> impl Fn() -> T {
     move || *said.get_or_init(&read)
 }
 
-impl Cpu {
+impl CpuBudget {
     /// One thread burns a second a second at most.
     fn arm(&mut self, now: u64) {
         let step = u64::try_from(CPU_STEP_MIN.as_micros()).unwrap_or(u64::MAX);
@@ -295,7 +299,7 @@ impl Cpu {
     }
 }
 
-impl Gpu {
+impl GpuBudget {
     fn at(&self) -> Option<u64> {
         let left = self.budget.saturating_sub(self.used);
         self.since.map(|since| since.saturating_add(left))
@@ -320,10 +324,10 @@ mod tests {
 
     /// Asks every half millisecond until something is to be done.
     fn next(
-        watch: &mut Watch,
+        watch: &mut CallWatch,
         now: &mut u64,
-        mut each: impl FnMut(&mut Watch, u64) -> u64,
-    ) -> Order {
+        mut each: impl FnMut(&mut CallWatch, u64) -> u64,
+    ) -> WatchOrder {
         loop {
             let process = each(watch, *now);
             if let Some(order) = watch.order(*now, || Some(process), || false) {
@@ -336,22 +340,25 @@ mod tests {
 
     #[test]
     fn a_wall_limit_is_absolute_and_death_follows_20_ms_later() {
-        let mut watch = Watch::new(7 * MS, limits(300, None, None), u64::MAX, 0, false);
+        let mut watch = CallWatch::new(7 * MS, limits(300, None, None), u64::MAX, 0, false);
         assert_eq!(watch.deadline(), 307 * MS);
         assert_eq!(watch.order(307 * MS - 1, || None, || false), None);
-        assert_eq!(watch.order(308 * MS, || None, || false), Some(Order::Abort));
-        assert_eq!(watch.ended(), Some((Cause::Wall, 307 * MS)));
+        assert_eq!(
+            watch.order(308 * MS, || None, || false),
+            Some(WatchOrder::Abort)
+        );
+        assert_eq!(watch.ended(), Some((LimitCause::Wall, 307 * MS)));
         assert_eq!(watch.deadline(), 328 * MS);
         assert_eq!(watch.order(328 * MS - 1, || None, || false), None);
         assert_eq!(
             watch.order(328 * MS, || None, || false),
-            Some(Order::Kill(Cause::Wall))
+            Some(WatchOrder::Kill(LimitCause::Wall))
         );
     }
 
     #[test]
     fn processor_time_is_counted_from_heartbeats_and_waiting_is_free() {
-        let mut watch = Watch::new(0, limits(60_000, Some(100), None), 100 * MS, 0, false);
+        let mut watch = CallWatch::new(0, limits(60_000, Some(100), None), 100 * MS, 0, false);
         let mut now = 0;
         // Works half of the time, and says so.
         let order = next(&mut watch, &mut now, |watch, now| {
@@ -360,14 +367,14 @@ mod tests {
             }
             now / 2
         });
-        assert_eq!(order, Order::Abort);
-        assert_eq!(watch.ended().map(|(cause, _)| cause), Some(Cause::Cpu));
+        assert_eq!(order, WatchOrder::Abort);
+        assert_eq!(watch.ended().map(|(cause, _)| cause), Some(LimitCause::Cpu));
         assert!((200 * MS..=210 * MS).contains(&now), "{now}");
     }
 
     #[test]
     fn a_worker_that_denies_its_processor_time_is_not_believed() {
-        let mut watch = Watch::new(0, limits(60_000, Some(200), None), 100 * MS, 0, false);
+        let mut watch = CallWatch::new(0, limits(60_000, Some(200), None), 100 * MS, 0, false);
         let mut now = 0;
         next(&mut watch, &mut now, |watch, now| {
             if now % (20 * MS) == 0 {
@@ -375,12 +382,12 @@ mod tests {
             }
             now
         });
-        assert_eq!(watch.ended().map(|(cause, _)| cause), Some(Cause::Cpu));
+        assert_eq!(watch.ended().map(|(cause, _)| cause), Some(LimitCause::Cpu));
     }
 
     #[test]
     fn a_call_beside_others_is_not_charged_with_theirs() {
-        let mut watch = Watch::new(0, limits(1000, Some(100), None), 100 * MS, 0, false);
+        let mut watch = CallWatch::new(0, limits(1000, Some(100), None), 100 * MS, 0, false);
         let mut now = 0;
         next(&mut watch, &mut now, |watch, now| {
             if now % (20 * MS) == 0 {
@@ -388,14 +395,14 @@ mod tests {
             }
             now
         });
-        assert_eq!(watch.ended(), Some((Cause::Wall, 1000 * MS)));
+        assert_eq!(watch.ended(), Some((LimitCause::Wall, 1000 * MS)));
     }
 
     #[test]
     fn silence_ends_a_call_and_a_heartbeat_puts_it_off() {
         // It sleeps, or it computes.
         for (ran, can_run) in [(0, false), (25, true)] {
-            let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+            let mut watch = CallWatch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
             watch.beat(90 * MS, 0, 0, true);
             let mut order =
                 |now: u64, looks: u64| watch.order(now * MS, || Some(looks * ran * MS), || can_run);
@@ -404,14 +411,14 @@ mod tests {
                 assert_eq!(order(now, looks), None, "{now}");
             }
             assert_eq!(order(339, 5), None);
-            assert_eq!(order(340, 6), Some(Order::Abort));
-            assert_eq!(order(360, 6), Some(Order::Kill(Cause::Silent)));
+            assert_eq!(order(340, 6), Some(WatchOrder::Abort));
+            assert_eq!(order(360, 6), Some(WatchOrder::Kill(LimitCause::Silent)));
         }
     }
 
     #[test]
     fn a_worker_that_has_a_processor_again_has_time_for_a_sign_of_life() {
-        let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+        let mut watch = CallWatch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
         // It computes in five looks, waits in the next, and so on, until its sign of life is read.
         let mut used = 0;
         for (nth, now) in (100..30_000).step_by(25).enumerate() {
@@ -427,8 +434,8 @@ mod tests {
     /// Reading what its threads do takes the longer the more there are, and every worker waits meanwhile.
     #[test]
     fn a_worker_with_many_silent_calls_is_looked_at_once() {
-        let silent = || Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
-        let mut calls: Vec<Watch> = (0..256).map(|_| silent()).collect();
+        let silent = || CallWatch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+        let mut calls: Vec<CallWatch> = (0..256).map(|_| silent()).collect();
         let looks = std::cell::Cell::new(0);
         for now in [100, 125, 150] {
             let used = once(|| {
@@ -449,14 +456,14 @@ mod tests {
 
     #[test]
     fn a_worker_that_is_gone_is_silent_at_once() {
-        let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+        let mut watch = CallWatch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
         let order = watch.order(100 * MS, || None, || true);
-        assert_eq!(order, Some(Order::Abort));
+        assert_eq!(order, Some(WatchOrder::Abort));
     }
 
     #[test]
     fn a_worker_that_gets_no_processor_is_not_silent() {
-        let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+        let mut watch = CallWatch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
         for now in (0..30_000).step_by(25) {
             let order = watch.order(now * MS, || Some(now * MS / 100), || true);
             assert_eq!(order, None, "{now}");
@@ -468,12 +475,12 @@ mod tests {
         for now in [30_100, 30_125, 30_150, 30_175, 30_200, 30_225] {
             assert_eq!(order(now), None, "{now}");
         }
-        assert_eq!(order(30_250), Some(Order::Abort));
+        assert_eq!(order(30_250), Some(WatchOrder::Abort));
     }
 
     #[test]
     fn a_worker_with_a_tenth_of_a_processor_is_silent_in_the_end() {
-        let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+        let mut watch = CallWatch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
         let mut order = |now: u64| watch.order(now * MS, || Some(now * MS / 10), || true);
         let ended = (0..30_000).step_by(25).find(|now| order(*now).is_some());
         // Ten times the silence, a tenth as quickly, from the first look on.
@@ -482,40 +489,49 @@ mod tests {
 
     #[test]
     fn the_gpu_clock_stands_still_between_dispatches() {
-        let mut watch = Watch::new(0, limits(60_000, None, Some(100)), u64::MAX, 0, false);
+        let mut watch = CallWatch::new(0, limits(60_000, None, Some(100)), u64::MAX, 0, false);
         watch.gpu(10 * MS, true);
         watch.gpu(10 * MS, true);
         watch.gpu(70 * MS, false);
         assert_eq!(watch.deadline(), 60_000 * MS);
         watch.gpu(500 * MS, true);
         assert_eq!(watch.deadline(), 540 * MS);
-        assert_eq!(watch.order(540 * MS, || None, || false), Some(Order::Abort));
-        assert_eq!(watch.ended(), Some((Cause::Gpu, 540 * MS)));
+        assert_eq!(
+            watch.order(540 * MS, || None, || false),
+            Some(WatchOrder::Abort)
+        );
+        assert_eq!(watch.ended(), Some((LimitCause::Gpu, 540 * MS)));
     }
 
     #[test]
     fn the_first_limit_names_the_cause_and_giving_up_later_changes_nothing() {
-        let mut watch = Watch::new(0, limits(100, None, Some(90)), 95 * MS, 0, true);
-        assert_eq!(watch.order(200 * MS, || None, || false), Some(Order::Abort));
-        assert_eq!(watch.ended(), Some((Cause::Gpu, 90 * MS)));
+        let mut watch = CallWatch::new(0, limits(100, None, Some(90)), 95 * MS, 0, true);
+        assert_eq!(
+            watch.order(200 * MS, || None, || false),
+            Some(WatchOrder::Abort)
+        );
+        assert_eq!(watch.ended(), Some((LimitCause::Gpu, 90 * MS)));
         watch.give_up(201 * MS);
         assert_eq!(
             watch.order(220 * MS, || None, || false),
-            Some(Order::Kill(Cause::Gpu))
+            Some(WatchOrder::Kill(LimitCause::Gpu))
         );
     }
 
     #[test]
     fn giving_up_is_due_at_once() {
-        let mut watch = Watch::new(0, limits(1000, None, None), u64::MAX, 0, false);
+        let mut watch = CallWatch::new(0, limits(1000, None, None), u64::MAX, 0, false);
         watch.give_up(5 * MS);
         assert_eq!(watch.deadline(), 0);
-        assert_eq!(watch.order(5 * MS, || None, || false), Some(Order::Abort));
+        assert_eq!(
+            watch.order(5 * MS, || None, || false),
+            Some(WatchOrder::Abort)
+        );
         assert_eq!(
             watch.order(25 * MS, || None, || false),
-            Some(Order::Kill(Cause::Aborted))
+            Some(WatchOrder::Kill(LimitCause::Aborted))
         );
-        let farewell = Watch::new(0, limits(1, None, None), u64::MAX, 0, false).draining();
-        assert_eq!(farewell.wall.1, Cause::Drain);
+        let farewell = CallWatch::new(0, limits(1, None, None), u64::MAX, 0, false).draining();
+        assert_eq!(farewell.wall.1, LimitCause::Drain);
     }
 }

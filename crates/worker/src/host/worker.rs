@@ -10,32 +10,33 @@ use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use tokio::sync::oneshot;
 
-use super::Answer;
-use super::cgroup::Leaf;
-use super::spawn::Born;
-use super::watch::Watch;
-use crate::frame::channel::{self, Read};
+use super::WorkerAnswer;
+use super::cgroup::WorkerCgroup;
+use super::spawn::SpawnedWorker;
+use super::watch::CallWatch;
+use crate::frame::channel::{self, ChannelRead};
 use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
-use crate::sys::{ABORTED_STATUS, Launched, process_cpu_us};
+use crate::sys::{ABORTED_STATUS, LaunchedProcess, process_cpu_us};
 use crate::{
-    CallError, Decoder, FrameError, FromWorker, Gap, Hash, Loss, Reason, Role, ToWorker, encode,
+    Bytes32, Decoder, FromWorkerMessage, Gap, ToWorkerMessage, WorkerCallError, WorkerEndReason,
+    WorkerFrameError, WorkerLoss, WorkerRole, encode,
 };
 
 /// What the answer to a call goes through.
-pub(super) type ReplyTo = oneshot::Sender<Result<Answer, CallError>>;
+pub(super) type ReplyTo = oneshot::Sender<Result<WorkerAnswer, WorkerCallError>>;
 
 /// A worker that has executed.
 #[derive(Debug)]
-pub(super) struct Worker {
-    pub(super) role: Role,
+pub(super) struct WorkerProcess {
+    pub(super) role: WorkerRole,
     /// Whether it sees folders of the host's.
     pub(super) binds: bool,
-    pub(super) state: State,
+    pub(super) state: WorkerState,
     /// Whether it has been ready: before, its end is a start that failed.
     pub(super) was_ready: bool,
     pub(super) gaps: Vec<Gap>,
     /// Calls that run in it, by number.
-    pub(super) calls: BTreeMap<u64, Running>,
+    pub(super) calls: BTreeMap<u64, RunningWorkerCall>,
     /// Sessions in it.
     pub(super) sessions: Vec<u64>,
     /// Bytes that wait to be sent; the sessions' owners look at it before they send more.
@@ -49,11 +50,11 @@ pub(super) struct Worker {
     pub(super) held: u64,
     /// When the limit was reached for which it is dying.
     pub(super) limit_at: Option<u64>,
-    process: Launched,
-    leaf: Option<Leaf>,
+    process: LaunchedProcess,
+    leaf: Option<WorkerCgroup>,
     socket: OwnedFd,
     decoder: Decoder,
-    out: VecDeque<Outgoing>,
+    out: VecDeque<OutgoingFrame>,
     output: OwnedFd,
     last_words: Vec<u8>,
     ended: bool,
@@ -61,7 +62,7 @@ pub(super) struct Worker {
 
 /// Where a worker is in its life.
 #[derive(Debug)]
-pub(super) enum State {
+pub(super) enum WorkerState {
     /// Not ready; given up at this time.
     Starting {
         by: u64,
@@ -72,20 +73,20 @@ pub(super) enum State {
         by: u64,
     },
     /// Killed; its end is only waited for.
-    Dying(Reason, String),
+    Dying(WorkerEndReason, String),
 }
 
 /// A call in a worker.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct RunningWorkerCall {
     pub(super) sid: u64,
-    pub(super) watch: Watch,
-    pub(super) operation: Option<Hash>,
+    pub(super) watch: CallWatch,
+    pub(super) operation: Option<Bytes32>,
     pub(super) reply: ReplyTo,
 }
 
 #[derive(Debug)]
-struct Outgoing {
+struct OutgoingFrame {
     frame: Vec<u8>,
     fds: Vec<OwnedFd>,
     sent: usize,
@@ -93,17 +94,23 @@ struct Outgoing {
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Exit {
+pub(super) enum WorkerExit {
     Signal(i32),
     Status(i32),
 }
 
-impl Worker {
-    pub(super) fn new(born: Born, role: Role, binds: bool, by: u64, memory_max: u64) -> Self {
+impl WorkerProcess {
+    pub(super) fn new(
+        born: SpawnedWorker,
+        role: WorkerRole,
+        binds: bool,
+        by: u64,
+        memory_max: u64,
+    ) -> Self {
         Self {
             role,
             binds,
-            state: State::Starting { by },
+            state: WorkerState::Starting { by },
             was_ready: false,
             gaps: born.gaps,
             calls: BTreeMap::new(),
@@ -175,7 +182,7 @@ impl Worker {
 
     /// Queues a frame of the host's own. An abort goes before everything that has not begun to be
     /// sent.
-    pub(super) fn tell(&mut self, message: &ToWorker, urgent: bool) {
+    pub(super) fn tell(&mut self, message: &ToWorkerMessage, urgent: bool) {
         // Our own messages without a body are far below any limit.
         if let Ok(frame) = encode(message, 0) {
             self.waiting.fetch_add(frame.len(), Ordering::Relaxed);
@@ -185,7 +192,7 @@ impl Worker {
 
     /// Queues a frame that is counted in `waiting` already.
     pub(super) fn queue(&mut self, frame: Vec<u8>, fds: Vec<OwnedFd>, urgent: bool) {
-        let outgoing = Outgoing {
+        let outgoing = OutgoingFrame {
             frame,
             fds,
             sent: 0,
@@ -216,16 +223,18 @@ impl Worker {
     }
 
     /// Reads once.
-    pub(super) fn read(&mut self, scratch: &mut [u8]) -> Result<Read, FrameError> {
+    pub(super) fn read(&mut self, scratch: &mut [u8]) -> Result<ChannelRead, WorkerFrameError> {
         let turn = scratch.len().min(READ_TURN_BYTES);
         let read = channel::read(self.socket.as_fd(), &mut self.decoder, &mut scratch[..turn])?;
-        if read == Read::End {
+        if read == ChannelRead::End {
             self.ended = true;
         }
         Ok(read)
     }
 
-    pub(super) fn message(&mut self) -> Result<Option<(FromWorker, Vec<OwnedFd>)>, FrameError> {
+    pub(super) fn message(
+        &mut self,
+    ) -> Result<Option<(FromWorkerMessage, Vec<OwnedFd>)>, WorkerFrameError> {
         self.decoder.next()
     }
 
@@ -265,53 +274,56 @@ impl Worker {
     }
 
     /// How it ended, once it has. To be asked once.
-    pub(super) fn collect(&self) -> Option<Exit> {
+    pub(super) fn collect(&self) -> Option<WorkerExit> {
         let id = WaitId::PidFd(self.process.pidfd.as_fd());
         match waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
             Ok(Some(status)) => Some(match status.terminating_signal() {
-                Some(signal) => Exit::Signal(signal),
-                None => Exit::Status(status.exit_status().unwrap_or_default()),
+                Some(signal) => WorkerExit::Signal(signal),
+                None => WorkerExit::Status(status.exit_status().unwrap_or_default()),
             }),
             Ok(None) => None,
-            // Somebody else collected it: it has ended, and nobody here will know how.
-            Err(_) => Some(Exit::Signal(Signal::KILL.as_raw())),
+            // Another part of the host's process collected it: it has ended, and how is not known
+            // here.
+            Err(_) => Some(WorkerExit::Signal(Signal::KILL.as_raw())),
         }
     }
 
     /// What its end means.
-    pub(super) fn judge(&self, exit: Exit) -> Loss {
+    pub(super) fn judge(&self, exit: WorkerExit) -> WorkerLoss {
         let signal = match exit {
-            Exit::Signal(signal) => Some(signal),
-            Exit::Status(ABORTED_STATUS) => Some(Signal::ABORT.as_raw()),
-            Exit::Status(_) => None,
+            WorkerExit::Signal(signal) => Some(signal),
+            WorkerExit::Status(ABORTED_STATUS) => Some(Signal::ABORT.as_raw()),
+            WorkerExit::Status(_) => None,
         };
-        let own = |reason| Loss {
+        let own = |reason| WorkerLoss {
             reason,
             signal,
             detail: self.last_words(),
         };
-        if let State::Dying(reason, detail) = &self.state {
-            return Loss {
+        if let WorkerState::Dying(reason, detail) = &self.state {
+            return WorkerLoss {
                 detail: detail.clone(),
                 ..own(*reason)
             };
         }
         match signal.map(Signal::from_named_raw) {
-            Some(Some(Signal::SYS)) => own(Reason::Violation),
-            Some(Some(Signal::KILL)) if self.ran_out_of_memory() => own(Reason::Memory),
-            Some(Some(Signal::KILL)) => own(Reason::Killed),
-            Some(_) => own(Reason::Crash),
-            None => own(Reason::Exit),
+            Some(Some(Signal::SYS)) => own(WorkerEndReason::Violation),
+            Some(Some(Signal::KILL)) if self.ran_out_of_memory() => own(WorkerEndReason::Memory),
+            Some(Some(Signal::KILL)) => own(WorkerEndReason::Killed),
+            Some(_) => own(WorkerEndReason::Crash),
+            None => own(WorkerEndReason::Exit),
         }
     }
 
     /// Whether the kernel killed it because its group had no memory left.
     pub(super) fn ran_out_of_memory(&self) -> bool {
-        self.leaf.as_ref().is_some_and(Leaf::ran_out_of_memory)
+        self.leaf
+            .as_ref()
+            .is_some_and(WorkerCgroup::ran_out_of_memory)
     }
 
     /// Its cgroup, to be removed.
-    pub(super) fn take_leaf(&mut self) -> Option<Leaf> {
+    pub(super) fn take_leaf(&mut self) -> Option<WorkerCgroup> {
         self.leaf.take()
     }
 }

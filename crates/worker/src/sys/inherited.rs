@@ -14,7 +14,7 @@ pub(crate) fn look_at_host<T>(look: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<
     if unsafe { libc::fcntl(HOST_FD, libc::F_GETFD) } < 0 {
         return None;
     }
-    // SAFETY: it is open, and at the very start of a program nobody else closes it meanwhile.
+    // SAFETY: it is open, and at the very start of a program no other code closes it meanwhile.
     Some(look(unsafe { BorrowedFd::borrow_raw(HOST_FD) }))
 }
 
@@ -24,6 +24,7 @@ pub(crate) fn take_host() -> Option<OwnedFd> {
     if TAKEN.swap(true, Ordering::AcqRel) {
         return None;
     }
-    // SAFETY: it is open, was placed there by whoever started this program, and is taken only once.
+    // SAFETY: it is open, was placed there by the host that started this program, and is taken only
+    // once.
     Some(unsafe { OwnedFd::from_raw_fd(HOST_FD) })
 }

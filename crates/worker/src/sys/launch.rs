@@ -25,7 +25,7 @@ const CLEAR_SIGNAL_HANDLERS: u64 = 0x1_0000_0000;
 const INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Lowest number of a descriptor that is prepared: above those that are placed.
 const PREPARED_FD_MIN: RawFd = 10;
-/// What a child that could not execute ends with; nobody reads it, the pipe says more.
+/// Exit status of a child that could not execute. The parent reads the pipe instead, which says more.
 const NOT_STARTED: i32 = 127;
 
 /// What is to be started, all of it made before the clone.
@@ -44,13 +44,13 @@ pub(crate) struct Launch<'a> {
     /// Whether its memory may be in huge pages, of which a small part takes the whole.
     pub(crate) huge_pages: bool,
     pub(crate) namespaces: Namespaces,
-    pub(crate) identity: Identity,
+    pub(crate) identity: ProcessIdentity,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
 }
 
 /// Who the process is, outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Identity {
+pub(crate) enum ProcessIdentity {
     /// Who its parent is.
     Own,
     /// This user and group, who is root inside its user namespace. Needs a privileged parent.
@@ -59,7 +59,7 @@ pub(crate) enum Identity {
 
 /// A process that has executed.
 #[derive(Debug)]
-pub(crate) struct Launched {
+pub(crate) struct LaunchedProcess {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Launched {
 /// Where a start failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Stage {
+pub(crate) enum LaunchStage {
     Prepare,
     Clone,
     Identity,
@@ -80,13 +80,13 @@ pub(crate) enum Stage {
 #[derive(Debug, thiserror::Error)]
 #[error("{stage:?}: {source}")]
 pub(crate) struct LaunchError {
-    pub(crate) stage: Stage,
+    pub(crate) stage: LaunchStage,
     #[source]
     source: io::Error,
 }
 
 impl LaunchError {
-    fn at(stage: Stage) -> impl Fn(io::Error) -> Self {
+    fn at(stage: LaunchStage) -> impl Fn(io::Error) -> Self {
         move |source| Self { stage, source }
     }
 }
@@ -94,11 +94,11 @@ impl LaunchError {
 impl Launch<'_> {
     /// Starts it and waits until it has executed. The calling thread is the one whose end the child
     /// does not survive.
-    pub(crate) fn start(&self) -> Result<Launched, LaunchError> {
-        let prepare = LaunchError::at(Stage::Prepare);
+    pub(crate) fn start(&self) -> Result<LaunchedProcess, LaunchError> {
+        let prepare = LaunchError::at(LaunchStage::Prepare);
         let high = |fd: BorrowedFd<'_>| {
             rustix::io::fcntl_dupfd_cloexec(fd, PREPARED_FD_MIN)
-                .map_err(|error| LaunchError::at(Stage::Prepare)(error.into()))
+                .map_err(|error| LaunchError::at(LaunchStage::Prepare)(error.into()))
         };
         let (null, output, host) = (high(self.null)?, high(self.output)?, high(self.host)?);
         let executable = self.executable.map(high).transpose()?;
@@ -111,7 +111,7 @@ impl Launch<'_> {
         drop((low_go_read, low_told_write));
         let arguments = pointers(self.arguments);
         let environment = pointers(self.environment);
-        let prepared = Prepared {
+        let prepared = PreparedLaunch {
             executable: executable.as_ref().map(AsFd::as_fd),
             arguments: &arguments,
             environment: &environment,
@@ -130,7 +130,7 @@ impl Launch<'_> {
         let outcome = self
             .map_users(child.pid)
             .and_then(|()| fs::File::from(go_write).write_all(&[1]))
-            .map_err(LaunchError::at(Stage::Identity))
+            .map_err(LaunchError::at(LaunchStage::Identity))
             .and_then(|()| told(told_read));
         if let Err(error) = outcome {
             end(&child);
@@ -142,7 +142,7 @@ impl Launch<'_> {
         Ok(child)
     }
 
-    fn clone_process(&self, prepared: &Prepared<'_>) -> Result<Launched, LaunchError> {
+    fn clone_process(&self, prepared: &PreparedLaunch<'_>) -> Result<LaunchedProcess, LaunchError> {
         let mut pidfd: RawFd = -1;
         // SAFETY: all fields are numbers, for which zero means "none".
         let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -162,23 +162,25 @@ impl Launch<'_> {
             child(prepared);
         }
         if pid < 0 {
-            return Err(LaunchError::at(Stage::Clone)(io::Error::last_os_error()));
+            return Err(LaunchError::at(LaunchStage::Clone)(
+                io::Error::last_os_error(),
+            ));
         }
-        // SAFETY: the kernel has just stored a new descriptor there, which nobody else owns.
+        // SAFETY: the kernel has just stored a new descriptor there, which has no other owner.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         let pid = i32::try_from(pid).unwrap_or(i32::MAX);
-        Ok(Launched { pid, pidfd })
+        Ok(LaunchedProcess { pid, pidfd })
     }
 
-    /// Says who is who inside the child's user namespace. Only the parent may say this of anybody but
-    /// itself, and the child of nobody.
+    /// Maps a user and a group into the child's user namespace. Only the parent may map a user other than the child's
+    /// own (user_namespaces(7)).
     fn map_users(&self, pid: i32) -> io::Result<()> {
         if !self.namespaces.user {
             return Ok(());
         }
         let (user, group) = match self.identity {
-            Identity::Other(id) => (id, id),
-            Identity::Own => {
+            ProcessIdentity::Other(id) => (id, id),
+            ProcessIdentity::Own => {
                 // Without privileges a group is mapped only by who can no longer drop one.
                 fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
                 let user = rustix::process::geteuid().as_raw();
@@ -217,23 +219,23 @@ fn told(pipe: OwnedFd) -> Result<(), LaunchError> {
     let mut bytes = Vec::new();
     fs::File::from(pipe)
         .read_to_end(&mut bytes)
-        .map_err(LaunchError::at(Stage::Execute))?;
+        .map_err(LaunchError::at(LaunchStage::Execute))?;
     let Some((stage, errno)) = bytes.split_first() else {
         return Ok(());
     };
     let stage = match *stage {
-        1 => Stage::Clone,
-        2 => Stage::Identity,
-        3 => Stage::Streams,
-        4 => Stage::Limits,
-        _ => Stage::Execute,
+        1 => LaunchStage::Clone,
+        2 => LaunchStage::Identity,
+        3 => LaunchStage::Streams,
+        4 => LaunchStage::Limits,
+        _ => LaunchStage::Execute,
     };
     let errno = <[u8; 4]>::try_from(errno).map_or(0, i32::from_ne_bytes);
     Err(LaunchError::at(stage)(io::Error::from_raw_os_error(errno)))
 }
 
 /// Kills and collects a child that is of no use.
-fn end(child: &Launched) {
+fn end(child: &LaunchedProcess) {
     // It may have ended by itself.
     let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
     let id = rustix::process::WaitId::PidFd(child.pidfd.as_fd());
@@ -241,14 +243,14 @@ fn end(child: &Launched) {
 }
 
 /// What the child uses.
-struct Prepared<'a> {
+struct PreparedLaunch<'a> {
     executable: Option<BorrowedFd<'a>>,
     arguments: &'a [*const c_char],
     environment: &'a [*const c_char],
     streams: [BorrowedFd<'a>; 4],
     limits: &'a [(Resource, Rlimit)],
     huge_pages: bool,
-    identity: Identity,
+    identity: ProcessIdentity,
     namespaces: Namespaces,
     go: BorrowedFd<'a>,
     told: BorrowedFd<'a>,
@@ -256,7 +258,7 @@ struct Prepared<'a> {
 }
 
 /// The child, until it is another program. System calls only; see the head of this file.
-fn child(prepared: &Prepared<'_>) -> ! {
+fn child(prepared: &PreparedLaunch<'_>) -> ! {
     let Err((stage, errno)) = prepared.run() else {
         // A trial that came through.
         super::end_now(0);
@@ -268,16 +270,18 @@ fn child(prepared: &Prepared<'_>) -> ! {
     super::end_now(NOT_STARTED)
 }
 
-impl Prepared<'_> {
-    fn run(&self) -> Result<(), (Stage, Errno)> {
+impl PreparedLaunch<'_> {
+    fn run(&self) -> Result<(), (LaunchStage, Errno)> {
         self.wait_for_users()?;
-        self.become_somebody().map_err(|e| (Stage::Identity, e))?;
-        self.place_streams().map_err(|e| (Stage::Streams, e))?;
+        self.take_identity()
+            .map_err(|e| (LaunchStage::Identity, e))?;
+        self.place_streams()
+            .map_err(|e| (LaunchStage::Streams, e))?;
         for (resource, limit) in self.limits {
-            setrlimit(*resource, *limit).map_err(|e| (Stage::Limits, e))?;
+            setrlimit(*resource, *limit).map_err(|e| (LaunchStage::Limits, e))?;
         }
         // Said either way: what starts workers may do without them itself.
-        disable_transparent_huge_pages(!self.huge_pages).map_err(|e| (Stage::Limits, e))?;
+        disable_transparent_huge_pages(!self.huge_pages).map_err(|e| (LaunchStage::Limits, e))?;
         let Some(executable) = self.executable else {
             return Ok(());
         };
@@ -294,24 +298,24 @@ impl Prepared<'_> {
                 flags,
             );
         }
-        Err((Stage::Execute, last_errno()))
+        Err((LaunchStage::Execute, last_errno()))
     }
 
     /// Until the parent has said who is who. A parent that ends never says it.
-    fn wait_for_users(&self) -> Result<(), (Stage, Errno)> {
+    fn wait_for_users(&self) -> Result<(), (LaunchStage, Errno)> {
         // The copy of the parent's own end would keep the pipe open for ever.
-        // SAFETY: close takes a number; this copy of the descriptor is used by nobody in the child.
+        // SAFETY: close takes a number; the child does not use this copy of the descriptor.
         unsafe { libc::close(self.parent_go.as_raw_fd()) };
         let mut byte = [0];
         match rustix::io::read(self.go, &mut byte) {
             Ok(1) => Ok(()),
-            Ok(_) => Err((Stage::Identity, Errno::CANCELED)),
-            Err(errno) => Err((Stage::Identity, errno)),
+            Ok(_) => Err((LaunchStage::Identity, Errno::CANCELED)),
+            Err(errno) => Err((LaunchStage::Identity, errno)),
         }
     }
 
-    fn become_somebody(&self) -> Result<(), Errno> {
-        if self.namespaces.user && matches!(self.identity, Identity::Other(_)) {
+    fn take_identity(&self) -> Result<(), Errno> {
+        if self.namespaces.user && matches!(self.identity, ProcessIdentity::Other(_)) {
             // SAFETY: numbers, and a list of none. glibc's own functions would tell every thread of a
             // process whose other threads are not here.
             let outcome = unsafe {
@@ -355,4 +359,4 @@ fn last_errno() -> Errno {
 }
 
 /// The numbers of the stages are what `told` reads.
-const _: () = assert!(Stage::Clone as u8 == 1 && Stage::Execute as u8 == 5);
+const _: () = assert!(LaunchStage::Clone as u8 == 1 && LaunchStage::Execute as u8 == 5);

@@ -9,18 +9,18 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Pages of a descriptor.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub(crate) struct DescriptorMapping {
     start: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: nobody writes the pages (see `bytes`); reading is safe from any thread.
-unsafe impl Send for Mapping {}
+// SAFETY: the pages are never written (see `bytes`); reading is safe from any thread.
+unsafe impl Send for DescriptorMapping {}
 // SAFETY: as above.
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for DescriptorMapping {}
 
-impl Mapping {
-    /// Maps the first `bytes` of a file that whoever passed it leaves as it is.
+impl DescriptorMapping {
+    /// Maps the first `bytes` of a file, which its sender does not change.
     pub(crate) fn of_file(file: &File, bytes: usize) -> io::Result<Self> {
         if bytes == 0 {
             // The kernel maps no nothing.
@@ -43,12 +43,12 @@ impl Mapping {
     }
 }
 
-impl Drop for Mapping {
+impl Drop for DescriptorMapping {
     fn drop(&mut self) {
         if self.bytes == 0 {
             return;
         }
-        // SAFETY: the map is ours, and nobody borrows it any more.
+        // SAFETY: the map is ours, and is not borrowed any more.
         let outcome = unsafe { munmap(self.start.as_ptr().cast::<c_void>(), self.bytes) };
         debug_assert!(outcome.is_ok(), "a map of ours can be taken away");
     }

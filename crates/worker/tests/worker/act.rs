@@ -1,12 +1,12 @@
 //! What a probe is asked to do, and what it says about it: the language between the tests and the
 //! hostile worker.
 
-use alknet_worker::Body;
+use alknet_worker::CborBody;
 use serde::{Deserialize, Serialize};
 
 /// One thing to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum Act {
+pub(crate) enum ProbeAct {
     /// SIGABRT by way of the C library.
     Abort,
     /// Touches this many bytes of new memory and keeps them.
@@ -20,7 +20,7 @@ pub(crate) enum Act {
     /// Closes the channel and lives on.
     CloseChannel,
     /// Gives back what it gets.
-    Echo(Body),
+    Echo(CborBody),
     /// Ends with this status.
     Exit(i32),
     /// Opens this many calls to the host at once.
@@ -39,7 +39,7 @@ pub(crate) enum Act {
     Panic,
     /// Reads a file.
     Read(String),
-    /// Answers a call that nobody made.
+    /// Answers a call that the host did not make.
     ResultUnasked,
     /// SIGSEGV: writes where nothing is.
     Segv,
@@ -56,7 +56,7 @@ pub(crate) enum Act {
     /// Starts up to this many threads that stay, and tells how many there are.
     Threads(u64),
     /// Tries a system call and tells the error number; zero means that it worked.
-    Try(Call),
+    Try(ProbeSyscall),
     /// Sends a value this large back, in sealed memory where that is due.
     Value(usize),
     /// Writes a file.
@@ -65,7 +65,7 @@ pub(crate) enum Act {
 
 /// A system call to try.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(crate) enum Call {
+pub(crate) enum ProbeSyscall {
     Bpf,
     Connect,
     Exec,
@@ -87,15 +87,15 @@ pub(crate) enum Call {
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Said {
+pub(crate) enum ProbeReply {
     Errno(i32),
-    Inside(Inside),
+    Inside(ProbeView),
     Text(String),
 }
 
 /// What a worker finds around itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Inside {
+pub(crate) struct ProbeView {
     pub(crate) arguments: Vec<String>,
     pub(crate) descriptors: Vec<i32>,
     pub(crate) environment: Vec<String>,

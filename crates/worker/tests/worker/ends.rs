@@ -4,20 +4,21 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use alknet_worker::{
-    Body, CallError, FromWorker, Hash, Lease, Loss, Reason, Reply, Revocable, Role, Session, Told,
-    WorkerError, Workers,
+    Bytes32, CborBody, FromWorkerMessage, RevocableMemfd, SessionNotice, WorkerCallError,
+    WorkerEndReason, WorkerError, WorkerLease, WorkerLoss, WorkerReply, WorkerRole, WorkerSession,
+    Workers,
 };
 
-use crate::act::{Act, Said};
+use crate::act::{ProbeAct, ProbeReply};
 use crate::host::{
     answers, ask, ask_as, block_on, config, errno, limits, long, open, request, said, stat, until,
     workers,
 };
 
 #[track_caller]
-fn lost(outcome: Result<alknet_worker::Answer, CallError>) -> Loss {
+fn lost(outcome: Result<alknet_worker::WorkerAnswer, WorkerCallError>) -> WorkerLoss {
     match outcome {
-        Err(CallError::Lost(loss)) => loss,
+        Err(WorkerCallError::Lost(loss)) => loss,
         other => panic!("a loss, not {other:?}"),
     }
 }
@@ -26,13 +27,18 @@ fn lost(outcome: Result<alknet_worker::Answer, CallError>) -> Loss {
 #[test]
 fn crashes_end_one_worker_and_say_how() {
     let workers = workers();
-    let other = open(&workers, Role::Js, "other");
-    for role in [Role::Js, Role::Gpu, Role::Git, Role::JsGpu] {
+    let other = open(&workers, WorkerRole::Js, "other");
+    for role in [
+        WorkerRole::Js,
+        WorkerRole::Gpu,
+        WorkerRole::Git,
+        WorkerRole::JsGpu,
+    ] {
         for (act, reason, signal) in [
-            (Act::Segv, Reason::Crash, Some(libc::SIGSEGV)),
-            (Act::Abort, Reason::Crash, Some(libc::SIGABRT)),
-            (Act::Bus, Reason::Crash, Some(libc::SIGBUS)),
-            (Act::Exit(7), Reason::Exit, None),
+            (ProbeAct::Segv, WorkerEndReason::Crash, Some(libc::SIGSEGV)),
+            (ProbeAct::Abort, WorkerEndReason::Crash, Some(libc::SIGABRT)),
+            (ProbeAct::Bus, WorkerEndReason::Crash, Some(libc::SIGBUS)),
+            (ProbeAct::Exit(7), WorkerEndReason::Exit, None),
         ] {
             let session = open(&workers, role, "hostile");
             let pid = session.pid();
@@ -48,17 +54,21 @@ fn crashes_end_one_worker_and_say_how() {
     }
     let count = |reason| workers.stats().ended.get(&reason).copied();
     until("all are counted", || {
-        (count(Reason::Crash), count(Reason::Exit)) == (Some(12), Some(4))
+        (count(WorkerEndReason::Crash), count(WorkerEndReason::Exit)) == (Some(12), Some(4))
     });
 }
 
 #[test]
 fn a_panic_s_last_words_are_kept() {
     let workers = workers();
-    let session = open(&workers, Role::Js, "a");
+    let session = open(&workers, WorkerRole::Js, "a");
     // The thread of the call is gone, the worker is not: the call ends at its limit, and the next
     // finds another thread.
-    let call = session.call(request(&Act::Panic), limits(Duration::from_secs(2)), None);
+    let call = session.call(
+        request(&ProbeAct::Panic),
+        limits(Duration::from_secs(2)),
+        None,
+    );
     let error = call.wait().expect_err("nobody answers");
     assert_eq!(error.code(), "E_TIMEOUT");
 }
@@ -71,24 +81,27 @@ fn what_is_no_message_ends_the_worker() {
     deep.push(0);
     let unknown = [5_u32.to_le_bytes().to_vec(), b"\xa1\x61m\x61x".to_vec()].concat();
     for (act, reason) in [
-        (Act::Garbage(vec![0xff; 64]), Reason::Protocol),
-        (Act::Garbage(0_u32.to_le_bytes().to_vec()), Reason::Protocol),
+        (ProbeAct::Garbage(vec![0xff; 64]), WorkerEndReason::Protocol),
         (
-            Act::Garbage((2_u32 << 20).to_le_bytes().to_vec()),
-            Reason::Protocol,
+            ProbeAct::Garbage(0_u32.to_le_bytes().to_vec()),
+            WorkerEndReason::Protocol,
         ),
-        (Act::Garbage(deep), Reason::Protocol),
-        (Act::Garbage(unknown), Reason::Protocol),
-        (Act::ManyDescriptors, Reason::Protocol),
-        (Act::ResultUnasked, Reason::Protocol),
-        (Act::Flood(65), Reason::Flood),
-        (Act::Tell(3, 900_000), Reason::Flood),
-        (Act::CloseChannel, Reason::ClosedChannel),
+        (
+            ProbeAct::Garbage((2_u32 << 20).to_le_bytes().to_vec()),
+            WorkerEndReason::Protocol,
+        ),
+        (ProbeAct::Garbage(deep), WorkerEndReason::Protocol),
+        (ProbeAct::Garbage(unknown), WorkerEndReason::Protocol),
+        (ProbeAct::ManyDescriptors, WorkerEndReason::Protocol),
+        (ProbeAct::ResultUnasked, WorkerEndReason::Protocol),
+        (ProbeAct::Flood(65), WorkerEndReason::Flood),
+        (ProbeAct::Tell(3, 900_000), WorkerEndReason::Flood),
+        (ProbeAct::CloseChannel, WorkerEndReason::ClosedChannel),
     ] {
-        let session = open(&workers, Role::Js, "hostile");
+        let session = open(&workers, WorkerRole::Js, "hostile");
         let pid = session.pid();
         // Kept busy, so that there is a call to be lost whichever comes first.
-        let busy = session.call(request(&Act::Sleep(600_000)), limits(long()), None);
+        let busy = session.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None);
         let _dropping_would_abort = session.call(request(&act), limits(long()), None);
         let loss = lost(busy.wait());
         assert_eq!(loss.reason, reason, "{act:?}: {loss}");
@@ -104,13 +117,17 @@ fn memory_over_the_limit_ends_the_worker() {
         role.memory_bytes = 64 << 20;
     }
     let workers = Workers::start(config).expect("a supervisor");
-    let session = open(&workers, Role::Js, "a");
-    assert!(ask(&session, &Act::Allocate(16 << 20)).is_ok());
-    let grown = session.call(request(&Act::Allocate(100 << 20)), limits(long()), None);
-    let stays = session.call(request(&Act::Sleep(600_000)), limits(long()), None);
+    let session = open(&workers, WorkerRole::Js, "a");
+    assert!(ask(&session, &ProbeAct::Allocate(16 << 20)).is_ok());
+    let grown = session.call(
+        request(&ProbeAct::Allocate(100 << 20)),
+        limits(long()),
+        None,
+    );
+    let stays = session.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None);
     // Dropping it would end the worker for another reason.
     let (grown, loss) = (grown.wait(), lost(stays.wait()));
-    assert_eq!(loss.reason, Reason::Memory, "{loss} {grown:?}");
+    assert_eq!(loss.reason, WorkerEndReason::Memory, "{loss} {grown:?}");
 }
 
 /// A worker may hold what its sessions were granted, and all workers what the machine has for them.
@@ -123,21 +140,24 @@ fn memory_follows_what_was_granted_and_what_there_is() {
     }
     config.memory_bytes = 256 << 20;
     let workers = Workers::start(config).expect("a supervisor");
-    let lease = |tenant: &str| Lease::new(Role::Js, tenant).granted(128 << 20);
+    let lease = |tenant: &str| WorkerLease::new(WorkerRole::Js, tenant).granted(128 << 20);
     let first = block_on(workers.open(lease("a"))).expect("a session");
     // More than the role has for a worker, less than the session was granted.
-    assert!(ask(&first, &Act::Allocate(110 << 20)).is_ok());
+    assert!(ask(&first, &ProbeAct::Allocate(110 << 20)).is_ok());
     let looked_at = session_looks(&first);
     assert!(looked_at, "it lives on");
     // Both together are more than there is: who holds most is ended.
     let second = block_on(workers.open(lease("b").granted(512 << 20))).expect("a session");
-    assert!(ask(&second, &Act::Allocate(100 << 20)).is_ok());
-    let grown = second.call(request(&Act::Allocate(60 << 20)), limits(long()), None);
-    let stays = second.call(request(&Act::Sleep(600_000)), limits(long()), None);
+    assert!(ask(&second, &ProbeAct::Allocate(100 << 20)).is_ok());
+    let grown = second.call(request(&ProbeAct::Allocate(60 << 20)), limits(long()), None);
+    let stays = second.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None);
     let (grown, loss) = (grown.wait(), lost(stays.wait()));
-    assert_eq!(loss.reason, Reason::Memory, "{loss} {grown:?}");
+    assert_eq!(loss.reason, WorkerEndReason::Memory, "{loss} {grown:?}");
     assert!(loss.detail.contains("workers hold"), "{loss}");
-    assert!(ask(&first, &Act::Inside).is_ok(), "the other is left alone");
+    assert!(
+        ask(&first, &ProbeAct::Inside).is_ok(),
+        "the other is left alone"
+    );
 }
 
 /// A tenant with several workers, each smaller than the one of another tenant, makes it too much.
@@ -149,19 +169,20 @@ fn who_holds_most_in_many_workers_ends_nobody_else_s() {
     }
     config.memory_bytes = 128 << 20;
     let workers = Workers::start(config).expect("a supervisor");
-    let alone = |tenant: &str| block_on(workers.open(Lease::new(Role::Js, tenant).alone()));
+    let alone =
+        |tenant: &str| block_on(workers.open(WorkerLease::new(WorkerRole::Js, tenant).alone()));
     let many = alone("many").expect("a session");
-    assert!(ask(&many, &Act::Allocate(26 << 20)).is_ok() && session_looks(&many));
+    assert!(ask(&many, &ProbeAct::Allocate(26 << 20)).is_ok() && session_looks(&many));
     let one = alone("one").expect("a session");
-    assert!(ask(&one, &Act::Allocate(56 << 20)).is_ok() && session_looks(&one));
+    assert!(ask(&one, &ProbeAct::Allocate(56 << 20)).is_ok() && session_looks(&one));
     let last = alone("many").expect("a session");
-    let grown = last.call(request(&Act::Allocate(54 << 20)), limits(long()), None);
-    let stays = last.call(request(&Act::Sleep(600_000)), limits(long()), None);
+    let grown = last.call(request(&ProbeAct::Allocate(54 << 20)), limits(long()), None);
+    let stays = last.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None);
     let (grown, loss) = (grown.wait(), lost(stays.wait()));
-    assert_eq!(loss.reason, Reason::Memory, "{loss} {grown:?}");
+    assert_eq!(loss.reason, WorkerEndReason::Memory, "{loss} {grown:?}");
     assert!(loss.detail.contains("workers hold"), "{loss}");
     assert!(
-        ask(&one, &Act::Inside).is_ok(),
+        ask(&one, &ProbeAct::Inside).is_ok(),
         "it holds less than the other"
     );
 }
@@ -176,10 +197,11 @@ fn who_holds_most_where_memory_is_short_loses_workers_and_gets_none_the_second_t
         role.min_idle = 0;
     }
     let workers = Workers::start(config).expect("a supervisor");
-    let alone = |tenant: &str| block_on(workers.open(Lease::new(Role::Js, tenant).alone()));
+    let alone =
+        |tenant: &str| block_on(workers.open(WorkerLease::new(WorkerRole::Js, tenant).alone()));
     let holding = |tenant: &str, bytes: u64| {
         let session = alone(tenant).expect("a session");
-        assert!(ask(&session, &Act::Allocate(bytes)).is_ok());
+        assert!(ask(&session, &ProbeAct::Allocate(bytes)).is_ok());
         session
     };
     let many = [(); 2].map(|()| holding("many", 48 << 20));
@@ -189,15 +211,15 @@ fn who_holds_most_where_memory_is_short_loses_workers_and_gets_none_the_second_t
     assert!(many.iter().all(answers) && answers(&one));
     let calls = many
         .iter()
-        .map(|session| session.call(request(&Act::Sleep(600_000)), limits(long()), None));
+        .map(|session| session.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None));
     let mut calls: Vec<_> = calls.collect();
     // One of the two is enough: the other one alone holds less than the node.
     assert_eq!(block_on(workers.relieve(LEAST)), 1);
-    let is_gone = |session: &Session| stat(session.pid()).is_none();
+    let is_gone = |session: &WorkerSession| stat(session.pid()).is_none();
     until("it is gone", || many.iter().any(is_gone));
     let gone = many.iter().position(is_gone).expect("one of them");
     let loss = lost(calls.swap_remove(gone).wait());
-    assert_eq!(loss.reason, Reason::Relieved, "{loss}");
+    assert_eq!(loss.reason, WorkerEndReason::Relieved, "{loss}");
     assert!(many.iter().any(|session| !is_gone(session)));
     assert_eq!(block_on(workers.relieve(LEAST)), 0);
     // It fills another one at once.
@@ -212,38 +234,38 @@ fn who_holds_most_where_memory_is_short_loses_workers_and_gets_none_the_second_t
 }
 
 /// Whether a worker answers after a call during which its memory was looked at.
-fn session_looks(session: &Session) -> bool {
-    ask(session, &Act::Sleep(300)).is_ok() && ask(session, &Act::Inside).is_ok()
+fn session_looks(session: &WorkerSession) -> bool {
+    ask(session, &ProbeAct::Sleep(300)).is_ok() && ask(session, &ProbeAct::Inside).is_ok()
 }
 
 #[test]
 fn three_crashes_quarantine_an_operation_and_no_other() {
     let workers = workers();
-    let (bad, good) = (Hash([1; 32]), Hash([2; 32]));
+    let (bad, good) = (Bytes32([1; 32]), Bytes32([2; 32]));
     for _ in 0..3 {
-        let session = open(&workers, Role::Js, "a");
+        let session = open(&workers, WorkerRole::Js, "a");
         assert_eq!(
-            lost(ask_as(&session, &Act::Segv, bad)).reason,
-            Reason::Crash
+            lost(ask_as(&session, &ProbeAct::Segv, bad)).reason,
+            WorkerEndReason::Crash
         );
     }
-    let session = open(&workers, Role::Js, "a");
-    let refused = ask_as(&session, &Act::Inside, bad).expect_err("in quarantine");
-    assert!(matches!(refused, CallError::Quarantined), "{refused}");
+    let session = open(&workers, WorkerRole::Js, "a");
+    let refused = ask_as(&session, &ProbeAct::Inside, bad).expect_err("in quarantine");
+    assert!(matches!(refused, WorkerCallError::Quarantined), "{refused}");
     assert_eq!(workers.stats().quarantined, 1);
-    assert!(ask_as(&session, &Act::Inside, good).is_ok());
+    assert!(ask_as(&session, &ProbeAct::Inside, good).is_ok());
     assert!(block_on(workers.release(bad)));
-    assert!(ask_as(&session, &Act::Inside, bad).is_ok());
+    assert!(ask_as(&session, &ProbeAct::Inside, bad).is_ok());
 }
 
 #[test]
 fn values_of_all_sizes_come_back_whole() {
     let workers = workers();
-    let session = open(&workers, Role::Js, "a");
+    let session = open(&workers, WorkerRole::Js, "a");
     for bytes in [0, 1, 65_535, 65_536, 1 << 20, 64 << 20] {
-        let answer = ask(&session, &Act::Value(bytes)).expect("a value");
+        let answer = ask(&session, &ProbeAct::Value(bytes)).expect("a value");
         assert_eq!(answer.fds.len(), usize::from(bytes > 65_535));
-        let Reply::Ok(blob) = answer.reply else {
+        let WorkerReply::Ok(blob) = answer.reply else {
             panic!("a fault");
         };
         let value = blob.read(&answer.fds, 64 << 20).expect("whole");
@@ -254,29 +276,29 @@ fn values_of_all_sizes_come_back_whole() {
 #[test]
 fn a_worker_calls_its_host_and_logs_within_bounds() {
     let workers = workers();
-    let mut session = open(&workers, Role::Js, "a");
+    let mut session = open(&workers, WorkerRole::Js, "a");
     let call = session.call(
-        request(&Act::Ask("fs/read".to_owned())),
+        request(&ProbeAct::Ask("fs/read".to_owned())),
         limits(long()),
         None,
     );
     let (message, _) = block_on(session.next()).expect("a call");
-    let FromWorker::Call { sid, id, op, .. } = message else {
+    let FromWorkerMessage::Call { sid, id, op, .. } = message else {
         panic!("{message:?}");
     };
     assert_eq!((sid, &*op), (session.sid(), "fs/read"));
-    let body = Body::of(&Said::Errno(42)).expect("CBOR");
-    let reply = Reply::Ok(alknet_worker::Blob::Inline(body));
+    let body = CborBody::encode(&ProbeReply::Errno(42)).expect("CBOR");
+    let reply = WorkerReply::Ok(alknet_worker::FrameBlob::Inline(body));
     session
-        .tell(Told::Reply { id, reply }, Vec::new())
+        .tell(SessionNotice::Reply { id, reply }, Vec::new())
         .expect("it reads");
-    assert_eq!(said(call.wait().expect("the reply")), Said::Errno(42));
+    assert_eq!(said(call.wait().expect("the reply")), ProbeReply::Errno(42));
 
     // 64 KiB pass at once and 64 KiB in each second that the worker takes: far less than the rest.
     let began = Instant::now();
-    assert!(ask(&session, &Act::Log(100, 20_000)).is_ok());
+    assert!(ask(&session, &ProbeAct::Log(100, 20_000)).is_ok());
     let mut lines: u64 = 0;
-    while let Some((FromWorker::Log { .. }, _)) = session.try_next() {
+    while let Some((FromWorkerMessage::Log { .. }, _)) = session.try_next() {
         lines += 1;
     }
     let dropped = workers.stats().log_dropped;
@@ -287,7 +309,7 @@ fn a_worker_calls_its_host_and_logs_within_bounds() {
     );
     assert_eq!(dropped, (100 - lines) * 20_000);
     assert_eq!(
-        errno(&session, &Act::Try(crate::act::Call::Open)),
+        errno(&session, &ProbeAct::Try(crate::act::ProbeSyscall::Open)),
         libc::EPERM
     );
 }
@@ -298,16 +320,16 @@ fn memory_that_a_worker_was_handed_is_taken_back_whatever_it_keeps() {
     const BYTES: usize = 8 << 20;
     const TIMES: usize = 8;
     let workers = workers();
-    let session = open(&workers, Role::Gpu, "hostile");
+    let session = open(&workers, WorkerRole::Gpu, "hostile");
     let keeps = |count: usize, bytes: usize| {
-        let kept = said(ask(&session, &Act::Kept).expect("an answer"));
-        kept == Said::Text(format!("{count} of {bytes}"))
+        let kept = said(ask(&session, &ProbeAct::Kept).expect("an answer"));
+        kept == ProbeReply::Text(format!("{count} of {bytes}"))
     };
     for count in 1..=TIMES {
-        let memory = Revocable::written(|memory| memory.write_all(&vec![7; BYTES]));
+        let memory = RevocableMemfd::written(|memory| memory.write_all(&vec![7; BYTES]));
         let memory = memory.expect("memory");
         let fds = vec![memory.hand_over().expect("a descriptor")];
-        let told = Told::Role(Body::default());
+        let told = SessionNotice::Role(CborBody::default());
         session.tell(told, fds).expect("it reads");
         until("it has the memory", || keeps(count, BYTES));
         drop(memory);

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use alknet_test_support::{deadline, eventually};
 use alknet_worker::{
-    Answer, Body, CallError, CallLimits, Config, Executable, Hash, Lease, Reply, Request, Role,
-    RoleConfig, Session, Workers,
+    Bytes32, CallLimits, CborBody, Executable, RoleConfig, WorkerAnswer, WorkerCallError,
+    WorkerLease, WorkerReply, WorkerRequest, WorkerRole, WorkerSession, Workers, WorkersConfig,
 };
 
-use crate::act::{Act, Said};
+use crate::act::{ProbeAct, ProbeReply};
 
 /// How long anything may take, on a machine at rest, that has no limit of its own here.
 const LONG: Duration = Duration::from_secs(60);
@@ -23,11 +23,11 @@ pub(crate) fn probe() -> PathBuf {
 }
 
 /// Patient workers: a loaded machine must not be taken for a silent worker.
-pub(crate) fn config() -> Config {
-    let mut config = Config::this_executable();
+pub(crate) fn config() -> WorkersConfig {
+    let mut config = WorkersConfig::this_executable();
     config.executable = Executable::File(probe());
     config.silence = long();
-    config.roles = Role::ALL.map(RoleConfig::new).to_vec();
+    config.roles = WorkerRole::ALL.map(RoleConfig::new).to_vec();
     config
 }
 
@@ -40,8 +40,8 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
     runtime.expect("a runtime").block_on(work)
 }
 
-pub(crate) fn open(workers: &Workers, role: Role, tenant: &str) -> Session {
-    block_on(workers.open(Lease::new(role, tenant))).expect("a session")
+pub(crate) fn open(workers: &Workers, role: WorkerRole, tenant: &str) -> WorkerSession {
+    block_on(workers.open(WorkerLease::new(role, tenant))).expect("a session")
 }
 
 pub(crate) const fn limits(wall: Duration) -> CallLimits {
@@ -52,48 +52,57 @@ pub(crate) const fn limits(wall: Duration) -> CallLimits {
     }
 }
 
-pub(crate) fn request(act: &Act) -> Request {
-    Request::role(Body::of(act).expect("CBOR").into_bytes())
+pub(crate) fn request(act: &ProbeAct) -> WorkerRequest {
+    WorkerRequest::role(CborBody::encode(act).expect("CBOR").into_bytes())
 }
 
 /// Asks and waits.
-pub(crate) fn ask(session: &Session, act: &Act) -> Result<Answer, CallError> {
+pub(crate) fn ask(
+    session: &WorkerSession,
+    act: &ProbeAct,
+) -> Result<WorkerAnswer, WorkerCallError> {
     session.call(request(act), limits(long()), None).wait()
 }
 
 /// Asks in the name of an operation.
-pub(crate) fn ask_as(session: &Session, act: &Act, operation: Hash) -> Result<Answer, CallError> {
+pub(crate) fn ask_as(
+    session: &WorkerSession,
+    act: &ProbeAct,
+    operation: Bytes32,
+) -> Result<WorkerAnswer, WorkerCallError> {
     session
         .call(request(act), limits(long()), Some(operation))
         .wait()
 }
 
-pub(crate) fn said(answer: Answer) -> Said {
+pub(crate) fn said(answer: WorkerAnswer) -> ProbeReply {
     match answer.reply {
-        Reply::Ok(blob) => {
+        WorkerReply::Ok(blob) => {
             let bytes = blob.read(&answer.fds, 1 << 20).expect("bytes");
-            Body::from_cbor(bytes).read().expect("the probe's words")
+            CborBody::from_cbor(bytes)
+                .read()
+                .expect("the probe's words")
         }
-        Reply::Err(fault) => panic!("{fault:?}"),
+        WorkerReply::Err(fault) => panic!("{fault:?}"),
     }
 }
 
-pub(crate) fn errno(session: &Session, act: &Act) -> i32 {
+pub(crate) fn errno(session: &WorkerSession, act: &ProbeAct) -> i32 {
     match said(ask(session, act).expect("an answer")) {
-        Said::Errno(errno) => errno,
+        ProbeReply::Errno(errno) => errno,
         other => panic!("{other:?}"),
     }
 }
 
 /// Whether the worker behind the session still does what it is asked.
-pub(crate) fn answers(session: &Session) -> bool {
-    let body = Body::of(&"hello").expect("CBOR");
-    let answer = ask(session, &Act::Echo(body.clone()));
+pub(crate) fn answers(session: &WorkerSession) -> bool {
+    let body = CborBody::encode(&"hello").expect("CBOR");
+    let answer = ask(session, &ProbeAct::Echo(body.clone()));
     answer.is_ok_and(|answer| match answer.reply {
-        Reply::Ok(blob) => blob
+        WorkerReply::Ok(blob) => blob
             .read(&answer.fds, 100)
             .is_ok_and(|bytes| bytes == body.as_bytes()),
-        Reply::Err(_) => false,
+        WorkerReply::Err(_) => false,
     })
 }
 

@@ -7,17 +7,17 @@ use alknet_test_support::{deadline, is_campaign, took};
 use alknet_worker::limits::{
     ABORT_GRACE, DEATH_WITHIN, HEARTBEAT_SILENCE_MAX, SILENCE_LOOK, SILENCE_LOOKS,
 };
-use alknet_worker::{CallError, CallLimits, Cause, Reason, Role};
+use alknet_worker::{CallLimits, LimitCause, WorkerCallError, WorkerEndReason, WorkerRole};
 
-use crate::act::Act;
+use crate::act::ProbeAct;
 use crate::host::{answers, is_dead, limits, long, open, request, stat, until, workers};
 
 const MS_300: Duration = Duration::from_millis(300);
 
 #[track_caller]
-fn ended(outcome: Result<alknet_worker::Answer, CallError>) -> (Cause, bool) {
+fn ended(outcome: Result<alknet_worker::WorkerAnswer, WorkerCallError>) -> (LimitCause, bool) {
     match outcome {
-        Err(CallError::Limit { cause, killed }) => (cause, killed),
+        Err(WorkerCallError::Limit { cause, killed }) => (cause, killed),
         other => panic!("a limit, not {other:?}"),
     }
 }
@@ -26,17 +26,17 @@ fn ended(outcome: Result<alknet_worker::Answer, CallError>) -> (Cause, bool) {
 #[test]
 fn native_loops_and_sleeps_are_killed_at_their_limit() {
     let workers = workers();
-    let other = open(&workers, Role::Js, "other");
-    for (round, act) in [Act::Spin { obeys: false }, Act::Sleep(600_000)]
+    let other = open(&workers, WorkerRole::Js, "other");
+    for (round, act) in [ProbeAct::Spin { obeys: false }, ProbeAct::Sleep(600_000)]
         .iter()
         .enumerate()
     {
-        let session = open(&workers, Role::Js, &format!("hostile {round}"));
+        let session = open(&workers, WorkerRole::Js, &format!("hostile {round}"));
         let pid = session.pid();
         let began = Instant::now();
         let call = session.call(request(act), limits(MS_300), None);
         assert!(answers(&other));
-        assert_eq!(ended(call.wait()), (Cause::Wall, true));
+        assert_eq!(ended(call.wait()), (LimitCause::Wall, true));
         let answered = began.elapsed();
         until("no instruction runs", || is_dead(pid));
         let dead = began.elapsed();
@@ -53,7 +53,7 @@ fn native_loops_and_sleeps_are_killed_at_their_limit() {
         );
     }
     until("both are counted", || {
-        workers.stats().ended.get(&Reason::Wall) == Some(&2)
+        workers.stats().ended.get(&WorkerEndReason::Wall) == Some(&2)
     });
     let death = workers.stats().death;
     println!("limit to death, p50 and p99: {death:?}");
@@ -74,26 +74,30 @@ fn a_call_that_obeys_ends_and_its_worker_lives_on() {
     // A busy machine may keep the worker from running for longer than the standard allows.
     config.abort_grace = long();
     let workers = alknet_worker::Workers::start(config).expect("a supervisor");
-    let session = open(&workers, Role::Js, "a");
-    let call = session.call(request(&Act::Spin { obeys: true }), limits(MS_300), None);
-    assert_eq!(ended(call.wait()), (Cause::Wall, false));
+    let session = open(&workers, WorkerRole::Js, "a");
+    let call = session.call(
+        request(&ProbeAct::Spin { obeys: true }),
+        limits(MS_300),
+        None,
+    );
+    assert_eq!(ended(call.wait()), (LimitCause::Wall, false));
     assert!(answers(&session));
 }
 
 #[test]
 fn processor_time_runs_out_for_who_works_and_not_for_who_waits() {
     let workers = workers();
-    let session = open(&workers, Role::Js, "a");
+    let session = open(&workers, WorkerRole::Js, "a");
     let budget = CallLimits {
         wall: long(),
         cpu: Some(MS_300),
         gpu: None,
     };
-    let waits = session.call(request(&Act::Sleep(1500)), budget, None);
+    let waits = session.call(request(&ProbeAct::Sleep(1500)), budget, None);
     assert!(waits.wait().is_ok(), "waiting costs nothing");
     let began = Instant::now();
-    let works = session.call(request(&Act::Spin { obeys: false }), budget, None);
-    assert_eq!(ended(works.wait()), (Cause::Cpu, true));
+    let works = session.call(request(&ProbeAct::Spin { obeys: false }), budget, None);
+    assert_eq!(ended(works.wait()), (LimitCause::Cpu, true));
     println!(
         "300 ms of processor time were over after {:?}",
         began.elapsed()
@@ -103,19 +107,19 @@ fn processor_time_runs_out_for_who_works_and_not_for_who_waits() {
 #[test]
 fn a_gpu_worker_is_killed_at_its_gpu_time() {
     let workers = workers();
-    let session = open(&workers, Role::Gpu, "a");
+    let session = open(&workers, WorkerRole::Gpu, "a");
     let budget = CallLimits {
         wall: long(),
         cpu: None,
         gpu: Some(MS_300),
     };
-    let call = session.call(request(&Act::Sleep(600_000)), budget, None);
+    let call = session.call(request(&ProbeAct::Sleep(600_000)), budget, None);
     let error = call.wait().expect_err("a limit");
     assert_eq!(error.code(), "E_GPU_TIMEOUT");
-    assert_eq!(ended(Err(error)), (Cause::Gpu, true));
+    assert_eq!(ended(Err(error)), (LimitCause::Gpu, true));
 }
 
-/// As is compiling what the node brings along, which nobody asked for.
+/// Compiling what the node brings along does not count as time on the GPU: the caller did not ask for it.
 #[test]
 fn what_is_no_work_of_the_gpu_is_no_time_on_it() {
     let workers = workers();
@@ -125,15 +129,15 @@ fn what_is_no_work_of_the_gpu_is_no_time_on_it() {
         cpu: None,
         gpu: Some(most),
     };
-    for role in [Role::Gpu, Role::JsGpu] {
+    for role in [WorkerRole::Gpu, WorkerRole::JsGpu] {
         let session = open(&workers, role, "a");
         let longer = u64::try_from(5 * most.as_millis()).expect("short");
-        let call = session.call(request(&Act::Compile(longer)), budget, None);
+        let call = session.call(request(&ProbeAct::Compile(longer)), budget, None);
         call.wait().expect("an answer");
         // And what the GPU does after that counts.
-        if role == Role::Gpu {
-            let call = session.call(request(&Act::Sleep(600_000)), budget, None);
-            assert_eq!(ended(call.wait()), (Cause::Gpu, true));
+        if role == WorkerRole::Gpu {
+            let call = session.call(request(&ProbeAct::Sleep(600_000)), budget, None);
+            assert_eq!(ended(call.wait()), (LimitCause::Gpu, true));
         }
     }
 }
@@ -149,9 +153,9 @@ fn a_worker_without_heartbeats_is_lost() {
     };
     let silence = config.silence;
     let workers = alknet_worker::Workers::start(config).expect("a supervisor");
-    let session = open(&workers, Role::Js, "a");
+    let session = open(&workers, WorkerRole::Js, "a");
     let began = Instant::now();
-    let call = session.call(request(&Act::Silence), limits(long()), None);
+    let call = session.call(request(&ProbeAct::Silence), limits(long()), None);
     let error = call.wait().expect_err("a limit");
     let looks = SILENCE_LOOK * SILENCE_LOOKS;
     let waited = began.elapsed();
@@ -159,47 +163,51 @@ fn a_worker_without_heartbeats_is_lost() {
     let most = silence + looks + 2 * DEATH_WITHIN;
     took("a worker that says nothing is given up", most, waited);
     assert_eq!(error.code(), "E_WORKER_LOST");
-    assert_eq!(ended(Err(error)), (Cause::Silent, true));
+    assert_eq!(ended(Err(error)), (LimitCause::Silent, true));
     until("it is collected", || {
-        workers.stats().ended.contains_key(&Reason::Silent)
+        workers.stats().ended.contains_key(&WorkerEndReason::Silent)
     });
 }
 
 #[test]
 fn a_call_that_is_given_up_ends_with_its_worker_if_need_be() {
     let workers = workers();
-    let session = open(&workers, Role::Js, "a");
-    let call = session.call(request(&Act::Sleep(600_000)), limits(long()), None);
+    let session = open(&workers, WorkerRole::Js, "a");
+    let call = session.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None);
     call.abort();
     let error = call.wait().expect_err("it was given up");
     assert_eq!(error.code(), "E_ABORT");
-    assert_eq!(ended(Err(error)), (Cause::Aborted, true));
-    // Dropped, nobody waits for it; it is given up all the same.
-    let session = open(&workers, Role::Js, "b");
+    assert_eq!(ended(Err(error)), (LimitCause::Aborted, true));
+    // A dropped call is given up all the same.
+    let session = open(&workers, WorkerRole::Js, "b");
     let pid = session.pid();
-    drop(session.call(request(&Act::Spin { obeys: false }), limits(long()), None));
+    drop(session.call(
+        request(&ProbeAct::Spin { obeys: false }),
+        limits(long()),
+        None,
+    ));
     until("the worker is killed", || stat(pid).is_none());
     until("it is counted", || {
-        workers.stats().ended.get(&Reason::Abort) == Some(&2)
+        workers.stats().ended.get(&WorkerEndReason::Abort) == Some(&2)
     });
 }
 
 #[test]
 fn a_service_is_asked_to_leave_and_then_made_to() {
     let workers = workers();
-    let session = open(&workers, Role::Js, "a");
+    let session = open(&workers, WorkerRole::Js, "a");
     let answer = session.drain().wait().expect("its last words");
     assert_eq!(
         crate::host::said(answer),
-        crate::act::Said::Text("disposed".to_owned())
+        crate::act::ProbeReply::Text("disposed".to_owned())
     );
-    // All threads of this one are in native sleeps: nobody reads the farewell.
-    let session = open(&workers, Role::Js, "b");
+    // All threads of this worker are in native sleeps: none of them reads the farewell.
+    let session = open(&workers, WorkerRole::Js, "b");
     let pid = session.pid();
     let busy: Vec<_> = (0..3)
-        .map(|_| session.call(request(&Act::Sleep(600_000)), limits(long()), None))
+        .map(|_| session.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None))
         .collect();
-    assert_eq!(ended(session.drain().wait()), (Cause::Drain, true));
+    assert_eq!(ended(session.drain().wait()), (LimitCause::Drain, true));
     for call in busy {
         assert_eq!(call.wait().expect_err("a sibling").code(), "E_WORKER_LOST");
     }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use alknet_worker::limits::SESSIONS_MAX;
-use alknet_worker::{CallError, Lease, Reason, Role, RoleConfig, WorkerError, Workers};
+use alknet_worker::{
+    RoleConfig, WorkerCallError, WorkerEndReason, WorkerError, WorkerLease, WorkerRole, Workers,
+};
 
-use crate::act::Act;
+use crate::act::ProbeAct;
 use crate::host::{
     answers, ask, block_on, config, limits, long, open, request, stat, until, workers,
 };
@@ -13,23 +15,30 @@ use crate::host::{
 #[test]
 fn tenants_have_workers_of_their_own_and_share_the_fate_of_their_sessions() {
     let workers = workers();
-    let a = [open(&workers, Role::Js, "a"), open(&workers, Role::Js, "a")];
-    let alone = block_on(workers.open(Lease::new(Role::Js, "a").alone())).expect("a session");
-    let b = open(&workers, Role::Js, "b");
+    let a = [
+        open(&workers, WorkerRole::Js, "a"),
+        open(&workers, WorkerRole::Js, "a"),
+    ];
+    let alone =
+        block_on(workers.open(WorkerLease::new(WorkerRole::Js, "a").alone())).expect("a session");
+    let b = open(&workers, WorkerRole::Js, "b");
     assert_eq!(a[0].pid(), a[1].pid());
     assert!(a[0].pid() != b.pid() && alone.pid() != a[0].pid() && alone.pid() != b.pid());
-    let sibling = a[1].call(request(&Act::Sleep(600_000)), limits(long()), None);
-    assert!(matches!(ask(&a[0], &Act::Segv), Err(CallError::Lost(_))));
+    let sibling = a[1].call(request(&ProbeAct::Sleep(600_000)), limits(long()), None);
+    assert!(matches!(
+        ask(&a[0], &ProbeAct::Segv),
+        Err(WorkerCallError::Lost(_))
+    ));
     assert_eq!(
         sibling.wait().expect_err("it shares the fate").code(),
         "E_WORKER_LOST"
     );
     assert!(answers(&alone) && answers(&b));
     assert!(matches!(
-        ask(&a[1], &Act::Inside),
-        Err(CallError::SessionClosed)
+        ask(&a[1], &ProbeAct::Inside),
+        Err(WorkerCallError::SessionClosed)
     ));
-    let again = open(&workers, Role::Js, "a");
+    let again = open(&workers, WorkerRole::Js, "a");
     assert!(answers(&again));
 }
 
@@ -38,16 +47,16 @@ fn a_warm_worker_waits_and_is_replaced() {
     let workers = workers();
     let idle = |workers: &Workers| {
         let stats = workers.stats();
-        stats.workers.get(&Role::Js).copied().unwrap_or(0)
+        stats.workers.get(&WorkerRole::Js).copied().unwrap_or(0)
     };
     assert_eq!(idle(&workers), 0, "nobody asked for one yet");
-    let _session = open(&workers, Role::Js, "a");
+    let _session = open(&workers, WorkerRole::Js, "a");
     until("another is kept warm", || idle(&workers) == 2);
-    let _other = open(&workers, Role::Js, "b");
+    let _other = open(&workers, WorkerRole::Js, "b");
     until("a third takes its place", || idle(&workers) == 3);
     assert_eq!(workers.stats().sessions, 2);
     assert_eq!(
-        workers.stats().workers.get(&Role::Gpu),
+        workers.stats().workers.get(&WorkerRole::Gpu),
         None,
         "nobody asked for one"
     );
@@ -58,16 +67,16 @@ fn there_are_no_more_workers_than_may_be() {
     let mut config = config();
     config.workers_max = 2;
     let workers = Workers::start(config).expect("a supervisor");
-    let a = open(&workers, Role::Js, "a");
-    let b = open(&workers, Role::Js, "b");
-    let refused = block_on(workers.open(Lease::new(Role::Js, "c")));
+    let a = open(&workers, WorkerRole::Js, "a");
+    let b = open(&workers, WorkerRole::Js, "b");
+    let refused = block_on(workers.open(WorkerLease::new(WorkerRole::Js, "c")));
     assert!(
         matches!(refused, Err(WorkerError::Overloaded)),
         "{refused:?}"
     );
     let pid = a.pid();
     drop(a);
-    let c = open(&workers, Role::Js, "c");
+    let c = open(&workers, WorkerRole::Js, "c");
     until("an idle one made room", || stat(pid).is_none());
     assert!(answers(&b) && answers(&c));
 }
@@ -78,26 +87,31 @@ fn one_tenant_leaves_workers_to_the_others() {
     let mut config = config();
     config.workers_max = 8;
     let workers = Workers::start(config).expect("a supervisor");
-    let alone = |role| workers.open(Lease::new(role, "greedy").alone());
-    let first = block_on(alone(Role::Js)).expect("a session");
-    let (second, third, of_gpu) =
-        block_on(async { tokio::join!(alone(Role::Js), alone(Role::Js), alone(Role::Gpu)) });
+    let alone = |role| workers.open(WorkerLease::new(role, "greedy").alone());
+    let first = block_on(alone(WorkerRole::Js)).expect("a session");
+    let (second, third, of_gpu) = block_on(async {
+        tokio::join!(
+            alone(WorkerRole::Js),
+            alone(WorkerRole::Js),
+            alone(WorkerRole::Gpu)
+        )
+    });
     let second = second.expect("its share are two of eight");
-    for refused in [third, of_gpu, block_on(alone(Role::Git))] {
+    for refused in [third, of_gpu, block_on(alone(WorkerRole::Git))] {
         assert!(
             matches!(refused, Err(WorkerError::TenantShare)),
             "{refused:?}"
         );
     }
     let others = [
-        open(&workers, Role::Js, "other"),
-        open(&workers, Role::Gpu, "other"),
-        open(&workers, Role::Gpu, "third"),
+        open(&workers, WorkerRole::Js, "other"),
+        open(&workers, WorkerRole::Gpu, "other"),
+        open(&workers, WorkerRole::Gpu, "third"),
     ];
     assert!(others.iter().all(answers));
     // What it does not use any more makes room for it.
     drop(second);
-    let of_gpu = block_on(alone(Role::Gpu)).expect("a session");
+    let of_gpu = block_on(alone(WorkerRole::Gpu)).expect("a session");
     assert!(answers(&first) && answers(&of_gpu));
 }
 
@@ -107,7 +121,7 @@ fn what_others_have_run_leaves_the_tenant_half_of_its_workers() {
     let mut config = config();
     config.workers_max = 16;
     let workers = Workers::start(config).expect("a supervisor");
-    let lent = || workers.open(Lease::new(Role::Js, "author").lent().alone());
+    let lent = || workers.open(WorkerLease::new(WorkerRole::Js, "author").lent().alone());
     let (first, second, third) = block_on(async { tokio::join!(lent(), lent(), lent()) });
     let first = first.expect("a session");
     let second = second.expect("two of the author's four");
@@ -117,22 +131,22 @@ fn what_others_have_run_leaves_the_tenant_half_of_its_workers() {
             "{refused:?}"
         );
     }
-    let own = open(&workers, Role::Js, "author");
+    let own = open(&workers, WorkerRole::Js, "author");
     assert!(own.pid() != first.pid() && own.pid() != second.pid());
-    let alone = || block_on(workers.open(Lease::new(Role::Js, "author").alone()));
+    let alone = || block_on(workers.open(WorkerLease::new(WorkerRole::Js, "author").alone()));
     let beside = alone().expect("the fourth");
     assert!(matches!(alone(), Err(WorkerError::TenantShare)));
     assert!([&own, &beside].into_iter().all(answers));
-    // What nobody uses any more makes room for others' calls, and for the author's own.
+    // A worker without a session makes room for others' calls, and for the author's own.
     drop(first);
     let again = block_on(lent()).expect("a session");
     drop(again);
     let last = alone().expect("a session");
     assert!(answers(&second) && answers(&last));
     // Sessions that share a worker do not share it with the tenant's own.
-    let shared = |lease: Lease| block_on(workers.open(lease)).expect("a session").pid();
-    let called = shared(Lease::new(Role::Js, "other").lent());
-    assert_ne!(shared(Lease::new(Role::Js, "other")), called);
+    let shared = |lease: WorkerLease| block_on(workers.open(lease)).expect("a session").pid();
+    let called = shared(WorkerLease::new(WorkerRole::Js, "other").lent());
+    assert_ne!(shared(WorkerLease::new(WorkerRole::Js, "other")), called);
 }
 
 /// Sessions that share their workers are no more than these hold; who asks at once is not refused for it.
@@ -141,15 +155,16 @@ fn sessions_at_once_share_the_workers_of_their_tenant() {
     let mut config = config();
     config.workers_max = 4;
     let workers = Workers::start(config).expect("a supervisor");
-    let of = |role| workers.open(Lease::new(role, "a"));
-    let (first, second) = block_on(async { tokio::join!(of(Role::Gpu), of(Role::Gpu)) });
+    let of = |role| workers.open(WorkerLease::new(role, "a"));
+    let (first, second) =
+        block_on(async { tokio::join!(of(WorkerRole::Gpu), of(WorkerRole::Gpu)) });
     let (first, second) = (first.expect("a session"), second.expect("another"));
     assert_eq!(first.pid(), second.pid());
     let more: Vec<_> = (2..SESSIONS_MAX)
-        .map(|_| open(&workers, Role::Gpu, "a"))
+        .map(|_| open(&workers, WorkerRole::Gpu, "a"))
         .collect();
     assert!(more.iter().all(|session| session.pid() == first.pid()));
-    let refused = block_on(of(Role::Gpu));
+    let refused = block_on(of(WorkerRole::Gpu));
     assert!(
         matches!(refused, Err(WorkerError::TenantShare)),
         "{refused:?}"
@@ -160,16 +175,16 @@ fn sessions_at_once_share_the_workers_of_their_tenant() {
 fn what_cannot_start_is_an_error_and_no_endless_loop() {
     let mut config = config();
     config.executable = alknet_worker::Executable::File("/etc/hostname".into());
-    config.roles = vec![RoleConfig::new(Role::Js)];
+    config.roles = vec![RoleConfig::new(WorkerRole::Js)];
     let workers = Workers::start(config).expect("a supervisor");
-    let refused = block_on(workers.open(Lease::new(Role::Js, "a")));
+    let refused = block_on(workers.open(WorkerLease::new(WorkerRole::Js, "a")));
     assert!(
         matches!(refused, Err(WorkerError::Start { .. })),
         "{refused:?}"
     );
-    let unknown = block_on(workers.open(Lease::new(Role::Git, "a")));
+    let unknown = block_on(workers.open(WorkerLease::new(WorkerRole::Git, "a")));
     assert!(
-        matches!(unknown, Err(WorkerError::NotConfigured(Role::Git))),
+        matches!(unknown, Err(WorkerError::NotConfigured(WorkerRole::Git))),
         "{unknown:?}"
     );
 }
@@ -179,7 +194,7 @@ fn a_program_that_is_no_worker_is_given_up() {
     let mut config = config();
     config.executable = alknet_worker::Executable::File("/bin/true".into());
     let workers = Workers::start(config).expect("a supervisor");
-    let refused = block_on(workers.open(Lease::new(Role::Gpu, "a")));
+    let refused = block_on(workers.open(WorkerLease::new(WorkerRole::Gpu, "a")));
     assert!(
         matches!(refused, Err(WorkerError::Start { .. })),
         "{refused:?}"
@@ -189,11 +204,11 @@ fn a_program_that_is_no_worker_is_given_up() {
 #[test]
 fn a_copy_in_sealed_memory_runs_as_well() {
     let program = std::fs::read(crate::host::probe()).expect("the probe");
-    let sealed = alknet_worker::Sealed::of(&program).expect("sealed");
+    let sealed = alknet_worker::SealedMemfd::from_bytes(&program).expect("sealed");
     let mut config = config();
     config.executable = alknet_worker::Executable::Memory(sealed);
     let workers = Workers::start(config).expect("a supervisor");
-    assert!(answers(&open(&workers, Role::Js, "a")));
+    assert!(answers(&open(&workers, WorkerRole::Js, "a")));
 }
 
 #[test]
@@ -205,26 +220,26 @@ fn a_role_runs_a_program_of_its_own_that_is_made_when_it_is_wanted() {
     let make = move || {
         count.fetch_add(1, Ordering::SeqCst);
         let mut probe = std::fs::File::open(crate::host::probe())?;
-        alknet_worker::Sealed::program(|memory| std::io::copy(&mut probe, memory).map(drop))
+        alknet_worker::SealedMemfd::program(|memory| std::io::copy(&mut probe, memory).map(drop))
     };
     let mut config = config();
-    let make = alknet_worker::Make::new(make);
-    config.programs = vec![(Role::Gpu, alknet_worker::Executable::Made(make))];
+    let make = alknet_worker::ProgramMaker::new(make);
+    config.programs = vec![(WorkerRole::Gpu, alknet_worker::Executable::Made(make))];
     let workers = Workers::start(config).expect("a supervisor");
-    assert!(answers(&open(&workers, Role::Js, "a")));
+    assert!(answers(&open(&workers, WorkerRole::Js, "a")));
     assert_eq!(made.load(Ordering::SeqCst), 0, "nobody wanted it");
-    let first = open(&workers, Role::Gpu, "a");
-    let second = open(&workers, Role::Gpu, "b");
+    let first = open(&workers, WorkerRole::Gpu, "a");
+    let second = open(&workers, WorkerRole::Gpu, "b");
     assert!(answers(&first) && answers(&second));
     assert_eq!(made.load(Ordering::SeqCst), 1, "both run the same memory");
     for session in [first, second] {
         let pid = session.pid();
-        // Whoever crashes is gone at once; an idle one would linger.
-        let _ = ask(&session, &Act::Segv);
+        // A worker that crashes is gone at once; an idle one would linger.
+        let _ = ask(&session, &ProbeAct::Segv);
         until("it is gone", || stat(pid).is_none());
     }
     until("it can be started again", || {
-        block_on(workers.open(Lease::new(Role::Gpu, "c"))).is_ok()
+        block_on(workers.open(WorkerLease::new(WorkerRole::Gpu, "c"))).is_ok()
     });
     assert_eq!(made.load(Ordering::SeqCst), 2, "it was forgotten between");
 }
@@ -233,10 +248,10 @@ fn a_role_runs_a_program_of_its_own_that_is_made_when_it_is_wanted() {
 fn what_cannot_be_made_is_said() {
     let make = || Err(std::io::Error::other("it is not in this binary"));
     let mut config = config();
-    let make = alknet_worker::Make::new(make);
-    config.programs = vec![(Role::Gpu, alknet_worker::Executable::Made(make))];
+    let make = alknet_worker::ProgramMaker::new(make);
+    config.programs = vec![(WorkerRole::Gpu, alknet_worker::Executable::Made(make))];
     let workers = Workers::start(config).expect("a supervisor");
-    match block_on(workers.open(Lease::new(Role::Gpu, "a"))) {
+    match block_on(workers.open(WorkerLease::new(WorkerRole::Gpu, "a"))) {
         Err(WorkerError::Start { why, .. }) => assert!(why.contains("not in this binary"), "{why}"),
         other => panic!("{other:?}"),
     }
@@ -245,16 +260,16 @@ fn what_cannot_be_made_is_said() {
 #[test]
 fn shutting_down_ends_everybody() {
     let workers = workers();
-    let session = open(&workers, Role::Js, "a");
+    let session = open(&workers, WorkerRole::Js, "a");
     let pid = session.pid();
-    let act = request(&Act::Sleep(600_000));
+    let act = request(&ProbeAct::Sleep(600_000));
     let call = session.call(act, limits(Duration::from_secs(600)), None);
     block_on(workers.shutdown());
     assert!(stat(pid).is_none());
     match call.wait() {
-        Err(CallError::Lost(loss)) => assert_eq!(loss.reason, Reason::Shutdown),
+        Err(WorkerCallError::Lost(loss)) => assert_eq!(loss.reason, WorkerEndReason::Shutdown),
         other => panic!("{other:?}"),
     }
-    let refused = block_on(workers.open(Lease::new(Role::Js, "a")));
+    let refused = block_on(workers.open(WorkerLease::new(WorkerRole::Js, "a")));
     assert!(matches!(refused, Err(WorkerError::Stopped)), "{refused:?}");
 }

@@ -5,9 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use alknet_test_support::{skip, skipped};
-use alknet_worker::{Bind, CallError, Lease, Level, Reason, Role, Wall, WorkerError, Workers};
+use alknet_worker::{
+    Bind, ConfinementLevel, Wall, WorkerCallError, WorkerEndReason, WorkerError, WorkerLease,
+    WorkerRole, Workers,
+};
 
-use crate::act::{Act, Call, Inside, Said};
+use crate::act::{ProbeAct, ProbeReply, ProbeSyscall, ProbeView};
 use crate::host::{ask, block_on, config, errno, is_dead, open, probe, said, stat, until, workers};
 
 const EPERM: i32 = libc::EPERM;
@@ -25,31 +28,35 @@ fn status(pid: i32, field: &str) -> String {
 fn nothing_outside_can_be_opened_reached_or_signalled() {
     let workers = workers();
     let host = i32::try_from(std::process::id()).expect("a number");
-    for role in Role::ALL {
+    for role in WorkerRole::ALL {
         let session = open(&workers, role, "hostile");
         for call in [
-            Call::Connect,
-            Call::Fork,
-            Call::KillEverybody,
-            Call::KillParent(host),
-            Call::Open,
-            Call::Signal(host),
-            Call::Socket,
-            Call::Stat,
+            ProbeSyscall::Connect,
+            ProbeSyscall::Fork,
+            ProbeSyscall::KillEverybody,
+            ProbeSyscall::KillParent(host),
+            ProbeSyscall::Open,
+            ProbeSyscall::Signal(host),
+            ProbeSyscall::Socket,
+            ProbeSyscall::Stat,
         ] {
-            assert_eq!(errno(&session, &Act::Try(call)), EPERM, "{role} {call:?}");
+            assert_eq!(
+                errno(&session, &ProbeAct::Try(call)),
+                EPERM,
+                "{role} {call:?}"
+            );
         }
-        let generates_code = matches!(role, Role::Gpu | Role::JsGpu);
-        for call in [Call::MapExec, Call::ProtectExec] {
+        let generates_code = matches!(role, WorkerRole::Gpu | WorkerRole::JsGpu);
+        for call in [ProbeSyscall::MapExec, ProbeSyscall::ProtectExec] {
             let expected = if generates_code { 0 } else { EPERM };
             assert_eq!(
-                errno(&session, &Act::Try(call)),
+                errno(&session, &ProbeAct::Try(call)),
                 expected,
                 "{role} {call:?}"
             );
         }
-        let threads = errno(&session, &Act::Try(Call::Thread));
-        if role == Role::Js {
+        let threads = errno(&session, &ProbeAct::Try(ProbeSyscall::Thread));
+        if role == WorkerRole::Js {
             assert_ne!(threads, 0, "no new threads for scripts");
         } else {
             assert_eq!(threads, 0, "{role} may have threads");
@@ -62,17 +69,17 @@ fn what_no_honest_worker_asks_for_ends_it_at_once() {
     let workers = workers();
     let host = i32::try_from(std::process::id()).expect("a number");
     for call in [
-        Call::Bpf,
-        Call::Exec,
-        Call::Mount,
-        Call::Ptrace(host),
-        Call::Setns,
-        Call::Unshare,
+        ProbeSyscall::Bpf,
+        ProbeSyscall::Exec,
+        ProbeSyscall::Mount,
+        ProbeSyscall::Ptrace(host),
+        ProbeSyscall::Setns,
+        ProbeSyscall::Unshare,
     ] {
-        let session = open(&workers, Role::Js, "hostile");
-        match ask(&session, &Act::Try(call)) {
-            Err(CallError::Lost(loss)) => {
-                assert_eq!(loss.reason, Reason::Violation, "{call:?}: {loss}");
+        let session = open(&workers, WorkerRole::Js, "hostile");
+        match ask(&session, &ProbeAct::Try(call)) {
+            Err(WorkerCallError::Lost(loss)) => {
+                assert_eq!(loss.reason, WorkerEndReason::Violation, "{call:?}: {loss}");
                 assert_eq!(loss.signal, Some(libc::SIGSYS));
             }
             other => panic!("{call:?}: {other:?}"),
@@ -87,11 +94,12 @@ fn a_worker_finds_nothing_but_its_host() {
         role.environment = vec![("LP_NUM_THREADS".to_owned(), "1".to_owned())];
     }
     let workers = Workers::start(config).expect("a supervisor");
-    let session = open(&workers, Role::Js, "a");
-    let Said::Inside(inside) = said(ask(&session, &Act::Inside).expect("an answer")) else {
+    let session = open(&workers, WorkerRole::Js, "a");
+    let ProbeReply::Inside(inside) = said(ask(&session, &ProbeAct::Inside).expect("an answer"))
+    else {
         panic!("what it found");
     };
-    let expected = Inside {
+    let expected = ProbeView {
         arguments: ["alknet", "worker", "--role", "js"]
             .map(str::to_owned)
             .to_vec(),
@@ -107,7 +115,7 @@ fn a_worker_finds_nothing_but_its_host() {
 #[test]
 fn from_outside_the_walls_are_seen_to_stand() {
     let workers = workers();
-    let session = open(&workers, Role::Js, "a");
+    let session = open(&workers, WorkerRole::Js, "a");
     let pid = session.pid();
     for field in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(status(pid, field), "0000000000000000", "{field}");
@@ -158,7 +166,11 @@ fn from_outside_the_walls_are_seen_to_stand() {
         .into_iter()
         .collect();
     assert_eq!(others, gone, "{:?}", sandbox.gaps);
-    assert_eq!(sandbox.level, Level::Partial, "no cgroup was given");
+    assert_eq!(
+        sandbox.level,
+        ConfinementLevel::Partial,
+        "no cgroup was given"
+    );
 }
 
 #[test]
@@ -175,24 +187,27 @@ fn bound_folders_are_all_there_is_and_read_only_unless_said() {
         name: name.to_owned(),
         writable,
     };
-    let lease = Lease::new(Role::Git, "a")
+    let lease = WorkerLease::new(WorkerRole::Git, "a")
         .with(bind("objects", false))
         .with(bind("quarantine", true));
     let session = block_on(workers.open(lease)).expect("a session");
-    let text = |act: &Act| said(ask(&session, act).expect("an answer"));
+    let text = |act: &ProbeAct| said(ask(&session, act).expect("an answer"));
     let path = |name: &str| format!("/{name}/file");
     assert_eq!(
-        text(&Act::Read(path("objects"))),
-        Said::Text("objects".to_owned())
-    );
-    assert_eq!(text(&Act::Write(path("objects"))), Said::Errno(libc::EROFS));
-    assert_eq!(
-        text(&Act::Write(path("quarantine"))),
-        Said::Text(String::new())
+        text(&ProbeAct::Read(path("objects"))),
+        ProbeReply::Text("objects".to_owned())
     );
     assert_eq!(
-        text(&Act::Write("/file".to_owned())),
-        Said::Errno(libc::EROFS)
+        text(&ProbeAct::Write(path("objects"))),
+        ProbeReply::Errno(libc::EROFS)
+    );
+    assert_eq!(
+        text(&ProbeAct::Write(path("quarantine"))),
+        ProbeReply::Text(String::new())
+    );
+    assert_eq!(
+        text(&ProbeAct::Write("/file".to_owned())),
+        ProbeReply::Errno(libc::EROFS)
     );
     for outside in [
         "/other/file",
@@ -201,20 +216,22 @@ fn bound_folders_are_all_there_is_and_read_only_unless_said() {
         "/objects/../../etc/passwd",
     ] {
         assert_eq!(
-            text(&Act::Read(outside.to_owned())),
-            Said::Errno(libc::ENOENT),
+            text(&ProbeAct::Read(outside.to_owned())),
+            ProbeReply::Errno(libc::ENOENT),
             "{outside}"
         );
     }
     let written = fs::read_to_string(folder.path().join("quarantine/file")).expect("there");
     assert_eq!(written, "by the worker");
     // What holds foreign source gets no folder at all.
-    let refused = block_on(workers.open(Lease::new(Role::Js, "a").with(bind("objects", false))));
+    let refused =
+        block_on(workers.open(WorkerLease::new(WorkerRole::Js, "a").with(bind("objects", false))));
     assert!(
-        matches!(refused, Err(WorkerError::BindsRefused(Role::Js))),
+        matches!(refused, Err(WorkerError::BindsRefused(WorkerRole::Js))),
         "{refused:?}"
     );
-    let refused = block_on(workers.open(Lease::new(Role::Git, "a").with(bind("..", false))));
+    let refused =
+        block_on(workers.open(WorkerLease::new(WorkerRole::Git, "a").with(bind("..", false))));
     assert!(
         matches!(refused, Err(WorkerError::BindName(_))),
         "{refused:?}"
@@ -224,9 +241,9 @@ fn bound_folders_are_all_there_is_and_read_only_unless_said() {
 #[test]
 fn walls_that_are_too_low_are_refused() {
     let mut config = config();
-    config.minimum = Level::Full;
+    config.minimum = ConfinementLevel::Full;
     let workers = Workers::start(config).expect("a supervisor");
-    let refused = block_on(workers.open(Lease::new(Role::Js, "a")));
+    let refused = block_on(workers.open(WorkerLease::new(WorkerRole::Js, "a")));
     let Err(error @ WorkerError::Policy { .. }) = refused else {
         panic!("{refused:?}");
     };
@@ -277,15 +294,15 @@ const GROUPS: &str = "CgroupCpu,CgroupMemory,CgroupPids";
 const NEEDS_USER_NAMESPACES: &str =
     "EmptyRoot,IpcNamespace,MountNamespace,NetNamespace,PidNamespace,UserNamespace";
 
-/// Whether this machine has user namespaces for us: there are none in a `chroot`, and where somebody
-/// switched them off. Other walls stand then, and the tests look at those.
+/// Whether this machine has user namespaces for us: there are none in a `chroot`, and where an
+/// administrator switched them off. Other walls stand then, and the tests look at those.
 fn user_namespaces() -> bool {
     let mut tried = Command::new("unshare");
     let tried = tried.args(["--user", "true"]).stderr(Stdio::null());
     tried.status().expect("util-linux is there").success()
 }
 
-/// The same executable as somebody else: as on a laptop, and as the appliance's node.
+/// The same executable as another user: as on a laptop, and as the appliance's node.
 #[test]
 fn an_ordinary_user_gets_the_same_walls() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -370,18 +387,18 @@ fn a_cgroup_of_its_own_is_made_and_removed() {
         skip!("cgroup2", "this user may not make a group: {error}");
     }
     let mut config = config();
-    config.cgroup = Some(alknet_worker::Delegated {
+    config.cgroup = Some(alknet_worker::DelegatedCgroup {
         path: group.clone().into(),
     });
     let workers = Workers::start(config).expect("a supervisor");
-    let session = open(&workers, Role::Js, "a");
+    let session = open(&workers, WorkerRole::Js, "a");
     let own = fs::read_to_string(format!("/proc/{}/cgroup", session.pid())).expect("it lives");
     assert!(
         own.contains(&format!("alknet-test-{}/worker-", std::process::id())),
         "{own}"
     );
     println!("{} {:?}", session.sandbox().level, session.sandbox().gaps);
-    let act = Act::Spin { obeys: false };
+    let act = ProbeAct::Spin { obeys: false };
     let quick = std::time::Duration::from_millis(100);
     let call = session.call(crate::host::request(&act), crate::host::limits(quick), None);
     assert!(call.wait().is_err());

@@ -13,7 +13,8 @@ use std::thread;
 use crate::git::git;
 
 use super::{
-    GENERATED, LARGEST_UNTRACKED, Mark, Record, copy, is_below_link, is_same, named, paths_in, walk,
+    FileStamp, GENERATED, LARGEST_UNTRACKED, MirrorRecord, copy, is_below_link, is_same, named,
+    paths_in, walk,
 };
 
 /// Folders of this name hold what cargo builds.
@@ -21,14 +22,14 @@ const TARGET: &str = "target";
 
 /// What came of [`bring_back`].
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct BroughtBack {
+pub struct BringBackResult {
     /// Copied into the clone.
     pub files: Vec<PathBuf>,
     /// Changed in the clone as well since it was copied, so that the clone's own content stays.
     pub conflicts: Vec<PathBuf>,
 }
 
-impl BroughtBack {
+impl BringBackResult {
     /// For people: a line for each list that is not empty.
     #[must_use]
     pub fn lines(&self, mirror: &Path) -> Vec<String> {
@@ -57,7 +58,11 @@ impl BroughtBack {
 
 /// Copies into `clone` what was written in `mirror` since the [`sync`](super::sync) that gave `record`,
 /// except what git ignores and new files in folders named `target`. Deleted files are not deleted.
-pub fn bring_back(clone: &Path, mirror: &Path, record: &mut Record) -> io::Result<BroughtBack> {
+pub fn bring_back(
+    clone: &Path,
+    mirror: &Path,
+    record: &mut MirrorRecord,
+) -> io::Result<BringBackResult> {
     let mut files = BTreeSet::new();
     walk(mirror, mirror, None, &mut files)?;
     let (mut changed, mut new) = (BTreeSet::new(), BTreeSet::new());
@@ -67,7 +72,7 @@ pub fn bring_back(clone: &Path, mirror: &Path, record: &mut Record) -> io::Resul
             continue;
         }
         match record.mirror.get(&file) {
-            Some(mark) if *mark == Mark::of(&data) => {}
+            Some(mark) if *mark == FileStamp::from_metadata(&data) => {}
             Some(_) => {
                 changed.insert(file);
             }
@@ -79,7 +84,7 @@ pub fn bring_back(clone: &Path, mirror: &Path, record: &mut Record) -> io::Resul
     }
     let ignored = ignored_by_git(clone, &new)?;
     changed.extend(new.difference(&ignored).cloned());
-    let mut brought = BroughtBack::default();
+    let mut brought = BringBackResult::default();
     for file in changed {
         let (from, to) = (mirror.join(&file), clone.join(&file));
         let data = fs::symlink_metadata(&from)?;
@@ -92,14 +97,18 @@ pub fn bring_back(clone: &Path, mirror: &Path, record: &mut Record) -> io::Resul
             continue;
         }
         let there = fs::symlink_metadata(&to).ok();
-        if there.as_ref().map(Mark::of) != record.clone.get(&file).copied() {
+        if there.as_ref().map(FileStamp::from_metadata) != record.clone.get(&file).copied() {
             brought.conflicts.push(file);
             continue;
         }
         copy(&from, &to, None).map_err(|error| named(&to, &error))?;
-        record.mirror.insert(file.clone(), Mark::of(&data));
+        record
+            .mirror
+            .insert(file.clone(), FileStamp::from_metadata(&data));
         let there = fs::symlink_metadata(&to)?;
-        record.clone.insert(file.clone(), Mark::of(&there));
+        record
+            .clone
+            .insert(file.clone(), FileStamp::from_metadata(&there));
         brought.files.push(file);
     }
     Ok(brought)

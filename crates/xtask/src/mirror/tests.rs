@@ -28,20 +28,20 @@ impl Folders {
         fs::write(self.clone().join(file), content).expect("the folder is ours");
     }
 
-    fn sync(&self) -> Changes {
+    fn sync(&self) -> MirrorChanges {
         self.synced().changes
     }
 
-    fn synced(&self) -> Synced {
+    fn synced(&self) -> SyncResult {
         self.try_sync().expect("both folders are ours")
     }
 
-    fn try_sync(&self) -> io::Result<Synced> {
+    fn try_sync(&self) -> io::Result<SyncResult> {
         let (mirror, cache) = (self.mirror(), self.0.join("cache"));
         sync(&self.clone(), &mirror, &cache, SystemTime::UNIX_EPOCH)
     }
 
-    fn bring_back(&self, record: &mut Record) -> BroughtBack {
+    fn bring_back(&self, record: &mut MirrorRecord) -> BringBackResult {
         bring_back(&self.clone(), &self.mirror(), record).expect("both folders are ours")
     }
 
@@ -74,7 +74,7 @@ fn only_files_with_other_content_are_written() {
     folders.write("src/b.rs", "b");
     assert_eq!(
         folders.sync(),
-        Changes {
+        MirrorChanges {
             written: 2,
             removed: 0
         }
@@ -91,7 +91,7 @@ fn only_files_with_other_content_are_written() {
     folders.write("src/b.rs", "c");
     assert_eq!(
         folders.sync(),
-        Changes {
+        MirrorChanges {
             written: 1,
             removed: 0
         }
@@ -114,7 +114,7 @@ fn what_left_the_clone_leaves_the_mirror_and_what_the_build_wrote_stays() {
     fs::remove_file(folders.clone().join("src/a.rs")).expect("ours");
     assert_eq!(
         folders.sync(),
-        Changes {
+        MirrorChanges {
             written: 0,
             removed: 1
         }
@@ -128,7 +128,7 @@ fn what_left_the_clone_leaves_the_mirror_and_what_the_build_wrote_stays() {
     folders.write("b.rs/c.rs", "c");
     assert_eq!(
         folders.sync(),
-        Changes {
+        MirrorChanges {
             written: 2,
             removed: 1
         }
@@ -144,7 +144,7 @@ fn a_link_stays_a_link_and_a_program_a_program() {
     fs::set_permissions(folders.clone().join("run"), Permissions::from_mode(0o755)).expect("ours");
     symlink("run", folders.clone().join("link")).expect("ours");
     assert_eq!(folders.sync().written, 2);
-    assert_eq!(folders.sync(), Changes::default());
+    assert_eq!(folders.sync(), MirrorChanges::default());
     let link = fs::read_link(folders.mirror().join("link"));
     assert_eq!(link.expect("a link"), Path::new("run"));
     let mode = fs::metadata(folders.mirror().join("run")).map(|data| data.permissions().mode());
@@ -182,7 +182,11 @@ fn a_tracked_folder_may_become_a_link() {
     for (folder, file) in [("src", "a.rs"), ("compute", "driver/a.rs")] {
         let elsewhere = replace_by_link(&folders, folder);
         for (written, removed) in [(1, 1), (0, 0)] {
-            assert_eq!(folders.sync(), Changes { written, removed }, "{folder}");
+            assert_eq!(
+                folders.sync(),
+                MirrorChanges { written, removed },
+                "{folder}"
+            );
             let link = fs::read_link(folders.mirror().join(folder));
             assert_eq!(link.expect("it is a link"), elsewhere);
         }
@@ -193,7 +197,11 @@ fn a_tracked_folder_may_become_a_link() {
         fs::create_dir_all(path.parent().expect("it lies in a folder")).expect("ours");
         fs::write(path, "b").expect("ours");
         let (written, removed) = (1, 1);
-        assert_eq!(folders.sync(), Changes { written, removed }, "{folder}");
+        assert_eq!(
+            folders.sync(),
+            MirrorChanges { written, removed },
+            "{folder}"
+        );
         assert_eq!(content_of_others(&elsewhere), ["of others"; 2]);
     }
 }
@@ -227,7 +235,7 @@ fn what_git_ignores_is_not_copied_and_what_is_new_is() {
     folders.write("out/heavy.img", "an image");
     assert_eq!(
         folders.sync(),
-        Changes {
+        MirrorChanges {
             written: 2,
             removed: 0
         }
@@ -250,7 +258,7 @@ fn a_cache_in_the_clone_is_not_copied_into_itself() {
         fs::write(cache.join("size"), "1").expect("ours");
         let sync = || sync(&folders.clone(), &mirror, &cache, SystemTime::UNIX_EPOCH);
         assert_eq!(sync().expect("ours").changes.written, 1);
-        assert_eq!(sync().expect("ours").changes, Changes::default());
+        assert_eq!(sync().expect("ours").changes, MirrorChanges::default());
         assert!(mirror.join("src/a.rs").exists() && !mirror.join(".cache").exists());
     }
 }
@@ -359,7 +367,7 @@ fn what_cargo_changed_and_made_comes_back() {
     folders.write("src/a.rs", "fn a( ){}");
     folders.write("src/b.rs", "fn b() {}");
     let mut record = folders.synced().record;
-    assert_eq!(folders.bring_back(&mut record), BroughtBack::default());
+    assert_eq!(folders.bring_back(&mut record), BringBackResult::default());
     folders.in_mirror("src/a.rs", "fn a() {}");
     folders.in_mirror("Cargo.lock", "version = 4");
     folders.in_mirror("snapshots/new.txt", "as it is now");
@@ -383,7 +391,7 @@ fn what_cargo_changed_and_made_comes_back() {
     );
     assert!(folders.in_clone("src/a.rs.orig").is_none() && !folders.clone().join("fuzz").exists());
     // A second change of the same file comes back as well, and nothing twice.
-    assert_eq!(folders.bring_back(&mut record), BroughtBack::default());
+    assert_eq!(folders.bring_back(&mut record), BringBackResult::default());
     folders.in_mirror("src/a.rs", "fn a() { a() }");
     assert_eq!(folders.bring_back(&mut record).files, files[2..]);
     assert_eq!(folders.sync().written, 0);

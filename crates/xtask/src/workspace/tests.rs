@@ -39,7 +39,7 @@ fn the_mirror_follows_the_clone_that_builds() {
     assert_eq!(content(), "other content");
     assert_eq!(
         two.claim().expect("it is free").changes(),
-        Changes::default()
+        MirrorChanges::default()
     );
     fs::remove_dir_all(base).expect("the folder is ours");
 }

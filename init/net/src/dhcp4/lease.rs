@@ -1,6 +1,6 @@
 use std::{net::Ipv4Addr, time::Duration};
 
-use super::message::{Reply, code, is_host};
+use super::message::{Dhcp4Reply, code, is_host};
 use crate::dns::valid_name;
 
 /// Shortest lease taken: anything less would renew more often than packets travel.
@@ -14,7 +14,7 @@ const LIST_MAX: usize = 16;
 
 /// What a DHCPv4 server granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
+pub struct Dhcp4Lease {
     /// The address.
     pub address: Ipv4Addr,
     /// Prefix length of its network, 1 to 32.
@@ -41,9 +41,9 @@ pub struct Lease {
     pub rebind_after: Duration,
 }
 
-impl Lease {
+impl Dhcp4Lease {
     /// `None` when the reply grants nothing that can be used.
-    pub(super) fn read(reply: &Reply) -> Option<Self> {
+    pub(super) fn read(reply: &Dhcp4Reply) -> Option<Self> {
         let address = reply.your_address;
         let prefix_len = prefix_len(reply)?;
         if !usable(address, prefix_len) {
@@ -76,7 +76,7 @@ impl Lease {
 }
 
 /// The mask's length; that of the address's class where a server sends none.
-fn prefix_len(reply: &Reply) -> Option<u8> {
+fn prefix_len(reply: &Dhcp4Reply) -> Option<u8> {
     let Some(mask) = reply.number32(code::MASK) else {
         return Some(match reply.your_address.octets()[0] {
             0..128 => 8,
@@ -105,7 +105,7 @@ fn times(lease: u32, t1: Option<u32>, t2: Option<u32>) -> (u32, u32) {
 }
 
 /// Classless routes make the router option void (RFC 3442).
-fn routes(reply: &Reply) -> Vec<(Ipv4Addr, u8, Ipv4Addr)> {
+fn routes(reply: &Dhcp4Reply) -> Vec<(Ipv4Addr, u8, Ipv4Addr)> {
     let via_ok = |via: &Ipv4Addr| via.is_unspecified() || is_host(*via);
     let mut routes = reply.routes().unwrap_or_else(|| {
         let routers = reply.addresses(code::ROUTER).into_iter();

@@ -35,7 +35,7 @@ pub(super) mod code {
 
 /// Message type, option 53.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Dhcp4MessageType {
     Discover = 1,
     Offer = 2,
     Request = 3,
@@ -45,8 +45,8 @@ pub(super) enum Kind {
 
 /// A message to a server.
 #[derive(Debug)]
-pub(super) struct Query<'a> {
-    pub(super) kind: Kind,
+pub(super) struct Dhcp4Request<'a> {
+    pub(super) kind: Dhcp4MessageType,
     pub(super) xid: u32,
     pub(super) secs: u16,
     /// The answer must come by broadcast: we have no address yet.
@@ -58,7 +58,7 @@ pub(super) struct Query<'a> {
     pub(super) hostname: &'a str,
 }
 
-impl Query<'_> {
+impl Dhcp4Request<'_> {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; HEADER_BYTES];
         out[..3].copy_from_slice(&[1, 1, 6]);
@@ -116,15 +116,15 @@ fn put(out: &mut Vec<u8>, code: u8, value: &[u8]) {
 
 /// A message from a server.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Reply {
-    pub(super) kind: Kind,
+pub(super) struct Dhcp4Reply {
+    pub(super) kind: Dhcp4MessageType,
     pub(super) xid: u32,
     pub(super) your_address: Ipv4Addr,
     pub(super) mac: [u8; 6],
     options: Vec<(u8, Vec<u8>)>,
 }
 
-impl Reply {
+impl Dhcp4Reply {
     /// `None` for anything that is no well-formed server message for an Ethernet card.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let options = bytes.get(HEADER_BYTES + COOKIE.len()..)?;
@@ -132,7 +132,7 @@ impl Reply {
             return None;
         }
         let mut reply = Self {
-            kind: Kind::Offer,
+            kind: Dhcp4MessageType::Offer,
             xid: u32::from_be_bytes(bytes[4..8].try_into().ok()?),
             your_address: Ipv4Addr::from(<[u8; 4]>::try_from(&bytes[16..20]).ok()?),
             mac: bytes[28..34].try_into().ok()?,
@@ -149,9 +149,9 @@ impl Reply {
             reply.read_options(&bytes[44..108])?;
         }
         reply.kind = match reply.option(code::KIND)? {
-            [2] => Kind::Offer,
-            [5] => Kind::Ack,
-            [6] => Kind::Nak,
+            [2] => Dhcp4MessageType::Offer,
+            [5] => Dhcp4MessageType::Ack,
+            [6] => Dhcp4MessageType::Nak,
             _ => return None,
         };
         Some(reply)
@@ -249,9 +249,9 @@ mod tests {
 
     use super::*;
 
-    fn query() -> Query<'static> {
-        Query {
-            kind: Kind::Request,
+    fn query() -> Dhcp4Request<'static> {
+        Dhcp4Request {
+            kind: Dhcp4MessageType::Request,
             xid: 0x0102_0304,
             secs: 7,
             broadcast: true,
@@ -306,8 +306,8 @@ mod tests {
             DhcpOption::InterfaceMtu(1400),
             DhcpOption::DomainName("example.org".to_owned()),
         ]);
-        let reply = Reply::decode(&bytes).expect("well formed");
-        assert_eq!((reply.kind, reply.xid), (Kind::Offer, 5));
+        let reply = Dhcp4Reply::decode(&bytes).expect("well formed");
+        assert_eq!((reply.kind, reply.xid), (Dhcp4MessageType::Offer, 5));
         assert_eq!(reply.your_address, Ipv4Addr::new(192, 0, 2, 9));
         assert_eq!(reply.addresses(code::DNS), [Ipv4Addr::new(192, 0, 2, 1)]);
         assert_eq!(reply.number32(code::LEASE), Some(3600));
@@ -316,13 +316,13 @@ mod tests {
         assert_eq!(reply.routes(), None);
     }
 
-    fn with_routes(bytes: &[u8]) -> Reply {
+    fn with_routes(bytes: &[u8]) -> Dhcp4Reply {
         let mut raw = offer(Vec::new());
         raw.truncate(HEADER_BYTES + 4);
         raw.extend([53, 1, 5, 121, bytes.len() as u8]);
         raw.extend(bytes);
         raw.push(255);
-        Reply::decode(&raw).expect("well formed")
+        Dhcp4Reply::decode(&raw).expect("well formed")
     }
 
     #[test]
@@ -349,7 +349,7 @@ mod tests {
         ]);
         raw[108..115].copy_from_slice(&[51, 4, 0, 0, 14, 16, 255]);
         raw[44..50].copy_from_slice(&[26, 2, 5, 220, 255, 0]);
-        let reply = Reply::decode(&raw).expect("well formed");
+        let reply = Dhcp4Reply::decode(&raw).expect("well formed");
         assert_eq!(reply.text(code::DOMAIN), Some("abcd"));
         assert_eq!(reply.number32(code::LEASE), Some(3600));
         assert_eq!(reply.number16(code::MTU), Some(1500));
@@ -359,13 +359,13 @@ mod tests {
     fn cut_and_foreign_messages_are_refused() {
         let good = offer(vec![DhcpOption::AddressLeaseTime(3600)]);
         for len in 0..HEADER_BYTES + 8 {
-            let cut = Reply::decode(&good[..len]);
+            let cut = Dhcp4Reply::decode(&good[..len]);
             assert!(len > HEADER_BYTES + 6 || cut.is_none(), "{len} bytes");
         }
         for (at, value) in [(0, 1), (1, 6), (2, 16), (HEADER_BYTES, 0)] {
             let mut bad = good.clone();
             bad[at] = value;
-            assert!(Reply::decode(&bad).is_none(), "byte {at}");
+            assert!(Dhcp4Reply::decode(&bad).is_none(), "byte {at}");
         }
     }
 
@@ -377,7 +377,7 @@ mod tests {
             bytes[..3].copy_from_slice(&[2, 1, 6]);
             bytes.extend(COOKIE);
             bytes.extend(tail);
-            if let Some(reply) = Reply::decode(&bytes) {
+            if let Some(reply) = Dhcp4Reply::decode(&bytes) {
                 let _ = (reply.routes(), reply.addresses(code::DNS), reply.text(code::DOMAIN));
             }
         }

@@ -1,22 +1,22 @@
 //! A DHCPv4 client (RFC 2131) as a state machine.
 //!
-//! Bytes and time go in, [`Event`]s come out; the owner sends, receives and keeps the time. Time
+//! Bytes and time go in, [`Dhcp4Event`]s come out; the owner sends, receives and keeps the time. Time
 //! is a [`Duration`] since any fixed moment.
 //!
-//! The client never gives up: without an answer it repeats its question after 1 s, then after
-//! twice as long each time, up to 64 s. A card that lost its carrier asks anew when the carrier
-//! returns and keeps its address in the meantime, as long as the lease lasts.
+//! The client never gives up: without an answer it repeats its question after 1 s, then after twice
+//! as long each time, up to 64 s. A card that lost its carrier asks again when the carrier returns
+//! and keeps its address in the meantime, as long as the lease lasts.
 
 mod lease;
 mod message;
 
 use std::{collections::VecDeque, net::Ipv4Addr, time::Duration};
 
-use message::{Kind, Query, Reply};
+use message::{Dhcp4MessageType, Dhcp4Reply, Dhcp4Request};
 
-pub use lease::Lease;
+pub use lease::Dhcp4Lease;
 
-use crate::retry::{Backoff, Rng};
+use crate::retry::{NetRng, RetransmitBackoff};
 
 /// Port a server listens on.
 pub const SERVER_PORT: u16 = 67;
@@ -39,11 +39,11 @@ const NAK_PAUSE: Duration = Duration::from_secs(1);
 /// What the owner has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Event {
+pub enum Dhcp4Event {
     /// The lease is granted or was extended: configure it. It replaces the one before.
-    Bound(Lease),
+    Bound(Dhcp4Lease),
     /// The lease ended: remove its address.
-    Lost(Loss),
+    Lost(LeaseLoss),
     /// Send this to port [`SERVER_PORT`]; `to` is the broadcast address or a server's.
     Send {
         /// Destination.
@@ -56,30 +56,30 @@ pub enum Event {
 /// Why a lease ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Loss {
-    /// Nobody extended it.
+pub enum LeaseLoss {
+    /// It ended before a server extended it.
     Expired,
     /// The server refused to extend it.
     Refused,
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum Dhcp4State {
     Stopped,
     Selecting,
-    Requesting { offer: Lease, sent: u32 },
+    Requesting { offer: Dhcp4Lease, sent: u32 },
     Bound,
     Renewing,
     Rebinding,
 }
 
 #[derive(Clone, Debug)]
-struct Held {
-    lease: Lease,
+struct Dhcp4Binding {
+    lease: Dhcp4Lease,
     since: Duration,
 }
 
-impl Held {
+impl Dhcp4Binding {
     fn ends(&self) -> Option<Duration> {
         self.lease.lasts.map(|l| self.since + l)
     }
@@ -87,32 +87,32 @@ impl Held {
 
 /// The client of one card.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub struct Dhcp4Client {
     mac: [u8; 6],
     hostname: String,
-    rng: Rng,
-    backoff: Backoff,
-    step: Step,
+    rng: NetRng,
+    backoff: RetransmitBackoff,
+    step: Dhcp4State,
     xid: u32,
     began: Duration,
     /// When the question that is under way was sent.
     asked: Duration,
     send_at: Option<Duration>,
-    held: Option<Held>,
-    events: VecDeque<Event>,
+    held: Option<Dhcp4Binding>,
+    events: VecDeque<Dhcp4Event>,
     refused: u64,
 }
 
-impl Client {
-    /// A client that does nothing until [`Client::start`]. `seed` drives transaction numbers and
+impl Dhcp4Client {
+    /// A client that does nothing until [`Dhcp4Client::start`]. `seed` drives transaction numbers and
     /// jitter.
     pub fn new(mac: [u8; 6], hostname: &str, seed: u64) -> Self {
         Self {
             mac,
             hostname: hostname.to_owned(),
-            rng: Rng::new(seed),
-            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
-            step: Step::Stopped,
+            rng: NetRng::new(seed),
+            backoff: RetransmitBackoff::new(RETRY_FIRST, RETRY_MAX),
+            step: Dhcp4State::Stopped,
             xid: 0,
             began: Duration::ZERO,
             asked: Duration::ZERO,
@@ -131,7 +131,7 @@ impl Client {
 
     /// The carrier went away: be silent. The lease keeps running.
     pub fn pause(&mut self) {
-        self.step = Step::Stopped;
+        self.step = Dhcp4State::Stopped;
         self.send_at = None;
     }
 
@@ -141,7 +141,7 @@ impl Client {
     }
 
     /// The lease held, if any.
-    pub fn lease(&self) -> Option<&Lease> {
+    pub fn lease(&self) -> Option<&Dhcp4Lease> {
         self.held.as_ref().map(|h| &h.lease)
     }
 
@@ -150,20 +150,20 @@ impl Client {
         self.refused
     }
 
-    /// When [`Client::handle_timeout`] wants to be called; in the past means now.
+    /// When [`Dhcp4Client::handle_timeout`] wants to be called; in the past means now.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let ends = self.held.as_ref().and_then(Held::ends);
+        let ends = self.held.as_ref().and_then(Dhcp4Binding::ends);
         self.send_at.into_iter().chain(ends).min()
     }
 
     /// What to do next; call until `None` after every other call.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<Dhcp4Event> {
         self.events.pop_front()
     }
 
     /// A datagram came from [`SERVER_PORT`].
     pub fn handle_packet(&mut self, now: Duration, bytes: &[u8]) {
-        let taken = Reply::decode(bytes)
+        let taken = Dhcp4Reply::decode(bytes)
             .filter(|r| r.xid == self.xid && r.mac == self.mac)
             .and_then(|reply| self.take(now, &reply));
         if taken.is_none() {
@@ -176,33 +176,33 @@ impl Client {
         if self
             .held
             .as_ref()
-            .and_then(Held::ends)
+            .and_then(Dhcp4Binding::ends)
             .is_some_and(|end| now >= end)
         {
-            self.lose(now, Loss::Expired);
+            self.lose(now, LeaseLoss::Expired);
         }
         if self.send_at.is_some_and(|at| now >= at) {
             self.ask(now);
         }
     }
 
-    /// Acts on a reply to the question under way; `None` if it is none.
-    fn take(&mut self, now: Duration, reply: &Reply) -> Option<()> {
+    /// Acts on a reply to the question under way; `None` if the reply does not answer it.
+    fn take(&mut self, now: Duration, reply: &Dhcp4Reply) -> Option<()> {
         match (self.step.clone(), reply.kind) {
-            (Step::Selecting, Kind::Offer) => {
-                let offer = Lease::read(reply)?;
-                self.step = Step::Requesting { offer, sent: 0 };
+            (Dhcp4State::Selecting, Dhcp4MessageType::Offer) => {
+                let offer = Dhcp4Lease::read(reply)?;
+                self.step = Dhcp4State::Requesting { offer, sent: 0 };
                 self.backoff.reset();
                 self.ask(now);
             }
-            (Step::Requesting { offer, .. }, kind) => {
+            (Dhcp4State::Requesting { offer, .. }, kind) => {
                 self.answer(now, kind, reply, Some(offer.server))?;
             }
-            (Step::Renewing, kind) => {
+            (Dhcp4State::Renewing, kind) => {
                 let server = self.lease().map(|l| l.server);
                 self.answer(now, kind, reply, server)?;
             }
-            (Step::Rebinding, kind) => self.answer(now, kind, reply, None)?,
+            (Dhcp4State::Rebinding, kind) => self.answer(now, kind, reply, None)?,
             _ => return None,
         }
         Some(())
@@ -211,8 +211,8 @@ impl Client {
     fn answer(
         &mut self,
         now: Duration,
-        kind: Kind,
-        reply: &Reply,
+        kind: Dhcp4MessageType,
+        reply: &Dhcp4Reply,
         from: Option<Ipv4Addr>,
     ) -> Option<()> {
         let server = reply.address(message::code::SERVER)?;
@@ -220,41 +220,41 @@ impl Client {
             return None;
         }
         match kind {
-            Kind::Ack => self.bind(Lease::read(reply)?),
-            Kind::Nak => self.lose(now, Loss::Refused),
+            Dhcp4MessageType::Ack => self.bind(Dhcp4Lease::read(reply)?),
+            Dhcp4MessageType::Nak => self.lose(now, LeaseLoss::Refused),
             _ => return None,
         }
         Some(())
     }
 
-    fn bind(&mut self, lease: Lease) {
+    fn bind(&mut self, lease: Dhcp4Lease) {
         // A lease counts from the question, not from the answer (RFC 2131 §4.4.1).
         let since = self.asked;
         self.send_at = lease.lasts.map(|_| since + lease.renew_after);
-        self.step = Step::Bound;
+        self.step = Dhcp4State::Bound;
         self.backoff.reset();
-        self.held = Some(Held {
+        self.held = Some(Dhcp4Binding {
             lease: lease.clone(),
             since,
         });
-        self.events.push_back(Event::Bound(lease));
+        self.events.push_back(Dhcp4Event::Bound(lease));
     }
 
-    fn lose(&mut self, now: Duration, loss: Loss) {
+    fn lose(&mut self, now: Duration, loss: LeaseLoss) {
         if self.held.take().is_some() {
-            self.events.push_back(Event::Lost(loss));
+            self.events.push_back(Dhcp4Event::Lost(loss));
         }
         match (&self.step, loss) {
-            (Step::Stopped | Step::Selecting, _) => {}
-            (Step::Requesting { .. }, Loss::Expired) => {}
-            (_, Loss::Refused) => self.discover(now, now + NAK_PAUSE),
-            (_, Loss::Expired) => self.discover(now, now),
+            (Dhcp4State::Stopped | Dhcp4State::Selecting, _) => {}
+            (Dhcp4State::Requesting { .. }, LeaseLoss::Expired) => {}
+            (_, LeaseLoss::Refused) => self.discover(now, now + NAK_PAUSE),
+            (_, LeaseLoss::Expired) => self.discover(now, now),
         }
     }
 
-    /// Starts anew; the first question goes out at `at`.
+    /// Starts over; the first question goes out at `at`.
     fn discover(&mut self, now: Duration, at: Duration) {
-        self.step = Step::Selecting;
+        self.step = Dhcp4State::Selecting;
         self.xid = self.rng.next_u32();
         self.began = now;
         self.backoff.reset();
@@ -267,31 +267,31 @@ impl Client {
     /// Asks what this step asks, and sets when to ask again.
     fn ask(&mut self, now: Duration) {
         match &mut self.step {
-            Step::Stopped => self.send_at = None,
-            Step::Selecting => self.ask_everyone(now, Kind::Discover, None, None),
-            Step::Requesting { sent, .. } if *sent >= REQUESTS_MAX => self.discover(now, now),
-            Step::Requesting { offer, sent } => {
+            Dhcp4State::Stopped => self.send_at = None,
+            Dhcp4State::Selecting => self.ask_everyone(now, Dhcp4MessageType::Discover, None, None),
+            Dhcp4State::Requesting { sent, .. } if *sent >= REQUESTS_MAX => self.discover(now, now),
+            Dhcp4State::Requesting { offer, sent } => {
                 *sent += 1;
                 let (address, server) = (offer.address, offer.server);
-                self.ask_everyone(now, Kind::Request, Some(address), Some(server));
+                self.ask_everyone(now, Dhcp4MessageType::Request, Some(address), Some(server));
             }
-            Step::Bound => {
-                self.step = Step::Renewing;
+            Dhcp4State::Bound => {
+                self.step = Dhcp4State::Renewing;
                 self.extend(now);
             }
-            Step::Renewing | Step::Rebinding => self.extend(now),
+            Dhcp4State::Renewing | Dhcp4State::Rebinding => self.extend(now),
         }
     }
 
     fn ask_everyone(
         &mut self,
         now: Duration,
-        kind: Kind,
+        kind: Dhcp4MessageType,
         requested: Option<Ipv4Addr>,
         server: Option<Ipv4Addr>,
     ) {
         let requested = requested.or_else(|| self.lease().map(|l| l.address));
-        let query = Query {
+        let query = Dhcp4Request {
             broadcast: true,
             requested,
             server,
@@ -300,7 +300,7 @@ impl Client {
         let bytes = query.encode();
         self.asked = now;
         self.send_at = Some(now + self.backoff.pause(&mut self.rng, JITTER_PERCENT));
-        self.events.push_back(Event::Send {
+        self.events.push_back(Dhcp4Event::Send {
             to: Ipv4Addr::BROADCAST,
             bytes,
         });
@@ -315,24 +315,24 @@ impl Client {
         let (to, until) = if now < rebind_at {
             (held.lease.server, rebind_at)
         } else {
-            self.step = Step::Rebinding;
+            self.step = Dhcp4State::Rebinding;
             (Ipv4Addr::BROADCAST, held.ends().unwrap_or(Duration::MAX))
         };
         self.xid = self.rng.next_u32();
-        let query = Query {
+        let query = Dhcp4Request {
             client_address: held.lease.address,
-            ..self.query(now, Kind::Request)
+            ..self.query(now, Dhcp4MessageType::Request)
         };
         let bytes = query.encode();
         self.asked = now;
         let pause = (until.saturating_sub(now) / 2).max(RENEW_PAUSE_MIN);
         self.send_at = Some((now + pause).min(until));
-        self.events.push_back(Event::Send { to, bytes });
+        self.events.push_back(Dhcp4Event::Send { to, bytes });
     }
 
-    fn query(&self, now: Duration, kind: Kind) -> Query<'_> {
+    fn query(&self, now: Duration, kind: Dhcp4MessageType) -> Dhcp4Request<'_> {
         let secs = now.saturating_sub(self.began).as_secs();
-        Query {
+        Dhcp4Request {
             kind,
             xid: self.xid,
             secs: secs.try_into().unwrap_or(u16::MAX),

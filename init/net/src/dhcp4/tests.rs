@@ -13,20 +13,22 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-fn client() -> Client {
-    Client::new(MAC, "box", 1)
+fn client() -> Dhcp4Client {
+    Dhcp4Client::new(MAC, "box", 1)
 }
 
-fn events(client: &mut Client) -> Vec<Event> {
+fn events(client: &mut Dhcp4Client) -> Vec<Dhcp4Event> {
     std::iter::from_fn(|| client.poll_event()).collect()
 }
 
 /// The one message the client just sent.
-fn sent(client: &mut Client) -> (Ipv4Addr, v4::Message) {
+fn sent(client: &mut Dhcp4Client) -> (Ipv4Addr, v4::Message) {
     let mut all = events(client);
     assert_eq!(all.len(), 1, "one event expected: {all:?}");
     match all.remove(0) {
-        Event::Send { to, bytes } => (to, v4::Message::from_bytes(&bytes).expect("well formed")),
+        Dhcp4Event::Send { to, bytes } => {
+            (to, v4::Message::from_bytes(&bytes).expect("well formed"))
+        }
         other => panic!("a message expected: {other:?}"),
     }
 }
@@ -54,19 +56,19 @@ fn reply(to: &v4::Message, kind: MessageType, change: impl FnOnce(&mut v4::Messa
 }
 
 /// A client that got its address at time zero.
-fn bound() -> Client {
+fn bound() -> Dhcp4Client {
     let mut client = client();
     client.start(secs(0));
     let (_, discover) = sent(&mut client);
     client.handle_packet(secs(0), &reply(&discover, MessageType::Offer, |_| {}));
     let (_, request) = sent(&mut client);
     client.handle_packet(secs(0), &reply(&request, MessageType::Ack, |_| {}));
-    assert!(matches!(events(&mut client)[..], [Event::Bound(_)]));
+    assert!(matches!(events(&mut client)[..], [Dhcp4Event::Bound(_)]));
     client
 }
 
 /// Lets the client's own timer run out.
-fn wait(client: &mut Client) -> Duration {
+fn wait(client: &mut Dhcp4Client) -> Duration {
     let at = client.poll_timeout().expect("a timer is set");
     client.handle_timeout(at);
     at
@@ -95,7 +97,7 @@ fn four_messages_bring_an_address() {
 
     client.handle_packet(secs(5), &reply(&request, MessageType::Ack, |_| {}));
     let lease = client.lease().cloned().expect("bound");
-    assert_eq!(events(&mut client), [Event::Bound(lease.clone())]);
+    assert_eq!(events(&mut client), [Dhcp4Event::Bound(lease.clone())]);
     assert_eq!((lease.address, lease.prefix_len), (ADDRESS, 24));
     assert_eq!(lease.routes, [(Ipv4Addr::UNSPECIFIED, 0, SERVER)]);
     assert_eq!(client.poll_timeout(), Some(secs(5 + 1800)));
@@ -150,7 +152,7 @@ fn renewal_asks_the_server_and_extends_the_lease() {
     assert!(request.opts().get(OptionCode::ServerIdentifier).is_none());
     assert!(request.opts().get(OptionCode::RequestedIpAddress).is_none());
     client.handle_packet(at, &reply(&request, MessageType::Ack, |_| {}));
-    assert!(matches!(events(&mut client)[..], [Event::Bound(_)]));
+    assert!(matches!(events(&mut client)[..], [Dhcp4Event::Bound(_)]));
     assert_eq!(client.poll_timeout(), Some(secs(3600)));
 }
 
@@ -161,11 +163,11 @@ fn without_answers_it_rebinds_and_then_loses_the_address_and_starts_anew() {
     let lost_at = loop {
         let at = wait(&mut client);
         let mut all = events(&mut client);
-        if all[0] == Event::Lost(Loss::Expired) {
+        if all[0] == Dhcp4Event::Lost(LeaseLoss::Expired) {
             assert_eq!(all.len(), 2, "starts anew at once");
             break at;
         }
-        let Event::Send { to, .. } = all.remove(0) else {
+        let Dhcp4Event::Send { to, .. } = all.remove(0) else {
             panic!("a question expected");
         };
         destinations.push((at, to));
@@ -214,7 +216,7 @@ fn a_refusal_removes_the_address_and_asks_again_after_a_pause() {
     let at = wait(&mut client);
     let (_, request) = sent(&mut client);
     client.handle_packet(at, &reply(&request, MessageType::Nak, |_| {}));
-    assert_eq!(events(&mut client), [Event::Lost(Loss::Refused)]);
+    assert_eq!(events(&mut client), [Dhcp4Event::Lost(LeaseLoss::Refused)]);
     assert_eq!(wait(&mut client), at + NAK_PAUSE);
     let (_, discover) = sent(&mut client);
     assert_eq!(kind(&discover), MessageType::Discover);
@@ -246,7 +248,9 @@ fn the_address_survives_a_pulled_cable_and_is_asked_for_again() {
     let (_, request) = sent(&mut client);
     client.handle_packet(secs(101), &reply(&request, MessageType::Ack, elsewhere));
     let all = events(&mut client);
-    assert!(matches!(&all[..], [Event::Bound(l)] if l.address == Ipv4Addr::new(198, 51, 100, 9)));
+    assert!(
+        matches!(&all[..], [Dhcp4Event::Bound(l)] if l.address == Ipv4Addr::new(198, 51, 100, 9))
+    );
 }
 
 #[test]
@@ -254,7 +258,7 @@ fn a_lease_that_ends_while_the_cable_is_out_is_removed() {
     let mut client = bound();
     client.pause();
     wait(&mut client);
-    assert_eq!(events(&mut client), [Event::Lost(Loss::Expired)]);
+    assert_eq!(events(&mut client), [Dhcp4Event::Lost(LeaseLoss::Expired)]);
     assert_eq!(client.poll_timeout(), None);
 }
 
@@ -269,7 +273,7 @@ fn an_endless_lease_is_never_renewed() {
     client.handle_packet(secs(0), &reply(&discover, MessageType::Offer, endless));
     let (_, request) = sent(&mut client);
     client.handle_packet(secs(0), &reply(&request, MessageType::Ack, endless));
-    assert!(matches!(events(&mut client)[..], [Event::Bound(_)]));
+    assert!(matches!(events(&mut client)[..], [Dhcp4Event::Bound(_)]));
     assert_eq!(client.poll_timeout(), None);
 }
 

@@ -25,7 +25,7 @@ pub(super) mod code {
 const DUID_BYTES_MAX: usize = 130;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Dhcp6MessageType {
     Solicit = 1,
     Advertise = 2,
     Request = 3,
@@ -37,8 +37,8 @@ pub(super) enum Kind {
 
 /// A message to the servers.
 #[derive(Debug)]
-pub(super) struct Query<'a> {
-    pub(super) kind: Kind,
+pub(super) struct Dhcp6Request<'a> {
+    pub(super) kind: Dhcp6MessageType,
     pub(super) xid: u32,
     pub(super) mac: [u8; 6],
     /// Hundredths of a second since the exchange began.
@@ -47,7 +47,7 @@ pub(super) struct Query<'a> {
     pub(super) addresses: &'a [Ipv6Addr],
 }
 
-impl Query<'_> {
+impl Dhcp6Request<'_> {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![self.kind as u8];
         out.extend(&self.xid.to_be_bytes()[1..]);
@@ -55,10 +55,10 @@ impl Query<'_> {
         if let Some(server) = self.server {
             put(&mut out, code::SERVER, server);
         }
-        if self.kind != Kind::InformationRequest {
+        if self.kind != Dhcp6MessageType::InformationRequest {
             put(&mut out, code::IA_NA, &self.association());
         }
-        if self.kind == Kind::Solicit {
+        if self.kind == Dhcp6MessageType::Solicit {
             put(&mut out, code::RAPID, &[]);
         }
         let wanted = [
@@ -106,7 +106,7 @@ fn association_id(mac: [u8; 6]) -> [u8; 4] {
 
 /// An address granted, lifetimes in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Granted {
+pub(super) struct IaAddress {
     pub(super) address: Ipv6Addr,
     pub(super) preferred: u32,
     pub(super) valid: u32,
@@ -114,36 +114,36 @@ pub(super) struct Granted {
 
 /// The association of ours in a reply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Association {
+pub(super) struct IdentityAssociation {
     pub(super) t1: u32,
     pub(super) t2: u32,
     pub(super) status: u16,
-    pub(super) addresses: Vec<Granted>,
+    pub(super) addresses: Vec<IaAddress>,
 }
 
 /// A message from a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Reply {
-    pub(super) kind: Kind,
+pub(super) struct Dhcp6Reply {
+    pub(super) kind: Dhcp6MessageType,
     pub(super) xid: u32,
     pub(super) server: Vec<u8>,
     pub(super) preference: u8,
     pub(super) status: u16,
     pub(super) rapid: bool,
-    pub(super) association: Option<Association>,
+    pub(super) association: Option<IdentityAssociation>,
     pub(super) dns: Vec<Ipv6Addr>,
     pub(super) search: Vec<String>,
     pub(super) ntp: Vec<Ipv6Addr>,
     pub(super) refresh: Option<u32>,
 }
 
-impl Reply {
+impl Dhcp6Reply {
     /// `None` for anything that is no well-formed answer to a client with this card.
     pub(super) fn decode(bytes: &[u8], mac: [u8; 6]) -> Option<Self> {
         let (header, options) = bytes.split_at_checked(4)?;
         let kind = match header[0] {
-            2 => Kind::Advertise,
-            7 => Kind::Reply,
+            2 => Dhcp6MessageType::Advertise,
+            7 => Dhcp6MessageType::Reply,
             _ => return None,
         };
         let options = read_options(options)?;
@@ -193,12 +193,12 @@ fn status(value: &[u8]) -> u16 {
     value.first_chunk().map_or(1, |s| u16::from_be_bytes(*s))
 }
 
-fn association(value: &[u8]) -> Option<Association> {
+fn association(value: &[u8]) -> Option<IdentityAssociation> {
     let (head, options) = value.split_at_checked(12)?;
-    let mut association = Association {
+    let mut association = IdentityAssociation {
         t1: u32::from_be_bytes(head[4..8].try_into().ok()?),
         t2: u32::from_be_bytes(head[8..12].try_into().ok()?),
-        ..Association::default()
+        ..IdentityAssociation::default()
     };
     for (code, value) in read_options(options)? {
         match code {
@@ -211,9 +211,9 @@ fn association(value: &[u8]) -> Option<Association> {
 }
 
 /// An address that a machine can have, with lifetimes in order; anything else is skipped.
-fn granted(value: &[u8]) -> Option<Granted> {
+fn granted(value: &[u8]) -> Option<IaAddress> {
     let (fixed, options) = value.split_at_checked(24)?;
-    let granted = Granted {
+    let granted = IaAddress {
         address: Ipv6Addr::from(<[u8; 16]>::try_from(&fixed[..16]).ok()?),
         preferred: u32::from_be_bytes(fixed[16..20].try_into().ok()?),
         valid: u32::from_be_bytes(fixed[20..24].try_into().ok()?),
@@ -258,8 +258,8 @@ mod tests {
     #[test]
     fn another_implementation_reads_what_we_write() {
         let address: Ipv6Addr = "2001:db8::9".parse().expect("valid");
-        let query = Query {
-            kind: Kind::Request,
+        let query = Dhcp6Request {
+            kind: Dhcp6MessageType::Request,
             xid: 0x0001_0203,
             mac: MAC,
             elapsed: 12,
@@ -289,7 +289,7 @@ mod tests {
             bytes.extend(duid(MAC));
             bytes.extend([0, 2, 0, 3, 1, 2, 3, 0, 3]);
             bytes.extend(tail);
-            let _ = Reply::decode(&bytes, MAC);
+            let _ = Dhcp6Reply::decode(&bytes, MAC);
         }
     }
 }

@@ -1,16 +1,16 @@
 //! A DHCPv6 client (RFC 8415) as a state machine.
 //!
-//! Like [`crate::dhcp4`]: bytes and time in, [`Event`]s out, never giving up. It asks for one
-//! address ([`Mode::Stateful`]) or only for name and time servers ([`Mode::Stateless`]), as the
+//! Like [`crate::dhcp4`]: bytes and time in, [`Dhcp6Event`]s out, never giving up. It asks for one
+//! address ([`Dhcp6Mode::Stateful`]) or only for name and time servers ([`Dhcp6Mode::Stateless`]), as the
 //! router's advertisement says.
 
 mod message;
 
 use std::{collections::VecDeque, net::Ipv6Addr, time::Duration};
 
-use message::{Association, Kind, Query, Reply};
+use message::{Dhcp6MessageType, Dhcp6Reply, Dhcp6Request, IdentityAssociation};
 
-use crate::retry::{Backoff, Rng};
+use crate::retry::{NetRng, RetransmitBackoff};
 
 /// Port servers listen on.
 pub const SERVER_PORT: u16 = 547;
@@ -47,7 +47,7 @@ const STATUS_NO_BINDING: u16 = 3;
 
 /// What to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum Dhcp6Mode {
     /// An address and servers (flag M).
     Stateful,
     /// Name and time servers only (flag O).
@@ -57,9 +57,9 @@ pub enum Mode {
 /// What the owner has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Event {
+pub enum Dhcp6Event {
     /// The lease is granted or was extended, or servers are known: this replaces what was before.
-    Bound(Lease),
+    Bound(Dhcp6Lease),
     /// The lease ended: remove its addresses and servers.
     Lost,
     /// Send to [`SERVERS`], port [`SERVER_PORT`].
@@ -68,9 +68,9 @@ pub enum Event {
 
 /// What a DHCPv6 server granted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Lease {
+pub struct Dhcp6Lease {
     /// Addresses; none in stateless mode.
-    pub addresses: Vec<Address>,
+    pub addresses: Vec<Dhcp6Address>,
     /// Name servers.
     pub dns: Vec<Ipv6Addr>,
     /// Domains to search.
@@ -81,7 +81,7 @@ pub struct Lease {
 
 /// One address of a lease; lifetimes in seconds, `u32::MAX` for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address {
+pub struct Dhcp6Address {
     /// The address; its prefix length is 128.
     pub address: Ipv6Addr,
     /// New connections use it this long.
@@ -91,19 +91,25 @@ pub struct Address {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum Dhcp6State {
     Stopped,
     Informing,
     Informed,
-    Soliciting { best: Option<Box<Reply>>, sent: u32 },
-    Requesting { chosen: Box<Reply>, sent: u32 },
+    Soliciting {
+        best: Option<Box<Dhcp6Reply>>,
+        sent: u32,
+    },
+    Requesting {
+        chosen: Box<Dhcp6Reply>,
+        sent: u32,
+    },
     Bound,
     Renewing,
     Rebinding,
 }
 
 #[derive(Clone, Debug)]
-struct Held {
+struct Dhcp6Binding {
     server: Vec<u8>,
     addresses: Vec<Ipv6Addr>,
     rebind_at: Option<Duration>,
@@ -112,29 +118,29 @@ struct Held {
 
 /// The client of one card.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub struct Dhcp6Client {
     mac: [u8; 6],
-    rng: Rng,
-    step: Step,
+    rng: NetRng,
+    step: Dhcp6State,
     xid: u32,
     began: Duration,
-    backoff: Backoff,
+    backoff: RetransmitBackoff,
     send_at: Option<Duration>,
-    held: Option<Held>,
-    events: VecDeque<Event>,
+    held: Option<Dhcp6Binding>,
+    events: VecDeque<Dhcp6Event>,
     refused: u64,
 }
 
-impl Client {
-    /// A client that does nothing until [`Client::start`].
+impl Dhcp6Client {
+    /// A client that does nothing until [`Dhcp6Client::start`].
     pub fn new(mac: [u8; 6], seed: u64) -> Self {
         Self {
             mac,
-            rng: Rng::new(seed),
-            step: Step::Stopped,
+            rng: NetRng::new(seed),
+            step: Dhcp6State::Stopped,
             xid: 0,
             began: Duration::ZERO,
-            backoff: Backoff::new(ASK_FIRST, ASK_MAX),
+            backoff: RetransmitBackoff::new(ASK_FIRST, ASK_MAX),
             send_at: None,
             held: None,
             events: VecDeque::new(),
@@ -143,20 +149,20 @@ impl Client {
     }
 
     /// The link is there: ask at once. Addresses held from before stay and are asked for again.
-    pub fn start(&mut self, now: Duration, mode: Mode) {
+    pub fn start(&mut self, now: Duration, mode: Dhcp6Mode) {
         let step = match mode {
-            Mode::Stateful => Step::Soliciting {
+            Dhcp6Mode::Stateful => Dhcp6State::Soliciting {
                 best: None,
                 sent: 0,
             },
-            Mode::Stateless => Step::Informing,
+            Dhcp6Mode::Stateless => Dhcp6State::Informing,
         };
         self.enter(now, step);
     }
 
     /// The carrier went away: be silent. Lifetimes keep running.
     pub fn pause(&mut self) {
-        self.step = Step::Stopped;
+        self.step = Dhcp6State::Stopped;
         self.send_at = None;
     }
 
@@ -165,20 +171,20 @@ impl Client {
         self.refused
     }
 
-    /// When [`Client::handle_timeout`] wants to be called.
+    /// When [`Dhcp6Client::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let ends = self.held.as_ref().and_then(|h| h.ends_at);
         self.send_at.into_iter().chain(ends).min()
     }
 
     /// What to do next; call until `None` after every other call.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<Dhcp6Event> {
         self.events.pop_front()
     }
 
     /// A datagram came to port [`CLIENT_PORT`].
     pub fn handle_packet(&mut self, now: Duration, bytes: &[u8]) {
-        let taken = Reply::decode(bytes, self.mac)
+        let taken = Dhcp6Reply::decode(bytes, self.mac)
             .filter(|r| r.xid == self.xid)
             .and_then(|reply| self.take(now, reply));
         if taken.is_none() {
@@ -197,11 +203,13 @@ impl Client {
         }
     }
 
-    fn take(&mut self, now: Duration, reply: Reply) -> Option<()> {
+    fn take(&mut self, now: Duration, reply: Dhcp6Reply) -> Option<()> {
         match (&mut self.step, reply.kind) {
-            (Step::Informing, Kind::Reply) => self.inform(now, &reply),
-            (Step::Soliciting { .. }, Kind::Reply) if reply.rapid => self.bind(now, reply)?,
-            (Step::Soliciting { best, sent }, Kind::Advertise) => {
+            (Dhcp6State::Informing, Dhcp6MessageType::Reply) => self.inform(now, &reply),
+            (Dhcp6State::Soliciting { .. }, Dhcp6MessageType::Reply) if reply.rapid => {
+                self.bind(now, reply)?
+            }
+            (Dhcp6State::Soliciting { best, sent }, Dhcp6MessageType::Advertise) => {
                 usable(&reply)?;
                 // RFC 8415 §18.2.1: collect until the first pause ends, unless a server says it
                 // is the best there is.
@@ -214,19 +222,23 @@ impl Client {
                     *best = Some(Box::new(reply));
                 }
             }
-            (Step::Requesting { chosen, .. }, Kind::Reply) if chosen.server == reply.server => {
+            (Dhcp6State::Requesting { chosen, .. }, Dhcp6MessageType::Reply)
+                if chosen.server == reply.server =>
+            {
                 if self.bind(now, reply).is_none() {
                     self.refused += 1;
-                    self.start(now, Mode::Stateful);
+                    self.start(now, Dhcp6Mode::Stateful);
                 }
             }
-            (Step::Renewing | Step::Rebinding, Kind::Reply) => self.extended(now, reply)?,
+            (Dhcp6State::Renewing | Dhcp6State::Rebinding, Dhcp6MessageType::Reply) => {
+                self.extended(now, reply)?
+            }
             _ => return None,
         }
         Some(())
     }
 
-    fn extended(&mut self, now: Duration, reply: Reply) -> Option<()> {
+    fn extended(&mut self, now: Duration, reply: Dhcp6Reply) -> Option<()> {
         let association = reply.association.as_ref()?;
         if association.status == STATUS_NO_BINDING {
             self.request(now, reply);
@@ -235,51 +247,54 @@ impl Client {
         self.bind(now, reply)
     }
 
-    fn inform(&mut self, now: Duration, reply: &Reply) {
+    fn inform(&mut self, now: Duration, reply: &Dhcp6Reply) {
         let asked = reply.refresh.map(|s| Duration::from_secs(s.into()));
         let refresh = asked.unwrap_or(REFRESH_DEFAULT).max(REFRESH_MIN);
-        self.step = Step::Informed;
+        self.step = Dhcp6State::Informed;
         self.send_at = Some(now + refresh);
-        self.events.push_back(Event::Bound(lease(reply)));
+        self.events.push_back(Dhcp6Event::Bound(lease(reply)));
     }
 
-    fn request(&mut self, now: Duration, chosen: Reply) {
+    fn request(&mut self, now: Duration, chosen: Dhcp6Reply) {
         let chosen = Box::new(chosen);
-        self.enter(now, Step::Requesting { chosen, sent: 0 });
+        self.enter(now, Dhcp6State::Requesting { chosen, sent: 0 });
     }
 
-    fn bind(&mut self, now: Duration, reply: Reply) -> Option<()> {
+    fn bind(&mut self, now: Duration, reply: Dhcp6Reply) -> Option<()> {
         let association = usable(&reply)?;
         let after = |secs: u32| (secs != FOREVER).then(|| now + Duration::from_secs(secs.into()));
         let (t1, t2) = times(association);
         let valid = association.addresses.iter().map(|a| a.valid).max()?;
-        self.held = Some(Held {
+        self.held = Some(Dhcp6Binding {
             server: reply.server.clone(),
             addresses: association.addresses.iter().map(|a| a.address).collect(),
             rebind_at: after(t2),
             ends_at: after(valid),
         });
-        self.step = Step::Bound;
+        self.step = Dhcp6State::Bound;
         self.send_at = after(t1);
-        self.events.push_back(Event::Bound(lease(&reply)));
+        self.events.push_back(Dhcp6Event::Bound(lease(&reply)));
         Some(())
     }
 
     fn lose(&mut self, now: Duration) {
         self.held = None;
-        self.events.push_back(Event::Lost);
-        if !matches!(self.step, Step::Stopped | Step::Soliciting { .. }) {
-            self.start(now, Mode::Stateful);
+        self.events.push_back(Dhcp6Event::Lost);
+        if !matches!(
+            self.step,
+            Dhcp6State::Stopped | Dhcp6State::Soliciting { .. }
+        ) {
+            self.start(now, Dhcp6Mode::Stateful);
         }
     }
 
     /// Begins a step and asks its question.
-    fn enter(&mut self, now: Duration, step: Step) {
-        let extending = matches!(step, Step::Renewing | Step::Rebinding);
+    fn enter(&mut self, now: Duration, step: Dhcp6State) {
+        let extending = matches!(step, Dhcp6State::Renewing | Dhcp6State::Rebinding);
         self.backoff = if extending {
-            Backoff::new(EXTEND_FIRST, EXTEND_MAX)
+            RetransmitBackoff::new(EXTEND_FIRST, EXTEND_MAX)
         } else {
-            Backoff::new(ASK_FIRST, ASK_MAX)
+            RetransmitBackoff::new(ASK_FIRST, ASK_MAX)
         };
         self.step = step;
         self.xid = self.rng.next_u32() >> 8;
@@ -291,19 +306,19 @@ impl Client {
     fn turn(&mut self, now: Duration) {
         let rebind = self.held.as_ref().and_then(|h| h.rebind_at);
         match &mut self.step {
-            Step::Stopped => self.send_at = None,
-            Step::Informed => self.enter(now, Step::Informing),
-            Step::Soliciting { best, .. } if best.is_some() => {
+            Dhcp6State::Stopped => self.send_at = None,
+            Dhcp6State::Informed => self.enter(now, Dhcp6State::Informing),
+            Dhcp6State::Soliciting { best, .. } if best.is_some() => {
                 if let Some(best) = best.take() {
                     self.request(now, *best);
                 }
             }
-            Step::Requesting { sent, .. } if *sent >= REQUESTS_MAX => {
-                self.start(now, Mode::Stateful);
+            Dhcp6State::Requesting { sent, .. } if *sent >= REQUESTS_MAX => {
+                self.start(now, Dhcp6Mode::Stateful);
             }
-            Step::Bound => self.enter(now, Step::Renewing),
-            Step::Renewing if rebind.is_some_and(|at| now >= at) => {
-                self.enter(now, Step::Rebinding);
+            Dhcp6State::Bound => self.enter(now, Dhcp6State::Renewing),
+            Dhcp6State::Renewing if rebind.is_some_and(|at| now >= at) => {
+                self.enter(now, Dhcp6State::Rebinding);
             }
             _ => self.ask(now),
         }
@@ -314,23 +329,34 @@ impl Client {
         let ours = held.map_or(&[][..], |h| &h.addresses);
         let offered;
         let (kind, server, addresses) = match &mut self.step {
-            Step::Soliciting { sent, .. } => {
+            Dhcp6State::Soliciting { sent, .. } => {
                 *sent += 1;
-                (Kind::Solicit, None, ours)
+                (Dhcp6MessageType::Solicit, None, ours)
             }
-            Step::Requesting { chosen, sent } => {
+            Dhcp6State::Requesting { chosen, sent } => {
                 *sent += 1;
-                offered = chosen.association.as_ref().map(Association::offered);
+                offered = chosen
+                    .association
+                    .as_ref()
+                    .map(IdentityAssociation::offered);
                 let addresses = offered.as_deref().unwrap_or_default();
-                (Kind::Request, Some(chosen.server.as_slice()), addresses)
+                (
+                    Dhcp6MessageType::Request,
+                    Some(chosen.server.as_slice()),
+                    addresses,
+                )
             }
-            Step::Renewing => (Kind::Renew, held.map(|h| h.server.as_slice()), ours),
-            Step::Rebinding => (Kind::Rebind, None, ours),
-            Step::Informing => (Kind::InformationRequest, None, &[][..]),
-            Step::Stopped | Step::Informed | Step::Bound => return,
+            Dhcp6State::Renewing => (
+                Dhcp6MessageType::Renew,
+                held.map(|h| h.server.as_slice()),
+                ours,
+            ),
+            Dhcp6State::Rebinding => (Dhcp6MessageType::Rebind, None, ours),
+            Dhcp6State::Informing => (Dhcp6MessageType::InformationRequest, None, &[][..]),
+            Dhcp6State::Stopped | Dhcp6State::Informed | Dhcp6State::Bound => return,
         };
         let elapsed = now.saturating_sub(self.began).as_millis() / 10;
-        let query = Query {
+        let query = Dhcp6Request {
             kind,
             xid: self.xid,
             mac: self.mac,
@@ -338,23 +364,23 @@ impl Client {
             server,
             addresses,
         };
-        self.events.push_back(Event::Send(query.encode()));
+        self.events.push_back(Dhcp6Event::Send(query.encode()));
         let next = now + self.backoff.pause(&mut self.rng, JITTER_PERCENT);
         let limit = held
             .and_then(|h| h.rebind_at)
-            .filter(|_| kind == Kind::Renew);
+            .filter(|_| kind == Dhcp6MessageType::Renew);
         self.send_at = Some(limit.map_or(next, |limit| next.min(limit)));
     }
 }
 
-impl Association {
+impl IdentityAssociation {
     fn offered(&self) -> Vec<Ipv6Addr> {
         self.addresses.iter().map(|a| a.address).collect()
     }
 }
 
 /// The association of a reply that grants something.
-fn usable(reply: &Reply) -> Option<&Association> {
+fn usable(reply: &Dhcp6Reply) -> Option<&IdentityAssociation> {
     let association = reply.association.as_ref()?;
     let fine = reply.status == STATUS_OK && association.status == STATUS_OK;
     let lasts = association
@@ -366,7 +392,7 @@ fn usable(reply: &Reply) -> Option<&Association> {
 
 /// T1 and T2 in seconds: the server's where they are in order, else half and 4/5 of the shortest
 /// preferred lifetime (RFC 8415 §21.4).
-fn times(association: &Association) -> (u32, u32) {
+fn times(association: &IdentityAssociation) -> (u32, u32) {
     let alive = association
         .addresses
         .iter()
@@ -383,12 +409,12 @@ fn times(association: &Association) -> (u32, u32) {
     (shortest / 2, shortest / 5 * 4)
 }
 
-fn lease(reply: &Reply) -> Lease {
+fn lease(reply: &Dhcp6Reply) -> Dhcp6Lease {
     let granted = reply.association.iter().flat_map(|a| &a.addresses);
     let alive = granted.filter(|a| a.valid >= VALID_SECS_MIN);
-    Lease {
+    Dhcp6Lease {
         addresses: alive
-            .map(|a| Address {
+            .map(|a| Dhcp6Address {
                 address: a.address,
                 preferred_secs: a.preferred,
                 valid_secs: a.valid,

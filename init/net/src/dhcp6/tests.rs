@@ -13,22 +13,22 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-fn events(client: &mut Client) -> Vec<Event> {
+fn events(client: &mut Dhcp6Client) -> Vec<Dhcp6Event> {
     std::iter::from_fn(|| client.poll_event()).collect()
 }
 
-fn sent(client: &mut Client) -> v6::Message {
+fn sent(client: &mut Dhcp6Client) -> v6::Message {
     let mut all = events(client);
     assert_eq!(all.len(), 1, "one event expected: {all:?}");
     match all.remove(0) {
-        Event::Send(bytes) => v6::Message::from_bytes(&bytes).expect("well formed"),
+        Dhcp6Event::Send(bytes) => v6::Message::from_bytes(&bytes).expect("well formed"),
         other => panic!("a message expected: {other:?}"),
     }
 }
 
-fn started() -> (Client, v6::Message) {
-    let mut client = Client::new(MAC, 1);
-    client.start(secs(0), Mode::Stateful);
+fn started() -> (Dhcp6Client, v6::Message) {
+    let mut client = Dhcp6Client::new(MAC, 1);
+    client.start(secs(0), Dhcp6Mode::Stateful);
     let solicit = sent(&mut client);
     assert_eq!(solicit.msg_type(), MessageType::Solicit);
     (client, solicit)
@@ -74,7 +74,7 @@ fn hour() -> Vec<DhcpOption> {
     vec![association(ADDRESS, 1800, 3600)]
 }
 
-fn bound() -> Client {
+fn bound() -> Dhcp6Client {
     let (mut client, solicit) = started();
     let mut options = hour();
     options.push(DhcpOption::Preference(255));
@@ -84,11 +84,11 @@ fn bound() -> Client {
     );
     let request = sent(&mut client);
     client.handle_packet(secs(0), &reply(&request, MessageType::Reply, 1, hour()));
-    assert!(matches!(events(&mut client)[..], [Event::Bound(_)]));
+    assert!(matches!(events(&mut client)[..], [Dhcp6Event::Bound(_)]));
     client
 }
 
-fn wait(client: &mut Client) -> Duration {
+fn wait(client: &mut Dhcp6Client) -> Duration {
     let at = client.poll_timeout().expect("a timer is set");
     client.handle_timeout(at);
     at
@@ -114,7 +114,7 @@ fn the_best_of_the_first_second_is_requested() {
     );
     client.handle_packet(secs(1), &reply(&request, MessageType::Reply, 2, hour()));
     let all = events(&mut client);
-    let [Event::Bound(lease)] = &all[..] else {
+    let [Dhcp6Event::Bound(lease)] = &all[..] else {
         panic!("bound: {all:?}");
     };
     assert_eq!(lease.addresses[0].address, ADDRESS);
@@ -132,7 +132,7 @@ fn rapid_commit_takes_two_messages() {
     let mut options = hour();
     options.push(DhcpOption::RapidCommit);
     client.handle_packet(secs(0), &reply(&solicit, MessageType::Reply, 1, options));
-    assert!(matches!(events(&mut client)[..], [Event::Bound(_)]));
+    assert!(matches!(events(&mut client)[..], [Dhcp6Event::Bound(_)]));
 }
 
 #[test]
@@ -142,8 +142,8 @@ fn renew_then_rebind_then_expiry_then_anew() {
     let lost_at = loop {
         let at = wait(&mut client);
         let all = events(&mut client);
-        let Event::Send(bytes) = &all[0] else {
-            assert_eq!(all[0], Event::Lost);
+        let Dhcp6Event::Send(bytes) = &all[0] else {
+            assert_eq!(all[0], Dhcp6Event::Lost);
             break at;
         };
         kinds.push((
@@ -170,7 +170,7 @@ fn a_renewal_extends_and_may_change_the_address() {
     let options = vec![association(other, 100, 200)];
     client.handle_packet(at, &reply(&renew, MessageType::Reply, 1, options));
     let all = events(&mut client);
-    assert!(matches!(&all[..], [Event::Bound(l)] if l.addresses[0].address == other));
+    assert!(matches!(&all[..], [Dhcp6Event::Bound(l)] if l.addresses[0].address == other));
     assert_eq!(client.poll_timeout(), Some(at + secs(50)));
 }
 
@@ -196,14 +196,14 @@ fn a_server_that_forgot_us_is_asked_again() {
 
 #[test]
 fn stateless_information_is_refreshed() {
-    let mut client = Client::new(MAC, 1);
-    client.start(secs(0), Mode::Stateless);
+    let mut client = Dhcp6Client::new(MAC, 1);
+    client.start(secs(0), Dhcp6Mode::Stateless);
     let ask = sent(&mut client);
     assert_eq!(ask.msg_type(), MessageType::InformationRequest);
     assert!(ask.opts().get(OptionCode::IANA).is_none());
     client.handle_packet(secs(0), &reply(&ask, MessageType::Reply, 1, Vec::new()));
     let all = events(&mut client);
-    assert!(matches!(&all[..], [Event::Bound(l)] if l.dns == [DNS] && l.addresses.is_empty()));
+    assert!(matches!(&all[..], [Dhcp6Event::Bound(l)] if l.dns == [DNS] && l.addresses.is_empty()));
     assert_eq!(wait(&mut client), REFRESH_DEFAULT);
     assert_eq!(
         sent(&mut client).msg_type(),
@@ -257,10 +257,10 @@ fn hostile_replies_are_ignored_and_counted() {
     assert!(events(&mut client).is_empty());
 }
 
-impl Client {
+impl Dhcp6Client {
     /// No cut advertisement may have been taken as the best.
     fn pause_check(&self) {
-        if let Step::Soliciting {
+        if let Dhcp6State::Soliciting {
             best: Some(best), ..
         } = &self.step
         {

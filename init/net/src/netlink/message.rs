@@ -32,9 +32,9 @@ const NESTED: u16 = 0x3fff;
 
 /// A request under construction.
 #[derive(Debug)]
-pub(super) struct Request(Vec<u8>);
+pub(super) struct NetlinkRequest(Vec<u8>);
 
-impl Request {
+impl NetlinkRequest {
     pub(super) fn new(kind: u16, flags: i32, body: &[u8]) -> Self {
         let mut bytes = vec![0; HEADER_BYTES];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -74,18 +74,18 @@ impl Request {
 
 /// One message out of a datagram.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Frame<'a> {
+pub(super) struct NetlinkMessage<'a> {
     pub(super) kind: u16,
     pub(super) sequence: u32,
     pub(super) body: &'a [u8],
 }
 
 /// Splits a datagram into messages; what follows a malformed one is dropped.
-pub(super) fn frames(mut bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
+pub(super) fn frames(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<'_>> {
     std::iter::from_fn(move || {
         let len = number(bytes, 0)? as usize;
         let body = bytes.get(HEADER_BYTES..len)?;
-        let frame = Frame {
+        let frame = NetlinkMessage {
             kind: short(bytes, 4)?,
             sequence: number(bytes, 8)?,
             body,
@@ -113,7 +113,7 @@ fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
 
 /// What the kernel reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Notice {
+pub(crate) enum NetlinkNotice {
     /// An address came, went or changed.
     Address,
     /// A card is there or changed.
@@ -123,7 +123,7 @@ pub(crate) enum Notice {
     /// What a router's advertisement said to hosts on a card: one option, kind and length
     /// included.
     Neighbour { index: u32, option: Vec<u8> },
-    /// Notifications were lost: read everything anew.
+    /// Notifications were lost: read everything again.
     Overrun,
     /// A router's advertisement changed what IPv6 does on a card: `IF_RA_…`.
     Router { index: u32, flags: u32 },
@@ -194,20 +194,20 @@ pub(crate) struct DefaultRoute {
 }
 
 /// Reads a notification; `None` for those of no interest.
-pub(super) fn notice(frame: Frame<'_>) -> Option<Notice> {
+pub(super) fn notice(frame: NetlinkMessage<'_>) -> Option<NetlinkNotice> {
     match frame.kind {
         // Wireless and bridge code send messages of their own families under the same number.
         libc::RTM_NEWLINK => match frame.body.first()? {
-            0 => link(frame.body).map(Notice::Link),
+            0 => link(frame.body).map(NetlinkNotice::Link),
             10 => router(frame.body),
             _ => None,
         },
         libc::RTM_DELLINK if frame.body.first() == Some(&0) => {
-            number(frame.body, 4).map(Notice::LinkGone)
+            number(frame.body, 4).map(NetlinkNotice::LinkGone)
         }
-        libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(Notice::Address),
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(NetlinkNotice::Address),
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
-            (frame.body.get(1) == Some(&0)).then_some(Notice::Route)
+            (frame.body.get(1) == Some(&0)).then_some(NetlinkNotice::Route)
         }
         RTM_NEWNDUSEROPT => neighbour(frame.body),
         _ => None,
@@ -233,10 +233,10 @@ pub(super) fn link(body: &[u8]) -> Option<LinkInfo> {
     Some(info)
 }
 
-fn router(body: &[u8]) -> Option<Notice> {
+fn router(body: &[u8]) -> Option<NetlinkNotice> {
     let flags = ra_flags(attribute(body.get(16..)?, IFLA_PROTINFO)?)?;
     let index = number(body, 4)?;
-    Some(Notice::Router { index, flags })
+    Some(NetlinkNotice::Router { index, flags })
 }
 
 fn ra_flags(value: &[u8]) -> Option<u32> {
@@ -278,10 +278,10 @@ pub(super) fn default_route(body: &[u8]) -> Option<DefaultRoute> {
 }
 
 /// `struct nduseroptmsg`: family, pad, length of the option, index, ICMP type and code, pad.
-fn neighbour(body: &[u8]) -> Option<Notice> {
+fn neighbour(body: &[u8]) -> Option<NetlinkNotice> {
     let len = usize::from(short(body, 2)?);
     let option = body.get(16..16 + len)?.to_vec();
-    Some(Notice::Neighbour {
+    Some(NetlinkNotice::Neighbour {
         index: number(body, 4)?,
         option,
     })
@@ -326,7 +326,7 @@ mod tests {
         body[4..8].copy_from_slice(&7_u32.to_ne_bytes());
         let up = (libc::IFF_UP | libc::IFF_LOWER_UP) as u32;
         body[8..12].copy_from_slice(&up.to_ne_bytes());
-        Request::new(libc::RTM_NEWLINK, 0, &body)
+        NetlinkRequest::new(libc::RTM_NEWLINK, 0, &body)
             .attribute(IFLA_IFNAME, b"eth0\0")
             .attribute(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 1])
             .finish(9)
@@ -335,9 +335,9 @@ mod tests {
     #[test]
     fn a_card_is_read() {
         let bytes = link_message();
-        let all: Vec<Frame<'_>> = frames(&bytes).collect();
+        let all: Vec<NetlinkMessage<'_>> = frames(&bytes).collect();
         assert_eq!((all.len(), all[0].sequence), (1, 9));
-        let Some(Notice::Link(link)) = notice(all[0]) else {
+        let Some(NetlinkNotice::Link(link)) = notice(all[0]) else {
             panic!("a link");
         };
         assert_eq!((link.index, link.name.as_str()), (7, "eth0"));
@@ -366,9 +366,9 @@ mod tests {
         body[2..4].copy_from_slice(&8_u16.to_ne_bytes());
         body[4..8].copy_from_slice(&3_u32.to_ne_bytes());
         body.extend([25, 1, 0, 0, 0, 0, 0, 9]);
-        let bytes = Request::new(RTM_NEWNDUSEROPT, 0, &body).finish(0);
+        let bytes = NetlinkRequest::new(RTM_NEWNDUSEROPT, 0, &body).finish(0);
         let read = frames(&bytes).find_map(notice);
-        let expected = Notice::Neighbour {
+        let expected = NetlinkNotice::Neighbour {
             index: 3,
             option: vec![25, 1, 0, 0, 0, 0, 0, 9],
         };
@@ -378,7 +378,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(kind in 0_u16..80, body in proptest::collection::vec(any::<u8>(), 0..120)) {
-            let bytes = Request::new(kind, 0, &body).finish(1);
+            let bytes = NetlinkRequest::new(kind, 0, &body).finish(1);
             for frame in frames(&bytes).chain(frames(&body)) {
                 let _ = (notice(frame), link(frame.body), address(frame.body), default_route(frame.body));
             }

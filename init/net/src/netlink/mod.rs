@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use message::{Frame, Request, frames};
+use message::{NetlinkMessage, NetlinkRequest, frames};
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -20,7 +20,7 @@ use nix::{
 };
 use tokio::io::unix::AsyncFd;
 
-pub(crate) use message::{AddressInfo, DefaultRoute, LinkInfo, Notice};
+pub(crate) use message::{AddressInfo, DefaultRoute, LinkInfo, NetlinkNotice};
 
 use crate::{NetError, plan::Prefix};
 
@@ -54,15 +54,15 @@ pub(crate) const FOREVER: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NewAddress {
     pub(crate) prefix: Prefix,
-    /// Seconds, [`FOREVER`] without end: the kernel removes the address itself, even if nobody
-    /// is left to do it.
+    /// Seconds, [`FOREVER`] without end: the kernel removes the address itself, even if this
+    /// process has ended.
     pub(crate) preferred: u32,
     pub(crate) valid: u32,
 }
 
 /// A route to configure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Route {
+pub(crate) struct RouteConfig {
     pub(crate) target: Prefix,
     pub(crate) gateway: Option<IpAddr>,
     pub(crate) source: Option<IpAddr>,
@@ -73,12 +73,12 @@ pub(crate) struct Route {
 
 /// Asks the kernel.
 #[derive(Debug)]
-pub(crate) struct Requests {
+pub(crate) struct NetlinkRequests {
     fd: OwnedFd,
     sequence: u32,
 }
 
-impl Requests {
+impl NetlinkRequests {
     pub(crate) fn open() -> Result<Self, NetError> {
         Ok(Self {
             fd: open(0, SockFlag::empty())?,
@@ -120,14 +120,14 @@ impl Requests {
         body[12..16].copy_from_slice(&(libc::IFF_UP as u32).to_ne_bytes());
         self.change(
             "switch a card",
-            Request::new(libc::RTM_NEWLINK, libc::NLM_F_ACK, &body),
+            NetlinkRequest::new(libc::RTM_NEWLINK, libc::NLM_F_ACK, &body),
         )
     }
 
     pub(crate) fn set_mtu(&mut self, index: u32, mtu: u16) -> Result<(), NetError> {
         let mut body = [0; 16];
         body[4..8].copy_from_slice(&index.to_ne_bytes());
-        let request = Request::new(libc::RTM_NEWLINK, libc::NLM_F_ACK, &body);
+        let request = NetlinkRequest::new(libc::RTM_NEWLINK, libc::NLM_F_ACK, &body);
         self.change("set the MTU", request.number(IFLA_MTU, mtu.into()))
     }
 
@@ -156,7 +156,7 @@ impl Requests {
     }
 
     /// Adds a route, or replaces the one with the same target and metric in one step.
-    pub(crate) fn add_route(&mut self, index: u32, route: Route) -> Result<(), NetError> {
+    pub(crate) fn add_route(&mut self, index: u32, route: RouteConfig) -> Result<(), NetError> {
         let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
         self.change(
             "add a route",
@@ -165,12 +165,12 @@ impl Requests {
     }
 
     /// Removes a route; one that is gone already is fine.
-    pub(crate) fn remove_route(&mut self, index: u32, route: Route) -> Result<(), NetError> {
+    pub(crate) fn remove_route(&mut self, index: u32, route: RouteConfig) -> Result<(), NetError> {
         let request = route_request(libc::RTM_DELROUTE, libc::NLM_F_ACK, index, route);
         gone_is_fine(self.change("remove a route", request), Errno::ESRCH)
     }
 
-    fn change(&mut self, what: &'static str, request: Request) -> Result<(), NetError> {
+    fn change(&mut self, what: &'static str, request: NetlinkRequest) -> Result<(), NetError> {
         self.exchange(request, |_| ())
             .map_err(|source| NetError::Netlink { what, source })
     }
@@ -183,14 +183,18 @@ impl Requests {
         read: fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, NetError> {
         let mut found = Vec::new();
-        let request = Request::new(kind, libc::NLM_F_DUMP, body);
+        let request = NetlinkRequest::new(kind, libc::NLM_F_DUMP, body);
         self.exchange(request, |frame| found.extend(read(frame.body)))
             .map_err(|source| NetError::Netlink { what, source })?;
         Ok(found)
     }
 
     /// Sends a request and reads until its acknowledgement or the end of its dump.
-    fn exchange(&mut self, request: Request, mut each: impl FnMut(Frame<'_>)) -> io::Result<()> {
+    fn exchange(
+        &mut self,
+        request: NetlinkRequest,
+        mut each: impl FnMut(NetlinkMessage<'_>),
+    ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let bytes = request.finish(self.sequence);
         retry(|| send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty()))?;
@@ -211,12 +215,12 @@ impl Requests {
 
 /// Hears from the kernel.
 #[derive(Debug)]
-pub(crate) struct Notices {
+pub(crate) struct NetlinkNotices {
     fd: AsyncFd<OwnedFd>,
     buffer: Vec<u8>,
 }
 
-impl Notices {
+impl NetlinkNotices {
     pub(crate) fn open() -> Result<Self, NetError> {
         let fd = open(GROUPS, SockFlag::SOCK_NONBLOCK)?;
         if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BYTES).is_err() {
@@ -236,7 +240,7 @@ impl Notices {
     }
 
     /// Everything that waits to be heard; cancelling loses none.
-    pub(crate) async fn next(&mut self) -> io::Result<Vec<Notice>> {
+    pub(crate) async fn next(&mut self) -> io::Result<Vec<NetlinkNotice>> {
         loop {
             let mut guard = self.fd.readable().await?;
             let buffer = &mut self.buffer;
@@ -249,12 +253,12 @@ impl Notices {
 
 /// Reads until nothing is left, so that a burst is acted on once; `WouldBlock` if nothing was
 /// there.
-fn drain(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Vec<Notice>> {
+fn drain(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Vec<NetlinkNotice>> {
     let mut heard = Vec::new();
     while heard.len() < BURST_MAX {
         match retry(|| recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)) {
             Ok(len) => heard.extend(frames(&buffer[..len]).filter_map(message::notice)),
-            Err(Errno::ENOBUFS) => heard.push(Notice::Overrun),
+            Err(Errno::ENOBUFS) => heard.push(NetlinkNotice::Overrun),
             Err(Errno::EAGAIN) if !heard.is_empty() => break,
             Err(e) => return Err(e.into()),
         }
@@ -314,15 +318,15 @@ const fn family(address: IpAddr) -> u8 {
     }
 }
 
-fn address_request(kind: u16, flags: i32, index: u32, prefix: Prefix) -> Request {
+fn address_request(kind: u16, flags: i32, index: u32, prefix: Prefix) -> NetlinkRequest {
     let mut body = [family(prefix.address), prefix.len, 0, 0, 0, 0, 0, 0];
     body[4..8].copy_from_slice(&index.to_ne_bytes());
-    Request::new(kind, flags, &body)
+    NetlinkRequest::new(kind, flags, &body)
         .address(libc::IFA_LOCAL, prefix.address)
         .address(libc::IFA_ADDRESS, prefix.address)
 }
 
-fn route_request(kind: u16, flags: i32, index: u32, route: Route) -> Request {
+fn route_request(kind: u16, flags: i32, index: u32, route: RouteConfig) -> NetlinkRequest {
     let mut body = [0; 12];
     body[0] = family(route.target.address);
     body[1] = route.target.len;
@@ -336,7 +340,7 @@ fn route_request(kind: u16, flags: i32, index: u32, route: Route) -> Request {
     if route.onlink {
         body[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
     }
-    let mut request = Request::new(kind, flags, &body);
+    let mut request = NetlinkRequest::new(kind, flags, &body);
     if route.target.len > 0 {
         request = request.address(RTA_DST, route.target.address);
     }

@@ -19,7 +19,7 @@ use crate::NetError;
 const RTC: &str = "/dev/rtc0";
 
 /// What the time keeper needs of a clock; tests have one of their own.
-pub trait Clock: Send + Sync + 'static {
+pub trait AdjustableClock: Send + Sync + 'static {
     /// Unix time in nanoseconds.
     fn now_ns(&self) -> i64;
     /// Sets the clock ahead, or back, by this much.
@@ -41,17 +41,17 @@ pub trait Clock: Send + Sync + 'static {
 
 /// The system clock and `/dev/rtc0`.
 #[derive(Clone, Debug)]
-pub struct SystemClock {
+pub struct KernelClock {
     rtc: PathBuf,
 }
 
-impl Default for SystemClock {
+impl Default for KernelClock {
     fn default() -> Self {
         Self { rtc: RTC.into() }
     }
 }
 
-impl Clock for SystemClock {
+impl AdjustableClock for KernelClock {
     fn now_ns(&self) -> i64 {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_machine_without_rtc_is_fine() {
-        let mut clock = SystemClock {
+        let mut clock = KernelClock {
             rtc: "/nonexistent/rtc".into(),
         };
         assert!(clock.store().is_ok());

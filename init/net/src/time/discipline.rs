@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::sntp::{Kiss, Sample};
+use super::sntp::{ClockSample, KissOfDeath};
 
 /// Offsets beyond this are stepped at first, and doubted later.
 const STEP_NS: i64 = 500_000_000;
 /// Between answers while all is well: from the first to the last.
 const POLL_MIN: Duration = Duration::from_secs(64);
 const POLL_MAX: Duration = Duration::from_secs(1024);
-/// An offset below this lets the pauses grow, above it they start anew.
+/// An offset below this lets the pauses grow; any other sets them back to the first.
 const CALM_NS: i64 = 50_000_000;
 /// Pauses between rounds while no server answers.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -24,15 +24,15 @@ const DENIED_FOR: Duration = Duration::from_secs(86_400);
 
 /// How asking a server ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    Kiss(Kiss),
-    Sample(Sample),
+pub(super) enum PollOutcome {
+    Kiss(KissOfDeath),
+    Sample(ClockSample),
     Silent,
 }
 
 /// What to do to the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ClockAction {
     /// Wait for the next answer.
     Nothing,
     /// Every server failed in this round.
@@ -44,7 +44,7 @@ pub(super) enum Verdict {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Discipline {
+pub(super) struct ClockDiscipline {
     /// One for each server: not to be asked before.
     barred: Vec<Duration>,
     current: usize,
@@ -57,7 +57,7 @@ pub(super) struct Discipline {
     doubt: Option<(i64, u32)>,
 }
 
-impl Discipline {
+impl ClockDiscipline {
     pub(super) fn new(servers: usize, now: Duration) -> Self {
         Self {
             barred: vec![Duration::ZERO; servers],
@@ -85,15 +85,15 @@ impl Discipline {
         Some((self.next.max(*free), self.current))
     }
 
-    pub(super) fn take(&mut self, now: Duration, outcome: Outcome) -> Verdict {
+    pub(super) fn take(&mut self, now: Duration, outcome: PollOutcome) -> ClockAction {
         match outcome {
-            Outcome::Sample(sample) => self.sample(now, sample.offset_ns),
-            Outcome::Kiss(kiss) => self.kissed(now, kiss),
-            Outcome::Silent => self.failed(now),
+            PollOutcome::Sample(sample) => self.sample(now, sample.offset_ns),
+            PollOutcome::Kiss(kiss) => self.kissed(now, kiss),
+            PollOutcome::Silent => self.failed(now),
         }
     }
 
-    fn sample(&mut self, now: Duration, offset: i64) -> Verdict {
+    fn sample(&mut self, now: Duration, offset: i64) -> ClockAction {
         self.failures = 0;
         self.retry = RETRY_MIN;
         if self.synced && offset.abs() > STEP_NS {
@@ -110,12 +110,12 @@ impl Discipline {
         self.next = now + self.poll;
         let first = !std::mem::replace(&mut self.synced, true);
         match first && offset.abs() > STEP_NS {
-            true => Verdict::Step(offset),
-            false => Verdict::Slew(offset),
+            true => ClockAction::Step(offset),
+            false => ClockAction::Slew(offset),
         }
     }
 
-    fn doubtful(&mut self, now: Duration, offset: i64) -> Verdict {
+    fn doubtful(&mut self, now: Duration, offset: i64) -> ClockAction {
         let agreeing = match self.doubt {
             Some((before, count)) if (offset - before).abs() < AGREE_NS => count + 1,
             _ => 1,
@@ -128,28 +128,28 @@ impl Discipline {
                 DOUBT_PAUSE
             });
         if agreeing < DOUBT_ANSWERS {
-            return Verdict::Nothing;
+            return ClockAction::Nothing;
         }
         self.doubt = None;
         self.poll = self.poll_min;
         self.next = now + self.poll;
-        Verdict::Step(offset)
+        ClockAction::Step(offset)
     }
 
-    fn kissed(&mut self, now: Duration, kiss: Kiss) -> Verdict {
+    fn kissed(&mut self, now: Duration, kiss: KissOfDeath) -> ClockAction {
         match kiss {
-            Kiss::Rate => {
+            KissOfDeath::Rate => {
                 self.poll_min = (self.poll_min * 2).min(POLL_MAX);
                 self.barred[self.current] = now + self.poll_min;
             }
-            Kiss::Deny => self.barred[self.current] = now + DENIED_FOR,
-            Kiss::Other => {}
+            KissOfDeath::Deny => self.barred[self.current] = now + DENIED_FOR,
+            KissOfDeath::Other => {}
         }
         self.failed(now)
     }
 
     /// On to the next server, after all of them to a pause.
-    fn failed(&mut self, now: Duration) -> Verdict {
+    fn failed(&mut self, now: Duration) -> ClockAction {
         self.doubt = None;
         self.failures += 1;
         self.next = now;
@@ -160,9 +160,9 @@ impl Discipline {
         }
         self.advance(now);
         if round {
-            Verdict::RoundFailed
+            ClockAction::RoundFailed
         } else {
-            Verdict::Nothing
+            ClockAction::Nothing
         }
     }
 
@@ -185,28 +185,31 @@ mod tests {
         Duration::from_secs(n)
     }
 
-    const fn sample(offset_ns: i64) -> Outcome {
-        Outcome::Sample(Sample {
+    const fn sample(offset_ns: i64) -> PollOutcome {
+        PollOutcome::Sample(ClockSample {
             offset_ns,
             delay_ns: 0,
         })
     }
 
-    fn synced() -> Discipline {
-        let mut discipline = Discipline::new(1, secs(0));
-        assert_eq!(discipline.take(secs(0), sample(0)), Verdict::Slew(0));
+    fn synced() -> ClockDiscipline {
+        let mut discipline = ClockDiscipline::new(1, secs(0));
+        assert_eq!(discipline.take(secs(0), sample(0)), ClockAction::Slew(0));
         discipline
     }
 
     #[test]
     fn the_first_answer_steps_only_when_far_off() {
-        let mut near = Discipline::new(1, secs(0));
+        let mut near = ClockDiscipline::new(1, secs(0));
         assert_eq!(near.next(), Some((secs(0), 0)));
-        assert_eq!(near.take(secs(0), sample(STEP_NS)), Verdict::Slew(STEP_NS));
-        let mut far = Discipline::new(1, secs(0));
+        assert_eq!(
+            near.take(secs(0), sample(STEP_NS)),
+            ClockAction::Slew(STEP_NS)
+        );
+        let mut far = ClockDiscipline::new(1, secs(0));
         assert_eq!(
             far.take(secs(0), sample(-STEP_NS - 1)),
-            Verdict::Step(-STEP_NS - 1)
+            ClockAction::Step(-STEP_NS - 1)
         );
     }
 
@@ -229,60 +232,72 @@ mod tests {
         let mut discipline = synced();
         assert_eq!(
             discipline.take(secs(64), sample(9000 * MS)),
-            Verdict::Nothing
+            ClockAction::Nothing
         );
         assert_eq!(discipline.next(), Some((secs(72), 0)));
-        assert_eq!(discipline.take(secs(72), sample(MS)), Verdict::Slew(MS));
+        assert_eq!(discipline.take(secs(72), sample(MS)), ClockAction::Slew(MS));
     }
 
     #[test]
     fn three_answers_that_agree_step_it() {
         let mut discipline = synced();
         let hour = 3_600_000 * MS;
-        assert_eq!(discipline.take(secs(64), sample(-hour)), Verdict::Nothing);
-        assert_eq!(discipline.take(secs(72), sample(hour)), Verdict::Nothing);
+        assert_eq!(
+            discipline.take(secs(64), sample(-hour)),
+            ClockAction::Nothing
+        );
+        assert_eq!(
+            discipline.take(secs(72), sample(hour)),
+            ClockAction::Nothing
+        );
         assert_eq!(
             discipline.take(secs(80), sample(hour + MS)),
-            Verdict::Nothing
+            ClockAction::Nothing
         );
-        assert_eq!(discipline.take(secs(88), sample(hour)), Verdict::Step(hour));
+        assert_eq!(
+            discipline.take(secs(88), sample(hour)),
+            ClockAction::Step(hour)
+        );
         assert_eq!(discipline.next(), Some((secs(88 + 64), 0)));
     }
 
     #[test]
     fn silent_servers_are_asked_in_turn_and_for_ever() {
-        let mut discipline = Discipline::new(2, secs(0));
-        assert_eq!(discipline.take(secs(2), Outcome::Silent), Verdict::Nothing);
+        let mut discipline = ClockDiscipline::new(2, secs(0));
+        assert_eq!(
+            discipline.take(secs(2), PollOutcome::Silent),
+            ClockAction::Nothing
+        );
         assert_eq!(discipline.next(), Some((secs(2), 1)));
         assert_eq!(
-            discipline.take(secs(4), Outcome::Silent),
-            Verdict::RoundFailed
+            discipline.take(secs(4), PollOutcome::Silent),
+            ClockAction::RoundFailed
         );
         assert_eq!(discipline.next(), Some((secs(5), 0)));
         for _ in 0..40 {
             let (now, _) = discipline.next().expect("a server");
-            discipline.take(now, Outcome::Silent);
+            discipline.take(now, PollOutcome::Silent);
             assert!(discipline.next().expect("a server").0 - now <= RETRY_MAX);
         }
     }
 
     #[test]
     fn a_denying_server_is_left_alone_and_the_other_asked() {
-        let mut discipline = Discipline::new(2, secs(0));
-        discipline.take(secs(0), Outcome::Kiss(Kiss::Deny));
+        let mut discipline = ClockDiscipline::new(2, secs(0));
+        discipline.take(secs(0), PollOutcome::Kiss(KissOfDeath::Deny));
         for _ in 0..5 {
             let (now, server) = discipline.next().expect("a server");
             assert_eq!(server, 1);
-            discipline.take(now, Outcome::Silent);
+            discipline.take(now, PollOutcome::Silent);
         }
-        discipline.take(secs(100), Outcome::Kiss(Kiss::Deny));
+        discipline.take(secs(100), PollOutcome::Kiss(KissOfDeath::Deny));
         assert!(discipline.next().expect("a server").0 >= DENIED_FOR);
     }
 
     #[test]
     fn a_server_that_wants_fewer_questions_gets_fewer() {
-        let mut discipline = Discipline::new(1, secs(0));
-        discipline.take(secs(0), Outcome::Kiss(Kiss::Rate));
+        let mut discipline = ClockDiscipline::new(1, secs(0));
+        discipline.take(secs(0), PollOutcome::Kiss(KissOfDeath::Rate));
         assert_eq!(discipline.next(), Some((secs(128), 0)));
         discipline.take(secs(128), sample(MS));
         assert_eq!(discipline.next(), Some((secs(256), 0)));
@@ -290,7 +305,7 @@ mod tests {
 
     #[test]
     fn without_servers_there_is_nothing_to_do_and_new_ones_are_asked_at_once() {
-        let mut discipline = Discipline::new(0, secs(0));
+        let mut discipline = ClockDiscipline::new(0, secs(0));
         assert_eq!(discipline.next(), None);
         discipline.replace(1, secs(9));
         assert_eq!(discipline.next(), Some((secs(9), 0)));

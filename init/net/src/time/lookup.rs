@@ -12,7 +12,7 @@ use tokio::{net::UdpSocket, time::timeout};
 use super::sntp;
 use crate::{
     NetError,
-    dns::{Family, answer, query, valid_name},
+    dns::{DnsRecordType, answer, query, valid_name},
     entropy::secret_u64,
 };
 
@@ -64,8 +64,8 @@ pub(super) async fn lookup(
 /// Both families, the first of each in front.
 async fn addresses(name: &str, resolver: SocketAddr) -> io::Result<Vec<IpAddr>> {
     let (v4, v6) = tokio::join!(
-        ask(name, resolver, Family::V4),
-        ask(name, resolver, Family::V6)
+        ask(name, resolver, DnsRecordType::V4),
+        ask(name, resolver, DnsRecordType::V6)
     );
     let (v4, v6) = match (v4, v6) {
         (Err(e), Err(_)) => return Err(e),
@@ -80,7 +80,7 @@ async fn addresses(name: &str, resolver: SocketAddr) -> io::Result<Vec<IpAddr>> 
     Ok(found)
 }
 
-async fn ask(name: &str, resolver: SocketAddr, family: Family) -> io::Result<Vec<IpAddr>> {
+async fn ask(name: &str, resolver: SocketAddr, family: DnsRecordType) -> io::Result<Vec<IpAddr>> {
     let socket = connect(resolver).await?;
     let id = secret_u64()? as u16;
     let question = query(id, name, family);

@@ -24,10 +24,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub use clock::{Clock, SystemClock};
+pub use clock::{AdjustableClock, KernelClock};
 
-use discipline::{Discipline, Outcome, Verdict};
-use sntp::{Answer, Exchange};
+use discipline::{ClockAction, ClockDiscipline, PollOutcome};
+use sntp::{SntpExchange, SntpReply};
 
 use crate::{NetError, entropy::secret_u64};
 
@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often the clock that survives being off is set.
 const STORE_EVERY: Duration = Duration::from_secs(3600);
 
-/// Whom to ask.
+/// Which servers to ask.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TimeSources {
     /// Servers in order: addresses or names, with `:port` if it is not 123.
@@ -79,24 +79,24 @@ impl TimeKeeper {
         build_time: SystemTime,
         events: mpsc::Sender<TimeEvent>,
     ) -> TimeHandle {
-        Self::start_with(SystemClock::default(), sources, build_time, events)
+        Self::start_with(KernelClock::default(), sources, build_time, events)
     }
 
     /// The same with another clock.
     pub fn start_with(
-        clock: impl Clock,
+        clock: impl AdjustableClock,
         sources: TimeSources,
         build_time: SystemTime,
         events: mpsc::Sender<TimeEvent>,
     ) -> TimeHandle {
         let (sender, receiver) = watch::channel(sources);
         let build = build_time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let keeper = Keeper {
+        let keeper = TimeKeeperTask {
             clock,
             sources: receiver,
             build_secs: build.as_secs().try_into().unwrap_or(0),
             events,
-            discipline: Discipline::new(0, Duration::ZERO),
+            discipline: ClockDiscipline::new(0, Duration::ZERO),
             epoch: Instant::now(),
             stored_at: None,
             reason: String::new(),
@@ -141,18 +141,18 @@ impl Drop for TimeHandle {
     }
 }
 
-struct Keeper<C> {
+struct TimeKeeperTask<C> {
     clock: C,
     sources: watch::Receiver<TimeSources>,
     build_secs: i64,
     events: mpsc::Sender<TimeEvent>,
-    discipline: Discipline,
+    discipline: ClockDiscipline,
     epoch: Instant,
     stored_at: Option<Duration>,
     reason: String,
 }
 
-impl<C: Clock> Keeper<C> {
+impl<C: AdjustableClock> TimeKeeperTask<C> {
     async fn run(mut self) {
         loop {
             let sources = self.sources.borrow_and_update().clone();
@@ -180,14 +180,14 @@ impl<C: Clock> Keeper<C> {
             tokio::time::sleep_until(self.epoch + at).await;
             let name = &sources.servers[server];
             let outcome = match self.ask(name, &sources.resolvers).await {
-                Ok(Answer::Time(sample)) => Outcome::Sample(sample),
-                Ok(Answer::Kiss(kiss)) => {
+                Ok(SntpReply::Time(sample)) => PollOutcome::Sample(sample),
+                Ok(SntpReply::Kiss(kiss)) => {
                     self.reason = format!("{name} refuses to answer");
-                    Outcome::Kiss(kiss)
+                    PollOutcome::Kiss(kiss)
                 }
                 Err(e) => {
                     self.reason = e.to_string();
-                    Outcome::Silent
+                    PollOutcome::Silent
                 }
             };
             let verdict = self.discipline.take(self.now(), outcome);
@@ -195,7 +195,7 @@ impl<C: Clock> Keeper<C> {
         }
     }
 
-    async fn ask(&self, server: &str, resolvers: &[SocketAddr]) -> Result<Answer, NetError> {
+    async fn ask(&self, server: &str, resolvers: &[SocketAddr]) -> Result<SntpReply, NetError> {
         let mut failed = NetError::Lookup {
             name: server.to_owned(),
             reason: "it has no address".to_owned(),
@@ -214,10 +214,10 @@ impl<C: Clock> Keeper<C> {
         Err(failed)
     }
 
-    async fn exchange(&self, server: SocketAddr) -> io::Result<Answer> {
+    async fn exchange(&self, server: SocketAddr) -> io::Result<SntpReply> {
         let socket = lookup::connect(server).await?;
         let cookie = secret_u64()?;
-        let exchange = Exchange::new(cookie, self.build_secs);
+        let exchange = SntpExchange::new(cookie, self.build_secs);
         let sent_ns = self.clock.now_ns();
         let sent = Instant::now();
         socket.send(&exchange.question()).await?;
@@ -227,12 +227,12 @@ impl<C: Clock> Keeper<C> {
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
-    async fn act(&mut self, verdict: Verdict, server: &str) {
+    async fn act(&mut self, verdict: ClockAction, server: &str) {
         let done = match verdict {
-            Verdict::Nothing => return,
-            Verdict::RoundFailed => return self.fail().await,
-            Verdict::Step(offset) => self.step(offset).await,
-            Verdict::Slew(offset) => self.clock.slew(offset).map(|()| offset),
+            ClockAction::Nothing => return,
+            ClockAction::RoundFailed => return self.fail().await,
+            ClockAction::Step(offset) => self.step(offset).await,
+            ClockAction::Slew(offset) => self.clock.slew(offset).map(|()| offset),
         };
         match done {
             Ok(offset) => self.synced(offset, server).await,
@@ -274,14 +274,14 @@ impl<C: Clock> Keeper<C> {
     }
 }
 
-/// Waits for the answer; what is none is skipped. The round trip is measured by a clock that
-/// nobody sets meanwhile.
+/// Waits for the answer; other datagrams are skipped. The round trip is measured by a clock that is
+/// never set.
 async fn hear(
     socket: &UdpSocket,
-    exchange: &Exchange,
+    exchange: &SntpExchange,
     sent_ns: i64,
     sent: Instant,
-) -> io::Result<Answer> {
+) -> io::Result<SntpReply> {
     let mut buffer = [0; 512];
     loop {
         let len = socket.recv(&mut buffer).await?;

@@ -11,7 +11,7 @@ pub const PORT: u16 = 123;
 
 /// Between 1900 and 1970, in seconds.
 const NTP_TO_UNIX_SECS: i64 = 2_208_988_800;
-/// Seconds after which the 32 bit of an NTP time start anew.
+/// Seconds after which the 32 bits of an NTP time begin again at zero.
 const ERA_SECS: i64 = 1 << 32;
 /// Times later than the build by more than this are refused: no such machine runs, but servers
 /// with a broken clock do.
@@ -24,7 +24,7 @@ const STRATUM_MAX: u8 = 15;
 
 /// What a valid answer says about our clock; all in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sample {
+pub struct ClockSample {
     /// To be added to our clock.
     pub offset_ns: i64,
     /// Round trip without the server's own time.
@@ -34,7 +34,7 @@ pub struct Sample {
 /// A server that does not want to be asked (RFC 5905 §7.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Kiss {
+pub enum KissOfDeath {
     /// `DENY` or `RSTR`: never again.
     Deny,
     /// Anything else: not now.
@@ -45,21 +45,21 @@ pub enum Kiss {
 
 /// Reading of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum SntpReply {
     /// The server refuses.
-    Kiss(Kiss),
+    Kiss(KissOfDeath),
     /// The time.
-    Time(Sample),
+    Time(ClockSample),
 }
 
 /// One exchange with one server.
 #[derive(Clone, Copy, Debug)]
-pub struct Exchange {
+pub struct SntpExchange {
     cookie: u64,
     build_secs: i64,
 }
 
-impl Exchange {
+impl SntpExchange {
     /// `cookie` must be unpredictable; `build_secs` is when the binary was built, in Unix seconds.
     pub const fn new(cookie: u64, build_secs: i64) -> Self {
         Self { cookie, build_secs }
@@ -75,7 +75,7 @@ impl Exchange {
 
     /// Reads an answer received at `received_ns` by our clock, in Unix nanoseconds, to the
     /// question sent at `sent_ns`. `None` for anything else than a plausible answer to it.
-    pub fn answer(&self, bytes: &[u8], sent_ns: i64, received_ns: i64) -> Option<Answer> {
+    pub fn answer(&self, bytes: &[u8], sent_ns: i64, received_ns: i64) -> Option<SntpReply> {
         let message: &[u8; MESSAGE_BYTES] = bytes.first_chunk()?;
         let (leap, version, mode) = (message[0] >> 6, message[0] >> 3 & 7, message[0] & 7);
         let ours = message[24..32] == self.cookie.to_be_bytes();
@@ -83,16 +83,22 @@ impl Exchange {
             return None;
         }
         if message[1] == 0 {
-            return Some(Answer::Kiss(kiss(&message[12..16])));
+            return Some(SntpReply::Kiss(kiss(&message[12..16])));
         }
         let distance = word(message, 4) / 2 + word(message, 8).min(u32::MAX / 2);
         if leap == 3 || message[1] > STRATUM_MAX || distance > ROOT_DISTANCE_MAX {
             return None;
         }
-        self.sample(message, sent_ns, received_ns).map(Answer::Time)
+        self.sample(message, sent_ns, received_ns)
+            .map(SntpReply::Time)
     }
 
-    fn sample(&self, message: &[u8; MESSAGE_BYTES], sent: i64, received: i64) -> Option<Sample> {
+    fn sample(
+        &self,
+        message: &[u8; MESSAGE_BYTES],
+        sent: i64,
+        received: i64,
+    ) -> Option<ClockSample> {
         let arrived = self.unix_ns(message, 32)?;
         let left = self.unix_ns(message, 40)?;
         let delay = (received.checked_sub(sent)?).checked_sub(left.checked_sub(arrived)?)?;
@@ -100,7 +106,7 @@ impl Exchange {
         let back = i128::from(left) - i128::from(received);
         // A server's clock ticks in steps: a delay a little below zero is its coarseness.
         let plausible = (-1_000_000..=DELAY_NS_MAX).contains(&delay) && left >= arrived;
-        plausible.then_some(Sample {
+        plausible.then_some(ClockSample {
             offset_ns: i64::try_from((there + back) / 2).ok()?,
             delay_ns: delay.max(0),
         })
@@ -125,11 +131,11 @@ impl Exchange {
     }
 }
 
-fn kiss(code: &[u8]) -> Kiss {
+fn kiss(code: &[u8]) -> KissOfDeath {
     match code {
-        b"DENY" | b"RSTR" => Kiss::Deny,
-        b"RATE" => Kiss::Rate,
-        _ => Kiss::Other,
+        b"DENY" | b"RSTR" => KissOfDeath::Deny,
+        b"RATE" => KissOfDeath::Rate,
+        _ => KissOfDeath::Other,
     }
 }
 
@@ -151,7 +157,7 @@ mod tests {
     const BUILD: i64 = 1_790_000_000;
     const NOW: i64 = (BUILD + 1000) * 1_000_000_000;
     const COOKIE: u64 = 0x1122_3344_5566_7788;
-    const EXCHANGE: Exchange = Exchange::new(COOKIE, BUILD);
+    const EXCHANGE: SntpExchange = SntpExchange::new(COOKIE, BUILD);
 
     fn stamp(unix_ns: i64) -> [u8; 8] {
         let secs = (unix_ns / 1_000_000_000 + NTP_TO_UNIX_SECS) as u32;
@@ -171,7 +177,7 @@ mod tests {
 
     const MS: i64 = 1_000_000;
 
-    fn read(message: &[u8]) -> Option<Answer> {
+    fn read(message: &[u8]) -> Option<SntpReply> {
         EXCHANGE.answer(message, NOW, NOW + 30 * MS)
     }
 
@@ -179,7 +185,7 @@ mod tests {
     fn the_offset_is_the_middle_of_both_ways() {
         let hour = 3_600_000 * MS;
         let message = reply(NOW + hour + 10 * MS, NOW + hour + 20 * MS);
-        let Some(Answer::Time(sample)) = read(&message) else {
+        let Some(SntpReply::Time(sample)) = read(&message) else {
             panic!("a time");
         };
         assert!((sample.offset_ns - hour).abs() < 10, "{sample:?}");
@@ -189,7 +195,7 @@ mod tests {
     #[test]
     fn a_clock_at_1970_is_set_right() {
         let message = reply(NOW, NOW);
-        let Some(Answer::Time(sample)) = EXCHANGE.answer(&message, 5, 7) else {
+        let Some(SntpReply::Time(sample)) = EXCHANGE.answer(&message, 5, 7) else {
             panic!("a time");
         };
         assert!((sample.offset_ns - NOW).abs() < 10);
@@ -200,7 +206,7 @@ mod tests {
         let later = (2_085_978_496 + 500) * 1_000_000_000;
         assert!(later / 1_000_000_000 + NTP_TO_UNIX_SECS > ERA_SECS);
         let message = reply(later, later);
-        let Some(Answer::Time(sample)) = EXCHANGE.answer(&message, later, later) else {
+        let Some(SntpReply::Time(sample)) = EXCHANGE.answer(&message, later, later) else {
             panic!("a time");
         };
         assert!(sample.offset_ns.abs() < 10, "{sample:?}");
@@ -249,13 +255,13 @@ mod tests {
         let mut message = reply(NOW, NOW);
         message[1] = 0;
         for (code, kiss) in [
-            (b"DENY", Kiss::Deny),
-            (b"RSTR", Kiss::Deny),
-            (b"RATE", Kiss::Rate),
-            (b"STEP", Kiss::Other),
+            (b"DENY", KissOfDeath::Deny),
+            (b"RSTR", KissOfDeath::Deny),
+            (b"RATE", KissOfDeath::Rate),
+            (b"STEP", KissOfDeath::Other),
         ] {
             message[12..16].copy_from_slice(code);
-            assert_eq!(read(&message), Some(Answer::Kiss(kiss)));
+            assert_eq!(read(&message), Some(SntpReply::Kiss(kiss)));
         }
         message[24] ^= 1;
         assert_eq!(read(&message), None);

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use alknet_init_net::{NetEvent, NetHandle, NetManager, NetState, Plan};
+use alknet_init_net::{NetEvent, NetHandle, NetManager, NetPlan, NetState};
 use alknet_test_support::{deadline, remove_orphaned_namespaces, skipped_whole};
 use nix::sched::{CloneFlags, setns};
 use tokio::{sync::mpsc, time::timeout};
@@ -27,13 +27,13 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Two namespaces; both go away with this, with everything in them.
 #[derive(Debug)]
-pub(crate) struct Lab {
+pub(crate) struct LinkNamespaces {
     id: String,
     children: Vec<Child>,
     pub(crate) dir: tempfile::TempDir,
 }
 
-impl Lab {
+impl LinkNamespaces {
     /// Runs a test with a lab of its own, its thread being inside `client`. Only root can make network namespaces:
     /// otherwise the test is skipped.
     pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Self) -> F + Send + 'static) {
@@ -142,7 +142,7 @@ impl Lab {
 
     /// Starts a program at the server.
     pub(crate) fn spawn(&mut self, program: &str, arguments: &[&str]) -> usize {
-        // `ip` would say so on its standard error only, and the test would wait in vain.
+        // `ip` would say so on its standard error only, and the test would wait until its deadline.
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut folders = std::env::split_paths(&path);
         assert!(
@@ -165,10 +165,10 @@ impl Lab {
         drop(child.wait());
     }
 
-    pub(crate) fn plan(&self) -> Plan {
-        Plan {
+    pub(crate) fn plan(&self) -> NetPlan {
+        NetPlan {
             resolv_conf: self.resolv_conf(),
-            ..Plan::automatic("lab")
+            ..NetPlan::automatic("lab")
         }
     }
 
@@ -177,10 +177,10 @@ impl Lab {
     }
 
     /// Starts the manager.
-    pub(crate) fn start(&self, plan: Plan) -> Net {
+    pub(crate) fn start(&self, plan: NetPlan) -> NetManagerProbe {
         let (events, news) = mpsc::channel(64);
         let handle = NetManager::start(plan, events).expect("the kernel has route netlink");
-        Net {
+        NetManagerProbe {
             handle,
             news,
             state: NetState::default(),
@@ -194,7 +194,7 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
+impl Drop for LinkNamespaces {
     fn drop(&mut self) {
         for child in &mut self.children {
             drop(child.kill());
@@ -212,14 +212,14 @@ impl Drop for Lab {
 
 /// A running manager and what it told.
 #[derive(Debug)]
-pub(crate) struct Net {
+pub(crate) struct NetManagerProbe {
     pub(crate) handle: NetHandle,
     news: mpsc::Receiver<NetEvent>,
     pub(crate) state: NetState,
     pub(crate) logs: Vec<String>,
 }
 
-impl Net {
+impl NetManagerProbe {
     /// Waits until the state is as wanted.
     pub(crate) async fn until(&mut self, what: &str, wanted: impl Fn(&NetState) -> bool) {
         let heard = timeout(patience(), async {

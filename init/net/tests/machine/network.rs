@@ -1,6 +1,6 @@
 //! The manager against dnsmasq, in network namespaces. Needs root, iproute2 and dnsmasq-base.
 
-use crate::lab::{Lab, addresses, only};
+use crate::lab::{LinkNamespaces, addresses, only};
 use alknet_core::config::{LinkConfig, LinkMethod};
 
 const DHCP4: &[&str] = &[
@@ -15,7 +15,7 @@ const DHCP4: &[&str] = &[
 
 #[test]
 fn dhcp4_brings_address_route_resolver_and_time_servers() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["10.9.0.1/24"]);
         lab.dnsmasq(DHCP4);
         let mut net = lab.start(lab.plan());
@@ -46,7 +46,7 @@ fn dhcp4_brings_address_route_resolver_and_time_servers() {
 
 #[test]
 fn a_server_that_appears_late_is_found() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["10.9.0.1/24"]);
         let mut net = lab.start(lab.plan());
         net.until("the carrier", |s| s.links.iter().any(|l| l.up))
@@ -59,7 +59,7 @@ fn a_server_that_appears_late_is_found() {
 
 #[test]
 fn a_lease_that_changes_replaces_address_and_route() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["10.9.0.1/24"]);
         let short = &[
             "--dhcp-option-force=option:T1,3",
@@ -97,7 +97,7 @@ fn a_lease_that_changes_replaces_address_and_route() {
 
 #[test]
 fn after_the_cable_was_out_another_network_is_taken_up() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["10.9.0.1/24", "10.8.0.1/24"]);
         let first = lab.dnsmasq(DHCP4);
         let mut net = lab.start(lab.plan());
@@ -123,7 +123,7 @@ fn after_the_cable_was_out_another_network_is_taken_up() {
 
 #[test]
 fn the_same_network_after_a_pulled_cable_gives_the_same_address() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["10.9.0.1/24"]);
         lab.dnsmasq(DHCP4);
         let mut net = lab.start(lab.plan());
@@ -142,7 +142,7 @@ fn the_same_network_after_a_pulled_cable_gives_the_same_address() {
 
 #[test]
 fn a_second_card_comes_and_goes() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["10.9.0.1/24"]);
         lab.dnsmasq(&[
             "--interface=srv*",
@@ -179,7 +179,7 @@ const RA: &[&str] = &[
 
 #[test]
 fn ipv6_alone_with_name_servers_of_the_router() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["2001:db8:9::1/64"]);
         lab.dnsmasq(
             &[
@@ -213,7 +213,7 @@ fn ipv6_alone_with_name_servers_of_the_router() {
 
 #[test]
 fn dhcp6_gives_an_address_where_the_router_says_so() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["2001:db8:9::1/64"]);
         lab.dnsmasq(
             &[
@@ -243,7 +243,7 @@ fn dhcp6_gives_an_address_where_the_router_says_so() {
 
 #[test]
 fn dhcp6_gives_only_servers_where_the_router_says_so() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["2001:db8:9::1/64"]);
         lab.dnsmasq(
             &[
@@ -280,7 +280,7 @@ fn fixed(method: LinkMethod) -> LinkConfig {
 
 #[test]
 fn a_static_card_has_what_is_written_and_nothing_else() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["10.9.0.1/24", "2001:db8:9::1/64"]);
         lab.dnsmasq(&[RA, &["--dhcp-range=2001:db8:9::,ra-only"]].concat());
         let mut plan = lab.plan();
@@ -299,7 +299,7 @@ fn a_static_card_has_what_is_written_and_nothing_else() {
 
 #[test]
 fn a_changed_plan_is_taken_up_and_switches_cards_over() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["10.9.0.1/24", "2001:db8:9::1/64"]);
         lab.dnsmasq(DHCP4);
         let mut net = lab.start(lab.plan());
@@ -325,7 +325,7 @@ fn a_changed_plan_is_taken_up_and_switches_cards_over() {
 
 #[test]
 fn after_a_panic_another_manager_takes_over() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["10.9.0.1/24"]);
         lab.dnsmasq(DHCP4);
         let mut net = lab.start(lab.plan());

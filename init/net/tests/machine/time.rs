@@ -6,10 +6,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::lab::Lab;
+use crate::lab::LinkNamespaces;
 use alknet_init_net::{
     NetError,
-    time::{Clock, TimeEvent, TimeHandle, TimeKeeper, TimeSources},
+    time::{AdjustableClock, TimeEvent, TimeHandle, TimeKeeper, TimeSources},
 };
 use alknet_test_support::deadline;
 use tokio::{net::UdpSocket, sync::mpsc, time::timeout};
@@ -20,10 +20,10 @@ fn patience() -> Duration {
 
 /// A clock that is wrong by some nanoseconds.
 #[derive(Clone, Debug, Default)]
-struct WrongClock(Arc<Mutex<State>>);
+struct WrongClock(Arc<Mutex<WrongClockState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct WrongClockState {
     error_ns: i64,
     stored: u32,
 }
@@ -37,7 +37,7 @@ fn true_ns() -> i64 {
 
 impl WrongClock {
     fn by(error_ns: i64) -> Self {
-        let state = State {
+        let state = WrongClockState {
             error_ns,
             stored: 0,
         };
@@ -49,7 +49,7 @@ impl WrongClock {
     }
 }
 
-impl Clock for WrongClock {
+impl AdjustableClock for WrongClock {
     fn now_ns(&self) -> i64 {
         true_ns() + self.error_ns()
     }
@@ -174,7 +174,7 @@ async fn without_an_honest_server_it_says_so_and_takes_a_new_one_at_once() {
 
 #[test]
 fn chrony_is_understood() {
-    Lab::run(async |mut lab| {
+    LinkNamespaces::run(async |mut lab| {
         lab.cable(0, &["10.9.0.1/24"]);
         lab.show(&["link", "set", "eth0", "up"]);
         lab.show(&["addr", "add", "10.9.0.2/24", "dev", "eth0"]);

@@ -25,8 +25,8 @@ pub(crate) struct LoadedKey {
 impl LoadedKey {
     pub(crate) fn new(key: &VolumeKey) -> Result<Self, SealedError> {
         let secret = key.expose();
-        // SAFETY: the kernel reads two texts that end in zero and as many bytes of the key as it is
-        // told; all outlive the call.
+        // SAFETY: the kernel reads two texts that end in zero and `secret.len()` bytes of the key;
+        // all outlive the call.
         let id = unsafe {
             libc::syscall(
                 libc::SYS_add_key,

@@ -18,8 +18,8 @@ use std::{
 use nix::errno::Errno;
 
 pub(crate) use keyring::LoadedKey;
-pub use table::{Table, Target};
-use wire::{Message, flags};
+pub use table::{CryptTable, DmTarget};
+use wire::{DmMessage, flags};
 
 use crate::limits::ANSWER_BYTES_MAX;
 
@@ -34,7 +34,7 @@ const ANSWER_BYTES: usize = 16 << 10;
 
 /// What the kernel is asked for.
 #[derive(Clone, Copy, Debug)]
-enum Call {
+enum DmIoctl {
     Version = 0,
     List = 2,
     Create = 3,
@@ -46,7 +46,7 @@ enum Call {
     TableStatus = 12,
 }
 
-impl Call {
+impl DmIoctl {
     const fn name(self) -> &'static str {
         match self {
             Self::Version => "tell its version",
@@ -72,7 +72,7 @@ pub enum DmError {
     /// It answered something that cannot be.
     #[error("the device mapper answered what it never should: {0}")]
     Answer(&'static str),
-    /// Somebody has the mapping open.
+    /// A process has the mapping open.
     #[error("the mapping {0} is in use; unmount what is on it")]
     Busy(String),
     /// Any other refusal.
@@ -98,7 +98,7 @@ pub enum DmError {
     /// The kernel refused the table.
     #[error(
         "the kernel refuses to encrypt with {cipher}: {source}; it needs the cipher, \
-         CONFIG_DM_CRYPT, and a partition that nobody else uses and that is long enough (its log \
+         CONFIG_DM_CRYPT, and a partition that nothing else uses and that is long enough (its log \
          says more)"
     )]
     Refused {
@@ -111,7 +111,7 @@ pub enum DmError {
 
 /// The state of a mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
+pub struct DmStatus {
     /// Its name.
     pub name: String,
     /// Its uuid, which says who made it.
@@ -130,7 +130,7 @@ pub struct Status {
 
 /// A mapping in the kernel's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct DmMapping {
     /// Its name.
     pub name: String,
     /// Major and minor number of its block device.
@@ -139,8 +139,8 @@ pub struct Listed {
 
 /// When to remove a mapping that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
-    /// When nobody has it open any more.
+pub enum DmRemoval {
+    /// When the last process has closed it.
     Deferred,
     /// Not at all.
     Now,
@@ -148,12 +148,12 @@ pub enum Removal {
 
 /// The device mapper.
 #[derive(Debug)]
-pub struct Control {
+pub struct DeviceMapper {
     file: File,
     version: (u32, u32, u32),
 }
 
-impl Control {
+impl DeviceMapper {
     /// Opens it and asks which interface it speaks.
     pub fn open() -> Result<Self, DmError> {
         Self::open_at(Path::new(CONTROL))
@@ -173,7 +173,7 @@ impl Control {
             file,
             version: (4, 0, 0),
         };
-        let answer = control.call(Call::Version, Message::new())?;
+        let answer = control.call(DmIoctl::Version, DmMessage::new())?;
         control.version = answer.version();
         let (major, minor, _) = control.version;
         if major != INTERFACE.0 || minor < INTERFACE.1 {
@@ -189,9 +189,9 @@ impl Control {
     }
 
     /// Makes a mapping without a table.
-    pub fn create(&self, name: &str, uuid: &str) -> Result<Status, DmError> {
-        let message = Message::new().name(name)?.uuid(uuid)?;
-        match self.call(Call::Create, message) {
+    pub fn create(&self, name: &str, uuid: &str) -> Result<DmStatus, DmError> {
+        let message = DmMessage::new().name(name)?.uuid(uuid)?;
+        match self.call(DmIoctl::Create, message) {
             Err(DmError::Call { source, .. }) if is(&source, Errno::EBUSY) => {
                 Err(DmError::Exists(name.to_owned()))
             }
@@ -200,15 +200,15 @@ impl Control {
     }
 
     /// Gives a mapping its next table, which counts from the next [`resume`](Self::resume) on.
-    pub fn load(&self, name: &str, table: &Table) -> Result<(), DmError> {
+    pub fn load(&self, name: &str, table: &CryptTable) -> Result<(), DmError> {
         let flags = flags::SECURE_DATA | if table.read_only { flags::READ_ONLY } else { 0 };
-        let message = Message::new().name(name)?.flags(flags).table(table)?;
-        refused(self.named(Call::Load, name, message), table).map(drop)
+        let message = DmMessage::new().name(name)?.flags(flags).table(table)?;
+        refused(self.named(DmIoctl::Load, name, message), table).map(drop)
     }
 
     /// Gives a mapping its table and lets it run with it. If the kernel refuses, it runs on with the
     /// table it has, if it has one.
-    pub fn run(&self, name: &str, table: &Table) -> Result<Status, DmError> {
+    pub fn run(&self, name: &str, table: &CryptTable) -> Result<DmStatus, DmError> {
         self.load(name, table)?;
         // That the partition is too short is only found out here.
         let outcome = refused(self.resume(name), table);
@@ -223,31 +223,31 @@ impl Control {
 
     /// Forgets the next table.
     pub fn clear(&self, name: &str) -> Result<(), DmError> {
-        let message = Message::new().name(name)?;
-        self.named(Call::Clear, name, message).map(drop)
+        let message = DmMessage::new().name(name)?;
+        self.named(DmIoctl::Clear, name, message).map(drop)
     }
 
     /// Lets a mapping run, with its next table if there is one.
-    pub fn resume(&self, name: &str) -> Result<Status, DmError> {
+    pub fn resume(&self, name: &str) -> Result<DmStatus, DmError> {
         // What is mounted on it need not stand still for a table that only grew.
-        let message = Message::new().name(name)?.flags(flags::SKIP_LOCK_FS);
-        self.named(Call::Suspend, name, message)?.status()
+        let message = DmMessage::new().name(name)?.flags(flags::SKIP_LOCK_FS);
+        self.named(DmIoctl::Suspend, name, message)?.status()
     }
 
     /// Makes a mapping stand still, when everything written to it is on the disk.
-    pub fn suspend(&self, name: &str) -> Result<Status, DmError> {
-        let message = Message::new().name(name)?.flags(flags::SUSPEND);
-        self.named(Call::Suspend, name, message)?.status()
+    pub fn suspend(&self, name: &str) -> Result<DmStatus, DmError> {
+        let message = DmMessage::new().name(name)?.flags(flags::SUSPEND);
+        self.named(DmIoctl::Suspend, name, message)?.status()
     }
 
     /// Removes a mapping. Answers whether it is gone; a deferred one goes later.
-    pub fn remove(&self, name: &str, removal: Removal) -> Result<bool, DmError> {
+    pub fn remove(&self, name: &str, removal: DmRemoval) -> Result<bool, DmError> {
         let deferred = match removal {
-            Removal::Deferred => flags::DEFERRED_REMOVE,
-            Removal::Now => 0,
+            DmRemoval::Deferred => flags::DEFERRED_REMOVE,
+            DmRemoval::Now => 0,
         };
-        let message = Message::new().name(name)?.flags(deferred);
-        match self.named(Call::Remove, name, message) {
+        let message = DmMessage::new().name(name)?.flags(deferred);
+        match self.named(DmIoctl::Remove, name, message) {
             Err(DmError::Call { source, .. }) if is(&source, Errno::EBUSY) => {
                 Err(DmError::Busy(name.to_owned()))
             }
@@ -256,23 +256,23 @@ impl Control {
     }
 
     /// The state of a mapping.
-    pub fn status(&self, name: &str) -> Result<Status, DmError> {
-        let message = Message::new().name(name)?;
-        self.named(Call::Status, name, message)?.status()
+    pub fn status(&self, name: &str) -> Result<DmStatus, DmError> {
+        let message = DmMessage::new().name(name)?;
+        self.named(DmIoctl::Status, name, message)?.status()
     }
 
     /// The table that counts. Of a key in the keyring, it has the name.
-    pub fn table(&self, name: &str) -> Result<Vec<Target>, DmError> {
-        let message = Message::new().name(name)?.flags(flags::STATUS_TABLE);
-        self.named(Call::TableStatus, name, message)?.targets()
+    pub fn table(&self, name: &str) -> Result<Vec<DmTarget>, DmError> {
+        let message = DmMessage::new().name(name)?.flags(flags::STATUS_TABLE);
+        self.named(DmIoctl::TableStatus, name, message)?.targets()
     }
 
     /// Every mapping.
-    pub fn list(&self) -> Result<Vec<Listed>, DmError> {
-        self.call(Call::List, Message::new())?.names()
+    pub fn list(&self) -> Result<Vec<DmMapping>, DmError> {
+        self.call(DmIoctl::List, DmMessage::new())?.names()
     }
 
-    fn named(&self, call: Call, name: &str, message: Message) -> Result<Message, DmError> {
+    fn named(&self, call: DmIoctl, name: &str, message: DmMessage) -> Result<DmMessage, DmError> {
         match self.call(call, message) {
             Err(DmError::Call { source, .. }) if is(&source, Errno::ENXIO) => {
                 Err(DmError::NotFound(name.to_owned()))
@@ -282,7 +282,7 @@ impl Control {
     }
 
     /// Asks, with more room where the answer did not fit.
-    fn call(&self, call: Call, message: Message) -> Result<Message, DmError> {
+    fn call(&self, call: DmIoctl, message: DmMessage) -> Result<DmMessage, DmError> {
         let mut room = ANSWER_BYTES;
         loop {
             let mut attempt = message.with_room(room);
@@ -297,7 +297,7 @@ impl Control {
         }
     }
 
-    fn ioctl(&self, call: Call, message: &mut Message) -> Result<(), DmError> {
+    fn ioctl(&self, call: DmIoctl, message: &mut DmMessage) -> Result<(), DmError> {
         let request = IOCTL | call as libc::c_ulong;
         let bytes = message.bytes_mut();
         // SAFETY: the kernel reads the length of the buffer from its head, where it is what the
@@ -325,7 +325,7 @@ pub(crate) fn make_node(path: &Path, device: (u32, u32)) -> io::Result<()> {
 }
 
 /// What the kernel says against a table.
-fn refused<T>(outcome: Result<T, DmError>, table: &Table) -> Result<T, DmError> {
+fn refused<T>(outcome: Result<T, DmError>, table: &CryptTable) -> Result<T, DmError> {
     outcome.map_err(|error| match error {
         DmError::Call { source, .. } => DmError::Refused {
             cipher: table.cipher.clone(),
@@ -345,10 +345,10 @@ mod tests {
 
     #[test]
     fn a_kernel_without_it_is_told_from_one_that_refuses() {
-        let absent = Control::open_at(Path::new("/nonexistent/control"));
+        let absent = DeviceMapper::open_at(Path::new("/nonexistent/control"));
         assert!(matches!(absent, Err(DmError::Absent)), "{absent:?}");
         // It opens and knows no such ioctl.
-        let other = Control::open_at(Path::new("/dev/null"));
+        let other = DeviceMapper::open_at(Path::new("/dev/null"));
         assert!(matches!(other, Err(DmError::Call { .. })), "{other:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The table of an encrypted mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table {
+pub struct CryptTable {
     /// As device mapper names it.
     pub cipher: String,
     /// Where the key is, never the key: `:64:logon:alknet:data`.
@@ -24,7 +24,7 @@ pub struct Table {
 }
 
 /// As the kernel reads it.
-impl fmt::Display for Table {
+impl fmt::Display for CryptTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor) = self.device;
         write!(
@@ -41,13 +41,13 @@ impl fmt::Display for Table {
 
 /// One line of a table that the kernel shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct DmTarget {
     /// First sector, in units of 512 bytes.
     pub start: u64,
     /// How many, in units of 512 bytes.
     pub sectors: u64,
     /// `crypt`, or what else device mapper can do.
     pub kind: String,
-    /// What it was told.
+    /// Parameters of that kind, as the table gives them.
     pub parameters: String,
 }

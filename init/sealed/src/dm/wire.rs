@@ -17,7 +17,7 @@
 //! Fields are put and taken by their offsets, checked against the buffer, so that an answer that
 //! makes no sense is an error and no read behind the end.
 
-use crate::dm::{DmError, Listed, Status, Table, Target};
+use crate::dm::{CryptTable, DmError, DmMapping, DmStatus, DmTarget};
 
 /// Bytes of the head.
 const HEAD: usize = 312;
@@ -45,9 +45,9 @@ pub(super) mod flags {
 
 /// A question or an answer.
 #[derive(Clone, Debug)]
-pub(super) struct Message(Vec<u8>);
+pub(super) struct DmMessage(Vec<u8>);
 
-impl Message {
+impl DmMessage {
     pub(super) fn new() -> Self {
         let mut message = Self(vec![0; HEAD]);
         for (at, number) in (0..).step_by(4).zip(VERSION) {
@@ -80,7 +80,7 @@ impl Message {
     }
 
     /// One target that is all of the mapping.
-    pub(super) fn table(mut self, table: &Table) -> Result<Self, DmError> {
+    pub(super) fn table(mut self, table: &CryptTable) -> Result<Self, DmError> {
         let parameters = table.to_string();
         let length = (SPEC + parameters.len() + 1).next_multiple_of(8);
         let next = u32::try_from(length).map_err(|_| DmError::Answer("a table without end"))?;
@@ -117,8 +117,8 @@ impl Message {
         (part(0), part(4), part(8))
     }
 
-    pub(super) fn status(&self) -> Result<Status, DmError> {
-        Ok(Status {
+    pub(super) fn status(&self) -> Result<DmStatus, DmError> {
+        Ok(DmStatus {
             name: text(self.slice(NAME_AT, NAME)?)?,
             uuid: text(self.slice(UUID_AT, UUID)?)?,
             device: numbers(self.u64(40)?),
@@ -130,7 +130,7 @@ impl Message {
     }
 
     /// What a table consists of: each description says where the next one begins.
-    pub(super) fn targets(&self) -> Result<Vec<Target>, DmError> {
+    pub(super) fn targets(&self) -> Result<Vec<DmTarget>, DmError> {
         let start = self.data()?;
         let mut at = start;
         let mut targets = Vec::new();
@@ -138,7 +138,7 @@ impl Message {
             let kind = text(self.slice(at + 24, KIND)?)?;
             let parameters = self.0.get(at + SPEC..);
             let parameters = text(parameters.ok_or(DmError::Answer("a target behind its end"))?)?;
-            targets.push(Target {
+            targets.push(DmTarget {
                 start: self.u64(at)?,
                 sectors: self.u64(at + 8)?,
                 kind,
@@ -154,13 +154,13 @@ impl Message {
     }
 
     /// The list of mappings: each says how far the next one is.
-    pub(super) fn names(&self) -> Result<Vec<Listed>, DmError> {
+    pub(super) fn names(&self) -> Result<Vec<DmMapping>, DmError> {
         let mut at = self.data()?;
         let mut names = Vec::new();
-        // The device number of the first is zero where there is none.
+        // The device number of the first is zero where the list is empty.
         while self.u64(at)? != 0 {
             let name = self.0.get(at + 12..);
-            names.push(Listed {
+            names.push(DmMapping {
                 name: text(name.ok_or(DmError::Answer("a name behind its end"))?)?,
                 device: numbers(self.u64(at)?),
             });
@@ -213,7 +213,7 @@ fn text(bytes: &[u8]) -> Result<String, DmError> {
     let end = end.ok_or(DmError::Answer("a text without end"))?;
     let text = std::str::from_utf8(&bytes[..end]);
     text.map(str::to_owned)
-        .map_err(|_| DmError::Answer("a text that is none"))
+        .map_err(|_| DmError::Answer("a text that is not UTF-8"))
 }
 
 #[cfg(test)]
@@ -221,11 +221,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cipher::Cipher;
+    use crate::cipher::SectorCipher;
 
-    fn table() -> Table {
-        Table {
-            cipher: Cipher::AesXts.name().to_owned(),
+    fn table() -> CryptTable {
+        CryptTable {
+            cipher: SectorCipher::AesXts.name().to_owned(),
             key: ":64:logon:alknet:data".to_owned(),
             tweak: 0,
             device: (8, 1),
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_table_is_laid_out_as_the_kernel_reads_it() {
-        let message = Message::new().name("alknet-data").expect("a name");
+        let message = DmMessage::new().name("alknet-data").expect("a name");
         let message = message.table(&table()).expect("small").with_room(1024);
         assert_eq!(message.0.len(), 1024);
         assert_eq!(message.0[..12], [4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(message.status().expect("whole").name, "alknet-data");
         let targets = message.targets().expect("one target");
         let parameters = "aes-xts-plain64 :64:logon:alknet:data 0 8:1 32768 1 sector_size:4096";
-        let expected = Target {
+        let expected = DmTarget {
             start: 0,
             sectors: 2048,
             kind: "crypt".to_owned(),
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn names_are_listed() {
-        let mut message = Message::new().with_room(400);
+        let mut message = DmMessage::new().with_room(400);
         assert_eq!(message.names().expect("none"), []);
         message.put(312, &0xfd01_u64.to_ne_bytes());
         message.put(320, &24_u32.to_ne_bytes());
@@ -266,7 +266,7 @@ mod tests {
         message.put(336, &0xfd02_u64.to_ne_bytes());
         message.put(348, b"two\0");
         let names = message.names().expect("two");
-        let of = |name: &str, minor| Listed {
+        let of = |name: &str, minor| DmMapping {
             name: name.to_owned(),
             device: (253, minor),
         };
@@ -276,10 +276,10 @@ mod tests {
     #[test]
     fn names_that_cannot_be_are_refused() {
         for name in ["", "a/b", "a b", "ä", &"x".repeat(128)] {
-            let refused = Message::new().name(name);
+            let refused = DmMessage::new().name(name);
             assert!(matches!(refused, Err(DmError::Name(_))), "{name:?}");
         }
-        let refused = Message::new().uuid(&"x".repeat(129));
+        let refused = DmMessage::new().uuid(&"x".repeat(129));
         assert!(matches!(refused, Err(DmError::Name(_))));
     }
 
@@ -292,7 +292,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-            let message = Message(bytes);
+            let message = DmMessage(bytes);
             let _ = (message.status(), message.targets(), message.names(), message.version());
         }
     }

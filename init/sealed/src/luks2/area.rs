@@ -14,12 +14,12 @@ use crate::secret::VolumeKey;
 const SECTOR: usize = 512;
 
 /// `aes-xts-plain64`, with 32 or 64 bytes of key.
-enum Cipher {
+enum KeyslotCipher {
     Long(Box<Xts128<Aes256>>),
     Short(Box<Xts128<Aes128>>),
 }
 
-impl Cipher {
+impl KeyslotCipher {
     fn new(key: &[u8]) -> Option<Self> {
         let (one, two) = key.split_at(key.len() / 2);
         match key.len() {
@@ -89,11 +89,11 @@ pub(super) fn open(
     Ok(key)
 }
 
-fn cipher(slot: &LuksSlot, phrase: &[u8]) -> Result<Cipher, SealedError> {
+fn cipher(slot: &LuksSlot, phrase: &[u8]) -> Result<KeyslotCipher, SealedError> {
     let mut key = Zeroizing::new([0; 64]);
     let key = &mut key[..slot.area_key_bytes.min(64)];
     stretch(phrase, &slot.salt, slot.rounds, key);
-    Cipher::new(key).ok_or(SealedError::Unsupported(
+    KeyslotCipher::new(key).ok_or(SealedError::Unsupported(
         "a key slot's area has another key",
     ))
 }

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::HeaderError;
 use crate::limits::{BINARY_BYTES, HEADER_BYTES, HEADER_BYTES_MAX};
-use crate::luks2::CopyId;
+use crate::luks2::HeaderCopyId;
 
 const VERSION: u16 = 2;
 const CHECKSUM: &[u8; 32] = b"sha256\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
@@ -30,7 +30,7 @@ const DIGEST: usize = 32;
 
 /// What both copies say alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Binary {
+pub(super) struct BinaryHeader {
     pub(super) bytes: u64,
     pub(super) sequence: u64,
     pub(super) label: [u8; 48],
@@ -38,11 +38,11 @@ pub(super) struct Binary {
     pub(super) subsystem: [u8; 48],
 }
 
-impl Binary {
+impl BinaryHeader {
     /// Of the copy that begins at `at`.
     pub(super) fn parse(
         block: &[u8; BINARY_BYTES],
-        copy: CopyId,
+        copy: HeaderCopyId,
         at: u64,
     ) -> Result<Self, HeaderError> {
         if block[..6] != *magic(copy) {
@@ -55,7 +55,9 @@ impl Binary {
         if !is_size(bytes) {
             return Err(HeaderError::Form("it has an unusual size"));
         }
-        if u64::from_be_bytes(field(block, 256)) != at || (copy == CopyId::Second && bytes != at) {
+        if u64::from_be_bytes(field(block, 256)) != at
+            || (copy == HeaderCopyId::Second && bytes != at)
+        {
             return Err(HeaderError::Form("it lies elsewhere than it says"));
         }
         if field::<32>(block, 72) != *CHECKSUM {
@@ -71,10 +73,10 @@ impl Binary {
     }
 
     /// A whole copy with `json`, which fits.
-    pub(super) fn encode(&self, copy: CopyId, salt: &[u8; 64], json: &[u8]) -> Vec<u8> {
+    pub(super) fn encode(&self, copy: HeaderCopyId, salt: &[u8; 64], json: &[u8]) -> Vec<u8> {
         let at = match copy {
-            CopyId::First => 0,
-            CopyId::Second => self.bytes,
+            HeaderCopyId::First => 0,
+            HeaderCopyId::Second => self.bytes,
         };
         let mut whole = vec![0; usize::try_from(self.bytes).unwrap_or(BINARY_BYTES)];
         let fields: [(usize, &[u8]); 11] = [
@@ -123,10 +125,10 @@ fn is_size(bytes: u64) -> bool {
     sizes().any(|size| size == bytes)
 }
 
-const fn magic(copy: CopyId) -> &'static [u8; 6] {
+const fn magic(copy: HeaderCopyId) -> &'static [u8; 6] {
     match copy {
-        CopyId::First => b"LUKS\xba\xbe",
-        CopyId::Second => b"SKUL\xba\xbe",
+        HeaderCopyId::First => b"LUKS\xba\xbe",
+        HeaderCopyId::Second => b"SKUL\xba\xbe",
     }
 }
 

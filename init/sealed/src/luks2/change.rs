@@ -3,22 +3,22 @@
 
 use std::{iter, ops::Range};
 
-use crate::disk::{Disk, noise};
+use crate::disk::{BlockStorage, noise};
 use crate::error::SealedError;
 use crate::limits::{AREA_BYTES, BINARY_BYTES, DATA_AT, SLOTS_MAX, VAULT_A_AT, WIPE_BYTES};
 use crate::luks2::area::seal;
-use crate::luks2::header::{Header, SALT, check_phrase, random};
-use crate::luks2::json::{Metadata, Slot};
+use crate::luks2::header::{LuksHeader, SALT, check_phrase, random};
+use crate::luks2::json::{KeyslotInfo, LuksMetadata};
 use crate::luks2::parts::{LuksSlot, parse_slot, slot_value};
 use crate::secret::VolumeKey;
 
-impl Header {
+impl LuksHeader {
     /// Makes `phrase` open the key slot `number`, which is made if it is not there, and wipes what the
     /// phrase before it opened. The data stay as they are. At a power cut the slot is opened by the
     /// phrase before or by the new one.
     pub fn set_phrase(
         &mut self,
-        disk: &impl Disk,
+        disk: &impl BlockStorage,
         number: u32,
         phrase: &[u8],
         key: &VolumeKey,
@@ -51,10 +51,14 @@ impl Header {
 
     /// Removes the key slot `number` and wipes what was in it. The last one that opens the data here
     /// stays.
-    pub fn remove_slot(&mut self, disk: &impl Disk, number: u32) -> Result<(), SealedError> {
+    pub fn remove_slot(
+        &mut self,
+        disk: &impl BlockStorage,
+        number: u32,
+    ) -> Result<(), SealedError> {
         self.segment()?;
         let slots = self.slots();
-        let openable = |slot: &&Slot| slot.unsupported.is_none();
+        let openable = |slot: &&KeyslotInfo| slot.unsupported.is_none();
         if !slots.iter().any(|slot| slot.number == number) {
             return Err(SealedError::NoSlot(number));
         }
@@ -79,7 +83,7 @@ impl Header {
         gap.map(|gap| gap.start).ok_or(SealedError::NoRoom)
     }
 
-    /// What of the room for key slots nobody uses, in whole pages, up to where the data or the vault
+    /// The unused parts of the room for key slots, in whole pages, up to where the data or the vault
     /// begin.
     fn gaps(&self) -> Result<Vec<Range<u64>>, SealedError> {
         let segment = self.segment()?;
@@ -107,7 +111,7 @@ impl Header {
     }
 
     /// Overwrites the area of a slot that is gone, and whatever a power cut left in unused ones.
-    fn wipe(&self, disk: &impl Disk, old: Option<Range<u64>>) -> Result<(), SealedError> {
+    fn wipe(&self, disk: &impl BlockStorage, old: Option<Range<u64>>) -> Result<(), SealedError> {
         let near = self.metadata.room(self.binary.bytes).start + WIPE_BYTES;
         for gap in self.gaps()? {
             let near = gap.start..gap.end.min(near);
@@ -126,7 +130,7 @@ impl Header {
 
 /// Writes the key material of `slot`.
 pub(super) fn write_area(
-    disk: &impl Disk,
+    disk: &impl BlockStorage,
     slot: &LuksSlot,
     phrase: &[u8],
     key: &VolumeKey,
@@ -137,7 +141,7 @@ pub(super) fn write_area(
         .map_err(SealedError::io("write"))
 }
 
-fn old_area(metadata: &Metadata, number: u32) -> Option<Range<u64>> {
+fn old_area(metadata: &LuksMetadata, number: u32) -> Option<Range<u64>> {
     let name = number.to_string();
     let mut areas = metadata.areas();
     areas.find(|(slot, _)| *slot == name)?.1

@@ -7,33 +7,33 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::cipher::Cipher;
-use crate::disk::Disk;
+use crate::cipher::SectorCipher;
+use crate::disk::BlockStorage;
 use crate::error::{HeaderError, SealedError};
 use crate::limits::{
     AREA_BYTES, BINARY_BYTES, HEADER_BYTES, KEYSLOTS_AT, PHRASE_BYTES_MAX, ROUNDS, SLOTS_MAX,
     VAULT_A_AT,
 };
 use crate::luks2::area::{material_bytes, open, stretch};
-use crate::luks2::binary::{Binary, is_whole, sizes};
+use crate::luks2::binary::{BinaryHeader, is_whole, sizes};
 use crate::luks2::change::write_area;
-use crate::luks2::json::{Metadata, Slot};
-use crate::luks2::parts::{DIGEST, LuksSlot, Segment, digest_value, parse_slot, slot_value};
-use crate::luks2::{Mark, TEAR_BYTES};
+use crate::luks2::json::{KeyslotInfo, LuksMetadata};
+use crate::luks2::parts::{DIGEST, LuksSegment, LuksSlot, digest_value, parse_slot, slot_value};
+use crate::luks2::{TEAR_BYTES, UnfinishedMark};
 use crate::secret::VolumeKey;
 
 /// Bytes of salts.
 pub(super) const SALT: usize = 32;
 /// One of the two copies of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyId {
+pub enum HeaderCopyId {
     /// At the partition's start.
     First,
     /// Behind it.
     Second,
 }
 
-impl CopyId {
+impl HeaderCopyId {
     const fn other(self) -> Self {
         match self {
             Self::First => Self::Second,
@@ -50,28 +50,28 @@ pub struct NewHeader<'a> {
     /// Of the vault, for the token.
     pub vault: &'a str,
     /// How the data will be encrypted.
-    pub cipher: Cipher,
+    pub cipher: SectorCipher,
     /// What opens the key slots 0, 1 ….
     pub phrases: &'a [&'a [u8]],
 }
 
 /// The header that counts, as it was read or written last.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Header {
-    pub(super) binary: Binary,
-    pub(super) metadata: Metadata,
+pub struct LuksHeader {
+    pub(super) binary: BinaryHeader,
+    pub(super) metadata: LuksMetadata,
     /// Where it was read from.
-    source: CopyId,
+    source: HeaderCopyId,
     /// The other copy is damaged or older.
     stale: bool,
 }
 
-impl Header {
+impl LuksHeader {
     /// Reads the newer valid copy. Writes nothing.
-    pub fn load(disk: &impl Disk) -> Result<Self, SealedError> {
-        let first = read_copy(disk, CopyId::First, 0);
+    pub fn load(disk: &impl BlockStorage) -> Result<Self, SealedError> {
+        let first = read_copy(disk, HeaderCopyId::First, 0);
         let second = match &first {
-            Ok((binary, _)) => read_copy(disk, CopyId::Second, binary.bytes),
+            Ok((binary, _)) => read_copy(disk, HeaderCopyId::Second, binary.bytes),
             Err(_) => find_second(disk),
         };
         let chosen = match (first, second) {
@@ -79,14 +79,14 @@ impl Header {
                 let newer = second.0.sequence > first.0.sequence;
                 let stale = first.0 != second.0 || first.1 != second.1;
                 let (source, (binary, metadata)) = if newer {
-                    (CopyId::Second, second)
+                    (HeaderCopyId::Second, second)
                 } else {
-                    (CopyId::First, first)
+                    (HeaderCopyId::First, first)
                 };
                 (source, stale, binary, metadata)
             }
-            (Ok((binary, metadata)), Err(_)) => (CopyId::First, true, binary, metadata),
-            (Err(_), Ok((binary, metadata))) => (CopyId::Second, true, binary, metadata),
+            (Ok((binary, metadata)), Err(_)) => (HeaderCopyId::First, true, binary, metadata),
+            (Err(_), Ok((binary, metadata))) => (HeaderCopyId::Second, true, binary, metadata),
             (Err(HeaderError::Absent), Err(HeaderError::Absent)) => {
                 return Err(SealedError::NotSealed);
             }
@@ -103,8 +103,11 @@ impl Header {
         })
     }
 
-    /// Writes the copy that is damaged or older anew. Answers which it was.
-    pub fn repair(&mut self, disk: &impl Disk) -> Result<Option<CopyId>, SealedError> {
+    /// Writes the copy that is damaged or older again. Answers which it was.
+    pub fn repair(
+        &mut self,
+        disk: &impl BlockStorage,
+    ) -> Result<Option<HeaderCopyId>, SealedError> {
         if !self.stale {
             return Ok(None);
         }
@@ -116,7 +119,10 @@ impl Header {
 
     /// Makes a header, its key slots and a volume key. Nothing but zeroes is left where it lies; the
     /// vault's two areas are not touched. A power cut leaves the mark that it had begun, or all of it.
-    pub fn format(disk: &impl Disk, new: &NewHeader<'_>) -> Result<(Self, VolumeKey), SealedError> {
+    pub fn format(
+        disk: &impl BlockStorage,
+        new: &NewHeader<'_>,
+    ) -> Result<(Self, VolumeKey), SealedError> {
         let (mut header, key) = Self::prepare(disk, new)?;
         header.store(disk)?;
         Ok((header, key))
@@ -125,7 +131,7 @@ impl Header {
     /// Everything of [`format`](Self::format) but the header itself, which [`store`](Self::store)
     /// writes: until then the partition says that it is being formatted.
     pub(crate) fn prepare(
-        disk: &impl Disk,
+        disk: &impl BlockStorage,
         new: &NewHeader<'_>,
     ) -> Result<(Self, VolumeKey), SealedError> {
         new.phrases.iter().copied().try_for_each(check_phrase)?;
@@ -133,7 +139,7 @@ impl Header {
             return Err(SealedError::NoSlot(SLOTS_MAX));
         }
         let key = VolumeKey::random(new.cipher.key_bytes())?;
-        mark(disk, Mark::Formatting)?;
+        mark(disk, UnfinishedMark::Formatting)?;
         // A header of an earlier life must not be found where this one's second copy is lost.
         let rest = TEAR_BYTES as u64;
         disk.zero(rest, VAULT_A_AT - rest)
@@ -153,15 +159,15 @@ impl Header {
         stretch(key.expose(), &salt, ROUNDS, &mut digest);
         let digest = digest_value(&names, &salt, &digest);
         let header = Self {
-            binary: Binary {
+            binary: BinaryHeader {
                 bytes: HEADER_BYTES,
                 sequence: 0,
                 label: [0; 48],
                 uuid: text_field(&new.uuid.to_string()),
                 subsystem: [0; 48],
             },
-            metadata: Metadata::new(new.cipher, slots, digest, new.vault),
-            source: CopyId::First,
+            metadata: LuksMetadata::new(new.cipher, slots, digest, new.vault),
+            source: HeaderCopyId::First,
             stale: false,
         };
         Ok((header, key))
@@ -194,12 +200,12 @@ impl Header {
 
     /// Every key slot.
     #[must_use]
-    pub fn slots(&self) -> Vec<Slot> {
+    pub fn slots(&self) -> Vec<KeyslotInfo> {
         self.metadata.slots()
     }
 
     /// Where and how the data are encrypted.
-    pub fn segment(&self) -> Result<Segment, SealedError> {
+    pub fn segment(&self) -> Result<LuksSegment, SealedError> {
         if self.metadata.demands_more() {
             return Err(SealedError::Unsupported(
                 "another program has not finished its work on it",
@@ -211,7 +217,7 @@ impl Header {
     /// The volume key, if `phrase` opens the key slot `number`.
     pub fn unlock(
         &self,
-        disk: &impl Disk,
+        disk: &impl BlockStorage,
         number: u32,
         phrase: &[u8],
     ) -> Result<VolumeKey, SealedError> {
@@ -257,7 +263,7 @@ impl Header {
         self.text().map(drop)
     }
 
-    /// The JSON, if it has room. What somebody else wrote may be longer when it is written here.
+    /// The JSON, if it has room. What another program wrote may be longer when it is written here.
     fn text(&self) -> Result<Vec<u8>, SealedError> {
         let text = self.metadata.to_text();
         // The text is ended by a zero byte.
@@ -267,18 +273,18 @@ impl Header {
     }
 
     /// Writes both copies with the next sequence number, the one that did not count first.
-    pub(crate) fn store(&mut self, disk: &impl Disk) -> Result<(), SealedError> {
+    pub(crate) fn store(&mut self, disk: &impl BlockStorage) -> Result<(), SealedError> {
         self.check_fits()?;
         self.binary.sequence += 1;
         self.write_copy(disk, self.source.other())?;
         self.write_copy(disk, self.source)
     }
 
-    fn write_copy(&self, disk: &impl Disk, copy: CopyId) -> Result<(), SealedError> {
+    fn write_copy(&self, disk: &impl BlockStorage, copy: HeaderCopyId) -> Result<(), SealedError> {
         let bytes = self.binary.encode(copy, &random()?, &self.text()?);
         let at = match copy {
-            CopyId::First => 0,
-            CopyId::Second => self.binary.bytes,
+            HeaderCopyId::First => 0,
+            HeaderCopyId::Second => self.binary.bytes,
         };
         disk.write(&bytes, at)
             .and_then(|()| disk.flush())
@@ -287,27 +293,31 @@ impl Header {
 }
 
 /// Puts a mark in place of the header, and returns when it is on the disk.
-pub(crate) fn mark(disk: &impl Disk, mark: Mark) -> Result<(), SealedError> {
+pub(crate) fn mark(disk: &impl BlockStorage, mark: UnfinishedMark) -> Result<(), SealedError> {
     disk.write(&mark.sector(), 0)
         .and_then(|()| disk.flush())
         .map_err(SealedError::io("mark"))
 }
 
 /// The mark that is in place of a header.
-pub(crate) fn read_mark(disk: &impl Disk) -> Result<Option<Mark>, SealedError> {
+pub(crate) fn read_mark(disk: &impl BlockStorage) -> Result<Option<UnfinishedMark>, SealedError> {
     let mut sector = [0; TEAR_BYTES];
     disk.read(&mut sector, 0).map_err(SealedError::io("read"))?;
-    Ok(Mark::of(&sector))
+    Ok(UnfinishedMark::parse(&sector))
 }
 
-fn read_copy(disk: &impl Disk, copy: CopyId, at: u64) -> Result<(Binary, Metadata), HeaderError> {
+fn read_copy(
+    disk: &impl BlockStorage,
+    copy: HeaderCopyId,
+    at: u64,
+) -> Result<(BinaryHeader, LuksMetadata), HeaderError> {
     let mut block = [0; BINARY_BYTES];
     disk.read(&mut block, at)
         .map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => HeaderError::Absent,
             _ => HeaderError::Unreadable,
         })?;
-    let binary = Binary::parse(&block, copy, at)?;
+    let binary = BinaryHeader::parse(&block, copy, at)?;
     let bytes = usize::try_from(binary.bytes).map_err(|_| HeaderError::Unreadable)?;
     let mut whole = vec![0; bytes];
     disk.read(&mut whole, at)
@@ -315,15 +325,15 @@ fn read_copy(disk: &impl Disk, copy: CopyId, at: u64) -> Result<(Binary, Metadat
     if !is_whole(&whole) {
         return Err(HeaderError::Checksum);
     }
-    let metadata = Metadata::parse(&whole[BINARY_BYTES..], binary.bytes)?;
+    let metadata = LuksMetadata::parse(&whole[BINARY_BYTES..], binary.bytes)?;
     Ok((binary, metadata))
 }
 
 /// The second copy where the first does not tell how large it is.
-fn find_second(disk: &impl Disk) -> Result<(Binary, Metadata), HeaderError> {
+fn find_second(disk: &impl BlockStorage) -> Result<(BinaryHeader, LuksMetadata), HeaderError> {
     let mut worst = HeaderError::Absent;
     for at in sizes() {
-        match read_copy(disk, CopyId::Second, at) {
+        match read_copy(disk, HeaderCopyId::Second, at) {
             Err(HeaderError::Absent) => {}
             Err(error) if worst == HeaderError::Absent => worst = error,
             Err(_) => {}

@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use serde_json::{Map, Value, json};
 
-use crate::cipher::Cipher;
+use crate::cipher::SectorCipher;
 use crate::error::HeaderError;
 use crate::limits::{
     BINARY_BYTES, DATA_AT, HEADER_BYTES, KEYSLOTS_BYTES, KEYSLOTS_BYTES_MAX, SECTOR_BYTES,
     SLOTS_MAX, TOKENS_MAX,
 };
-use crate::luks2::parts::{Digest, LuksSlot, SEGMENT, Segment, area, number, parse_slot};
+use crate::luks2::parts::{LuksDigest, LuksSegment, LuksSlot, SEGMENT, area, number, parse_slot};
 
 /// Type of the token that names the vault.
 pub(super) const TOKEN: &str = "alknet";
@@ -18,10 +18,10 @@ pub(super) const TOKEN: &str = "alknet";
 const PAGE: u64 = 4096;
 /// A key slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
+pub struct KeyslotInfo {
     /// Number of the slot.
     pub number: u32,
-    /// `luks2`, or what somebody else put there.
+    /// `luks2`, or what another program put there.
     pub kind: String,
     /// How the phrase is stretched: `pbkdf2`, `argon2id` ….
     pub kdf: String,
@@ -33,12 +33,12 @@ pub struct Slot {
 
 /// The whole metadata.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Metadata(Map<String, Value>);
+pub(super) struct LuksMetadata(Map<String, Value>);
 
-impl Metadata {
+impl LuksMetadata {
     /// Of a partition with `slots`, which belong to one volume key.
     pub(super) fn new(
-        cipher: Cipher,
+        cipher: SectorCipher,
         slots: Map<String, Value>,
         digest: Value,
         vault: &str,
@@ -156,19 +156,19 @@ impl Metadata {
         tokens.values().find(|token| token["type"] == TOKEN)
     }
 
-    pub(super) fn segment(&self) -> Result<Segment, &'static str> {
+    pub(super) fn segment(&self) -> Result<LuksSegment, &'static str> {
         let segments = self.0["segments"].as_object().map_or(0, Map::len);
         let segment = &self.0["segments"][SEGMENT];
         if segments != 1 || segment["type"] != "crypt" {
             return Err("its data are not one encrypted segment");
         }
-        Segment::parse(segment)
+        LuksSegment::parse(segment)
     }
 
     /// What recognises the volume key of the data.
-    pub(super) fn digest(&self) -> Result<Digest, &'static str> {
+    pub(super) fn digest(&self) -> Result<LuksDigest, &'static str> {
         let digest = self.digest_value();
-        Digest::parse(digest.ok_or("its volume key has no digest")?)
+        LuksDigest::parse(digest.ok_or("its volume key has no digest")?)
     }
 
     fn digest_value(&self) -> Option<&Value> {
@@ -176,7 +176,7 @@ impl Metadata {
         digests.values().find(|digest| is_of_data(digest))
     }
 
-    pub(super) fn slots(&self) -> Vec<Slot> {
+    pub(super) fn slots(&self) -> Vec<KeyslotInfo> {
         let bound = self.digest().map(|digest| digest.slots).unwrap_or_default();
         let named = self.token().and_then(|token| token["keyslots"].as_array());
         let is_named = |name: &String| named.is_some_and(|list| list.iter().any(|one| one == name));
@@ -190,7 +190,7 @@ impl Metadata {
                     Ok(_) if !bound.contains(&number) => Some(UNBOUND),
                     Ok(_) => None,
                 };
-                Some(Slot {
+                Some(KeyslotInfo {
                     number,
                     kind: text(&slot["type"]),
                     kdf: text(&slot["kdf"]["type"]),
@@ -203,7 +203,7 @@ impl Metadata {
         found
     }
 
-    /// The key slot `number`; `None` if there is none, or why it cannot be opened here.
+    /// The key slot `number`, or why it cannot be opened here; `None` if it does not exist.
     pub(super) fn slot(&self, number: u32) -> Option<Result<LuksSlot, &'static str>> {
         let slot = self.0["keyslots"].get(number.to_string())?;
         let bound = self.digest().map(|digest| digest.slots.contains(&number));
@@ -223,11 +223,11 @@ impl Metadata {
         }
         slots.insert(name.clone(), slot);
         self.each_list(|list, owner| match owner {
-            Owner::Ours if list.iter().any(|known| *known == name) => {}
-            Owner::Ours => list.push(Value::String(name.clone())),
+            KeyslotOwner::Ours if list.iter().any(|known| *known == name) => {}
+            KeyslotOwner::Ours => list.push(Value::String(name.clone())),
             // It was of another volume key and no longer is.
-            Owner::OtherDigest => list.retain(|known| *known != name),
-            Owner::OtherToken => {}
+            KeyslotOwner::OtherDigest => list.retain(|known| *known != name),
+            KeyslotOwner::OtherToken => {}
         });
     }
 
@@ -239,18 +239,18 @@ impl Metadata {
     }
 
     /// Every list of key slots, and whose it is.
-    fn each_list(&mut self, mut change: impl FnMut(&mut Vec<Value>, Owner)) {
+    fn each_list(&mut self, mut change: impl FnMut(&mut Vec<Value>, KeyslotOwner)) {
         for (part, other) in [
-            ("digests", Owner::OtherDigest),
-            ("tokens", Owner::OtherToken),
+            ("digests", KeyslotOwner::OtherDigest),
+            ("tokens", KeyslotOwner::OtherToken),
         ] {
             for entry in self.part(part).values_mut() {
                 let ours = match other {
-                    Owner::OtherToken => entry["type"] == TOKEN,
+                    KeyslotOwner::OtherToken => entry["type"] == TOKEN,
                     _ => is_of_data(entry),
                 };
                 if let Some(list) = entry.get_mut("keyslots").and_then(Value::as_array_mut) {
-                    change(list, if ours { Owner::Ours } else { other });
+                    change(list, if ours { KeyslotOwner::Ours } else { other });
                 }
             }
         }
@@ -264,7 +264,7 @@ impl Metadata {
 
 /// Who lists key slots.
 #[derive(Clone, Copy, Debug)]
-enum Owner {
+enum KeyslotOwner {
     OtherDigest,
     OtherToken,
     /// The digest of the data's volume key, or our token.

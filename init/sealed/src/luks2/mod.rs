@@ -14,30 +14,31 @@ mod parts;
 #[cfg(test)]
 mod tests;
 
-pub use header::{CopyId, Header, NewHeader};
+pub use header::{HeaderCopyId, LuksHeader, NewHeader};
 pub(crate) use header::{mark, read_mark};
-pub use json::Slot;
-pub use parts::Segment;
+pub use json::KeyslotInfo;
+pub use parts::LuksSegment;
 
 /// What the first sector says while the partition is being formatted.
 const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
 /// What it says while the partition is being erased.
 const ERASING: &[u8] = b"alknet: this partition is being erased\n";
-/// What it says once that is done, until somebody has said that something else was not.
+/// What it says once that is done, while a step outside the partition that belongs to it is not: the
+/// next start erases again.
 const UNSETTLED: &[u8] = b"alknet: this partition is erased, and that was not counted\n";
 /// The unit in which disks write: what a power cut can tear is a multiple of it.
 pub(crate) const TEAR_BYTES: usize = 512;
 
 /// A mark that a longer piece of work has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mark {
+pub(crate) enum UnfinishedMark {
     Erasing,
     Formatting,
     /// Everything is erased but this, and something that belongs to it is not done.
     Unsettled,
 }
 
-impl Mark {
+impl UnfinishedMark {
     /// The first sector with this mark.
     pub(crate) fn sector(self) -> [u8; TEAR_BYTES] {
         let text = self.text();
@@ -47,7 +48,7 @@ impl Mark {
     }
 
     /// The mark that `sector` has.
-    pub(crate) fn of(sector: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(sector: &[u8]) -> Option<Self> {
         [Self::Erasing, Self::Formatting, Self::Unsettled]
             .into_iter()
             .find(|mark| sector == mark.sector())

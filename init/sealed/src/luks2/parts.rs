@@ -5,7 +5,7 @@ use std::ops::Range;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-use crate::cipher::Cipher;
+use crate::cipher::SectorCipher;
 use crate::limits::{
     AREA_BYTES, DATA_AT, ROUNDS, ROUNDS_MAX, SALT_BYTES_MAX, SECTOR_BYTES, STRIPES,
 };
@@ -22,7 +22,7 @@ pub(super) const SEGMENT: &str = "0";
 
 /// The encrypted data.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
+pub struct LuksSegment {
     /// First byte on the partition.
     pub offset: u64,
     /// Bytes, or up to the partition's end.
@@ -30,7 +30,7 @@ pub struct Segment {
     /// Added to the number of each sector, in units of 512 bytes.
     pub tweak: u64,
     /// How it is encrypted.
-    pub cipher: Cipher,
+    pub cipher: SectorCipher,
     /// Bytes of an encrypted sector.
     pub sector: u32,
 }
@@ -48,15 +48,15 @@ pub(super) struct LuksSlot {
 
 /// How a volume key is recognised.
 #[derive(Debug)]
-pub(super) struct Digest {
+pub(super) struct LuksDigest {
     pub(super) slots: Vec<u32>,
     pub(super) salt: Vec<u8>,
     pub(super) rounds: u32,
     pub(super) digest: Vec<u8>,
 }
 
-impl Segment {
-    /// Whether the data lie where [`Sealed::format`](crate::Sealed::format) puts them. Nothing authenticates the JSON
+impl LuksSegment {
+    /// Whether the data lie where [`SealedPartition::format`](crate::SealedPartition::format) puts them. Nothing authenticates the JSON
     /// of a header: another offset and tweak map the data from a later sector on, so that the file system is
     /// whatever the content of a file there is. A program that trusts what is in the data refuses such a segment.
     #[must_use]
@@ -71,7 +71,7 @@ impl Segment {
         if !segment["integrity"].is_null() {
             return Err("its data carry integrity tags");
         }
-        let cipher = segment["encryption"].as_str().and_then(Cipher::named);
+        let cipher = segment["encryption"].as_str().and_then(SectorCipher::named);
         let length = match &segment["size"] {
             Value::String(text) if text == "dynamic" => None,
             other => Some(number(other).ok_or("its data have no length")?),
@@ -96,7 +96,7 @@ impl Segment {
     }
 }
 
-impl Digest {
+impl LuksDigest {
     pub(super) fn parse(digest: &Value) -> Result<Self, &'static str> {
         if digest["type"] != "pbkdf2" || digest["hash"] != "sha256" {
             return Err("the digest of its volume key is of another kind");

@@ -1,4 +1,4 @@
-//! Headers as they should be, damaged, and made by somebody who wants to harm.
+//! Headers as they should be, damaged, and made by an attacker.
 
 use std::sync::OnceLock;
 
@@ -6,11 +6,11 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{CopyId, Header, NewHeader};
-use crate::disk::Disk;
+use super::{HeaderCopyId, LuksHeader, NewHeader};
+use crate::disk::BlockStorage;
 use crate::error::{HeaderError, SealedError};
 use crate::limits::{BINARY_BYTES, HEADER_BYTES, KEYSLOTS_BYTES, VAULT_A_AT};
-use crate::sealed::{Content, Sealed};
+use crate::sealed::{PartitionContent, SealedPartition};
 use crate::testing::{BYTES, ONE, TWO, TestDisk, VAULT, new_header};
 
 const COPY: usize = HEADER_BYTES as usize;
@@ -20,10 +20,10 @@ fn formatted() -> TestDisk {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
     let image = IMAGE.get_or_init(|| {
         let disk = TestDisk::blank();
-        Header::format(&disk, &new_header()).expect("a disk that works");
+        LuksHeader::format(&disk, &new_header()).expect("a disk that works");
         disk.image().clone()
     });
-    TestDisk::of(image.clone())
+    TestDisk::from_image(image.clone())
 }
 
 /// Puts the checksum of both copies right.
@@ -35,7 +35,7 @@ fn checksum(disk: &TestDisk) {
             .chain_update([0; 64])
             .chain_update(&copy[512..])
             .finalize();
-        disk.poke(at + 448, &sum);
+        disk.overwrite(at + 448, &sum);
     }
 }
 
@@ -51,8 +51,8 @@ fn put_text(disk: &TestDisk, text: &[u8]) {
     let mut area = vec![0; COPY - BINARY_BYTES];
     let length = text.len().min(area.len());
     area[..length].copy_from_slice(&text[..length]);
-    disk.poke(BINARY_BYTES, &area);
-    disk.poke(COPY + BINARY_BYTES, &area);
+    disk.overwrite(BINARY_BYTES, &area);
+    disk.overwrite(COPY + BINARY_BYTES, &area);
     checksum(disk);
 }
 
@@ -65,8 +65,8 @@ fn edit(disk: &TestDisk, change: impl FnOnce(&mut Value)) {
 
 /// Does everything with it that takes no time.
 fn use_it(disk: &TestDisk) {
-    let _ = Sealed::probe(disk, BYTES);
-    let Ok(mut header) = Header::load(disk) else {
+    let _ = SealedPartition::probe(disk, BYTES);
+    let Ok(mut header) = LuksHeader::load(disk) else {
         return;
     };
     let _ = (header.uuid(), header.vault(), header.slots());
@@ -91,8 +91,8 @@ fn use_it(disk: &TestDisk) {
 #[test]
 fn what_is_written_is_read() {
     let disk = TestDisk::blank();
-    let (made, key) = Header::format(&disk, &new_header()).expect("a disk that works");
-    let header = Header::load(&disk).expect("just written");
+    let (made, key) = LuksHeader::format(&disk, &new_header()).expect("a disk that works");
+    let header = LuksHeader::load(&disk).expect("just written");
     assert_eq!(header, made);
     assert_eq!(header.uuid(), "42424242-4242-4242-4242-424242424242");
     assert_eq!(header.vault(), Some(VAULT));
@@ -117,13 +117,13 @@ fn what_is_written_is_read() {
 #[test]
 fn what_does_not_open_is_said() {
     let disk = formatted();
-    let header = Header::load(&disk).expect("formatted");
+    let header = LuksHeader::load(&disk).expect("formatted");
     let of = |slot, phrase: &[u8]| header.unlock(&disk, slot, phrase).expect_err("not this");
     assert!(matches!(of(0, TWO), SealedError::WrongPhrase(0)));
     assert!(matches!(of(2, ONE), SealedError::NoSlot(2)));
     assert!(matches!(of(0, b""), SealedError::Phrase));
     assert!(matches!(of(0, &[b'x'; 513]), SealedError::Phrase));
-    let (_, other) = Header::format(&TestDisk::blank(), &new_header()).expect("works");
+    let (_, other) = LuksHeader::format(&TestDisk::blank(), &new_header()).expect("works");
     let mut header = header.clone();
     let refused = header.set_phrase(&disk, 0, TWO, &other);
     assert!(matches!(refused, Err(SealedError::WrongKey)));
@@ -138,20 +138,20 @@ fn any_byte_of_a_copy_may_be_lost() {
     let disk = formatted();
     let whole = disk.image()[..2 * COPY].to_vec();
     let json = BINARY_BYTES + text(&disk).len();
-    for (base, copy) in [(0, CopyId::First), (COPY, CopyId::Second)] {
+    for (base, copy) in [(0, HeaderCopyId::First), (COPY, HeaderCopyId::Second)] {
         for at in (0..BINARY_BYTES).chain((BINARY_BYTES..json).step_by(7)) {
-            disk.poke(base + at, &[whole[base + at] ^ 0x10]);
-            let mut header = Header::load(&disk).expect("the other copy is whole");
+            disk.overwrite(base + at, &[whole[base + at] ^ 0x10]);
+            let mut header = LuksHeader::load(&disk).expect("the other copy is whole");
             // The field of the checksum is longer than a SHA-256.
             let unused = (448 + 32..512).contains(&at);
             assert_eq!(header.has_one_copy(), !unused, "byte {at}");
             if at % 256 == 0 {
                 let repaired = header.repair(&disk).expect("a disk that works");
                 assert_eq!(repaired, Some(copy));
-                let again = Header::load(&disk).expect("whole");
+                let again = LuksHeader::load(&disk).expect("whole");
                 assert!(!again.has_one_copy());
             }
-            disk.poke(0, &whole);
+            disk.overwrite(0, &whole);
         }
     }
 }
@@ -164,9 +164,9 @@ fn both_copies_damaged_are_an_error_that_says_what_to_do() {
         if (448 + 32..512).contains(&at) {
             continue;
         }
-        disk.poke(at, &[whole[at] ^ 1]);
-        disk.poke(COPY + at, &[whole[COPY + at] ^ 1]);
-        let error = Header::load(&disk).expect_err("both are damaged");
+        disk.overwrite(at, &[whole[at] ^ 1]);
+        disk.overwrite(COPY + at, &[whole[COPY + at] ^ 1]);
+        let error = LuksHeader::load(&disk).expect_err("both are damaged");
         match error {
             SealedError::NotSealed => assert!(at < 6),
             SealedError::Damaged { .. } => {
@@ -174,7 +174,7 @@ fn both_copies_damaged_are_an_error_that_says_what_to_do() {
             }
             other => panic!("{other}"),
         }
-        disk.poke(0, &whole);
+        disk.overwrite(0, &whole);
     }
 }
 
@@ -184,14 +184,14 @@ fn any_byte_of_both_may_be_changed_with_the_checksum() {
     let whole = disk.image()[..2 * COPY].to_vec();
     for at in 0..512 {
         for value in [0, 0xff, whole[at] ^ 1, whole[at].wrapping_add(1)] {
-            disk.poke(at, &[value]);
-            disk.poke(COPY + at, &[value]);
+            disk.overwrite(at, &[value]);
+            disk.overwrite(COPY + at, &[value]);
             checksum(&disk);
-            match Header::load(&disk) {
+            match LuksHeader::load(&disk) {
                 Ok(_) | Err(SealedError::NotSealed | SealedError::Damaged { .. }) => {}
                 Err(other) => panic!("{other}"),
             }
-            disk.poke(0, &whole);
+            disk.overwrite(0, &whole);
         }
     }
 }
@@ -200,17 +200,20 @@ fn any_byte_of_both_may_be_changed_with_the_checksum() {
 fn the_newer_copy_counts() {
     let disk = formatted();
     let old = disk.image()[..2 * COPY].to_vec();
-    let mut header = Header::load(&disk).expect("formatted");
+    let mut header = LuksHeader::load(&disk).expect("formatted");
     let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
     header.set_phrase(&disk, 0, TWO, &key).expect("works");
     let new = disk.image()[..2 * COPY].to_vec();
-    for (first, second, copy) in [(&old, &new, CopyId::First), (&new, &old, CopyId::Second)] {
-        disk.poke(0, &first[..COPY]);
-        disk.poke(COPY, &second[COPY..]);
-        let mut found = Header::load(&disk).expect("both are whole");
+    for (first, second, copy) in [
+        (&old, &new, HeaderCopyId::First),
+        (&new, &old, HeaderCopyId::Second),
+    ] {
+        disk.overwrite(0, &first[..COPY]);
+        disk.overwrite(COPY, &second[COPY..]);
+        let mut found = LuksHeader::load(&disk).expect("both are whole");
         assert_eq!(found.sequence(), 2);
         assert_eq!(found.repair(&disk).expect("works"), Some(copy));
-        let found = Header::load(&disk).expect("both are whole");
+        let found = LuksHeader::load(&disk).expect("both are whole");
         assert!(!found.has_one_copy());
         assert!(found.unlock(&disk, 0, TWO).is_ok());
     }
@@ -230,7 +233,7 @@ fn what_is_unknown_stays() {
         json["keyslots"]["9"] = other;
         json["keyslots"]["0"]["priority"] = json!(2);
     });
-    let mut header = Header::load(&disk).expect("it is allowed");
+    let mut header = LuksHeader::load(&disk).expect("it is allowed");
     let nine = header.slots().pop().expect("three");
     assert_eq!((nine.number, &*nine.kdf), (9, "argon2id"));
     let refused = header.unlock(&disk, 9, ONE).expect_err("argon2id");
@@ -344,7 +347,7 @@ fn what_cannot_be_used_is_said() {
             Some(place) => *place = value.clone(),
             None => json["segments"]["0"]["integrity"] = value.clone(),
         });
-        let outcome = Header::load(&disk).and_then(|header| header.unlock(&disk, 0, ONE));
+        let outcome = LuksHeader::load(&disk).and_then(|header| header.unlock(&disk, 0, ONE));
         let error = outcome.expect_err(pointer).to_string();
         assert!(error.contains(expected), "{pointer}: {error}");
     }
@@ -352,7 +355,7 @@ fn what_cannot_be_used_is_said() {
     edit(&disk, |json| {
         json["config"]["requirements"] = json!({"mandatory": ["online-reencrypt-v2"]});
     });
-    let error = Header::load(&disk).and_then(|header| header.unlock(&disk, 0, ONE));
+    let error = LuksHeader::load(&disk).and_then(|header| header.unlock(&disk, 0, ONE));
     let error = error.expect_err("somebody else is at work").to_string();
     assert!(error.contains("has not finished"), "{error}");
 }
@@ -361,7 +364,7 @@ fn what_cannot_be_used_is_said() {
 #[test]
 fn data_that_were_moved_are_not_standard() {
     let standard = |disk: &TestDisk| {
-        let header = Header::load(disk).expect("its checksums fit");
+        let header = LuksHeader::load(disk).expect("its checksums fit");
         header.segment().expect("it can be mapped").is_standard()
     };
     assert!(standard(&formatted()));
@@ -392,7 +395,7 @@ fn text_that_is_no_json_is_said() {
     for (text, expected) in cases {
         let disk = formatted();
         put_text(&disk, text.as_bytes());
-        let error = Header::load(&disk).expect_err(expected).to_string();
+        let error = LuksHeader::load(&disk).expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -404,7 +407,7 @@ fn a_full_header_is_not_changed() {
     edit(&disk, |json| {
         json["config"]["filler"] = json!("x".repeat(COPY - BINARY_BYTES - used - 200));
     });
-    let mut header = Header::load(&disk).expect("it is allowed");
+    let mut header = LuksHeader::load(&disk).expect("it is allowed");
     let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
     let before = disk.image()[..2 * COPY].to_vec();
     let refused = header.set_phrase(&disk, 5, TWO, &key);
@@ -425,16 +428,16 @@ fn a_copy_that_would_become_longer_is_not_repaired() {
     let json = String::from_utf8(text(&disk)).expect("our own JSON");
     let json = json.replace("\"config\":{", &format!("\"config\":{{\"x\":[{numbers}1],"));
     put_text(&disk, json.as_bytes());
-    disk.poke(COPY, &[0; 512]);
-    let mut header = Header::load(&disk).expect("it is allowed");
+    disk.overwrite(COPY, &[0; 512]);
+    let mut header = LuksHeader::load(&disk).expect("it is allowed");
     let refused = header.repair(&disk);
     assert!(
         matches!(refused, Err(SealedError::HeaderFull)),
         "{refused:?}"
     );
     assert!(header.unlock(&disk, 0, ONE).is_ok());
-    let disk_of = |disk: &TestDisk| TestDisk::of(disk.image().clone());
-    let sealed = Sealed::load(disk_of(&disk), BYTES).expect("it opens all the same");
+    let disk_of = |disk: &TestDisk| TestDisk::from_image(disk.image().clone());
+    let sealed = SealedPartition::load(disk_of(&disk), BYTES).expect("it opens all the same");
     assert!(sealed.repaired().is_err());
 }
 
@@ -447,7 +450,7 @@ fn what_cannot_be_formatted_is_not_begun() {
             phrases,
             ..new_header()
         };
-        Header::format(&disk, &new).expect_err("not so many");
+        LuksHeader::format(&disk, &new).expect_err("not so many");
     }
     assert!(disk.take_ops().is_empty());
 }
@@ -456,10 +459,10 @@ fn what_cannot_be_formatted_is_not_begun() {
 fn a_sequence_that_ends_is_not_begun_again() {
     let disk = formatted();
     for at in [16, COPY + 16] {
-        disk.poke(at, &u64::MAX.to_be_bytes());
+        disk.overwrite(at, &u64::MAX.to_be_bytes());
     }
     checksum(&disk);
-    let mut header = Header::load(&disk).expect("it is allowed");
+    let mut header = LuksHeader::load(&disk).expect("it is allowed");
     let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
     let before = disk.image()[..2 * COPY].to_vec();
     for refused in [
@@ -476,16 +479,16 @@ fn a_sequence_that_ends_is_not_begun_again() {
 #[test]
 fn room_for_slots_ends_where_the_vault_begins() {
     let disk = formatted();
-    let mut header = Header::load(&disk).expect("formatted");
+    let mut header = LuksHeader::load(&disk).expect("formatted");
     let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
-    // Somebody else's slot takes everything but the last page.
+    // A slot of another program takes everything but the last page.
     edit(&disk, |json| {
         let mut big = json["keyslots"]["1"].clone();
         big["area"]["offset"] = json!("548864");
         big["area"]["size"] = json!((VAULT_A_AT - 548_864).to_string());
         json["keyslots"]["3"] = big;
     });
-    header = Header::load(&disk).unwrap_or(header);
+    header = LuksHeader::load(&disk).unwrap_or(header);
     let refused = header.set_phrase(&disk, 0, TWO, &key);
     assert!(matches!(refused, Err(SealedError::NoRoom)), "{refused:?}");
 }
@@ -499,20 +502,20 @@ fn other_disks_are_not_sealed() {
         vec![0; 20_000],
     ] {
         let bytes = image.len() as u64;
-        let disk = TestDisk::of(image);
-        let found = Sealed::probe(&disk, bytes).expect("readable");
-        assert!(matches!(found, Content::Unsealed), "{found:?}");
+        let disk = TestDisk::from_image(image);
+        let found = SealedPartition::probe(&disk, bytes).expect("readable");
+        assert!(matches!(found, PartitionContent::Unsealed), "{found:?}");
         assert!(matches!(
-            Sealed::load(disk, bytes),
+            SealedPartition::load(disk, bytes),
             Err(SealedError::NotSealed)
         ));
     }
     let disk = formatted();
-    disk.poke(4, &[0; 100]);
-    disk.poke(COPY + 40, &[1; 100]);
-    let found = Sealed::probe(&disk, BYTES).expect("readable");
-    assert!(matches!(found, Content::Damaged(_)), "{found:?}");
-    let both = Header::load(&disk).expect_err("damaged");
+    disk.overwrite(4, &[0; 100]);
+    disk.overwrite(COPY + 40, &[1; 100]);
+    let found = SealedPartition::probe(&disk, BYTES).expect("readable");
+    assert!(matches!(found, PartitionContent::Damaged(_)), "{found:?}");
+    let both = LuksHeader::load(&disk).expect_err("damaged");
     assert!(
         matches!(
             both,
@@ -574,9 +577,9 @@ proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 600), both in any::<bool>()) {
         let disk = formatted();
-        disk.poke(8, &bytes);
+        disk.overwrite(8, &bytes);
         if both {
-            disk.poke(COPY + 8, &bytes);
+            disk.overwrite(COPY + 8, &bytes);
             checksum(&disk);
         }
         use_it(&disk);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use alknet_qemu::{Disk, MachineKind, Vm, blank};
+use alknet_qemu::{MachineKind, VirtioDisk, Vm, blank};
 
 /// Names the folder of the built image, which has the kernel.
 const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
@@ -98,7 +98,7 @@ fn what_is_written_through_our_mapping_cryptsetup_reads_and_the_other_way_round(
     let disks = ["ours", "theirs", "slow"].map(|name| {
         let path = dir.path().join(name);
         blank(&path, 96 << 20).expect("writable");
-        Disk::file(path)
+        VirtioDisk::file(path)
     });
     let [ours, theirs, slow] = disks;
     let vm = Vm::builder(MachineKind::Microvm)

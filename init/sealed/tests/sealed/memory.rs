@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-use alknet_sealed::{Cipher, NewHeader, Sealed};
+use alknet_sealed::{NewHeader, SealedPartition, SectorCipher};
 use uuid::Uuid;
 
 const PHRASE: &[u8] = b"q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA";
@@ -56,10 +56,11 @@ fn a_volume_key_that_was_let_go_is_nowhere() {
     let new = NewHeader {
         uuid: Uuid::nil(),
         vault: "",
-        cipher: Cipher::AesXts,
+        cipher: SectorCipher::AesXts,
         phrases: &[PHRASE],
     };
-    let mut sealed = Sealed::format(file, BYTES, &new).expect("a file that can be written");
+    let mut sealed =
+        SealedPartition::format(file, BYTES, &new).expect("a file that can be written");
     let key = sealed.unlock(0, PHRASE).expect("its phrase");
     sealed.set_phrase(0, b"another", &key).expect("writable");
     let masked: Vec<u8> = key.expose().iter().map(|byte| byte ^ MASK).collect();

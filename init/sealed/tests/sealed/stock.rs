@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use alknet_sealed::limits::{DATA_AT, VAULT_A_AT, VAULT_AREA_BYTES, VAULT_B_AT};
-use alknet_sealed::{Cipher, CopyId, NewHeader, Sealed, SealedError};
+use alknet_sealed::{HeaderCopyId, NewHeader, SealedError, SealedPartition, SectorCipher};
 use uuid::Uuid;
 
 use crate::{content, cryptsetup, text};
@@ -18,11 +18,11 @@ const VAULT: &str = "0b9e8a4e-5e6c-4a1f-9d55-7f3f6f0d9f11";
 const BYTES: u64 = 24 << 20;
 
 /// A partition in a file, with the phrases beside it.
-struct Lab {
+struct PartitionFile {
     dir: tempfile::TempDir,
 }
 
-impl Lab {
+impl PartitionFile {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let lab = Self { dir };
@@ -34,7 +34,7 @@ impl Lab {
         lab
     }
 
-    fn sealed(cipher: Cipher) -> Self {
+    fn sealed(cipher: SectorCipher) -> Self {
         let lab = Self::new();
         for (at, byte) in [(VAULT_A_AT, 0xaa), (VAULT_B_AT, 0xbb)] {
             let area = [byte; VAULT_AREA_BYTES as usize];
@@ -46,7 +46,7 @@ impl Lab {
             cipher,
             phrases: &[ONE.as_bytes(), TWO.as_bytes()],
         };
-        Sealed::format(lab.file(), BYTES, &new).expect("a file that can be written");
+        SealedPartition::format(lab.file(), BYTES, &new).expect("a file that can be written");
         lab
     }
 
@@ -68,8 +68,8 @@ impl Lab {
         file.expect("the disk is there")
     }
 
-    fn load(&self) -> Sealed {
-        Sealed::load(self.file(), BYTES).expect("a header")
+    fn load(&self) -> SealedPartition {
+        SealedPartition::load(self.file(), BYTES).expect("a header")
     }
 
     /// Whether a phrase opens a slot for cryptsetup.
@@ -111,8 +111,8 @@ impl Lab {
 
 #[test]
 fn cryptsetup_knows_and_opens_what_is_written_here() {
-    for cipher in [Cipher::AesXts, Cipher::Adiantum] {
-        let lab = Lab::sealed(cipher);
+    for cipher in [SectorCipher::AesXts, SectorCipher::Adiantum] {
+        let lab = PartitionFile::sealed(cipher);
         content(&["isLuks", "--type", "luks2", &lab.disk()]);
         let dump = content(&["luksDump", &lab.disk()]);
         for expected in [
@@ -139,7 +139,7 @@ fn cryptsetup_knows_and_opens_what_is_written_here() {
 
 #[test]
 fn a_repair_finds_nothing_to_repair() {
-    let lab = Lab::sealed(Cipher::AesXts);
+    let lab = PartitionFile::sealed(SectorCipher::AesXts);
     let before = lab.header();
     content(&["repair", &lab.disk()]);
     assert!(lab.header() == before);
@@ -147,7 +147,7 @@ fn a_repair_finds_nothing_to_repair() {
 
 #[test]
 fn what_cryptsetup_changes_is_understood_and_kept() {
-    let lab = Lab::sealed(Cipher::AesXts);
+    let lab = PartitionFile::sealed(SectorCipher::AesXts);
     let key = lab.load().unlock(0, ONE.as_bytes()).expect("its phrase");
     let (disk, one, three) = (lab.disk(), lab.key("one"), lab.key("three"));
     // A key slot of ours, one of argon2id, a label, a token.
@@ -223,7 +223,7 @@ fn what_cryptsetup_changes_is_understood_and_kept() {
 
 #[test]
 fn phrases_are_changed_by_either() {
-    let lab = Lab::sealed(Cipher::AesXts);
+    let lab = PartitionFile::sealed(SectorCipher::AesXts);
     let key = lab.load().unlock(1, TWO.as_bytes()).expect("its phrase");
     let (disk, one, three) = (lab.disk(), lab.key("one"), lab.key("three"));
     let change = [
@@ -253,7 +253,7 @@ fn phrases_are_changed_by_either() {
 
 #[test]
 fn a_backup_of_the_header_ends_where_the_vault_begins() {
-    let lab = Lab::sealed(Cipher::AesXts);
+    let lab = PartitionFile::sealed(SectorCipher::AesXts);
     let (disk, backup) = (lab.disk(), lab.key("backup"));
     content(&["luksHeaderBackup", &disk, "--header-backup-file", &backup]);
     let bytes = fs::metadata(&backup).expect("just made").len();
@@ -262,7 +262,7 @@ fn a_backup_of_the_header_ends_where_the_vault_begins() {
         .write_all_at(&vec![0; 1 << 20], 0)
         .expect("writable");
     assert!(matches!(
-        Sealed::load(lab.file(), BYTES),
+        SealedPartition::load(lab.file(), BYTES),
         Err(SealedError::NotSealed)
     ));
     content(&["luksHeaderRestore", &disk, "--header-backup-file", &backup]);
@@ -284,7 +284,7 @@ fn what_cryptsetup_formats_is_opened_here() {
         &["--label", "other", "--offset", "34816"],
     ];
     for way in ways {
-        let lab = Lab::new();
+        let lab = PartitionFile::new();
         let (disk, one) = (lab.disk(), lab.key("one"));
         let format = ["luksFormat", "--type", "luks2", "--pbkdf", "pbkdf2"];
         let quick = [
@@ -307,7 +307,7 @@ fn what_cryptsetup_formats_is_opened_here() {
         assert!(lab.opens("one", 0) && lab.opens("two", 1));
         lab.file().write_all_at(&[0; 512], 0).expect("writable");
         let sealed = lab.load();
-        assert!(matches!(sealed.repaired(), Ok(Some(CopyId::First))));
+        assert!(matches!(sealed.repaired(), Ok(Some(HeaderCopyId::First))));
         assert!(sealed.unlock(1, TWO.as_bytes()).expect("its phrase") == key);
         content(&["luksDump", &disk]);
     }
@@ -315,7 +315,7 @@ fn what_cryptsetup_formats_is_opened_here() {
 
 #[test]
 fn cryptsetup_opens_by_the_second_copy_alone() {
-    let lab = Lab::sealed(Cipher::AesXts);
+    let lab = PartitionFile::sealed(SectorCipher::AesXts);
     lab.file().write_all_at(&[0; 16_384], 0).expect("writable");
     assert!(lab.opens("one", 0) && lab.opens("two", 1));
     content(&["repair", &lab.disk()]);
@@ -326,7 +326,7 @@ fn cryptsetup_opens_by_the_second_copy_alone() {
 
 #[test]
 fn a_slot_that_cryptsetup_removes_is_gone() {
-    let lab = Lab::sealed(Cipher::AesXts);
+    let lab = PartitionFile::sealed(SectorCipher::AesXts);
     let (disk, two) = (lab.disk(), lab.key("two"));
     content(&["luksKillSlot", "--key-file", &two, &disk, "0"]);
     let mut sealed = lab.load();
@@ -344,15 +344,15 @@ fn a_slot_that_cryptsetup_removes_is_gone() {
 
 #[test]
 fn nothing_opens_what_was_erased() {
-    let lab = Lab::sealed(Cipher::AesXts);
+    let lab = PartitionFile::sealed(SectorCipher::AesXts);
     lab.file().write_all_at(b"data", DATA_AT).expect("writable");
-    let erased = Sealed::erase(&lab.file(), BYTES).expect("writable");
+    let erased = SealedPartition::erase(&lab.file(), BYTES).expect("writable");
     assert_eq!(erased.overwritten, DATA_AT);
     assert!(erased.discarded.is_err(), "a file takes no blocks back");
     assert!(lab.header().iter().all(|byte| *byte == 0));
     assert!(!cryptsetup(&["isLuks", &lab.disk()]).status.success());
     assert!(matches!(
-        Sealed::load(lab.file(), BYTES),
+        SealedPartition::load(lab.file(), BYTES),
         Err(SealedError::NotSealed)
     ));
 }

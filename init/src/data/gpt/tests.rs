@@ -35,9 +35,9 @@ fn verify(file: &tempfile::NamedTempFile) {
     assert!(text.contains("No problems found"), "{text}");
 }
 
-fn disk(file: &tempfile::NamedTempFile) -> Disk<'_> {
+fn disk(file: &tempfile::NamedTempFile) -> GptDisk<'_> {
     let bytes = file.as_file().metadata().expect("the file is there").len();
-    Disk {
+    GptDisk {
         file: file.as_file(),
         sector: SECTOR,
         sectors: bytes / SECTOR,
@@ -52,7 +52,7 @@ fn counting() -> impl FnMut() -> io::Result<[u8; 16]> {
     }
 }
 
-fn run(file: &tempfile::NamedTempFile) -> Settled {
+fn run(file: &tempfile::NamedTempFile) -> GptPlacement {
     settle(&disk(file), "alk-data", counting()).expect("a good table")
 }
 
@@ -185,7 +185,7 @@ proptest::proptest! {
     fn hostile_headers_do_not_panic(
         fields in proptest::collection::vec((0_usize..92, proptest::prelude::any::<u8>()), 0..12)
     ) {
-        let mut table = Table {
+        let mut table = GptTable {
             my_lba: 1,
             alternate_lba: 4000,
             first_usable: 34,

@@ -3,9 +3,10 @@ use std::io;
 use std::rc::Rc;
 
 use alknet_sealed::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
-use alknet_sealed::{Cipher, NewHeader};
+use alknet_sealed::{NewHeader, SectorCipher};
 use alknet_vault::slots::{
-    Area, Consent, Copies, Key, NewSlot, NewVault, OpenAlkv, SlotId, change_master_key, settle,
+    Consent, CopyStorage, NewSlot, NewVault, OpenAlkv, SlotId, UnlockKey, VaultCopies,
+    change_master_key, settle,
 };
 use alknet_vault::{Entropy, WordCount};
 
@@ -22,40 +23,40 @@ const BYTES: usize = DATA_AT as usize + (1 << 20);
 const LOSSES: usize = 2;
 
 /// What was done to a disk.
-enum Op {
+enum RecordedDiskOp {
     Flush,
     Write { at: usize, bytes: Vec<u8> },
 }
 
 /// A partition in memory that remembers what was done to it.
 #[derive(Clone)]
-struct Partition {
+struct RecordingPartition {
     image: Rc<RefCell<Vec<u8>>>,
-    ops: Rc<RefCell<Vec<Op>>>,
+    ops: Rc<RefCell<Vec<RecordedDiskOp>>>,
 }
 
-impl Partition {
-    fn of(image: Vec<u8>) -> Self {
+impl RecordingPartition {
+    fn from_image(image: Vec<u8>) -> Self {
         Self {
             image: Rc::new(RefCell::new(image)),
             ops: Rc::default(),
         }
     }
 
-    fn copies(&self) -> Copies<Copy> {
-        let at = |at: u64| Copy {
+    fn copies(&self) -> VaultCopies<PartitionVaultCopy> {
+        let at = |at: u64| PartitionVaultCopy {
             partition: self.clone(),
             at,
         };
-        Copies::new(at(VAULT_A_AT), at(VAULT_B_AT))
+        VaultCopies::new(at(VAULT_A_AT), at(VAULT_B_AT))
     }
 
-    fn sealed(&self) -> Sealed<Self> {
-        Sealed::load(self.clone(), BYTES as u64).expect("a whole header")
+    fn sealed(&self) -> SealedPartition<Self> {
+        SealedPartition::load(self.clone(), BYTES as u64).expect("a whole header")
     }
 }
 
-impl Disk for Partition {
+impl BlockStorage for RecordingPartition {
     fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         let image = self.image.borrow();
         let at = usize::try_from(at).map_err(io::Error::other)?;
@@ -68,12 +69,14 @@ impl Disk for Partition {
         let at = usize::try_from(at).map_err(io::Error::other)?;
         self.image.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
         let bytes = bytes.to_vec();
-        self.ops.borrow_mut().push(Op::Write { at, bytes });
+        self.ops
+            .borrow_mut()
+            .push(RecordedDiskOp::Write { at, bytes });
         Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.ops.borrow_mut().push(Op::Flush);
+        self.ops.borrow_mut().push(RecordedDiskOp::Flush);
         Ok(())
     }
 }
@@ -83,7 +86,7 @@ fn cut(
     flushed: &[u8],
     waiting: &[(usize, &[u8])],
     mut arrives: impl FnMut(usize, usize) -> bool,
-) -> Partition {
+) -> RecordingPartition {
     let mut image = flushed.to_vec();
     for (write, (at, bytes)) in waiting.iter().enumerate() {
         for (sector, piece) in bytes.chunks(SECTOR).enumerate() {
@@ -93,12 +96,12 @@ fn cut(
             }
         }
     }
-    Partition::of(image)
+    RecordingPartition::from_image(image)
 }
 
 /// Shows `each` the partition that began as `image` at every moment at which the power may end. A disk keeps
 /// writes back until it is flushed: until then any sector of them is there or is not.
-fn at_every_cut(image: &[u8], ops: &[Op], mut each: impl FnMut(&Partition)) {
+fn at_every_cut(image: &[u8], ops: &[RecordedDiskOp], mut each: impl FnMut(&RecordingPartition)) {
     let mut flushed = image.to_vec();
     let mut waiting: Vec<(usize, &[u8])> = Vec::new();
     let mut dice = 0x5eed_5eed_5eed_5eed_u64;
@@ -109,7 +112,7 @@ fn at_every_cut(image: &[u8], ops: &[Op], mut each: impl FnMut(&Partition)) {
         (dice >> 11) & 1 == 1
     };
     for op in ops {
-        if let Op::Write { at, bytes } = op {
+        if let RecordedDiskOp::Write { at, bytes } = op {
             waiting.push((*at, &bytes[..]));
             continue;
         }
@@ -133,24 +136,24 @@ fn at_every_cut(image: &[u8], ops: &[Op], mut each: impl FnMut(&Partition)) {
         }
     }
     assert!(waiting.is_empty(), "something was never flushed");
-    each(&Partition::of(flushed));
+    each(&RecordingPartition::from_image(flushed));
 }
 
 /// A copy of the vault on it.
-struct Copy {
-    partition: Partition,
+struct PartitionVaultCopy {
+    partition: RecordingPartition,
     at: u64,
 }
 
-impl Area for Copy {
+impl CopyStorage for PartitionVaultCopy {
     fn read(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; COPY];
-        Disk::read(&self.partition, &mut bytes, self.at)?;
+        BlockStorage::read(&self.partition, &mut bytes, self.at)?;
         Ok(bytes)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        Disk::write(&self.partition, bytes, self.at)?;
+        BlockStorage::write(&self.partition, bytes, self.at)?;
         self.partition.flush()
     }
 }
@@ -162,41 +165,41 @@ pub(crate) fn vault() -> OpenAlkv {
 }
 
 /// Seals a disk for a vault.
-pub(crate) fn format<D: Disk>(disk: D, bytes: u64, open: &OpenAlkv) {
+pub(crate) fn format<D: BlockStorage>(disk: D, bytes: u64, open: &OpenAlkv) {
     let phrases = open.data_phrases().expect("words");
     let phrases = phrases.each_ref().map(|phrase| phrase.expose().as_bytes());
     let new = NewHeader {
         uuid: uuid::Uuid::from_bytes([7; 16]),
         vault: &open.alkv().uuid().to_string(),
-        cipher: Cipher::AesXts,
+        cipher: SectorCipher::AesXts,
         phrases: &phrases,
     };
-    Sealed::format(disk, bytes, &new).expect("formatted");
+    SealedPartition::format(disk, bytes, &new).expect("formatted");
 }
 
-fn formatted(open: &OpenAlkv) -> Partition {
-    let partition = Partition::of(vec![0; BYTES]);
+fn formatted(open: &OpenAlkv) -> RecordingPartition {
+    let partition = RecordingPartition::from_image(vec![0; BYTES]);
     partition.copies().create(open).expect("written");
     format(partition.clone(), BYTES as u64, open);
     partition
 }
 
 fn rekeyed(old: &OpenAlkv) -> OpenAlkv {
-    let mut keys = [(SlotId::new(0), Key::Stored)];
+    let mut keys = [(SlotId::new(0), UnlockKey::Stored)];
     old.rekey(&mut keys, &[], Consent::None).expect("re-keyed")
 }
 
 /// What a start does, and which of the two vaults it finds.
-fn start(partition: &Partition, old: &OpenAlkv) -> (bool, OpenAlkv) {
+fn start(partition: &RecordingPartition, old: &OpenAlkv) -> (bool, OpenAlkv) {
     let found = partition.copies().load().expect("good").expect("a vault");
-    let open = found.open(&mut Key::Stored).expect("it opens");
+    let open = found.open(&mut UnlockKey::Stored).expect("it opens");
     if found.other.is_some() || found.damaged.is_some() {
         partition.copies().save(&open).expect("there is power");
     }
     let mut sealed = partition.sealed();
     let [own, words] = open.data_phrases().expect("words");
     unlock_with(&sealed, &own, |slot| slot == BY_WORDS).expect("the vault opens the data");
-    let mut keys = DataKeys::of(&mut sealed);
+    let mut keys = DataPartitionKeys::for_partition(&mut sealed);
     if keys.are_too_many() {
         settle(&mut partition.copies(), &mut keys, &open).expect("there is power");
     }
@@ -216,7 +219,7 @@ fn a_change_of_the_master_key_survives_a_power_cut_at_any_write() {
     partition.ops.take();
     let next = rekeyed(&old);
     let mut sealed = partition.sealed();
-    let mut keys = DataKeys::of(&mut sealed);
+    let mut keys = DataPartitionKeys::for_partition(&mut sealed);
     let done = change_master_key(&mut partition.copies(), &mut keys, &old, &next);
     done.expect("there is power");
     let (mut kept, mut changed) = (0, 0);
@@ -233,7 +236,7 @@ fn a_change_of_the_master_key_survives_a_power_cut_at_any_write() {
     assert!(is_new);
     let again = rekeyed(&open);
     let mut sealed = partition.sealed();
-    let mut keys = DataKeys::of(&mut sealed);
+    let mut keys = DataPartitionKeys::for_partition(&mut sealed);
     change_master_key(&mut partition.copies(), &mut keys, &open, &again).expect("power");
     start(&partition, &open);
     let slots = partition.sealed().summary().slots;

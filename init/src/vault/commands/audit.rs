@@ -1,8 +1,8 @@
 //! The log of what happened to the vault.
 
-use alknet_vault::audit::{AuditError, Line, newest, verify};
+use alknet_vault::audit::{AuditError, AuditLine, newest, verify};
 
-use super::{Attempt, Halt, Place};
+use super::{Attempt, CommandContext, NeedInput};
 
 /// Lines at once: the smallest console has room for them.
 const LINES: usize = 15;
@@ -10,7 +10,7 @@ const LINES: usize = 15;
 const COLUMNS: usize = 79;
 
 /// Whether the log is as it was written, and its newest lines, or those up to a number.
-pub(super) fn show(place: &Place<'_>, until: Option<u64>) -> Attempt<Vec<String>> {
+pub(super) fn show(place: &CommandContext<'_>, until: Option<u64>) -> Attempt<Vec<String>> {
     let vault = place.keeper.vault();
     // The node may be writing: only a break that stays is one.
     let verified = verify(place.audit, &vault).or_else(|_| verify(place.audit, &vault));
@@ -21,14 +21,14 @@ pub(super) fn show(place: &Place<'_>, until: Option<u64>) -> Attempt<Vec<String>
             found.lines, found.first, found.last
         ),
         Err(error @ AuditError::Broken { .. }) => format!("BROKEN: {error}"),
-        Err(error) => return Err(Halt::refused(error)),
+        Err(error) => return Err(NeedInput::refused(error)),
     };
-    let lines = newest(place.audit, until, LINES).map_err(Halt::refused)?;
+    let lines = newest(place.audit, until, LINES).map_err(NeedInput::refused)?;
     let lines = lines.iter().map(text);
     Ok(std::iter::once(whole).chain(lines).collect())
 }
 
-fn text(line: &Line) -> String {
+fn text(line: &AuditLine) -> String {
     let seconds = i64::try_from(line.t_ms / 1_000).ok();
     let time = seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     let time = time.map_or_else(|| "-".to_owned(), |time| time.to_string());

@@ -4,7 +4,7 @@ use alknet_vault::slots::{SlotId, SlotType};
 
 /// What can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
+pub(crate) enum VaultCommand {
     /// The newest lines of the log, or those up to a number.
     Audit {
         until: Option<u64>,
@@ -52,7 +52,7 @@ pub(crate) const COMMANDS: [&str; 17] = [
     "Without a command, Enter goes back.",
 ];
 
-impl Command {
+impl VaultCommand {
     /// Reads a line, or says what is wrong with it.
     pub(crate) fn parse(line: &str) -> Result<Self, String> {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -118,20 +118,20 @@ mod tests {
     #[test]
     fn commands_are_read_and_mistakes_named() {
         for (line, command) in [
-            ("audit", Command::Audit { until: None }),
-            ("audit 12", Command::Audit { until: Some(12) }),
-            ("lock", Command::Lock { hard: false }),
-            (" lock  hard ", Command::Lock { hard: true }),
-            ("slot add tpm2", Command::SlotAdd(SlotType::Tpm2)),
-            ("slot add tpm2 pin", Command::SlotAddPin),
-            ("slot add tpm2 next", Command::SlotAddNext),
-            ("slot renew 2", Command::SlotRenew(SlotId::new(2))),
-            ("slot rm 3", Command::SlotRemove(SlotId::new(3))),
-            ("slot test 0", Command::SlotTest(SlotId::new(0))),
-            ("tpm forget", Command::TpmForget),
-            ("words", Command::Words),
+            ("audit", VaultCommand::Audit { until: None }),
+            ("audit 12", VaultCommand::Audit { until: Some(12) }),
+            ("lock", VaultCommand::Lock { hard: false }),
+            (" lock  hard ", VaultCommand::Lock { hard: true }),
+            ("slot add tpm2", VaultCommand::SlotAdd(SlotType::Tpm2)),
+            ("slot add tpm2 pin", VaultCommand::SlotAddPin),
+            ("slot add tpm2 next", VaultCommand::SlotAddNext),
+            ("slot renew 2", VaultCommand::SlotRenew(SlotId::new(2))),
+            ("slot rm 3", VaultCommand::SlotRemove(SlotId::new(3))),
+            ("slot test 0", VaultCommand::SlotTest(SlotId::new(0))),
+            ("tpm forget", VaultCommand::TpmForget),
+            ("words", VaultCommand::Words),
         ] {
-            assert_eq!(Command::parse(line), Ok(command), "{line}");
+            assert_eq!(VaultCommand::parse(line), Ok(command), "{line}");
         }
         for (line, wrong) in [
             ("audit all", "no number of a line"),
@@ -145,14 +145,14 @@ mod tests {
             ("slot rm 4294967296", "no number"),
             ("rm -rf", "no command"),
         ] {
-            let error = Command::parse(line).expect_err(line);
+            let error = VaultCommand::parse(line).expect_err(line);
             assert!(error.contains(wrong), "{line}: {error}");
         }
     }
 
     #[test]
     fn what_changes_a_vault_needs_it_open() {
-        assert!(Command::Words.needs_open() && Command::Rekey.needs_open());
-        assert!(!Command::FactoryReset.needs_open() && !Command::Slots.needs_open());
+        assert!(VaultCommand::Words.needs_open() && VaultCommand::Rekey.needs_open());
+        assert!(!VaultCommand::FactoryReset.needs_open() && !VaultCommand::Slots.needs_open());
     }
 }

@@ -1,65 +1,67 @@
-//! What somebody at the console can do to the vault while the machine runs.
+//! What a user at the console can do to the vault while the machine runs.
 //!
-//! Nothing here waits for a person. A [`Session`] tries its [`Command`] with what was typed so far; what
-//! only a person can give is a [`Want`], which the console asks for, and the command is tried again with
-//! the answer. The vault's master key is not kept anywhere: whatever changes the vault opens it once
-//! more, by what needs nobody or by a passphrase, and the session lets it go when it ends.
+//! Nothing here waits for a person. A [`CommandSession`] tries its [`VaultCommand`] with what was typed so far;
+//! where it needs the user, it returns a [`CommandPrompt`], which the console asks for, and the command is tried
+//! again with the answer. The vault's master key is not kept anywhere: each change opens the vault once more, by
+//! an unattended slot or by a passphrase, and the session drops the key when it ends.
 
 mod audit;
 mod command;
 mod opening;
 mod owed;
+mod prompt;
 mod proof;
 mod rekey;
 mod slots;
-mod wanting;
 
 use std::path::Path;
 
-use alknet_provisioning::{Programs, ProvisioningError, PutSeedKeyError, Secrets, Source};
+use alknet_provisioning::{
+    ConfigOrigin, MediaSecrets, ProvisioningError, PutSeedKeyError, UpdatePrograms,
+};
 use alknet_tpm::TpmError;
-use alknet_vault::audit::{Event, Exported, SlotName};
-use alknet_vault::slots::{Alkv, Consent, OpenAlkv, SeedKey, Slot, SlotError, SlotId};
-use alknet_vault::{Reason, SecretArr, SecretStr, VaultError};
+use alknet_vault::audit::{AuditEvent, ExportedSecret, SlotName};
+use alknet_vault::slots::{Alkv, Consent, KeySlot, OpenAlkv, SeedKey, SlotError, SlotId};
+use alknet_vault::{ExportReason, SecretArr, SecretStr, VaultError};
 
-use super::newest::Ledger;
-use super::{Keeper, by_tpm};
-use crate::{data, log::Log, tpm};
+use super::generations::GenerationLedger;
+use super::{VaultHandle, tpm_unlock};
+use crate::{data, log::InitLog, tpm};
 
-pub(crate) use command::{COMMANDS, Command};
-pub(crate) use wanting::{Given, Wanting};
+pub(crate) use command::{COMMANDS, VaultCommand};
+pub(crate) use prompt::{PromptResponse, PromptText};
 
 /// Why a command does nothing that needs an open vault.
 pub(crate) const LOCKED: &str = "the vault is locked; open it first";
 
 /// What lies on media.
-pub(crate) trait Sources {
+pub(crate) trait VaultMediaAccess {
     /// Everything secret that they hold.
-    fn secrets(&self) -> Secrets;
+    fn secrets(&self) -> MediaSecrets;
 
     /// Puts a key on one that can be written; on the boot partition only if `boot` says so.
-    fn put(&self, key: &SeedKey, boot: bool) -> Result<Source, PutSeedKeyError>;
+    fn put(&self, key: &SeedKey, boot: bool) -> Result<ConfigOrigin, PutSeedKeyError>;
 
     /// The program that firmware starts, and the one that is to be started next.
-    fn programs(&self) -> Result<Programs, ProvisioningError>;
+    fn programs(&self) -> Result<UpdatePrograms, ProvisioningError>;
 }
 
 /// Where a command works.
-pub(crate) struct Place<'a> {
+pub(crate) struct CommandContext<'a> {
     /// The folder of the vault's log, whose files are the node's.
     pub(crate) audit: &'a Path,
     /// The device of the sealed partition.
     pub(crate) device: &'a Path,
-    pub(crate) keeper: &'a Keeper,
-    pub(crate) log: &'a Log,
+    pub(crate) keeper: &'a VaultHandle,
+    pub(crate) log: &'a InitLog,
     /// Where the node's state is kept.
     pub(crate) state_dir: &'a Path,
-    pub(crate) sources: &'a dyn Sources,
+    pub(crate) sources: &'a dyn VaultMediaAccess,
 }
 
-impl Place<'_> {
-    fn ledger(&self) -> Ledger<'_> {
-        Ledger {
+impl CommandContext<'_> {
+    fn ledger(&self) -> GenerationLedger<'_> {
+        GenerationLedger {
             device: self.device,
             keeper: self.keeper,
             log: self.log,
@@ -68,9 +70,9 @@ impl Place<'_> {
     }
 }
 
-/// What only somebody at the console can give.
+/// What only a user at the console can give.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Want {
+pub(crate) enum CommandPrompt {
     /// That one word, after reading what it leads to.
     Confirmation {
         lines: Vec<String>,
@@ -92,51 +94,51 @@ pub(crate) enum Want {
     Pin,
     /// The PIN of this slot, or nothing; `or_lose`: which then is lost.
     PinOf { id: SlotId, or_lose: bool },
-    /// The share of the key that another node has. Nobody types it.
+    /// The share of the key that another node has. A helper fetches it; the user types nothing.
     Share,
 }
 
 /// What came of trying a command.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum CommandOutcome {
     /// It is done; this is to be read.
     Done(Vec<String>),
     /// It is not, and will not be; why.
     Refused(String),
-    /// It waits for somebody; the text says what was wrong with what they typed.
-    Wants(Want, String),
-    /// The words, for the eyes of whoever asked.
+    /// It waits for the user; the text says what was wrong with the last input.
+    Wants(CommandPrompt, String),
+    /// The words, for the user who asked to see them.
     Words(SecretStr),
 }
 
 /// Why a command went no further.
-enum Halt {
+enum NeedInput {
     Refused(String),
-    Wants(Want, String),
+    Wants(CommandPrompt, String),
 }
 
-type Attempt<T> = Result<T, Halt>;
+type Attempt<T> = Result<T, NeedInput>;
 
-impl Halt {
+impl NeedInput {
     fn refused(why: impl std::fmt::Display) -> Self {
         Self::Refused(why.to_string())
     }
 
-    fn wants(want: Want) -> Self {
+    fn wants(want: CommandPrompt) -> Self {
         Self::Wants(want, String::new())
     }
 }
 
-impl From<SlotError> for Halt {
+impl From<SlotError> for NeedInput {
     fn from(error: SlotError) -> Self {
         match error {
-            SlotError::LastInteractive(_) => Self::wants(Want::Consent),
+            SlotError::LastInteractive(_) => Self::wants(CommandPrompt::Consent),
             other => Self::refused(other),
         }
     }
 }
 
-impl From<VaultError> for Halt {
+impl From<VaultError> for NeedInput {
     fn from(error: VaultError) -> Self {
         match error {
             VaultError::Slot(error) => error.into(),
@@ -147,7 +149,7 @@ impl From<VaultError> for Halt {
 
 /// What was typed for a command so far.
 #[derive(Default)]
-struct Typed {
+struct CommandInput {
     confirmed: bool,
     has_words: bool,
     new: Option<SecretStr>,
@@ -155,7 +157,7 @@ struct Typed {
     next: Option<[u8; 32]>,
     opening: Option<SecretStr>,
     pin: Option<SecretStr>,
-    of_slots: Vec<OfSlot>,
+    of_slots: Vec<SlotInput>,
     /// The words that were asked for were right.
     proved_words: bool,
     word: Option<SecretStr>,
@@ -164,40 +166,40 @@ struct Typed {
 }
 
 /// What was typed for one slot.
-struct OfSlot {
+struct SlotInput {
     id: SlotId,
-    /// Passphrase or PIN; nothing where somebody has none.
+    /// Passphrase or PIN; `None` where the user has none.
     secret: Option<SecretStr>,
     /// It opened the slot.
     is_right: bool,
 }
 
 /// A command under way.
-pub(crate) struct Session {
-    command: Command,
-    typed: Typed,
+pub(crate) struct CommandSession {
+    command: VaultCommand,
+    typed: CommandInput,
     /// The vault, once something opened it.
     open: Option<OpenAlkv>,
     /// It waits for another node.
     waits: bool,
-    /// Nobody wants to wait for those.
+    /// The user goes on without those shares.
     without_shares: bool,
     /// What they gave.
     shares: Vec<(SlotId, SecretArr<32>)>,
 }
 
 /// Never what was typed.
-impl std::fmt::Debug for Session {
+impl std::fmt::Debug for CommandSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Session({:?}, ..)", self.command)
+        write!(f, "CommandSession({:?}, ..)", self.command)
     }
 }
 
-impl Session {
-    pub(crate) fn new(command: Command) -> Self {
+impl CommandSession {
+    pub(crate) fn new(command: VaultCommand) -> Self {
         Self {
             command,
-            typed: Typed::default(),
+            typed: CommandInput::default(),
             open: None,
             waits: false,
             without_shares: false,
@@ -216,18 +218,20 @@ impl Session {
     }
 
     /// Takes what was asked for.
-    pub(crate) fn give(&mut self, given: Given) {
+    pub(crate) fn give(&mut self, given: PromptResponse) {
         match given {
-            Given::Confirmed => self.typed.confirmed = true,
-            Given::HasWords => self.typed.has_words = true,
-            Given::NewPassphrase(new) | Given::NewPin(new) => self.typed.new = Some(new),
-            Given::Passphrase(typed) => self.typed.opening = Some(typed),
-            Given::Pin(typed) => self.typed.pin = Some(typed),
-            Given::WithoutShares => self.without_shares = true,
-            Given::Word(word) => self.typed.word = Some(word),
-            Given::OfSlot(id, secret) => {
+            PromptResponse::Confirmed => self.typed.confirmed = true,
+            PromptResponse::HasWords => self.typed.has_words = true,
+            PromptResponse::NewPassphrase(new) | PromptResponse::NewPin(new) => {
+                self.typed.new = Some(new)
+            }
+            PromptResponse::Passphrase(typed) => self.typed.opening = Some(typed),
+            PromptResponse::Pin(typed) => self.typed.pin = Some(typed),
+            PromptResponse::WithoutShares => self.without_shares = true,
+            PromptResponse::Word(word) => self.typed.word = Some(word),
+            PromptResponse::OfSlot(id, secret) => {
                 self.typed.of_slots.retain(|known| known.id != id);
-                self.typed.of_slots.push(OfSlot {
+                self.typed.of_slots.push(SlotInput {
                     id,
                     secret,
                     is_right: false,
@@ -237,38 +241,38 @@ impl Session {
     }
 
     /// Tries the command. Blocks on disks, on Argon2id and while wrong passphrases wait.
-    pub(crate) fn run(&mut self, place: &Place<'_>) -> Outcome {
+    pub(crate) fn run(&mut self, place: &CommandContext<'_>) -> CommandOutcome {
         let outcome = self.attempt(place);
-        self.waits = matches!(outcome, Outcome::Wants(Want::Share, _));
+        self.waits = matches!(outcome, CommandOutcome::Wants(CommandPrompt::Share, _));
         outcome
     }
 
-    fn attempt(&mut self, place: &Place<'_>) -> Outcome {
+    fn attempt(&mut self, place: &CommandContext<'_>) -> CommandOutcome {
         if self.command.needs_open() && !place.keeper.is_open() {
-            return Outcome::Refused(LOCKED.to_owned());
+            return CommandOutcome::Refused(LOCKED.to_owned());
         }
         let done = match self.command {
-            Command::Audit { until } => audit::show(place, until),
-            Command::Passwd => self.passwd(place),
-            Command::Rekey => self.rekey(place),
-            Command::SlotAdd(kind) => self.slot_add(place, kind),
-            Command::SlotAddNext => self.slot_add_next(place),
-            Command::SlotAddPin => self.slot_add_pin(place),
-            Command::SlotRemove(id) => self.slot_remove(place, id),
-            Command::SlotRenew(id) => self.slot_renew(place, id),
-            Command::SlotTest(id) => self.slot_test(place, id),
-            Command::Slots => list(place),
-            Command::Status => status(place),
-            Command::TpmForget => self.tpm_forget(place),
-            Command::Words => return self.words(place).unwrap_or_else(Outcome::from),
+            VaultCommand::Audit { until } => audit::show(place, until),
+            VaultCommand::Passwd => self.passwd(place),
+            VaultCommand::Rekey => self.rekey(place),
+            VaultCommand::SlotAdd(kind) => self.slot_add(place, kind),
+            VaultCommand::SlotAddNext => self.slot_add_next(place),
+            VaultCommand::SlotAddPin => self.slot_add_pin(place),
+            VaultCommand::SlotRemove(id) => self.slot_remove(place, id),
+            VaultCommand::SlotRenew(id) => self.slot_renew(place, id),
+            VaultCommand::SlotTest(id) => self.slot_test(place, id),
+            VaultCommand::Slots => list(place),
+            VaultCommand::Status => status(place),
+            VaultCommand::TpmForget => self.tpm_forget(place),
+            VaultCommand::Words => return self.words(place).unwrap_or_else(CommandOutcome::from),
             // The machine does these itself.
-            Command::FactoryReset | Command::Lock { .. } => Ok(Vec::new()),
+            VaultCommand::FactoryReset | VaultCommand::Lock { .. } => Ok(Vec::new()),
         };
-        done.map_or_else(Outcome::from, Outcome::Done)
+        done.map_or_else(CommandOutcome::from, CommandOutcome::Done)
     }
 
-    /// The words, after whoever asks showed once more that they may.
-    fn words(&mut self, place: &Place<'_>) -> Attempt<Outcome> {
+    /// The words, after the user has proved once more the right to see them.
+    fn words(&mut self, place: &CommandContext<'_>) -> Attempt<CommandOutcome> {
         let open = if has_typed(&on_disk(place)?) {
             self.opened_by_typing(place)?
         } else {
@@ -280,21 +284,21 @@ impl Session {
             self.authorised(place)?;
             self.confirmed(
                 &[
-                    "Whoever reads the words has this node: its keys, for ever, and its data.",
+                    "A reader of the words has this node: its keys, for ever, and its data.",
                     "They are shown on this console until Enter is pressed.",
                 ],
                 "SHOW",
             )?;
         }
         let words = self.opened(place)?.entropy().phrase();
-        place.keeper.events().add(Event::Exported {
-            what: Exported::Phrase,
-            reason: Reason::Console,
+        place.keeper.events().add(AuditEvent::Exported {
+            what: ExportedSecret::Phrase,
+            reason: ExportReason::Console,
         });
         place
             .log
             .warn("the words of this node are shown at the console");
-        Ok(Outcome::Words(words))
+        Ok(CommandOutcome::Words(words))
     }
 
     fn confirmed<T: AsRef<str>>(&self, lines: &[T], word: &'static str) -> Attempt<()> {
@@ -302,7 +306,10 @@ impl Session {
             return Ok(());
         }
         let lines = lines.iter().map(|line| line.as_ref().to_owned()).collect();
-        Err(Halt::wants(Want::Confirmation { lines, word }))
+        Err(NeedInput::wants(CommandPrompt::Confirmation {
+            lines,
+            word,
+        }))
     }
 
     fn consent(&self) -> Consent {
@@ -314,34 +321,34 @@ impl Session {
     }
 }
 
-impl From<Halt> for Outcome {
-    fn from(halt: Halt) -> Self {
+impl From<NeedInput> for CommandOutcome {
+    fn from(halt: NeedInput) -> Self {
         match halt {
-            Halt::Refused(why) => Self::Refused(why),
-            Halt::Wants(want, why) => Self::Wants(want, why),
+            NeedInput::Refused(why) => Self::Refused(why),
+            NeedInput::Wants(want, why) => Self::Wants(want, why),
         }
     }
 }
 
 /// The vault as the disk has it: nothing there is believed before a slot opened.
-fn on_disk(place: &Place<'_>) -> Attempt<Alkv> {
+fn on_disk(place: &CommandContext<'_>) -> Attempt<Alkv> {
     let found = data::copies(place.device).load()?;
     Ok(found.ok_or(SlotError::Nothing)?.newest)
 }
 
 /// Writes a changed vault, both copies.
-fn save(place: &Place<'_>, open: &OpenAlkv) -> Attempt<()> {
+fn save(place: &CommandContext<'_>, open: &OpenAlkv) -> Attempt<()> {
     data::copies(place.device).save(open)?;
     place.ledger().note(open);
     Ok(())
 }
 
-fn find(alkv: &Alkv, id: SlotId) -> Attempt<Slot> {
+fn find(alkv: &Alkv, id: SlotId) -> Attempt<KeySlot> {
     let slot = alkv.slots().iter().find(|slot| slot.id() == id);
     Ok(slot.cloned().ok_or(SlotError::NoSuchSlot(id))?)
 }
 
-fn name(slot: &Slot) -> SlotName {
+fn name(slot: &KeySlot) -> SlotName {
     SlotName {
         kind: slot.kind(),
         id: slot.id(),
@@ -353,22 +360,22 @@ fn has_passphrase(alkv: &Alkv) -> bool {
 }
 
 fn has_pin(alkv: &Alkv) -> bool {
-    alkv.slots().iter().any(by_tpm::wants_pin)
+    alkv.slots().iter().any(tpm_unlock::wants_pin)
 }
 
-/// Whether somebody can type what opens it.
+/// Whether a typed passphrase or PIN can open it.
 fn has_typed(alkv: &Alkv) -> bool {
     has_passphrase(alkv) || has_pin(alkv)
 }
 
-fn list(place: &Place<'_>) -> Attempt<Vec<String>> {
+fn list(place: &CommandContext<'_>) -> Attempt<Vec<String>> {
     Ok(slots::lines(
         &on_disk(place)?,
         place.keeper.opened_by_slot(),
     ))
 }
 
-fn status(place: &Place<'_>) -> Attempt<Vec<String>> {
+fn status(place: &CommandContext<'_>) -> Attempt<Vec<String>> {
     let alkv = on_disk(place)?;
     let facts = place.keeper.facts();
     let mut lines = vec![
@@ -387,7 +394,7 @@ fn status(place: &Place<'_>) -> Attempt<Vec<String>> {
         Err(error) => lines.push(format!("TPM         {error}")),
     }
     if !alkv.is_sealed() {
-        lines.push("UNSEALED: whoever copies the disk has the keys".to_owned());
+        lines.push("UNSEALED: a copy of the disk has the keys".to_owned());
     }
     Ok(lines)
 }

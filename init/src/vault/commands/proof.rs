@@ -14,17 +14,19 @@ use std::path::Path;
 use alknet_vault::SecretStr;
 use alknet_vault::slots::VaultId;
 
-use super::{Attempt, Halt, Place, Session, Want, has_typed, on_disk};
+use super::{
+    Attempt, CommandContext, CommandPrompt, CommandSession, NeedInput, has_typed, on_disk,
+};
 use crate::vault::places;
 
 /// File of the configuration's folder with how often the words were wrong in a row, in decimal. The folder is
 /// encrypted, and root's.
 const WRONG: &str = "words-wrong";
 
-impl Session {
-    /// Asks for the passphrase, else for three of the words, where neither would be a formality. That is for the slots
-    /// of the vault that opened to say: whoever writes to the disk can list others there.
-    pub(super) fn authorised(&mut self, place: &Place<'_>) -> Attempt<()> {
+impl CommandSession {
+    /// Asks for the passphrase, else for three of the words, where neither would be a formality. The slots of the
+    /// vault that opened decide which: an attacker who writes to the disk can list others there.
+    pub(super) fn authorised(&mut self, place: &CommandContext<'_>) -> Attempt<()> {
         let listed = on_disk(place)?;
         let open = if listed.is_sealed() && has_typed(&listed) {
             self.opened_by_typing(place)?
@@ -44,13 +46,13 @@ impl Session {
         self.has_words(place)
     }
 
-    fn has_words(&mut self, place: &Place<'_>) -> Attempt<()> {
+    fn has_words(&mut self, place: &CommandContext<'_>) -> Attempt<()> {
         let open = self.opened(place)?;
         let (phrase, vault) = (open.entropy().phrase(), open.alkv().uuid());
         let places = asked(&phrase, vault);
         self.typed.words.extend(self.typed.word.take());
         if let Some(at) = places.get(self.typed.words.len()) {
-            return Err(Halt::wants(Want::Word(*at)));
+            return Err(NeedInput::wants(CommandPrompt::Word(*at)));
         }
         let typed = std::mem::take(&mut self.typed.words);
         if are_right(place, &phrase, &places, &typed)? {
@@ -58,8 +60,8 @@ impl Session {
             return Ok(());
         }
         let first = places.first().copied().unwrap_or(1);
-        Err(Halt::Wants(
-            Want::Word(first),
+        Err(NeedInput::Wants(
+            CommandPrompt::Word(first),
             "these are not the words".to_owned(),
         ))
     }
@@ -68,13 +70,13 @@ impl Session {
 /// Whether all of the typed words are those at `places`. It counts as wrong before it is known, and that is on the
 /// disk: cutting the power saves a thief no wait.
 fn are_right(
-    place: &Place<'_>,
+    place: &CommandContext<'_>,
     phrase: &SecretStr,
     places: &[usize],
     typed: &[SecretStr],
 ) -> Attempt<bool> {
     let failed = |error: io::Error| {
-        Halt::refused(format!(
+        NeedInput::refused(format!(
             "tries of the words cannot be counted on the disk: {error}"
         ))
     };

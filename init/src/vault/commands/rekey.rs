@@ -2,34 +2,34 @@
 
 use std::fs::File;
 
-use alknet_provisioning::Secrets;
-use alknet_sealed::Sealed;
+use alknet_provisioning::MediaSecrets;
+use alknet_sealed::SealedPartition;
 use alknet_tpm::TpmSource;
-use alknet_vault::audit::Event;
+use alknet_vault::audit::AuditEvent;
 use alknet_vault::slots::{
-    Alkv, Kek, KekError, KekRequest, KekSource, Key, OpenAlkv, RekeyError, Slot, SlotId,
-    SlotParams, SlotType, change_master_key, memory_cap_kib,
+    Alkv, Kek, KekError, KekRequest, KekSource, KeySlot, OpenAlkv, RekeyError, SlotId, SlotParams,
+    SlotType, UnlockKey, change_master_key, memory_cap_kib,
 };
 use alknet_vault::{SecretArr, SecretStr};
 
-use super::{Attempt, Halt, Place, Session, Want, name, on_disk};
-use crate::data::{self, DataKeys};
+use super::{Attempt, CommandContext, CommandPrompt, CommandSession, NeedInput, name, on_disk};
+use crate::data::{self, DataPartitionKeys};
 use crate::tpm;
-use crate::vault::by_tpm;
 use crate::vault::open::{memory_kib, seed_for};
+use crate::vault::tpm_unlock;
 
 /// What opens the slots that stay.
-struct Keys {
-    media: Secrets,
+struct RekeyKeys {
+    media: MediaSecrets,
     typed: Vec<(SlotId, SecretStr)>,
     tpms: Vec<(SlotId, TpmSource<File>)>,
-    shares: Vec<(SlotId, Share)>,
+    shares: Vec<(SlotId, ShareKekSource)>,
 }
 
 /// What another node gave for one slot.
-struct Share(SecretArr<32>);
+struct ShareKekSource(SecretArr<32>);
 
-impl KekSource for Share {
+impl KekSource for ShareKekSource {
     fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
         let SlotParams::Kms(params) = request.params else {
             return Err(KekError::Absent);
@@ -41,8 +41,8 @@ impl KekSource for Share {
 /// A slot that nothing here opens, and why.
 type Lost = (SlotId, String);
 
-impl Session {
-    pub(super) fn rekey(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+impl CommandSession {
+    pub(super) fn rekey(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         let alkv = on_disk(place)?;
         let (mut keys, mut lost) = self.keys(place, &alkv)?;
         lost.extend(self.tried(&mut keys, &alkv));
@@ -50,7 +50,9 @@ impl Session {
         let is_lost = |id: SlotId| lost.iter().any(|(lost, _)| *lost == id);
         keep.retain(|(id, _)| !is_lost(*id));
         if keep.is_empty() {
-            return Err(Halt::refused("no slot opens: a new key would be nobody's"));
+            return Err(NeedInput::refused(
+                "no slot opens, so no slot could hold a new key",
+            ));
         }
         if !lost.is_empty() {
             // As for removing them one by one.
@@ -60,7 +62,7 @@ impl Session {
         let consent = self.consent();
         let old = self.opened(place)?;
         if *old.alkv() != alkv {
-            return Err(Halt::refused(
+            return Err(NeedInput::refused(
                 "the two copies on the disk differ; restart the machine",
             ));
         }
@@ -69,9 +71,9 @@ impl Session {
         change(place, old, &next)?;
         place.ledger().note(&next);
         let events = place.keeper.events();
-        events.add(Event::Rekeyed);
+        events.add(AuditEvent::Rekeyed);
         let gone = alkv.slots().iter().filter(|slot| is_lost(slot.id()));
-        gone.for_each(|slot| events.add(Event::SlotRemoved(name(slot))));
+        gone.for_each(|slot| events.add(AuditEvent::SlotRemoved(name(slot))));
         place.log.warn("the vault has a new master key");
         Ok(vec![
             "The vault has a new master key.".to_owned(),
@@ -80,8 +82,8 @@ impl Session {
     }
 
     /// What opens the slots: on media, in TPMs, at other nodes, and typed. Which of them have nothing.
-    fn keys(&mut self, place: &Place<'_>, alkv: &Alkv) -> Attempt<(Keys, Vec<Lost>)> {
-        let mut keys = Keys {
+    fn keys(&mut self, place: &CommandContext<'_>, alkv: &Alkv) -> Attempt<(RekeyKeys, Vec<Lost>)> {
+        let mut keys = RekeyKeys {
             media: place.sources.secrets(),
             typed: Vec::new(),
             tpms: Vec::new(),
@@ -111,9 +113,13 @@ impl Session {
     }
 
     /// The passphrase that was typed for a slot; it is asked for.
-    fn typed_for(&mut self, place: &Place<'_>, slot: &Slot) -> Attempt<Result<SecretStr, String>> {
+    fn typed_for(
+        &mut self,
+        place: &CommandContext<'_>,
+        slot: &KeySlot,
+    ) -> Attempt<Result<SecretStr, String>> {
         if !self.slot_by_typing(place, slot.id(), true)? {
-            return Ok(Err("nobody typed its passphrase".to_owned()));
+            return Ok(Err("its passphrase was not typed".to_owned()));
         }
         Ok(self.of_slot(slot.id()))
     }
@@ -121,48 +127,52 @@ impl Session {
     /// The TPM, with the PIN that was typed if the slot wants one.
     fn tpm_for(
         &mut self,
-        place: &Place<'_>,
-        slot: &Slot,
+        place: &CommandContext<'_>,
+        slot: &KeySlot,
     ) -> Attempt<Result<TpmSource<File>, String>> {
         let mut pin = None;
-        if by_tpm::wants_pin(slot) {
-            if let Err(error) = by_tpm::check(slot) {
+        if tpm_unlock::wants_pin(slot) {
+            if let Err(error) = tpm_unlock::check(slot) {
                 return Ok(Err(error.to_string()));
             }
             if !self.slot_by_pin(place, slot.id(), true)? {
-                return Ok(Err("nobody typed its PIN".to_owned()));
+                return Ok(Err("its PIN was not typed".to_owned()));
             }
             pin = self.of_slot(slot.id()).ok();
         }
-        let source = by_tpm::pin(pin.as_ref()).map(tpm::source);
+        let source = tpm_unlock::pin(pin.as_ref()).map(tpm::source);
         Ok(source.and_then(|source| source.map_err(|error| error.to_string())))
     }
 
     /// The share that another node gave; it is asked.
-    fn share_for(&mut self, place: &Place<'_>, slot: &Slot) -> Attempt<Result<Share, String>> {
+    fn share_for(
+        &mut self,
+        place: &CommandContext<'_>,
+        slot: &KeySlot,
+    ) -> Attempt<Result<ShareKekSource, String>> {
         let (id, SlotParams::Kms(params)) = (slot.id(), slot.params()) else {
             return Ok(Err("it is no slot of another node's".to_owned()));
         };
         if let Some((_, share)) = self.shares.iter().find(|(known, _)| *known == id) {
-            return Ok(Ok(Share(SecretArr::copy_of(share.expose()))));
+            return Ok(Ok(ShareKekSource(SecretArr::copy_of(share.expose()))));
         }
         match place.keeper.escrow().take_share(params) {
             Ok(share) => {
                 // The next attempt has it from here: the other node is asked once.
                 self.shares.push((id, SecretArr::copy_of(share.expose())));
-                Ok(Ok(Share(share)))
+                Ok(Ok(ShareKekSource(share)))
             }
             Err(none) if none.asked || self.without_shares => Ok(Err(none.why)),
-            Err(_) => Err(Halt::wants(Want::Share)),
+            Err(_) => Err(NeedInput::wants(CommandPrompt::Share)),
         }
     }
 
     /// Tries every key but those that were typed, which were tried then. One that is there and does not
     /// fit is as good as none.
-    fn tried(&mut self, keys: &mut Keys, alkv: &Alkv) -> Vec<Lost> {
+    fn tried(&mut self, keys: &mut RekeyKeys, alkv: &Alkv) -> Vec<Lost> {
         let mut lost = Vec::new();
         for (id, mut key) in keys.list(alkv) {
-            if matches!(key, Key::Passphrase { .. }) {
+            if matches!(key, UnlockKey::Passphrase { .. }) {
                 continue;
             }
             match alkv.open(id, &mut key) {
@@ -183,48 +193,48 @@ impl Session {
     }
 }
 
-impl Keys {
-    fn list(&mut self, alkv: &Alkv) -> Vec<(SlotId, Key<'_>)> {
+impl RekeyKeys {
+    fn list(&mut self, alkv: &Alkv) -> Vec<(SlotId, UnlockKey<'_>)> {
         let cap_kib = memory_cap_kib(memory_kib());
         let mut list = Vec::new();
         for slot in alkv.slots() {
             match slot.kind() {
-                SlotType::None => list.push((slot.id(), Key::Stored)),
+                SlotType::None => list.push((slot.id(), UnlockKey::Stored)),
                 SlotType::Provisioning => {
                     let seed = seed_for(&self.media, alkv, slot.id());
-                    list.extend(seed.map(|seed| (slot.id(), Key::Seed(seed))));
+                    list.extend(seed.map(|seed| (slot.id(), UnlockKey::Seed(seed))));
                 }
                 _ => {}
             }
         }
         for (id, passphrase) in &self.typed {
-            let key = Key::Passphrase {
+            let key = UnlockKey::Passphrase {
                 passphrase,
                 cap_kib,
             };
             list.push((*id, key));
         }
         for (id, source) in &mut self.tpms {
-            list.push((*id, Key::Source(SlotType::Tpm2, source)));
+            list.push((*id, UnlockKey::Source(SlotType::Tpm2, source)));
         }
         for (id, share) in &mut self.shares {
-            list.push((*id, Key::Source(SlotType::Kms, share)));
+            list.push((*id, UnlockKey::Source(SlotType::Kms, share)));
         }
         list
     }
 }
 
 /// Writes it: the partition's new key slot, the copies, and what is not needed any more.
-fn change(place: &Place<'_>, old: &OpenAlkv, next: &OpenAlkv) -> Attempt<()> {
+fn change(place: &CommandContext<'_>, old: &OpenAlkv, next: &OpenAlkv) -> Attempt<()> {
     let file = File::options().read(true).write(true).open(place.device);
-    let file = file.map_err(Halt::refused)?;
-    let bytes = data::size(&file).map_err(Halt::refused)?;
-    let mut sealed = Sealed::load(file, bytes).map_err(Halt::refused)?;
-    let mut keys = DataKeys::of(&mut sealed);
+    let file = file.map_err(NeedInput::refused)?;
+    let bytes = data::size(&file).map_err(NeedInput::refused)?;
+    let mut sealed = SealedPartition::load(file, bytes).map_err(NeedInput::refused)?;
+    let mut keys = DataPartitionKeys::for_partition(&mut sealed);
     let mut copies = data::copies(place.device);
     change_master_key(&mut copies, &mut keys, old, next).map_err(|error| match error {
         RekeyError::Vault(error) => error.into(),
-        error => Halt::Refused(format!("{error}; the next start ends it or takes it back")),
+        error => NeedInput::Refused(format!("{error}; the next start ends it or takes it back")),
     })
 }
 

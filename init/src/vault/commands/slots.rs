@@ -1,28 +1,35 @@
 //! Slots: listed, added, removed, tried.
 
-use alknet_provisioning::{NEXT, Programs, PutSeedKeyError};
-use alknet_tpm::Pin;
+use alknet_provisioning::{NEXT, PutSeedKeyError, UpdatePrograms};
+use alknet_tpm::TpmPin;
 use alknet_tpm::predict::file_digest;
-use alknet_vault::audit::Event;
+use alknet_vault::audit::AuditEvent;
 use alknet_vault::slots::{
-    Alkv, Argon2Params, Consent, Key, NewSlot, SeedKey, Slot, SlotId, SlotParams, SlotType,
-    memory_cap_kib,
+    Alkv, Argon2Params, Consent, KeySlot, NewSlot, SeedKey, SlotId, SlotParams, SlotType,
+    UnlockKey, memory_cap_kib,
 };
 use data_encoding::HEXLOWER;
 
-use super::{Attempt, Halt, Place, Session, Want, find, name, on_disk, opening, save};
+use super::{
+    Attempt, CommandContext, CommandPrompt, CommandSession, NeedInput, find, name, on_disk,
+    opening, save,
+};
 use crate::tpm;
-use crate::vault::by_tpm;
-use crate::vault::first::cost;
+use crate::vault::first_boot::cost;
 use crate::vault::open::memory_kib;
+use crate::vault::tpm_unlock;
 
-impl Session {
-    pub(super) fn slot_add(&mut self, place: &Place<'_>, kind: SlotType) -> Attempt<Vec<String>> {
+impl CommandSession {
+    pub(super) fn slot_add(
+        &mut self,
+        place: &CommandContext<'_>,
+        kind: SlotType,
+    ) -> Attempt<Vec<String>> {
         self.authorised(place)?;
         match kind {
             SlotType::None => {
                 self.confirmed(
-                    &["Whoever copies the disk will have the keys: for development only."],
+                    &["A copy of the disk will have the keys: for development only."],
                     "UNSEAL",
                 )?;
                 self.add(place, NewSlot::None)
@@ -30,14 +37,14 @@ impl Session {
             SlotType::Passphrase => self.add_passphrase(place),
             SlotType::Provisioning => self.add_provisioning(place),
             SlotType::Tpm2 => self.add_tpm2(place, None),
-            other => Err(Halt::Refused(format!(
+            other => Err(NeedInput::Refused(format!(
                 "slots of type {} are not made at the console",
                 other.name()
             ))),
         }
     }
 
-    pub(super) fn slot_add_pin(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+    pub(super) fn slot_add_pin(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         self.authorised(place)?;
         let pin = self.new_pin(true)?;
         self.add_tpm2(place, pin.as_ref())
@@ -45,19 +52,23 @@ impl Session {
 
     /// For the program that is to be started next. The slot of what runs stays: the way back is open until
     /// it is removed.
-    pub(super) fn slot_add_next(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+    pub(super) fn slot_add_next(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         self.authorised(place)?;
-        let programs = place.sources.programs().map_err(Halt::refused)?;
+        let programs = place.sources.programs().map_err(NeedInput::refused)?;
         self.agreed_to(&programs)?;
         // Who opened the vault by a PIN does not want the next image to open it without one.
         let wants_pin = super::has_pin(self.opened(place)?.alkv());
         let pin = self.new_pin(wants_pin)?;
         let open = self.opened(place)?;
         let (started, next) = (&programs.started, &programs.next);
-        let id = tpm::add_slot_for(open, started, next, pin.as_ref()).map_err(Halt::refused)?;
+        let id =
+            tpm::add_slot_for(open, started, next, pin.as_ref()).map_err(NeedInput::refused)?;
         let added = find(open.alkv(), id)?;
         save(place, open)?;
-        place.keeper.events().add(Event::SlotAdded(name(&added)));
+        place
+            .keeper
+            .events()
+            .add(AuditEvent::SlotAdded(name(&added)));
         let text = format!(
             "slot {id} (tpm2) was added to the vault: it opens once {NEXT} ({}) was started in the place \
              of what runs",
@@ -69,15 +80,15 @@ impl Session {
 
     /// Shows which program the vault will open for. The file is read again after the answer: it is what was shown, or
     /// a medium was exchanged meanwhile.
-    fn agreed_to(&mut self, programs: &Programs) -> Attempt<()> {
+    fn agreed_to(&mut self, programs: &UpdatePrograms) -> Attempt<()> {
         let digest = file_digest(&programs.next);
         if *self.typed.next.get_or_insert(digest) != digest {
             let text =
                 format!("{NEXT} is another program than the one that was shown; begin again");
-            return Err(Halt::refused(text));
+            return Err(NeedInput::refused(text));
         }
         let lines = [
-            "The TPM will open the vault for this program, which needs nobody without a PIN:"
+            "The TPM will open the vault for this program; without a PIN it needs no person:"
                 .to_owned(),
             format!(
                 "{NEXT} of {}, {} bytes, SHA-256",
@@ -90,55 +101,68 @@ impl Session {
     }
 
     /// For what runs, in the place of a slot that stays shut or is not wanted any more.
-    pub(super) fn slot_renew(&mut self, place: &Place<'_>, id: SlotId) -> Attempt<Vec<String>> {
+    pub(super) fn slot_renew(
+        &mut self,
+        place: &CommandContext<'_>,
+        id: SlotId,
+    ) -> Attempt<Vec<String>> {
         self.authorised(place)?;
         let old = find(self.opened(place)?.alkv(), id)?;
-        let pin = self.new_pin(by_tpm::wants_pin(&old))?;
+        let pin = self.new_pin(tpm_unlock::wants_pin(&old))?;
         let open = self.opened(place)?;
-        let new = tpm::renew_slot(open, id, pin.as_ref()).map_err(Halt::refused)?;
+        let new = tpm::renew_slot(open, id, pin.as_ref()).map_err(NeedInput::refused)?;
         let added = find(open.alkv(), new)?;
         save(place, open)?;
         let events = place.keeper.events();
-        events.add(Event::SlotAdded(name(&added)));
-        events.add(Event::SlotRemoved(name(&old)));
+        events.add(AuditEvent::SlotAdded(name(&added)));
+        events.add(AuditEvent::SlotRemoved(name(&old)));
         let text = format!("slot {new} (tpm2) is for what runs, in the place of slot {id}");
         place.log.info(&text);
         Ok(vec![text])
     }
 
     /// The PIN that was typed twice, where one is wanted.
-    fn new_pin(&mut self, is_wanted: bool) -> Attempt<Option<Pin>> {
+    fn new_pin(&mut self, is_wanted: bool) -> Attempt<Option<TpmPin>> {
         if !is_wanted {
             return Ok(None);
         }
         let Some(pin) = self.typed.new.take() else {
-            return Err(Halt::wants(Want::NewPin));
+            return Err(NeedInput::wants(CommandPrompt::NewPin));
         };
-        let pin = Pin::new(pin).map_err(|error| Halt::Wants(Want::NewPin, error.to_string()))?;
+        let pin = TpmPin::new(pin)
+            .map_err(|error| NeedInput::Wants(CommandPrompt::NewPin, error.to_string()))?;
         Ok(Some(pin))
     }
 
-    fn add_tpm2(&mut self, place: &Place<'_>, pin: Option<&Pin>) -> Attempt<Vec<String>> {
+    fn add_tpm2(
+        &mut self,
+        place: &CommandContext<'_>,
+        pin: Option<&TpmPin>,
+    ) -> Attempt<Vec<String>> {
         let sealed = tpm::seal(pin);
-        let (kek, params) = sealed
-            .map_err(|error| Halt::Refused(format!("the TPM does not take the key: {error}")))?;
+        let (kek, params) = sealed.map_err(|error| {
+            NeedInput::Refused(format!("the TPM does not take the key: {error}"))
+        })?;
         self.add(place, NewSlot::Tpm2(params, &kek))
     }
 
-    fn add(&mut self, place: &Place<'_>, slot: NewSlot<'_>) -> Attempt<Vec<String>> {
+    fn add(&mut self, place: &CommandContext<'_>, slot: NewSlot<'_>) -> Attempt<Vec<String>> {
         let open = self.opened(place)?;
         let id = open.add(slot)?;
         let added = find(open.alkv(), id)?;
         save(place, open)?;
-        place.keeper.events().add(Event::SlotAdded(name(&added)));
+        place
+            .keeper
+            .events()
+            .add(AuditEvent::SlotAdded(name(&added)));
         let text = format!("slot {id} ({}) was added to the vault", added.kind().name());
         place.log.info(&text);
         Ok(vec![text])
     }
 
-    fn add_passphrase(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+    fn add_passphrase(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         let Some(passphrase) = self.typed.new.take() else {
-            return Err(Halt::wants(Want::NewPassphrase));
+            return Err(NeedInput::wants(CommandPrompt::NewPassphrase));
         };
         let (cost, cap_kib) = affordable()?;
         let slot = NewSlot::Passphrase {
@@ -149,31 +173,31 @@ impl Session {
         self.add(place, slot)
     }
 
-    /// The key goes onto the medium first: a slot whose key is nowhere would be a promise that nobody
-    /// keeps. It is always a new one: the id of the vault is no secret, and who wrote a key that names it knows that key.
-    fn add_provisioning(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+    /// The key goes onto the medium first: without its key on a medium, a slot would be useless. It is always a
+    /// new key: the id of the vault is no secret, and an attacker who wrote a key that names it knows that key.
+    fn add_provisioning(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         let media = place.sources.secrets();
         let alkv = self.opened(place)?.alkv();
         let vault = alkv.uuid();
         let mut opened = None;
         for found in media.seed_keys_of(vault) {
-            let opens = |slot: &&Slot| {
-                let mut key = Key::Seed(&found.key);
+            let opens = |slot: &&KeySlot| {
+                let mut key = UnlockKey::Seed(&found.key);
                 slot.kind() == SlotType::Provisioning && alkv.open(slot.id(), &mut key).is_ok()
             };
             let Some(slot) = alkv.slots().iter().find(opens) else {
                 let text = format!(
-                    "{} has a seed.key that names this vault and opens no slot of it, so somebody else may have \
+                    "{} has a seed.key that names this vault and opens no slot of it, so another person may have \
                      written it; delete it there, or take that medium away",
                     found.source
                 );
-                return Err(Halt::Refused(text));
+                return Err(NeedInput::Refused(text));
             };
             opened = Some(slot.id());
         }
         if let Some(id) = opened {
             let text = format!("the medium that is attached opens slot {id} already");
-            return Err(Halt::Refused(text));
+            return Err(NeedInput::Refused(text));
         }
         let seed = SeedKey::generate(vault)?;
         let put = place.sources.put(&seed, self.typed.confirmed);
@@ -184,19 +208,23 @@ impl Session {
                     format!(
                         "There is no other drive: the key would lie on the boot partition, {source}."
                     ),
-                    "Where that is on the disk of the data, whoever copies it has both.".to_owned(),
+                    "Where that is on the disk of the data, a copy of it has both.".to_owned(),
                 ];
                 self.confirmed(&lines, "BOOT")?;
-                return Err(Halt::Refused("the boot partition is gone".to_owned()));
+                return Err(NeedInput::Refused("the boot partition is gone".to_owned()));
             }
-            Err(error) => return Err(Halt::refused(error)),
+            Err(error) => return Err(NeedInput::refused(error)),
         };
         let mut lines = self.add(place, NewSlot::Provisioning(&seed))?;
         lines.push(format!("its seed.key is on {source}"));
         Ok(lines)
     }
 
-    pub(super) fn slot_remove(&mut self, place: &Place<'_>, id: SlotId) -> Attempt<Vec<String>> {
+    pub(super) fn slot_remove(
+        &mut self,
+        place: &CommandContext<'_>,
+        id: SlotId,
+    ) -> Attempt<Vec<String>> {
         // Who removes the passphrase is not asked for it any more.
         self.authorised(place)?;
         let consent = self.consent();
@@ -207,14 +235,18 @@ impl Session {
         place
             .keeper
             .events()
-            .add(Event::SlotRemoved(name(&removed)));
+            .add(AuditEvent::SlotRemoved(name(&removed)));
         let text = format!("slot {id} ({}) was removed", removed.kind().name());
         place.log.info(&text);
         let old = "An old copy of the vault still opens by it; rekey makes such copies worthless.";
         Ok(vec![text, old.to_owned()])
     }
 
-    pub(super) fn slot_test(&mut self, place: &Place<'_>, id: SlotId) -> Attempt<Vec<String>> {
+    pub(super) fn slot_test(
+        &mut self,
+        place: &CommandContext<'_>,
+        id: SlotId,
+    ) -> Attempt<Vec<String>> {
         let slot = find(&on_disk(place)?, id)?;
         match slot.kind() {
             SlotType::Passphrase => {
@@ -222,8 +254,8 @@ impl Session {
                     return Ok(vec![format!("slot {id} was not tried")]);
                 }
             }
-            SlotType::Tpm2 if by_tpm::wants_pin(&slot) => {
-                by_tpm::check(&slot).map_err(Halt::refused)?;
+            SlotType::Tpm2 if tpm_unlock::wants_pin(&slot) => {
+                tpm_unlock::check(&slot).map_err(NeedInput::refused)?;
                 if !self.slot_by_pin(place, id, false)? {
                     return Ok(vec![format!("slot {id} was not tried")]);
                 }
@@ -234,14 +266,14 @@ impl Session {
     }
 
     /// A new passphrase in the place of the one that was typed, in one change of the vault.
-    pub(super) fn passwd(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+    pub(super) fn passwd(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         if !super::has_passphrase(&on_disk(place)?) {
             let text = "no slot is opened by a passphrase; 'slot add passphrase' makes one";
-            return Err(Halt::refused(text));
+            return Err(NeedInput::refused(text));
         }
         self.opened_by_typing(place)?;
         let Some(passphrase) = self.typed.new.take() else {
-            return Err(Halt::wants(Want::NewPassphrase));
+            return Err(NeedInput::wants(CommandPrompt::NewPassphrase));
         };
         let (cost, cap_kib) = affordable()?;
         let open = self.opened_by_typing(place)?;
@@ -256,8 +288,8 @@ impl Session {
         let added = find(open.alkv(), new)?;
         save(place, open)?;
         let events = place.keeper.events();
-        events.add(Event::SlotAdded(name(&added)));
-        events.add(Event::SlotRemoved(name(&removed)));
+        events.add(AuditEvent::SlotAdded(name(&added)));
+        events.add(AuditEvent::SlotRemoved(name(&removed)));
         let text = format!("the passphrase was changed: slot {new} in the place of slot {old}");
         place.log.info(&text);
         Ok(vec![text])
@@ -272,7 +304,7 @@ fn affordable() -> Attempt<(Argon2Params, u32)> {
 
 /// One line for each slot, and which of them opened the vault.
 pub(super) fn lines(alkv: &Alkv, opened_by: Option<SlotId>) -> Vec<String> {
-    let line = |slot: &Slot| {
+    let line = |slot: &KeySlot| {
         let more = match slot.params() {
             SlotParams::Kms(params) => format!("by {}", params.peer()),
             SlotParams::None { .. } => "the key lies beside it: UNSEALED".to_owned(),

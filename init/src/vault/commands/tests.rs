@@ -5,45 +5,47 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use alknet_core::config::{VaultInit, VaultKms, VaultSection, VaultUnlock};
-use alknet_provisioning::{KernelMounter, Paths, load_with};
-use alknet_sealed::Sealed;
+use alknet_provisioning::{KernelMounter, SourcePaths, load_with};
+use alknet_sealed::SealedPartition;
 use alknet_sealed::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
 use alknet_tpm::predict::file_digest;
-use alknet_vault::audit::{AuditLog, BootId, Record};
+use alknet_vault::audit::{AuditLog, AuditRecord, BootId};
 use alknet_vault::limits::COPY_BYTES;
-use alknet_vault::slots::{Key, KmsParams, NewSlot, NewVault, Pending, SlotType, VaultId};
+use alknet_vault::slots::{
+    FirstBootPermissions, KmsParams, NewSlot, NewVault, SlotType, UnlockKey, VaultId,
+};
 use alknet_vault::{Entropy, WordCount};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 
 use super::*;
 use crate::data::keyslot_tests::{format, vault};
-use crate::errand::{self, Hidden, Refusal};
-use crate::vault::first::Made;
-use crate::vault::{First, Offer, create};
+use crate::helper_task::{self, HelperRefusal, HexSecret};
+use crate::vault::first_boot::NewVaultFile;
+use crate::vault::{FirstBoot, UnlockCredentials, create};
 
 const BYTES: u64 = DATA_AT + (1 << 20);
 
 /// A machine whose disk is a file, and whose medium a folder.
-struct Machine {
+struct CommandMachine {
     dir: tempfile::TempDir,
-    keeper: Keeper,
-    log: Log,
+    keeper: VaultHandle,
+    log: InitLog,
     /// A program to be started next, that a medium has.
     next: std::cell::Cell<Option<&'static [u8]>>,
 }
 
-impl Machine {
+impl CommandMachine {
     /// With a vault that opens by itself.
     fn new() -> Self {
-        Self::of(&vault())
+        Self::with_vault(&vault())
     }
 
     /// With this vault, which is open.
-    fn of(open: &OpenAlkv) -> Self {
+    fn with_vault(open: &OpenAlkv) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let machine = Self {
-            keeper: Keeper::new().expect("memory"),
-            log: Log::default(),
+            keeper: VaultHandle::new().expect("memory"),
+            log: InitLog::default(),
             next: std::cell::Cell::default(),
             dir,
         };
@@ -70,8 +72,8 @@ impl Machine {
         file.expect("it is there")
     }
 
-    fn paths(&self) -> Paths {
-        let mut paths = Paths::system();
+    fn paths(&self) -> SourcePaths {
+        let mut paths = SourcePaths::system();
         paths.fw_cfg = self.dir.path().join("fw_cfg");
         paths.block_class = self.dir.path().join("none");
         paths.dmi = self.dir.path().join("dmi");
@@ -79,8 +81,8 @@ impl Machine {
         paths
     }
 
-    fn run(&self, session: &mut Session) -> Outcome {
-        session.run(&Place {
+    fn run(&self, session: &mut CommandSession) -> CommandOutcome {
+        session.run(&CommandContext {
             audit: &self.audit(),
             device: &self.device(),
             keeper: &self.keeper,
@@ -119,13 +121,13 @@ impl Machine {
         slots.map(|slot| slot.kind().name()).collect()
     }
 
-    fn made(&self, config: &VaultSection) -> Result<Made, String> {
+    fn made(&self, config: &VaultSection) -> Result<NewVaultFile, String> {
         let loaded = load_with(&self.paths(), &KernelMounter);
-        let first = First {
+        let first = FirstBoot {
             config,
             from: &loaded.source,
             media: &loaded.secrets,
-            offer: &Offer::default(),
+            offer: &UnlockCredentials::default(),
             name: None,
             escrow: self.keeper.escrow(),
         };
@@ -134,28 +136,31 @@ impl Machine {
     }
 
     /// A command with all that it asks for, to what becomes of it then.
-    fn typed(&self, line: &str, given: Vec<Given>) -> Outcome {
-        let mut session = Session::new(Command::parse(line).expect(line));
+    fn typed(&self, line: &str, given: Vec<PromptResponse>) -> CommandOutcome {
+        let mut session = CommandSession::new(VaultCommand::parse(line).expect(line));
         for one in given {
             let wants = self.run(&mut session);
-            assert!(matches!(wants, Outcome::Wants(..)), "{line}: {wants:?}");
+            assert!(
+                matches!(wants, CommandOutcome::Wants(..)),
+                "{line}: {wants:?}"
+            );
             session.give(one);
         }
         self.run(&mut session)
     }
 
     #[track_caller]
-    fn done(&self, line: &str, given: Vec<Given>) -> String {
+    fn done(&self, line: &str, given: Vec<PromptResponse>) -> String {
         match self.typed(line, given) {
-            Outcome::Done(lines) => lines.join("\n"),
+            CommandOutcome::Done(lines) => lines.join("\n"),
             other => panic!("{line}: {other:?}"),
         }
     }
 
     #[track_caller]
-    fn refused(&self, line: &str, given: Vec<Given>) -> String {
+    fn refused(&self, line: &str, given: Vec<PromptResponse>) -> String {
         match self.typed(line, given) {
-            Outcome::Refused(why) => why,
+            CommandOutcome::Refused(why) => why,
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -181,7 +186,7 @@ impl Machine {
         String::from_utf8(bytes).expect("JSON")
     }
 
-    /// Puts a text in the place of a copy, as whoever writes to the disk can.
+    /// Puts a text in the place of a copy, as an attacker who writes to the disk can.
     fn put_copy(&self, at: u64, text: &str) {
         let hash = HEXLOWER.encode(&file_digest(text.as_bytes()));
         let mut bytes = format!("{text}\n{hash}\n").into_bytes();
@@ -194,7 +199,7 @@ impl Machine {
         let found = data::copies(&self.device()).load().expect("good");
         let mut open = found
             .expect("a vault")
-            .open(&mut Key::Stored)
+            .open(&mut UnlockKey::Stored)
             .expect("its key lies beside it");
         let (share, vault) = ([2; 32], open.alkv().uuid());
         let peer = format!("ed25519:{}", "ab".repeat(32));
@@ -209,7 +214,7 @@ impl Machine {
     }
 
     /// What comes of asking the other node for its share.
-    fn answer(&self, outcome: errand::Outcome) {
+    fn answer(&self, outcome: helper_task::HelperOutcome) {
         let escrow = self.keeper.escrow();
         let (of, _) = escrow.next(0).expect("it is wanted");
         escrow.came(&of, Ok(outcome), 0);
@@ -219,7 +224,7 @@ impl Machine {
         let found = data::copies(&self.device()).load().expect("good");
         let media = self.secrets();
         let seed = &media.seed_keys[0].key;
-        let open = found.expect("a vault").open(&mut Key::Seed(seed));
+        let open = found.expect("a vault").open(&mut UnlockKey::Seed(seed));
         let phrase = open.expect("its key").entropy().phrase();
         phrase.expose().split(' ').map(str::to_owned).collect()
     }
@@ -232,23 +237,23 @@ impl Machine {
     }
 }
 
-impl Sources for Machine {
-    fn secrets(&self) -> Secrets {
+impl VaultMediaAccess for CommandMachine {
+    fn secrets(&self) -> MediaSecrets {
         load_with(&self.paths(), &KernelMounter).secrets
     }
 
-    fn put(&self, key: &SeedKey, boot: bool) -> Result<Source, PutSeedKeyError> {
+    fn put(&self, key: &SeedKey, boot: bool) -> Result<ConfigOrigin, PutSeedKeyError> {
         assert!(!boot);
         let folder = self.paths().fw_cfg.join("seed.key");
         std::fs::create_dir_all(&folder).expect("writable");
         std::fs::write(folder.join("raw"), key.to_text().expose()).expect("writable");
-        Ok(Source::FwCfg)
+        Ok(ConfigOrigin::FwCfg)
     }
 
-    fn programs(&self) -> Result<Programs, ProvisioningError> {
+    fn programs(&self) -> Result<UpdatePrograms, ProvisioningError> {
         match self.next.get() {
             None => alknet_provisioning::programs(&self.paths(), &KernelMounter),
-            Some(next) => Ok(Programs {
+            Some(next) => Ok(UpdatePrograms {
                 started: b"what runs".to_vec(),
                 next: next.to_vec(),
                 next_from: "vdb".to_owned(),
@@ -270,21 +275,21 @@ fn opened_by(unlock: VaultUnlock, init: VaultInit) -> VaultSection {
     }
 }
 
-fn new(text: &str) -> Given {
-    Given::NewPassphrase(SecretStr::from(text))
+fn new(text: &str) -> PromptResponse {
+    PromptResponse::NewPassphrase(SecretStr::from(text))
 }
 
-fn passphrase(text: &str) -> Given {
-    Given::Passphrase(SecretStr::from(text))
+fn passphrase(text: &str) -> PromptResponse {
+    PromptResponse::Passphrase(SecretStr::from(text))
 }
 
-fn of_slot(id: u32, text: Option<&str>) -> Given {
-    Given::OfSlot(SlotId::new(id), text.map(SecretStr::from))
+fn of_slot(id: u32, text: Option<&str>) -> PromptResponse {
+    PromptResponse::OfSlot(SlotId::new(id), text.map(SecretStr::from))
 }
 
 #[test]
 fn a_machine_that_opens_by_itself_becomes_one_with_a_passphrase() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     assert!(machine.done("slots", vec![]).contains("UNSEALED"));
     let said = machine.done("slot add passphrase", vec![new("one")]);
     assert!(said.contains("slot 1 (passphrase)"), "{said}");
@@ -301,7 +306,7 @@ fn a_machine_that_opens_by_itself_becomes_one_with_a_passphrase() {
     // From now on every change needs it, and the last slot stays.
     let wrong = machine.typed("slot rm 1", vec![passphrase("two")]);
     assert!(
-        matches!(&wrong, Outcome::Wants(Want::Passphrase, why) if why.contains("wrong")),
+        matches!(&wrong, CommandOutcome::Wants(CommandPrompt::Passphrase, why) if why.contains("wrong")),
         "{wrong:?}"
     );
     let last = machine.refused("slot rm 1", vec![passphrase("one")]);
@@ -309,9 +314,9 @@ fn a_machine_that_opens_by_itself_becomes_one_with_a_passphrase() {
     machine.done("passwd", vec![passphrase("one"), new("three")]);
     assert_eq!(machine.slots(), [(2, SlotType::Passphrase)]);
     let old = machine.typed("slot test 2", vec![of_slot(2, Some("one"))]);
-    assert!(matches!(old, Outcome::Wants(..)), "{old:?}");
+    assert!(matches!(old, CommandOutcome::Wants(..)), "{old:?}");
     let shown = machine.typed("words", vec![passphrase("three")]);
-    let Outcome::Words(words) = shown else {
+    let CommandOutcome::Words(words) = shown else {
         panic!("{shown:?}");
     };
     assert_eq!(words.expose().split(' ').count(), 24);
@@ -329,17 +334,17 @@ fn a_machine_that_opens_by_itself_becomes_one_with_a_passphrase() {
 
 #[test]
 fn words_of_a_machine_without_a_passphrase_need_a_word() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     let wants = machine.typed("words", vec![]);
     assert!(
         matches!(
             &wants,
-            Outcome::Wants(Want::Confirmation { word: "SHOW", .. }, _)
+            CommandOutcome::Wants(CommandPrompt::Confirmation { word: "SHOW", .. }, _)
         ),
         "{wants:?}"
     );
-    let shown = machine.typed("words", vec![Given::Confirmed]);
-    assert!(matches!(shown, Outcome::Words(_)), "{shown:?}");
+    let shown = machine.typed("words", vec![PromptResponse::Confirmed]);
+    assert!(matches!(shown, CommandOutcome::Words(_)), "{shown:?}");
     assert!(
         machine
             .refused("passwd", vec![])
@@ -349,7 +354,7 @@ fn words_of_a_machine_without_a_passphrase_need_a_word() {
 
 #[test]
 fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     machine.done("slot add passphrase", vec![new("one")]);
     let said = machine.done("slot add provisioning", vec![]);
     assert!(said.contains("seed.key is on fw_cfg"), "{said}");
@@ -359,29 +364,32 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     machine.done("slot rm 0", vec![]);
     let wants = machine.typed("slot rm 1", vec![passphrase("one")]);
     assert!(
-        matches!(wants, Outcome::Wants(Want::Consent, _)),
+        matches!(wants, CommandOutcome::Wants(CommandPrompt::Consent, _)),
         "{wants:?}"
     );
-    machine.done("slot rm 1", vec![passphrase("one"), Given::HasWords]);
+    machine.done(
+        "slot rm 1",
+        vec![passphrase("one"), PromptResponse::HasWords],
+    );
     assert_eq!(machine.slots(), [(2, SlotType::Provisioning)]);
     // A thief of the machine with its stick sees nothing, whether the owner confirmed the words or not.
     assert!(!machine.keeper.facts().words_kept);
     let phrase = machine.phrase();
-    let mut session = Session::new(Command::SlotAdd(SlotType::None));
+    let mut session = CommandSession::new(VaultCommand::SlotAdd(SlotType::None));
     let mut asked = Vec::new();
     let wrong = || std::fs::read_to_string(machine.dir.path().join("config/words-wrong")).ok();
     loop {
         match machine.run(&mut session) {
-            Outcome::Wants(Want::Word(at), why) => {
+            CommandOutcome::Wants(CommandPrompt::Word(at), why) => {
                 // One that is wrong is not told from the others: nothing is said before the third.
                 assert_eq!(why.is_empty(), asked.len() != 3, "{why}");
                 let right = phrase[at - 1].as_str();
                 let other = if right == "zoo" { "zero" } else { "zoo" };
                 let word = if asked.is_empty() { other } else { right };
-                session.give(Given::Word(SecretStr::from(word)));
+                session.give(PromptResponse::Word(SecretStr::from(word)));
                 asked.push(at);
             }
-            Outcome::Wants(Want::Confirmation { .. }, _) => break,
+            CommandOutcome::Wants(CommandPrompt::Confirmation { .. }, _) => break,
             other => panic!("{other:?}"),
         }
         if asked.len() == 4 {
@@ -397,13 +405,13 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     assert_eq!(wrong().as_deref(), Some("0"));
     // What was wrong before a restart waits after it.
     std::fs::write(machine.dir.path().join("config/words-wrong"), "4").expect("writable");
-    let three = (0..3).map(|_| Given::Word(SecretStr::from("zoo")));
+    let three = (0..3).map(|_| PromptResponse::Word(SecretStr::from("zoo")));
     machine.typed("words", three.collect());
     assert_eq!(machine.keeper.wrong(), 5);
     assert_eq!(wrong().as_deref(), Some("5"));
     let wants = machine.typed("words", vec![]);
     assert!(
-        matches!(wants, Outcome::Wants(Want::Word(_), _)),
+        matches!(wants, CommandOutcome::Wants(CommandPrompt::Word(_), _)),
         "{wants:?}"
     );
     // Without the medium nothing here opens it for a change.
@@ -415,7 +423,7 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
 /// An attacker left a medium in a machine before its first start, with words or a key of their own.
 #[test]
 fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     let words = Entropy::generate(WordCount::TwentyFour).expect("random numbers");
     machine.put_secrets(&format!("words = \"{}\"", words.phrase().expose()));
     for init in [VaultInit::Generate, VaultInit::Prompt] {
@@ -463,7 +471,7 @@ fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
 /// up to the attacker.
 #[test]
 fn words_of_two_media_that_differ_make_no_vault() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     let words = || Entropy::generate(WordCount::TwentyFour).expect("random numbers");
     let [own, forged] = [words(), words()];
     let line = |words: &Entropy| format!("words = \"{}\"", words.phrase().expose());
@@ -488,7 +496,7 @@ fn words_of_two_media_that_differ_make_no_vault() {
 /// that is made of the owner's words.
 #[test]
 fn nothing_that_opens_a_new_vault_is_typed_before_its_words_are_there() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     let asked = opened_by(VaultUnlock::Passphrase, VaultInit::Provisioned);
     let by_pin = VaultSection {
         tpm_pin: true,
@@ -511,7 +519,7 @@ fn nothing_that_opens_a_new_vault_is_typed_before_its_words_are_there() {
 /// Another node keeps a share of the vault's key, and an attacker left a medium with a key that names another vault.
 #[test]
 fn a_key_that_is_not_asked_for_does_not_name_the_vault_of_a_share() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     let named = VaultId::generate().expect("random numbers");
     let forged = SeedKey::generate(named).expect("random numbers");
     machine.put(&forged, false).expect("written");
@@ -529,7 +537,7 @@ fn a_key_that_is_not_asked_for_does_not_name_the_vault_of_a_share() {
         .expect_err("no machine keeps it yet");
     assert!(why.contains("keep a share"), "{why}");
     let (_, wanted) = escrow.next(0).expect("it is wanted");
-    let errand::Errand::Deposit { vault, .. } = wanted else {
+    let helper_task::HelperTask::Deposit { vault, .. } = wanted else {
         panic!("{wanted:?}")
     };
     assert_ne!(vault, named.to_string());
@@ -538,7 +546,7 @@ fn a_key_that_is_not_asked_for_does_not_name_the_vault_of_a_share() {
 /// An attacker left a medium with a key of their own that names this vault, whose id lies in the clear.
 #[test]
 fn a_key_that_this_machine_did_not_make_becomes_no_slot_and_hides_no_other() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     let forged = SeedKey::generate(on_listed(&machine).uuid()).expect("random numbers");
     machine.put(&forged, false).expect("written");
     let why = machine.refused("slot add provisioning", vec![]);
@@ -575,7 +583,7 @@ fn a_key_that_this_machine_did_not_make_becomes_no_slot_and_hides_no_other() {
 /// The disk answers the running machine with a copy that lists other slots, or with older copies.
 #[test]
 fn slots_that_only_the_disk_lists_replace_no_proof() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     machine.done("slot add passphrase", vec![new("one")]);
     machine.done("slot add provisioning", vec![]);
     let older = machine.copy_at(VAULT_A_AT);
@@ -592,14 +600,17 @@ fn slots_that_only_the_disk_lists_replace_no_proof() {
     for line in ["words", "slot add none", "slot add passphrase", "slot rm 2"] {
         let wants = machine.typed(line, vec![]);
         assert!(
-            matches!(wants, Outcome::Wants(Want::Passphrase, _)),
+            matches!(wants, CommandOutcome::Wants(CommandPrompt::Passphrase, _)),
             "{line}: {wants:?}"
         );
     }
     let why = machine.refused("rekey", vec![]);
     assert!(why.contains("no slot opens"), "{why}");
     let shown = machine.typed("words", vec![passphrase("one")]);
-    assert!(matches!(shown, Outcome::Words(_)), "the owner: {shown:?}");
+    assert!(
+        matches!(shown, CommandOutcome::Words(_)),
+        "the owner: {shown:?}"
+    );
 
     for at in [VAULT_A_AT, VAULT_B_AT] {
         machine.put_copy(at, &older);
@@ -613,10 +624,10 @@ fn slots_that_only_the_disk_lists_replace_no_proof() {
         machine.put_copy(at, &newest);
     }
     let shown = machine.typed("words", vec![passphrase("one")]);
-    assert!(matches!(shown, Outcome::Words(_)), "{shown:?}");
+    assert!(matches!(shown, CommandOutcome::Words(_)), "{shown:?}");
 }
 
-fn on_listed(machine: &Machine) -> Alkv {
+fn on_listed(machine: &CommandMachine) -> Alkv {
     let found = data::copies(&machine.device()).load().expect("good");
     found.expect("a vault").newest
 }
@@ -624,40 +635,40 @@ fn on_listed(machine: &Machine) -> Alkv {
 /// A visitor at the console of a machine whose medium opens it, and another node as well.
 #[test]
 fn a_new_master_key_loses_no_slot_without_proof() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     machine.done("slot add provisioning", vec![]);
     machine.add_kms();
     machine.done("slot rm 0", vec![]);
     machine.keeper.escrow().set_network(true);
     let phrase = machine.phrase();
     let mut session = begun_with(&machine, "rekey");
-    session.give(Given::WithoutShares);
+    session.give(PromptResponse::WithoutShares);
     let mut asked = 0;
     let last = loop {
         match machine.run(&mut session) {
-            Outcome::Wants(Want::Word(at), _) => {
+            CommandOutcome::Wants(CommandPrompt::Word(at), _) => {
                 let word = SecretStr::from(phrase[at - 1].as_str());
-                session.give(Given::Word(word));
+                session.give(PromptResponse::Word(word));
                 asked += 1;
             }
-            Outcome::Wants(Want::Confirmation { .. }, _) => {
+            CommandOutcome::Wants(CommandPrompt::Confirmation { .. }, _) => {
                 assert_eq!(asked, 3, "the words come first");
-                session.give(Given::Confirmed);
+                session.give(PromptResponse::Confirmed);
             }
             other => break other,
         }
     };
-    assert!(matches!(last, Outcome::Done(_)), "{last:?}");
+    assert!(matches!(last, CommandOutcome::Done(_)), "{last:?}");
     assert_eq!(machine.slots(), [(1, SlotType::Provisioning)]);
 }
 
 #[test]
 fn a_new_master_key_changes_the_data_partition_with_it() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     machine.done("slot add passphrase", vec![new("one")]);
     machine.done("slot add passphrase", vec![new("two")]);
     let wants = machine.typed("rekey", vec![of_slot(1, Some("one")), of_slot(2, None)]);
-    let Outcome::Wants(Want::Confirmation { lines, .. }, _) = &wants else {
+    let CommandOutcome::Wants(CommandPrompt::Confirmation { lines, .. }, _) = &wants else {
         panic!("{wants:?}");
     };
     let lines = lines.join("\n");
@@ -666,7 +677,13 @@ fn a_new_master_key_changes_the_data_partition_with_it() {
             && lines.contains("slot 2 (passphrase) is LOST"),
         "{lines}"
     );
-    let given = || vec![of_slot(1, Some("one")), of_slot(2, None), Given::Confirmed];
+    let given = || {
+        vec![
+            of_slot(1, Some("one")),
+            of_slot(2, None),
+            PromptResponse::Confirmed,
+        ]
+    };
     machine.done("rekey", given());
     assert_eq!(
         machine.slots(),
@@ -675,10 +692,10 @@ fn a_new_master_key_changes_the_data_partition_with_it() {
     let found = data::copies(&machine.device()).load().expect("good");
     let open = found
         .expect("a vault")
-        .open(&mut Key::Stored)
+        .open(&mut UnlockKey::Stored)
         .expect("open");
     let [own, words] = open.data_phrases().expect("words");
-    let sealed = Sealed::load(machine.file(), BYTES).expect("a header");
+    let sealed = SealedPartition::load(machine.file(), BYTES).expect("a header");
     let numbers: Vec<_> = sealed
         .summary()
         .slots
@@ -693,26 +710,26 @@ fn a_new_master_key_changes_the_data_partition_with_it() {
     // Every passphrase that is wrong is asked for again, and none is lost by it.
     let wrong = machine.typed("rekey", vec![of_slot(1, Some("two"))]);
     assert!(
-        matches!(&wrong, Outcome::Wants(Want::PassphraseOf { .. }, why) if why.contains("wrong")),
+        matches!(&wrong, CommandOutcome::Wants(CommandPrompt::PassphraseOf { .. }, why) if why.contains("wrong")),
         "{wrong:?}"
     );
 }
 
 #[test]
 fn a_new_master_key_keeps_the_slot_of_another_node_that_gives_its_share() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     let share = machine.add_kms();
     let escrow = machine.keeper.escrow();
     escrow.set_network(true);
     let begun = || begun_with(&machine, "rekey");
-    let warned = |session: &mut Session| match machine.run(session) {
-        Outcome::Wants(Want::Confirmation { lines, .. }, _) => lines.join("\n"),
+    let warned = |session: &mut CommandSession| match machine.run(session) {
+        CommandOutcome::Wants(CommandPrompt::Confirmation { lines, .. }, _) => lines.join("\n"),
         other => panic!("{other:?}"),
     };
 
-    // Nobody waits for it, or it does not want to.
+    // The user does not wait for the node, or the node refuses.
     let mut session = begun();
-    session.give(Given::WithoutShares);
+    session.give(PromptResponse::WithoutShares);
     let lines = warned(&mut session);
     assert!(
         lines.contains("slot 1 (kms) is LOST: it is being asked"),
@@ -720,7 +737,7 @@ fn a_new_master_key_keeps_the_slot_of_another_node_that_gives_its_share() {
     );
     escrow.clear();
     let mut session = begun();
-    let denied = errand::Outcome::refused(Refusal::Denied, "it was revoked");
+    let denied = helper_task::HelperOutcome::refused(HelperRefusal::Denied, "it was revoked");
     machine.answer(denied);
     let lines = warned(&mut session);
     assert!(
@@ -731,55 +748,58 @@ fn a_new_master_key_keeps_the_slot_of_another_node_that_gives_its_share() {
 
     // It is asked once, however often the command is tried.
     let mut session = begun();
-    let released = || errand::Outcome::Released {
-        share: Hidden::copy_of(&share),
+    let released = || helper_task::HelperOutcome::Released {
+        share: HexSecret::copy_of(&share),
     };
     machine.answer(released());
     let lines = warned(&mut session);
     assert!(lines.contains("slot 1 (kms) stays"), "{lines}");
-    session.give(Given::Confirmed);
+    session.give(PromptResponse::Confirmed);
     let done = machine.run(&mut session);
-    assert!(matches!(done, Outcome::Done(_)), "{done:?}");
+    assert!(matches!(done, CommandOutcome::Done(_)), "{done:?}");
     escrow.clear();
     assert_eq!(machine.slots(), [(0, SlotType::None), (1, SlotType::Kms)]);
 
     // The other half is what it was, and opens what the vault is now. No passphrase proves who types: the words do.
     let found = data::copies(&machine.device()).load().expect("good");
-    let open = found.expect("a vault").open(&mut Key::Stored);
+    let open = found.expect("a vault").open(&mut UnlockKey::Stored);
     let phrase = open.expect("the slot without a secret").entropy().phrase();
     let phrase: Vec<&str> = phrase.expose().split(' ').collect();
     machine.done("slot rm 0", vec![]);
     let mut session = begun_with(&machine, "slot rm 1");
     machine.answer(released());
     let mut last = machine.run(&mut session);
-    while let Outcome::Wants(Want::Word(at), _) = &last {
-        session.give(Given::Word(SecretStr::from(phrase[at - 1])));
+    while let CommandOutcome::Wants(CommandPrompt::Word(at), _) = &last {
+        session.give(PromptResponse::Word(SecretStr::from(phrase[at - 1])));
         last = machine.run(&mut session);
     }
     assert!(
-        matches!(&last, Outcome::Refused(why) if why.contains("is the last")),
+        matches!(&last, CommandOutcome::Refused(why) if why.contains("is the last")),
         "{last:?}"
     );
 }
 
-fn begun_with(machine: &Machine, line: &str) -> Session {
-    let mut session = Session::new(Command::parse(line).expect(line));
+fn begun_with(machine: &CommandMachine, line: &str) -> CommandSession {
+    let mut session = CommandSession::new(VaultCommand::parse(line).expect(line));
     let wants = machine.run(&mut session);
-    assert!(matches!(wants, Outcome::Wants(Want::Share, _)), "{wants:?}");
+    assert!(
+        matches!(wants, CommandOutcome::Wants(CommandPrompt::Share, _)),
+        "{wants:?}"
+    );
     assert!(session.waits_for_share());
     session
 }
 
 #[test]
 fn the_log_is_shown_with_whether_anybody_changed_it() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     assert_eq!(machine.done("audit", vec![]), "there is no line yet");
-    let mut events = vec![Event::Created; 20];
-    events.push(Event::Locked { hard: true });
+    let mut events = vec![AuditEvent::Created; 20];
+    events.push(AuditEvent::Locked { hard: true });
     let boot: BootId = "a-boot".parse().expect("plain");
     let records: Vec<_> = events
         .into_iter()
-        .map(|event| Record::new(1_700_000_000_000, boot.clone(), event))
+        .map(|event| AuditRecord::new(1_700_000_000_000, boot.clone(), event))
         .collect();
     std::fs::create_dir(machine.audit()).expect("writable");
     let mut log = AuditLog::open(&machine.audit()).expect("opened");
@@ -813,7 +833,7 @@ fn the_log_is_shown_with_whether_anybody_changed_it() {
 
 #[test]
 fn a_locked_vault_is_looked_at_and_not_changed() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     machine.keeper.lock();
     for line in [
         "passwd",
@@ -834,12 +854,12 @@ fn a_locked_vault_is_looked_at_and_not_changed() {
 /// A vault whose new words are shown without proof says nothing of another disk's, nor of itself once it was locked.
 #[test]
 fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
-    let keeper = Keeper::new().expect("memory");
-    let permits = Pending {
+    let keeper = VaultHandle::new().expect("memory");
+    let permits = FirstBootPermissions {
         words: true,
-        ..Pending::default()
+        ..FirstBootPermissions::default()
     };
-    let [new, other] = [permits, Pending::default()].map(|pending| {
+    let [new, other] = [permits, FirstBootPermissions::default()].map(|pending| {
         let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
         let vault = NewVault {
             pending,
@@ -859,10 +879,10 @@ fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
     keeper.admit(&other).expect("it was locked");
     assert!(!keeper.shows_words(), "of another vault");
     for (ended, shows) in [
-        (Keeper::words_are_kept as fn(&Keeper), false),
-        (Keeper::owner_was_reminded, true),
+        (VaultHandle::words_are_kept as fn(&VaultHandle), false),
+        (VaultHandle::owner_was_reminded, true),
     ] {
-        let keeper = Keeper::new().expect("memory");
+        let keeper = VaultHandle::new().expect("memory");
         keeper.admit(&new).expect("it has a place");
         ended(&keeper);
         assert_eq!(keeper.shows_words(), shows);
@@ -878,7 +898,7 @@ fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
 
 #[test]
 fn nothing_that_was_typed_is_shown_by_accident() {
-    let mut session = Session::new(Command::Passwd);
+    let mut session = CommandSession::new(VaultCommand::Passwd);
     session.give(passphrase("hunter2"));
     session.give(new("hunter3"));
     let shown = format!("{session:?} {:?}", new("hunter4"));
@@ -888,45 +908,46 @@ fn nothing_that_was_typed_is_shown_by_accident() {
 /// The board of the machine was replaced, and its TPM with it.
 #[test]
 fn a_tpm_that_never_comes_back_is_told_until_the_owner_forgets_it() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     let refused = machine.refused("tpm forget", Vec::new());
     assert!(refused.contains("no TPM without a slot"), "{refused}");
     let gone = ["ab".repeat(32)];
     data::set_counted_by(&machine.device(), &gone).expect("writable");
-    machine.done("slot add none", vec![Given::Confirmed]);
+    machine.done("slot add none", vec![PromptResponse::Confirmed]);
     let told = || machine.keeper.uncounted().len();
     assert_eq!(told(), 1);
-    let mut session = Session::new(Command::TpmForget);
+    let mut session = CommandSession::new(VaultCommand::TpmForget);
     let wants = machine.run(&mut session);
-    let Outcome::Wants(Want::Confirmation { lines, .. }, _) = &wants else {
+    let CommandOutcome::Wants(CommandPrompt::Confirmation { lines, .. }, _) = &wants else {
         panic!("{wants:?}");
     };
     assert_eq!(lines[1], gone[0]);
     assert_eq!(data::counted_by(&machine.device()), gone);
-    machine.done("tpm forget", vec![Given::Confirmed]);
+    machine.done("tpm forget", vec![PromptResponse::Confirmed]);
     assert_eq!(told(), 0);
     assert_eq!(data::counted_by(&machine.device()), [""; 0]);
-    machine.done("slot add none", vec![Given::Confirmed]);
+    machine.done("slot add none", vec![PromptResponse::Confirmed]);
     assert_eq!(told(), 0, "for good");
 }
 
 /// A thief attaches a medium while the owner updates the machine, or exchanges it after the owner read the digest.
 #[test]
 fn the_next_program_is_shown_and_is_the_one_that_was_shown() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     machine.next.set(Some(b"next"));
-    let mut session = Session::new(Command::SlotAddNext);
+    let mut session = CommandSession::new(VaultCommand::SlotAddNext);
     let wants = machine.run(&mut session);
-    let Outcome::Wants(Want::Confirmation { lines, word: "ADD" }, _) = &wants else {
+    let CommandOutcome::Wants(CommandPrompt::Confirmation { lines, word: "ADD" }, _) = &wants
+    else {
         panic!("{wants:?}");
     };
     assert!(lines[1].contains("of vdb, 4 bytes"), "{lines:?}");
     assert_eq!(lines[2].len(), 64, "its digest: {lines:?}");
     machine.next.set(Some(b"of a thief"));
-    session.give(Given::Confirmed);
+    session.give(PromptResponse::Confirmed);
     let refused = machine.run(&mut session);
     assert!(
-        matches!(&refused, Outcome::Refused(why) if why.contains("begin again")),
+        matches!(&refused, CommandOutcome::Refused(why) if why.contains("begin again")),
         "{refused:?}"
     );
     assert_eq!(machine.slots(), [(0, SlotType::None)]);
@@ -934,7 +955,7 @@ fn the_next_program_is_shown_and_is_the_one_that_was_shown() {
 
 #[test]
 fn an_image_that_is_nowhere_and_a_slot_that_is_no_tpms_are_named() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     let refused = machine.refused("slot add tpm2 next", Vec::new());
     assert!(refused.contains("no alknet-next.efi"), "{refused}");
     for (line, wrong) in [

@@ -1,40 +1,40 @@
-//! Shares as whoever opens a slot gets them: what an errand brought, else why there is none.
+//! Shares for the slots that need them: a share that a helper brought, else why there is no share.
 
 use alknet_vault::SecretArr;
 use alknet_vault::slots::{Kek, KekError, KekRequest, KekSource, KmsParams, SlotParams};
 
-use super::{Course, Escrow, Release};
+use super::{EscrowClient, EscrowRelease, ExchangeProgress};
 
 /// Why there is no share.
 #[derive(Debug)]
-pub(crate) struct NoShare {
+pub(crate) struct ShareUnavailable {
     pub(crate) why: String,
-    /// Somebody went for it and came back without.
+    /// A helper asked for it and came back without it.
     pub(crate) asked: bool,
     /// The other node answered, and did not want to.
     refused: bool,
 }
 
-impl Escrow {
+impl EscrowClient {
     /// Answers for slots of type `kms`: with what was brought, else by wanting it.
-    pub(crate) fn source(&self) -> Source<'_> {
-        Source {
+    pub(crate) fn source(&self) -> EscrowKekSource<'_> {
+        EscrowKekSource {
             escrow: self,
             refusals: Vec::new(),
             refused: false,
         }
     }
 
-    /// The share of that slot, once it was brought; else why there is none, and it is wanted from now on.
-    /// It is given out once: one that does not open the slot is asked for again.
-    pub(crate) fn take_share(&self, params: &KmsParams) -> Result<SecretArr<32>, NoShare> {
+    /// The share of that slot, once a helper has brought it; else why there is no share, and helpers ask for it
+    /// from now on. It is given out once: one that does not open the slot is asked for again.
+    pub(crate) fn take_share(&self, params: &KmsParams) -> Result<SecretArr<32>, ShareUnavailable> {
         let mut state = self.state();
         let network = state.network;
         let known = state.releases.iter_mut().find(|it| it.params == *params);
         let Some(release) = known else {
-            let course = Course::default();
+            let course = ExchangeProgress::default();
             let none = course.no_share(network);
-            state.releases.push(Release {
+            state.releases.push(EscrowRelease {
                 params: params.clone(),
                 share: None,
                 course,
@@ -58,9 +58,9 @@ impl Escrow {
     }
 }
 
-impl Course {
-    fn no_share(&self, network: bool) -> NoShare {
-        NoShare {
+impl ExchangeProgress {
+    fn no_share(&self, network: bool) -> ShareUnavailable {
+        ShareUnavailable {
             why: self.text(network).to_owned(),
             asked: self.last.is_some(),
             refused: self.refused,
@@ -68,15 +68,15 @@ impl Course {
     }
 }
 
-/// See [`Escrow::source`].
+/// See [`EscrowClient::source`].
 #[derive(Debug)]
-pub(crate) struct Source<'a> {
-    escrow: &'a Escrow,
+pub(crate) struct EscrowKekSource<'a> {
+    escrow: &'a EscrowClient,
     refusals: Vec<String>,
     refused: bool,
 }
 
-impl Source<'_> {
+impl EscrowKekSource<'_> {
     /// Why there is no key, for each node that was wanted.
     pub(crate) fn refusals(&self) -> String {
         self.refusals.join("; ")
@@ -88,7 +88,7 @@ impl Source<'_> {
     }
 }
 
-impl KekSource for Source<'_> {
+impl KekSource for EscrowKekSource<'_> {
     fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
         let SlotParams::Kms(params) = request.params else {
             return Err(KekError::Absent);

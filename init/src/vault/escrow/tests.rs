@@ -1,4 +1,4 @@
-use alknet_vault::slots::{Alkv, Key, NewSlot, NewVault, OpenAlkv, SlotError, SlotType};
+use alknet_vault::slots::{Alkv, NewSlot, NewVault, OpenAlkv, SlotError, SlotType, UnlockKey};
 use alknet_vault::{Entropy, WordCount};
 
 use super::*;
@@ -7,8 +7,8 @@ fn peer() -> String {
     format!("ed25519:{}", "ab".repeat(32))
 }
 
-fn deposited() -> Result<Outcome, String> {
-    Ok(Outcome::Deposited {
+fn deposited() -> Result<HelperOutcome, String> {
+    Ok(HelperOutcome::Deposited {
         peer: peer(),
         addresses: vec!["192.0.2.1:443".to_owned()],
         id: "0123456789ab".to_owned(),
@@ -23,12 +23,12 @@ fn wanted() -> VaultKms {
 }
 
 /// A vault with a slot whose share was deposited by an errand, and the share.
-fn made(escrow: &Escrow) -> (OpenAlkv, Hidden) {
+fn made(escrow: &EscrowClient) -> (OpenAlkv, HexSecret) {
     escrow.set_network(true);
     let waiting = escrow.deposited(&wanted(), Some("kitchen"), None);
     assert!(waiting.expect_err("nobody was asked").retries);
     let (of, errand) = escrow.next(0).expect("it is wanted");
-    let Errand::Deposit { share, name, .. } = errand else {
+    let HelperTask::Deposit { share, name, .. } = errand else {
         panic!("{errand:?}")
     };
     assert_eq!(name.as_deref(), Some("kitchen-vault"));
@@ -44,9 +44,9 @@ fn made(escrow: &Escrow) -> (OpenAlkv, Hidden) {
     (open.expect("made"), share)
 }
 
-fn open(escrow: &Escrow, alkv: &Alkv) -> Result<OpenAlkv, (String, bool)> {
+fn open(escrow: &EscrowClient, alkv: &Alkv) -> Result<OpenAlkv, (String, bool)> {
     let mut source = escrow.source();
-    let mut key = Key::Source(SlotType::Kms, &mut source);
+    let mut key = UnlockKey::Source(SlotType::Kms, &mut source);
     let opened = alkv.open(alkv.slots()[0].id(), &mut key);
     opened.map_err(|error| match error {
         SlotError::Kek { .. } => (source.refusals(), source.was_refused()),
@@ -56,7 +56,7 @@ fn open(escrow: &Escrow, alkv: &Alkv) -> Result<OpenAlkv, (String, bool)> {
 
 #[test]
 fn what_was_deposited_opens_the_slot_again() {
-    let escrow = Escrow::default();
+    let escrow = EscrowClient::default();
     let (vault, share) = made(&escrow);
     let alkv = vault.alkv().clone();
     escrow.set_network(false);
@@ -69,23 +69,23 @@ fn what_was_deposited_opens_the_slot_again() {
         "it is being asked"
     );
     let (of, errand) = escrow.next(5).expect("it is wanted");
-    assert!(matches!(&errand, Errand::Release { id, .. } if id == "0123456789ab"));
+    assert!(matches!(&errand, HelperTask::Release { id, .. } if id == "0123456789ab"));
 
-    let denied = Outcome::refused(Refusal::Denied, "it was revoked");
+    let denied = HelperOutcome::refused(HelperRefusal::Denied, "it was revoked");
     assert!(!escrow.came(&of, Ok(denied), 5));
     let why = open(&escrow, &alkv).expect_err("refused");
     assert_eq!(why, ("it was revoked".to_owned(), true));
-    let again = 5 + Refusal::Denied.pause_ms();
+    let again = 5 + HelperRefusal::Denied.pause_ms();
     assert_eq!(escrow.deadline(), Some(again));
     assert!(escrow.next(again - 1).is_none());
     let (of, _) = escrow.next(again).expect("it is tried again");
     assert!(!escrow.came(&of, Err("it did not answer in time".to_owned()), again));
 
-    // Another share is none; the right one opens, and is used once.
+    // A wrong share opens nothing; the right one opens, and is used once.
     for (bytes, opens) in [([9; 32], false), (*share.expose(), true)] {
         let (of, _) = escrow.next(again * 9).expect("it is tried again");
-        let share = Hidden::copy_of(&bytes);
-        assert!(escrow.came(&of, Ok(Outcome::Released { share }), 0));
+        let share = HexSecret::copy_of(&bytes);
+        assert!(escrow.came(&of, Ok(HelperOutcome::Released { share }), 0));
         assert_eq!(open(&escrow, &alkv).is_ok(), opens);
     }
     escrow.clear();
@@ -95,22 +95,23 @@ fn what_was_deposited_opens_the_slot_again() {
 
 #[test]
 fn one_deposit_stays_the_same_until_the_vault_is_made() {
-    let escrow = Escrow::default();
+    let escrow = EscrowClient::default();
     escrow.set_network(true);
     let ask = |wanted: &VaultKms| drop(escrow.deposited(wanted, None, None));
     let sent = |now| match escrow.next(now) {
-        Some((of, Errand::Deposit { share, vault, .. })) => (of, share, vault),
+        Some((of, HelperTask::Deposit { share, vault, .. })) => (of, share, vault),
         other => panic!("{other:?}"),
     };
     ask(&wanted());
     let (of, share, vault) = sent(0);
-    let refused = Outcome::refused(Refusal::Enrolment, "ENROLL_INVALID");
+    let refused = HelperOutcome::refused(HelperRefusal::Enrolment, "ENROLL_INVALID");
     assert!(!escrow.came(&of, Ok(refused), 0));
     ask(&wanted());
-    assert_eq!(escrow.deadline(), Some(Refusal::Enrolment.pause_ms()));
-    let (of, again, same) = sent(Refusal::Enrolment.pause_ms());
+    assert_eq!(escrow.deadline(), Some(HelperRefusal::Enrolment.pause_ms()));
+    let (of, again, same) = sent(HelperRefusal::Enrolment.pause_ms());
     assert!(share == again && vault == same);
-    // Somebody corrects the configuration meanwhile: what was out counts for nothing.
+    // The administrator corrects the configuration meanwhile: the answer to the earlier request counts for
+    // nothing.
     let other = VaultKms {
         code: Some("alkjoin1_B".to_owned()),
         ..VaultKms::default()
@@ -123,28 +124,28 @@ fn one_deposit_stays_the_same_until_the_vault_is_made() {
 
 #[test]
 fn what_a_child_brings_is_checked() {
-    let escrow = Escrow::default();
+    let escrow = EscrowClient::default();
     escrow.set_network(true);
     drop(escrow.deposited(&wanted(), None, None));
     let mut now = 0;
     for wrong in [
-        Outcome::Deposited {
+        HelperOutcome::Deposited {
             peer: "somebody".to_owned(),
             addresses: vec!["a:1".to_owned()],
             id: "a".to_owned(),
         },
-        Outcome::Deposited {
+        HelperOutcome::Deposited {
             peer: peer(),
             addresses: Vec::new(),
             id: "a".to_owned(),
         },
-        Outcome::Released {
-            share: Hidden::copy_of(&[1; 32]),
+        HelperOutcome::Released {
+            share: HexSecret::copy_of(&[1; 32]),
         },
     ] {
         let (of, _) = escrow.next(now).expect("it is wanted");
         assert!(!escrow.came(&of, Ok(wrong), now));
-        now += Refusal::Unreachable.pause_ms();
+        now += HelperRefusal::Unreachable.pause_ms();
     }
     assert_eq!(peer_name(&"x".repeat(90)).len(), NAME_CHARS_MAX);
 }

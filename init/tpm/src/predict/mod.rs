@@ -16,7 +16,7 @@ use crate::limits::{BOOTED_PROGRAMS_MAX, FAILED_OPTIONS_MAX, PE_BYTES_MAX, PE_SE
 use crate::pcr::EMPTY;
 use crate::{PcrChoice, PcrValues};
 
-pub use pe::Pe;
+pub use pe::PeImage;
 
 /// The sections that systemd-stub 257 measures, in its order.
 const MEASURED: [&str; 10] = [
@@ -63,9 +63,9 @@ pub enum PredictError {
 
 /// A PCR of the SHA-256 bank, as it is extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Pcr([u8; 32]);
+struct PredictedPcr([u8; 32]);
 
-impl Pcr {
+impl PredictedPcr {
     const START: Self = Self([0; 32]);
 
     fn extend(self, digest: &[u8; 32]) -> Self {
@@ -86,14 +86,14 @@ impl Pcr {
 /// Anything that is no such image, has another stub than systemd's 257, or sections that the stub
 /// chooses among.
 pub fn predict_pcr11(uki: &[u8]) -> Result<[u8; 32], PredictError> {
-    let pe = Pe::parse(uki)?;
+    let pe = PeImage::parse(uki)?;
     check_stub(&pe)?;
     let chosen = CHOSEN.iter().find(|name| pe.has(name));
     if let Some(name) = chosen {
         let why = format!("what of section {name} is measured, the machine decides");
         return Err(PredictError::Unpredictable(why));
     }
-    let mut pcr = Pcr::START;
+    let mut pcr = PredictedPcr::START;
     for name in MEASURED {
         // One without contents is as one that is not there.
         if let Some(content) = pe.section(name)?.filter(|content| !content.is_empty()) {
@@ -103,9 +103,9 @@ pub fn predict_pcr11(uki: &[u8]) -> Result<[u8; 32], PredictError> {
     Ok(pcr.0)
 }
 
-/// PCR 4 after firmware tried `failed` boot options in vain and then started one whose programs load
-/// each other in this order: all that firmware was asked to load, the kernel inside a unified image
-/// among them ([`booted`]).
+/// PCR 4 after firmware tried `failed` boot options that did not start and then started one whose programs load each
+/// other in this order: all that firmware was asked to load, the kernel inside a unified image among them
+/// ([`booted`]).
 ///
 /// # Errors
 /// What is no EFI program; more than the limits.
@@ -117,8 +117,8 @@ pub fn predict_pcr4(failed: u8, programs: &[&[u8]]) -> Result<[u8; 32], PredictE
     Ok(pcr4(failed, &digests(programs)?).0)
 }
 
-/// How many boot options this machine tried in vain before it started these programs, by the PCR 4
-/// that it has; `None` if it started something else. It will do the same with the next image.
+/// How many boot options that did not start this machine tried before it started these programs, by the PCR 4 that
+/// it has; `None` if it started something else. It will do the same with the next image.
 ///
 /// # Errors
 /// As [`predict_pcr4`].
@@ -137,15 +137,15 @@ fn digests(programs: &[&[u8]]) -> Result<Vec<[u8; 32]>, PredictError> {
         .collect()
 }
 
-fn pcr4(failed: u8, digests: &[[u8; 32]]) -> Pcr {
-    let first = Pcr::START.measure(CALLING).measure(SEPARATOR);
+fn pcr4(failed: u8, digests: &[[u8; 32]]) -> PredictedPcr {
+    let first = PredictedPcr::START.measure(CALLING).measure(SEPARATOR);
     let ready = (0..failed).fold(first, |pcr, _| pcr.measure(RETURNING).measure(CALLING));
     digests.iter().fold(ready, |pcr, digest| pcr.extend(digest))
 }
 
 /// An image that is to be started in the place of the one that runs.
 #[derive(Clone, Copy, Debug)]
-pub struct Update<'a> {
+pub struct ProgramUpdate<'a> {
     /// The programs before either, in the order of their loading: a boot loader, or nothing.
     pub loaders: &'a [&'a [u8]],
     /// The unified image that this machine started.
@@ -154,9 +154,9 @@ pub struct Update<'a> {
     pub next: &'a [u8],
 }
 
-impl Update<'_> {
+impl ProgramUpdate<'_> {
     /// Those of the chosen PCRs that will be other than `now`, to seal to
-    /// ([`crate::Expected::Predicted`]) before the machine starts the next image.
+    /// ([`crate::ExpectedPcrs::Predicted`]) before the machine starts the next image.
     ///
     /// # Errors
     /// As [`predict_pcr11`] and [`predict_pcr4`]; `Unpredictable` where PCR 4 shows that something else
@@ -195,7 +195,7 @@ impl Update<'_> {
 /// # Errors
 /// As [`predict_pcr11`]; an image without a kernel.
 pub fn booted(uki: &[u8]) -> Result<[&[u8]; 2], PredictError> {
-    let pe = Pe::parse(uki)?;
+    let pe = PeImage::parse(uki)?;
     check_stub(&pe)?;
     let kernel = pe.section(".linux")?;
     Ok([uki, kernel.ok_or(PredictError::Form("it has no kernel"))?])
@@ -207,11 +207,11 @@ pub fn booted(uki: &[u8]) -> Result<[&[u8]; 2], PredictError> {
 /// # Errors
 /// What is no EFI program.
 pub fn authenticode(program: &[u8]) -> Result<[u8; 32], PredictError> {
-    Ok(Pe::parse(program)?.authenticode())
+    Ok(PeImage::parse(program)?.authenticode())
 }
 
 /// Other stubs measure other sections in another order.
-fn check_stub(pe: &Pe<'_>) -> Result<(), PredictError> {
+fn check_stub(pe: &PeImage<'_>) -> Result<(), PredictError> {
     let magic = pe.section(".sdmagic")?.unwrap_or_default();
     let at = magic
         .windows(STUB_IS.len())

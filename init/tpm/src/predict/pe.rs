@@ -23,24 +23,24 @@ const CERTIFICATES: usize = 4;
 
 /// An EFI program.
 #[derive(Debug)]
-pub struct Pe<'a> {
+pub struct PeImage<'a> {
     bytes: &'a [u8],
     checksum: Range<usize>,
     /// Where the directory entry of the certificates lies, if there is one.
     certificates: Option<Range<usize>>,
     certificate_bytes: usize,
     header_bytes: usize,
-    sections: Vec<Section>,
+    sections: Vec<PeSection>,
 }
 
 #[derive(Debug)]
-struct Section {
+struct PeSection {
     name: [u8; 8],
     memory_bytes: usize,
     raw: Range<usize>,
 }
 
-impl<'a> Pe<'a> {
+impl<'a> PeImage<'a> {
     /// Reads the headers; everything they point to lies inside.
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl<'a> Pe<'a> {
         content.ok_or(longer).map(Some)
     }
 
-    fn find(&self, name: &str) -> Option<&Section> {
+    fn find(&self, name: &str) -> Option<&PeSection> {
         let mut padded = [0; 8];
         padded
             .get_mut(..name.len())?
@@ -172,7 +172,7 @@ fn certificates(
     Ok(Some(optional + at..optional + at + DIRECTORY_BYTES))
 }
 
-fn sections(bytes: &[u8], table: usize, count: usize) -> Result<Vec<Section>, PredictError> {
+fn sections(bytes: &[u8], table: usize, count: usize) -> Result<Vec<PeSection>, PredictError> {
     if count > PE_SECTIONS_MAX {
         return Err(PredictError::TooManySections(count));
     }
@@ -180,7 +180,7 @@ fn sections(bytes: &[u8], table: usize, count: usize) -> Result<Vec<Section>, Pr
     headers.map(|at| section(bytes, at)).collect()
 }
 
-fn section(bytes: &[u8], at: usize) -> Result<Section, PredictError> {
+fn section(bytes: &[u8], at: usize) -> Result<PeSection, PredictError> {
     let raw_bytes = u32_at(bytes, at + 16)?;
     // Without bytes in the file, its place means nothing.
     let raw_at = if raw_bytes == 0 {
@@ -192,7 +192,7 @@ fn section(bytes: &[u8], at: usize) -> Result<Section, PredictError> {
     if raw.end > bytes.len() {
         return Err(PredictError::Form("a section ends behind the file"));
     }
-    Ok(Section {
+    Ok(PeSection {
         name: array_at(bytes, at)?,
         memory_bytes: u32_at(bytes, at + 8)?,
         raw,

@@ -50,7 +50,7 @@ fn uki(extra: &[(&str, &[u8])]) -> Vec<u8> {
 #[test]
 fn the_order_of_sections_is_the_stubs_and_padding_does_not_count() {
     let kernel = program(&[(".text", b"kernel")]);
-    let mut pcr = Pcr::START;
+    let mut pcr = PredictedPcr::START;
     for event in [
         b".linux\0".as_slice(),
         &kernel,
@@ -133,7 +133,7 @@ fn an_update_is_predicted_from_what_runs() {
     let loader = program(&[(".text", b"loader")]);
     let loaders = [loader.as_slice()];
     let (loaders, running, next) = (&loaders, running.as_slice(), next.as_slice());
-    let update = Update {
+    let update = ProgramUpdate {
         loaders,
         running,
         next,

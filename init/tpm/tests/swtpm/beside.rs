@@ -1,20 +1,20 @@
 //! What a stub measures that does not come from the image: a command line of the boot entry, or of SMBIOS.
 
-use alknet_tpm::{Expected, PcrChoice, PcrValues, TpmError, TpmSource};
-use alknet_vault::slots::{Key, NewSlot, NewVault, OpenAlkv, SlotId, SlotParams, SlotType};
+use alknet_tpm::{ExpectedPcrs, PcrChoice, PcrValues, TpmError, TpmSource};
+use alknet_vault::slots::{NewSlot, NewVault, OpenAlkv, SlotId, SlotParams, SlotType, UnlockKey};
 use alknet_vault::{Entropy, WordCount};
 
-use crate::machine::Machine;
+use crate::machine::SwtpmMachine;
 use crate::{kek, pin};
 
 /// As slots were made before they covered it.
 fn former() -> PcrChoice {
-    PcrChoice::of(vec![4, 11]).expect("two of them")
+    PcrChoice::from_pcrs(vec![4, 11]).expect("two of them")
 }
 
 /// The same under Secure Boot.
 fn former_enforced() -> PcrChoice {
-    PcrChoice::of(vec![7, 11]).expect("two of them")
+    PcrChoice::from_pcrs(vec![7, 11]).expect("two of them")
 }
 
 fn vault() -> OpenAlkv {
@@ -24,9 +24,11 @@ fn vault() -> OpenAlkv {
 
 #[test]
 fn it_opens_nothing_and_nothing_is_sealed_to_it() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let seal = |choice: &PcrChoice| {
-        let sealed = machine.tpm().seal(&kek(), choice, Expected::Current, None);
+        let sealed = machine
+            .tpm()
+            .seal(&kek(), choice, ExpectedPcrs::Current, None);
         sealed.expect("sealed")
     };
     let choices = [PcrChoice::measured(), PcrChoice::enforced()];
@@ -59,7 +61,7 @@ fn it_opens_nothing_and_nothing_is_sealed_to_it() {
     // Predicted or not.
     let then = PcrValues::from([(12, [2; 32])]);
     for choice in &choices {
-        for expected in [Expected::Current, Expected::Predicted(&then)] {
+        for expected in [ExpectedPcrs::Current, ExpectedPcrs::Predicted(&then)] {
             let refused = tpm.seal(&kek(), choice, expected, None);
             assert!(matches!(refused, Err(TpmError::FromBeside)), "{refused:?}");
         }
@@ -70,10 +72,10 @@ fn it_opens_nothing_and_nothing_is_sealed_to_it() {
 
 #[test]
 fn slots_that_do_not_cover_it_are_made_anew_for_the_same_programs() {
-    let mut machine = Machine::booted();
-    let (other, wanted) = (Machine::booted(), pin("1234"));
+    let mut machine = SwtpmMachine::booted();
+    let (other, wanted) = (SwtpmMachine::booted(), pin("1234"));
     let mut open = vault();
-    let add = |machine: &Machine, open: &mut OpenAlkv, choice: &PcrChoice, pin| {
+    let add = |machine: &SwtpmMachine, open: &mut OpenAlkv, choice: &PcrChoice, pin| {
         let added = machine.tpm().add_slot(open, choice, pin);
         added.expect("added")
     };
@@ -89,7 +91,7 @@ fn slots_that_do_not_cover_it_are_made_anew_for_the_same_programs() {
     let secret = kek();
     let params = machine
         .tpm()
-        .seal(&secret, &former(), Expected::Predicted(&values), None)
+        .seal(&secret, &former(), ExpectedPcrs::Predicted(&values), None)
         .expect("sealed");
     let of_next = open.add(NewSlot::Tpm2(params, &secret)).expect("added");
 
@@ -118,9 +120,9 @@ fn slots_that_do_not_cover_it_are_made_anew_for_the_same_programs() {
         .expect("nothing to do");
     assert_eq!(again, []);
 
-    let opens = |machine: &Machine, open: &OpenAlkv, id, pin| {
+    let opens = |machine: &SwtpmMachine, open: &OpenAlkv, id, pin| {
         let mut source = TpmSource::new(machine.tpm(), pin);
-        let mut key = Key::Source(SlotType::Tpm2, &mut source);
+        let mut key = UnlockKey::Source(SlotType::Tpm2, &mut source);
         open.alkv().open(id, &mut key)
     };
     let [(_, own), (_, enforced), (_, of_next)] = done[..] else {

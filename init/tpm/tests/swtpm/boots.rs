@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, MachineKind, Owner, Vm, VmBuilder, blank};
+use alknet_qemu::{MachineKind, PlatformOwner, VirtioDisk, Vm, VmBuilder, blank};
 
 /// Names the folder of the built image, whose stub and kernel are used.
 const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
-/// Names the folder of Python packages that nobody here wrote.
+/// Names the folder of Python packages, which are of other projects.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 /// From power-on to the line of the program; firmware takes most of it.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
@@ -20,12 +20,12 @@ pub(super) const LIMIT: Duration = Duration::from_secs(30);
 const DISK_KIB: &str = "65536";
 
 /// An image, a vault and a TPM's state, in a folder of their own.
-pub(super) struct Bench {
+pub(super) struct TpmBootBench {
     dir: tempfile::TempDir,
     initrd: Vec<u8>,
 }
 
-impl Bench {
+impl TpmBootBench {
     pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let initrd = initramfs(dir.path());
@@ -43,12 +43,12 @@ impl Bench {
         with_section(image, b".initrd\0", &self.initrd)
     }
 
-    pub(super) fn owner(&self, name: &str) -> Owner {
-        Owner::create(self.dir.path(), name).unwrap_or_else(|error| panic!("{error}"))
+    pub(super) fn owner(&self, name: &str) -> PlatformOwner {
+        PlatformOwner::create(self.dir.path(), name).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Variables of the firmware with this owner's keys.
-    pub(super) fn enroll(&self, owner: &Owner, variables: &str) {
+    pub(super) fn enroll(&self, owner: &PlatformOwner, variables: &str) {
         let packages = std::env::var_os(PACKAGES_VARIABLE).unwrap_or_else(|| {
             panic!("{PACKAGES_VARIABLE} is not set; run these tests with `cargo xtask test`")
         });
@@ -56,7 +56,7 @@ impl Bench {
         enrolled.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    pub(super) fn signed(&self, owner: &Owner, image: &[u8]) -> Vec<u8> {
+    pub(super) fn signed(&self, owner: &PlatformOwner, image: &[u8]) -> Vec<u8> {
         let [from, to] = ["unsigned", "signed"].map(|name| self.dir.path().join(name));
         fs::write(&from, image).expect("writable");
         let signed = owner.sign(&from, &to);
@@ -69,8 +69,8 @@ impl Bench {
         outcome(&self.start(image, images, chip, None))
     }
 
-    /// Starts an image, with the vault and both images beside it, by firmware that has Secure Boot if it
-    /// is told which variables to have.
+    /// Starts an image, with the vault and both images beside it. The firmware has Secure Boot if `secure` names
+    /// its variables.
     pub(super) fn start(
         &self,
         image: &[u8],
@@ -133,14 +133,14 @@ impl Bench {
         let mut vm = Vm::builder(MachineKind::Q35Uefi)
             .tpm(path(chip))
             .variables(path(secure.unwrap_or("variables")))
-            .disk(Disk::file(&boot).read_only())
-            .disk(Disk::file(path("vault")));
+            .disk(VirtioDisk::file(&boot).read_only())
+            .disk(VirtioDisk::file(path("vault")));
         for (name, image) in ["running", "next"].into_iter().zip(images) {
             let behind_length = [&(image.len() as u64).to_le_bytes(), image].concat();
             let mut padded = behind_length;
             padded.resize(padded.len().next_multiple_of(4096), 0);
             fs::write(path(name), padded).expect("writable");
-            vm = vm.disk(Disk::file(path(name)).read_only());
+            vm = vm.disk(VirtioDisk::file(path(name)).read_only());
         }
         if secure.is_some() {
             vm.secure_boot()

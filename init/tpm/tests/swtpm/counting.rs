@@ -2,13 +2,13 @@
 
 use alknet_tpm::TpmError;
 
-use crate::machine::Machine;
+use crate::machine::SwtpmMachine;
 
 const HANDLE: &str = "0x180414c";
 
 #[test]
 fn it_rises_over_resets_and_removal() {
-    let mut machine = Machine::new();
+    let mut machine = SwtpmMachine::new();
     let mut tpm = machine.tpm();
     assert_eq!(tpm.counter().expect("readable"), None);
     let missing = tpm.advance_counter();
@@ -35,7 +35,7 @@ fn it_rises_over_resets_and_removal() {
 /// Disks are copied before a factory reset, one of them when its note was written and the counter had not risen.
 #[test]
 fn it_outruns_every_note_once_and_again() {
-    let mut machine = Machine::new();
+    let mut machine = SwtpmMachine::new();
     let mut tpm = machine.tpm();
     tpm.outrun_notes().expect("nothing to outrun");
     assert_eq!(tpm.counter().expect("readable"), None, "none is made");
@@ -52,7 +52,7 @@ fn it_outruns_every_note_once_and_again() {
 
 #[test]
 fn others_read_it_and_it_cannot_be_set() {
-    let machine = Machine::new();
+    let machine = SwtpmMachine::new();
     let value = machine.tpm().make_counter().expect("a counter");
     let read = machine.tool("tpm2_nvread", &[HANDLE, "--print-yaml"]);
     assert!(read.contains(&format!("counter: {value}")), "{read}");
@@ -64,7 +64,7 @@ fn others_read_it_and_it_cannot_be_set() {
 
 #[test]
 fn one_that_was_made_but_never_raised_gets_its_first_value() {
-    let machine = Machine::new();
+    let machine = SwtpmMachine::new();
     let attributes = "authread|authwrite|no_da|nt=counter";
     machine.tool("tpm2_nvdefine", &[HANDLE, "-C", "o", "-a", attributes]);
     assert!(machine.tpm().counter().expect("readable").is_some());
@@ -72,7 +72,7 @@ fn one_that_was_made_but_never_raised_gets_its_first_value() {
 
 #[test]
 fn what_somebody_else_keeps_there_is_left_alone() {
-    let machine = Machine::new();
+    let machine = SwtpmMachine::new();
     machine.tool(
         "tpm2_nvdefine",
         &[

@@ -1,11 +1,11 @@
 //! Starts under Secure Boot, with keys of our own in the firmware.
 
-use super::boots::{Bench, outcome};
+use super::boots::{TpmBootBench, outcome};
 
 /// That firmware starts nothing else is shown with the appliance (`tests/tests/machine/secure_boot.rs`).
 #[test]
 fn under_secure_boot_updates_of_the_same_key_open_and_nothing_does_without_it() {
-    let bench = Bench::new();
+    let bench = TpmBootBench::new();
     let owner = bench.owner("owner");
     bench.enroll(&owner, "owners");
     let plain = |line: &str| bench.image(line);

@@ -1,16 +1,16 @@
-//! A TPM, or somebody between it and us, that answers anything at all.
+//! A TPM, or an attacker between it and us, that answers anything at all.
 
-use alknet_tpm::{Expected, Tpm, TpmError};
+use alknet_tpm::{ExpectedPcrs, Tpm, TpmError};
 use alknet_vault::slots::Tpm2Params;
 
-use crate::machine::Machine;
-use crate::tap::{Script, Tap};
+use crate::machine::SwtpmMachine;
+use crate::tap::{ScriptedTpm, TpmTap};
 use crate::{choice, kek, pin};
 
 /// Numbers that look random and are the same in every run (Marsaglia's xorshift).
-struct Noise(u64);
+struct ByteRng(u64);
 
-impl Noise {
+impl ByteRng {
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -23,10 +23,11 @@ impl Noise {
     }
 }
 
-fn everything(tpm: &mut Tpm<Script>, slot: &Tpm2Params) -> [Option<TpmError>; 6] {
+fn everything(tpm: &mut Tpm<ScriptedTpm>, slot: &Tpm2Params) -> [Option<TpmError>; 6] {
     [
         tpm.unseal(slot, Some(&pin("1"))).err(),
-        tpm.seal(&kek(), &choice(), Expected::Current, None).err(),
+        tpm.seal(&kek(), &choice(), ExpectedPcrs::Current, None)
+            .err(),
         tpm.lockout().err(),
         tpm.counter().err(),
         tpm.pcr_values(&[11]).err(),
@@ -36,12 +37,12 @@ fn everything(tpm: &mut Tpm<Script>, slot: &Tpm2Params) -> [Option<TpmError>; 6]
 
 #[test]
 fn noise_in_place_of_a_tpm_ends_in_errors() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let slot = machine
         .tpm()
-        .seal(&kek(), &choice(), Expected::Current, Some(&pin("1")))
+        .seal(&kek(), &choice(), ExpectedPcrs::Current, Some(&pin("1")))
         .expect("sealed");
-    let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+    let mut noise = ByteRng(0x9e37_79b9_7f4a_7c15);
     for round in 0..4000 {
         let count = (noise.next() % 600) as usize;
         let mut answers = noise.bytes(count);
@@ -56,7 +57,7 @@ fn noise_in_place_of_a_tpm_ends_in_errors() {
                 })
                 .collect();
         }
-        let mut tpm = Tpm::new(Script::new(answers));
+        let mut tpm = Tpm::new(ScriptedTpm::new(answers));
         let [unsealed, sealed, ..] = everything(&mut tpm, &slot);
         assert!(unsealed.is_some() && sealed.is_some());
     }
@@ -66,25 +67,25 @@ fn noise_in_place_of_a_tpm_ends_in_errors() {
 fn sizes_that_no_answer_has_are_refused() {
     for size in [0_u32, 9, 4097, u32::MAX] {
         let answer = [&[0x80, 1], size.to_be_bytes().as_slice(), &[0; 9000]].concat();
-        let refused = Tpm::new(Script::new(answer)).lockout();
+        let refused = Tpm::new(ScriptedTpm::new(answer)).lockout();
         assert!(
             matches!(refused, Err(TpmError::Malformed(_))),
             "{size}: {refused:?}"
         );
     }
     let longer = [[0x80, 1, 0, 0, 0, 10].as_slice(), &[0; 5]].concat();
-    let refused = Tpm::new(Script::new(longer)).lockout();
+    let refused = Tpm::new(ScriptedTpm::new(longer)).lockout();
     assert!(
         matches!(refused, Err(TpmError::Malformed(_))),
         "{refused:?}"
     );
-    let cut = Tpm::new(Script::new(vec![0x80, 1, 0, 0])).lockout();
+    let cut = Tpm::new(ScriptedTpm::new(vec![0x80, 1, 0, 0])).lockout();
     assert!(matches!(cut, Err(TpmError::Transport(_))), "{cut:?}");
 }
 
 #[test]
 fn somebody_between_us_changes_a_byte_and_gains_nothing() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let (secret, pin) = (kek(), pin("1"));
     machine.tool(
         "tpm2_dictionarylockout",
@@ -92,12 +93,12 @@ fn somebody_between_us_changes_a_byte_and_gains_nothing() {
     );
     let slot = machine
         .tpm()
-        .seal(&secret, &choice(), Expected::Current, Some(&pin))
+        .seal(&secret, &choice(), ExpectedPcrs::Current, Some(&pin))
         .expect("sealed");
     // The first time that it counts PINs, a TPM asks for a second try.
     let first = machine.tpm().unseal(&slot, Some(&pin));
     assert_eq!(first.expect("unsealed"), secret);
-    let plain = Tap::new(machine.connect());
+    let plain = TpmTap::new(machine.connect());
     let heard = plain.heard.clone();
     Tpm::new(plain).unseal(&slot, Some(&pin)).expect("unsealed");
     let lengths: Vec<_> = heard.borrow().answers.iter().map(Vec::len).collect();
@@ -112,7 +113,7 @@ fn somebody_between_us_changes_a_byte_and_gains_nothing() {
     for (answer, length) in lengths.iter().enumerate() {
         let step = if answer == unsealed { 1 } else { 11 };
         for byte in (0..*length).step_by(step) {
-            let mut tap = Tap::new(machine.connect());
+            let mut tap = TpmTap::new(machine.connect());
             tap.change = Some((answer, byte, 0x41));
             let mut tpm = Tpm::new(tap);
             let result = tpm.unseal(&slot, Some(&pin));
@@ -132,10 +133,10 @@ fn somebody_between_us_changes_a_byte_and_gains_nothing() {
 
 #[test]
 fn a_changed_record_does_not_open() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let slot = machine
         .tpm()
-        .seal(&kek(), &choice(), Expected::Current, None)
+        .seal(&kek(), &choice(), ExpectedPcrs::Current, None)
         .expect("sealed");
     let parts = [slot.public().to_vec(), slot.private().to_vec()];
     let mut tpm = machine.tpm();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use alknet_qemu::Process;
+use alknet_qemu::ChildProcess;
 use alknet_test_support::eventually;
 use alknet_tpm::Tpm;
 use tempfile::TempDir;
@@ -26,13 +26,13 @@ const HANDLES_MAX: u32 = 100;
 /// `TPM2_FlushContext`.
 const FLUSH_CONTEXT: u32 = 0x165;
 
-pub(crate) struct Machine {
+pub(crate) struct SwtpmMachine {
     /// Dies with this process, however that ends.
-    running: Option<Process>,
+    running: Option<ChildProcess>,
     dir: TempDir,
 }
 
-impl Machine {
+impl SwtpmMachine {
     /// Switched on, with nothing measured yet.
     pub(crate) fn new() -> Self {
         let mut machine = Self::off();
@@ -65,7 +65,7 @@ impl Machine {
             .args(["--flags", "not-need-init,startup-clear"])
             .stdin(Stdio::null())
             .stderr(Stdio::null());
-        let running = Process::spawn(command, vec![]);
+        let running = ChildProcess::spawn(command, vec![]);
         let running = running.expect("swtpm is installed (cargo xtask setup)");
         // The server's socket is bound after the other one, and a connection waits until it is read.
         eventually("swtpm listens", LISTENS_WITHIN, || {
@@ -112,7 +112,7 @@ impl Machine {
         Tpm::new(self.connect())
     }
 
-    /// A program of tpm2-tools that has to succeed. Nobody else may be connected.
+    /// A program of tpm2-tools that has to succeed. No other client may be connected.
     pub(crate) fn tool(&self, name: &str, args: &[&str]) -> String {
         let out = self.try_tool(name, args);
         let text = String::from_utf8_lossy(&out.stderr);

@@ -12,7 +12,7 @@ mod sealing;
 mod strangers;
 mod tap;
 
-use alknet_tpm::{PcrChoice, Pin};
+use alknet_tpm::{PcrChoice, TpmPin};
 use alknet_vault::SecretStr;
 use alknet_vault::slots::Kek;
 
@@ -20,8 +20,8 @@ fn kek() -> Kek {
     alknet_tpm::new_kek().expect("random numbers")
 }
 
-fn pin(text: &str) -> Pin {
-    Pin::new(SecretStr::from(text)).expect("a PIN")
+fn pin(text: &str) -> TpmPin {
+    TpmPin::new(SecretStr::from(text)).expect("a PIN")
 }
 
 fn choice() -> PcrChoice {

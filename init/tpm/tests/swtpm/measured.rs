@@ -1,11 +1,12 @@
-//! Starts that firmware measures, and anybody's image starts. What another image is told, and that recorded firmware
-//! measures as firmware does from power-on, `tests/tests/machine/tpm.rs` shows.
+//! Starts that firmware measures; without Secure Boot, an attacker's image starts as well.
+//! `tests/tests/machine/tpm.rs` shows what the TPM answers to another image, and that recorded firmware measures as
+//! firmware does from power-on.
 
-use super::boots::Bench;
+use super::boots::TpmBootBench;
 
 #[test]
 fn an_update_and_the_way_back_open_without_anybody() {
-    let bench = Bench::new();
+    let bench = TpmBootBench::new();
     let (first, second) = (bench.image("example=first"), bench.image("example=second"));
     assert_ne!(first, second);
     let said = |image: &[u8]| bench.boot(image, [&first, &second], "chip");

@@ -1,14 +1,14 @@
 //! Wrong PINs are counted by the TPM, and told from everything else.
 
-use alknet_tpm::{Expected, Pin, TpmError};
+use alknet_tpm::{ExpectedPcrs, TpmError, TpmPin};
 use alknet_vault::SecretStr;
 
-use crate::machine::Machine;
+use crate::machine::SwtpmMachine;
 use crate::{choice, kek, pin};
 
 #[test]
 fn a_wrong_pin_costs_a_try_and_too_many_lock() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let secret = kek();
     // Three wrong ones lock; a try comes back after 1000 s, the owner's reset after 2000 s.
     machine.tool(
@@ -17,7 +17,12 @@ fn a_wrong_pin_costs_a_try_and_too_many_lock() {
     );
     let mut tpm = machine.tpm();
     let slot = tpm
-        .seal(&secret, &choice(), Expected::Current, Some(&pin("1234")))
+        .seal(
+            &secret,
+            &choice(),
+            ExpectedPcrs::Current,
+            Some(&pin("1234")),
+        )
         .expect("sealed");
     assert!(slot.pin());
     let missing = tpm.unseal(&slot, None);
@@ -69,10 +74,10 @@ fn a_wrong_pin_costs_a_try_and_too_many_lock() {
 
 #[test]
 fn after_another_boot_no_pin_is_tried() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let slot = machine
         .tpm()
-        .seal(&kek(), &choice(), Expected::Current, Some(&pin("1234")))
+        .seal(&kek(), &choice(), ExpectedPcrs::Current, Some(&pin("1234")))
         .expect("sealed");
     machine.extend(7, &[1; 32]);
     let mut tpm = machine.tpm();
@@ -86,15 +91,15 @@ fn after_another_boot_no_pin_is_tried() {
 
 #[test]
 fn a_slot_without_a_pin_is_not_locked_by_others() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     machine.tool(
         "tpm2_dictionarylockout",
         &["-s", "-n", "1", "-t", "1000", "-l", "0"],
     );
     let (open, guarded) = (kek(), kek());
     let mut tpm = machine.tpm();
-    let mut seal = |secret, pin: Option<&Pin>| {
-        tpm.seal(secret, &choice(), Expected::Current, pin)
+    let mut seal = |secret, pin: Option<&TpmPin>| {
+        tpm.seal(secret, &choice(), ExpectedPcrs::Current, pin)
             .expect("sealed")
     };
     let (open_slot, guarded_slot) = (seal(&open, None), seal(&guarded, Some(&pin("1"))));
@@ -108,15 +113,15 @@ fn a_slot_without_a_pin_is_not_locked_by_others() {
 
 #[test]
 fn pins_have_limits() {
-    let good = |text: &str| Pin::new(SecretStr::from(text)).is_ok();
+    let good = |text: &str| TpmPin::new(SecretStr::from(text)).is_ok();
     assert!(good("1") && good(&"x".repeat(32)) && good("with space"));
     assert!(!good("") && !good(&"x".repeat(33)) && !good("schlüssel") && !good("a\0"));
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let longest = pin(&"~".repeat(32));
     let mut tpm = machine.tpm();
     let secret = kek();
     let slot = tpm
-        .seal(&secret, &choice(), Expected::Current, Some(&longest))
+        .seal(&secret, &choice(), ExpectedPcrs::Current, Some(&longest))
         .expect("sealed");
     assert_eq!(tpm.unseal(&slot, Some(&longest)).expect("unsealed"), secret);
 }

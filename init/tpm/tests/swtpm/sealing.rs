@@ -1,20 +1,22 @@
 //! What is sealed comes back here, now, and nowhere and never else.
 
-use alknet_tpm::{Expected, PcrChoice, PcrValues, Tpm, TpmError, TpmSource};
-use alknet_vault::slots::{Alkv, KekError, Key, NewSlot, NewVault, OpenAlkv, SlotError, SlotType};
+use alknet_tpm::{ExpectedPcrs, PcrChoice, PcrValues, Tpm, TpmError, TpmSource};
+use alknet_vault::slots::{
+    Alkv, KekError, NewSlot, NewVault, OpenAlkv, SlotError, SlotType, UnlockKey,
+};
 use alknet_vault::{Entropy, WordCount};
 
-use crate::machine::Machine;
-use crate::tap::Tap;
+use crate::machine::SwtpmMachine;
+use crate::tap::TpmTap;
 use crate::{choice, kek, pin};
 
 #[test]
 fn a_key_comes_back_after_the_same_boot_and_not_after_another() {
-    let mut machine = Machine::booted();
+    let mut machine = SwtpmMachine::booted();
     let secret = kek();
     let mut tpm = machine.tpm();
     let slot = tpm
-        .seal(&secret, &choice(), Expected::Current, None)
+        .seal(&secret, &choice(), ExpectedPcrs::Current, None)
         .expect("sealed");
     assert_eq!(slot.pcrs(), [7, 11, 12]);
     assert_eq!(tpm.unseal(&slot, None).expect("unsealed"), secret);
@@ -36,13 +38,13 @@ fn a_key_comes_back_after_the_same_boot_and_not_after_another() {
 
 #[test]
 fn nothing_secret_crosses_the_bus() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let (secret, pin) = (kek(), pin("correct horse 1"));
-    let tap = Tap::new(machine.connect());
+    let tap = TpmTap::new(machine.connect());
     let heard = tap.heard.clone();
     let mut tpm = Tpm::new(tap);
     let slot = tpm
-        .seal(&secret, &choice(), Expected::Current, Some(&pin))
+        .seal(&secret, &choice(), ExpectedPcrs::Current, Some(&pin))
         .expect("sealed");
     assert_eq!(tpm.unseal(&slot, Some(&pin)).expect("unsealed"), secret);
     let all = heard.borrow().all();
@@ -60,13 +62,13 @@ fn nothing_secret_crosses_the_bus() {
 #[test]
 fn a_reader_that_nobody_here_wrote_understands_every_message() {
     use tpm2_protocol::frame::{TpmCommand, TpmResponse};
-    let machine = Machine::booted();
-    let tap = Tap::new(machine.connect());
+    let machine = SwtpmMachine::booted();
+    let tap = TpmTap::new(machine.connect());
     let heard = tap.heard.clone();
     let mut tpm = Tpm::new(tap);
     let pin = pin("1234");
     let slot = tpm
-        .seal(&kek(), &choice(), Expected::Current, Some(&pin))
+        .seal(&kek(), &choice(), ExpectedPcrs::Current, Some(&pin))
         .expect("sealed");
     tpm.unseal(&slot, Some(&pin)).expect("unsealed");
     tpm.make_counter().expect("a counter");
@@ -87,7 +89,7 @@ fn a_reader_that_nobody_here_wrote_understands_every_message() {
 
 #[test]
 fn sealing_to_a_prediction_opens_after_the_next_boot_only() {
-    let mut machine = Machine::booted();
+    let mut machine = SwtpmMachine::booted();
     let after = machine.tpm().pcr_values(&[7]).expect("readable");
     machine.extend(11, &[0x22; 32]);
     let next = machine.tpm().pcr_values(&[11]).expect("readable");
@@ -97,7 +99,7 @@ fn sealing_to_a_prediction_opens_after_the_next_boot_only() {
     let secret = kek();
     let slot = machine
         .tpm()
-        .seal(&secret, &choice(), Expected::Predicted(&next), None)
+        .seal(&secret, &choice(), ExpectedPcrs::Predicted(&next), None)
         .expect("sealed");
     let early = machine.tpm().unseal(&slot, None);
     assert!(
@@ -111,18 +113,18 @@ fn sealing_to_a_prediction_opens_after_the_next_boot_only() {
 
 #[test]
 fn values_that_bind_to_nothing_are_refused() {
-    let machine = Machine::new();
+    let machine = SwtpmMachine::new();
     let mut tpm = machine.tpm();
-    let seal = |tpm: &mut Tpm<_>, choice: &PcrChoice, expected: Expected<'_>| {
+    let seal = |tpm: &mut Tpm<_>, choice: &PcrChoice, expected: ExpectedPcrs<'_>| {
         tpm.seal(&kek(), choice, expected, None)
     };
-    let empty = seal(&mut tpm, &choice(), Expected::Current);
+    let empty = seal(&mut tpm, &choice(), ExpectedPcrs::Current);
     assert!(matches!(empty, Err(TpmError::NotMeasured(7))), "{empty:?}");
     let zero = PcrValues::from([(7, [1; 32]), (11, [0; 32])]);
-    let empty = seal(&mut tpm, &choice(), Expected::Predicted(&zero));
+    let empty = seal(&mut tpm, &choice(), ExpectedPcrs::Predicted(&zero));
     assert!(matches!(empty, Err(TpmError::NotMeasured(11))), "{empty:?}");
     let other = PcrValues::from([(4, [1; 32])]);
-    let other = seal(&mut tpm, &choice(), Expected::Predicted(&other));
+    let other = seal(&mut tpm, &choice(), ExpectedPcrs::Predicted(&other));
     assert!(matches!(other, Err(TpmError::BadPcrs(_))), "{other:?}");
     for bad in [[].as_slice(), &[24], &[0, 1, 2, 3, 4, 5, 6, 7, 8]] {
         let bad = tpm.pcr_values(bad);
@@ -134,10 +136,10 @@ fn values_that_bind_to_nothing_are_refused() {
 
 #[test]
 fn a_refusal_names_what_changed_and_so_does_a_look() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let mut tpm = machine.tpm();
     let slot = tpm
-        .seal(&kek(), &choice(), Expected::Current, None)
+        .seal(&kek(), &choice(), ExpectedPcrs::Current, None)
         .expect("sealed");
     tpm.check(&slot).expect("nothing changed");
     drop(tpm);
@@ -153,13 +155,13 @@ fn a_refusal_names_what_changed_and_so_does_a_look() {
         drop(tpm);
         machine.assert_clean();
     }
-    let other = Machine::booted().tpm().check(&slot);
+    let other = SwtpmMachine::booted().tpm().check(&slot);
     assert!(matches!(other, Err(TpmError::OtherTpm)), "{other:?}");
 }
 
 #[test]
 fn a_slot_that_stays_shut_is_renewed_in_one_change() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let vault = NewVault::new(
         Entropy::generate(WordCount::TwentyFour).expect("random numbers"),
         1_767_225_600,
@@ -173,7 +175,7 @@ fn a_slot_that_stays_shut_is_renewed_in_one_change() {
     machine.extend(11, &[1; 32]);
     let opens = |open: &OpenAlkv, id| {
         let mut source = TpmSource::new(machine.tpm(), None);
-        let mut key = Key::Source(SlotType::Tpm2, &mut source);
+        let mut key = UnlockKey::Source(SlotType::Tpm2, &mut source);
         open.alkv().open(id, &mut key).is_ok()
     };
     assert!(!opens(&open, first));
@@ -200,10 +202,10 @@ fn a_slot_that_stays_shut_is_renewed_in_one_change() {
 
 #[test]
 fn another_tpm_and_a_cleared_one_say_so() {
-    let (first, second) = (Machine::booted(), Machine::booted());
+    let (first, second) = (SwtpmMachine::booted(), SwtpmMachine::booted());
     let slot = first
         .tpm()
-        .seal(&kek(), &choice(), Expected::Current, None)
+        .seal(&kek(), &choice(), ExpectedPcrs::Current, None)
         .expect("sealed");
     let other = second.tpm().unseal(&slot, None);
     assert!(matches!(other, Err(TpmError::OtherTpm)), "{other:?}");
@@ -216,7 +218,7 @@ fn another_tpm_and_a_cleared_one_say_so() {
 
 #[test]
 fn a_tpm_without_the_bank_is_not_usable() {
-    let mut machine = Machine::new();
+    let mut machine = SwtpmMachine::new();
     machine.tool(
         "tpm2_pcrallocate",
         &["sha1:all+sha256:none+sha384:none+sha512:none"],
@@ -224,7 +226,7 @@ fn a_tpm_without_the_bank_is_not_usable() {
     machine.reset();
     let refused = machine
         .tpm()
-        .seal(&kek(), &choice(), Expected::Current, None);
+        .seal(&kek(), &choice(), ExpectedPcrs::Current, None);
     assert!(
         matches!(refused, Err(TpmError::Unsupported(_))),
         "{refused:?}"
@@ -234,7 +236,7 @@ fn a_tpm_without_the_bank_is_not_usable() {
 
 #[test]
 fn a_vault_opens_by_it_and_says_why_not() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let vault = NewVault::new(
         Entropy::generate(WordCount::TwentyFour).expect("random numbers"),
         1_767_225_600,
@@ -242,13 +244,13 @@ fn a_vault_opens_by_it_and_says_why_not() {
     let secret = kek();
     let slot = machine
         .tpm()
-        .seal(&secret, &PcrChoice::measured(), Expected::Current, None)
+        .seal(&secret, &PcrChoice::measured(), ExpectedPcrs::Current, None)
         .expect("sealed");
     let open = OpenAlkv::create(vault, NewSlot::Tpm2(slot, &secret)).expect("a vault");
     let read = Alkv::parse(open.alkv().to_text().as_bytes()).expect("a vault");
     let mut source = TpmSource::new(machine.tpm(), None);
     let id = read.slots()[0].id();
-    let mut key = Key::Source(SlotType::Tpm2, &mut source);
+    let mut key = UnlockKey::Source(SlotType::Tpm2, &mut source);
     let again = read.open(id, &mut key).expect("opens");
     assert_eq!(again.entropy(), open.entropy());
     assert!(source.take_error().is_none());
@@ -256,7 +258,7 @@ fn a_vault_opens_by_it_and_says_why_not() {
 
     machine.extend(4, &[1; 32]);
     let mut source = TpmSource::new(machine.tpm(), None);
-    let refused = read.open(id, &mut Key::Source(SlotType::Tpm2, &mut source));
+    let refused = read.open(id, &mut UnlockKey::Source(SlotType::Tpm2, &mut source));
     let Err(SlotError::Kek { source: why, .. }) = refused else {
         panic!("must be refused by its source");
     };
@@ -269,12 +271,12 @@ fn a_vault_opens_by_it_and_says_why_not() {
 
 #[test]
 fn slots_that_were_closed_open_after_the_next_boot() {
-    let mut machine = Machine::booted();
+    let mut machine = SwtpmMachine::booted();
     let secret = kek();
     for choice in [PcrChoice::measured(), PcrChoice::enforced()] {
         let sealed = machine
             .tpm()
-            .seal(&secret, &choice, Expected::Current, None);
+            .seal(&secret, &choice, ExpectedPcrs::Current, None);
         let slot = sealed.expect("sealed");
         machine.tpm().close_slots().expect("closed");
         let refused = machine.tpm().unseal(&slot, None);

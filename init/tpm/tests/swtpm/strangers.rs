@@ -1,9 +1,9 @@
 //! tpm2-tools do the same with the same objects.
 
-use alknet_tpm::{Expected, Pin, TpmError};
+use alknet_tpm::{ExpectedPcrs, TpmError, TpmPin};
 use alknet_vault::slots::Tpm2Params;
 
-use crate::machine::{Machine, hex};
+use crate::machine::{SwtpmMachine, hex};
 use crate::{choice, kek, pin};
 
 const ATTRIBUTES: &str =
@@ -11,7 +11,7 @@ const ATTRIBUTES: &str =
 
 /// The storage key of the guidance: both coordinates of the template are 32 zero bytes. The tool takes
 /// them as they lie in its memory, with room for the longest coordinate there is.
-fn storage_key(machine: &Machine, more: &[&str]) {
+fn storage_key(machine: &SwtpmMachine, more: &[&str]) {
     let coordinate = [[32, 0].as_slice(), &[0; 128]].concat();
     let unique = [coordinate.as_slice(), &coordinate].concat();
     std::fs::write(machine.path("unique"), unique).expect("a writable directory");
@@ -30,14 +30,14 @@ fn storage_key(machine: &Machine, more: &[&str]) {
     machine.tool("tpm2_createprimary", &args);
 }
 
-fn store(machine: &Machine, slot: &Tpm2Params) {
+fn store(machine: &SwtpmMachine, slot: &Tpm2Params) {
     // Behind the public part lies the name of the storage key.
     let length = 2 + usize::from(u16::from_be_bytes([slot.public()[0], slot.public()[1]]));
     std::fs::write(machine.path("public"), &slot.public()[..length]).expect("writable");
     std::fs::write(machine.path("private"), slot.private()).expect("writable");
 }
 
-fn load(machine: &Machine) {
+fn load(machine: &SwtpmMachine) {
     storage_key(machine, &[]);
     machine.tool(
         "tpm2_load",
@@ -49,7 +49,7 @@ fn load(machine: &Machine) {
 }
 
 /// By the policy, as a person would.
-fn unseal(machine: &Machine, pin: Option<&str>) -> Result<Vec<u8>, String> {
+fn unseal(machine: &SwtpmMachine, pin: Option<&str>) -> Result<Vec<u8>, String> {
     machine.tool(
         "tpm2_startauthsession",
         &["--policy-session", "-S", "session"],
@@ -74,12 +74,12 @@ fn unseal(machine: &Machine, pin: Option<&str>) -> Result<Vec<u8>, String> {
 #[test]
 fn tpm2_unseal_opens_what_we_sealed_and_not_after_another_boot() {
     for typed in [None, Some("1234")] {
-        let machine = Machine::booted();
+        let machine = SwtpmMachine::booted();
         let secret = kek();
         let with = typed.map(pin);
         let slot = machine
             .tpm()
-            .seal(&secret, &choice(), Expected::Current, with.as_ref())
+            .seal(&secret, &choice(), ExpectedPcrs::Current, with.as_ref())
             .expect("sealed");
         store(&machine, &slot);
         load(&machine);
@@ -106,7 +106,7 @@ fn tpm2_unseal_opens_what_we_sealed_and_not_after_another_boot() {
 
 #[test]
 fn pcrs_are_what_tpm2_pcrread_reads() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let values = machine
         .tpm()
         .pcr_values(&[0, 4, 7, 11, 23])
@@ -130,12 +130,12 @@ fn pcrs_are_what_tpm2_pcrread_reads() {
 
 #[test]
 fn a_storage_key_that_was_left_in_the_tpm_is_used_even_without_the_owner() {
-    let machine = Machine::booted();
+    let machine = SwtpmMachine::booted();
     let secret = kek();
     let seal = || {
         machine
             .tpm()
-            .seal(&secret, &choice(), Expected::Current, None)
+            .seal(&secret, &choice(), ExpectedPcrs::Current, None)
     };
     let slot = seal().expect("sealed");
     storage_key(&machine, &[]);
@@ -165,12 +165,12 @@ fn a_storage_key_that_was_left_in_the_tpm_is_used_even_without_the_owner() {
 #[test]
 fn a_key_with_a_password_or_another_one_at_its_place_does_not_matter() {
     for more in [["-p", "theirs"].as_slice(), &["-C", "e"]] {
-        let machine = Machine::booted();
+        let machine = SwtpmMachine::booted();
         let secret = kek();
-        let no_pin: Option<&Pin> = None;
+        let no_pin: Option<&TpmPin> = None;
         let slot = machine
             .tpm()
-            .seal(&secret, &choice(), Expected::Current, no_pin)
+            .seal(&secret, &choice(), ExpectedPcrs::Current, no_pin)
             .expect("sealed");
         storage_key(&machine, more);
         machine.tool(

@@ -13,29 +13,29 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What went each way, message by message.
 #[derive(Default)]
-pub(crate) struct Heard {
+pub(crate) struct RecordedTraffic {
     pub(crate) commands: Vec<Vec<u8>>,
     pub(crate) answers: Vec<Vec<u8>>,
 }
 
-impl Heard {
+impl RecordedTraffic {
     pub(crate) fn all(&self) -> Vec<u8> {
         [self.commands.concat(), self.answers.concat()].concat()
     }
 }
 
-/// A connection that somebody listens to, or changes one byte of.
-pub(crate) struct Tap {
+/// A connection that is listened to, or has one byte of an answer changed.
+pub(crate) struct TpmTap {
     io: UnixStream,
-    pub(crate) heard: Rc<RefCell<Heard>>,
+    pub(crate) heard: Rc<RefCell<RecordedTraffic>>,
     /// Which answer, which byte of it, what is added.
     pub(crate) change: Option<(usize, usize, u8)>,
 }
 
-impl Tap {
+impl TpmTap {
     pub(crate) fn new(io: UnixStream) -> Self {
-        // Whoever is told to wait for more than was sent would wait for ever; the kernel's device says
-        // that there is no more.
+        // A reader that expects more than was sent would wait for ever; the kernel's device says that
+        // there is no more.
         io.set_read_timeout(Some(deadline(PATIENCE)))
             .expect("a socket");
         Self {
@@ -46,7 +46,7 @@ impl Tap {
     }
 }
 
-impl Read for Tap {
+impl Read for TpmTap {
     /// swtpm writes an answer at once, so one read is one answer.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.io.read(into)?;
@@ -62,7 +62,7 @@ impl Read for Tap {
     }
 }
 
-impl Write for Tap {
+impl Write for TpmTap {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.io.write_all(bytes)?;
         self.heard.borrow_mut().commands.push(bytes.to_vec());
@@ -74,19 +74,19 @@ impl Write for Tap {
     }
 }
 
-/// Nobody: answers from a list, then the end.
-pub(crate) struct Script {
+/// No TPM: answers from a list, then the end.
+pub(crate) struct ScriptedTpm {
     answers: Vec<u8>,
     at: usize,
 }
 
-impl Script {
+impl ScriptedTpm {
     pub(crate) fn new(answers: Vec<u8>) -> Self {
         Self { answers, at: 0 }
     }
 }
 
-impl Read for Script {
+impl Read for ScriptedTpm {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let left = &self.answers[self.at..];
         let count = left.len().min(into.len());
@@ -96,7 +96,7 @@ impl Read for Script {
     }
 }
 
-impl Write for Script {
+impl Write for ScriptedTpm {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(bytes.len())
     }

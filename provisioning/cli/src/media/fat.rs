@@ -3,7 +3,7 @@
 
 use zeroize::Zeroizing;
 
-use super::{File, LABEL, put};
+use super::{LABEL, VolumeFile, put};
 
 const SECTOR: usize = 512;
 const SECTORS: usize = 2880;
@@ -23,7 +23,7 @@ const ATTRIBUTE_FILE: u8 = 0x20;
 const UNITS: usize = 13;
 
 /// The whole image, with a serial number; nothing where the files pass it.
-pub(crate) fn fat(files: &[File<'_>], serial: [u8; 4]) -> Option<Zeroizing<Vec<u8>>> {
+pub(crate) fn fat(files: &[VolumeFile<'_>], serial: [u8; 4]) -> Option<Zeroizing<Vec<u8>>> {
     let mut image = Zeroizing::new(vec![0; SECTORS * SECTOR]);
     let mut table = vec![0xf00 | u16::from(MEDIA), CHAIN_END];
     let mut root = entry(*b"CIDATA     ", ATTRIBUTE_LABEL, 0, 0).to_vec();

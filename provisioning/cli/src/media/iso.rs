@@ -2,7 +2,7 @@
 
 use zeroize::Zeroizing;
 
-use super::{File, LABEL, put};
+use super::{LABEL, VolumeFile, put};
 
 const SECTOR: usize = 2048;
 const FIRST_DESCRIPTOR: usize = 16;
@@ -18,14 +18,14 @@ const DAY: [u8; 7] = [80, 1, 1, 0, 0, 0, 0];
 
 /// How names are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Names {
+enum IsoNaming {
     Plain,
     /// UCS-2, big endian, of any case.
     Joliet,
 }
 
-impl Names {
-    fn of(self, text: &str) -> Vec<u8> {
+impl IsoNaming {
+    fn encode(self, text: &str) -> Vec<u8> {
         match self {
             Self::Plain => text.as_bytes().to_vec(),
             Self::Joliet => text.encode_utf16().flat_map(u16::to_be_bytes).collect(),
@@ -39,7 +39,7 @@ impl Names {
                 let dot = if name.contains('.') { "" } else { "." };
                 format!("{}{dot};1", name.to_ascii_uppercase()).into_bytes()
             }
-            Self::Joliet => self.of(name),
+            Self::Joliet => self.encode(name),
         }
     }
 
@@ -59,7 +59,7 @@ impl Names {
 }
 
 /// The whole image.
-pub(crate) fn iso(files: &[File<'_>]) -> Zeroizing<Vec<u8>> {
+pub(crate) fn iso(files: &[VolumeFile<'_>]) -> Zeroizing<Vec<u8>> {
     let mut next = FIRST_FILE;
     let placed: Vec<_> = files
         .iter()
@@ -72,10 +72,13 @@ pub(crate) fn iso(files: &[File<'_>]) -> Zeroizing<Vec<u8>> {
     let sectors = next.max(SECTORS_MIN);
     let mut image = Zeroizing::new(vec![0; sectors * SECTOR]);
     let mut sector = |number: usize, content: &[u8]| put(&mut image, number * SECTOR, content);
-    sector(FIRST_DESCRIPTOR, &descriptor(Names::Plain, sectors));
-    sector(FIRST_DESCRIPTOR + 1, &descriptor(Names::Joliet, sectors));
+    sector(FIRST_DESCRIPTOR, &descriptor(IsoNaming::Plain, sectors));
+    sector(
+        FIRST_DESCRIPTOR + 1,
+        &descriptor(IsoNaming::Joliet, sectors),
+    );
     sector(FIRST_DESCRIPTOR + 2, b"\xffCD001\x01");
-    for names in [Names::Plain, Names::Joliet] {
+    for names in [IsoNaming::Plain, IsoNaming::Joliet] {
         let root = names.root() as u32;
         sector(
             names.tables(),
@@ -93,20 +96,24 @@ pub(crate) fn iso(files: &[File<'_>]) -> Zeroizing<Vec<u8>> {
     image
 }
 
-fn descriptor(names: Names, sectors: usize) -> [u8; SECTOR] {
+fn descriptor(names: IsoNaming, sectors: usize) -> [u8; SECTOR] {
     let mut out = [0; SECTOR];
-    let filler: &[u8] = if names == Names::Plain { b" " } else { b"\0 " };
+    let filler: &[u8] = if names == IsoNaming::Plain {
+        b" "
+    } else {
+        b"\0 "
+    };
     for text in [8..72, 190..813] {
         out[text]
             .iter_mut()
             .zip(filler.iter().cycle())
             .for_each(|(to, from)| *to = *from);
     }
-    put(&mut out, 0, &[1 + u8::from(names == Names::Joliet)]);
+    put(&mut out, 0, &[1 + u8::from(names == IsoNaming::Joliet)]);
     put(&mut out, 1, b"CD001\x01");
-    put(&mut out, 40, &names.of(LABEL));
+    put(&mut out, 40, &names.encode(LABEL));
     put(&mut out, 80, &both_u32(sectors));
-    if names == Names::Joliet {
+    if names == IsoNaming::Joliet {
         // The escape sequence of UCS-2, level 3.
         put(&mut out, 88, b"%/E");
     }
@@ -131,7 +138,7 @@ fn path_table(root: [u8; 4], parent: [u8; 2]) -> Vec<u8> {
     [&[1, 0], &root[..], &parent, &[0, 0]].concat()
 }
 
-fn folder(names: Names, files: &[(File<'_>, usize)]) -> Vec<u8> {
+fn folder(names: IsoNaming, files: &[(VolumeFile<'_>, usize)]) -> Vec<u8> {
     let root = names.root();
     let mut entries: Vec<_> = files
         .iter()

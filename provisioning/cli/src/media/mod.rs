@@ -11,7 +11,7 @@ const LABEL: &str = "CIDATA";
 
 /// A file of a volume.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct File<'a> {
+pub(crate) struct VolumeFile<'a> {
     pub(crate) name: &'a str,
     pub(crate) content: &'a [u8],
 }

@@ -3,15 +3,15 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use alknet_provisioning::{ConsoleDocument, KernelMounter, Loaded, load_console, load_with};
+use alknet_provisioning::{ConsoleDocument, KernelMounter, LoadedConfig, load_console, load_with};
 use alknet_vault::Entropy;
 
-use crate::desk::{Desk, IDENTITY, OWN_KEY, WORDS, tool};
+use crate::workstation::{AdminWorkstation, IDENTITY, OWN_KEY, WORDS, tool};
 
 const OPTIONS: &str = "--name edge-1 --domain edge.example.org --words-file @words.txt";
 
 /// The node has the configuration, the words, and the seed key of that vault.
-fn check(loaded: &Loaded, vault: Option<&str>) {
+fn check(loaded: &LoadedConfig, vault: Option<&str>) {
     assert_eq!(loaded.problems, []);
     assert_eq!(loaded.config.node.name.as_deref(), Some("edge-1"));
     assert_eq!(loaded.config.node.admin_keys, [OWN_KEY]);
@@ -29,7 +29,7 @@ fn check(loaded: &Loaded, vault: Option<&str>) {
 
 #[test]
 fn a_cd_is_one_to_stock_tools_and_to_the_node() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let answer = desk.json(&format!("{OPTIONS} --out @seed.iso"));
     let image = desk.path("seed.iso");
     let name = image.to_str().expect("text");
@@ -49,7 +49,7 @@ fn a_cd_is_one_to_stock_tools_and_to_the_node() {
 
 #[test]
 fn a_stick_is_one_to_stock_tools_and_to_the_node() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let answer = desk.json(&format!("{OPTIONS} --form nocloud-fat --out @seed.img"));
     let image = desk.path("seed.img");
     tool("fsck.vfat", &["-n", "-v", image.to_str().expect("text")]);
@@ -58,7 +58,7 @@ fn a_stick_is_one_to_stock_tools_and_to_the_node() {
 
 #[test]
 fn a_large_document_fits_on_both() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let long = format!("# {}\n", "x".repeat(60_000));
     fs::write(desk.path("base.toml"), &long).expect("writable");
     for form in ["nocloud-iso", "nocloud-fat"] {
@@ -77,7 +77,7 @@ fn a_large_document_fits_on_both() {
 
 #[test]
 fn files_for_the_boot_partition_lie_where_the_node_looks() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     fs::create_dir(desk.path("esp")).expect("writable");
     let answer = desk.json(&format!(
         "{OPTIONS} --unlock tpm2,provisioning --form esp --out @esp"
@@ -113,7 +113,7 @@ fn files_for_the_boot_partition_lie_where_the_node_looks() {
 
 #[test]
 fn entries_of_fw_cfg_are_what_the_options_name() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let answer = desk.json(&format!("{OPTIONS} --form fw-cfg --out @fw"));
     let paths = desk.machine();
     let options = answer["usage"].as_array().expect("a list");
@@ -132,7 +132,7 @@ fn entries_of_fw_cfg_are_what_the_options_name() {
 
 #[test]
 fn strings_for_the_firmware_are_put_together() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let base = format!("# {}\n", "x".repeat(4000));
     fs::write(desk.path("base.toml"), base).expect("writable");
     let answer = desk.json(&format!(
@@ -155,7 +155,7 @@ fn strings_for_the_firmware_are_put_together() {
 
 #[test]
 fn a_word_of_the_command_line_is_taken() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let word = desk
         .run(&format!("{OPTIONS} --form cmdline"), false)
         .expect("it fits");
@@ -167,7 +167,7 @@ fn a_word_of_the_command_line_is_taken() {
 
 #[test]
 fn a_line_of_the_console_is_taken() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let line = desk
         .run(&format!("{OPTIONS} --form console --out -"), false)
         .expect("text");
@@ -177,7 +177,7 @@ fn a_line_of_the_console_is_taken() {
 
 #[test]
 fn the_document_alone_is_whole() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     fs::write(desk.path("pass"), "TREZ\"OR\\\n").expect("writable");
     let line = format!(
         "{OPTIONS} --passphrase-file @pass --unlock provisioning --form text --out @node.toml"
@@ -203,7 +203,7 @@ fn the_document_alone_is_whole() {
 
 #[test]
 fn a_passphrase_goes_with_files_as_well() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     fs::write(desk.path("pass"), "TREZOR").expect("writable");
     desk.json(&format!(
         "{OPTIONS} --passphrase-file @pass --form nocloud-fat --out @seed"
@@ -218,7 +218,7 @@ fn a_passphrase_goes_with_files_as_well() {
 
 #[test]
 fn the_same_words_are_the_same_node_and_devices_differ() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let of = |more: &str| {
         desk.json(&format!("{OPTIONS} --force --out @seed {more}"))["identity"].clone()
     };
@@ -232,7 +232,7 @@ fn the_same_words_are_the_same_node_and_devices_differ() {
 
 #[test]
 fn credentials_go_with_the_seed_in_a_table_of_their_own() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let base = "[[credentials]]\nname = \"openai\"\nkind = \"bearer\"\n\
                 [[credentials]]\nname = \"mint\"\nkind = \"signer\"\n\
                 [[credentials]]\nname = \"box\"\nkind = \"aead\"\n";

@@ -1,7 +1,7 @@
 //! `alknet provision`, and what the node makes of what it wrote.
 
-mod desk;
 mod forms;
 mod page;
 mod person;
 mod usage;
+mod workstation;

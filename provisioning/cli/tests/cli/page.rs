@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use crate::desk::Desk;
+use crate::workstation::AdminWorkstation;
 
 #[test]
 fn the_commands_of_the_page_work() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/provisioning.md");
     let page = fs::read_to_string(page).expect("the page exists");
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     for folder in ["boot", "qemu", "strings"] {
         fs::create_dir(desk.path(folder)).expect("writable");
     }
@@ -37,7 +37,7 @@ fn the_commands_of_the_page_work() {
             false => word.to_owned(),
         });
         let line = words.collect::<Vec<_>>().join(" ");
-        // There is nobody here to write words down.
+        // No person is here to write words down.
         let makes = !line.contains("--words-file")
             && !line.contains("--words-to")
             && !line.contains("--init");

@@ -1,4 +1,4 @@
-//! Somebody at a real terminal, who writes the words down and is asked for some of them.
+//! A person at a real terminal, who writes the words down and is asked for some of them.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -8,17 +8,17 @@ use alknet_provision_cli::ProvisionError;
 use alknet_vault::Entropy;
 use nix::pty::openpty;
 
-use crate::desk::Desk;
+use crate::workstation::AdminWorkstation;
 
 /// Sits down at the desk; answers with all that was on the screen when the terminal is let go.
-fn sit_down(desk: &Desk, remembers: bool) -> JoinHandle<String> {
+fn sit_down(desk: &AdminWorkstation, remembers: bool) -> JoinHandle<String> {
     let pair = openpty(None, None).expect("a terminal");
     *desk.terminal.borrow_mut() = Some(File::from(pair.slave));
     let mut screen = File::from(pair.master);
     thread::spawn(move || {
         let mut seen = String::new();
         let mut bytes = [0; 4096];
-        // The end of a terminal that nobody holds any more is an error of its own kind.
+        // The end of a terminal that no process holds any more is an error of its own kind.
         while let Ok(read @ 1..) = screen.read(&mut bytes) {
             seen.push_str(&String::from_utf8_lossy(&bytes[..read]));
             let answer = if seen.ends_with("asked back. ") {
@@ -59,7 +59,7 @@ fn sheet(seen: &str) -> Entropy {
 
 #[test]
 fn words_are_shown_once_confirmed_and_cleared() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let person = sit_down(&desk, true);
     let said = desk
         .run("--name edge-1 --out @seed", false)
@@ -75,7 +75,7 @@ fn words_are_shown_once_confirmed_and_cleared() {
 
 #[test]
 fn whoever_did_not_write_them_down_gets_no_seed() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let person = sit_down(&desk, false);
     let ended = desk.run("--name edge-1 --out @seed", false);
     assert!(matches!(ended, Err(ProvisionError::Aborted)), "{ended:?}");

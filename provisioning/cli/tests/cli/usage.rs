@@ -4,10 +4,10 @@ use std::fs;
 
 use alknet_provision_cli::ProvisionError;
 
-use crate::desk::{Desk, IDENTITY, OWN_KEY, WORDS};
+use crate::workstation::{AdminWorkstation, IDENTITY, OWN_KEY, WORDS};
 
 #[track_caller]
-fn refused(desk: &Desk, line: &str, exit: u8, word: &str) {
+fn refused(desk: &AdminWorkstation, line: &str, exit: u8, word: &str) {
     let error = desk.run(line, true).expect_err(line);
     let text = error.to_string();
     assert_eq!(error.exit(), exit, "{line}: {text}");
@@ -18,11 +18,11 @@ fn refused(desk: &Desk, line: &str, exit: u8, word: &str) {
 
 #[test]
 fn mistakes_of_the_command_line_write_nothing() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     for (line, word) in [
         ("--words-file @words.txt", "say where with --out"),
         ("--form text --words-file @words.txt", "--json"),
-        ("--out @seed", "there is none: take --words-file"),
+        ("--out @seed", "this host has none: take --words-file"),
         (
             "--out @seed --name Edge_1 --words-file @words.txt",
             "node.name",
@@ -79,7 +79,7 @@ fn words_that_are_none_have_an_exit_code_of_their_own() {
         &WORDS.replace("about", "xyzzy"),
         "",
     ] {
-        let mut desk = Desk::new();
+        let mut desk = AdminWorkstation::new();
         fs::write(desk.path("words.txt"), words).expect("writable");
         refused(&desk, "--out @seed --words-file @words.txt", 12, "");
         desk.input = words.as_bytes().to_vec();
@@ -89,7 +89,7 @@ fn words_that_are_none_have_an_exit_code_of_their_own() {
 
 #[test]
 fn mistakes_of_the_base_are_listed_with_their_lines() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     fs::write(
         desk.path("base.toml"),
         "[node]\nnmae = \"a\"\n[listen]\nport = 0\n",
@@ -106,7 +106,7 @@ fn mistakes_of_the_base_are_listed_with_their_lines() {
 
 #[test]
 fn no_secret_is_said_unless_it_is_asked_for() {
-    let mut desk = Desk::new();
+    let mut desk = AdminWorkstation::new();
     desk.input = WORDS.as_bytes().to_vec();
     for json in [false, true] {
         let line = "--words-file - --domain edge.example.org --force --out @seed";
@@ -132,7 +132,7 @@ fn no_secret_is_said_unless_it_is_asked_for() {
 
 #[test]
 fn a_node_that_makes_its_words_has_no_key_yet() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let age = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
     let answer = desk.json(&format!("--words-to {age} --out @seed"));
     assert_eq!(
@@ -153,7 +153,7 @@ fn a_node_that_makes_its_words_has_no_key_yet() {
 
 #[test]
 fn options_win_over_the_base_and_its_comments_stay() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let key = OWN_KEY.replace("11", "22");
     let base = format!(
         "# my node\n[node] # who\nname = \"old\" # a name\nadmin_keys = [\"{key}\"]\n\n[vault]\ninit = \"prompt\"\n"
@@ -184,7 +184,7 @@ fn options_win_over_the_base_and_its_comments_stay() {
 
 #[test]
 fn the_address_of_the_node_is_where_it_will_be() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     let uri = |more: &str| {
         let answer = desk.json(&format!(
             "--words-file @words.txt --force --out @seed {more}"
@@ -220,7 +220,7 @@ fn the_address_of_the_node_is_where_it_will_be() {
 
 #[test]
 fn what_does_not_fit_a_command_line_is_refused() {
-    let desk = Desk::new();
+    let desk = AdminWorkstation::new();
     fs::write(desk.path("base.toml"), format!("# {}\n", "x".repeat(1500))).expect("writable");
     refused(
         &desk,

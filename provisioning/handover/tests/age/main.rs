@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use alknet_handover::{CONTENT_BYTES_MAX, Recipient, encrypt};
+use alknet_handover::{AgeRecipient, CONTENT_BYTES_MAX, encrypt};
 
 const WORDS: &[u8] = b"abandon abandon ability able about above absent absorb\n";
 
-/// Where the stock tool is: named by whoever runs the tests, else the machine's own.
+/// Where the stock tool is: in the folder that `ALKNET_TEST_AGE` names, else the machine's own.
 fn age(program: &str) -> PathBuf {
     match std::env::var_os("ALKNET_TEST_AGE") {
         Some(folder) => Path::new(&folder).join(program),
@@ -31,7 +31,7 @@ fn read(path: PathBuf) -> String {
     fs::read_to_string(path).expect("the tool wrote it")
 }
 
-fn age_key(dir: &Path, name: &str) -> Recipient {
+fn age_key(dir: &Path, name: &str) -> AgeRecipient {
     good(run(age("age-keygen"), &["-o", name], dir));
     let text = read(dir.join(name));
     let line = text
@@ -40,7 +40,7 @@ fn age_key(dir: &Path, name: &str) -> Recipient {
     line.expect("a public key").parse().expect("a recipient")
 }
 
-fn ssh_key(dir: &Path, name: &str, kind: &[&str]) -> Recipient {
+fn ssh_key(dir: &Path, name: &str, kind: &[&str]) -> AgeRecipient {
     let args = [kind, &["-q", "-N", "", "-C", "ada@laptop", "-f", name]].concat();
     good(run("ssh-keygen", &args, dir));
     let line = read(dir.join(format!("{name}.pub")));

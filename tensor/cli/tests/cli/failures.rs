@@ -3,10 +3,10 @@
 use std::fs;
 use std::io::{self, Write};
 
-use crate::shell::Shell;
+use crate::shell::TensorShell;
 
 #[track_caller]
-fn refused(shell: &Shell, line: &str, code: &str, exit: u8) -> String {
+fn refused(shell: &TensorShell, line: &str, code: &str, exit: u8) -> String {
     let (ended, text) = shell.run(line);
     let error = ended.expect_err(line);
     assert_eq!(
@@ -25,7 +25,7 @@ fn refused(shell: &Shell, line: &str, code: &str, exit: u8) -> String {
 
 #[test]
 fn every_failure_has_its_code() {
-    let shell = Shell::new();
+    let shell = TensorShell::new();
     shell.sample();
     fs::write(shell.path("short.mt"), [1, 2, 3]).expect("writable");
     fs::write(shell.path("wrong.npy"), "no array at all").expect("writable");
@@ -58,7 +58,7 @@ fn every_failure_has_its_code() {
 /// What names in a file say is not what a terminal does.
 #[test]
 fn names_cannot_speak_to_the_terminal() {
-    let shell = Shell::new();
+    let shell = TensorShell::new();
     let header = "{\"a\\u001b[2J\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}";
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.as_bytes());
@@ -70,9 +70,9 @@ fn names_cannot_speak_to_the_terminal() {
     );
 }
 
-struct Full(io::ErrorKind);
+struct FailingOutput(io::ErrorKind);
 
-impl Write for Full {
+impl Write for FailingOutput {
     fn write(&mut self, _: &[u8]) -> io::Result<usize> {
         Err(self.0.into())
     }
@@ -84,17 +84,17 @@ impl Write for Full {
 
 #[test]
 fn a_reader_that_went_away_is_no_failure() {
-    let shell = Shell::new();
+    let shell = TensorShell::new();
     shell.sample();
     for line in [
         "cat /sample.mt weights",
         "ls /sample.mt",
         "hash /sample.mt --json",
     ] {
-        let gone = shell.run_to(line, &mut Full(io::ErrorKind::BrokenPipe));
+        let gone = shell.run_to(line, &mut FailingOutput(io::ErrorKind::BrokenPipe));
         let gone = gone.expect_err("nobody reads");
         assert_eq!((gone.code(), gone.exit()), ("CLOSED", 0), "{line}");
-        let full = shell.run_to(line, &mut Full(io::ErrorKind::StorageFull));
+        let full = shell.run_to(line, &mut FailingOutput(io::ErrorKind::StorageFull));
         let full = full.expect_err("nothing can be written");
         assert_eq!((full.code(), full.exit()), ("LOCAL", 1), "{line}");
     }

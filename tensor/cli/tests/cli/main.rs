@@ -1,4 +1,4 @@
-//! The verbs of `alknet tensor` as somebody at a terminal uses them.
+//! The verbs of `alknet tensor` as a person at a terminal uses them.
 
 mod failures;
 mod page;

@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use crate::shell::Shell;
+use crate::shell::TensorShell;
 
 #[test]
 fn the_commands_of_the_page_work() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/tensor.md");
     let page = fs::read_to_string(page).expect("the page exists");
-    let shell = Shell::new();
+    let shell = TensorShell::new();
     fs::rename(shell.sample(), shell.path("model.mt")).expect("ours");
     fs::create_dir(shell.path("dataset")).expect("ours");
     fs::write(shell.path("dataset/one.txt"), "one").expect("writable");

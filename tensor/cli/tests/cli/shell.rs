@@ -2,30 +2,30 @@
 
 use std::path::{Path, PathBuf};
 
-use alknet_tensor::{Dtype, Field, FieldType, Writer};
-use alknet_tensor_cli::{CliError, Outcome, Verb, run};
+use alknet_tensor::{ContainerWriter, Dtype, FieldType, StructField};
+use alknet_tensor_cli::{LocalTensorVerb, TensorCliError, TensorCliOutcome, run};
 use clap::Parser;
 use serde_json::Value;
 
-/// The layout of the records of [`Shell::sample`].
+/// The layout of the records of [`TensorShell::sample`].
 const SCHEMA: &str = r#"{"$defs":{"Point":{"TypeDef:Struct":{"fields":["x","n"]},"properties":{
     "x":{"TypeDef:Float32":true},"n":{"TypeDef:Uint16":true}}}}}"#;
 
 #[derive(Parser)]
-struct Cli {
+struct TestCli {
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    verb: Verb,
+    verb: LocalTensorVerb,
 }
 
 /// What a command said and how it ended.
-pub(crate) type Ended = (Result<Outcome, CliError>, String);
+pub(crate) type Ended = (Result<TensorCliOutcome, TensorCliError>, String);
 
 /// A folder that goes away.
-pub(crate) struct Shell(tempfile::TempDir);
+pub(crate) struct TensorShell(tempfile::TempDir);
 
-impl Shell {
+impl TensorShell {
     pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().expect("a folder can be made"))
     }
@@ -56,12 +56,12 @@ impl Shell {
         &self,
         line: &str,
         out: &mut dyn std::io::Write,
-    ) -> Result<Outcome, CliError> {
+    ) -> Result<TensorCliOutcome, TensorCliError> {
         let words = line.split(' ').map(|word| match word.strip_prefix('/') {
             Some(file) => self.path(file).to_string_lossy().into_owned(),
             None => word.to_owned(),
         });
-        let cli = Cli::try_parse_from(["tensor".to_owned()].into_iter().chain(words));
+        let cli = TestCli::try_parse_from(["tensor".to_owned()].into_iter().chain(words));
         let cli = cli.expect("a line that can be read");
         run(cli.verb, cli.json, out)
     }
@@ -69,7 +69,7 @@ impl Shell {
     /// What a line prints that ends well.
     pub(crate) fn good(&self, line: &str) -> String {
         let (ended, text) = self.run(line);
-        assert_eq!(ended.expect(line), Outcome::Good, "{line}: {text}");
+        assert_eq!(ended.expect(line), TensorCliOutcome::Good, "{line}: {text}");
         text
     }
 
@@ -89,7 +89,9 @@ impl Shell {
 }
 
 fn sample(path: &Path) {
-    let mut writer = Writer::create(path).expect("writable").with_schema(SCHEMA);
+    let mut writer = ContainerWriter::create(path)
+        .expect("writable")
+        .with_schema(SCHEMA);
     let elements: Vec<u8> = (0..6_u8).flat_map(|n| f32::from(n).to_le_bytes()).collect();
     let mut records = Vec::new();
     for (x, n) in [(0.5_f32, 7_u16), (f32::INFINITY, 8)] {
@@ -98,8 +100,8 @@ fn sample(path: &Path) {
         records.extend([0, 0]);
     }
     let fields = vec![
-        Field::new("/x", FieldType::Float32, 0),
-        Field::new("/n", FieldType::Uint16, 4),
+        StructField::new("/x", FieldType::Float32, 0),
+        StructField::new("/n", FieldType::Uint16, 4),
     ];
     let add = || {
         writer

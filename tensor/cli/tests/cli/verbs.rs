@@ -2,14 +2,14 @@
 
 use std::fs;
 
-use alknet_tensor_cli::Outcome;
+use alknet_tensor_cli::TensorCliOutcome;
 use serde_json::json;
 
-use crate::shell::Shell;
+use crate::shell::TensorShell;
 
 #[test]
 fn ls_names_what_is_there() {
-    let shell = Shell::new();
+    let shell = TensorShell::new();
     shell.sample();
     let text = shell.good("ls /sample.mt");
     assert!(text.starts_with("level 1, 3 tensors, "), "{text}");
@@ -30,7 +30,7 @@ fn ls_names_what_is_there() {
 
 #[test]
 fn cat_gives_bytes_arrays_and_values() {
-    let shell = Shell::new();
+    let shell = TensorShell::new();
     shell.sample();
     let mut bytes = Vec::new();
     shell
@@ -55,7 +55,7 @@ fn cat_gives_bytes_arrays_and_values() {
 
 #[test]
 fn verify_says_what_is_wrong_and_exits_with_one() {
-    let shell = Shell::new();
+    let shell = TensorShell::new();
     let path = shell.sample();
     for level in ["", " --meta", " --full"] {
         let text = shell.good(&format!("verify /sample.mt{level}"));
@@ -66,12 +66,12 @@ fn verify_says_what_is_wrong_and_exits_with_one() {
     file[last] ^= 1;
     fs::write(&path, file).expect("writable");
     let (ended, text) = shell.run("verify /sample.mt --json");
-    assert_eq!(ended.expect("it can be read"), Outcome::Found);
+    assert_eq!(ended.expect("it can be read"), TensorCliOutcome::Found);
     let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(report["good"], false);
     assert_eq!(report["problems"][0]["code"], "E_HASH");
     let (ended, text) = shell.run("verify /sample.mt");
-    assert_eq!(ended.expect("it can be read"), Outcome::Found);
+    assert_eq!(ended.expect("it can be read"), TensorCliOutcome::Found);
     assert!(
         text.starts_with("E_HASH: ") && text.contains("not good: "),
         "{text}"
@@ -80,7 +80,7 @@ fn verify_says_what_is_wrong_and_exits_with_one() {
 
 #[test]
 fn formats_become_each_other_and_come_back() {
-    let shell = Shell::new();
+    let shell = TensorShell::new();
     shell.sample();
     let made = shell.json("strip /sample.mt /plain.safetensors");
     assert_eq!(made["id"].as_str().map(str::len), Some(64));
@@ -118,7 +118,7 @@ fn formats_become_each_other_and_come_back() {
 
 #[test]
 fn hash_is_blake3_of_each_part() {
-    let shell = Shell::new();
+    let shell = TensorShell::new();
     let path = shell.sample();
     let file = fs::read(&path).expect("there");
     let hashes = shell.json("hash /sample.mt");
@@ -137,12 +137,12 @@ fn hash_is_blake3_of_each_part() {
 
 #[test]
 fn diff_lists_the_steps_and_exits_with_one() {
-    let shell = Shell::new();
+    let shell = TensorShell::new();
     shell.sample();
     assert_eq!(shell.good("diff /sample.mt /sample.mt"), "");
     shell.good("strip /sample.mt /plain.safetensors");
     let (ended, text) = shell.run("diff /sample.mt /plain.safetensors");
-    assert_eq!(ended.expect("both can be read"), Outcome::Found);
+    assert_eq!(ended.expect("both can be read"), TensorCliOutcome::Found);
     assert!(
         text.contains("retype  points: struct of 8 bytes [2] -> U8 [2, 8]\n"),
         "{text}"

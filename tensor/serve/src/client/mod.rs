@@ -1,14 +1,16 @@
 //! The other end: fetches files and proves what it is sent.
 
-mod kept;
-mod some;
+mod partial_download;
+mod partial_fetch;
 mod whole;
 
 use std::io::Read;
 use std::ops::Range;
 
 use alknet_core::{Connection, RecvStream, SendStream, StreamCode, StreamError};
-use alknet_tensor::{Code, FileId, Hash, Limits, Meta, PREFIX_BYTES, TensorError, header_len};
+use alknet_tensor::{
+    ContainerLimits, FileId, Hash, Meta, PREFIX_BYTES, TensorError, TensorErrorCode, header_len,
+};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,10 +19,10 @@ use tokio::io::{AsyncReadExt, BufReader};
 
 use crate::error::said;
 use crate::limits::{BLOCK_BYTES, GROUP_BYTES};
-use crate::part::Head;
-use crate::path::Src;
-use crate::tree::{Expected, PAIR_BYTES, Step, Steps};
-use crate::wire::{self, Unread};
+use crate::part::TensorResponseHead;
+use crate::path::TensorFileRef;
+use crate::tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
+use crate::wire::{self, FrameReadError};
 
 /// Why something was not fetched or stored.
 #[derive(Debug, Error)]
@@ -52,11 +54,11 @@ impl ClientError {
         match self {
             Self::Local(error) | Self::Wrong(error) => error.code().as_str(),
             Self::Refused { code, .. } => code,
-            Self::Stream(_) => Code::Io.as_str(),
+            Self::Stream(_) => TensorErrorCode::Io.as_str(),
         }
     }
 
-    fn wrong(code: Code, what: impl Into<String>) -> Self {
+    fn wrong(code: TensorErrorCode, what: impl Into<String>) -> Self {
         Self::Wrong(TensorError::new(code, what))
     }
 }
@@ -74,7 +76,7 @@ fn local(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> ClientE
 
 /// What was fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pulled {
+pub struct PullResult {
     /// The file that was written.
     pub id: FileId,
     /// Its bytes.
@@ -85,20 +87,20 @@ pub struct Pulled {
 
 /// Fetches over one connection. What is `told` hears how many bytes of how many are here.
 #[derive(Debug)]
-pub struct Client {
+pub struct TensorClient {
     connection: Connection,
-    limits: Limits,
+    limits: ContainerLimits,
 }
 
 /// A header that was fetched.
-struct Header {
+struct FetchedHeader {
     bytes: Vec<u8>,
     meta: Meta,
     id: FileId,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct TensorResponse {
     ok: bool,
     #[serde(default)]
     code: String,
@@ -106,13 +108,13 @@ struct Answer {
     msg: String,
 }
 
-impl Client {
+impl TensorClient {
     /// Over a connection that speaks [`ALPN`](crate::ALPN).
     #[must_use]
     pub fn new(connection: Connection) -> Self {
         Self {
             connection,
-            limits: Limits::NETWORK,
+            limits: ContainerLimits::NETWORK,
         }
     }
 
@@ -173,11 +175,16 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`]; `E_LIMIT` where it is longer.
-    pub async fn raw(&self, src: &Src, want: Value, most: u64) -> Result<Vec<u8>, ClientError> {
+    pub async fn raw(
+        &self,
+        src: &TensorFileRef,
+        want: Value,
+        most: u64,
+    ) -> Result<Vec<u8>, ClientError> {
         let (head, mut recv) = self.fetch(src, want).await?;
         if head.len > most {
             let what = format!("{} bytes, {most} are taken", head.len);
-            return Err(ClientError::wrong(Code::Limit, what));
+            return Err(ClientError::wrong(TensorErrorCode::Limit, what));
         }
         let mut bytes = Vec::new();
         let read = (&mut recv).take(head.len).read_to_end(&mut bytes).await;
@@ -189,12 +196,12 @@ impl Client {
         Ok(bytes)
     }
 
-    async fn header(&self, src: &Src) -> Result<Header, ClientError> {
+    async fn header(&self, src: &TensorFileRef) -> Result<FetchedHeader, ClientError> {
         let most = self.limits.header_bytes + PREFIX_BYTES;
         let (head, mut recv) = self.fetch(src, json!({ "want": "header" })).await?;
         if head.len > most {
             let what = format!("a header of {} bytes", head.len);
-            return Err(ClientError::wrong(Code::Limit, what));
+            return Err(ClientError::wrong(TensorErrorCode::Limit, what));
         }
         let mut bytes = Vec::new();
         let read = (&mut recv).take(head.len).read_to_end(&mut bytes).await;
@@ -203,21 +210,28 @@ impl Client {
         let len = len.map_err(ClientError::Wrong)?;
         let text = bytes.get(PREFIX_BYTES as usize..).unwrap_or_default();
         if text.len() as u64 != len {
-            return Err(ClientError::wrong(Code::Header, "the header is not whole"));
+            return Err(ClientError::wrong(
+                TensorErrorCode::Header,
+                "the header is not whole",
+            ));
         }
         let meta = Meta::of_header(text, &self.limits).map_err(ClientError::Wrong)?;
         let id = match src {
-            Src::Id(id) => *id,
-            Src::Path(_) => id_of(&head)?,
+            TensorFileRef::Id(id) => *id,
+            TensorFileRef::Path(_) => id_of(&head)?,
         };
-        Ok(Header { bytes, meta, id })
+        Ok(FetchedHeader { bytes, meta, id })
     }
 
-    async fn fetch(&self, src: &Src, mut want: Value) -> Result<(Head, RecvStream), ClientError> {
+    async fn fetch(
+        &self,
+        src: &TensorFileRef,
+        mut want: Value,
+    ) -> Result<(TensorResponseHead, RecvStream), ClientError> {
         want["v"] = 1.into();
         want["src"] = match src {
-            Src::Id(id) => json!({ "id": id.to_string() }),
-            Src::Path(path) => json!({ "path": path.as_str() }),
+            TensorFileRef::Id(id) => json!({ "id": id.to_string() }),
+            TensorFileRef::Path(path) => json!({ "path": path.as_str() }),
         };
         let (mut send, mut recv) = self.connection.open_bi().await?;
         ask(&mut send, &want).await?;
@@ -232,15 +246,17 @@ async fn ask(send: &mut SendStream, request: &Value) -> Result<(), ClientError> 
 }
 
 /// Reads what the other side says of a request.
-async fn answer(recv: &mut RecvStream) -> Result<Head, ClientError> {
+async fn answer(recv: &mut RecvStream) -> Result<TensorResponseHead, ClientError> {
     let text = wire::read(recv).await.map_err(|unread| match unread {
-        Unread::Long(len) => ClientError::wrong(Code::Limit, format!("an answer of {len} bytes")),
-        Unread::Gone(error) => ClientError::Stream(error),
+        FrameReadError::Long(len) => {
+            ClientError::wrong(TensorErrorCode::Limit, format!("an answer of {len} bytes"))
+        }
+        FrameReadError::Gone(error) => ClientError::Stream(error),
     })?;
     let odd = |error: serde_json::Error| {
-        ClientError::wrong(Code::Json, format!("answer: {}", said(error)))
+        ClientError::wrong(TensorErrorCode::Json, format!("answer: {}", said(error)))
     };
-    let answer: Answer = serde_json::from_slice(&text).map_err(odd)?;
+    let answer: TensorResponse = serde_json::from_slice(&text).map_err(odd)?;
     if !answer.ok {
         let (code, msg) = (said(answer.code), said(answer.msg));
         return Err(ClientError::Refused { code, msg });
@@ -259,11 +275,11 @@ async fn proven(
 ) -> Result<(), ClientError> {
     // Pairs are short, and taken one by one.
     let mut recv = BufReader::with_capacity(BLOCK_BYTES, recv);
-    let mut expected = Expected::root(root);
+    let mut expected = ExpectedHashes::root(root);
     let mut bytes = vec![0; GROUP_BYTES as usize];
-    for step in Steps::new(len, part) {
+    for step in TreeSteps::new(len, part) {
         let good = match step {
-            Step::Pair {
+            TreeStep::Pair {
                 root, left, right, ..
             } => {
                 let mut pair = [0; PAIR_BYTES];
@@ -272,7 +288,7 @@ async fn proven(
                     .map_err(ClientError::Stream)?;
                 expected.pair(&pair, (root, left, right))
             }
-            Step::Group { start, len, root } => {
+            TreeStep::Group { start, len, root } => {
                 let group = &mut bytes[..len];
                 recv.read_exact(group).await.map_err(ClientError::Stream)?;
                 let good = expected.group(start, group, root);
@@ -285,23 +301,23 @@ async fn proven(
         if !good {
             recv.get_mut().stop(StreamCode::Protocol);
             let what = "bytes came that the hash does not vouch for";
-            return Err(ClientError::wrong(Code::Hash, what));
+            return Err(ClientError::wrong(TensorErrorCode::Hash, what));
         }
     }
     Ok(())
 }
 
-fn expect_size(head: &Head, len: u64) -> Result<(), ClientError> {
+fn expect_size(head: &TensorResponseHead, len: u64) -> Result<(), ClientError> {
     match head.size {
         Some(size) if size == len => Ok(()),
         size => {
             let what = format!("{size:?} bytes are offered, the header says {len}");
-            Err(ClientError::wrong(Code::Shape, what))
+            Err(ClientError::wrong(TensorErrorCode::Shape, what))
         }
     }
 }
 
-fn id_of(head: &Head) -> Result<FileId, ClientError> {
+fn id_of(head: &TensorResponseHead) -> Result<FileId, ClientError> {
     let id = head.id.as_deref().unwrap_or_default();
     id.parse().map_err(ClientError::Wrong)
 }

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::kept::Kept;
-use super::{Client, ClientError, Pulled, expect_size, local, proven};
+use super::partial_download::PartialDownload;
+use super::{ClientError, PullResult, TensorClient, expect_size, local, proven};
 use crate::limits::GROUP_BYTES;
-use crate::path::Src;
+use crate::path::TensorFileRef;
 
-impl Client {
+impl TensorClient {
     /// Fetches a whole file. What of it is there from an earlier attempt that was cut is not
     /// fetched again; what is not proven by the id is not written.
     ///
@@ -20,13 +20,13 @@ impl Client {
     /// See [`ClientError`]. `target` is then as it was.
     pub async fn pull(
         &self,
-        src: &Src,
+        src: &TensorFileRef,
         target: &Path,
         told: &(dyn Fn(u64, u64) + Sync),
-    ) -> Result<Pulled, ClientError> {
+    ) -> Result<PullResult, ClientError> {
         let header = self.header(src).await?;
         let (id, len) = (header.id, header.meta.file_len());
-        let mut kept = Kept::open(target, &id.0)?;
+        let mut kept = PartialDownload::open(target, &id.0)?;
         // Whole groups were proven before they were written.
         let from = kept.len()?.min(len) / GROUP_BYTES * GROUP_BYTES;
         kept.cut(from)?;
@@ -46,7 +46,7 @@ impl Client {
         }
         kept.expect(0..len, &id.0)?;
         kept.name(target)?;
-        Ok(Pulled {
+        Ok(PullResult {
             id,
             bytes: len,
             fetched: len - from,

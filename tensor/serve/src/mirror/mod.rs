@@ -1,8 +1,8 @@
-//! The files of a store over HTTP, as they are: whole, or the part that `Range` names. Whoever knows
-//! nothing of this program reads them so.
+//! The files of a store over HTTP, as they are: whole, or the part that `Range` names. This is for
+//! clients that know nothing of this program.
 
-mod asked;
-mod sent;
+mod body;
+mod range;
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -24,12 +24,12 @@ use tokio::sync::Mutex;
 
 use crate::error::ServeError;
 use crate::handler::blocking;
-use crate::part::Part;
-use crate::path::{Src, StorePath};
-use crate::store::{Object, Outboard, Store};
+use crate::part::FilePart;
+use crate::path::{StorePath, TensorFileRef};
+use crate::store::{Object, Outboard, TensorStore};
 
-use asked::{Wanted, wanted};
-use sent::Sent;
+use body::MirrorBody;
+use range::{MirrorRange, wanted};
 
 /// First part of the paths of files.
 const PREFIX: &str = "/tensor";
@@ -39,15 +39,15 @@ type Answer = Response<MountBody>;
 /// Serves the files of a store at `/tensor/` and their id or path.
 #[derive(Debug)]
 pub struct Mirror {
-    store: Arc<Store>,
-    /// Held by whoever reads a whole file to make its hash tree.
+    store: Arc<TensorStore>,
+    /// Held by the request that reads a whole file to make its hash tree.
     making: Arc<Mutex<()>>,
 }
 
 impl Mirror {
     /// Serves `store`, to each what the scopes say.
     #[must_use]
-    pub fn new(store: Arc<Store>) -> Self {
+    pub fn new(store: Arc<TensorStore>) -> Self {
         Self {
             store,
             making: Arc::default(),
@@ -74,13 +74,13 @@ impl Mirror {
         // What may be read today may not be tomorrow, and a path may lead elsewhere.
         head.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
         let (status, range) = match wanted(&asked.headers, &tag, len, whole) {
-            Wanted::All => (StatusCode::OK, 0..len),
-            Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
-            Wanted::Known => {
+            MirrorRange::All => (StatusCode::OK, 0..len),
+            MirrorRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+            MirrorRange::Known => {
                 return Ok(with(StatusCode::NOT_MODIFIED, head, full(Bytes::new())));
             }
-            Wanted::Changed => return Ok(changed(caller)),
-            Wanted::Beyond => return Ok(beyond(len, caller)),
+            MirrorRange::Changed => return Ok(changed(caller)),
+            MirrorRange::Beyond => return Ok(beyond(len, caller)),
         };
         if status == StatusCode::PARTIAL_CONTENT {
             let said = format!("bytes {}-{}/{len}", range.start, range.end - 1);
@@ -95,12 +95,12 @@ impl Mirror {
         let bytes = range.end - range.start;
         let flight = self.store.flights().enter(&identity.id, bytes)?;
         let part = self.part(&object, range).await?;
-        let sent = Sent::new(part, flight, Arc::clone(&caller.request_id));
+        let sent = MirrorBody::new(part, flight, Arc::clone(&caller.request_id));
         Ok(with(status, head, MountBody::new(sent)))
     }
 
     /// Bytes of a file that its tree vouches for.
-    async fn part(&self, object: &Arc<Object>, range: Range<u64>) -> Result<Part, ServeError> {
+    async fn part(&self, object: &Arc<Object>, range: Range<u64>) -> Result<FilePart, ServeError> {
         let all = 0..object.meta().file_len();
         let root = Some(object.id().0);
         let find = {
@@ -115,12 +115,12 @@ impl Mirror {
                 let (store, object) = (Arc::clone(&self.store), Arc::clone(object));
                 let make = move || {
                     let _turn = turn;
-                    Outboard::of(&store, &object, &all, root)
+                    Outboard::build(&store, &object, &all, root)
                 };
                 blocking(make).await?
             }
         };
-        Ok(Part::checked(object, outboard, range))
+        Ok(FilePart::checked(object, outboard, range))
     }
 }
 
@@ -143,15 +143,15 @@ impl HttpMount for Mirror {
 }
 
 /// The file that a path names. What can be no file's name is no file's.
-fn src(path: &str) -> Result<Src, ServeError> {
+fn src(path: &str) -> Result<TensorFileRef, ServeError> {
     let name = path
         .strip_prefix(PREFIX)
         .and_then(|rest| rest.strip_prefix('/'))
         .ok_or(ServeError::Missing)?;
     match name.parse::<FileId>() {
-        Ok(id) => Ok(Src::Id(id)),
+        Ok(id) => Ok(TensorFileRef::Id(id)),
         Err(_) => StorePath::parse(name)
-            .map(Src::Path)
+            .map(TensorFileRef::Path)
             .map_err(|_| ServeError::Missing),
     }
 }

@@ -20,17 +20,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_core::ScopeSet;
-use alknet_tensor::{Code, FileId, Limits};
+use alknet_tensor::{ContainerLimits, FileId, TensorErrorCode};
 use tempfile::NamedTempFile;
 
-use crate::access::{Deed, allows};
+use crate::access::{TensorAccess, allows};
 use crate::error::ServeError;
-use crate::flights::Flights;
 use crate::limits::{OPEN_FILES, OPEN_HEADER_BYTES, PATHS, STORE_BYTES};
-use crate::path::{Src, StorePath};
+use crate::path::{StorePath, TensorFileRef};
+use crate::pending::BytesInFlight;
 
 pub use object::Object;
-pub use upload::Upload;
+pub use upload::TensorUpload;
 
 pub(crate) use outboard::Outboard;
 
@@ -47,29 +47,29 @@ pub struct StoreOptions {
     /// Bytes of files that it holds at most.
     pub bytes_max: u64,
     /// What headers may say.
-    pub limits: Limits,
+    pub limits: ContainerLimits,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             bytes_max: STORE_BYTES,
-            limits: Limits::NETWORK,
+            limits: ContainerLimits::NETWORK,
         }
     }
 }
 
 /// A store.
 #[derive(Debug)]
-pub struct Store {
+pub struct TensorStore {
     root: PathBuf,
     options: StoreOptions,
-    state: Mutex<State>,
-    flights: Arc<Flights>,
+    state: Mutex<TensorStoreState>,
+    flights: Arc<BytesInFlight>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TensorStoreState {
     /// Bytes of objects, and of uploads that were begun.
     used: u64,
     paths: BTreeMap<StorePath, FileId>,
@@ -79,7 +79,7 @@ struct State {
     open: Vec<Arc<Object>>,
 }
 
-impl State {
+impl TensorStoreState {
     fn lead(&mut self, path: StorePath, id: FileId) {
         if let Some(before) = self.paths.insert(path.clone(), id)
             && let Some(names) = self.names.get_mut(before.0.as_bytes())
@@ -90,14 +90,14 @@ impl State {
     }
 }
 
-impl Store {
-    /// Opens the store in a folder, which is made where there is none. Blocks.
+impl TensorStore {
+    /// Opens the store in a folder, and makes a missing one. Blocks.
     ///
     /// # Errors
     /// `E_IO`; `E_LIMIT` where it holds more paths than it may.
     pub fn open(root: impl Into<PathBuf>, options: StoreOptions) -> Result<Arc<Self>, ServeError> {
         let root = root.into();
-        let mut state = State::default();
+        let mut state = TensorStoreState::default();
         let mut walk = || -> std::io::Result<()> {
             for folder in [OBJECTS, NAMES, OUTBOARDS, UPLOADS] {
                 fs::create_dir_all(root.join(folder))?;
@@ -128,29 +128,29 @@ impl Store {
 
     /// What headers may say.
     #[must_use]
-    pub const fn limits(&self) -> &Limits {
+    pub const fn limits(&self) -> &ContainerLimits {
         &self.options.limits
     }
 
-    /// Which file is meant, if whoever has these scopes may read it: by the path or id that it is
-    /// asked for by, or by any path that leads to it.
+    /// Which file is meant, if an identity with these scopes may read it: by the path or id that it
+    /// asks by, or, for an id, by any path that leads to it.
     ///
     /// # Errors
     /// [`ServeError::Missing`], whether it is not there or not for them.
-    pub fn resolve(&self, scopes: &ScopeSet, src: &Src) -> Result<FileId, ServeError> {
+    pub fn resolve(&self, scopes: &ScopeSet, src: &TensorFileRef) -> Result<FileId, ServeError> {
         let state = self.state();
         let id = match src {
-            Src::Id(id) => Some(*id),
-            Src::Path(path) => state.paths.get(path).copied(),
+            TensorFileRef::Id(id) => Some(*id),
+            TensorFileRef::Path(path) => state.paths.get(path).copied(),
         };
         let id = id.ok_or(ServeError::Missing)?;
-        let may = |path: &str| allows(scopes, Deed::Read, path);
+        let may = |path: &str| allows(scopes, TensorAccess::Read, path);
         let by_name = || {
             let names = state.names.get(id.0.as_bytes());
             let mut names = names.into_iter().flatten();
             names.any(|path| may(path.as_str()))
         };
-        let allowed = may(&src.scope_path()) || (matches!(src, Src::Id(_)) && by_name());
+        let allowed = may(&src.scope_path()) || (matches!(src, TensorFileRef::Id(_)) && by_name());
         match allowed {
             true => Ok(id),
             false => Err(ServeError::Missing),
@@ -192,16 +192,20 @@ impl Store {
     /// Blocks.
     ///
     /// # Errors
-    /// As [`Store::resolve`]; `E_IO`.
-    pub fn descriptor(&self, scopes: &ScopeSet, src: &Src) -> Result<(FileId, File), ServeError> {
+    /// As [`TensorStore::resolve`]; `E_IO`.
+    pub fn descriptor(
+        &self,
+        scopes: &ScopeSet,
+        src: &TensorFileRef,
+    ) -> Result<(FileId, File), ServeError> {
         let id = self.resolve(scopes, src)?;
         Ok((id, self.file(id)?))
     }
 
-    /// The same of a file that was [resolved](crate::Asker::resolve) before. Blocks.
+    /// The same of a file that was [resolved](crate::TensorRequester::resolve) before. Blocks.
     ///
     /// # Errors
-    /// As [`Store::object`]; `E_IO`.
+    /// As [`TensorStore::object`]; `E_IO`.
     pub fn file(&self, id: FileId) -> Result<File, ServeError> {
         Ok(Object::open(&self.object_path(&id), id, self.limits())?.into_file())
     }
@@ -209,14 +213,14 @@ impl Store {
     /// Stores a container that is at hand. Blocks.
     ///
     /// # Errors
-    /// As [`Upload`]'s functions.
+    /// As [`TensorUpload`]'s functions.
     pub fn add(
         self: &Arc<Self>,
         file: impl Read,
         path: Option<StorePath>,
     ) -> Result<FileId, ServeError> {
         let mut file = file;
-        let mut upload = Upload::read(self, &mut file, path)?;
+        let mut upload = TensorUpload::read(self, &mut file, path)?;
         let mut piece = vec![0; crate::limits::BLOCK_BYTES];
         loop {
             let read = file.read(&mut piece);
@@ -227,8 +231,8 @@ impl Store {
         }
     }
 
-    /// Takes a path away, and the file that it led to if no other path leads there. Whoever is
-    /// reading it reads on. Blocks.
+    /// Takes a path away, and the file that it led to if no other path leads there. A response under
+    /// way reads on. Blocks.
     ///
     /// # Errors
     /// [`ServeError::Missing`]; `E_IO`.
@@ -325,9 +329,10 @@ impl Store {
             ErrorKind::NotADirectory
             | ErrorKind::IsADirectory
             | ErrorKind::AlreadyExists
-            | ErrorKind::DirectoryNotEmpty => {
-                ServeError::input(Code::Value, format!("{path} is a folder, or below a file"))
-            }
+            | ErrorKind::DirectoryNotEmpty => ServeError::input(
+                TensorErrorCode::Value,
+                format!("{path} is a folder, or below a file"),
+            ),
             _ => ServeError::io(format_args!("name {path}"), error),
         })?;
         self.state().lead(path, id);
@@ -357,8 +362,8 @@ impl Store {
         state.used = state.used.saturating_sub(bytes);
     }
 
-    /// What is under way to whom.
-    pub(crate) const fn flights(&self) -> &Arc<Flights> {
+    /// Bytes of responses that are under way to each peer.
+    pub(crate) const fn flights(&self) -> &Arc<BytesInFlight> {
         &self.flights
     }
 
@@ -372,13 +377,18 @@ impl Store {
     }
 
     /// Panics while it is held can only leave counters behind that are right.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TensorStoreState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Reads every path below a folder.
-fn paths(folder: &Path, prefix: &str, depth: usize, state: &mut State) -> Result<(), ServeError> {
+fn paths(
+    folder: &Path,
+    prefix: &str,
+    depth: usize,
+    state: &mut TensorStoreState,
+) -> Result<(), ServeError> {
     let io = |error| ServeError::io(format_args!("read {}", folder.display()), error);
     for entry in fs::read_dir(folder).map_err(io)? {
         let entry = entry.map_err(io)?;
@@ -392,7 +402,7 @@ fn paths(folder: &Path, prefix: &str, depth: usize, state: &mut State) -> Result
         }
         if state.paths.len() >= PATHS {
             let what = format!("{}: more than {PATHS} paths", folder.display());
-            return Err(ServeError::input(Code::Limit, what));
+            return Err(ServeError::input(TensorErrorCode::Limit, what));
         }
         let mut text = String::new();
         // An id is 64 digits; whatever else lies there leads nowhere.

@@ -5,7 +5,9 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use alknet_tensor::{Code, FileId, Hash, Limits, Meta, Reader, TensorError};
+use alknet_tensor::{
+    ContainerLimits, ContainerReader, FileId, Hash, Meta, TensorError, TensorErrorCode,
+};
 
 use crate::error::ServeError;
 
@@ -13,20 +15,20 @@ use crate::error::ServeError;
 #[derive(Debug)]
 pub struct Object {
     id: FileId,
-    reader: Reader<File>,
-    stamp: Stamp,
+    reader: ContainerReader<File>,
+    stamp: ObjectStamp,
     header_hash: Hash,
 }
 
-/// What changes when somebody writes to a file.
+/// What changes when a program writes to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct ObjectStamp {
     len: u64,
     modified: (i64, i64),
 }
 
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
+impl ObjectStamp {
+    fn from_metadata(metadata: &Metadata) -> Self {
         Self {
             len: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
@@ -36,14 +38,18 @@ impl Stamp {
 
 impl Object {
     /// Opens the file and reads its header.
-    pub(crate) fn open(path: &Path, id: FileId, limits: &Limits) -> Result<Self, ServeError> {
+    pub(crate) fn open(
+        path: &Path,
+        id: FileId,
+        limits: &ContainerLimits,
+    ) -> Result<Self, ServeError> {
         let file = File::open(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => ServeError::Missing,
             _ => ServeError::io("open a stored file", error),
         })?;
         let look = |error| ServeError::io("look at a stored file", error);
-        let stamp = Stamp::of(&file.metadata().map_err(look)?);
-        let reader = Reader::open(file, limits).map_err(ServeError::Stored)?;
+        let stamp = ObjectStamp::from_metadata(&file.metadata().map_err(look)?);
+        let reader = ContainerReader::open(file, limits).map_err(ServeError::Stored)?;
         let header_hash = reader.header_hash().map_err(ServeError::Stored)?;
         Ok(Self {
             id,
@@ -67,7 +73,7 @@ impl Object {
 
     /// The container.
     #[must_use]
-    pub const fn reader(&self) -> &Reader<File> {
+    pub const fn reader(&self) -> &ContainerReader<File> {
         &self.reader
     }
 
@@ -80,13 +86,16 @@ impl Object {
     /// The file is as it was when it was opened.
     ///
     /// # Errors
-    /// `E_IO`: somebody wrote to it or shortened it.
+    /// `E_IO`: another program wrote to it or shortened it.
     pub fn check(&self) -> Result<(), ServeError> {
         let metadata = self.reader.source().metadata();
         let metadata = metadata.map_err(|error| ServeError::io("look at a stored file", error))?;
-        if Stamp::of(&metadata) != self.stamp {
+        if ObjectStamp::from_metadata(&metadata) != self.stamp {
             let what = format!("file {} changed while it was served", self.id);
-            return Err(ServeError::Stored(TensorError::new(Code::Io, what)));
+            return Err(ServeError::Stored(TensorError::new(
+                TensorErrorCode::Io,
+                what,
+            )));
         }
         Ok(())
     }

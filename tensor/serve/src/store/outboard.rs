@@ -6,14 +6,14 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use alknet_tensor::{Code, Hash, TensorError};
+use alknet_tensor::{Hash, TensorError, TensorErrorCode};
 use bao_tree::io::sync::{OutboardMut, outboard};
 use bao_tree::{BaoTree, TreeNode};
 use tempfile::NamedTempFile;
 
 use crate::error::ServeError;
 use crate::limits::BLOCK_BYTES;
-use crate::store::{Object, Store};
+use crate::store::{Object, TensorStore};
 use crate::tree::{PAIR_BYTES, tree};
 
 /// Bytes of the root in front of the pairs.
@@ -29,8 +29,8 @@ pub(crate) struct Outboard {
 impl Outboard {
     /// The tree of these bytes of a file. What was kept is not trusted: every pair is held against
     /// the root when it is read, and the root against the hash that the header has.
-    pub(crate) fn of(
-        store: &Store,
+    pub(crate) fn build(
+        store: &TensorStore,
         object: &Arc<Object>,
         range: &Range<u64>,
         listed: Option<Hash>,
@@ -51,7 +51,10 @@ impl Outboard {
                 let root = found.root;
                 let what =
                     format!("bytes {range:?} have the hash {root}, the header says {listed}");
-                Err(ServeError::Stored(TensorError::new(Code::Hash, what)))
+                Err(ServeError::Stored(TensorError::new(
+                    TensorErrorCode::Hash,
+                    what,
+                )))
             }
             _ => Ok(found),
         }
@@ -59,7 +62,7 @@ impl Outboard {
 
     /// The tree of these bytes of a file, if it is kept and has this root.
     pub(crate) fn find(
-        store: &Store,
+        store: &TensorStore,
         object: &Object,
         range: &Range<u64>,
         listed: Option<Hash>,
@@ -107,7 +110,7 @@ fn compute(
     file: &mut NamedTempFile,
 ) -> Result<Hash, ServeError> {
     let tree = tree(range.end - range.start);
-    let source = Part {
+    let source = ObjectRange {
         object,
         at: range.start,
         end: range.end,
@@ -117,7 +120,7 @@ fn compute(
     // Room for the root and for every pair, which are written in another order.
     let len = ROOT_BYTES + tree.outboard_size();
     file.as_file().set_len(len).map_err(hash)?;
-    let root = outboard(source, tree, Pairs { tree, file }).map_err(hash)?;
+    let root = outboard(source, tree, PairWriter { tree, file }).map_err(hash)?;
     file.as_file()
         .write_all_at(root.as_bytes(), 0)
         .map_err(hash)?;
@@ -126,12 +129,12 @@ fn compute(
 }
 
 /// Where pairs are put.
-struct Pairs<'f> {
+struct PairWriter<'f> {
     tree: BaoTree,
     file: &'f mut NamedTempFile,
 }
 
-impl OutboardMut for Pairs<'_> {
+impl OutboardMut for PairWriter<'_> {
     fn save(&mut self, node: TreeNode, pair: &(Hash, Hash)) -> io::Result<()> {
         let Some(at) = self.tree.pre_order_offset(node) else {
             return Ok(());
@@ -149,13 +152,13 @@ impl OutboardMut for Pairs<'_> {
 }
 
 /// Bytes of a file, one after the other.
-struct Part<'o> {
+struct ObjectRange<'o> {
     object: &'o Object,
     at: u64,
     end: u64,
 }
 
-impl Read for Part<'_> {
+impl Read for ObjectRange<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         // At most as much as the buffer holds.
         let len = (self.end - self.at).min(buffer.len() as u64) as usize;

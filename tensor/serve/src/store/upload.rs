@@ -5,20 +5,21 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use alknet_tensor::{
-    Code, FileId, Meta, PREFIX_BYTES, Reader, SchemaLayouts, Verify, header_len, verify,
+    ContainerReader, FileId, Meta, PREFIX_BYTES, SchemaLayouts, TensorErrorCode, VerifyDepth,
+    header_len, verify,
 };
 use blake3::Hasher;
 use tempfile::TempPath;
 
 use crate::error::ServeError;
 use crate::path::StorePath;
-use crate::store::Store;
+use crate::store::TensorStore;
 
-/// A container of which the header is here. Dropped before [`Upload::commit`], nothing is left of
+/// A container of which the header is here. Dropped before [`TensorUpload::commit`], nothing is left of
 /// it.
 #[derive(Debug)]
-pub struct Upload {
-    store: Arc<Store>,
+pub struct TensorUpload {
+    store: Arc<TensorStore>,
     path: Option<StorePath>,
     file: File,
     /// Its name, until it gets the one that it is for.
@@ -30,13 +31,13 @@ pub struct Upload {
     reserved: u64,
 }
 
-impl Upload {
+impl TensorUpload {
     /// Begins with a header and the length before it, and keeps room for the file. Blocks.
     ///
     /// # Errors
     /// Any code of the format that needs no data; [`ServeError::Quota`]; `E_IO`.
     pub fn begin(
-        store: &Arc<Store>,
+        store: &Arc<TensorStore>,
         header: &[u8],
         path: Option<StorePath>,
     ) -> Result<Self, ServeError> {
@@ -45,7 +46,7 @@ impl Upload {
         let text = header.get(PREFIX_BYTES as usize..).unwrap_or_default();
         if text.len() as u64 != len {
             let what = format!("a header of {len} bytes came in {}", text.len());
-            return Err(ServeError::input(Code::Header, what));
+            return Err(ServeError::input(TensorErrorCode::Header, what));
         }
         let meta = Meta::of_header(text, limits).map_err(ServeError::Input)?;
         let len = meta.file_len();
@@ -68,7 +69,7 @@ impl Upload {
 
     /// The same with a header that is read first.
     pub(crate) fn read(
-        store: &Arc<Store>,
+        store: &Arc<TensorStore>,
         source: &mut impl Read,
         path: Option<StorePath>,
     ) -> Result<Self, ServeError> {
@@ -79,7 +80,7 @@ impl Upload {
         let read = source.take(len).read_to_end(&mut header).map_err(io)?;
         if read as u64 != len {
             let what = format!("a header of {len} bytes ends after {read}");
-            return Err(ServeError::input(Code::Header, what));
+            return Err(ServeError::input(TensorErrorCode::Header, what));
         }
         Self::begin(store, &header, path)
     }
@@ -103,7 +104,7 @@ impl Upload {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ServeError> {
         if bytes.len() as u64 > self.len - self.have {
             let what = format!("bytes beyond the {} that the header says", self.len);
-            return Err(ServeError::input(Code::Tiling, what));
+            return Err(ServeError::input(TensorErrorCode::Tiling, what));
         }
         let written = self.file.write_all(bytes);
         written.map_err(|error| ServeError::io("write a file of the store", error))?;
@@ -120,12 +121,12 @@ impl Upload {
     pub fn commit(mut self) -> Result<FileId, ServeError> {
         if self.have < self.len {
             let what = format!("{} bytes of {} are here", self.have, self.len);
-            return Err(ServeError::input(Code::Tiling, what));
+            return Err(ServeError::input(TensorErrorCode::Tiling, what));
         }
         let io = |error| ServeError::io("store a file", error);
         let file = self.file.try_clone().map_err(io)?;
-        let reader = Reader::open(file, self.store.limits()).map_err(ServeError::Input)?;
-        let report = verify(&reader, Verify::Hash, Some(&SchemaLayouts::default()));
+        let reader = ContainerReader::open(file, self.store.limits()).map_err(ServeError::Input)?;
+        let report = verify(&reader, VerifyDepth::Hash, Some(&SchemaLayouts::default()));
         let report = report.map_err(ServeError::Stored)?;
         if let Some(problem) = report.problems.into_iter().next() {
             return Err(ServeError::Input(problem));
@@ -152,7 +153,7 @@ impl Upload {
         match self.name.take().map(|name| name.persist_noclobber(target)) {
             // The room is the object's from now on.
             None | Some(Ok(())) => self.reserved = 0,
-            // Somebody else stored the same meanwhile.
+            // Another upload stored the same meanwhile.
             Some(Err(error)) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Some(Err(error)) => return Err(error.error),
         }
@@ -160,7 +161,7 @@ impl Upload {
     }
 }
 
-impl Drop for Upload {
+impl Drop for TensorUpload {
     fn drop(&mut self) {
         self.store.release(self.reserved);
     }

@@ -1,9 +1,9 @@
-//! Nobody reads or writes what no scope says.
+//! A peer reads and writes only what a scope says.
 
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use crate::scene::{Scene, answer, ask, file, identity, refused};
+use crate::scene::{StoreScene, answer, ask, file, identity, refused};
 
 fn header(src: Value) -> Value {
     json!({ "v": 1, "want": "header", "src": src })
@@ -11,7 +11,7 @@ fn header(src: Value) -> Value {
 
 #[tokio::test]
 async fn forbidden_is_told_from_absent_by_nobody() {
-    let (scene, id) = Scene::holding("models/a");
+    let (scene, id) = StoreScene::holding("models/a");
     let peer = scene.peer("eve", &["tensor:read:other", "tensor:write:models"]);
     let mut said = Vec::new();
     for src in [
@@ -33,7 +33,7 @@ async fn forbidden_is_told_from_absent_by_nobody() {
 
 #[tokio::test]
 async fn an_id_is_as_good_as_a_path_that_leads_to_it() {
-    let (scene, id) = Scene::holding("models/a");
+    let (scene, id) = StoreScene::holding("models/a");
     let by_id = header(json!({ "id": id.to_string() }));
     let exact = format!("tensor:read:id/{id}");
     for scopes in [
@@ -54,7 +54,7 @@ async fn an_id_is_as_good_as_a_path_that_leads_to_it() {
 /// A stream that is open when the rights change has asked for nothing yet.
 #[tokio::test]
 async fn a_request_is_allowed_by_the_rights_of_when_it_is_there() {
-    let (scene, _) = Scene::holding("models/a");
+    let (scene, _) = StoreScene::holding("models/a");
     let mut served = None;
     let peer = scene.peer_through("ada", &["tensor:read:models"], |end| {
         served = Some(end.clone());
@@ -76,7 +76,7 @@ async fn a_request_is_allowed_by_the_rights_of_when_it_is_there() {
 
 #[tokio::test]
 async fn writing_needs_a_scope_of_its_own() {
-    let scene = Scene::new();
+    let scene = StoreScene::new();
     let file = file();
     for (scopes, path, good) in [
         (["tensor:read:*"], Some("a"), false),
@@ -97,7 +97,7 @@ async fn writing_needs_a_scope_of_its_own() {
 }
 
 fn other() -> Vec<u8> {
-    let mut writer = alknet_tensor::Writer::new(std::io::Cursor::new(Vec::new()));
+    let mut writer = alknet_tensor::ContainerWriter::new(std::io::Cursor::new(Vec::new()));
     let added = writer.flat("x", alknet_tensor::Dtype::U8, &[1], vec![1].into());
     added.expect("it fits");
     writer.finish().expect("memory").1.into_inner()

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use alknet_core::{Connection, memory_pair};
 use alknet_tensor::FileId;
-use alknet_tensor_serve::{ALPN, Client};
+use alknet_tensor_serve::{ALPN, TensorClient};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::scene::{Scene, answer, ask, at, file, hung, large, refused};
+use crate::scene::{StoreScene, answer, ask, at, file, hung, large, refused};
 
 /// Puts one byte of the large tensor right again and again: the file's times change, its bytes do
 /// not always.
-pub(crate) fn scribble(scene: &Scene, id: FileId, at: u64, byte: u8) {
+pub(crate) fn scribble(scene: &StoreScene, id: FileId, at: u64, byte: u8) {
     let path = scene.object(id);
     let mut permissions = fs::metadata(&path).expect("there").permissions();
     #[expect(
@@ -37,7 +37,7 @@ async fn rest(mut recv: alknet_core::RecvStream) -> (usize, bool) {
 #[tokio::test]
 async fn a_file_that_is_cut_short_ends_its_streams() {
     for encoding in ["raw", "bao16"] {
-        let (scene, id) = Scene::holding("a");
+        let (scene, id) = StoreScene::holding("a");
         let peer = scene.peer("ada", &["tensor:read:a"]);
         let request = json!({ "v": 1, "src": { "path": "a" }, "want": "tensor", "name": "large",
                               "encoding": encoding });
@@ -60,7 +60,7 @@ async fn a_file_that_is_cut_short_ends_its_streams() {
 
 #[tokio::test]
 async fn a_changed_file_is_not_served_to_its_end() {
-    let (scene, id) = Scene::holding("a");
+    let (scene, id) = StoreScene::holding("a");
     let peer = scene.peer("ada", &["tensor:read:a"]);
     let request = json!({ "v": 1, "src": { "path": "a" }, "want": "tensor", "name": "large" });
     let (head, recv) = ask(&peer, &request).await;
@@ -70,10 +70,10 @@ async fn a_changed_file_is_not_served_to_its_end() {
     assert!(!whole);
 }
 
-/// What rots on the disk reaches nobody who asks for proof.
+/// What rots on the disk does not reach a client that asks for proof.
 #[tokio::test]
 async fn a_byte_that_changed_is_a_hash_that_does_not_hold() {
-    let (scene, id) = Scene::holding("a");
+    let (scene, id) = StoreScene::holding("a");
     let target = scene.path("a.mt");
     let client = scene.client(&["tensor:read:a"]);
     // So that the tree is kept as it was.
@@ -113,10 +113,10 @@ async fn a_byte_that_changed_is_a_hash_that_does_not_hold() {
     assert_eq!(ask(&peer, &good).await.0["ok"], true);
 }
 
-/// A tree that somebody wrote into the folder is found out.
+/// A tree that another program wrote into the folder is found out.
 #[tokio::test]
 async fn kept_trees_are_not_trusted() {
-    let (scene, _) = Scene::holding("a");
+    let (scene, _) = StoreScene::holding("a");
     let client = scene.client(&["tensor:read:a"]);
     let target = scene.path("a.mt");
     client
@@ -133,7 +133,7 @@ async fn kept_trees_are_not_trusted() {
         .await
         .expect_err("another tree");
     assert_eq!(error.code(), "E_IO", "{error}");
-    // One of another length is made anew.
+    // The store makes one of another length again.
     for entry in fs::read_dir(scene.path("store/outboards")).expect("there") {
         fs::write(entry.expect("readable").path(), [1; 40]).expect("writable");
     }
@@ -144,7 +144,7 @@ async fn kept_trees_are_not_trusted() {
 }
 
 /// A peer that answers as the store does, but for this byte of each part that travels with its hashes.
-fn liar(scene: &Scene, at: usize) -> Connection {
+fn liar(scene: &StoreScene, at: usize) -> Connection {
     let honest = scene.peer("ada", &["tensor:read:a"]);
     let (ours, theirs) = memory_pair(ALPN);
     tokio::spawn(async move {
@@ -164,7 +164,7 @@ fn liar(scene: &Scene, at: usize) -> Connection {
                 let mut said = (head.len() as u32).to_be_bytes().to_vec();
                 said.extend(head.into_bytes());
                 said.extend(bytes);
-                // Whoever finds it out reads no further.
+                // A client that finds it out reads no further.
                 send.write_all(&said).await.ok();
                 send.finish().ok();
             });
@@ -174,7 +174,7 @@ fn liar(scene: &Scene, at: usize) -> Connection {
 }
 
 /// What is kept of an attempt that failed, which is taken away.
-fn taken_part(scene: &Scene) -> Vec<u8> {
+fn taken_part(scene: &StoreScene) -> Vec<u8> {
     let entries = fs::read_dir(scene.folder.path()).expect("readable");
     let paths = entries.map(|entry| entry.expect("readable").path());
     let mut parts = paths.filter(|path| path.extension().is_some_and(|it| it == "part"));
@@ -194,9 +194,9 @@ fn left_half(len: usize) -> (usize, usize) {
 /// A peer that lies is found out at the first pair or group that is another one: nothing of it is written.
 #[tokio::test]
 async fn a_peer_that_lies_has_nothing_written_that_is_not_proven() {
-    let (scene, _) = Scene::holding("a");
+    let (scene, _) = StoreScene::holding("a");
     let target = scene.path("a.mt");
-    let client = Client::new(liar(&scene, usize::MAX));
+    let client = TensorClient::new(liar(&scene, usize::MAX));
     let pulled = client.pull(&at("a"), &target, &|_, _| {}).await;
     pulled.expect("it says the truth where nothing is changed");
     fs::remove_file(&target).expect("there");
@@ -208,7 +208,7 @@ async fn a_peer_that_lies_has_nothing_written_that_is_not_proven() {
             ("a pair between groups", right + 5, half),
         ];
         for (place, byte, proven) in changes {
-            let client = Client::new(liar(&scene, byte));
+            let client = TensorClient::new(liar(&scene, byte));
             let seen = AtomicU64::new(0);
             let told = |done, _| seen.store(done, Ordering::Relaxed);
             let keep = |name: &str| name == "large";
@@ -226,7 +226,7 @@ async fn a_peer_that_lies_has_nothing_written_that_is_not_proven() {
         }
     }
     // Short ones are asked for at once, and have one group each.
-    let client = Client::new(liar(&scene, 0));
+    let client = TensorClient::new(liar(&scene, 0));
     let short = |name: &str| name != "large";
     let pulled = client
         .pull_some(&at("a"), &target, &short, &|_, _| {})

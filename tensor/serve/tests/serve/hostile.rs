@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::put::small;
-use crate::scene::{Scene, answer, ask, file, hung, refused, say};
+use crate::scene::{StoreScene, answer, ask, file, hung, refused, say};
 
 /// Sends these bytes, and reads what is said.
 async fn send(connection: &Connection, bytes: &[u8]) -> Value {
@@ -30,7 +30,7 @@ fn framed(text: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn every_bad_request_is_one_clear_error() {
-    let (scene, _) = Scene::holding("a");
+    let (scene, _) = StoreScene::holding("a");
     let peer = scene.peer("eve", &["*"]);
     let long = u32::try_from(REQUEST_BYTES + 1)
         .expect("short")
@@ -72,7 +72,7 @@ async fn every_bad_request_is_one_clear_error() {
 
 #[tokio::test]
 async fn streams_that_end_or_stop_leave_nothing() {
-    let (scene, _) = Scene::holding("a");
+    let (scene, _) = StoreScene::holding("a");
     let peer = scene.peer("eve", &["*"]);
     for bytes in [&b""[..], b"\0", b"\0\0\0\x10{"] {
         let (mut send, mut recv) = peer.open_bi().await.expect("connected");
@@ -93,7 +93,7 @@ async fn streams_that_end_or_stop_leave_nothing() {
 
 #[tokio::test]
 async fn slow_peers_are_not_waited_for() {
-    let (scene, _) = Scene::holding("a");
+    let (scene, _) = StoreScene::holding("a");
     let scene = scene.impatient();
     let peer = scene.peer("eve", &["*"]);
     // A request that never comes.
@@ -101,7 +101,7 @@ async fn slow_peers_are_not_waited_for() {
     send.write_all(b"\0\0").await.expect("taken");
     let mut rest = Vec::new();
     assert!(recv.read_to_end(&mut rest).await.is_err());
-    // A response that nobody takes.
+    // A response that the client does not take.
     let request = json!({ "v": 1, "want": "tensor", "name": "large", "src": { "path": "a" } });
     let (_, mut recv) = ask(&peer, &request).await;
     // Reading no bytes takes none, and fails once the node has given up.
@@ -129,7 +129,7 @@ async fn slow_peers_are_not_waited_for() {
 
 #[tokio::test]
 async fn requests_beyond_the_limit_are_refused_and_not_queued() {
-    let (scene, _) = Scene::holding("a");
+    let (scene, _) = StoreScene::holding("a");
     let peer = scene.peer("eve", &["*"]);
     let request = json!({ "v": 1, "want": "tensor", "name": "large", "src": { "path": "a" } });
     let mut held = Vec::new();
@@ -159,7 +159,7 @@ async fn put(peer: &Connection, bytes: &[u8]) -> Value {
 
 #[tokio::test]
 async fn files_that_lie_are_not_stored() {
-    let scene = Scene::new();
+    let scene = StoreScene::new();
     let peer = scene.peer("eve", &["*"]);
     let good = small(100_000);
     let changed = |at: usize| {

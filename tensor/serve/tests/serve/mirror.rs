@@ -11,9 +11,9 @@ use http_body_util::{BodyExt, Empty};
 use serde_json::Value;
 
 use crate::changes::scribble;
-use crate::scene::{Scene, file, hung, identity};
+use crate::scene::{StoreScene, file, hung, identity};
 
-struct Told {
+struct MirrorResponse {
     status: u16,
     headers: HeaderMap,
     body: Vec<u8>,
@@ -21,7 +21,7 @@ struct Told {
     whole: bool,
 }
 
-impl Told {
+impl MirrorResponse {
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
@@ -32,14 +32,14 @@ impl Told {
     }
 }
 
-/// Asks as somebody with these scopes, or as nobody.
+/// Asks as an identity with these scopes, or without an identity.
 async fn ask(
-    scene: &Scene,
+    scene: &StoreScene,
     scopes: Option<&[&str]>,
     method: Method,
     path: &str,
     headers: &[(&str, &str)],
-) -> Told {
+) -> MirrorResponse {
     let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -65,7 +65,7 @@ async fn ask(
         }
     };
     let whole = tokio::time::timeout(hung(), read).await.expect("in time");
-    Told {
+    MirrorResponse {
         status: head.status.as_u16(),
         headers: head.headers,
         body: bytes,
@@ -73,14 +73,14 @@ async fn ask(
     }
 }
 
-async fn get(scene: &Scene, path: &str, headers: &[(&str, &str)]) -> Told {
+async fn get(scene: &StoreScene, path: &str, headers: &[(&str, &str)]) -> MirrorResponse {
     let scopes = ["tensor:read:models"];
     ask(scene, Some(&scopes), Method::GET, path, headers).await
 }
 
 #[tokio::test]
 async fn files_come_whole_and_in_parts() {
-    let (scene, id) = Scene::holding("models/a");
+    let (scene, id) = StoreScene::holding("models/a");
     let file = file();
     let len = file.len();
     let by_id = format!("/tensor/{id}");
@@ -144,7 +144,7 @@ async fn files_come_whole_and_in_parts() {
 
 #[tokio::test]
 async fn forbidden_and_absent_are_one_answer() {
-    let (scene, id) = Scene::holding("models/a");
+    let (scene, id) = StoreScene::holding("models/a");
     let by_id = format!("/tensor/{id}");
     let absent = format!("/tensor/{}", "0".repeat(64));
     let (all, other): (&[&str], &[&str]) = (&["*"], &["tensor:read:other"]);
@@ -174,13 +174,13 @@ async fn forbidden_and_absent_are_one_answer() {
     }
     said.dedup();
     assert_eq!(said.len(), 1, "{said:?}");
-    // By its id, whoever may read a path of it.
+    // By its id, for an identity that may read a path of it.
     assert_eq!(get(&scene, &by_id, &[]).await.status, 200);
 }
 
 #[tokio::test]
 async fn bytes_that_are_not_the_files_reach_nobody() {
-    let (scene, id) = Scene::holding("models/a");
+    let (scene, id) = StoreScene::holding("models/a");
     let path = format!("/tensor/{id}");
     let file = file();
     let middle = file.len() / 2;
@@ -202,7 +202,7 @@ async fn bytes_that_are_not_the_files_reach_nobody() {
     let told = get(&scene, &path, &[("range", &beside)]).await;
     assert!(told.whole && told.body == file[middle + 16_384..]);
 
-    // Without the tree nobody can say which of the bytes are good.
+    // Without the tree, the mirror cannot say which of the bytes are good.
     let trees = scene.path("store/outboards");
     std::fs::remove_dir_all(&trees).expect("there");
     std::fs::create_dir(&trees).expect("ours");

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alknet_call::{
-    ALPN, CallClient, CallConnection, CallError, CallHandler, Dispatcher, ErrorCode, Gate,
-    Incoming, InputMemory, Registry,
+    ALPN, CallClient, CallConnection, CallError, CallHandler, Dispatcher, ErrorCode, InputMemory,
+    LocalCaller, LocalRequest, Registry,
 };
 use alknet_core::{AuthContext, Carriage, ProtocolHandler, memory_pair};
 use alknet_tensor_serve::limits::UPLOADS_PER_PEER;
@@ -17,9 +17,9 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use crate::put::small;
-use crate::scene::{Scene, file, identity, large};
+use crate::scene::{StoreScene, file, identity, large};
 
-fn dispatcher(scene: &Scene) -> Arc<Dispatcher> {
+fn dispatcher(scene: &StoreScene) -> Arc<Dispatcher> {
     let mut builder = Registry::builder();
     for operation in operations(&scene.store) {
         builder.add(operation);
@@ -28,10 +28,10 @@ fn dispatcher(scene: &Scene) -> Arc<Dispatcher> {
     Arc::new(Dispatcher::new(registry))
 }
 
-struct Node(Arc<CallHandler>);
+struct TensorOperationsNode(Arc<CallHandler>);
 
-impl Node {
-    fn new(scene: &Scene) -> Self {
+impl TensorOperationsNode {
+    fn new(scene: &StoreScene) -> Self {
         Self(Arc::new(CallHandler::new(dispatcher(scene))))
     }
 
@@ -62,8 +62,8 @@ async fn refused(peer: &CallConnection, operation: &str, input: Value) -> (Strin
 
 #[tokio::test]
 async fn files_are_described() {
-    let (scene, id) = Scene::holding("models/a");
-    let node = Node::new(&scene);
+    let (scene, id) = StoreScene::holding("models/a");
+    let node = TensorOperationsNode::new(&scene);
     let peer = node.peer(Some("ada"), &["tensor:read:models"]);
     let src = json!({ "path": "models/a" });
     let opened = peer
@@ -96,8 +96,8 @@ async fn files_are_described() {
 
 #[tokio::test]
 async fn codes_are_those_of_the_table() {
-    let (scene, id) = Scene::holding("a");
-    let node = Node::new(&scene);
+    let (scene, id) = StoreScene::holding("a");
+    let node = TensorOperationsNode::new(&scene);
     let stranger = node.peer(None, &[]);
     let open = json!({ "src": { "path": "a" } });
     let (code, _) = refused(&stranger, "tensor/open", open.clone()).await;
@@ -126,8 +126,8 @@ async fn codes_are_those_of_the_table() {
 
 #[tokio::test]
 async fn fetch_says_what_comes_and_sends_it() {
-    let (scene, _) = Scene::holding("a");
-    let node = Node::new(&scene);
+    let (scene, _) = StoreScene::holding("a");
+    let node = TensorOperationsNode::new(&scene);
     let peer = node.peer(Some("ada"), &["tensor:read:a"]);
     let input = json!({ "src": { "path": "a" }, "want": "tensor", "name": "large" });
     let mut events = peer.subscribe("tensor/fetch", &input).await.expect("there");
@@ -151,8 +151,8 @@ async fn fetch_says_what_comes_and_sends_it() {
 
 #[tokio::test]
 async fn a_file_is_put_in_pieces() {
-    let scene = Scene::new();
-    let node = Node::new(&scene);
+    let scene = StoreScene::new();
+    let node = TensorOperationsNode::new(&scene);
     let peer = node.peer(Some("ada"), &["tensor:write:in", "tensor:read:in"]);
     let file = small(300_000);
     let len = u64::from_le_bytes(*file.first_chunk().expect("long enough")) as usize + 8;
@@ -171,7 +171,7 @@ async fn a_file_is_put_in_pieces() {
     let odd = json!({ "upload": upload, "offset": 3, "bytes": "" });
     let error = put(odd).await.expect_err("out of place");
     assert_eq!(error.details.expect("the place")["have"], have);
-    // Somebody else's upload is not there.
+    // Another peer's upload is not there.
     let eve = node.peer(Some("eve"), &["*"]);
     let commit = json!({ "upload": upload, "commit": true });
     assert_eq!(
@@ -203,9 +203,9 @@ async fn a_file_is_put_in_pieces() {
 
 /// Memory without end, and how much of it is taken.
 #[derive(Debug, Default)]
-struct Endless(AtomicUsize);
+struct EndlessMemory(AtomicUsize);
 
-impl InputMemory for Endless {
+impl InputMemory for EndlessMemory {
     fn take(&self, bytes: usize) -> Result<(), CallError> {
         self.0.fetch_add(bytes, Ordering::AcqRel);
         Ok(())
@@ -224,20 +224,21 @@ fn peak() -> usize {
     kib.expect("a number") << 10
 }
 
-/// From somebody who may neither read nor write: 302 MB each, before anybody asked for their scopes.
+/// From a peer that may neither read nor write: a tree of each would take 302 MB, before the peer's
+/// scopes are looked at.
 #[tokio::test]
 async fn lists_of_short_values_cost_no_trees() {
-    let scene = Scene::new();
+    let scene = StoreScene::new();
     let dispatcher = dispatcher(&scene);
     let (near, _far) = memory_pair(b"h2");
-    let gate = Gate::new(&dispatcher, &near, None);
-    let memory = Arc::new(Endless::default());
+    let gate = LocalCaller::new(&dispatcher, &near, None);
+    let memory = Arc::new(EndlessMemory::default());
     let list = format!("[{}0]", "0,".repeat(4 << 20));
-    let incoming = |operation: &'static str, input: String| Incoming {
+    let incoming = |operation: &'static str, input: String| LocalRequest {
         input: Some(Bytes::from(input)),
         memory: Some(Arc::clone(&memory) as Arc<dyn InputMemory>),
         identity: Some(identity("eve", &[])),
-        ..Incoming::new("1", operation)
+        ..LocalRequest::new("1", operation)
     };
     let before = peak();
     let mut errors = Vec::new();
@@ -265,7 +266,7 @@ async fn lists_of_short_values_cost_no_trees() {
     let grown = peak() - before;
     assert!(grown < 128 << 20, "{grown} bytes more");
     // A frame of 1 MiB made 72 MiB.
-    let eve = Node::new(&scene).peer(Some("eve"), &[]);
+    let eve = TensorOperationsNode::new(&scene).peer(Some("eve"), &[]);
     let input = json!({ "header": vec![0; 500_000] });
     assert_eq!(refused(&eve, "tensor/put", input).await.0, "INVALID_INPUT");
 }

@@ -1,10 +1,10 @@
 //! The requests that docs/tensor-store.md shows are answered.
 
 use alknet_core::ScopeSet;
-use alknet_tensor_serve::{Deed, allows};
+use alknet_tensor_serve::{TensorAccess, allows};
 use serde_json::Value;
 
-use crate::scene::{Scene, ask};
+use crate::scene::{StoreScene, ask};
 
 fn page() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/tensor-store.md");
@@ -13,7 +13,7 @@ fn page() -> String {
 
 #[tokio::test]
 async fn the_requests_of_the_page_are_answered() {
-    let (scene, _) = Scene::holding("models/bert");
+    let (scene, _) = StoreScene::holding("models/bert");
     let peer = scene.peer("ada", &["tensor:read:models"]);
     let page = page();
     let block = page
@@ -60,7 +60,7 @@ fn the_limits_of_the_page_are_those_of_the_code() {
 fn the_scopes_of_the_page_allow_what_it_says() {
     let read = |scope: &str, path: &str| {
         let scopes: ScopeSet = [scope].iter().collect();
-        allows(&scopes, Deed::Read, path)
+        allows(&scopes, TensorAccess::Read, path)
     };
     assert!(read("tensor:read:models", "models/bert"));
     assert!(!read("tensor:read:models/bert", "models"));

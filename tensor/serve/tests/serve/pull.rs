@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use alknet_core::CloseCode;
 use alknet_tensor::tools::strip;
-use alknet_tensor::{Limits, Reader, SchemaLayouts, Verify, verify};
-use alknet_tensor_serve::{Client, Src};
+use alknet_tensor::{ContainerLimits, ContainerReader, SchemaLayouts, VerifyDepth, verify};
+use alknet_tensor_serve::{TensorClient, TensorFileRef};
 
-use crate::scene::{Scene, at, file, large};
+use crate::scene::{StoreScene, at, file, large};
 
 /// What may be fetched twice where a connection is cut.
 const AGAIN_BYTES: u64 = 64 << 10;
 
-fn names(scene: &Scene) -> Vec<String> {
+fn names(scene: &StoreScene) -> Vec<String> {
     let entries = fs::read_dir(scene.folder.path()).expect("readable");
     let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("readable").file_name();
     let names = entries.map(|entry| name(entry).into_string().expect("UTF-8"));
@@ -26,7 +26,7 @@ fn names(scene: &Scene) -> Vec<String> {
 
 #[tokio::test]
 async fn a_whole_file_comes_as_it_was_stored() {
-    let (scene, id) = Scene::holding("models/a");
+    let (scene, id) = StoreScene::holding("models/a");
     let client = scene.client(&["tensor:read:models"]);
     let target = scene.path("a.mt");
     let last = AtomicU64::new(0);
@@ -34,7 +34,7 @@ async fn a_whole_file_comes_as_it_was_stored() {
         assert!(done <= total);
         last.store(done, Ordering::Relaxed);
     };
-    for src in [at("models/a"), Src::Id(id)] {
+    for src in [at("models/a"), TensorFileRef::Id(id)] {
         let pulled = client.pull(&src, &target, &told).await.expect("served");
         assert_eq!((pulled.id, pulled.bytes), (id, file().len() as u64));
         assert!(fs::read(&target).expect("there") == file());
@@ -45,7 +45,7 @@ async fn a_whole_file_comes_as_it_was_stored() {
 
 #[tokio::test]
 async fn a_cut_costs_less_than_64_kib() {
-    let (scene, id) = Scene::holding("a");
+    let (scene, id) = StoreScene::holding("a");
     let target = scene.path("a.mt");
     let connection = scene.peer("ada", &["tensor:read:a"]);
     let cut = connection.clone();
@@ -56,7 +56,9 @@ async fn a_cut_costs_less_than_64_kib() {
             cut.close(CloseCode::Normal, "cut");
         }
     };
-    let error = Client::new(connection).pull(&at("a"), &target, &told).await;
+    let error = TensorClient::new(connection)
+        .pull(&at("a"), &target, &told)
+        .await;
     let error = error.expect_err("it was cut");
     assert_eq!(error.code(), "E_IO");
     assert!(!target.exists());
@@ -75,14 +77,14 @@ async fn a_cut_costs_less_than_64_kib() {
     assert_eq!(names(&scene), ["a.mt"]);
 }
 
-fn id_len(_: &Scene) -> u64 {
+fn id_len(_: &StoreScene) -> u64 {
     file().len() as u64
 }
 
-/// What a disk changed between two attempts is found out, and fetched anew.
+/// What a disk changed between two attempts is found out, and fetched again.
 #[tokio::test]
 async fn a_part_that_was_changed_here_is_thrown_away() {
-    let (scene, id) = Scene::holding("a");
+    let (scene, id) = StoreScene::holding("a");
     let target = scene.path("a.mt");
     let digits = id.to_string();
     let part = scene.path(&format!(".a.mt.{}.part", &digits[..16]));
@@ -111,14 +113,17 @@ async fn a_part_that_was_changed_here_is_thrown_away() {
 
 #[tokio::test]
 async fn some_tensors_make_a_container_of_their_own() {
-    let (scene, _) = Scene::holding("a");
+    let (scene, _) = StoreScene::holding("a");
     let client = scene.client(&["tensor:read:a"]);
     let target = scene.path("some.mt");
     let keep = |name: &str| name != "large";
     let pulled = client.pull_some(&at("a"), &target, &keep, &|_, _| {}).await;
     let pulled = pulled.expect("served");
     assert_eq!(pulled.fetched, 6 + 16 + 8 + 32);
-    let reader = Reader::open(File::open(&target).expect("made"), &Limits::default());
+    let reader = ContainerReader::open(
+        File::open(&target).expect("made"),
+        &ContainerLimits::default(),
+    );
     let reader = reader.expect("good");
     assert_eq!(
         reader.names().collect::<Vec<_>>(),
@@ -126,7 +131,7 @@ async fn some_tensors_make_a_container_of_their_own() {
     );
     assert_eq!(&*reader.item("names", 2).expect("there"), b"three");
     assert_eq!(reader.meta().metadata_value("format"), Some("pt"));
-    let report = verify(&reader, Verify::Full, Some(&SchemaLayouts::default()));
+    let report = verify(&reader, VerifyDepth::Full, Some(&SchemaLayouts::default()));
     assert!(report.expect("readable").is_good());
 
     let none = |name: &str| name == "no";
@@ -137,16 +142,19 @@ async fn some_tensors_make_a_container_of_their_own() {
         .pull_some(&at("a"), &target, &alone, &|_, _| {})
         .await
         .expect("served");
-    let reader = Reader::open(File::open(&target).expect("made"), &Limits::default());
+    let reader = ContainerReader::open(
+        File::open(&target).expect("made"),
+        &ContainerLimits::default(),
+    );
     assert!(reader.expect("good").view("large").expect("there").bytes() == large());
 }
 
 /// A file whose header has a hash of every tensor, and one whose header has none.
 #[tokio::test]
 async fn some_tensors_go_on_where_they_were_cut() {
-    let scene = Scene::new();
+    let scene = StoreScene::new();
     let ours = file();
-    let reader = Reader::open(&ours[..], &Limits::default()).expect("good");
+    let reader = ContainerReader::open(&ours[..], &ContainerLimits::default()).expect("good");
     let plain = strip(&reader, Cursor::new(Vec::new())).expect("memory");
     scene.add("with", &ours);
     scene.add("without", &plain.1.into_inner());
@@ -162,7 +170,7 @@ async fn some_tensors_go_on_where_they_were_cut() {
                 cut.close(CloseCode::Normal, "cut");
             }
         };
-        let client = Client::new(connection);
+        let client = TensorClient::new(connection);
         let error = client.pull_some(&at(path), &target, &keep, &told).await;
         assert_eq!(error.expect_err("it was cut").code(), "E_IO", "{path}");
         assert!(!target.exists());
@@ -186,14 +194,17 @@ async fn some_tensors_go_on_where_they_were_cut() {
             "{path}: {before} {pulled:?}"
         );
         assert!(pulled.fetched < total - 300_000);
-        let reader = Reader::open(File::open(&target).expect("made"), &Limits::default());
+        let reader = ContainerReader::open(
+            File::open(&target).expect("made"),
+            &ContainerLimits::default(),
+        );
         let reader = reader.expect("good");
         assert!(reader.view("large").expect("there").bytes() == large());
         assert_eq!(reader.names().count(), 3);
         assert_eq!(names(&scene), ["some.mt"]);
         fs::remove_file(&target).expect("there");
 
-        // What a disk changed meanwhile is found out, and fetched anew.
+        // What a disk changed meanwhile is found out, and fetched again.
         let cut_again = scene.peer("ada", &["tensor:read:*"]);
         let closing = cut_again.clone();
         let told = |done, _| {
@@ -201,7 +212,7 @@ async fn some_tensors_go_on_where_they_were_cut() {
                 closing.close(CloseCode::Normal, "cut");
             }
         };
-        let cut = Client::new(cut_again)
+        let cut = TensorClient::new(cut_again)
             .pull_some(&at(path), &target, &keep, &told)
             .await;
         cut.expect_err("it was cut");

@@ -2,14 +2,14 @@
 
 use std::process::Command;
 
-use alknet_tensor_serve::{Store, StoreOptions};
+use alknet_tensor_serve::{StoreOptions, TensorStore};
 
-use crate::scene::{Scene, at, file};
+use crate::scene::{StoreScene, at, file};
 
 /// A program that knows nothing of us calls a file as its store does.
 #[tokio::test]
 async fn the_id_is_what_b3sum_says() {
-    let (scene, id) = Scene::holding("a");
+    let (scene, id) = StoreScene::holding("a");
     let said = Command::new("b3sum")
         .arg("--no-names")
         .arg(scene.object(id))
@@ -22,7 +22,7 @@ async fn the_id_is_what_b3sum_says() {
 
 #[tokio::test]
 async fn what_is_put_can_be_pulled_after_a_restart() {
-    let scene = Scene::new();
+    let scene = StoreScene::new();
     let client = scene.client(&["tensor:write:in", "tensor:read:in"]);
     let file = file();
     let id = client
@@ -39,7 +39,7 @@ async fn what_is_put_can_be_pulled_after_a_restart() {
     assert_eq!((scene.count("objects"), scene.count("uploads")), (1, 0));
 
     let root = scene.path("store");
-    let again = Store::open(root, StoreOptions::default()).expect("it is there");
+    let again = TensorStore::open(root, StoreOptions::default()).expect("it is there");
     let paths: Vec<_> = again
         .paths()
         .into_iter()
@@ -56,7 +56,7 @@ async fn what_is_put_can_be_pulled_after_a_restart() {
 
 #[tokio::test]
 async fn what_is_damaged_is_mended_by_storing_it_again() {
-    let (scene, id) = Scene::holding("a");
+    let (scene, id) = StoreScene::holding("a");
     let client = scene.client(&["tensor:read:*"]);
     let target = scene.path("a.mt");
     let object = scene.object(id);
@@ -79,7 +79,7 @@ async fn the_store_is_never_larger_than_it_may_be() {
         bytes_max: file.len() as u64 + 100,
         ..StoreOptions::default()
     };
-    let scene = Scene::with(options);
+    let scene = StoreScene::with(options);
     let client = scene.client(&["*"]);
     client
         .put(file.as_slice(), Some("a"), &|_, _| {})
@@ -96,7 +96,7 @@ async fn the_store_is_never_larger_than_it_may_be() {
 
 #[tokio::test]
 async fn a_path_is_a_file_or_a_folder() {
-    let scene = Scene::new();
+    let scene = StoreScene::new();
     let client = scene.client(&["*"]);
     let put = async |path| {
         client
@@ -115,7 +115,7 @@ async fn a_path_is_a_file_or_a_folder() {
 
 #[tokio::test]
 async fn what_is_removed_makes_room_and_leaves_nothing() {
-    let (scene, id) = Scene::holding("a");
+    let (scene, id) = StoreScene::holding("a");
     scene.add("b/c", &file());
     let client = scene.client(&["tensor:read:*"]);
     let target = scene.path("a.mt");
@@ -145,7 +145,7 @@ async fn what_is_removed_makes_room_and_leaves_nothing() {
 }
 
 pub(crate) fn small(len: u64) -> Vec<u8> {
-    let mut writer = alknet_tensor::Writer::new(std::io::Cursor::new(Vec::new()));
+    let mut writer = alknet_tensor::ContainerWriter::new(std::io::Cursor::new(Vec::new()));
     let content = vec![3; len as usize].into();
     writer
         .flat("x", alknet_tensor::Dtype::U8, &[len], content)

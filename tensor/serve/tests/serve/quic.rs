@@ -9,21 +9,21 @@ use std::time::Instant;
 use alknet_core::{
     AuthToken, Carriage, CloseReason, HandlerRegistry, Identity, IdentityProvider, PeerKey,
 };
-use alknet_endpoint::{DialError, Dialer, Server, ServerOptions, Target};
-use alknet_tensor::{Dtype, Writer};
-use alknet_tensor_serve::{ALPN, Client, TensorHandler};
+use alknet_endpoint::{EndpointDialError, EndpointDialer, EndpointServer, ServerOptions, Target};
+use alknet_tensor::{ContainerWriter, Dtype};
+use alknet_tensor_serve::{ALPN, TensorClient, TensorHandler};
 use alknet_tls::NodeKey;
 use tokio::sync::watch;
 
-use crate::scene::{Scene, at, file, hung, identity};
+use crate::scene::{StoreScene, at, file, hung, identity};
 
 /// Bytes of the file that is timed.
 const TIMED_BYTES: u64 = 64 << 20;
 
-/// Whoever is known, by key.
-struct Peers(HashMap<PeerKey, Arc<Identity>>, watch::Sender<u64>);
+/// The known peers, by key.
+struct KnownPeers(HashMap<PeerKey, Arc<Identity>>, watch::Sender<u64>);
 
-impl IdentityProvider for Peers {
+impl IdentityProvider for KnownPeers {
     fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
         self.0.get(key).cloned()
     }
@@ -38,20 +38,20 @@ impl IdentityProvider for Peers {
 }
 
 /// A node that serves a store, and a key that it knows.
-struct Node {
-    _server: Server,
+struct TensorQuicNode {
+    _server: EndpointServer,
     target: Target,
     ada: NodeKey,
 }
 
-impl Node {
-    fn start(scene: &Scene) -> Self {
+impl TensorQuicNode {
+    fn start(scene: &StoreScene) -> Self {
         let [key, ada] = [(); 2].map(|()| NodeKey::generate().expect("a key"));
         let known = [(
             ada.public(),
             identity("ada", &["tensor:read:models", "tensor:write:in"]),
         )];
-        let peers = Peers(known.into(), watch::Sender::new(0));
+        let peers = KnownPeers(known.into(), watch::Sender::new(0));
         let mut handlers = HandlerRegistry::new();
         let handler = TensorHandler::new(Arc::clone(&scene.store));
         handlers.register(Arc::new(handler)).expect("the only one");
@@ -59,7 +59,8 @@ impl Node {
             port: 0,
             ..ServerOptions::default()
         };
-        let server = Server::bind(options, &key, handlers, Arc::new(peers)).expect("a free port");
+        let server =
+            EndpointServer::bind(options, &key, handlers, Arc::new(peers)).expect("a free port");
         let address = format!("{}:{}", Ipv4Addr::LOCALHOST, server.port());
         let target: Target = address.parse().expect("a target");
         Self {
@@ -69,17 +70,17 @@ impl Node {
         }
     }
 
-    async fn client(&self) -> Client {
-        let dialer = Dialer::new(Some(self.ada.clone()));
+    async fn client(&self) -> TensorClient {
+        let dialer = EndpointDialer::new(Some(self.ada.clone()));
         let connection = dialer.dial_over(Carriage::Quic, &self.target, ALPN).await;
-        Client::new(connection.expect("it is served"))
+        TensorClient::new(connection.expect("it is served"))
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_travel_both_ways_over_quic() {
-    let (scene, id) = Scene::holding("models/a");
-    let node = Node::start(&scene);
+    let (scene, id) = StoreScene::holding("models/a");
+    let node = TensorQuicNode::start(&scene);
     let client = node.client().await;
     let target = scene.path("a.mt");
     let pulled = client
@@ -112,9 +113,9 @@ async fn files_travel_both_ways_over_quic() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_and_tcp_reach_nothing() {
-    let (scene, _) = Scene::holding("models/a");
-    let node = Node::start(&scene);
-    let stranger = Dialer::new(Some(NodeKey::generate().expect("a key")));
+    let (scene, _) = StoreScene::holding("models/a");
+    let node = TensorQuicNode::start(&scene);
+    let stranger = EndpointDialer::new(Some(NodeKey::generate().expect("a key")));
     let connection = stranger.dial_over(Carriage::Quic, &node.target, ALPN).await;
     // Who the peer is may be known only after the handshake has ended for this side.
     if let Ok(connection) = connection {
@@ -124,10 +125,10 @@ async fn strangers_and_tcp_reach_nothing() {
             "{closed:?}"
         );
     }
-    let known = Dialer::new(Some(node.ada.clone()));
+    let known = EndpointDialer::new(Some(node.ada.clone()));
     let over_tcp = known.dial_over(Carriage::Tcp, &node.target, ALPN).await;
     assert!(
-        matches!(over_tcp, Err(DialError::NoProtocol { .. })),
+        matches!(over_tcp, Err(EndpointDialError::NoProtocol { .. })),
         "{over_tcp:?}"
     );
 }
@@ -135,11 +136,11 @@ async fn strangers_and_tcp_reach_nothing() {
 /// Sixteen tensors at once, each of them whole, and how long a file takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_streams_share_a_connection() {
-    let scene = Scene::new();
+    let scene = StoreScene::new();
     let content: Vec<u8> = (0..TIMED_BYTES / 16)
         .map(|at| (at * 31 % 251) as u8)
         .collect();
-    let mut writer = Writer::new(std::io::Cursor::new(Vec::new()));
+    let mut writer = ContainerWriter::new(std::io::Cursor::new(Vec::new()));
     for name in 0..16 {
         let content = content.as_slice().into();
         let added = writer.flat(format!("{name}"), Dtype::U8, &[TIMED_BYTES / 16], content);
@@ -147,7 +148,7 @@ async fn many_streams_share_a_connection() {
     }
     let large = writer.finish().expect("memory").1.into_inner();
     scene.add("models/large", &large);
-    let node = Node::start(&scene);
+    let node = TensorQuicNode::start(&scene);
     let client = node.client().await;
     let src = at("models/large");
     let names: Vec<String> = (0..16).map(|name| name.to_string()).collect();

@@ -9,9 +9,10 @@ use alknet_core::{
     AuthContext, Carriage, Connection, Identity, IdentityKind, ProtocolHandler, RecvStream,
     SendStream, memory_pair,
 };
-use alknet_tensor::{Dtype, Field, FieldType, FileId, Writer};
+use alknet_tensor::{ContainerWriter, Dtype, FieldType, FileId, StructField};
 use alknet_tensor_serve::{
-    ALPN, Client, Patience, Src, Store, StoreOptions, StorePath, TensorHandler,
+    ALPN, ServeTimeouts, StoreOptions, StorePath, TensorClient, TensorFileRef, TensorHandler,
+    TensorStore,
 };
 use alknet_test_support::deadline;
 use serde_json::{Value, json};
@@ -35,10 +36,10 @@ pub(crate) fn large() -> Vec<u8> {
 
 /// A container: much of one type, records, items.
 pub(crate) fn file() -> Vec<u8> {
-    let mut writer = Writer::new(Cursor::new(Vec::new())).with_schema(SCHEMA);
+    let mut writer = ContainerWriter::new(Cursor::new(Vec::new())).with_schema(SCHEMA);
     let fields = vec![
-        Field::new("/x", FieldType::Float32, 0),
-        Field::new("/n", FieldType::Uint32, 4),
+        StructField::new("/x", FieldType::Float32, 0),
+        StructField::new("/n", FieldType::Uint32, 4),
     ];
     let add = || {
         writer
@@ -60,31 +61,31 @@ pub(crate) fn file() -> Vec<u8> {
 }
 
 /// A store in a folder that goes away.
-pub(crate) struct Scene {
-    pub(crate) store: Arc<Store>,
+pub(crate) struct StoreScene {
+    pub(crate) store: Arc<TensorStore>,
     pub(crate) folder: tempfile::TempDir,
-    patience: Patience,
+    patience: ServeTimeouts,
 }
 
-impl Scene {
+impl StoreScene {
     pub(crate) fn new() -> Self {
         Self::with(StoreOptions::default())
     }
 
     pub(crate) fn with(options: StoreOptions) -> Self {
         let folder = tempfile::tempdir().expect("writable");
-        let store = Store::open(folder.path().join("store"), options).expect("writable");
+        let store = TensorStore::open(folder.path().join("store"), options).expect("writable");
         Self {
             store,
             folder,
-            patience: Patience::default(),
+            patience: ServeTimeouts::default(),
         }
     }
 
-    /// Waits for nobody longer than a moment.
+    /// Waits for a peer no longer than a moment.
     pub(crate) fn impatient(mut self) -> Self {
         let moment = deadline(Duration::from_millis(50));
-        self.patience = Patience {
+        self.patience = ServeTimeouts {
             request: moment,
             stalled: moment,
         };
@@ -146,8 +147,8 @@ impl Scene {
         ours
     }
 
-    pub(crate) fn client(&self, scopes: &[&str]) -> Client {
-        Client::new(self.peer("ada", scopes))
+    pub(crate) fn client(&self, scopes: &[&str]) -> TensorClient {
+        TensorClient::new(self.peer("ada", scopes))
     }
 }
 
@@ -161,8 +162,8 @@ pub(crate) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
     })
 }
 
-pub(crate) fn at(path: &str) -> Src {
-    Src::Path(StorePath::parse(path).expect("a path"))
+pub(crate) fn at(path: &str) -> TensorFileRef {
+    TensorFileRef::Path(StorePath::parse(path).expect("a path"))
 }
 
 /// Asks by hand: what is said first, and the stream behind it.

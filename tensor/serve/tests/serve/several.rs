@@ -12,37 +12,37 @@ use alknet_core::{
     BoxFuture, CloseCode, CloseReason, Connection, RecvStream, SendHalf, SendStream, StreamCode,
     StreamError, StreamSource,
 };
-use alknet_tensor::{Dtype, Limits, Reader, Writer};
-use alknet_tensor_serve::Client;
+use alknet_tensor::{ContainerLimits, ContainerReader, ContainerWriter, Dtype};
+use alknet_tensor_serve::TensorClient;
 use bytes::Bytes;
 use serde_json::json;
 use tokio::io::AsyncWrite;
 use tokio::time::timeout;
 
-use crate::scene::{Scene, at, fetch, hung};
+use crate::scene::{StoreScene, at, fetch, hung};
 
 type Pair = (SendStream, RecvStream);
 type Priorities = Arc<Mutex<Vec<i32>>>;
 
 /// The node's end of a connection. What it sends has its priorities written down, and streams reach
 /// it in groups, the last of a group first, once all of them are open.
-struct Watched {
+struct PriorityConnection {
     inner: Connection,
     priorities: Priorities,
-    groups: tokio::sync::Mutex<Groups>,
+    groups: tokio::sync::Mutex<StreamGroups>,
 }
 
-struct Groups {
+struct StreamGroups {
     sizes: VecDeque<usize>,
     open: Vec<Pair>,
     ready: Vec<Pair>,
 }
 
-impl Watched {
+impl PriorityConnection {
     /// In front of `inner`, with groups of these sizes; what comes after them comes one by one.
     fn connection(inner: Connection, priorities: Priorities, sizes: &[usize]) -> Connection {
         let info = inner.info().clone();
-        let groups = Groups {
+        let groups = StreamGroups {
             sizes: sizes.iter().copied().collect(),
             open: Vec::new(),
             ready: Vec::new(),
@@ -68,12 +68,12 @@ impl Watched {
             groups.ready = std::mem::take(&mut groups.open);
         }
         let (send, recv) = groups.ready.pop().expect("a group is not empty");
-        let send = WatchedSend(send, Arc::clone(&self.priorities));
+        let send = PrioritySend(send, Arc::clone(&self.priorities));
         Ok((SendStream::new(Box::new(send)), recv))
     }
 }
 
-impl StreamSource for Watched {
+impl StreamSource for PriorityConnection {
     fn accept_bi(&self) -> BoxFuture<'_, Result<Pair, StreamError>> {
         Box::pin(self.next())
     }
@@ -95,9 +95,9 @@ impl StreamSource for Watched {
     }
 }
 
-struct WatchedSend(SendStream, Priorities);
+struct PrioritySend(SendStream, Priorities);
 
-impl AsyncWrite for WatchedSend {
+impl AsyncWrite for PrioritySend {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -115,7 +115,7 @@ impl AsyncWrite for WatchedSend {
     }
 }
 
-impl SendHalf for WatchedSend {
+impl SendHalf for PrioritySend {
     fn poll_write_chunks(
         &mut self,
         cx: &mut Context<'_>,
@@ -146,7 +146,7 @@ impl SendHalf for WatchedSend {
 
 /// A container of these tensors, each with a byte of its own all over.
 fn tensors(lens: &[(String, u64)]) -> Vec<u8> {
-    let mut writer = Writer::new(Cursor::new(Vec::new()));
+    let mut writer = ContainerWriter::new(Cursor::new(Vec::new()));
     for (at, (name, len)) in lens.iter().enumerate() {
         let added = writer.flat(name.as_str(), Dtype::U8, &[*len], content(at, *len).into());
         added.expect("it fits");
@@ -160,10 +160,10 @@ fn content(at: usize, len: u64) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_tensor_goes_before_those_behind_it_in_the_order() {
-    let (scene, _) = Scene::holding("a");
+    let (scene, _) = StoreScene::holding("a");
     let priorities = Priorities::default();
     let peer = scene.peer_through("ada", &["tensor:read:a"], |theirs| {
-        Watched::connection(theirs, Arc::clone(&priorities), &[])
+        PriorityConnection::connection(theirs, Arc::clone(&priorities), &[])
     });
     for mut want in [
         json!({ "want": "tensor", "name": "names" }),
@@ -184,7 +184,7 @@ async fn a_tensor_goes_before_those_behind_it_in_the_order() {
 
 #[tokio::test]
 async fn short_tensors_are_fetched_sixteen_at_once() {
-    let scene = Scene::new();
+    let scene = StoreScene::new();
     let mut lens: Vec<(String, u64)> = (0..20).map(|at| (format!("s{at}"), 2000 + at)).collect();
     lens.push(("long".to_owned(), 100_000));
     lens.push(("none".to_owned(), 0));
@@ -192,12 +192,12 @@ async fn short_tensors_are_fetched_sixteen_at_once() {
     // A client that asked for fewer at once would wait for an answer that waits for the others.
     let groups = [1, 16, 4, 1, 1];
     let peer = scene.peer_through("ada", &["tensor:read:a"], |theirs| {
-        Watched::connection(theirs, Priorities::default(), &groups)
+        PriorityConnection::connection(theirs, Priorities::default(), &groups)
     });
     let target = scene.path("some.mt");
     let last = AtomicU64::new(0);
     let told = |done, _| assert!(last.swap(done, Ordering::Relaxed) <= done);
-    let client = Client::new(peer);
+    let client = TensorClient::new(peer);
     let (src, all) = (at("a"), |_: &str| true);
     let pulling = client.pull_some(&src, &target, &all, &told);
     let pulled = timeout(hung(), pulling)
@@ -206,7 +206,10 @@ async fn short_tensors_are_fetched_sixteen_at_once() {
     let total: u64 = lens.iter().map(|(_, len)| len).sum();
     assert_eq!(pulled.expect("served").fetched, total);
     assert_eq!(last.load(Ordering::Relaxed), total);
-    let reader = Reader::open(File::open(&target).expect("made"), &Limits::default());
+    let reader = ContainerReader::open(
+        File::open(&target).expect("made"),
+        &ContainerLimits::default(),
+    );
     let reader = reader.expect("good");
     for (at, (name, len)) in lens.iter().enumerate() {
         let view = reader.view(name).expect("there");
@@ -217,7 +220,7 @@ async fn short_tensors_are_fetched_sixteen_at_once() {
 /// One without a byte lies between what is here and what is not.
 #[tokio::test]
 async fn a_cut_behind_an_empty_tensor_is_gone_on_from() {
-    let scene = Scene::new();
+    let scene = StoreScene::new();
     let lens = [("short", 20_000), ("none", 0), ("long", 1_000_000)];
     let lens = lens.map(|(name, len)| (name.to_owned(), len));
     scene.add("a", &tensors(&lens));
@@ -230,13 +233,16 @@ async fn a_cut_behind_an_empty_tensor_is_gone_on_from() {
             cut.close(CloseCode::Normal, "cut");
         }
     };
-    let client = Client::new(connection);
+    let client = TensorClient::new(connection);
     let error = client.pull_some(&src, &target, &all, &told).await;
     assert_eq!(error.expect_err("it was cut").code(), "E_IO");
     let client = scene.client(&["tensor:read:a"]);
     let pulled = client.pull_some(&src, &target, &all, &|_, _| {}).await;
     let pulled = pulled.expect("it goes on");
     assert!(pulled.fetched < 700_000, "{pulled:?}");
-    let reader = Reader::open(File::open(&target).expect("made"), &Limits::default());
+    let reader = ContainerReader::open(
+        File::open(&target).expect("made"),
+        &ContainerLimits::default(),
+    );
     assert_eq!(reader.expect("good").names().count(), 3);
 }

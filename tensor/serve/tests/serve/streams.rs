@@ -1,19 +1,19 @@
 //! Every part that can be asked for.
 
-use alknet_tensor::{Dtype, Limits, Reader};
+use alknet_tensor::{ContainerLimits, ContainerReader, Dtype};
 use serde_json::json;
 
-use crate::scene::{LARGE, Scene, fetch, file, large, refused};
+use crate::scene::{LARGE, StoreScene, fetch, file, large, refused};
 
 #[tokio::test]
 async fn parts_are_what_they_say() {
-    let (scene, id) = Scene::holding("models/a");
+    let (scene, id) = StoreScene::holding("models/a");
     let file = file();
     let peer = scene.peer("ada", &["tensor:read:models"]);
     let src = json!({ "path": "models/a" });
 
     let (head, header) = fetch(&peer, json!({ "src": src, "want": "header" })).await;
-    let reader = Reader::open(file.as_slice(), &Limits::default()).expect("good");
+    let reader = ContainerReader::open(file.as_slice(), &ContainerLimits::default()).expect("good");
     assert_eq!(head["len"], reader.meta().data_start());
     assert_eq!(head["id"], id.to_string());
     let hash = blake3::hash(&header).to_hex().to_string();
@@ -56,7 +56,7 @@ async fn parts_are_what_they_say() {
 
 #[tokio::test]
 async fn what_is_not_there_is_said() {
-    let (scene, _) = Scene::holding("a");
+    let (scene, _) = StoreScene::holding("a");
     let peer = scene.peer("ada", &["tensor:read:*"]);
     let src = json!({ "path": "a" });
     let ask = |want| {
@@ -87,8 +87,8 @@ async fn what_is_not_there_is_said() {
 /// A file of the stock package is served as it is, proven by hashes made here.
 #[tokio::test]
 async fn plain_files_are_served_too() {
-    let scene = Scene::new();
-    let mut writer = alknet_tensor::Writer::plain(std::io::Cursor::new(Vec::new()));
+    let scene = StoreScene::new();
+    let mut writer = alknet_tensor::ContainerWriter::plain(std::io::Cursor::new(Vec::new()));
     writer
         .flat("w", Dtype::U8, &[40_000], vec![7; 40_000].into())
         .expect("it fits");
@@ -101,9 +101,9 @@ async fn plain_files_are_served_too() {
         .pull_some(&crate::scene::at("plain"), &target, &keep, &|_, _| {})
         .await;
     assert_eq!(pulled.expect("served").fetched, 40_000);
-    let reader = Reader::open(
+    let reader = ContainerReader::open(
         std::fs::File::open(target).expect("made"),
-        &Limits::default(),
+        &ContainerLimits::default(),
     );
     let reader = reader.expect("good");
     assert_eq!(reader.view("w").expect("there").bytes(), [7; 40_000]);

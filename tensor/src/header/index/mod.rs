@@ -11,14 +11,17 @@ use blake3::Hash;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::error::{Code, Quoted, Result, TensorError, fail};
-use crate::header::json::{Arena, Bounds, Context, Keys, Span, Unwatched, Walk, Watch, duplicate};
-use crate::header::table::Table;
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
+use crate::header::json::{
+    IgnoredMembers, JsonBounds, MemberWatcher, ObjectKeys, TextArena, TextSpan, ValueWalk,
+    VisitorContext, duplicate,
+};
+use crate::header::table::EntryTable;
 use crate::keys::INDEX;
 use crate::layout::FieldType;
-use crate::limits::Limits;
+use crate::limits::ContainerLimits;
 
-use tensor::Tensor;
+use tensor::TensorSeed;
 
 /// A tensor as the index describes it.
 #[derive(Clone, Copy, Debug)]
@@ -34,21 +37,21 @@ pub(crate) struct RawTensor {
 pub(crate) enum RawKind {
     Flat,
     Struct {
-        def: Span,
+        def: TextSpan,
         stride: u64,
         count: u64,
         /// Where its fields begin, and how many there are.
         fields: (u32, u32),
     },
     Blob {
-        enc: Span,
+        enc: TextSpan,
         shape_of: Option<u32>,
     },
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RawField {
-    pub(crate) path: Span,
+    pub(crate) path: TextSpan,
     pub(crate) kind: FieldType,
     pub(crate) off: u64,
     pub(crate) len: u64,
@@ -56,8 +59,8 @@ pub(crate) struct RawField {
 
 /// The index. Entries are named by their place.
 #[derive(Debug, Default)]
-pub(crate) struct Index {
-    pub(crate) text: Arena,
+pub(crate) struct TensorIndex {
+    pub(crate) text: TextArena,
     pub(crate) tensors: Vec<RawTensor>,
     /// For each entry, one more than its place among `tensors`; 0 where it is not listed.
     pub(crate) slots: Vec<u32>,
@@ -67,26 +70,30 @@ pub(crate) struct Index {
     pub(crate) root: Option<(u32, u32)>,
 }
 
-impl Index {
+impl TensorIndex {
     /// What is listed for an entry.
-    pub(crate) fn of(&self, entry: u32) -> Option<&RawTensor> {
+    pub(crate) fn tensor_at(&self, entry: u32) -> Option<&RawTensor> {
         let slot = *self.slots.get(entry as usize)?;
         self.tensors.get((slot as usize).checked_sub(1)?)
     }
 }
 
 /// Reads the index. Every name in it is one of `table`; nothing else is held against the entries.
-pub(super) fn read(text: &str, table: &Table<'_>, limits: &Limits) -> Result<Index> {
-    let context = Context::new(INDEX, Code::Schema);
-    let bounds = Bounds::new(limits.json_depth, u64::MAX);
-    let mut index = Index {
+pub(super) fn read(
+    text: &str,
+    table: &EntryTable<'_>,
+    limits: &ContainerLimits,
+) -> Result<TensorIndex> {
+    let context = VisitorContext::new(INDEX, TensorErrorCode::Schema);
+    let bounds = JsonBounds::new(limits.json_depth, u64::MAX);
+    let mut index = TensorIndex {
         slots: vec![0; table.entries.len()],
-        ..Index::default()
+        ..TensorIndex::default()
     };
     let mut seen = [false; 2];
     let near = Cell::new(0);
-    let top = Top {
-        state: State {
+    let top = IndexSeed {
+        state: IndexState {
             context: &context,
             bounds: &bounds,
             table,
@@ -99,7 +106,7 @@ pub(super) fn read(text: &str, table: &Table<'_>, limits: &Limits) -> Result<Ind
     context.read(text, top)?;
     for (present, key) in seen.into_iter().zip(["tensors", "order"]) {
         if !present {
-            return fail(Code::Schema, format!("{INDEX}: no {key}"));
+            return fail(TensorErrorCode::Schema, format!("{INDEX}: no {key}"));
         }
     }
     Ok(index)
@@ -108,18 +115,21 @@ pub(super) fn read(text: &str, table: &Table<'_>, limits: &Limits) -> Result<Ind
 /// Every leaf of the nested view names a tensor.
 pub(super) fn check_root(
     root: &str,
-    limits: &Limits,
+    limits: &ContainerLimits,
     is_tensor: impl Fn(&str) -> bool,
 ) -> Result<()> {
     if !root.starts_with('{') {
-        return fail(Code::Schema, format!("{INDEX}: root is no object"));
+        return fail(
+            TensorErrorCode::Schema,
+            format!("{INDEX}: root is no object"),
+        );
     }
-    let context = Context::new("mt.index root", Code::Schema);
-    let bounds = Bounds::new(limits.json_depth, u64::MAX);
+    let context = VisitorContext::new("mt.index root", TensorErrorCode::Schema);
+    let bounds = JsonBounds::new(limits.json_depth, u64::MAX);
     let watch = Leaves(is_tensor);
     context.read(
         root,
-        Walk {
+        ValueWalk {
             context: &context,
             bounds: &bounds,
             watch: &watch,
@@ -132,16 +142,16 @@ pub(super) fn check_root(
 
 struct Leaves<F>(F);
 
-impl<F: Fn(&str) -> bool> Watch for Leaves<F> {
+impl<F: Fn(&str) -> bool> MemberWatcher for Leaves<F> {
     fn text(&self, _: &str, key: &str, text: &str) -> Result<()> {
         match text.strip_prefix('#') {
             Some(name) if (self.0)(name) => Ok(()),
             _ => fail(
-                Code::Schema,
+                TensorErrorCode::Schema,
                 format!(
                     "{INDEX}: root: {} is {}, which names no tensor",
-                    Quoted(key),
-                    Quoted(text)
+                    QuotedText(key),
+                    QuotedText(text)
                 ),
             ),
         }
@@ -149,26 +159,26 @@ impl<F: Fn(&str) -> bool> Watch for Leaves<F> {
 
     fn other(&self) -> Result<()> {
         let what = format!("{INDEX}: root: a leaf that is no \"#NAME\"");
-        fail(Code::Schema, what)
+        fail(TensorErrorCode::Schema, what)
     }
 
     fn list(&self) -> Result<()> {
-        fail(Code::Schema, format!("{INDEX}: root: a list"))
+        fail(TensorErrorCode::Schema, format!("{INDEX}: root: a list"))
     }
 }
 
-struct State<'a> {
-    context: &'a Context,
-    bounds: &'a Bounds,
-    table: &'a Table<'a>,
+struct IndexState<'a> {
+    context: &'a VisitorContext,
+    bounds: &'a JsonBounds,
+    table: &'a EntryTable<'a>,
     /// Where the entry lies that is probably named next.
     near: &'a Cell<u32>,
-    index: &'a mut Index,
+    index: &'a mut TensorIndex,
 }
 
-impl State<'_> {
-    const fn lend(&mut self) -> State<'_> {
-        State {
+impl IndexState<'_> {
+    const fn lend(&mut self) -> IndexState<'_> {
+        IndexState {
             context: self.context,
             bounds: self.bounds,
             table: self.table,
@@ -177,11 +187,11 @@ impl State<'_> {
         }
     }
 
-    const fn skip(&self, depth: u32) -> Walk<'_, Unwatched> {
-        Walk {
+    const fn skip(&self, depth: u32) -> ValueWalk<'_, IgnoredMembers> {
+        ValueWalk {
             context: self.context,
             bounds: self.bounds,
-            watch: &Unwatched,
+            watch: &IgnoredMembers,
             depth,
             parent: "",
             key: "",
@@ -189,27 +199,27 @@ impl State<'_> {
     }
 
     /// Reads the name of an entry.
-    fn entry(&self) -> Str<'_, impl FnOnce(&str) -> Result<u32> + use<'_>, u32> {
+    fn entry(&self) -> StringSeed<'_, impl FnOnce(&str) -> Result<u32> + use<'_>, u32> {
         let (table, near) = (self.table, self.near);
-        Str::new(self.context, "the name of an entry", move |name| {
+        StringSeed::new(self.context, "the name of an entry", move |name| {
             table.find_near(name, near).ok_or_else(|| {
-                let what = format!("{INDEX}: no entry {}", Quoted(name));
-                TensorError::new(Code::Schema, what)
+                let what = format!("{INDEX}: no entry {}", QuotedText(name));
+                TensorError::new(TensorErrorCode::Schema, what)
             })
         })
     }
 }
 
 /// Reads a string and makes something of it.
-struct Str<'a, F, T> {
-    context: &'a Context,
+struct StringSeed<'a, F, T> {
+    context: &'a VisitorContext,
     what: &'static str,
     take: F,
     made: PhantomData<T>,
 }
 
-impl<'a, T, F: FnOnce(&str) -> Result<T>> Str<'a, F, T> {
-    const fn new(context: &'a Context, what: &'static str, take: F) -> Self {
+impl<'a, T, F: FnOnce(&str) -> Result<T>> StringSeed<'a, F, T> {
+    const fn new(context: &'a VisitorContext, what: &'static str, take: F) -> Self {
         Self {
             context,
             what,
@@ -219,7 +229,7 @@ impl<'a, T, F: FnOnce(&str) -> Result<T>> Str<'a, F, T> {
     }
 }
 
-impl<'de, T, F: FnOnce(&str) -> Result<T>> DeserializeSeed<'de> for Str<'_, F, T> {
+impl<'de, T, F: FnOnce(&str) -> Result<T>> DeserializeSeed<'de> for StringSeed<'_, F, T> {
     type Value = T;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<T, D::Error> {
@@ -227,7 +237,7 @@ impl<'de, T, F: FnOnce(&str) -> Result<T>> DeserializeSeed<'de> for Str<'_, F, T
     }
 }
 
-impl<T, F: FnOnce(&str) -> Result<T>> Visitor<'_> for Str<'_, F, T> {
+impl<T, F: FnOnce(&str) -> Result<T>> Visitor<'_> for StringSeed<'_, F, T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -241,17 +251,17 @@ impl<T, F: FnOnce(&str) -> Result<T>> Visitor<'_> for Str<'_, F, T> {
 
 /// Reads a key as one of `known`, of which there are at most 32. That none of them comes twice is
 /// seen here; others are kept to see whether one of those does.
-struct KeyOf<'a>(&'a [&'static str], &'a mut Seen);
+struct KnownKeySeed<'a>(&'a [&'static str], &'a mut SeenKeys);
 
 /// The keys of one object so far.
 #[derive(Debug, Default)]
-struct Seen {
+struct SeenKeys {
     known: u32,
     twice: Option<&'static str>,
-    others: Keys,
+    others: ObjectKeys,
 }
 
-impl Seen {
+impl SeenKeys {
     /// `E_DUPKEY` where a key came twice in the object that errors call `what`.
     fn check(self, what: impl fmt::Display) -> Result<()> {
         match self.twice {
@@ -261,7 +271,7 @@ impl Seen {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for KeyOf<'_> {
+impl<'de> DeserializeSeed<'de> for KnownKeySeed<'_> {
     type Value = &'static str;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<&'static str, D::Error> {
@@ -269,7 +279,7 @@ impl<'de> DeserializeSeed<'de> for KeyOf<'_> {
     }
 }
 
-impl Visitor<'_> for KeyOf<'_> {
+impl Visitor<'_> for KnownKeySeed<'_> {
     type Value = &'static str;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -295,7 +305,7 @@ const HASH_DIGITS: usize = 64;
 
 /// A hash in 64 lower-case hex digits. A header has one for each tensor, so this is written for the
 /// compiler to do many digits at once.
-pub(super) fn hash(text: &str, code: Code) -> Result<Hash> {
+pub(super) fn hash(text: &str, code: TensorErrorCode) -> Result<Hash> {
     let mut values = [0_u8; HASH_DIGITS];
     let mut good = text.len() == HASH_DIGITS;
     for (value, digit) in values.iter_mut().zip(text.as_bytes()) {
@@ -308,7 +318,10 @@ pub(super) fn hash(text: &str, code: Code) -> Result<Hash> {
         good &= (decimal < 10) | (letter < 6);
     }
     if !good {
-        let what = format!("{} is no hash of 64 lower-case hex digits", Quoted(text));
+        let what = format!(
+            "{} is no hash of 64 lower-case hex digits",
+            QuotedText(text)
+        );
         return fail(code, what);
     }
     let mut bytes = [0; 32];
@@ -319,13 +332,13 @@ pub(super) fn hash(text: &str, code: Code) -> Result<Hash> {
     Ok(Hash::from_bytes(bytes))
 }
 
-struct Top<'a> {
-    state: State<'a>,
+struct IndexSeed<'a> {
+    state: IndexState<'a>,
     text: &'a str,
     seen: &'a mut [bool; 2],
 }
 
-impl<'de> DeserializeSeed<'de> for Top<'_> {
+impl<'de> DeserializeSeed<'de> for IndexSeed<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
@@ -333,7 +346,7 @@ impl<'de> DeserializeSeed<'de> for Top<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Top<'_> {
+impl<'de> Visitor<'de> for IndexSeed<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -342,17 +355,17 @@ impl<'de> Visitor<'de> for Top<'_> {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
         const KNOWN: [&str; 3] = ["tensors", "order", "root"];
-        let mut keys = Seen::default();
-        while let Some(key) = members.next_key_seed(KeyOf(&KNOWN, &mut keys))? {
+        let mut keys = SeenKeys::default();
+        while let Some(key) = members.next_key_seed(KnownKeySeed(&KNOWN, &mut keys))? {
             match key {
                 "tensors" if !self.seen[0] => {
                     self.seen[0] = true;
-                    members.next_value_seed(Tensors(self.state.lend()))?;
+                    members.next_value_seed(TensorsSeed(self.state.lend()))?;
                     self.state.context.subject("");
                 }
                 "order" if !self.seen[1] => {
                     self.seen[1] = true;
-                    members.next_value_seed(Order(self.state.lend()))?;
+                    members.next_value_seed(OrderSeed(self.state.lend()))?;
                 }
                 "root" => {
                     let root = members.next_value::<&RawValue>()?.get();
@@ -367,9 +380,9 @@ impl<'de> Visitor<'de> for Top<'_> {
     }
 }
 
-struct Order<'a>(State<'a>);
+struct OrderSeed<'a>(IndexState<'a>);
 
-impl<'de> DeserializeSeed<'de> for Order<'_> {
+impl<'de> DeserializeSeed<'de> for OrderSeed<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
@@ -377,7 +390,7 @@ impl<'de> DeserializeSeed<'de> for Order<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Order<'_> {
+impl<'de> Visitor<'de> for OrderSeed<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -392,9 +405,9 @@ impl<'de> Visitor<'de> for Order<'_> {
     }
 }
 
-struct Tensors<'a>(State<'a>);
+struct TensorsSeed<'a>(IndexState<'a>);
 
-impl<'de> DeserializeSeed<'de> for Tensors<'_> {
+impl<'de> DeserializeSeed<'de> for TensorsSeed<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
@@ -402,7 +415,7 @@ impl<'de> DeserializeSeed<'de> for Tensors<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Tensors<'_> {
+impl<'de> Visitor<'de> for TensorsSeed<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -417,7 +430,7 @@ impl<'de> Visitor<'de> for Tensors<'_> {
             if self.0.index.slots[slot] != 0 {
                 return Err(self.0.context.raise(duplicate(INDEX, name)));
             }
-            let tensor = members.next_value_seed(Tensor {
+            let tensor = members.next_value_seed(TensorSeed {
                 state: self.0.lend(),
                 entry,
                 name,
@@ -437,7 +450,7 @@ mod tests {
     fn hashes_are_64_lower_case_digits() {
         let good = blake3::hash(b"x");
         let text = good.to_hex().to_string();
-        assert_eq!(hash(&text, Code::Schema).expect("good"), good);
+        assert_eq!(hash(&text, TensorErrorCode::Schema).expect("good"), good);
         let upper = text.to_uppercase();
         let odd = format!("{}g", &text[..63]);
         for bad in [
@@ -448,7 +461,10 @@ mod tests {
             &format!("{text}0"),
             &"ä".repeat(32),
         ] {
-            assert_eq!(hash(bad, Code::Schema).expect_err(bad).code(), Code::Schema);
+            assert_eq!(
+                hash(bad, TensorErrorCode::Schema).expect_err(bad).code(),
+                TensorErrorCode::Schema
+            );
         }
     }
 }

@@ -5,9 +5,11 @@ use std::fmt;
 use blake3::Hash;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use crate::error::{Code, Quoted, Result, TensorError, fail};
-use crate::header::index::{KeyOf, RawField, RawKind, RawTensor, Seen, State, Str, hash};
-use crate::header::json::{Context, Span, Unwatched, Walk};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
+use crate::header::index::{
+    IndexState, KnownKeySeed, RawField, RawKind, RawTensor, SeenKeys, StringSeed, hash,
+};
+use crate::header::json::{IgnoredMembers, TextSpan, ValueWalk, VisitorContext};
 use crate::keys::INDEX;
 use crate::layout::FieldType;
 use crate::limits::ALIGN_MAX;
@@ -18,27 +20,27 @@ const TENSOR_DEPTH: u32 = 3;
 const FIELD_DEPTH: u32 = 5;
 
 /// The object under a tensor's name.
-pub(super) struct Tensor<'a> {
-    pub(super) state: State<'a>,
+pub(super) struct TensorSeed<'a> {
+    pub(super) state: IndexState<'a>,
     pub(super) entry: u32,
     pub(super) name: &'a str,
 }
 
 /// The members of a tensor, as far as they are there.
 #[derive(Default)]
-struct Members {
+struct TensorMembers {
     kind: Option<&'static str>,
     hash: Option<Hash>,
     align: Option<u32>,
-    def: Option<Span>,
+    def: Option<TextSpan>,
     stride: Option<u64>,
     count: Option<u64>,
     fields: Option<(u32, u32)>,
-    enc: Option<Span>,
+    enc: Option<TextSpan>,
     shape_of: Option<u32>,
 }
 
-impl<'de> DeserializeSeed<'de> for Tensor<'_> {
+impl<'de> DeserializeSeed<'de> for TensorSeed<'_> {
     type Value = RawTensor;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<RawTensor, D::Error> {
@@ -46,7 +48,7 @@ impl<'de> DeserializeSeed<'de> for Tensor<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Tensor<'_> {
+impl<'de> Visitor<'de> for TensorSeed<'_> {
     type Value = RawTensor;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,13 +60,15 @@ impl<'de> Visitor<'de> for Tensor<'_> {
             "kind", "b3", "align", "def", "stride", "count", "fields", "enc", "shape_of",
         ];
         let context = self.state.context;
-        let mut keys = Seen::default();
-        let mut it = Members::default();
-        while let Some(key) = members.next_key_seed(KeyOf(&KNOWN, &mut keys))? {
+        let mut keys = SeenKeys::default();
+        let mut it = TensorMembers::default();
+        while let Some(key) = members.next_key_seed(KnownKeySeed(&KNOWN, &mut keys))? {
             match key {
                 "kind" => it.kind = Some(members.next_value_seed(kind(context))?),
                 "b3" => {
-                    let hash = Str::new(context, "a hash", |text| hash(text, Code::Schema));
+                    let hash = StringSeed::new(context, "a hash", |text| {
+                        hash(text, TensorErrorCode::Schema)
+                    });
                     it.hash = Some(members.next_value_seed(hash)?);
                 }
                 "align" => it.align = Some(members.next_value()?),
@@ -72,7 +76,7 @@ impl<'de> Visitor<'de> for Tensor<'_> {
                 "stride" => it.stride = Some(members.next_value()?),
                 "count" => it.count = Some(members.next_value()?),
                 "fields" => {
-                    let fields = Fields(self.state.lend());
+                    let fields = FieldsSeed(self.state.lend());
                     it.fields = Some(members.next_value_seed(fields)?);
                 }
                 "enc" => it.enc = Some(members.next_value_seed(self.text())?),
@@ -82,7 +86,7 @@ impl<'de> Visitor<'de> for Tensor<'_> {
                 _ => members.next_value_seed(self.state.skip(TENSOR_DEPTH))?,
             }
         }
-        let said = Said(self.name);
+        let said = TensorLabel(self.name);
         let tensor = keys
             .check(&said)
             .and_then(|()| it.complete(&said, self.entry));
@@ -91,37 +95,43 @@ impl<'de> Visitor<'de> for Tensor<'_> {
 }
 
 fn kind(
-    context: &Context,
-) -> Str<'_, impl FnOnce(&str) -> Result<&'static str> + use<'_>, &'static str> {
-    Str::new(context, "flat, struct or blob", |text| {
+    context: &VisitorContext,
+) -> StringSeed<'_, impl FnOnce(&str) -> Result<&'static str> + use<'_>, &'static str> {
+    StringSeed::new(context, "flat, struct or blob", |text| {
         let known = ["flat", "struct", "blob"].into_iter();
         known.into_iter().find(|kind| *kind == text).ok_or_else(|| {
-            let what = format!("{INDEX}: kind {} is not flat, struct or blob", Quoted(text));
-            TensorError::new(Code::Schema, what)
+            let what = format!(
+                "{INDEX}: kind {} is not flat, struct or blob",
+                QuotedText(text)
+            );
+            TensorError::new(TensorErrorCode::Schema, what)
         })
     })
 }
 
-impl Tensor<'_> {
-    fn text(&mut self) -> Str<'_, impl FnOnce(&str) -> Result<Span> + use<'_>, Span> {
-        let State { context, index, .. } = &mut self.state;
+impl TensorSeed<'_> {
+    fn text(
+        &mut self,
+    ) -> StringSeed<'_, impl FnOnce(&str) -> Result<TextSpan> + use<'_>, TextSpan> {
+        let IndexState { context, index, .. } = &mut self.state;
         let arena = &mut index.text;
-        Str::new(context, "a string", |text| Ok(arena.push(text)))
+        StringSeed::new(context, "a string", |text| Ok(arena.push(text)))
     }
 }
 
 /// The tensor as errors call it.
-struct Said<'a>(&'a str);
+struct TensorLabel<'a>(&'a str);
 
-impl fmt::Display for Said<'_> {
+impl fmt::Display for TensorLabel<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{INDEX}: tensor {}", Quoted(self.0))
+        write!(f, "{INDEX}: tensor {}", QuotedText(self.0))
     }
 }
 
-impl Members {
-    fn complete(self, said: &Said<'_>, entry: u32) -> Result<RawTensor> {
-        let absent = |what: &str| TensorError::new(Code::Schema, format!("{said}: no {what}"));
+impl TensorMembers {
+    fn complete(self, said: &TensorLabel<'_>, entry: u32) -> Result<RawTensor> {
+        let absent =
+            |what: &str| TensorError::new(TensorErrorCode::Schema, format!("{said}: no {what}"));
         let kind = match self.kind.ok_or_else(|| absent("kind"))? {
             "struct" => RawKind::Struct {
                 def: self.def.ok_or_else(|| absent("def"))?,
@@ -139,7 +149,7 @@ impl Members {
             && (!align.is_power_of_two() || align > ALIGN_MAX)
         {
             let what = format!("{said}: align {align} is no power of two up to {ALIGN_MAX}");
-            return fail(Code::Schema, what);
+            return fail(TensorErrorCode::Schema, what);
         }
         Ok(RawTensor {
             entry,
@@ -150,9 +160,9 @@ impl Members {
     }
 }
 
-struct Fields<'a>(State<'a>);
+struct FieldsSeed<'a>(IndexState<'a>);
 
-impl<'de> DeserializeSeed<'de> for Fields<'_> {
+impl<'de> DeserializeSeed<'de> for FieldsSeed<'_> {
     type Value = (u32, u32);
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(u32, u32), D::Error> {
@@ -160,7 +170,7 @@ impl<'de> DeserializeSeed<'de> for Fields<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Fields<'_> {
+impl<'de> Visitor<'de> for FieldsSeed<'_> {
     type Value = (u32, u32);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -169,7 +179,7 @@ impl<'de> Visitor<'de> for Fields<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(u32, u32), A::Error> {
         let start = self.0.index.fields.len();
-        while let Some(field) = items.next_element_seed(OneField(self.0.lend()))? {
+        while let Some(field) = items.next_element_seed(FieldSeed(self.0.lend()))? {
             self.0.index.fields.push(field);
         }
         // A field is some forty bytes of a header of at most 100 MB.
@@ -177,9 +187,9 @@ impl<'de> Visitor<'de> for Fields<'_> {
     }
 }
 
-struct OneField<'a>(State<'a>);
+struct FieldSeed<'a>(IndexState<'a>);
 
-impl<'de> DeserializeSeed<'de> for OneField<'_> {
+impl<'de> DeserializeSeed<'de> for FieldSeed<'_> {
     type Value = RawField;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<RawField, D::Error> {
@@ -187,7 +197,7 @@ impl<'de> DeserializeSeed<'de> for OneField<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for OneField<'_> {
+impl<'de> Visitor<'de> for FieldSeed<'_> {
     type Value = RawField;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -198,21 +208,21 @@ impl<'de> Visitor<'de> for OneField<'_> {
         const KNOWN: [&str; 4] = ["path", "off", "type", "len"];
         let context = self.0.context;
         let arena = &mut self.0.index.text;
-        let mut keys = Seen::default();
+        let mut keys = SeenKeys::default();
         let (mut path, mut off, mut kind, mut len) = (None, None, None, None);
-        while let Some(key) = members.next_key_seed(KeyOf(&KNOWN, &mut keys))? {
+        while let Some(key) = members.next_key_seed(KnownKeySeed(&KNOWN, &mut keys))? {
             match key {
                 "path" => {
-                    let text = Str::new(context, "a string", |text| Ok(arena.push(text)));
+                    let text = StringSeed::new(context, "a string", |text| Ok(arena.push(text)));
                     path = Some(members.next_value_seed(text)?);
                 }
                 "off" => off = Some(members.next_value::<u64>()?),
                 "type" => kind = Some(members.next_value_seed(field_type(context))?),
                 "len" => len = Some(members.next_value::<u64>()?),
-                _ => members.next_value_seed(Walk {
+                _ => members.next_value_seed(ValueWalk {
                     context,
                     bounds: self.0.bounds,
-                    watch: &Unwatched,
+                    watch: &IgnoredMembers,
                     depth: FIELD_DEPTH,
                     parent: "",
                     key: "",
@@ -221,8 +231,12 @@ impl<'de> Visitor<'de> for OneField<'_> {
         }
         keys.check(format_args!("{INDEX}: a field"))
             .map_err(|error| context.raise(error))?;
-        let absent =
-            |what: &str| context.say(Code::Schema, format!("{INDEX}: field without {what}"));
+        let absent = |what: &str| {
+            context.say(
+                TensorErrorCode::Schema,
+                format!("{INDEX}: field without {what}"),
+            )
+        };
         let kind: FieldType = kind.ok_or_else(|| absent("type"))?;
         let (kind, len) = match (kind, len) {
             (kind, Some(len)) => (kind, len),
@@ -243,12 +257,12 @@ impl<'de> Visitor<'de> for OneField<'_> {
 }
 
 fn field_type(
-    context: &Context,
-) -> Str<'_, impl FnOnce(&str) -> Result<FieldType> + use<'_>, FieldType> {
-    Str::new(context, "the name of a type", |text| {
+    context: &VisitorContext,
+) -> StringSeed<'_, impl FnOnce(&str) -> Result<FieldType> + use<'_>, FieldType> {
+    StringSeed::new(context, "the name of a type", |text| {
         FieldType::from_name(text).ok_or_else(|| {
-            let what = format!("{INDEX}: field of the unknown type {}", Quoted(text));
-            TensorError::new(Code::Schema, what)
+            let what = format!("{INDEX}: field of the unknown type {}", QuotedText(text));
+            TensorError::new(TensorErrorCode::Schema, what)
         })
     })
 }

@@ -1,7 +1,7 @@
 //! The Python literal in front of an array.
 
 use crate::dtype::Dtype;
-use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
 use crate::limits::RANK_MAX;
 use crate::tools::npy::{NpyHeader, TYPES};
 
@@ -20,13 +20,13 @@ impl<'t> Literal<'t> {
                 "fortran_order" => fortran.replace(self.boolean()?).is_some(),
                 "shape" => shape.replace(self.tuple()?).is_some(),
                 _ => {
-                    let what = format!("NumPy header: unknown key {}", Quoted(key));
-                    return fail(Code::Header, what);
+                    let what = format!("NumPy header: unknown key {}", QuotedText(key));
+                    return fail(TensorErrorCode::Header, what);
                 }
             };
             if again {
-                let what = format!("NumPy header: key {} comes twice", Quoted(key));
-                return fail(Code::DupKey, what);
+                let what = format!("NumPy header: key {} comes twice", QuotedText(key));
+                return fail(TensorErrorCode::DupKey, what);
             }
             if !self.take(',') {
                 self.expect('}')?;
@@ -39,7 +39,7 @@ impl<'t> Literal<'t> {
         let (Some((dtype, big_endian)), Some(fortran_order), Some(shape)) = (descr, fortran, shape)
         else {
             return fail(
-                Code::Header,
+                TensorErrorCode::Header,
                 "NumPy header: descr, fortran_order or shape is missing",
             );
         };
@@ -54,7 +54,7 @@ impl<'t> Literal<'t> {
     fn descr(&mut self) -> Result<(Dtype, bool)> {
         if self.0.trim_start().starts_with('[') {
             return fail(
-                Code::Dtype,
+                TensorErrorCode::Dtype,
                 "NumPy arrays of records have no place in a container",
             );
         }
@@ -64,11 +64,19 @@ impl<'t> Literal<'t> {
         let big_endian = match letters.next() {
             Some('<' | '|' | '=') => false,
             Some('>') => true,
-            _ => return fail(Code::Dtype, format!("NumPy type {}", Quoted(text))),
+            _ => {
+                return fail(
+                    TensorErrorCode::Dtype,
+                    format!("NumPy type {}", QuotedText(text)),
+                );
+            }
         };
         match named(letters.as_str()) {
             Some((dtype, _)) => Ok((*dtype, big_endian && dtype.bits() > 8)),
-            None => fail(Code::Dtype, format!("NumPy type {}", Quoted(text))),
+            None => fail(
+                TensorErrorCode::Dtype,
+                format!("NumPy type {}", QuotedText(text)),
+            ),
         }
     }
 
@@ -77,7 +85,10 @@ impl<'t> Literal<'t> {
         self.expect('(')?;
         while !self.take(')') {
             if sizes.len() >= RANK_MAX as usize {
-                return fail(Code::Limit, format!("more than {RANK_MAX} dimensions"));
+                return fail(
+                    TensorErrorCode::Limit,
+                    format!("more than {RANK_MAX} dimensions"),
+                );
             }
             sizes.push(self.number()?);
             if !self.take(',') {
@@ -138,8 +149,8 @@ impl<'t> Literal<'t> {
     fn wrong(&self, wanted: &str) -> TensorError {
         let what = format!(
             "NumPy header: {wanted} is missing at {}",
-            Quoted(self.0.trim_end())
+            QuotedText(self.0.trim_end())
         );
-        TensorError::new(Code::Header, what)
+        TensorError::new(TensorErrorCode::Header, what)
     }
 }

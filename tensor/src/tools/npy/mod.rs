@@ -5,9 +5,9 @@ mod literal;
 use std::io::{Read, Write};
 
 use crate::dtype::{Dtype, ElementType};
-use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
 use crate::header::byte_len;
-use crate::writer::Content;
+use crate::writer::TensorContent;
 
 use literal::Literal;
 
@@ -70,7 +70,7 @@ impl<R: Read> Npy<R> {
         exact(&mut source, &mut head)?;
         let [magic @ .., major, _] = head;
         if magic != *MAGIC {
-            return fail(Code::Header, "no NumPy file");
+            return fail(TensorErrorCode::Header, "no NumPy file");
         }
         let len = match major {
             1 => {
@@ -83,15 +83,24 @@ impl<R: Read> Npy<R> {
                 exact(&mut source, &mut len)?;
                 u32::from_le_bytes(len)
             }
-            _ => return fail(Code::Version, format!("NumPy file of version {major}")),
+            _ => {
+                return fail(
+                    TensorErrorCode::Version,
+                    format!("NumPy file of version {major}"),
+                );
+            }
         };
         if len > LITERAL_BYTES_MAX {
-            return fail(Code::Limit, format!("NumPy header of {len} bytes"));
+            return fail(
+                TensorErrorCode::Limit,
+                format!("NumPy header of {len} bytes"),
+            );
         }
         let mut literal = vec![0; len as usize];
         exact(&mut source, &mut literal)?;
-        let literal = std::str::from_utf8(&literal)
-            .map_err(|error| TensorError::new(Code::Header, format!("NumPy header: {error}")))?;
+        let literal = std::str::from_utf8(&literal).map_err(|error| {
+            TensorError::new(TensorErrorCode::Header, format!("NumPy header: {error}"))
+        })?;
         Ok(Self {
             header: Literal(literal).header()?,
             rest: source,
@@ -118,7 +127,10 @@ impl<R: Read> Npy<R> {
         let more = self.rest.read(&mut after);
         match more.map_err(|error| TensorError::io("read a NumPy file", error))? {
             0 => Ok(()),
-            _ => fail(Code::Shape, "a NumPy file goes on after its elements"),
+            _ => fail(
+                TensorErrorCode::Shape,
+                "a NumPy file goes on after its elements",
+            ),
         }
     }
 
@@ -130,7 +142,10 @@ impl<R: Read> Npy<R> {
             let copied = std::io::copy(&mut self.rest.by_ref().take(len), out).map_err(write)?;
             return match copied == len {
                 true => Ok(()),
-                false => fail(Code::Io, format!("elements end at {copied} of {len} bytes")),
+                false => fail(
+                    TensorErrorCode::Io,
+                    format!("elements end at {copied} of {len} bytes"),
+                ),
             };
         }
         let swapped = match (self.header.big_endian, self.header.dtype) {
@@ -157,7 +172,10 @@ impl<R: Read> Npy<R> {
         let mut bytes = Vec::new();
         let read = read_all(self.rest.by_ref().take(len), &mut bytes)?;
         if read as u64 != len {
-            return fail(Code::Io, format!("elements end at {read} of {len} bytes"));
+            return fail(
+                TensorErrorCode::Io,
+                format!("elements end at {read} of {len} bytes"),
+            );
         }
         swap(&mut bytes, swapped);
         let width = (self.header.dtype.bits() / 8) as usize;
@@ -169,8 +187,8 @@ impl<R: Read> Npy<R> {
 impl<'a, R: Read + 'a> Npy<R> {
     /// The elements as content of a tensor of [`NpyHeader::dtype`] and [`NpyHeader::shape`].
     #[must_use]
-    pub fn into_content(self) -> Content<'a> {
-        Content::made(move |out| self.write_elements(out))
+    pub fn into_content(self) -> TensorContent<'a> {
+        TensorContent::made(move |out| self.write_elements(out))
     }
 }
 
@@ -181,8 +199,8 @@ impl<'a, R: Read + 'a> Npy<R> {
 pub fn npy_header(dtype: ElementType<'_>, shape: &[u64]) -> Result<Vec<u8>> {
     let found = TYPES.iter().find(|(ours, _)| dtype.known() == Some(*ours));
     let Some((ours, name)) = found else {
-        let what = format!("NumPy has no type {}", Quoted(&dtype.to_string()));
-        return fail(Code::Dtype, what);
+        let what = format!("NumPy has no type {}", QuotedText(&dtype.to_string()));
+        return fail(TensorErrorCode::Dtype, what);
     };
     let order = if ours.bits() == 8 { '|' } else { '<' };
     let dims: Vec<String> = shape.iter().map(u64::to_string).collect();
@@ -197,7 +215,7 @@ pub fn npy_header(dtype: ElementType<'_>, shape: &[u64]) -> Result<Vec<u8>> {
     literal.extend((HEAD_BYTES + literal.len() + 1..whole).map(|_| ' '));
     literal.push('\n');
     let Ok(len) = u16::try_from(literal.len()) else {
-        return fail(Code::Shape, format!("{} dimensions", dims.len()));
+        return fail(TensorErrorCode::Shape, format!("{} dimensions", dims.len()));
     };
     let mut header = MAGIC.to_vec();
     header.extend([1, 0]);
@@ -250,7 +268,7 @@ fn transpose(bytes: &[u8], width: usize, shape: &[u64]) -> Result<Vec<u8>> {
 }
 
 fn no_memory(len: usize) -> TensorError {
-    TensorError::new(Code::Limit, format!("no memory for {len} bytes"))
+    TensorError::new(TensorErrorCode::Limit, format!("no memory for {len} bytes"))
 }
 
 /// Like `read_to_end`, which would end the program where there is no memory.

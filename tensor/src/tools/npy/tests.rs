@@ -18,7 +18,7 @@ fn elements(literal: &str, elements: &[u8]) -> Vec<u8> {
     out
 }
 
-fn refused(literal: &str) -> Code {
+fn refused(literal: &str) -> TensorErrorCode {
     Npy::read(&file(literal, &[])[..])
         .expect_err("refused")
         .code()
@@ -36,7 +36,7 @@ fn what_is_written_is_read() {
         }
     }
     let bf16 = npy_header(ElementType::Known(Dtype::Bf16), &[1]);
-    assert_eq!(bf16.expect_err("refused").code(), Code::Dtype);
+    assert_eq!(bf16.expect_err("refused").code(), TensorErrorCode::Dtype);
 }
 
 #[test]
@@ -59,27 +59,36 @@ fn bytes_and_dimensions_are_turned_round() {
 fn wrong_headers_are_refused() {
     assert_eq!(
         refused("{'descr': '<f4', 'fortran_order': False}"),
-        Code::Header
+        TensorErrorCode::Header
     );
-    assert_eq!(refused("{'descr': '<f4', 'descr': '<f4'}"), Code::DupKey);
+    assert_eq!(
+        refused("{'descr': '<f4', 'descr': '<f4'}"),
+        TensorErrorCode::DupKey
+    );
     assert_eq!(
         refused("{'descr': '<c16', 'fortran_order': False, 'shape': ()}"),
-        Code::Dtype
+        TensorErrorCode::Dtype
     );
-    assert_eq!(refused("{'descr': [('a', '<f4')]}"), Code::Dtype);
-    assert_eq!(refused("{'descr': '<f4', 'shape': (-1,)}"), Code::Header);
-    assert_eq!(refused("__import__('os')"), Code::Header);
+    assert_eq!(refused("{'descr': [('a', '<f4')]}"), TensorErrorCode::Dtype);
+    assert_eq!(
+        refused("{'descr': '<f4', 'shape': (-1,)}"),
+        TensorErrorCode::Header
+    );
+    assert_eq!(refused("__import__('os')"), TensorErrorCode::Header);
     let many = "1,".repeat(40);
-    assert_eq!(refused(&format!("{{'shape': ({many})}}")), Code::Limit);
+    assert_eq!(
+        refused(&format!("{{'shape': ({many})}}")),
+        TensorErrorCode::Limit
+    );
     assert_eq!(
         Npy::read(&b"PK\x03\x04 and more"[..])
             .expect_err("refused")
             .code(),
-        Code::Header
+        TensorErrorCode::Header
     );
     assert_eq!(
         Npy::read(&b"\x93NUM"[..]).expect_err("refused").code(),
-        Code::Io
+        TensorErrorCode::Io
     );
 }
 
@@ -91,7 +100,7 @@ fn elements_that_are_missing_are_missed() {
             let file = file(&literal, &[0; 7]);
             let npy = Npy::read(&file[..]).expect("a header");
             let error = npy.write_elements(&mut Vec::new()).expect_err("refused");
-            assert_eq!(error.code(), Code::Io);
+            assert_eq!(error.code(), TensorErrorCode::Io);
         }
     }
 }

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use alknet_call::{ALPN, CallClient, CallOptions};
 use alknet_core::Carriage;
-use alknet_endpoint::Dialer;
+use alknet_endpoint::EndpointDialer;
 use alknet_test_support::deadline;
-use alknet_tests::idle::{Idle, not_taken};
 use alknet_tests::raw::{
-    DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame, get, hung, literals, within,
+    DATA, END_HEADERS, END_STREAM, HEADERS, RawQuicConnection, frame, get, hung, literals, within,
 };
-use alknet_tests::{Bench, Relay, Told, Web, eventually};
+use alknet_tests::stalled_http3::{StalledHttp3, not_taken};
+use alknet_tests::{CurlResponse, RelayOperation, TestBench, WebNode, eventually};
 use serde_json::json;
 use tokio::task::block_in_place;
 
@@ -30,12 +30,12 @@ const EVENTS_GROWTH_BYTES: u64 = 24 << 20;
 /// before anything waits in the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_of_events_that_nobody_reads_cost_little() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (web, lines) = chatter(&bench);
     // The first of them make what stays: threads, tables, the buffers of connections.
     lines(&web, 100);
     let before = resident(&web);
-    let mut raw = Raw::open_left_alone(&web.target()).await;
+    let mut raw = RawQuicConnection::open_left_alone(&web.target()).await;
     let body = r#"{"operation":"/node/log","input":{"follow":true,"last":0}}"#;
     ask_all(&mut raw, &web, body).await;
     lines(&web, LINES);
@@ -47,15 +47,15 @@ async fn streams_of_events_that_nobody_reads_cost_little() {
 }
 
 /// A node, and what writes lines into its access log that are as long as they may be.
-fn chatter(bench: &Bench) -> (Web, impl Fn(&Web, usize)) {
+fn chatter(bench: &TestBench) -> (WebNode, impl Fn(&WebNode, usize)) {
     let folder = bench.path().join("www");
     std::fs::create_dir(&folder).expect("room");
     // A line of the access log has 256 characters of a path.
     let name = "x".repeat(250);
     std::fs::write(folder.join(&name), "x").expect("room");
-    let web = Web::start(bench, &format!("[http]\nsite = \"{}\"\n", folder.display()));
+    let web = WebNode::start(bench, &format!("[http]\nsite = \"{}\"\n", folder.display()));
     let path = format!("/{name}");
-    let lines = move |web: &Web, count: usize| {
+    let lines = move |web: &WebNode, count: usize| {
         let paths = vec![&*path; count];
         let statuses = block_in_place(|| web.at_once(bench, &paths, 32, "http2\n").statuses());
         let served = statuses.iter().filter(|status| **status == 200).count();
@@ -67,12 +67,12 @@ fn chatter(bench: &Bench) -> (Web, impl Fn(&Web, usize)) {
 /// Each reader asks for all that the log has, and takes one byte of it. A copy for each would be 1 MiB.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_past_of_the_log_is_kept_once_for_all_who_read_it() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (web, lines) = chatter(&bench);
     // More than the log keeps.
     lines(&web, LINES);
     let before = resident(&web);
-    let mut raw = Raw::open_left_alone(&web.target()).await;
+    let mut raw = RawQuicConnection::open_left_alone(&web.target()).await;
     let body = r#"{"operation":"/node/log","input":{"last":100000}}"#;
     ask_all(&mut raw, &web, body).await;
     // Another answer comes after the first of each of theirs.
@@ -85,8 +85,8 @@ async fn the_past_of_the_log_is_kept_once_for_all_who_read_it() {
     assert!(grown < EVENTS_GROWTH_BYTES, "{grown} bytes are held");
     drop(raw);
 
-    // What is gone before a reader comes to it is told, and the rest follows.
-    let dialer = Dialer::new(None);
+    // The node reports the events that were gone before the reader came to them, and sends the rest.
+    let dialer = EndpointDialer::new(None);
     let connection = dialer.dial_over(Carriage::Tcp, &web.target(), ALPN).await;
     let connection = connection.expect("anybody may connect");
     let client = CallClient::without_operations().attach(connection, None);
@@ -127,14 +127,14 @@ const BATCH_BYTES: usize = 8 << 20;
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_that_are_not_read_have_one_share() {
     const CALLS: usize = 4;
-    let bench = Bench::new();
-    let relay = Relay::new(&bench, &["services/list"]);
-    let web = Web::start(&bench, &relay.configuration());
+    let bench = TestBench::new();
+    let relay = RelayOperation::new(&bench, &["services/list"]);
+    let web = WebNode::start(&bench, &relay.configuration());
     block_in_place(|| relay.promote(web.node.target()));
     let calls: Vec<_> = (0..CALLS)
         .map(|n| {
-            let input = Relay::long(BATCH_BYTES / CALLS);
-            let operation = format!("/{}", Relay::PATH);
+            let input = RelayOperation::long(BATCH_BYTES / CALLS);
+            let operation = format!("/{}", RelayOperation::PATH);
             json!({ "id": n.to_string(), "operation": operation, "input": input })
         })
         .collect();
@@ -147,7 +147,7 @@ async fn batches_that_are_not_read_have_one_share() {
     assert!(told.text().len() > BATCH_BYTES, "{results}");
     let before = resident(&web);
     forget_peak(&web);
-    let mut raw = Raw::open_left_alone(&web.target()).await;
+    let mut raw = RawQuicConnection::open_left_alone(&web.target()).await;
     for n in 0..BATCHES {
         let stream = n * 2 + 1;
         let head = asks_for(&web.admin, "/batch", "application/json");
@@ -166,7 +166,7 @@ async fn batches_that_are_not_read_have_one_share() {
     assert!(begun.served > 0, "{begun:?}");
     // There is no room for one more: what is held is all that may be.
     let told = post();
-    let refused = |told: &Told| {
+    let refused = |told: &CurlResponse| {
         let answer = told.json();
         let results = answer["results"].as_array().expect("results").iter();
         results.filter(|one| one["status"] != 200).count()
@@ -184,7 +184,7 @@ async fn batches_that_are_not_read_have_one_share() {
 }
 
 /// Begins a stream of events for each reader.
-async fn ask_all(raw: &mut Raw, web: &Web, body: &str) {
+async fn ask_all(raw: &mut RawQuicConnection, web: &WebNode, body: &str) {
     for n in 0..READERS {
         let stream = n * 2 + 1;
         let head = frame(HEADERS, END_HEADERS, stream, &follows(&web.admin));
@@ -215,7 +215,7 @@ fn asks_for(token: &str, path: &str, accept: &str) -> Vec<u8> {
 }
 
 /// Bytes that the node has read, of files above all: what it receives of sockets does not count.
-fn read(web: &Web) -> u64 {
+fn read(web: &WebNode) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/io", web.node.pid()));
     let text = text.expect("the node runs");
     let line = text.lines().find_map(|line| line.strip_prefix("rchar: "));
@@ -227,18 +227,18 @@ const SILENT: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_large_file_is_not_read_before_it_is_sent() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let folder = bench.path().join("www");
     std::fs::create_dir(&folder).expect("room");
     for name in ["fresh.bin", "large.bin"] {
         let large = std::fs::File::create(folder.join(name)).expect("room");
         large.set_len(300 << 20).expect("a file with holes");
     }
-    let web = Web::start(
+    let web = WebNode::start(
         &bench,
         &format!("[http]\nsite = \"{}\"\n", folder.display()),
     );
-    // A file that nobody has asked for: what is read of it once, to know it, is read now.
+    // The first request for this file: the node reads now the part that it reads only once, to know the file.
     let before = read(&web);
     let first = web.curl("/fresh.bin", &["--range", "0-9"]);
     assert_eq!(first.status, 206, "{first:?}");
@@ -277,24 +277,24 @@ const STREAMS: u32 = 120;
 async fn answers_that_are_not_taken_end_and_cost_little() {
     const CONNECTIONS: usize = 20;
     const CONNECTIONS_THREE: usize = 8;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let folder = bench.path().join("www");
     std::fs::create_dir(&folder).expect("room");
     for name in ["two.bin", "three.bin"] {
         std::fs::write(folder.join(name), vec![7; 4 << 20]).expect("room");
     }
-    let web = Web::start(
+    let web = WebNode::start(
         &bench,
         &format!("[http]\nsite = \"{}\"\n", folder.display()),
     );
     let before = resident(&web);
     let mut idle = Vec::new();
     for _ in 0..CONNECTIONS_THREE {
-        idle.push(Idle::open(&web.target(), "/three.bin", None).await);
+        idle.push(StalledHttp3::open(&web.target(), "/three.bin", None).await);
     }
     let mut all = Vec::new();
     for _ in 0..CONNECTIONS {
-        let mut raw = Raw::open_left_alone(&web.target()).await;
+        let mut raw = RawQuicConnection::open_left_alone(&web.target()).await;
         for n in 0..STREAMS {
             raw.say(&get(n * 2 + 1, "/two.bin")).await;
         }
@@ -313,7 +313,7 @@ async fn answers_that_are_not_taken_end_and_cost_little() {
             most = most.max(resident(&web));
             let ended =
                 block_in_place(|| not_taken(bench.admin(), web.node.target(), "/three.bin", "h3"));
-            if ended == CONNECTIONS_THREE * Idle::ANSWERS {
+            if ended == CONNECTIONS_THREE * StalledHttp3::ANSWERS {
                 break;
             }
             assert!(Instant::now() < until, "{ended} answers have ended");

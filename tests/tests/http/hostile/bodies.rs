@@ -1,7 +1,9 @@
 //! Large bodies, announced bodies, and bodies of many small values.
 
-use alknet_tests::raw::{DATA, END_HEADERS, H1, HEADERS, Raw, frame, literals, within};
-use alknet_tests::{Bench, Web};
+use alknet_tests::raw::{
+    DATA, END_HEADERS, H1, HEADERS, RawQuicConnection, frame, literals, within,
+};
+use alknet_tests::{TestBench, WebNode};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::task::block_in_place;
@@ -13,8 +15,8 @@ const BODY_BYTES: usize = 8 << 20;
 
 #[test]
 fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "[http]\nrequests_burst = 1000\n");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "[http]\nrequests_burst = 1000\n");
     let body = bench.path().join("body");
     let call =
         |text: &str| format!(r#"{{"operation":"/services/list","input":{{"prefix":"{text}"}}}}"#);
@@ -59,8 +61,8 @@ fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
 /// With a token of the least scope: heads that say more bytes together than its identity has.
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_that_are_only_announced_take_no_memory() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let head = format!(
         "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
          Content-Type: application/json\r\nContent-Length: {BODY_BYTES}\r\n\r\n{{",
@@ -68,7 +70,7 @@ async fn bodies_that_are_only_announced_take_no_memory() {
     );
     let mut held = Vec::new();
     for _ in 0..=share() / BODY_BYTES as u64 {
-        let mut raw = Raw::open(&web.target(), H1).await;
+        let mut raw = RawQuicConnection::open(&web.target(), H1).await;
         assert!(raw.say(head.as_bytes()).await);
         held.push(raw);
     }
@@ -83,8 +85,8 @@ async fn bodies_that_are_only_announced_take_no_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_comes_after_a_change_has_the_rights_of_then() {
     const GO_ON: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let body = r#"{"operation":"/node/info"}"#;
     let head = format!(
         "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
@@ -96,7 +98,7 @@ async fn a_body_that_comes_after_a_change_has_the_rights_of_then() {
     let document = std::fs::read_to_string(bench.path().join("node.toml")).expect("it is ours");
     let admin = format!("node.admin_keys = [\"{}\"]\n", bench.admin().identity());
     for (scope, status) in [("node:read", "200"), ("metrics:read", "403")] {
-        let mut raw = Raw::open(&web.target(), H1).await;
+        let mut raw = RawQuicConnection::open(&web.target(), H1).await;
         assert!(raw.say(head.as_bytes()).await);
         // The node has read who asks, and waits for what.
         let mut told = [0; GO_ON.len()];
@@ -116,8 +118,8 @@ async fn a_body_that_comes_after_a_change_has_the_rights_of_then() {
 /// With two tokens of the least scope: long bodies but for their ends, as many as the node takes of each.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_identities_that_hold_long_bodies_leave_others_theirs() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let scopes = json!({ "scopes": ["node:read"] });
     let made = block_in_place(|| web.node.call("token/make", &scopes));
     let second = made["token"].as_str().expect("a token");
@@ -126,7 +128,7 @@ async fn two_identities_that_hold_long_bodies_leave_others_theirs() {
     let mut held = Vec::new();
     for token in [web.reader.as_str(), second] {
         for _ in 0..each {
-            let mut raw = Raw::open(&web.target(), H1).await;
+            let mut raw = RawQuicConnection::open(&web.target(), H1).await;
             let head = format!(
                 "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
                  Content-Type: application/json\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
@@ -173,8 +175,8 @@ async fn first_bytes_of_bodies_do_not_keep_what_was_read_with_them() {
     /// What a request that waits for its body costs: 14 KiB were measured. With the frame that was read together with its
     /// first byte it would be 16 KiB more.
     const WAITING_BYTES: u64 = 20 << 10;
-    let bench = Bench::new();
-    let web = Web::start(
+    let bench = TestBench::new();
+    let web = WebNode::start(
         &bench,
         "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n",
     );
@@ -193,7 +195,7 @@ async fn first_bytes_of_bodies_do_not_keep_what_was_read_with_them() {
     let before = resident(&web);
     let mut held = Vec::new();
     for _ in 0..CONNECTIONS {
-        let mut raw = Raw::open_two(&web.target()).await;
+        let mut raw = RawQuicConnection::open_two(&web.target()).await;
         for stream in (1..).step_by(2).take(STREAMS as usize) {
             let begins = [
                 frame(HEADERS, END_HEADERS, stream, &block),
@@ -216,8 +218,8 @@ async fn first_bytes_of_bodies_do_not_keep_what_was_read_with_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_of_short_values_cost_no_trees() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let file = bench.path().join("body");
     let data = format!("@{}", file.display());
     let list = |bytes: usize| format!("[{}0]", "0,".repeat(bytes / 2));

@@ -4,19 +4,19 @@ use std::time::{Duration, Instant};
 
 use alknet_http::limits::{RESETS_BURST, RESETS_PER_SECOND};
 use alknet_test_support::deadline;
-use alknet_tests::raw::{PING, Raw, SETTINGS, frame};
-use alknet_tests::{Bench, Web};
+use alknet_tests::raw::{PING, RawQuicConnection, SETTINGS, frame};
+use alknet_tests::{TestBench, WebNode};
 use tokio::io::AsyncWriteExt;
 
 use super::{resident, survives};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_reset_at_once_end_the_connection() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let before = resident(&web);
     for _ in 0..4 {
-        let mut raw = Raw::open_two(&web.target()).await;
+        let mut raw = RawQuicConnection::open_two(&web.target()).await;
         let taken = raw.resets(20_000, 50).await;
         assert!(taken < 20_000, "all of them were taken in stride");
     }
@@ -27,10 +27,10 @@ async fn streams_reset_at_once_end_the_connection() {
 /// own count ends the connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_reset_one_by_one_end_the_connection() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let before = resident(&web);
-    let mut raw = Raw::open_two(&web.target()).await;
+    let mut raw = RawQuicConnection::open_two(&web.target()).await;
     let began = Instant::now();
     let taken = raw.resets(20_000, 1).await;
     let seconds = u32::try_from(began.elapsed().as_secs() + 1).expect("a few");
@@ -52,11 +52,11 @@ const QUIET: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pings_and_settings_without_end_are_answered_or_refused() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let before = resident(&web);
     for (kind, payload) in [(PING, &[0; 8][..]), (SETTINGS, &[0, 4, 0, 0, 0, 1][..])] {
-        let mut raw = Raw::open_two(&web.target()).await;
+        let mut raw = RawQuicConnection::open_two(&web.target()).await;
         let many = frame(kind, 0, 0, payload).repeat(10_000);
         let mut taken = 0;
         // The answers are never read.

@@ -2,17 +2,21 @@
 
 use alknet_call::{ALPN, CallClient, CallConnection};
 use alknet_core::Carriage;
-use alknet_endpoint::Dialer;
-use alknet_tests::{Bench, Web, guesses_refuse_nobody_else};
+use alknet_endpoint::EndpointDialer;
+use alknet_tests::{TestBench, WebNode, guesses_refuse_nobody_else};
 use alknet_tls::NodeKey;
 use serde_json::Value;
 use tokio::task::block_in_place;
 
 /// A connection of the administrator's, who proves a key on it, from the address that everything here comes from.
-async fn by_key(bench: &Bench, web: &Web, carriage: Carriage) -> (Dialer, CallConnection) {
+async fn by_key(
+    bench: &TestBench,
+    web: &WebNode,
+    carriage: Carriage,
+) -> (EndpointDialer, CallConnection) {
     let file = bench.admin().state().join("identity.key");
     let (key, _) = NodeKey::load_or_create(&file).expect("a key");
-    let dialer = Dialer::new(Some(key));
+    let dialer = EndpointDialer::new(Some(key));
     let dialled = dialer.dial_over(carriage, &web.target(), ALPN).await;
     let connection = dialled.expect("it is known");
     let client = CallClient::without_operations().attach(connection, None);
@@ -29,8 +33,8 @@ async fn is_known(client: &CallConnection) {
 /// opened, and connections whose peer proved a key.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guesser_is_told_to_wait_and_nobody_else_is_refused() {
-    let bench = Bench::new();
-    let web = block_in_place(|| Web::start(&bench, ""));
+    let bench = TestBench::new();
+    let web = block_in_place(|| WebNode::start(&bench, ""));
     let mut sessions = Vec::new();
     for carriage in [Carriage::Quic, Carriage::Tcp] {
         let (dialer, client) = by_key(&bench, &web, carriage).await;

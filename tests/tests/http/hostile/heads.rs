@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use alknet_tests::raw::{CONTINUATION, H1, HEADERS, Raw, asks, hung};
-use alknet_tests::{Bench, Web};
+use alknet_tests::raw::{CONTINUATION, H1, HEADERS, RawQuicConnection, asks, hung};
+use alknet_tests::{TestBench, WebNode};
 use tokio::io::AsyncWriteExt;
 
 use super::{GROWTH_BYTES, peak, resident, survives};
@@ -13,19 +13,19 @@ const HEAD_BYTES: usize = 64 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_heads_and_slow_bodies_are_cut_off() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let before = resident(&web);
     let started = Instant::now();
     let mut slow = Vec::new();
     for _ in 0..24 {
-        let mut raw = Raw::open(&web.target(), H1).await;
+        let mut raw = RawQuicConnection::open(&web.target(), H1).await;
         raw.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
             .await;
         slow.push(raw);
     }
     let token = &web.admin;
-    let mut body = Raw::open(&web.target(), H1).await;
+    let mut body = RawQuicConnection::open(&web.target(), H1).await;
     let head = format!(
         "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
 Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"
@@ -44,14 +44,14 @@ Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"
 
 #[tokio::test(flavor = "multi_thread")]
 async fn heads_without_end_end() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let before = resident(&web);
     let most = peak(&web);
     let line = format!("X-A: {}\r\n", "a".repeat(1000)).repeat(4);
     let lines = b"A: b\r\n".repeat(700);
     for piece in [line.as_bytes(), lines.as_slice(), &[b'a'; 4096]] {
-        let mut raw = Raw::open(&web.target(), H1).await;
+        let mut raw = RawQuicConnection::open(&web.target(), H1).await;
         raw.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
             .await;
         let mut sent = 0;
@@ -65,7 +65,7 @@ async fn heads_without_end_end() {
         let refused = told.is_empty() || told.starts_with("HTTP/1.1 431 ");
         assert!(refused, "{told}");
     }
-    let mut raw = Raw::open_two(&web.target()).await;
+    let mut raw = RawQuicConnection::open_two(&web.target()).await;
     raw.frame(HEADERS, 0, 1, &asks("/healthz")).await;
     // CONTINUATION that never ends (CVE-2024-27316): a literal header each.
     let mut more = vec![0x00, 1, b'a', 0x7f, 0xe1, 0x1e];
@@ -84,8 +84,8 @@ async fn heads_without_end_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_is_refused_and_nothing_else_stops() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let before = resident(&web);
     let smuggled = "POST /call HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for text in [
@@ -97,7 +97,7 @@ async fn nonsense_is_refused_and_nothing_else_stops() {
         "GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         smuggled,
     ] {
-        let mut raw = Raw::open(&web.target(), H1).await;
+        let mut raw = RawQuicConnection::open(&web.target(), H1).await;
         raw.say(text.as_bytes()).await;
         raw.send.shutdown().await.ok();
         let told = String::from_utf8_lossy(&raw.hear().await).into_owned();

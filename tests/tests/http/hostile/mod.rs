@@ -9,13 +9,13 @@ mod removals;
 mod shares;
 mod sockets;
 
-use alknet_tests::Web;
+use alknet_tests::WebNode;
 use tokio::task::block_in_place;
 
 /// What an attack may make the node's memory grow by, and the allocator keep of it.
 const GROWTH_BYTES: u64 = 48 << 20;
 
-fn resident(web: &Web) -> u64 {
+fn resident(web: &WebNode) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", web.node.pid()));
     let text = text.expect("the node runs");
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -26,13 +26,13 @@ fn resident(web: &Web) -> u64 {
 }
 
 /// From now on the [`peak`] is a new one.
-fn forget_peak(web: &Web) {
+fn forget_peak(web: &WebNode) {
     let file = format!("/proc/{}/clear_refs", web.node.pid());
     std::fs::write(file, "5").expect("it is our process");
 }
 
 /// The most that the node had of memory until now.
-fn peak(web: &Web) -> u64 {
+fn peak(web: &WebNode) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", web.node.pid()));
     let text = text.expect("the node runs");
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -43,7 +43,7 @@ fn peak(web: &Web) -> u64 {
 }
 
 /// The node answers others, and has not grown.
-fn survives(web: &Web, before: u64) {
+fn survives(web: &WebNode, before: u64) {
     let told = block_in_place(|| web.curl("/healthz", &["--http2"]));
     assert_eq!(told.status, 200);
     let now = resident(web);

@@ -1,18 +1,18 @@
 //! A peer that is removed, and the tickets that it was given before. Here it is a second administrator, who alone may
 //! follow something.
 
-use alknet_tests::{Bench, Follower, Web};
+use alknet_tests::{Follower, TestBench, WebNode};
 use alknet_tls::NodeKey;
 use serde_json::json;
 use tokio::task::block_in_place;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_peer_reads_nothing_more_by_its_tickets() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let key = NodeKey::generate().expect("the system has entropy");
     let admin = bench.admin().identity();
     let both = format!("[node]\nadmin_keys = [\"{admin}\", \"{}\"]\n", key.public());
-    let web = Web::start(&bench, &both);
+    let web = WebNode::start(&bench, &both);
     let mut follower = Follower::begin(&web.target(), &key).await;
 
     let without = json!({ "document": format!("node.admin_keys = [\"{admin}\"]\n") });

@@ -1,13 +1,14 @@
-//! Those who want all of what a small machine has for requests, answers and tickets: each is refused what is beyond its
-//! share, and others find theirs. The limits go by the machine's memory, so the node is told of little.
+//! Clients that want all of what a small machine has for requests, answers and tickets: the node refuses each what
+//! is beyond its share, and serves the others. The limits depend on the machine's memory, so the test sets a small
+//! amount.
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use alknet_core::{Carriage, Connection};
-use alknet_endpoint::Dialer;
-use alknet_tests::{Bench, Elsewhere, Web};
+use alknet_endpoint::EndpointDialer;
+use alknet_tests::{RawTcpConnection, TestBench, WebNode};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -41,14 +42,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 type Body = BoxBody<Bytes, Infallible>;
 
 /// A connection of HTTP/2.
-struct Client {
+struct ShareClient {
     requests: SendRequest<Body>,
     _connection: Connection,
 }
 
-impl Client {
-    async fn open(web: &Web) -> Self {
-        let dialer = Dialer::new(Some(NodeKey::generate().expect("the system has entropy")));
+impl ShareClient {
+    async fn open(web: &WebNode) -> Self {
+        let dialer =
+            EndpointDialer::new(Some(NodeKey::generate().expect("the system has entropy")));
         let connection = dialer.dial_over(Carriage::Tcp, &web.target(), H2).await;
         let connection = connection.expect("anybody may connect");
         let (send, recv) = connection.accept_bi().await.expect("one stream");
@@ -65,7 +67,7 @@ impl Client {
 
     /// Posts so many bytes of a body, `said` in its head, and keeps it open where these are more. The request is given
     /// up with what is returned.
-    fn begin(&mut self, token: &str, path: &str, said: usize, sent: Bytes) -> Begun {
+    fn begin(&mut self, token: &str, path: &str, said: usize, sent: Bytes) -> AbortedRequest {
         let is_whole = said == sent.len();
         let first = stream::iter((!sent.is_empty()).then(|| Ok(Frame::data(sent))));
         let body = match is_whole {
@@ -81,7 +83,7 @@ impl Client {
             .body(body)
             .expect("correct headers");
         let asked = self.requests.send_request(request);
-        Begun(tokio::spawn(async move {
+        AbortedRequest(tokio::spawn(async move {
             asked.await.ok().map(|told| told.status())
         }))
     }
@@ -112,9 +114,9 @@ impl Client {
 }
 
 /// A request that is given up when it is dropped.
-struct Begun(JoinHandle<Option<StatusCode>>);
+struct AbortedRequest(JoinHandle<Option<StatusCode>>);
 
-impl Drop for Begun {
+impl Drop for AbortedRequest {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -125,7 +127,7 @@ fn list(prefix: &str) -> Value {
 }
 
 /// A token of the least scope beside the reader's.
-fn second(web: &Web) -> String {
+fn second(web: &WebNode) -> String {
     let made = block_in_place(|| {
         web.node
             .call("token/make", &json!({ "scopes": ["node:read"] }))
@@ -141,13 +143,13 @@ fn blanks(bytes: usize) -> Bytes {
 /// By their lengths these would be all that two identities may have, which is all of the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn short_bodies_that_are_only_announced_leave_others_theirs() {
-    let bench = Bench::new();
-    if let Some(web) = Web::start_on(&bench, LEAST, FAST) {
+    let bench = TestBench::new();
+    if let Some(web) = WebNode::start_on(&bench, LEAST, FAST) {
         let second = second(&web);
         let mut held = Vec::new();
         let mut clients = Vec::new();
         for token in [&web.reader, &second] {
-            let mut client = Client::open(&web).await;
+            let mut client = ShareClient::open(&web).await;
             for n in 0..2 * EACH / SMALL {
                 // Nothing of it, or its first byte.
                 held.push(client.begin(token, "/call", SMALL, blanks(n % 2)));
@@ -156,7 +158,7 @@ async fn short_bodies_that_are_only_announced_leave_others_theirs() {
             assert_eq!(client.calls(token).await, 200);
             clients.push(client);
         }
-        let mut other = Client::open(&web).await;
+        let mut other = ShareClient::open(&web).await;
         for token in [&web.reader, &second, &web.admin] {
             assert_eq!(other.calls(token).await, 200);
         }
@@ -168,13 +170,13 @@ async fn short_bodies_that_are_only_announced_leave_others_theirs() {
 /// all of the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn short_bodies_that_do_not_end_leave_others_what_is_kept_for_them() {
-    let bench = Bench::new();
-    if let Some(web) = Web::start_on(&bench, LEAST, FAST) {
+    let bench = TestBench::new();
+    if let Some(web) = WebNode::start_on(&bench, LEAST, FAST) {
         let second = second(&web);
         let (mut held, mut clients) = (Vec::new(), Vec::new());
-        let mut other = Client::open(&web).await;
+        let mut other = ShareClient::open(&web).await;
         for token in [&web.reader, &second] {
-            let mut client = Client::open(&web).await;
+            let mut client = ShareClient::open(&web).await;
             for _ in 0..=EACH / SHORT {
                 held.push(client.begin(token, "/call", SHORT, blanks(SHORT - 100)));
             }
@@ -201,19 +203,19 @@ async fn short_bodies_that_do_not_end_leave_others_what_is_kept_for_them() {
 /// There is memory for the request of an administrator's token, and none for its answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_whose_answer_has_no_room_does_not_run() {
-    let bench = Bench::new();
-    if let Some(web) = Web::start_on(&bench, LEAST, FAST) {
+    let bench = TestBench::new();
+    if let Some(web) = WebNode::start_on(&bench, LEAST, FAST) {
         let tokens = || {
             let listed = block_in_place(|| web.node.call("token/list", &Value::Null));
             listed["tokens"].as_array().expect("a list").len()
         };
         let before = tokens();
-        let mut client = Client::open(&web).await;
+        let mut client = ShareClient::open(&web).await;
         // Less than an answer has at the least.
         let left = 5000;
         let said = EACH - left;
         let begin =
-            |client: &mut Client| client.begin(&web.admin, "/call", said, blanks(said - 100));
+            |client: &mut ShareClient| client.begin(&web.admin, "/call", said, blanks(said - 100));
         let mut held = begin(&mut client);
         let full = StatusCode::TOO_MANY_REQUESTS;
         let asks = list(&"x".repeat(left));
@@ -248,9 +250,9 @@ async fn a_call_whose_answer_has_no_room_does_not_run() {
 async fn tickets_of_one_identity_leave_the_others_theirs() {
     /// An eighth of all.
     const SHARE: usize = 128;
-    let bench = Bench::new();
-    let web = Web::start(&bench, FAST);
-    let mut client = Client::open(&web).await;
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, FAST);
+    let mut client = ShareClient::open(&web).await;
     let watch = json!({ "operation": "/services/watch" });
     for n in 0..SHARE {
         let told = client.post(&web.reader, "/subscribe", &watch).await;
@@ -267,18 +269,18 @@ async fn tickets_of_one_identity_leave_the_others_theirs() {
 async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
     const NETWORKS: u8 = 5;
     const FILES: u32 = 40;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let folder = bench.path().join("www");
     std::fs::create_dir(&folder).expect("room");
     std::fs::write(folder.join("large.bin"), vec![7; 4 << 20]).expect("room");
     let config = format!("{FAST}site = \"{}\"\n", folder.display());
-    if let Some(web) = Web::start_on(&bench, LEAST, &config) {
+    if let Some(web) = WebNode::start_on(&bench, LEAST, &config) {
         let mut held = Vec::new();
         let mut served = Vec::new();
         block_in_place(|| {
             for network in 1..=NETWORKS {
                 let from = Ipv4Addr::new(127, 0, network, 1);
-                let peer = Elsewhere::connect(&web.target(), from, None, H2);
+                let peer = RawTcpConnection::connect(&web.target(), from, None, H2);
                 let mut peer = peer.expect("anybody may connect");
                 served.push(asks_for_files(&mut peer, FILES));
                 held.push(peer);
@@ -287,7 +289,7 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
         // A sixteenth of the bytes for each network, a quarter for all, at 32 KiB for each file.
         assert!(served.iter().all(|files| *files <= 8), "{served:?}");
         assert!(served[..4].iter().all(|files| *files > 4), "{served:?}");
-        let mut client = Client::open(&web).await;
+        let mut client = ShareClient::open(&web).await;
         assert_eq!(client.calls(&web.admin).await, 200);
         let long = list(&"x".repeat(300_000));
         let told = client.post(&web.reader, "/call", &long).await;
@@ -298,7 +300,7 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
 
 /// Asks for the file so many times, takes the heads of all answers and no byte of a body, and says how many of them are
 /// the file: that is a field of the static table (RFC 7541 appendix A).
-fn asks_for_files(peer: &mut Elsewhere, files: u32) -> u32 {
+fn asks_for_files(peer: &mut RawTcpConnection, files: u32) -> u32 {
     let mut head = vec![0x82, 0x87, 0x04, 10];
     head.extend(b"/large.bin");
     head.extend([0x01, 9]);

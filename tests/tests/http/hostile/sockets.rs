@@ -1,18 +1,19 @@
-//! WebSockets in connections of HTTP/2: messages that do not end, and answers that nobody reads, pongs among them.
+//! WebSockets in connections of HTTP/2: messages that do not end, and answers that the client does not read, pongs
+//! among them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::ALPN;
 use alknet_core::Carriage;
-use alknet_endpoint::Dialer;
+use alknet_endpoint::EndpointDialer;
 use alknet_test_support::deadline;
 use alknet_tests::raw::within;
 use alknet_tests::sockets::{
-    Carrier, MESSAGE_BYTES, almost, asks, closed, hears, hears_pong, is_answered_in_pieces,
+    MESSAGE_BYTES, SocketCarrier, almost, asks, closed, hears, hears_pong, is_answered_in_pieces,
     message, request,
 };
-use alknet_tests::{Bench, Web, sockets, wire};
+use alknet_tests::{TestBench, WebNode, sockets, wire};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -23,8 +24,8 @@ use super::{GROWTH_BYTES, forget_peak, peak, resident, share};
 /// WebSockets that one connection carries.
 const SOCKETS: usize = 16;
 
-/// What one WebSocket and its part of the connection may cost beside what it has yet to take or to end: what it counts
-/// for nobody, a frame on its way out, and its state.
+/// What one WebSocket and its part of the connection may cost beside its unread and incomplete messages: bytes that
+/// count against no quota, a frame on its way out, and its state.
 const SOCKET_BYTES: u64 = 64 << 10;
 
 /// How long nothing happens that is believed to have come to its end.
@@ -39,14 +40,14 @@ const FAST: &str = "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\
 async fn messages_without_their_ends_are_counted_together() {
     // Twice as many as the token's identity has room for.
     let connections = (2 * share() as usize / MESSAGE_BYTES / SOCKETS).max(4);
-    let bench = Bench::new();
-    let web = Web::start(&bench, FAST);
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, FAST);
     let (before, forms) = (resident(&web), [false, true].map(almost));
     forget_peak(&web);
     let mut all = JoinSet::new();
     let mut carriers = Vec::new();
     for _ in 0..connections {
-        let mut carrier = Carrier::open(&web.target(), 64 << 10).await;
+        let mut carrier = SocketCarrier::open(&web.target(), 64 << 10).await;
         for n in 0..SOCKETS {
             let mut socket = carrier.socket(Some(&web.reader)).await;
             let bytes = forms[n % 2].clone();
@@ -66,7 +67,7 @@ async fn messages_without_their_ends_are_counted_together() {
     let long = json!({ "prefix": "x".repeat(60_000) });
     let listed = block_in_place(|| web.node.call("services/list", &long));
     assert!(listed["operations"].is_array(), "{listed}");
-    let mut other = Carrier::open(&web.target(), 64 << 10).await;
+    let mut other = SocketCarrier::open(&web.target(), 64 << 10).await;
     let mut socket = other.socket(Some(&web.admin)).await;
     is_answered_in_pieces(&mut socket, &request(1, "services/list", &long)).await;
     let grown = peak(&web).saturating_sub(before);
@@ -93,7 +94,7 @@ async fn messages_without_their_ends_are_counted_together() {
 }
 
 /// Resolves once the node does not grow any more.
-async fn settled(web: &Web) {
+async fn settled(web: &WebNode) {
     let mut before = 0;
     loop {
         // Nothing tells that the node keeps no more.
@@ -107,7 +108,7 @@ async fn settled(web: &Web) {
 }
 
 /// By how much the node grows for so many connections full of WebSockets that read nothing.
-async fn growth_unread(web: &Web, token: Option<&str>, connections: usize, each: usize) -> u64 {
+async fn growth_unread(web: &WebNode, token: Option<&str>, connections: usize, each: usize) -> u64 {
     let before = resident(web);
     forget_peak(web);
     let asks = asks(each);
@@ -115,7 +116,7 @@ async fn growth_unread(web: &Web, token: Option<&str>, connections: usize, each:
     let mut all = JoinSet::new();
     for _ in 0..connections {
         // Not a byte of an answer is taken.
-        let mut carrier = Carrier::open(&web.target(), 0).await;
+        let mut carrier = SocketCarrier::open(&web.target(), 0).await;
         for _ in 0..SOCKETS {
             let mut socket = carrier.socket(token).await;
             let asks = asks.clone();
@@ -140,14 +141,14 @@ async fn growth_unread(web: &Web, token: Option<&str>, connections: usize, each:
 async fn answers_that_no_socket_reads_are_counted_together() {
     const UNKNOWN: usize = 40;
     const KNOWN: usize = 12;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     for (token, connections, each, room) in [
         // Of one network: a sixteenth of what the node has.
         (false, UNKNOWN, 400, share() / 8),
         (true, KNOWN, 800, share()),
     ] {
         // A node of its own: another one would keep what it took for the last.
-        let web = Web::start(&bench, FAST);
+        let web = WebNode::start(&bench, FAST);
         let reader = token.then_some(web.reader.as_str());
         let grown = growth_unread(&web, reader, connections, each).await;
         let sockets = (connections * SOCKETS) as u64;
@@ -169,13 +170,13 @@ async fn answers_that_no_connection_of_a_token_reads_are_counted_together() {
     const CONNECTIONS: usize = 48;
     /// Requests on each.
     const REQUESTS: usize = 20_000;
-    let bench = Bench::new();
-    let web = Web::start(&bench, FAST);
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, FAST);
     let before = resident(&web);
     forget_peak(&web);
     let ask = |id: usize| wire::request(&id.to_string(), "services/list", &Value::Null);
     let asks = Bytes::from_iter((1..=REQUESTS).flat_map(ask));
-    let dialer = Arc::new(Dialer::new(None));
+    let dialer = Arc::new(EndpointDialer::new(None));
     let mut all = JoinSet::new();
     for _ in 0..CONNECTIONS {
         let connection = dialer.dial_over(Carriage::Tcp, &web.target(), ALPN).await;
@@ -210,9 +211,9 @@ async fn pings_whose_answers_nobody_takes_are_not_kept() {
     const PINGS: u32 = 100_000;
     /// What one connection may cost; the answers together would be 12 MiB.
     const MOST_BYTES: u64 = 8 << 20;
-    let bench = Bench::new();
-    let web = Web::start(&bench, FAST);
-    let mut carrier = Carrier::open(&web.target(), 8 << 10).await;
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, FAST);
+    let mut carrier = SocketCarrier::open(&web.target(), 8 << 10).await;
     let mut socket = carrier.socket(None).await;
     let follow = message(&request(0, "services/watch", &Value::Null));
     socket.write_all(&follow).await.expect("it is taken");

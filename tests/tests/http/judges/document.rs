@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use alknet_test_support::{limited, seconds};
 use alknet_tests::tools::variable;
-use alknet_tests::{Bench, Web};
+use alknet_tests::{TestBench, WebNode};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
@@ -21,13 +21,13 @@ const EXAMPLES_FULL: &str = "50";
 /// Fewer requests than this looked at next to nothing.
 const REQUESTS: u64 = 300;
 
-/// Enough for a client that guesses: requests, and tokens that stand for nobody.
+/// Enough for a client that guesses: requests, and unknown tokens.
 const PATIENT: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\nfailures_per_minute = 1000\n\
 [http]\nrequests_per_second = 100000\nrequests_burst = 100000\nstranger_requests_per_second = 100000\n";
 
 /// A node that takes much, and a token that may do no harm.
-fn patient(bench: &Bench) -> (Web, String) {
-    let web = Web::start(bench, "");
+fn patient(bench: &TestBench) -> (WebNode, String) {
+    let web = WebNode::start(bench, "");
     let keys = format!("node.admin_keys = [\"{}\"]\n", bench.admin().identity());
     let document = json!({ "document": keys + PATIENT });
     web.node.call("config/apply", &document);
@@ -90,7 +90,7 @@ fn settings(token: &str) -> String {
 }
 
 /// What it says in short, and its report.
-fn schemathesis(bench: &Bench, web: &Web, token: &str) -> (Value, String) {
+fn schemathesis(bench: &TestBench, web: &WebNode, token: &str) -> (Value, String) {
     let folder = bench.path();
     let examples = match std::env::var("ALKNET_SOAK") {
         Ok(value) if value == "full" => EXAMPLES_FULL,
@@ -122,7 +122,7 @@ fn schemathesis(bench: &Bench, web: &Web, token: &str) -> (Value, String) {
 
 #[test]
 fn a_node_answers_as_its_document_says() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (web, token) = patient(&bench);
     let (summary, report) = schemathesis(&bench, &web, &token);
     assert_eq!(summary["complete"], true, "{summary:#}");
@@ -136,7 +136,7 @@ fn a_node_answers_as_its_document_says() {
 
 #[test]
 fn a_generated_client_calls_a_node() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     generated::a_client_calls(&bench, &web);
 }

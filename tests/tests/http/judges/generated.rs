@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use alknet_test_support::limited;
 use alknet_tests::tools::{client, run_with_json, variable};
-use alknet_tests::{Bench, Web};
+use alknet_tests::{TestBench, WebNode};
 use serde_json::json;
 
 /// Longest run of Python. Generous: guests run translated.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Python with the packages of the generator, in the bench's folder, where its client lies.
-fn python(bench: &Bench) -> Command {
+fn python(bench: &TestBench) -> Command {
     let packages = variable("ALKNET_TEST_OPENAPI_PYTHONPATH");
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = limited(LIMIT, "python3");
@@ -28,7 +28,7 @@ fn python(bench: &Bench) -> Command {
 }
 
 /// Has a client made of the node's document, and calls the node with it.
-pub(crate) fn a_client_calls<N>(bench: &Bench, web: &Web<N>) {
+pub(crate) fn a_client_calls<N>(bench: &TestBench, web: &WebNode<N>) {
     let document = web.curl_as(&web.reader, "/openapi.json", &[]);
     assert_eq!(document.status, 200, "{document:?}");
     std::fs::write(bench.path().join("openapi.json"), document.body).expect("room");

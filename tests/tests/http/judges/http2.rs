@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use alknet_core::{Carriage, Connection};
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::{deadline, limited, skip};
 use alknet_tests::tools::variable;
-use alknet_tests::{Bench, Web};
+use alknet_tests::{TestBench, WebNode};
 use alknet_tls::NodeKey;
 use tokio::io::{AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,10 +19,11 @@ const KNOWN: &str = include_str!("http2.txt");
 /// Fewer cases than this were not all of them.
 const CASES: usize = 90;
 
-/// The suite knows no TLS: whoever connects to this speaks to the node through it.
+/// The suite does not speak TLS: it connects to this listener, which passes each connection on to the node over
+/// TLS.
 async fn carry_all(listener: TcpListener, target: Target) {
     let key = NodeKey::generate().expect("the system has entropy");
-    let dialer = Dialer::new(Some(key));
+    let dialer = EndpointDialer::new(Some(key));
     while let Ok((plain, _)) = listener.accept().await {
         let dialled = dialer.dial_over(Carriage::Tcp, &target, b"h2").await;
         tokio::spawn(carry(plain, dialled.expect("anybody may connect")));
@@ -46,7 +47,7 @@ async fn carry(plain: TcpStream, connection: Connection) {
 }
 
 /// A node that answers whatever is asked for at `/`, as often as it is asked.
-fn with_a_page(bench: &Bench) -> Web {
+fn with_a_page(bench: &TestBench) -> WebNode {
     let folder = bench.path().join("www");
     std::fs::create_dir(&folder).expect("the folder is ours");
     std::fs::write(folder.join("index.html"), "<!doctype html>\n").expect("room");
@@ -55,7 +56,7 @@ fn with_a_page(bench: &Bench) -> Web {
          requests_burst = 10000\nstranger_requests_per_second = 10000\n",
         folder.display()
     );
-    Web::start(bench, &config)
+    WebNode::start(bench, &config)
 }
 
 /// Cases that failed, and what was said of each. One that panics does not say that it failed.
@@ -91,7 +92,7 @@ fn milliseconds(seconds: u64) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rules_of_http2_are_kept() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let web = with_a_page(&bench);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("it is bound");

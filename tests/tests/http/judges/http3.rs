@@ -5,10 +5,10 @@ use std::process::{Child, ChildStdout};
 use std::time::Duration;
 
 use alknet_core::Carriage;
-use alknet_endpoint::Dialer;
+use alknet_endpoint::EndpointDialer;
 use alknet_test_support::{deadline, limited};
 use alknet_tests::tools::{client, start_with_json, variable};
-use alknet_tests::{Bench, Web};
+use alknet_tests::{TestBench, WebNode};
 use alknet_tls::NodeKey;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -24,7 +24,7 @@ const KNOWN: &str = include_str!("http3.txt");
 /// Fewer rules than this were not all of them.
 const RULES: usize = 90;
 
-/// How long a write may wait before it is held to be waited for in vain.
+/// How long a write may wait before the test calls it hung.
 fn hung() -> Duration {
     deadline(Duration::from_secs(30))
 }
@@ -33,13 +33,13 @@ fn hung() -> Duration {
 const NO_ERROR: u64 = 0x100;
 
 /// Python, telling what it sees, a line each.
-struct Python {
+struct PythonHttp3 {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
-impl Python {
-    fn start(web: &Web, what: &str, token: &str) -> Self {
+impl PythonHttp3 {
+    fn start(web: &WebNode, what: &str, token: &str) -> Self {
         let address = web.address();
         let mut python = limited(SUITE, "python3");
         python
@@ -69,8 +69,8 @@ fn read(line: &str) -> Value {
 }
 
 /// Rules that were not kept.
-fn broken(web: &Web) -> Faults {
-    let mut python = Python::start(web, "rules", &web.reader);
+fn broken(web: &WebNode) -> Faults {
+    let mut python = PythonHttp3::start(web, "rules", &web.reader);
     let mut faults = Faults::new();
     let mut rules = 0;
     while let Some(line) = python.line() {
@@ -89,8 +89,8 @@ fn broken(web: &Web) -> Faults {
 
 /// A node that ends says which requests it has begun, and nothing it serves is not among them: a client
 /// would ask for it again elsewhere.
-fn drained(web: &Web, faults: &mut Faults) {
-    let mut python = Python::start(web, "drain", &web.admin);
+fn drained(web: &WebNode, faults: &mut Faults) {
+    let mut python = PythonHttp3::start(web, "drain", &web.admin);
     assert_eq!(python.line().as_deref(), Some("drain"));
     let pid = i32::try_from(web.node.pid()).expect("a process id");
     kill(Pid::from_raw(pid), Signal::SIGTERM).expect("the node is ours");
@@ -108,14 +108,15 @@ fn drained(web: &Web, faults: &mut Faults) {
 
 #[test]
 fn the_rules_of_http3_are_kept() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let mut faults = broken(&web);
     drained(&web, &mut faults);
     judge(KNOWN, &faults);
 }
 
-/// What announces more than anybody may send is not kept until it is whole, whoever sends it.
+/// A frame that announces more bytes than any client may send is not kept until it is whole, be the client known
+/// or not.
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_without_end_cost_little() {
     /// A type that is there to be ignored, with a length of 2^40.
@@ -125,11 +126,11 @@ async fn frames_without_end_cost_little() {
     const CONTROL: [u8; 3] = [0x00, 0x04, 0x00];
     const SENT_BYTES: usize = 256 << 20;
 
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let before = resident(&web);
     let key = NodeKey::generate().expect("the system has entropy");
-    let dialer = Dialer::new(Some(key));
+    let dialer = EndpointDialer::new(Some(key));
     for (on_control, frame) in [(true, UNKNOWN), (false, UNKNOWN), (false, HEADERS)] {
         let dialled = dialer.dial_over(Carriage::Quic, &web.target(), b"h3").await;
         let connection = dialled.expect("anybody may connect");

@@ -16,7 +16,7 @@ use std::fmt::Write;
 use std::process::Command;
 use std::time::Duration;
 
-use alknet_tests::Web;
+use alknet_tests::WebNode;
 
 /// What was found, by the name of each fault.
 type Faults = BTreeMap<String, String>;
@@ -71,7 +71,7 @@ fn printed(command: &mut Command) -> String {
 }
 
 /// Memory of the node's process.
-fn resident(web: &Web) -> u64 {
+fn resident(web: &WebNode) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", web.node.pid()));
     let text = text.expect("the node runs");
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));

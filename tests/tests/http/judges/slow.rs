@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, Web, eventually};
+use alknet_tests::{TestBench, WebNode, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -29,13 +29,13 @@ fn lasts() -> String {
 /// What it says when the server has ended all of them.
 const ALL_ENDED: &str = "No open connections left";
 
-/// Somebody else's address on this host, in another network.
+/// Options of a curl from another network: another address of this host.
 const OTHERS: [&str; 3] = ["--http2", "--interface", "127.0.1.1"];
 
-/// How long the tool works at a time. Once it has a connection that ended it asks the kernel without a pause which of
-/// them are ready, and takes a whole processor for the few bytes a second that it sends. Between two looks of the test,
-/// 50 ms later at rest, it is stopped: an attack whose pauses are seconds is none the less for that. It works all the
-/// while that others ask to be served.
+/// How long the tool works at a time. Once it has a connection that ended it asks the kernel without a pause which
+/// of them are ready, and takes a whole processor for the few bytes a second that it sends. Between two looks of
+/// the test, 50 ms later at rest, it is stopped: the attack's pauses are seconds, so a stop this short does not
+/// weaken it. It works all the while that others ask to be served.
 const WORKS: Duration = Duration::from_millis(10);
 /// The same while it opens its connections, fifty a second, each with a handshake.
 const WORKS_OPENING: Duration = Duration::from_millis(50);
@@ -44,14 +44,14 @@ const OPENING: Duration = Duration::from_secs(6);
 
 /// Whether the attackers run to their end or are ended by the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum AttackEnd {
     Server,
     Anybody,
 }
 
 /// The tool at work. It is ended when dropped.
-struct Attack<'a> {
-    web: &'a Web,
+struct SlowAttack<'a> {
+    web: &'a WebNode,
     tool: Child,
     before: u64,
     /// Connections that it may have.
@@ -63,8 +63,8 @@ struct Attack<'a> {
     begun: Instant,
 }
 
-impl<'a> Attack<'a> {
-    fn begin(bench: &Bench, web: &'a Web, path: &str, arguments: &[&str]) -> Self {
+impl<'a> SlowAttack<'a> {
+    fn begin(bench: &TestBench, web: &'a WebNode, path: &str, arguments: &[&str]) -> Self {
         let output = bench.path().join("slowhttptest.txt");
         let output = File::create(output).expect("the folder is ours");
         let tool = Command::new("slowhttptest")
@@ -85,7 +85,7 @@ impl<'a> Attack<'a> {
         }
     }
 
-    /// The attack is one of somebody whose token is good.
+    /// The attacker has a valid token.
     fn by_token(mut self) -> Self {
         self.may = PER_NETWORK + PER_TOKEN;
         self
@@ -138,7 +138,7 @@ impl<'a> Attack<'a> {
 
     /// Watches it to its end, and returns the most connections that it was seen to have. Others ask every second:
     /// each of their requests is a program.
-    fn ends(mut self, bench: &Bench, end: End) -> u64 {
+    fn ends(mut self, bench: &TestBench, end: AttackEnd) -> u64 {
         let mut next = Instant::now();
         eventually("the attack ends", || {
             if Instant::now() >= next {
@@ -152,7 +152,7 @@ impl<'a> Attack<'a> {
         let text = std::fs::read(bench.path().join("slowhttptest.txt"));
         let text = String::from_utf8_lossy(&text.expect("it was written")).into_owned();
         assert!(text.contains("Exit status"), "{text}");
-        if end == End::Server {
+        if end == AttackEnd::Server {
             assert!(text.contains(ALL_ENDED), "{text}");
         }
         eventually("the node forgets them", || {
@@ -163,15 +163,15 @@ impl<'a> Attack<'a> {
     }
 }
 
-impl Drop for Attack<'_> {
+impl Drop for SlowAttack<'_> {
     fn drop(&mut self) {
         let _ = self.tool.kill();
         let _ = self.tool.wait();
     }
 }
 
-/// Connections of HTTP/1.1, which is what the tool speaks and nobody else here.
-fn connections(web: &Web) -> u64 {
+/// Connections of HTTP/1.1, which only the tool speaks here.
+fn connections(web: &WebNode) -> u64 {
     let told = web.curl_as(&web.admin, "/metrics", &OTHERS);
     assert_eq!(told.status, 200, "{told:?}");
     let text = told.text();
@@ -182,51 +182,52 @@ fn connections(web: &Web) -> u64 {
     lines.filter_map(number).sum()
 }
 
-/// A node with a file that nobody keeps in memory.
-fn with_a_file(bench: &Bench) -> Web {
+/// A node with a file, which the node streams and does not keep in memory.
+fn with_a_file(bench: &TestBench) -> WebNode {
     let folder = bench.path().join("www");
     std::fs::create_dir(&folder).expect("the folder is ours");
     std::fs::write(folder.join("large.bin"), vec![7; 4 << 20]).expect("room");
-    Web::start(bench, &format!("[http]\nsite = \"{}\"\n", folder.display()))
+    WebNode::start(bench, &format!("[http]\nsite = \"{}\"\n", folder.display()))
 }
 
 #[test]
 fn slow_heads_are_ended_and_others_are_served() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let lasts = lasts();
     let arguments = ["-H", "-i", "2", "-x", "10", "-l", &lasts];
-    let mut attack = Attack::begin(&bench, &web, "/healthz", &arguments);
+    let mut attack = SlowAttack::begin(&bench, &web, "/healthz", &arguments);
     eventually("it has connections", || {
-        attack.goes_on_while(Attack::survives);
+        attack.goes_on_while(SlowAttack::survives);
         (attack.most > 8).then_some(())
     });
-    attack.ends(&bench, End::Server);
+    attack.ends(&bench, AttackEnd::Server);
 }
 
 #[test]
 fn slow_bodies_are_ended_and_others_are_served() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let known = format!("application/json\r\nAuthorization: Bearer {}", web.reader);
     let form = "application/x-www-form-urlencoded";
     let lasts = lasts();
     let attack = |path: &str, kind: &str, pause: &str| {
         let body = ["-B", "-i", pause, "-x", "10", "-s", "9000", "-f", kind];
         let arguments = [&body[..], &["-l", &lasts]].concat();
-        Attack::begin(&bench, &web, path, &arguments)
+        SlowAttack::begin(&bench, &web, path, &arguments)
     };
-    // Of somebody who may not call anything, which need not be read.
-    attack("/call", "application/json", "1").ends(&bench, End::Server);
-    // Of somebody who may: places of known peers, and when the token has no more of them those of unknown ones.
+    // From a client that may not call anything: the node need not read its body.
+    attack("/call", "application/json", "1").ends(&bench, AttackEnd::Server);
+    // From a client that may: it takes places of known peers, and places of unknown ones once its token has no
+    // more.
     let most = attack("/call", &known, "1").by_token();
-    let most = most.ends(&bench, End::Server);
+    let most = most.ends(&bench, AttackEnd::Server);
     assert!(
         most > PER_NETWORK,
         "{most} connections: the attack was none"
     );
-    // A form, which anybody may send: so slowly that it is not too long before the attack is over.
-    let most = attack("/status/enter", form, "10").ends(&bench, End::Server);
+    // A form, which any client may send: so slowly that it is not too long before the attack is over.
+    let most = attack("/status/enter", form, "10").ends(&bench, AttackEnd::Server);
     assert!(
         most > PER_NETWORK / 2,
         "{most} connections: the attack was none"
@@ -235,22 +236,22 @@ fn slow_bodies_are_ended_and_others_are_served() {
 
 #[test]
 fn ranges_without_number_cost_little() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let web = with_a_file(&bench);
     for method in ["HEAD", "GET"] {
         let arguments = ["-R", "-a", "5", "-b", "2000", "-t", method, "-l", "20"];
-        let attack = Attack::begin(&bench, &web, "/large.bin", &arguments).without_pause();
-        attack.ends(&bench, End::Anybody);
+        let attack = SlowAttack::begin(&bench, &web, "/large.bin", &arguments).without_pause();
+        attack.ends(&bench, AttackEnd::Anybody);
     }
 }
 
-/// Whoever reads slowly is ended, but only after longer than this attack lasts, for an answer may take its
-/// time. Until then it costs a bounded number of connections and what a connection keeps of its answer.
+/// The node ends a slow reader, but only after longer than this attack lasts, for an answer may take its time.
+/// Until then the reader costs a bounded number of connections and what a connection keeps of its answer.
 #[test]
 fn slow_readers_cost_little_and_others_are_served() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let web = with_a_file(&bench);
     let reads = ["-X", "-n", "1", "-z", "32", "-w", "512", "-y", "1024"];
     let arguments = [&reads[..], &["-k", "3", "-l", "20"]].concat();
-    Attack::begin(&bench, &web, "/large.bin", &arguments).ends(&bench, End::Anybody);
+    SlowAttack::begin(&bench, &web, "/large.bin", &arguments).ends(&bench, AttackEnd::Anybody);
 }

@@ -1,7 +1,7 @@
 //! testssl.sh: versions, ciphers, forward secrecy, headers, and whether any of the known attacks works.
 
 use alknet_test_support::limited;
-use alknet_tests::{Bench, Web};
+use alknet_tests::{TestBench, WebNode};
 use serde_json::Value;
 
 use super::{Faults, SUITE, judge, printed};
@@ -43,7 +43,7 @@ const NOT_OFFERED: [&str; 5] = [
     "cipherlist_AVERAGE",
 ];
 
-fn report(bench: &Bench, web: &Web) -> Vec<Value> {
+fn report(bench: &TestBench, web: &WebNode) -> Vec<Value> {
     let file = bench.path().join("testssl.json");
     let said = printed(
         limited(SUITE, "testssl")
@@ -69,8 +69,8 @@ fn text<'a>(finding: &'a Value, member: &str) -> &'a str {
 
 #[test]
 fn testssl_finds_no_weakness() {
-    let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "");
     let findings = report(&bench, &web);
     let mut faults = Faults::new();
     for finding in &findings {

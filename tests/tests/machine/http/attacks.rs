@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use alknet_core::Carriage;
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::deadline;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -52,13 +52,13 @@ const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// How slowly a body comes: in pieces, with a pause before each.
 #[derive(Clone, Copy)]
-pub(super) struct Pace {
+pub(super) struct BodyPace {
     pub(super) bytes: usize,
     pub(super) pause: Duration,
 }
 
 /// A megabyte a second.
-const SLOWLY: Pace = Pace {
+const SLOWLY: BodyPace = BodyPace {
     bytes: 64 << 10,
     pause: Duration::from_micros(62_500),
 };
@@ -85,7 +85,7 @@ const TRIES_OF_ONE: usize = 3;
 /// With a token of the least scope: 200 of the longest bodies at once, and then bodies of the shortest values there
 /// are.
 pub(super) fn bodies_cost_little_memory(web: &Machine) {
-    let mut watcher = Watcher::new(web);
+    let mut watcher = MemoryWatcher::new(web);
     let before = watcher.memory().expect("nobody attacks yet");
     let most = before.resident + GROWTH_BYTES;
     // Else the peak would show nothing of this attack.
@@ -95,12 +95,12 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
     let long = body(BODY_BYTES_MAX);
     let attack = at_once(web, "/call", long, BODIES, Some(SLOWLY));
     let outcomes = meanwhile(&mut watcher, attack);
-    let count = |wanted: Outcome| outcomes.iter().filter(|it| **it == wanted).count();
-    let answered = |status: u16| count(Outcome::Answered(status));
+    let count = |wanted: AttackOutcome| outcomes.iter().filter(|it| **it == wanted).count();
+    let answered = |status: u16| count(AttackOutcome::Answered(status));
     // An emulated machine reads so many bodies more slowly than a body may come.
     let (served, refused, late) = (answered(200), answered(429), answered(408));
     let begun = served + refused + late;
-    let without_place = count(Outcome::Ended) + count(Outcome::Unconnected);
+    let without_place = count(AttackOutcome::Ended) + count(AttackOutcome::Unconnected);
     assert_eq!(begun + without_place, BODIES, "{outcomes:?}");
     assert!(
         served > 0 && refused > 0 && begun > BODIES / 2,
@@ -128,14 +128,14 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
     ] {
         let lists = IDENTITY_BYTES / longest;
         let outcomes = meanwhile(&mut watcher, at_once(web, path, text, lists, None));
-        let known = [413, 429, most_says].map(Outcome::Answered);
+        let known = [413, 429, most_says].map(AttackOutcome::Answered);
         assert!(
             outcomes.len() == lists && outcomes.iter().all(|it| known.contains(it)),
             "{path}: {outcomes:?}"
         );
         // Those that find no room are refused before anybody looks at their values.
         assert!(
-            outcomes.contains(&Outcome::Answered(most_says)),
+            outcomes.contains(&AttackOutcome::Answered(most_says)),
             "{path}: no list was read: {outcomes:?}"
         );
     }
@@ -151,7 +151,7 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
 
 /// What came of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum AttackOutcome {
     /// An answer with this status, which came whole.
     Answered(u16),
     /// The node ended the connection, which was one for this request alone, before it answered: there is no place for
@@ -168,7 +168,7 @@ fn at_once(
     path: &'static str,
     text: String,
     count: usize,
-    pace: Option<Pace>,
+    pace: Option<BodyPace>,
 ) -> UploadAttack {
     let arriving = Arc::new(AtomicUsize::new(count.saturating_sub(ON_THE_FIRST)));
     let still = Arc::clone(&arriving);
@@ -177,20 +177,23 @@ fn at_once(
     let text = Bytes::from(text);
     let request = {
         let post = post.clone();
-        move || post(path, Upload::of(&text, pace))
+        move || post(path, PacedBody::new(&text, pace))
     };
     let outcomes = thread::spawn(move || {
         let runtime = Runtime::new().expect("a runtime");
         runtime.block_on(async {
             // Where it is dropped its connections end.
-            let dialer = Dialer::new(None);
+            let dialer = EndpointDialer::new(None);
             let first = connected(&dialer, &target).await;
             // Its connection is a known peer's before the others come: of those that have not shown a token the node
             // ends the oldest, and on a busy host none of its bodies would have arrived.
             if let Some(client) = first.clone() {
                 let small = Bytes::from_static(br#"{"operation":"/services/list"}"#);
-                let small = post("/call", Upload::of(&small, None));
-                assert_eq!(outcome(client, small, false).await, Outcome::Answered(200));
+                let small = post("/call", PacedBody::new(&small, None));
+                assert_eq!(
+                    outcome(client, small, false).await,
+                    AttackOutcome::Answered(200)
+                );
             }
             let asked = (0..count).map(async |number| {
                 let is_alone = number >= ON_THE_FIRST;
@@ -203,7 +206,7 @@ fn at_once(
                     false => first.clone(),
                 };
                 let Some(client) = client else {
-                    return Outcome::Unconnected;
+                    return AttackOutcome::Unconnected;
                 };
                 let outcome = outcome(client, request(), is_alone);
                 let outcome = timeout(deadline(ANSWERED_WITHIN), outcome).await;
@@ -218,7 +221,7 @@ fn at_once(
 /// An attack that goes on.
 struct UploadAttack {
     /// What comes of its requests.
-    outcomes: JoinHandle<Vec<Outcome>>,
+    outcomes: JoinHandle<Vec<AttackOutcome>>,
     /// Connections of its own that are not made yet, and not refused.
     arriving: Arc<AtomicUsize>,
 }
@@ -227,10 +230,10 @@ struct UploadAttack {
 pub(super) fn posts(
     web: &Machine,
     token: &str,
-) -> impl Fn(&str, Upload) -> Request<Upload> + Clone + use<> {
+) -> impl Fn(&str, PacedBody) -> Request<PacedBody> + Clone + use<> {
     let bearer = format!("Bearer {token}");
     let place = format!("https://{}", web.address());
-    move |path: &str, body: Upload| {
+    move |path: &str, body: PacedBody| {
         Request::post(format!("{place}{path}"))
             .header("authorization", &bearer)
             .header("content-type", "application/json")
@@ -242,14 +245,14 @@ pub(super) fn posts(
 
 /// A connection for HTTP/2.
 #[derive(Clone)]
-pub(super) struct Client {
-    requests: SendRequest<Upload>,
+pub(super) struct AttackClient {
+    requests: SendRequest<PacedBody>,
     /// Nothing is ever told here. It is closed when the connection has ended.
     ended: watch::Receiver<()>,
 }
 
 /// A connection for HTTP/2, if the machine has a place for it.
-pub(super) async fn connected(dialer: &Dialer, target: &Target) -> Option<Client> {
+pub(super) async fn connected(dialer: &EndpointDialer, target: &Target) -> Option<AttackClient> {
     let connection = dialer.dial_over(Carriage::Tcp, target, b"h2").await.ok()?;
     let (send, recv) = connection.accept_bi().await.ok()?;
     let io = TokioIo::new(tokio::io::join(recv, send));
@@ -260,40 +263,40 @@ pub(super) async fn connected(dialer: &Dialer, target: &Target) -> Option<Client
         driver.await.ok();
         drop((connection, alive));
     });
-    Some(Client { requests, ended })
+    Some(AttackClient { requests, ended })
 }
 
 /// What comes of a request, which is alone on its connection or not.
 pub(super) async fn outcome(
-    mut client: Client,
-    request: Request<Upload>,
+    mut client: AttackClient,
+    request: Request<PacedBody>,
     is_alone: bool,
-) -> Outcome {
+) -> AttackOutcome {
     let answer = match client.requests.send_request(request).await {
         Ok(answer) => answer,
         Err(error) => {
             // A stream that is reset leaves its connection as it is. One that others use was there first, and stays.
             let ended = timeout(deadline(ENDED_WITHIN), client.ended.changed()).await;
             assert!(is_alone && ended.is_ok(), "no answer: {error:?}");
-            return Outcome::Ended;
+            return AttackOutcome::Ended;
         }
     };
     let status = answer.status().as_u16();
     if let Err(error) = answer.into_body().collect().await {
         panic!("an answer with status {status} breaks off: {error:?}");
     }
-    Outcome::Answered(status)
+    AttackOutcome::Answered(status)
 }
 
 /// A body.
-pub(super) struct Upload {
+pub(super) struct PacedBody {
     rest: Bytes,
     piece: usize,
     pauses: Option<Interval>,
 }
 
-impl Upload {
-    pub(super) fn of(text: &Bytes, pace: Option<Pace>) -> Self {
+impl PacedBody {
+    pub(super) fn new(text: &Bytes, pace: Option<BodyPace>) -> Self {
         let pauses = pace.map(|pace| {
             let mut pauses = interval(pace.pause);
             pauses.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -307,7 +310,7 @@ impl Upload {
     }
 }
 
-impl Body for Upload {
+impl Body for PacedBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -345,20 +348,20 @@ pub(super) struct Memory {
 
 /// An administrator who keeps a connection, and asks for the memory of the node over it. The node knows its token from
 /// the first question on, and may not end it.
-pub(super) struct Watcher<'a> {
+pub(super) struct MemoryWatcher<'a> {
     web: &'a Machine,
     runtime: Runtime,
     // Where it is dropped its connections end.
-    dialer: Dialer,
-    client: Option<Client>,
+    dialer: EndpointDialer,
+    client: Option<AttackClient>,
 }
 
-impl<'a> Watcher<'a> {
+impl<'a> MemoryWatcher<'a> {
     pub(super) fn new(web: &'a Machine) -> Self {
         Self {
             web,
             runtime: Runtime::new().expect("a runtime"),
-            dialer: Dialer::new(None),
+            dialer: EndpointDialer::new(None),
             client: None,
         }
     }
@@ -385,7 +388,7 @@ impl<'a> Watcher<'a> {
         let target = web.target();
         let request = Request::get(web.url("/metrics"))
             .header("authorization", format!("Bearer {}", web.admin))
-            .body(Upload::of(&Bytes::new(), None))
+            .body(PacedBody::new(&Bytes::new(), None))
             .expect("a request");
         let is_known = client.is_some();
         let told = runtime.block_on(async {
@@ -422,7 +425,7 @@ impl<'a> Watcher<'a> {
         })
     }
 
-    /// Whether somebody who comes is answered.
+    /// Whether the machine answers a new client.
     fn answers_who_comes(&self) -> bool {
         let calls = r#"{"calls":[{"id":"a","operation":"/node/info"}]}"#;
         let batch = [
@@ -453,7 +456,7 @@ struct Newcomers {
 
 impl Newcomers {
     /// One comes, and tries again where it finds no place or its handshake takes too long.
-    fn one_comes(&mut self, watcher: &Watcher<'_>) {
+    fn one_comes(&mut self, watcher: &MemoryWatcher<'_>) {
         let mut tries = (0..TRIES_OF_ONE).map(|_| watcher.answers_who_comes());
         let answered_at = tries.position(|is_answered| is_answered);
         self.came += 1;
@@ -468,7 +471,7 @@ impl Newcomers {
 ///
 /// While the attacker's own connections arrive, a newcomer from the same network shares its places with them, and may
 /// find none: that is no promise. It is tried until one was answered, and counts for nothing else.
-fn meanwhile(watcher: &mut Watcher<'_>, attack: UploadAttack) -> Vec<Outcome> {
+fn meanwhile(watcher: &mut MemoryWatcher<'_>, attack: UploadAttack) -> Vec<AttackOutcome> {
     let UploadAttack { outcomes, arriving } = attack;
     let mut newcomers = Newcomers::default();
     let (mut asked, mut is_answered) = (0, false);

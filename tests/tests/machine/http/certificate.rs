@@ -5,10 +5,12 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Nic, Vm};
-use alknet_tests::pebble::{Authority, GATEWAY, Manners, Pebble};
+use alknet_qemu::{Nic, VirtioDisk, Vm};
+use alknet_tests::pebble::{GATEWAY, Pebble, PebbleAddress, PebbleOptions};
 use alknet_tests::tools::{ext4_of, tool_says};
-use alknet_tests::{Bench, Boot, Curl, Node, Told, curl, http3, whole_seconds};
+use alknet_tests::{
+    BootVariant, Curl, CurlResponse, MachineNode, TestBench, curl, http3, whole_seconds,
+};
 use serde_json::json;
 
 use super::{HTTP_PORT, VERSIONS};
@@ -34,7 +36,7 @@ const SCRIPT: &str = "document.title = \"run\";\n";
 /// Too large to be kept in memory.
 const LARGE_BYTES: usize = 1 << 20;
 
-fn document(authority: &Authority) -> String {
+fn document(authority: &PebbleAddress) -> String {
     let directory = authority.directory(GATEWAY);
     format!(
         r#"
@@ -54,8 +56,8 @@ challenge = "http-01"
     )
 }
 
-/// A data partition that its owner wrote: the site, and whom to believe.
-fn disk(bench: &Bench, authority: &Authority) -> Disk {
+/// A data partition that its owner wrote: the site, and the authority to trust.
+fn disk(bench: &TestBench, authority: &PebbleAddress) -> VirtioDisk {
     let folder = bench.path().join("data.d");
     let www = folder.join("www");
     std::fs::create_dir_all(www.join("docs")).expect("the bench's folder is ours");
@@ -71,7 +73,7 @@ fn disk(bench: &Bench, authority: &Authority) -> Disk {
     write(&folder.join("roots.pem"), &roots);
     let image = bench.disk("site", DATA_BYTES);
     ext4_of(&folder, &image);
-    Disk::file(image).data()
+    VirtioDisk::file(image).data()
 }
 
 fn large() -> Vec<u8> {
@@ -80,11 +82,11 @@ fn large() -> Vec<u8> {
 
 #[test]
 fn a_site_gets_its_certificate_through_port_80_which_does_nothing_else() {
-    let bench = Bench::new();
-    let authority = Authority::new();
+    let bench = TestBench::new();
+    let authority = PebbleAddress::new();
     let clock = tool_says("date", &["-u", "-d", AHEAD, "+base=%Y-%m-%dT%H:%M:%S"]);
     let machine = bench
-        .machine(Boot::MicrovmErofs)
+        .machine(BootVariant::MicrovmErofs)
         .data(Some(disk(&bench, &authority)))
         .nic(Nic::user().forward(HTTP_PORT))
         .plain()
@@ -92,13 +94,13 @@ fn a_site_gets_its_certificate_through_port_80_which_does_nothing_else() {
         .with(|vm| vm.argument("-rtc").argument(clock.trim()));
     let vm = machine.start();
     let (port, plain) = (at(&vm, 443), at(&vm, HTTP_PORT));
-    let pebble = authority.open(&Manners {
+    let pebble = authority.open(&PebbleOptions {
         http: plain.port(),
         tls: port.port(),
         lifetime_s: LIFETIME_S,
         refused_percent: 0,
     });
-    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let node = MachineNode::new(vm, BootVariant::MicrovmErofs, bench.admin().clone());
     pebble.certificate_at(port, NAME, None, || ());
 
     believed(&pebble, port);
@@ -115,7 +117,7 @@ fn at(vm: &Vm, guest_port: u16) -> SocketAddr {
     vm.forward_of(guest_port).expect("it is forwarded")
 }
 
-/// curl that believes the authority and nobody else sees the site under its name.
+/// curl that trusts only the authority sees the site under its name.
 fn believed(pebble: &Pebble, port: SocketAddr) {
     let root = pebble.root().display().to_string();
     let number = port.port();
@@ -195,7 +197,7 @@ fn asked(arguments: &[&str]) -> Output {
 fn files_are_served_and_nothing_beside_them(port: SocketAddr) {
     let large = large();
     for (version, name) in VERSIONS {
-        let get = |path: &str, more: &[&str]| -> Told {
+        let get = |path: &str, more: &[&str]| -> CurlResponse {
             let url = format!("https://{port}{path}");
             let told = curl(&url, &[&[version], more].concat());
             assert_eq!(told.version, name);

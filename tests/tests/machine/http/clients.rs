@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use alknet_test_support::limited;
 use alknet_tests::tools::{client, run_with_json, variable};
-use alknet_tests::{Answer, Bench, http3};
+use alknet_tests::{CliOutput, TestBench, http3};
 use serde_json::{Value, json};
 
 use super::Machine;
@@ -40,7 +40,7 @@ pub(super) fn text(path: &str) -> String {
 pub(super) const MODULE: &str = "../docs/examples/alknet.js";
 pub(super) const USED: &str = "tests/machine/http/module.js";
 
-/// What the module is told.
+/// The input of the module's program.
 pub(super) fn facts(web: &Machine) -> Value {
     json!({
         "url": format!("wss://{}/alknet/call", web.address()),
@@ -161,8 +161,8 @@ pub(super) fn models_use_it(web: &Machine) {
     }
 }
 
-pub(super) fn tokens_are_made_listed_and_taken_back(bench: &Bench, web: &Machine) {
-    let token = |verb: &str, more: &[&str]| -> Answer {
+pub(super) fn tokens_are_made_listed_and_taken_back(bench: &TestBench, web: &Machine) {
+    let token = |verb: &str, more: &[&str]| -> CliOutput {
         let admin = bench.admin();
         let mut command = admin.command(&["token", verb, &web.node.target()]);
         command.args(more);

@@ -2,7 +2,9 @@
 
 use std::cell::Cell;
 
-use alknet_tests::raw::{END_HEADERS, END_STREAM, HEADERS, PARTIAL, Raw, frame, get, literals};
+use alknet_tests::raw::{
+    END_HEADERS, END_STREAM, HEADERS, PARTIAL, RawQuicConnection, frame, get, literals,
+};
 use futures_util::future::join_all;
 use tokio::runtime::Runtime;
 
@@ -20,15 +22,15 @@ const OTHERS_FIRST_MAX: u32 = 60;
 /// The same before all of them have come.
 const OTHERS_MAX: u32 = 2_000;
 
-/// Nobody asked for the file before.
+/// This test is the first to request the file.
 pub(super) fn a_large_file_is_not_read_before_it_is_sent(web: &Machine) {
     let runtime = Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let target = web.target();
-        let mut other = Raw::open_two(&target).await;
+        let mut other = RawQuicConnection::open_two(&target).await;
         let mut attackers = Vec::new();
         for _ in 0..CONNECTIONS {
-            attackers.push(Raw::open_two(&target).await);
+            attackers.push(RawQuicConnection::open_two(&target).await);
         }
         // An emulated machine translates once what looking for a file executes.
         other.say(&get(1, "/no/such.file")).await;
@@ -59,7 +61,7 @@ pub(super) fn a_large_file_is_not_read_before_it_is_sent(web: &Machine) {
 
 /// Asks for the first bytes of the file, so often at once, and waits for all. Returns how many others were answered
 /// before the first of them began.
-async fn first_bytes(raw: &mut Raw, answered: &Cell<u32>) -> u32 {
+async fn first_bytes(raw: &mut RawQuicConnection, answered: &Cell<u32>) -> u32 {
     let head = literals(&[
         (":method", "GET"),
         (":scheme", "https"),

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use alknet_http::limits::{RESETS_BURST, RESETS_PER_SECOND};
-use alknet_tests::raw::{CONTINUATION, H1, H2, HEADERS, Raw, asks, frame};
+use alknet_tests::raw::{CONTINUATION, H1, H2, HEADERS, RawQuicConnection, asks, frame};
 
 use super::Machine;
 
@@ -23,8 +23,8 @@ const HEAD_BYTES: usize = 32 << 20;
 async fn goes_on_until_ended(web: &Machine, alpn: &'static [u8], begin: &[u8], piece: &[u8]) {
     let target = web.target();
     let mut raw = match alpn {
-        H2 => Raw::open_two(&target).await,
-        _ => Raw::open(&target, alpn).await,
+        H2 => RawQuicConnection::open_two(&target).await,
+        _ => RawQuicConnection::open(&target, alpn).await,
     };
     raw.say(begin).await;
     let mut sent = 0;
@@ -41,12 +41,12 @@ async fn goes_on_until_ended(web: &Machine, alpn: &'static [u8], begin: &[u8], p
 pub(super) fn what_does_not_end_is_ended(web: &Machine) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let mut raw = Raw::open_two(&web.target()).await;
+        let mut raw = RawQuicConnection::open_two(&web.target()).await;
         let taken = raw.resets(RESETS, AT_ONCE).await;
         assert!(taken < RESETS_BURST, "{taken} resets were taken in stride");
         // One at a time, and the next one when the machine has read it: the library bounds those that wait to be looked
         // at, and never has two. What ends the connection is the node's own count.
-        let mut raw = Raw::open_two(&web.target()).await;
+        let mut raw = RawQuicConnection::open_two(&web.target()).await;
         let began = Instant::now();
         let taken = raw.resets(RESETS, 1).await;
         let seconds = u32::try_from(began.elapsed().as_secs() + AHEAD_S).expect("a few");
@@ -73,7 +73,7 @@ pub(super) fn what_does_not_end_is_ended(web: &Machine) {
         }
 
         // Two lengths: what is behind the first end must be no request.
-        let mut raw = Raw::open(&web.target(), H1).await;
+        let mut raw = RawQuicConnection::open(&web.target(), H1).await;
         raw.say(
             b"POST /call HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\
               Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use alknet_tests::{Bench, Curl, Told, whole_seconds};
+use alknet_tests::{Curl, CurlResponse, TestBench, whole_seconds};
 use serde_json::{Value, json};
 
 use super::{HTTP_PORT, Machine, VERSIONS};
@@ -70,7 +70,7 @@ pub(super) fn every_path_answers(web: &Machine) {
     }
 }
 
-fn answered(told: Told, path: &str, version: &str) -> Told {
+fn answered(told: CurlResponse, path: &str, version: &str) -> CurlResponse {
     assert_eq!(
         (told.status, told.version.as_str()),
         (200, version),
@@ -100,7 +100,7 @@ pub(super) fn whoever_may_not_is_told_so(web: &Machine) {
     assert_eq!(web.curl("/nonsense", &[]).status, 404);
 }
 
-pub(super) fn bodies_have_a_limit_to_the_byte(bench: &Bench, web: &Machine) {
+pub(super) fn bodies_have_a_limit_to_the_byte(bench: &TestBench, web: &Machine) {
     let file = bench.path().join("body");
     let data = format!("@{}", file.display());
     for (version, _) in VERSIONS {
@@ -179,7 +179,7 @@ pub(super) fn a_ticket_streams_once(web: &Machine) {
     assert_eq!(web.curl(&url, &[]).status, 404);
 }
 
-/// What nobody configured is not there.
+/// The configuration does not open port 80, so it is closed.
 pub(super) fn port_80_is_closed(web: &Machine) {
     let plain = web
         .node

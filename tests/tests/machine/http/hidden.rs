@@ -1,6 +1,6 @@
 //! What a machine says to pages of other sites, and one that hides to strangers.
 
-use alknet_tests::{Bench, Boot, Heard, Told, curl, http3, wrong_token};
+use alknet_tests::{BootVariant, CurlResponse, Http3Response, TestBench, curl, http3, wrong_token};
 use serde_json::{Value, json};
 
 use super::{Machine, VERSIONS};
@@ -31,7 +31,7 @@ pub(super) fn pages_of_others_may_what_is_configured(web: &Machine) {
             let asks = [&[version, "--request", "OPTIONS"][..], &headers].concat();
             web.curl("/call", &asks)
         };
-        let allowed = |told: &Told| {
+        let allowed = |told: &CurlResponse| {
             let origin = told.header("access-control-allow-origin");
             origin.map(str::to_owned)
         };
@@ -60,7 +60,7 @@ pub(super) fn pages_of_others_may_what_is_configured(web: &Machine) {
 }
 
 /// Has the machine hide from its next start on.
-pub(super) fn is_to_hide(bench: &Bench, web: &Machine) {
+pub(super) fn is_to_hide(bench: &TestBench, web: &Machine) {
     let admin = bench.admin();
     let file = bench.path().join("hidden.toml");
     // Every run of curl is a connection of its own.
@@ -78,11 +78,11 @@ pub(super) fn is_to_hide(bench: &Bench, web: &Machine) {
 }
 
 /// The same disk, with what was applied to it: nothing says who speaks there but to those who know.
-pub(super) fn strangers_see_one_and_the_same_nothing(bench: &Bench, token: &str) {
-    let node = bench.machine(Boot::MicrovmErofs).config("").boot();
+pub(super) fn strangers_see_one_and_the_same_nothing(bench: &TestBench, token: &str) {
+    let node = bench.machine(BootVariant::MicrovmErofs).config("").boot();
     let ask = |path: &str, more: &[&str]| curl(&format!("https://{}{path}", node.address()), more);
     // The order of headers too.
-    let face = |told: &Told| {
+    let face = |told: &CurlResponse| {
         let mut headers = told.headers.clone();
         // The clock goes on.
         headers.retain(|(name, _)| name != "date");
@@ -107,7 +107,7 @@ pub(super) fn strangers_see_one_and_the_same_nothing(bench: &Bench, token: &str)
                 assert_eq!(face(&told), nothing, "{version} {path} {more:?}");
             }
         }
-        // Few of them: who guesses is told to wait, which says nothing of the rest.
+        // Few of them: the node asks a client that guesses to wait, which does not reveal anything else.
         let told = ask("/call", &[version, "--header", &wrong]);
         assert_eq!(face(&told), nothing, "{version} with a wrong token");
     }
@@ -119,7 +119,7 @@ pub(super) fn strangers_see_one_and_the_same_nothing(bench: &Bench, token: &str)
         .collect();
     let heard = http3(node.address(), &json!(asked));
     // As aioquic tells of them, headers have no order.
-    let face = |answer: &Heard| {
+    let face = |answer: &Http3Response| {
         let mut headers = answer.headers.clone();
         let fields = headers.as_object_mut().expect("names and values");
         fields.remove("date");

@@ -1,5 +1,5 @@
-//! HTTP on the booted image: one machine, and clients nobody here wrote, one after the other; then attackers, and
-//! strangers to whom it says nothing.
+//! HTTP on the booted image: one machine, and clients of other authors, one after the other; then attackers, and
+//! unknown clients from which the node hides.
 
 mod attacks;
 mod certificate;
@@ -18,15 +18,15 @@ mod sockets;
 mod unread;
 
 use alknet_qemu::Nic;
-use alknet_tests::{Bench, Boot, Node, Web};
+use alknet_tests::{BootVariant, MachineNode, TestBench, WebNode};
 use serde_json::json;
 
 use removals::Removed;
-use slow::Slow;
-use unread::Unread;
+use slow::SlowRequests;
+use unread::UnreadResponses;
 
 /// A machine that speaks HTTP.
-type Machine = Web<Node>;
+type Machine = WebNode<MachineNode>;
 
 /// What models get as a tool of its own, and whose pages may call. The site is all that the image has: its data
 /// partition is sealed, so that the test can put no file there.
@@ -45,16 +45,16 @@ const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTT
 
 #[test]
 fn a_booted_machine_serves_whoever_speaks_http() {
-    let bench = Bench::set_up();
+    let bench = TestBench::set_up();
     let nic = Nic::user().forward(HTTP_PORT);
     let removed = Removed::new();
-    let machine = bench.machine(Boot::MicrovmErofs).nic(nic);
-    let web = Web::boot(machine.config(removed.document(&bench)), DOCUMENT);
+    let machine = bench.machine(BootVariant::MicrovmErofs).nic(nic);
+    let web = WebNode::boot(machine.config(removed.document(&bench)), DOCUMENT);
 
     files::a_large_file_is_not_read_before_it_is_sent(&web);
     // These wait for limits of up to a minute: everything up to their ends is served beside them.
-    let unread = Unread::begin(&web);
-    let slow = Slow::begin(&web);
+    let unread = UnreadResponses::begin(&web);
+    let slow = SlowRequests::begin(&web);
 
     gateway::every_path_answers(&web);
     gateway::whoever_may_not_is_told_so(&web);

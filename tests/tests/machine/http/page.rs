@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_tests::{Bench, Browser, curl, eventually, spki};
+use alknet_tests::{Browser, TestBench, curl, eventually, spki};
 use data_encoding::BASE64;
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use super::clients::{MODULE, USED, USES, facts, text};
 const OFF_WITHIN: Duration = Duration::from_secs(30);
 
 /// A link to the page, as `alknet open` prints it.
-fn link(bench: &Bench, web: &Machine, more: &[&str]) -> String {
+fn link(bench: &TestBench, web: &Machine, more: &[&str]) -> String {
     let mut command = bench
         .admin()
         .command(&["open", "--print", &web.node.target()]);
@@ -23,7 +23,7 @@ fn link(bench: &Bench, web: &Machine, more: &[&str]) -> String {
     answer["url"].as_str().expect("a link").to_owned()
 }
 
-pub(super) fn a_link_lets_in_once(bench: &Bench, web: &Machine) {
+pub(super) fn a_link_lets_in_once(bench: &TestBench, web: &Machine) {
     let stranger = web.curl("/", &[]).text();
     assert!(stranger.contains("name=\"token\"") && !stranger.contains("Peers"));
     let link = link(bench, web, &[]);
@@ -53,7 +53,7 @@ fn pictures() -> PathBuf {
 }
 
 /// The browser goes on to [`a_browser_uses_it`].
-pub(super) fn a_browser_shows_the_machine(bench: &Bench, web: &Machine) -> Browser {
+pub(super) fn a_browser_shows_the_machine(bench: &TestBench, web: &Machine) -> Browser {
     let mut browser = Browser::start(&[spki(web.address())]);
     browser.look(1280, 900, false);
     browser.navigate(&web.url("/"));
@@ -183,7 +183,7 @@ fn event_source(web: &Machine) -> String {
             let seen = 0, completed = 0;
             source.addEventListener('data', () => {{ seen += 1; }});
             source.addEventListener('completed', () => {{ completed += 1; }});
-            // It tries once more, and is told that there is nothing.
+            // It tries once more, and the server answers that there is nothing.
             source.onerror = () => {{
                 if (source.readyState === EventSource.CLOSED) {{
                     done({{ status: answer.status, seen, completed }});
@@ -193,8 +193,8 @@ fn event_source(web: &Machine) -> String {
     )
 }
 
-/// What a link is to do is asked first, and then done, also where strangers are told nothing.
-pub(super) fn a_link_restarts_the_machine(bench: &Bench, web: Machine) {
+/// A link's page asks for confirmation before the node acts, also in stealth mode.
+pub(super) fn a_link_restarts_the_machine(bench: &TestBench, web: Machine) {
     let link = link(bench, &web, &["--action", "reboot"]);
     let asked = curl(&link, &[]);
     assert_eq!(asked.status, 200);

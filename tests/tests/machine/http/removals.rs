@@ -1,12 +1,12 @@
 //! A peer of a booted machine that is removed, and the tickets that it was given before.
 
-use alknet_tests::{Bench, Follower};
+use alknet_tests::{Follower, TestBench};
 use alknet_tls::NodeKey;
 use tokio::runtime::Runtime;
 
 use super::Machine;
 
-/// A second administrator, whom the next configuration does not name.
+/// A second administrator, which the next configuration does not name.
 pub(super) struct Removed {
     key: NodeKey,
 }
@@ -19,7 +19,7 @@ impl Removed {
     }
 
     /// The document of a machine with this administrator beside the bench's: administrators alone may follow something.
-    pub(super) fn document(&self, bench: &Bench) -> String {
+    pub(super) fn document(&self, bench: &TestBench) -> String {
         let (admin, second) = (bench.admin().identity(), self.key.public());
         format!(
             "[compute]\ngpu_seconds = 600\n[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\", \"{second}\"]\n"

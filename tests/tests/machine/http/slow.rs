@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use alknet_endpoint::Dialer;
-use alknet_tests::idle;
-use alknet_tests::raw::{END_HEADERS, END_STREAM, H1, HEADERS, Raw, frame};
+use alknet_endpoint::EndpointDialer;
+use alknet_tests::raw::{END_HEADERS, END_STREAM, H1, HEADERS, RawQuicConnection, frame};
+use alknet_tests::stalled_http3;
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use super::Machine;
-use super::attacks::{Outcome, Pace, Upload, connected, outcome, posts};
+use super::attacks::{AttackOutcome, BodyPace, PacedBody, connected, outcome, posts};
 
 /// Heads that come slowly over each version.
 const HEADS: usize = 8;
@@ -21,7 +21,7 @@ const HEADS_THREE: usize = 2;
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Twice as fast as a body has to come.
-const BODY: Pace = Pace {
+const BODY: BodyPace = BodyPace {
     bytes: 1 << 10,
     pause: Duration::from_millis(500),
 };
@@ -31,35 +31,35 @@ const BODY: Pace = Pace {
 const BODY_BYTES: usize = 4 << 20;
 
 /// Requests that come slowly, from [`begin`](Self::begin) on.
-pub(super) struct Slow {
+pub(super) struct SlowRequests {
     runtime: Runtime,
     heads: Vec<JoinHandle<Vec<u8>>>,
     heads_three: Vec<JoinHandle<()>>,
     body: JoinHandle<Vec<u8>>,
-    body_two: JoinHandle<Outcome>,
+    body_two: JoinHandle<AttackOutcome>,
 }
 
-impl Slow {
+impl SlowRequests {
     pub(super) fn begin(web: &Machine) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let target = web.target();
         let (heads, body) = runtime.block_on(async {
             let mut heads = Vec::new();
             for _ in 0..HEADS {
-                let mut raw = Raw::open(&target, H1).await;
+                let mut raw = RawQuicConnection::open(&target, H1).await;
                 let begin = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ";
                 assert!(raw.say(begin).await, "the connection goes on");
                 heads.push(raw);
             }
             for _ in 0..HEADS_TWO {
-                let mut raw = Raw::open_two(&target).await;
+                let mut raw = RawQuicConnection::open_two(&target).await;
                 // The first bytes of a frame of 1,000.
                 let begin = frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0; 1000]);
                 assert!(raw.say(&begin[..20]).await, "the connection goes on");
                 heads.push(raw);
             }
             // Not of the one whose bodies take all that it may have meanwhile.
-            let mut body = Raw::open(&target, H1).await;
+            let mut body = RawQuicConnection::open(&target, H1).await;
             let head = format!(
                 "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
                  Content-Type: application/json\r\nContent-Length: {BODY_BYTES}\r\n\r\n",
@@ -72,15 +72,20 @@ impl Slow {
         let heads = heads.map(|raw| runtime.spawn(raw.drip(b"a", PAUSE, |_| false)));
         let three = (0..HEADS_THREE).map(|_| {
             let target = target.clone();
-            runtime.spawn(async move { idle::drip(&target, PAUSE).await })
+            runtime.spawn(async move { stalled_http3::drip(&target, PAUSE).await })
         });
         let heads_three = three.collect();
         let post = posts(web, &web.admin);
         let body_two = async move {
-            let dialer = Dialer::new(None);
+            let dialer = EndpointDialer::new(None);
             let client = connected(&dialer, &target).await.expect("there are places");
             let text = Bytes::from(vec![b' '; BODY_BYTES]);
-            outcome(client, post("/call", Upload::of(&text, Some(BODY))), true).await
+            outcome(
+                client,
+                post("/call", PacedBody::new(&text, Some(BODY))),
+                true,
+            )
+            .await
         };
         Self {
             heads: heads.collect(),
@@ -111,7 +116,7 @@ impl Slow {
             let told = String::from_utf8_lossy(&told);
             assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
             let told = self.body_two.await.expect("it was answered");
-            assert_eq!(told, Outcome::Answered(408));
+            assert_eq!(told, AttackOutcome::Answered(408));
         });
     }
 }

@@ -8,7 +8,7 @@ use alknet_test_support::deadline;
 use alknet_tests::eventually;
 use alknet_tests::raw::within;
 use alknet_tests::sockets::{
-    Carrier, Socket, almost, asks, closed, hears, hears_pong, is_answered_in_pieces, message,
+    Socket, SocketCarrier, almost, asks, closed, hears, hears_pong, is_answered_in_pieces, message,
     pings, request,
 };
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use super::Machine;
-use super::attacks::Watcher;
+use super::attacks::MemoryWatcher;
 
 /// WebSockets that one connection carries.
 const SOCKETS: usize = 16;
@@ -76,7 +76,7 @@ fn messages_without_their_ends_are_counted_together(web: &Machine, runtime: &Run
         let mut all = JoinSet::new();
         let mut carriers = Vec::new();
         for _ in 0..CONNECTIONS {
-            let mut carrier = Carrier::open(&web.target(), 64 << 10).await;
+            let mut carrier = SocketCarrier::open(&web.target(), 64 << 10).await;
             for n in 0..SOCKETS {
                 let mut socket = carrier.socket(Some(&web.reader)).await;
                 let bytes = forms[n % 2].clone();
@@ -100,7 +100,7 @@ fn messages_without_their_ends_are_counted_together(web: &Machine, runtime: &Run
     assert!(kept <= most / 2.0, "{kept} bytes of messages are kept");
     let long = json!({ "prefix": "x".repeat(60_000) });
     runtime.block_on(async {
-        let mut other = Carrier::open(&web.target(), 64 << 10).await;
+        let mut other = SocketCarrier::open(&web.target(), 64 << 10).await;
         let mut socket = other.socket(Some(&web.admin)).await;
         is_answered_in_pieces(&mut socket, &request(1, "services/list", &long)).await;
     });
@@ -153,7 +153,7 @@ fn answers_that_no_socket_reads_are_counted_together(web: &Machine, runtime: &Ru
         let (mut carriers, mut asking) = (Vec::new(), JoinSet::new());
         for _ in 0..UNREAD {
             // Not a byte of an answer is taken.
-            let mut carrier = Carrier::open(&web.target(), 0).await;
+            let mut carrier = SocketCarrier::open(&web.target(), 0).await;
             let mut socket = carrier.socket(None).await;
             let asks: Bytes = asks.clone();
             asking.spawn(async move {
@@ -185,9 +185,9 @@ fn answers_that_no_socket_reads_are_counted_together(web: &Machine, runtime: &Ru
 
 /// Without a token. Each would be answered behind the answers that the client has not read.
 fn pings_whose_answers_are_not_read_are_not_kept(web: &Machine, runtime: &Runtime) {
-    let mut watcher = Watcher::new(web);
+    let mut watcher = MemoryWatcher::new(web);
     let (carrier, mut socket) = runtime.block_on(async {
-        let mut carrier = Carrier::open(&web.target(), 8 << 10).await;
+        let mut carrier = SocketCarrier::open(&web.target(), 8 << 10).await;
         let mut socket = carrier.socket(None).await;
         let follow = message(&request(0, "services/watch", &Value::Null));
         socket.write_all(&follow).await.expect("it is taken");
@@ -212,7 +212,7 @@ fn tickets_of_one_identity_leave_the_others_theirs(web: &Machine, runtime: &Runt
     let token = made["token"].as_str().expect("a token");
     let watch = json!({ "operation": "/services/watch" });
     runtime.block_on(async {
-        let mut carrier = Carrier::open(&web.target(), 64 << 10).await;
+        let mut carrier = SocketCarrier::open(&web.target(), 64 << 10).await;
         for n in 0..TICKETS {
             let told = carrier.post(token, "/subscribe", &watch).await;
             assert_eq!(told, 201, "{n}");

@@ -1,18 +1,20 @@
-//! Answers that nobody takes, over HTTP/2 and HTTP/3, of a machine with 512 MiB.
+//! Answers that the client does not read, over HTTP/2 and HTTP/3, of a machine with 512 MiB.
 
 use std::thread;
 use std::time::Duration;
 
-use alknet_tests::idle::{Idle, not_taken};
-use alknet_tests::raw::{END_HEADERS, END_STREAM, HEADERS, Raw, Tally, asks, frame, literals};
-use alknet_tests::{Bench, eventually};
+use alknet_tests::raw::{
+    END_HEADERS, END_STREAM, HEADERS, Http2Tally, RawQuicConnection, asks, frame, literals,
+};
+use alknet_tests::stalled_http3::{StalledHttp3, not_taken};
+use alknet_tests::{TestBench, eventually};
 use futures_util::future::join_all;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::attacks::{ASK_EVERY, Watcher};
+use super::attacks::{ASK_EVERY, MemoryWatcher};
 use super::{LARGE, Machine};
 
 /// What all of it may make of the node's memory. Half a megabyte for each file that is under way is twice as much.
@@ -36,26 +38,27 @@ const STREAMS: u32 = 120;
 const FILES_MAX: u32 = 128;
 
 /// Answers that are left where they are, from [`begin`](Self::begin) on.
-pub(super) struct Unread {
+pub(super) struct UnreadResponses {
     runtime: Runtime,
-    three: Vec<JoinHandle<Idle>>,
-    two: JoinHandle<Tally>,
+    three: Vec<JoinHandle<StalledHttp3>>,
+    two: JoinHandle<Http2Tally>,
     is_over: watch::Sender<bool>,
 }
 
-impl Unread {
-    /// Asks for the large file as often as the connections take it, and takes nothing of it: the node refuses what is
-    /// too much, and does not grow by more than it may. A few of the answers are left until [`end`](Self::end). They are
-    /// those of a token: a connection of nobody that says nothing would give its place to others that come meanwhile.
+impl UnreadResponses {
+    /// Asks for the large file as often as the connections take it, and reads nothing of it: the node refuses what
+    /// is too much, and does not grow by more than it may. A few of the answers are left until [`end`](Self::end).
+    /// Their connections have a token: the node would close a silent connection without one to make room for
+    /// others that come meanwhile.
     pub(super) fn begin(web: &Machine) -> Self {
         let runtime = Runtime::new().expect("a runtime");
-        let mut watcher = Watcher::new(web);
+        let mut watcher = MemoryWatcher::new(web);
         let before = watcher.resident().expect("nobody attacks yet");
         let target = web.target();
         let (idle, stays, besides) = runtime.block_on(async {
             let mut idle = Vec::new();
             for _ in 0..CONNECTIONS_THREE {
-                let mut one = Idle::open(&target, LARGE, Some(&web.reader)).await;
+                let mut one = StalledHttp3::open(&target, LARGE, Some(&web.reader)).await;
                 one.is_served().await;
                 idle.push(one);
             }
@@ -70,10 +73,10 @@ impl Unread {
                 .iter_mut()
                 .map(|raw| raw.until(|tally| tally.begun() == STREAMS));
             let begun = join_all(begun).await;
-            let count = |each: fn(&Tally) -> u32| begun.iter().map(each).sum::<u32>();
+            let count = |each: fn(&Http2Tally) -> u32| begun.iter().map(each).sum::<u32>();
             let (served, refused) = (count(|it| it.served), count(|it| it.refused));
             assert_eq!(served + refused, CONNECTIONS as u32 * STREAMS, "{begun:?}");
-            let held = STAYS + (CONNECTIONS_THREE * Idle::ANSWERS) as u32;
+            let held = STAYS + (CONNECTIONS_THREE * StalledHttp3::ANSWERS) as u32;
             println!(
                 "figure large files under way to one network: {}",
                 held + served
@@ -100,7 +103,7 @@ impl Unread {
     }
 
     /// Each answer has ended by itself: its stream was reset, while its connection went on.
-    pub(super) fn end(self, bench: &Bench, web: &Machine) {
+    pub(super) fn end(self, bench: &TestBench, web: &Machine) {
         let Self {
             runtime,
             three,
@@ -111,7 +114,7 @@ impl Unread {
         assert_eq!(tally.reset, STAYS, "{tally:?}");
         eventually("the answers over HTTP/3 end", || {
             let ended = not_taken(bench.admin(), &web.node.target(), LARGE, "h3");
-            (ended == CONNECTIONS_THREE * Idle::ANSWERS).then_some(())
+            (ended == CONNECTIONS_THREE * StalledHttp3::ANSWERS).then_some(())
         });
         is_over.send_replace(true);
         runtime.block_on(async {
@@ -124,8 +127,8 @@ impl Unread {
 }
 
 /// A connection of HTTP/2 that takes a byte of each answer, with so many requests.
-async fn left(web: &Machine, requests: u32, token: Option<&str>) -> Raw {
-    let mut raw = Raw::open_left_alone(&web.target()).await;
+async fn left(web: &Machine, requests: u32, token: Option<&str>) -> RawQuicConnection {
+    let mut raw = RawQuicConnection::open_left_alone(&web.target()).await;
     let mut head = asks(LARGE);
     if let Some(token) = token {
         head.extend(literals(&[("authorization", &format!("Bearer {token}"))]));
@@ -138,7 +141,7 @@ async fn left(web: &Machine, requests: u32, token: Option<&str>) -> Raw {
 
 /// Memory of the node once it has not grown between so many looks in a row: an emulated machine may do nothing between
 /// two of them.
-fn settled(watcher: &mut Watcher<'_>) -> u64 {
+fn settled(watcher: &mut MemoryWatcher<'_>) -> u64 {
     const QUIET_LOOKS: u32 = 3;
     let (mut most, mut quiet) = (0, 0);
     while quiet < QUIET_LOOKS {
@@ -150,12 +153,12 @@ fn settled(watcher: &mut Watcher<'_>) -> u64 {
     most
 }
 
-async fn until_over(mut raw: Raw) -> Tally {
+async fn until_over(mut raw: RawQuicConnection) -> Http2Tally {
     raw.until(|tally| tally.over() == STAYS).await
 }
 
 /// Takes other answers until that is over.
-async fn goes_on(mut idle: Idle, mut over: watch::Receiver<bool>) -> Idle {
+async fn goes_on(mut idle: StalledHttp3, mut over: watch::Receiver<bool>) -> StalledHttp3 {
     loop {
         idle.is_served().await;
         let ended = timeout(TAKEN_EVERY, over.wait_for(|over| *over)).await;

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use alknet_qemu::Interposer;
-use alknet_tpm::{Pin, Tpm};
+use alknet_tpm::{Tpm, TpmPin};
 use alknet_vault::SecretStr;
 use alknet_vault::slots::Tpm2Params;
 use hmac::{Hmac, KeyInit, Mac};
@@ -39,19 +39,19 @@ const CONTEXT: &[u8; 4] = b"FAKE";
 const FIRST_SESSION: u32 = 0x100;
 
 #[derive(Debug)]
-pub(super) struct Impostor {
+pub(super) struct TpmImpostor {
     key: SecretKey,
     /// Of the slot, as it was sealed.
     record: Tpm2Params,
     /// Answers for the TPM; else it only asks beside the machine.
     poses: bool,
-    state: Mutex<State>,
+    state: Mutex<ImpostorState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ImpostorState {
     asked: bool,
-    sessions: Vec<Session>,
+    sessions: Vec<ImpostorSession>,
     pin: Option<String>,
     kek: Option<[u8; 32]>,
     /// It tried once without a PIN.
@@ -59,13 +59,13 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Session {
+struct ImpostorSession {
     handle: u32,
     key: Vec<u8>,
     nonce: [u8; 32],
 }
 
-impl Impostor {
+impl TpmImpostor {
     /// Asks the TPM for the key of that slot as soon as the machine begins to use it.
     pub(super) fn silent(record: Tpm2Params) -> Self {
         Self {
@@ -117,7 +117,7 @@ impl Impostor {
         self.state().sessions.len()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ImpostorState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -137,8 +137,8 @@ impl Impostor {
         }
         state.tried = true;
         let pin = state.pin.as_deref().map(SecretStr::from);
-        let pin = pin.map(|pin| Pin::new(pin).expect("four digits"));
-        let mut tpm = Tpm::new(Line {
+        let pin = pin.map(|pin| TpmPin::new(pin).expect("four digits"));
+        let mut tpm = Tpm::new(ImpostorTransport {
             chip,
             response: Vec::new(),
         });
@@ -153,8 +153,9 @@ impl Impostor {
         chip: &mut dyn FnMut(&[u8]) -> io::Result<Vec<u8>>,
     ) -> io::Result<Vec<u8>> {
         let first = command.get(10..14).map(number);
-        let session =
-            |state: &State, handle| state.sessions.iter().position(|it| it.handle == handle);
+        let session = |state: &ImpostorState, handle| {
+            state.sessions.iter().position(|it| it.handle == handle)
+        };
         let own = first.and_then(|handle| session(&self.state(), handle));
         match (number(&command[6..10]), own) {
             (CREATE_PRIMARY, _) => {
@@ -210,7 +211,7 @@ impl Impostor {
         let mut state = self.state();
         let number = FIRST_SESSION + u32::try_from(state.sessions.len()).expect("few");
         let handle = number | if is_policy { 0x0300_0000 } else { 0x0200_0000 };
-        state.sessions.push(Session {
+        state.sessions.push(ImpostorSession {
             handle,
             key,
             nonce: own_nonce,
@@ -270,7 +271,7 @@ impl Impostor {
     }
 }
 
-impl Interposer for Impostor {
+impl Interposer for TpmImpostor {
     fn exchange(
         &self,
         command: &[u8],
@@ -347,12 +348,12 @@ fn mac(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
 }
 
 /// The TPM, for the library.
-struct Line<'a> {
+struct ImpostorTransport<'a> {
     chip: &'a mut dyn FnMut(&[u8]) -> io::Result<Vec<u8>>,
     response: Vec<u8>,
 }
 
-impl Write for Line<'_> {
+impl Write for ImpostorTransport<'_> {
     fn write(&mut self, command: &[u8]) -> io::Result<usize> {
         self.response = (self.chip)(command)?;
         Ok(command.len())
@@ -363,7 +364,7 @@ impl Write for Line<'_> {
     }
 }
 
-impl Read for Line<'_> {
+impl Read for ImpostorTransport<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.response.len().min(into.len());
         into[..count].copy_from_slice(&self.response[..count]);

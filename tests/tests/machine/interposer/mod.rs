@@ -10,16 +10,16 @@ use std::sync::Arc;
 
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
 use alknet_tests::tools::RAW_DATA_AT;
-use alknet_tests::{Bench, Machine, Point, READY, eventually};
+use alknet_tests::{MachineBuilder, READY, SnapshotPoint, TestBench, eventually};
 use alknet_vault::slots::{
-    Alkv, Copies, FileArea, Kek, KekError, KekRequest, KekSource, Key, SlotParams, SlotType,
-    Tpm2Params,
+    Alkv, FileCopyStorage, Kek, KekError, KekRequest, KekSource, SlotParams, SlotType, Tpm2Params,
+    UnlockKey, VaultCopies,
 };
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use self::impostor::Impostor;
+use self::impostor::TpmImpostor;
 use crate::chip::with_chip;
 use crate::secure_boot::{PROGRAM, program, put};
 use crate::tpm::{
@@ -33,7 +33,7 @@ const NAME_BYTES: usize = 36;
 fn without_a_pin_it_asks_for_the_key_as_the_machine_does() {
     let (bench, _) = set_up(TPM_ALONE);
     let vault = vault_of(&bench.raw());
-    let impostor = Arc::new(Impostor::silent(params(&vault)));
+    let impostor = Arc::new(TpmImpostor::silent(params(&vault)));
     let machine = measured(&bench, "own").after_firmware();
     let vm = with(machine.configured(TPM_ALONE), &impostor).start();
     let node = served(&bench, vm);
@@ -47,7 +47,7 @@ fn without_a_pin_it_asks_for_the_key_as_the_machine_does() {
 fn with_a_pin_it_learns_that_unless_the_image_names_the_storage_key() {
     let (bench, _) = set_up(WITH_PIN);
     let vault = vault_of(&bench.raw());
-    let impostor = Arc::new(Impostor::posing(params(&vault)));
+    let impostor = Arc::new(TpmImpostor::posing(params(&vault)));
     name_its_key(&bench.raw(), &impostor);
     let machine = with_pin(measured(&bench, "own").after_firmware());
     let vm = with(machine, &impostor).start();
@@ -59,19 +59,19 @@ fn with_a_pin_it_learns_that_unless_the_image_names_the_storage_key() {
     drop(vm);
 
     // The same attack on a machine whose image names the key.
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let chip = bench.path().join("own.tpm");
     let key = with_chip(&chip, |mut tpm| tpm.storage_key()).expect("a TPM");
     name_in_image(&bench, &key.to_string());
     // Firmware runs that image once, and hands over to all the machines.
     let recorder = || with_pin(measured(&bench, "recorder"));
-    let handed_over = bench.record("handed-over", Point::Kernel, recorder);
+    let handed_over = bench.record("handed-over", SnapshotPoint::Kernel, recorder);
     let machine = || with_pin(measured(&bench, "own")).resumed(&handed_over);
     new_pin(&bench, machine());
     let before = bench.path().join("before.raw");
     alknet_qemu::copy(&bench.raw(), &before).unwrap_or_else(|error| panic!("{error}"));
     let vault = vault_of(&bench.raw());
-    let impostor = Arc::new(Impostor::posing(params(&vault)));
+    let impostor = Arc::new(TpmImpostor::posing(params(&vault)));
     name_its_key(&bench.raw(), &impostor);
     let vm = with(machine(), &impostor).start();
     says(&vm, "sealed by another TPM");
@@ -85,7 +85,7 @@ fn with_a_pin_it_learns_that_unless_the_image_names_the_storage_key() {
     learns_nothing(&vm, &impostor);
 }
 
-fn learns_nothing(vm: &alknet_qemu::Vm, impostor: &Impostor) {
+fn learns_nothing(vm: &alknet_qemu::Vm, impostor: &TpmImpostor) {
     let text = vm.console().text();
     assert!(
         !text.contains("PIN of the TPM") && !text.contains(READY),
@@ -94,12 +94,12 @@ fn learns_nothing(vm: &alknet_qemu::Vm, impostor: &Impostor) {
     assert_eq!(impostor.sessions(), 0, "nothing is salted to its key");
 }
 
-fn with_pin(machine: Machine<'_>) -> Machine<'_> {
+fn with_pin(machine: MachineBuilder<'_>) -> MachineBuilder<'_> {
     machine.configured(WITH_PIN)
 }
 
 /// The first start, which makes a slot with the PIN.
-fn new_pin(bench: &Bench, machine: Machine<'_>) {
+fn new_pin(bench: &TestBench, machine: MachineBuilder<'_>) {
     let vm = machine.start();
     asked(&vm, "new PIN of the TPM");
     type_line(&vm, PIN);
@@ -108,14 +108,14 @@ fn new_pin(bench: &Bench, machine: Machine<'_>) {
     served(bench, vm).end();
 }
 
-fn with<'a>(machine: Machine<'a>, impostor: &Arc<Impostor>) -> Machine<'a> {
+fn with<'a>(machine: MachineBuilder<'a>, impostor: &Arc<TpmImpostor>) -> MachineBuilder<'a> {
     let between = Arc::clone(impostor);
     machine.with(|vm| vm.interposer(between))
 }
 
 fn vault_of(disk: &Path) -> Alkv {
-    let area = |at| FileArea::at(disk, RAW_DATA_AT + at);
-    let mut copies = Copies::new(area(VAULT_A_AT), area(VAULT_B_AT));
+    let area = |at| FileCopyStorage::at(disk, RAW_DATA_AT + at);
+    let mut copies = VaultCopies::new(area(VAULT_A_AT), area(VAULT_B_AT));
     copies.load().expect("whole").expect("a vault").newest
 }
 
@@ -129,22 +129,22 @@ fn params(vault: &Alkv) -> Tpm2Params {
 }
 
 /// What the impostor learned opens the vault, anywhere.
-fn assert_opens(vault: &Alkv, impostor: &Impostor) {
-    struct Learned(Kek);
-    impl KekSource for Learned {
+fn assert_opens(vault: &Alkv, impostor: &TpmImpostor) {
+    struct InterceptedSecrets(Kek);
+    impl KekSource for InterceptedSecrets {
         fn kek(&mut self, _: KekRequest<'_>) -> Result<Kek, KekError> {
             Kek::from_slice(self.0.expose()).ok_or(KekError::Absent)
         }
     }
     let learned = impostor.kek().expect("it has the key");
-    let mut learned = Learned(Kek::copy_of(&learned));
+    let mut learned = InterceptedSecrets(Kek::copy_of(&learned));
     let id = vault.slots()[0].id();
-    let opened = vault.open(id, &mut Key::Source(SlotType::Tpm2, &mut learned));
+    let opened = vault.open(id, &mut UnlockKey::Source(SlotType::Tpm2, &mut learned));
     opened.expect("the key is that of the slot");
 }
 
 /// Writes the name of its own key into the record of both copies: what authenticates the record is inside.
-fn name_its_key(disk: &Path, impostor: &Impostor) {
+fn name_its_key(disk: &Path, impostor: &TpmImpostor) {
     let file = File::options().read(true).write(true).open(disk);
     let file = file.expect("the disk is ours");
     for at in [VAULT_A_AT, VAULT_B_AT].map(|at| RAW_DATA_AT + at) {
@@ -168,7 +168,7 @@ fn name_its_key(disk: &Path, impostor: &Impostor) {
 }
 
 /// Builds the image for one machine: its command line names the TPM's storage key.
-fn name_in_image(bench: &Bench, key: &str) {
+fn name_in_image(bench: &TestBench, key: &str) {
     let path = program(bench);
     let mut image = std::fs::read(&path).expect("the folder is ours");
     let u32_at = |image: &[u8], at: usize| {

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use alknet_qemu::Vm;
 use alknet_tests::tools::RAW_DATA_AT;
-use alknet_tests::{Bench, Boot, Machine, Node};
+use alknet_tests::{BootVariant, MachineBuilder, MachineNode, TestBench};
 use alknet_vault::{Entropy, WordCount};
 use serde_json::{Value, json};
 
 use super::vault::{VAULT_A_AT, VAULT_B_AT, asked, shown, type_line};
 pub(crate) use secrets::Opener;
-use secrets::{IDENTITY, SEED, Secrets, VOLUME_KEY};
+use secrets::{IDENTITY, NamedSecrets, SEED, VOLUME_KEY};
 
 /// Typed at the console.
 const PASSPHRASE: &str = "quagga vexes plumb jinx of nettle wharf dozy";
@@ -28,23 +28,23 @@ const OFF_WITHIN: Duration = Duration::from_secs(30);
 /// The image that is shipped, on its disk.
 #[test]
 fn a_locked_machine_remembers_nothing_but_the_key_of_its_data() {
-    remembers_nothing(Boot::UefiRaw, RAW_DATA_AT, "");
+    remembers_nothing(BootVariant::UefiRaw, RAW_DATA_AT, "");
 }
 
 /// The quickest machine, told what the other has on its command line. Its passphrase is asked for at every boot, and
 /// a wrong one refused.
 #[test]
 fn a_locked_microvm_remembers_nothing_but_the_key_of_its_data() {
-    remembers_nothing(Boot::MicrovmErofs, 0, "init_on_free=1");
+    remembers_nothing(BootVariant::MicrovmErofs, 0, "init_on_free=1");
 }
 
-fn remembers_nothing(boot: Boot, data_at: u64, command_line: &str) {
-    let bench = Bench::new();
+fn remembers_nothing(boot: BootVariant, data_at: u64, command_line: &str) {
+    let bench = TestBench::new();
     let words = Entropy::generate(WordCount::TwentyFour).expect("this host has randomness");
-    let machine = |config: &str| -> Machine<'_> {
+    let machine = |config: &str| -> MachineBuilder<'_> {
         let machine = bench.machine(boot).configured(config);
         let machine = match boot {
-            Boot::UefiRaw => machine.after_firmware(),
+            BootVariant::UefiRaw => machine.after_firmware(),
             _ => machine.append(command_line),
         };
         // Memory stays where it is when the machine goes off.
@@ -64,12 +64,12 @@ fn remembers_nothing(boot: Boot, data_at: u64, command_line: &str) {
     type_line(&vm, PASSPHRASE);
     shown(&vm, "the same again");
     type_line(&vm, PASSPHRASE);
-    let mut node = Node::new(vm, boot, bench.admin().clone());
+    let mut node = MachineNode::new(vm, boot, bench.admin().clone());
     let disk = match boot {
-        Boot::UefiRaw => bench.raw(),
+        BootVariant::UefiRaw => bench.raw(),
         _ => bench.data(),
     };
-    let look = Look::new(
+    let look = MemoryScan::new(
         &bench,
         &words,
         Opener::Passphrase(PASSPHRASE),
@@ -102,14 +102,14 @@ fn remembers_nothing(boot: Boot, data_at: u64, command_line: &str) {
     type_line(&vm, "wrong horse");
     shown(&vm, "passphrase is wrong");
     type_line(&vm, PASSPHRASE);
-    let node = Node::new(vm, boot, bench.admin().clone());
+    let node = MachineNode::new(vm, boot, bench.admin().clone());
     assert_eq!(node.identity(), identity);
     look.sees_what_is_there(node.vm());
     lock_hard(&node, &bench);
     look.sees_only(node.vm(), &[VOLUME_KEY]);
 }
 
-fn lock_hard(node: &Node, bench: &Bench) {
+fn lock_hard(node: &MachineNode, bench: &TestBench) {
     let mark = node.vm().console().mark();
     let locked = bench
         .admin()
@@ -126,23 +126,23 @@ fn lock_hard(node: &Node, bench: &Bench) {
 }
 
 /// A search of a machine's memory for its secrets.
-pub(crate) struct Look {
-    secrets: Secrets,
+pub(crate) struct MemoryScan {
+    secrets: NamedSecrets,
     dump: PathBuf,
     memory: RefCell<Vec<u8>>,
 }
 
-impl Look {
+impl MemoryScan {
     /// For what a machine has whose data partition begins at byte `at` of `disk`.
     pub(crate) fn new(
-        bench: &Bench,
+        bench: &TestBench,
         words: &Entropy,
         opener: Opener<'_>,
         disk: &Path,
         at: u64,
     ) -> Self {
         Self {
-            secrets: Secrets::of(words, opener, disk, at, &bench.path().join("head")),
+            secrets: NamedSecrets::collect(words, opener, disk, at, &bench.path().join("head")),
             dump: bench.path().join("dump"),
             memory: RefCell::default(),
         }

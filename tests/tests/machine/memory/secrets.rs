@@ -7,9 +7,11 @@ use std::path::Path;
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
-use alknet_qemu::Search;
-use alknet_sealed::Sealed;
-use alknet_vault::slots::{Copies, FileArea, Key, OpenAlkv, SeedKey, luks_phrase};
+use alknet_qemu::PatternSearch;
+use alknet_sealed::SealedPartition;
+use alknet_vault::slots::{
+    FileCopyStorage, OpenAlkv, SeedKey, UnlockKey, VaultCopies, luks_phrase,
+};
 use alknet_vault::{Curve, DerivationPath, Entropy, SecretStr};
 use argon2::{Algorithm, Argon2, Params, Version};
 use data_encoding::BASE64;
@@ -21,7 +23,7 @@ use sha2::{Sha256, Sha512};
 const TELLING_TEXT: usize = 16;
 /// So many of a key: a register of the processor.
 const TELLING_KEY: usize = 8;
-/// How much is told of what surrounds a find.
+/// How many bytes on each side of a find are printed.
 const AROUND: usize = 512;
 /// The head of a data partition: its header, its key slots, and the vault.
 const HEAD_BYTES: u64 = 16 << 20;
@@ -59,12 +61,12 @@ pub(crate) enum Opener<'a> {
 
 /// Names and bytes.
 #[derive(Debug)]
-pub(crate) struct Secrets(Vec<(&'static str, Vec<u8>)>);
+pub(crate) struct NamedSecrets(Vec<(&'static str, Vec<u8>)>);
 
-impl Secrets {
+impl NamedSecrets {
     /// Of the machine whose data partition begins at byte `at` of `disk`. `head` is a file for a copy of
     /// that beginning: nothing here writes to the disk of a machine that runs.
-    pub(crate) fn of(
+    pub(crate) fn collect(
         words: &Entropy,
         opener: Opener<'_>,
         disk: &Path,
@@ -120,14 +122,16 @@ impl Secrets {
             secret.windows(telling).map(move |part| (*name, part))
         });
         let (names, parts): (Vec<_>, Vec<_>) = parts.unzip();
-        let found = Search::of(parts).found_in(memory).into_iter();
+        let found = PatternSearch::for_patterns(parts)
+            .found_in(memory)
+            .into_iter();
         found
             .map(|(at, number)| (names[number], around(memory, at)))
             .collect()
     }
 }
 
-/// Where it is, and what is there, for whoever looks for the reason.
+/// Where it is, and what is there, for a developer who looks for the reason.
 fn around(memory: &[u8], at: usize) -> String {
     let from = at.saturating_sub(AROUND);
     let to = (at + TELLING_TEXT + AROUND).min(memory.len());
@@ -146,18 +150,18 @@ fn copy_head(disk: &Path, at: u64, head: &Path) {
 }
 
 fn open(head: &Path, opener: Opener<'_>) -> OpenAlkv {
-    let area = |at| FileArea::at(head, at);
-    let mut copies = Copies::new(area(super::VAULT_A_AT), area(super::VAULT_B_AT));
+    let area = |at| FileCopyStorage::at(head, at);
+    let mut copies = VaultCopies::new(area(super::VAULT_A_AT), area(super::VAULT_B_AT));
     let found = copies.load().expect("a vault").expect("a vault");
     match opener {
         Opener::Medium(bytes) => {
             let (uuid, bytes) = (found.newest.uuid(), BASE64.encode(&bytes));
             let line = format!("alknet-seed-1 {uuid} {bytes}");
             let seed = SeedKey::parse(&line).expect("as docs/vault.md has it");
-            found.open(&mut Key::Seed(&seed)).expect("its medium")
+            found.open(&mut UnlockKey::Seed(&seed)).expect("its medium")
         }
         Opener::Passphrase(typed) => {
-            let mut key = Key::Passphrase {
+            let mut key = UnlockKey::Passphrase {
                 passphrase: &SecretStr::from(typed),
                 cap_kib: CAP_KIB,
             };
@@ -176,7 +180,7 @@ fn seed(words: &Entropy) -> Vec<u8> {
 fn volume_key(head: &Path, phrase: &SecretStr) -> Vec<u8> {
     let file = File::options().read(true).write(true).open(head);
     let file = file.expect("the file is ours");
-    let sealed = Sealed::load(file, HEAD_BYTES + MORE_BYTES).expect("a header");
+    let sealed = SealedPartition::load(file, HEAD_BYTES + MORE_BYTES).expect("a header");
     let key = sealed.unlock(0, phrase.expose().as_bytes());
     key.expect("the vault opens it").expose().to_vec()
 }

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-use alknet_qemu::{Disk, Mark, Vm};
+use alknet_qemu::{ConsoleMark, VirtioDisk, Vm};
 use alknet_tests::tools::tool_says;
-use alknet_tests::{Bench, Boot, Node, eventually};
+use alknet_tests::{BootVariant, MachineNode, TestBench, eventually};
 use serde_json::{Value, json};
 
 use crate::console::{commands, typed};
@@ -23,8 +23,8 @@ const COPIES_BYTES: usize = 128 << 10;
 
 #[test]
 fn a_vault_that_is_locked_serves_what_it_has_and_ends_when_it_must() {
-    let bench = Bench::new();
-    let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let bench = TestBench::new();
+    let mut node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
     let locked = json!({ "state": "locked" });
     assert_eq!(node.call("vault/lock", &Value::Null), locked);
@@ -58,8 +58,8 @@ fn a_vault_that_is_locked_serves_what_it_has_and_ends_when_it_must() {
 /// when it was made, by which it opens then and after a boot.
 #[test]
 fn slots_and_master_key_are_changed_at_the_console_and_a_hard_lock_is_in_the_log() {
-    let bench = Bench::new();
-    let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let bench = TestBench::new();
+    let mut node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
     let before = copies(&bench);
     // A passphrase in place of the key that lies beside the vault, which opens without being typed.
@@ -115,7 +115,7 @@ fn slots_and_master_key_are_changed_at_the_console_and_a_hard_lock_is_in_the_log
 }
 
 /// The key slot of the old master key is gone, that of the words is where it was.
-fn is_rekeyed(bench: &Bench) {
+fn is_rekeyed(bench: &TestBench) {
     let dump = tool_says(
         "cryptsetup",
         &["luksDump".as_ref(), bench.data().as_os_str()],
@@ -128,7 +128,7 @@ fn is_rekeyed(bench: &Bench) {
 
 /// The vault from before opens by itself, and its words are still those of the data. It is older than the data, and gets
 /// no key slot of them again.
-fn gives_no_key_slot_to(before: &[u8], bench: &Bench) {
+fn gives_no_key_slot_to(before: &[u8], bench: &TestBench) {
     let put = |copies: &[u8]| {
         let disk = File::options().write(true).open(bench.data());
         let put = disk.and_then(|disk| disk.write_all_at(copies, VAULT_A_AT));
@@ -136,7 +136,7 @@ fn gives_no_key_slot_to(before: &[u8], bench: &Bench) {
     };
     let now = copies(bench);
     put(before);
-    let vm = bench.machine(Boot::MicrovmErofs).start();
+    let vm = bench.machine(BootVariant::MicrovmErofs).start();
     let said = vm.wait_line("the vault is older than the data beside it", ASKED_WITHIN);
     said.unwrap_or_else(|error| panic!("{error}"));
     drop(vm);
@@ -145,7 +145,7 @@ fn gives_no_key_slot_to(before: &[u8], bench: &Bench) {
 }
 
 /// Both copies of the vault.
-fn copies(bench: &Bench) -> Vec<u8> {
+fn copies(bench: &TestBench) -> Vec<u8> {
     let mut copies = vec![0; COPIES_BYTES];
     let disk = File::open(bench.data());
     let read = disk.and_then(|disk| disk.read_exact_at(&mut copies, VAULT_A_AT));
@@ -156,7 +156,7 @@ fn copies(bench: &Bench) -> Vec<u8> {
 /// After a boot it opens by the passphrase, which is changed, and by the new one its words are shown. Two drives are
 /// attached that could take a key, one of them a thief's: neither gets one. The other one has words, of which the vault
 /// was not made, and the machine says so.
-fn opens_and_is_changed_again(bench: &Bench, identity: &str) {
+fn opens_and_is_changed_again(bench: &TestBench, identity: &str) {
     let drives = ["thiefs", "owners"].map(|name| drive(bench, name));
     put(bench, &drives[1], "vault.words", PHRASE);
     let content = || {
@@ -165,15 +165,14 @@ fn opens_and_is_changed_again(bench: &Bench, identity: &str) {
             .map(|drive| fs::read(drive).expect("it is there"))
     };
     let before = content();
-    let machine = drives
-        .iter()
-        .fold(bench.machine(Boot::MicrovmErofs), |machine, drive| {
-            machine.disk(Disk::file(drive))
-        });
+    let machine = drives.iter().fold(
+        bench.machine(BootVariant::MicrovmErofs),
+        |machine, drive| machine.disk(VirtioDisk::file(drive)),
+    );
     let vm = machine.start();
     asked(&vm, "passphrase of the vault");
     type_line(&vm, "correct horse");
-    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let node = MachineNode::new(vm, BootVariant::MicrovmErofs, bench.admin().clone());
     assert_eq!(node.identity(), identity);
     let vm = node.vm();
     commands(vm);
@@ -200,8 +199,8 @@ fn opens_and_is_changed_again(bench: &Bench, identity: &str) {
     assert!(codes.is_subset(&of_drives), "{info:#}");
 }
 
-/// Waits until the console asks for that after a mark, whoever is at it.
-fn asked_after(vm: &Vm, mark: Mark, what: &str) -> Mark {
+/// Waits until the console asks for that after a mark, attended or not.
+fn asked_after(vm: &Vm, mark: ConsoleMark, what: &str) -> ConsoleMark {
     let line = format!("alknet: asks: {what}");
     let waited = vm.wait_for_after(mark, &line, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"))

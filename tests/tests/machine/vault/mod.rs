@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Mark, Recorder, Scratch, Vm};
+use alknet_qemu::{ConsoleMark, DiskRecorder, ScratchDir, VirtioDisk, Vm};
 use alknet_tests::tools::{fat_volume, tool, tool_says};
-use alknet_tests::{Bench, Boot, Node};
-use alknet_vault::{Entropy, Purpose, Reason, SecretStr, Vault};
+use alknet_tests::{BootVariant, MachineNode, TestBench};
+use alknet_vault::{Entropy, ExportReason, KeyPurpose, SecretStr, Vault};
 use serde_json::{Value, json};
 
 use crate::configuration::NO_VAULT;
@@ -48,9 +48,9 @@ const IDENTITY: &str = "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063
 
 #[test]
 fn a_first_boot_makes_a_vault_and_seals_the_disk() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     // It booted from a blank disk, and nothing was asked of it before it was saved.
-    let node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
     for (key, value) in [
@@ -83,9 +83,9 @@ fn a_first_boot_makes_a_vault_and_seals_the_disk() {
     ] {
         assert!(dump.contains(part), "{part} in {dump}");
     }
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let node = bench.machine(BootVariant::MicrovmErofs).boot();
     assert_eq!(node.identity(), identity);
-    shown(node.vm(), "UNSEALED: whoever");
+    shown(node.vm(), "UNSEALED: a copy");
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(info["data"]["clean"], true, "{info:#}");
@@ -93,7 +93,7 @@ fn a_first_boot_makes_a_vault_and_seals_the_disk() {
 
 #[test]
 fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let is_theirs = |identity: &str, status: &Value| {
         assert_eq!(identity, IDENTITY);
         assert_eq!(status["words_kept"], true, "{status:#}");
@@ -102,13 +102,13 @@ fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
     for start in &first.starts {
         is_theirs(&start.identity, &start.status);
     }
-    // The other machine is told them by somebody at its console.
+    // A user types them at the other machine's console.
     let second = bench.data();
-    let machine = bench.machine(Boot::MicrovmErofs);
+    let machine = bench.machine(BootVariant::MicrovmErofs);
     let vm = machine.configured("[vault]\ninit = \"prompt\"").start();
     asked(&vm, "the words, or Enter for new ones");
     type_line(&vm, PHRASE);
-    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let node = MachineNode::new(vm, BootVariant::MicrovmErofs, bench.admin().clone());
     is_theirs(node.identity(), &node.call("vault/status", &Value::Null));
     drop(node);
     // The words alone open both, with a program that knows nothing of a vault.
@@ -138,8 +138,8 @@ fn words_on_a_stick_are_erased_whenever_they_are_the_vaults() {
 
 #[test]
 fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_power_cut() {
-    let bench = Bench::new();
-    let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let bench = TestBench::new();
+    let mut node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["words_kept"], false, "{status:#}");
@@ -154,7 +154,7 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
     vault
         .unlock(&entropy, &SecretStr::empty())
         .expect("it is locked");
-    let key = vault.signer(Purpose::NodeIdentity).expect("it is open");
+    let key = vault.signer(KeyPurpose::NodeIdentity).expect("it is open");
     let key = data_encoding::HEXLOWER.encode(&key.public());
     assert_eq!(identity, format!("ed25519:{key}"));
 
@@ -174,16 +174,20 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
     assert_eq!(exit.reason(), Some("guest-reset"), "{exit}");
     drop(node);
     // What this disk has not flushed when the power goes it may lose.
-    let recorder = Recorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
-    let machine = |disk: Disk| bench.machine(Boot::MicrovmErofs).data(Some(disk.data()));
-    let mut node = machine(Disk::recorded(&recorder)).boot();
+    let recorder = DiskRecorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
+    let machine = |disk: VirtioDisk| {
+        bench
+            .machine(BootVariant::MicrovmErofs)
+            .data(Some(disk.data()))
+    };
+    let mut node = machine(VirtioDisk::recorded(&recorder)).boot();
     let second = node.identity().to_owned();
     assert_ne!(second, identity);
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
 
-    // The power goes while the machine is still on its way down: what the owner gave away the next day would open for
-    // its new owner. Nobody has written down the new words yet: the first key shows them.
+    // The power goes while the machine is still on its way down: what the owner gave away the next day would open
+    // for its new owner. The new words are not written down yet: the first key shows them.
     commands(node.vm());
     typed(node.vm(), "factory-reset", "type RESET to go on: _");
     let mark = node.vm().console().mark();
@@ -198,8 +202,8 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
     drop(node);
     let cut = bench.path().join("cut.raw");
     cut_now(&recording, &cut);
-    let recorder = Recorder::serve(&cut).unwrap_or_else(|error| panic!("{error}"));
-    let mut node = machine(Disk::recorded(&recorder)).boot();
+    let recorder = DiskRecorder::serve(&cut).unwrap_or_else(|error| panic!("{error}"));
+    let mut node = machine(VirtioDisk::recorded(&recorder)).boot();
     assert_ne!(node.identity(), second, "it is the node that was reset");
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
@@ -208,7 +212,7 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
 
 /// The disk answers nothing when the machine is to be reset, and goes on later. A machine that restarted meanwhile would
 /// come back as it was, with its keys, in the hands of who has it by then.
-fn reset_while_its_disk_hangs(bench: &Bench, node: &mut Node, recorder: &Recorder) {
+fn reset_while_its_disk_hangs(bench: &TestBench, node: &mut MachineNode, recorder: &DiskRecorder) {
     commands(node.vm());
     typed(node.vm(), "factory-reset", "type RESET to go on: _");
     let mark = node.vm().console().mark();
@@ -238,11 +242,11 @@ fn reset_while_its_disk_hangs(bench: &Bench, node: &mut Node, recorder: &Recorde
     }
 }
 
-/// A damaged vault is no reason to be somebody else: nothing is served, and the disk stays as it is.
+/// A damaged vault is no reason to take a new identity: the node serves nothing, and leaves the disk as it is.
 #[test]
 fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
-    let bench = Bench::new();
-    let identity = bench.snapshot(Boot::MicrovmErofs).switched_off();
+    let bench = TestBench::new();
+    let identity = bench.snapshot(BootVariant::MicrovmErofs).switched_off();
     let whole = bench.path().join("whole.raw");
     copied(&bench.data(), &whole);
     let damage = |places: &[u64]| {
@@ -254,11 +258,11 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
     };
     // One copy is made good by the other, before the node serves: the power may go right after it.
     damage(&[VAULT_A_AT + 100]);
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let node = bench.machine(BootVariant::MicrovmErofs).boot();
     assert_eq!(node.identity(), identity);
     drop(node);
     damage(&[VAULT_B_AT + 200]);
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let node = bench.machine(BootVariant::MicrovmErofs).boot();
     assert_eq!(
         node.identity(),
         identity,
@@ -273,7 +277,7 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
         sum.unwrap_or_else(|error| panic!("{error}"))
     };
     let before = checksum();
-    let vm = bench.machine(Boot::MicrovmErofs).start();
+    let vm = bench.machine(BootVariant::MicrovmErofs).start();
     let said = vm.wait_for("alknet: problem vault-damaged", ASKED_WITHIN);
     said.unwrap_or_else(|error| panic!("{error}"));
     // Later than a machine that serves says so.
@@ -294,12 +298,12 @@ fn copied(from: &Path, to: &Path) {
     alknet_qemu::copy(from, to).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// A megabyte of a marker through the node, its words and the key of its identity: none of them is on
-/// the disk of a machine that is off, and whoever has the words reads the last file all the same. A machine
-/// without a vault has the marker and the key there.
+/// A megabyte of a marker through the node, its words and the key of its identity: none of them is on the disk of
+/// a machine that is off, and the owner of the words can read the last file all the same. On a machine without a
+/// vault the marker and the key are on the disk.
 #[test]
 fn the_disk_of_a_sealed_machine_tells_nothing() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = small(&bench);
     // One shows that what is applied is seen where it is written in the clear.
     write_marker(&bench, &node, NO_VAULT, 1);
@@ -314,8 +318,8 @@ fn the_disk_of_a_sealed_machine_tells_nothing() {
     vault
         .unlock(&words, &SecretStr::empty())
         .expect("it is locked");
-    let key = vault.signer(Purpose::NodeIdentity).expect("it is open");
-    let key = key.expose(Reason::Console).expect("it is open");
+    let key = vault.signer(KeyPurpose::NodeIdentity).expect("it is open");
+    let key = key.expose(ExportReason::Console).expect("it is open");
     let recovery = vault.recovery_secret().expect("it is open");
     let text = rescue::recovery_key(PHRASE);
     let disk = Provisioned::get().disk();
@@ -349,7 +353,7 @@ fn content(disk: &Path) -> Vec<u8> {
 }
 
 /// Has a node keep so many documents with the marker, one after the other.
-fn write_marker(bench: &Bench, node: &Node, more: &str, documents: usize) {
+fn write_marker(bench: &TestBench, node: &MachineNode, more: &str, documents: usize) {
     let file = bench.path().join("applied.toml");
     for round in 0..documents {
         let line = format!("# {round} {MARKER}\n");
@@ -368,13 +372,13 @@ fn write_marker(bench: &Bench, node: &Node, more: &str, documents: usize) {
 /// at its second, in which the marker was written through its node. Started once for all tests that ask what comes of
 /// the words: a first start that seals the disk is the dearest there is.
 struct Provisioned {
-    starts: Vec<Start>,
+    starts: Vec<StartResult>,
     /// What is in a static is not dropped: the next program that starts machines removes it.
-    folder: Scratch,
+    folder: ScratchDir,
 }
 
 /// What a start came to.
-struct Start {
+struct StartResult {
     identity: String,
     info: Value,
     status: Value,
@@ -389,7 +393,7 @@ impl Provisioned {
     }
 
     fn start() -> Self {
-        let (bench, folder) = (Bench::new(), Scratch::new());
+        let (bench, folder) = (TestBench::new(), ScratchDir::new());
         let folder = folder.unwrap_or_else(|error| panic!("{error}"));
         let mut provisioned = Self {
             starts: vec![],
@@ -407,16 +411,16 @@ impl Provisioned {
         assert!(holds(&written, b"abandon abandon"));
         for is_first in [true, false] {
             std::fs::write(&stick, &written).expect("the folder is ours");
-            let machine = bench.machine(Boot::MicrovmErofs).config("");
-            let machine = machine.data(Some(Disk::file(&disk).data()));
-            let node = machine.disk(Disk::file(&stick)).boot();
+            let machine = bench.machine(BootVariant::MicrovmErofs).config("");
+            let machine = machine.data(Some(VirtioDisk::file(&disk).data()));
+            let node = machine.disk(VirtioDisk::file(&stick)).boot();
             let (info, status) = (node.info(), node.call("vault/status", &Value::Null));
             if !is_first {
                 write_marker(&bench, &node, "", APPLIED);
             }
             let identity = node.identity().to_owned();
             node.end();
-            provisioned.starts.push(Start {
+            provisioned.starts.push(StartResult {
                 identity,
                 info,
                 status,
@@ -467,7 +471,7 @@ pub(super) fn write_down(vm: &Vm) -> String {
     words.into_values().collect::<Vec<_>>().join(" ")
 }
 
-/// Waits until the console asks for that, with nobody at it.
+/// Waits until the unattended console asks for that.
 pub(super) fn asked(vm: &Vm, what: &str) {
     let line = format!("alknet: asks: {what}");
     let waited = vm.wait_for(&line, ASKED_WITHIN);
@@ -476,7 +480,7 @@ pub(super) fn asked(vm: &Vm, what: &str) {
 
 /// Waits until the live console shows that.
 pub(super) fn shown(vm: &Vm, what: &str) {
-    let waited = vm.wait_for_after(Mark::default(), what, DONE_WITHIN);
+    let waited = vm.wait_for_after(ConsoleMark::default(), what, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 

@@ -2,15 +2,15 @@
 
 use std::process::{Command, Stdio};
 
-use alknet_endpoint::{DialError, Dialer};
-use alknet_tests::Bench;
+use alknet_endpoint::{EndpointDialError, EndpointDialer};
+use alknet_tests::TestBench;
 use serde_json::Value;
 
-use super::{CARRIAGES, Site, key, key_of, within};
+use super::{AttackedNode, CARRIAGES, key, key_of, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_keys_and_no_key_are_refused() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     let stranger = bench.somebody("stranger");
     for carriage in ["quic", "tcp"] {
@@ -30,7 +30,7 @@ async fn unknown_keys_and_no_key_are_refused() {
             );
         }
     }
-    Site {
+    AttackedNode {
         admin: bench.admin(),
         target: node.target().to_owned(),
     }
@@ -39,8 +39,8 @@ async fn unknown_keys_and_no_key_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_pinned_key_ends_the_call_before_it_is_made() {
-    let bench = Bench::new();
-    let (_node, site) = Site::on_host(&bench);
+    let bench = TestBench::new();
+    let (_node, site) = AttackedNode::on_host(&bench);
     let wrong = format!("{}@{}", key().public(), site.address());
     for more in [&[][..], &["--carriage", "quic"], &["--carriage", "tcp"]] {
         let answer = bench.admin().call(&wrong, "node/info", &Value::Null, more);
@@ -60,13 +60,13 @@ async fn a_wrong_pinned_key_ends_the_call_before_it_is_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_protocol_gets_the_alert_for_it() {
-    let bench = Bench::new();
-    let (_node, site) = Site::on_host(&bench);
-    let dialer = Dialer::new(Some(key_of(bench.admin())));
+    let bench = TestBench::new();
+    let (_node, site) = AttackedNode::on_host(&bench);
+    let dialer = EndpointDialer::new(Some(key_of(bench.admin())));
     for carriage in CARRIAGES {
         let dialled = within(dialer.dial_over(carriage, &site.parsed(), b"alknet/none")).await;
         assert!(
-            matches!(dialled, Err(DialError::NoProtocol { .. })),
+            matches!(dialled, Err(EndpointDialError::NoProtocol { .. })),
             "{carriage}: {dialled:?}"
         );
     }
@@ -82,7 +82,7 @@ async fn an_unknown_protocol_gets_the_alert_for_it() {
     site.serves();
 }
 
-fn s_client(site: &Site<'_>, more: &[&str]) -> String {
+fn s_client(site: &AttackedNode<'_>, more: &[&str]) -> String {
     let mut command = Command::new("openssl");
     command
         .args(["s_client", "-connect", &site.address().to_string()])

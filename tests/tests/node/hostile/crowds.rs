@@ -4,14 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use alknet_core::{Carriage, Connection};
-use alknet_endpoint::{DialError, Dialer, Target};
-use alknet_tests::{Bench, Boot, Elsewhere, wire};
+use alknet_endpoint::{EndpointDialError, EndpointDialer, Target};
+use alknet_tests::{BootVariant, RawTcpConnection, TestBench, wire};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{JoinSet, block_in_place};
 
-use super::{CALL, Site, answers, count, key, key_of, within};
+use super::{AttackedNode, CALL, answers, count, key, key_of, within};
 
 /// Connections that never finish their handshake, in a run of the tests and in `cargo xtask soak hostile`: more than
 /// may be under way.
@@ -26,19 +26,19 @@ const HANDSHAKES_AT_ONCE: usize = 64;
 async fn quic_handshakes_are_charged_without_retry() {
     const BURST: usize = 5;
     const DIALLED: usize = 40;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let limits = format!("[limits]\nhandshake_burst = {BURST}\nhandshakes_per_second = 1\n");
     let node = bench.host_with(&limits);
-    let site = Site {
+    let site = AttackedNode {
         admin: bench.admin(),
         target: node.target().to_owned(),
     };
     // A known peer pays nothing, and leaves no credit that others could use.
-    let admin = Dialer::new(Some(key_of(bench.admin())));
+    let admin = EndpointDialer::new(Some(key_of(bench.admin())));
     for _ in 0..DIALLED {
         answers(&site.dial(&admin, Carriage::Quic).await).await;
     }
-    let stranger = Dialer::new(Some(key()));
+    let stranger = EndpointDialer::new(Some(key()));
     let mut served = 0;
     for _ in 0..DIALLED {
         let target = site.parsed();
@@ -58,7 +58,7 @@ async fn quic_handshakes_are_charged_without_retry() {
 async fn handshakes_of_a_known_peer_have_a_rate() {
     /// No more than the burst: those under way are paid for until it is clear whose they are.
     const TOGETHER: usize = 4;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let edge = key();
     let node = bench.host_with(&format!(
         "[limits]\nhandshake_burst = 4\nhandshakes_per_second = 1\n\n\
@@ -66,7 +66,7 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
         edge.public()
     ));
     let target: Target = node.target().parse().expect("the node's own target");
-    let edge = Arc::new(Dialer::new(Some(edge)));
+    let edge = Arc::new(EndpointDialer::new(Some(edge)));
     let (mut served, mut refused) = (0, 0);
     let until = std::time::Instant::now() + super::hung();
     // Ten a second are for nothing, and forty in a burst.
@@ -91,11 +91,11 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
     }
     println!("figure handshakes of a known peer: {served}");
     // Once its time has come the administrator, who is behind the same address, sees what there was.
-    let site = Site {
+    let site = AttackedNode {
         admin: bench.admin(),
         target: node.target().to_owned(),
     };
-    let admin = Dialer::new(Some(key_of(bench.admin())));
+    let admin = EndpointDialer::new(Some(key_of(bench.admin())));
     let served_again = async || match admin.dial_over(Carriage::Quic, &site.parsed(), CALL).await {
         Ok(connection) => is_answered(&connection).await,
         Err(_) => false,
@@ -116,7 +116,7 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
     const ADDRESSES: u8 = 8;
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let eve = bench.somebody("eve");
     let config = format!(
         "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n\
@@ -124,21 +124,21 @@ async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
         eve.identity()
     );
     let node = bench.host_with(&config);
-    let site = Site {
+    let site = AttackedNode {
         admin: bench.admin(),
         target: node.target().to_owned(),
     };
     let target = &site.parsed();
     let from = |n: u8| Ipv4Addr::new(127, 0, n, 1);
     let silent = |n: u8| {
-        let all = (0..HANDSHAKES_AT_ONCE).map(move |_| Elsewhere::tcp(target, from(n)));
+        let all = (0..HANDSHAKES_AT_ONCE).map(move |_| RawTcpConnection::tcp(target, from(n)));
         all.map(|tcp| tcp.expect("the node accepts"))
     };
     block_in_place(|| {
         let mut shown = Vec::new();
         for n in 1..=ADDRESSES {
             let key = Some(key_of(&eve));
-            let peer = Elsewhere::connect(target, from(n), key, CALL);
+            let peer = RawTcpConnection::connect(target, from(n), key, CALL);
             let mut peer = peer.expect("she is known");
             let ask = wire::request("1", "services/list", &json!({ "limit": 1 }));
             peer.say(&ask).expect("it is taken");
@@ -147,10 +147,10 @@ async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
         }
         // Half of them take all that there are.
         let mut held: Vec<_> = (1..=ADDRESSES / 2).flat_map(silent).collect();
-        // Of somebody whom the node has never seen.
-        let honest = Elsewhere::tcp(target, from(99)).expect("the node accepts");
+        // From a client that the node has never seen.
+        let honest = RawTcpConnection::tcp(target, from(99)).expect("the node accepts");
         held.extend((ADDRESSES / 2 + 1..=ADDRESSES).flat_map(silent));
-        let honest = Elsewhere::over(honest, target, None, CALL);
+        let honest = RawTcpConnection::over(honest, target, None, CALL);
         let mut honest = honest.expect("its handshake was not ended for another");
         let ask = wire::request("1", "services/list", &json!({ "limit": 1 }));
         honest.say(&ask).expect("it is taken");
@@ -172,7 +172,7 @@ pub(super) async fn is_answered(connection: &Connection) -> bool {
 
 /// What one of a crowd does before it falls silent.
 #[derive(Clone, Copy, Debug)]
-enum Silence {
+enum StallPoint {
     /// Connects by TCP.
     AtOnce,
     /// Sends half a ClientHello.
@@ -183,29 +183,29 @@ enum Silence {
     Quic,
 }
 
-const SILENCES: [Silence; 4] = [
-    Silence::AtOnce,
-    Silence::WithinHello,
-    Silence::AfterHello,
-    Silence::Quic,
+const SILENCES: [StallPoint; 4] = [
+    StallPoint::AtOnce,
+    StallPoint::WithinHello,
+    StallPoint::AfterHello,
+    StallPoint::Quic,
 ];
 
 /// Connections that never finish their handshake, for as long as it is kept.
-struct Crowd {
+struct StalledHandshakes {
     tcp: Vec<TcpStream>,
-    quic: JoinSet<Result<Connection, DialError>>,
+    quic: JoinSet<Result<Connection, EndpointDialError>>,
     _relay: JoinSet<()>,
 }
 
-impl Crowd {
+impl StalledHandshakes {
     /// One for each of `silences`, all held open together.
-    async fn gather(site: &Site<'_>, silences: impl Iterator<Item = Silence>) -> Self {
+    async fn gather(site: &AttackedNode<'_>, silences: impl Iterator<Item = StallPoint>) -> Self {
         let hello = client_hello(site).await;
         let mut relay = JoinSet::new();
         let blind = one_way(site.address(), &mut relay).await;
         let target: Target = blind.to_string().parse().expect("an address");
         let target = target.with_pins(site.parsed().pins);
-        let dialer = Arc::new(Dialer::new(None));
+        let dialer = Arc::new(EndpointDialer::new(None));
         let mut crowd = Self {
             tcp: Vec::new(),
             quic: JoinSet::new(),
@@ -213,10 +213,10 @@ impl Crowd {
         };
         for silence in silences {
             let words: &[u8] = match silence {
-                Silence::AtOnce => &[],
-                Silence::WithinHello => &hello[..hello.len() / 2],
-                Silence::AfterHello => &hello,
-                Silence::Quic => {
+                StallPoint::AtOnce => &[],
+                StallPoint::WithinHello => &hello[..hello.len() / 2],
+                StallPoint::AfterHello => &hello,
+                StallPoint::Quic => {
                     let (dialer, target) = (Arc::clone(&dialer), target.clone());
                     let dial = async move { dialer.dial_over(Carriage::Quic, &target, CALL).await };
                     crowd.quic.spawn(dial);
@@ -243,7 +243,7 @@ impl Crowd {
         while let Some(dialled) = within(self.quic.join_next()).await {
             let dialled = dialled.expect("no panic");
             assert!(
-                matches!(dialled, Err(DialError::TimedOut { .. })),
+                matches!(dialled, Err(EndpointDialError::TimedOut { .. })),
                 "{dialled:?}"
             );
         }
@@ -251,12 +251,12 @@ impl Crowd {
 }
 
 /// The first bytes of our own client.
-async fn client_hello(site: &Site<'_>) -> Vec<u8> {
+async fn client_hello(site: &AttackedNode<'_>) -> Vec<u8> {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let here = listener.local_addr().expect("it is bound").to_string();
     let target: Target = here.parse().expect("an address");
     let target = target.with_pins(site.parsed().pins);
-    let dialer = Dialer::new(None);
+    let dialer = EndpointDialer::new(None);
     let hear = async {
         let (mut tcp, _) = listener.accept().await.expect("somebody dials");
         // A TLS record: type, version, length (RFC 8446 section 5.1).
@@ -273,7 +273,7 @@ async fn client_hello(site: &Site<'_>) -> Vec<u8> {
     }
 }
 
-/// An address whose datagrams reach `node`, whose answers reach nobody.
+/// An address that forwards datagrams to `node` and drops the answers.
 async fn one_way(node: SocketAddr, tasks: &mut JoinSet<()>) -> SocketAddr {
     let free = async || UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
     let (inside, outside) = (free().await, free().await);
@@ -288,10 +288,10 @@ async fn one_way(node: SocketAddr, tasks: &mut JoinSet<()>) -> SocketAddr {
 }
 
 /// A crowd, and a caller beside it.
-async fn a_crowd_keeps_nobody_out(site: &Site<'_>, kinds: &[Silence]) {
+async fn a_crowd_keeps_nobody_out(site: &AttackedNode<'_>, kinds: &[StallPoint]) {
     let many = count(CROWD[0], CROWD[1]);
     let before = site.info(&[])["endpoint"].clone();
-    let crowd = Crowd::gather(site, kinds.iter().copied().cycle().take(many)).await;
+    let crowd = StalledHandshakes::gather(site, kinds.iter().copied().cycle().take(many)).await;
     // Some are under way, within the limits; the others were ended for these. A few more are under way than the limit
     // says while many come at once: 68 of 64 were seen.
     let under_way = kinds.len().min(2) * HANDSHAKES_AT_ONCE;
@@ -304,8 +304,8 @@ async fn a_crowd_keeps_nobody_out(site: &Site<'_>, kinds: &[Silence]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_crowds_at_the_host() {
-    let bench = Bench::new();
-    let (_node, site) = Site::on_host(&bench);
+    let bench = TestBench::new();
+    let (_node, site) = AttackedNode::on_host(&bench);
     for _ in 0..count(1, 20) {
         for silence in SILENCES {
             a_crowd_keeps_nobody_out(&site, &[silence]).await;
@@ -315,9 +315,9 @@ async fn hostile_crowds_at_the_host() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_crowds_at_the_appliance() {
-    let bench = Bench::new();
-    let node = block_in_place(|| bench.snapshot(Boot::MicrovmErofs).restore());
-    let site = Site {
+    let bench = TestBench::new();
+    let node = block_in_place(|| bench.snapshot(BootVariant::MicrovmErofs).restore());
+    let site = AttackedNode {
         admin: bench.admin(),
         target: node.target(),
     };

@@ -1,12 +1,14 @@
 //! Frames that are malformed, too long, cut off or spoiled.
 
 use alknet_core::{Carriage, CloseReason, Connection};
-use alknet_endpoint::Dialer;
-use alknet_tests::{Bench, wire};
+use alknet_endpoint::EndpointDialer;
+use alknet_tests::{TestBench, wire};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
-use super::{CARRIAGES, Ended, PROTOCOL, Site, answers, count, key, key_of, send, within};
+use super::{
+    AttackedNode, AttackedStreamEnd, CARRIAGES, PROTOCOL, answers, count, key, key_of, send, within,
+};
 
 /// What is no frame for anybody, with a word why.
 fn malformed() -> Vec<(&'static str, Vec<u8>)> {
@@ -55,8 +57,8 @@ fn over_long(limit: u32) -> Vec<u8> {
 }
 
 /// Every one of them from a peer with this key, over both carriages.
-async fn broken_frames_end_in_code_5(site: &Site<'_>, key: &NodeKey, limit: u32) {
-    let dialer = Dialer::new(Some(key.clone()));
+async fn broken_frames_end_in_code_5(site: &AttackedNode<'_>, key: &NodeKey, limit: u32) {
+    let dialer = EndpointDialer::new(Some(key.clone()));
     let mut wrong = malformed();
     wrong.push(("over-long", over_long(limit)));
     for carriage in CARRIAGES {
@@ -65,7 +67,7 @@ async fn broken_frames_end_in_code_5(site: &Site<'_>, key: &NodeKey, limit: u32)
             let ended = within(send(&connection, bytes, false)).await;
             assert_eq!(
                 ended,
-                Ended::by(PROTOCOL, &connection),
+                AttackedStreamEnd::by(PROTOCOL, &connection),
                 "{carriage}: {what}"
             );
             survives_or_closes(&connection, what).await;
@@ -75,14 +77,14 @@ async fn broken_frames_end_in_code_5(site: &Site<'_>, key: &NodeKey, limit: u32)
         let ended = within(send(&connection, cut, true)).await;
         assert_eq!(
             ended,
-            Ended::by(PROTOCOL, &connection),
+            AttackedStreamEnd::by(PROTOCOL, &connection),
             "{carriage}: the end within a frame"
         );
     }
 }
 
-/// A stream among others takes nobody along; where it is the only one, the peer sees the end
-/// without a code.
+/// A broken stream among others leaves the others alone; where it is the only one, the peer sees the end without a
+/// code.
 async fn survives_or_closes(connection: &Connection, what: &str) {
     if connection.is_multi() {
         answers(connection).await;
@@ -97,16 +99,16 @@ async fn survives_or_closes(connection: &Connection, what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_frames_of_strangers() {
-    let bench = Bench::new();
-    let (_node, site) = Site::on_host(&bench);
+    let bench = TestBench::new();
+    let (_node, site) = AttackedNode::on_host(&bench);
     broken_frames_end_in_code_5(&site, &key(), 64 << 10).await;
     site.serves();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_frames_of_somebody_known() {
-    let bench = Bench::new();
-    let (_node, site) = Site::on_host(&bench);
+    let bench = TestBench::new();
+    let (_node, site) = AttackedNode::on_host(&bench);
     broken_frames_end_in_code_5(&site, &key_of(bench.admin()), 1 << 20).await;
     site.serves();
 }
@@ -114,14 +116,18 @@ async fn hostile_frames_of_somebody_known() {
 /// An id in flight cannot be used again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reused_id_ends_in_code_5() {
-    let bench = Bench::new();
-    let (_node, site) = Site::on_host(&bench);
-    let dialer = Dialer::new(Some(key_of(bench.admin())));
+    let bench = TestBench::new();
+    let (_node, site) = AttackedNode::on_host(&bench);
+    let dialer = EndpointDialer::new(Some(key_of(bench.admin())));
     let follow = wire::request("1", "node/log", &json!({ "follow": true }));
     for carriage in CARRIAGES {
         let connection = site.dial(&dialer, carriage).await;
         let ended = within(send(&connection, &follow.repeat(2), false)).await;
-        assert_eq!(ended, Ended::by(PROTOCOL, &connection), "{carriage}");
+        assert_eq!(
+            ended,
+            AttackedStreamEnd::by(PROTOCOL, &connection),
+            "{carriage}"
+        );
     }
     site.serves();
 }
@@ -129,11 +135,11 @@ async fn a_reused_id_ends_in_code_5() {
 /// Frames with a few bytes changed: whatever they say now, they are answered or ended in code 5.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_noise() {
-    let bench = Bench::new();
-    let (_node, site) = Site::on_host(&bench);
-    let dialer = Dialer::new(Some(key_of(bench.admin())));
+    let bench = TestBench::new();
+    let (_node, site) = AttackedNode::on_host(&bench);
+    let dialer = EndpointDialer::new(Some(key_of(bench.admin())));
     let connection = site.dial(&dialer, Carriage::Quic).await;
-    let mut noise = Noise(0x5eed);
+    let mut noise = FrameRng(0x5eed);
     let right = [
         wire::request(
             "1",
@@ -150,7 +156,10 @@ async fn hostile_noise() {
     for round in 0..count(500, 100_000) {
         let bytes = noise.spoil(&right[round % right.len()]);
         let ended = within(send(&connection, &bytes, true)).await;
-        let fine = matches!(ended, Ended::Closed | Ended::Reset(PROTOCOL));
+        let fine = matches!(
+            ended,
+            AttackedStreamEnd::Closed | AttackedStreamEnd::Reset(PROTOCOL)
+        );
         assert!(fine, "round {round}: {ended:?} after {bytes:?}");
     }
     answers(&connection).await;
@@ -158,9 +167,9 @@ async fn hostile_noise() {
 }
 
 /// A generator whose every run is the same (xorshift64).
-struct Noise(u64);
+struct FrameRng(u64);
 
-impl Noise {
+impl FrameRng {
     fn next(&mut self) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

@@ -12,9 +12,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, Connection, StreamError};
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::{deadline, is_campaign};
-use alknet_tests::{Bench, Cli, HostNode, wire};
+use alknet_tests::{CliRunner, HostNode, TestBench, wire};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
@@ -45,14 +45,14 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
 }
 
 /// A node under attack, and its administrator, who minds their own business.
-struct Site<'a> {
-    admin: &'a Cli,
+struct AttackedNode<'a> {
+    admin: &'a CliRunner,
     target: String,
 }
 
-impl<'a> Site<'a> {
+impl<'a> AttackedNode<'a> {
     /// A node on this host, which ends with the first of the two.
-    fn on_host(bench: &'a Bench) -> (HostNode, Self) {
+    fn on_host(bench: &'a TestBench) -> (HostNode, Self) {
         let node = bench.host();
         let site = Self {
             admin: bench.admin(),
@@ -61,7 +61,7 @@ impl<'a> Site<'a> {
         (node, site)
     }
 
-    async fn dial(&self, dialer: &Dialer, carriage: Carriage) -> Connection {
+    async fn dial(&self, dialer: &EndpointDialer, carriage: Carriage) -> Connection {
         let dialled = dialer.dial_over(carriage, &self.parsed(), CALL).await;
         dialled.expect("anybody may connect")
     }
@@ -129,7 +129,7 @@ fn key() -> NodeKey {
     NodeKey::generate().expect("the system has entropy")
 }
 
-fn key_of(cli: &Cli) -> NodeKey {
+fn key_of(cli: &CliRunner) -> NodeKey {
     cli.identity();
     let path = cli.state().join("identity.key");
     NodeKey::load_or_create(&path)
@@ -139,14 +139,14 @@ fn key_of(cli: &Cli) -> NodeKey {
 
 /// How a stream ended under its peer.
 #[derive(Debug, PartialEq, Eq)]
-enum Ended {
+enum AttackedStreamEnd {
     /// The connection with it, where there is no other stream.
     Closed,
     /// On its own.
     Reset(u64),
 }
 
-impl Ended {
+impl AttackedStreamEnd {
     /// What `code` looks like from outside on this carriage.
     fn by(code: u64, connection: &Connection) -> Self {
         if connection.is_multi() {
@@ -159,7 +159,7 @@ impl Ended {
 
 /// Sends `bytes` on a stream of its own, leaves that open unless told otherwise, and waits for
 /// its end.
-async fn send(connection: &Connection, bytes: &[u8], finish: bool) -> Ended {
+async fn send(connection: &Connection, bytes: &[u8], finish: bool) -> AttackedStreamEnd {
     let (mut send, mut recv) = wire::stream(connection).await.expect("it is connected");
     // The node may have ended the stream before it has taken everything.
     send.write_chunk(bytes.to_vec().into()).await.ok();
@@ -169,8 +169,8 @@ async fn send(connection: &Connection, bytes: &[u8], finish: bool) -> Ended {
     loop {
         match recv.read_chunk(usize::MAX).await {
             Ok(Some(_)) => {}
-            Ok(None) | Err(StreamError::Closed(_)) => return Ended::Closed,
-            Err(StreamError::Reset(code)) => return Ended::Reset(code),
+            Ok(None) | Err(StreamError::Closed(_)) => return AttackedStreamEnd::Closed,
+            Err(StreamError::Reset(code)) => return AttackedStreamEnd::Reset(code),
             Err(error) => panic!("{error:?}"),
         }
     }

@@ -9,13 +9,13 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use alknet_core::{Carriage, Connection, SendStream};
-use alknet_endpoint::Dialer;
-use alknet_tests::{Bench, HostNode};
+use alknet_endpoint::EndpointDialer;
+use alknet_tests::{HostNode, TestBench};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::task::block_in_place;
 
-use super::{LOOK_AGAIN, Site, answers, crowds::is_answered, key_of, within};
+use super::{AttackedNode, LOOK_AGAIN, answers, crowds::is_answered, key_of, within};
 use crate::unread::memory;
 
 /// What the machine has, and what the attackers may take of it before little is left: the node acts where less than a
@@ -47,16 +47,16 @@ fn meminfo(available: u64) -> String {
 }
 
 /// Writes what the machine has left, as the node grows and shrinks, until it is dropped.
-struct Machine {
+struct MemoryMonitor {
     ends: Arc<AtomicBool>,
     /// The least that was left.
     least: Arc<AtomicU64>,
     writes: Option<JoinHandle<()>>,
 }
 
-impl Machine {
+impl MemoryMonitor {
     /// Other programs have all but `ROOM` of what the node does not have now, and of what is too little.
-    fn of(node: &HostNode, says: &Path) -> Self {
+    fn watch(node: &HostNode, says: &Path) -> Self {
         let file = File::options().write(true).open(says);
         let file = file.expect("the node was started on it");
         file.set_len(0).expect("room");
@@ -93,7 +93,7 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for MemoryMonitor {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::SeqCst);
         self.writes.take().map(JoinHandle::join);
@@ -102,7 +102,10 @@ impl Drop for Machine {
 
 /// Connects, and sends on streams of which nothing is read nearly as much as an unknown peer may. Nothing where it is
 /// not let in.
-async fn fill(nobody: &Dialer, site: &Site<'_>) -> Option<(Connection, Vec<SendStream>)> {
+async fn fill(
+    nobody: &EndpointDialer,
+    site: &AttackedNode<'_>,
+) -> Option<(Connection, Vec<SendStream>)> {
     let target = site.parsed();
     let dialled = within(nobody.dial_over(Carriage::Quic, &target, super::CALL)).await;
     let connection = dialled.ok()?;
@@ -122,19 +125,19 @@ fn relieved(info: &Value) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_peers_who_take_all_memory_end_and_others_are_served() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     if let Some(node) = block_in_place(|| bench.host_on(MACHINE, LIMITS)) {
-        let site = Site {
+        let site = AttackedNode {
             admin: bench.admin(),
             target: node.target().to_owned(),
         };
-        let admin = Dialer::new(Some(key_of(bench.admin())));
+        let admin = EndpointDialer::new(Some(key_of(bench.admin())));
         let admin = site.dial(&admin, Carriage::Quic).await;
         answers(&admin).await;
-        let machine = Machine::of(&node, &bench.path().join("host.meminfo"));
+        let machine = MemoryMonitor::watch(&node, &bench.path().join("host.meminfo"));
         assert_eq!(relieved(&site.info(&[])), 0);
 
-        let nobody = Dialer::new(None);
+        let nobody = EndpointDialer::new(None);
         let mut held = Vec::new();
         let mut tried = 0;
         while tried < CONNECTIONS {

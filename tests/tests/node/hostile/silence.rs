@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, CloseReason, Connection, StreamCode, StreamError};
-use alknet_endpoint::Dialer;
+use alknet_endpoint::EndpointDialer;
 use alknet_test_support::took;
-use alknet_tests::{Bench, wire};
+use alknet_tests::{TestBench, wire};
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Ended, Site, TIMEOUT, answers, key, send, within};
+use super::{AttackedNode, AttackedStreamEnd, TIMEOUT, answers, key, send, within};
 
 /// Requests of one write.
 const ASKED_TOGETHER: usize = 50;
@@ -38,7 +38,7 @@ async fn begins_and_gives_up(connection: &Connection) -> CloseReason {
 }
 
 /// Asks on one stream until the node takes no more, reads none of the answers, and waits for the stream's end.
-async fn reads_nothing(connection: &Connection) -> Ended {
+async fn reads_nothing(connection: &Connection) -> AttackedStreamEnd {
     let (mut send, mut recv) = wire::stream(connection).await.expect("it is connected");
     let ids = 0..ASKED_TOGETHER;
     let asks = ids.flat_map(|id| wire::request(&id.to_string(), "services/list", &Value::Null));
@@ -48,7 +48,7 @@ async fn reads_nothing(connection: &Connection) -> Ended {
     loop {
         match recv.read_chunk(usize::MAX).await {
             Ok(Some(_)) => {}
-            Err(StreamError::Reset(code)) => return Ended::Reset(code),
+            Err(StreamError::Reset(code)) => return AttackedStreamEnd::Reset(code),
             end => panic!("{end:?}"),
         }
     }
@@ -59,9 +59,9 @@ async fn reads_nothing(connection: &Connection) -> Ended {
 /// open, as the dialer does.
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_streams_end_in_code_8() {
-    let bench = Bench::new();
-    let (_node, site) = Site::on_host(&bench);
-    let dialer = Dialer::new(Some(key()));
+    let bench = TestBench::new();
+    let (_node, site) = AttackedNode::on_host(&bench);
+    let dialer = EndpointDialer::new(Some(key()));
     let half = &wire::request("1", "services/list", &Value::Null)[..20];
     let dial = |carriage| site.dial(&dialer, carriage);
     let (quic, tcp) = (dial(Carriage::Quic).await, dial(Carriage::Tcp).await);
@@ -85,16 +85,19 @@ async fn half_open_streams_end_in_code_8() {
         )
     };
     let served = async {
-        // Whoever is slow is alone with it.
+        // A slow stream delays no other stream or connection.
         answers(&quic).await;
         site.serves();
     };
     let (ended, ()) = within(async { tokio::join!(all, served) }).await;
     let (of_quic, of_tcp, of_unread, of_silent, of_kept_open, of_busy) = ended;
-    assert_eq!((of_quic, of_tcp), (Ended::Reset(TIMEOUT), Ended::Closed));
+    assert_eq!(
+        (of_quic, of_tcp),
+        (AttackedStreamEnd::Reset(TIMEOUT), AttackedStreamEnd::Closed)
+    );
     assert_eq!(
         (of_unread, of_silent),
-        (Ended::Reset(TIMEOUT), Ended::Closed)
+        (AttackedStreamEnd::Reset(TIMEOUT), AttackedStreamEnd::Closed)
     );
     // The stream alone ends: what is read on another one is answered.
     answers(&unread).await;

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use alknet_call::CallClient;
 use alknet_core::{AuthToken, Carriage, Connection, RecvStream, SendStream};
-use alknet_endpoint::Dialer;
+use alknet_endpoint::EndpointDialer;
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, HostNode, wire};
+use alknet_tests::{HostNode, TestBench, wire};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::task::{JoinSet, block_in_place};
 
-use super::{Site, key, within};
+use super::{AttackedNode, key, within};
 use crate::unread::memory;
 
 /// Connections that a known peer may have, and that have their places by one token, as docs/endpoint.md has it.
@@ -107,7 +107,7 @@ async fn costs_little(node: &HostNode, connections: &[Connection]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sent_and_not_read_is_bounded_for_one_identity() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let [edge, other] = [key(), key()];
     let peer = |id: &str, key: &alknet_tls::NodeKey| {
         format!(
@@ -116,11 +116,11 @@ async fn what_is_sent_and_not_read_is_bounded_for_one_identity() {
         )
     };
     let config = format!("{LIMITS}\n{}{}", peer("edge", &edge), peer("other", &other));
-    let [edge, other] = [edge, other].map(|key| Dialer::new(Some(key)));
+    let [edge, other] = [edge, other].map(|key| EndpointDialer::new(Some(key)));
     for of_token in [false, true] {
         // A node of its own: another one would keep what it took for the last.
         let node = block_in_place(|| bench.host_with(&config));
-        let site = Site {
+        let site = AttackedNode {
             admin: bench.admin(),
             target: node.target().to_owned(),
         };
@@ -131,7 +131,7 @@ async fn what_is_sent_and_not_read_is_bounded_for_one_identity() {
                 let made = site.admin.call(&site.target, "token/make", &scopes, &[]);
                 made.json()["token"].as_str().expect("a token").to_owned()
             });
-            let (token, nobody) = (AuthToken::new(made), Dialer::new(None));
+            let (token, nobody) = (AuthToken::new(made), EndpointDialer::new(None));
             for _ in 0..OF_TOKEN {
                 let connection = site.dial(&nobody, Carriage::Quic).await;
                 let client = CallClient::without_operations().attach(connection.clone(), None);
@@ -160,14 +160,14 @@ async fn what_is_sent_and_not_read_is_bounded_for_one_identity() {
 const OF_UNKNOWN: usize = 3;
 
 /// A connection of an unknown peer, its stream that is read, and those that are not.
-struct Mixed {
+struct MixedStreams {
     _connection: Connection,
     read: (SendStream, RecvStream),
     unread: Vec<SendStream>,
 }
 
-impl Mixed {
-    async fn begin(site: &Site<'_>, nobody: &Dialer) -> Self {
+impl MixedStreams {
+    async fn begin(site: &AttackedNode<'_>, nobody: &EndpointDialer) -> Self {
         let connection = site.dial(nobody, Carriage::Quic).await;
         let read = wire::stream(&connection).await.expect("it is connected");
         let mut unread = Vec::new();
@@ -210,19 +210,19 @@ async fn pieces_of_a_byte_do_not_keep_what_they_came_with() {
     /// send at once, ten packets, it would be three times as much: 14 KiB for each piece, 22 MiB.
     const GROWTH_MAX: u64 = 3 * ((CONNECTIONS * OF_UNKNOWN) as u64 * (32 << 10));
 
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host_with(LIMITS);
-    let site = Site {
+    let site = AttackedNode {
         admin: bench.admin(),
         target: node.target().to_owned(),
     };
-    let nobody = Dialer::new(None);
+    let nobody = EndpointDialer::new(None);
     // Of a type that means nothing: it is read and forgotten.
     let event = json!({ "type": "call.nothing", "id": "1", "payload": { "x": "x".repeat(900) } });
     let much = Bytes::from(wire::frame(event.to_string().as_bytes()).repeat(EVENTS));
     let mut all = Vec::new();
     for _ in 0..CONNECTIONS {
-        all.push(Mixed::begin(&site, &nobody).await);
+        all.push(MixedStreams::begin(&site, &nobody).await);
     }
     // What each has once, and the allocator keeps, is there before.
     for mixed in &mut all {

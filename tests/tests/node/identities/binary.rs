@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alknet_call::{
-    ALPN, Body, CallClient, CallConnection, CallError, CallOptions, Dispatcher, HandlerKind,
+    ALPN, CallBody, CallClient, CallConnection, CallError, CallOptions, Dispatcher, HandlerKind,
     OperationSpec, Registration, Registry,
 };
 use alknet_core::{Carriage, CloseReason, Connection};
-use alknet_endpoint::{Dialer, Target};
+use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::{eventually, took};
-use alknet_tests::{Answer, Bench, Cli, binary};
+use alknet_tests::{CliOutput, CliRunner, TestBench, binary};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
@@ -21,17 +21,17 @@ use tokio::time::timeout;
 use super::lab::hung;
 
 /// A served file.
-struct Served {
-    bench: Bench,
+struct FileNode {
+    bench: TestBench,
     child: Child,
     target: String,
     file: PathBuf,
 }
 
-impl Served {
+impl FileNode {
     /// Serves a document that begins with the administrator.
     fn start(rest: &str) -> Self {
-        let bench = Bench::new();
+        let bench = TestBench::new();
         let file = bench.path().join("node.toml");
         std::fs::write(&file, with_admin(&bench, rest)).expect("the folder is ours");
         let (child, target) = serve(&bench, &file);
@@ -50,7 +50,7 @@ impl Served {
         std::fs::rename(&new, &self.file).expect("the folder is ours");
     }
 
-    fn run(&self, verb: &[&str], arguments: &[&str]) -> Answer {
+    fn run(&self, verb: &[&str], arguments: &[&str]) -> CliOutput {
         let admin = self.bench.admin();
         let mut command = admin.command(verb);
         command.args(arguments);
@@ -76,18 +76,22 @@ impl Served {
         })
     }
 
-    async fn dial(&self, who: &Cli, carriage: Carriage) -> (Dialer, Connection, CallConnection) {
+    async fn dial(
+        &self,
+        who: &CliRunner,
+        carriage: Carriage,
+    ) -> (EndpointDialer, Connection, CallConnection) {
         let (dialer, connection) = self.connect(who, carriage).await;
         let client = CallClient::without_operations().attach(connection.clone(), None);
         (dialer, connection, client)
     }
 
-    async fn connect(&self, who: &Cli, carriage: Carriage) -> (Dialer, Connection) {
+    async fn connect(&self, who: &CliRunner, carriage: Carriage) -> (EndpointDialer, Connection) {
         // The binary makes the key, and its folder.
         who.identity();
         let path = who.state().join("identity.key");
         let (key, _) = NodeKey::load_or_create(&path).expect("a key");
-        let dialer = Dialer::new(Some(key));
+        let dialer = EndpointDialer::new(Some(key));
         let target: Target = self.target.parse().expect("a target");
         let connection = dialer.dial_over(carriage, &target, ALPN).await;
         let connection = connection.unwrap_or_else(|error| panic!("{error}"));
@@ -101,22 +105,22 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for FileNode {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
     }
 }
 
-fn with_admin(bench: &Bench, rest: &str) -> String {
+fn with_admin(bench: &TestBench, rest: &str) -> String {
     format!(
         "node.admin_keys = [\"{}\"]\n{rest}",
         bench.admin().identity()
     )
 }
 
-fn serve(bench: &Bench, file: &std::path::Path) -> (Child, String) {
-    let host = Cli::new(bench.path().join("host"));
+fn serve(bench: &TestBench, file: &std::path::Path) -> (Child, String) {
+    let host = CliRunner::new(bench.path().join("host"));
     let mut command = host.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
     command.arg("--config").arg(file);
     let (child, said) = alknet_tests::serve(command);
@@ -126,7 +130,7 @@ fn serve(bench: &Bench, file: &std::path::Path) -> (Child, String) {
     )
 }
 
-fn peer(name: &str, who: &Cli, scopes: &str) -> String {
+fn peer(name: &str, who: &CliRunner, scopes: &str) -> String {
     format!(
         "[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{}\"]\nscopes = [{scopes}]\n",
         who.identity()
@@ -145,7 +149,7 @@ const ENDED_WITHIN: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
-    let served = Served::start("");
+    let served = FileNode::start("");
     let (gone, stays) = (
         served.bench.somebody("gone"),
         served.bench.somebody("stays"),
@@ -197,7 +201,7 @@ async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
 /// The same for the whole program: SIGTERM while peers call.
 #[tokio::test(flavor = "multi_thread")]
 async fn told_to_end_it_answers_what_it_accepted_and_ends_well() {
-    let mut served = Served::start("");
+    let mut served = FileNode::start("");
     let mut callers = Vec::new();
     for carriage in [Carriage::Quic, Carriage::Tcp, Carriage::Quic, Carriage::Tcp] {
         let (dialer, connection, client) = served.dial(served.bench.admin(), carriage).await;
@@ -232,19 +236,19 @@ async fn told_to_end_it_answers_what_it_accepted_and_ends_well() {
     assert_eq!(ended.code(), Some(0));
 }
 
-/// A peer of a hub that answers once it is told to.
-struct Waiting {
+/// A peer of a hub that answers once the test releases it.
+struct WaitingPeer {
     client: CallClient,
     begun: watch::Receiver<bool>,
     release: Arc<Notify>,
 }
 
-impl Waiting {
+impl WaitingPeer {
     fn new() -> Self {
         let (begins, begun) = watch::channel(false);
         let release = Arc::new(Notify::new());
         let held = Arc::clone(&release);
-        let wait = HandlerKind::once(move |_: Body, _| {
+        let wait = HandlerKind::once(move |_: CallBody, _| {
             begins.send_replace(true);
             let held = Arc::clone(&held);
             async move {
@@ -252,7 +256,7 @@ impl Waiting {
                 Ok::<_, CallError>(json!("waited"))
             }
         });
-        let ready = HandlerKind::once(|_: Body, _| async { Ok::<_, CallError>(Value::Null) });
+        let ready = HandlerKind::once(|_: CallBody, _| async { Ok::<_, CallError>(Value::Null) });
         let query = |name| OperationSpec::query(name, "For tests.");
         let registry = Registry::builder()
             .with(Registration::new(query("test/ready"), ready))
@@ -267,15 +271,15 @@ impl Waiting {
     }
 }
 
-/// The call waits for a peer while the node is told to end.
+/// The call waits for a peer while the node gets SIGTERM.
 #[tokio::test(flavor = "multi_thread")]
 async fn told_to_end_it_waits_for_a_call_that_runs() {
     const HUB: &str = "[hub]\nenabled = true\n";
-    let mut served = Served::start(HUB);
+    let mut served = FileNode::start(HUB);
     let slow = served.bench.somebody("slow");
     served.write(&(HUB.to_owned() + &peer("slow", &slow, "")));
     served.wait_for("it is in", |info| info["config"]["generation"] == 2);
-    let mut waiting = Waiting::new();
+    let mut waiting = WaitingPeer::new();
     let (_dialer, connection) = served.connect(&slow, Carriage::Quic).await;
     let _slow = waiting.client.attach(connection, None);
     let (_caller, _connection, client) = served.dial(served.bench.admin(), Carriage::Tcp).await;
@@ -318,7 +322,7 @@ async fn told_to_end_it_waits_for_a_call_that_runs() {
 
 #[test]
 fn a_wrong_file_changes_nothing_until_it_is_right() {
-    let mut served = Served::start("log.level = \"debug\"\n");
+    let mut served = FileNode::start("log.level = \"debug\"\n");
     served.write("log.level = \"loud\"\n");
     let info = served.wait_for("the mistake is seen", |info| info["problems"] != json!([]));
     assert_eq!(info["config"]["generation"], 1);
@@ -328,7 +332,7 @@ fn a_wrong_file_changes_nothing_until_it_is_right() {
         info["config"]["generation"] == 2
     });
 
-    // Damaged while nobody serves it: what was last good is served, and the node says so.
+    // The file is damaged while the node is down: the node starts with the last good configuration, and says so.
     served.child.kill().expect("it runs");
     served.child.wait().expect("it is our child");
     std::fs::write(&served.file, "[node\n").expect("the folder is ours");
@@ -347,7 +351,7 @@ fn a_wrong_file_changes_nothing_until_it_is_right() {
 
 #[test]
 fn a_document_is_tried_applied_and_kept() {
-    let served = Served::start("");
+    let served = FileNode::start("");
     let edge = served.bench.somebody("edge");
     let new = served.bench.path().join("new.toml");
     let document = with_admin(
@@ -393,14 +397,14 @@ fn a_document_is_tried_applied_and_kept() {
 
 #[test]
 fn what_is_refused_says_why_and_with_which_code() {
-    let served = Served::start("");
+    let served = FileNode::start("");
     let edge = served.bench.somebody("edge");
     let stranger = served.bench.somebody("stranger");
     served.write(&peer("edge", &edge, ""));
     served.wait_for("the peer is in", |info| info["config"]["generation"] == 2);
     let new = served.bench.path().join("new.toml");
     let path = new.to_str().expect("plain names");
-    let apply = |who: &Cli, document: &str| {
+    let apply = |who: &CliRunner, document: &str| {
         std::fs::write(&new, document).expect("the folder is ours");
         who.run(who.command(&["config", "apply", &served.target, path]))
     };
@@ -434,7 +438,7 @@ fn what_is_refused_says_why_and_with_which_code() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_made_token_works_once_its_hash_is_in_the_file() {
-    let served = Served::start("");
+    let served = FileNode::start("");
     let made = std::process::Command::new(binary())
         .args(["token", "new", "--json"])
         .output()

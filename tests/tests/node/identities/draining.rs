@@ -1,4 +1,4 @@
-//! The node is told to end while everybody calls.
+//! The node shuts down while all its peers call.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,26 +6,27 @@ use std::time::Duration;
 
 use alknet_call::CallOptions;
 use alknet_core::Carriage;
-use alknet_endpoint::Limits;
+use alknet_endpoint::EndpointLimits;
 use alknet_test_support::deadline;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::lab::{Lab, Someone, WAIT, document, hung};
+use super::lab::{IdentityLab, TestIdentity, WAIT, document, hung};
 
 /// Calls at once of each peer.
 const AT_ONCE: usize = 16;
-/// Calls answered before the node is told.
+/// Calls answered before the node starts to drain.
 const BEFORE: u64 = 500;
 /// What a node gives running calls.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Each call that was let in did its work, and whoever asked was told: a call that is not answered
-/// was not done.
+/// Every call that the node accepted runs and is answered: an unanswered call did not run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_that_was_accepted_is_lost() {
-    let peers: Vec<_> = (0..6).map(|n| Someone::new(&format!("peer-{n}"))).collect();
-    let lab = Lab::start(&document(&peers), Limits::default());
+    let peers: Vec<_> = (0..6)
+        .map(|n| TestIdentity::new(&format!("peer-{n}")))
+        .collect();
+    let lab = IdentityLab::start(&document(&peers), EndpointLimits::default());
     let (mut callers, mut long) = (Vec::new(), Vec::new());
     let mut answered = 0;
     for (n, peer) in peers.iter().enumerate() {

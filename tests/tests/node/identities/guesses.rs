@@ -1,14 +1,14 @@
 //! Tokens: right ones, wrong ones, and too many wrong ones.
 
-use alknet_call::{Body, CallError, CallOptions};
+use alknet_call::{CallBody, CallError, CallOptions};
 use alknet_core::{AuthToken, Carriage};
-use alknet_endpoint::Limits;
+use alknet_endpoint::EndpointLimits;
 use alknet_tls::NodeKey;
 use serde_json::Value;
 
-use super::lab::{Client, Lab, Someone, WORK, document};
+use super::lab::{IdentityLab, LabClient, TestIdentity, WORK, document};
 
-async fn with_token(client: &Client, token: &AuthToken) -> Result<Body, CallError> {
+async fn with_token(client: &LabClient, token: &AuthToken) -> Result<CallBody, CallError> {
     let options = CallOptions {
         auth_token: Some(token.expose().to_owned()),
         ..CallOptions::default()
@@ -22,7 +22,7 @@ fn token() -> AuthToken {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
-    let edge = Someone::new("edge");
+    let edge = TestIdentity::new("edge");
     let (right, useless) = (token(), token());
     let entry = |token: &AuthToken, scopes: &str| {
         let hash = token.hash().expect("a token").to_string();
@@ -32,7 +32,7 @@ async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
     let text = document(std::slice::from_ref(&edge))
         + &entry(&right, "\"work\"")
         + &entry(&useless, "\"other\"");
-    let lab = Lab::start(&text, Limits::default());
+    let lab = IdentityLab::start(&text, EndpointLimits::default());
 
     let stranger = NodeKey::generate().expect("a key");
     let stranger = lab.connect(&stranger, Carriage::Quic).await;
@@ -42,7 +42,7 @@ async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
     let name = format!("key:{}", right.hash().expect("a token").key_id);
     assert_eq!(answer.value(), name.as_str());
 
-    // What the connection may do does not help a token that may not, or that nobody knows.
+    // The connection's rights do not help a token that lacks them, or an unknown token.
     let peer = lab.connect(&edge.key, Carriage::Quic).await;
     peer.work().await.expect("allowed");
     let refused = with_token(&peer, &useless).await.expect_err("other scopes");
@@ -59,16 +59,16 @@ async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn guesses_are_refused_and_nobody_else_behind_the_network_notices() {
-    let edge = Someone::new("edge");
+    let edge = TestIdentity::new("edge");
     let right = token();
-    let limits = Limits::default();
+    let limits = EndpointLimits::default();
     let hash = right.hash().expect("a token").to_string();
     let (key_id, sha256) = hash.split_once(':').expect("the form of a hash");
     let text = document(std::slice::from_ref(&edge))
         + &format!(
             "[[api_keys]]\nkey_id = \"{key_id}\"\nsha256 = \"{sha256}\"\nscopes = [\"work\"]\n"
         );
-    let lab = Lab::start(&text, limits);
+    let lab = IdentityLab::start(&text, limits);
     let unknown = NodeKey::generate().expect("a key");
     let guesser = lab.connect(&unknown, Carriage::Quic).await;
     let peer = lab.connect(&edge.key, Carriage::Quic).await;
@@ -92,7 +92,7 @@ async fn guesses_are_refused_and_nobody_else_behind_the_network_notices() {
         let refused = with_token(guesser, &token()).await.expect_err("a guess");
         assert_eq!(refused.code.name(), "OVERLOADED");
         assert!(refused.retry_after_ms.is_some_and(|ms| ms > 0));
-        // Whoever finds the right one has it.
+        // The right token is accepted even after the guesses.
         with_token(guesser, &right).await.expect("a right token");
     }
     session.work().await.expect("a session stays");

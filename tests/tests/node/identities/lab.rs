@@ -7,19 +7,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alknet_call::{
-    ALPN, Body, CallClient, CallConnection, CallError, HandlerKind, OperationSpec, Registration,
-    Registry,
+    ALPN, CallBody, CallClient, CallConnection, CallError, HandlerKind, OperationSpec,
+    Registration, Registry,
 };
-use alknet_core::config::{Applied, Change, NodeConfig, ReloadHandle, Source};
+use alknet_core::config::{
+    ConfigApplyResult, ConfigChange, ConfigSource, NodeConfig, ReloadHandle,
+};
 use alknet_core::{Carriage, CloseReason, Connection, Identities, PeerKey};
-use alknet_endpoint::{Dialer, Limits, Server, Target};
+use alknet_endpoint::{EndpointDialer, EndpointLimits, EndpointServer, Target};
 use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-use crate::here::Here;
+use crate::local_node::LocalNode;
 
 /// How long anything may take before a test calls it hung.
 pub(crate) fn hung() -> Duration {
@@ -35,15 +37,15 @@ pub(crate) const WAIT: &str = "demo/wait";
 /// The same as a subscription: one event at once, and no end.
 pub(crate) const FOLLOW: &str = "demo/follow";
 
-/// Somebody with a key.
+/// A peer with its key, and the rest of its entry in the configuration.
 #[derive(Clone)]
-pub(crate) struct Someone {
+pub(crate) struct TestIdentity {
     pub(crate) name: String,
     pub(crate) key: NodeKey,
     pub(crate) rest: String,
 }
 
-impl Someone {
+impl TestIdentity {
     pub(crate) fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -59,7 +61,7 @@ impl Someone {
 }
 
 /// The document that lets these in.
-pub(crate) fn document(peers: &[Someone]) -> String {
+pub(crate) fn document(peers: &[TestIdentity]) -> String {
     let mut text = String::new();
     for peer in peers {
         let key = peer.key.public();
@@ -78,8 +80,8 @@ pub(crate) fn entry(text: &mut String, name: &str, keys: &[PeerKey], rest: &str)
     .expect("text grows");
 }
 
-pub(crate) struct Lab {
-    pub(crate) server: Arc<Server>,
+pub(crate) struct IdentityLab {
+    pub(crate) server: Arc<EndpointServer>,
     pub(crate) identities: Arc<Identities>,
     pub(crate) permits: Arc<Semaphore>,
     /// Calls of [`WAIT`] that began.
@@ -90,18 +92,18 @@ pub(crate) struct Lab {
     reload: ReloadHandle,
 }
 
-impl Lab {
-    pub(crate) fn start(document: &str, limits: Limits) -> Self {
+impl IdentityLab {
+    pub(crate) fn start(document: &str, limits: EndpointLimits) -> Self {
         let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
         let permits = Arc::new(Semaphore::new(0));
         let waiting = watch::Sender::new(0);
         let worked = Arc::default();
         let operations = operations(&permits, &waiting, &worked);
-        let Here {
+        let LocalNode {
             server,
             key,
             identities,
-        } = Here::start(&config, operations, limits);
+        } = LocalNode::start(&config, operations, limits);
         Self {
             server: Arc::new(server),
             reload: ReloadHandle::new(config, Arc::clone(&identities)),
@@ -114,22 +116,22 @@ impl Lab {
     }
 
     /// Replaces the configuration as `config/apply` does.
-    pub(crate) fn apply(&self, document: &str) -> Applied {
-        let change = Change::of_owner(document.as_bytes(), Source::File);
+    pub(crate) fn apply(&self, document: &str) -> ConfigApplyResult {
+        let change = ConfigChange::of_owner(document.as_bytes(), ConfigSource::File);
         let applied = self.reload.apply(&change).expect("a correct document");
         self.server.sweep();
         applied
     }
 
-    pub(crate) async fn connect(&self, who: &NodeKey, carriage: Carriage) -> Client {
+    pub(crate) async fn connect(&self, who: &NodeKey, carriage: Carriage) -> LabClient {
         let target = format!("{}:{}", Ipv4Addr::LOCALHOST, self.server.port());
         let target: Target = target.parse().expect("a target");
         let target = target.with_pins([self.key.public()]);
-        let dialer = Dialer::new(Some(who.clone()));
+        let dialer = EndpointDialer::new(Some(who.clone()));
         let connection = dialer.dial_over(carriage, &target, ALPN).await;
         let connection = connection.unwrap_or_else(|error| panic!("{error}"));
         let client = CallClient::without_operations().attach(connection.clone(), None);
-        Client {
+        LabClient {
             client: Arc::new(client),
             connection,
             _dialer: dialer,
@@ -143,7 +145,7 @@ fn operations(
     worked: &Arc<AtomicU64>,
 ) -> Registry {
     let worked = Arc::clone(worked);
-    let work = HandlerKind::once(move |_: Body, ctx: alknet_call::Ctx| {
+    let work = HandlerKind::once(move |_: CallBody, ctx: alknet_call::Ctx| {
         let worked = Arc::clone(&worked);
         async move {
             // Long enough for the configuration to change in between.
@@ -154,7 +156,7 @@ fn operations(
         }
     });
     let (permits, waiting) = (Arc::clone(permits), waiting.clone());
-    let wait = HandlerKind::once(move |_: Body, _| {
+    let wait = HandlerKind::once(move |_: CallBody, _| {
         waiting.send_modify(|began| *began += 1);
         let permits = Arc::clone(&permits);
         async move {
@@ -165,7 +167,7 @@ fn operations(
             Ok::<_, CallError>(json!("waited"))
         }
     });
-    let follow = HandlerKind::stream(|_: Body, _| {
+    let follow = HandlerKind::stream(|_: CallBody, _| {
         let first = futures_util::stream::iter([Ok::<_, CallError>(json!("following"))]);
         futures_util::StreamExt::chain(first, futures_util::stream::pending())
     });
@@ -181,15 +183,15 @@ fn operations(
         .expect("correct operations")
 }
 
-pub(crate) struct Client {
+pub(crate) struct LabClient {
     pub(crate) client: Arc<CallConnection>,
     pub(crate) connection: Connection,
-    _dialer: Dialer,
+    _dialer: EndpointDialer,
 }
 
-impl Client {
+impl LabClient {
     /// Calls [`WORK`].
-    pub(crate) async fn work(&self) -> Result<Body, CallError> {
+    pub(crate) async fn work(&self) -> Result<CallBody, CallError> {
         let answer = self.client.call(WORK, &Value::Null);
         timeout(hung(), answer).await.expect("an answer in time")
     }

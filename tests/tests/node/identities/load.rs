@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use alknet_call::CallOptions;
 use alknet_core::{Carriage, IdentityProvider};
-use alknet_endpoint::Limits;
+use alknet_endpoint::EndpointLimits;
 use serde_json::Value;
 
-use super::lab::{Client, Lab, Someone, WAIT, WORK, document, entry, hung};
+use super::lab::{IdentityLab, LabClient, TestIdentity, WAIT, WORK, document, entry, hung};
 
 /// How often the configuration is replaced.
 const ROUNDS: usize = 100;
@@ -22,21 +22,22 @@ const MANY: usize = 10_000;
 const MANY_EACH: usize = 250;
 /// Calls in flight of a guest that has to go.
 const GUEST_CALLS: usize = 4;
-/// How often a stranger tries in vain: handshakes of strangers are counted.
+/// In one of so many rounds a removed guest calls as an unknown peer: the limits count handshakes of unknown
+/// peers.
 const STRANGERS_EVERY: usize = 10;
 
-fn roomy() -> Limits {
-    Limits {
+fn roomy() -> EndpointLimits {
+    EndpointLimits {
         per_address_max: 1024,
         handshake_burst: 1000,
         handshakes_per_second: 1000,
-        ..Limits::default()
+        ..EndpointLimits::default()
     }
 }
 
 /// Calls again and again until told to stop; every call has to be answered.
 async fn work_until(
-    client: Arc<Client>,
+    client: Arc<LabClient>,
     name: String,
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
@@ -52,12 +53,12 @@ async fn work_until(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_allowed_call_is_lost_and_none_that_is_not_allowed_is_answered() {
     let stay: Vec<_> = (0..4)
-        .map(|n| Someone::new(&format!("stays-{n}")))
+        .map(|n| TestIdentity::new(&format!("stays-{n}")))
         .collect();
     let guests: Vec<_> = (0..3)
-        .map(|n| Someone::new(&format!("guest-{n}")))
+        .map(|n| TestIdentity::new(&format!("guest-{n}")))
         .collect();
-    let lab = Lab::start(&document(&stay), roomy());
+    let lab = IdentityLab::start(&document(&stay), roomy());
     let (stop, done) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),
@@ -124,7 +125,7 @@ async fn no_allowed_call_is_lost_and_none_that_is_not_allowed_is_answered() {
 }
 
 /// Begins calls that are answered once they may be.
-fn begin(client: &Client, calls: usize) -> Vec<tokio::task::JoinHandle<bool>> {
+fn begin(client: &LabClient, calls: usize) -> Vec<tokio::task::JoinHandle<bool>> {
     let options = CallOptions {
         timeout: Some(Duration::from_secs(600)),
         ..CallOptions::default()
@@ -140,7 +141,7 @@ fn begin(client: &Client, calls: usize) -> Vec<tokio::task::JoinHandle<bool>> {
 }
 
 /// Waits until as many calls have begun at the node.
-async fn begun(lab: &Lab, calls: usize) {
+async fn begun(lab: &IdentityLab, calls: usize) {
     let mut waiting = lab.waiting.subscribe();
     let all = waiting.wait_for(|begun| *begun >= calls);
     let all = tokio::time::timeout(hung(), all).await;
@@ -154,10 +155,10 @@ async fn begun(lab: &Lab, calls: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_calls_in_flight_outlive_a_hundred_comings_and_goings() {
     let stay: Vec<_> = (0..MANY / MANY_EACH)
-        .map(|n| Someone::new(&format!("stays-{n}")))
+        .map(|n| TestIdentity::new(&format!("stays-{n}")))
         .collect();
-    let guests = [Someone::new("guest-0"), Someone::new("guest-1")];
-    let lab = Lab::start(&document(&stay), roomy());
+    let guests = [TestIdentity::new("guest-0"), TestIdentity::new("guest-1")];
+    let lab = IdentityLab::start(&document(&stay), roomy());
     let mut clients = Vec::new();
     let mut allowed = Vec::new();
     for (n, peer) in stay.iter().enumerate() {
@@ -192,7 +193,7 @@ async fn ten_thousand_calls_in_flight_outlive_a_hundred_comings_and_goings() {
         }
     }
 
-    // Nobody who went has left a call that takes a permit.
+    // The calls of the removed guests have ended, so none of them takes a permit.
     lab.permits.add_permits(MANY);
     let mut answered = 0;
     for call in allowed {
@@ -208,8 +209,8 @@ async fn ten_thousand_calls_in_flight_outlive_a_hundred_comings_and_goings() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_keys_of_one_peer_then_one() {
-    let (old, new) = (Someone::new("edge"), Someone::new("edge"));
-    let lab = Lab::start(&document(std::slice::from_ref(&old)), roomy());
+    let (old, new) = (TestIdentity::new("edge"), TestIdentity::new("edge"));
+    let lab = IdentityLab::start(&document(std::slice::from_ref(&old)), roomy());
     let before = lab.connect(&old.key, Carriage::Quic).await;
     assert_eq!(before.work().await.expect("allowed").value(), "edge");
 
@@ -232,8 +233,8 @@ async fn two_keys_of_one_peer_then_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scopes_change_on_the_connection_that_is_there() {
-    let edge = Someone::new("edge");
-    let lab = Lab::start(&document(std::slice::from_ref(&edge)), roomy());
+    let edge = TestIdentity::new("edge");
+    let lab = IdentityLab::start(&document(std::slice::from_ref(&edge)), roomy());
     let client = lab.connect(&edge.key, Carriage::Quic).await;
     client.work().await.expect("allowed");
     let narrow = document(std::slice::from_ref(&edge)).replace("\"work\"", "\"other\"");

@@ -5,6 +5,6 @@ mod draining;
 mod guesses;
 mod lab;
 mod load;
-mod places;
+mod newest_connection;
 mod stored;
 mod subscriptions;

@@ -1,13 +1,13 @@
 //! Peers that are written while the node runs.
 
 use alknet_core::{
-    Carriage, Entries, IdentityProvider, IdentityStore, PeerEntry, PeerId, PeerPatch,
+    Carriage, IdentityEntries, IdentityProvider, IdentityStore, PeerEntry, PeerId, PeerPatch,
 };
-use alknet_endpoint::Limits;
+use alknet_endpoint::EndpointLimits;
 use alknet_tls::NodeKey;
 use tokio::time::timeout;
 
-use super::lab::{Lab, Someone, document, hung};
+use super::lab::{IdentityLab, TestIdentity, document, hung};
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 
@@ -23,14 +23,14 @@ fn entry(name: &str, key: &NodeKey) -> PeerEntry {
     }
 }
 
-/// Nobody calls the sweep: the change itself has to reach what is connected.
+/// The test does not call the sweep: the change itself has to reach the open connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_reaches_connections_that_live() {
     for carriage in CARRIAGES {
-        let lab = Lab::start("", Limits::default());
+        let lab = IdentityLab::start("", EndpointLimits::default());
         let (old, new) = (NodeKey::generate(), NodeKey::generate());
         let (old, new) = (old.expect("a key"), new.expect("a key"));
-        let stays = Someone::new("stays");
+        let stays = TestIdentity::new("stays");
         for peer in [entry("edge", &old), entry("stays", &stays.key)] {
             lab.identities.put(peer).await.expect("a new peer");
         }
@@ -75,20 +75,24 @@ async fn what_is_written_reaches_connections_that_live() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_configuration_hides_what_the_store_has_and_says_so() {
-    let edge = Someone::new("edge");
-    let lab = Lab::start("", Limits::default());
+    let edge = TestIdentity::new("edge");
+    let lab = IdentityLab::start("", EndpointLimits::default());
     lab.identities
         .put(entry("stored", &edge.key))
         .await
         .expect("a new peer");
     let mine = lab.connect(&edge.key, Carriage::Quic).await;
     assert_eq!(mine.work().await.expect("allowed").value(), "stored");
-    // The same key under another name: whoever was connected is somebody else now.
+    // The same key under another name: the node closes the connection, whose peer has another identity now.
     let applied = lab.apply(&document(std::slice::from_ref(&edge)));
     assert_eq!(applied.warnings.len(), 1, "{applied:?}");
     assert_eq!(applied.warnings[0].id, "stored");
     assert_eq!(mine.code().await, Some(1));
     let again = lab.connect(&edge.key, Carriage::Quic).await;
     assert_eq!(again.work().await.expect("allowed").value(), "edge");
-    assert!(lab.identities.hidden_by(&Entries::default()).is_empty());
+    assert!(
+        lab.identities
+            .hidden_by(&IdentityEntries::default())
+            .is_empty()
+    );
 }

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use alknet_call::{CallError, CallOptions, Subscription};
 use alknet_core::{AuthToken, Carriage};
-use alknet_endpoint::Limits;
+use alknet_endpoint::EndpointLimits;
 use alknet_test_support::{deadline, took};
 use alknet_tls::NodeKey;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::lab::{Client, FOLLOW, Lab, Someone, WAIT, document, hung};
+use super::lab::{FOLLOW, IdentityLab, LabClient, TestIdentity, WAIT, document, hung};
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 
@@ -26,7 +26,7 @@ const BEFORE_A_LOOK: Duration = Duration::from_secs(15);
 const SILENT: Duration = Duration::from_millis(50);
 
 /// Starts one and waits for its first event.
-async fn follow(client: &Client, token: Option<&AuthToken>) -> Subscription {
+async fn follow(client: &LabClient, token: Option<&AuthToken>) -> Subscription {
     let options = CallOptions {
         timeout: None,
         auth_token: token.map(|token| token.expose().to_owned()),
@@ -54,10 +54,10 @@ fn api_key(token: &AuthToken, scope: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_narrower_scope_ends_them_and_nothing_else() {
-    let (edge, other) = (Someone::new("edge"), Someone::new("other"));
+    let (edge, other) = (TestIdentity::new("edge"), TestIdentity::new("other"));
     let both = document(&[edge.clone(), other.clone()]);
     for carriage in CARRIAGES {
-        let lab = Lab::start(&both, Limits::default());
+        let lab = IdentityLab::start(&both, EndpointLimits::default());
         let (client, bystander) = (
             lab.connect(&edge.key, carriage).await,
             lab.connect(&other.key, carriage).await,
@@ -93,12 +93,12 @@ async fn a_narrower_scope_ends_them_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_revoked_ends_what_it_started() {
-    let edge = Someone::new("edge");
+    let edge = TestIdentity::new("edge");
     let token = AuthToken::generate().expect("randomness");
     let peers = document(std::slice::from_ref(&edge));
     let with = |scope: &str| peers.clone() + &api_key(&token, scope);
     for carriage in CARRIAGES {
-        let lab = Lab::start(&with("work"), Limits::default());
+        let lab = IdentityLab::start(&with("work"), EndpointLimits::default());
         let stranger = NodeKey::generate().expect("a key");
         let stranger = lab.connect(&stranger, carriage).await;
         let peer = lab.connect(&edge.key, carriage).await;
@@ -122,12 +122,13 @@ async fn a_token_that_is_revoked_ends_what_it_started() {
     }
 }
 
-/// The connection acts as a token: that one ends with it, which the subscription is told before.
+/// The connection acts as a token. Once the token loses the right, the node ends the subscription with
+/// `FORBIDDEN`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_narrower_token_of_a_connection_ends_what_runs_on_it() {
     let token = AuthToken::generate().expect("randomness");
     for carriage in CARRIAGES {
-        let lab = Lab::start(&api_key(&token, "work"), Limits::default());
+        let lab = IdentityLab::start(&api_key(&token, "work"), EndpointLimits::default());
         let stranger = NodeKey::generate().expect("a key");
         let client = lab.connect(&stranger, carriage).await;
         client.client.authenticate(&token).await.expect("known");
@@ -155,7 +156,7 @@ const RACING: usize = 8;
 async fn a_call_that_comes_after_a_change_has_no_right_of_before() {
     let token = AuthToken::generate().expect("randomness");
     for carriage in CARRIAGES {
-        let lab = Lab::start(&api_key(&token, "work"), Limits::default());
+        let lab = IdentityLab::start(&api_key(&token, "work"), EndpointLimits::default());
         let stranger = NodeKey::generate().expect("a key");
         let client = Arc::new(lab.connect(&stranger, carriage).await);
         client.client.authenticate(&token).await.expect("known");
@@ -189,13 +190,13 @@ async fn a_call_that_comes_after_a_change_has_no_right_of_before() {
 /// The answer is made after the right to it is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_is_not_answered_after_the_right_to_it() {
-    let edge = Someone::new("edge");
+    let edge = TestIdentity::new("edge");
     let token = AuthToken::generate().expect("randomness");
     let peers = document(std::slice::from_ref(&edge));
     let wide = peers.clone() + &api_key(&token, "work");
     let narrow = wide.replace("\"work\"", "\"less\"");
     for carriage in CARRIAGES {
-        let lab = Lab::start(&wide, Limits::default());
+        let lab = IdentityLab::start(&wide, EndpointLimits::default());
         let peer = lab.connect(&edge.key, carriage).await;
         let stranger = NodeKey::generate().expect("a key");
         let stranger = lab.connect(&stranger, carriage).await;

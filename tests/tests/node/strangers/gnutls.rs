@@ -1,17 +1,17 @@
 //! `gnutls-cli`, with raw public keys.
 
 use alknet_test_support::limited;
-use alknet_tests::{Pem, wire};
+use alknet_tests::{PemKeyFiles, wire};
 use serde_json::{Value, json};
 
-use super::typed::Typed;
+use super::typed::InteractiveProgram;
 use super::{PATIENCE, address};
 
 /// Raw keys of both sides, and of the server only.
 const RAW_BOTH: &str = "NORMAL:-CTYPE-ALL:+CTYPE-SRV-RAWPK:+CTYPE-CLI-RAWPK";
 const RAW_SERVER: &str = "NORMAL:-CTYPE-ALL:+CTYPE-SRV-RAWPK:+CTYPE-CLI-X509";
 
-fn dial(target: &str, priority: &str, more: &[&str]) -> Typed {
+fn dial(target: &str, priority: &str, more: &[&str]) -> InteractiveProgram {
     let (host, port) = address(target);
     let mut command = limited(PATIENCE, "gnutls-cli");
     command
@@ -20,10 +20,10 @@ fn dial(target: &str, priority: &str, more: &[&str]) -> Typed {
         .args(["--priority", priority, "--port", port])
         .args(more)
         .arg(host);
-    Typed::start(command)
+    InteractiveProgram::start(command)
 }
 
-pub(crate) fn with_raw_keys(pem: &Pem, target: &str) {
+pub(crate) fn with_raw_keys(pem: &PemKeyFiles, target: &str) {
     let files = [pem.key.to_str(), pem.public.to_str()].map(|path| path.expect("a plain path"));
     let more = ["--rawpkkeyfile", files[0], "--rawpkfile", files[1]];
     let mut stranger = dial(target, RAW_BOTH, &more);

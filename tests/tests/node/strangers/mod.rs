@@ -1,5 +1,5 @@
-//! Clients nobody here wrote, with a node on this host and with the appliance: GnuTLS, OpenSSL, and
-//! the clients of the documentation, which are Python's `ssl` and aioquic.
+//! Clients of other authors, with a node on this host and with the appliance: GnuTLS, OpenSSL, and the clients of
+//! the documentation, which use Python's `ssl` and aioquic.
 
 mod gnutls;
 mod openssl;
@@ -9,7 +9,7 @@ mod typed;
 
 use std::time::Duration;
 
-use alknet_tests::{Bench, Boot, Cli, Pem};
+use alknet_tests::{BootVariant, CliRunner, PemKeyFiles, TestBench};
 
 /// Deadline of a client that is not ours. Guests run translated.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -21,8 +21,8 @@ fn address(target: &str) -> (&str, &str) {
 }
 
 /// What programs that know TLS or QUIC and nothing else do with a node of this administrator.
-fn serves_strangers(admin: &Cli, target: &str) {
-    let pem = Pem::of(admin);
+fn serves_strangers(admin: &CliRunner, target: &str) {
+    let pem = PemKeyFiles::from_cli(admin);
     gnutls::with_raw_keys(&pem, target);
     gnutls::without_a_key(target);
     openssl::of_the_system(&pem, target);
@@ -31,14 +31,14 @@ fn serves_strangers(admin: &Cli, target: &str) {
 
 #[test]
 fn the_host_serves_strangers() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let node = bench.host();
     serves_strangers(bench.admin(), node.target());
 }
 
 #[test]
 fn the_appliance_serves_strangers() {
-    let bench = Bench::new();
-    let node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let bench = TestBench::new();
+    let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     serves_strangers(bench.admin(), &node.target());
 }

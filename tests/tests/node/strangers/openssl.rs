@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use std::process::{Command, Stdio};
 
 use alknet_test_support::limited;
-use alknet_tests::{Pem, wire};
+use alknet_tests::{PemKeyFiles, wire};
 use serde_json::Value;
 
-use super::typed::Typed;
+use super::typed::InteractiveProgram;
 use super::{PATIENCE, address};
 
 /// The newer one, taken out of its package by the set-up.
@@ -20,7 +20,7 @@ fn newer() -> OsString {
     })
 }
 
-fn s_client(program: OsString, pem: &Pem, target: &str) -> Command {
+fn s_client(program: OsString, pem: &PemKeyFiles, target: &str) -> Command {
     let (host, port) = address(target);
     let mut command = limited(PATIENCE, program);
     command
@@ -44,7 +44,7 @@ fn says(mut command: Command, facts: &[&str]) {
 }
 
 /// The system's own, without any option.
-pub(crate) fn of_the_system(pem: &Pem, target: &str) {
+pub(crate) fn of_the_system(pem: &PemKeyFiles, target: &str) {
     let facts = [
         "ALPN protocol: alknet/call",
         "TLSv1.3",
@@ -54,7 +54,7 @@ pub(crate) fn of_the_system(pem: &Pem, target: &str) {
 }
 
 /// Either side's key raw or in a certificate, on either carriage: the same peer calls the same node.
-pub(crate) fn in_every_way(pem: &Pem, target: &str) {
+pub(crate) fn in_every_way(pem: &PemKeyFiles, target: &str) {
     for carriage in [&[][..], &["-quic"]] {
         for server in [&[][..], &["-enable_server_rpk"]] {
             for client in [&[][..], &["-enable_client_rpk"]] {
@@ -62,7 +62,7 @@ pub(crate) fn in_every_way(pem: &Pem, target: &str) {
                 let mut command = s_client(newer(), pem, target);
                 command.args(["-quiet", "-nocommands"]).args(&more);
                 command.stderr(Stdio::null());
-                let mut stranger = Typed::start(command);
+                let mut stranger = InteractiveProgram::start(command);
                 stranger.send(&wire::request("1", "node/info", &Value::Null));
                 let answer = stranger.event();
                 let identity = answer["payload"]["output"]["identity"].as_str();

@@ -6,11 +6,11 @@ use std::process::{Command, Output};
 
 use alknet_test_support::limited;
 use alknet_tests::tools::run_with_json;
-use alknet_tests::{Bench, Boot, Cli, Pem};
+use alknet_tests::{BootVariant, CliRunner, PemKeyFiles, TestBench};
 use serde_json::{Value, json};
 
 use super::PATIENCE;
-use super::service::Service;
+use super::service::ForeignClientNode;
 
 /// The operations of this project's dependencies in Python, put into the cache by the set-up.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
@@ -55,12 +55,12 @@ const OF_QUIC: [&str; 2] = [
 
 /// A client of the documentation.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Client {
+pub(crate) enum PythonClient {
     Tls,
     Quic,
 }
 
-impl Client {
+impl PythonClient {
     const BOTH: [Self; 2] = [Self::Tls, Self::Quic];
 
     fn path(self) -> PathBuf {
@@ -113,8 +113,8 @@ fn line(output: &Output) -> Value {
 }
 
 /// Both clients from the command line, with a node of this administrator, of which some ask for a product.
-fn serves_python(pem: &Pem, target: &str, computes: bool) {
-    for client in Client::BOTH {
+fn serves_python(pem: &PemKeyFiles, target: &str, computes: bool) {
+    for client in PythonClient::BOTH {
         let listed = line(&client.run(&[target, "services/list"]));
         assert!(listed["operations"].is_array(), "{listed}");
         let refused = client.run(&[target, "node/info"]);
@@ -160,7 +160,7 @@ fn serves_python(pem: &Pem, target: &str, computes: bool) {
 }
 
 /// A new token, and the lines that let it in.
-fn token(admin: &Cli, scopes: &[&str]) -> (Value, String) {
+fn token(admin: &CliRunner, scopes: &[&str]) -> (Value, String) {
     let mut command = Command::new(alknet_tests::binary());
     command.args(["token", "new", "--json"]);
     let made = admin.run(command).json();
@@ -171,7 +171,7 @@ fn token(admin: &Cli, scopes: &[&str]) -> (Value, String) {
 }
 
 /// What the suite has to know of a node that this administrator has.
-fn facts(name: &str, target: &str, pem: &Pem, token: &Value) -> Value {
+fn facts(name: &str, target: &str, pem: &PemKeyFiles, token: &Value) -> Value {
     let key_id = token["key_id"].as_str().expect("a name");
     json!({
         "name": name,
@@ -186,22 +186,22 @@ fn facts(name: &str, target: &str, pem: &Pem, token: &Value) -> Value {
 
 #[test]
 fn python_calls_the_host() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (admin, node) = (bench.admin(), bench.host());
-    let pem = Pem::of(admin);
+    let pem = PemKeyFiles::from_cli(admin);
     serves_python(&pem, node.target(), true);
     let (token, entry) = token(admin, &["peer:list"]);
     let document = format!("node.admin_keys = [\"{}\"]\n{entry}", admin.identity());
     node.call("config/apply", &json!({ "document": document }));
-    for client in Client::BOTH {
+    for client in PythonClient::BOTH {
         client.passes(&facts("host", node.target(), &pem, &token), &EVERYWHERE);
     }
 }
 
 #[test]
 fn python_calls_the_appliance() {
-    let bench = Bench::new();
-    let node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let bench = TestBench::new();
+    let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     let (token, entry) = token(bench.admin(), &["peer:list"]);
     let document = format!(
         "node.admin_keys = [\"{}\"]\n{entry}",
@@ -212,9 +212,9 @@ fn python_calls_the_appliance() {
     for operation in ["services/list", "node/info"] {
         node.call(operation, &Value::Null);
     }
-    let pem = Pem::of(bench.admin());
+    let pem = PemKeyFiles::from_cli(bench.admin());
     serves_python(&pem, &node.target(), false);
-    for client in Client::BOTH {
+    for client in PythonClient::BOTH {
         client.passes(
             &facts("appliance", &node.target(), &pem, &token),
             &EVERYWHERE,
@@ -224,12 +224,12 @@ fn python_calls_the_appliance() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_uses_everything_the_protocol_has() {
-    let bench = Bench::new();
+    let bench = TestBench::new();
     let (admin, other) = (bench.admin(), bench.somebody("other"));
     let (token, entry) = token(admin, &["peer:list", "demo"]);
-    let service = Service::start(&[(admin, "demo"), (&other, "else")], &entry);
-    let (pem, others) = (Pem::of(admin), Pem::of(&other));
-    for client in Client::BOTH {
+    let service = ForeignClientNode::start(&[(admin, "demo"), (&other, "else")], &entry);
+    let (pem, others) = (PemKeyFiles::from_cli(admin), PemKeyFiles::from_cli(&other));
+    for client in PythonClient::BOTH {
         let mut facts = facts(&format!("{client:?}"), &service.target(), &pem, &token);
         facts["query"] = json!("demo/state");
         facts["token_scopes"] = json!(["demo", "peer:list"]);
@@ -242,7 +242,7 @@ async fn python_uses_everything_the_protocol_has() {
 /// No node is asked for that.
 #[test]
 fn the_clients_refuse_nonsense() {
-    for client in Client::BOTH {
+    for client in PythonClient::BOTH {
         for nonsense in [&[][..], &["--cert"], &["somewhere", "services/list"]] {
             let refused = client.run(nonsense);
             assert_eq!(refused.status.code(), Some(1), "{refused:?}");
@@ -255,9 +255,9 @@ fn the_clients_refuse_nonsense() {
 #[test]
 fn the_clients_are_short_and_need_little() {
     for (client, needs) in [
-        (Client::Tls, &[][..]),
+        (PythonClient::Tls, &[][..]),
         (
-            Client::Quic,
+            PythonClient::Quic,
             &[
                 "aioquic.asyncio",
                 "aioquic.quic.configuration",

@@ -6,21 +6,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alknet_call::{
-    CallError, ErrorDef, HandlerKind, Idempotence, OperationSpec, Output, Registration, Registry,
+    CallError, CallOutput, ErrorDef, HandlerKind, Idempotence, OperationSpec, Registration,
+    Registry,
 };
 use alknet_core::config::NodeConfig;
-use alknet_endpoint::{Limits, Server};
-use alknet_tests::Cli;
+use alknet_endpoint::{EndpointLimits, EndpointServer};
+use alknet_tests::CliRunner;
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use crate::here::Here;
+use crate::local_node::LocalNode;
 
 /// What its operations count.
 #[derive(Debug, Default)]
-struct Counts {
+struct OperationCounts {
     /// Events made.
     made: AtomicUsize,
     /// Handlers that run and wait.
@@ -30,30 +31,30 @@ struct Counts {
 }
 
 /// A handler that runs.
-struct Running(Arc<Counts>);
+struct RunningOperation(Arc<OperationCounts>);
 
-impl Running {
-    fn new(counts: &Arc<Counts>) -> Self {
+impl RunningOperation {
+    fn new(counts: &Arc<OperationCounts>) -> Self {
         counts.running.fetch_add(1, Ordering::SeqCst);
         Self(Arc::clone(counts))
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningOperation {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 /// The node. It ends when dropped.
-pub(crate) struct Service {
-    server: Server,
+pub(crate) struct ForeignClientNode {
+    server: EndpointServer,
     key: NodeKey,
 }
 
-impl Service {
+impl ForeignClientNode {
     /// Starts it with these peers, each with one scope, and with more configuration.
-    pub(crate) fn start(peers: &[(&Cli, &str)], more: &str) -> Self {
+    pub(crate) fn start(peers: &[(&CliRunner, &str)], more: &str) -> Self {
         let mut document = String::new();
         for (n, (peer, scope)) in peers.iter().enumerate() {
             let key = peer.identity();
@@ -65,7 +66,7 @@ impl Service {
         }
         document.push_str(more);
         let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
-        let here = Here::start(&config, operations(), Limits::default());
+        let here = LocalNode::start(&config, operations(), EndpointLimits::default());
         Self {
             server: here.server,
             key: here.key,
@@ -80,7 +81,7 @@ impl Service {
 }
 
 fn operations() -> Registry {
-    let counts = Arc::new(Counts::default());
+    let counts = Arc::new(OperationCounts::default());
     Registry::builder()
         .with(state(&counts))
         .with(count(&counts))
@@ -88,7 +89,7 @@ fn operations() -> Registry {
         .with(charge(&counts))
         .with(Registration::new(
             query("demo/echo"),
-            HandlerKind::once(|input, _| async move { Ok(Output::from(input)) }),
+            HandlerKind::once(|input, _| async move { Ok(CallOutput::from(input)) }),
         ))
         .with(Registration::new(
             query("demo/back"),
@@ -107,7 +108,7 @@ fn query(name: &str) -> OperationSpec {
     OperationSpec::query(name, "For tests.").with_scope("demo")
 }
 
-fn state(counts: &Arc<Counts>) -> Registration {
+fn state(counts: &Arc<OperationCounts>) -> Registration {
     let counts = Arc::clone(counts);
     let spec = query("demo/state").with_input(json!({ "type": ["object", "null"] }));
     let handler = HandlerKind::once(move |_, _| {
@@ -118,13 +119,13 @@ fn state(counts: &Arc<Counts>) -> Registration {
     Registration::new(spec, handler)
 }
 
-fn count(counts: &Arc<Counts>) -> Registration {
+fn count(counts: &Arc<OperationCounts>) -> Registration {
     let counts = Arc::clone(counts);
     let spec = OperationSpec::subscription("demo/count", "Counts from 0.").with_scope("demo");
     let spec = spec.with_input(json!({ "type": ["integer", "null"] }));
     let handler = HandlerKind::stream(move |input, _| {
         let most = input.value().as_u64().unwrap_or(u64::MAX);
-        let running = Running::new(&counts);
+        let running = RunningOperation::new(&counts);
         stream::unfold((0, running), move |(n, running)| async move {
             (n < most).then(|| {
                 running.0.made.fetch_add(1, Ordering::SeqCst);
@@ -135,10 +136,10 @@ fn count(counts: &Arc<Counts>) -> Registration {
     Registration::new(spec, handler)
 }
 
-fn hang(counts: &Arc<Counts>) -> Registration {
+fn hang(counts: &Arc<OperationCounts>) -> Registration {
     let counts = Arc::clone(counts);
     let handler = HandlerKind::once(move |_, _| {
-        let running = Running::new(&counts);
+        let running = RunningOperation::new(&counts);
         async move {
             let _running = running;
             std::future::pending::<Result<Value, CallError>>().await
@@ -147,7 +148,7 @@ fn hang(counts: &Arc<Counts>) -> Registration {
     Registration::new(query("demo/hang"), handler)
 }
 
-fn charge(counts: &Arc<Counts>) -> Registration {
+fn charge(counts: &Arc<OperationCounts>) -> Registration {
     let counts = Arc::clone(counts);
     let mut spec = OperationSpec::mutation("demo/charge", "Counts how often.").with_scope("demo");
     spec.idempotent = Idempotence::Keyed;
@@ -181,7 +182,7 @@ fn binary() -> Registration {
             .ok_or_else(|| CallError::invalid_input("no data"))?;
         let twice: Bytes = [data.as_ref(), data.as_ref()].concat().into();
         let len = twice.len();
-        Ok(Output::Mixed(
+        Ok(CallOutput::Mixed(
             json!({ "data": { "$bin": [0, len] } }),
             twice,
         ))

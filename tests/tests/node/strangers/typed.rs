@@ -1,4 +1,4 @@
-//! A program of somebody else that sends what is typed into it, and prints what it receives.
+//! A program of other authors that sends what is typed into it, and prints what it receives.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -9,12 +9,12 @@ use serde_json::Value;
 const START: &[u8] = br#"{"type""#;
 
 /// A running program. It ends when its input does, or when dropped.
-pub(crate) struct Typed {
+pub(crate) struct InteractiveProgram {
     child: Child,
     output: BufReader<ChildStdout>,
 }
 
-impl Typed {
+impl InteractiveProgram {
     pub(crate) fn start(mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
@@ -62,7 +62,7 @@ impl Typed {
     }
 }
 
-impl Drop for Typed {
+impl Drop for InteractiveProgram {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();

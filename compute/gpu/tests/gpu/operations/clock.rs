@@ -5,7 +5,7 @@ use std::time::Duration;
 use alknet_test_support::skip;
 use serde_json::json;
 
-use super::node::{Node, floats, inline, le, patient};
+use super::node::{GpuTestNode, floats, inline, le, patient};
 use crate::adapter;
 
 /// A product of a new worker, each of whose requests has so much time on the GPU. Returns how long its kernel was
@@ -13,7 +13,7 @@ use crate::adapter;
 fn compiled(gpu_time: Duration) -> Duration {
     let mut settings = patient();
     settings.gpu_time = gpu_time;
-    let node = Node::start(settings, |_| {});
+    let node = GpuTestNode::start(settings, |_| {});
     let person = node.person("first");
     let one = inline("F32", &[1, 1], &le(&[3.0]));
     let input = json!({ "a": one, "b": one, "variant": "wgsl" });

@@ -4,13 +4,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use alknet_call::CallError;
-use alknet_compute::Settings;
+use alknet_compute::ComputeSettings;
 use alknet_test_support::{eventually, skip};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::node::{LONG, Node, Person, block_on, codes, floats, inline, le, patient};
+use super::node::{GpuTestCaller, GpuTestNode, LONG, block_on, codes, floats, inline, le, patient};
 use crate::adapter;
 
 /// A shader that never ends, as far as anybody can wait.
@@ -34,8 +34,8 @@ pub(super) fn endless() -> Value {
     })
 }
 
-/// Whether the node computes for somebody.
-pub(super) fn works(person: &Person) -> bool {
+/// Whether the node computes for this caller.
+pub(super) fn works(person: &GpuTestCaller) -> bool {
     let one = inline("F32", &[1, 1], &le(&[3.0]));
     let answer = person.ask(
         "compute/matmul",
@@ -66,8 +66,8 @@ fn marked(mark: &str) -> Option<(i32, u64)> {
     None
 }
 
-fn node(settings: Settings, mark: &str) -> Node {
-    Node::start(settings, |role| {
+fn node(settings: ComputeSettings, mark: &str) -> GpuTestNode {
+    GpuTestNode::start(settings, |role| {
         role.environment.push((MARK.to_owned(), mark.to_owned()));
     })
 }
@@ -87,7 +87,7 @@ fn kill(pid: i32) {
     signal::kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives");
 }
 
-pub(super) fn running(node: &Node) -> u64 {
+pub(super) fn running(node: &GpuTestNode) -> u64 {
     node.workers.stats().workers.values().sum()
 }
 
@@ -240,7 +240,7 @@ fn a_queue_has_an_end() {
             busy.await.expect("the first call runs");
             let mut waiting = tokio::task::JoinSet::new();
             for _ in 0..40 {
-                let (person, quick) = (Person(person.0.clone()), quick.clone());
+                let (person, quick) = (GpuTestCaller(person.0.clone()), quick.clone());
                 waiting.spawn(async move { person.asking("compute/info", &quick).await });
             }
             let first = waiting.join_next().await.expect("forty").expect("no panic");

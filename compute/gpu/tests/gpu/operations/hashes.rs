@@ -4,7 +4,7 @@ use alknet_test_support::skipped;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::node::{Dice, NODE, inline};
+use super::node::{MatrixRng, NODE, inline};
 use crate::adapter;
 
 /// Every message length up to this one.
@@ -25,7 +25,7 @@ fn ways() -> &'static [&'static str] {
 
 #[test]
 fn messages_of_every_length_hash_as_they_should() {
-    let mut dice = Dice::new(1);
+    let mut dice = MatrixRng::new(1);
     let messages: Vec<Vec<u8>> = (0..=LENGTH_MAX)
         .map(|len| (0..len).map(|_| dice.next() as u8).collect())
         .collect();

@@ -1,5 +1,5 @@
 //! Shaders that ask for more than there is: time to be compiled, memory, code. Each ends with an answer or the
-//! right code, and whoever asks next is answered.
+//! right code, and the next caller is answered.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::ends::works;
 use super::hostile::{dispatch, main};
-use super::node::{NODE, Node, binary, codes, inline, patient};
+use super::node::{GpuTestNode, NODE, binary, codes, inline, patient};
 use crate::adapter;
 
 /// Functions that each call the one before twice.
@@ -149,11 +149,11 @@ fn whatever_is_heavy_ends_and_the_next_one_is_answered() {
     let mut settings = patient();
     // Ends what is heavy, and is enough for a quick shader.
     settings.gpu_time = deadline(Duration::from_millis(300));
-    let node = Node::start(settings, |_| {});
+    let node = GpuTestNode::start(settings, |_| {});
     let other = node.person("light");
     assert!(works(&other));
     for (what, input) in doubling().into_iter().chain(long()) {
-        // Each from somebody else, so that nobody is shut out for what came before.
+        // Each from a caller of its own, so that none is shut out for what an earlier one sent.
         let person = node.person(&format!("heavy-{}", what.replace(' ', "-")));
         match person.try_ask("compute/dispatch", &input) {
             // The driver was quick enough.

@@ -6,7 +6,7 @@ use alknet_test_support::{deadline, skip};
 use serde_json::{Value, json};
 
 use super::ends::{ENDLESS, endless, works};
-use super::node::{NODE, Node, Person, block_on, codes, inline, patient};
+use super::node::{GpuTestCaller, GpuTestNode, NODE, block_on, codes, inline, patient};
 use super::refused::{invalid, shapes};
 use crate::adapter;
 
@@ -191,7 +191,7 @@ fn what_does_not_end_is_ended_while_others_are_answered() {
     let mut settings = patient();
     // Ends what is endless, and is enough for a quick shader.
     settings.gpu_time = deadline(Duration::from_millis(300));
-    let node = Node::start(settings, |_| {});
+    let node = GpuTestNode::start(settings, |_| {});
     let (hostile, other) = (node.person("endless"), node.person("bystander"));
     assert!(ENDLESS.contains("loop") && works(&other));
     let hash = json!({ "data": inline("U8", &[1], b"x") });
@@ -226,6 +226,6 @@ fn what_does_not_end_is_ended_while_others_are_answered() {
 }
 
 #[track_caller]
-fn assert_works(person: &Person) {
+fn assert_works(person: &GpuTestCaller) {
     assert!(works(person), "there is a new worker");
 }

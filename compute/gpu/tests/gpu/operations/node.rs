@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use alknet_call::limits::PeerLimits;
 use alknet_call::{
-    ALPN, Body, CallClient, CallConnection, CallError, CallHandler, CallOptions, Dispatcher,
+    ALPN, CallBody, CallClient, CallConnection, CallError, CallHandler, CallOptions, Dispatcher,
     Registry,
 };
-use alknet_compute::{Compute, References, Settings, operations, role};
+use alknet_compute::{Compute, ComputeSettings, TensorReferences, operations, role};
 use alknet_core::{AuthContext, Identity, IdentityKind, ProtocolHandler, memory_pair};
 use alknet_test_support::deadline;
-use alknet_worker::{Config, Executable, Role, RoleConfig, Workers};
+use alknet_worker::{Executable, RoleConfig, WorkerRole, Workers, WorkersConfig};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -23,21 +23,22 @@ use crate::program;
 /// How long anything may take that has no limit of its own here.
 pub(super) const LONG: Duration = Duration::from_secs(300);
 
-/// Scopes of somebody who may do everything here.
+/// Scopes of a caller that may do everything here.
 const SCOPES: [&str; 3] = ["compute:read", "compute:run", "compute:kernel"];
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("threads"));
 
 /// One for all tests that need nothing of their own.
-pub(super) static NODE: LazyLock<Node> = LazyLock::new(|| Node::start(patient(), |_| {}));
+pub(super) static NODE: LazyLock<GpuTestNode> =
+    LazyLock::new(|| GpuTestNode::start(patient(), |_| {}));
 
 pub(super) fn block_on<T>(work: impl Future<Output = T>) -> T {
     RUNTIME.block_on(work)
 }
 
 /// A loaded machine must not be taken for a request that does not end.
-pub(super) fn patient() -> Settings {
-    let mut settings = Settings::default();
+pub(super) fn patient() -> ComputeSettings {
+    let mut settings = ComputeSettings::default();
     settings.gpu_time = deadline(LONG);
     settings.lease = deadline(LONG);
     settings.referenced_wait = deadline(LONG);
@@ -46,25 +47,28 @@ pub(super) fn patient() -> Settings {
 }
 
 /// A node.
-pub(super) struct Node {
+pub(super) struct GpuTestNode {
     handler: Arc<CallHandler>,
     pub(super) workers: Workers,
 }
 
-impl Node {
-    pub(super) fn start(settings: Settings, change: impl FnOnce(&mut RoleConfig)) -> Self {
+impl GpuTestNode {
+    pub(super) fn start(settings: ComputeSettings, change: impl FnOnce(&mut RoleConfig)) -> Self {
         Self::with_program(program(), settings, change)
     }
 
     /// The same, with tensors that are stored elsewhere.
-    pub(super) fn with_references(settings: Settings, references: Arc<dyn References>) -> Self {
+    pub(super) fn with_references(
+        settings: ComputeSettings,
+        references: Arc<dyn TensorReferences>,
+    ) -> Self {
         Self::make(program(), settings, Some(references), |_| {})
     }
 
     /// The same with another program for the workers.
     pub(super) fn with_program(
         program: &Path,
-        settings: Settings,
+        settings: ComputeSettings,
         change: impl FnOnce(&mut RoleConfig),
     ) -> Self {
         Self::make(program, settings, None, change)
@@ -72,17 +76,17 @@ impl Node {
 
     fn make(
         program: &Path,
-        settings: Settings,
-        references: Option<Arc<dyn References>>,
+        settings: ComputeSettings,
+        references: Option<Arc<dyn TensorReferences>>,
         change: impl FnOnce(&mut RoleConfig),
     ) -> Self {
         let _inside = RUNTIME.enter();
-        let mut config = Config::this_executable();
+        let mut config = WorkersConfig::this_executable();
         config.silence = deadline(LONG);
         let mut gpu = role(&settings);
         change(&mut gpu);
         config.roles = vec![gpu];
-        config.programs = vec![(Role::Gpu, Executable::File(program.to_owned()))];
+        config.programs = vec![(WorkerRole::Gpu, Executable::File(program.to_owned()))];
         let workers = Workers::start(config).expect("a supervisor");
         let compute = match references {
             Some(references) => Compute::with_references(workers.clone(), settings, references),
@@ -100,12 +104,12 @@ impl Node {
         Self { handler, workers }
     }
 
-    /// Somebody with a connection of theirs.
-    pub(super) fn person(&self, name: &str) -> Person {
+    /// A caller with a connection of its own.
+    pub(super) fn person(&self, name: &str) -> GpuTestCaller {
         self.person_with(name, &SCOPES)
     }
 
-    pub(super) fn person_with(&self, name: &str, scopes: &[&str]) -> Person {
+    pub(super) fn person_with(&self, name: &str, scopes: &[&str]) -> GpuTestCaller {
         let _inside = RUNTIME.enter();
         let identity = Identity {
             id: name.parse().expect("a peer id"),
@@ -127,20 +131,24 @@ impl Node {
         let handler: Arc<dyn ProtocolHandler> = Arc::clone(&self.handler) as _;
         RUNTIME.spawn(handler.handle(accepted, auth));
         let connection = CallClient::without_operations().attach(dialled, None);
-        Person(connection)
+        GpuTestCaller(connection)
     }
 }
 
-/// Somebody who asks.
-pub(super) struct Person(pub(super) CallConnection);
+/// A caller of the node's operations.
+pub(super) struct GpuTestCaller(pub(super) CallConnection);
 
-impl Person {
+impl GpuTestCaller {
     /// Asks and waits.
-    pub(super) fn try_ask(&self, operation: &str, input: &Value) -> Result<Body, CallError> {
+    pub(super) fn try_ask(&self, operation: &str, input: &Value) -> Result<CallBody, CallError> {
         block_on(self.asking(operation, input))
     }
 
-    pub(super) async fn asking(&self, operation: &str, input: &Value) -> Result<Body, CallError> {
+    pub(super) async fn asking(
+        &self,
+        operation: &str,
+        input: &Value,
+    ) -> Result<CallBody, CallError> {
         let options = CallOptions {
             timeout: Some(deadline(LONG)),
             ..CallOptions::default()
@@ -149,7 +157,7 @@ impl Person {
     }
 
     #[track_caller]
-    pub(super) fn ask(&self, operation: &str, input: &Value) -> Body {
+    pub(super) fn ask(&self, operation: &str, input: &Value) -> CallBody {
         let answer = self.try_ask(operation, input);
         answer.unwrap_or_else(|error| panic!("{operation}: {error:?}"))
     }
@@ -183,7 +191,7 @@ impl Person {
     }
 
     /// The bytes of a tensor in an answer, wherever they are.
-    pub(super) fn bytes(&self, answer: &Body, tensor: &Value) -> Vec<u8> {
+    pub(super) fn bytes(&self, answer: &CallBody, tensor: &Value) -> Vec<u8> {
         match tensor.get("handle") {
             Some(handle) => {
                 let read = self.ask("tensor/read", &json!({ "handle": handle }));
@@ -196,7 +204,7 @@ impl Person {
 }
 
 /// Bytes that came in the frame, or as base64.
-pub(super) fn binary(answer: &Body, value: &Value) -> Vec<u8> {
+pub(super) fn binary(answer: &CallBody, value: &Value) -> Vec<u8> {
     if let Some(bytes) = answer.binary(value) {
         return bytes.to_vec();
     }
@@ -231,9 +239,9 @@ pub(super) fn le(floats: &[f32]) -> Vec<u8> {
 }
 
 /// Numbers that look random and are the same each time.
-pub(super) struct Dice(u64);
+pub(super) struct MatrixRng(u64);
 
-impl Dice {
+impl MatrixRng {
     pub(super) const fn new(seed: u64) -> Self {
         Self(seed)
     }

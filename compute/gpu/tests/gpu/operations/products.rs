@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use alknet_call::Body;
+use alknet_call::CallBody;
 use alknet_test_support::{eventually, is_campaign, limited, skip, skipped};
 use serde_json::{Value, json};
 
-use super::node::{Dice, LONG, NODE, Node, Person, floats, inline, le, patient};
+use super::node::{GpuTestCaller, GpuTestNode, LONG, MatrixRng, NODE, floats, inline, le, patient};
 use crate::adapter;
 
 /// Products whose shapes are drawn in a run of the tests, and in `cargo xtask soak counts`.
@@ -18,15 +18,15 @@ const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 
 /// A matrix inside some floats.
 #[derive(Clone, Debug)]
-struct Placed {
+struct MatrixFixture {
     data: Vec<f32>,
     offset: usize,
     shape: [usize; 2],
     strides: [isize; 2],
 }
 
-impl Placed {
-    fn dense(dice: &mut Dice, rows: usize, columns: usize) -> Self {
+impl MatrixFixture {
+    fn dense(dice: &mut MatrixRng, rows: usize, columns: usize) -> Self {
         Self {
             data: dice.floats(rows * columns),
             offset: 0,
@@ -36,7 +36,7 @@ impl Placed {
     }
 
     /// Some way in which a matrix can lie.
-    fn anyhow(dice: &mut Dice, rows: usize, columns: usize) -> Self {
+    fn anyhow(dice: &mut MatrixRng, rows: usize, columns: usize) -> Self {
         let (gap, before) = (dice.below(3), dice.below(5));
         let width = columns + gap;
         let span = (rows * width).max(rows * (columns + 1)).max(1);
@@ -64,7 +64,7 @@ impl Placed {
         f64::from(self.data[self.offset.strict_add_signed(away)])
     }
 
-    fn tensor(&self, person: &Person) -> Value {
+    fn tensor(&self, person: &GpuTestCaller) -> Value {
         let bytes = le(&self.data);
         if bytes.len() <= 64 << 10 {
             return inline("F32", &[self.data.len()], &bytes);
@@ -77,7 +77,12 @@ impl Placed {
     }
 }
 
-fn multiply(person: &Person, a: &Placed, b: &Placed, way: &str) -> (Body, Vec<f32>) {
+fn multiply(
+    person: &GpuTestCaller,
+    a: &MatrixFixture,
+    b: &MatrixFixture,
+    way: &str,
+) -> (CallBody, Vec<f32>) {
     let input = json!({
         "a": a.tensor(person), "b": b.tensor(person),
         "a_view": a.view(), "b_view": b.view(),
@@ -93,7 +98,7 @@ fn multiply(person: &Person, a: &Placed, b: &Placed, way: &str) -> (Body, Vec<f3
 /// Sums of `k` products of 32-bit floats are off by at most `k` roundings of what the terms add up to
 /// without their signs, in whatever order they are added; as many again for what reads them.
 #[track_caller]
-fn close(product: &[f32], a: &Placed, b: &Placed, what: &str) {
+fn close(product: &[f32], a: &MatrixFixture, b: &MatrixFixture, what: &str) {
     let ([m, k], n) = (a.shape, b.shape[1]);
     assert_eq!(product.len(), m * n, "{what}");
     for row in 0..m {
@@ -133,7 +138,7 @@ fn ways() -> &'static [&'static str] {
 #[test]
 fn products_are_right_whatever_the_shape() {
     let person = NODE.person("products");
-    let mut dice = Dice::new(2);
+    let mut dice = MatrixRng::new(2);
     let shapes = [
         [1, 1, 1],
         [1, 7, 1],
@@ -153,8 +158,8 @@ fn products_are_right_whatever_the_shape() {
     ];
     for [m, k, n] in shapes {
         let (a, b) = (
-            Placed::dense(&mut dice, m, k),
-            Placed::dense(&mut dice, k, n),
+            MatrixFixture::dense(&mut dice, m, k),
+            MatrixFixture::dense(&mut dice, k, n),
         );
         for way in ways() {
             let (_, product) = multiply(&person, &a, &b, way);
@@ -166,12 +171,12 @@ fn products_are_right_whatever_the_shape() {
 #[test]
 fn matrices_may_lie_anyhow() {
     let person = NODE.person("strided");
-    let mut dice = Dice::new(3);
+    let mut dice = MatrixRng::new(3);
     for _ in 0..drawn() {
         let [m, k, n] = [90, 70, 80].map(|most| 1 + dice.below(most));
         let (a, b) = (
-            Placed::anyhow(&mut dice, m, k),
-            Placed::anyhow(&mut dice, k, n),
+            MatrixFixture::anyhow(&mut dice, m, k),
+            MatrixFixture::anyhow(&mut dice, k, n),
         );
         for way in ways() {
             let (_, product) = multiply(&person, &a, &b, way);
@@ -184,11 +189,11 @@ fn matrices_may_lie_anyhow() {
 #[test]
 fn a_product_without_elements_has_none_and_one_without_terms_is_zero() {
     let person = NODE.person("empty");
-    let mut dice = Dice::new(4);
+    let mut dice = MatrixRng::new(4);
     for [m, k, n] in [[0, 3, 4], [3, 4, 0], [0, 0, 0], [3, 0, 4]] {
         let (a, b) = (
-            Placed::dense(&mut dice, m, k),
-            Placed::dense(&mut dice, k, n),
+            MatrixFixture::dense(&mut dice, m, k),
+            MatrixFixture::dense(&mut dice, k, n),
         );
         for way in ways() {
             let (_, product) = multiply(&person, &a, &b, way);
@@ -240,10 +245,10 @@ fn matrices_that_do_not_fit_are_refused() {
 #[test]
 fn the_answer_says_which_way_was_taken() {
     let person = NODE.person("chosen");
-    let mut dice = Dice::new(5);
+    let mut dice = MatrixRng::new(5);
     let (a, b) = (
-        Placed::dense(&mut dice, 8, 8),
-        Placed::dense(&mut dice, 8, 8),
+        MatrixFixture::dense(&mut dice, 8, 8),
+        MatrixFixture::dense(&mut dice, 8, 8),
     );
     let (answer, _) = multiply(&person, &a, &b, "host");
     assert_eq!(answer.value()["variant"], "host");
@@ -262,8 +267,8 @@ fn the_answer_says_which_way_was_taken() {
     );
     // Never measured at this size: the probe decides.
     let (a, b) = (
-        Placed::dense(&mut dice, 2, 90),
-        Placed::dense(&mut dice, 90, 180),
+        MatrixFixture::dense(&mut dice, 2, 90),
+        MatrixFixture::dense(&mut dice, 90, 180),
     );
     let (answer, _) = multiply(&person, &a, &b, "auto");
     if let Err(why) = adapter() {
@@ -293,22 +298,22 @@ fn what_was_measured_is_known_after_a_restart() {
     };
     let one = inline("F32", &[1, 1], &le(&[3.0]));
     let input = json!({ "a": one, "b": one });
-    let chosen = |node: &Node| {
+    let chosen = |node: &GpuTestNode| {
         let answer = node.person("again").ask("compute/matmul", &input);
         answer.value()["chosen"].clone()
     };
-    let before = Node::start(settings(), |_| {});
+    let before = GpuTestNode::start(settings(), |_| {});
     assert_eq!(chosen(&before), "class");
     (before.person("again")).ask("compute/info", &json!({ "probe": true }));
     eventually("the measurements are written", LONG, || {
         fs::read_to_string(&file).is_ok_and(|text| text.contains("matmul_host"))
     });
-    let after = Node::start(settings(), |_| {});
+    let after = GpuTestNode::start(settings(), |_| {});
     assert_eq!(chosen(&after), "measured");
     let threads = settings().threads + 1;
     let mut others = settings();
     others.threads = threads;
-    assert_eq!(chosen(&Node::start(others, |_| {})), "class");
+    assert_eq!(chosen(&GpuTestNode::start(others, |_| {})), "class");
 }
 
 #[test]
@@ -320,13 +325,13 @@ fn products_are_numpys() {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("numpy");
     fs::remove_dir_all(&folder).ok();
     fs::create_dir_all(&folder).expect("writable");
-    let mut dice = Dice::new(6);
+    let mut dice = MatrixRng::new(6);
     let mut cases = Vec::new();
     for _ in 0..drawn() {
         let [m, k, n] = [120, 90, 110].map(|most| dice.below(most));
         let (a, b) = (
-            Placed::anyhow(&mut dice, m, k),
-            Placed::anyhow(&mut dice, k, n),
+            MatrixFixture::anyhow(&mut dice, m, k),
+            MatrixFixture::anyhow(&mut dice, k, n),
         );
         for way in ways() {
             let name = cases.len().to_string();

@@ -8,13 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use alknet_call::{CallError, Ctx};
-use alknet_compute::{Referenced, References, Settings};
+use alknet_compute::{ComputeSettings, ReferencedTensor, TensorReferences};
 use alknet_core::{BoxFuture, CloseCode};
 use alknet_test_support::{deadline, eventually};
-use alknet_worker::Revocable;
+use alknet_worker::RevocableMemfd;
 use serde_json::{Value, json};
 
-use super::node::{LONG, Node, Person, binary, codes, patient};
+use super::node::{GpuTestCaller, GpuTestNode, LONG, binary, codes, patient};
 
 /// Bytes of a stored tensor that is not short.
 const BYTES: usize = 8 << 20;
@@ -42,14 +42,14 @@ impl SlowStore {
         self.opened.notify_all();
     }
 
-    fn copy(&self, bytes: usize) -> Result<Revocable, CallError> {
+    fn copy(&self, bytes: usize) -> Result<RevocableMemfd, CallError> {
         self.begun.fetch_add(1, Ordering::SeqCst);
         if bytes > SHORT {
             let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
             let waited = self.opened.wait_while(is_open, |is_open| !*is_open);
             drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
-        let copied = Revocable::written(|memory| memory.write_all(&vec![7; bytes]));
+        let copied = RevocableMemfd::written(|memory| memory.write_all(&vec![7; bytes]));
         let copied = copied.map_err(|error| CallError::internal(error.to_string()))?;
         let kept = copied.hand_over().expect("a descriptor");
         self.kept().push(kept.into());
@@ -73,18 +73,18 @@ impl Drop for OpenAtTheEnd<'_> {
 /// The store, as requests see it.
 struct SlowReferences(Arc<SlowStore>);
 
-impl References for SlowReferences {
+impl TensorReferences for SlowReferences {
     fn find(
         &self,
         _ctx: &Ctx,
         reference: &str,
-    ) -> BoxFuture<'static, Result<Referenced, CallError>> {
+    ) -> BoxFuture<'static, Result<ReferencedTensor, CallError>> {
         let store = Arc::clone(&self.0);
         let (_, bytes) = reference.split_once('#').expect("a tensor's name");
         let bytes = bytes.parse().expect("its bytes");
         Box::pin(async move {
             store.found.fetch_add(1, Ordering::SeqCst);
-            Ok(Referenced {
+            Ok(ReferencedTensor {
                 dtype: "F32".to_owned(),
                 shape: vec![bytes as u64 / 4],
                 copy: Box::new(move || store.copy(bytes)),
@@ -93,11 +93,11 @@ impl References for SlowReferences {
     }
 }
 
-fn node(store: &Arc<SlowStore>, change: impl FnOnce(&mut Settings)) -> Node {
+fn node(store: &Arc<SlowStore>, change: impl FnOnce(&mut ComputeSettings)) -> GpuTestNode {
     let mut settings = patient();
     settings.referenced_bytes = ROOM_FOR_ONE;
     change(&mut settings);
-    Node::with_references(settings, Arc::new(SlowReferences(Arc::clone(store))))
+    GpuTestNode::with_references(settings, Arc::new(SlowReferences(Arc::clone(store))))
 }
 
 fn reference(bytes: usize) -> Value {
@@ -118,7 +118,7 @@ fn stored_tensors_are_copied_in_turn_and_where_there_is_room() {
     };
     thread::scope(|scope| {
         let opens = OpenAtTheEnd(&store);
-        let ask = |person: Person| {
+        let ask = |person: GpuTestCaller| {
             scope.spawn(move || {
                 let made = person.try_ask("tensor/create", &create(BYTES));
                 made.map(|made| made.value()["handle"].is_string())

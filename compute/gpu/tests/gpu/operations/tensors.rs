@@ -8,13 +8,13 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::ends::running;
-use super::node::{LONG, NODE, Node, Person, binary, inline, patient};
+use super::node::{GpuTestCaller, GpuTestNode, LONG, NODE, binary, inline, patient};
 
 fn not_found() -> (String, String) {
     ("NOT_FOUND".to_owned(), "E_NOTFOUND".to_owned())
 }
 
-fn read(person: &Person, handle: &Value, rows: Value) -> (Value, Vec<u8>) {
+fn read(person: &GpuTestCaller, handle: &Value, rows: Value) -> (Value, Vec<u8>) {
     let answer = person.ask("tensor/read", &json!({ "handle": handle, "rows": rows }));
     let told = answer.value().clone();
     let bytes = binary(&answer, &told["bytes"]);
@@ -115,7 +115,7 @@ fn nobody_reaches_anothers_tensor() {
     // The same identity over another connection does.
     let again = NODE.person("owner");
     assert_eq!(read(&again, &handle, Value::Null).1, b"abc");
-    // And somebody without the scope does nothing at all.
+    // A caller without the scope may do nothing at all.
     let stranger = NODE.person_with("stranger", &["node:read"]);
     for operation in [
         "tensor/create",
@@ -135,7 +135,7 @@ fn nobody_reaches_anothers_tensor() {
 fn there_is_only_so_much() {
     let mut settings = patient();
     settings.tenant_bytes = 1 << 20;
-    let node = Node::start(settings, |_| {});
+    let node = GpuTestNode::start(settings, |_| {});
     let person = node.person("greedy");
     let create = |bytes: usize| json!({ "dtype": "U8", "shape": [bytes] });
     let handle = person.ask("tensor/create", &create(1 << 20)).value()["handle"].clone();
@@ -159,7 +159,7 @@ fn a_lease_ends_and_then_the_worker_does() {
     settings.lease = deadline(Duration::from_millis(1500));
     settings.idle = Duration::from_millis(100);
     settings.tick = Duration::from_millis(20);
-    let node = Node::start(settings, |_| {});
+    let node = GpuTestNode::start(settings, |_| {});
     let person = node.person("leased");
     let handle = person.create("U8", &[3], b"abc");
     let lost = || {
@@ -184,7 +184,7 @@ fn little_is_left_of_a_lease_once_the_connection_is_gone() {
     settings.orphan_lease = Duration::ZERO;
     settings.tenant_bytes = 3;
     settings.tick = Duration::from_millis(20);
-    let node = Node::start(settings, |_| {});
+    let node = GpuTestNode::start(settings, |_| {});
     let staying = node.person("somebody");
     let leaving = node.person("somebody");
     let (kept, lost) = (

@@ -5,11 +5,11 @@ use std::path::Path;
 use alknet_test_support::skip;
 use serde_json::json;
 
-use super::node::{Node, binary, floats, inline, le, patient};
+use super::node::{GpuTestNode, binary, floats, inline, le, patient};
 use crate::adapter;
 
-fn without_driver() -> Node {
-    Node::start(patient(), |role| {
+fn without_driver() -> GpuTestNode {
+    GpuTestNode::start(patient(), |role| {
         let wanted = ("ALKNET_GPU_DRIVER".to_owned(), "none".to_owned());
         role.environment.push(wanted);
     })
@@ -77,7 +77,7 @@ fn without_a_driver_it_is_said_and_the_processor_computes() {
 
 #[test]
 fn without_a_program_it_is_said_too() {
-    let node = Node::with_program(Path::new("/bin/false"), patient(), |_| {});
+    let node = GpuTestNode::with_program(Path::new("/bin/false"), patient(), |_| {});
     let person = node.person("poorest");
     let info = person
         .ask("compute/info", &json!({ "probe": true }))

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use alknet_call::{CallClient, Credentials, OnConnect, Reconnecting};
+use alknet_call::{CallClient, DialCredentials, OnConnect, ReconnectingClient};
 use alknet_core::{
-    BoxFuture, Carriage, CloseCode, Connection, DialError, DialErrorKind, DialRequest, Dialer,
-    Dialled, Expect, Identity, PeerAddr,
+    BoxFuture, Carriage, CloseCode, Connection, DialError, DialErrorKind, DialRequest,
+    DialedConnection, Dialer, Identity, PeerAddr, PeerVerification,
 };
 
-use super::{Node, SERVER_KEY};
+use super::{CallTestNode, SERVER_KEY};
 
 /// Dials a node of this process.
 pub struct TestDialer {
-    pub node: Arc<Node>,
+    pub node: Arc<CallTestNode>,
     pub carriage: Carriage,
     pub who: Option<Arc<Identity>>,
     /// Dials that fail before one works.
@@ -25,7 +25,7 @@ pub struct TestDialer {
 impl TestDialer {
     pub fn new(carriage: Carriage, who: Option<Arc<Identity>>) -> Arc<Self> {
         Arc::new(Self {
-            node: Arc::new(Node::new()),
+            node: Arc::new(CallTestNode::new()),
             carriage,
             who,
             failing: AtomicUsize::new(0),
@@ -46,9 +46,9 @@ impl TestDialer {
             .expect("an address")
     }
 
-    pub fn reconnecting(self: &Arc<Self>, on_connect: Option<OnConnect>) -> Reconnecting {
-        let credentials = Credentials::default();
-        Reconnecting::start(self.client(), Self::addr(), credentials, on_connect)
+    pub fn reconnecting(self: &Arc<Self>, on_connect: Option<OnConnect>) -> ReconnectingClient {
+        let credentials = DialCredentials::default();
+        ReconnectingClient::start(self.client(), Self::addr(), credentials, on_connect)
     }
 
     /// The node ends the connection.
@@ -65,26 +65,27 @@ impl std::fmt::Debug for TestDialer {
 }
 
 impl Dialer for TestDialer {
-    fn connect(&self, request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+    fn connect(&self, request: DialRequest) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
         self.dials.fetch_add(1, Ordering::SeqCst);
         let less = |n: usize| n.checked_sub(1);
         let fails = self
             .failing
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
-        let result = if request.expect != Expect::Pinned(vec![SERVER_KEY]) {
+        let result = if request.expect != PeerVerification::Pinned(vec![SERVER_KEY]) {
             Err(DialError::new(DialErrorKind::Impostor, "another key"))
         } else if fails.is_ok() {
             Err(DialError::new(DialErrorKind::Unreachable, "no route"))
         } else {
             let (dialled, accepted, _) = self.node.accept(self.carriage, self.who.clone());
             *self.accepted.lock().expect("no panics here") = Some(accepted);
-            Ok(Dialled {
+            Ok(DialedConnection {
                 connection: dialled,
                 keys: vec![SERVER_KEY],
             })
         };
         Box::pin(async {
-            // As where there is a network: nobody who dials without a pause keeps the thread.
+            // A dial over a network yields, too: a caller that dials without a pause must not keep the
+            // thread.
             tokio::task::yield_now().await;
             result
         })

@@ -21,12 +21,12 @@ pub const SERVER_KEY: PeerKey = PeerKey::Ed25519([7; 32]);
 /// Knows the tokens `good`, which may administrate, and `guest`, which may nothing, until they are
 /// revoked; and by its key the node that is dialled.
 #[derive(Default)]
-pub struct Tokens {
+pub struct TokenIdentities {
     changed: watch::Sender<u64>,
     revoked: Mutex<Vec<String>>,
 }
 
-impl Tokens {
+impl TokenIdentities {
     pub fn revoke(&self, token: &str) {
         self.revoked
             .lock()
@@ -36,7 +36,7 @@ impl Tokens {
     }
 }
 
-impl IdentityProvider for Tokens {
+impl IdentityProvider for TokenIdentities {
     fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
         (*key == SERVER_KEY).then(|| identity("server", &["client:double"]))
     }
@@ -64,14 +64,14 @@ impl IdentityProvider for Tokens {
     }
 }
 
-/// Knows `user`, by any token and any key. What it may changes, and nobody is told of that: whoever waits to be told
-/// goes on with what was.
-pub struct Untold {
+/// Knows `user`, by any token and any key. The rights of `user` may change, and no watcher hears of it: a watcher
+/// that waits for a notice goes on with the old rights.
+pub struct SilentIdentities {
     changed: watch::Sender<u64>,
     now: Mutex<(u64, Option<Vec<&'static str>>)>,
 }
 
-impl Untold {
+impl SilentIdentities {
     pub fn new(scopes: &[&'static str]) -> Arc<Self> {
         Arc::new(Self {
             changed: watch::Sender::new(1),
@@ -93,7 +93,7 @@ impl Untold {
     }
 }
 
-impl IdentityProvider for Untold {
+impl IdentityProvider for SilentIdentities {
     fn by_key(&self, _: &PeerKey) -> Option<Arc<Identity>> {
         self.who()
     }

@@ -8,7 +8,7 @@
 )]
 
 mod dialer;
-mod held;
+mod held_connection;
 mod identities;
 mod node;
 mod operations;
@@ -17,7 +17,7 @@ mod raw;
 mod single;
 
 pub use dialer::*;
-pub use held::*;
+pub use held_connection::*;
 pub use identities::*;
 pub use node::*;
 pub use operations::*;

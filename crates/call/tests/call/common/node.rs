@@ -3,68 +3,68 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::limits::{Patience, PeerLimits};
+use alknet_call::limits::{PeerLimits, PeerTimeouts};
 use alknet_call::{ALPN, CallClient, CallConnection, CallHandler, Dispatcher};
 use alknet_core::{
     AuthContext, Carriage, Connection, HandlerError, Identity, ProtocolHandler, memory_pair,
 };
 use alknet_test_support::deadline;
 
-use super::{Probe, Tokens, identity, registry, single_pair};
+use super::{OperationProbe, TokenIdentities, identity, registry, single_pair};
 
 /// A node and the probe in its operations.
-pub struct Node {
+pub struct CallTestNode {
     pub dispatcher: Arc<Dispatcher>,
     pub handler: Arc<CallHandler>,
-    pub probe: Arc<Probe>,
-    pub tokens: Arc<Tokens>,
+    pub probe: Arc<OperationProbe>,
+    pub tokens: Arc<TokenIdentities>,
 }
 
-impl Default for Node {
+impl Default for CallTestNode {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Node {
+impl CallTestNode {
     pub fn new() -> Self {
         Self::with_limits(PeerLimits::AUTHENTICATED)
     }
 
     pub fn with_limits(limits: PeerLimits) -> Self {
-        Self::with(limits, Patience::default())
+        Self::with(limits, PeerTimeouts::default())
     }
 
-    /// Waits for nobody longer than a moment.
+    /// Waits for a peer no longer than a moment.
     pub fn impatient() -> Self {
         let moment = deadline(Duration::from_millis(30));
-        let patience = Patience {
+        let patience = PeerTimeouts {
             partial_frame: moment,
             blocked_lane: moment,
             // Later than the end of a stream that has half a frame.
             stranger_idle: 4 * moment,
             goodbye: moment,
-            ..Patience::default()
+            ..PeerTimeouts::default()
         };
         Self::with(PeerLimits::AUTHENTICATED, patience)
     }
 
     /// Closes no connection before the peer has what was said on it.
     pub fn patient() -> Self {
-        let patience = Patience {
+        let patience = PeerTimeouts {
             goodbye: deadline(Duration::from_secs(60)),
-            ..Patience::default()
+            ..PeerTimeouts::default()
         };
         Self::with(PeerLimits::AUTHENTICATED, patience)
     }
 
-    pub fn with_patience(patience: Patience) -> Self {
+    pub fn with_patience(patience: PeerTimeouts) -> Self {
         Self::with(PeerLimits::AUTHENTICATED, patience)
     }
 
-    fn with(limits: PeerLimits, patience: Patience) -> Self {
+    fn with(limits: PeerLimits, patience: PeerTimeouts) -> Self {
         let probe = Arc::default();
-        let tokens: Arc<Tokens> = Arc::default();
+        let tokens: Arc<TokenIdentities> = Arc::default();
         let dispatcher = Dispatcher::new(registry(&probe))
             .with_identities(Arc::clone(&tokens) as _)
             .with_limits(limits)
@@ -72,12 +72,12 @@ impl Node {
             .with_node("test-node");
         Self {
             tokens,
-            ..Self::of(dispatcher, probe)
+            ..Self::with_dispatcher(dispatcher, probe)
         }
     }
 
     /// Serves whatever a test made.
-    pub fn of(dispatcher: Dispatcher, probe: Arc<Probe>) -> Self {
+    pub fn with_dispatcher(dispatcher: Dispatcher, probe: Arc<OperationProbe>) -> Self {
         let dispatcher = Arc::new(dispatcher);
         Self {
             handler: Arc::new(CallHandler::new(Arc::clone(&dispatcher))),

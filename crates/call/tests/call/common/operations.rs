@@ -8,25 +8,25 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
-use super::{Guard, Probe};
+use super::{OperationProbe, ProbeGuard};
 
 /// So many tries `test/flaky` needs that it asks to be left alone for an hour.
 pub const NOT_SOON: usize = 99;
 const HOUR_MS: u64 = 3_600_000;
 
-pub fn registry(probe: &Arc<Probe>) -> Registry {
+pub fn registry(probe: &Arc<OperationProbe>) -> Registry {
     let mut builder = Registry::builder();
     let query = |name| OperationSpec::query(name, "For tests.");
     let subscription = |name| OperationSpec::subscription(name, "For tests.");
     builder.add(Registration::new(
         query("test/echo"),
-        HandlerKind::once(|input, _| async move { Ok(Output::Raw(input.raw().clone())) }),
+        HandlerKind::once(|input, _| async move { Ok(CallOutput::Raw(input.raw().clone())) }),
     ));
     let p = Arc::clone(probe);
     builder.add(Registration::new(
         query("test/hang"),
         HandlerKind::once(move |_, _| {
-            let guard = Guard::new(&p);
+            let guard = ProbeGuard::new(&p);
             async move {
                 guard.0.release.notified().await;
                 Ok(json!("released"))
@@ -79,7 +79,7 @@ pub fn registry(probe: &Arc<Probe>) -> Registry {
         query("test/mixed"),
         HandlerKind::once(|_, _| async {
             let value = json!({ "data": { "$bin": [1, 2] } });
-            Ok(Output::Mixed(value, Bytes::from_static(b"abcd")))
+            Ok(CallOutput::Mixed(value, Bytes::from_static(b"abcd")))
         }),
     ));
     builder.add(Registration::new(
@@ -107,7 +107,7 @@ pub fn registry(probe: &Arc<Probe>) -> Registry {
     builder.add(Registration::new(
         one,
         HandlerKind::once(move |_, _| {
-            let guard = Guard::new(&p);
+            let guard = ProbeGuard::new(&p);
             async move {
                 guard.0.release.notified().await;
                 Ok(Value::Null)
@@ -158,7 +158,7 @@ pub fn registry(probe: &Arc<Probe>) -> Registry {
     builder.add(Registration::new(
         subscription("test/silent"),
         HandlerKind::stream(move |_, _| {
-            let guard = Guard::new(&p);
+            let guard = ProbeGuard::new(&p);
             stream::pending::<Result<Value, CallError>>().inspect(move |_| {
                 let _ = &guard;
             })
@@ -171,7 +171,7 @@ pub fn registry(probe: &Arc<Probe>) -> Registry {
 }
 
 /// Operations that fail for a while, run once, or go on where they were.
-fn repeatable(probe: &Arc<Probe>) -> Vec<Registration> {
+fn repeatable(probe: &Arc<OperationProbe>) -> Vec<Registration> {
     let other = OperationSpec::query("test/other", "For tests.").with_scope("other");
     let other = Registration::new(other, HandlerKind::once(|_, _| async { Ok(Value::Null) }));
     let p = Arc::clone(probe);
@@ -179,7 +179,7 @@ fn repeatable(probe: &Arc<Probe>) -> Vec<Registration> {
     charge.idempotent = Idempotence::Keyed;
     charge.concurrency = Some(1);
     let charge = HandlerKind::once(move |input, _| {
-        let guard = Guard::new(&p);
+        let guard = ProbeGuard::new(&p);
         async move {
             if input.value()["wait"] == true {
                 guard.0.release.notified().await;
@@ -191,7 +191,7 @@ fn repeatable(probe: &Arc<Probe>) -> Vec<Registration> {
     let flaky = |spec: OperationSpec| {
         let p = Arc::clone(probe);
         HandlerKind::once(move |input, _| {
-            let guard = Guard::new(&p);
+            let guard = ProbeGuard::new(&p);
             async move {
                 let tries = guard.0.started.load(Ordering::SeqCst);
                 let needed: usize = input.parse()?;
@@ -212,10 +212,10 @@ fn repeatable(probe: &Arc<Probe>) -> Vec<Registration> {
     resumable.resumable = true;
     let resumable = HandlerKind::stream(move |input, _| {
         let first = input.value()["cursor"].as_u64().map_or(0, |last| last + 1);
-        let guard = Guard::new(&p);
+        let guard = ProbeGuard::new(&p);
         stream::unfold((first, guard), |(n, guard)| async move {
             guard.0.bump(&guard.0.yielded);
-            let item = Item {
+            let item = SubscriptionItem {
                 output: json!(n).into(),
                 cursor: Some(json!(n)),
                 dropped: 0,
@@ -236,21 +236,21 @@ fn repeatable(probe: &Arc<Probe>) -> Vec<Registration> {
     ]
 }
 
-trait Registered {
+trait IntoRegistration {
     fn registered(self, spec: OperationSpec) -> Registration;
 }
 
-impl Registered for HandlerKind {
+impl IntoRegistration for HandlerKind {
     fn registered(self, spec: OperationSpec) -> Registration {
         Registration::new(spec, self).open()
     }
 }
 
 fn counting(
-    probe: &Arc<Probe>,
+    probe: &Arc<OperationProbe>,
     most: u64,
 ) -> impl futures_util::Stream<Item = Result<Value, CallError>> + Send + use<> {
-    let guard = Guard::new(probe);
+    let guard = ProbeGuard::new(probe);
     stream::unfold((0, guard), move |(n, guard)| async move {
         (n < most).then(|| {
             guard.0.bump(&guard.0.yielded);
@@ -259,7 +259,7 @@ fn counting(
     })
 }
 
-/// A client that doubles numbers for whoever it is connected to.
+/// A client that doubles numbers for the peer it is connected to.
 pub fn doubling() -> CallClient {
     let registry = Registry::builder()
         .with(Registration::new(

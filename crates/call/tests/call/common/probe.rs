@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 /// Counts what a node's operations do, so that tests wait for facts and never for time.
 #[derive(Debug, Default)]
-pub struct Probe {
+pub struct OperationProbe {
     pub started: AtomicUsize,
     pub dropped: AtomicUsize,
     pub yielded: AtomicUsize,
@@ -18,7 +18,7 @@ pub struct Probe {
     pub release: Notify,
 }
 
-impl Probe {
+impl OperationProbe {
     pub fn bump(&self, counter: &AtomicUsize) {
         counter.fetch_add(1, Ordering::SeqCst);
         self.changed.notify_waiters();
@@ -41,16 +41,16 @@ impl Probe {
 }
 
 /// Tells the probe when a handler is dropped.
-pub struct Guard(pub Arc<Probe>);
+pub struct ProbeGuard(pub Arc<OperationProbe>);
 
-impl Guard {
-    pub fn new(probe: &Arc<Probe>) -> Self {
+impl ProbeGuard {
+    pub fn new(probe: &Arc<OperationProbe>) -> Self {
         probe.bump(&probe.started);
         Self(Arc::clone(probe))
     }
 }
 
-impl Drop for Guard {
+impl Drop for ProbeGuard {
     fn drop(&mut self) {
         self.0.bump(&self.0.dropped);
     }

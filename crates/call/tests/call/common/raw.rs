@@ -88,7 +88,7 @@ pub fn answer_by_hand(
     answer_by_hand_until(connection, answer, changes, Arc::default());
 }
 
-/// The same until it is told that this is `enough`: streams that are opened later are never read.
+/// The same until the test notifies `enough`: streams that are opened later are never read.
 pub fn answer_by_hand_until(
     connection: Connection,
     answer: fn(&str, &Value) -> Value,
@@ -131,7 +131,7 @@ async fn answer_stream(
                 return tell(&mut send, &event.id, &mut changes).await;
             }
             let output = answer(operation, &payload["input"]);
-            // Somebody who says nothing.
+            // A peer that does not answer.
             if output.is_null() {
                 continue;
             }

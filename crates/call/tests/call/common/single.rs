@@ -25,8 +25,8 @@ pub fn single_pair() -> (Connection, Connection) {
     let cuts: [Arc<AtomicBool>; 2] = Default::default();
     let end = |stream, dialled: bool| {
         let (ours, theirs) = (usize::from(!dialled), usize::from(dialled));
-        let shared = Shared {
-            io: Mutex::new(Io {
+        let shared = SingleStreamShared {
+            io: Mutex::new(SingleStreamIo {
                 stream: Some(stream),
                 read_ended: false,
                 write_ended: false,
@@ -43,7 +43,7 @@ pub fn single_pair() -> (Connection, Connection) {
             local_addr: None,
             dialled,
         };
-        let source = Single {
+        let source = SingleStreamSource {
             shared: Arc::new(shared),
             yielded: AtomicBool::new(false),
         };
@@ -52,28 +52,28 @@ pub fn single_pair() -> (Connection, Connection) {
     (end(a, true), end(b, false))
 }
 
-struct Single {
-    shared: Arc<Shared>,
+struct SingleStreamSource {
+    shared: Arc<SingleStreamShared>,
     yielded: AtomicBool,
 }
 
-struct Shared {
-    io: Mutex<Io>,
+struct SingleStreamShared {
+    io: Mutex<SingleStreamIo>,
     ended: watch::Sender<Option<CloseReason>>,
     /// Whether this side cut the stream off, and whether the other one did.
     cut: Arc<AtomicBool>,
     peer_cut: Arc<AtomicBool>,
 }
 
-struct Io {
+struct SingleStreamIo {
     /// `None` once closed.
     stream: Option<DuplexStream>,
     read_ended: bool,
     write_ended: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Io> {
+impl SingleStreamShared {
+    fn lock(&self) -> MutexGuard<'_, SingleStreamIo> {
         self.io.lock().expect("no panics here")
     }
 
@@ -89,7 +89,7 @@ impl Shared {
     }
 
     /// One direction ended; with both the connection is over.
-    fn half_ended(&self, which: impl FnOnce(&mut Io)) {
+    fn half_ended(&self, which: impl FnOnce(&mut SingleStreamIo)) {
         let over = {
             let mut io = self.lock();
             which(&mut io);
@@ -111,7 +111,7 @@ impl Shared {
     }
 }
 
-impl StreamSource for Single {
+impl StreamSource for SingleStreamSource {
     fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
         Box::pin(async {
             if self.yielded.swap(true, Ordering::SeqCst) {
@@ -119,8 +119,8 @@ impl StreamSource for Single {
             }
             let (send, recv) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
             Ok((
-                SendStream::new(Box::new(Write(send))),
-                RecvStream::new(Box::new(Read(recv))),
+                SendStream::new(Box::new(SingleSendHalf(send))),
+                RecvStream::new(Box::new(SingleRecvHalf(recv))),
             ))
         })
     }
@@ -147,10 +147,10 @@ impl StreamSource for Single {
     }
 }
 
-struct Read(Arc<Shared>);
-struct Write(Arc<Shared>);
+struct SingleRecvHalf(Arc<SingleStreamShared>);
+struct SingleSendHalf(Arc<SingleStreamShared>);
 
-impl AsyncRead for Read {
+impl AsyncRead for SingleRecvHalf {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -170,7 +170,7 @@ impl AsyncRead for Read {
     }
 }
 
-impl RecvHalf for Read {
+impl RecvHalf for SingleRecvHalf {
     fn poll_read_chunk(
         &mut self,
         cx: &mut Context<'_>,
@@ -189,13 +189,13 @@ impl RecvHalf for Read {
     }
 }
 
-impl Drop for Read {
+impl Drop for SingleRecvHalf {
     fn drop(&mut self) {
         self.stop(StreamCode::Cancelled);
     }
 }
 
-impl AsyncWrite for Write {
+impl AsyncWrite for SingleSendHalf {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -216,7 +216,7 @@ impl AsyncWrite for Write {
     }
 }
 
-impl SendHalf for Write {
+impl SendHalf for SingleSendHalf {
     fn poll_write_chunks(
         &mut self,
         cx: &mut Context<'_>,
@@ -246,7 +246,7 @@ impl SendHalf for Write {
     }
 }
 
-impl Drop for Write {
+impl Drop for SingleSendHalf {
     fn drop(&mut self) {
         let _ = self.finish();
     }

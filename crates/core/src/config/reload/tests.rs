@@ -38,7 +38,7 @@ fn a_document_comes_into_force_whole() {
     let (handle, identities) = handle(ONE_ADMIN);
     let watch = handle.watch();
     let text = document(&edge("\"KEY2\""));
-    let applied = handle.apply(&Change::of_owner(&text, Source::File));
+    let applied = handle.apply(&ConfigChange::of_owner(&text, ConfigSource::File));
     let applied = applied.expect("a correct document");
     assert_eq!((applied.generation, applied.changed), (2, true));
     assert_eq!(applied.peers.added, ["edge"]);
@@ -46,7 +46,10 @@ fn a_document_comes_into_force_whole() {
     assert!(identities.by_key(&key(2)).is_some());
     assert_eq!(*watch.borrow(), 2);
     let current = handle.current();
-    assert_eq!((current.generation, &current.source), (2, &Source::File));
+    assert_eq!(
+        (current.generation, &current.source),
+        (2, &ConfigSource::File)
+    );
 }
 
 #[test]
@@ -73,7 +76,7 @@ fn the_same_again_changes_nothing() {
     let (handle, _) = handle(ONE_ADMIN);
     let watch = handle.watch();
     let text = document(&format!("# a comment\n{ONE_ADMIN}"));
-    let applied = handle.apply(&Change::of_owner(&text, Source::Signal));
+    let applied = handle.apply(&ConfigChange::of_owner(&text, ConfigSource::Signal));
     let applied = applied.expect("a correct document");
     assert_eq!((applied.generation, applied.changed), (1, false));
     assert!(!watch.has_changed().expect("the handle lives"));
@@ -83,7 +86,7 @@ fn the_same_again_changes_nothing() {
 fn a_mistake_refuses_all_of_it() {
     let (handle, identities) = handle(&edge("\"KEY2\""));
     let text = document(&format!("{}wrong = 1\n", edge("\"KEY3\"")));
-    let refused = handle.apply(&Change::of_owner(&text, Source::File));
+    let refused = handle.apply(&ConfigChange::of_owner(&text, ConfigSource::File));
     assert!(matches!(&refused, Err(ApplyError::Refused(errors)) if errors.len() == 1));
     assert!(refused.is_err_and(|error| error.to_string().contains("line 6")));
     assert!(identities.by_key(&key(2)).is_some() && identities.by_key(&key(3)).is_none());
@@ -94,7 +97,7 @@ fn a_mistake_refuses_all_of_it() {
 fn a_dry_run_says_the_same_and_does_nothing() {
     let (handle, identities) = handle(ONE_ADMIN);
     let text = document(&edge("\"KEY2\""));
-    let mut change = Change::of_owner(&text, Source::File);
+    let mut change = ConfigChange::of_owner(&text, ConfigSource::File);
     change.dry_run = true;
     let tried = handle.apply(&change).expect("a correct document");
     assert_eq!((tried.generation, tried.changed), (1, true));
@@ -108,7 +111,7 @@ fn a_dry_run_says_the_same_and_does_nothing() {
 fn a_change_to_what_is_no_longer_in_force_is_refused() {
     let (handle, _) = handle(ONE_ADMIN);
     let text = document(&edge("\"KEY2\""));
-    let mut change = Change::of_owner(&text, Source::File);
+    let mut change = ConfigChange::of_owner(&text, ConfigSource::File);
     change.generation = Some(1);
     assert!(handle.apply(&change).is_ok());
     let conflict = ApplyError::Conflict {
@@ -123,7 +126,8 @@ fn nobody_locks_itself_out() {
     let two = "node.admin_keys = [\"KEY1\", \"KEY2\"]\n";
     let (handle, identities) = handle(two);
     let without_first = document("node.admin_keys = [\"KEY2\"]\n");
-    let mut change = Change::of_owner(&without_first, Source::Operation("admin".into()));
+    let mut change =
+        ConfigChange::of_owner(&without_first, ConfigSource::Operation("admin".into()));
     change.admin = by(&identities, 1);
     assert!(change.admin.is_some());
     let refused = handle.apply(&change);
@@ -135,14 +139,14 @@ fn nobody_locks_itself_out() {
     assert!(applied.peers.changed.is_empty());
     let stays = identities.by_key(&key(2)).expect("an administrator");
     assert_eq!(stays.id.as_str(), "admin-2");
-    // Whoever comes next takes the name that is free.
+    // The next administrator gets the name that is free.
     let three = document("node.admin_keys = [\"KEY2\", \"KEY3\", \"KEY4\"]\n");
-    let applied = handle.apply(&Change::of_owner(&three, Source::File));
+    let applied = handle.apply(&ConfigChange::of_owner(&three, ConfigSource::File));
     assert_eq!(applied.expect("correct").peers.added, ["admin", "admin-3"]);
     let third = identities.by_key(&key(3)).expect("an administrator");
     assert_eq!(third.id.as_str(), "admin");
-    // Whoever owns the machine may do anything.
-    let nobody = Change::of_owner(b"", Source::File);
+    // The owner of the machine may shut out every administrator.
+    let nobody = ConfigChange::of_owner(b"", ConfigSource::File);
     assert!(handle.apply(&nobody).is_ok());
 }
 
@@ -153,12 +157,12 @@ fn what_waits_for_a_restart_is_named_until_it_is_taken_back() {
         "runtime.min_sandbox = \"full\"\ncompute.driver = \"none\"\nlisten.port = 4433\n\
          node.name = \"edge\"\n{ONE_ADMIN}[[network]]\nmatch = \"eth0\"\n"
     ));
-    let applied = handle.apply(&Change::of_owner(&text, Source::File));
+    let applied = handle.apply(&ConfigChange::of_owner(&text, ConfigSource::File));
     let waiting = ["listen.port", "node.name", "network", "runtime", "compute"];
     assert_eq!(applied.expect("correct").restart_required, waiting);
     assert_eq!(handle.current().restart_required, waiting);
     let back = document(ONE_ADMIN);
-    let applied = handle.apply(&Change::of_owner(&back, Source::File));
+    let applied = handle.apply(&ConfigChange::of_owner(&back, ConfigSource::File));
     assert!(applied.expect("correct").restart_required.is_empty());
 }
 
@@ -182,7 +186,10 @@ fn what_a_restarted_node_runs_with_waits_for_nothing() {
 fn scopes_nobody_asks_for_are_warned_about() {
     let (handle, _) = handle(ONE_ADMIN);
     let text = edge("\"KEY2\"").replace("\"fs:read\"", "\"fs:read\", \"fs:*\", \"fs:reed\"");
-    let applied = handle.apply(&Change::of_owner(&document(&text), Source::File));
+    let applied = handle.apply(&ConfigChange::of_owner(
+        &document(&text),
+        ConfigSource::File,
+    ));
     let warnings = applied.expect("correct").warnings;
     assert_eq!(warnings.len(), 1);
     let said = warnings[0].to_string();
@@ -199,7 +206,7 @@ fn options_of_the_command_line_win() {
         config.node.admin_keys.push(key(9).to_string());
     });
     let text = document(&edge("\"KEY2\""));
-    let applied = handle.apply(&Change::of_owner(&text, Source::File));
+    let applied = handle.apply(&ConfigChange::of_owner(&text, ConfigSource::File));
     assert_eq!(applied.expect("correct").peers.added, ["admin-2", "edge"]);
     assert!(identities.by_key(&key(9)).is_some());
 }
@@ -212,7 +219,7 @@ fn rotation_keeps_the_name_and_changes_the_keys() {
         ("\"KEY3\"", [false, true]),
     ] {
         let text = document(&edge(keys));
-        let applied = handle.apply(&Change::of_owner(&text, Source::File));
+        let applied = handle.apply(&ConfigChange::of_owner(&text, ConfigSource::File));
         assert_eq!(applied.expect("correct").peers.changed, ["edge"]);
         let held = [2, 3].map(|n| identities.by_key(&key(n)).is_some());
         assert_eq!(held, known);

@@ -34,7 +34,7 @@ fn salvage_leaves_out_what_is_wrong_itself() {
     );
 }
 
-/// A document that ends too early, as after a full disk, gives nobody more than the whole one.
+/// A document that ends too early, as after a full disk, gives no more rights than the whole one.
 #[test]
 fn every_truncation_is_refused_or_says_less() {
     let keys = |config: &NodeConfig| config.node.admin_keys.clone();

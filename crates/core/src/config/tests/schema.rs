@@ -63,7 +63,7 @@ fn the_schema_and_the_reader_know_the_same_keys() {
             _ if lists.contains(&table) => format!("[[{table}]]\n{name} = []"),
             _ => format!("[{table}]\n{name} = {{}}"),
         };
-        // Where a table belongs this is none too few, and correct.
+        // Where the value is a table, an empty one is correct, and the document has no errors.
         let errors = NodeConfig::parse(document.as_bytes()).err();
         let errors: Vec<_> = errors.iter().flatten().map(ToString::to_string).collect();
         let unknown = errors.iter().any(|error| error.contains("unknown key"));

@@ -1,4 +1,4 @@
-//! The vault, and whom its words are encrypted to.
+//! The vault, and the recipients that its words are encrypted to.
 
 use super::*;
 
@@ -99,7 +99,10 @@ fn words_are_encrypted_to_public_keys_only() {
         "ssh-ed25519",
         "ecdsa-sha2-nistp256 AAAA",
     ] {
-        complaint(&to(&[bad]), &["vault.words_to[0]:", "nobody to encrypt to"]);
+        complaint(
+            &to(&[bad]),
+            &["vault.words_to[0]:", "not a public key to encrypt to"],
+        );
     }
     let secret = "AGE-SECRET-KEY-1QQPQYRNPWXHZ";
     let errors = refused(&to(&[secret]));

@@ -1,5 +1,5 @@
-//! Whom this node dials × what proves it × what carries it: the specification, row by row, and
-//! every cell of it against a real server. Who dials this node is in `roles`.
+//! The server that this node dials × what proves it × what carries it: the specification, row by
+//! row, and every cell of it against a real server. Clients that dial this node are in `roles`.
 
 mod servers;
 
@@ -7,19 +7,19 @@ use std::fmt;
 use std::sync::Arc;
 
 use alknet_core::PeerKey;
-use alknet_endpoint::{DialError, Dialer, Target};
+use alknet_endpoint::{EndpointDialError, EndpointDialer, Target};
 use alknet_tls::{ClientTlsOptions, KnownPeer, NodeKey};
 use rcgen::PublicKeyData;
 
-use servers::{Cast, Running, SEED, Shown};
+use servers::{PresentedKey, RemoteTestKeys, RemoteTestServer, SEED};
 
-use crate::authority::{Authority, Foreign};
-use crate::roles::sheet::{Column, Sheet};
-use crate::support::{CARRIAGES, ECHO, Node, ask};
+use crate::authority::{EndpointTestCa, ForeignServer};
+use crate::roles::sheet::{RoleMatrix, TransportColumn};
+use crate::support::{CARRIAGES, ECHO, EndpointTestNode, ask};
 
 /// What becomes of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum DialOutcome {
     /// Connected.
     Reached,
     /// No certificate we trust for that name.
@@ -32,7 +32,7 @@ enum End {
     Broken,
 }
 
-impl fmt::Display for End {
+impl fmt::Display for DialOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Reached => "reached",
@@ -44,19 +44,21 @@ impl fmt::Display for End {
     }
 }
 
-fn end(result: &Result<alknet_core::Connection, DialError>) -> End {
+fn end(result: &Result<alknet_core::Connection, EndpointDialError>) -> DialOutcome {
     match result {
-        Ok(_) => End::Reached,
-        Err(DialError::Certificate { .. }) => End::Untrusted,
-        Err(DialError::OtherKey { .. } | DialError::PinMismatch(_)) => End::Mismatch,
-        Err(DialError::UnknownPeer { .. }) => End::Unknown,
-        Err(DialError::Tls { .. }) => End::Broken,
+        Ok(_) => DialOutcome::Reached,
+        Err(EndpointDialError::Certificate { .. }) => DialOutcome::Untrusted,
+        Err(EndpointDialError::OtherKey { .. } | EndpointDialError::PinMismatch(_)) => {
+            DialOutcome::Mismatch
+        }
+        Err(EndpointDialError::UnknownPeer { .. }) => DialOutcome::Unknown,
+        Err(EndpointDialError::Tls { .. }) => DialOutcome::Broken,
         Err(other) => panic!("{other}"),
     }
 }
 
 #[derive(Clone, Debug)]
-struct Row {
+struct RemoteCase {
     role: &'static str,
     what: &'static str,
     /// Keys of a peer entry.
@@ -65,31 +67,36 @@ struct Row {
     pins: Vec<PeerKey>,
     host: &'static str,
     webpki_ip: bool,
-    server: Shown,
-    end: End,
+    server: PresentedKey,
+    end: DialOutcome,
 }
 
-impl Row {
+impl RemoteCase {
     /// What must become of the dial over `column`. Iroh knows servers by `ed25519:` keys only, and
     /// only those that show them raw.
-    fn over(&self, column: Column) -> End {
-        if column != Column::Iroh {
+    fn over(&self, column: TransportColumn) -> DialOutcome {
+        if column != TransportColumn::Iroh {
             return self.end;
         }
         let keys = self.entry.as_ref().unwrap_or(&self.pins);
         let known = keys.iter().any(|key| matches!(key, PeerKey::Ed25519(_)));
         let right = keys.contains(&NodeKey::from_seed(&SEED).public());
         match self.server {
-            _ if !known => End::Unknown,
-            Shown::Raw if right => End::Reached,
-            Shown::Raw => End::Mismatch,
-            _ => End::Broken,
+            _ if !known => DialOutcome::Unknown,
+            PresentedKey::Raw if right => DialOutcome::Reached,
+            PresentedKey::Raw => DialOutcome::Mismatch,
+            _ => DialOutcome::Broken,
         }
     }
 }
 
-fn row(role: &'static str, what: &'static str, server: Shown, end: End) -> Row {
-    Row {
+fn row(
+    role: &'static str,
+    what: &'static str,
+    server: PresentedKey,
+    end: DialOutcome,
+) -> RemoteCase {
+    RemoteCase {
         role,
         what,
         entry: None,
@@ -108,9 +115,9 @@ const ADDRESS: &str = "address";
 
 /// The table of docs/certificates.md, each of its rows with servers that fit and servers that do
 /// not.
-fn rows(cast: &Cast) -> Vec<Row> {
-    use End::{Broken, Mismatch, Reached, Unknown, Untrusted};
-    use Shown::{
+fn rows(cast: &RemoteTestKeys) -> Vec<RemoteCase> {
+    use DialOutcome::{Broken, Mismatch, Reached, Unknown, Untrusted};
+    use PresentedKey::{
         Expired, NotYetValid, OtherAuthority, OtherName, Public, Raw, StolenRaw, StolenWrapped,
         Wrapped,
     };
@@ -120,20 +127,20 @@ fn rows(cast: &Cast) -> Vec<Row> {
     let other_spki = PeerKey::from_spki(&cast.other_ec.subject_public_key_info());
     let public = cast.server(Public);
     let certificate = public.certificate();
-    let entry = |what, keys: &[PeerKey], server, end| Row {
+    let entry = |what, keys: &[PeerKey], server, end| RemoteCase {
         entry: Some(keys.to_vec()),
         ..row(PEER, what, server, end)
     };
-    let pin = |what, server, end| Row {
+    let pin = |what, server, end| RemoteCase {
         pins: vec![ed25519],
         ..row(KEY, what, server, end)
     };
-    let named = |row: Row| Row {
+    let named = |row: RemoteCase| RemoteCase {
         host: "localhost",
         ..row
     };
     let name = |what, server, end| named(row(NAME, what, server, end));
-    let by_ip = |what, server, end| Row {
+    let by_ip = |what, server, end| RemoteCase {
         webpki_ip: true,
         ..row(ADDRESS, what, server, end)
     };
@@ -213,7 +220,7 @@ fn rows(cast: &Cast) -> Vec<Row> {
             Public,
             Mismatch,
         )),
-        Row {
+        RemoteCase {
             pins: vec![ed25519],
             ..entry(
                 "raw key that the address names and the entry does not",
@@ -277,7 +284,7 @@ fn rows(cast: &Cast) -> Vec<Row> {
         // A key that the operator gave.
         pin("raw key", Raw, Reached),
         pin("X.509 with that key", Wrapped, Reached),
-        Row {
+        RemoteCase {
             pins: vec![next],
             ..pin("another raw key", Raw, Mismatch)
         },
@@ -314,13 +321,13 @@ fn rows(cast: &Cast) -> Vec<Row> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whom_we_dial() {
-    let cast = Cast::new();
-    let mut head = vec!["whom".to_owned(), "proof".to_owned()];
-    head.extend(Column::ALL.map(|column| column.name().to_owned()));
-    let mut sheet = Sheet::new(&head);
+    let cast = RemoteTestKeys::new();
+    let mut head = vec!["server".to_owned(), "proof".to_owned()];
+    head.extend(TransportColumn::ALL.map(|column| column.name().to_owned()));
+    let mut sheet = RoleMatrix::new(&head);
     for row in rows(&cast) {
         sheet.row(row.role, row.what);
-        for column in Column::ALL {
+        for column in TransportColumn::ALL {
             let dialled = dial(&cast, &row, column).await;
             sheet.cell(&row.over(column), &end(&dialled));
         }
@@ -330,12 +337,12 @@ async fn whom_we_dial() {
 }
 
 async fn dial(
-    cast: &Cast,
-    row: &Row,
-    column: Column,
-) -> Result<alknet_core::Connection, DialError> {
-    let server = Running::start(cast, row.server, column).await;
-    let dialer = Dialer::with_options(ClientTlsOptions {
+    cast: &RemoteTestKeys,
+    row: &RemoteCase,
+    column: TransportColumn,
+) -> Result<alknet_core::Connection, EndpointDialError> {
+    let server = RemoteTestServer::start(cast, row.server, column).await;
+    let dialer = EndpointDialer::with_options(ClientTlsOptions {
         key: None,
         roots: cast.authority.roots(),
         webpki_ip: row.webpki_ip,
@@ -353,7 +360,7 @@ async fn dial(
         }
     };
     dialer.close().await;
-    if let Running::Iroh(endpoint) = server {
+    if let RemoteTestServer::Iroh(endpoint) = server {
         endpoint.close().await;
     }
     dialled
@@ -366,16 +373,16 @@ fn known(keys: &[PeerKey]) -> KnownPeer {
     }
 }
 
-/// An entry without a key fits nobody, and is not mistaken for a public server.
+/// An entry without a key fits no server, and is not mistaken for a public one.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_without_keys_is_dialled_by_nobody() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     for carriage in CARRIAGES {
-        let refused = Dialer::new(None)
+        let refused = EndpointDialer::new(None)
             .dial_peer(carriage, &known(&[]), &node.target(), ECHO)
             .await;
         assert!(
-            matches!(refused, Err(DialError::TlsSetup(_))),
+            matches!(refused, Err(EndpointDialError::TlsSetup(_))),
             "{refused:?}"
         );
     }
@@ -384,11 +391,11 @@ async fn an_entry_without_keys_is_dialled_by_nobody() {
 /// Peers are shown our key in the form they take; public servers are not, unless that was asked for.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_shown_our_key() {
-    let authority = Authority::new();
+    let authority = EndpointTestCa::new();
     let (public_key, spki) = authority.certified(&["localhost"]);
     let own = NodeKey::from_seed(&[6; 32]);
     for carriage in CARRIAGES {
-        let foreign = Foreign::start(Arc::clone(&public_key), false).await;
+        let foreign = ForeignServer::start(Arc::clone(&public_key), false).await;
         let target: Target = format!("localhost:{}", foreign.port(carriage))
             .parse()
             .expect("a target");
@@ -397,7 +404,7 @@ async fn who_is_shown_our_key() {
             (vec![], false, "nobody".to_owned()),
             (vec![], true, own.public().to_string()),
         ] {
-            let dialer = Dialer::with_options(ClientTlsOptions {
+            let dialer = EndpointDialer::with_options(ClientTlsOptions {
                 key: Some(own.clone()),
                 roots: authority.roots(),
                 webpki_ip: false,
@@ -414,7 +421,7 @@ async fn who_is_shown_our_key() {
 /// A ticket from the time of the old keys opens nothing once the entry has changed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_entry_counts_at_once() {
-    let node = Node::start();
+    let node = EndpointTestNode::start();
     let (dialer, _) = node.peer("friend");
     let (before, other) = (known(&[node.key.public()]), NodeKey::from_seed(&[8; 32]));
     let after = known(&[other.public()]);
@@ -430,7 +437,7 @@ async fn a_changed_entry_counts_at_once() {
             .dial_peer(carriage, &after, &node.target(), ECHO)
             .await;
         match refused {
-            Err(DialError::PinMismatch(mismatch)) => {
+            Err(EndpointDialError::PinMismatch(mismatch)) => {
                 assert_eq!(mismatch.expected, [other.public()]);
                 assert_eq!(mismatch.got, node.key.public());
             }

@@ -10,8 +10,8 @@ use iroh::{Endpoint, SecretKey};
 use rcgen::KeyPair;
 use rustls::sign::CertifiedKey;
 
-use crate::authority::{Authority, Foreign, raw, wrapped};
-use crate::roles::sheet::Column;
+use crate::authority::{EndpointTestCa, ForeignServer, raw, wrapped};
+use crate::roles::sheet::TransportColumn;
 use crate::support::ECHO;
 
 /// Of the peer's Ed25519 key.
@@ -19,7 +19,7 @@ pub(super) const SEED: [u8; 32] = [11; 32];
 
 /// What the server shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shown {
+pub(super) enum PresentedKey {
     /// The peer's Ed25519 key.
     Raw,
     /// The same in a self-signed certificate that ran out in 1991.
@@ -33,14 +33,14 @@ pub(super) enum Shown {
     Expired,
     NotYetValid,
     OtherName,
-    /// One of an authority nobody trusts.
+    /// One of an authority that the client does not trust.
     OtherAuthority,
 }
 
 /// The servers' keys, and what they are called.
-pub(super) struct Cast {
-    pub(super) authority: Authority,
-    stranger: Authority,
+pub(super) struct RemoteTestKeys {
+    pub(super) authority: EndpointTestCa,
+    stranger: EndpointTestCa,
     pub(super) ec: KeyPair,
     pub(super) other_ec: KeyPair,
     /// One certificate throughout: the same made again would have another hash.
@@ -50,19 +50,19 @@ pub(super) struct Cast {
 /// The name and the address under which servers are dialled.
 const NAMES: [&str; 2] = ["localhost", "127.0.0.1"];
 
-impl Cast {
+impl RemoteTestKeys {
     pub(super) fn new() -> Self {
-        let (authority, ec) = (Authority::new(), KeyPair::generate().expect("a key"));
+        let (authority, ec) = (EndpointTestCa::new(), KeyPair::generate().expect("a key"));
         Self {
             public: authority.certify(&NAMES, &ec, |_| {}),
             authority,
-            stranger: Authority::new(),
+            stranger: EndpointTestCa::new(),
             ec,
             other_ec: KeyPair::generate().expect("a key"),
         }
     }
 
-    pub(super) fn server(&self, shown: Shown) -> Server {
+    pub(super) fn server(&self, shown: PresentedKey) -> RemoteServerSpec {
         let ed25519 = NodeKey::from_seed(&SEED).public();
         let year = |year| rcgen::date_time_ymd(year, 1, 1);
         let public = |names: &[&str], from, to| {
@@ -71,31 +71,33 @@ impl Cast {
             })
         };
         let (key, raw) = match shown {
-            Shown::Raw => (raw(ed25519, SEED), true),
-            Shown::StolenRaw => (raw(ed25519, [1; 32]), true),
-            Shown::Wrapped => (wrapped(SEED).0, false),
-            Shown::StolenWrapped => {
+            PresentedKey::Raw => (raw(ed25519, SEED), true),
+            PresentedKey::StolenRaw => (raw(ed25519, [1; 32]), true),
+            PresentedKey::Wrapped => (wrapped(SEED).0, false),
+            PresentedKey::StolenWrapped => {
                 let signing = Arc::clone(&raw(ed25519, [1; 32]).key);
                 let stolen = CertifiedKey::new(wrapped(SEED).0.cert.clone(), signing);
                 (Arc::new(stolen), false)
             }
-            Shown::Public => (Arc::clone(&self.public), false),
-            Shown::Expired => (public(&NAMES, 1990, 1991), false),
-            Shown::NotYetValid => (public(&NAMES, 3000, 3001), false),
-            Shown::OtherName => (public(&["edge.example"], 2000, 3000), false),
-            Shown::OtherAuthority => (self.stranger.certify(&NAMES, &self.other_ec, |_| {}), false),
+            PresentedKey::Public => (Arc::clone(&self.public), false),
+            PresentedKey::Expired => (public(&NAMES, 1990, 1991), false),
+            PresentedKey::NotYetValid => (public(&NAMES, 3000, 3001), false),
+            PresentedKey::OtherName => (public(&["edge.example"], 2000, 3000), false),
+            PresentedKey::OtherAuthority => {
+                (self.stranger.certify(&NAMES, &self.other_ec, |_| {}), false)
+            }
         };
-        Server { key, raw }
+        RemoteServerSpec { key, raw }
     }
 }
 
 /// One server and how it shows its key.
-pub(super) struct Server {
+pub(super) struct RemoteServerSpec {
     key: Arc<CertifiedKey>,
     raw: bool,
 }
 
-impl Server {
+impl RemoteServerSpec {
     pub(super) fn certificate(&self) -> PeerKey {
         let proof = PeerProof::from_certificate(&self.key.cert[0]).expect("a key");
         proof.certificate.expect("a certificate")
@@ -103,20 +105,24 @@ impl Server {
 }
 
 /// A server that runs.
-pub(super) enum Running {
-    Foreign(Foreign),
+pub(super) enum RemoteTestServer {
+    Foreign(ForeignServer),
     Iroh(Endpoint),
 }
 
-impl Running {
+impl RemoteTestServer {
     /// Over iroh, iroh itself where it can be: it shows raw keys that it holds, and nothing else. The
     /// others speak plain QUIC, which looks the same to who dials until the handshake fails.
-    pub(super) async fn start(cast: &Cast, shown: Shown, column: Column) -> Self {
-        if (shown, column) == (Shown::Raw, Column::Iroh) {
+    pub(super) async fn start(
+        cast: &RemoteTestKeys,
+        shown: PresentedKey,
+        column: TransportColumn,
+    ) -> Self {
+        if (shown, column) == (PresentedKey::Raw, TransportColumn::Iroh) {
             return Self::Iroh(iroh_server().await);
         }
         let server = cast.server(shown);
-        Self::Foreign(Foreign::start(server.key, server.raw).await)
+        Self::Foreign(ForeignServer::start(server.key, server.raw).await)
     }
 
     pub(super) fn port(&self, carriage: Carriage) -> u16 {
@@ -127,7 +133,7 @@ impl Running {
     }
 }
 
-/// Has the peer's key, and keeps whoever comes.
+/// Has the peer's key, and keeps every connection until its client closes it.
 async fn iroh_server() -> Endpoint {
     let builder = Endpoint::builder(presets::Minimal)
         .secret_key(SecretKey::from_bytes(&SEED))

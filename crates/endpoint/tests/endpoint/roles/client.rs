@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::scene::{KEYED, the_token};
-use super::{Got, Sends};
+use super::{ObservedOutcome, Sends};
 use crate::support::hung;
 
 /// The operation that is called.
@@ -39,22 +39,22 @@ impl Visit {
 }
 
 /// What carries a client's connections, and where to.
-pub(super) enum Carrier {
+pub(super) enum ClientTransport {
     /// Iroh itself, which keeps its tickets with the endpoint.
     Iroh(iroh::Endpoint, EndpointAddr),
     Quic(u16, Arc<ClientConfig>),
     Tls(u16, Arc<ClientConfig>),
 }
 
-pub(super) struct Client {
-    carrier: Carrier,
+pub(super) struct RoleTestClient {
+    carrier: ClientTransport,
     visit: Visit,
     full: Arc<AtomicUsize>,
 }
 
-impl Client {
+impl RoleTestClient {
     /// A client whose `full` handshakes its verifier counts.
-    pub(super) fn new(carrier: Carrier, visit: Visit, full: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(carrier: ClientTransport, visit: Visit, full: Arc<AtomicUsize>) -> Self {
         Self {
             carrier,
             visit,
@@ -63,27 +63,29 @@ impl Client {
     }
 
     /// Connects. The ticket of an earlier connection is used, if there is one.
-    pub(super) async fn open(&self) -> io::Result<Line> {
+    pub(super) async fn open(&self) -> io::Result<RoleTestConnection> {
         let name = "node.test.invalid";
         let wire = match &self.carrier {
-            Carrier::Iroh(endpoint, node) => Wire::Iroh(self.over_iroh(endpoint, node).await?),
-            Carrier::Quic(port, config) => {
+            ClientTransport::Iroh(endpoint, node) => {
+                ClientWire::Iroh(self.over_iroh(endpoint, node).await?)
+            }
+            ClientTransport::Quic(port, config) => {
                 let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
                 let tls = quinn::crypto::rustls::QuicClientConfig::try_from(Arc::clone(config));
                 let config = quinn::ClientConfig::new(Arc::new(tls.expect("TLS 1.3")));
                 let connecting =
                     endpoint.connect_with(config, ([127, 0, 0, 1], *port).into(), name);
                 let connection = connecting.expect("a valid configuration").await?;
-                Wire::Quic(endpoint, connection)
+                ClientWire::Quic(endpoint, connection)
             }
-            Carrier::Tls(port, config) => {
+            ClientTransport::Tls(port, config) => {
                 let tcp = TcpStream::connect(("127.0.0.1", *port)).await?;
                 let name = name.try_into().expect("a name");
                 let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
-                Wire::Tls(Box::new(connector.connect(name, tcp).await?))
+                ClientWire::Tls(Box::new(connector.connect(name, tcp).await?))
             }
         };
-        Ok(Line {
+        Ok(RoleTestConnection {
             wire,
             visit: self.visit,
             authenticated: false,
@@ -118,21 +120,21 @@ impl Client {
     }
 
     pub(super) async fn close(self) {
-        if let Carrier::Iroh(endpoint, _) = self.carrier {
+        if let ClientTransport::Iroh(endpoint, _) = self.carrier {
             endpoint.close().await;
         }
     }
 }
 
 /// A connection.
-pub(super) struct Line {
-    wire: Wire,
+pub(super) struct RoleTestConnection {
+    wire: ClientWire,
     visit: Visit,
     authenticated: bool,
     asked: usize,
 }
 
-enum Wire {
+enum ClientWire {
     Iroh(iroh::endpoint::Connection),
     Tls(Box<TlsStream<TcpStream>>),
     /// The endpoint carries the connection.
@@ -142,33 +144,33 @@ enum Wire {
     ),
 }
 
-impl Line {
+impl RoleTestConnection {
     /// Asks the node who we are.
-    pub(super) async fn ask(&mut self, sends: Sends) -> Got {
+    pub(super) async fn ask(&mut self, sends: Sends) -> ObservedOutcome {
         match timeout(hung(), self.answer(sends)).await {
             Ok(Ok(got)) => got,
             // An error is not always told to the one who reads: the connection knows why.
             Ok(Err(error)) => self.ended_by(Some(error)).await,
-            Err(_) => Got::Other("no answer".to_owned()),
+            Err(_) => ObservedOutcome::Other("no answer".to_owned()),
         }
     }
 
     /// Waits until the node ends the connection.
-    pub(super) async fn ended(&mut self) -> Got {
+    pub(super) async fn ended(&mut self) -> ObservedOutcome {
         self.ended_by(None).await
     }
 
-    async fn answer(&mut self, sends: Sends) -> io::Result<Got> {
+    async fn answer(&mut self, sends: Sends) -> io::Result<ObservedOutcome> {
         if self.visit == Visit::Keyed {
             let line = self.exchange(b"?", |got| got.ends_with(b"\n")).await?;
             let name = String::from_utf8_lossy(&line).trim_end().to_owned();
-            return Ok(Got::As(name));
+            return Ok(ObservedOutcome::As(name));
         }
         if sends == Sends::Session && !self.authenticated {
             self.authenticated = true;
             let token = json!({ "token": the_token() });
             let got = self.call("/session/authenticate", token, None).await?;
-            if !matches!(got, Got::Other(_)) {
+            if !matches!(got, ObservedOutcome::Other(_)) {
                 return Ok(got);
             }
         }
@@ -185,7 +187,7 @@ impl Line {
         operation: &str,
         input: Value,
         token: Option<&str>,
-    ) -> io::Result<Got> {
+    ) -> io::Result<ObservedOutcome> {
         self.asked += 1;
         let mut payload = json!({ "operationId": operation, "input": input });
         if let Some(token) = token {
@@ -205,7 +207,7 @@ impl Line {
     ) -> io::Result<Bytes> {
         let mut got = Vec::new();
         match &mut self.wire {
-            Wire::Iroh(connection) => {
+            ClientWire::Iroh(connection) => {
                 let (mut send, mut recv) = connection.open_bi().await?;
                 send.write_all(bytes).await?;
                 while !is_whole(&got) {
@@ -214,7 +216,7 @@ impl Line {
                     got.extend_from_slice(&chunk.ok_or(io::ErrorKind::UnexpectedEof)?);
                 }
             }
-            Wire::Tls(tls) => {
+            ClientWire::Tls(tls) => {
                 tls.write_all(bytes).await?;
                 while !is_whole(&got) {
                     if tls.read_buf(&mut got).await? == 0 {
@@ -222,7 +224,7 @@ impl Line {
                     }
                 }
             }
-            Wire::Quic(_, connection) => {
+            ClientWire::Quic(_, connection) => {
                 let (mut send, mut recv) = connection.open_bi().await?;
                 send.write_all(bytes).await?;
                 while !is_whole(&got) {
@@ -237,17 +239,19 @@ impl Line {
     }
 
     /// How the connection ended, of which `error` was the first sign.
-    async fn ended_by(&mut self, error: Option<io::Error>) -> Got {
+    async fn ended_by(&mut self, error: Option<io::Error>) -> ObservedOutcome {
         match &mut self.wire {
-            Wire::Iroh(connection) => match timeout(hung(), connection.closed()).await {
+            ClientWire::Iroh(connection) => match timeout(hung(), connection.closed()).await {
                 Ok(iroh::endpoint::ConnectionError::ApplicationClosed(end)) => {
-                    Got::Closed(Some(end.error_code.into_inner()))
+                    ObservedOutcome::Closed(Some(end.error_code.into_inner()))
                 }
-                Ok(iroh::endpoint::ConnectionError::ConnectionClosed(_)) => Got::Refused,
-                Ok(other) => Got::Other(other.to_string()),
-                Err(_) => Got::Other("stays open".to_owned()),
+                Ok(iroh::endpoint::ConnectionError::ConnectionClosed(_)) => {
+                    ObservedOutcome::Refused
+                }
+                Ok(other) => ObservedOutcome::Other(other.to_string()),
+                Err(_) => ObservedOutcome::Other("stays open".to_owned()),
             },
-            Wire::Tls(tls) => {
+            ClientWire::Tls(tls) => {
                 let end = match error {
                     Some(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
                     Some(error) => Err(error),
@@ -255,22 +259,22 @@ impl Line {
                         let mut rest = Vec::new();
                         match timeout(hung(), tls.read_to_end(&mut rest)).await {
                             Ok(end) => end,
-                            Err(_) => return Got::Other("stays open".to_owned()),
+                            Err(_) => return ObservedOutcome::Other("stays open".to_owned()),
                         }
                     }
                 };
                 match end {
-                    Ok(_) => Got::Closed(None),
-                    Err(_) => Got::Refused,
+                    Ok(_) => ObservedOutcome::Closed(None),
+                    Err(_) => ObservedOutcome::Refused,
                 }
             }
-            Wire::Quic(_, connection) => match timeout(hung(), connection.closed()).await {
+            ClientWire::Quic(_, connection) => match timeout(hung(), connection.closed()).await {
                 Ok(quinn::ConnectionError::ApplicationClosed(end)) => {
-                    Got::Closed(Some(end.error_code.into_inner()))
+                    ObservedOutcome::Closed(Some(end.error_code.into_inner()))
                 }
-                Ok(quinn::ConnectionError::ConnectionClosed(_)) => Got::Refused,
-                Ok(other) => Got::Other(other.to_string()),
-                Err(_) => Got::Other("stays open".to_owned()),
+                Ok(quinn::ConnectionError::ConnectionClosed(_)) => ObservedOutcome::Refused,
+                Ok(other) => ObservedOutcome::Other(other.to_string()),
+                Err(_) => ObservedOutcome::Other("stays open".to_owned()),
             },
         }
     }
@@ -281,14 +285,14 @@ fn is_frame(got: &[u8]) -> bool {
         .is_some_and(|(header, rest)| rest.len() >= u32::from_be_bytes(*header) as usize)
 }
 
-fn answer_of(body: Bytes) -> Got {
+fn answer_of(body: Bytes) -> ObservedOutcome {
     let body = FrameBody::parse(body).expect("a well-formed frame");
     let event = Envelope::parse(&body.envelope, 32).expect("a well-formed envelope");
     let payload: Value = serde_json::from_str(event.payload).expect("JSON");
     match (event.kind, &payload["output"], payload["code"].as_str()) {
-        (EventKind::Responded, Value::String(name), _) => Got::As(name.clone()),
-        (EventKind::Responded, other, _) => Got::Other(other.to_string()),
-        (_, _, Some("UNAUTHENTICATED")) => Got::Nobody,
-        (_, _, code) => Got::Other(format!("{code:?}")),
+        (EventKind::Responded, Value::String(name), _) => ObservedOutcome::As(name.clone()),
+        (EventKind::Responded, other, _) => ObservedOutcome::Other(other.to_string()),
+        (_, _, Some("UNAUTHENTICATED")) => ObservedOutcome::Nobody,
+        (_, _, code) => ObservedOutcome::Other(format!("{code:?}")),
     }
 }

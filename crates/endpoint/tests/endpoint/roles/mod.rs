@@ -1,5 +1,5 @@
-//! Who dials this node × what proves it × what carries it: the specification, row by row, and every
-//! cell of it against a real port. Whom this node dials is in `remotes`.
+//! The client that dials this node × what proves it × what carries it: the specification, row by
+//! row, and every cell of it against a real port. Servers that this node dials are in `remotes`.
 
 mod client;
 mod rows;
@@ -8,10 +8,10 @@ pub(crate) mod sheet;
 
 use std::fmt;
 
-use client::{Client, Visit};
-use rows::{Row, rows};
-use scene::Scene;
-use sheet::{Column, Sheet};
+use client::{RoleTestClient, Visit};
+use rows::{RoleCase, rows};
+use scene::RoleTestNode;
+use sheet::{RoleMatrix, TransportColumn};
 
 /// What a client shows in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,13 +21,13 @@ enum Shows {
     Raw,
     /// The key that follows it in a rotation, raw.
     NextRaw,
-    /// Somebody's public key without the private one: signed with another.
+    /// Another peer's public key without the private one: signed with another.
     StolenRaw,
     /// Its Ed25519 key in a self-signed certificate with this flaw.
-    Wrapped(Flaw),
+    Wrapped(CertificateFlaw),
     /// The key that follows, in a certificate.
     NextWrapped,
-    /// Somebody's certificate without the private key.
+    /// Another peer's certificate without the private key.
     StolenWrapped,
     /// A P-256 key in a certificate.
     Ec,
@@ -39,7 +39,7 @@ enum Shows {
 
 /// What is wrong with a certificate, beside that it is a client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flaw {
+enum CertificateFlaw {
     None,
     Expired,
     NotYetValid,
@@ -49,7 +49,7 @@ enum Flaw {
 
 /// A key by which an entry of this node may know its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
+enum KnownKeyForm {
     /// The Ed25519 key of [`Shows::Raw`] and [`Shows::Wrapped`].
     Own,
     Next,
@@ -61,15 +61,15 @@ enum Known {
 
 /// What this node knows: the peer `edge`, and a program's token.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
-    keys: &'static [Known],
+struct RolePeerEntry {
+    keys: &'static [KnownKeyForm],
     enabled: bool,
     expired: bool,
-    token: Token,
+    token: TokenCase,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
+enum TokenCase {
     Unknown,
     Good,
     Expired,
@@ -91,37 +91,40 @@ enum Sends {
 
 /// What happens to the entry, and when.
 #[derive(Clone, Copy, Debug)]
-enum Change {
+enum EntryChange {
     Never,
     /// While the client is connected; it goes on with the same connection.
-    Live(Entry),
+    Live(RolePeerEntry),
     /// While the client is away; it comes back with the ticket of its first connection.
-    Away(Entry),
+    Away(RolePeerEntry),
 }
 
 /// What must come of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
+enum ExpectedOutcome {
     /// It acts as this identity.
     As(&'static str),
-    /// It is served as nobody: whatever needs somebody answers `UNAUTHENTICATED`.
+    /// It is served as an unknown peer: an operation that needs an identity answers
+    /// `UNAUTHENTICATED`.
     Nobody,
     /// The node ends the connection: code 1, which TLS cannot carry.
     Closed,
     /// The handshake fails; no handler hears of it.
     Refused,
-    /// Nobody shows such a thing over this carriage: its clients cannot. The handshake of one that is
-    /// made by hand fails.
+    /// Clients of this carriage cannot show such a thing. The handshake of a client that is made by
+    /// hand fails.
     Impossible,
 }
 
-impl Outcome {
-    fn text(self, column: Column) -> String {
+impl ExpectedOutcome {
+    fn text(self, column: TransportColumn) -> String {
         match (self, column) {
             (Self::As(name), _) => format!("as `{name}`"),
-            (Self::Nobody, _) => "nobody".to_owned(),
-            (Self::Closed, Column::Iroh | Column::Quic) => "closed, code 1".to_owned(),
-            (Self::Closed, Column::Tls) => "closed".to_owned(),
+            (Self::Nobody, _) => "unknown peer".to_owned(),
+            (Self::Closed, TransportColumn::Iroh | TransportColumn::Quic) => {
+                "closed, code 1".to_owned()
+            }
+            (Self::Closed, TransportColumn::Tls) => "closed".to_owned(),
             (Self::Refused, _) => "no handshake".to_owned(),
             (Self::Impossible, _) => "not possible".to_owned(),
         }
@@ -130,7 +133,7 @@ impl Outcome {
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Got {
+enum ObservedOutcome {
     As(String),
     Nobody,
     Closed(Option<u64>),
@@ -139,11 +142,11 @@ enum Got {
     Other(String),
 }
 
-impl fmt::Display for Got {
+impl fmt::Display for ObservedOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::As(name) => write!(f, "as `{name}`"),
-            Self::Nobody => f.write_str("nobody"),
+            Self::Nobody => f.write_str("unknown peer"),
             Self::Closed(Some(code)) => write!(f, "closed, code {code}"),
             Self::Closed(None) => f.write_str("closed"),
             Self::Refused => f.write_str("no handshake"),
@@ -157,13 +160,13 @@ impl fmt::Display for Got {
 async fn who_dials_us() {
     let mut head = vec!["who".to_owned(), "proof".to_owned()];
     for protocol in ["calls", "known keys only"] {
-        head.extend(Column::ALL.map(|column| format!("{protocol}, {}", column.name())));
+        head.extend(TransportColumn::ALL.map(|column| format!("{protocol}, {}", column.name())));
     }
-    let mut sheet = Sheet::new(&head);
+    let mut sheet = RoleMatrix::new(&head);
     for row in rows() {
         sheet.row(row.role, row.proof);
         for (visit, expected) in [(Visit::Call, row.call), (Visit::Keyed, row.keyed)] {
-            for column in Column::ALL {
+            for column in TransportColumn::ALL {
                 let expected = row.over(column, expected);
                 let got = cell(&row, visit, expected, column).await;
                 sheet.cell(&expected.text(column), &got);
@@ -174,47 +177,57 @@ async fn who_dials_us() {
     sheet.check();
 }
 
-/// One cell, on a node of its own: whoever fails too often is shut out.
-async fn cell(row: &Row, visit: Visit, expected: Outcome, column: Column) -> Got {
-    let scene = Scene::start(row.entry, column).await;
+/// One cell, on a node of its own: a client that fails too often is shut out.
+async fn cell(
+    row: &RoleCase,
+    visit: Visit,
+    expected: ExpectedOutcome,
+    column: TransportColumn,
+) -> ObservedOutcome {
+    let scene = RoleTestNode::start(row.entry, column).await;
     let client = scene.client(row.shows, visit, column).await;
     let got = match talk(row, &scene, &client, expected).await {
-        Got::Refused => scene.refused().await,
+        ObservedOutcome::Refused => scene.refused().await,
         got => got,
     };
     client.close().await;
     match (expected, got) {
-        (Outcome::Impossible, Got::Refused) => Got::Impossible,
+        (ExpectedOutcome::Impossible, ObservedOutcome::Refused) => ObservedOutcome::Impossible,
         (_, got) => got,
     }
 }
 
 /// What comes of a connection, as its client sees it.
-async fn talk(row: &Row, scene: &Scene, client: &Client, expected: Outcome) -> Got {
+async fn talk(
+    row: &RoleCase,
+    scene: &RoleTestNode,
+    client: &RoleTestClient,
+    expected: ExpectedOutcome,
+) -> ObservedOutcome {
     let Ok(mut line) = client.open().await else {
-        return Got::Refused;
+        return ObservedOutcome::Refused;
     };
     let first = line.ask(row.sends).await;
     match row.change {
-        Change::Never => first,
-        _ if first == Got::Refused => first,
-        Change::Live(after) => {
+        EntryChange::Never => first,
+        _ if first == ObservedOutcome::Refused => first,
+        EntryChange::Live(after) => {
             scene.change(after);
             // Asking at once could overtake the end.
             match expected {
-                Outcome::Closed => line.ended().await,
+                ExpectedOutcome::Closed => line.ended().await,
                 _ => line.ask(row.sends).await,
             }
         }
-        Change::Away(after) => {
+        EntryChange::Away(after) => {
             drop(line);
             scene.change(after);
             let Ok(mut line) = client.open().await else {
-                return Got::Other("the second handshake failed".to_owned());
+                return ObservedOutcome::Other("the second handshake failed".to_owned());
             };
             match client.full_handshakes() {
                 1 => line.ask(row.sends).await,
-                n => Got::Other(format!("{n} full handshakes")),
+                n => ObservedOutcome::Other(format!("{n} full handshakes")),
             }
         }
     }

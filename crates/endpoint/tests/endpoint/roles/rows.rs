@@ -1,30 +1,37 @@
 //! The rows: who shows what to a node that knows what, and what must come of it.
 
-use super::sheet::Column;
-use super::{Change, Entry, Flaw, Known, Outcome, Sends, Shows, Token};
+use super::sheet::TransportColumn;
+use super::{
+    CertificateFlaw, EntryChange, ExpectedOutcome, KnownKeyForm, RolePeerEntry, Sends, Shows,
+    TokenCase,
+};
 
 /// One role and what proves it.
-pub(super) struct Row {
+pub(super) struct RoleCase {
     pub(super) role: &'static str,
     pub(super) proof: &'static str,
     pub(super) shows: Shows,
-    pub(super) entry: Entry,
+    pub(super) entry: RolePeerEntry,
     pub(super) sends: Sends,
-    pub(super) change: Change,
-    /// Over `alknet/call`, which lets in whoever comes and asks each request who it is.
-    pub(super) call: Outcome,
+    pub(super) change: EntryChange,
+    /// Over `alknet/call`, which lets every client in and asks each request who it is.
+    pub(super) call: ExpectedOutcome,
     /// Over a protocol that takes known keys only.
-    pub(super) keyed: Outcome,
+    pub(super) keyed: ExpectedOutcome,
 }
 
-impl Row {
-    /// What must come of it over `column`, where it comes to `outcome` elsewhere. A client of iroh has
-    /// a raw key and shows it, always. Whoever shows a stolen one needs no client of iroh's.
-    pub(super) fn over(&self, column: Column, outcome: Outcome) -> Outcome {
+impl RoleCase {
+    /// What must come of it over `column`, where it comes to `outcome` elsewhere. A client of iroh has a raw key and
+    /// shows it, always. An attacker with a stolen key needs no client of iroh's.
+    pub(super) fn over(
+        &self,
+        column: TransportColumn,
+        outcome: ExpectedOutcome,
+    ) -> ExpectedOutcome {
         match (column, self.shows) {
-            (Column::Quic | Column::Tls, _) => outcome,
-            (Column::Iroh, Shows::NextRaw | Shows::Raw | Shows::StolenRaw) => outcome,
-            (Column::Iroh, _) => Outcome::Impossible,
+            (TransportColumn::Quic | TransportColumn::Tls, _) => outcome,
+            (TransportColumn::Iroh, Shows::NextRaw | Shows::Raw | Shows::StolenRaw) => outcome,
+            (TransportColumn::Iroh, _) => ExpectedOutcome::Impossible,
         }
     }
 }
@@ -33,82 +40,99 @@ const PEER: &str = "peer";
 const PROGRAM: &str = "program";
 const STRANGER: &str = "stranger";
 /// Name of a peer, of a program's token.
-const EDGE: Outcome = Outcome::As("edge");
-const TOOL: Outcome = Outcome::As("key:tool0001");
+const EDGE: ExpectedOutcome = ExpectedOutcome::As("edge");
+const TOOL: ExpectedOutcome = ExpectedOutcome::As("key:tool0001");
 
-const fn knows(keys: &'static [Known]) -> Entry {
-    Entry {
+const fn knows(keys: &'static [KnownKeyForm]) -> RolePeerEntry {
+    RolePeerEntry {
         keys,
         enabled: true,
         expired: false,
-        token: Token::Unknown,
+        token: TokenCase::Unknown,
     }
 }
 
-const fn tokens(token: Token) -> Entry {
-    Entry {
+const fn tokens(token: TokenCase) -> RolePeerEntry {
+    RolePeerEntry {
         token,
         ..knows(&[])
     }
 }
 
-const fn disabled(entry: Entry) -> Entry {
-    Entry {
+const fn disabled(entry: RolePeerEntry) -> RolePeerEntry {
+    RolePeerEntry {
         enabled: false,
         ..entry
     }
 }
 
-const fn expired(entry: Entry) -> Entry {
-    Entry {
+const fn expired(entry: RolePeerEntry) -> RolePeerEntry {
+    RolePeerEntry {
         expired: true,
         ..entry
     }
 }
 
-/// Somebody whose key decides everything.
-fn key(role: &'static str, proof: &'static str, shows: Shows, entry: Entry, is: Outcome) -> Row {
-    Row {
+/// A client whose key decides everything.
+fn key(
+    role: &'static str,
+    proof: &'static str,
+    shows: Shows,
+    entry: RolePeerEntry,
+    is: ExpectedOutcome,
+) -> RoleCase {
+    RoleCase {
         role,
         proof,
         shows,
         entry,
         sends: Sends::Nothing,
-        change: Change::Never,
+        change: EntryChange::Never,
         call: is,
         keyed: match is {
-            Outcome::Nobody => Outcome::Closed,
+            ExpectedOutcome::Nobody => ExpectedOutcome::Closed,
             other => other,
         },
     }
 }
 
-/// Somebody whose token counts over `alknet/call`, and whose key, if any, elsewhere.
-fn token(proof: &'static str, entry: Entry, sends: Sends, call: Outcome) -> Row {
-    Row {
+/// A client whose token counts over `alknet/call`, and whose key, if any, elsewhere.
+fn token(
+    proof: &'static str,
+    entry: RolePeerEntry,
+    sends: Sends,
+    call: ExpectedOutcome,
+) -> RoleCase {
+    RoleCase {
         sends,
         call,
-        ..key(PROGRAM, proof, Shows::Nothing, entry, Outcome::Nobody)
+        ..key(
+            PROGRAM,
+            proof,
+            Shows::Nothing,
+            entry,
+            ExpectedOutcome::Nobody,
+        )
     }
 }
 
-fn live(row: Row, after: Entry) -> Row {
-    Row {
-        change: Change::Live(after),
+fn live(row: RoleCase, after: RolePeerEntry) -> RoleCase {
+    RoleCase {
+        change: EntryChange::Live(after),
         ..row
     }
 }
 
-fn away(row: Row, after: Entry) -> Row {
-    Row {
-        change: Change::Away(after),
+fn away(row: RoleCase, after: RolePeerEntry) -> RoleCase {
+    RoleCase {
+        change: EntryChange::Away(after),
         ..row
     }
 }
 
-pub(super) fn rows() -> Vec<Row> {
-    use Known::{Certificate, Next, Own, Spki};
-    use Outcome::{Closed, Nobody, Refused};
+pub(super) fn rows() -> Vec<RoleCase> {
+    use ExpectedOutcome::{Closed, Nobody, Refused};
+    use KnownKeyForm::{Certificate, Next, Own, Spki};
     use Shows::{
         Ec, EcRenewed, EcStranger, NextRaw, NextWrapped, Raw, StolenRaw, StolenWrapped, Wrapped,
     };
@@ -180,7 +204,7 @@ pub(super) fn rows() -> Vec<Row> {
             disabled(own),
         ),
         key(PEER, "raw key, entry expired", Raw, expired(own), Nobody),
-        key(STRANGER, "raw key of nobody", Raw, none, Nobody),
+        key(STRANGER, "unknown raw key", Raw, none, Nobody),
         key(
             STRANGER,
             "raw key of a peer, without the private key",
@@ -189,49 +213,61 @@ pub(super) fn rows() -> Vec<Row> {
             Refused,
         ),
         // The same key in a certificate: names, dates and issuers mean nothing.
-        key(PEER, "X.509, known", Wrapped(Flaw::None), own, EDGE),
+        key(
+            PEER,
+            "X.509, known",
+            Wrapped(CertificateFlaw::None),
+            own,
+            EDGE,
+        ),
         key(
             PEER,
             "X.509, known, expired",
-            Wrapped(Flaw::Expired),
+            Wrapped(CertificateFlaw::Expired),
             own,
             EDGE,
         ),
         key(
             PEER,
             "X.509, known, not yet valid",
-            Wrapped(Flaw::NotYetValid),
+            Wrapped(CertificateFlaw::NotYetValid),
             own,
             EDGE,
         ),
         key(
             PEER,
             "X.509, known, wrong name",
-            Wrapped(Flaw::WrongName),
+            Wrapped(CertificateFlaw::WrongName),
             own,
             EDGE,
         ),
         key(
             PEER,
             "X.509, known, unknown authority",
-            Wrapped(Flaw::UnknownAuthority),
+            Wrapped(CertificateFlaw::UnknownAuthority),
             own,
             EDGE,
         ),
         key(
             PEER,
             "X.509, rotated: the old key",
-            Wrapped(Flaw::None),
+            Wrapped(CertificateFlaw::None),
             next,
             Nobody,
         ),
         key(PEER, "X.509, rotated: the new key", NextWrapped, next, EDGE),
-        key(PEER, "X.509, revoked", Wrapped(Flaw::None), none, Nobody),
+        key(
+            PEER,
+            "X.509, revoked",
+            Wrapped(CertificateFlaw::None),
+            none,
+            Nobody,
+        ),
         live(
             key(
                 PEER,
                 "X.509, revoked while connected",
-                Wrapped(Flaw::None),
+                Wrapped(CertificateFlaw::None),
                 own,
                 Closed,
             ),
@@ -241,7 +277,7 @@ pub(super) fn rows() -> Vec<Row> {
             key(
                 PEER,
                 "X.509, revoked, back with a ticket",
-                Wrapped(Flaw::None),
+                Wrapped(CertificateFlaw::None),
                 own,
                 Nobody,
             ),
@@ -284,53 +320,58 @@ pub(super) fn rows() -> Vec<Row> {
             Refused,
         ),
         // Tokens.
-        token("token, good", tokens(Token::Good), Sends::Token, TOOL),
+        token("token, good", tokens(TokenCase::Good), Sends::Token, TOOL),
         token(
             "token, good, for the connection",
-            tokens(Token::Good),
+            tokens(TokenCase::Good),
             Sends::Session,
             TOOL,
         ),
-        token("token of a peer", tokens(Token::Peers), Sends::Token, EDGE),
+        token(
+            "token of a peer",
+            tokens(TokenCase::Peers),
+            Sends::Token,
+            EDGE,
+        ),
         token(
             "token of a disabled peer",
-            disabled(tokens(Token::Peers)),
+            disabled(tokens(TokenCase::Peers)),
             Sends::Token,
             Nobody,
         ),
         token(
             "token, expired",
-            tokens(Token::Expired),
+            tokens(TokenCase::Expired),
             Sends::Token,
             Nobody,
         ),
         token(
             "token, unknown",
-            tokens(Token::Unknown),
+            tokens(TokenCase::Unknown),
             Sends::Token,
             Nobody,
         ),
         token(
             "no token, but something like it",
-            tokens(Token::Good),
+            tokens(TokenCase::Good),
             Sends::Nonsense,
             Nobody,
         ),
         live(
             token(
                 "token, revoked while connected",
-                tokens(Token::Good),
+                tokens(TokenCase::Good),
                 Sends::Token,
                 Nobody,
             ),
             none,
         ),
         live(
-            Row {
+            RoleCase {
                 keyed: Closed,
                 ..token(
                     "token, for the connection, revoked while connected",
-                    tokens(Token::Good),
+                    tokens(TokenCase::Good),
                     Sends::Session,
                     Closed,
                 )
@@ -338,21 +379,21 @@ pub(super) fn rows() -> Vec<Row> {
             none,
         ),
         // A token replaces what the key says, and a bad one is not forgiven for a good key.
-        Row {
+        RoleCase {
             role: PEER,
             shows: Raw,
             keyed: EDGE,
             ..token(
                 "raw key, known, and a good token",
-                Entry {
-                    token: Token::Good,
+                RolePeerEntry {
+                    token: TokenCase::Good,
                     ..own
                 },
                 Sends::Token,
                 TOOL,
             )
         },
-        Row {
+        RoleCase {
             role: PEER,
             shows: Raw,
             keyed: EDGE,
@@ -363,32 +404,32 @@ pub(super) fn rows() -> Vec<Row> {
                 Nobody,
             )
         },
-        // The same from somebody whose key this node does not know.
-        Row {
+        // The same from a client whose key this node does not know.
+        RoleCase {
             shows: Raw,
             ..token(
-                "raw key of nobody, and a good token",
-                tokens(Token::Good),
+                "unknown raw key, and a good token",
+                tokens(TokenCase::Good),
                 Sends::Token,
                 TOOL,
             )
         },
-        Row {
+        RoleCase {
             shows: Raw,
             ..token(
-                "raw key of nobody, and an unknown token",
-                tokens(Token::Unknown),
+                "unknown raw key, and an unknown token",
+                tokens(TokenCase::Unknown),
                 Sends::Token,
                 Nobody,
             )
         },
         live(
-            Row {
+            RoleCase {
                 shows: Raw,
                 keyed: Closed,
                 ..token(
-                    "raw key of nobody, and a token for the connection, revoked while connected",
-                    tokens(Token::Good),
+                    "unknown raw key, and a token for the connection, revoked while connected",
+                    tokens(TokenCase::Good),
                     Sends::Session,
                     Closed,
                 )

@@ -5,28 +5,31 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use alknet_call::{
-    Body, CallError, CallHandler, Ctx, Dispatcher, HandlerKind, OperationSpec, Registration,
+    CallBody, CallError, CallHandler, Ctx, Dispatcher, HandlerKind, OperationSpec, Registration,
     Registry,
 };
 use alknet_core::{
-    ApiKey, AuthContext, AuthNeed, AuthToken, Carriage, Clock, Connection, Entries, HandlerError,
-    HandlerRegistry, Identities, PeerEntry, PeerKey,
+    ApiKey, AuthContext, AuthNeed, AuthToken, Carriage, Clock, Connection, HandlerError,
+    HandlerRegistry, Identities, IdentityEntries, PeerEntry, PeerKey,
 };
-use alknet_endpoint::{Server, ServerOptions};
+use alknet_endpoint::{EndpointServer, ServerOptions};
 use alknet_tls::{NodeKey, PeerProof};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::sign::CertifiedKey;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::client::{Carrier, Client, Visit};
-use super::{Entry, Flaw, Got, Known, Shows, Token, sheet::Column};
-use crate::authority::{Authority, certified};
+use super::client::{ClientTransport, RoleTestClient, Visit};
+use super::{
+    CertificateFlaw, KnownKeyForm, ObservedOutcome, RolePeerEntry, Shows, TokenCase,
+    sheet::TransportColumn,
+};
+use crate::authority::{EndpointTestCa, certified};
 use crate::iroh;
 use crate::matrix::{self, pkcs8, raw_key};
-use crate::support::{Handler, hung, spec};
+use crate::support::{FnHandler, hung, spec};
 
-/// Seeds of Ed25519 keys: the peer's own, the one that follows, and one that is nobody's.
+/// Seeds of Ed25519 keys: the peer's own, the one that follows, and one of no peer.
 const OWN: [u8; 32] = [21; 32];
 const NEXT: [u8; 32] = [22; 32];
 const NOBODYS: [u8; 32] = [23; 32];
@@ -53,7 +56,7 @@ struct Keyring {
     ec: Arc<CertifiedKey>,
     ec_renewed: Arc<CertifiedKey>,
     ec_stranger: Arc<CertifiedKey>,
-    authority: Authority,
+    authority: EndpointTestCa,
     spki: PeerKey,
     token: AuthToken,
 }
@@ -64,7 +67,7 @@ pub(super) fn the_token() -> &'static str {
 }
 
 static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
-    let authority = Authority::new();
+    let authority = EndpointTestCa::new();
     let key = KeyPair::generate().expect("a key");
     let names = ["edge.example"];
     Keyring {
@@ -91,12 +94,12 @@ fn seed(shows: Shows) -> Option<[u8; 32]> {
 }
 
 /// An Ed25519 key in a certificate.
-fn wrapped(seed: [u8; 32], flaw: Flaw) -> Arc<CertifiedKey> {
+fn wrapped(seed: [u8; 32], flaw: CertificateFlaw) -> Arc<CertifiedKey> {
     let key = KeyPair::try_from(&pkcs8(seed)).expect("a key");
-    if flaw == Flaw::UnknownAuthority {
+    if flaw == CertificateFlaw::UnknownAuthority {
         return KEYRING.authority.certify(&["edge"], &key, |_| {});
     }
-    let name = if flaw == Flaw::WrongName {
+    let name = if flaw == CertificateFlaw::WrongName {
         "mallory"
     } else {
         "edge"
@@ -104,8 +107,8 @@ fn wrapped(seed: [u8; 32], flaw: Flaw) -> Arc<CertifiedKey> {
     let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
     let year = |year| rcgen::date_time_ymd(year, 1, 1);
     (params.not_before, params.not_after) = match flaw {
-        Flaw::Expired => (year(1990), year(1991)),
-        Flaw::NotYetValid => (year(3000), year(3001)),
+        CertificateFlaw::Expired => (year(1990), year(1991)),
+        CertificateFlaw::NotYetValid => (year(3000), year(3001)),
         _ => (year(1990), year(3000)),
     };
     let made = params.self_signed(&key).expect("signed");
@@ -121,9 +124,9 @@ fn shown(shows: Shows) -> Option<(Arc<CertifiedKey>, bool)> {
         Shows::NextRaw => Some((raw_key(public(NEXT), NEXT), true)),
         Shows::StolenRaw => Some((raw_key(public(OWN), NOBODYS), true)),
         Shows::Wrapped(flaw) => x509(wrapped(OWN, flaw)),
-        Shows::NextWrapped => x509(wrapped(NEXT, Flaw::None)),
+        Shows::NextWrapped => x509(wrapped(NEXT, CertificateFlaw::None)),
         Shows::StolenWrapped => {
-            let chain = wrapped(OWN, Flaw::None).cert.clone();
+            let chain = wrapped(OWN, CertificateFlaw::None).cert.clone();
             let signing = Arc::clone(&raw_key(public(NOBODYS), NOBODYS).key);
             x509(Arc::new(CertifiedKey::new(chain, signing)))
         }
@@ -133,12 +136,12 @@ fn shown(shows: Shows) -> Option<(Arc<CertifiedKey>, bool)> {
     }
 }
 
-fn entries(entry: Entry) -> Entries {
-    let key = |known: &Known| match known {
-        Known::Own => public(OWN),
-        Known::Next => public(NEXT),
-        Known::Spki => KEYRING.spki,
-        Known::Certificate => {
+fn entries(entry: RolePeerEntry) -> IdentityEntries {
+    let key = |known: &KnownKeyForm| match known {
+        KnownKeyForm::Own => public(OWN),
+        KnownKeyForm::Next => public(NEXT),
+        KnownKeyForm::Spki => KEYRING.spki,
+        KnownKeyForm::Certificate => {
             let proof = PeerProof::from_certificate(&KEYRING.ec.cert[0]).expect("a key");
             proof.certificate.expect("a certificate")
         }
@@ -150,19 +153,19 @@ fn entries(entry: Entry) -> Entries {
     edge.scopes = [SCOPE].into_iter().collect();
     edge.enabled = entry.enabled;
     edge.expires = over(entry.expired);
-    if entry.token == Token::Peers {
+    if entry.token == TokenCase::Peers {
         edge.token_hashes = vec![hash];
     }
     let tool = ApiKey {
         scopes: [SCOPE].into_iter().collect(),
-        expires: over(entry.token == Token::Expired),
+        expires: over(entry.token == TokenCase::Expired),
         ..ApiKey::new(hash)
     };
-    let is_tools = matches!(entry.token, Token::Good | Token::Expired);
-    Entries {
+    let is_tools = matches!(entry.token, TokenCase::Good | TokenCase::Expired);
+    IdentityEntries {
         peers: vec![edge],
         api_keys: is_tools.then_some(tool).into_iter().collect(),
-        ..Entries::default()
+        ..IdentityEntries::default()
     }
 }
 
@@ -181,7 +184,7 @@ async fn name(connection: Connection, _auth: AuthContext) -> Result<(), HandlerE
 }
 
 fn operations() -> Registry {
-    let whoami = HandlerKind::once(|_: Body, ctx: Ctx| {
+    let whoami = HandlerKind::once(|_: CallBody, ctx: Ctx| {
         let who = ctx.identity().map(|who| who.id.to_string());
         std::future::ready(Ok::<_, CallError>(json!(who)))
     });
@@ -192,14 +195,14 @@ fn operations() -> Registry {
         .expect("a correct operation")
 }
 
-pub(super) struct Scene {
-    server: Server,
+pub(super) struct RoleTestNode {
+    server: EndpointServer,
     key: NodeKey,
     identities: Arc<Identities>,
 }
 
-impl Scene {
-    pub(super) async fn start(entry: Entry, column: Column) -> Self {
+impl RoleTestNode {
+    pub(super) async fn start(entry: RolePeerEntry, column: TransportColumn) -> Self {
         let identities = Arc::new(Identities::new(entries(entry), Arc::new(Stopped)));
         let dispatcher =
             Dispatcher::new(operations()).with_identities(Arc::clone(&identities) as _);
@@ -207,16 +210,16 @@ impl Scene {
         let calls = CallHandler::new(Arc::new(dispatcher));
         handlers.register(Arc::new(calls)).expect("the first");
         let keyed = vec![spec(KEYED, AuthNeed::Tls, Carriage::Both)];
-        let keyed = Handler(keyed, name);
+        let keyed = FnHandler(keyed, name);
         handlers.register(Arc::new(keyed)).expect("the second");
         let key = NodeKey::generate().expect("a key");
         let options = ServerOptions {
             port: 0,
             ..ServerOptions::default()
         };
-        let server = Server::bind(options, &key, handlers, Arc::clone(&identities) as _);
+        let server = EndpointServer::bind(options, &key, handlers, Arc::clone(&identities) as _);
         let mut server = server.expect("a free port");
-        if column == Column::Iroh {
+        if column == TransportColumn::Iroh {
             let added = server.add_iroh(&key, &iroh::on_loopback()).await;
             added.expect("a free port");
         }
@@ -228,17 +231,22 @@ impl Scene {
     }
 
     /// Puts another entry in place, as a changed configuration does.
-    pub(super) fn change(&self, entry: Entry) {
+    pub(super) fn change(&self, entry: RolePeerEntry) {
         self.identities.replace_config(entries(entry));
         self.server.sweep();
     }
 
-    pub(super) async fn client(&self, shows: Shows, visit: Visit, column: Column) -> Client {
+    pub(super) async fn client(
+        &self,
+        shows: Shows,
+        visit: Visit,
+        column: TransportColumn,
+    ) -> RoleTestClient {
         let shown = shown(shows);
-        // Iroh serves raw keys only, also to whoever shows something else.
-        let raw = column == Column::Iroh || shown.as_ref().is_none_or(|(_, raw)| *raw);
+        // Iroh serves raw keys only, also to clients that show something else.
+        let raw = column == TransportColumn::Iroh || shown.as_ref().is_none_or(|(_, raw)| *raw);
         let full = Arc::new(AtomicUsize::new(0));
-        let pinned = matrix::Pinned {
+        let pinned = matrix::PinnedKeyVerifier {
             key: self.key.public(),
             raw,
             full: Arc::clone(&full),
@@ -246,24 +254,26 @@ impl Scene {
         let alpn = visit.alpn();
         let config = matrix::showing(alknet_tls::provider(), pinned, shown, Some(alpn));
         let carrier = match (column, seed(shows)) {
-            (Column::Iroh, Some(seed)) => {
+            (TransportColumn::Iroh, Some(seed)) => {
                 let endpoint = iroh::stock(&NodeKey::from_seed(&seed)).await;
                 let node = iroh::address(&self.key, self.server.iroh_addresses()[0]);
-                Carrier::Iroh(endpoint, node)
+                ClientTransport::Iroh(endpoint, node)
             }
             // Made by hand: iroh has no clients that show such a thing.
-            (Column::Iroh, None) => {
+            (TransportColumn::Iroh, None) => {
                 let port = self.server.iroh_addresses()[0].port();
-                Carrier::Quic(port, Arc::new(config))
+                ClientTransport::Quic(port, Arc::new(config))
             }
-            (Column::Quic, _) => Carrier::Quic(self.server.port(), Arc::new(config)),
-            (Column::Tls, _) => Carrier::Tls(self.server.port(), Arc::new(config)),
+            (TransportColumn::Quic, _) => {
+                ClientTransport::Quic(self.server.port(), Arc::new(config))
+            }
+            (TransportColumn::Tls, _) => ClientTransport::Tls(self.server.port(), Arc::new(config)),
         };
-        Client::new(carrier, visit, full)
+        RoleTestClient::new(carrier, visit, full)
     }
 
-    /// What to call a handshake that failed: nobody of the node's may have heard of it.
-    pub(super) async fn refused(&self) -> Got {
+    /// The outcome of a failed handshake: no handler of the node may have heard of it.
+    pub(super) async fn refused(&self) -> ObservedOutcome {
         let counts = || {
             let counters = self.server.counters();
             let heard =
@@ -278,8 +288,10 @@ impl Scene {
             }
         };
         match (timeout(hung(), counted).await, counts()) {
-            (Ok(()), (1, 0)) => Got::Refused,
-            (_, other) => Got::Other(format!("no handshake, and the node counted {other:?}")),
+            (Ok(()), (1, 0)) => ObservedOutcome::Refused,
+            (_, other) => {
+                ObservedOutcome::Other(format!("no handshake, and the node counted {other:?}"))
+            }
         }
     }
 }

@@ -8,13 +8,13 @@ use alknet_core::Carriage;
 /// What carries a cell. Another carriage is another variant, another name, and another arm where
 /// the connections are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Column {
+pub(crate) enum TransportColumn {
     Quic,
     Tls,
     Iroh,
 }
 
-impl Column {
+impl TransportColumn {
     pub(crate) const ALL: [Self; 3] = [Self::Quic, Self::Tls, Self::Iroh];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -35,12 +35,12 @@ impl Column {
 }
 
 /// The table, and what differed from it.
-pub(crate) struct Sheet {
+pub(crate) struct RoleMatrix {
     text: String,
     wrong: Vec<String>,
 }
 
-impl Sheet {
+impl RoleMatrix {
     pub(crate) fn new(head: &[String]) -> Self {
         let rule: String = head.iter().map(|_| "|---").collect();
         Self {

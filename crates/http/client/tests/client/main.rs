@@ -8,25 +8,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_core::{
-    CapabilityKind, DialErrorKind, Dialer, PeerAddr, Power, Reach, Secret, capability,
+    CapabilityBackend, CapabilityKind, DialAllowList, DialErrorKind, Dialer, PeerAddr, Secret,
+    capability,
 };
 use alknet_http_client::limits::{HEADERS_MAX, REDIRECTS_MAX};
-use alknet_http_client::{ClientOptions, Exchange, HttpClient, HttpError, Redirects};
+use alknet_http_client::{ClientOptions, HttpClient, HttpError, HttpRequestOptions, Redirects};
 use alknet_test_support::deadline;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
-use server::{Answer, Server};
+use server::{CannedResponse, ClientTestServer};
 
 fn dialer() -> Arc<dyn Dialer> {
-    Arc::new(alknet_endpoint::Dialer::new(None))
+    Arc::new(alknet_endpoint::EndpointDialer::new(None))
 }
 
 /// May ask these servers, which are on this computer.
-fn options(servers: &[&Server]) -> ClientOptions {
-    let pinned = |server: &&Server| at(server.address).with_pins([server.pin]);
+fn options(servers: &[&ClientTestServer]) -> ClientOptions {
+    let pinned = |server: &&ClientTestServer| at(server.address).with_pins([server.pin]);
     ClientOptions {
-        reach: Reach::Public {
+        reach: DialAllowList::Public {
             also: vec!["127.0.0.1".parse().expect("a range")],
         },
         pinned: servers.iter().map(pinned).collect(),
@@ -34,7 +35,7 @@ fn options(servers: &[&Server]) -> ClientOptions {
     }
 }
 
-fn client(server: &Server) -> HttpClient {
+fn client(server: &ClientTestServer) -> HttpClient {
     HttpClient::new(dialer(), options(&[server]))
 }
 
@@ -42,7 +43,7 @@ fn at(address: SocketAddr) -> PeerAddr {
     address.to_string().parse().expect("an address")
 }
 
-fn get(server: &Server, path: &str) -> Request<Bytes> {
+fn get(server: &ClientTestServer, path: &str) -> Request<Bytes> {
     let uri = format!("https://{}{path}", server.address);
     Request::get(uri).body(Bytes::new()).expect("a request")
 }
@@ -54,8 +55,8 @@ async fn text(answer: Response<alknet_http_client::ResponseBody>) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_versions_are_spoken_and_connections_are_used_again() {
-    let server = Server::start(true, |request| {
-        Answer::new(
+    let server = ClientTestServer::start(true, |request| {
+        CannedResponse::new(
             200,
             &format!("{:?} {}", request.version(), request.uri().path()),
         )
@@ -74,7 +75,7 @@ async fn both_versions_are_spoken_and_connections_are_used_again() {
         assert_eq!(server.connections() - before, 1, "{version:?}");
     }
     // A server without HTTP/2 gets what it knows, and is not asked twice.
-    let old = Server::start(false, |_| Answer::new(200, "old")).await;
+    let old = ClientTestServer::start(false, |_| CannedResponse::new(200, "old")).await;
     let mut options = options(&[&old]);
     options.http2 = true;
     let client = HttpClient::new(dialer(), options);
@@ -84,18 +85,18 @@ async fn both_versions_are_spoken_and_connections_are_used_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redirects_stay_where_they_are_allowed_and_carry_no_secret() {
-    let other = Server::start(false, |request| {
+    let other = ClientTestServer::start(false, |request| {
         let names: Vec<_> = request.headers().keys().map(|name| name.as_str()).collect();
-        Answer::new(200, &names.join(" "))
+        CannedResponse::new(200, &names.join(" "))
     })
     .await;
     let elsewhere = format!("https://{}/there", other.address);
-    let server = Server::start(false, move |request| match request.uri().path() {
-        "/loop" => Answer::new(302, "").with("location", "/loop"),
-        "/here" => Answer::new(307, "").with("location", "ok?x=1"),
-        "/away" => Answer::new(302, "").with("location", &elsewhere),
-        "/down" => Answer::new(302, "").with("location", "http://127.0.0.1/"),
-        path => Answer::new(200, path),
+    let server = ClientTestServer::start(false, move |request| match request.uri().path() {
+        "/loop" => CannedResponse::new(302, "").with("location", "/loop"),
+        "/here" => CannedResponse::new(307, "").with("location", "ok?x=1"),
+        "/away" => CannedResponse::new(302, "").with("location", &elsewhere),
+        "/down" => CannedResponse::new(302, "").with("location", "http://127.0.0.1/"),
+        path => CannedResponse::new(200, path),
     })
     .await;
     let strict = client(&server);
@@ -123,8 +124,8 @@ async fn redirects_stay_where_they_are_allowed_and_carry_no_secret() {
     free.redirects = Redirects::Any;
     let free = HttpClient::new(dialer(), free);
     let (key, filler) = capability("key", CapabilityKind::Bearer, Arc::new(|| true));
-    filler.fill(Power::Bearer(Secret::new(b"hush".to_vec())));
-    let exchange = Exchange::default().with_credential(Some(key));
+    filler.fill(CapabilityBackend::Bearer(Secret::new(b"hush".to_vec())));
+    let exchange = HttpRequestOptions::default().with_credential(Some(key));
     let mut request = get(&server, "/away");
     for name in ["accept", "cookie", "x-api-key", "authorization"] {
         request
@@ -139,7 +140,7 @@ async fn redirects_stay_where_they_are_allowed_and_carry_no_secret() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_is_listed_is_dialled() {
-    let server = Server::start(false, |_| Answer::new(200, "")).await;
+    let server = ClientTestServer::start(false, |_| CannedResponse::new(200, "")).await;
     let refused = async |options: ClientOptions, uri: String| {
         let request = Request::get(uri).body(Bytes::new()).expect("a request");
         let client = HttpClient::new(dialer(), options);
@@ -187,7 +188,8 @@ async fn only_what_is_listed_is_dialled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_servers_are_asked_where_they_are_listed() {
-    let server = Server::plain(|request| Answer::new(200, request.uri().path())).await;
+    let server =
+        ClientTestServer::plain(|request| CannedResponse::new(200, request.uri().path())).await;
     let mut options = options(&[]);
     options.plain = vec![at(server.address)];
     let client = HttpClient::new(dialer(), options);
@@ -199,19 +201,19 @@ async fn plain_servers_are_asked_where_they_are_listed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_have_bounds() {
-    let server = Server::start(true, |request| match request.uri().path() {
-        "/long" => Answer::new(200, &"x".repeat(1000)),
+    let server = ClientTestServer::start(true, |request| match request.uri().path() {
+        "/long" => CannedResponse::new(200, &"x".repeat(1000)),
         "/headers" => {
-            let mut answer = Answer::new(200, "");
+            let mut answer = CannedResponse::new(200, "");
             for n in 0..HEADERS_MAX + 10 {
                 answer = answer.with(&format!("x-{n}"), "1");
             }
             answer
         }
-        "/wide" => Answer::new(200, "").with("x-wide", &"x".repeat(40 << 10)),
-        "/hang" => Answer::new(200, "begun").never_ending(),
-        "/silent" => Answer::silent(),
-        _ => Answer::new(404, ""),
+        "/wide" => CannedResponse::new(200, "").with("x-wide", &"x".repeat(40 << 10)),
+        "/hang" => CannedResponse::new(200, "begun").never_ending(),
+        "/silent" => CannedResponse::silent(),
+        _ => CannedResponse::new(404, ""),
     })
     .await;
     for http2 in [false, true] {
@@ -234,9 +236,9 @@ async fn answers_have_bounds() {
                 "{path} {http2}"
             );
         }
-        let brief = Exchange {
+        let brief = HttpRequestOptions {
             idle: deadline(Duration::from_millis(50)),
-            ..Exchange::default()
+            ..HttpRequestOptions::default()
         };
         let hang = client.send_with(get(&server, "/hang"), &brief).await;
         let mut body = hang.expect("a head").into_body();
@@ -244,9 +246,9 @@ async fn answers_have_bounds() {
         assert_eq!(first.into_data().expect("data"), "begun");
         let error = body.frame().await.expect("an end").expect_err("silence");
         assert!(matches!(error, HttpError::Idle(_)), "{error}");
-        let whole = Exchange {
+        let whole = HttpRequestOptions {
             whole: Some(deadline(Duration::from_millis(200))),
-            ..Exchange::default()
+            ..HttpRequestOptions::default()
         };
         let hang = client.send_with(get(&server, "/hang"), &whole).await;
         let body = hang.expect("a head").into_body();
@@ -259,11 +261,14 @@ async fn answers_have_bounds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_changes_nothing_is_asked_again() {
-    let server = Server::start(false, |_| Answer::new(503, "busy").with("retry-after", "0")).await;
+    let server = ClientTestServer::start(false, |_| {
+        CannedResponse::new(503, "busy").with("retry-after", "0")
+    })
+    .await;
     let client = client(&server);
-    let exchange = Exchange {
+    let exchange = HttpRequestOptions {
         retry: true,
-        ..Exchange::default()
+        ..HttpRequestOptions::default()
     };
     let answer = client.send_with(get(&server, "/"), &exchange).await;
     assert_eq!(answer.expect("an answer").status(), 503);

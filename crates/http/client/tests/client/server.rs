@@ -22,13 +22,13 @@ use tokio_rustls::TlsAcceptor;
 use crate::certificate::acceptor;
 
 /// What a server says.
-pub(crate) struct Answer {
+pub(crate) struct CannedResponse {
     response: Response<Vec<u8>>,
     ends: bool,
     speaks: bool,
 }
 
-impl Answer {
+impl CannedResponse {
     pub(crate) fn new(status: u16, body: &str) -> Self {
         let response = Response::builder().status(status);
         Self {
@@ -61,9 +61,9 @@ impl Answer {
 }
 
 /// One chunk, and then the end or nothing.
-struct Chunk(Option<Bytes>, bool);
+struct OneChunkBody(Option<Bytes>, bool);
 
-impl Body for Chunk {
+impl Body for OneChunkBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -79,20 +79,20 @@ impl Body for Chunk {
     }
 }
 
-type Handler = Arc<dyn Fn(&Request<Incoming>) -> Answer + Send + Sync>;
+type Handler = Arc<dyn Fn(&Request<Incoming>) -> CannedResponse + Send + Sync>;
 
-pub(crate) struct Server {
+pub(crate) struct ClientTestServer {
     pub(crate) address: SocketAddr,
     pub(crate) pin: PeerKey,
     connections: Arc<AtomicUsize>,
     requests: Arc<AtomicUsize>,
 }
 
-impl Server {
+impl ClientTestServer {
     /// With TLS, and with HTTP/2 or without.
     pub(crate) async fn start(
         http2: bool,
-        handler: impl Fn(&Request<Incoming>) -> Answer + Send + Sync + 'static,
+        handler: impl Fn(&Request<Incoming>) -> CannedResponse + Send + Sync + 'static,
     ) -> Self {
         let protocols: &[&str] = match http2 {
             true => &["http/1.1", "h2"],
@@ -104,7 +104,7 @@ impl Server {
 
     /// Without TLS.
     pub(crate) async fn plain(
-        handler: impl Fn(&Request<Incoming>) -> Answer + Send + Sync + 'static,
+        handler: impl Fn(&Request<Incoming>) -> CannedResponse + Send + Sync + 'static,
     ) -> Self {
         Self::listen(PeerKey::Spki([0; 32]), None, Arc::new(handler)).await
     }
@@ -167,7 +167,7 @@ async fn serve(
                 std::future::pending::<()>().await;
             }
             let ends = answer.ends;
-            let body = |body: Vec<u8>| Chunk(Some(body.into()), ends);
+            let body = |body: Vec<u8>| OneChunkBody(Some(body.into()), ends);
             Ok::<_, Infallible>(answer.response.map(body))
         }
     });

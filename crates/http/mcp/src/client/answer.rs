@@ -1,6 +1,6 @@
 //! What a server answered to a call, as the outcome of an operation.
 
-use alknet_call::{CallError, ErrorCode, Output, tree_bytes};
+use alknet_call::{CallError, CallOutput, ErrorCode, tree_bytes};
 use bytes::Bytes;
 use rmcp::model::{CallToolResult, ContentBlock, ServerResult};
 use serde::Serialize;
@@ -17,10 +17,10 @@ pub(super) fn outcome(response: ServerResult, typed: bool) -> Result<Bytes, Call
     match response {
         ServerResult::CallToolResult(result) => complete(result, typed),
         ServerResult::InputRequiredResult(_) => Err(refused(
-            "the tool wants to be told more by a person or a model, which this node refuses",
+            "the tool asks a person or a model for more, which this node refuses",
         )),
         ServerResult::CreateTaskResult(_) => Err(refused(
-            "the server put the call off, which nobody asked it to",
+            "the server put the call off, which this node did not ask for",
         )),
         _ => Err(refused(
             "the server does not speak as it should: its answer is not one to what it was asked",
@@ -57,8 +57,8 @@ fn complete(result: CallToolResult, typed: bool) -> Result<Bytes, CallError> {
 }
 
 fn text_of(output: &impl Serialize) -> Result<Bytes, CallError> {
-    match Output::json(output)? {
-        Output::Raw(text) => Ok(text),
+    match CallOutput::json(output)? {
+        CallOutput::Raw(text) => Ok(text),
         _ => Err(CallError::internal("text of JSON is no text")),
     }
 }

@@ -1,12 +1,12 @@
 //! Tools of other servers as operations of this node.
 
 mod answer;
+mod answer_meter;
 mod names;
-mod places;
+mod permits;
 mod remote;
 mod tools;
 mod transport;
-mod weight;
 
 #[cfg(test)]
 mod tests;
@@ -23,7 +23,7 @@ use http::Uri;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::limits::{LISTING_TIMEOUT, REFRESH, REFRESH_MIN};
-use remote::Remote;
+use remote::McpRemote;
 
 /// A server whose tools become operations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct McpImport {
 /// Reads the tools of one server, and calls them. Its operations share its connection, which lasts as
 /// long as any of them.
 pub struct FromMcp {
-    remote: Arc<Remote>,
+    remote: Arc<McpRemote>,
     /// For the list of tools, which no operation asks for; the operations get it too.
     capability: Option<Capability>,
     left_out: Mutex<Vec<String>>,
@@ -53,7 +53,7 @@ impl FromMcp {
     /// credential that `import` names, and what the server says counts against `memory`.
     ///
     /// # Errors
-    /// The address is none.
+    /// The server's URL is not valid.
     pub fn new(
         client: HttpClient,
         import: McpImport,
@@ -69,7 +69,7 @@ impl FromMcp {
             });
         }
         Ok(Self {
-            remote: Arc::new(Remote::new(client, import, memory.share())),
+            remote: Arc::new(McpRemote::new(client, import, memory.share())),
             capability,
             left_out: Mutex::default(),
             listed: Mutex::default(),
@@ -99,7 +99,7 @@ impl FromMcp {
         // Counted until its schemas are taken over, which are no longer than they were.
         let counted = self.remote.counted();
         let tools = timeout(LISTING_TIMEOUT, self.remote.list(&counted)).await;
-        let tools = tools.unwrap_or_else(|_| Err(remote::Failed::late(LISTING_TIMEOUT)))?;
+        let tools = tools.unwrap_or_else(|_| Err(remote::McpCallError::late(LISTING_TIMEOUT)))?;
         let McpImport {
             namespace, only, ..
         } = &self.remote.import;
@@ -111,9 +111,9 @@ impl FromMcp {
             .collect())
     }
 
-    fn registration(&self, tool: tools::Taken) -> Registration {
+    fn registration(&self, tool: tools::ImportedTool) -> Registration {
         let remote = Arc::clone(&self.remote);
-        let tools::Taken { name, spec, typed } = tool;
+        let tools::ImportedTool { name, spec, typed } = tool;
         let name: Arc<str> = name.into();
         let handler = HandlerKind::once(move |input, ctx| {
             let (remote, name) = (Arc::clone(&remote), Arc::clone(&name));

@@ -13,7 +13,7 @@ const HASH_BYTES: usize = 4;
 /// A part of a name for each tool, in their order. What fits is kept; of the others, each character that
 /// does not fit becomes `_`, and a name that is taken then gets a part of its own hash: whichever other
 /// tools there are, and in which order, a name stands for the same tool.
-pub(super) fn of(tools: &[&str]) -> Vec<String> {
+pub(super) fn tool_names(tools: &[&str]) -> Vec<String> {
     let fitting: HashSet<&str> = tools.iter().copied().filter(|name| fits(name)).collect();
     let mut crowded = HashSet::new();
     let mut seen = HashSet::new();
@@ -77,7 +77,7 @@ mod tests {
     fn every_name_is_one_of_an_operation() {
         let long = "x".repeat(500);
         let tools = ["fine", "a.b", "a/b", "a_b", "1st", "", "ä b", &long, "🙂"];
-        let names = of(&tools);
+        let names = tool_names(&tools);
         for name in &names {
             assert!(is_operation_name(&format!("ns/{name}")), "{name}");
         }
@@ -89,9 +89,9 @@ mod tests {
 
     #[test]
     fn the_order_of_tools_means_nothing() {
-        let one = of(&["a.b", "a/b"]);
-        let other = of(&["a/b", "a.b"]);
+        let one = tool_names(&["a.b", "a/b"]);
+        let other = tool_names(&["a/b", "a.b"]);
         assert_eq!((&one[0], &one[1]), (&other[1], &other[0]));
-        assert_eq!(of(&["a.b"]), ["a_b"]);
+        assert_eq!(tool_names(&["a.b"]), ["a_b"]);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::{AdapterError, Body, CallError, Ctx, ErrorCode, ImportShare, Output};
+use alknet_call::{AdapterError, CallBody, CallError, CallOutput, Ctx, ErrorCode, ImportShare};
 use alknet_core::{Capability, DialErrorKind};
 use alknet_http_client::{HttpClient, HttpError};
 use rmcp::model::{
@@ -25,10 +25,10 @@ use serde_json::Value;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::client::places::Places;
+use crate::client::answer_meter::AnswerMeter;
+use crate::client::permits::McpCallPermits;
 use crate::client::tools::{SERVER_ERROR, bytes, shown};
-use crate::client::transport::Http;
-use crate::client::weight::Counted;
+use crate::client::transport::McpHttpTransport;
 use crate::client::{McpImport, answer};
 use crate::limits::{
     CALL_TIMEOUT, CALLS_MAX, EVENT_BYTES_MAX, LISTING_BYTES_MAX, LISTING_TIMEOUT, PAGES_MAX,
@@ -36,29 +36,29 @@ use crate::limits::{
 };
 
 /// One server.
-pub(super) struct Remote {
+pub(super) struct McpRemote {
     pub(super) import: McpImport,
-    http: Http,
-    state: Mutex<State>,
-    places: Arc<Places>,
+    http: McpHttpTransport,
+    state: Mutex<McpRemoteState>,
+    places: Arc<McpCallPermits>,
     memory: ImportShare,
     changed: Arc<Notify>,
 }
 
 #[derive(Default)]
-struct State {
-    running: Option<RunningService<RoleClient, Refusing>>,
+struct McpRemoteState {
+    running: Option<RunningService<RoleClient, RefusingMcpClient>>,
     failures: u32,
     /// When it is tried again at the earliest, and why it failed.
-    again: Option<(Instant, Failed)>,
+    again: Option<(Instant, McpCallError)>,
 }
 
-impl Remote {
+impl McpRemote {
     pub(super) fn new(client: HttpClient, import: McpImport, memory: ImportShare) -> Self {
         let changed: Arc<Notify> = Arc::default();
         Self {
             import,
-            http: Http::new(client, Arc::clone(&changed), memory.clone()),
+            http: McpHttpTransport::new(client, Arc::clone(&changed), memory.clone()),
             state: Mutex::default(),
             places: Arc::default(),
             memory,
@@ -66,8 +66,8 @@ impl Remote {
         }
     }
 
-    /// With what requests are made from now on. It is the same for whoever was granted it: only who asks
-    /// without it differs, and does not get here.
+    /// Sets the credential that requests are made with from now on. It is the same for every operation that was
+    /// granted it; an operation without it does not get here.
     pub(super) fn authorise(&self, capability: Option<&Capability>) {
         let capability = capability.cloned().map(Arc::new);
         self.http.credential.store(capability);
@@ -79,21 +79,21 @@ impl Remote {
     }
 
     /// For one request, or several whose answers are kept together.
-    pub(super) fn counted(&self) -> Counted {
-        Counted::new(&self.memory)
+    pub(super) fn counted(&self) -> AnswerMeter {
+        AnswerMeter::new(&self.memory)
     }
 
     /// Every tool on every page, which count as long as `counted` is kept.
-    pub(super) async fn list(&self, counted: &Counted) -> Result<Vec<Tool>, Failed> {
+    pub(super) async fn list(&self, counted: &AnswerMeter) -> Result<Vec<Tool>, McpCallError> {
         tokio::select! {
             // First: what the library says of it is less.
             biased;
-            why = counted.refused() => Err(Failed::Refusing(why)),
+            why = counted.refused() => Err(McpCallError::RefusingMcpClient(why)),
             tools = self.pages(counted) => tools,
         }
     }
 
-    async fn pages(&self, counted: &Counted) -> Result<Vec<Tool>, Failed> {
+    async fn pages(&self, counted: &AnswerMeter) -> Result<Vec<Tool>, McpCallError> {
         let peer = self.peer().await?;
         let mut tools = Vec::new();
         let mut size = 0;
@@ -106,32 +106,34 @@ impl Remote {
             request.extensions.insert(counted.clone());
             let request = ClientRequest::ListToolsRequest(request);
             let ServerResult::ListToolsResult(page) = peer.send_request(request).await? else {
-                return Err(Failed::Protocol("its list of tools is none".to_owned()));
+                return Err(McpCallError::Protocol(
+                    "it answered with no list of tools".to_owned(),
+                ));
             };
             size += page.tools.iter().map(bytes).sum::<usize>();
             tools.extend(page.tools);
             if tools.len() > TOOLS_MAX {
-                return Err(Failed::TooLarge("tools"));
+                return Err(McpCallError::TooLarge("tools"));
             }
             if size > LISTING_BYTES_MAX {
-                return Err(Failed::TooLarge("schemas"));
+                return Err(McpCallError::TooLarge("schemas"));
             }
             cursor = page.next_cursor;
             if cursor.is_none() {
                 return Ok(tools);
             }
         }
-        Err(Failed::TooLarge("pages of tools"))
+        Err(McpCallError::TooLarge("pages of tools"))
     }
 
-    /// Calls a tool. Dropping the future tells the server that nobody waits any more.
+    /// Calls a tool. Dropping the future tells the server that the caller has given up.
     pub(super) async fn call(
         &self,
         tool: &str,
         typed: bool,
-        input: Body,
+        input: CallBody,
         ctx: &Ctx,
-    ) -> Result<Output, CallError> {
+    ) -> Result<CallOutput, CallError> {
         if let Some(name) = &self.import.credential {
             self.authorise(Some(ctx.capabilities().get(name)?));
         }
@@ -147,7 +149,7 @@ impl Remote {
         let work = async {
             tokio::select! {
                 biased;
-                why = counted.refused() => Err(Failed::Refusing(why)),
+                why = counted.refused() => Err(McpCallError::RefusingMcpClient(why)),
                 answer = self.ask(params, &counted) => answer,
             }
         };
@@ -156,18 +158,18 @@ impl Remote {
             Some(_) => work.await,
             None => timeout(CALL_TIMEOUT, work)
                 .await
-                .unwrap_or_else(|_| Err(Failed::late(CALL_TIMEOUT))),
+                .unwrap_or_else(|_| Err(McpCallError::late(CALL_TIMEOUT))),
         };
         let output = answer::outcome(response.map_err(CallError::from)?, typed)?;
-        Ok(Output::Raw(counted.pass_on(output)?))
+        Ok(CallOutput::Raw(counted.pass_on(output)?))
     }
 
     /// As [`Peer::call_tool_once`], with what counts the answer.
     async fn ask(
         &self,
         params: CallToolRequestParams,
-        counted: &Counted,
-    ) -> Result<ServerResult, Failed> {
+        counted: &AnswerMeter,
+    ) -> Result<ServerResult, McpCallError> {
         let peer = self.peer().await?;
         let mut request = CallToolRequest::new(params);
         request.extensions.insert(counted.clone());
@@ -180,8 +182,8 @@ impl Remote {
         Ok(answer?)
     }
 
-    /// The connection, made anew where it is lost and the time for that has come.
-    async fn peer(&self) -> Result<Peer<RoleClient>, Failed> {
+    /// The connection. A lost one is made again once the pause after the last failure is over.
+    async fn peer(&self) -> Result<Peer<RoleClient>, McpCallError> {
         let mut state = self.state.lock().await;
         if let Some(running) = &state.running
             && !running.is_closed()
@@ -198,14 +200,15 @@ impl Remote {
         match self.connect().await {
             Ok(running) => {
                 let peer = running.peer().clone();
-                *state = State {
+                *state = McpRemoteState {
                     running: Some(running),
-                    ..State::default()
+                    ..McpRemoteState::default()
                 };
                 Ok(peer)
             }
-            // Nobody was bothered, and it may be put right at any moment.
-            Err(error @ Failed::Here(_)) => Err(error),
+            // The fault is this node's own: it did not bother the server, and may be put right at any
+            // moment.
+            Err(error @ McpCallError::Here(_)) => Err(error),
             Err(error) => {
                 let wait = waiting(state.failures);
                 state.failures = state.failures.saturating_add(1);
@@ -215,12 +218,12 @@ impl Remote {
         }
     }
 
-    async fn connect(&self) -> Result<RunningService<RoleClient, Refusing>, Failed> {
+    async fn connect(&self) -> Result<RunningService<RoleClient, RefusingMcpClient>, McpCallError> {
         let mut config = StreamableHttpClientTransportConfig::with_uri(&*self.import.url)
             .max_concurrent_requests(CALLS_MAX);
         config.max_sse_event_size = EVENT_BYTES_MAX;
         let transport = StreamableHttpClientTransport::with_client(self.http.clone(), config);
-        let handler = Refusing(Arc::clone(&self.changed));
+        let handler = RefusingMcpClient(Arc::clone(&self.changed));
         let lifecycle = ClientLifecycleMode::Auto {
             preferred_versions: vec![ProtocolVersion::V_2026_07_28],
             legacy_version: Some(ProtocolVersion::V_2025_11_25),
@@ -228,13 +231,13 @@ impl Remote {
         let running = handler.serve_with_lifecycle(transport, lifecycle);
         let running = timeout(LISTING_TIMEOUT, running)
             .await
-            .map_err(|_| Failed::late(LISTING_TIMEOUT))??;
+            .map_err(|_| McpCallError::late(LISTING_TIMEOUT))??;
         self.follow(running.peer());
         Ok(running)
     }
 
-    /// Servers of the newest version say what changed only to whoever asks for it; older ones say it to
-    /// everybody ([`ClientHandler::on_tool_list_changed`]).
+    /// Servers of the newest version announce changes only to clients that ask for that; older ones
+    /// announce them to every client ([`ClientHandler::on_tool_list_changed`]).
     fn follow(&self, peer: &Peer<RoleClient>) {
         let newest = ProtocolVersion::V_2026_07_28;
         let asks = peer.peer_info().is_some_and(|info| {
@@ -265,8 +268,8 @@ impl Drop for Unanswered {
     }
 }
 
-/// Hears of changes for as long as the connection is used. A server that was away may have come back with
-/// other tools: whatever changed while nobody listened is looked for afterwards.
+/// Listens for changes for as long as the connection is used. A server that was away may come back with other tools, so
+/// each new subscription begins with another look at the list.
 async fn listen(peer: Peer<RoleClient>, changed: Arc<Notify>) {
     let mut failures = 0;
     while !peer.is_transport_closed() {
@@ -305,9 +308,9 @@ fn waiting(failures: u32) -> Duration {
 
 /// Answers what a server asks for: no models, no people, no folders.
 #[derive(Clone, Debug)]
-pub(super) struct Refusing(Arc<Notify>);
+pub(super) struct RefusingMcpClient(Arc<Notify>);
 
-impl ClientHandler for Refusing {
+impl ClientHandler for RefusingMcpClient {
     fn get_info(&self) -> ClientConfig {
         let name = Implementation::new("alknet", env!("CARGO_PKG_VERSION"));
         ClientConfig::new(ClientCapabilities::default(), name)
@@ -326,7 +329,7 @@ impl ClientHandler for Refusing {
         _request: ElicitRequestParams,
         _context: RequestContext<RoleClient>,
     ) -> Result<ElicitResult, ErrorData> {
-        let message = "nobody can be asked here";
+        let message = "this node has no person to ask";
         Err(ErrorData::new(RpcCode::METHOD_NOT_FOUND, message, None))
     }
 
@@ -337,7 +340,7 @@ impl ClientHandler for Refusing {
 
 /// Why a server did not do what it was asked for.
 #[derive(Clone, Debug)]
-pub(super) enum Failed {
+pub(super) enum McpCallError {
     /// The node's own part: a credential, a rule, an address that may not be dialled.
     Here(CallError),
     /// It did not answer in time.
@@ -349,24 +352,24 @@ pub(super) enum Failed {
     /// It refuses: an error of JSON-RPC.
     Refused(ErrorData),
     /// What it says would take more memory than there is for it.
-    Refusing(CallError),
+    RefusingMcpClient(CallError),
     /// It says more than is taken.
     TooLarge(&'static str),
     /// It does not believe that the node may.
     Unauthorized,
 }
 
-impl Failed {
+impl McpCallError {
     pub(super) fn late(limit: Duration) -> Self {
         Self::Late(limit)
     }
 }
 
-impl From<ServiceError> for Failed {
+impl From<ServiceError> for McpCallError {
     fn from(error: ServiceError) -> Self {
         match error {
             ServiceError::McpError(error) => Self::Refused(error),
-            ServiceError::TransportSend(error) => Self::of(error.error.as_ref()),
+            ServiceError::TransportSend(error) => Self::from_source(error.error.as_ref()),
             ServiceError::Timeout { timeout } => Self::Late(timeout),
             ServiceError::UnexpectedResponse => {
                 Self::Protocol("its answer is not one to what it was asked".to_owned())
@@ -376,10 +379,12 @@ impl From<ServiceError> for Failed {
     }
 }
 
-impl From<ClientInitializeError> for Failed {
+impl From<ClientInitializeError> for McpCallError {
     fn from(error: ClientInitializeError) -> Self {
         match error {
-            ClientInitializeError::TransportError { error, .. } => Self::of(error.error.as_ref()),
+            ClientInitializeError::TransportError { error, .. } => {
+                Self::from_source(error.error.as_ref())
+            }
             ClientInitializeError::LegacyFallbackFailed { fallback, .. } => (*fallback).into(),
             ClientInitializeError::JsonRpcError(error) => Self::Refused(error),
             ClientInitializeError::ConnectionClosed(why) => Self::Lost(why),
@@ -388,9 +393,9 @@ impl From<ClientInitializeError> for Failed {
     }
 }
 
-impl Failed {
+impl McpCallError {
     /// By what is at the bottom of an error of the transport.
-    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+    fn from_source(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut next = Some(error);
         while let Some(one) = next {
             if let Some(known) = one.downcast_ref::<StreamableHttpError<HttpError>>() {
@@ -408,7 +413,7 @@ impl Failed {
             E::Client(HttpError::TimedOut(limit) | HttpError::Idle(limit)) => Self::Late(*limit),
             E::Client(HttpError::TooLong(_)) => Self::TooLarge("bytes in an answer"),
             E::Client(error @ HttpError::NoRoom) => {
-                Self::Refusing(CallError::new(ErrorCode::Overloaded, error.to_string()))
+                Self::RefusingMcpClient(CallError::new(ErrorCode::Overloaded, error.to_string()))
             }
             E::Client(HttpError::Dial(error)) if error.kind == DialErrorKind::OutOfReach => {
                 Self::Here(CallError::unavailable(error.to_string()))
@@ -425,31 +430,31 @@ impl Failed {
     }
 }
 
-impl From<Failed> for CallError {
-    fn from(failed: Failed) -> Self {
+impl From<McpCallError> for CallError {
+    fn from(failed: McpCallError) -> Self {
         match failed {
-            Failed::Here(error) | Failed::Refusing(error) => error,
-            Failed::Late(limit) => {
+            McpCallError::Here(error) | McpCallError::RefusingMcpClient(error) => error,
+            McpCallError::Late(limit) => {
                 let message = format!("the server did not answer within {} s", limit.as_secs());
                 Self::new(ErrorCode::Timeout, message)
             }
-            Failed::Lost(why) => {
+            McpCallError::Lost(why) => {
                 Self::unavailable(format!("the server cannot be reached: {}", shown(&why)))
             }
-            Failed::Protocol(why) => Self::operation(
+            McpCallError::Protocol(why) => Self::operation(
                 SERVER_ERROR,
                 format!("the server does not speak as it should: {}", shown(&why)),
             ),
-            Failed::Refused(error) => {
+            McpCallError::Refused(error) => {
                 let message = format!("the server refuses: {}", shown(&error.message));
                 let details = serde_json::json!({"code": error.code.0});
                 Self::operation(SERVER_ERROR, message).with_details(details)
             }
-            Failed::TooLarge(what) => Self::new(
+            McpCallError::TooLarge(what) => Self::new(
                 ErrorCode::PayloadTooLarge,
                 format!("the server says more {what} than this node takes"),
             ),
-            Failed::Unauthorized => Self::operation(
+            McpCallError::Unauthorized => Self::operation(
                 SERVER_ERROR,
                 "the server does not take the node's credential; look at the import's 'credential'",
             ),
@@ -457,15 +462,15 @@ impl From<Failed> for CallError {
     }
 }
 
-impl From<Failed> for AdapterError {
-    fn from(failed: Failed) -> Self {
+impl From<McpCallError> for AdapterError {
+    fn from(failed: McpCallError) -> Self {
         match failed {
-            Failed::TooLarge(what) => Self::TooLarge(what),
-            Failed::Refusing(error) if error.code == ErrorCode::PayloadTooLarge => {
+            McpCallError::TooLarge(what) => Self::TooLarge(what),
+            McpCallError::RefusingMcpClient(error) if error.code == ErrorCode::PayloadTooLarge => {
                 Self::TooLarge("values in its tools")
             }
-            Failed::Unauthorized => Self::Unauthorized(failed.into()),
-            Failed::Refused(_) | Failed::Protocol(_) => Self::Transport(failed.into()),
+            McpCallError::Unauthorized => Self::Unauthorized(failed.into()),
+            McpCallError::Refused(_) | McpCallError::Protocol(_) => Self::Transport(failed.into()),
             other => Self::Transport(other.into()),
         }
     }

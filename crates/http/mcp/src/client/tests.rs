@@ -2,7 +2,7 @@ use alknet_call::{OperationType, Visibility};
 use rmcp::model::Tool;
 use serde_json::{Value, json};
 
-use super::tools::{Taken, taken};
+use super::tools::{ImportedTool, taken};
 use crate::limits::{DESCRIPTION_CHARS_MAX, SCHEMA_BYTES_MAX};
 
 fn tool(value: Value) -> Tool {
@@ -13,7 +13,7 @@ fn plain(name: &str) -> Value {
     json!({"name": name, "inputSchema": {"type": "object"}})
 }
 
-fn all(tools: &[Value]) -> (Vec<Taken>, Vec<String>) {
+fn all(tools: &[Value]) -> (Vec<ImportedTool>, Vec<String>) {
     taken("ns", &[], tools.iter().cloned().map(tool).collect())
 }
 
@@ -53,7 +53,7 @@ fn words_of_strangers_are_cut_and_marked() {
     let (tools, _) = all(&[one]);
     let about = &tools[0].spec.description;
     assert!(
-        about.contains("nobody checked") && !about.contains('\u{1b}'),
+        about.contains("did not check") && !about.contains('\u{1b}'),
         "{about}"
     );
     assert!(about.chars().count() < DESCRIPTION_CHARS_MAX + 120);

@@ -17,7 +17,7 @@ pub(super) const SERVER_ERROR: &str = "MCP_SERVER_ERROR";
 
 /// A tool that becomes an operation.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct ImportedTool {
     /// What the server calls it.
     pub(super) name: String,
     pub(super) spec: OperationSpec,
@@ -30,7 +30,7 @@ pub(super) fn taken(
     namespace: &str,
     only: &[String],
     mut tools: Vec<Tool>,
-) -> (Vec<Taken>, Vec<String>) {
+) -> (Vec<ImportedTool>, Vec<String>) {
     let mut left_out = Vec::new();
     let mut seen = HashSet::new();
     tools.retain(|tool| {
@@ -41,7 +41,7 @@ pub(super) fn taken(
         first
     });
     let listed: Vec<&str> = tools.iter().map(|tool| &*tool.name).collect();
-    let names = names::of(&listed);
+    let names = names::tool_names(&listed);
     let mut taken = Vec::with_capacity(tools.len());
     let wanted = |name: &str| only.is_empty() || only.iter().any(|start| name.starts_with(start));
     for (tool, name) in tools.into_iter().zip(names) {
@@ -84,7 +84,7 @@ fn compile(spec: &OperationSpec) -> Option<String> {
     tried.err().map(|error| shown(&error.to_string()))
 }
 
-fn operation(namespace: &str, name: &str, tool: Tool) -> Taken {
+fn operation(namespace: &str, name: &str, tool: Tool) -> ImportedTool {
     let hints = tool.annotations.clone().unwrap_or_default();
     let name = format!("{namespace}/{name}");
     let reads = hints.read_only_hint == Some(true);
@@ -121,7 +121,7 @@ fn operation(namespace: &str, name: &str, tool: Tool) -> Taken {
             502,
         ),
     ];
-    Taken {
+    ImportedTool {
         name: tool.name.into_owned(),
         spec,
         typed,
@@ -159,10 +159,12 @@ fn content() -> Value {
     })
 }
 
-/// Words of a stranger, marked as such for whoever reads them: people and models.
+/// Text of an untrusted server, marked as such for the people and models that read it.
 fn told(namespace: &str, text: &str) -> String {
     let text = shortened(text, DESCRIPTION_CHARS_MAX);
-    format!("Tool of the server '{namespace}', in its own words, which nobody checked: {text}")
+    format!(
+        "Tool of the server '{namespace}', in its own words, which this node did not check: {text}"
+    )
 }
 
 /// A name or a message of a stranger, for the log.

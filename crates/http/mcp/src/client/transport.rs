@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use alknet_call::{CallError, ErrorCode, ImportShare, tree_bytes};
 use alknet_core::Capability;
-use alknet_http_client::{Exchange, HttpClient, HttpError, ResponseBody};
+use alknet_http_client::{HttpClient, HttpError, HttpRequestOptions, ResponseBody};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -23,7 +23,7 @@ use rmcp::transport::streamable_http_client::{
 use sse_stream::{Sse, SseStream};
 use tokio::sync::Notify;
 
-use crate::client::weight::{Counted, Scale};
+use crate::client::answer_meter::{AnswerMeter, MessageScale};
 use crate::limits::{
     ANSWER_BYTES_MAX, EVENT_BYTES_MAX, NOTE_TREE_BYTES_MAX, REFUSAL_BYTES_MAX, STREAM_BYTES_MAX,
 };
@@ -33,21 +33,22 @@ const EVENTS: &str = "text/event-stream";
 const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT: HeaderName = HeaderName::from_static("last-event-id");
 
-/// A server that answers in one piece does so when the work is done; whoever waits has a deadline.
+/// A server that answers in one piece does so when the work is done; the call that waits has a deadline of
+/// its own.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(600);
 
 type Refusal = StreamableHttpError<HttpError>;
 
 /// The client, and what makes its requests the node's.
 #[derive(Clone)]
-pub(super) struct Http {
+pub(super) struct McpHttpTransport {
     client: HttpClient,
     pub(super) credential: Arc<ArcSwapOption<Capability>>,
     changed: Arc<Notify>,
     memory: ImportShare,
 }
 
-impl Http {
+impl McpHttpTransport {
     /// `changed` is notified when the server begins to say what changed on a stream of its own: what changed before
     /// that, it may have said to no client. What the server says counts against `memory`.
     pub(super) fn new(client: HttpClient, changed: Arc<Notify>, memory: ImportShare) -> Self {
@@ -73,7 +74,7 @@ impl Http {
         *request.headers_mut() = headers;
         let credential = self.credential.load_full();
         let credential = credential.map(|one| Capability::clone(&one));
-        let mut exchange = Exchange::streaming().with_credential(credential);
+        let mut exchange = HttpRequestOptions::streaming().with_credential(credential);
         exchange.head = HEAD_TIMEOUT;
         let answer = self.client.send_with(request, &exchange).await;
         let answer = answer.map_err(StreamableHttpError::Client)?;
@@ -109,7 +110,7 @@ fn headers(
     headers.insert(ACCEPT, HeaderValue::from_static(accept));
     if let Some(session) = session {
         let wrong =
-            || StreamableHttpError::UnexpectedServerResponse("a session id that is none".into());
+            || StreamableHttpError::UnexpectedServerResponse("an invalid session id".into());
         headers.insert(SESSION, session.parse().map_err(|_| wrong())?);
     }
     Ok(headers)
@@ -127,7 +128,7 @@ fn is(headers: &HeaderMap, kind: &str) -> bool {
     media_type(headers).eq_ignore_ascii_case(kind)
 }
 
-impl StreamableHttpClient for Http {
+impl StreamableHttpClient for McpHttpTransport {
     type Error = HttpError;
 
     async fn post_message(
@@ -146,7 +147,7 @@ impl StreamableHttpClient for Http {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         let counted = match &message {
             ClientJsonRpcMessage::Request(request) => {
-                request.request.extensions().get::<Counted>().cloned()
+                request.request.extensions().get::<AnswerMeter>().cloned()
             }
             _ => None,
         };
@@ -177,7 +178,7 @@ impl StreamableHttpClient for Http {
         let has_room = |bytes| claim.becomes(bytes).is_ok();
         let text = body.collect_counted(ANSWER_BYTES_MAX, has_room).await;
         let text = text.map_err(StreamableHttpError::Client)?;
-        let mut scale = Scale::new(&self.memory, counted);
+        let mut scale = MessageScale::new(&self.memory, counted);
         scale.weigh(&text).map_err(|why| too_heavy(&why))?;
         match serde_json::from_slice(&text) {
             _ if !waits => Ok(StreamableHttpPostResponse::Accepted),
@@ -199,7 +200,7 @@ impl StreamableHttpClient for Http {
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<(), Refusal> {
         let headers = headers(JSON, Some(&session_id), custom_headers)?;
-        // Whatever it says, nobody uses the session any more.
+        // This client no longer uses the session, whatever the server answers.
         self.send(Method::DELETE, &uri, headers, Bytes::new())
             .await?;
         Ok(())
@@ -279,15 +280,15 @@ fn events(
     body: ResponseBody,
     longest: usize,
     memory: &ImportShare,
-    counted: Option<Counted>,
+    counted: Option<AnswerMeter>,
 ) -> BoxStream<'static, Result<Sse, SseError>> {
-    let mut scale = Scale::new(memory, counted.clone());
+    let mut scale = MessageScale::new(memory, counted.clone());
     let bytes = bounded(body.into_data_stream(), longest, memory, counted);
     let weighed = SseStream::from_bytes_stream(bytes).map(move |event| {
         let event = event?;
         let data = event.data.as_deref().unwrap_or_default();
         let weighed = scale.weigh(data.as_bytes());
-        weighed.map_err(|why| SseError::Body(Box::new(Cut::Room(why))))?;
+        weighed.map_err(|why| SseError::Body(Box::new(SseLimitError::Room(why))))?;
         Ok(event)
     });
     until_error(weighed).boxed()
@@ -307,7 +308,7 @@ fn until_error<T: Send + 'static, E: Send + 'static>(
 
 /// Why no more of a stream is read.
 #[derive(Debug, thiserror::Error)]
-enum Cut {
+enum SseLimitError {
     #[error("an event is longer than {0} bytes")]
     Event(usize),
     #[error(transparent)]
@@ -324,9 +325,9 @@ fn bounded(
     body: impl Stream<Item = Result<Bytes, HttpError>> + Send + 'static,
     longest: usize,
     memory: &ImportShare,
-    counted: Option<Counted>,
-) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static {
-    let mut meter = Meter::new(longest);
+    counted: Option<AnswerMeter>,
+) -> impl Stream<Item = Result<Bytes, SseLimitError>> + Send + 'static {
+    let mut meter = SseMeter::new(longest);
     let mut claim = memory.claim();
     let pieces = body.map(move |chunk| {
         let chunk = chunk?;
@@ -337,7 +338,7 @@ fn bounded(
             if let Some(counted) = &counted {
                 counted.refuse(&why);
             }
-            Cut::Room(why)
+            SseLimitError::Room(why)
         })?;
         Ok(chunk)
     });
@@ -345,7 +346,7 @@ fn bounded(
 }
 
 /// Counts.
-struct Meter {
+struct SseMeter {
     longest: usize,
     event: usize,
     whole: usize,
@@ -353,7 +354,7 @@ struct Meter {
     after_cr: bool,
 }
 
-impl Meter {
+impl SseMeter {
     fn new(longest: usize) -> Self {
         Self {
             longest,
@@ -364,10 +365,10 @@ impl Meter {
         }
     }
 
-    fn take(&mut self, chunk: &[u8]) -> Result<(), Cut> {
+    fn take(&mut self, chunk: &[u8]) -> Result<(), SseLimitError> {
         self.whole += chunk.len();
         if self.whole > STREAM_BYTES_MAX {
-            return Err(Cut::Whole(STREAM_BYTES_MAX));
+            return Err(SseLimitError::Whole(STREAM_BYTES_MAX));
         }
         for byte in chunk {
             let second_half = *byte == b'\n' && self.after_cr;
@@ -382,7 +383,7 @@ impl Meter {
                 _ => self.empty_line = false,
             }
             if self.event > self.longest {
-                return Err(Cut::Event(self.longest));
+                return Err(SseLimitError::Event(self.longest));
             }
         }
         Ok(())
@@ -394,7 +395,7 @@ mod tests {
     use super::*;
 
     fn fits(chunks: &[&str]) -> bool {
-        let mut meter = Meter::new(10);
+        let mut meter = SseMeter::new(10);
         chunks
             .iter()
             .all(|chunk| meter.take(chunk.as_bytes()).is_ok())
@@ -415,12 +416,15 @@ mod tests {
 
     #[test]
     fn streams_end_somewhere() {
-        let mut meter = Meter::new(10);
+        let mut meter = SseMeter::new(10);
         let event = "data: 1\n\n".repeat(1 << 16);
         let most = STREAM_BYTES_MAX / event.len();
         for _ in 0..most {
             assert!(meter.take(event.as_bytes()).is_ok());
         }
-        assert!(matches!(meter.take(event.as_bytes()), Err(Cut::Whole(_))));
+        assert!(matches!(
+            meter.take(event.as_bytes()),
+            Err(SseLimitError::Whole(_))
+        ));
     }
 }

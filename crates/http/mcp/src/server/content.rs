@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use alknet_call::{Body, ErrorCode, InputMemory, OperationSpec, Output};
-use alknet_gateway::{ApiError, Lease, RequestId};
+use alknet_call::{CallBody, CallOutput, ErrorCode, InputMemory, OperationSpec};
+use alknet_gateway::{ApiError, MemoryLease, RequestId};
 use http::StatusCode;
 use rmcp::model::{CallToolResult, ContentBlock, ProtocolVersion};
 use serde::Deserialize;
@@ -22,7 +22,7 @@ pub(super) fn is_declared(spec: &OperationSpec) -> bool {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Content {
+struct ToolContent {
     content: Vec<ContentBlock>,
     #[serde(default)]
     structured_content: Option<Value>,
@@ -34,9 +34,9 @@ struct Content {
 ///
 /// # Errors
 /// 413 where it has too many values for its length, or more than there is memory for.
-pub(super) fn value(output: &Output, lease: &Arc<Lease>) -> Result<Value, ApiError> {
+pub(super) fn value(output: &CallOutput, lease: &Arc<MemoryLease>) -> Result<Value, ApiError> {
     let memory: Arc<dyn InputMemory> = Arc::clone(lease) as _;
-    let body = Body::from(output.clone()).counted(Some(memory));
+    let body = CallBody::from(output.clone()).counted(Some(memory));
     body.try_into_value().map_err(|error| {
         let message = format!("the answer is too large for a tool: {}", error.message);
         ApiError::new(
@@ -47,7 +47,7 @@ pub(super) fn value(output: &Output, lease: &Arc<Lease>) -> Result<Value, ApiErr
     })
 }
 
-fn text(output: &Output) -> String {
+fn text(output: &CallOutput) -> String {
     let mut text = Vec::new();
     output.append_to(&mut text);
     String::from_utf8(text).unwrap_or_default()
@@ -56,8 +56,8 @@ fn text(output: &Output) -> String {
 /// A result with `output`, the value of which older versions of the protocol only carry as text where it
 /// is no object. One that is too large for a value is text alone, unless a value was promised.
 pub(super) fn result(
-    output: &Output,
-    lease: Lease,
+    output: &CallOutput,
+    lease: MemoryLease,
     promised: bool,
     version: &ProtocolVersion,
 ) -> Result<CallToolResult, ApiError> {
@@ -79,14 +79,15 @@ pub(super) fn structured(text: String, value: Value, version: &ProtocolVersion) 
     result
 }
 
-/// A result with the content that an operation answered with; where that is none, its output.
+/// A result with the content that an operation answered with, or with its output where it answered
+/// something else.
 pub(super) fn blocks(
-    output: &Output,
-    lease: Lease,
+    output: &CallOutput,
+    lease: MemoryLease,
     version: &ProtocolVersion,
 ) -> Result<CallToolResult, ApiError> {
     let value = value(output, &Arc::new(lease))?;
-    Ok(match Content::deserialize(&value) {
+    Ok(match ToolContent::deserialize(&value) {
         Ok(content) => {
             let mut result = CallToolResult::success(content.content);
             result.structured_content = content.structured_content;

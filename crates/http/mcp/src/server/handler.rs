@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use alknet_gateway::{ApiError, Caller, Gateway};
+use alknet_gateway::{ApiError, Gateway, HttpCaller};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CompleteRequestMethod,
     CompleteRequestParams, CompleteResult, Implementation, ListPromptsRequestMethod,
@@ -14,26 +14,26 @@ use rmcp::model::{
 use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 
-use crate::server::pinned::{self, Pinned};
-use crate::server::raw::Arguments;
+use crate::server::arguments::ToolArguments;
+use crate::server::pinned::{self, PinnedTools};
 use crate::server::{content, schemas, tools};
 
 /// Answers a request; clones share everything.
 #[derive(Clone)]
-pub(super) struct Tools {
+pub(super) struct McpToolHandler {
     gateway: Arc<Gateway>,
-    pinned: Arc<Pinned>,
+    pinned: Arc<PinnedTools>,
 }
 
-impl Tools {
-    pub(super) fn new(gateway: Arc<Gateway>, pinned: Arc<Pinned>) -> Self {
+impl McpToolHandler {
+    pub(super) fn new(gateway: Arc<Gateway>, pinned: Arc<PinnedTools>) -> Self {
         Self { gateway, pinned }
     }
 
     async fn run(
         &self,
-        caller: &Caller,
-        (request, arguments): (CallToolRequestParams, Arguments),
+        caller: &HttpCaller,
+        (request, arguments): (CallToolRequestParams, ToolArguments),
         version: &ProtocolVersion,
     ) -> Result<CallToolResult, ErrorData> {
         let gateway = &*self.gateway;
@@ -52,9 +52,9 @@ impl Tools {
     /// Calls an operation that is a tool of its own. One that the caller may not know of is no tool.
     async fn pinned(
         &self,
-        caller: &Caller,
+        caller: &HttpCaller,
         name: &str,
-        arguments: &Arguments,
+        arguments: &ToolArguments,
         version: &ProtocolVersion,
     ) -> Result<CallToolResult, ErrorData> {
         let operation = self.pinned.operation(name);
@@ -86,14 +86,14 @@ impl Tools {
     }
 }
 
-fn refusal(error: &ApiError, caller: &Caller, promised: bool) -> CallToolResult {
+fn refusal(error: &ApiError, caller: &HttpCaller, promised: bool) -> CallToolResult {
     content::refusal(error, &caller.request_id, promised)
 }
 
-/// Who asks, as whoever carries the server found out.
-fn caller(context: &RequestContext<RoleServer>) -> Result<Caller, ErrorData> {
+/// The caller, as the server that carries this one identified it.
+fn caller(context: &RequestContext<RoleServer>) -> Result<HttpCaller, ErrorData> {
     let parts = context.extensions.get::<http::request::Parts>();
-    let caller = parts.and_then(|parts| parts.extensions.get::<Caller>());
+    let caller = parts.and_then(|parts| parts.extensions.get::<HttpCaller>());
     caller.cloned().ok_or_else(|| {
         tracing::error!("a request of a model came without its caller");
         ErrorData::internal_error("the node failed", None)
@@ -101,9 +101,9 @@ fn caller(context: &RequestContext<RoleServer>) -> Result<Caller, ErrorData> {
 }
 
 /// What was taken out of the message.
-fn arguments(context: &RequestContext<RoleServer>) -> Option<Arguments> {
+fn arguments(context: &RequestContext<RoleServer>) -> Option<ToolArguments> {
     let parts = context.extensions.get::<http::request::Parts>()?;
-    parts.extensions.get::<Arguments>().cloned()
+    parts.extensions.get::<ToolArguments>().cloned()
 }
 
 fn version(context: &RequestContext<RoleServer>) -> ProtocolVersion {
@@ -112,7 +112,7 @@ fn version(context: &RequestContext<RoleServer>) -> ProtocolVersion {
         .unwrap_or(ProtocolVersion::V_2025_03_26)
 }
 
-impl ServerHandler for Tools {
+impl ServerHandler for McpToolHandler {
     fn get_info(&self) -> ServerConfig {
         let capabilities = ServerCapabilities::builder().enable_tools().build();
         let name = Implementation::new("alknet", env!("CARGO_PKG_VERSION"));
@@ -179,7 +179,8 @@ impl ServerHandler for Tools {
         let version = version(&context);
         let arguments = arguments(&context);
         let mut request = request;
-        let arguments = arguments.unwrap_or_else(|| Arguments::of(request.arguments.take()));
+        let arguments =
+            arguments.unwrap_or_else(|| ToolArguments::from_object(request.arguments.take()));
         // A client that went away is not worked for: dropping the call aborts it.
         tokio::select! {
             result = self.run(&caller, (request, arguments), &version) => result.map(Into::into),
@@ -190,8 +191,8 @@ impl ServerHandler for Tools {
     }
 }
 
-impl fmt::Debug for Tools {
+impl fmt::Debug for McpToolHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tools").finish_non_exhaustive()
+        f.debug_struct("McpToolHandler").finish_non_exhaustive()
     }
 }

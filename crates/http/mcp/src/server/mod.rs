@@ -1,9 +1,9 @@
 //! This node as a server of tools.
 
+mod arguments;
 mod content;
 mod handler;
 mod pinned;
-mod raw;
 mod schemas;
 mod tools;
 
@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use alknet_core::{BoxError, MountBody};
-use alknet_gateway::{ApiError, Caller, Code, Gateway, RequestId, Upload, Via};
+use alknet_gateway::{ApiError, Code, Gateway, HttpCaller, HttpIngress, RequestId, RequestText};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
@@ -25,8 +25,8 @@ use rmcp::transport::streamable_http_server::session::never::NeverSessionManager
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 
 use crate::limits::REQUEST_BYTES_MAX;
-use handler::Tools;
-use pinned::Pinned;
+use handler::McpToolHandler;
+use pinned::PinnedTools;
 
 pub use content::CONTENT_KEYWORD;
 
@@ -48,12 +48,12 @@ pub struct McpOptions {
 /// Answers requests at `/mcp`.
 pub struct McpServer {
     gateway: Arc<Gateway>,
-    now: ArcSwap<Serving>,
+    now: ArcSwap<McpService>,
 }
 
 /// What the options make.
-struct Serving {
-    service: StreamableHttpService<Tools, NeverSessionManager>,
+struct McpService {
+    service: StreamableHttpService<McpToolHandler, NeverSessionManager>,
     left_out: Vec<String>,
 }
 
@@ -76,22 +76,24 @@ impl McpServer {
         self.now.load().left_out.clone()
     }
 
-    /// Answers one request, whose [`Caller`] is among its extensions. One without, or of nobody, is
-    /// asked for a token.
+    /// Answers one request, whose [`HttpCaller`] is among its extensions. A request without a caller,
+    /// or whose caller has no identity, is asked for a token.
     ///
-    /// Whoever carries the server may have read the body, and counted its bytes: it is an [`Upload`] among
-    /// the extensions then.
+    /// The server that carries this one may have read the body, and counted its bytes: then it puts a [`RequestText`]
+    /// among the extensions.
     pub async fn respond<B>(&self, mut request: Request<B>) -> Response<MountBody>
     where
         B: Body + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let caller = request.extensions_mut().remove::<Caller>();
+        let caller = request.extensions_mut().remove::<HttpCaller>();
         let Some(caller) = caller.filter(|caller| caller.identity.is_some()) else {
             return challenge();
         };
         let id = caller.request_id;
-        request.extensions_mut().insert(caller.via(Via::Mcp));
+        request
+            .extensions_mut()
+            .insert(caller.via(HttpIngress::Mcp));
         let request = match without_arguments(request).await {
             Ok(request) => request,
             Err(error) => return refusal(&error, &id),
@@ -117,11 +119,11 @@ where
     B::Error: Into<BoxError>,
 {
     let (mut parts, body) = request.into_parts();
-    let upload = match parts.extensions.remove::<Upload>() {
+    let upload = match parts.extensions.remove::<RequestText>() {
         Some(upload) => upload,
         None => read(body).await?.into(),
     };
-    let (text, arguments) = raw::split(upload)?;
+    let (text, arguments) = arguments::split(upload)?;
     if let Some(arguments) = arguments {
         parts.extensions.insert(arguments);
     }
@@ -147,9 +149,9 @@ where
     })
 }
 
-fn serving(gateway: &Arc<Gateway>, options: McpOptions) -> Serving {
-    let (pinned, left_out) = Pinned::new(&options.tools);
-    let tools = Tools::new(Arc::clone(gateway), Arc::new(pinned));
+fn serving(gateway: &Arc<Gateway>, options: McpOptions) -> McpService {
+    let (pinned, left_out) = PinnedTools::new(&options.tools);
+    let tools = McpToolHandler::new(Arc::clone(gateway), Arc::new(pinned));
     // Each version of the protocol can do without sessions, the newest has none.
     let config = StreamableHttpServerConfig::default()
         .with_legacy_session_mode(false)
@@ -160,18 +162,18 @@ fn serving(gateway: &Arc<Gateway>, options: McpOptions) -> Serving {
     let config = match options.hosts {
         None => config.disable_allowed_hosts(),
         // An empty list would let everybody in.
-        Some(hosts) if hosts.is_empty() => config.with_allowed_hosts([NOBODY]),
+        Some(hosts) if hosts.is_empty() => config.with_allowed_hosts([NO_HOST]),
         Some(hosts) => config.with_allowed_hosts(hosts),
     };
     let sessions = Arc::new(NeverSessionManager::default());
-    Serving {
+    McpService {
         service: StreamableHttpService::new(move || Ok(tools.clone()), sessions, config),
         left_out,
     }
 }
 
 /// A name that no host has (RFC 6761 section 6.4).
-const NOBODY: &str = "nobody.invalid";
+const NO_HOST: &str = "no-host.invalid";
 
 /// An origin without a port means the one port of its scheme, and not all of them.
 fn exact(origin: &str) -> String {

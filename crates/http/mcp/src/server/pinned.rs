@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 
 use alknet_call::{OperationSpec, OperationType, is_operation_name};
-use alknet_gateway::Invocation;
+use alknet_gateway::GatewayCall;
 use bytes::Bytes;
 use rmcp::model::{JsonObject, Tool, ToolAnnotations};
 use serde_json::{Map, Value, json};
 
 use crate::limits::{PINNED_MAX, TOOL_NAME_BYTES_MAX};
+use crate::server::arguments::ToolArguments;
 use crate::server::content;
-use crate::server::raw::Arguments;
 
 /// The operations, by the names of their tools.
 #[derive(Debug, Default)]
-pub(super) struct Pinned(BTreeMap<String, String>);
+pub(super) struct PinnedTools(BTreeMap<String, String>);
 
-impl Pinned {
+impl PinnedTools {
     /// Those of a list that can be tools; and why the others cannot.
     pub(super) fn new(operations: &[String]) -> (Self, Vec<String>) {
         let mut left_out = Vec::new();
@@ -62,13 +62,13 @@ impl Pinned {
     }
 }
 
-/// The protocol knows letters, digits, `_`, `-` and `.`; what models are told tools by mostly knows no
-/// `.` either. The four fixed tools have no `_`, and every operation has a slash.
+/// The protocol allows letters, digits, `_`, `-` and `.`; most interfaces that describe tools to models
+/// do not allow `.`. The four fixed tools have no `_`, and every operation has a slash.
 fn tool_name(operation: &str) -> String {
     operation.replace('/', "_")
 }
 
-/// The tool that an operation is; none where it answers many times.
+/// The tool for an operation; `None` for a subscription, which answers many times.
 pub(super) fn tool(name: &str, spec: &OperationSpec) -> Option<Tool> {
     if spec.op_type == OperationType::Subscription {
         return None;
@@ -93,7 +93,7 @@ pub(super) fn promised(spec: &OperationSpec) -> Option<JsonObject> {
 
 /// How a tool's arguments, always an object, become an operation's input, which is anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum ArgumentForm {
     /// They are the input.
     Object,
     /// There are none; the input is `null`.
@@ -102,7 +102,7 @@ enum Form {
     Wrapped,
 }
 
-fn arguments(spec: &OperationSpec) -> (JsonObject, Form) {
+fn arguments(spec: &OperationSpec) -> (JsonObject, ArgumentForm) {
     let empty = Map::new();
     let schema = spec.input_schema.as_object().unwrap_or(&empty);
     let kinds: Vec<&str> = match schema.get("type") {
@@ -116,11 +116,14 @@ fn arguments(spec: &OperationSpec) -> (JsonObject, Form) {
     if kinds.contains(&"object") || (kinds.is_empty() && (anything || describes(schema))) {
         let mut schema = schema.clone();
         schema.insert("type".to_owned(), "object".into());
-        return (schema, Form::Object);
+        return (schema, ArgumentForm::Object);
     }
     if kinds == ["null"] {
         let none = json!({"type": "object", "additionalProperties": false});
-        return (none.as_object().cloned().unwrap_or_default(), Form::Null);
+        return (
+            none.as_object().cloned().unwrap_or_default(),
+            ArgumentForm::Null,
+        );
     }
     let mut inner = schema.clone();
     let mut outer = Map::new();
@@ -134,7 +137,7 @@ fn arguments(spec: &OperationSpec) -> (JsonObject, Form) {
     outer.insert("properties".to_owned(), json!({ "input": inner }));
     outer.insert("required".to_owned(), json!(["input"]));
     outer.insert("additionalProperties".to_owned(), false.into());
-    (outer, Form::Wrapped)
+    (outer, ArgumentForm::Wrapped)
 }
 
 /// Keywords that say nothing about a value.
@@ -155,26 +158,26 @@ fn describes(schema: &JsonObject) -> bool {
 }
 
 /// The call that arguments stand for.
-pub(super) fn call(spec: &OperationSpec, arguments: &Arguments) -> Invocation {
-    Invocation {
+pub(super) fn call(spec: &OperationSpec, arguments: &ToolArguments) -> GatewayCall {
+    GatewayCall {
         operation: spec.name.clone(),
         input: input(spec, arguments),
         memory: arguments.0.lease.clone().map(|lease| lease as _),
-        ..Invocation::default()
+        ..GatewayCall::default()
     }
 }
 
 /// Their text; `None` is `null`.
-fn input(spec: &OperationSpec, arguments: &Arguments) -> Option<Bytes> {
+fn input(spec: &OperationSpec, arguments: &ToolArguments) -> Option<Bytes> {
     let text = &arguments.0.text;
     let inner = text
         .strip_prefix(b"{")
         .and_then(|text| text.strip_suffix(b"}"));
     match self::arguments(spec).1 {
-        Form::Null if inner.is_some_and(|inner| inner.trim_ascii().is_empty()) => None,
-        Form::Null | Form::Object => Some(text.clone()),
+        ArgumentForm::Null if inner.is_some_and(|inner| inner.trim_ascii().is_empty()) => None,
+        ArgumentForm::Null | ArgumentForm::Object => Some(text.clone()),
         // What is missing is `null`, and the operation's own schema says that it should not be.
-        Form::Wrapped => arguments.one("input"),
+        ArgumentForm::Wrapped => arguments.one("input"),
     }
 }
 
@@ -187,7 +190,7 @@ mod tests {
     }
 
     fn given(schema: Value, arguments: Value) -> Option<Value> {
-        let arguments = Arguments::of(arguments.as_object().cloned());
+        let arguments = ToolArguments::from_object(arguments.as_object().cloned());
         let input = input(&spec(schema), &arguments)?;
         Some(serde_json::from_slice(&input).expect("JSON"))
     }
@@ -215,7 +218,7 @@ mod tests {
     fn references_reach_their_definitions() {
         let schema = json!({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "string"}}});
         let (outer, form) = arguments(&spec(schema));
-        assert_eq!(form, Form::Wrapped);
+        assert_eq!(form, ArgumentForm::Wrapped);
         assert_eq!(outer["$defs"]["a"]["type"], "string");
         assert_eq!(
             outer["properties"]["input"]["anyOf"][0]["$ref"],
@@ -227,11 +230,11 @@ mod tests {
     fn what_cannot_be_a_tool_is_named() {
         let mut operations: Vec<_> = (0..PINNED_MAX - 1).map(|n| format!("a/n{n}")).collect();
         operations.extend(["/a/b_c", "a_b/c", "nothing", "a/last"].map(str::to_owned));
-        let (pinned, left_out) = Pinned::new(&operations);
+        let (pinned, left_out) = PinnedTools::new(&operations);
         assert_eq!(pinned.iter().count(), PINNED_MAX);
         assert_eq!(pinned.operation("a_b_c"), Some("a/b_c"));
         assert_eq!(left_out.len(), 3, "{left_out:?}");
         let long = format!("{0}/{0}/{0}", "a".repeat(63));
-        assert_eq!(Pinned::new(&[long]).1.len(), 1);
+        assert_eq!(PinnedTools::new(&[long]).1.len(), 1);
     }
 }

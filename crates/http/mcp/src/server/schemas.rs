@@ -1,4 +1,4 @@
-//! The four tools as clients are told of them. Their names and shapes are a contract.
+//! The four tools as clients see them. Their names and shapes are a contract.
 
 use std::sync::{Arc, LazyLock};
 

@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use alknet_call::OperationType;
 use alknet_gateway::{
-    ApiError, BatchRequest, BatchResult, CallRequest, Caller, Code, Gateway, Lease, Query,
+    ApiError, BatchRequest, BatchResult, CallRequest, Code, Gateway, HttpCaller, MemoryLease,
+    SearchQuery,
 };
 use http::StatusCode;
 use rmcp::model::{CallToolResult, ProtocolVersion};
 use serde_json::{Value, json};
 
+use crate::server::arguments::ToolArguments;
 use crate::server::content;
-use crate::server::raw::Arguments;
 
-type Outcome = Result<CallToolResult, ApiError>;
+type ToolCallResult = Result<CallToolResult, ApiError>;
 
 /// Whatever has a JSON form, as a result.
 fn answer(value: Value, version: &ProtocolVersion) -> CallToolResult {
@@ -22,14 +23,14 @@ fn answer(value: Value, version: &ProtocolVersion) -> CallToolResult {
 
 pub(super) fn search(
     gateway: &Gateway,
-    caller: &Caller,
-    arguments: &Arguments,
+    caller: &HttpCaller,
+    arguments: &ToolArguments,
     version: &ProtocolVersion,
-) -> Outcome {
+) -> ToolCallResult {
     let arguments = arguments.read()?;
-    let mut query = Query {
+    let mut query = SearchQuery {
         no_subscriptions: true,
-        ..Query::default()
+        ..SearchQuery::default()
     };
     for (name, value) in &arguments {
         match value {
@@ -49,17 +50,17 @@ pub(super) fn search(
     Ok(answer(json!(gateway.list(caller, &query)), version))
 }
 
-/// Of a name that somebody sent.
+/// The beginning of a name that a client sent.
 fn short(name: &str) -> String {
     name.chars().take(64).collect()
 }
 
 pub(super) fn schema(
     gateway: &Gateway,
-    caller: &Caller,
-    arguments: &Arguments,
+    caller: &HttpCaller,
+    arguments: &ToolArguments,
     version: &ProtocolVersion,
-) -> Outcome {
+) -> ToolCallResult {
     let arguments = arguments.read()?;
     if let Some(other) = arguments.keys().find(|name| *name != "operation") {
         let at = format!("/{}", short(other));
@@ -87,10 +88,10 @@ pub(super) fn schema(
 
 pub(super) async fn call(
     gateway: &Gateway,
-    caller: &Caller,
-    arguments: &Arguments,
+    caller: &HttpCaller,
+    arguments: &ToolArguments,
     version: &ProtocolVersion,
-) -> Outcome {
+) -> ToolCallResult {
     let body = &arguments.0;
     let request = CallRequest::read(&body.text)?;
     let content = gateway
@@ -109,10 +110,10 @@ pub(super) async fn call(
 
 pub(super) async fn batch(
     gateway: &Gateway,
-    caller: &Caller,
-    arguments: &Arguments,
+    caller: &HttpCaller,
+    arguments: &ToolArguments,
     version: &ProtocolVersion,
-) -> Outcome {
+) -> ToolCallResult {
     let body = &arguments.0;
     let request = BatchRequest::read(&body.text)?;
     let calls = request.calls.iter();
@@ -127,7 +128,7 @@ pub(super) async fn batch(
     Ok(answer(json!({ "results": results }), version))
 }
 
-fn item(result: &BatchResult, caller: &Caller, answers: &Arc<Lease>) -> Value {
+fn item(result: &BatchResult, caller: &HttpCaller, answers: &Arc<MemoryLease>) -> Value {
     let id = &result.id;
     let value = match &result.outcome {
         Ok(output) => content::value(output, answers),

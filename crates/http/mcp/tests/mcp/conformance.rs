@@ -5,11 +5,11 @@ use std::process::Stdio;
 
 use crate::fixtures::SUITE;
 use crate::kits::{folder, node_program};
-use crate::node::{By, Node};
+use crate::node::{McpTestNode, McpTestProof};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_suite_fails_where_it_should_and_nowhere_else() {
-    let node = Node::start(By::Key, &SUITE).await;
+    let node = McpTestNode::start(McpTestProof::Key, &SUITE).await;
     let results = tempfile::tempdir().expect("a folder");
     let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mcp");
     let suite = folder("ALKNET_TEST_MCP_NODE")

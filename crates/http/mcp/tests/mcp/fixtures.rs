@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use alknet_call::{
-    Body, CallError, Ctx, Dispatcher, ErrorDef, HandlerKind, OperationSpec, Output, Registration,
-    Registry,
+    CallBody, CallError, CallOutput, Ctx, Dispatcher, ErrorDef, HandlerKind, OperationSpec,
+    Registration, Registry,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::node::Runs;
+use crate::node::McpRunCounter;
 
 /// What the suite asks for, each a tool of its own.
 pub(crate) const SUITE: [&str; 7] = [
@@ -34,7 +34,7 @@ pub(crate) fn registry() -> (Arc<Dispatcher>, watch::Receiver<usize>) {
     let builder = Registry::builder()
         .with(Registration::new(
             OperationSpec::query("demo/echo", "Answers with its input."),
-            HandlerKind::once(|input, _| async move { Ok(Output::from(input)) }),
+            HandlerKind::once(|input, _| async move { Ok(CallOutput::from(input)) }),
         ))
         .with(Registration::new(add(), HandlerKind::once(sum)).checking_output())
         .with(constant(
@@ -68,7 +68,7 @@ pub(crate) fn registry() -> (Arc<Dispatcher>, watch::Receiver<usize>) {
 }
 
 fn constant(spec: OperationSpec, value: Value) -> Registration {
-    let answer = move |_: Body, _: Ctx| {
+    let answer = move |_: CallBody, _: Ctx| {
         let value = value.clone();
         async move { Ok::<_, CallError>(value) }
     };
@@ -91,7 +91,7 @@ fn add() -> OperationSpec {
         }))
 }
 
-async fn sum(input: Body, _: Ctx) -> Result<Value, CallError> {
+async fn sum(input: CallBody, _: Ctx) -> Result<Value, CallError> {
     let value = input.value();
     let number = |name: &str| value[name].as_i64().unwrap_or_default();
     Ok(json!({"sum": number("a") + number("b")}))
@@ -111,8 +111,8 @@ fn full() -> OperationSpec {
 fn slowly(told: watch::Sender<usize>) -> Registration {
     let count = Arc::new(AtomicUsize::new(0));
     let spec = OperationSpec::query("demo/slow", "Takes for ever.");
-    let handler = move |_: Body, _: Ctx| {
-        let running = Runs::begin(&count, &told);
+    let handler = move |_: CallBody, _: Ctx| {
+        let running = McpRunCounter::begin(&count, &told);
         async move {
             let () = std::future::pending().await;
             drop(running);

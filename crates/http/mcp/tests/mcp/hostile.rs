@@ -13,10 +13,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::imports::{Importer, adapter, adapter_in};
+use crate::imports::{McpImporter, adapter, adapter_in};
 
 /// What a server does with a message.
-enum Reply {
+enum McpServerReply {
     /// This result.
     Result(Value),
     /// This whole body, of this media type.
@@ -28,7 +28,7 @@ enum Reply {
 }
 
 /// Answers messages as `reply` says, and greetings as they should be.
-async fn server(reply: impl Fn(&Value) -> Reply + Send + Sync + 'static) -> u16 {
+async fn server(reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("it is bound").port();
     let reply = Arc::new(reply);
@@ -40,7 +40,7 @@ async fn server(reply: impl Fn(&Value) -> Reply + Send + Sync + 'static) -> u16 
     port
 }
 
-async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> Reply + Send + Sync>) {
+async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> McpServerReply + Send + Sync>) {
     let mut stream = BufReader::new(stream);
     let (mut line, mut length, mut first) = (String::new(), 0, String::new());
     while stream.read_line(&mut line).await.is_ok_and(|n| n > 2) {
@@ -79,7 +79,7 @@ async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> Reply + Send 
             let no = "HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
             return drop(stream.write_all(no.as_bytes()).await);
         }
-        "initialize" => Reply::Result(json!({
+        "initialize" => McpServerReply::Result(json!({
             "protocolVersion": "2025-06-18",
             "capabilities": {"tools": {}},
             "serverInfo": {"name": "bad", "version": "1"},
@@ -88,9 +88,9 @@ async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> Reply + Send 
         _ => reply(&message),
     };
     let text = match reply {
-        Reply::Result(value) => result(value),
-        Reply::Body(kind, body) => whole(kind, &body),
-        Reply::Endless(part) => {
+        McpServerReply::Result(value) => result(value),
+        McpServerReply::Body(kind, body) => whole(kind, &body),
+        McpServerReply::Endless(part) => {
             let head =
                 "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
             let mut sent = stream.write_all(head.as_bytes()).await;
@@ -99,7 +99,7 @@ async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> Reply + Send 
             }
             return;
         }
-        Reply::Silence => std::future::pending().await,
+        McpServerReply::Silence => std::future::pending().await,
     };
     drop(stream.write_all(text.as_bytes()).await);
 }
@@ -108,7 +108,7 @@ fn tool(name: &str) -> Value {
     json!({"name": name, "inputSchema": {"type": "object"}})
 }
 
-async fn listed(reply: impl Fn(&Value) -> Reply + Send + Sync + 'static) -> AdapterError {
+async fn listed(reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static) -> AdapterError {
     let port = server(reply).await;
     adapter(port, None)
         .import()
@@ -121,7 +121,9 @@ async fn lists_without_end() {
     let pages = |message: &Value| {
         let page = message["params"]["cursor"].as_str().unwrap_or("0");
         let next = page.parse::<usize>().expect("a number") + 1;
-        Reply::Result(json!({"tools": [tool(&format!("t{page}"))], "nextCursor": next.to_string()}))
+        McpServerReply::Result(
+            json!({"tools": [tool(&format!("t{page}"))], "nextCursor": next.to_string()}),
+        )
     };
     assert_eq!(
         listed(pages).await,
@@ -130,7 +132,7 @@ async fn lists_without_end() {
     const { assert!(PAGES_MAX < TOOLS_MAX) };
     let many = |_: &Value| {
         let tools: Vec<_> = (0..=TOOLS_MAX).map(|n| tool(&format!("t{n}"))).collect();
-        Reply::Result(json!({"tools": tools}))
+        McpServerReply::Result(json!({"tools": tools}))
     };
     assert_eq!(listed(many).await, AdapterError::TooLarge("tools"));
     let large = |_: &Value| {
@@ -138,7 +140,7 @@ async fn lists_without_end() {
         let tools: Vec<_> = (0..40)
             .map(|n| json!({"name": format!("t{n}"), "inputSchema": {"type": "object"}, "description": about}))
             .collect();
-        Reply::Result(json!({"tools": tools}))
+        McpServerReply::Result(json!({"tools": tools}))
     };
     assert_eq!(listed(large).await, AdapterError::TooLarge("schemas"));
 }
@@ -147,37 +149,37 @@ async fn lists_without_end() {
 async fn answers_that_are_none() {
     for body in ["", "{", "[]", "null", "{\"jsonrpc\":\"2.0\"}"] {
         let body = body.to_owned();
-        let error = listed(move |_| Reply::Body("application/json", body.clone())).await;
+        let error = listed(move |_| McpServerReply::Body("application/json", body.clone())).await;
         assert!(matches!(error, AdapterError::Transport(_)), "{error}");
     }
-    let error = listed(|_| Reply::Body("text/html", "<p>hello</p>".to_owned())).await;
+    let error = listed(|_| McpServerReply::Body("text/html", "<p>hello</p>".to_owned())).await;
     assert!(matches!(error, AdapterError::Transport(_)), "{error}");
-    let error = listed(|_| Reply::Result(json!({"tools": 7}))).await;
+    let error = listed(|_| McpServerReply::Result(json!({"tools": 7}))).await;
     assert!(matches!(error, AdapterError::Transport(_)), "{error}");
 }
 
 #[tokio::test]
 async fn streams_that_never_end() {
-    let error = listed(|_| Reply::Endless("x".repeat(1 << 16))).await;
+    let error = listed(|_| McpServerReply::Endless("x".repeat(1 << 16))).await;
     assert!(
         error.to_string().contains("cannot be reached") || error.to_string().contains("within"),
         "{error}"
     );
     let comments = ": still here\n\n".repeat(1 << 12);
-    let error = listed(move |_| Reply::Endless(comments.clone())).await;
+    let error = listed(move |_| McpServerReply::Endless(comments.clone())).await;
     assert!(matches!(error, AdapterError::Transport(_)), "{error}");
     const { assert!(EVENT_BYTES_MAX > 1 << 16) };
 }
 
 /// A node with the tools of a server that lists two, and answers calls as `reply` says.
-async fn importer(reply: impl Fn(&Value) -> Reply + Send + Sync + 'static) -> Importer {
+async fn importer(reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static) -> McpImporter {
     importer_in(&ImportMemory::default(), reply).await
 }
 
 async fn importer_in(
     memory: &ImportMemory,
-    reply: impl Fn(&Value) -> Reply + Send + Sync + 'static,
-) -> Importer {
+    reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static,
+) -> McpImporter {
     let port = server(move |message| match message["method"].as_str() {
         Some("tools/list") => {
             let mut typed = tool("typed");
@@ -186,20 +188,22 @@ async fn importer_in(
                 "properties": {"n": {"type": "integer"}},
                 "required": ["n"],
             });
-            Reply::Result(json!({"tools": [typed, tool("plain")]}))
+            McpServerReply::Result(json!({"tools": [typed, tool("plain")]}))
         }
         _ => reply(message),
     })
     .await;
     let adapter = adapter_in(memory, port, None);
-    Importer::of(adapter.import().await.expect("tools"))
+    McpImporter::with_registrations(adapter.import().await.expect("tools"))
 }
 
 #[tokio::test]
 async fn answers_to_calls_that_are_not_what_was_promised() {
     let node = importer(|message| match message["params"]["name"].as_str() {
-        Some("typed") => Reply::Result(json!({"content": [], "structuredContent": {"n": "one"}})),
-        _ => Reply::Result(json!({"content": [{"type": "text", "text": "{\"n\":1}"}]})),
+        Some("typed") => {
+            McpServerReply::Result(json!({"content": [], "structuredContent": {"n": "one"}}))
+        }
+        _ => McpServerReply::Result(json!({"content": [{"type": "text", "text": "{\"n\":1}"}]})),
     })
     .await;
     let error = node
@@ -210,7 +214,7 @@ async fn answers_to_calls_that_are_not_what_was_promised() {
     let text = node.call("plain", json!({})).await.expect("text");
     assert_eq!(text["content"][0]["text"], "{\"n\":1}");
 
-    let node = importer(|_| Reply::Result(json!({"content": []}))).await;
+    let node = importer(|_| McpServerReply::Result(json!({"content": []}))).await;
     let error = node
         .call("typed", json!({}))
         .await
@@ -229,7 +233,7 @@ async fn answers_to_somebody_else() {
             true => json!(9_999_999),
             false => message["id"].clone(),
         };
-        Reply::Body("application/json", other(id).to_string())
+        McpServerReply::Body("application/json", other(id).to_string())
     })
     .await;
     assert_eq!(at_its_deadline(&node).await.code.name(), "TIMEOUT");
@@ -239,12 +243,12 @@ async fn answers_to_somebody_else() {
 
 #[tokio::test]
 async fn a_call_of_a_silent_server_ends_at_its_deadline() {
-    let node = importer(|_| Reply::Silence).await;
+    let node = importer(|_| McpServerReply::Silence).await;
     assert_eq!(at_its_deadline(&node).await.code.name(), "TIMEOUT");
 }
 
 /// How a call ends that the server does not answer. The deadline leaves time to ask the server.
-async fn at_its_deadline(node: &Importer) -> CallError {
+async fn at_its_deadline(node: &McpImporter) -> CallError {
     let limit = deadline(Duration::from_secs(1));
     let call = node.call_within("plain", json!({}), Some(limit));
     let ended = tokio::time::timeout(deadline(Duration::from_secs(60)), call).await;
@@ -268,7 +272,7 @@ async fn a_server_that_is_gone_is_tried_again_later() {
 async fn colliding_names_are_told_apart() {
     let port = server(|_| {
         let tools = ["a.b", "a/b", "a_b", "a b", "a.b"].map(tool);
-        Reply::Result(json!({ "tools": tools }))
+        McpServerReply::Result(json!({ "tools": tools }))
     })
     .await;
     let adapter = adapter(port, None);
@@ -298,8 +302,8 @@ async fn answers_of_short_values_are_refused_before_they_are_parsed() {
         let count = arguments["count"].as_u64().expect("a number");
         let body = many(message, &zeros(count as usize));
         match arguments["stream"] == true {
-            true => Reply::Body("text/event-stream", format!("data: {body}\n\n")),
-            false => Reply::Body("application/json", body),
+            true => McpServerReply::Body("text/event-stream", format!("data: {body}\n\n")),
+            false => McpServerReply::Body("application/json", body),
         }
     })
     .await;
@@ -319,7 +323,7 @@ async fn answers_of_short_values_are_refused_before_they_are_parsed() {
     let listing = listed(|message| {
         let schema = format!("{{\"type\":\"object\",\"default\":{}}}", zeros(1 << 20));
         let id = &message["id"];
-        Reply::Body(
+        McpServerReply::Body(
             "application/json",
             format!(
                 "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{{\"tools\":[{{\"name\":\"a\",\
@@ -335,8 +339,8 @@ async fn answers_of_short_values_are_refused_before_they_are_parsed() {
 async fn calls_of_one_identity_leave_others_places_of_a_server() {
     let node = importer(
         |message| match message["params"]["arguments"]["hangs"] == true {
-            true => Reply::Silence,
-            false => Reply::Result(json!({"content": []})),
+            true => McpServerReply::Silence,
+            false => McpServerReply::Result(json!({"content": []})),
         },
     )
     .await;

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::{
-    Body, CallError, CompositionAuthority, Ctx, Dispatcher, Gate, HandlerKind, ImportMemory,
-    Incoming, OperationAdapter, OperationSpec, OperationType, Output, Registration, Registry,
-    ScopedPeerEnv,
+    CallBody, CallError, CallOutput, CompositionAuthority, Ctx, Dispatcher, HandlerKind,
+    ImportMemory, LocalCaller, LocalRequest, OperationAdapter, OperationSpec, OperationType,
+    Registration, Registry, ScopedPeerEnv,
 };
 use alknet_core::{
-    BoxFuture, Capability, CapabilityError, CapabilityKind, DialError, DialErrorKind, DialRequest,
-    Dialer, Dialled, Identity, Power, Reach, Secret, capability, memory_pair,
+    BoxFuture, Capability, CapabilityBackend, CapabilityError, CapabilityKind, DialAllowList,
+    DialError, DialErrorKind, DialRequest, DialedConnection, Dialer, Identity, Secret, capability,
+    memory_pair,
 };
 use alknet_http_client::{ClientOptions, HttpClient};
 use alknet_mcp::{FromMcp, McpImport};
@@ -21,14 +22,14 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::kits::{node_script, python};
-use crate::node::{ADMIN, By, Node, identity};
+use crate::node::{ADMIN, McpTestNode, McpTestProof, identity};
 
-/// Reaches nobody: the servers of these tests are spoken to without TLS.
+/// Refuses every dial: the servers of these tests are reached without TLS.
 #[derive(Debug)]
-struct Nowhere;
+struct McpTestDialer;
 
-impl Dialer for Nowhere {
-    fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+impl Dialer for McpTestDialer {
+    fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
         let error = DialError::new(DialErrorKind::Local, "nothing is dialled here");
         Box::pin(std::future::ready(Err(error)))
     }
@@ -36,11 +37,11 @@ impl Dialer for Nowhere {
 
 pub(crate) fn http(port: u16) -> HttpClient {
     let options = ClientOptions {
-        reach: Reach::Anywhere,
+        reach: DialAllowList::Anywhere,
         plain: vec![format!("127.0.0.1:{port}").parse().expect("a place")],
         ..ClientOptions::default()
     };
-    HttpClient::new(Arc::new(Nowhere), options)
+    HttpClient::new(Arc::new(McpTestDialer), options)
 }
 
 pub(crate) fn adapter(port: u16, capability: Option<Capability>) -> FromMcp {
@@ -63,20 +64,20 @@ pub(crate) fn adapter_in(
 }
 
 /// A node that has the tools, and an operation that calls whichever its input names.
-pub(crate) struct Importer {
-    gate: Gate,
+pub(crate) struct McpImporter {
+    gate: LocalCaller,
     _ends: (alknet_core::Connection, alknet_core::Connection),
 }
 
-impl Importer {
-    pub(crate) fn of(registrations: Vec<Registration>) -> Self {
-        let relay = |input: Body, ctx: Ctx| async move {
+impl McpImporter {
+    pub(crate) fn with_registrations(registrations: Vec<Registration>) -> Self {
+        let relay = |input: CallBody, ctx: Ctx| async move {
             let operation = input.value()["op"].as_str().unwrap_or_default().to_owned();
             let answer = ctx
                 .env()
                 .invoke(&operation, &input.value()["input"])
                 .await?;
-            Ok::<Output, CallError>(answer.into())
+            Ok::<CallOutput, CallError>(answer.into())
         };
         let spec = OperationSpec::query("test/relay", "Calls another.");
         let authority = CompositionAuthority::new("test", ["*:*"]);
@@ -89,7 +90,7 @@ impl Importer {
         );
         let dispatcher = Arc::new(Dispatcher::new(builder.build().expect("operations")));
         let ends = memory_pair(b"h2");
-        let gate = Gate::new(&dispatcher, &ends.1, None);
+        let gate = LocalCaller::new(&dispatcher, &ends.1, None);
         Self { gate, _ends: ends }
     }
 
@@ -126,28 +127,28 @@ impl Importer {
         timeout: Option<Duration>,
     ) -> Result<Value, CallError> {
         let input = json!({"op": format!("tools/{tool}"), "input": input}).to_string();
-        let incoming = Incoming {
+        let incoming = LocalRequest {
             input: Some(input.into()),
             identity,
             timeout,
-            ..Incoming::new("r1", "test/relay")
+            ..LocalRequest::new("r1", "test/relay")
         };
         let output = self
             .gate
             .call(incoming)
             .await
             .map_err(|refused| refused.error)?;
-        Ok(Body::from(output).value().clone())
+        Ok(CallBody::from(output).value().clone())
     }
 }
 
 /// A server in a process of its own.
-struct Server {
+struct McpTestServer {
     child: Child,
     port: u16,
 }
 
-impl Server {
+impl McpTestServer {
     async fn start(mut command: Command) -> Self {
         let child = command
             .stdin(Stdio::piped())
@@ -181,11 +182,11 @@ fn kind(registrations: &[Registration], name: &str) -> OperationType {
         .op_type
 }
 
-async fn try_server(server: &Server) {
+async fn try_server(server: &McpTestServer) {
     let found = adapter(server.port, None).import().await.expect("tools");
     assert_eq!(kind(&found, "tools/add"), OperationType::Query);
     assert_eq!(kind(&found, "tools/files_list"), OperationType::Mutation);
-    let node = Importer::of(found);
+    let node = McpImporter::with_registrations(found);
     let sum = node.call("add", json!({"a": 2, "b": 3})).await;
     assert_eq!(sum.expect("a sum")["sum"], 5);
     // It looks like JSON, and is text all the same.
@@ -215,15 +216,17 @@ async fn try_server(server: &Server) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tools_of_the_newest_python_kit() {
-    try_server(&Server::start(python("ALKNET_TEST_MCP_PYTHON", "server_newest.py")).await).await;
+    try_server(&McpTestServer::start(python("ALKNET_TEST_MCP_PYTHON", "server_newest.py")).await)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tools_of_the_older_python_kit() {
     // It knows no typed output, so that `add` answers with text.
-    let server = Server::start(python("ALKNET_TEST_MCP_PYTHON_OLD", "server_older.py")).await;
+    let server =
+        McpTestServer::start(python("ALKNET_TEST_MCP_PYTHON_OLD", "server_older.py")).await;
     let found = adapter(server.port, None).import().await.expect("tools");
-    let node = Importer::of(found);
+    let node = McpImporter::with_registrations(found);
     let sum = node
         .call("add", json!({"a": 2, "b": 3}))
         .await
@@ -238,10 +241,10 @@ async fn tools_of_the_older_python_kit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tools_of_the_typescript_kit() {
-    let mut server = Server::start(node_script("server.mjs")).await;
+    let mut server = McpTestServer::start(node_script("server.mjs")).await;
     try_server(&server).await;
 
-    // A tool that comes later is told of.
+    // The server announces a tool that comes later.
     let adapter = adapter(server.port, None);
     let before = adapter.import().await.expect("tools").len();
     server.tell("grow").await;
@@ -254,7 +257,7 @@ async fn tools_of_the_typescript_kit() {
 async fn a_tool_that_came_before_the_server_could_say_so_is_found() {
     let mut script = node_script("server.mjs");
     script.arg("hold-stream");
-    let mut server = Server::start(script).await;
+    let mut server = McpTestServer::start(script).await;
     let adapter = adapter(server.port, None);
     let before = adapter.import().await.expect("tools").len();
     server.tell("grow").await;
@@ -281,27 +284,30 @@ async fn finds_one_more(adapter: &FromMcp, before: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tools_of_another_node_with_a_credential() {
-    let other = Node::start(By::Nothing, &["demo/add", "test/image_content"]).await;
+    let other =
+        McpTestNode::start(McpTestProof::Nothing, &["demo/add", "test/image_content"]).await;
     let gate: alknet_core::Gate = Arc::new(|| true);
     let (capability, filler) = capability("tools", CapabilityKind::Bearer, gate);
-    // Each anew: what failed is not tried again at once.
+    // A new adapter each time: one that failed does not try again at once.
     let again = || adapter(other.port, Some(capability.clone()));
     let locked = again().import().await;
     let locked = locked.expect_err("there is no secret yet").to_string();
     assert!(locked.contains("locked"), "{locked}");
 
-    filler.fill(Power::Bearer(Secret::new(b"wrong".to_vec())));
+    filler.fill(CapabilityBackend::Bearer(Secret::new(b"wrong".to_vec())));
     let refused = again().import().await.expect_err("nobody knows this token");
     assert!(
         matches!(refused, alknet_call::AdapterError::Unauthorized(_)),
         "{refused}"
     );
 
-    filler.fill(Power::Bearer(Secret::new(ADMIN.as_bytes().to_vec())));
+    filler.fill(CapabilityBackend::Bearer(Secret::new(
+        ADMIN.as_bytes().to_vec(),
+    )));
     let adapter = again();
     let found = adapter.import().await.expect("tools");
     assert_eq!(found.len(), 6);
-    let node = Importer::of(found);
+    let node = McpImporter::with_registrations(found);
     let sum = node.call("demo_add", json!({"a": 2, "b": 3})).await;
     assert_eq!(sum, Ok(json!({"sum": 5})));
     let image = node

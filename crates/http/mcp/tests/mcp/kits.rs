@@ -5,7 +5,7 @@ use std::process::Output;
 
 use tokio::process::Command;
 
-use crate::node::{ADMIN, By, Node};
+use crate::node::{ADMIN, McpTestNode, McpTestProof};
 
 /// Where `cargo xtask test` put something.
 pub(crate) fn folder(variable: &str) -> PathBuf {
@@ -37,7 +37,7 @@ pub(crate) fn node_program() -> Command {
     command
 }
 
-/// A script of ours for Node. It looks for packages where it lies, so it is told where they are.
+/// A script of ours for Node. Node looks for packages beside a script, so an argument names their folder.
 pub(crate) fn node_script(name: &str) -> Command {
     let mut command = node_program();
     command
@@ -47,7 +47,7 @@ pub(crate) fn node_script(name: &str) -> Command {
 }
 
 async fn run(mut command: Command) {
-    let node = Node::start(By::Nothing, &["demo/add", "test/image_content"]).await;
+    let node = McpTestNode::start(McpTestProof::Nothing, &["demo/add", "test/image_content"]).await;
     let output = command.args([&node.url(), ADMIN]).output().await;
     says_fine(&output.expect("it runs"));
 }
@@ -88,7 +88,7 @@ async fn curl_as_the_page_says() {
     let command = page.lines().find(|line| line.starts_with("curl "));
     let command = command.expect("the page has it");
     assert!(command.ends_with("https://node.example/mcp"));
-    let node = Node::start(By::Nothing, &[]).await;
+    let node = McpTestNode::start(McpTestProof::Nothing, &[]).await;
     let folder = tempfile::tempdir().expect("a folder");
     let header = format!("Authorization: Bearer {ADMIN}\n");
     std::fs::write(folder.path().join("node.header"), header).expect("it is ours");

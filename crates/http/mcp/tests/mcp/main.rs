@@ -1,6 +1,6 @@
-//! Models' way in, against clients and servers that nobody here wrote: the Python and TypeScript kits of
-//! the protocol, new and old, and its conformance suite. `crates/tasks` pins them and `cargo xtask test`
-//! says where they lie: `ALKNET_TEST_MCP_PYTHON`, `ALKNET_TEST_MCP_PYTHON_OLD`, `ALKNET_TEST_MCP_NODE`.
+//! Models' way in, against clients and servers that others wrote: the Python and TypeScript kits of the protocol, new
+//! and old, and its conformance suite. `crates/tasks` pins them and `cargo xtask test` says where they lie:
+//! `ALKNET_TEST_MCP_PYTHON`, `ALKNET_TEST_MCP_PYTHON_OLD`, `ALKNET_TEST_MCP_NODE`.
 
 mod conformance;
 mod fixtures;

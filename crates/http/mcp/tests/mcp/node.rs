@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use alknet_call::{Dispatcher, Gate};
+use alknet_call::{Dispatcher, LocalCaller};
 use alknet_core::{Identity, IdentityKind, PeerId, memory_pair};
-use alknet_gateway::{Caller, Gateway, Quota, RequestId, Via};
+use alknet_gateway::{Gateway, HttpCaller, HttpIngress, Quota, RequestId};
 use alknet_mcp::{McpOptions, McpServer};
 use http::header::AUTHORIZATION;
 use http::{Request, Response};
@@ -25,7 +25,7 @@ pub(crate) const ADMIN: &str = "alk_test";
 /// May do what everybody may.
 pub(crate) const GUEST: &str = "alk_guest";
 
-pub(crate) struct Node {
+pub(crate) struct McpTestNode {
     pub(crate) server: Arc<McpServer>,
     pub(crate) port: u16,
     /// Calls of `demo/slow` that run.
@@ -33,23 +33,23 @@ pub(crate) struct Node {
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Node {
+impl Drop for McpTestNode {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// Whom a connection itself proves.
+/// The identity that a connection itself proves.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum By {
+pub(crate) enum McpTestProof {
     /// The administrator, as by a key.
     Key,
-    /// Nobody: a token is needed.
+    /// No identity: a token is needed.
     Nothing,
 }
 
-impl Node {
-    pub(crate) async fn start(by: By, tools: &[&str]) -> Self {
+impl McpTestNode {
+    pub(crate) async fn start(by: McpTestProof, tools: &[&str]) -> Self {
         let (dispatcher, slow) = registry();
         let gateway = Arc::new(Gateway::new(Quota::default()));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -112,10 +112,15 @@ impl Node {
     }
 }
 
-async fn serve(listener: TcpListener, server: Arc<McpServer>, node: Arc<Dispatcher>, by: By) {
+async fn serve(
+    listener: TcpListener,
+    server: Arc<McpServer>,
+    node: Arc<Dispatcher>,
+    by: McpTestProof,
+) {
     // The other end has to live as long as the connection does.
     let (_other, connection) = memory_pair(b"h2");
-    let gate = Gate::new(&node, &connection, None);
+    let gate = LocalCaller::new(&node, &connection, None);
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             return;
@@ -138,21 +143,21 @@ async fn serve(listener: TcpListener, server: Arc<McpServer>, node: Arc<Dispatch
 async fn answer(
     mut request: Request<Incoming>,
     server: &McpServer,
-    gate: Gate,
-    by: By,
+    gate: LocalCaller,
+    by: McpTestProof,
 ) -> Response<alknet_core::MountBody> {
     let token = request.headers().get(AUTHORIZATION);
     let token = token.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let identity = match (token, by) {
-        (Some(ADMIN), _) | (None, By::Key) => Some(identity("admin", &["*"])),
+        (Some(ADMIN), _) | (None, McpTestProof::Key) => Some(identity("admin", &["*"])),
         (Some(GUEST), _) => Some(identity("guest", &[])),
         _ => None,
     };
-    request.extensions_mut().insert(Caller {
+    request.extensions_mut().insert(HttpCaller {
         gate,
         identity,
         token: None,
-        via: Via::Http,
+        via: HttpIngress::Http,
         remote: None,
         proved_by: None,
         account: None,
@@ -173,16 +178,16 @@ pub(crate) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
 }
 
 /// Counts what runs; what is dropped runs no more.
-pub(crate) struct Runs(pub(crate) Arc<AtomicUsize>, pub(crate) watch::Sender<usize>);
+pub(crate) struct McpRunCounter(pub(crate) Arc<AtomicUsize>, pub(crate) watch::Sender<usize>);
 
-impl Runs {
+impl McpRunCounter {
     pub(crate) fn begin(count: &Arc<AtomicUsize>, told: &watch::Sender<usize>) -> Self {
         told.send_replace(count.fetch_add(1, Ordering::SeqCst) + 1);
         Self(Arc::clone(count), told.clone())
     }
 }
 
-impl Drop for Runs {
+impl Drop for McpRunCounter {
     fn drop(&mut self) {
         self.1
             .send_replace(self.0.fetch_sub(1, Ordering::SeqCst) - 1);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::node::{By, GUEST, Node};
+use crate::node::{GUEST, McpTestNode, McpTestProof};
 
 const VERSIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
 const NEWEST: &str = "2026-07-28";
@@ -15,7 +15,7 @@ fn call(tool: &str, arguments: &Value) -> String {
     message("tools/call", &json!({"name": tool, "arguments": arguments}))
 }
 
-async fn result(node: &Node, headers: &[(&str, &str)], body: &str) -> Value {
+async fn result(node: &McpTestNode, headers: &[(&str, &str)], body: &str) -> Value {
     let (status, answer) = node.post(headers, body).await;
     assert_eq!(status, 200, "{answer}");
     let answer: Value = serde_json::from_str(&answer).expect("JSON");
@@ -24,7 +24,7 @@ async fn result(node: &Node, headers: &[(&str, &str)], body: &str) -> Value {
 }
 
 /// What the tool `call` answers, and whether it failed.
-async fn called(node: &Node, operation: &str, input: Value) -> (Value, bool) {
+async fn called(node: &McpTestNode, operation: &str, input: Value) -> (Value, bool) {
     let arguments = json!({"operation": operation, "input": input});
     let result = result(node, &[], &call("call", &arguments)).await;
     let text = result["content"][0]["text"].as_str().expect("a text");
@@ -32,7 +32,7 @@ async fn called(node: &Node, operation: &str, input: Value) -> (Value, bool) {
     (value, result["isError"] == true)
 }
 
-async fn names(node: &Node, headers: &[(&str, &str)]) -> Vec<String> {
+async fn names(node: &McpTestNode, headers: &[(&str, &str)]) -> Vec<String> {
     let result = result(node, headers, &message("tools/list", &json!({}))).await;
     let tools = result["tools"].as_array().expect("tools").iter();
     tools
@@ -42,7 +42,7 @@ async fn names(node: &Node, headers: &[(&str, &str)]) -> Vec<String> {
 
 #[tokio::test]
 async fn each_older_version_is_greeted_and_served() {
-    let node = Node::start(By::Nothing, &[]).await;
+    let node = McpTestNode::start(McpTestProof::Nothing, &[]).await;
     for version in VERSIONS {
         let greeting = json!({
             "protocolVersion": version,
@@ -71,7 +71,7 @@ async fn each_older_version_is_greeted_and_served() {
 
 #[tokio::test]
 async fn the_newest_version_needs_no_greeting() {
-    let node = Node::start(By::Nothing, &[]).await;
+    let node = McpTestNode::start(McpTestProof::Nothing, &[]).await;
     let meta = json!({
         "io.modelcontextprotocol/protocolVersion": NEWEST,
         "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
@@ -103,7 +103,7 @@ async fn the_newest_version_needs_no_greeting() {
 
 #[tokio::test]
 async fn the_four_tools_do_what_they_say() {
-    let node = Node::start(By::Nothing, &[]).await;
+    let node = McpTestNode::start(McpTestProof::Nothing, &[]).await;
     let found = result(
         &node,
         &[],
@@ -156,7 +156,7 @@ async fn the_four_tools_do_what_they_say() {
 
 #[tokio::test]
 async fn errors_are_results_that_say_so() {
-    let node = Node::start(By::Nothing, &[]).await;
+    let node = McpTestNode::start(McpTestProof::Nothing, &[]).await;
     for (operation, input, code) in [
         ("demo/fill", json!(null), "DISK_FULL"),
         ("demo/add", json!({"a": 1}), "INVALID_INPUT"),
@@ -201,7 +201,7 @@ async fn pinned_operations_are_tools_for_whoever_may() {
         "demo/none",
         "demo/seven",
     ];
-    let node = Node::start(By::Nothing, &pinned).await;
+    let node = McpTestNode::start(McpTestProof::Nothing, &pinned).await;
     let guest = format!("Bearer {GUEST}");
     let guest = [("Authorization", guest.as_str())];
     let fixed = 4;
@@ -245,7 +245,7 @@ async fn pinned_operations_are_tools_for_whoever_may() {
 
 #[tokio::test]
 async fn strangers_and_wrong_names_stay_outside() {
-    let node = Node::start(By::Nothing, &[]).await;
+    let node = McpTestNode::start(McpTestProof::Nothing, &[]).await;
     let list = message("tools/list", &json!({}));
     for headers in [
         [("Authorization", "")],
@@ -266,13 +266,13 @@ async fn strangers_and_wrong_names_stay_outside() {
         node.post(&[("Origin", "http://localhost")], &list).await.0,
         403
     );
-    let by_key = Node::start(By::Key, &[]).await;
+    let by_key = McpTestNode::start(McpTestProof::Key, &[]).await;
     assert_eq!(by_key.post(&[("Authorization", "")], &list).await.0, 200);
 }
 
 #[tokio::test]
 async fn spoiled_messages_are_refused_and_others_served() {
-    let node = Node::start(By::Nothing, &[]).await;
+    let node = McpTestNode::start(McpTestProof::Nothing, &[]).await;
     let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
     let deep_input = format!(
         r#"{{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{{"name":"call","arguments":{{"operation":"a/b","input":{deep}}}}}}}"#
@@ -299,7 +299,7 @@ async fn spoiled_messages_are_refused_and_others_served() {
 
 #[tokio::test]
 async fn a_client_that_goes_away_is_not_worked_for() {
-    let mut node = Node::start(By::Nothing, &[]).await;
+    let mut node = McpTestNode::start(McpTestProof::Nothing, &[]).await;
     let body = call("call", &json!({"operation": "demo/slow"}));
     let stream = node.begin(&[], &body).await;
     node.slow

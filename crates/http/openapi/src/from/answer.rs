@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use alknet_call::{CallError, ErrorCode, ErrorDef, ImportClaim, ImportShare, Output, tree_bytes};
+use alknet_call::{
+    CallError, CallOutput, ErrorCode, ErrorDef, ImportClaim, ImportShare, tree_bytes,
+};
 use alknet_http_client::{HttpError, ResponseBody};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -14,8 +16,8 @@ use serde_json::{Map, Value, json};
 use super::body::{bytes_schema, kind};
 use super::error::DocumentError;
 use super::limits::{ANSWER_BYTES_MAX, ERROR_BYTES_MAX, ERROR_TREE_BYTES_MAX, REMARK_CHARS_MAX};
-use super::refs::{Document, escaped};
-use super::schema::{Schemas, Way, brief};
+use super::refs::{OpenApiSourceDocument, escaped};
+use super::schema::{SchemaBuilder, SchemaDirection, brief};
 
 /// Longest message of an error, in characters.
 const MESSAGE_CHARS_MAX: usize = 300;
@@ -30,7 +32,7 @@ const MESSAGES: [&str; 6] = [
 ];
 
 /// What a document says of an operation's answers.
-pub(super) struct Answers {
+pub(super) struct ResponsePlan {
     pub(super) output: Value,
     pub(super) errors: Vec<ErrorDef>,
     /// Whether good answers are streams of events.
@@ -41,11 +43,11 @@ pub(super) struct Answers {
 
 /// Reads the responses of an operation; schemas have `room` bytes.
 pub(super) fn read(
-    document: &Document,
+    document: &OpenApiSourceDocument,
     node: &Value,
     at: &str,
     room: usize,
-) -> Result<Answers, DocumentError> {
+) -> Result<ResponsePlan, DocumentError> {
     let none = Map::new();
     let responses = match node {
         Value::Null => &none,
@@ -53,7 +55,7 @@ pub(super) fn read(
     };
     let good = |status: &str| status.starts_with('2');
     let has_good = responses.keys().any(|status| good(status));
-    let mut schemas = Schemas::new(document, Way::Out, at, room);
+    let mut schemas = SchemaBuilder::new(document, SchemaDirection::Out, at, room);
     let mut outputs = Vec::new();
     let mut events = Vec::new();
     let mut media_types = BTreeSet::new();
@@ -109,7 +111,7 @@ pub(super) fn read(
     } else {
         union(outputs)
     };
-    Ok(Answers {
+    Ok(ResponsePlan {
         output: schemas.finish(output)?,
         errors,
         streams,
@@ -163,7 +165,7 @@ fn accept(media_types: &BTreeSet<String>, streams: bool) -> String {
 
 /// A status that the document describes; ranges and `default` name none.
 fn error(
-    document: &Document,
+    document: &OpenApiSourceDocument,
     status: &str,
     response: &Map<String, Value>,
     at: &str,
@@ -179,7 +181,7 @@ fn error(
     let mut content = content.into_iter().flatten();
     let json = content.find(|(media, _)| kind(media) == "json");
     let body = json.and_then(|(_, described)| described.get("schema"));
-    let mut schemas = Schemas::new(document, Way::Out, at, ERROR_SCHEMA_BYTES);
+    let mut schemas = SchemaBuilder::new(document, SchemaDirection::Out, at, ERROR_SCHEMA_BYTES);
     let body = match body {
         Some(node) => schemas.add(node)?,
         None => json!({}),
@@ -204,7 +206,7 @@ const ERROR_SCHEMA_BYTES: usize = 512;
 pub(super) async fn output(
     answer: Response<ResponseBody>,
     memory: &ImportShare,
-) -> Result<Output, CallError> {
+) -> Result<CallOutput, CallError> {
     let (head, body) = answer.into_parts();
     if !head.status.is_success() {
         return Err(refusal(head.status, &head.headers, body, memory).await);
@@ -258,7 +260,7 @@ fn told(body: &[u8]) -> Value {
     parsed.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned().into())
 }
 
-/// What people are told, wherever the server put it.
+/// The message for people, in whichever of the usual members the server put it.
 fn message(body: &Value) -> Option<String> {
     let text = match body {
         Value::String(text) => Some(text.as_str()),
@@ -278,7 +280,11 @@ const TEXT_FACTOR: usize = 8;
 
 /// A body as JSON has it: by its media type, never by what it looks like. Never as a tree, which takes up to 75 times
 /// the bytes of its text.
-fn value(headers: &HeaderMap, body: Bytes, mut claim: ImportClaim) -> Result<Output, CallError> {
+fn value(
+    headers: &HeaderMap,
+    body: Bytes,
+    mut claim: ImportClaim,
+) -> Result<CallOutput, CallError> {
     if body.is_empty() {
         return Ok(Value::Null.into());
     }
@@ -290,23 +296,23 @@ fn value(headers: &HeaderMap, body: Bytes, mut claim: ImportClaim) -> Result<Out
         claim.becomes(claim.bytes().max(TEXT_FACTOR * body.len()))?;
     }
     let output = match kind {
-        "json" => Output::from_foreign_text(&body).map_err(|error| {
+        "json" => CallOutput::from_foreign_text(&body).map_err(|error| {
             let message = format!("the server's answer cannot be read: {}", error.message);
             CallError::new(error.code, message)
         })?,
-        "text" | "form" | "events" => Output::json(&String::from_utf8_lossy(&body))?,
-        _ => Output::json(&BASE64.encode(&body))?,
+        "text" | "form" | "events" => CallOutput::json(&String::from_utf8_lossy(&body))?,
+        _ => CallOutput::json(&BASE64.encode(&body))?,
     };
     drop(body);
     counted(output, claim)
 }
 
 /// The same output, which counts until it is dropped.
-pub(super) fn counted(output: Output, mut claim: ImportClaim) -> Result<Output, CallError> {
+pub(super) fn counted(output: CallOutput, mut claim: ImportClaim) -> Result<CallOutput, CallError> {
     Ok(match output {
-        Output::Raw(text) => {
+        CallOutput::Raw(text) => {
             claim.becomes(text.len())?;
-            Output::Raw(claim.hold(text))
+            CallOutput::Raw(claim.hold(text))
         }
         other => other,
     })

@@ -8,11 +8,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use data_encoding::HEXLOWER;
 use serde_json::{Map, Value, json};
 
+use super::byte_budget::RequestByteBudget;
 use super::error::DocumentError;
-use super::parameter::{ESCAPED, Pairs, Place, Style, Writing};
-use super::refs::{Document, escaped};
-use super::room::Room;
-use super::schema::Schemas;
+use super::parameter::{
+    ESCAPED, PairWriter, ParameterLocation, ParameterSerialization, ParameterStyle,
+};
+use super::refs::{OpenApiSourceDocument, escaped};
+use super::schema::SchemaBuilder;
 
 /// A body that an operation takes.
 #[derive(Debug)]
@@ -20,23 +22,23 @@ pub(super) struct BodyPlan {
     pub(super) is_required: bool,
     /// As the header says it, without parameters of its own.
     media: String,
-    form: Form,
+    form: BodyForm,
 }
 
 #[derive(Debug)]
-enum Form {
+enum BodyForm {
     /// Bytes, as base64 in JSON.
     Bytes,
-    /// Pairs, with how each member is written.
-    Fields(BTreeMap<String, Writing>),
+    /// PairWriter, with how each member is written.
+    Fields(BTreeMap<String, ParameterSerialization>),
     Json,
     /// Parts, with what is known of each member.
-    Parts(BTreeMap<String, Part>),
+    Parts(BTreeMap<String, MultipartPart>),
     Text,
 }
 
 #[derive(Debug, Default, Clone)]
-struct Part {
+struct MultipartPart {
     media: Option<String>,
     is_bytes: bool,
 }
@@ -70,10 +72,10 @@ pub(super) fn kind(media: &str) -> &'static str {
 impl BodyPlan {
     /// The body that `node` describes, and its schema; of several forms the one that JSON fits best.
     pub(super) fn read<'a>(
-        document: &'a Document,
+        document: &'a OpenApiSourceDocument,
         node: &'a Value,
         at: &str,
-        schemas: &mut Schemas<'a>,
+        schemas: &mut SchemaBuilder<'a>,
     ) -> Result<Option<(Self, Value)>, DocumentError> {
         let body = document.object(node, at)?;
         let Some(content) = body.get("content").and_then(Value::as_object) else {
@@ -89,21 +91,23 @@ impl BodyPlan {
             Some(node) => document.resolve(node, &at)?,
             None => &Value::Null,
         };
-        let whole = |schemas: &mut Schemas<'a>| match node {
+        let whole = |schemas: &mut SchemaBuilder<'a>| match node {
             Some(node) => schemas.add(node),
             None => Ok(json!({})),
         };
         let (form, schema) = match kind(media) {
-            "json" => (Form::Json, whole(schemas)?),
+            "json" => (BodyForm::Json, whole(schemas)?),
             "form" => {
                 let fields = members(own).map(|(name, _)| {
                     let writing = match encoding(described, name) {
-                        Some(encoding) => Writing::of(encoding, Place::Query),
-                        None => Writing::FORM,
+                        Some(encoding) => {
+                            ParameterSerialization::from_node(encoding, ParameterLocation::Query)
+                        }
+                        None => ParameterSerialization::FORM,
                     };
                     (name.clone(), writing)
                 });
-                (Form::Fields(fields.collect()), whole(schemas)?)
+                (BodyForm::Fields(fields.collect()), whole(schemas)?)
             }
             "parts" => {
                 // Not as a reference: members that are bytes are described otherwise here.
@@ -114,16 +118,16 @@ impl BodyPlan {
                 let mut parts = BTreeMap::new();
                 for (name, node) in members(own) {
                     let node = document.resolve(node, &at)?;
-                    let part = Part::of(node, encoding(described, name));
+                    let part = MultipartPart::from_node(node, encoding(described, name));
                     if part.is_bytes {
                         set_bytes(&mut schema, name, node);
                     }
                     parts.insert(name.clone(), part);
                 }
-                (Form::Parts(parts), schema)
+                (BodyForm::Parts(parts), schema)
             }
-            "text" | "events" => (Form::Text, json!({ "type": "string" })),
-            _ => (Form::Bytes, bytes_schema()),
+            "text" | "events" => (BodyForm::Text, json!({ "type": "string" })),
+            _ => (BodyForm::Bytes, bytes_schema()),
         };
         let is_required = body.get("required").and_then(Value::as_bool) == Some(true);
         // A range is no type that a request could have.
@@ -149,19 +153,22 @@ impl BodyPlan {
                 .ok_or_else(|| CallError::invalid_input("the body has to be an object"))
         };
         Ok(match &self.form {
-            Form::Json => (media, value.to_string().into_bytes()),
-            Form::Text => (media, text(value).into_bytes()),
-            Form::Bytes => (media, decoded(value, "body")?),
-            Form::Fields(fields) => {
-                let mut room = Room::body();
-                let mut pairs = Pairs::new(&mut room, "&");
+            BodyForm::Json => (media, value.to_string().into_bytes()),
+            BodyForm::Text => (media, text(value).into_bytes()),
+            BodyForm::Bytes => (media, decoded(value, "body")?),
+            BodyForm::Fields(fields) => {
+                let mut room = RequestByteBudget::body();
+                let mut pairs = PairWriter::new(&mut room, "&");
                 for (name, value) in object()? {
-                    let writing = fields.get(name).copied().unwrap_or(Writing::FORM);
+                    let writing = fields
+                        .get(name)
+                        .copied()
+                        .unwrap_or(ParameterSerialization::FORM);
                     field(&mut pairs, name, value, writing)?;
                 }
                 (media, pairs.finish().into_bytes())
             }
-            Form::Parts(parts) => multipart(object()?, parts)?,
+            BodyForm::Parts(parts) => multipart(object()?, parts)?,
         })
     }
 }
@@ -178,18 +185,18 @@ fn encoding<'a>(described: &'a Map<String, Value>, name: &str) -> Option<&'a Val
 
 /// A member of a form. What has no form of its own as pairs is JSON, as the specification has it.
 fn field(
-    pairs: &mut Pairs<'_>,
+    pairs: &mut PairWriter<'_>,
     name: &str,
     value: &Value,
-    writing: Writing,
+    writing: ParameterSerialization,
 ) -> Result<(), CallError> {
     let nested = |value: &Value| value.is_object() || value.is_array();
-    let writing = Writing {
+    let writing = ParameterSerialization {
         reserved: false,
         ..writing
     };
     match value {
-        _ if writing.style == Style::DeepObject => pairs.add(name, value, writing),
+        _ if writing.style == ParameterStyle::DeepObject => pairs.add(name, value, writing),
         Value::Object(_) => pairs.json(name, value, ESCAPED),
         Value::Array(list) if list.iter().any(nested) => pairs.json(name, value, ESCAPED),
         value => pairs.add(name, value, writing),
@@ -205,8 +212,8 @@ fn text(value: &Value) -> String {
     }
 }
 
-impl Part {
-    fn of(node: &Value, encoding: Option<&Value>) -> Self {
+impl MultipartPart {
+    fn from_node(node: &Value, encoding: Option<&Value>) -> Self {
         let text = |name: &str| node.get(name).and_then(Value::as_str);
         let items = |node: &Value| node.get("items").is_some_and(is_bytes);
         let media = encoding
@@ -261,12 +268,12 @@ fn decoded(value: &Value, what: &str) -> Result<Vec<u8>, CallError> {
 /// RFC 7578.
 fn multipart(
     object: &Map<String, Value>,
-    parts: &BTreeMap<String, Part>,
+    parts: &BTreeMap<String, MultipartPart>,
 ) -> Result<(String, Vec<u8>), CallError> {
     let boundary = boundary()?;
     let begin = format!("--{boundary}\r\n");
-    let unknown = Part::default();
-    let mut room = Room::body();
+    let unknown = MultipartPart::default();
+    let mut room = RequestByteBudget::body();
     let mut body = Vec::new();
     for (name, value) in object {
         let part = parts.get(name).unwrap_or(&unknown);
@@ -286,10 +293,10 @@ fn multipart(
 
 fn write_part(
     body: &mut Vec<u8>,
-    room: &mut Room,
+    room: &mut RequestByteBudget,
     name: &str,
     value: &Value,
-    part: &Part,
+    part: &MultipartPart,
 ) -> Result<(), CallError> {
     room.push_bytes(body, b"content-disposition: form-data; name=")?;
     write_quoted(body, room, name)?;
@@ -320,7 +327,11 @@ fn write_part(
 }
 
 /// A name between quotes, as browsers write it (WHATWG HTML, section 4.10.21.8).
-fn write_quoted(body: &mut Vec<u8>, room: &mut Room, name: &str) -> Result<(), CallError> {
+fn write_quoted(
+    body: &mut Vec<u8>,
+    room: &mut RequestByteBudget,
+    name: &str,
+) -> Result<(), CallError> {
     room.push_bytes(body, b"\"")?;
     for piece in name.split_inclusive(['"', '\r', '\n']) {
         let plain = piece.trim_end_matches(['"', '\r', '\n']);

@@ -33,11 +33,11 @@ pub enum ImportError {
         /// Why.
         source: io::Error,
     },
-    /// A host that is none.
+    /// A host that is not valid.
     #[error(transparent)]
     Host(#[from] alknet_http_client::HostRuleError),
     /// There is no credential to send.
-    #[error("the import needs a credential of the kind {0}, and there is none of its name")]
+    #[error("the import needs a credential of the kind {0}, and no credential has its name")]
     NoCredential(CapabilityKind),
 }
 
@@ -46,7 +46,10 @@ impl OpenApiOptions {
     ///
     /// # Errors
     /// The credential is another one than the section needs.
-    pub fn of(config: &ImportConfig, credential: Option<Capability>) -> Result<Self, ImportError> {
+    pub fn from_config(
+        config: &ImportConfig,
+        credential: Option<Capability>,
+    ) -> Result<Self, ImportError> {
         let needs = match config.auth {
             ImportAuth::ApiKey => Some(CapabilityKind::ApiKey),
             ImportAuth::Basic | ImportAuth::OAuth2 => Some(CapabilityKind::Basic),
@@ -142,7 +145,7 @@ mod tests {
     #[test]
     fn a_section_gets_the_credential_that_it_needs() {
         let one = |kind| capability("key", kind, Arc::new(|| true)).0;
-        let none = OpenApiOptions::of(&config(""), Some(one(CapabilityKind::Bytes)));
+        let none = OpenApiOptions::from_config(&config(""), Some(one(CapabilityKind::Bytes)));
         assert!(none.expect("no need").credential.is_none());
         for (auth, kind) in [
             ("bearer", CapabilityKind::Bearer),
@@ -154,12 +157,12 @@ mod tests {
             ),
         ] {
             let config = config(&format!("auth = \"{auth}\"\ncredential = \"key\""));
-            let options = OpenApiOptions::of(&config, Some(one(kind))).expect("it fits");
+            let options = OpenApiOptions::from_config(&config, Some(one(kind))).expect("it fits");
             assert!(options.credential.is_some(), "{auth}");
             assert_eq!(options.tokens.is_some(), auth.starts_with("oauth2"));
-            let other = OpenApiOptions::of(&config, Some(one(CapabilityKind::Signer)));
+            let other = OpenApiOptions::from_config(&config, Some(one(CapabilityKind::Signer)));
             assert!(matches!(other, Err(ImportError::Credential { .. })));
-            let none = OpenApiOptions::of(&config, None);
+            let none = OpenApiOptions::from_config(&config, None);
             assert!(matches!(none, Err(ImportError::NoCredential(_))));
         }
     }

@@ -1,6 +1,6 @@
 //! Streams of server-sent events (WHATWG HTML, section 9.2).
 
-use alknet_call::{CallError, ErrorCode, Output};
+use alknet_call::{CallError, CallOutput, ErrorCode};
 use bytes::{Buf, Bytes};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -30,12 +30,12 @@ struct Event<'a, T: ?Sized> {
 }
 
 impl Events {
-    /// The next event that ends within `bytes`, of which it takes what belongs to it; where there is none, all of them.
-    /// One at a time: a short text may hold thousands.
+    /// The next event that ends within `bytes`. Takes the bytes of that event off the front of `bytes`, or all of them
+    /// if no event ends there. It returns one event at a time, because a short text may hold thousands.
     ///
     /// # Errors
     /// `PAYLOAD_TOO_LARGE` where an event is longer than is taken.
-    pub(super) fn take(&mut self, bytes: &mut Bytes) -> Result<Option<Output>, CallError> {
+    pub(super) fn take(&mut self, bytes: &mut Bytes) -> Result<Option<CallOutput>, CallError> {
         let mut taken = 0;
         let mut found = None;
         for byte in bytes.iter() {
@@ -69,7 +69,7 @@ impl Events {
         self.line.len() + self.data.len() + self.event.len() + self.id.len()
     }
 
-    fn end_of_line(&mut self, line: &[u8]) -> Option<Result<Output, CallError>> {
+    fn end_of_line(&mut self, line: &[u8]) -> Option<Result<CallOutput, CallError>> {
         let line = match self.begun {
             true => line,
             false => line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line),
@@ -104,7 +104,7 @@ impl Events {
         None
     }
 
-    fn dispatch(&mut self) -> Option<Result<Output, CallError>> {
+    fn dispatch(&mut self) -> Option<Result<CallOutput, CallError>> {
         let event = std::mem::take(&mut self.event);
         let data = Bytes::from(std::mem::take(&mut self.data));
         if !std::mem::take(&mut self.has_data) {
@@ -115,20 +115,20 @@ impl Events {
     }
 
     /// Data that are JSON are passed on as they came, without a tree.
-    fn output(&self, event: &str, data: &Bytes) -> Result<Output, CallError> {
+    fn output(&self, event: &str, data: &Bytes) -> Result<CallOutput, CallError> {
         let id = self.id.as_str();
-        match Output::from_foreign_text(data) {
-            Ok(Output::Raw(text)) => {
+        match CallOutput::from_foreign_text(data) {
+            Ok(CallOutput::Raw(text)) => {
                 let text = serde_json::from_slice::<&RawValue>(&text);
                 let data = text.map_err(|error| CallError::internal(error.to_string()))?;
-                Output::json(&Event { event, id, data })
+                CallOutput::json(&Event { event, id, data })
             }
-            Ok(Output::Value(value)) => Output::json(&Event {
+            Ok(CallOutput::Value(value)) => CallOutput::json(&Event {
                 event,
                 id,
                 data: &value,
             }),
-            _ => Output::json(&Event {
+            _ => CallOutput::json(&Event {
                 event,
                 id,
                 data: &String::from_utf8_lossy(data),
@@ -139,7 +139,7 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
-    use alknet_call::Body;
+    use alknet_call::CallBody;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
@@ -154,7 +154,7 @@ mod tests {
         for part in parts {
             let mut part = Bytes::copy_from_slice(part);
             while let Some(event) = events.take(&mut part).expect("short") {
-                all.push(Body::from(event).value().clone());
+                all.push(CallBody::from(event).value().clone());
             }
             assert!(part.is_empty());
         }
@@ -210,7 +210,7 @@ mod tests {
         let list = format!("[{}0]", "0,".repeat(1 << 18));
         let mut stream = Bytes::from(format!("data: {list}\n\ndata: next\n\n"));
         let event = Events::default().take(&mut stream).expect("short");
-        let Some(Output::Raw(text)) = event else {
+        let Some(CallOutput::Raw(text)) = event else {
             panic!("made into something else");
         };
         assert_eq!(text, format!("{{\"event\":\"message\",\"data\":{list}}}"));

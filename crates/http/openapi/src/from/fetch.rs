@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alknet_core::Dialer;
-use alknet_http_client::{Exchange, HttpError};
+use alknet_http_client::{HttpError, HttpRequestOptions};
 use bytes::Bytes;
 use http::header::ACCEPT;
 use http::{Request, StatusCode};
@@ -16,7 +16,7 @@ use super::{BaseUrlError, OpenApiOptions, client, place};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// Its address, or that of the server, is none.
+    /// The document's address, or that of the server, is not valid.
     #[error(transparent)]
     Address(#[from] BaseUrlError),
     /// It did not come, or is longer than a document may be.
@@ -56,9 +56,9 @@ pub async fn fetch_document(
         .header(ACCEPT, "application/json, application/yaml, */*")
         .body(Bytes::new())
         .map_err(|_| BaseUrlError(url.chars().take(200).collect()))?;
-    let exchange = Exchange {
+    let exchange = HttpRequestOptions {
         retry: true,
-        ..Exchange::default()
+        ..HttpRequestOptions::default()
     };
     let failed = |why| FetchError::Http {
         url: url.to_owned(),

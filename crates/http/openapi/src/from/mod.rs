@@ -2,6 +2,7 @@
 
 mod answer;
 mod body;
+mod byte_budget;
 mod config;
 mod error;
 mod events;
@@ -12,7 +13,6 @@ mod parameter;
 mod plan;
 mod read;
 mod refs;
-mod room;
 mod schema;
 mod server;
 
@@ -20,10 +20,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use alknet_call::{
-    AdapterError, Body, CallError, Ctx, HandlerKind, ImportClaim, ImportMemory, OperationAdapter,
-    OperationType, Output, Provenance, Registration,
+    AdapterError, CallBody, CallError, CallOutput, Ctx, HandlerKind, ImportClaim, ImportMemory,
+    OperationAdapter, OperationType, Provenance, Registration,
 };
-use alknet_core::{AddressRange, BoxFuture, Capabilities, Capability, Dialer, PeerAddr, Reach};
+use alknet_core::{
+    AddressRange, BoxFuture, Capabilities, Capability, DialAllowList, Dialer, PeerAddr,
+};
 use alknet_http_client::{ClientOptions, HostRule, HttpClient, Redirects, ResponseBody};
 use bytes::Bytes;
 use futures_util::Stream;
@@ -39,11 +41,11 @@ use answer::of_http;
 use body::kind;
 use events::Events;
 use limits::{OPERATIONS_MAX, SCHEMA_BYTES_MAX, SCHEMA_BYTES_MIN, SCHEMAS_BYTES_MAX};
-use names::Names;
-use parameter::Place;
-use plan::{Found, METHODS, Plan};
-use refs::{Document, escaped};
-use server::{Server, Tokens};
+use names::UniqueNames;
+use parameter::ParameterLocation;
+use plan::{DocumentOperation, METHODS, RequestPlan};
+use refs::{OpenApiSourceDocument, escaped};
+use server::{ImportServer, OAuthTokens};
 
 pub use config::{ImportError, read_document};
 pub use error::DocumentError;
@@ -108,7 +110,7 @@ pub struct BaseUrlError(String);
 pub struct FromOpenApi {
     document: Bytes,
     options: OpenApiOptions,
-    server: Arc<Server>,
+    server: Arc<ImportServer>,
 }
 
 impl FromOpenApi {
@@ -116,18 +118,18 @@ impl FromOpenApi {
     /// `dialer`.
     ///
     /// # Errors
-    /// An address that is none.
+    /// The address of a server is not valid.
     pub fn new(
         document: Bytes,
         options: OpenApiOptions,
         dialer: Arc<dyn Dialer>,
     ) -> Result<Self, BaseUrlError> {
         let (client, _) = client(&options, dialer, None)?;
-        let server = Server {
+        let server = ImportServer {
             client,
             base: options.base_url.trim_end_matches('/').to_owned(),
             credential: options.credential.as_ref().map(|one| one.name().to_owned()),
-            tokens: options.tokens.clone().map(Tokens::new),
+            tokens: options.tokens.clone().map(OAuthTokens::new),
             memory: options.memory.share(),
         };
         Ok(Self {
@@ -143,12 +145,12 @@ impl FromOpenApi {
     /// # Errors
     /// The first thing that is wrong with it.
     pub fn registrations(&self) -> Result<Vec<Registration>, AdapterError> {
-        let document = Document::parse(&self.document)?;
+        let document = OpenApiSourceDocument::parse(&self.document)?;
         let found = found(&document)?;
         let room = SCHEMAS_BYTES_MAX / (2 * found.len().max(1));
         let room = room.clamp(SCHEMA_BYTES_MIN, SCHEMA_BYTES_MAX);
         let keys = keys(&document)?;
-        let mut names = Names::new(&self.options.namespace);
+        let mut names = UniqueNames::new(&self.options.namespace);
         let mut registrations = Vec::new();
         for one in &found {
             let (plan, spec) = plan::read(&document, one, &keys, &mut names, room)?;
@@ -165,13 +167,13 @@ impl FromOpenApi {
         only.is_empty() || only.iter().any(|prefix| own.starts_with(prefix.as_str()))
     }
 
-    fn registration(&self, plan: Plan, spec: alknet_call::OperationSpec) -> Registration {
+    fn registration(&self, plan: RequestPlan, spec: alknet_call::OperationSpec) -> Registration {
         let (server, plan) = (Arc::clone(&self.server), Arc::new(plan));
         let handler = match spec.op_type {
-            OperationType::Subscription => HandlerKind::stream(move |input: Body, ctx: Ctx| {
+            OperationType::Subscription => HandlerKind::stream(move |input: CallBody, ctx: Ctx| {
                 stream(Arc::clone(&server), Arc::clone(&plan), input, ctx)
             }),
-            _ => HandlerKind::once(move |input: Body, ctx: Ctx| {
+            _ => HandlerKind::once(move |input: CallBody, ctx: Ctx| {
                 let (server, plan) = (Arc::clone(&server), Arc::clone(&plan));
                 async move {
                     let answer = server.ask(&plan, input.try_value()?, false, &ctx).await?;
@@ -201,8 +203,8 @@ impl OperationAdapter for FromOpenApi {
     }
 }
 
-/// A client that asks the server of `options`, whoever gives it access tokens, and whoever has its document,
-/// and nobody else; and where the server is.
+/// A client for the server of `options`, and where that server is. The client also asks the server that gives it
+/// access tokens, the one that has its document and the further hosts of `options`, and no others.
 fn client(
     options: &OpenApiOptions,
     dialer: Arc<dyn Dialer>,
@@ -226,7 +228,7 @@ fn client(
         dialer,
         ClientOptions {
             hosts: Some(hosts),
-            reach: Reach::Public {
+            reach: DialAllowList::Public {
                 also: options.private.clone(),
             },
             plain: if options.plain { places } else { Vec::new() },
@@ -259,7 +261,7 @@ fn place(url: &str, plain: bool) -> Result<PeerAddr, BaseUrlError> {
 }
 
 /// Every operation of the document, in its order.
-fn found(document: &Document) -> Result<Vec<Found<'_>>, DocumentError> {
+fn found(document: &OpenApiSourceDocument) -> Result<Vec<DocumentOperation<'_>>, DocumentError> {
     let mut found = Vec::new();
     let Some(paths) = document.root().get("paths") else {
         return Ok(found);
@@ -278,7 +280,7 @@ fn found(document: &Document) -> Result<Vec<Found<'_>>, DocumentError> {
                 continue;
             };
             let at = format!("{at}/{method}");
-            found.push(Found {
+            found.push(DocumentOperation {
                 path,
                 method,
                 operation: document.object(node, &at)?,
@@ -297,7 +299,9 @@ fn found(document: &Document) -> Result<Vec<Found<'_>>, DocumentError> {
 }
 
 /// Parameters that are keys: they come from the credential, and no caller gives another.
-fn keys(document: &Document) -> Result<BTreeSet<(Place, String)>, DocumentError> {
+fn keys(
+    document: &OpenApiSourceDocument,
+) -> Result<BTreeSet<(ParameterLocation, String)>, DocumentError> {
     const AT: &str = "/components/securitySchemes";
     let mut keys = BTreeSet::new();
     let Some(schemes) = document.root().pointer(AT) else {
@@ -306,7 +310,7 @@ fn keys(document: &Document) -> Result<BTreeSet<(Place, String)>, DocumentError>
     for (name, node) in document.object(schemes, AT)? {
         let scheme = document.object(node, &format!("{AT}/{}", escaped(name)))?;
         let text = |name: &str| scheme.get(name).and_then(Value::as_str);
-        let place = text("in").and_then(Place::of);
+        let place = text("in").and_then(ParameterLocation::parse);
         if let (Some("apiKey"), Some(place), Some(name)) = (text("type"), place, text("name")) {
             keys.insert((place, name.to_ascii_lowercase()));
         }
@@ -315,15 +319,15 @@ fn keys(document: &Document) -> Result<BTreeSet<(Place, String)>, DocumentError>
 }
 
 /// What a subscription is doing.
-enum Reading {
-    Asking(Arc<Server>, Arc<Plan>, Body, Ctx),
+enum SubscriptionPhase {
+    Asking(Arc<ImportServer>, Arc<RequestPlan>, CallBody, Ctx),
     Events(Box<Following>),
     Done,
 }
 
 /// A stream of events.
 struct Following {
-    server: Arc<Server>,
+    server: Arc<ImportServer>,
     body: ResponseBody,
     /// What came, and is no event yet.
     rest: Bytes,
@@ -332,26 +336,28 @@ struct Following {
     claim: ImportClaim,
 }
 
-/// The events of a stream. An answer that is none is one event.
+/// The events of a stream. An answer of another media type is one event.
 fn stream(
-    server: Arc<Server>,
-    plan: Arc<Plan>,
-    input: Body,
+    server: Arc<ImportServer>,
+    plan: Arc<RequestPlan>,
+    input: CallBody,
     ctx: Ctx,
-) -> impl Stream<Item = Result<Output, CallError>> + Send {
-    let begin = Reading::Asking(server, plan, input, ctx);
+) -> impl Stream<Item = Result<CallOutput, CallError>> + Send {
+    let begin = SubscriptionPhase::Asking(server, plan, input, ctx);
     futures_util::stream::unfold(begin, |state| async move {
         match next(state).await {
             Ok(Some((event, state))) => Some((Ok(event), state)),
             Ok(None) => None,
-            Err(error) => Some((Err(error), Reading::Done)),
+            Err(error) => Some((Err(error), SubscriptionPhase::Done)),
         }
     })
 }
 
-async fn next(state: Reading) -> Result<Option<(Output, Reading)>, CallError> {
+async fn next(
+    state: SubscriptionPhase,
+) -> Result<Option<(CallOutput, SubscriptionPhase)>, CallError> {
     let mut following = match state {
-        Reading::Asking(server, plan, input, ctx) => {
+        SubscriptionPhase::Asking(server, plan, input, ctx) => {
             let answer = server.ask(&plan, input.try_value()?, true, &ctx).await?;
             let media = answer.headers().get(CONTENT_TYPE);
             let media = media
@@ -359,7 +365,10 @@ async fn next(state: Reading) -> Result<Option<(Output, Reading)>, CallError> {
                 .unwrap_or_default();
             if !answer.status().is_success() || kind(media) != "events" {
                 let output = answer::output(answer, &server.memory).await?;
-                return Ok(Some((only_event(output, &server)?, Reading::Done)));
+                return Ok(Some((
+                    only_event(output, &server)?,
+                    SubscriptionPhase::Done,
+                )));
             }
             Box::new(Following {
                 body: answer.into_body(),
@@ -369,19 +378,19 @@ async fn next(state: Reading) -> Result<Option<(Output, Reading)>, CallError> {
                 server,
             })
         }
-        Reading::Events(following) => following,
-        Reading::Done => return Ok(None),
+        SubscriptionPhase::Events(following) => following,
+        SubscriptionPhase::Done => return Ok(None),
     };
     let event = following.next().await?;
-    Ok(event.map(|event| (event, Reading::Events(following))))
+    Ok(event.map(|event| (event, SubscriptionPhase::Events(following))))
 }
 
 impl Following {
-    async fn next(&mut self) -> Result<Option<Output>, CallError> {
+    async fn next(&mut self) -> Result<Option<CallOutput>, CallError> {
         loop {
             if let Some(event) = self.events.take(&mut self.rest)? {
                 let mut claim = self.server.memory.claim();
-                if let Output::Raw(text) = &event {
+                if let CallOutput::Raw(text) = &event {
                     claim.becomes(text.len())?;
                 }
                 return answer::counted(event, claim).map(Some);
@@ -398,19 +407,19 @@ impl Following {
 }
 
 /// An answer that is no stream as an event of one.
-fn only_event(output: Output, server: &Server) -> Result<Output, CallError> {
+fn only_event(output: CallOutput, server: &ImportServer) -> Result<CallOutput, CallError> {
     #[derive(Serialize)]
     struct Only<'a> {
         event: &'a str,
         data: &'a RawValue,
     }
-    let body = Body::from(output);
+    let body = CallBody::from(output);
     let data = serde_json::from_slice(body.raw());
     let data = data.map_err(|error| CallError::internal(error.to_string()))?;
     let mut claim = server.memory.claim();
     claim.becomes(body.raw().len())?;
     let event = "message";
-    answer::counted(Output::json(&Only { event, data })?, claim)
+    answer::counted(CallOutput::json(&Only { event, data })?, claim)
 }
 
 #[cfg(test)]

@@ -12,12 +12,12 @@ const SEGMENTS_MAX: usize = 3;
 const END_BYTES: usize = 9;
 
 /// Makes each name once.
-pub(super) struct Names {
+pub(super) struct UniqueNames {
     namespace: String,
     taken: HashSet<String>,
 }
 
-impl Names {
+impl UniqueNames {
     pub(super) fn new(namespace: &str) -> Self {
         Self {
             namespace: namespace.to_owned(),
@@ -136,17 +136,20 @@ mod tests {
             ("é", "ns/get_pets_id"),
             ("", "ns/get_pets_id"),
         ] {
-            assert_eq!(Names::new("ns").name(Some(id), "get", "/pets/{id}"), name);
+            assert_eq!(
+                UniqueNames::new("ns").name(Some(id), "get", "/pets/{id}"),
+                name
+            );
         }
-        let root = Names::new("ns").name(None, "get", "/");
+        let root = UniqueNames::new("ns").name(None, "get", "/");
         assert_eq!(root, "ns/get");
-        let digits = Names::new("ns").name(None, "post", "/2/x:y");
+        let digits = UniqueNames::new("ns").name(None, "post", "/2/x:y");
         assert_eq!(digits, "ns/post_2_x_y");
     }
 
     #[test]
     fn no_two_operations_have_one_name() {
-        let mut names = Names::new("ns");
+        let mut names = UniqueNames::new("ns");
         assert_eq!(names.name(Some("a b"), "get", "/"), "ns/a_b");
         assert_eq!(names.name(Some("a_b"), "get", "/"), "ns/a_b_2");
         assert_eq!(names.name(Some("a.b"), "get", "/"), "ns/a_b_3");
@@ -163,7 +166,7 @@ mod tests {
             path in "\\PC{0,90}|(/[a-z{}]{1,70}){1,4}",
         ) {
             let namespace = format!("a{}", "b".repeat(62));
-            let mut names = Names::new(&namespace);
+            let mut names = UniqueNames::new(&namespace);
             for id in &ids {
                 let name = names.name(Some(id), "delete", &path);
                 prop_assert!(is_operation_name(&name), "{name}");

@@ -4,9 +4,9 @@ use alknet_call::CallError;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use serde_json::{Map, Value};
 
+use super::byte_budget::RequestByteBudget;
 use super::error::DocumentError;
-use super::refs::Document;
-use super::room::Room;
+use super::refs::OpenApiSourceDocument;
 
 /// Everything but the characters that mean nothing anywhere in a URI (RFC 3986 section 2.3).
 pub(super) const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
@@ -33,15 +33,15 @@ const RESERVED: &AsciiSet = &ESCAPED
 
 /// Where a parameter goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(super) enum ParameterLocation {
     Path,
     Query,
     Header,
     Cookie,
 }
 
-impl Place {
-    pub(super) fn of(text: &str) -> Option<Self> {
+impl ParameterLocation {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "path" => Self::Path,
             "query" => Self::Query,
@@ -63,7 +63,7 @@ impl Place {
 
 /// How a value that is no scalar is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Style {
+pub(super) enum ParameterStyle {
     DeepObject,
     Form,
     /// As JSON, for parameters that are described by `content`.
@@ -75,8 +75,8 @@ pub(super) enum Style {
     SpaceDelimited,
 }
 
-impl Style {
-    pub(super) fn of(text: &str) -> Option<Self> {
+impl ParameterStyle {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "deepObject" => Self::DeepObject,
             "form" => Self::Form,
@@ -97,8 +97,8 @@ pub(super) struct Parameter<'a> {
     pub(super) name: String,
     /// As the member of the input is called.
     pub(super) member: String,
-    pub(super) place: Place,
-    pub(super) writing: Writing,
+    pub(super) place: ParameterLocation,
+    pub(super) writing: ParameterSerialization,
     pub(super) is_required: bool,
     pub(super) schema: Option<&'a Value>,
     pub(super) description: Option<&'a str>,
@@ -106,34 +106,34 @@ pub(super) struct Parameter<'a> {
 
 /// How a value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Writing {
-    pub(super) style: Style,
+pub(super) struct ParameterSerialization {
+    pub(super) style: ParameterStyle,
     pub(super) explode: bool,
     pub(super) reserved: bool,
 }
 
-impl Writing {
+impl ParameterSerialization {
     pub(super) const FORM: Self = Self {
-        style: Style::Form,
+        style: ParameterStyle::Form,
         explode: true,
         reserved: false,
     };
 
     /// As `node`, a parameter or an encoding, says; else as is usual for its place.
-    pub(super) fn of(node: &Value, place: Place) -> Self {
+    pub(super) fn from_node(node: &Value, place: ParameterLocation) -> Self {
         let usual = match place {
-            Place::Path | Place::Header => Style::Simple,
-            Place::Query | Place::Cookie => Style::Form,
+            ParameterLocation::Path | ParameterLocation::Header => ParameterStyle::Simple,
+            ParameterLocation::Query | ParameterLocation::Cookie => ParameterStyle::Form,
         };
         let style = node
             .get("style")
             .and_then(Value::as_str)
-            .and_then(Style::of);
+            .and_then(ParameterStyle::parse);
         let style = style.unwrap_or(usual);
         let flag = |name: &str| node.get(name).and_then(Value::as_bool);
         Self {
             style,
-            explode: flag("explode").unwrap_or(style == Style::Form),
+            explode: flag("explode").unwrap_or(style == ParameterStyle::Form),
             reserved: flag("allowReserved").unwrap_or(false),
         }
     }
@@ -142,23 +142,23 @@ impl Writing {
 impl<'a> Parameter<'a> {
     /// The parameter that `node` describes; `None` for one that is no business of a caller.
     pub(super) fn read(
-        document: &'a Document,
+        document: &'a OpenApiSourceDocument,
         node: &'a Value,
         at: &str,
     ) -> Result<Option<Self>, DocumentError> {
         let node = document.resolve(node, at)?;
         let text = |name: &str| node.get(name).and_then(Value::as_str);
         let name = text("name").ok_or_else(|| DocumentError::shape(at, "a parameter"))?;
-        let place = text("in").and_then(Place::of);
+        let place = text("in").and_then(ParameterLocation::parse);
         let place = place
             .ok_or_else(|| DocumentError::shape(at, "in a path, a query, a header or a cookie"))?;
-        if place == Place::Header && !is_free_header(name) {
+        if place == ParameterLocation::Header && !is_free_header(name) {
             return Ok(None);
         }
-        let mut writing = Writing::of(node, place);
+        let mut writing = ParameterSerialization::from_node(node, place);
         let mut schema = node.get("schema");
         if let Some(content) = node.get("content").and_then(Value::as_object) {
-            writing.style = Style::Json;
+            writing.style = ParameterStyle::Json;
             schema = content
                 .values()
                 .next()
@@ -169,7 +169,7 @@ impl<'a> Parameter<'a> {
             member: name.to_owned(),
             place,
             writing,
-            is_required: place == Place::Path
+            is_required: place == ParameterLocation::Path
                 || node.get("required").and_then(Value::as_bool) == Some(true),
             schema,
             description: text("description"),
@@ -177,8 +177,8 @@ impl<'a> Parameter<'a> {
     }
 }
 
-/// Headers that are the client's own business, or that would be somebody else's secret (OpenAPI 3.1
-/// section 4.8.12.1).
+/// Whether a parameter may be this header: not one that the client itself sets, or that carries a
+/// credential (OpenAPI 3.1 section 4.8.12.1).
 fn is_free_header(name: &str) -> bool {
     const OWN: [&str; 16] = [
         "accept",
@@ -202,11 +202,11 @@ fn is_free_header(name: &str) -> bool {
     http::HeaderName::from_bytes(name.as_bytes()).is_ok() && !OWN.contains(&name.as_str())
 }
 
-/// Pairs of a query, a form or cookies, as the text that is sent.
+/// PairWriter of a query, a form or cookies, as the text that is sent.
 #[derive(Debug)]
-pub(super) struct Pairs<'r> {
+pub(super) struct PairWriter<'r> {
     text: String,
-    room: &'r mut Room,
+    room: &'r mut RequestByteBudget,
     between: &'static str,
 }
 
@@ -219,9 +219,9 @@ enum Name<'a> {
     Item(&'a Name<'a>, usize),
 }
 
-impl<'r> Pairs<'r> {
+impl<'r> PairWriter<'r> {
     /// None yet. `between` stands between two of them.
-    pub(super) fn new(room: &'r mut Room, between: &'static str) -> Self {
+    pub(super) fn new(room: &'r mut RequestByteBudget, between: &'static str) -> Self {
         Self {
             text: String::new(),
             room,
@@ -238,18 +238,22 @@ impl<'r> Pairs<'r> {
         &mut self,
         name: &str,
         value: &Value,
-        writing: Writing,
+        writing: ParameterSerialization,
     ) -> Result<(), CallError> {
         let set = if writing.reserved { RESERVED } else { ESCAPED };
         let whole = Name::Whole(name);
         match (writing.style, value) {
             (_, Value::Null) => Ok(()),
-            (Style::Json, value) => self.json(name, value, set),
-            (Style::DeepObject, Value::Object(_) | Value::Array(_)) => {
+            (ParameterStyle::Json, value) => self.json(name, value, set),
+            (ParameterStyle::DeepObject, Value::Object(_) | Value::Array(_)) => {
                 self.deep(&whole, value, set)
             }
-            (Style::SpaceDelimited, Value::Array(list)) => self.joined(name, list, " ", set),
-            (Style::PipeDelimited, Value::Array(list)) => self.joined(name, list, "|", set),
+            (ParameterStyle::SpaceDelimited, Value::Array(list)) => {
+                self.joined(name, list, " ", set)
+            }
+            (ParameterStyle::PipeDelimited, Value::Array(list)) => {
+                self.joined(name, list, "|", set)
+            }
             (_, Value::Array(list)) if writing.explode => {
                 let mut each = list.iter();
                 each.try_for_each(|one| self.pair(&whole, one, set))
@@ -376,12 +380,12 @@ impl<'r> Pairs<'r> {
 /// A value as text, with or without escapes.
 struct Text<'r> {
     text: String,
-    room: &'r mut Room,
+    room: &'r mut RequestByteBudget,
     escapes: bool,
 }
 
 impl<'r> Text<'r> {
-    fn new(room: &'r mut Room, escapes: bool) -> Self {
+    fn new(room: &'r mut RequestByteBudget, escapes: bool) -> Self {
         Self {
             text: String::new(),
             room,
@@ -490,25 +494,29 @@ impl<'r> Text<'r> {
 pub(super) fn segment(
     name: &str,
     value: &Value,
-    writing: Writing,
-    room: &mut Room,
+    writing: ParameterSerialization,
+    room: &mut RequestByteBudget,
 ) -> Result<Option<String>, CallError> {
     let mut text = Text::new(room, true);
     match (writing.style, value) {
         (_, Value::Null) => {}
-        (Style::Json, value) => text.json(value)?,
-        (Style::Label, value) => text.label(value, writing.explode)?,
-        (Style::Matrix, value) => text.matrix(name, value, writing.explode)?,
+        (ParameterStyle::Json, value) => text.json(value)?,
+        (ParameterStyle::Label, value) => text.label(value, writing.explode)?,
+        (ParameterStyle::Matrix, value) => text.matrix(name, value, writing.explode)?,
         (_, value) => text.simple(value, writing.explode)?,
     }
     Ok(Some(text.text).filter(|text| !text.is_empty()))
 }
 
 /// A value as a header's text, as it is.
-pub(super) fn plain(value: &Value, writing: Writing, room: &mut Room) -> Result<String, CallError> {
+pub(super) fn plain(
+    value: &Value,
+    writing: ParameterSerialization,
+    room: &mut RequestByteBudget,
+) -> Result<String, CallError> {
     let mut text = Text::new(room, false);
     match writing.style {
-        Style::Json => text.json(value)?,
+        ParameterStyle::Json => text.json(value)?,
         _ => text.simple(value, writing.explode)?,
     }
     Ok(text.text)
@@ -520,17 +528,17 @@ mod tests {
 
     use super::*;
 
-    fn writing(style: Style, explode: bool) -> Writing {
-        Writing {
+    fn writing(style: ParameterStyle, explode: bool) -> ParameterSerialization {
+        ParameterSerialization {
             style,
             explode,
             reserved: false,
         }
     }
 
-    fn query(name: &str, value: &Value, writing: Writing) -> String {
-        let mut room = Room::head();
-        let mut pairs = Pairs::new(&mut room, "&");
+    fn query(name: &str, value: &Value, writing: ParameterSerialization) -> String {
+        let mut room = RequestByteBudget::head();
+        let mut pairs = PairWriter::new(&mut room, "&");
         pairs.add(name, value, writing).expect("short");
         pairs.finish()
     }
@@ -541,47 +549,52 @@ mod tests {
         let (text, list) = (json!("blue"), json!(["blue", "black", "brown"]));
         let object = json!({"R": 100, "G": 200, "B": 150});
         let path = |style, explode, value: &Value| {
-            let written = segment("color", value, writing(style, explode), &mut Room::head());
+            let written = segment(
+                "color",
+                value,
+                writing(style, explode),
+                &mut RequestByteBudget::head(),
+            );
             written.expect("short").unwrap_or_default()
         };
         for (style, explode, one, many, members) in [
             (
-                Style::Matrix,
+                ParameterStyle::Matrix,
                 false,
                 ";color=blue",
                 ";color=blue,black,brown",
                 ";color=R,100,G,200,B,150",
             ),
             (
-                Style::Matrix,
+                ParameterStyle::Matrix,
                 true,
                 ";color=blue",
                 ";color=blue;color=black;color=brown",
                 ";R=100;G=200;B=150",
             ),
             (
-                Style::Label,
+                ParameterStyle::Label,
                 false,
                 ".blue",
                 ".blue,black,brown",
                 ".R,100,G,200,B,150",
             ),
             (
-                Style::Label,
+                ParameterStyle::Label,
                 true,
                 ".blue",
                 ".blue.black.brown",
                 ".R=100.G=200.B=150",
             ),
             (
-                Style::Simple,
+                ParameterStyle::Simple,
                 false,
                 "blue",
                 "blue,black,brown",
                 "R,100,G,200,B,150",
             ),
             (
-                Style::Simple,
+                ParameterStyle::Simple,
                 true,
                 "blue",
                 "blue,black,brown",
@@ -594,34 +607,39 @@ mod tests {
         }
         let ask = |style, explode, value: &Value| query("color", value, writing(style, explode));
         for (style, explode, value, text) in [
-            (Style::Form, false, &list, "color=blue%2Cblack%2Cbrown"),
             (
-                Style::Form,
+                ParameterStyle::Form,
+                false,
+                &list,
+                "color=blue%2Cblack%2Cbrown",
+            ),
+            (
+                ParameterStyle::Form,
                 true,
                 &list,
                 "color=blue&color=black&color=brown",
             ),
             (
-                Style::Form,
+                ParameterStyle::Form,
                 false,
                 &object,
                 "color=R%2C100%2CG%2C200%2CB%2C150",
             ),
-            (Style::Form, true, &object, "R=100&G=200&B=150"),
+            (ParameterStyle::Form, true, &object, "R=100&G=200&B=150"),
             (
-                Style::SpaceDelimited,
+                ParameterStyle::SpaceDelimited,
                 false,
                 &list,
                 "color=blue%20black%20brown",
             ),
             (
-                Style::PipeDelimited,
+                ParameterStyle::PipeDelimited,
                 false,
                 &list,
                 "color=blue%7Cblack%7Cbrown",
             ),
             (
-                Style::DeepObject,
+                ParameterStyle::DeepObject,
                 true,
                 &object,
                 "color%5BR%5D=100&color%5BG%5D=200&color%5BB%5D=150",
@@ -631,21 +649,23 @@ mod tests {
         }
         let nested = json!({"a": {"b": [1, {"c": "x y"}]}, "n": null});
         assert_eq!(
-            query("f", &nested, writing(Style::DeepObject, true)),
+            query("f", &nested, writing(ParameterStyle::DeepObject, true)),
             "f%5Ba%5D%5Bb%5D%5B0%5D=1&f%5Ba%5D%5Bb%5D%5B1%5D%5Bc%5D=x%20y"
         );
     }
 
     #[test]
     fn nothing_gets_out_of_its_place() {
-        let simple = writing(Style::Simple, false);
-        let path = |value: Value| segment("x", &value, simple, &mut Room::head()).expect("short");
+        let simple = writing(ParameterStyle::Simple, false);
+        let path = |value: Value| {
+            segment("x", &value, simple, &mut RequestByteBudget::head()).expect("short")
+        };
         assert_eq!(path(json!("../a?b#c")).as_deref(), Some("..%2Fa%3Fb%23c"));
         assert_eq!(path(json!("")), None);
         assert_eq!(path(json!(null)), None);
-        let reserved = Writing {
+        let reserved = ParameterSerialization {
             reserved: true,
-            ..Writing::FORM
+            ..ParameterSerialization::FORM
         };
         let reserved = query("a&b", &json!("c&d=e#f /?"), reserved);
         assert_eq!(reserved, "a%26b=c%26d%3De%23f%20/?");

@@ -10,13 +10,16 @@ use serde_json::{Map, Value, json};
 
 use super::answer;
 use super::body::BodyPlan;
+use super::byte_budget::RequestByteBudget;
 use super::error::DocumentError;
 use super::limits::{DESCRIPTION_CHARS_MAX, PARAMETERS_MAX, REMARK_CHARS_MAX};
-use super::names::Names;
-use super::parameter::{Pairs, Parameter, Place, Style, Writing, plain, segment};
-use super::refs::{Document, escaped};
-use super::room::Room;
-use super::schema::{Schemas, Way, brief};
+use super::names::UniqueNames;
+use super::parameter::{
+    PairWriter, Parameter, ParameterLocation, ParameterSerialization, ParameterStyle, plain,
+    segment,
+};
+use super::refs::{OpenApiSourceDocument, escaped};
+use super::schema::{SchemaBuilder, SchemaDirection, brief};
 
 /// Methods that a document describes, but for `trace`, which no client sends.
 pub(super) const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
@@ -26,10 +29,10 @@ const BODY: &str = "body";
 
 /// How a call becomes a request.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct RequestPlan {
     method: Method,
-    path: Vec<Piece>,
-    inputs: Vec<Input>,
+    path: Vec<PathTemplatePart>,
+    inputs: Vec<InputMember>,
     body: Option<BodyPlan>,
     accept: HeaderValue,
     pub(super) is_query: bool,
@@ -38,7 +41,7 @@ pub(super) struct Plan {
 }
 
 #[derive(Debug)]
-enum Piece {
+enum PathTemplatePart {
     Text(String),
     /// The value of this member, of a parameter of that name.
     Value(usize),
@@ -46,15 +49,15 @@ enum Piece {
 
 /// A member of the input.
 #[derive(Debug)]
-struct Input {
+struct InputMember {
     member: String,
     name: String,
-    place: Place,
-    writing: Writing,
+    place: ParameterLocation,
+    writing: ParameterSerialization,
 }
 
 /// Where an operation is described.
-pub(super) struct Found<'a> {
+pub(super) struct DocumentOperation<'a> {
     pub(super) path: &'a str,
     pub(super) method: &'static str,
     pub(super) operation: &'a Map<String, Value>,
@@ -65,18 +68,18 @@ pub(super) struct Found<'a> {
 
 /// The plan of an operation and what it is for others. Schemas have `room` bytes.
 pub(super) fn read(
-    document: &Document,
-    found: &Found<'_>,
-    keys: &BTreeSet<(Place, String)>,
-    names: &mut Names,
+    document: &OpenApiSourceDocument,
+    found: &DocumentOperation<'_>,
+    keys: &BTreeSet<(ParameterLocation, String)>,
+    names: &mut UniqueNames,
     room: usize,
-) -> Result<(Plan, OperationSpec), DocumentError> {
+) -> Result<(RequestPlan, OperationSpec), DocumentError> {
     let at = &found.at;
     let text = |name: &str| found.operation.get(name).and_then(Value::as_str);
     let mut parameters = parameters(document, found, keys)?;
     let path = path(found.path, &mut parameters)?;
     let has_body = found.operation.get("requestBody");
-    let mut schemas = Schemas::new(document, Way::In, at, room);
+    let mut schemas = SchemaBuilder::new(document, SchemaDirection::In, at, room);
     let body = match has_body {
         Some(node) => BodyPlan::read(document, node, &format!("{at}/requestBody"), &mut schemas)?,
         None => None,
@@ -101,13 +104,13 @@ pub(super) fn read(
     spec.output_schema = answers.output;
     spec.error_schemas = answers.errors;
     spec.tags = tags(found.operation);
-    let plan = Plan {
+    let plan = RequestPlan {
         is_query: matches!(method, Method::GET | Method::HEAD),
         method,
         path,
         inputs: parameters
             .into_iter()
-            .map(|one| Input {
+            .map(|one| InputMember {
                 member: one.member,
                 name: one.name,
                 place: one.place,
@@ -117,7 +120,7 @@ pub(super) fn read(
         body: body.map(|(body, _)| body),
         accept: HeaderValue::try_from(answers.accept)
             .unwrap_or_else(|_| HeaderValue::from_static("*/*")),
-        // An empty list says that nobody has to be anybody; no list says nothing.
+        // An empty list says that the operation needs no credential; no list says nothing.
         is_ours: found.operation.get("security") != Some(&json!([])),
     };
     Ok((plan, spec))
@@ -126,9 +129,9 @@ pub(super) fn read(
 /// Parameters of the operation and of its path; of two of one name and place the operation's counts.
 /// `keys` are those that credentials fill in.
 fn parameters<'a>(
-    document: &'a Document,
-    found: &Found<'a>,
-    keys: &BTreeSet<(Place, String)>,
+    document: &'a OpenApiSourceDocument,
+    found: &DocumentOperation<'a>,
+    keys: &BTreeSet<(ParameterLocation, String)>,
 ) -> Result<Vec<Parameter<'a>>, DocumentError> {
     let mut all: Vec<Parameter<'a>> = Vec::new();
     for node in [found.shared, found.operation.get("parameters")] {
@@ -157,15 +160,19 @@ fn parameters<'a>(
     Ok(all)
 }
 
-/// The path with its parameters found. One that is not described is a text; one that is described and
-/// has no place in the path is none.
-fn path(template: &str, parameters: &mut Vec<Parameter<'_>>) -> Result<Vec<Piece>, DocumentError> {
+/// The path with its parameters found. A parameter that is not described is a text; a described one
+/// that has no place in the path is left out.
+fn path(
+    template: &str,
+    parameters: &mut Vec<Parameter<'_>>,
+) -> Result<Vec<PathTemplatePart>, DocumentError> {
     let wrong = || DocumentError::shape(format!("/paths/{}", escaped(template)), "a path");
     if !template.starts_with('/') || template.contains(['?', '#', '\\']) {
         return Err(wrong());
     }
-    parameters
-        .retain(|one| one.place != Place::Path || template.contains(&format!("{{{}}}", one.name)));
+    parameters.retain(|one| {
+        one.place != ParameterLocation::Path || template.contains(&format!("{{{}}}", one.name))
+    });
     let mut pieces = Vec::new();
     let mut rest = template;
     while let Some(open) = rest.find('{') {
@@ -174,15 +181,15 @@ fn path(template: &str, parameters: &mut Vec<Parameter<'_>>) -> Result<Vec<Piece
             .map(|at| open + at)
             .ok_or_else(wrong)?;
         let name = &rest[open + 1..close];
-        pieces.push(Piece::Text(encoded(&rest[..open])));
-        let is_it = |one: &Parameter<'_>| one.place == Place::Path && one.name == name;
+        pieces.push(PathTemplatePart::Text(encoded(&rest[..open])));
+        let is_it = |one: &Parameter<'_>| one.place == ParameterLocation::Path && one.name == name;
         let at = parameters.iter().position(is_it).unwrap_or_else(|| {
             parameters.push(Parameter {
                 name: name.to_owned(),
                 member: name.to_owned(),
-                place: Place::Path,
-                writing: Writing {
-                    style: Style::Simple,
+                place: ParameterLocation::Path,
+                writing: ParameterSerialization {
+                    style: ParameterStyle::Simple,
                     explode: false,
                     reserved: false,
                 },
@@ -192,10 +199,10 @@ fn path(template: &str, parameters: &mut Vec<Parameter<'_>>) -> Result<Vec<Piece
             });
             parameters.len() - 1
         });
-        pieces.push(Piece::Value(at));
+        pieces.push(PathTemplatePart::Value(at));
         rest = &rest[close + 1..];
     }
-    pieces.push(Piece::Text(encoded(rest)));
+    pieces.push(PathTemplatePart::Text(encoded(rest)));
     Ok(pieces)
 }
 
@@ -227,7 +234,7 @@ fn name_members(parameters: &mut [Parameter<'_>], has_body: bool) {
         taken.insert(BODY.to_owned());
     }
     let plain = |one: &Parameter<'_>| {
-        let alone = count.get(&one.name) == Some(&1) || one.place == Place::Path;
+        let alone = count.get(&one.name) == Some(&1) || one.place == ParameterLocation::Path;
         alone && !(has_body && one.name == BODY)
     };
     for one in parameters.iter() {
@@ -247,7 +254,7 @@ fn name_members(parameters: &mut [Parameter<'_>], has_body: bool) {
 fn input_schema<'a>(
     parameters: &[Parameter<'a>],
     body: Option<&(BodyPlan, Value)>,
-    mut schemas: Schemas<'a>,
+    mut schemas: SchemaBuilder<'a>,
 ) -> Result<Value, DocumentError> {
     let mut properties = Map::new();
     let mut required = Vec::new();
@@ -301,7 +308,7 @@ fn tags(operation: &Map<String, Value>) -> Vec<String> {
     tags.take(TAGS_MAX).map(|tag| brief(tag, 64)).collect()
 }
 
-impl Plan {
+impl RequestPlan {
     /// The request that `input` asks for, to a server at `base`, which ends without a slash.
     pub(super) fn request(&self, base: &str, input: &Value) -> Result<Request<Bytes>, CallError> {
         let none = Map::new();
@@ -310,16 +317,16 @@ impl Plan {
             Value::Null => &none,
             _ => return Err(CallError::invalid_input("the input has to be an object")),
         };
-        let mut room = Room::head();
+        let mut room = RequestByteBudget::head();
         let mut uri = base.to_owned();
         uri.push_str(&self.path(members, &mut room)?);
-        let asked = self.pairs(Place::Query, members, &mut room)?;
+        let asked = self.pairs(ParameterLocation::Query, members, &mut room)?;
         if !asked.is_empty() {
             uri.push('?');
             uri.push_str(&asked);
         }
         let mut request = Request::builder().method(self.method.clone());
-        for (one, value) in self.given(Place::Header, members) {
+        for (one, value) in self.given(ParameterLocation::Header, members) {
             let name = HeaderName::try_from(one.name.as_str());
             let value = HeaderValue::try_from(plain(value, one.writing, &mut room)?);
             let (Ok(name), Ok(value)) = (name, value) else {
@@ -327,7 +334,7 @@ impl Plan {
             };
             request = request.header(name, value);
         }
-        let cookies = self.pairs(Place::Cookie, members, &mut room)?;
+        let cookies = self.pairs(ParameterLocation::Cookie, members, &mut room)?;
         if !cookies.is_empty() {
             request = request.header(COOKIE, cookies);
         }
@@ -352,9 +359,9 @@ impl Plan {
     /// The values that are given for parameters of a place.
     fn given<'a>(
         &'a self,
-        place: Place,
+        place: ParameterLocation,
         members: &'a Map<String, Value>,
-    ) -> impl Iterator<Item = (&'a Input, &'a Value)> {
+    ) -> impl Iterator<Item = (&'a InputMember, &'a Value)> {
         let inputs = self.inputs.iter().filter(move |one| one.place == place);
         inputs.filter_map(|one| {
             let value = members.get(&one.member)?;
@@ -364,17 +371,17 @@ impl Plan {
 
     fn pairs(
         &self,
-        place: Place,
+        place: ParameterLocation,
         members: &Map<String, Value>,
-        room: &mut Room,
+        room: &mut RequestByteBudget,
     ) -> Result<String, CallError> {
         let (between, is_query) = match place {
-            Place::Cookie => ("; ", false),
+            ParameterLocation::Cookie => ("; ", false),
             _ => ("&", true),
         };
-        let mut pairs = Pairs::new(room, between);
+        let mut pairs = PairWriter::new(room, between);
         for (one, value) in self.given(place, members) {
-            let writing = Writing {
+            let writing = ParameterSerialization {
                 reserved: one.writing.reserved && is_query,
                 ..one.writing
             };
@@ -383,12 +390,16 @@ impl Plan {
         Ok(pairs.finish())
     }
 
-    fn path(&self, members: &Map<String, Value>, room: &mut Room) -> Result<String, CallError> {
+    fn path(
+        &self,
+        members: &Map<String, Value>,
+        room: &mut RequestByteBudget,
+    ) -> Result<String, CallError> {
         let mut path = String::new();
         for piece in &self.path {
             match piece {
-                Piece::Text(text) => path.push_str(text),
-                Piece::Value(at) => {
+                PathTemplatePart::Text(text) => path.push_str(text),
+                PathTemplatePart::Value(at) => {
                     let one = &self.inputs[*at];
                     let value = members.get(&one.member).unwrap_or(&Value::Null);
                     let text = segment(&one.name, value, one.writing, room)?;
@@ -396,7 +407,7 @@ impl Plan {
                 }
             }
         }
-        // Whoever reads them would go elsewhere.
+        // A server that resolves them would go elsewhere.
         let dots = |part: &str| matches!(part, "." | "..");
         if path.split('/').any(dots) {
             return Err(CallError::invalid_input(

@@ -1,5 +1,5 @@
-//! From bytes to a tree, in memory that the limits bound: what nobody will look at is left out while it
-//! is read.
+//! From bytes to a tree, in memory that the limits bound: what the import does not use is left out
+//! while it is read.
 
 use std::cell::Cell;
 use std::fmt;
@@ -63,9 +63,9 @@ pub fn read(bytes: &[u8]) -> Result<Value, DocumentError> {
         .map_err(|_| DocumentError::Syntax("it is not UTF-8".to_owned()))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let left = Cell::new(VALUES_MAX);
-    let tree = Tree {
+    let tree = BoundedValue {
         left: &left,
-        kind: Kind::Node,
+        kind: MemberRole::Node,
     };
     let read = match text.trim_start().starts_with('{') {
         true => json(text, tree),
@@ -80,14 +80,14 @@ pub fn read(bytes: &[u8]) -> Result<Value, DocumentError> {
     })
 }
 
-fn json(text: &str, tree: Tree<'_>) -> Result<Value, String> {
+fn json(text: &str, tree: BoundedValue<'_>) -> Result<Value, String> {
     let mut reader = serde_json::Deserializer::from_str(text);
     let value = tree.deserialize(&mut reader).map_err(|e| e.to_string())?;
     reader.end().map_err(|e| e.to_string())?;
     Ok(value)
 }
 
-fn yaml(text: &str, tree: Tree<'_>) -> Result<Value, String> {
+fn yaml(text: &str, tree: BoundedValue<'_>) -> Result<Value, String> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: 4 * VALUES_MAX,
@@ -115,8 +115,8 @@ fn yaml(text: &str, tree: Tree<'_>) -> Result<Value, String> {
 
 /// What the members of an object are.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Nobody's business but the server's.
+enum MemberRole {
+    /// Data for the server, which the import does not interpret.
     Data,
     /// Their names were chosen by people.
     Named,
@@ -124,7 +124,7 @@ enum Kind {
     Node,
 }
 
-impl Kind {
+impl MemberRole {
     fn below(self, name: &str) -> Self {
         match self {
             Self::Data => Self::Data,
@@ -141,12 +141,12 @@ impl Kind {
 }
 
 #[derive(Clone, Copy)]
-struct Tree<'a> {
+struct BoundedValue<'a> {
     left: &'a Cell<usize>,
-    kind: Kind,
+    kind: MemberRole,
 }
 
-impl Tree<'_> {
+impl BoundedValue<'_> {
     fn one<E: Error>(self) -> Result<(), E> {
         let left = self.left.get().saturating_sub(1);
         self.left.set(left);
@@ -164,7 +164,7 @@ impl Tree<'_> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Tree<'_> {
+impl<'de> DeserializeSeed<'de> for BoundedValue<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -172,7 +172,7 @@ impl<'de> DeserializeSeed<'de> for Tree<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Tree<'_> {
+impl<'de> Visitor<'de> for BoundedValue<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -221,7 +221,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
         self.one()?;
         let mut values = Vec::new();
         let each = match self.kind {
-            Kind::Named => self.below(""),
+            MemberRole::Named => self.below(""),
             _ => self,
         };
         while let Some(value) = list.next_element_seed(each)? {
@@ -233,7 +233,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         self.one()?;
         let mut object = Map::new();
-        while let Some(name) = members.next_key_seed(Name)? {
+        while let Some(name) = members.next_key_seed(MemberNameSeed)? {
             if self.kind.leaves_out(&name) {
                 members.next_value::<IgnoredAny>()?;
             } else {
@@ -246,9 +246,9 @@ impl<'de> Visitor<'de> for Tree<'_> {
 }
 
 /// A member's name. YAML has names that are numbers: statuses.
-struct Name;
+struct MemberNameSeed;
 
-impl<'de> DeserializeSeed<'de> for Name {
+impl<'de> DeserializeSeed<'de> for MemberNameSeed {
     type Value = String;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
@@ -256,7 +256,7 @@ impl<'de> DeserializeSeed<'de> for Name {
     }
 }
 
-impl Visitor<'_> for Name {
+impl Visitor<'_> for MemberNameSeed {
     type Value = String;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

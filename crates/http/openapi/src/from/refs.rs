@@ -9,11 +9,11 @@ use super::read::read;
 
 /// A document that was read, of a version that is known.
 #[derive(Debug)]
-pub(super) struct Document {
+pub(super) struct OpenApiSourceDocument {
     root: Value,
 }
 
-impl Document {
+impl OpenApiSourceDocument {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
         let root = read(bytes)?;
         let version = match (root.get("openapi"), root.get("swagger")) {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::DocumentError;
 use super::limits::{REMARK_CHARS_MAX, SCHEMA_NESTING_MAX};
-use super::refs::{Document, reference};
+use super::refs::{OpenApiSourceDocument, reference};
 
 const TYPES: [&str; 7] = [
     "array", "boolean", "integer", "null", "number", "object", "string",
@@ -58,7 +58,7 @@ fn distinct(values: &[Value], room: usize) -> Option<Value> {
 
 /// Which way the value goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum SchemaDirection {
     /// To the server: what it only tells is not asked for.
     In,
     /// From it: what it only takes is not promised.
@@ -66,9 +66,9 @@ pub(super) enum Way {
 }
 
 /// Makes one schema and all that it refers to.
-pub(super) struct Schemas<'a> {
-    document: &'a Document,
-    way: Way,
+pub(super) struct SchemaBuilder<'a> {
+    document: &'a OpenApiSourceDocument,
+    way: SchemaDirection,
     at: String,
     /// Bytes left.
     room: usize,
@@ -79,8 +79,13 @@ pub(super) struct Schemas<'a> {
     defs: BTreeMap<String, Value>,
 }
 
-impl<'a> Schemas<'a> {
-    pub(super) fn new(document: &'a Document, way: Way, at: &str, room: usize) -> Self {
+impl<'a> SchemaBuilder<'a> {
+    pub(super) fn new(
+        document: &'a OpenApiSourceDocument,
+        way: SchemaDirection,
+        at: &str,
+        room: usize,
+    ) -> Self {
         Self {
             document,
             way,
@@ -260,7 +265,9 @@ impl<'a> Schemas<'a> {
             }
             // Which of two fits when both do is for the server to say.
             let to = match keyword {
-                "oneOf" if self.way == Way::In && !schema.contains_key("anyOf") => "anyOf",
+                "oneOf" if self.way == SchemaDirection::In && !schema.contains_key("anyOf") => {
+                    "anyOf"
+                }
                 other => other,
             };
             schema.insert(to.to_owned(), list.into());
@@ -271,8 +278,8 @@ impl<'a> Schemas<'a> {
     /// Takes out of `required` what goes the other way only.
     fn one_way(&self, from: &Map<String, Value>, schema: &mut Map<String, Value>) {
         let flag = match self.way {
-            Way::In => "readOnly",
-            Way::Out => "writeOnly",
+            SchemaDirection::In => "readOnly",
+            SchemaDirection::Out => "writeOnly",
         };
         let other = |name: &str| {
             let property = from.get("properties").and_then(|all| all.get(name));
@@ -325,8 +332,8 @@ fn widen(from: &Map<String, Value>, schema: &mut Map<String, Value>) {
     }
 }
 
-/// Breaks circles of definitions that say of a value that it is what it is: whoever checks one of them
-/// would never end.
+/// Breaks circles of definitions that say of a value that it is what it is: a validator would never finish one of
+/// them.
 fn unwind(defs: &mut BTreeMap<String, Value>) {
     let edges: BTreeMap<String, BTreeSet<String>> = defs
         .iter()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use alknet_call::{CallError, Ctx, ErrorCode, ImportShare};
 use alknet_core::{Capability, CapabilityError, Secret};
-use alknet_http_client::{Exchange, HttpClient, ResponseBody};
+use alknet_http_client::{HttpClient, HttpRequestOptions, ResponseBody};
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::answer::of_http;
 use super::limits::TOKEN_BYTES_MAX;
-use super::plan::Plan;
+use super::plan::RequestPlan;
 
 /// Before its end a token is no longer used.
 const TOKEN_MARGIN: Duration = Duration::from_secs(30);
@@ -36,29 +36,29 @@ pub struct TokenSource {
 
 /// How operations of one import reach their server.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(super) struct ImportServer {
     pub(super) client: HttpClient,
     /// Without a slash at its end.
     pub(super) base: String,
     /// The name of the capability that makes requests the node's.
     pub(super) credential: Option<String>,
-    pub(super) tokens: Option<Tokens>,
+    pub(super) tokens: Option<OAuthTokens>,
     /// What requests and answers count against.
     pub(super) memory: ImportShare,
 }
 
 /// The access token of the moment.
-pub(super) struct Tokens {
+pub(super) struct OAuthTokens {
     source: TokenSource,
-    held: Mutex<Option<Token>>,
+    held: Mutex<Option<OAuthToken>>,
 }
 
-struct Token {
+struct OAuthToken {
     text: Secret,
     until: Instant,
 }
 
-impl Tokens {
+impl OAuthTokens {
     pub(super) fn new(source: TokenSource) -> Self {
         Self {
             source,
@@ -67,17 +67,19 @@ impl Tokens {
     }
 }
 
-impl std::fmt::Debug for Tokens {
+impl std::fmt::Debug for OAuthTokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Tokens").field(&self.source.url).finish()
+        f.debug_tuple("OAuthTokens")
+            .field(&self.source.url)
+            .finish()
     }
 }
 
-impl Server {
-    /// Sends what `plan` makes of `input`, as whom the operation may be.
+impl ImportServer {
+    /// Sends what `plan` makes of `input`, with the credential that the operation may use.
     pub(super) async fn ask(
         &self,
-        plan: &Plan,
+        plan: &RequestPlan,
         input: &serde_json::Value,
         streams: bool,
         ctx: &Ctx,
@@ -87,8 +89,8 @@ impl Server {
         let mut claim = self.memory.claim();
         claim.becomes(request.body().len())?;
         let mut exchange = match streams {
-            true => Exchange::streaming(),
-            false => Exchange::default(),
+            true => HttpRequestOptions::streaming(),
+            false => HttpRequestOptions::default(),
         };
         if let Some(deadline) = ctx.deadline().filter(|_| !streams) {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -120,7 +122,7 @@ impl Server {
         &self,
         request: &Request<Bytes>,
         token: &HeaderValue,
-        exchange: &Exchange,
+        exchange: &HttpRequestOptions,
     ) -> Result<Response<ResponseBody>, CallError> {
         let mut request = request.clone();
         request.headers_mut().insert(AUTHORIZATION, token.clone());
@@ -128,13 +130,13 @@ impl Server {
         answer.map_err(of_http)
     }
 
-    /// The header with a token that holds, and whether it was got just now. Whoever may not use the
-    /// credential any more gets none, whatever is held.
+    /// The header with a valid token, and whether it was got just now. An operation that may no longer
+    /// use the credential gets no header, whatever token is held.
     async fn token(
         &self,
-        tokens: &Tokens,
+        tokens: &OAuthTokens,
         credential: &Capability,
-        anew: bool,
+        refresh: bool,
     ) -> Result<(HeaderValue, bool), CallError> {
         let mut held = tokens.held.lock().await;
         if let Err(error) = credential.authorize(&mut |_, _, _| ()) {
@@ -143,7 +145,7 @@ impl Server {
         }
         let good = held
             .as_ref()
-            .filter(|token| !anew && Instant::now() < token.until);
+            .filter(|token| !refresh && Instant::now() < token.until);
         if let Some(token) = good {
             return Ok((header(&token.text)?, false));
         }
@@ -158,7 +160,7 @@ impl Server {
         &self,
         source: &TokenSource,
         credential: &Capability,
-    ) -> Result<Token, CallError> {
+    ) -> Result<OAuthToken, CallError> {
         let mut form = "grant_type=client_credentials".to_owned();
         if !source.scopes.is_empty() {
             form.push_str("&scope=");
@@ -169,7 +171,7 @@ impl Server {
             .header(ACCEPT, "application/json")
             .body(form.into())
             .map_err(|error| CallError::internal(error.to_string()))?;
-        let exchange = Exchange::default().with_credential(Some(credential.clone()));
+        let exchange = HttpRequestOptions::default().with_credential(Some(credential.clone()));
         let answer = self.client.send_with(request, &exchange).await;
         let answer = answer.map_err(of_http)?;
         if !answer.status().is_success() {
@@ -181,13 +183,13 @@ impl Server {
         let body = answer.into_body().collect_bounded(TOKEN_BYTES_MAX).await;
         let body = Zeroizing::new(body.map_err(of_http)?.to_vec());
         let wrong = "the authorization server's answer holds no bearer token";
-        let granted: Granted = serde_json::from_slice(&body)
+        let granted: OAuthTokenResponse = serde_json::from_slice(&body)
             .map_err(|_| CallError::new(ErrorCode::Unavailable, wrong))?;
         if !granted.token_type.eq_ignore_ascii_case("bearer") {
             return Err(CallError::unavailable(wrong));
         }
         let lasts = granted.expires_in.map_or(TOKEN_TIME, capped);
-        Ok(Token {
+        Ok(OAuthToken {
             text: Secret::new(granted.access_token.into_bytes()),
             until: Instant::now() + lasts.saturating_sub(TOKEN_MARGIN),
         })
@@ -195,7 +197,7 @@ impl Server {
 }
 
 #[derive(Deserialize)]
-struct Granted {
+struct OAuthTokenResponse {
     access_token: String,
     token_type: String,
     #[serde(default)]

@@ -1,15 +1,15 @@
 //! The rules of docs/imports.md, one by one.
 
-use alknet_core::{BoxFuture, DialError, DialErrorKind, DialRequest, Dialled};
+use alknet_core::{BoxFuture, DialError, DialErrorKind, DialRequest, DialedConnection};
 use serde_json::json;
 
 use super::*;
 
 #[derive(Debug)]
-struct Nowhere;
+struct OpenApiTestDialer;
 
-impl Dialer for Nowhere {
-    fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+impl Dialer for OpenApiTestDialer {
+    fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
         let nobody = DialError::new(DialErrorKind::Local, "nobody");
         Box::pin(std::future::ready(Err(nobody)))
     }
@@ -19,7 +19,8 @@ fn import(document: &Value, only: &[&str]) -> Vec<alknet_call::OperationSpec> {
     let mut options = OpenApiOptions::new("ns", "https://api.example");
     options.only = only.iter().map(|&one| one.to_owned()).collect();
     let bytes = document.to_string().into();
-    let adapter = FromOpenApi::new(bytes, options, Arc::new(Nowhere)).expect("an address");
+    let adapter =
+        FromOpenApi::new(bytes, options, Arc::new(OpenApiTestDialer)).expect("an address");
     let registrations = adapter.registrations().expect("a document");
     registrations.iter().map(|one| one.spec().clone()).collect()
 }
@@ -265,9 +266,10 @@ fn request(
     input: &Value,
 ) -> Result<http::Request<Bytes>, CallError> {
     let document = json!({ "openapi": "3.1.0", "paths": { path: { "post": operation } } });
-    let document = Document::parse(document.to_string().as_bytes()).expect("a document");
+    let document =
+        OpenApiSourceDocument::parse(document.to_string().as_bytes()).expect("a document");
     let found = found(&document).expect("operations");
-    let mut names = Names::new("ns");
+    let mut names = UniqueNames::new("ns");
     let (plan, _) =
         plan::read(&document, &found[0], &BTreeSet::new(), &mut names, 4096).expect("an operation");
     plan.request("https://api.example", input)

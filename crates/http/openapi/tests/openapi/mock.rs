@@ -1,5 +1,5 @@
-//! Calls of real documents' operations, answered by a server that somebody else makes of the same document:
-//! Prism of npm. What it does not understand as its document says it, it refuses.
+//! Calls of real documents' operations, answered by a server that another program makes of the same document: Prism
+//! of npm. It refuses what it does not understand as its document says it.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -7,15 +7,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use alknet_core::{CapabilityKind, Power, Secret, capability};
+use alknet_core::{CapabilityBackend, CapabilityKind, Secret, capability};
 use alknet_openapi::{FromOpenApi, OpenApiOptions};
-use alknet_test_support::Port;
+use alknet_test_support::ReservedPort;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
-use crate::common::{Node, dialer, folder, only, packed};
+use crate::common::{ImportTestNode, dialer, folder, only, packed};
 use crate::documents::{DIRECTORY, EXAMPLES, FIGMA};
-use crate::secured::Secured;
+use crate::secured::TlsFrontend;
 
 /// Starts a server of Prism for each port and document that are its arguments, with what its command line has by default.
 const START: &str = "
@@ -35,7 +35,7 @@ const START: &str = "
 struct Prism {
     child: Child,
     addresses: Vec<SocketAddr>,
-    _ports: Vec<Port>,
+    _ports: Vec<ReservedPort>,
 }
 
 impl Prism {
@@ -46,7 +46,7 @@ impl Prism {
         command.args(["-e", START]).arg(module);
         let (mut ports, mut addresses) = (Vec::new(), Vec::new());
         for document in documents {
-            let port = Port::claim().expect("a port");
+            let port = ReservedPort::claim().expect("a port");
             addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, port.number())));
             command.arg(port.number().to_string()).arg(document.path());
             ports.push(port);
@@ -72,7 +72,7 @@ impl Prism {
             said.push_str(&line);
             said.push('\n');
         }
-        // Nobody may stop reading: it would wait.
+        // The output is read to its end: Prism would wait on a full pipe.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         Self {
             child,
@@ -90,14 +90,14 @@ impl Drop for Prism {
 }
 
 /// A document, and calls with what their answers have to hold, or the code of their error.
-struct Case {
+struct MockCase {
     package: &'static str,
     path: &'static str,
     calls: Vec<(&'static str, Value, &'static str)>,
 }
 
-fn cases() -> Vec<Case> {
-    let case = |package, path, calls| Case {
+fn cases() -> Vec<MockCase> {
+    let case = |package, path, calls| MockCase {
         package,
         path,
         calls,
@@ -296,7 +296,7 @@ fn a_part_of_a_document_has_all_it_refers_to() {
 }
 
 /// A file with what Prism has to know of the operations that a case calls.
-fn for_prism(case: &Case) -> NamedTempFile {
+fn for_prism(case: &MockCase) -> NamedTempFile {
     let text = packed(case.package, case.path);
     // YAML whose aliases and words of its own Prism would have to read is small, and stays as it is.
     let small = text.len() < 64 << 10;
@@ -323,11 +323,13 @@ fn for_prism(case: &Case) -> NamedTempFile {
     file
 }
 
-async fn call_all(case: &Case, server: SocketAddr) -> Vec<String> {
+async fn call_all(case: &MockCase, server: SocketAddr) -> Vec<String> {
     let (package, path) = (case.package, case.path);
-    let secured = Secured::before(server).await;
+    let secured = TlsFrontend::before(server).await;
     let (key, filler) = capability("key", CapabilityKind::Bearer, Arc::new(|| true));
-    filler.fill(Power::Bearer(Secret::new(b"alknet-test".to_vec())));
+    filler.fill(CapabilityBackend::Bearer(Secret::new(
+        b"alknet-test".to_vec(),
+    )));
     let mut options = OpenApiOptions::new("ns", &format!("https://{}", secured.address));
     options.credential = Some(key);
     options.private = vec!["127.0.0.1".parse().expect("a range")];
@@ -338,7 +340,10 @@ async fn call_all(case: &Case, server: SocketAddr) -> Vec<String> {
         .iter()
         .map(|(operation, ..)| *operation)
         .collect();
-    let node = Node::of(only(adapter.registrations().expect("a document"), &names));
+    let node = ImportTestNode::with_registrations(only(
+        adapter.registrations().expect("a document"),
+        &names,
+    ));
     let mut wrong = Vec::new();
     for (operation, input, holds) in &case.calls {
         match node.call(operation, input.clone()).await {

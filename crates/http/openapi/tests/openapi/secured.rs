@@ -8,12 +8,12 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::certificate::acceptor;
 
 /// TLS on a port of its own, and plain bytes to another behind it.
-pub(crate) struct Secured {
+pub(crate) struct TlsFrontend {
     pub(crate) address: SocketAddr,
     pub(crate) pin: PeerKey,
 }
 
-impl Secured {
+impl TlsFrontend {
     pub(crate) async fn before(behind: SocketAddr) -> Self {
         let (acceptor, pin) = acceptor("stand-in.example", &["http/1.1"]);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

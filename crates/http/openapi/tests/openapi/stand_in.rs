@@ -1,11 +1,13 @@
-//! Calls to a server of the tests' own, which says what it was asked and answers as it is told.
+//! Calls to a server of the tests' own, which says what it was asked and gives the answers that a test
+//! sets.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use alknet_call::ErrorCode;
 use alknet_core::{
-    Capability, CapabilityError, CapabilityKind, Filler, KeyPlace, Power, Secret, capability,
+    Capability, CapabilityBackend, CapabilityError, CapabilityFiller, CapabilityKind, Secret,
+    SecretLocation, capability,
 };
 use alknet_openapi::{FetchError, FromOpenApi, OpenApiOptions, TokenSource, fetch_document};
 use bytes::Bytes;
@@ -13,18 +15,18 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::common::{Node, dialer};
-use crate::secured::Secured;
+use crate::common::{ImportTestNode, dialer};
+use crate::secured::TlsFrontend;
 
 /// A server that hears requests and gives the answers that it was given, then an empty one again and
 /// again.
 #[derive(Clone, Default)]
-pub(crate) struct Server {
+pub(crate) struct StubServer {
     heard: Arc<Mutex<Vec<String>>>,
     answers: Arc<Mutex<VecDeque<String>>>,
 }
 
-impl Server {
+impl StubServer {
     pub(crate) fn will_answer(&self, answer: impl Into<String>) {
         self.answers
             .lock()
@@ -37,7 +39,7 @@ impl Server {
         std::mem::take(&mut *self.heard.lock().expect("no panic"))
     }
 
-    pub(crate) async fn start(&self) -> Secured {
+    pub(crate) async fn start(&self) -> TlsFrontend {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let server = self.clone();
@@ -46,7 +48,7 @@ impl Server {
                 tokio::spawn(server.clone().serve(stream));
             }
         });
-        Secured::before(address).await
+        TlsFrontend::before(address).await
     }
 
     async fn serve(self, mut stream: TcpStream) -> std::io::Result<()> {
@@ -122,20 +124,23 @@ fn document() -> Value {
     })
 }
 
-pub(crate) fn options(secured: &Secured) -> OpenApiOptions {
+pub(crate) fn options(secured: &TlsFrontend) -> OpenApiOptions {
     let mut options = OpenApiOptions::new("ns", &format!("https://{}/base/", secured.address));
     options.private = vec!["127.0.0.0/8".parse().expect("a range")];
     options.pins = vec![secured.pin];
     options
 }
 
-fn node(options: OpenApiOptions) -> Node {
+fn node(options: OpenApiOptions) -> ImportTestNode {
     let document = document().to_string();
     let adapter = FromOpenApi::new(document.into(), options, dialer()).expect("an address");
-    Node::of(adapter.registrations().expect("a document"))
+    ImportTestNode::with_registrations(adapter.registrations().expect("a document"))
 }
 
-pub(crate) fn key(kind: CapabilityKind, power: Power) -> (Capability, Filler) {
+pub(crate) fn key(
+    kind: CapabilityKind,
+    power: CapabilityBackend,
+) -> (Capability, CapabilityFiller) {
     let (one, filler) = capability("key", kind, Arc::new(|| true));
     filler.fill(power);
     (one, filler)
@@ -147,7 +152,7 @@ pub(crate) fn secret(text: &str) -> Secret {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_parameter_gets_to_its_place() {
-    let server = Server::default();
+    let server = StubServer::default();
     let node = node(options(&server.start().await));
     let input = json!({
         "id": "a/../b c", "id_query": 7, "X-Trace": "t", "session": "s 1", "tags": ["x", "y z"],
@@ -188,7 +193,7 @@ async fn every_parameter_gets_to_its_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_are_base64_both_ways() {
-    let server = Server::default();
+    let server = StubServer::default();
     let node = node(options(&server.start().await));
     server.will_answer(answer("200 OK", "image/png", "\u{1}PNG"));
     let input = json!({ "id": "1", "body": "aGVsbG8=" });
@@ -207,7 +212,7 @@ async fn bytes_are_base64_both_ways() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn other_statuses_are_errors_of_their_own() {
-    let server = Server::default();
+    let server = StubServer::default();
     let node = node(options(&server.start().await));
     for (status, code) in [("404 Not Found", "HTTP_404"), ("418 Teapot", "HTTP_418")] {
         server.will_answer(json_answer(status, &json!({ "message": "no such thing" })));
@@ -229,7 +234,7 @@ async fn other_statuses_are_errors_of_their_own() {
     server.will_answer(answer("200 OK", "text/plain", "12"));
     assert_eq!(node.call("ns/open", json!(null)).await, Ok(json!("12")));
     assert_eq!(server.heard().len(), 2);
-    // What says it is JSON and is none.
+    // An answer that says it is JSON and is not.
     server.will_answer(answer("200 OK", "application/json", "{"));
     let error = node.call("ns/make", json!({})).await.expect_err("no JSON");
     assert_eq!(error.code, ErrorCode::InvalidOutput);
@@ -237,38 +242,38 @@ async fn other_statuses_are_errors_of_their_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_kind_of_credential_goes_to_its_place_and_no_further() {
-    let server = Server::default();
+    let server = StubServer::default();
     let secured = server.start().await;
     let placed = |place, name: &str| {
         let (name, key) = (name.to_owned(), secret("hush&1"));
-        Power::ApiKey { place, name, key }
+        CapabilityBackend::ApiKey { place, name, key }
     };
     let user = "u".to_owned();
     let password = secret("p");
     for (kind, power, shown) in [
         (
             CapabilityKind::Bearer,
-            Power::Bearer(secret("hush")),
+            CapabilityBackend::Bearer(secret("hush")),
             "authorization: Bearer hush\r\n",
         ),
         (
             CapabilityKind::Basic,
-            Power::Basic { user, password },
+            CapabilityBackend::Basic { user, password },
             "authorization: Basic dTpw\r\n",
         ),
         (
             CapabilityKind::ApiKey,
-            placed(KeyPlace::Header, "x-key"),
+            placed(SecretLocation::Header, "x-key"),
             "x-key: hush&1\r\n",
         ),
         (
             CapabilityKind::ApiKey,
-            placed(KeyPlace::Query, "k"),
+            placed(SecretLocation::Query, "k"),
             "/base/make?k=hush%261 HTTP",
         ),
         (
             CapabilityKind::ApiKey,
-            placed(KeyPlace::Cookie, "k"),
+            placed(SecretLocation::Cookie, "k"),
             "cookie: k=hush&1\r\n",
         ),
     ] {
@@ -279,7 +284,7 @@ async fn each_kind_of_credential_goes_to_its_place_and_no_further() {
         node.call("ns/make", json!({})).await.expect("an answer");
         let heard = server.heard().remove(0);
         assert!(heard.contains(shown), "{shown}: {heard}");
-        // Where nobody has to be anybody, nobody is.
+        // Where the operation needs no credential, the node sends none.
         node.call("ns/open", json!(null)).await.expect("an answer");
         assert!(!server.heard().remove(0).contains(shown));
         filler.empty(CapabilityError::Locked);
@@ -294,10 +299,13 @@ async fn each_kind_of_credential_goes_to_its_place_and_no_further() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn access_tokens_are_asked_for_when_needed() {
-    let server = Server::default();
+    let server = StubServer::default();
     let secured = server.start().await;
     let (user, password) = ("id".to_owned(), secret("s"));
-    let (one, filler) = key(CapabilityKind::Basic, Power::Basic { user, password });
+    let (one, filler) = key(
+        CapabilityKind::Basic,
+        CapabilityBackend::Basic { user, password },
+    );
     let mut options = options(&secured);
     options.credential = Some(one);
     options.tokens = Some(TokenSource {
@@ -330,7 +338,7 @@ async fn access_tokens_are_asked_for_when_needed() {
     let heard = server.heard();
     assert_eq!(heard.len(), 3, "{heard:#?}");
     assert!(heard[2].contains("authorization: Bearer two\r\n"));
-    // Once the vault is locked, what is held helps nobody.
+    // Once the vault is locked, the node does not use the token that it holds.
     filler.empty(CapabilityError::Locked);
     let error = node.call("ns/make", json!({})).await.expect_err("locked");
     assert_eq!(error.code, ErrorCode::Unavailable);
@@ -339,7 +347,7 @@ async fn access_tokens_are_asked_for_when_needed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_are_events_one_by_one() {
-    let server = Server::default();
+    let server = StubServer::default();
     let node = node(options(&server.start().await));
     let events = "data: {\"n\": 1}\n\nevent: end\nid: 9\ndata: [DONE]\n\n";
     server.will_answer(answer("200 OK", "text/event-stream; charset=utf-8", events));
@@ -362,7 +370,7 @@ async fn streams_are_events_one_by_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_place_that_is_not_listed_is_asked() {
-    let server = Server::default();
+    let server = StubServer::default();
     let secured = server.start().await;
     let code = |options: OpenApiOptions| async {
         let error = node(options).call("ns/open", json!(null)).await;
@@ -408,16 +416,19 @@ async fn no_place_that_is_not_listed_is_asked() {
     }
 }
 
-async fn fetched(at: &Secured, options: &OpenApiOptions) -> Result<Bytes, FetchError> {
+async fn fetched(at: &TlsFrontend, options: &OpenApiOptions) -> Result<Bytes, FetchError> {
     let url = format!("https://{}/openapi.json", at.address);
     fetch_document(&url, options, dialer()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_are_fetched_by_the_rules_of_their_server() {
-    let (server, other) = (Server::default(), Server::default());
+    let (server, other) = (StubServer::default(), StubServer::default());
     let (secured, elsewhere) = (server.start().await, other.start().await);
-    let (one, filler) = key(CapabilityKind::Bearer, Power::Bearer(secret("hush")));
+    let (one, filler) = key(
+        CapabilityKind::Bearer,
+        CapabilityBackend::Bearer(secret("hush")),
+    );
     let mut options = options(&secured);
     options.credential = Some(one);
     let text = document().to_string();
@@ -432,7 +443,7 @@ async fn documents_are_fetched_by_the_rules_of_their_server() {
     let error = fetched(&secured, &options).await.expect_err("none");
     assert!(matches!(error, FetchError::Status { .. }), "{error}");
     assert_eq!(server.heard().len(), 1);
-    // Nobody else is believed because this server is, and no other address is dialled.
+    // The node accepts the pinned key from this server only, and dials no other address.
     let error = fetched(&elsewhere, &options).await.expect_err("no pin");
     assert!(error.to_string().contains("pinned key"), "{error}");
     options.private.clear();

@@ -1,13 +1,13 @@
 //! Calls of Stripe's operations, answered by the tests' own server: its schemas hold each other, and Prism,
 //! which answers for the other documents, unfolds them for more than five minutes.
 
-use alknet_core::{CapabilityKind, Power};
+use alknet_core::{CapabilityBackend, CapabilityKind};
 use alknet_openapi::FromOpenApi;
 use serde_json::{Value, json};
 
-use crate::common::{Node, dialer, only, packed};
+use crate::common::{ImportTestNode, dialer, only, packed};
 use crate::documents::DIRECTORY;
-use crate::stand_in::{Server, json_answer, key, options, secret};
+use crate::stand_in::{StubServer, json_answer, key, options, secret};
 
 fn customer() -> Value {
     json!({ "id": "cus_1", "object": "customer", "created": 1_700_000_000, "livemode": false })
@@ -15,8 +15,11 @@ fn customer() -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn customers_are_made_read_and_listed() {
-    let server = Server::default();
-    let (one, _filler) = key(CapabilityKind::Bearer, Power::Bearer(secret("hush")));
+    let server = StubServer::default();
+    let (one, _filler) = key(
+        CapabilityKind::Bearer,
+        CapabilityBackend::Bearer(secret("hush")),
+    );
     let mut options = options(&server.start().await);
     options.credential = Some(one);
     let document = packed(DIRECTORY, "api/stripe.com.json");
@@ -26,7 +29,10 @@ async fn customers_are_made_read_and_listed() {
         "ns/GetCustomersCustomer",
         "ns/PostCustomers",
     ];
-    let node = Node::of(only(adapter.registrations().expect("a document"), &names));
+    let node = ImportTestNode::with_registrations(only(
+        adapter.registrations().expect("a document"),
+        &names,
+    ));
     let list = json!({
         "object": "list", "url": "/v1/customers", "has_more": false, "data": [customer()],
     });

@@ -1,11 +1,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use alknet_call::{
-    ALPN, CallClient, CallHandler, CallOptions, Dispatcher, Gate, HandlerKind, OperationSpec,
-    Registry,
+    ALPN, CallClient, CallHandler, CallOptions, Dispatcher, HandlerKind, LocalCaller,
+    OperationSpec, Registry,
 };
 use alknet_core::{
-    ApiKey, AuthContext, Clock, Entries, Identities, IdentityStore, PeerEntry, PeerKey,
+    ApiKey, AuthContext, Clock, Identities, IdentityEntries, IdentityStore, PeerEntry, PeerKey,
     ProtocolHandler, memory_pair,
 };
 use alknet_gateway::{Quota, RequestId};
@@ -16,17 +16,17 @@ use serde_json::Value;
 use super::*;
 use crate::session::COOKIE_NAME;
 
-struct Now;
+struct PageTestClock;
 
-impl Clock for Now {
+impl Clock for PageTestClock {
     fn now_s(&self) -> Option<u64> {
         Some(2_000_000_000)
     }
 }
 
 /// A node with the operations that the page asks, and two that it may do.
-struct Node {
-    page: Page,
+struct PageTestNode {
+    page: AdminPage,
     identities: Arc<Identities>,
     dispatcher: Arc<Dispatcher>,
     rebooted: Arc<AtomicU64>,
@@ -34,16 +34,16 @@ struct Node {
 
 const KEY: PeerKey = PeerKey::Ed25519([7; 32]);
 
-impl Node {
+impl PageTestNode {
     fn new() -> Self {
-        let entries = Entries {
+        let entries = IdentityEntries {
             admins: vec![("admin".parse().expect("a peer id"), KEY)],
-            ..Entries::default()
+            ..IdentityEntries::default()
         };
-        let identities = Arc::new(Identities::new(entries, Arc::new(Now)));
+        let identities = Arc::new(Identities::new(entries, Arc::new(PageTestClock)));
         let gateway = Arc::new(Gateway::new(Quota::default()));
         let names = || vec!["box.local".to_owned()];
-        let page = Page::new(gateway, Arc::clone(&identities) as _, names);
+        let page = AdminPage::new(gateway, Arc::clone(&identities) as _, names);
         let rebooted = Arc::new(AtomicU64::new(0));
         let mut builder = Registry::builder();
         builder.add(page.operation());
@@ -53,7 +53,7 @@ impl Node {
         let peers = json!({ "peers": [{ "peer_id": "ada", "display_name": "<b>Ada</b>" }] });
         builder.add(answering("peer/list", "peer:list", peers));
         let log = OperationSpec::subscription("node/log", "The log.").with_scope("admin");
-        let log_handler = HandlerKind::stream(|_: alknet_call::Body, _| {
+        let log_handler = HandlerKind::stream(|_: alknet_call::CallBody, _| {
             let record = json!({ "boot_ms": 1, "level": "info", "target": "init",
                 "message": "the first line" });
             futures_util::stream::iter([Ok::<_, CallError>(record)])
@@ -61,7 +61,7 @@ impl Node {
         builder.add(Registration::new(log, log_handler));
         let count = Arc::clone(&rebooted);
         let reboot = OperationSpec::mutation("node/reboot", "Restarts.").with_scope("admin");
-        let reboot_handler = HandlerKind::once(move |_: alknet_call::Body, _| {
+        let reboot_handler = HandlerKind::once(move |_: alknet_call::CallBody, _| {
             count.fetch_add(1, Ordering::SeqCst);
             std::future::ready(Ok::<_, CallError>(json!({})))
         });
@@ -76,13 +76,13 @@ impl Node {
         }
     }
 
-    fn caller(&self, token: Option<&AuthToken>) -> Caller {
+    fn caller(&self, token: Option<&AuthToken>) -> HttpCaller {
         let (_, accepted) = memory_pair(b"h2");
-        Caller {
-            gate: Gate::new(&self.dispatcher, &accepted, None),
+        HttpCaller {
+            gate: LocalCaller::new(&self.dispatcher, &accepted, None),
             identity: token.and_then(|token| self.identities.by_token(token)),
             token: token.cloned().map(Arc::new),
-            via: Via::Http,
+            via: HttpIngress::Http,
             remote: None,
             proved_by: None,
             account: None,
@@ -114,22 +114,22 @@ impl Node {
         let own = |never: std::convert::Infallible| -> BoxError { match never {} };
         let request = request.map(|body| MountBody::new(body.map_err(own)));
         let answer = self.page.respond(request, self.caller(token));
-        let answer: alknet_core::BoxFuture<'_, Answer> = Box::pin(answer);
+        let answer: alknet_core::BoxFuture<'_, PageResponse> = Box::pin(answer);
         let (head, body) = answer.await.into_parts();
         let body = body.collect().await.expect("whole").to_bytes();
         let text = String::from_utf8(body.to_vec()).expect("text");
         (head.status, head.headers, text)
     }
 
-    fn ticket(&self, purpose: Purpose) -> String {
-        let proof = Proof::key("admin".parse().expect("a peer id"), KEY);
+    fn ticket(&self, purpose: LinkPurpose) -> String {
+        let proof = ViewerProof::key("admin".parse().expect("a peer id"), KEY);
         let made = self.page.0.tickets.make(purpose, proof, Instant::now());
         made.expect("room")
     }
 
     /// Enters by a link; the cookie.
     async fn entered(&self) -> String {
-        let ticket = self.ticket(Purpose::Enter);
+        let ticket = self.ticket(LinkPurpose::Enter);
         let (status, headers, _) = self.ask(get(&format!("{ENTER}{ticket}"))).await;
         assert_eq!(status, StatusCode::SEE_OTHER);
         assert_eq!(headers[LOCATION], "/");
@@ -139,7 +139,7 @@ impl Node {
 
 fn answering(name: &str, scope: &str, answer: Value) -> Registration {
     let spec = OperationSpec::query(name, "Answers.").with_scope(scope);
-    let handler = HandlerKind::once(move |_: alknet_call::Body, _| {
+    let handler = HandlerKind::once(move |_: alknet_call::CallBody, _| {
         std::future::ready(Ok::<_, CallError>(answer.clone()))
     });
     Registration::new(spec, handler)
@@ -173,10 +173,10 @@ fn post(path: &str, form: &str) -> Request<Full<Bytes>> {
     request.body(body).expect("a request")
 }
 
-/// The connection of a browser proves nobody, and what the log is shown for is asked again while it is read.
+/// The connection of a browser proves no identity, and the viewer is checked again while it reads the log.
 #[tokio::test]
 async fn the_log_is_shown_whatever_proved_who_looks() {
-    let node = Node::new();
+    let node = PageTestNode::new();
     let shows = |text: &str, by: &str| {
         assert!(text.contains("the first line"), "{by}: {text}");
         assert!(!text.contains("Cannot be shown"), "{by}");
@@ -187,12 +187,12 @@ async fn the_log_is_shown_whatever_proved_who_looks() {
     let token = node.token(&["admin"]).await;
     let (_, _, text) = node.ask_as(get("/"), Some(&token)).await;
     shows(&text, "a token");
-    let name = Proof::name("admin".parse().expect("a peer id"));
+    let name = ViewerProof::name("admin".parse().expect("a peer id"));
     let made = node
         .page
         .0
         .tickets
-        .make(Purpose::Enter, name, Instant::now());
+        .make(LinkPurpose::Enter, name, Instant::now());
     let link = format!("{ENTER}{}", made.expect("room"));
     let (_, headers, _) = node.ask(get(&link)).await;
     let (_, _, text) = node.ask(with_cookie("/", &cookie_in(&headers))).await;
@@ -201,14 +201,14 @@ async fn the_log_is_shown_whatever_proved_who_looks() {
 
 #[tokio::test]
 async fn a_link_lets_in_once_and_the_cookie_from_then_on() {
-    let node = Node::new();
+    let node = PageTestNode::new();
     let (status, _, text) = node.ask(get("/")).await;
     assert!(
         status == StatusCode::OK && text.contains("name=\"token\""),
         "the form"
     );
     assert!(!text.contains("edge-1"), "a stranger reads nothing");
-    let ticket = node.ticket(Purpose::Enter);
+    let ticket = node.ticket(LinkPurpose::Enter);
     let link = format!("{ENTER}{ticket}");
     let (status, headers, _) = node.ask(get(&link)).await;
     assert_eq!(status, StatusCode::SEE_OTHER);
@@ -216,7 +216,7 @@ async fn a_link_lets_in_once_and_the_cookie_from_then_on() {
     let (status, headers, text) = node.ask(get(&link)).await;
     assert_eq!(status, StatusCode::GONE);
     assert!(!headers.contains_key(SET_COOKIE) && text.contains("used already"));
-    // Whoever is in opens it again without harm.
+    // A viewer that is already in opens it again without harm.
     let (status, _, _) = node.ask(with_cookie(&link, &cookie)).await;
     assert_eq!(status, StatusCode::SEE_OTHER);
     let (status, headers, text) = node.ask(with_cookie("/", &cookie)).await;
@@ -235,7 +235,7 @@ async fn a_link_lets_in_once_and_the_cookie_from_then_on() {
 
 #[tokio::test]
 async fn a_session_ends_with_what_it_rests_on() {
-    let node = Node::new();
+    let node = PageTestNode::new();
     let cookie = node.entered().await;
     let is_in = async || {
         let (_, _, text) = node.ask(with_cookie("/", &cookie)).await;
@@ -244,7 +244,7 @@ async fn a_session_ends_with_what_it_rests_on() {
     assert!(is_in().await);
     let found = node.page.session_of(with_cookie("/", &cookie).headers());
     assert_eq!(found.expect("an administrator's").id.as_str(), "admin");
-    node.identities.replace_config(Entries::default());
+    node.identities.replace_config(IdentityEntries::default());
     assert!(
         node.page
             .session_of(with_cookie("/", &cookie).headers())
@@ -266,7 +266,7 @@ async fn a_session_ends_with_what_it_rests_on() {
 
 #[tokio::test]
 async fn wrong_and_narrow_tokens_and_forms_of_others_do_not_let_in() {
-    let node = Node::new();
+    let node = PageTestNode::new();
     let (good, narrow) = (
         node.token(&["admin"]).await,
         node.token(&["node:read"]).await,
@@ -314,7 +314,7 @@ async fn wrong_and_narrow_tokens_and_forms_of_others_do_not_let_in() {
 
 #[tokio::test]
 async fn who_sends_a_token_is_who_asks() {
-    let node = Node::new();
+    let node = PageTestNode::new();
     let (good, narrow) = (
         node.token(&["admin", "node:read"]).await,
         node.token(&["node:read"]).await,
@@ -333,8 +333,8 @@ async fn who_sends_a_token_is_who_asks() {
 
 #[tokio::test]
 async fn what_is_done_needs_a_link_of_its_own_each_time() {
-    let node = Node::new();
-    let ticket = node.ticket(Purpose::Act(Action::Reboot));
+    let node = PageTestNode::new();
+    let ticket = node.ticket(LinkPurpose::Act(PageAction::Reboot));
     let link = format!("{ACT}{ticket}");
     // It is no way in.
     let (status, headers, _) = node.ask(get(&format!("{ENTER}{ticket}"))).await;
@@ -361,7 +361,7 @@ async fn what_is_done_needs_a_link_of_its_own_each_time() {
     assert_eq!(status, StatusCode::GONE);
     // Neither a session nor a link to the page does anything.
     let cookie = node.entered().await;
-    let enters = node.ticket(Purpose::Enter);
+    let enters = node.ticket(LinkPurpose::Enter);
     let mut request = post(&format!("{ACT}{enters}"), "");
     request
         .headers_mut()
@@ -369,7 +369,7 @@ async fn what_is_done_needs_a_link_of_its_own_each_time() {
     assert_eq!(node.ask(request).await.0, StatusCode::GONE);
     assert_eq!(node.rebooted.load(Ordering::SeqCst), 1);
     // What the node does not have, it says.
-    let ticket = node.ticket(Purpose::Act(Action::Lock));
+    let ticket = node.ticket(LinkPurpose::Act(PageAction::Lock));
     let (status, _, text) = node.ask(post(&format!("{ACT}{ticket}"), "")).await;
     assert!(
         status == StatusCode::NOT_FOUND && text.contains("It was not done"),
@@ -379,7 +379,7 @@ async fn what_is_done_needs_a_link_of_its_own_each_time() {
 
 #[tokio::test]
 async fn leaving_ends_the_session() {
-    let node = Node::new();
+    let node = PageTestNode::new();
     let cookie = node.entered().await;
     let mut request = post("/status/leave", "");
     request
@@ -398,7 +398,7 @@ async fn leaving_ends_the_session() {
 
 #[tokio::test]
 async fn in_the_dark_only_links_and_sessions_are_known() {
-    let node = Node::new();
+    let node = PageTestNode::new();
     let knows = |request: Request<Full<Bytes>>| node.page.knows(request.uri(), request.headers());
     for path in [
         "/",
@@ -410,8 +410,8 @@ async fn in_the_dark_only_links_and_sessions_are_known() {
         assert!(!knows(get(path)), "{path}");
     }
     let (enters, acts) = (
-        node.ticket(Purpose::Enter),
-        node.ticket(Purpose::Act(Action::Reboot)),
+        node.ticket(LinkPurpose::Enter),
+        node.ticket(LinkPurpose::Act(PageAction::Reboot)),
     );
     assert!(knows(get(&format!("{ENTER}{enters}"))) && knows(get(&format!("{ACT}{acts}"))));
     assert!(knows(post(&format!("{ACT}{acts}"), "")) && !knows(post("/status/act/x", "")));
@@ -421,8 +421,8 @@ async fn in_the_dark_only_links_and_sessions_are_known() {
 
 #[tokio::test]
 async fn a_link_followed_from_elsewhere_leads_on_by_a_page_of_ours() {
-    let node = Node::new();
-    let ticket = node.ticket(Purpose::Enter);
+    let node = PageTestNode::new();
+    let ticket = node.ticket(LinkPurpose::Enter);
     let mut request = get(&format!("{ENTER}{ticket}"));
     let elsewhere = "cross-site".parse().expect("a value");
     request.headers_mut().insert("sec-fetch-site", elsewhere);
@@ -434,12 +434,12 @@ async fn a_link_followed_from_elsewhere_leads_on_by_a_page_of_ours() {
 
 #[tokio::test]
 async fn paths_and_methods_that_are_none() {
-    let node = Node::new();
+    let node = PageTestNode::new();
     let status = async |request| node.ask(request).await.0.as_u16();
     assert_eq!(status(get("/status/nothing")).await, 404);
     assert_eq!(status(post("/", "")).await, 405);
     assert_eq!(status(get("/status/enter")).await, 303);
-    let mut head = get(&format!("{ENTER}{}", node.ticket(Purpose::Enter)));
+    let mut head = get(&format!("{ENTER}{}", node.ticket(LinkPurpose::Enter)));
     *head.method_mut() = Method::HEAD;
     assert_eq!(status(head).await, 405);
     assert_eq!(status(get("/status/style.css")).await, 200);
@@ -452,7 +452,7 @@ async fn paths_and_methods_that_are_none() {
 
 #[tokio::test]
 async fn an_open_page_hears_what_changes_and_when_it_is_over() {
-    let node = Node::new();
+    let node = PageTestNode::new();
     let cookie = node.entered().await;
     let request = with_cookie("/status/events", &cookie);
     let answer = node.page.respond(request, node.caller(None)).await;
@@ -471,7 +471,7 @@ async fn an_open_page_hears_what_changes_and_when_it_is_over() {
     assert!(first.contains("Ada") && !first.contains("<b>Ada"));
     let second = next().await.expect("an event");
     assert!(!second.contains("Ada"), "it did not change: {second}");
-    node.identities.replace_config(Entries::default());
+    node.identities.replace_config(IdentityEntries::default());
     assert!(
         next()
             .await
@@ -482,7 +482,7 @@ async fn an_open_page_hears_what_changes_and_when_it_is_over() {
 
 #[tokio::test]
 async fn the_operation_makes_links_for_administrators() {
-    let node = Node::new();
+    let node = PageTestNode::new();
     let (good, narrow) = (
         node.token(&["admin"]).await,
         node.token(&["node:read"]).await,
@@ -490,9 +490,9 @@ async fn the_operation_makes_links_for_administrators() {
     let gateway = Gateway::new(Quota::default());
     let make = async |token: &AuthToken, input: Value| {
         let caller = node.caller(Some(token));
-        let call = Invocation::of("node/page-ticket", &input);
+        let call = GatewayCall::for_operation("node/page-ticket", &input);
         let made = gateway.invoke(&caller, call).await;
-        made.map(|output| alknet_call::Body::from(output).value().clone())
+        made.map(|output| alknet_call::CallBody::from(output).value().clone())
     };
     assert!(make(&narrow, json!({})).await.is_err());
     assert!(make(&good, json!({ "action": "format" })).await.is_err());
@@ -527,7 +527,7 @@ async fn the_operation_makes_links_for_administrators() {
 async fn what_a_link_of_a_token_led_to_ends_with_the_token() {
     const MOST: std::time::Duration = std::time::Duration::from_secs(60);
     for by_session in [true, false] {
-        let node = Node::new();
+        let node = PageTestNode::new();
         let token = AuthToken::generate().expect("randomness");
         let ada = PeerEntry {
             token_hashes: vec![token.hash().expect("a token")],

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alknet_call::limits::Patience;
-use alknet_call::{Dispatcher, HandlerKind, OperationSpec, Output, Registration, Registry};
+use alknet_call::limits::PeerTimeouts;
+use alknet_call::{CallOutput, Dispatcher, HandlerKind, OperationSpec, Registration, Registry};
 use alknet_core::{
     AuthContext, AuthToken, Carriage, Identity, IdentityKind, IdentityProvider, PeerKey,
     memory_pair,
@@ -15,8 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::watch;
 
 use super::super::frame::{BINARY, CLOSE, PING};
-use super::super::limits::Pace;
-use super::super::{Visitor, serve};
+use super::super::limits::WsTimeouts;
+use super::super::{WsPeer, serve};
 use super::{TOKEN, frame, split};
 
 /// Knows one token, as long as it is not taken away or over.
@@ -75,10 +75,10 @@ impl IdentityProvider for OneToken {
 }
 
 pub(super) fn dispatcher(tokens: &Arc<OneToken>) -> Arc<Dispatcher> {
-    patient_dispatcher(tokens, Patience::default())
+    patient_dispatcher(tokens, PeerTimeouts::default())
 }
 
-fn patient_dispatcher(tokens: &Arc<OneToken>, patience: Patience) -> Arc<Dispatcher> {
+fn patient_dispatcher(tokens: &Arc<OneToken>, patience: PeerTimeouts) -> Arc<Dispatcher> {
     Arc::new(open_dispatcher(tokens).with_patience(patience))
 }
 
@@ -92,7 +92,7 @@ fn open_dispatcher(tokens: &Arc<OneToken>) -> Dispatcher {
         let spec = OperationSpec::query(name, "For tests.");
         Registration::new(spec, handler).open()
     };
-    let echo = HandlerKind::once(|input, _| async move { Ok(Output::from(input)) });
+    let echo = HandlerKind::once(|input, _| async move { Ok(CallOutput::from(input)) });
     let who = HandlerKind::once(|_, ctx| async move {
         let who = ctx.identity().map(|who| who.id.as_str().to_owned());
         Ok::<_, alknet_call::CallError>(json!(who))
@@ -120,12 +120,12 @@ fn open_dispatcher(tokens: &Arc<OneToken>) -> Dispatcher {
 }
 
 /// One client and the session it has.
-pub(super) struct Client {
+pub(super) struct WsTestClient {
     pub(super) io: DuplexStream,
     buffer: BytesMut,
 }
 
-pub(super) fn visitor(token: Option<&str>) -> Visitor {
+pub(super) fn visitor(token: Option<&str>) -> WsPeer {
     let (_, carrier) = memory_pair(b"http/1.1");
     let auth = AuthContext {
         identity: None,
@@ -136,33 +136,38 @@ pub(super) fn visitor(token: Option<&str>) -> Visitor {
         carriage: Carriage::Tcp,
         early_data: false,
     };
-    Visitor {
+    WsPeer {
         carrier,
         auth,
         token: token.map(|token| Arc::new(AuthToken::new(token.to_owned()))),
     }
 }
 
-impl Client {
+impl WsTestClient {
     pub(super) fn start(tokens: &Arc<OneToken>, token: Option<&str>) -> Self {
-        Self::start_with(tokens, token, Patience::default(), Pace::default())
+        Self::start_with(
+            tokens,
+            token,
+            PeerTimeouts::default(),
+            WsTimeouts::default(),
+        )
     }
 
     pub(super) fn start_with(
         tokens: &Arc<OneToken>,
         token: Option<&str>,
-        patience: Patience,
-        pace: Pace,
+        patience: PeerTimeouts,
+        pace: WsTimeouts,
     ) -> Self {
         Self::served(patient_dispatcher(tokens, patience), token, pace)
     }
 
     /// A client of a node that others are clients of.
-    pub(super) fn of(node: &Arc<Dispatcher>, token: Option<&str>) -> Self {
-        Self::served(Arc::clone(node), token, Pace::default())
+    pub(super) fn connect_to(node: &Arc<Dispatcher>, token: Option<&str>) -> Self {
+        Self::served(Arc::clone(node), token, WsTimeouts::default())
     }
 
-    fn served(dispatcher: Arc<Dispatcher>, token: Option<&str>, pace: Pace) -> Self {
+    fn served(dispatcher: Arc<Dispatcher>, token: Option<&str>, pace: WsTimeouts) -> Self {
         let (io, theirs) = duplex(256 << 10);
         tokio::spawn(serve(theirs, visitor(token), dispatcher, pace));
         Self {

@@ -3,9 +3,11 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::frame::{BINARY, CLOSE, Fault, Got, PING, Reader, TEXT, unmask};
+use super::super::frame::{
+    BINARY, CLOSE, PING, TEXT, WsEvent, WsFrameReader, WsProtocolError, unmask,
+};
 use super::super::limits::{FRAGMENTS_MAX, FRAME_SENT_BYTES};
-use super::super::out::Out;
+use super::super::send_buffer::WsSendBuffer;
 use super::{MASK, announcing, frame, split};
 
 /// Bytes of the length before each message.
@@ -16,14 +18,14 @@ fn prefixed(payload: &[u8]) -> Vec<u8> {
 }
 
 /// Everything in `pieces`: data joined, the rest one by one.
-fn read(pieces: &[&[u8]], most: usize) -> (Vec<u8>, Vec<Got>, Option<Fault>) {
-    let mut reader = Reader::default();
+fn read(pieces: &[&[u8]], most: usize) -> (Vec<u8>, Vec<WsEvent>, Option<WsProtocolError>) {
+    let mut reader = WsFrameReader::default();
     let (mut data, mut rest) = (Vec::new(), Vec::new());
     for piece in pieces {
         reader.buffer.extend_from_slice(piece);
         loop {
             match reader.next(most) {
-                Ok(Some(Got::Data(bytes))) => data.extend_from_slice(&bytes),
+                Ok(Some(WsEvent::Data(bytes))) => data.extend_from_slice(&bytes),
                 Ok(Some(got)) => rest.push(got),
                 Ok(None) => break,
                 Err(fault) => return (data, rest, Some(fault)),
@@ -108,24 +110,27 @@ fn what_is_against_the_rules_has_its_code() {
 #[test]
 fn a_head_costs_nothing_until_bytes_arrive() {
     for opcode in [BINARY, TEXT] {
-        let mut reader = Reader::default();
+        let mut reader = WsFrameReader::default();
         reader
             .buffer
             .extend_from_slice(&announcing(opcode, 1 << 20));
         let got = reader.next(1 << 20).expect("within the limit");
-        assert_eq!(got, Some(Got::Data(Bytes::from_static(&[0, 0x10, 0, 0]))));
+        assert_eq!(
+            got,
+            Some(WsEvent::Data(Bytes::from_static(&[0, 0x10, 0, 0])))
+        );
         assert_eq!(reader.next(1 << 20), Ok(None));
         assert!(reader.buffer.is_empty() && !reader.is_partial());
         assert_eq!(reader.missing(), 1 << 20);
     }
 }
 
-/// A message in pieces is all that a reader keeps, and it is told to the byte how much that is.
+/// A message in pieces is all that a reader keeps, and the reader reports its size to the byte.
 #[test]
 fn what_is_held_of_pieces_is_said_and_forgotten() {
     const MOST: usize = 100_000;
-    let mut reader = Reader::default();
-    let give = |reader: &mut Reader, bytes: &[u8]| {
+    let mut reader = WsFrameReader::default();
+    let give = |reader: &mut WsFrameReader, bytes: &[u8]| {
         reader.buffer.extend_from_slice(bytes);
         reader.next(MOST)
     };
@@ -133,13 +138,16 @@ fn what_is_held_of_pieces_is_said_and_forgotten() {
     let announced = announcing(TEXT, 70_000);
     assert!(matches!(
         give(&mut reader, &announced),
-        Ok(Some(Got::Data(_)))
+        Ok(Some(WsEvent::Data(_)))
     ));
     let mut text = [b'x'; 69_999];
     unmask(&mut text, MASK, 0);
-    assert!(matches!(give(&mut reader, &text), Ok(Some(Got::Data(_)))));
+    assert!(matches!(
+        give(&mut reader, &text),
+        Ok(Some(WsEvent::Data(_)))
+    ));
     assert_eq!(reader.held_bytes(), 0);
-    let mut reader = Reader::default();
+    let mut reader = WsFrameReader::default();
     for n in 0..9_usize {
         let opcode = if n == 0 { TEXT } else { 0 };
         let piece = frame(opcode, false, &[b'x'; 10_000]);
@@ -151,11 +159,11 @@ fn what_is_held_of_pieces_is_said_and_forgotten() {
     let whole = give(&mut reader, &frame(0, true, &[b'x'; 10_000]));
     assert_eq!(
         whole,
-        Ok(Some(Got::Data(prefixed(&[b'x'; MOST]).into()))),
+        Ok(Some(WsEvent::Data(prefixed(&[b'x'; MOST]).into()))),
         "at the limit"
     );
     assert_eq!(reader.held_bytes(), 0);
-    // Nobody takes messages any more, and what is said between them is heard.
+    // Messages are thrown away from now on, and the close frame between them is still read.
     let begun = frame(BINARY, false, &[0; 10_000]);
     assert_eq!(give(&mut reader, &begun), Ok(None));
     reader.forget_messages();
@@ -163,7 +171,7 @@ fn what_is_held_of_pieces_is_said_and_forgotten() {
     assert_eq!(give(&mut reader, &frame(0, true, &[0; 10_000])), Ok(None));
     assert_eq!(reader.held_bytes(), 0);
     let goodbye = give(&mut reader, &frame(CLOSE, true, b""));
-    assert_eq!(goodbye, Ok(Some(Got::Close(None, String::new()))));
+    assert_eq!(goodbye, Ok(Some(WsEvent::Close(None, String::new()))));
 }
 
 proptest! {
@@ -241,7 +249,7 @@ proptest! {
     ) {
         let bodies: Vec<Vec<u8>> = sizes.iter().map(|n| vec![b'{'; *n]).collect();
         let stream: Vec<u8> = bodies.iter().flat_map(|body| prefixed(body)).collect();
-        let mut out = Out::default();
+        let mut out = WsSendBuffer::default();
         out.text = text;
         let mut wire = Vec::new();
         for piece in stream.chunks(step) {

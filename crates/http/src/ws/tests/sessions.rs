@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use alknet_call::limits::{FRAME_BYTES_DEFAULT, FRAME_BYTES_UNAUTHENTICATED, Patience};
+use alknet_call::limits::{FRAME_BYTES_DEFAULT, FRAME_BYTES_UNAUTHENTICATED, PeerTimeouts};
 use alknet_test_support::deadline;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::super::frame::{BINARY, CLOSE, PING, PONG, TEXT};
-use super::super::limits::Pace;
-use super::client::{Client, OneToken, small_dispatcher};
+use super::super::limits::WsTimeouts;
+use super::client::{OneToken, WsTestClient, small_dispatcher};
 use super::{TOKEN, announcing, frame};
 
 #[tokio::test]
 async fn calls_go_both_ways_and_answers_come_in_the_clients_kind() {
     let tokens = OneToken::new(None);
-    let mut client = Client::start(&tokens, None);
+    let mut client = WsTestClient::start(&tokens, None);
     assert_eq!(client.output("/demo/who", &Value::Null).await, Value::Null);
     client.request("2", "/demo/back", &json!("hello")).await;
     let asked = client.event().await;
@@ -29,7 +29,7 @@ async fn calls_go_both_ways_and_answers_come_in_the_clients_kind() {
         .await;
     assert_eq!(client.event().await["payload"]["output"], "seen");
     // What is long comes in pieces, each of them with room for a ping behind it.
-    let mut client = Client::start(&tokens, None);
+    let mut client = WsTestClient::start(&tokens, None);
     let event =
         r#"{"type":"call.requested","id":"1","payload":{"operationId":"demo/echo","input":1}}"#;
     let (head, tail) = event.as_bytes().split_at(30);
@@ -47,7 +47,7 @@ async fn calls_go_both_ways_and_answers_come_in_the_clients_kind() {
 #[tokio::test]
 async fn a_token_makes_somebody_who_is_no_peer() {
     let tokens = OneToken::new(None);
-    let mut client = Client::start(&tokens, Some(TOKEN));
+    let mut client = WsTestClient::start(&tokens, Some(TOKEN));
     assert_eq!(client.output("demo/who", &Value::Null).await, "somebody");
     assert_eq!(client.output("demo/secret", &Value::Null).await, "secret");
     let twice = client
@@ -70,10 +70,10 @@ async fn a_token_makes_somebody_who_is_no_peer() {
 async fn strangers_have_shorter_messages_until_they_say_who_they_are() {
     let tokens = OneToken::new(None);
     let long = FRAME_BYTES_UNAUTHENTICATED as u64 + 1;
-    let mut client = Client::start(&tokens, None);
+    let mut client = WsTestClient::start(&tokens, None);
     client.send(&announcing(BINARY, long)).await;
     assert_eq!(client.closed().await, 1009);
-    let mut client = Client::start(&tokens, None);
+    let mut client = WsTestClient::start(&tokens, None);
     let who = client
         .output("session/authenticate", &json!({ "token": TOKEN }))
         .await;
@@ -88,7 +88,7 @@ async fn a_revoked_token_ends_the_session_at_once() {
     let tokens = OneToken::new(None);
     for by_header in [true, false] {
         *tokens.valid.lock().expect("nobody panics") = true;
-        let mut client = Client::start(&tokens, by_header.then_some(TOKEN));
+        let mut client = WsTestClient::start(&tokens, by_header.then_some(TOKEN));
         if !by_header {
             client
                 .output("session/authenticate", &json!({ "token": TOKEN }))
@@ -98,7 +98,7 @@ async fn a_revoked_token_ends_the_session_at_once() {
         tokens.revoke();
         assert_eq!(client.closed().await, 4403);
     }
-    let mut late = Client::start(&tokens, Some(TOKEN));
+    let mut late = WsTestClient::start(&tokens, Some(TOKEN));
     assert_eq!(late.closed().await, 4403);
 }
 
@@ -106,7 +106,7 @@ async fn a_revoked_token_ends_the_session_at_once() {
 async fn an_expired_token_ends_the_session_when_it_does() {
     // Enough for a call before.
     let tokens = OneToken::new(Some(deadline(Duration::from_secs(1))));
-    let mut client = Client::start(&tokens, Some(TOKEN));
+    let mut client = WsTestClient::start(&tokens, Some(TOKEN));
     assert_eq!(client.output("demo/who", &Value::Null).await, "somebody");
     tokens.invalidate();
     assert_eq!(client.closed().await, 4401);
@@ -117,16 +117,16 @@ async fn whoever_is_silent_slow_or_nobody_is_let_go() {
     // Enough for a client to send what it has.
     let moment = deadline(Duration::from_millis(50));
     let tokens = OneToken::new(None);
-    let patience = Patience {
+    let patience = PeerTimeouts {
         guest_login: moment,
         partial_frame: moment,
-        ..Patience::default()
+        ..PeerTimeouts::default()
     };
-    // Nobody, and asks nothing.
-    let mut client = Client::start_with(&tokens, None, patience, Pace::default());
+    // A client without a token that asks nothing.
+    let mut client = WsTestClient::start_with(&tokens, None, patience, WsTimeouts::default());
     assert_eq!(client.closed().await, 4408);
     // A stranger whose call runs stays as long as that.
-    let mut client = Client::start_with(&tokens, None, patience, Pace::default());
+    let mut client = WsTestClient::start_with(&tokens, None, patience, WsTimeouts::default());
     let event = json!({
         "type": "call.requested", "id": "1",
         "payload": { "operationId": "demo/hang", "timeout_ms": 4 * moment.as_millis() as u64 },
@@ -136,17 +136,17 @@ async fn whoever_is_silent_slow_or_nobody_is_let_go() {
         .await;
     assert_eq!(client.event().await["payload"]["code"], "TIMEOUT");
     assert_eq!(client.closed().await, 4408);
-    // Somebody who answers no ping.
-    let silent = Pace {
+    // A client that answers no ping.
+    let silent = WsTimeouts {
         ping_every: moment,
-        ..Pace::default()
+        ..WsTimeouts::default()
     };
-    let mut client = Client::start_with(&tokens, Some(TOKEN), patience, silent);
+    let mut client = WsTestClient::start_with(&tokens, Some(TOKEN), patience, silent);
     assert_eq!(client.closed().await, 4408);
     // A message that begins and does not end, in each of its forms.
-    let slow = Pace {
+    let slow = WsTimeouts {
         partial: moment,
-        ..Pace::default()
+        ..WsTimeouts::default()
     };
     for bytes in [
         &announcing(BINARY, 70_000)[..],
@@ -154,24 +154,24 @@ async fn whoever_is_silent_slow_or_nobody_is_let_go() {
         &[0x82],
         &[0x89, 0x81, 1, 2, 3, 4],
     ] {
-        let mut client = Client::start_with(&tokens, Some(TOKEN), patience, slow);
+        let mut client = WsTestClient::start_with(&tokens, Some(TOKEN), patience, slow);
         client.send(bytes).await;
         assert_eq!(client.closed().await, 4408, "{bytes:?}");
     }
 }
 
-/// Something that runs on, such as a subscription, keeps nobody's session for ever.
+/// A call that runs on, such as a subscription, does not keep an unknown client's session for ever.
 #[tokio::test]
 async fn whoever_is_nobody_for_too_long_is_let_go() {
     // Enough for a client to send what it has.
     let moment = deadline(Duration::from_millis(50));
     let tokens = OneToken::new(None);
-    let patience = Patience {
+    let patience = PeerTimeouts {
         guest_login: moment,
         stranger_connection: 2 * moment,
-        ..Patience::default()
+        ..PeerTimeouts::default()
     };
-    let mut client = Client::start_with(&tokens, None, patience, Pace::default());
+    let mut client = WsTestClient::start_with(&tokens, None, patience, WsTimeouts::default());
     let event = json!({
         "type": "call.requested", "id": "1",
         "payload": { "operationId": "demo/hang", "timeout_ms": 600_000 },
@@ -192,7 +192,7 @@ async fn whoever_is_nobody_for_too_long_is_let_go() {
 async fn broken_messages_end_in_1002() {
     let tokens = OneToken::new(None);
     for message in ["", "hello", "[]", "{}", r#"{"type":"x","id":"~1"}"#] {
-        let mut client = Client::start(&tokens, Some(TOKEN));
+        let mut client = WsTestClient::start(&tokens, Some(TOKEN));
         client.send(&frame(BINARY, true, message.as_bytes())).await;
         if message.contains('~') {
             let event = message.replace("\"x\"", "\"call.requested\"");
@@ -203,7 +203,7 @@ async fn broken_messages_end_in_1002() {
 }
 
 /// Sends the first `count` pieces of 64 KiB of a message of text; whether the node took them.
-async fn send_pieces(client: &mut Client, count: usize) -> bool {
+async fn send_pieces(client: &mut WsTestClient, count: usize) -> bool {
     for n in 0..count {
         let opcode = if n == 0 { TEXT } else { 0 };
         let piece = frame(opcode, false, &vec![b'x'; 64 << 10]);
@@ -222,7 +222,7 @@ async fn messages_in_the_making_count_for_who_sends_them() {
     let node = small_dispatcher(&tokens);
     let mut clients = Vec::new();
     for _ in 0..3 {
-        let mut client = Client::of(&node, Some(TOKEN));
+        let mut client = WsTestClient::connect_to(&node, Some(TOKEN));
         assert!(send_pieces(&mut client, 7).await);
         // The answer comes when what is before it was looked at.
         client.send(&frame(PING, true, b"")).await;
@@ -232,7 +232,7 @@ async fn messages_in_the_making_count_for_who_sends_them() {
     let mut text = frame(TEXT, true, &vec![b'x'; FRAME_BYTES_DEFAULT]);
     text.pop();
     for whole in [true, false] {
-        let mut client = Client::of(&node, Some(TOKEN));
+        let mut client = WsTestClient::connect_to(&node, Some(TOKEN));
         // It may be refused before it has said all.
         match whole {
             true => drop(client.io.write_all(&text).await),
@@ -241,8 +241,8 @@ async fn messages_in_the_making_count_for_who_sends_them() {
         assert_eq!(client.closed().await, 1013, "whole: {whole}");
     }
     assert_eq!(node.stats().request_bytes_full, 2);
-    // Somebody else has room, though unknown.
-    let mut nobody = Client::of(&node, None);
+    // Another client has room, though unknown.
+    let mut nobody = WsTestClient::connect_to(&node, None);
     let long = "y".repeat(FRAME_BYTES_UNAUTHENTICATED - 200);
     nobody.request("1", "demo/echo", &json!(long)).await;
     let mut answer = Vec::new();
@@ -255,7 +255,7 @@ async fn messages_in_the_making_count_for_who_sends_them() {
     drop(clients);
     let again = async {
         loop {
-            let mut client = Client::of(&node, Some(TOKEN));
+            let mut client = WsTestClient::connect_to(&node, Some(TOKEN));
             let sent = send_pieces(&mut client, 15).await
                 && client.io.write_all(&frame(0, true, b"x")).await.is_ok();
             // All of it is no JSON.
@@ -268,11 +268,11 @@ async fn messages_in_the_making_count_for_who_sends_them() {
     again.expect("there is room");
 }
 
-/// Answers that nobody reads end the session before they fill the node.
+/// Answers that the client does not read end the session before they fill the node.
 #[tokio::test]
 async fn a_reader_that_never_reads_is_let_go() {
     let tokens = OneToken::new(None);
-    let mut client = Client::start(&tokens, Some(TOKEN));
+    let mut client = WsTestClient::start(&tokens, Some(TOKEN));
     let text = json!("x".repeat(FRAME_BYTES_DEFAULT - 1000));
     for n in 0..12 {
         let event = json!({

@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
-use alknet_runtime::{Code as FailureCode, Failure, Language, ModuleSet, Registration, Work};
+use alknet_runtime::{
+    IsolateWork, Language, ModuleSet, RuntimeCode as FailureCode, ScriptFailure, ScriptRegistration,
+};
 use serde_json::Value;
 
-use super::{Bundle, Hash};
+use super::{Blake3Hash, PromotionBundle};
 use crate::limits::IMPORT_DEPTH_MAX;
 
 /// The code of an operation and where it begins.
 #[derive(Clone, Debug)]
-pub struct Code {
+pub struct OperationCode {
     /// The bundle's.
-    pub id: Hash,
+    pub id: Blake3Hash,
     /// What it is.
-    pub spec: Registration,
+    pub spec: ScriptRegistration,
     /// Every module that it can import.
     pub modules: Arc<ModuleSet>,
     /// Whether the engine has to freeze its built-in objects first: the modules have several authors.
@@ -24,11 +26,11 @@ pub struct Code {
     service: bool,
 }
 
-/// What a service is told before anything else: what the code before it left.
+/// Export of a service that is called first, with what the code before it left.
 const INIT: &str = "init";
 
-impl Code {
-    pub(super) fn new(bundle: &Bundle, modules: ModuleSet, frozen: bool) -> Self {
+impl OperationCode {
+    pub(super) fn new(bundle: &PromotionBundle, modules: ModuleSet, frozen: bool) -> Self {
         let content = bundle.content();
         Self {
             id: bundle.id(),
@@ -56,8 +58,8 @@ impl Code {
 
     /// What to do in a fresh engine, in this order; the last one's answer is the operation's.
     #[must_use]
-    pub fn steps(&self, input: Value) -> Vec<Work> {
-        let call = |export: &str, input| Work::Export {
+    pub fn steps(&self, input: Value) -> Vec<IsolateWork> {
+        let call = |export: &str, input| IsolateWork::Export {
             module: self.entry.clone(),
             export: export.to_owned(),
             input,
@@ -66,10 +68,10 @@ impl Code {
             Some(export) if self.service => vec![call(INIT, Value::Null), call(export, input)],
             Some(export) => vec![call(export, input)],
             None => vec![
-                Work::Module {
+                IsolateWork::Module {
                     module: self.entry.clone(),
                 },
-                Work::Handler {
+                IsolateWork::Handler {
                     name: self.spec.name.clone(),
                     input,
                 },
@@ -79,15 +81,15 @@ impl Code {
 }
 
 /// A bundle with the promoted code that it imports, by `op:<path>@<version>`.
-pub(crate) type Imported = (Arc<Bundle>, Vec<String>);
+pub(crate) type Imported = (Arc<PromotionBundle>, Vec<String>);
 
 /// Puts the modules of `bundle` into the set, and the promoted code that is named in `imports`.
 pub(super) fn fill(
     set: &mut ModuleSet,
-    bundle: &Bundle,
+    bundle: &PromotionBundle,
     imports: &[String],
     find: &mut dyn FnMut(&str, u64) -> Option<Imported>,
-) -> Result<(), Failure> {
+) -> Result<(), ScriptFailure> {
     for (name, text) in &bundle.content().modules {
         set.insert(name, text.as_str())?;
     }
@@ -99,13 +101,13 @@ fn fill_imports(
     imports: &[String],
     find: &mut dyn FnMut(&str, u64) -> Option<Imported>,
     depth: usize,
-) -> Result<(), Failure> {
+) -> Result<(), ScriptFailure> {
     for specifier in imports {
         if set.resolve("", specifier).is_ok() {
             continue;
         }
         let refuse = |why: &str| {
-            Failure::new(
+            ScriptFailure::new(
                 FailureCode::NotFound,
                 format!("the import {specifier:?} {why}"),
             )
@@ -120,7 +122,7 @@ fn fill_imports(
         let (1, Some((name, text))) = (modules.len(), modules.iter().next()) else {
             return Err(refuse("has several modules; only one can be imported so"));
         };
-        set.insert_as(specifier, text.as_str(), Language::of(name))?;
+        set.insert_as(specifier, text.as_str(), Language::from_specifier(name))?;
         fill_imports(set, &further, find, depth + 1)?;
     }
     Ok(())

@@ -25,7 +25,7 @@ pub fn read(text: &[u8]) -> Result<Value, BundleError> {
     }
     let mut reader = serde_json::Deserializer::from_slice(text);
     let mut flaw = None;
-    let read = Strict {
+    let read = StrictValue {
         left: NESTING_MAX,
         flaw: &mut flaw,
     };
@@ -37,13 +37,13 @@ pub fn read(text: &[u8]) -> Result<Value, BundleError> {
 }
 
 /// A value of any kind with so many levels left.
-struct Strict<'f> {
+struct StrictValue<'f> {
     left: usize,
     /// What is wrong, where it is more than a text can say.
     flaw: &'f mut Option<BundleError>,
 }
 
-impl<'f> Strict<'f> {
+impl<'f> StrictValue<'f> {
     fn deeper<E: Error>(&mut self) -> Result<usize, E> {
         self.left.checked_sub(1).ok_or_else(|| {
             *self.flaw = Some(BundleError::Nesting);
@@ -52,7 +52,7 @@ impl<'f> Strict<'f> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict<'_> {
+impl<'de> DeserializeSeed<'de> for StrictValue<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -60,7 +60,7 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Strict<'_> {
+impl<'de> Visitor<'de> for StrictValue<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -99,7 +99,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<Value, A::Error> {
         let left = self.deeper()?;
         let mut all = Vec::new();
-        while let Some(item) = items.next_element_seed(Strict {
+        while let Some(item) = items.next_element_seed(StrictValue {
             left,
             flaw: &mut *self.flaw,
         })? {
@@ -117,7 +117,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
                 *self.flaw = Some(BundleError::Duplicate(name));
                 return Err(error);
             }
-            let member = members.next_value_seed(Strict {
+            let member = members.next_value_seed(StrictValue {
                 left,
                 flaw: &mut *self.flaw,
             })?;

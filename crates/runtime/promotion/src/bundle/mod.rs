@@ -9,8 +9,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use alknet_core::{PeerId, PeerKey};
-use alknet_runtime::ops::Case;
-use alknet_runtime::{Failure, ModuleSet, Registration};
+use alknet_runtime::ops::ScriptTestCase;
+use alknet_runtime::{ModuleSet, ScriptFailure, ScriptRegistration};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,8 @@ use thiserror::Error;
 
 use crate::limits::{BUNDLE_BYTES_MAX, NESTING_MAX};
 
-pub use code::Code;
 pub(crate) use code::Imported;
+pub use code::OperationCode;
 pub use json::{canonical, read as read_json};
 
 /// The form of the document.
@@ -31,21 +31,21 @@ const PURPOSE: &[u8] = b"alknet bundle 1\n";
 /// A BLAKE3 hash, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Hash(pub [u8; 32]);
+pub struct Blake3Hash(pub [u8; 32]);
 
-impl fmt::Display for Hash {
+impl fmt::Display for Blake3Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&HEXLOWER.encode(&self.0))
     }
 }
 
-impl fmt::Debug for Hash {
+impl fmt::Debug for Blake3Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl FromStr for Hash {
+impl FromStr for Blake3Hash {
     type Err = BundleError;
 
     fn from_str(text: &str) -> Result<Self, BundleError> {
@@ -57,7 +57,7 @@ impl FromStr for Hash {
     }
 }
 
-impl TryFrom<String> for Hash {
+impl TryFrom<String> for Blake3Hash {
     type Error = BundleError;
 
     fn try_from(text: String) -> Result<Self, BundleError> {
@@ -65,8 +65,8 @@ impl TryFrom<String> for Hash {
     }
 }
 
-impl From<Hash> for String {
-    fn from(hash: Hash) -> Self {
+impl From<Blake3Hash> for String {
+    fn from(hash: Blake3Hash) -> Self {
         hash.to_string()
     }
 }
@@ -74,14 +74,14 @@ impl From<Hash> for String {
 /// What is in a bundle, beside its signature.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Content {
+pub struct BundleContent {
     /// 1.
     pub format: u32,
     /// The engine that the author tested with, [`alknet_runtime::ENGINE`]: it decides what a source
     /// means.
     pub engine: String,
     /// What the operation is; its name is the one that a session registers, without `js/`.
-    pub spec: Registration,
+    pub spec: ScriptRegistration,
     /// The module to begin with.
     pub entry: String,
     /// The function of that module which answers; without it, the module registers `spec.name` as it
@@ -94,9 +94,9 @@ pub struct Content {
     /// Sources by specifier.
     pub modules: BTreeMap<String, String>,
     /// What it has to answer, and to which calls.
-    pub tests: Vec<Case>,
+    pub tests: Vec<ScriptTestCase>,
     /// The most that its tests take.
-    pub fuel: Fuel,
+    pub fuel: FuelPercentiles,
     /// Who wrote it, and whose authority it calls others by.
     pub author: PeerId,
     /// The key that signed it, one of the author's.
@@ -106,17 +106,17 @@ pub struct Content {
 /// Fuel of the cases of a test, in ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Fuel {
+pub struct FuelPercentiles {
     /// Half of them take at most this.
     pub p50: u64,
     /// 99 of 100 take at most this.
     pub p99: u64,
 }
 
-impl Fuel {
+impl FuelPercentiles {
     /// Of these figures, one for each case.
     #[must_use]
-    pub fn of(mut ticks: Vec<u64>) -> Self {
+    pub fn from_ticks(mut ticks: Vec<u64>) -> Self {
         ticks.sort_unstable();
         let at = |percent: usize| {
             let index = (ticks.len() * percent).div_ceil(100).saturating_sub(1);
@@ -137,21 +137,21 @@ impl Fuel {
 
 /// A bundle that was read whole and whose signature is its author's key's.
 #[derive(Clone, PartialEq)]
-pub struct Bundle {
-    content: Content,
+pub struct PromotionBundle {
+    content: BundleContent,
     /// Its canonical text, with the signature.
     document: String,
-    id: Hash,
-    digest: Hash,
+    id: Blake3Hash,
+    digest: Blake3Hash,
 }
 
-impl Bundle {
+impl PromotionBundle {
     /// Signs `content`; `sign` is Ed25519 (RFC 8032) with the key that the content names.
     ///
     /// # Errors
-    /// As [`read`](Self::read): what nobody would accept is not signed.
+    /// As [`read`](Self::read): a bundle that it refuses is not made.
     pub fn sign(
-        content: &Content,
+        content: &BundleContent,
         sign: impl FnOnce(&[u8]) -> [u8; 64],
     ) -> Result<Self, BundleError> {
         let mut value = serde_json::to_value(content)
@@ -174,7 +174,7 @@ impl Bundle {
         let signature = value
             .as_object_mut()
             .and_then(|members| members.remove("signature"));
-        let content: Content = serde_json::from_value(value.clone())
+        let content: BundleContent = serde_json::from_value(value.clone())
             .map_err(|error| BundleError::Json(error.to_string()))?;
         shape::check_content(&content)?;
         let signature = signature.as_ref().and_then(Value::as_str);
@@ -191,7 +191,7 @@ impl Bundle {
             return Err(BundleError::TooLarge(document.len()));
         }
         Ok(Self {
-            digest: Hash(*blake3::hash(document.as_bytes()).as_bytes()),
+            digest: Blake3Hash(*blake3::hash(document.as_bytes()).as_bytes()),
             content,
             document,
             id,
@@ -200,7 +200,7 @@ impl Bundle {
 
     /// What is in it.
     #[must_use]
-    pub fn content(&self) -> &Content {
+    pub fn content(&self) -> &BundleContent {
         &self.content
     }
 
@@ -210,16 +210,16 @@ impl Bundle {
         &self.document
     }
 
-    /// What it is known by: specification, source and engine. Two bundles that do the same have the
-    /// same id, whoever signed them and whatever their tests are.
+    /// The id of its specification, source and engine. Two bundles that do the same have the same id, also where their
+    /// signers and their tests differ.
     #[must_use]
-    pub fn id(&self) -> Hash {
+    pub fn id(&self) -> Blake3Hash {
         self.id
     }
 
     /// The hash of the whole document.
     #[must_use]
-    pub fn digest(&self) -> Hash {
+    pub fn digest(&self) -> Blake3Hash {
         self.digest
     }
 
@@ -232,16 +232,16 @@ impl Bundle {
         &self,
         imports: &[String],
         find: &mut dyn FnMut(&str, u64) -> Option<Imported>,
-    ) -> Result<Code, Failure> {
+    ) -> Result<OperationCode, ScriptFailure> {
         let mut modules = ModuleSet::new();
         code::fill(&mut modules, self, imports, find)?;
-        Ok(Code::new(self, modules, !imports.is_empty()))
+        Ok(OperationCode::new(self, modules, !imports.is_empty()))
     }
 }
 
-impl fmt::Debug for Bundle {
+impl fmt::Debug for PromotionBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bundle")
+        f.debug_struct("PromotionBundle")
             .field("id", &self.id)
             .field("name", &self.content.spec.name)
             .field("author", &self.content.author)
@@ -270,7 +270,7 @@ fn is_signed(key: &PeerKey, message: &[u8], signature: &str) -> bool {
 /// where it is true, `service` as further members. The source of one module is its text; that of several is, for each in order
 /// of its specifier, the specifier, a zero byte, the text and a zero byte. No source has a zero byte,
 /// so that no two bundles share a text.
-fn id_of(value: &Value, content: &Content) -> Hash {
+fn id_of(value: &Value, content: &BundleContent) -> Blake3Hash {
     let mut spec = value.get("spec").cloned().unwrap_or_default();
     if let Value::Object(members) = &mut spec {
         for name in ["entry", "export"] {
@@ -297,7 +297,7 @@ fn id_of(value: &Value, content: &Content) -> Hash {
         }),
     }
     hash.update(content.engine.as_bytes());
-    Hash(*hash.finalize().as_bytes())
+    Blake3Hash(*hash.finalize().as_bytes())
 }
 
 /// What is wrong with a bundle.

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use alknet_call::{ErrorCode, is_operation_name};
 use alknet_core::PeerKey;
-use alknet_runtime::{Code as RuntimeCode, Kind, ModuleSet, Registration};
+use alknet_runtime::{ModuleSet, RuntimeCode, ScriptOperationKind, ScriptRegistration};
 use serde_json::Value;
 
-use super::{BundleError, Content, FORMAT};
+use super::{BundleContent, BundleError, FORMAT};
 use crate::limits::{
     ACTS, CASES_MAX, DESCRIPTION_BYTES_MAX, ERRORS_MAX, MODULES_MAX, NAME_BYTES_MAX, USES_MAX,
 };
@@ -53,7 +53,7 @@ fn object(value: &Value, place: &str) -> Result<(), BundleError> {
 }
 
 /// Checks the bounds of every member.
-pub(super) fn check_content(content: &Content) -> Result<(), BundleError> {
+pub(super) fn check_content(content: &BundleContent) -> Result<(), BundleError> {
     let refuse = |place: &str, what: &str| Err(BundleError::shape(place, what));
     if content.format != FORMAT {
         return refuse("format", "this program knows 1");
@@ -70,7 +70,7 @@ pub(super) fn check_content(content: &Content) -> Result<(), BundleError> {
         if !is_identifier(export) {
             return refuse("export", "the name of an exported function");
         }
-        if content.spec.kind == Kind::Subscription {
+        if content.spec.kind == ScriptOperationKind::Subscription {
             return refuse("export", "a subscription is registered by its module");
         }
     }
@@ -93,7 +93,7 @@ pub(super) fn check_content(content: &Content) -> Result<(), BundleError> {
     Ok(())
 }
 
-fn check_spec(spec: &Registration) -> Result<(), BundleError> {
+fn check_spec(spec: &ScriptRegistration) -> Result<(), BundleError> {
     let refuse = |place: &str, what: String| Err(BundleError::shape(place, what));
     if !is_name(&spec.name) {
         let what = "1 to 128 of a-z, 0-9, - and _, with / between parts".to_owned();
@@ -108,7 +108,7 @@ fn check_spec(spec: &Registration) -> Result<(), BundleError> {
     let mine = |code: &&String| !ErrorCode::may_declare(code) || is_runtime_code(code);
     if let Some(code) = spec.errors.keys().find(mine) {
         let what =
-            format!("'{code}': own codes match [A-Z][A-Z0-9_]{{2,63}} and are nobody else's");
+            format!("'{code}': own codes match [A-Z][A-Z0-9_]{{2,63}} and are not the node's");
         return refuse("spec.errors", what);
     }
     if spec.uses.len() > USES_MAX {
@@ -127,7 +127,7 @@ fn check_spec(spec: &Registration) -> Result<(), BundleError> {
     }
 }
 
-fn check_modules(content: &Content) -> Result<(), BundleError> {
+fn check_modules(content: &BundleContent) -> Result<(), BundleError> {
     let refuse = |what: String| Err(BundleError::shape("modules", what));
     if !(1..=MODULES_MAX).contains(&content.modules.len()) {
         return refuse("1 to 256 modules".to_owned());
@@ -142,7 +142,7 @@ fn check_modules(content: &Content) -> Result<(), BundleError> {
         }
     }
     if !content.modules.contains_key(&content.entry) {
-        return Err(BundleError::shape("entry", "it is none of the modules"));
+        return Err(BundleError::shape("entry", "no module has this name"));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-use alknet_runtime::ops::{Expect, script_id};
-use alknet_runtime::{ENGINE, Kind};
+use alknet_runtime::ops::{CaseExpectation, script_id};
+use alknet_runtime::{ENGINE, ScriptOperationKind};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use proptest::prelude::*;
 use serde_json::json;
@@ -10,9 +10,9 @@ fn pair() -> Ed25519KeyPair {
     Ed25519KeyPair::from_seed_unchecked(&[9; 32]).expect("a seed")
 }
 
-fn content() -> Content {
+fn content() -> BundleContent {
     let public = pair().public_key().as_ref().try_into().expect("32 bytes");
-    Content {
+    BundleContent {
         format: 1,
         engine: ENGINE.to_owned(),
         spec: serde_json::from_value(json!({ "name": "invoice/total", "kind": "query" }))
@@ -26,14 +26,14 @@ fn content() -> Content {
         )]
         .into(),
         tests: vec![serde_json::from_value(json!({ "expect": { "output": 1 } })).expect("a case")],
-        fuel: Fuel { p50: 1, p99: 1 },
+        fuel: FuelPercentiles { p50: 1, p99: 1 },
         author: "ada".parse().expect("a name"),
         key: PeerKey::Ed25519(public),
     }
 }
 
-fn sign(content: &Content) -> Result<Bundle, BundleError> {
-    Bundle::sign(content, |text| {
+fn sign(content: &BundleContent) -> Result<PromotionBundle, BundleError> {
+    PromotionBundle::sign(content, |text| {
         pair().sign(text).as_ref().try_into().expect("64 bytes")
     })
 }
@@ -41,16 +41,16 @@ fn sign(content: &Content) -> Result<Bundle, BundleError> {
 #[test]
 fn what_was_signed_is_read_and_nothing_else() {
     let bundle = sign(&content()).expect("a bundle");
-    let read = Bundle::read(bundle.document().as_bytes()).expect("its own text");
+    let read = PromotionBundle::read(bundle.document().as_bytes()).expect("its own text");
     assert_eq!(read, bundle);
     // Blanks and order are no part of it.
     let value: Value = serde_json::from_str(bundle.document()).expect("JSON");
     let pretty = serde_json::to_string_pretty(&value).expect("text");
-    let read = Bundle::read(pretty.as_bytes()).expect("the same");
+    let read = PromotionBundle::read(pretty.as_bytes()).expect("the same");
     assert_eq!((read.digest(), read.id()), (bundle.digest(), bundle.id()));
     let changed = bundle.document().replace("() => 1", "() => 2");
     assert_eq!(
-        Bundle::read(changed.as_bytes()),
+        PromotionBundle::read(changed.as_bytes()),
         Err(BundleError::Signature)
     );
 }
@@ -95,7 +95,7 @@ fn every_member_is_signed() {
     ];
     for (place, member) in &changes {
         let changed = with(&value, place, member).to_string();
-        let read = Bundle::read(changed.as_bytes());
+        let read = PromotionBundle::read(changed.as_bytes());
         assert_eq!(read, Err(BundleError::Signature), "{place}");
     }
     let members = value.as_object().expect("members").keys();
@@ -115,7 +115,7 @@ fn an_id_is_that_of_the_script() {
     spec["entry"] = json!("./main.js");
     spec["export"] = json!("total");
     let expected = script_id(&spec, "export const total = () => 1");
-    assert_eq!(bundle.id(), Hash(expected));
+    assert_eq!(bundle.id(), Blake3Hash(expected));
     // Tests and author are no part of it, every source is.
     let mut more = content();
     more.fuel.p99 = 5;
@@ -133,7 +133,7 @@ fn an_id_is_that_of_the_script() {
 #[test]
 fn documents_that_are_none_are_refused() {
     let good = sign(&content()).expect("a bundle").document().to_owned();
-    let place = |text: &str| match Bundle::read(text.as_bytes()) {
+    let place = |text: &str| match PromotionBundle::read(text.as_bytes()) {
         Err(BundleError::Shape { place, .. }) => place,
         other => panic!("{text}: {other:?}"),
     };
@@ -147,37 +147,45 @@ fn documents_that_are_none_are_refused() {
     assert_eq!(place(&array.to_string()), "spec");
     let twice = good.replacen('{', "{\"format\":1,", 1);
     assert_eq!(
-        Bundle::read(twice.as_bytes()),
+        PromotionBundle::read(twice.as_bytes()),
         Err(BundleError::Duplicate("format".to_owned()))
     );
     let unknown = good.replacen('{', "{\"more\":1,", 1);
     assert!(matches!(
-        Bundle::read(unknown.as_bytes()),
+        PromotionBundle::read(unknown.as_bytes()),
         Err(BundleError::Json(_))
     ));
     let deep = format!("{}{}", "[".repeat(65), "]".repeat(65));
-    assert_eq!(Bundle::read(deep.as_bytes()), Err(BundleError::Nesting));
+    assert_eq!(
+        PromotionBundle::read(deep.as_bytes()),
+        Err(BundleError::Nesting)
+    );
     let long = vec![b' '; BUNDLE_BYTES_MAX + 1];
-    assert!(matches!(Bundle::read(&long), Err(BundleError::TooLarge(_))));
+    assert!(matches!(
+        PromotionBundle::read(&long),
+        Err(BundleError::TooLarge(_))
+    ));
     let after = format!("{good} 1");
     assert!(matches!(
-        Bundle::read(after.as_bytes()),
+        PromotionBundle::read(after.as_bytes()),
         Err(BundleError::Json(_))
     ));
     for text in ["", "null", "1", "[]", "{}", "\"x\""] {
-        assert!(Bundle::read(text.as_bytes()).is_err(), "{text}");
+        assert!(PromotionBundle::read(text.as_bytes()).is_err(), "{text}");
     }
 }
 
 #[test]
 fn every_bound_is_held() {
-    type Change = fn(&mut Content);
+    type Change = fn(&mut BundleContent);
     let broken: &[(&str, Change)] = &[
         ("format", |it| it.format = 2),
         ("engine", |it| it.engine.clear()),
         ("entry", |it| it.entry = "./other.js".to_owned()),
         ("export", |it| it.export = Some("a b".to_owned())),
-        ("export", |it| it.spec.kind = Kind::Subscription),
+        ("export", |it| {
+            it.spec.kind = ScriptOperationKind::Subscription
+        }),
         ("service", |it| (it.service, it.export) = (true, None)),
         ("tests", |it| it.tests.clear()),
         ("tests", |it| it.tests = vec![it.tests[0].clone(); 257]),
@@ -253,12 +261,18 @@ fn every_bound_is_held() {
 
 #[test]
 fn fuel_is_counted_as_sessions_do() {
-    assert_eq!(Fuel::of(vec![5]), Fuel { p50: 5, p99: 5 });
     assert_eq!(
-        Fuel::of((1..=100).rev().collect()),
-        Fuel { p50: 50, p99: 99 }
+        FuelPercentiles::from_ticks(vec![5]),
+        FuelPercentiles { p50: 5, p99: 5 }
     );
-    assert_eq!(Fuel::of(Vec::new()), Fuel { p50: 0, p99: 0 });
+    assert_eq!(
+        FuelPercentiles::from_ticks((1..=100).rev().collect()),
+        FuelPercentiles { p50: 50, p99: 99 }
+    );
+    assert_eq!(
+        FuelPercentiles::from_ticks(Vec::new()),
+        FuelPercentiles { p50: 0, p99: 0 }
+    );
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -332,7 +346,7 @@ proptest! {
         let end = if cut { good.len() } else { at + 1 };
         let mut text = good.clone().into_bytes();
         text.splice(at..end, with.bytes());
-        if let Ok(read) = Bundle::read(&text) {
+        if let Ok(read) = PromotionBundle::read(&text) {
             prop_assert_eq!(read.document(), good);
         }
     }
@@ -340,5 +354,8 @@ proptest! {
 
 #[test]
 fn a_case_is_the_runtimes() {
-    assert!(matches!(content().tests[0].expect, Expect::Output(_)));
+    assert!(matches!(
+        content().tests[0].expect,
+        CaseExpectation::Output(_)
+    ));
 }

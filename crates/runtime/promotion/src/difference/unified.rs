@@ -36,12 +36,18 @@ fn write(text: &mut String, group: &[Hunk], lines: &InternedInput<&str>) {
     text.push_str(&format!("@@ -{} +{} @@\n", head(&before), head(&after)));
     let mut at = before.start;
     for change in group {
-        say(text, ' ', &(at..change.before.start), lines, Side::Before);
-        say(text, '-', &change.before, lines, Side::Before);
-        say(text, '+', &change.after, lines, Side::After);
+        say(
+            text,
+            ' ',
+            &(at..change.before.start),
+            lines,
+            DiffSide::Before,
+        );
+        say(text, '-', &change.before, lines, DiffSide::Before);
+        say(text, '+', &change.after, lines, DiffSide::After);
         at = change.before.end;
     }
-    say(text, ' ', &(at..before.end), lines, Side::Before);
+    say(text, ' ', &(at..before.end), lines, DiffSide::Before);
 }
 
 /// First line, counted from 1, and number of lines; of no lines the one before them.
@@ -54,15 +60,21 @@ fn head(range: &Range<u32>) -> String {
 }
 
 #[derive(Clone, Copy)]
-enum Side {
+enum DiffSide {
     After,
     Before,
 }
 
-fn say(text: &mut String, mark: char, at: &Range<u32>, lines: &InternedInput<&str>, side: Side) {
+fn say(
+    text: &mut String,
+    mark: char,
+    at: &Range<u32>,
+    lines: &InternedInput<&str>,
+    side: DiffSide,
+) {
     let tokens = match side {
-        Side::After => &lines.after,
-        Side::Before => &lines.before,
+        DiffSide::After => &lines.after,
+        DiffSide::Before => &lines.before,
     };
     for token in &tokens[at.start as usize..at.end as usize] {
         let line = lines.interner[*token];

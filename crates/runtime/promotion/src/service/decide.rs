@@ -4,26 +4,29 @@ use std::sync::Arc;
 
 use alknet_call::{Registry, RegistryError, is_operation_name};
 use alknet_core::Identity;
-use alknet_runtime::ops::{Report, tells};
+use alknet_runtime::ops::{ScriptTestReport, tells};
 use serde_json::{Value, json};
 
-use super::{Activate, Promotion, install};
-use crate::bundle::{Bundle, Code, Fuel, Hash};
+use super::{ActivationTime, Promotion, install};
+use crate::bundle::{Blake3Hash, FuelPercentiles, OperationCode, PromotionBundle};
 use crate::check::{self, Finding};
 use crate::error::PromotionError;
-use crate::generation::Making;
+use crate::generation::PromotedOperationParts;
 use crate::grants;
 use crate::limits::{FINDINGS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX};
-use crate::store::{Act, Authority, Found, New, Proposal, Reviewed, State, Tallied, Terms};
-use crate::tally::{Tally, Verdict};
+use crate::store::{
+    AuditAct, AuthoritySnapshot, BundleFindings, NewProposal, PromotionTerms, Proposal,
+    ProposalState, ReviewResult, TallyCounts,
+};
+use crate::tally::{CallTally, TallyVerdict};
 use crate::trial;
 
-/// The name in the record of what nobody asked for.
+/// The name in the record of what the node did by itself.
 const NODE: &str = "node";
 
 /// What a reviewer agrees to; what is left out has its usual value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct ReviewTerms {
     /// What it is called by; `js/<name>` unless said.
     pub path: Option<String>,
     /// Whether peers may call it.
@@ -33,19 +36,20 @@ pub struct Wanted {
 }
 
 /// What the tests of a bundle and a look at it came to.
-struct Judged {
-    code: Code,
+struct BundleTrial {
+    code: OperationCode,
     imports: Vec<String>,
-    report: Report,
+    report: ScriptTestReport,
 }
 
 impl Promotion {
     /// Takes a bundle, as its author sends it, for review.
     ///
     /// # Errors
-    /// It is none, it is not the caller's, its checks or its tests fail, or it is not kept.
+    /// The document is not a valid bundle, it is not the caller's, its checks or its tests fail, or the store does not
+    /// keep it.
     pub async fn propose(&self, document: &[u8], who: &Identity) -> Result<Value, PromotionError> {
-        let bundle = Arc::new(Bundle::read(document)?);
+        let bundle = Arc::new(PromotionBundle::read(document)?);
         let content = bundle.content();
         if content.author != who.id {
             let text = format!(
@@ -59,20 +63,21 @@ impl Promotion {
             return Err(PromotionError::Forbidden(text));
         };
         let judged = self.judge(&bundle).await?;
-        let found = Found {
-            // Whoever asks may be known by less than their key.
-            authority: Authority::of(who).and(&Authority::of(&author)),
+        let found = BundleFindings {
+            // The caller may have proved less than the author's key, such as a token with fewer rights.
+            authority: AuthoritySnapshot::from_identity(who)
+                .and(&AuthoritySnapshot::from_identity(&author)),
             imports: judged.imports,
             report: judged.report,
         };
-        let grants = grants::of(&bundle, &found.authority, self.dispatcher()?.registry());
+        let grants = grants::resolve(&bundle, &found.authority, self.dispatcher()?.registry());
         let (kept, at_s, author) = (Arc::clone(&bundle), self.now(), author.id.clone());
         let proposal = self.stored(move |store| {
-            let new = New {
+            let new = NewProposal {
                 bundle: &kept,
                 found: &found,
             };
-            let act = Act {
+            let act = AuditAct {
                 who: author.as_str(),
                 at_s,
                 note: "",
@@ -97,8 +102,8 @@ impl Promotion {
     /// or what is wanted cannot be.
     pub async fn accept(
         &self,
-        id: Hash,
-        wanted: Wanted,
+        id: Blake3Hash,
+        wanted: ReviewTerms,
         who: &Identity,
         note: &str,
     ) -> Result<Value, PromotionError> {
@@ -114,7 +119,7 @@ impl Promotion {
         self.to_its_end(move |me| async move {
             let _one_at_a_time = me.deciding.lock().await;
             let reviewed = me.stored(move |store| {
-                let act = Act {
+                let act = AuditAct {
                     who: who.as_str(),
                     at_s,
                     note: &note,
@@ -122,10 +127,10 @@ impl Promotion {
                 store.accept(id, &terms, needed, act)
             });
             let version = match reviewed.await? {
-                Reviewed::Promoted(version) => version,
-                Reviewed::Waiting(agree) => {
+                ReviewResult::Promoted(version) => version,
+                ReviewResult::Waiting(agree) => {
                     return Ok(json!({
-                        "id": id, "state": State::Proposed, "reviews": agree, "needed": needed,
+                        "id": id, "state": ProposalState::Proposed, "reviews": agree, "needed": needed,
                     }));
                 }
             };
@@ -134,7 +139,7 @@ impl Promotion {
             }
             Ok(json!({
                 "id": id,
-                "state": State::Promoted,
+                "state": ProposalState::Promoted,
                 "path": version.path,
                 "version": version.version,
                 "generation": version.generation,
@@ -150,14 +155,14 @@ impl Promotion {
     /// There is no such proposal, it waits for no review, or it is the reviewer's own.
     pub async fn reject(
         &self,
-        id: Hash,
+        id: Blake3Hash,
         who: &Identity,
         note: &str,
     ) -> Result<Value, PromotionError> {
         self.reviewed(id, who).await?;
         let (at_s, who, note) = (self.now(), who.id.clone(), note.to_owned());
         self.stored(move |store| {
-            let act = Act {
+            let act = AuditAct {
                 who: who.as_str(),
                 at_s,
                 note: &note,
@@ -165,7 +170,7 @@ impl Promotion {
             store.reject(id, act)
         })
         .await?;
-        Ok(json!({ "id": id, "state": State::Rejected }))
+        Ok(json!({ "id": id, "state": ProposalState::Rejected }))
     }
 
     /// Puts another version of an operation in place: the one named, or the one before.
@@ -185,7 +190,7 @@ impl Promotion {
             let _one_at_a_time = me.deciding.lock().await;
             let back = path.clone();
             let taken = me.stored(move |store| {
-                let act = Act {
+                let act = AuditAct {
                     who: &who,
                     at_s,
                     note: &note,
@@ -207,9 +212,9 @@ impl Promotion {
     }
 
     /// A version's first calls said something about it.
-    pub(super) async fn judged(&self, path: &str, version: u64, verdict: Verdict) {
-        let (Verdict::Failing(tallied) | Verdict::Over(tallied)) = verdict;
-        let Tallied { calls, errors } = tallied;
+    pub(super) async fn judged(&self, path: &str, version: u64, verdict: TallyVerdict) {
+        let (TallyVerdict::Failing(tallied) | TallyVerdict::Over(tallied)) = verdict;
+        let TallyCounts { calls, errors } = tallied;
         let kept = path.to_owned();
         if let Err(error) = self
             .stored(move |store| store.tally(&kept, version, tallied))
@@ -217,7 +222,7 @@ impl Promotion {
         {
             tracing::warn!(%error, path, "the errors of a promoted operation are not kept");
         }
-        if matches!(verdict, Verdict::Over(_)) {
+        if matches!(verdict, TallyVerdict::Over(_)) {
             return;
         }
         tracing::error!(
@@ -230,7 +235,7 @@ impl Promotion {
         if !self.parts.config.rollback_on_errors {
             return;
         }
-        // Somebody may have been faster.
+        // Another decision may have replaced the version meanwhile.
         if super::lock(&self.active).version_of(path) != Some(version) {
             return;
         }
@@ -242,25 +247,25 @@ impl Promotion {
     }
 
     pub(super) fn is_live(&self) -> bool {
-        self.parts.config.activate == Activate::Live
+        self.parts.config.activate == ActivationTime::Live
     }
 
-    /// A proposal that waits for somebody's review.
+    /// A proposal that waits for review, and its bundle.
     async fn reviewed(
         &self,
-        id: Hash,
+        id: Blake3Hash,
         who: &Identity,
-    ) -> Result<(Proposal, Arc<Bundle>), PromotionError> {
+    ) -> Result<(Proposal, Arc<PromotionBundle>), PromotionError> {
         let found = self.stored(move |store| Ok((store.proposal(id)?, store.bundle(id)?)));
         let (Some(proposal), Some(bundle)) = found.await? else {
             let text = format!("there is no proposal {id}");
-            return Err(crate::store::StoreError::Unknown(text).into());
+            return Err(crate::store::PromotionStoreError::Unknown(text).into());
         };
         if proposal.author == who.id {
-            let text = "nobody reviews what is their own".to_owned();
+            let text = "a proposal is reviewed by another peer than its author".to_owned();
             return Err(PromotionError::Forbidden(text));
         }
-        if proposal.state != State::Proposed {
+        if proposal.state != ProposalState::Proposed {
             let text = format!(
                 "the proposal is {}, it waits for no review",
                 proposal.state.as_str()
@@ -271,7 +276,7 @@ impl Promotion {
     }
 
     /// Looks at a bundle and runs its tests.
-    async fn judge(&self, bundle: &Arc<Bundle>) -> Result<Judged, PromotionError> {
+    async fn judge(&self, bundle: &Arc<PromotionBundle>) -> Result<BundleTrial, PromotionError> {
         let content = bundle.content();
         if content.engine != alknet_runtime::ENGINE {
             let text = format!(
@@ -298,7 +303,7 @@ impl Promotion {
         if !report.passed {
             return Err(PromotionError::Tests(Box::new(report)));
         }
-        let fuel = Fuel {
+        let fuel = FuelPercentiles {
             p50: report.fuel.p50,
             p99: report.fuel.p99,
         };
@@ -311,7 +316,7 @@ impl Promotion {
                 "fuel", "fuel", 0, what,
             )]));
         }
-        Ok(Judged {
+        Ok(BundleTrial {
             code,
             imports,
             report,
@@ -319,7 +324,7 @@ impl Promotion {
     }
 
     /// Recorded calls that tell what the called operation marks as secret.
-    fn secrets(&self, bundle: &Bundle) -> Result<Vec<Finding>, PromotionError> {
+    fn secrets(&self, bundle: &PromotionBundle) -> Result<Vec<Finding>, PromotionError> {
         let dispatcher = self.dispatcher()?;
         let registry = dispatcher.registry();
         let promoted = registry.generation();
@@ -344,7 +349,12 @@ impl Promotion {
     }
 
     /// What is promoted by the name of what, and whether it can be.
-    fn terms(&self, wanted: Wanted, bundle: &Bundle, code: Code) -> Result<Terms, PromotionError> {
+    fn terms(
+        &self,
+        wanted: ReviewTerms,
+        bundle: &PromotionBundle,
+        code: OperationCode,
+    ) -> Result<PromotionTerms, PromotionError> {
         let name = &bundle.content().spec.name;
         let path = wanted.path.unwrap_or_else(|| format!("js/{name}"));
         if !is_operation_name(&path) {
@@ -365,7 +375,7 @@ impl Promotion {
                 format!("scopes are at most {SCOPES_MAX} of a-z, 0-9, ':', '_', '.' and '-'");
             return Err(PromotionError::Input(text));
         }
-        let terms = Terms {
+        let terms = PromotionTerms {
             path,
             external: wanted.external,
             scopes,
@@ -375,7 +385,12 @@ impl Promotion {
     }
 
     /// Whether the registry would take it.
-    fn probe(&self, terms: &Terms, bundle: &Bundle, code: Code) -> Result<(), PromotionError> {
+    fn probe(
+        &self,
+        terms: &PromotionTerms,
+        bundle: &PromotionBundle,
+        code: OperationCode,
+    ) -> Result<(), PromotionError> {
         let dispatcher = self.dispatcher()?;
         if dispatcher.registry().spec(&terms.path).is_some() {
             let text = format!(
@@ -384,13 +399,16 @@ impl Promotion {
             );
             return Err(PromotionError::Conflict(text));
         }
-        let making = Making {
+        let making = PromotedOperationParts {
             code: Arc::new(code),
             terms: terms.clone(),
             version: 1,
             author: bundle.content().author.to_string(),
-            authority: Authority::default(),
-            tally: Arc::new(Tally::new(Tallied::default(), Tallied::default())),
+            authority: AuthoritySnapshot::default(),
+            tally: Arc::new(CallTally::new(
+                TallyCounts::default(),
+                TallyCounts::default(),
+            )),
             crashes: Arc::clone(&self.crashes),
             callers: Arc::clone(&self.callers),
             capabilities: alknet_core::Capabilities::default(),

@@ -8,23 +8,26 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{Promotion, lock};
-use crate::bundle::{Bundle, Code, Imported};
+use crate::bundle::{Imported, OperationCode, PromotionBundle};
 use crate::error::PromotionError;
-use crate::generation::{InPlace, Making, composition};
-use crate::store::{Authority, Found, Store, StoreError, Tallied, Version};
-use crate::tally::Tally;
+use crate::generation::{InstalledService, PromotedOperationParts, composition};
+use crate::store::{
+    AuthoritySnapshot, BundleFindings, OperationVersion, PromotionStore, PromotionStoreError,
+    TallyCounts,
+};
+use crate::tally::CallTally;
 
 /// The generation that is in place.
 #[derive(Debug, Default)]
-pub(super) struct Active {
+pub(super) struct ActiveGeneration {
     pub(super) number: u64,
-    versions: Vec<Loaded>,
-    pub(super) left_out: Vec<LeftOut>,
+    versions: Vec<LoadedVersion>,
+    pub(super) left_out: Vec<OmittedVersion>,
 }
 
 /// A promoted operation that is not in place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct LeftOut {
+pub struct OmittedVersion {
     /// What it would be called by.
     pub path: String,
     /// Its version.
@@ -35,17 +38,17 @@ pub struct LeftOut {
 
 /// A version with everything that it takes to run it.
 #[derive(Clone, Debug)]
-struct Loaded {
-    version: Version,
-    bundle: Arc<Bundle>,
-    found: Found,
-    code: Arc<Code>,
-    tally: Arc<Tally>,
+struct LoadedVersion {
+    version: OperationVersion,
+    bundle: Arc<PromotionBundle>,
+    found: BundleFindings,
+    code: Arc<OperationCode>,
+    tally: Arc<CallTally>,
     /// What it may do at present.
-    authority: Authority,
+    authority: AuthoritySnapshot,
 }
 
-impl Active {
+impl ActiveGeneration {
     /// The version of an operation that is in place.
     pub(super) fn version_of(&self, path: &str) -> Option<u64> {
         let found = self.versions.iter().find(|it| it.version.path == path);
@@ -54,13 +57,13 @@ impl Active {
 }
 
 impl Promotion {
-    /// Puts in place what the store says. Whoever calls decides, nobody else does meanwhile.
+    /// Puts in place what the store says. The caller holds `deciding`, so that no other decision is made meanwhile.
     pub(super) async fn install(&self) -> Result<Arc<Generation>, PromotionError> {
         let dispatcher = self.dispatcher()?;
         let before = lock(&self.active).versions.clone();
         let loaded = self.stored(move |store| {
             for known in &before {
-                let Version { path, version, .. } = &known.version;
+                let OperationVersion { path, version, .. } = &known.version;
                 store.tally(path, *version, known.tally.tallied())?;
             }
             let (number, heads) = store.heads()?;
@@ -71,9 +74,9 @@ impl Promotion {
             Ok((number, loaded))
         });
         let (number, loaded) = loaded.await?;
-        let mut active = Active {
+        let mut active = ActiveGeneration {
             number,
-            ..Active::default()
+            ..ActiveGeneration::default()
         };
         let mut registrations = Vec::new();
         for loaded in loaded {
@@ -92,9 +95,9 @@ impl Promotion {
             .map_err(|error| PromotionError::Conflict(error.to_string()))?;
         // What the registry refuses was checked before it was promoted; a newer program may have
         // taken the name since.
-        for Loaded { version, .. } in &active.versions {
+        for LoadedVersion { version, .. } in &active.versions {
             if generation.spec(&version.path).is_none() {
-                active.left_out.push(LeftOut {
+                active.left_out.push(OmittedVersion {
                     path: version.path.clone(),
                     version: version.version,
                     reason: "this program has an operation of the name, or reserves it".to_owned(),
@@ -156,14 +159,16 @@ impl Promotion {
 
     /// What the author might do when the bundle was proposed, and still may; nothing once the key
     /// that signed it is not the author's any more.
-    fn authority(&self, loaded: &Loaded) -> Authority {
+    fn authority(&self, loaded: &LoadedVersion) -> AuthoritySnapshot {
         let author = self.author(loaded.bundle.content());
-        let now = author.map(|now| Authority::of(&now)).unwrap_or_default();
+        let now = author
+            .map(|now| AuthoritySnapshot::from_identity(&now))
+            .unwrap_or_default();
         loaded.found.authority.and(&now)
     }
 
-    fn registration(&self, loaded: &Loaded) -> Registration {
-        let making = Making {
+    fn registration(&self, loaded: &LoadedVersion) -> Registration {
+        let making = PromotedOperationParts {
             code: Arc::clone(&loaded.code),
             terms: loaded.version.terms.clone(),
             version: loaded.version.version,
@@ -184,11 +189,11 @@ impl Promotion {
 }
 
 /// The services among these.
-fn services(versions: &[Loaded]) -> BTreeMap<String, InPlace> {
+fn services(versions: &[LoadedVersion]) -> BTreeMap<String, InstalledService> {
     let services = versions.iter().filter(|it| it.code.service().is_some());
     let services = services.map(|it| {
         let author = it.bundle.content().author.to_string();
-        let service = InPlace {
+        let service = InstalledService {
             code: it.code.id,
             authority: composition(&author, &it.authority),
         };
@@ -201,22 +206,26 @@ async fn changed(changes: &mut watch::Receiver<u64>) -> bool {
     changes.changed().await.is_ok()
 }
 
-fn load(store: &Store, version: Version, before: &[Loaded]) -> Result<Loaded, LeftOut> {
+fn load(
+    store: &PromotionStore,
+    version: OperationVersion,
+    before: &[LoadedVersion],
+) -> Result<LoadedVersion, OmittedVersion> {
     let known = before
         .iter()
         .find(|it| (&it.version.path, it.version.version) == (&version.path, version.version));
     if let Some(known) = known {
-        return Ok(Loaded {
+        return Ok(LoadedVersion {
             version,
             ..known.clone()
         });
     }
-    let out = |reason: String| LeftOut {
+    let out = |reason: String| OmittedVersion {
         path: version.path.clone(),
         version: version.version,
         reason,
     };
-    let damaged = |error: StoreError| out(error.to_string());
+    let damaged = |error: PromotionStoreError| out(error.to_string());
     let gone = || out("its bundle is gone".to_owned());
     let bundle = store
         .bundle(version.id)
@@ -234,28 +243,29 @@ fn load(store: &Store, version: Version, before: &[Loaded]) -> Result<Loaded, Le
     let code = code.map_err(|failure| out(failure.to_string()))?;
     let earlier = version.replaced.map(|it| store.version(&version.path, it));
     let earlier = earlier.transpose().map_err(damaged)?.flatten();
-    let tallied = |it: &Version| Tallied {
+    let tallied = |it: &OperationVersion| TallyCounts {
         calls: it.calls,
         errors: it.errors,
     };
     let baseline = earlier.as_ref().map(tallied).unwrap_or_default();
-    Ok(Loaded {
-        tally: Arc::new(Tally::new(baseline, tallied(&version))),
+    Ok(LoadedVersion {
+        tally: Arc::new(CallTally::new(baseline, tallied(&version))),
         version,
         bundle,
         found: proposal.found,
         code: Arc::new(code),
-        authority: Authority::default(),
+        authority: AuthoritySnapshot::default(),
     })
 }
 
-/// The code of a bundle with the promoted code that it imports. An imported version never changes, so
-/// neither does what this gives. What the store cannot read is told apart from what was never promoted.
+/// The code of a bundle with the promoted code that it imports. An imported version never changes, so neither does what
+/// this gives. Code that the store cannot read is an error of the store; code that was never promoted is a failure of
+/// the script.
 pub(super) fn code(
-    store: &Store,
-    bundle: &Bundle,
+    store: &PromotionStore,
+    bundle: &PromotionBundle,
     imports: &[String],
-) -> Result<Result<Code, alknet_runtime::Failure>, StoreError> {
+) -> Result<Result<OperationCode, alknet_runtime::ScriptFailure>, PromotionStoreError> {
     let mut unread = None;
     let mut find = |path: &str, version: u64| -> Option<Imported> {
         let found = imported(store, path, version);
@@ -268,7 +278,11 @@ pub(super) fn code(
     unread.map_or(Ok(code), Err)
 }
 
-fn imported(store: &Store, path: &str, version: u64) -> Result<Option<Imported>, StoreError> {
+fn imported(
+    store: &PromotionStore,
+    path: &str,
+    version: u64,
+) -> Result<Option<Imported>, PromotionStoreError> {
     let Some(version) = store.version(path, version)? else {
         return Ok(None);
     };

@@ -13,23 +13,23 @@ use alknet_core::{Capabilities, Clock, Identity, IdentityProvider};
 use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
-use crate::callers::Callers;
+use crate::callers::PromotedCalls;
 use crate::error::PromotionError;
-use crate::generation::{Invoker, Judge};
+use crate::generation::{Invoker, VerdictSink};
 use crate::limits::REVIEWS_MAX;
 use crate::operations;
-use crate::store::{Store, StoreError};
-use crate::tally::{Crashes, Verdict};
+use crate::store::{PromotionStore, PromotionStoreError};
+use crate::tally::{CrashHistory, TallyVerdict};
 use crate::trial::TestRunner;
 
-pub use decide::Wanted;
-pub use install::LeftOut;
-pub use show::{Asked, Show};
+pub use decide::ReviewTerms;
+pub use install::OmittedVersion;
+pub use show::{ProposalQuery, ProposalRequest};
 
 /// When what was decided takes its place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Activate {
+pub enum ActivationTime {
     /// When the node starts next: while it runs, nothing changes.
     #[default]
     Boot,
@@ -40,19 +40,19 @@ pub enum Activate {
 /// What an administrator decides about promotion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {
+pub struct PromotionConfig {
     /// When promotions take their place.
-    pub activate: Activate,
+    pub activate: ActivationTime,
     /// Reviewers that have to agree.
     pub reviews: u32,
     /// Whether a version whose first calls fail too often is taken back without anybody's word.
     pub rollback_on_errors: bool,
 }
 
-impl Default for Config {
+impl Default for PromotionConfig {
     fn default() -> Self {
         Self {
-            activate: Activate::Boot,
+            activate: ActivationTime::Boot,
             reviews: 1,
             rollback_on_errors: false,
         }
@@ -61,9 +61,9 @@ impl Default for Config {
 
 /// What promotion needs of its node.
 #[derive(Clone)]
-pub struct Parts {
+pub struct PromotionParts {
     /// Where everything is kept.
-    pub store: Store,
+    pub store: PromotionStore,
     /// Runs tests.
     pub runner: Arc<dyn TestRunner>,
     /// Runs what was promoted.
@@ -75,12 +75,12 @@ pub struct Parts {
     /// What operations are given, by the name that they are called by.
     pub capabilities: BTreeMap<String, Capabilities>,
     /// What an administrator decided.
-    pub config: Config,
+    pub config: PromotionConfig,
 }
 
-impl fmt::Debug for Parts {
+impl fmt::Debug for PromotionParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts")
+        f.debug_struct("PromotionParts")
             .field("config", &self.config)
             .finish_non_exhaustive()
     }
@@ -88,13 +88,13 @@ impl fmt::Debug for Parts {
 
 /// Promotion for one node.
 pub struct Promotion {
-    parts: Parts,
+    parts: PromotionParts,
     /// One decision at a time: what is stored last is also what is put in place last.
     deciding: tokio::sync::Mutex<()>,
     dispatcher: OnceLock<Weak<Dispatcher>>,
-    active: Mutex<install::Active>,
-    crashes: Arc<Crashes>,
-    callers: Arc<Callers>,
+    active: Mutex<install::ActiveGeneration>,
+    crashes: Arc<CrashHistory>,
+    callers: Arc<PromotedCalls>,
     following: OnceLock<AbortHandle>,
     me: Weak<Self>,
 }
@@ -104,7 +104,7 @@ impl Promotion {
     ///
     /// # Errors
     /// The configuration asks for no review, or for more than [`REVIEWS_MAX`].
-    pub fn new(parts: Parts) -> Result<Arc<Self>, PromotionError> {
+    pub fn new(parts: PromotionParts) -> Result<Arc<Self>, PromotionError> {
         if !(1..=REVIEWS_MAX).contains(&parts.config.reviews) {
             let text = format!("promotion.reviews is 1 to {REVIEWS_MAX}");
             return Err(PromotionError::Input(text));
@@ -149,7 +149,7 @@ impl Promotion {
 
     /// What is promoted and could not be put in place, and why.
     #[must_use]
-    pub fn left_out(&self) -> Vec<LeftOut> {
+    pub fn left_out(&self) -> Vec<OmittedVersion> {
         lock(&self.active).left_out.clone()
     }
 
@@ -165,7 +165,7 @@ impl Promotion {
     /// On a thread of its own: it waits for a disk.
     async fn stored<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&PromotionStore) -> Result<T, PromotionStoreError> + Send + 'static,
     ) -> Result<T, PromotionError> {
         let store = self.parts.store.clone();
         let done = tokio::task::spawn_blocking(move || work(&store)).await;
@@ -173,7 +173,7 @@ impl Promotion {
         Ok(done?)
     }
 
-    /// Runs to its end, whether or not whoever asked still waits: what is stored is put in place.
+    /// Runs `work` to its end, also where the caller has gone: what is stored is put in place.
     async fn to_its_end<T: Send + 'static, F>(
         &self,
         work: impl FnOnce(Arc<Self>) -> F,
@@ -187,15 +187,16 @@ impl Promotion {
         done.map_err(|error| PromotionError::Unavailable(error.to_string()))?
     }
 
-    /// Whether somebody is who a bundle says its author is.
-    fn author(&self, content: &crate::bundle::Content) -> Option<Arc<Identity>> {
+    /// The identity that the node has for the bundle's key, where it is the author that the bundle
+    /// names.
+    fn author(&self, content: &crate::bundle::BundleContent) -> Option<Arc<Identity>> {
         let known = self.parts.identities.by_key(&content.key);
         known.filter(|known| known.id == content.author)
     }
 }
 
-impl Judge for Weak<Promotion> {
-    fn told(&self, path: &str, version: u64, verdict: Verdict) {
+impl VerdictSink for Weak<Promotion> {
+    fn told(&self, path: &str, version: u64, verdict: TallyVerdict) {
         let Some(promotion) = self.upgrade() else {
             return;
         };

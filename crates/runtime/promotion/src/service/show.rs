@@ -6,25 +6,27 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Promotion, lock};
-use crate::bundle::{Bundle, Hash};
+use crate::bundle::{Blake3Hash, PromotionBundle};
 use crate::difference;
 use crate::error::PromotionError;
 use crate::grants;
 use crate::limits::PAGE_MAX;
-use crate::store::{Filter, Proposal, State, StoreError, Version};
+use crate::store::{
+    OperationVersion, PromotionStoreError, Proposal, ProposalFilter, ProposalState,
+};
 
 /// What is asked about proposals.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Show {
+pub struct ProposalQuery {
     /// Everything about this one.
-    pub id: Option<Hash>,
+    pub id: Option<Blake3Hash>,
     /// The versions of this operation; with `id`, what the proposal is compared with.
     pub path: Option<String>,
     /// With `id`: the bundle itself, too.
     pub bundle: bool,
     /// Only proposals of this state.
-    pub state: Option<State>,
+    pub state: Option<ProposalState>,
     /// `next` of the page before.
     pub cursor: Option<i64>,
     /// Proposals on one page, at most [`PAGE_MAX`].
@@ -33,53 +35,53 @@ pub struct Show {
 
 /// Which of the three questions it is.
 #[derive(Clone, Debug)]
-pub enum Asked {
+pub enum ProposalRequest {
     /// Which proposals there are.
-    List(Filter, usize),
+    List(ProposalFilter, usize),
     /// Everything about one.
-    One(Hash, Option<String>, bool),
+    One(Blake3Hash, Option<String>, bool),
     /// Which versions an operation has.
     Versions(String),
 }
 
-impl Show {
+impl ProposalQuery {
     /// The question.
     ///
     /// # Errors
-    /// It is none of the three.
-    pub fn asked(self) -> Result<Asked, PromotionError> {
+    /// The fields do not make one of the three questions.
+    pub fn asked(self) -> Result<ProposalRequest, PromotionError> {
         let refuse = |text: &str| Err(PromotionError::Input(text.to_owned()));
         let listing = self.state.is_some() || self.cursor.is_some() || self.limit.is_some();
         match (self.id, self.path) {
             (Some(_), _) | (_, Some(_)) if listing => {
                 refuse("state, cursor and limit go with neither id nor path")
             }
-            (Some(id), path) => Ok(Asked::One(id, path, self.bundle)),
+            (Some(id), path) => Ok(ProposalRequest::One(id, path, self.bundle)),
             (None, _) if self.bundle => refuse("bundle goes with id"),
-            (None, Some(path)) => Ok(Asked::Versions(path)),
+            (None, Some(path)) => Ok(ProposalRequest::Versions(path)),
             (None, None) => {
                 let most = self.limit.unwrap_or(PAGE_MAX);
                 if !(1..=PAGE_MAX).contains(&most) {
                     return refuse(&format!("limit is 1 to {PAGE_MAX}"));
                 }
-                let filter = Filter {
+                let filter = ProposalFilter {
                     state: self.state,
                     before: self.cursor,
                 };
-                Ok(Asked::List(filter, most))
+                Ok(ProposalRequest::List(filter, most))
             }
         }
     }
 }
 
 /// Everything that the store has about one proposal.
-struct Whole {
+struct ProposalDetails {
     proposal: Proposal,
-    bundle: Arc<Bundle>,
+    bundle: Arc<PromotionBundle>,
     reviews: Value,
     audit: Value,
     /// What it would take the place of.
-    present: Option<(Version, Arc<Bundle>)>,
+    present: Option<(OperationVersion, Arc<PromotionBundle>)>,
 }
 
 impl Promotion {
@@ -87,15 +89,15 @@ impl Promotion {
     ///
     /// # Errors
     /// There is no such proposal or operation, or the store cannot be read.
-    pub async fn show(&self, asked: Asked) -> Result<Value, PromotionError> {
+    pub async fn show(&self, asked: ProposalRequest) -> Result<Value, PromotionError> {
         match asked {
-            Asked::List(filter, most) => self.list(filter, most).await,
-            Asked::One(id, path, bundle) => self.one(id, path, bundle).await,
-            Asked::Versions(path) => self.versions(path).await,
+            ProposalRequest::List(filter, most) => self.list(filter, most).await,
+            ProposalRequest::One(id, path, bundle) => self.one(id, path, bundle).await,
+            ProposalRequest::Versions(path) => self.versions(path).await,
         }
     }
 
-    async fn list(&self, filter: Filter, most: usize) -> Result<Value, PromotionError> {
+    async fn list(&self, filter: ProposalFilter, most: usize) -> Result<Value, PromotionError> {
         let found = self.stored(move |store| {
             let (generation, _) = store.heads()?;
             Ok((store.proposals(&filter, most + 1)?, generation))
@@ -119,7 +121,7 @@ impl Promotion {
         let versions = self.stored(move |store| store.versions(&asked)).await?;
         if versions.is_empty() {
             let text = format!("'{path}' was never promoted");
-            return Err(StoreError::Unknown(text).into());
+            return Err(PromotionStoreError::Unknown(text).into());
         }
         let active = lock(&self.active).version_of(&path);
         let current = versions.iter().find(|it| it.current).map(|it| it.version);
@@ -130,13 +132,15 @@ impl Promotion {
 
     async fn one(
         &self,
-        id: Hash,
+        id: Blake3Hash,
         path: Option<String>,
         with_bundle: bool,
     ) -> Result<Value, PromotionError> {
         let whole = self.stored(move |store| {
             let (Some(proposal), Some(bundle)) = (store.proposal(id)?, store.bundle(id)?) else {
-                return Err(StoreError::Unknown(format!("there is no proposal {id}")));
+                return Err(PromotionStoreError::Unknown(format!(
+                    "there is no proposal {id}"
+                )));
             };
             let path = path.unwrap_or_else(|| format!("js/{}", proposal.name));
             let versions = store.versions(&path)?;
@@ -147,7 +151,7 @@ impl Promotion {
             };
             let reviews = store.reviews(id)?.into_iter();
             let reviews = reviews.map(|(who, terms)| json!({ "reviewer": who, "terms": terms }));
-            Ok(Whole {
+            Ok(ProposalDetails {
                 reviews: reviews.collect(),
                 audit: json!(store.audit(id)?),
                 proposal,
@@ -158,7 +162,7 @@ impl Promotion {
         let whole = whole.await?;
         let dispatcher = self.dispatcher()?;
         let found = &whole.proposal.found;
-        let grants = grants::of(&whole.bundle, &found.authority, dispatcher.registry());
+        let grants = grants::resolve(&whole.bundle, &found.authority, dispatcher.registry());
         let (against, before) = match &whole.present {
             Some((version, bundle)) => (
                 json!({

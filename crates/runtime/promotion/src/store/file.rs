@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::StoreError;
+use super::PromotionStoreError;
 
 /// `application_id` of the file: "alkp".
 const APPLICATION_ID: i64 = 0x616c_6b70;
@@ -77,10 +77,11 @@ CREATE TRIGGER audit_as_it_was BEFORE UPDATE ON audit
     BEGIN SELECT RAISE(ABORT, 'the record is only added to'); END;
 ";
 
-/// Opens the file, and makes it where there is none.
-pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+/// Opens the file, and makes it where it is missing.
+pub(super) fn open(path: &Path) -> Result<Connection, PromotionStoreError> {
     // SQLite would ask the umask; it gives its log the same mode.
-    alknet_durable::private(path).map_err(|error| StoreError::Unusable(error.to_string()))?;
+    alknet_durable::private(path)
+        .map_err(|error| PromotionStoreError::Unusable(error.to_string()))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
@@ -92,7 +93,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     connection.pragma_update(None, "cell_size_check", true)?;
     let check: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     if check != "ok" {
-        return Err(StoreError::Damaged(check));
+        return Err(PromotionStoreError::Damaged(check));
     }
     let empty = is_empty(&connection)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
@@ -111,11 +112,13 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
 ///
 /// SQLite ends a log at the first frame whose checksum is wrong, and reports no error: an attacker who damages one block of
 /// it after a power cut would undo every decision from there on, and a version that was taken back would run again.
-pub(super) fn empty_log(connection: &Connection) -> Result<(), StoreError> {
+pub(super) fn empty_log(connection: &Connection) -> Result<(), PromotionStoreError> {
     let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
     let is_busy: bool = connection.query_row(checkpoint, [], |row| row.get(0))?;
     if is_busy {
-        return Err(StoreError::Unusable("another process reads it".to_owned()));
+        return Err(PromotionStoreError::Unusable(
+            "another process reads it".to_owned(),
+        ));
     }
     let Some(path) = connection.path() else {
         return Ok(());
@@ -123,14 +126,14 @@ pub(super) fn empty_log(connection: &Connection) -> Result<(), StoreError> {
     // SQLite does not wait until the disk has the new length.
     match File::open(format!("{path}-wal")).and_then(|log| log.sync_all()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::Unusable(format!("its log: {error}")))
+            Err(PromotionStoreError::Unusable(format!("its log: {error}")))
         }
         _ => Ok(()),
     }
 }
 
 /// Whether there is nothing yet; an error for what is not ours.
-fn is_empty(connection: &Connection) -> Result<bool, StoreError> {
+fn is_empty(connection: &Connection) -> Result<bool, PromotionStoreError> {
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);
     let tables = "SELECT count(*) FROM sqlite_schema";
@@ -138,8 +141,8 @@ fn is_empty(connection: &Connection) -> Result<bool, StoreError> {
     match (application, version) {
         (0, 0) if tables == 0 => Ok(true),
         (APPLICATION_ID, SCHEMA_VERSION) => Ok(false),
-        (APPLICATION_ID, later) if later > SCHEMA_VERSION => Err(StoreError::Newer(later)),
-        _ => Err(StoreError::Unusable(
+        (APPLICATION_ID, later) if later > SCHEMA_VERSION => Err(PromotionStoreError::Newer(later)),
+        _ => Err(PromotionStoreError::Unusable(
             "it is the database of another program".to_owned(),
         )),
     }

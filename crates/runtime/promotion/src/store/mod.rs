@@ -14,21 +14,21 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use alknet_core::PeerId;
-use alknet_runtime::ops::Report;
+use alknet_runtime::ops::ScriptTestReport;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::bundle::{Bundle, Hash};
+use crate::bundle::{Blake3Hash, PromotionBundle};
 
 use file::SCHEMA_VERSION;
 
-pub use write::{New, Reviewed, Taken, Tallied};
+pub use write::{NewProposal, ReviewResult, RollbackResult, TallyCounts};
 
 /// Where a proposal stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum ProposalState {
     /// It is an operation of the node.
     Promoted,
     /// It waits for its review.
@@ -39,7 +39,7 @@ pub enum State {
     Retired,
 }
 
-impl State {
+impl ProposalState {
     /// The word for it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -54,19 +54,19 @@ impl State {
 
 /// What was found out when a bundle was proposed, beside what is in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Found {
+pub struct BundleFindings {
     /// What its author might do then. A promotion grants no more, whatever the author is given later.
-    pub authority: Authority,
+    pub authority: AuthoritySnapshot,
     /// The promoted code that it imports, as `op:<path>@<version>`.
     pub imports: Vec<String>,
     /// How its tests went.
-    pub report: Report,
+    pub report: ScriptTestReport,
 }
 
 /// What an identity may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Authority {
+pub struct AuthoritySnapshot {
     /// Scopes, sorted.
     pub scopes: Vec<String>,
     /// Resources by type.
@@ -75,7 +75,7 @@ pub struct Authority {
 
 /// What a reviewer agreed to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Terms {
+pub struct PromotionTerms {
     /// What it is called by.
     pub path: String,
     /// Whether peers may call it; else only operations of this node.
@@ -91,34 +91,34 @@ pub struct Proposal {
     #[serde(skip)]
     pub seq: i64,
     /// The bundle's.
-    pub id: Hash,
+    pub id: Blake3Hash,
     /// Of the whole document.
-    pub digest: Hash,
+    pub digest: Blake3Hash,
     /// The operation's, without `js/`.
     pub name: String,
     /// Who wrote it.
     pub author: PeerId,
     /// Where it stands.
-    pub state: State,
+    pub state: ProposalState,
     /// When it was proposed, in seconds since 1970, where the clock was sane.
     pub at_s: Option<u64>,
     /// What was found out then.
     #[serde(skip)]
-    pub found: Found,
+    pub found: BundleFindings,
 }
 
 /// One version of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Version {
+pub struct OperationVersion {
     /// What it is called by.
     pub path: String,
     /// From 1.
     pub version: u64,
     /// The bundle's.
-    pub id: Hash,
+    pub id: Blake3Hash,
     /// What was agreed to.
     #[serde(skip)]
-    pub terms: Terms,
+    pub terms: PromotionTerms,
     /// The version whose place it took.
     pub replaced: Option<u64>,
     /// The generation it first was part of.
@@ -150,13 +150,13 @@ pub struct AuditEntry {
     pub version: Option<u64>,
     /// The generation that this began.
     pub generation: Option<u64>,
-    /// Why, in the words of whoever did it.
+    /// Why, in the words of the peer that did it.
     pub note: String,
 }
 
 /// Who does something, when, and why.
 #[derive(Clone, Copy, Debug)]
-pub struct Act<'a> {
+pub struct AuditAct<'a> {
     /// A peer id, or `node`.
     pub who: &'a str,
     /// Seconds since 1970.
@@ -167,23 +167,23 @@ pub struct Act<'a> {
 
 /// Which proposals a listing shows, newest first.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
+pub struct ProposalFilter {
     /// Only of this state.
-    pub state: Option<State>,
+    pub state: Option<ProposalState>,
     /// Only those before this place.
     pub before: Option<i64>,
 }
 
 /// The open file. Clones share it. Everything blocks on the disk.
 #[derive(Clone)]
-pub struct Store(Arc<Mutex<Connection>>);
+pub struct PromotionStore(Arc<Mutex<Connection>>);
 
-impl Store {
-    /// Opens the file, and makes it where there is none.
+impl PromotionStore {
+    /// Opens the file, and makes it where it is missing.
     ///
     /// # Errors
     /// It cannot be used: damaged, newer than this program, another's, held by another process.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub fn open(path: &Path) -> Result<Self, PromotionStoreError> {
         let connection = file::open(path)?;
         Ok(Self(Arc::new(Mutex::new(connection))))
     }
@@ -191,8 +191,8 @@ impl Store {
     /// Does all of `write` or nothing, durably.
     fn write<T>(
         &self,
-        write: impl FnOnce(&Connection) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+        write: impl FnOnce(&Connection) -> Result<T, PromotionStoreError>,
+    ) -> Result<T, PromotionStoreError> {
         let mut connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = write(&transaction)?;
@@ -206,8 +206,8 @@ impl Store {
 
     fn read<T>(
         &self,
-        read: impl FnOnce(&Connection) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+        read: impl FnOnce(&Connection) -> Result<T, PromotionStoreError>,
+    ) -> Result<T, PromotionStoreError> {
         read(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -215,7 +215,7 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn heads(&self) -> Result<(u64, Vec<Version>), StoreError> {
+    pub fn heads(&self) -> Result<(u64, Vec<OperationVersion>), PromotionStoreError> {
         self.read(|connection| Ok((read::generation(connection)?, read::heads(connection)?)))
     }
 
@@ -223,7 +223,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
-    pub fn proposal(&self, id: Hash) -> Result<Option<Proposal>, StoreError> {
+    pub fn proposal(&self, id: Blake3Hash) -> Result<Option<Proposal>, PromotionStoreError> {
         self.read(|connection| read::proposal(connection, id))
     }
 
@@ -231,7 +231,11 @@ impl Store {
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
-    pub fn proposals(&self, filter: &Filter, most: usize) -> Result<Vec<Proposal>, StoreError> {
+    pub fn proposals(
+        &self,
+        filter: &ProposalFilter,
+        most: usize,
+    ) -> Result<Vec<Proposal>, PromotionStoreError> {
         self.read(|connection| read::proposals(connection, filter, most))
     }
 
@@ -239,16 +243,21 @@ impl Store {
     ///
     /// # Errors
     /// As [`heads`](Self::heads), and for a document that is no longer what was signed.
-    pub fn bundle(&self, id: Hash) -> Result<Option<Arc<Bundle>>, StoreError> {
+    pub fn bundle(
+        &self,
+        id: Blake3Hash,
+    ) -> Result<Option<Arc<PromotionBundle>>, PromotionStoreError> {
         let document = self.read(|connection| read::document(connection, id))?;
         let Some(document) = document else {
             return Ok(None);
         };
-        let bundle = Bundle::read(document.as_bytes())
-            .map_err(|error| StoreError::Damaged(format!("bundle {id}: {error}")))?;
+        let bundle = PromotionBundle::read(document.as_bytes())
+            .map_err(|error| PromotionStoreError::Damaged(format!("bundle {id}: {error}")))?;
         match bundle.id() == id {
             true => Ok(Some(Arc::new(bundle))),
-            false => Err(StoreError::Damaged(format!("bundle {id} is another"))),
+            false => Err(PromotionStoreError::Damaged(format!(
+                "bundle {id} is another"
+            ))),
         }
     }
 
@@ -256,7 +265,11 @@ impl Store {
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
-    pub fn version(&self, path: &str, version: u64) -> Result<Option<Version>, StoreError> {
+    pub fn version(
+        &self,
+        path: &str,
+        version: u64,
+    ) -> Result<Option<OperationVersion>, PromotionStoreError> {
         let versions = self.versions(path)?;
         Ok(versions.into_iter().find(|it| it.version == version))
     }
@@ -265,7 +278,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
-    pub fn versions(&self, path: &str) -> Result<Vec<Version>, StoreError> {
+    pub fn versions(&self, path: &str) -> Result<Vec<OperationVersion>, PromotionStoreError> {
         self.read(|connection| read::versions(connection, path))
     }
 
@@ -273,7 +286,10 @@ impl Store {
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
-    pub fn reviews(&self, id: Hash) -> Result<Vec<(PeerId, Terms)>, StoreError> {
+    pub fn reviews(
+        &self,
+        id: Blake3Hash,
+    ) -> Result<Vec<(PeerId, PromotionTerms)>, PromotionStoreError> {
         self.read(|connection| read::reviews(connection, id))
     }
 
@@ -281,21 +297,21 @@ impl Store {
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
-    pub fn audit(&self, id: Hash) -> Result<Vec<AuditEntry>, StoreError> {
+    pub fn audit(&self, id: Blake3Hash) -> Result<Vec<AuditEntry>, PromotionStoreError> {
         self.read(|connection| read::audit(connection, id))
     }
 }
 
-impl fmt::Debug for Store {
+impl fmt::Debug for PromotionStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").finish_non_exhaustive()
+        f.debug_struct("PromotionStore").finish_non_exhaustive()
     }
 }
 
 /// Why a store does not do what it is asked to.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum StoreError {
+pub enum PromotionStoreError {
     /// It is in no state for that.
     #[error("{0}")]
     Conflict(String),
@@ -316,7 +332,7 @@ pub enum StoreError {
     Unusable(String),
 }
 
-impl From<rusqlite::Error> for StoreError {
+impl From<rusqlite::Error> for PromotionStoreError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {

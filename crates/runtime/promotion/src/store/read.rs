@@ -7,8 +7,11 @@ use alknet_core::PeerId;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::de::DeserializeOwned;
 
-use super::{AuditEntry, Filter, Proposal, State, StoreError, Terms, Version};
-use crate::bundle::Hash;
+use super::{
+    AuditEntry, OperationVersion, PromotionStoreError, PromotionTerms, Proposal, ProposalFilter,
+    ProposalState,
+};
+use crate::bundle::Blake3Hash;
 use crate::limits::AUDIT_SHOWN_MAX;
 
 const PROPOSAL: &str = "SELECT seq, id, digest, name, author, state, at_s, found FROM proposals";
@@ -16,22 +19,28 @@ const VERSION: &str = "SELECT v.path, v.version, v.id, v.terms, v.replaced, v.ge
      v.calls, v.errors, h.version IS NOT NULL FROM versions v \
      LEFT JOIN heads h ON h.path = v.path AND h.version = v.version";
 
-pub(super) fn generation(connection: &Connection) -> Result<u64, StoreError> {
+pub(super) fn generation(connection: &Connection) -> Result<u64, PromotionStoreError> {
     let number = "SELECT number FROM generation";
     Ok(connection.query_row(number, [], |row| row.get(0))?)
 }
 
-pub(super) fn heads(connection: &Connection) -> Result<Vec<Version>, StoreError> {
+pub(super) fn heads(connection: &Connection) -> Result<Vec<OperationVersion>, PromotionStoreError> {
     let sql = format!("{VERSION} WHERE h.version IS NOT NULL ORDER BY v.path");
     all(connection, &sql, [], version)
 }
 
-pub(super) fn versions(connection: &Connection, path: &str) -> Result<Vec<Version>, StoreError> {
+pub(super) fn versions(
+    connection: &Connection,
+    path: &str,
+) -> Result<Vec<OperationVersion>, PromotionStoreError> {
     let sql = format!("{VERSION} WHERE v.path = ?1 ORDER BY v.version DESC");
     all(connection, &sql, [path], version)
 }
 
-pub(super) fn proposal(connection: &Connection, id: Hash) -> Result<Option<Proposal>, StoreError> {
+pub(super) fn proposal(
+    connection: &Connection,
+    id: Blake3Hash,
+) -> Result<Option<Proposal>, PromotionStoreError> {
     let sql = format!("{PROPOSAL} WHERE id = ?1");
     let found = all(connection, &sql, [id.to_string()], read_proposal)?;
     Ok(found.into_iter().next())
@@ -39,13 +48,13 @@ pub(super) fn proposal(connection: &Connection, id: Hash) -> Result<Option<Propo
 
 pub(super) fn proposals(
     connection: &Connection,
-    filter: &Filter,
+    filter: &ProposalFilter,
     most: usize,
-) -> Result<Vec<Proposal>, StoreError> {
+) -> Result<Vec<Proposal>, PromotionStoreError> {
     let sql = format!(
         "{PROPOSAL} WHERE (?1 IS NULL OR state = ?1) AND seq < ?2 ORDER BY seq DESC LIMIT ?3"
     );
-    let state = filter.state.map(State::as_str);
+    let state = filter.state.map(ProposalState::as_str);
     let before = filter.before.unwrap_or(i64::MAX);
     let most = i64::try_from(most).unwrap_or(i64::MAX);
     all(
@@ -56,7 +65,10 @@ pub(super) fn proposals(
     )
 }
 
-pub(super) fn document(connection: &Connection, id: Hash) -> Result<Option<String>, StoreError> {
+pub(super) fn document(
+    connection: &Connection,
+    id: Blake3Hash,
+) -> Result<Option<String>, PromotionStoreError> {
     let sql = "SELECT document FROM proposals WHERE id = ?1";
     let found = connection.query_row(sql, [id.to_string()], |row| row.get(0));
     Ok(found.optional()?)
@@ -64,15 +76,18 @@ pub(super) fn document(connection: &Connection, id: Hash) -> Result<Option<Strin
 
 pub(super) fn reviews(
     connection: &Connection,
-    id: Hash,
-) -> Result<Vec<(PeerId, Terms)>, StoreError> {
+    id: Blake3Hash,
+) -> Result<Vec<(PeerId, PromotionTerms)>, PromotionStoreError> {
     let sql = "SELECT reviewer, terms FROM reviews WHERE id = ?1 ORDER BY reviewer";
     all(connection, sql, [id.to_string()], |row| {
         Ok((parsed(&text(row, 0)?)?, json(&text(row, 1)?)?))
     })
 }
 
-pub(super) fn audit(connection: &Connection, id: Hash) -> Result<Vec<AuditEntry>, StoreError> {
+pub(super) fn audit(
+    connection: &Connection,
+    id: Blake3Hash,
+) -> Result<Vec<AuditEntry>, PromotionStoreError> {
     let sql = "SELECT at_s, who, did, id, path, version, generation, note FROM audit \
          WHERE id = ?1 ORDER BY seq DESC LIMIT ?2";
     let most = i64::try_from(AUDIT_SHOWN_MAX).unwrap_or(i64::MAX);
@@ -96,8 +111,8 @@ fn all<T>(
     connection: &Connection,
     sql: &str,
     params: impl rusqlite::Params,
-    read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
-) -> Result<Vec<T>, StoreError> {
+    read: impl Fn(&Row<'_>) -> Result<T, PromotionStoreError>,
+) -> Result<Vec<T>, PromotionStoreError> {
     let mut statement = connection.prepare(sql)?;
     let mut rows = statement.query(params)?;
     let mut found = Vec::new();
@@ -107,7 +122,7 @@ fn all<T>(
     Ok(found)
 }
 
-fn read_proposal(row: &Row<'_>) -> Result<Proposal, StoreError> {
+fn read_proposal(row: &Row<'_>) -> Result<Proposal, PromotionStoreError> {
     Ok(Proposal {
         seq: row.get(0)?,
         id: parsed(&text(row, 1)?)?,
@@ -120,8 +135,8 @@ fn read_proposal(row: &Row<'_>) -> Result<Proposal, StoreError> {
     })
 }
 
-fn version(row: &Row<'_>) -> Result<Version, StoreError> {
-    Ok(Version {
+fn version(row: &Row<'_>) -> Result<OperationVersion, PromotionStoreError> {
+    Ok(OperationVersion {
         path: row.get(0)?,
         version: row.get(1)?,
         id: parsed(&text(row, 2)?)?,
@@ -135,26 +150,26 @@ fn version(row: &Row<'_>) -> Result<Version, StoreError> {
     })
 }
 
-fn text(row: &Row<'_>, column: usize) -> Result<String, StoreError> {
+fn text(row: &Row<'_>, column: usize) -> Result<String, PromotionStoreError> {
     Ok(row.get(column)?)
 }
 
-fn state(word: &str) -> Result<State, StoreError> {
+fn state(word: &str) -> Result<ProposalState, PromotionStoreError> {
     let all = [
-        State::Promoted,
-        State::Proposed,
-        State::Rejected,
-        State::Retired,
+        ProposalState::Promoted,
+        ProposalState::Proposed,
+        ProposalState::Rejected,
+        ProposalState::Retired,
     ];
     let found = all.into_iter().find(|state| state.as_str() == word);
-    found.ok_or_else(|| StoreError::Damaged(format!("a proposal is '{word}'")))
+    found.ok_or_else(|| PromotionStoreError::Damaged(format!("a proposal is '{word}'")))
 }
 
-fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, StoreError> {
+fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, PromotionStoreError> {
     text.parse()
-        .map_err(|error| StoreError::Damaged(format!("'{text}': {error}")))
+        .map_err(|error| PromotionStoreError::Damaged(format!("'{text}': {error}")))
 }
 
-fn json<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|error| StoreError::Damaged(error.to_string()))
+fn json<T: DeserializeOwned>(text: &str) -> Result<T, PromotionStoreError> {
+    serde_json::from_str(text).map_err(|error| PromotionStoreError::Damaged(error.to_string()))
 }

@@ -3,31 +3,34 @@
 use rusqlite::{Connection, params};
 use serde::Serialize;
 
-use super::{Act, Found, Proposal, State, Store, StoreError, Terms, Version, read};
-use crate::bundle::{Bundle, Hash};
+use super::{
+    AuditAct, BundleFindings, OperationVersion, PromotionStore, PromotionStoreError,
+    PromotionTerms, Proposal, ProposalState, read,
+};
+use crate::bundle::{Blake3Hash, PromotionBundle};
 use crate::limits::{BUNDLES_MAX, PATHS_MAX, STORE_BYTES_MAX, WAITING_PER_AUTHOR_MAX};
 
 /// A bundle on its way in.
 #[derive(Clone, Copy, Debug)]
-pub struct New<'a> {
+pub struct NewProposal<'a> {
     /// It.
-    pub bundle: &'a Bundle,
+    pub bundle: &'a PromotionBundle,
     /// What was found out about it.
-    pub found: &'a Found,
+    pub found: &'a BundleFindings,
 }
 
 /// What became of a reviewer's yes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reviewed {
+pub enum ReviewResult {
     /// It is an operation now.
-    Promoted(Version),
+    Promoted(OperationVersion),
     /// So many agree, and more are needed.
     Waiting(u32),
 }
 
 /// What a rollback came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub struct RollbackResult {
     /// The version that is in place now; none when the operation is gone.
     pub version: Option<u64>,
     /// The generation that this began.
@@ -36,35 +39,40 @@ pub struct Taken {
 
 /// How the first calls of a version went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tallied {
+pub struct TallyCounts {
     /// Counted.
     pub calls: u32,
     /// Of which so many failed.
     pub errors: u32,
 }
 
-impl Store {
+impl PromotionStore {
     /// Keeps a bundle for review. The same document again changes nothing, and neither does it while
     /// it is promoted or was.
     ///
     /// # Errors
     /// Code of the same id was proposed by another document, its author has too many that wait, or
     /// there is no room.
-    pub fn propose(&self, new: New<'_>, act: Act<'_>) -> Result<Proposal, StoreError> {
+    pub fn propose(
+        &self,
+        new: NewProposal<'_>,
+        act: AuditAct<'_>,
+    ) -> Result<Proposal, PromotionStoreError> {
         self.write(|connection| {
             let id = new.bundle.id();
             if let Some(known) = read::proposal(connection, id)? {
-                if known.state != State::Rejected {
+                if known.state != ProposalState::Rejected {
                     return same(known, new.bundle);
                 }
-                // Whoever was told no may ask again, with better tests say.
+                // An author whose bundle was rejected may propose it again, with better tests say.
                 connection.execute("DELETE FROM proposals WHERE id = ?1", [id.to_string()])?;
             }
             make_room(connection, new.bundle, act)?;
             insert(connection, new, act)?;
             record(connection, act, "propose", id, None, None)?;
-            read::proposal(connection, id)?
-                .ok_or_else(|| StoreError::Damaged("what was written is not there".to_owned()))
+            read::proposal(connection, id)?.ok_or_else(|| {
+                PromotionStoreError::Damaged("what was written is not there".to_owned())
+            })
         })
     }
 
@@ -75,16 +83,16 @@ impl Store {
     /// many operations as it may.
     pub fn accept(
         &self,
-        id: Hash,
-        terms: &Terms,
+        id: Blake3Hash,
+        terms: &PromotionTerms,
         needed: u32,
-        act: Act<'_>,
-    ) -> Result<Reviewed, StoreError> {
+        act: AuditAct<'_>,
+    ) -> Result<ReviewResult, PromotionStoreError> {
         self.write(|connection| {
             let known = waiting(connection, id)?;
             if known.author.as_str() == act.who {
-                return Err(StoreError::Conflict(
-                    "nobody reviews what is their own".to_owned(),
+                return Err(PromotionStoreError::Conflict(
+                    "a proposal is reviewed by another peer than its author".to_owned(),
                 ));
             }
             let sql = "INSERT OR REPLACE INTO reviews (id, reviewer, terms) VALUES (?1, ?2, ?3)";
@@ -101,9 +109,9 @@ impl Store {
                     Some((&terms.path, None)),
                     None,
                 )?;
-                return Ok(Reviewed::Waiting(agree));
+                return Ok(ReviewResult::Waiting(agree));
             }
-            promote(connection, id, terms, act).map(Reviewed::Promoted)
+            promote(connection, id, terms, act).map(ReviewResult::Promoted)
         })
     }
 
@@ -111,11 +119,11 @@ impl Store {
     ///
     /// # Errors
     /// There is no such proposal, or it waits for no review.
-    pub fn reject(&self, id: Hash, act: Act<'_>) -> Result<(), StoreError> {
+    pub fn reject(&self, id: Blake3Hash, act: AuditAct<'_>) -> Result<(), PromotionStoreError> {
         self.write(|connection| {
             waiting(connection, id)?;
             connection.execute("DELETE FROM reviews WHERE id = ?1", [id.to_string()])?;
-            set_state(connection, id, State::Rejected)?;
+            set_state(connection, id, ProposalState::Rejected)?;
             record(connection, act, "reject", id, None, None)
         })
     }
@@ -125,11 +133,18 @@ impl Store {
     ///
     /// # Errors
     /// There is no such operation or version, or it is in place already.
-    pub fn rollback(&self, path: &str, to: Option<u64>, act: Act<'_>) -> Result<Taken, StoreError> {
+    pub fn rollback(
+        &self,
+        path: &str,
+        to: Option<u64>,
+        act: AuditAct<'_>,
+    ) -> Result<RollbackResult, PromotionStoreError> {
         self.write(|connection| {
             let versions = read::versions(connection, path)?;
             if versions.is_empty() {
-                return Err(StoreError::Unknown(format!("'{path}' was never promoted")));
+                return Err(PromotionStoreError::Unknown(format!(
+                    "'{path}' was never promoted"
+                )));
             }
             let now = versions.iter().find(|it| it.current);
             let back = match (to, now) {
@@ -137,16 +152,18 @@ impl Store {
                 (None, Some(now)) => now.replaced,
                 (None, None) => {
                     let text = format!("'{path}' is not in place; name the version to put back");
-                    return Err(StoreError::Conflict(text));
+                    return Err(PromotionStoreError::Conflict(text));
                 }
             };
             if back.is_some() && back == now.map(|it| it.version) {
                 let text = format!("version {} of '{path}' is in place", back.unwrap_or(0));
-                return Err(StoreError::Conflict(text));
+                return Err(PromotionStoreError::Conflict(text));
             }
             let back = back.map(|to| {
                 let found = versions.iter().find(|it| it.version == to);
-                found.ok_or_else(|| StoreError::Unknown(format!("'{path}' has no version {to}")))
+                found.ok_or_else(|| {
+                    PromotionStoreError::Unknown(format!("'{path}' has no version {to}"))
+                })
             });
             let back = back.transpose()?;
             let generation = next_generation(connection)?;
@@ -165,7 +182,7 @@ impl Store {
                 let what = Some((path, version));
                 record(connection, act, "rollback", id, what, Some(generation))?;
             }
-            Ok(Taken {
+            Ok(RollbackResult {
                 version,
                 generation,
             })
@@ -176,7 +193,12 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn tally(&self, path: &str, version: u64, tallied: Tallied) -> Result<(), StoreError> {
+    pub fn tally(
+        &self,
+        path: &str,
+        version: u64,
+        tallied: TallyCounts,
+    ) -> Result<(), PromotionStoreError> {
         self.write(|connection| {
             let sql =
                 "UPDATE versions SET calls = ?3, errors = ?4 WHERE path = ?1 AND version = ?2";
@@ -186,10 +208,10 @@ impl Store {
     }
 }
 
-fn same(known: Proposal, bundle: &Bundle) -> Result<Proposal, StoreError> {
+fn same(known: Proposal, bundle: &PromotionBundle) -> Result<Proposal, PromotionStoreError> {
     match known.digest == bundle.digest() {
         true => Ok(known),
-        false => Err(StoreError::Conflict(format!(
+        false => Err(PromotionStoreError::Conflict(format!(
             "this code is {} already, by a bundle of '{}'",
             known.state.as_str(),
             known.author
@@ -198,14 +220,18 @@ fn same(known: Proposal, bundle: &Bundle) -> Result<Proposal, StoreError> {
 }
 
 /// Forgets what was rejected longest ago, as long as there is no room otherwise.
-fn make_room(connection: &Connection, bundle: &Bundle, act: Act<'_>) -> Result<(), StoreError> {
+fn make_room(
+    connection: &Connection,
+    bundle: &PromotionBundle,
+    act: AuditAct<'_>,
+) -> Result<(), PromotionStoreError> {
     let author = bundle.content().author.as_str();
     let sql = "SELECT count(*) FROM proposals WHERE author = ?1 AND state = 'proposed'";
     let waiting: u64 = connection.query_row(sql, [author], |row| row.get(0))?;
     if waiting >= WAITING_PER_AUTHOR_MAX {
         let text =
             format!("{waiting} proposals of '{author}' wait for a review; no more are taken");
-        return Err(StoreError::Full(text));
+        return Err(PromotionStoreError::Full(text));
     }
     let more = u64::try_from(bundle.document().len()).unwrap_or(u64::MAX);
     loop {
@@ -220,19 +246,23 @@ fn make_room(connection: &Connection, bundle: &Bundle, act: Act<'_>) -> Result<(
         let gone = connection.query_row(sql, [], |row| row.get::<_, String>(0));
         match gone {
             Ok(id) => {
-                let id = id.parse().map_err(|_| StoreError::Damaged(id))?;
+                let id = id.parse().map_err(|_| PromotionStoreError::Damaged(id))?;
                 record(connection, act, "forget", id, None, None)?;
             }
             Err(rusqlite::Error::QueryReturnedNoRows) => {
                 let text = "the node keeps as many bundles as it may".to_owned();
-                return Err(StoreError::Full(text));
+                return Err(PromotionStoreError::Full(text));
             }
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-fn insert(connection: &Connection, new: New<'_>, act: Act<'_>) -> Result<(), StoreError> {
+fn insert(
+    connection: &Connection,
+    new: NewProposal<'_>,
+    act: AuditAct<'_>,
+) -> Result<(), PromotionStoreError> {
     let content = new.bundle.content();
     let sql = "INSERT INTO proposals (id, digest, name, author, state, at_s, found, document) \
          VALUES (?1, ?2, ?3, ?4, 'proposed', ?5, ?6, ?7)";
@@ -251,12 +281,13 @@ fn insert(connection: &Connection, new: New<'_>, act: Act<'_>) -> Result<(), Sto
     Ok(())
 }
 
-fn waiting(connection: &Connection, id: Hash) -> Result<Proposal, StoreError> {
+fn waiting(connection: &Connection, id: Blake3Hash) -> Result<Proposal, PromotionStoreError> {
     let known = read::proposal(connection, id)?;
-    let known = known.ok_or_else(|| StoreError::Unknown(format!("there is no proposal {id}")))?;
+    let known =
+        known.ok_or_else(|| PromotionStoreError::Unknown(format!("there is no proposal {id}")))?;
     match known.state {
-        State::Proposed => Ok(known),
-        state => Err(StoreError::Conflict(format!(
+        ProposalState::Proposed => Ok(known),
+        state => Err(PromotionStoreError::Conflict(format!(
             "the proposal is {} and waits for no review",
             state.as_str()
         ))),
@@ -265,20 +296,20 @@ fn waiting(connection: &Connection, id: Hash) -> Result<Proposal, StoreError> {
 
 fn promote(
     connection: &Connection,
-    id: Hash,
-    terms: &Terms,
-    act: Act<'_>,
-) -> Result<Version, StoreError> {
+    id: Blake3Hash,
+    terms: &PromotionTerms,
+    act: AuditAct<'_>,
+) -> Result<OperationVersion, PromotionStoreError> {
     let path = terms.path.as_str();
     let versions = read::versions(connection, path)?;
     let now = versions.iter().find(|it| it.current);
     let paths: u64 = connection.query_row("SELECT count(*) FROM heads", [], |row| row.get(0))?;
     if now.is_none() && paths >= PATHS_MAX {
         let text = format!("the node has {paths} promoted operations; no more are taken");
-        return Err(StoreError::Full(text));
+        return Err(PromotionStoreError::Full(text));
     }
     let generation = next_generation(connection)?;
-    let version = Version {
+    let version = OperationVersion {
         path: path.to_owned(),
         version: versions.first().map_or(1, |newest| newest.version + 1),
         id,
@@ -305,7 +336,7 @@ fn promote(
         ],
     )?;
     set_head(connection, path, version.version)?;
-    set_state(connection, id, State::Promoted)?;
+    set_state(connection, id, ProposalState::Promoted)?;
     if let Some(now) = now {
         settle(connection, now.id)?;
     }
@@ -314,43 +345,47 @@ fn promote(
     Ok(version)
 }
 
-fn next_generation(connection: &Connection) -> Result<u64, StoreError> {
+fn next_generation(connection: &Connection) -> Result<u64, PromotionStoreError> {
     let sql = "UPDATE generation SET number = number + 1 RETURNING number";
     Ok(connection.query_row(sql, [], |row| row.get(0))?)
 }
 
-fn set_head(connection: &Connection, path: &str, version: u64) -> Result<(), StoreError> {
+fn set_head(connection: &Connection, path: &str, version: u64) -> Result<(), PromotionStoreError> {
     let sql = "INSERT OR REPLACE INTO heads (path, version) VALUES (?1, ?2)";
     connection.execute(sql, params![path, version])?;
     Ok(())
 }
 
-fn set_state(connection: &Connection, id: Hash, state: State) -> Result<(), StoreError> {
+fn set_state(
+    connection: &Connection,
+    id: Blake3Hash,
+    state: ProposalState,
+) -> Result<(), PromotionStoreError> {
     let sql = "UPDATE proposals SET state = ?2 WHERE id = ?1";
     connection.execute(sql, params![id.to_string(), state.as_str()])?;
     Ok(())
 }
 
 /// Promoted where a path has it in place, else retired.
-fn settle(connection: &Connection, id: Hash) -> Result<(), StoreError> {
+fn settle(connection: &Connection, id: Blake3Hash) -> Result<(), PromotionStoreError> {
     let sql = "SELECT count(*) FROM versions v JOIN heads h \
          ON h.path = v.path AND h.version = v.version WHERE v.id = ?1";
     let places: u64 = connection.query_row(sql, [id.to_string()], |row| row.get(0))?;
     let state = match places {
-        0 => State::Retired,
-        _ => State::Promoted,
+        0 => ProposalState::Retired,
+        _ => ProposalState::Promoted,
     };
     set_state(connection, id, state)
 }
 
 fn record(
     connection: &Connection,
-    act: Act<'_>,
+    act: AuditAct<'_>,
     did: &str,
-    id: Hash,
+    id: Blake3Hash,
     what: Option<(&str, Option<u64>)>,
     generation: Option<u64>,
-) -> Result<(), StoreError> {
+) -> Result<(), PromotionStoreError> {
     let sql = "INSERT INTO audit (at_s, who, did, id, path, version, generation, note) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
     let (path, version) = (what.map(|it| it.0), what.and_then(|it| it.1));
@@ -370,6 +405,6 @@ fn record(
     Ok(())
 }
 
-fn json<T: Serialize>(value: &T) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| StoreError::Unusable(error.to_string()))
+fn json<T: Serialize>(value: &T) -> Result<String, PromotionStoreError> {
+    serde_json::to_string(value).map_err(|error| PromotionStoreError::Unusable(error.to_string()))
 }

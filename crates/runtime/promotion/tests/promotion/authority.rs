@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 use crate::support::*;
 
 /// Calls what its input names.
-fn caller(name: &str, uses: &[&str]) -> Draft {
+fn caller(name: &str, uses: &[&str]) -> DraftBundle {
     let source = "export const run = async (path) => {
         try { return await ops.call(path, {}) } catch (error) { return error.code }
     };";
-    Draft::new(name, source)
+    DraftBundle::new(name, source)
         .uses(uses)
         .test(json!({ "input": "x/y", "expect": { "output": "NOT_FOUND" } }))
 }
 
-async fn calls(node: &Node, who: &str, path: &str) -> Value {
+async fn calls(node: &PromotionNode, who: &str, path: &str) -> Value {
     let answer = node.call(who, "js/caller", &json!(path)).await;
     answer.expect("an answer")
 }
@@ -25,8 +25,8 @@ async fn calls(node: &Node, who: &str, path: &str) -> Value {
 #[tokio::test]
 async fn it_reaches_what_its_bundle_says_and_does_what_its_author_may() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
-    // Whoever calls may do everything: it is no help.
+    let node = PromotionNode::start(folder.path(), live()).await;
+    // The caller may do everything, and the operation gets no rights by that.
     node.people.set("root", &["*"]);
     node.promote(&caller("caller", &["config/tax", "files/write"]))
         .await;
@@ -48,7 +48,7 @@ async fn it_reaches_what_its_bundle_says_and_does_what_its_author_may() {
         calls(&node, "root", "ops/proposals").await,
         json!("NOT_FOUND")
     );
-    // The same code by somebody else has other rights: it is another's proposal, which waits.
+    // The same code is ada's proposal already: bob, who has other rights, cannot propose it.
     let bobs = caller("caller", &["config/tax", "files/write"]).by("bob");
     let refused = node.propose("bob", &bobs.sign()).await;
     assert_eq!(refused.expect_err("ada's").code, ErrorCode::Conflict);
@@ -57,7 +57,7 @@ async fn it_reaches_what_its_bundle_says_and_does_what_its_author_may() {
 #[tokio::test]
 async fn what_the_author_is_given_later_is_not_granted_and_what_is_taken_is_gone() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     node.promote(&caller("caller", &["config/tax", "files/write"]))
         .await;
     node.people
@@ -97,14 +97,14 @@ async fn what_the_author_is_given_later_is_not_granted_and_what_is_taken_is_gone
     node.stop().await;
     let tax = OperationSpec::query("config/tax", "").with_scope("config:read");
     let tax = Registration::new(tax, HandlerKind::once(|_, _| async { Ok(json!(1)) }));
-    let node = Node::start_with(folder.path(), live(), people, vec![tax]).await;
+    let node = PromotionNode::start_with(folder.path(), live(), people, vec![tax]).await;
     assert_eq!(calls(&node, "cal", "config/tax").await, json!("FORBIDDEN"));
 }
 
 #[tokio::test]
 async fn an_author_who_is_gone_promotes_nothing() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let bundle = says("a/b", &json!(1)).sign();
     let id = node.propose("ada", &bundle).await.expect("kept")["id"].clone();
     node.people.forget("ada");
@@ -119,10 +119,10 @@ async fn an_author_who_is_gone_promotes_nothing() {
 #[tokio::test]
 async fn no_operation_reviews_on_somebodys_behalf() {
     let folder = folder();
-    let people = std::sync::Arc::new(People::default());
+    let people = std::sync::Arc::new(PromotionIdentities::default());
     people.set("ada", &["ops:propose"]);
     people.set("eve", &["ops:promote", "call:*"]);
-    let trick = HandlerKind::once(|input: alknet_call::Body, ctx: Ctx| async move {
+    let trick = HandlerKind::once(|input: alknet_call::CallBody, ctx: Ctx| async move {
         let input = input.value().clone();
         let name = input["name"].as_str().expect("a name").to_owned();
         let answer = ctx.env().invoke(&name, &input["input"]).await;
@@ -134,7 +134,7 @@ async fn no_operation_reviews_on_somebodys_behalf() {
         CompositionAuthority::new("trick", ["ops:promote"]),
         ScopedPeerEnv::new(["ops/*"]),
     );
-    let node = Node::start_with(folder.path(), live(), people, vec![trick]).await;
+    let node = PromotionNode::start_with(folder.path(), live(), people, vec![trick]).await;
     let bundle = says("a/b", &json!(1)).sign();
     let id = node.propose("ada", &bundle).await.expect("kept")["id"].clone();
     for (name, input) in [
@@ -147,18 +147,19 @@ async fn no_operation_reviews_on_somebodys_behalf() {
     }
 }
 
-/// A vault that is locked is nobody's fault, and worth another try.
+/// A locked vault is not the operation's fault, and the call is worth another try.
 #[tokio::test]
 async fn an_act_that_finds_nothing_is_unavailable_and_not_counted() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let source = "export const run = ({ path }) => {
         if (path === 'nothing') return 1;
         const details = { reason: 'vault_locked' };
         throw new OpError('UNAVAILABLE', 'the vault is locked', { path, details, retryable: true });
     };";
     let works = json!({ "input": { "path": "nothing" }, "expect": { "output": 1 } });
-    node.promote(&Draft::new("acts", source).test(works)).await;
+    node.promote(&DraftBundle::new("acts", source).test(works))
+        .await;
     let act = json!({ "path": "capability/sign" });
     let locked = node.call("cal", "js/acts", &act).await;
     let locked = locked.expect_err("locked");

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use alknet_promotion::{Activate, Bundle, Config, Content, limits, read_draft};
+use alknet_promotion::{
+    ActivationTime, BundleContent, PromotionBundle, PromotionConfig, limits, read_draft,
+};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -42,18 +44,18 @@ async fn the_example_is_proposed_promoted_and_called() {
     assert_eq!(recorded, by_hand);
     operation["tests"][0]["calls"] = json!("two-items.json");
     fs::write(draft.path().join("operation.json"), operation.to_string()).expect("room");
-    let content: Content =
+    let content: BundleContent =
         read_draft(draft.path(), "ada".parse().expect("a name"), key("ada")).expect("a draft");
     let pair = pair("ada");
     let sign = |text: &[u8]| pair.sign(text).as_ref().try_into().expect("64 bytes");
-    let bundle = Bundle::sign(&content, sign).expect("a bundle");
+    let bundle = PromotionBundle::sign(&content, sign).expect("a bundle");
     // Every member of the table is one of the document, and the other way round.
     let document = parsed(bundle.document());
     for name in document.as_object().expect("an object").keys() {
         assert!(PAGE.contains(&format!("`{name}`")), "{name}");
     }
     let place = folder();
-    let node = Node::start(place.path(), live()).await;
+    let node = PromotionNode::start(place.path(), live()).await;
     let proposed = node.propose("ada", &bundle).await.expect("it passes");
     let yes = json!({ "id": proposed["id"], "accept": true, "external": true });
     let promoted = node
@@ -117,8 +119,8 @@ fn the_page_tells_the_limits_and_settings_that_there_are() {
         CRASHES_WITHIN.as_secs()
     );
     assert!(words.join(" ").contains(&crashes), "{crashes}");
-    let usual = Config::default();
-    assert_eq!((usual.activate, usual.reviews), (Activate::Boot, 1));
+    let usual = PromotionConfig::default();
+    assert_eq!((usual.activate, usual.reviews), (ActivationTime::Boot, 1));
     let names = serde_json::to_value(usual).expect("JSON");
     for name in names.as_object().map(|it| it.keys()).into_iter().flatten() {
         assert!(PAGE.contains(&format!("| `{name}` |")), "{name}");

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alknet_call::{CallOptions, ErrorCode};
-use alknet_promotion::{Config, Store, StoreError};
+use alknet_promotion::{PromotionConfig, PromotionStore, PromotionStoreError};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -14,7 +14,7 @@ use crate::support::*;
 #[tokio::test]
 async fn three_lost_workers_set_an_operation_aside_until_another_version() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     node.promote(&says("a", &json!(1))).await;
     node.isolates.lose.store(3, Ordering::SeqCst);
     for _ in 0..3 {
@@ -38,14 +38,14 @@ async fn three_lost_workers_set_an_operation_aside_until_another_version() {
 }
 
 /// Fails for every odd number.
-fn odd(text: &str) -> Draft {
+fn odd(text: &str) -> DraftBundle {
     let source = format!(
         "export const run = (n) => {{ if (n % 2) throw new Error('odd'); return '{text}' }};"
     );
-    Draft::new("odd", &source).test(json!({ "input": 2, "expect": { "output": text } }))
+    DraftBundle::new("odd", &source).test(json!({ "input": 2, "expect": { "output": text } }))
 }
 
-async fn many(node: &Node, each: impl Fn(u32) -> u32) {
+async fn many(node: &PromotionNode, each: impl Fn(u32) -> u32) {
     let client = node.client("cal");
     for n in 0..60 {
         soon(client.call("js/odd", &json!(each(n)))).await.ok();
@@ -56,11 +56,11 @@ async fn many(node: &Node, each: impl Fn(u32) -> u32) {
 async fn a_version_that_fails_more_often_is_taken_back_where_that_is_wanted() {
     for rollback_on_errors in [false, true] {
         let folder = folder();
-        let config = Config {
+        let config = PromotionConfig {
             rollback_on_errors,
             ..live()
         };
-        let node = Node::start(folder.path(), config).await;
+        let node = PromotionNode::start(folder.path(), config).await;
         node.promote(&odd("one")).await;
         many(&node, |n| 2 * n).await;
         node.promote(&odd("two")).await;
@@ -104,22 +104,22 @@ async fn a_version_that_fails_more_often_is_taken_back_where_that_is_wanted() {
     }
 }
 
-/// Calls what it is told to, and lets the error pass.
-fn asks(name: &str, uses: &str, answer: u32) -> Draft {
+/// Calls the operation that its input names, and lets the error pass.
+fn asks(name: &str, uses: &str, answer: u32) -> DraftBundle {
     let source = format!(
         "export const run = async (op) => {{ if (op) await ops.call(op, true); return {answer}; }};"
     );
-    Draft::new(name, &source)
+    DraftBundle::new(name, &source)
         .uses(&[uses, "door/full"])
         .test(json!({ "input": null, "expect": { "output": answer } }))
 }
 
 /// Promotes an operation that calls `door`, and two versions of one that calls `uses`.
-async fn promote_between(node: &Node, door: &str, uses: &str) {
+async fn promote_between(node: &PromotionNode, door: &str, uses: &str) {
     let source = format!(
         "export const run = async (go) => {{ if (go) await ops.call('{door}'); return 0; }};"
     );
-    let between = Draft::new("between", &source)
+    let between = DraftBundle::new("between", &source)
         .uses(&[door])
         .test(json!({ "input": null, "expect": { "output": 0 } }));
     node.people
@@ -130,15 +130,15 @@ async fn promote_between(node: &Node, door: &str, uses: &str) {
     }
 }
 
-/// Whoever calls may have taken the room.
+/// The caller itself may have taken the room.
 #[tokio::test]
 async fn want_of_room_below_a_version_does_not_speak_against_it() {
     let folder = folder();
-    let config = Config {
+    let config = PromotionConfig {
         rollback_on_errors: true,
         ..live()
     };
-    let node = Node::start(folder.path(), config).await;
+    let node = PromotionNode::start(folder.path(), config).await;
     promote_between(&node, "door/full", "js/between").await;
     let client = node.client("cal");
     for op in ["door/full", "js/between"] {
@@ -178,11 +178,11 @@ async fn want_of_room_below_a_version_does_not_speak_against_it() {
 async fn what_a_peer_answers_does_not_excuse_a_version() {
     for op in ["door/far", "js/between"] {
         let folder = folder();
-        let config = Config {
+        let config = PromotionConfig {
             rollback_on_errors: true,
             ..live()
         };
-        let node = Node::start(folder.path(), config).await;
+        let node = PromotionNode::start(folder.path(), config).await;
         promote_between(&node, "door/far", op).await;
         let client = node.client("cal");
         // One more than may.
@@ -213,11 +213,11 @@ async fn what_a_peer_answers_does_not_excuse_a_version() {
 #[tokio::test]
 async fn a_caller_in_haste_does_not_speak_against_a_version() {
     let folder = folder();
-    let config = Config {
+    let config = PromotionConfig {
         rollback_on_errors: true,
         ..live()
     };
-    let node = Node::start(folder.path(), config).await;
+    let node = PromotionNode::start(folder.path(), config).await;
     for answer in [1, 2] {
         node.promote(&asks("asks", "door/stuck", answer)).await;
     }
@@ -254,7 +254,7 @@ async fn a_caller_in_haste_does_not_speak_against_a_version() {
 #[tokio::test]
 async fn what_a_script_does_not_declare_is_no_code_of_its_operation() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let source = "export const run = (how) => {
         if (how === 'op') throw new OpError('SECRET_CODE', 'no');
         if (how === 'error') throw new TypeError('no');
@@ -263,7 +263,7 @@ async fn what_a_script_does_not_declare_is_no_code_of_its_operation() {
         if (how === 'shape') return 'text';
         return 1;
     };";
-    let mut draft = Draft::new("how", source).test(json!({ "expect": { "output": 1 } }));
+    let mut draft = DraftBundle::new("how", source).test(json!({ "expect": { "output": 1 } }));
     draft.content.spec.output = json!({ "type": "number" });
     node.promote(&draft).await;
     for (how, code, inner) in [
@@ -285,33 +285,42 @@ async fn what_a_script_does_not_declare_is_no_code_of_its_operation() {
 #[tokio::test]
 async fn a_file_that_is_none_of_ours_or_damaged_is_refused() {
     let folder = folder();
-    let open = |name: &str| Store::open(&folder.path().join(name)).err();
+    let open = |name: &str| PromotionStore::open(&folder.path().join(name)).err();
     fs::write(folder.path().join("text"), "x".repeat(8_000)).expect("room");
-    assert!(matches!(open("text"), Some(StoreError::Damaged(_))));
+    assert!(matches!(
+        open("text"),
+        Some(PromotionStoreError::Damaged(_))
+    ));
     fs::create_dir(folder.path().join("folder")).expect("room");
-    assert!(matches!(open("folder"), Some(StoreError::Unusable(_))));
+    assert!(matches!(
+        open("folder"),
+        Some(PromotionStoreError::Unusable(_))
+    ));
     let other = rusqlite::Connection::open(folder.path().join("other")).expect("a file");
     other.execute_batch("CREATE TABLE t (a)").expect("room");
     drop(other);
-    assert!(matches!(open("other"), Some(StoreError::Unusable(_))));
+    assert!(matches!(
+        open("other"),
+        Some(PromotionStoreError::Unusable(_))
+    ));
     let path = folder.path().join("promotion.db");
-    let held = Store::open(&path).expect("ours");
+    let held = PromotionStore::open(&path).expect("ours");
     assert!(
-        matches!(open("promotion.db"), Some(StoreError::Unusable(_))),
+        matches!(open("promotion.db"), Some(PromotionStoreError::Unusable(_))),
         "held"
     );
     drop(held);
     let newer = rusqlite::Connection::open(&path).expect("a file");
     newer.pragma_update(None, "user_version", 2).expect("room");
     drop(newer);
-    assert_eq!(open("promotion.db"), Some(StoreError::Newer(2)));
+    assert_eq!(open("promotion.db"), Some(PromotionStoreError::Newer(2)));
 }
 
-/// A bundle that somebody changed in the file is not run, and the others are.
+/// A bundle that was changed in the file is not run, and the others are.
 #[tokio::test]
 async fn what_was_changed_in_the_file_is_left_out() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     node.promote(&says("good", &json!(1))).await;
     node.promote(&says("bad", &json!(2))).await;
     let file = node.file.clone();
@@ -322,7 +331,7 @@ async fn what_was_changed_in_the_file_is_left_out() {
     let audit = change.execute("DELETE FROM audit", []);
     assert!(audit.is_err(), "the record is only added to");
     drop(change);
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let left_out = node.promotion.left_out();
     assert_eq!(left_out.len(), 1);
     assert_eq!(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use alknet_call::Change;
+use alknet_call::RegistryChange;
 use alknet_test_support::deadline;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -23,17 +23,19 @@ const NEXT_WITHIN: Duration = Duration::from_secs(60);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_sees_one_generation() {
     let folder = folder();
-    let node = Arc::new(Node::start(folder.path(), live()).await);
+    let node = Arc::new(PromotionNode::start(folder.path(), live()).await);
     let source = "export const run = async () => {
         const seen = [];
         for (let n = 0; n < 5; n++) seen.push(await ops.call('js/part', {}));
         return seen;
     };";
     node.promote(&says("part", &json!(0))).await;
-    let whole = Draft::new("whole", source).uses(&["js/part"]).test(json!({
-        "calls": vec![json!({ "path": "js/part", "input": {}, "output": 1 }); 5],
-        "expect": { "output": [1, 1, 1, 1, 1] },
-    }));
+    let whole = DraftBundle::new("whole", source)
+        .uses(&["js/part"])
+        .test(json!({
+            "calls": vec![json!({ "path": "js/part", "input": {}, "output": 1 }); 5],
+            "expect": { "output": [1, 1, 1, 1, 1] },
+        }));
     // Its author may call what a reviewer made external.
     node.people.set("ada", &["ops:propose", "call:*"]);
     node.promote(&whole).await;
@@ -81,12 +83,12 @@ async fn a_call_sees_one_generation() {
 #[tokio::test]
 async fn whoever_watches_is_told() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let client = node.client("eve");
     let everything = json!({});
     let events = client.subscribe("services/watch", &everything);
     let mut events = soon(events).await.expect("started");
-    let mut next = async || -> Change {
+    let mut next = async || -> RegistryChange {
         let event = soon(events.next()).await.expect("more").expect("an event");
         event.output.parse().expect("a change")
     };

@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use alknet_call::{BoxStream, Env, ErrorCode};
 use alknet_core::BoxFuture;
-use alknet_promotion::{InPlace, Invocation, Invoker, Ran, Run, TestRunner};
+use alknet_promotion::{
+    InstalledService, Invoker, PromotedInvocation, TestRunner, TrialResult, TrialRun,
+};
 use alknet_runtime::{
-    CallOptions, Code, Failure, Host, Isolate, Items, Level, OpError, Operation, Outcome,
-    Registration, Remote, Replay, Reply, Spec, Stats, Work,
+    ConsoleLevel, EntryOutcome, EntryStats, EnvOperation, Isolate, IsolateHandle, IsolateHost,
+    IsolateSpec, IsolateWork, Items, OpError, OpReply, Replay, RuntimeCode, ScriptCallOptions,
+    ScriptFailure, ScriptRegistration,
 };
 use futures_util::stream;
 use serde_json::Value;
@@ -25,16 +28,16 @@ pub(crate) struct Isolates {
     /// How many of those have begun.
     pub(crate) hanging: watch::Sender<usize>,
     /// The services that were last said to be in place.
-    pub(crate) services: Mutex<BTreeMap<String, InPlace>>,
+    pub(crate) services: Mutex<BTreeMap<String, InstalledService>>,
 }
 
 impl TestRunner for Isolates {
-    fn run(&self, run: Run) -> BoxFuture<'static, Ran> {
-        let host = Arc::new(Replay::new(&run.calls, Arc::new(Nothing)));
-        let done = Running::begin(run.spec(), host, run.steps);
+    fn run(&self, run: TrialRun) -> BoxFuture<'static, TrialResult> {
+        let host = Arc::new(Replay::new(&run.calls, Arc::new(EmptyHost)));
+        let done = RunningIsolate::begin(run.spec(), host, run.steps);
         Box::pin(async move {
             let outcome = done.end().await;
-            Ran {
+            TrialResult {
                 result: outcome.result,
                 ticks: outcome.stats.ticks,
             }
@@ -43,13 +46,13 @@ impl TestRunner for Isolates {
 }
 
 impl Invoker for Isolates {
-    fn invoke(&self, call: Invocation) -> BoxFuture<'static, Result<Value, Failure>> {
+    fn invoke(&self, call: PromotedInvocation) -> BoxFuture<'static, Result<Value, ScriptFailure>> {
         let lose = |n: usize| n.checked_sub(1);
         let lost = self
             .lose
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose);
         if lost.is_ok() {
-            let failure = Failure::new(Code::WorkerLost, "the worker ended");
+            let failure = ScriptFailure::new(RuntimeCode::WorkerLost, "the worker ended");
             return Box::pin(std::future::ready(Err(failure)));
         }
         if self.hang.load(Ordering::SeqCst) {
@@ -60,11 +63,11 @@ impl Invoker for Isolates {
         Box::pin(async move { done.end().await.result })
     }
 
-    fn in_place(&self, services: BTreeMap<String, InPlace>) {
+    fn in_place(&self, services: BTreeMap<String, InstalledService>) {
         *self.services.lock().expect("no panic") = services;
     }
 
-    fn subscribe(&self, call: Invocation) -> BoxStream<Result<Value, Failure>> {
+    fn subscribe(&self, call: PromotedInvocation) -> BoxStream<Result<Value, ScriptFailure>> {
         let (items, taken) = mpsc::channel(1);
         let done = begin(call, Some(items));
         let state = (taken, Some(done));
@@ -78,36 +81,36 @@ impl Invoker for Isolates {
     }
 }
 
-fn begin(call: Invocation, items: Option<mpsc::Sender<Value>>) -> Running {
-    let mut spec = Spec::new(alknet_runtime::ModuleSet::new());
+fn begin(call: PromotedInvocation, items: Option<mpsc::Sender<Value>>) -> RunningIsolate {
+    let mut spec = IsolateSpec::new(alknet_runtime::ModuleSet::new());
     spec.modules = Arc::clone(&call.code.modules);
     spec.frozen = call.code.frozen;
-    let host = Through {
+    let host = EnvHost {
         env: call.ctx.env(),
         items,
     };
-    Running::begin(spec, Arc::new(host), call.code.steps(call.input))
+    RunningIsolate::begin(spec, Arc::new(host), call.code.steps(call.input))
 }
 
 /// An isolate that runs.
-struct Running {
-    outcome: oneshot::Receiver<Outcome>,
-    remote: Stop,
+struct RunningIsolate {
+    outcome: oneshot::Receiver<EntryOutcome>,
+    remote: IsolateStop,
 }
 
-/// Stops an isolate when nobody waits for it any more.
-struct Stop(std::sync::mpsc::Receiver<Remote>);
+/// Stops an isolate when its caller has given up.
+struct IsolateStop(std::sync::mpsc::Receiver<IsolateHandle>);
 
-impl Drop for Stop {
+impl Drop for IsolateStop {
     fn drop(&mut self) {
         if let Ok(remote) = self.0.try_recv() {
-            remote.stop(Code::Abort);
+            remote.stop(RuntimeCode::Abort);
         }
     }
 }
 
-impl Running {
-    fn begin(spec: Spec, host: Arc<dyn Host>, steps: Vec<Work>) -> Self {
+impl RunningIsolate {
+    fn begin(spec: IsolateSpec, host: Arc<dyn IsolateHost>, steps: Vec<IsolateWork>) -> Self {
         let (done, outcome) = oneshot::channel();
         let (tell, remote) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -120,7 +123,7 @@ impl Running {
                     Err(failure) => return failed(failure),
                 };
                 tell.send(isolate.remote()).ok();
-                let mut last = failed(Failure::new(Code::Limit, "nothing to do"));
+                let mut last = failed(ScriptFailure::new(RuntimeCode::Limit, "nothing to do"));
                 for step in steps {
                     last = isolate.run(step).await;
                     if last.result.is_err() {
@@ -133,44 +136,49 @@ impl Running {
         });
         Self {
             outcome,
-            remote: Stop(remote),
+            remote: IsolateStop(remote),
         }
     }
 
-    async fn end(self) -> Outcome {
-        let lost = |_| failed(Failure::new(Code::WorkerLost, "the thread ended"));
+    async fn end(self) -> EntryOutcome {
+        let lost = |_| {
+            failed(ScriptFailure::new(
+                RuntimeCode::WorkerLost,
+                "the thread ended",
+            ))
+        };
         let outcome = self.outcome.await.unwrap_or_else(lost);
         drop(self.remote);
         outcome
     }
 }
 
-fn failed(failure: Failure) -> Outcome {
-    Outcome {
+fn failed(failure: ScriptFailure) -> EntryOutcome {
+    EntryOutcome {
         entry: 0,
         result: Err(failure),
         shown: None,
-        stats: Stats::default(),
+        stats: EntryStats::default(),
     }
 }
 
 /// A host that calls through the environment of a promoted operation.
-struct Through {
+struct EnvHost {
     env: Env,
     items: Option<mpsc::Sender<Value>>,
 }
 
-impl Host for Through {
+impl IsolateHost for EnvHost {
     fn call(
         &self,
         path: &str,
         input: Value,
-        _: CallOptions,
-    ) -> alknet_runtime::BoxFuture<Result<Reply, OpError>> {
+        _: ScriptCallOptions,
+    ) -> alknet_runtime::BoxFuture<Result<OpReply, OpError>> {
         let (env, path) = (self.env.clone(), path.to_owned());
         Box::pin(async move {
             let answer = env.invoke(&path, &input).await;
-            let answer = answer.map(|body| Reply::Json(body.value().clone()));
+            let answer = answer.map(|body| OpReply::Json(body.value().clone()));
             answer.map_err(|error| OpError {
                 retryable: error.retryable,
                 path,
@@ -180,19 +188,19 @@ impl Host for Through {
         })
     }
 
-    fn subscribe(&self, path: &str, _: Value, _: CallOptions) -> Items {
+    fn subscribe(&self, path: &str, _: Value, _: ScriptCallOptions) -> Items {
         let code = ErrorCode::NotFound;
         let error = OpError::new(code.name(), format!("no subscription '{path}'"));
         Box::pin(stream::iter([Err(error)]))
     }
 
-    fn list(&self, _: &str) -> Vec<Operation> {
+    fn list(&self, _: &str) -> Vec<EnvOperation> {
         Vec::new()
     }
 
     fn register(
         &self,
-        _: Registration,
+        _: ScriptRegistration,
         _: [u8; 32],
     ) -> alknet_runtime::BoxFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
@@ -207,7 +215,7 @@ impl Host for Through {
         })
     }
 
-    fn log(&self, _: Level, _: &str) {}
+    fn log(&self, _: ConsoleLevel, _: &str) {}
 
     fn check(&self, _: &Value, _: &Value) -> Result<(), String> {
         Ok(())
@@ -215,29 +223,29 @@ impl Host for Through {
 }
 
 /// Where nothing is to be had.
-struct Nothing;
+struct EmptyHost;
 
-impl Host for Nothing {
+impl IsolateHost for EmptyHost {
     fn call(
         &self,
         _: &str,
         _: Value,
-        _: CallOptions,
-    ) -> alknet_runtime::BoxFuture<Result<Reply, OpError>> {
+        _: ScriptCallOptions,
+    ) -> alknet_runtime::BoxFuture<Result<OpReply, OpError>> {
         Box::pin(std::future::pending())
     }
 
-    fn subscribe(&self, _: &str, _: Value, _: CallOptions) -> Items {
+    fn subscribe(&self, _: &str, _: Value, _: ScriptCallOptions) -> Items {
         Box::pin(stream::empty())
     }
 
-    fn list(&self, _: &str) -> Vec<Operation> {
+    fn list(&self, _: &str) -> Vec<EnvOperation> {
         Vec::new()
     }
 
     fn register(
         &self,
-        _: Registration,
+        _: ScriptRegistration,
         _: [u8; 32],
     ) -> alknet_runtime::BoxFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
@@ -247,7 +255,7 @@ impl Host for Nothing {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn log(&self, _: Level, _: &str) {}
+    fn log(&self, _: ConsoleLevel, _: &str) {}
 
     fn check(&self, _: &Value, _: &Value) -> Result<(), String> {
         Ok(())

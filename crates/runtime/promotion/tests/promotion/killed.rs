@@ -1,14 +1,15 @@
 //! A process that proposes, promotes and takes back, and is killed in the middle of it, again and
-//! again: what it was told is done is done, and nothing is half done.
+//! again: what the store reported as done is done, and nothing is half done.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use alknet_promotion::{
-    Act, Authority, Found, New, Reviewed, State, Store, StoreError, Terms, Version,
+    AuditAct, AuthoritySnapshot, BundleFindings, NewProposal, OperationVersion, PromotionStore,
+    PromotionStoreError, PromotionTerms, ProposalState, ReviewResult,
 };
-use alknet_runtime::ops::{Percentiles, Report};
+use alknet_runtime::ops::{Percentiles, ScriptTestReport};
 use serde_json::json;
 
 use crate::support::*;
@@ -20,11 +21,11 @@ const NAME: &str = "killed::a_killed_writer_leaves_everything_whole";
 /// How often a writer is killed.
 const ROUNDS: usize = 25;
 
-fn found() -> Found {
-    Found {
-        authority: Authority::default(),
+fn found() -> BundleFindings {
+    BundleFindings {
+        authority: AuthoritySnapshot::default(),
         imports: Vec::new(),
-        report: Report {
+        report: ScriptTestReport {
             name: "a".to_owned(),
             passed: true,
             cases: Vec::new(),
@@ -34,8 +35,8 @@ fn found() -> Found {
     }
 }
 
-fn act(who: &str) -> Act<'_> {
-    Act {
+fn act(who: &str) -> AuditAct<'_> {
+    AuditAct {
         who,
         at_s: Some(1),
         note: "",
@@ -43,22 +44,22 @@ fn act(who: &str) -> Act<'_> {
 }
 
 /// Proposes, promotes, and every third time takes back.
-fn step(store: &Store, n: u64) -> Result<u64, StoreError> {
+fn step(store: &PromotionStore, n: u64) -> Result<u64, PromotionStoreError> {
     let bundle = says("a", &json!(n)).sign();
     store.propose(
-        New {
+        NewProposal {
             bundle: &bundle,
             found: &found(),
         },
         act("ada"),
     )?;
-    let terms = Terms {
+    let terms = PromotionTerms {
         path: "js/a".to_owned(),
         external: false,
         scopes: Vec::new(),
     };
-    let Reviewed::Promoted(promoted) = store.accept(bundle.id(), &terms, 1, act("eve"))? else {
-        return Err(StoreError::Conflict("one is enough".to_owned()));
+    let ReviewResult::Promoted(promoted) = store.accept(bundle.id(), &terms, 1, act("eve"))? else {
+        return Err(PromotionStoreError::Conflict("one is enough".to_owned()));
     };
     match n % 3 {
         0 => Ok(store.rollback("js/a", None, act("eve"))?.generation),
@@ -68,7 +69,7 @@ fn step(store: &Store, n: u64) -> Result<u64, StoreError> {
 
 /// The process that is killed.
 fn write(file: &Path) {
-    let store = Store::open(file).expect("a whole file");
+    let store = PromotionStore::open(file).expect("a whole file");
     let (begun, _) = store.heads().expect("it can be read");
     let mut out = std::io::stdout().lock();
     for n in begun * 1_000.. {
@@ -79,13 +80,13 @@ fn write(file: &Path) {
 }
 
 /// Everything that is there fits together.
-fn is_whole(store: &Store) -> u64 {
+fn is_whole(store: &PromotionStore) -> u64 {
     let (generation, heads) = store.heads().expect("it can be read");
     let versions = store.versions("js/a").expect("it can be read");
     let numbers: Vec<_> = versions.iter().rev().map(|it| it.version).collect();
     assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
     assert!(heads.len() <= 1);
-    for Version {
+    for OperationVersion {
         id,
         current,
         generation: of,
@@ -94,16 +95,16 @@ fn is_whole(store: &Store) -> u64 {
     {
         let proposal = store.proposal(*id).expect("it can be read").expect("kept");
         let state = if *current {
-            State::Promoted
+            ProposalState::Promoted
         } else {
-            State::Retired
+            ProposalState::Retired
         };
         assert_eq!(proposal.state, state);
         assert!(*of <= generation);
         store.bundle(*id).expect("signed").expect("kept");
     }
-    let filter = alknet_promotion::Filter {
-        state: Some(State::Proposed),
+    let filter = alknet_promotion::ProposalFilter {
+        state: Some(ProposalState::Proposed),
         before: None,
     };
     // Proposed by a writer that was killed before it promoted.
@@ -151,7 +152,7 @@ fn a_killed_writer_leaves_everything_whole() {
             !ended.success() && done >= until,
             "round {round}: {ended}, {done}"
         );
-        let store = Store::open(&file).expect("a whole file");
+        let store = PromotionStore::open(&file).expect("a whole file");
         let found = is_whole(&store);
         assert!(
             (done..=done + 2).contains(&found),
@@ -167,7 +168,7 @@ fn a_killed_writer_leaves_everything_whole() {
 fn a_damaged_log_brings_no_version_back_that_was_taken_back() {
     let folder = folder();
     let file = folder.path().join("promotion.db");
-    let store = Store::open(&file).expect("a file");
+    let store = PromotionStore::open(&file).expect("a file");
     for n in 1..=3 {
         step(&store, n).expect("room");
     }
@@ -184,7 +185,7 @@ fn a_damaged_log_brings_no_version_back_that_was_taken_back() {
         }
         std::fs::copy(&file, &cut).expect("the folder is ours");
         std::fs::write(log(&cut), written).expect("the folder is ours");
-        let cut = Store::open(&cut).expect("a whole file");
+        let cut = PromotionStore::open(&cut).expect("a whole file");
         assert_eq!(
             cut.heads().expect("it can be read"),
             taken_back,

@@ -3,20 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use alknet_call::{ErrorCode, Schema};
+use alknet_call::{ErrorCode, ValueSchema};
 use alknet_promotion::limits::CALLS_AT_ONCE;
-use alknet_promotion::{State, Store};
+use alknet_promotion::{PromotionStore, ProposalState};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::support::*;
 
-/// The whole way: a test that fails, the fix, the review of somebody else, calls, a second version,
-/// and back.
+/// The whole way: a test that fails, the fix, the review by another peer, calls, a second version, and back.
 #[tokio::test]
 async fn from_a_draft_to_an_operation_and_back() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let source = "
         export async function run({ items }) {
             if (items.length === 0) throw new OpError('EMPTY', 'nothing to add up', { details: { at: 1 } });
@@ -25,7 +24,7 @@ async fn from_a_draft_to_an_operation_and_back() {
         }";
     let tax = json!([{ "path": "config/tax", "input": {}, "output": { "percent": 50 } }]);
     let draft = |expected: i64| {
-        let mut draft = Draft::new("invoice/total", source)
+        let mut draft = DraftBundle::new("invoice/total", source)
             .uses(&["config/tax"])
             .test(
                 json!({ "name": "two", "input": { "items": [1, 3] }, "calls": tax,
@@ -124,7 +123,7 @@ async fn from_a_draft_to_an_operation_and_back() {
 #[tokio::test]
 async fn one_more_call_than_an_operation_may_have_is_refused() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     node.promote(&says("hang", &json!(1))).await;
     node.isolates.hang.store(true, Ordering::SeqCst);
     let mut hanging = node.isolates.hanging.subscribe();
@@ -154,7 +153,7 @@ async fn one_more_call_than_an_operation_may_have_is_refused() {
 #[tokio::test]
 async fn only_its_author_proposes_a_bundle_and_with_a_key_of_theirs() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let good = says("a/b", &json!(1));
     let input = |document: &str| json!({ "bundle": parsed(document) });
     let refused = node.propose("bob", &good.sign()).await.expect_err("ada's");
@@ -181,7 +180,7 @@ async fn only_its_author_proposes_a_bundle_and_with_a_key_of_theirs() {
         node.code("ada", "ops/propose", &unsigned).await,
         ErrorCode::InvalidInput
     );
-    // Nobody without the scope.
+    // A caller without the scope may not propose.
     assert_eq!(
         node.code("cal", "ops/propose", &input(good.sign().document()))
             .await,
@@ -193,14 +192,15 @@ async fn only_its_author_proposes_a_bundle_and_with_a_key_of_theirs() {
 #[tokio::test]
 async fn what_a_look_finds_is_told_with_its_line() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
-    let check = async |draft: Draft| {
+    let node = PromotionNode::start(folder.path(), live()).await;
+    let check = async |draft: DraftBundle| {
         let error = node.propose("ada", &draft.sign()).await.expect_err("found");
         assert_eq!(error.code.name(), "CHECK_FAILED");
         let found = error.details.expect("findings")["findings"][0].clone();
         (found["check"].clone(), found["line"].clone())
     };
-    let source = |text: &str| Draft::new("a/b", text).test(json!({ "expect": { "output": 1 } }));
+    let source =
+        |text: &str| DraftBundle::new("a/b", text).test(json!({ "expect": { "output": 1 } }));
     let run = "export const run = () => 1;";
     assert_eq!(
         check(source(&format!("{run}\nconst no = () => eval('1');"))).await,
@@ -225,13 +225,13 @@ async fn what_a_look_finds_is_told_with_its_line() {
     );
     assert_eq!(check(source(&deep)).await, (json!("source"), json!(2)));
     let mut hungry = says("a/b", &json!(1));
-    hungry.content.fuel = alknet_promotion::Fuel { p50: 0, p99: 0 };
+    hungry.content.fuel = alknet_promotion::FuelPercentiles { p50: 0, p99: 0 };
     hungry.content.modules.insert(
         "./main.js".to_owned(),
         "export const run = () => { for (let n = 0; n < 1e6; n++); return 1 };".to_owned(),
     );
     assert_eq!(check(hungry).await.0, json!("fuel"));
-    let secret = Draft::new(
+    let secret = DraftBundle::new(
         "a/b",
         "export const run = async () => ops.call('door/open', { pin: '1' });",
     )
@@ -246,8 +246,8 @@ async fn what_a_look_finds_is_told_with_its_line() {
 #[tokio::test]
 async fn tests_have_to_pass_twice_the_same_with_what_is_recorded_only() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
-    let failing = async |draft: Draft| {
+    let node = PromotionNode::start(folder.path(), live()).await;
+    let failing = async |draft: DraftBundle| {
         let error = node
             .propose("ada", &draft.sign())
             .await
@@ -260,17 +260,17 @@ async fn tests_have_to_pass_twice_the_same_with_what_is_recorded_only() {
             .to_owned()
     };
     // What is not recorded is not there, though the node has it.
-    let calls = Draft::new(
+    let calls = DraftBundle::new(
         "a/b",
         "export const run = async () => ops.call('config/tax', {});",
     )
     .uses(&["config/tax"])
     .test(json!({ "expect": { "output": { "percent": 50 } } }));
     assert!(failing(calls).await.contains("no such call"));
-    let endless = Draft::new("a/b", "export const run = () => { for (;;); };")
+    let endless = DraftBundle::new("a/b", "export const run = () => { for (;;); };")
         .test(json!({ "expect": { "output": 1 } }));
     assert!(failing(endless).await.contains("E_FUEL"));
-    let missing = Draft::new("a/b", "export const walk = () => 1;")
+    let missing = DraftBundle::new("a/b", "export const walk = () => 1;")
         .test(json!({ "expect": { "output": 1 } }));
     assert!(failing(missing).await.contains("E_NOTFOUND"));
     let other = says("a/b", &json!(1)).test(json!({ "expect": { "error": "E_FUEL" } }));
@@ -298,10 +298,10 @@ fn a_full_queue_of_checks_is_no_failed_test() {
 
 async fn full_queue_of_checks() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let schema = json!({ "type": "object", "required": ["n"] });
     let draft = |name: &str| {
-        Draft::new(name, "export const run = () => ({ n: 1 });")
+        DraftBundle::new(name, "export const run = () => ({ n: 1 });")
             .test(json!({ "expect": { "schema": schema } }))
             .sign()
     };
@@ -315,7 +315,7 @@ async fn full_queue_of_checks() {
             let ada = "ada".parse().expect("a peer id");
             std::thread::spawn(move || {
                 while full.load(Ordering::Relaxed) {
-                    let _ = Schema::of_peer(&large, Some(&ada));
+                    let _ = ValueSchema::of_peer(&large, Some(&ada));
                 }
             })
         })
@@ -359,17 +359,17 @@ async fn full_queue_of_checks() {
 #[tokio::test]
 async fn a_module_may_register_and_serve_a_subscription() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let source = "
         await ops.register({ name: 'count', kind: 'subscription' }, async function* (input) {
             for (let n = 0; n < input; n++) yield n;
             if (input > 2) throw new Error('too many');
         });";
-    let mut draft = Draft::new("count", source).test(json!({
+    let mut draft = DraftBundle::new("count", source).test(json!({
         "input": 1, "expect": { "schema": true },
     }));
     draft.content.export = None;
-    draft.content.spec.kind = alknet_runtime::Kind::Subscription;
+    draft.content.spec.kind = alknet_runtime::ScriptOperationKind::Subscription;
     node.promote(&draft).await;
     let client = node.client("cal");
     let mut items = soon(client.subscribe("js/count", &json!(2)))
@@ -396,13 +396,13 @@ async fn a_module_may_register_and_serve_a_subscription() {
 #[tokio::test]
 async fn code_of_a_promoted_operation_can_be_imported() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let source = "export const run = () => 1; export const double = (n) => 2 * n;";
-    node.promote(&Draft::new("lib", source).test(json!({ "expect": { "output": 1 } })))
+    node.promote(&DraftBundle::new("lib", source).test(json!({ "expect": { "output": 1 } })))
         .await;
     let source = "import { double } from 'op:js/lib@1'; export const run = (n) => double(n);";
     let user = |text: &str| {
-        Draft::new("user", text).test(json!({ "input": 4, "expect": { "output": 8 } }))
+        DraftBundle::new("user", text).test(json!({ "input": 4, "expect": { "output": 8 } }))
     };
     node.promote(&user(source)).await;
     assert_eq!(node.call("cal", "js/user", &json!(5)).await, Ok(json!(10)));
@@ -418,7 +418,7 @@ async fn code_of_a_promoted_operation_can_be_imported() {
     // And a start finds it again.
     let file = node.file.clone();
     node.stop().await;
-    let node = Node::start(file.parent().expect("a folder"), live()).await;
+    let node = PromotionNode::start(file.parent().expect("a folder"), live()).await;
     assert_eq!(node.promotion.left_out(), []);
     assert_eq!(node.call("cal", "js/user", &json!(7)).await, Ok(json!(14)));
 }
@@ -426,7 +426,7 @@ async fn code_of_a_promoted_operation_can_be_imported() {
 #[tokio::test]
 async fn the_same_again_is_the_same_and_other_authors_wait() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let bundle = says("a/b", &json!(1)).sign();
     let first = node.propose("ada", &bundle).await.expect("new");
     assert_eq!(node.propose("ada", &bundle).await, Ok(first.clone()));
@@ -475,7 +475,7 @@ async fn the_same_again_is_the_same_and_other_authors_wait() {
 #[tokio::test]
 async fn proposals_are_listed_by_page_and_state() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     for n in 0..5 {
         let bundle = says(&format!("a/n{n}"), &json!(n)).sign();
         node.propose("ada", &bundle).await.expect("kept");
@@ -530,7 +530,7 @@ async fn proposals_are_listed_by_page_and_state() {
 #[tokio::test]
 async fn an_author_has_so_many_that_wait_and_no_more() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let most = alknet_promotion::limits::WAITING_PER_AUTHOR_MAX;
     for n in 0..most {
         let bundle = says("a/b", &json!(n)).sign();
@@ -543,9 +543,9 @@ async fn an_author_has_so_many_that_wait_and_no_more() {
     assert!(node.propose("bob", &bobs).await.is_ok());
     let file = node.file.clone();
     node.stop().await;
-    let store = Store::open(&file).expect("the file");
-    let filter = alknet_promotion::Filter {
-        state: Some(State::Proposed),
+    let store = PromotionStore::open(&file).expect("the file");
+    let filter = alknet_promotion::ProposalFilter {
+        state: Some(ProposalState::Proposed),
         before: None,
     };
     let kept = store.proposals(&filter, 1_000).expect("a list");

@@ -1,6 +1,6 @@
 //! Fixtures made of real calls.
 
-use alknet_runtime::{Marks, OpError, REDACTED, Record};
+use alknet_runtime::{CallRecorder, OpError, REDACTED, SecretMarks};
 use serde_json::json;
 
 use crate::support::*;
@@ -21,9 +21,9 @@ const SOURCE: &str = "export const run = async (pin) => {
 async fn recorded_calls_are_what_a_proposal_is_tested_with() {
     let secret =
         json!({ "properties": { "pin": { "x-secret": true }, "token": { "x-secret": true } } });
-    let door = Marks::of(&secret, &secret, []);
-    let open = || Some(Marks::default());
-    let record = Record::default();
+    let door = SecretMarks::from_schemas(&secret, &secret, []);
+    let open = || Some(SecretMarks::default());
+    let record = CallRecorder::default();
     let noted = record.begin("door/open", &json!({ "pin": "1234" }), Some(door));
     noted.answered(&json!({ "token": "t-1", "door": true }), None);
     let none = record.begin("none/such", &json!(1), None);
@@ -44,9 +44,9 @@ async fn recorded_calls_are_what_a_proposal_is_tested_with() {
     assert!(!text.contains("1234") && !text.contains("t-1"), "{text}");
 
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let answer = json!({ "door": true, "items": [0, 1, "UNAVAILABLE"], "pixels": [1, 2, 3] });
-    let draft = Draft::new("a", SOURCE)
+    let draft = DraftBundle::new("a", SOURCE)
         .uses(&["door/open", "image/get", "none/such", "some/items"])
         .test(json!({ "input": REDACTED, "calls": calls, "expect": { "output": answer } }));
     let proposed = node

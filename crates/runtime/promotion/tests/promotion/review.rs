@@ -1,12 +1,14 @@
 //! Who decides, about what, and from when on it holds.
 
 use alknet_call::ErrorCode;
-use alknet_promotion::{Activate, Config, Parts, Promotion, PromotionError, Store};
+use alknet_promotion::{
+    ActivationTime, Promotion, PromotionConfig, PromotionError, PromotionParts, PromotionStore,
+};
 use serde_json::{Value, json};
 
 use crate::support::*;
 
-async fn proposed(node: &Node, draft: &Draft) -> Value {
+async fn proposed(node: &PromotionNode, draft: &DraftBundle) -> Value {
     let bundle = draft.sign();
     let answer = node.propose(draft.author, &bundle).await;
     answer.expect("it is fine")["id"].clone()
@@ -15,7 +17,7 @@ async fn proposed(node: &Node, draft: &Draft) -> Value {
 #[tokio::test]
 async fn nobody_reviews_their_own() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let id = proposed(&node, &says("a/b", &json!(1)).by("bob")).await;
     for accept in [true, false] {
         let input = json!({ "id": id, "accept": accept });
@@ -47,11 +49,11 @@ async fn nobody_reviews_their_own() {
 #[tokio::test]
 async fn as_many_as_are_asked_for_have_to_agree_to_the_same() {
     let folder = folder();
-    let config = Config {
+    let config = PromotionConfig {
         reviews: 2,
         ..live()
     };
-    let node = Node::start(folder.path(), config).await;
+    let node = PromotionNode::start(folder.path(), config).await;
     let id = proposed(&node, &says("a/b", &json!(1))).await;
     let yes = |external: bool| json!({ "id": id, "accept": true, "external": external });
     let waits = json!({ "id": id, "state": "proposed", "reviews": 1, "needed": 2 });
@@ -84,7 +86,7 @@ async fn as_many_as_are_asked_for_have_to_agree_to_the_same() {
 #[tokio::test]
 async fn what_cannot_be_an_operation_is_refused_before_it_is_one() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let id = proposed(&node, &says("a/b", &json!(1))).await;
     let refused = async |more: Value| {
         let mut input = json!({ "id": id, "accept": true });
@@ -146,7 +148,7 @@ async fn what_cannot_be_an_operation_is_refused_before_it_is_one() {
 #[tokio::test]
 async fn the_reviewer_says_who_may_call() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     node.people.set("dan", &["special"]);
     let accept = async |name: &str, more: Value| {
         let mut input = more;
@@ -189,9 +191,9 @@ async fn the_reviewer_says_who_may_call() {
 #[tokio::test]
 async fn unless_it_is_live_nothing_changes_before_the_next_start() {
     let folder = folder();
-    let boot = Config::default();
-    assert_eq!(boot.activate, Activate::Boot);
-    let node = Node::start(folder.path(), boot).await;
+    let boot = PromotionConfig::default();
+    assert_eq!(boot.activate, ActivationTime::Boot);
+    let node = PromotionNode::start(folder.path(), boot).await;
     let promoted = node.promote(&says("a", &json!(1))).await;
     assert_eq!(
         (&promoted["active"], &promoted["generation"]),
@@ -210,7 +212,7 @@ async fn unless_it_is_live_nothing_changes_before_the_next_start() {
         (&json!(1), &Value::Null)
     );
     node.stop().await;
-    let node = Node::start(folder.path(), boot).await;
+    let node = PromotionNode::start(folder.path(), boot).await;
     assert_eq!(node.dispatcher.registry().generation().number(), 1);
     assert_eq!(node.call("cal", "js/a", &json!({})).await, Ok(json!(1)));
     let back = node
@@ -219,7 +221,7 @@ async fn unless_it_is_live_nothing_changes_before_the_next_start() {
     assert_eq!(back.expect("taken away")["active"], false);
     assert_eq!(node.call("cal", "js/a", &json!({})).await, Ok(json!(1)));
     node.stop().await;
-    let node = Node::start(folder.path(), boot).await;
+    let node = PromotionNode::start(folder.path(), boot).await;
     assert_eq!(
         node.code("cal", "js/a", &json!({})).await,
         ErrorCode::NotFound
@@ -229,7 +231,7 @@ async fn unless_it_is_live_nothing_changes_before_the_next_start() {
 #[tokio::test]
 async fn a_reviewer_sees_what_changes() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     node.promote(&says("a", &json!(1))).await;
     let id = proposed(
         &node,
@@ -266,23 +268,24 @@ async fn a_reviewer_sees_what_changes() {
 #[tokio::test]
 async fn a_configuration_asks_for_somebodys_review() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     for reviews in [0, 17] {
-        let parts = Parts {
-            store: Store::open(&folder.path().join("other.db")).expect("a file"),
+        let parts = PromotionParts {
+            store: PromotionStore::open(&folder.path().join("other.db")).expect("a file"),
             runner: node.isolates.clone(),
             invoker: node.isolates.clone(),
             identities: node.people.clone(),
             capabilities: Default::default(),
-            clock: std::sync::Arc::new(Noon),
-            config: Config { reviews, ..live() },
+            clock: std::sync::Arc::new(NoonClock),
+            config: PromotionConfig { reviews, ..live() },
         };
         let refused = Promotion::new(parts).expect_err("out of its range");
         assert!(matches!(refused, PromotionError::Input(_)));
     }
     let twice = node.promotion.attach(&node.dispatcher).await;
     assert!(matches!(twice, Err(PromotionError::Conflict(_))));
-    let config: Config = serde_json::from_value(json!({ "activate": "live" })).expect("a section");
+    let config: PromotionConfig =
+        serde_json::from_value(json!({ "activate": "live" })).expect("a section");
     assert_eq!(config, live());
-    assert!(serde_json::from_value::<Config>(json!({ "active": "live" })).is_err());
+    assert!(serde_json::from_value::<PromotionConfig>(json!({ "active": "live" })).is_err());
 }

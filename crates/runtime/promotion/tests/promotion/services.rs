@@ -1,4 +1,4 @@
-//! Services: what is said about them to whoever runs them.
+//! Services: what promotion says about them to the part that runs them.
 
 use serde_json::json;
 
@@ -6,14 +6,15 @@ use crate::support::*;
 
 const PAGE: &str = include_str!("../../../../../docs/promotion.md");
 
-fn counter(by: u32) -> Draft {
+fn counter(by: u32) -> DraftBundle {
     let source = format!(
         "let n = 0;
          export const init = (prev) => {{ n = prev?.n ?? 0; }};
          export const dispose = () => ({{ n }});
          export const run = () => n += {by};"
     );
-    let mut draft = Draft::new("counter", &source).test(json!({ "expect": { "output": by } }));
+    let mut draft =
+        DraftBundle::new("counter", &source).test(json!({ "expect": { "output": by } }));
     draft.content.service = true;
     draft
 }
@@ -21,7 +22,7 @@ fn counter(by: u32) -> Draft {
 #[tokio::test]
 async fn whoever_runs_services_knows_which_are_in_place() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let in_place = || node.isolates.services.lock().expect("no panic").clone();
     node.promote(&says("plain", &json!(1))).await;
     assert!(in_place().is_empty(), "it is no service");
@@ -63,10 +64,10 @@ async fn whoever_runs_services_knows_which_are_in_place() {
 #[tokio::test]
 async fn the_page_s_service_passes_its_test() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
+    let node = PromotionNode::start(folder.path(), live()).await;
     let source = PAGE.split("\n```js\n").nth(1).expect("an example");
     let source = source.split("\n```").next().expect("it ends");
-    let mut draft = Draft::new("visits", source).test(json!({ "expect": { "output": 1 } }));
+    let mut draft = DraftBundle::new("visits", source).test(json!({ "expect": { "output": 1 } }));
     draft.content.service = true;
     draft.content.export = Some("count".to_owned());
     node.promote(&draft).await;
@@ -77,8 +78,8 @@ async fn the_page_s_service_passes_its_test() {
 #[tokio::test]
 async fn a_service_without_init_does_not_pass_its_tests() {
     let folder = folder();
-    let node = Node::start(folder.path(), live()).await;
-    let mut draft = Draft::new("counter", "export const run = () => 1;")
+    let node = PromotionNode::start(folder.path(), live()).await;
+    let mut draft = DraftBundle::new("counter", "export const run = () => 1;")
         .test(json!({ "expect": { "output": 1 } }));
     draft.content.service = true;
     let refused = node.propose("ada", &draft.sign()).await;

@@ -14,7 +14,8 @@ use alknet_core::{
     ProtocolHandler, memory_pair,
 };
 use alknet_promotion::{
-    Activate, Bundle, BundleError, Config, Content, Fuel, Parts, Promotion, Store,
+    ActivationTime, BundleContent, BundleError, FuelPercentiles, Promotion, PromotionBundle,
+    PromotionConfig, PromotionParts, PromotionStore,
 };
 use alknet_runtime::ENGINE;
 use alknet_test_support::deadline;
@@ -30,7 +31,7 @@ pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
         .expect("it happens")
 }
 
-/// The key of whoever is called so.
+/// The key pair of the peer with this name.
 pub(crate) fn pair(name: &str) -> Ed25519KeyPair {
     let seed = *blake3::hash(name.as_bytes()).as_bytes();
     Ed25519KeyPair::from_seed_unchecked(&seed).expect("a seed")
@@ -53,12 +54,12 @@ pub(crate) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
 
 /// Who is known, by name.
 #[derive(Default)]
-pub(crate) struct People {
+pub(crate) struct PromotionIdentities {
     known: Mutex<BTreeMap<String, Arc<Identity>>>,
     changed: watch::Sender<u64>,
 }
 
-impl People {
+impl PromotionIdentities {
     pub(crate) fn set(&self, name: &str, scopes: &[&str]) {
         let who = identity(name, scopes);
         let mut known = self.known.lock().expect("no poison");
@@ -78,7 +79,7 @@ impl People {
     }
 }
 
-impl IdentityProvider for People {
+impl IdentityProvider for PromotionIdentities {
     fn by_key(&self, asked: &PeerKey) -> Option<Arc<Identity>> {
         let known = self.known.lock().expect("no poison");
         let found = known.iter().find(|(name, _)| key(name) == *asked);
@@ -95,27 +96,27 @@ impl IdentityProvider for People {
 }
 
 /// It is always the same time.
-pub(crate) struct Noon;
+pub(crate) struct NoonClock;
 
-impl Clock for Noon {
+impl Clock for NoonClock {
     fn now_s(&self) -> Option<u64> {
         Some(1_800_000_000)
     }
 }
 
-pub(crate) struct Node {
+pub(crate) struct PromotionNode {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) promotion: Arc<Promotion>,
-    pub(crate) people: Arc<People>,
+    pub(crate) people: Arc<PromotionIdentities>,
     pub(crate) isolates: Arc<Isolates>,
     pub(crate) handler: Arc<CallHandler>,
     pub(crate) file: PathBuf,
 }
 
-pub(crate) fn live() -> Config {
-    Config {
-        activate: Activate::Live,
-        ..Config::default()
+pub(crate) fn live() -> PromotionConfig {
+    PromotionConfig {
+        activate: ActivationTime::Live,
+        ..PromotionConfig::default()
     }
 }
 
@@ -160,10 +161,10 @@ fn program() -> Vec<Registration> {
     ]
 }
 
-impl Node {
+impl PromotionNode {
     /// Over the file in `folder`, which an earlier node may have left.
-    pub(crate) async fn start(folder: &Path, config: Config) -> Self {
-        let people = Arc::new(People::default());
+    pub(crate) async fn start(folder: &Path, config: PromotionConfig) -> Self {
+        let people = Arc::new(PromotionIdentities::default());
         people.set("ada", &["ops:propose", "config:read"]);
         people.set("bob", &["ops:propose", "ops:promote"]);
         people.set("eve", &["ops:promote", "call:*"]);
@@ -173,19 +174,19 @@ impl Node {
 
     pub(crate) async fn start_with(
         folder: &Path,
-        config: Config,
-        people: Arc<People>,
+        config: PromotionConfig,
+        people: Arc<PromotionIdentities>,
         program: Vec<Registration>,
     ) -> Self {
         let file = folder.join("promotion.db");
         let isolates = Arc::new(Isolates::default());
-        let parts = Parts {
-            store: Store::open(&file).expect("a file"),
+        let parts = PromotionParts {
+            store: PromotionStore::open(&file).expect("a file"),
             runner: Arc::clone(&isolates) as _,
             invoker: Arc::clone(&isolates) as _,
             identities: Arc::clone(&people) as _,
             capabilities: Default::default(),
-            clock: Arc::new(Noon),
+            clock: Arc::new(NoonClock),
             config,
         };
         let promotion = Promotion::new(parts).expect("a configuration");
@@ -208,7 +209,7 @@ impl Node {
         }
     }
 
-    /// A connection of whoever is called so.
+    /// A connection of the peer with this name.
     pub(crate) fn client(&self, name: &str) -> CallConnection {
         let (dialled, accepted) = memory_pair(ALPN);
         let auth = AuthContext {
@@ -241,14 +242,18 @@ impl Node {
         answer.expect_err("it is refused").code
     }
 
-    pub(crate) async fn propose(&self, name: &str, bundle: &Bundle) -> Result<Value, CallError> {
+    pub(crate) async fn propose(
+        &self,
+        name: &str,
+        bundle: &PromotionBundle,
+    ) -> Result<Value, CallError> {
         let input = json!({ "bundle": parsed(bundle.document()) });
         self.call(name, "ops/propose", &input).await
     }
 
     /// Proposed by its author, and accepted by eve for peers.
     #[track_caller]
-    pub(crate) fn promote(&self, draft: &Draft) -> impl Future<Output = Value> {
+    pub(crate) fn promote(&self, draft: &DraftBundle) -> impl Future<Output = Value> {
         let (bundle, author) = (draft.sign(), draft.author);
         async move {
             let proposed = self.propose(author, &bundle).await.expect("it is fine");
@@ -281,15 +286,15 @@ pub(crate) fn parsed(text: &str) -> Value {
 }
 
 /// A bundle on its way.
-pub(crate) struct Draft {
+pub(crate) struct DraftBundle {
     pub(crate) author: &'static str,
-    pub(crate) content: Content,
+    pub(crate) content: BundleContent,
 }
 
-impl Draft {
+impl DraftBundle {
     /// One module that exports `run`.
     pub(crate) fn new(name: &str, source: &str) -> Self {
-        let content = Content {
+        let content = BundleContent {
             format: 1,
             engine: ENGINE.to_owned(),
             spec: serde_json::from_value(json!({ "name": name, "kind": "query" }))
@@ -299,7 +304,7 @@ impl Draft {
             service: false,
             modules: [("./main.js".to_owned(), source.to_owned())].into(),
             tests: Vec::new(),
-            fuel: Fuel {
+            fuel: FuelPercentiles {
                 p50: 5_000,
                 p99: 5_000,
             },
@@ -330,21 +335,21 @@ impl Draft {
         self
     }
 
-    pub(crate) fn try_sign(&self) -> Result<Bundle, BundleError> {
+    pub(crate) fn try_sign(&self) -> Result<PromotionBundle, BundleError> {
         let pair = pair(self.author);
-        Bundle::sign(&self.content, |text| {
+        PromotionBundle::sign(&self.content, |text| {
             pair.sign(text).as_ref().try_into().expect("64 bytes")
         })
     }
 
     #[track_caller]
-    pub(crate) fn sign(&self) -> Bundle {
+    pub(crate) fn sign(&self) -> PromotionBundle {
         self.try_sign().expect("a bundle")
     }
 }
 
 /// One that answers with `value`, whatever it is asked.
-pub(crate) fn says(name: &str, value: &Value) -> Draft {
-    Draft::new(name, &format!("export const run = () => ({value});"))
+pub(crate) fn says(name: &str, value: &Value) -> DraftBundle {
+    DraftBundle::new(name, &format!("export const run = () => ({value});"))
         .test(json!({ "expect": { "output": value } }))
 }

@@ -10,25 +10,27 @@
 //! whatever the scripts do. One more looks at the running calls every few milliseconds.
 
 mod bridge;
-mod pulse;
 mod session;
+mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use alknet_runtime::{Code, Failure, ModuleSet, Remote, Spec, Work};
+use alknet_runtime::{
+    IsolateHandle, IsolateSpec, IsolateWork, ModuleSet, RuntimeCode, ScriptFailure,
+};
 use alknet_worker::{
-    Fault, Guest, GuestCall, GuestError, Incoming, Reply, Role, ToWorker, enter, give_back_memory,
-    limits,
+    Guest, GuestCall, GuestError, GuestInput, ToWorkerMessage, WorkerFault, WorkerReply,
+    WorkerRole, enter, give_back_memory, limits,
 };
 use tokio::sync::mpsc;
 
 use crate::limits::{THREAD_STACK_BYTES, VALUE_BYTES_MAX};
-use crate::wire::{self, Opening};
-use bridge::{Bridge, Side};
-use pulse::Pulse;
+use crate::wire::{self, SessionOpening};
+use bridge::{Bridge, BridgeHost};
+use watchdog::CallWatchdog;
 
 /// What the process of a worker ends with when it could not become one.
 const NO_WORKER: u8 = 70;
@@ -36,14 +38,17 @@ const NO_WORKER: u8 = 70;
 /// Runs a worker of this role until its host is gone. For `alknet worker`, after
 /// [`alknet_worker::started_as_worker`] and before anything else.
 #[must_use]
-pub fn run(role: Role) -> ExitCode {
+pub fn run(role: WorkerRole) -> ExitCode {
     run_after(role, || Ok::<_, String>(()))
 }
 
 /// The same with work of the caller's own before the walls close: role `js+gpu` opens its device
 /// there.
 #[must_use]
-pub fn run_after<E: fmt::Display>(role: Role, warm_up: impl FnOnce() -> Result<(), E>) -> ExitCode {
+pub fn run_after<E: fmt::Display>(
+    role: WorkerRole,
+    warm_up: impl FnOnce() -> Result<(), E>,
+) -> ExitCode {
     match work(role, warm_up) {
         Ok(never) => match never {},
         Err(error) => {
@@ -58,13 +63,13 @@ pub fn run_after<E: fmt::Display>(role: Role, warm_up: impl FnOnce() -> Result<(
 enum Never {}
 
 fn work<E: fmt::Display>(
-    role: Role,
+    role: WorkerRole,
     warm_up: impl FnOnce() -> Result<(), E>,
 ) -> Result<Never, GuestError> {
     let entered = enter(role)?;
     let (guest, office) = entered.seal(|guest| {
         warm_up().map_err(|error| error.to_string())?;
-        Office::new(guest).map_err(|error| error.to_string())
+        FrameDispatcher::new(guest).map_err(|error| error.to_string())
     })?;
     let mut office = office;
     loop {
@@ -74,18 +79,18 @@ fn work<E: fmt::Display>(
 
 /// Sessions that wait for a thread.
 #[derive(Debug, Default)]
-struct Waiting {
-    sessions: Mutex<VecDeque<session::Start>>,
+struct SessionQueue {
+    sessions: Mutex<VecDeque<session::SessionStart>>,
     grown: Condvar,
 }
 
-impl Waiting {
-    fn push(&self, start: session::Start) {
+impl SessionQueue {
+    fn push(&self, start: session::SessionStart) {
         lock(&self.sessions).push_back(start);
         self.grown.notify_one();
     }
 
-    fn pop(&self) -> session::Start {
+    fn pop(&self) -> session::SessionStart {
         let mut sessions = lock(&self.sessions);
         loop {
             if let Some(start) = sessions.pop_front() {
@@ -99,28 +104,28 @@ impl Waiting {
 
 /// What another thread needs of a session.
 #[derive(Clone, Debug)]
-struct Slot {
+struct SessionSlot {
     bridge: Arc<Bridge>,
-    jobs: mpsc::UnboundedSender<session::Job>,
+    jobs: mpsc::UnboundedSender<session::SessionJob>,
     /// Set once the isolate is there.
-    remote: Arc<OnceLock<Remote>>,
+    remote: Arc<OnceLock<IsolateHandle>>,
 }
 
 /// Hands frames out.
-struct Office {
+struct FrameDispatcher {
     guest: Guest,
-    waiting: Arc<Waiting>,
-    pulse: Arc<Pulse>,
-    sessions: HashMap<u64, Slot>,
+    waiting: Arc<SessionQueue>,
+    pulse: Arc<CallWatchdog>,
+    sessions: HashMap<u64, SessionSlot>,
     /// The session of each call that may be aborted.
     calls: HashMap<u64, u64>,
 }
 
-impl Office {
+impl FrameDispatcher {
     fn new(guest: &Guest) -> std::io::Result<Self> {
         warm_engine(guest)?;
-        let waiting = Arc::new(Waiting::default());
-        let pulse = Arc::new(Pulse::new(guest.clone()));
+        let waiting = Arc::new(SessionQueue::default());
+        let pulse = Arc::new(CallWatchdog::new(guest.clone()));
         let beating = Arc::clone(&pulse);
         std::thread::Builder::new()
             .name("pulse".to_owned())
@@ -141,7 +146,7 @@ impl Office {
                             runtime.block_on(session::serve(start, &guest, &pulse));
                         });
                         if std::panic::catch_unwind(served).is_err() {
-                            // Nobody knows what state the engine is in. The host sees a crash.
+                            // The engine's state is unknown after a panic. The host sees a crash.
                             std::process::abort();
                         }
                         give_back_memory();
@@ -157,12 +162,12 @@ impl Office {
         })
     }
 
-    fn take(&mut self, incoming: Incoming) {
-        let Incoming {
+    fn take(&mut self, incoming: GuestInput) {
+        let GuestInput {
             message, fds, call, ..
         } = incoming;
         match message {
-            ToWorker::Open {
+            ToWorkerMessage::Open {
                 sid,
                 caps,
                 limits,
@@ -173,7 +178,7 @@ impl Office {
                 let spec = opening(&caps, &limits, &clock, &fds, seed.map(|seed| seed.0));
                 self.open(sid, spec);
             }
-            ToWorker::Eval {
+            ToWorkerMessage::Eval {
                 sid,
                 module,
                 source_hash,
@@ -186,37 +191,37 @@ impl Office {
                     .and_then(|source| evaluation(module, &source, source_hash.0));
                 self.start(sid, call, work);
             }
-            ToWorker::Invoke { sid, op, input, .. } => {
+            ToWorkerMessage::Invoke { sid, op, input, .. } => {
                 let work = wire::open(input, &fds).map_err(|error| unreadable(&error));
-                let work = work.map(|input| Work::Handler { name: op, input });
+                let work = work.map(|input| IsolateWork::Handler { name: op, input });
                 self.start(sid, call, work);
             }
-            ToWorker::Run { sid, body, .. } => {
+            ToWorkerMessage::Run { sid, body, .. } => {
                 let work = wire::read(&body).map_err(|error| unreadable(&error));
                 self.start(sid, call, work);
             }
-            ToWorker::Reply { sid, id, reply } => {
+            ToWorkerMessage::Reply { sid, id, reply } => {
                 if let Some(slot) = self.sessions.get(&sid) {
                     slot.bridge.replied(id, reply, fds);
                 }
             }
-            ToWorker::Event { sid, id, event } => {
+            ToWorkerMessage::Event { sid, id, event } => {
                 if let Some(slot) = self.sessions.get(&sid) {
                     slot.bridge.happened(id, event, fds);
                 }
             }
-            ToWorker::Tell { sid, body } => {
+            ToWorkerMessage::Tell { sid, body } => {
                 if let (Some(slot), Ok(told)) = (self.sessions.get(&sid), wire::read(&body)) {
                     slot.bridge.told(told);
                 }
             }
-            ToWorker::Abort { id } => self.abort(id),
-            ToWorker::Close { sid, id: Some(_) } => {
+            ToWorkerMessage::Abort { id } => self.abort(id),
+            ToWorkerMessage::Close { sid, id: Some(_) } => {
                 if let Some(call) = call {
                     self.farewell(sid, call);
                 }
             }
-            ToWorker::Close { sid, id: None } => self.close(sid),
+            ToWorkerMessage::Close { sid, id: None } => self.close(sid),
             // What a later host may say.
             _ => {}
         }
@@ -224,21 +229,21 @@ impl Office {
         self.calls.retain(|id, _| calls.knows(*id));
     }
 
-    fn open(&mut self, sid: u64, spec: Result<(Spec, Opening), Failure>) {
+    fn open(&mut self, sid: u64, spec: Result<(IsolateSpec, SessionOpening), ScriptFailure>) {
         let (jobs, queue) = mpsc::unbounded_channel();
         let operations = match &spec {
             Ok((_, opening)) => opening.operations.clone(),
             Err(_) => Vec::new(),
         };
         let bridge = Bridge::new(self.guest.clone(), sid, operations);
-        let slot = Slot {
+        let slot = SessionSlot {
             bridge,
             jobs,
             remote: Arc::default(),
         };
         self.pulse.add_session(sid, Arc::clone(&slot.bridge));
-        self.waiting.push(session::Start {
-            spec: spec.map(|(spec, opening)| session::Begin {
+        self.waiting.push(session::SessionStart {
+            spec: spec.map(|(spec, opening)| session::GuestSessionSpec {
                 spec,
                 main: opening.main,
                 record: opening.record,
@@ -249,13 +254,18 @@ impl Office {
         self.sessions.insert(sid, slot);
     }
 
-    fn start(&mut self, sid: u64, call: Option<GuestCall>, work: Result<Work, Failure>) {
+    fn start(
+        &mut self,
+        sid: u64,
+        call: Option<GuestCall>,
+        work: Result<IsolateWork, ScriptFailure>,
+    ) {
         let Some(call) = call else { return };
         let Some(slot) = self.sessions.get(&sid) else {
             return refuse(
                 &self.guest,
                 &call,
-                &Failure::new(Code::Disposed, "the session is closed"),
+                &ScriptFailure::new(RuntimeCode::Disposed, "the session is closed"),
             );
         };
         match work {
@@ -263,7 +273,7 @@ impl Office {
                 self.calls.insert(call.id(), sid);
                 self.pulse.expect(&call);
                 // The thread takes jobs as long as the session is open.
-                let _ = slot.jobs.send(session::Job::Start(call, work));
+                let _ = slot.jobs.send(session::SessionJob::Start(call, work));
             }
             Err(failure) => refuse(&self.guest, &call, &failure),
         }
@@ -282,22 +292,22 @@ impl Office {
             Some(slot) => {
                 self.calls.insert(call.id(), sid);
                 self.pulse.expect(&call);
-                let _ = slot.jobs.send(session::Job::Dispose(call));
+                let _ = slot.jobs.send(session::SessionJob::Dispose(call));
             }
             None => refuse(
                 &self.guest,
                 &call,
-                &Failure::new(Code::Disposed, "the session is closed"),
+                &ScriptFailure::new(RuntimeCode::Disposed, "the session is closed"),
             ),
         }
     }
 
-    /// Dropping the slot ends the thread's queue; a script that computes is told to stop.
+    /// Dropping the slot ends the thread's queue; a script that computes is stopped.
     fn close(&mut self, sid: u64) {
         if let Some(slot) = self.sessions.remove(&sid) {
             slot.bridge.close();
             if let Some(remote) = slot.remote.get() {
-                remote.stop(Code::Abort);
+                remote.stop(RuntimeCode::Abort);
             }
         }
     }
@@ -305,40 +315,47 @@ impl Office {
 
 /// Makes an engine once, so that the first session finds everything in memory.
 fn warm_engine(guest: &Guest) -> std::io::Result<()> {
-    let nobody = Arc::new(Side(Bridge::new(guest.clone(), 0, Vec::new())));
-    let isolate = alknet_runtime::Isolate::open(Spec::new(ModuleSet::new()), nobody);
+    let no_host = Arc::new(BridgeHost(Bridge::new(guest.clone(), 0, Vec::new())));
+    let isolate = alknet_runtime::Isolate::open(IsolateSpec::new(ModuleSet::new()), no_host);
     isolate.map(drop).map_err(std::io::Error::other)
 }
 
-fn unreadable(error: &alknet_worker::FrameError) -> Failure {
-    Failure::new(Code::Encode, format!("the host's message is none: {error}"))
+fn unreadable(error: &alknet_worker::WorkerFrameError) -> ScriptFailure {
+    ScriptFailure::new(
+        RuntimeCode::Encode,
+        format!("the host's message is malformed: {error}"),
+    )
 }
 
 /// A module of the graph by its name, or lines of a REPL.
-fn evaluation(module: String, source: &[u8], hash: [u8; 32]) -> Result<Work, Failure> {
+fn evaluation(module: String, source: &[u8], hash: [u8; 32]) -> Result<IsolateWork, ScriptFailure> {
     if blake3::hash(source).as_bytes() != &hash {
-        return Err(Failure::new(Code::Limit, "the source has another hash"));
+        return Err(ScriptFailure::new(
+            RuntimeCode::Limit,
+            "the source has another hash",
+        ));
     }
     if source.is_empty() {
-        return Ok(Work::Module { module });
+        return Ok(IsolateWork::Module { module });
     }
     let source = std::str::from_utf8(source)
-        .map_err(|_| Failure::new(Code::Limit, "the source is no UTF-8"))?;
-    Ok(Work::Script {
+        .map_err(|_| ScriptFailure::new(RuntimeCode::Limit, "the source is no UTF-8"))?;
+    Ok(IsolateWork::Script {
         source: source.to_owned(),
     })
 }
 
 fn opening(
-    caps: &alknet_worker::Body,
-    limits: &alknet_worker::Body,
-    clock: &alknet_worker::Body,
+    caps: &alknet_worker::CborBody,
+    limits: &alknet_worker::CborBody,
+    clock: &alknet_worker::CborBody,
     fds: &[std::os::fd::OwnedFd],
     seed: Option<[u8; 32]>,
-) -> Result<(Spec, Opening), Failure> {
+) -> Result<(IsolateSpec, SessionOpening), ScriptFailure> {
     let of = |error| unreadable(&error);
-    let blob: alknet_worker::Blob = wire::read(caps).map_err(of)?;
-    let mut opening: Opening = wire::unpack(&blob.read(fds, u64::MAX).map_err(of)?).map_err(of)?;
+    let blob: alknet_worker::FrameBlob = wire::read(caps).map_err(of)?;
+    let mut opening: SessionOpening =
+        wire::unpack(&blob.read(fds, u64::MAX).map_err(of)?).map_err(of)?;
     let mut modules = ModuleSet::new();
     for (name, text, language) in std::mem::take(&mut opening.modules) {
         modules.insert_as(&name, text, language)?;
@@ -346,7 +363,7 @@ fn opening(
     for (name, full) in std::mem::take(&mut opening.imports) {
         modules.map(name, full);
     }
-    let mut spec = Spec::new(modules);
+    let mut spec = IsolateSpec::new(modules);
     spec.limits = wire::read(limits).map_err(of)?;
     spec.clock = wire::read(clock).map_err(of)?;
     spec.seed = seed;
@@ -358,14 +375,14 @@ fn opening(
 }
 
 /// Answers a call that goes nowhere.
-fn refuse(guest: &Guest, call: &GuestCall, failure: &Failure) {
+fn refuse(guest: &Guest, call: &GuestCall, failure: &ScriptFailure) {
     // A host that is gone ends this process.
-    let _ = guest.finish(call, Reply::Err(fault(failure)), Vec::new(), 0, 0);
+    let _ = guest.finish(call, WorkerReply::Err(fault(failure)), Vec::new(), 0, 0);
 }
 
 /// A failure in the protocol's form.
-fn fault(failure: &Failure) -> Fault {
-    Fault {
+fn fault(failure: &ScriptFailure) -> WorkerFault {
+    WorkerFault {
         code: failure.code.name().to_owned(),
         message: failure.message.clone(),
         details: wire::body(failure).unwrap_or_default(),

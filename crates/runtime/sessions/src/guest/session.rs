@@ -3,37 +3,40 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use alknet_runtime::{Code, Failure, Host, Isolate, Outcome, Recorded, Replay, Spec, Work};
-use alknet_worker::{Guest, GuestCall, OnThread, Reply};
+use alknet_runtime::{
+    EntryOutcome, Isolate, IsolateHost, IsolateSpec, IsolateWork, RecordedCall, Replay,
+    RuntimeCode, ScriptFailure,
+};
+use alknet_worker::{Guest, GuestCall, ThreadCallGuard, WorkerReply};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::bridge::{Bridge, Side, Verdict};
-use super::pulse::Pulse;
-use super::{Slot, fault};
-use crate::wire::{self, Done, Json};
+use super::bridge::{Bridge, BridgeHost, FinalReply};
+use super::watchdog::CallWatchdog;
+use super::{SessionSlot, fault};
+use crate::wire::{self, CallResult, Json};
 
 /// A session on its way to a thread.
 #[derive(Debug)]
-pub(super) struct Start {
-    pub(super) spec: Result<Begin, Failure>,
-    pub(super) slot: Slot,
-    pub(super) queue: mpsc::UnboundedReceiver<Job>,
+pub(super) struct SessionStart {
+    pub(super) spec: Result<GuestSessionSpec, ScriptFailure>,
+    pub(super) slot: SessionSlot,
+    pub(super) queue: mpsc::UnboundedReceiver<SessionJob>,
 }
 
 /// How a session begins.
 #[derive(Debug)]
-pub(super) struct Begin {
-    pub(super) spec: Spec,
+pub(super) struct GuestSessionSpec {
+    pub(super) spec: IsolateSpec,
     /// The module that a service says goodbye with.
     pub(super) main: Option<String>,
     /// What its calls are answered with, instead of by the host.
-    pub(super) record: Option<Vec<Recorded>>,
+    pub(super) record: Option<Vec<RecordedCall>>,
 }
 
-impl Begin {
-    fn isolate(self, bridge: &Arc<Bridge>) -> Result<(Isolate, Option<String>), Failure> {
-        let side: Arc<dyn Host> = Arc::new(Side(Arc::clone(bridge)));
+impl GuestSessionSpec {
+    fn isolate(self, bridge: &Arc<Bridge>) -> Result<(Isolate, Option<String>), ScriptFailure> {
+        let side: Arc<dyn IsolateHost> = Arc::new(BridgeHost(Arc::clone(bridge)));
         let host = match self.record {
             Some(record) => Arc::new(Replay::new(&record, side)),
             None => side,
@@ -42,16 +45,16 @@ impl Begin {
     }
 }
 
-/// What a thread is told.
+/// A job for a session's thread.
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum SessionJob {
     /// Begin a call.
-    Start(GuestCall, Work),
+    Start(GuestCall, IsolateWork),
     /// Say goodbye: hand over what a successor needs.
     Dispose(GuestCall),
 }
 
-impl Job {
+impl SessionJob {
     fn call(&self) -> &GuestCall {
         match self {
             Self::Start(call, _) | Self::Dispose(call) => call,
@@ -59,18 +62,18 @@ impl Job {
     }
 }
 
-struct Active {
+struct ActiveCall {
     call: GuestCall,
     /// Its thread's time is the call's as long as this lives.
-    _here: OnThread,
+    _here: ThreadCallGuard,
     farewell: bool,
 }
 
 /// Runs a session until its host closes it.
-pub(super) async fn serve(start: Start, guest: &Guest, pulse: &Pulse) {
-    let Start { spec, slot, queue } = start;
+pub(super) async fn serve(start: SessionStart, guest: &Guest, pulse: &CallWatchdog) {
+    let SessionStart { spec, slot, queue } = start;
     // The office holds the other end of the queue; this one must not keep it open.
-    let Slot {
+    let SessionSlot {
         bridge,
         jobs,
         remote,
@@ -78,9 +81,9 @@ pub(super) async fn serve(start: Start, guest: &Guest, pulse: &Pulse) {
     drop(jobs);
     match spec.and_then(|begin| begin.isolate(&bridge)) {
         Ok((isolate, main)) => {
-            // Nobody else sets it.
+            // It is set here only.
             let _ = remote.set(isolate.remote());
-            let mut session = Session {
+            let mut session = GuestSession {
                 isolate,
                 main,
                 bridge,
@@ -89,7 +92,7 @@ pub(super) async fn serve(start: Start, guest: &Guest, pulse: &Pulse) {
                 active: HashMap::new(),
             };
             session.run(queue).await;
-            // The isolate asks nobody any more while it is taken apart.
+            // The isolate calls nothing more while it is taken apart.
             session.bridge.close();
             session.leave();
         }
@@ -99,10 +102,10 @@ pub(super) async fn serve(start: Start, guest: &Guest, pulse: &Pulse) {
 
 /// A session that could not be opened answers each call with why.
 async fn refuse_all(
-    mut queue: mpsc::UnboundedReceiver<Job>,
+    mut queue: mpsc::UnboundedReceiver<SessionJob>,
     guest: &Guest,
-    pulse: &Pulse,
-    failure: &Failure,
+    pulse: &CallWatchdog,
+    failure: &ScriptFailure,
 ) {
     while let Some(job) = queue.recv().await {
         if pulse.end(job.call().id()) {
@@ -111,17 +114,17 @@ async fn refuse_all(
     }
 }
 
-struct Session<'a> {
+struct GuestSession<'a> {
     isolate: Isolate,
     main: Option<String>,
     bridge: Arc<Bridge>,
     guest: &'a Guest,
-    pulse: &'a Pulse,
-    active: HashMap<u64, Active>,
+    pulse: &'a CallWatchdog,
+    active: HashMap<u64, ActiveCall>,
 }
 
-impl Session<'_> {
-    async fn run(&mut self, mut queue: mpsc::UnboundedReceiver<Job>) {
+impl GuestSession<'_> {
+    async fn run(&mut self, mut queue: mpsc::UnboundedReceiver<SessionJob>) {
         loop {
             tokio::select! {
                 biased;
@@ -141,16 +144,16 @@ impl Session<'_> {
     fn leave(&mut self) {
         let left: Vec<u64> = self.active.keys().copied().collect();
         for id in left {
-            let failure = Failure::new(Code::Abort, "the session was closed");
+            let failure = ScriptFailure::new(RuntimeCode::Abort, "the session was closed");
             self.answer(id, Err(failure), 0, 0);
         }
     }
 
-    fn begin(&mut self, job: Job) {
+    fn begin(&mut self, job: SessionJob) {
         let (call, work, farewell) = match job {
-            Job::Start(call, work) => (call, work, false),
-            Job::Dispose(call) => {
-                let work = Work::Export {
+            SessionJob::Start(call, work) => (call, work, false),
+            SessionJob::Dispose(call) => {
+                let work = IsolateWork::Export {
                     module: self.main.clone().unwrap_or_default(),
                     export: "dispose".to_owned(),
                     input: Value::Null,
@@ -163,7 +166,7 @@ impl Session<'_> {
             // It was given up before it began.
             return;
         }
-        let active = Active {
+        let active = ActiveCall {
             _here: call.on_this_thread(),
             call,
             farewell,
@@ -172,7 +175,7 @@ impl Session<'_> {
         if farewell && self.main.is_none() {
             return self.answer(id, Ok((Value::Null, None)), 0, 0);
         }
-        if let Work::Handler { name, input } = &work
+        if let IsolateWork::Handler { name, input } = &work
             && let Err(failure) = self.bridge.check_input(name, input)
         {
             return self.answer(id, Err(failure), 0, 0);
@@ -181,7 +184,7 @@ impl Session<'_> {
         self.isolate.start(id, work);
     }
 
-    fn finish(&mut self, outcome: Outcome) {
+    fn finish(&mut self, outcome: EntryOutcome) {
         let (ticks, external) = (outcome.stats.ticks, outcome.stats.external_peak);
         let mut result = outcome.result.map(|value| (value, outcome.shown));
         let farewell = self
@@ -189,7 +192,7 @@ impl Session<'_> {
             .get(&outcome.entry)
             .is_some_and(|active| active.farewell);
         // A service without `dispose` leaves nothing.
-        if farewell && matches!(&result, Err(failure) if failure.code == Code::NotFound) {
+        if farewell && matches!(&result, Err(failure) if failure.code == RuntimeCode::NotFound) {
             result = Ok((Value::Null, None));
         }
         self.answer(outcome.entry, result, ticks, external);
@@ -198,7 +201,7 @@ impl Session<'_> {
     fn answer(
         &mut self,
         id: u64,
-        result: Result<(Value, Option<String>), Failure>,
+        result: Result<(Value, Option<String>), ScriptFailure>,
         ticks: u64,
         external: u64,
     ) {
@@ -209,7 +212,7 @@ impl Session<'_> {
         let mut fds = Vec::new();
         let reply = match result {
             Ok((value, shown)) => {
-                let done = Done {
+                let done = CallResult {
                     value: Json(value),
                     shown,
                     calls: self.bridge.calls(),
@@ -217,12 +220,12 @@ impl Session<'_> {
                 wire::blob(&done, &mut fds).map_or_else(
                     |error| {
                         let text = format!("the answer cannot be sent: {error}");
-                        Reply::Err(fault(&Failure::new(Code::Encode, text)))
+                        WorkerReply::Err(fault(&ScriptFailure::new(RuntimeCode::Encode, text)))
                     },
-                    Reply::Ok,
+                    WorkerReply::Ok,
                 )
             }
-            Err(failure) => Reply::Err(fault(&failure)),
+            Err(failure) => WorkerReply::Err(fault(&failure)),
         };
         if !self.pulse.end(id) {
             // It was answered from outside, because it did not listen.
@@ -233,7 +236,7 @@ impl Session<'_> {
             true => self.isolate.heap_bytes(),
             false => 0,
         };
-        self.bridge.finish(Verdict {
+        self.bridge.finish(FinalReply {
             guest: self.guest.clone(),
             call: active.call,
             reply,

@@ -2,8 +2,8 @@
 //! sees.
 
 use alknet_call::{CallError, ErrorCode, ErrorDef};
-use alknet_runtime::{Code, Failure, OpError};
-use alknet_worker::{Fault, Loss, WorkerError};
+use alknet_runtime::{OpError, RuntimeCode, ScriptFailure};
+use alknet_worker::{WorkerError, WorkerFault, WorkerLoss};
 use serde_json::{Value, json};
 
 use crate::limits::FAULT_BYTES_MAX;
@@ -49,7 +49,7 @@ pub fn declared_errors() -> Vec<ErrorDef> {
 /// was refused for want of room, `hindered`, such an error is `OVERLOADED` as it was.
 #[must_use]
 pub fn to_call_error(
-    failure: &Failure,
+    failure: &ScriptFailure,
     hindered: bool,
     declares: impl Fn(&str) -> bool,
 ) -> CallError {
@@ -91,26 +91,31 @@ pub fn to_call_error(
 /// Too many of something: the caller may try again.
 pub(crate) fn overloaded(what: &str) -> CallError {
     CallError::new(ErrorCode::Overloaded, what)
-        .with_details(json!({ "code": Code::Quota.name() }))
+        .with_details(json!({ "code": RuntimeCode::Quota.name() }))
         .with_retry_after_ms(RETRY_MS)
 }
 
 /// Why a session could not be opened; where there are too many, later is better.
-pub(crate) fn of_open(failure: &Failure) -> CallError {
+pub(crate) fn of_open(failure: &ScriptFailure) -> CallError {
     match failure.code {
-        Code::Quota => overloaded(&failure.message),
+        RuntimeCode::Quota => overloaded(&failure.message),
         _ => to_call_error(failure, false, |_| false),
     }
 }
 
 /// The isolate's own account of a failure; its code and text where that is all there is.
-pub(crate) fn of_fault(fault: &Fault) -> Failure {
+pub(crate) fn of_fault(fault: &WorkerFault) -> ScriptFailure {
     let details = fault.details.as_bytes();
     let fits = wire::weigh(details).is_ok_and(|weight| weight <= FAULT_BYTES_MAX);
-    let told: Option<Failure> = fits.then(|| wire::unpack(details).ok()).flatten();
+    let told: Option<ScriptFailure> = fits.then(|| wire::unpack(details).ok()).flatten();
     let mut told = told.unwrap_or_else(|| {
-        let known = Code::ALL.into_iter().find(|code| code.name() == fault.code);
-        Failure::new(known.unwrap_or(Code::Exception), fault.message.clone())
+        let known = RuntimeCode::ALL
+            .into_iter()
+            .find(|code| code.name() == fault.code);
+        ScriptFailure::new(
+            known.unwrap_or(RuntimeCode::Exception),
+            fault.message.clone(),
+        )
     });
     // Whether there was room for it is not for the worker to say: it runs.
     if told.is_no_room() {
@@ -120,41 +125,43 @@ pub(crate) fn of_fault(fault: &Fault) -> Failure {
 }
 
 /// No worker to be had.
-pub(crate) fn of_worker(error: &WorkerError) -> Failure {
+pub(crate) fn of_worker(error: &WorkerError) -> ScriptFailure {
     let code = match error {
-        WorkerError::Policy { .. } => Code::Policy,
+        WorkerError::Policy { .. } => RuntimeCode::Policy,
         WorkerError::Overloaded | WorkerError::Relieved | WorkerError::TenantShare => {
-            return Failure::no_room(error.to_string());
+            return ScriptFailure::no_room(error.to_string());
         }
-        _ => Code::WorkerLost,
+        _ => RuntimeCode::WorkerLost,
     };
-    Failure::new(code, error.to_string())
+    ScriptFailure::new(code, error.to_string())
 }
 
 /// A call without an answer of the worker's.
-pub(crate) fn of_call(error: &alknet_worker::CallError) -> Failure {
+pub(crate) fn of_call(error: &alknet_worker::WorkerCallError) -> ScriptFailure {
     if is_relieved(error) {
-        return Failure::no_room("memory ran short: the worker was ended for it");
+        return ScriptFailure::no_room("memory ran short: the worker was ended for it");
     }
     let name = error.code();
-    let known = Code::ALL.into_iter().find(|code| code.name() == name);
+    let known = RuntimeCode::ALL
+        .into_iter()
+        .find(|code| code.name() == name);
     let text = match error {
-        alknet_worker::CallError::Lost(Loss { reason, .. }) => {
+        alknet_worker::WorkerCallError::Lost(WorkerLoss { reason, .. }) => {
             format!("the worker was lost: {reason}")
         }
-        alknet_worker::CallError::SessionClosed => "the session is over".to_owned(),
+        alknet_worker::WorkerCallError::SessionClosed => "the session is over".to_owned(),
         other => other.to_string(),
     };
-    Failure::new(known.unwrap_or(Code::WorkerLost), text)
+    ScriptFailure::new(known.unwrap_or(RuntimeCode::WorkerLost), text)
 }
 
 /// Whether the worker ended because the machine had too little memory left. That is no fault of what ran in it: others
 /// may have brought it about.
-pub(crate) fn is_relieved(error: &alknet_worker::CallError) -> bool {
+pub(crate) fn is_relieved(error: &alknet_worker::WorkerCallError) -> bool {
     matches!(
         error,
-        alknet_worker::CallError::Lost(Loss {
-            reason: alknet_worker::Reason::Relieved,
+        alknet_worker::WorkerCallError::Lost(WorkerLoss {
+            reason: alknet_worker::WorkerEndReason::Relieved,
             ..
         })
     )
@@ -172,8 +179,8 @@ pub(crate) fn op_error(error: &CallError, path: &str) -> OpError {
 }
 
 /// The same, on its way through the frames.
-pub(crate) fn op_fault(error: &OpError) -> Fault {
-    Fault {
+pub(crate) fn op_fault(error: &OpError) -> WorkerFault {
+    WorkerFault {
         code: error.code.clone(),
         message: error.message.clone(),
         details: wire::body(error).unwrap_or_default(),
@@ -186,14 +193,19 @@ mod tests {
 
     #[test]
     fn every_code_arrives_as_the_table_says_with_its_name_in_the_details() {
-        for code in Code::ALL {
-            let error = to_call_error(&Failure::new(code, "x"), true, |_| false);
+        for code in RuntimeCode::ALL {
+            let error = to_call_error(&ScriptFailure::new(code, "x"), true, |_| false);
             let (name, retryable) = code.on_the_wire();
             assert_eq!((error.code.name(), error.retryable), (name, retryable));
             assert_eq!(error.details.expect("details")["code"], code.name());
         }
         let own: Vec<String> = declared_errors().into_iter().map(|def| def.code).collect();
-        for code in [Code::Fuel, Code::Memory, Code::Stack, Code::Quota] {
+        for code in [
+            RuntimeCode::Fuel,
+            RuntimeCode::Memory,
+            RuntimeCode::Stack,
+            RuntimeCode::Quota,
+        ] {
             assert!(own.contains(&code.on_the_wire().0.to_owned()));
         }
     }
@@ -201,24 +213,24 @@ mod tests {
     /// A relief ends calls of many sessions at once, and an identity that holds memory elsewhere can bring it about.
     #[test]
     fn a_worker_that_ended_for_the_machines_memory_speaks_against_no_script() {
-        use alknet_worker::{CallError, Reason};
+        use alknet_worker::{WorkerCallError, WorkerEndReason};
         let lost = |reason| {
-            of_call(&CallError::Lost(Loss {
+            of_call(&WorkerCallError::Lost(WorkerLoss {
                 reason,
                 signal: None,
                 detail: String::new(),
             }))
         };
-        let relieved = lost(Reason::Relieved);
-        assert!(relieved.is_no_room() && relieved.code == Code::Quota);
-        let others = Reason::ALL.into_iter();
-        let mut others = others.filter(|reason| *reason != Reason::Relieved);
+        let relieved = lost(WorkerEndReason::Relieved);
+        assert!(relieved.is_no_room() && relieved.code == RuntimeCode::Quota);
+        let others = WorkerEndReason::ALL.into_iter();
+        let mut others = others.filter(|reason| *reason != WorkerEndReason::Relieved);
         assert!(others.all(|reason| !lost(reason).is_no_room()));
     }
 
     #[test]
     fn declared_errors_of_operations_pass_and_others_do_not() {
-        let mut failure = Failure::new(Code::Exception, "x");
+        let mut failure = ScriptFailure::new(RuntimeCode::Exception, "x");
         failure.operation = Some(Box::new(OpError {
             details: Box::new(json!({ "at": 3 })),
             ..OpError::new("OUT_OF_INK", "no ink")
@@ -234,7 +246,7 @@ mod tests {
     #[test]
     fn want_of_room_passes_where_the_node_knows_of_it() {
         let told = |code: &str, retryable, hindered| {
-            let mut failure = Failure::new(Code::Exception, "x");
+            let mut failure = ScriptFailure::new(RuntimeCode::Exception, "x");
             failure.operation = Some(Box::new(OpError {
                 retryable,
                 ..OpError::new(code, "full")

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_call::limits::leaves_room;
-use alknet_runtime::{Code, OpError, Room};
-use alknet_worker::Blob;
+use alknet_runtime::{OpError, RecorderCapacity, RuntimeCode};
+use alknet_worker::FrameBlob;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -25,12 +25,12 @@ use crate::wire;
 
 /// What all sessions of a node may take. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Memory(Arc<Mutex<Accounts>>);
+pub(super) struct SessionMemoryPool(Arc<Mutex<MemoryAccounts>>);
 
-impl Memory {
+impl SessionMemoryPool {
     /// The share of a new session.
-    pub(super) fn share(&self, tenant: &str) -> Share {
-        Share(Arc::new(Own {
+    pub(super) fn share(&self, tenant: &str) -> MemoryShare {
+        MemoryShare(Arc::new(SessionAccount {
             memory: self.clone(),
             tenant: tenant.into(),
             bytes: AtomicUsize::new(0),
@@ -45,24 +45,24 @@ impl Memory {
 
 /// What is taken of a node's memory.
 #[derive(Debug, Default)]
-struct Accounts {
-    all: Bytes,
-    tenants: HashMap<Arc<str>, Bytes>,
+struct MemoryAccounts {
+    all: AccountBytes,
+    tenants: HashMap<Arc<str>, AccountBytes>,
 }
 
 /// Bytes that are taken.
 #[derive(Clone, Copy, Debug, Default)]
-struct Bytes {
+struct AccountBytes {
     bytes: usize,
     /// Of these, those of registered operations, which stay for as long as their session.
     registered: usize,
 }
 
-impl Bytes {
-    fn of(bytes: usize, kind: Kind) -> Self {
+impl AccountBytes {
+    fn with_kind(bytes: usize, kind: ReservationKind) -> Self {
         let registered = match kind {
-            Kind::Passing => 0,
-            Kind::Registered => bytes,
+            ReservationKind::Passing => 0,
+            ReservationKind::Registered => bytes,
         };
         Self { bytes, registered }
     }
@@ -84,16 +84,16 @@ impl Bytes {
 
 /// For how long bytes are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ReservationKind {
     /// Until a call ends, or an item is taken.
     Passing,
     /// As long as an operation is registered.
     Registered,
 }
 
-impl Accounts {
+impl MemoryAccounts {
     /// Whether there was room.
-    fn take(&mut self, tenant: &Arc<str>, more: Bytes) -> bool {
+    fn take(&mut self, tenant: &Arc<str>, more: AccountBytes) -> bool {
         let own = self.tenants.get(tenant).copied().unwrap_or_default();
         let (own, all) = (own.plus(more), self.all.plus(more));
         let fits = own.bytes <= MEMORY_OF_TENANT_MAX
@@ -108,7 +108,7 @@ impl Accounts {
         fits
     }
 
-    fn give(&mut self, tenant: &Arc<str>, less: Bytes) {
+    fn give(&mut self, tenant: &Arc<str>, less: AccountBytes) {
         self.all = self.all.minus(less);
         if let Some(own) = self.tenants.get_mut(tenant) {
             *own = own.minus(less);
@@ -121,14 +121,14 @@ impl Accounts {
 
 /// What one session has taken.
 #[derive(Debug)]
-struct Own {
-    memory: Memory,
+struct SessionAccount {
+    memory: SessionMemoryPool,
     tenant: Arc<str>,
     bytes: AtomicUsize,
 }
 
-impl Own {
-    fn take(&self, bytes: usize, kind: Kind) -> Result<(), Refused> {
+impl SessionAccount {
+    fn take(&self, bytes: usize, kind: ReservationKind) -> Result<(), ReadRefusal> {
         if bytes == 0 {
             return Ok(());
         }
@@ -138,29 +138,29 @@ impl Own {
         };
         let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
         let taken = self.bytes.fetch_update(set, get, more);
-        taken.map_err(|_| Refused::TooMuch)?;
-        if lock(&self.memory.0).take(&self.tenant, Bytes::of(bytes, kind)) {
+        taken.map_err(|_| ReadRefusal::TooMuch)?;
+        if lock(&self.memory.0).take(&self.tenant, AccountBytes::with_kind(bytes, kind)) {
             return Ok(());
         }
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        Err(Refused::Full)
+        Err(ReadRefusal::Full)
     }
 
-    fn give(&self, bytes: usize, kind: Kind) {
+    fn give(&self, bytes: usize, kind: ReservationKind) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        lock(&self.memory.0).give(&self.tenant, Bytes::of(bytes, kind));
+        lock(&self.memory.0).give(&self.tenant, AccountBytes::with_kind(bytes, kind));
     }
 }
 
 /// What one session may take. Clones are the same.
 #[derive(Clone, Debug)]
-pub(super) struct Share(Arc<Own>);
+pub(super) struct MemoryShare(Arc<SessionAccount>);
 
-impl Share {
+impl MemoryShare {
     /// Takes so many bytes until what is returned is dropped.
-    fn take(&self, bytes: usize, kind: Kind) -> Result<Held, Refused> {
+    fn take(&self, bytes: usize, kind: ReservationKind) -> Result<MemoryReservation, ReadRefusal> {
         self.0.take(bytes, kind)?;
-        Ok(Held {
+        Ok(MemoryReservation {
             own: Arc::clone(&self.0),
             bytes,
             kind,
@@ -168,66 +168,76 @@ impl Share {
     }
 
     /// Takes what a record of calls grows by.
-    pub(super) fn recording(&self) -> Arc<dyn Room> {
-        let none = Held {
+    pub(super) fn recording(&self) -> Arc<dyn RecorderCapacity> {
+        let none = MemoryReservation {
             own: Arc::clone(&self.0),
             bytes: 0,
-            kind: Kind::Passing,
+            kind: ReservationKind::Passing,
         };
-        Arc::new(Growing(Mutex::new(none)))
+        Arc::new(GrowingReservation(Mutex::new(none)))
     }
 
     /// Reads a value of a worker's that may lie beside its frame.
     pub(super) fn open<T: DeserializeOwned>(
         &self,
-        blob: Blob,
+        blob: FrameBlob,
         fds: &[OwnedFd],
-    ) -> Result<(T, Held), Refused> {
-        let mut held = self.take(len(&blob)?, Kind::Passing)?;
+    ) -> Result<(T, MemoryReservation), ReadRefusal> {
+        let mut held = self.take(len(&blob)?, ReservationKind::Passing)?;
         let bytes = blob
             .read(fds, VALUE_BYTES_MAX)
-            .map_err(|_| Refused::Wrong)?;
-        let weight = wire::weigh(&bytes).map_err(|_| Refused::Wrong)?;
+            .map_err(|_| ReadRefusal::Wrong)?;
+        let weight = wire::weigh(&bytes).map_err(|_| ReadRefusal::Wrong)?;
         held.becomes(weight.max(bytes.len()))?;
-        Ok((wire::unpack(&bytes).map_err(|_| Refused::Wrong)?, held))
+        Ok((wire::unpack(&bytes).map_err(|_| ReadRefusal::Wrong)?, held))
     }
 
     /// Reads what lies in a frame.
-    pub(super) fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<(T, Held), Refused> {
-        self.read_times(bytes, 1, Kind::Passing)
+    pub(super) fn read<T: DeserializeOwned>(
+        &self,
+        bytes: &[u8],
+    ) -> Result<(T, MemoryReservation), ReadRefusal> {
+        self.read_times(bytes, 1, ReservationKind::Passing)
     }
 
     /// The same for an operation that stays registered.
-    pub(super) fn keep<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<(T, Held), Refused> {
-        self.read_times(bytes, REGISTERED_FACTOR, Kind::Registered)
+    pub(super) fn keep<T: DeserializeOwned>(
+        &self,
+        bytes: &[u8],
+    ) -> Result<(T, MemoryReservation), ReadRefusal> {
+        self.read_times(bytes, REGISTERED_FACTOR, ReservationKind::Registered)
     }
 
     fn read_times<T: DeserializeOwned>(
         &self,
         bytes: &[u8],
         times: usize,
-        kind: Kind,
-    ) -> Result<(T, Held), Refused> {
-        let weight = wire::weigh(bytes).map_err(|_| Refused::Wrong)?;
+        kind: ReservationKind,
+    ) -> Result<(T, MemoryReservation), ReadRefusal> {
+        let weight = wire::weigh(bytes).map_err(|_| ReadRefusal::Wrong)?;
         let held = self.take(weight.saturating_mul(times), kind)?;
-        Ok((wire::unpack(bytes).map_err(|_| Refused::Wrong)?, held))
+        Ok((wire::unpack(bytes).map_err(|_| ReadRefusal::Wrong)?, held))
     }
 
     /// Reads bytes that are no value.
-    pub(super) fn bytes(&self, blob: Blob, fds: &[OwnedFd]) -> Result<(Vec<u8>, Held), Refused> {
-        let held = self.take(len(&blob)?, Kind::Passing)?;
+    pub(super) fn bytes(
+        &self,
+        blob: FrameBlob,
+        fds: &[OwnedFd],
+    ) -> Result<(Vec<u8>, MemoryReservation), ReadRefusal> {
+        let held = self.take(len(&blob)?, ReservationKind::Passing)?;
         let bytes = blob
             .read(fds, VALUE_BYTES_MAX)
-            .map_err(|_| Refused::Wrong)?;
+            .map_err(|_| ReadRefusal::Wrong)?;
         Ok((bytes, held))
     }
 }
 
 /// What grows piece by piece, as a record of calls does.
 #[derive(Debug)]
-struct Growing(Mutex<Held>);
+struct GrowingReservation(Mutex<MemoryReservation>);
 
-impl Room for Growing {
+impl RecorderCapacity for GrowingReservation {
     fn take(&self, bytes: usize) -> bool {
         let mut held = lock(&self.0);
         let all = held.bytes.saturating_add(bytes);
@@ -235,21 +245,21 @@ impl Room for Growing {
     }
 }
 
-fn len(blob: &Blob) -> Result<usize, Refused> {
-    usize::try_from(blob.len()).map_err(|_| Refused::TooMuch)
+fn len(blob: &FrameBlob) -> Result<usize, ReadRefusal> {
+    usize::try_from(blob.len()).map_err(|_| ReadRefusal::TooMuch)
 }
 
 /// Bytes that are given back when this is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
-    own: Arc<Own>,
+pub(super) struct MemoryReservation {
+    own: Arc<SessionAccount>,
     bytes: usize,
-    kind: Kind,
+    kind: ReservationKind,
 }
 
-impl Held {
+impl MemoryReservation {
     /// Takes the difference, or gives it back.
-    fn becomes(&mut self, bytes: usize) -> Result<(), Refused> {
+    fn becomes(&mut self, bytes: usize) -> Result<(), ReadRefusal> {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.own.take(more, self.kind)?,
             None => self.own.give(self.bytes - bytes, self.kind),
@@ -259,12 +269,12 @@ impl Held {
     }
 
     /// Takes as much again, for the text that the value is passed on as.
-    pub(super) fn twice(&mut self) -> Result<(), Refused> {
+    pub(super) fn twice(&mut self) -> Result<(), ReadRefusal> {
         self.becomes(self.bytes.saturating_mul(2))
     }
 }
 
-impl Drop for Held {
+impl Drop for MemoryReservation {
     fn drop(&mut self) {
         self.own.give(self.bytes, self.kind);
     }
@@ -272,7 +282,7 @@ impl Drop for Held {
 
 /// Why something of a worker's was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum ReadRefusal {
     /// There is no room for it, as others have theirs.
     Full,
     /// There is no room for it beside what the session itself has.
@@ -281,13 +291,13 @@ pub(super) enum Refused {
     Wrong,
 }
 
-impl Refused {
-    /// As the script is told of it.
+impl ReadRefusal {
+    /// The error that the script gets.
     pub(super) fn error(self, what: &str) -> OpError {
         match self {
             Self::Full | Self::TooMuch => OpError {
                 retryable: true,
-                details: Box::new(json!({ "code": Code::Quota.name() })),
+                details: Box::new(json!({ "code": RuntimeCode::Quota.name() })),
                 ..OpError::new(
                     "QUOTA_EXCEEDED",
                     format!(
@@ -316,24 +326,24 @@ mod tests {
     }
 
     /// Pieces as large as `bytes`, until no more is given.
-    fn fills(share: &Share, bytes: usize, kind: Kind) -> Vec<Held> {
+    fn fills(share: &MemoryShare, bytes: usize, kind: ReservationKind) -> Vec<MemoryReservation> {
         std::iter::from_fn(|| share.take(bytes, kind).ok()).collect()
     }
 
     #[test]
     fn memory_is_shared_and_given_back() {
-        let memory = Memory::default();
+        let memory = SessionMemoryPool::default();
         let ours: Vec<_> = (0..5).map(|_| memory.share("ours")).collect();
-        let fill = |share| fills(share, MEMORY_OF_SESSION_MAX / 8, Kind::Passing);
+        let fill = |share| fills(share, MEMORY_OF_SESSION_MAX / 8, ReservationKind::Passing);
         let held: Vec<_> = ours.iter().flat_map(fill).collect();
         assert_eq!(memory.used(), MEMORY_OF_TENANT_MAX, "of four of the five");
-        let more = |share: &Share| share.take(1, Kind::Passing).expect_err("full");
-        assert_eq!(more(&ours[0]), Refused::TooMuch);
-        assert_eq!(more(&ours[4]), Refused::Full);
+        let more = |share: &MemoryShare| share.take(1, ReservationKind::Passing).expect_err("full");
+        assert_eq!(more(&ours[0]), ReadRefusal::TooMuch);
+        assert_eq!(more(&ours[4]), ReadRefusal::Full);
         let theirs = memory.share("theirs");
-        let all = theirs.take(MEMORY_OF_SESSION_MAX, Kind::Passing);
+        let all = theirs.take(MEMORY_OF_SESSION_MAX, ReservationKind::Passing);
         let all = all.expect("another tenant");
-        assert_eq!(more(&theirs), Refused::TooMuch);
+        assert_eq!(more(&theirs), ReadRefusal::TooMuch);
         drop((held, all));
         assert_eq!(memory.used(), 0);
         assert!(lock(&memory.0).tenants.is_empty(), "they are forgotten");
@@ -341,12 +351,12 @@ mod tests {
 
     #[test]
     fn all_tenants_together_have_a_bound_and_two_leave_others_room() {
-        let memory = Memory::default();
-        let fill = |tenant: &str, bytes: usize| -> Vec<Held> {
+        let memory = SessionMemoryPool::default();
+        let fill = |tenant: &str, bytes: usize| -> Vec<MemoryReservation> {
             let shares = [(); 4].map(|()| memory.share(tenant));
             let all = shares
                 .iter()
-                .flat_map(|share| fills(share, bytes, Kind::Passing));
+                .flat_map(|share| fills(share, bytes, ReservationKind::Passing));
             all.collect()
         };
         let mut held = fill("eve", MEMORY_OF_SESSION_MAX);
@@ -365,20 +375,23 @@ mod tests {
         }
         assert!(memory.used() < MEMORY_MAX);
         let last = memory.share("last");
-        assert!(last.take(4 << 10, Kind::Passing).is_ok());
+        assert!(last.take(4 << 10, ReservationKind::Passing).is_ok());
         drop((held, ada));
-        assert!(last.take(MEMORY_OF_SESSION_MAX, Kind::Passing).is_ok());
+        assert!(
+            last.take(MEMORY_OF_SESSION_MAX, ReservationKind::Passing)
+                .is_ok()
+        );
     }
 
     /// They stay for as long as a session, and values have deadlines.
     #[test]
     fn registered_operations_leave_three_quarters_to_values() {
-        let memory = Memory::default();
-        let fill = |tenant: &str, bytes: usize| -> Vec<Held> {
+        let memory = SessionMemoryPool::default();
+        let fill = |tenant: &str, bytes: usize| -> Vec<MemoryReservation> {
             let shares = [(); 4].map(|()| memory.share(tenant));
             let all = shares
                 .iter()
-                .flat_map(|share| fills(share, bytes, Kind::Registered));
+                .flat_map(|share| fills(share, bytes, ReservationKind::Registered));
             all.collect()
         };
         let mut held = fill("eve", 1 << 20);
@@ -389,9 +402,9 @@ mod tests {
         }
         assert!(memory.used() < REGISTERED_MAX);
         let ada = memory.share("ada");
-        assert!(ada.take(4 << 10, Kind::Registered).is_ok());
+        assert!(ada.take(4 << 10, ReservationKind::Registered).is_ok());
         let passing = [(); 4].map(|()| memory.share("ada"));
-        let fill = |share| fills(share, 1 << 20, Kind::Passing);
+        let fill = |share| fills(share, 1 << 20, ReservationKind::Passing);
         assert_eq!(passing.iter().flat_map(fill).count(), 32);
         drop(held);
         let accounts = lock(&memory.0);
@@ -400,19 +413,19 @@ mod tests {
 
     #[test]
     fn what_has_no_room_is_refused_before_it_is_made() {
-        let memory = Memory::default();
+        let memory = SessionMemoryPool::default();
         let share = memory.share("a");
         let refused = |bytes: &[u8]| share.read::<Value>(bytes).map(drop).expect_err("no room");
-        assert_eq!(refused(&nulls(1_000_000)), Refused::TooMuch);
-        assert_eq!(refused(&[0x9f, 0xf6, 0xff]), Refused::Wrong);
+        assert_eq!(refused(&nulls(1_000_000)), ReadRefusal::TooMuch);
+        assert_eq!(refused(&[0x9f, 0xf6, 0xff]), ReadRefusal::Wrong);
         let (value, held) = share.read::<Value>(&nulls(1000)).expect("room");
         assert_eq!(value.as_array().map(Vec::len), Some(1000));
         assert_eq!(memory.used(), 1001 * alknet_runtime::weight::VALUE);
         drop(held);
         let mut fds = Vec::new();
-        let blob = Blob::pack(nulls(1_000_000), &mut fds).expect("packed");
+        let blob = FrameBlob::pack(nulls(1_000_000), &mut fds).expect("packed");
         let refused = share.open::<Value>(blob, &fds).map(drop).expect_err("none");
-        assert_eq!(refused, Refused::TooMuch);
+        assert_eq!(refused, ReadRefusal::TooMuch);
         assert_eq!(memory.used(), 0);
     }
 }

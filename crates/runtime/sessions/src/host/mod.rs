@@ -7,15 +7,15 @@
 //! through a change of its code, `counted` what all of them come to in numbers.
 
 mod actor;
-mod acts;
-mod counted;
+mod allow_list;
+mod capability_calls;
+mod exported_operations;
 mod failure;
 mod memory;
-mod offered;
+mod metrics;
 mod opening;
 mod outgoing;
-mod place;
-mod reach;
+mod permit;
 mod replay;
 mod service;
 mod session;
@@ -30,25 +30,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_call::Env;
 use alknet_core::BoxFuture;
-use alknet_runtime::{Code, Failure};
-use alknet_worker::{Hash, Lease, Role, Workers};
+use alknet_runtime::{RuntimeCode, ScriptFailure};
+use alknet_worker::{Bytes32, WorkerLease, WorkerRole, Workers};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::limits::{SESSIONS_MAX, SESSIONS_OF_TENANT_MAX};
-use actor::{Actor, Command};
-use counted::Counters;
+use actor::{SessionActor, SessionCommand};
+use allow_list::CallAllowList;
 pub use failure::{declared_errors, to_call_error};
 pub(crate) use failure::{of_open, overloaded};
-use memory::Memory;
+use memory::SessionMemoryPool;
+use metrics::SessionCounters;
 use opening::{first_frame, layer, listed, tenant};
-use place::Known;
-use reach::Reach;
-pub use replay::Replayed;
-pub use service::Service;
-pub use session::{Following, Ran, Session};
-pub use shared::{Reason, SessionInfo, State};
-pub use spec::{Console, Grant, Grants, Line, Peer, SessionLimits, SessionSpec};
+use permit::SessionEntry;
+pub use replay::ReplayOutcome;
+pub use service::ScriptService;
+pub use session::{ScriptSession, SessionOutput, YieldedItems};
+pub use shared::{SessionEndReason, SessionInfo, SessionState};
+pub use spec::{
+    Console, PeerSelector, SessionConsoleLine, SessionGrant, SessionGrants, SessionLimits,
+    SessionSpec,
+};
 
 /// Where the bytes of this node's stored tensors come from. Asked after the session was allowed to call
 /// `tensor/open`, and this node's own operation of that name has answered.
@@ -67,9 +70,9 @@ pub trait TensorFiles: Send + Sync + 'static {
 }
 
 /// How sessions run on this node.
-pub struct Config {
+pub struct SessionsConfig {
     /// The role of their workers.
-    pub role: Role,
+    pub role: WorkerRole,
     /// Sessions at once, over all tenants.
     pub sessions_max: usize,
     /// Sessions of one tenant at once.
@@ -78,10 +81,10 @@ pub struct Config {
     pub files: Option<Arc<dyn TensorFiles>>,
 }
 
-impl Default for Config {
+impl Default for SessionsConfig {
     fn default() -> Self {
         Self {
-            role: Role::Js,
+            role: WorkerRole::Js,
             sessions_max: SESSIONS_MAX,
             of_tenant_max: SESSIONS_OF_TENANT_MAX,
             files: None,
@@ -89,9 +92,9 @@ impl Default for Config {
     }
 }
 
-impl fmt::Debug for Config {
+impl fmt::Debug for SessionsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
+        f.debug_struct("SessionsConfig")
             .field("role", &self.role)
             .finish_non_exhaustive()
     }
@@ -99,26 +102,26 @@ impl fmt::Debug for Config {
 
 /// Every script session of a node.
 #[derive(Debug)]
-pub struct Sessions {
+pub struct ScriptSessions {
     workers: Workers,
-    config: Config,
+    config: SessionsConfig,
     next: AtomicU64,
-    table: Mutex<BTreeMap<u64, Known>>,
-    counters: Counters,
-    memory: Memory,
+    table: Mutex<BTreeMap<u64, SessionEntry>>,
+    counters: SessionCounters,
+    memory: SessionMemoryPool,
 }
 
-impl Sessions {
+impl ScriptSessions {
     /// Sessions in these workers.
     #[must_use]
-    pub fn new(workers: Workers, config: Config) -> Arc<Self> {
+    pub fn new(workers: Workers, config: SessionsConfig) -> Arc<Self> {
         Arc::new(Self {
             workers,
             config,
             next: AtomicU64::new(0),
             table: Mutex::default(),
-            counters: Counters::default(),
-            memory: Memory::default(),
+            counters: SessionCounters::default(),
+            memory: SessionMemoryPool::default(),
         })
     }
 
@@ -132,10 +135,14 @@ impl Sessions {
     /// that operation does, and may at most what both the operation and the identity may.
     ///
     /// # Errors
-    /// [`Code::Limit`] for what no session may have, [`Code::Denied`] where the operation calls
-    /// nothing itself, [`Code::Quota`] where there are too many sessions, [`Code::Policy`] and
-    /// [`Code::WorkerLost`] where there is no worker.
-    pub async fn open(self: &Arc<Self>, env: &Env, spec: SessionSpec) -> Result<Session, Failure> {
+    /// [`RuntimeCode::Limit`] for what no session may have, [`RuntimeCode::Denied`] where the operation calls
+    /// nothing itself, [`RuntimeCode::Quota`] where there are too many sessions, [`RuntimeCode::Policy`] and
+    /// [`RuntimeCode::WorkerLost`] where there is no worker.
+    pub async fn open(
+        self: &Arc<Self>,
+        env: &Env,
+        spec: SessionSpec,
+    ) -> Result<ScriptSession, ScriptFailure> {
         let opened = self.try_open(env, spec).await;
         let counter = match opened {
             Ok(_) => &self.counters.opened,
@@ -149,13 +156,13 @@ impl Sessions {
         self: &Arc<Self>,
         env: &Env,
         mut spec: SessionSpec,
-    ) -> Result<Session, Failure> {
+    ) -> Result<ScriptSession, ScriptFailure> {
         spec.check()?;
         let tenant = tenant(spec.identity.as_deref());
-        let reach = Reach::new(&spec.grants, spec.identity.as_ref())?;
+        let reach = CallAllowList::new(&spec.grants, spec.identity.as_ref())?;
         let layer = layer(env, &spec)?;
         let place = self.admit(&tenant, &spec)?;
-        let mut lease = Lease::new(self.config.role, tenant).granted(spec.memory());
+        let mut lease = WorkerLease::new(self.config.role, tenant).granted(spec.memory());
         if spec.alone {
             lease = lease.alone();
         }
@@ -165,9 +172,12 @@ impl Sessions {
         let opened = self.workers.open(lease).await;
         let worker = opened.map_err(|error| failure::of_worker(&error))?;
         let operations = listed(&layer.env(env), &spec.grants);
-        let bundle = Hash(spec.bundle());
+        let bundle = Bytes32(spec.bundle());
         let (told, fds) = first_frame(&mut spec, operations, None, bundle).map_err(|error| {
-            Failure::new(Code::Limit, format!("the session cannot be sent: {error}"))
+            ScriptFailure::new(
+                RuntimeCode::Limit,
+                format!("the session cannot be sent: {error}"),
+            )
         })?;
         let sent = worker.tell(told, fds);
         sent.map_err(|error| failure::of_call(&error))?;
@@ -175,14 +185,14 @@ impl Sessions {
         shared.set_worker(worker.pid());
         let (commands, queue) = mpsc::unbounded_channel();
         self.know(&shared, &commands);
-        let session = Session::new(
+        let session = ScriptSession::new(
             Arc::clone(&shared),
             commands.clone(),
             layer,
             spec.limits.clone(),
             bundle,
         );
-        let actor = Actor::new(self, worker, shared, &session, queue, spec, reach);
+        let actor = SessionActor::new(self, worker, shared, &session, queue, spec, reach);
         tokio::spawn(actor.run());
         Ok(session)
     }
@@ -194,10 +204,13 @@ impl Sessions {
             return false;
         };
         let commands = known.commands.upgrade();
-        let told =
-            commands.is_some_and(|commands| commands.send(Command::Close(Reason::Abort)).is_ok());
+        let told = commands.is_some_and(|commands| {
+            commands
+                .send(SessionCommand::Close(SessionEndReason::Abort))
+                .is_ok()
+        });
         if told {
-            known.shared.close(Reason::Abort);
+            known.shared.close(SessionEndReason::Abort);
         }
         told
     }
@@ -209,7 +222,7 @@ impl Sessions {
         table.values().map(|known| known.shared.info()).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Known>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, SessionEntry>> {
         lock(&self.table)
     }
 }

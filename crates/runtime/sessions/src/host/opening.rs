@@ -1,13 +1,15 @@
-//! What a session is opened with: its rights, what it is told of them, and its first frame.
+//! What a session is opened with: its rights, the list of what it may call, and its first frame.
 
 use alknet_call::{CompositionAuthority, Env};
 use alknet_core::Identity;
-use alknet_runtime::{Code, Failure, Grants as Globals, Operation, Recorded};
-use alknet_worker::{Body, Hash, Told};
+use alknet_runtime::{
+    EnvOperation, GlobalGrants as Globals, RecordedCall, RuntimeCode, ScriptFailure,
+};
+use alknet_worker::{Bytes32, CborBody, SessionNotice};
 
-use super::{Grants, SessionSpec};
+use super::{SessionGrants, SessionSpec};
 use crate::limits::{LISTED_BYTES_MAX, LISTED_MAX};
-use crate::wire::{self, Opening};
+use crate::wire::{self, SessionOpening};
 
 /// Whose workers a session may be in.
 pub(super) fn tenant(identity: Option<&Identity>) -> String {
@@ -15,21 +17,25 @@ pub(super) fn tenant(identity: Option<&Identity>) -> String {
 }
 
 /// Layer 1 of the session, with what it may and what it reaches.
-pub(super) fn layer(env: &Env, spec: &SessionSpec) -> Result<alknet_call::Session, Failure> {
-    let denied = |text: String| Failure::new(Code::Denied, text);
+pub(super) fn layer(
+    env: &Env,
+    spec: &SessionSpec,
+) -> Result<alknet_call::SandboxSession, ScriptFailure> {
+    let denied = |text: String| ScriptFailure::new(RuntimeCode::Denied, text);
     let (Some(own), Some(reach)) = (env.authority(), env.scope()) else {
         let text = "the operation that opens the session calls nothing itself";
         return Err(denied(text.to_owned()));
     };
     let authority = authority(own, spec.identity.as_deref());
     let scope = spec.grants.scope(reach);
-    alknet_call::Session::open(env, authority, scope).map_err(|error| denied(error.to_string()))
+    alknet_call::SandboxSession::open(env, authority, scope)
+        .map_err(|error| denied(error.to_string()))
 }
 
 /// What both the operation and the identity may.
 fn authority(own: &CompositionAuthority, identity: Option<&Identity>) -> CompositionAuthority {
     let Some(identity) = identity else {
-        return CompositionAuthority::new("a stranger's script", [""; 0]);
+        return CompositionAuthority::new("an unknown peer's script", [""; 0]);
     };
     let texts = |set: &alknet_core::ScopeSet| Vec::<String>::from(set.clone());
     let mut scopes: Vec<String> = texts(&identity.scopes);
@@ -50,8 +56,8 @@ fn authority(own: &CompositionAuthority, identity: Option<&Identity>) -> Composi
     authority
 }
 
-/// What a session is told that it may call.
-pub(super) fn listed(env: &Env, grants: &Grants) -> Vec<Operation> {
+/// The list of what a session may call, as the session gets it.
+pub(super) fn listed(env: &Env, grants: &SessionGrants) -> Vec<EnvOperation> {
     let mut bytes = 0;
     let mut operations = Vec::new();
     for found in env.reachable() {
@@ -59,12 +65,16 @@ pub(super) fn listed(env: &Env, grants: &Grants) -> Vec<Operation> {
         if grants.find(&spec.name, None).is_none() {
             continue;
         }
-        let operation = Operation {
+        let operation = EnvOperation {
             path: spec.name.clone(),
             kind: match spec.op_type {
-                alknet_call::OperationType::Mutation => alknet_runtime::Kind::Mutation,
-                alknet_call::OperationType::Query => alknet_runtime::Kind::Query,
-                alknet_call::OperationType::Subscription => alknet_runtime::Kind::Subscription,
+                alknet_call::OperationType::Mutation => {
+                    alknet_runtime::ScriptOperationKind::Mutation
+                }
+                alknet_call::OperationType::Query => alknet_runtime::ScriptOperationKind::Query,
+                alknet_call::OperationType::Subscription => {
+                    alknet_runtime::ScriptOperationKind::Subscription
+                }
             },
             input: spec.input_schema.clone(),
             output: spec.output_schema.clone(),
@@ -82,12 +92,12 @@ pub(super) fn listed(env: &Env, grants: &Grants) -> Vec<Operation> {
 /// The first frame of a session.
 pub(super) fn first_frame(
     spec: &mut SessionSpec,
-    operations: Vec<Operation>,
-    record: Option<Vec<Recorded>>,
-    bundle: Hash,
-) -> Result<(Told, Vec<std::os::fd::OwnedFd>), alknet_worker::FrameError> {
+    operations: Vec<EnvOperation>,
+    record: Option<Vec<RecordedCall>>,
+    bundle: Bytes32,
+) -> Result<(SessionNotice, Vec<std::os::fd::OwnedFd>), alknet_worker::WorkerFrameError> {
     let may = |name: &str| operations.iter().any(|operation| operation.path == name);
-    let opening = Opening {
+    let opening = SessionOpening {
         mode: spec.mode,
         grants: Globals {
             ops: true,
@@ -97,8 +107,8 @@ pub(super) fn first_frame(
         frozen: spec.frozen,
         seeded_crypto: spec.seed.is_some(),
         limits: spec.limits.runtime.clone(),
-        modules: Opening::texts(&spec.modules),
-        imports: Opening::map(&spec.modules),
+        modules: SessionOpening::texts(&spec.modules),
+        imports: SessionOpening::map(&spec.modules),
         main: spec.main.clone(),
         operations,
         record,
@@ -106,12 +116,12 @@ pub(super) fn first_frame(
     // The node needs the texts no longer.
     spec.modules = alknet_runtime::ModuleSet::new();
     let mut fds = Vec::new();
-    let caps: Body = wire::body(&wire::blob(&opening, &mut fds)?)?;
-    let told = Told::Open {
+    let caps: CborBody = wire::body(&wire::blob(&opening, &mut fds)?)?;
+    let told = SessionNotice::Open {
         caps,
         limits: wire::body(&spec.limits.runtime)?,
         bundle_hash: Some(bundle),
-        seed: spec.seed.map(Hash),
+        seed: spec.seed.map(Bytes32),
         clock: wire::body(&spec.clock)?,
     };
     Ok((told, fds))

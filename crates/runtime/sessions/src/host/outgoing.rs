@@ -8,22 +8,24 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef, Provenance, Resolved};
+use alknet_call::{
+    CallBody, CallError, CallOutput, Env, InvokeOptions, PeerRef, Provenance, ResolvedOperation,
+};
 use alknet_core::Capabilities;
 use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX};
-use alknet_runtime::{Code, Marks, Noted, OpError, Schemas};
-use alknet_worker::{Blob, Event, Reply, Told};
+use alknet_runtime::{OpError, OperationSchemas, RecorderTicket, RuntimeCode, SecretMarks};
+use alknet_worker::{FrameBlob, SessionNotice, WorkerEvent, WorkerReply};
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 use super::TensorFiles;
-use super::acts;
+use super::capability_calls;
 use super::failure::{op_error, op_fault};
-use super::memory::Held;
+use super::memory::MemoryReservation;
 use crate::limits::UNACKNOWLEDGED;
-use crate::wire::{self, Answer, JsonText, Opts};
+use crate::wire::{self, JsonText, WireCallOptions, WireReply};
 
 /// The operation whose answer may come as a file.
 const MAPPED: &str = "tensor/open";
@@ -35,34 +37,34 @@ const COMPUTE: &str = "compute/";
 const WGSL: &[u8] = br#""wgsl""#;
 
 /// What a script wants.
-pub(super) struct Wish {
+pub(super) struct OutgoingCall {
     pub(super) id: u64,
     /// The call into the session that it belongs to.
     pub(super) call: u64,
     /// Without a leading slash.
     pub(super) name: String,
     pub(super) input: Value,
-    pub(super) opts: Opts,
+    pub(super) opts: WireCallOptions,
     /// What `{"$bin": …}` in the input points into.
     pub(super) tail: Option<Vec<u8>>,
     /// For as long as the call runs.
-    pub(super) held: Vec<Held>,
+    pub(super) held: Vec<MemoryReservation>,
     pub(super) env: Env,
     /// By what it acts, if it is no call of an operation.
     pub(super) capabilities: Option<Capabilities>,
     /// Where it is written down what comes of it.
-    pub(super) noted: Option<Noted>,
+    pub(super) noted: Option<RecorderTicket>,
 }
 
 /// What came of it, or a part of that.
-pub(super) enum Said {
+pub(super) enum OutgoingReply {
     /// With the time that it took on the GPU.
-    Reply(u64, Reply, Vec<OwnedFd>, Duration),
-    Item(u64, Blob, Vec<OwnedFd>),
+    Reply(u64, WorkerReply, Vec<OwnedFd>, Duration),
+    Item(u64, FrameBlob, Vec<OwnedFd>),
     End(u64),
 }
 
-impl Said {
+impl OutgoingReply {
     pub(super) const fn id(&self) -> u64 {
         match self {
             Self::Reply(id, ..) | Self::Item(id, ..) | Self::End(id) => *id,
@@ -78,40 +80,40 @@ impl Said {
     }
 
     /// As the worker hears it.
-    pub(super) fn told(self) -> (Told, Vec<OwnedFd>) {
+    pub(super) fn told(self) -> (SessionNotice, Vec<OwnedFd>) {
         match self {
-            Self::Reply(id, reply, fds, _) => (Told::Reply { id, reply }, fds),
+            Self::Reply(id, reply, fds, _) => (SessionNotice::Reply { id, reply }, fds),
             Self::Item(id, blob, fds) => {
-                let event = Event::Item(blob);
-                (Told::Event { id, event }, fds)
+                let event = WorkerEvent::Item(blob);
+                (SessionNotice::Event { id, event }, fds)
             }
             Self::End(id) => {
-                let event = Event::End;
-                (Told::Event { id, event }, Vec::new())
+                let event = WorkerEvent::End;
+                (SessionNotice::Event { id, event }, Vec::new())
             }
         }
     }
 }
 
 /// Everything that a session has under way.
-pub(super) struct Outgoing {
-    said: mpsc::UnboundedSender<Said>,
+pub(super) struct OutgoingCalls {
+    said: mpsc::UnboundedSender<OutgoingReply>,
     files: Files,
-    open: HashMap<u64, Open>,
+    open: HashMap<u64, OpenOutgoingCall>,
 }
 
-struct Open {
+struct OpenOutgoingCall {
     task: AbortHandle,
     /// The call into the session that it belongs to.
     call: u64,
     /// Items that may be sent.
     room: Arc<Semaphore>,
     /// Of a subscription, which may be left at any item.
-    noted: Option<Noted>,
+    noted: Option<RecorderTicket>,
 }
 
-impl Outgoing {
-    pub(super) fn new(said: mpsc::UnboundedSender<Said>, files: Files) -> Self {
+impl OutgoingCalls {
+    pub(super) fn new(said: mpsc::UnboundedSender<OutgoingReply>, files: Files) -> Self {
         Self {
             said,
             files,
@@ -123,12 +125,12 @@ impl Outgoing {
         self.open.contains_key(&id)
     }
 
-    /// The call into the session that this belongs to, while somebody waits for it.
+    /// The call into the session that this belongs to, until the script has given it up or got its last answer.
     pub(super) fn call_of(&self, id: u64) -> Option<u64> {
         self.open.get(&id).map(|open| open.call)
     }
 
-    pub(super) fn begin(&mut self, wish: Wish, subscribes: bool) {
+    pub(super) fn begin(&mut self, wish: OutgoingCall, subscribes: bool) {
         let (id, of) = (wish.id, wish.call);
         let said = self.said.clone();
         let room = Arc::new(Semaphore::new(UNACKNOWLEDGED));
@@ -143,12 +145,12 @@ impl Outgoing {
                 tokio::spawn(async move {
                     let (reply, fds, gpu) = call(wish, files).await;
                     // A session that is over listens no more.
-                    let _ = said.send(Said::Reply(id, reply, fds, gpu));
+                    let _ = said.send(OutgoingReply::Reply(id, reply, fds, gpu));
                 })
             }
         };
         let task = task.abort_handle();
-        let open = Open {
+        let open = OpenOutgoingCall {
             task,
             call: of,
             room,
@@ -157,11 +159,11 @@ impl Outgoing {
         self.open.insert(id, open);
     }
 
-    /// Whether somebody still waits for this; with the last word nobody does any more.
-    pub(super) fn ends(&mut self, said: &Said) -> bool {
+    /// Whether the script still waits for this; its last answer ends the wait.
+    pub(super) fn ends(&mut self, said: &OutgoingReply) -> bool {
         match said {
-            Said::Item(id, ..) => self.open.contains_key(id),
-            Said::Reply(id, ..) | Said::End(id) => self.open.remove(id).is_some(),
+            OutgoingReply::Item(id, ..) => self.open.contains_key(id),
+            OutgoingReply::Reply(id, ..) | OutgoingReply::End(id) => self.open.remove(id).is_some(),
         }
     }
 
@@ -192,7 +194,7 @@ impl Outgoing {
     }
 }
 
-impl Drop for Outgoing {
+impl Drop for OutgoingCalls {
     fn drop(&mut self) {
         self.give_up_all();
     }
@@ -200,25 +202,25 @@ impl Drop for Outgoing {
 
 type Files = Option<Arc<dyn TensorFiles>>;
 
-async fn call(wish: Wish, files: Files) -> (Reply, Vec<OwnedFd>, Duration) {
+async fn call(wish: OutgoingCall, files: Files) -> (WorkerReply, Vec<OwnedFd>, Duration) {
     let (name, noted) = (wish.name.clone(), wish.noted.clone());
     let mut gpu = Duration::ZERO;
     let computes = computes_here(&wish);
     let answered = try_call(wish, files, computes.then_some(&mut gpu)).await;
     match answered {
-        Ok((blob, fds)) => (Reply::Ok(blob), fds, gpu),
+        Ok((blob, fds)) => (WorkerReply::Ok(blob), fds, gpu),
         Err(error) => {
             let error = op_error(&error, &name);
             if let Some(noted) = noted {
                 noted.failed(&error);
             }
-            (Reply::Err(op_fault(&error)), Vec::new(), gpu)
+            (WorkerReply::Err(op_fault(&error)), Vec::new(), gpu)
         }
     }
 }
 
 /// Whether the answer may say how long it took on this node's GPU.
-fn computes_here(wish: &Wish) -> bool {
+fn computes_here(wish: &OutgoingCall) -> bool {
     wish.name.starts_with(COMPUTE)
         && options(&wish.name, &wish.opts)
             .ok()
@@ -228,7 +230,7 @@ fn computes_here(wish: &Wish) -> bool {
 
 /// Whether a call reaches an operation of this node's own. One without a peer reaches a peer all the same where this
 /// node has no such operation: what peers and imported servers say is theirs.
-fn is_here(found: &Resolved) -> bool {
+fn is_here(found: &ResolvedOperation) -> bool {
     found.peer().is_none() && found.provenance() == Provenance::Local
 }
 
@@ -252,7 +254,7 @@ fn mappable(
 
 /// How long an answer says that it took on the GPU. No tree is made of it: it may be longer than a script may take,
 /// which is seen later.
-fn on_gpu(answer: &Body) -> Duration {
+fn on_gpu(answer: &CallBody) -> Duration {
     let variant = answer.member("variant");
     let by_shader = variant.is_some_and(|variant| variant.raw() == WGSL);
     let told = answer.member(if by_shader { "ms" } else { "gpu_ms" });
@@ -261,20 +263,20 @@ fn on_gpu(answer: &Body) -> Duration {
 }
 
 async fn try_call(
-    wish: Wish,
+    wish: OutgoingCall,
     files: Files,
     gpu: Option<&mut Duration>,
-) -> Result<(Blob, Vec<OwnedFd>), CallError> {
+) -> Result<(FrameBlob, Vec<OwnedFd>), CallError> {
     if let Some(capabilities) = &wish.capabilities {
-        let answer = acts::act(capabilities, &wish.name, &wish.input)?;
-        let packed = pack(&Body::json(&answer)?)?;
+        let answer = capability_calls::act(capabilities, &wish.name, &wish.input)?;
+        let packed = pack(&CallBody::json(&answer)?)?;
         if let Some(noted) = &wish.noted {
             noted.answered(&answer, None);
         }
         return Ok(packed);
     }
     let options = options(&wish.name, &wish.opts)?;
-    let Wish {
+    let OutgoingCall {
         name,
         input,
         opts,
@@ -290,9 +292,9 @@ async fn try_call(
     };
     let source = files.as_ref().and_then(|_| input.get("src").cloned());
     // Value and text are both held: the operation wants one, and its schema the other.
-    let input = Body::from(match tail {
-        Some(tail) => Output::Mixed(input, tail.into()),
-        None => Output::Value(input),
+    let input = CallBody::from(match tail {
+        Some(tail) => CallOutput::Mixed(input, tail.into()),
+        None => CallOutput::Value(input),
     });
     let began = Instant::now();
     let answer = env.invoke_body(&name, input, &options).await;
@@ -309,7 +311,7 @@ async fn try_call(
         (Some(files), Some(source)) => {
             let file = files.open(&env, source).await?;
             let mut fds = vec![OwnedFd::from(file)];
-            let answer = Answer::File(value(&answer)?, 0);
+            let answer = WireReply::File(value(&answer)?, 0);
             let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
             Ok((blob, fds))
         }
@@ -326,18 +328,19 @@ async fn try_call(
 
 fn is_gpu_timeout(error: &CallError) -> bool {
     let code = error.details.as_ref().and_then(|told| told.get("code"));
-    code.and_then(Value::as_str) == Some(Code::GpuTimeout.name())
+    code.and_then(Value::as_str) == Some(RuntimeCode::GpuTimeout.name())
 }
 
 /// An answer in the form of the frames.
-fn pack(answer: &Body) -> Result<(Blob, Vec<OwnedFd>), CallError> {
+fn pack(answer: &CallBody) -> Result<(FrameBlob, Vec<OwnedFd>), CallError> {
     let mut fds = Vec::new();
     let value = value(answer)?;
     let answer = match answer.tail() {
-        tail if tail.is_empty() => Answer::Json(value),
+        tail if tail.is_empty() => WireReply::Json(value),
         tail => {
-            let blob = Blob::pack(tail.to_vec(), &mut fds).map_err(|error| unsendable(&error))?;
-            Answer::Mixed(value, blob)
+            let blob =
+                FrameBlob::pack(tail.to_vec(), &mut fds).map_err(|error| unsendable(&error))?;
+            WireReply::Mixed(value, blob)
         }
     };
     let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
@@ -345,7 +348,7 @@ fn pack(answer: &Body) -> Result<(Blob, Vec<OwnedFd>), CallError> {
 }
 
 /// Writes an answer down, unless no record could hold it: a value is made of it for that.
-fn note(noted: &Noted, answer: &Body) {
+fn note(noted: &RecorderTicket, answer: &CallBody) {
     if answer.raw().len() > RECORDED_BYTES_MAX {
         return noted.leave_out();
     }
@@ -354,7 +357,7 @@ fn note(noted: &Noted, answer: &Body) {
 }
 
 /// An answer as it goes to the script: no value is made of it here.
-fn value(answer: &Body) -> Result<JsonText<'_>, CallError> {
+fn value(answer: &CallBody) -> Result<JsonText<'_>, CallError> {
     match answer.raw().len() <= JSON_BYTES {
         true => Ok(JsonText(answer.raw())),
         false => Err(CallError::new(
@@ -364,11 +367,11 @@ fn value(answer: &Body) -> Result<JsonText<'_>, CallError> {
     }
 }
 
-fn unsendable(error: &alknet_worker::FrameError) -> CallError {
+fn unsendable(error: &alknet_worker::WorkerFrameError) -> CallError {
     CallError::internal(format!("the answer cannot be sent to the script: {error}"))
 }
 
-fn options(name: &str, opts: &Opts) -> Result<InvokeOptions, CallError> {
+fn options(name: &str, opts: &WireCallOptions) -> Result<InvokeOptions, CallError> {
     let own = &opts.options;
     let peer = own.peer.as_deref().map(str::parse).transpose();
     Ok(InvokeOptions {
@@ -382,17 +385,17 @@ fn options(name: &str, opts: &Opts) -> Result<InvokeOptions, CallError> {
 }
 
 /// What the operation that a call reaches marks as secret; `None` where it reaches none.
-pub(super) fn marks(env: &Env, name: &str, opts: &Opts) -> Option<Marks> {
+pub(super) fn marks(env: &Env, name: &str, opts: &WireCallOptions) -> Option<SecretMarks> {
     let found = env.find(name, &options(name, opts).ok()?)?;
-    Some(Marks::within(Arc::new(Found(found))))
+    Some(SecretMarks::within(Arc::new(ResolvedSchemas(found))))
 }
 
 /// The schemas of an operation that a call reaches: those of a script's own take the session's memory as long as
 /// this is there.
 #[derive(Debug)]
-struct Found(Resolved);
+struct ResolvedSchemas(ResolvedOperation);
 
-impl Schemas for Found {
+impl OperationSchemas for ResolvedSchemas {
     fn input(&self) -> &Value {
         &self.0.spec().input_schema
     }
@@ -409,21 +412,30 @@ impl Schemas for Found {
     }
 }
 
-async fn follow(wish: Wish, said: mpsc::UnboundedSender<Said>, room: Arc<Semaphore>) {
+async fn follow(
+    wish: OutgoingCall,
+    said: mpsc::UnboundedSender<OutgoingReply>,
+    room: Arc<Semaphore>,
+) {
     let (id, name, noted) = (wish.id, wish.name.clone(), wish.noted.clone());
     let last = match try_follow(wish, &said, &room).await {
         Ok(()) => {
             if let Some(noted) = noted {
                 noted.left();
             }
-            Said::End(id)
+            OutgoingReply::End(id)
         }
         Err(error) => {
             let error: OpError = op_error(&error, &name);
             if let Some(noted) = noted {
                 noted.failed(&error);
             }
-            Said::Reply(id, Reply::Err(op_fault(&error)), Vec::new(), Duration::ZERO)
+            OutgoingReply::Reply(
+                id,
+                WorkerReply::Err(op_fault(&error)),
+                Vec::new(),
+                Duration::ZERO,
+            )
         }
     };
     // A session that is over listens no more.
@@ -431,12 +443,12 @@ async fn follow(wish: Wish, said: mpsc::UnboundedSender<Said>, room: Arc<Semapho
 }
 
 async fn try_follow(
-    wish: Wish,
-    said: &mpsc::UnboundedSender<Said>,
+    wish: OutgoingCall,
+    said: &mpsc::UnboundedSender<OutgoingReply>,
     room: &Semaphore,
 ) -> Result<(), CallError> {
     let options = options(&wish.name, &wish.opts)?;
-    let input = Body::from(Output::Value(wish.input));
+    let input = CallBody::from(CallOutput::Value(wish.input));
     let mut items = wish.env.follow(&wish.name, input, &options)?;
     loop {
         // Nothing closes it.
@@ -457,7 +469,7 @@ async fn try_follow(
             Some(noted) => noted.leave_out(),
             None => {}
         }
-        if said.send(Said::Item(wish.id, blob, fds)).is_err() {
+        if said.send(OutgoingReply::Item(wish.id, blob, fds)).is_err() {
             return Ok(());
         }
     }
@@ -468,7 +480,7 @@ mod tests {
     use super::*;
 
     fn time(answer: String) -> Duration {
-        on_gpu(&Body::from_text(answer.into()))
+        on_gpu(&CallBody::from_text(answer.into()))
     }
 
     #[test]

@@ -3,39 +3,39 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use alknet_runtime::{Code, Failure, Recorded, Work};
-use alknet_worker::{CallLimits, CallStats, Hash, Lease, Reply};
+use alknet_runtime::{IsolateWork, RecordedCall, RuntimeCode, ScriptFailure};
+use alknet_worker::{Bytes32, CallLimits, CallStats, WorkerLease, WorkerReply};
 use serde_json::Value;
 
 use super::failure::{of_call, of_fault, of_worker};
-use super::memory::Refused;
+use super::memory::ReadRefusal;
 use super::opening::first_frame;
 use super::session::request;
-use super::{SessionSpec, Sessions};
-use crate::wire::Done;
+use super::{ScriptSessions, SessionSpec};
+use crate::wire::CallResult;
 
 /// What a replay came to.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Replayed {
+pub struct ReplayOutcome {
     /// The value of the last step; a step that fails is the last one.
-    pub result: Result<Value, Failure>,
+    pub result: Result<Value, ScriptFailure>,
     /// Fuel of that step, in ticks.
     pub ticks: u64,
 }
 
-impl Sessions {
+impl ScriptSessions {
     /// Does every step in one fresh session that can call nothing: what it calls is answered from
-    /// `record`, and with `NOT_FOUND` where that has no such call. The session belongs to nobody;
-    /// its worker sees no other modules than those of `spec`.
+    /// `record`, and with `NOT_FOUND` where that has no such call. The session has no identity; its
+    /// worker sees no other modules than those of `spec`.
     pub async fn replay(
         self: &Arc<Self>,
         spec: SessionSpec,
-        steps: Vec<Work>,
-        record: Vec<Recorded>,
-    ) -> Replayed {
+        steps: Vec<IsolateWork>,
+        record: Vec<RecordedCall>,
+    ) -> ReplayOutcome {
         let mut stats = CallStats::default();
         let result = self.replay_steps(spec, steps, record, &mut stats).await;
-        Replayed {
+        ReplayOutcome {
             result,
             ticks: stats.ticks,
         }
@@ -44,22 +44,25 @@ impl Sessions {
     async fn replay_steps(
         self: &Arc<Self>,
         mut spec: SessionSpec,
-        steps: Vec<Work>,
-        record: Vec<Recorded>,
+        steps: Vec<IsolateWork>,
+        record: Vec<RecordedCall>,
         stats: &mut CallStats,
-    ) -> Result<Value, Failure> {
+    ) -> Result<Value, ScriptFailure> {
         spec.check()?;
-        let bundle = Hash(spec.bundle());
+        let bundle = Bytes32(spec.bundle());
         let tenant = format!("replay {}", blake3::Hash::from(bundle.0).to_hex());
         let place = self.admit(&tenant, &spec)?;
         let worker = self
             .workers
-            .open(Lease::new(self.config.role, tenant).granted(spec.memory()))
+            .open(WorkerLease::new(self.config.role, tenant).granted(spec.memory()))
             .await;
         let mut worker = worker.map_err(|error| of_worker(&error))?;
         let (told, fds) =
             first_frame(&mut spec, Vec::new(), Some(record), bundle).map_err(|error| {
-                Failure::new(Code::Limit, format!("the session cannot be sent: {error}"))
+                ScriptFailure::new(
+                    RuntimeCode::Limit,
+                    format!("the session cannot be sent: {error}"),
+                )
             })?;
         worker.tell(told, fds).map_err(|error| of_call(&error))?;
         place.shared.set_worker(worker.pid());
@@ -85,20 +88,20 @@ impl Sessions {
                 .shared
                 .count_ended(Some(answer.stats), began.elapsed());
             value = match answer.reply {
-                Reply::Ok(blob) => {
-                    let read = place.shared.memory().open::<Done>(blob, &answer.fds);
+                WorkerReply::Ok(blob) => {
+                    let read = place.shared.memory().open::<CallResult>(blob, &answer.fds);
                     let (done, _held) = read.map_err(|refused| {
                         let text = refused.error("result").message;
                         match refused {
                             // Others have theirs: it says nothing about what ran.
-                            Refused::Full => Failure::no_room(text),
-                            Refused::TooMuch => Failure::new(Code::Quota, text),
-                            Refused::Wrong => Failure::new(Code::WorkerLost, text),
+                            ReadRefusal::Full => ScriptFailure::no_room(text),
+                            ReadRefusal::TooMuch => ScriptFailure::new(RuntimeCode::Quota, text),
+                            ReadRefusal::Wrong => ScriptFailure::new(RuntimeCode::WorkerLost, text),
                         }
                     })?;
                     done.value.0
                 }
-                Reply::Err(fault) => return Err(of_fault(&fault)),
+                WorkerReply::Err(fault) => return Err(of_fault(&fault)),
             };
         }
         Ok(value)

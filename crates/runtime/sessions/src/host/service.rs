@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use alknet_call::Env;
-use alknet_runtime::{Code, Failure, Mode, ModuleSet, Work};
+use alknet_runtime::{IsolateWork, ModuleSet, RuntimeCode, ScriptFailure, SessionMode};
 use serde_json::Value;
 use tokio::sync::RwLock;
 
-use super::session::{Ran, Session};
-use super::shared::State;
-use super::{SessionSpec, Sessions};
+use super::session::{ScriptSession, SessionOutput};
+use super::shared::SessionState;
+use super::{ScriptSessions, SessionSpec};
 
 /// Takes what the code before it left.
 const INIT: &str = "init";
@@ -18,35 +18,35 @@ const INIT: &str = "init";
 /// before anything else, and `dispose()`, called when its code is replaced: what that answers is all
 /// that its successor gets.
 #[derive(Debug)]
-pub struct Service {
-    sessions: Arc<Sessions>,
+pub struct ScriptService {
+    sessions: Arc<ScriptSessions>,
     /// Held for reading by every call, so that a change of code waits for those that run.
-    current: RwLock<Current>,
+    current: RwLock<CurrentSession>,
 }
 
 #[derive(Debug)]
-struct Current {
-    session: Session,
+struct CurrentSession {
+    session: ScriptSession,
     /// How to open it again.
     spec: SessionSpec,
 }
 
-impl Service {
+impl ScriptService {
     /// Opens the session of `spec` as a service, evaluates its `main` and calls its `init`.
     ///
     /// # Errors
-    /// [`Code::Limit`] without a `main`; as [`Sessions::open`]; what the module or `init` ends with.
+    /// [`RuntimeCode::Limit`] without a `main`; as [`ScriptSessions::open`]; what the module or `init` ends with.
     pub async fn start(
-        sessions: &Arc<Sessions>,
+        sessions: &Arc<ScriptSessions>,
         env: &Env,
         mut spec: SessionSpec,
-    ) -> Result<Self, Failure> {
-        spec.mode = Mode::Service;
+    ) -> Result<Self, ScriptFailure> {
+        spec.mode = SessionMode::Service;
         let session = open(sessions, env, &spec).await?;
         init(&session, env, main(&spec)?, Value::Null).await?;
         Ok(Self {
             sessions: Arc::clone(sessions),
-            current: RwLock::new(Current { session, spec }),
+            current: RwLock::new(CurrentSession { session, spec }),
         })
     }
 
@@ -55,8 +55,14 @@ impl Service {
     ///
     /// # Errors
     /// What the script ends with.
-    pub async fn call(&self, env: &Env, export: &str, input: Value) -> Result<Ran, Failure> {
-        let is_over = |session: &Session| matches!(session.info().state, State::Closed(_));
+    pub async fn call(
+        &self,
+        env: &Env,
+        export: &str,
+        input: Value,
+    ) -> Result<SessionOutput, ScriptFailure> {
+        let is_over =
+            |session: &ScriptSession| matches!(session.info().state, SessionState::Closed(_));
         let mut current = self.current.read().await;
         if is_over(&current.session) {
             drop(current);
@@ -68,7 +74,7 @@ impl Service {
             }
             current = changing.downgrade();
         }
-        let work = Work::Export {
+        let work = IsolateWork::Export {
             module: main(&current.spec)?.to_owned(),
             export: export.to_owned(),
             input,
@@ -83,10 +89,15 @@ impl Service {
     ///
     /// # Errors
     /// What the new code, its test or its `init` ends with; the old code serves on.
-    pub async fn reload<T, F>(&self, env: &Env, modules: ModuleSet, test: T) -> Result<(), Failure>
+    pub async fn reload<T, F>(
+        &self,
+        env: &Env,
+        modules: ModuleSet,
+        test: T,
+    ) -> Result<(), ScriptFailure>
     where
-        T: FnOnce(Session) -> F,
-        F: Future<Output = Result<(), Failure>>,
+        T: FnOnce(ScriptSession) -> F,
+        F: Future<Output = Result<(), ScriptFailure>>,
     {
         let mut spec = self.current.read().await.spec.clone();
         spec.modules = modules;
@@ -100,8 +111,8 @@ impl Service {
     ///
     /// # Errors
     /// What the new code or its `init` ends with; the old code serves on.
-    pub async fn replace(&self, env: &Env, mut spec: SessionSpec) -> Result<(), Failure> {
-        spec.mode = Mode::Service;
+    pub async fn replace(&self, env: &Env, mut spec: SessionSpec) -> Result<(), ScriptFailure> {
+        spec.mode = SessionMode::Service;
         let main = main(&spec)?.to_owned();
         let fresh = open(&self.sessions, env, &spec).await?;
         let mut current = self.current.write().await;
@@ -115,7 +126,7 @@ impl Service {
         };
         match init(&fresh, env, &main, prev.clone()).await {
             Ok(()) => {
-                *current = Current {
+                *current = CurrentSession {
                     session: fresh,
                     spec,
                 };
@@ -128,12 +139,17 @@ impl Service {
         }
     }
 
-    /// Opens the old code with what it left. Where that fails, too, it begins anew with the next call.
-    async fn again(&self, env: &Env, old: &Current, prev: Value) -> Result<Session, Failure> {
+    /// Opens the old code with what it left. Where that fails, too, the next call begins with a fresh session.
+    async fn again(
+        &self,
+        env: &Env,
+        old: &CurrentSession,
+        prev: Value,
+    ) -> Result<ScriptSession, ScriptFailure> {
         let opened = async {
             let back = open(&self.sessions, env, &old.spec).await?;
             init(&back, env, main(&old.spec)?, prev).await?;
-            Ok::<_, Failure>(back)
+            Ok::<_, ScriptFailure>(back)
         };
         opened.await.inspect_err(|_| old.session.kill())
     }
@@ -142,7 +158,7 @@ impl Service {
     ///
     /// # Errors
     /// What `dispose` ends with.
-    pub async fn stop(self, env: &Env) -> Result<Value, Failure> {
+    pub async fn stop(self, env: &Env) -> Result<Value, ScriptFailure> {
         let current = self.current.into_inner();
         current.session.dispose(env).await.map(|ran| ran.value)
     }
@@ -151,41 +167,50 @@ impl Service {
     ///
     /// # Errors
     /// What `dispose` ends with.
-    pub async fn leave(self) -> Result<Value, Failure> {
+    pub async fn leave(self) -> Result<Value, ScriptFailure> {
         let current = self.current.into_inner();
         current.session.farewell().await.map(|ran| ran.value)
     }
 
     /// Its session at this moment.
-    pub async fn session(&self) -> Session {
+    pub async fn session(&self) -> ScriptSession {
         self.current.read().await.session.clone()
     }
 }
 
-fn main(spec: &SessionSpec) -> Result<&str, Failure> {
+fn main(spec: &SessionSpec) -> Result<&str, ScriptFailure> {
     let text = "a service names the module that it is";
     spec.main
         .as_deref()
-        .ok_or_else(|| Failure::new(Code::Limit, text))
+        .ok_or_else(|| ScriptFailure::new(RuntimeCode::Limit, text))
 }
 
 /// Opens it and evaluates its module.
-async fn open(sessions: &Arc<Sessions>, env: &Env, spec: &SessionSpec) -> Result<Session, Failure> {
+async fn open(
+    sessions: &Arc<ScriptSessions>,
+    env: &Env,
+    spec: &SessionSpec,
+) -> Result<ScriptSession, ScriptFailure> {
     let module = main(spec)?.to_owned();
     let session = sessions.open(env, spec.clone()).await?;
-    session.run(env, Work::Module { module }).await?;
+    session.run(env, IsolateWork::Module { module }).await?;
     Ok(session)
 }
 
-async fn init(session: &Session, env: &Env, module: &str, prev: Value) -> Result<(), Failure> {
-    let work = Work::Export {
+async fn init(
+    session: &ScriptSession,
+    env: &Env,
+    module: &str,
+    prev: Value,
+) -> Result<(), ScriptFailure> {
+    let work = IsolateWork::Export {
         module: module.to_owned(),
         export: INIT.to_owned(),
         input: prev,
     };
     match session.run(env, work).await {
         // A service need not export it.
-        Err(failure) if failure.code == Code::NotFound => Ok(()),
+        Err(failure) if failure.code == RuntimeCode::NotFound => Ok(()),
         outcome => outcome.map(drop),
     }
 }

@@ -5,40 +5,40 @@ use std::time::{Duration, Instant};
 
 use alknet_call::Env;
 use alknet_core::BoxFuture;
-use alknet_runtime::{Code, Failure, Record, Work};
-use alknet_worker::{Body, CallLimits, CallStats, Hash, Reply, Request};
+use alknet_runtime::{CallRecorder, IsolateWork, RuntimeCode, ScriptFailure};
+use alknet_worker::{Bytes32, CallLimits, CallStats, CborBody, WorkerReply, WorkerRequest};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::actor::{Asked, Command, Item, Start};
+use super::actor::{CallStart, SessionCommand, SessionRequest, YieldedItem};
 use super::failure::{is_relieved, of_call, of_fault};
-use super::memory::{Held, Refused};
-use super::shared::{Reason, Shared};
+use super::memory::{MemoryReservation, ReadRefusal};
+use super::shared::{SessionEndReason, SessionShared};
 use super::{SessionInfo, SessionLimits};
 use crate::limits::UNACKNOWLEDGED;
-use crate::wire::{self, Done};
+use crate::wire::{self, CallResult};
 
 /// An open session. Clones are the same; when the last one is gone, so is the session.
 #[derive(Clone, Debug)]
-pub struct Session {
-    pub(super) entrance: Entrance,
-    layer: Arc<alknet_call::Session>,
+pub struct ScriptSession {
+    pub(super) entrance: WeakSession,
+    layer: Arc<alknet_call::SandboxSession>,
     /// What keeps the session open.
-    _commands: mpsc::UnboundedSender<Command>,
+    _commands: mpsc::UnboundedSender<SessionCommand>,
 }
 
 /// The way into a session, which does not keep it open.
 #[derive(Clone, Debug)]
-pub(super) struct Entrance {
-    pub(super) shared: Arc<Shared>,
-    commands: mpsc::WeakUnboundedSender<Command>,
+pub(super) struct WeakSession {
+    pub(super) shared: Arc<SessionShared>,
+    commands: mpsc::WeakUnboundedSender<SessionCommand>,
     limits: CallLimits,
-    bundle: Hash,
+    bundle: Bytes32,
 }
 
 /// What a call into a session came to.
 #[derive(Clone, Debug)]
-pub struct Ran {
+pub struct SessionOutput {
     /// Its value.
     pub value: Value,
     /// The same as a REPL shows it.
@@ -48,18 +48,18 @@ pub struct Ran {
     /// What it took, by the worker's own account.
     pub stats: CallStats,
     /// The value counts as the session's until this is gone.
-    _held: Arc<Held>,
+    _held: Arc<MemoryReservation>,
 }
 
-impl Session {
+impl ScriptSession {
     pub(super) fn new(
-        shared: Arc<Shared>,
-        commands: mpsc::UnboundedSender<Command>,
-        layer: alknet_call::Session,
+        shared: Arc<SessionShared>,
+        commands: mpsc::UnboundedSender<SessionCommand>,
+        layer: alknet_call::SandboxSession,
         limits: SessionLimits,
-        bundle: Hash,
+        bundle: Bytes32,
     ) -> Self {
-        let entrance = Entrance {
+        let entrance = WeakSession {
             shared,
             commands: commands.downgrade(),
             limits: CallLimits {
@@ -76,7 +76,7 @@ impl Session {
         }
     }
 
-    pub(super) fn layer(&self) -> Arc<alknet_call::Session> {
+    pub(super) fn layer(&self) -> Arc<alknet_call::SandboxSession> {
         Arc::clone(&self.layer)
     }
 
@@ -97,10 +97,10 @@ impl Session {
     ///
     /// # Errors
     /// What the script ends with.
-    pub async fn run(&self, env: &Env, work: Work) -> Result<Ran, Failure> {
+    pub async fn run(&self, env: &Env, work: IsolateWork) -> Result<SessionOutput, ScriptFailure> {
         let env = self.layer.env(env);
         self.entrance
-            .enter(Asked::Call(request(work)?), Some(env), None)
+            .enter(SessionRequest::Call(request(work)?), Some(env), None)
             .await
     }
 
@@ -108,9 +108,11 @@ impl Session {
     ///
     /// # Errors
     /// The input cannot travel.
-    pub fn follow(&self, env: &Env, work: Work) -> Result<Following, Failure> {
+    pub fn follow(&self, env: &Env, work: IsolateWork) -> Result<YieldedItems, ScriptFailure> {
         let env = self.layer.env(env);
-        Ok(self.entrance.follow(Asked::Call(request(work)?), env))
+        Ok(self
+            .entrance
+            .follow(SessionRequest::Call(request(work)?), env))
     }
 
     /// Lets a service say goodbye: its `dispose` is called, at most 500 ms; what that answers is for
@@ -118,40 +120,49 @@ impl Session {
     ///
     /// # Errors
     /// What the script ends with.
-    pub async fn dispose(&self, env: &Env) -> Result<Ran, Failure> {
+    pub async fn dispose(&self, env: &Env) -> Result<SessionOutput, ScriptFailure> {
         let env = self.layer.env(env);
-        self.entrance.enter(Asked::Farewell, Some(env), None).await
+        self.entrance
+            .enter(SessionRequest::Farewell, Some(env), None)
+            .await
     }
 
     /// The same in the course of no request: its `dispose` can call nothing.
     ///
     /// # Errors
     /// What the script ends with.
-    pub async fn farewell(&self) -> Result<Ran, Failure> {
-        self.entrance.enter(Asked::Farewell, None, None).await
+    pub async fn farewell(&self) -> Result<SessionOutput, ScriptFailure> {
+        self.entrance
+            .enter(SessionRequest::Farewell, None, None)
+            .await
     }
 
     /// Ends it and every call in it.
     pub fn kill(&self) {
-        self.entrance.close(Reason::Abort);
+        self.entrance.close(SessionEndReason::Abort);
     }
 
     /// Who follows its console from now on, beside the log.
     pub fn set_console(&self, console: Option<super::Console>) {
-        self.entrance.send(Command::Console(console));
+        self.entrance.send(SessionCommand::Console(console));
     }
 
     /// Where the calls that it makes are written down from now on: all of them, with their answers,
     /// but for what the schemas of the called operations mark as secret.
-    pub fn set_record(&self, record: Option<Record>) {
-        self.entrance.send(Command::Record(record));
+    pub fn set_record(&self, record: Option<CallRecorder>) {
+        self.entrance.send(SessionCommand::Record(record));
     }
 }
 
-impl Entrance {
+impl WeakSession {
     /// Calls an operation that the session registered.
-    pub(super) async fn invoke(&self, name: &str, input: &Value, env: Env) -> Result<Ran, Failure> {
-        let asked = Asked::Call(handler(name, input)?);
+    pub(super) async fn invoke(
+        &self,
+        name: &str,
+        input: &Value,
+        env: Env,
+    ) -> Result<SessionOutput, ScriptFailure> {
+        let asked = SessionRequest::Call(handler(name, input)?);
         self.enter(asked, Some(env), None).await
     }
 
@@ -161,15 +172,15 @@ impl Entrance {
         name: &str,
         input: &Value,
         env: Env,
-    ) -> Result<Following, Failure> {
-        Ok(self.follow(Asked::Call(handler(name, input)?), env))
+    ) -> Result<YieldedItems, ScriptFailure> {
+        Ok(self.follow(SessionRequest::Call(handler(name, input)?), env))
     }
 
-    fn follow(&self, asked: Asked, env: Env) -> Following {
+    fn follow(&self, asked: SessionRequest, env: Env) -> YieldedItems {
         let (items, taken) = mpsc::channel(UNACKNOWLEDGED);
         let entrance = self.clone();
         let ended = Box::pin(async move { entrance.enter(asked, Some(env), Some(items)).await });
-        Following {
+        YieldedItems {
             entrance: self.clone(),
             ended: Some(ended),
             items: taken,
@@ -178,16 +189,16 @@ impl Entrance {
 
     async fn enter(
         &self,
-        asked: Asked,
+        asked: SessionRequest,
         env: Option<Env>,
-        items: Option<mpsc::Sender<Item>>,
-    ) -> Result<Ran, Failure> {
-        let over = || Failure::new(Code::Disposed, "the session is over");
+        items: Option<mpsc::Sender<YieldedItem>>,
+    ) -> Result<SessionOutput, ScriptFailure> {
+        let over = || ScriptFailure::new(RuntimeCode::Disposed, "the session is over");
         let course = env.clone();
         let (begun, call) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let began = Instant::now();
-        let start = Start {
+        let start = CallStart {
             asked,
             limits: self.limits,
             bundle: self.bundle,
@@ -196,11 +207,11 @@ impl Entrance {
             begun,
             stop,
         };
-        if !self.send(Command::Start(Box::new(start))) {
+        if !self.send(SessionCommand::Start(Box::new(start))) {
             return Err(over());
         }
         let call = self.answered(call).await.ok_or_else(over)?;
-        let mut guard = Entered {
+        let mut guard = EnteredCall {
             entrance: self,
             id: Some(call.id()),
         };
@@ -216,7 +227,7 @@ impl Entrance {
         // What the script said before it ended comes first.
         if let Some(id) = guard.id.take() {
             let (heard, everything) = oneshot::channel();
-            if self.send(Command::Ended(id, Some(heard))) {
+            if self.send(SessionCommand::Ended(id, Some(heard))) {
                 // Without an answer the session is over, and nothing more comes.
                 let _ = self.answered(everything).await;
             }
@@ -226,42 +237,47 @@ impl Entrance {
 
     fn ran(
         &self,
-        outcome: Result<alknet_worker::Answer, alknet_worker::CallError>,
+        outcome: Result<alknet_worker::WorkerAnswer, alknet_worker::WorkerCallError>,
         course: Option<&Env>,
         wall: Duration,
-    ) -> Result<Ran, Failure> {
+    ) -> Result<SessionOutput, ScriptFailure> {
         let (failure, stats) = match outcome {
             Ok(answer) => match answer.reply {
-                Reply::Ok(blob) => match self.shared.memory().open::<Done>(blob, &answer.fds) {
-                    Ok((done, held)) => {
-                        self.shared.count_ended(Some(answer.stats), wall);
-                        return Ok(Ran {
-                            value: done.value.0,
-                            shown: done.shown,
-                            calls: done.calls,
-                            stats: answer.stats,
-                            _held: Arc::new(held),
-                        });
-                    }
-                    Err(full @ (Refused::Full | Refused::TooMuch)) => {
-                        if let (Refused::Full, Some(env)) = (full, course) {
-                            env.excuse();
+                WorkerReply::Ok(blob) => {
+                    match self.shared.memory().open::<CallResult>(blob, &answer.fds) {
+                        Ok((done, held)) => {
+                            self.shared.count_ended(Some(answer.stats), wall);
+                            return Ok(SessionOutput {
+                                value: done.value.0,
+                                shown: done.shown,
+                                calls: done.calls,
+                                stats: answer.stats,
+                                _held: Arc::new(held),
+                            });
                         }
-                        let text = full.error("result").message;
-                        (Failure::new(Code::Quota, text), Some(answer.stats))
+                        Err(full @ (ReadRefusal::Full | ReadRefusal::TooMuch)) => {
+                            if let (ReadRefusal::Full, Some(env)) = (full, course) {
+                                env.excuse();
+                            }
+                            let text = full.error("result").message;
+                            (
+                                ScriptFailure::new(RuntimeCode::Quota, text),
+                                Some(answer.stats),
+                            )
+                        }
+                        Err(ReadRefusal::Wrong) => {
+                            // No honest worker says that.
+                            self.close(SessionEndReason::WorkerLost);
+                            let text = "the worker's answer is malformed";
+                            (ScriptFailure::new(RuntimeCode::WorkerLost, text), None)
+                        }
                     }
-                    Err(Refused::Wrong) => {
-                        // No honest worker says that.
-                        self.close(Reason::WorkerLost);
-                        let text = "the worker's answer is none";
-                        (Failure::new(Code::WorkerLost, text), None)
-                    }
-                },
-                Reply::Err(fault) => (of_fault(&fault), Some(answer.stats)),
+                }
+                WorkerReply::Err(fault) => (of_fault(&fault), Some(answer.stats)),
             },
             Err(error) => {
                 if is_relieved(&error) {
-                    self.close(Reason::WorkerLost);
+                    self.close(SessionEndReason::WorkerLost);
                 }
                 (of_call(&error), None)
             }
@@ -271,24 +287,24 @@ impl Entrance {
     }
 
     /// After a limit nothing of the session is used again.
-    fn judged(&self, failure: Failure, answered: bool) -> Failure {
-        // A worker that answers with an abort that nobody asked for was stopped for another call.
+    fn judged(&self, failure: ScriptFailure, answered: bool) -> ScriptFailure {
+        // A worker that answers with an abort that the host did not ask for was stopped for another call.
         let failure = match (failure.code, answered) {
-            (Code::Abort, true) => {
+            (RuntimeCode::Abort, true) => {
                 let text = "the session ended with another of its calls";
-                Failure::new(Code::WorkerLost, text)
+                ScriptFailure::new(RuntimeCode::WorkerLost, text)
             }
             _ => failure,
         };
-        if let Some(reason) = Reason::of(failure.code) {
+        if let Some(reason) = SessionEndReason::from_code(failure.code) {
             self.close(reason);
         }
         failure
     }
 
-    fn close(&self, reason: Reason) {
+    fn close(&self, reason: SessionEndReason) {
         self.shared.close(reason);
-        self.send(Command::Close(reason));
+        self.send(SessionCommand::Close(reason));
     }
 
     /// What the actor answers to a command; `None` where it ended without. The channel drops what lies in it
@@ -305,44 +321,44 @@ impl Entrance {
         }
     }
 
-    fn send(&self, command: Command) -> bool {
+    fn send(&self, command: SessionCommand) -> bool {
         let commands = self.commands.upgrade();
         commands.is_some_and(|commands| commands.send(command).is_ok())
     }
 }
 
 /// A call that runs; one that is dropped before its end is over as well.
-struct Entered<'a> {
-    entrance: &'a Entrance,
+struct EnteredCall<'a> {
+    entrance: &'a WeakSession,
     id: Option<u64>,
 }
 
-impl Drop for Entered<'_> {
+impl Drop for EnteredCall<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.entrance.send(Command::Ended(id, None));
+            self.entrance.send(SessionCommand::Ended(id, None));
         }
     }
 }
 
 /// Items that a script yields.
-pub struct Following {
-    entrance: Entrance,
-    ended: Option<BoxFuture<'static, Result<Ran, Failure>>>,
-    items: mpsc::Receiver<Item>,
+pub struct YieldedItems {
+    entrance: WeakSession,
+    ended: Option<BoxFuture<'static, Result<SessionOutput, ScriptFailure>>>,
+    items: mpsc::Receiver<YieldedItem>,
 }
 
-impl std::fmt::Debug for Following {
+impl std::fmt::Debug for YieldedItems {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Following")
+        f.debug_struct("YieldedItems")
             .field("entrance", &self.entrance)
             .finish_non_exhaustive()
     }
 }
 
-impl Following {
+impl YieldedItems {
     /// The next item; `None` once the script has ended well.
-    pub async fn next(&mut self) -> Option<Result<Value, Failure>> {
+    pub async fn next(&mut self) -> Option<Result<Value, ScriptFailure>> {
         loop {
             let Some(ended) = &mut self.ended else {
                 // What was said before the end is all there is.
@@ -352,7 +368,7 @@ impl Following {
                 biased;
                 item = self.items.recv() => match item {
                     Some(item) => {
-                        self.entrance.send(Command::Taken(item.call));
+                        self.entrance.send(SessionCommand::Taken(item.call));
                         return Some(Ok(item.value));
                     }
                     None => {
@@ -372,70 +388,78 @@ impl Following {
     }
 }
 
-pub(super) fn request(work: Work) -> Result<Request, Failure> {
-    let evaluate = |module: String, source: Vec<u8>| Request::Eval {
+pub(super) fn request(work: IsolateWork) -> Result<WorkerRequest, ScriptFailure> {
+    let evaluate = |module: String, source: Vec<u8>| WorkerRequest::Eval {
         module,
-        source_hash: Hash(*blake3::hash(&source).as_bytes()),
+        source_hash: Bytes32(*blake3::hash(&source).as_bytes()),
         source,
     };
     Ok(match work {
         // The text of a module came when the session was opened.
-        Work::Module { module } => evaluate(module, Vec::new()),
-        Work::Script { source } if !source.is_empty() => {
+        IsolateWork::Module { module } => evaluate(module, Vec::new()),
+        IsolateWork::Script { source } if !source.is_empty() => {
             evaluate("./repl".to_owned(), source.into_bytes())
         }
-        Work::Handler { name, input } => handler(&name, &input)?,
-        other => Request::Role {
-            body: Body::from_cbor(wire::pack(&other).map_err(|error| unsendable(&error))?),
+        IsolateWork::Handler { name, input } => handler(&name, &input)?,
+        other => WorkerRequest::Role {
+            body: CborBody::from_cbor(wire::pack(&other).map_err(|error| unsendable(&error))?),
         },
     })
 }
 
-fn handler(name: &str, input: &Value) -> Result<Request, Failure> {
-    Ok(Request::Invoke {
+fn handler(name: &str, input: &Value) -> Result<WorkerRequest, ScriptFailure> {
+    Ok(WorkerRequest::Invoke {
         op: name.to_owned(),
         input: wire::pack(input).map_err(|error| unsendable(&error))?,
     })
 }
 
-fn unsendable(error: &alknet_worker::FrameError) -> Failure {
-    Failure::new(Code::Encode, format!("the input cannot travel: {error}"))
+fn unsendable(error: &alknet_worker::WorkerFrameError) -> ScriptFailure {
+    ScriptFailure::new(
+        RuntimeCode::Encode,
+        format!("the input cannot travel: {error}"),
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use alknet_runtime::Mode;
+    use alknet_runtime::SessionMode;
     use alknet_test_support::deadline;
     use tokio::time::timeout;
 
-    use super::super::memory::Memory;
+    use super::super::memory::SessionMemoryPool;
     use super::*;
 
     /// The actor ended while a command was put into its queue, which keeps it.
     #[tokio::test]
     async fn a_call_that_the_actor_never_saw_ends_with_it() {
         let (commands, mut queue) = mpsc::unbounded_channel();
-        let entrance = Entrance {
-            shared: Arc::new(Shared::new(1, "", Mode::Repl, Memory::default().share(""))),
+        let entrance = WeakSession {
+            shared: Arc::new(SessionShared::new(
+                1,
+                "",
+                SessionMode::Repl,
+                SessionMemoryPool::default().share(""),
+            )),
             commands: commands.downgrade(),
             limits: CallLimits {
                 wall: Duration::MAX,
                 cpu: None,
                 gpu: None,
             },
-            bundle: Hash([0; 32]),
+            bundle: Bytes32([0; 32]),
         };
         let entering =
-            tokio::spawn(async move { entrance.enter(Asked::Farewell, None, None).await });
+            tokio::spawn(async move { entrance.enter(SessionRequest::Farewell, None, None).await });
         let start = queue.recv().await.expect("the call begins");
         queue.close();
         let ended = timeout(deadline(Duration::from_secs(10)), entering).await;
         let outcome = ended.expect("it ends").expect("no panic");
         assert_eq!(
             outcome.expect_err("the session is over").code,
-            Code::Disposed
+            RuntimeCode::Disposed
         );
         drop((start, commands));
     }

@@ -6,11 +6,11 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use alknet_call::limits::OPERATION_BYTES_MAX;
-use alknet_runtime::{Code, Mode};
+use alknet_runtime::{RuntimeCode, SessionMode};
 use alknet_worker::CallStats;
 
 use super::lock;
-use super::memory::Share;
+use super::memory::MemoryShare;
 
 /// Operations whose calls are counted by name; more are counted together.
 const PATHS_MAX: usize = 64;
@@ -19,7 +19,7 @@ const OTHERS: &str = "…";
 
 /// Where a session is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum SessionState {
     /// It waits for a worker.
     Opening,
     /// No call runs in it.
@@ -32,10 +32,10 @@ pub enum State {
     /// It says goodbye.
     Draining,
     /// It is over.
-    Closed(Reason),
+    Closed(SessionEndReason),
 }
 
-impl State {
+impl SessionState {
     /// As `runtime/sessions` shows it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -52,8 +52,8 @@ impl State {
 /// Why a session is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum Reason {
-    /// Somebody ended it.
+pub enum SessionEndReason {
+    /// Its owner or an administrator ended it.
     Abort,
     /// Its work was done.
     Done,
@@ -73,7 +73,7 @@ pub enum Reason {
     WorkerLost,
 }
 
-impl Reason {
+impl SessionEndReason {
     /// As `runtime/stats` and the metrics show it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -91,19 +91,19 @@ impl Reason {
     }
 
     /// What a call's end means for its session, where it means its end.
-    pub(super) const fn of(code: Code) -> Option<Self> {
+    pub(super) const fn from_code(code: RuntimeCode) -> Option<Self> {
         match code {
-            Code::Fuel => Some(Self::Fuel),
-            Code::Memory => Some(Self::Memory),
-            Code::Stack => Some(Self::Stack),
-            Code::Timeout | Code::GpuTimeout => Some(Self::Timeout),
-            Code::WorkerLost => Some(Self::WorkerLost),
+            RuntimeCode::Fuel => Some(Self::Fuel),
+            RuntimeCode::Memory => Some(Self::Memory),
+            RuntimeCode::Stack => Some(Self::Stack),
+            RuntimeCode::Timeout | RuntimeCode::GpuTimeout => Some(Self::Timeout),
+            RuntimeCode::WorkerLost => Some(Self::WorkerLost),
             _ => None,
         }
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for SessionEndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -117,9 +117,9 @@ pub struct SessionInfo {
     /// The identity that runs it; empty for a stranger.
     pub tenant: String,
     /// How long it lives.
-    pub mode: Mode,
+    pub mode: SessionMode,
     /// Where it is.
-    pub state: State,
+    pub state: SessionState,
     /// When it was opened.
     pub opened: SystemTime,
     /// Number of its worker's process; 0 while it has none.
@@ -146,19 +146,19 @@ pub struct SessionInfo {
 
 /// What the actor, the handles and the table share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SessionShared {
     info: Mutex<SessionInfo>,
-    memory: Share,
+    memory: MemoryShare,
     lent: bool,
 }
 
-impl Shared {
-    pub(super) fn new(id: u64, tenant: &str, mode: Mode, memory: Share) -> Self {
+impl SessionShared {
+    pub(super) fn new(id: u64, tenant: &str, mode: SessionMode, memory: MemoryShare) -> Self {
         let info = SessionInfo {
             id,
             tenant: tenant.to_owned(),
             mode,
-            state: State::Opening,
+            state: SessionState::Opening,
             opened: SystemTime::now(),
             pid: 0,
             ended: 0,
@@ -188,7 +188,7 @@ impl Shared {
     }
 
     /// What its values may take of the node's memory.
-    pub(super) fn memory(&self) -> &Share {
+    pub(super) fn memory(&self) -> &MemoryShare {
         &self.memory
     }
 
@@ -207,18 +207,18 @@ impl Shared {
     pub(super) fn set_worker(&self, pid: i32) {
         let mut info = lock(&self.info);
         info.pid = pid;
-        info.state = State::Idle;
+        info.state = SessionState::Idle;
     }
 
     /// So many calls run in it now.
     pub(super) fn set_running(&self, calls: usize, draining: bool) {
         let mut info = lock(&self.info);
         info.state = match (info.state, calls) {
-            (closed @ State::Closed(_), _) => closed,
-            (_, 0) => State::Idle,
-            _ if draining => State::Draining,
-            (running @ State::Running { .. }, _) => running,
-            _ => State::Running {
+            (closed @ SessionState::Closed(_), _) => closed,
+            (_, 0) => SessionState::Idle,
+            _ if draining => SessionState::Draining,
+            (running @ SessionState::Running { .. }, _) => running,
+            _ => SessionState::Running {
                 since: Instant::now(),
             },
         };
@@ -259,17 +259,17 @@ impl Shared {
     }
 
     /// It is over; the first reason stays.
-    pub(super) fn close(&self, reason: Reason) {
+    pub(super) fn close(&self, reason: SessionEndReason) {
         let mut info = lock(&self.info);
-        if !matches!(info.state, State::Closed(_)) {
-            info.state = State::Closed(reason);
+        if !matches!(info.state, SessionState::Closed(_)) {
+            info.state = SessionState::Closed(reason);
         }
     }
 
-    pub(super) fn reason(&self) -> Reason {
+    pub(super) fn reason(&self) -> SessionEndReason {
         match lock(&self.info).state {
-            State::Closed(reason) => reason,
-            _ => Reason::Done,
+            SessionState::Closed(reason) => reason,
+            _ => SessionEndReason::Done,
         }
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use alknet_call::{NameSet, ScopedPeerEnv};
 use alknet_core::{Capabilities, Identity};
-use alknet_runtime::{Clock, Code, Failure, Limits, Mode, ModuleSet};
+use alknet_runtime::{
+    IsolateLimits, ModuleSet, RuntimeCode, ScriptFailure, SessionMode, SessionTimeSource,
+};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -19,13 +21,13 @@ pub struct SessionSpec {
     /// Who runs it. Its scopes are the most that the session's calls may need.
     pub identity: Option<Arc<Identity>>,
     /// What it may call. Cut to what the operation that opens the session reaches.
-    pub grants: Grants,
+    pub grants: SessionGrants,
     /// What it may do by secrets that it does not see: those of the operation that opens it, as a rule.
     pub capabilities: Capabilities,
     /// What it may use.
     pub limits: SessionLimits,
     /// Its time.
-    pub clock: Clock,
+    pub clock: SessionTimeSource,
     /// Where its randomness comes from; with one, `crypto.getRandomValues` follows it, too.
     pub seed: Option<[u8; 32]>,
     /// Its modules.
@@ -33,7 +35,7 @@ pub struct SessionSpec {
     /// The module that a service is: it may export `init` and `dispose`.
     pub main: Option<String>,
     /// How long it lives.
-    pub mode: Mode,
+    pub mode: SessionMode,
     /// Whether the built-in objects are frozen before any module runs.
     pub frozen: bool,
     /// Whether it shares its worker with no other session, so that nothing they do ends it.
@@ -53,14 +55,14 @@ impl SessionSpec {
     pub fn new(identity: Option<Arc<Identity>>, modules: ModuleSet) -> Self {
         Self {
             identity,
-            grants: Grants::default(),
+            grants: SessionGrants::default(),
             capabilities: Capabilities::default(),
             limits: SessionLimits::default(),
-            clock: Clock::System,
+            clock: SessionTimeSource::System,
             seed: None,
             modules,
             main: None,
-            mode: Mode::OneShot,
+            mode: SessionMode::OneShot,
             frozen: false,
             alone: false,
             lent: false,
@@ -70,10 +72,10 @@ impl SessionSpec {
     }
 
     /// Refuses what no session may have.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
+    pub(crate) fn check(&self) -> Result<(), ScriptFailure> {
         self.limits.runtime.clone().checked()?;
         let wall_max = match self.mode {
-            Mode::OneShot => WALL_MAX_ONE_SHOT,
+            SessionMode::OneShot => WALL_MAX_ONE_SHOT,
             _ => WALL_MAX,
         };
         let limits = &self.limits;
@@ -85,7 +87,7 @@ impl SessionSpec {
             ),
             (limits.runtime.calls <= CALLS_MAX, "calls"),
             (
-                limits.runtime.calls_in_flight <= Limits::default().calls_in_flight,
+                limits.runtime.calls_in_flight <= IsolateLimits::default().calls_in_flight,
                 "calls_in_flight",
             ),
             (!limits.wall.is_zero() && limits.wall <= wall_max, "wall"),
@@ -94,7 +96,7 @@ impl SessionSpec {
         match wrong.into_iter().find(|(fits, _)| !fits) {
             Some((_, field)) => {
                 let text = format!("the limit {field} is out of its range");
-                Err(Failure::new(Code::Limit, text))
+                Err(ScriptFailure::new(RuntimeCode::Limit, text))
             }
             None => Ok(()),
         }
@@ -123,7 +125,7 @@ impl SessionSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionLimits {
     /// Of the isolate.
-    pub runtime: Limits,
+    pub runtime: IsolateLimits,
     /// Of a call, by the clock on the wall, waiting included.
     pub wall: Duration,
     /// Of a call, on the GPU.
@@ -133,7 +135,7 @@ pub struct SessionLimits {
 impl Default for SessionLimits {
     fn default() -> Self {
         Self {
-            runtime: Limits::default(),
+            runtime: IsolateLimits::default(),
             wall: Duration::from_secs(30),
             gpu: Duration::from_secs(10),
         }
@@ -142,17 +144,17 @@ impl Default for SessionLimits {
 
 /// What a session may call: nothing, unless something is allowed.
 #[derive(Clone, Debug, Default)]
-pub struct Grants {
+pub struct SessionGrants {
     /// What it may call.
-    pub allow: Vec<Grant>,
+    pub allow: Vec<SessionGrant>,
     /// What it may not, whatever is allowed: names, or `fs/*` for everything below.
     pub deny: NameSet,
 }
 
-impl Grants {
+impl SessionGrants {
     /// May call these, without further conditions: names, or `fs/*` for everything below.
     pub fn to<S: AsRef<str>>(patterns: impl IntoIterator<Item = S>) -> Self {
-        let allow = patterns.into_iter().map(|p| Grant::to(p.as_ref()));
+        let allow = patterns.into_iter().map(|p| SessionGrant::to(p.as_ref()));
         Self {
             allow: allow.collect(),
             deny: NameSet::default(),
@@ -167,11 +169,15 @@ impl Grants {
     }
 
     /// The first grant for an operation at this place.
-    pub(crate) fn find(&self, operation: &str, peer: Option<&str>) -> Option<(usize, &Grant)> {
+    pub(crate) fn find(
+        &self,
+        operation: &str,
+        peer: Option<&str>,
+    ) -> Option<(usize, &SessionGrant)> {
         if self.deny.contains(operation) {
             return None;
         }
-        let fits = |grant: &Grant| {
+        let fits = |grant: &SessionGrant| {
             let names: NameSet = [&grant.pattern].into_iter().collect();
             names.contains(operation) && grant.peer.takes(peer)
         };
@@ -181,24 +187,24 @@ impl Grants {
 
 /// One thing that a session may call.
 #[derive(Clone, Debug)]
-pub struct Grant {
+pub struct SessionGrant {
     /// A name, or `fs/*` for everything below.
     pub pattern: String,
     /// Where.
-    pub peer: Peer,
+    pub peer: PeerSelector,
     /// JSON Schema that the input has to fit.
     pub constraint: Option<Value>,
     /// How often, in the whole session.
     pub budget: Option<u32>,
 }
 
-impl Grant {
+impl SessionGrant {
     /// Without further conditions.
     #[must_use]
     pub fn to(pattern: &str) -> Self {
         Self {
             pattern: pattern.to_owned(),
-            peer: Peer::Any,
+            peer: PeerSelector::Any,
             constraint: None,
             budget: None,
         }
@@ -207,7 +213,7 @@ impl Grant {
 
 /// Where an operation may be called.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Peer {
+pub enum PeerSelector {
     /// Wherever it is served.
     #[default]
     Any,
@@ -217,7 +223,7 @@ pub enum Peer {
     Local,
 }
 
-impl Peer {
+impl PeerSelector {
     fn takes(&self, named: Option<&str>) -> bool {
         match self {
             Self::Any => true,
@@ -228,13 +234,13 @@ impl Peer {
 }
 
 /// Who follows a session's console. What it does not take in time is in the log only.
-pub type Console = mpsc::Sender<Line>;
+pub type Console = mpsc::Sender<SessionConsoleLine>;
 
 /// A line of a session's console.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct SessionConsoleLine {
     /// How bad.
-    pub level: alknet_runtime::Level,
+    pub level: alknet_runtime::ConsoleLevel,
     /// Without the end of the line.
     pub text: String,
 }
@@ -245,9 +251,9 @@ mod tests {
 
     #[test]
     fn grants_are_what_both_sides_allow() {
-        let grants = Grants {
+        let grants = SessionGrants {
             deny: ["fs/secret"].into_iter().collect(),
-            ..Grants::to(["fs/*", "node/info", "vault/read"])
+            ..SessionGrants::to(["fs/*", "node/info", "vault/read"])
         };
         let within = ScopedPeerEnv::new(["fs/*", "node/*"]);
         let scope = grants.scope(&within);
@@ -256,9 +262,9 @@ mod tests {
         assert!(grants.find("fs/read", None).is_some());
         assert!(grants.find("fs/secret", None).is_none());
         assert!(grants.find("other/read", None).is_none());
-        let mut pinned = Grant::to("a/b");
-        pinned.peer = Peer::Local;
-        let grants = Grants {
+        let mut pinned = SessionGrant::to("a/b");
+        pinned.peer = PeerSelector::Local;
+        let grants = SessionGrants {
             allow: vec![pinned],
             deny: NameSet::default(),
         };
@@ -284,10 +290,10 @@ mod tests {
             |s| s.limits.runtime.calls_in_flight = 65,
             |s| s.limits.runtime.calls = CALLS_MAX + 1,
         ] {
-            assert_eq!(refused(wrong), Some(Code::Limit));
+            assert_eq!(refused(wrong), Some(RuntimeCode::Limit));
         }
         let service = |s: &mut SessionSpec| {
-            s.mode = Mode::Service;
+            s.mode = SessionMode::Service;
             s.limits.wall = WALL_MAX;
         };
         assert_eq!(refused(service), None);

@@ -20,14 +20,14 @@ pub(crate) struct Json(pub(crate) Value);
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let left = Cell::new(JSON_BYTES);
-        Within(&left).deserialize(deserializer).map(Self)
+        JsonAllowance(&left).deserialize(deserializer).map(Self)
     }
 }
 
 #[derive(Clone, Copy)]
-struct Within<'a>(&'a Cell<usize>);
+struct JsonAllowance<'a>(&'a Cell<usize>);
 
-impl Within<'_> {
+impl JsonAllowance<'_> {
     /// How many of `said` values there is room for.
     fn room(self, said: Option<usize>) -> usize {
         said.unwrap_or(0).min(self.0.get() / VALUE)
@@ -41,7 +41,7 @@ impl Within<'_> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Within<'_> {
+impl<'de> DeserializeSeed<'de> for JsonAllowance<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -49,7 +49,7 @@ impl<'de> DeserializeSeed<'de> for Within<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Within<'_> {
+impl<'de> Visitor<'de> for JsonAllowance<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,7 +14,7 @@ pub(crate) struct JsonText<'a>(pub(crate) &'a [u8]);
 impl Serialize for JsonText<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut text = serde_json::Deserializer::from_slice(self.0);
-        let written = Part(serializer).deserialize(&mut text);
+        let written = TextValue(serializer).deserialize(&mut text);
         let written = written.map_err(S::Error::custom)?;
         text.end().map_err(S::Error::custom)?;
         Ok(written)
@@ -22,9 +22,9 @@ impl Serialize for JsonText<'_> {
 }
 
 /// Writes the next value of the text.
-struct Part<S>(S);
+struct TextValue<S>(S);
 
-impl<'de, S: Serializer> DeserializeSeed<'de> for Part<S> {
+impl<'de, S: Serializer> DeserializeSeed<'de> for TextValue<S> {
     type Value = S::Ok;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Ok, D::Error> {
@@ -37,7 +37,7 @@ fn failed<E: serde::de::Error>(error: impl fmt::Display) -> E {
     E::custom(error)
 }
 
-impl<'de, S: Serializer> Visitor<'de> for Part<S> {
+impl<'de, S: Serializer> Visitor<'de> for TextValue<S> {
     type Value = S::Ok;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,7 +70,7 @@ impl<'de, S: Serializer> Visitor<'de> for Part<S> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<S::Ok, A::Error> {
         let mut writer = self.0.serialize_seq(None).map_err(failed)?;
-        while seq.next_element_seed(Item(&mut writer))?.is_some() {}
+        while seq.next_element_seed(TextElement(&mut writer))?.is_some() {}
         writer.end().map_err(failed)
     }
 
@@ -78,44 +78,44 @@ impl<'de, S: Serializer> Visitor<'de> for Part<S> {
         let mut writer = self.0.serialize_map(None).map_err(failed)?;
         while let Some(name) = map.next_key::<String>()? {
             writer.serialize_key(&name).map_err(failed)?;
-            map.next_value_seed(Member(&mut writer))?;
+            map.next_value_seed(TextMember(&mut writer))?;
         }
         writer.end().map_err(failed)
     }
 }
 
-struct Item<'a, W>(&'a mut W);
+struct TextElement<'a, W>(&'a mut W);
 
-impl<'de, W: SerializeSeq> DeserializeSeed<'de> for Item<'_, W> {
+impl<'de, W: SerializeSeq> DeserializeSeed<'de> for TextElement<'_, W> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        let part = Once::new(deserializer);
+        let part = SingleSerialize::new(deserializer);
         let written = self.0.serialize_element(&part);
         part.end(written)
     }
 }
 
-struct Member<'a, W>(&'a mut W);
+struct TextMember<'a, W>(&'a mut W);
 
-impl<'de, W: SerializeMap> DeserializeSeed<'de> for Member<'_, W> {
+impl<'de, W: SerializeMap> DeserializeSeed<'de> for TextMember<'_, W> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        let part = Once::new(deserializer);
+        let part = SingleSerialize::new(deserializer);
         let written = self.0.serialize_value(&part);
         part.end(written)
     }
 }
 
 /// The next value of the text as something to be written, which it can be once.
-struct Once<'de, D: Deserializer<'de>> {
+struct SingleSerialize<'de, D: Deserializer<'de>> {
     from: Cell<Option<D>>,
     /// What the text itself failed with: more than the writer says of it.
     error: Cell<Option<D::Error>>,
 }
 
-impl<'de, D: Deserializer<'de>> Once<'de, D> {
+impl<'de, D: Deserializer<'de>> SingleSerialize<'de, D> {
     fn new(from: D) -> Self {
         Self {
             from: Cell::new(Some(from)),
@@ -132,12 +132,12 @@ impl<'de, D: Deserializer<'de>> Once<'de, D> {
     }
 }
 
-impl<'de, D: Deserializer<'de>> Serialize for Once<'de, D> {
+impl<'de, D: Deserializer<'de>> Serialize for SingleSerialize<'de, D> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Some(from) = self.from.take() else {
             return Err(S::Error::custom("a value was written twice"));
         };
-        Part(serializer).deserialize(from).map_err(|error| {
+        TextValue(serializer).deserialize(from).map_err(|error| {
             let text = S::Error::custom(&error);
             self.error.set(Some(error));
             text

@@ -4,13 +4,13 @@
 //! refused here: values of no stated length, tags, and lengths that nothing follows.
 
 use alknet_runtime::weight::{self, VALUE};
-use alknet_worker::FrameError;
+use alknet_worker::WorkerFrameError;
 
 use crate::limits::NESTING_MAX;
 
 /// Bytes that the values in `bytes` take, each as [`weight`] says. Every name of a member counts as a
 /// value.
-pub(crate) fn weigh(bytes: &[u8]) -> Result<usize, FrameError> {
+pub(crate) fn weigh(bytes: &[u8]) -> Result<usize, WorkerFrameError> {
     let mut rest = bytes;
     let mut weight = 0_usize;
     // Values that are still to come, innermost last.
@@ -21,21 +21,21 @@ pub(crate) fn weigh(bytes: &[u8]) -> Result<usize, FrameError> {
             continue;
         };
         *left = less;
-        let head = Head::read(&mut rest)?;
+        let head = CborHead::read(&mut rest)?;
         weight = weight.saturating_add(VALUE);
         match head {
-            Head::Plain => {}
-            Head::Bytes(len) => weight = weight.saturating_add(take(&mut rest, len)?.len()),
-            Head::Text(len) => {
+            CborHead::Plain => {}
+            CborHead::Bytes(len) => weight = weight.saturating_add(take(&mut rest, len)?.len()),
+            CborHead::Text(len) => {
                 let text = weight::text(take(&mut rest, len)?);
                 weight = weight.saturating_add(text);
             }
-            Head::Values(values) => {
+            CborHead::Values(values) => {
                 if values > rest.len() as u64 {
                     return Err(cut());
                 }
                 if open.len() > NESTING_MAX {
-                    return Err(FrameError::Nesting);
+                    return Err(WorkerFrameError::Nesting);
                 }
                 open.push(values);
             }
@@ -48,7 +48,7 @@ pub(crate) fn weigh(bytes: &[u8]) -> Result<usize, FrameError> {
 }
 
 /// What a value begins with (RFC 8949, section 3).
-enum Head {
+enum CborHead {
     Bytes(u64),
     /// A number, or one of the simple values.
     Plain,
@@ -57,8 +57,8 @@ enum Head {
     Values(u64),
 }
 
-impl Head {
-    fn read(rest: &mut &[u8]) -> Result<Self, FrameError> {
+impl CborHead {
+    fn read(rest: &mut &[u8]) -> Result<Self, WorkerFrameError> {
         let initial = take(rest, 1)?[0];
         let argument = match initial & 0x1f {
             small @ 0..=23 => u64::from(small),
@@ -81,19 +81,19 @@ impl Head {
     }
 }
 
-fn take<'a>(rest: &mut &'a [u8], len: u64) -> Result<&'a [u8], FrameError> {
+fn take<'a>(rest: &mut &'a [u8], len: u64) -> Result<&'a [u8], WorkerFrameError> {
     let len = usize::try_from(len).map_err(|_| cut())?;
     let (taken, left) = rest.split_at_checked(len).ok_or_else(cut)?;
     *rest = left;
     Ok(taken)
 }
 
-fn cut() -> FrameError {
+fn cut() -> WorkerFrameError {
     refused("it ends too early")
 }
 
-fn refused(what: &str) -> FrameError {
-    FrameError::Cbor(what.to_owned())
+fn refused(what: &str) -> WorkerFrameError {
+    WorkerFrameError::Cbor(what.to_owned())
 }
 
 #[cfg(test)]
@@ -113,7 +113,7 @@ mod tests {
             json!(vec![Value::Null; 100_000]),
         ] {
             let bytes = pack(&value).expect("CBOR");
-            assert_eq!(weigh(&bytes).expect("weighed"), weight::of(&value));
+            assert_eq!(weigh(&bytes).expect("weighed"), weight::estimate(&value));
         }
     }
 

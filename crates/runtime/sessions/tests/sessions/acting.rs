@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use alknet_core::{
-    Aead, Capabilities, CapabilityError, CapabilityKind, Filler, Power, Secret, Sign, capability,
+    Aead, Capabilities, CapabilityBackend, CapabilityError, CapabilityFiller, CapabilityKind,
+    CapabilitySigner, Secret, capability,
 };
-use alknet_runtime::{REDACTED, Record};
+use alknet_runtime::{CallRecorder, REDACTED};
 use alknet_sessions::SessionSpec;
 use serde_json::{Value, json};
 
-use crate::support::{Lab, main, soon, spec};
+use crate::support::{SessionLab, main, soon, spec};
 
 /// Says of what it is asked how long it was.
-struct Stamp;
+struct LengthSigner;
 
-impl Sign for Stamp {
+impl CapabilitySigner for LengthSigner {
     fn public(&self) -> [u8; 32] {
         [7; 32]
     }
@@ -26,9 +27,9 @@ impl Sign for Stamp {
 }
 
 /// Puts the name in front.
-struct Tray;
+struct PrefixAead;
 
-impl Aead for Tray {
+impl Aead for PrefixAead {
     fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, CapabilityError> {
         Ok([name.as_bytes(), plain].concat())
     }
@@ -40,13 +41,13 @@ impl Aead for Tray {
     }
 }
 
-struct Given {
+struct CapabilityFixture {
     capabilities: Capabilities,
     is_open: Arc<AtomicBool>,
-    _fillers: Vec<Filler>,
+    _fillers: Vec<CapabilityFiller>,
 }
 
-fn given() -> Given {
+fn given() -> CapabilityFixture {
     let is_open = Arc::new(AtomicBool::new(true));
     let asked = Arc::clone(&is_open);
     let gate: alknet_core::Gate = Arc::new(move || asked.load(Ordering::SeqCst));
@@ -54,13 +55,17 @@ fn given() -> Given {
         (
             "mint",
             CapabilityKind::Signer,
-            Power::Signer(Box::new(Stamp)),
+            CapabilityBackend::Signer(Box::new(LengthSigner)),
         ),
-        ("tray", CapabilityKind::Aead, Power::Aead(Box::new(Tray))),
+        (
+            "tray",
+            CapabilityKind::Aead,
+            CapabilityBackend::Aead(Box::new(PrefixAead)),
+        ),
         (
             "openai",
             CapabilityKind::Bearer,
-            Power::Bearer(Secret::new(b"sk-hush".to_vec())),
+            CapabilityBackend::Bearer(Secret::new(b"sk-hush".to_vec())),
         ),
     ];
     let mut fillers = Vec::new();
@@ -70,20 +75,20 @@ fn given() -> Given {
         fillers.push(filler);
         one
     });
-    Given {
+    CapabilityFixture {
         capabilities: Capabilities::new(all),
         is_open,
         _fillers: fillers,
     }
 }
 
-fn with(given: &Given, source: &str) -> SessionSpec {
+fn with(given: &CapabilityFixture, source: &str) -> SessionSpec {
     let mut spec = spec(source);
     spec.capabilities = given.capabilities.clone();
     spec
 }
 
-async fn value(lab: &Lab, spec: SessionSpec) -> Value {
+async fn value(lab: &SessionLab, spec: SessionSpec) -> Value {
     lab.run(spec).await.expect("a value").value
 }
 
@@ -92,7 +97,7 @@ const CAUGHT: &str = "const caught = (promise) => promise.then(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_script_signs_and_seals_and_never_has_what_is_behind_it() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "
         const mint = await capabilities.get('mint');
         const signed = new Uint8Array(await mint.sign(new TextEncoder().encode('abc')));
@@ -117,7 +122,7 @@ async fn a_script_signs_and_seals_and_never_has_what_is_behind_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_given_or_is_locked_is_refused_by_its_reason() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = format!(
         "{CAUGHT}
         const data = new Uint8Array(1);
@@ -154,7 +159,7 @@ async fn what_was_not_given_or_is_locked_is_refused_by_its_reason() {
 /// A session's own operation cannot be in the way, and no operation of the node is.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_answers_in_the_place_of_the_host() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "
         await ops.register({ name: 'capability/sign', kind: 'query' }, async () => ({ signature: '' }))
             .catch(() => null);
@@ -167,7 +172,7 @@ async fn nobody_answers_in_the_place_of_the_host() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acts_are_recorded_without_plain_text() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "
         const mint = await capabilities.get('mint');
         await mint.sign(new Uint8Array([1]));
@@ -177,7 +182,7 @@ async fn acts_are_recorded_without_plain_text() {
         export default 0;";
     let request = lab.request().await;
     let session = lab.open(&request, with(&given(), source)).await;
-    let record = Record::default();
+    let record = CallRecorder::default();
     session.set_record(Some(record.clone()));
     soon(session.run(&request.env(), main()))
         .await

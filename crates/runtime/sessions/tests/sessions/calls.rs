@@ -1,27 +1,27 @@
-//! What sessions may call, and as whom.
+//! What sessions may call, and with which identity.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use alknet_call::{HandlerKind, Idempotence, OperationSpec, Registration};
-use alknet_runtime::{Code, Failure, Mode};
-use alknet_sessions::{Config, Grant, Grants, Peer, Ran};
+use alknet_runtime::{RuntimeCode, ScriptFailure, SessionMode};
+use alknet_sessions::{PeerSelector, SessionGrant, SessionGrants, SessionOutput, SessionsConfig};
 use serde_json::{Value, json};
 
-use crate::support::{Lab, code, export, identity, main, soon, spec, until};
+use crate::support::{SessionLab, code, export, identity, main, soon, spec, until};
 
-async fn value(lab: &Lab, source: &str) -> Value {
+async fn value(lab: &SessionLab, source: &str) -> Value {
     lab.run(spec(source)).await.expect("a value").value
 }
 
 /// The operation's code, in a session with these grants.
-async fn refused(lab: &Lab, grants: Grants, source: &str) -> String {
+async fn refused(lab: &SessionLab, grants: SessionGrants, source: &str) -> String {
     let mut spec = spec(source);
     spec.grants = grants;
     refusal(lab.run(spec).await)
 }
 
-fn refusal(ran: Result<Ran, Failure>) -> String {
+fn refusal(ran: Result<SessionOutput, ScriptFailure>) -> String {
     match ran {
         Ok(ran) => format!("it came to {}", ran.value),
         Err(failure) => match failure.operation {
@@ -33,7 +33,7 @@ fn refusal(ran: Result<Ran, Failure>) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn values_cross_unchanged() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "const v = { 'é': [1, -1, 0.1, 1e308, 5e-324, 2 ** 53, null, true, ''], a: {} };
         const back = await ops.call('test/echo', v);
         export default JSON.stringify(back) === JSON.stringify(v)";
@@ -58,7 +58,10 @@ async fn the_key_of_a_call_reaches_it() {
         let paid = Arc::clone(&paid);
         async move { Ok(json!(paid.fetch_add(1, Ordering::SeqCst) + 1)) }
     });
-    let lab = Lab::with(Config::default(), vec![Registration::new(spec_of_pay, pay)]);
+    let lab = SessionLab::with(
+        SessionsConfig::default(),
+        vec![Registration::new(spec_of_pay, pay)],
+    );
     let source = "const pay = (idempotencyKey) => ops.call('test/pay', {}, { idempotencyKey });
         export default [await pay('a'), await pay('a'), await pay('b'), await pay()]";
     assert_eq!(value(&lab, source).await, json!([1, 1, 2, 3]));
@@ -67,7 +70,7 @@ async fn the_key_of_a_call_reaches_it() {
 /// What a script hands over is measured by what it takes in the node's memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_takes_too_much_memory_does_not_cross() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let tries = "const tries = async (what) => {
             try { await what(); return 'done'; } catch (error) { return error.code; } };";
     let large = [
@@ -87,7 +90,7 @@ async fn what_takes_too_much_memory_does_not_cross() {
         let told = self::value(&lab, &calls).await;
         assert_eq!(told, json!(["E_ENCODE", "E_ENCODE"]), "{value}");
         let failure = lab.run(spec(&format!("export default {value}"))).await;
-        assert_eq!(code(failure), Code::Encode, "{value}");
+        assert_eq!(code(failure), RuntimeCode::Encode, "{value}");
     }
     // What crosses alone does not cross many times at once, and is given back.
     let many = format!(
@@ -113,7 +116,7 @@ async fn what_takes_too_much_memory_does_not_cross() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_of_operations_arrive_whole() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "try { await ops.call('test/fail', { at: 3 }) } catch (e) {
         globalThis.e = e; }
         export default [e instanceof OpError, e.code, e.details.at, e.path, e.retryable]";
@@ -121,7 +124,7 @@ async fn errors_of_operations_arrive_whole() {
     assert_eq!(value(&lab, source).await, expected);
     let failure = lab.run(spec("await ops.call('test/fail', {})")).await;
     let failure = failure.expect_err("uncaught");
-    assert_eq!(failure.code, Code::Exception);
+    assert_eq!(failure.code, RuntimeCode::Exception);
     assert_eq!(
         failure.operation.expect("the operation's").code,
         "OUT_OF_INK"
@@ -130,9 +133,9 @@ async fn errors_of_operations_arrive_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_is_granted_exists() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let call = |path: &str| format!("export default await ops.call('{path}', {{}})");
-    let all = || Grants::to(["test/*"]);
+    let all = || SessionGrants::to(["test/*"]);
     for (grants, path, expected) in [
         (all(), "test/deep/one", "it came to \"yes\""),
         (all(), "/test/deep/one", "it came to \"yes\""),
@@ -140,18 +143,22 @@ async fn only_what_is_granted_exists() {
         (all(), "other/place", "NOT_FOUND"),
         (all(), "lab/enter", "NOT_FOUND"),
         (all(), "runtime/stats", "NOT_FOUND"),
-        (Grants::default(), "test/deep/one", "NOT_FOUND"),
-        (Grants::to(["test/echo"]), "test/deep/one", "NOT_FOUND"),
+        (SessionGrants::default(), "test/deep/one", "NOT_FOUND"),
         (
-            Grants::to(["test/deep/*"]),
+            SessionGrants::to(["test/echo"]),
+            "test/deep/one",
+            "NOT_FOUND",
+        ),
+        (
+            SessionGrants::to(["test/deep/*"]),
             "test/deep/one",
             "it came to \"yes\"",
         ),
         // The operation that opens the session does not reach it, whatever is granted.
-        (Grants::to(["other/*"]), "other/place", "NOT_FOUND"),
-        (Grants::to(["*"]), "other/place", "NOT_FOUND"),
+        (SessionGrants::to(["other/*"]), "other/place", "NOT_FOUND"),
+        (SessionGrants::to(["*"]), "other/place", "NOT_FOUND"),
         (
-            Grants {
+            SessionGrants {
                 deny: ["test/deep/*"].into_iter().collect(),
                 ..all()
             },
@@ -159,7 +166,7 @@ async fn only_what_is_granted_exists() {
             "NOT_FOUND",
         ),
         (
-            Grants {
+            SessionGrants {
                 deny: ["test/deep/*"].into_iter().collect(),
                 ..all()
             },
@@ -171,34 +178,34 @@ async fn only_what_is_granted_exists() {
     }
     let elsewhere = "await ops.call('test/deep/one', {}, { peer: 'far' })";
     assert_eq!(refused(&lab, all(), elsewhere).await, "NOT_FOUND");
-    let local = Grants {
-        allow: vec![Grant {
-            peer: Peer::Local,
-            ..Grant::to("test/*")
+    let local = SessionGrants {
+        allow: vec![SessionGrant {
+            peer: PeerSelector::Local,
+            ..SessionGrant::to("test/*")
         }],
-        ..Grants::default()
+        ..SessionGrants::default()
     };
     assert_eq!(refused(&lab, local.clone(), elsewhere).await, "NOT_FOUND");
     let here = refused(&lab, local, &call("test/deep/one")).await;
     assert_eq!(here, "it came to \"yes\"");
     let listed = "export default ops.list().map((o) => o.path).sort()";
     let mut spec = spec(listed);
-    spec.grants = Grants::to(["test/deep/*", "test/echo", "other/*"]);
+    spec.grants = SessionGrants::to(["test/deep/*", "test/echo", "other/*"]);
     let listed = lab.run(spec).await.expect("a list").value;
     assert_eq!(listed, json!(["test/deep/one", "test/echo"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn grants_have_constraints_and_budgets() {
-    let lab = Lab::new();
-    let grant = Grant {
+    let lab = SessionLab::new();
+    let grant = SessionGrant {
         constraint: Some(json!({ "type": "object", "required": ["a"] })),
         budget: Some(2),
-        ..Grant::to("test/echo")
+        ..SessionGrant::to("test/echo")
     };
-    let grants = Grants {
+    let grants = SessionGrants {
         allow: vec![grant],
-        ..Grants::default()
+        ..SessionGrants::default()
     };
     let wrong = "await ops.call('test/echo', { b: 1 })";
     assert_eq!(refused(&lab, grants.clone(), wrong).await, "FORBIDDEN");
@@ -215,7 +222,7 @@ async fn grants_have_constraints_and_budgets() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_script_acts_with_the_scopes_of_whoever_runs_it_and_no_more() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "export default await ops.call('test/paper', {})";
     for (scopes, expected) in [
         (&["*"][..], "it came to \"yes\""),
@@ -239,7 +246,7 @@ async fn a_script_acts_with_the_scopes_of_whoever_runs_it_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn subscriptions_yield_as_they_are_taken() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "let sum = 0; for await (const n of ops.subscribe('test/count', 1000)) sum += n;
         export default sum";
     assert_eq!(value(&lab, source).await, json!(499_500));
@@ -254,7 +261,7 @@ async fn subscriptions_yield_as_they_are_taken() {
     })
     .await;
     let yielded = lab.probe.yielded.load(Ordering::SeqCst) - before;
-    // Sixteen that nobody has taken, and those that were.
+    // Sixteen items that the script has not taken, and those that it took.
     assert!(yielded <= 5 + 2 * 16, "{yielded}");
     let wrong = "for await (const n of ops.subscribe('test/echo', {}));";
     assert_eq!(
@@ -267,7 +274,7 @@ async fn subscriptions_yield_as_they_are_taken() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_calls_its_own_operations_through_the_registry() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "await ops.register({ name: 'twice', kind: 'query', uses: [],
             input: { type: 'integer' }, errors: { TOO_BIG: {} } },
             (n) => { if (n > 99) throw new OpError('TOO_BIG', 'no', { n }); return 2 * n; });
@@ -282,7 +289,7 @@ async fn a_session_calls_its_own_operations_through_the_registry() {
         export default [await ops.call('js/twice', 21), codes, items.length, items[99]]";
     let expected = json!([42, ["INVALID_INPUT", "TOO_BIG"], 100, 99]);
     let mut own = spec(source);
-    own.grants = Grants::default();
+    own.grants = SessionGrants::default();
     assert_eq!(lab.run(own).await.expect("a value").value, expected);
     // No other session sees them.
     let other = "await ops.call('js/twice', 1)";
@@ -291,7 +298,7 @@ async fn a_session_calls_its_own_operations_through_the_registry() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operation_is_registered_again_and_better() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "const spec = (input) => ({ name: 'x', kind: 'query', uses: [], input });
         await ops.register(spec({ type: 'string' }), () => 'old');
         const old = await ops.call('js/x', 'a');
@@ -329,7 +336,7 @@ async fn an_operation_is_registered_again_and_better() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn recursion_through_the_registry_ends() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "await ops.register({ name: 'again', kind: 'query', uses: [] },
             (n) => ops.call('js/again', n + 1));
         let e; try { await ops.call('js/again', 0) } catch (error) { e = error }
@@ -343,14 +350,14 @@ async fn recursion_through_the_registry_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_are_counted_and_bounded() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let mut few = spec("for (let i = 0; i < 6; i++) await ops.call('test/echo', i)");
     few.limits.runtime.calls = 5;
-    assert_eq!(code(lab.run(few).await), Code::Quota);
+    assert_eq!(code(lab.run(few).await), RuntimeCode::Quota);
     let mut wide =
         spec("await Promise.all(Array.from({ length: 9 }, () => ops.call('test/hang')))");
     wide.limits.runtime.calls_in_flight = 8;
-    assert_eq!(code(lab.run(wide).await), Code::Quota);
+    assert_eq!(code(lab.run(wide).await), RuntimeCode::Quota);
     let request = lab.request().await;
     let source = "for (let i = 0; i < 3; i++) await ops.call('test/echo', i);
         export default await ops.call('test/deep/one', 1)";
@@ -365,14 +372,14 @@ async fn calls_are_counted_and_bounded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_calls_only_in_the_course_of_a_call() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let source = "let later; export const begin = () => { setTimeout(async () => {
             try { later = await ops.call('test/echo', 1) } catch (e) { later = e.code } }, 1); };
         export const end = () => later ?? null;";
     let mut spec = spec(source);
-    spec.mode = Mode::Service;
+    spec.mode = SessionMode::Service;
     let session = lab.open(&request, spec).await;
     soon(session.run(&env, export("begin", json!(null))))
         .await
@@ -389,7 +396,7 @@ async fn a_service_calls_only_in_the_course_of_a_call() {
         }
     })
     .await;
-    // The timer may fire while `end` runs, and then there is somebody to call for.
+    // The timer may fire while `end` runs, and then there is a request to call for.
     assert!([json!("ABORTED"), json!(1)].contains(&later), "{later}");
 }
 
@@ -397,7 +404,7 @@ async fn a_service_calls_only_in_the_course_of_a_call() {
 /// would take too long when it is asked for. Others are served meanwhile, or this would never end.
 #[tokio::test(flavor = "multi_thread")]
 async fn schemas_that_take_too_long_are_refused() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let register = "await ops.register({ name: 'a', kind: 'query', input: schema }, () => 1);";
     let chain = "const $defs = { d40: { type: 'string' } };
         for (let i = 0; i < 40; i++) {

@@ -1,10 +1,10 @@
 //! The examples of `docs/sessions.md`, as they stand there, and its table of limits.
 
 use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX, RECORDED_MAX};
-use alknet_sessions::{Config, Grants, SessionLimits, limits};
+use alknet_sessions::{SessionGrants, SessionLimits, SessionsConfig, limits};
 use serde_json::{Value, json};
 
-use crate::support::{Lab, identity, soon, spec};
+use crate::support::{SessionLab, identity, soon, spec};
 use crate::tensors;
 
 const PAGE: &str = include_str!("../../../../../docs/sessions.md");
@@ -20,7 +20,7 @@ fn blocks(kind: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_page_sends_is_answered() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let client = lab.client(&identity("reader", &["runtime:debug"]));
     let mut last = Value::Null;
     let inputs = blocks("json");
@@ -38,7 +38,7 @@ async fn what_the_page_sends_is_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_s_service_counts_on() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let sources = blocks("js");
@@ -61,8 +61,8 @@ async fn the_page_s_service_counts_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_s_tensors_are_there() {
-    let shelf = Lab::with(
-        Config::default(),
+    let shelf = SessionLab::with(
+        SessionsConfig::default(),
         tensors::operations(&std::sync::Arc::default()),
     );
     for (lab, kind, expected) in [
@@ -78,7 +78,7 @@ async fn the_page_s_tensors_are_there() {
             panic!("one example of {kind}")
         };
         let mut spec = spec(source);
-        spec.grants = Grants::to(["compute/*", "tensor/*"]);
+        spec.grants = SessionGrants::to(["compute/*", "tensor/*"]);
         assert_eq!(lab.run(spec).await.expect("a value").value, expected);
     }
 }

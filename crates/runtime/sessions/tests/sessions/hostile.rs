@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use alknet_runtime::{Code, Mode};
+use alknet_runtime::{RuntimeCode, SessionMode};
 use alknet_sessions::limits::WALL_MAX_ONE_SHOT;
-use alknet_sessions::{Session, SessionSpec};
+use alknet_sessions::{ScriptSession, SessionSpec};
 use alknet_test_support::{deadline, is_campaign};
-use alknet_worker::Reason;
+use alknet_worker::WorkerEndReason;
 use alknet_worker::limits::DEATH_WITHIN;
 use serde_json::json;
 
-use crate::support::{Lab, Request, export, main, soon, spec_of, until};
-use table::{Case, Kind, cases};
+use crate::support::{SessionLab, SessionTestRequest, export, main, soon, spec_of, until};
+use table::{CaseEnd, HostileCase, cases};
 
 /// Runs in the long campaign (`cargo xtask soak hostile`), and in a run of the tests.
 const SOAK_RUNS: usize = 10_000;
@@ -49,7 +49,7 @@ const BESIDE_OTHERS: Lateness = Lateness {
 
 /// What the cases are run with.
 #[derive(Clone, Copy)]
-struct Limits {
+struct HostileLimits {
     /// Processor time of those that end by it: what nothing inside stops is killed after it.
     cpu: Duration,
     /// Time by the clock on the wall of those that end by that.
@@ -60,13 +60,13 @@ struct Limits {
 
 /// Once each. What grows without end does so with a quarter of a session's heap as with all of it, in a quarter of the
 /// time.
-const ONCE: Limits = Limits {
+const ONCE: HostileLimits = HostileLimits {
     cpu: Duration::from_millis(100),
     wall: Duration::from_millis(100),
     heap_bytes: 16 << 20,
 };
 /// Over and over: what a case does with more of it, it does with little.
-const OVER_AND_OVER: Limits = Limits {
+const OVER_AND_OVER: HostileLimits = HostileLimits {
     cpu: Duration::from_millis(30),
     wall: Duration::from_millis(30),
     heap_bytes: 64 << 20,
@@ -92,7 +92,7 @@ const LONG: [&str; 10] = [
     "self-feeding promise chain",
 ];
 
-fn hostile(case: &Case, tenant: &str, limits: Limits) -> SessionSpec {
+fn hostile(case: &HostileCase, tenant: &str, limits: HostileLimits) -> SessionSpec {
     let mut spec = spec_of(tenant, &case.source);
     let runtime = &mut spec.limits.runtime;
     runtime.fuel_ticks = FAR_TICKS;
@@ -100,29 +100,29 @@ fn hostile(case: &Case, tenant: &str, limits: Limits) -> SessionSpec {
     runtime.heap_bytes = FAR_HEAP_BYTES;
     spec.limits.wall = deadline(FAR).min(WALL_MAX_ONE_SHOT);
     match case.kind {
-        Kind::Fuel | Kind::FuelOfAnother => runtime.fuel_ticks = 50,
-        Kind::Memory => runtime.heap_bytes = limits.heap_bytes,
-        Kind::Time => runtime.cpu = limits.cpu,
-        Kind::Wall => spec.limits.wall = limits.wall,
+        CaseEnd::Fuel | CaseEnd::FuelOfAnother => runtime.fuel_ticks = 50,
+        CaseEnd::Memory => runtime.heap_bytes = limits.heap_bytes,
+        CaseEnd::Time => runtime.cpu = limits.cpu,
+        CaseEnd::Wall => spec.limits.wall = limits.wall,
         _ => {}
     }
     spec
 }
 
 /// The code that a case ends with, if it ends with one: all limits but its own are far away.
-fn codes(kind: Kind) -> Vec<Code> {
+fn codes(kind: CaseEnd) -> Vec<RuntimeCode> {
     match kind {
-        Kind::Fuel => vec![Code::Fuel],
-        Kind::FuelOfAnother => vec![Code::Fuel, Code::WorkerLost],
-        Kind::Harmless => vec![],
-        Kind::Memory => vec![Code::Memory],
-        Kind::Refused(code) => vec![code],
-        Kind::Stack => vec![Code::Stack],
-        Kind::Time | Kind::Wall => vec![Code::Timeout],
+        CaseEnd::Fuel => vec![RuntimeCode::Fuel],
+        CaseEnd::FuelOfAnother => vec![RuntimeCode::Fuel, RuntimeCode::WorkerLost],
+        CaseEnd::Harmless => vec![],
+        CaseEnd::Memory => vec![RuntimeCode::Memory],
+        CaseEnd::Refused(code) => vec![code],
+        CaseEnd::Stack => vec![RuntimeCode::Stack],
+        CaseEnd::Time | CaseEnd::Wall => vec![RuntimeCode::Timeout],
     }
 }
 
-async fn pongs(witness: &Session, request: &Request, what: &str) {
+async fn pongs(witness: &ScriptSession, request: &SessionTestRequest, what: &str) {
     let pong = soon(witness.run(&request.env(), export("ping", json!(what)))).await;
     let pong = pong.unwrap_or_else(|failure| panic!("{what}: {failure}"));
     assert_eq!(pong.value, json!(["pong", what]));
@@ -130,10 +130,10 @@ async fn pongs(witness: &Session, request: &Request, what: &str) {
 
 /// What came of a case, if it is not what should have come.
 async fn wrong(
-    lab: &Lab,
-    request: &Request,
-    witness: &Session,
-    case: &Case,
+    lab: &SessionLab,
+    request: &SessionTestRequest,
+    witness: &ScriptSession,
+    case: &HostileCase,
     spec: SessionSpec,
 ) -> Option<String> {
     let env = request.env();
@@ -146,7 +146,7 @@ async fn wrong(
     let (ended, ()) = tokio::join!(runs, pongs(witness, request, case.name));
     pongs(witness, request, case.name).await;
     match (ended, case.kind) {
-        (Ok(_), Kind::Harmless) => None,
+        (Ok(_), CaseEnd::Harmless) => None,
         (Err(failure), kind) if codes(kind).contains(&failure.code) => None,
         (ended, kind) => {
             let ended = ended.map(|ran| ran.value);
@@ -155,32 +155,32 @@ async fn wrong(
     }
 }
 
-async fn witness(lab: &Lab, request: &Request) -> Session {
+async fn witness(lab: &SessionLab, request: &SessionTestRequest) -> ScriptSession {
     let mut witness = spec_of("witness", "export const ping = (what) => ['pong', what]");
-    witness.mode = Mode::Service;
+    witness.mode = SessionMode::Service;
     let witness = lab.open(request, witness).await;
     pongs(&witness, request, "before").await;
     witness
 }
 
 /// No case brought its worker down. How many were ended from outside.
-fn ended_well(lab: &Lab) -> u64 {
+fn ended_well(lab: &SessionLab) -> u64 {
     let ended = lab.sessions.workers().stats().ended;
-    let count = |reason: Reason| ended.get(&reason).copied().unwrap_or_default();
+    let count = |reason: WorkerEndReason| ended.get(&reason).copied().unwrap_or_default();
     let bad = [
-        Reason::Crash,
-        Reason::Violation,
-        Reason::Exit,
-        Reason::Protocol,
-        Reason::Flood,
+        WorkerEndReason::Crash,
+        WorkerEndReason::Violation,
+        WorkerEndReason::Exit,
+        WorkerEndReason::Protocol,
+        WorkerEndReason::Flood,
     ];
     assert!(bad.iter().all(|reason| count(*reason) == 0), "{ended:?}");
-    count(Reason::Cpu) + count(Reason::Wall)
+    count(WorkerEndReason::Cpu) + count(WorkerEndReason::Wall)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_case_ends_with_its_code_while_others_are_served() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let witness = witness(&lab, &request).await;
     let cases = cases();
@@ -204,7 +204,7 @@ async fn every_case_ends_with_its_code_while_others_are_served() {
 }
 
 /// Says how soon workers that did not stop at a limit were gone; in a campaign, holds it against what is permitted.
-fn deaths(lab: &Lab, how: &str, permitted: Lateness) {
+fn deaths(lab: &SessionLab, how: &str, permitted: Lateness) {
     let deaths = lab.sessions.workers().stats().deaths;
     let late = format!(
         "{} workers did not stop at a limit; {} were gone later than {DEATH_WITHIN:?} after it, the last after \
@@ -224,7 +224,7 @@ fn deaths(lab: &Lab, how: &str, permitted: Lateness) {
 
 /// What this process, which is the node, holds.
 #[derive(Clone, Copy, Debug)]
-struct Held {
+struct ProcessUsage {
     /// MiB that it allocated and has not freed.
     allocated: f64,
     /// MiB of anonymous and shared memory behind it, of which the allocator keeps some for later.
@@ -265,7 +265,7 @@ fn measured_elsewhere() {
     assert!(has_run, "{}: {complaint}", ended.status);
 }
 
-impl Held {
+impl ProcessUsage {
     fn now() -> Self {
         // SAFETY: it takes nothing and answers with numbers.
         let info = unsafe { libc::mallinfo2() };
@@ -293,19 +293,24 @@ async fn hostile_scripts_leave_nothing_behind() {
         return measured_elsewhere();
     }
     let full = is_campaign();
-    let lab = Arc::new(Lab::new());
+    let lab = Arc::new(SessionLab::new());
     let request = Arc::new(lab.request().await);
     let witness = Arc::new(witness(&lab, &request).await);
     let mut cases = cases();
     if !full {
-        cases.retain(|case| matches!(case.kind, Kind::Fuel | Kind::Refused(_) | Kind::Stack));
+        cases.retain(|case| {
+            matches!(
+                case.kind,
+                CaseEnd::Fuel | CaseEnd::Refused(_) | CaseEnd::Stack
+            )
+        });
     }
     let (cases, round) = (Arc::new(cases), AtomicUsize::new(0));
-    let is_short = |case: &&Case| full || !LONG.contains(&case.name);
-    let again: Arc<Vec<Case>> = Arc::new(cases.iter().filter(is_short).cloned().collect());
+    let is_short = |case: &&HostileCase| full || !LONG.contains(&case.name);
+    let again: Arc<Vec<HostileCase>> = Arc::new(cases.iter().filter(is_short).cloned().collect());
     assert!(full || again.len() + LONG.len() == cases.len(), "a name");
     let runs = if full { SOAK_RUNS } else { RUNS };
-    let wrongs = async |cases: &Arc<Vec<Case>>, runs: usize| {
+    let wrongs = async |cases: &Arc<Vec<HostileCase>>, runs: usize| {
         let round = round.fetch_add(1, Ordering::Relaxed);
         let next = Arc::new(AtomicUsize::new(0));
         let lane = |lane: usize| {
@@ -340,11 +345,11 @@ async fn hostile_scripts_leave_nothing_behind() {
         })
     };
     gone().await;
-    let (mut memory, begun) = (vec![Held::now()], Instant::now());
+    let (mut memory, begun) = (vec![ProcessUsage::now()], Instant::now());
     for part in 0..PARTS {
         all.extend(wrongs(&again, runs * (part + 1) / PARTS - runs * part / PARTS).await);
         gone().await;
-        memory.push(Held::now());
+        memory.push(ProcessUsage::now());
         println!("{} runs: {memory:.2?} MiB", runs * (part + 1) / PARTS);
     }
     let took = begun.elapsed();
@@ -364,7 +369,7 @@ async fn hostile_scripts_leave_nothing_behind() {
     let since = Instant::now();
     while after.allocated - before.allocated >= most && since.elapsed() < patience {
         tokio::time::sleep(SETTLES_WITHIN / 100).await;
-        after = Held::now();
+        after = ProcessUsage::now();
     }
     let grown = after.allocated - before.allocated;
     assert!(grown < most, "{grown:.2} MiB stay: {memory:.2?}");

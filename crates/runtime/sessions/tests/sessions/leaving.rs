@@ -1,10 +1,10 @@
-//! Services that get another specification, and that leave when nobody asks anything.
+//! Services that get another specification, and that leave outside of any request.
 
-use alknet_runtime::Code;
-use alknet_sessions::{Grants, State};
+use alknet_runtime::RuntimeCode;
+use alknet_sessions::{SessionGrants, SessionState};
 use serde_json::json;
 
-use crate::support::{Lab, code, soon, spec, until};
+use crate::support::{SessionLab, code, soon, spec, until};
 
 const SOURCE: &str = "let n = 0;
     export const init = (prev) => { n = prev?.n ?? 0; };
@@ -17,7 +17,7 @@ const SOURCE: &str = "let n = 0;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_goes_on_with_other_rights() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let service = lab.service(&request, spec(SOURCE)).await;
@@ -28,18 +28,18 @@ async fn a_service_goes_on_with_other_rights() {
         .await
         .expect("one");
     let mut fewer = spec(SOURCE);
-    fewer.grants = Grants::default();
+    fewer.grants = SessionGrants::default();
     soon(service.replace(&env, fewer)).await.expect("replaced");
     let six = soon(service.call(&env, "add", json!(1))).await;
     assert_eq!(six.expect("six").value, json!(6));
     let refused = soon(service.call(&env, "echo", json!(1))).await;
-    assert_eq!(code(refused), Code::Exception);
+    assert_eq!(code(refused), RuntimeCode::Exception);
     until("the old one is gone", || lab.sessions.list().len() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_leaves_for_nobody_calls_nothing() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let service = lab.service(&request, spec(SOURCE)).await;
@@ -53,7 +53,7 @@ async fn whoever_leaves_for_nobody_calls_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_cannot_go_back_begins_anew() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     // What the old one left, it cannot take itself.
@@ -66,9 +66,12 @@ async fn a_service_that_cannot_go_back_begins_anew() {
         .await
         .expect("five");
     let failed = soon(service.replace(&env, spec(proud))).await;
-    assert_eq!(failed.expect_err("init throws").code, Code::Exception);
+    assert_eq!(
+        failed.expect_err("init throws").code,
+        RuntimeCode::Exception
+    );
     let state = service.session().await.info().state;
-    assert!(matches!(state, State::Closed(_)), "{state:?}");
+    assert!(matches!(state, SessionState::Closed(_)), "{state:?}");
     let two = soon(service.call(&env, "add", json!(2))).await;
     assert_eq!(two.expect("two").value, json!(2));
 }

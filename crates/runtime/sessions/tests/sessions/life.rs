@@ -2,19 +2,21 @@
 
 use std::sync::atomic::Ordering;
 
-use alknet_runtime::{Clock, Code, Mode, Work};
+use alknet_runtime::{IsolateWork, RuntimeCode, SessionMode, SessionTimeSource};
 use alknet_sessions::limits::WALL_MAX_ONE_SHOT;
-use alknet_sessions::{Config, Line, Reason, SessionSpec, State};
+use alknet_sessions::{
+    SessionConsoleLine, SessionEndReason, SessionSpec, SessionState, SessionsConfig,
+};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::support::{Lab, code, export, identity, main, soon, spec, spec_of, until};
+use crate::support::{SessionLab, code, export, identity, main, soon, spec, spec_of, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_module_runs_in_a_worker() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "console.log('hello', [1]); console.error('no'); export default { six: 2 * 3, \
                   ops: typeof ops, gpu: typeof gpu, tensor: typeof tensor }";
     let mut spec = spec(source);
@@ -22,7 +24,7 @@ async fn a_module_runs_in_a_worker() {
     spec.console = Some(console);
     let request = lab.request().await;
     let session = lab.open(&request, spec).await;
-    assert_eq!(session.info().state, State::Idle);
+    assert_eq!(session.info().state, SessionState::Idle);
     assert_ne!(
         session.info().pid,
         i32::try_from(std::process::id()).expect("a pid")
@@ -33,7 +35,7 @@ async fn a_module_runs_in_a_worker() {
     let expected = json!({ "six": 6, "ops": "object", "gpu": "undefined", "tensor": "undefined" });
     assert_eq!(ran.value, expected);
     assert!(ran.stats.heap_peak > 0);
-    let Line { text, .. } = lines.recv().await.expect("a line");
+    let SessionConsoleLine { text, .. } = lines.recv().await.expect("a line");
     assert!(text.starts_with("hello"), "{text}");
     assert_eq!(lines.recv().await.expect("another").text, "no");
     let info = session.info();
@@ -44,7 +46,7 @@ async fn a_module_runs_in_a_worker() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exports_are_called_again_and_again() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let source = "let n = 0; export const add = (x) => n += x; export default 1;";
     let session = lab.open(&request, spec(source)).await;
@@ -54,7 +56,7 @@ async fn exports_are_called_again_and_again() {
         assert_eq!(ran.expect("a sum").value, json!(sum));
     }
     let none = soon(session.run(&env, export("sub", json!(1)))).await;
-    assert_eq!(code(none), Code::NotFound);
+    assert_eq!(code(none), RuntimeCode::NotFound);
     // Two hundred at once share the isolate.
     let many = (0..200).map(|_| session.run(&env, export("add", json!(0))));
     for ran in soon(futures_util::future::join_all(many)).await {
@@ -64,7 +66,7 @@ async fn exports_are_called_again_and_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn modules_import_each_other_and_types_are_erased() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let mut one = spec("import { twice } from './twice.ts'; export default twice(21);");
     one.modules
         .insert(
@@ -79,17 +81,17 @@ async fn modules_import_each_other_and_types_are_erased() {
         .insert("./a.ts", "enum A { B }")
         .expect("a module");
     let failure = lab.run(wrong).await.expect_err("an enum");
-    assert_eq!(failure.code, Code::TsUnsupported);
+    assert_eq!(failure.code, RuntimeCode::TsUnsupported);
     assert_eq!(failure.place.expect("a place").module, "./a.ts");
     let missing = spec("import './nowhere.js'");
-    assert_eq!(code(lab.run(missing).await), Code::NotFound);
+    assert_eq!(code(lab.run(missing).await), RuntimeCode::NotFound);
     let syntax = spec("export default (");
-    assert_eq!(code(lab.run(syntax).await), Code::Exception);
+    assert_eq!(code(lab.run(syntax).await), RuntimeCode::Exception);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_bundle_and_a_large_answer_travel_beside_the_frames() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let mut large = spec("import { n } from './large.js'; export default 'y'.repeat(n);");
     let text = format!("/* {} */ export const n = 3000000;", "x".repeat(900_000));
     large.modules.insert("./large.js", text).expect("a module");
@@ -99,13 +101,13 @@ async fn a_large_bundle_and_a_large_answer_travel_beside_the_frames() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_seed_and_clock_give_the_same_answer() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = "await new Promise((done) => setTimeout(done, 86_400_000)); export default [
         Math.random(), Date.now(), [...crypto.getRandomValues(new Uint8Array(4))]]";
     let run = async |seed: u8| {
         let mut spec = spec(source);
         spec.seed = Some([seed; 32]);
-        spec.clock = Clock::Virtual { start_ms: 1000 };
+        spec.clock = SessionTimeSource::Virtual { start_ms: 1000 };
         let ran = lab.run(spec).await.expect("a value");
         (ran.value, ran.stats.ticks)
     };
@@ -117,22 +119,22 @@ async fn the_same_seed_and_clock_give_the_same_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repl_remembers_its_lines() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let mut spec = spec("export const six = 6;");
-    spec.mode = Mode::Repl;
+    spec.mode = SessionMode::Repl;
     let session = lab.open(&request, spec).await;
     let env = request.env();
     let line = async |source: &str| {
         let source = source.to_owned();
-        soon(session.run(&env, Work::Script { source })).await
+        soon(session.run(&env, IsolateWork::Script { source })).await
     };
     assert_eq!(
         line("let a = 2").await.expect("nothing").shown.as_deref(),
         Some("undefined")
     );
     assert_eq!(line("a * 21").await.expect("a value").value, json!(42));
-    assert_eq!(code(line("nowhere").await), Code::Exception);
+    assert_eq!(code(line("nowhere").await), RuntimeCode::Exception);
     assert_eq!(line("eval('a')").await.expect("a value").value, json!(2));
     assert_eq!(
         line("").await.expect("nothing").shown.as_deref(),
@@ -146,7 +148,7 @@ async fn a_repl_remembers_its_lines() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_a_call_aborts_it_and_what_it_called() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let source = "export let heard = false;
         export const wait = async (_, { signal }) => {
@@ -155,7 +157,7 @@ async fn dropping_a_call_aborts_it_and_what_it_called() {
         };
         export const did = () => heard;";
     let mut spec = spec(source);
-    spec.mode = Mode::Service;
+    spec.mode = SessionMode::Service;
     spec.limits.wall = WALL_MAX_ONE_SHOT;
     let session = lab.open(&request, spec).await;
     let env = request.env();
@@ -183,7 +185,7 @@ async fn dropping_a_call_aborts_it_and_what_it_called() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abort_that_nobody_listens_to_ends_the_script_and_not_its_neighbours() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let neighbour = lab
@@ -213,13 +215,13 @@ async fn an_abort_that_nobody_listens_to_ends_the_script_and_not_its_neighbours(
     let over = soon(session.run(&env, main())).await;
     assert!(matches!(
         code(over),
-        Code::Abort | Code::WorkerLost | Code::Disposed
+        RuntimeCode::Abort | RuntimeCode::WorkerLost | RuntimeCode::Disposed
     ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_session_ends_its_calls() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     // Nothing but the kill ends the call for as long as this waits.
@@ -231,26 +233,29 @@ async fn a_killed_session_ends_its_calls() {
             lab.probe.started.load(Ordering::SeqCst) == 1
         })
         .await;
-        assert!(matches!(session.info().state, State::Running { .. }));
+        assert!(matches!(session.info().state, SessionState::Running { .. }));
         assert!(lab.sessions.kill(session.id()));
     };
     let (ended, ()) = soon(async { tokio::join!(session.run(&env, main()), kill) }).await;
-    assert_eq!(code(ended), Code::Abort);
+    assert_eq!(code(ended), RuntimeCode::Abort);
     until("it was dropped", || {
         lab.probe.dropped.load(Ordering::SeqCst) == 1
     })
     .await;
     until("it is over", || {
-        session.info().state == State::Closed(Reason::Abort)
+        session.info().state == SessionState::Closed(SessionEndReason::Abort)
     })
     .await;
     assert!(!lab.sessions.kill(session.id()));
-    assert_eq!(code(soon(session.run(&env, main())).await), Code::Disposed);
+    assert_eq!(
+        code(soon(session.run(&env, main())).await),
+        RuntimeCode::Disposed
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_worker_dies_of_stays_in_it() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let mine = lab
@@ -273,9 +278,9 @@ async fn what_a_worker_dies_of_stays_in_it() {
         signal::kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives");
     };
     let (ended, ()) = soon(async { tokio::join!(mine.run(&env, main()), kill) }).await;
-    assert_eq!(code(ended), Code::WorkerLost);
+    assert_eq!(code(ended), RuntimeCode::WorkerLost);
     until("both are over", || {
-        let lost = State::Closed(Reason::WorkerLost);
+        let lost = SessionState::Closed(SessionEndReason::WorkerLost);
         mine.info().state == lost && sibling.info().state == lost
     })
     .await;
@@ -287,12 +292,12 @@ async fn what_a_worker_dies_of_stays_in_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn there_are_only_so_many_sessions() {
-    let config = Config {
+    let config = SessionsConfig {
         sessions_max: 4,
         of_tenant_max: 3,
-        ..Config::default()
+        ..SessionsConfig::default()
     };
-    let lab = Lab::with(config, Vec::new());
+    let lab = SessionLab::with(config, Vec::new());
     let request = lab.request().await;
     let env = request.env();
     let open = async |tenant: &str| lab.sessions.open(&env, spec_of(tenant, "")).await;
@@ -302,28 +307,28 @@ async fn there_are_only_so_many_sessions() {
     }
     assert_eq!(
         open("a").await.expect_err("its own limit").code,
-        Code::Quota
+        RuntimeCode::Quota
     );
     assert_eq!(
         open("c").await.expect_err("everybody's limit").code,
-        Code::Quota
+        RuntimeCode::Quota
     );
     held.pop();
     until("one is gone", || lab.sessions.list().len() == 3).await;
     open("c").await.expect("room");
     let refused = open("a").await.expect_err("still");
-    assert_eq!(refused.code, Code::Quota);
+    assert_eq!(refused.code, RuntimeCode::Quota);
     assert!(refused.is_no_room(), "another try may succeed");
 }
 
 /// Others call what is the tenant's as often as they like, and what they hand over is theirs.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_have_run_leaves_the_tenant_half_of_its_sessions() {
-    let config = Config {
+    let config = SessionsConfig {
         of_tenant_max: 4,
-        ..Config::default()
+        ..SessionsConfig::default()
     };
-    let lab = Lab::with(config, Vec::new());
+    let lab = SessionLab::with(config, Vec::new());
     let request = lab.request().await;
     let env = request.env();
     let open = async |lent: bool| {
@@ -343,7 +348,7 @@ async fn what_others_have_run_leaves_the_tenant_half_of_its_sessions() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_session_may_have_is_refused() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let refused = async |change: fn(&mut SessionSpec)| {
         let mut spec = spec("export default 1");
@@ -354,16 +359,16 @@ async fn what_no_session_may_have_is_refused() {
     assert_eq!(refused(|_| {}).await, None);
     assert_eq!(
         refused(|s| s.limits.runtime.heap_bytes = 2 << 30).await,
-        Some(Code::Limit)
+        Some(RuntimeCode::Limit)
     );
     assert_eq!(
         refused(|s| s.limits.wall = std::time::Duration::MAX).await,
-        Some(Code::Limit)
+        Some(RuntimeCode::Limit)
     );
     let constraint = |s: &mut SessionSpec| {
         s.grants.allow[0].constraint = Some(json!({ "type": "nonsense" }));
     };
-    assert_eq!(refused(constraint).await, Some(Code::Limit));
+    assert_eq!(refused(constraint).await, Some(RuntimeCode::Limit));
     // An operation that calls nothing itself opens nothing that calls.
     let stranger = identity("stranger", &[]);
     let mut spec = spec("export default await ops.call('test/paper', {})");

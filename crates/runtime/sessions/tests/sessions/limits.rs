@@ -3,27 +3,33 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use alknet_runtime::{Code, Failure, Mode};
+use alknet_runtime::{RuntimeCode, ScriptFailure, SessionMode};
 use alknet_sessions::limits::LOG_BYTES_PER_S;
-use alknet_sessions::{Ran, Reason, SessionSpec, State};
+use alknet_sessions::{SessionEndReason, SessionOutput, SessionSpec, SessionState};
 use alknet_test_support::deadline;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::support::{Lab, Request, code, export, main, soon, spec, spec_of, until};
+use crate::support::{
+    SessionLab, SessionTestRequest, code, export, main, soon, spec, spec_of, until,
+};
 
-async fn limited(lab: &Lab, source: &str, limit: impl FnOnce(&mut SessionSpec)) -> Code {
+async fn limited(
+    lab: &SessionLab,
+    source: &str,
+    limit: impl FnOnce(&mut SessionSpec),
+) -> RuntimeCode {
     let mut spec = spec(source);
     limit(&mut spec);
     let request = lab.request().await;
     let session = lab.open(&request, spec).await;
-    let ran: Result<Ran, Failure> = soon(session.run(&request.env(), main())).await;
+    let ran: Result<SessionOutput, ScriptFailure> = soon(session.run(&request.env(), main())).await;
     let ended = code(ran);
     // After a limit nothing of it is used again.
     if let Some(reason) = reason(ended) {
         until("it is closed", || {
-            session.info().state == State::Closed(reason)
+            session.info().state == SessionState::Closed(reason)
         })
         .await;
         let again = soon(session.run(&request.env(), main())).await;
@@ -32,64 +38,64 @@ async fn limited(lab: &Lab, source: &str, limit: impl FnOnce(&mut SessionSpec)) 
     ended
 }
 
-fn reason(code: Code) -> Option<Reason> {
+fn reason(code: RuntimeCode) -> Option<SessionEndReason> {
     Some(match code {
-        Code::Fuel => Reason::Fuel,
-        Code::Memory => Reason::Memory,
-        Code::Stack => Reason::Stack,
-        Code::Timeout => Reason::Timeout,
+        RuntimeCode::Fuel => SessionEndReason::Fuel,
+        RuntimeCode::Memory => SessionEndReason::Memory,
+        RuntimeCode::Stack => SessionEndReason::Stack,
+        RuntimeCode::Timeout => SessionEndReason::Timeout,
         _ => return None,
     })
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_limit_has_its_code() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let ms = Duration::from_millis;
     let spin = "for (;;);";
     assert_eq!(
         limited(&lab, spin, |s| s.limits.runtime.fuel_ticks = 10).await,
-        Code::Fuel
+        RuntimeCode::Fuel
     );
     let cpu = |s: &mut SessionSpec| {
         s.limits.runtime.fuel_ticks = 10_000_000;
         s.limits.runtime.cpu = ms(100);
     };
-    assert_eq!(limited(&lab, spin, cpu).await, Code::Timeout);
+    assert_eq!(limited(&lab, spin, cpu).await, RuntimeCode::Timeout);
     let wall = |s: &mut SessionSpec| s.limits.wall = ms(200);
     let waits = "await new Promise((done) => setTimeout(done, 1e9))";
-    assert_eq!(limited(&lab, waits, wall).await, Code::Timeout);
+    assert_eq!(limited(&lab, waits, wall).await, RuntimeCode::Timeout);
     assert_eq!(
         limited(&lab, "await ops.call('test/hang', {})", wall).await,
-        Code::Timeout
+        RuntimeCode::Timeout
     );
     let heap = |s: &mut SessionSpec| s.limits.runtime.heap_bytes = 4 << 20;
     let fills = "const all = []; for (;;) all.push(new Array(1000).fill(1.5))";
-    assert_eq!(limited(&lab, fills, heap).await, Code::Memory);
+    assert_eq!(limited(&lab, fills, heap).await, RuntimeCode::Memory);
     let external = |s: &mut SessionSpec| s.limits.runtime.external_bytes = 2;
     let bytes = "await ops.call('test/bytes', {})";
-    assert_eq!(limited(&lab, bytes, external).await, Code::Memory);
+    assert_eq!(limited(&lab, bytes, external).await, RuntimeCode::Memory);
     assert_eq!(
         limited(&lab, "(function f() { f() })()", |_| {}).await,
-        Code::Stack
+        RuntimeCode::Stack
     );
     let chain = "const go = () => Promise.resolve().then(go); go();
         await new Promise((done) => setTimeout(done, 1e9))";
-    assert_eq!(limited(&lab, chain, |_| {}).await, Code::Fuel);
+    assert_eq!(limited(&lab, chain, |_| {}).await, RuntimeCode::Fuel);
     let never = "await new Promise(() => {})";
-    assert_eq!(limited(&lab, never, |_| {}).await, Code::Exception);
+    assert_eq!(limited(&lab, never, |_| {}).await, RuntimeCode::Exception);
     assert_eq!(
         limited(&lab, "export default NaN", |_| {}).await,
-        Code::Encode
+        RuntimeCode::Encode
     );
     let many = "for (let i = 0; i < 2000; i++) setTimeout(() => {}, 1e6)";
-    assert_eq!(limited(&lab, many, |_| {}).await, Code::Quota);
+    assert_eq!(limited(&lab, many, |_| {}).await, RuntimeCode::Quota);
 }
 
 /// Loops inside the engine that no flag stops: killed from outside, with the limit's code.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_native_loop_is_killed_with_the_code_of_its_limit() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let source = "const a = Array.from({ length: 600000 }, (_, i) => String((i * 7919) % 600011));
@@ -106,11 +112,11 @@ async fn a_native_loop_is_killed_with_the_code_of_its_limit() {
         let ended = soon(session.run(&env, export(name, json!(null)))).await;
         let failure = ended.expect_err("it has no end");
         assert!(
-            [Code::Timeout, Code::Exception].contains(&failure.code),
+            [RuntimeCode::Timeout, RuntimeCode::Exception].contains(&failure.code),
             "{name}: {failure}"
         );
         assert_eq!(
-            failure.code == Code::Exception,
+            failure.code == RuntimeCode::Exception,
             failure.message.contains("BigInt"),
             "{name}"
         );
@@ -119,13 +125,13 @@ async fn a_native_loop_is_killed_with_the_code_of_its_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_of_one_call_ends_the_others_of_its_session() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let source = "export const wait = () => ops.call('test/hang', {});
         export const spin = () => { for (;;); };";
     let mut both = spec(source);
-    both.mode = Mode::Service;
+    both.mode = SessionMode::Service;
     both.limits.runtime.cpu = Duration::from_millis(100);
     let session = lab.open(&request, both).await;
     let started = || lab.probe.started.load(Ordering::SeqCst) == 1;
@@ -135,18 +141,23 @@ async fn a_limit_of_one_call_ends_the_others_of_its_session() {
     };
     let wait = session.run(&env, export("wait", json!(null)));
     let (waited, span) = soon(async { tokio::join!(wait, spin) }).await;
-    // They share a thread and so its time: which of them is told of the limit and which of its end is
+    // They share a thread and so its time: which of them ends with the limit, and which with the end of the session, is
     // the machine's to choose.
     let told = [code(waited), code(span)];
-    let limit = |code: &Code| matches!(code, Code::Fuel | Code::Timeout);
-    let end = |code: &Code| matches!(code, Code::WorkerLost | Code::Abort | Code::Disposed);
+    let limit = |code: &RuntimeCode| matches!(code, RuntimeCode::Fuel | RuntimeCode::Timeout);
+    let end = |code: &RuntimeCode| {
+        matches!(
+            code,
+            RuntimeCode::WorkerLost | RuntimeCode::Abort | RuntimeCode::Disposed
+        )
+    };
     assert!(told.iter().any(limit), "{told:?}");
     assert!(told.iter().all(|code| limit(code) || end(code)), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_console_has_its_share() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let mut loud =
         spec("for (let i = 0; i < 300; i++) console.log('x'.repeat(1000)); export default 1");
@@ -168,7 +179,10 @@ async fn a_console_has_its_share() {
 }
 
 /// Calls into sessions of one tenant, four of which leave the next 1.5 MB of the tenant's memory.
-async fn keep_values(lab: &Lab, request: &Request) -> JoinSet<Result<Ran, Failure>> {
+async fn keep_values(
+    lab: &SessionLab,
+    request: &SessionTestRequest,
+) -> JoinSet<Result<SessionOutput, ScriptFailure>> {
     let keeps = "export const keep = () => new Promise(() => {
          for (let i = 0; i < 4; i++)
              ops.call('test/hang', 'x'.repeat(1e6), { timeoutMs: 600000 }).catch(() => {});
@@ -176,7 +190,7 @@ async fn keep_values(lab: &Lab, request: &Request) -> JoinSet<Result<Ran, Failur
     let mut kept = JoinSet::new();
     for _ in 0..4 {
         let mut keeper = spec(keeps);
-        keeper.mode = Mode::Service;
+        keeper.mode = SessionMode::Service;
         let session = lab.open(request, keeper).await;
         let env = request.env();
         kept.spawn(async move { session.run(&env, export("keep", Value::Null)).await });
@@ -190,7 +204,7 @@ async fn keep_values(lab: &Lab, request: &Request) -> JoinSet<Result<Ran, Failur
 /// itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_whose_value_finds_no_room_beside_others_is_excused() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let keeps = lab.request().await;
     let kept = keep_values(&lab, &keeps).await;
     let beside =

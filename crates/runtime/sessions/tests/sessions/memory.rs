@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use alknet_call::{CallError, Env, HandlerKind, OperationSpec, Registration};
 use alknet_core::BoxFuture;
-use alknet_runtime::Mode;
+use alknet_runtime::SessionMode;
 use alknet_runtime::limits::CPU_MAX;
 use alknet_sessions::limits::{FUEL_MAX, SESSIONS_OF_TENANT_MAX};
-use alknet_sessions::{Config, Grants, TensorFiles};
+use alknet_sessions::{SessionGrants, SessionsConfig, TensorFiles};
 use alknet_test_support::is_campaign;
 use serde_json::{Value, json};
 
-use crate::support::{Lab, export, soon, spec, spec_of, until};
+use crate::support::{SessionLab, export, soon, spec, spec_of, until};
 
 const MIB: u64 = 1 << 20;
 
@@ -52,7 +52,7 @@ fn resident(pid: i32) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_idle_sessions_answer_are_listed_and_fit_into_a_gibibyte() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let mut sessions = Vec::new();
@@ -62,7 +62,7 @@ async fn a_thousand_idle_sessions_answer_are_listed_and_fit_into_a_gibibyte() {
         // Each tenant has as many as one may.
         let tenant = format!("tenant{}", at / SESSIONS_OF_TENANT_MAX);
         let mut idle = spec_of(&tenant, &source);
-        idle.mode = Mode::Service;
+        idle.mode = SessionMode::Service;
         let session = lab.open(&request, idle).await;
         let ran = soon(session.run(&env, export("next", Value::Null))).await;
         assert_eq!(ran.expect("a value").value, json!(at + 1));
@@ -109,7 +109,7 @@ const SHARED_MAX: usize = 8;
 /// into memory of its own, whatever its script does meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_a_script_leaves_are_not_the_nodes_memory() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let source = format!(
         "export const leave = () => {{
              for (let i = 0; i < {LEFT_MIB}; i++) ops.call('test/big', 1 << 20).catch(() => {{}});
@@ -117,7 +117,7 @@ async fn answers_that_a_script_leaves_are_not_the_nodes_memory() {
          }};"
     );
     let mut leaves = spec(&source);
-    leaves.mode = Mode::Service;
+    leaves.mode = SessionMode::Service;
     leaves.limits.runtime.fuel_ticks = FUEL_MAX;
     leaves.limits.runtime.cpu = CPU_MAX;
     let request = lab.request().await;
@@ -144,9 +144,9 @@ async fn answers_that_a_script_leaves_are_not_the_nodes_memory() {
 }
 
 /// The one file of a store, which forgets it when it has handed it out.
-struct Deleted(PathBuf);
+struct DeletedFile(PathBuf);
 
-impl TensorFiles for Deleted {
+impl TensorFiles for DeletedFile {
     fn open(&self, _: &Env, _: Value) -> BoxFuture<'static, Result<File, CallError>> {
         let file = File::open(&self.0).expect("it was not asked for before");
         fs::remove_file(&self.0).expect("the folder is ours");
@@ -184,11 +184,11 @@ async fn a_tensor_costs_memory_only_where_it_is_looked_at_and_outlives_its_file(
     let path = tensor_file(&folder);
     let open = HandlerKind::once(|_, _| async { Ok(json!({ "tensors": [{ "name": "t" }] })) });
     let open = Registration::new(OperationSpec::query("tensor/open", "For tests."), open);
-    let config = Config {
-        files: Some(Arc::new(Deleted(path.clone()))),
-        ..Config::default()
+    let config = SessionsConfig {
+        files: Some(Arc::new(DeletedFile(path.clone()))),
+        ..SessionsConfig::default()
     };
-    let lab = Lab::with(config, vec![open]);
+    let lab = SessionLab::with(config, vec![open]);
     let request = lab.request().await;
     let env = request.env();
     let mut opening = spec(
@@ -212,8 +212,8 @@ async fn a_tensor_costs_memory_only_where_it_is_looked_at_and_outlives_its_file(
              return [sum, data[data.length - 1]];
          };",
     );
-    opening.grants = Grants::to(["tensor/*"]);
-    opening.mode = Mode::Service;
+    opening.grants = SessionGrants::to(["tensor/*"]);
+    opening.mode = SessionMode::Service;
     opening.alone = true;
     opening.limits.runtime.external_bytes = 512 << 20;
     let session = lab.open(&request, opening).await;

@@ -3,7 +3,7 @@
 use alknet_call::{CallConnection, CallError};
 use serde_json::{Value, json};
 
-use crate::support::{Lab, identity, soon, until};
+use crate::support::{SessionLab, identity, soon, until};
 
 async fn call(client: &CallConnection, name: &str, input: Value) -> Result<Value, CallError> {
     let answer = soon(client.call(name, &input)).await;
@@ -22,7 +22,7 @@ async fn refused(client: &CallConnection, input: Value) -> (String, Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_script_is_run_for_its_caller() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let client = lab.client(&identity("dev", &["runtime:debug", "paper:*"]));
     let source = "const n: number = 6; console.log('on'); export default [n * 7,
         await ops.call('test/paper', {}), (await ops.call('test/who', {})).id]";
@@ -55,7 +55,7 @@ async fn a_script_is_run_for_its_caller() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ends_a_script_has_its_code_on_the_wire() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let client = lab.client(&identity("dev", &["runtime:debug"]));
     let spin = json!({ "source": "for (;;);", "limits": { "fuel_ticks": 5 } });
     let memory = json!({ "source": "const a = []; for (;;) a.push(new Array(999).fill(0.5))",
@@ -133,7 +133,7 @@ async fn what_ends_a_script_has_its_code_on_the_wire() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_of_a_repl_go_to_the_same_session() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let dev = lab.client(&identity("dev", &["runtime:debug"]));
     let line = |repl: &str, source: &str| json!({ "repl": repl, "source": source });
     eval(&dev, line("a", "globalThis.x = 20"))
@@ -148,7 +148,7 @@ async fn lines_of_a_repl_go_to_the_same_session() {
     let other = lab.client(&identity("other", &["runtime:debug"]));
     assert_eq!(refused(&dev, line("b", "x")).await.0, "SCRIPT_FAILED");
     assert_eq!(refused(&other, line("a", "x")).await.0, "SCRIPT_FAILED");
-    // Still the same after an exception; anew after a limit.
+    // The session is the same after an exception, and a new one after a limit.
     assert_eq!(
         eval(&dev, line("a", "x")).await.expect("a value")["value"],
         json!(20)
@@ -177,7 +177,7 @@ async fn lines_of_a_repl_go_to_the_same_session() {
 /// What a session may is fixed when it is opened.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let dev = |scopes: &[&str]| lab.client(&identity("dev", scopes));
     let (wide, narrow) = (&["runtime:debug", "paper:*"][..], &["runtime:debug"][..]);
     let paper = json!({ "repl": "a", "source": "await ops.call('test/paper', {})" });
@@ -192,7 +192,7 @@ async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_listed_counted_and_killed() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let admin = lab.client(&identity("root", &["*"]));
     let dev = lab.client(&identity("dev", &["runtime:debug"]));
     let hang = json!({ "source": "await ops.call('test/hang', {})" });

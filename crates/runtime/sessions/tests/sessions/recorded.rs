@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use alknet_call::{
-    Body, CallConnection, CallError, ErrorDef, HandlerKind, OperationSpec, Registration,
+    CallBody, CallConnection, CallError, ErrorDef, HandlerKind, OperationSpec, Registration,
 };
 use alknet_runtime::limits::RECORDED_BYTES_MAX;
-use alknet_runtime::{REDACTED, Record};
-use alknet_sessions::{Config, Grants};
+use alknet_runtime::{CallRecorder, REDACTED};
+use alknet_sessions::{SessionGrants, SessionsConfig};
 use serde_json::{Value, json};
 
-use crate::support::{Lab, identity, main, soon, spec};
+use crate::support::{SessionLab, identity, main, soon, spec};
 use crate::tensors;
 
 /// A door with a lock.
@@ -25,7 +25,7 @@ fn door() -> Registration {
         schema: json!({ "type": "object", "properties": { "pin": secret } }),
         http_status: None,
     });
-    let handler = HandlerKind::once(|input: Body, _| async move {
+    let handler = HandlerKind::once(|input: CallBody, _| async move {
         let pin = input.value()["pin"].as_str().unwrap_or_default().to_owned();
         match pin.as_str() {
             "1234" | REDACTED => Ok(json!({ "token": "t-1", "open": true })),
@@ -36,8 +36,8 @@ fn door() -> Registration {
     Registration::new(spec, handler)
 }
 
-fn lab() -> (Lab, CallConnection) {
-    let lab = Lab::with(Config::default(), vec![door()]);
+fn lab() -> (SessionLab, CallConnection) {
+    let lab = SessionLab::with(SessionsConfig::default(), vec![door()]);
     let client = lab.client(&identity("dev", &["runtime:debug"]));
     (lab, client)
 }
@@ -215,14 +215,17 @@ async fn a_record_says_how_much_it_lacks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_with_bytes_are_left_out_and_work_all_the_same() {
-    let lab = Lab::with(Config::default(), tensors::operations(&Arc::default()));
+    let lab = SessionLab::with(
+        SessionsConfig::default(),
+        tensors::operations(&Arc::default()),
+    );
     let source = "const buffer = await gpu.buffer(new Float32Array([1, 2]));
         export default [...new Float32Array(await gpu.read(buffer))]";
     let mut spec = spec(source);
-    spec.grants = Grants::to(["compute/*", "tensor/*"]);
+    spec.grants = SessionGrants::to(["compute/*", "tensor/*"]);
     let request = lab.request().await;
     let session = lab.open(&request, spec).await;
-    let record = Record::default();
+    let record = CallRecorder::default();
     session.set_record(Some(record.clone()));
     let ran = soon(session.run(&request.env(), main()))
         .await

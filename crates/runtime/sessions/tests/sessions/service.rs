@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use alknet_runtime::{Code, Failure, ModuleSet};
-use alknet_sessions::{Service, SessionSpec};
+use alknet_runtime::{ModuleSet, RuntimeCode, ScriptFailure};
+use alknet_sessions::{ScriptService, SessionSpec};
 use serde_json::{Value, json};
 
-use crate::support::{Lab, code, export, soon, spec, until};
+use crate::support::{SessionLab, code, export, soon, spec, until};
 
 fn counter(version: u32) -> String {
     format!(
@@ -32,13 +32,13 @@ fn modules(source: &str) -> ModuleSet {
     modules
 }
 
-async fn passes(_: alknet_sessions::Session) -> Result<(), Failure> {
+async fn passes(_: alknet_sessions::ScriptSession) -> Result<(), ScriptFailure> {
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn state_passes_from_version_to_version() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let spec = service_spec(&counter(1));
@@ -53,13 +53,16 @@ async fn state_passes_from_version_to_version() {
         .expect("reloaded");
     assert_eq!(add(1).await, json!([2, 6]));
     // A version whose test fails never serves.
-    let test = |trial: alknet_sessions::Session| {
+    let test = |trial: alknet_sessions::ScriptSession| {
         let env = env.clone();
         async move {
             let ran = trial.run(&env, export("add", json!(2))).await?;
             match ran.value == json!([2, 2]) {
                 true => Ok(()),
-                false => Err(Failure::new(Code::Exception, "the test failed")),
+                false => Err(ScriptFailure::new(
+                    RuntimeCode::Exception,
+                    "the test failed",
+                )),
             }
         }
     };
@@ -83,7 +86,7 @@ async fn state_passes_from_version_to_version() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_run_finish_on_the_old_version() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let spec = service_spec(&counter(1));
@@ -112,7 +115,7 @@ async fn calls_that_run_finish_on_the_old_version() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_was_ended_begins_anew() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let spec = service_spec(&counter(1));
@@ -121,7 +124,10 @@ async fn a_service_that_was_ended_begins_anew() {
         .await
         .expect("a sum");
     let ended = code(soon(service.call(&env, "spin", json!(null))).await);
-    assert!(matches!(ended, Code::Timeout | Code::Fuel), "{ended}");
+    assert!(
+        matches!(ended, RuntimeCode::Timeout | RuntimeCode::Fuel),
+        "{ended}"
+    );
     let anew = soon(service.call(&env, "add", json!(1)))
         .await
         .expect("a sum")
@@ -131,13 +137,13 @@ async fn a_service_that_was_ended_begins_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_farewell_has_half_a_second() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
     let source = "export const v = () => 1; export const dispose = () => new Promise(() => {});";
     let spec = service_spec(source);
     let service = lab.service(&request, spec).await;
-    // It leaves nothing, and keeps nobody out.
+    // It leaves nothing, and does not keep its successor out.
     let next = modules(
         "let p; export const init = (prev) => { p = prev; }; export const v = () => [2, p];",
     );
@@ -153,10 +159,10 @@ async fn a_farewell_has_half_a_second() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_names_its_module() {
-    let lab = Lab::new();
+    let lab = SessionLab::new();
     let request = lab.request().await;
     let mut nameless = service_spec("export const v = 1");
     nameless.main = None;
-    let failed = Service::start(&lab.sessions, &request.env(), nameless).await;
-    assert_eq!(failed.expect_err("no module").code, Code::Limit);
+    let failed = ScriptService::start(&lab.sessions, &request.env(), nameless).await;
+    assert_eq!(failed.expect_err("no module").code, RuntimeCode::Limit);
 }

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use alknet_call::{
-    Body, CallError, ErrorCode, HandlerKind, OperationSpec, Provenance, Registration,
+    CallBody, CallError, ErrorCode, HandlerKind, OperationSpec, Provenance, Registration,
 };
-use alknet_runtime::{Code, Mode};
-use alknet_sessions::{Config, Grants, SessionSpec};
+use alknet_runtime::{RuntimeCode, SessionMode};
+use alknet_sessions::{SessionGrants, SessionSpec, SessionsConfig};
 use serde_json::json;
 
-use crate::support::{Lab, code, export, soon, spec, until};
+use crate::support::{SessionLab, code, export, soon, spec, until};
 
 /// A GPU that takes as long as its input says, in milliseconds, and is stopped at a negative number.
 fn gpu() -> Registration {
-    let handler = HandlerKind::once(|input: Body, _| async move {
+    let handler = HandlerKind::once(|input: CallBody, _| async move {
         let ms = input.value()["ms"].as_f64().unwrap_or_default();
         match ms < 0.0 {
             true => Err(CallError::new(ErrorCode::Timeout, "stopped")
@@ -29,7 +29,7 @@ fn gpu() -> Registration {
 
 /// The same as an operation that chooses where to compute.
 fn matmul() -> Registration {
-    let handler = HandlerKind::once(|input: Body, _| async move {
+    let handler = HandlerKind::once(|input: CallBody, _| async move {
         let variant = input.value()["variant"].clone();
         Ok(json!({ "variant": variant, "ms": 40, "jit_ms": 0 }))
     });
@@ -41,14 +41,14 @@ fn matmul() -> Registration {
 
 fn limited(source: &str) -> SessionSpec {
     let mut spec = spec(source);
-    spec.grants = Grants::to(["compute/*"]);
+    spec.grants = SessionGrants::to(["compute/*"]);
     spec.limits.gpu = Duration::from_millis(100);
     spec
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn time_on_the_gpu_is_that_of_a_call() {
-    let lab = Lab::with(Config::default(), vec![gpu(), matmul()]);
+    let lab = SessionLab::with(SessionsConfig::default(), vec![gpu(), matmul()]);
     let request = lab.request().await;
     let env = request.env();
     let source = "export const run = async (times) => {
@@ -61,7 +61,7 @@ async fn time_on_the_gpu_is_that_of_a_call() {
         for (let n = 0; n < 4; n++) await ops.call('compute/matmul', { variant });
     };";
     let mut stays = limited(source);
-    stays.mode = Mode::Service;
+    stays.mode = SessionMode::Service;
     let session = lab.open(&request, stays.clone()).await;
     // Each call has all of it.
     for _ in 0..3 {
@@ -73,11 +73,11 @@ async fn time_on_the_gpu_is_that_of_a_call() {
     assert_eq!(session.info().gpu, Duration::from_millis(240));
     assert!(session.info().wall > Duration::ZERO);
     let ended = soon(session.run(&env, export("run", json!([40, 40, 40, 1])))).await;
-    assert_eq!(code(ended), Code::GpuTimeout);
+    assert_eq!(code(ended), RuntimeCode::GpuTimeout);
     until("it is closed", || lab.sessions.list().is_empty()).await;
     let session = lab.open(&request, stays).await;
     let ended = soon(session.run(&env, export("multiply", json!("wgsl")))).await;
-    assert_eq!(code(ended), Code::GpuTimeout);
+    assert_eq!(code(ended), RuntimeCode::GpuTimeout);
 }
 
 /// A script calls `compute/dispatch` without a peer, and reaches one that says an hour: its session was ended for it.
@@ -88,7 +88,7 @@ async fn what_others_say_of_a_gpu_is_not_counted() {
     });
     let remote = OperationSpec::query("compute/dispatch", "For tests.");
     let remote = Registration::imported(remote, handler, Provenance::FromCall);
-    let lab = Lab::with(Config::default(), vec![remote]);
+    let lab = SessionLab::with(SessionsConfig::default(), vec![remote]);
     let request = lab.request().await;
     let env = request.env();
     let source = "export const run = async () => (await ops.call('compute/dispatch', {})).gpu_ms;";
@@ -100,7 +100,7 @@ async fn what_others_say_of_a_gpu_is_not_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_stopped_on_the_gpu_was_there() {
-    let lab = Lab::with(Config::default(), vec![gpu()]);
+    let lab = SessionLab::with(SessionsConfig::default(), vec![gpu()]);
     let request = lab.request().await;
     let env = request.env();
     let source = "export const run = async () => {
@@ -110,5 +110,5 @@ async fn what_was_stopped_on_the_gpu_was_there() {
     endless.limits.gpu = Duration::from_nanos(1);
     let session = lab.open(&request, endless).await;
     let ended = soon(session.run(&env, export("run", json!(null)))).await;
-    assert_eq!(code(ended), Code::GpuTimeout);
+    assert_eq!(code(ended), RuntimeCode::GpuTimeout);
 }

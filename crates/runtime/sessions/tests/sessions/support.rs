@@ -7,16 +7,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alknet_call::{
-    ALPN, CallClient, CallConnection, CallError, CallHandler, CompositionAuthority, Ctx,
-    Dispatcher, Env, ErrorDef, HandlerKind, OperationSpec, Output, Registration, Registry,
+    ALPN, CallClient, CallConnection, CallError, CallHandler, CallOutput, CompositionAuthority,
+    Ctx, Dispatcher, Env, ErrorDef, HandlerKind, OperationSpec, Registration, Registry,
     ScopedPeerEnv,
 };
 use alknet_core::{AuthContext, Identity, IdentityKind, ProtocolHandler, memory_pair};
-use alknet_runtime::{Code, Failure, ModuleSet, Work};
+use alknet_runtime::{IsolateWork, ModuleSet, RuntimeCode, ScriptFailure};
 use alknet_sessions::limits::WALL_MAX_ONE_SHOT;
-use alknet_sessions::{Config, Grants, Ran, Service, Session, SessionSpec, Sessions, operations};
+use alknet_sessions::{
+    ScriptService, ScriptSession, ScriptSessions, SessionGrants, SessionOutput, SessionSpec,
+    SessionsConfig, operations,
+};
 use alknet_test_support::{deadline, is_campaign};
-use alknet_worker::{Executable, Role, RoleConfig, Workers};
+use alknet_worker::{Executable, RoleConfig, WorkerRole, Workers};
 use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
@@ -29,49 +32,49 @@ fn long() -> Duration {
 /// Patient workers: a loaded machine must not be taken for a silent worker. In a campaign, which measures how soon
 /// they are killed, they have the time to answer an abort that they have everywhere.
 pub(crate) fn workers() -> Workers {
-    let mut config = alknet_worker::Config::this_executable();
+    let mut config = alknet_worker::WorkersConfig::this_executable();
     config.executable =
         Executable::File(PathBuf::from(env!("CARGO_BIN_EXE_alknet-sessions-probe")));
     config.silence = long();
     if !is_campaign() {
         config.abort_grace = deadline(Duration::from_millis(100));
     }
-    config.roles = vec![RoleConfig::new(Role::Js)];
+    config.roles = vec![RoleConfig::new(WorkerRole::Js)];
     Workers::start(config).expect("a supervisor")
 }
 
 /// A node with sessions.
-pub(crate) struct Lab {
-    pub(crate) sessions: Arc<Sessions>,
-    pub(crate) probe: Arc<Probe>,
+pub(crate) struct SessionLab {
+    pub(crate) sessions: Arc<ScriptSessions>,
+    pub(crate) probe: Arc<SessionProbe>,
     handler: Arc<CallHandler>,
     entered: tokio::sync::Mutex<mpsc::UnboundedReceiver<Ctx>>,
 }
 
 /// What the operations of the node saw.
 #[derive(Default)]
-pub(crate) struct Probe {
+pub(crate) struct SessionProbe {
     pub(crate) started: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) yielded: AtomicU64,
     pub(crate) release: Notify,
 }
 
-struct Guard(Arc<Probe>);
+struct OperationGuard(Arc<SessionProbe>);
 
-impl Drop for Guard {
+impl Drop for OperationGuard {
     fn drop(&mut self) {
         self.0.dropped.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-impl Lab {
+impl SessionLab {
     pub(crate) fn new() -> Self {
-        Self::with(Config::default(), Vec::new())
+        Self::with(SessionsConfig::default(), Vec::new())
     }
 
-    pub(crate) fn with(config: Config, more: Vec<Registration>) -> Self {
-        let sessions = Sessions::new(workers(), config);
+    pub(crate) fn with(config: SessionsConfig, more: Vec<Registration>) -> Self {
+        let sessions = ScriptSessions::new(workers(), config);
         let probe = Arc::default();
         let (enter, entered) = mpsc::unbounded_channel();
         let mut builder = Registry::builder();
@@ -122,7 +125,7 @@ impl Lab {
     }
 
     /// A request that lasts until it is dropped.
-    pub(crate) async fn request(&self) -> Request {
+    pub(crate) async fn request(&self) -> SessionTestRequest {
         let client = self.client(&identity("lab", &["*"]));
         let mut entered = self.entered.lock().await;
         let subscription = tokio::spawn(async move {
@@ -132,23 +135,31 @@ impl Lab {
             let _ = subscription.next().await;
         });
         let ctx = entered.recv().await.expect("a request");
-        Request { ctx, subscription }
+        SessionTestRequest { ctx, subscription }
     }
 
-    /// Opens a session for somebody who may everything.
-    pub(crate) async fn open(&self, request: &Request, spec: SessionSpec) -> Session {
+    /// Opens a session for an identity with every right.
+    pub(crate) async fn open(
+        &self,
+        request: &SessionTestRequest,
+        spec: SessionSpec,
+    ) -> ScriptSession {
         let opened = self.sessions.open(&request.env(), spec).await;
         opened.expect("a session")
     }
 
     /// The same for a service.
-    pub(crate) async fn service(&self, request: &Request, spec: SessionSpec) -> Service {
-        let started = Service::start(&self.sessions, &request.env(), spec).await;
+    pub(crate) async fn service(
+        &self,
+        request: &SessionTestRequest,
+        spec: SessionSpec,
+    ) -> ScriptService {
+        let started = ScriptService::start(&self.sessions, &request.env(), spec).await;
         started.expect("a service")
     }
 
     /// Runs one module in a session of its own.
-    pub(crate) async fn run(&self, spec: SessionSpec) -> Result<Ran, Failure> {
+    pub(crate) async fn run(&self, spec: SessionSpec) -> Result<SessionOutput, ScriptFailure> {
         let request = self.request().await;
         let env = request.env();
         let session = self.sessions.open(&env, spec).await?;
@@ -156,18 +167,18 @@ impl Lab {
     }
 }
 
-pub(crate) struct Request {
+pub(crate) struct SessionTestRequest {
     pub(crate) ctx: Ctx,
     subscription: tokio::task::JoinHandle<()>,
 }
 
-impl Request {
+impl SessionTestRequest {
     pub(crate) fn env(&self) -> Env {
         self.ctx.env()
     }
 }
 
-impl Drop for Request {
+impl Drop for SessionTestRequest {
     fn drop(&mut self) {
         self.subscription.abort();
     }
@@ -192,20 +203,20 @@ pub(crate) fn spec_of(tenant: &str, source: &str) -> SessionSpec {
     let mut modules = ModuleSet::new();
     modules.insert("./main.js", source).expect("a module");
     let mut spec = SessionSpec::new(Some(identity(tenant, &["*"])), modules);
-    spec.grants = Grants::to(["test/*"]);
+    spec.grants = SessionGrants::to(["test/*"]);
     spec.main = Some("./main.js".to_owned());
     spec.limits.wall = long().min(WALL_MAX_ONE_SHOT);
     spec
 }
 
-pub(crate) fn main() -> Work {
-    Work::Module {
+pub(crate) fn main() -> IsolateWork {
+    IsolateWork::Module {
         module: "./main.js".to_owned(),
     }
 }
 
-pub(crate) fn export(name: &str, input: Value) -> Work {
-    Work::Export {
+pub(crate) fn export(name: &str, input: Value) -> IsolateWork {
+    IsolateWork::Export {
         module: "./main.js".to_owned(),
         export: name.to_owned(),
         input,
@@ -213,7 +224,7 @@ pub(crate) fn export(name: &str, input: Value) -> Work {
 }
 
 #[track_caller]
-pub(crate) fn code(outcome: Result<Ran, Failure>) -> Code {
+pub(crate) fn code(outcome: Result<SessionOutput, ScriptFailure>) -> RuntimeCode {
     match outcome {
         Ok(ran) => panic!("it came to {}", ran.value),
         Err(failure) => failure.code,
@@ -236,13 +247,13 @@ pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     assert!(held.await.is_ok(), "not in time: {what}");
 }
 
-fn test_operations(probe: &Arc<Probe>) -> Vec<Registration> {
+fn test_operations(probe: &Arc<SessionProbe>) -> Vec<Registration> {
     let query = |name| OperationSpec::query(name, "For tests.");
-    let echo = HandlerKind::once(|input, _| async move { Ok(Output::from(input)) });
+    let echo = HandlerKind::once(|input, _| async move { Ok(CallOutput::from(input)) });
     let p = Arc::clone(probe);
     let hang = HandlerKind::once(move |_, _| {
         p.started.fetch_add(1, Ordering::SeqCst);
-        let guard = Guard(Arc::clone(&p));
+        let guard = OperationGuard(Arc::clone(&p));
         async move {
             guard.0.release.notified().await;
             Ok(json!("released"))
@@ -264,12 +275,12 @@ fn test_operations(probe: &Arc<Probe>) -> Vec<Registration> {
     });
     let bytes = HandlerKind::once(|_, _| async move {
         let value = json!({ "data": { "$bin": [1, 3] }, "n": 0.1 });
-        Ok(Output::Mixed(value, (&b"abcde"[..]).into()))
+        Ok(CallOutput::Mixed(value, (&b"abcde"[..]).into()))
     });
     let p = Arc::clone(probe);
     let count = HandlerKind::stream(move |input, _| {
         let most = input.value().as_u64().unwrap_or(u64::MAX);
-        let guard = Guard(Arc::clone(&p));
+        let guard = OperationGuard(Arc::clone(&p));
         stream::unfold((0, guard), move |(n, guard)| async move {
             (n < most).then(|| {
                 guard.0.yielded.fetch_add(1, Ordering::SeqCst);

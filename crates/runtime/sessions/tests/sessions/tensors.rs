@@ -6,16 +6,16 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use alknet_call::{
-    Body, CallError, Env, HandlerKind, OperationSpec, Output, Provenance, Registration,
+    CallBody, CallError, CallOutput, Env, HandlerKind, OperationSpec, Provenance, Registration,
 };
 use alknet_core::BoxFuture;
-use alknet_runtime::{Code, Mode};
-use alknet_sessions::{Config, Grants, TensorFiles};
-use alknet_worker::Reason;
+use alknet_runtime::{RuntimeCode, SessionMode};
+use alknet_sessions::{SessionGrants, SessionsConfig, TensorFiles};
+use alknet_worker::WorkerEndReason;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::support::{Lab, code, export, spec, spec_of, until};
+use crate::support::{SessionLab, code, export, spec, spec_of, until};
 
 /// Type, shape and bytes.
 type Held = (String, Vec<u64>, Vec<u8>);
@@ -26,25 +26,25 @@ const READ_BYTES_MAX: usize = 16 << 20;
 
 /// Handles and what they hold, in the place of a GPU.
 #[derive(Default)]
-pub(crate) struct Shelf {
+pub(crate) struct FakeTensorTable {
     held: Mutex<BTreeMap<String, Held>>,
     asked: Mutex<Vec<Value>>,
 }
 
 fn registration(
     name: &str,
-    shelf: &Arc<Shelf>,
-    work: fn(&Shelf, &Body) -> Result<Output, CallError>,
+    shelf: &Arc<FakeTensorTable>,
+    work: fn(&FakeTensorTable, &CallBody) -> Result<CallOutput, CallError>,
 ) -> Registration {
     let shelf = Arc::clone(shelf);
-    let handler = HandlerKind::once(move |input: Body, _| {
+    let handler = HandlerKind::once(move |input: CallBody, _| {
         let answer = work(&shelf, &input);
         async move { answer }
     });
     Registration::new(OperationSpec::query(name, "For tests."), handler)
 }
 
-pub(crate) fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
+pub(crate) fn operations(shelf: &Arc<FakeTensorTable>) -> Vec<Registration> {
     vec![
         registration("compute/info", shelf, |_, _| {
             Ok(json!({ "state": "ready" }).into())
@@ -91,7 +91,7 @@ pub(crate) fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
     ]
 }
 
-impl Shelf {
+impl FakeTensorTable {
     fn put(&self, handle: &str, dtype: &str, shape: Vec<u64>, bytes: Vec<u8>) {
         let held = (dtype.to_owned(), shape, bytes);
         self.held
@@ -101,7 +101,7 @@ impl Shelf {
     }
 
     /// Doubles the numbers of the first binding into the one that comes out, whatever the shader says.
-    fn doubled(&self, input: &Value) -> Output {
+    fn doubled(&self, input: &Value) -> CallOutput {
         let bindings = input["bindings"].as_array().expect("bindings");
         let handle = bindings[0]["arg"]["handle"].as_str().expect("a handle");
         let held = self.held.lock().expect("no panic");
@@ -127,10 +127,10 @@ impl Shelf {
             self.put(&name, "F32", shape, bytes);
         }
         let answer = json!({ "outputs": { number: tensor }, "gpu_ms": 0.5, "jit_ms": 1 });
-        Output::Mixed(answer, tail.into())
+        CallOutput::Mixed(answer, tail.into())
     }
 
-    fn read(&self, input: &Value) -> Result<Output, CallError> {
+    fn read(&self, input: &Value) -> Result<CallOutput, CallError> {
         let held = self.held.lock().expect("no panic");
         let (dtype, shape, bytes) = held
             .get(input["handle"].as_str().expect("a handle"))
@@ -146,14 +146,14 @@ impl Shelf {
         let part = part.ok_or_else(|| CallError::invalid_input("no rows, or too many"))?;
         shape[0] = to - from;
         let value = json!({ "dtype": dtype, "shape": shape, "bytes": { "$bin": [0, part.len()] } });
-        Ok(Output::Mixed(value, Bytes::copy_from_slice(part)))
+        Ok(CallOutput::Mixed(value, Bytes::copy_from_slice(part)))
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shaders_are_run_by_operations() {
     let shelf = Arc::default();
-    let lab = Lab::with(Config::default(), operations(&shelf));
+    let lab = SessionLab::with(SessionsConfig::default(), operations(&shelf));
     let source = "const { state } = await gpu.adapter;
         const module = gpu.module('// wgsl');
         const input = await gpu.buffer(new Float32Array([1, 2, 3]));
@@ -177,7 +177,7 @@ async fn shaders_are_run_by_operations() {
         export default [state, gpu_ms, [...out], now, [...back], input.dtype, [...input.shape],
             all.length, all.every((b) => b === 7), after, data, (await zeros.read()).byteLength]";
     let mut spec = spec(source);
-    spec.grants = Grants::to(["compute/*", "tensor/*"]);
+    spec.grants = SessionGrants::to(["compute/*", "tensor/*"]);
     let value = lab.run(spec).await.expect("a value").value;
     let expected = json!([
         "ready",
@@ -207,7 +207,7 @@ async fn shaders_are_run_by_operations() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_long_is_written_and_read_in_parts() {
-    let lab = Lab::with(Config::default(), operations(&Arc::default()));
+    let lab = SessionLab::with(SessionsConfig::default(), operations(&Arc::default()));
     let source = "const length = 2 ** 22 + 3, marks = [0, 2 ** 22 - 1, 2 ** 22, length - 1];
         const given = new Uint32Array(length);
         marks.forEach((at, mark) => { given[at] = mark + 1; });
@@ -218,7 +218,7 @@ async fn what_is_long_is_written_and_read_in_parts() {
         export default [all.length, marks.map((at) => all[at]), rest.length,
             marks.slice(1).map((at) => rest[at - 1]), refused]";
     let mut spec = spec(source);
-    spec.grants = Grants::to(["compute/*", "tensor/*"]);
+    spec.grants = SessionGrants::to(["compute/*", "tensor/*"]);
     let value = lab.run(spec).await.expect("a value").value;
     let length = (1 << 22) + 3;
     let expected = json!([length, [1, 2, 3, 4], length - 1, [2, 3, 4], "INVALID_INPUT"]);
@@ -250,9 +250,9 @@ fn container() -> Vec<u8> {
     bytes
 }
 
-struct Files(Arc<tempfile::TempDir>);
+struct FolderFiles(Arc<tempfile::TempDir>);
 
-impl TensorFiles for Files {
+impl TensorFiles for FolderFiles {
     fn open(&self, env: &Env, src: Value) -> BoxFuture<'static, Result<File, CallError>> {
         // The caller, and the session that calls for it.
         assert_eq!(env.identity().expect("an identity").id.to_string(), "lab");
@@ -266,13 +266,13 @@ impl TensorFiles for Files {
     }
 }
 
-pub(crate) fn stored() -> Lab {
+pub(crate) fn stored() -> SessionLab {
     stored_in(Arc::new(tempfile::tempdir().expect("a folder")), Vec::new())
 }
 
 /// A store in this folder, and further operations.
-fn stored_in(folder: Arc<tempfile::TempDir>, mut more: Vec<Registration>) -> Lab {
-    let open = HandlerKind::once(|input: Body, _| async move {
+fn stored_in(folder: Arc<tempfile::TempDir>, mut more: Vec<Registration>) -> SessionLab {
+    let open = HandlerKind::once(|input: CallBody, _| async move {
         let names = ["rows", "brain", "odd", "unaligned", "lies", "outside"];
         let tensors: Vec<Value> = names.iter().map(|name| json!({ "name": name })).collect();
         match input.value()["src"]["path"].as_str() {
@@ -289,14 +289,14 @@ fn opens() -> OperationSpec {
 }
 
 /// A node with a store in this folder, and these operations.
-fn with_files(folder: Arc<tempfile::TempDir>, operations: Vec<Registration>) -> Lab {
+fn with_files(folder: Arc<tempfile::TempDir>, operations: Vec<Registration>) -> SessionLab {
     let mut file = File::create(folder.path().join("m.mt")).expect("a file");
     file.write_all(&container()).expect("written");
-    let config = Config {
-        files: Some(Arc::new(Files(folder))),
-        ..Config::default()
+    let config = SessionsConfig {
+        files: Some(Arc::new(FolderFiles(folder))),
+        ..SessionsConfig::default()
     };
-    Lab::with(config, operations)
+    SessionLab::with(config, operations)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -319,7 +319,7 @@ async fn a_stored_tensor_is_seen_where_it_lies() {
             readonly: rows.readonly, brain,
             odd: [...odd.data()], copied: [rows.copied, odd.copied], codes }";
     let mut spec = spec(source);
-    spec.grants = Grants::to(["tensor/*"]);
+    spec.grants = SessionGrants::to(["tensor/*"]);
     let value = lab.run(spec).await.expect("a value").value;
     let expected = json!({
         "names": 6, "id": "00", "shape": [3, 2], "strides": [2, 1], "last": [4, 5],
@@ -347,7 +347,7 @@ async fn tensors_of_a_script_s_own_need_no_store() {
         try { await z.toGPU(); } catch (e) { codes.push(e.code); }
         export default [t.dtype, [...z.toF32()], [...e.toF32()].map(String), typeof gpu, codes]";
     let mut own = spec(source);
-    own.grants = Grants::to(["tensor/open"]);
+    own.grants = SessionGrants::to(["tensor/open"]);
     let value = lab.run(own).await.expect("a value").value;
     let expected = json!([
         "I16",
@@ -370,18 +370,18 @@ async fn tensors_of_a_script_s_own_need_no_store() {
         ("gone", "tensor/open", "NOT_FOUND"),
     ] {
         let mut wrong = spec(&format!("await tensor.open({{ path: '{path}' }})"));
-        wrong.grants = Grants::to([grant]);
+        wrong.grants = SessionGrants::to([grant]);
         let failure = lab.run(wrong).await.expect_err("no file");
         assert_eq!(failure.operation.expect("an operation's").code, expected);
     }
     let ungranted = spec("tensor.open({ path: 'm.mt' })");
-    assert_eq!(code(lab.run(ungranted).await), Code::Exception);
+    assert_eq!(code(lab.run(ungranted).await), RuntimeCode::Exception);
 }
 
 /// `tensor/open` is that of a peer, which says yes to everything: it does not decide who reads a file of this node.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_file_of_this_node_is_mapped_for_what_a_peer_says() {
-    let yes = HandlerKind::once(|_: Body, _| async move {
+    let yes = HandlerKind::once(|_: CallBody, _| async move {
         Ok(json!({ "id": "00", "tensors": [{ "name": "rows" }] }))
     });
     let yes = Registration::imported(opens(), yes, Provenance::FromCall);
@@ -391,7 +391,7 @@ async fn no_file_of_this_node_is_mapped_for_what_a_peer_says() {
         "const file = await tensor.open({ path: 'm.mt' });
         export default [...file.view('rows').data()]",
     );
-    maps.grants = Grants::to(["tensor/open"]);
+    maps.grants = SessionGrants::to(["tensor/open"]);
     let failure = lab.run(maps).await.expect_err("a peer said yes");
     let failed = failure.operation.expect("an operation's");
     assert_eq!(failed.code, "INVALID_INPUT");
@@ -399,27 +399,26 @@ async fn no_file_of_this_node_is_mapped_for_what_a_peer_says() {
     assert!(failed.message.contains(why), "{}", failed.message);
     // What it answers is a value like any other.
     let mut asks = spec("export default (await ops.call('tensor/open', { src: {} })).id");
-    asks.grants = Grants::to(["tensor/open"]);
+    asks.grants = SessionGrants::to(["tensor/open"]);
     assert_eq!(lab.run(asks).await.expect("a value").value, "00");
 }
 
-/// Files of a store never shrink. Where a disk loses one all the same, whoever mapped it falls, and
-/// nobody else.
+/// Files of a store never shrink. Where a disk loses one all the same, only the worker that mapped it crashes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mapped_file_that_shrinks_ends_its_worker_alone() {
     let folder = Arc::new(tempfile::tempdir().expect("a folder"));
     let path = folder.path().join("m.mt");
-    let cut = HandlerKind::once(move |_: Body, _| {
+    let cut = HandlerKind::once(move |_: CallBody, _| {
         let file = File::options().write(true).open(&path);
         let cut = file.and_then(|file| file.set_len(0));
         let answer = cut.map_err(|error| CallError::internal(error.to_string()));
-        async move { answer.map(|()| Output::from(json!({}))) }
+        async move { answer.map(|()| CallOutput::from(json!({}))) }
     });
     let cut = Registration::new(OperationSpec::query("test/cut", "For tests."), cut);
     let lab = stored_in(folder, vec![cut]);
     let request = lab.request().await;
     let mut other = spec_of("other", "export const ping = () => 'pong'");
-    other.mode = Mode::Service;
+    other.mode = SessionMode::Service;
     let other = lab.open(&request, other).await;
     let mut cut = spec(
         "const file = await tensor.open({ path: 'm.mt' });
@@ -428,15 +427,15 @@ async fn a_mapped_file_that_shrinks_ends_its_worker_alone() {
         await ops.call('test/cut', {});
         export default [before, rows[5]]",
     );
-    cut.grants = Grants::to(["tensor/*", "test/*"]);
+    cut.grants = SessionGrants::to(["tensor/*", "test/*"]);
     cut.alone = true;
     let failure = lab.run(cut).await.expect_err("there is nothing any more");
-    assert_eq!(failure.code, Code::WorkerLost, "{failure}");
+    assert_eq!(failure.code, RuntimeCode::WorkerLost, "{failure}");
     assert_eq!(failure.code.on_the_wire(), ("UNAVAILABLE", true));
     // The caller is answered before the worker is buried.
     until("a crash is counted", || {
         let ended = lab.sessions.workers().stats().ended;
-        ended.get(&Reason::Crash) == Some(&1)
+        ended.get(&WorkerEndReason::Crash) == Some(&1)
     })
     .await;
     let pong = other.run(&request.env(), export("ping", json!(null))).await;

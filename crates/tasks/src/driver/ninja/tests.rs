@@ -14,7 +14,7 @@ build src/after.so: c_LINKER src/c.o
 
 #[test]
 fn the_parts_of_a_library_are_told_apart() {
-    let parts = Parts::of("src/libx.so", FILE).expect("it is there");
+    let parts = NinjaLinkInputs::parse("src/libx.so", FILE).expect("it is there");
     let [objects, whole, archives] = [
         vec!["src/a.c.o", "src/b.c.o"],
         vec!["src/one.a"],
@@ -28,10 +28,10 @@ fn the_parts_of_a_library_are_told_apart() {
 
 #[test]
 fn a_target_that_is_not_there_has_no_parts() {
-    assert_eq!(Parts::of("src/liby.so", FILE), None);
-    assert_eq!(Parts::of("src/libx.s", FILE), None);
+    assert_eq!(NinjaLinkInputs::parse("src/liby.so", FILE), None);
+    assert_eq!(NinjaLinkInputs::parse("src/libx.s", FILE), None);
     assert_eq!(
-        Parts::of(
+        NinjaLinkInputs::parse(
             "x",
             "build x: rule in\n\nbuild y: rule in\n LINK_ARGS = a.a"
         ),

@@ -18,29 +18,29 @@ and this without an end{ "type": "test", "name": "one", "event": "ok", "exec_tim
 "#;
 
 /// Limits of a program that is to end by itself.
-fn limits() -> Limits {
-    Limits::of(alknet_test_support::slowdown())
+fn limits() -> TestTimeouts {
+    TestTimeouts::scaled(alknet_test_support::slowdown())
 }
 
 /// Limits of a program that is to be ended.
-fn short() -> Limits {
-    Limits {
+fn short() -> TestTimeouts {
+    TestTimeouts {
         silence: deadline(Duration::from_millis(700)),
         grace: deadline(Duration::from_millis(300)),
     }
 }
 
-fn sh(script: &str, limits: Limits) -> Outcome {
+fn sh(script: &str, limits: TestTimeouts) -> ProgramResult {
     let mut command = Command::new("sh");
-    run(command.args(["-c", script]), Format::Json, limits).expect("it runs")
+    run(command.args(["-c", script]), TestOutputFormat::Json, limits).expect("it runs")
 }
 
-fn read(output: &str, success: bool) -> Outcome {
-    read_as(Format::Json, output, success)
+fn read(output: &str, success: bool) -> ProgramResult {
+    read_as(TestOutputFormat::Json, output, success)
 }
 
-fn read_as(format: Format, output: &str, success: bool) -> Outcome {
-    let mut reader = Reader::new(format);
+fn read_as(format: TestOutputFormat, output: &str, success: bool) -> ProgramResult {
+    let mut reader = TestOutputReader::new(format);
     output.lines().for_each(|line| reader.line(line, false));
     reader.end("exit status: 101", success)
 }
@@ -51,7 +51,7 @@ fn cut(lines: usize) -> String {
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-fn why(outcome: &Outcome) -> &str {
+fn why(outcome: &ProgramResult) -> &str {
     outcome.broken.as_deref().unwrap_or("not broken")
 }
 
@@ -100,19 +100,23 @@ fn plain_lines_of_examples_are_read() {
     let text = "running 3 tests\ntest src/a.rs - b (line 3) ... ok\ntest src/c.rs - d ... FAILED\n\
                 test src/e.rs - f (line 9) - compile ... ignored, why\n\
                 test result: FAILED. 1 passed; 1 failed\n";
-    let outcome = read_as(Format::Plain, text, false);
+    let outcome = read_as(TestOutputFormat::Plain, text, false);
     let verdicts: Vec<_> = outcome.tests.iter().map(|test| test.verdict).collect();
     assert_eq!(
         verdicts,
-        [Verdict::Passed, Verdict::Failed, Verdict::Ignored]
+        [
+            TestVerdict::Passed,
+            TestVerdict::Failed,
+            TestVerdict::Ignored
+        ]
     );
     assert_eq!(outcome.tests[0].name, "src/a.rs - b (line 3)");
     assert_eq!(outcome.broken, None);
     let empty = "running 0 tests\ntest result: ok. 0 passed";
-    assert!(read_as(Format::Plain, empty, true).passed());
+    assert!(read_as(TestOutputFormat::Plain, empty, true).passed());
     // Of two packages one ended before its result.
     let text = format!("{empty}\nrunning 2 tests\ntest src/a.rs - b (line 3) ... ok\n");
-    let outcome = read_as(Format::Plain, &text, true);
+    let outcome = read_as(TestOutputFormat::Plain, &text, true);
     assert_eq!((outcome.not_run, outcome.passed()), (1, false));
 }
 
@@ -156,9 +160,12 @@ fn tests_after_an_abort_are_counted() {
         .args(["--test-threads=1", "--exact"])
         .args(names.map(|name| format!("test::harness::tests::{name}")))
         .envs([("RUSTC_BOOTSTRAP", "1"), (CHILD, "1")]);
-    let outcome = run(&mut command, Format::Json, limits()).expect("it runs");
+    let outcome = run(&mut command, TestOutputFormat::Json, limits()).expect("it runs");
     let verdicts: Vec<_> = outcome.tests.iter().map(|test| test.verdict).collect();
-    assert_eq!(verdicts, [Verdict::Passed, Verdict::Passed, Verdict::Lost]);
+    assert_eq!(
+        verdicts,
+        [TestVerdict::Passed, TestVerdict::Passed, TestVerdict::Lost]
+    );
     assert!(
         why(&outcome).ends_with("; 1 tests did not run"),
         "{outcome:?}"
@@ -167,11 +174,11 @@ fn tests_after_an_abort_are_counted() {
 
 #[test]
 fn the_factor_scales_both_limits() {
-    let (rest, busy) = (Limits::of(1.0), Limits::of(2.0));
+    let (rest, busy) = (TestTimeouts::scaled(1.0), TestTimeouts::scaled(2.0));
     assert_eq!(busy.silence, rest.silence * 2);
     assert_eq!(busy.grace, rest.grace * 2);
     // One of a program that hangs has an end.
-    assert!(Limits::of(3.0).silence < rest.silence * 3);
+    assert!(TestTimeouts::scaled(3.0).silence < rest.silence * 3);
 }
 
 #[test]
@@ -256,7 +263,7 @@ fn a_failure_with_much_output_is_a_failure() {
     let test = &outcome.tests[0];
     assert_eq!(
         (test.name.as_str(), test.verdict),
-        ("long", Verdict::Failed)
+        ("long", TestVerdict::Failed)
     );
     assert!(
         test.said.starts_with("x\n\n\n"),
@@ -281,7 +288,10 @@ fn a_program_that_hangs_is_ended_with_what_it_left_running() {
         sleep 1000 & echo $!; wait"#;
     let outcome = sh(started, short());
     let lost = &outcome.tests[0];
-    assert_eq!((lost.name.as_str(), lost.verdict), ("hangs", Verdict::Lost));
+    assert_eq!(
+        (lost.name.as_str(), lost.verdict),
+        ("hangs", TestVerdict::Lost)
+    );
     assert!(lost.said.contains("no test ended within"), "{}", lost.said);
     is_gone(outcome.said.trim().parse().expect("its number"));
 }

@@ -5,20 +5,20 @@ use tempfile::TempDir;
 
 use super::super::keys::SealError;
 use super::super::keys::tests::FakeSeal;
-use super::super::plan::History;
+use super::super::plan::AcmeHistory;
 use super::*;
-use crate::pair::tests::Authority;
+use crate::pair::tests::PairTestCa;
 
 const NAME: &str = "*.a.example";
 /// Where the folder of [`NAME`] is.
 const FOLDER: &str = "acme/_.a.example";
 
-struct Place {
+struct AcmeStorageTest {
     dir: TempDir,
     seal: Arc<FakeSeal>,
 }
 
-impl Place {
+impl AcmeStorageTest {
     fn new() -> Self {
         Self {
             dir: tempfile::tempdir().expect("a directory"),
@@ -26,16 +26,16 @@ impl Place {
         }
     }
 
-    fn plain(&self) -> Disk {
-        Disk::open(self.dir.path(), NAME, None).expect("a folder")
+    fn plain(&self) -> AcmeStorage {
+        AcmeStorage::open(self.dir.path(), NAME, None).expect("a folder")
     }
 
-    fn sealed(&self) -> Disk {
+    fn sealed(&self) -> AcmeStorage {
         self.sealed_by(Arc::clone(&self.seal))
     }
 
-    fn sealed_by(&self, seal: Arc<FakeSeal>) -> Disk {
-        Disk::open(self.dir.path(), NAME, Some(seal)).expect("a folder")
+    fn sealed_by(&self, seal: Arc<FakeSeal>) -> AcmeStorage {
+        AcmeStorage::open(self.dir.path(), NAME, Some(seal)).expect("a folder")
     }
 
     fn at(&self, file: &str) -> PathBuf {
@@ -67,13 +67,13 @@ impl Place {
     }
 }
 
-fn keep(disk: &Disk, (chain, key): &(String, String)) {
+fn keep(disk: &AcmeStorage, (chain, key): &(String, String)) {
     let kept = disk.seal(key).expect("open");
     disk.keep_certificate(chain, &kept).expect("kept");
 }
 
 /// The certificate that is there.
-fn chain_of(disk: &Disk) -> Vec<u8> {
+fn chain_of(disk: &AcmeStorage) -> Vec<u8> {
     let pair = disk.certificate().expect("readable").expect("there");
     pair.certified().cert[0].to_vec()
 }
@@ -90,12 +90,12 @@ fn mode(path: &Path) -> u32 {
 
 #[test]
 fn a_certificate_survives_and_is_private() {
-    let place = Place::new();
+    let place = AcmeStorageTest::new();
     let disk = place.plain();
     assert!(disk.certificate().expect("readable").is_none());
     assert!(disk.account().expect("readable").is_none());
-    assert_eq!(disk.history::<History>(), History::default());
-    let issued = Authority::new("ca").issue(&[NAME]);
+    assert_eq!(disk.history::<AcmeHistory>(), AcmeHistory::default());
+    let issued = PairTestCa::new("ca").issue(&[NAME]);
     keep(&disk, &issued);
     let pair = disk.certificate().expect("readable").expect("there");
     assert_eq!(pair.names(), [NAME]);
@@ -105,20 +105,20 @@ fn a_certificate_survives_and_is_private() {
     assert_eq!(mode(path.parent().expect("a folder")), 0o700);
     disk.seal_kept().expect("nothing to do");
     assert_eq!(place.files(), std::slice::from_ref(&path));
-    disk.keep_history(&History::default()).expect("kept");
+    disk.keep_history(&AcmeHistory::default()).expect("kept");
     fs::write(&path, "-----BEGIN").expect("write");
     assert!(matches!(
         disk.certificate(),
         Err(AcmeError::Tls(TlsError::State { .. }))
     ));
     fs::write(place.dir.path().join("acme/orders.json"), "{").expect("write");
-    assert_eq!(disk.history::<History>(), History::default());
+    assert_eq!(disk.history::<AcmeHistory>(), AcmeHistory::default());
 }
 
 #[test]
 fn a_sealed_key_comes_back_and_lies_nowhere_in_the_clear() {
-    let place = Place::new();
-    let ca = Authority::new("ca");
+    let place = AcmeStorageTest::new();
+    let ca = PairTestCa::new("ca");
     let all = [ca.issue(&[NAME]), ca.issue(&[NAME])];
     for issued in &all {
         let disk = place.sealed();
@@ -137,12 +137,12 @@ fn a_sealed_key_comes_back_and_lies_nowhere_in_the_clear() {
 /// At each step of writing a new certificate.
 #[test]
 fn a_power_cut_leaves_the_old_certificate_or_the_new_one() {
-    let place = Place::new();
-    let ca = Authority::new("ca");
+    let place = AcmeStorageTest::new();
+    let ca = PairTestCa::new("ca");
     let (old, new) = (ca.issue(&[NAME]), ca.issue(&[NAME]));
     let disk = place.sealed();
     keep(&disk, &old);
-    let KeptKey::Sealed(key) = disk.seal(&new.1).expect("open") else {
+    let StoredCertificateKey::Sealed(key) = disk.seal(&new.1).expect("open") else {
         panic!("there is a seal");
     };
     // While the new key is written.
@@ -167,8 +167,8 @@ fn a_power_cut_leaves_the_old_certificate_or_the_new_one() {
 
 #[test]
 fn a_key_in_the_clear_is_sealed_when_there_is_a_seal() {
-    let place = Place::new();
-    let issued = Authority::new("ca").issue(&[NAME]);
+    let place = AcmeStorageTest::new();
+    let issued = PairTestCa::new("ca").issue(&[NAME]);
     keep(&place.plain(), &issued);
     // One as it is called now, and one of an older program.
     let left = [".certificate.pem.new", "certificate.pem.7.tmp"].map(|name| place.at(name));
@@ -197,11 +197,11 @@ fn a_key_in_the_clear_is_sealed_when_there_is_a_seal() {
 /// The names in the configuration were put into another order meanwhile.
 #[test]
 fn a_key_of_another_first_name_is_sealed_too() {
-    let place = Place::new();
-    let issued = Authority::new("ca").issue(&[NAME, "b.example"]);
+    let place = AcmeStorageTest::new();
+    let issued = PairTestCa::new("ca").issue(&[NAME, "b.example"]);
     keep(&place.plain(), &issued);
     let seal = Arc::clone(&place.seal);
-    let other = Disk::open(place.dir.path(), "b.example", Some(seal)).expect("a folder");
+    let other = AcmeStorage::open(place.dir.path(), "b.example", Some(seal)).expect("a folder");
     assert!(other.certificate().expect("readable").is_none());
     other.seal_kept().expect("sealed");
     assert!(!place.shows(&issued.1), "{:?}", place.files());
@@ -210,12 +210,12 @@ fn a_key_of_another_first_name_is_sealed_too() {
 
 #[test]
 fn what_does_not_open_is_told_apart_and_named() {
-    let place = Place::new();
-    let issued = Authority::new("ca").issue(&[NAME]);
+    let place = AcmeStorageTest::new();
+    let issued = PairTestCa::new("ca").issue(&[NAME]);
     keep(&place.sealed(), &issued);
     let key_at = place.sealed().key_of(issued.0.as_bytes());
     let named = key_at.display().to_string();
-    let refused = |disk: &Disk| {
+    let refused = |disk: &AcmeStorage| {
         let error = disk.certificate().expect_err("refused");
         assert!(error.to_string().contains(&named), "{error}");
         error
@@ -242,8 +242,8 @@ fn what_does_not_open_is_told_apart_and_named() {
 /// The same disk with its vault, without it, and with it again.
 #[test]
 fn a_node_without_the_seal_says_so_and_begins_anew() {
-    let place = Place::new();
-    let ca = Authority::new("ca");
+    let place = AcmeStorageTest::new();
+    let ca = PairTestCa::new("ca");
     let (first, second) = (ca.issue(&[NAME]), ca.issue(&[NAME]));
     keep(&place.sealed(), &first);
     let error = place.plain().certificate().expect_err("sealed");

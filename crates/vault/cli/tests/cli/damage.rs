@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use crate::shell::{CHEAP, Shell, WORDS};
+use crate::shell::{CHEAP, CommandFolder, WORDS};
 
-fn copies(shell: &Shell) -> [Vec<u8>; 2] {
+fn copies(shell: &CommandFolder) -> [Vec<u8>; 2] {
     ["vault/vault.a", "vault/vault.b"].map(|name| fs::read(shell.path(name)).expect("there"))
 }
 
-fn write(shell: &Shell, copies: &[Vec<u8>; 2]) {
+fn write(shell: &CommandFolder, copies: &[Vec<u8>; 2]) {
     for (name, bytes) in ["vault/vault.a", "vault/vault.b"].into_iter().zip(copies) {
         fs::write(shell.path(name), bytes).expect("written");
     }
@@ -16,7 +16,7 @@ fn write(shell: &Shell, copies: &[Vec<u8>; 2]) {
 
 #[test]
 fn a_flipped_bit_costs_one_copy_and_two_cost_the_vault_and_nothing_is_overwritten() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
     shell.good("slot add none --dir vault --passphrase-stdin", "right\n");
     let good = copies(&shell);
@@ -51,7 +51,7 @@ fn a_flipped_bit_costs_one_copy_and_two_cost_the_vault_and_nothing_is_overwritte
 
 #[test]
 fn records_and_logs_that_were_changed_are_corrupt() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.good("import --dir vault --slot none --mnemonic-stdin", WORDS);
     shell.good("seal cred:a --dir vault", "one");
     shell.good("seal cred:b --dir vault", "two");
@@ -94,7 +94,7 @@ fn records_and_logs_that_were_changed_are_corrupt() {
 
 #[test]
 fn what_is_typed_wrong_has_its_own_exit_code() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     let import = format!("import --dir vault --mnemonic-stdin {CHEAP}");
     for (words, said) in [
         ("abandon about\n", "2 words"),
@@ -143,7 +143,7 @@ fn what_is_typed_wrong_has_its_own_exit_code() {
 
 #[test]
 fn a_seed_of_another_vault_is_said_only_where_it_was_named() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
     shell.good(
         "slot add provisioning --dir vault --passphrase-stdin",
@@ -169,7 +169,7 @@ fn a_seed_of_another_vault_is_said_only_where_it_was_named() {
 
 #[test]
 fn two_commands_do_not_use_one_vault_at_the_same_time() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
     let lock = fs::File::open(shell.path("vault/lock")).expect("made");
     lock.lock().expect("nobody has it");
@@ -185,7 +185,7 @@ fn two_commands_do_not_use_one_vault_at_the_same_time() {
 
 #[test]
 fn a_rescued_log_is_checked_with_the_words() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     for device in [0, 3] {
         let import =
             format!("import --dir vault{device} --device {device} --slot none --mnemonic-stdin");

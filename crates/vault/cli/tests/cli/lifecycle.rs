@@ -4,13 +4,13 @@ use std::process::{Command, Stdio};
 
 use alknet_vault::Successor;
 
-use crate::shell::{CHEAP, Shell, WORDS};
+use crate::shell::{CHEAP, CommandFolder, WORDS};
 
 const NODE: &str = "e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
 
 #[test]
 fn a_vault_is_made_used_rotated_and_looked_at() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     let init = format!(
         "init --dir vault --slot passphrase --slot provisioning --passphrase-stdin {CHEAP}"
     );
@@ -102,7 +102,7 @@ fn a_vault_is_made_used_rotated_and_looked_at() {
 
 #[test]
 fn the_words_alone_make_the_same_keys_again() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
     let open = "--dir vault --passphrase-stdin";
     assert_eq!(
@@ -146,7 +146,7 @@ fn the_words_alone_make_the_same_keys_again() {
 
 #[test]
 fn slots_are_made_tested_changed_and_removed() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
     let open = "--dir vault --passphrase-stdin";
     let added = shell.json(&format!("slot add provisioning {open}"), "right\n");
@@ -188,7 +188,7 @@ fn slots_are_made_tested_changed_and_removed() {
     shell.good("slot rm 3 --dir vault --i-have-the-mnemonic", "");
     shell.good("slot rm 2 --dir vault", "");
     assert_eq!(shell.fails("slot rm 1 --dir vault", "").0, 4);
-    // Nobody can type into it now, and without the seed nothing opens it.
+    // No slot opens by typing now, and without the seed no slot opens at all.
     assert_eq!(shell.fails("export-phrase --dir vault", "").0, 4);
     std::fs::remove_file(shell.path("vault/seed.key")).expect("there");
     assert_eq!(
@@ -200,7 +200,7 @@ fn slots_are_made_tested_changed_and_removed() {
 
 #[test]
 fn a_new_master_key_leaves_old_copies_behind() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
     let open = "--dir vault --passphrase-stdin";
     shell.good(&format!("slot add provisioning {open}"), "right\n");
@@ -217,7 +217,7 @@ fn a_new_master_key_leaves_old_copies_behind() {
         shell.fails(&format!("rekey {open} --lose 0"), "right\n").0,
         2
     );
-    // Somebody puts the old file back in the place of one copy: the newer one counts.
+    // An attacker puts the old file back in the place of one copy: the newer one counts.
     std::fs::write(shell.path("vault/vault.b"), old).expect("written");
     assert_eq!(
         shell
@@ -232,7 +232,7 @@ fn a_new_master_key_leaves_old_copies_behind() {
 
 #[test]
 fn words_that_leaked_are_replaced_and_the_old_identity_says_by_what() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
     let open = "--dir vault --passphrase-stdin";
     shell.good(&format!("seal cred:a {open}"), "right\nsecret of old");
@@ -278,7 +278,7 @@ fn words_that_leaked_are_replaced_and_the_old_identity_says_by_what() {
 
 #[test]
 fn without_a_terminal_nobody_is_asked() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     let alone = |words: &[&str]| {
         // In a session of its own there is no terminal, wherever the tests run.
         let output = Command::new("setsid")

@@ -1,4 +1,4 @@
-//! The verbs of `alknet vault` as somebody at a terminal and a script use them, beside the programs
+//! The verbs of `alknet vault` as a person at a terminal and a script use them, beside the programs
 //! that read the same keys.
 
 mod damage;

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use crate::shell::{CHEAP, Shell, WORDS};
+use crate::shell::{CHEAP, CommandFolder, WORDS};
 
-/// What needs nobody to type.
+/// Commands for which the user types nothing.
 const UNASKED: [&str; 7] = [
     "audit show",
     "list",
@@ -19,7 +19,7 @@ const UNASKED: [&str; 7] = [
 fn the_commands_of_the_page_work() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../docs/vault.md");
     let page = fs::read_to_string(page).expect("the page exists");
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     // The log of a machine with these words.
     shell.good("import --dir rescued --slot none --mnemonic-stdin", WORDS);
     let mut count = 0;

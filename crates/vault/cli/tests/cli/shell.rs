@@ -14,16 +14,16 @@ pub(crate) const WORDS: &str = "abandon abandon abandon abandon abandon abandon 
 pub(crate) const CHEAP: &str = "--memory-mib 19 --passes 2";
 
 /// How a command ended.
-pub(crate) struct Ended {
+pub(crate) struct ShellExit {
     pub(crate) code: i32,
     pub(crate) out: String,
     pub(crate) err: String,
 }
 
 /// A folder that goes away.
-pub(crate) struct Shell(tempfile::TempDir);
+pub(crate) struct CommandFolder(tempfile::TempDir);
 
-impl Shell {
+impl CommandFolder {
     pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().expect("a folder can be made"))
     }
@@ -33,12 +33,12 @@ impl Shell {
     }
 
     /// Runs a line in the folder, with that on standard input. Words are parted by spaces.
-    pub(crate) fn run(&self, line: &str, input: &str) -> Ended {
+    pub(crate) fn run(&self, line: &str, input: &str) -> ShellExit {
         let words = line.split(' ').filter(|word| !word.is_empty());
         self.run_words(&words.collect::<Vec<_>>(), input)
     }
 
-    pub(crate) fn run_words(&self, words: &[&str], input: &str) -> Ended {
+    pub(crate) fn run_words(&self, words: &[&str], input: &str) -> ShellExit {
         let mut child = Command::new(env!("CARGO_BIN_EXE_alknet-vault-tool"))
             .args(words)
             .current_dir(self.0.path())
@@ -53,7 +53,7 @@ impl Shell {
         drop(stdin);
         let output = child.wait_with_output().expect("it ends");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ended {
+        ShellExit {
             code: output.status.code().expect("no signal ended it"),
             out: text(output.stdout),
             err: text(output.stderr),

@@ -1,15 +1,15 @@
-//! Programs that nobody here wrote read the same keys.
+//! Programs of other projects read the same keys.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
-use crate::shell::{Shell, WORDS};
+use crate::shell::{CommandFolder, WORDS};
 
 const SSH_HOST: &str = "6a9dd5c41915fba6cc22b8760263aba45b068cae7bead1d069c7b8eeb0118134";
 
 /// What a program prints that ends well, in the shell's folder.
-fn stranger(shell: &Shell, program: &str, words: &[&str]) -> String {
+fn stranger(shell: &CommandFolder, program: &str, words: &[&str]) -> String {
     let output = Command::new(program)
         .args(words)
         .current_dir(shell.path(""))
@@ -33,7 +33,7 @@ fn hex_under(text: &str, heading: &str) -> String {
 
 #[test]
 fn openssl_reads_the_exported_key_and_has_the_public_key_of_the_table() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     let export = "export-key ssh-host --mnemonic-stdin";
     fs::write(shell.path("host.pem"), shell.good(export, WORDS)).expect("written");
     let text = stranger(
@@ -72,7 +72,7 @@ fn openssl_reads_the_exported_key_and_has_the_public_key_of_the_table() {
 
 #[test]
 fn a_key_is_exported_to_whoever_types_the_passphrase_only() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
     shell.good("slot add none --dir vault --passphrase-stdin", "right\n");
     let export = "export-key ssh-host --dir vault --passphrase-stdin";
@@ -89,7 +89,7 @@ fn a_key_is_exported_to_whoever_types_the_passphrase_only() {
 
 #[test]
 fn ssh_keygen_has_the_same_key() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     for purpose in ["ssh-host", "acme-account"] {
         // OpenSSH reads PKCS #8 of ECDSA by itself; of Ed25519 older versions want its own form.
         let form = if purpose == "ssh-host" {
@@ -127,7 +127,7 @@ fn ssh_keygen_has_the_same_key() {
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 
 /// What the reference implementation of SLIP-0010 makes of "curve path" lines.
-fn reference(shell: &Shell, passphrase: &str, lines: &str) -> Vec<String> {
+fn reference(shell: &CommandFolder, passphrase: &str, lines: &str) -> Vec<String> {
     let packages = std::env::var_os(PACKAGES_VARIABLE).unwrap_or_else(|| {
         panic!("{PACKAGES_VARIABLE} is not set; run these tests with `cargo xtask test`")
     });
@@ -148,7 +148,7 @@ fn reference(shell: &Shell, passphrase: &str, lines: &str) -> Vec<String> {
 
 #[test]
 fn the_reference_implementation_computes_the_same_table() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     let table = include_str!("../../../tests/data/paths.txt");
     let rows: Vec<Vec<&str>> = table
         .lines()

@@ -1,4 +1,4 @@
-//! Somebody at a terminal: who is asked, asked again, made to wait and shown words once.
+//! A person at a terminal is asked, asked again, made to wait and shown words once.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,23 +10,23 @@ use std::time::Duration;
 
 use alknet_test_support::eventually;
 use alknet_vault::{SecretBytes, SecretStr};
-use alknet_vault_cli::{Ask, CliError, Verb, run};
+use alknet_vault_cli::{OfflineVaultVerb, SecretPrompt, VaultCliError, run};
 use clap::Parser;
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 
-use crate::shell::{CHEAP, Shell, WORDS};
+use crate::shell::{CHEAP, CommandFolder, WORDS};
 
 #[derive(Parser)]
-struct Arguments {
+struct TypedCommandLine {
     #[command(subcommand)]
-    verb: Verb,
+    verb: OfflineVaultVerb,
 }
 
-/// Somebody who types, and what they saw.
+/// A person who types, and what they saw.
 #[derive(Default)]
-struct Person {
+struct ScriptedTypist {
     types: VecDeque<String>,
     asked: Vec<String>,
     told: Vec<String>,
@@ -36,7 +36,7 @@ struct Person {
     paper: Vec<String>,
 }
 
-impl Person {
+impl ScriptedTypist {
     fn typing(lines: &[&str]) -> Self {
         let types = lines.iter().map(|line| (*line).to_owned()).collect();
         Self {
@@ -46,14 +46,14 @@ impl Person {
     }
 }
 
-impl Ask for Person {
+impl SecretPrompt for ScriptedTypist {
     fn use_stdin(&mut self) {}
 
     fn is_person(&self) -> bool {
         true
     }
 
-    fn secret(&mut self, what: &str) -> Result<SecretStr, CliError> {
+    fn secret(&mut self, what: &str) -> Result<SecretStr, VaultCliError> {
         self.asked.push(what.to_owned());
         let position = what
             .strip_prefix("word ")
@@ -64,14 +64,14 @@ impl Ask for Person {
         let typed = self.types.pop_front();
         typed
             .map(SecretStr::from_string)
-            .ok_or_else(|| CliError::Usage("nothing more".to_owned()))
+            .ok_or_else(|| VaultCliError::Usage("nothing more".to_owned()))
     }
 
-    fn line(&mut self, what: &str) -> Result<String, CliError> {
+    fn line(&mut self, what: &str) -> Result<String, VaultCliError> {
         Ok(self.secret(what)?.expose().to_owned())
     }
 
-    fn rest(&mut self, _: usize) -> Result<SecretBytes, CliError> {
+    fn rest(&mut self, _: usize) -> Result<SecretBytes, VaultCliError> {
         Ok(SecretBytes::copy_of(b""))
     }
 
@@ -84,13 +84,17 @@ impl Ask for Person {
     }
 }
 
-fn types(shell: &Shell, line: &str, person: &mut Person) -> (Result<(), CliError>, String) {
+fn types(
+    shell: &CommandFolder,
+    line: &str,
+    person: &mut ScriptedTypist,
+) -> (Result<(), VaultCliError>, String) {
     let dir = shell.path("vault").to_string_lossy().into_owned();
     let words = ["vault"]
         .into_iter()
         .chain(line.split(' '))
         .chain(["--dir", &dir]);
-    let arguments = Arguments::try_parse_from(words).expect("a line that can be read");
+    let arguments = TypedCommandLine::try_parse_from(words).expect("a line that can be read");
     let mut out = Vec::new();
     let ended = run(arguments.verb, false, &mut out, person);
     (ended, String::from_utf8(out).expect("text"))
@@ -98,11 +102,11 @@ fn types(shell: &Shell, line: &str, person: &mut Person) -> (Result<(), CliError
 
 #[test]
 fn six_wrong_passphrases_take_longer_and_longer_and_the_right_one_still_opens() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
     let mut lines = vec!["wrong"; 6];
     lines.push("right");
-    let mut person = Person::typing(&lines);
+    let mut person = ScriptedTypist::typing(&lines);
     let (ended, _) = types(&shell, "pub ssh-host", &mut person);
     ended.expect("the seventh is right");
     assert_eq!(person.asked.len(), 7);
@@ -115,10 +119,10 @@ fn six_wrong_passphrases_take_longer_and_longer_and_the_right_one_still_opens() 
     let log = shell.good("audit show --dir vault", "");
     assert_eq!(log.matches("unlock_failed").count(), 6, "{log}");
     assert!(log.contains("unlocked"));
-    // Nobody is asked for ever.
-    let mut person = Person::typing(&["wrong"; 20]);
+    // The command ends after so many wrong passphrases.
+    let mut person = ScriptedTypist::typing(&["wrong"; 20]);
     let (ended, _) = types(&shell, "pub ssh-host", &mut person);
-    assert!(matches!(ended, Err(CliError::WrongPassphrase)));
+    assert!(matches!(ended, Err(VaultCliError::WrongPassphrase)));
     assert_eq!(person.asked.len(), 10);
 }
 
@@ -136,31 +140,31 @@ fn shown(out: &str) -> Vec<String> {
 
 #[test]
 fn new_words_are_confirmed_before_there_is_a_vault() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     let init = format!("init {CHEAP}");
     // Passphrases that differ are asked again; then the words are not on paper.
-    let mut person = Person::typing(&["", "one", "two", "one", "one", "x", "y", "z"]);
+    let mut person = ScriptedTypist::typing(&["", "one", "two", "one", "one", "x", "y", "z"]);
     let (ended, out) = types(&shell, &init, &mut person);
-    assert!(matches!(ended, Err(CliError::Denied(_))), "{ended:?}");
+    assert!(matches!(ended, Err(VaultCliError::Denied(_))), "{ended:?}");
     assert_eq!(shown(&out).len(), 24, "{out}");
     assert!(!shell.path("vault/vault.a").exists());
     assert!(!out.contains("\x1b["));
 }
 
 /// A person who has what the program shows: it shares the buffer that the program writes to.
-struct Paper<'a> {
-    person: Person,
+struct ScreenReadingTypist<'a> {
+    person: ScriptedTypist,
     screen: &'a std::cell::RefCell<Vec<u8>>,
 }
 
-impl Ask for Paper<'_> {
+impl SecretPrompt for ScreenReadingTypist<'_> {
     fn use_stdin(&mut self) {}
 
     fn is_person(&self) -> bool {
         true
     }
 
-    fn secret(&mut self, what: &str) -> Result<SecretStr, CliError> {
+    fn secret(&mut self, what: &str) -> Result<SecretStr, VaultCliError> {
         if what.starts_with("word ") {
             let text = String::from_utf8(self.screen.borrow().clone()).expect("text");
             self.person.paper = shown(&text);
@@ -169,11 +173,11 @@ impl Ask for Paper<'_> {
         self.person.secret(what)
     }
 
-    fn line(&mut self, what: &str) -> Result<String, CliError> {
+    fn line(&mut self, what: &str) -> Result<String, VaultCliError> {
         self.person.line(what)
     }
 
-    fn rest(&mut self, most: usize) -> Result<SecretBytes, CliError> {
+    fn rest(&mut self, most: usize) -> Result<SecretBytes, VaultCliError> {
         self.person.rest(most)
     }
 
@@ -186,9 +190,9 @@ impl Ask for Paper<'_> {
     }
 }
 
-struct Screen<'a>(&'a std::cell::RefCell<Vec<u8>>);
+struct SharedScreen<'a>(&'a std::cell::RefCell<Vec<u8>>);
 
-impl std::io::Write for Screen<'_> {
+impl std::io::Write for SharedScreen<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.borrow_mut().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -201,16 +205,22 @@ impl std::io::Write for Screen<'_> {
 
 #[test]
 fn three_of_the_words_are_asked_and_the_screen_is_cleared() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     let dir = shell.path("vault").to_string_lossy().into_owned();
     let line = format!("vault init {CHEAP} --dir {dir}");
-    let arguments = Arguments::try_parse_from(line.split(' ')).expect("a line");
+    let arguments = TypedCommandLine::try_parse_from(line.split(' ')).expect("a line");
     let screen = std::cell::RefCell::default();
-    let mut paper = Paper {
-        person: Person::typing(&["one", "one"]),
+    let mut paper = ScreenReadingTypist {
+        person: ScriptedTypist::typing(&["one", "one"]),
         screen: &screen,
     };
-    run(arguments.verb, false, &mut Screen(&screen), &mut paper).expect("made");
+    run(
+        arguments.verb,
+        false,
+        &mut SharedScreen(&screen),
+        &mut paper,
+    )
+    .expect("made");
     let words = paper
         .person
         .asked
@@ -233,9 +243,9 @@ fn three_of_the_words_are_asked_and_the_screen_is_cleared() {
 
 #[test]
 fn a_typed_word_may_be_corrected() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     let wrong = WORDS.replace("about", "abuot");
-    let mut person = Person::typing(&[&wrong, WORDS]);
+    let mut person = ScriptedTypist::typing(&[&wrong, WORDS]);
     let (ended, _) = types(&shell, "import --slot none", &mut person);
     ended.expect("made");
     assert!(
@@ -269,7 +279,7 @@ fn quiet(terminal: &OwnedFd) {
 }
 
 /// The command at a terminal of its own, where it asks for the passphrase.
-struct Asked {
+struct PassphrasePrompt {
     child: Child,
     keyboard: File,
     terminal: OwnedFd,
@@ -278,7 +288,7 @@ struct Asked {
     seen: String,
 }
 
-fn asked(shell: &Shell) -> Asked {
+fn asked(shell: &CommandFolder) -> PassphrasePrompt {
     let pty = openpty(None, None).expect("a terminal");
     let before = tcgetattr(&pty.slave).expect("a terminal");
     let side = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
@@ -293,7 +303,7 @@ fn asked(shell: &Shell) -> Asked {
     let mut keyboard = File::from(pty.master);
     let seen = until(&mut keyboard, "passphrase: ");
     quiet(&pty.slave);
-    Asked {
+    PassphrasePrompt {
         child,
         keyboard,
         terminal: pty.slave,
@@ -304,9 +314,9 @@ fn asked(shell: &Shell) -> Asked {
 
 #[test]
 fn a_terminal_does_not_show_what_is_typed() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
-    let Asked {
+    let PassphrasePrompt {
         child,
         mut keyboard,
         terminal,
@@ -331,12 +341,13 @@ fn a_terminal_does_not_show_what_is_typed() {
 
 #[test]
 fn ctrl_c_at_a_hidden_question_leaves_the_terminal_as_it_was() {
-    let shell = Shell::new();
+    let shell = CommandFolder::new();
     shell.with_vault();
     let mut asked = asked(&shell);
     asked.keyboard.write_all(b"righ\x03").expect("typed");
     let ended = asked.child.wait().expect("it ends");
-    // Where whoever runs the tests ignores the signal, so does the command, and nothing was answered.
+    // Where the tests run with the signal ignored, the command ignores it too, and counts the
+    // question as not answered.
     let ended_so = ended.signal() == Some(Signal::SIGINT as i32) || ended.code() == Some(4);
     assert!(ended_so, "{ended:?}");
     let after = tcgetattr(&asked.terminal).expect("a terminal");

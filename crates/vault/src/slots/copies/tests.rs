@@ -8,12 +8,12 @@ use crate::slots::tests::{development, one};
 use crate::slots::{Consent, NewSlot, SlotId, Tpm2Params};
 
 /// A copy in memory, and power that ends after so many bytes.
-pub(in crate::slots) struct Memory {
+pub(in crate::slots) struct MemoryCopyStorage {
     bytes: Rc<RefCell<Vec<u8>>>,
     power: Rc<Cell<usize>>,
 }
 
-impl Area for Memory {
+impl CopyStorage for MemoryCopyStorage {
     fn read(&mut self) -> io::Result<Vec<u8>> {
         Ok(self.bytes.borrow().clone())
     }
@@ -34,17 +34,17 @@ impl Area for Memory {
 
 pub(in crate::slots) type Held = [Rc<RefCell<Vec<u8>>>; 2];
 
-pub(in crate::slots) fn memory() -> (Copies<Memory>, Held, Rc<Cell<usize>>) {
+pub(in crate::slots) fn memory() -> (VaultCopies<MemoryCopyStorage>, Held, Rc<Cell<usize>>) {
     let held: Held = Default::default();
     let power = Rc::new(Cell::new(usize::MAX));
-    let area = |at: usize| Memory {
+    let area = |at: usize| MemoryCopyStorage {
         bytes: Rc::clone(&held[at]),
         power: Rc::clone(&power),
     };
-    (Copies::new(area(0), area(1)), held.clone(), power)
+    (VaultCopies::new(area(0), area(1)), held.clone(), power)
 }
 
-fn found(copies: &mut Copies<impl Area>) -> Found {
+fn found(copies: &mut VaultCopies<impl CopyStorage>) -> LoadedCopies {
     let found = copies.load().expect("a good copy");
     found.expect("there is a vault")
 }
@@ -76,7 +76,7 @@ fn power_that_ends_at_any_byte_leaves_a_good_copy() {
         power.set(cut);
         assert!(copies.save(&open).is_err(), "cut at {cut}");
         let found = found(&mut copies);
-        let again = found.open(&mut Key::Stored).expect("opened");
+        let again = found.open(&mut UnlockKey::Stored).expect("opened");
         assert_eq!(again.entropy(), open.entropy());
         let generation = again.alkv().generation();
         assert!(
@@ -142,7 +142,7 @@ fn a_first_copy_that_lacks_sectors_is_no_vault_yet() {
         }
         held[0].replace(torn.clone());
         if there == all {
-            assert_eq!(found(&mut copies).damaged, Some(CopyId::B));
+            assert_eq!(found(&mut copies).damaged, Some(VaultCopyId::B));
             continue;
         }
         assert!(matches!(copies.load(), Ok(None)), "{there:b}");
@@ -179,7 +179,7 @@ fn a_flipped_byte_costs_one_copy_and_two_cost_the_vault() {
         let one = found(&mut copies);
         assert_eq!(
             (one.damaged, one.newest.generation()),
-            (Some(CopyId::A), 1),
+            (Some(VaultCopyId::A), 1),
             "byte {at}"
         );
         held[1].borrow_mut()[at] ^= 0xff;
@@ -195,13 +195,13 @@ fn a_flipped_byte_costs_one_copy_and_two_cost_the_vault() {
         }
         held[0].borrow_mut()[at] ^= 0xff;
         let one = found(&mut copies);
-        assert_eq!(one.damaged, Some(CopyId::B), "byte {at}");
+        assert_eq!(one.damaged, Some(VaultCopyId::B), "byte {at}");
         held[1].borrow_mut()[at] ^= 0xff;
     }
-    assert!(found(&mut copies).open(&mut Key::Stored).is_ok());
+    assert!(found(&mut copies).open(&mut UnlockKey::Stored).is_ok());
 }
 
-/// A copy as somebody makes it who knows the format but no key.
+/// A copy as an attacker makes it who knows the format but no key.
 fn forge(held: &Held, at: usize, change: impl FnOnce(&mut Alkv)) {
     let bytes = held[at].borrow().clone();
     let end = bytes
@@ -226,9 +226,9 @@ fn a_forged_copy_is_noticed_and_the_other_is_used_and_kept() {
         forge(&held, at, |alkv| alkv.generation = 99);
         let both = found(&mut copies);
         assert_eq!(both.newest.generation(), 99);
-        let got = both.newest.open(SlotId::new(0), &mut Key::Stored);
+        let got = both.newest.open(SlotId::new(0), &mut UnlockKey::Stored);
         assert!(matches!(got, Err(SlotError::Tampered)));
-        let again = both.open(&mut Key::Stored).expect("the other opens");
+        let again = both.open(&mut UnlockKey::Stored).expect("the other opens");
         assert_eq!(again.alkv().generation(), 1);
         open.add(NewSlot::None).expect("added");
         // Power ends within the first write: the genuine copy is not the one that it was in.
@@ -239,14 +239,14 @@ fn a_forged_copy_is_noticed_and_the_other_is_used_and_kept() {
         copies.save(&open).expect("written");
         assert_eq!(
             found(&mut copies)
-                .open(&mut Key::Stored)
+                .open(&mut UnlockKey::Stored)
                 .expect("opened")
                 .alkv(),
             open.alkv()
         );
         forge(&held, 0, |alkv| alkv.generation = 99);
         forge(&held, 1, |alkv| alkv.generation = 99);
-        let got = found(&mut copies).open(&mut Key::Stored);
+        let got = found(&mut copies).open(&mut UnlockKey::Stored);
         assert!(matches!(got, Err(SlotError::Tampered)));
     }
 }
@@ -261,7 +261,7 @@ fn only_the_vault_that_was_read_is_written_again() {
     assert!(matches!(copies.save(&development()), Err(SlotError::Stale)));
     let mut twin = open
         .alkv()
-        .open(SlotId::new(0), &mut Key::Stored)
+        .open(SlotId::new(0), &mut UnlockKey::Stored)
         .expect("opened");
     open.add(NewSlot::None).expect("added");
     copies.save(&open).expect("written");
@@ -285,7 +285,10 @@ fn only_the_vault_that_was_read_is_written_again() {
 fn files_are_laid_out_once_and_overwritten_in_place() {
     let dir = tempfile::tempdir().expect("a directory");
     let paths = ["vault.a", "vault.b"].map(|name| dir.path().join(name));
-    let mut copies = Copies::new(FileArea::file(&paths[0]), FileArea::file(&paths[1]));
+    let mut copies = VaultCopies::new(
+        FileCopyStorage::file(&paths[0]),
+        FileCopyStorage::file(&paths[1]),
+    );
     let mut open = development();
     copies.create(&open).expect("written");
     let state = || {
@@ -304,11 +307,11 @@ fn files_are_laid_out_once_and_overwritten_in_place() {
     copies.save(&open).expect("written");
     assert_eq!(before, state());
     std::fs::remove_file(&paths[0]).expect("removed");
-    assert_eq!(found(&mut copies).damaged, Some(CopyId::A));
+    assert_eq!(found(&mut copies).damaged, Some(VaultCopyId::A));
     copies.save(&open).expect("repaired");
     assert_eq!(found(&mut copies).damaged, None);
     std::fs::write(&paths[1], "short").expect("written");
-    assert_eq!(found(&mut copies).damaged, Some(CopyId::B));
+    assert_eq!(found(&mut copies).damaged, Some(VaultCopyId::B));
     copies.save(&open).expect("repaired");
     assert_eq!(found(&mut copies).damaged, None);
 }
@@ -318,8 +321,8 @@ fn two_places_of_one_device_hold_the_copies_as_well() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("device");
     std::fs::write(&path, vec![0xee_u8; 4096]).expect("written");
-    let at = |place: u64| FileArea::at(&path, 4096 + place * COPY_BYTES as u64);
-    let mut copies = Copies::new(at(0), at(1));
+    let at = |place: u64| FileCopyStorage::at(&path, 4096 + place * COPY_BYTES as u64);
+    let mut copies = VaultCopies::new(at(0), at(1));
     copies.create(&development()).expect("written");
     assert_eq!(found(&mut copies).damaged, None);
     let bytes = std::fs::read(&path).expect("read");

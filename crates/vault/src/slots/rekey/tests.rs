@@ -3,7 +3,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::limits::{ARGON2_FLOOR_KIB, COPY_BYTES};
-use crate::slots::copies::tests::{Held, Memory, memory};
+use crate::slots::copies::tests::{Held, MemoryCopyStorage, memory};
 use crate::slots::tests::{development, one};
 use crate::slots::{
     Argon2Params, Kek, KekError, KekRequest, KekSource, KmsParams, SeedKey, SlotType,
@@ -13,9 +13,9 @@ const fn id(number: u32) -> SlotId {
     SlotId(number)
 }
 
-struct Keeper;
+struct FixedKekSource;
 
-impl KekSource for Keeper {
+impl KekSource for FixedKekSource {
     fn kek(&mut self, _: KekRequest<'_>) -> Result<Kek, KekError> {
         Ok(one())
     }
@@ -39,8 +39,8 @@ fn full(passphrase: &SecretStr) -> (OpenAlkv, SeedKey) {
     (open, seed)
 }
 
-fn typed(passphrase: &SecretStr) -> Key<'_> {
-    Key::Passphrase {
+fn typed(passphrase: &SecretStr) -> UnlockKey<'_> {
+    UnlockKey::Passphrase {
         passphrase,
         cap_kib: ARGON2_FLOOR_KIB,
     }
@@ -50,12 +50,12 @@ fn typed(passphrase: &SecretStr) -> Key<'_> {
 fn slots_whose_keys_are_there_stay_and_open_the_new_vault() {
     let passphrase = SecretStr::from("right");
     let (old, seed) = full(&passphrase);
-    let mut keeper = Keeper;
+    let mut keeper = FixedKekSource;
     let mut keys = [
-        (id(0), Key::Stored),
-        (id(1), Key::Seed(&seed)),
+        (id(0), UnlockKey::Stored),
+        (id(1), UnlockKey::Seed(&seed)),
         (id(2), typed(&passphrase)),
-        (id(3), Key::Source(SlotType::Kms, &mut keeper)),
+        (id(3), UnlockKey::Source(SlotType::Kms, &mut keeper)),
     ];
     let next = old.rekey(&mut keys, &[], Consent::None).expect("re-keyed");
     assert_eq!(next.alkv().generation(), old.alkv().generation() + 1);
@@ -89,7 +89,7 @@ fn slots_without_a_key_are_named_or_nothing_is_done() {
         Err(VaultError::Slot(error)) => error,
         other => panic!("{other:?}"),
     };
-    let mut keys = [(id(1), Key::Seed(&seed))];
+    let mut keys = [(id(1), UnlockKey::Seed(&seed))];
     let error = slot_error(old.rekey(&mut keys, &[id(3)], Consent::None));
     assert!(
         matches!(&error, SlotError::Unnamed(ids) if *ids == [id(0), id(2)]),
@@ -107,10 +107,10 @@ fn slots_without_a_key_are_named_or_nothing_is_done() {
     let error = slot_error(old.rekey(&mut [], &every, Consent::HaveTheWords));
     assert!(matches!(error, SlotError::LastSlot(_)));
     let wrong = SecretStr::from("wrong");
-    let mut keys = [(id(1), Key::Seed(&seed)), (id(2), typed(&wrong))];
+    let mut keys = [(id(1), UnlockKey::Seed(&seed)), (id(2), typed(&wrong))];
     let error = slot_error(old.rekey(&mut keys, &[id(0), id(3)], Consent::None));
     assert!(matches!(error, SlotError::WrongKey(_)));
-    let mut keys = [(id(1), Key::Seed(&seed))];
+    let mut keys = [(id(1), UnlockKey::Seed(&seed))];
     let next = old
         .rekey(&mut keys, &all, Consent::HaveTheWords)
         .expect("re-keyed");
@@ -120,12 +120,12 @@ fn slots_without_a_key_are_named_or_nothing_is_done() {
 }
 
 /// A partition in memory that opens by so many phrases, and power that ends after so many steps.
-struct Partition {
+struct MemoryKeyslots {
     opens_by: Vec<String>,
     steps: Rc<Cell<usize>>,
 }
 
-impl Partition {
+impl MemoryKeyslots {
     fn step(&self) -> Result<(), &'static str> {
         let left = self.steps.get().checked_sub(1).ok_or("no power")?;
         self.steps.set(left);
@@ -133,7 +133,7 @@ impl Partition {
     }
 }
 
-impl DataKeyslots for Partition {
+impl DataKeyslots for MemoryKeyslots {
     type Error = &'static str;
 
     fn add(&mut self, with: &SecretStr, new: &SecretStr) -> Result<(), &'static str> {
@@ -142,7 +142,7 @@ impl DataKeyslots for Partition {
         if !self.opens_by.iter().any(|phrase| phrase == new.expose()) {
             self.opens_by.push(new.expose().to_owned());
         }
-        // On the disk, and nobody heard of it.
+        // On the disk, and the caller did not hear of it.
         self.step()
     }
 
@@ -173,9 +173,9 @@ fn phrases(open: &OpenAlkv) -> Vec<String> {
 }
 
 /// What the next start does.
-fn start(copies: &mut Copies<Memory>, data: &mut Partition) -> OpenAlkv {
+fn start(copies: &mut VaultCopies<MemoryCopyStorage>, data: &mut MemoryKeyslots) -> OpenAlkv {
     let found = copies.load().expect("a good copy").expect("a vault");
-    let open = found.open(&mut Key::Stored).expect("opened");
+    let open = found.open(&mut UnlockKey::Stored).expect("opened");
     let own = phrases(&open);
     assert!(
         data.opens_by.contains(&own[0]),
@@ -204,12 +204,12 @@ fn interrupted(steps: usize, bytes: usize, older: bool) -> bool {
         *held[1].borrow_mut() = behind;
     }
     let left = Rc::new(Cell::new(usize::MAX));
-    let mut data = Partition {
+    let mut data = MemoryKeyslots {
         opens_by: phrases(&old),
         steps: Rc::clone(&left),
     };
     let next = old
-        .rekey(&mut [(id(0), Key::Stored)], &[], Consent::None)
+        .rekey(&mut [(id(0), UnlockKey::Stored)], &[], Consent::None)
         .expect("re-keyed");
     left.set(steps);
     power.set(bytes);
@@ -225,7 +225,7 @@ fn interrupted(steps: usize, bytes: usize, older: bool) -> bool {
     );
     assert!(is_new || !done);
     // Whatever was left, it can be done again.
-    let mut keys = [(id(0), Key::Stored)];
+    let mut keys = [(id(0), UnlockKey::Stored)];
     let again = after
         .rekey(&mut keys, &[], Consent::None)
         .expect("re-keyed");
@@ -261,9 +261,12 @@ fn a_copy_that_is_newer_is_not_overwritten_by_a_new_key() {
     let (mut copies, _, _) = memory();
     let old = development();
     copies.create(&old).expect("written");
-    let mut keys = [(id(0), Key::Stored)];
+    let mut keys = [(id(0), UnlockKey::Stored)];
     let next = old.rekey(&mut keys, &[], Consent::None).expect("re-keyed");
-    let mut twin = old.alkv().open(id(0), &mut Key::Stored).expect("opened");
+    let mut twin = old
+        .alkv()
+        .open(id(0), &mut UnlockKey::Stored)
+        .expect("opened");
     twin.add(NewSlot::None).expect("added");
     copies.save(&twin).expect("written");
     // Both are the second generation; the one on the disk is genuine.

@@ -2,16 +2,16 @@
 
 use rustix::event::epoll;
 
-use super::Supervisor;
-use super::incoming::Wrong;
-use crate::frame::channel::Read;
-use crate::host::spawn::Job;
-use crate::host::worker::State;
-use crate::{CallError, Cause, Loss, Reason};
+use super::WorkerSupervisor;
+use super::incoming::WorkerViolation;
+use crate::frame::channel::ChannelRead;
+use crate::host::spawn::SpawnJob;
+use crate::host::worker::WorkerState;
+use crate::{LimitCause, WorkerCallError, WorkerEndReason, WorkerLoss};
 
-impl Supervisor {
-    /// A call did not stop when it was told to.
-    pub(super) fn kill_for(&mut self, number: u64, id: u64, cause: Cause) {
+impl WorkerSupervisor {
+    /// Kills a worker whose call did not stop when its limit was reached.
+    pub(super) fn kill_for(&mut self, number: u64, id: u64, cause: LimitCause) {
         let worker = self.workers.get_mut(&number);
         if let Some(worker) = worker
             && let Some(running) = worker.calls.get(&id)
@@ -22,16 +22,16 @@ impl Supervisor {
     }
 
     /// Kills a worker and answers for it, at once.
-    pub(super) fn end(&mut self, number: u64, reason: Reason, detail: &str) {
+    pub(super) fn end(&mut self, number: u64, reason: WorkerEndReason, detail: &str) {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
-        if matches!(worker.state, State::Dying(..)) {
+        if matches!(worker.state, WorkerState::Dying(..)) {
             return;
         }
         worker.kill();
         let starting = !worker.was_ready;
-        worker.state = State::Dying(reason, detail.to_owned());
+        worker.state = WorkerState::Dying(reason, detail.to_owned());
         let (role, pid) = (worker.role, worker.pid());
         if reason.is_crash() || starting {
             tracing::warn!(%role, pid, %reason, detail, "a worker was killed");
@@ -39,13 +39,18 @@ impl Supervisor {
             tracing::debug!(%role, pid, %reason, detail, "a worker was ended");
         }
         self.silence(number);
-        let loss = Loss {
+        let loss = WorkerLoss {
             reason,
             signal: None,
             detail: detail.to_owned(),
         };
         self.answer_all(number, &loss);
-        if starting && !matches!(reason, Reason::Relieved | Reason::Shutdown) {
+        if starting
+            && !matches!(
+                reason,
+                WorkerEndReason::Relieved | WorkerEndReason::Shutdown
+            )
+        {
             self.start_failed(number, role, detail);
         }
     }
@@ -59,7 +64,7 @@ impl Supervisor {
     }
 
     /// Answers every call in a lost worker, and closes its sessions.
-    fn answer_all(&mut self, number: u64, loss: &Loss) {
+    fn answer_all(&mut self, number: u64, loss: &WorkerLoss) {
         let now = self.now();
         self.pool.leave(number);
         let Some(worker) = self.workers.get_mut(&number) else {
@@ -77,13 +82,13 @@ impl Supervisor {
                 tracing::warn!(?operation, "an operation is in quarantine");
             }
             let error = match running.watch.ended() {
-                Some((cause, _)) => CallError::Limit {
+                Some((cause, _)) => WorkerCallError::Limit {
                     cause,
                     killed: true,
                 },
-                None => CallError::Lost(loss.clone()),
+                None => WorkerCallError::Lost(loss.clone()),
             };
-            // Whoever asked may have gone.
+            // The caller may have gone.
             let _ = running.reply.send(Err(error));
         }
         for sid in sessions {
@@ -100,12 +105,15 @@ impl Supervisor {
             let Some(worker) = self.workers.get_mut(&number) else {
                 return;
             };
-            if !matches!(worker.state, State::Starting { .. } | State::Ready) {
+            if !matches!(
+                worker.state,
+                WorkerState::Starting { .. } | WorkerState::Ready
+            ) {
                 break;
             }
             match worker.read(scratch) {
-                Ok(Read::Some(_)) => self.read_rest(number),
-                Ok(Read::End | Read::Wait) | Err(_) => break,
+                Ok(ChannelRead::Some(_)) => self.read_rest(number),
+                Ok(ChannelRead::End | ChannelRead::Wait) | Err(_) => break,
             }
         }
         let Some(worker) = self.workers.get_mut(&number) else {
@@ -117,8 +125,8 @@ impl Supervisor {
         worker.listen(scratch);
         let loss = worker.judge(exit);
         let (role, pid, limit_at) = (worker.role, worker.pid(), worker.limit_at);
-        let by_us = matches!(worker.state, State::Dying(..));
-        // Whoever waits for a worker that we ended has been told then.
+        let by_us = matches!(worker.state, WorkerState::Dying(..));
+        // Callers that wait for a worker that we ended have their answer already.
         let starting = !worker.was_ready && !by_us;
         let leaf = worker.take_leaf();
         if !by_us {
@@ -135,7 +143,7 @@ impl Supervisor {
         self.forget(number, role);
         if let Some(leaf) = leaf {
             // The spawner lives as long as this thread.
-            let _ = self.jobs.send(Job::Remove(leaf));
+            let _ = self.jobs.send(SpawnJob::Remove(leaf));
         }
         let now = self.now();
         {
@@ -151,7 +159,7 @@ impl Supervisor {
     }
 
     fn read_rest(&mut self, number: u64) {
-        if let Err(Wrong(_, why)) = self.take_messages(number) {
+        if let Err(WorkerViolation(_, why)) = self.take_messages(number) {
             tracing::debug!(
                 worker = number,
                 why,

@@ -3,49 +3,53 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use super::Supervisor;
-use crate::frame::channel::Read;
-use crate::host::Answer;
-use crate::host::worker::State;
+use super::WorkerSupervisor;
+use crate::frame::channel::ChannelRead;
+use crate::host::WorkerAnswer;
+use crate::host::worker::WorkerState;
 use crate::limits::{CALLS_OUT_MAX, LEAVING_MAX, LOG_BYTES_PER_S, MESSAGES_WAITING_BYTES_MAX};
-use crate::{CallError, CallStats, FromWorker, Reason, Reply};
+use crate::{CallStats, FromWorkerMessage, WorkerCallError, WorkerEndReason, WorkerReply};
 
 /// A worker did what it must not.
-pub(super) struct Wrong(pub(super) Reason, pub(super) String);
+pub(super) struct WorkerViolation(pub(super) WorkerEndReason, pub(super) String);
 
-impl Supervisor {
+impl WorkerSupervisor {
     /// A worker's socket is readable, writable or closed.
     pub(super) fn read(&mut self, number: u64, scratch: &mut [u8]) {
         self.flush(number);
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
-        if !matches!(worker.state, State::Starting { .. } | State::Ready) {
+        if !matches!(
+            worker.state,
+            WorkerState::Starting { .. } | WorkerState::Ready
+        ) {
             return;
         }
         let read = worker.read(scratch);
         if let Err(error) = &read {
             let why = error.to_string();
-            self.end(number, Reason::Protocol, &why);
+            self.end(number, WorkerEndReason::Protocol, &why);
             return;
         }
-        if let Err(Wrong(reason, why)) = self.take_messages(number) {
+        if let Err(WorkerViolation(reason, why)) = self.take_messages(number) {
             self.end(number, reason, &why);
             return;
         }
-        if matches!(read, Ok(Read::End)) {
+        if matches!(read, Ok(ChannelRead::End)) {
             self.leave(number);
         }
     }
 
     /// Messages that are whole.
-    pub(super) fn take_messages(&mut self, number: u64) -> Result<(), Wrong> {
+    pub(super) fn take_messages(&mut self, number: u64) -> Result<(), WorkerViolation> {
         loop {
             let Some(worker) = self.workers.get_mut(&number) else {
                 return Ok(());
             };
             let next = worker.message();
-            let next = next.map_err(|error| Wrong(Reason::Protocol, error.to_string()))?;
+            let next = next
+                .map_err(|error| WorkerViolation(WorkerEndReason::Protocol, error.to_string()))?;
             let Some((message, fds)) = next else {
                 return Ok(());
             };
@@ -62,7 +66,7 @@ impl Supervisor {
         };
         let grace = u64::try_from(LEAVING_MAX.as_micros()).unwrap_or(u64::MAX);
         // Starting workers may still say why on their output, and then end.
-        worker.state = State::Leaving {
+        worker.state = WorkerState::Leaving {
             by: now.saturating_add(grace),
         };
         let cut = !worker.ended_cleanly();
@@ -73,27 +77,32 @@ impl Supervisor {
         }
     }
 
-    fn take(&mut self, number: u64, message: FromWorker, fds: Vec<OwnedFd>) -> Result<(), Wrong> {
+    fn take(
+        &mut self,
+        number: u64,
+        message: FromWorkerMessage,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), WorkerViolation> {
         let Some(worker) = self.workers.get(&number) else {
             return Ok(());
         };
-        let starting = matches!(worker.state, State::Starting { .. });
+        let starting = matches!(worker.state, WorkerState::Starting { .. });
         match message {
-            FromWorker::Ready { confined } if starting => {
+            FromWorkerMessage::Ready { confined } if starting => {
                 self.ready(number, confined);
                 Ok(())
             }
-            FromWorker::Ready { .. } => Err(wrong("it was ready already")),
+            FromWorkerMessage::Ready { .. } => Err(wrong("it was ready already")),
             _ if starting => Err(wrong("it spoke before it was ready")),
-            FromWorker::Heartbeat { id, cpu_us, .. } => {
+            FromWorkerMessage::Heartbeat { id, cpu_us, .. } => {
                 self.heartbeat(number, id, cpu_us);
                 Ok(())
             }
-            FromWorker::Gpu { id, busy, .. } => {
+            FromWorkerMessage::Gpu { id, busy, .. } => {
                 self.gpu(number, id, busy);
                 Ok(())
             }
-            FromWorker::Result {
+            FromWorkerMessage::Result {
                 id, reply, stats, ..
             } => self.result(number, id, reply, stats, fds),
             other => self.forward(number, other, fds),
@@ -128,22 +137,22 @@ impl Supervisor {
         &mut self,
         number: u64,
         id: u64,
-        reply: Reply,
+        reply: WorkerReply,
         stats: CallStats,
         fds: Vec<OwnedFd>,
-    ) -> Result<(), Wrong> {
+    ) -> Result<(), WorkerViolation> {
         let worker = self.workers.get_mut(&number);
         let Some(running) = worker.and_then(|worker| worker.calls.remove(&id)) else {
             return Err(wrong("it answered what it was not asked"));
         };
         let outcome = match running.watch.ended() {
-            Some((cause, _)) => Err(CallError::Limit {
+            Some((cause, _)) => Err(WorkerCallError::Limit {
                 cause,
                 killed: false,
             }),
-            None => Ok(Answer { reply, fds, stats }),
+            None => Ok(WorkerAnswer { reply, fds, stats }),
         };
-        // Whoever asked may have gone.
+        // The caller may have gone.
         let _ = running.reply.send(outcome);
         Ok(())
     }
@@ -152,30 +161,30 @@ impl Supervisor {
     fn forward(
         &mut self,
         number: u64,
-        message: FromWorker,
+        message: FromWorkerMessage,
         fds: Vec<OwnedFd>,
-    ) -> Result<(), Wrong> {
+    ) -> Result<(), WorkerViolation> {
         let now = self.now();
         let open = message
             .session()
             .and_then(|sid| self.sessions.get_mut(&sid));
-        // One that is closed was not yet when the worker spoke. One of another worker is none of its
-        // business.
+        // The session may have been closed after the worker spoke. A worker has no business with
+        // another's session.
         let Some(open) = open.filter(|open| open.worker == number) else {
             return Ok(());
         };
         match &message {
-            FromWorker::Log { text, .. } => {
+            FromWorkerMessage::Log { text, .. } => {
                 let bytes = text.len() as u64;
                 if !may_log(&mut open.log, bytes, now) {
                     self.count().now.log_dropped += bytes;
                     return Ok(());
                 }
             }
-            FromWorker::Call { id, .. } | FromWorker::Subscribe { id, .. } => {
+            FromWorkerMessage::Call { id, .. } | FromWorkerMessage::Subscribe { id, .. } => {
                 if open.calls_out.len() >= CALLS_OUT_MAX {
                     let why = format!("more than {CALLS_OUT_MAX} calls at once");
-                    return Err(Wrong(Reason::Flood, why));
+                    return Err(WorkerViolation(WorkerEndReason::Flood, why));
                 }
                 if !open.calls_out.insert(*id) {
                     return Err(wrong("it used the number of a call twice"));
@@ -186,21 +195,21 @@ impl Supervisor {
         let bytes = message.bytes();
         if open.unread.fetch_add(bytes, Ordering::Relaxed) + bytes > MESSAGES_WAITING_BYTES_MAX {
             let why = "more bytes than its host can read".to_owned();
-            return Err(Wrong(Reason::Flood, why));
+            return Err(WorkerViolation(WorkerEndReason::Flood, why));
         }
         match open.inbox.try_send((message, fds)) {
-            // Nobody listens; the session is about to be closed.
+            // The session's owner has gone; the session is about to be closed.
             Ok(()) | Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => Ok(()),
             Err(tokio::sync::mpsc::error::TrySendError::Full(_)) => {
                 let why = "more messages than its host can read".to_owned();
-                Err(Wrong(Reason::Flood, why))
+                Err(WorkerViolation(WorkerEndReason::Flood, why))
             }
         }
     }
 }
 
-fn wrong(why: &str) -> Wrong {
-    Wrong(Reason::Protocol, why.to_owned())
+fn wrong(why: &str) -> WorkerViolation {
+    WorkerViolation(WorkerEndReason::Protocol, why.to_owned())
 }
 
 /// A bucket that fills up in a second.

@@ -7,21 +7,21 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Open, Pause, Supervisor, Waiting};
-use crate::host::Lease;
-use crate::host::handle::Opened;
-use crate::host::pool::Pool;
-use crate::host::spawn::{Born, Job};
-use crate::host::worker::{State, Worker};
+use super::{LeaseWaiter, OpenSession, StartBackoff, WorkerSupervisor};
+use crate::host::WorkerLease;
+use crate::host::handle::OpenedSession;
+use crate::host::pool::WorkerPool;
+use crate::host::spawn::{SpawnJob, SpawnedWorker};
+use crate::host::worker::{WorkerProcess, WorkerState};
 use crate::limits::{
     LOG_BYTES_PER_S, MESSAGES_WAITING_MAX, SESSIONS_MAX, START_MAX, START_PAUSE_MAX,
     START_PAUSE_MIN,
 };
-use crate::setup::Confined;
-use crate::{Bind, Reason, Role, Sandbox, WorkerError};
+use crate::setup::ConfinementReport;
+use crate::{Bind, Sandbox, WorkerEndReason, WorkerError, WorkerRole};
 
 /// Folders that a role may have, under names that are names.
-pub(in crate::host) fn check_binds(role: Role, binds: &[Bind]) -> Result<(), WorkerError> {
+pub(in crate::host) fn check_binds(role: WorkerRole, binds: &[Bind]) -> Result<(), WorkerError> {
     if !binds.is_empty() && !role.may_have_binds() {
         return Err(WorkerError::BindsRefused(role));
     }
@@ -35,30 +35,30 @@ pub(in crate::host) fn check_binds(role: Role, binds: &[Bind]) -> Result<(), Wor
     Ok(())
 }
 
-impl Supervisor {
+impl WorkerSupervisor {
     pub(super) fn open(
         &mut self,
-        mut lease: Lease,
-        reply: oneshot::Sender<Result<Opened, WorkerError>>,
+        mut lease: WorkerLease,
+        reply: oneshot::Sender<Result<OpenedSession, WorkerError>>,
     ) {
         // One worker cannot be halved.
         lease.lent &= self.config.workers_lent_max() > 0;
         match self.find(&lease) {
-            Ok(Found::Now(worker)) => self.hand_over(worker, lease.memory, reply),
-            Ok(Found::Later(worker)) => self.waiting.push(Waiting {
+            Ok(WorkerChoice::Now(worker)) => self.hand_over(worker, lease.memory, reply),
+            Ok(WorkerChoice::Later(worker)) => self.waiting.push(LeaseWaiter {
                 lease,
                 worker,
                 reply,
             }),
             Err(error) => {
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = reply.send(Err(error));
             }
         }
         self.fill();
     }
 
-    fn find(&mut self, lease: &Lease) -> Result<Found, WorkerError> {
+    fn find(&mut self, lease: &WorkerLease) -> Result<WorkerChoice, WorkerError> {
         let role = lease.role;
         if self.ending.is_some() {
             return Err(WorkerError::Stopped);
@@ -75,11 +75,11 @@ impl Supervisor {
         check_binds(role, &config.binds)?;
         self.used.insert(role);
         if let Some(worker) = self.pool.place_with_own(lease) {
-            return Ok(Found::Now(worker));
+            return Ok(WorkerChoice::Now(worker));
         }
         self.keep_to_share(lease)?;
         if let Some(worker) = self.pool.place(lease) {
-            return Ok(Found::Now(worker));
+            return Ok(WorkerChoice::Now(worker));
         }
         if self.paused(role) {
             let sandbox = self
@@ -95,16 +95,16 @@ impl Supervisor {
         }
         let reserved = !lease.binds.is_empty();
         if !reserved && self.pool.free(role) >= self.wanted(role, Some(lease)) {
-            return Ok(Found::Later(None));
+            return Ok(WorkerChoice::Later(None));
         }
         self.make_room()?;
         let worker = self.begin_start(config, reserved);
-        Ok(Found::Later(reserved.then_some(worker)))
+        Ok(WorkerChoice::Later(reserved.then_some(worker)))
     }
 
     /// Refuses another worker to a tenant that has its share of them, or will have once those that its sessions wait
     /// for are there. First its workers without a session make room.
-    fn keep_to_share(&mut self, lease: &Lease) -> Result<(), WorkerError> {
+    fn keep_to_share(&mut self, lease: &WorkerLease) -> Result<(), WorkerError> {
         let tenant = &lease.tenant;
         let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
         let own: Vec<_> = waiting.filter(|other| other.tenant == *tenant).collect();
@@ -127,24 +127,28 @@ impl Supervisor {
         &mut self,
         wanted: usize,
         most: usize,
-        of: impl Fn(&Pool) -> (usize, Option<u64>),
+        of: impl Fn(&WorkerPool) -> (usize, Option<u64>),
     ) -> Result<(), WorkerError> {
         loop {
             let (has, idle) = of(&self.pool);
             if has + wanted <= most {
                 return Ok(());
             }
-            self.end(idle.ok_or(WorkerError::TenantShare)?, Reason::Idle, "");
+            self.end(
+                idle.ok_or(WorkerError::TenantShare)?,
+                WorkerEndReason::Idle,
+                "",
+            );
         }
     }
 
-    /// Ends a worker that nobody is in, where there are as many as may be.
+    /// Ends a worker without a session, where there are as many as may be.
     fn make_room(&mut self) -> Result<(), WorkerError> {
         while self.pool.len() >= self.config.workers_max {
             let Some(idle) = self.pool.evictable() else {
                 return Err(WorkerError::Overloaded);
             };
-            self.end(idle, Reason::Idle, "");
+            self.end(idle, WorkerEndReason::Idle, "");
         }
         Ok(())
     }
@@ -156,19 +160,19 @@ impl Supervisor {
         let mut role = Box::new(config);
         role.memory_bytes = self.config.memory_of(role.role, 0);
         // The spawner lives as long as this thread.
-        let _ = self.jobs.send(Job::Start { worker, role });
+        let _ = self.jobs.send(SpawnJob::Start { worker, role });
         worker
     }
 
     /// Workers of the role that those who wait for any of them will take, and `also`.
-    fn wanted(&self, role: Role, also: Option<&Lease>) -> usize {
+    fn wanted(&self, role: WorkerRole, also: Option<&WorkerLease>) -> usize {
         let waiting = self.waiting.iter();
         let waiting = waiting.filter(|waiting| waiting.worker.is_none());
         let leases = waiting.map(|waiting| &waiting.lease).chain(also);
         workers_for(leases.filter(|lease| lease.role == role))
     }
 
-    fn paused(&self, role: Role) -> bool {
+    fn paused(&self, role: WorkerRole) -> bool {
         let now = self.now();
         self.pauses
             .get(&role)
@@ -198,7 +202,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn started(&mut self, number: u64, born: Result<Born, String>) {
+    pub(super) fn started(&mut self, number: u64, born: Result<SpawnedWorker, String>) {
         let Some((role, binds)) = self.starting.remove(&number) else {
             return;
         };
@@ -207,14 +211,14 @@ impl Supervisor {
         match born {
             Ok(born) => {
                 let memory = self.config.memory_of(role, 0);
-                let worker = Worker::new(born, role, binds, by, memory);
+                let worker = WorkerProcess::new(born, role, binds, by, memory);
                 self.count().started(role);
                 let heard = self.listen_to(number, &worker);
                 self.workers.insert(number, worker);
                 if let Err(errno) = heard {
-                    self.end(number, Reason::Start, &errno.to_string());
+                    self.end(number, WorkerEndReason::Start, &errno.to_string());
                 } else if self.ending.is_some() {
-                    self.end(number, Reason::Shutdown, "");
+                    self.end(number, WorkerEndReason::Shutdown, "");
                 }
             }
             Err(why) => {
@@ -226,20 +230,20 @@ impl Supervisor {
     }
 
     /// The walls of a worker stand.
-    pub(super) fn ready(&mut self, number: u64, confined: Confined) {
+    pub(super) fn ready(&mut self, number: u64, confined: ConfinementReport) {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
         let role = worker.role;
         let mut gaps = std::mem::take(&mut worker.gaps);
         gaps.extend(confined.gaps);
-        let sandbox = Sandbox::of(gaps, role.rights(worker.binds));
+        let sandbox = Sandbox::from_gaps(gaps, role.rights(worker.binds));
         let known = self.count().now.sandbox.insert(role, sandbox.clone());
         if known.as_ref() != Some(&sandbox) {
             tracing::info!(%role, level = %sandbox.level, gaps = ?sandbox.gaps, "worker sandbox");
         }
         if let Some(worker) = self.workers.get_mut(&number) {
-            worker.state = State::Ready;
+            worker.state = WorkerState::Ready;
             worker.was_ready = true;
         }
         if sandbox.level < self.config.minimum {
@@ -253,20 +257,20 @@ impl Supervisor {
     }
 
     /// The walls are not what is required. They will not be at the next try either.
-    fn too_low(&mut self, number: u64, role: Role, sandbox: Sandbox) {
+    fn too_low(&mut self, number: u64, role: WorkerRole, sandbox: Sandbox) {
         let until = self.now().saturating_add(us(START_PAUSE_MAX));
         let minimum = self.config.minimum;
         self.refuse(number, role, || WorkerError::Policy {
             minimum,
             sandbox: sandbox.clone(),
         });
-        let pause = Pause {
+        let pause = StartBackoff {
             until,
             next: START_PAUSE_MAX,
             sandbox: Some(sandbox),
         };
         self.pauses.insert(role, pause);
-        self.end(number, Reason::Start, "its walls are too low");
+        self.end(number, WorkerEndReason::Start, "its walls are too low");
     }
 
     /// Gives workers to those who wait.
@@ -293,7 +297,7 @@ impl Supervisor {
         &mut self,
         number: u64,
         granted: u64,
-        reply: oneshot::Sender<Result<Opened, WorkerError>>,
+        reply: oneshot::Sender<Result<OpenedSession, WorkerError>>,
     ) {
         let now = self.now();
         self.next_session += 1;
@@ -308,7 +312,7 @@ impl Supervisor {
         worker.allow_memory(self.config.memory_of(worker.role, worker.granted));
         let (inbox, messages) = mpsc::channel(MESSAGES_WAITING_MAX);
         let unread = Arc::<AtomicUsize>::default();
-        let opened = Opened {
+        let opened = OpenedSession {
             sid,
             pid: worker.pid(),
             inbox: messages,
@@ -318,9 +322,9 @@ impl Supervisor {
                 .sandboxes
                 .get(&number)
                 .cloned()
-                .unwrap_or_else(|| Sandbox::of(Vec::new(), worker.role.rights(false))),
+                .unwrap_or_else(|| Sandbox::from_gaps(Vec::new(), worker.role.rights(false))),
         };
-        let open = Open {
+        let open = OpenSession {
             worker: number,
             granted,
             inbox,
@@ -331,29 +335,29 @@ impl Supervisor {
         self.sessions.insert(sid, open);
         self.count().now.sessions = self.sessions.len() as u64;
         if reply.send(Ok(opened)).is_err() {
-            // Nobody waits any more.
+            // The caller has given up.
             self.close(sid);
         }
     }
 
     /// A worker is gone, or never came. With the last of its role goes a program that can be made.
-    pub(super) fn forget(&mut self, number: u64, role: Role) {
+    pub(super) fn forget(&mut self, number: u64, role: WorkerRole) {
         self.pool.remove(number);
         if !self.pool.has(role) {
             // The spawner lives as long as this thread.
-            let _ = self.jobs.send(Job::Forget(role));
+            let _ = self.jobs.send(SpawnJob::Forget(role));
         }
     }
 
     /// A worker did not get as far as being ready.
-    pub(super) fn start_failed(&mut self, number: u64, role: Role, why: &str) {
+    pub(super) fn start_failed(&mut self, number: u64, role: WorkerRole, why: &str) {
         let pause = self
             .pauses
             .get(&role)
             .map_or(START_PAUSE_MIN, |pause| pause.next);
         let until = self.now().saturating_add(us(pause));
         let next = (pause * 2).min(START_PAUSE_MAX);
-        let pause = Pause {
+        let pause = StartBackoff {
             until,
             next,
             sandbox: None,
@@ -365,8 +369,8 @@ impl Supervisor {
         });
     }
 
-    /// Tells those who wait for this worker, or for any of its role, that there is none.
-    fn refuse(&mut self, number: u64, role: Role, error: impl Fn() -> WorkerError) {
+    /// Refuses the callers that wait for this worker, or for any of its role.
+    fn refuse(&mut self, number: u64, role: WorkerRole, error: impl Fn() -> WorkerError) {
         let (mine, others) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|waiting| match waiting.worker {
@@ -374,7 +378,7 @@ impl Supervisor {
                 None => waiting.lease.role == role,
             });
         self.waiting = others;
-        let mine: Vec<Waiting> = mine;
+        let mine: Vec<LeaseWaiter> = mine;
         for waiting in mine {
             let _ = waiting.reply.send(Err(error()));
         }
@@ -382,9 +386,9 @@ impl Supervisor {
 }
 
 /// Fresh workers that these sessions take: those of one tenant share theirs, unless they want to be alone.
-fn workers_for<'a>(leases: impl Iterator<Item = &'a Lease>) -> usize {
+fn workers_for<'a>(leases: impl Iterator<Item = &'a WorkerLease>) -> usize {
     let mut alone = 0;
-    let mut together: HashMap<(Role, &str, bool), usize> = HashMap::new();
+    let mut together: HashMap<(WorkerRole, &str, bool), usize> = HashMap::new();
     for lease in leases {
         // No other session sees the folders that are bound for this one.
         if lease.alone || !lease.binds.is_empty() {
@@ -401,7 +405,7 @@ fn workers_for<'a>(leases: impl Iterator<Item = &'a Lease>) -> usize {
 }
 
 /// Where a session goes.
-enum Found {
+enum WorkerChoice {
     /// Into this worker.
     Now(u64),
     /// Into one that is being started: this one, or any.
@@ -420,14 +424,14 @@ mod tests {
     /// likes.
     #[test]
     fn sessions_with_folders_are_counted_alone() {
-        let plain = || Lease::new(Role::Git, "a");
+        let plain = || WorkerLease::new(WorkerRole::Git, "a");
         let bind = |name: &str| Bind {
             source: "/data".to_owned(),
             name: name.to_owned(),
             writable: false,
         };
         let with = |name: &str| plain().with(bind(name));
-        let count = |leases: &[Lease]| workers_for(leases.iter());
+        let count = |leases: &[WorkerLease]| workers_for(leases.iter());
         assert_eq!(count(&[with("objects"), with("objects"), with("other")]), 3);
         assert_eq!(count(&[with("objects"), plain(), plain()]), 2);
         assert_eq!(count(&[plain(), plain(), plain().alone()]), 2);

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use alknet_worker::{
-    Answer, Body, CallError, CallLimits, Config, Delegated, Executable, Lease, Level, Reason,
-    Reply, Request, Role, RoleConfig, Session, Workers,
+    CallLimits, CborBody, ConfinementLevel, DelegatedCgroup, Executable, RoleConfig, WorkerAnswer,
+    WorkerCallError, WorkerEndReason, WorkerLease, WorkerReply, WorkerRequest, WorkerRole,
+    WorkerSession, Workers, WorkersConfig,
 };
 
-use crate::act::{Act, Said};
+use crate::act::{ProbeAct, ProbeReply};
 
 /// Where the groups are.
 const GROUPS: &str = "/sys/fs/cgroup";
@@ -52,13 +53,13 @@ fn everything() -> Result<(), String> {
     fs::create_dir(&delegated).map_err(|error| format!("make a group: {error}"))?;
     let control = Path::new(GROUPS).join("cgroup.subtree_control");
     fs::write(&control, "+memory +cpu +pids").map_err(|error| format!("controllers: {error}"))?;
-    let mut config = Config::this_executable();
+    let mut config = WorkersConfig::this_executable();
     config.executable = Executable::This;
     config.silence = LONG;
-    config.cgroup = Some(Delegated {
+    config.cgroup = Some(DelegatedCgroup {
         path: delegated.clone(),
     });
-    config.roles = Role::ALL.map(RoleConfig::new).to_vec();
+    config.roles = WorkerRole::ALL.map(RoleConfig::new).to_vec();
     for role in &mut config.roles {
         role.memory_bytes = MEMORY;
         role.pids = THREADS;
@@ -72,16 +73,17 @@ fn everything() -> Result<(), String> {
 
 /// Shared memory, which only the group counts: the supervisor looks at what is a worker's alone.
 fn memory(workers: &Workers) -> Result<(), String> {
-    for role in [Role::Js, Role::Gpu] {
+    for role in [WorkerRole::Js, WorkerRole::Gpu] {
         let session = open(workers, role, "memory")?;
         let sandbox = session.sandbox();
-        if sandbox.level != Level::Full {
+        if sandbox.level != ConfinementLevel::Full {
             return Err(format!("{role}: {} {:?}", sandbox.level, sandbox.gaps));
         }
         walled_in(session.pid()).map_err(|error| format!("{role}: {error}"))?;
-        ask(&session, &Act::Share(LESS)).map_err(|error| format!("{role}, little: {error}"))?;
-        match ask(&session, &Act::Share(MORE)) {
-            Err(CallError::Lost(loss)) if loss.reason == Reason::Memory => {}
+        ask(&session, &ProbeAct::Share(LESS))
+            .map_err(|error| format!("{role}, little: {error}"))?;
+        match ask(&session, &ProbeAct::Share(MORE)) {
+            Err(WorkerCallError::Lost(loss)) if loss.reason == WorkerEndReason::Memory => {}
             other => return Err(format!("{role}, {MORE} bytes: {other:?}")),
         }
     }
@@ -106,10 +108,11 @@ fn walled_in(pid: i32) -> Result<(), String> {
 
 /// Of a role that may have threads.
 fn threads(workers: &Workers) -> Result<(), String> {
-    let session = open(workers, Role::Gpu, "threads")?;
-    let answer = ask(&session, &Act::Threads(MORE_THREADS)).map_err(|error| error.to_string())?;
+    let session = open(workers, WorkerRole::Gpu, "threads")?;
+    let answer =
+        ask(&session, &ProbeAct::Threads(MORE_THREADS)).map_err(|error| error.to_string())?;
     let started = match said(answer)? {
-        Said::Text(count) => count.parse::<u32>().map_err(|error| error.to_string())?,
+        ProbeReply::Text(count) => count.parse::<u32>().map_err(|error| error.to_string())?,
         other => return Err(format!("{other:?}")),
     };
     if (1..THREADS).contains(&started) {
@@ -122,13 +125,13 @@ fn threads(workers: &Workers) -> Result<(), String> {
 }
 
 fn processor(workers: &Workers, delegated: &Path) -> Result<(), String> {
-    let session = open(workers, Role::Js, "processor")?;
+    let session = open(workers, WorkerRole::Js, "processor")?;
     let limits = CallLimits {
         wall: LONG,
         cpu: None,
         gpu: None,
     };
-    let spins = session.call(request(&Act::Spin { obeys: true }), limits, None);
+    let spins = session.call(request(&ProbeAct::Spin { obeys: true }), limits, None);
     let began = Instant::now();
     // While it runs: the group goes with its worker.
     let held_back = loop {
@@ -158,18 +161,18 @@ fn throttled(group: &Path) -> u64 {
     line.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
-fn open(workers: &Workers, role: Role, tenant: &str) -> Result<Session, String> {
+fn open(workers: &Workers, role: WorkerRole, tenant: &str) -> Result<WorkerSession, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
-    let session = runtime.block_on(workers.open(Lease::new(role, tenant)));
+    let session = runtime.block_on(workers.open(WorkerLease::new(role, tenant)));
     session.map_err(|error| format!("{role}: {error}"))
 }
 
-fn request(act: &Act) -> Request {
-    Request::role(Body::of(act).expect("CBOR").into_bytes())
+fn request(act: &ProbeAct) -> WorkerRequest {
+    WorkerRequest::role(CborBody::encode(act).expect("CBOR").into_bytes())
 }
 
-fn ask(session: &Session, act: &Act) -> Result<Answer, CallError> {
+fn ask(session: &WorkerSession, act: &ProbeAct) -> Result<WorkerAnswer, WorkerCallError> {
     let limits = CallLimits {
         wall: LONG,
         cpu: None,
@@ -178,14 +181,14 @@ fn ask(session: &Session, act: &Act) -> Result<Answer, CallError> {
     session.call(request(act), limits, None).wait()
 }
 
-fn said(answer: Answer) -> Result<Said, String> {
-    let Reply::Ok(blob) = answer.reply else {
+fn said(answer: WorkerAnswer) -> Result<ProbeReply, String> {
+    let WorkerReply::Ok(blob) = answer.reply else {
         return Err("a fault".to_owned());
     };
     let bytes = blob
         .read(&answer.fds, 1 << 20)
         .map_err(|error| error.to_string())?;
-    Body::from_cbor(bytes)
+    CborBody::from_cbor(bytes)
         .read()
         .map_err(|error| error.to_string())
 }

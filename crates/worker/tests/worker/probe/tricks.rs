@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Mutex;
 
-use crate::act::Call;
+use crate::act::ProbeSyscall;
 
 /// The host's socket.
 const HOST: i32 = 3;
@@ -199,8 +199,8 @@ fn errno() -> i32 {
 }
 
 /// Tries a call. Zero when it worked.
-pub(crate) fn attempt(call: Call) -> i32 {
-    if matches!(call, Call::Thread) {
+pub(crate) fn attempt(call: ProbeSyscall) -> i32 {
+    if matches!(call, ProbeSyscall::Thread) {
         let thread = std::thread::Builder::new().spawn(|| {});
         return match thread.map(std::thread::JoinHandle::join) {
             Ok(_) => 0,
@@ -215,29 +215,31 @@ pub(crate) fn attempt(call: Call) -> i32 {
 
 /// # Safety
 /// For a process that may end of it.
-unsafe fn raw(call: Call) -> i64 {
+unsafe fn raw(call: ProbeSyscall) -> i64 {
     let none = ptr::null::<u8>();
     // SAFETY: as above.
     unsafe {
         match call {
-            Call::Bpf => libc::syscall(libc::SYS_bpf, 0, none, 0),
-            Call::Connect => {
+            ProbeSyscall::Bpf => libc::syscall(libc::SYS_bpf, 0, none, 0),
+            ProbeSyscall::Connect => {
                 let address: libc::sockaddr_un = std::mem::zeroed();
                 let bytes = size_of::<libc::sockaddr_un>() as u32;
                 libc::connect(HOST, (&raw const address).cast(), bytes).into()
             }
-            Call::Exec => libc::syscall(libc::SYS_execve, c"/proc/self/exe".as_ptr(), none, none),
-            Call::Fork => {
+            ProbeSyscall::Exec => {
+                libc::syscall(libc::SYS_execve, c"/proc/self/exe".as_ptr(), none, none)
+            }
+            ProbeSyscall::Fork => {
                 let pid = libc::fork();
                 if pid == 0 {
                     libc::_exit(0);
                 }
                 pid.into()
             }
-            Call::KillEverybody => libc::kill(-1, 0).into(),
-            Call::KillParent(pid) => libc::kill(pid, libc::SIGKILL).into(),
-            Call::MapExec => map(libc::PROT_READ | libc::PROT_EXEC),
-            Call::Mount => libc::mount(
+            ProbeSyscall::KillEverybody => libc::kill(-1, 0).into(),
+            ProbeSyscall::KillParent(pid) => libc::kill(pid, libc::SIGKILL).into(),
+            ProbeSyscall::MapExec => map(libc::PROT_READ | libc::PROT_EXEC),
+            ProbeSyscall::Mount => libc::mount(
                 c"none".as_ptr(),
                 c"/".as_ptr(),
                 c"tmpfs".as_ptr(),
@@ -245,22 +247,24 @@ unsafe fn raw(call: Call) -> i64 {
                 ptr::null(),
             )
             .into(),
-            Call::Open => libc::open(c"/etc/passwd".as_ptr(), libc::O_RDONLY).into(),
-            Call::ProtectExec => {
+            ProbeSyscall::Open => libc::open(c"/etc/passwd".as_ptr(), libc::O_RDONLY).into(),
+            ProbeSyscall::ProtectExec => {
                 let prot = libc::PROT_READ | libc::PROT_WRITE;
                 let start = pages(prot);
                 libc::mprotect(start, 4096, libc::PROT_READ | libc::PROT_EXEC).into()
             }
-            Call::Ptrace(pid) => libc::syscall(libc::SYS_ptrace, libc::PTRACE_ATTACH, pid, 0, 0),
-            Call::Setns => libc::setns(HOST, 0).into(),
-            Call::Signal(pid) => libc::syscall(libc::SYS_tgkill, pid, pid, libc::SIGKILL),
-            Call::Socket => libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0).into(),
-            Call::Stat => {
+            ProbeSyscall::Ptrace(pid) => {
+                libc::syscall(libc::SYS_ptrace, libc::PTRACE_ATTACH, pid, 0, 0)
+            }
+            ProbeSyscall::Setns => libc::setns(HOST, 0).into(),
+            ProbeSyscall::Signal(pid) => libc::syscall(libc::SYS_tgkill, pid, pid, libc::SIGKILL),
+            ProbeSyscall::Socket => libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0).into(),
+            ProbeSyscall::Stat => {
                 let mut stat: libc::stat = std::mem::zeroed();
                 libc::stat(c"/".as_ptr(), &raw mut stat).into()
             }
-            Call::Thread => 0,
-            Call::Unshare => libc::unshare(libc::CLONE_NEWUSER).into(),
+            ProbeSyscall::Thread => 0,
+            ProbeSyscall::Unshare => libc::unshare(libc::CLONE_NEWUSER).into(),
         }
     }
 }

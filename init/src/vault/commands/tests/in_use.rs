@@ -1,4 +1,4 @@
-//! Whoever controls the disk has it answer the running machine otherwise than at its start.
+//! An attacker who controls the disk has it answer the running machine otherwise than at its start.
 //!
 //! On a booted machine the kernel keeps the blocks of the vault in memory for as long as the data are mounted, and asks
 //! the disk again when it needs that memory for something else. No test can wait for that: here the disk is a file, and
@@ -7,15 +7,15 @@
 use alknet_vault::slots::{Argon2Params, VaultId};
 
 use super::*;
-use crate::data::Access;
-use crate::vault::{Ask, NotInUse, Offer};
+use crate::data::DataAccess;
+use crate::vault::{NotInUse, UnlockCredentials, UnlockPrompt};
 
 /// What the newest vault was, beside the data.
 const NOTE: &str = "config/vault-newest.json";
 /// Changes of an attacker's vault, by which it is newer than any other.
 const CHANGES: usize = 8;
 
-impl Machine {
+impl CommandMachine {
     /// One that is sealed by the passphrase "one" and was configured, and its vault from before it was sealed, which
     /// opens by itself.
     fn sealed() -> (Self, String) {
@@ -33,7 +33,7 @@ impl Machine {
         let facts = self.keeper.facts();
         assert!(self.keeper.is_sealed(), "{facts:?}");
         assert!(self.keeper.is_configured(), "{facts:?}");
-        assert_eq!(self.keeper.asks(), Ask::Passphrase);
+        assert_eq!(self.keeper.asks(), UnlockPrompt::Passphrase);
         assert_eq!(facts.slots, ["passphrase"]);
     }
 
@@ -46,17 +46,22 @@ impl Machine {
 
     /// Tries to open it once more, with what was typed, or says why it stays locked.
     fn reopened(&self, typed: Option<&str>) -> Result<(), String> {
-        let offer = Offer {
+        let offer = UnlockCredentials {
             passphrase: typed.map(SecretStr::from),
-            ..Offer::default()
+            ..UnlockCredentials::default()
         };
-        let access = Access {
+        let access = DataAccess {
             keeper: &self.keeper,
             offer: &offer,
             log: &self.log,
         };
         self.keeper.begin_attempt();
-        let opened = data::reopen(&self.device(), self.dir.path(), Pending::default(), access);
+        let opened = data::reopen(
+            &self.device(),
+            self.dir.path(),
+            FirstBootPermissions::default(),
+            access,
+        );
         assert_eq!(opened.is_ok(), self.keeper.is_open());
         opened.map_err(|waiting| waiting.problem.text)
     }
@@ -82,7 +87,7 @@ fn json(text: &str) -> serde_json::Value {
 fn made_as(id: VaultId) -> OpenAlkv {
     let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
     let vault = NewVault {
-        pending: Pending::ALL,
+        pending: FirstBootPermissions::ALL,
         ..NewVault::new(words, 0)
     };
     let open = OpenAlkv::create_as(id, vault, |_| Ok(NewSlot::None));
@@ -99,7 +104,7 @@ fn attackers() -> OpenAlkv {
 }
 
 /// The same with the id of the machine's vault, which its header has in the clear.
-fn forged(machine: &Machine) -> OpenAlkv {
+fn forged(machine: &CommandMachine) -> OpenAlkv {
     let open = made_as(on_listed(machine).uuid());
     let newest = on_listed(machine).generation();
     assert!(open.alkv().generation() > newest, "an older copy");
@@ -126,7 +131,7 @@ fn text_of(open: &OpenAlkv) -> String {
 /// Locked, a machine would take a configuration from the console if its vault were not sealed.
 #[test]
 fn slots_that_only_the_disk_lists_take_nothing_from_a_locked_vault() {
-    let (machine, _) = Machine::sealed();
+    let (machine, _) = CommandMachine::sealed();
     let newest = machine.copy_at(VAULT_A_AT);
     let mut forged = json(&newest);
     forged["slots"] = json(&vault().alkv().to_text())["slots"].take();
@@ -145,7 +150,7 @@ fn slots_that_only_the_disk_lists_take_nothing_from_a_locked_vault() {
 
 #[test]
 fn a_locked_vault_opens_by_no_older_copy_and_by_no_other_vault() {
-    let (machine, before) = Machine::sealed();
+    let (machine, before) = CommandMachine::sealed();
     let newest = machine.copy_at(VAULT_A_AT);
     let older = "the vault on the disk is older than the one that this machine opened";
     let another = "the vault on the disk is another one than this machine opened";
@@ -166,7 +171,7 @@ fn a_locked_vault_opens_by_no_older_copy_and_by_no_other_vault() {
 /// The note beside the data counts as at a start.
 #[test]
 fn a_locked_vault_that_is_older_than_the_data_opens_for_its_owner_only() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     machine.done("slot add passphrase", vec![new("one")]);
     machine.outdate();
     machine.keeper.lock();
@@ -179,7 +184,7 @@ fn a_locked_vault_that_is_older_than_the_data_opens_for_its_owner_only() {
 /// types what opens it: that proves nothing about the older copy, which a slot opens that needs no person.
 #[test]
 fn a_passphrase_of_a_forged_copy_proves_nothing_about_an_older_vault() {
-    let machine = Machine::new();
+    let machine = CommandMachine::new();
     machine.done("slot add passphrase", vec![new("one")]);
     machine.outdate();
     let newest = on_listed(&machine);
@@ -201,7 +206,7 @@ fn a_passphrase_of_a_forged_copy_proves_nothing_about_an_older_vault() {
 /// The vault in use is open. What the disk answers would be changed, and noted as the newest.
 #[test]
 fn commands_change_no_other_vault() {
-    let (machine, _) = Machine::sealed();
+    let (machine, _) = CommandMachine::sealed();
     let newest = machine.copy_at(VAULT_A_AT);
     let noted = std::fs::read(machine.note()).expect("it was changed");
     for (open, told) in [
@@ -221,7 +226,7 @@ fn commands_change_no_other_vault() {
     }
     machine.answers(&newest);
     let shown = machine.typed("words", vec![passphrase("one")]);
-    assert!(matches!(shown, Outcome::Words(_)), "{shown:?}");
+    assert!(matches!(shown, CommandOutcome::Words(_)), "{shown:?}");
 }
 
 /// Ten minutes after the first start, or when the words are confirmed, the vault is changed without anybody typing.
@@ -229,11 +234,11 @@ fn commands_change_no_other_vault() {
 fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
     let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
     let first = NewVault {
-        pending: Pending::ALL,
+        pending: FirstBootPermissions::ALL,
         ..NewVault::new(words, 0)
     };
     let first = OpenAlkv::create(first, NewSlot::None).expect("made");
-    let machine = Machine::of(&first);
+    let machine = CommandMachine::with_vault(&first);
     let before = machine.copy_at(VAULT_A_AT);
     machine.done("slot add passphrase", vec![new("one")]);
     let newest = machine.copy_at(VAULT_A_AT);
@@ -243,7 +248,7 @@ fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
         data::conclude_vault(
             &machine.device(),
             machine.dir.path(),
-            Pending::ALL,
+            FirstBootPermissions::ALL,
             keeper,
             log,
         )
@@ -261,7 +266,7 @@ fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
         assert_eq!(std::fs::read(machine.note()).expect("it is there"), noted);
     }
     machine.answers(&newest);
-    assert_eq!(conclude(), Ok(Pending::default()));
+    assert_eq!(conclude(), Ok(FirstBootPermissions::default()));
     // What permits more than the newest is an older copy from then on.
     machine.answers(&newest);
     let why = machine.refused("slot add none", vec![]);
@@ -271,7 +276,7 @@ fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
 /// The vault was opened, its data were closed again, and the machine looks for them: another disk may be there by now.
 #[test]
 fn nothing_is_taken_from_what_a_disk_lists_after_a_vault_opened() {
-    let (machine, _) = Machine::sealed();
+    let (machine, _) = CommandMachine::sealed();
     machine.keeper.lock();
     for open in [attackers(), forged(&machine)] {
         machine.keeper.note(open.alkv());
@@ -283,11 +288,11 @@ fn nothing_is_taken_from_what_a_disk_lists_after_a_vault_opened() {
 /// of it is for the data to judge.
 #[test]
 fn no_vault_of_other_words_takes_the_place_of_one_that_opened() {
-    let (machine, before) = Machine::sealed();
+    let (machine, before) = CommandMachine::sealed();
     let keeper = &machine.keeper;
     let before = Alkv::parse(before.as_bytes()).expect("it is our own");
     let slot = before.slots()[0].id();
-    let before = before.open(slot, &mut Key::Stored).expect("its key");
+    let before = before.open(slot, &mut UnlockKey::Stored).expect("its key");
     let others = [
         (attackers(), NotInUse::Another),
         (forged(&machine), NotInUse::Forged),

@@ -2,20 +2,20 @@
 
 use std::os::fd::OwnedFd;
 
-use alknet_runtime::{OpError, Reply};
-use alknet_worker::{Blob, Body, Fault, FrameError, Mapped};
+use alknet_runtime::{OpError, OpReply};
+use alknet_worker::{CborBody, FrameBlob, SealedMapping, WorkerFault, WorkerFrameError};
 use bytes::Bytes;
 use serde_json::Value;
 
 use crate::limits::VALUE_BYTES_MAX;
-use crate::wire::{self, Answer};
+use crate::wire::{self, WireReply};
 
 /// The isolate's form of an answer.
-pub(super) fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
-    let answer: Answer<Value> = wire::open(blob, fds).map_err(|error| unsendable(&error))?;
+pub(super) fn answered(blob: FrameBlob, fds: &[OwnedFd]) -> Result<OpReply, OpError> {
+    let answer: WireReply<Value> = wire::open(blob, fds).map_err(|error| unsendable(&error))?;
     Ok(match answer {
-        Answer::Json(value) => Reply::Json(value),
-        Answer::Mixed(value, tail) => {
+        WireReply::Json(value) => OpReply::Json(value),
+        WireReply::Mixed(value, tail) => {
             let mapped = tail.mapped(fds).map_err(|error| unsendable(&error))?;
             let bytes = match mapped {
                 Some(mapped) => Bytes::from_owner(mapped),
@@ -24,12 +24,12 @@ pub(super) fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
                     .map_err(|error| unsendable(&error))?
                     .into(),
             };
-            Reply::Mixed(value, bytes)
+            OpReply::Mixed(value, bytes)
         }
-        Answer::File(value, at) => {
+        WireReply::File(value, at) => {
             let fd = fds.get(at).ok_or_else(gone)?.try_clone();
             let fd = fd.map_err(|error| unsendable(&error.into()))?;
-            let mapped = Mapped::of_file(fd).map_err(|error| unsendable(&error))?;
+            let mapped = SealedMapping::of_file(fd).map_err(|error| unsendable(&error))?;
             let bytes = Bytes::from_owner(mapped);
             let mut value = value;
             if let Some(members) = value.as_object_mut() {
@@ -37,15 +37,15 @@ pub(super) fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
                 let whole = serde_json::json!({ "$bin": [0, bytes.len()] });
                 members.insert("file".to_owned(), whole);
             }
-            Reply::Mixed(value, bytes)
+            OpReply::Mixed(value, bytes)
         }
     })
 }
 
 /// A value in this worker's own memory. The host wrote it into memory that counts as the host's for as long as
 /// it is open here, and a script that computes would leave it there.
-pub(super) fn taken(value: Blob, fds: &mut Vec<OwnedFd>) -> Blob {
-    let Blob::Sealed { at, .. } = value else {
+pub(super) fn taken(value: FrameBlob, fds: &mut Vec<OwnedFd>) -> FrameBlob {
+    let FrameBlob::Sealed { at, .. } = value else {
         return value;
     };
     match value.clone().read(fds, VALUE_BYTES_MAX) {
@@ -54,18 +54,18 @@ pub(super) fn taken(value: Blob, fds: &mut Vec<OwnedFd>) -> Blob {
             if at + 1 == fds.len() {
                 fds.pop();
             }
-            Blob::Inline(Body::from_cbor(bytes))
+            FrameBlob::Inline(CborBody::from_cbor(bytes))
         }
         // What is wrong with it is said when it is opened.
         Err(_) => value,
     }
 }
 
-pub(super) fn op_error(fault: &Fault) -> OpError {
+pub(super) fn op_error(fault: &WorkerFault) -> OpError {
     wire::read(&fault.details).unwrap_or_else(|_| OpError::new(&fault.code, &fault.message))
 }
 
-pub(super) fn unsendable(error: &FrameError) -> OpError {
+pub(super) fn unsendable(error: &WorkerFrameError) -> OpError {
     OpError::new("INVALID_INPUT", format!("the value cannot travel: {error}"))
 }
 

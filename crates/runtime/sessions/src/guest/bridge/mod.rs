@@ -7,69 +7,71 @@
 //! `following` a subscription, `answer` what the isolate makes of the host's answers.
 
 mod answer;
-mod following;
+mod bridge_host;
 mod queue;
-mod side;
+mod subscription;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use alknet_call::Schema;
-use alknet_runtime::{CallOptions, Code, Failure, Level, OpError, Operation};
-use alknet_worker::{Blob, Body, Event, FromWorker, Guest, limits};
+use alknet_call::ValueSchema;
+use alknet_runtime::{
+    ConsoleLevel, EnvOperation, OpError, RuntimeCode, ScriptCallOptions, ScriptFailure,
+};
+use alknet_worker::{CborBody, FrameBlob, FromWorkerMessage, Guest, WorkerEvent, limits};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::lock;
 use crate::limits::UNACKNOWLEDGED;
-use crate::wire::{self, Down, Opts};
+use crate::wire::{self, HostMessage, WireCallOptions};
 use answer::{gone, taken, unsendable};
-pub(super) use queue::Verdict;
-use queue::Waiting;
-pub(super) use side::Side;
+pub(super) use bridge_host::BridgeHost;
+pub(super) use queue::FinalReply;
+use queue::QueuedFrame;
 
 /// One session's way to the host.
 #[derive(Debug)]
 pub(super) struct Bridge {
     guest: Guest,
     sid: u64,
-    operations: Vec<Operation>,
+    operations: Vec<EnvOperation>,
     calls: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<BridgeState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BridgeState {
     next: u64,
-    open: HashMap<u64, Open>,
-    registering: VecDeque<Registering>,
+    open: HashMap<u64, ReplyWaiter>,
+    registering: VecDeque<PendingRegistration>,
     /// What the inputs of the operations that the script registered are checked with, by name.
-    inputs: HashMap<String, Arc<Schema>>,
+    inputs: HashMap<String, Arc<ValueSchema>>,
     /// Items that may be sent, by the host's call that asked for them.
-    serving: HashMap<u64, Serving>,
-    lines: Vec<(Level, String)>,
+    serving: HashMap<u64, ServedItems>,
+    lines: Vec<(ConsoleLevel, String)>,
     lines_bytes: usize,
     /// Bytes of each frame that the host has not taken.
     unheard: VecDeque<usize>,
     unheard_bytes: usize,
-    queue: VecDeque<Waiting>,
+    queue: VecDeque<QueuedFrame>,
     closed: bool,
 }
 
 /// An operation that the host has not answered for.
 #[derive(Debug)]
-struct Registering {
+struct PendingRegistration {
     name: String,
-    input: Arc<Schema>,
+    input: Arc<ValueSchema>,
     waits: oneshot::Sender<Result<(), OpError>>,
 }
 
 /// Items of a call of the host's.
 #[derive(Debug)]
-struct Serving {
+struct ServedItems {
     /// What may still be sent before the host has taken something.
     room: Arc<Semaphore>,
     /// What each item took of it that the host has not taken.
@@ -77,21 +79,21 @@ struct Serving {
 }
 
 /// The host's answer, with its descriptors.
-type Replied = (alknet_worker::Reply, Vec<OwnedFd>);
+type Replied = (alknet_worker::WorkerReply, Vec<OwnedFd>);
 /// A part of a subscription, with its descriptors.
-type Happened = (Event, Vec<OwnedFd>);
+type Happened = (WorkerEvent, Vec<OwnedFd>);
 
 /// Who waits for an answer of the host's.
 #[derive(Debug)]
-enum Open {
+enum ReplyWaiter {
     Call(oneshot::Sender<Replied>),
     Subscription(mpsc::UnboundedSender<Happened>),
-    /// Nobody any more; the host's last word is still to come.
+    /// The waiter has given up; the host's last word is still to come.
     GivenUp,
 }
 
 impl Bridge {
-    pub(super) fn new(guest: Guest, sid: u64, operations: Vec<Operation>) -> Arc<Self> {
+    pub(super) fn new(guest: Guest, sid: u64, operations: Vec<EnvOperation>) -> Arc<Self> {
         Arc::new(Self {
             guest,
             sid,
@@ -107,36 +109,43 @@ impl Bridge {
     }
 
     /// The host answered a call, or ended one with it.
-    pub(super) fn replied(&self, id: u64, reply: alknet_worker::Reply, mut fds: Vec<OwnedFd>) {
+    pub(super) fn replied(
+        &self,
+        id: u64,
+        reply: alknet_worker::WorkerReply,
+        mut fds: Vec<OwnedFd>,
+    ) {
         let reply = match reply {
-            alknet_worker::Reply::Ok(value) => alknet_worker::Reply::Ok(taken(value, &mut fds)),
-            failed @ alknet_worker::Reply::Err(_) => failed,
+            alknet_worker::WorkerReply::Ok(value) => {
+                alknet_worker::WorkerReply::Ok(taken(value, &mut fds))
+            }
+            failed @ alknet_worker::WorkerReply::Err(_) => failed,
         };
         match lock(&self.state).open.remove(&id) {
-            Some(Open::Call(waits)) => {
-                // Whoever waited may be gone.
+            Some(ReplyWaiter::Call(waits)) => {
+                // The waiter may be gone.
                 let _ = waits.send((reply, fds));
             }
-            Some(Open::Subscription(waits)) => {
+            Some(ReplyWaiter::Subscription(waits)) => {
                 let last = match reply {
-                    alknet_worker::Reply::Err(fault) => Event::Fail(fault),
-                    alknet_worker::Reply::Ok(_) => Event::End,
+                    alknet_worker::WorkerReply::Err(fault) => WorkerEvent::Fail(fault),
+                    alknet_worker::WorkerReply::Ok(_) => WorkerEvent::End,
                 };
                 let _ = waits.send((last, fds));
             }
-            Some(Open::GivenUp) | None => {}
+            Some(ReplyWaiter::GivenUp) | None => {}
         }
     }
 
     /// Something of a subscription came.
-    pub(super) fn happened(&self, id: u64, event: Event, mut fds: Vec<OwnedFd>) {
+    pub(super) fn happened(&self, id: u64, event: WorkerEvent, mut fds: Vec<OwnedFd>) {
         let event = match event {
-            Event::Item(value) => Event::Item(taken(value, &mut fds)),
+            WorkerEvent::Item(value) => WorkerEvent::Item(taken(value, &mut fds)),
             last => last,
         };
         let mut state = lock(&self.state);
-        let last = matches!(event, Event::End | Event::Fail(_));
-        if let Some(Open::Subscription(waits)) = state.open.get(&id) {
+        let last = matches!(event, WorkerEvent::End | WorkerEvent::Fail(_));
+        if let Some(ReplyWaiter::Subscription(waits)) = state.open.get(&id) {
             let _ = waits.send((event, fds));
         }
         if last {
@@ -144,16 +153,16 @@ impl Bridge {
         }
     }
 
-    pub(super) fn told(&self, told: Down) {
+    pub(super) fn told(&self, told: HostMessage) {
         let mut state = lock(&self.state);
         match told {
-            Down::Heard(frames) => {
+            HostMessage::Heard(frames) => {
                 let heard = frames.min(state.unheard.len());
                 let bytes: usize = state.unheard.drain(..heard).sum();
                 state.unheard_bytes -= bytes;
                 self.send_waiting(&mut state);
             }
-            Down::Registered(outcome) => {
+            HostMessage::Registered(outcome) => {
                 if let Some(asked) = state.registering.pop_front() {
                     if outcome.is_ok() {
                         state.inputs.insert(asked.name, asked.input);
@@ -162,7 +171,7 @@ impl Bridge {
                     let _ = asked.waits.send(outcome);
                 }
             }
-            Down::Taken(entry) => {
+            HostMessage::Taken(entry) => {
                 if let Some(serving) = state.serving.get_mut(&entry) {
                     let permits = serving.sent.pop_front().unwrap_or_default();
                     serving.room.add_permits(permits as usize);
@@ -172,19 +181,19 @@ impl Bridge {
     }
 
     /// Refuses an input that the operation's own schema does not take.
-    pub(super) fn check_input(&self, name: &str, input: &Value) -> Result<(), Failure> {
+    pub(super) fn check_input(&self, name: &str, input: &Value) -> Result<(), ScriptFailure> {
         let schema = lock(&self.state).inputs.get(name).map(Arc::clone);
         // The host calls operations that it has taken only; others are not found later.
         let checked = schema.map_or(Ok(()), |schema| schema.validate(input));
         checked.map_err(|misfit| {
             let text = format!("the input does not match the schema: {misfit}");
-            Failure::new(Code::Limit, text)
+            ScriptFailure::new(RuntimeCode::Limit, text)
         })
     }
 
     /// A call of the host's may yield items from now on.
     pub(super) fn serves(&self, entry: u64) {
-        let serving = Serving {
+        let serving = ServedItems {
             room: Arc::new(Semaphore::new(UNACKNOWLEDGED)),
             sent: VecDeque::new(),
         };
@@ -198,7 +207,7 @@ impl Bridge {
         }
     }
 
-    /// Nobody listens any more.
+    /// Closes the bridge: the session's script is about to end, and takes no more answers.
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
@@ -207,14 +216,14 @@ impl Bridge {
         state.lines.clear();
         // Calls that have an answer get it: the host still counts them.
         for waiting in std::mem::take(&mut state.queue) {
-            if let Waiting::Result(result) = waiting {
+            if let QueuedFrame::Result(result) = waiting {
                 result.send();
             }
         }
     }
 
     /// Takes a number for a wish, if there is room for one.
-    fn open(&self, state: &mut State, open: Open) -> Result<u64, OpError> {
+    fn open(&self, state: &mut BridgeState, open: ReplyWaiter) -> Result<u64, OpError> {
         if state.closed {
             return Err(gone());
         }
@@ -233,9 +242,13 @@ impl Bridge {
     fn give_up(&self, id: u64) {
         let mut state = lock(&self.state);
         if let Some(open) = state.open.get_mut(&id) {
-            *open = Open::GivenUp;
+            *open = ReplyWaiter::GivenUp;
             let sid = self.sid;
-            self.send(&mut state, FromWorker::Cancel { sid, id }, Vec::new());
+            self.send(
+                &mut state,
+                FromWorkerMessage::Cancel { sid, id },
+                Vec::new(),
+            );
         }
     }
 
@@ -243,24 +256,24 @@ impl Bridge {
         &self,
         path: &str,
         input: &Value,
-        opts: &mut Opts,
+        opts: &mut WireCallOptions,
         tail: Option<Bytes>,
     ) -> Result<(u64, oneshot::Receiver<Replied>), OpError> {
         let mut fds = Vec::new();
         opts.tail = tail
-            .map(|tail| Blob::pack(tail.to_vec(), &mut fds))
+            .map(|tail| FrameBlob::pack(tail.to_vec(), &mut fds))
             .transpose()
             .map_err(|error| unsendable(&error))?;
         let (waits, answer) = oneshot::channel();
         let (sid, op) = (self.sid, path.to_owned());
-        let call = |id, input, opts| FromWorker::Call {
+        let call = |id, input, opts| FromWorkerMessage::Call {
             sid,
             id,
             op,
             input,
             opts,
         };
-        let id = self.begin(input, opts, fds, Open::Call(waits), call)?;
+        let id = self.begin(input, opts, fds, ReplyWaiter::Call(waits), call)?;
         Ok((id, answer))
     }
 
@@ -268,15 +281,15 @@ impl Bridge {
         &self,
         path: &str,
         input: &Value,
-        options: CallOptions,
+        options: ScriptCallOptions,
     ) -> Result<(u64, mpsc::UnboundedReceiver<Happened>), OpError> {
-        let opts = Opts {
+        let opts = WireCallOptions {
             options,
-            ..Opts::default()
+            ..WireCallOptions::default()
         };
         let (waits, events) = mpsc::unbounded_channel();
         let (sid, op) = (self.sid, path.to_owned());
-        let subscribe = |id, input, opts| FromWorker::Subscribe {
+        let subscribe = |id, input, opts| FromWorkerMessage::Subscribe {
             sid,
             id,
             op,
@@ -287,7 +300,7 @@ impl Bridge {
             input,
             &opts,
             Vec::new(),
-            Open::Subscription(waits),
+            ReplyWaiter::Subscription(waits),
             subscribe,
         )?;
         Ok((id, events))
@@ -297,10 +310,10 @@ impl Bridge {
     fn begin(
         &self,
         input: &Value,
-        opts: &Opts,
+        opts: &WireCallOptions,
         mut fds: Vec<OwnedFd>,
-        waits: Open,
-        message: impl FnOnce(u64, Blob, Body) -> FromWorker,
+        waits: ReplyWaiter,
+        message: impl FnOnce(u64, FrameBlob, CborBody) -> FromWorkerMessage,
     ) -> Result<u64, OpError> {
         let input = wire::blob(input, &mut fds).map_err(|error| unsendable(&error))?;
         let opts = wire::body(opts).map_err(|error| unsendable(&error))?;

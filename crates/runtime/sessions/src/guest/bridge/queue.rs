@@ -2,44 +2,44 @@
 
 use std::os::fd::OwnedFd;
 
-use alknet_worker::{Body, Fault, FromWorker, Guest, GuestCall};
+use alknet_worker::{CborBody, FromWorkerMessage, Guest, GuestCall, WorkerFault};
 
-use super::{Bridge, State};
+use super::{Bridge, BridgeState};
 use crate::guest::lock;
 use crate::limits::{UNHEARD_BYTES_MAX, UNHEARD_MAX};
-use crate::wire::{self, Up};
+use crate::wire::{self, GuestMessage};
 
 /// What waits until the host has taken what came before.
 #[derive(Debug)]
-pub(super) enum Waiting {
-    Frame(FromWorker, Vec<OwnedFd>),
-    Result(Verdict),
+pub(super) enum QueuedFrame {
+    Frame(FromWorkerMessage, Vec<OwnedFd>),
+    Result(FinalReply),
 }
 
 /// The answer to a call of the host's, when everything before it has been sent.
 #[derive(Debug)]
-pub(in crate::guest) struct Verdict {
+pub(in crate::guest) struct FinalReply {
     pub(in crate::guest) guest: Guest,
     pub(in crate::guest) call: GuestCall,
-    pub(in crate::guest) reply: alknet_worker::Reply,
+    pub(in crate::guest) reply: alknet_worker::WorkerReply,
     pub(in crate::guest) fds: Vec<OwnedFd>,
     pub(in crate::guest) heap: u64,
     pub(in crate::guest) external: u64,
 }
 
-impl Verdict {
+impl FinalReply {
     pub(super) fn send(self) {
         let sent = self
             .guest
             .finish(&self.call, self.reply, self.fds, self.heap, self.external);
         if let Err(error) = sent {
             // Too large for a frame, or the host is gone, which ends this process.
-            let fault = Fault {
+            let fault = WorkerFault {
                 code: "E_ENCODE".to_owned(),
                 message: format!("the answer cannot be sent: {error}"),
-                details: Body::default(),
+                details: CborBody::default(),
             };
-            let reply = alknet_worker::Reply::Err(fault);
+            let reply = alknet_worker::WorkerReply::Err(fault);
             let _ = self.guest.finish(&self.call, reply, Vec::new(), 0, 0);
         }
     }
@@ -47,12 +47,12 @@ impl Verdict {
 
 impl Bridge {
     /// Answers a call of the host's, behind everything that was said before.
-    pub(in crate::guest) fn finish(&self, result: Verdict) {
+    pub(in crate::guest) fn finish(&self, result: FinalReply) {
         let mut state = lock(&self.state);
         self.flush_locked(&mut state);
         match state.queue.is_empty() {
             true => result.send(),
-            false => state.queue.push_back(Waiting::Result(result)),
+            false => state.queue.push_back(QueuedFrame::Result(result)),
         }
     }
 
@@ -65,47 +65,52 @@ impl Bridge {
         self.flush_locked(&mut lock(&self.state));
     }
 
-    pub(super) fn flush_locked(&self, state: &mut State) {
+    pub(super) fn flush_locked(&self, state: &mut BridgeState) {
         if state.lines.is_empty() {
             return;
         }
         state.lines_bytes = 0;
-        let lines = Up::Lines(std::mem::take(&mut state.lines));
+        let lines = GuestMessage::Lines(std::mem::take(&mut state.lines));
         self.tell(state, &lines);
     }
 
-    pub(super) fn tell(&self, state: &mut State, up: &Up) {
+    pub(super) fn tell(&self, state: &mut BridgeState, up: &GuestMessage) {
         // What a script's own value made too deep was refused before it came here.
         if let Ok(body) = wire::body(up) {
             let sid = self.sid;
-            self.send(state, FromWorker::Tell { sid, body }, Vec::new());
+            self.send(state, FromWorkerMessage::Tell { sid, body }, Vec::new());
         }
     }
 
     /// Sends a frame, or lets it wait until the host has taken some.
-    pub(super) fn send(&self, state: &mut State, message: FromWorker, fds: Vec<OwnedFd>) {
+    pub(super) fn send(
+        &self,
+        state: &mut BridgeState,
+        message: FromWorkerMessage,
+        fds: Vec<OwnedFd>,
+    ) {
         if state.closed {
             return;
         }
-        state.queue.push_back(Waiting::Frame(message, fds));
+        state.queue.push_back(QueuedFrame::Frame(message, fds));
         self.send_waiting(state);
     }
 
-    pub(super) fn send_waiting(&self, state: &mut State) {
+    pub(super) fn send_waiting(&self, state: &mut BridgeState) {
         while let Some(waiting) = state.queue.pop_front() {
             match waiting {
-                Waiting::Result(result) => result.send(),
-                Waiting::Frame(message, fds) => {
+                QueuedFrame::Result(result) => result.send(),
+                QueuedFrame::Frame(message, fds) => {
                     let full = state.unheard_bytes >= UNHEARD_BYTES_MAX;
                     if state.unheard.len() >= UNHEARD_MAX || full {
-                        state.queue.push_front(Waiting::Frame(message, fds));
+                        state.queue.push_front(QueuedFrame::Frame(message, fds));
                         return;
                     }
                     let bytes = message.bytes();
                     state.unheard.push_back(bytes);
                     state.unheard_bytes += bytes;
-                    // A host that is gone ends this process; a frame that is none was checked
-                    // before.
+                    // A host that is gone ends this process; that the message makes a frame was
+                    // checked before.
                     let _ = self.guest.send(&message, fds);
                 }
             }

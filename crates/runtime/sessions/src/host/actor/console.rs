@@ -1,27 +1,29 @@
-//! The console of a session, on its way to the log and to whoever follows it.
+//! The console of a session, on its way to the log and to its listener.
 
 use std::time::{Duration, Instant};
 
-use alknet_runtime::Level;
+use alknet_runtime::ConsoleLevel;
 
-use super::Actor;
-use crate::host::Line;
+use super::SessionActor;
+use crate::host::SessionConsoleLine;
 use crate::limits::LOG_BYTES_PER_S;
 
-impl Actor {
-    pub(super) fn line(&mut self, level: Level, text: String) {
+impl SessionActor {
+    pub(super) fn line(&mut self, level: ConsoleLevel, text: String) {
         if !self.log.takes(text.len() as u64) {
             self.shared.count_dropped(text.len() as u64);
             return;
         }
         let session = self.shared.id();
         match level {
-            Level::Error | Level::Warn => tracing::info!(session, ?level, "script: {text}"),
+            ConsoleLevel::Error | ConsoleLevel::Warn => {
+                tracing::info!(session, ?level, "script: {text}")
+            }
             _ => tracing::debug!(session, ?level, "script: {text}"),
         }
         if let Some(console) = &self.console {
             // What it does not take in time is in the log.
-            let _ = console.try_send(Line { level, text });
+            let _ = console.try_send(SessionConsoleLine { level, text });
         }
     }
 }

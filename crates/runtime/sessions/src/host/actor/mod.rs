@@ -3,7 +3,7 @@
 //! `wishes` is what the script asks of the node, `console` what it says.
 
 mod console;
-mod wishes;
+mod outgoing_calls;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -13,60 +13,62 @@ use std::time::Duration;
 
 use alknet_call::Env;
 use alknet_core::Capabilities;
-use alknet_runtime::{Code, Failure, Level, OpError, Record};
-use alknet_worker::{Body, Call, CallLimits, FromWorker, Hash, Request, Told};
+use alknet_runtime::{CallRecorder, ConsoleLevel, OpError, RuntimeCode, ScriptFailure};
+use alknet_worker::{
+    Bytes32, CallLimits, CborBody, FromWorkerMessage, SessionNotice, WorkerCall, WorkerRequest,
+};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::memory::{Held, Refused};
-use super::outgoing::{Outgoing, Said};
-use super::reach::Reach;
-use super::session::Entrance;
-use super::shared::{Reason, Shared};
-use super::{Console, Session, SessionSpec, Sessions};
+use super::allow_list::CallAllowList;
+use super::memory::{MemoryReservation, ReadRefusal};
+use super::outgoing::{OutgoingCalls, OutgoingReply};
+use super::session::WeakSession;
+use super::shared::{SessionEndReason, SessionShared};
+use super::{Console, ScriptSession, ScriptSessions, SessionSpec};
 use crate::limits::{HEARD_BYTES, HEARD_EVERY};
-use crate::wire::{self, Down, Up};
+use crate::wire::{self, GuestMessage, HostMessage};
 use console::LogBudget;
 
 /// What the holders of a session ask for.
-pub(super) enum Command {
+pub(super) enum SessionCommand {
     /// The session is over.
-    Close(Reason),
+    Close(SessionEndReason),
     /// Who follows the console from now on.
     Console(Option<Console>),
     /// A call into the session ended. Told back once everything was heard that came before.
     Ended(u64, Option<oneshot::Sender<()>>),
     /// Where calls of the script's are written down from now on.
-    Record(Option<Record>),
+    Record(Option<CallRecorder>),
     /// A call into the session begins.
-    Start(Box<Start>),
+    Start(Box<CallStart>),
     /// An item that the script yielded in a call was taken.
     Taken(u64),
 }
 
 /// A call into the session.
-pub(super) struct Start {
-    pub(super) asked: Asked,
+pub(super) struct CallStart {
+    pub(super) asked: SessionRequest,
     pub(super) limits: CallLimits,
-    pub(super) bundle: Hash,
+    pub(super) bundle: Bytes32,
     /// In the course of what, and what can be called: nothing without.
     pub(super) env: Option<Env>,
     /// Who takes what the script yields.
-    pub(super) items: Option<mpsc::Sender<Item>>,
-    pub(super) begun: oneshot::Sender<Call>,
+    pub(super) items: Option<mpsc::Sender<YieldedItem>>,
+    pub(super) begun: oneshot::Sender<WorkerCall>,
     /// Ends the call with what the node itself saw.
-    pub(super) stop: oneshot::Sender<Failure>,
+    pub(super) stop: oneshot::Sender<ScriptFailure>,
 }
 
 /// An item of what a script yields.
-pub(super) struct Item {
+pub(super) struct YieldedItem {
     /// In which call.
     pub(super) call: u64,
     pub(super) value: Value,
-    pub(super) _held: Held,
+    pub(super) _held: MemoryReservation,
 }
 
-impl std::fmt::Debug for Command {
+impl std::fmt::Debug for SessionCommand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Close(_) => "Close",
@@ -80,62 +82,62 @@ impl std::fmt::Debug for Command {
 }
 
 /// What a session is asked.
-pub(super) enum Asked {
+pub(super) enum SessionRequest {
     /// To work.
-    Call(Request),
+    Call(WorkerRequest),
     /// To leave.
     Farewell,
 }
 
 /// A call into the session that runs.
-struct Running {
+struct RunningScriptCall {
     id: u64,
     env: Option<Env>,
-    items: Option<mpsc::Sender<Item>>,
+    items: Option<mpsc::Sender<YieldedItem>>,
     farewell: bool,
     gpu_left: Duration,
-    stop: Option<oneshot::Sender<Failure>>,
+    stop: Option<oneshot::Sender<ScriptFailure>>,
 }
 
-pub(super) struct Actor {
-    sessions: Arc<Sessions>,
-    worker: alknet_worker::Session,
-    shared: Arc<Shared>,
-    entrance: Entrance,
-    layer: Arc<alknet_call::Session>,
-    queue: mpsc::UnboundedReceiver<Command>,
-    outgoing: Outgoing,
-    said: mpsc::UnboundedReceiver<Said>,
+pub(super) struct SessionActor {
+    sessions: Arc<ScriptSessions>,
+    worker: alknet_worker::WorkerSession,
+    shared: Arc<SessionShared>,
+    entrance: WeakSession,
+    layer: Arc<alknet_call::SandboxSession>,
+    queue: mpsc::UnboundedReceiver<SessionCommand>,
+    outgoing: OutgoingCalls,
+    said: mpsc::UnboundedReceiver<OutgoingReply>,
     /// In the order in which they began.
-    running: Vec<Running>,
+    running: Vec<RunningScriptCall>,
     /// Names of its own operations.
     offered: HashSet<String>,
-    reach: Reach,
+    reach: CallAllowList,
     capabilities: Capabilities,
     calls_max: u64,
     console: Option<Console>,
-    record: Option<Record>,
+    record: Option<CallRecorder>,
     log: LogBudget,
     heard: usize,
     heard_bytes: usize,
 }
 
 /// Whether the session goes on.
-type Next = ControlFlow<Reason>;
+type Next = ControlFlow<SessionEndReason>;
 
-const ON: Next = ControlFlow::Continue(());
+const CONTINUE: Next = ControlFlow::Continue(());
 /// No honest worker does that.
-const LIES: Next = ControlFlow::Break(Reason::WorkerLost);
+const PROTOCOL_VIOLATION: Next = ControlFlow::Break(SessionEndReason::WorkerLost);
 
-impl Actor {
+impl SessionActor {
     pub(super) fn new(
-        sessions: &Arc<Sessions>,
-        worker: alknet_worker::Session,
-        shared: Arc<Shared>,
-        session: &Session,
-        queue: mpsc::UnboundedReceiver<Command>,
+        sessions: &Arc<ScriptSessions>,
+        worker: alknet_worker::WorkerSession,
+        shared: Arc<SessionShared>,
+        session: &ScriptSession,
+        queue: mpsc::UnboundedReceiver<SessionCommand>,
         spec: SessionSpec,
-        reach: Reach,
+        reach: CallAllowList,
     ) -> Self {
         let (sender, said) = mpsc::unbounded_channel();
         let files = sessions.config.files.clone();
@@ -146,7 +148,7 @@ impl Actor {
             entrance: session.entrance.clone(),
             layer: session.layer(),
             queue,
-            outgoing: Outgoing::new(sender, files),
+            outgoing: OutgoingCalls::new(sender, files),
             said,
             running: Vec::new(),
             offered: HashSet::new(),
@@ -167,15 +169,15 @@ impl Actor {
                 biased;
                 command = self.queue.recv() => match command {
                     Some(command) => self.take(command),
-                    None => ControlFlow::Break(Reason::Done),
+                    None => ControlFlow::Break(SessionEndReason::Done),
                 },
                 said = self.said.recv() => match said {
                     Some(said) => self.pass_on(said),
-                    None => ON,
+                    None => CONTINUE,
                 },
                 frame = self.worker.next() => match frame {
                     Some((message, fds)) => self.hear(message, fds),
-                    None => ControlFlow::Break(Reason::WorkerLost),
+                    None => ControlFlow::Break(SessionEndReason::WorkerLost),
                 },
             };
             if let ControlFlow::Break(reason) = next {
@@ -186,11 +188,11 @@ impl Actor {
         self.sessions.forget(&self.shared, reason);
     }
 
-    fn take(&mut self, command: Command) -> Next {
+    fn take(&mut self, command: SessionCommand) -> Next {
         match command {
-            Command::Close(reason) => return ControlFlow::Break(reason),
-            Command::Console(console) => self.console = console,
-            Command::Ended(id, heard) => {
+            SessionCommand::Close(reason) => return ControlFlow::Break(reason),
+            SessionCommand::Console(console) => self.console = console,
+            SessionCommand::Ended(id, heard) => {
                 while let Some((message, fds)) = self.worker.try_next() {
                     if let stop @ ControlFlow::Break(_) = self.hear(message, fds) {
                         return stop;
@@ -199,38 +201,40 @@ impl Actor {
                 self.running.retain(|running| running.id != id);
                 self.show_running();
                 if let Some(heard) = heard {
-                    // Whoever waited may be gone.
+                    // The caller may have given up.
                     let _ = heard.send(());
                 }
             }
-            Command::Record(record) => {
+            SessionCommand::Record(record) => {
                 if let Some(record) = &record {
                     record.keep_in(self.shared.memory().recording());
                 }
                 self.record = record;
             }
-            Command::Start(start) => self.start(*start),
-            Command::Taken(id) => {
+            SessionCommand::Start(start) => self.start(*start),
+            SessionCommand::Taken(id) => {
                 // A worker that cannot be told is about to be lost.
-                let _ = self.tell(&Down::Taken(id));
+                let _ = self.tell(&HostMessage::Taken(id));
             }
         }
-        ON
+        CONTINUE
     }
 
-    fn start(&mut self, start: Start) {
-        let farewell = matches!(start.asked, Asked::Farewell);
+    fn start(&mut self, start: CallStart) {
+        let farewell = matches!(start.asked, SessionRequest::Farewell);
         let call = match start.asked {
-            Asked::Call(request) => self.worker.call(request, start.limits, Some(start.bundle)),
-            Asked::Farewell => self.worker.drain(),
+            SessionRequest::Call(request) => {
+                self.worker.call(request, start.limits, Some(start.bundle))
+            }
+            SessionRequest::Farewell => self.worker.drain(),
         };
         let id = call.id();
         if start.begun.send(call).is_err() {
-            // Whoever asked is gone, and the call was given up with its handle.
+            // The caller is gone, and the call was given up with its handle.
             return;
         }
         self.sessions.count_call();
-        self.running.push(Running {
+        self.running.push(RunningScriptCall {
             id,
             env: start.env,
             items: start.items,
@@ -257,108 +261,113 @@ impl Actor {
     }
 
     /// One message of the worker's.
-    fn hear(&mut self, message: FromWorker, fds: Vec<OwnedFd>) -> Next {
+    fn hear(&mut self, message: FromWorkerMessage, fds: Vec<OwnedFd>) -> Next {
         self.heard += 1;
         self.heard_bytes += message.bytes();
         if self.heard >= HEARD_EVERY || self.heard_bytes >= HEARD_BYTES {
             self.heard_bytes = 0;
             let heard = std::mem::take(&mut self.heard);
-            if self.tell(&Down::Heard(heard)).is_err() {
-                return LIES;
+            if self.tell(&HostMessage::Heard(heard)).is_err() {
+                return PROTOCOL_VIOLATION;
             }
         }
         match message {
-            FromWorker::Call {
+            FromWorkerMessage::Call {
                 id,
                 op,
                 input,
                 opts,
                 ..
             } => self.wish(id, &op, false, (input, opts), fds),
-            FromWorker::Subscribe {
+            FromWorkerMessage::Subscribe {
                 id,
                 op,
                 input,
                 opts,
                 ..
             } => self.wish(id, &op, true, (input, opts), fds),
-            FromWorker::Cancel { id, .. } => {
+            FromWorkerMessage::Cancel { id, .. } => {
                 if self.outgoing.give_up(id) {
                     let error = OpError::new("ABORTED", "the script gave it up");
                     return self.refuse(id, &error, None);
                 }
-                ON
+                CONTINUE
             }
-            FromWorker::Register {
+            FromWorkerMessage::Register {
                 spec, source_hash, ..
             } => self.register(&spec, source_hash),
             // Texts and bytes, which take no more in memory than in their frame.
-            FromWorker::Tell { body, .. } => match wire::read(&body) {
+            FromWorkerMessage::Tell { body, .. } => match wire::read(&body) {
                 Ok(up) => self.told(up),
-                Err(_) => LIES,
+                Err(_) => PROTOCOL_VIOLATION,
             },
-            FromWorker::Log { text, .. } => {
-                self.line(Level::Info, text);
-                ON
+            FromWorkerMessage::Log { text, .. } => {
+                self.line(ConsoleLevel::Info, text);
+                CONTINUE
             }
-            _ => ON,
+            _ => CONTINUE,
         }
     }
 
-    fn told(&mut self, up: Up) -> Next {
+    fn told(&mut self, up: GuestMessage) -> Next {
         match up {
-            Up::Taken(id, items) => self.outgoing.allow(id, items as usize),
-            Up::Item(id, item) => return self.item(id, &item),
-            Up::Lines(lines) => {
+            GuestMessage::Taken(id, items) => self.outgoing.allow(id, items as usize),
+            GuestMessage::Item(id, item) => return self.item(id, &item),
+            GuestMessage::Lines(lines) => {
                 for (level, text) in lines {
                     self.line(level, text);
                 }
             }
         }
-        ON
+        CONTINUE
     }
 
     /// An item of what the script yields in a call.
-    fn item(&mut self, id: u64, item: &Body) -> Next {
+    fn item(&mut self, id: u64, item: &CborBody) -> Next {
         let running = self.running.iter_mut().find(|running| running.id == id);
         let Some((items, stop)) = running.and_then(|it| Some((it.items.as_ref()?, &mut it.stop)))
         else {
-            // Nobody asked for items, or does no more.
-            return ON;
+            // The caller asked for no items, or does no more.
+            return CONTINUE;
         };
         let item = match self.shared.memory().read::<wire::Json>(item.as_bytes()) {
-            Ok((value, held)) => Item {
+            Ok((value, held)) => YieldedItem {
                 call: id,
                 value: value.0,
                 _held: held,
             },
-            Err(Refused::Wrong) => return LIES,
-            Err(full @ (Refused::Full | Refused::TooMuch)) => {
+            Err(ReadRefusal::Wrong) => return PROTOCOL_VIOLATION,
+            Err(full @ (ReadRefusal::Full | ReadRefusal::TooMuch)) => {
                 let stop = stop.take();
                 self.excuse(full);
                 if let Some(stop) = stop {
                     // It may have ended at this moment.
-                    let _ = stop.send(Failure::new(Code::Quota, full.error("item").message));
+                    let _ = stop.send(ScriptFailure::new(
+                        RuntimeCode::Quota,
+                        full.error("item").message,
+                    ));
                 }
-                return ON;
+                return CONTINUE;
             }
         };
         match items.try_send(item) {
-            Err(mpsc::error::TrySendError::Full(_)) => LIES,
-            _ => ON,
+            Err(mpsc::error::TrySendError::Full(_)) => PROTOCOL_VIOLATION,
+            _ => CONTINUE,
         }
     }
 
     /// Notes with every call that runs here that others left no room: which of them is refused the engine cannot tell.
-    fn excuse(&self, refused: Refused) {
-        if refused == Refused::Full {
+    fn excuse(&self, refused: ReadRefusal) {
+        if refused == ReadRefusal::Full {
             let courses = self.running.iter().filter_map(|it| it.env.as_ref());
             courses.for_each(Env::excuse);
         }
     }
 
-    fn tell(&self, down: &Down) -> Result<(), ()> {
+    fn tell(&self, down: &HostMessage) -> Result<(), ()> {
         let body = wire::body(down).map_err(drop)?;
-        self.worker.tell(Told::Role(body), Vec::new()).map_err(drop)
+        self.worker
+            .tell(SessionNotice::Role(body), Vec::new())
+            .map_err(drop)
     }
 }

@@ -1,6 +1,6 @@
 //! `runtime/eval`: a script that its caller brings along, once or line by line.
 
-mod asked;
+mod request;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,18 +8,22 @@ use std::time::Instant;
 
 use alknet_call::{CallError, Ctx, ErrorCode};
 use alknet_core::Identity;
-use alknet_runtime::{Calls, Clock, Code, Failure, Mode, ModuleSet, Record, Work};
+use alknet_runtime::{
+    CallRecorder, IsolateWork, ModuleSet, RecordedCalls, RuntimeCode, ScriptFailure, SessionMode,
+    SessionTimeSource,
+};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use crate::host::{
-    Grants, Line, Ran, Session, SessionSpec, Sessions, State, of_open, overloaded, to_call_error,
+    ScriptSession, ScriptSessions, SessionConsoleLine, SessionGrants, SessionOutput, SessionSpec,
+    SessionState, of_open, overloaded, to_call_error,
 };
 use crate::limits::{CONSOLE_LINES, REPL_IDLE, REPL_NAME_BYTES_MAX, REPLS_OF_TENANT_MAX};
-use asked::seed_of;
-pub(super) use asked::{Asked, output_schema, schema};
+use request::seed_of;
+pub(super) use request::{EvalRequest, output_schema, schema};
 
-/// What an exception is told as that is no operation's error.
+/// Code of an exception that is not an operation's error.
 pub(super) const SCRIPT_FAILED: &str = "SCRIPT_FAILED";
 
 /// Whose REPL, and its name.
@@ -28,7 +32,7 @@ type Name = (String, String);
 /// A session that waits for further lines.
 #[derive(Debug)]
 struct Repl {
-    session: Session,
+    session: ScriptSession,
     /// One line at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
     used: Instant,
@@ -37,9 +41,13 @@ struct Repl {
 }
 
 /// A session that waits for further lines, its turn, and its owner as it was opened.
-type Known = (Session, Arc<tokio::sync::Mutex<()>>, Option<Arc<Identity>>);
+type Known = (
+    ScriptSession,
+    Arc<tokio::sync::Mutex<()>>,
+    Option<Arc<Identity>>,
+);
 
-/// Whether somebody has all that somebody else had.
+/// Whether the caller `now` has all the rights that the owner had `before`.
 fn has_rights_of(now: Option<&Identity>, before: Option<&Identity>) -> bool {
     let (Some(now), Some(before)) = (now, before) else {
         return before.is_none();
@@ -51,21 +59,21 @@ fn has_rights_of(now: Option<&Identity>, before: Option<&Identity>) -> bool {
 }
 
 /// Who hears what a script says, and what it calls.
-struct Heard {
-    console: mpsc::Sender<Line>,
-    record: Option<Record>,
+struct EvalListeners {
+    console: mpsc::Sender<SessionConsoleLine>,
+    record: Option<CallRecorder>,
 }
 
 /// Runs scripts for callers.
 #[derive(Debug)]
-pub(super) struct Evals {
-    sessions: Arc<Sessions>,
+pub(super) struct EvalService {
+    sessions: Arc<ScriptSessions>,
     reach: Vec<String>,
     repls: Mutex<HashMap<Name, Repl>>,
 }
 
-impl Evals {
-    pub(super) fn new(sessions: &Arc<Sessions>, reach: Vec<String>) -> Arc<Self> {
+impl EvalService {
+    pub(super) fn new(sessions: &Arc<ScriptSessions>, reach: Vec<String>) -> Arc<Self> {
         Arc::new(Self {
             sessions: Arc::clone(sessions),
             reach,
@@ -73,10 +81,14 @@ impl Evals {
         })
     }
 
-    pub(super) async fn run(self: &Arc<Self>, asked: Asked, ctx: &Ctx) -> Result<Value, CallError> {
+    pub(super) async fn run(
+        self: &Arc<Self>,
+        asked: EvalRequest,
+        ctx: &Ctx,
+    ) -> Result<Value, CallError> {
         let (console, mut lines) = mpsc::channel(CONSOLE_LINES);
-        let record = asked.record.then(Record::default);
-        let heard = Heard {
+        let record = asked.record.then(CallRecorder::default);
+        let heard = EvalListeners {
             console,
             record: record.clone(),
         };
@@ -86,7 +98,7 @@ impl Evals {
         };
         let recorded = record.map(|record| record.end());
         let mut said = Vec::new();
-        while let Ok(Line { level, text }) = lines.try_recv() {
+        while let Ok(SessionConsoleLine { level, text }) = lines.try_recv() {
             said.push(json!({ "level": level, "text": text }));
         }
         match ran {
@@ -104,7 +116,7 @@ impl Evals {
                         details.insert("console".to_owned(), Value::Array(said));
                     }
                     // What failed before it called anything has nothing to tell.
-                    let some = |it: &Calls| it.left_out > 0 || !it.calls.is_empty();
+                    let some = |it: &RecordedCalls| it.left_out > 0 || !it.calls.is_empty();
                     if let Some(recorded) = recorded.filter(some) {
                         tell_calls(details, &recorded);
                     }
@@ -115,9 +127,14 @@ impl Evals {
     }
 
     /// A script with its modules.
-    async fn once(&self, asked: Asked, ctx: &Ctx, heard: Heard) -> Result<Ran, CallError> {
+    async fn once(
+        &self,
+        asked: EvalRequest,
+        ctx: &Ctx,
+        heard: EvalListeners,
+    ) -> Result<SessionOutput, CallError> {
         let main = asked.main.clone().unwrap_or_else(|| "./main.ts".to_owned());
-        let mut spec = self.spec(&asked, ctx, Mode::OneShot)?;
+        let mut spec = self.spec(&asked, ctx, SessionMode::OneShot)?;
         if let Some(source) = asked.source {
             spec.modules.insert(&main, source).map_err(|f| told(&f))?;
         }
@@ -125,7 +142,9 @@ impl Evals {
         let opened = self.sessions.open(&ctx.env(), spec).await;
         let session = opened.map_err(|failure| unopened(&failure, ctx))?;
         session.set_record(heard.record);
-        let ran = session.run(&ctx.env(), Work::Module { module: main }).await;
+        let ran = session
+            .run(&ctx.env(), IsolateWork::Module { module: main })
+            .await;
         ran.map_err(|failure| ended(&failure, ctx))
     }
 
@@ -133,10 +152,10 @@ impl Evals {
     async fn line(
         self: &Arc<Self>,
         name: String,
-        asked: Asked,
+        asked: EvalRequest,
         ctx: &Ctx,
-        heard: Heard,
-    ) -> Result<Ran, CallError> {
+        heard: EvalListeners,
+    ) -> Result<SessionOutput, CallError> {
         if name.is_empty() || name.len() > REPL_NAME_BYTES_MAX {
             let text = format!("a REPL's name has 1 to {REPL_NAME_BYTES_MAX} bytes");
             return Err(CallError::invalid_input(text));
@@ -155,7 +174,7 @@ impl Evals {
             return Err(CallError::new(ErrorCode::Forbidden, text));
         }
         if asked.end {
-            // What was begun before runs to its end; nobody finds it any more.
+            // What was begun before runs to its end; later requests do not find the REPL.
             self.lock().remove(&name);
         }
         let (session, turn) = match known {
@@ -166,7 +185,9 @@ impl Evals {
         let _one_at_a_time = turn.lock().await;
         session.set_console(Some(heard.console));
         session.set_record(heard.record);
-        let ran = session.run(&ctx.env(), Work::Script { source }).await;
+        let ran = session
+            .run(&ctx.env(), IsolateWork::Script { source })
+            .await;
         session.set_console(None);
         session.set_record(None);
         if let Some(repl) = self.lock().get_mut(&name) {
@@ -177,7 +198,7 @@ impl Evals {
 
     fn known(&self, name: &Name) -> Option<Known> {
         let mut repls = self.lock();
-        repls.retain(|_, repl| !matches!(repl.session.info().state, State::Closed(_)));
+        repls.retain(|_, repl| !matches!(repl.session.info().state, SessionState::Closed(_)));
         let repl = repls.get_mut(name)?;
         repl.used = Instant::now();
         let owner = repl.owner.clone();
@@ -187,9 +208,9 @@ impl Evals {
     async fn begin(
         self: &Arc<Self>,
         name: &Name,
-        asked: &Asked,
+        asked: &EvalRequest,
         ctx: &Ctx,
-    ) -> Result<(Session, Arc<tokio::sync::Mutex<()>>), CallError> {
+    ) -> Result<(ScriptSession, Arc<tokio::sync::Mutex<()>>), CallError> {
         let own = self
             .lock()
             .keys()
@@ -198,7 +219,7 @@ impl Evals {
         if own >= REPLS_OF_TENANT_MAX {
             return Err(overloaded("as many REPLs as one caller may have are open"));
         }
-        let spec = self.spec(asked, ctx, Mode::Repl)?;
+        let spec = self.spec(asked, ctx, SessionMode::Repl)?;
         let opened = self.sessions.open(&ctx.env(), spec).await;
         let session = opened.map_err(|failure| unopened(&failure, ctx))?;
         let turn = Arc::default();
@@ -214,7 +235,7 @@ impl Evals {
         Ok((session, turn))
     }
 
-    /// A REPL that nobody uses is closed after a while.
+    /// Closes a REPL that has not been used for [`REPL_IDLE`].
     fn forget_when_idle(self: &Arc<Self>, name: Name, session: u64) {
         let evals = Arc::downgrade(self);
         tokio::spawn(async move {
@@ -236,7 +257,12 @@ impl Evals {
         });
     }
 
-    fn spec(&self, asked: &Asked, ctx: &Ctx, mode: Mode) -> Result<SessionSpec, CallError> {
+    fn spec(
+        &self,
+        asked: &EvalRequest,
+        ctx: &Ctx,
+        mode: SessionMode,
+    ) -> Result<SessionSpec, CallError> {
         let mut modules = ModuleSet::new();
         for (name, text) in &asked.modules {
             modules.insert(name, text.clone()).map_err(|f| told(&f))?;
@@ -244,11 +270,11 @@ impl Evals {
         let mut spec = SessionSpec::new(ctx.identity().cloned(), modules);
         spec.capabilities = ctx.capabilities().clone();
         spec.mode = mode;
-        spec.grants = Grants::to(asked.uses.as_ref().unwrap_or(&self.reach));
+        spec.grants = SessionGrants::to(asked.uses.as_ref().unwrap_or(&self.reach));
         spec.limits = asked.limits.limits();
         if let Some(seed) = &asked.seed {
             spec.seed = Some(seed_of(seed)?);
-            spec.clock = Clock::Virtual { start_ms: 0 };
+            spec.clock = SessionTimeSource::Virtual { start_ms: 0 };
         }
         Ok(spec)
     }
@@ -259,12 +285,12 @@ impl Evals {
 }
 
 /// What is wrong with what was asked for, before anything ran.
-fn told(failure: &Failure) -> CallError {
+fn told(failure: &ScriptFailure) -> CallError {
     to_call_error(failure, false, |_| false)
 }
 
 /// Why there is no session for it. That others have taken the room is noted with the request.
-fn unopened(failure: &Failure, ctx: &Ctx) -> CallError {
+fn unopened(failure: &ScriptFailure, ctx: &Ctx) -> CallError {
     if failure.is_no_room() {
         ctx.env().excuse();
     }
@@ -272,9 +298,9 @@ fn unopened(failure: &Failure, ctx: &Ctx) -> CallError {
 }
 
 /// The caller wrote the script: an exception is theirs to see, and no fault of the node's.
-fn ended(failure: &Failure, ctx: &Ctx) -> CallError {
+fn ended(failure: &ScriptFailure, ctx: &Ctx) -> CallError {
     let mut error = to_call_error(failure, ctx.is_hindered(), |_| false);
-    if failure.code == Code::Exception {
+    if failure.code == RuntimeCode::Exception {
         // Where something found no room, that is what the caller has to know.
         if error.code != ErrorCode::Overloaded {
             error.code = CallError::operation(SCRIPT_FAILED, "").code;
@@ -287,7 +313,7 @@ fn ended(failure: &Failure, ctx: &Ctx) -> CallError {
 }
 
 /// The value is moved: the macro would copy it.
-fn answer(mut ran: Ran, console: Vec<Value>) -> Value {
+fn answer(mut ran: SessionOutput, console: Vec<Value>) -> Value {
     let mut answer = json!({
         "value": null,
         "shown": ran.shown,
@@ -306,7 +332,7 @@ fn answer(mut ran: Ran, console: Vec<Value>) -> Value {
 }
 
 /// What was called, beside what it came to.
-fn tell_calls(into: &mut Map<String, Value>, recorded: &Calls) {
+fn tell_calls(into: &mut Map<String, Value>, recorded: &RecordedCalls) {
     into.insert("calls".to_owned(), json!(recorded.calls));
     into.insert("calls_left_out".to_owned(), json!(recorded.left_out));
 }

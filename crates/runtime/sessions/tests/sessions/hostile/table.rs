@@ -5,7 +5,7 @@ mod language;
 mod loops;
 mod memory;
 
-use alknet_runtime::Code;
+use alknet_runtime::RuntimeCode;
 
 use brief::TABLE;
 use language::{PROMISES, REFUSED, TRICKS};
@@ -14,7 +14,7 @@ use memory::{MEMORY, STACK};
 
 /// How a case ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum CaseEnd {
     /// At its fuel, with little of it.
     Fuel,
     /// At the fuel of a call that it made into its own session, which ends with it: as that, or as lost
@@ -25,7 +25,7 @@ pub(super) enum Kind {
     /// At its memory.
     Memory,
     /// With this code at once.
-    Refused(Code),
+    Refused(RuntimeCode),
     /// At its stack.
     Stack,
     /// At its processor time, by a flag or from outside.
@@ -35,19 +35,19 @@ pub(super) enum Kind {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Case {
+pub(super) struct HostileCase {
     pub(super) name: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: CaseEnd,
     pub(super) source: String,
 }
 
 /// Every one of them.
-pub(super) fn cases() -> Vec<Case> {
-    let groups: [&[(&'static str, Kind, &str)]; 8] = [
+pub(super) fn cases() -> Vec<HostileCase> {
+    let groups: [&[(&'static str, CaseEnd, &str)]; 8] = [
         TABLE, LOOPS, NATIVE, MEMORY, STACK, PROMISES, TRICKS, REFUSED,
     ];
     let rows = groups.into_iter().flatten();
-    rows.map(|&(name, kind, source)| Case {
+    rows.map(|&(name, kind, source)| HostileCase {
         name,
         kind,
         source: source.to_owned(),
@@ -55,6 +55,6 @@ pub(super) fn cases() -> Vec<Case> {
     .collect()
 }
 
-type Rows = &'static [(&'static str, Kind, &'static str)];
+type Rows = &'static [(&'static str, CaseEnd, &'static str)];
 
-const EXCEPTION: Kind = Kind::Refused(Code::Exception);
+const EXCEPTION: CaseEnd = CaseEnd::Refused(RuntimeCode::Exception);

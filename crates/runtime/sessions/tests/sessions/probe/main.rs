@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use alknet_worker::{Role, started_as_worker};
+use alknet_worker::{WorkerRole, started_as_worker};
 
 fn main() -> ExitCode {
     if !started_as_worker() {
@@ -10,5 +10,5 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let role = std::env::args().nth(3).and_then(|role| role.parse().ok());
-    alknet_sessions::guest::run(role.unwrap_or(Role::Js))
+    alknet_sessions::guest::run(role.unwrap_or(WorkerRole::Js))
 }

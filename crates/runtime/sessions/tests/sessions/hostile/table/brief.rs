@@ -1,56 +1,56 @@
 //! What every runtime for scripts of strangers is tried with.
 
-use alknet_runtime::Code;
+use alknet_runtime::RuntimeCode;
 
-use super::{EXCEPTION, Kind, Rows};
+use super::{CaseEnd, EXCEPTION, Rows};
 
 /// The rows of the brief, in its order.
 pub(super) const TABLE: Rows = &[
-    ("endless loop", Kind::Time, "for (;;);"),
+    ("endless loop", CaseEnd::Time, "for (;;);"),
     (
         "endless loop inside try, catch and finally",
-        Kind::Time,
+        CaseEnd::Time,
         "for (;;) { try { for (;;); } catch { for (;;); } finally { for (;;); } }",
     ),
     (
         "catastrophic regular expression",
-        Kind::Time,
+        CaseEnd::Time,
         "/^(a+)+$/.test('a'.repeat(64) + 'b')",
     ),
     (
         "sparse indexOf",
-        Kind::Time,
+        CaseEnd::Time,
         "const a = []; a.length = 2 ** 32 - 1; a.indexOf(1)",
     ),
     (
         "unbounded recursion",
-        Kind::Stack,
+        CaseEnd::Stack,
         "(function f() { f(); })()",
     ),
     (
         "JSON nested 100000 deep",
-        Kind::Stack,
+        CaseEnd::Stack,
         "JSON.parse('['.repeat(100000))",
     ),
     (
         "padStart beyond all strings",
-        Kind::Memory,
+        CaseEnd::Memory,
         "'a'.padStart(2 ** 29)",
     ),
     (
         "an array of all indices filled",
-        Kind::Memory,
+        CaseEnd::Memory,
         "new Array(2 ** 32 - 1).fill(0)",
     ),
     (
         "sort of many numbers, again and again",
-        Kind::Time,
+        CaseEnd::Time,
         "const a = Array.from({ length: 300000 }, (_, i) => (i * 7919) % 300007);
          for (;;) a.sort()",
     ),
     (
         "a BigInt power as text",
-        Kind::Time,
+        CaseEnd::Time,
         "for (;;) String(3n ** 200000n)",
     ),
     (
@@ -60,12 +60,12 @@ pub(super) const TABLE: Rows = &[
     ),
     (
         "split of a long text",
-        Kind::Memory,
+        CaseEnd::Memory,
         "'a'.repeat(3e6).split('')",
     ),
     (
         "self-feeding promise chain",
-        Kind::Refused(Code::Fuel),
+        CaseEnd::Refused(RuntimeCode::Fuel),
         "const go = () => Promise.resolve().then(go); await go()",
     ),
 ];

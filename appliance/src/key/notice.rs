@@ -1,0 +1,133 @@
+//! Telling a node of a new key, over a connection made with the old one.
+
+use std::fmt;
+
+use alknet_call::{CallError, Caller};
+use alknet_core::{KeySuccession, PeerId, PeerKey};
+use alknet_tls::NodeKey;
+use data_encoding::BASE64URL_NOPAD;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+const OPERATION: &str = "peer/rotate-key";
+
+/// What both keys have to sign.
+#[derive(Deserialize)]
+struct RotationChallenge {
+    peer_id: PeerId,
+    hub: PeerKey,
+    old_key: PeerKey,
+    time: Option<u64>,
+}
+
+/// What the node does from now on.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RotationResponse {
+    pub(crate) peer_id: String,
+    /// When it refuses the old key; nothing where its configuration says so.
+    pub(crate) old_key_ends: Option<String>,
+}
+
+/// Why a node was not told.
+#[derive(Debug)]
+pub(crate) enum RotationNoticeError {
+    /// It does not take the key, or is gone.
+    Call(CallError),
+    /// Its clock is not set, without which no key ends.
+    Clock,
+    /// It asks for a signature that this side must not give, or its answer cannot be read.
+    Protocol(String),
+}
+
+impl fmt::Display for RotationNoticeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call(error) => error.fmt(f),
+            Self::Clock => {
+                f.write_str("the clock of the node is not set yet: try again once it is")
+            }
+            Self::Protocol(what) => f.write_str(what),
+        }
+    }
+}
+
+/// Tells the other side of a connection that `new` succeeds `old`, with which the connection was
+/// made. The other side has one of the keys `pins`. Asking twice is harmless.
+pub(crate) async fn tell(
+    node: &Caller,
+    pins: &[PeerKey],
+    old: &NodeKey,
+    new: &NodeKey,
+) -> Result<RotationResponse, RotationNoticeError> {
+    let asked = node.call(OPERATION, &Value::Null).await;
+    let wanted: RotationChallenge = read(asked.map_err(RotationNoticeError::Call)?.value())?;
+    let statement = statement(&wanted, pins, old, new)?;
+    let input = json!({
+        "new_key": new.public(),
+        "time": wanted.time,
+        "proof": BASE64URL_NOPAD.encode(&new.sign(&statement)),
+        "old_proof": BASE64URL_NOPAD.encode(&old.sign(&statement)),
+    });
+    let told = node.call(OPERATION, &input).await;
+    read(told.map_err(RotationNoticeError::Call)?.value())
+}
+
+/// What is signed, unless the node asks for something that is not about it and this key.
+fn statement(
+    wanted: &RotationChallenge,
+    pins: &[PeerKey],
+    old: &NodeKey,
+    new: &NodeKey,
+) -> Result<Vec<u8>, RotationNoticeError> {
+    let refuse = |what: &str| Err(RotationNoticeError::Protocol(what.to_owned()));
+    if !pins.contains(&wanted.hub) {
+        return refuse("the node wants a statement for another node's key than the pinned one");
+    }
+    if wanted.old_key != old.public() {
+        return refuse("the node wants a statement about another key than ours");
+    }
+    let time_s = wanted.time.ok_or(RotationNoticeError::Clock)?;
+    let statement = KeySuccession {
+        hub: &wanted.hub,
+        peer: &wanted.peer_id,
+        old: &wanted.old_key,
+        new: &new.public(),
+        time_s,
+    };
+    Ok(statement.transcript())
+}
+
+fn read<T: DeserializeOwned>(answer: &Value) -> Result<T, RotationNoticeError> {
+    T::deserialize(answer).map_err(|error| {
+        RotationNoticeError::Protocol(format!("the node's answer cannot be understood: {error}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_signed_for_another_node_or_another_key() {
+        let (old, new) = (NodeKey::from_seed(&[1; 32]), NodeKey::from_seed(&[2; 32]));
+        let hub = PeerKey::Ed25519([3; 32]);
+        let wanted = |hub, old_key, time| RotationChallenge {
+            peer_id: "edge".parse().expect("a peer id"),
+            hub,
+            old_key,
+            time,
+        };
+        let signed = |wanted| statement(&wanted, &[hub], &old, &new);
+        let mine = old.public();
+        assert!(signed(wanted(hub, mine, Some(1))).is_ok());
+        for other in [wanted(mine, mine, Some(1)), wanted(hub, hub, Some(1))] {
+            assert!(matches!(
+                signed(other),
+                Err(RotationNoticeError::Protocol(_))
+            ));
+        }
+        let unset = signed(wanted(hub, mine, None));
+        assert!(matches!(unset, Err(RotationNoticeError::Clock)));
+    }
+}

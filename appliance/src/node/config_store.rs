@@ -1,0 +1,221 @@
+//! Where the configuration of a running node is kept for its next start: a file of this host, or
+//! PID 1, which alone writes the appliance's.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use alknet_core::config::{CONFIG_BYTES_MAX, ConfigError};
+use alknet_init::control::InitMessage;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+/// How long PID 1 may take to write a document.
+const INIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Keeps documents.
+pub(crate) struct ConfigStore(ConfigLocation);
+
+enum ConfigLocation {
+    File(PathBuf),
+    Init(InitConfigStore),
+    Nowhere,
+}
+
+impl ConfigStore {
+    /// In this file, with the last good document beside it.
+    pub(crate) const fn file_at(path: PathBuf) -> Self {
+        Self(ConfigLocation::File(path))
+    }
+
+    /// By PID 1.
+    pub(crate) fn init(to_init: mpsc::Sender<InitMessage>) -> Self {
+        Self(ConfigLocation::Init(InitConfigStore {
+            to_init,
+            next: AtomicU64::new(1),
+            waiting: Mutex::default(),
+        }))
+    }
+
+    /// Not at all.
+    pub(crate) const fn nowhere() -> Self {
+        Self(ConfigLocation::Nowhere)
+    }
+
+    /// Keeps a document for the next start. The error says why it is not.
+    pub(crate) async fn keep(&self, document: &[u8]) -> Result<(), String> {
+        match &self.0 {
+            ConfigLocation::File(path) => replace(path, document)
+                .map_err(|error| format!("{} cannot be written: {error}", path.display()))
+                .and_then(|()| self.keep_last_good(document)),
+            ConfigLocation::Init(init) => init.keep(document).await,
+            ConfigLocation::Nowhere => Err(
+                "this node was started without a configuration file: start it with --config FILE"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    /// Keeps a copy of the document in force, for a start that finds the file damaged. PID 1 keeps
+    /// its own.
+    pub(crate) fn keep_last_good(&self, document: &[u8]) -> Result<(), String> {
+        let ConfigLocation::File(path) = &self.0 else {
+            return Ok(());
+        };
+        let path = last_good_of(path);
+        if fs::read(&path).is_ok_and(|kept| kept == document) {
+            return Ok(());
+        }
+        replace(&path, document)
+            .map_err(|error| format!("{} cannot be written: {error}", path.display()))
+    }
+
+    /// What the file says now; `None` where the node has no file of its own to read.
+    pub(crate) fn read(&self) -> Option<Result<Vec<u8>, ConfigError>> {
+        match &self.0 {
+            ConfigLocation::File(path) => Some(read(path)),
+            ConfigLocation::Init(_) | ConfigLocation::Nowhere => None,
+        }
+    }
+
+    /// The file.
+    pub(crate) fn file(&self) -> Option<PathBuf> {
+        match &self.0 {
+            ConfigLocation::File(path) => Some(path.clone()),
+            ConfigLocation::Init(_) | ConfigLocation::Nowhere => None,
+        }
+    }
+
+    /// PID 1's answer.
+    pub(crate) fn answered(&self, n: u64, error: Option<String>) {
+        if let ConfigLocation::Init(init) = &self.0
+            && let Some(waiting) = init.waiting().remove(&n)
+        {
+            // The requester may have given up.
+            waiting.send(error).ok();
+        }
+    }
+}
+
+/// The copy beside `path`: `node.last-good.toml` of `node.toml`.
+pub(crate) fn last_good_of(path: &Path) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}.last-good.toml"))
+}
+
+/// A document, of which no more is read than a document can have.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let mut document = Vec::new();
+    let limit = CONFIG_BYTES_MAX as u64 + 1;
+    File::open(path)
+        .and_then(|file| file.take(limit).read_to_end(&mut document))
+        .map(|_| document)
+        .map_err(|error| ConfigError {
+            path: String::new(),
+            line: None,
+            what: format!("the file cannot be read: {error}"),
+            fix: "check that it is there and who may read it".to_owned(),
+        })
+}
+
+/// Puts a file in place whole, with the rights of the one before it.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    // A link stays one: what it points to is replaced.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mode = fs::metadata(&path).map_or(0o600, |found| found.permissions().mode() & 0o777);
+    alknet_durable::replace(&path, content, mode)
+}
+
+struct InitConfigStore {
+    to_init: mpsc::Sender<InitMessage>,
+    next: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Option<String>>>>,
+}
+
+impl InitConfigStore {
+    async fn keep(&self, document: &[u8]) -> Result<(), String> {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.waiting().insert(n, answer);
+        let document = String::from_utf8_lossy(document).into_owned();
+        let sent = self.to_init.send(InitMessage::KeepConfig { n, document });
+        let answered = async {
+            sent.await.ok()?;
+            answered.await.ok()
+        };
+        let answer = timeout(INIT_TIMEOUT, answered).await;
+        self.waiting().remove(&n);
+        match answer {
+            Ok(Some(None)) => Ok(()),
+            Ok(Some(Some(error))) => Err(error),
+            Ok(None) | Err(_) => Err("PID 1 does not answer".to_owned()),
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Option<String>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_good_document_lies_beside_the_file() {
+        for (file, beside) in [
+            (
+                "/data/config/config.toml",
+                "/data/config/config.last-good.toml",
+            ),
+            ("node", "node.last-good.toml"),
+        ] {
+            assert_eq!(last_good_of(Path::new(file)), Path::new(beside));
+        }
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_its_rights_and_its_link() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (file, link) = (dir.path().join("a.toml"), dir.path().join("b.toml"));
+        fs::write(&file, "old").expect("a writable directory");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("our own file");
+        std::os::unix::fs::symlink(&file, &link).expect("a writable directory");
+        replace(&link, b"new").expect("a writable directory");
+        assert_eq!(fs::read(&file).ok().as_deref(), Some(&b"new"[..]));
+        assert!(fs::symlink_metadata(&link).is_ok_and(|found| found.is_symlink()));
+        let mode = fs::metadata(&file)
+            .expect("it is there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 2);
+    }
+
+    #[tokio::test]
+    async fn pid_1_keeps_and_says_so_or_why_not() {
+        let (to_init, mut asked) = mpsc::channel(4);
+        let keeper = ConfigStore::init(to_init);
+        for error in [None, Some("the disk is full".to_owned())] {
+            let answer = async {
+                match asked.recv().await {
+                    Some(InitMessage::KeepConfig { n, document }) => {
+                        assert_eq!(document, "# mine");
+                        keeper.answered(n, error.clone());
+                        keeper.answered(n, None);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            };
+            let (kept, ()) = tokio::join!(keeper.keep(b"# mine"), answer);
+            assert_eq!(kept.err(), error);
+        }
+        drop(asked);
+        assert!(keeper.keep(b"").await.is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! The folder of a node's state, which one process has at a time.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::cli::CommandError;
+
+/// Name of the file that is locked, and says which process did. It stays when that ends, and the lock does not.
+const LOCK_FILE: &str = "serve.lock";
+/// Bytes of a process's number.
+const PID_BYTES_MAX: u64 = 20;
+
+/// The lock on a folder. Two processes with one key would each serve a part of what is asked of it, and write over
+/// each other's state.
+#[derive(Debug)]
+pub(crate) struct StateLock {
+    _file: Flock<File>,
+}
+
+impl StateLock {
+    /// Takes the lock. Makes the folder if it does not exist.
+    ///
+    /// # Errors
+    /// Another process has it, which the error names; the folder cannot be had.
+    pub(crate) fn take(state_dir: &Path) -> Result<Self, CommandError> {
+        let shown = state_dir.display();
+        let failed =
+            |error: io::Error| CommandError::local(format!("cannot lock {shown}: {error}"));
+        let mut made = DirBuilder::new();
+        made.recursive(true).mode(0o700);
+        made.create(state_dir).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).mode(0o600);
+        let path = state_dir.join(LOCK_FILE);
+        let file = options.open(&path).map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                note(&mut file).map_err(failed)?;
+                Ok(Self { _file: file })
+            }
+            Err((mut file, Errno::EWOULDBLOCK)) => Err(CommandError::usage(format!(
+                "{} serves from {shown} already: stop it, or give another --state",
+                holder(&mut file)
+            ))),
+            Err((_, error)) => Err(failed(error.into())),
+        }
+    }
+}
+
+/// Writes down whose it is.
+fn note(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    writeln!(file, "{}", std::process::id())
+}
+
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    // It may just have taken the lock, and not have written yet.
+    let _ = file.take(PID_BYTES_MAX).read_to_string(&mut text);
+    match text.trim().parse::<u32>() {
+        Ok(pid) => format!("process {pid}"),
+        Err(_) => "another process".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_one_process_s_until_that_ends() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().join("new/state");
+        let lock = StateLock::take(&place).expect("nobody has it");
+        let refused = StateLock::take(&place).expect_err("it is taken");
+        let own = format!("process {} serves from", std::process::id());
+        assert!(refused.message.starts_with(&own), "{refused}");
+        drop(lock);
+        drop(StateLock::take(&place).expect("it was given back"));
+        std::fs::write(place.join(LOCK_FILE), "nonsense").expect("ours");
+        assert!(
+            StateLock::take(&place).is_ok(),
+            "what it says is not what counts"
+        );
+    }
+}

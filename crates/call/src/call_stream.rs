@@ -1,0 +1,392 @@
+//! One stream and what travels on it: reads frames, writes the outlet, ends in the right code.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use alknet_core::{CloseCode, RecvStream, SendStream, StreamCode, StreamError};
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+
+use crate::connection::CallConnectionState;
+use crate::frame::{CallFrameError, FrameReader};
+use crate::limits::{FRAMES_PER_TURN, OVERFULL_TIMEOUT, READ_STEP_BYTES, WRITE_STEP_BYTES};
+use crate::outbound::PartialEvent;
+use crate::send_queue::{SendQueue, WriterAction};
+use crate::unfinished::{AssemblyLimitError, PartialMessage};
+use crate::unread::UnreadBytes;
+
+/// A bidirectional stream in use.
+#[derive(Debug, Default)]
+pub(crate) struct CallStream {
+    pub(crate) out: SendQueue,
+    /// Requests of the peer that are answered here and not ended.
+    pub(crate) inbound: AtomicUsize,
+    /// The peer will send nothing more.
+    read_done: AtomicBool,
+    /// Carries one request of ours and ends with it.
+    single_call: bool,
+    /// What the events count with that come on it, where they are passed on.
+    waiting: Option<Arc<UnreadBytes>>,
+}
+
+/// Why a stream ended before its time.
+#[derive(Debug)]
+pub(crate) enum StreamEnd {
+    /// The connection is gone.
+    Closed,
+    /// Everything was answered and this node is shutting down.
+    Drained,
+    /// This side gave the stream up.
+    Killed(StreamCode),
+    /// More waits to be sent than the peer takes, or to be finished than there is room for in time.
+    Overload(&'static str),
+    /// The peer gave it up.
+    PeerLeft,
+    /// The peer broke the protocol.
+    Protocol(&'static str),
+    /// A time limit passed.
+    Timeout(&'static str),
+}
+
+impl From<CallFrameError> for StreamEnd {
+    fn from(error: CallFrameError) -> Self {
+        Self::Protocol(match error {
+            CallFrameError::TooLong { .. } => "frame too long",
+            CallFrameError::Empty => "empty frame",
+            CallFrameError::Nesting(_) => "nested too deeply",
+            CallFrameError::Duplicate => "duplicate member",
+            CallFrameError::Id => "invalid id",
+            _ => "malformed frame",
+        })
+    }
+}
+
+impl From<AssemblyLimitError> for StreamEnd {
+    fn from(_: AssemblyLimitError) -> Self {
+        Self::Overload("too many bytes of requests that are not finished")
+    }
+}
+
+impl From<StreamError> for StreamEnd {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Reset(_) | StreamError::Stopped(_) => Self::PeerLeft,
+            _ => Self::Closed,
+        }
+    }
+}
+
+impl CallStream {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn single_call(waiting: Option<Arc<UnreadBytes>>) -> Self {
+        Self {
+            single_call: true,
+            waiting,
+            ..Self::default()
+        }
+    }
+
+    /// Whether it carries one request only: the peer's once it said so, or ours.
+    pub(crate) fn is_single_call(&self) -> bool {
+        self.single_call
+    }
+
+    /// What its bytes have to wait for: lanes go first, then streams of one request, and those
+    /// with a lot of binary data last. A stream of the peer is a lane until it says no more.
+    fn priority(&self) -> i32 {
+        let one_request = self.single_call || self.read_done.load(Ordering::Acquire);
+        match (one_request, self.out.is_bulk()) {
+            (false, _) => 1,
+            (true, false) => 0,
+            (true, true) => -1,
+        }
+    }
+
+    /// Whether the peer may leave the stream unread for as long as it likes: while a subscription runs on a stream of
+    /// its own, for which this side keeps little. An unread answer keeps others from being begun.
+    fn may_pause(&self) -> bool {
+        self.read_done.load(Ordering::Acquire) && self.inbound.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether it still takes requests of ours.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.read_done.load(Ordering::Acquire) && !self.out.is_ended()
+    }
+
+    fn may_finish(&self, link: &CallConnectionState) -> bool {
+        // Credit of a subscription on another stream may come on this one.
+        let is_needed = || link.has_outbound() || link.inbound.is_windowed();
+        let over = self.read_done.load(Ordering::Acquire) || (link.said_goaway() && !is_needed());
+        over && self.inbound.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Serves one stream until it ends, and tells the peer how it ended.
+pub(crate) async fn run(
+    link: Arc<CallConnectionState>,
+    lane: Arc<CallStream>,
+    send: SendStream,
+    recv: RecvStream,
+) {
+    let mut halves = StreamHalves {
+        send,
+        recv,
+        ended: false,
+    };
+    let work = async {
+        tokio::try_join!(
+            read_loop(&link, &lane, &mut halves.recv),
+            write_loop(&link, &lane, &mut halves.send),
+        )
+    };
+    let end = tokio::select! {
+        biased;
+        code = lane.out.killed() => Some(StreamEnd::Killed(code)),
+        ended = work => ended.err(),
+    };
+    lane.out.end();
+    link.lane_ended(&lane, end.is_some());
+    halves.ended = true;
+    match end {
+        None => arrival(&link, &lane, &mut halves.send).await,
+        Some(StreamEnd::Closed | StreamEnd::Drained) => {}
+        Some(StreamEnd::Killed(code)) => halves.give_up(code),
+        Some(StreamEnd::Overload(why)) => {
+            link.fail_if_single(CloseCode::Overload, why);
+            halves.give_up(StreamCode::Overload);
+        }
+        Some(StreamEnd::PeerLeft) => halves.give_up(StreamCode::Cancelled),
+        Some(StreamEnd::Protocol(why)) => {
+            link.protocol_error(why);
+            link.fail_if_single(CloseCode::Protocol, why);
+            halves.give_up(StreamCode::Protocol);
+        }
+        Some(StreamEnd::Timeout(why)) => {
+            link.fail_if_single(CloseCode::Timeout, why);
+            halves.give_up(StreamCode::Deadline);
+        }
+    }
+}
+
+/// A stream. Dropped before its time it is given up: the carriage would end it as if everything
+/// had been said.
+struct StreamHalves {
+    send: SendStream,
+    recv: RecvStream,
+    ended: bool,
+}
+
+impl StreamHalves {
+    fn give_up(&mut self, code: StreamCode) {
+        self.send.reset(code);
+        self.recv.stop(code);
+    }
+}
+
+impl Drop for StreamHalves {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.give_up(StreamCode::Cancelled);
+        }
+    }
+}
+
+/// Keeps a stream that ended well, one of many, until the peer has all of it: a connection that
+/// closes throws away what is on its way, and a drain closes it as soon as no stream is left.
+async fn arrival(link: &CallConnectionState, lane: &CallStream, send: &mut SendStream) {
+    // The answer to the one request that a call stream of ours carried is here.
+    if !link.connection.is_multi() || lane.is_single_call() {
+        return;
+    }
+    let given_up = async {
+        link.draining().await;
+        tokio::time::sleep(link.dispatcher.patience.goodbye).await;
+    };
+    tokio::select! {
+        _ = send.stopped() => {}
+        () = given_up => {}
+    }
+}
+
+async fn read_loop(
+    link: &Arc<CallConnectionState>,
+    lane: &Arc<CallStream>,
+    recv: &mut RecvStream,
+) -> Result<(), StreamEnd> {
+    let mut frames = FrameReader::new();
+    let mut begun = None;
+    let mut unfinished = PartialMessage::default();
+    let mut making = PartialEvent::default();
+    let mut turn = 0;
+    loop {
+        while let Some(frame) = frames.next_frame(link.frame_bytes())? {
+            begun = None;
+            let made = std::mem::take(&mut making);
+            link.receive(lane, frame, made).await?;
+            unfinished = PartialMessage::default();
+            // Requests of ours and what ends them count here, which are no answers.
+            let room = |out: &SendQueue| out.backlog() < link.limits().queued_bytes;
+            lane.out.wait_room(room).await;
+            turn += 1;
+            if turn % FRAMES_PER_TURN == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        if frames.is_partial() {
+            let since = *begun.get_or_insert_with(Instant::now);
+            match &lane.waiting {
+                Some(waiting) if !making.count(waiting, frames.held_bytes()) => {
+                    link.outbound.refuse_on(link, lane);
+                    return Err(StreamEnd::Killed(StreamCode::Cancelled));
+                }
+                Some(_) => {}
+                None if is_asked_for(link, lane) => {}
+                None => {
+                    let counted = unfinished.count_from(link, frames.held_bytes(), since);
+                    begun = Some(counted.await?);
+                }
+            }
+        }
+        match next_chunk(link, recv, begun).await? {
+            Some(chunk) => frames.push(chunk),
+            None if frames.is_partial() => {
+                return Err(StreamEnd::Protocol("stream ends within a frame"));
+            }
+            None => break,
+        }
+    }
+    lane.read_done.store(true, Ordering::Release);
+    link.credit_in_advance(lane);
+    lane.out.wake_writer();
+    Ok(())
+}
+
+/// Whether a frame in the making answers a request of ours, as far as the stream says that. On the only stream of a
+/// connection it may be another frame as well: there is one at a time, as there is for each of our requests elsewhere.
+fn is_asked_for(link: &CallConnectionState, lane: &CallStream) -> bool {
+    lane.is_single_call() || link.ends_with_stream() && link.has_outbound()
+}
+
+/// The next bytes, within the time a begun frame or a silent stranger has.
+async fn next_chunk(
+    link: &CallConnectionState,
+    recv: &mut RecvStream,
+    begun: Option<Instant>,
+) -> Result<Option<Bytes>, StreamEnd> {
+    let patience = &link.dispatcher.patience;
+    loop {
+        let (deadline, why) = match begun {
+            Some(begun) => (begun + patience.partial_frame, "partial frame"),
+            None if link.is_unknown_on_single() => {
+                (Instant::now() + patience.stranger_idle, "idle")
+            }
+            None => return Ok(recv.read_chunk(READ_STEP_BYTES).await?),
+        };
+        match timeout_at(deadline, recv.read_chunk(READ_STEP_BYTES)).await {
+            Ok(read) => return Ok(read?),
+            Err(_) if begun.is_none() && !link.inbound.is_empty() => {}
+            Err(_) => return Err(StreamEnd::Timeout(why)),
+        }
+    }
+}
+
+async fn write_loop(
+    link: &CallConnectionState,
+    lane: &CallStream,
+    send: &mut SendStream,
+) -> Result<(), StreamEnd> {
+    let mut priority = None;
+    loop {
+        let work = tokio::select! {
+            biased;
+            work = lane.out.next_work(|| lane.may_finish(link)) => work,
+            stopped = send.stopped() => {
+                stopped?;
+                return Err(StreamEnd::PeerLeft);
+            }
+        };
+        match work {
+            WriterAction::Write(bytes) => {
+                let wanted = lane.priority();
+                if priority.replace(wanted) != Some(wanted) {
+                    send.set_priority(wanted);
+                }
+                write(link, lane, send, bytes).await?;
+            }
+            WriterAction::Kill(code) => return Err(StreamEnd::Killed(code)),
+            WriterAction::Finish => break,
+        }
+    }
+    send.finish()?;
+    if link.said_goaway() && !link.has_outbound() {
+        // The connection ends after this; what is on its way must arrive first.
+        let arrived = async {
+            // What the peer asked before it heard of the drain is read to the peer's own end: to stop
+            // reading would make TCP send a reset, and QUIC a STOP_SENDING, either of which overtakes
+            // answers that the peer has received and not looked at.
+            while !lane.read_done.load(Ordering::Acquire) {
+                lane.out.poked().await;
+            }
+            if link.connection.is_multi() {
+                let _ = send.stopped().await;
+            }
+        };
+        let _ = tokio::time::timeout(link.dispatcher.patience.goodbye, arrived).await;
+        return Err(StreamEnd::Drained);
+    }
+    Ok(())
+}
+
+/// Writes in steps, so that a peer that takes bytes slowly differs from one that takes none.
+async fn write(
+    link: &CallConnectionState,
+    lane: &CallStream,
+    send: &mut SendStream,
+    mut bytes: Bytes,
+) -> Result<(), StreamEnd> {
+    while !bytes.is_empty() {
+        let step = bytes.split_to(bytes.len().min(WRITE_STEP_BYTES));
+        let len = step.len();
+        write_step(link, lane, send, step).await?;
+        lane.out.wrote(len);
+    }
+    Ok(())
+}
+
+async fn write_step(
+    link: &CallConnectionState,
+    lane: &CallStream,
+    send: &mut SendStream,
+    step: Bytes,
+) -> Result<(), StreamEnd> {
+    let written = send.write_chunk(step);
+    tokio::pin!(written);
+    loop {
+        tokio::select! {
+            biased;
+            written = &mut written => return Ok(written?),
+            () = tokio::time::sleep(link.dispatcher.patience.blocked_lane) => {
+                // Where its requester has no room left, what is paused keeps others of its own from being answered.
+                if !lane.may_pause() || link.unread.is_spent() {
+                    return Err(StreamEnd::Timeout("blocked"));
+                }
+            }
+            () = overfull(link, lane) => return Err(StreamEnd::Overload("too much waits to be sent")),
+        }
+    }
+}
+
+/// Resolves once more waits for a guest than may, and it takes none of it: answers to what it asked
+/// before it stopped reading go on coming, and it can come back.
+async fn overfull(link: &CallConnectionState, lane: &CallStream) {
+    if !link.is_guest() {
+        return std::future::pending().await;
+    }
+    while lane.out.backlog() <= link.dispatcher.limits.queued_bytes {
+        lane.out.poked().await;
+    }
+    tokio::time::sleep(OVERFULL_TIMEOUT).await;
+}

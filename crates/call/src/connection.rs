@@ -1,0 +1,562 @@
+//! The state of one connection: the peer's requests in flight here, ours in flight there, and the
+//! streams both travel on.
+
+mod ending;
+mod limits;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use alknet_core::{
+    AuthContext, CloseCode, Connection, HandlerError, Identity, IdentityKind, PeerId, RecvStream,
+    SendStream, StreamError,
+};
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission;
+use crate::call_stream::{self, CallStream, StreamEnd};
+use crate::context::ConnInfo;
+use crate::dispatcher::{Dispatcher, DispatcherCounters};
+use crate::envelope::{CreditPayload, Envelope, EventKind};
+use crate::error::CallError;
+use crate::frame::FrameBody;
+use crate::inbound::Inbound;
+use crate::layers::OperationOverlay;
+use crate::limits::{FRAME_BYTES_DEFAULT, LANES};
+use crate::outbound::{Outbound, PartialEvent};
+use crate::peers::{self, AtomicPeerState, PeerEvent, PeerState};
+use crate::request_bytes::Requester;
+use crate::retry::PeerRetryInfo;
+use crate::session::TokenSession;
+use crate::sync::lock;
+use crate::unread::{UnreadBytes, UnreadQuota, Whose};
+use ending::{ENDED, EndOnDrop, SUPERSEDED};
+pub(crate) use limits::{UNKNOWN, UnreadReservation};
+
+/// One connection.
+pub(crate) struct CallConnectionState {
+    pub(crate) connection: Connection,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) info: ConnInfo,
+    /// The peer's requests in flight here.
+    pub(crate) inbound: Inbound,
+    pub(crate) outbound: Outbound,
+    pub(crate) session: Arc<TokenSession>,
+    /// What the peer has yet to take of what it asked for.
+    pub(crate) unread: Arc<UnreadBytes>,
+    /// Events of all its subscriptions that were read for it and that it does not take yet.
+    pub(crate) ahead: Arc<UnreadBytes>,
+    /// What it has yet to take of what it is asked.
+    pub(crate) unsent: Arc<UnreadBytes>,
+    /// When the peer last asked something, or something that it had asked was over.
+    asked: Mutex<Instant>,
+    /// What is known of the peer's operations.
+    pub(crate) known: PeerRetryInfo,
+    lanes: Mutex<Vec<Weak<CallStream>>>,
+    shared: [tokio::sync::Mutex<Option<Arc<CallStream>>>; LANES],
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    drain: CancellationToken,
+    goaway_said: AtomicBool,
+    goaway_heard: AtomicBool,
+    peer_mixed: AtomicBool,
+    /// Whether the peer knows that this side takes mixed frames.
+    announced_mixed: AtomicBool,
+    peer_frame_bytes: AtomicUsize,
+    next_lane: AtomicU64,
+    failure: Mutex<Option<(CloseCode, &'static str)>>,
+    /// What was imported from a peer that has no name: its operations live and die here.
+    imports: ArcSwapOption<OperationOverlay>,
+    /// Calls passed on to the peer that run.
+    forwarded: AtomicUsize,
+    /// Where the peer is, from its first moment to its end.
+    pub(crate) life: AtomicPeerState,
+    /// Ends the upkeep of what was imported.
+    follow: CancellationToken,
+    /// How this side ends the connection, once it does.
+    goodbye: OnceLock<(CloseCode, Box<str>)>,
+    /// Cancelled when the peer has to be told first.
+    leaving: CancellationToken,
+    kind: PeerRole,
+    /// The peer whose key was proved when the connection began.
+    pub(crate) holder: Option<PeerId>,
+}
+
+/// What the other side is to this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PeerRole {
+    /// A client that came in by another protocol and speaks this one inside it.
+    Guest,
+    /// Requests come over another protocol, in which nothing can be asked of the peer.
+    OneWay,
+    /// A client or server that may be a peer.
+    Peer,
+}
+
+impl CallConnectionState {
+    pub(crate) fn new(
+        connection: Connection,
+        dispatcher: Arc<Dispatcher>,
+        auth: Option<&AuthContext>,
+    ) -> Arc<Self> {
+        let link = Arc::new(Self::make(connection, dispatcher, auth, PeerRole::Peer));
+        link.dispatcher.add_link(&link);
+        link
+    }
+
+    /// A connection of another protocol whose requests are passed in one by one.
+    pub(crate) fn one_way(
+        connection: Connection,
+        dispatcher: Arc<Dispatcher>,
+        auth: Option<&AuthContext>,
+    ) -> Arc<Self> {
+        Arc::new(Self::make(connection, dispatcher, auth, PeerRole::OneWay))
+    }
+
+    /// The connection of a guest, which came in by another protocol; see [`Dispatcher::serve_guest`].
+    pub(crate) fn guest(
+        connection: Connection,
+        dispatcher: Arc<Dispatcher>,
+        auth: &AuthContext,
+    ) -> Arc<Self> {
+        let link = Arc::new(Self::make(
+            connection,
+            dispatcher,
+            Some(auth),
+            PeerRole::Guest,
+        ));
+        link.dispatcher.add_link(&link);
+        link
+    }
+
+    fn make(
+        connection: Connection,
+        dispatcher: Arc<Dispatcher>,
+        auth: Option<&AuthContext>,
+        kind: PeerRole,
+    ) -> Self {
+        let session: Arc<TokenSession> = Arc::default();
+        let whose = whose(&connection, &session);
+        let share = || UnreadQuota::new(&dispatcher.unread_bytes, &whose);
+        let carrier = dispatcher.carried(&connection);
+        let holder = auth.filter(|auth| auth.key.is_some());
+        let holder = holder.and_then(|auth| auth.identity.as_ref());
+        // A connection that carries this one may have its identity from a token, which is no peer's.
+        let holder = holder.filter(|holder| holder.kind == IdentityKind::Peer);
+        Self {
+            holder: holder.map(|holder| holder.id.clone()),
+            info: ConnInfo::new(&connection, auth),
+            inbound: Inbound::default(),
+            outbound: Outbound::new(connection.info().dialled),
+            unread: Arc::new(UnreadBytes::shared(share(), carrier)),
+            ahead: Arc::new(UnreadBytes::shared(share(), None)),
+            connection,
+            session,
+            unsent: Arc::default(),
+            asked: Mutex::new(Instant::now()),
+            known: PeerRetryInfo::default(),
+            dispatcher,
+            lanes: Mutex::default(),
+            shared: Default::default(),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            goaway_said: AtomicBool::new(false),
+            goaway_heard: AtomicBool::new(false),
+            peer_mixed: AtomicBool::new(false),
+            announced_mixed: AtomicBool::new(false),
+            peer_frame_bytes: AtomicUsize::new(FRAME_BYTES_DEFAULT),
+            next_lane: AtomicU64::new(0),
+            failure: Mutex::default(),
+            imports: ArcSwapOption::empty(),
+            forwarded: AtomicUsize::new(0),
+            life: AtomicPeerState::default(),
+            follow: CancellationToken::new(),
+            goodbye: OnceLock::new(),
+            leaving: CancellationToken::new(),
+            kind,
+        }
+    }
+
+    /// Whether the other side came in by another protocol.
+    pub(crate) fn is_guest(&self) -> bool {
+        self.kind == PeerRole::Guest
+    }
+
+    /// Serves the connection until it ends. Dropping the future ends it too.
+    pub(crate) async fn drive(self: Arc<Self>) -> Result<(), HandlerError> {
+        let guard = EndOnDrop(Arc::clone(&self));
+        self.follow_peer();
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => {}
+            _ = self.connection.closed() => {}
+            () = self.hang_up_when_written() => {}
+            () = self.drain_when_asked() => {}
+            () = self.unknown_for_too_long() => {}
+            () = self.serve() => {}
+        }
+        let failure = lock(&self.failure).take();
+        match failure {
+            Some((code, why)) => {
+                self.connection.close(code, why);
+                drop(guard);
+                Err(match code {
+                    CloseCode::Timeout => HandlerError::Timeout,
+                    _ => HandlerError::Protocol(why.into()),
+                })
+            }
+            None => {
+                if self.is_superseded() {
+                    self.connection.close(CloseCode::Superseded, SUPERSEDED);
+                } else if self.said_goaway() {
+                    self.connection.close(CloseCode::Shutdown, "draining");
+                }
+                drop(guard);
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts the drain when a newer connection takes over. Never resolves: `serve` ends it.
+    async fn drain_when_asked(&self) {
+        self.connection.asked_to_drain().await;
+        self.start_drain();
+        std::future::pending().await
+    }
+
+    async fn serve(self: &Arc<Self>) {
+        if self.connection.is_multi() {
+            tokio::select! {
+                () = self.accept_lanes() => return,
+                () = self.drain.cancelled() => {}
+            }
+        } else {
+            if self.shared_lane(0).await.is_err() {
+                return;
+            }
+            let over = self.tasks.clone();
+            over.close();
+            tokio::select! {
+                () = over.wait() => return,
+                () = self.drain.cancelled() => {}
+            }
+        }
+        self.say_goaway().await;
+        self.tasks.close();
+        loop {
+            self.tasks.wait().await;
+            // A request may have got a stream of its own after the last stream ended. From here on requests find
+            // the connection closed before anything of them is sent, and can go over another one.
+            if self.outbound.close_if_empty(ENDED) || self.tasks.is_empty() {
+                return;
+            }
+        }
+    }
+
+    async fn accept_lanes(self: &Arc<Self>) {
+        loop {
+            match self.connection.accept_bi().await {
+                Ok((send, recv)) => drop(self.spawn_lane(CallStream::new(), send, recv)),
+                Err(StreamError::Closed(_) | StreamError::Timeout) => return,
+                Err(error) => tracing::debug!(%error, "a stream could not be accepted"),
+            }
+        }
+    }
+
+    fn spawn_lane(
+        self: &Arc<Self>,
+        lane: CallStream,
+        send: SendStream,
+        recv: RecvStream,
+    ) -> Arc<CallStream> {
+        let lane = Arc::new(lane);
+        let mut lanes = lock(&self.lanes);
+        lanes.retain(|lane| lane.strong_count() > 0);
+        lanes.push(Arc::downgrade(&lane));
+        drop(lanes);
+        // By itself: a future that is handed on is otherwise kept twice.
+        let run = Box::pin(call_stream::run(
+            Arc::clone(self),
+            Arc::clone(&lane),
+            send,
+            recv,
+        ));
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            cancel.run_until_cancelled(run).await;
+        });
+        lane
+    }
+
+    /// A stream for one request. Where that is a subscription that is passed on, what comes on it counts with the events
+    /// of it that are `waiting`.
+    pub(crate) async fn call_lane(
+        self: &Arc<Self>,
+        waiting: Option<Arc<UnreadBytes>>,
+    ) -> Result<Arc<CallStream>, StreamError> {
+        if self.kind == PeerRole::OneWay {
+            return Err(StreamError::Unsupported);
+        }
+        let (send, recv) = self.connection.open_bi().await?;
+        Ok(self.spawn_lane(CallStream::single_call(waiting), send, recv))
+    }
+
+    /// A lane for many requests that is there, unless all of them are being opened.
+    pub(crate) fn usable_lane(&self) -> Option<Arc<CallStream>> {
+        self.shared.iter().find_map(|slot| {
+            let lane = slot.try_lock().ok()?.clone()?;
+            lane.is_usable().then_some(lane)
+        })
+    }
+
+    /// A lane for many requests; opened when first needed and again after it ended.
+    pub(crate) async fn any_lane(self: &Arc<Self>) -> Result<Arc<CallStream>, StreamError> {
+        let turn = self.next_lane.fetch_add(1, Ordering::Relaxed) as usize;
+        let lanes = if self.connection.is_multi() { LANES } else { 1 };
+        self.shared_lane(turn % lanes).await
+    }
+
+    async fn shared_lane(self: &Arc<Self>, index: usize) -> Result<Arc<CallStream>, StreamError> {
+        if self.kind == PeerRole::OneWay {
+            return Err(StreamError::Unsupported);
+        }
+        let mut slot = self.shared[index].lock().await;
+        if let Some(lane) = slot.as_ref().filter(|lane| lane.is_usable()) {
+            return Ok(Arc::clone(lane));
+        }
+        let (send, recv) = if self.connection.is_multi() {
+            self.connection.open_bi().await?
+        } else {
+            self.connection.accept_bi().await?
+        };
+        let lane = self.spawn_lane(CallStream::new(), send, recv);
+        *slot = Some(Arc::clone(&lane));
+        Ok(lane)
+    }
+
+    /// Handles one frame, which was counted in the `making`. An error ends the stream it came on.
+    pub(crate) async fn receive(
+        self: &Arc<Self>,
+        lane: &Arc<CallStream>,
+        frame: Bytes,
+        making: PartialEvent,
+    ) -> Result<(), StreamEnd> {
+        let body = FrameBody::parse(frame)?;
+        if body.tail.is_some() {
+            self.peer_mixed.store(true, Ordering::Release);
+        }
+        let event = Envelope::parse(&body.envelope, self.limits().nesting)?;
+        match event.kind {
+            // The peer would not hear the answer.
+            EventKind::Requested if self.is_over() || lane.out.is_ended() => self.ignored(),
+            EventKind::Requested => return admission::admit(self, lane, &body, &event).await,
+            EventKind::Aborted if self.inbound.abort(&event.id) => {}
+            EventKind::Credit => self.credit(&event),
+            EventKind::Goaway => {
+                self.goaway_heard.store(true, Ordering::Release);
+                self.life.apply(PeerEvent::Goaway);
+                self.follow.cancel();
+            }
+            EventKind::Aborted | EventKind::Completed | EventKind::Error | EventKind::Responded => {
+                let delivered = self.outbound.deliver(self, lane, &body, &event, making);
+                delivered.await;
+            }
+            EventKind::Unknown => self.ignored(),
+        }
+        Ok(())
+    }
+
+    fn credit(&self, event: &Envelope<'_>) {
+        let request = self.inbound.find(&event.id);
+        let credit = event.members::<CreditPayload>();
+        match (request, credit) {
+            (Some(request), Ok(CreditPayload { n })) => {
+                if let Some(window) = &request.credit {
+                    window.add(n);
+                }
+            }
+            _ => self.ignored(),
+        }
+    }
+
+    pub(crate) fn ignored(&self) {
+        DispatcherCounters::add(&self.dispatcher.counters.ignored);
+    }
+
+    // Limits and facts about the peer.
+
+    /// The identity that the peer acts as, with the rights of this moment: what it authenticated as, else that of its
+    /// key. The watches of the endpoint and of this crate replace the identity kept on the connection, which takes a
+    /// while.
+    pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
+        let kept = identity(&self.connection, &self.session)?;
+        match self.dispatcher.is_current(&kept) {
+            true => Some(kept),
+            false => self.identity_now(),
+        }
+    }
+
+    /// The requester that its bytes count for.
+    pub(crate) fn requester(&self) -> Requester {
+        Requester::from_identity(self.identity().as_deref(), self.info.remote_addr)
+    }
+
+    /// The identity of a token. An unknown token is a guess, and counted; after too many guesses from the peer's
+    /// network, the error says so.
+    pub(crate) fn by_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
+        self.resolve_token(token).map_err(|error| {
+            let refused = self.connection.penalty().map(CallError::too_many_guesses);
+            self.connection.auth_failed();
+            refused.unwrap_or(error)
+        })
+    }
+
+    /// The same without counting a guess: the calling code does that.
+    pub(crate) fn resolve_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
+        let counters = &self.dispatcher.counters;
+        match self.dispatcher.by_token(token) {
+            Some(identity) => {
+                DispatcherCounters::add(&counters.tokens_ok);
+                self.connection.authenticated(&identity.id);
+                Ok(identity)
+            }
+            None => {
+                DispatcherCounters::add(&counters.tokens_refused);
+                Err(CallError::bad_token())
+            }
+        }
+    }
+
+    /// Bytes of the longest frame the peer takes.
+    pub(crate) fn peer_frame_bytes(&self) -> usize {
+        self.peer_frame_bytes.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_peer_protocol(&self, frame_bytes: Option<usize>, mixed: bool) {
+        if let Some(bytes) = frame_bytes {
+            self.peer_frame_bytes.store(bytes, Ordering::Release);
+        }
+        self.peer_mixed.fetch_or(mixed, Ordering::AcqRel);
+    }
+
+    pub(crate) fn peer_takes_mixed(&self) -> bool {
+        self.peer_mixed.load(Ordering::Acquire)
+    }
+
+    /// Whether the peer takes mixed frames and has not seen one of ours.
+    pub(crate) fn announces_mixed(&self) -> bool {
+        self.peer_takes_mixed() && !self.announced_mixed.load(Ordering::Relaxed)
+    }
+
+    /// A mixed frame is on its way.
+    pub(crate) fn announced_mixed(&self) {
+        self.announced_mixed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the peer asked for no more requests.
+    pub(crate) fn heard_goaway(&self) -> bool {
+        self.goaway_heard.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn said_goaway(&self) -> bool {
+        self.goaway_said.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn has_outbound(&self) -> bool {
+        !self.outbound.is_empty()
+    }
+
+    // The peer's requests.
+
+    /// Whether the peer may use `id` at all: the side that accepted the connection prefixes its
+    /// own with `~`, the side that dialled must not. Peers of earlier versions that accept
+    /// without prefix are served.
+    pub(crate) fn may_be_peers(&self, id: &str) -> bool {
+        self.connection.info().dialled || !id.starts_with('~')
+    }
+
+    // What the peer serves.
+
+    /// Imports what a known peer serves, keeps it up to date, and sees whether the peer still
+    /// answers, where this node does that.
+    fn follow_peer(self: &Arc<Self>) {
+        if self.dispatcher.imports.is_some() && !self.is_guest() {
+            let link = Arc::clone(self);
+            tokio::spawn(async move {
+                let follow = link.follow.clone();
+                let upkeep = async { tokio::join!(peers::follow(&link), peers::watch_over(&link)) };
+                follow.run_until_cancelled(upkeep).await;
+            });
+        }
+    }
+
+    pub(crate) fn imports(&self) -> Option<Arc<OperationOverlay>> {
+        self.imports.load_full()
+    }
+
+    pub(crate) fn set_imports(&self, overlay: OperationOverlay) {
+        self.imports.store(Some(Arc::new(overlay)));
+    }
+
+    /// Calls passed on to the peer that run.
+    pub(crate) fn forwarded(&self) -> usize {
+        self.forwarded.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer takes new requests.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.heard_goaway() && !self.is_superseded() && !self.is_over()
+    }
+
+    /// Whether it takes new requests and answered lately.
+    pub(crate) fn is_well(&self) -> bool {
+        self.is_ready() && self.life.state() != PeerState::Degraded
+    }
+
+    /// Whether the connection is over, or about to be.
+    pub(crate) fn is_over(&self) -> bool {
+        self.goodbye.get().is_some() || self.cancel.is_cancelled()
+    }
+}
+
+fn identity(connection: &Connection, session: &TokenSession) -> Option<Arc<Identity>> {
+    session.identity().or_else(|| connection.identity())
+}
+
+/// Names the requester that unread bytes count for, however its identity was proved.
+fn whose(connection: &Connection, session: &Arc<TokenSession>) -> Arc<Whose> {
+    let (connection, session) = (connection.clone(), Arc::clone(session));
+    Arc::new(move || {
+        let identity = identity(&connection, &session);
+        Requester::from_identity(identity.as_deref(), connection.remote_addr())
+    })
+}
+
+impl std::fmt::Debug for CallConnectionState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CallConnectionState")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Counts a call that is passed on, as long as it runs.
+pub(crate) struct ForwardingGuard(Arc<CallConnectionState>);
+
+impl ForwardingGuard {
+    pub(crate) fn new(link: &Arc<CallConnectionState>) -> Self {
+        link.forwarded.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(link))
+    }
+}
+
+impl Drop for ForwardingGuard {
+    fn drop(&mut self) {
+        self.0.forwarded.fetch_sub(1, Ordering::Relaxed);
+    }
+}

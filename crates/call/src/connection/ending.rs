@@ -1,0 +1,222 @@
+//! How streams and the connection end.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use alknet_core::{CloseCode, StreamCode};
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+
+use super::CallConnectionState;
+use crate::call_stream::CallStream;
+use crate::dispatcher::DispatcherCounters;
+use crate::envelope;
+use crate::limits::{DRAIN_RETRY_MS, SUPERSEDED_DRAIN};
+use crate::peers::PeerEvent;
+use crate::send_queue::SendQueue;
+use crate::sync::lock;
+
+/// Why the older of two connections of one peer ends.
+pub(super) const SUPERSEDED: &str = "a newer connection of this peer took over";
+
+/// Why calls over a connection that is over have no answer.
+pub(super) const ENDED: &str = "the connection ended";
+
+impl CallConnectionState {
+    /// A newer connection of the same peer took over: calls that run may finish within `SUPERSEDED_DRAIN`. The
+    /// endpoint drains a peer's oldest connection in the same way where the peer has too many. Of the two, the one
+    /// that asks first also ends the connection when the time is over.
+    pub(crate) fn supersede(self: &Arc<Self>) {
+        if !self.connection.ask_to_drain() {
+            return;
+        }
+        self.start_drain();
+        let link = Arc::clone(self);
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(SUPERSEDED_DRAIN, link.ended()).await;
+            link.close(CloseCode::Superseded, SUPERSEDED);
+        });
+    }
+
+    /// Nothing is answered on `lane` any more. Requests of ours that went out on it fail, too,
+    /// unless it ended well and there are others: answers on another stream are legal. A peer that drains
+    /// ends a stream once it has answered what it will answer of it, and a request that met that end is lost.
+    pub(crate) fn lane_ended(&self, lane: &Arc<CallStream>, badly: bool) {
+        self.inbound
+            .abort_where(|request| Arc::ptr_eq(request.lane(), lane));
+        if badly || !self.connection.is_multi() || self.heard_goaway() {
+            self.outbound
+                .fail_where(|on| Arc::ptr_eq(on, lane), "the stream ended");
+        }
+    }
+
+    pub(crate) fn protocol_error(&self, why: &'static str) {
+        DispatcherCounters::add(&self.dispatcher.counters.protocol_errors);
+        tracing::debug!(connection = %self.info.id, why, "the peer broke the protocol");
+    }
+
+    /// Whether all calls over it end with one stream. A guest's are its own.
+    pub(crate) fn ends_with_stream(&self) -> bool {
+        !self.connection.is_multi() && !self.is_guest()
+    }
+
+    /// Where there is one stream only, its end is the connection's: closed in order, which the
+    /// peer can tell from a lost one.
+    pub(crate) fn fail_if_single(&self, code: CloseCode, why: &'static str) {
+        if !self.connection.is_multi() {
+            lock(&self.failure).get_or_insert((code, why));
+            self.connection.close(code, why);
+            self.cancel.cancel();
+        }
+    }
+
+    pub(crate) fn start_drain(&self) {
+        self.life.apply(PeerEvent::Goaway);
+        self.follow.cancel();
+        self.drain.cancel();
+    }
+
+    /// Resolves once this side drains.
+    pub(crate) async fn draining(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Cancelled once the connection is over.
+    pub(crate) fn over(&self) -> CancellationToken {
+        self.cancel.clone()
+    }
+
+    /// Resolves once the connection is over.
+    pub(crate) async fn ended(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Ends the connection. Calls of this side over it fail at once, and the peer learns of the end at once.
+    ///
+    /// On a carriage with one stream, the end of the stream says only that this side asks nothing more, and the peer
+    /// would go on with what this side asked before. There the driver ends the connection, as soon as it has told the
+    /// peer to give up.
+    pub(crate) fn close(&self, code: CloseCode, why: &str) {
+        if self.goodbye.set((code, why.into())).is_err() {
+            return;
+        }
+        self.follow.cancel();
+        self.inbound.abort_where(|_| true);
+        if self.connection.is_multi() {
+            self.outbound.close(ENDED);
+            return self.hang_up();
+        }
+        let lanes = self.live_lanes();
+        self.outbound.abandon(&lanes, ENDED);
+        if lanes.iter().all(|lane| lane.out.is_idle()) {
+            return self.hang_up();
+        }
+        self.leaving.cancel();
+        if self.cancel.is_cancelled() {
+            // The driver is gone, and looked for this before or after it was said.
+            self.hang_up();
+        }
+    }
+
+    /// Once [`close`](Self::close) left it to the driver: ends the connection as soon as everything is written to the
+    /// peer. Where the peer does not take it in time, its streams are cut off.
+    pub(super) async fn hang_up_when_written(&self) {
+        self.leaving.cancelled().await;
+        let lanes = self.live_lanes();
+        let written = lanes
+            .iter()
+            .map(|lane| lane.out.wait_room(SendQueue::is_idle));
+        let written = tokio::time::timeout(self.dispatcher.patience.goodbye, join_all(written));
+        if written.await.is_err() {
+            lanes
+                .iter()
+                .for_each(|lane| lane.out.kill(StreamCode::Cancelled));
+            self.tasks.close();
+            self.tasks.wait().await;
+        }
+        self.hang_up();
+    }
+
+    /// Ends the connection with the code and the reason that [`close`](Self::close) got.
+    fn hang_up(&self) {
+        if let Some((code, why)) = self.goodbye.get() {
+            self.connection.close(*code, why);
+        }
+        self.cancel.cancel();
+    }
+
+    /// Whether a newer connection of the peer took over: in the peer table, or at the endpoint.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.connection.is_asked_to_drain()
+    }
+
+    /// Where a peer that drains ended the last stream on which it can be told anything: gives it all the credit on that
+    /// one which it may have, as it hears no more.
+    pub(crate) fn credit_in_advance(&self, ended: &CallStream) {
+        if self.heard_goaway() && !ended.is_single_call() && self.usable_lane().is_none() {
+            self.outbound.credit_in_advance(ended);
+        }
+    }
+
+    /// Tells the peer on every stream it may be listening to, or on a new one.
+    pub(super) async fn say_goaway(self: &Arc<Self>) {
+        let lanes = self.live_lanes();
+        let why = if self.is_superseded() {
+            SUPERSEDED
+        } else {
+            "the node is shutting down"
+        };
+        let say = |lane: &Arc<CallStream>| {
+            let text = |out: &mut Vec<u8>| envelope::append_goaway(out, why, DRAIN_RETRY_MS);
+            lane.out.push(text).is_some()
+        };
+        let said = lanes.iter().filter(|lane| say(lane)).count();
+        if said == 0
+            && self.connection.is_multi()
+            && let Ok(lane) = self.call_lane(None).await
+        {
+            say(&lane);
+            lane.out.finish();
+        }
+        self.goaway_said.store(true, Ordering::Release);
+        lanes.iter().for_each(|lane| lane.out.wake_writer());
+    }
+
+    pub(crate) fn poke_lanes(&self) {
+        self.live_lanes()
+            .iter()
+            .for_each(|lane| lane.out.wake_writer());
+    }
+
+    fn live_lanes(&self) -> Vec<Arc<CallStream>> {
+        lock(&self.lanes).iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// Leaves no work behind, however the driver ends.
+pub(super) struct EndOnDrop(pub(super) Arc<CallConnectionState>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        let link = &self.0;
+        link.cancel.cancel();
+        link.life.apply(PeerEvent::Ended);
+        link.follow.cancel();
+        link.dispatcher
+            .peers
+            .detach(link.info.id, link.dispatcher.announcer());
+        link.imports.store(None);
+        link.inbound.abort_where(|_| true);
+        let lanes = std::mem::take(&mut *lock(&link.lanes));
+        let lanes: Vec<_> = lanes.iter().filter_map(Weak::upgrade).collect();
+        // What was not said must not look like a connection that ended in order.
+        let cut = link.has_outbound() || lanes.iter().any(|lane| !lane.out.is_idle());
+        link.outbound.close(ENDED);
+        lanes
+            .iter()
+            .for_each(|lane| lane.out.kill(StreamCode::Cancelled));
+        if !cut {
+            link.hang_up();
+        }
+    }
+}

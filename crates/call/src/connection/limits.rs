@@ -1,0 +1,243 @@
+//! What the peer of a connection may have open, and for how long it may be unknown.
+
+use std::sync::Arc;
+
+use alknet_core::CloseCode;
+use tokio::time::Instant;
+
+use super::CallConnectionState;
+use crate::error::{CallError, ErrorCode};
+use crate::limits::{OVERLOAD_RETRY_MS, PeerLimits};
+use crate::request_bytes::GrowLimit;
+use crate::sync::lock;
+use crate::unread::{UnreadBytes, UnreadLimitError};
+
+/// Why a connection ends whose peer did not say in time who it is.
+pub(crate) const UNKNOWN: &str = "not authenticated in time";
+
+/// Bytes that count as waiting while this lives.
+#[derive(Debug)]
+pub(crate) struct UnreadReservation {
+    waiting: Arc<UnreadBytes>,
+    bytes: usize,
+}
+
+impl UnreadReservation {
+    /// Counts `bytes` among those that wait.
+    pub(crate) fn new(waiting: &Arc<UnreadBytes>, bytes: usize) -> Self {
+        waiting.add(bytes);
+        Self::claimed(waiting, bytes)
+    }
+
+    /// Those that are counted already.
+    pub(crate) fn claimed(waiting: &Arc<UnreadBytes>, bytes: usize) -> Self {
+        Self {
+            waiting: Arc::clone(waiting),
+            bytes,
+        }
+    }
+
+    /// How many they are.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether they count there.
+    pub(crate) fn is_of(&self, waiting: &Arc<UnreadBytes>) -> bool {
+        Arc::ptr_eq(&self.waiting, waiting)
+    }
+
+    /// Counts `bytes` instead. Only what is new has to fit, and no other claim takes room in between.
+    /// `false` where it does not fit: then as many count as before.
+    pub(crate) fn resize(&mut self, bytes: usize, fit: GrowLimit) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        if more > 0 && self.waiting.claim(more, fit, |_| true).is_err() {
+            return false;
+        }
+        self.waiting.taken(self.bytes.saturating_sub(bytes));
+        self.bytes = bytes;
+        true
+    }
+}
+
+impl Drop for UnreadReservation {
+    fn drop(&mut self) {
+        self.waiting.taken(self.bytes);
+    }
+}
+
+impl CallConnectionState {
+    /// Waits until the peer has taken so much of what it asked for that it may ask for more. Where its requester has
+    /// no room left, a peer that reads may ask all the same: what is short is answered.
+    pub(crate) async fn wait_until_read(&self) {
+        self.unread.wait_room(self.limits().queued_bytes).await;
+    }
+
+    /// Whether further events may be kept for the peer until it takes some.
+    pub(crate) fn may_keep(&self) -> bool {
+        self.ahead.is_below(self.limits().queued_bytes) && self.ahead.may_grow()
+    }
+
+    /// Waits until that is so.
+    pub(crate) async fn wait_keep(&self) {
+        self.ahead.wait_room(self.limits().queued_bytes).await;
+    }
+
+    /// Whether the peer has taken so much of what it asked for that events may follow.
+    pub(crate) fn is_read(&self) -> bool {
+        self.unread.is_below(self.limits().queued_bytes) && self.unread.may_grow()
+    }
+
+    /// Counts `len` bytes as bytes that the peer has yet to take, unless too many wait. An event may follow while there are fewer than [`is_read`](Self::is_read) says. The requests that
+    /// were begun before there were too many may still fill as much again with their answers, or one frame more
+    /// where frames are longer; one answer alone always may. What its requester has on all connections bounds both.
+    pub(crate) fn claim_unread(&self, event: bool, len: usize) -> Result<(), UnreadLimitError> {
+        let limits = self.limits();
+        let more = limits.queued_bytes.max(limits.frame_bytes);
+        let most = limits.queued_bytes.saturating_add(more);
+        let fit = if event {
+            GrowLimit::Begins
+        } else {
+            GrowLimit::Wholly
+        };
+        self.unread.claim(len, fit, |waiting| {
+            waiting == 0
+                || if event {
+                    waiting < limits.queued_bytes
+                } else {
+                    waiting.saturating_add(len) <= most
+                }
+        })
+    }
+
+    /// Counts a request of `len` bytes that is passed on as one that the peer has yet to take, until the guard
+    /// is dropped: then it is queued and counted there. Refused where too many wait, because its requester may
+    /// be in league with a peer that reads nothing. Requests of this node's own are not refused.
+    pub(crate) fn claim_unsent(&self, len: usize) -> Result<UnreadReservation, CallError> {
+        let most = self.dispatcher.limits.queued_bytes;
+        let may = |waiting: usize| waiting == 0 || waiting.saturating_add(len) <= most;
+        let claimed = self.unsent.claim(len, GrowLimit::Wholly, may);
+        claimed.map_err(|_| {
+            let waiting = self.unsent.bytes();
+            let message = format!("{waiting} bytes of requests wait to be read by the peer");
+            let error = CallError::new(ErrorCode::Overloaded, message);
+            error.with_retry_after_ms(OVERLOAD_RETRY_MS)
+        })?;
+        Ok(UnreadReservation::claimed(&self.unsent, len))
+    }
+
+    /// What the peer may have open: it is known, or it is not.
+    pub(crate) fn limits(&self) -> PeerLimits {
+        if self.is_known() {
+            self.dispatcher.limits
+        } else {
+            PeerLimits {
+                // This side chose the server that it dialled: only the server's requests have an unknown peer's
+                // limits.
+                nesting: self.nesting(),
+                ..PeerLimits::UNAUTHENTICATED
+            }
+        }
+    }
+
+    /// Whether the peer is known. Authenticating gives the connection an identity, too.
+    fn is_known(&self) -> bool {
+        self.connection.is_identified()
+    }
+
+    fn nesting(&self) -> usize {
+        if self.connection.info().dialled {
+            self.dispatcher.limits.nesting
+        } else {
+            PeerLimits::UNAUTHENTICATED.nesting
+        }
+    }
+
+    /// Bytes of the longest frame taken from the peer.
+    pub(crate) fn frame_bytes(&self) -> usize {
+        if self.connection.info().dialled {
+            self.dispatcher.limits.frame_bytes
+        } else {
+            self.limits().frame_bytes
+        }
+    }
+
+    pub(crate) fn is_unknown_on_single(&self) -> bool {
+        !self.connection.is_multi() && !self.connection.info().dialled && !self.is_known()
+    }
+
+    /// An unknown peer asks something, or something that it asked is over.
+    pub(crate) fn asked(&self) {
+        if !self.is_known() {
+            *lock(&self.asked) = Instant::now();
+        }
+    }
+
+    /// Whether the peer proved who it is, were it for one request only: then its place is not an unknown peer's.
+    pub(crate) fn has_proved(&self) -> bool {
+        self.is_known() || self.connection.is_authenticated()
+    }
+
+    /// Resolves once an unknown peer has asked nothing for as long as it may, or has an unknown peer's place for
+    /// as long as it may, whatever it asks. The carriage itself only notices a peer that is silent, and keeping a
+    /// connection open takes a few bytes a minute: a PING on QUIC, a frame that is no request on TCP, a
+    /// subscription that anybody may have, or a small request.
+    pub(super) async fn unknown_for_too_long(&self) {
+        if self.connection.info().dialled || self.is_guest() {
+            return std::future::pending().await;
+        }
+        let patience = self.dispatcher.patience;
+        let began = Instant::now();
+        while !self.is_known() {
+            // Bytes are no request: a stream that is opened and reset is a few of them.
+            let idle = if self.inbound.is_empty() {
+                let asked = *lock(&self.asked);
+                patience.stranger_idle.saturating_sub(asked.elapsed())
+            } else {
+                patience.stranger_idle
+            };
+            let left = if self.has_proved() {
+                idle
+            } else {
+                let stays = patience.stranger_connection;
+                idle.min(stays.saturating_sub(began.elapsed()))
+            };
+            if left.is_zero() {
+                let why = if idle.is_zero() { "idle" } else { UNKNOWN };
+                lock(&self.failure).get_or_insert((CloseCode::Timeout, why));
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::memory_pair;
+
+    use super::*;
+    use crate::ALPN;
+    use crate::dispatcher::Dispatcher;
+    use crate::registry::Registry;
+
+    /// By a requester and a peer that reads nothing, in league with each other.
+    #[tokio::test]
+    async fn requests_that_nobody_reads_are_not_passed_on_without_end() {
+        let registry = Registry::builder().build().expect("no operations");
+        let dispatcher = Arc::new(Dispatcher::new(registry));
+        let most = dispatcher.limits.queued_bytes;
+        let (dialled, _accepted) = memory_pair(ALPN);
+        let link = CallConnectionState::one_way(dialled, dispatcher, None);
+        let alone = link.claim_unsent(most * 2).expect("one always may");
+        let refused = link.claim_unsent(1).expect_err("too many wait");
+        assert_eq!(refused.code, ErrorCode::Overloaded);
+        assert!(refused.retryable && refused.retry_after_ms.is_some());
+        drop(alone);
+        let halves = [(); 2].map(|()| link.claim_unsent(most / 2).expect("room"));
+        assert!(link.claim_unsent(1).is_err());
+        drop(halves);
+        assert_eq!(link.unsent.bytes(), 0);
+    }
+}

@@ -1,0 +1,563 @@
+//! Requests that come over another protocol of this node, such as HTTP: the same checks, the same
+//! operations, answers as values instead of frames.
+
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use alknet_core::{AuthContext, AuthToken, Connection, Identity, PeerKey};
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::access::AccessDecision;
+use crate::admission::{self, CheckedRequest, RequestPrincipal};
+use crate::body::{CallBody, CallOutput, SubscriptionItem};
+use crate::call_stream::CallStream;
+use crate::compose::ResolvedOperation;
+use crate::connection::CallConnectionState;
+use crate::context::Ctx;
+use crate::dispatcher::{CallTimer, Dispatcher, DispatcherCounters};
+use crate::envelope::RequestPayload as Payload;
+use crate::error::{CallError, ErrorCode};
+use crate::handler::{HandlerKind, OnceHandler};
+use crate::keyed;
+use crate::limits::LOCAL_EVENTS_AHEAD;
+use crate::memory::InputMemory;
+use crate::pump::{self, EventSink, EventSinkResult};
+use crate::request::{InboundRequest, panicked};
+use crate::schema::PermitShare;
+use crate::spec::OperationSpec;
+
+/// The way in for the requests of one connection that speaks another protocol. Clones share it.
+///
+/// It does what a connection of `alknet/call` does for its peer, but for the limits on requests in flight, which the
+/// server of the other protocol keeps. Operations cannot call such a caller back.
+#[derive(Clone)]
+pub struct LocalCaller {
+    link: Arc<CallConnectionState>,
+    /// Where requests would be answered if they came as frames; nothing travels on it.
+    lane: Arc<CallStream>,
+}
+
+/// What a client proved elsewhere that asks on a connection without an identity of its own, such as a browser's. The
+/// proof is checked again as long as a subscription runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallerProof {
+    /// This key, on another connection.
+    Key(PeerKey),
+    /// A proof that is not kept: the identity is looked up by its id.
+    Name,
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct LocalRequest<'a> {
+    /// Its id, as operations and the log see it: 1 to 64 visible characters.
+    pub id: &'a str,
+    /// The operation, with or without the leading slash.
+    pub operation: &'a str,
+    /// JSON text that was checked; `None` stands for `null`.
+    pub input: Option<Bytes>,
+    /// What the input counts against, as long as it is kept.
+    pub memory: Option<Arc<dyn InputMemory>>,
+    /// Who asks.
+    pub identity: Option<Arc<Identity>>,
+    /// The token that says so, which subscriptions ask about again as long as they run; `None` where
+    /// it is the connection that does.
+    pub token: Option<&'a Arc<AuthToken>>,
+    /// What says so, where it is neither.
+    pub proved_by: Option<CallerProof>,
+    /// The answer is wanted within this time.
+    pub timeout: Option<Duration>,
+    /// A subscription ends when no event comes for so long.
+    pub idle: Option<Duration>,
+    /// A mutation that is asked for again with the same key runs once.
+    pub idempotency_key: Option<&'a str>,
+    /// The peer it is to be passed on to.
+    pub peer: Option<&'a str>,
+    /// W3C `traceparent`.
+    pub trace: Option<&'a str>,
+}
+
+impl<'a> LocalRequest<'a> {
+    /// A request without an identity, for nothing but an operation.
+    #[must_use]
+    pub fn new(id: &'a str, operation: &'a str) -> Self {
+        Self {
+            id,
+            operation,
+            input: None,
+            memory: None,
+            identity: None,
+            token: None,
+            proved_by: None,
+            timeout: None,
+            idle: None,
+            idempotency_key: None,
+            peer: None,
+            trace: None,
+        }
+    }
+
+    fn payload(&self) -> Payload<'a> {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Payload {
+            operation: self.operation.into(),
+            input: None,
+            // It was looked at already.
+            auth_token: None,
+            forwarded_for: None,
+            timeout_ms: self.timeout.map(millis),
+            deadline: None,
+            idle_ms: self.idle.map(millis),
+            window: None,
+            idempotency_key: self.idempotency_key.map(Into::into),
+            trace: self.trace.map(Into::into),
+            peer: self.peer.map(Into::into),
+            hops: 0,
+        }
+    }
+}
+
+impl LocalCaller {
+    /// For the requests of `connection`, which its handler goes on to serve.
+    #[must_use]
+    pub fn new(
+        dispatcher: &Arc<Dispatcher>,
+        connection: &Connection,
+        auth: Option<&AuthContext>,
+    ) -> Self {
+        Self {
+            link: CallConnectionState::one_way(connection.clone(), Arc::clone(dispatcher), auth),
+            lane: Arc::new(CallStream::new()),
+        }
+    }
+
+    /// Who answers.
+    #[must_use]
+    pub fn dispatcher(&self) -> &Arc<Dispatcher> {
+        &self.link.dispatcher
+    }
+
+    /// The identity that the connection itself proved.
+    #[must_use]
+    pub fn identity(&self) -> Option<Arc<Identity>> {
+        self.link.identity()
+    }
+
+    /// The key that the connection's client proved to have, known or not.
+    #[must_use]
+    pub fn key(&self) -> Option<PeerKey> {
+        self.link.info.key
+    }
+
+    /// The identity of a key now.
+    #[must_use]
+    pub fn by_key(&self, key: PeerKey) -> Option<Arc<Identity>> {
+        self.link.dispatcher.by_keys(&[key])
+    }
+
+    /// The identity of a token.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` for a token that is not valid. It is a guess, and counted against the network that it comes
+    /// from.
+    pub fn by_token(&self, token: &AuthToken) -> Result<Arc<Identity>, CallError> {
+        self.link.by_token(token.expose())
+    }
+
+    /// The same without counting the guess: the calling code does that by [`guessed`](Self::guessed), once the time
+    /// it takes does not show in an answer.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` for a token that is not valid.
+    pub fn resolve_token(&self, token: &AuthToken) -> Result<Arc<Identity>, CallError> {
+        self.link.resolve_token(token.expose())
+    }
+
+    /// Whether a token is valid, without counting a guess.
+    #[must_use]
+    pub fn is_somebodys(&self, token: &AuthToken) -> bool {
+        self.link.dispatcher.by_token(token.expose()).is_some()
+    }
+
+    /// What a guess is answered with instead, where too many came from the same network.
+    #[must_use]
+    pub fn penalty(&self) -> Option<CallError> {
+        let left = self.link.connection.penalty();
+        left.map(CallError::too_many_guesses)
+    }
+
+    /// A token of `who` was right: the connection is no unknown peer's from here on.
+    pub fn authenticated(&self, who: &Identity) {
+        self.link.connection.authenticated(&who.id);
+    }
+
+    /// Counts a guess against the network that it came from.
+    pub fn guessed(&self) {
+        self.link.connection.auth_failed();
+    }
+
+    /// The operations that `identity` may call as far as scopes decide it, in order of name, and the
+    /// digest of all there are.
+    #[must_use]
+    pub fn visible(&self, identity: Option<&Identity>) -> (Vec<ResolvedOperation>, String) {
+        let newer = self.newer(identity);
+        let identity = newer.as_ref().map_or(identity, Option::as_deref);
+        let now = self.link.dispatcher.registry.generation();
+        let shown = now.sorted().iter();
+        let shown = shown.filter(|operation| {
+            operation.is_external()
+                && operation.is_callable()
+                && operation.spec.access_control.check_scopes(identity) == AccessDecision::Allowed
+        });
+        (
+            shown.map(ResolvedOperation::here).collect(),
+            now.digest().to_owned(),
+        )
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn spec(&self, identity: Option<&Identity>, name: &str) -> Option<ResolvedOperation> {
+        let newer = self.newer(identity);
+        let identity = newer.as_ref().map_or(identity, Option::as_deref);
+        let found = self.link.dispatcher.registry.lookup(name)?;
+        let shown = found.is_external()
+            && found.is_callable()
+            && found.spec.access_control.check_scopes(identity) == AccessDecision::Allowed;
+        shown.then(|| ResolvedOperation::here(&found))
+    }
+
+    /// Who an identity is now that was looked up before the request was there, if it is not as it was.
+    fn newer(&self, before: Option<&Identity>) -> Option<Option<Arc<Identity>>> {
+        let dispatcher = &self.link.dispatcher;
+        dispatcher.table()?;
+        let before = before.filter(|before| !dispatcher.is_current(before))?;
+        Some(dispatcher.by_id(&before.id))
+    }
+
+    /// Calls a query or mutation. Dropping the future aborts it, and what it called.
+    ///
+    /// # Errors
+    /// As over `alknet/call`.
+    pub async fn call(&self, incoming: LocalRequest<'_>) -> Result<CallOutput, LocalCallError> {
+        let now = Instant::now();
+        let LocalCall {
+            running,
+            handler,
+            input,
+        } = self.begin(incoming, now)?;
+        let request = &running.0;
+        let ctx = Ctx::request(request);
+        let timed = CallTimer::since(&self.link.dispatcher.counters, now);
+        let work = AssertUnwindSafe(async move { handler.call(input, ctx).await });
+        let mut work = pin!(work.catch_unwind());
+        // Most answer at once: nothing is timed before there is something to wait for.
+        let outcome = match futures_util::poll!(work.as_mut()) {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => in_time(request.deadline(), work).await,
+        };
+        drop(timed);
+        let outcome =
+            outcome.unwrap_or_else(|_| Err(panicked(request, &request.operation().spec.name)));
+        self.answer(request, outcome)
+            .map_err(|error| LocalCallError::from_error(error, Some(&request.operation().spec)))
+    }
+
+    /// Everything before the work, apart: what it needs is not kept as long as that runs.
+    fn begin(&self, incoming: LocalRequest<'_>, now: Instant) -> Result<LocalCall, LocalCallError> {
+        let checked = self.pass(incoming, now)?;
+        let operation = checked.operation;
+        let refused = |error| LocalCallError::from_error(error, Some(&operation.spec));
+        let HandlerKind::Once(handler) = &operation.handler else {
+            return Err(refused(wrong_kind(&operation.spec, "a subscription")));
+        };
+        let running = self.enter(Arc::clone(&operation), checked.head);
+        let running = running.map_err(refused)?;
+        admission::check_schema(&operation, &checked.input, running.0.identity())
+            .map_err(refused)?;
+        let handler = Arc::clone(handler);
+        let begin = |name| keyed::begin(&self.link, &operation, name, &checked.input);
+        let keyed = checked.name.map(begin).transpose().map_err(refused)?;
+        let handler = match keyed {
+            Some(keyed) => keyed.handler(handler),
+            None => handler,
+        };
+        Ok(LocalCall {
+            running,
+            handler,
+            input: checked.input,
+        })
+    }
+
+    /// Starts a subscription. Dropping the stream ends the work behind it. It is asked for an event
+    /// when there is room for one: what a slow reader does not take is not made, or left out, or ends
+    /// the subscription, by the operation's policy.
+    ///
+    /// # Errors
+    /// As over `alknet/call`, where it does not begin.
+    pub fn subscribe(&self, incoming: LocalRequest<'_>) -> Result<LocalEvents, LocalCallError> {
+        let checked = self.pass(incoming, Instant::now())?;
+        let spec = Arc::clone(&checked.operation);
+        let refused = |error| LocalCallError::from_error(error, Some(&spec.spec));
+        let HandlerKind::Stream(handler) = &checked.operation.handler else {
+            return Err(refused(wrong_kind(&spec.spec, "no subscription")));
+        };
+        let handler = Arc::clone(handler);
+        let running = self
+            .enter(checked.operation, checked.head)
+            .map_err(refused)?;
+        admission::check_schema(running.0.operation(), &checked.input, running.0.identity())
+            .map_err(refused)?;
+        let (reader, events) = mpsc::channel(LOCAL_EVENTS_AHEAD);
+        let input = checked.input;
+        let task = tokio::spawn(async move {
+            let request = &running.0;
+            let channel = LocalEventSink { request, reader };
+            let outcome = pump::follow(request, &channel, handler, input).await;
+            if let Err(error) = outcome {
+                let error = request.operation().visible(error);
+                DispatcherCounters::add(&request.link().dispatcher.counters.errors);
+                // The reader may be gone.
+                let _ = channel.reader.send(Err(error)).await;
+            }
+        });
+        Ok(LocalEvents {
+            events,
+            task: task.abort_handle(),
+            spec,
+        })
+    }
+
+    fn pass(
+        &self,
+        incoming: LocalRequest<'_>,
+        now: Instant,
+    ) -> Result<CheckedRequest, LocalCallError> {
+        let counters = &self.link.dispatcher.counters;
+        DispatcherCounters::add(&counters.requests);
+        let payload = incoming.payload();
+        let LocalRequest {
+            id,
+            input,
+            memory,
+            identity,
+            token,
+            proved_by,
+            ..
+        } = incoming;
+        let token = token.cloned();
+        let checked = admission::check_key(&payload).and_then(|()| {
+            let input = || {
+                let input = input.map_or_else(CallBody::null, CallBody::from_text);
+                input.counted(memory)
+            };
+            let who = |_: &Payload<'_>| {
+                let proof = token.as_deref();
+                let identity = self.link.still(identity, proof, proved_by)?;
+                Ok(RequestPrincipal { identity, token })
+            };
+            admission::passed(&self.link, id, &payload, now, who, input)
+        });
+        let mut checked = checked.map_err(|error| {
+            DispatcherCounters::add(&counters.errors);
+            LocalCallError::from_error(error, None)
+        })?;
+        if proved_by.is_some() {
+            let standing = &mut checked.head.standing;
+            standing.get_or_insert_default().proved_by = proved_by;
+        }
+        Ok(checked)
+    }
+
+    fn enter(
+        &self,
+        operation: Arc<crate::compiled::CompiledOperation>,
+        head: crate::request::RequestHead,
+    ) -> Result<LocalCallGuard, CallError> {
+        if head.key.is_none() {
+            let counters = &self.link.dispatcher.counters;
+            let entered = operation.enter();
+            entered.inspect_err(|_| DispatcherCounters::add(&counters.operation_full))?;
+        }
+        let request = InboundRequest::new(head, &self.link, &self.lane, operation);
+        Ok(LocalCallGuard(Arc::new(request)))
+    }
+
+    fn answer(
+        &self,
+        request: &InboundRequest,
+        outcome: Result<CallOutput, CallError>,
+    ) -> Result<CallOutput, CallError> {
+        let operation = request.operation();
+        let outcome = request.may_still_receive().and(outcome).and_then(|output| {
+            let share = PermitShare::for_identity(request.identity());
+            operation.checked(output.inlined(), share)
+        });
+        outcome.map_err(|error| {
+            DispatcherCounters::add(&self.link.dispatcher.counters.errors);
+            operation.visible(error)
+        })
+    }
+}
+
+impl fmt::Debug for LocalCaller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalCaller")
+            .field("link", &self.link)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An error, and the HTTP status that says the same where the operation knows a better one than the
+/// table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalCallError {
+    /// The error.
+    pub error: CallError,
+    /// What the operation declared for this code of its own.
+    pub http_status: Option<u16>,
+}
+
+impl LocalCallError {
+    fn from_error(error: CallError, spec: Option<&OperationSpec>) -> Self {
+        let declared = spec.and_then(|spec| {
+            let mut codes = spec.error_schemas.iter();
+            codes
+                .find(|declared| declared.code == error.code.name())?
+                .http_status
+        });
+        Self {
+            error,
+            http_status: declared,
+        }
+    }
+}
+
+fn wrong_kind(spec: &OperationSpec, what: &str) -> CallError {
+    let message = format!("'{}' is {what}", spec.name);
+    CallError::new(ErrorCode::InvalidOperationType, message)
+}
+
+/// A query or mutation that may run.
+struct LocalCall {
+    running: LocalCallGuard,
+    handler: Arc<dyn OnceHandler>,
+    input: CallBody,
+}
+
+/// What comes of `work` until its deadline, if it has one.
+async fn in_time<T>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = Result<Result<T, CallError>, Panic>>,
+) -> Result<Result<T, CallError>, Panic> {
+    let Some(deadline) = deadline else {
+        return work.await;
+    };
+    let outcome = tokio::time::timeout_at(deadline, work).await;
+    outcome.unwrap_or_else(|_| Ok(Err(CallError::timeout())))
+}
+
+/// What a panic was about.
+type Panic = Box<dyn std::any::Any + Send>;
+
+/// Keeps a request counted as long as it runs; its end is the end of everything below it.
+struct LocalCallGuard(Arc<InboundRequest>);
+
+impl Drop for LocalCallGuard {
+    fn drop(&mut self) {
+        self.0.abort();
+        if self.0.head.key.is_none() {
+            self.0.operation().leave();
+        }
+    }
+}
+
+/// One event of a subscription.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LocalEvent {
+    /// What the operation says.
+    pub output: CallOutput,
+    /// Where to resume behind it.
+    pub cursor: Option<serde_json::Value>,
+    /// Events left out before it.
+    pub dropped: u64,
+}
+
+struct LocalEventSink<'a> {
+    request: &'a InboundRequest,
+    reader: mpsc::Sender<Result<LocalEvent, CallError>>,
+}
+
+impl EventSink for LocalEventSink<'_> {
+    fn is_open(&self) -> bool {
+        self.reader.capacity() > 0
+    }
+
+    async fn wait_open(&self) {
+        // A closed channel counts as open: the next look finds the reader gone.
+        drop(self.reader.reserve().await);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.reader.is_closed()
+    }
+
+    fn give(&self, item: SubscriptionItem, dropped: u64) -> EventSinkResult {
+        let SubscriptionItem { output, cursor, .. } = item;
+        let event = self.request.may_still_receive().and_then(|()| {
+            let share = PermitShare::for_identity(self.request.identity());
+            self.request.operation().checked(output.inlined(), share)
+        });
+        let fit = event.is_ok();
+        let event = event.map(|output| LocalEvent {
+            output,
+            cursor,
+            dropped,
+        });
+        let event = event.map_err(|error| self.request.operation().visible(error));
+        match self.reader.try_send(event).is_ok() && fit {
+            true => EventSinkResult::Taken,
+            false => EventSinkResult::Over,
+        }
+    }
+}
+
+/// The events of a subscription; the last is an error where it did not end well.
+pub struct LocalEvents {
+    events: mpsc::Receiver<Result<LocalEvent, CallError>>,
+    task: AbortHandle,
+    spec: Arc<crate::compiled::CompiledOperation>,
+}
+
+impl Stream for LocalEvents {
+    type Item = Result<LocalEvent, LocalCallError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let event = ready!(self.events.poll_recv(cx));
+        let spec = &self.spec.spec;
+        Poll::Ready(
+            event.map(|event| event.map_err(|error| LocalCallError::from_error(error, Some(spec)))),
+        )
+    }
+}
+
+impl Drop for LocalEvents {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for LocalEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalEvents").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,485 @@
+//! Bytes waiting to be written on one stream.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use alknet_core::StreamCode;
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::limits::{BULK_BYTES, COPY_BYTES_MAX, WRITE_STEP_BYTES};
+use crate::sync::lock;
+use crate::unread::UnreadBytes;
+
+/// The queue between everybody who answers on a stream and the one who writes it. Frames are
+/// encoded straight into one buffer, so that whatever is queued goes out in one write; long binary
+/// data is queued as it is.
+#[derive(Debug, Default)]
+pub(crate) struct SendQueue {
+    state: Mutex<SendQueueState>,
+    /// Something for the writer to do.
+    work: Notify,
+    /// The queue became shorter, or ended.
+    room: Notify,
+    /// The stream was given up.
+    dead: Notify,
+}
+
+#[derive(Debug, Default)]
+struct SendQueueState {
+    /// What comes before `buffer`, and is not to be copied.
+    parts: VecDeque<Bytes>,
+    parts_bytes: usize,
+    buffer: Vec<u8>,
+    /// Bytes handed to the writer and not yet on the wire.
+    writing: usize,
+    /// Bytes ever pushed and ever written: the end of a frame is a position in this count.
+    pushed: u64,
+    written: u64,
+    marks: VecDeque<FrameMark>,
+    /// Binary data went by that others should not have to wait for.
+    bulk: bool,
+    finish: bool,
+    ended: bool,
+    killed: Option<StreamCode>,
+}
+
+/// Where the bytes of one answer or event end, and how many of them are to be written.
+#[derive(Debug)]
+struct FrameMark {
+    end: u64,
+    bytes: usize,
+    /// Where those of a subscription are counted.
+    meter: Option<Arc<AtomicUsize>>,
+    /// Where those of the whole connection are.
+    unread: Arc<UnreadBytes>,
+}
+
+impl FrameMark {
+    /// So many of its bytes need not be written any more.
+    fn pass(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        if let Some(meter) = &self.meter {
+            meter.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        self.unread.taken(bytes);
+    }
+}
+
+impl SendQueueState {
+    fn queued(&self) -> usize {
+        self.parts_bytes + self.buffer.len()
+    }
+
+    /// Queues the last bytes of a frame.
+    fn append(&mut self, tail: &Bytes) {
+        self.bulk |= tail.len() > BULK_BYTES;
+        if tail.len() <= COPY_BYTES_MAX {
+            self.buffer.extend_from_slice(tail);
+            return;
+        }
+        let before = std::mem::take(&mut self.buffer);
+        self.parts_bytes += before.len() + tail.len();
+        self.parts.push_back(before.into());
+        self.parts.push_back(tail.clone());
+    }
+
+    /// Puts a buffer that is long enough for a write aside, without the room that it grew by: what waits is counted, and
+    /// a buffer that grows for a reader who takes nothing would hold twice as much.
+    fn set_aside(&mut self) {
+        if self.buffer.len() >= WRITE_STEP_BYTES {
+            let mut full = std::mem::take(&mut self.buffer);
+            full.shrink_to_fit();
+            self.parts_bytes += full.len();
+            self.parts.push_back(full.into());
+        }
+    }
+
+    fn next_part(&mut self) -> Option<Bytes> {
+        let part = match self.parts.pop_front() {
+            Some(part) => {
+                self.parts_bytes -= part.len();
+                part
+            }
+            None => std::mem::take(&mut self.buffer).into(),
+        };
+        (!part.is_empty()).then_some(part)
+    }
+}
+
+/// What was appended to a queue whose bytes are counted.
+#[derive(Debug, Default)]
+pub(crate) struct QueueAppend<'a, R> {
+    /// What to return.
+    pub(crate) result: R,
+    /// What follows the appended bytes.
+    pub(crate) tail: Option<&'a Bytes>,
+    /// Bytes that are counted already.
+    pub(crate) claimed: usize,
+}
+
+/// What the writer does next.
+#[derive(Debug)]
+pub(crate) enum WriterAction {
+    Finish,
+    Kill(StreamCode),
+    Write(Bytes),
+}
+
+impl SendQueue {
+    /// Queues what `encode` appends. `None` when the stream takes no more.
+    pub(crate) fn push<R>(&self, encode: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
+        let mut state = lock(&self.state);
+        if state.ended || state.finish {
+            return None;
+        }
+        let before = state.queued();
+        let result = encode(&mut state.buffer);
+        state.pushed += (state.queued() - before) as u64;
+        state.set_aside();
+        drop(state);
+        self.work.notify_one();
+        Some(result)
+    }
+
+    /// As [`push`](Self::push), counting the bytes in `unread` until they are written.
+    pub(crate) fn push_waiting(
+        &self,
+        unread: &Arc<UnreadBytes>,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Option<()> {
+        self.push_counted(unread, None, |out| {
+            encode(out);
+            QueueAppend::default()
+        })
+    }
+
+    /// As [`push_waiting`](Self::push_waiting), counting the bytes in `meter`, too.
+    pub(crate) fn push_counted<'a, R>(
+        &self,
+        unread: &Arc<UnreadBytes>,
+        meter: Option<&Arc<AtomicUsize>>,
+        encode: impl FnOnce(&mut Vec<u8>) -> QueueAppend<'a, R>,
+    ) -> Option<R> {
+        let mut state = lock(&self.state);
+        if state.ended || state.finish {
+            return None;
+        }
+        let before = state.queued();
+        let QueueAppend {
+            result,
+            tail,
+            claimed,
+        } = encode(&mut state.buffer);
+        if let Some(tail) = tail {
+            state.append(tail);
+        }
+        let bytes = state.queued() - before;
+        state.pushed += bytes as u64;
+        state.set_aside();
+        unread.add(bytes.saturating_sub(claimed));
+        unread.taken(claimed.saturating_sub(bytes));
+        if let Some(meter) = meter {
+            meter.fetch_add(bytes, Ordering::AcqRel);
+        }
+        let end = state.pushed;
+        state.marks.push_back(FrameMark {
+            end,
+            bytes,
+            meter: meter.cloned(),
+            unread: Arc::clone(unread),
+        });
+        drop(state);
+        self.work.notify_one();
+        Some(result)
+    }
+
+    /// Bytes queued or being written.
+    pub(crate) fn backlog(&self) -> usize {
+        let state = lock(&self.state);
+        state.queued() + state.writing
+    }
+
+    /// Whether long binary data was queued.
+    pub(crate) fn is_bulk(&self) -> bool {
+        lock(&self.state).bulk
+    }
+
+    /// Whether everything pushed is written.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.backlog() == 0
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        let state = lock(&self.state);
+        state.ended || state.finish
+    }
+
+    /// Waits until `ready` holds; it is asked again whenever bytes were written. Ends at once when
+    /// the stream does.
+    pub(crate) async fn wait_room(&self, ready: impl Fn(&Self) -> bool) {
+        loop {
+            let changed = self.room.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if ready(self) || lock(&self.state).ended {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Ends the stream once the queue is written.
+    pub(crate) fn finish(&self) {
+        self.finish_with(|_| {});
+    }
+
+    /// The same, with what `encode` appends as the last bytes: no other frame comes behind them.
+    pub(crate) fn finish_with(&self, encode: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = lock(&self.state);
+        if !state.ended && !state.finish {
+            let before = state.buffer.len();
+            encode(&mut state.buffer);
+            state.pushed += (state.buffer.len() - before) as u64;
+            state.finish = true;
+        }
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// Abandons the stream now.
+    pub(crate) fn kill(&self, code: StreamCode) {
+        let mut state = lock(&self.state);
+        state.killed.get_or_insert(code);
+        drop(state);
+        self.dead.notify_one();
+        self.end();
+    }
+
+    /// Waits until the stream is given up. Only the task that runs the stream may wait here.
+    pub(crate) async fn killed(&self) -> StreamCode {
+        loop {
+            let killed = lock(&self.state).killed;
+            match killed {
+                Some(code) => return code,
+                None => self.dead.notified().await,
+            }
+        }
+    }
+
+    /// The stream is gone: it takes nothing more, and every task that waits for room goes on.
+    pub(crate) fn end(&self) {
+        let mut state = lock(&self.state);
+        state.ended = true;
+        state.parts = VecDeque::new();
+        state.parts_bytes = 0;
+        state.buffer = Vec::new();
+        state.writing = 0;
+        for mut mark in std::mem::take(&mut state.marks) {
+            mark.pass(mark.bytes);
+        }
+        drop(state);
+        self.work.notify_one();
+        self.room.notify_waiters();
+    }
+
+    /// Asks the writer to look again whether it may finish.
+    pub(crate) fn wake_writer(&self) {
+        self.work.notify_one();
+    }
+
+    /// Waits until something happened that the writer wants to know.
+    pub(crate) async fn poked(&self) {
+        self.work.notified().await;
+    }
+
+    /// What to write next; waits for it. `may_finish` is asked when there is nothing.
+    pub(crate) async fn next_work(&self, may_finish: impl Fn() -> bool) -> WriterAction {
+        loop {
+            if let Some(work) = self.try_work() {
+                return work;
+            }
+            if may_finish() && self.is_idle() {
+                lock(&self.state).finish = true;
+                continue;
+            }
+            self.work.notified().await;
+        }
+    }
+
+    fn try_work(&self) -> Option<WriterAction> {
+        let mut state = lock(&self.state);
+        if let Some(code) = state.killed {
+            return Some(WriterAction::Kill(code));
+        }
+        if let Some(bytes) = state.next_part() {
+            state.writing = bytes.len();
+            return Some(WriterAction::Write(bytes));
+        }
+        (state.finish || state.ended).then_some(WriterAction::Finish)
+    }
+
+    /// `bytes` more are on the wire.
+    pub(crate) fn wrote(&self, bytes: usize) {
+        let mut state = lock(&self.state);
+        state.writing = state.writing.saturating_sub(bytes);
+        state.written += bytes as u64;
+        let written = state.written;
+        while let Some(mark) = state.marks.front_mut() {
+            let begin = mark.end - mark.bytes as u64;
+            let now = written.min(mark.end).saturating_sub(begin) as usize;
+            mark.pass(now);
+            if mark.bytes > 0 {
+                break;
+            }
+            state.marks.pop_front();
+        }
+        drop(state);
+        self.room.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request_bytes::GrowLimit;
+    use crate::unread::UnreadLimitError;
+
+    async fn take(outlet: &SendQueue) -> Bytes {
+        match outlet.next_work(|| false).await {
+            WriterAction::Write(bytes) => bytes,
+            other => panic!("expected bytes, not {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn whatever_is_queued_goes_out_together() {
+        let outlet = SendQueue::default();
+        outlet.push(|out| out.extend_from_slice(b"ab"));
+        outlet.push(|out| out.extend_from_slice(b"c"));
+        assert_eq!(take(&outlet).await, "abc");
+        assert_eq!(outlet.backlog(), 3);
+        outlet.wrote(3);
+        assert!(outlet.is_idle());
+    }
+
+    #[tokio::test]
+    async fn meters_fall_when_their_bytes_are_written() {
+        let outlet = SendQueue::default();
+        let (unread, meter) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+        let push = |meter: Option<&Arc<AtomicUsize>>, text: &[u8]| {
+            outlet.push_counted(&unread, meter, |out| {
+                out.extend_from_slice(text);
+                QueueAppend::<()>::default()
+            });
+        };
+        let counted = || (meter.load(Ordering::Acquire), unread.bytes());
+        push(None, b"other");
+        push(Some(&meter), b"mine");
+        assert_eq!(counted(), (4, 9));
+        take(&outlet).await;
+        outlet.wrote(5);
+        assert_eq!(counted(), (4, 4));
+        outlet.wrote(3);
+        assert_eq!(counted(), (1, 1));
+        outlet.wrote(1);
+        assert_eq!(counted(), (0, 0));
+        push(Some(&meter), b"never written");
+        let room = unread.wait_below(1);
+        tokio::pin!(room);
+        assert!(futures_util::poll!(room.as_mut()).is_pending());
+        outlet.end();
+        room.await;
+        assert_eq!(counted(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn long_tails_are_not_copied_and_keep_their_place() {
+        let outlet = SendQueue::default();
+        let long = Bytes::from(vec![7; BULK_BYTES + 1]);
+        let short = Bytes::from_static(b"short");
+        let push = |head: &'static [u8], tail: &Bytes| {
+            let unread = Arc::<UnreadBytes>::default();
+            let claimed = head.len() + tail.len();
+            let claim = |bytes| unread.claim(bytes, GrowLimit::Wholly, |waiting| waiting == 0);
+            assert_eq!(claim(claimed), Ok(()));
+            assert_eq!(claim(1), Err(UnreadLimitError::Here(claimed)));
+            outlet.push_counted(&unread, None, |out| {
+                out.extend_from_slice(head);
+                QueueAppend {
+                    result: (),
+                    tail: Some(tail),
+                    claimed,
+                }
+            });
+            assert_eq!(unread.bytes(), claimed);
+        };
+        push(b"a", &short);
+        assert!(!outlet.is_bulk());
+        push(b"b", &long);
+        push(b"c", &short);
+        assert!(outlet.is_bulk());
+        assert_eq!(outlet.backlog(), 13 + long.len());
+        assert_eq!(take(&outlet).await, "ashortb");
+        outlet.wrote(7);
+        assert_eq!(take(&outlet).await.as_ptr(), long.as_ptr());
+        outlet.wrote(long.len());
+        assert_eq!(take(&outlet).await, "cshort");
+        outlet.wrote(6);
+        assert!(outlet.is_idle());
+    }
+
+    /// However many answers a reader leaves where they are, no more is held than is counted.
+    #[tokio::test]
+    async fn what_waits_holds_no_room_to_grow() {
+        let outlet = SendQueue::default();
+        for n in 0..10_000_u32 {
+            outlet.push(|out| out.extend_from_slice(&[(n % 256) as u8; 100]));
+        }
+        assert_eq!(outlet.backlog(), 1_000_000);
+        let room = lock(&outlet.state).buffer.capacity();
+        assert!(room <= 2 * WRITE_STEP_BYTES, "{room}");
+        let mut all = Vec::new();
+        while !outlet.is_idle() {
+            let part = take(&outlet).await;
+            let bytes = part.try_into_mut().expect("nobody else has it");
+            assert!(bytes.capacity() <= bytes.len().max(2 * WRITE_STEP_BYTES));
+            outlet.wrote(bytes.len());
+            all.extend_from_slice(&bytes);
+        }
+        let wanted = (0..10_000_u32).flat_map(|n| [(n % 256) as u8; 100]);
+        assert!(all.into_iter().eq(wanted), "in order");
+    }
+
+    #[tokio::test]
+    async fn finishing_comes_after_the_bytes_and_killing_before() {
+        let outlet = SendQueue::default();
+        outlet.push(|out| out.push(1));
+        outlet.finish_with(|out| out.push(2));
+        assert!(outlet.push(|out| out.push(3)).is_none());
+        outlet.finish_with(|out| out.push(4));
+        assert_eq!(take(&outlet).await, [1, 2][..]);
+        outlet.wrote(2);
+        assert!(matches!(
+            outlet.next_work(|| false).await,
+            WriterAction::Finish
+        ));
+        outlet.kill(StreamCode::Cancelled);
+        assert!(matches!(
+            outlet.next_work(|| false).await,
+            WriterAction::Kill(StreamCode::Cancelled)
+        ));
+    }
+
+    #[tokio::test]
+    async fn waiting_for_room_ends_with_the_stream() {
+        let outlet = SendQueue::default();
+        outlet.push(|out| out.extend_from_slice(&[0; 10]));
+        let wait = outlet.wait_room(|outlet| outlet.backlog() < 5);
+        tokio::pin!(wait);
+        assert!(futures_util::poll!(wait.as_mut()).is_pending());
+        outlet.end();
+        wait.await;
+    }
+}

@@ -1,0 +1,174 @@
+//! Which addresses a dial may go to. The dialler applies the list where it resolves the name: a
+//! caller that checked the name earlier, and left the resolving to another part, would have checked
+//! another answer.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::range::AddressRange;
+
+/// The addresses that may be dialled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DialAllowList {
+    /// Any.
+    #[default]
+    Anywhere,
+    /// Those of the public Internet ([`is_public`]), and those of these ranges.
+    Public {
+        /// What else.
+        also: Vec<AddressRange>,
+    },
+}
+
+impl DialAllowList {
+    /// Whether `address` may be dialled.
+    #[must_use]
+    pub fn allows(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Public { also } => {
+                is_public(address) || also.iter().any(|range| range.contains(address))
+            }
+        }
+    }
+}
+
+/// Ranges of IPv4 that are no place of the Internet: RFC 6890 and its registry, with multicast.
+const SPECIAL_V4: [([u8; 4], u8); 15] = [
+    ([0, 0, 0, 0], 8),
+    ([10, 0, 0, 0], 8),
+    ([100, 64, 0, 0], 10),
+    ([127, 0, 0, 0], 8),
+    ([169, 254, 0, 0], 16),
+    ([172, 16, 0, 0], 12),
+    ([192, 0, 0, 0], 24),
+    ([192, 0, 2, 0], 24),
+    ([192, 88, 99, 0], 24),
+    ([192, 168, 0, 0], 16),
+    ([198, 18, 0, 0], 15),
+    ([198, 51, 100, 0], 24),
+    ([203, 0, 113, 0], 24),
+    ([224, 0, 0, 0], 4),
+    ([240, 0, 0, 0], 4),
+];
+
+/// Ranges within `2000::/3` that are none: protocols and Teredo, documentation, 6to4.
+const SPECIAL_V6: [([u16; 2], u8); 4] = [
+    ([0x2001, 0], 23),
+    ([0x2001, 0xdb8], 32),
+    ([0x2002, 0], 16),
+    ([0x3fff, 0], 20),
+];
+
+/// Networks that translate to IPv4 (RFC 6052): what is meant is in the last four bytes.
+const NAT64: [u16; 6] = [0x64, 0xff9b, 0, 0, 0, 0];
+
+/// Whether `address` is a place of the public Internet: not loopback, private, link-local, shared,
+/// multicast, reserved or for documentation, in whichever form it is written.
+#[must_use]
+pub fn is_public(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let bits = u32::from(address);
+    let within = |(first, length): &([u8; 4], u8)| {
+        (bits ^ u32::from_be_bytes(*first)) >> (32 - u32::from(*length)) == 0
+    };
+    !SPECIAL_V4.iter().any(within)
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let parts = address.segments();
+    if parts[..6] == NAT64 {
+        let [.., a, b, c, d] = address.octets();
+        return is_public_v4(Ipv4Addr::new(a, b, c, d));
+    }
+    let head = u32::from(parts[0]) << 16 | u32::from(parts[1]);
+    let within = |([first, second], length): &([u16; 2], u8)| {
+        let first = u32::from(*first) << 16 | u32::from(*second);
+        (head ^ first) >> (32 - u32::from(*length)) == 0
+    };
+    parts[0] >> 13 == 1 && !SPECIAL_V6.iter().any(within)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn what_is_public() {
+        for text in [
+            "1.1.1.1",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.0.1.0",
+            "223.255.255.255",
+            "2606:4700::1111",
+            "2001:200::1",
+            "2a00::1",
+            "64:ff9b::8.8.8.8",
+            "::ffff:8.8.8.8",
+        ] {
+            assert!(is_public(address(text)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_however_it_is_written() {
+        for text in [
+            "0.0.0.0",
+            "10.0.0.1",
+            "100.64.0.1",
+            "127.0.0.1",
+            "127.255.255.255",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.8",
+            "192.168.1.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "::127.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "3fff::1",
+            "fc00::1",
+            "fd12::1",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+        ] {
+            assert!(!is_public(address(text)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_listed_may_be_dialled_too() {
+        let also = vec!["10.1.0.0/16".parse().expect("a range")];
+        let reach = DialAllowList::Public { also };
+        assert!(reach.allows(address("10.1.2.3")) && reach.allows(address("1.1.1.1")));
+        assert!(reach.allows(address("::ffff:10.1.2.3")));
+        assert!(!reach.allows(address("10.2.0.1")) && !reach.allows(address("127.0.0.1")));
+        assert!(DialAllowList::default().allows(address("127.0.0.1")));
+    }
+}

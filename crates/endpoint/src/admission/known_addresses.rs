@@ -1,0 +1,100 @@
+//! Addresses at which known peers were seen.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use alknet_core::{PeerId, PeerKey};
+
+use super::{RateLimit, TokenBucket};
+
+/// Addresses remembered of one peer; one more takes the place of the one unseen for longest. A peer of the least
+/// rights can have its key seen at any number of addresses, and each has rights that other addresses do not have.
+pub(super) const ADDRESSES_MAX: usize = 4;
+/// Peers of which addresses are remembered; one more takes the place of the one unseen for longest.
+pub(super) const PEERS_MAX: usize = 1024;
+
+#[derive(Debug)]
+struct KnownPeerAddresses {
+    /// By which the peer was recognised.
+    key: PeerKey,
+    /// The last one it was seen at comes last.
+    at: Vec<IpAddr>,
+    last: Instant,
+    /// Handshakes that it has for nothing, wherever it makes them; full until it is looked at.
+    free: Option<TokenBucket>,
+}
+
+/// What is remembered. Several peers may share an address.
+#[derive(Debug, Default)]
+pub(super) struct KnownAddresses {
+    peers: HashMap<PeerId, KnownPeerAddresses>,
+    /// How many peers were seen at each.
+    addresses: HashMap<IpAddr, u32>,
+}
+
+impl KnownAddresses {
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        self.addresses.contains_key(&address)
+    }
+
+    /// `peer` proved `key` at `from`.
+    pub(super) fn see(&mut self, peer: &PeerId, key: PeerKey, from: IpAddr, now: Instant) {
+        if !self.peers.contains_key(peer) && self.peers.len() >= PEERS_MAX {
+            let oldest = self.peers.iter().min_by_key(|(_, seen)| seen.last);
+            if let Some(oldest) = oldest.map(|(peer, _)| peer.clone()) {
+                self.forget(&oldest);
+            }
+        }
+        let seen = self
+            .peers
+            .entry(peer.clone())
+            .or_insert_with(|| KnownPeerAddresses {
+                key,
+                at: Vec::new(),
+                last: now,
+                free: None,
+            });
+        (seen.key, seen.last) = (key, now);
+        if let Some(known) = seen.at.iter().position(|at| *at == from) {
+            seen.at.remove(known);
+            return seen.at.push(from);
+        }
+        seen.at.push(from);
+        let left = (seen.at.len() > ADDRESSES_MAX).then(|| seen.at.remove(0));
+        *self.addresses.entry(from).or_default() += 1;
+        if let Some(left) = left {
+            super::decrement(&mut self.addresses, &left);
+        }
+    }
+
+    /// Takes one of the handshakes that `peer` has for nothing, of which it earns back as many as `rate` says; false
+    /// where it has had them. The first one of a peer that is not remembered is not counted.
+    pub(super) fn takes_free(&mut self, peer: &PeerId, rate: RateLimit, now: Instant) -> bool {
+        let Some(seen) = self.peers.get_mut(peer) else {
+            return true;
+        };
+        let free = seen
+            .free
+            .get_or_insert_with(|| TokenBucket::full(rate, now));
+        free.refill(rate, now);
+        free.take()
+    }
+
+    /// The peer is let in no more.
+    pub(super) fn forget(&mut self, peer: &PeerId) {
+        for address in self.peers.remove(peer).into_iter().flat_map(|seen| seen.at) {
+            super::decrement(&mut self.addresses, &address);
+        }
+    }
+
+    /// The peers, each with the key that it showed last.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (&PeerId, PeerKey)> {
+        self.peers.iter().map(|(peer, seen)| (peer, seen.key))
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.addresses.len()
+    }
+}

@@ -1,0 +1,445 @@
+//! Who gets what: the list of shares, and every decision about one. Times and addresses come in, so
+//! that nothing here asks a clock or a socket.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use alknet_core::{AddressRange, PeerId, PeerKey};
+use zeroize::Zeroizing;
+
+use crate::entry::{KeyShare, ShareEntry, ShareId, ShareRelease, ShareRevocation};
+use crate::error::EscrowError;
+use crate::index::{IndexError, ShareIndex};
+use crate::rate::{MinuteCounter, RELEASES_PER_MINUTE, RELEASES_PER_MINUTE_ALL};
+use crate::vault::{EscrowVault, EscrowVaultError};
+
+/// Shares that one node keeps, revoked ones included; the oldest of those make room.
+pub const SHARES_MAX: usize = 1024;
+/// What a sealed share begins with.
+const SEALED_FORMAT: u8 = 1;
+/// Bytes of it: the format, the key that it belongs to, the share.
+const SEALED_BYTES: usize = 1 + 32 + 32;
+
+/// One peer's request, as the connection and the clock describe it.
+#[derive(Clone, Debug)]
+pub struct ShareRequest {
+    /// The key that was proven.
+    pub key: PeerKey,
+    /// Which peer it is.
+    pub peer: PeerId,
+    /// Where the connection comes from.
+    pub address: Option<IpAddr>,
+    /// Seconds since 1970, where they are known.
+    pub now_s: Option<u64>,
+    /// The same moment, for what lasts.
+    pub now: Instant,
+}
+
+/// What is deposited.
+#[derive(Clone, Debug)]
+pub struct ShareDeposit {
+    /// The share.
+    pub share: KeyShare,
+    /// The id of the vault that it is for.
+    pub vault: String,
+    /// From where it may be asked for.
+    pub from: Vec<AddressRange>,
+    /// Each release waits for an approval.
+    pub approve: bool,
+}
+
+/// What an administrator changes of a share: what is absent stays.
+#[derive(Clone, Debug, Default)]
+pub struct ShareChange {
+    /// From where it may be asked for from now on.
+    pub from: Option<Vec<AddressRange>>,
+    /// Whether each release waits for an approval.
+    pub approve: Option<bool>,
+}
+
+/// The list and the decisions. What is approved, and who waits, is forgotten at a restart.
+pub struct ShareRegistry {
+    safe: Arc<dyn EscrowVault>,
+    index: ShareIndex,
+    state: Mutex<ShareRegistryState>,
+}
+
+#[derive(Default)]
+struct ShareRegistryState {
+    shares: BTreeMap<ShareId, ShareEntry>,
+    /// What is wrong with the file; nothing is done while it is.
+    broken: Option<String>,
+    live: HashMap<ShareId, ShareActivity>,
+    all: MinuteCounter,
+}
+
+/// What is known of a share since the start.
+#[derive(Default)]
+struct ShareActivity {
+    releases: MinuteCounter,
+    approved_until: Option<Instant>,
+    waiting: Option<(Instant, Option<IpAddr>)>,
+    refusals: u64,
+    told: Option<Instant>,
+}
+
+/// How often a refusal of one share is worth a line of the log.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
+impl ShareRegistry {
+    /// With the list in `dir`. One that cannot be read is said by every answer, and nothing is released.
+    #[must_use]
+    pub fn open(dir: &Path, safe: Arc<dyn EscrowVault>) -> Self {
+        let index = ShareIndex::at(dir);
+        let mut state = ShareRegistryState::default();
+        match index.load() {
+            Ok(entries) => {
+                for entry in entries {
+                    // What a power cut left of one that was taken back.
+                    if entry.revoked.is_some()
+                        && let Err(error) = safe.remove(&entry.id)
+                    {
+                        tracing::error!(share = %entry.id, %error, "escrow.not-destroyed");
+                    }
+                    state.shares.insert(entry.id.clone(), entry);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "escrow.unusable");
+                state.broken = Some(error.to_string());
+            }
+        }
+        Self {
+            safe,
+            index,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// What is wrong with the list of shares, if anything.
+    #[must_use]
+    pub fn broken(&self) -> Option<String> {
+        self.state().broken.clone()
+    }
+
+    /// Takes a share in, for the key that asks. The same share again is the same deposit.
+    pub fn deposit(
+        &self,
+        asked: &ShareRequest,
+        deposit: &ShareDeposit,
+    ) -> Result<ShareId, EscrowError> {
+        let PeerKey::Ed25519(key) = asked.key else {
+            return Err(EscrowError::Unknown);
+        };
+        let id = ShareId::from_key(&asked.key);
+        let mut state = self.usable()?;
+        if let Some(entry) = state.shares.get(&id) {
+            return match entry.revoked {
+                Some(_) => Err(EscrowError::Revoked),
+                None if entry.key != asked.key => Err(EscrowError::Conflict),
+                None => match self.sealed(&id, &key)? == deposit.share {
+                    true => Ok(id),
+                    false => Err(EscrowError::Conflict),
+                },
+            };
+        }
+        let entry = ShareEntry {
+            id: id.clone(),
+            key: asked.key,
+            peer: asked.peer.clone(),
+            vault: deposit.vault.clone(),
+            made: asked.now_s,
+            from: deposit.from.clone(),
+            approve: deposit.approve,
+            released: None,
+            revoked: None,
+        };
+        let mut shares = state.shares.clone();
+        make_room(&mut shares)?;
+        shares.insert(id.clone(), entry);
+        let mut sealed = Zeroizing::new([0; SEALED_BYTES]);
+        sealed[0] = SEALED_FORMAT;
+        sealed[1..33].copy_from_slice(&key);
+        sealed[33..].copy_from_slice(deposit.share.expose());
+        self.safe.put(&id, &*sealed)?;
+        if let Err(error) = self.keep(&mut state, shares) {
+            // The list does not name it: the peer's next attempt puts the same there.
+            let _ = self.safe.remove(&id);
+            return Err(error.into());
+        }
+        tracing::info!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
+            addr = ?asked.address, vault = deposit.vault, "escrow.deposited");
+        Ok(id)
+    }
+
+    /// The share of the key that asks.
+    pub fn release(&self, asked: &ShareRequest, id: &ShareId) -> Result<KeyShare, EscrowError> {
+        let mut state = self.usable()?;
+        let decided = self.decide(&mut state, asked, id);
+        let outcome = decided.and_then(|()| self.hand_out(&mut state, asked, id));
+        if let Err(error) = &outcome {
+            let live = state.live.entry(id.clone()).or_default();
+            live.refusals += 1;
+            let quiet = live
+                .told
+                .is_some_and(|at| asked.now.duration_since(at) < LOG_EVERY);
+            if !quiet {
+                live.told = Some(asked.now);
+                tracing::warn!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
+                    addr = ?asked.address, %error, "escrow.refused");
+            }
+        }
+        // Requests for unknown ids leave nothing behind.
+        if !state.shares.contains_key(id) {
+            state.live.remove(id);
+        }
+        outcome
+    }
+
+    fn decide(
+        &self,
+        state: &mut ShareRegistryState,
+        asked: &ShareRequest,
+        id: &ShareId,
+    ) -> Result<(), EscrowError> {
+        let entry = state.shares.get(id).filter(|entry| entry.key == asked.key);
+        let entry = entry.ok_or(EscrowError::Unknown)?;
+        if entry.revoked.is_some() {
+            return Err(EscrowError::Revoked);
+        }
+        let inside = |address| entry.from.iter().any(|range| range.contains(address));
+        if !entry.from.is_empty() && !asked.address.is_some_and(inside) {
+            return Err(EscrowError::Address);
+        }
+        let live = state.live.entry(id.clone()).or_default();
+        let approved = live.approved_until.is_some_and(|until| asked.now < until);
+        if entry.approve && !approved {
+            let since = live.waiting.map_or(asked.now, |(since, _)| since);
+            live.waiting = Some((since, asked.address));
+            return Err(EscrowError::Pending(id.to_string()));
+        }
+        let own = live.releases.wait(RELEASES_PER_MINUTE, asked.now);
+        let all = state.all.wait(RELEASES_PER_MINUTE_ALL, asked.now);
+        own.or(all)
+            .map_or(Ok(()), |wait| Err(EscrowError::Rate(wait)))
+    }
+
+    /// Writes the release down first: an administrator can read of every share that was released.
+    fn hand_out(
+        &self,
+        state: &mut ShareRegistryState,
+        asked: &ShareRequest,
+        id: &ShareId,
+    ) -> Result<KeyShare, EscrowError> {
+        let PeerKey::Ed25519(key) = asked.key else {
+            return Err(EscrowError::Unknown);
+        };
+        let share = self.sealed(id, &key)?;
+        let mut shares = state.shares.clone();
+        if let Some(entry) = shares.get_mut(id) {
+            let count = entry.released.as_ref().map_or(0, |last| last.count);
+            entry.released = Some(ShareRelease {
+                count: count.saturating_add(1),
+                time: asked.now_s,
+                address: asked.address,
+            });
+        }
+        self.keep(state, shares)?;
+        state.all.note(asked.now);
+        let live = state.live.entry(id.clone()).or_default();
+        live.releases.note(asked.now);
+        live.waiting = None;
+        tracing::info!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
+            addr = ?asked.address, "escrow.released");
+        Ok(share)
+    }
+
+    /// What the safe has for an id, if it is of that key: neither the list nor the safe alone decides.
+    fn sealed(&self, id: &ShareId, key: &[u8; 32]) -> Result<KeyShare, EscrowError> {
+        let bytes = self.safe.get(id)?;
+        let damaged = || EscrowVaultError::Failed("it is of another key or form".to_owned());
+        let (head, share) = bytes.split_at_checked(33).ok_or_else(damaged)?;
+        let fits = head[0] == SEALED_FORMAT && head[1..] == key[..];
+        let share: [u8; 32] = share.try_into().map_err(|_| damaged())?;
+        fits.then(|| KeyShare::new(share))
+            .ok_or_else(|| damaged().into())
+    }
+
+    /// Every share, with how long its owner waits for an approval, from where, and how often it was
+    /// refused since the start.
+    pub fn list(&self, now: Instant) -> Result<Vec<ShareListing>, EscrowError> {
+        let state = self.usable()?;
+        let listed = |entry: &ShareEntry| {
+            let live = state.live.get(&entry.id);
+            let until = live.and_then(|live| live.approved_until);
+            let waiting = live.and_then(|live| live.waiting);
+            ShareListing {
+                entry: entry.clone(),
+                waiting: waiting.map(|(since, from)| (now.duration_since(since), from)),
+                approved: until.and_then(|until| until.checked_duration_since(now)),
+                refusals: live.map_or(0, |live| live.refusals),
+            }
+        };
+        Ok(state.shares.values().map(listed).collect())
+    }
+
+    /// Allows releases of a share for a time.
+    pub fn approve(
+        &self,
+        id: &ShareId,
+        lasts: Duration,
+        by: &str,
+        now: Instant,
+    ) -> Result<ShareEntry, EscrowError> {
+        let mut state = self.usable()?;
+        let entry = state.shares.get(id).cloned().ok_or(EscrowError::Unknown)?;
+        if entry.revoked.is_some() {
+            return Err(EscrowError::Revoked);
+        }
+        state.live.entry(id.clone()).or_default().approved_until = now.checked_add(lasts);
+        tracing::info!(share = %id, by, seconds = lasts.as_secs(), "escrow.approved");
+        Ok(entry)
+    }
+
+    /// Binds a share otherwise. What was approved before is not any more.
+    pub fn change(
+        &self,
+        id: &ShareId,
+        change: ShareChange,
+        by: &str,
+    ) -> Result<ShareEntry, EscrowError> {
+        let mut state = self.usable()?;
+        let mut shares = state.shares.clone();
+        let entry = shares.get_mut(id).ok_or(EscrowError::Unknown)?;
+        if entry.revoked.is_some() {
+            return Err(EscrowError::Revoked);
+        }
+        if let Some(from) = change.from {
+            entry.from = from;
+        }
+        if let Some(approve) = change.approve {
+            entry.approve = approve;
+        }
+        let entry = entry.clone();
+        self.keep(&mut state, shares)?;
+        state.live.entry(id.clone()).or_default().approved_until = None;
+        tracing::info!(share = %id, by, approve = entry.approve, "escrow.changed");
+        Ok(entry)
+    }
+
+    /// Takes a share back for ever: it is destroyed. Taking it back twice is taking it back once.
+    pub fn revoke(
+        &self,
+        id: &ShareId,
+        by: &str,
+        now_s: Option<u64>,
+    ) -> Result<ShareEntry, EscrowError> {
+        let mut state = self.usable()?;
+        let mut shares = state.shares.clone();
+        let entry = shares.get_mut(id).ok_or(EscrowError::Unknown)?;
+        if entry.revoked.is_none() {
+            entry.revoked = Some(ShareRevocation {
+                time: now_s,
+                by: by.to_owned(),
+            });
+        }
+        let entry = entry.clone();
+        // Refused from here on, whatever becomes of the file with the share.
+        self.keep(&mut state, shares)?;
+        state.live.remove(id);
+        tracing::warn!(share = %id, by, "escrow.revoked");
+        self.safe.remove(id)?;
+        Ok(entry)
+    }
+
+    /// The share that a person means: by its id, else by the name of its peer as `name` knows it.
+    pub fn named(
+        &self,
+        text: &str,
+        name: impl Fn(&ShareEntry) -> Option<String>,
+    ) -> Result<ShareId, EscrowError> {
+        let state = self.usable()?;
+        if let Some(entry) = text
+            .parse()
+            .ok()
+            .and_then(|id: ShareId| state.shares.get(&id))
+        {
+            return Ok(entry.id.clone());
+        }
+        let called = |entry: &&ShareEntry| {
+            entry.peer.as_str() == text || name(entry).is_some_and(|name| name == text)
+        };
+        // One that was taken back is not in the way of its successor.
+        let mut found = state.shares.values().filter(called).collect::<Vec<_>>();
+        if found.iter().any(|entry| entry.revoked.is_none()) {
+            found.retain(|entry| entry.revoked.is_none());
+        }
+        match found[..] {
+            [] => Err(EscrowError::Unknown),
+            [entry] => Ok(entry.id.clone()),
+            _ => Err(EscrowError::Ambiguous),
+        }
+    }
+
+    fn keep(
+        &self,
+        state: &mut ShareRegistryState,
+        shares: BTreeMap<ShareId, ShareEntry>,
+    ) -> Result<(), IndexError> {
+        self.index.store(shares.values().cloned().collect())?;
+        state.live.retain(|id, _| shares.contains_key(id));
+        state.shares = shares;
+        Ok(())
+    }
+
+    fn usable(&self) -> Result<MutexGuard<'_, ShareRegistryState>, EscrowError> {
+        let state = self.state();
+        match &state.broken {
+            Some(why) => Err(EscrowVaultError::Failed(why.clone()).into()),
+            None => Ok(state),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, ShareRegistryState> {
+        // Changed as a whole after the file was: right after any panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A share as it is shown.
+#[derive(Clone, Debug)]
+pub struct ShareListing {
+    /// What is known of it.
+    pub entry: ShareEntry,
+    /// How long its owner waits for an approval, and where.
+    pub waiting: Option<(Duration, Option<IpAddr>)>,
+    /// How long releases are still approved.
+    pub approved: Option<Duration>,
+    /// How often it was refused since the start.
+    pub refusals: u64,
+}
+
+/// Of those that were taken back the oldest makes room.
+fn make_room(shares: &mut BTreeMap<ShareId, ShareEntry>) -> Result<(), EscrowError> {
+    while shares.len() >= SHARES_MAX {
+        let gone = shares.values().filter_map(|entry| {
+            let revoked = entry.revoked.as_ref()?;
+            Some((revoked.time, entry.id.clone()))
+        });
+        let (_, oldest) = gone.min().ok_or(EscrowError::Full)?;
+        shares.remove(&oldest);
+    }
+    Ok(())
+}
+
+impl fmt::Debug for ShareRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShareRegistry")
+            .field("shares", &self.state().shares.len())
+            .finish_non_exhaustive()
+    }
+}

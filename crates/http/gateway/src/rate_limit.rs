@@ -1,0 +1,575 @@
+//! How much one identity, or one network of unknown peers, may ask for.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use alknet_call::limits::bytes_for_memory;
+use alknet_core::{NetworkPrefix, PeerId};
+use arc_swap::ArcSwap;
+
+use crate::error::ApiError;
+use crate::limits;
+use crate::memory::{MemoryCaps, MemoryLease};
+
+/// What the configuration allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Requests a second for one identity, on average.
+    pub per_second: u32,
+    /// Requests one identity may make at once before the average counts.
+    pub burst: u32,
+    /// The same for the unknown peers of one network.
+    pub stranger_per_second: u32,
+    /// And at once.
+    pub stranger_burst: u32,
+    /// Calls at once for the whole node.
+    pub calls: usize,
+    /// Calls at once for one identity.
+    pub calls_each: usize,
+    /// Streams of events at once for one identity.
+    pub streams_each: usize,
+    /// Bytes of requests and answers that are under way at once for the whole node.
+    pub bytes: usize,
+    /// And for one identity.
+    pub bytes_each: usize,
+    /// And for all unknown peers together.
+    pub stranger_bytes: usize,
+    /// And for those of one network.
+    pub stranger_bytes_each: usize,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self {
+            per_second: limits::REQUESTS_PER_SECOND,
+            burst: limits::REQUESTS_BURST,
+            stranger_per_second: limits::STRANGER_REQUESTS_PER_SECOND,
+            stranger_burst: limits::STRANGER_REQUESTS_BURST,
+            calls: limits::CALLS_PER_NODE,
+            calls_each: limits::CALLS_PER_IDENTITY,
+            streams_each: limits::STREAMS_PER_IDENTITY,
+            bytes: 0,
+            bytes_each: 0,
+            stranger_bytes: 0,
+            stranger_bytes_each: 0,
+        }
+        .with_bytes(limits::BYTES_PER_NODE)
+    }
+}
+
+impl Quota {
+    /// The same on a machine with so much memory.
+    #[must_use]
+    pub fn for_memory(self, memory_bytes: u64) -> Self {
+        self.with_bytes(bytes_for_memory(memory_bytes))
+    }
+
+    /// The same with so many bytes under way, and the shares of them.
+    fn with_bytes(self, bytes: usize) -> Self {
+        let stranger_bytes = bytes / limits::BYTES_STRANGERS;
+        Self {
+            bytes,
+            bytes_each: bytes / limits::BYTES_SHARE,
+            stranger_bytes,
+            stranger_bytes_each: stranger_bytes / limits::BYTES_STRANGERS_SHARE,
+            ..self
+        }
+    }
+
+    /// Requests a second on average, and at once.
+    fn requests(&self, known: bool) -> (u32, u32) {
+        match known {
+            true => (self.per_second, self.burst),
+            false => (self.stranger_per_second, self.stranger_burst),
+        }
+    }
+}
+
+/// The caller that requests are counted for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum QuotaKey {
+    Known(PeerId),
+    /// Unknown callers of one network: a client that has one address easily has others of its network.
+    Network(NetworkPrefix),
+    /// On a carriage without addresses.
+    Nowhere,
+}
+
+/// What runs for one account.
+#[derive(Debug, Default)]
+pub(crate) struct QuotaLoad {
+    calls: AtomicU32,
+    streams: AtomicU32,
+    pub(crate) bytes: AtomicUsize,
+    /// Bytes of requests that are small ones, and as many of each longer one; of an account.
+    pub(crate) small_bytes: AtomicUsize,
+}
+
+/// What one identity, or the unknown peers of one network, asked for. The server of a connection keeps it from one
+/// request to the next; a weak reference does not keep it from being forgotten.
+#[derive(Debug)]
+pub struct CallerQuota {
+    known: bool,
+    spent: Mutex<CallTokenBucket>,
+    load: QuotaLoad,
+}
+
+#[derive(Debug)]
+struct CallTokenBucket {
+    /// Requests left of the burst.
+    left: f64,
+    at: Instant,
+}
+
+impl CallerQuota {
+    pub(crate) fn load(&self) -> &QuotaLoad {
+        &self.load
+    }
+
+    fn spent(&self) -> MutexGuard<'_, CallTokenBucket> {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts requests.
+#[derive(Debug, Default)]
+pub(crate) struct HttpRateLimiter {
+    quota: ArcSwap<Quota>,
+    accounts: Mutex<HashMap<QuotaKey, Arc<CallerQuota>>>,
+    /// The unknown peers together; only their bytes are counted.
+    strangers: Arc<QuotaLoad>,
+    all: Arc<QuotaLoad>,
+}
+
+/// A place that a call or a stream has as long as it runs.
+#[derive(Debug)]
+pub(crate) struct ConcurrencyPermit {
+    own: Arc<CallerQuota>,
+    all: Arc<QuotaLoad>,
+    stream: bool,
+}
+
+impl Drop for ConcurrencyPermit {
+    fn drop(&mut self) {
+        let (own, all) = (self.counter(&self.own.load), self.counter(&self.all));
+        own.fetch_sub(1, Ordering::AcqRel);
+        all.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl ConcurrencyPermit {
+    fn counter<'a>(&self, load: &'a QuotaLoad) -> &'a AtomicU32 {
+        if self.stream {
+            &load.streams
+        } else {
+            &load.calls
+        }
+    }
+}
+
+impl HttpRateLimiter {
+    /// Room for as much as `quota` says.
+    #[must_use]
+    pub(crate) fn new(quota: Quota) -> Self {
+        Self {
+            quota: ArcSwap::from_pointee(quota),
+            ..Self::default()
+        }
+    }
+
+    /// Another quota from now on.
+    pub(crate) fn set_quota(&self, quota: Quota) {
+        self.quota.store(Arc::new(quota));
+    }
+
+    /// The account of `who`, or of an unknown caller at `address`: a new one with all of its burst, if need be.
+    pub(crate) fn account(
+        &self,
+        who: Option<&PeerId>,
+        address: Option<IpAddr>,
+    ) -> Arc<CallerQuota> {
+        self.account_at(who, address, Instant::now())
+    }
+
+    fn account_at(
+        &self,
+        who: Option<&PeerId>,
+        address: Option<IpAddr>,
+        now: Instant,
+    ) -> Arc<CallerQuota> {
+        let known = who.is_some();
+        let who = match (who, address) {
+            (Some(id), _) => QuotaKey::Known(id.clone()),
+            (None, Some(address)) => QuotaKey::Network(NetworkPrefix::from_ip(address)),
+            (None, None) => QuotaKey::Nowhere,
+        };
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if accounts.len() >= limits::ACCOUNTS_MAX && !accounts.contains_key(&who) {
+            forget(&mut accounts, now);
+        }
+        let quota = self.quota.load();
+        let account = accounts.entry(who).or_insert_with(|| {
+            let left = f64::from(quota.requests(known).1);
+            Arc::new(CallerQuota {
+                known,
+                spent: Mutex::new(CallTokenBucket { left, at: now }),
+                load: QuotaLoad::default(),
+            })
+        });
+        Arc::clone(account)
+    }
+
+    /// Counts one request that began at `now`.
+    ///
+    /// # Errors
+    /// Too many of them came lately.
+    pub(crate) fn request(&self, account: &CallerQuota, now: Instant) -> Result<(), ApiError> {
+        let (rate, burst) = self.quota.load().requests(account.known);
+        let (rate, burst) = (f64::from(rate), f64::from(burst));
+        let mut spent = account.spent();
+        // It began before one that was counted already: no time has passed.
+        let now = now.max(spent.at);
+        let passed = now.duration_since(spent.at).as_secs_f64();
+        spent.left = (spent.left + passed * rate).min(burst);
+        spent.at = now;
+        if spent.left >= 1.0 {
+            spent.left -= 1.0;
+            return Ok(());
+        }
+        let wait = Duration::from_secs_f64(((1.0 - spent.left) / rate.max(0.001)).min(60.0));
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let message = "too many requests; send fewer";
+        Err(ApiError::overloaded(message, wait_ms))
+    }
+
+    /// A place for a call.
+    ///
+    /// # Errors
+    /// As many run as may.
+    pub(crate) fn call(&self, account: &Arc<CallerQuota>) -> Result<ConcurrencyPermit, ApiError> {
+        self.place(account, false)
+    }
+
+    /// A place for a stream of events.
+    ///
+    /// # Errors
+    /// As many are open as may.
+    pub(crate) fn stream(&self, account: &Arc<CallerQuota>) -> Result<ConcurrencyPermit, ApiError> {
+        self.place(account, true)
+    }
+
+    fn place(
+        &self,
+        account: &Arc<CallerQuota>,
+        stream: bool,
+    ) -> Result<ConcurrencyPermit, ApiError> {
+        let quota = self.quota.load();
+        let (each, all) = match stream {
+            true => (quota.streams_each, usize::MAX),
+            false => (quota.calls_each, quota.calls),
+        };
+        // Made at once, so that whatever is refused is also given back.
+        let place = ConcurrencyPermit {
+            own: Arc::clone(account),
+            all: Arc::clone(&self.all),
+            stream,
+        };
+        let ours = place.counter(&place.own.load);
+        let ours = ours.fetch_add(1, Ordering::AcqRel) as usize;
+        let everybodys = place.counter(&place.all).fetch_add(1, Ordering::AcqRel) as usize;
+        let what = if stream { "streams of events" } else { "calls" };
+        if ours >= each {
+            let message = format!("at most {each} {what} at once for one identity");
+            return Err(ApiError::overloaded(message, 1000));
+        }
+        if everybodys >= all {
+            let message = format!("the node runs {all} {what} at once and no more");
+            return Err(ApiError::overloaded(message, 1000));
+        }
+        Ok(place)
+    }
+
+    /// Memory for a request, of which nothing is taken yet.
+    pub(crate) fn lease(&self, account: &Arc<CallerQuota>) -> MemoryLease {
+        let quota = self.quota.load();
+        let most = MemoryCaps {
+            node: quota.bytes,
+            strangers: quota.stranger_bytes,
+            each: match account.known {
+                true => quota.bytes_each,
+                false => quota.stranger_bytes_each,
+            },
+        };
+        let strangers = (!account.known).then(|| Arc::clone(&self.strangers));
+        MemoryLease::new(Arc::clone(account), strangers, Arc::clone(&self.all), most)
+    }
+
+    /// Bytes that are counted now.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> usize {
+        self.all.bytes.load(Ordering::Acquire)
+    }
+
+    /// Calls and streams that run now.
+    #[must_use]
+    pub(crate) fn running(&self) -> (u32, u32) {
+        let read = |counter: &AtomicU32| counter.load(Ordering::Acquire);
+        (read(&self.all.calls), read(&self.all.streams))
+    }
+}
+
+/// Makes room: a caller that has not asked for a while and has nothing running is new when it comes back.
+fn forget(accounts: &mut HashMap<QuotaKey, Arc<CallerQuota>>, now: Instant) {
+    const LONG: Duration = Duration::from_secs(60);
+    let idle = |account: &Arc<CallerQuota>| Arc::strong_count(account) == 1;
+    let quiet = |account: &CallerQuota| now.saturating_duration_since(account.spent().at);
+    accounts.retain(|_, account| !idle(account) || quiet(account) < LONG);
+    while accounts.len() >= limits::ACCOUNTS_MAX {
+        let oldest = accounts.iter().filter(|(_, account)| idle(account));
+        let oldest = oldest.min_by_key(|(_, account)| account.spent().at);
+        let Some(who) = oldest.map(|(who, _)| who.clone()) else {
+            return;
+        };
+        accounts.remove(&who);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn room() -> HttpRateLimiter {
+        HttpRateLimiter::new(Quota {
+            per_second: 10,
+            burst: 3,
+            stranger_per_second: 1,
+            stranger_burst: 1,
+            calls: 3,
+            calls_each: 2,
+            streams_each: 1,
+            bytes: 64 * limits::SMALL_BYTES,
+            bytes_each: 32 * limits::SMALL_BYTES,
+            stranger_bytes: 16 * limits::SMALL_BYTES,
+            stranger_bytes_each: 4 * limits::SMALL_BYTES,
+        })
+    }
+
+    #[test]
+    fn bytes_are_counted_for_the_node_and_for_each_and_given_back() {
+        let room = room();
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let (ada, bob, eve) = (account("ada"), account("bob"), account("eve"));
+        let small = limits::SMALL_BYTES;
+        let first = room.lease(&ada);
+        first.more(30 * small).expect("room");
+        let code = |refused: Result<(), ApiError>| refused.expect_err("refused").status.as_u16();
+        assert_eq!(code(room.lease(&ada).more(3 * small)), 429, "of ada's");
+        assert_eq!(code(room.lease(&bob).more(33 * small)), 413, "never");
+        let second = room.lease(&bob);
+        second.more(10 * small).expect("room");
+        assert_eq!(
+            code(room.lease(&eve).more(small + 1)),
+            429,
+            "kept for small ones"
+        );
+        let third = room.lease(&eve);
+        for _ in 0..4 {
+            third.more(small / 16).expect("room");
+        }
+        assert_eq!(code(third.more(small / 2)), 429, "kept for others");
+        assert_eq!(room.bytes(), 40 * small + small / 4);
+        first.less(10 * small);
+        room.lease(&eve).more(2 * small).expect("room again");
+        drop((first, second, third));
+        assert_eq!(room.bytes(), 0);
+    }
+
+    /// They send what is counted for them, in small requests that they do not end.
+    #[test]
+    fn two_identities_leave_others_what_is_kept_for_small_requests() {
+        let (room, small) = (room(), limits::SMALL_BYTES);
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let takes_all = |account: &Arc<CallerQuota>, piece: usize| {
+            let next = || {
+                let lease = room.lease(account);
+                lease.more(piece).is_ok().then_some(lease)
+            };
+            std::iter::from_fn(next).collect::<Vec<_>>()
+        };
+        let ada = account("ada");
+        let mut held = takes_all(&ada, small);
+        held.extend(takes_all(&account("bob"), small));
+        assert_eq!(room.bytes(), 40 * small);
+        // Others who take all that they may leave the next one something.
+        for n in 0..40 {
+            held.extend(takes_all(&account(&format!("other-{n}")), 1 << 10));
+        }
+        assert!(room.bytes() > 54 * small, "{}", room.bytes());
+        let eve = room.lease(&account("eve"));
+        assert!(eve.reserve().is_ok());
+        drop((held, eve));
+        let small_bytes = ada.load.small_bytes.load(Ordering::Acquire);
+        assert_eq!((room.bytes(), small_bytes), (0, 0));
+    }
+
+    /// Long bodies, or many small ones: what is left is for long requests of others as well.
+    #[test]
+    fn two_identities_leave_others_long_requests() {
+        const MIB: usize = 1 << 20;
+        let room = HttpRateLimiter::new(Quota::default().for_memory(512 << 20));
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        for piece in [limits::CALL_BYTES_MAX, MIB, limits::SMALL_BYTES] {
+            let takes_all = |name: &str| {
+                let next = || {
+                    let lease = room.lease(&account(name));
+                    lease.more(piece).is_ok().then_some(lease)
+                };
+                std::iter::from_fn(next).collect::<Vec<_>>()
+            };
+            let held = (takes_all("ada"), takes_all("bob"));
+            assert!(room.bytes() >= 40 * MIB, "{piece}: {}", room.bytes());
+            // A body of 128 KiB, and its answer; another identity after it.
+            for name in ["eve", "dan"] {
+                let lease = room.lease(&account(name));
+                lease.more(128 << 10).expect("the body has room");
+                let reserve = lease.reserve().expect("so has the least of an answer");
+                reserve.answer(128 << 10).expect("and all of it");
+            }
+            drop(held);
+            assert_eq!(room.bytes(), 0);
+        }
+    }
+
+    /// Each of their requests is a small one.
+    #[test]
+    fn unknown_peers_of_many_networks_leave_known_ones_their_bytes() {
+        let (room, small) = (room(), limits::SMALL_BYTES);
+        let mut held = Vec::new();
+        for n in 0..100 {
+            let address = Ipv4Addr::new(192, 0, n, 1).into();
+            let account = room.account(None, Some(address));
+            held.extend((0..10).map(|_| room.lease(&account)));
+        }
+        let had = held.iter().filter(|lease| lease.more(small).is_ok());
+        assert_eq!(had.count(), 16, "four of each of four networks");
+        assert_eq!(
+            held.iter().filter(|lease| lease.could(1).is_ok()).count(),
+            0
+        );
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let (ada, bob) = (room.lease(&account("ada")), room.lease(&account("bob")));
+        ada.more(24 * small).expect("room");
+        bob.more(small / 2).expect("room");
+        drop((held, ada, bob));
+        assert_eq!(
+            (room.bytes(), room.strangers.bytes.load(Ordering::Acquire)),
+            (0, 0)
+        );
+    }
+
+    #[test]
+    fn an_answer_has_the_least_that_it_takes_before_its_call_runs() {
+        let (room, small) = (room(), limits::SMALL_BYTES);
+        let ada = room.account(Some(&"ada".parse().expect("an id")), None);
+        let (rest, lease) = (room.lease(&ada), room.lease(&ada));
+        let reserve = lease.reserve().expect("room");
+        rest.more(32 * small - limits::ANSWER_BYTES_MIN)
+            .expect("room");
+        assert!(room.lease(&ada).reserve().is_err());
+        reserve
+            .answer(limits::ANSWER_BYTES_MIN)
+            .expect("it was kept");
+        drop(rest);
+        assert_eq!(room.bytes(), limits::ANSWER_BYTES_MIN);
+        let late = lease.reserve().expect("room").answer(33 * small);
+        assert_eq!(late.expect_err("never").status.as_u16(), 413);
+        lease.settle(100).expect("less");
+        assert_eq!(room.bytes(), 100);
+    }
+
+    #[test]
+    fn a_machine_with_less_memory_takes_less() {
+        let bytes = |memory: u64| Quota::default().for_memory(memory).bytes;
+        assert_eq!(bytes(512 << 20), 64 << 20);
+        assert_eq!(bytes(0), limits::BYTES_PER_NODE_MIN);
+        assert_eq!(bytes(u64::MAX), limits::BYTES_PER_NODE);
+    }
+
+    #[test]
+    fn a_burst_is_used_up_and_fills_again() {
+        let (room, who) = (room(), "ada".parse().expect("an id"));
+        let start = Instant::now();
+        let account = room.account_at(Some(&who), None, start);
+        for _ in 0..3 {
+            assert!(room.request(&account, start).is_ok());
+        }
+        let refused = room.request(&account, start).expect_err("used up");
+        assert_eq!(refused.error.retry_after_ms, Some(100));
+        let later = start + Duration::from_millis(100);
+        assert!(room.request(&account, later).is_ok());
+        assert!(room.request(&account, later).is_err());
+        let same = room.account_at(Some(&who), None, later);
+        assert!(Arc::ptr_eq(&account, &same), "it is found again");
+        let other = "bob".parse().expect("an id");
+        let other = room.account_at(Some(&other), None, later);
+        assert!(room.request(&other, later).is_ok());
+        room.set_quota(Quota {
+            per_second: 1000,
+            ..Quota::default()
+        });
+        let later = later + Duration::from_millis(1);
+        assert!(room.request(&account, later).is_ok(), "a new quota counts");
+    }
+
+    #[test]
+    fn strangers_are_counted_by_their_network() {
+        let room = room();
+        let now = Instant::now();
+        let ask = |text: &str| {
+            let address = text.parse().expect("an address");
+            room.request(&room.account_at(None, Some(address), now), now)
+        };
+        assert!(ask("2001:db8::1").is_ok());
+        assert!(ask("2001:db8:0:1::1").is_err());
+        assert!(ask("2001:db8:0:100::1").is_ok());
+        assert!(ask("192.0.2.1").is_ok());
+        assert!(ask("::ffff:192.0.2.2").is_err());
+    }
+
+    #[test]
+    fn places_are_given_back_the_refused_ones_too() {
+        let room = room();
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let (ada, bob) = (account("ada"), account("bob"));
+        let places: Vec<_> = (0..2).map(|_| room.call(&ada).expect("room")).collect();
+        assert!(room.call(&ada).is_err());
+        assert!(room.stream(&ada).is_ok(), "counted apart");
+        let third = room.call(&bob).expect("room");
+        assert!(room.call(&bob).is_err(), "the node is full");
+        drop((places, third));
+        assert_eq!(room.running(), (0, 0));
+    }
+
+    #[test]
+    fn accounts_are_bounded() {
+        let room = room();
+        let now = Instant::now();
+        let address = |n: u32| Some(IpAddr::V4((0x0a00_0000 + (n << 8)).into()));
+        let at = |n: u32| room.account_at(None, address(n), now);
+        let oldest = room.account_at(None, address(1), now - Duration::from_secs(1));
+        let (held, weak) = (at(0), Arc::downgrade(&oldest));
+        drop(oldest);
+        for n in 2..limits::ACCOUNTS_MAX as u32 + 10 {
+            assert!(room.request(&at(n), now).is_ok());
+        }
+        let kept = room.accounts.lock().expect("no panic").len();
+        assert!(kept <= limits::ACCOUNTS_MAX);
+        assert!(Arc::ptr_eq(&held, &at(0)), "what is in use stays");
+        assert!(weak.upgrade().is_none(), "what is not, does not");
+    }
+}

@@ -1,0 +1,117 @@
+//! How long what is written of a request may become. RequestByteBudget is taken before each piece is written: an input names things
+//! once that a request repeats, so that a short input could make a request of gigabytes.
+
+use std::borrow::Cow;
+use std::io;
+
+use alknet_call::CallError;
+use percent_encoding::{AsciiSet, utf8_percent_encode};
+use serde_json::Value;
+
+use super::limits::{BODY_BYTES_MAX, HEAD_BYTES_MAX};
+
+/// Bytes that are left.
+#[derive(Debug)]
+pub(super) struct RequestByteBudget {
+    left: usize,
+    most: usize,
+    what: &'static str,
+}
+
+impl RequestByteBudget {
+    /// For what values become in the address, the headers and the cookies of one request.
+    pub(super) const fn head() -> Self {
+        Self {
+            left: HEAD_BYTES_MAX,
+            most: HEAD_BYTES_MAX,
+            what: "its address, headers and cookies",
+        }
+    }
+
+    /// For a form, or the parts of one.
+    pub(super) const fn body() -> Self {
+        Self {
+            left: BODY_BYTES_MAX,
+            most: BODY_BYTES_MAX,
+            what: "its body",
+        }
+    }
+
+    /// # Errors
+    /// `INVALID_INPUT` where less is left.
+    pub(super) fn take(&mut self, bytes: usize) -> Result<(), CallError> {
+        match self.left.checked_sub(bytes) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err(self.full()),
+        }
+    }
+
+    pub(super) fn push(&mut self, out: &mut String, text: &str) -> Result<(), CallError> {
+        self.take(text.len())?;
+        out.push_str(text);
+        Ok(())
+    }
+
+    pub(super) fn push_bytes(&mut self, out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), CallError> {
+        self.take(bytes.len())?;
+        out.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    pub(super) fn push_escaped(
+        &mut self,
+        out: &mut String,
+        text: &str,
+        set: &'static AsciiSet,
+    ) -> Result<(), CallError> {
+        utf8_percent_encode(text, set).try_for_each(|piece| self.push(out, piece))
+    }
+
+    /// Text as it is, everything else as JSON, which is never longer than what is left. It takes nothing yet.
+    pub(super) fn scalar<'v>(&self, value: &'v Value) -> Result<Cow<'v, str>, CallError> {
+        match value {
+            Value::String(text) => Ok(Cow::Borrowed(text)),
+            Value::Null => Ok(Cow::Borrowed("")),
+            other => self.json(other).map(Cow::Owned),
+        }
+    }
+
+    /// The same of a value that is written as JSON whatever it is.
+    pub(super) fn json(&self, value: &Value) -> Result<String, CallError> {
+        let mut text = LimitedJsonWriter {
+            text: Vec::new(),
+            left: self.left,
+        };
+        serde_json::to_writer(&mut text, value).map_err(|_| self.full())?;
+        String::from_utf8(text.text).map_err(|error| CallError::internal(error.to_string()))
+    }
+
+    fn full(&self) -> CallError {
+        let (most, what) = (self.most, self.what);
+        CallError::invalid_input(format!(
+            "the request would have more than {most} bytes in {what}"
+        ))
+    }
+}
+
+/// Ends a writer of JSON where there is no room.
+struct LimitedJsonWriter {
+    text: Vec<u8>,
+    left: usize,
+}
+
+impl io::Write for LimitedJsonWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left = self.left.checked_sub(bytes.len());
+        self.left = left.ok_or(io::ErrorKind::StorageFull)?;
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

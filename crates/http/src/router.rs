@@ -1,0 +1,561 @@
+//! The steps of every request: its name, its bounds, its host, its token, and the part that answers it.
+
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+use alknet_core::{BoxError, HttpMount, MountBody, MountCaller};
+use alknet_gateway::{
+    ApiError, CallerIdentity, Code, HttpCaller, HttpIngress, MemoryLease, NO_TOKEN, RequestId,
+    RequestText,
+};
+use axum::body::Body;
+use base64::Engine;
+use http::header::{ALT_SVC, AUTHORIZATION, CONTENT_LENGTH, SERVER, STRICT_TRANSPORT_SECURITY};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Full};
+use tower::ServiceExt;
+
+use crate::access::AccessLogEntry;
+use crate::connection::{HttpConnection, WebSocketGuard};
+use crate::limits::{HEADER_FIELDS_MAX, MCP_BYTES_MAX, SESSIONS_MAX, URL_BYTES_MAX, VIEW_BYTES};
+use crate::routes::{self, ACME, RouteKind};
+use crate::settings::HttpSettings;
+use crate::{answer, api, cors, framing, upload, ws};
+
+/// Milliseconds after which a client that wants one more WebSocket than a connection carries may try again.
+const SESSIONS_RETRY_MS: u64 = 1000;
+
+/// A header with a token of no identity, which the router reads where a request has no header.
+static NO_HEADER: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let header = HeaderValue::try_from(format!("Bearer {NO_TOKEN}"));
+    header.expect("a token is ASCII")
+});
+
+/// Answers one request of a connection. Writes into the log's `line` who asks, and for what.
+pub(crate) async fn answer(
+    conn: &Arc<HttpConnection>,
+    arrived: &mut IncomingRequest,
+    line: &mut AccessLogEntry,
+) -> Response<Body> {
+    let settings = Arc::clone(&conn.shared.settings());
+    let named = conn.last.named(&arrived.parts, &conn.shared, &settings);
+    let head = arrived.parts.method == Method::HEAD;
+    let origin = cors::allowed(&settings, &arrived.parts.headers);
+    let asked = RequestScope {
+        conn,
+        settings: &settings,
+        id: line.id(),
+        began: line.began(),
+    };
+    let mut told = asked.decide(arrived, named.own, line).await;
+    answer::never_guessed(&mut told.response);
+    let headers = told.response.headers_mut();
+    if told.of_api {
+        if let Ok(id) = HeaderValue::from_str(asked.id.as_str()) {
+            headers.insert(answer::REQUEST_ID, id);
+        }
+        if let Some(origin) = &origin {
+            cors::allow(headers, origin);
+        }
+    }
+    if let Some(server) = &settings.server {
+        headers.insert(SERVER, server.clone());
+    }
+    headers.insert(ALT_SVC, named.services.clone());
+    if let Some(policy) = &named.policy {
+        headers.insert(STRICT_TRANSPORT_SECURITY, policy.clone());
+    }
+    if head {
+        told.response = without_body(told.response);
+    }
+    told.response
+}
+
+/// An answer.
+struct RoutedResponse {
+    response: Response<Body>,
+    /// Whether it is one that carries the request's name.
+    of_api: bool,
+}
+
+impl RoutedResponse {
+    fn plain(response: Response<Body>) -> Self {
+        Self {
+            response,
+            of_api: false,
+        }
+    }
+
+    fn api(response: Response<Body>) -> Self {
+        Self {
+            response,
+            of_api: true,
+        }
+    }
+}
+
+/// One request on its way.
+struct RequestScope<'a> {
+    conn: &'a Arc<HttpConnection>,
+    settings: &'a HttpSettings,
+    id: RequestId,
+    began: Instant,
+}
+
+/// The request itself. It is large, and would be moved by each of those who hand it on.
+pub(crate) struct IncomingRequest {
+    parts: Parts,
+    body: Body,
+}
+
+impl IncomingRequest {
+    pub(crate) fn new(request: Request<Body>) -> Self {
+        let (parts, body) = request.into_parts();
+        Self { parts, body }
+    }
+
+    /// Takes it out, for those who want all of it.
+    fn take(&mut self) -> Request<Body> {
+        let (nothing, _) = Request::new(()).into_parts();
+        let parts = std::mem::replace(&mut self.parts, nothing);
+        Request::from_parts(parts, std::mem::take(&mut self.body))
+    }
+}
+
+impl RequestScope<'_> {
+    async fn decide(
+        &self,
+        arrived: &mut IncomingRequest,
+        own: bool,
+        line: &mut AccessLogEntry,
+    ) -> RoutedResponse {
+        let shared = &self.conn.shared;
+        let parts = &arrived.parts;
+        if let Some(refused) = self.oversized(parts) {
+            return refused;
+        }
+        if !own {
+            let misdirected = StatusCode::MISDIRECTED_REQUEST;
+            return RoutedResponse::plain(answer::plain_not_found(misdirected));
+        }
+        let path = parts.uri.path();
+        // Looked up for the paths of this crate as well: if such a path were found sooner than an absent one, a client
+        // could tell the two apart by time, where the node hides.
+        let added = shared
+            .paths
+            .iter()
+            .any(|route| routes::matches(route, path));
+        let custom = added | routes::mount(&shared.mounts, path).is_some();
+        let kind = match routes::kind(path, custom) {
+            RouteKind::Session if !shared.websocket => RouteKind::Other,
+            kind => kind,
+        };
+        if let Some(told) = self.open_to_everybody(kind, parts) {
+            return told;
+        }
+        // Looked up for every path alike: the time it takes says nothing about which there are.
+        let token = self.token(kind, parts);
+        let known = shared
+            .gateway
+            .authenticate(&self.conn.gate, token.as_deref());
+        self.conn.guessed(known.is_err());
+        let who = known
+            .as_ref()
+            .ok()
+            .and_then(|known| known.identity.as_ref());
+        if let Some(who) = who {
+            line.asked_by(who);
+        }
+        let hidden = self.settings.stealth && who.is_none();
+        if kind == RouteKind::Other || (hidden && !self.shown(kind, parts)) {
+            return RoutedResponse::plain(self.nothing(parts).await);
+        }
+        if !matches!(kind, RouteKind::Page | RouteKind::Ticket)
+            && let Some(origin) = cors::allowed(self.settings, &parts.headers)
+            && let Some(response) = cors::preflight(parts, &origin)
+        {
+            return RoutedResponse::plain(response);
+        }
+        match (kind, known) {
+            (RouteKind::Page, known) => self.page(arrived, known.unwrap_or_default()).await,
+            (RouteKind::Session, Ok(known)) => self.session(arrived, &self.caller(known)),
+            (_, Ok(known)) => self.route(kind, arrived, &self.caller(known), line).await,
+            (_, Err(_)) if hidden => RoutedResponse::plain(self.nothing(parts).await),
+            (_, Err(error)) => self.refused_unknown(&error),
+        }
+    }
+
+    fn refused(&self, error: &ApiError) -> RoutedResponse {
+        RoutedResponse::api(answer::error(error, &self.id))
+    }
+
+    /// Refuses an unknown client, which counts against its network's rate.
+    fn refused_unknown(&self, error: &ApiError) -> RoutedResponse {
+        let unknown = self.caller(CallerIdentity::default());
+        match self.conn.shared.gateway.admit(&unknown) {
+            Ok(()) => self.refused(error),
+            Err(too_many) => self.refused(&too_many),
+        }
+    }
+
+    /// What needs no look at who asks.
+    fn open_to_everybody(&self, kind: RouteKind, parts: &Parts) -> Option<RoutedResponse> {
+        let shared = &self.conn.shared;
+        let get = matches!(parts.method, Method::GET | Method::HEAD);
+        match kind {
+            RouteKind::Health if self.settings.healthz && get => {
+                Some(RoutedResponse::plain(api::health(shared)))
+            }
+            RouteKind::Acme if get => {
+                let token = parts.uri.path().strip_prefix(ACME)?;
+                let answer = shared.challenges.as_ref()?.answer(token)?;
+                Some(RoutedResponse::plain(answer::text(StatusCode::OK, answer)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a client without a token gets an answer there although the node hides.
+    fn shown(&self, kind: RouteKind, parts: &Parts) -> bool {
+        let asked = |page: &Arc<dyn crate::MountResponder>| page.knows(parts);
+        match kind {
+            RouteKind::Page => self.conn.shared.page.as_ref().is_some_and(asked),
+            // The ticket is one.
+            RouteKind::Ticket => true,
+            _ => false,
+        }
+    }
+
+    /// What is given to everybody counts for the address that it is sent to.
+    fn lease(&self) -> MemoryLease {
+        let account = self.conn.account(None);
+        self.conn.shared.gateway.lease_of(&account)
+    }
+
+    async fn nothing(&self, parts: &Parts) -> Response<Body> {
+        let site = self.conn.shared.site.as_ref();
+        if let Some(site) = site
+            && let Some(page) = site.answer(parts, self.lease()).await
+        {
+            return page;
+        }
+        let first_page = match site {
+            Some(site) => site.first_page(self.lease()).await,
+            None => None,
+        };
+        answer::decoy(self.settings, first_page)
+    }
+
+    async fn route(
+        &self,
+        kind: RouteKind,
+        arrived: &mut IncomingRequest,
+        caller: &HttpCaller,
+        line: &mut AccessLogEntry,
+    ) -> RoutedResponse {
+        let shared = &self.conn.shared;
+        if kind == RouteKind::Ticket {
+            return match api::ticket(shared, &arrived.parts, self.settings.stealth, line) {
+                Some(response) => RoutedResponse::api(response),
+                None => RoutedResponse::plain(self.nothing(&arrived.parts).await),
+            };
+        }
+        let open = kind == RouteKind::Custom
+            || (kind == RouteKind::Api(routes::ApiRoute::Description)
+                && self.settings.public_openapi);
+        if let Err(error) = shared.gateway.admit(caller) {
+            return self.refused(&error);
+        }
+        if caller.identity.is_none() && !open {
+            return self.refused(&ApiError::unauthenticated(answer::NO_TOKEN));
+        }
+        let response = match kind {
+            RouteKind::Api(path) => {
+                let request = (&arrived.parts, &mut arrived.body);
+                api::answer(shared, path, caller, request, line).await
+            }
+            RouteKind::Mcp => match &shared.mcp {
+                Some(mcp) => match self.upload(arrived, caller).await {
+                    Ok(upload) => {
+                        let body = Full::new(upload.text.clone());
+                        let body = body.map_err(|never| -> BoxError { match never {} });
+                        let request = arrived.take().map(|_| MountBody::new(body));
+                        let caller = caller.clone().via(HttpIngress::Mcp);
+                        let mut request = with(request, &caller);
+                        request.extensions_mut().insert(upload);
+                        self.model(mcp.as_ref(), request, caller).await
+                    }
+                    Err(error) => answer::error(&error, &self.id),
+                },
+                None => return RoutedResponse::plain(self.nothing(&arrived.parts).await),
+            },
+            RouteKind::Custom => {
+                let request = arrived.take();
+                self.custom(request, caller).await
+            }
+            _ => return RoutedResponse::plain(self.nothing(&arrived.parts).await),
+        };
+        RoutedResponse::api(response)
+    }
+
+    /// The answer of tools, which make all of it before the first byte is sent: counted until it is taken.
+    async fn model(
+        &self,
+        mcp: &dyn crate::MountResponder,
+        request: Request<MountBody>,
+        caller: HttpCaller,
+    ) -> Response<Body> {
+        let lease = self.conn.shared.gateway.lease(&caller);
+        let answered = async {
+            let reserve = lease.reserve()?;
+            let response = answer::mounted(mcp.respond(request, caller).await);
+            reserve.answer(length(&response))?;
+            Ok::<_, ApiError>(response)
+        };
+        let answered = answered.await;
+        let mut response = match answered {
+            Ok(response) => response.map(|body| answer::counted(body, lease)),
+            Err(error) => answer::error(&error, &self.id),
+        };
+        answer::private(&mut response);
+        response
+    }
+
+    /// The answer of a part that reads on as the client takes it. What may change something has memory for all of
+    /// its answer before it runs.
+    async fn viewed(
+        &self,
+        mount: Arc<dyn HttpMount>,
+        request: Request<MountBody>,
+        (who, lease): (MountCaller, MemoryLease),
+    ) -> Response<Body> {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let answered = async {
+            if !reads {
+                lease.more(VIEW_BYTES)?;
+            }
+            let response = answer::mounted(mount.respond(request, who).await);
+            let bytes = length(&response).min(VIEW_BYTES);
+            match reads {
+                true => lease.more(bytes)?,
+                false => lease.settle(bytes)?,
+            }
+            Ok::<_, ApiError>(response)
+        };
+        let answered = answered.await;
+        match answered {
+            Ok(response) => response.map(|body| answer::counted(body, lease)),
+            Err(error) => answer::error(&error, &self.id),
+        }
+    }
+
+    /// Reads the body for a part that is given all of it.
+    async fn upload(
+        &self,
+        arrived: &mut IncomingRequest,
+        caller: &HttpCaller,
+    ) -> Result<RequestText, ApiError> {
+        let room = upload::UploadAllowance {
+            lease: self.conn.shared.gateway.lease(caller),
+            most: MCP_BYTES_MAX,
+            time: self.settings.patience.body_time,
+        };
+        upload::whole(&arrived.parts.headers, &mut arrived.body, room).await
+    }
+
+    /// A WebSocket is for every client whose token is not wrong: a client without one has no identity in it.
+    fn session(&self, arrived: &mut IncomingRequest, caller: &HttpCaller) -> RoutedResponse {
+        let refuse = |error: &ApiError| {
+            let mut told = self.refused(error);
+            ws::add_headers(told.response.headers_mut(), error.status);
+            told
+        };
+        if let Err(error) = self.conn.shared.gateway.admit(caller) {
+            return refuse(&error);
+        }
+        let visitor = ws::WsPeer {
+            carrier: self.conn.connection.clone(),
+            auth: self.conn.auth.clone(),
+            token: caller.token.clone(),
+        };
+        let mut request = arrived.take();
+        let (dispatcher, origins) = (&self.conn.shared.dispatcher, &self.settings.origins);
+        let Some(hold) = WebSocketGuard::begin(self.conn) else {
+            let why = format!("a connection carries {SESSIONS_MAX} WebSockets at most");
+            return refuse(&ApiError::overloaded(why, SESSIONS_RETRY_MS));
+        };
+        let begun = ws::respond(
+            &mut request,
+            visitor,
+            dispatcher,
+            origins,
+            hold,
+            Body::empty(),
+        );
+        match begun {
+            Ok(response) => RoutedResponse::api(response),
+            Err(error) => refuse(&error),
+        }
+    }
+
+    async fn page(&self, arrived: &mut IncomingRequest, known: CallerIdentity) -> RoutedResponse {
+        let Some(page) = &self.conn.shared.page else {
+            return RoutedResponse::plain(self.nothing(&arrived.parts).await);
+        };
+        let request = arrived.take();
+        let caller = self.caller(known).via(HttpIngress::Page);
+        let request = with(request, &caller);
+        let late = SlowBodyFlag::default();
+        let request = request.map(|body| late.watch(body));
+        let response = page.respond(request, caller).await;
+        RoutedResponse::plain(self.in_time(&late, answer::mounted(response)))
+    }
+
+    /// Views of other parts, and routes of the application that embeds this crate.
+    async fn custom(&self, request: Request<Body>, caller: &HttpCaller) -> Response<Body> {
+        let shared = &self.conn.shared;
+        let late = SlowBodyFlag::default();
+        let request = request.map(|body| late.watch(body));
+        let path = request.uri().path();
+        if let Some(mount) = routes::mount(&shared.mounts, path) {
+            let who = MountCaller {
+                identity: caller.identity.clone(),
+                remote: caller.remote,
+                request_id: caller.request_id.as_str().into(),
+            };
+            let lease = shared.gateway.lease(caller);
+            let mount = Arc::clone(mount);
+            let response = self.viewed(mount, request, (who, lease)).await;
+            return self.in_time(&late, response);
+        }
+        let caller = caller.clone().via(HttpIngress::Custom("route"));
+        let request = with(request.map(Body::new), &caller);
+        let answered = shared.router.clone().oneshot(request).await;
+        self.in_time(&late, answered.unwrap_or_else(|never| match never {}))
+    }
+
+    /// The answer of the part that read the body, unless the body came too slowly.
+    fn in_time(&self, late: &SlowBodyFlag, response: Response<Body>) -> Response<Body> {
+        if late.0.load(Ordering::Acquire) {
+            return answer::error(&upload::slow(), &self.id);
+        }
+        response
+    }
+
+    fn caller(&self, known: CallerIdentity) -> HttpCaller {
+        let caller = HttpCaller {
+            gate: self.conn.gate.clone(),
+            proved_by: None,
+            account: Some(self.conn.account(known.identity.as_deref())),
+            identity: known.identity,
+            token: known.token,
+            via: HttpIngress::Http,
+            remote: self.conn.remote,
+            began: self.began,
+            request_id: self.id,
+        };
+        if caller.identity.is_some() {
+            self.conn.raise();
+        }
+        caller
+    }
+
+    /// The token of a request: in its own header, or as the password of those who know nothing else.
+    fn token<'p>(&self, kind: RouteKind, parts: &'p Parts) -> Option<Cow<'p, str>> {
+        let Some(header) = parts.headers.get(AUTHORIZATION) else {
+            // Read as any other, so that the time it takes does not say whether a header is looked for.
+            std::hint::black_box(self.read_token(kind, parts, std::hint::black_box(&*NO_HEADER)));
+            // A page can set no header but one.
+            let token = (kind == RouteKind::Session).then(|| ws::bearer(&parts.headers))?;
+            return token.map_or(Some(Cow::Borrowed("")), |token| token.map(Cow::Borrowed));
+        };
+        self.read_token(kind, parts, header)
+    }
+
+    fn read_token<'p>(
+        &self,
+        kind: RouteKind,
+        parts: &Parts,
+        header: &'p HeaderValue,
+    ) -> Option<Cow<'p, str>> {
+        let header = header.to_str().ok()?;
+        let (scheme, rest) = header.split_once(' ')?;
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return Some(rest.trim().into());
+        }
+        let mount = routes::mount(&self.conn.shared.mounts, parts.uri.path());
+        let basic = scheme.eq_ignore_ascii_case("basic") && kind == RouteKind::Custom;
+        if !basic || !mount.is_some_and(|mount| mount.takes_basic()) {
+            // A token of no identity, rather than none.
+            return Some("".into());
+        }
+        let pair = base64::engine::general_purpose::STANDARD.decode(rest.trim());
+        let pair = pair.ok().and_then(|pair| String::from_utf8(pair).ok());
+        Some(
+            pair.and_then(|pair| Some(pair.split_once(':')?.1.to_owned().into()))
+                .unwrap_or_default(),
+        )
+    }
+
+    fn oversized(&self, parts: &Parts) -> Option<RoutedResponse> {
+        let url = parts
+            .uri
+            .path_and_query()
+            .map_or(0, |url| url.as_str().len());
+        let (status, what) = if url > URL_BYTES_MAX {
+            let what = format!("a path with its query has at most {URL_BYTES_MAX} bytes");
+            (StatusCode::URI_TOO_LONG, what)
+        } else if parts.headers.len() > HEADER_FIELDS_MAX {
+            let what = format!("a request has at most {HEADER_FIELDS_MAX} header fields");
+            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, what)
+        } else {
+            return None;
+        };
+        if self.settings.stealth {
+            // No word of whose server it is.
+            return Some(RoutedResponse::plain(answer::plain_not_found(status)));
+        }
+        let error = ApiError::new(status, Code::InvalidInput, what);
+        Some(self.refused(&error))
+    }
+}
+
+fn with<B>(mut request: Request<B>, caller: &HttpCaller) -> Request<B> {
+    request.extensions_mut().insert(caller.clone());
+    request
+}
+
+/// Whether a body came too slowly, where another part than the router reads it.
+#[derive(Default)]
+struct SlowBodyFlag(Arc<AtomicBool>);
+
+impl SlowBodyFlag {
+    fn watch(&self, body: Body) -> MountBody {
+        use http_body_util::BodyExt;
+        let late = Arc::clone(&self.0);
+        MountBody::new(body.map_err(move |error| -> BoxError {
+            late.fetch_or(framing::is_slow(&error), Ordering::AcqRel);
+            error.into()
+        }))
+    }
+}
+
+/// Bytes that an answer is known to have.
+fn length(response: &Response<Body>) -> usize {
+    usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX)
+}
+
+/// What HEAD gets: everything but the body.
+fn without_body(response: Response<Body>) -> Response<Body> {
+    let length = response.body().size_hint().exact();
+    let mut response = response.map(|_| Body::empty());
+    if let Some(length) = length {
+        let headers: &mut HeaderMap = response.headers_mut();
+        headers.entry(CONTENT_LENGTH).or_insert(length.into());
+    }
+    response
+}

@@ -1,0 +1,238 @@
+//! What ends with a peer that is removed or loses rights: its keys, invitations and approvals.
+
+use alknet_core::IdentityProvider;
+
+use super::*;
+use crate::fingerprint::fingerprint;
+
+/// Whatever it shows and whenever: the invitation it came by, others that it was given, or another key.
+#[tokio::test]
+async fn a_removal_outlives_every_invitation_made_before_it() {
+    let hub = hub(EnrolMode::Token);
+    let [by_this, by_another] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let ask = request(Some(&by_this), None);
+    let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+    assert_eq!(hub.code(2, &ask, NOW).await, "taken");
+    let closed = hub.desk.remove(&joined.peer_id).await.expect("a peer");
+    assert_eq!(closed, [by_this.name()]);
+    let other = request(Some(&by_another), None);
+    for later in [0, 1, REPEAT_TIME_S - 1, REPEAT_TIME_S, REPEAT_TIME_S + 61] {
+        for ask in [&ask, &other] {
+            assert_eq!(hub.code(1, ask, NOW + later).await, "ENROLL_INVALID");
+        }
+        assert_eq!(hub.code(3, &ask, NOW + later).await, "ENROLL_INVALID");
+    }
+    // Those who came by the same invitation stay, and the other one is good for other keys.
+    assert!(hub.peers.by_key(&key(2)).is_some());
+    assert_eq!(hub.code(3, &other, NOW).await, "taken");
+    // A new invitation lets it in, until the next removal.
+    let newer = hub.token(TokenKind::Many(5), worker()).await;
+    let newer = request(Some(&newer), None);
+    let back = hub.enrol(1, &newer, NOW).await.expect("taken");
+    assert_eq!(back.peer_id, joined.peer_id);
+    // It does not change its rights by an older one either.
+    assert_eq!(hub.code(1, &other, NOW).await, "ENROLL_INVALID");
+    hub.desk.remove(&back.peer_id).await.expect("a peer");
+    assert_eq!(hub.code(1, &newer, NOW).await, "ENROLL_INVALID");
+}
+
+/// One of its keys was taken, and it was removed for that.
+#[tokio::test]
+async fn only_the_key_that_is_let_in_again_comes_back_after_a_removal() {
+    let hub = hub(EnrolMode::Token);
+    let [first, older] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let joined = hub.enrol(1, &request(Some(&first), None), NOW).await;
+    let peer = joined.expect("taken").peer_id;
+    let both = PeerPatch {
+        keys: Some(vec![key(1), key(9)]),
+        ..PeerPatch::default()
+    };
+    hub.peers.patch(peer.clone(), both).await.expect("a peer");
+    assert!(hub.peers.by_key(&key(9)).is_some());
+    hub.desk.remove(&peer).await.expect("a peer");
+    let newer = hub.token(TokenKind::Many(5), worker()).await;
+    let back = hub.enrol(1, &request(Some(&newer), None), NOW).await;
+    assert_eq!(back.expect("taken").peer_id, peer);
+    assert!(hub.peers.by_key(&key(1)).is_some());
+    assert!(hub.peers.by_key(&key(9)).is_none(), "it is back as well");
+    let older = request(Some(&older), None);
+    assert_eq!(hub.code(9, &older, NOW).await, "ENROLL_INVALID");
+}
+
+/// An attacker found a key that a peer replaced, and is given a token or waits to be let in.
+#[tokio::test]
+async fn a_key_that_ended_changes_nothing_of_the_peer_that_had_it() {
+    let hub = hub(EnrolMode::Approve);
+    let peer = hub.worker_with("jobs:run").await;
+    let knock = request(None, Some("kitchen"));
+    // Waits before it is one that ended.
+    assert_eq!(hub.code(5, &knock, NOW).await, "ENROLL_PENDING");
+    let all = hub.desk.peers().await.expect("listed");
+    let own = all.into_iter().find(|entry| entry.peer_id == peer);
+    let mut own = own.expect("it was taken");
+    own.keys = vec![key(1), key(5), key(9)];
+    own.key_ends = [(key(1), NOW - 1), (key(5), NOW - 1)].into();
+    hub.peers.put(own).await.expect("a peer");
+    assert!(hub.peers.by_key(&key(1)).is_none());
+    assert!(hub.peers.by_key(&key(9)).is_some());
+    let before = hub.desk.peers().await.expect("listed");
+
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let ask = request(Some(&token), Some("kitchen"));
+    assert_eq!(hub.code(1, &ask, NOW).await, "ENROLL_INVALID");
+    assert_eq!(hub.code(1, &knock, NOW).await, "ENROLL_INVALID");
+    let waits = fingerprint(&key(5));
+    let approved = hub
+        .desk
+        .approve(&waits, approval("admin"), Some(NOW), hub.start);
+    let approved = approved.await;
+    assert!(
+        matches!(approved, Err(ApproveError::Enrol(EnrolError::Invalid))),
+        "{approved:?}"
+    );
+    let after = hub.desk.peers().await.expect("listed");
+    assert_eq!(after, before);
+    // The token is as good as before, for a key that no peer had.
+    assert_eq!(hub.code(3, &ask, NOW).await, "taken");
+}
+
+/// A removal whose first write is made, and nothing after it.
+async fn shut_out_only(hub: &EnrolmentTestHub, peer: PeerId) {
+    let tombstone = PeerPatch {
+        enabled: Some(false),
+        removal: Some(1),
+        ..PeerPatch::default()
+    };
+    hub.peers.patch(peer, tombstone).await.expect("a peer");
+}
+
+/// The power fails after the peer is shut out and before its invitations are closed.
+#[tokio::test]
+async fn a_removal_that_was_cut_off_closes_invitations_all_the_same() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Many(5), worker()).await;
+    let ask = request(Some(&token), None);
+    let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+    shut_out_only(&hub, joined.peer_id).await;
+    for n in [1, 2] {
+        assert_eq!(hub.code(n, &ask, NOW).await, "ENROLL_INVALID");
+    }
+}
+
+/// Another key of the removed peer was shown in the moment in which the power failed, so that its use was written and
+/// the peer was not. The removal is ended, or was cut off itself.
+#[tokio::test]
+async fn a_use_that_was_cut_off_is_not_finished_after_a_removal() {
+    for ended in [true, false] {
+        let tokens = Arc::new(MemoryTokens::default());
+        let hub = hub_of(tokens.clone(), EnrolMode::Token);
+        let token = hub.token(TokenKind::Many(5), worker()).await;
+        let ask = request(Some(&token), None);
+        let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+        let record = tokens.get(token.name()).await.expect("it is in memory");
+        let mut record = record.expect("it was made");
+        record.uses.push(cut_off_use(2, "p2", "p2"));
+        let replaced = tokens.replace(record).await;
+        assert!(replaced.expect("it is in memory"));
+        if ended {
+            hub.desk.remove(&joined.peer_id).await.expect("a peer");
+        } else {
+            shut_out_only(&hub, joined.peer_id).await;
+        }
+        assert_eq!(hub.code(2, &ask, NOW + 1).await, "ENROLL_INVALID");
+        assert!(hub.peers.by_key(&key(2)).is_none());
+    }
+}
+
+#[tokio::test]
+async fn an_invitation_ends_with_who_made_it() {
+    let hub = hub(EnrolMode::Token);
+    let inviter = hub.worker_with("hub:invite").await;
+    let invite = async |made_by: &str, made_by_key| {
+        let invitation = Invitation {
+            role: worker(),
+            kind: TokenKind::Many(5),
+            ttl_s: 3600,
+            made_by: made_by.to_owned(),
+            made_by_key,
+        };
+        let made = hub.desk.invite(invitation, Some(NOW)).await;
+        made.map(|(token, _)| token)
+    };
+    let tokens = [
+        invite(inviter.as_str(), None).await.expect("a token"),
+        invite("admin", Some(key(100))).await.expect("a token"),
+        invite(inviter.as_str(), None).await.expect("a token"),
+    ];
+    let nobody = invite("nobody", None).await;
+    assert!(matches!(nobody, Err(InviteError::Maker)));
+    let code = async |n: u8, token: usize| {
+        let ask = request(Some(&tokens[token]), None);
+        hub.code(n, &ask, NOW).await
+    };
+    assert_eq!(code(2, 0).await, "taken");
+    // With the right to give its role, too.
+    let scopes = |scopes: &[&str]| PeerPatch {
+        scopes: Some(scopes.iter().collect()),
+        ..PeerPatch::default()
+    };
+    let fewer = hub.peers.patch(inviter.clone(), scopes(&["hub:invite"]));
+    fewer.await.expect("a peer");
+    assert_eq!(code(3, 2).await, "ENROLL_INVALID");
+    let fewer = invite(inviter.as_str(), None).await;
+    assert!(matches!(fewer, Err(InviteError::Maker)));
+    let all = hub.peers.patch(inviter.clone(), scopes(&["*"]));
+    all.await.expect("a peer");
+    let closed = hub.desk.remove(&inviter).await.expect("a peer");
+    assert!(closed.contains(&tokens[0].name()));
+    // It calls once more in the moment of its removal.
+    let late = invite(inviter.as_str(), None).await;
+    assert!(matches!(late, Err(InviteError::Maker)));
+    assert_eq!(code(3, 0).await, "ENROLL_INVALID");
+    // Another administrator has the name of the one who made it.
+    hub.peers.replace_config(IdentityEntries {
+        admins: vec![("admin".parse().expect("a peer id"), key(102))],
+        ..IdentityEntries::default()
+    });
+    assert_eq!(code(3, 1).await, "ENROLL_INVALID");
+}
+
+/// Its call was let through before that, and waited for its turn.
+#[tokio::test]
+async fn an_approver_that_was_removed_or_lost_rights_lets_nobody_in() {
+    let hub = hub(EnrolMode::Approve);
+    let approver = hub.worker_with("hub:admin").await;
+    assert_eq!(
+        hub.code(2, &request(None, None), NOW).await,
+        "ENROLL_PENDING"
+    );
+    let words = fingerprint(&key(2));
+    let approve = async || {
+        let approval = approval(approver.as_str());
+        hub.desk
+            .approve(&words, approval, Some(NOW), hub.start)
+            .await
+    };
+    let fewer = PeerPatch {
+        scopes: Some(["hub:admin"].into_iter().collect()),
+        ..PeerPatch::default()
+    };
+    let patched = hub.peers.patch(approver.clone(), fewer);
+    patched.await.expect("a peer");
+    assert!(matches!(approve().await, Err(ApproveError::Approver)));
+    let all = PeerPatch {
+        scopes: Some(["hub:admin", "relay:accept"].into_iter().collect()),
+        ..PeerPatch::default()
+    };
+    let patched = hub.peers.patch(approver.clone(), all);
+    patched.await.expect("a peer");
+    hub.desk.remove(&approver).await.expect("removed");
+    assert!(matches!(approve().await, Err(ApproveError::Approver)));
+    assert_eq!(hub.desk.waiting(hub.start).len(), 1, "it waits on");
+}

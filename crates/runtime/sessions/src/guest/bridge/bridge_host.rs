@@ -1,0 +1,213 @@
+//! What an isolate holds: its host, over the bridge.
+
+use std::sync::Arc;
+
+use alknet_call::ValueSchema;
+use alknet_runtime::{
+    BoxFuture, ConsoleLevel, EnvOperation, IsolateHost, Items, OpError, OpReply, RuntimeCode,
+    ScriptCallOptions, ScriptRegistration, weight,
+};
+use alknet_worker::{CborBody, FromWorkerMessage, WorkerFrameError};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::answer::{answered, gone, op_error, unsendable};
+use super::subscription::ScriptSubscription;
+use super::{Bridge, PendingRegistration, Replied};
+use crate::guest::lock;
+use crate::limits::{ITEM_BYTES, LINES_BYTES, OWN_BYTES_MAX, UNACKNOWLEDGED};
+use crate::wire::{self, GuestMessage, Json, Offer, WireCallOptions};
+
+/// What the isolate holds is the bridge itself.
+#[derive(Debug)]
+pub(super) struct GuestOutgoingCall {
+    pub(super) bridge: Arc<Bridge>,
+    pub(super) id: u64,
+    pub(super) done: bool,
+}
+
+impl Drop for GuestOutgoingCall {
+    fn drop(&mut self) {
+        if !self.done {
+            self.bridge.give_up(self.id);
+        }
+    }
+}
+
+/// What an isolate holds.
+#[derive(Debug)]
+pub(in crate::guest) struct BridgeHost(pub(in crate::guest) Arc<Bridge>);
+
+impl IsolateHost for BridgeHost {
+    fn call(
+        &self,
+        path: &str,
+        input: Value,
+        options: ScriptCallOptions,
+    ) -> BoxFuture<Result<OpReply, OpError>> {
+        let mut opts = WireCallOptions {
+            options,
+            ..WireCallOptions::default()
+        };
+        let begun = self.0.begin_call(path, &input, &mut opts, None);
+        await_reply(Arc::clone(&self.0), begun)
+    }
+
+    fn call_with_bytes(
+        &self,
+        path: &str,
+        input: Value,
+        bytes: Bytes,
+        map: bool,
+    ) -> BoxFuture<Result<OpReply, OpError>> {
+        let mut opts = WireCallOptions {
+            map,
+            ..WireCallOptions::default()
+        };
+        let tail = (!bytes.is_empty()).then_some(bytes);
+        let begun = self.0.begin_call(path, &input, &mut opts, tail);
+        await_reply(Arc::clone(&self.0), begun)
+    }
+
+    fn subscribe(&self, path: &str, input: Value, options: ScriptCallOptions) -> Items {
+        match self.0.begin_subscription(path, &input, options) {
+            Err(error) => Box::pin(futures_util::stream::iter([Err(error)])),
+            Ok((id, events)) => {
+                let wish = GuestOutgoingCall {
+                    bridge: Arc::clone(&self.0),
+                    id,
+                    done: false,
+                };
+                Box::pin(ScriptSubscription::new(wish, events))
+            }
+        }
+    }
+
+    fn list(&self, prefix: &str) -> Vec<EnvOperation> {
+        let fits = |operation: &&EnvOperation| operation.path.starts_with(prefix);
+        self.0.operations.iter().filter(fits).cloned().collect()
+    }
+
+    fn register(
+        &self,
+        registration: ScriptRegistration,
+        script: [u8; 32],
+    ) -> BoxFuture<Result<(), OpError>> {
+        let offer: Offer = registration;
+        let ready = compiled(&offer).and_then(|input| Ok((frameable(&offer)?, input)));
+        let (spec, input) = match ready {
+            Ok(ready) => ready,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        };
+        let (waits, answer) = oneshot::channel();
+        let mut state = lock(&self.0.state);
+        if state.closed {
+            return Box::pin(std::future::ready(Err(gone())));
+        }
+        self.0.flush_locked(&mut state);
+        state.registering.push_back(PendingRegistration {
+            name: offer.name,
+            input: Arc::new(input),
+            waits,
+        });
+        let message = FromWorkerMessage::Register {
+            sid: self.0.sid,
+            spec,
+            source_hash: alknet_worker::Bytes32(script),
+        };
+        self.0.send(&mut state, message, Vec::new());
+        Box::pin(async move { answer.await.unwrap_or_else(|_| Err(gone())) })
+    }
+
+    fn emit(&self, entry: u64, item: Value) -> BoxFuture<Result<(), OpError>> {
+        let bridge = Arc::clone(&self.0);
+        let serving =
+            |state: &super::BridgeState| Some(Arc::clone(&state.serving.get(&entry)?.room));
+        let room = serving(&lock(&self.0.state));
+        let permits = (weight::estimate(&item) / ITEM_BYTES).clamp(1, UNACKNOWLEDGED);
+        let permits = u32::try_from(permits).unwrap_or(1);
+        Box::pin(async move {
+            let Some(room) = room else { return Err(gone()) };
+            let Ok(permit) = room.acquire_many(permits).await else {
+                return Err(gone());
+            };
+            // Given back when the host says that an item was taken.
+            permit.forget();
+            let item = frameable(&Json(item))?;
+            let mut state = lock(&bridge.state);
+            let serving = state.serving.get_mut(&entry).ok_or_else(gone)?;
+            serving.sent.push_back(permits);
+            bridge.flush_locked(&mut state);
+            bridge.tell(&mut state, &GuestMessage::Item(entry, item));
+            Ok(())
+        })
+    }
+
+    fn log(&self, level: ConsoleLevel, text: &str) {
+        let mut state = lock(&self.0.state);
+        state.lines_bytes += text.len() + 1;
+        state.lines.push((level, text.to_owned()));
+        if state.lines_bytes >= LINES_BYTES {
+            self.0.flush_locked(&mut state);
+        }
+    }
+
+    fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
+        let schema =
+            ValueSchema::new(schema).map_err(|error| format!("the schema is invalid: {error}"))?;
+        schema.validate(value).map_err(|misfit| misfit.to_string())
+    }
+}
+
+/// The schema of an operation's inputs, and that of its outputs looked at. They are compiled and evaluated here
+/// and never in the node: a schema is a program of the script's, and so takes the memory and the time of the
+/// script's own worker, which has a limit for both.
+fn compiled(offer: &Offer) -> Result<ValueSchema, OpError> {
+    let schema = |what: &str, schema: &Value| {
+        ValueSchema::new(schema).map_err(|error| OpError {
+            details: Box::new(json!({ "code": RuntimeCode::Limit.name() })),
+            ..OpError::new(
+                "INVALID_INPUT",
+                format!("the schema of the {what}: {error}"),
+            )
+        })
+    };
+    schema("output", &offer.output)?;
+    schema("input", &offer.input)
+}
+
+/// What goes within a frame.
+fn frameable<T: serde::Serialize>(value: &T) -> Result<CborBody, OpError> {
+    let body = wire::body(value).map_err(|error| unsendable(&error))?;
+    match body.as_bytes().len() {
+        0..=OWN_BYTES_MAX => Ok(body),
+        bytes => Err(unsendable(&WorkerFrameError::TooLong(bytes))),
+    }
+}
+
+fn await_reply(
+    bridge: Arc<Bridge>,
+    begun: Result<(u64, oneshot::Receiver<Replied>), OpError>,
+) -> BoxFuture<Result<OpReply, OpError>> {
+    let (id, answer) = match begun {
+        Ok(begun) => begun,
+        Err(error) => return Box::pin(std::future::ready(Err(error))),
+    };
+    let wish = GuestOutgoingCall {
+        bridge,
+        id,
+        done: false,
+    };
+    Box::pin(async move {
+        // As a whole: a block that took only the flag would drop the wish here and now.
+        let mut wish = wish;
+        let answer = answer.await;
+        wish.done = true;
+        let (reply, fds) = answer.map_err(|_| gone())?;
+        match reply {
+            alknet_worker::WorkerReply::Ok(blob) => answered(blob, &fds),
+            alknet_worker::WorkerReply::Err(fault) => Err(op_error(&fault)),
+        }
+    })
+}

@@ -1,0 +1,81 @@
+//! A subscription of the script's.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use alknet_runtime::{OpError, OpReply};
+use alknet_worker::WorkerEvent;
+use futures_util::Stream;
+use tokio::sync::mpsc;
+
+use super::Happened;
+use super::answer::{answered, gone, op_error};
+use super::bridge_host::GuestOutgoingCall;
+use crate::guest::lock;
+use crate::limits::UNACKNOWLEDGED;
+use crate::wire::GuestMessage;
+
+/// The script's side of a subscription. An item counts as taken when the isolate, which keeps as many
+/// as may wait, asks for the one that many later.
+pub(super) struct ScriptSubscription {
+    wish: GuestOutgoingCall,
+    events: mpsc::UnboundedReceiver<Happened>,
+    yielded: u32,
+    acknowledged: u32,
+}
+
+impl ScriptSubscription {
+    pub(super) fn new(wish: GuestOutgoingCall, events: mpsc::UnboundedReceiver<Happened>) -> Self {
+        Self {
+            wish,
+            events,
+            yielded: 0,
+            acknowledged: 0,
+        }
+    }
+
+    fn acknowledge(&mut self) {
+        let kept = u32::try_from(UNACKNOWLEDGED - 1).unwrap_or(u32::MAX);
+        let taken = self.yielded.saturating_sub(kept);
+        let more = taken.saturating_sub(self.acknowledged);
+        if more > 0 {
+            self.acknowledged = taken;
+            let bridge = &self.wish.bridge;
+            let mut state = lock(&bridge.state);
+            bridge.tell(&mut state, &GuestMessage::Taken(self.wish.id, more));
+        }
+    }
+}
+
+impl Stream for ScriptSubscription {
+    type Item = Result<OpReply, OpError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.wish.done {
+            return Poll::Ready(None);
+        }
+        self.acknowledge();
+        let event = match self.events.poll_recv(context) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(event) => event,
+        };
+        let Some((event, fds)) = event else {
+            self.wish.done = true;
+            return Poll::Ready(Some(Err(gone())));
+        };
+        Poll::Ready(match event {
+            WorkerEvent::Item(blob) => {
+                self.yielded += 1;
+                Some(answered(blob, &fds))
+            }
+            WorkerEvent::End => {
+                self.wish.done = true;
+                None
+            }
+            WorkerEvent::Fail(fault) => {
+                self.wish.done = true;
+                Some(Err(op_error(&fault)))
+            }
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! A look at the running calls every few milliseconds: the heartbeats learn how far they are, what
+//! did not listen to an abort is stopped, and lines of the console go out.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::Instant;
+
+use alknet_runtime::{IsolateHandle, RuntimeCode, ScriptFailure};
+use alknet_worker::{Guest, GuestCall};
+
+use super::bridge::Bridge;
+use super::{lock, refuse};
+use crate::limits::{ABORT_LISTEN, PULSE};
+
+/// The thread and what it looks at.
+#[derive(Debug)]
+pub(super) struct CallWatchdog {
+    guest: Guest,
+    state: Mutex<WatchdogState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct WatchdogState {
+    calls: HashMap<u64, WatchedCall>,
+    /// Weak: a session that is over takes its bridge with it.
+    sessions: HashMap<u64, Weak<Bridge>>,
+    /// Whether some session has lines to send.
+    lines: bool,
+}
+
+#[derive(Debug)]
+struct WatchedCall {
+    call: GuestCall,
+    /// Once the isolate has it: by which to stop it, and its fuel when it began.
+    running: Option<(IsolateHandle, u64)>,
+    /// Since when it is aborted, and the isolate's fuel then.
+    aborted: Option<(Instant, u64)>,
+}
+
+impl CallWatchdog {
+    pub(super) fn new(guest: Guest) -> Self {
+        Self {
+            guest,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(super) fn run(&self) -> ! {
+        loop {
+            let mut state = lock(&self.state);
+            while state.calls.is_empty() && !state.lines {
+                let slept = self.changed.wait(state);
+                state = slept.unwrap_or_else(PoisonError::into_inner);
+            }
+            let slept = self.changed.wait_timeout(state, PULSE);
+            let (mut state, _) = slept.unwrap_or_else(PoisonError::into_inner);
+            self.look(&mut state);
+            state.lines = false;
+            state.sessions.retain(|_, bridge| bridge.strong_count() > 0);
+            let sessions = state.sessions.values();
+            let bridges: Vec<Arc<Bridge>> = sessions.filter_map(Weak::upgrade).collect();
+            drop(state);
+            // Also of scripts that write and then compute: their own threads do not come back.
+            bridges.iter().for_each(|bridge| bridge.flush());
+        }
+    }
+
+    fn look(&self, state: &mut WatchdogState) {
+        let now = Instant::now();
+        let mut silent = Vec::new();
+        for (id, watched) in &mut state.calls {
+            if let Some((remote, from)) = &watched.running {
+                let gauge = remote.gauge();
+                watched
+                    .call
+                    .progress(gauge.ticks().saturating_sub(*from), gauge.external().0);
+            }
+            if watched.call.is_aborted() {
+                let isolate = watched.running.as_ref();
+                let ticks = isolate.map(|(remote, _)| remote.gauge().ticks());
+                let first = (now, ticks.unwrap_or(0));
+                let (since, before) = *watched.aborted.get_or_insert(first);
+                if now.duration_since(since) >= ABORT_LISTEN {
+                    silent.push((*id, ticks.is_some_and(|ticks| ticks > before)));
+                }
+            }
+        }
+        for (id, computed) in silent {
+            self.stop(state, id, computed);
+        }
+    }
+
+    /// It did not listen. Alone in its isolate it is stopped, and calls that wait for it to end are
+    /// stopped with it; beside others that have begun it is answered from here, so that they go on:
+    /// what it burns is theirs, until their budget is gone. An isolate that has not `computed` since is
+    /// not stopped: it waits for a processor that others have, and hears of the abort before anything else.
+    fn stop(&self, state: &mut WatchdogState, id: u64, computed: bool) {
+        let Some(watched) = state.calls.get(&id) else {
+            return;
+        };
+        let sid = watched.call.sid();
+        let siblings = state
+            .calls
+            .values()
+            .filter(|other| other.call.sid() == sid && other.running.is_some())
+            .count();
+        match &watched.running {
+            Some((remote, _)) if siblings == 1 => {
+                if computed {
+                    remote.stop(RuntimeCode::Abort);
+                }
+            }
+            _ => {
+                let failure =
+                    ScriptFailure::new(RuntimeCode::Abort, "the call was ended from outside");
+                refuse(&self.guest, &watched.call, &failure);
+                state.calls.remove(&id);
+            }
+        }
+    }
+
+    pub(super) fn add_session(&self, sid: u64, bridge: Arc<Bridge>) {
+        lock(&self.state)
+            .sessions
+            .insert(sid, Arc::downgrade(&bridge));
+    }
+
+    /// A call that its isolate has not begun.
+    pub(super) fn expect(&self, call: &GuestCall) {
+        let watched = WatchedCall {
+            call: call.clone(),
+            running: None,
+            aborted: None,
+        };
+        lock(&self.state).calls.insert(call.id(), watched);
+        self.changed.notify_one();
+    }
+
+    /// Its isolate begins it. Returns whether it is still wanted.
+    pub(super) fn begin(&self, id: u64, remote: &IsolateHandle) -> bool {
+        let mut state = lock(&self.state);
+        let Some(watched) = state.calls.get_mut(&id) else {
+            return false;
+        };
+        watched.running = Some((remote.clone(), remote.gauge().ticks()));
+        true
+    }
+
+    /// It is over. Returns whether it has no answer yet.
+    pub(super) fn end(&self, id: u64) -> bool {
+        lock(&self.state).calls.remove(&id).is_some()
+    }
+
+    pub(super) fn knows(&self, id: u64) -> bool {
+        lock(&self.state).calls.contains_key(&id)
+    }
+
+    /// Some session has lines to send.
+    pub(super) fn has_lines(&self) {
+        let mut state = lock(&self.state);
+        if !state.lines {
+            state.lines = true;
+            self.changed.notify_one();
+        }
+    }
+}

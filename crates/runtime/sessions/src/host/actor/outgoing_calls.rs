@@ -1,0 +1,240 @@
+//! What the script wants: calls, subscriptions, and operations of its own to be called by.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use alknet_call::limits::OPERATION_BYTES_MAX;
+use alknet_call::{Env, ErrorCode};
+use alknet_runtime::{OpError, RecorderTicket, RuntimeCode, ScriptFailure};
+use alknet_worker::{Bytes32, CborBody, FrameBlob, SessionNotice, WorkerReply};
+use serde_json::Value;
+
+use super::{CONTINUE, Next, PROTOCOL_VIOLATION, SessionActor};
+use crate::host::capability_calls;
+use crate::host::exported_operations;
+use crate::host::failure::{op_error, op_fault};
+use crate::host::memory::{MemoryReservation, ReadRefusal};
+use crate::host::outgoing::{self, OutgoingCall, OutgoingReply};
+use crate::wire::{self, HostMessage, Offer, WireCallOptions};
+
+/// An input with the bytes beside it, and what they take of the node's memory.
+struct ScriptCallInput {
+    value: Value,
+    tail: Option<Vec<u8>>,
+    held: Vec<MemoryReservation>,
+}
+
+impl SessionActor {
+    /// A call or subscription of the script's.
+    pub(super) fn wish(
+        &mut self,
+        id: u64,
+        op: &str,
+        subscribes: bool,
+        (input, opts): (FrameBlob, CborBody),
+        fds: Vec<OwnedFd>,
+    ) -> Next {
+        if self.outgoing.has(id) {
+            return PROTOCOL_VIOLATION;
+        }
+        let Ok(mut opts) = wire::read::<WireCallOptions>(&opts) else {
+            return PROTOCOL_VIOLATION;
+        };
+        let name = op.trim_start_matches('/');
+        self.sessions.count_call_out();
+        let calls = self.shared.count_out(name);
+        if name.len() > OPERATION_BYTES_MAX {
+            // It would not fit twice into the frame of the answer.
+            let error = OpError::new("NOT_FOUND", "no operation has a name of that length");
+            return self.refuse(id, &error, None);
+        }
+        let read = self.input(input, &mut opts, &fds);
+        let ScriptCallInput { value, tail, held } = match read {
+            Ok(read) => read,
+            Err(refused) => {
+                if let Some(record) = &self.record {
+                    record.leave_out();
+                }
+                self.excuse(refused);
+                return self.refuse(id, &refused.error("input"), None);
+            }
+        };
+        let course = self.course();
+        let env = course.map(|(_, env)| env.clone());
+        let call = course.map_or(0, |(call, _)| call);
+        let has_bytes = tail.is_some() || opts.map;
+        let noted = self.note(env.as_ref(), name, &value, &opts, has_bytes);
+        if calls > self.calls_max {
+            let error = OpError::new("QUOTA_EXCEEDED", "the calls of the session are used up");
+            return self.refuse(id, &error, noted.as_ref());
+        }
+        let Some(env) = env else {
+            let text = "no call of the session runs, so there is no caller to act for";
+            return self.refuse(id, &OpError::new("ABORTED", text), noted.as_ref());
+        };
+        let peer = opts.options.peer.as_deref();
+        let is_act = capability_calls::is_act(name);
+        if is_act && (subscribes || peer.is_some() || has_bytes) {
+            let error = OpError::new("INVALID_INPUT", "an act is called here, with JSON alone");
+            return self.refuse(id, &error, noted.as_ref());
+        }
+        let is_own = is_act || peer.is_none() && self.offered.contains(name);
+        if !is_own && let Err(error) = self.reach.check(&env, name, peer, &value) {
+            if error.code == ErrorCode::Overloaded {
+                env.excuse();
+            }
+            return self.refuse(id, &op_error(&error, name), noted.as_ref());
+        }
+        let wish = OutgoingCall {
+            id,
+            call,
+            name: name.to_owned(),
+            input: value,
+            opts,
+            tail,
+            held,
+            env,
+            capabilities: is_act.then(|| self.capabilities.clone()),
+            noted,
+        };
+        self.outgoing.begin(wish, subscribes);
+        CONTINUE
+    }
+
+    /// Reads an input, with the bytes beside it. It is held as the value that grants are checked with, and
+    /// as the text that it is passed on as.
+    fn input(
+        &self,
+        input: FrameBlob,
+        opts: &mut WireCallOptions,
+        fds: &[OwnedFd],
+    ) -> Result<ScriptCallInput, ReadRefusal> {
+        let memory = self.shared.memory();
+        let (input, mut held) = memory.open::<wire::Json>(input, fds)?;
+        held.twice()?;
+        let mut all = vec![held];
+        let tail = match opts.tail.take() {
+            Some(tail) => {
+                let (bytes, held) = memory.bytes(tail, fds)?;
+                all.push(held);
+                Some(bytes)
+            }
+            None => None,
+        };
+        Ok(ScriptCallInput {
+            value: input.0,
+            tail,
+            held: all,
+        })
+    }
+
+    /// Writes a wish down where the session is recorded, without what the operation's schemas mark as
+    /// secret.
+    fn note(
+        &self,
+        env: Option<&Env>,
+        name: &str,
+        input: &Value,
+        opts: &WireCallOptions,
+        has_bytes: bool,
+    ) -> Option<RecorderTicket> {
+        let record = self.record.as_ref()?;
+        if has_bytes {
+            record.leave_out();
+            return None;
+        }
+        let marks = match capability_calls::is_act(name) {
+            true => capability_calls::marks(name),
+            false => env.and_then(|env| outgoing::marks(env, name, opts)),
+        };
+        Some(record.begin(name, input, marks))
+    }
+
+    /// The answer to a wish that goes nowhere.
+    pub(super) fn refuse(
+        &mut self,
+        id: u64,
+        error: &OpError,
+        noted: Option<&RecorderTicket>,
+    ) -> Next {
+        if let Some(noted) = noted {
+            noted.failed(error);
+        }
+        let reply = WorkerReply::Err(op_fault(error));
+        match self
+            .worker
+            .tell(SessionNotice::Reply { id, reply }, Vec::new())
+        {
+            Ok(()) => CONTINUE,
+            Err(_) => PROTOCOL_VIOLATION,
+        }
+    }
+
+    /// What an operation answered goes to the script.
+    pub(super) fn pass_on(&mut self, said: OutgoingReply) -> Next {
+        let of = self.outgoing.call_of(said.id());
+        if !self.outgoing.ends(&said) {
+            // It was given up meanwhile.
+            return CONTINUE;
+        }
+        if let Some(call) = of {
+            self.spend(call, said.gpu());
+        }
+        let id = said.id();
+        let (told, fds) = said.told();
+        let last = matches!(told, SessionNotice::Reply { .. });
+        if self.worker.tell(told, fds).is_ok() {
+            return CONTINUE;
+        }
+        // Too much for a frame, or for a worker that does not read.
+        let error = OpError::new("INVALID_OUTPUT", "the answer cannot be sent to the script");
+        if !last {
+            self.outgoing.give_up(id);
+        }
+        self.refuse(id, &error, None)
+    }
+
+    /// Counts time on the GPU against a call into the session, and ends it where that is too much.
+    fn spend(&mut self, call: u64, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        self.shared.count_gpu(time);
+        let Some(running) = self.running.iter_mut().find(|running| running.id == call) else {
+            return;
+        };
+        let Some(left) = running.gpu_left.checked_sub(time) else {
+            if let Some(stop) = running.stop.take() {
+                let text = "the call took more time on the GPU than it may";
+                // It may have ended at this moment.
+                let _ = stop.send(ScriptFailure::new(RuntimeCode::GpuTimeout, text));
+            }
+            return;
+        };
+        running.gpu_left = left;
+    }
+
+    pub(super) fn register(&mut self, spec: &CborBody, _script: Bytes32) -> Next {
+        let registered = match self.shared.memory().keep::<Offer>(spec.as_bytes()) {
+            Err(refused) => {
+                self.excuse(refused);
+                Err(refused.error("specification"))
+            }
+            Ok((offer, held)) => {
+                let name = format!("js/{}", offer.name);
+                exported_operations::registration(&self.entrance, offer, held)
+                    .and_then(|one| {
+                        self.layer
+                            .replace(one)
+                            .map_err(exported_operations::refused)
+                    })
+                    .map(|()| self.offered.insert(name))
+                    .map(drop)
+            }
+        };
+        match self.tell(&HostMessage::Registered(registered)) {
+            Ok(()) => CONTINUE,
+            Err(()) => PROTOCOL_VIOLATION,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The table of sessions, and a session's place in it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use alknet_runtime::ScriptFailure;
+use tokio::sync::mpsc;
+
+use super::actor::SessionCommand;
+use super::shared::{SessionEndReason, SessionShared};
+use super::{ScriptSessions, SessionInfo, SessionSpec, lock, opening};
+
+#[derive(Debug)]
+pub(super) struct SessionEntry {
+    pub(super) shared: Arc<SessionShared>,
+    pub(super) commands: mpsc::WeakUnboundedSender<SessionCommand>,
+}
+
+impl ScriptSessions {
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        tenant: &str,
+        spec: &SessionSpec,
+    ) -> Result<SessionPermit, ScriptFailure> {
+        let mut table = self.lock();
+        let own = || {
+            let all = table.values().map(|known| &known.shared);
+            all.filter(|shared| shared.tenant() == tenant)
+        };
+        let lent = || own().filter(|shared| shared.is_lent()).count();
+        if table.len() >= self.config.sessions_max
+            || own().count() >= self.config.of_tenant_max
+            || spec.lent && lent() >= self.config.of_tenant_max.div_ceil(2)
+        {
+            return Err(ScriptFailure::no_room("too many sessions are open"));
+        }
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let memory = self.memory.share(&account(tenant, spec));
+        let mut shared = SessionShared::new(id, tenant, spec.mode, memory);
+        shared.set_lent(spec.lent);
+        let shared = Arc::new(shared);
+        let (closed, _) = mpsc::unbounded_channel();
+        let known = SessionEntry {
+            shared: Arc::clone(&shared),
+            commands: closed.downgrade(),
+        };
+        table.insert(id, known);
+        Ok(SessionPermit {
+            sessions: Arc::clone(self),
+            shared,
+            kept: false,
+        })
+    }
+
+    pub(super) fn know(
+        &self,
+        shared: &SessionShared,
+        commands: &mpsc::UnboundedSender<SessionCommand>,
+    ) {
+        if let Some(known) = self.lock().get_mut(&shared.id()) {
+            known.commands = commands.downgrade();
+        }
+    }
+
+    /// A session is over.
+    pub(super) fn forget(&self, shared: &SessionShared, reason: SessionEndReason) {
+        shared.close(reason);
+        if self.lock().remove(&shared.id()).is_some() {
+            *lock(&self.counters.closed)
+                .entry(shared.reason())
+                .or_default() += 1;
+            tell(&shared.info(), shared.reason());
+        }
+    }
+}
+
+/// Whose share of the node's memory the values of a session take.
+fn account(tenant: &str, spec: &SessionSpec) -> String {
+    match (&spec.payer, spec.lent) {
+        (Some(payer), _) => opening::tenant(Some(payer)),
+        // Callers of a service do not take what is the author's.
+        (None, true) => format!("lent {tenant}"),
+        (None, false) => tenant.to_owned(),
+    }
+}
+
+/// What a session came to, for the log: plainly where it ended before its work was done.
+fn tell(info: &SessionInfo, outcome: SessionEndReason) {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                session = info.id,
+                tenant = info.tenant,
+                %outcome,
+                calls = info.ended,
+                fuel = info.ticks,
+                cpu_ms = millis(info.cpu),
+                wall_ms = millis(info.wall),
+                gpu_ms = millis(info.gpu),
+                heap_peak = info.heap_peak,
+                external_peak = info.external_peak,
+                calls_out = ?info.calls,
+                "a script session is over"
+            )
+        };
+    }
+    match outcome {
+        SessionEndReason::Done => line!(debug),
+        _ => line!(info),
+    }
+}
+
+/// A session's place in the table while it is opened. The caller who opens it may give up at any
+/// moment.
+pub(super) struct SessionPermit {
+    sessions: Arc<ScriptSessions>,
+    pub(super) shared: Arc<SessionShared>,
+    kept: bool,
+}
+
+impl SessionPermit {
+    /// It is open: from now on its task keeps the place.
+    pub(super) fn keep(mut self) -> Arc<SessionShared> {
+        self.kept = true;
+        Arc::clone(&self.shared)
+    }
+}
+
+impl Drop for SessionPermit {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.sessions.lock().remove(&self.shared.id());
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What `runtime/eval` takes and answers, as its callers write it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use alknet_call::CallError;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::host::SessionLimits;
+use crate::limits::REPL_NAME_BYTES_MAX;
+
+/// What `runtime/eval` takes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::ops) struct EvalRequest {
+    /// Lines of a REPL, or the one module of a script.
+    pub(super) source: Option<String>,
+    /// Modules by specifier.
+    #[serde(default)]
+    pub(super) modules: BTreeMap<String, String>,
+    /// The module that is evaluated.
+    pub(super) main: Option<String>,
+    /// The REPL that the lines belong to.
+    pub(super) repl: Option<String>,
+    /// The REPL ends with this.
+    #[serde(default)]
+    pub(super) end: bool,
+    /// What it may call; everything that may be, if nothing is said.
+    pub(super) uses: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) limits: EvalLimits,
+    /// Whether the answer lists the calls that the script made, with their answers.
+    #[serde(default)]
+    pub(super) record: bool,
+    /// 64 hexadecimal digits: it then gives the same answer each time, and begins in 1970.
+    pub(super) seed: Option<String>,
+}
+
+/// What it may use; absent is the default.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EvalLimits {
+    wall_ms: Option<u64>,
+    cpu_ms: Option<u64>,
+    fuel_ticks: Option<u64>,
+    heap_bytes: Option<usize>,
+    external_bytes: Option<usize>,
+    stack_bytes: Option<usize>,
+    calls: Option<u64>,
+}
+
+impl EvalLimits {
+    pub(super) fn limits(&self) -> SessionLimits {
+        let mut limits = SessionLimits::default();
+        let runtime = &mut limits.runtime;
+        let ms = |ms: u64| Duration::from_millis(ms);
+        runtime.cpu = self.cpu_ms.map_or(runtime.cpu, ms);
+        runtime.fuel_ticks = self.fuel_ticks.unwrap_or(runtime.fuel_ticks);
+        runtime.heap_bytes = self.heap_bytes.unwrap_or(runtime.heap_bytes);
+        runtime.external_bytes = self.external_bytes.unwrap_or(runtime.external_bytes);
+        runtime.stack_bytes = self.stack_bytes.unwrap_or(runtime.stack_bytes);
+        runtime.calls = self.calls.unwrap_or(runtime.calls);
+        limits.wall = self.wall_ms.map_or(limits.wall, ms);
+        limits
+    }
+}
+
+pub(in crate::ops) fn schema() -> Value {
+    let whole = json!({ "type": "integer", "minimum": 1 });
+    json!({
+        "type": "object",
+        "properties": {
+            "source": { "type": "string" },
+            "modules": { "type": "object", "additionalProperties": { "type": "string" } },
+            "main": { "type": "string" },
+            "repl": { "type": "string", "minLength": 1, "maxLength": REPL_NAME_BYTES_MAX },
+            "end": { "type": "boolean" },
+            "uses": { "type": "array", "items": { "type": "string" } },
+            "limits": {
+                "type": "object",
+                "properties": {
+                    "wall_ms": whole, "cpu_ms": whole, "fuel_ticks": whole, "heap_bytes": whole,
+                    "external_bytes": whole, "stack_bytes": whole, "calls": whole,
+                },
+                "additionalProperties": false,
+            },
+            "record": {
+                "type": "boolean",
+                "description": "Tell the calls that it makes, as a test takes them",
+            },
+            "seed": { "type": "string", "pattern": "^[0-9a-f]{64}$" },
+        },
+        "additionalProperties": false,
+    })
+}
+
+/// What `runtime/eval` answers.
+pub(in crate::ops) fn output_schema() -> Value {
+    let call = json!({
+        "type": "object",
+        "properties": {
+            "path": { "type": "string" }, "input": {}, "output": {},
+            "bytes": { "type": "string", "contentEncoding": "base64" },
+            "error": { "type": "object" },
+        },
+        "required": ["path"],
+    });
+    json!({
+        "type": "object",
+        "properties": {
+            "value": { "description": "The default export, or what the lines come to" },
+            "shown": { "type": ["string", "null"], "description": "The same as a REPL shows it" },
+            "console": { "type": "array", "items": { "type": "object" } },
+            "stats": { "type": "object" },
+            "calls": {
+                "type": "array", "items": call,
+                "description": "With record: what it called, without secrets",
+            },
+            "calls_left_out": {
+                "type": "integer", "minimum": 0,
+                "description": "With record: how many calls are not told",
+            },
+        },
+        "required": ["value", "shown", "console", "stats"],
+    })
+}
+
+pub(super) fn seed_of(text: &str) -> Result<[u8; 32], CallError> {
+    let hash = blake3::Hash::from_hex(text);
+    hash.map(|hash| *hash.as_bytes())
+        .map_err(|_| CallError::invalid_input("a seed has 64 hexadecimal digits"))
+}

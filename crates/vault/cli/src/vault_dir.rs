@@ -1,0 +1,387 @@
+//! The directory of a vault, and how it is opened.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use alknet_vault::audit::{AuditError, AuditEvent, AuditLog};
+use alknet_vault::credentials::VaultCredentials;
+use alknet_vault::slots::{
+    Attempts, FileCopyStorage, KeySlot, LoadedCopies, OpenAlkv, SeedKey, SlotError, SlotId,
+    SlotType, UnlockKey, VaultCopies, memory_cap_kib,
+};
+use alknet_vault::{SecretStr, Vault};
+
+use crate::args::{VaultOpenArgs, WordsArgs};
+use crate::progress::ProgressMessage;
+use crate::recorder::{AuditRecorder, name_of};
+use crate::{SecretPrompt, VaultCliError};
+
+/// How often a person at a terminal may mistype a passphrase before the command ends.
+const ATTEMPTS: u32 = 10;
+/// Bytes of a seed.key, with room for white space.
+const SEED_KEY_BYTES_MAX: u64 = 4096;
+
+/// The directory, which no other command uses meanwhile.
+pub(crate) struct VaultDir {
+    dir: PathBuf,
+    /// Unlocked when it is closed.
+    _lock: Option<File>,
+}
+
+impl VaultDir {
+    /// A directory that is only read.
+    pub(crate) fn look(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            _lock: None,
+        }
+    }
+
+    /// A directory with a vault.
+    pub(crate) fn existing(dir: &Path) -> Result<Self, VaultCliError> {
+        let place = Self::look(dir);
+        place.load()?;
+        Self::locked(dir)
+    }
+
+    /// A directory that gets one.
+    pub(crate) fn fresh(dir: &Path) -> Result<Self, VaultCliError> {
+        make_dir(dir)?;
+        let place = Self::locked(dir)?;
+        match place.copies().load()? {
+            None => Ok(place),
+            Some(_) => Err(SlotError::Exists.into()),
+        }
+    }
+
+    fn locked(dir: &Path) -> Result<Self, VaultCliError> {
+        let path = dir.join("lock");
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let lock = options.mode(0o600).open(&path);
+        let lock = lock.map_err(VaultCliError::file(&path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self {
+                dir: dir.to_owned(),
+                _lock: Some(lock),
+            }),
+            Err(TryLockError::WouldBlock) => {
+                let text = format!("another command is using {}", dir.display());
+                Err(VaultCliError::Local(text))
+            }
+            Err(TryLockError::Error(error)) => Err(VaultCliError::file(&path)(error)),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub(crate) fn copies(&self) -> VaultCopies<FileCopyStorage> {
+        let file = |name| FileCopyStorage::file(self.path(name));
+        VaultCopies::new(file("vault.a"), file("vault.b"))
+    }
+
+    pub(crate) fn load(&self) -> Result<LoadedCopies, VaultCliError> {
+        let found = self.copies().load()?;
+        found.ok_or_else(|| {
+            let dir = self.dir.display();
+            VaultCliError::Usage(format!("there is no vault in {dir}; 'init' makes one"))
+        })
+    }
+
+    /// The sealed records, if there are any.
+    pub(crate) fn records(&self) -> Result<Option<VaultCredentials>, VaultCliError> {
+        let path = self.path("credentials");
+        let there = path.join("current").try_exists();
+        match there.map_err(VaultCliError::file(&path))? {
+            true => Ok(Some(VaultCredentials::open(&path)?)),
+            false => Ok(None),
+        }
+    }
+
+    pub(crate) fn save(&self, open: &OpenAlkv) -> Result<(), VaultCliError> {
+        Ok(self.copies().save(open)?)
+    }
+
+    pub(crate) fn seed_key(&self, said: Option<&Path>) -> Result<Option<SeedKey>, VaultCliError> {
+        let own = self.path("seed.key");
+        let path = said.unwrap_or(&own);
+        let read = fs::metadata(path).and_then(|meta| match meta.len() {
+            0..=SEED_KEY_BYTES_MAX => fs::read_to_string(path),
+            _ => Err(ErrorKind::FileTooLarge.into()),
+        });
+        let seed = match read {
+            Ok(text) => {
+                let text = SecretStr::from_string(text);
+                SeedKey::parse(text.expose()).map_err(VaultCliError::from)
+            }
+            Err(error) if said.is_none() && error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => Err(VaultCliError::file(path)(error)),
+        };
+        match seed {
+            // The user did not name this file, but may wonder why it does not open the vault.
+            Err(error) if said.is_none() => {
+                writeln!(std::io::stderr(), "{} is not used: {error}", path.display()).ok();
+                Ok(None)
+            }
+            seed => seed.map(Some),
+        }
+    }
+}
+
+/// A vault that is open, with the log of what happens to it.
+pub(crate) struct OpenVaultDir {
+    pub(crate) place: VaultDir,
+    pub(crate) alkv: OpenAlkv,
+    pub(crate) vault: Vault,
+    recorder: AuditRecorder,
+}
+
+impl OpenVaultDir {
+    /// Opens the vault of a directory: by its seed, by the key beside it, or by a passphrase.
+    pub(crate) fn open(
+        args: &VaultOpenArgs,
+        ask: &mut dyn SecretPrompt,
+    ) -> Result<Self, VaultCliError> {
+        let place = VaultDir::existing(&args.place.dir)?;
+        if args.passphrase_stdin {
+            ask.use_stdin();
+        }
+        let found = place.load()?;
+        let recorder = AuditRecorder::new();
+        let alkv = match unattended(&place, &found, args.seed_key.as_deref(), &recorder)? {
+            Some(alkv) => alkv,
+            None => typed(&found, None, &recorder, ask)?,
+        };
+        Self::with_vault_file(place, &found, alkv, recorder, ask)
+    }
+
+    /// Opens it by a passphrase, whatever else would open it; of one slot, or of any.
+    pub(crate) fn open_typed(
+        args: &VaultOpenArgs,
+        slot: Option<SlotId>,
+        ask: &mut dyn SecretPrompt,
+    ) -> Result<Self, VaultCliError> {
+        let place = VaultDir::existing(&args.place.dir)?;
+        if args.passphrase_stdin {
+            ask.use_stdin();
+        }
+        let found = place.load()?;
+        let typed_into = |slot: &KeySlot| slot.kind() == SlotType::Passphrase;
+        if !found.newest.slots().iter().any(typed_into) {
+            let text = "this needs a slot with a passphrase, and the vault has none";
+            return Err(VaultCliError::Denied(text.to_owned()));
+        }
+        let recorder = AuditRecorder::new();
+        let alkv = typed(&found, slot, &recorder, ask)?;
+        Self::with_vault_file(place, &found, alkv, recorder, ask)
+    }
+
+    fn with_vault_file(
+        place: VaultDir,
+        found: &LoadedCopies,
+        alkv: OpenAlkv,
+        recorder: AuditRecorder,
+        ask: &mut dyn SecretPrompt,
+    ) -> Result<Self, VaultCliError> {
+        if found.damaged.is_some() || found.other.is_some() {
+            place.save(&alkv)?;
+            ask.tell("one copy of the vault was damaged or older, and is written again");
+        }
+        let slot = alkv
+            .alkv()
+            .slots()
+            .iter()
+            .find(|slot| slot.id() == alkv.opened_by());
+        if let Some(slot) = slot {
+            recorder.record(AuditEvent::Unlocked(name_of(slot)));
+        }
+        let device = alkv.alkv().device();
+        let vault = Vault::locked_as(device, Some(Box::new(recorder.clone())));
+        vault.unlock(alkv.entropy(), alkv.passphrase())?;
+        if let Some(records) = place.records()? {
+            vault.use_versions(records.versions()?)?;
+        }
+        Ok(Self {
+            place,
+            alkv,
+            vault,
+            recorder,
+        })
+    }
+
+    /// A vault that was just made.
+    pub(crate) fn made(
+        place: VaultDir,
+        alkv: OpenAlkv,
+        event: AuditEvent,
+    ) -> Result<Self, VaultCliError> {
+        let recorder = AuditRecorder::new();
+        recorder.record(event);
+        let device = alkv.alkv().device();
+        let vault = Vault::locked_as(device, Some(Box::new(recorder.clone())));
+        vault.unlock(alkv.entropy(), alkv.passphrase())?;
+        Ok(Self {
+            place,
+            alkv,
+            vault,
+            recorder,
+        })
+    }
+
+    /// Writes the vault with what was changed, and remembers why.
+    pub(crate) fn save(&mut self, event: AuditEvent) -> Result<(), VaultCliError> {
+        self.place.save(&self.alkv)?;
+        self.recorder.record(event);
+        Ok(())
+    }
+
+    pub(crate) fn record(&self, event: AuditEvent) {
+        self.recorder.record(event);
+    }
+
+    /// The sealed records, which are begun if there are none.
+    pub(crate) fn records(&self) -> Result<VaultCredentials, VaultCliError> {
+        Ok(VaultCredentials::open(&self.place.path("credentials"))?)
+    }
+
+    /// Writes the log. What was done stays done if that fails, which is said.
+    pub(crate) fn finish(self) -> Result<(), VaultCliError> {
+        let dir = self.place.path("audit");
+        make_dir(&dir)?;
+        let mut log = match AuditLog::open(&dir) {
+            // What is broken is kept and goes on being found; what happens now is not lost for it.
+            Err(AuditError::Broken { .. }) => {
+                let text = "the end of the log is broken; it is put aside and another is begun";
+                writeln!(std::io::stderr(), "{text}").ok();
+                AuditLog::begin_anew(&dir)?
+            }
+            log => log?,
+        };
+        let mut pending = self.recorder.lock();
+        Ok(pending.flush(&mut log, &self.vault)?)
+    }
+}
+
+/// A vault of words that were typed, without a directory.
+pub(crate) fn offline(
+    args: &WordsArgs,
+    ask: &mut dyn SecretPrompt,
+) -> Result<Vault, VaultCliError> {
+    if args.mnemonic_stdin {
+        ask.use_stdin();
+    }
+    let words = crate::new::typed_words(ask)?;
+    let passphrase = match args.bip39_passphrase {
+        true => ask.secret("passphrase of the words")?,
+        false => SecretStr::empty(),
+    };
+    let vault = Vault::locked_as(args.device, None);
+    vault.unlock(&words, &passphrase)?;
+    Ok(vault)
+}
+
+/// Tries the slots that open without a person.
+fn unattended(
+    place: &VaultDir,
+    found: &LoadedCopies,
+    said: Option<&Path>,
+    recorder: &AuditRecorder,
+) -> Result<Option<OpenAlkv>, VaultCliError> {
+    let has = |kind| found.newest.slots().iter().any(|slot| slot.kind() == kind);
+    if has(SlotType::Provisioning)
+        && let Some(seed) = place.seed_key(said)?
+    {
+        match found.open(&mut UnlockKey::Seed(&seed)) {
+            Ok(alkv) => return Ok(Some(alkv)),
+            Err(error) => {
+                recorder.failed(found, SlotType::Provisioning);
+                // A seed that lies there by chance does not keep anybody from typing.
+                if said.is_some()
+                    || !matches!(error, SlotError::OtherVault(_) | SlotError::WrongKey(_))
+                {
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+    if has(SlotType::None) {
+        return Ok(Some(found.open(&mut UnlockKey::Stored)?));
+    }
+    Ok(None)
+}
+
+/// Asks for passphrases until one opens a slot.
+fn typed(
+    found: &LoadedCopies,
+    slot: Option<SlotId>,
+    recorder: &AuditRecorder,
+    ask: &mut dyn SecretPrompt,
+) -> Result<OpenAlkv, VaultCliError> {
+    let fits = |slot: &KeySlot| slot.kind() == SlotType::Passphrase;
+    if !found.newest.slots().iter().any(fits) {
+        let text = "nothing here opens this vault: its slots need the node, or a seed.key";
+        return Err(VaultCliError::Locked(text.to_owned()));
+    }
+    let begun = Instant::now();
+    let mut waited = Duration::ZERO;
+    let mut attempts = Attempts::default();
+    loop {
+        let wait = attempts.wait(begun.elapsed() + waited);
+        if !wait.is_zero() {
+            ask.tell(&format!(
+                "wrong {} times; wait {} s",
+                attempts.wrong(),
+                wait.as_secs().max(1)
+            ));
+            ask.pause(wait);
+            waited += wait;
+        }
+        let passphrase = ask.secret("passphrase")?;
+        let mut key = UnlockKey::Passphrase {
+            passphrase: &passphrase,
+            cap_kib: cap_kib(),
+        };
+        let slow = ProgressMessage::new("opening the vault");
+        let opened = match slot {
+            Some(id) => found.newest.open(id, &mut key),
+            None => found.open(&mut key),
+        };
+        drop(slow);
+        match opened {
+            Ok(alkv) => return Ok(alkv),
+            Err(SlotError::WrongKey(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        recorder.failed(found, SlotType::Passphrase);
+        attempts.failed(begun.elapsed() + waited);
+        if !ask.is_person() || attempts.wrong() >= ATTEMPTS {
+            return Err(VaultCliError::WrongPassphrase);
+        }
+        ask.tell("wrong passphrase");
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now_s() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
+/// How much memory Argon2id may take here: a quarter of what there is.
+pub(crate) fn cap_kib() -> u32 {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok());
+    memory_cap_kib(kib.unwrap_or(0))
+}
+
+/// A directory that only its owner reads.
+pub(crate) fn make_dir(path: &Path) -> Result<(), VaultCliError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(VaultCliError::file(path))
+}

@@ -1,0 +1,79 @@
+//! Which TPMs have to count before a vault is forgotten, in the memo of its partition: a factory reset opens
+//! neither the vault nor the note beside the data. Neither the memo nor the list of slots that it adds to is
+//! authenticated: an attacker who can write to the disk before a reset can take both away.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+
+use alknet_sealed::SealedPartition;
+use alknet_sealed::limits::MEMO_BYTES;
+use alknet_tpm::StorageKey;
+
+/// What the memo begins with; the storage keys follow, in hex.
+const BEGINNING: &str = "alknet: counted by";
+/// Storage keys that a memo has room for.
+pub(crate) const TPMS_MAX: usize = 7;
+
+/// The storage keys of the TPMs that the memo of a device names. None where it cannot be read.
+pub(crate) fn counted_by(device: &Path) -> Vec<String> {
+    let memo =
+        File::open(device).and_then(|file| SealedPartition::memo(&file).map_err(io::Error::other));
+    memo.map(|memo| parse(&memo)).unwrap_or_default()
+}
+
+/// Has the memo name these TPMs, the first [`TPMS_MAX`] of them, and returns when it is on the disk.
+pub(crate) fn set_counted_by(device: &Path, tpms: &[String]) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(device)?;
+    SealedPartition::set_memo(&file, &memo(tpms)).map_err(io::Error::other)
+}
+
+fn memo(tpms: &[String]) -> [u8; MEMO_BYTES] {
+    let mut memo = [0; MEMO_BYTES];
+    if tpms.is_empty() {
+        return memo;
+    }
+    let mut text = BEGINNING.to_owned();
+    for tpm in tpms.iter().take(TPMS_MAX) {
+        text.push(' ');
+        text.push_str(tpm);
+    }
+    text.push('\n');
+    let length = text.len().min(MEMO_BYTES);
+    memo[..length].copy_from_slice(&text.as_bytes()[..length]);
+    memo
+}
+
+/// What is no memo of this program names none.
+fn parse(memo: &[u8; MEMO_BYTES]) -> Vec<String> {
+    let end = memo.iter().position(|byte| *byte == b'\n');
+    let text = end.and_then(|end| std::str::from_utf8(&memo[..end]).ok());
+    let Some(names) = text.and_then(|text| text.strip_prefix(BEGINNING)) else {
+        return Vec::new();
+    };
+    let names = names.split_ascii_whitespace();
+    let names = names.filter(|name| name.parse::<StorageKey>().is_ok());
+    names.map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memo_names_as_many_tpms_as_it_has_room_for() {
+        let tpms: Vec<_> = (0..=TPMS_MAX)
+            .map(|number| format!("{number:064x}"))
+            .collect();
+        for count in 0..=TPMS_MAX {
+            assert_eq!(parse(&memo(&tpms[..count])), tpms[..count]);
+        }
+        assert_eq!(parse(&memo(&tpms)), tpms[..TPMS_MAX]);
+        assert_eq!(memo(&[]), [0; MEMO_BYTES]);
+        // What other programs left there, and a malformed name.
+        for bytes in [0, b'\n', b' ', 0xff] {
+            assert_eq!(parse(&[bytes; MEMO_BYTES]), Vec::<String>::new());
+        }
+        assert_eq!(parse(&memo(&["x".to_owned()])), Vec::<String>::new());
+    }
+}

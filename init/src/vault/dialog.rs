@@ -1,0 +1,709 @@
+//! What the console asks the user about the vault, and what comes of the answers. No clock, no vault: answers come
+//! in, questions and steps come out.
+
+use alknet_tpm::TpmPin;
+use alknet_vault::{Entropy, SecretStr};
+use zeroize::Zeroizing;
+
+use super::commands::{COMMANDS, CommandPrompt, PromptResponse, PromptText, VaultCommand};
+use super::{UnlockPrompt, VaultWait, WordsSource};
+use crate::console::{ConsoleInput, ConsoleQuestion};
+
+/// Number of words that the console asks for, to see whether the user wrote them down.
+const CHECKED: usize = 3;
+/// Columns in which the words are shown.
+const COLUMNS: usize = 4;
+
+/// What an answer leads to.
+#[derive(Debug)]
+pub(crate) enum DialogStep {
+    /// The command that is under way is not wanted any more.
+    Drop,
+    /// The user wants the machine back as it came: everything on the data partition is lost.
+    FactoryReset,
+    /// What the command under way waits for.
+    Given(PromptResponse),
+    Lock {
+        hard: bool,
+    },
+    /// The next question stands.
+    Next,
+    /// Try whatever needs nothing typed.
+    Retry,
+    /// Open the vault, or make it, with this.
+    NewPassphrase(SecretStr),
+    NewPin(SecretStr),
+    Passphrase(SecretStr),
+    Pin(SecretStr),
+    Run(VaultCommand),
+    Words(WordsSource),
+    /// The words that were shown are written down.
+    WordsKept,
+}
+
+/// A conversation at the console.
+#[derive(Debug, Default)]
+pub(crate) struct VaultDialog {
+    state: DialogState,
+    /// Something the person should know, above the next question.
+    note: String,
+    /// Both a PIN and a passphrase help: Enter leads from one question to the other.
+    other_way: bool,
+    /// Words that wait to be written down while something else is talked about.
+    deferred_words: Option<(SecretStr, Vec<usize>)>,
+}
+
+#[derive(Debug, Default)]
+enum DialogState {
+    Checking {
+        words: SecretStr,
+        /// Places, counted from 1, that are still to be typed.
+        places: Vec<usize>,
+    },
+    /// What the last command said, if there was one.
+    Command(Vec<String>),
+    NewPassphrase,
+    NewPassphraseAgain(SecretStr),
+    NewPin,
+    NewPinAgain(SecretStr),
+    #[default]
+    Nothing,
+    Passphrase,
+    Pin,
+    Reset,
+    /// The words of the vault, for a user who asked to see them.
+    Shown(SecretStr),
+    Wanting(PromptText),
+    Words,
+}
+
+impl VaultDialog {
+    /// Asks for what the vault waits for, or for nothing. A conversation about the same goes on.
+    pub(crate) fn wait_for(&mut self, waiting: Option<&VaultWait>) {
+        let other_way = waiting.is_some_and(|waiting| waiting.other_way);
+        let fits = |state: &DialogState, ask: UnlockPrompt| match ask {
+            // A user who chose the other question is left with it.
+            UnlockPrompt::Passphrase | UnlockPrompt::Pin
+                if other_way && matches!(state, DialogState::Passphrase | DialogState::Pin) =>
+            {
+                true
+            }
+            UnlockPrompt::NewPin => {
+                matches!(state, DialogState::NewPin | DialogState::NewPinAgain(_))
+            }
+            UnlockPrompt::Pin => matches!(
+                state,
+                DialogState::Pin | DialogState::Command(_) | DialogState::Reset
+            ),
+            UnlockPrompt::NewPassphrase => {
+                matches!(
+                    state,
+                    DialogState::NewPassphrase | DialogState::NewPassphraseAgain(_)
+                )
+            }
+            UnlockPrompt::Nothing => matches!(
+                state,
+                DialogState::Nothing | DialogState::Command(_) | DialogState::Reset
+            ),
+            UnlockPrompt::Passphrase => {
+                matches!(
+                    state,
+                    DialogState::Passphrase | DialogState::Command(_) | DialogState::Reset
+                )
+            }
+            UnlockPrompt::Words => matches!(state, DialogState::Words),
+        };
+        match waiting {
+            None => {
+                let is_over = matches!(
+                    self.state,
+                    DialogState::NewPassphrase
+                        | DialogState::NewPassphraseAgain(_)
+                        | DialogState::NewPin
+                        | DialogState::NewPinAgain(_)
+                        | DialogState::Passphrase
+                        | DialogState::Pin
+                        | DialogState::Words
+                );
+                if is_over {
+                    self.state = DialogState::Nothing;
+                }
+            }
+            Some(waiting) if fits(&self.state, waiting.ask) => {}
+            Some(waiting) => {
+                self.note.clear();
+                self.state = match waiting.ask {
+                    UnlockPrompt::NewPassphrase => DialogState::NewPassphrase,
+                    UnlockPrompt::NewPin => DialogState::NewPin,
+                    UnlockPrompt::Nothing => DialogState::Nothing,
+                    UnlockPrompt::Passphrase => DialogState::Passphrase,
+                    UnlockPrompt::Pin => DialogState::Pin,
+                    UnlockPrompt::Words => DialogState::Words,
+                };
+            }
+        }
+        self.other_way = other_way;
+        if let Some(waiting) = waiting {
+            self.note.clone_from(&waiting.problem.text);
+        }
+    }
+
+    /// Shows `words`, and asks for the words at `places`.
+    pub(crate) fn show(&mut self, words: SecretStr, places: Vec<usize>) {
+        self.note.clear();
+        self.state = DialogState::Checking { words, places };
+    }
+
+    /// Shows words to a user who asked for them, until the user ends that.
+    pub(crate) fn reveal(&mut self, words: SecretStr) {
+        self.note.clear();
+        self.state = DialogState::Shown(words);
+    }
+
+    /// Asks for what a command waits for.
+    pub(crate) fn want(&mut self, want: CommandPrompt, note: String) {
+        self.state = DialogState::Wanting(PromptText::new(want, note));
+    }
+
+    /// Shows what came of a command, and asks for the next.
+    pub(crate) fn tell(&mut self, lines: Vec<String>) {
+        self.note.clear();
+        self.state = DialogState::Command(lines);
+    }
+
+    /// Whether the console asks nothing.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.state, DialogState::Nothing)
+    }
+
+    /// Shows again what was put aside for something else.
+    pub(crate) fn resume(&mut self) {
+        if self.is_idle()
+            && let Some((words, places)) = self.deferred_words.take()
+        {
+            self.state = DialogState::Checking { words, places };
+        }
+    }
+
+    /// Forgets words that were not written down.
+    pub(crate) fn forget_words(&mut self) {
+        self.deferred_words = None;
+        if matches!(self.state, DialogState::Checking { .. }) {
+            self.end();
+        }
+    }
+
+    /// Nothing is asked any more, and shown words are forgotten.
+    pub(crate) fn end(&mut self) {
+        self.deferred_words = None;
+        self.leave();
+    }
+
+    fn leave(&mut self) {
+        self.note.clear();
+        self.state = DialogState::Nothing;
+    }
+
+    /// What is asked now.
+    pub(crate) fn question(&self) -> Option<ConsoleQuestion> {
+        let note = [self.note.as_str()]
+            .into_iter()
+            .filter(|note| !note.is_empty());
+        Some(match &self.state {
+            DialogState::Nothing => return None,
+            DialogState::Passphrase if self.other_way => {
+                ConsoleQuestion::secret("passphrase of the vault, or Enter for the PIN").with_lines(note)
+            }
+            DialogState::Passphrase => {
+                ConsoleQuestion::secret("passphrase of the vault, or Enter where it opens by itself").with_lines(note)
+            }
+            DialogState::Pin if self.other_way => {
+                ConsoleQuestion::secret("PIN of the TPM, or Enter for the passphrase").with_lines(note)
+            }
+            DialogState::Pin => ConsoleQuestion::secret("PIN of the TPM").with_lines(note),
+            DialogState::NewPin => {
+                let told = "This machine's vault is about to be made. The PIN is asked at every boot; \
+                            the TPM counts wrong ones.";
+                ConsoleQuestion::secret("new PIN of the TPM").with_lines(note.chain([told]))
+            }
+            DialogState::NewPassphrase => {
+                let told = "This machine's vault is about to be made. Its passphrase is asked at every boot.";
+                ConsoleQuestion::secret("new passphrase").with_lines(note.chain([told]))
+            }
+            DialogState::NewPassphraseAgain(_) | DialogState::NewPinAgain(_) => ConsoleQuestion::secret("the same again"),
+            DialogState::Words => {
+                let told = "The words of an earlier node bring it back here, all on one line.";
+                ConsoleQuestion::shown("the words, or Enter for new ones").with_lines(note.chain([told]))
+            }
+            DialogState::Command(said) if said.is_empty() => {
+                ConsoleQuestion::shown("vault").with_lines(note.chain(COMMANDS))
+            }
+            DialogState::Command(said) => {
+                ConsoleQuestion::shown("vault").with_lines(note.chain(said.iter().map(String::as_str)))
+            }
+            DialogState::Reset => ConsoleQuestion::shown("type RESET to go on").with_lines([
+                "Everything on the data partition, the vault and its keys included, is lost for ever.",
+                "The words, if you have them, make the same node again. Ctrl-C goes back.",
+            ]),
+            DialogState::Wanting(wanting) => wanting.question(),
+            DialogState::Shown(words) => {
+                let told = "These words are this node. Only you may see them.".to_owned();
+                let lines = [told, String::new()].into_iter().chain(table(words));
+                ConsoleQuestion::shown("Enter wipes them").with_lines(lines).private()
+            }
+            DialogState::Checking { words, places } => {
+                let mut lines = vec![
+                    "These words are this node. Write them down; they are shown this once.".to_owned(),
+                    String::new(),
+                ];
+                lines.extend(table(words));
+                lines.push(String::new());
+                lines.extend(note.map(str::to_owned));
+                let place = places.first().copied().unwrap_or(1);
+                ConsoleQuestion::shown(format!("word {place}")).with_lines(lines).private()
+            }
+        })
+    }
+
+    /// Takes an answer.
+    pub(crate) fn answer(&mut self, answer: ConsoleInput) -> DialogStep {
+        let line = match answer {
+            // A user who has forgotten what opens the vault may want to reset the machine.
+            ConsoleInput::Begin
+                if matches!(
+                    self.state,
+                    DialogState::Nothing | DialogState::Passphrase | DialogState::Pin
+                ) =>
+            {
+                self.tell(Vec::new());
+                return DialogStep::Next;
+            }
+            ConsoleInput::Begin => {
+                match std::mem::take(&mut self.state) {
+                    DialogState::Checking { words, places } => {
+                        self.deferred_words = Some((words, places));
+                        self.tell(Vec::new());
+                    }
+                    other => self.state = other,
+                }
+                return DialogStep::Next;
+            }
+            ConsoleInput::Cancel => return self.cancel(),
+            // The machine takes it before it comes here.
+            ConsoleInput::Pasted(_) => return DialogStep::Next,
+            ConsoleInput::Line(line) => line,
+        };
+        self.note.clear();
+        match std::mem::take(&mut self.state) {
+            DialogState::Nothing => DialogStep::Next,
+            DialogState::Passphrase => {
+                if line.is_empty() {
+                    self.state = match self.other_way {
+                        true => DialogState::Pin,
+                        false => DialogState::Passphrase,
+                    };
+                    return DialogStep::Retry;
+                }
+                self.state = DialogState::Passphrase;
+                DialogStep::Passphrase(secret(&line))
+            }
+            DialogState::Pin if line.is_empty() && self.other_way => {
+                self.state = DialogState::Passphrase;
+                DialogStep::Next
+            }
+            DialogState::Pin if line.is_empty() => {
+                self.state = DialogState::Pin;
+                DialogStep::Retry
+            }
+            DialogState::Pin => {
+                self.state = DialogState::Pin;
+                match self.pin(&line) {
+                    Some(pin) => DialogStep::Pin(pin),
+                    None => DialogStep::Next,
+                }
+            }
+            DialogState::NewPin => {
+                self.state = match self.pin(&line) {
+                    Some(pin) => DialogState::NewPinAgain(pin),
+                    None => DialogState::NewPin,
+                };
+                DialogStep::Next
+            }
+            DialogState::NewPinAgain(first) if first.expose() == line.as_str() => {
+                DialogStep::NewPin(first)
+            }
+            DialogState::NewPinAgain(_) => {
+                self.note = "the two differ".to_owned();
+                self.state = DialogState::NewPin;
+                DialogStep::Next
+            }
+            DialogState::NewPassphrase if line.is_empty() => {
+                self.note = "an empty passphrase protects nothing".to_owned();
+                self.state = DialogState::NewPassphrase;
+                DialogStep::Next
+            }
+            DialogState::NewPassphrase => {
+                self.state = DialogState::NewPassphraseAgain(secret(&line));
+                DialogStep::Next
+            }
+            DialogState::NewPassphraseAgain(first) if first.expose() == line.as_str() => {
+                DialogStep::NewPassphrase(first)
+            }
+            DialogState::NewPassphraseAgain(_) => {
+                self.note = "the two differ".to_owned();
+                self.state = DialogState::NewPassphrase;
+                DialogStep::Next
+            }
+            DialogState::Words => self.words(&line),
+            DialogState::Command(_) => self.command(&line),
+            DialogState::Reset if line.as_str() == "RESET" => DialogStep::FactoryReset,
+            DialogState::Reset => {
+                self.state = DialogState::Command(Vec::new());
+                DialogStep::Next
+            }
+            DialogState::Shown(_) => DialogStep::Next,
+            DialogState::Wanting(mut wanting) => match wanting.answer(&line) {
+                Some(given) => DialogStep::Given(given),
+                None => {
+                    self.state = DialogState::Wanting(wanting);
+                    DialogStep::Next
+                }
+            },
+            DialogState::Checking { words, places } => self.check(words, places, &line),
+        }
+    }
+
+    /// A PIN that a TPM can have: what cannot be one costs no attempt.
+    fn pin(&mut self, line: &Zeroizing<String>) -> Option<SecretStr> {
+        match TpmPin::new(secret(line)) {
+            Ok(_) => Some(secret(line)),
+            Err(error) => {
+                self.note = error.to_string();
+                None
+            }
+        }
+    }
+
+    fn words(&mut self, line: &Zeroizing<String>) -> DialogStep {
+        if line.trim().is_empty() {
+            return DialogStep::Words(WordsSource::Make);
+        }
+        match Entropy::parse(line) {
+            Ok(words) => DialogStep::Words(WordsSource::These(words)),
+            Err(error) => {
+                self.note = error.to_string();
+                self.state = DialogState::Words;
+                DialogStep::Next
+            }
+        }
+    }
+
+    fn command(&mut self, line: &Zeroizing<String>) -> DialogStep {
+        if line.trim().is_empty() {
+            return DialogStep::Next;
+        }
+        match VaultCommand::parse(line) {
+            Ok(VaultCommand::FactoryReset) => {
+                self.state = DialogState::Reset;
+                DialogStep::Next
+            }
+            Ok(VaultCommand::Lock { hard }) => DialogStep::Lock { hard },
+            Ok(command) => DialogStep::Run(command),
+            Err(wrong) => {
+                self.note = wrong;
+                self.state = DialogState::Command(Vec::new());
+                DialogStep::Next
+            }
+        }
+    }
+
+    fn cancel(&mut self) -> DialogStep {
+        match self.state {
+            DialogState::Command(_) | DialogState::Reset | DialogState::Shown(_) => {
+                self.leave();
+                DialogStep::Next
+            }
+            DialogState::Wanting(_) => {
+                self.leave();
+                DialogStep::Drop
+            }
+            _ => DialogStep::Next,
+        }
+    }
+
+    fn check(&mut self, words: SecretStr, mut places: Vec<usize>, line: &str) -> DialogStep {
+        let place = places.first().copied().unwrap_or(1);
+        let wanted = words.expose().split(' ').nth(place.saturating_sub(1));
+        let typed = Zeroizing::new(line.trim().to_lowercase());
+        if wanted == Some(typed.as_str()) {
+            places.remove(0);
+            if places.is_empty() {
+                return DialogStep::WordsKept;
+            }
+        } else {
+            self.note = format!("word {place} is another one");
+        }
+        self.state = DialogState::Checking { words, places };
+        DialogStep::Next
+    }
+}
+
+/// Three different places of `count`, drawn by `random`.
+pub(crate) fn places(count: usize, mut random: impl FnMut() -> u64) -> Vec<usize> {
+    let mut places = Vec::new();
+    while places.len() < CHECKED.min(count) {
+        let mut drawn = usize::try_from(random() % count.max(1) as u64).unwrap_or(0) + 1;
+        // The next that is free, so that it ends whatever is drawn.
+        while places.contains(&drawn) {
+            drawn = drawn % count + 1;
+        }
+        places.push(drawn);
+    }
+    places
+}
+
+/// The words with their numbers, down the columns.
+fn table(words: &SecretStr) -> Vec<String> {
+    let words: Vec<&str> = words.expose().split(' ').collect();
+    let rows = words.len().div_ceil(COLUMNS);
+    let cell = |at: usize| {
+        words
+            .get(at)
+            .map(|word| format!("{:>3} {word:<12}", at + 1))
+    };
+    let row = |row: usize| (0..COLUMNS).filter_map(move |column| cell(column * rows + row));
+    (0..rows).map(|n| row(n).collect::<String>()).collect()
+}
+
+fn secret(line: &Zeroizing<String>) -> SecretStr {
+    SecretStr::from(line.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn line(text: &str) -> ConsoleInput {
+        ConsoleInput::Line(Zeroizing::new(text.to_owned()))
+    }
+
+    fn waits(ask: UnlockPrompt) -> VaultWait {
+        VaultWait::new(ask, "vault-locked", "the vault is locked", "")
+    }
+
+    #[test]
+    fn a_new_passphrase_is_typed_twice() {
+        let mut asking = VaultDialog::default();
+        asking.wait_for(Some(&waits(UnlockPrompt::NewPassphrase)));
+        for answer in ["", "one", "two"] {
+            assert!(matches!(asking.answer(line(answer)), DialogStep::Next));
+        }
+        assert!(matches!(asking.answer(line("three")), DialogStep::Next));
+        // The same question asked again does not restart the conversation.
+        asking.wait_for(Some(&waits(UnlockPrompt::NewPassphrase)));
+        assert!(matches!(
+            asking.answer(line("three")),
+            DialogStep::NewPassphrase(_)
+        ));
+    }
+
+    #[test]
+    fn a_new_pin_is_one_that_a_tpm_can_have_typed_twice() {
+        let mut asking = VaultDialog::default();
+        asking.wait_for(Some(&waits(UnlockPrompt::NewPin)));
+        let longer = "1".repeat(33);
+        for answer in ["", longer.as_str(), "schlüssel", "1234", "1235", "1234"] {
+            assert!(
+                matches!(asking.answer(line(answer)), DialogStep::Next),
+                "{answer}"
+            );
+            asking.wait_for(Some(&waits(UnlockPrompt::NewPin)));
+        }
+        let DialogStep::NewPin(pin) = asking.answer(line("1234")) else {
+            panic!("the same twice");
+        };
+        assert_eq!(pin.expose(), "1234");
+    }
+
+    #[test]
+    fn enter_leads_from_the_pin_to_the_passphrase_and_back() {
+        let mut asking = VaultDialog::default();
+        let both = |ask| waits(ask).with_other_way();
+        let prompt = |asking: &VaultDialog| format!("{:?}", asking.question());
+        asking.wait_for(Some(&both(UnlockPrompt::Pin)));
+        assert!(prompt(&asking).contains("\"PIN of the TPM, or Enter for the passphrase"));
+        assert!(matches!(asking.answer(line("")), DialogStep::Next));
+        // An attempt without input does not take away the question that the user chose.
+        asking.wait_for(Some(&both(UnlockPrompt::Pin)));
+        assert!(prompt(&asking).contains("\"passphrase of the vault, or Enter for the PIN"));
+        assert!(matches!(
+            asking.answer(line("right")),
+            DialogStep::Passphrase(_)
+        ));
+        asking.wait_for(Some(&both(UnlockPrompt::Passphrase)));
+        assert!(matches!(asking.answer(line("")), DialogStep::Retry));
+        asking.wait_for(Some(&both(UnlockPrompt::Pin)));
+        assert!(matches!(asking.answer(line("1234")), DialogStep::Pin(_)));
+        // The TPM is locked: only the passphrase is left.
+        asking.wait_for(Some(&waits(UnlockPrompt::Passphrase)));
+        assert!(prompt(&asking).contains("or Enter where it opens by itself"));
+        asking.wait_for(Some(&waits(UnlockPrompt::Pin)));
+        assert!(matches!(asking.answer(line("")), DialogStep::Retry));
+        assert!(matches!(
+            asking.answer(line("not ascii: ä")),
+            DialogStep::Next
+        ));
+        assert!(prompt(&asking).contains("\"PIN of the TPM\""));
+    }
+
+    #[test]
+    fn words_are_checked_before_they_are_taken() {
+        let mut asking = VaultDialog::default();
+        asking.wait_for(Some(&waits(UnlockPrompt::Words)));
+        assert!(matches!(
+            asking.answer(line("abandon abandon")),
+            DialogStep::Next
+        ));
+        assert!(asking.question().is_some());
+        let phrase = format!("{}about", "abandon ".repeat(11));
+        assert!(matches!(
+            asking.answer(line(&phrase)),
+            DialogStep::Words(WordsSource::These(_))
+        ));
+        asking.wait_for(Some(&waits(UnlockPrompt::Words)));
+        assert!(matches!(
+            asking.answer(line(" ")),
+            DialogStep::Words(WordsSource::Make)
+        ));
+    }
+
+    #[test]
+    fn three_words_show_that_they_were_written_down() {
+        let words: Vec<String> = (1..=24).map(|n| format!("word{n}")).collect();
+        let mut asking = VaultDialog::default();
+        asking.show(SecretStr::from(words.join(" ").as_str()), vec![3, 24, 1]);
+        assert!(asking.question().is_some());
+        for (typed, goes_on) in [("word4", true), (" WORD3 ", true), ("word24", true)] {
+            assert_eq!(
+                matches!(asking.answer(line(typed)), DialogStep::Next),
+                goes_on
+            );
+        }
+        // Something else may be talked about meanwhile.
+        asking.answer(ConsoleInput::Begin);
+        assert!(matches!(asking.answer(line("status")), DialogStep::Run(_)));
+        asking.resume();
+        assert!(matches!(
+            asking.answer(line("word1")),
+            DialogStep::WordsKept
+        ));
+        assert!(asking.question().is_none());
+    }
+
+    #[test]
+    fn a_reset_needs_its_word_and_can_be_left() {
+        let mut asking = VaultDialog::default();
+        assert!(matches!(
+            asking.answer(ConsoleInput::Begin),
+            DialogStep::Next
+        ));
+        assert!(matches!(
+            asking.answer(line("factory-reset")),
+            DialogStep::Next
+        ));
+        assert!(matches!(asking.answer(line("reset")), DialogStep::Next));
+        assert!(matches!(
+            asking.answer(line("factory-reset")),
+            DialogStep::Next
+        ));
+        assert!(matches!(
+            asking.answer(line("RESET")),
+            DialogStep::FactoryReset
+        ));
+        assert!(matches!(
+            asking.answer(ConsoleInput::Begin),
+            DialogStep::Next
+        ));
+        asking.answer(ConsoleInput::Cancel);
+        assert!(asking.question().is_none());
+    }
+
+    #[test]
+    fn a_command_is_told_apart_and_what_it_wants_is_asked() {
+        let mut asking = VaultDialog::default();
+        asking.answer(ConsoleInput::Begin);
+        assert!(matches!(
+            asking.answer(line("slot add x")),
+            DialogStep::Next
+        ));
+        assert!(asking.question().is_some(), "the mistake is told");
+        assert!(matches!(
+            asking.answer(line("passwd")),
+            DialogStep::Run(VaultCommand::Passwd)
+        ));
+        assert!(asking.is_idle());
+        asking.want(CommandPrompt::NewPassphrase, String::new());
+        for typed in ["", "one", "two", "one"] {
+            assert!(
+                matches!(asking.answer(line(typed)), DialogStep::Next),
+                "{typed}"
+            );
+        }
+        assert!(matches!(
+            asking.answer(line("one")),
+            DialogStep::Given(PromptResponse::NewPassphrase(_))
+        ));
+        asking.want(CommandPrompt::Consent, String::new());
+        assert!(matches!(asking.answer(line("yes")), DialogStep::Next));
+        // What was locked meanwhile asks for its passphrase, and not for the command's.
+        asking.wait_for(Some(&waits(UnlockPrompt::Passphrase)));
+        assert!(matches!(
+            asking.answer(line("one")),
+            DialogStep::Passphrase(_)
+        ));
+    }
+
+    #[test]
+    fn shown_words_go_with_the_next_line_and_a_command_can_be_dropped() {
+        let mut asking = VaultDialog::default();
+        asking.reveal(SecretStr::from("one two three"));
+        assert!(matches!(asking.answer(line("")), DialogStep::Next));
+        assert!(asking.is_idle());
+        asking.want(CommandPrompt::Passphrase, String::new());
+        assert!(matches!(
+            asking.answer(ConsoleInput::Cancel),
+            DialogStep::Drop
+        ));
+        assert!(asking.is_idle());
+        // A user who has forgotten the passphrase that the console asks for can reset the machine.
+        asking.wait_for(Some(&waits(UnlockPrompt::Passphrase)));
+        asking.answer(ConsoleInput::Begin);
+        assert!(matches!(
+            asking.answer(line("factory-reset")),
+            DialogStep::Next
+        ));
+        assert!(matches!(
+            asking.answer(line("RESET")),
+            DialogStep::FactoryReset
+        ));
+    }
+
+    #[test]
+    fn places_differ_and_the_table_has_every_word() {
+        let mut n = 0;
+        let drawn = places(24, || {
+            n += 1;
+            n / 2
+        });
+        assert_eq!(drawn.len(), CHECKED);
+        assert!(drawn.iter().all(|place| (1..=24).contains(place)));
+        let different: BTreeSet<_> = drawn.iter().collect();
+        assert_eq!(different.len(), CHECKED, "{drawn:?}");
+        let words: Vec<String> = (1..=24).map(|n| format!("w{n}")).collect();
+        let table = table(&SecretStr::from(words.join(" ").as_str()));
+        assert_eq!(table.len(), 6);
+        assert!(table[0].starts_with("  1 w1 ") && table[0].contains(" 19 w19"));
+    }
+}

