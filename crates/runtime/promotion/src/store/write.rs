@@ -58,7 +58,7 @@ impl PromotionStore {
         new: NewProposal<'_>,
         act: AuditAct<'_>,
     ) -> Result<Proposal, PromotionStoreError> {
-        self.write(|connection| {
+        self.decide(|connection| {
             let id = new.bundle.id();
             if let Some(known) = read::proposal(connection, id)? {
                 if known.state != ProposalState::Rejected {
@@ -88,7 +88,7 @@ impl PromotionStore {
         needed: u32,
         act: AuditAct<'_>,
     ) -> Result<ReviewResult, PromotionStoreError> {
-        self.write(|connection| {
+        self.decide(|connection| {
             let known = waiting(connection, id)?;
             if known.author.as_str() == act.who {
                 return Err(PromotionStoreError::Conflict(
@@ -120,7 +120,7 @@ impl PromotionStore {
     /// # Errors
     /// There is no such proposal, or it waits for no review.
     pub fn reject(&self, id: Blake3Hash, act: AuditAct<'_>) -> Result<(), PromotionStoreError> {
-        self.write(|connection| {
+        self.decide(|connection| {
             waiting(connection, id)?;
             connection.execute("DELETE FROM reviews WHERE id = ?1", [id.to_string()])?;
             set_state(connection, id, ProposalState::Rejected)?;
@@ -139,7 +139,7 @@ impl PromotionStore {
         to: Option<u64>,
         act: AuditAct<'_>,
     ) -> Result<RollbackResult, PromotionStoreError> {
-        self.write(|connection| {
+        self.decide(|connection| {
             let versions = read::versions(connection, path)?;
             if versions.is_empty() {
                 return Err(PromotionStoreError::Unknown(format!(
