@@ -29,7 +29,7 @@ pub(super) struct BodyPlan {
 enum BodyForm {
     /// Bytes, as base64 in JSON.
     Bytes,
-    /// PairWriter, with how each member is written.
+    /// Pairs, with how each member is written.
     Fields(BTreeMap<String, ParameterSerialization>),
     Json,
     /// Parts, with what is known of each member.

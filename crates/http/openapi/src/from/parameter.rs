@@ -202,7 +202,7 @@ fn is_free_header(name: &str) -> bool {
     http::HeaderName::from_bytes(name.as_bytes()).is_ok() && !OWN.contains(&name.as_str())
 }
 
-/// PairWriter of a query, a form or cookies, as the text that is sent.
+/// Pairs of a query, a form or cookies, as the text that is sent.
 #[derive(Debug)]
 pub(super) struct PairWriter<'r> {
     text: String,
@@ -215,8 +215,8 @@ pub(super) struct PairWriter<'r> {
 #[derive(Clone, Copy)]
 enum Name<'a> {
     Whole(&'a str),
-    Member(&'a Name<'a>, &'a str),
-    Item(&'a Name<'a>, usize),
+    Member(&'a Self, &'a str),
+    Item(&'a Self, usize),
 }
 
 impl<'r> PairWriter<'r> {
