@@ -120,7 +120,7 @@ fn compute(
     // Room for the root and for every pair, which are written in another order.
     let len = ROOT_BYTES + tree.outboard_size();
     file.as_file().set_len(len).map_err(hash)?;
-    let root = outboard(source, tree, PairWriter { tree, file }).map_err(hash)?;
+    let root = outboard(source, tree, HashPairWriter { tree, file }).map_err(hash)?;
     file.as_file()
         .write_all_at(root.as_bytes(), 0)
         .map_err(hash)?;
@@ -128,13 +128,13 @@ fn compute(
     Ok(root)
 }
 
-/// Where pairs are put.
-struct PairWriter<'f> {
+/// Writes the pairs of hashes to their file.
+struct HashPairWriter<'f> {
     tree: BaoTree,
     file: &'f mut NamedTempFile,
 }
 
-impl OutboardMut for PairWriter<'_> {
+impl OutboardMut for HashPairWriter<'_> {
     fn save(&mut self, node: TreeNode, pair: &(Hash, Hash)) -> io::Result<()> {
         let Some(at) = self.tree.pre_order_offset(node) else {
             return Ok(());
