@@ -163,7 +163,7 @@ async fn linger(mut tls: Tls) {
 }
 
 /// Runs what outlives a stream. Outside a runtime nothing can wait, and dropping is the rest.
-fn spawn(work: impl Future<Output = ()> + std::marker::Send + 'static) {
+fn spawn(work: impl Future<Output = ()> + Send + 'static) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(work);
     }
