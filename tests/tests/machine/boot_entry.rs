@@ -17,6 +17,7 @@ use alknet_vault::slots::{
 use serde_json::{Value, json};
 
 use crate::chip::with_chip;
+use crate::knock;
 use crate::secure_boot::PACKAGES_VARIABLE;
 use crate::tpm::{PASSPHRASE, WITH_PASSPHRASE, asked, measured, says, served, set_up, type_line};
 
@@ -45,6 +46,7 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     let vm = machine("own").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "something from beside the image was started with it");
+    knock::serves_nothing(&vm);
     type_line(&vm, PASSPHRASE);
     let node = served(&bench, vm);
     assert_eq!(node.identity(), identity);
@@ -61,6 +63,7 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
         &vm,
         "to: PCR 12 (a command line or add-on from beside the image) has another value",
     );
+    knock::serves_nothing(&vm);
     drop(vm);
 
     // With the entry that firmware makes itself, the measurements open the new slot.
@@ -86,6 +89,7 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     let vm = machine("own").after_firmware().start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "the vault is older than the data beside it");
+    knock::serves_nothing(&vm);
 }
 
 /// Puts a slot as they were made before, for what the machine started, in the place of its own.

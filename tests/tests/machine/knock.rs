@@ -1,14 +1,15 @@
 //! A machine that is closed, from outside: its port is not served, whatever the console says, and its link hears why.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use alknet_call::ALPN;
 use alknet_core::{Carriage, CloseReason};
 use alknet_endpoint::{EndpointDialError, EndpointDialer, Target};
-use alknet_qemu::{DhcpLease, Lan, LanSettings, Nic, Vm};
+use alknet_qemu::{DhcpLease, Lan, LanSettings, Nic, ROUTER_V4, Vm};
 use alknet_test_support::deadline;
-use alknet_tests::{MachineBuilder, eventually};
+use alknet_tests::{MachineBuilder, READY, eventually};
 use alknet_tls::NodeKey;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
@@ -17,10 +18,10 @@ use tokio::time::timeout;
 const NO_ANSWER: Duration = Duration::from_secs(2);
 /// Where a closed machine answers its neighbours.
 const STATUS_PORT: u16 = 7474;
-/// Pause between two questions of a neighbour.
+/// Pause between two questions of a neighbour, and how long an answer to one from afar is waited for.
 const ASK_EVERY: Duration = Duration::from_millis(300);
-/// From power-on until a machine has an address of its link; firmware alone takes long when it is emulated.
-const ON_LINK_WITHIN: Duration = Duration::from_secs(60);
+/// From power-on until a machine uses an address; firmware alone takes long when it is emulated.
+const ADDRESS_WITHIN: Duration = Duration::from_secs(60);
 /// The address that the machine is given there, which a router would pass on.
 const FROM_AFAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 20);
 
@@ -29,8 +30,13 @@ pub(super) struct SecondCard(Lan);
 
 impl SecondCard {
     pub(super) fn new() -> Self {
+        let lease = DhcpLease {
+            // The machine asks a time server from its address, which this network learns by that. No server answers.
+            time: Some(ROUTER_V4),
+            ..DhcpLease::for_address(FROM_AFAR)
+        };
         Self(Lan::new(LanSettings {
-            dhcp4: Some(DhcpLease::for_address(FROM_AFAR)),
+            dhcp4: Some(lease),
             ..LanSettings::default()
         }))
     }
@@ -43,16 +49,11 @@ impl SecondCard {
     /// Asks a closed machine from its link why it is closed. From an address that a router would pass on, it does not
     /// answer.
     pub(super) fn hears(&self, vm: &Vm, code: &str) {
-        let is_on_link = |address: IpAddr| match address {
+        // A machine that has no address yet answers there in no case.
+        let from_afar = self.asking(vm, |address| address == IpAddr::from(FROM_AFAR));
+        let beside = self.asking(vm, |address| match address {
             IpAddr::V4(_) => false,
             IpAddr::V6(address) => address.is_unicast_link_local(),
-        };
-        let Self(lan) = self;
-        let on_link = lan.wait_neighbour(is_on_link, vm.scale(ON_LINK_WITHIN));
-        let on_link = on_link.unwrap_or_else(|| panic!("no address of the link\n{}", vm.report()));
-        let [from_afar, beside] = [FROM_AFAR.into(), on_link].map(|address: IpAddr| {
-            let forward = lan.forward((address, STATUS_PORT).into());
-            asking(forward.unwrap_or_else(|error| panic!("{error}")))
         });
         let answer = eventually("the status of the link", || {
             for socket in [&from_afar, &beside] {
@@ -63,23 +64,47 @@ impl SecondCard {
             Some(String::from_utf8_lossy(&answer[..bytes]).into_owned())
         });
         assert_eq!(answer, format!("alknet: closed: {code}\n"));
-        // The questions from afar were there first.
-        let answered = from_afar.recv(&mut [0; 512]);
-        assert!(answered.is_err(), "it answers more than its link");
+        // Each question from afar was there before the one of the neighbour. One more comes while the machine answers.
+        let waits = from_afar.set_read_timeout(Some(vm.scale(ASK_EVERY)));
+        waits.expect("a time that is not zero");
+        from_afar.send(b"?").expect("a port of this host");
+        let answered = from_afar.recv(&mut [0; 512]).map_err(|error| error.kind());
+        assert!(
+            matches!(answered, Err(ErrorKind::WouldBlock | ErrorKind::TimedOut)),
+            "it answers more than its link: {answered:?}"
+        );
+    }
+
+    /// A client of the status port, at an address that the machine is seen to use, that waits a moment for each answer.
+    fn asking(&self, vm: &Vm, fits: impl Fn(IpAddr) -> bool) -> UdpSocket {
+        let Self(lan) = self;
+        let used = lan.wait_neighbour(fits, vm.scale(ADDRESS_WITHIN));
+        let used = used.unwrap_or_else(|| {
+            panic!("it uses {:?} only\n{}", lan.neighbours(), vm.report());
+        });
+        let to = lan.forward((used, STATUS_PORT).into());
+        let to = to.unwrap_or_else(|error| panic!("{error}"));
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let waits = socket.set_read_timeout(Some(ASK_EVERY));
+        waits.and_then(|()| socket.connect(to)).expect("a socket");
+        socket
     }
 }
 
-/// A client of one port of this host, that waits a moment for each answer.
-fn asking(to: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let waits = socket.set_read_timeout(Some(ASK_EVERY));
-    waits.and_then(|()| socket.connect(to)).expect("a socket");
-    socket
+/// Asserts that a machine which is closed serves nothing: once its network is up, neither carriage of its port is served,
+/// and its console does not say that it serves.
+pub(super) fn serves_nothing(vm: &Vm) {
+    // Later than a machine that serves says so.
+    let connected = vm.wait_for("alknet: address ", ADDRESS_WITHIN);
+    connected.unwrap_or_else(|error| panic!("{error}"));
+    nobody_answers(vm.address().expect("a card forwards the port"));
+    let said = vm.console().text();
+    assert!(!said.contains(READY), "{said}");
 }
 
 /// Asserts that neither carriage of the port at this address is served: connections over TCP end before a word of
 /// TLS, which QEMU's network accepts first in the place of a machine that then refuses them.
-pub(super) fn nobody_answers(address: SocketAddr) {
+fn nobody_answers(address: SocketAddr) {
     let runtime = Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let (dialer, target) = somebody_at(address);

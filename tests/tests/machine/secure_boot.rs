@@ -11,6 +11,7 @@ use alknet_tests::{BootVariant, SnapshotPoint, TestBench};
 use serde_json::{Value, json};
 
 use crate::boot_entry::make_former_slot;
+use crate::knock;
 use crate::tpm::{PASSPHRASE, WITH_PASSPHRASE, asked, says, served, shown, type_line};
 
 /// Names the folder of Python packages of other authors.
@@ -71,7 +72,7 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     let vm = machine("own", &theirs).start();
     let waited = vm.wait_line(OTHER_KEYS, SAID_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
-    assert!(!vm.console().text().contains("alknet: ready"));
+    knock::serves_nothing(&vm);
     drop(vm);
     // The machine as it was at its first boot, from power-on, opens its vault as before: what is sealed where firmware
     // was recorded, firmware that runs now has to open.
@@ -117,6 +118,7 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
     let vm = attacked().start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "something from beside the image was started with it");
+    knock::serves_nothing(&vm);
     type_line(&vm, PASSPHRASE);
     let node = served(&bench, vm);
     assert_eq!(node.identity(), identity);
@@ -132,7 +134,7 @@ fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
         &vm,
         "to: PCR 12 (a command line or add-on from beside the image) has another value",
     );
-    assert!(!vm.console().text().contains("alknet: ready"));
+    knock::serves_nothing(&vm);
 }
 
 /// The firmware does not start what is on the disk.

@@ -618,16 +618,11 @@ fn recipient(bench: &TestBench) -> String {
 
 /// Waits until the machine says what is wrong, and tries what a thief would at its port and its console.
 fn stays_closed(vm: &Vm, code: &str, told: &str) {
-    let wait = |what: &str| {
-        let waited = vm.wait_for(what, SAID_WITHIN);
-        waited.unwrap_or_else(|error| panic!("{error}"));
-    };
-    wait(&format!("alknet: problem {code}: "));
+    let problem = vm.wait_for(&format!("alknet: problem {code}: "), SAID_WITHIN);
+    problem.unwrap_or_else(|error| panic!("{error}"));
     let line = vm.wait_line(told, SAID_WITHIN);
     line.unwrap_or_else(|error| panic!("{error}"));
-    // Later than a machine that serves says so.
-    wait("alknet: address ");
-    knock::nobody_answers(vm.address().expect("a card forwards the port"));
+    knock::serves_nothing(vm);
     // One key showed the words of a machine that took this for its first boot.
     commands(vm);
     typed(vm, "words", "the vault is locked; open it first");
