@@ -25,7 +25,11 @@ const CAMPAIGNS: [(&str, CampaignKind); 8] = [
     ("crowds", CampaignKind::Tests(&["hostile_crowds"])),
     (
         "flood",
-        CampaignKind::Measured(&["flood_of_forged", "host_with_thousands"]),
+        CampaignKind::Measured(&[
+            "flood_of_forged",
+            "host_with_thousands",
+            "neighbour_of_a_crowd",
+        ]),
     ),
     (fuzz::NAME, CampaignKind::Fuzz),
     (
