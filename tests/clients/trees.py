@@ -3,8 +3,9 @@
 python3 trees.py PORT
 
 It says its port. An API is at /api, described by /api.json. Tools are at /answers/mcp, /listing/mcp and /unasked/mcp,
-which behave until somebody asks for /arm/answers, /arm/listing or /arm/unasked. /count/api, /count/answers,
-/count/listing and /count/unasked say how many requests came, or how many lists were sent."""
+which behave until a client asks for /arm/answers, /arm/listing or /arm/unasked. /count/api, /count/answers,
+/count/listing and /count/unasked say how many requests came, or how many lists were sent; /count/unasked-streams says how
+many streams clients opened on which a server speaks unasked."""
 
 import json
 import sys
@@ -106,6 +107,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def unasked(self, what):
         """The stream on which a server says what changed."""
+        count[what + "-streams"] += 1
         while what not in armed:
             time.sleep(0.1)
         note = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}

@@ -1,8 +1,15 @@
 //! Guessed tokens.
 
+use std::net::Ipv4Addr;
+
+use alknet_endpoint::Target;
+use serde_json::{Value, json};
+
 use crate::bench::TestBench;
+use crate::raw_tcp::RawTcpConnection;
 use crate::wait::eventually;
-use crate::web::{CurlResponse, WebNode};
+use crate::web::{CurlEvents, CurlResponse, WebNode};
+use crate::wire;
 
 /// The problem of a node some of whose clients guess.
 pub const FAILED_LOGINS: &str = "failed-logins";
@@ -10,17 +17,63 @@ pub const FAILED_LOGINS: &str = "failed-logins";
 /// Twice as many as a network may make in a minute.
 const GUESSES: usize = 20;
 
+/// What is asked for last: the access log has no such path before the guesses.
+const AFTER: &str = "/after-the-guesses";
+
 /// A well-formed token that no node accepts.
 #[must_use]
 pub fn wrong_token() -> String {
     format!("alk_00000000_{}", "A".repeat(43))
 }
 
-/// Guesses tokens until the node refuses to look at them, and then asks as others do behind the same address.
+/// What clients behind the guesser's address opened with tokens before: a stream of events, and a connection of the call
+/// protocol.
+struct TokenSessions {
+    log: CurlEvents,
+    calls: RawTcpConnection,
+}
+
+impl TokenSessions {
+    fn open<N>(web: &WebNode<N>, target: &Target) -> Self {
+        let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":1}}"#;
+        let mut log = web.events(&web.admin, follow, &["--http2"]);
+        assert!(log.next().is_some(), "an administrator follows the log");
+        let connected =
+            RawTcpConnection::connect(target, Ipv4Addr::LOCALHOST, None, b"alknet/call");
+        let mut calls = connected.expect("anybody may connect");
+        let token = json!({ "token": web.reader });
+        is_answered(&mut calls, "1", "session/authenticate", &token);
+        is_answered(&mut calls, "2", "node/info", &Value::Null);
+        Self { log, calls }
+    }
+
+    /// The stream has events of what happens now, and the connection is answered as its token's holder.
+    fn go_on<N>(mut self, web: &WebNode<N>) {
+        is_answered(&mut self.calls, "3", "node/info", &Value::Null);
+        // However the node answers this, the log has it. The stream has lines of the guesses before it.
+        web.curl(AFTER, &[]);
+        let told = self.log.any(|record| record.to_string().contains(AFTER));
+        assert!(told, "the stream that a token opened has ended");
+    }
+}
+
+/// Calls an operation that answers this connection, and no unknown peer.
+fn is_answered(calls: &mut RawTcpConnection, id: &str, operation: &str, input: &Value) {
+    let asked = calls.say(&wire::request(id, operation, input));
+    asked.unwrap_or_else(|error| panic!("{operation}: the connection has ended: {error}"));
+    let answer = calls.event();
+    let answer = answer.unwrap_or_else(|error| panic!("{operation}: {error}"));
+    assert_eq!(answer["type"], "call.responded", "{operation}: {answer}");
+}
+
+/// Guesses tokens until the node refuses to look at them, and then asks as others do behind the same address, of which
+/// two go on with what they opened before.
 ///
 /// # Panics
-/// The guesser is not told how long to wait, another client is refused, or the node does not name the problem.
-pub fn guesses_refuse_nobody_else<N>(bench: &TestBench, web: &WebNode<N>) {
+/// The guesser is not told how long to wait, another client is refused or loses what it opened, or the node does not
+/// name the problem.
+pub fn guesses_refuse_nobody_else<N>(bench: &TestBench, web: &WebNode<N>, target: &Target) {
+    let before = TokenSessions::open(web, target);
     let wrong = wrong_token();
     // By one program: on a busy machine as many programs take longer than a minute.
     let options = format!("http2\nheader = \"Authorization: Bearer {wrong}\"\n");
@@ -41,6 +94,7 @@ pub fn guesses_refuse_nobody_else<N>(bench: &TestBench, web: &WebNode<N>) {
         assert_eq!(web.curl_as(&web.reader, "/search", &[version]).status, 200);
         assert_eq!(web.curl("/search", &[version]).status, 401);
     }
+    before.go_on(web);
     let info = web.post(&web.admin, "/call", r#"{"operation":"/node/info"}"#);
     let problems = info.json()["output"]["problems"].clone();
     let codes: Vec<_> = problems

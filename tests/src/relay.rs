@@ -9,14 +9,21 @@ use crate::bench::TestBench;
 use crate::cli::CliRunner;
 
 const SOURCE: &str = "
-export async function relay({ operation, input, follow, list, text }) {
+export async function relay({ operation, input, follow, list, text, count }) {
   try {
     if (text) return { output: 'x'.repeat(text) };
     if (list) return { output: ops.list(list).map((one) => one.path).sort() };
-    if (!follow) return { output: await ops.call(operation, input) };
+    if (!follow) {
+      const output = await ops.call(operation, input);
+      return { output: count ? output.length : output };
+    }
     const output = [];
-    for await (const event of ops.subscribe(operation, input)) output.push(event);
-    return { output };
+    let events = 0;
+    for await (const event of ops.subscribe(operation, input)) {
+      events += 1;
+      if (!count) output.push(event);
+    }
+    return { output: count ? events : output };
   } catch (error) {
     if (!(error instanceof OpError)) throw error;
     const { code, message, retryable, details } = error;
@@ -87,6 +94,23 @@ impl RelayOperation {
     #[must_use]
     pub fn input(operation: &str, input: &Value) -> Value {
         json!({ "operation": operation, "input": input })
+    }
+
+    /// What has to be given to it to learn how many values the list has that `operation` answers with, and nothing else
+    /// of it.
+    #[must_use]
+    pub fn count(operation: &str, input: &Value) -> Value {
+        let mut input = Self::input(operation, input);
+        input["count"] = true.into();
+        input
+    }
+
+    /// The same of a subscription: how many events it has.
+    #[must_use]
+    pub fn count_events(operation: &str, input: &Value) -> Value {
+        let mut input = Self::count(operation, input);
+        input["follow"] = true.into();
+        input
     }
 
     /// What `operation` answers with to a node that `who` asks: `output` or `error`.

@@ -25,7 +25,11 @@ const CAMPAIGNS: [(&str, CampaignKind); 8] = [
     ("crowds", CampaignKind::Tests(&["hostile_crowds"])),
     (
         "flood",
-        CampaignKind::Measured(&["flood_of_forged", "host_with_thousands"]),
+        CampaignKind::Measured(&[
+            "flood_of_forged",
+            "host_with_thousands",
+            "neighbour_of_a_crowd",
+        ]),
     ),
     (fuzz::NAME, CampaignKind::Fuzz),
     (
@@ -54,14 +58,17 @@ const COUNTS: [&str; 5] = [
 ];
 
 /// Tests of things that are promised within a time, which only a machine that does nothing else can show.
-const TIMES: [&str; 15] = [
+const TIMES: [&str; 18] = [
+    "a_booted_machine_serves",
     "a_narrower_scope_ends_them",
     "a_narrower_token_of_a_connection",
     "a_peer_taken_out_of_the_file",
     "a_removed_peer_loses_its_live_connections",
+    "a_request_that_would_repeat",
     "a_shader_whose_caller_stops",
     "a_token_that_is_revoked_ends_what_it_started",
     "a_worker_without_heartbeats",
+    "answers_that_are_not_taken",
     "half_open_streams_end",
     "native_loops_and_sleeps",
     "schemas_of_peers_cost",

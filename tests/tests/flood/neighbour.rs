@@ -5,10 +5,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::Ipv6Addr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use alknet_call::CallConnection;
 use alknet_core::Carriage;
 use alknet_test_support::{deadline, took};
 use alknet_tests::{TestBench, wire};
@@ -17,7 +19,7 @@ use rustls::StreamOwned;
 use serde_json::Value;
 
 use super::crowd::{AddressSpread, CROWD, FloodConnections, FloodProgress, GETS_IN_WITHIN};
-use super::{FloodNamespaces, FloodNode, among, full};
+use super::{FloodNamespaces, FloodNode, KnownClient, among, full, values};
 
 /// What only an administrator may ask for.
 const OPERATION: &str = "node/metrics";
@@ -30,6 +32,13 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 const TRIES: usize = 5;
 /// Between two tries of a neighbour that is refused.
 const AGAIN: Duration = Duration::from_millis(50);
+
+/// What the node counts for each handshake that a network cannot pay for.
+const REFUSED: &str = "alknet_limit_hits_total{limit=\"handshake_rate\"}";
+/// Handshakes of the crowd that the node refuses between two tries, one of each of its eight hands.
+const REFUSED_EACH: f64 = 8.0;
+/// How long the crowd may take for those.
+const REFUSED_WITHIN: Duration = Duration::from_secs(20);
 
 /// An address of the crowd's /56, in another /64 of it. The first one is that at which the node sees the administrator
 /// before the crowd comes.
@@ -44,7 +53,7 @@ fn elsewhere(n: u16) -> Ipv6Addr {
 
 /// The administrator, at any address of the crowd's prefix.
 struct Administrator {
-    ways: FloodConnections,
+    ways: Arc<FloodConnections>,
     /// Addresses of the crowd's network, and of others, at which it was.
     used: [u16; 2],
 }
@@ -52,7 +61,7 @@ struct Administrator {
 impl Administrator {
     fn new(served: &FloodNode, key: NodeKey) -> Self {
         Self {
-            ways: FloodConnections::showing(served, Some(key)).with_quic(),
+            ways: Arc::new(FloodConnections::showing(served, Some(key)).with_quic()),
             used: [0, 0],
         }
     }
@@ -74,24 +83,19 @@ impl Administrator {
         let request = wire::request("1", OPERATION, &Value::Null);
         let answer = match carriage {
             Carriage::Quic => self.asks_over_quic(&request, from).await?,
-            _ => self.asks_over_tcp(&request, from)?,
+            // It blocks, and a future that blocks would be done before its time is looked at.
+            _ => {
+                let ways = Arc::clone(&self.ways);
+                let asked =
+                    tokio::task::spawn_blocking(move || asks_over_tcp(&ways, &request, from));
+                asked.await.map_err(io::Error::other)??
+            }
         };
         let answer: Value = serde_json::from_slice(&answer).map_err(io::Error::other)?;
         match answer["type"].as_str() {
             Some("call.responded") => Ok(()),
             _ => Err(io::Error::other(answer.to_string())),
         }
-    }
-
-    fn asks_over_tcp(&self, request: &[u8], from: Ipv6Addr) -> io::Result<Vec<u8>> {
-        let (tcp, tls) = self.ways.connect(from)?;
-        let mut stream = StreamOwned::new(tls, tcp);
-        stream.write_all(request)?;
-        let mut header = [0; HEADER_BYTES];
-        stream.read_exact(&mut header)?;
-        let mut answer = vec![0; length(header)];
-        stream.read_exact(&mut answer)?;
-        Ok(answer)
     }
 
     async fn asks_over_quic(&self, request: &[u8], from: Ipv6Addr) -> io::Result<Vec<u8>> {
@@ -136,6 +140,17 @@ impl Administrator {
     }
 }
 
+fn asks_over_tcp(ways: &FloodConnections, request: &[u8], from: Ipv6Addr) -> io::Result<Vec<u8>> {
+    let (tcp, tls) = ways.connect(from)?;
+    let mut stream = StreamOwned::new(tls, tcp);
+    stream.write_all(request)?;
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header)?;
+    let mut answer = vec![0; length(header)];
+    stream.read_exact(&mut answer)?;
+    Ok(answer)
+}
+
 fn length(header: [u8; HEADER_BYTES]) -> usize {
     let length = u32::from_be_bytes(header) as usize;
     assert!(length <= ANSWER_BYTES_MAX, "an answer of {length} bytes");
@@ -157,19 +172,49 @@ async fn beside_a_crowd(crowd: FloodConnections, beside: impl AsyncFnOnce(&Flood
     coming.join().expect("the crowd came");
 }
 
-async fn scenario(key: NodeKey, served: &FloodNode) {
+/// Handshakes that a network could not pay for, of all that the node has had.
+async fn refused(watch: &CallConnection) -> f64 {
+    let refused = values(watch).await[REFUSED].as_f64();
+    refused.expect("it is counted")
+}
+
+/// Waits until the node has refused [`REFUSED_EACH`] more handshakes, while the administrator makes none: the crowd
+/// uses up the rate of its network now, and goes on. How many it has refused in all by then is returned.
+async fn crowd_is_refused(watch: &CallConnection) -> f64 {
+    let before = refused(watch).await;
+    let rises = async {
+        loop {
+            let now = refused(watch).await;
+            if now >= before + REFUSED_EACH {
+                return now;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    let risen = tokio::time::timeout(deadline(REFUSED_WITHIN), rises).await;
+    risen.unwrap_or_else(|_| panic!("the crowd does not use up its rate, {before} were refused"))
+}
+
+async fn scenario(admin_state: &Path, served: &FloodNode) {
     const BOTH: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
+    let (key, _) = NodeKey::load_or_create(&admin_state.join("identity.key")).expect("a key");
     let mut admin = Administrator::new(served, key);
     let seen = beside(0);
     let mut longest = admin.gets_in(Carriage::Tcp, seen).await;
+    // From the end of the cable, over a connection that is there before the crowds.
+    let watcher = KnownClient::new(admin_state, &served.target);
+    let watch = watcher.connect().await;
+    let mut each = [0.0; 2];
 
     // A crowd that dials TCP only. Each carriage has a rate of its own.
     beside_a_crowd(FloodConnections::new(served), async |_| {
+        let before = crowd_is_refused(&watch).await;
         for _ in 0..TRIES {
             let from = admin.beside();
             longest = longest.max(admin.gets_in(Carriage::Quic, from).await);
             // The address at which it was seen first stays one of the last four.
             longest = longest.max(admin.gets_in(Carriage::Tcp, seen).await);
+            each[0] = crowd_is_refused(&watch).await - before;
         }
     })
     .await;
@@ -178,6 +223,7 @@ async fn scenario(key: NodeKey, served: &FloodNode) {
     beside_a_crowd(
         FloodConnections::new(served).with_quic(),
         async |progress| {
+            let before = crowd_is_refused(&watch).await;
             for turn in 0..TRIES {
                 for carriage in BOTH {
                     longest = longest.max(admin.gets_in(carriage, seen).await);
@@ -188,6 +234,7 @@ async fn scenario(key: NodeKey, served: &FloodNode) {
                 let asked = admin.asks(BOTH[turn % 2], from);
                 let asked = tokio::time::timeout(deadline(GETS_IN_WITHIN), asked).await;
                 let_in += usize::from(matches!(asked, Ok(Ok(()))));
+                each[1] = crowd_is_refused(&watch).await - before;
             }
             // It keeps its connections, and makes no more.
             progress.halt.store(true, Ordering::SeqCst);
@@ -198,6 +245,7 @@ async fn scenario(key: NodeKey, served: &FloodNode) {
         },
     )
     .await;
+    println!("figure handshakes refused beside a neighbour, for each crowd: {each:?}");
     println!(
         "figure neighbour of a crowd: in after {} ms at most; {let_in} of {TRIES} tries from unseen addresses of its own \
          network while it went on",
@@ -216,8 +264,7 @@ fn a_neighbour_of_a_crowd_gets_in_where_it_was_seen_and_elsewhere_when_the_crowd
     if let Some(lab) = FloodNamespaces::new('w').map(FloodNamespaces::crowded) {
         let bench = TestBench::new();
         let served = lab.serve(&bench, "::", "[limits]\nconnections = 512\n");
-        let key = NodeKey::load_or_create(&bench.admin().state().join("identity.key"));
-        let (key, _) = key.expect("a key");
-        among(&lab, scenario(key, &served));
+        let admin = bench.admin().state().to_owned();
+        among(&lab, scenario(&admin, &served));
     }
 }

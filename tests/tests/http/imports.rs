@@ -1,6 +1,8 @@
 //! Servers of others as operations of a node: an API that a document describes, and tools. Requests from
 //! outside do not reach them; an operation of the node that uses them does.
 
+mod lists;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
@@ -28,13 +30,6 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 /// What the node may grow by while an input asks for requests that would repeat a long name: the longest that is
 /// written of one, and copies of the input.
 const REQUEST_GROWTH_BYTES: u64 = 48 << 20;
-
-/// What it may grow by while servers answer with lists of short values: what is counted of one server is 128 MiB at
-/// most, beside which buffers are copied where they grow. A tree of one answer of 16 MiB is 600 MiB.
-const ANSWERS_GROWTH_BYTES: u64 = 288 << 20;
-
-/// Calls at once of each kind of answer.
-const ASKED_AT_ONCE: usize = 4;
 
 /// Lets an import go to this host, without TLS.
 const HERE: &str = "private = [\"127.0.0.1\"]";
@@ -529,85 +524,5 @@ fn a_request_that_would_repeat_a_long_name_is_not_written() {
     took(what, ANSWER_WITHIN, asking.end());
     assert!(grown < REQUEST_GROWTH_BYTES, "{grown} bytes");
     assert_eq!(asked(), 2, "what would be too long was not sent");
-    assert_eq!(node.health(), "ok\n");
-}
-
-/// A value of two bytes has 72 and more in a tree: an answer of 16 MiB had 600 MiB, and a server of tools could send it
-/// unasked.
-#[test]
-fn answers_of_servers_cost_no_trees() {
-    let server = HostServer::trees();
-    let document = server.url("/api.json");
-    let tools = |name: &str| mcp_at(name, server.port(), &format!("/{name}/mcp"));
-    let imports = [
-        openapi("trees", server.port(), &document, HERE),
-        tools("answers"),
-        tools("listing"),
-        tools("unasked"),
-    ];
-    let uses = ["trees/*", "answers/*", "listing/*", "unasked/*"];
-    let node = ImportNode::start(TestBench::new(), &imports.concat(), &uses);
-    for there in ["trees/list", "answers/list", "listing/list", "unasked/list"] {
-        node.until_there(there);
-    }
-    let count = |what: &str| curl(&server.url(&format!("/count/{what}")), &[]).json();
-    let arm = |what: &str| assert_eq!(curl(&server.url(&format!("/arm/{what}")), &[]).status, 200);
-    node.answer("answers/list", &json!({}));
-    let at_once = |input: &Value| {
-        thread::scope(|scope| {
-            for _ in 0..ASKED_AT_ONCE {
-                // Whether a script takes so long a list is its own limits' business.
-                scope.spawn(|| node.relay(input));
-            }
-        });
-    };
-
-    let lists = node.growth("lists that an API answers with", || {
-        at_once(&RelayOperation::input("trees/list", &Value::Null));
-    });
-    assert_eq!(count("api"), ASKED_AT_ONCE);
-    let events = node.growth("events that are lists", || {
-        let mut input = RelayOperation::input("trees/events", &Value::Null);
-        input["follow"] = true.into();
-        at_once(&input);
-    });
-    assert!(
-        count("api").as_u64() > Some(ASKED_AT_ONCE as u64),
-        "events were sent"
-    );
-    arm("answers");
-    let answers = node.growth("lists that a tool answers with", || {
-        let before = count("answers").as_u64().expect("a number");
-        at_once(&RelayOperation::input("answers/list", &json!({})));
-        assert_eq!(count("answers"), before + ASKED_AT_ONCE as u64);
-    });
-    // One that comes alone has room, and is refused for what it would become.
-    assert_eq!(node.code("answers/list", &json!({})), "PAYLOAD_TOO_LARGE");
-    let listing = node.growth("a tool with a list in its schema", || {
-        arm("listing");
-        eventually("the listing is refused", || {
-            node.log()
-                .contains("more values in its tools")
-                .then_some(())
-        });
-    });
-    assert!(count("listing").as_u64() > Some(0));
-    let unasked = node.growth("lists that answer no request", || {
-        arm("unasked");
-        eventually("the stream was opened again", || {
-            (count("unasked").as_u64() >= Some(2)).then_some(())
-        });
-    });
-    for (what, grown) in [
-        ("lists", lists),
-        ("events", events),
-        ("answers", answers),
-        ("listing", listing),
-        ("unasked", unasked),
-    ] {
-        assert!(grown < ANSWERS_GROWTH_BYTES, "{what}: {grown} bytes");
-    }
-    // What its list had before is there, and everything else is as it was.
-    node.answer("listing/list", &json!({}));
     assert_eq!(node.health(), "ok\n");
 }

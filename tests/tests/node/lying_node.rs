@@ -35,6 +35,24 @@ const PATHS: [&str; 5] = [
     "",
 ];
 
+/// What a browser may follow, at the host that was dialled: a link to the status page, and one that does something
+/// there.
+const TICKET: &str = "0123456789abcdefABCDEF_-0123456789abcdefABC";
+const ENTERS: &str = "/status/enter/";
+const ACTS_BY_LINK: &str = "/status/act/";
+
+/// Names that lead a browser elsewhere, or have it run a script, if they are taken for the host of a link.
+const NAMES: [&str; 8] = [
+    "evil.example",
+    "evil.example/\"><script>alert(1)</script>",
+    "evil.example/x?",
+    "evil.example#",
+    "localhost@evil.example",
+    "localhost:443@evil.example",
+    "localhost.evil.example",
+    ACTS,
+];
+
 /// A protocol in which each request is a length of 32 bits and JSON, and is answered so.
 struct ScriptedProtocol {
     alpns: [AlpnSpec; 1],
@@ -107,7 +125,8 @@ struct LyingNode {
 }
 
 impl LyingNode {
-    fn start(path: &'static str) -> Self {
+    /// Its link has this path, and its names are hostile.
+    fn start(path: &str) -> Self {
         let says = |name: &str, said: Value| {
             let spec = OperationSpec::query(name, ACTS);
             let handler =
@@ -138,7 +157,7 @@ impl LyingNode {
         let script = json!({
             "value": { "said": ACTS }, "shown": ACTS, "console": [{ "level": "log", "text": ACTS }],
         });
-        let link = json!({ "path": path, "ticket": "", "expires_in": 60, "names": [ACTS] });
+        let link = json!({ "path": path, "ticket": "", "expires_in": 60, "names": NAMES });
         let token = json!({
             "key_id": ACTS, "holder": ACTS, "source": ACTS, "scopes": [ACTS], "expires": ACTS,
             "last_used": ACTS, "created_by": ACTS, "note": ACTS,
@@ -453,6 +472,46 @@ async fn a_link_that_leads_elsewhere_is_not_opened() {
             let answer = run(&cli, all).await;
             assert_ne!(answer.status, 0, "{path:?}: {answer:?}");
             assert!(answer.output.is_empty(), "{path:?}: {answer:?}");
+        }
+    }
+}
+
+/// The path is that of a link. Whatever names the node says that it has, a browser is led to the host that the user
+/// dialled, by its address or by a name of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_a_node_are_no_part_of_a_link() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().to_owned());
+    for (begins, more) in [(ENTERS, &[][..]), (ACTS_BY_LINK, &["--action", "lock"])] {
+        let path = format!("{begins}{TICKET}");
+        let node = LyingNode::start(&path);
+        let port = node.server.port();
+        let by_address = node.target();
+        let by_name = by_address.replace(&Ipv4Addr::LOCALHOST.to_string(), "localhost");
+        for (target, hosts) in [
+            (by_address, &["127.0.0.1"][..]),
+            (by_name, &["127.0.0.1", "[::1]", "localhost"]),
+        ] {
+            let links = hosts
+                .iter()
+                .map(|host| format!("https://{host}:{port}{path}"));
+            let links: Vec<_> = links.collect();
+            for json in [false, true] {
+                let mut all = vec!["open".to_owned(), "--print".to_owned(), target.clone()];
+                all.extend(more.iter().map(|one| (*one).to_owned()));
+                if json {
+                    all.insert(0, "--json".to_owned());
+                }
+                let answer = run(&cli, all).await;
+                assert_eq!(answer.status, 0, "{target}: {answer:?}");
+                let said = match json {
+                    true => answer.json()["url"].as_str().unwrap_or_default().to_owned(),
+                    false => answer.output.trim_end().to_owned(),
+                };
+                assert!(links.contains(&said), "{target}: {answer:?}");
+                let shown = format!("{}{}", answer.output, answer.errors);
+                assert!(!shown.contains("evil"), "{target}: {answer:?}");
+            }
         }
     }
 }

@@ -11,32 +11,79 @@ use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallHandler, CallOptions, Dispatcher, HandlerKind,
     OperationSpec, Registration, Registry,
 };
-use alknet_core::{CloseCode, HandlerRegistry, Identities, IdentityEntries, SystemClock};
+use alknet_core::{
+    AlpnSpec, AuthContext, BoxFuture, CloseCode, CloseReason, Connection, HandlerError,
+    HandlerRegistry, Identities, IdentityEntries, PeerKey, ProtocolHandler, SystemClock,
+};
 use alknet_endpoint::{EndpointDialer, EndpointServer, ServerOptions};
 use alknet_test_support::{deadline, skip, took};
 use alknet_tests::{CliOutput, CliRunner, Curl, TestBench, WebNode, eventually, whole_seconds};
 use alknet_tls::NodeKey;
+use futures_util::FutureExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{Mutex, Semaphore};
+
+/// Serves calls, and passes on each connection over which they come.
+struct WatchedCalls {
+    calls: Arc<CallHandler>,
+    connections: UnboundedSender<Connection>,
+}
+
+impl ProtocolHandler for WatchedCalls {
+    fn alpns(&self) -> &[AlpnSpec] {
+        self.calls.alpns()
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        connection: Connection,
+        auth: AuthContext,
+    ) -> BoxFuture<'static, Result<(), HandlerError>> {
+        // The test may have seen all that it wants to see.
+        self.connections.send(connection.clone()).ok();
+        Arc::clone(&self.calls).handle(connection, auth)
+    }
+}
+
+/// Says when the work that it belongs to is dropped.
+struct DroppedWork(Arc<Semaphore>);
+
+impl Drop for DroppedWork {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
+    }
+}
 
 /// A node whose one operation is done for one caller at a time, and never ends for the first.
 struct BusyNode {
     server: EndpointServer,
     key: NodeKey,
     began: Arc<Semaphore>,
+    /// The work for the first caller was dropped.
+    dropped: Arc<Semaphore>,
+    connections: UnboundedReceiver<Connection>,
 }
+
+/// How long the node may take to begin a call, and to drop it: longer than a connection may be silent, so that its end
+/// by silence is seen as such.
+const BEGINS_OR_ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 impl BusyNode {
     fn start() -> Self {
         let began = Arc::new(Semaphore::new(0));
+        let dropped = Arc::new(Semaphore::new(0));
         let (turn, first) = (Arc::new(Mutex::new(true)), Arc::clone(&began));
+        let first_dropped = Arc::clone(&dropped);
         let work = HandlerKind::once(move |_, _| {
             let (turn, began) = (Arc::clone(&turn), Arc::clone(&first));
+            let dropped = Arc::clone(&first_dropped);
             async move {
                 let mut turn = turn.lock().await;
                 if std::mem::take(&mut *turn) {
+                    let _work = DroppedWork(dropped);
                     began.add_permits(1);
                     std::future::pending::<()>().await;
                 }
@@ -46,9 +93,14 @@ impl BusyNode {
         let spec = OperationSpec::query("test/work", "Takes one caller at a time.");
         let registry = Registry::builder().with(Registration::new(spec, work));
         let registry = registry.build().expect("every rule is kept");
-        let handler = CallHandler::new(Arc::new(Dispatcher::new(registry)));
+        let calls = Arc::new(CallHandler::new(Arc::new(Dispatcher::new(registry))));
+        let (sends, connections) = mpsc::unbounded_channel();
+        let watched = WatchedCalls {
+            calls,
+            connections: sends,
+        };
         let mut handlers = HandlerRegistry::new();
-        handlers.register(Arc::new(handler)).expect("the only one");
+        handlers.register(Arc::new(watched)).expect("the only one");
         let key = NodeKey::generate().expect("a key");
         let clock = Arc::new(SystemClock { built_s: 0 });
         let known = Arc::new(Identities::new(IdentityEntries::default(), clock));
@@ -57,7 +109,13 @@ impl BusyNode {
             ..ServerOptions::default()
         };
         let server = EndpointServer::bind(options, &key, handlers, known).expect("a free port");
-        Self { server, key, began }
+        Self {
+            server,
+            key,
+            began,
+            dropped,
+            connections,
+        }
     }
 
     fn call(&self, cli: &CliRunner, carriage: &str, within: Duration) -> Command {
@@ -74,20 +132,35 @@ fn interrupt(child: &Child) {
     kill(pid, Signal::SIGINT).expect("the child was not waited for yet");
 }
 
-/// Over UDP a node does not notice that a client's process is gone: unless the client cancels its call, the next
-/// caller would have to wait for a call whose client is gone.
+/// Waits until the node has begun a call, or dropped one.
+async fn seen(what: &Semaphore) {
+    let seen = tokio::time::timeout(deadline(BEGINS_OR_ENDS_WITHIN), what.acquire());
+    seen.await.expect("it hangs").expect("it is open").forget();
+}
+
+/// Over UDP a node does not notice that a client's process is gone, but by the silence of its connection: unless the
+/// client cancels its call or closes the connection, the next caller would have to wait for a call whose client is
+/// gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_is_interrupted_ends_at_the_node() {
     let folder = tempfile::tempdir().expect("a folder");
     let cli = CliRunner::new(folder.path().to_owned());
     for carriage in ["quic", "tcp"] {
-        let node = BusyNode::start();
+        let mut node = BusyNode::start();
         let mut first = node.call(&cli, carriage, Duration::from_secs(600));
         let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let mut first = first.expect("it starts");
-        let began = tokio::time::timeout(deadline(Duration::from_secs(60)), node.began.acquire());
-        began.await.expect("it hangs").expect("it is open").forget();
+        seen(&node.began).await;
+        let connection = node.connections.recv().await.expect("a call came over it");
         interrupt(&first);
+        seen(&node.dropped).await;
+        // The client cancelled the call over a connection that goes on, or closed that.
+        let ended = connection.closed().now_or_never();
+        assert_ne!(
+            ended,
+            Some(CloseReason::TimedOut),
+            "{carriage}: it said nothing"
+        );
         // A tenth of what the first would have had.
         let next = node.call(&cli, carriage, Duration::from_secs(20));
         let next_cli = cli.clone();
@@ -215,6 +288,34 @@ impl ComputeNode {
         eventually("the shader runs", || (self.ticks() > busy).then_some(()));
     }
 
+    /// Starts a client over QUIC under a key of its own, whose process is killed: the node learns it by the silence of
+    /// the connection only. Returns what the log calls the key.
+    fn falls_silent(&self, name: &str) -> String {
+        let client = self.bench.somebody(name);
+        let key: PeerKey = client.identity().parse().expect("a key");
+        let mut follows = client.command(&["call", "--carriage", "quic"]);
+        follows.args([self.web.node.target(), "services/watch", "null"]);
+        let follows = follows.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut follows = follows.expect("it starts");
+        eventually("a client has its connection", || {
+            self.log_has("conn.open", &key.short()).then_some(())
+        });
+        follows.kill().expect("it is our child");
+        follows.wait().expect("it is our child");
+        key.short()
+    }
+
+    /// Whether the log has a line that begins so about a connection of this key.
+    fn log_has(&self, event: &str, key8: &str) -> bool {
+        let (target, all) = (self.web.node.target(), json!({ "last": 100_000 }));
+        let mut log = self.bench.admin().subscribe(target, "node/log", &all);
+        let key = format!(" key8={key8} ");
+        log.any(|record| {
+            let text = record["message"].as_str().unwrap_or_default();
+            text.starts_with(event) && text.contains(&key)
+        })
+    }
+
     fn call(&self, carriage: &str, operation: &str, input: &Value, within: Duration) -> Command {
         let mut command = self.bench.admin().command(&["call"]);
         command.args(["--carriage", carriage, "--timeout", &whole_seconds(within)]);
@@ -256,63 +357,46 @@ impl ComputeNode {
     }
 }
 
-/// Whichever way a caller stops: it does not end the request of the same identity that comes next, which would
-/// otherwise wait until the shader has used up its time.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_shader_whose_caller_stops_is_stopped() {
-    let bench = TestBench::new();
-    let web = WebNode::start(&bench, "[compute]\ngpu_seconds = 600\n");
-    let mut node = ComputeNode {
-        bench,
-        web,
-        short: 0,
-        script: 0,
-    };
-    let before = node.ticks();
-    let within = Duration::from_secs(600);
-    // It starts the worker in which the first shader is compiled.
-    let first = node.call("quic", "compute/dispatch", &shader(SHORT), within);
-    let first = node.bench.admin().run(first);
-    if first.status != 0 {
-        let info = node.web.node.call("compute/info", &json!({}));
-        assert_eq!(info["state"], "none", "{first:?}");
-        let reason = info["reason"].as_str().unwrap_or_default();
-        skip!("Vulkan adapter", "{reason}");
-    }
-    let dispatched = node.ticks().saturating_sub(before);
-    node.next_is_served("nothing");
-    let evaluated = node.ticks_of(node.call("quic", "runtime/eval", &eval(SHORT), within));
-    println!("figure a short shader: {dispatched} ticks; from a script: {evaluated} ticks");
-    node.short = dispatched;
-    node.script = dispatched.max(evaluated);
-    assert!(dispatched > 0, "nothing was seen of its worker");
-    node.next_is_served_over_http("nothing");
+/// The longest that an endless shader's call may have.
+const LONG: Duration = Duration::from_secs(600);
 
-    for (operation, input, short) in [
-        ("compute/dispatch", shader(ENDLESS), node.short),
-        ("runtime/eval", eval(ENDLESS), node.script),
-    ] {
-        for carriage in ["quic", "tcp"] {
-            let since = node.ticks();
-            let mut first = node.call(carriage, operation, &input, within);
-            let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-            let mut first = first.expect("it starts");
-            node.until_busy(since, short);
-            interrupt(&first);
-            node.next_is_served(&format!("Ctrl-C of {operation} over {carriage}"));
-            let status = first.wait().expect("it is our child").code();
-            assert_eq!(status, Some(130), "{operation} over {carriage}");
+/// Ctrl-C, over either carriage. The shader ends by what the client says, and not since it says nothing any more.
+fn ctrl_c_stops(node: &ComputeNode, operation: &str, input: &Value, short: u64) {
+    for carriage in ["quic", "tcp"] {
+        // Its silence begins before the first comes, and ends its connection before that of the first, if that falls
+        // silent as well. Over TCP the kernel says that a process is gone.
+        let silent = (carriage == "quic").then(|| {
+            let name = operation.replace('/', "-");
+            node.falls_silent(&format!("silent-{name}"))
+        });
+        let since = node.ticks();
+        let mut first = node.call(carriage, operation, input, LONG);
+        let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut first = first.expect("it starts");
+        node.until_busy(since, short);
+        interrupt(&first);
+        node.next_is_served(&format!("Ctrl-C of {operation} over {carriage}"));
+        if let Some(key8) = silent {
+            let is_late = node.log_has("conn.close", &key8);
+            assert!(
+                !is_late,
+                "{operation}: it had to wait for a client's silence"
+            );
         }
+        let status = first.wait().expect("it is our child").code();
+        assert_eq!(status, Some(130), "{operation} over {carriage}");
     }
+}
 
-    // A call that is given up on a connection that goes on, and one whose connection ends.
+/// A call that is given up on a connection that goes on, and one whose connection ends.
+async fn what_a_connection_says_stops(node: &ComputeNode) {
     let (_dialer, client) = node.client().await;
     for ends in [false, true] {
         let since = node.ticks();
         let caller = client.clone();
         let call = tokio::spawn(async move {
             let options = CallOptions {
-                timeout: Some(Duration::from_secs(600)),
+                timeout: Some(LONG),
                 ..CallOptions::default()
             };
             let endless = shader(ENDLESS);
@@ -338,21 +422,61 @@ async fn a_shader_whose_caller_stops_is_stopped() {
             took("the next after an abort", AT_ONCE, began.elapsed());
         }
     }
+}
 
+/// The end of a client that asks over HTTP.
+fn the_end_of_curl_stops(node: &ComputeNode, version: &str) {
+    let since = node.ticks();
+    // Without a time of its own the call would end by itself before the next one gives up.
+    let call = json!({
+        "operation": "compute/dispatch", "input": shader(ENDLESS), "timeout_ms": 600_000,
+    });
+    let (call, url) = (call.to_string(), node.web.url("/call"));
+    let bearer = format!("Authorization: Bearer {}", node.web.admin);
+    let asks = ["--silent", "--insecure", version, "--json", &call];
+    let more = ["--header", &bearer, "--url", &url];
+    let mut first = Curl::new(&[&asks[..], &more].concat()).start(Stdio::null());
+    node.until_busy(since, node.short);
+    first.kill().expect("it is our child");
+    first.wait().expect("it is our child");
+    node.next_is_served_over_http(&format!("the end of curl {version}"));
+}
+
+/// Whichever way a caller stops: it does not end the request of the same identity that comes next, which would
+/// otherwise wait until the shader has used up its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shader_whose_caller_stops_is_stopped() {
+    let bench = TestBench::new();
+    let web = WebNode::start(&bench, "[compute]\ngpu_seconds = 600\n");
+    let mut node = ComputeNode {
+        bench,
+        web,
+        short: 0,
+        script: 0,
+    };
+    let before = node.ticks();
+    // It starts the worker in which the first shader is compiled.
+    let first = node.call("quic", "compute/dispatch", &shader(SHORT), LONG);
+    let first = node.bench.admin().run(first);
+    if first.status != 0 {
+        let info = node.web.node.call("compute/info", &json!({}));
+        assert_eq!(info["state"], "none", "{first:?}");
+        let reason = info["reason"].as_str().unwrap_or_default();
+        skip!("Vulkan adapter", "{reason}");
+    }
+    let dispatched = node.ticks().saturating_sub(before);
+    node.next_is_served("nothing");
+    let evaluated = node.ticks_of(node.call("quic", "runtime/eval", &eval(SHORT), LONG));
+    println!("figure a short shader: {dispatched} ticks; from a script: {evaluated} ticks");
+    node.short = dispatched;
+    node.script = dispatched.max(evaluated);
+    assert!(dispatched > 0, "nothing was seen of its worker");
+    node.next_is_served_over_http("nothing");
+
+    ctrl_c_stops(&node, "compute/dispatch", &shader(ENDLESS), node.short);
+    ctrl_c_stops(&node, "runtime/eval", &eval(ENDLESS), node.script);
+    what_a_connection_says_stops(&node).await;
     for version in ["--http1.1", "--http2"] {
-        let since = node.ticks();
-        // Without a time of its own the call would end by itself before the next one gives up.
-        let call = json!({
-            "operation": "compute/dispatch", "input": shader(ENDLESS), "timeout_ms": 600_000,
-        });
-        let (call, url) = (call.to_string(), node.web.url("/call"));
-        let bearer = format!("Authorization: Bearer {}", node.web.admin);
-        let asks = ["--silent", "--insecure", version, "--json", &call];
-        let more = ["--header", &bearer, "--url", &url];
-        let mut first = Curl::new(&[&asks[..], &more].concat()).start(Stdio::null());
-        node.until_busy(since, node.short);
-        first.kill().expect("it is our child");
-        first.wait().expect("it is our child");
-        node.next_is_served_over_http(&format!("the end of curl {version}"));
+        the_end_of_curl_stops(&node, version);
     }
 }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alknet_core::Carriage;
 use alknet_endpoint::{EndpointDialer, Target};
-use alknet_test_support::deadline;
+use alknet_test_support::{deadline, took};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http_body_util::BodyExt;
@@ -77,7 +77,14 @@ pub(super) const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// So many questions are asked over a connection that was there before, for one over a connection of its own: that is a
 /// handshake and a program, and on an emulated machine those took as long as the attack.
-const ASKED_FOR_ONE_WHO_COMES: usize = 8;
+const ASKED_FOR_ONE_WHO_COMES: usize = 4;
+
+/// Clients that come beside the longest bodies, at the least: between two of them as many questions are answered.
+const COME_BESIDE_BODIES: usize = 2;
+
+/// How long a client that was there before may wait for an answer on a machine that does nothing else. Emulated, it
+/// reads lists of up to 8 MiB meanwhile, one after the other.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
 /// How often one who comes tries, who is refused.
 const TRIES_OF_ONE: usize = 3;
@@ -94,7 +101,7 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
     // As fast as they go, each would be answered before the next one begins.
     let long = body(BODY_BYTES_MAX);
     let attack = at_once(web, "/call", long, BODIES, Some(SLOWLY));
-    let outcomes = meanwhile(&mut watcher, attack);
+    let outcomes = meanwhile(&mut watcher, attack, COME_BESIDE_BODIES);
     let count = |wanted: AttackOutcome| outcomes.iter().filter(|it| **it == wanted).count();
     let answered = |status: u16| count(AttackOutcome::Answered(status));
     // An emulated machine reads so many bodies more slowly than a body may come.
@@ -127,7 +134,8 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
         ("/mcp", tool, MESSAGE_BYTES_MAX, 200),
     ] {
         let lists = IDENTITY_BYTES / longest;
-        let outcomes = meanwhile(&mut watcher, at_once(web, path, text, lists, None));
+        let attack = at_once(web, path, text, lists, None);
+        let outcomes = meanwhile(&mut watcher, attack, 0);
         let known = [413, 429, most_says].map(AttackOutcome::Answered);
         assert!(
             outcomes.len() == lists && outcomes.iter().all(|it| known.contains(it)),
@@ -465,24 +473,34 @@ impl Newcomers {
     }
 }
 
-/// What came of an attack. The node answers others all the while: who was there before, whose connection it never ends,
-/// and who comes: each at the third try at the latest, and half of them at the first. An emulated machine that reads
-/// bodies may be too slow for a handshake, which has five seconds.
+/// What came of an attack. The node answers others all the while: a client that was there before, whose connection it
+/// never ends, and at least `come` clients that come, each at the third try at the latest, and half of them at the
+/// first. An emulated machine that reads bodies may be too slow for a handshake, which has five seconds.
 ///
 /// While the attacker's own connections arrive, a newcomer from the same network shares its places with them, and may
 /// find none: that is no promise. It is tried until one was answered, and counts for nothing else.
-fn meanwhile(watcher: &mut MemoryWatcher<'_>, attack: UploadAttack) -> Vec<AttackOutcome> {
+fn meanwhile(
+    watcher: &mut MemoryWatcher<'_>,
+    attack: UploadAttack,
+    come: usize,
+) -> Vec<AttackOutcome> {
     let UploadAttack { outcomes, arriving } = attack;
     let mut newcomers = Newcomers::default();
+    // Questions that were answered since all of the attack's connections have arrived.
     let (mut asked, mut is_answered) = (0, false);
+    let mut longest = Duration::ZERO;
     while !outcomes.is_finished() {
+        let began = Instant::now();
         watcher.resident().expect("it was known before the attack");
-        if arriving.load(Ordering::SeqCst) == 0 && asked % ASKED_FOR_ONE_WHO_COMES == 0 {
-            newcomers.one_comes(watcher);
+        longest = longest.max(began.elapsed());
+        if arriving.load(Ordering::SeqCst) == 0 {
+            if asked % ASKED_FOR_ONE_WHO_COMES == 0 {
+                newcomers.one_comes(watcher);
+            }
+            asked += 1;
         } else if !is_answered {
             is_answered = watcher.answers_who_comes();
         }
-        asked += 1;
         thread::sleep(ASK_EVERY);
     }
     let outcomes = outcomes.join().unwrap_or_else(|panic| {
@@ -490,13 +508,19 @@ fn meanwhile(watcher: &mut MemoryWatcher<'_>, attack: UploadAttack) -> Vec<Attac
         eprintln!("{:#}", watcher.web.node.info());
         resume_unwind(panic)
     });
-    println!("figure newcomers beside an attack: {newcomers:?}");
+    println!("figure beside an attack: {asked} answers to a known client, {newcomers:?}");
+    let what = "an answer to a known client of a machine that is attacked";
+    took(what, ANSWER_WITHIN, longest);
     let Newcomers {
         at_once,
         answered,
         came,
     } = newcomers;
     assert!(is_answered || came > 0, "no client came meanwhile");
+    assert!(
+        came >= come,
+        "{came} clients came, {asked} questions were answered"
+    );
     assert!(
         answered == came && 2 * at_once >= came,
         "{answered} of {came} who came were answered, {at_once} at once"

@@ -12,7 +12,7 @@ pub(super) fn a_guesser_is_told_to_wait_and_nobody_else_is_refused(
     bench: &TestBench,
     web: &Machine,
 ) {
-    guesses_refuse_nobody_else(bench, web);
+    guesses_refuse_nobody_else(bench, web, &web.target());
 
     let bearer = |token: &str| json!({ "authorization": format!("Bearer {token}") });
     let search = |headers: Value| json!({ "method": "GET", "path": "/search", "headers": headers });

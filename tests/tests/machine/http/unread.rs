@@ -1,8 +1,9 @@
 //! Answers that the client does not read, over HTTP/2 and HTTP/3, of a machine with 512 MiB.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use alknet_test_support::took;
 use alknet_tests::raw::{
     END_HEADERS, END_STREAM, HEADERS, Http2Tally, RawQuicConnection, asks, frame, literals,
 };
@@ -30,6 +31,13 @@ const TAKEN_EVERY: Duration = Duration::from_secs(2);
 /// are served for as long as it stays.
 const STAYS: u32 = 40;
 
+/// Requests of one without a token that stays as well.
+const UNKNOWN_STAYS: u32 = 20;
+
+/// From the request on, an answer ends within that of which the client takes nothing: it may take nothing for 30 s,
+/// and for a second more for each KiB of the 32 KiB that wait for it. The rest is for what an emulated machine needs.
+const ENDS_WITHIN: Duration = Duration::from_secs(90);
+
 /// Connections of HTTP/2 that come besides, for a moment, and requests of each.
 const CONNECTIONS: usize = 20;
 const STREAMS: u32 = 120;
@@ -41,21 +49,45 @@ const FILES_MAX: u32 = 128;
 pub(super) struct UnreadResponses {
     runtime: Runtime,
     three: Vec<JoinHandle<StalledHttp3>>,
-    two: JoinHandle<Http2Tally>,
+    two: JoinHandle<LeftAnswers>,
+    unknown: JoinHandle<LeftAnswers>,
     is_over: watch::Sender<bool>,
+}
+
+/// What became of the answers of a connection of HTTP/2 that left them, and how long that took since they were asked
+/// for.
+#[derive(Debug)]
+struct LeftAnswers {
+    tally: Http2Tally,
+    time: Duration,
+}
+
+impl LeftAnswers {
+    /// Each of so many was served, and has ended by itself.
+    fn were_reset(&self, count: u32, whose: &str) {
+        let Http2Tally { served, reset, .. } = self.tally;
+        assert_eq!((served, reset), (count, count), "{whose}: {self:?}");
+        took(
+            &format!("answers that {whose} leaves"),
+            ENDS_WITHIN,
+            self.time,
+        );
+    }
 }
 
 impl UnreadResponses {
     /// Asks for the large file as often as the connections take it, and reads nothing of it: the node refuses what
     /// is too much, and does not grow by more than it may. A few of the answers are left until [`end`](Self::end).
     /// Their connections have a token: the node would close a silent connection without one to make room for
-    /// others that come meanwhile.
+    /// others that come meanwhile. One without a token is left until
+    /// [`end_of_unknown_clients`](Self::end_of_unknown_clients), and nothing that comes until then takes its place.
     pub(super) fn begin(web: &Machine) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let mut watcher = MemoryWatcher::new(web);
         let before = watcher.resident().expect("nobody attacks yet");
         let target = web.target();
-        let (idle, stays, besides) = runtime.block_on(async {
+        let asked = Instant::now();
+        let (idle, stays, unknown, besides) = runtime.block_on(async {
             let mut idle = Vec::new();
             for _ in 0..CONNECTIONS_THREE {
                 let mut one = StalledHttp3::open(&target, LARGE, Some(&web.reader)).await;
@@ -65,6 +97,9 @@ impl UnreadResponses {
             let mut stays = left(web, STAYS, Some(&web.reader)).await;
             let tally = stays.until(|tally| tally.begun() == STAYS).await;
             assert_eq!(tally.served, STAYS, "{tally:?}");
+            let mut unknown = left(web, UNKNOWN_STAYS, None).await;
+            let tally = unknown.until(|tally| tally.begun() == UNKNOWN_STAYS).await;
+            assert_eq!(tally.served, UNKNOWN_STAYS, "{tally:?}");
             let mut besides = Vec::new();
             for _ in 0..CONNECTIONS {
                 besides.push(left(web, STREAMS, None).await);
@@ -76,13 +111,14 @@ impl UnreadResponses {
             let count = |each: fn(&Http2Tally) -> u32| begun.iter().map(each).sum::<u32>();
             let (served, refused) = (count(|it| it.served), count(|it| it.refused));
             assert_eq!(served + refused, CONNECTIONS as u32 * STREAMS, "{begun:?}");
-            let held = STAYS + (CONNECTIONS_THREE * StalledHttp3::ANSWERS) as u32;
+            let over_three = CONNECTIONS_THREE * StalledHttp3::ANSWERS;
+            let held = STAYS + UNKNOWN_STAYS + over_three as u32;
             println!(
                 "figure large files under way to one network: {}",
                 held + served
             );
             assert!(served > 0 && held + served <= FILES_MAX, "{begun:?}");
-            (idle, stays, besides)
+            (idle, stays, unknown, besides)
         });
         let grown = settled(&mut watcher).saturating_sub(before);
         println!(
@@ -96,22 +132,31 @@ impl UnreadResponses {
         let three = three.map(|one| runtime.spawn(goes_on(one, over.clone())));
         Self {
             three: three.collect(),
-            two: runtime.spawn(until_over(stays)),
+            two: runtime.spawn(until_over(stays, STAYS, asked)),
+            unknown: runtime.spawn(until_over(unknown, UNKNOWN_STAYS, asked)),
             is_over,
             runtime,
         }
     }
 
-    /// Each answer has ended by itself: its stream was reset, while its connection went on.
+    /// Each answer to a client without a token has ended by itself: its stream was reset, while its connection went on.
+    pub(super) fn end_of_unknown_clients(&mut self) {
+        let ended = self.runtime.block_on(&mut self.unknown);
+        let ended = ended.expect("the machine goes on");
+        ended.were_reset(UNKNOWN_STAYS, "a client without a token");
+    }
+
+    /// The same of all others.
     pub(super) fn end(self, bench: &TestBench, web: &Machine) {
         let Self {
             runtime,
             three,
             two,
             is_over,
+            ..
         } = self;
-        let tally = runtime.block_on(two).expect("the machine goes on");
-        assert_eq!(tally.reset, STAYS, "{tally:?}");
+        let ended = runtime.block_on(two).expect("the machine goes on");
+        ended.were_reset(STAYS, "a client with a token");
         eventually("the answers over HTTP/3 end", || {
             let ended = not_taken(bench.admin(), &web.node.target(), LARGE, "h3");
             (ended == CONNECTIONS_THREE * StalledHttp3::ANSWERS).then_some(())
@@ -153,8 +198,13 @@ fn settled(watcher: &mut MemoryWatcher<'_>) -> u64 {
     most
 }
 
-async fn until_over(mut raw: RawQuicConnection) -> Http2Tally {
-    raw.until(|tally| tally.over() == STAYS).await
+/// Reads until so many answers are over, which were asked for then.
+async fn until_over(mut raw: RawQuicConnection, count: u32, asked: Instant) -> LeftAnswers {
+    let tally = raw.until(|tally| tally.over() == count).await;
+    LeftAnswers {
+        tally,
+        time: asked.elapsed(),
+    }
 }
 
 /// Takes other answers until that is over.
