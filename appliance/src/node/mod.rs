@@ -370,6 +370,7 @@ impl AlknetNode {
         own.chain(certificates)
             .chain(self.unusable.iter().cloned())
             .chain(self.computing.missing())
+            .chain(self.computing.unemptied_log())
             .chain(self.powers.problems())
             .chain(self.web.problems())
             .chain(self.imports.problems())

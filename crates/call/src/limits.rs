@@ -143,13 +143,17 @@ pub const REGISTRY_BYTES_MAX: usize = 128;
 /// Bytes of past changes of operations that a node keeps for those that watch, of all sources together, however often
 /// operations change. The source with most loses its oldest.
 pub const WATCH_HISTORY_BYTES: usize = 4 << 20;
+/// Past changes of one source that a node keeps for those that watch, however short they are: a watcher looks at each
+/// change that it missed. One that missed more hears everything that there is of the source.
+pub const WATCH_STEPS_MAX: usize = 64;
 /// How long an import may take.
 pub const IMPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Schemas asked for in one request.
 pub const IMPORT_BATCH: usize = 64;
 /// Imports that run at once.
 pub const IMPORTS_AT_ONCE: usize = 16;
-/// How long changes of a peer's operations are collected before they are imported again.
+/// How long changes of a peer's operations are collected before they are imported again, whatever the peer does
+/// meanwhile: no connection's operations are imported more often.
 pub const IMPORT_DEBOUNCE: Duration = Duration::from_secs(1);
 /// Peers attached at once.
 pub const PEERS_MAX: usize = 1000;

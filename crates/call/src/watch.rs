@@ -1,7 +1,8 @@
 //! `services/watch`: tells callers when the operations they may call change.
 //!
 //! A watcher keeps the number of the last change that it heard of and nothing else: a slow one misses steps and never a
-//! change, and keeps nothing in the node's memory meanwhile.
+//! change, and keeps nothing in the node's memory meanwhile. One that is behind takes what it missed in turns, between
+//! which other tasks run; the history is locked only while it takes them.
 
 mod history;
 
@@ -12,8 +13,9 @@ use futures_util::{Stream, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::task::yield_now;
 
-use self::history::RegistryHistory;
+use self::history::{HistoryTurn, RegistryHistory};
 use crate::access::AccessControl;
 use crate::body::CallOutput;
 use crate::context::Ctx;
@@ -180,32 +182,65 @@ impl RegistryWatcher {
             return Some(Ok(first));
         }
         loop {
+            // A watcher that is behind has many turns, and other tasks have theirs in between.
+            yield_now().await;
             // Before it is looked: a change in between is seen the next time.
             self.changes.mark_unchanged();
-            if let Some(change) = self.look() {
-                return Some(change);
+            match self.look() {
+                WatchTurn::Change(change) => return Some(change),
+                WatchTurn::Silent => {}
+                WatchTurn::UpToDate => self.changes.changed().await.ok()?,
             }
-            self.changes.changed().await.ok()?;
         }
     }
 
-    fn look(&mut self) -> Option<Result<RegistryChange, CallError>> {
+    /// One turn.
+    fn look(&mut self) -> WatchTurn {
         let view = (self.view)();
         let lists = view(&AccessControl {
             required_scopes: vec![PEERS_SCOPE.to_owned()],
             ..AccessControl::default()
         });
-        lock(&self.announcer.0.history).next(&mut self.seen, &*view, lists)
+        // Other watchers and all changes wait for the lock: what was missed is only taken here, and looked at below.
+        let turn = lock(&self.announcer.0.history).next(&mut self.seen, lists);
+        match turn {
+            HistoryTurn::Forgotten => {
+                let message = "more has changed than the node keeps for a watcher; subscribe again";
+                WatchTurn::Change(Err(CallError::unavailable(message)))
+            }
+            HistoryTurn::Missed(missed) => match missed.change(&*view) {
+                Some(change) => WatchTurn::Change(Ok(change)),
+                None => WatchTurn::Silent,
+            },
+            HistoryTurn::UpToDate => WatchTurn::UpToDate,
+        }
     }
+}
+
+/// What a turn of a watcher came to.
+enum WatchTurn {
+    /// An event, or the error that ends the subscription.
+    Change(Result<RegistryChange, CallError>),
+    /// What changed is nothing to this watcher; there may be more.
+    Silent,
+    /// There is no more.
+    UpToDate,
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::future::poll_fn;
+    use std::pin::pin;
+
     use alknet_core::{Identity, IdentityKind};
 
+    use super::history::TURN_OPERATIONS_MAX;
     use super::*;
     use crate::access::AccessDecision;
-    use crate::limits::{PEERS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX, WATCH_HISTORY_BYTES};
+    use crate::limits::{
+        PEERS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX, WATCH_HISTORY_BYTES, WATCH_STEPS_MAX,
+    };
 
     fn who(scopes: &[&str]) -> Identity {
         Identity {
@@ -233,9 +268,14 @@ mod tests {
     }
 
     fn told(watcher: &mut RegistryWatcher) -> Vec<RegistryChange> {
-        let told = std::iter::from_fn(|| watcher.look());
-        told.map(|change| change.expect("it is not too far behind"))
-            .collect()
+        let mut told = Vec::new();
+        loop {
+            match watcher.look() {
+                WatchTurn::Change(change) => told.push(change.expect("it is not too far behind")),
+                WatchTurn::Silent => {}
+                WatchTurn::UpToDate => return told,
+            }
+        }
     }
 
     fn query(name: &str) -> OperationSpec {
@@ -381,7 +421,7 @@ mod tests {
             "{:?}",
             whole.registry
         );
-        let mut known: std::collections::BTreeSet<_> = whole.added.into_iter().collect();
+        let mut known: BTreeSet<_> = whole.added.into_iter().collect();
         for change in told {
             change
                 .removed
@@ -399,8 +439,7 @@ mod tests {
         let announcer = announcer();
         let mut lister = watcher(&announcer, Some(&[PEERS_SCOPE]));
         announcer.own("h1", [&query("a/x")]);
-        let other = "other".parse().expect("a peer id");
-        announcer.peer(&other, "o1", [&query("b/y")]);
+        announcer.peer(&other(), "o1", [&query("b/y")]);
         for n in 0..20 {
             let specs: Vec<_> = (0..200).map(|m| large(&format!("c/{m}"), n)).collect();
             announcer.peer(&worker(), &format!("p{n}"), &specs);
@@ -411,6 +450,150 @@ mod tests {
         assert_eq!(wholes.count(), 1);
         assert_eq!(told[0].added, ["a/x"]);
         assert_eq!(told[1].added, ["b/y"]);
+    }
+
+    fn other() -> PeerId {
+        "other".parse().expect("a peer id")
+    }
+
+    /// Two peers change the rule of one operation each, in turn: no two changes of one of them are in a row.
+    fn change_in_turn(
+        announcer: &Announcer,
+        times: usize,
+        rule: fn(OperationSpec, usize) -> OperationSpec,
+    ) {
+        for n in 0..times {
+            announcer.peer(&worker(), "", [&rule(query("gpu/run"), n)]);
+            announcer.peer(&other(), "", [&rule(query("a/b"), n)]);
+        }
+    }
+
+    /// No watcher here satisfies the rule.
+    fn hidden(spec: OperationSpec, n: usize) -> OperationSpec {
+        spec.with_scope(&format!("none:{n}"))
+    }
+
+    /// The turns that a watcher takes after the change with this number: the operations that it looks at in each.
+    fn turns_since(announcer: &Announcer, mut seen: u64) -> Vec<usize> {
+        let mut turns = Vec::new();
+        loop {
+            match lock(&announcer.0.history).next(&mut seen, true) {
+                HistoryTurn::Forgotten => panic!("no peer is forgotten"),
+                HistoryTurn::Missed(missed) => turns.push(missed.operations()),
+                HistoryTurn::UpToDate => return turns,
+            }
+        }
+    }
+
+    /// Two peers change rules again and again, and the watcher may hear of none of that.
+    #[test]
+    fn a_watcher_that_is_behind_looks_at_each_change_once() {
+        let announcer = announcer();
+        let seen = lock(&announcer.0.history).last();
+        change_in_turn(&announcer, WATCH_STEPS_MAX, hidden);
+        // A turn that looks at what came later as well has more than the one operation of its change.
+        let turns = turns_since(&announcer, seen);
+        assert_eq!(turns, [1; 2 * WATCH_STEPS_MAX]);
+    }
+
+    /// One peer changes much at once, and nothing of another comes in between.
+    #[test]
+    fn a_turn_of_a_watcher_has_few_operations() {
+        const CHANGES: usize = 40;
+        const OPERATIONS: usize = 200;
+        let announcer = announcer();
+        let seen = lock(&announcer.0.history).last();
+        for n in 0..CHANGES {
+            let spec = |m: usize| hidden(query(&format!("gpu/run{m}")), n);
+            let specs: Vec<_> = (0..OPERATIONS).map(spec).collect();
+            announcer.peer(&worker(), "", &specs);
+        }
+        let turns = turns_since(&announcer, seen);
+        assert_eq!(turns.iter().sum::<usize>(), CHANGES * OPERATIONS);
+        let most = turns.iter().max().expect("a turn");
+        assert!(*most <= TURN_OPERATIONS_MAX, "{most}");
+    }
+
+    /// A future that does not return between two changes keeps its thread from all other tasks.
+    #[tokio::test]
+    async fn others_have_their_turn_while_a_watcher_catches_up() {
+        let announcer = announcer();
+        let mut lister = watcher(&announcer, Some(&[PEERS_SCOPE]));
+        change_in_turn(&announcer, WATCH_STEPS_MAX, hidden);
+        announcer.own("h1", [&query("a/x")]);
+        let mut polled = 0;
+        let mut next = pin!(lister.next());
+        let next = poll_fn(|cx| {
+            polled += 1;
+            next.as_mut().poll(cx)
+        });
+        let change = next.await.expect("a change").expect("all is kept");
+        assert_eq!(change.added, ["a/x"]);
+        assert!(polled > 2 * WATCH_STEPS_MAX, "{polled}");
+    }
+
+    /// They take few bytes, so that thousands of them would be kept by their bytes alone.
+    #[test]
+    fn of_many_short_changes_of_a_peer_few_are_kept() {
+        let announcer = announcer();
+        let mut lister = watcher(&announcer, Some(&[PEERS_SCOPE]));
+        change_in_turn(&announcer, 10 * WATCH_STEPS_MAX, hidden);
+        let kept = lock(&announcer.0.history).kept_steps();
+        assert_eq!(kept, 2 * WATCH_STEPS_MAX);
+        let told = told(&mut lister);
+        let wholes: Vec<_> = told
+            .iter()
+            .map(|change| (change.whole, &change.peer))
+            .collect();
+        assert_eq!(wholes, [(true, &Some(worker())), (true, &Some(other()))]);
+        assert!(told.iter().all(|change| change.added.is_empty()));
+    }
+
+    /// However far it is behind, and whatever changes while it catches up.
+    #[test]
+    fn the_sum_of_what_a_watcher_hears_is_what_there_is() {
+        const CHANGES: usize = 1_000;
+        let rule = |n: usize, m: usize| match (n * (m + 1) + m) % 4 {
+            0 => None,
+            1 => Some(hidden(query(&format!("a/{m}")), 0)),
+            _ => Some(query(&format!("a/{m}"))),
+        };
+        for pause in [1, 3, 10, 300] {
+            let announcer = announcer();
+            let mut lister = watcher(&announcer, Some(&[PEERS_SCOPE]));
+            let (mut there, mut known) = (BTreeMap::new(), BTreeMap::new());
+            for n in 0..CHANGES {
+                let specs: Vec<_> = (0..6).filter_map(|m| rule(n, m)).collect();
+                let whose = [None, Some(worker()), Some(other())][n / 2 % 3].clone();
+                announcer.set(whose.as_ref(), &format!("h{n}"), &specs);
+                let open = |spec: &&OperationSpec| spec.access_control.required_scopes.is_empty();
+                let open = specs.iter().filter(open).map(|spec| spec.name.clone());
+                there.insert(whose, open.collect::<BTreeSet<_>>());
+                if n.is_multiple_of(pause)
+                    && let WatchTurn::Change(change) = lister.look()
+                {
+                    hear(&mut known, change.expect("it is not too far behind"));
+                }
+            }
+            for change in told(&mut lister) {
+                hear(&mut known, change);
+            }
+            assert_eq!(known, there, "{pause}");
+        }
+    }
+
+    /// What a reader makes of an event.
+    fn hear(known: &mut BTreeMap<Option<PeerId>, BTreeSet<String>>, change: RegistryChange) {
+        let names = known.entry(change.peer).or_default();
+        if change.whole {
+            names.clear();
+        }
+        for name in change.removed {
+            assert!(names.remove(&name), "{name} was not there");
+        }
+        for name in change.added {
+            assert!(names.insert(name), "it was there");
+        }
     }
 
     /// More peers come and go than may be attached.
@@ -427,7 +610,9 @@ mod tests {
             announcer.peer_gone(&peer);
         }
         assert!(lock(&announcer.0.history).sources() <= 2 * PEERS_MAX + 1);
-        let refused = early.look().expect("a word").expect_err("too far behind");
+        let WatchTurn::Change(Err(refused)) = early.look() else {
+            panic!("a watcher that is too far behind is refused");
+        };
         assert!(refused.retryable, "{refused:?}");
         assert!(told(&mut unknown).is_empty());
         assert_eq!(told(&mut late.expect("a watcher"))[0].removed, ["a/b"]);

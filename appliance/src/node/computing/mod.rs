@@ -182,6 +182,19 @@ impl NodeComputing {
         Arc::clone(&self.problems)
     }
 
+    /// That damage to the disk could undo what was decided about promotion.
+    pub(super) fn unemptied_log(&self) -> Option<MachineDiagnostic> {
+        let why = self.promotion.as_ref()?.unemptied_log()?;
+        Some(MachineDiagnostic {
+            code: "promotion-write".to_owned(),
+            text: format!(
+                "what was decided about promotion is kept, and its log cannot be emptied: {why}"
+            ),
+            hint: "make room on the disk, or replace it: until then damage to the disk can undo the last decisions"
+                .to_owned(),
+        })
+    }
+
     /// What a worker did not find that the configuration wants.
     pub(super) fn missing(&self) -> Option<MachineDiagnostic> {
         Some(MachineDiagnostic {

@@ -1,5 +1,6 @@
 //! How a peer's operations come in, and how they are kept up to date.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,9 @@ use crate::peers::table::{AttachResult, AttachedPeer};
 
 /// Tells of changes of a peer's operations.
 const WATCH: &str = "services/watch";
-/// Waits before an import is tried again; doubles up to the longest.
-const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// Waits before an import is tried again; doubles up to the longest. No wait is shorter than the one after a change: a peer
+/// chooses how its stream of changes ends.
+const RETRY_FIRST: Duration = IMPORT_DEBOUNCE;
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
 
 /// What was imported.
@@ -229,9 +231,13 @@ async fn wait_for_change(caller: &Caller, known: &str) -> ImportChange {
     ImportChange::Changed
 }
 
-/// Waits until nothing more changes for a moment: a peer that registers a hundred operations is
-/// read once.
+/// Waits for [`IMPORT_DEBOUNCE`] while more may change: a peer that registers a hundred operations is read once.
 async fn settle(events: &mut Subscription) {
-    let more = async { while let Some(Ok(_)) = events.next().await {} };
+    let more = async {
+        while let Some(Ok(_)) = events.next().await {}
+        // The time passes as well where the peer has ended its stream: otherwise the peer alone would decide how often its
+        // operations are read.
+        pending::<()>().await;
+    };
     let _ = timeout(IMPORT_DEBOUNCE, more).await;
 }

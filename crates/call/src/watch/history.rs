@@ -1,10 +1,13 @@
 //! What operations there are, and what changed lately.
 //!
 //! A watcher keeps nothing but the number of the last change that it heard of. What it needs to hear of the changes
-//! since then is kept here once for all watchers, within [`WATCH_HISTORY_BYTES`]: names, and the rules that they had
-//! before. A watcher that is further behind gets the whole list of the source that changed.
+//! since then is kept here once for all watchers, within [`WATCH_HISTORY_BYTES`] and [`WATCH_STEPS_MAX`]: names, and the
+//! rules that they had before and after. A watcher that is further behind gets the whole list of the source that changed.
+//!
+//! Each change says what it led from and to, so that a watcher that is behind looks at each change once, whatever came
+//! after it. It takes what it missed in turns, and looks at it when it has given the lock back.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
@@ -12,14 +15,16 @@ use alknet_core::PeerId;
 
 use super::RegistryChange;
 use crate::access::AccessControl;
-use crate::error::CallError;
-use crate::limits::{PEERS_MAX, WATCH_HISTORY_BYTES};
+use crate::limits::{PEERS_MAX, WATCH_HISTORY_BYTES, WATCH_STEPS_MAX};
 use crate::spec::OperationSpec;
 
 /// Sources that are kept at most: this node, every peer attached, and as many that are gone.
 const SOURCES_MAX: usize = 1 + 2 * PEERS_MAX;
+/// Operations of the changes that a watcher takes in one turn, after which other tasks have theirs. A turn has more only
+/// where one change has more by itself, which an import bounds, or where the watcher gets a whole list.
+pub(super) const TURN_OPERATIONS_MAX: usize = 1024;
 /// Bytes that one operation in a step counts for beside its name and its rule.
-const ENTRY_BYTES: usize = 64;
+const ENTRY_BYTES: usize = 80;
 /// Bytes that a step counts for beside what is in it.
 const STEP_BYTES: usize = 128;
 
@@ -68,8 +73,12 @@ impl RegistryHistory {
         if !source.set(serial, registry, &rules) {
             return false;
         }
+        let forgotten = source.forget_beyond(WATCH_STEPS_MAX);
         self.last = serial;
         self.order.insert(serial, whose);
+        if let Some(forgotten) = forgotten {
+            self.order.remove(&forgotten);
+        }
         self.trim();
         self.forget_gone();
         true
@@ -111,46 +120,142 @@ impl RegistryHistory {
         }
     }
 
-    /// What a watcher hears next that has heard of every change up to number `seen`, which is moved on. Several changes
-    /// of one source in a row are one. `lists` says whether it hears of peers.
-    pub(super) fn next(
-        &self,
-        seen: &mut u64,
-        shows: Shows<'_>,
-        lists: bool,
-    ) -> Option<Result<RegistryChange, CallError>> {
+    /// What a watcher looks at next that has heard of every change up to number `seen`, which is moved on. Several changes
+    /// of one source in a row are taken together, up to [`TURN_OPERATIONS_MAX`]. `lists` says whether the watcher hears of
+    /// peers.
+    pub(super) fn next(&self, seen: &mut u64, lists: bool) -> HistoryTurn {
         if lists && *seen < self.forgotten {
             *seen = self.last;
-            let message = "more has changed than the node keeps for a watcher; subscribe again";
-            return Some(Err(CallError::unavailable(message)));
+            return HistoryTurn::Forgotten;
         }
-        loop {
-            let since = self.order.range((Excluded(*seen), Unbounded));
-            let mut since = since.filter(|(_, whose)| lists || whose.is_none());
-            let Some((first, whose)) = since.next() else {
-                *seen = self.last;
-                return None;
-            };
-            let in_a_row = since.take_while(|(_, other)| *other == whose);
-            let to = in_a_row.last().map_or(*first, |(serial, _)| *serial);
-            let from = std::mem::replace(seen, to);
-            let source = self.sources.get(whose);
-            let change = source.and_then(|source| source.change(from, to, shows));
-            if let Some(change) = change {
-                return Some(Ok(RegistryChange {
-                    peer: whose.clone(),
-                    ..change
-                }));
+        let Some((whose, to)) = self.in_a_row(*seen, lists) else {
+            *seen = self.last;
+            return HistoryTurn::UpToDate;
+        };
+        let source = self.sources.get(&whose);
+        let (last, missed) = source.map_or_else(Default::default, |it| it.missed(*seen, to));
+        // A watcher always comes further.
+        *seen = last.max(*seen + 1);
+        HistoryTurn::Missed(MissedChanges { whose, ..missed })
+    }
+
+    /// The source with the first change after number `seen`, and the last of its changes before one of another source.
+    fn in_a_row(&self, seen: u64, lists: bool) -> Option<(Option<PeerId>, u64)> {
+        if !lists {
+            // Changes of peers are none for this watcher, however many.
+            let last = self.sources.get(&None)?.last();
+            return (last > seen).then_some((None, last));
+        }
+        let mut since = self.order.range((Excluded(seen), Unbounded));
+        let (first, whose) = since.next()?;
+        let in_a_row = since.take_while(|(_, other)| *other == whose);
+        let to = in_a_row.last().map_or(*first, |(serial, _)| *serial);
+        Some((whose.clone(), to))
+    }
+}
+
+/// What a watcher has to do.
+pub(super) enum HistoryTurn {
+    /// A change of a peer that the node has forgotten may be among those that the watcher missed.
+    Forgotten,
+    /// Look at these.
+    Missed(MissedChanges),
+    /// Wait.
+    UpToDate,
+}
+
+/// Changes of one source in a row. They are looked at without the lock.
+#[derive(Debug, Default)]
+pub(super) struct MissedChanges {
+    whose: Option<PeerId>,
+    /// Oldest first; none where one of them is forgotten.
+    steps: Vec<Arc<ReplacedOperations>>,
+    whole: Option<WholeSource>,
+}
+
+/// What there is of a source after the last of some changes.
+#[derive(Debug)]
+struct WholeSource {
+    registry: Arc<str>,
+    /// What there is now.
+    rules: Arc<SourceRules>,
+    /// The changes that came after those, oldest first.
+    later: Vec<Arc<ReplacedOperations>>,
+}
+
+impl MissedChanges {
+    /// What the watcher hears of them; nothing where they come to nothing for it.
+    pub(super) fn change(self, shows: Shows<'_>) -> Option<RegistryChange> {
+        let change = match &self.whole {
+            Some(whole) => Some(whole.change(shows)),
+            None => self.difference(shows),
+        };
+        change.map(|change| RegistryChange {
+            peer: self.whose,
+            ..change
+        })
+    }
+
+    fn difference(&self, shows: Shows<'_>) -> Option<RegistryChange> {
+        let (first, last) = (self.steps.first()?, self.steps.last()?);
+        // Of each operation the first change and the last.
+        let mut rules = BTreeMap::<&str, (&ReplacedRule, &ReplacedRule)>::new();
+        for (name, rule) in self.steps.iter().flat_map(|step| &step.rules) {
+            let known = rules.entry(name);
+            known
+                .and_modify(|(_, last)| *last = rule)
+                .or_insert((rule, rule));
+        }
+        let (mut added, mut removed) = (Vec::new(), Vec::new());
+        for (name, (first, last)) in rules {
+            let was = first.before.as_deref().is_some_and(shows);
+            let is = last.after.as_deref().is_some_and(shows);
+            match (was, is) {
+                (false, true) => added.push(name.to_owned()),
+                (true, false) => removed.push(name.to_owned()),
+                _ => {}
             }
+        }
+        let is_same = added.is_empty() && removed.is_empty() && first.before == last.after;
+        (!is_same).then(|| RegistryChange {
+            registry: String::from(&*last.after),
+            added,
+            removed,
+            ..RegistryChange::default()
+        })
+    }
+}
+
+impl WholeSource {
+    fn change(&self, shows: Shows<'_>) -> RegistryChange {
+        let mut rules: BTreeMap<&str, Option<&AccessControl>> = BTreeMap::new();
+        for (name, rule) in self.later.iter().flat_map(|step| &step.rules) {
+            // The oldest change has the rule of that time.
+            rules.entry(name).or_insert(rule.before.as_deref());
+        }
+        for (name, rule) in &*self.rules {
+            rules.entry(name).or_insert(Some(&**rule));
+        }
+        let shown = rules
+            .into_iter()
+            .filter(|(_, rule)| rule.is_some_and(shows));
+        RegistryChange {
+            registry: String::from(&*self.registry),
+            added: shown.map(|(name, _)| name.to_owned()).collect(),
+            whole: true,
+            ..RegistryChange::default()
         }
     }
 }
 
-/// The operations of this node or of one peer, and who may hear of each.
+/// Operations of a source by name, and who may hear of each.
+type SourceRules = BTreeMap<Arc<str>, Arc<AccessControl>>;
+
+/// The operations of this node or of one peer.
 #[derive(Debug, Default)]
 struct OperationSource {
     registry: Arc<str>,
-    rules: BTreeMap<Arc<str>, Arc<AccessControl>>,
+    rules: Arc<SourceRules>,
     /// What changed, oldest first. Only of the first it may be forgotten what.
     steps: VecDeque<HistoryStep>,
     /// Bytes of the steps.
@@ -162,27 +267,39 @@ struct OperationSource {
 struct HistoryStep {
     serial: u64,
     /// `None` where that is forgotten.
-    before: Option<ReplacedOperations>,
+    replaced: Option<Arc<ReplacedOperations>>,
 }
 
-/// What a change replaced.
+/// What a change replaced, and by what.
 #[derive(Debug)]
 struct ReplacedOperations {
-    registry: Arc<str>,
-    /// Of each operation that was changed: `None` where there was none of the name.
-    rules: BTreeMap<Arc<str>, Option<Arc<AccessControl>>>,
+    /// The hash of before.
+    before: Arc<str>,
+    /// The hash of after.
+    after: Arc<str>,
+    /// Of each operation that was changed.
+    rules: BTreeMap<Arc<str>, ReplacedRule>,
     bytes: usize,
 }
 
+/// A rule that was replaced. `None` stands for no operation of the name.
+#[derive(Debug)]
+struct ReplacedRule {
+    before: Option<Arc<AccessControl>>,
+    /// The next change of the name has it as its rule of before, or it is in force: it takes no room of its own.
+    after: Option<Arc<AccessControl>>,
+}
+
 impl ReplacedOperations {
-    fn new(registry: Arc<str>, rules: BTreeMap<Arc<str>, Option<Arc<AccessControl>>>) -> Self {
-        let bytes = |(name, rule): (&Arc<str>, &Option<Arc<AccessControl>>)| {
-            let rule = rule.as_ref().map_or(0, |rule| rule.kept_bytes());
+    fn new(before: Arc<str>, after: Arc<str>, rules: BTreeMap<Arc<str>, ReplacedRule>) -> Self {
+        let bytes = |(name, rule): (&Arc<str>, &ReplacedRule)| {
+            let rule = rule.before.as_ref().map_or(0, |rule| rule.kept_bytes());
             ENTRY_BYTES + name.len() + rule
         };
         Self {
-            bytes: STEP_BYTES + registry.len() + rules.iter().map(bytes).sum::<usize>(),
-            registry,
+            bytes: STEP_BYTES + before.len() + rules.iter().map(bytes).sum::<usize>(),
+            before,
+            after,
             rules,
         }
     }
@@ -195,7 +312,7 @@ impl OperationSource {
     }
 
     fn set(&mut self, serial: u64, registry: &str, rules: &BTreeMap<&str, &AccessControl>) -> bool {
-        let (mut now, mut before) = (BTreeMap::new(), BTreeMap::new());
+        let (mut now, mut replaced) = (SourceRules::new(), BTreeMap::new());
         for (&name, &rule) in rules {
             match self.rules.get_key_value(name) {
                 Some((name, same)) if **same == *rule => {
@@ -203,126 +320,103 @@ impl OperationSource {
                 }
                 found => {
                     let name = found.map_or_else(|| name.into(), |(name, _)| Arc::clone(name));
-                    before.insert(Arc::clone(&name), found.map(|(_, rule)| Arc::clone(rule)));
-                    now.insert(name, Arc::new(rule.clone()));
+                    let rule = Arc::new(rule.clone());
+                    let of_name = ReplacedRule {
+                        before: found.map(|(_, rule)| Arc::clone(rule)),
+                        after: Some(Arc::clone(&rule)),
+                    };
+                    replaced.insert(Arc::clone(&name), of_name);
+                    now.insert(name, rule);
                 }
             }
         }
-        let gone = self
-            .rules
-            .iter()
-            .filter(|(name, _)| !now.contains_key(*name));
-        before.extend(gone.map(|(name, rule)| (Arc::clone(name), Some(Arc::clone(rule)))));
-        if before.is_empty() && *self.registry == *registry {
+        let gone = self.rules.iter();
+        let gone = gone.filter(|(name, _)| !now.contains_key(*name));
+        replaced.extend(gone.map(|(name, rule)| {
+            let of_name = ReplacedRule {
+                before: Some(Arc::clone(rule)),
+                after: None,
+            };
+            (Arc::clone(name), of_name)
+        }));
+        if replaced.is_empty() && *self.registry == *registry {
             return false;
         }
-        let registry = std::mem::replace(&mut self.registry, registry.into());
-        let before = ReplacedOperations::new(registry, before);
-        self.rules = now;
-        self.bytes += before.bytes;
+        let before = std::mem::replace(&mut self.registry, registry.into());
+        let replaced = ReplacedOperations::new(before, Arc::clone(&self.registry), replaced);
+        self.rules = Arc::new(now);
+        self.bytes += replaced.bytes;
         self.steps.push_back(HistoryStep {
             serial,
-            before: Some(before),
+            replaced: Some(Arc::new(replaced)),
         });
         true
     }
 
     /// Forgets what its oldest change was. Returns the number of one that nothing tells of any more.
     fn forget_oldest(&mut self) -> Option<u64> {
-        let is_forgotten = self.steps.front().is_some_and(|step| step.before.is_none());
-        let gone = match is_forgotten {
+        let gone = match self.is_first_forgotten() {
             true => self.steps.pop_front(),
             false => None,
         };
         let oldest = self.steps.front_mut();
-        if let Some(before) = oldest.and_then(|step| step.before.take()) {
-            self.bytes -= before.bytes;
+        if let Some(replaced) = oldest.and_then(|step| step.replaced.take()) {
+            self.bytes -= replaced.bytes;
         }
         gone.map(|step| step.serial)
     }
 
-    /// What became of the changes after number `from` up to number `to`.
-    fn change(&self, from: u64, to: u64, shows: Shows<'_>) -> Option<RegistryChange> {
-        let within = |step: &&HistoryStep| from < step.serial && step.serial <= to;
-        if self
-            .steps
-            .iter()
-            .filter(within)
-            .any(|step| step.before.is_none())
-        {
-            return Some(self.whole(to, shows));
+    /// Forgets the oldest change where more than `most` are kept, of which the last is new. Returns as
+    /// [`forget_oldest`](Self::forget_oldest).
+    fn forget_beyond(&mut self, most: usize) -> Option<u64> {
+        let kept = self.steps.len() - usize::from(self.is_first_forgotten());
+        match kept > most {
+            true => self.forget_oldest(),
+            false => None,
         }
-        let (before, after) = (self.replaced_since(from), self.replaced_since(to));
-        let (mut added, mut removed) = (Vec::new(), Vec::new());
-        // What was not replaced since `from` is as it was.
-        for (&name, &rule) in &before {
-            let was = rule.is_some_and(shows);
-            let is = self.rule_in(&after, name).is_some_and(shows);
-            match (was, is) {
-                (false, true) => added.push(name.to_owned()),
-                (true, false) => removed.push(name.to_owned()),
-                _ => {}
+    }
+
+    fn is_first_forgotten(&self) -> bool {
+        let first = self.steps.front();
+        first.is_some_and(|step| step.replaced.is_none())
+    }
+
+    /// Its changes after number `from` up to number `to`, as far as one turn goes, and the number of the last of them.
+    fn missed(&self, from: u64, to: u64) -> (u64, MissedChanges) {
+        let place = |serial| self.steps.partition_point(|step| step.serial <= serial);
+        let (start, end) = (place(from), place(to));
+        let mut missed = MissedChanges::default();
+        if start == 0 && end > 0 && self.is_first_forgotten() {
+            missed.whole = Some(self.whole(end));
+            return (to, missed);
+        }
+        let (mut last, mut operations) = (to, 0);
+        for step in self.steps.range(start..end) {
+            let Some(replaced) = &step.replaced else {
+                continue;
+            };
+            operations += replaced.rules.len();
+            if operations > TURN_OPERATIONS_MAX && !missed.steps.is_empty() {
+                break;
             }
+            missed.steps.push(Arc::clone(replaced));
+            last = step.serial;
         }
-        let (earlier, registry) = (self.registry_at(from), self.registry_at(to));
-        let is_same = added.is_empty() && removed.is_empty() && earlier == registry;
-        (!is_same).then(|| RegistryChange {
-            registry: registry.to_owned(),
-            added,
-            removed,
-            ..RegistryChange::default()
-        })
+        (last, missed)
     }
 
-    /// Everything that was there after change `to`.
-    fn whole(&self, to: u64, shows: Shows<'_>) -> RegistryChange {
-        let after = self.replaced_since(to);
-        let mut names: BTreeSet<_> = self.rules.keys().map(AsRef::as_ref).collect();
-        names.extend(after.keys().copied());
-        names.retain(|name| self.rule_in(&after, name).is_some_and(shows));
-        RegistryChange {
-            registry: self.registry_at(to).to_owned(),
-            added: names.into_iter().map(str::to_owned).collect(),
-            whole: true,
-            ..RegistryChange::default()
+    /// What there was before the step with the index `end`.
+    fn whole(&self, end: usize) -> WholeSource {
+        let later = self.steps.range(end..);
+        let later: Vec<_> = later.filter_map(|step| step.replaced.clone()).collect();
+        let registry = later.first().map_or(&self.registry, |step| &step.before);
+        WholeSource {
+            registry: Arc::clone(registry),
+            rules: Arc::clone(&self.rules),
+            later,
         }
-    }
-
-    /// The rules that changes after number `serial` replaced, as they were after that one; `None` where there was no
-    /// operation of the name.
-    fn replaced_since(&self, serial: u64) -> Replaced<'_> {
-        let mut replaced = Replaced::new();
-        for before in self.since(serial) {
-            for (name, rule) in &before.rules {
-                // The oldest change has the rule of that time.
-                replaced.entry(name).or_insert(rule.as_deref());
-            }
-        }
-        replaced
-    }
-
-    fn rule_in<'s>(&'s self, replaced: &Replaced<'s>, name: &str) -> Option<&'s AccessControl> {
-        match replaced.get(name) {
-            Some(rule) => *rule,
-            None => self.rules.get(name).map(AsRef::as_ref),
-        }
-    }
-
-    fn registry_at(&self, serial: u64) -> &str {
-        let replaced = self.since(serial).next();
-        replaced.map_or(&self.registry, |before| &before.registry)
-    }
-
-    /// What the changes after number `serial` replaced, oldest first.
-    fn since(&self, serial: u64) -> impl Iterator<Item = &ReplacedOperations> {
-        let first = self.steps.partition_point(|step| step.serial <= serial);
-        let since = self.steps.range(first..);
-        since.filter_map(|step| step.before.as_ref())
     }
 }
-
-/// Rules as they were, by the names of their operations.
-type Replaced<'s> = BTreeMap<&'s str, Option<&'s AccessControl>>;
 
 #[cfg(test)]
 impl RegistryHistory {
@@ -334,8 +428,25 @@ impl RegistryHistory {
         self.sources.len()
     }
 
+    /// Changes of which it is kept what they were.
+    pub(super) fn kept_steps(&self) -> usize {
+        let steps = self.sources.values().flat_map(|source| &source.steps);
+        steps.filter(|step| step.replaced.is_some()).count()
+    }
+
     pub(super) fn rule(&self, peer: &PeerId, name: &str) -> Option<std::sync::Weak<AccessControl>> {
         let source = self.sources.get(&Some(peer.clone()))?;
         source.rules.get(name).map(Arc::downgrade)
+    }
+}
+
+#[cfg(test)]
+impl MissedChanges {
+    /// Operations that the watcher looks at, as often as it does.
+    pub(super) fn operations(&self) -> usize {
+        let whole = self.whole.iter();
+        let now: usize = whole.clone().map(|whole| whole.rules.len()).sum();
+        let steps = whole.flat_map(|whole| &whole.later).chain(&self.steps);
+        now + steps.map(|step| step.rules.len()).sum::<usize>()
     }
 }

@@ -1,9 +1,10 @@
 //! A hub and its workers: importing, choosing, loss.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use alknet_call::limits::IMPORT_DEBOUNCE;
 use alknet_call::*;
 use alknet_core::{Carriage, CloseCode, CloseReason};
 use alknet_test_support::deadline;
@@ -346,19 +347,22 @@ async fn peers_without_a_name_stay_with_their_connection() {
     assert_eq!(code(&other, "farm/page", json!(null)).await, "NOT_FOUND");
 }
 
+/// The answer of `services/schema` for the names that it is asked for.
+fn specs(input: &Value) -> Value {
+    let names = input["names"].as_array().cloned().unwrap_or_default();
+    let spec = |name: &Value| query(name.as_str().unwrap_or_default());
+    json!({ "specs": names.iter().map(spec).collect::<Vec<_>>() })
+}
+
 #[tokio::test]
 async fn what_a_peer_changes_is_read_again() {
-    static NAMES: std::sync::Mutex<&[&str]> = std::sync::Mutex::new(&["work/one"]);
+    static NAMES: Mutex<&[&str]> = Mutex::new(&["work/one"]);
     let hub = hub();
     let (dialled, _) = hub.serve(Carriage::Memory, Some(identity("w1", &[])));
     let changes = tokio::sync::watch::channel(Value::Null).0;
     let answer = |operation: &str, input: &Value| match operation {
         "/services/list" => listing(*NAMES.lock().expect("no panics")),
-        _ => {
-            let names = input["names"].as_array().cloned().unwrap_or_default();
-            let spec = |name: &Value| query(name.as_str().unwrap_or_default());
-            json!({ "specs": names.iter().map(spec).collect::<Vec<_>>() })
-        }
+        _ => specs(input),
     };
     answer_by_hand(dialled, answer, changes.clone());
     attached(&hub, &["w1"]).await;
@@ -374,4 +378,42 @@ async fn what_a_peer_changes_is_read_again() {
     changes.send_replace(json!({ "registry": "another" }));
     soon(attaches.changed()).await.expect("the hub lives");
     assert_eq!(served().await, Some(2));
+}
+
+/// A peer ends its stream of changes right after it said that something changed, or says at once that it cannot tell.
+#[tokio::test]
+async fn a_peer_that_ends_its_watch_is_read_no_more_often() {
+    static READS: Mutex<Vec<Instant>> = Mutex::new(Vec::new());
+    let answer = |operation: &str, input: &Value| match operation {
+        "/services/list" => {
+            READS.lock().expect("no panics").push(Instant::now());
+            listing(&["work/one"])
+        }
+        _ => specs(input),
+    };
+    for said in [
+        json!({ "registry": "another", "ends": true }),
+        json!({ "code": "UNAVAILABLE", "message": "not now", "retryable": true }),
+    ] {
+        READS.lock().expect("no panics").clear();
+        let hub = hub();
+        let (dialled, _) = hub.serve(Carriage::Memory, Some(identity("w1", &[])));
+        let mut attaches = hub.dispatcher.peers().changes();
+        let changes = tokio::sync::watch::channel(said.clone()).0;
+        answer_by_hand(dialled.clone(), answer, changes);
+        let reads = || READS.lock().expect("no panics").clone();
+        soon(async {
+            while reads().len() < 3 {
+                attaches.changed().await.expect("the hub lives");
+            }
+        })
+        .await;
+        dialled.close(CloseCode::Normal, "");
+        attached(&hub, &[]).await;
+        let reads = reads();
+        for pair in reads.windows(2) {
+            let between = pair[1] - pair[0];
+            assert!(between >= IMPORT_DEBOUNCE, "{said}: {between:?}");
+        }
+    }
 }

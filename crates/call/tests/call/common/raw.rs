@@ -79,7 +79,7 @@ impl RawPeer {
 }
 
 /// Answers every request on a connection with what `answer` says, an error where that has a `code`.
-/// `services/watch` yields what `changes` holds, save `null`.
+/// `services/watch` yields what `changes` holds, save `null`, and ends after an error, or after an event with `ends`.
 pub fn answer_by_hand(
     connection: Connection,
     answer: fn(&str, &Value) -> Value,
@@ -150,10 +150,24 @@ async fn answer_stream(
 async fn tell(send: &mut SendStream, id: &str, changes: &mut watch::Receiver<Value>) {
     loop {
         let now = changes.borrow_and_update().clone();
-        let output = json!({ "output": now }).to_string();
-        let bytes = encode_event(EventKind::Responded, id, &output);
-        let gone = !now.is_null() && send.write_chunk(bytes).await.is_err();
-        if gone || changes.changed().await.is_err() {
+        let (kind, payload) = match now.get("code") {
+            Some(_) => (EventKind::Error, now.to_string()),
+            None => (EventKind::Responded, json!({ "output": now }).to_string()),
+        };
+        let mut gone = !now.is_null()
+            && send
+                .write_chunk(encode_event(kind, id, &payload))
+                .await
+                .is_err();
+        if now["ends"] == true {
+            let end = encode_event(EventKind::Completed, id, "{}");
+            gone |= send.write_chunk(end).await.is_err();
+        }
+        if gone || kind == EventKind::Error || now["ends"] == true {
+            send.finish().ok();
+            return;
+        }
+        if changes.changed().await.is_err() {
             return;
         }
     }

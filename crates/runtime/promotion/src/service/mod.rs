@@ -153,6 +153,12 @@ impl Promotion {
         lock(&self.active).left_out.clone()
     }
 
+    /// As [`PromotionStore::unemptied_log`].
+    #[must_use]
+    pub fn unemptied_log(&self) -> Option<String> {
+        self.parts.store.unemptied_log()
+    }
+
     fn dispatcher(&self) -> Result<Arc<Dispatcher>, PromotionError> {
         let dispatcher = self.dispatcher.get().and_then(Weak::upgrade);
         dispatcher.ok_or_else(|| PromotionError::Unavailable("the node starts or stops".to_owned()))

@@ -103,8 +103,6 @@ pub(super) fn open(path: &Path) -> Result<Connection, PromotionStoreError> {
     if empty {
         create(&mut connection)?;
     }
-    // What a power cut left in the log is in force from now on.
-    empty_log(&connection)?;
     Ok(connection)
 }
 
@@ -112,22 +110,23 @@ pub(super) fn open(path: &Path) -> Result<Connection, PromotionStoreError> {
 ///
 /// SQLite ends a log at the first frame whose checksum is wrong, and reports no error: an attacker who damages one block of
 /// it after a power cut would undo every decision from there on, and a version that was taken back would run again.
-pub(super) fn empty_log(connection: &Connection) -> Result<(), PromotionStoreError> {
+///
+/// # Errors
+/// Why the log has something still. All of it is in force nevertheless.
+pub(super) fn empty_log(connection: &Connection) -> Result<(), String> {
     let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
-    let is_busy: bool = connection.query_row(checkpoint, [], |row| row.get(0))?;
+    let is_busy: bool = connection
+        .query_row(checkpoint, [], |row| row.get(0))
+        .map_err(|error| error.to_string())?;
     if is_busy {
-        return Err(PromotionStoreError::Unusable(
-            "another process reads it".to_owned(),
-        ));
+        return Err("another process reads it".to_owned());
     }
     let Some(path) = connection.path() else {
         return Ok(());
     };
     // SQLite does not wait until the disk has the new length.
     match File::open(format!("{path}-wal")).and_then(|log| log.sync_all()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(PromotionStoreError::Unusable(format!("its log: {error}")))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
         _ => Ok(()),
     }
 }

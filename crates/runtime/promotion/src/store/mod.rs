@@ -184,18 +184,38 @@ fn commit<T>(
     Ok(done)
 }
 
-/// The open file. Clones share it. Everything blocks on the disk.
+/// The open file. Clones share it. Everything but [`unemptied_log`](Self::unemptied_log) blocks on the disk.
 #[derive(Clone)]
-pub struct PromotionStore(Arc<Mutex<Connection>>);
+pub struct PromotionStore(Arc<PromotionFile>);
+
+struct PromotionFile {
+    connection: Mutex<Connection>,
+    /// Why the log has something still. A lock of its own: the node's problems are asked for while the disk is waited for.
+    log: Mutex<Option<String>>,
+}
 
 impl PromotionStore {
-    /// Opens the file, and makes it where it is missing.
+    /// Opens the file, and makes it where it is missing. A log that cannot be emptied, as on a full disk, is no reason not
+    /// to open it: [`unemptied_log`](Self::unemptied_log) says that.
     ///
     /// # Errors
     /// It cannot be used: damaged, newer than this program, another's, held by another process.
     pub fn open(path: &Path) -> Result<Self, PromotionStoreError> {
         let connection = file::open(path)?;
-        Ok(Self(Arc::new(Mutex::new(connection))))
+        let store = Self(Arc::new(PromotionFile {
+            connection: Mutex::new(connection),
+            log: Mutex::default(),
+        }));
+        // What a power cut left in the log is in force from now on.
+        store.empty_log(&store.lock());
+        Ok(store)
+    }
+
+    /// Why decisions are in the log still, where damage to the disk could undo them; nothing while the log is empty, as it
+    /// should be. The next write tries again to empty it.
+    #[must_use]
+    pub fn unemptied_log(&self) -> Option<String> {
+        self.log().clone()
     }
 
     /// Does all of `write` or nothing, durably.
@@ -203,7 +223,13 @@ impl PromotionStore {
         &self,
         write: impl FnOnce(&Connection) -> Result<T, PromotionStoreError>,
     ) -> Result<T, PromotionStoreError> {
-        commit(&mut self.lock(), write)
+        let mut connection = self.lock();
+        let done = commit(&mut connection, write)?;
+        // A decision may be in it still.
+        if self.unemptied_log().is_some() {
+            self.empty_log(&connection);
+        }
+        Ok(done)
     }
 
     /// The same for a decision: no damage to the log undoes it once it is answered.
@@ -213,11 +239,17 @@ impl PromotionStore {
     ) -> Result<T, PromotionStoreError> {
         let mut connection = self.lock();
         let done = commit(&mut connection, write)?;
-        // The decision is made and durable all the same; the next one tries again.
-        if let Err(error) = file::empty_log(&connection) {
-            tracing::error!("the log of the store of promoted operations is not emptied: {error}");
-        }
+        // The decision is made and durable all the same.
+        self.empty_log(&connection);
         Ok(done)
+    }
+
+    fn empty_log(&self, connection: &Connection) {
+        let left = file::empty_log(connection).err();
+        if let Some(why) = &left {
+            tracing::error!("the log of the store of promoted operations is not emptied: {why}");
+        }
+        *self.log() = left;
     }
 
     fn read<T>(
@@ -228,7 +260,12 @@ impl PromotionStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let connection = self.0.connection.lock();
+        connection.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The number of the generation that the next start has, and its versions in order of path.

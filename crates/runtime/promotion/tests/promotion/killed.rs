@@ -7,9 +7,11 @@ use std::process::{Command, Stdio};
 
 use alknet_promotion::{
     AuditAct, AuthoritySnapshot, BundleFindings, NewProposal, OperationVersion, PromotionStore,
-    PromotionStoreError, PromotionTerms, ProposalState, ReviewResult,
+    PromotionStoreError, PromotionTerms, ProposalState, ReviewResult, TallyCounts,
 };
 use alknet_runtime::ops::{Percentiles, ScriptTestReport};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
 
 use crate::support::*;
@@ -193,4 +195,58 @@ fn a_damaged_log_brings_no_version_back_that_was_taken_back() {
         );
     }
     assert_eq!(blocks, 0, "a decision that was answered is in the file");
+}
+
+/// From now on a write beyond so many bytes of a file fails, as on a full disk.
+fn limit_files(bytes: u64) {
+    let mut signals = SigSet::empty();
+    // The kernel sends it with each such write, and it would end the process.
+    signals.add(Signal::SIGXFSZ);
+    signals.thread_block().expect("a mask of this thread");
+    let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).expect("a limit");
+    let soft = bytes.min(hard);
+    setrlimit(Resource::RLIMIT_FSIZE, soft, hard).expect("no more than the hard limit");
+}
+
+/// An attacker fills the disk before a decision: the log takes it, and the file has no room for it.
+#[test]
+fn a_log_that_cannot_be_emptied_is_a_problem_and_the_store_opens() {
+    let name = "killed::a_log_that_cannot_be_emptied_is_a_problem_and_the_store_opens";
+    // The limit is the process's.
+    alknet_test_support::alone(name, || {
+        let folder = folder();
+        let file = folder.path().join("promotion.db");
+        // Some 100 KB each: a decision takes less than the limit in the log, and more than is left in the file.
+        let propose = |store: &PromotionStore, n: u64| {
+            let bundle = says("a", &json!(format!("{n}{}", "x".repeat(50_000)))).sign();
+            let new = NewProposal {
+                bundle: &bundle,
+                found: &found(),
+            };
+            store.propose(new, act("ada")).expect("room in the log");
+            bundle.id()
+        };
+        let store = PromotionStore::open(&file).expect("a file");
+        for n in 0..4 {
+            propose(&store, n);
+        }
+        assert_eq!(store.unemptied_log(), None);
+        limit_files(std::fs::metadata(&file).expect("the file").len());
+        let last = propose(&store, 4);
+        assert!(store.unemptied_log().is_some(), "the file took all of it");
+        drop(store);
+        let store = PromotionStore::open(&file).expect("a whole file with its log");
+        let kept = store.proposal(last).expect("it can be read");
+        assert!(
+            kept.is_some() && store.unemptied_log().is_some(),
+            "{kept:?}"
+        );
+        limit_files(u64::MAX);
+        // Whatever is written next: it need not be a decision.
+        let counts = TallyCounts::default();
+        store.tally("js/a", 1, counts).expect("room");
+        assert_eq!(store.unemptied_log(), None);
+        let log = file.with_file_name("promotion.db-wal");
+        assert_eq!(std::fs::metadata(log).expect("the log").len(), 0);
+    });
 }
