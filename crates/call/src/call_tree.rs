@@ -1,7 +1,7 @@
 //! What a request and every call below it share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 /// The number of the next request or call.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -43,6 +43,8 @@ pub(crate) struct CallTree {
     number: u64,
     /// A [`Hindrance`].
     hindrance: AtomicU8,
+    /// Calls in it that sent a change to a server, of which the node does not know whether the server made it.
+    open_changes: AtomicUsize,
     /// The tree that a run of an idempotency key is a part of.
     above: Option<Arc<Self>>,
 }
@@ -52,6 +54,7 @@ impl CallTree {
         Self {
             number: next_number(),
             hindrance: AtomicU8::new(Hindrance::None as u8),
+            open_changes: AtomicUsize::new(0),
             above: None,
         }
     }
@@ -61,6 +64,7 @@ impl CallTree {
         Self {
             number: above.number,
             hindrance: AtomicU8::new(Hindrance::None as u8),
+            open_changes: AtomicUsize::new(0),
             above: Some(Arc::clone(above)),
         }
     }
@@ -76,6 +80,22 @@ impl CallTree {
         if let Some(above) = &self.above {
             above.hinder(by);
         }
+    }
+
+    /// Notes one more call whose change may have been made, or one fewer.
+    pub(crate) fn set_change_open(&self, open: bool) {
+        match open {
+            true => self.open_changes.fetch_add(1, Ordering::AcqRel),
+            false => self.open_changes.fetch_sub(1, Ordering::AcqRel),
+        };
+        if let Some(above) = &self.above {
+            above.set_change_open(open);
+        }
+    }
+
+    /// Whether there is such a call in this run.
+    pub(crate) fn has_open_change(&self) -> bool {
+        self.open_changes.load(Ordering::Acquire) > 0
     }
 
     /// The most that happened in the course of it.

@@ -22,6 +22,7 @@ use crate::envelope::ForwardedFor;
 use crate::error::CallError;
 use crate::request::InboundRequest;
 use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
+use crate::spec::OperationType;
 
 /// The connection a request came over.
 #[derive(Clone, Debug)]
@@ -298,10 +299,7 @@ impl Ctx {
         let claim = match input.memory() {
             Some(_) => None,
             None => {
-                let requester = Requester::from_identity(
-                    self.identity().map(AsRef::as_ref),
-                    self.conn().remote_addr,
-                );
+                let requester = self.requester();
                 let kept = match self.root().is_subscription() {
                     true => RequestRetention::Subscribed,
                     false => RequestRetention::Once,
@@ -316,6 +314,36 @@ impl Ctx {
             }
         };
         Ok((input.try_into_value()?, CountedTree { _claim: claim }))
+    }
+
+    /// Whose requests the request that everything belongs to is counted with.
+    pub(crate) fn requester(&self) -> Requester {
+        let identity = self.identity().map(AsRef::as_ref);
+        Requester::from_identity(identity, self.conn().remote_addr)
+    }
+
+    /// Whether its operation is a query, which changes nothing.
+    #[must_use]
+    pub fn is_query(&self) -> bool {
+        self.compiled().spec.op_type == OperationType::Query
+    }
+
+    /// Notes that what this call changes is on its way to a server outside of this node, or, with `false`, that the
+    /// server has not taken it. From then on no error of the call is `retryable`, its own deadline included, since the
+    /// change may have been made. Until the server has answered, the run of an idempotency key that the call belongs
+    /// to does not come again either. Only calls between operations note it: no others reach an imported operation.
+    pub fn set_sent(&self, sent: bool) {
+        if let CallOrigin::Child(child) = &self.0 {
+            child.set_sent(sent);
+        }
+    }
+
+    /// What became of the call, in view of what was sent for it.
+    pub(crate) fn settled<T>(&self, outcome: Result<T, CallError>) -> Result<T, CallError> {
+        match &self.0 {
+            CallOrigin::Request(_) => outcome,
+            CallOrigin::Child(child) => child.settled(outcome),
+        }
     }
 
     /// The operations this one may call.

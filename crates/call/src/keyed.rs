@@ -260,16 +260,22 @@ impl KeyedRun {
     fn start(self, handler: Arc<dyn OnceHandler>, input: CallBody, ctx: Ctx) {
         let running = self.dispatcher.keyed.running.clone();
         running.spawn(async move {
-            let outcome = work(handler, input, &ctx).await;
+            let outcome = ctx.settled(work(handler, input, &ctx).await);
             // What the handler left running is over with its call, as everywhere.
             ctx.end();
-            let hindrance = ctx.root().tree().hindrance_itself();
-            self.end(outcome, hindrance);
+            let tree = ctx.root().tree();
+            self.end(outcome, tree.hindrance_itself(), tree.has_open_change());
         });
     }
 
-    fn end(self, outcome: Outcome, hindrance: Hindrance) {
-        let (kept, outcome) = keep(outcome, hindrance != Hindrance::None);
+    /// `is_open`: a server may have made a change in the course of the run, so that it must not run again.
+    fn end(self, outcome: Outcome, hindrance: Hindrance, is_open: bool) {
+        let hindered = hindrance != Hindrance::None && !is_open;
+        let outcome = outcome.map_err(|error| CallError {
+            retryable: error.retryable && !is_open,
+            ..error
+        });
+        let (kept, outcome) = keep(outcome, hindered);
         self.settle(kept);
         self.outcome
             .send_replace(Some(KeyedResult { outcome, hindrance }));
@@ -447,7 +453,7 @@ mod tests {
             let KeyedStep::Run(run, _) = begin() else {
                 panic!("it never ran");
             };
-            run.end(Ok(CallOutput::Value(Value::Null)), Hindrance::None);
+            run.end(Ok(CallOutput::Value(Value::Null)), Hindrance::None, false);
             tokio::time::sleep(Duration::from_millis(2)).await;
             assert_eq!(matches!(begin(), KeyedStep::Run(..)), is_old, "{time:?}");
         }

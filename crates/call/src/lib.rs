@@ -101,8 +101,9 @@ pub use frame::{CallFrameError, FrameBody, FrameReader};
 pub use generation::Generation;
 pub use handler::{BoxStream, HandlerKind, OnSlow, OnceHandler, StreamHandler};
 pub use import::{
-    AdapterError, CallerDisclosure, FromCall, FromJsonSchema, ImportClaim, ImportMemory,
-    ImportOptions, ImportShare, OperationAdapter, from_call,
+    AdapterError, CallerDisclosure, FromCall, FromJsonSchema, ImportCallPermit, ImportCallPermits,
+    ImportClaim, ImportMemory, ImportOptions, ImportReservation, ImportShare, OperationAdapter,
+    from_call,
 };
 pub use json::read_object;
 pub use local_caller::{

@@ -138,6 +138,9 @@ pub const SCOPE_BYTES_MAX: usize = 200;
 pub const IMPORT_OPERATIONS_MAX: usize = 1000;
 /// Bytes of listings and schemas read to import from one peer.
 pub const IMPORT_BYTES_MAX: usize = 4 << 20;
+/// Which part of the room that a requester has left for answers of an imported server a call keeps free for its own
+/// answer: an eighth, so that the requester has room for other calls.
+pub const IMPORT_RESERVE_PART: usize = 8;
 /// Bytes of a peer's name for the set of its operations: a hash in hex has 64.
 pub const REGISTRY_BYTES_MAX: usize = 128;
 /// Bytes of past changes of operations that a node keeps for those that watch, of all sources together, however often

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
@@ -44,6 +44,8 @@ pub(crate) struct ChildCall {
     /// Its idempotency key, where that counts: the call then only waits for the run of the key, which is
     /// counted instead.
     pub(crate) key: Option<Box<str>>,
+    /// What it changes was sent to a server outside of this node, which has not said what became of it.
+    pub(crate) sent: AtomicBool,
 }
 
 impl ChildCall {
@@ -65,7 +67,35 @@ impl ChildCall {
             hastened: self.hastened,
             trace: self.trace.clone(),
             key: self.key.clone(),
+            // The run of its key says so itself.
+            sent: AtomicBool::new(false),
         }
+    }
+
+    /// See [`Ctx::set_sent`].
+    pub(crate) fn set_sent(&self, sent: bool) {
+        if self.sent.swap(sent, Ordering::AcqRel) != sent {
+            self.root.tree().set_change_open(sent);
+        }
+    }
+
+    /// What became of it. No error is `retryable` where its change may have been made. After one that was, and after
+    /// an end that says nothing about the server, it remains open whether that is so, as it does where the call is
+    /// dropped.
+    pub(crate) fn settled<T>(&self, outcome: Result<T, CallError>) -> Result<T, CallError> {
+        let says_nothing = |error: &CallError| {
+            error.retryable || matches!(error.code, ErrorCode::Aborted | ErrorCode::Internal)
+        };
+        if !self.sent.load(Ordering::Acquire) {
+            return outcome;
+        }
+        if !outcome.as_ref().is_err_and(says_nothing) {
+            self.set_sent(false);
+        }
+        outcome.map_err(|error| CallError {
+            retryable: false,
+            ..error
+        })
     }
 
     /// Notes what its operation answered where that says nothing about the call that made it. That there was no room
@@ -146,9 +176,11 @@ impl ChildCallGuard {
             Some(Err(_)) => Err(request::panicked(&child.root, &child.operation.spec.name)),
             None => Err(aborted()),
         };
-        outcome
+        let outcome = outcome
             .inspect_err(|error| child.note(error))
-            .and_then(|output| child.checked(output))
+            .and_then(|output| child.checked(output));
+        child
+            .settled(outcome)
             .map(CallBody::from)
             .map_err(|error| child.operation.visible(error))
     }

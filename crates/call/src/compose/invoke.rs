@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use alknet_core::{Identity, PeerId, ScopeSet};
@@ -389,6 +390,7 @@ impl Env {
             hastened,
             trace: options.trace.as_deref().map(Into::into),
             key: self.key(operation, options)?,
+            sent: AtomicBool::new(false),
             root: Arc::clone(root),
         })
     }

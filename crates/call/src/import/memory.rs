@@ -1,11 +1,16 @@
 //! Bytes that imported servers make this node keep: their answers, and the requests that are written for them.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
+use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
-use crate::limits::{BYTES_SHARE, bytes_for_memory, leaves_room};
+use crate::limits::{
+    BYTES_SHARE, BYTES_STRANGERS, IMPORT_RESERVE_PART, bytes_for_memory, leaves_room,
+};
+use crate::request_bytes::Requester;
 use crate::sync::lock;
 
 /// The account of all imports of a node. Each import has a [share](Self::share) of it. Clones are the same account.
@@ -21,9 +26,82 @@ struct ImportAccount {
 /// Bytes that are taken now.
 #[derive(Debug, Default)]
 struct ImportUsage {
-    all: usize,
+    all: ImportTotals,
     /// Of each import, in the order in which they began.
-    each: Vec<usize>,
+    each: Vec<ImportTotals>,
+    reservations: HashMap<u64, ReservedBytes>,
+    next_reservation: u64,
+}
+
+/// Bytes of all imports together, or of one.
+#[derive(Debug, Default)]
+struct ImportTotals {
+    bytes: usize,
+    /// Of these, the bytes for calls of all unknown peers.
+    unknown: usize,
+    requesters: HashMap<Requester, usize>,
+}
+
+/// Of a reservation: the bytes that it keeps free, and those that its claims count of them or beyond them.
+#[derive(Debug)]
+struct ReservedBytes {
+    bytes: usize,
+    used: usize,
+}
+
+impl ReservedBytes {
+    fn counted(&self, used: usize) -> usize {
+        self.bytes.max(used)
+    }
+}
+
+impl ImportTotals {
+    fn own(&self, requester: &Requester) -> usize {
+        self.requesters.get(requester).copied().unwrap_or_default()
+    }
+
+    /// Counts `after` bytes instead of `before`.
+    fn replace(&mut self, requester: Option<&Requester>, before: usize, after: usize) {
+        self.bytes = self.bytes - before + after;
+        let Some(requester) = requester else {
+            return;
+        };
+        if !requester.is_known() {
+            self.unknown = self.unknown - before + after;
+        }
+        let own = self.own(requester) - before + after;
+        match own {
+            0 => self.requesters.remove(requester),
+            own => self.requesters.insert(requester.clone(), own),
+        };
+    }
+}
+
+impl ImportUsage {
+    /// What the account counts before and after a claim that counts `held` bytes counts `bytes`. A claim within a
+    /// reservation changes nothing up to its end.
+    fn counted(&self, reservation: Option<u64>, held: usize, bytes: usize) -> (usize, usize) {
+        match reservation.and_then(|id| self.reservations.get(&id)) {
+            None => (held, bytes),
+            Some(it) => (it.counted(it.used), it.counted(it.used - held + bytes)),
+        }
+    }
+
+    /// Counts a claim with `bytes` instead of `held`.
+    fn set(&mut self, share: &ImportShare, held: usize, bytes: usize) {
+        let (before, after) = self.counted(share.reservation, held, bytes);
+        self.replace(share, before, after);
+        let reservation = share.reservation;
+        if let Some(it) = reservation.and_then(|id| self.reservations.get_mut(&id)) {
+            it.used = it.used - held + bytes;
+        }
+    }
+
+    fn replace(&mut self, share: &ImportShare, before: usize, after: usize) {
+        let requester = share.requester.as_ref();
+        self.all.replace(requester, before, after);
+        self.each[share.number].replace(requester, before, after);
+    }
 }
 
 impl ImportMemory {
@@ -36,21 +114,23 @@ impl ImportMemory {
         }))
     }
 
-    /// The share of one more import: half of all, and of the last quarter a part of what is left.
+    /// The share of one more import, for the node itself: half of all, and of the last quarter a part of what is left.
     #[must_use]
     pub fn share(&self) -> ImportShare {
         let mut taken = lock(&self.0.taken);
-        taken.each.push(0);
+        taken.each.push(ImportTotals::default());
         ImportShare {
             account: Arc::clone(&self.0),
             number: taken.each.len() - 1,
+            requester: None,
+            reservation: None,
         }
     }
 
     /// Bytes that are taken now.
     #[must_use]
     pub fn taken(&self) -> usize {
-        lock(&self.0.taken).all
+        lock(&self.0.taken).all.bytes
     }
 }
 
@@ -61,20 +141,143 @@ impl Default for ImportMemory {
     }
 }
 
-/// What one import may take. Clones are the same share.
+/// What one import may take, for the node itself or for the calls of one requester. Clones are the same share.
 #[derive(Clone, Debug)]
 pub struct ImportShare {
     account: Arc<ImportAccount>,
     number: usize,
+    /// `None` for the node itself, which lists what a server has.
+    requester: Option<Requester>,
+    /// What its claims count within, as long as that lasts.
+    reservation: Option<u64>,
 }
 
 impl ImportShare {
+    /// The same for the requester that this call belongs to: its identity, else the network of its address. A requester
+    /// has half of what the import has, and of the last quarter of that a part of what is left. All unknown peers
+    /// together have a quarter. With all imports a requester has half of all.
+    #[must_use]
+    pub fn for_call(&self, ctx: &Ctx) -> Self {
+        self.for_requester(ctx.requester())
+    }
+
+    fn for_requester(&self, requester: Requester) -> Self {
+        Self {
+            requester: Some(requester),
+            ..self.clone()
+        }
+    }
+
     /// Counts nothing yet.
     #[must_use]
     pub fn claim(&self) -> ImportClaim {
         ImportClaim {
             share: self.clone(),
             bytes: 0,
+        }
+    }
+
+    /// Keeps bytes free for what a call is about to bring: `most`, or as much as leaves its requester seven times as
+    /// much for other calls, but no less than `least`.
+    ///
+    /// # Errors
+    /// `OVERLOADED` where there is no room for `least` bytes now.
+    pub fn reserve(&self, most: usize, least: usize) -> Result<ImportReservation, CallError> {
+        let mut taken = lock(&self.account.taken);
+        let mut bytes = most.max(least);
+        let leaves_enough = |bytes: usize| {
+            let with_others = bytes.saturating_mul(IMPORT_RESERVE_PART);
+            self.fits(&taken, 0, with_others).is_ok()
+        };
+        while bytes > least && !leaves_enough(bytes) {
+            bytes = (bytes / 2).max(least);
+        }
+        self.fits(&taken, 0, bytes)?;
+        let id = taken.next_reservation;
+        taken.next_reservation += 1;
+        let reserved = ReservedBytes { bytes, used: 0 };
+        taken.reservations.insert(id, reserved);
+        taken.replace(self, 0, bytes);
+        drop(taken);
+        let share = Self {
+            reservation: Some(id),
+            ..self.clone()
+        };
+        Ok(ImportReservation { share, id })
+    }
+
+    /// The most that it has, whatever others have.
+    fn most(&self) -> usize {
+        let import = self.account.most / BYTES_SHARE;
+        match &self.requester {
+            None => import,
+            Some(requester) if requester.is_known() => import / BYTES_SHARE,
+            Some(_) => import / BYTES_STRANGERS,
+        }
+    }
+
+    /// Whether the account may count `after` bytes instead of `before`.
+    fn fits(&self, taken: &ImportUsage, before: usize, after: usize) -> Result<(), CallError> {
+        let most = self.account.most;
+        let import = most / BYTES_SHARE;
+        let with = |counted: usize| (counted - before).saturating_add(after);
+        let (here, all) = (&taken.each[self.number], &taken.all);
+        let (of_import, of_all) = (with(here.bytes), with(all.bytes));
+        let import_full = || {
+            let what = "bytes of what one imported server sends and gets at once";
+            Err(CallError::overloaded(what, import))
+        };
+        let mut least = of_import;
+        match &self.requester {
+            None if of_import > import => return import_full(),
+            None => {}
+            Some(requester) => {
+                let own = with(here.own(requester));
+                let of_requester = with(all.own(requester));
+                let strangers_full = !requester.is_known()
+                    && (with(here.unknown) > import / BYTES_STRANGERS
+                        || with(all.unknown) > most / BYTES_STRANGERS);
+                if own > self.most() || of_requester > most / BYTES_SHARE || strangers_full {
+                    let what = "bytes of what one imported server sends and gets for one requester";
+                    return Err(CallError::overloaded(what, self.most()));
+                }
+                if !leaves_room(own, of_import, import) {
+                    return import_full();
+                }
+                // Where the others of an import, or the other imports of a requester, have much, it has not.
+                least = least.min(of_requester);
+            }
+        }
+        match leaves_room(least, of_all, most) {
+            true => Ok(()),
+            false => {
+                let what = "bytes of what all imported servers send and get at once";
+                Err(CallError::overloaded(what, most))
+            }
+        }
+    }
+}
+
+/// Bytes that are kept free for a call until this is dropped. What its claims count by then goes on counting.
+#[derive(Debug)]
+pub struct ImportReservation {
+    share: ImportShare,
+    id: u64,
+}
+
+impl ImportReservation {
+    /// Claims of this share count within the reservation first.
+    #[must_use]
+    pub const fn share(&self) -> &ImportShare {
+        &self.share
+    }
+}
+
+impl Drop for ImportReservation {
+    fn drop(&mut self) {
+        let mut taken = lock(&self.share.account.taken);
+        if let Some(it) = taken.reservations.remove(&self.id) {
+            taken.replace(&self.share, it.counted(it.used), it.used);
         }
     }
 }
@@ -99,27 +302,20 @@ impl ImportClaim {
     /// `OVERLOADED` where there is no room for them now, `PAYLOAD_TOO_LARGE` where there never is. It counts then as
     /// before.
     pub fn becomes(&mut self, bytes: usize) -> Result<(), CallError> {
-        let ImportAccount { most, taken } = &*self.share.account;
-        let each = most / BYTES_SHARE;
-        let mut taken = lock(taken);
-        let own = taken.each[self.share.number] - self.bytes + bytes;
-        let all = taken.all - self.bytes + bytes;
-        if bytes > self.bytes {
-            if bytes > each {
-                let message = format!("one imported server may make this node keep {each} bytes");
+        let share = &self.share;
+        let mut taken = lock(&share.account.taken);
+        let (before, after) = taken.counted(share.reservation, self.bytes, bytes);
+        if after > before {
+            let most = share.most();
+            if bytes > most {
+                let message =
+                    format!("one imported server may make this node keep {most} bytes for a call");
                 return Err(CallError::new(ErrorCode::PayloadTooLarge, message));
             }
-            if own > each {
-                let what = "bytes of what one imported server sends and gets at once";
-                return Err(CallError::overloaded(what, each));
-            }
-            if !leaves_room(own, all, *most) {
-                let what = "bytes of what all imported servers send and get at once";
-                return Err(CallError::overloaded(what, *most));
-            }
+            share.fits(&taken, before, after)?;
         }
-        taken.each[self.share.number] = own;
-        taken.all = all;
+        taken.set(share, self.bytes, bytes);
+        drop(taken);
         self.bytes = bytes;
         Ok(())
     }
@@ -136,9 +332,7 @@ impl ImportClaim {
 
 impl Drop for ImportClaim {
     fn drop(&mut self) {
-        let mut taken = lock(&self.share.account.taken);
-        taken.each[self.share.number] -= self.bytes;
-        taken.all -= self.bytes;
+        lock(&self.share.account.taken).set(&self.share, self.bytes, 0);
     }
 }
 
@@ -155,6 +349,8 @@ impl AsRef<[u8]> for ImportHolding {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
     use super::*;
 
     const MIB: usize = 1 << 20;
@@ -183,6 +379,125 @@ mod tests {
         let refused = ada.claim().becomes(33 * MIB).expect_err("more than a half");
         assert_eq!(refused.code, ErrorCode::PayloadTooLarge);
         drop((held, more));
+        assert_eq!(memory.taken(), 0);
+    }
+
+    fn known(name: &str) -> Requester {
+        Requester::Known(name.parse().expect("a peer id"))
+    }
+
+    fn stranger(network: u8) -> Requester {
+        let address = Ipv4Addr::new(192, 0, network, 1);
+        Requester::from_identity(None, Some(SocketAddr::from((address, 1))))
+    }
+
+    /// Answers that it keeps, or asks for at once.
+    #[test]
+    fn one_requester_of_an_import_has_half_and_two_leave_others_room() {
+        let memory = ImportMemory::for_machine(512 << 20);
+        let import = memory.share();
+        let share = |name: &str| import.for_requester(known(name));
+        let eve = fill(&share("eve"), MIB);
+        assert_eq!(eve.len(), 16, "half of 32");
+        let refused = share("eve").claim().becomes(1).expect_err("half");
+        assert_eq!(refused.code, ErrorCode::Overloaded);
+        let mallory = fill(&share("mallory"), MIB);
+        assert_eq!(mallory.len(), 8, "the last quarter is left");
+        let ada = fill(&share("ada"), 64 << 10);
+        assert!(ada.len() >= 3, "{}", ada.len());
+        // The node lists what the server has.
+        assert_eq!(fill(&import, MIB).len(), 7);
+        let refused = share("ada").claim().becomes(17 * MIB).expect_err("a half");
+        assert_eq!(refused.code, ErrorCode::PayloadTooLarge);
+        drop((eve, mallory, ada));
+        let taken = lock(&memory.0.taken);
+        assert_eq!(taken.all.bytes, 0);
+        assert!(taken.all.requesters.is_empty() && taken.each[0].requesters.is_empty());
+    }
+
+    #[test]
+    fn one_requester_of_many_imports_leaves_others_room_in_each() {
+        let memory = ImportMemory::for_machine(512 << 20);
+        let imports: Vec<_> = (0..8).map(|_| memory.share()).collect();
+        let take = |name: &str| {
+            let shares = imports.iter().map(|one| one.for_requester(known(name)));
+            shares.flat_map(|one| fill(&one, MIB)).collect::<Vec<_>>()
+        };
+        let eve = take("eve");
+        assert_eq!(eve.len(), 32, "half of all");
+        for (n, import) in imports.iter().enumerate() {
+            let ada = fill(&import.for_requester(known("ada")), MIB);
+            assert_eq!(ada.len(), if n < 2 { 8 } else { 16 }, "{n}");
+        }
+        // Where an import of theirs has much, the others of two have not.
+        let mallory = take("mallory");
+        assert_eq!(mallory.len(), 16);
+        for import in &imports {
+            let ada = fill(&import.for_requester(known("ada")), 64 << 10);
+            assert!(!ada.is_empty());
+        }
+        drop((eve, mallory));
+        assert_eq!(memory.taken(), 0);
+    }
+
+    #[test]
+    fn unknown_peers_leave_known_ones_three_quarters_of_an_import() {
+        let memory = ImportMemory::for_machine(512 << 20);
+        let import = memory.share();
+        let taken = |who: Requester| fill(&import.for_requester(who), 256 << 10);
+        let crowd: Vec<_> = (0..=u8::MAX).map(|n| taken(stranger(n))).collect();
+        assert_eq!(memory.taken(), 8 * MIB);
+        let nowhere = taken(Requester::Nowhere);
+        assert!(nowhere.is_empty(), "it is an unknown peer's as well");
+        assert_eq!(taken(known("ada")).len(), 64, "half of it");
+        drop(crowd);
+        assert_eq!(lock(&memory.0.taken).all.unknown, 0);
+    }
+
+    #[test]
+    fn what_is_reserved_is_there_whatever_others_take() {
+        let memory = ImportMemory::for_machine(512 << 20);
+        let import = memory.share();
+        let share = |name: &str| import.for_requester(known(name));
+        let room = share("ada").reserve(4 * MIB, 64 << 10).expect("room");
+        assert_eq!(memory.taken(), 2 * MIB, "an eighth of 16 MiB");
+        let others: Vec<_> = (0..100)
+            .map(|n| fill(&share(&format!("other-{n}")), 16 << 10))
+            .collect();
+        let beside = share("ada").claim().becomes(MIB);
+        assert_eq!(
+            beside.expect_err("all is taken").code,
+            ErrorCode::Overloaded
+        );
+        let full = memory.taken();
+        let (mut text, mut tree) = (room.share().claim(), room.share().claim());
+        text.becomes(MIB).expect("it is reserved");
+        tree.becomes(MIB).expect("it is reserved");
+        assert_eq!(memory.taken(), full);
+        tree.becomes(MIB + 1)
+            .expect_err("one more than is reserved");
+        drop(text);
+        tree.becomes(2 * MIB).expect("what another claim gave back");
+        // What is kept of it goes on counting alone.
+        tree.becomes(10).expect("less");
+        drop(room);
+        assert_eq!(memory.taken(), full - 2 * MIB + 10);
+        drop((tree, others));
+        assert_eq!(memory.taken(), 0);
+    }
+
+    /// So that a requester may have many calls at once.
+    #[test]
+    fn a_reservation_is_a_part_of_what_is_left_and_never_less_than_what_is_asked_for() {
+        let memory = ImportMemory::for_machine(512 << 20);
+        let share = memory.share().for_requester(known("ada"));
+        let next = || share.reserve(4 * MIB, 64 << 10).ok();
+        let rooms: Vec<_> = std::iter::from_fn(next).collect();
+        assert!(rooms.len() >= 32, "{}", rooms.len());
+        let refused = share.reserve(4 * MIB, 64 << 10).expect_err("all of a half");
+        assert!(refused.code == ErrorCode::Overloaded && refused.retryable);
+        assert!(memory.taken() <= 16 * MIB);
+        drop(rooms);
         assert_eq!(memory.taken(), 0);
     }
 

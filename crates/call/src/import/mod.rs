@@ -3,6 +3,7 @@
 mod call;
 mod jsonschema;
 mod memory;
+mod permits;
 
 use alknet_core::BoxFuture;
 use thiserror::Error;
@@ -15,7 +16,8 @@ use crate::services::OperationSummary;
 
 pub use call::FromCall;
 pub use jsonschema::FromJsonSchema;
-pub use memory::{ImportClaim, ImportMemory, ImportShare};
+pub use memory::{ImportClaim, ImportMemory, ImportReservation, ImportShare};
+pub use permits::{ImportCallPermit, ImportCallPermits};
 
 pub(crate) use call::{ImportedOperations, read_peer};
 

@@ -21,6 +21,7 @@ mod peers;
 mod repeat;
 mod request_bytes;
 mod rights;
+mod sent;
 mod session;
 mod unfinished;
 mod unread;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::connection::HttpClientConnection;
 use crate::error::HttpError;
+use crate::limits::{BODY_GROWTH_BYTES, BODY_GROWTH_PART};
 use crate::origin::HttpOrigin;
 use crate::pool::HttpConnectionPool;
 
@@ -77,7 +78,10 @@ impl ResponseBody {
         if self.inner.size_hint().lower() > max as u64 {
             return Err(HttpError::TooLong(max));
         }
-        let mut whole = BytesMut::new();
+        let announced = self.inner.size_hint().upper();
+        let announced = announced.and_then(|bytes| usize::try_from(bytes).ok());
+        let longest = announced.map_or(max, |bytes| bytes.min(max));
+        let mut whole: Vec<u8> = Vec::new();
         while let Some(frame) = self.frame().await {
             let Ok(data) = frame?.into_data() else {
                 continue;
@@ -85,21 +89,23 @@ impl ResponseBody {
             if data.len() > max - whole.len() {
                 return Err(HttpError::TooLong(max));
             }
-            // The buffer grows by doubling.
-            let bytes = match whole.len() + data.len() {
-                bytes if bytes > whole.capacity() => bytes.max(2 * whole.capacity()),
-                _ => whole.capacity(),
+            let needed = whole.len() + data.len();
+            // Most bodies are one frame, which needs no copy.
+            let is_all = whole.is_empty() && self.is_end_stream();
+            let capacity = match is_all {
+                true => needed,
+                false => capacity_for(needed, whole.capacity(), longest),
             };
-            if !has_room(bytes) {
+            if !has_room(capacity) {
                 return Err(HttpError::NoRoom);
             }
-            // Most bodies are one frame, which needs no copy.
-            match whole.is_empty() && self.is_end_stream() {
-                true => return Ok(data),
-                false => whole.extend_from_slice(&data),
+            if is_all {
+                return Ok(data);
             }
+            whole.reserve_exact(capacity - whole.len());
+            whole.extend_from_slice(&data);
         }
-        Ok(whole.freeze())
+        Ok(whole.into())
     }
 
     fn release(&mut self) {
@@ -107,6 +113,16 @@ impl ResponseBody {
             pool.put(self.origin.clone(), line);
         }
     }
+}
+
+/// Bytes that the buffer of a body gets which has `capacity`, where `needed` are there and `longest` may come. Doubled,
+/// it would take up to twice the memory of the body; by each piece alone, a long body would be copied too often.
+fn capacity_for(needed: usize, capacity: usize, longest: usize) -> usize {
+    if needed <= capacity {
+        return capacity;
+    }
+    let step = (capacity / BODY_GROWTH_PART).max(BODY_GROWTH_BYTES);
+    (capacity + step).min(longest).max(needed)
 }
 
 impl Body for ResponseBody {
@@ -159,5 +175,49 @@ impl Body for ResponseBody {
 impl fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ResponseBody({})", self.origin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of a piece, as TLS has them at most.
+    const PIECE: usize = 16 << 10;
+
+    /// Capacities of the buffer of a body of so many bytes that comes in pieces.
+    fn capacities(bytes: usize, longest: usize) -> Vec<usize> {
+        let mut capacity = 0;
+        let pieces = (PIECE..=bytes).step_by(PIECE);
+        let each = pieces.map(|needed| {
+            capacity = capacity_for(needed, capacity, longest);
+            assert!(needed <= capacity);
+            capacity
+        });
+        each.collect()
+    }
+
+    #[test]
+    fn a_buffer_grows_by_what_is_needed_and_not_by_doubling() {
+        const LONGEST: usize = 16 << 20;
+        for bytes in [1 << 20, 4 << 20, (4 << 20) + PIECE, LONGEST] {
+            let each = capacities(bytes, LONGEST);
+            let last = each.last().copied().expect("it has pieces");
+            assert!(last - bytes <= bytes / 8 + BODY_GROWTH_BYTES, "{last}");
+            // Each time it is copied.
+            let mut grown = each;
+            grown.dedup();
+            assert!(grown.len() <= 48, "{}", grown.len());
+        }
+    }
+
+    #[test]
+    fn a_length_that_was_announced_bounds_the_buffer_and_costs_nothing_by_itself() {
+        let announced = (3 << 20) + 5 * PIECE;
+        let each = capacities(announced, announced);
+        assert!(each[0] <= BODY_GROWTH_BYTES, "{}", each[0]);
+        assert_eq!(each.last(), Some(&announced));
+        // One that was wrong is no bound.
+        assert_eq!(capacity_for(100, 10, 50), 100);
     }
 }

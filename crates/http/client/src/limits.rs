@@ -33,6 +33,11 @@ pub const POOL_PER_ORIGIN_MAX: usize = 4;
 /// Connections that are kept at all.
 pub const POOL_MAX: usize = 64;
 
+/// Bytes by which the buffer of a body grows at least.
+pub(crate) const BODY_GROWTH_BYTES: usize = 64 << 10;
+/// Which part of what it has a long buffer grows by: an eighth, which is the most that it has too much.
+pub(crate) const BODY_GROWTH_PART: usize = 8;
+
 /// Bytes read at once: hyper's smallest buffer is 8 KiB, and a head has to fit.
 pub(crate) const BUFFER_BYTES_MAX: usize = 64 << 10;
 /// Flow control of HTTP/2: of a stream, and of a connection.

@@ -34,6 +34,9 @@ pub const NOTE_TREE_BYTES_MAX: usize = 2 << 20;
 pub const REFUSAL_BYTES_MAX: usize = 64 << 10;
 /// Bytes of the answer of a tool that failed, beyond which only its message is passed on: an error keeps its tree.
 pub const ERROR_BYTES_MAX: usize = 1 << 20;
+/// Bytes that a call keeps free before it sends a change, for the answer: at least so many, and as many as the longest
+/// answer has where there is room.
+pub const CHANGE_ANSWER_BYTES_MIN: usize = 64 << 10;
 /// Bytes of one event of a stream.
 pub const EVENT_BYTES_MAX: usize = 16 << 20;
 /// Bytes of one answer that comes as a stream, with everything that comes before it.

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use alknet_call::{CallError, ErrorCode, ImportClaim, ImportShare, tree_bytes};
+use alknet_call::{CallError, Ctx, ErrorCode, ImportClaim, ImportShare, tree_bytes};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -23,6 +23,8 @@ pub(super) struct AnswerMeter(Arc<AnswerMeterInner>);
 #[derive(Debug)]
 struct AnswerMeterInner {
     memory: ImportShare,
+    /// The call that it belongs to, unless it is for a list of tools.
+    call: Option<Ctx>,
     state: Mutex<AnswerMeterState>,
     refused: Notify,
 }
@@ -36,11 +38,33 @@ struct AnswerMeterState {
 
 impl AnswerMeter {
     pub(super) fn new(memory: &ImportShare) -> Self {
+        Self::build(memory, None)
+    }
+
+    /// For the answer to this call, whose requester's share is `memory`.
+    pub(super) fn for_call(memory: &ImportShare, ctx: &Ctx) -> Self {
+        Self::build(memory, Some(ctx.clone()))
+    }
+
+    fn build(memory: &ImportShare, call: Option<Ctx>) -> Self {
         Self(Arc::new(AnswerMeterInner {
             memory: memory.clone(),
+            call,
             state: Mutex::default(),
             refused: Notify::new(),
         }))
+    }
+
+    /// What the answer counts against.
+    pub(super) fn memory(&self) -> &ImportShare {
+        &self.0.memory
+    }
+
+    /// Notes with a call that changes something whether its request is on its way ([`Ctx::set_sent`]).
+    pub(super) fn set_sent(&self, sent: bool) {
+        if let Some(ctx) = self.0.call.as_ref().filter(|ctx| !ctx.is_query()) {
+            ctx.set_sent(sent);
+        }
     }
 
     /// Counts an answer's tree beside those before it: a list has many pages.
@@ -55,7 +79,9 @@ impl AnswerMeter {
 
     /// Notes why the transport reads no more: the library says only that the connection broke.
     pub(super) fn refuse(&self, why: &CallError) {
-        lock(&self.0.state).refusal.get_or_insert_with(|| why.clone());
+        lock(&self.0.state)
+            .refusal
+            .get_or_insert_with(|| why.clone());
         self.0.refused.notify_one();
     }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::{AdapterError, CallBody, CallError, CallOutput, Ctx, ErrorCode, ImportShare};
+use alknet_call::{
+    AdapterError, CallBody, CallError, CallOutput, Ctx, ErrorCode, ImportReservation, ImportShare,
+};
 use alknet_core::{Capability, DialErrorKind};
 use alknet_http_client::{HttpClient, HttpError};
 use rmcp::model::{
@@ -31,8 +33,8 @@ use crate::client::tools::{SERVER_ERROR, bytes, shown};
 use crate::client::transport::McpHttpTransport;
 use crate::client::{McpImport, answer};
 use crate::limits::{
-    CALL_TIMEOUT, CALLS_MAX, EVENT_BYTES_MAX, LISTING_BYTES_MAX, LISTING_TIMEOUT, PAGES_MAX,
-    REFRESH, RETRY_FIRST, RETRY_LONGEST, TOOLS_MAX,
+    ANSWER_BYTES_MAX, CALL_TIMEOUT, CALLS_MAX, CHANGE_ANSWER_BYTES_MIN, EVENT_BYTES_MAX,
+    LISTING_BYTES_MAX, LISTING_TIMEOUT, PAGES_MAX, REFRESH, RETRY_FIRST, RETRY_LONGEST, TOOLS_MAX,
 };
 
 /// One server.
@@ -145,7 +147,12 @@ impl McpRemote {
         let _place = self.places.take(ctx)?;
         let mut params = CallToolRequestParams::new(tool.to_owned());
         params.arguments = arguments;
-        let counted = self.counted();
+        let memory = self.memory.for_call(ctx);
+        // Once the server has made a change, it is too late to refuse it for want of room.
+        let reserve = || memory.reserve(ANSWER_BYTES_MAX, CHANGE_ANSWER_BYTES_MIN);
+        let reserved = (!ctx.is_query()).then(reserve).transpose()?;
+        let memory = reserved.as_ref().map_or(&memory, ImportReservation::share);
+        let counted = AnswerMeter::for_call(memory, ctx);
         let work = async {
             tokio::select! {
                 biased;
@@ -175,6 +182,8 @@ impl McpRemote {
         request.extensions.insert(counted.clone());
         let request = ClientRequest::CallToolRequest(request);
         let options = PeerRequestOptions::no_options();
+        // The library posts it in a task of its own, also where the caller gives up before that.
+        counted.set_sent(true);
         let handle = peer.send_request_with_option(request, options).await?;
         let mut unanswered = Unanswered(Some((peer, handle.id.clone())));
         let answer = handle.await_response().await;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::{CallError, ErrorCode, ImportShare, tree_bytes};
+use alknet_call::{CallError, ErrorCode, ImportClaim, ImportShare, tree_bytes};
 use alknet_core::Capability;
 use alknet_http_client::{HttpClient, HttpError, HttpRequestOptions, ResponseBody};
 use arc_swap::ArcSwapOption;
@@ -81,6 +81,34 @@ impl McpHttpTransport {
         authorised(&answer)?;
         Ok(answer)
     }
+
+    /// Posts a message. The call that `counted` belongs to notes that it is on its way.
+    async fn post(
+        &self,
+        uri: &str,
+        headers: HeaderMap,
+        body: Bytes,
+        counted: Option<&AnswerMeter>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let note = |sent| {
+            if let Some(counted) = counted {
+                counted.set_sent(sent);
+            }
+        };
+        let in_session = headers.contains_key(SESSION);
+        note(true);
+        let answer = self.send(Method::POST, uri, headers, body).await;
+        let untaken = match &answer {
+            Err(StreamableHttpError::Client(error)) => error.is_before_sending(),
+            Err(_) => false,
+            // The server has ended the session, and the library posts the message in another.
+            Ok(answer) => answer.status() == StatusCode::NOT_FOUND && in_session,
+        };
+        if untaken {
+            note(false);
+        }
+        answer
+    }
 }
 
 /// Whether the server believes that the node may.
@@ -145,15 +173,12 @@ impl StreamableHttpClient for McpHttpTransport {
             custom_headers,
         )?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
-        let counted = match &message {
-            ClientJsonRpcMessage::Request(request) => {
-                request.request.extensions().get::<AnswerMeter>().cloned()
-            }
-            _ => None,
-        };
+        let counted = meter(&message);
         let body = serde_json::to_vec(&message)?;
-        let answer = self.send(Method::POST, &uri, headers, body.into()).await?;
-        let (head, body) = answer.into_parts();
+        let sent = self.post(&uri, headers, body.into(), counted.as_ref());
+        let (head, body) = sent.await?.into_parts();
+        let memory = counted.as_ref().map_or(&self.memory, AnswerMeter::memory);
+        let memory = memory.clone();
         if matches!(head.status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
             return Ok(StreamableHttpPostResponse::Accepted);
         }
@@ -170,15 +195,15 @@ impl StreamableHttpClient for McpHttpTransport {
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned);
         if is(&head.headers, EVENTS) {
-            let events = events(body, EVENT_BYTES_MAX, &self.memory, counted);
+            let events = events(body, EVENT_BYTES_MAX, &memory, counted);
             return Ok(StreamableHttpPostResponse::Sse(events, session));
         }
         let waits = matches!(message, ClientJsonRpcMessage::Request(_));
-        let mut claim = self.memory.claim();
-        let has_room = |bytes| claim.becomes(bytes).is_ok();
+        let mut claim = memory.claim();
+        let has_room = |bytes| counts(&mut claim, bytes, counted.as_ref());
         let text = body.collect_counted(ANSWER_BYTES_MAX, has_room).await;
         let text = text.map_err(StreamableHttpError::Client)?;
-        let mut scale = MessageScale::new(&self.memory, counted);
+        let mut scale = MessageScale::new(&memory, counted);
         scale.weigh(&text).map_err(|why| too_heavy(&why))?;
         match serde_json::from_slice(&text) {
             _ if !waits => Ok(StreamableHttpPostResponse::Accepted),
@@ -233,6 +258,26 @@ impl StreamableHttpClient for McpHttpTransport {
             status => Err(unexpected(status)),
         }
     }
+}
+
+/// What counts the answer to a message, where that is a request of this node.
+fn meter(message: &ClientJsonRpcMessage) -> Option<AnswerMeter> {
+    match message {
+        ClientJsonRpcMessage::Request(request) => {
+            request.request.extensions().get::<AnswerMeter>().cloned()
+        }
+        _ => None,
+    }
+}
+
+/// Whether there is room for so many bytes of a body; where there is none, `counted` has the reason.
+fn counts(claim: &mut ImportClaim, bytes: usize, counted: Option<&AnswerMeter>) -> bool {
+    let room = claim.becomes(bytes).inspect_err(|why| {
+        if let Some(counted) = counted {
+            counted.refuse(why);
+        }
+    });
+    room.is_ok()
 }
 
 /// Why an answer is not parsed.

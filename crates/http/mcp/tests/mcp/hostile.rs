@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use crate::imports::{McpImporter, adapter, adapter_in};
 
 /// What a server does with a message.
-enum McpServerReply {
+pub(crate) enum McpServerReply {
     /// This result.
     Result(Value),
     /// This whole body, of this media type.
@@ -28,7 +28,9 @@ enum McpServerReply {
 }
 
 /// Answers messages as `reply` says, and greetings as they should be.
-async fn server(reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static) -> u16 {
+pub(crate) async fn server(
+    reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static,
+) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("it is bound").port();
     let reply = Arc::new(reply);
@@ -104,7 +106,7 @@ async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> McpServerRepl
     drop(stream.write_all(text.as_bytes()).await);
 }
 
-fn tool(name: &str) -> Value {
+pub(crate) fn tool(name: &str) -> Value {
     json!({"name": name, "inputSchema": {"type": "object"}})
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use alknet_call::{
     CallBody, CallError, CallOutput, CompositionAuthority, Ctx, Dispatcher, HandlerKind,
-    ImportMemory, LocalCaller, LocalRequest, OperationAdapter, OperationSpec, OperationType,
-    Registration, Registry, ScopedPeerEnv,
+    Idempotence, ImportMemory, LocalCaller, LocalRequest, OperationAdapter, OperationSpec,
+    OperationType, Registration, Registry, ScopedPeerEnv,
 };
 use alknet_core::{
     BoxFuture, Capability, CapabilityBackend, CapabilityError, CapabilityKind, DialAllowList,
@@ -79,15 +79,20 @@ impl McpImporter {
                 .await?;
             Ok::<CallOutput, CallError>(answer.into())
         };
-        let spec = OperationSpec::query("test/relay", "Calls another.");
-        let authority = CompositionAuthority::new("test", ["*:*"]);
-        let relay = Registration::new(spec, HandlerKind::once(relay))
-            .composing(authority, ScopedPeerEnv::new(["tools/*"]))
-            .passing_errors_on();
-        let builder = registrations.into_iter().fold(
-            Registry::builder().with(relay),
-            alknet_call::RegistryBuilder::with,
-        );
+        let composing = |spec: OperationSpec| {
+            let authority = CompositionAuthority::new("test", ["*:*"]);
+            Registration::new(spec, HandlerKind::once(relay))
+                .composing(authority, ScopedPeerEnv::new(["tools/*"]))
+                .passing_errors_on()
+        };
+        let query = OperationSpec::query("test/relay", "Calls another.");
+        let mut once = OperationSpec::mutation("test/once", "Calls another once for a key.");
+        once.idempotent = Idempotence::Keyed;
+        let own = [composing(query), composing(once)];
+        let builder = own
+            .into_iter()
+            .chain(registrations)
+            .fold(Registry::builder(), alknet_call::RegistryBuilder::with);
         let dispatcher = Arc::new(Dispatcher::new(builder.build().expect("operations")));
         let ends = memory_pair(b"h2");
         let gate = LocalCaller::new(&dispatcher, &ends.1, None);
@@ -126,19 +131,46 @@ impl McpImporter {
         input: Value,
         timeout: Option<Duration>,
     ) -> Result<Value, CallError> {
-        let input = json!({"op": format!("tools/{tool}"), "input": input}).to_string();
         let incoming = LocalRequest {
-            input: Some(input.into()),
             identity,
             timeout,
             ..LocalRequest::new("r1", "test/relay")
         };
-        let output = self
-            .gate
-            .call(incoming)
-            .await
-            .map_err(|refused| refused.error)?;
+        let output = self.output(incoming, tool, input).await?;
         Ok(CallBody::from(output).value().clone())
+    }
+
+    /// The same for this identity, through a mutation that runs once where there is a key. What it answers counts until
+    /// it is dropped.
+    pub(crate) async fn call_once(
+        &self,
+        who: &str,
+        key: Option<&str>,
+        tool: &str,
+        input: Value,
+    ) -> Result<CallOutput, CallError> {
+        let through = key.map_or("test/relay", |_| "test/once");
+        let incoming = LocalRequest {
+            identity: Some(identity(who, &["*"])),
+            idempotency_key: key,
+            ..LocalRequest::new("r1", through)
+        };
+        self.output(incoming, tool, input).await
+    }
+
+    async fn output(
+        &self,
+        incoming: LocalRequest<'_>,
+        tool: &str,
+        input: Value,
+    ) -> Result<CallOutput, CallError> {
+        let input = json!({"op": format!("tools/{tool}"), "input": input}).to_string();
+        let incoming = LocalRequest {
+            input: Some(input.into()),
+            ..incoming
+        };
+        let answer = self.gate.call(incoming).await;
+        answer.map_err(|refused| refused.error)
     }
 }
 

@@ -9,3 +9,4 @@ mod imports;
 mod kits;
 mod node;
 mod requests;
+mod shares;

@@ -221,8 +221,14 @@ async fn collect(
     max: usize,
     claim: &mut ImportClaim,
 ) -> Result<Bytes, CallError> {
-    let has_room = |bytes| claim.becomes(bytes).is_ok();
-    body.collect_counted(max, has_room).await.map_err(of_http)
+    let mut refused = None;
+    let has_room = |bytes| {
+        let room = claim.becomes(bytes);
+        room.map_err(|why| refused = Some(why)).is_ok()
+    };
+    let body = body.collect_counted(max, has_room).await;
+    // Whether there is room later is in the node's own words.
+    body.map_err(|error| refused.unwrap_or_else(|| of_http(error)))
 }
 
 /// The error that an answer with another status is.
@@ -278,6 +284,9 @@ fn message(body: &Value) -> Option<String> {
 /// UTF-8, and six where each is escaped, beside its own.
 const TEXT_FACTOR: usize = 8;
 
+/// The same while it becomes base64: four bytes for three, beside its own.
+const BASE64_FACTOR: usize = 3;
+
 /// A body as JSON has it: by its media type, never by what it looks like. Never as a tree, which takes up to 75 times
 /// the bytes of its text.
 fn value(
@@ -292,19 +301,33 @@ fn value(
         .get(CONTENT_TYPE)
         .and_then(|media| media.to_str().ok());
     let kind = kind(media.unwrap_or("application/octet-stream"));
-    if kind != "json" {
-        claim.becomes(claim.bytes().max(TEXT_FACTOR * body.len()))?;
-    }
+    let factor = match kind {
+        "json" => 1,
+        "text" | "form" | "events" => TEXT_FACTOR,
+        _ => BASE64_FACTOR,
+    };
+    claim.becomes(claim.bytes().max(factor * body.len()))?;
     let output = match kind {
         "json" => CallOutput::from_foreign_text(&body).map_err(|error| {
             let message = format!("the server's answer cannot be read: {}", error.message);
             CallError::new(error.code, message)
         })?,
         "text" | "form" | "events" => CallOutput::json(&String::from_utf8_lossy(&body))?,
-        _ => CallOutput::json(&BASE64.encode(&body))?,
+        _ => CallOutput::Raw(base64_text(&body)?),
     };
     drop(body);
     counted(output, claim)
+}
+
+/// The text of JSON for `body`, in base64.
+fn base64_text(body: &[u8]) -> Result<Bytes, CallError> {
+    let too_long = || CallError::internal("an answer is longer than its limit");
+    let length = base64::encoded_len(body.len(), true).ok_or_else(too_long)?;
+    let mut text = String::with_capacity(length + 2);
+    text.push('"');
+    BASE64.encode_string(body, &mut text);
+    text.push('"');
+    Ok(text.into())
 }
 
 /// The same output, which counts until it is dropped.

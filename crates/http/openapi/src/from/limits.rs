@@ -35,6 +35,11 @@ pub const HEAD_BYTES_MAX: usize = 16 << 10;
 pub const BODY_BYTES_MAX: usize = 4 << 20;
 /// Longest answer.
 pub const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Bytes that a call keeps free before it sends a change, for the answer: at least so many, and as many as the longest
+/// answer has where there is room. Most servers answer a change with less.
+pub const CHANGE_ANSWER_BYTES_MIN: usize = 64 << 10;
+/// Calls of one server that are under way at once, subscriptions included. As many as a promoted operation has.
+pub const CALLS_MAX: usize = 128;
 /// Longest body of an answer that is an error.
 pub const ERROR_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a tree of such a body. Where it would take more, the error has the body as text.

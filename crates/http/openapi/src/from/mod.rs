@@ -20,8 +20,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use alknet_call::{
-    AdapterError, CallBody, CallError, CallOutput, Ctx, HandlerKind, ImportClaim, ImportMemory,
-    OperationAdapter, OperationType, Provenance, Registration,
+    AdapterError, CallBody, CallError, CallOutput, Ctx, HandlerKind, ImportCallPermits,
+    ImportClaim, ImportMemory, OperationAdapter, OperationType, Provenance, Registration,
 };
 use alknet_core::{
     AddressRange, BoxFuture, Capabilities, Capability, DialAllowList, Dialer, PeerAddr,
@@ -40,12 +40,12 @@ use thiserror::Error;
 use answer::of_http;
 use body::kind;
 use events::Events;
-use limits::{OPERATIONS_MAX, SCHEMA_BYTES_MAX, SCHEMA_BYTES_MIN, SCHEMAS_BYTES_MAX};
+use limits::{CALLS_MAX, OPERATIONS_MAX, SCHEMA_BYTES_MAX, SCHEMA_BYTES_MIN, SCHEMAS_BYTES_MAX};
 use names::UniqueNames;
 use parameter::ParameterLocation;
 use plan::{DocumentOperation, METHODS, RequestPlan};
 use refs::{OpenApiSourceDocument, escaped};
-use server::{ImportServer, OAuthTokens};
+use server::{ImportServer, OAuthTokens, OpenApiCall};
 
 pub use config::{ImportError, read_document};
 pub use error::DocumentError;
@@ -131,6 +131,7 @@ impl FromOpenApi {
             credential: options.credential.as_ref().map(|one| one.name().to_owned()),
             tokens: options.tokens.clone().map(OAuthTokens::new),
             memory: options.memory.share(),
+            places: ImportCallPermits::new(CALLS_MAX),
         };
         Ok(Self {
             document,
@@ -176,8 +177,10 @@ impl FromOpenApi {
             _ => HandlerKind::once(move |input: CallBody, ctx: Ctx| {
                 let (server, plan) = (Arc::clone(&server), Arc::clone(&plan));
                 async move {
-                    let answer = server.ask(&plan, input.try_value()?, false, &ctx).await?;
-                    answer::output(answer, &server.memory).await
+                    let call = server.begin(&plan, false, &ctx)?;
+                    let input = input.try_value()?;
+                    let answer = server.ask(&plan, input, false, (&ctx, &call)).await?;
+                    answer::output(answer, call.memory()).await
                 }
             }),
         };
@@ -327,7 +330,7 @@ enum SubscriptionPhase {
 
 /// A stream of events.
 struct Following {
-    server: Arc<ImportServer>,
+    call: OpenApiCall,
     body: ResponseBody,
     /// What came, and is no event yet.
     rest: Bytes,
@@ -358,24 +361,23 @@ async fn next(
 ) -> Result<Option<(CallOutput, SubscriptionPhase)>, CallError> {
     let mut following = match state {
         SubscriptionPhase::Asking(server, plan, input, ctx) => {
-            let answer = server.ask(&plan, input.try_value()?, true, &ctx).await?;
+            let call = server.begin(&plan, true, &ctx)?;
+            let input = input.try_value()?;
+            let answer = server.ask(&plan, input, true, (&ctx, &call)).await?;
             let media = answer.headers().get(CONTENT_TYPE);
             let media = media
                 .and_then(|media| media.to_str().ok())
                 .unwrap_or_default();
             if !answer.status().is_success() || kind(media) != "events" {
-                let output = answer::output(answer, &server.memory).await?;
-                return Ok(Some((
-                    only_event(output, &server)?,
-                    SubscriptionPhase::Done,
-                )));
+                let output = answer::output(answer, call.memory()).await?;
+                return Ok(Some((only_event(output, &call)?, SubscriptionPhase::Done)));
             }
             Box::new(Following {
                 body: answer.into_body(),
                 rest: Bytes::new(),
                 events: Events::default(),
-                claim: server.memory.claim(),
-                server,
+                claim: call.memory().claim(),
+                call,
             })
         }
         SubscriptionPhase::Events(following) => following,
@@ -389,7 +391,7 @@ impl Following {
     async fn next(&mut self) -> Result<Option<CallOutput>, CallError> {
         loop {
             if let Some(event) = self.events.take(&mut self.rest)? {
-                let mut claim = self.server.memory.claim();
+                let mut claim = self.call.memory().claim();
                 if let CallOutput::Raw(text) = &event {
                     claim.becomes(text.len())?;
                 }
@@ -407,7 +409,7 @@ impl Following {
 }
 
 /// An answer that is no stream as an event of one.
-fn only_event(output: CallOutput, server: &ImportServer) -> Result<CallOutput, CallError> {
+fn only_event(output: CallOutput, call: &OpenApiCall) -> Result<CallOutput, CallError> {
     #[derive(Serialize)]
     struct Only<'a> {
         event: &'a str,
@@ -416,7 +418,7 @@ fn only_event(output: CallOutput, server: &ImportServer) -> Result<CallOutput, C
     let body = CallBody::from(output);
     let data = serde_json::from_slice(body.raw());
     let data = data.map_err(|error| CallError::internal(error.to_string()))?;
-    let mut claim = server.memory.claim();
+    let mut claim = call.memory().claim();
     claim.becomes(body.raw().len())?;
     let event = "message";
     answer::counted(CallOutput::json(&Only { event, data })?, claim)

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use alknet_call::{CallError, Ctx, ErrorCode, ImportShare};
+use alknet_call::{
+    CallError, Ctx, ErrorCode, ImportCallPermit, ImportCallPermits, ImportReservation, ImportShare,
+};
 use alknet_core::{Capability, CapabilityError, Secret};
-use alknet_http_client::{HttpClient, HttpRequestOptions, ResponseBody};
+use alknet_http_client::{HttpClient, HttpError, HttpRequestOptions, ResponseBody};
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -15,7 +17,7 @@ use url::form_urlencoded::byte_serialize;
 use zeroize::Zeroizing;
 
 use super::answer::of_http;
-use super::limits::TOKEN_BYTES_MAX;
+use super::limits::{ANSWER_BYTES_MAX, CHANGE_ANSWER_BYTES_MIN, TOKEN_BYTES_MAX};
 use super::plan::RequestPlan;
 
 /// Before its end a token is no longer used.
@@ -45,6 +47,23 @@ pub(super) struct ImportServer {
     pub(super) tokens: Option<OAuthTokens>,
     /// What requests and answers count against.
     pub(super) memory: ImportShare,
+    pub(super) places: ImportCallPermits,
+}
+
+/// What one call has of its server until it is over.
+pub(super) struct OpenApiCall {
+    memory: ImportShare,
+    /// Kept free for the answer to a change.
+    reservation: Option<ImportReservation>,
+    _place: ImportCallPermit,
+}
+
+impl OpenApiCall {
+    /// What the answer counts against.
+    pub(super) fn memory(&self) -> &ImportShare {
+        let reserved = self.reservation.as_ref().map(ImportReservation::share);
+        reserved.unwrap_or(&self.memory)
+    }
 }
 
 /// The access token of the moment.
@@ -76,18 +95,46 @@ impl std::fmt::Debug for OAuthTokens {
 }
 
 impl ImportServer {
+    /// Takes what a call needs of the server's share. For a change that includes room for the answer: a server that
+    /// has made a change and whose answer finds no room leaves the caller without a word of it.
+    ///
+    /// # Errors
+    /// `OVERLOADED` where its requester, or all, have what they may. Nothing was sent.
+    pub(super) fn begin(
+        &self,
+        plan: &RequestPlan,
+        streams: bool,
+        ctx: &Ctx,
+    ) -> Result<OpenApiCall, CallError> {
+        let place = self.places.take(ctx)?;
+        let memory = self.memory.for_call(ctx);
+        // A stream may last, and keeps no more free than its first events need.
+        let most = match streams {
+            true => CHANGE_ANSWER_BYTES_MIN,
+            false => ANSWER_BYTES_MAX,
+        };
+        let reserve = || memory.reserve(most, CHANGE_ANSWER_BYTES_MIN);
+        let reservation = (!plan.is_query).then(reserve).transpose()?;
+        Ok(OpenApiCall {
+            memory,
+            reservation,
+            _place: place,
+        })
+    }
+
     /// Sends what `plan` makes of `input`, with the credential that the operation may use.
     pub(super) async fn ask(
         &self,
         plan: &RequestPlan,
         input: &serde_json::Value,
         streams: bool,
-        ctx: &Ctx,
+        (ctx, call): (&Ctx, &OpenApiCall),
     ) -> Result<Response<ResponseBody>, CallError> {
         let request = plan.request(&self.base, input)?;
-        // Names that the input has once may be in it many times.
-        let mut claim = self.memory.claim();
+        // Names that the input has once may be in it many times. What is reserved is for the answer.
+        let mut claim = call.memory.claim();
         claim.becomes(request.body().len())?;
+        let changes = (!plan.is_query).then_some(ctx);
         let mut exchange = match streams {
             true => HttpRequestOptions::streaming(),
             false => HttpRequestOptions::default(),
@@ -99,34 +146,46 @@ impl ImportServer {
         }
         exchange.retry = plan.is_query;
         let Some(name) = self.credential.as_ref().filter(|_| plan.is_ours) else {
-            let answer = self.client.send_with(request, &exchange).await;
-            return answer.map_err(of_http);
+            return self.send(request, &exchange, changes).await;
         };
         let credential = ctx.capabilities().get(name)?.clone();
         let Some(tokens) = &self.tokens else {
             let exchange = exchange.with_credential(Some(credential));
-            let answer = self.client.send_with(request, &exchange).await;
-            return answer.map_err(of_http);
+            return self.send(request, &exchange, changes).await;
         };
         let (token, fresh) = self.token(tokens, &credential, false).await?;
-        let answer = self.as_holder(&request, &token, &exchange).await?;
+        let with = |token: &HeaderValue| {
+            let mut request = request.clone();
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
+            request
+        };
+        let answer = self.send(with(&token), &exchange, changes).await?;
         if answer.status() != StatusCode::UNAUTHORIZED || fresh {
             return Ok(answer);
         }
-        // Taken back before its time.
+        // Taken back before its time, so that the server has done nothing.
+        if let Some(ctx) = changes {
+            ctx.set_sent(false);
+        }
         let (token, _) = self.token(tokens, &credential, true).await?;
-        self.as_holder(&request, &token, &exchange).await
+        self.send(with(&token), &exchange, changes).await
     }
 
-    async fn as_holder(
+    /// Sends a request, which is a change where `changes` is the call that makes it.
+    async fn send(
         &self,
-        request: &Request<Bytes>,
-        token: &HeaderValue,
+        request: Request<Bytes>,
         exchange: &HttpRequestOptions,
+        changes: Option<&Ctx>,
     ) -> Result<Response<ResponseBody>, CallError> {
-        let mut request = request.clone();
-        request.headers_mut().insert(AUTHORIZATION, token.clone());
+        if let Some(ctx) = changes {
+            ctx.set_sent(true);
+        }
         let answer = self.client.send_with(request, exchange).await;
+        let unsent = answer.as_ref().is_err_and(HttpError::is_before_sending);
+        if let Some(ctx) = changes.filter(|_| unsent) {
+            ctx.set_sent(false);
+        }
         answer.map_err(of_http)
     }
 

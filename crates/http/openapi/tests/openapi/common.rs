@@ -1,14 +1,15 @@
 //! What the tests share: documents, and a node that has imported one.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use alknet_call::{
     AdapterError, BoxStream, CallBody, CallError, CallOutput, CompositionAuthority, Ctx,
-    Dispatcher, HandlerKind, InvokeOptions, LocalCaller, LocalRequest, OperationSpec, Registration,
-    Registry, ScopedPeerEnv,
+    Dispatcher, HandlerKind, Idempotence, InvokeOptions, LocalCaller, LocalRequest, OperationSpec,
+    Registration, Registry, ScopedPeerEnv,
 };
-use alknet_core::{Connection, Dialer, memory_pair};
+use alknet_core::{Connection, Dialer, Identity, IdentityKind, memory_pair};
 use alknet_openapi::{FromOpenApi, OpenApiOptions};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -79,9 +80,16 @@ impl ImportTestNode {
         let reach = || ScopedPeerEnv::new(&names);
         let run = OperationSpec::query("t/run", "Calls another.");
         let follow = OperationSpec::subscription("t/follow", "Follows another.");
+        let mut once = OperationSpec::mutation("t/once", "Calls another once for a key.");
+        once.idempotent = Idempotence::Keyed;
         let mut builder = Registry::builder()
             .with(
                 Registration::new(run, HandlerKind::once(run_other))
+                    .passing_errors_on()
+                    .composing(authority(), reach()),
+            )
+            .with(
+                Registration::new(once, HandlerKind::once(run_other))
                     .passing_errors_on()
                     .composing(authority(), reach()),
             )
@@ -113,6 +121,27 @@ impl ImportTestNode {
         Ok(CallBody::from(answer).value().clone())
     }
 
+    /// The same for this identity, through a mutation that runs once where there is a key. What it answers counts until
+    /// it is dropped.
+    pub(crate) async fn call_as(
+        &self,
+        who: &str,
+        key: Option<&str>,
+        operation: &str,
+        input: Value,
+    ) -> Result<CallOutput, CallError> {
+        let asked = json!({ "op": operation, "input": input }).to_string();
+        let through = key.map_or("t/run", |_| "t/once");
+        let incoming = LocalRequest {
+            input: Some(asked.into()),
+            identity: Some(identity(who)),
+            idempotency_key: key,
+            ..LocalRequest::new("1", through)
+        };
+        let answer = self.gate.call(incoming).await;
+        answer.map_err(|refused| refused.error)
+    }
+
     pub(crate) async fn events(&self, operation: &str, input: Value) -> Vec<Value> {
         let asked = json!({ "op": operation, "input": input }).to_string();
         let incoming = LocalRequest {
@@ -127,6 +156,16 @@ impl ImportTestNode {
         }
         all
     }
+}
+
+fn identity(name: &str) -> Arc<Identity> {
+    Arc::new(Identity {
+        id: name.parse().expect("a peer id"),
+        kind: IdentityKind::Token,
+        scopes: ["*".to_owned()].into_iter().collect(),
+        resources: BTreeMap::new(),
+        generation: 0,
+    })
 }
 
 async fn run_other(input: CallBody, ctx: Ctx) -> Result<CallOutput, CallError> {

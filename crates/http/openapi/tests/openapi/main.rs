@@ -8,5 +8,6 @@ mod gateway;
 mod hostile;
 mod mock;
 mod secured;
+mod shares;
 mod stand_in;
 mod stripe;

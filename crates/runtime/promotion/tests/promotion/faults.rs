@@ -1,10 +1,14 @@
 //! What goes wrong while promoted operations run, and with what is kept.
 
 use std::fs;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use alknet_call::{CallOptions, ErrorCode};
+use alknet_call::{
+    CallBody, CallError, CallOptions, CallOutput, CompositionAuthority, Ctx, ErrorCode,
+    HandlerKind, Idempotence, OperationSpec, Provenance, Registration, ScopedPeerEnv,
+};
 use alknet_promotion::{PromotionConfig, PromotionStore, PromotionStoreError};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -249,6 +253,81 @@ async fn a_caller_in_haste_does_not_speak_against_a_version() {
         (&told["active"], &told["versions"][0]["errors"]),
         (&json!(2), &json!(0))
     );
+}
+
+/// An imported mutation: its server makes the payment, and the answer finds no room in this node.
+fn pay(paid: &Arc<AtomicUsize>) -> Registration {
+    let paid = Arc::clone(paid);
+    let pay = HandlerKind::once(move |_, ctx: Ctx| {
+        ctx.set_sent(true);
+        paid.fetch_add(1, Ordering::SeqCst);
+        let no_room = CallError::new(ErrorCode::Overloaded, "no room for the answer");
+        async { Err::<Value, _>(no_room) }
+    });
+    let spec = OperationSpec::mutation("bank/pay", "Pays.");
+    Registration::imported(spec, pay, Provenance::FromOpenApi)
+}
+
+/// A keyed mutation of the program that calls the promoted one.
+fn order() -> Registration {
+    let order = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
+        let paid = ctx.env().invoke("js/pay", input.value()).await?;
+        Ok::<CallOutput, CallError>(paid.into())
+    });
+    let mut spec = OperationSpec::mutation("shop/order", "Pays once for a key.");
+    spec.idempotent = Idempotence::Keyed;
+    let authority = CompositionAuthority::new("shop", ["*"]);
+    Registration::new(spec, order).composing(authority, ScopedPeerEnv::new(["js/*"]))
+}
+
+/// It says that it may be called again only where nothing was paid.
+#[tokio::test]
+async fn a_promoted_mutation_whose_answer_found_no_room_is_not_called_again() {
+    for hides in [false, true] {
+        let folder = folder();
+        let people = Arc::new(PromotionIdentities::default());
+        people.set("ada", &["ops:propose"]);
+        people.set("eve", &["ops:promote"]);
+        people.set("cal", &["call:*"]);
+        let paid = Arc::default();
+        let program = vec![pay(&paid), order()];
+        let node = PromotionNode::start_with(folder.path(), live(), people, program).await;
+        let throws = if hides { "new Error('no')" } else { "e" };
+        let source = format!(
+            "export const run = async (go) => {{
+                try {{ if (go) await ops.call('bank/pay'); }} catch (e) {{ throw {throws}; }}
+                return 0;
+            }};"
+        );
+        let mut draft = DraftBundle::new("pay", &source)
+            .uses(&["bank/pay"])
+            .test(json!({ "input": null, "expect": { "output": 0 } }));
+        draft.content.spec.kind = serde_json::from_value(json!("mutation")).expect("a kind");
+        node.promote(&draft).await;
+        let client = node.client("cal");
+        let options = CallOptions {
+            idempotency_key: Some("k".to_owned()),
+            ..CallOptions::default()
+        };
+        let expected = match hides {
+            true => ErrorCode::Internal,
+            false => ErrorCode::Overloaded,
+        };
+        for _ in 0..2 {
+            let ended = soon(client.call_with("shop/order", &json!(true), &options)).await;
+            let error = ended.expect_err("the answer found no room");
+            assert_eq!(
+                (&error.code, error.retryable),
+                (&expected, false),
+                "{error}"
+            );
+        }
+        assert_eq!(paid.load(Ordering::SeqCst), 1);
+        // Called by itself it says the same.
+        let error = node.call("cal", "js/pay", &json!(true)).await;
+        let error = error.expect_err("the answer found no room");
+        assert_eq!((error.code, error.retryable), (expected, false));
+    }
 }
 
 #[tokio::test]
