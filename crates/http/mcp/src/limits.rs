@@ -34,6 +34,8 @@ pub const NOTE_TREE_BYTES_MAX: usize = 2 << 20;
 pub const REFUSAL_BYTES_MAX: usize = 64 << 10;
 /// Bytes of the answer of a tool that failed, beyond which only its message is passed on: an error keeps its tree.
 pub const ERROR_BYTES_MAX: usize = 1 << 20;
+/// Bytes of the headers that a server wants arguments as, names and values together: servers take little more.
+pub const PARAM_HEADER_BYTES_MAX: usize = 16 << 10;
 /// Bytes of one event of a stream.
 pub const EVENT_BYTES_MAX: usize = 16 << 20;
 /// Bytes of one answer that comes as a stream, with everything that comes before it.

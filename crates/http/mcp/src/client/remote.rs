@@ -6,11 +6,12 @@ use std::time::Duration;
 use alknet_call::{AdapterError, CallBody, CallError, CallOutput, Ctx, ErrorCode, ImportShare};
 use alknet_core::{Capability, DialErrorKind};
 use alknet_http_client::{HttpClient, HttpError};
+use http::HeaderMap;
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, CancelledNotificationParam, ClientCapabilities,
     ClientConfig, ClientRequest, ElicitRequestParams, ElicitResult, ErrorCode as RpcCode,
-    Implementation, ListRootsRequestMethod, ListToolsRequest, PaginatedRequestParams,
-    ProtocolVersion, RequestId, ServerResult, SubscriptionFilter, Tool,
+    Implementation, JsonObject, ListRootsRequestMethod, ListToolsRequest, PaginatedRequestParams,
+    ProtocolVersion, RequestId, ServerResult, SubscriptionFilter,
 };
 use rmcp::service::{
     ClientInitializeError, ClientLifecycleMode, ClientServiceExt, NotificationContext, Peer,
@@ -26,7 +27,9 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::answer_meter::AnswerMeter;
+use crate::client::param_headers::{ParamHeaderValues, ParamHeaders};
 use crate::client::permits::McpCallPermits;
+use crate::client::tool_list::{self, McpToolList};
 use crate::client::tools::{SERVER_ERROR, bytes, shown};
 use crate::client::transport::McpHttpTransport;
 use crate::client::{McpImport, answer};
@@ -43,6 +46,16 @@ pub(super) struct McpRemote {
     places: Arc<McpCallPermits>,
     memory: ImportShare,
     changed: Arc<Notify>,
+}
+
+/// What a call of a tool needs to know of it.
+#[derive(Debug)]
+pub(super) struct McpToolTarget {
+    /// What the server calls it.
+    pub(super) name: String,
+    /// Whether it said what it answers with.
+    pub(super) typed: bool,
+    pub(super) headers: ParamHeaders,
 }
 
 #[derive(Default)]
@@ -83,8 +96,8 @@ impl McpRemote {
         AnswerMeter::new(&self.memory)
     }
 
-    /// Every tool on every page, which count as long as `counted` is kept.
-    pub(super) async fn list(&self, counted: &AnswerMeter) -> Result<Vec<Tool>, McpCallError> {
+    /// Every tool on every page, which count as long as `counted` is kept. The connection keeps nothing of them.
+    pub(super) async fn list(&self, counted: &AnswerMeter) -> Result<McpToolList, McpCallError> {
         tokio::select! {
             // First: what the library says of it is less.
             biased;
@@ -93,7 +106,7 @@ impl McpRemote {
         }
     }
 
-    async fn pages(&self, counted: &AnswerMeter) -> Result<Vec<Tool>, McpCallError> {
+    async fn pages(&self, counted: &AnswerMeter) -> Result<McpToolList, McpCallError> {
         let peer = self.peer().await?;
         let mut tools = Vec::new();
         let mut size = 0;
@@ -105,11 +118,10 @@ impl McpRemote {
             };
             request.extensions.insert(counted.clone());
             let request = ClientRequest::ListToolsRequest(request);
-            let ServerResult::ListToolsResult(page) = peer.send_request(request).await? else {
-                return Err(McpCallError::Protocol(
-                    "it answered with no list of tools".to_owned(),
-                ));
-            };
+            let answer = peer.send_request(request).await?;
+            let page = tool_list::opened(answer).ok_or_else(|| {
+                McpCallError::Protocol("it answered with no list of tools".to_owned())
+            })?;
             size += page.tools.iter().map(bytes).sum::<usize>();
             tools.extend(page.tools);
             if tools.len() > TOOLS_MAX {
@@ -120,7 +132,10 @@ impl McpRemote {
             }
             cursor = page.next_cursor;
             if cursor.is_none() {
-                return Ok(tools);
+                return Ok(McpToolList {
+                    tools,
+                    takes_headers: takes_headers(&peer),
+                });
             }
         }
         Err(McpCallError::TooLarge("pages of tools"))
@@ -129,8 +144,7 @@ impl McpRemote {
     /// Calls a tool. Dropping the future tells the server that the caller has given up.
     pub(super) async fn call(
         &self,
-        tool: &str,
-        typed: bool,
+        tool: &McpToolTarget,
         input: CallBody,
         ctx: &Ctx,
     ) -> Result<CallOutput, CallError> {
@@ -143,14 +157,12 @@ impl McpRemote {
             _ => return Err(CallError::invalid_input("a tool takes an object")),
         };
         let _place = self.places.take(ctx)?;
-        let mut params = CallToolRequestParams::new(tool.to_owned());
-        params.arguments = arguments;
         let counted = self.counted();
         let work = async {
             tokio::select! {
                 biased;
                 why = counted.refused() => Err(McpCallError::RefusingMcpClient(why)),
-                answer = self.ask(params, &counted) => answer,
+                answer = self.ask(tool, arguments, &counted) => answer,
             }
         };
         // Requests from outside have deadlines; calls between operations may have none.
@@ -160,19 +172,28 @@ impl McpRemote {
                 .await
                 .unwrap_or_else(|_| Err(McpCallError::late(CALL_TIMEOUT))),
         };
-        let output = answer::outcome(response.map_err(CallError::from)?, typed)?;
+        let output = answer::outcome(response.map_err(CallError::from)?, tool.typed)?;
         Ok(CallOutput::Raw(counted.pass_on(output)?))
     }
 
     /// As [`Peer::call_tool_once`], with what counts the answer.
-    async fn ask(
+    pub(super) async fn ask(
         &self,
-        params: CallToolRequestParams,
+        tool: &McpToolTarget,
+        arguments: Option<JsonObject>,
         counted: &AnswerMeter,
     ) -> Result<ServerResult, McpCallError> {
         let peer = self.peer().await?;
+        let headers = match &arguments {
+            Some(arguments) if takes_headers(&peer) => tool.headers.values(arguments),
+            _ => Ok(HeaderMap::new()),
+        };
+        let headers = headers.map_err(McpCallError::Here)?;
+        let mut params = CallToolRequestParams::new(tool.name.clone());
+        params.arguments = arguments;
         let mut request = CallToolRequest::new(params);
         request.extensions.insert(counted.clone());
+        request.extensions.insert(ParamHeaderValues(headers));
         let request = ClientRequest::CallToolRequest(request);
         let options = PeerRequestOptions::no_options();
         let handle = peer.send_request_with_option(request, options).await?;
@@ -250,6 +271,12 @@ impl McpRemote {
         }
         tokio::spawn(listen(peer.clone(), Arc::clone(&self.changed)));
     }
+}
+
+/// Whether the server of a connection may want arguments as headers: those of the newest version may.
+fn takes_headers(peer: &Peer<RoleClient>) -> bool {
+    let info = peer.peer_info();
+    info.is_some_and(|info| info.protocol_version >= ProtocolVersion::STANDARD_HEADERS)
 }
 
 /// A request of which the server gets a `notifications/cancelled` when this is dropped: its caller waits no more.

@@ -24,6 +24,7 @@ use sse_stream::{Sse, SseStream};
 use tokio::sync::Notify;
 
 use crate::client::answer_meter::{AnswerMeter, MessageScale};
+use crate::client::param_headers::ParamHeaderValues;
 use crate::limits::{
     ANSWER_BYTES_MAX, EVENT_BYTES_MAX, NOTE_TREE_BYTES_MAX, REFUSAL_BYTES_MAX, STREAM_BYTES_MAX,
 };
@@ -147,7 +148,11 @@ impl StreamableHttpClient for McpHttpTransport {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         let counted = match &message {
             ClientJsonRpcMessage::Request(request) => {
-                request.request.extensions().get::<AnswerMeter>().cloned()
+                let carried = request.request.extensions();
+                if let Some(ParamHeaderValues(values)) = carried.get() {
+                    headers.extend(values.clone());
+                }
+                carried.get::<AnswerMeter>().cloned()
             }
             _ => None,
         };
@@ -179,8 +184,12 @@ impl StreamableHttpClient for McpHttpTransport {
         let text = body.collect_counted(ANSWER_BYTES_MAX, has_room).await;
         let text = text.map_err(StreamableHttpError::Client)?;
         let mut scale = MessageScale::new(&self.memory, counted);
-        scale.weigh(&text).map_err(|why| too_heavy(&why))?;
-        match serde_json::from_slice(&text) {
+        let sealed = scale.weigh(&text).map_err(|why| too_heavy(&why))?;
+        let parsed = match &sealed {
+            Some(sealed) => serde_json::from_str(sealed),
+            None => serde_json::from_slice(&text),
+        };
+        match parsed {
             _ if !waits => Ok(StreamableHttpPostResponse::Accepted),
             Ok(answer) if is(&head.headers, JSON) => {
                 Ok(StreamableHttpPostResponse::Json(answer, session))
@@ -285,10 +294,11 @@ fn events(
     let mut scale = MessageScale::new(memory, counted.clone());
     let bytes = bounded(body.into_data_stream(), longest, memory, counted);
     let weighed = SseStream::from_bytes_stream(bytes).map(move |event| {
-        let event = event?;
+        let mut event = event?;
         let data = event.data.as_deref().unwrap_or_default();
-        let weighed = scale.weigh(data.as_bytes());
-        weighed.map_err(|why| SseError::Body(Box::new(SseLimitError::Room(why))))?;
+        let sealed = scale.weigh(data.as_bytes());
+        let sealed = sealed.map_err(|why| SseError::Body(Box::new(SseLimitError::Room(why))))?;
+        event.data = sealed.or(event.data);
         Ok(event)
     });
     until_error(weighed).boxed()
