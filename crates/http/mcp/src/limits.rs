@@ -48,6 +48,9 @@ pub const CALLS_OF_ONE_MAX: usize = CALLS_MAX / 2;
 pub const CALLS_SHARED: usize = CALLS_MAX / 4 * 3;
 /// Calls that belong to requests of all unknown peers.
 pub const CALLS_UNKNOWN_MAX: usize = CALLS_MAX / 4;
+/// A server takes the cancellation of a call within this time, or its connection ends. The call keeps its place until
+/// then.
+pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A list of tools is read within this time, greeting included.
 pub const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
 /// A call without a deadline of its own is answered within this time.

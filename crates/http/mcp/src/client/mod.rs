@@ -2,6 +2,7 @@
 
 mod answer;
 mod answer_meter;
+mod connection;
 mod names;
 mod param_headers;
 mod permits;

@@ -8,14 +8,14 @@ use alknet_core::{Capability, DialErrorKind};
 use alknet_http_client::{HttpClient, HttpError};
 use http::HeaderMap;
 use rmcp::model::{
-    CallToolRequest, CallToolRequestParams, CancelledNotificationParam, ClientCapabilities,
-    ClientConfig, ClientRequest, ElicitRequestParams, ElicitResult, ErrorCode as RpcCode,
-    Implementation, JsonObject, ListRootsRequestMethod, ListToolsRequest, PaginatedRequestParams,
-    ProtocolVersion, RequestId, ServerResult, SubscriptionFilter,
+    CallToolRequest, CallToolRequestParams, ClientCapabilities, ClientConfig, ClientRequest,
+    ElicitRequestParams, ElicitResult, ErrorCode as RpcCode, Implementation, JsonObject,
+    ListRootsRequestMethod, ListToolsRequest, PaginatedRequestParams, ProtocolVersion,
+    ServerResult, SubscriptionFilter,
 };
 use rmcp::service::{
     ClientInitializeError, ClientLifecycleMode, ClientServiceExt, NotificationContext, Peer,
-    PeerRequestOptions, RequestContext, RunningService, ServiceError,
+    RequestContext, RunningService, ServiceError,
 };
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::streamable_http_client::{
@@ -27,8 +27,9 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::answer_meter::AnswerMeter;
+use crate::client::connection::{CONTROL_TIMEOUT, McpConnection};
 use crate::client::param_headers::{ParamHeaderValues, ParamHeaders};
-use crate::client::permits::McpCallPermits;
+use crate::client::permits::{McpCallPermit, McpCallPermits};
 use crate::client::tool_list::{self, McpToolList};
 use crate::client::tools::{SERVER_ERROR, bytes, shown};
 use crate::client::transport::McpHttpTransport;
@@ -60,7 +61,7 @@ pub(super) struct McpToolTarget {
 
 #[derive(Default)]
 struct McpRemoteState {
-    running: Option<RunningService<RoleClient, RefusingMcpClient>>,
+    connection: Option<Arc<McpConnection>>,
     failures: u32,
     /// When it is tried again at the earliest, and why it failed.
     again: Option<(Instant, McpCallError)>,
@@ -107,7 +108,7 @@ impl McpRemote {
     }
 
     async fn pages(&self, counted: &AnswerMeter) -> Result<McpToolList, McpCallError> {
-        let peer = self.peer().await?;
+        let connection = self.connection().await?;
         let mut tools = Vec::new();
         let mut size = 0;
         let mut cursor = None;
@@ -118,7 +119,7 @@ impl McpRemote {
             };
             request.extensions.insert(counted.clone());
             let request = ClientRequest::ListToolsRequest(request);
-            let answer = peer.send_request(request).await?;
+            let answer = connection.ask(request, None).await?;
             let page = tool_list::opened(answer).ok_or_else(|| {
                 McpCallError::Protocol("it answered with no list of tools".to_owned())
             })?;
@@ -134,7 +135,7 @@ impl McpRemote {
             if cursor.is_none() {
                 return Ok(McpToolList {
                     tools,
-                    takes_headers: takes_headers(&peer),
+                    takes_headers: connection.takes_headers(),
                 });
             }
         }
@@ -156,13 +157,13 @@ impl McpRemote {
             Value::Null => None,
             _ => return Err(CallError::invalid_input("a tool takes an object")),
         };
-        let _place = self.places.take(ctx)?;
+        let place = self.places.take(ctx)?;
         let counted = self.counted();
         let work = async {
             tokio::select! {
                 biased;
                 why = counted.refused() => Err(McpCallError::RefusingMcpClient(why)),
-                answer = self.ask(tool, arguments, &counted) => answer,
+                answer = self.ask(tool, arguments, &counted, Some(place)) => answer,
             }
         };
         // Requests from outside have deadlines; calls between operations may have none.
@@ -182,10 +183,11 @@ impl McpRemote {
         tool: &McpToolTarget,
         arguments: Option<JsonObject>,
         counted: &AnswerMeter,
+        place: Option<McpCallPermit>,
     ) -> Result<ServerResult, McpCallError> {
-        let peer = self.peer().await?;
+        let connection = self.connection().await?;
         let headers = match &arguments {
-            Some(arguments) if takes_headers(&peer) => tool.headers.values(arguments),
+            Some(arguments) if connection.takes_headers() => tool.headers.values(arguments),
             _ => Ok(HeaderMap::new()),
         };
         let headers = headers.map_err(McpCallError::Here)?;
@@ -195,24 +197,18 @@ impl McpRemote {
         request.extensions.insert(counted.clone());
         request.extensions.insert(ParamHeaderValues(headers));
         let request = ClientRequest::CallToolRequest(request);
-        let options = PeerRequestOptions::no_options();
-        let handle = peer.send_request_with_option(request, options).await?;
-        let mut unanswered = Unanswered(Some((peer, handle.id.clone())));
-        let answer = handle.await_response().await;
-        unanswered.0 = None;
-        Ok(answer?)
+        Ok(connection.ask(request, place).await?)
     }
 
     /// The connection. A lost one is made again once the pause after the last failure is over.
-    async fn peer(&self) -> Result<Peer<RoleClient>, McpCallError> {
+    async fn connection(&self) -> Result<Arc<McpConnection>, McpCallError> {
         let mut state = self.state.lock().await;
-        if let Some(running) = &state.running
-            && !running.is_closed()
-            && !running.is_transport_closed()
+        if let Some(connection) = &state.connection
+            && !connection.is_over()
         {
-            return Ok(running.peer().clone());
+            return Ok(Arc::clone(connection));
         }
-        state.running = None;
+        state.connection = None;
         if let Some((when, why)) = &state.again
             && Instant::now() < *when
         {
@@ -220,12 +216,12 @@ impl McpRemote {
         }
         match self.connect().await {
             Ok(running) => {
-                let peer = running.peer().clone();
+                let connection = Arc::new(McpConnection::new(running));
                 *state = McpRemoteState {
-                    running: Some(running),
+                    connection: Some(Arc::clone(&connection)),
                     ..McpRemoteState::default()
                 };
-                Ok(peer)
+                Ok(connection)
             }
             // The fault is this node's own: it did not bother the server, and may be put right at any
             // moment.
@@ -241,7 +237,8 @@ impl McpRemote {
 
     async fn connect(&self) -> Result<RunningService<RoleClient, RefusingMcpClient>, McpCallError> {
         let mut config = StreamableHttpClientTransportConfig::with_uri(&*self.import.url)
-            .max_concurrent_requests(CALLS_MAX);
+            .max_concurrent_requests(CALLS_MAX)
+            .control_request_timeout(CONTROL_TIMEOUT);
         config.max_sse_event_size = EVENT_BYTES_MAX;
         let transport = StreamableHttpClientTransport::with_client(self.http.clone(), config);
         let handler = RefusingMcpClient(Arc::clone(&self.changed));
@@ -270,28 +267,6 @@ impl McpRemote {
             return;
         }
         tokio::spawn(listen(peer.clone(), Arc::clone(&self.changed)));
-    }
-}
-
-/// Whether the server of a connection may want arguments as headers: those of the newest version may.
-fn takes_headers(peer: &Peer<RoleClient>) -> bool {
-    let info = peer.peer_info();
-    info.is_some_and(|info| info.protocol_version >= ProtocolVersion::STANDARD_HEADERS)
-}
-
-/// A request of which the server gets a `notifications/cancelled` when this is dropped: its caller waits no more.
-struct Unanswered(Option<(Peer<RoleClient>, RequestId)>);
-
-impl Drop for Unanswered {
-    fn drop(&mut self) {
-        let Some((peer, id)) = self.0.take() else {
-            return;
-        };
-        let why = "the caller does not wait any more".to_owned();
-        let cancelled = CancelledNotificationParam::new(Some(id), Some(why));
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { peer.notify_cancelled(cancelled).await });
-        }
     }
 }
 

@@ -164,7 +164,10 @@ async fn a_list_that_answers_a_call_is_no_list_either() {
     };
     for _ in 0..2 {
         let counted = remote.counted();
-        let answer = remote.ask(&tool, None, &counted).await.expect("an answer");
+        let answer = remote
+            .ask(&tool, None, &counted, None)
+            .await
+            .expect("an answer");
         assert!(
             matches!(answer, ServerResult::CustomResult(_)),
             "{answer:?}"
@@ -185,7 +188,7 @@ async fn a_server_gets_the_headers_that_its_schema_asks_for() {
     };
     let counted = remote.counted();
     let arguments = object(json!({"region": "eu", "text": "none"}));
-    let answer = remote.ask(&tool, Some(arguments), &counted).await;
+    let answer = remote.ask(&tool, Some(arguments), &counted, None).await;
     answer.expect("an answer");
     let called = lock(&server.called);
     assert!(called.contains("\r\nmcp-param-region: eu\r\n"), "{called}");
