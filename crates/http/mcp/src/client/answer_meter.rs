@@ -13,8 +13,9 @@ use crate::client::lock;
 use crate::client::tool_list::{McpListAnswer, SEALED_COPIES};
 use crate::limits::{NOTE_TREE_BYTES_MAX, TREE_BYTES_MAX};
 
-/// How many times the library has a message at once: as what it may be, and as what it is.
-const COPIES: usize = 2;
+/// How many times the library has a message at once: as what it may be, and as what it is. Of what it sends it keeps
+/// one and passes on another.
+pub(super) const COPIES: usize = 2;
 
 /// Where the transport leaves what it counts for the answer to a request, which carries it
 /// ([`Extensions`](rmcp::model::Extensions)). It counts until request and answer are done with. Clones are the same.
@@ -52,6 +53,16 @@ impl AnswerMeter {
         state.tree_bytes = all;
         state.claims.push(claim);
         Ok(())
+    }
+
+    /// Counts bytes of the request itself.
+    ///
+    /// # Errors
+    /// There is no room for them.
+    pub(super) fn add_request(&self, bytes: usize) -> Result<(), CallError> {
+        let mut claim = self.0.memory.claim();
+        claim.becomes(bytes)?;
+        self.add(claim, 0)
     }
 
     /// Notes why the transport reads no more: the library says only that the connection broke.

@@ -2,6 +2,7 @@
 
 mod answer;
 mod answer_meter;
+mod arguments;
 mod connection;
 mod names;
 mod param_headers;

@@ -22,11 +22,11 @@ use rmcp::transport::streamable_http_client::{
     StreamableHttpClientTransportConfig, StreamableHttpError,
 };
 use rmcp::{ClientHandler, ErrorData, RoleClient};
-use serde_json::Value;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::answer_meter::AnswerMeter;
+use crate::client::arguments::counted_arguments;
 use crate::client::connection::{CONTROL_TIMEOUT, McpConnection};
 use crate::client::param_headers::{ParamHeaderValues, ParamHeaders};
 use crate::client::permits::{McpCallPermit, McpCallPermits};
@@ -152,13 +152,11 @@ impl McpRemote {
         if let Some(name) = &self.import.credential {
             self.authorise(Some(ctx.capabilities().get(name)?));
         }
-        let arguments = match input.try_value()? {
-            Value::Object(members) => Some(members.clone()),
-            Value::Null => None,
-            _ => return Err(CallError::invalid_input("a tool takes an object")),
-        };
+        // First: nothing is copied for a call that has no place.
         let place = self.places.take(ctx)?;
         let counted = self.counted();
+        let arguments = counted_arguments(&input, &counted)?;
+        drop(input);
         let work = async {
             tokio::select! {
                 biased;

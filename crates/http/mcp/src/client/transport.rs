@@ -24,6 +24,7 @@ use sse_stream::{Sse, SseStream};
 use tokio::sync::Notify;
 
 use crate::client::answer_meter::{AnswerMeter, MessageScale};
+use crate::client::arguments::json_text;
 use crate::client::param_headers::ParamHeaderValues;
 use crate::limits::{
     ANSWER_BYTES_MAX, EVENT_BYTES_MAX, NOTE_TREE_BYTES_MAX, REFUSAL_BYTES_MAX, STREAM_BYTES_MAX,
@@ -156,7 +157,7 @@ impl StreamableHttpClient for McpHttpTransport {
             }
             _ => None,
         };
-        let body = serde_json::to_vec(&message)?;
+        let body = json_text(&message)?;
         let answer = self.send(Method::POST, &uri, headers, body.into()).await?;
         let (head, body) = answer.into_parts();
         if matches!(head.status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {

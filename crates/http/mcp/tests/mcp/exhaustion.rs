@@ -12,7 +12,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::hostile::{McpServerReply, importer, importer_at, listing, raw_server, usual};
+use crate::hostile::{
+    McpServerReply, importer, importer_at, importer_in, listing, raw_server, usual,
+};
 use crate::imports::McpImporter;
 
 /// Long enough for what happens at once, on a machine that is busy.
@@ -70,6 +72,16 @@ impl UncancellableServer {
         importer_at(&ImportMemory::default(), port).await
     }
 
+    /// Waits until so many calls reached it.
+    async fn has_calls(&self, calls: usize) {
+        let there = async {
+            while self.calls.load(Ordering::SeqCst) < calls {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(deadline(SOON), there).await.expect("they come");
+    }
+
     fn reply(&self, message: &Value) -> McpServerReply {
         match message["method"].as_str().unwrap_or_default() {
             "notifications/cancelled" => return McpServerReply::Silence,
@@ -125,12 +137,7 @@ async fn a_server_that_takes_no_cancellation_loses_its_connection_and_keeps_no_p
         let node = Arc::clone(&node);
         hanging.spawn(async move { node.call_as("eve", "plain", json!({})).await });
     }
-    let all_there = async {
-        while server.calls.load(Ordering::SeqCst) < CALLS_OF_ONE_MAX {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(deadline(SOON), all_there).await.expect("they are");
+    server.has_calls(CALLS_OF_ONE_MAX).await;
     hanging.shutdown().await;
     let answered = async {
         let input = json!({"answer": true});
@@ -143,4 +150,77 @@ async fn a_server_that_takes_no_cancellation_loses_its_connection_and_keeps_no_p
         .await
         .expect("the places are free again");
     assert_eq!(server.greetings.load(Ordering::SeqCst), 2, "connections");
+}
+
+/// The library has each request as a tree twice, and once as text.
+#[tokio::test]
+async fn requests_count_as_long_as_they_are_under_way() {
+    let called = Arc::new(Notify::new());
+    let memory = ImportMemory::default();
+    let seen = Arc::clone(&called);
+    let node = importer_in(&memory, move |_| {
+        seen.notify_one();
+        McpServerReply::Silence
+    });
+    let node = node.await;
+    let input = json!({"text": "x".repeat(1 << 20)});
+    let call = async {
+        tokio::select! {
+            ended = node.call("plain", input) => panic!("{ended:?}"),
+            () = called.notified() => memory.taken(),
+        }
+    };
+    let taken = timeout(deadline(SOON), call).await.expect("it is called");
+    assert!(taken >= 3 << 20, "{taken} bytes count");
+    let given_back = async {
+        while memory.taken() > 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(deadline(SOON), given_back)
+        .await
+        .expect("it was cancelled");
+}
+
+#[tokio::test]
+async fn a_request_without_room_does_not_reach_the_server() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    // The least that there is: one import may have 2 MiB.
+    let memory = ImportMemory::for_machine(32 << 20);
+    let counted = Arc::clone(&calls);
+    let node = importer_in(&memory, move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        McpServerReply::Result(json!({"content": []}))
+    });
+    let node = node.await;
+    let refused = node
+        .call("plain", json!({"text": "x".repeat(1 << 20)}))
+        .await;
+    let refused = refused.expect_err("three times a megabyte");
+    assert_eq!(refused.code, ErrorCode::PayloadTooLarge, "{refused}");
+    assert_eq!(calls.load(Ordering::SeqCst), 0, "calls");
+    node.call("plain", json!({"text": "x".repeat(1 << 10)}))
+        .await
+        .expect("a shorter one");
+}
+
+#[tokio::test]
+async fn a_call_without_a_place_is_refused_before_its_input_is_looked_at() {
+    let server = Arc::new(UncancellableServer::default());
+    let node = Arc::new(server.importer().await);
+    let mut hanging = JoinSet::new();
+    for _ in 0..CALLS_OF_ONE_MAX {
+        let node = Arc::clone(&node);
+        hanging.spawn(async move { node.call_as("eve", "plain", json!({})).await });
+    }
+    server.has_calls(CALLS_OF_ONE_MAX).await;
+    // More values than a tree may have, which alone is `INVALID_INPUT`.
+    let input = json!({"list": vec![0; 1 << 16]});
+    let refused = node.call_as("eve", "plain", input.clone()).await;
+    let refused = refused.expect_err("all places are taken");
+    assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+    let refused = node.call_as("ada", "plain", input).await;
+    let refused = refused.expect_err("it has too many values");
+    assert_eq!(refused.code, ErrorCode::InvalidInput, "{refused}");
+    hanging.shutdown().await;
 }
