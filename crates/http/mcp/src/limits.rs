@@ -37,6 +37,8 @@ pub const ERROR_BYTES_MAX: usize = 1 << 20;
 /// Bytes that a call keeps free before it sends a change, for the answer: at least so many, and as many as the longest
 /// answer has where there is room.
 pub const CHANGE_ANSWER_BYTES_MIN: usize = 64 << 10;
+/// Bytes of the headers that a server wants arguments as, names and values together: servers take little more.
+pub const PARAM_HEADER_BYTES_MAX: usize = 16 << 10;
 /// Bytes of one event of a stream.
 pub const EVENT_BYTES_MAX: usize = 16 << 20;
 /// Bytes of one answer that comes as a stream, with everything that comes before it.
@@ -49,6 +51,9 @@ pub const CALLS_OF_ONE_MAX: usize = CALLS_MAX / 2;
 pub const CALLS_SHARED: usize = CALLS_MAX / 4 * 3;
 /// Calls that belong to requests of all unknown peers.
 pub const CALLS_UNKNOWN_MAX: usize = CALLS_MAX / 4;
+/// A server takes the cancellation of a call within this time, or its connection ends. The call keeps its place until
+/// then.
+pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A list of tools is read within this time, greeting included.
 pub const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
 /// A call without a deadline of its own is answered within this time.

@@ -10,10 +10,12 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 use crate::client::lock;
+use crate::client::tool_list::{McpListAnswer, SEALED_COPIES};
 use crate::limits::{NOTE_TREE_BYTES_MAX, TREE_BYTES_MAX};
 
-/// How many times the library has a message at once: as what it may be, and as what it is.
-const COPIES: usize = 2;
+/// How many times the library has a message at once: as what it may be, and as what it is. Of what it sends it keeps
+/// one and passes on another.
+pub(super) const COPIES: usize = 2;
 
 /// Where the transport leaves what it counts for the answer to a request, which carries it
 /// ([`Extensions`](rmcp::model::Extensions)). It counts until request and answer are done with. Clones are the same.
@@ -75,6 +77,11 @@ impl AnswerMeter {
         state.tree_bytes = all;
         state.claims.push(claim);
         Ok(())
+    }
+
+    /// Keeps what counts the request itself.
+    pub(super) fn add_request(&self, claim: ImportClaim) {
+        lock(&self.0.state).claims.push(claim);
     }
 
     /// Notes why the transport reads no more: the library says only that the connection broke.
@@ -141,22 +148,29 @@ impl MessageScale {
         }
     }
 
-    /// Counts what a message will take.
+    /// Counts what a message will take. What is returned the library gets in its place; nothing where it gets the
+    /// message itself.
     ///
     /// # Errors
     /// It is more than is taken of a server, or than there is room for.
-    pub(super) fn weigh(&mut self, text: &[u8]) -> Result<(), CallError> {
-        self.weighed(text).inspect_err(|why| {
+    pub(super) fn weigh(&mut self, text: &[u8]) -> Result<Option<String>, CallError> {
+        let list = McpListAnswer::from_message(text);
+        self.weighed(text, list.as_ref()).inspect_err(|why| {
             if let Some(counted) = &self.counted {
                 counted.refuse(why);
             }
-        })
+        })?;
+        Ok(list.map(|list| list.sealed()))
     }
 
-    fn weighed(&mut self, text: &[u8]) -> Result<(), CallError> {
+    fn weighed(&mut self, text: &[u8], list: Option<&McpListAnswer<'_>>) -> Result<(), CallError> {
         let tree = tree_bytes(text)
             .map_err(|error| CallError::new(ErrorCode::PayloadTooLarge, error.message))?;
-        let bytes = COPIES.saturating_mul(tree.saturating_add(text.len()));
+        let bytes = match list {
+            None => COPIES.saturating_mul(tree.saturating_add(text.len())),
+            // Its tree is made once, of the text that the library passed on.
+            Some(list) => tree.saturating_add(SEALED_COPIES.saturating_mul(list.sealed_bytes())),
+        };
         match &self.counted {
             Some(counted) if is_answer(text) => {
                 within(tree, TREE_BYTES_MAX)?;

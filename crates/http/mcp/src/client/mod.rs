@@ -2,12 +2,18 @@
 
 mod answer;
 mod answer_meter;
+mod arguments;
+mod connection;
 mod names;
+mod param_headers;
 mod permits;
 mod remote;
+mod tool_list;
 mod tools;
 mod transport;
 
+#[cfg(test)]
+mod remote_tests;
 #[cfg(test)]
 mod tests;
 
@@ -23,7 +29,7 @@ use http::Uri;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::limits::{LISTING_TIMEOUT, REFRESH, REFRESH_MIN};
-use remote::McpRemote;
+use remote::{McpRemote, McpToolTarget};
 
 /// A server whose tools become operations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,11 +119,20 @@ impl FromMcp {
 
     fn registration(&self, tool: tools::ImportedTool) -> Registration {
         let remote = Arc::clone(&self.remote);
-        let tools::ImportedTool { name, spec, typed } = tool;
-        let name: Arc<str> = name.into();
+        let tools::ImportedTool {
+            name,
+            spec,
+            typed,
+            headers,
+        } = tool;
+        let target = Arc::new(McpToolTarget {
+            name,
+            typed,
+            headers,
+        });
         let handler = HandlerKind::once(move |input, ctx| {
-            let (remote, name) = (Arc::clone(&remote), Arc::clone(&name));
-            async move { remote.call(&name, typed, input, &ctx).await }
+            let (remote, target) = (Arc::clone(&remote), Arc::clone(&target));
+            async move { remote.call(&target, input, &ctx).await }
         });
         let registration = Registration::imported(spec, handler, Provenance::FromMcp);
         let registration = match &self.capability {

@@ -16,8 +16,8 @@ enum McpRequester {
     Known(PeerId),
     /// Unknown peers of one network.
     NetworkPrefix(NetworkPrefix),
-    /// The node itself, and what comes over no network.
-    Here,
+    /// Unknown peers on a carriage without addresses, as through a relay.
+    Nowhere,
 }
 
 impl McpRequester {
@@ -25,8 +25,13 @@ impl McpRequester {
         match (ctx.identity(), ctx.conn().remote_addr) {
             (Some(identity), _) => Self::Known(identity.id.clone()),
             (None, Some(from)) => Self::NetworkPrefix(NetworkPrefix::from_ip(from.ip())),
-            (None, None) => Self::Here,
+            // The node itself asks for nothing: each call belongs to a request that came over a connection.
+            (None, None) => Self::Nowhere,
         }
+    }
+
+    const fn is_known(&self) -> bool {
+        matches!(self, Self::Known(_))
     }
 }
 
@@ -46,10 +51,9 @@ impl McpPermitCounts {
     /// What there is no place for.
     fn full(&self, who: &McpRequester) -> Option<(&'static str, usize)> {
         let own = self.each.get(who).copied().unwrap_or_default();
-        let is_unknown = matches!(who, McpRequester::NetworkPrefix(_));
         if own >= CALLS_OF_ONE_MAX {
             Some(("one requester", CALLS_OF_ONE_MAX))
-        } else if is_unknown && self.unknown >= CALLS_UNKNOWN_MAX {
+        } else if !who.is_known() && self.unknown >= CALLS_UNKNOWN_MAX {
             Some(("all unknown peers", CALLS_UNKNOWN_MAX))
         } else if self.all >= CALLS_MAX || (self.all >= CALLS_SHARED && own > 0) {
             Some(("all requesters", CALLS_MAX))
@@ -75,7 +79,7 @@ impl McpCallPermits {
             return Err(CallError::new(ErrorCode::Overloaded, message));
         }
         taken.all += 1;
-        taken.unknown += usize::from(matches!(who, McpRequester::NetworkPrefix(_)));
+        taken.unknown += usize::from(!who.is_known());
         *taken.each.entry(who.clone()).or_default() += 1;
         drop(taken);
         Ok(McpCallPermit {
@@ -96,7 +100,7 @@ impl Drop for McpCallPermit {
     fn drop(&mut self) {
         let mut taken = lock(&self.places.0);
         taken.all -= 1;
-        taken.unknown -= usize::from(matches!(self.who, McpRequester::NetworkPrefix(_)));
+        taken.unknown -= usize::from(!self.who.is_known());
         if let Some(own) = taken.each.get_mut(&self.who) {
             *own -= 1;
             if *own == 0 {
@@ -137,7 +141,7 @@ mod tests {
         assert!(others.iter().all(|places| places.len() == 1));
         assert!(fill(&places, &known("last")).is_empty());
         drop(eve);
-        assert_eq!(fill(&places, &McpRequester::Here).len(), CALLS_SHARED - 16);
+        assert_eq!(fill(&places, &known("bob")).len(), CALLS_SHARED - 16);
         drop((mallory, others));
         let taken = lock(&places.0);
         assert!(taken.all == 0 && taken.each.is_empty(), "{taken:?}");
@@ -146,9 +150,13 @@ mod tests {
     #[test]
     fn unknown_peers_leave_known_ones_their_places() {
         let places = Arc::default();
+        let nowhere = fill(&places, &McpRequester::Nowhere);
+        assert_eq!(nowhere.len(), CALLS_UNKNOWN_MAX);
+        drop(nowhere);
         let held: Vec<_> = (0..=u8::MAX).map(|n| fill(&places, &network(n))).collect();
         let unknown: usize = held.iter().map(Vec::len).sum();
         assert_eq!(unknown, CALLS_UNKNOWN_MAX);
+        assert!(fill(&places, &McpRequester::Nowhere).is_empty());
         assert_eq!(fill(&places, &known("ada")).len(), CALLS_OF_ONE_MAX);
     }
 }

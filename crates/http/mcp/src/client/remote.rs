@@ -8,27 +8,31 @@ use alknet_call::{
 };
 use alknet_core::{Capability, DialErrorKind};
 use alknet_http_client::{HttpClient, HttpError};
+use http::HeaderMap;
 use rmcp::model::{
-    CallToolRequest, CallToolRequestParams, CancelledNotificationParam, ClientCapabilities,
-    ClientConfig, ClientRequest, ElicitRequestParams, ElicitResult, ErrorCode as RpcCode,
-    Implementation, ListRootsRequestMethod, ListToolsRequest, PaginatedRequestParams,
-    ProtocolVersion, RequestId, ServerResult, SubscriptionFilter, Tool,
+    CallToolRequest, CallToolRequestParams, ClientCapabilities, ClientConfig, ClientRequest,
+    ElicitRequestParams, ElicitResult, ErrorCode as RpcCode, Implementation, JsonObject,
+    ListRootsRequestMethod, ListToolsRequest, PaginatedRequestParams, ProtocolVersion,
+    ServerResult, SubscriptionFilter,
 };
 use rmcp::service::{
     ClientInitializeError, ClientLifecycleMode, ClientServiceExt, NotificationContext, Peer,
-    PeerRequestOptions, RequestContext, RunningService, ServiceError,
+    RequestContext, RunningService, ServiceError,
 };
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::streamable_http_client::{
     StreamableHttpClientTransportConfig, StreamableHttpError,
 };
 use rmcp::{ClientHandler, ErrorData, RoleClient};
-use serde_json::Value;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::answer_meter::AnswerMeter;
-use crate::client::permits::McpCallPermits;
+use crate::client::arguments::counted_arguments;
+use crate::client::connection::{CONTROL_TIMEOUT, McpConnection};
+use crate::client::param_headers::{ParamHeaderValues, ParamHeaders};
+use crate::client::permits::{McpCallPermit, McpCallPermits};
+use crate::client::tool_list::{self, McpToolList};
 use crate::client::tools::{SERVER_ERROR, bytes, shown};
 use crate::client::transport::McpHttpTransport;
 use crate::client::{McpImport, answer};
@@ -47,9 +51,19 @@ pub(super) struct McpRemote {
     changed: Arc<Notify>,
 }
 
+/// What a call of a tool needs to know of it.
+#[derive(Debug)]
+pub(super) struct McpToolTarget {
+    /// What the server calls it.
+    pub(super) name: String,
+    /// Whether it said what it answers with.
+    pub(super) typed: bool,
+    pub(super) headers: ParamHeaders,
+}
+
 #[derive(Default)]
 struct McpRemoteState {
-    running: Option<RunningService<RoleClient, RefusingMcpClient>>,
+    connection: Option<Arc<McpConnection>>,
     failures: u32,
     /// When it is tried again at the earliest, and why it failed.
     again: Option<(Instant, McpCallError)>,
@@ -85,8 +99,8 @@ impl McpRemote {
         AnswerMeter::new(&self.memory)
     }
 
-    /// Every tool on every page, which count as long as `counted` is kept.
-    pub(super) async fn list(&self, counted: &AnswerMeter) -> Result<Vec<Tool>, McpCallError> {
+    /// Every tool on every page, which count as long as `counted` is kept. The connection keeps nothing of them.
+    pub(super) async fn list(&self, counted: &AnswerMeter) -> Result<McpToolList, McpCallError> {
         tokio::select! {
             // First: what the library says of it is less.
             biased;
@@ -95,8 +109,8 @@ impl McpRemote {
         }
     }
 
-    async fn pages(&self, counted: &AnswerMeter) -> Result<Vec<Tool>, McpCallError> {
-        let peer = self.peer().await?;
+    async fn pages(&self, counted: &AnswerMeter) -> Result<McpToolList, McpCallError> {
+        let connection = self.connection().await?;
         let mut tools = Vec::new();
         let mut size = 0;
         let mut cursor = None;
@@ -107,11 +121,10 @@ impl McpRemote {
             };
             request.extensions.insert(counted.clone());
             let request = ClientRequest::ListToolsRequest(request);
-            let ServerResult::ListToolsResult(page) = peer.send_request(request).await? else {
-                return Err(McpCallError::Protocol(
-                    "it answered with no list of tools".to_owned(),
-                ));
-            };
+            let answer = connection.ask(request, None).await?;
+            let page = tool_list::opened(answer).ok_or_else(|| {
+                McpCallError::Protocol("it answered with no list of tools".to_owned())
+            })?;
             size += page.tools.iter().map(bytes).sum::<usize>();
             tools.extend(page.tools);
             if tools.len() > TOOLS_MAX {
@@ -122,7 +135,10 @@ impl McpRemote {
             }
             cursor = page.next_cursor;
             if cursor.is_none() {
-                return Ok(tools);
+                return Ok(McpToolList {
+                    tools,
+                    takes_headers: connection.takes_headers(),
+                });
             }
         }
         Err(McpCallError::TooLarge("pages of tools"))
@@ -131,33 +147,29 @@ impl McpRemote {
     /// Calls a tool. Dropping the future tells the server that the caller has given up.
     pub(super) async fn call(
         &self,
-        tool: &str,
-        typed: bool,
+        tool: &McpToolTarget,
         input: CallBody,
         ctx: &Ctx,
     ) -> Result<CallOutput, CallError> {
         if let Some(name) = &self.import.credential {
             self.authorise(Some(ctx.capabilities().get(name)?));
         }
-        let arguments = match input.try_value()? {
-            Value::Object(members) => Some(members.clone()),
-            Value::Null => None,
-            _ => return Err(CallError::invalid_input("a tool takes an object")),
-        };
-        let _place = self.places.take(ctx)?;
-        let mut params = CallToolRequestParams::new(tool.to_owned());
-        params.arguments = arguments;
+        // First: nothing is copied for a call that has no place.
+        let place = self.places.take(ctx)?;
         let memory = self.memory.for_call(ctx);
+        let (arguments, request) = counted_arguments(&input, &memory)?;
+        drop(input);
         // Once the server has made a change, it is too late to refuse it for want of room.
         let reserve = || memory.reserve(ANSWER_BYTES_MAX, CHANGE_ANSWER_BYTES_MIN);
         let reserved = (!ctx.is_query()).then(reserve).transpose()?;
         let memory = reserved.as_ref().map_or(&memory, ImportReservation::share);
         let counted = AnswerMeter::for_call(memory, ctx);
+        counted.add_request(request);
         let work = async {
             tokio::select! {
                 biased;
                 why = counted.refused() => Err(McpCallError::RefusingMcpClient(why)),
-                answer = self.ask(params, &counted) => answer,
+                answer = self.ask(tool, arguments, &counted, Some(place)) => answer,
             }
         };
         // Requests from outside have deadlines; calls between operations may have none.
@@ -167,40 +179,44 @@ impl McpRemote {
                 .await
                 .unwrap_or_else(|_| Err(McpCallError::late(CALL_TIMEOUT))),
         };
-        let output = answer::outcome(response.map_err(CallError::from)?, typed)?;
+        let output = answer::outcome(response.map_err(CallError::from)?, tool.typed)?;
         Ok(CallOutput::Raw(counted.pass_on(output)?))
     }
 
     /// As [`Peer::call_tool_once`], with what counts the answer.
-    async fn ask(
+    pub(super) async fn ask(
         &self,
-        params: CallToolRequestParams,
+        tool: &McpToolTarget,
+        arguments: Option<JsonObject>,
         counted: &AnswerMeter,
+        place: Option<McpCallPermit>,
     ) -> Result<ServerResult, McpCallError> {
-        let peer = self.peer().await?;
+        let connection = self.connection().await?;
+        let headers = match &arguments {
+            Some(arguments) if connection.takes_headers() => tool.headers.values(arguments),
+            _ => Ok(HeaderMap::new()),
+        };
+        let headers = headers.map_err(McpCallError::Here)?;
+        let mut params = CallToolRequestParams::new(tool.name.clone());
+        params.arguments = arguments;
         let mut request = CallToolRequest::new(params);
         request.extensions.insert(counted.clone());
+        request.extensions.insert(ParamHeaderValues(headers));
         let request = ClientRequest::CallToolRequest(request);
-        let options = PeerRequestOptions::no_options();
         // The library posts it in a task of its own, also where the caller gives up before that.
         counted.set_sent(true);
-        let handle = peer.send_request_with_option(request, options).await?;
-        let mut unanswered = Unanswered(Some((peer, handle.id.clone())));
-        let answer = handle.await_response().await;
-        unanswered.0 = None;
-        Ok(answer?)
+        Ok(connection.ask(request, place).await?)
     }
 
     /// The connection. A lost one is made again once the pause after the last failure is over.
-    async fn peer(&self) -> Result<Peer<RoleClient>, McpCallError> {
+    async fn connection(&self) -> Result<Arc<McpConnection>, McpCallError> {
         let mut state = self.state.lock().await;
-        if let Some(running) = &state.running
-            && !running.is_closed()
-            && !running.is_transport_closed()
+        if let Some(connection) = &state.connection
+            && !connection.is_over()
         {
-            return Ok(running.peer().clone());
+            return Ok(Arc::clone(connection));
         }
-        state.running = None;
+        state.connection = None;
         if let Some((when, why)) = &state.again
             && Instant::now() < *when
         {
@@ -208,12 +224,12 @@ impl McpRemote {
         }
         match self.connect().await {
             Ok(running) => {
-                let peer = running.peer().clone();
+                let connection = Arc::new(McpConnection::new(running));
                 *state = McpRemoteState {
-                    running: Some(running),
+                    connection: Some(Arc::clone(&connection)),
                     ..McpRemoteState::default()
                 };
-                Ok(peer)
+                Ok(connection)
             }
             // The fault is this node's own: it did not bother the server, and may be put right at any
             // moment.
@@ -229,7 +245,8 @@ impl McpRemote {
 
     async fn connect(&self) -> Result<RunningService<RoleClient, RefusingMcpClient>, McpCallError> {
         let mut config = StreamableHttpClientTransportConfig::with_uri(&*self.import.url)
-            .max_concurrent_requests(CALLS_MAX);
+            .max_concurrent_requests(CALLS_MAX)
+            .control_request_timeout(CONTROL_TIMEOUT);
         config.max_sse_event_size = EVENT_BYTES_MAX;
         let transport = StreamableHttpClientTransport::with_client(self.http.clone(), config);
         let handler = RefusingMcpClient(Arc::clone(&self.changed));
@@ -258,22 +275,6 @@ impl McpRemote {
             return;
         }
         tokio::spawn(listen(peer.clone(), Arc::clone(&self.changed)));
-    }
-}
-
-/// A request of which the server gets a `notifications/cancelled` when this is dropped: its caller waits no more.
-struct Unanswered(Option<(Peer<RoleClient>, RequestId)>);
-
-impl Drop for Unanswered {
-    fn drop(&mut self) {
-        let Some((peer, id)) = self.0.take() else {
-            return;
-        };
-        let why = "the caller does not wait any more".to_owned();
-        let cancelled = CancelledNotificationParam::new(Some(id), Some(why));
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { peer.notify_cancelled(cancelled).await });
-        }
     }
 }
 

@@ -2,6 +2,7 @@ use alknet_call::{OperationType, Visibility};
 use rmcp::model::Tool;
 use serde_json::{Value, json};
 
+use super::tool_list::McpToolList;
 use super::tools::{ImportedTool, taken};
 use crate::limits::{DESCRIPTION_CHARS_MAX, SCHEMA_BYTES_MAX};
 
@@ -14,7 +15,14 @@ fn plain(name: &str) -> Value {
 }
 
 fn all(tools: &[Value]) -> (Vec<ImportedTool>, Vec<String>) {
-    taken("ns", &[], tools.iter().cloned().map(tool).collect())
+    taken("ns", &[], list(tools.iter().cloned(), false))
+}
+
+fn list(tools: impl IntoIterator<Item = Value>, takes_headers: bool) -> McpToolList {
+    McpToolList {
+        tools: tools.into_iter().map(tool).collect(),
+        takes_headers,
+    }
 }
 
 #[test]
@@ -40,8 +48,8 @@ fn tools_become_internal_operations() {
 
 #[test]
 fn only_what_is_wanted_is_taken() {
-    let tools = ["list files", "list_users", "remove"].map(|name| tool(plain(name)));
-    let (found, left_out) = taken("ns", &["list_".to_owned()], tools.to_vec());
+    let tools = ["list files", "list_users", "remove"].map(plain);
+    let (found, left_out) = taken("ns", &["list_".to_owned()], list(tools, false));
     assert_eq!(found.len(), 2);
     assert!(left_out.is_empty(), "nobody asks for the others");
 }
@@ -70,4 +78,19 @@ fn what_cannot_be_an_operation_is_left_out_alone() {
     let (tools, left_out) = all(&[plain("fine"), plain("fine"), remote, giant, broken]);
     assert_eq!(tools.len(), 1, "{left_out:?}");
     assert_eq!(left_out.len(), 4, "{left_out:?}");
+}
+
+#[test]
+fn a_tool_whose_headers_are_not_allowed_is_left_out_of_a_server_that_takes_them() {
+    let mut wrong = plain("wrong");
+    wrong["inputSchema"]["properties"] = json!({"a": {"x-mcp-header": "a"}});
+    let tools = [plain("fine"), wrong];
+    let (found, left_out) = taken("ns", &[], list(tools.clone(), true));
+    assert_eq!((found.len(), left_out.len()), (1, 1), "{left_out:?}");
+    let (found, _) = taken("ns", &[], list(tools, false));
+    assert_eq!(
+        found.len(),
+        2,
+        "a server of an older version takes no headers"
+    );
 }

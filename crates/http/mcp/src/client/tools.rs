@@ -7,6 +7,8 @@ use rmcp::model::Tool;
 use serde_json::{Value, json};
 
 use crate::client::names;
+use crate::client::param_headers::ParamHeaders;
+use crate::client::tool_list::McpToolList;
 use crate::limits::{DESCRIPTION_CHARS_MAX, SCHEMA_BYTES_MAX};
 use crate::server::CONTENT_KEYWORD;
 
@@ -23,14 +25,20 @@ pub(super) struct ImportedTool {
     pub(super) spec: OperationSpec,
     /// Whether it said what it answers with.
     pub(super) typed: bool,
+    /// What of its arguments a server of the newest version gets as headers.
+    pub(super) headers: ParamHeaders,
 }
 
 /// The tools that can be operations; and why the others cannot.
 pub(super) fn taken(
     namespace: &str,
     only: &[String],
-    mut tools: Vec<Tool>,
+    list: McpToolList,
 ) -> (Vec<ImportedTool>, Vec<String>) {
+    let McpToolList {
+        mut tools,
+        takes_headers,
+    } = list;
     let mut left_out = Vec::new();
     let mut seen = HashSet::new();
     tools.retain(|tool| {
@@ -50,12 +58,17 @@ pub(super) fn taken(
         }
         let wrong = bytes(&tool) > SCHEMA_BYTES_MAX;
         let tool_name = tool.name.to_string();
-        let one = operation(namespace, &name, tool);
-        let wrong = match wrong {
-            true => Some(format!(
+        let headers = ParamHeaders::from_schema(&tool.input_schema);
+        let mut one = operation(namespace, &name, tool);
+        let wrong = match (wrong, headers) {
+            (true, _) => Some(format!(
                 "its schemas have more than {SCHEMA_BYTES_MAX} bytes"
             )),
-            false => compile(&one.spec),
+            (false, Err(why)) if takes_headers => Some(why),
+            (false, headers) => {
+                one.headers = headers.unwrap_or_default();
+                compile(&one.spec)
+            }
         };
         match wrong {
             None => taken.push(one),
@@ -125,6 +138,7 @@ fn operation(namespace: &str, name: &str, tool: Tool) -> ImportedTool {
         name: tool.name.into_owned(),
         spec,
         typed,
+        headers: ParamHeaders::default(),
     }
 }
 

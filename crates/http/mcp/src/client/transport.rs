@@ -24,6 +24,8 @@ use sse_stream::{Sse, SseStream};
 use tokio::sync::Notify;
 
 use crate::client::answer_meter::{AnswerMeter, MessageScale};
+use crate::client::arguments::json_text;
+use crate::client::param_headers::ParamHeaderValues;
 use crate::limits::{
     ANSWER_BYTES_MAX, EVENT_BYTES_MAX, NOTE_TREE_BYTES_MAX, REFUSAL_BYTES_MAX, STREAM_BYTES_MAX,
 };
@@ -174,7 +176,10 @@ impl StreamableHttpClient for McpHttpTransport {
         )?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         let counted = meter(&message);
-        let body = serde_json::to_vec(&message)?;
+        if let Some(values) = param_headers(&message) {
+            headers.extend(values.clone());
+        }
+        let body = json_text(&message)?;
         let sent = self.post(&uri, headers, body.into(), counted.as_ref());
         let (head, body) = sent.await?.into_parts();
         let memory = counted.as_ref().map_or(&self.memory, AnswerMeter::memory);
@@ -204,8 +209,12 @@ impl StreamableHttpClient for McpHttpTransport {
         let text = body.collect_counted(ANSWER_BYTES_MAX, has_room).await;
         let text = text.map_err(StreamableHttpError::Client)?;
         let mut scale = MessageScale::new(&memory, counted);
-        scale.weigh(&text).map_err(|why| too_heavy(&why))?;
-        match serde_json::from_slice(&text) {
+        let sealed = scale.weigh(&text).map_err(|why| too_heavy(&why))?;
+        let parsed = match &sealed {
+            Some(sealed) => serde_json::from_str(sealed),
+            None => serde_json::from_slice(&text),
+        };
+        match parsed {
             _ if !waits => Ok(StreamableHttpPostResponse::Accepted),
             Ok(answer) if is(&head.headers, JSON) => {
                 Ok(StreamableHttpPostResponse::Json(answer, session))
@@ -262,10 +271,18 @@ impl StreamableHttpClient for McpHttpTransport {
 
 /// What counts the answer to a message, where that is a request of this node.
 fn meter(message: &ClientJsonRpcMessage) -> Option<AnswerMeter> {
+    carried(message).cloned()
+}
+
+/// The headers that the request's server wants some of the arguments as.
+fn param_headers(message: &ClientJsonRpcMessage) -> Option<&HeaderMap> {
+    carried(message).map(|ParamHeaderValues(values)| values)
+}
+
+/// What the client attached to a request for the transport.
+fn carried<T: Send + Sync + 'static>(message: &ClientJsonRpcMessage) -> Option<&T> {
     match message {
-        ClientJsonRpcMessage::Request(request) => {
-            request.request.extensions().get::<AnswerMeter>().cloned()
-        }
+        ClientJsonRpcMessage::Request(request) => request.request.extensions().get(),
         _ => None,
     }
 }
@@ -330,10 +347,11 @@ fn events(
     let mut scale = MessageScale::new(memory, counted.clone());
     let bytes = bounded(body.into_data_stream(), longest, memory, counted);
     let weighed = SseStream::from_bytes_stream(bytes).map(move |event| {
-        let event = event?;
+        let mut event = event?;
         let data = event.data.as_deref().unwrap_or_default();
-        let weighed = scale.weigh(data.as_bytes());
-        weighed.map_err(|why| SseError::Body(Box::new(SseLimitError::Room(why))))?;
+        let sealed = scale.weigh(data.as_bytes());
+        let sealed = sealed.map_err(|why| SseError::Body(Box::new(SseLimitError::Room(why))))?;
+        event.data = sealed.or(event.data);
         Ok(event)
     });
     until_error(weighed).boxed()

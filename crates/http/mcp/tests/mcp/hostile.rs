@@ -25,10 +25,33 @@ pub(crate) enum McpServerReply {
     Endless(String),
     /// Nothing.
     Silence,
+    /// What a notification gets.
+    Accepted,
+    /// A refusal of what a server of an older version does not know.
+    NotFound,
 }
 
-/// Answers messages as `reply` says, and greetings as they should be.
-pub(crate) async fn server(
+/// Answers messages as `reply` says, and greetings and notifications as they should be.
+pub(crate) async fn server(reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static) -> u16 {
+    raw_server(move |message| usual(message).unwrap_or_else(|| reply(message))).await
+}
+
+/// What a server of an older version does with greetings and notifications.
+pub(crate) fn usual(message: &Value) -> Option<McpServerReply> {
+    match message["method"].as_str().unwrap_or_default() {
+        "server/discover" => Some(McpServerReply::NotFound),
+        "initialize" => Some(McpServerReply::Result(json!({
+            "protocolVersion": "2025-06-18",
+            "capabilities": {"tools": {}},
+            "serverInfo": {"name": "bad", "version": "1"},
+        }))),
+        _ if message["id"].is_null() => Some(McpServerReply::Accepted),
+        _ => None,
+    }
+}
+
+/// Answers every message as `reply` says.
+pub(crate) async fn raw_server(
     reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static,
 ) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -59,9 +82,11 @@ async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> McpServerRepl
     if stream.read_exact(&mut body).await.is_err() {
         return;
     }
+    let empty = |status: &str| {
+        format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    };
     if !first.starts_with("POST") {
-        let refused = "HTTP/1.1 405 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-        return drop(stream.write_all(refused.as_bytes()).await);
+        return drop(stream.write_all(empty("405 No").as_bytes()).await);
     }
     let message: Value = serde_json::from_slice(&body).expect("JSON");
     let whole = |kind: &str, body: &str| {
@@ -75,21 +100,7 @@ async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> McpServerRepl
         let body = json!({"jsonrpc": "2.0", "id": message["id"], "result": result});
         whole("application/json", &body.to_string())
     };
-    let accepted = "HTTP/1.1 202 Fine\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    let reply = match message["method"].as_str().unwrap_or_default() {
-        "server/discover" => {
-            let no = "HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-            return drop(stream.write_all(no.as_bytes()).await);
-        }
-        "initialize" => McpServerReply::Result(json!({
-            "protocolVersion": "2025-06-18",
-            "capabilities": {"tools": {}},
-            "serverInfo": {"name": "bad", "version": "1"},
-        })),
-        _ if message["id"].is_null() => return drop(stream.write_all(accepted.as_bytes()).await),
-        _ => reply(&message),
-    };
-    let text = match reply {
+    let text = match reply(&message) {
         McpServerReply::Result(value) => result(value),
         McpServerReply::Body(kind, body) => whole(kind, &body),
         McpServerReply::Endless(part) => {
@@ -102,6 +113,8 @@ async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> McpServerRepl
             return;
         }
         McpServerReply::Silence => std::future::pending().await,
+        McpServerReply::Accepted => empty("202 Fine"),
+        McpServerReply::NotFound => empty("404 No"),
     };
     drop(stream.write_all(text.as_bytes()).await);
 }
@@ -174,27 +187,35 @@ async fn streams_that_never_end() {
 }
 
 /// A node with the tools of a server that lists two, and answers calls as `reply` says.
-async fn importer(reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static) -> McpImporter {
+pub(crate) async fn importer(
+    reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static,
+) -> McpImporter {
     importer_in(&ImportMemory::default(), reply).await
 }
 
-async fn importer_in(
+pub(crate) async fn importer_in(
     memory: &ImportMemory,
     reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static,
 ) -> McpImporter {
-    let port = server(move |message| match message["method"].as_str() {
-        Some("tools/list") => {
-            let mut typed = tool("typed");
-            typed["outputSchema"] = json!({
-                "type": "object",
-                "properties": {"n": {"type": "integer"}},
-                "required": ["n"],
-            });
-            McpServerReply::Result(json!({"tools": [typed, tool("plain")]}))
-        }
-        _ => reply(message),
+    let port = server(move |message| listing(message).unwrap_or_else(|| reply(message))).await;
+    importer_at(memory, port).await
+}
+
+/// A list of two tools, for who asks for one.
+pub(crate) fn listing(message: &Value) -> Option<McpServerReply> {
+    (message["method"] == "tools/list").then(|| {
+        let mut typed = tool("typed");
+        typed["outputSchema"] = json!({
+            "type": "object",
+            "properties": {"n": {"type": "integer"}},
+            "required": ["n"],
+        });
+        McpServerReply::Result(json!({"tools": [typed, tool("plain")]}))
     })
-    .await;
+}
+
+/// A node with the tools of the server at this port.
+pub(crate) async fn importer_at(memory: &ImportMemory, port: u16) -> McpImporter {
     let adapter = adapter_in(memory, port, None);
     McpImporter::with_registrations(adapter.import().await.expect("tools"))
 }
@@ -366,7 +387,13 @@ async fn calls_of_one_identity_leave_others_places_of_a_server() {
     let answered = node.call_as("ada", "plain", json!({})).await;
     answered.expect("another identity has places");
     hanging.shutdown().await;
-    node.call_as("eve", "plain", json!({}))
-        .await
-        .expect("they are free again");
+    // Each is free once the server has its cancellation.
+    let again = async {
+        while let Err(refused) = node.call_as("eve", "plain", json!({})).await {
+            assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let free = tokio::time::timeout(deadline(Duration::from_secs(30)), again);
+    free.await.expect("they are free again");
 }

@@ -3,6 +3,7 @@
 //! `ALKNET_TEST_MCP_PYTHON`, `ALKNET_TEST_MCP_PYTHON_OLD`, `ALKNET_TEST_MCP_NODE`.
 
 mod conformance;
+mod exhaustion;
 mod fixtures;
 mod hostile;
 mod imports;
