@@ -1,5 +1,5 @@
-//! McpCallPermits for calls of one server, which requesters share: a tool that does not answer keeps its callers' places and
-//! not those of others.
+//! Places for calls of one server, which requesters share: a tool that does not answer keeps its callers' places and not
+//! those of others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

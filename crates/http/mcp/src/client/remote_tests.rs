@@ -67,7 +67,7 @@ impl NewestMcpServer {
         let mut stream = BufReader::new(stream);
         let (mut head, mut length) = (String::new(), 0);
         while stream.read_line(&mut head).await.is_ok_and(|n| n > 2) {
-            let line = head.lines().last().unwrap_or_default().to_lowercase();
+            let line = head.lines().next_back().unwrap_or_default().to_lowercase();
             if let Some(value) = line.strip_prefix("content-length:") {
                 length = value.trim().parse().expect("a number");
             }

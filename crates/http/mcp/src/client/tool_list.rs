@@ -1,5 +1,5 @@
-//! Lists of tools, past the protocol's library: of each list that it recognises it keeps the schemas by the names of the
-//! tools, as long as the connection lasts, and forgets none. A server could fill the node's memory with new names.
+//! Lists of tools, which the protocol's library does not get to see: it keeps the schemas of each list by the names of
+//! the tools, for as long as the connection lasts. A server could fill the node's memory with new names.
 
 use rmcp::model::{CustomResult, ListToolsResult, ServerResult, Tool};
 use serde::Deserialize;
