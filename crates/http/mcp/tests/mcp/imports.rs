@@ -88,7 +88,7 @@ impl McpImporter {
         let query = OperationSpec::query("test/relay", "Calls another.");
         let mut once = OperationSpec::mutation("test/once", "Calls another once for a key.");
         once.idempotent = Idempotence::Keyed;
-        let own = [composing(query), composing(once)];
+        let own = [composing(query), composing(once).open()];
         let builder = own
             .into_iter()
             .chain(registrations)

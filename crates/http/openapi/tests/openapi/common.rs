@@ -90,6 +90,7 @@ impl ImportTestNode {
             )
             .with(
                 Registration::new(once, HandlerKind::once(run_other))
+                    .open()
                     .passing_errors_on()
                     .composing(authority(), reach()),
             )
