@@ -20,6 +20,7 @@ mod key_rotation;
 mod log;
 mod memory;
 mod metrics;
+mod named_files;
 mod ops;
 mod reload;
 mod rotate;
@@ -74,10 +75,11 @@ use web::{NodeWeb, WebGateway};
 use crate::key::KeyFiles;
 
 pub(crate) use computing::tensor_store;
-pub(crate) use config_store::{last_good_of, read as read_document};
+pub(crate) use config_store::{folder_of, last_good_of, read as read_document};
 pub(crate) use escrow::run_helper;
 pub(crate) use host::{ConfigOverlay, ServeFile, StartupConfig, serve};
 pub(crate) use join::problems as join_problems;
+pub(crate) use named_files::missing as missing_files;
 pub(crate) use reload::refusal;
 pub(crate) use state_lock::StateLock;
 pub(crate) use supervised::supervised;
@@ -252,7 +254,7 @@ impl AlknetNode {
         people.server.set(Arc::clone(&server)).ok();
         tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
         let file = people.reloader.file();
-        let folder = file.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let folder = file.as_deref().map(|it| folder_of(it).to_owned());
         let folder = folder.unwrap_or_else(|| options.state_dir.join("config"));
         let imports =
             NodeImports::start(config, &folder, &dispatcher, &certificates.dialer, &powers);

@@ -3,6 +3,7 @@
 mod accesslog;
 mod acme;
 mod browser;
+mod checked;
 mod gateway;
 mod hidden;
 mod hostile;
