@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use alknet_core::{AuthToken, Identity, PeerId};
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::access::AccessControl;
@@ -15,7 +16,7 @@ use crate::compiled::CompiledOperation;
 use crate::connection::CallConnectionState;
 use crate::dispatcher::{Dispatcher, DispatcherCounters};
 use crate::envelope::{self, Envelope, ForwardedFor, RequestPayload as Payload};
-use crate::error::CallError;
+use crate::error::{CallError, ErrorCode};
 use crate::frame::FrameBody;
 use crate::handler::HandlerKind;
 use crate::idempotency::IdempotencyKey;
@@ -23,6 +24,7 @@ use crate::keyed::{self, KeyedExecution};
 use crate::limits::{
     CALL_TIMEOUT_DEFAULT, HASTE_PART, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_BYTES_MAX,
 };
+use crate::peers::absent;
 use crate::pump;
 use crate::request::{self, InFlight, InboundRequest, RequestHead};
 use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
@@ -261,7 +263,7 @@ fn lookup(
 
 /// An operation of an attached peer, by the peer's id or an alias of it, for callers that may route to
 /// it. The scope is checked before the lookup: a caller without it does not learn which peers there
-/// are.
+/// are. A caller with it learns whether the peer is unknown, not attached, or without the operation.
 fn routed(
     link: &CallConnectionState,
     payload: &Payload<'_>,
@@ -270,9 +272,8 @@ fn routed(
 ) -> Result<(Arc<CompiledOperation>, AccessControl), CallError> {
     let name = operation_name(payload)?;
     let name = name.strip_prefix('/').unwrap_or(name);
-    let unknown = || CallError::not_found(name);
     if !link.dispatcher.routes {
-        return Err(unknown());
+        return Err(routes_nowhere(name, identity));
     }
     let id = link.dispatcher.by_name(peer);
     let scope = id.as_ref().map_or(peer, PeerId::as_str);
@@ -281,9 +282,21 @@ fn routed(
         ..AccessControl::default()
     };
     route.check(identity, None, None).into_result()?;
-    let id = id.ok_or_else(unknown)?;
-    let found = link.dispatcher.peers.get(&id, name).ok_or_else(unknown)?;
+    let found = id
+        .as_ref()
+        .and_then(|id| link.dispatcher.peers.get(id, name));
+    let found = found.ok_or_else(|| absent(&link.dispatcher, peer, id.as_ref(), name))?;
     Ok((found, route))
+}
+
+/// The answer of a node that passes nothing on. An unknown caller does not learn that it is no hub.
+fn routes_nowhere(operation: &str, identity: Option<&Identity>) -> CallError {
+    if identity.is_none() {
+        return CallError::not_found(operation);
+    }
+    let message =
+        "this node is no hub: it passes no requests on to peers; leave 'peer' out, or call a hub";
+    CallError::new(ErrorCode::NotFound, message).with_details(json!({ "reason": "no_hub" }))
 }
 
 /// The name as it was sent; `NOT_FOUND` for one that no operation can have.

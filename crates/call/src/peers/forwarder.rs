@@ -15,6 +15,7 @@ use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::BoxStream;
 use crate::limits::{OPERATION_BYTES_MAX, SESSION_RECHECK};
+use crate::peers::absent::absent;
 use crate::peers::reexport::{ask_around, follow};
 use crate::peers::table::PeerSelectionError;
 use crate::request_grant;
@@ -197,7 +198,10 @@ impl CallForwarder {
                 operation,
                 peer: id,
             }),
-            None => Err(self.not_there()),
+            None => {
+                let dispatcher = ctx.dispatcher();
+                Err(absent(dispatcher, name, id.as_ref(), &self.operation))
+            }
         }
     }
 
@@ -243,7 +247,7 @@ impl CallForwarder {
         // A name that no operation can have is not repeated.
         let fits = self.operation.len() <= OPERATION_BYTES_MAX;
         let name = if fits { &*self.operation } else { "…" };
-        let message = format!("no such peer serves '{name}' at the moment");
+        let message = format!("no peer that is attached and suits serves '{name}' to this node");
         CallError::new(ErrorCode::NotFound, message)
     }
 }
