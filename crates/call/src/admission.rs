@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use alknet_core::{AuthToken, Identity, PeerId};
+use alknet_core::{AuthToken, Identity, PeerId, PeerKey};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::access::AccessControl;
+use crate::access::{AccessControl, AccessDecision};
 use crate::body::CallBody;
 use crate::call_stream::{CallStream, StreamEnd};
 use crate::compiled::CompiledOperation;
@@ -26,6 +26,7 @@ use crate::limits::{
 };
 use crate::peers::absent;
 use crate::pump;
+use crate::refusal::unknown_caller;
 use crate::request::{self, InFlight, InboundRequest, RequestHead};
 use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
 use crate::request_grant::RequestGrant;
@@ -281,12 +282,27 @@ fn routed(
         required_scopes: vec![format!("{ROUTE_SCOPE}:{scope}")],
         ..AccessControl::default()
     };
-    route.check(identity, None, None).into_result()?;
+    if route.check(identity, None, None) != AccessDecision::Allowed {
+        return Err(no_way(identity, link.info.key));
+    }
     let found = id
         .as_ref()
         .and_then(|id| link.dispatcher.peers.get(id, name));
     let found = found.ok_or_else(|| absent(&link.dispatcher, peer, id.as_ref(), name))?;
     Ok((found, route))
+}
+
+/// The error for a caller that may not go to the peer which it named. It has no peer's id: the one behind an alias
+/// would say that there is such a peer.
+pub(crate) fn no_way(identity: Option<&Identity>, key: Option<PeerKey>) -> CallError {
+    if identity.is_none() {
+        return unknown_caller(key);
+    }
+    let message = format!(
+        "a request that names a peer needs the scope '{ROUTE_SCOPE}:' with the peer's id behind it, or \
+         '{ROUTE_SCOPE}:*' for every peer; ask an administrator for it"
+    );
+    CallError::new(ErrorCode::Forbidden, message)
 }
 
 /// The answer of a node that passes nothing on. An unknown caller does not learn that it is no hub.
@@ -344,15 +360,10 @@ fn check_access(
         return Ok(None);
     }
     // A caller without the scopes is refused before its input is read.
-    access.check_scopes(identity).into_result()?;
+    access.admit_scopes(identity, link.info.key)?;
     let resource_id = operation.resource_id(input)?;
-    access
-        .check(
-            identity,
-            resource_id.as_deref(),
-            link.dispatcher.ownership.as_deref(),
-        )
-        .into_result()?;
+    let ownership = link.dispatcher.ownership.as_deref();
+    access.admit(identity, resource_id.as_deref(), ownership, link.info.key)?;
     Ok(resource_id)
 }
 

@@ -65,6 +65,7 @@ mod outgoing;
 mod peers;
 mod pump;
 mod reconnect;
+mod refusal;
 mod registry;
 mod request;
 mod request_bytes;

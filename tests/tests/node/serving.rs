@@ -186,6 +186,9 @@ fn refuses_strangers(admin: &CliRunner, target: &str) {
             (4, "UNAUTHENTICATED"),
             "{answer:?}"
         );
+        // What an administrator has to add.
+        let key = stranger.identity();
+        assert!(answer.errors.contains(&key), "{answer:?}");
     }
     let seen = json_of(&stranger, &["ops", target]);
     let seen: Vec<_> = seen.as_array().expect("a list").iter().map(name).collect();

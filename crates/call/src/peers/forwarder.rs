@@ -176,7 +176,7 @@ impl CallForwarder {
             }
             _ => self.may_go(peer, now.as_deref()),
         };
-        way.into_result()?;
+        self.passed(way, now.as_deref(), ctx)?;
         check_rule(&found.operation, now.as_deref(), resource, ctx)
     }
 
@@ -188,7 +188,7 @@ impl CallForwarder {
     ) -> Result<ResolvedOperation, CallError> {
         let id = ctx.dispatcher().by_name(name);
         let scope = id.as_ref().map_or(name, PeerId::as_str);
-        self.may_go(Some(scope), identity).into_result()?;
+        self.passed(self.may_go(Some(scope), identity), identity, ctx)?;
         let operation = id
             .as_ref()
             .filter(|_| self.operation.len() <= OPERATION_BYTES_MAX)
@@ -226,7 +226,7 @@ impl CallForwarder {
         match peers.least_busy(&self.operation, candidate) {
             Ok(found) => Ok(found),
             Err(PeerSelectionError::Serves) => {
-                everywhere.into_result()?;
+                self.passed(everywhere, identity, ctx)?;
                 Err(self.not_there())
             }
             Err(PeerSelectionError::IsWell) => {
@@ -241,6 +241,22 @@ impl CallForwarder {
 
     fn may_go(&self, peer: Option<&str>, identity: Option<&Identity>) -> AccessDecision {
         (self.way)(peer).check(identity, None, None)
+    }
+
+    /// The error of a way that is closed to the requester. It names the rule of the way to whichever peer: that of one
+    /// peer has the id behind an alias, which would say that there is such a peer.
+    fn passed(
+        &self,
+        decision: AccessDecision,
+        identity: Option<&Identity>,
+        ctx: &Ctx,
+    ) -> Result<(), CallError> {
+        match decision {
+            AccessDecision::Allowed => Ok(()),
+            AccessDecision::Forbidden | AccessDecision::Unauthenticated => {
+                Err((self.way)(None).refusal(identity, ctx.conn().key))
+            }
+        }
     }
 
     fn not_there(&self) -> CallError {
@@ -281,7 +297,7 @@ fn check_rule(
 ) -> Result<(), CallError> {
     let rule = &operation.spec.access_control;
     let ownership = ctx.dispatcher().ownership.as_deref();
-    rule.check(identity, resource, ownership).into_result()
+    rule.admit(identity, resource, ownership, ctx.conn().key)
 }
 
 /// What a subscription that was passed on rests on.
