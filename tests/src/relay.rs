@@ -9,16 +9,16 @@ use crate::bench::TestBench;
 use crate::cli::CliRunner;
 
 const SOURCE: &str = "
-export async function relay({ operation, input, follow, list, text }) {
+export async function relay({ operation, input, follow, list, text, pass, timeoutMs }) {
   try {
     if (text) return { output: 'x'.repeat(text) };
     if (list) return { output: ops.list(list).map((one) => one.path).sort() };
-    if (!follow) return { output: await ops.call(operation, input) };
+    if (!follow) return { output: await ops.call(operation, input, { timeoutMs }) };
     const output = [];
     for await (const event of ops.subscribe(operation, input)) output.push(event);
     return { output };
   } catch (error) {
-    if (!(error instanceof OpError)) throw error;
+    if (pass || !(error instanceof OpError)) throw error;
     const { code, message, retryable, details } = error;
     return { error: { code, message, retryable, details } };
   }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use crate::upstream::UpstreamFailure;
+
 /// The number of the next request or call.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -43,6 +45,8 @@ pub(crate) struct CallTree {
     number: u64,
     /// A [`Hindrance`].
     hindrance: AtomicU8,
+    /// How servers of imported operations failed: bits of [`UpstreamFailure`].
+    upstream: AtomicU8,
     /// The tree that a run of an idempotency key is a part of.
     above: Option<Arc<Self>>,
 }
@@ -52,6 +56,7 @@ impl CallTree {
         Self {
             number: next_number(),
             hindrance: AtomicU8::new(Hindrance::None as u8),
+            upstream: AtomicU8::new(0),
             above: None,
         }
     }
@@ -61,6 +66,7 @@ impl CallTree {
         Self {
             number: above.number,
             hindrance: AtomicU8::new(Hindrance::None as u8),
+            upstream: AtomicU8::new(0),
             above: Some(Arc::clone(above)),
         }
     }
@@ -76,6 +82,21 @@ impl CallTree {
         if let Some(above) = &self.above {
             above.hinder(by);
         }
+    }
+
+    /// Notes that a server failed so which an imported operation asked in the course of it.
+    pub(crate) fn note_upstream(&self, failure: UpstreamFailure) {
+        self.upstream.fetch_or(failure as u8, Ordering::Relaxed);
+        if let Some(above) = &self.above {
+            above.note_upstream(failure);
+        }
+    }
+
+    /// Whether one failed so.
+    pub(crate) fn saw_upstream(&self, failure: UpstreamFailure) -> bool {
+        let own = self.upstream.load(Ordering::Relaxed) & failure as u8 != 0;
+        let above = self.above.as_deref();
+        own || above.is_some_and(|above| above.saw_upstream(failure))
     }
 
     /// The most that happened in the course of it.

@@ -83,6 +83,7 @@ mod tape;
 mod text;
 mod unfinished;
 mod unread;
+mod upstream;
 mod watch;
 
 pub use access::{AccessControl, AccessDecision, OwnershipProvider};
@@ -125,4 +126,5 @@ pub use spec::{
     ErrorDef, Idempotence, OperationSpec, OperationType, Visibility, is_operation_name,
 };
 pub use unfinished::{Assembly, AssemblyLimitError, GuestHandle};
+pub use upstream::{BAD_GATEWAY, bad_gateway_def};
 pub use watch::{Announcer, RegistryChange};

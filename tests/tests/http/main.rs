@@ -18,4 +18,5 @@ mod tensors;
 mod test_node;
 mod three;
 mod timing;
+mod upstream;
 mod websocket;
