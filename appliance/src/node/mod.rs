@@ -77,7 +77,7 @@ use crate::key::KeyFiles;
 pub(crate) use computing::tensor_store;
 pub(crate) use config_store::{folder_of, last_good_of, read as read_document};
 pub(crate) use escrow::run_helper;
-pub(crate) use host::{ConfigOverlay, ServeFile, StartupConfig, serve};
+pub(crate) use host::{ConfigOverlay, DRAIN, ServeFile, StartupConfig, serve};
 pub(crate) use join::problems as join_problems;
 pub(crate) use named_files::missing as missing_files;
 pub(crate) use reload::refusal;
@@ -131,6 +131,16 @@ struct AlknetNode {
     /// The problems that the node sent to PID 1.
     told: InitProblems,
     relief: Arc<MemoryRelief>,
+    dispatcher: Arc<Dispatcher>,
+}
+
+/// What a node does that is about to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeActivity {
+    /// Calls of its operations that run.
+    pub(crate) calls: usize,
+    /// Connections to its port.
+    pub(crate) connections: usize,
 }
 
 impl AlknetNode {
@@ -260,7 +270,7 @@ impl AlknetNode {
             NodeImports::start(config, &folder, &dispatcher, &certificates.dialer, &powers);
         let joins = HubMemberships::start(JoinContext {
             reloader: Arc::clone(&people.reloader),
-            dispatcher,
+            dispatcher: Arc::clone(&dispatcher),
             dialer: certificates.dialer,
             own: key.public(),
             reached,
@@ -279,6 +289,7 @@ impl AlknetNode {
             unusable,
             told,
             relief,
+            dispatcher,
             server,
             about,
             facts,
@@ -379,6 +390,14 @@ impl AlknetNode {
             .chain(self.relief.problem())
             .chain(self.joins.problems())
             .collect()
+    }
+
+    /// What the node would have to wait for if it stopped now.
+    fn activity(&self) -> NodeActivity {
+        NodeActivity {
+            calls: self.dispatcher.running(),
+            connections: self.server.connections().len(),
+        }
     }
 
     /// Finishes what runs, refuses what is new, closes the rest.

@@ -90,7 +90,10 @@ fn a_server_that_fails_is_a_bad_gateway_and_not_a_failed_node() {
         assert_eq!(error["code"], code, "{operation}: {error:#}");
         let message = error["message"].as_str().unwrap_or_default();
         assert!(message.contains(cause), "{operation}: {error:#}");
-        assert!(!message.contains("the node failed"), "{operation}: {error:#}");
+        assert!(
+            !message.contains("the node failed"),
+            "{operation}: {error:#}"
+        );
         assert_eq!(error["details"]["path"], operation, "{error:#}");
     }
 }
