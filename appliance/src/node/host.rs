@@ -130,7 +130,7 @@ pub(crate) fn serve(
         let node = start(configured, state_dir, verbose, ring).await?;
         let file = ServeFile {
             pid: std::process::id(),
-            target: format!("{}@127.0.0.1:{}", node.about.identity(), node.about.port()),
+            target: format!("{}@{}", node.about.identity(), node.about.local_address()),
             iroh: iroh_target(&node.about),
         };
         let _guard = file.write(state_dir).map_err(|error| {

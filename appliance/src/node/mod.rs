@@ -33,6 +33,7 @@ mod vault;
 mod web;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -255,7 +256,7 @@ impl AlknetNode {
             handlers,
             Arc::clone(&people.identities) as _,
         )?;
-        about.set_port(server.port());
+        about.set_bound(server.addresses().to_vec());
         if config.iroh.enabled {
             server.add_iroh(&key, &iroh_options(config)).await?;
         }
@@ -572,9 +573,11 @@ fn counters_of(server: &EndpointServer) -> Value {
     Value::Object(map)
 }
 
-/// `alknet:` and the target a client dials; the first address that leaves the machine.
+/// `alknet:` and the target a client dials; the first address that another machine can reach.
 fn enrolment_uri(about: &NodeDescription, facts: &MachineFacts) -> String {
-    let address = facts::addresses(facts).into_iter().next();
+    let is_loopback = |text: &String| text.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    let mut addresses = about.addresses(facts).into_iter();
+    let address = addresses.find(|address| !is_loopback(address));
     let host = match address {
         Some(v6) if v6.contains(':') => format!("[{v6}]"),
         Some(v4) => v4,

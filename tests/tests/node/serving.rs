@@ -264,6 +264,8 @@ fn the_host() {
         (&info["role"], &info["data"]["mode"]),
         (&json!("host"), &json!("host"))
     );
+    // It listens on no other.
+    assert_eq!(info["addresses"], json!(["127.0.0.1"]), "{info}");
     serves(bench.admin(), node.target());
     for operation in ["node/reboot", "node/poweroff"] {
         let answer = bench.admin().call(node.target(), operation, &null(), &[]);
