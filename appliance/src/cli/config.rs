@@ -74,23 +74,32 @@ fn check(file: &Path, with_files: bool, json: bool) -> Result<CommandExit, Comma
     let bytes = read(file)?;
     // A document from standard input has no folder.
     let folder = (file.as_os_str() != "-").then(|| crate::node::folder_of(file));
+    let mut warnings = Vec::new();
     let errors: Vec<_> = match NodeConfig::parse(&bytes) {
         Ok(config) => {
+            let names = crate::node::unknown_names(&config);
+            warnings.extend(names.warnings.iter().map(ToString::to_string));
             let joins = crate::node::join_problems(&config);
             let line = |it: &MachineDiagnostic| format!("{}; {}", it.text, it.hint);
             let files = with_files.then(|| crate::node::missing_files(&config, folder));
-            let files = files.into_iter().flatten().map(|it| it.to_string());
+            let files = files.into_iter().flatten().chain(names.errors);
+            let files = files.map(|it| it.to_string());
             joins.iter().map(line).chain(files).collect()
         }
         Err(errors) => errors.iter().map(ToString::to_string).collect(),
     };
     if json {
-        output::json_line(&json!({ "valid": errors.is_empty(), "errors": errors }))?;
-    } else if errors.is_empty() {
-        output::line(&format!("{name}: valid"))?;
+        let valid = errors.is_empty();
+        output::json_line(&json!({ "valid": valid, "errors": errors, "warnings": warnings }))?;
     } else {
         for error in &errors {
             output::line(&format!("{name}: {error}"))?;
+        }
+        for warning in &warnings {
+            output::line(&format!("{name}: warning: {warning}"))?;
+        }
+        if errors.is_empty() {
+            output::line(&format!("{name}: valid"))?;
         }
     }
     Ok(if errors.is_empty() {

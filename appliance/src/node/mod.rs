@@ -17,6 +17,7 @@ mod identity_services;
 mod imports;
 mod join;
 mod key_rotation;
+mod known_names;
 mod log;
 mod memory;
 mod metrics;
@@ -80,6 +81,7 @@ pub(crate) use config_store::{folder_of, last_good_of, read as read_document};
 pub(crate) use escrow::run_helper;
 pub(crate) use host::{ConfigOverlay, DRAIN, ServeFile, StartupConfig, serve};
 pub(crate) use join::problems as join_problems;
+pub(crate) use known_names::unknown_names;
 pub(crate) use named_files::missing as missing_files;
 pub(crate) use reload::refusal;
 pub(crate) use state_lock::StateLock;
@@ -386,11 +388,18 @@ impl AlknetNode {
             .chain(self.computing.missing())
             .chain(self.powers.problems())
             .chain(self.web.problems())
+            .chain(self.unknown_names())
             .chain(self.imports.problems())
             .chain(guesses(&self.server))
             .chain(self.relief.problem())
             .chain(self.joins.problems())
             .collect()
+    }
+
+    /// What the configuration in force names that the node does not have.
+    fn unknown_names(&self) -> Vec<MachineDiagnostic> {
+        let current = self.people.reloader.current();
+        known_names::problems(&current.config, self.dispatcher.registry())
     }
 
     /// What the node would have to wait for if it stopped now.
@@ -484,7 +493,7 @@ fn handlers(
         let any = rule.required_scopes_any.iter().flatten();
         rule.required_scopes.iter().chain(any).cloned()
     });
-    let scopes = scopes.chain(computing::SCOPES.map(str::to_owned));
+    let scopes = scopes.chain(known_names::SCOPE_FAMILIES.map(str::to_owned));
     context.people.reloader.know_scopes(scopes);
     let identities = Arc::clone(&context.people.identities);
     let mut dispatcher = Dispatcher::new(registry)

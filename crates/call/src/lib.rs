@@ -118,7 +118,7 @@ pub use peers::{
 };
 pub use reconnect::{OnConnect, ReconnectingClient, ResumingSubscription};
 pub use registry::{Registration, Registry, RegistryBuilder};
-pub use rules::RegistryError;
+pub use rules::{RegistryError, is_reserved_namespace};
 pub use schema::{SchemaCheckError, SchemaError, ValueSchema};
 pub use serve::{ALPN, CallHandler};
 pub use services::{OperationListing, OperationSummary, Protocol};

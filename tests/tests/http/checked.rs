@@ -71,3 +71,72 @@ fn a_check_names_each_file_that_is_not_there() {
     let (valid, said) = check(folder, &["n1.toml"]);
     assert!(valid && said["valid"] == true, "{said:#}");
 }
+
+/// Without a node the check knows every operation and every scope that a hub has, and names others.
+#[test]
+fn a_check_knows_the_operations_and_scopes_of_a_node() {
+    let bench = TestBench::new();
+    let hub = bench.host_with("[hub]\nenabled = true\n");
+    let listed = hub.call("services/list", &json!({ "limit": 1000 }));
+    let operations = listed["operations"].as_array().expect("a list");
+    assert!(operations.len() > 50, "{listed}");
+    let file = bench.path().join("names.toml");
+    let tools_of = |names: &[&str]| {
+        let text = format!("[http.mcp]\ntools = {names:?}\n");
+        fs::write(&file, text).expect("the folder is ours");
+        check(bench.path(), &["names.toml"]).1
+    };
+    for operation in operations {
+        let name = operation["name"].as_str().expect("a name");
+        let said = tools_of(&[name]);
+        let is_tool = operation["op_type"] != "subscription";
+        assert_eq!(said["valid"], is_tool, "{name}: {said}");
+        assert_eq!(said["warnings"], json!([]), "{name}: {said}");
+        let spec = hub.call("services/schema", &json!({ "name": name }));
+        let rule = &spec["access_control"];
+        let needed = ["required_scopes", "required_scopes_any"];
+        let needed = needed
+            .iter()
+            .filter_map(|key| rule[*key].as_array())
+            .flatten();
+        // Administrators alone have this one.
+        let mut needed: Vec<_> = needed.filter_map(Value::as_str).collect();
+        needed.retain(|scope| *scope != "admin");
+        let key = format!("ed25519:{}", "1".repeat(64));
+        let peer =
+            format!("[[peers]]\npeer_id = \"ada\"\nkeys = [\"{key}\"]\nscopes = {needed:?}\n");
+        fs::write(&file, peer).expect("the folder is ours");
+        let (valid, said) = check(bench.path(), &["names.toml"]);
+        assert!(valid && said["warnings"] == json!([]), "{name}: {said}");
+    }
+    let said = tools_of(&["node/inof", "notes/add"]);
+    assert_eq!(said["errors"].as_array().map(Vec::len), Some(1), "{said}");
+    assert_eq!(said["warnings"].as_array().map(Vec::len), Some(1), "{said}");
+}
+
+/// A node starts with names that match nothing, serves, and says which they are.
+#[test]
+fn a_node_names_tools_and_scopes_that_match_nothing() {
+    let bench = TestBench::new();
+    let key = format!("ed25519:{}", "1".repeat(64));
+    let node = bench.host_with(&format!(
+        "[http.mcp]\ntools = [\"node/info\", \"js/later\"]\n[[peers]]\npeer_id = \"ada\"\nkeys = [\"{key}\"]\n\
+         scopes = [\"node:raed\", \"node:read\"]\n"
+    ));
+    let problems = node.call("node/info", &Value::Null)["problems"].take();
+    let said = |code: &str| {
+        let mut all = problems.as_array().expect("a list").iter();
+        let found = all.find(|one| one["code"] == code);
+        let text = found.and_then(|one| one["text"].as_str());
+        text.unwrap_or_default().to_owned()
+    };
+    assert!(
+        said("mcp-tool-unknown").ends_with(": 'js/later'"),
+        "{problems:#}"
+    );
+    assert!(
+        said("scope-unknown").ends_with(": 'node:raed'"),
+        "{problems:#}"
+    );
+    assert_eq!(problems.as_array().map(Vec::len), Some(2), "{problems:#}");
+}
