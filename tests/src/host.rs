@@ -37,6 +37,16 @@ impl HostNode {
         Self::start_at(state, admin, config, 0)
     }
 
+    /// The same from inside of `folder`, with the name of a configuration file there.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_in(folder: &Path, name: &str, state: &Path, admin: &CliRunner) -> Self {
+        let mut command = serves(state, admin, Some(Path::new(name)), 0);
+        command.current_dir(folder);
+        Self::started(command, state, admin)
+    }
+
     /// The same on this port; 0 stands for a free one.
     ///
     /// # Panics

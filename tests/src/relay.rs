@@ -9,12 +9,12 @@ use crate::bench::TestBench;
 use crate::cli::CliRunner;
 
 const SOURCE: &str = "
-export async function relay({ operation, input, follow, list, text, count }) {
+export async function relay({ operation, input, follow, list, text, count, pass, timeoutMs }) {
   try {
     if (text) return { output: 'x'.repeat(text) };
     if (list) return { output: ops.list(list).map((one) => one.path).sort() };
     if (!follow) {
-      const output = await ops.call(operation, input);
+      const output = await ops.call(operation, input, { timeoutMs });
       return { output: count ? output.length : output };
     }
     const output = [];
@@ -25,7 +25,7 @@ export async function relay({ operation, input, follow, list, text, count }) {
     }
     return { output: count ? events : output };
   } catch (error) {
-    if (!(error instanceof OpError)) throw error;
+    if (pass || !(error instanceof OpError)) throw error;
     const { code, message, retryable, details } = error;
     return { error: { code, message, retryable, details } };
   }

@@ -14,11 +14,18 @@ use super::{CommandError, CommandExit, DialArgs, output};
 /// The verbs below `alknet config`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigVerb {
-    /// Check a file: every mistake is printed with its line and what to write instead.
-    #[command(after_help = "Example:\n  alknet config check alknet.toml")]
+    /// Check a file: every mistake is printed with its line and what to write instead, and every file that the
+    /// document names and that is not there.
+    #[command(
+        after_help = "Examples:\n  alknet config check alknet.toml\n  alknet config check --no-files \
+appliance.toml"
+    )]
     Check {
         /// The TOML document; `-` reads standard input.
         file: PathBuf,
+        /// Do not look for the files that the document names: it is for another machine.
+        #[arg(long)]
+        no_files: bool,
     },
     /// Put a file in force on a running node, whole or not at all.
     #[command(
@@ -53,7 +60,7 @@ pub(crate) struct ApplyArgs {
 pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         ConfigVerb::Apply(args) => apply(&args, json),
-        ConfigVerb::Check { file } => check(&file, json),
+        ConfigVerb::Check { file, no_files } => check(&file, !no_files, json),
         ConfigVerb::Schema => {
             let schema = serde_json::to_string_pretty(&NodeConfig::json_schema());
             output::text(&schema.map_err(CommandError::local)?)?;
@@ -62,24 +69,37 @@ pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<CommandExit, CommandEr
     }
 }
 
-fn check(file: &Path, json: bool) -> Result<CommandExit, CommandError> {
+fn check(file: &Path, with_files: bool, json: bool) -> Result<CommandExit, CommandError> {
     let name = file.display();
     let bytes = read(file)?;
+    // A document from standard input has no folder.
+    let folder = (file.as_os_str() != "-").then(|| crate::node::folder_of(file));
+    let mut warnings = Vec::new();
     let errors: Vec<_> = match NodeConfig::parse(&bytes) {
         Ok(config) => {
+            let names = crate::node::unknown_names(&config);
+            warnings.extend(names.warnings.iter().map(ToString::to_string));
             let joins = crate::node::join_problems(&config);
             let line = |it: &MachineDiagnostic| format!("{}; {}", it.text, it.hint);
-            joins.iter().map(line).collect()
+            let files = with_files.then(|| crate::node::missing_files(&config, folder));
+            let files = files.into_iter().flatten().chain(names.errors);
+            let files = files.map(|it| it.to_string());
+            joins.iter().map(line).chain(files).collect()
         }
         Err(errors) => errors.iter().map(ToString::to_string).collect(),
     };
     if json {
-        output::json_line(&json!({ "valid": errors.is_empty(), "errors": errors }))?;
-    } else if errors.is_empty() {
-        output::line(&format!("{name}: valid"))?;
+        let valid = errors.is_empty();
+        output::json_line(&json!({ "valid": valid, "errors": errors, "warnings": warnings }))?;
     } else {
         for error in &errors {
             output::line(&format!("{name}: {error}"))?;
+        }
+        for warning in &warnings {
+            output::line(&format!("{name}: warning: {warning}"))?;
+        }
+        if errors.is_empty() {
+            output::line(&format!("{name}: valid"))?;
         }
     }
     Ok(if errors.is_empty() {

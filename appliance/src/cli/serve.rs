@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{CommandError, CommandExit, StateArgs, output};
-use crate::node::{self, ConfigOverlay, ServeFile, StartupConfig, StateLock};
+use crate::node::{self, ConfigOverlay, NodeActivity, ServeFile, StartupConfig, StateLock};
 
 /// Arguments of `alknet serve`.
 #[derive(Debug, Args)]
@@ -56,9 +56,16 @@ pub(crate) fn run_locked(
     let verbose = args.verbose;
     let configured = configuration(args)?;
     let config = configured.config.clone();
-    node::serve(configured, (&state_dir, lock), verbose, |file| {
-        started(file, &config, json)
-    })
+    let started = |file: &ServeFile| started(file, &config, json);
+    node::serve(
+        configured,
+        (&state_dir, lock),
+        verbose,
+        started,
+        |activity| {
+            output::note(&stopping(activity));
+        },
+    )
 }
 
 fn configuration(args: ServeArgs) -> Result<StartupConfig, CommandError> {
@@ -117,6 +124,20 @@ fn refused(name: &str, errors: &[ConfigError]) -> CommandError {
     CommandError::usage(lines.join("\n"))
 }
 
+/// Says what the node waits for that was asked to stop.
+fn stopping(activity: NodeActivity) -> String {
+    let count = |n: usize, what: &str| match n {
+        1 => format!("1 {what}"),
+        n => format!("{n} {what}s"),
+    };
+    format!(
+        "stopping: waiting up to {} s for {} and {}; press Ctrl-C again to end at once",
+        node::DRAIN.as_secs(),
+        count(activity.calls, "running call"),
+        count(activity.connections, "open connection"),
+    )
+}
+
 /// Says where the node is and what to do next.
 fn started(file: &ServeFile, config: &NodeConfig, json: bool) -> Result<(), CommandError> {
     if json {
@@ -131,4 +152,20 @@ fn started(file: &ServeFile, config: &NodeConfig, json: bool) -> Result<(), Comm
     } else {
         format!("try: alknet call {} node/info", file.target)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_stops_says_what_it_waits_for() {
+        let text = |calls, connections| stopping(NodeActivity { calls, connections });
+        assert_eq!(
+            text(1, 2),
+            "stopping: waiting up to 10 s for 1 running call and 2 open connections; press Ctrl-C again to \
+             end at once"
+        );
+        assert!(text(0, 1).contains("0 running calls and 1 open connection;"));
+    }
 }

@@ -17,7 +17,7 @@ use super::memory::MEMORY_SHORT;
 
 /// Codes of problems that do not make a node degraded: it serves, and its administrator has something to do, here or at
 /// another node or server.
-const HARMLESS: [&str; 13] = [
+const HARMLESS: [&str; 15] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
     NODE_KEY_WAITS,
@@ -25,9 +25,11 @@ const HARMLESS: [&str; 13] = [
     MEMORY_SHORT,
     "credential-unused",
     "import-failed",
+    "mcp-tool-unknown",
     "nocloud-ignored",
     "provisioning-ignored",
     "reset-uncounted",
+    "scope-unknown",
     "secrets-left",
     "vault-uncounted",
     "words-unconfirmed",

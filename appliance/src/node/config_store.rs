@@ -108,6 +108,13 @@ pub(crate) fn last_good_of(path: &Path) -> PathBuf {
     path.with_file_name(format!("{stem}.last-good.toml"))
 }
 
+/// The folder that a file is in. The parent of a bare name is empty, and no folder has that name: it is the folder that
+/// the process is in.
+pub(crate) fn folder_of(file: &Path) -> &Path {
+    let parent = file.parent().filter(|it| !it.as_os_str().is_empty());
+    parent.unwrap_or_else(|| Path::new("."))
+}
+
 /// A document, of which no more is read than a document can have.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let mut document = Vec::new();
@@ -177,6 +184,15 @@ mod tests {
         ] {
             assert_eq!(last_good_of(Path::new(file)), Path::new(beside));
         }
+    }
+
+    #[test]
+    fn a_bare_name_is_in_the_folder_of_the_process() {
+        assert_eq!(folder_of(Path::new("node.toml")), Path::new("."));
+        assert_eq!(folder_of(Path::new("./node.toml")), Path::new("."));
+        assert_eq!(folder_of(Path::new("/etc/node.toml")), Path::new("/etc"));
+        // Documents are read relative to it.
+        assert!(folder_of(Path::new("node.toml")).canonicalize().is_ok());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the node can say about the machine it runs on.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -24,7 +24,8 @@ pub(crate) struct NodeDescription {
     role: &'static str,
     /// When what it is up with began, in milliseconds since the kernel did.
     began_ms: u64,
-    port: OnceLock<u16>,
+    /// Addresses that the port is bound to.
+    bound: OnceLock<Vec<SocketAddr>>,
     alpns: OnceLock<Vec<String>>,
     iroh: OnceLock<Vec<SocketAddr>>,
 }
@@ -41,7 +42,7 @@ impl NodeDescription {
             identity,
             role,
             began_ms,
-            port: OnceLock::new(),
+            bound: OnceLock::new(),
             alpns: OnceLock::new(),
             iroh: OnceLock::new(),
         }
@@ -59,7 +60,23 @@ impl NodeDescription {
 
     /// The port served.
     pub(crate) fn port(&self) -> u16 {
-        self.port.get().copied().unwrap_or_default()
+        self.bound().first().map_or(0, SocketAddr::port)
+    }
+
+    /// Addresses that the port is bound to.
+    fn bound(&self) -> &[SocketAddr] {
+        self.bound.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Addresses at which a peer could dial the port, without prefix lengths: those of the machine that the port is
+    /// bound to, then those that it is bound to and that are on no link, such as 127.0.0.1.
+    pub(crate) fn addresses(&self, facts: &MachineFacts) -> Vec<String> {
+        dialled_at(self.bound(), &link_addresses(facts))
+    }
+
+    /// Where a program of this computer reaches the port.
+    pub(crate) fn local_address(&self) -> SocketAddr {
+        reached_here_at(self.bound())
     }
 
     /// Protocols served.
@@ -76,8 +93,8 @@ impl NodeDescription {
         self.iroh.get_or_init(|| addresses);
     }
 
-    pub(super) fn set_port(&self, port: u16) {
-        self.port.get_or_init(|| port);
+    pub(super) fn set_bound(&self, addresses: Vec<SocketAddr>) {
+        self.bound.get_or_init(|| addresses);
     }
 
     pub(super) fn set_alpns(&self, alpns: Vec<String>) {
@@ -114,7 +131,7 @@ pub(crate) fn info(
         "uptime_ms": about.uptime_ms(),
         "memory": memory(),
         "listen": { "port": about.port(), "alpns": about.alpns(), "iroh": about.iroh() },
-        "addresses": addresses(facts),
+        "addresses": about.addresses(facts),
         "links": facts.links,
         "dns": facts.dns,
         "data": facts.data,
@@ -178,12 +195,47 @@ pub(crate) fn of_host(state_dir: &Path) -> MachineFacts {
     }
 }
 
-/// Addresses a peer could dial, without prefix lengths.
-pub(crate) fn addresses(facts: &MachineFacts) -> Vec<String> {
+/// Addresses of the machine's links, without prefix lengths, whether the port is bound to them or not.
+pub(crate) fn link_addresses(facts: &MachineFacts) -> Vec<String> {
     let all = facts.links.iter().flat_map(|link| &link.addresses);
     all.filter_map(|a| a.split('/').next())
         .map(str::to_owned)
         .collect()
+}
+
+/// Of the addresses on the links, those that a port bound to `bound` has; then the others of `bound`.
+fn dialled_at(bound: &[SocketAddr], links: &[String]) -> Vec<String> {
+    let bound: Vec<IpAddr> = bound.iter().map(SocketAddr::ip).collect();
+    // A socket on `::` takes IPv4 as well, unless another one is bound to 0.0.0.0.
+    let every_v6 = bound.contains(&Ipv6Addr::UNSPECIFIED.into());
+    let every_v4 = every_v6 || bound.contains(&Ipv4Addr::UNSPECIFIED.into());
+    let is_bound = |text: &&String| match text.parse::<IpAddr>() {
+        Ok(ip) if ip.is_ipv4() => every_v4 || bound.contains(&ip),
+        Ok(ip) => every_v6 || bound.contains(&ip),
+        // With a zone, as link-local addresses have it.
+        Err(_) => every_v6,
+    };
+    let mut found: Vec<String> = links.iter().filter(is_bound).cloned().collect();
+    for ip in bound.iter().filter(|ip| !ip.is_unspecified()) {
+        let text = ip.to_string();
+        if !found.contains(&text) {
+            found.push(text);
+        }
+    }
+    found
+}
+
+/// The loopback address if the port is bound to it, or to every address; else the first that it is bound to.
+fn reached_here_at(bound: &[SocketAddr]) -> SocketAddr {
+    let every = bound.iter().find(|it| it.ip().is_unspecified());
+    let loopback = bound.iter().find(|it| it.ip().is_loopback());
+    let port = bound.first().map_or(0, SocketAddr::port);
+    let usual = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+    match (every, loopback) {
+        (Some(_), _) => usual,
+        (None, Some(loopback)) => *loopback,
+        (None, None) => bound.first().copied().unwrap_or(usual),
+    }
 }
 
 fn space(dir: &Path) -> DataState {
@@ -226,7 +278,7 @@ fn host_links() -> Vec<LinkFacts> {
     links
 }
 
-fn ip_of(address: &nix::sys::socket::SockaddrStorage) -> Option<std::net::IpAddr> {
+fn ip_of(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|a| a.ip().into());
     v4.or_else(|| address.as_sockaddr_in6().map(|a| a.ip().into()))
 }
@@ -281,6 +333,40 @@ mod tests {
     fn this_host_has_facts() {
         let facts = of_host(Path::new("/"));
         assert!(!facts.hostname.is_empty() && facts.data.total_bytes > 0);
+    }
+
+    #[test]
+    fn addresses_are_those_that_the_port_is_bound_to() {
+        let links = ["192.0.2.7", "198.51.100.7", "2001:db8::7", "fe80::7"].map(str::to_owned);
+        let at = |bound: &[&str]| {
+            let address = |ip: &&str| SocketAddr::new(ip.parse().expect("an address"), 443);
+            let bound: Vec<_> = bound.iter().map(address).collect();
+            dialled_at(&bound, &links)
+        };
+        assert_eq!(at(&["::"]), links);
+        assert_eq!(at(&["0.0.0.0", "::"]), links);
+        assert_eq!(at(&["0.0.0.0"]), links[..2]);
+        assert_eq!(at(&["198.51.100.7"]), ["198.51.100.7"]);
+        assert_eq!(at(&["127.0.0.1"]), ["127.0.0.1"]);
+        assert_eq!(at(&["2001:db8::7", "::1"]), ["2001:db8::7", "::1"]);
+        assert_eq!(
+            at(&["0.0.0.0", "::1"]),
+            ["192.0.2.7", "198.51.100.7", "::1"]
+        );
+        assert_eq!(at(&[]), [""; 0]);
+    }
+
+    #[test]
+    fn a_program_of_this_computer_dials_an_address_that_is_bound() {
+        let at = |bound: &[&str]| {
+            let address = |text: &&str| text.parse().expect("an address");
+            let bound: Vec<_> = bound.iter().map(address).collect();
+            reached_here_at(&bound).to_string()
+        };
+        assert_eq!(at(&["[::]:7"]), "127.0.0.1:7");
+        assert_eq!(at(&["192.0.2.7:7", "[::1]:7"]), "[::1]:7");
+        assert_eq!(at(&["192.0.2.7:7", "192.0.2.8:7"]), "192.0.2.7:7");
+        assert_eq!(at(&["192.0.2.7:7", "0.0.0.0:7"]), "127.0.0.1:7");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::config_store::folder_of;
 use super::reload::Reloader;
 
 /// How long a directory has to be quiet before the file is read: an editor does many things.
@@ -54,7 +55,7 @@ impl DirectoryWatch {
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_ONLYDIR;
-        inotify.add_watch(&directory_of(file), what)?;
+        inotify.add_watch(folder_of(file), what)?;
         let events: OwnedFd = inotify.into();
         // SAFETY: the registration owns the descriptor and lends it to no other code, so that it stays open and the
         // same until both are dropped together.
@@ -93,14 +94,6 @@ impl DirectoryWatch {
                 return read.map(drop);
             }
         }
-    }
-}
-
-/// The directory that has to be watched for `file`.
-fn directory_of(file: &Path) -> PathBuf {
-    match file.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        Some(dir) => dir.to_owned(),
-        None => PathBuf::from("."),
     }
 }
 
@@ -166,10 +159,8 @@ mod tests {
         assert!(begun.elapsed() >= moment, "an editor has a moment");
     }
 
-    #[test]
-    fn a_name_alone_is_in_the_directory_of_work() {
-        assert_eq!(directory_of(Path::new("node.toml")), Path::new("."));
-        assert_eq!(directory_of(Path::new("/etc/node.toml")), Path::new("/etc"));
+    #[tokio::test]
+    async fn a_folder_that_is_not_there_is_not_followed() {
         assert!(DirectoryWatch::start(Path::new("/no/such/directory/node.toml")).is_err());
     }
 }

@@ -15,13 +15,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::facts::{self, NodeDescription};
 use super::log::{self, NodeLogRing, StderrFormat};
 use super::state_lock::StateLock;
-use super::{AlknetNode, ConfigStore, NodeOptions, follow};
+use super::{AlknetNode, ConfigStore, NodeActivity, NodeOptions, follow};
 use crate::cli::{CommandError, CommandExit};
 
 /// Name of the file a serving node leaves for `alknet status`.
 const SERVE_FILE: &str = "serve.json";
 /// Time running calls get when the node is asked to stop.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
 /// Where a node of this computer is served; present while it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,7 +109,8 @@ pub(crate) struct StartupConfig {
 }
 
 /// Serves until SIGINT or SIGTERM, from a folder that this process has locked. `started` gets the
-/// file that says where.
+/// file that says where, and `stopping` what the node waits for once it was asked to stop, if there is anything. A
+/// second signal ends it at once, whatever runs.
 ///
 /// # Errors
 /// The port, the key or the state directory cannot be had.
@@ -118,17 +119,18 @@ pub(crate) fn serve(
     (state_dir, _lock): (&Path, StateLock),
     verbose: bool,
     started: impl FnOnce(&ServeFile) -> Result<(), CommandError>,
+    stopping: impl FnOnce(NodeActivity),
 ) -> Result<CommandExit, CommandError> {
     let ring = NodeLogRing::new();
     ring.tune(&configured.config.log, verbose);
     log::install(&ring, StderrFormat::Plain);
     let runtime = super::runtime()
         .map_err(|error| CommandError::local(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(async {
+    let ended: Result<CommandExit, CommandError> = runtime.block_on(async {
         let node = start(configured, state_dir, verbose, ring).await?;
         let file = ServeFile {
             pid: std::process::id(),
-            target: format!("{}@127.0.0.1:{}", node.about.identity(), node.about.port()),
+            target: format!("{}@{}", node.about.identity(), node.about.local_address()),
             iroh: iroh_target(&node.about),
         };
         let _guard = file.write(state_dir).map_err(|error| {
@@ -141,12 +143,20 @@ pub(crate) fn serve(
         while let SignalRequest::ReadAgain = signals.next().await {
             node.people.reloader.read_again(ConfigSource::Signal).await;
         }
-        tokio::select! {
-            () = node.drain(DRAIN, (CloseCode::Shutdown, "shutting down")) => {}
-            () = signals.stop() => {}
+        let activity = node.activity();
+        if activity != NodeActivity::default() {
+            stopping(activity);
         }
-        Ok(CommandExit::Ok)
-    })
+        Ok(tokio::select! {
+            () = node.drain(DRAIN, (CloseCode::Shutdown, "shutting down")) => CommandExit::Ok,
+            () = signals.stop() => CommandExit::Aborted,
+        })
+    });
+    if matches!(ended, Ok(CommandExit::Aborted)) {
+        // Otherwise the runtime would wait for work that it cannot interrupt.
+        runtime.shutdown_background();
+    }
+    ended
 }
 
 /// How a program of this computer reaches the node with iroh.

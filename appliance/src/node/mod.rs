@@ -17,9 +17,11 @@ mod identity_services;
 mod imports;
 mod join;
 mod key_rotation;
+mod known_names;
 mod log;
 mod memory;
 mod metrics;
+mod named_files;
 mod ops;
 mod reload;
 mod rotate;
@@ -32,6 +34,7 @@ mod vault;
 mod web;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -74,10 +77,12 @@ use web::{NodeWeb, WebGateway};
 use crate::key::KeyFiles;
 
 pub(crate) use computing::tensor_store;
-pub(crate) use config_store::{last_good_of, read as read_document};
+pub(crate) use config_store::{folder_of, last_good_of, read as read_document};
 pub(crate) use escrow::run_helper;
-pub(crate) use host::{ConfigOverlay, ServeFile, StartupConfig, serve};
+pub(crate) use host::{ConfigOverlay, DRAIN, ServeFile, StartupConfig, serve};
 pub(crate) use join::problems as join_problems;
+pub(crate) use known_names::unknown_names;
+pub(crate) use named_files::missing as missing_files;
 pub(crate) use reload::refusal;
 pub(crate) use state_lock::StateLock;
 pub(crate) use supervised::supervised;
@@ -129,6 +134,16 @@ struct AlknetNode {
     /// The problems that the node sent to PID 1.
     told: InitProblems,
     relief: Arc<MemoryRelief>,
+    dispatcher: Arc<Dispatcher>,
+}
+
+/// What a node does that is about to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeActivity {
+    /// Calls of its operations that run.
+    pub(crate) calls: usize,
+    /// Connections to its port.
+    pub(crate) connections: usize,
 }
 
 impl AlknetNode {
@@ -243,7 +258,7 @@ impl AlknetNode {
             handlers,
             Arc::clone(&people.identities) as _,
         )?;
-        about.set_port(server.port());
+        about.set_bound(server.addresses().to_vec());
         if config.iroh.enabled {
             server.add_iroh(&key, &iroh_options(config)).await?;
         }
@@ -252,13 +267,13 @@ impl AlknetNode {
         people.server.set(Arc::clone(&server)).ok();
         tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
         let file = people.reloader.file();
-        let folder = file.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let folder = file.as_deref().map(|it| folder_of(it).to_owned());
         let folder = folder.unwrap_or_else(|| options.state_dir.join("config"));
         let imports =
             NodeImports::start(config, &folder, &dispatcher, &certificates.dialer, &powers);
         let joins = HubMemberships::start(JoinContext {
             reloader: Arc::clone(&people.reloader),
-            dispatcher,
+            dispatcher: Arc::clone(&dispatcher),
             dialer: certificates.dialer,
             own: key.public(),
             reached,
@@ -277,6 +292,7 @@ impl AlknetNode {
             unusable,
             told,
             relief,
+            dispatcher,
             server,
             about,
             facts,
@@ -373,11 +389,26 @@ impl AlknetNode {
             .chain(self.computing.unemptied_log())
             .chain(self.powers.problems())
             .chain(self.web.problems())
+            .chain(self.unknown_names())
             .chain(self.imports.problems())
             .chain(guesses(&self.server))
             .chain(self.relief.problem())
             .chain(self.joins.problems())
             .collect()
+    }
+
+    /// What the configuration in force names that the node does not have.
+    fn unknown_names(&self) -> Vec<MachineDiagnostic> {
+        let current = self.people.reloader.current();
+        known_names::problems(&current.config, self.dispatcher.registry())
+    }
+
+    /// What the node would have to wait for if it stopped now.
+    fn activity(&self) -> NodeActivity {
+        NodeActivity {
+            calls: self.dispatcher.running(),
+            connections: self.server.connections().len(),
+        }
     }
 
     /// Finishes what runs, refuses what is new, closes the rest.
@@ -463,7 +494,7 @@ fn handlers(
         let any = rule.required_scopes_any.iter().flatten();
         rule.required_scopes.iter().chain(any).cloned()
     });
-    let scopes = scopes.chain(computing::SCOPES.map(str::to_owned));
+    let scopes = scopes.chain(known_names::SCOPE_FAMILIES.map(str::to_owned));
     context.people.reloader.know_scopes(scopes);
     let identities = Arc::clone(&context.people.identities);
     let mut dispatcher = Dispatcher::new(registry)
@@ -552,9 +583,11 @@ fn counters_of(server: &EndpointServer) -> Value {
     Value::Object(map)
 }
 
-/// `alknet:` and the target a client dials; the first address that leaves the machine.
+/// `alknet:` and the target a client dials; the first address that another machine can reach.
 fn enrolment_uri(about: &NodeDescription, facts: &MachineFacts) -> String {
-    let address = facts::addresses(facts).into_iter().next();
+    let is_loopback = |text: &String| text.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    let mut addresses = about.addresses(facts).into_iter();
+    let address = addresses.find(|address| !is_loopback(address));
     let host = match address {
         Some(v6) if v6.contains(':') => format!("[{v6}]"),
         Some(v4) => v4,

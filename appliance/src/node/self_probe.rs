@@ -92,7 +92,7 @@ impl SelfProbe {
     }
 
     fn addresses(&self) -> Vec<String> {
-        facts::addresses(&self.facts.load())
+        facts::link_addresses(&self.facts.load())
     }
 
     /// Resolves when the machine has other addresses.

@@ -238,8 +238,10 @@ pub struct GpuAdapter {
     pub limits: DeviceLimits,
     /// Whether memory of the device is memory of the worker, so that kernels of both kinds work on it.
     pub host_memory: bool,
-    /// How long the known kernel took, compiling included, milliseconds.
-    pub selftest_ms: f64,
+    /// How long the first check by a known kernel took, compiling included, in milliseconds.
+    pub check_cold_ms: f64,
+    /// How long the same check took again, with the kernel compiled, in milliseconds.
+    pub check_warm_ms: f64,
 }
 
 /// Limits of a device.

@@ -9,7 +9,6 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::compose::CompositionAuthority;
-use crate::error::{CallError, ErrorCode};
 use crate::limits::{SCOPE_BYTES_MAX, SCOPES_MAX};
 
 /// The rule of one operation. Empty means open to everybody, strangers included.
@@ -146,26 +145,6 @@ pub enum AccessDecision {
     Forbidden,
     /// The caller is unknown, and the rule needs an identity.
     Unauthenticated,
-}
-
-impl AccessDecision {
-    /// The error the caller sees.
-    ///
-    /// # Errors
-    /// Everything but [`AccessDecision::Allowed`].
-    pub fn into_result(self) -> Result<(), CallError> {
-        match self {
-            Self::Allowed => Ok(()),
-            Self::Forbidden => Err(CallError::new(
-                ErrorCode::Forbidden,
-                "this identity may not call the operation; ask an administrator for its scopes",
-            )),
-            Self::Unauthenticated => Err(CallError::new(
-                ErrorCode::Unauthenticated,
-                "the operation needs an identity; connect with a known key or send auth_token",
-            )),
-        }
-    }
 }
 
 impl AccessControl {

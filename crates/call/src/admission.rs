@@ -5,17 +5,18 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use alknet_core::{AuthToken, Identity, PeerId};
+use alknet_core::{AuthToken, Identity, PeerId, PeerKey};
+use serde_json::json;
 use tokio::time::Instant;
 
-use crate::access::AccessControl;
+use crate::access::{AccessControl, AccessDecision};
 use crate::body::CallBody;
 use crate::call_stream::{CallStream, StreamEnd};
 use crate::compiled::CompiledOperation;
 use crate::connection::CallConnectionState;
 use crate::dispatcher::{Dispatcher, DispatcherCounters};
 use crate::envelope::{self, Envelope, ForwardedFor, RequestPayload as Payload};
-use crate::error::CallError;
+use crate::error::{CallError, ErrorCode};
 use crate::frame::FrameBody;
 use crate::handler::HandlerKind;
 use crate::idempotency::IdempotencyKey;
@@ -23,7 +24,9 @@ use crate::keyed::{self, KeyedExecution};
 use crate::limits::{
     CALL_TIMEOUT_DEFAULT, HASTE_PART, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_BYTES_MAX,
 };
+use crate::peers::absent;
 use crate::pump;
+use crate::refusal::unknown_caller;
 use crate::request::{self, InFlight, InboundRequest, RequestHead};
 use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
 use crate::request_grant::RequestGrant;
@@ -261,7 +264,7 @@ fn lookup(
 
 /// An operation of an attached peer, by the peer's id or an alias of it, for callers that may route to
 /// it. The scope is checked before the lookup: a caller without it does not learn which peers there
-/// are.
+/// are. A caller with it learns whether the peer is unknown, not attached, or without the operation.
 fn routed(
     link: &CallConnectionState,
     payload: &Payload<'_>,
@@ -270,9 +273,8 @@ fn routed(
 ) -> Result<(Arc<CompiledOperation>, AccessControl), CallError> {
     let name = operation_name(payload)?;
     let name = name.strip_prefix('/').unwrap_or(name);
-    let unknown = || CallError::not_found(name);
     if !link.dispatcher.routes {
-        return Err(unknown());
+        return Err(routes_nowhere(name, identity));
     }
     let id = link.dispatcher.by_name(peer);
     let scope = id.as_ref().map_or(peer, PeerId::as_str);
@@ -280,10 +282,37 @@ fn routed(
         required_scopes: vec![format!("{ROUTE_SCOPE}:{scope}")],
         ..AccessControl::default()
     };
-    route.check(identity, None, None).into_result()?;
-    let id = id.ok_or_else(unknown)?;
-    let found = link.dispatcher.peers.get(&id, name).ok_or_else(unknown)?;
+    if route.check(identity, None, None) != AccessDecision::Allowed {
+        return Err(no_way(identity, link.info.key));
+    }
+    let found = id
+        .as_ref()
+        .and_then(|id| link.dispatcher.peers.get(id, name));
+    let found = found.ok_or_else(|| absent(&link.dispatcher, peer, id.as_ref(), name))?;
     Ok((found, route))
+}
+
+/// The error for a caller that may not go to the peer which it named. It has no peer's id: the one behind an alias
+/// would say that there is such a peer.
+pub(crate) fn no_way(identity: Option<&Identity>, key: Option<PeerKey>) -> CallError {
+    if identity.is_none() {
+        return unknown_caller(key);
+    }
+    let message = format!(
+        "a request that names a peer needs the scope '{ROUTE_SCOPE}:' with the peer's id behind it, or \
+         '{ROUTE_SCOPE}:*' for every peer; ask an administrator for it"
+    );
+    CallError::new(ErrorCode::Forbidden, message)
+}
+
+/// The answer of a node that passes nothing on. An unknown caller does not learn that it is no hub.
+fn routes_nowhere(operation: &str, identity: Option<&Identity>) -> CallError {
+    if identity.is_none() {
+        return CallError::not_found(operation);
+    }
+    let message =
+        "this node is no hub: it passes no requests on to peers; leave 'peer' out, or call a hub";
+    CallError::new(ErrorCode::NotFound, message).with_details(json!({ "reason": "no_hub" }))
 }
 
 /// The name as it was sent; `NOT_FOUND` for one that no operation can have.
@@ -331,15 +360,10 @@ fn check_access(
         return Ok(None);
     }
     // A caller without the scopes is refused before its input is read.
-    access.check_scopes(identity).into_result()?;
+    access.admit_scopes(identity, link.info.key)?;
     let resource_id = operation.resource_id(input)?;
-    access
-        .check(
-            identity,
-            resource_id.as_deref(),
-            link.dispatcher.ownership.as_deref(),
-        )
-        .into_result()?;
+    let ownership = link.dispatcher.ownership.as_deref();
+    access.admit(identity, resource_id.as_deref(), ownership, link.info.key)?;
     Ok(resource_id)
 }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
+use crate::upstream::UpstreamFailure;
+
 /// The number of the next request or call.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -45,6 +47,8 @@ pub(crate) struct CallTree {
     hindrance: AtomicU8,
     /// Calls in it that sent a change to a server, of which the node does not know whether the server made it.
     open_changes: AtomicUsize,
+    /// How servers of imported operations failed: bits of [`UpstreamFailure`].
+    upstream: AtomicU8,
     /// The tree that a run of an idempotency key is a part of.
     above: Option<Arc<Self>>,
 }
@@ -55,6 +59,7 @@ impl CallTree {
             number: next_number(),
             hindrance: AtomicU8::new(Hindrance::None as u8),
             open_changes: AtomicUsize::new(0),
+            upstream: AtomicU8::new(0),
             above: None,
         }
     }
@@ -65,6 +70,7 @@ impl CallTree {
             number: above.number,
             hindrance: AtomicU8::new(Hindrance::None as u8),
             open_changes: AtomicUsize::new(0),
+            upstream: AtomicU8::new(0),
             above: Some(Arc::clone(above)),
         }
     }
@@ -96,6 +102,21 @@ impl CallTree {
     /// Whether there is such a call in this run.
     pub(crate) fn has_open_change(&self) -> bool {
         self.open_changes.load(Ordering::Acquire) > 0
+    }
+
+    /// Notes that a server failed so which an imported operation asked in the course of it.
+    pub(crate) fn note_upstream(&self, failure: UpstreamFailure) {
+        self.upstream.fetch_or(failure as u8, Ordering::Relaxed);
+        if let Some(above) = &self.above {
+            above.note_upstream(failure);
+        }
+    }
+
+    /// Whether one failed so.
+    pub(crate) fn saw_upstream(&self, failure: UpstreamFailure) -> bool {
+        let own = self.upstream.load(Ordering::Relaxed) & failure as u8 != 0;
+        let above = self.above.as_deref();
+        own || above.is_some_and(|above| above.saw_upstream(failure))
     }
 
     /// The most that happened in the course of it.

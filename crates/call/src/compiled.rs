@@ -211,6 +211,12 @@ impl CompiledOperation {
         }
     }
 
+    /// Calls of it that run now.
+    pub(crate) fn running(&self) -> usize {
+        let running = self.running.load(Ordering::Acquire);
+        usize::try_from(running).unwrap_or(usize::MAX)
+    }
+
     /// Counts one more running call, unless as many run as may.
     pub(crate) fn enter(&self) -> Result<(), CallError> {
         let most = self.spec.concurrency.unwrap_or(u32::MAX);

@@ -19,10 +19,11 @@ use crate::compiled::CompiledOperation;
 use crate::compose::{CancellationTokens, ChildCall, CompositionAuthority, Env};
 use crate::dispatcher::{Dispatcher, DispatcherCounters};
 use crate::envelope::ForwardedFor;
-use crate::error::CallError;
+use crate::error::{CallError, ErrorCode};
 use crate::request::InboundRequest;
 use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
 use crate::spec::OperationType;
+use crate::upstream::UpstreamFailure;
 
 /// The connection a request came over.
 #[derive(Clone, Debug)]
@@ -142,6 +143,16 @@ impl Ctx {
     #[must_use]
     pub fn is_hindered(&self) -> bool {
         self.root().tree().hindrance() != Hindrance::None
+    }
+
+    /// The error for the caller of this operation where it lets pass an error of an imported operation, with this code
+    /// and message: [`BAD_GATEWAY`](crate::BAD_GATEWAY), `UNAVAILABLE` or `TIMEOUT`. `None` where no server was seen to
+    /// fail so in the course of the request, whatever a script says.
+    #[must_use]
+    pub fn upstream_error(&self, code: &str, message: &str) -> Option<CallError> {
+        let failure = UpstreamFailure::from_code(&ErrorCode::from_name(code))?;
+        let seen = self.root().tree().saw_upstream(failure);
+        seen.then(|| failure.error(message))
     }
 
     /// Notes what happened in the course of the request everything belongs to.

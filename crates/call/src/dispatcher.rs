@@ -276,6 +276,14 @@ impl Dispatcher {
         self.counters.snapshot()
     }
 
+    /// Calls of this node's own operations that run now: those from outside, over whatever protocol, and those that
+    /// operations make of them.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        let now = self.registry.generation();
+        now.sorted().iter().map(|it| it.running()).sum()
+    }
+
     /// Takes no new requests, tells every peer, and resolves when running requests have ended and
     /// their answers are sent. Callers bound the wait.
     pub async fn drain(&self) {

@@ -65,6 +65,7 @@ mod outgoing;
 mod peers;
 mod pump;
 mod reconnect;
+mod refusal;
 mod registry;
 mod request;
 mod request_bytes;
@@ -82,6 +83,7 @@ mod tape;
 mod text;
 mod unfinished;
 mod unread;
+mod upstream;
 mod watch;
 
 pub use access::{AccessControl, AccessDecision, OwnershipProvider};
@@ -117,7 +119,7 @@ pub use peers::{
 };
 pub use reconnect::{OnConnect, ReconnectingClient, ResumingSubscription};
 pub use registry::{Registration, Registry, RegistryBuilder};
-pub use rules::RegistryError;
+pub use rules::{RegistryError, is_reserved_namespace};
 pub use schema::{SchemaCheckError, SchemaError, ValueSchema};
 pub use serve::{ALPN, CallHandler};
 pub use services::{OperationListing, OperationSummary, Protocol};
@@ -125,4 +127,5 @@ pub use spec::{
     ErrorDef, Idempotence, OperationSpec, OperationType, Visibility, is_operation_name,
 };
 pub use unfinished::{Assembly, AssemblyLimitError, GuestHandle};
+pub use upstream::{BAD_GATEWAY, bad_gateway_def};
 pub use watch::{Announcer, RegistryChange};

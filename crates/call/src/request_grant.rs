@@ -20,7 +20,8 @@ use std::time::Duration;
 use alknet_core::{AuthToken, Identity};
 use tokio::sync::watch;
 
-use crate::access::AccessControl;
+use crate::access::{AccessControl, AccessDecision};
+use crate::admission::no_way;
 use crate::connection::CallConnectionState;
 use crate::error::CallError;
 use crate::limits::SESSION_RECHECK;
@@ -75,13 +76,15 @@ impl InboundRequest {
 
     fn still_allowed(&self, standing: &RequestGrant) -> Result<(), CallError> {
         let who = self.identity_now();
-        if let Some(route) = &standing.route {
-            route.check(who.as_deref(), None, None).into_result()?;
+        let (who, key) = (who.as_deref(), self.link().info.key);
+        if let Some(route) = &standing.route
+            && route.check(who, None, None) != AccessDecision::Allowed
+        {
+            return Err(no_way(who, key));
         }
         let ownership = self.link().dispatcher.ownership.as_deref();
         let rule = &self.operation().spec.access_control;
-        rule.check(who.as_deref(), standing.resource.as_deref(), ownership)
-            .into_result()
+        rule.admit(who, standing.resource.as_deref(), ownership, key)
     }
 }
 

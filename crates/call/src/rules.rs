@@ -68,9 +68,15 @@ const RESERVED: [&str; 11] = [
     "vault",
 ];
 
+/// Whether a namespace is for the node's own operations: no promoted, imported or session's operation has a name in it.
+#[must_use]
+pub fn is_reserved_namespace(namespace: &str) -> bool {
+    RESERVED.contains(&namespace)
+}
+
 /// Checks that the namespace is not reserved for the node.
 pub(crate) fn check_namespace(spec: &OperationSpec) -> Result<(), RegistryError> {
-    if RESERVED.contains(&spec.namespace.as_str()) {
+    if is_reserved_namespace(&spec.namespace) {
         return Err(RegistryError::Reserved(spec.name.clone()));
     }
     Ok(())

@@ -44,7 +44,7 @@ pub use promotion::{Activation, PromotionSection};
 pub use recipient::AgeKey;
 pub use reload::{
     ApplyError, ChangedIds, ConfigApplyResult, ConfigChange, ConfigSource, ConfigWarning,
-    DynamicConfig, ReloadHandle,
+    DynamicConfig, ReloadHandle, is_granted_by,
 };
 pub use tls::{AcmeChallenge, AcmeSection, TlsFiles, TlsSection};
 pub use tuning::{LimitsConfig, LogConfig, LogLevel};

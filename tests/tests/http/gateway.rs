@@ -73,6 +73,12 @@ fn whoever_may_not_is_told_so_and_nothing_else() {
         (narrower.status, narrower.code().as_str()),
         (403, "FORBIDDEN")
     );
+    let error = narrower.json()["error"].take();
+    assert_eq!(error["details"]["missing_scopes"], json!(["admin"]));
+    let message = error["message"].as_str().unwrap_or_default();
+    assert!(message.contains("'admin'"), "{message}");
+    // An unknown caller learns nothing of the rule.
+    assert!(!nobody.text().contains("missing_scopes"), "{nobody:?}");
     assert_eq!(web.post(&web.reader, "/call", info).status, 200);
     // The node ignores headers in which a client claims to speak for another.
     let forged = [

@@ -3,6 +3,7 @@
 mod accesslog;
 mod acme;
 mod browser;
+mod checked;
 mod gateway;
 mod hidden;
 mod hostile;
@@ -17,4 +18,5 @@ mod tensors;
 mod test_node;
 mod three;
 mod timing;
+mod upstream;
 mod websocket;

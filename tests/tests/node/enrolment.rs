@@ -147,6 +147,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     assert_eq!(info(&laptop, "attic", &[]).json()["identity"], hub.key());
     let nobody = info(&laptop, "attic", &["--peer", "cellar"]);
     assert_eq!(nobody.code(), "NOT_FOUND", "{nobody:?}");
+    assert!(nobody.errors.contains("knows no peer"), "{nobody:?}");
 
     // The hub does not pass on a request of an unknown peer.
     let stranger = info(
@@ -173,6 +174,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     peer(&bench, &hub, &id, "removed");
     let gone = info(admin, &hub.target, &["--peer", &id]);
     assert_eq!(gone.code(), "NOT_FOUND", "{gone:?}");
+    assert!(gone.errors.contains("knows no peer"), "{gone:?}");
 
     // The node reports this to the worker's own administrators, and `/healthz` of the worker stays 200.
     eventually("the worker says that its hub put it out", || {

@@ -186,6 +186,9 @@ fn refuses_strangers(admin: &CliRunner, target: &str) {
             (4, "UNAUTHENTICATED"),
             "{answer:?}"
         );
+        // What an administrator has to add.
+        let key = stranger.identity();
+        assert!(answer.errors.contains(&key), "{answer:?}");
     }
     let seen = json_of(&stranger, &["ops", target]);
     let seen: Vec<_> = seen.as_array().expect("a list").iter().map(name).collect();
@@ -261,6 +264,8 @@ fn the_host() {
         (&info["role"], &info["data"]["mode"]),
         (&json!("host"), &json!("host"))
     );
+    // It listens on no other.
+    assert_eq!(info["addresses"], json!(["127.0.0.1"]), "{info}");
     serves(bench.admin(), node.target());
     for operation in ["node/reboot", "node/poweroff"] {
         let answer = bench.admin().call(node.target(), operation, &null(), &[]);

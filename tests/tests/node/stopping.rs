@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -17,7 +18,9 @@ use alknet_core::{
 };
 use alknet_endpoint::{EndpointDialer, EndpointServer, ServerOptions};
 use alknet_test_support::{deadline, skip, took};
-use alknet_tests::{CliOutput, CliRunner, Curl, TestBench, WebNode, eventually, whole_seconds};
+use alknet_tests::{
+    CliOutput, CliRunner, Curl, TestBench, WebNode, eventually, serve, whole_seconds,
+};
 use alknet_tls::NodeKey;
 use futures_util::FutureExt;
 use nix::sys::signal::{Signal, kill};
@@ -173,6 +176,49 @@ async fn a_call_that_is_interrupted_ends_at_the_node() {
         let status = ended.expect("it is our child").code();
         assert_eq!(status, Some(130), "{carriage}");
     }
+}
+
+/// The lines of a child's standard error up to one that has `what`, which is returned.
+fn line_with(child: &mut Child, what: &str) -> String {
+    let errors = child.stderr.take().expect("it was asked for");
+    let mut lines = BufReader::new(errors).lines();
+    let found = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains(what)));
+    found.expect("it says so").expect("text")
+}
+
+/// A person who stops a node sees what it waits for, and does not have to wait with it.
+#[test]
+fn a_node_says_what_it_waits_for_and_a_second_interrupt_ends_it_at_once() {
+    let bench = TestBench::new();
+    let admin = bench.admin();
+    let mut serves = bench
+        .somebody("host")
+        .command(&["serve", "--listen", "127.0.0.1"]);
+    serves.args(["--port", "0", "--admin", &admin.identity()]);
+    serves.stderr(Stdio::piped());
+    let (mut node, said) = serve(serves);
+    let target = said["target"].as_str().expect("a target");
+    let script = "await new Promise((done) => setTimeout(done, 500000));";
+    let asked = json!({ "source": script, "limits": { "wall_ms": 600_000 } });
+    let mut call = admin.command(&["call", "--timeout", "600", target, "runtime/eval"]);
+    call.arg(asked.to_string());
+    let call = call.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let mut call = call.expect("it starts");
+    eventually("the script runs", || {
+        let listed = admin.call(target, "runtime/sessions", &Value::Null, &[]);
+        let listed: Value = serde_json::from_str(&listed.output).ok()?;
+        (!listed["sessions"].as_array()?.is_empty()).then_some(())
+    });
+    interrupt(&node);
+    let line = line_with(&mut node, "stopping: ");
+    assert!(line.contains("1 running call and "), "{line}");
+    assert!(line.contains("press Ctrl-C again"), "{line}");
+    interrupt(&node);
+    // A node that waited for the script would end well.
+    let status = node.wait().expect("it is our child").code();
+    assert_eq!(status, Some(130));
+    call.kill().ok();
+    call.wait().expect("it is our child");
 }
 
 /// A shader that never ends, as far as anybody can wait.

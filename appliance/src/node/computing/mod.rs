@@ -53,8 +53,6 @@ const REACH: [&str; 9] = [
     "runtime/*",
     "tensor/*",
 ];
-/// Scopes that operations here look for beside those that they declare.
-pub(super) const SCOPES: [&str; 2] = ["tensor:read:*", "tensor:write:*"];
 
 /// Everything that computes. Clones share it.
 #[derive(Clone)]

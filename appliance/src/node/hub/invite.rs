@@ -1,7 +1,6 @@
 //! `hub/invite`: a join string.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_core::{Identity, PeerAddr};
@@ -12,7 +11,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{HubContext, asker};
-use crate::node::facts;
 
 /// Life of a token unless asked for another, in seconds.
 const TTL_S: u64 = 3600;
@@ -140,12 +138,7 @@ impl HubContext {
         }
         let current = self.people.reloader.current();
         let config = &current.config;
-        let bound = &config.listen.addrs;
-        let found: Vec<String> = if bound.iter().any(IpAddr::is_unspecified) {
-            facts::addresses(&self.facts.load())
-        } else {
-            bound.iter().map(ToString::to_string).collect()
-        };
+        let found = self.about.addresses(&self.facts.load());
         let places = config.node.domain.iter().chain(&found);
         let at: Vec<PeerAddr> = places
             .filter_map(|place| with_port(place, self.about.port()).parse().ok())

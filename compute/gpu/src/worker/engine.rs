@@ -1,5 +1,6 @@
 //! What a worker has, and who does which request.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -45,18 +46,26 @@ impl GpuWorkerState {
             wgpu: WGPU.to_owned(),
             ..GpuWorkerInfo::default()
         };
-        let mut selftest_ms = 0.0;
-        let opened = GpuDevice::open_trusted(wanted, trust::check).and_then(|device| {
-            // A second check, now that the kernel is compiled: the worker reports this one's time.
+        // Of the last adapter that was checked, which is the one that is opened.
+        let cold = Cell::new(Duration::ZERO);
+        let first = |device: &GpuDevice| {
+            let begun = Instant::now();
+            let checked = trust::check(device);
+            cold.set(begun.elapsed());
+            checked
+        };
+        let mut warm = Duration::ZERO;
+        let opened = GpuDevice::open_trusted(wanted, first).and_then(|device| {
+            // A second check, now that the kernel is compiled.
             let begun = Instant::now();
             trust::check(&device)?;
-            selftest_ms = milliseconds(begun.elapsed());
+            warm = begun.elapsed();
             Ok(device)
         });
         let memory = match opened {
             Ok(device) => {
                 info.reason = reason(&device);
-                info.adapter = Some(adapter(&device, selftest_ms));
+                info.adapter = Some(adapter(&device, cold.get(), warm));
                 TensorMemory::Device(Box::new(device))
             }
             Err(error) => {
@@ -295,7 +304,8 @@ fn reason(device: &GpuDevice) -> Option<String> {
     Some(device.passed_over.join("; "))
 }
 
-fn adapter(device: &GpuDevice, selftest_ms: f64) -> GpuAdapter {
+/// `cold` and `warm` are how long its two checks took.
+fn adapter(device: &GpuDevice, cold: Duration, warm: Duration) -> GpuAdapter {
     let info = &device.found.info;
     let limits = device.limits();
     let class = match info.device_type {
@@ -325,6 +335,7 @@ fn adapter(device: &GpuDevice, selftest_ms: f64) -> GpuAdapter {
             groups: limits.max_compute_workgroups_per_dimension,
         },
         host_memory: device.host_memory,
-        selftest_ms,
+        check_cold_ms: milliseconds(cold),
+        check_warm_ms: milliseconds(warm),
     }
 }

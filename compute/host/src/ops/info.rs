@@ -113,7 +113,10 @@ fn add(told: &mut Value, info: &GpuWorkerInfo, adapter: &GpuAdapter) {
     told["features"] = json!(adapter.features);
     told["versions"] = versions(&adapter.versions, &info.wgpu);
     told["selftest"] = json!({
-        "ok": true, "ms": adapter.selftest_ms, "worker_start_ms": info.start_ms,
+        "ok": true,
+        "cold_ms": adapter.check_cold_ms,
+        "warm_ms": adapter.check_warm_ms,
+        "worker_start_ms": info.start_ms,
     });
 }
 
@@ -138,6 +141,26 @@ fn versions(driver: &str, wgpu: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With and without compiling are two figures.
+    #[test]
+    fn each_time_of_the_self_test_has_its_name() {
+        let adapter = GpuAdapter {
+            check_cold_ms: 250.0,
+            check_warm_ms: 2.0,
+            ..GpuAdapter::default()
+        };
+        let info = GpuWorkerInfo {
+            start_ms: 400.0,
+            ..GpuWorkerInfo::default()
+        };
+        let mut told = json!({});
+        add(&mut told, &info, &adapter);
+        let expected = json!({
+            "ok": true, "cold_ms": 250.0, "warm_ms": 2.0, "worker_start_ms": 400.0,
+        });
+        assert_eq!(told["selftest"], expected);
+    }
 
     #[test]
     fn versions_are_found_in_what_a_driver_says() {

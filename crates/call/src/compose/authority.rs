@@ -34,6 +34,11 @@ impl Provenance {
         matches!(self, Self::Local | Self::Session)
     }
 
+    /// Whether a server answers that speaks another protocol than this node.
+    pub(crate) fn is_server(self) -> bool {
+        matches!(self, Self::FromMcp | Self::FromOpenApi)
+    }
+
     /// Whether there is code behind such an operation at all.
     #[must_use]
     pub fn is_callable(self) -> bool {

@@ -20,6 +20,7 @@ use crate::handler::OnceHandler;
 use crate::limits::COMPOSITION_CHILDREN_MAX;
 use crate::request::{self, InboundRequest};
 use crate::schema::PermitShare;
+use crate::upstream::UpstreamFailure;
 
 /// One call in the tree below a request.
 pub(crate) struct ChildCall {
@@ -102,6 +103,7 @@ impl ChildCall {
     /// is this node's word where the operation speaks for itself; one that calls others notes what it refuses itself,
     /// by [`Env::excuse`](crate::Env::excuse).
     pub(crate) fn note(&self, error: &CallError) {
+        self.note_upstream(error);
         let by = match error.code {
             ErrorCode::Timeout if self.hastened => Hindrance::Here,
             ErrorCode::Overloaded if self.operation.speaks_for_itself() => Hindrance::Here,
@@ -109,6 +111,15 @@ impl ChildCall {
             _ => return,
         };
         self.root.tree().hinder(by);
+    }
+
+    /// Notes how the server failed that an imported operation asked, if `error` says so.
+    fn note_upstream(&self, error: &CallError) {
+        if self.operation.provenance.is_server()
+            && let Some(failure) = UpstreamFailure::from_code(&error.code)
+        {
+            self.root.tree().note_upstream(failure);
+        }
     }
 
     /// Notes that this node has no room for it, if `error` says so.
@@ -122,7 +133,10 @@ impl ChildCall {
     pub(crate) fn checked(&self, output: CallOutput) -> Result<CallOutput, CallError> {
         let share = PermitShare::for_identity(self.root.identity());
         let checked = self.operation.checked(output, share);
-        checked.inspect_err(|error| self.note_refusal(error))
+        checked.inspect_err(|error| {
+            self.note_upstream(error);
+            self.note_refusal(error);
+        })
     }
 }
 

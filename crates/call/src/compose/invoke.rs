@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::access::AccessDecision;
+use crate::access::{AccessControl, AccessDecision};
 use crate::admission;
 use crate::body::CallBody;
 use crate::call_tree::{self, Hindrance};
@@ -25,6 +25,7 @@ use crate::handler::{HandlerKind, OnceHandler};
 use crate::keyed;
 use crate::limits::{COMPOSITION_DEPTH_MAX, HOP_MARGIN, IDEMPOTENCY_KEY_BYTES_MAX};
 use crate::peers::{PeerRef, ScopedPeerEnv};
+use crate::refusal::MissingScopes;
 use crate::schema::PermitShare;
 use crate::spec::OperationType;
 
@@ -345,11 +346,23 @@ impl Env {
             _ => Err(CallError::new(
                 ErrorCode::Forbidden,
                 format!(
-                    "'{}' may not call '{}'; its registration grants no such authority",
+                    "'{}' may not call '{}'; its registration grants no such authority{}",
                     self.ctx.operation(),
-                    operation.spec.name
+                    operation.spec.name,
+                    self.lacked(access),
                 ),
             )),
+        }
+    }
+
+    /// The scopes that the authority lacks, for a request of a known caller: an unknown one learns no rule.
+    fn lacked(&self, rule: &AccessControl) -> String {
+        let no_scopes = ScopeSet::default();
+        let scopes = self.authority().map_or(&no_scopes, |own| &own.scopes);
+        let missing = MissingScopes::from_rule(rule, scopes);
+        match self.ctx.identity().is_some() && !missing.is_empty() {
+            true => format!(": it lacks {missing}"),
+            false => String::new(),
         }
     }
 

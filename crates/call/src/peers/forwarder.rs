@@ -15,6 +15,7 @@ use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::BoxStream;
 use crate::limits::{OPERATION_BYTES_MAX, SESSION_RECHECK};
+use crate::peers::absent::absent;
 use crate::peers::reexport::{ask_around, follow};
 use crate::peers::table::PeerSelectionError;
 use crate::request_grant;
@@ -175,7 +176,7 @@ impl CallForwarder {
             }
             _ => self.may_go(peer, now.as_deref()),
         };
-        way.into_result()?;
+        self.passed(way, now.as_deref(), ctx)?;
         check_rule(&found.operation, now.as_deref(), resource, ctx)
     }
 
@@ -187,7 +188,7 @@ impl CallForwarder {
     ) -> Result<ResolvedOperation, CallError> {
         let id = ctx.dispatcher().by_name(name);
         let scope = id.as_ref().map_or(name, PeerId::as_str);
-        self.may_go(Some(scope), identity).into_result()?;
+        self.passed(self.may_go(Some(scope), identity), identity, ctx)?;
         let operation = id
             .as_ref()
             .filter(|_| self.operation.len() <= OPERATION_BYTES_MAX)
@@ -197,7 +198,10 @@ impl CallForwarder {
                 operation,
                 peer: id,
             }),
-            None => Err(self.not_there()),
+            None => {
+                let dispatcher = ctx.dispatcher();
+                Err(absent(dispatcher, name, id.as_ref(), &self.operation))
+            }
         }
     }
 
@@ -222,7 +226,7 @@ impl CallForwarder {
         match peers.least_busy(&self.operation, candidate) {
             Ok(found) => Ok(found),
             Err(PeerSelectionError::Serves) => {
-                everywhere.into_result()?;
+                self.passed(everywhere, identity, ctx)?;
                 Err(self.not_there())
             }
             Err(PeerSelectionError::IsWell) => {
@@ -239,11 +243,27 @@ impl CallForwarder {
         (self.way)(peer).check(identity, None, None)
     }
 
+    /// The error of a way that is closed to the requester. It names the rule of the way to whichever peer: that of one
+    /// peer has the id behind an alias, which would say that there is such a peer.
+    fn passed(
+        &self,
+        decision: AccessDecision,
+        identity: Option<&Identity>,
+        ctx: &Ctx,
+    ) -> Result<(), CallError> {
+        match decision {
+            AccessDecision::Allowed => Ok(()),
+            AccessDecision::Forbidden | AccessDecision::Unauthenticated => {
+                Err((self.way)(None).refusal(identity, ctx.conn().key))
+            }
+        }
+    }
+
     fn not_there(&self) -> CallError {
         // A name that no operation can have is not repeated.
         let fits = self.operation.len() <= OPERATION_BYTES_MAX;
         let name = if fits { &*self.operation } else { "…" };
-        let message = format!("no such peer serves '{name}' at the moment");
+        let message = format!("no peer that is attached and suits serves '{name}' to this node");
         CallError::new(ErrorCode::NotFound, message)
     }
 }
@@ -277,7 +297,7 @@ fn check_rule(
 ) -> Result<(), CallError> {
     let rule = &operation.spec.access_control;
     let ownership = ctx.dispatcher().ownership.as_deref();
-    rule.check(identity, resource, ownership).into_result()
+    rule.admit(identity, resource, ownership, ctx.conn().key)
 }
 
 /// What a subscription that was passed on rests on.

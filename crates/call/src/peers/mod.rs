@@ -1,5 +1,6 @@
 //! The peers of this node: what they serve, and which of them answers a call.
 
+mod absent;
 mod attach;
 mod forward;
 mod forwarder;
@@ -21,6 +22,7 @@ pub use scope::{NameSet, ScopedPeerEnv};
 pub use state::PeerState;
 pub use table::PeerTable;
 
+pub(crate) use absent::absent;
 pub(crate) use attach::{follow, peer_of};
 pub(crate) use forward::forwarding;
 pub(crate) use health::watch_over;

@@ -297,3 +297,66 @@ async fn requests_of_one_id_are_told_apart() {
     }
     assert_ne!(numbers[0], numbers[1]);
 }
+
+/// What an operation that lets the error of `op` pass answers with: its own word for it, or `INTERNAL`.
+fn lets_pass(name: &str) -> Registration {
+    let handler = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
+        let asked = input.value();
+        let op = asked["op"].as_str().unwrap_or_default();
+        let ended = ctx.env().invoke(op, &Value::Null).await;
+        let error = ended.expect_err("it fails");
+        // A script may say anything of what it called.
+        let said = asked["says"].as_str().unwrap_or(error.code.name());
+        let told = ctx.upstream_error(said, &error.message);
+        Err::<Value, _>(told.unwrap_or_else(|| CallError::internal("its own fault")))
+    });
+    let mut spec = query(name);
+    spec.error_schemas.push(bad_gateway_def());
+    let reach = ScopedPeerEnv::new(["app/*"]);
+    Registration::new(spec, handler).composing(authority(&[]), reach)
+}
+
+/// A server that fails is no fault of the operation that asked it, and no other operation can pretend that.
+#[tokio::test]
+async fn an_error_of_an_imported_server_is_passed_on_as_such() {
+    let fails = |name: &str, code: &str, provenance| {
+        let error = CallError::operation(code, "the server says no");
+        let handler = HandlerKind::once(move |_, _| {
+            let error = error.clone();
+            async move { Err::<Value, _>(error) }
+        });
+        Registration::imported(query(name), handler, provenance).passing_errors_on()
+    };
+    let wrong = HandlerKind::once(|_, _| async { Ok(json!("no number")) });
+    let number = query("app/wrong").with_output(json!({ "type": "number" }));
+    let registry = Registry::builder()
+        .with(lets_pass("app/passes"))
+        .with(fails("app/gone", "UNAVAILABLE", Provenance::FromOpenApi))
+        .with(fails("app/late", "TIMEOUT", Provenance::FromMcp))
+        .with(fails("app/teapot", "HTTP_418", Provenance::FromOpenApi))
+        .with(fails("app/tool", "MCP_TOOL_ERROR", Provenance::FromMcp))
+        .with(fails("app/own", "UNAVAILABLE", Provenance::Local))
+        .with(fails("app/peer", "UNAVAILABLE", Provenance::FromCall))
+        .with(Registration::imported(number, wrong, Provenance::FromMcp).checking_output());
+    let served = node(registry);
+    let client = served.client(Carriage::Memory, None);
+    for (op, says, code) in [
+        ("app/gone", None, "UNAVAILABLE"),
+        ("app/late", None, "TIMEOUT"),
+        ("app/teapot", None, BAD_GATEWAY),
+        ("app/tool", None, BAD_GATEWAY),
+        ("app/wrong", None, BAD_GATEWAY),
+        // What the operation itself, or a peer, says.
+        ("app/own", None, "INTERNAL"),
+        ("app/peer", None, "INTERNAL"),
+        // The server failed in another way.
+        ("app/teapot", Some("UNAVAILABLE"), "INTERNAL"),
+        ("app/gone", Some("HTTP_404"), "INTERNAL"),
+    ] {
+        let input = json!({ "op": op, "says": says });
+        let ended = soon(client.call("app/passes", &input)).await;
+        let error = ended.expect_err("it fails");
+        assert_eq!(error.code.name(), code, "{op} {says:?}: {error}");
+        assert!(!error.retryable, "{op}: it may have done something");
+    }
+}

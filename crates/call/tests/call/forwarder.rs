@@ -213,6 +213,24 @@ async fn the_way_is_checked_before_anybody_is_looked_for() {
 }
 
 #[tokio::test]
+async fn a_peer_that_does_not_answer_is_told_from_one_that_does_not_exist() {
+    let farm = farm(Carriage::Memory).await;
+    let who = identity("user", &["go:everywhere"]);
+    let client = farm.hub.client(Carriage::Memory, Some(who));
+    for (peer, operation, reason) in [
+        ("w9", "work/name", "unknown_peer"),
+        ("w2", "work/none", "unknown_operation"),
+    ] {
+        let input = json!({ "peer": peer, "operation": operation });
+        let answer = soon(client.call("farm/call", &input)).await;
+        let error = answer.expect_err("it is not there");
+        assert_eq!(error.code, ErrorCode::NotFound, "{peer}: {error}");
+        let details = error.details.expect("a reason");
+        assert_eq!(details["reason"], reason, "{peer}");
+    }
+}
+
+#[tokio::test]
 async fn any_is_the_least_busy_of_those_that_suit_and_may_be_reached() {
     let farm = farm(Carriage::Memory).await;
     let client = |scopes: &[&str]| {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alknet_call::*;
-use alknet_core::{Carriage, CloseCode};
+use alknet_core::{AuthToken, Carriage, CloseCode, Identity, IdentityProvider, PeerId, PeerKey};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 
@@ -104,14 +104,115 @@ async fn a_forwarded_mutation_whose_answer_is_lost_runs_once() {
     }
 }
 
+/// Knows the peer `away`, which never connects, by its id and as `attic`.
+#[derive(Default)]
+struct AwayPeerIdentities(watch::Sender<u64>);
+
+impl IdentityProvider for AwayPeerIdentities {
+    fn by_key(&self, _: &PeerKey) -> Option<Arc<Identity>> {
+        None
+    }
+
+    fn by_token(&self, _: &AuthToken) -> Option<Arc<Identity>> {
+        None
+    }
+
+    fn by_id(&self, id: &PeerId) -> Option<Arc<Identity>> {
+        (id.as_str() == "away").then(|| identity("away", &[]))
+    }
+
+    fn by_name(&self, name: &str) -> Option<PeerId> {
+        (name == "attic").then(|| peer("away"))
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+}
+
+/// A hub to which `w1` is attached and which knows `away`.
+async fn hub_with_an_absent_peer() -> (CallTestNode, CallTestNode, CallConnection) {
+    let none = Registry::builder().build().expect("every rule is kept");
+    let dispatcher = Dispatcher::new(none)
+        .with_identities(Arc::new(AwayPeerIdentities::default()))
+        .with_imports(ImportOptions::default())
+        .with_routing();
+    let hub = CallTestNode::with_dispatcher(dispatcher, Arc::default());
+    let worker = worker("w1");
+    let link = worker.join(&hub, Carriage::Memory, identity("w1", &[]));
+    attached(&hub, &["w1"]).await;
+    (hub, worker, link)
+}
+
+/// The error of a call that names a peer.
+async fn error_of(hub: &CallTestNode, who: Option<&[&str]>, name: &str) -> CallError {
+    let who = who.map(|scopes| identity("user", scopes));
+    let user = hub.client(Carriage::Memory, who);
+    let options = CallOptions {
+        peer: Some(name.to_owned()),
+        ..CallOptions::default()
+    };
+    let answer = soon(user.call_with("work/none", &json!(1), &options)).await;
+    answer.expect_err("no peer serves it")
+}
+
+#[tokio::test]
+async fn a_requester_that_may_go_to_a_peer_learns_why_the_peer_does_not_answer() {
+    let (hub, _worker, _link) = hub_with_an_absent_peer().await;
+    for (name, reason, text) in [
+        ("w9", "unknown_peer", "knows no peer 'w9'"),
+        ("attic", "peer_not_attached", "'attic' is not attached"),
+        ("away", "peer_not_attached", "'away' is not attached"),
+        (
+            "w1",
+            "unknown_operation",
+            "'w1' serves no operation 'work/none'",
+        ),
+    ] {
+        let error = error_of(&hub, Some(&["peer:route:*"]), name).await;
+        assert_eq!(error.code, ErrorCode::NotFound, "{name}");
+        assert!(error.message.contains(text), "{name}: {error}");
+        let details = error.details.expect("a reason");
+        assert_eq!(details["reason"], reason, "{name}");
+    }
+    let long = "w".repeat(4000);
+    let error = error_of(&hub, Some(&["peer:route:*"]), &long).await;
+    assert!(error.message.len() < 200, "{error}");
+}
+
+/// Which peers there are is for requesters that may go to them.
+#[tokio::test]
+async fn a_requester_without_the_right_to_route_gets_one_answer_for_every_peer() {
+    let (hub, _worker, _link) = hub_with_an_absent_peer().await;
+    for (who, code) in [
+        (Some(&["container:exec"][..]), ErrorCode::Forbidden),
+        (None, ErrorCode::Unauthenticated),
+    ] {
+        let first = error_of(&hub, who, "w9").await;
+        assert_eq!(first.code, code);
+        for name in ["attic", "away", "w1"] {
+            assert_eq!(error_of(&hub, who, name).await, first, "{name}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn nobody_routes_through_a_node_that_is_no_hub() {
     let node = CallTestNode::new();
     let (dialled, _) = node.serve(Carriage::Memory, Some(identity("user", &["*"])));
     let mut peer = RawPeer::new(dialled).await;
     let payload = json!({"operationId": "test/echo", "peer": "test-node"});
+    peer.send(EventKind::Requested, "1", payload.clone()).await;
+    let refused = peer.event().await.2;
+    assert_eq!(refused["code"], "NOT_FOUND");
+    assert_eq!(refused["details"]["reason"], "no_hub");
+    // An unknown caller does not learn that the node is no hub.
+    let (dialled, _) = node.serve(Carriage::Memory, None);
+    let mut peer = RawPeer::new(dialled).await;
     peer.send(EventKind::Requested, "1", payload).await;
-    assert_eq!(peer.event().await.2["code"], "NOT_FOUND");
+    let refused = peer.event().await.2;
+    assert_eq!(refused["code"], "NOT_FOUND");
+    assert!(refused.get("details").is_none(), "{refused}");
 }
 
 #[tokio::test]

@@ -36,6 +36,28 @@ impl NodeConfig {
     }
 }
 
+impl NodeConfig {
+    /// Every scope that the document grants, with its key, `peers[0].scopes[0]`.
+    #[must_use]
+    pub fn granted_scopes(&self) -> Vec<(String, &str)> {
+        let peers = self.peers.iter().enumerate();
+        let peers = peers.map(|(n, it)| (format!("peers[{n}]"), &it.scopes));
+        let tokens = self.api_keys.iter().enumerate();
+        let tokens = tokens.map(|(n, it)| (format!("api_keys[{n}]"), &it.scopes));
+        let roles = self.hub.role.iter().enumerate();
+        let roles = roles.map(|(n, it)| (format!("hub.role[{n}]"), &it.scopes));
+        let hubs = self.join.iter().enumerate();
+        let hubs = hubs.map(|(n, it)| (format!("join[{n}]"), &it.scopes));
+        let every = peers.chain(tokens).chain(roles).chain(hubs);
+        every
+            .flat_map(|(entry, scopes)| {
+                let scopes = scopes.iter().enumerate();
+                scopes.map(move |(m, it)| (format!("{entry}.scopes[{m}]"), it.as_str()))
+            })
+            .collect()
+    }
+}
+
 /// `admin`, `admin-2`, `admin-3`, in the order of `node.admin_keys`.
 pub(super) fn admin_id(n: usize) -> Result<PeerId, PeerIdError> {
     match n {

@@ -337,7 +337,8 @@ impl ReloadHandle {
 
 /// Whether what asks for `known`, a scope or a family of scopes, finds something in `granted`, a scope
 /// or a pattern.
-fn is_granted_by(known: &str, granted: &str) -> bool {
+#[must_use]
+pub fn is_granted_by(known: &str, granted: &str) -> bool {
     match (known.strip_suffix('*'), granted.strip_suffix('*')) {
         (Some(family), _) if granted.starts_with(family) => true,
         (_, Some(prefix)) => known.starts_with(prefix),

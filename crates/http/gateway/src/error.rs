@@ -131,14 +131,31 @@ fn status(error: &CallError, declared: Option<u16>) -> StatusCode {
         let table = error.code.http_status();
         return StatusCode::from_u16(table).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     };
-    let imported = || name.strip_prefix("HTTP_")?.parse().ok();
+    let answered = name.strip_prefix("HTTP_");
+    let imported = || answered?.parse().ok();
     let number = declared.or_else(imported);
+    let number = match answered {
+        Some(_) => number.map(relayed),
+        None => number,
+    };
     match number {
         None => StatusCode::UNPROCESSABLE_ENTITY,
         Some(number @ 400..=599) => {
             StatusCode::from_u16(number).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
         }
         Some(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// The status of this node for that of a server which it asked, by RFC 9110 section 15.6: the client must not take what
+/// the server says of the node's own request for what this node says of the client's.
+const fn relayed(status: u16) -> u16 {
+    match status {
+        // The server wants to know the node, or a proxy does: a challenge for the client would be another one's.
+        401 | 407 => 502,
+        408 => 504,
+        400..=499 | 503 | 504 => status,
+        _ => 502,
     }
 }
 
@@ -183,6 +200,29 @@ mod tests {
         assert_eq!(status_of("DISK_FULL", Some(507), true), 507);
         assert_eq!(status_of("DISK_FULL", Some(200), true), 500);
         assert_eq!(status_of("HTTP_418", None, true), 418);
+    }
+
+    #[test]
+    fn a_failure_of_a_server_behind_the_node_is_no_failure_of_the_node() {
+        for (code, status) in [
+            ("HTTP_302", 502),
+            ("HTTP_401", 502),
+            ("HTTP_407", 502),
+            ("HTTP_408", 504),
+            ("HTTP_429", 429),
+            ("HTTP_500", 502),
+            ("HTTP_502", 502),
+            ("HTTP_503", 503),
+            ("HTTP_504", 504),
+        ] {
+            let number = code.strip_prefix("HTTP_").and_then(|it| it.parse().ok());
+            assert_eq!(status_of(code, None, true), status, "{code}");
+            // The document of the server may have declared it.
+            assert_eq!(status_of(code, number, true), status, "{code}");
+        }
+        let error = refused(ErrorCode::from_name("HTTP_502"), None);
+        let error = ApiError::of_call(error, true, &RequestId::next());
+        assert_eq!(error.error.message, "secret cause", "the cause is named");
     }
 
     #[test]

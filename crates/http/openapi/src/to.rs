@@ -181,7 +181,9 @@ fn subscribe() -> Value {
                 ("200", answer("The events.", "text/event-stream", "EventStream")),
                 ("201", answer("A ticket.", JSON, "Ticket")),
             ],
-            &["400", "401", "403", "404", "406", "413", "415", "422", "429", "503", "504"],
+            &[
+                "400", "401", "403", "404", "406", "413", "415", "422", "429", "502", "503", "504",
+            ],
         ),
     })
 }
@@ -218,8 +220,8 @@ fn metrics() -> Value {
 const JSON: &str = "application/json";
 
 /// Statuses of `/call` that have a meaning of their own; an operation's own errors may have others.
-const CALL_STATUSES: [&str; 12] = [
-    "400", "401", "403", "404", "409", "413", "415", "422", "429", "500", "503", "504",
+const CALL_STATUSES: [&str; 13] = [
+    "400", "401", "403", "404", "409", "413", "415", "422", "429", "500", "502", "503", "504",
 ];
 
 fn reference(name: &str) -> Value {
@@ -271,6 +273,7 @@ fn meaning(status: &str) -> &'static str {
         "415" => "The body is no JSON.",
         "422" => "The input does not match the operation's schema, or the operation refused.",
         "429" => "Too much at once.",
+        "502" => "A server that the operation uses answered with an error or with a wrong answer.",
         "503" => "What is needed cannot be reached at present.",
         "504" => "The deadline passed.",
         _ => "The node failed.",

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use alknet_call::{
-    AccessControl, BoxStream, CallBody, CallError, CompositionAuthority, CountedTree, Ctx,
-    ErrorCode, ErrorDef, HandlerKind, OperationSpec, OperationType, Registration, ScopedPeerEnv,
-    Visibility,
+    AccessControl, BAD_GATEWAY, BoxStream, CallBody, CallError, CompositionAuthority, CountedTree,
+    Ctx, ErrorCode, ErrorDef, HandlerKind, OperationSpec, OperationType, Registration,
+    ScopedPeerEnv, Visibility, bad_gateway_def,
 };
 use alknet_core::{BoxFuture, Capabilities};
 use alknet_runtime::{OpError, RuntimeCode, ScriptFailure, ScriptOperationKind};
@@ -256,7 +256,11 @@ fn errors(code: &OperationCode) -> Vec<ErrorDef> {
             http_status: None,
         })
     });
-    own.chain(runtime).collect()
+    let mut all: Vec<_> = own.chain(runtime).collect();
+    if !code.spec.errors.contains_key(BAD_GATEWAY) {
+        all.push(bad_gateway_def());
+    }
+    all
 }
 
 /// Whether an act by a capability found nothing behind it.
@@ -265,7 +269,7 @@ fn is_vacant(error: &OpError) -> bool {
 }
 
 /// What callers see of a failure: a capability that does not act, a declared error as it is, what it called and found no
-/// room for, the runtime's by the table of codes.
+/// room for, how a server of an import failed, the runtime's by the table of codes.
 pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx) -> CallError {
     if failure.is_no_room() {
         return no_room(failure);
@@ -287,10 +291,15 @@ pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx
         }
         let details = json!({ "code": error.code, "path": error.path });
         // Scripts say what they like: that something was refused for want of room is noted where it was.
-        let told = match ctx.is_hindered() && error.says_no_room() {
-            true => lacked_room(error.message, error.retryable),
-            false => CallError::internal(error.message),
+        if ctx.is_hindered() && error.says_no_room() {
+            return lacked_room(error.message, error.retryable).with_details(details);
+        }
+        // How a server of an import failed, too.
+        let Some(mut told) = ctx.upstream_error(&error.code, &error.message) else {
+            return CallError::internal(error.message).with_details(details);
         };
+        // Any other operation may have done something before.
+        told.retryable = error.retryable && code.spec.kind == ScriptOperationKind::Query;
         return told.with_details(details);
     }
     let (name, retryable) = failure.code.on_the_wire();

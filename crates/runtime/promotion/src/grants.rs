@@ -16,8 +16,14 @@ pub struct BundleGrant {
     pub names: Vec<String>,
     /// Scopes that those need.
     pub scopes: Vec<String>,
-    /// Scopes among them that the author does not hold: such calls will be refused.
+    /// Lists of scopes of which those need one each.
+    #[serde(default)]
+    pub scopes_any: Vec<Vec<String>>,
+    /// Scopes of `scopes` that the author does not hold: such calls will be refused.
     pub missing: Vec<String>,
+    /// Lists of `scopes_any` of which the author holds no scope: such calls will be refused.
+    #[serde(default)]
+    pub missing_any: Vec<Vec<String>>,
     /// All of that as one sentence.
     pub text: String,
 }
@@ -48,15 +54,9 @@ fn grant(operation: &str, author: &str, held: &ScopeSet, all: &[&OperationSpec])
         .iter()
         .filter(|spec| reach.contains(&spec.name))
         .collect();
-    let mut scopes: Vec<_> = meant
-        .iter()
-        .flat_map(|spec| spec.access_control.required_scopes.iter().cloned())
-        .collect();
-    scopes.sort();
-    scopes.dedup();
-    let missing = scopes.iter().filter(|scope| !held.allows(scope));
-    let missing: Vec<_> = missing.cloned().collect();
-    let text = sentence(operation, author, &meant, &scopes, &missing);
+    let needs = ScopeNeeds::from_specs(&meant);
+    let missing = needs.missing(held);
+    let text = sentence(operation, author, &meant, &needs, &missing);
     BundleGrant {
         operation: operation.to_owned(),
         names: meant
@@ -64,9 +64,61 @@ fn grant(operation: &str, author: &str, held: &ScopeSet, all: &[&OperationSpec])
             .take(NAMED_MAX)
             .map(|spec| spec.name.clone())
             .collect(),
-        scopes,
-        missing,
+        scopes: needs.scopes,
+        scopes_any: needs.scopes_any,
+        missing: missing.scopes,
+        missing_any: missing.scopes_any,
         text,
+    }
+}
+
+/// What an author has to hold for calls of some operations. Every list is sorted, and has each entry once.
+#[derive(Debug, Default)]
+struct ScopeNeeds {
+    scopes: Vec<String>,
+    scopes_any: Vec<Vec<String>>,
+    resource_types: Vec<String>,
+}
+
+impl ScopeNeeds {
+    fn from_specs(meant: &[&&OperationSpec]) -> Self {
+        let mut needs = Self::default();
+        for rule in meant.iter().map(|spec| &spec.access_control) {
+            needs.scopes.extend(rule.required_scopes.iter().cloned());
+            if let Some(any) = &rule.required_scopes_any {
+                let mut any = any.clone();
+                any.sort();
+                any.dedup();
+                needs.scopes_any.push(any);
+            }
+            needs.resource_types.extend(rule.resource_type.clone());
+        }
+        needs.scopes.sort();
+        needs.scopes.dedup();
+        needs.scopes_any.sort();
+        needs.scopes_any.dedup();
+        needs.resource_types.sort();
+        needs.resource_types.dedup();
+        needs
+    }
+
+    /// The scopes among them that are not held.
+    fn missing(&self, held: &ScopeSet) -> Self {
+        let lacks = |scope: &&String| !held.allows(scope);
+        let lacks_all = |any: &&Vec<String>| any.iter().all(|scope| !held.allows(scope));
+        Self {
+            scopes: self.scopes.iter().filter(lacks).cloned().collect(),
+            scopes_any: self.scopes_any.iter().filter(lacks_all).cloned().collect(),
+            resource_types: Vec::new(),
+        }
+    }
+
+    /// The scopes in words, each part with what stands before it.
+    fn parts(&self, all: &str, one: &str) -> Vec<String> {
+        let scopes = (!self.scopes.is_empty()).then(|| format!("{all}{}", self.scopes.join(", ")));
+        let any = self.scopes_any.iter();
+        let any = any.map(|any| format!("{one}{}", any.join(", ")));
+        scopes.into_iter().chain(any).collect()
     }
 }
 
@@ -74,8 +126,8 @@ fn sentence(
     operation: &str,
     author: &str,
     meant: &[&&OperationSpec],
-    scopes: &[String],
-    missing: &[String],
+    needs: &ScopeNeeds,
+    missing: &ScopeNeeds,
 ) -> String {
     let what = match meant {
         [] => return format!("calls '{operation}', which this node does not have; a peer may"),
@@ -102,15 +154,24 @@ fn sentence(
             )
         }
     };
-    let by = match scopes {
-        [] => ", which everybody may".to_owned(),
-        scopes => format!(" by the scopes {} of '{author}'", scopes.join(", ")),
+    let by = needs.parts("the scopes ", "one of the scopes ");
+    let by = match by.as_slice() {
+        [] if meant.iter().all(|spec| spec.access_control.is_open()) => {
+            ", which everybody may".to_owned()
+        }
+        [] => ", which needs no scope".to_owned(),
+        by => format!(" by {} of '{author}'", by.join(" and ")),
     };
-    let not = match missing {
+    let on = match needs.resource_types.as_slice() {
         [] => String::new(),
-        missing => format!("; '{author}' does not hold {}", missing.join(", ")),
+        kinds => format!(", on resources of '{author}' of type {}", kinds.join(", ")),
     };
-    format!("{what}{by}{not}")
+    let not = missing.parts("", "any of ");
+    let not = match not.as_slice() {
+        [] => String::new(),
+        not => format!("; '{author}' does not hold {}", not.join(", nor ")),
+    };
+    format!("{what}{by}{on}{not}")
 }
 
 impl AuthoritySnapshot {
@@ -190,6 +251,67 @@ mod tests {
             let each = set(&mine).allows(&scope) && set(&theirs).allows(&scope);
             prop_assert_eq!(both.allows(&scope), each, "{:?}", both);
         }
+    }
+
+    /// What a reviewer reads of calls of an operation by an author with these scopes.
+    fn read(rule: alknet_call::AccessControl, held: &[&str]) -> BundleGrant {
+        let mut spec = OperationSpec::query("node/info", "");
+        spec.access_control = rule;
+        let held: ScopeSet = held.iter().collect();
+        grant("node/info", "ada", &held, &[&spec])
+    }
+
+    fn rule(all: &[&str], any: Option<&[&str]>) -> alknet_call::AccessControl {
+        let own = |list: &[&str]| list.iter().map(|&it| it.to_owned()).collect();
+        alknet_call::AccessControl {
+            required_scopes: own(all),
+            required_scopes_any: any.map(own),
+            ..Default::default()
+        }
+    }
+
+    /// A reviewer read that everybody may call it.
+    #[test]
+    fn an_operation_that_needs_one_of_several_scopes_is_not_shown_as_open() {
+        let either: &[&str] = &["node:admin", "node:read"];
+        let held = read(rule(&[], Some(either)), &["node:read"]);
+        assert_eq!(
+            held.text,
+            "calls 'node/info' (changes nothing) by one of the scopes node:admin, node:read of 'ada'"
+        );
+        assert_eq!(held.scopes_any, [either]);
+        assert!(held.missing.is_empty() && held.missing_any.is_empty());
+    }
+
+    #[test]
+    fn scopes_of_which_the_author_holds_none_are_named() {
+        let either: &[&str] = &["node:admin", "node:read"];
+        let lacks = read(rule(&["a", "b"], Some(either)), &["a"]);
+        assert_eq!(
+            lacks.text,
+            "calls 'node/info' (changes nothing) by the scopes a, b and one of the scopes node:admin, \
+             node:read of 'ada'; 'ada' does not hold b, nor any of node:admin, node:read"
+        );
+        assert_eq!(lacks.missing, ["b"]);
+        assert_eq!(lacks.missing_any, [either]);
+    }
+
+    #[test]
+    fn only_what_is_open_is_what_everybody_may() {
+        let open = read(rule(&[], None), &[]);
+        assert!(
+            open.text.ends_with(", which everybody may"),
+            "{}",
+            open.text
+        );
+        let identified = alknet_call::AccessControl {
+            identified: true,
+            resource_type: Some("disk".to_owned()),
+            ..rule(&[], None)
+        };
+        let known = read(identified, &[]);
+        let words = ", which needs no scope, on resources of 'ada' of type disk";
+        assert!(known.text.ends_with(words), "{}", known.text);
     }
 
     #[test]

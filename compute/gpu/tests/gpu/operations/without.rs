@@ -120,6 +120,10 @@ fn what_is_computed_on_is_told() {
         assert!(info["versions"][version].is_string(), "{version}: {info}");
     }
     assert_eq!(info["selftest"]["ok"], true);
+    for figure in ["cold_ms", "warm_ms", "worker_start_ms"] {
+        let ms = info["selftest"][figure].as_f64();
+        assert!(ms > Some(0.0), "{figure}: {info}");
+    }
     assert!(info["limits"]["storage_bytes"].as_u64().expect("a limit") > 0);
     for figure in [
         "matmul_wgsl",

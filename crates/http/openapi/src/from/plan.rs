@@ -120,10 +120,19 @@ pub(super) fn read(
         body: body.map(|(body, _)| body),
         accept: HeaderValue::try_from(answers.accept)
             .unwrap_or_else(|_| HeaderValue::from_static("*/*")),
-        // An empty list says that the operation needs no credential; no list says nothing.
-        is_ours: found.operation.get("security") != Some(&json!([])),
+        is_ours: wants_credential(document, found.operation),
     };
     Ok((plan, spec))
+}
+
+/// Whether requests of an operation are made with the credential, by the requirements of the operation, or else of the
+/// document (OpenAPI 3.1, section 4.8.30). One without members is met without a credential; a list of nothing else
+/// says that none is needed, and no list says nothing.
+fn wants_credential(document: &OpenApiSourceDocument, operation: &Map<String, Value>) -> bool {
+    let security = operation.get("security");
+    let security = security.or_else(|| document.root().get("security"));
+    let requirements = security.and_then(Value::as_array);
+    requirements.is_none_or(|all| all.iter().any(|one| *one != json!({})))
 }
 
 /// Parameters of the operation and of its path; of two of one name and place the operation's counts.

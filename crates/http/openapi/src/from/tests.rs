@@ -168,6 +168,54 @@ fn outputs_are_any_of_the_good_answers_and_the_others_are_errors() {
     assert_eq!(*body, json!({ "type": "object" }));
 }
 
+/// Whether a request is made with the credential, where the document and the operation say this of security.
+fn is_ours(of_document: &Value, of_operation: &Value) -> bool {
+    let mut document = json!({
+        "openapi": "3.1.0",
+        "paths": { "/a": { "get": { "responses": {} } } },
+    });
+    if !of_document.is_null() {
+        document["security"] = of_document.clone();
+    }
+    if !of_operation.is_null() {
+        document["paths"]["/a"]["get"]["security"] = of_operation.clone();
+    }
+    let document = document.to_string();
+    let document = OpenApiSourceDocument::parse(document.as_bytes()).expect("a document");
+    let operations = found(&document).expect("operations");
+    let mut names = UniqueNames::new("ns");
+    let read = plan::read(
+        &document,
+        &operations[0],
+        &BTreeSet::new(),
+        &mut names,
+        4096,
+    );
+    read.expect("an operation").0.is_ours
+}
+
+#[test]
+fn the_security_of_the_document_counts_where_an_operation_has_none() {
+    let (none, key) = (json!([]), json!([{ "key": [] }]));
+    let (open, either) = (json!([{}]), json!([{}, { "key": [] }]));
+    for (of_document, of_operation, ours) in [
+        // Nothing is said of it.
+        (&Value::Null, &Value::Null, true),
+        (&none, &Value::Null, false),
+        (&key, &Value::Null, true),
+        (&open, &Value::Null, false),
+        (&either, &Value::Null, true),
+        // The operation's own takes its place.
+        (&none, &key, true),
+        (&key, &none, false),
+        (&key, &open, false),
+        (&open, &either, true),
+    ] {
+        let found = is_ours(of_document, of_operation);
+        assert_eq!(found, ours, "{of_document} {of_operation}");
+    }
+}
+
 #[test]
 fn old_schemas_become_new_ones() {
     let none = json!({});

@@ -146,7 +146,8 @@ pub struct PromotionBundle {
 }
 
 impl PromotionBundle {
-    /// Signs `content`; `sign` is Ed25519 (RFC 8032) with the key that the content names.
+    /// Signs `content`; `sign` is Ed25519 (RFC 8032) with the key that the content names. It is called last: a key signs
+    /// nothing that [`read`](Self::read) would refuse.
     ///
     /// # Errors
     /// As [`read`](Self::read): a bundle that it refuses is not made.
@@ -154,13 +155,16 @@ impl PromotionBundle {
         content: &BundleContent,
         sign: impl FnOnce(&[u8]) -> [u8; 64],
     ) -> Result<Self, BundleError> {
-        let mut value = serde_json::to_value(content)
+        let value = serde_json::to_value(content)
             .map_err(|error| BundleError::Json(format!("the content has no JSON form: {error}")))?;
-        let signature = HEXLOWER.encode(&sign(&signed_text(&value)));
-        if let Value::Object(members) = &mut value {
-            members.insert("signature".to_owned(), Value::String(signature));
+        if !matches!(content.key, PeerKey::Ed25519(_)) {
+            return Err(BundleError::Signature);
         }
-        Self::read(canonical(&value).as_bytes())
+        // As long as the signature will be.
+        let unsigned = with_signature(value.clone(), &HEXLOWER.encode(&[0; 64]));
+        UncheckedBundle::read(canonical(&unsigned).as_bytes())?;
+        let signature = HEXLOWER.encode(&sign(&signed_text(&value)));
+        Self::read(canonical(&with_signature(value, &signature)).as_bytes())
     }
 
     /// Reads a document as strangers send it.
@@ -169,32 +173,19 @@ impl PromotionBundle {
     /// What is wrong with it, at which place: its size, its JSON (a member named twice included), a
     /// member that is missing, unknown or out of its bounds, or its signature.
     pub fn read(document: &[u8]) -> Result<Self, BundleError> {
-        let mut value = read_json(document)?;
-        shape::check(&value)?;
-        let signature = value
-            .as_object_mut()
-            .and_then(|members| members.remove("signature"));
-        let content: BundleContent = serde_json::from_value(value.clone())
-            .map_err(|error| BundleError::Json(error.to_string()))?;
-        shape::check_content(&content)?;
-        let signature = signature.as_ref().and_then(Value::as_str);
-        let signature = signature.unwrap_or_default();
-        if !is_signed(&content.key, &signed_text(&value), signature) {
+        let read = UncheckedBundle::read(document)?;
+        if !is_signed(
+            &read.content.key,
+            &signed_text(&read.value),
+            &read.signature,
+        ) {
             return Err(BundleError::Signature);
         }
-        let id = id_of(&value, &content);
-        if let Value::Object(members) = &mut value {
-            members.insert("signature".to_owned(), signature.into());
-        }
-        let document = canonical(&value);
-        if document.len() > BUNDLE_BYTES_MAX {
-            return Err(BundleError::TooLarge(document.len()));
-        }
         Ok(Self {
-            digest: Blake3Hash(*blake3::hash(document.as_bytes()).as_bytes()),
-            content,
-            document,
-            id,
+            digest: Blake3Hash(*blake3::hash(read.document.as_bytes()).as_bytes()),
+            id: id_of(&read.value, &read.content),
+            content: read.content,
+            document: read.document,
         })
     }
 
@@ -247,6 +238,54 @@ impl fmt::Debug for PromotionBundle {
             .field("author", &self.content.author)
             .finish_non_exhaustive()
     }
+}
+
+/// A document that has the form of a bundle, whose signature was not checked.
+struct UncheckedBundle {
+    content: BundleContent,
+    /// Without the signature.
+    value: Value,
+    signature: String,
+    /// Its canonical text, with the signature.
+    document: String,
+}
+
+impl UncheckedBundle {
+    /// Everything that [`PromotionBundle::read`] checks but the signature.
+    fn read(document: &[u8]) -> Result<Self, BundleError> {
+        let mut value = read_json(document)?;
+        shape::check(&value)?;
+        let signature = value
+            .as_object_mut()
+            .and_then(|members| members.remove("signature"));
+        let content: BundleContent = serde_json::from_value(value.clone())
+            .map_err(|error| BundleError::Json(error.to_string()))?;
+        shape::check_content(&content)?;
+        let signature = signature.as_ref().and_then(Value::as_str);
+        let signature = signature.unwrap_or_default().to_owned();
+        let mut value = with_signature(value, &signature);
+        let document = canonical(&value);
+        if document.len() > BUNDLE_BYTES_MAX {
+            return Err(BundleError::TooLarge(document.len()));
+        }
+        if let Value::Object(members) = &mut value {
+            members.remove("signature");
+        }
+        Ok(Self {
+            content,
+            value,
+            signature,
+            document,
+        })
+    }
+}
+
+/// The document with this signature.
+fn with_signature(mut value: Value, signature: &str) -> Value {
+    if let Value::Object(members) = &mut value {
+        members.insert("signature".to_owned(), signature.into());
+    }
+    value
 }
 
 /// What is signed: the purpose, then the document without its signature.

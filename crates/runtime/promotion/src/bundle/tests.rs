@@ -55,6 +55,28 @@ fn what_was_signed_is_read_and_nothing_else() {
     );
 }
 
+/// A signature over what is refused would be a signature that its author did not mean.
+#[test]
+fn a_key_signs_nothing_that_would_be_refused() {
+    let good = content();
+    let mut without_module = good.clone();
+    without_module.entry = "./none.js".to_owned();
+    let mut too_long = good.clone();
+    let source = "x".repeat(BUNDLE_BYTES_MAX);
+    too_long.modules.insert("./long.js".to_owned(), source);
+    let mut another_kind_of_key = good.clone();
+    another_kind_of_key.key = PeerKey::Spki([7; 32]);
+    for refused in [without_module, too_long, another_kind_of_key] {
+        let mut signed = false;
+        let bundle = PromotionBundle::sign(&refused, |_| {
+            signed = true;
+            [0; 64]
+        });
+        assert!(bundle.is_err() && !signed, "{bundle:?}");
+    }
+    assert!(sign(&good).is_ok());
+}
+
 /// The document with another value at this place, which may be new.
 fn with(document: &Value, place: &str, value: &Value) -> Value {
     let mut changed = document.clone();

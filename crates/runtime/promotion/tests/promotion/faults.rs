@@ -213,6 +213,35 @@ async fn what_a_peer_answers_does_not_excuse_a_version() {
     }
 }
 
+/// The server of an import fails, and the script lets its error pass.
+#[tokio::test]
+async fn a_server_that_fails_is_no_fault_of_the_node() {
+    let folder = folder();
+    let node = PromotionNode::start(folder.path(), live()).await;
+    let source = "export const run = async (op) => { if (op) await ops.call(op); return 0; };";
+    let bundle = DraftBundle::new("asks", source)
+        .uses(&["door/gone", "door/late", "door/odd"])
+        .test(json!({ "input": null, "expect": { "output": 0 } }));
+    node.promote(&bundle).await;
+    let client = node.client("cal");
+    for (op, code) in [
+        ("door/gone", "UNAVAILABLE"),
+        ("door/late", "TIMEOUT"),
+        ("door/odd", "HTTP_502"),
+        // No server was asked: that is the script's own fault.
+        ("door/none", "INTERNAL"),
+    ] {
+        let refused = soon(client.call("js/asks", &json!(op))).await;
+        let refused = refused.expect_err(op);
+        assert_eq!(refused.code.name(), code, "{op}: {refused}");
+        let details = refused.details.expect("what was called");
+        assert_eq!(details["path"], op, "{details}");
+    }
+    let spec = client.schema("js/asks").await.expect("a spec");
+    let declared = spec.error_schemas.iter().find(|it| it.code == "HTTP_502");
+    assert_eq!(declared.and_then(|it| it.http_status), Some(502));
+}
+
 /// What it calls ends before it, by the time that its caller gave it.
 #[tokio::test]
 async fn a_caller_in_haste_does_not_speak_against_a_version() {

@@ -148,7 +148,17 @@ fn program() -> Vec<Registration> {
             ))
         })
     };
+    let server = |name: &str, code: &'static str| {
+        let spec = OperationSpec::query(name, "An imported server's.");
+        let handler = HandlerKind::once(move |_, _| async move {
+            Err::<Value, _>(CallError::operation(code, "the server says no"))
+        });
+        Registration::imported(spec, handler, Provenance::FromOpenApi).passing_errors_on()
+    };
     vec![
+        server("door/gone", "UNAVAILABLE"),
+        server("door/late", "TIMEOUT"),
+        server("door/odd", "HTTP_500"),
         Registration::new(full, refuses()),
         Registration::imported(far, refuses(), Provenance::FromCall),
         Registration::new(

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use alknet_call::{
-    CallBody, CallError, Ctx, ErrorDef, HandlerKind, OperationSpec, OperationType, Registration,
-    SessionError,
+    BAD_GATEWAY, CallBody, CallError, Ctx, ErrorDef, HandlerKind, OperationSpec, OperationType,
+    Registration, SessionError, bad_gateway_def,
 };
 use alknet_runtime::{OpError, RuntimeCode, ScriptOperationKind};
 use futures_util::{Stream, stream};
@@ -42,6 +42,10 @@ pub(super) fn registration(
         .iter()
         .map(|def| def.code.clone())
         .collect();
+    // No code of the script's: only a server of an import that failed brings it about.
+    if declares.iter().all(|own| own != BAD_GATEWAY) {
+        spec.error_schemas.push(bad_gateway_def());
+    }
     let script = Arc::new(ScriptOperation {
         entrance: entrance.clone(),
         name: offer.name,
@@ -123,7 +127,14 @@ impl ScriptOperation {
 
     fn error(&self, failure: &alknet_runtime::ScriptFailure, ctx: &Ctx) -> CallError {
         let declares = |code: &str| self.declares.iter().any(|own| own == code);
-        to_call_error(failure, ctx.is_hindered(), declares)
+        let passed = failure.operation.as_deref();
+        let passed = passed.filter(|error| !declares(&error.code));
+        // How a server of an import failed.
+        let upstream = passed.and_then(|error| {
+            let told = ctx.upstream_error(&error.code, &error.message)?;
+            Some(told.with_details(json!({ "code": error.code, "path": error.path })))
+        });
+        upstream.unwrap_or_else(|| to_call_error(failure, ctx.is_hindered(), declares))
     }
 }
 

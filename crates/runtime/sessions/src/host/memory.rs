@@ -296,7 +296,8 @@ impl ReadRefusal {
     pub(super) fn error(self, what: &str) -> OpError {
         match self {
             Self::Full | Self::TooMuch => OpError {
-                retryable: true,
+                // What the session itself keeps under way does not leave by asking again.
+                retryable: self == Self::Full,
                 details: Box::new(json!({ "code": RuntimeCode::Quota.name() })),
                 ..OpError::new(
                     "QUOTA_EXCEEDED",
@@ -409,6 +410,20 @@ mod tests {
         drop(held);
         let accounts = lock(&memory.0);
         assert_eq!((accounts.all.bytes, accounts.all.registered), (0, 0));
+    }
+
+    /// Values of others leave by themselves; those of the session leave when its own calls end.
+    #[test]
+    fn only_room_that_others_have_is_worth_another_try() {
+        for (refused, retryable) in [
+            (ReadRefusal::Full, true),
+            (ReadRefusal::TooMuch, false),
+            (ReadRefusal::Wrong, false),
+        ] {
+            let error = refused.error("input");
+            assert_eq!(error.retryable, retryable, "{error}");
+            assert_eq!(error.says_no_room(), retryable, "{error}");
+        }
     }
 
     #[test]

@@ -1,0 +1,330 @@
+//! Operations and scopes that a configuration names: which of them this program can have.
+
+use alknet_call::{Registry, is_reserved_namespace};
+use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
+use alknet_init::control::MachineDiagnostic;
+
+/// Operations of the program, in some configuration, that answer once: those that can be tools.
+const OPERATIONS: [&str; 50] = [
+    "compute/dispatch",
+    "compute/info",
+    "compute/matmul",
+    "compute/sha256",
+    "config/apply",
+    "escrow/approve",
+    "escrow/change",
+    "escrow/deposit",
+    "escrow/list",
+    "escrow/release",
+    "escrow/revoke",
+    "hub/invite",
+    "hub/invoke",
+    "hub/peers",
+    "hub/peers/approve",
+    "hub/peers/label",
+    "hub/peers/remove",
+    "hub/whoami",
+    "node/info",
+    "node/metrics",
+    "node/page-ticket",
+    "node/poweroff",
+    "node/reboot",
+    "node/rotate-key",
+    "ops/promote",
+    "ops/proposals",
+    "ops/propose",
+    "ops/rollback",
+    "peer/list",
+    "peer/rotate-key",
+    "runtime/eval",
+    "runtime/kill",
+    "runtime/sessions",
+    "runtime/stats",
+    "services/list",
+    "services/list-peers",
+    "services/schema",
+    "session/authenticate",
+    "tensor/create",
+    "tensor/drop",
+    "tensor/open",
+    "tensor/put",
+    "tensor/read",
+    "tensor/stat",
+    "tensor/write",
+    "token/list",
+    "token/make",
+    "token/revoke",
+    "vault/lock",
+    "vault/status",
+];
+
+/// Those that answer many times, and can be no tools.
+const SUBSCRIPTIONS: [&str; 4] = [
+    "hub/subscribe",
+    "node/log",
+    "services/watch",
+    "tensor/fetch",
+];
+
+/// Scopes that operations of the program need.
+const SCOPES: [&str; 17] = [
+    "admin",
+    "compute:kernel",
+    "compute:read",
+    "compute:run",
+    "escrow",
+    "escrow:admin",
+    "hub:admin",
+    "hub:invite",
+    "hub:read",
+    "metrics:read",
+    "node:read",
+    "ops:promote",
+    "ops:propose",
+    "peer:list",
+    "runtime:admin",
+    "runtime:debug",
+    "runtime:read",
+];
+
+/// Scopes that parts of the node look for and no operation declares; `*` stands for all that begin so. Promoted
+/// operations need those below `call:`, unless their reviewer wants others.
+pub(super) const SCOPE_FAMILIES: [&str; 7] = [
+    "call:*",
+    "forward:identity",
+    "hub:invoke:*",
+    "hub:transit",
+    "peer:route:*",
+    "tensor:read:*",
+    "tensor:write:*",
+];
+
+/// Names that one problem lists.
+const NAMES_LISTED_MAX: usize = 8;
+
+/// What to do about names that match nothing.
+const SPELLING: &str = "write it as 'alknet ops TARGET' and the pages of the operations do";
+
+/// What a document names that the program does not have.
+#[derive(Debug, Default)]
+pub(crate) struct UnknownNames {
+    /// Names that never match.
+    pub(crate) errors: Vec<ConfigError>,
+    /// Names that match nothing of the program, and perhaps a promoted operation.
+    pub(crate) warnings: Vec<ConfigError>,
+}
+
+/// Looks at the names of `config` without a node.
+pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
+    let mut found = UnknownNames::default();
+    for (n, tool) in config.http.mcp.tools.iter().enumerate() {
+        let error = |what| finding(format!("http.mcp.tools[{n}]"), what);
+        let name = plain(tool);
+        if OPERATIONS.contains(&name) {
+            continue;
+        }
+        if SUBSCRIPTIONS.contains(&name) {
+            let what =
+                format!("'{name}' is a subscription, which answers many times: it can be no tool");
+            found.errors.push(error(what));
+        } else if is_reserved_namespace(name.split('/').next().unwrap_or_default()) {
+            // No promoted operation has a name there.
+            let what = format!("no operation is called '{name}', and none can be");
+            found.errors.push(error(what));
+        } else {
+            let what = format!(
+                "the program has no operation '{name}': it is a tool once a script is promoted to that name"
+            );
+            found.warnings.push(error(what));
+        }
+    }
+    for (key, scope) in config.granted_scopes() {
+        if !is_known(scope) {
+            let who = match is_of_program_scopes(scope) {
+                true => "no operation asks for the scope",
+                false => {
+                    "no operation of the program asks for the scope, and perhaps a promoted one does:"
+                }
+            };
+            found
+                .warnings
+                .push(finding(key, format!("{who} '{scope}'")));
+        }
+    }
+    found
+}
+
+/// The same for a node that runs: tools that are none now, and scopes that no operation asks for. A scope outside the
+/// program's own names is left to promoted operations, and to those of peers.
+pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineDiagnostic> {
+    let promoted = registry.generation();
+    let specs = || registry.specs().chain(promoted.specs());
+    let http = &config.http;
+    let tools = http.mcp.tools.iter().map(|tool| plain(tool));
+    let unknown_tools = tools
+        .filter(|name| http.enabled && http.mcp.enabled && specs().all(|spec| spec.name != *name));
+    let asks = |scope: &str| {
+        specs().any(|spec| {
+            let rule = &spec.access_control;
+            let any = rule.required_scopes_any.iter().flatten();
+            let mut needed = rule.required_scopes.iter().chain(any);
+            needed.any(|known| is_granted_by(known, scope))
+        })
+    };
+    let mut unknown_scopes: Vec<&str> = config
+        .granted_scopes()
+        .into_iter()
+        .map(|(_, scope)| scope)
+        .filter(|scope| is_of_program_scopes(scope) && !is_known(scope) && !asks(scope))
+        .collect();
+    unknown_scopes.sort_unstable();
+    unknown_scopes.dedup();
+    let tools = listed(unknown_tools.collect()).map(|names| MachineDiagnostic {
+        code: "mcp-tool-unknown".to_owned(),
+        text: format!("http.mcp.tools names operations that this node does not have: {names}"),
+        hint: "promote a script to that name, or correct http.mcp.tools and restart".to_owned(),
+    });
+    let scopes = listed(unknown_scopes).map(|names| MachineDiagnostic {
+        code: "scope-unknown".to_owned(),
+        text: format!("the configuration grants scopes that no operation asks for: {names}"),
+        hint: SPELLING.to_owned(),
+    });
+    tools.into_iter().chain(scopes).collect()
+}
+
+/// The first of some names as a text; `None` for none.
+fn listed(names: Vec<&str>) -> Option<String> {
+    let shown: Vec<_> = names
+        .iter()
+        .take(NAMES_LISTED_MAX)
+        .map(|name| format!("'{name}'"))
+        .collect();
+    let more = match names.len().saturating_sub(NAMES_LISTED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!shown.is_empty()).then(|| format!("{}{more}", shown.join(", ")))
+}
+
+fn finding(path: String, what: String) -> ConfigError {
+    ConfigError {
+        path,
+        line: None,
+        what,
+        fix: SPELLING.to_owned(),
+    }
+}
+
+/// An operation's name without the slash that may stand before it.
+fn plain(operation: &str) -> &str {
+    operation.strip_prefix('/').unwrap_or(operation)
+}
+
+/// Whether the first segment of a scope is one of the program's.
+fn is_of_program_scopes(scope: &str) -> bool {
+    let first = |name: &str| name.split(':').next() == scope.split(':').next();
+    SCOPES.iter().chain(&SCOPE_FAMILIES).any(|own| first(own))
+}
+
+/// Whether a part of the program asks for a scope, or for one that a pattern covers.
+fn is_known(scope: &str) -> bool {
+    let mut known = SCOPES.iter().chain(&SCOPE_FAMILIES);
+    known.any(|known| is_granted_by(known, scope))
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_call::{CallError, HandlerKind, OperationSpec, Registration};
+    use serde_json::Value;
+
+    use super::*;
+
+    fn config(text: &str) -> NodeConfig {
+        NodeConfig::parse(text.as_bytes()).expect("a correct document")
+    }
+
+    fn peer(scopes: &[&str]) -> NodeConfig {
+        let key = format!("ed25519:{}", "1".repeat(64));
+        config(&format!(
+            "[[peers]]\npeer_id = \"ada\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n"
+        ))
+    }
+
+    fn texts(found: &[ConfigError]) -> Vec<String> {
+        found.iter().map(ToString::to_string).collect()
+    }
+
+    /// A registry with one operation, which needs a scope.
+    fn registry() -> Registry {
+        let handler = HandlerKind::once(|_, _| async { Ok::<_, CallError>(Value::Null) });
+        let spec = OperationSpec::query("node/info", "").with_scope("node:custom");
+        let registry = Registry::builder().with(Registration::new(spec, handler));
+        registry.build().expect("every rule is kept")
+    }
+
+    #[test]
+    fn tools_that_never_match_are_mistakes() {
+        let found = unknown_names(&config(
+            "[http.mcp]\ntools = [\"node/info\", \"node/inof\", \"/node/log\", \"js/later\"]\n",
+        ));
+        let errors = texts(&found.errors);
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert!(errors[0].starts_with("http.mcp.tools[1]: no operation is called 'node/inof'"));
+        assert!(errors[1].starts_with("http.mcp.tools[2]: 'node/log' is a subscription"));
+        let warnings = texts(&found.warnings);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("'js/later'"), "{warnings:?}");
+    }
+
+    #[test]
+    fn scopes_that_nothing_asks_for_are_named_with_their_key() {
+        let found = unknown_names(&peer(&[
+            "node:raed",
+            "fs:read:docs",
+            "node:read",
+            "hub:invoke:node",
+            "peer:route:*",
+            "tensor:read:a",
+            "call:js:total",
+            "compute:*",
+        ]));
+        let warnings = texts(&found.warnings);
+        assert!(
+            found.errors.is_empty() && warnings.len() == 2,
+            "{warnings:?}"
+        );
+        let own = "peers[0].scopes[0]: no operation asks for the scope 'node:raed'";
+        assert!(warnings[0].starts_with(own), "{warnings:?}");
+        assert!(warnings[1].contains("perhaps a promoted one does: 'fs:read:docs'"));
+    }
+
+    #[test]
+    fn a_node_that_runs_names_what_it_does_not_have() {
+        let mut config = peer(&["node:raed", "node:custom", "fs:read:docs", "hub:admin"]);
+        config.http.mcp.tools = ["/node/info", "js/later"].map(str::to_owned).into();
+        let found = problems(&config, &registry());
+        let codes: Vec<_> = found.iter().map(|it| it.code.as_str()).collect();
+        assert_eq!(codes, ["mcp-tool-unknown", "scope-unknown"]);
+        assert!(found[0].text.ends_with(": 'js/later'"), "{}", found[0].text);
+        assert!(
+            found[1].text.ends_with(": 'node:raed'"),
+            "{}",
+            found[1].text
+        );
+        config.http.mcp.enabled = false;
+        config.peers.clear();
+        assert_eq!(problems(&config, &registry()), []);
+    }
+
+    #[test]
+    fn a_problem_lists_a_few_names() {
+        let names: Vec<_> = (0..10).map(|n| format!("a/n{n}")).collect();
+        let text = listed(names.iter().map(String::as_str).collect());
+        let text = text.expect("there are some");
+        assert!(
+            text.starts_with("'a/n0', ") && text.ends_with(" and 2 more"),
+            "{text}"
+        );
+        assert_eq!(listed(Vec::new()), None);
+    }
+}

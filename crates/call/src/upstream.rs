@@ -1,0 +1,123 @@
+//! Failures of servers that speak another protocol, as an operation that uses them passes them on.
+//!
+//! A script that calls an imported operation and lets its error pass would otherwise end with `INTERNAL`, as for a fault
+//! of its own. The node itself notes how an imported operation failed: scripts can make any error.
+
+use serde_json::json;
+
+use crate::error::{CallError, ErrorCode};
+use crate::spec::ErrorDef;
+
+/// Code of an operation whose server answered with an error, or with an answer that does not fit. Over HTTP it is 502;
+/// a server that cannot be reached is `UNAVAILABLE` (503), and one that does not answer in time `TIMEOUT` (504).
+pub const BAD_GATEWAY: &str = "HTTP_502";
+/// What codes of the statuses of servers begin with.
+const STATUS_CODE: &str = "HTTP_";
+/// What codes of servers of tools begin with.
+const TOOL_CODE: &str = "MCP_";
+
+/// How a server failed that an imported operation asked. The values are bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum UpstreamFailure {
+    /// It answered with an error, or with an answer that does not fit.
+    BadAnswer = 1,
+    /// It did not answer in time.
+    TimedOut = 2,
+    /// It cannot be reached, or refuses work for now.
+    Unavailable = 4,
+}
+
+impl UpstreamFailure {
+    /// How it failed, by the code of the imported operation. `None` where the request was to blame, or this node.
+    pub(crate) fn from_code(code: &ErrorCode) -> Option<Self> {
+        match code {
+            ErrorCode::Unavailable => Some(Self::Unavailable),
+            ErrorCode::Timeout => Some(Self::TimedOut),
+            ErrorCode::InvalidOutput | ErrorCode::PayloadTooLarge => Some(Self::BadAnswer),
+            ErrorCode::Operation(name) => match name.strip_prefix(STATUS_CODE) {
+                Some("429" | "503") => Some(Self::Unavailable),
+                Some("408" | "504") => Some(Self::TimedOut),
+                Some(_) => Some(Self::BadAnswer),
+                None => name.starts_with(TOOL_CODE).then_some(Self::BadAnswer),
+            },
+            _ => None,
+        }
+    }
+
+    /// As the caller of the operation that asked reads it. Not retryable: that operation may have done other things.
+    pub(crate) fn error(self, message: &str) -> CallError {
+        let code = match self {
+            Self::BadAnswer => ErrorCode::from_name(BAD_GATEWAY),
+            Self::TimedOut => ErrorCode::Timeout,
+            Self::Unavailable => ErrorCode::Unavailable,
+        };
+        let mut error = CallError::new(code, message);
+        error.retryable = false;
+        error
+    }
+}
+
+/// What an operation declares that may end with [`BAD_GATEWAY`].
+#[must_use]
+pub fn bad_gateway_def() -> ErrorDef {
+    ErrorDef {
+        code: BAD_GATEWAY.to_owned(),
+        description:
+            "A server that the operation uses answered with an error or with a wrong answer."
+                .to_owned(),
+        schema: json!({
+            "type": "object",
+            "properties": { "code": { "type": "string" }, "path": { "type": "string" } },
+        }),
+        http_status: Some(502),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_imported_operations_say_how_the_server_failed() {
+        use UpstreamFailure::{BadAnswer, TimedOut, Unavailable};
+        for (code, failure) in [
+            ("UNAVAILABLE", Some(Unavailable)),
+            ("HTTP_429", Some(Unavailable)),
+            ("HTTP_503", Some(Unavailable)),
+            ("TIMEOUT", Some(TimedOut)),
+            ("HTTP_408", Some(TimedOut)),
+            ("HTTP_504", Some(TimedOut)),
+            ("HTTP_401", Some(BadAnswer)),
+            ("HTTP_404", Some(BadAnswer)),
+            ("HTTP_500", Some(BadAnswer)),
+            ("HTTP_502", Some(BadAnswer)),
+            ("INVALID_OUTPUT", Some(BadAnswer)),
+            ("MCP_SERVER_ERROR", Some(BadAnswer)),
+            ("MCP_TOOL_ERROR", Some(BadAnswer)),
+            ("PAYLOAD_TOO_LARGE", Some(BadAnswer)),
+            // The caller's input, this node's room and this node's rules.
+            ("INVALID_INPUT", None),
+            ("OVERLOADED", None),
+            ("FORBIDDEN", None),
+            ("OUT_OF_INK", None),
+        ] {
+            assert_eq!(
+                UpstreamFailure::from_code(&ErrorCode::from_name(code)),
+                failure,
+                "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_failure_has_its_own_status() {
+        use UpstreamFailure::{BadAnswer, TimedOut, Unavailable};
+        let code = |failure: UpstreamFailure| failure.error("x").code;
+        assert_eq!(code(BadAnswer).name(), BAD_GATEWAY);
+        assert_eq!(code(TimedOut).http_status(), 504);
+        assert_eq!(code(Unavailable).http_status(), 503);
+        assert_eq!(bad_gateway_def().http_status, Some(502));
+        assert!(ErrorCode::may_declare(BAD_GATEWAY));
+    }
+}

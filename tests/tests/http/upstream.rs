@@ -1,0 +1,99 @@
+//! Servers of imports that fail: callers over HTTP learn which side failed, and how.
+
+use std::fs;
+use std::net::TcpListener;
+
+use alknet_test_support::ReservedPort;
+use alknet_tests::tools::client;
+use alknet_tests::{HostServer, RelayOperation, TestBench, WebNode, eventually};
+use serde_json::{Value, json};
+
+/// An import of the API of the tests, from a server at this port.
+fn importing(namespace: &str, port: u16) -> String {
+    format!(
+        "[[http.import]]\nkind = \"openapi\"\nnamespace = \"{namespace}\"\nplain = true\n\
+         private = [\"127.0.0.1\"]\ndocument = \"cfg:/api.yaml\"\n\
+         base_url = \"http://127.0.0.1:{port}/api\"\n"
+    )
+}
+
+/// The operation of the node lets the error of the server pass.
+#[test]
+fn a_server_that_fails_is_a_bad_gateway_and_not_a_failed_node() {
+    let bench = TestBench::new();
+    let api = HostServer::api(0, None);
+    let gone = ReservedPort::claim().expect("a port");
+    // The kernel takes connections for it, and no process answers.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let silent_port = silent.local_addr().expect("an address").port();
+    fs::copy(client("api.yaml"), bench.path().join("api.yaml")).expect("the folder is ours");
+    let relay = RelayOperation::new(&bench, &["api/*", "gone/*", "silent/*"]);
+    let config = [
+        relay.configuration(),
+        importing("api", api.port()),
+        importing("gone", gone.number()),
+        importing("silent", silent_port),
+    ];
+    let web = WebNode::start(&bench, &config.concat());
+    relay.promote(web.node.target());
+    for there in ["api/getNote", "gone/getNote", "silent/getNote"] {
+        eventually(there, || {
+            let listed = RelayOperation::list(bench.admin(), web.node.target(), there);
+            (listed == json!([there])).then_some(())
+        });
+    }
+    let note = json!({ "id": "a" });
+    for (operation, input, limit, status, code, cause) in [
+        (
+            "gone/getNote",
+            note.clone(),
+            Value::Null,
+            503,
+            "UNAVAILABLE",
+            "",
+        ),
+        (
+            "silent/getNote",
+            note,
+            json!(300),
+            504,
+            "TIMEOUT",
+            "deadline",
+        ),
+        (
+            "api/busy/change",
+            Value::Null,
+            Value::Null,
+            503,
+            "UNAVAILABLE",
+            "503",
+        ),
+        (
+            "api/getNote",
+            json!({ "id": "none" }),
+            Value::Null,
+            502,
+            "HTTP_502",
+            "no note none",
+        ),
+    ] {
+        let mut asked = RelayOperation::input(operation, &input);
+        asked["pass"] = true.into();
+        if !limit.is_null() {
+            asked["timeoutMs"] = limit;
+        }
+        let path = format!("/{}", RelayOperation::PATH);
+        let body = json!({ "operation": path, "input": asked });
+        let told = web.post(&web.admin, "/call", &body.to_string());
+        assert_eq!(told.status, status, "{operation}: {told:?}");
+        let error = told.json()["error"].take();
+        assert_eq!(error["code"], code, "{operation}: {error:#}");
+        let message = error["message"].as_str().unwrap_or_default();
+        assert!(message.contains(cause), "{operation}: {error:#}");
+        assert!(
+            !message.contains("the node failed"),
+            "{operation}: {error:#}"
+        );
+        assert_eq!(error["details"]["path"], operation, "{error:#}");
+    }
+}
