@@ -201,11 +201,28 @@ impl Browser {
     /// # Panics
     /// The file cannot be written.
     pub fn screenshot(&mut self, file: &Path) {
-        let whole = json!({ "format": "png", "captureBeyondViewport": true });
-        let shot = self.command("Page.captureScreenshot", &whole);
-        let data = shot["data"].as_str().unwrap_or_default();
-        let bytes = BASE64.decode(data.as_bytes()).expect("base64");
+        let bytes = self.capture(&json!({ "format": "png", "captureBeyondViewport": true }));
         std::fs::write(file, bytes).expect("the file is ours");
+    }
+
+    /// What the window shows of the page, from its top, as a PNG of the size that [`look`](Self::look) has set.
+    pub fn window(&mut self) -> Vec<u8> {
+        self.evaluate("scrollTo(0, 0)");
+        self.capture(&json!({ "format": "png" }))
+    }
+
+    fn capture(&mut self, how: &Value) -> Vec<u8> {
+        let shot = self.command("Page.captureScreenshot", how);
+        let data = shot["data"].as_str().unwrap_or_default();
+        BASE64.decode(data.as_bytes()).expect("base64")
+    }
+
+    /// Sets the time zone that scripts of pages see (`Asia/Tokyo`), and English as their language.
+    pub fn zone(&mut self, name: &str) {
+        let zone = json!({ "timezoneId": name });
+        self.command("Emulation.setTimezoneOverride", &zone);
+        let english = json!({ "locale": "en-US" });
+        self.command("Emulation.setLocaleOverride", &english);
     }
 
     /// What of the page keeps people out who cannot see it or hold a mouse, by the rules of axe: each

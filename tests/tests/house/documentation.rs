@@ -1,7 +1,10 @@
-//! Tests and files that docs/testing.md names, and examples in the documentation of libraries.
+//! Tests and files that docs/testing.md names, pictures that pages show, and examples in the documentation of libraries.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
+use alknet_tests::DOCS_PICTURES;
+
+use super::names::pages;
 use super::tree::{root, sources, tests_of};
 
 /// The tables of docs/testing.md that say which test shows what.
@@ -31,6 +34,35 @@ fn tests_that_the_documentation_names_exist() {
             assert!(root.join(file).exists(), "no file {file}");
         }
     }
+}
+
+/// Names of the pictures that the text of a page shows.
+fn pictures_in(text: &str) -> BTreeSet<&str> {
+    let images = text.split("![").skip(1);
+    let targets = images.filter_map(|image| image.split_once("](")?.1.split_once(')'));
+    let files = targets.filter_map(|(target, _)| target.split_once("pictures/"));
+    files.map(|(_, file)| file).collect()
+}
+
+#[test]
+fn pictures_of_the_docs_are_those_that_a_test_takes() {
+    let pages = pages();
+    let shown: BTreeSet<&str> = pages.iter().flat_map(|(_, it)| pictures_in(it)).collect();
+    let taken: BTreeSet<&str> = DOCS_PICTURES.iter().map(|picture| picture.file).collect();
+    assert_eq!(shown, taken, "shown on a page, and taken by a test");
+    let folder = std::fs::read_dir(root().join("docs/pictures")).expect("the folder");
+    let names = folder.map(|entry| entry.expect("a readable entry").file_name());
+    let kept: Vec<_> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    let kept: BTreeSet<&str> = kept.iter().map(String::as_str).collect();
+    assert_eq!(kept, taken, "kept in docs/pictures, and taken by a test");
+}
+
+#[test]
+fn pictures_of_a_page_are_found_however_the_page_names_their_folder() {
+    let page = "![a](pictures/a.png) ![b](docs/pictures/b.png)\n[no picture](pictures/c.png)";
+    assert_eq!(pictures_in(page), BTreeSet::from(["a.png", "b.png"]));
 }
 
 /// Names of tests are sentences.

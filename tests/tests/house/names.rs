@@ -151,8 +151,8 @@ fn comments() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Each page of the documentation.
-fn pages() -> Vec<(String, String)> {
+/// Each page of the documentation, README.md included: its path and its text.
+pub(crate) fn pages() -> Vec<(String, String)> {
     let mut pages = vec!["README.md".to_owned()];
     let docs = std::fs::read_dir(root().join("docs")).expect("the docs");
     for entry in docs {

@@ -12,6 +12,7 @@ mod judges;
 mod mcp;
 mod metrics;
 mod page;
+mod pictures;
 mod service;
 mod site;
 mod tensors;

@@ -1,12 +1,11 @@
-//! The status page, by the command that leads to it, by curl, and in a browser.
+//! The status page, by the command that leads to it and by curl. In a browser: `pictures.rs`.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient, CallOptions};
 use alknet_endpoint::{EndpointDialer, Target};
 use alknet_test_support::seconds;
-use alknet_tests::{Browser, Curl, HostNode, TestBench, eventually, spki};
+use alknet_tests::{Curl, HostNode, TestBench};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
@@ -255,84 +254,4 @@ fn where_nothing_is_told_only_a_link_leads_in() {
     );
     let used = curl(&["--data", "", &link]);
     assert_eq!((used.status, &used.body), (decoy.status, &decoy.body));
-}
-
-/// Where pictures are left for people to look at.
-fn pictures() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
-    std::fs::create_dir_all(&folder).expect("a folder of ours");
-    folder
-}
-
-#[test]
-fn a_browser_shows_it_to_everybody_with_and_without_scripts() {
-    let bench = TestBench::new();
-    let node = bench.host_with("[node]\nname = \"edge-1\"\n");
-    let address = origin(&node)["https://".len()..]
-        .parse()
-        .expect("an address");
-    let mut browser = Browser::start(&[spki(address)]);
-    let folder = std::env::var("ALKNET_TEST_AXE").expect("`cargo xtask test` fetches it");
-    let rules = std::fs::read_to_string(Path::new(&folder).join("axe.min.js")).expect("axe");
-    // Some calls, so that there is something to see.
-    for _ in 0..20 {
-        node.call("node/info", &Value::Null);
-    }
-    browser.look(1280, 900, false);
-    browser.navigate(&format!("{}/", origin(&node)));
-    assert_well_made(&mut browser, &rules, "the form");
-    browser.screenshot(&pictures().join("enter.png"));
-
-    browser.navigate(&open(&bench, &node, &[]));
-    assert_eq!(browser.evaluate("location.pathname"), "/");
-    assert_eq!(
-        browser.evaluate("document.cookie"),
-        "",
-        "scripts do not see it"
-    );
-    eventually("the page is live", || {
-        let live = browser.evaluate("document.getElementById('live').textContent");
-        (live == "Live").then_some(())
-    });
-    let lines = "document.querySelectorAll('#calls polyline').length";
-    eventually("the plots have lines", || {
-        (browser.evaluate(lines).as_u64() >= Some(5)).then_some(())
-    });
-    let shown = browser.evaluate("document.body.textContent");
-    let shown = shown.as_str().expect("text");
-    assert!(!shown.contains("Cannot be shown"), "{shown}");
-    for (name, width, dark) in [
-        ("light", 1280, false),
-        ("dark", 1280, true),
-        ("phone", 390, false),
-    ] {
-        browser.look(width, 900, dark);
-        assert_well_made(&mut browser, &rules, name);
-        let wide = "document.documentElement.scrollWidth <= innerWidth";
-        assert_eq!(browser.evaluate(wide), true, "{name} scrolls sideways");
-        browser.screenshot(&pictures().join(format!("{name}.png")));
-    }
-    let complaints = browser.events("Log.entryAdded");
-    assert!(complaints.is_empty(), "{complaints:?}");
-    let foreign: Vec<_> = browser.loaded();
-    let own = origin(&node);
-    let is_own = |url: &str| url.starts_with(&own) || url.starts_with("data:");
-    assert!(foreign.iter().all(|it| is_own(&it.url)), "{foreign:?}");
-
-    browser.scripts(false);
-    browser.navigate(&format!("{own}/"));
-    browser.scripts(true);
-    let facts = browser.evaluate("document.querySelectorAll('dd').length");
-    assert!(facts.as_u64() >= Some(10), "{facts}");
-}
-
-/// Holds what is shown against the rules of accessibility.
-fn assert_well_made(browser: &mut Browser, rules: &str, what: &str) {
-    // The page's own policy lets no foreign script in; the browser's own door does.
-    browser.evaluate(rules);
-    let found = browser.evaluate(
-        "(await axe.run()).violations.map((one) => \
-         one.id + ': ' + one.nodes.map((node) => node.html).join(' '))",
-    );
-    assert_eq!(found, json!([]), "{what}");
 }

@@ -1,7 +1,24 @@
 "use strict";
-// Puts in place what the node says has changed. What somebody is reading with the keyboard or has
-// selected is left alone until they are done.
+// Replaces the sections that the node says have changed. A section that has the focus, or in which the reader has
+// selected something, stays as it is until the reader is done.
 const live = document.getElementById("live");
+
+// Times come in UTC. The reader gets them in the zone of the browser, with the zone's name, and in UTC as a title.
+function localise(root) {
+  const two = (number) => String(number).padStart(2, "0");
+  for (const time of root.querySelectorAll("time[datetime]")) {
+    const at = new Date(time.dateTime);
+    if (Number.isNaN(at.getTime())) continue;
+    const day = [at.getFullYear(), at.getMonth() + 1, at.getDate()].map(two).join("-");
+    const clock = [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":");
+    const parts = new Intl.DateTimeFormat([], { timeZoneName: "short" }).formatToParts(at);
+    const zone = parts.find((part) => part.type === "timeZoneName").value;
+    const text = `${day} ${clock} ${zone}`;
+    if (time.textContent !== text) time.textContent = text;
+    time.title = time.dateTime;
+  }
+}
+
 const say = (text) => { if (live.textContent !== text) live.textContent = text; };
 
 function isBusy(section) {
@@ -14,6 +31,7 @@ function replace(section, html) {
   const open = [...section.querySelectorAll("details[open]")].map((one) => one.id);
   const at = [...section.querySelectorAll(".scroll")].map((one) => [one.scrollLeft, one.scrollTop]);
   section.innerHTML = html;
+  localise(section);
   for (const id of open) document.getElementById(id)?.setAttribute("open", "");
   section.querySelectorAll(".scroll").forEach((one, n) => {
     if (at[n]) [one.scrollLeft, one.scrollTop] = at[n];
@@ -30,17 +48,18 @@ function show() {
   }
 }
 
-// Parts that come or go change the page itself.
+// A page that has other sections than the node says is loaded again.
 function isOther(ids) {
   const shown = [...document.querySelectorAll("main > section")].map((one) => one.id);
   return shown.join() !== ids.join();
 }
 
+localise(document);
 const source = new EventSource("/status/events");
 source.addEventListener("open", () => say("Live"));
 source.addEventListener("error", () => {
   const over = source.readyState === EventSource.CLOSED;
-  say(over ? "Not live: reload the page" : "Not connected; trying again");
+  say(over ? "Updates ended: reload the page" : "Connection lost: trying again");
 });
 source.addEventListener("update", (event) => {
   const told = JSON.parse(event.data);
@@ -51,10 +70,11 @@ source.addEventListener("update", (event) => {
   if (state.textContent !== told.state) state.textContent = told.state;
   state.dataset.well = told.well;
   const at = document.getElementById("at");
-  if (at && told.at) at.textContent = at.dateTime = told.at;
+  if (at && told.at) at.dateTime = told.at;
+  localise(document.querySelector("header"));
   say("Live");
 });
-// The session is over: what may be seen now is for the node to say.
+// The session is over: the node decides what the reader may see now.
 source.addEventListener("over", () => { source.close(); location.reload(); });
 document.addEventListener("focusout", () => setTimeout(show));
 document.addEventListener("selectionchange", () => { if (document.getSelection()?.isCollapsed) show(); });

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::limits::{LOOKED_LATELY, SAMPLE_EVERY, SAMPLES_MAX};
+use crate::limits::{
+    FAILURES_MANY, FAILURES_MANY_PART, FAILURES_WITHIN, LOOKED_LATELY, SAMPLE_EVERY, SAMPLES_MAX,
+};
 
 /// What `node/metrics` said at one time, as far as it is drawn.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -58,6 +60,8 @@ impl MetricsSample {
 /// How much happened between two samples; `None` where nothing can be said.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct MetricsRates {
+    /// Time of the second sample, since the first of all.
+    pub(crate) at: Duration,
     pub(crate) calls: f64,
     pub(crate) errors: f64,
     pub(crate) received: f64,
@@ -69,7 +73,9 @@ pub(crate) struct MetricsRates {
     pub(crate) slowest: Option<f64>,
 }
 
+/// What happened between two samples. `began` is the time of the first of all.
 fn rates(
+    began: Instant,
     before: &(Instant, MetricsSample),
     after: &(Instant, MetricsSample),
 ) -> Option<MetricsRates> {
@@ -77,11 +83,13 @@ fn rates(
     if seconds <= 0.0 {
         return None;
     }
+    let at = after.0.saturating_duration_since(began);
     let (before, after) = (&before.1, &after.1);
     // What counts from the start counts from zero after another one.
     let rate = |before: f64, after: f64| (after - before).max(0.0) / seconds;
     let quantile = |of: f64| quantile(&before.seconds, &after.seconds, of);
     Some(MetricsRates {
+        at,
         calls: rate(before.calls, after.calls),
         errors: rate(before.errors, after.errors),
         received: rate(before.received, after.received),
@@ -122,6 +130,22 @@ fn quantile(before: &[(f64, f64)], after: &[(f64, f64)], part: f64) -> Option<f6
         (lower, below) = (*bound, reached);
     }
     None
+}
+
+/// Calls of the last [`FAILURES_WITHIN`], and how many of them ended with an error.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct RecentCalls {
+    pub(crate) calls: f64,
+    pub(crate) failed: f64,
+    /// The time that was looked at: less than the minute after the page was opened.
+    pub(crate) span: Duration,
+}
+
+impl RecentCalls {
+    /// Whether so many failed that the page says so in another colour.
+    pub(crate) fn has_many_failures(&self) -> bool {
+        self.failed >= FAILURES_MANY && self.failed >= self.calls * FAILURES_MANY_PART
+    }
 }
 
 /// The samples.
@@ -182,13 +206,29 @@ impl MetricsHistory {
     pub(crate) fn rates(&self) -> (Vec<MetricsRates>, Duration) {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let samples = &kept.samples;
-        let pairs = samples.iter().zip(samples.iter().skip(1));
-        let rates = pairs.filter_map(|(before, after)| rates(before, after));
-        let span = match (samples.front(), samples.back()) {
-            (Some(first), Some(last)) => last.0.saturating_duration_since(first.0),
-            _ => Duration::ZERO,
+        let (Some(first), Some(last)) = (samples.front(), samples.back()) else {
+            return (Vec::new(), Duration::ZERO);
         };
-        (rates.collect(), span)
+        let pairs = samples.iter().zip(samples.iter().skip(1));
+        let rates = pairs.filter_map(|(before, after)| rates(first.0, before, after));
+        (rates.collect(), last.0.saturating_duration_since(first.0))
+    }
+
+    /// What the samples of the last [`FAILURES_WITHIN`] say about calls; `None` before there are two of them.
+    pub(crate) fn recent_calls(&self) -> Option<RecentCalls> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, last) = kept.samples.back()?;
+        let age = |at: Instant| now.saturating_duration_since(at);
+        let (began, first) = kept
+            .samples
+            .iter()
+            .find(|(at, _)| age(*at) <= FAILURES_WITHIN)?;
+        let span = age(*began);
+        (span > Duration::ZERO).then(|| RecentCalls {
+            calls: (last.calls - first.calls).max(0.0),
+            failed: (last.errors - first.errors).max(0.0),
+            span,
+        })
     }
 }
 
@@ -244,6 +284,43 @@ mod tests {
         let per_second: Vec<_> = rates.iter().map(|it| it.calls).collect();
         assert_eq!(per_second, [50.0 / SAMPLE_EVERY.as_secs_f64(), 0.0]);
         assert_eq!((span, rates[0].median), (SAMPLE_EVERY * 2, None));
+        assert_eq!(rates[1].at, span);
+    }
+
+    #[test]
+    fn failures_are_many_by_their_number_and_their_part_of_the_last_minute() {
+        let recent = |calls: f64, failed: f64| {
+            let (history, start) = (MetricsHistory::default(), Instant::now());
+            // What happened more than a minute ago does not count.
+            let steps = [
+                (0.0, 0.0),
+                (1000.0, 1000.0),
+                (1000.0 + calls, 1000.0 + failed),
+            ];
+            for (n, (calls, errors)) in steps.into_iter().enumerate() {
+                let sample = MetricsSample {
+                    calls,
+                    errors,
+                    ..MetricsSample::default()
+                };
+                history.add(start + FAILURES_WITHIN * n as u32, sample);
+            }
+            history.recent_calls().expect("two samples")
+        };
+        let expected = RecentCalls {
+            calls: 100.0,
+            failed: 5.0,
+            span: FAILURES_WITHIN,
+        };
+        assert_eq!(recent(100.0, 5.0), expected);
+        assert!(recent(100.0, 5.0).has_many_failures());
+        assert!(!recent(101.0, 5.0).has_many_failures(), "a small part");
+        assert!(!recent(4.0, 4.0).has_many_failures(), "a single client's");
+        assert!(!recent(0.0, 0.0).has_many_failures());
+        let history = MetricsHistory::default();
+        assert_eq!(history.recent_calls(), None);
+        history.add(Instant::now(), calls(3.0));
+        assert_eq!(history.recent_calls(), None);
     }
 
     #[test]

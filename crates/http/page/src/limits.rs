@@ -22,6 +22,13 @@ pub const LIVE_EVERY: Duration = Duration::from_millis(if cfg!(test) { 10 } else
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 /// Numbers that are kept for the plots: a quarter of an hour.
 pub const SAMPLES_MAX: usize = 180;
+/// The time whose calls say whether many fail.
+pub const FAILURES_WITHIN: Duration = Duration::from_secs(60);
+/// So many calls have to fail in [`FAILURES_WITHIN`] before the page calls them many: fewer are a single client's
+/// mistakes.
+pub const FAILURES_MANY: f64 = 5.0;
+/// And so large a part of all calls in that time, of 1.
+pub const FAILURES_MANY_PART: f64 = 0.05;
 /// Numbers are taken down for so long after a viewer last looked.
 pub const LOOKED_LATELY: Duration = Duration::from_secs(10 * 60);
 /// How long the page waits for what one operation answers.

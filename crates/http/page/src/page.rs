@@ -280,7 +280,7 @@ impl PageRequest<'_> {
             true => answer::page(
                 StatusCode::OK,
                 self.page.templates.plain(&MessagePage {
-                    title: "You are in".to_owned(),
+                    title: "You are signed in".to_owned(),
                     onward: true,
                     ..MessagePage::default()
                 }),
@@ -415,7 +415,7 @@ impl PageRequest<'_> {
     /// The form to enter, and why it is there.
     fn entry(&self, status: StatusCode, wrong: Option<&str>) -> PageResponse {
         let plain = MessagePage {
-            title: "Status page".to_owned(),
+            title: "Sign in to the status page".to_owned(),
             wrong: wrong.map(str::to_owned),
             entry: true,
             host: self.authority().unwrap_or_default(),
@@ -469,11 +469,12 @@ impl PageRequest<'_> {
 /// Where `https://` leads without a port.
 const HTTPS_PORT: u16 = 443;
 
-const USED: &str = "This link was used already, or is more than a minute old. Ask for another.";
+const USED: &str = "This link was used already, or is more than a minute old. \
+Run the command again for a new one.";
 const WRONG: &str = "This node does not know this token.";
-const WAIT: &str =
-    "This node does not know this token, and too many such came from your network lately.";
-const NARROW: &str = "You may not see the page: it is for administrators, and a token \
+const WAIT: &str = "This node does not know this token, and too many unknown tokens came from your network. \
+Wait before you try again.";
+const NARROW: &str = "You may not see the status page: it is for administrators, and a token \
 needs the scope admin.";
 
 /// What a form carries.

@@ -1,6 +1,10 @@
-//! Small plots, as lines of an SVG in the page.
+//! Plots with axes and a legend, as lines of an SVG in the page.
+
+use std::time::Duration;
 
 use serde::Serialize;
+
+use crate::text;
 
 /// Width of a plot, in its own units.
 const WIDTH: f64 = 240.0;
@@ -8,123 +12,275 @@ const WIDTH: f64 = 240.0;
 const HEIGHT: f64 = 48.0;
 /// Room for the line's own width.
 const MARGIN: f64 = 2.0;
+/// Ends of a scale, each of which halves to a short number; times a power of ten.
+const SCALE_ENDS: [f64; 5] = [1.0, 2.0, 2.5, 5.0, 10.0];
 
 /// A plot as the template shows it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Plot {
     pub(crate) title: &'static str,
-    /// The last number, with its unit.
-    pub(crate) value: String,
-    /// The same for those who do not see the plot.
+    /// What the numbers at the axis count, "in ms".
+    pub(crate) unit: String,
+    /// The whole plot as a sentence, for a reader who does not see it.
     pub(crate) about: String,
-    /// What the top of the plot stands for.
-    pub(crate) most: String,
+    /// Number at the top of the vertical axis, which begins at zero.
+    pub(crate) top: String,
+    /// Number in the middle of the vertical axis.
+    pub(crate) middle: String,
+    /// How long ago the horizontal axis begins; it ends now.
+    pub(crate) begins: String,
+    /// How long ago the middle of the horizontal axis is.
+    pub(crate) half: String,
     pub(crate) lines: Vec<PlotLine>,
 }
 
-/// One line, in as many pieces as it is torn into.
+/// One line and its entry of the legend.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct PlotLine {
+    pub(crate) label: &'static str,
+    /// Its last number, with the unit.
+    pub(crate) value: String,
+    /// Colour and dashes.
     pub(crate) class: &'static str,
+    /// The line, in as many pieces as it is torn into.
     pub(crate) pieces: Vec<String>,
 }
 
-/// What is drawn: a class and its numbers, oldest first.
-pub(crate) type Series = (&'static str, Vec<Option<f64>>);
+/// What is drawn.
+#[derive(Clone, Debug)]
+pub(crate) struct PlotSeries {
+    pub(crate) label: &'static str,
+    pub(crate) class: &'static str,
+    /// Where on the horizontal axis, from 0 to 1, and the number there if it is known; oldest first.
+    pub(crate) points: Vec<(f64, Option<f64>)>,
+}
 
-/// Draws lines to one scale that begins at zero. `show` writes a number with its unit.
+/// What a plot measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PlotQuantity {
+    PerSecond,
+    Seconds,
+    Bytes,
+    BytesPerSecond,
+}
+
+impl PlotQuantity {
+    /// A number with its unit.
+    fn show(self, number: f64) -> String {
+        match self {
+            Self::PerSecond => text::rate(number),
+            Self::Seconds => text::seconds(number),
+            Self::Bytes => text::bytes(number),
+            Self::BytesPerSecond => format!("{}/s", text::bytes(number)),
+        }
+    }
+
+    /// The unit of an axis that reaches this number, and how much one of the unit is.
+    fn unit(self, most: f64) -> (f64, String) {
+        match self {
+            Self::PerSecond => (1.0, "per second".to_owned()),
+            Self::Seconds => {
+                let (one, unit) = text::seconds_unit(most);
+                (one, format!("in {unit}"))
+            }
+            Self::Bytes => {
+                let (one, unit) = text::bytes_unit(most);
+                (one, format!("in {unit}"))
+            }
+            Self::BytesPerSecond => {
+                let (one, unit) = text::bytes_unit(most);
+                (one, format!("in {unit}/s"))
+            }
+        }
+    }
+}
+
+/// Draws lines to one scale that begins at zero. The horizontal axis covers the last `span`.
 pub(crate) fn plot(
     title: &'static str,
-    span: &str,
-    series: &[Series],
-    show: impl Fn(f64) -> String,
+    quantity: PlotQuantity,
+    span: Duration,
+    series: &[PlotSeries],
 ) -> Plot {
-    let numbers = || series.iter().flat_map(|(_, numbers)| numbers).flatten();
-    let most = numbers().copied().fold(0.0, f64::max);
-    let lines = series.iter().map(|(class, numbers)| PlotLine {
-        class,
-        pieces: pieces(numbers, most),
-    });
-    let last = series
+    let points = || series.iter().flat_map(|one| &one.points);
+    let most = points()
+        .filter_map(|(_, number)| *number)
+        .fold(0.0, f64::max);
+    let (one, unit) = quantity.unit(most);
+    let top = scale_end(most / one);
+    let lines: Vec<_> = series
         .iter()
-        .map(|(_, numbers)| numbers.last().copied().flatten());
-    let value: Vec<_> = last
-        .map(|last| last.map_or_else(|| "–".to_owned(), &show))
+        .map(|line| PlotLine {
+            label: line.label,
+            value: line
+                .points
+                .last()
+                .and_then(|(_, number)| *number)
+                .map_or_else(|| "–".to_owned(), |number| quantity.show(number)),
+            class: line.class,
+            pieces: pieces(&line.points, top * one),
+        })
         .collect();
-    let value = value.join(" / ");
+    let now: Vec<_> = lines
+        .iter()
+        .map(|line| format!("{} {} now", line.label, line.value))
+        .collect();
+    let seconds = span.as_secs();
     Plot {
         title,
         about: format!(
-            "{title}: {value} now, at most {} in the last {span}",
-            show(most)
+            "{title} in the last {}: {}; at most {}",
+            text::duration(seconds),
+            now.join(", "),
+            quantity.show(most)
         ),
-        value,
-        most: show(most),
-        lines: lines.collect(),
+        unit,
+        top: top.to_string(),
+        middle: (top / 2.0).to_string(),
+        begins: text::duration(seconds),
+        half: text::duration(seconds / 2),
+        lines,
     }
 }
 
-fn pieces(numbers: &[Option<f64>], most: f64) -> Vec<String> {
-    let steps = numbers.len().saturating_sub(1).max(1) as f64;
+/// The end of a scale for numbers up to this one: a short number that is not smaller.
+fn scale_end(most: f64) -> f64 {
+    /// Powers of ten beyond which a number of the page is a mistake.
+    const POWER_MAX: f64 = 12.0;
+    if !most.is_finite() || most <= 0.0 {
+        return 1.0;
+    }
+    let power = most.log10().floor().clamp(-POWER_MAX, POWER_MAX);
+    // A negative power of ten is no exact number, and a division by a positive one is rounded once.
+    let scaled = |end: f64| match power < 0.0 {
+        true => end / 10f64.powf(-power),
+        false => end * 10f64.powf(power),
+    };
+    let ends = SCALE_ENDS.map(scaled);
+    ends.into_iter().find(|end| *end >= most).unwrap_or(most)
+}
+
+fn pieces(points: &[(f64, Option<f64>)], top: f64) -> Vec<String> {
     let mut pieces = Vec::new();
-    for piece in indexed(numbers).split(|(_, number)| number.is_none()) {
-        let mut points: Vec<String> = Vec::new();
-        for (n, number) in piece {
-            let part = if most > 0.0 {
-                number.unwrap_or(0.0) / most
-            } else {
-                0.0
-            };
-            let x = WIDTH * *n as f64 / steps;
+    for piece in points.split(|(_, number)| number.is_none()) {
+        let mut drawn = Vec::new();
+        for (at, number) in piece {
+            let part = (number.unwrap_or(0.0) / top).clamp(0.0, 1.0);
+            let x = WIDTH * at.clamp(0.0, 1.0);
             let y = HEIGHT - MARGIN - (HEIGHT - 2.0 * MARGIN) * part;
-            points.push(format!("{x:.1},{y:.1}"));
+            drawn.push((x, y));
         }
         // One point alone is no line: a short one stands for it.
-        if let [only] = points.as_slice() {
-            let (x, y) = only.split_once(',').unwrap_or(("0", "0"));
-            let x: f64 = x.parse().unwrap_or(0.0);
-            points = vec![
-                format!("{:.1},{y}", (x - 1.0).max(0.0)),
-                format!("{:.1},{y}", x + 1.0),
-            ];
+        if let [(x, y)] = *drawn.as_slice() {
+            let (from, to) = ((x - 2.0).max(0.0), (x + 2.0).min(WIDTH));
+            drawn = vec![(from, y), (to, y)];
         }
-        if !points.is_empty() {
-            pieces.push(points.join(" "));
+        if !drawn.is_empty() {
+            let drawn: Vec<_> = drawn
+                .iter()
+                .map(|(x, y)| format!("{x:.1},{y:.1}"))
+                .collect();
+            pieces.push(drawn.join(" "));
         }
     }
     pieces
-}
-
-fn indexed(numbers: &[Option<f64>]) -> Vec<(usize, Option<f64>)> {
-    numbers.iter().copied().enumerate().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn series(points: Vec<(f64, Option<f64>)>) -> PlotSeries {
+        PlotSeries {
+            label: "all",
+            class: "line",
+            points,
+        }
+    }
+
     #[test]
-    fn a_line_fills_the_plot_and_is_torn_where_nothing_is_known() {
-        let numbers = vec![Some(0.0), Some(10.0), None, Some(5.0)];
-        let plot = plot("Calls", "15 min", &[("line", numbers)], |n| {
-            format!("{n}/s")
-        });
+    fn a_line_lies_where_its_times_are_and_is_torn_where_nothing_is_known() {
+        // The second sample came late.
+        let points = vec![
+            (0.0, Some(0.0)),
+            (0.5, Some(10.0)),
+            (0.75, None),
+            (1.0, Some(5.0)),
+        ];
+        let span = Duration::from_secs(900);
+        let plot = plot("Calls", PlotQuantity::PerSecond, span, &[series(points)]);
         assert_eq!(
             plot.lines[0].pieces,
-            ["0.0,46.0 80.0,2.0", "239.0,24.0 241.0,24.0"]
+            ["0.0,46.0 120.0,2.0", "238.0,24.0 240.0,24.0"]
         );
-        assert_eq!((plot.value.as_str(), plot.most.as_str()), ("5/s", "10/s"));
-        assert!(plot.about.contains("15 min"));
+        assert_eq!(
+            plot.about,
+            "Calls in the last 15 min: all 5/s now; at most 10/s"
+        );
+    }
+
+    #[test]
+    fn axes_and_legend_have_numbers_with_their_units() {
+        let two = [
+            PlotSeries {
+                label: "median",
+                ..series(vec![(0.0, Some(0.002)), (1.0, Some(0.0016))])
+            },
+            PlotSeries {
+                label: "slowest",
+                ..series(vec![(0.0, Some(0.237)), (1.0, None)])
+            },
+        ];
+        let plot = plot(
+            "Duration",
+            PlotQuantity::Seconds,
+            Duration::from_secs(90),
+            &two,
+        );
+        assert_eq!(plot.unit, "in ms");
+        assert_eq!((plot.top.as_str(), plot.middle.as_str()), ("250", "125"));
+        assert_eq!(
+            (plot.begins.as_str(), plot.half.as_str()),
+            ("1 min", "45 s")
+        );
+        let legend: Vec<_> = plot
+            .lines
+            .iter()
+            .map(|line| (line.label, line.value.as_str()))
+            .collect();
+        assert_eq!(legend, [("median", "1.60 ms"), ("slowest", "–")]);
+    }
+
+    #[test]
+    fn each_quantity_has_the_unit_of_its_largest_number() {
+        for (quantity, most, unit, top) in [
+            (PlotQuantity::PerSecond, 9.62, "per second", "10"),
+            (PlotQuantity::PerSecond, 0.03, "per second", "0.05"),
+            (PlotQuantity::Seconds, 2.0, "in s", "2"),
+            (PlotQuantity::Seconds, 0.000_3, "in µs", "500"),
+            (PlotQuantity::Bytes, 39.2 * 1_048_576.0, "in MiB", "50"),
+            (PlotQuantity::BytesPerSecond, 22_000.0, "in KiB/s", "25"),
+        ] {
+            let points = series(vec![(1.0, Some(most))]);
+            let plot = plot("x", quantity, Duration::ZERO, &[points]);
+            assert_eq!((plot.unit.as_str(), plot.top.as_str()), (unit, top));
+        }
     }
 
     #[test]
     fn nothing_is_drawn_of_nothing() {
-        let plot = plot("Calls", "0 s", &[("line", vec![None, None])], |n| {
-            n.to_string()
-        });
-        assert!(plot.lines[0].pieces.is_empty());
-        assert_eq!(plot.value, "–");
-        let flat = pieces(&[Some(0.0), Some(0.0)], 0.0);
-        assert_eq!(flat, ["0.0,46.0 240.0,46.0"]);
+        let points = series(vec![(0.0, None), (1.0, None)]);
+        let empty = plot("Calls", PlotQuantity::Seconds, Duration::ZERO, &[points]);
+        assert!(empty.lines[0].pieces.is_empty());
+        assert_eq!(
+            (empty.lines[0].value.as_str(), empty.top.as_str()),
+            ("–", "1")
+        );
+        let flat = series(vec![(0.0, Some(0.0)), (1.0, Some(0.0))]);
+        let flat = plot("Calls", PlotQuantity::PerSecond, Duration::ZERO, &[flat]);
+        assert_eq!(flat.lines[0].pieces, ["0.0,46.0 240.0,46.0"]);
+        let odd = series(vec![(f64::INFINITY, Some(1e300))]);
+        let odd = plot("Calls", PlotQuantity::PerSecond, Duration::ZERO, &[odd]);
+        assert_eq!(odd.lines[0].pieces.len(), 1);
     }
 }

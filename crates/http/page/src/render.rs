@@ -102,8 +102,10 @@ impl Templates {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use crate::gather::{PageCallResult, StatusSnapshot};
-    use crate::history::MetricsHistory;
+    use crate::history::{MetricsHistory, MetricsSample};
     use crate::view::view;
 
     use super::*;
@@ -145,6 +147,8 @@ mod tests {
         assert_eq!(page.matches("<script").count(), 1);
         assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
         assert!(!page.contains('\u{202e}') && !page.contains("style="));
+        // A text that is no time is not one for the script either.
+        assert!(!page.contains("<time"), "{page}");
         for section in &view.sections {
             let inner = templates.section(section);
             assert!(page.contains(inner.trim()), "{} differs", section.id);
@@ -186,6 +190,79 @@ mod tests {
             let own = page.replace("http://www.w3.org/2000/svg", "");
             assert!(!own.contains(other), "the page asks others for something");
         }
+    }
+
+    #[test]
+    fn times_are_marked_for_the_script_and_have_their_zone_without_it() {
+        let time = "2026-11-23T00:47:44.203Z";
+        let gathered = StatusSnapshot {
+            info: PageCallResult::Answer(json!({ "time": time })),
+            log: PageCallResult::Answer(json!([{ "time": time, "level": "info" }])),
+            ..StatusSnapshot::default()
+        };
+        let page = Templates::new().page(&view(&gathered, &MetricsHistory::default(), "box"));
+        let shown = format!("datetime=\"{time}\">2026-11-23 00:47:44 UTC</time>");
+        assert_eq!(page.matches(&shown).count(), 2, "{page}");
+        assert_eq!(page.matches("<time").count(), 2, "{page}");
+    }
+
+    #[test]
+    fn a_plot_has_its_unit_both_axes_and_a_legend() {
+        let (history, start) = (MetricsHistory::default(), Instant::now());
+        for n in 0..3u32 {
+            let sample = MetricsSample {
+                calls: f64::from(n * 40),
+                errors: f64::from(n * 10),
+                ..MetricsSample::default()
+            };
+            history.add(start + Duration::from_secs(5) * n, sample);
+        }
+        let gathered = StatusSnapshot {
+            metrics: PageCallResult::Answer(json!({ "values": {} })),
+            ..StatusSnapshot::default()
+        };
+        let page = Templates::new().page(&view(&gathered, &history, "box"));
+        let figure = page.split("<figure>").nth(1).unwrap_or_default();
+        let figure = figure.split("</figure>").next().unwrap_or_default();
+        for part in [
+            "<figcaption>Calls <span>per second</span></figcaption>",
+            "d=\"M1 4H27\"></path></svg>all <b>8/s</b></li>",
+            "<path class=\"line bad\" d=\"M1 4H27\"></path></svg>failed: many <b>2/s</b></li>",
+            "<span>10</span><span>5</span><span>0</span>",
+            "<span>10 s ago</span><span>5 s ago</span><span>now</span>",
+            "aria-label=\"Calls in the last 10 s: all 8/s now, failed: many 2/s now; at most 8/s\"",
+        ] {
+            assert!(figure.contains(part), "{part} is missing: {figure}");
+        }
+        assert_eq!(figure.matches("<polyline").count(), 2);
+        assert!(page.contains("<p class=\"alarm\">Many calls fail: 20 of 80"));
+    }
+
+    #[test]
+    fn labels_are_words_that_a_reader_knows_without_the_docs() {
+        let templates = Templates::new();
+        let info = json!({ "config": { "generation": 3 } });
+        let peers = json!({ "peers": [{ "enabled": false, "scopes": ["fs:read"] }] });
+        let gathered = StatusSnapshot {
+            info: PageCallResult::Answer(info),
+            peers: PageCallResult::Answer(peers),
+            ..StatusSnapshot::default()
+        };
+        let page = templates.page(&view(&gathered, &MetricsHistory::default(), "box"));
+        for label in [
+            ">Sign out</button>",
+            "<dt>Configuration generation</dt>",
+            "<td>disabled</td>",
+            "<th scope=\"col\">Scopes: what it may call</th>",
+            "No problems",
+        ] {
+            assert!(page.contains(label), "{label} is missing: {page}");
+        }
+        let entry = templates.plain(&MessagePage {
+            entry: true,
+            ..MessagePage::default()
+        });
+        assert!(entry.contains(">Sign in</button>"), "{entry}");
     }
 
     #[test]

@@ -6,13 +6,22 @@ use crate::limits::TEXT_CHARS_MAX;
 
 /// A size, to three digits.
 pub(crate) fn bytes(bytes: f64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut size, mut unit) = (bytes.max(0.0), 0);
-    while size >= 1000.0 && unit + 1 < UNITS.len() {
-        size /= 1024.0;
-        unit += 1;
+    let bytes = bytes.max(0.0);
+    let (one, unit) = bytes_unit(bytes);
+    format!("{} {unit}", number(bytes / one))
+}
+
+/// The unit in which this size has at most three digits before the point, and its bytes.
+pub(crate) fn bytes_unit(bytes: f64) -> (f64, &'static str) {
+    const LARGER: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut found = (1.0, "B");
+    for unit in LARGER {
+        if bytes / found.0 < 1000.0 {
+            break;
+        }
+        found = (found.0 * 1024.0, unit);
     }
-    format!("{} {}", number(size), UNITS[unit])
+    found
 }
 
 /// A number to about three digits.
@@ -32,11 +41,44 @@ pub(crate) fn rate(per_second: f64) -> String {
 
 /// A short time.
 pub(crate) fn seconds(seconds: f64) -> String {
+    let (one, unit) = seconds_unit(seconds);
+    format!("{} {unit}", number(seconds / one))
+}
+
+/// The unit in which this time is no small fraction, and its seconds; milliseconds for no time at all.
+pub(crate) fn seconds_unit(seconds: f64) -> (f64, &'static str) {
     match seconds {
-        s if s >= 1.0 => format!("{} s", number(s)),
-        s if s >= 0.001 => format!("{} ms", number(s * 1e3)),
-        s => format!("{} µs", number(s * 1e6)),
+        s if s >= 1.0 => (1.0, "s"),
+        s if s >= 1e-3 || s <= 0.0 => (1e-3, "ms"),
+        _ => (1e-6, "µs"),
     }
+}
+
+/// A part of a whole, in percent.
+pub(crate) fn percent(part: f64, whole: f64) -> String {
+    match 100.0 * part / whole {
+        percent if !percent.is_finite() => "0 %".to_owned(),
+        percent if percent > 0.0 && percent < 1.0 => "less than 1 %".to_owned(),
+        percent => format!("{percent:.0} %"),
+    }
+}
+
+/// A time of RFC 3339 in UTC to the second, as a reader without scripts sees it; the script of the page shows it in the
+/// reader's zone. `None` if it has another form. Of two such texts the smaller is the earlier time.
+pub(crate) fn utc(text: &str) -> Option<String> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    let has_form = |text: &str, form: &str| {
+        let fits = |(c, form): (char, char)| match form {
+            '0' => c.is_ascii_digit(),
+            form => c == form,
+        };
+        text.len() == form.len() && text.chars().zip(form.chars()).all(fits)
+    };
+    let is_whole = has_form(date, "0000-00-00")
+        && has_form(time, "00:00:00")
+        && fraction.chars().all(|c| c.is_ascii_digit());
+    is_whole.then(|| format!("{date} {time} UTC"))
 }
 
 /// A long time, in its two largest units.
@@ -109,6 +151,36 @@ mod tests {
             (seconds(2.5), duration(90_000)),
             ("2.50 s".into(), "1 d 1 h".into())
         );
+        assert_eq!(seconds(0.0), "0 ms");
+        for (part, whole, text) in [
+            (31.0, 120.0, "26 %"),
+            (1.0, 400.0, "less than 1 %"),
+            (0.0, 9.0, "0 %"),
+            (0.0, 0.0, "0 %"),
+        ] {
+            assert_eq!(percent(part, whole), text);
+        }
+    }
+
+    #[test]
+    fn times_are_shown_with_their_zone_and_only_if_they_are_times() {
+        for (time, shown) in [
+            ("2026-11-23T00:47:44.203Z", "2026-11-23 00:47:44 UTC"),
+            ("2026-11-23T00:47:44Z", "2026-11-23 00:47:44 UTC"),
+        ] {
+            assert_eq!(utc(time).as_deref(), Some(shown));
+        }
+        for odd in [
+            "",
+            "2026-11-23T00:47:44",
+            "2026-11-23T00:47:44+01:00",
+            "2026-11-23T00:47:44.2 3Z",
+            "2026-11-23T0:47:44Z",
+            "<b>T</b>Z",
+            "２026-11-23T00:47:44Z",
+        ] {
+            assert_eq!(utc(odd), None, "{odd}");
+        }
     }
 
     #[test]

@@ -59,16 +59,13 @@ impl PageAction {
     /// What comes of it.
     pub(crate) fn consequence(self) -> &'static str {
         match self {
-            Self::Lock => {
-                "The node stops, and stays away until a person opens the vault. Nothing is served \
-                 meanwhile."
-            }
+            Self::Lock => "The node stops. It serves nothing until a person unlocks the vault.",
             Self::Poweroff => {
-                "Calls that run may finish; then the machine is off until a person switches it on \
-                 where it stands."
+                "Running calls may finish. Then the machine is off until a person switches it on \
+                 by its power button."
             }
             Self::Reboot => {
-                "Calls that run may finish; then the machine is away for a short while."
+                "Running calls may finish. Then the machine restarts, and does not answer meanwhile."
             }
         }
     }

@@ -1,12 +1,15 @@
 //! Answers of operations as sections of the page.
 
+mod sections;
+
 use serde::Serialize;
 use serde_json::Value;
 
+use self::sections::NodeTime;
 use crate::gather::{PageCallResult, StatusSnapshot};
-use crate::history::{MetricsHistory, MetricsRates, MetricsSample};
+use crate::history::MetricsHistory;
 use crate::limits::ROWS_MAX;
-use crate::plot::{Plot, plot};
+use crate::plot::Plot;
 use crate::text;
 
 /// The part of a meter beyond which it is nearly full.
@@ -18,8 +21,12 @@ pub(crate) struct StatusView {
     pub(crate) name: String,
     /// One sentence that says whether anything is wrong.
     pub(crate) state: String,
+    /// The node said that it has no problem.
     pub(crate) well: bool,
+    /// The node's time, RFC 3339 in UTC; empty while its clock is not set.
     pub(crate) at: String,
+    /// The same for a reader without scripts.
+    pub(crate) at_text: String,
     pub(crate) sections: Vec<PageSection>,
 }
 
@@ -28,11 +35,15 @@ pub(crate) struct StatusView {
 pub(crate) struct PageSection {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
-    pub(crate) wide: bool,
+    /// Why the section is empty.
     pub(crate) error: Option<String>,
+    /// What needs attention, in the colour of errors.
+    pub(crate) alarm: Option<String>,
     pub(crate) note: Option<String>,
     pub(crate) problems: Vec<PageProblem>,
     pub(crate) facts: Vec<PageFact>,
+    /// Whether a wide window shows four facts beside each other, and not three.
+    pub(crate) by_four: bool,
     pub(crate) plots: Vec<Plot>,
     pub(crate) table: Option<PageTable>,
     pub(crate) more: Option<PageDetails>,
@@ -47,11 +58,13 @@ pub(crate) struct PageProblem {
     hint: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct PageFact {
     name: &'static str,
     value: String,
     code: bool,
+    /// It is long, and takes the whole width.
+    whole: bool,
     meter: Option<PageMeter>,
 }
 
@@ -65,7 +78,7 @@ pub(crate) struct PageMeter {
 #[derive(Debug, Serialize)]
 pub(crate) struct PageTable {
     caption: &'static str,
-    columns: &'static [&'static str],
+    columns: Vec<&'static str>,
     rows: Vec<PageTableRow>,
     left_out: Option<usize>,
 }
@@ -85,6 +98,9 @@ pub(crate) struct PageDetails {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct PageLogRow {
+    /// RFC 3339 in UTC; empty for a record from before the clock was set.
+    at: String,
+    /// When, for a reader without scripts.
     when: String,
     level: String,
     target: String,
@@ -112,53 +128,72 @@ pub(crate) fn view(
     let name = Some(text::member_text(&info["name"])).filter(|name| !name.is_empty());
     let address = text::foreign(address);
     let target = target(info, &address);
-    let sections = [
-        build_section("problems", "Problems", &gathered.info, problem_list)
-            .filter(|_| problems > 0),
-        build_section("node", "This node", &gathered.info, node),
-        build_section("serves", "Serves", &gathered.info, |section, info| {
-            serves(section, info, &gathered.operations);
+    let at = text::member_text(&info["time"]);
+    let at_text = text::utc(&at);
+    let now = match (&at_text, &gathered.info) {
+        (Some(at), _) => NodeTime::At(at),
+        (None, PageCallResult::Answer(_)) => NodeTime::Unset,
+        (None, PageCallResult::Absent | PageCallResult::Failed(_)) => NodeTime::Unknown,
+    };
+    let sections = page_sections(gathered, history, &target, now);
+    StatusView {
+        name: name.unwrap_or(address),
+        state: state(&gathered.info, problems),
+        well: problems == 0 && matches!(gathered.info, PageCallResult::Answer(_)),
+        at: at_text.as_ref().map(|_| at).unwrap_or_default(),
+        at_text: at_text.unwrap_or_default(),
+        sections,
+    }
+}
+
+/// The sections of what was answered, in their order. `target` is what a command line calls the node, `now` its time.
+fn page_sections(
+    gathered: &StatusSnapshot,
+    history: &MetricsHistory,
+    target: &str,
+    now: NodeTime<'_>,
+) -> Vec<PageSection> {
+    let all = [
+        build_section("problems", "Problems", &gathered.info, sections::problems)
+            .filter(|section| !section.problems.is_empty()),
+        build_section("node", "This node", &gathered.info, sections::node),
+        build_section("network", "Network", &gathered.info, |section, info| {
+            sections::network(section, info, &gathered.operations);
         }),
         build_section("calls", "Calls", &gathered.metrics, |section, metrics| {
-            calls(section, metrics, history);
+            sections::calls(section, metrics, history);
         }),
         build_section("peers", "Peers", &gathered.peers, |section, peers| {
-            peer_table(section, peers, &target);
+            sections::peers(section, peers, now, target);
         }),
-        build_section("storage", "Storage", &gathered.info, storage),
-        build_section("vault", "Vault", &gathered.vault, vault),
-        build_section("compute", "Compute", &gathered.compute, compute),
+        build_section("storage", "Storage", &gathered.info, sections::storage),
+        build_section("vault", "Vault", &gathered.vault, sections::vault),
+        build_section("compute", "Compute", &gathered.compute, sections::compute),
         build_section(
             "sessions",
             "Script sessions",
             &gathered.sessions,
             |section, sessions| {
-                session_table(section, sessions, &gathered.workers);
+                sections::script_sessions(section, sessions, &gathered.workers);
             },
         ),
         build_section("software", "Software", &gathered.info, |section, info| {
-            software(section, info, &target);
+            sections::software(section, info, target);
         }),
         build_section("log", "Log", &gathered.log, |section, log| {
-            records(section, log, &target);
+            sections::log(section, log, target);
         }),
     ];
-    StatusView {
-        name: name.unwrap_or(address),
-        state: state(&gathered.info, problems),
-        well: problems == 0,
-        at: text::member_text(&info["time"]),
-        sections: sections.into_iter().flatten().collect(),
-    }
+    all.into_iter().flatten().collect()
 }
 
 fn state(info: &PageCallResult, problems: usize) -> String {
     match (info, problems) {
-        (PageCallResult::Answer(_), 0) => "Nothing is wrong.".to_owned(),
-        (PageCallResult::Answer(_), 1) => "One problem.".to_owned(),
-        (PageCallResult::Answer(_), n) => format!("{n} problems."),
-        (PageCallResult::Failed(_), _) => "The node does not say how it is.".to_owned(),
-        (PageCallResult::Absent, _) => "You may not see how the node is.".to_owned(),
+        (PageCallResult::Answer(_), 0) => "No problems".to_owned(),
+        (PageCallResult::Answer(_), 1) => "1 problem".to_owned(),
+        (PageCallResult::Answer(_), n) => format!("{n} problems"),
+        (PageCallResult::Failed(_), _) => "Status unknown: the node did not answer".to_owned(),
+        (PageCallResult::Absent, _) => "Status hidden: you may not read it".to_owned(),
     }
 }
 
@@ -179,26 +214,47 @@ fn build_section(
         PageCallResult::Answer(answer) => fill(&mut section, answer),
         PageCallResult::Failed(why) => section.error = Some(text::foreign(why)),
     }
+    let short = section.facts.iter().filter(|fact| !fact.whole).count();
+    section.by_four = are_by_four(short);
     Some(section)
+}
+
+/// Whether so many facts are shown four to a row: three to a row would leave the last one alone, or four fill each row.
+fn are_by_four(facts: usize) -> bool {
+    facts % 3 == 1 || facts.is_multiple_of(4)
 }
 
 impl PageSection {
     fn fact(&mut self, name: &'static str, value: String) {
-        self.push(name, value, false, None);
+        self.push(PageFact {
+            name,
+            value,
+            ..PageFact::default()
+        });
     }
 
     fn code(&mut self, name: &'static str, value: String) {
-        self.push(name, value, true, None);
+        self.push(PageFact {
+            name,
+            value,
+            code: true,
+            ..PageFact::default()
+        });
     }
 
-    fn push(&mut self, name: &'static str, value: String, code: bool, meter: Option<PageMeter>) {
-        if !value.is_empty() {
-            let fact = PageFact {
-                name,
-                value,
-                code,
-                meter,
-            };
+    /// The same for what is longer than a column is wide.
+    fn long_code(&mut self, name: &'static str, value: String) {
+        self.push(PageFact {
+            name,
+            value,
+            code: true,
+            whole: true,
+            ..PageFact::default()
+        });
+    }
+
+    fn push(&mut self, fact: PageFact) {
+        if !fact.value.is_empty() {
             self.facts.push(fact);
         }
     }
@@ -215,7 +271,12 @@ impl PageSection {
             value: used,
             high: (total * NEARLY_FULL).floor(),
         };
-        self.push(name, value, false, Some(meter));
+        self.push(PageFact {
+            name,
+            value,
+            meter: Some(meter),
+            ..PageFact::default()
+        });
     }
 
     fn how(&mut self, what: &'static str, command: String) {
@@ -225,15 +286,37 @@ impl PageSection {
     fn rows(
         &mut self,
         caption: &'static str,
-        columns: &'static [&'static str],
-        rows: Vec<PageTableRow>,
+        columns: &[&'static str],
+        mut rows: Vec<PageTableRow>,
     ) {
         let left_out = rows.len().checked_sub(ROWS_MAX).filter(|n| *n > 0);
-        self.wide = true;
+        rows.truncate(ROWS_MAX);
+        // A column without any content is left out. The first one is the head of each row.
+        let has_content = |n: usize| {
+            let mut cells = rows.iter().filter_map(|row| row.cells.get(n));
+            cells.any(|cell| !cell.is_empty())
+        };
+        let shown: Vec<bool> = (1..columns.len()).map(|n| has_content(n - 1)).collect();
+        let shown = || std::iter::once(true).chain(shown.iter().copied());
+        let columns = columns.iter().zip(shown()).filter(|(_, shown)| *shown);
+        let columns = columns.map(|(column, _)| *column).collect();
+        let cells = |cells: Vec<String>| {
+            let cells = cells.into_iter().zip(shown().skip(1));
+            let cells = cells.filter_map(|(cell, shown)| shown.then_some(cell));
+            let or_dash = |cell: String| match cell.is_empty() {
+                true => "–".to_owned(),
+                false => cell,
+            };
+            cells.map(or_dash).collect::<Vec<_>>()
+        };
+        let rows = rows.into_iter().map(|row| PageTableRow {
+            head: row.head,
+            cells: cells(row.cells),
+        });
         self.table = Some(PageTable {
             caption,
             columns,
-            rows: rows.into_iter().take(ROWS_MAX).collect(),
+            rows: rows.collect(),
             left_out,
         });
     }
@@ -246,325 +329,6 @@ fn target(info: &Value, address: &str) -> String {
         return "NODE".to_owned();
     }
     format!("{identity}@{address}")
-}
-
-fn problem_list(section: &mut PageSection, info: &Value) {
-    let all = info["problems"].as_array().into_iter().flatten();
-    section.problems = all
-        .map(|one| PageProblem {
-            code: text::member_text(&one["code"]),
-            text: text::member_text(&one["text"]),
-            hint: text::member_text(&one["hint"]),
-        })
-        .collect();
-    section.wide = true;
-}
-
-fn node(section: &mut PageSection, info: &Value) {
-    section.code("Identity", text::member_text(&info["identity"]));
-    let role = match text::member_text(&info["role"]).as_str() {
-        "appliance" => "an appliance of its own".to_owned(),
-        "host" => "a program on an ordinary computer".to_owned(),
-        other => other.to_owned(),
-    };
-    section.fact("Runs as", role);
-    section.code("Addresses", text::list(&info["addresses"]));
-    let uptime = info["uptime_ms"].as_u64();
-    section.fact(
-        "Up for",
-        uptime
-            .map(|ms| text::duration(ms / 1000))
-            .unwrap_or_default(),
-    );
-    let clock = match (
-        text::member_text(&info["time"]),
-        text::member_text(&info["clock"]),
-    ) {
-        (time, clock) if time.is_empty() => format!("not set ({clock})"),
-        (time, clock) => format!("{time}, by {clock}"),
-    };
-    section.fact("Clock", clock);
-    let memory = &info["memory"];
-    let (total, free) = (
-        memory["total_bytes"].as_f64(),
-        memory["available_bytes"].as_f64(),
-    );
-    section.used("Memory", total, free);
-    let own = memory["node_resident_bytes"].as_f64();
-    section.fact("Used by the node", own.map(text::bytes).unwrap_or_default());
-}
-
-fn calls(section: &mut PageSection, metrics: &Value, history: &MetricsHistory) {
-    let now = MetricsSample::from_metrics(metrics);
-    let (rates, span) = history.rates();
-    section.wide = true;
-    if rates.is_empty() {
-        section.note = Some("The plots begin a few seconds after the page is opened.".to_owned());
-    } else {
-        section.plots = plots(&rates, &text::duration(span.as_secs()));
-    }
-    section.fact("Calls since the start", text::number(now.calls));
-    section.fact("Answered with an error", text::number(now.errors));
-    section.fact("Connections", text::number(now.connections));
-}
-
-fn plots(rates: &[MetricsRates], span: &str) -> Vec<Plot> {
-    let all = |of: fn(&MetricsRates) -> Option<f64>| rates.iter().map(of).collect::<Vec<_>>();
-    vec![
-        plot(
-            "Calls",
-            span,
-            &[("line", all(|it| Some(it.calls)))],
-            text::rate,
-        ),
-        plot(
-            "Errors",
-            span,
-            &[("line", all(|it| Some(it.errors)))],
-            text::rate,
-        ),
-        plot(
-            "Median / slowest of 100",
-            span,
-            &[
-                ("line", all(|it| it.median)),
-                ("line second", all(|it| it.slowest)),
-            ],
-            text::seconds,
-        ),
-        plot(
-            "Received / sent",
-            span,
-            &[
-                ("line", all(|it| Some(it.received))),
-                ("line second", all(|it| Some(it.sent))),
-            ],
-            |it| format!("{}/s", text::bytes(it)),
-        ),
-        plot(
-            "Memory",
-            span,
-            &[("line", all(|it| it.resident))],
-            text::bytes,
-        ),
-    ]
-}
-
-fn serves(section: &mut PageSection, info: &Value, operations: &PageCallResult) {
-    let listen = &info["listen"];
-    section.fact("Port", text::member_text(&listen["port"]));
-    section.code("Protocols", text::list(&listen["alpns"]));
-    section.code("iroh at", text::list(&listen["iroh"]));
-    if let PageCallResult::Answer(listing) = operations {
-        let all = listing["operations"].as_array().into_iter().flatten();
-        let items: Vec<_> = all.map(|one| text::member_text(&one["name"])).collect();
-        section.more = Some(PageDetails {
-            id: "operations",
-            summary: format!("{} operations that you may call", items.len()),
-            items,
-        });
-    }
-}
-
-fn peer_table(section: &mut PageSection, answer: &Value, target: &str) {
-    let peers = answer["peers"].as_array().map_or(&[][..], Vec::as_slice);
-    // Connected peers first, those with the most connections before the others.
-    let connections = |peer: &Value| peer["connections"].as_array().map_or(0, Vec::len);
-    let mut sorted: Vec<_> = peers.iter().collect();
-    sorted.sort_by_key(|peer| std::cmp::Reverse(connections(peer)));
-    let rows = sorted.into_iter().map(|peer| {
-        let name = peer["display_name"].as_str().map(text::foreign);
-        let state = match (peer["enabled"] == false, connections(peer)) {
-            (true, _) => "put out".to_owned(),
-            (false, 0) => "not connected".to_owned(),
-            (false, 1) => "1 connection".to_owned(),
-            (false, n) => format!("{n} connections"),
-        };
-        let from = peer["connections"].as_array().into_iter().flatten();
-        let mut from: Vec<_> = from.map(|one| text::member_text(&one["addr"])).collect();
-        from.dedup();
-        PageTableRow {
-            head: text::member_text(&peer["peer_id"]),
-            cells: vec![
-                name.unwrap_or_default(),
-                text::member_text(&peer["kind"]).replace('_', " "),
-                state,
-                from.into_iter().take(3).collect::<Vec<_>>().join(", "),
-                text::list(&peer["scopes"]),
-            ],
-        }
-    });
-    let rows: Vec<_> = rows.collect();
-    let columns = &["Peer", "Name", "Kind", "State", "From", "May"];
-    section.rows("Who may connect, and who has", columns, rows);
-    if let Some(strangers) = answer["strangers"].as_u64().filter(|n| *n > 0) {
-        section.note = Some(format!("Connections of unknown peers: {strangers}."));
-    }
-    section.how(
-        "Change who may connect",
-        format!("alknet config apply {target} node.toml"),
-    );
-    section.how(
-        "See and take back tokens",
-        format!("alknet token list {target}"),
-    );
-}
-
-fn storage(section: &mut PageSection, info: &Value) {
-    let data = &info["data"];
-    let mode = match text::member_text(&data["mode"]).as_str() {
-        "mounted" => "mounted".to_owned(),
-        "read-only" => "mounted, and cannot be written".to_owned(),
-        "volatile" => "in memory only: gone after a restart".to_owned(),
-        "host" => "a folder of this computer".to_owned(),
-        other => other.to_owned(),
-    };
-    section.fact("Data", mode);
-    section.code("On", text::member_text(&data["device"]));
-    section.fact("Encrypted", text::member_text(&data["cipher"]));
-    section.used(
-        "Space",
-        data["total_bytes"].as_f64(),
-        data["free_bytes"].as_f64(),
-    );
-    section.fact("About it", text::member_text(&data["detail"]));
-}
-
-fn vault(section: &mut PageSection, vault: &Value) {
-    section.fact("State", text::member_text(&vault["state"]));
-    if vault["state"] == "absent" {
-        return;
-    }
-    section.fact("Opens by", text::list(&vault["slots"]));
-    section.fact("Opened by", text::member_text(&vault["opened_by"]));
-    let kept = match vault["words_kept"].as_bool() {
-        Some(true) => "yes",
-        Some(false) => "not known: write them down, and say so with 'alknet vault'",
-        None => "",
-    };
-    section.fact("Words written down", kept.to_owned());
-    section.fact("Data encrypted", text::member_text(&vault["data_cipher"]));
-    let credentials = vault["credentials"].as_array().map_or(0, Vec::len);
-    section.fact("Credentials", credentials.to_string());
-}
-
-fn compute(section: &mut PageSection, compute: &Value) {
-    let adapter = &compute["adapter"];
-    let state = match text::member_text(&compute["state"]).as_str() {
-        "ready" => "ready".to_owned(),
-        "unprobed" => "no call has asked for it yet".to_owned(),
-        "none" => format!("none: {}", text::member_text(&compute["reason"])),
-        other => other.to_owned(),
-    };
-    section.fact("State", state);
-    section.fact("Device", text::member_text(&adapter["name"]));
-    let kind = adapter["hardware"].as_bool();
-    let kind = kind.map(|hardware| if hardware { "a GPU" } else { "the processor" });
-    section.fact("Which is", kind.unwrap_or_default().to_owned());
-    section.fact(
-        "Instead of a GPU",
-        text::member_text(&adapter["fallback_reason"]),
-    );
-    section.fact("Driver", text::member_text(&compute["versions"]["driver"]));
-    section.fact("Threads", text::member_text(&compute["threads"]));
-    section.fact("Without shaders", text::list(&compute["host_kernels"]));
-}
-
-fn session_table(section: &mut PageSection, answer: &Value, workers: &PageCallResult) {
-    let sessions = answer["sessions"].as_array().map_or(&[][..], Vec::as_slice);
-    if sessions.is_empty() {
-        section.note = Some("No script session is open.".to_owned());
-    } else {
-        let time = |ms: &Value| {
-            let ms = ms.as_f64();
-            ms.map(|ms| text::seconds(ms / 1000.0)).unwrap_or_default()
-        };
-        let rows = sessions.iter().map(|one| PageTableRow {
-            head: text::member_text(&one["session"]),
-            cells: vec![
-                text::member_text(&one["tenant"]),
-                text::member_text(&one["mode"]),
-                text::member_text(&one["state"]),
-                time(&one["age_ms"]),
-                time(&one["cpu_ms"]),
-                one["heap_peak"]
-                    .as_f64()
-                    .map(text::bytes)
-                    .unwrap_or_default(),
-            ],
-        });
-        let columns = &[
-            "Session",
-            "Whose",
-            "Kind",
-            "State",
-            "Open for",
-            "Processor",
-            "Memory",
-        ];
-        section.rows("Script sessions that are open", columns, rows.collect());
-    }
-    if let PageCallResult::Answer(stats) = workers {
-        let running = stats["workers"].as_object().into_iter().flatten();
-        let running =
-            running.map(|(role, n)| format!("{}: {}", text::foreign(role), text::member_text(n)));
-        section.fact("Workers", running.collect::<Vec<_>>().join(", "));
-    }
-}
-
-fn software(section: &mut PageSection, info: &Value, target: &str) {
-    section.fact("alknet", text::member_text(&info["version"]));
-    section.fact("Kernel", text::member_text(&info["kernel"]));
-    section.fact("Processor", text::member_text(&info["arch"]));
-    let config = &info["config"];
-    section.fact("Configuration", text::member_text(&config["source"]));
-    section.fact("Its number", text::member_text(&config["generation"]));
-    let waits = text::list(&config["restart_required"]);
-    let waiting = !waits.is_empty();
-    section.code("Waits for a restart", waits);
-    let restarts = info["node_restarts"].as_u64().filter(|n| *n > 0);
-    section.fact(
-        "Restarted since power-on",
-        restarts.map(|n| n.to_string()).unwrap_or_default(),
-    );
-    section.code(
-        "Last words before that",
-        text::member_text(&info["last_words"]),
-    );
-    if info["role"] == "appliance" {
-        let what = if waiting {
-            "Restart it, which is due"
-        } else {
-            "Restart it"
-        };
-        section.how(what, format!("alknet open {target} --action reboot"));
-        section.how(
-            "Switch it off",
-            format!("alknet open {target} --action poweroff"),
-        );
-    }
-}
-
-fn records(section: &mut PageSection, log: &Value, target: &str) {
-    let all = log.as_array().into_iter().flatten();
-    let records = all.map(|one| PageLogRow {
-        when: match one["time"].as_str() {
-            Some(time) => text::foreign(time),
-            None => format!("+{} ms", one["boot_ms"].as_u64().unwrap_or_default()),
-        },
-        level: text::member_text(&one["level"]),
-        target: text::member_text(&one["target"]),
-        message: text::member_text(&one["message"]),
-    });
-    section.wide = true;
-    // The newest first: a reader of the log looks for it.
-    let mut records: Vec<_> = records.collect();
-    records.reverse();
-    section.log = Some(records);
-    section.how(
-        "Follow it",
-        format!("alknet call {target} node/log '{{\"follow\":true}}'"),
-    );
 }
 
 #[cfg(test)]
@@ -595,16 +359,18 @@ mod tests {
             ..StatusSnapshot::default()
         };
         let view = view(&gathered, &MetricsHistory::default(), "192.0.2.7:8443");
-        let expected = ["problems", "node", "serves", "storage", "vault", "software"];
+        let expected = [
+            "problems", "node", "network", "storage", "vault", "software",
+        ];
         assert_eq!(ids(&view), expected);
         assert_eq!(
-            (view.name.as_str(), view.state.as_str()),
-            ("edge-1", "One problem.")
+            (view.name.as_str(), view.state.as_str(), view.well),
+            ("edge-1", "1 problem", false)
         );
         let broken = view.sections.iter().find(|section| section.id == "vault");
         assert_eq!(broken.expect("there").error.as_deref(), Some("broken"));
         let software = &view.sections[5];
-        assert!(software.how[0].what.contains("due"));
+        assert!(software.how[0].what.contains("changed settings need it"));
         let command = "alknet open ed25519:01@192.0.2.7:8443 --action reboot";
         assert_eq!(software.how[0].command, command);
         let meter = view.sections[3]
@@ -613,6 +379,14 @@ mod tests {
             .find_map(|fact| fact.meter.as_ref());
         let meter = meter.expect("space is measured");
         assert_eq!((meter.value, meter.max, meter.high), (750.0, 1000.0, 900.0));
+    }
+
+    #[test]
+    fn no_fact_is_alone_in_a_row_of_a_wide_window() {
+        for facts in 2..=12 {
+            let columns = if are_by_four(facts) { 4 } else { 3 };
+            assert_ne!(facts % columns, 1, "{facts} facts in {columns} columns");
+        }
     }
 
     #[test]
@@ -645,17 +419,151 @@ mod tests {
         let peers: Vec<_> = (0..ROWS_MAX + 3)
             .map(|n| json!({ "peer_id": format!("p{n}"), "kind": "api_key" }))
             .collect();
-        let mut section = PageSection::default();
-        peer_table(
-            &mut section,
-            &json!({ "peers": peers, "strangers": 2 }),
-            "NODE",
-        );
+        let section = peers_section(&json!({ "peers": peers, "strangers": 2 }), NOW);
         let table = section.table.expect("a table");
         assert_eq!((table.rows.len(), table.left_out), (ROWS_MAX, Some(3)));
         assert_eq!(
             section.note.as_deref(),
-            Some("Connections of unknown peers: 2.")
+            Some("Connections of unknown peers: 2")
         );
+    }
+
+    const NOW: NodeTime<'_> = NodeTime::At("2026-11-23 00:47:44 UTC");
+
+    fn peers_section(answer: &Value, now: NodeTime<'_>) -> PageSection {
+        let mut section = PageSection::default();
+        sections::peers(&mut section, answer, now, "NODE");
+        section
+    }
+
+    #[test]
+    fn a_column_without_content_is_left_out_and_an_empty_cell_is_marked() {
+        let peers = json!({ "peers": [
+            { "peer_id": "ada", "kind": "peer", "scopes": ["fs:read", "peer:list"] },
+            { "peer_id": "bob", "kind": "peer", "scopes": [] },
+        ] });
+        let section = peers_section(&peers, NOW);
+        let table = section.table.expect("a table");
+        assert_eq!(
+            table.columns,
+            ["ID", "Kind", "State", "Scopes: what it may call"]
+        );
+        let cells: Vec<_> = table.rows.iter().map(|row| row.cells.clone()).collect();
+        assert_eq!(
+            cells,
+            [
+                ["peer", "not connected", "fs:read, peer:list"],
+                ["peer", "not connected", "–"]
+            ]
+        );
+    }
+
+    #[test]
+    fn a_peer_is_disabled_expired_connected_or_not() {
+        let ends = |second: u32| format!("2026-11-23T00:47:{second}Z");
+        let state = |peer: &Value, now: NodeTime<'_>| {
+            let section = peers_section(&json!({ "peers": [peer] }), now);
+            let table = section.table.expect("a table");
+            let column = table.columns.iter().position(|it| *it == "State");
+            let column = column.expect("each peer has a state");
+            table.rows[0].cells[column - 1].clone()
+        };
+        let two = json!([{ "addr": "192.0.2.9:1" }, { "addr": "192.0.2.9:2" }]);
+        let token = |expires: &str| json!({ "kind": "api_key", "expires": expires });
+        for (peer, shown) in [
+            (json!({ "enabled": false, "connections": two }), "disabled"),
+            (token(&ends(43)), "expired"),
+            (token(&ends(45)), "valid"),
+            (token("soon"), "valid"),
+            (
+                json!({ "kind": "peer", "connections": two }),
+                "2 connections",
+            ),
+            (
+                json!({ "kind": "peer", "connections": [] }),
+                "not connected",
+            ),
+        ] {
+            assert_eq!(state(&peer, NOW), shown, "{peer}");
+        }
+        // A node whose clock is not set refuses what ends.
+        assert_eq!(state(&token(&ends(45)), NodeTime::Unset), "expired");
+        assert_eq!(state(&token(&ends(43)), NodeTime::Unknown), "valid");
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_well() {
+        let of = |info| {
+            let gathered = StatusSnapshot {
+                info,
+                ..StatusSnapshot::default()
+            };
+            let view = view(&gathered, &MetricsHistory::default(), "box");
+            (view.state, view.well)
+        };
+        let fine = PageCallResult::Answer(json!({ "problems": [] }));
+        assert_eq!(of(fine), ("No problems".to_owned(), true));
+        assert!(!of(PageCallResult::Failed("broken".to_owned())).1);
+        assert!(!of(PageCallResult::Absent).1);
+    }
+
+    #[test]
+    fn records_have_their_time_and_those_of_before_the_clock_was_set_their_age() {
+        let log = json!([
+            { "boot_ms": 12_300, "level": "error", "message": "first" },
+            { "time": "2026-11-23T00:47:44.203Z", "boot_ms": 1, "level": "info" },
+        ]);
+        let mut section = PageSection::default();
+        sections::log(&mut section, &log, "NODE");
+        let records = section.log.expect("a log");
+        let times: Vec<_> = records.iter().map(|one| (&*one.at, &*one.when)).collect();
+        assert_eq!(
+            times,
+            [
+                ("2026-11-23T00:47:44.203Z", "2026-11-23 00:47:44 UTC"),
+                ("", "12.3 s after boot"),
+            ]
+        );
+        assert_eq!(
+            section.note.as_deref(),
+            Some("The newest 2 records; errors: 1, warnings: 0")
+        );
+    }
+
+    #[test]
+    fn many_failures_are_said_in_words_and_have_a_line_of_their_own_kind() {
+        use std::time::{Duration, Instant};
+
+        use crate::history::MetricsSample;
+
+        let calls = |failed: f64| {
+            let (history, start) = (MetricsHistory::default(), Instant::now());
+            for (n, part) in [0.0, 0.5, 1.0].into_iter().enumerate() {
+                let sample = MetricsSample {
+                    calls: 100.0 * part,
+                    errors: failed * part,
+                    ..MetricsSample::default()
+                };
+                history.add(start + Duration::from_secs(5) * n as u32, sample);
+            }
+            let mut section = PageSection::default();
+            sections::calls(&mut section, &json!({ "values": {} }), &history);
+            let lines = section.plots[0].lines.clone();
+            let failed = lines.into_iter().nth(1).expect("failed calls have a line");
+            let fact = section
+                .facts
+                .iter()
+                .find(|it| it.name == "Failed calls lately");
+            let fact = fact.expect("failed calls are counted").value.clone();
+            (section.alarm, failed.label, failed.class, fact)
+        };
+        let few = calls(4.0);
+        assert_eq!(few.0, None);
+        assert_eq!((few.1, few.2), ("failed", "line second"));
+        assert_eq!(few.3, "4 of 100 in 10 s (4 %)");
+        let many = calls(26.0);
+        let said = "Many calls fail: 26 of 100 in the last 10 s (26 %) ended with an error.";
+        assert_eq!(many.0.as_deref(), Some(said));
+        assert_eq!((many.1, many.2), ("failed: many", "line bad"));
     }
 }
