@@ -15,6 +15,7 @@ mod hub;
 mod identity;
 mod js;
 mod key;
+mod machine;
 mod node;
 mod node_book;
 mod open;
@@ -40,6 +41,7 @@ use serde_json::json;
 
 pub(crate) use dial::DialArgs;
 pub(crate) use exit::{CommandError, CommandExit};
+use machine::PowerVerb;
 
 /// One binary, one port, a whole machine.
 #[derive(Debug, Parser)]
@@ -119,6 +121,12 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// Replace the key this command line acts with.
     #[command(subcommand)]
     Key(key::KeyVerb),
+    /// Print the log of a node, and go on with what comes.
+    #[command(
+        after_help = "Examples:\n  alknet logs attic -f\n  alknet logs --since 1h\n  \
+alknet logs attic --last 20 --json"
+    )]
+    Logs(machine::LogsArgs),
     /// Call nodes by names of your own, and choose the one that is meant where none is named.
     #[command(subcommand)]
     Node(node::NodeVerb),
@@ -141,6 +149,9 @@ alknet open attic --print\n  alknet open attic --action reboot")]
         after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443"
     )]
     Peers(peers::PeersArgs),
+    /// Switch the machine of a node off.
+    #[command(after_help = "Example:\n  alknet poweroff attic --yes")]
+    Poweroff(machine::PowerArgs),
     /// Make what a new node reads at its first start: recovery words, a configuration, and a seed that carries both.
     #[command(
         after_help = "Examples:\n  alknet provision --name edge-1 --domain edge.example.org \
@@ -148,6 +159,9 @@ alknet open attic --print\n  alknet open attic --action reboot")]
 alknet provision --words-to age1… --name far-away --out seed.iso"
     )]
     Provision(provision::ProvisionCliArgs),
+    /// Restart the machine of a node.
+    #[command(after_help = "Examples:\n  alknet reboot attic\n  alknet reboot kitchen@attic --yes")]
+    Reboot(machine::PowerArgs),
     /// Serve a node on this computer, unprivileged.
     #[command(after_help = "Example:\n  alknet serve --port 4433 --admin \"$(alknet identity)\"")]
     Serve(serve::ServeArgs),
@@ -232,12 +246,15 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Identity(args) => identity::run(&args, json),
         AlknetCommand::Js(verb) => js::run(verb, json),
         AlknetCommand::Key(verb) => key::run(verb, json),
+        AlknetCommand::Logs(args) => machine::logs(&args, json),
         AlknetCommand::Node(verb) => node::run(verb, json),
         AlknetCommand::Open(args) => open::run(&args, json),
         AlknetCommand::Ops(args) => ops::run(args, json),
         AlknetCommand::Peer(verb) => peers::run_verb(verb, json),
         AlknetCommand::Peers(args) => peers::run(&args, json),
+        AlknetCommand::Poweroff(args) => machine::power(PowerVerb::Poweroff, &args, json),
         AlknetCommand::Provision(args) => provision::run(&args, json),
+        AlknetCommand::Reboot(args) => machine::power(PowerVerb::Reboot, &args, json),
         AlknetCommand::Serve(args) => serve::run(args, json),
         AlknetCommand::Status(args) => status::run(&args, json),
         AlknetCommand::Tensor(verb) => tensor::run(verb, json),

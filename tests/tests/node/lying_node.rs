@@ -303,6 +303,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["call", "@", "evil/refused"], false),
         // It passes nothing on, and is asked which peers it has.
         (&["status", "@", "--peer", "kitchen"], true),
+        (&["logs", "@"], true),
         (&["ops", "@"], true),
         (&["ops", "@", "node/info"], true),
         (&["peers", "@"], true),

@@ -63,7 +63,7 @@ fn identity(cli: &CliRunner, words: &[&str]) -> Value {
 }
 
 /// Verbs that need nothing but a node, each with the words behind NODE.
-const VERBS: [(&[&str], &[&str]); 9] = [
+const VERBS: [(&[&str], &[&str]); 10] = [
     (&["status"], &[]),
     (&["ops"], &[]),
     (&["ops", "list"], &[]),
@@ -72,6 +72,7 @@ const VERBS: [(&[&str], &[&str]); 9] = [
     (&["token", "list"], &[]),
     (&["call"], &["node/info"]),
     (&["js", "types"], &[]),
+    (&["logs"], &["--last", "1"]),
     (&["open"], &["--print"]),
 ];
 
@@ -433,4 +434,63 @@ fn the_noun_alone_is_the_child_of_pid_1() {
     let text = String::from_utf8(output.stderr).expect("it is text");
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(!text.contains("Usage"), "{text}");
+}
+
+#[test]
+fn a_machine_is_not_switched_off_unasked() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    named(
+        bench.admin(),
+        &["add", "edge-1", node.target(), "--default"],
+    );
+    for verb in ["reboot", "poweroff"] {
+        let refused = run(bench.admin(), &[verb]);
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (2, "USAGE"),
+            "{verb}"
+        );
+        assert!(message(&refused).contains("--yes"), "{refused:?}");
+        // A node of a host is switched by its owner.
+        let asked = run(bench.admin(), &[verb, "--yes"]);
+        assert_eq!(
+            (asked.status, asked.code().as_str()),
+            (3, "UNAVAILABLE"),
+            "{verb}"
+        );
+        assert!(message(&asked).contains("ordinary host"), "{asked:?}");
+    }
+}
+
+#[test]
+fn the_log_is_read_from_a_time_on() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let admin = bench.admin();
+    let records = |more: &[&str]| {
+        let answer = run(admin, &[&["logs", node.target()][..], more].concat());
+        assert_eq!(answer.status, 0, "{answer:?}");
+        answer.output.lines().count()
+    };
+    assert_eq!(records(&["--last", "2"]), 2);
+    assert!(records(&["--since", "1h"]) > 2, "the node has just started");
+    assert_eq!(records(&["--since", "2999-01-01T00:00:00Z"]), 0);
+    let mut follow = admin.command(&["logs", node.target(), "-f", "--last", "1"]);
+    let mut child = follow
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary can be started");
+    let mut lines = std::io::BufReader::new(child.stdout.take().expect("it was asked for"));
+    let mut first = String::new();
+    std::io::BufRead::read_line(&mut lines, &mut first).expect("a record");
+    let record: Value = serde_json::from_str(&first).expect("JSON");
+    assert!(record["message"].is_string(), "{first}");
+    assert_eq!(
+        child.try_wait().expect("it is our child"),
+        None,
+        "it goes on"
+    );
+    child.kill().expect("it runs");
+    child.wait().expect("it is our child");
 }
