@@ -16,6 +16,7 @@ mod identity;
 mod js;
 mod key;
 mod machine;
+mod man;
 mod node;
 mod node_book;
 mod open;
@@ -127,6 +128,9 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
 alknet logs attic --last 20 --json"
     )]
     Logs(machine::LogsArgs),
+    /// Write manual pages into a folder, one for each verb.
+    #[command(after_help = "Example:\n  alknet man ~/.local/share/man/man1")]
+    Man(man::ManArgs),
     /// Call nodes by names of your own, and choose the one that is meant where none is named.
     #[command(subcommand)]
     Node(node::NodeVerb),
@@ -247,6 +251,7 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Js(verb) => js::run(verb, json),
         AlknetCommand::Key(verb) => key::run(verb, json),
         AlknetCommand::Logs(args) => machine::logs(&args, json),
+        AlknetCommand::Man(args) => man::run(&args, json),
         AlknetCommand::Node(verb) => node::run(verb, json),
         AlknetCommand::Open(args) => open::run(&args, json),
         AlknetCommand::Ops(args) => ops::run(args, json),
