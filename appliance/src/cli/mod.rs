@@ -23,6 +23,7 @@ mod open;
 mod ops;
 pub(crate) mod output;
 mod peers;
+mod pin;
 mod promotion;
 mod provision;
 mod query;
@@ -153,6 +154,11 @@ alknet open attic --print\n  alknet open attic --action reboot")]
         after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443"
     )]
     Peers(peers::PeersArgs),
+    /// Print what curl, OpenSSL and an MCP client need to trust a node by its key.
+    #[command(
+        after_help = "Examples:\n  alknet pin attic\n  alknet pin ed25519:…@192.0.2.7:443 --json"
+    )]
+    Pin(pin::PinArgs),
     /// Switch the machine of a node off.
     #[command(after_help = "Example:\n  alknet poweroff attic --yes")]
     Poweroff(machine::PowerArgs),
@@ -257,6 +263,7 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Ops(args) => ops::run(args, json),
         AlknetCommand::Peer(verb) => peers::run_verb(verb, json),
         AlknetCommand::Peers(args) => peers::run(&args, json),
+        AlknetCommand::Pin(args) => pin::run(&args, json),
         AlknetCommand::Poweroff(args) => machine::power(PowerVerb::Poweroff, &args, json),
         AlknetCommand::Provision(args) => provision::run(&args, json),
         AlknetCommand::Reboot(args) => machine::power(PowerVerb::Reboot, &args, json),
