@@ -3,6 +3,7 @@
 mod share;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
@@ -37,6 +38,13 @@ alknet tensor pull alknet-tensor://ed25519:…@192.0.2.7:443/models/bert bert.mt
 alknet tensor pull 'alknet-tensor://attic/models/bert#lm_head.weight' head.mt"
     )]
     Pull(PullArgs),
+    /// Store a file on a node, and have a path of its store lead to it.
+    #[command(
+        override_usage = "alknet tensor push [OPTIONS] [NODE] <FILE> <PATH>",
+        after_help = "Examples:\n  alknet tensor push ed25519:…@192.0.2.7:443 bert.mt models/bert\n  \
+alknet tensor push bert.mt models/bert"
+    )]
+    Push(PushArgs),
     /// Serve the tensor files of a folder, as a node of this computer, until a signal stops it. The
     /// node is that of 'alknet serve', with its options; the keys that --admin names may fetch
     /// everything.
@@ -59,6 +67,19 @@ pub(crate) struct PullArgs {
     /// another file, with an id of its own.
     #[arg(long, value_name = "GLOB")]
     only: Option<String>,
+    /// Write over what is there.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Arguments of `alknet tensor push`.
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// The node, the file here, and its path in the node's store.
+    #[arg(required = true, num_args = 2..=3, value_name = "WHAT")]
+    what: Vec<OsString>,
     #[command(flatten)]
     dial: DialArgs,
 }
@@ -67,6 +88,7 @@ pub(crate) struct PullArgs {
 pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         TensorVerb::Pull(args) => pull(&args, json),
+        TensorVerb::Push(args) => push(&args, json),
         TensorVerb::Serve(args) => share::run(args, json),
         TensorVerb::Local(verb) => {
             let is_bytes = matches!(verb, LocalTensorVerb::Cat(_)) && !json;
@@ -99,6 +121,13 @@ fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
         tensor,
         output: made,
     } = TensorPullRequest::read(&args.what)?;
+    if !args.force && made.symlink_metadata().is_ok() {
+        let text = format!(
+            "{} is there already: --force writes over it",
+            made.display()
+        );
+        return Err(CommandError::usage(text));
+    }
     let only = match (&tensor, &args.only) {
         (Some(_), Some(_)) => {
             return Err(CommandError::usage(
@@ -156,6 +185,40 @@ fn store_of(
         }
     };
     route.direct("files")
+}
+
+fn push(args: &PushArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let (node, file, path) = match args.what.as_slice() {
+        [file, path] => (None, file, path),
+        [node, file, path] => (Some(node), file, path),
+        _ => return Err(CommandError::usage("say NODE FILE PATH")),
+    };
+    let text = |word: &OsString| {
+        let text = word.to_str().map(str::to_owned);
+        text.ok_or_else(|| CommandError::usage("nodes and paths of theirs are called in UTF-8"))
+    };
+    let path = StorePath::parse(&text(path)?).map_err(CommandError::usage)?;
+    let file = PathBuf::from(file);
+    let opened = File::open(&file)
+        .map_err(|error| CommandError::usage(format!("cannot read {}: {error}", file.display())))?;
+    let node = node.map(text).transpose()?;
+    let target = store_of(node.as_deref(), args.what.first(), &args.dial)?;
+    let told = !json && std::io::stderr().is_terminal();
+    let progress = ByteProgress::new("push", None, told);
+    let tell = |done, total| progress.set(done, total);
+    let id = CliDialer::new(&args.dial)?.run(async |dialer| {
+        let connection = dialer.dialled(&target, ALPN, Carriage::Quic).await?;
+        let client = TensorClient::new(connection);
+        let stored = client.put(opened, Some(path.as_str()), &tell).await;
+        stored.map_err(|error| of_client(&error))
+    })?;
+    drop(progress);
+    if json {
+        output::json_line(&json!({ "id": id.to_string(), "path": path.as_str() }))?;
+    } else {
+        output::line(&format!("{id}  {}", path.as_str()))?;
+    }
+    Ok(CommandExit::Ok)
 }
 
 /// What addresses of files begin with, as references to tensors do.
