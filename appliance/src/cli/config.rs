@@ -56,8 +56,11 @@ pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<CommandExit, CommandEr
         ConfigVerb::Apply(args) => apply(args, json),
         ConfigVerb::Check { file } => check(&file, json),
         ConfigVerb::Schema => {
-            let schema = serde_json::to_string_pretty(&NodeConfig::json_schema());
-            output::text(&schema.map_err(CommandError::local)?)?;
+            let schema = NodeConfig::json_schema();
+            match json {
+                true => output::json_line(&schema)?,
+                false => output::json_pretty(&schema)?,
+            }
             Ok(CommandExit::Ok)
         }
     }

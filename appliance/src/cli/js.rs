@@ -86,7 +86,7 @@ pub(crate) fn run(verb: JsVerb, json: bool) -> Result<CommandExit, CommandError>
     match verb {
         JsVerb::Repl(args) => repl(&args, json),
         JsVerb::Run(args) => file(args, json),
-        JsVerb::Types(args) => types(&args),
+        JsVerb::Types(args) => types(&args, json),
     }
 }
 
@@ -144,7 +144,7 @@ fn tell(recording: Option<&CallRecording>) {
     }
 }
 
-fn types(args: &TypesArgs) -> Result<CommandExit, CommandError> {
+fn types(args: &TypesArgs, json: bool) -> Result<CommandExit, CommandError> {
     let input = json!({ "source": "export default ops.list()" });
     let dial = &args.node.dial;
     args.node.reached(async |node| {
@@ -153,7 +153,11 @@ fn types(args: &TypesArgs) -> Result<CommandExit, CommandError> {
             .map_err(|error| {
                 CommandError::local(format!("the node lists no operations: {error}"))
             })?;
-        output::text(declarations(&operations).trim_end())?;
+        let text = declarations(&operations);
+        match json {
+            true => output::json_line(&json!({ "declarations": text }))?,
+            false => output::text(text.trim_end())?,
+        }
         Ok(CommandExit::Ok)
     })
 }

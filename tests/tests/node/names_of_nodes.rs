@@ -58,8 +58,12 @@ fn message(output: &CliOutput) -> String {
     message.map_or_else(|| output.errors.clone(), str::to_owned)
 }
 
+/// Who answered `node/info`. `status` prints it also of a node that has problems.
 fn identity(cli: &CliRunner, words: &[&str]) -> Value {
-    run(cli, words).json()["identity"].clone()
+    let answer = run(cli, words);
+    let info: Value = serde_json::from_str(&answer.output).unwrap_or_default();
+    assert!(info["identity"].is_string(), "{words:?}: {answer:?}");
+    info["identity"].clone()
 }
 
 /// Verbs that need nothing but a node, each with the words behind NODE.
