@@ -262,6 +262,15 @@ struct HubPeers {
     enrolled: Option<Vec<EnrolledPeerRow>>,
 }
 
+/// What a hub gives as `reason` in the details of `NOT_FOUND` where it tells the cases apart itself.
+const REASONS: [&str; 3] = ["peer_not_attached", "unknown_operation", "unknown_peer"];
+
+/// Whether an error of a hub says why a request was not passed on.
+fn says_why(error: &CallError) -> bool {
+    let reason = error.details.as_ref().and_then(|it| it["reason"].as_str());
+    reason.is_some_and(|reason| REASONS.contains(&reason))
+}
+
 /// What an enrolled peer is in that an administrator has put out.
 const REMOVED: &str = "removed";
 
@@ -328,6 +337,8 @@ impl HubPeers {
             (None, None) if self.enrolled.is_some() && !self.may_be_attached(peer) => {
                 self.absent(hub, peer)
             }
+            // This key may not see the peers, and the hub has said which it is.
+            (None, None) if says_why(&error) => error.message,
             (None, None) => {
                 // The protocol's own text blames the operation, which may be there.
                 let own = CallError::not_found(operation).message;
@@ -438,6 +449,10 @@ mod tests {
             assert!(text.contains("scope peer:list shows which"), "{text}");
             assert!(!text.contains("no operation"), "{text}");
         }
+        let why = CallError::new(ErrorCode::NotFound, "this node knows no peer 'kitchn'");
+        let why = why.with_details(json!({ "reason": "unknown_peer" }));
+        let passed_on = HubPeers::default().explain("attic", "kitchn", "a/b", why);
+        assert_eq!(passed_on.message, "this node knows no peer 'kitchn'");
         let own = CallError::new(ErrorCode::NotFound, "no such token");
         let quoted = HubPeers::default().explain("attic", "kitchen", "a/b", own);
         assert!(quoted.message.ends_with("no such token"), "{quoted}");
