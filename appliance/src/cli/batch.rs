@@ -1,14 +1,16 @@
-//! `alknet call TARGET --batch FILE`: the calls of a file, in as few flights as the node takes.
+//! `alknet call NODE --batch FILE`: the calls of a file, in as few flights as the node takes.
 
 use std::time::Duration;
 
 use alknet_call::limits::PeerLimits;
-use alknet_call::{CallBody, CallConnection, CallError, CallOptions};
+use alknet_call::{CallBody, CallError, CallOptions};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::call::{connected, read_file, read_stdin};
-use super::{CommandError, CommandExit, DialArgs, output};
+use super::call::{read_file, read_stdin};
+use super::caller::NodeCaller;
+use super::target::NodeArgs;
+use super::{CommandError, CommandExit, output};
 
 /// One line of the file.
 #[derive(Debug, Deserialize)]
@@ -22,21 +24,17 @@ struct BatchLine {
 }
 
 /// Makes the calls of `file`. Exits as the first call did that did not end well.
-pub(crate) fn run(
-    target: &str,
-    dial: &DialArgs,
-    file: &str,
-    json: bool,
-) -> Result<CommandExit, CommandError> {
+pub(crate) fn run(node: &NodeArgs, file: &str, json: bool) -> Result<CommandExit, CommandError> {
+    let timeout = node.dial.timeout;
     let text = match file {
         "-" => read_stdin()?,
         file => read_file(file)?,
     };
     let lines = parse(&text)?;
-    connected(target, dial, async |client| {
+    node.reached(async |node| {
         let mut exit = CommandExit::Ok;
-        for flight in lines.chunks(flight_len(client).await) {
-            for (line, outcome) in flight.iter().zip(send(client, flight, dial.timeout).await) {
+        for flight in lines.chunks(flight_len(node).await) {
+            for (line, outcome) in flight.iter().zip(send(node, flight, timeout).await) {
                 let ended = print(line, outcome, json)?;
                 if exit == CommandExit::Ok {
                     exit = ended;
@@ -60,28 +58,25 @@ fn parse(text: &[u8]) -> Result<Vec<BatchLine>, CommandError> {
 }
 
 /// As many calls as the node takes at once; where it does not say, as many as from a stranger.
-async fn flight_len(client: &CallConnection) -> usize {
-    // Asked for its limits only, which come with any listing.
-    let _ = client.operations("services/list").await;
+async fn flight_len(node: &NodeCaller) -> usize {
     let fallback = PeerLimits::UNAUTHENTICATED.requests;
-    client.requests_max().unwrap_or(fallback).max(1)
+    node.requests_max().await.unwrap_or(fallback).max(1)
 }
 
 async fn send(
-    client: &CallConnection,
+    node: &NodeCaller,
     flight: &[BatchLine],
     timeout: Duration,
 ) -> Vec<Result<CallBody, CallError>> {
-    let mut batch = client.batch();
-    for line in flight {
+    let calls = flight.iter().map(|line| {
         let options = CallOptions {
             timeout: Some(line.timeout_ms.map_or(timeout, Duration::from_millis)),
             idempotency_key: line.idempotency_key.clone(),
             ..CallOptions::default()
         };
-        batch.add_with(&line.operation, &line.input, &options);
-    }
-    batch.send().await
+        (line.operation.as_str(), &line.input, options)
+    });
+    node.call_all(calls).await
 }
 
 /// Prints one outcome, good or bad: what belongs together stays together.

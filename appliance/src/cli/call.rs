@@ -1,70 +1,75 @@
-//! `alknet call` and `alknet ops`.
+//! `alknet call`.
 
 use std::io::Read;
 use std::time::Duration;
 
-use alknet_call::{
-    ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, OperationType,
-};
-use alknet_core::{Carriage, Connection};
-use alknet_endpoint::{EndpointDialError, EndpointDialer, Target};
-use alknet_tls::NodeKey;
+use alknet_call::{CallError, CallOptions, ErrorCode, OperationType};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::enroll::KnownHubs;
-use super::promotion::{self, PromotionVerb};
-use super::{CommandError, CommandExit, DialArgs, batch, output};
+use super::caller::NodeCaller;
+use super::dial::CliDialer;
+use super::target::{NodeArgs, NodeNames, NodeRoute};
+use super::{CommandError, CommandExit, batch, output};
 
 /// Longest input read from a file or standard input: what a call may carry at most.
 const INPUT_BYTES_MAX: u64 = 64 << 20;
 
 /// Arguments of `alknet call`.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "alknet call [OPTIONS] [NODE] <OPERATION> [JSON]\n       \
+alknet call [OPTIONS] [NODE] --batch <FILE>"
+)]
 pub(crate) struct CallArgs {
-    /// The node.
-    target: String,
-    /// The operation, for example node/info.
-    #[arg(required_unless_present = "batch")]
+    #[command(flatten)]
+    node: NodeArgs,
+    /// The operation, for example node/info: it has a '/', which the name of a node has not.
     operation: Option<String>,
     /// Its input as JSON; - reads standard input, @FILE a file.
     #[arg(value_name = "JSON")]
     input: Option<String>,
     /// Call this node, too; can be given several times. Each answer is one line that names its
     /// node.
-    #[arg(long, value_name = "TARGET")]
+    #[arg(long, value_name = "NODE")]
     also: Vec<String>,
     /// Make the calls of a file instead: one JSON object a line, with operation, input, and if need
     /// be timeout_ms and idempotency_key; - reads standard input. They run at the same time; each
     /// answer is one line, in the order of the file.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["operation", "input", "also", "peer"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["operation", "input", "also"])]
     batch: Option<String>,
-    /// Call the operation of this peer of the hub instead, by its id or its name there.
-    #[arg(long, value_name = "NAME")]
-    peer: Option<String>,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
-/// Arguments of `alknet ops`.
-#[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub(crate) struct OpsArgs {
-    #[command(subcommand)]
-    verb: Option<PromotionVerb>,
-    /// The node.
-    #[arg(required = true)]
-    target: Option<String>,
-    /// Show the full specification of this operation.
-    operation: Option<String>,
-    #[command(flatten)]
-    dial: DialArgs,
+impl CallArgs {
+    /// With each word in its place: a first word with a '/' is the operation, and NODE was left out.
+    fn arranged(mut self) -> Result<Self, CommandError> {
+        if let Some(operation) = self.node.node.take_if(|word| is_operation(word)) {
+            if self.input.is_some() || self.batch.is_some() {
+                let text = format!("'{operation}' is an operation, and no node");
+                return Err(CommandError::usage(text));
+            }
+            self.input = self.operation.take();
+            self.operation = Some(operation);
+        }
+        if self.operation.is_none() && self.batch.is_none() {
+            return Err(CommandError::usage(
+                "OPERATION is missing: 'alknet ops' lists those of a node",
+            ));
+        }
+        Ok(self)
+    }
+}
+
+/// Whether a word is an operation's name. Keys, addresses and names of nodes have no '/'.
+pub(crate) fn is_operation(word: &str) -> bool {
+    word.contains('/') && !word.contains('@')
 }
 
 /// `alknet call`
 pub(crate) fn call(args: CallArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let args = args.arranged()?;
     if let Some(file) = &args.batch {
-        return batch::run(&args.target, &args.dial, file, json);
+        return batch::run(&args.node, file, json);
     }
     let request = CliCallRequest {
         operation: args
@@ -73,36 +78,35 @@ pub(crate) fn call(args: CallArgs, json: bool) -> Result<CommandExit, CommandErr
             .trim_start_matches('/')
             .to_owned(),
         input: parse_input(args.input.as_deref())?,
-        timeout: args.dial.timeout,
-        peer: args.peer,
+        timeout: args.node.dial.timeout,
     };
     if args.also.is_empty() {
-        return connected(&args.target, &args.dial, async |client| {
-            request.make(client, &ResponsePrinter::alone(json)).await
-        });
+        return args
+            .node
+            .reached(async |node| request.make(node, &ResponsePrinter::alone(json)).await);
     }
-    let mut targets = vec![args.target];
-    targets.extend(args.also);
-    several(&targets, &args.dial, &request, json)
+    let mut routes = vec![args.node.route()?];
+    let names = NodeNames::load(&args.node.dial.state);
+    for also in &args.also {
+        routes.push(names.route_to(also, &args.node.peer)?);
+    }
+    let dialer = CliDialer::new(&args.node.dial)?;
+    several(&routes, &dialer, &request, json)
 }
 
-/// One request to each of several nodes at the same time. Exits as the first target did that did
+/// One request to each of several nodes at the same time. Exits as the first node did that did
 /// not exit well.
 fn several(
-    targets: &[String],
-    args: &DialArgs,
+    routes: &[NodeRoute],
+    dialer: &CliDialer,
     request: &CliCallRequest,
     json: bool,
 ) -> Result<CommandExit, CommandError> {
-    let targets: Vec<_> = targets
-        .iter()
-        .map(|text| parse_target(text, args))
-        .collect::<Result<_, _>>()?;
-    let exits = CliDialer::new(args)?.run(async |reach| {
-        let calls = targets.iter().map(|target| async move {
-            let printer = ResponsePrinter::labelled(target, json);
-            let result = reach
-                .connected(target, async |client| request.make(client, &printer).await)
+    let exits = dialer.run(async |dialer| {
+        let calls = routes.iter().map(|route| async move {
+            let printer = ResponsePrinter::labelled(route, json);
+            let result = dialer
+                .reached(route, async |node| request.make(node, &printer).await)
                 .await;
             result.unwrap_or_else(|failure| {
                 printer.failure(&failure);
@@ -122,7 +126,6 @@ struct CliCallRequest {
     operation: String,
     input: Value,
     timeout: Duration,
-    peer: Option<String>,
 }
 
 impl CliCallRequest {
@@ -130,25 +133,20 @@ impl CliCallRequest {
     /// same: the answer to the call says why it is refused.
     async fn make(
         &self,
-        client: &CallConnection,
+        node: &NodeCaller,
         printer: &ResponsePrinter,
     ) -> Result<CommandExit, CommandError> {
-        let options = CallOptions {
-            timeout: Some(self.timeout),
-            peer: self.peer.clone(),
-            ..CallOptions::default()
-        };
-        let (operation, input) = (&self.operation, &self.input);
-        if self.peer.is_some() {
-            return self.make_at_peer(client, &options, printer).await;
+        if node.is_behind_hub() {
+            return self.make_at_peer(node, printer).await;
         }
-        let answer = match client.schema(operation).await {
+        let (operation, input) = (&self.operation, &self.input);
+        let answer = match node.schema(operation).await {
             Ok(spec) if spec.op_type == OperationType::Subscription => {
-                return self.follow(client, &options, printer).await;
+                return self.follow(node, printer).await;
             }
-            Ok(_) => client.call_retrying(operation, input, &options).await,
+            Ok(_) => node.call_retrying(operation, input, self.options()).await,
             Err(error) if error.code == ErrorCode::NotFound => {
-                client.call_with(operation, input, &options).await
+                node.call_with(operation, input, self.options()).await
             }
             Err(error) => Err(error),
         };
@@ -160,18 +158,17 @@ impl CliCallRequest {
     /// is subscribed to.
     async fn make_at_peer(
         &self,
-        client: &CallConnection,
-        options: &CallOptions,
+        node: &NodeCaller,
         printer: &ResponsePrinter,
     ) -> Result<CommandExit, CommandError> {
         let (operation, input) = (&self.operation, &self.input);
-        match client.call_with(operation, input, options).await {
+        match node.call_with(operation, input, self.options()).await {
             Ok(answer) => {
                 printer.answer(answer.value())?;
                 Ok(CommandExit::Ok)
             }
             Err(error) if error.code == ErrorCode::InvalidOperationType => {
-                self.follow(client, options, printer).await
+                self.follow(node, printer).await
             }
             Err(error) => Err(of_call(error)),
         }
@@ -180,17 +177,11 @@ impl CliCallRequest {
     /// Prints each event on a line of its own, until the end or Ctrl-C.
     async fn follow(
         &self,
-        client: &CallConnection,
-        options: &CallOptions,
+        node: &NodeCaller,
         printer: &ResponsePrinter,
     ) -> Result<CommandExit, CommandError> {
-        let options = CallOptions {
-            timeout: None,
-            ..options.clone()
-        };
-        let events = client.subscribe_with(&self.operation, &self.input, &options);
-        let events = events.await;
-        let mut events = events.map_err(of_call)?;
+        let events = node.subscribe(&self.operation, &self.input, self.options());
+        let mut events = events.await.map_err(of_call)?;
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -203,6 +194,13 @@ impl CliCallRequest {
                     printer.event(&self.operation, event.output.value())?;
                 }
             }
+        }
+    }
+
+    fn options(&self) -> CallOptions {
+        CallOptions {
+            timeout: Some(self.timeout),
+            ..CallOptions::default()
         }
     }
 }
@@ -219,10 +217,15 @@ impl ResponsePrinter {
         Self { json, target: None }
     }
 
-    fn labelled(target: &Target, json: bool) -> Self {
+    fn labelled(route: &NodeRoute, json: bool) -> Self {
+        let (address, target) = (route.target.address(), route.target.to_string());
+        let named = |at: String| match &route.peer {
+            Some(peer) => format!("{peer}@{at}"),
+            None => at,
+        };
         Self {
             json,
-            target: Some((target.address(), target.to_string())),
+            target: Some((named(address), named(target))),
         }
     }
 
@@ -264,7 +267,7 @@ impl ResponsePrinter {
 }
 
 /// Log records read better as lines.
-fn log_line(operation: &str, value: &Value) -> Option<String> {
+pub(crate) fn log_line(operation: &str, value: &Value) -> Option<String> {
     if operation != "node/log" {
         return None;
     }
@@ -281,188 +284,6 @@ fn log_line(operation: &str, value: &Value) -> Option<String> {
     ))
 }
 
-/// `alknet ops`
-pub(crate) fn ops(args: OpsArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let target = match (args.verb, args.target) {
-        (Some(verb), _) => return promotion::run(verb, json),
-        (None, Some(target)) => target,
-        (None, None) => return Err(CommandError::usage("name a node; see alknet ops --help")),
-    };
-    connected(&target, &args.dial, async |client| {
-        if let Some(operation) = &args.operation {
-            let spec = client
-                .schema(operation.trim_start_matches('/'))
-                .await
-                .map_err(of_call)?;
-            show(&json!(spec), json)?;
-            return Ok(CommandExit::Ok);
-        }
-        let found = client.operations("").await.map_err(of_call)?;
-        if json {
-            output::json_line(&found)?;
-            return Ok(CommandExit::Ok);
-        }
-        let width = found
-            .iter()
-            .map(|op| op.name.len())
-            .max()
-            .unwrap_or_default();
-        for op in found {
-            let kind = json!(op.op_type);
-            let kind = kind.as_str().unwrap_or_default();
-            output::line(&format!(
-                "{:width$}  {kind:12}  {}",
-                op.name, op.description
-            ))?;
-        }
-        Ok(CommandExit::Ok)
-    })
-}
-
-/// Dials, runs `work`, says goodbye; all within the time the arguments allow, streams excepted.
-pub(crate) fn connected(
-    target: &str,
-    args: &DialArgs,
-    work: impl AsyncFnOnce(&CallConnection) -> Result<CommandExit, CommandError>,
-) -> Result<CommandExit, CommandError> {
-    let target = parse_target(target, args)?;
-    CliDialer::new(args)?.run(async |reach| reach.connected(&target, work).await)
-}
-
-/// A target as written, or a hub that 'alknet enroll' has given a name.
-pub(crate) fn parse_target(text: &str, args: &DialArgs) -> Result<Target, CommandError> {
-    let text = text.strip_prefix("alknet:").unwrap_or(text);
-    if text.contains(['@', ':', '.']) {
-        return text.parse().map_err(CommandError::usage);
-    }
-    let hubs = KnownHubs::load(&args.state.dir()?)?;
-    hubs.target(text)
-        .unwrap_or(text)
-        .parse()
-        .map_err(CommandError::usage)
-}
-
-/// What every connection of one command is made with.
-pub(crate) struct CliDialer {
-    dialer: EndpointDialer,
-    carriage: Carriage,
-    timeout: Duration,
-}
-
-impl CliDialer {
-    pub(crate) fn new(args: &DialArgs) -> Result<Self, CommandError> {
-        let key = if args.anonymous {
-            None
-        } else {
-            Some(args.state.key()?)
-        };
-        Ok(Self::with_key(key, args))
-    }
-
-    /// With another key than the one of this computer.
-    pub(crate) fn with_key(key: Option<NodeKey>, args: &DialArgs) -> Self {
-        Self {
-            dialer: EndpointDialer::new(key),
-            carriage: args.carriage.map_or(Carriage::Both, Into::into),
-            timeout: args.timeout,
-        }
-    }
-
-    /// Runs `work` to its end, and sees the goodbyes off.
-    pub(crate) fn run<T>(
-        &self,
-        work: impl AsyncFnOnce(&Self) -> Result<T, CommandError>,
-    ) -> Result<T, CommandError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        let runtime =
-            runtime.map_err(|e| CommandError::local(format!("cannot start the runtime: {e}")))?;
-        let result = runtime.block_on(async {
-            let result = work(self).await;
-            self.dialer.close().await;
-            result
-        });
-        // Where it was interrupted, a thread may still wait for a line of standard input.
-        runtime.shutdown_background();
-        result
-    }
-
-    /// Dials, runs `work`, says goodbye.
-    pub(crate) async fn connected<T>(
-        &self,
-        target: &Target,
-        work: impl AsyncFnOnce(&CallConnection) -> Result<T, CommandError>,
-    ) -> Result<T, CommandError> {
-        let connection = self.dialled(target, ALPN, self.carriage).await?;
-        let client = CallClient::without_operations().attach(connection, None);
-        let result = tokio::select! {
-            biased;
-            result = work(&client) => result,
-            // The close below lets the node know: over UDP it would notice the end by silence
-            // alone, and work until then.
-            _ = tokio::signal::ctrl_c() => {
-                Err(CommandError::new(CommandExit::Aborted, "ABORTED", "interrupted"))
-            }
-        };
-        client.close(alknet_core::CloseCode::Normal, "");
-        result
-    }
-
-    /// Dials for another protocol, over the carriage that it is served on.
-    pub(crate) async fn dialled(
-        &self,
-        target: &Target,
-        alpn: &'static [u8],
-        carriage: Carriage,
-    ) -> Result<Connection, CommandError> {
-        let dial = self.dialer.dial_over(carriage, target, alpn);
-        let connection = within_time(self.timeout, &target.address(), dial).await?;
-        connection.map_err(|error| of_dial(&error))
-    }
-}
-
-/// What comes of `work`, if it comes in time.
-pub(crate) async fn within_time<T>(
-    timeout: Duration,
-    who: &str,
-    work: impl Future<Output = T>,
-) -> Result<T, CommandError> {
-    tokio::time::timeout(timeout, work).await.map_err(|_| {
-        let text = format!("{who} did not answer within {} s", timeout.as_secs_f64());
-        CommandError::new(CommandExit::Timeout, "TIMEOUT", text)
-    })
-}
-
-/// As [`of_dial`], of a dial through core's trait.
-pub(crate) fn of_dial_kind(error: &alknet_core::DialError) -> CommandError {
-    use alknet_core::DialErrorKind as Kind;
-    let (exit, code) = match error.kind {
-        Kind::Local => (CommandExit::Failed, "LOCAL"),
-        Kind::UnknownPeer => (CommandExit::Usage, "UNKNOWN_PEER"),
-        Kind::Impostor => (CommandExit::Unreachable, "PIN_MISMATCH"),
-        Kind::TimedOut => (CommandExit::Timeout, "TIMEOUT"),
-        _ => (CommandExit::Unreachable, "UNAVAILABLE"),
-    };
-    CommandError::new(exit, code, output::one_line(&error.to_string()))
-}
-
-fn of_dial(error: &EndpointDialError) -> CommandError {
-    let (exit, code) = match error {
-        EndpointDialError::Local(_) | EndpointDialError::TlsSetup(_) => {
-            (CommandExit::Failed, "LOCAL")
-        }
-        EndpointDialError::UnknownPeer { .. } => (CommandExit::Usage, "UNKNOWN_PEER"),
-        EndpointDialError::OtherKey { .. } | EndpointDialError::PinMismatch(_) => {
-            (CommandExit::Unreachable, "PIN_MISMATCH")
-        }
-        EndpointDialError::TimedOut { .. } => (CommandExit::Timeout, "TIMEOUT"),
-        _ => (CommandExit::Unreachable, "UNAVAILABLE"),
-    };
-    // The other side may have said why.
-    CommandError::new(exit, code, output::one_line(&error.to_string()))
-}
-
 /// What a call failed with, for the person at the keyboard.
 pub(crate) fn of_call(error: CallError) -> CommandError {
     let mut message = output::one_line(&error.message).into_owned();
@@ -476,7 +297,7 @@ pub(crate) fn of_call(error: CallError) -> CommandError {
     )
 }
 
-fn show(value: &Value, json: bool) -> Result<(), CommandError> {
+pub(crate) fn show(value: &Value, json: bool) -> Result<(), CommandError> {
     if json {
         return output::json_line(value);
     }
@@ -519,4 +340,70 @@ fn read_all(from: impl Read, name: &str) -> Result<Vec<u8>, CommandError> {
         )));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct CallTestCli {
+        #[command(flatten)]
+        args: CallArgs,
+    }
+
+    /// NODE, OPERATION, JSON.
+    fn words(line: &str) -> Result<[Option<String>; 3], CommandError> {
+        let words = std::iter::once("call").chain(line.split_whitespace());
+        let args = CallTestCli::try_parse_from(words)
+            .map_err(CommandError::usage)?
+            .args;
+        let args = args.arranged()?;
+        Ok([args.node.node, args.operation, args.input])
+    }
+
+    #[test]
+    fn a_word_with_a_slash_is_the_operation() {
+        let key = "ed25519:00@192.0.2.7:443";
+        let at_key = format!("{key} node/info");
+        for (line, expected) in [
+            ("node/info", [None, Some("node/info"), None]),
+            ("/node/info {}", [None, Some("/node/info"), Some("{}")]),
+            ("attic node/info", [Some("attic"), Some("node/info"), None]),
+            (
+                "attic node/info {\"a\":\"b/c\"}",
+                [Some("attic"), Some("node/info"), Some("{\"a\":\"b/c\"}")],
+            ),
+            (
+                "node/info @dir/input.json",
+                [None, Some("node/info"), Some("@dir/input.json")],
+            ),
+            (
+                "attic node/info -",
+                [Some("attic"), Some("node/info"), Some("-")],
+            ),
+            (&at_key, [Some(key), Some("node/info"), None]),
+            (
+                "kitchen@attic node/info",
+                [Some("kitchen@attic"), Some("node/info"), None],
+            ),
+            ("attic --batch calls", [Some("attic"), None, None]),
+            ("--batch calls", [None, None, None]),
+        ] {
+            let expected = expected.map(|word| word.map(str::to_owned));
+            assert_eq!(words(line), Ok(expected), "{line}");
+        }
+        for line in [
+            "",
+            "attic",
+            "node/info {} {}",
+            "node/info --batch calls",
+            "a b/c {} {}",
+        ] {
+            let refused = words(line).expect_err(line);
+            assert_eq!(refused.exit, CommandExit::Usage, "{line}: {refused}");
+        }
+    }
 }

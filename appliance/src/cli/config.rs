@@ -8,8 +8,9 @@ use alknet_init::control::MachineDiagnostic;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::{connected, of_call};
-use super::{CommandError, CommandExit, DialArgs, output};
+use super::call::of_call;
+use super::target::NodeArgs;
+use super::{CommandError, CommandExit, output};
 
 /// The verbs below `alknet config`.
 #[derive(Debug, Subcommand)]
@@ -29,9 +30,11 @@ appliance.toml"
     },
     /// Put a file in force on a running node, whole or not at all.
     #[command(
+        alias = "set",
+        override_usage = "alknet config apply [OPTIONS] [NODE] <FILE>",
         after_help = "Examples:\n  alknet config apply ed25519:…@192.0.2.7:443 alknet.toml \
---dry-run\n  alknet config apply ed25519:…@192.0.2.7:443 alknet.toml --generation 4\n\n'alknet status \
-TARGET --json' shows the generation in force."
+--dry-run\n  alknet config apply attic alknet.toml --generation 4\n  \
+alknet config apply attic alknet.toml --peer kitchen\n\n'alknet status NODE --json' shows the generation in force."
     )]
     Apply(ApplyArgs),
     /// Print the JSON Schema of the document.
@@ -42,28 +45,29 @@ TARGET --json' shows the generation in force."
 /// Arguments of `alknet config apply`.
 #[derive(Debug, Args)]
 pub(crate) struct ApplyArgs {
-    /// The node.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// The TOML document; `-` reads standard input.
-    file: PathBuf,
+    file: Option<PathBuf>,
     /// Say what would happen, and change nothing.
     #[arg(long)]
     dry_run: bool,
     /// Refuse unless generation N is in force, so that no change made in between is overwritten.
     #[arg(long, value_name = "N")]
     generation: Option<u64>,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 /// Runs one of them.
 pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
-        ConfigVerb::Apply(args) => apply(&args, json),
+        ConfigVerb::Apply(args) => apply(args, json),
         ConfigVerb::Check { file, no_files } => check(&file, !no_files, json),
         ConfigVerb::Schema => {
-            let schema = serde_json::to_string_pretty(&NodeConfig::json_schema());
-            output::text(&schema.map_err(CommandError::local)?)?;
+            let schema = NodeConfig::json_schema();
+            match json {
+                true => output::json_line(&schema)?,
+                false => output::json_pretty(&schema)?,
+            }
             Ok(CommandExit::Ok)
         }
     }
@@ -117,17 +121,18 @@ fn read(file: &Path) -> Result<Vec<u8>, CommandError> {
     std::fs::read(file).map_err(|e| CommandError::usage(format!("cannot read {name}: {e}")))
 }
 
-fn apply(args: &ApplyArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let name = args.file.display().to_string();
-    let document = String::from_utf8(read(&args.file)?)
+fn apply(args: ApplyArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let (node, file) = args.node.with_word(args.file, "FILE")?;
+    let name = file.display().to_string();
+    let document = String::from_utf8(read(&file)?)
         .map_err(|_| CommandError::usage(format!("{name}: the document is not UTF-8 text")))?;
     let input = json!({
         "document": document,
         "dry_run": args.dry_run,
         "generation": args.generation,
     });
-    connected(&args.target, &args.dial, async |client| {
-        let answer = client.call("config/apply", &input).await;
+    node.reached(async |node| {
+        let answer = node.call("config/apply", &input).await;
         let answer = answer.map_err(|error| refused(&name, error))?;
         if json {
             output::json_line(answer.value())?;

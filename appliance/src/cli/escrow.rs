@@ -3,9 +3,12 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::query::{ask, list, text};
-use super::{CommandError, CommandExit, DialArgs};
+use super::query::{ask, list, show_row, text};
+use super::target::NodeArgs;
+use super::{CommandError, CommandExit, duration};
 
+/// The operation that lists the shares.
+const LIST: &str = "escrow/list";
 /// Longest approval, in seconds: a day.
 const APPROVAL_S_MAX: u64 = 86_400;
 
@@ -15,29 +18,40 @@ pub(crate) enum EscrowVerb {
     /// List the shares, and who waits for one.
     #[command(after_help = "Example:\n  alknet escrow list ed25519:…@192.0.2.7:443")]
     List {
-        /// The node that keeps them.
-        target: String,
         #[command(flatten)]
-        dial: DialArgs,
+        node: NodeArgs,
+    },
+    /// Show one share.
+    #[command(
+        after_help = "Example:\n  alknet escrow show attic kitchen-vault",
+        override_usage = "alknet escrow show [OPTIONS] [NODE] <SHARE>"
+    )]
+    Show {
+        #[command(flatten)]
+        which: EscrowShareArgs,
     },
     /// Let a share be released for a time.
     #[command(
+        override_usage = "alknet escrow approve [OPTIONS] [NODE] <SHARE>",
         after_help = "Examples:\n  alknet escrow approve ed25519:…@192.0.2.7:443 kitchen-vault\n  \
-alknet escrow approve ed25519:…@192.0.2.7:443 0f3k5v8t2ab1 --seconds 3600"
+alknet escrow approve attic 0f3k5v8t2ab1 --for 1h"
     )]
     Approve {
         #[command(flatten)]
         which: EscrowShareArgs,
-        /// How long, in seconds; at most a day.
-        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=APPROVAL_S_MAX))]
+        /// How long: 90s, 30m, 12h, or a number of seconds; at most a day.
+        #[arg(long = "for", alias = "seconds", value_name = "TIME", default_value = "10m",
+              value_parser = approval)]
         seconds: u64,
     },
     /// Bind a share to addresses, or to an approval of each release.
     #[command(
-        after_help = "Examples:\n  alknet escrow change ed25519:…@192.0.2.7:443 kitchen-vault --approve true\n  \
-alknet escrow change ed25519:…@192.0.2.7:443 kitchen-vault --from 192.0.2.0/24 --from 2001:db8::/48"
+        alias = "change",
+        override_usage = "alknet escrow set [OPTIONS] [NODE] <SHARE>",
+        after_help = "Examples:\n  alknet escrow set ed25519:…@192.0.2.7:443 kitchen-vault --approve true\n  \
+alknet escrow set attic kitchen-vault --from 192.0.2.0/24 --from 2001:db8::/48"
     )]
-    Change {
+    Set {
         #[command(flatten)]
         which: EscrowShareArgs,
         /// Whether each release waits for an approval.
@@ -52,9 +66,11 @@ alknet escrow change ed25519:…@192.0.2.7:443 kitchen-vault --from 192.0.2.0/24
     },
     /// Destroy a share: its machine no longer opens by it, even for a thief who has the machine.
     #[command(
-        after_help = "Example:\n  alknet escrow revoke ed25519:…@192.0.2.7:443 kitchen-vault"
+        alias = "revoke",
+        override_usage = "alknet escrow remove [OPTIONS] [NODE] <SHARE>",
+        after_help = "Example:\n  alknet escrow remove ed25519:…@192.0.2.7:443 kitchen-vault"
     )]
-    Revoke {
+    Remove {
         #[command(flatten)]
         which: EscrowShareArgs,
     },
@@ -63,52 +79,71 @@ alknet escrow change ed25519:…@192.0.2.7:443 kitchen-vault --from 192.0.2.0/24
 /// Which share of which node.
 #[derive(Debug, Args)]
 pub(crate) struct EscrowShareArgs {
-    /// The node that keeps it.
-    target: String,
-    /// The share, by its id, or by the name of the peer that deposited it.
-    share: String,
     #[command(flatten)]
-    dial: DialArgs,
+    node: NodeArgs,
+    /// The share, by its id, or by the name of the peer that deposited it.
+    share: Option<String>,
+}
+
+impl EscrowShareArgs {
+    /// The node that keeps the share, and the share.
+    fn arranged(self) -> Result<(NodeArgs, String), CommandError> {
+        self.node.with_word(self.share, "SHARE")
+    }
 }
 
 /// Runs one of them.
 pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         EscrowVerb::Approve { which, seconds } => {
-            let input = json!({ "share": which.share, "seconds": seconds });
-            change(&which, "escrow/approve", &input, json)
+            let (node, share) = which.arranged()?;
+            let input = json!({ "share": share, "seconds": seconds });
+            change(&node, "escrow/approve", &input, json)
         }
-        EscrowVerb::Change {
+        EscrowVerb::List { node } => list(&node, LIST, json, lines),
+        EscrowVerb::Remove { which } => {
+            let (node, share) = which.arranged()?;
+            change(&node, "escrow/revoke", &json!({ "share": share }), json)
+        }
+        EscrowVerb::Set {
             which,
             approve,
             from,
             anywhere,
         } => {
+            let (node, share) = which.arranged()?;
             let from = (anywhere || !from.is_empty()).then_some(from);
             if from.is_none() && approve.is_none() {
                 return Err(CommandError::usage(
                     "nothing to change: give --from, --anywhere or --approve",
                 ));
             }
-            let input = json!({ "share": which.share, "approve": approve, "from": from });
-            change(&which, "escrow/change", &input, json)
+            let input = json!({ "share": share, "approve": approve, "from": from });
+            change(&node, "escrow/change", &input, json)
         }
-        EscrowVerb::List { target, dial } => list(&target, &dial, "escrow/list", json, lines),
-        EscrowVerb::Revoke { which } => {
-            let input = json!({ "share": which.share });
-            change(&which, "escrow/revoke", &input, json)
+        EscrowVerb::Show { which } => {
+            let (node, share) = which.arranged()?;
+            let is_wanted = |row: &Value| row["id"] == share.as_str() || called(row) == share;
+            show_row(&node, LIST, ("shares", "share"), json, is_wanted, lines)
         }
     }
 }
 
 fn change(
-    which: &EscrowShareArgs,
+    node: &NodeArgs,
     operation: &str,
     input: &Value,
     json: bool,
 ) -> Result<CommandExit, CommandError> {
     let told = |answer: &Value| vec![format!("{}  {}", text(&answer["id"]), called(answer))];
-    ask(&which.target, &which.dial, operation, input, json, told)
+    ask(node, operation, input, json, told)
+}
+
+/// How long an approval counts.
+fn approval(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is no time: write 90s, 30m or 12h, at most 1d");
+    let seconds = duration::or_seconds(text).filter(|seconds| *seconds <= APPROVAL_S_MAX);
+    seconds.ok_or_else(wrong)
 }
 
 /// One line for each share; a second one for what is special about it.
@@ -162,6 +197,16 @@ fn called(share: &Value) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_approval_lasts_a_day_at_most() {
+        for (text, read) in [("600", 600), ("10m", 600), ("24h", 86_400), ("1d", 86_400)] {
+            assert_eq!(approval(text), Ok(read), "{text}");
+        }
+        for bad in ["0", "86401", "25h", "2d", "x", ""] {
+            assert!(approval(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn the_list_reads_well() {

@@ -7,8 +7,14 @@ use alknet_init::console::{Charset, qr_code};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::query::{ask, list, text, time_s};
-use super::{CommandError, CommandExit, DialArgs};
+use super::query::{ask, list, show_row, text};
+use super::target::NodeArgs;
+use super::{CommandError, CommandExit, duration};
+
+/// The operation that lists the peers.
+const LIST: &str = "hub/peers";
+/// How long an invitation is good at most, in seconds: 30 days.
+const INVITATION_S_MAX: u64 = 30 * 86_400;
 
 /// The verbs below `alknet hub`.
 #[derive(Debug, Subcommand)]
@@ -21,45 +27,63 @@ alknet hub invite ed25519:…@192.0.2.7:443 --role worker --qr"
     )]
     Invite(InviteArgs),
     /// List who has enrolled, who waits to be let in, and which invitations are open.
-    #[command(after_help = "Example:\n  alknet hub peers ed25519:…@192.0.2.7:443")]
-    Peers {
-        /// The hub.
-        target: String,
+    #[command(
+        alias = "peers",
+        after_help = "Example:\n  alknet hub list ed25519:…@192.0.2.7:443"
+    )]
+    List {
         #[command(flatten)]
-        dial: DialArgs,
+        node: NodeArgs,
     },
+    /// Show a peer that has enrolled.
+    #[command(
+        override_usage = "alknet hub show [OPTIONS] [NODE] <PEER>",
+        after_help = "Example:\n  alknet hub show attic kitchen --json"
+    )]
+    Show(HubPeerVerbArgs),
     /// Let in a key that waits.
-    #[command(after_help = "Example:\n  alknet hub approve ed25519:…@192.0.2.7:443 \
-lusab-babad-gutih-tugad-bakuh-sojin --role worker")]
+    #[command(
+        override_usage = "alknet hub approve [OPTIONS] [NODE] <KEY>",
+        after_help = "Example:\n  alknet hub approve ed25519:…@192.0.2.7:443 \
+lusab-babad-gutih-tugad-bakuh-sojin --role worker"
+    )]
     Approve(ApproveArgs),
     /// Name a peer otherwise, or label it.
     #[command(
-        after_help = "Example:\n  alknet hub label ed25519:…@192.0.2.7:443 kitchen \
+        alias = "label",
+        override_usage = "alknet hub set [OPTIONS] [NODE] <PEER> [LABEL]...",
+        after_help = "Example:\n  alknet hub set ed25519:…@192.0.2.7:443 kitchen \
 pool=indoor --unset board --name cellar"
     )]
-    Label(LabelArgs),
+    Set(LabelArgs),
     /// Put a peer out: its connections end, and its key is not let in any more.
-    #[command(after_help = "Example:\n  alknet hub remove ed25519:…@192.0.2.7:443 kitchen")]
-    Remove {
-        /// The hub.
-        target: String,
-        /// The peer, by its id or its name.
-        peer: String,
-        #[command(flatten)]
-        dial: DialArgs,
-    },
+    #[command(
+        override_usage = "alknet hub remove [OPTIONS] [NODE] <PEER>",
+        after_help = "Example:\n  alknet hub remove ed25519:…@192.0.2.7:443 kitchen"
+    )]
+    Remove(HubPeerVerbArgs),
+}
+
+/// Which peer of which hub.
+#[derive(Debug, Args)]
+pub(crate) struct HubPeerVerbArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// The peer, by its id or its name.
+    #[arg(value_name = "PEER")]
+    which: Option<String>,
 }
 
 /// Arguments of `alknet hub invite`.
 #[derive(Debug, Args)]
 pub(crate) struct InviteArgs {
-    /// The hub.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// What its holder becomes: a [[hub.role]] of the hub's configuration, or worker.
     #[arg(long, default_value = "worker")]
     role: String,
     /// How long it is good: 90s, 30m, 1h, 7d; at most 30 days.
-    #[arg(long, default_value = "1h", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = seconds)]
     ttl: u64,
     /// How many may use it.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -79,74 +103,90 @@ pub(crate) struct InviteArgs {
     /// Draw it as a QR code, too.
     #[arg(long)]
     qr: bool,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 /// Arguments of `alknet hub approve`.
 #[derive(Debug, Args)]
 pub(crate) struct ApproveArgs {
-    /// The hub.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// The key, or its fingerprint.
-    key: String,
+    key: Option<String>,
     /// What it becomes.
     #[arg(long, default_value = "worker")]
     role: String,
     /// What it is called [default: as it asks]
     #[arg(long)]
     name: Option<String>,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
-/// Arguments of `alknet hub label`.
+/// Arguments of `alknet hub set`.
 #[derive(Debug, Args)]
 pub(crate) struct LabelArgs {
-    /// The hub.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// The peer, by its id or its name.
-    peer: String,
+    #[arg(value_name = "PEER")]
+    which: Option<String>,
     /// NAME=VALUE.
-    set: Vec<PeerLabel>,
+    #[arg(value_name = "LABEL")]
+    set: Vec<String>,
     /// A label to take away; can be given several times.
     #[arg(long, value_name = "NAME")]
     unset: Vec<String>,
     /// What the peer is called from now on.
     #[arg(long)]
     name: Option<String>,
-    #[command(flatten)]
-    dial: DialArgs,
+}
+
+impl LabelArgs {
+    /// With each word in its place: labels have a '=', which neither nodes nor peers have.
+    fn arranged(mut self) -> Result<(NodeArgs, String, Vec<PeerLabel>), CommandError> {
+        if let Some(label) = self.which.take_if(|word| word.contains('=')) {
+            self.set.insert(0, label);
+        }
+        let labels = self.set.iter().map(|label| label.parse());
+        let labels = labels.collect::<Result<Vec<PeerLabel>, _>>();
+        let labels = labels.map_err(CommandError::usage)?;
+        let (node, peer) = self.node.with_word(self.which, "PEER")?;
+        Ok((node, peer, labels))
+    }
 }
 
 /// Runs one of them.
 pub(crate) fn run(verb: HubVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         HubVerb::Approve(args) => {
-            let input = json!({ "key": args.key, "role": args.role, "name": args.name });
-            change(&args.target, &args.dial, "hub/peers/approve", &input, json)
+            let (node, key) = args.node.with_word(args.key, "KEY")?;
+            let input = json!({ "key": key, "role": args.role, "name": args.name });
+            change(&node, "hub/peers/approve", &input, json)
         }
         HubVerb::Invite(args) => invite(&args, json),
-        HubVerb::Label(args) => {
-            let input = json!({
-                "peer": args.peer, "name": args.name, "unset": args.unset, "set": map(&args.set),
-            });
-            change(&args.target, &args.dial, "hub/peers/label", &input, json)
+        HubVerb::List { node } => list(&node, LIST, json, lines),
+        HubVerb::Remove(args) => {
+            let (node, peer) = args.node.with_word(args.which, "PEER")?;
+            let input = json!({ "peer": peer });
+            change(&node, "hub/peers/remove", &input, json)
         }
-        HubVerb::Peers { target, dial } => list(&target, &dial, "hub/peers", json, lines),
-        HubVerb::Remove { target, peer, dial } => change(
-            &target,
-            &dial,
-            "hub/peers/remove",
-            &json!({ "peer": peer }),
-            json,
-        ),
+        HubVerb::Set(args) => {
+            let (name, unset) = (args.name.clone(), args.unset.clone());
+            let (node, peer, labels) = args.arranged()?;
+            let input = json!({
+                "peer": peer, "name": name, "unset": unset, "set": map(&labels),
+            });
+            change(&node, "hub/peers/label", &input, json)
+        }
+        HubVerb::Show(args) => {
+            let (node, peer) = args.node.with_word(args.which, "PEER")?;
+            let is_wanted =
+                |row: &Value| row["peer_id"] == peer.as_str() || row["name"] == peer.as_str();
+            show_row(&node, LIST, ("peers", "peer"), json, is_wanted, lines)
+        }
     }
 }
 
 fn change(
-    target: &str,
-    dial: &DialArgs,
+    node: &NodeArgs,
     operation: &str,
     input: &Value,
     json: bool,
@@ -164,7 +204,7 @@ fn change(
         }));
         lines
     };
-    ask(target, dial, operation, input, json, told)
+    ask(node, operation, input, json, told)
 }
 
 fn invite(args: &InviteArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -195,7 +235,7 @@ fn invite(args: &InviteArgs, json: bool) -> Result<CommandExit, CommandError> {
         ));
         lines
     };
-    ask(&args.target, &args.dial, "hub/invite", &input, json, told)
+    ask(&args.node, "hub/invite", &input, json, told)
 }
 
 fn map(labels: &[PeerLabel]) -> BTreeMap<&str, &str> {
@@ -247,7 +287,7 @@ fn labels(of: &Value) -> String {
 /// How long an invitation is good.
 fn seconds(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is no time: write 90s, 30m, 1h or 7d, at most 30d");
-    let seconds = time_s(text).filter(|seconds| *seconds <= 30 * 86_400);
+    let seconds = duration::with_unit(text).filter(|seconds| *seconds <= INVITATION_S_MAX);
     seconds.ok_or_else(wrong)
 }
 

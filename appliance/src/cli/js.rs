@@ -6,12 +6,14 @@ mod recording;
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
-use alknet_call::{CallConnection, CallError, CallOptions};
+use alknet_call::{CallError, CallOptions};
 use alknet_runtime::{EnvOperation, declarations};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::{connected, of_call};
+use super::call::of_call;
+use super::caller::NodeCaller;
+use super::target::NodeArgs;
 use super::{CommandError, CommandExit, DialArgs, output};
 use bundle::JsBundle;
 use recording::CallRecording;
@@ -32,10 +34,13 @@ echo '6 * 7' | alknet js repl attic\n  \
 alknet js repl attic --record calls.json")]
     Repl(ReplArgs),
     /// Run a JavaScript or TypeScript file with the files it imports, and print its default export.
-    #[command(after_help = "Examples:\n  alknet js run attic report.ts\n  \
+    #[command(
+        override_usage = "alknet js run [OPTIONS] [NODE] <FILE>",
+        after_help = "Examples:\n  alknet js run attic report.ts\n  \
 alknet js run attic - < report.js\n  \
 alknet js run attic report.ts --uses 'fs/*' --uses node/info\n  \
-alknet js run attic report.ts --record calls.json")]
+alknet js run attic report.ts --record calls.json"
+    )]
     Run(RunArgs),
     /// Print alknet.d.ts: what a script on the node can use, for an editor.
     #[command(after_help = "Example:\n  alknet js types attic > alknet.d.ts")]
@@ -45,22 +50,20 @@ alknet js run attic report.ts --record calls.json")]
 /// Arguments of `alknet js repl`.
 #[derive(Debug, Args)]
 pub(crate) struct ReplArgs {
-    /// The node.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// Write the calls that the lines make, with their answers and without secrets, to this new file.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 /// Arguments of `alknet js run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// The node.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// The file; - reads standard input.
-    file: String,
+    file: Option<String>,
     /// May call this operation, or with /* everything below; everything that you may, if none is
     /// given.
     #[arg(long, value_name = "OPERATION")]
@@ -69,42 +72,39 @@ pub(crate) struct RunArgs {
     /// file: a test of an operation takes it as its calls.
     #[arg(long, value_name = "OUT")]
     record: Option<PathBuf>,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 /// Arguments of `alknet js types`.
 #[derive(Debug, Args)]
 pub(crate) struct TypesArgs {
-    /// The node.
-    target: String,
     #[command(flatten)]
-    dial: DialArgs,
+    node: NodeArgs,
 }
 
 /// `alknet js`
 pub(crate) fn run(verb: JsVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         JsVerb::Repl(args) => repl(&args, json),
-        JsVerb::Run(args) => file(&args, json),
-        JsVerb::Types(args) => types(&args),
+        JsVerb::Run(args) => file(args, json),
+        JsVerb::Types(args) => types(&args, json),
     }
 }
 
-fn file(args: &RunArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let bundle = JsBundle::read(&args.file)?;
+fn file(args: RunArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let (node, file) = args.node.with_word(args.file, "FILE")?;
+    let bundle = JsBundle::read(&file)?;
     let mut input = json!({ "modules": bundle.modules, "main": bundle.main });
     if !args.uses.is_empty() {
         input["uses"] = json!(args.uses);
     }
     // The node reports an end by its own limit.
-    input["limits"] = json!({ "wall_ms": millis(&args.dial) });
+    input["limits"] = json!({ "wall_ms": millis(&node.dial) });
     let mut recording = args.record.as_deref().map(CallRecording::to).transpose()?;
     if recording.is_some() {
         input["record"] = json!(true);
     }
-    connected(&args.target, &args.dial, async |client| {
-        let answer = match eval(client, &args.dial, &input).await {
+    node.reached(async |caller| {
+        let answer = match eval(caller, &node.dial, &input).await {
             Ok(answer) => answer,
             Err(error) => return Err(failed(error, recording.as_mut(), json)),
         };
@@ -144,15 +144,20 @@ fn tell(recording: Option<&CallRecording>) {
     }
 }
 
-fn types(args: &TypesArgs) -> Result<CommandExit, CommandError> {
+fn types(args: &TypesArgs, json: bool) -> Result<CommandExit, CommandError> {
     let input = json!({ "source": "export default ops.list()" });
-    connected(&args.target, &args.dial, async |client| {
-        let answer = eval(client, &args.dial, &input).await.map_err(of_call)?;
+    let dial = &args.node.dial;
+    args.node.reached(async |node| {
+        let answer = eval(node, dial, &input).await.map_err(of_call)?;
         let operations: Vec<EnvOperation> = serde_json::from_value(answer["value"].clone())
             .map_err(|error| {
                 CommandError::local(format!("the node lists no operations: {error}"))
             })?;
-        output::text(declarations(&operations).trim_end())?;
+        let text = declarations(&operations);
+        match json {
+            true => output::json_line(&json!({ "declarations": text }))?,
+            false => output::text(text.trim_end())?,
+        }
         Ok(CommandExit::Ok)
     })
 }
@@ -163,7 +168,8 @@ fn repl(args: &ReplArgs, json: bool) -> Result<CommandExit, CommandError> {
     let name = format!("cli-{}", data_encoding::HEXLOWER.encode(&random));
     let typed = std::io::stdin().is_terminal() && !json;
     let mut recording = args.record.as_deref().map(CallRecording::to).transpose()?;
-    connected(&args.target, &args.dial, async |client| {
+    let dial = &args.node.dial;
+    args.node.reached(async |node| {
         let mut exit = CommandExit::Ok;
         // Reading blocks: nothing else is to be done meanwhile but to keep the connection.
         while let Some(source) = tokio::task::spawn_blocking(move || read_input(typed))
@@ -174,7 +180,7 @@ fn repl(args: &ReplArgs, json: bool) -> Result<CommandExit, CommandError> {
             if recording.is_some() {
                 input["record"] = json!(true);
             }
-            let answer = eval(client, &args.dial, &input).await;
+            let answer = eval(node, dial, &input).await;
             if let (Ok(answer), Some(recording)) = (&answer, &mut recording) {
                 recording.take(answer)?;
             }
@@ -196,7 +202,7 @@ fn repl(args: &ReplArgs, json: bool) -> Result<CommandExit, CommandError> {
             }
         }
         // A REPL that was never opened needs no end.
-        let _ = eval(client, &args.dial, &json!({ "repl": name, "end": true })).await;
+        let _ = eval(node, dial, &json!({ "repl": name, "end": true })).await;
         if !json {
             tell(recording.as_ref());
         }
@@ -276,12 +282,12 @@ fn is_whole(text: &str) -> bool {
     open.is_empty()
 }
 
-async fn eval(client: &CallConnection, args: &DialArgs, input: &Value) -> Result<Value, CallError> {
+async fn eval(node: &NodeCaller, args: &DialArgs, input: &Value) -> Result<Value, CallError> {
     let options = CallOptions {
         timeout: Some(args.timeout),
         ..CallOptions::default()
     };
-    let answer = client.call_with(EVAL, input, &options).await?;
+    let answer = node.call_with(EVAL, input, options).await?;
     Ok(answer.value().clone())
 }
 

@@ -1,11 +1,14 @@
 //! `alknet key`: another key in the place of the one this computer acts with.
 
+use alknet_core::PeerAddr;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::call::{CliDialer, of_call, parse_target};
-use super::identity::KEY_FILE;
-use super::{CommandError, CommandExit, DialArgs, output};
+use super::call::of_call;
+use super::dial::CliDialer;
+use super::identity::{self, KEY_FILE};
+use super::target::NodeNames;
+use super::{CommandError, CommandExit, DialArgs, StateArgs, output};
 
 use crate::key::{
     KeyFiles, RotationKeys, RotationNoticeError, RotationRecord, RotationStage, tell,
@@ -21,15 +24,19 @@ alknet key rotate\n\nNodes are remembered: without targets the command goes on w
 tells those of the last time. The old key stays valid on them for a day."
     )]
     Rotate(KeyRotateArgs),
+    /// Print the public key this command line acts with, making it on first use.
+    #[command(after_help = "Example:\n  alknet key show --json")]
+    Show(StateArgs),
 }
 
 /// Arguments of `alknet key rotate`.
 #[derive(Debug, Args)]
 pub(crate) struct KeyRotateArgs {
-    /// Nodes that know the key.
+    /// Nodes that know the key: names of 'alknet node list', or KEY@HOST:PORT.
+    #[arg(value_name = "NODE")]
     targets: Vec<String>,
     /// Forget this node: it is not told, and not waited for; can be given several times.
-    #[arg(long, value_name = "TARGET")]
+    #[arg(long, value_name = "NODE")]
     drop: Vec<String>,
     #[command(flatten)]
     dial: DialArgs,
@@ -39,6 +46,7 @@ pub(crate) struct KeyRotateArgs {
 pub(crate) fn run(verb: KeyVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         KeyVerb::Rotate(args) => rotate(&args, json),
+        KeyVerb::Show(args) => identity::run(&args, json),
     }
 }
 
@@ -52,11 +60,13 @@ fn rotate(args: &KeyRotateArgs, json: bool) -> Result<CommandExit, CommandError>
     let _turn = files.lock()?;
     files.tidy();
     let mut record = files.record()?;
-    for target in &args.targets {
-        record.add(&parse_target(target, &args.dial)?.to_string());
+    let names = NodeNames::load(&args.dial.state);
+    let target = |node: &String| names.named(node)?.direct("the change of a key");
+    for node in &args.targets {
+        record.add(&target(node)?.to_string());
     }
-    for target in &args.drop {
-        record.forget(&parse_target(target, &args.dial)?.to_string());
+    for node in &args.drop {
+        record.forget(&target(node)?.to_string());
     }
     let keys = files.keys(&record)?;
     if record.targets.is_empty() && keys.stage == RotationStage::Before {
@@ -94,7 +104,7 @@ fn tell_all(
     let reach = CliDialer::with_key(Some(old.clone()), dial);
     reach.run(async |reach| {
         let all = waiting.iter_mut().map(|node| async move {
-            let target = parse_target(&node.target, dial)?;
+            let target: PeerAddr = node.target.parse().map_err(CommandError::usage)?;
             let answer = reach
                 .connected(&target, async |client| {
                     let told = tell(client, &target.pins, old, new).await;

@@ -2,23 +2,34 @@
 
 mod batch;
 mod call;
+mod caller;
 mod config;
+mod dial;
+mod duration;
 mod enroll;
 mod escrow;
 mod exit;
 mod gpu;
+mod help;
 mod hub;
 mod identity;
 mod js;
 mod key;
+mod machine;
+mod man;
+mod node;
+mod node_book;
 mod open;
+mod ops;
 pub(crate) mod output;
 mod peers;
+mod pin;
 mod promotion;
 mod provision;
 mod query;
 mod serve;
 mod status;
+mod target;
 mod tensor;
 mod token;
 mod vault;
@@ -26,11 +37,13 @@ mod vault;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use alknet_core::Carriage;
 use alknet_init::helper_task::ERRAND_VERB;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
+use serde_json::json;
 
+pub(crate) use dial::DialArgs;
 pub(crate) use exit::{CommandError, CommandExit};
+use machine::PowerVerb;
 
 /// One binary, one port, a whole machine.
 #[derive(Debug, Parser)]
@@ -41,10 +54,10 @@ pub(crate) use exit::{CommandError, CommandExit};
     disable_help_subcommand = true
 )]
 #[command(
-    after_help = "Exit codes: 0 ok, 1 the operation failed, 2 usage or input, 3 target \
-unreachable or not the pinned key, 4 denied, 5 timeout.\n\nTargets: ed25519:<64 hex>@HOST:PORT \
-(the key pins the node), HOST[:PORT] of a node with a public certificate, or the name of a hub that \
-'alknet enroll' remembers."
+    after_help = "Nodes: NODE is a name of 'alknet node list', ed25519:<64 hex>@HOST:PORT (the key pins \
+the node), HOST[:PORT] of a node with a public certificate, or PEER@HUB. A command without NODE means the \
+node of 'alknet node use', else the one that 'alknet serve' runs with this state directory.\n\n\
+'alknet help VERB' says more about a verb."
 )]
 struct AlknetCli {
     /// Print JSON, one value a line, errors too.
@@ -63,7 +76,7 @@ alknet call ed25519:…@192.0.2.7:443 node/log '{\"follow\":true}'\n  \
 alknet call ed25519:…@192.0.2.7:443 services/schema @names.json\n  \
 echo '{}' | alknet call ed25519:…@192.0.2.7:443 services/list -\n  \
 alknet call ed25519:…@192.0.2.7:443 node/info --also ed25519:…@192.0.2.8:443\n  \
-alknet call attic node/info --peer kitchen\n  \
+alknet call attic node/info --peer kitchen\n  alknet call node/info\n  \
 echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --batch -"
     )]
     Call(call::CallArgs),
@@ -95,6 +108,9 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
         after_help = "Examples:\n  alknet gpu info\n  alknet gpu selftest --json"
     )]
     Gpu(gpu::GpuArgs),
+    /// Say more about a verb.
+    #[command(after_help = "Examples:\n  alknet help\n  alknet help token add")]
+    Help(help::HelpArgs),
     /// Invite peers to a hub, see who has come, and put them out.
     #[command(subcommand)]
     Hub(hub::HubVerb),
@@ -107,32 +123,63 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// Replace the key this command line acts with.
     #[command(subcommand)]
     Key(key::KeyVerb),
+    /// Print the log of a node, and go on with what comes.
+    #[command(
+        after_help = "Examples:\n  alknet logs attic -f\n  alknet logs --since 1h\n  \
+alknet logs attic --last 20 --json"
+    )]
+    Logs(machine::LogsArgs),
+    /// Write manual pages into a folder, one for each verb.
+    #[command(after_help = "Example:\n  alknet man ~/.local/share/man/man1")]
+    Man(man::ManArgs),
+    /// Call nodes by names of your own, and choose the one that is meant where none is named.
+    #[command(subcommand)]
+    Node(node::NodeVerb),
     /// List the operations of a node that you may call; propose, review and take back operations
     /// that scripts offer.
     #[command(after_help = "Examples:\n  alknet ops ed25519:…@192.0.2.7:443\n  \
-alknet ops ed25519:…@192.0.2.7:443 node/info\n  \
+alknet ops ed25519:…@192.0.2.7:443 node/info\n  alknet ops --peer kitchen\n  \
 alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada")]
-    Ops(call::OpsArgs),
+    Ops(ops::OpsArgs),
     /// Open the status page of a node in a browser, by a link that works once.
     #[command(after_help = "Examples:\n  alknet open ed25519:…@192.0.2.7:443\n  \
 alknet open attic --print\n  alknet open attic --action reboot")]
     Open(open::PageOpenArgs),
     /// List who may connect to a node, and who has.
-    #[command(after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443")]
+    #[command(subcommand)]
+    Peer(peers::PeerVerb),
+    /// As 'alknet peer list'.
+    #[command(
+        hide = true,
+        after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443"
+    )]
     Peers(peers::PeersArgs),
+    /// Print what curl, OpenSSL and an MCP client need to trust a node by its key.
+    #[command(
+        after_help = "Examples:\n  alknet pin attic\n  alknet pin ed25519:…@192.0.2.7:443 --json"
+    )]
+    Pin(pin::PinArgs),
+    /// Switch the machine of a node off.
+    #[command(after_help = "Example:\n  alknet poweroff attic --yes")]
+    Poweroff(machine::PowerArgs),
     /// Make what a new node reads at its first start: recovery words, a configuration, and a seed that carries both.
     #[command(
         after_help = "Examples:\n  alknet provision --name edge-1 --domain edge.example.org \
 --out seed.iso\n  alknet provision --form esp --config node.toml --out /media/ALKESP\n  \
-alknet provision --words-to age1… --name far-away --out seed.iso\n\nExit codes: 12 when the words are \
-no recovery words."
+alknet provision --words-to age1… --name far-away --out seed.iso"
     )]
     Provision(provision::ProvisionCliArgs),
+    /// Restart the machine of a node.
+    #[command(after_help = "Examples:\n  alknet reboot attic\n  alknet reboot kitchen@attic --yes")]
+    Reboot(machine::PowerArgs),
     /// Serve a node on this computer, unprivileged.
     #[command(after_help = "Example:\n  alknet serve --port 4433 --admin \"$(alknet identity)\"")]
     Serve(serve::ServeArgs),
     /// Say how a node is: exit code 0 when nothing is wrong with it, else 1.
-    #[command(after_help = "Examples:\n  alknet status\n  alknet status ed25519:…@192.0.2.7:443")]
+    #[command(
+        after_help = "Examples:\n  alknet status\n  alknet status ed25519:…@192.0.2.7:443\n  \
+alknet status kitchen --via attic"
+    )]
     Status(status::NodeStatusArgs),
     /// Look into files of typed data, make them of others, and fetch them from nodes.
     #[command(subcommand)]
@@ -153,59 +200,8 @@ pub(crate) struct StateArgs {
     pub(crate) state: Option<PathBuf>,
 }
 
-/// How to reach a node.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct DialArgs {
-    #[command(flatten)]
-    pub(crate) state: StateArgs,
-    /// Use only this carriage; otherwise QUIC, and TLS over TCP when QUIC has not answered
-    /// within 400 ms.
-    #[arg(long, value_enum)]
-    pub(crate) carriage: Option<CarriageArg>,
-    /// Give up after this many seconds.
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
-    pub(crate) timeout: std::time::Duration,
-    /// Present no key: the node treats this client as an unknown peer.
-    #[arg(long)]
-    pub(crate) anonymous: bool,
-}
-
-/// A carriage as the command line spells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CarriageArg {
-    /// Iroh, to the port that the node serves it on.
-    Iroh,
-    Quic,
-    Tcp,
-}
-
-impl From<CarriageArg> for Carriage {
-    fn from(arg: CarriageArg) -> Self {
-        match arg {
-            CarriageArg::Iroh => Self::Iroh,
-            CarriageArg::Quic => Self::Quic,
-            CarriageArg::Tcp => Self::Tcp,
-        }
-    }
-}
-
-/// Longest wait the command line accepts: a day.
-const TIMEOUT_SECONDS_MAX: f64 = 86_400.0;
-
-fn seconds(text: &str) -> Result<std::time::Duration, String> {
-    let seconds: f64 = text
-        .parse()
-        .map_err(|_| format!("'{text}' is no number of seconds"))?;
-    if !(0.001..=TIMEOUT_SECONDS_MAX).contains(&seconds) {
-        return Err(format!(
-            "a timeout is 0.001 to {TIMEOUT_SECONDS_MAX} seconds, not {seconds}"
-        ));
-    }
-    Ok(std::time::Duration::from_secs_f64(seconds))
-}
-
-/// The verb that PID 1 starts its child with. It is compared before the parser runs: the parser does not list it, and a
-/// good part of what would start is left out.
+/// The verb that PID 1 starts its child with. It is compared before the parser runs, so that a good part of what would
+/// start is left out. The parser has a noun of the same name, which takes more words.
 const NODE_VERB: &str = "node";
 
 /// Runs the command line of this process.
@@ -216,19 +212,13 @@ pub(crate) fn main() -> ExitCode {
     if std::env::args_os().skip(1).eq([ERRAND_VERB]) {
         return ended(crate::node::run_helper(), false);
     }
-    let cli = match AlknetCli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are no errors; clap prints both kinds where they belong.
-            error.print().ok();
-            return ExitCode::from(if error.use_stderr() {
-                CommandExit::Usage as u8
-            } else {
-                0
-            });
-        }
-    };
-    ended(run(cli.verb, cli.json), cli.json)
+    let parsed = help::command().try_get_matches().and_then(|matches| {
+        AlknetCli::from_arg_matches(&matches).map_err(|error| error.format(&mut help::command()))
+    });
+    match parsed {
+        Ok(cli) => ended(run(cli.verb, cli.json), cli.json),
+        Err(error) => help::refused(&error),
+    }
 }
 
 fn ended(result: Result<CommandExit, CommandError>, json: bool) -> ExitCode {
@@ -249,24 +239,36 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Call(args) => call::call(args, json),
         AlknetCommand::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut AlknetCli::command(), "alknet", &mut script);
-            output::text(String::from_utf8_lossy(&script).trim_end())?;
+            clap_complete::generate(shell, &mut help::command(), "alknet", &mut script);
+            let script = String::from_utf8_lossy(&script);
+            match json {
+                true => output::json_line(&json!({ "script": script }))?,
+                false => output::text(script.trim_end())?,
+            }
             Ok(CommandExit::Ok)
         }
         AlknetCommand::Config(verb) => config::run(verb, json),
         AlknetCommand::Enroll(args) => enroll::run(&args, json),
         AlknetCommand::Escrow(verb) => escrow::run(verb, json),
         AlknetCommand::Gpu(args) => gpu::run(args, json),
+        AlknetCommand::Help(args) => help::run(&args, json),
         AlknetCommand::Hub(verb) => hub::run(verb, json),
         AlknetCommand::Identity(args) => identity::run(&args, json),
         AlknetCommand::Js(verb) => js::run(verb, json),
         AlknetCommand::Key(verb) => key::run(verb, json),
+        AlknetCommand::Logs(args) => machine::logs(&args, json),
+        AlknetCommand::Man(args) => man::run(&args, json),
+        AlknetCommand::Node(verb) => node::run(verb, json),
         AlknetCommand::Open(args) => open::run(&args, json),
-        AlknetCommand::Ops(args) => call::ops(args, json),
+        AlknetCommand::Ops(args) => ops::run(args, json),
+        AlknetCommand::Peer(verb) => peers::run_verb(verb, json),
         AlknetCommand::Peers(args) => peers::run(&args, json),
+        AlknetCommand::Pin(args) => pin::run(&args, json),
+        AlknetCommand::Poweroff(args) => machine::power(PowerVerb::Poweroff, &args, json),
         AlknetCommand::Provision(args) => provision::run(&args, json),
+        AlknetCommand::Reboot(args) => machine::power(PowerVerb::Reboot, &args, json),
         AlknetCommand::Serve(args) => serve::run(args, json),
-        AlknetCommand::Status(args) => status::run(args, json),
+        AlknetCommand::Status(args) => status::run(&args, json),
         AlknetCommand::Tensor(verb) => tensor::run(verb, json),
         AlknetCommand::Token(verb) => token::run(verb, json),
         AlknetCommand::Vault(verb) => vault::run(verb, json),
@@ -279,13 +281,13 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        AlknetCli::command().debug_assert();
-        each_option_is_one(&mut AlknetCli::command());
+        help::command().debug_assert();
+        each_option_is_one(&mut help::command());
     }
 
     #[test]
     fn every_verb_shows_an_example() {
-        let verbs = AlknetCli::command();
+        let verbs = help::command();
         let shown = verbs.get_subcommands().filter(|c| !c.is_hide_set());
         shown.for_each(shows_an_example);
     }
@@ -301,11 +303,37 @@ mod tests {
         assert!(help.contains("Example"), "alknet {name} has no example");
     }
 
+    /// `alknet node` alone is what PID 1 starts; with more it is a noun of the command line.
     #[test]
-    fn timeouts_are_bounded() {
-        assert!(seconds("0.5").is_ok() && seconds("86400").is_ok());
-        for bad in ["", "x", "0", "-1", "NaN", "inf", "86401"] {
-            assert!(seconds(bad).is_err(), "{bad}");
+    fn the_noun_and_the_child_of_pid_1_share_a_name() {
+        assert!(AlknetCli::try_parse_from(["alknet", NODE_VERB]).is_err());
+        let parsed = AlknetCli::try_parse_from(["alknet", NODE_VERB, "list"]);
+        let verb = parsed.expect("it is a verb").verb;
+        assert!(matches!(verb, AlknetCommand::Node(node::NodeVerb::List(_))));
+    }
+
+    /// Every spelling that a script may have from an earlier version.
+    #[test]
+    fn earlier_spellings_are_read() {
+        for line in [
+            "peers attic",
+            "hub peers attic",
+            "hub label attic kitchen pool=indoor",
+            "token make attic --scope a:b",
+            "token revoke attic k3v9a2mb",
+            "escrow change attic kitchen --anywhere",
+            "escrow revoke attic kitchen",
+            "escrow approve attic kitchen --seconds 600",
+            "config apply attic node.toml --dry-run",
+            "ops attic node/info",
+            "ops attic",
+            "join alkjoin1_a",
+            "identity",
+            "call attic node/info --timeout 0.5",
+        ] {
+            let words = std::iter::once("alknet").chain(line.split(' '));
+            let parsed = AlknetCli::try_parse_from(words);
+            assert!(parsed.is_ok(), "{line}: {:?}", parsed.err());
         }
     }
 

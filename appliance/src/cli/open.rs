@@ -12,8 +12,10 @@ use alknet_core::{DialHost, PeerAddr};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::call::{connected, of_call, parse_target};
-use super::{CommandError, CommandExit, DialArgs, output};
+use super::call::of_call;
+use super::caller::NodeCaller;
+use super::target::NodeArgs;
+use super::{CommandError, CommandExit, dial, output};
 
 /// The port that a link need not name.
 const HTTPS_PORT: u16 = 443;
@@ -30,16 +32,14 @@ const FILE: &str = "open.html";
 /// Arguments of `alknet open`.
 #[derive(Debug, Args)]
 pub(crate) struct PageOpenArgs {
-    /// The node.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// Only print the link, and open nothing.
     #[arg(long)]
     print: bool,
     /// Open a page that asks whether to do this, instead of the status page.
     #[arg(long, value_enum)]
     action: Option<OpenAction>,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 /// What the page may do, once, by a link made for it.
@@ -65,15 +65,19 @@ impl OpenAction {
 
 /// Gets a link, and opens it where a person at a desktop asks.
 pub(crate) fn run(args: &PageOpenArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let target = parse_target(&args.target, &args.dial)?;
-    connected(&args.target, &args.dial, async |client| {
+    let route = args.node.route()?;
+    dial::reached(&route, &args.node.dial, async |node| {
         let input = match args.action {
             Some(action) => json!({ "action": action.name() }),
             None => json!({}),
         };
-        let answer = client.call("node/page-ticket", &input).await;
+        let at = match node.is_behind_hub() {
+            true => own_address(node).await?,
+            false => route.target.clone(),
+        };
+        let answer = node.call("node/page-ticket", &input).await;
         let answer = answer.map_err(of_call)?;
-        let link = link(&target, answer.value(), args.action, resolved)?;
+        let link = link(&at, answer.value(), args.action, resolved)?;
         let good_for = answer.value()["expires_in"].as_u64().unwrap_or_default();
         if json {
             output::json_line(&json!({ "url": link, "expires_in": good_for }))?;
@@ -81,10 +85,10 @@ pub(crate) fn run(args: &PageOpenArgs, json: bool) -> Result<CommandExit, Comman
         }
         let wanted = !args.print && output::is_terminal() && has_display();
         if let Some(opener) = wanted.then(opener).flatten() {
-            opened(&opener, &args.dial.state.dir()?, &link)?;
+            opened(&opener, &args.node.dial.state.dir()?, &link)?;
             output::line(&format!(
                 "Opening the status page; if nothing happens: alknet open --print {}",
-                args.target
+                route.as_argument()
             ))?;
             return Ok(CommandExit::Ok);
         }
@@ -94,6 +98,32 @@ pub(crate) fn run(args: &PageOpenArgs, json: bool) -> Result<CommandExit, Comman
         }
         Ok(CommandExit::Ok)
     })
+}
+
+/// Where the page of a peer of a hub is: a browser does not go through the hub, so that the link leads to an
+/// address of the peer's own.
+async fn own_address(node: &NodeCaller) -> Result<PeerAddr, CommandError> {
+    let info = node.call("node/info", &Value::Null).await;
+    let info = info.map_err(of_call)?;
+    let info = info.value();
+    let addresses = info["addresses"].as_array().into_iter().flatten();
+    let addresses = addresses.filter_map(|address| address.as_str()?.parse::<IpAddr>().ok());
+    // One that leads to this computer comes last: the node may be on it.
+    let address = addresses.min_by_key(IpAddr::is_loopback);
+    let port = info["listen"]["port"].as_u64();
+    let port = port.and_then(|port| u16::try_from(port).ok());
+    match (address, port) {
+        (Some(address), Some(port)) => Ok(PeerAddr {
+            pins: Vec::new(),
+            host: DialHost::Ip(address),
+            port,
+        }),
+        _ => Err(CommandError::new(
+            CommandExit::Failed,
+            "UNAVAILABLE",
+            "the node has no address that a browser could reach it at",
+        )),
+    }
 }
 
 /// The link, by a name that both the browser and the node know: a node answers to its addresses and to
@@ -196,18 +226,22 @@ fn find(dirs: &[PathBuf]) -> Option<PathBuf> {
 
 fn opened(opener: &Path, state: &Path, link: &str) -> Result<(), CommandError> {
     let file = state.join(FILE);
-    let failed = |error: io::Error| {
-        let text = format!("cannot open a browser: {error}; use --print");
+    let failed = |at: &Path, error: io::Error| {
+        let text = format!(
+            "cannot open a browser: {}: {error}; use --print",
+            at.display()
+        );
         CommandError::local(text)
     };
-    write_leading_to(&file, link).map_err(failed)?;
+    write_leading_to(&file, link).map_err(|error| failed(&file, error))?;
     let mut command = Command::new(opener);
     command.arg(&file);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    command.spawn().map(drop).map_err(failed)
+    let started = command.spawn();
+    started.map(drop).map_err(|error| failed(opener, error))
 }
 
 fn write_leading_to(file: &Path, link: &str) -> io::Result<()> {

@@ -1,23 +1,59 @@
-//! `alknet peers`: who may connect to a node, and who has.
+//! `alknet peer`: who may connect to a node, and who has.
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::query::{list, text};
-use super::{CommandError, CommandExit, DialArgs};
+use super::query::{list, show_row, text};
+use super::target::NodeArgs;
+use super::{CommandError, CommandExit};
 
-/// Arguments of `alknet peers`.
+/// The operation behind all of this.
+const LIST: &str = "peer/list";
+
+/// The verbs below `alknet peer`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PeerVerb {
+    /// List who may connect to a node, and who has.
+    #[command(
+        after_help = "Examples:\n  alknet peer list\n  alknet peer list attic --peer kitchen"
+    )]
+    List(PeersArgs),
+    /// Show one of them: where its entry is, what it may do, and its connections.
+    #[command(
+        after_help = "Example:\n  alknet peer show attic edge --json",
+        override_usage = "alknet peer show [OPTIONS] [NODE] <PEER>"
+    )]
+    Show {
+        #[command(flatten)]
+        node: NodeArgs,
+        /// Its id.
+        #[arg(value_name = "PEER")]
+        shown: Option<String>,
+    },
+}
+
+/// Arguments of `alknet peer list`.
 #[derive(Debug, Args)]
 pub(crate) struct PeersArgs {
-    /// The node.
-    target: String,
     #[command(flatten)]
-    dial: DialArgs,
+    node: NodeArgs,
+}
+
+/// Runs one of them.
+pub(crate) fn run_verb(verb: PeerVerb, json: bool) -> Result<CommandExit, CommandError> {
+    match verb {
+        PeerVerb::List(args) => run(&args, json),
+        PeerVerb::Show { node, shown } => {
+            let (node, peer) = node.with_word(shown, "PEER")?;
+            let is_wanted = |row: &Value| row["peer_id"] == peer.as_str();
+            show_row(&node, LIST, ("peers", "peer"), json, is_wanted, lines)
+        }
+    }
 }
 
 /// Prints one line for each, with where its entry is, and one for each of its connections.
 pub(crate) fn run(args: &PeersArgs, json: bool) -> Result<CommandExit, CommandError> {
-    list(&args.target, &args.dial, "peer/list", json, lines)
+    list(&args.node, LIST, json, lines)
 }
 
 fn lines(answer: &Value) -> Vec<String> {

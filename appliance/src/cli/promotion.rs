@@ -2,20 +2,30 @@
 
 use std::path::PathBuf;
 
-use alknet_call::{CallConnection, CallOptions, ErrorCode};
+use alknet_call::{CallOptions, ErrorCode};
 use alknet_core::PeerId;
 use alknet_promotion::{Blake3Hash, PromotionBundle, read_draft};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::{connected, of_call};
+use super::call::{is_operation, of_call};
+use super::caller::NodeCaller;
+use super::target::NodeArgs;
 use super::{CommandError, CommandExit, DialArgs, output};
+
+/// Hexadecimal digits of the shortest beginning of an id that is looked for: fewer fit many proposals.
+const ID_PREFIX_MIN: usize = 4;
+/// Hexadecimal digits of a whole id.
+const ID_LEN: usize = 64;
+/// Ids that a message lists where a beginning fits several.
+const IDS_SHOWN_MAX: usize = 4;
 
 /// What is done with operations that scripts offer.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PromotionVerb {
     /// Sign the operation in a folder, and propose it to a node.
     #[command(
+        override_usage = "alknet ops propose [OPTIONS] [NODE] <FOLDER>",
         after_help = "Example:\n  alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada\n\n\
 The folder has operation.json (spec, entry, export, service, tests) and the sources."
     )]
@@ -29,12 +39,14 @@ alknet ops proposals ed25519:…@192.0.2.7:443 js/invoice/total"
     Proposals(ProposalsArgs),
     /// Make a proposal of another author an operation of the node, or reject it.
     #[command(
+        override_usage = "alknet ops promote [OPTIONS] [NODE] <ID>",
         after_help = "Examples:\n  alknet ops promote ed25519:…@192.0.2.7:443 3f… --external\n  \
 alknet ops promote ed25519:…@192.0.2.7:443 3f… --reject --reason 'reads too much'"
     )]
     Promote(PromoteArgs),
     /// Put an earlier version of an operation in place, or take the operation away.
     #[command(
+        override_usage = "alknet ops rollback [OPTIONS] [NODE] <PATH>",
         after_help = "Example:\n  alknet ops rollback ed25519:…@192.0.2.7:443 js/invoice/total"
     )]
     Rollback(RollbackArgs),
@@ -43,39 +55,36 @@ alknet ops promote ed25519:…@192.0.2.7:443 3f… --reject --reason 'reads too 
 /// Arguments of `alknet ops propose`.
 #[derive(Debug, Args)]
 pub(crate) struct ProposeArgs {
-    /// The node.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// The folder of the operation.
-    folder: PathBuf,
+    folder: Option<PathBuf>,
     /// The peer id that the node knows this computer's key by; a hub is asked.
     #[arg(long = "as", value_name = "PEER")]
     author: Option<PeerId>,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 /// Arguments of `alknet ops proposals`.
 #[derive(Debug, Args)]
 pub(crate) struct ProposalsArgs {
-    /// The node.
-    target: String,
-    /// The id of a proposal, or the path of an operation.
+    #[command(flatten)]
+    node: NodeArgs,
+    /// The id of a proposal or its first digits, or the path of an operation.
     which: Option<String>,
     /// Only proposals of this state.
     #[arg(long, conflicts_with = "which",
           value_parser = ["promoted", "proposed", "rejected", "retired"])]
     only: Option<String>,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 /// Arguments of `alknet ops promote`.
 #[derive(Debug, Args)]
 pub(crate) struct PromoteArgs {
-    /// The node.
-    target: String,
-    /// The id of the proposal.
-    id: Blake3Hash,
+    #[command(flatten)]
+    node: NodeArgs,
+    /// The id of the proposal, or as many of its first digits as no other has.
+    #[arg(value_parser = id_or_prefix)]
+    id: Option<String>,
     /// Reject it.
     #[arg(long, conflicts_with_all = ["path", "external", "scope"])]
     reject: bool,
@@ -91,120 +100,261 @@ pub(crate) struct PromoteArgs {
     /// Why, for the record.
     #[arg(long, default_value = "")]
     reason: String,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 /// Arguments of `alknet ops rollback`.
 #[derive(Debug, Args)]
 pub(crate) struct RollbackArgs {
-    /// The node.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// The operation.
-    path: String,
+    path: Option<String>,
     /// The version to put in place [default: the one that the present one replaced]
     #[arg(long, value_name = "VERSION")]
     to: Option<u64>,
     /// Why, for the record.
     #[arg(long, default_value = "")]
     reason: String,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 pub(crate) fn run(verb: PromotionVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
-        PromotionVerb::Propose(args) => propose(&args, json),
-        PromotionVerb::Proposals(args) => proposals(&args, json),
+        PromotionVerb::Propose(args) => propose(args, json),
+        PromotionVerb::Proposals(args) => proposals(args, json),
         PromotionVerb::Promote(args) => promote(args, json),
         PromotionVerb::Rollback(args) => {
-            let mut input = json!({ "path": args.path, "reason": args.reason });
+            let (node, path) = args.node.with_word(args.path, "PATH")?;
+            let mut input = json!({ "path": path, "reason": args.reason });
             if let Some(version) = args.to {
                 input["version"] = version.into();
             }
-            tell(&args.target, &args.dial, "ops/rollback", &input, json)
+            node.reached(async |caller| {
+                let answer = ask(caller, &node.dial, "ops/rollback", &input).await?;
+                decided(&answer, json)
+            })
         }
     }
 }
 
-fn propose(args: &ProposeArgs, json: bool) -> Result<CommandExit, CommandError> {
-    if args.dial.anonymous {
+fn propose(args: ProposeArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let (node, folder) = args.node.with_word(args.folder, "FOLDER")?;
+    if node.dial.anonymous {
         return Err(CommandError::usage(
             "a proposal has an author: leave out --anonymous",
         ));
     }
-    let key = args.dial.state.key()?;
-    connected(&args.target, &args.dial, async |client| {
+    let key = node.dial.state.key()?;
+    let route = node.route()?;
+    super::dial::reached(&route, &node.dial, async |caller| {
         let author = match &args.author {
             Some(author) => author.clone(),
-            None => asked(client).await?,
+            None => asked(caller, &key.public().to_string()).await?,
         };
-        let content =
-            read_draft(&args.folder, author, key.public()).map_err(CommandError::usage)?;
+        let content = read_draft(&folder, author, key.public()).map_err(CommandError::usage)?;
         let bundle =
             PromotionBundle::sign(&content, |text| key.sign(text)).map_err(CommandError::usage)?;
         let document: Value =
             serde_json::from_str(bundle.document()).map_err(CommandError::local)?;
         let input = json!({ "bundle": document });
-        show(&ask(client, &args.dial, "ops/propose", &input).await?, json)
+        let answer = ask(caller, &node.dial, "ops/propose", &input).await?;
+        show(&answer, json)?;
+        if !json {
+            output::note(&after_proposal(&answer, &route.as_argument()));
+        }
+        Ok(CommandExit::Ok)
     })
 }
 
-/// Who the node says that we are, where it is a hub.
-async fn asked(client: &CallConnection) -> Result<PeerId, CommandError> {
-    let name = match client.call("hub/whoami", &Value::Null).await {
-        Ok(body) => {
-            let name = body.value()["peer_id"].as_str();
-            name.and_then(|name| name.parse().ok())
-        }
-        Err(error) if error.code == ErrorCode::NotFound => None,
-        Err(error) => {
-            let mut failure = of_call(error);
-            failure.message.push_str("; give --as PEER to do without");
-            return Err(failure);
-        }
-    };
-    let why = "the node does not say who this computer is to it: give --as PEER";
-    name.ok_or_else(|| CommandError::usage(why))
+/// What is still missing once an operation is proposed.
+fn after_proposal(answer: &Value, node: &str) -> String {
+    let id = answer["id"].as_str().unwrap_or("ID");
+    let id = output::one_line(id);
+    format!(
+        "Next: another key with the scope ops:promote reads it by 'alknet ops proposals {node} {id}' and \
+         decides by 'alknet ops promote {node} {id}'. An author does not review its own bundle: an \
+         administrator who is alone makes a second key ('alknet identity --state DIR'), gives it a [[peers]] \
+         entry with that scope, and decides with --state DIR."
+    )
 }
 
-fn proposals(args: &ProposalsArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let mut input = match &args.which {
-        Some(which) if which.parse::<Blake3Hash>().is_ok() => json!({ "id": which }),
-        Some(which) => json!({ "path": which.trim_start_matches('/') }),
-        None => json!({}),
-    };
-    if let Some(state) = &args.only {
-        input["state"] = state.as_str().into();
+/// Who the node says that the holder of this key is. A hub says it to every peer, and each node to those that may
+/// see who is connected.
+async fn asked(node: &NodeCaller, key: &str) -> Result<PeerId, CommandError> {
+    let of_hub = node.call("hub/whoami", &Value::Null).await;
+    let of_hub = of_hub.map(|body| peer_id(&body.value()["peer_id"]));
+    if let Ok(Some(name)) = of_hub {
+        return Ok(name);
     }
-    let listing = args.which.is_none();
-    connected(&args.target, &args.dial, async |client| {
-        loop {
-            let answer = ask(client, &args.dial, "ops/proposals", &input).await?;
-            if !listing {
-                return show(&answer, json);
-            }
-            for proposal in answer["proposals"].as_array().unwrap_or(&Vec::new()) {
-                match json {
-                    true => output::json_line(proposal)?,
-                    false => output::line(&line(proposal))?,
-                }
-            }
-            match &answer["next"] {
-                Value::Null => return Ok(CommandExit::Ok),
-                next => input["cursor"] = next.clone(),
-            }
+    let listed = node.call("peer/list", &Value::Null).await;
+    if let Ok(listed) = &listed
+        && let Some(name) = holder(listed.value(), key)
+    {
+        return Ok(name);
+    }
+    let said_nothing = [of_hub.err(), listed.err()].into_iter().flatten();
+    let mut failed = said_nothing.filter(|error| {
+        let codes = [
+            ErrorCode::Forbidden,
+            ErrorCode::NotFound,
+            ErrorCode::Unauthenticated,
+        ];
+        !codes.contains(&error.code)
+    });
+    if let Some(error) = failed.next() {
+        let mut failure = of_call(error);
+        failure.message.push_str("; give --as PEER to do without");
+        return Err(failure);
+    }
+    Err(CommandError::usage(
+        "the node does not say who this computer is to it: give --as PEER, the peer_id of the [[peers]] \
+         entry with the key of 'alknet identity'",
+    ))
+}
+
+/// The peer that has this key.
+fn holder(listed: &Value, key: &str) -> Option<PeerId> {
+    let mut peers = listed["peers"].as_array().into_iter().flatten();
+    let has_key = |peer: &&Value| {
+        let mut keys = peer["keys"].as_array().into_iter().flatten();
+        keys.any(|known| known == key)
+    };
+    peer_id(&peers.find(has_key)?["peer_id"])
+}
+
+fn peer_id(name: &Value) -> Option<PeerId> {
+    name.as_str()?.parse().ok()
+}
+
+impl ProposalsArgs {
+    /// With each word in its place: a single word that is a path or begins an id is no node.
+    fn arranged(mut self) -> Self {
+        let is_which = |word: &str| is_operation(word) || is_id_or_prefix(word);
+        if self.which.is_none() && !self.node.is_known() {
+            self.which = self.node.node.take_if(|word| is_which(word));
         }
+        self
+    }
+}
+
+fn proposals(args: ProposalsArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let args = args.arranged();
+    let dial = &args.node.dial;
+    args.node.reached(async |node| {
+        let mut input = match &args.which {
+            Some(which) if is_id_or_prefix(which) => {
+                json!({ "id": whole_id(node, dial, which).await? })
+            }
+            Some(which) => json!({ "path": which.trim_start_matches('/') }),
+            None => json!({}),
+        };
+        if args.which.is_some() {
+            return show(&ask(node, dial, "ops/proposals", &input).await?, json);
+        }
+        if let Some(state) = &args.only {
+            input["state"] = state.as_str().into();
+        }
+        each_proposal(node, dial, input, |proposal| match json {
+            true => output::json_line(proposal),
+            false => output::line(&line(proposal)),
+        })
+        .await?;
+        Ok(CommandExit::Ok)
     })
+}
+
+/// Every proposal of a listing, over all of its pages.
+async fn each_proposal(
+    node: &NodeCaller,
+    dial: &DialArgs,
+    mut input: Value,
+    mut take: impl FnMut(&Value) -> Result<(), CommandError>,
+) -> Result<(), CommandError> {
+    loop {
+        let answer = ask(node, dial, "ops/proposals", &input).await?;
+        for proposal in answer["proposals"].as_array().into_iter().flatten() {
+            take(proposal)?;
+        }
+        match &answer["next"] {
+            Value::Null => return Ok(()),
+            // A node that repeats its cursor would keep this command for ever.
+            next if *next == input["cursor"] => return Ok(()),
+            next => input["cursor"] = next.clone(),
+        }
+    }
+}
+
+/// The id that begins so. A whole one is taken as it is.
+async fn whole_id(
+    node: &NodeCaller,
+    dial: &DialArgs,
+    prefix: &str,
+) -> Result<String, CommandError> {
+    if prefix.parse::<Blake3Hash>().is_ok() {
+        return Ok(prefix.to_owned());
+    }
+    let mut found = Vec::new();
+    each_proposal(node, dial, json!({}), |proposal| {
+        let id = proposal["id"].as_str().unwrap_or_default();
+        if id.starts_with(prefix) && id.parse::<Blake3Hash>().is_ok() {
+            found.push(id.to_owned());
+        }
+        Ok(())
+    })
+    .await?;
+    the_only(found, prefix)
+}
+
+/// The one id that was found.
+fn the_only(mut found: Vec<String>, prefix: &str) -> Result<String, CommandError> {
+    found.sort_unstable();
+    found.dedup();
+    match found.as_slice() {
+        [] => {
+            let text = format!("no proposal has an id that begins with '{prefix}'");
+            Err(CommandError::new(CommandExit::Failed, "NOT_FOUND", text))
+        }
+        [_] => Ok(found.swap_remove(0)),
+        several => {
+            let shown = &several[..several.len().min(IDS_SHOWN_MAX)];
+            Err(CommandError::usage(format!(
+                "{} proposals have an id that begins with '{prefix}': give more of it ({})",
+                several.len(),
+                shown.join(", ")
+            )))
+        }
+    }
+}
+
+fn is_id_or_prefix(text: &str) -> bool {
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    (ID_PREFIX_MIN..=ID_LEN).contains(&text.len()) && text.bytes().all(is_digit)
+}
+
+/// An id, or its first digits, as a user may have copied them with a mark that something is left out.
+fn id_or_prefix(text: &str) -> Result<String, String> {
+    let text = text.trim_end_matches('…');
+    match is_id_or_prefix(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "'{text}' is no id: {ID_PREFIX_MIN} to {ID_LEN} digits of 0-9 and a-f"
+        )),
+    }
 }
 
 fn promote(args: PromoteArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let input = decision(&args);
-    tell(&args.target, &args.dial, "ops/promote", &input, json)
+    let mut input = decision(&args);
+    let (node, prefix) = args.node.with_word(args.id, "ID")?;
+    let prefix = id_or_prefix(&prefix).map_err(CommandError::usage)?;
+    node.reached(async |caller| {
+        input["id"] = whole_id(caller, &node.dial, &prefix).await?.into();
+        let answer = ask(caller, &node.dial, "ops/promote", &input).await?;
+        decided(&answer, json)
+    })
 }
 
+/// What was decided, all but the id.
 fn decision(args: &PromoteArgs) -> Value {
-    let mut input = json!({ "id": args.id, "accept": !args.reject, "reason": args.reason });
+    let mut input = json!({ "accept": !args.reject, "reason": args.reason });
     if let Some(path) = &args.path {
         input["path"] = path.as_str().into();
     }
@@ -217,20 +367,32 @@ fn decision(args: &PromoteArgs) -> Value {
     input
 }
 
-fn tell(
-    target: &str,
-    dial: &DialArgs,
-    operation: &str,
-    input: &Value,
-    json: bool,
-) -> Result<CommandExit, CommandError> {
-    connected(target, dial, async |client| {
-        show(&ask(client, dial, operation, input).await?, json)
+/// Shows a decision, and what is still missing for it to count.
+fn decided(answer: &Value, json: bool) -> Result<CommandExit, CommandError> {
+    show(answer, json)?;
+    if let Some(missing) = still_missing(answer).filter(|_| !json) {
+        output::note(&missing);
+    }
+    Ok(CommandExit::Ok)
+}
+
+/// What has to happen before a decision counts.
+fn still_missing(answer: &Value) -> Option<String> {
+    if let Some(needed) = answer["needed"].as_u64() {
+        let agree = answer["reviews"].as_u64().unwrap_or_default();
+        return Some(format!(
+            "Not in place yet: {agree} of {needed} reviewers accepted it with this path, visibility and scopes."
+        ));
+    }
+    (answer["active"] == false).then(|| {
+        "Not in force yet: it counts from the next start of the node. With promotion.activate = \"live\" \
+         in the configuration, decisions count at once."
+            .to_owned()
     })
 }
 
 async fn ask(
-    client: &CallConnection,
+    node: &NodeCaller,
     dial: &DialArgs,
     operation: &str,
     input: &Value,
@@ -239,7 +401,7 @@ async fn ask(
         timeout: Some(dial.timeout),
         ..CallOptions::default()
     };
-    let answer = client.call_with(operation, input, &options).await;
+    let answer = node.call_with(operation, input, options).await;
     Ok(answer.map_err(of_call)?.value().clone())
 }
 
@@ -350,10 +512,7 @@ mod tests {
                 _ => None,
             }
         };
-        assert_eq!(
-            input(&[]),
-            Some(json!({ "id": id, "accept": true, "reason": "" }))
-        );
+        assert_eq!(input(&[]), Some(json!({ "accept": true, "reason": "" })));
         assert_eq!(
             input(&[
                 "--external",
@@ -365,18 +524,69 @@ mod tests {
                 "good"
             ]),
             Some(json!({
-                "id": id, "accept": true, "reason": "good", "path": "a/b", "external": true,
+                "accept": true, "reason": "good", "path": "a/b", "external": true,
                 "scopes": ["a:b"],
             }))
         );
         assert_eq!(
             input(&["--reject"]),
-            Some(json!({ "id": id, "accept": false, "reason": "" }))
+            Some(json!({ "accept": false, "reason": "" }))
         );
         for bad in [&["--reject", "--external"][..], &["--scope", "a"]] {
             assert_eq!(input(bad), None, "{bad:?}");
         }
         assert!(parsed(&["promote", "node", "xyz"]).is_err(), "no id");
+    }
+
+    #[test]
+    fn an_id_may_be_cut_as_long_as_it_is_the_only_one() {
+        for good in ["3f00", "3f00…", &"ab".repeat(32)] {
+            assert!(id_or_prefix(good).is_ok(), "{good}");
+        }
+        for bad in ["3f0", "3F00", "js/a", "xyz0", "", &"a".repeat(65)] {
+            assert!(id_or_prefix(bad).is_err(), "{bad}");
+        }
+        let [one, two] = ["1", "2"].map(|end| format!("{}{end}", "a".repeat(63)));
+        assert_eq!(the_only(vec![one.clone()], "aaaa"), Ok(one.clone()));
+        assert_eq!(
+            the_only(vec![one.clone(), one.clone()], "aaaa"),
+            Ok(one.clone())
+        );
+        let none = the_only(Vec::new(), "aaaa").expect_err("nothing was found");
+        assert_eq!(none.code, "NOT_FOUND");
+        let both = the_only(vec![two, one.clone()], "aaaa").expect_err("two were found");
+        assert!(both.message.starts_with("2 proposals") && both.message.contains(&one));
+    }
+
+    #[test]
+    fn an_author_is_known_by_its_key() {
+        let listed = json!({ "peers": [
+            { "peer_id": "edge", "keys": ["ed25519:01"] },
+            { "peer_id": "admin", "keys": ["ed25519:02", "ed25519:03"] },
+            { "peer_id": "key:monitor0" },
+        ] });
+        let name = |key| holder(&listed, key).map(|id| id.to_string());
+        assert_eq!(name("ed25519:03").as_deref(), Some("admin"));
+        assert_eq!(name("ed25519:04"), None);
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let active = |active: bool| json!({ "path": "js/a", "version": 1, "active": active });
+        assert_eq!(still_missing(&active(true)), None);
+        let waits = still_missing(&active(false)).expect("it is not in force");
+        assert!(waits.contains("next start"), "{waits}");
+        let reviews = json!({ "id": "3f", "state": "proposed", "reviews": 1, "needed": 2 });
+        let waits = still_missing(&reviews).expect("another has to agree");
+        assert!(waits.contains("1 of 2 reviewers"), "{waits}");
+        let next = after_proposal(&json!({ "id": "3f00" }), "attic");
+        for said in [
+            "ops promote attic 3f00",
+            "ops:promote",
+            "identity --state DIR",
+        ] {
+            assert!(next.contains(said), "{said}: {next}");
+        }
     }
 
     #[test]

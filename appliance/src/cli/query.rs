@@ -2,20 +2,20 @@
 
 use serde_json::Value;
 
-use super::call::{connected, of_call};
-use super::{CommandError, CommandExit, DialArgs, output};
+use super::call::of_call;
+use super::target::NodeArgs;
+use super::{CommandError, CommandExit, output};
 
 /// Calls an operation, and prints its answer: whole as JSON, else the lines that `lines` makes of it.
 pub(super) fn ask(
-    target: &str,
-    dial: &DialArgs,
+    node: &NodeArgs,
     operation: &str,
     input: &Value,
     json: bool,
     lines: impl Fn(&Value) -> Vec<String>,
 ) -> Result<CommandExit, CommandError> {
-    connected(target, dial, async |client| {
-        let answer = client.call(operation, input).await.map_err(of_call)?;
+    node.reached(async |node| {
+        let answer = node.call(operation, input).await.map_err(of_call)?;
         if json {
             output::json_line(answer.value())?;
         } else {
@@ -29,31 +29,44 @@ pub(super) fn ask(
 
 /// The same for what takes no input.
 pub(super) fn list(
-    target: &str,
-    dial: &DialArgs,
+    node: &NodeArgs,
     operation: &str,
     json: bool,
     lines: impl Fn(&Value) -> Vec<String>,
 ) -> Result<CommandExit, CommandError> {
-    ask(target, dial, operation, &Value::Null, json, lines)
+    ask(node, operation, &Value::Null, json, lines)
+}
+
+/// Prints the one row of a list for which `is_wanted` holds: whole as JSON, else by `lines`, which get the list
+/// with that row alone.
+pub(super) fn show_row(
+    node: &NodeArgs,
+    operation: &str,
+    (list, what): (&str, &str),
+    json: bool,
+    is_wanted: impl Fn(&Value) -> bool,
+    lines: impl Fn(&Value) -> Vec<String>,
+) -> Result<CommandExit, CommandError> {
+    node.reached(async |node| {
+        let answer = node.call(operation, &Value::Null).await.map_err(of_call)?;
+        let rows = answer.value()[list].as_array();
+        let Some(row) = rows.into_iter().flatten().find(|row| is_wanted(row)) else {
+            let text = format!("the node has no {what} of this name");
+            return Err(CommandError::new(CommandExit::Failed, "NOT_FOUND", text));
+        };
+        if json {
+            output::json_line(row)?;
+            return Ok(CommandExit::Ok);
+        }
+        let alone = serde_json::json!({ list: [row] });
+        lines(&alone)
+            .iter()
+            .try_for_each(|line| output::line(line))?;
+        Ok(CommandExit::Ok)
+    })
 }
 
 /// A member of an answer that is a text.
 pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
-}
-
-/// Seconds of a time as people write it: 90s, 30m, 12h, 30d.
-pub(super) fn time_s(text: &str) -> Option<u64> {
-    let split = text.len() - usize::from(text.ends_with(|c: char| c.is_ascii_alphabetic()));
-    let (number, unit) = text.split_at(split);
-    let unit = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    let seconds = number.parse::<u64>().ok()?.checked_mul(unit)?;
-    (seconds > 0).then_some(seconds)
 }

@@ -1,34 +1,37 @@
 //! `alknet status`: is a node well?
 
-use std::io::ErrorKind;
-
 use clap::Args;
 use serde_json::Value;
 
-use super::call::{connected, of_call};
-use super::{CommandError, CommandExit, DialArgs, output};
-use crate::node::ServeFile;
+use super::call::of_call;
+use super::target::NodeArgs;
+use super::{CommandError, CommandExit, dial, output};
 
 /// Arguments of `alknet status`.
 #[derive(Debug, Args)]
 pub(crate) struct NodeStatusArgs {
-    /// The node [default: the one 'alknet serve' runs with this state directory]
-    target: Option<String>,
     #[command(flatten)]
-    dial: DialArgs,
+    node: NodeArgs,
 }
 
 /// Exit code 0 when nothing is wrong, 1 when something is.
-pub(crate) fn run(args: NodeStatusArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let target = match args.target {
-        Some(target) => target,
-        None => local_target(&args.dial)?,
+pub(crate) fn run(args: &NodeStatusArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let args = &args.node;
+    let Some(route) = args.route_if_any()? else {
+        let dir = args.dial.state.dir()?;
+        return Err(CommandError::new(
+            CommandExit::Unreachable,
+            "UNAVAILABLE",
+            format!(
+                "no node runs with the state directory {}: start one with 'alknet serve', name one, or \
+                 choose a default with 'alknet node use NAME'",
+                dir.display()
+            ),
+        ));
     };
-    connected(&target, &args.dial, async |client| {
-        let info = client
-            .call("node/info", &Value::Null)
-            .await
-            .map_err(of_call)?;
+    dial::reached(&route, &args.dial, async |node| {
+        let info = node.call("node/info", &Value::Null).await;
+        let info = info.map_err(of_call)?;
         let info = info.value();
         let problems = info["problems"].as_array().cloned().unwrap_or_default();
         if json {
@@ -44,25 +47,6 @@ pub(crate) fn run(args: NodeStatusArgs, json: bool) -> Result<CommandExit, Comma
             CommandExit::Failed
         })
     })
-}
-
-fn local_target(dial: &DialArgs) -> Result<String, CommandError> {
-    let dir = dial.state.dir()?;
-    let file = ServeFile::read(&dir).map_err(|error| {
-        if error.kind() != ErrorKind::NotFound {
-            return CommandError::local(format!("{error}; name a target"));
-        }
-        CommandError::new(
-            CommandExit::Unreachable,
-            "UNAVAILABLE",
-            format!(
-                "no node runs with the state directory {}: start one with 'alknet serve', or name \
-                 a target",
-                dir.display()
-            ),
-        )
-    })?;
-    Ok(file.target)
 }
 
 fn lines(info: &Value, problems: &[Value]) -> Vec<String> {

@@ -3,10 +3,11 @@
 mod share;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use alknet_core::Carriage;
+use alknet_core::{Carriage, PeerAddr};
 use alknet_tensor::FileId;
 use alknet_tensor_cli::{
     ByteProgress, LocalTensorVerb, TensorCliError, TensorCliOutcome, fits, run as run_local,
@@ -17,7 +18,8 @@ use serde_json::json;
 
 use share::TensorServeArgs;
 
-use super::call::{CliDialer, parse_target};
+use super::dial::CliDialer;
+use super::target::NodeNames;
 use super::{CommandError, CommandExit, DialArgs, output};
 
 /// The verbs below `alknet tensor`.
@@ -28,7 +30,7 @@ pub(crate) enum TensorVerb {
     /// Fetch a file from a node. What an earlier attempt fetched is not fetched again, and nothing
     /// is kept that its hash does not prove.
     #[command(
-        override_usage = "alknet tensor pull [OPTIONS] <NODE> <FILE> <OUTPUT>\n       \
+        override_usage = "alknet tensor pull [OPTIONS] [NODE] <FILE> <OUTPUT>\n       \
 alknet tensor pull [OPTIONS] alknet-tensor://<NODE>/<FILE>[#<TENSOR>] <OUTPUT>",
         after_help = "Examples:\n  alknet tensor pull ed25519:…@192.0.2.7:443 models/bert bert.mt\n  \
 alknet tensor pull attic models/bert layer0.mt --only 'model.layers.0.*'\n  \
@@ -36,6 +38,13 @@ alknet tensor pull alknet-tensor://ed25519:…@192.0.2.7:443/models/bert bert.mt
 alknet tensor pull 'alknet-tensor://attic/models/bert#lm_head.weight' head.mt"
     )]
     Pull(PullArgs),
+    /// Store a file on a node, and have a path of its store lead to it.
+    #[command(
+        override_usage = "alknet tensor push [OPTIONS] [NODE] <FILE> <PATH>",
+        after_help = "Examples:\n  alknet tensor push ed25519:…@192.0.2.7:443 bert.mt models/bert\n  \
+alknet tensor push bert.mt models/bert"
+    )]
+    Push(PushArgs),
     /// Serve the tensor files of a folder, as a node of this computer, until a signal stops it. The
     /// node is that of 'alknet serve', with its options; the keys that --admin names may fetch
     /// everything.
@@ -58,6 +67,19 @@ pub(crate) struct PullArgs {
     /// another file, with an id of its own.
     #[arg(long, value_name = "GLOB")]
     only: Option<String>,
+    /// Write over what is there.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Arguments of `alknet tensor push`.
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// The node, the file here, and its path in the node's store.
+    #[arg(required = true, num_args = 2..=3, value_name = "WHAT")]
+    what: Vec<OsString>,
     #[command(flatten)]
     dial: DialArgs,
 }
@@ -66,6 +88,7 @@ pub(crate) struct PullArgs {
 pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         TensorVerb::Pull(args) => pull(&args, json),
+        TensorVerb::Push(args) => push(&args, json),
         TensorVerb::Serve(args) => share::run(args, json),
         TensorVerb::Local(verb) => {
             let is_bytes = matches!(verb, LocalTensorVerb::Cat(_)) && !json;
@@ -98,6 +121,13 @@ fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
         tensor,
         output: made,
     } = TensorPullRequest::read(&args.what)?;
+    if !args.force && made.symlink_metadata().is_ok() {
+        let text = format!(
+            "{} is there already: --force writes over it",
+            made.display()
+        );
+        return Err(CommandError::usage(text));
+    }
     let only = match (&tensor, &args.only) {
         (Some(_), Some(_)) => {
             return Err(CommandError::usage(
@@ -108,7 +138,7 @@ fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
         (None, Some(glob)) => Some(TensorSelector::Glob(glob)),
         (None, None) => None,
     };
-    let target = parse_target(&node, &args.dial)?;
+    let target = store_of(node.as_deref(), args.what.first(), &args.dial)?;
     let told = !json && std::io::stderr().is_terminal();
     let progress = ByteProgress::new("pull", None, told);
     let tell = |done, total| progress.set(done, total);
@@ -136,6 +166,61 @@ fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
     Ok(CommandExit::Ok)
 }
 
+/// The node whose store is meant. `first` is the first word, which is no node where NODE was left out.
+fn store_of(
+    node: Option<&str>,
+    first: Option<&OsString>,
+    dial: &DialArgs,
+) -> Result<PeerAddr, CommandError> {
+    let names = NodeNames::load(&dial.state);
+    let route = match node {
+        Some(node) => names.named(node)?,
+        None => {
+            let first = first.and_then(|word| word.to_str()).unwrap_or_default();
+            if names.is_node(first) {
+                let text = format!("a word is missing behind the node '{first}'");
+                return Err(CommandError::usage(text));
+            }
+            names.default_route()?
+        }
+    };
+    route.direct("files")
+}
+
+fn push(args: &PushArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let (node, file, path) = match args.what.as_slice() {
+        [file, path] => (None, file, path),
+        [node, file, path] => (Some(node), file, path),
+        _ => return Err(CommandError::usage("say NODE FILE PATH")),
+    };
+    let text = |word: &OsString| {
+        let text = word.to_str().map(str::to_owned);
+        text.ok_or_else(|| CommandError::usage("nodes and paths of theirs are called in UTF-8"))
+    };
+    let path = StorePath::parse(&text(path)?).map_err(CommandError::usage)?;
+    let file = PathBuf::from(file);
+    let opened = File::open(&file)
+        .map_err(|error| CommandError::usage(format!("cannot read {}: {error}", file.display())))?;
+    let node = node.map(text).transpose()?;
+    let target = store_of(node.as_deref(), args.what.first(), &args.dial)?;
+    let told = !json && std::io::stderr().is_terminal();
+    let progress = ByteProgress::new("push", None, told);
+    let tell = |done, total| progress.set(done, total);
+    let id = CliDialer::new(&args.dial)?.run(async |dialer| {
+        let connection = dialer.dialled(&target, ALPN, Carriage::Quic).await?;
+        let client = TensorClient::new(connection);
+        let stored = client.put(opened, Some(path.as_str()), &tell).await;
+        stored.map_err(|error| of_client(&error))
+    })?;
+    drop(progress);
+    if json {
+        output::json_line(&json!({ "id": id.to_string(), "path": path.as_str() }))?;
+    } else {
+        output::line(&format!("{id}  {}", path.as_str()))?;
+    }
+    Ok(CommandExit::Ok)
+}
+
 /// What addresses of files begin with, as references to tensors do.
 const SCHEME: &str = "alknet-tensor://";
 
@@ -157,7 +242,8 @@ impl TensorSelector<'_> {
 /// What the command line asks for.
 #[derive(Debug)]
 struct TensorPullRequest {
-    node: String,
+    /// `None`: the default.
+    node: Option<String>,
     src: TensorFileRef,
     /// The only tensor of it.
     tensor: Option<String>,
@@ -171,24 +257,22 @@ impl TensorPullRequest {
             text.ok_or_else(|| CommandError::usage("nodes and files of theirs are called in UTF-8"))
         };
         let (node, file, tensor, output) = match what {
-            [address, output] => {
-                let address = text(address)?;
-                let parts = address
-                    .strip_prefix(SCHEME)
-                    .and_then(|rest| rest.split_once('/'));
-                let Some((node, file)) = parts else {
-                    return Err(CommandError::usage(format!(
-                        "say NODE FILE OUTPUT, or {SCHEME}NODE/FILE OUTPUT"
-                    )));
-                };
-                // Paths and ids have no such sign; the names of tensors may.
-                let (file, tensor) = match file.split_once('#') {
-                    None => (file, None),
-                    Some((file, tensor)) => (file, Some(tensor.to_owned())),
-                };
-                (node.to_owned(), file.to_owned(), tensor, output)
-            }
-            [node, file, output] => (text(node)?, text(file)?, None, output),
+            [address, output] => match text(address)?.strip_prefix(SCHEME) {
+                None => (None, text(address)?, None, output),
+                Some(rest) => {
+                    let (node, file) = rest.split_once('/').ok_or_else(|| {
+                        let what = format!("say {SCHEME}NODE/FILE OUTPUT");
+                        CommandError::usage(what)
+                    })?;
+                    // Paths and ids have no such sign; the names of tensors may.
+                    let (file, tensor) = match file.split_once('#') {
+                        None => (file, None),
+                        Some((file, tensor)) => (file, Some(tensor.to_owned())),
+                    };
+                    (Some(node.to_owned()), file.to_owned(), tensor, output)
+                }
+            },
+            [node, file, output] => (Some(text(node)?), text(file)?, None, output),
             _ => return Err(CommandError::usage("say NODE FILE OUTPUT")),
         };
         Ok(Self {
@@ -258,15 +342,18 @@ mod tests {
             (vec![&*one, "out.mt"], Some("a/b#c")),
         ] {
             let asked = asked(&words).expect("both are good");
-            assert_eq!((&*asked.node, asked.tensor.as_deref()), (node, tensor));
+            let found = (asked.node.as_deref(), asked.tensor.as_deref());
+            assert_eq!(found, (Some(node), tensor));
             assert!(
                 matches!(asked.src, TensorFileRef::Path(path) if path.as_str() == "models/bert")
             );
             assert_eq!(asked.output, PathBuf::from("out.mt"));
         }
+        let asked_of_default = asked(&["models/bert", "out.mt"]).expect("NODE is left out");
+        assert_eq!(asked_of_default.node, None);
+        assert_eq!(asked_of_default.output, PathBuf::from("out.mt"));
         for words in [
-            &["attic", "models/bert"][..],
-            &["alknet-tensor://attic", "out.mt"],
+            &["alknet-tensor://attic", "out.mt"][..],
             &["alknet-tensor://attic/../x", "out.mt"],
             &["https://attic/models/bert", "out.mt"],
         ] {

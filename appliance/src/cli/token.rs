@@ -5,51 +5,67 @@ use alknet_core::AuthToken;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::query::{ask, list, text, time_s};
-use super::{CommandError, CommandExit, DialArgs, output};
+use super::call::of_call;
+use super::query::{ask, list, show_row, text};
+use super::target::NodeArgs;
+use super::{CommandError, CommandExit, dial, duration, output};
+
+/// The operation that lists the tokens.
+const LIST: &str = "token/list";
 
 /// The verbs below `alknet token`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenVerb {
+    /// Make a token at a node that runs, and print it. It is not shown again.
+    #[command(
+        alias = "make",
+        after_help = "Examples:\n  alknet token add ed25519:…@192.0.2.7:443 --scope metrics:read \
+--expires 90d --note 'the dashboard in the hall'\n  \
+alknet token add attic --scope node:read --scope peer:list --expires never\n  \
+alknet token add attic --scope fs:read --resource fs=docs --json | jq -r .token"
+    )]
+    Add(MakeArgs),
     /// List the tokens of a node: names, scopes, ends, who made them, when they were last used.
     #[command(
         after_help = "Examples:\n  alknet token list ed25519:…@192.0.2.7:443\n  \
 alknet token list attic --json"
     )]
     List {
-        /// The node.
-        target: String,
         #[command(flatten)]
-        dial: DialArgs,
+        node: NodeArgs,
     },
-    /// Make a token at a node that runs, and print it. It is not shown again.
-    #[command(
-        after_help = "Examples:\n  alknet token make ed25519:…@192.0.2.7:443 --scope metrics:read \
---expires 90d --note 'the dashboard in the hall'\n  \
-alknet token make attic --scope node:read --scope peer:list --expires never\n  \
-alknet token make attic --scope fs:read --resource fs=docs --json | jq -r .token"
-    )]
-    Make(MakeArgs),
     /// Make a token here, and print it with what the configuration of a node needs of it.
     #[command(after_help = "Example:\n  alknet token new --json")]
     New,
     /// Take a token back: what it opened is closed within a second.
-    #[command(after_help = "Example:\n  alknet token revoke ed25519:…@192.0.2.7:443 k3v9a2mb")]
-    Revoke {
-        /// The node.
-        target: String,
-        /// The eight characters behind alk_.
-        key_id: String,
-        #[command(flatten)]
-        dial: DialArgs,
-    },
+    #[command(
+        alias = "revoke",
+        override_usage = "alknet token remove [OPTIONS] [NODE] <KEY_ID>",
+        after_help = "Example:\n  alknet token remove ed25519:…@192.0.2.7:443 k3v9a2mb"
+    )]
+    Remove(TokenNameArgs),
+    /// Show one token of a node, without its secret.
+    #[command(
+        override_usage = "alknet token show [OPTIONS] [NODE] <KEY_ID>",
+        after_help = "Example:\n  alknet token show attic k3v9a2mb"
+    )]
+    Show(TokenNameArgs),
 }
 
-/// Arguments of `alknet token make`.
+/// Which token of which node.
+#[derive(Debug, Args)]
+pub(crate) struct TokenNameArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// The eight characters behind alk_.
+    key_id: Option<String>,
+}
+
+/// Arguments of `alknet token add`.
 #[derive(Debug, Args)]
 pub(crate) struct MakeArgs {
-    /// The node.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// What the token may do, no more than you; can be given several times.
     #[arg(long, required = true, value_name = "SCOPE")]
     scope: Vec<String>,
@@ -62,8 +78,6 @@ pub(crate) struct MakeArgs {
     /// What it is for, for those who see it in the list.
     #[arg(long, value_name = "TEXT")]
     note: Option<String>,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 /// Seconds until a token ends, if it does.
@@ -73,17 +87,19 @@ pub(crate) struct TokenLifetime(Option<u64>);
 /// Runs one of them.
 pub(crate) fn run(verb: TokenVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
-        TokenVerb::List { target, dial } => list(&target, &dial, "token/list", json, lines),
-        TokenVerb::Make(args) => make(&args, json),
+        TokenVerb::Add(args) => make(&args, json),
+        TokenVerb::List { node } => list(&node, LIST, json, lines),
         TokenVerb::New => new(json),
-        TokenVerb::Revoke {
-            target,
-            key_id,
-            dial,
-        } => {
+        TokenVerb::Remove(args) => {
+            let (node, key_id) = args.node.with_word(args.key_id, "KEY_ID")?;
             let input = json!({ "key_id": key_id });
             let told = |_: &Value| vec![format!("{key_id} is no token any more")];
-            ask(&target, &dial, "token/revoke", &input, json, told)
+            ask(&node, "token/revoke", &input, json, told)
+        }
+        TokenVerb::Show(args) => {
+            let (node, key_id) = args.node.with_word(args.key_id, "KEY_ID")?;
+            let is_wanted = |row: &Value| row["key_id"] == key_id.as_str();
+            show_row(&node, LIST, ("tokens", "token"), json, is_wanted, lines)
         }
     }
 }
@@ -102,19 +118,27 @@ fn make(args: &MakeArgs, json: bool) -> Result<CommandExit, CommandError> {
         "ttl_s": args.expires.0,
         "note": args.note,
     });
-    let told = |answer: &Value| {
+    let route = args.node.route()?;
+    dial::reached(&route, &args.node.dial, async |node| {
+        let answer = node.call("token/make", &input).await.map_err(of_call)?;
+        let answer = answer.value();
+        if json {
+            output::json_line(answer)?;
+            return Ok(CommandExit::Ok);
+        }
+        // The token alone is the result: a script takes it as it is.
+        output::line(text(&answer["token"]))?;
         let end = match answer["expires"].as_str() {
             Some(end) => format!("good until {end}"),
             None => "good until it is revoked".to_owned(),
         };
-        let back = format!(
-            "Not shown again; {end}. Take it back with 'alknet token revoke {} {}'.",
-            args.target,
-            text(&answer["key_id"])
-        );
-        vec![text(&answer["token"]).to_owned(), String::new(), back]
-    };
-    ask(&args.target, &args.dial, "token/make", &input, json, told)
+        output::note(&format!(
+            "Not shown again; {end}. Take it back with 'alknet token remove {} {}'.",
+            route.as_argument(),
+            output::one_line(text(&answer["key_id"])),
+        ));
+        Ok(CommandExit::Ok)
+    })
 }
 
 /// Makes one. It is shown here and nowhere else.
@@ -160,14 +184,14 @@ fn line(one: &Value, width: usize) -> String {
     let scopes = one["scopes"].as_array().into_iter().flatten();
     let scopes: Vec<_> = scopes.filter_map(Value::as_str).collect();
     let end = match (one["expires"].as_str(), one["expired"] == true) {
-        (Some(end), true) => format!("ended {end}"),
+        (Some(end), true) => format!("EXPIRED {end}"),
         (Some(end), false) => format!("until {end}"),
         (None, _) => "does not end".to_owned(),
     };
     let used = one["last_used"].as_str();
     let used = used.map_or_else(|| "not used".to_owned(), |day| format!("used {day}"));
     let mut line = format!(
-        "{}  {:width$}  {:6}  {end:26}  {used:15}  {}",
+        "{}  {:width$}  {:6}  {end:28}  {used:15}  {}",
         text(&one["key_id"]),
         text(&one["holder"]),
         text(&one["source"]),
@@ -189,7 +213,7 @@ fn ends(text: &str) -> Result<TokenLifetime, String> {
         return Ok(TokenLifetime(None));
     }
     let wrong = || format!("'{text}' is no time: write 90s, 30m, 12h, 30d or never");
-    let seconds = time_s(text).ok_or_else(wrong)?;
+    let seconds = duration::with_unit(text).ok_or_else(wrong)?;
     Ok(TokenLifetime(Some(seconds)))
 }
 
@@ -242,14 +266,21 @@ mod tests {
               "scopes": ["metrics:read"], "expires": "2030-01-01T00:00:00Z", "created_by": "admin",
               "note": "the \u{1b}[31mhall", "last_used": "2029-12-31" },
             { "key_id": "aaaaaaaa", "holder": "edge", "source": "config", "scopes": ["a", "b"] },
+            { "key_id": "bbbbbbbb", "holder": "old", "source": "store", "scopes": ["a"],
+              "expires": "2020-01-01T00:00:00Z", "expired": true },
         ] });
         let shown = lines(&answer);
         assert_eq!(
             shown[0],
-            "k3v9a2mb  key:k3v9a2mb  store   until 2030-01-01T00:00:00Z  used 2029-12-31  \
+            "k3v9a2mb  key:k3v9a2mb  store   until 2030-01-01T00:00:00Z    used 2029-12-31  \
              metrics:read  by admin  for the [31mhall"
         );
         assert!(shown[1].contains("does not end") && shown[1].ends_with("not used         a b"));
+        assert!(
+            shown[2].contains("  EXPIRED 2020-01-01T00:00:00Z  "),
+            "{}",
+            shown[2]
+        );
         assert_eq!(lines(&json!({})), ["there are no tokens"]);
     }
 }

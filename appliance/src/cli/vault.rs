@@ -3,10 +3,13 @@
 use alknet_vault_cli::{
     OfflineVaultVerb, TerminalPrompt, VaultCliError, VaultStatusArgs, run as run_local,
 };
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::{connected, of_call};
+use super::call::of_call;
+use super::target::{HubPeerArgs, NodeArgs};
 use super::{CommandError, CommandExit, DialArgs, output};
 
 /// The verbs below `alknet vault`.
@@ -25,19 +28,19 @@ alknet vault lock ed25519:…@192.0.2.7:443 --hard"
 /// Arguments of `alknet vault lock`.
 #[derive(Debug, Args)]
 pub(crate) struct LockArgs {
-    /// The node.
-    target: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// End the node as well, so that nothing that was derived is left in its memory.
     #[arg(long)]
     hard: bool,
-    #[command(flatten)]
-    dial: DialArgs,
 }
 
 /// The verb that looks into a directory, or asks a node.
 const STATUS: &str = "status";
 /// Its argument that names a node.
 const NODE: &str = "node";
+/// Its options that name a peer of a hub.
+const PEER: [&str; 2] = ["peer_of_hub", "via"];
 /// Its options that are about reaching that node.
 const DIALLING: [&str; 4] = ["state", "carriage", "timeout", "anonymous"];
 
@@ -47,16 +50,22 @@ pub(crate) struct LocalVerb {
     verb: OfflineVaultVerb,
     /// With [`STATUS`] only.
     dial: Option<DialArgs>,
+    /// The same: a peer of a hub.
+    peer: HubPeerArgs,
 }
 
 impl FromArgMatches for LocalVerb {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let dial = match matches.subcommand() {
-            Some((STATUS, status)) => Some(DialArgs::from_arg_matches(status)?),
-            _ => None,
+        let (dial, peer) = match matches.subcommand() {
+            Some((STATUS, status)) => {
+                check_dialling(status)?;
+                let peer = HubPeerArgs::from_arg_matches(status)?;
+                (Some(DialArgs::from_arg_matches(status)?), peer)
+            }
+            _ => (None, HubPeerArgs::default()),
         };
         let verb = OfflineVaultVerb::from_arg_matches(matches)?;
-        Ok(Self { verb, dial })
+        Ok(Self { verb, dial, peer })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -82,33 +91,46 @@ impl Subcommand for LocalVerb {
 fn dialling(status: Command) -> Command {
     // Options that are put into a command bring their own description with them.
     let about = status.get_about().cloned().unwrap_or_default();
-    let status = DialArgs::augment_args(status).about(about);
-    DIALLING.into_iter().fold(status, |status, option| {
-        status.mut_arg(option, |option| option.requires(NODE))
-    })
+    HubPeerArgs::augment_args(DialArgs::augment_args(status)).about(about)
+}
+
+/// A directory is not dialled: an option about reaching a node is a mistake where no node is named.
+fn check_dialling(status: &ArgMatches) -> Result<(), clap::Error> {
+    let is_given = |name: &&str| status.value_source(name) == Some(ValueSource::CommandLine);
+    if is_given(&NODE) || PEER.iter().any(is_given) {
+        return Ok(());
+    }
+    match DIALLING.iter().find(|name| is_given(name)) {
+        None => Ok(()),
+        Some(option) => {
+            let text = format!("--{option} is about a node, and none is named\n");
+            Err(clap::Error::raw(ErrorKind::MissingRequiredArgument, text))
+        }
+    }
 }
 
 /// Runs it.
 pub(crate) fn run(verb: VaultVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         VaultVerb::Local(LocalVerb {
-            verb:
-                OfflineVaultVerb::Status(VaultStatusArgs {
-                    node: Some(node), ..
-                }),
+            verb: OfflineVaultVerb::Status(VaultStatusArgs { node, .. }),
             dial: Some(dial),
-        }) => connected(&node, &dial, async |client| {
-            let status = client.call("vault/status", &Value::Null).await;
-            show(status.map_err(of_call)?.value(), json)
-        }),
+            peer,
+        }) if node.is_some() || peer.is_some() => {
+            let node = NodeArgs { node, peer, dial };
+            node.reached(async |node| {
+                let status = node.call("vault/status", &Value::Null).await;
+                show(status.map_err(of_call)?.value(), json)
+            })
+        }
         VaultVerb::Local(LocalVerb { verb, .. }) => {
             run_local(verb, json, &mut output::bytes(), &mut TerminalPrompt::new())
                 .map(|()| CommandExit::Ok)
                 .map_err(|error| of_local(&error))
         }
-        VaultVerb::Lock(args) => connected(&args.target, &args.dial, async |client| {
+        VaultVerb::Lock(args) => args.node.reached(async |node| {
             let input = json!({ "hard": args.hard });
-            let locked = client.call("vault/lock", &input).await.map_err(of_call)?;
+            let locked = node.call("vault/lock", &input).await.map_err(of_call)?;
             show(locked.value(), json)
         }),
     }
@@ -160,10 +182,9 @@ mod tests {
     use std::time::Duration;
 
     use clap::Parser;
-    use clap::error::ErrorKind;
 
     use super::*;
-    use crate::cli::CarriageArg;
+    use crate::cli::dial::CarriageArg;
 
     #[derive(Debug, Parser)]
     struct VaultTestCli {
@@ -196,6 +217,10 @@ mod tests {
             asked.verb,
             OfflineVaultVerb::Status(VaultStatusArgs { node: Some(node), .. }) if node == "attic"
         ));
+        let asked = read("vault status attic --peer kitchen").expect("a hub is named");
+        assert_eq!(asked.peer.peer.as_deref(), Some("kitchen"));
+        let asked = read("vault status kitchen --via attic").expect("a worker is named");
+        assert_eq!(asked.peer.via.as_deref(), Some("attic"));
         for line in ["vault status --dir vault", "vault list --dir vault"] {
             assert!(read(line).is_ok(), "{line}");
         }

@@ -51,6 +51,9 @@ pub struct ProvisionArgs {
     /// Take these words instead of making some; - reads standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) words_file: Option<PathBuf>,
+    /// Write the new words to this new file, which only you can read, and ask nothing back.
+    #[arg(long, value_name = "FILE", conflicts_with = "words_file")]
+    pub(crate) words_out: Option<PathBuf>,
     /// BIP39's passphrase of the words, a file of one line; - reads standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) passphrase_file: Option<PathBuf>,

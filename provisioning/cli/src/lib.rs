@@ -196,11 +196,14 @@ fn base(args: &ProvisionArgs, host: &mut dyn ProvisionHost) -> Result<String, Pr
 
 /// Options about words are mistakes where they would have no effect.
 fn check_words(args: &ProvisionArgs, config: &NodeConfig) -> Result<(), ProvisionError> {
-    let given = args.words_file.is_some() || args.passphrase_file.is_some() || args.show_words;
+    let given = args.words_file.is_some()
+        || args.words_out.is_some()
+        || args.passphrase_file.is_some()
+        || args.show_words;
     if given && config.vault.init != VaultInit::Provisioned {
         return Err(ProvisionError::usage(
             "no words go with the seed unless --init is provisioned: leave --words-file, \
-             --passphrase-file and --show-words out",
+             --words-out, --passphrase-file and --show-words out",
         ));
     }
     if !args.words_to.is_empty() && config.vault.init != VaultInit::Generate {

@@ -1,7 +1,9 @@
 //! Where the words come from, and whether the user wrote them down; and the secrets that go with them.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use alknet_core::config::{CredentialConfig, NodeConfig, VaultInit};
@@ -12,6 +14,8 @@ use crate::{ProvisionArgs, ProvisionError, ProvisionHost};
 
 /// Longest file of words, of a passphrase or of a credential.
 const FILE_BYTES_MAX: usize = 4096;
+/// Permission bits of a file of new words.
+const WORDS_FILE_MODE: u32 = 0o600;
 /// How many words are asked back.
 const QUESTIONS: usize = 3;
 /// How often all of them are shown.
@@ -53,18 +57,46 @@ pub(crate) fn obtain(
         "12" => WordCount::Twelve,
         _ => WordCount::TwentyFour,
     };
+    if let Some(file) = &args.words_out {
+        let entropy = Entropy::generate(count)?;
+        keep(&entropy, file)?;
+        return Ok((entropy, passphrase));
+    }
     if args.show_words {
         return Ok((Entropy::generate(count)?, passphrase));
     }
     let mut terminal = host.terminal().ok_or_else(|| {
         ProvisionError::usage(
-            "new words are shown on a terminal, and this host has none: take --words-file FILE, \
-             --show-words, or --words-to RECIPIENT to let the node make them",
+            "new words are shown on a terminal, and this host has none: add --words-out words.txt to keep \
+             them in a file",
         )
     })?;
     let entropy = Entropy::generate(count)?;
     confirm(&entropy, &mut *terminal)?;
     Ok((entropy, passphrase))
+}
+
+/// Writes new words to a file of their own, before anything that follows from them is written: a node whose words
+/// were lost has no second chance.
+fn keep(entropy: &Entropy, path: &Path) -> Result<(), ProvisionError> {
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(WORDS_FILE_MODE)
+        .open(path);
+    let mut file = made.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => ProvisionError::usage(format!(
+            "{} is there already: name a new file for the words",
+            path.display()
+        )),
+        _ => ProvisionError::write(path)(error),
+    })?;
+    let phrase = entropy.phrase();
+    let written = file
+        .write_all(phrase.expose().as_bytes())
+        .and_then(|()| file.write_all(b"\n"))
+        .and_then(|()| file.sync_all());
+    written.map_err(ProvisionError::write(path))
 }
 
 /// The credentials that go with the seed.

@@ -55,7 +55,7 @@ pub fn run(
         LocalTensorVerb::Convert(args) => cli.convert(&args, out),
         LocalTensorVerb::Diff { first, second } => cli.diff(&first, &second, out),
         LocalTensorVerb::Hash { file } => cli.hash(&file, out),
-        LocalTensorVerb::Ls { file } => cli.ls(&file, out),
+        LocalTensorVerb::List { file } => cli.ls(&file, out),
         LocalTensorVerb::Pack {
             folder,
             output,

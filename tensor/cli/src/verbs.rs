@@ -38,8 +38,11 @@ alknet tensor convert model.mt arrays.npz"
         file: PathBuf,
     },
     /// List the tensors of a file.
-    #[command(after_help = "Example:\n  alknet tensor ls model.mt --json")]
-    Ls {
+    #[command(
+        alias = "ls",
+        after_help = "Example:\n  alknet tensor list model.mt --json"
+    )]
+    List {
         /// The container.
         file: PathBuf,
     },

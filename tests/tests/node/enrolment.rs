@@ -24,18 +24,18 @@ scopes = ["hub:invite", "hub:admin"]
 "#;
 
 /// A hub with all of them.
-fn hub_config() -> String {
+pub(crate) fn hub_config() -> String {
     format!("{HUB}{CALLERS}")
 }
 
 /// `alknet serve` with a configuration file.
-struct EnrolmentNode {
+pub(crate) struct EnrolmentNode {
     child: Child,
-    target: String,
+    pub(crate) target: String,
 }
 
 impl EnrolmentNode {
-    fn start(bench: &TestBench, name: &str, config: &str, port: &str) -> Self {
+    pub(crate) fn start(bench: &TestBench, name: &str, config: &str, port: &str) -> Self {
         let node = bench.somebody(name);
         let file: PathBuf = bench.path().join(format!("{name}.toml"));
         std::fs::write(&file, config).expect("the folder is ours");
@@ -49,7 +49,7 @@ impl EnrolmentNode {
         Self { child, target }
     }
 
-    fn key(&self) -> &str {
+    pub(crate) fn key(&self) -> &str {
         self.target.split_once('@').expect("a pinned target").0
     }
 
@@ -73,12 +73,12 @@ impl Drop for EnrolmentNode {
     }
 }
 
-fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
+pub(crate) fn run(cli: &CliRunner, words: &[&str]) -> CliOutput {
     cli.run(cli.command(words))
 }
 
 /// A join string.
-fn invite(bench: &TestBench, hub: &EnrolmentNode, more: &[&str]) -> String {
+pub(crate) fn invite(bench: &TestBench, hub: &EnrolmentNode, more: &[&str]) -> String {
     let words = [&["hub", "invite", &hub.target][..], more].concat();
     let answer = run(bench.admin(), &words).json();
     let join = answer["join"].as_str();
@@ -91,7 +91,7 @@ fn hub_peers(bench: &TestBench, hub: &EnrolmentNode) -> Value {
 }
 
 /// Waits until a peer of this name is in this state, and returns its row.
-fn peer(bench: &TestBench, hub: &EnrolmentNode, name: &str, state: &str) -> Value {
+pub(crate) fn peer(bench: &TestBench, hub: &EnrolmentNode, name: &str, state: &str) -> Value {
     eventually(&format!("{name} {state}"), || {
         let answer = hub_peers(bench, hub);
         let rows = answer["peers"].as_array().cloned().unwrap_or_default();

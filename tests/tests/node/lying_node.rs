@@ -200,6 +200,7 @@ impl LyingNode {
             .with(says("vault/lock", json!({ "state": ACTS, "hard": ACTS })))
             .with(says("token/list", json!({ "tokens": [token] })))
             .with(says("hub/peers", of_hub))
+            .with(says("hub/whoami", json!({ "peer_id": null })))
             .with(says("escrow/list", json!({ "shares": [share] })))
             .with(Registration::new(
                 OperationSpec::query("config/apply", ACTS),
@@ -319,6 +320,9 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["call", "@", "node/log"], true),
         (&["call", "@", "node/info", "--also", "@"], true),
         (&["call", "@", "evil/refused"], false),
+        // It passes nothing on, and is asked which peers it has.
+        (&["status", "@", "--peer", "kitchen"], true),
+        (&["logs", "@"], true),
         (&["ops", "@"], true),
         (&["ops", "@", "node/info"], true),
         (&["peers", "@"], true),

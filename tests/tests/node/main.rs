@@ -15,6 +15,7 @@ mod iroh;
 mod local_node;
 mod lying_node;
 mod manual_peer;
+mod names_of_nodes;
 mod node_key;
 mod promoted_callers;
 mod promoted_peers;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use alknet_tests::tools::{client, run_with_json, variable};
-use alknet_tests::{CliOutput, CliRunner, CurlResponse, HostNode, TestBench, curl};
+use alknet_tests::{CliOutput, CliRunner, CurlResponse, HostNode, TestBench, binary, curl};
 use serde_json::{Value, json};
 
 /// `[[1, 2], [3, 4]]` as little-endian 32-bit floats, and the last number of its square.
@@ -154,6 +154,57 @@ fn posted(node: &HostNode, token: &str) -> CurlResponse {
     let body = json!({ "operation": format!("/{PATH}"), "input": { "inline": MATRIX } });
     let body = body.to_string();
     curl(&url(node, "/call"), &["--header", &header, "--json", &body])
+}
+
+/// As people run it, without `--json`.
+fn plain(who: &CliRunner, words: &[&str], more: &[&Path]) -> CliOutput {
+    let mut command = Command::new(binary());
+    command
+        .args(words)
+        .args(more)
+        .arg("--state")
+        .arg(who.state());
+    who.run(command)
+}
+
+/// A sole administrator needs neither its own name nor whole ids, and reads at each step what is missing.
+#[test]
+fn each_step_to_an_operation_says_what_is_missing() {
+    let bench = TestBench::new();
+    let [ada, rev] = ["ada", "rev"].map(|name| bench.somebody(name));
+    let config = configuration(&[
+        ("ada", &ada, &["compute:run", "ops:propose", "peer:list"]),
+        ("rev", &rev, &["ops:promote"]),
+    ]);
+    let config = config.replace("activate = \"live\"", "activate = \"boot\"");
+    let node = bench.host_with(&config);
+    let at = node.target();
+    let right = PromotedOperation {
+        body: "numbers[3]",
+        expect: LAST,
+    };
+    let folder = right.folder(&bench.path().join("right"));
+    // The node says by the key who the author is.
+    let proposed = plain(&ada, &["ops", "propose", at], &[&folder]);
+    assert_eq!(proposed.status, 0, "{proposed:?}");
+    assert!(proposed.errors.contains("ops promote"), "{proposed:?}");
+    assert!(proposed.errors.contains("second key"), "{proposed:?}");
+    let listed = verb(&rev, &["ops", "proposals", at], &[]).json();
+    let id = listed["id"].as_str().expect("one proposal").to_owned();
+    assert_eq!(listed["author"], "ada");
+
+    let other = match id.starts_with('0') {
+        true => "1111",
+        false => "0000",
+    };
+    let none = verb(&rev, &["ops", "promote", at, other], &[]);
+    assert_eq!((none.status, none.code().as_str()), (1, "NOT_FOUND"));
+    let shown = verb(&rev, &["ops", "proposals", at, &id[..6]], &[]).json();
+    assert_eq!(shown["proposal"]["id"], id.as_str());
+    let promoted = plain(&rev, &["ops", "promote", at, &id[..6], "--external"], &[]);
+    assert_eq!(promoted.status, 0, "{promoted:?}");
+    assert!(promoted.output.contains("active: false"), "{promoted:?}");
+    assert!(promoted.errors.contains("next start"), "{promoted:?}");
 }
 
 #[test]

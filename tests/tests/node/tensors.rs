@@ -83,6 +83,37 @@ fn bytes_of(cli: &CliRunner, file: &Path, name: &str) -> Vec<u8> {
 }
 
 #[test]
+fn a_file_is_stored_and_none_is_written_over_unasked() {
+    let scratch = tempfile::tempdir().expect("writable");
+    let at = |name: &str| scratch.path().join(name);
+    let admin = CliRunner::new(at("admin"));
+    fs::create_dir(at("models")).expect("writable");
+    fs::write(at("m.safetensors"), file()).expect("writable");
+    let node = TensorNode::start(&at("node"), &at("models"), &admin, &[]);
+    let push = |cli: &CliRunner| {
+        let mut command = cli.command(&["tensor", "push", &node.1]);
+        command.arg(at("m.safetensors")).arg("small/m");
+        cli.run(command)
+    };
+    let refused = push(&CliRunner::new(at("stranger")));
+    assert_ne!(refused.status, 0, "{refused:?}");
+    let stored = push(&admin).json();
+    assert_eq!(stored["path"], "small/m");
+
+    let output = at("whole.safetensors");
+    let what = [node.1.as_str(), "small/m"];
+    assert_eq!(pull(&admin, &what, &output).json()["id"], stored["id"]);
+    fs::write(&output, "mine").expect("ours");
+    let refused = pull(&admin, &what, &output);
+    assert_eq!((refused.status, refused.code().as_str()), (2, "USAGE"));
+    assert!(refused.errors.contains("--force"), "{refused:?}");
+    assert_eq!(fs::read(&output).expect("ours"), b"mine");
+    let forced = [&["--force"][..], &what].concat();
+    assert_eq!(pull(&admin, &forced, &output).json()["id"], stored["id"]);
+    assert!(fs::read(&output).expect("made") == file());
+}
+
+#[test]
 fn a_folder_is_served_and_fetched() {
     let scratch = tempfile::tempdir().expect("writable");
     let at = |name: &str| scratch.path().join(name);

@@ -31,7 +31,7 @@ impl VaultCli<'_> {
                 cost,
             } => self.slot_add(kind, out.as_deref(), &open, cost),
             SlotVerb::List(place) => self.slot_list(&place),
-            SlotVerb::Rm {
+            SlotVerb::Remove {
                 id,
                 i_have_the_mnemonic,
                 open,

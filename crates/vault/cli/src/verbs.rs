@@ -139,8 +139,11 @@ alknet vault slot add provisioning --dir vault --out seed.key"
     #[command(after_help = "Example:\n  alknet vault slot list --dir vault")]
     List(DirArgs),
     /// Remove a key slot.
-    #[command(after_help = "Example:\n  alknet vault slot rm 1 --dir vault")]
-    Rm {
+    #[command(
+        alias = "rm",
+        after_help = "Example:\n  alknet vault slot remove 1 --dir vault"
+    )]
+    Remove {
         /// Its number.
         #[arg(value_parser = slot_id)]
         id: SlotId,

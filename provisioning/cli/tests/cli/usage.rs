@@ -130,6 +130,38 @@ fn no_secret_is_said_unless_it_is_asked_for() {
     assert_ne!(one, two);
 }
 
+/// Without a terminal one option is enough, and the error names it.
+#[test]
+fn new_words_are_kept_in_a_file_of_their_own() {
+    let desk = AdminWorkstation::new();
+    let alone = desk.run("--out @seed", false).expect_err("no terminal");
+    assert_eq!(alone.exit(), 2);
+    assert!(
+        alone.to_string().contains("--words-out words.txt"),
+        "{alone}"
+    );
+    assert!(!desk.path("seed").exists());
+    let made = desk.json("--words-out @kept.txt --words 12 --out @seed");
+    let kept = fs::read_to_string(desk.path("kept.txt")).expect("it was made");
+    assert_eq!(kept.split_whitespace().count(), 12, "{}", kept.len());
+    let mode = fs::metadata(desk.path("kept.txt"))
+        .expect("there")
+        .permissions();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777,
+        0o600
+    );
+    assert!(made["words"].is_null(), "the answer has no secret");
+    // They are the words of that node.
+    let again = desk.json("--words-file @kept.txt --out @again");
+    assert_eq!(again["identity"], made["identity"]);
+    // Words are never written over.
+    let twice = desk.run("--words-out @kept.txt --force --out @seed", false);
+    assert_eq!(twice.expect_err("it is there").exit(), 2);
+    let still = fs::read_to_string(desk.path("kept.txt")).expect("it was made");
+    assert_eq!(still, kept);
+}
+
 #[test]
 fn a_node_that_makes_its_words_has_no_key_yet() {
     let desk = AdminWorkstation::new();

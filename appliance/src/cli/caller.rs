@@ -1,0 +1,475 @@
+//! The node that a verb asks: at the other end of a connection, or a peer of the hub that is there.
+
+use alknet_call::{
+    CallBody, CallConnection, CallError, CallOptions, ErrorCode, OperationSpec, OperationSummary,
+    Subscription, SubscriptionEvent,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::node_book::name_list;
+use super::output::one_line;
+use super::target::NodeRoute;
+
+/// What a hub answers about the peers that are attached to it.
+const ATTACHED: &str = "services/list-peers";
+/// What a hub answers about the peers that have enrolled.
+const ENROLLED: &str = "hub/peers";
+/// What every hub serves to each of its callers.
+const WHOAMI: &str = "hub/whoami";
+
+/// The node that a verb asks. Every request of a verb goes through here, and with it the name of the peer that it
+/// is for: a verb cannot ask the hub in the place of its peer.
+pub(crate) struct NodeCaller {
+    connection: CallConnection,
+    /// The hub as the user calls it, and its peer that is asked.
+    behind: Option<(String, String)>,
+}
+
+impl NodeCaller {
+    pub(super) fn new(connection: CallConnection, route: &NodeRoute) -> Self {
+        let behind = route.peer.clone().map(|peer| (route.name.clone(), peer));
+        Self { connection, behind }
+    }
+
+    /// Whether a hub passes the requests on.
+    pub(crate) fn is_behind_hub(&self) -> bool {
+        self.behind.is_some()
+    }
+
+    /// Calls a query or mutation.
+    ///
+    /// # Errors
+    /// What the node answers, or its hub; `UNAVAILABLE` when the connection is lost.
+    pub(crate) async fn call(&self, operation: &str, input: &Value) -> Result<CallBody, CallError> {
+        self.call_with(operation, input, CallOptions::default())
+            .await
+    }
+
+    /// The same, with options.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub(crate) async fn call_with(
+        &self,
+        operation: &str,
+        input: &Value,
+        options: CallOptions,
+    ) -> Result<CallBody, CallError> {
+        let options = self.addressed(options);
+        let answer = self.connection.call_with(operation, input, &options).await;
+        self.explained(operation, answer).await
+    }
+
+    /// The same, again where the call is safe to repeat and the error says that it may help. What a peer of a hub
+    /// serves is not known, so that nothing is repeated there.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub(crate) async fn call_retrying(
+        &self,
+        operation: &str,
+        input: &Value,
+        options: CallOptions,
+    ) -> Result<CallBody, CallError> {
+        if self.behind.is_some() {
+            return self.call_with(operation, input, options).await;
+        }
+        self.connection
+            .call_retrying(operation, input, &options)
+            .await
+    }
+
+    /// Makes several calls at the same time; returns the outcome of each, in their order.
+    pub(crate) async fn call_all<'c>(
+        &self,
+        calls: impl Iterator<Item = (&'c str, &'c Value, CallOptions)>,
+    ) -> Vec<Result<CallBody, CallError>> {
+        let mut batch = self.connection.batch();
+        let mut operations = Vec::new();
+        for (operation, input, options) in calls {
+            batch.add_with(operation, input, &self.addressed(options));
+            operations.push(operation);
+        }
+        let mut outcomes = Vec::with_capacity(operations.len());
+        for (operation, outcome) in operations.into_iter().zip(batch.send().await) {
+            outcomes.push(self.explained(operation, outcome).await);
+        }
+        outcomes
+    }
+
+    /// Starts a subscription. Dropping it aborts.
+    ///
+    /// # Errors
+    /// The connection is gone; everything else comes as an event.
+    pub(crate) async fn subscribe(
+        &self,
+        operation: &str,
+        input: &Value,
+        options: CallOptions,
+    ) -> Result<NodeEvents<'_>, CallError> {
+        let options = CallOptions {
+            timeout: None,
+            ..self.addressed(options)
+        };
+        let events = self.connection.subscribe_with(operation, input, &options);
+        Ok(NodeEvents {
+            events: events.await?,
+            node: self,
+            operation: operation.to_owned(),
+        })
+    }
+
+    /// Every operation that this key may call, of a peer of a hub those that it serves to the hub.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub(crate) async fn operations(&self) -> Result<Vec<OperationSummary>, CallError> {
+        let Some((hub, peer)) = &self.behind else {
+            return self.connection.operations("").await;
+        };
+        let attached = self.attached().await?;
+        let peers = HubPeers {
+            attached: Some(attached),
+            enrolled: self.enrolled().await,
+        };
+        match peers.operations_of(peer) {
+            Some(operations) => Ok(operations.to_vec()),
+            None => Err(CallError::new(ErrorCode::NotFound, peers.absent(hub, peer))),
+        }
+    }
+
+    /// The whole description of an operation. A hub does not describe what its peers serve.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call); `INVALID_INPUT` for a peer of a hub.
+    pub(crate) async fn schema(&self, operation: &str) -> Result<OperationSpec, CallError> {
+        match &self.behind {
+            None => self.connection.schema(operation).await,
+            Some((hub, _)) => Err(CallError::invalid_input(format!(
+                "'{hub}' does not describe the operations of its peers"
+            ))),
+        }
+    }
+
+    /// Requests that the node takes from this side at once, as far as it says so.
+    pub(crate) async fn requests_max(&self) -> Option<usize> {
+        // Asked for its limits only, which come with any listing.
+        let _ = self.connection.operations("services/list").await;
+        self.connection.requests_max()
+    }
+
+    fn addressed(&self, options: CallOptions) -> CallOptions {
+        CallOptions {
+            peer: self.behind.as_ref().map(|(_, peer)| peer.clone()),
+            ..options
+        }
+    }
+
+    /// A hub answers `NOT_FOUND` for a peer that it does not know, for one that is not attached, and for an
+    /// operation that the peer does not serve to it. Of these, the error then says which it is.
+    async fn explained(
+        &self,
+        operation: &str,
+        answer: Result<CallBody, CallError>,
+    ) -> Result<CallBody, CallError> {
+        match answer {
+            Err(error) => Err(self.explain(operation, error).await),
+            answer => answer,
+        }
+    }
+
+    async fn explain(&self, operation: &str, error: CallError) -> CallError {
+        let Some((hub, peer)) = &self.behind else {
+            return error;
+        };
+        if error.code != ErrorCode::NotFound {
+            return error;
+        }
+        let asked = self.connection.call(WHOAMI, &Value::Null).await;
+        if asked.is_err_and(|error| error.code == ErrorCode::NotFound) {
+            let text = format!("'{hub}' is no hub: it passes no calls on to peers");
+            return CallError::new(ErrorCode::NotFound, text);
+        }
+        let peers = HubPeers {
+            attached: self.attached().await.ok(),
+            enrolled: self.enrolled().await,
+        };
+        peers.explain(hub, peer, operation.trim_start_matches('/'), error)
+    }
+
+    /// The attached peers of the hub, with what this key may call there.
+    async fn attached(&self) -> Result<Vec<AttachedPeerRow>, CallError> {
+        let input = json!({});
+        let answer: PeerRows<AttachedPeerRow> =
+            self.connection.call_typed(ATTACHED, &input).await?;
+        Ok(answer.peers)
+    }
+
+    /// The peers that have enrolled with the hub, where this key may see them.
+    async fn enrolled(&self) -> Option<Vec<EnrolledPeerRow>> {
+        let answer = self.connection.call(ENROLLED, &Value::Null).await.ok()?;
+        let answer: PeerRows<EnrolledPeerRow> = answer.parse().ok()?;
+        Some(answer.peers)
+    }
+}
+
+/// The events of a subscription. Ends after its first error; dropping it aborts.
+pub(crate) struct NodeEvents<'n> {
+    events: Subscription,
+    node: &'n NodeCaller,
+    operation: String,
+}
+
+impl NodeEvents<'_> {
+    /// The next event; `None` after the last.
+    pub(crate) async fn next(&mut self) -> Option<Result<SubscriptionEvent, CallError>> {
+        match self.events.next().await? {
+            Err(error) => Some(Err(self.node.explain(&self.operation, error).await)),
+            event => Some(event),
+        }
+    }
+}
+
+/// The part of a hub's answer about its peers that is read here.
+#[derive(Debug, Deserialize)]
+struct PeerRows<T> {
+    peers: Vec<T>,
+}
+
+/// A peer over whose connection a hub passes calls on.
+#[derive(Debug, Deserialize)]
+struct AttachedPeerRow {
+    peer: String,
+    #[serde(default)]
+    operations: Vec<OperationSummary>,
+}
+
+/// A peer that has enrolled with a hub.
+#[derive(Debug, Deserialize)]
+struct EnrolledPeerRow {
+    peer_id: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    state: String,
+}
+
+/// What a hub says of its peers to this key; `None` where it refuses.
+#[derive(Debug, Default)]
+struct HubPeers {
+    attached: Option<Vec<AttachedPeerRow>>,
+    enrolled: Option<Vec<EnrolledPeerRow>>,
+}
+
+/// What a hub gives as `reason` in the details of `NOT_FOUND` where it tells the cases apart itself.
+const REASONS: [&str; 3] = ["peer_not_attached", "unknown_operation", "unknown_peer"];
+
+/// Whether an error of a hub says why a request was not passed on.
+fn says_why(error: &CallError) -> bool {
+    let reason = error.details.as_ref().and_then(|it| it["reason"].as_str());
+    reason.is_some_and(|reason| REASONS.contains(&reason))
+}
+
+/// What an enrolled peer is in that an administrator has put out.
+const REMOVED: &str = "removed";
+
+impl HubPeers {
+    /// The id behind a name or an id.
+    fn row(&self, peer: &str) -> Option<&EnrolledPeerRow> {
+        let mut rows = self.enrolled.iter().flatten();
+        rows.find(|row| row.peer_id == peer || row.name == peer)
+    }
+
+    /// What an attached peer serves.
+    fn operations_of(&self, peer: &str) -> Option<&[OperationSummary]> {
+        let id = self.row(peer).map_or(peer, |row| &row.peer_id);
+        let mut attached = self.attached.iter().flatten();
+        let found = attached.find(|row| row.peer == id)?;
+        Some(&found.operations)
+    }
+
+    /// Every name by which a peer can be asked for.
+    fn names(&self) -> Vec<&str> {
+        let enrolled = self.enrolled.iter().flatten();
+        let there: Vec<_> = enrolled.filter(|row| row.state != REMOVED).collect();
+        let mut names: Vec<_> = there.iter().map(|row| row.name.as_str()).collect();
+        let is_named = |id: &str| self.enrolled.iter().flatten().any(|row| row.peer_id == id);
+        let attached = self.attached.iter().flatten().map(|row| row.peer.as_str());
+        names.extend(attached.filter(|id| !is_named(id)));
+        names.sort_unstable();
+        names
+    }
+
+    /// Why a peer is not attached, as far as the hub says.
+    fn absent(&self, hub: &str, peer: &str) -> String {
+        match self.row(peer) {
+            Some(row) if row.state == REMOVED => {
+                format!("'{peer}' is no peer of '{hub}' any more: an administrator removed it")
+            }
+            Some(row) => format!(
+                "'{peer}' is not attached to '{hub}' at the moment: the hub calls it {}",
+                one_line(&row.state)
+            ),
+            None if self.names().is_empty() => {
+                format!("'{hub}' has no peer '{peer}': no peer is attached to it")
+            }
+            None => {
+                let names = name_list(self.names().into_iter());
+                format!(
+                    "'{hub}' has no peer '{peer}'; it knows {}",
+                    one_line(&names)
+                )
+            }
+        }
+    }
+
+    /// What `NOT_FOUND` means for this operation of this peer.
+    fn explain(&self, hub: &str, peer: &str, operation: &str, error: CallError) -> CallError {
+        let text = match (self.operations_of(peer), &self.attached) {
+            // It is the operation's own answer.
+            (Some(served), _) if served.iter().any(|it| it.name == operation) => return error,
+            (Some(_), _) => format!(
+                "'{peer}' does not serve '{operation}' to '{hub}': the scopes of its [[join]] say what \
+                 the hub may call there"
+            ),
+            (None, Some(_)) => self.absent(hub, peer),
+            (None, None) if self.enrolled.is_some() && !self.may_be_attached(peer) => {
+                self.absent(hub, peer)
+            }
+            // This key may not see the peers, and the hub has said which it is.
+            (None, None) if says_why(&error) => error.message,
+            (None, None) => {
+                // The protocol's own text blames the operation, which may be there.
+                let own = CallError::not_found(operation).message;
+                let said = match error.message == own {
+                    true => String::new(),
+                    false => format!("; the answer was: {}", error.message),
+                };
+                format!(
+                    "'{hub}' passes no '{operation}' on to '{peer}': the peer is not attached, or does not \
+                     serve this to the hub; the scope peer:list shows which{said}"
+                )
+            }
+        };
+        CallError::new(ErrorCode::NotFound, text)
+    }
+
+    fn may_be_attached(&self, peer: &str) -> bool {
+        let state = self.row(peer).map(|row| row.state.as_str());
+        matches!(state, Some("ready" | "degraded" | "draining"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary(name: &str) -> OperationSummary {
+        let summary = json!({ "name": name, "namespace": "node", "op_type": "query" });
+        serde_json::from_value(summary).expect("a summary")
+    }
+
+    fn attached(peer: &str, operations: &[&str]) -> AttachedPeerRow {
+        AttachedPeerRow {
+            peer: peer.to_owned(),
+            operations: operations.iter().map(|name| summary(name)).collect(),
+        }
+    }
+
+    fn enrolled(name: &str, state: &str) -> EnrolledPeerRow {
+        EnrolledPeerRow {
+            peer_id: format!("p-{name}"),
+            name: name.to_owned(),
+            state: state.to_owned(),
+        }
+    }
+
+    /// What a user reads where the hub found nothing.
+    fn said(peers: &HubPeers, peer: &str, operation: &str) -> String {
+        let error = CallError::not_found(operation);
+        let explained = peers.explain("attic", peer, operation, error);
+        assert_eq!(explained.code, ErrorCode::NotFound);
+        explained.message
+    }
+
+    fn hub() -> HubPeers {
+        HubPeers {
+            attached: Some(vec![
+                attached("p-kitchen", &["node/info"]),
+                attached("configured", &["node/info"]),
+            ]),
+            enrolled: Some(vec![
+                enrolled("kitchen", "ready"),
+                enrolled("hall", "offline"),
+                enrolled("cellar", REMOVED),
+            ]),
+        }
+    }
+
+    #[test]
+    fn a_peer_that_is_not_there_is_told_from_an_operation_that_it_does_not_serve() {
+        let hub = hub();
+        let unknown = said(&hub, "kitchn", "node/info");
+        assert_eq!(
+            unknown,
+            "'attic' has no peer 'kitchn'; it knows configured, hall, kitchen"
+        );
+        assert!(said(&hub, "hall", "node/info").contains("not attached to 'attic'"));
+        assert!(said(&hub, "cellar", "node/info").contains("an administrator removed it"));
+        for peer in ["kitchen", "p-kitchen", "configured"] {
+            let text = said(&hub, peer, "node/log");
+            assert!(
+                text.contains("does not serve 'node/log' to 'attic'"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_own_answer_of_an_operation_is_left_as_it_is() {
+        let error = CallError::new(ErrorCode::NotFound, "no such token");
+        let kept = hub().explain("attic", "kitchen", "node/info", error.clone());
+        assert_eq!(kept, error);
+    }
+
+    #[test]
+    fn a_hub_that_shows_less_is_quoted() {
+        let enrolled_only = HubPeers {
+            attached: None,
+            ..hub()
+        };
+        assert!(said(&enrolled_only, "kitchn", "a/b").contains("it knows hall, kitchen"));
+        assert!(said(&enrolled_only, "hall", "a/b").contains("offline"));
+        for (peers, peer) in [
+            (&enrolled_only, "kitchen"),
+            (&HubPeers::default(), "kitchn"),
+        ] {
+            let text = said(peers, peer, "a/b");
+            assert!(text.contains("scope peer:list shows which"), "{text}");
+            assert!(!text.contains("no operation"), "{text}");
+        }
+        let why = CallError::new(ErrorCode::NotFound, "this node knows no peer 'kitchn'");
+        let why = why.with_details(json!({ "reason": "unknown_peer" }));
+        let passed_on = HubPeers::default().explain("attic", "kitchn", "a/b", why);
+        assert_eq!(passed_on.message, "this node knows no peer 'kitchn'");
+        let own = CallError::new(ErrorCode::NotFound, "no such token");
+        let quoted = HubPeers::default().explain("attic", "kitchen", "a/b", own);
+        assert!(quoted.message.ends_with("no such token"), "{quoted}");
+        let attached_only = HubPeers {
+            enrolled: None,
+            ..hub()
+        };
+        assert!(said(&attached_only, "x", "a/b").contains("it knows configured, p-kitchen"));
+    }
+
+    #[test]
+    fn operations_are_found_by_id_and_by_name() {
+        let hub = hub();
+        for peer in ["kitchen", "p-kitchen"] {
+            let found = hub.operations_of(peer).expect("it is attached");
+            assert_eq!(found, [summary("node/info")], "{peer}");
+        }
+        assert!(hub.operations_of("hall").is_none());
+    }
+}

@@ -1,0 +1,203 @@
+//! Connections of one command.
+
+use std::time::Duration;
+
+use alknet_call::{ALPN, CallClient, CallConnection};
+use alknet_core::{Carriage, Connection, PeerAddr};
+use alknet_endpoint::{EndpointDialError, EndpointDialer};
+use alknet_tls::NodeKey;
+use clap::{Args, ValueEnum};
+
+use super::caller::NodeCaller;
+use super::duration;
+use super::target::NodeRoute;
+use super::{CommandError, CommandExit, StateArgs, output};
+
+/// How to reach a node.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DialArgs {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Use only this carriage; otherwise QUIC, and TLS over TCP when QUIC has not answered
+    /// within 400 ms.
+    #[arg(long, value_enum)]
+    pub(crate) carriage: Option<CarriageArg>,
+    /// Give up after this time: 90s, 30m, 12h, or a number of seconds.
+    #[arg(long, value_name = "TIME", default_value = "30", value_parser = duration::timeout)]
+    pub(crate) timeout: Duration,
+    /// Present no key: the node treats this client as an unknown peer.
+    #[arg(long)]
+    pub(crate) anonymous: bool,
+}
+
+/// A carriage as the command line spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CarriageArg {
+    /// Iroh, to the port that the node serves it on.
+    Iroh,
+    Quic,
+    Tcp,
+}
+
+impl From<CarriageArg> for Carriage {
+    fn from(arg: CarriageArg) -> Self {
+        match arg {
+            CarriageArg::Iroh => Self::Iroh,
+            CarriageArg::Quic => Self::Quic,
+            CarriageArg::Tcp => Self::Tcp,
+        }
+    }
+}
+
+/// What every connection of one command is made with.
+pub(crate) struct CliDialer {
+    dialer: EndpointDialer,
+    carriage: Carriage,
+    timeout: Duration,
+}
+
+impl CliDialer {
+    pub(crate) fn new(args: &DialArgs) -> Result<Self, CommandError> {
+        let key = if args.anonymous {
+            None
+        } else {
+            Some(args.state.key()?)
+        };
+        Ok(Self::with_key(key, args))
+    }
+
+    /// With another key than the one of this computer.
+    pub(crate) fn with_key(key: Option<NodeKey>, args: &DialArgs) -> Self {
+        Self {
+            dialer: EndpointDialer::new(key),
+            carriage: args.carriage.map_or(Carriage::Both, Into::into),
+            timeout: args.timeout,
+        }
+    }
+
+    /// Runs `work` to its end, and sees the goodbyes off.
+    pub(crate) fn run<T>(
+        &self,
+        work: impl AsyncFnOnce(&Self) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime =
+            runtime.map_err(|e| CommandError::local(format!("cannot start the runtime: {e}")))?;
+        let result = runtime.block_on(async {
+            let result = work(self).await;
+            self.dialer.close().await;
+            result
+        });
+        // Where it was interrupted, a thread may still wait for a line of standard input.
+        runtime.shutdown_background();
+        result
+    }
+
+    /// Dials the node or its hub, runs `work`, says goodbye.
+    pub(crate) async fn reached<T>(
+        &self,
+        route: &NodeRoute,
+        work: impl AsyncFnOnce(&NodeCaller) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        let connection = self.dialled(&route.target, ALPN, self.carriage).await;
+        let connection = connection.map_err(|error| route.explained(error))?;
+        used(connection, async |connection| {
+            work(&NodeCaller::new(connection.clone(), route)).await
+        })
+        .await
+    }
+
+    /// Dials, runs `work`, says goodbye.
+    pub(crate) async fn connected<T>(
+        &self,
+        target: &PeerAddr,
+        work: impl AsyncFnOnce(&CallConnection) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        let connection = self.dialled(target, ALPN, self.carriage).await?;
+        used(connection, work).await
+    }
+
+    /// Dials for another protocol, over the carriage that it is served on.
+    pub(crate) async fn dialled(
+        &self,
+        target: &PeerAddr,
+        alpn: &'static [u8],
+        carriage: Carriage,
+    ) -> Result<Connection, CommandError> {
+        let dial = self.dialer.dial_over(carriage, target, alpn);
+        let connection = within_time(self.timeout, &target.address(), dial).await?;
+        connection.map_err(|error| of_dial(&error))
+    }
+}
+
+/// Runs `work` on a connection, and says goodbye.
+async fn used<T>(
+    connection: Connection,
+    work: impl AsyncFnOnce(&CallConnection) -> Result<T, CommandError>,
+) -> Result<T, CommandError> {
+    let client = CallClient::without_operations().attach(connection, None);
+    let result = tokio::select! {
+        biased;
+        result = work(&client) => result,
+        // The close below lets the node know: over UDP it would notice the end by silence
+        // alone, and work until then.
+        _ = tokio::signal::ctrl_c() => {
+            Err(CommandError::new(CommandExit::Aborted, "ABORTED", "interrupted"))
+        }
+    };
+    client.close(alknet_core::CloseCode::Normal, "");
+    result
+}
+
+/// Dials one node or its hub, runs `work`, says goodbye; all within the time the arguments allow, streams
+/// excepted.
+pub(crate) fn reached(
+    route: &NodeRoute,
+    args: &DialArgs,
+    work: impl AsyncFnOnce(&NodeCaller) -> Result<CommandExit, CommandError>,
+) -> Result<CommandExit, CommandError> {
+    CliDialer::new(args)?.run(async |dialer| dialer.reached(route, work).await)
+}
+
+/// What comes of `work`, if it comes in time.
+pub(crate) async fn within_time<T>(
+    timeout: Duration,
+    who: &str,
+    work: impl Future<Output = T>,
+) -> Result<T, CommandError> {
+    tokio::time::timeout(timeout, work).await.map_err(|_| {
+        let text = format!("{who} did not answer within {} s", timeout.as_secs_f64());
+        CommandError::new(CommandExit::Timeout, "TIMEOUT", text)
+    })
+}
+
+/// As [`of_dial`], of a dial through core's trait.
+pub(crate) fn of_dial_kind(error: &alknet_core::DialError) -> CommandError {
+    use alknet_core::DialErrorKind as Kind;
+    let (exit, code) = match error.kind {
+        Kind::Local => (CommandExit::Failed, "LOCAL"),
+        Kind::UnknownPeer => (CommandExit::Usage, "UNKNOWN_PEER"),
+        Kind::Impostor => (CommandExit::Unreachable, "PIN_MISMATCH"),
+        Kind::TimedOut => (CommandExit::Timeout, "TIMEOUT"),
+        _ => (CommandExit::Unreachable, "UNAVAILABLE"),
+    };
+    CommandError::new(exit, code, output::one_line(&error.to_string()))
+}
+
+fn of_dial(error: &EndpointDialError) -> CommandError {
+    let (exit, code) = match error {
+        EndpointDialError::Local(_) | EndpointDialError::TlsSetup(_) => {
+            (CommandExit::Failed, "LOCAL")
+        }
+        EndpointDialError::UnknownPeer { .. } => (CommandExit::Usage, "UNKNOWN_PEER"),
+        EndpointDialError::OtherKey { .. } | EndpointDialError::PinMismatch(_) => {
+            (CommandExit::Unreachable, "PIN_MISMATCH")
+        }
+        EndpointDialError::TimedOut { .. } => (CommandExit::Timeout, "TIMEOUT"),
+        _ => (CommandExit::Unreachable, "UNAVAILABLE"),
+    };
+    // The other side may have said why.
+    CommandError::new(exit, code, output::one_line(&error.to_string()))
+}

@@ -1,0 +1,192 @@
+//! What the command line says about itself: `--help`, `alknet help`, and what is wrong with a command line.
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Command, CommandFactory};
+use serde_json::json;
+
+use super::{AlknetCli, CommandError, CommandExit, output};
+
+/// What ends with which exit code, for every verb.
+const EXIT_CODES: &str = "Exit codes: 0 ok, 1 the operation failed, 2 usage or input, 3 target unreachable \
+or not the pinned key, 4 denied, 5 timeout, 130 interrupted.";
+/// The same for the verbs that deal with a vault or with recovery words.
+const VAULT_EXIT_CODES: &str = "Exit codes: 0 ok, 1 the operation failed, 2 usage or input, 3 target \
+unreachable or not the pinned key, 4 denied, 5 timeout, 10 nothing opens the vault here, 11 not the \
+passphrase, 12 no recovery words, 13 the vault is damaged, 130 interrupted.";
+/// Verbs with those codes.
+const OF_VAULTS: [&str; 2] = ["provision", "vault"];
+
+/// Arguments of `alknet help`.
+#[derive(Debug, Args)]
+pub(crate) struct HelpArgs {
+    /// The verb, for example token add.
+    #[arg(value_name = "VERB")]
+    verb: Vec<String>,
+}
+
+/// The whole command line, with the exit codes in the help of each verb.
+pub(crate) fn command() -> Command {
+    with_exit_codes(AlknetCli::command(), EXIT_CODES)
+}
+
+fn with_exit_codes(command: Command, codes: &'static str) -> Command {
+    let codes = match OF_VAULTS.contains(&command.get_name()) {
+        true => VAULT_EXIT_CODES,
+        false => codes,
+    };
+    let help = match command.get_after_help() {
+        Some(help) => format!("{help}\n\n{codes}"),
+        None => codes.to_owned(),
+    };
+    let command = command.after_help(help);
+    command.mut_subcommands(|below| with_exit_codes(below, codes))
+}
+
+/// Prints the help of a verb.
+pub(crate) fn run(args: &HelpArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let text = help_of(&args.verb)?;
+    match json {
+        true => output::json_line(&json!({ "help": text }))?,
+        false => output::text(text.trim_end())?,
+    }
+    Ok(CommandExit::Ok)
+}
+
+fn help_of(verb: &[String]) -> Result<String, CommandError> {
+    let mut command = command();
+    command.build();
+    let mut found = &mut command;
+    for word in verb {
+        let Some(below) = found.find_subcommand_mut(word) else {
+            let text = format!("there is no verb '{}': see 'alknet help'", verb.join(" "));
+            return Err(CommandError::usage(text));
+        };
+        found = below;
+    }
+    Ok(found.render_long_help().to_string())
+}
+
+/// Ends a process whose command line was not understood, or only asks for help or the version.
+pub(crate) fn refused(error: &clap::Error) -> ExitCode {
+    // Help and version are no errors; clap prints both kinds where they belong.
+    if !error.use_stderr() {
+        error.print().ok();
+        return ExitCode::SUCCESS;
+    }
+    if wants_json() {
+        output::failure(&CommandError::usage(in_one_line(error)), true);
+    } else {
+        error.print().ok();
+    }
+    ExitCode::from(CommandExit::Usage as u8)
+}
+
+/// Whether the command line asks for JSON. It was not understood, so that its words are looked at.
+fn wants_json() -> bool {
+    let words = std::env::args_os().skip(1);
+    let mut options = words.take_while(|word| word != "--");
+    options.any(|word| word == "--json")
+}
+
+/// What is wrong, without the usage, which is for people.
+fn in_one_line(error: &clap::Error) -> String {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
+    ) {
+        return "a verb is missing: see --help".to_owned();
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let ends = ["\n\nUsage:", "\n\nFor more information"];
+    let ends = ends.iter().filter_map(|end| text.find(end));
+    let text = &text[..ends.min().unwrap_or(text.len())];
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn each_verb(command: &mut Command, check: &mut dyn FnMut(&str, &mut Command)) {
+        let name = command.get_bin_name().unwrap_or_default().to_owned();
+        check(&name, command);
+        for below in command.get_subcommands_mut() {
+            each_verb(below, check);
+        }
+    }
+
+    #[test]
+    fn every_help_has_the_exit_codes() {
+        let mut all = command();
+        all.build();
+        let mut verbs = 0;
+        each_verb(&mut all, &mut |name, verb| {
+            let help = verb.render_long_help().to_string();
+            let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(help.contains("Exit codes: 0 ok, 1 the operation"), "{name}");
+            let of_vault = name.starts_with("alknet vault");
+            assert_eq!(
+                help.contains("10 nothing opens"),
+                of_vault || name == "alknet provision",
+                "{name}"
+            );
+            verbs += 1;
+        });
+        assert!(verbs > 60, "{verbs} verbs");
+    }
+
+    #[test]
+    fn help_finds_a_verb_by_each_of_its_names() {
+        let words = |verb: &str| {
+            verb.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        for (verb, said) in [
+            ("", "alknet [OPTIONS] <COMMAND>"),
+            ("token add", "alknet token add"),
+            ("token make", "alknet token add"),
+            ("node use", "alknet node use"),
+            ("help", "alknet help"),
+        ] {
+            let help = help_of(&words(verb)).expect(verb);
+            assert!(help.contains(said), "{verb}: {help}");
+        }
+        for verb in ["nonsense", "token nonsense", "status attic"] {
+            assert!(help_of(&words(verb)).is_err(), "{verb}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_one_line() {
+        for (line, said) in [
+            ("alknet", "a verb is missing"),
+            ("alknet hub", "a verb is missing"),
+            ("alknet hub --json", "a verb is missing"),
+            ("alknet frobnicate", "unrecognized subcommand 'frobnicate'"),
+            (
+                "alknet status --frobnicate",
+                "unexpected argument '--frobnicate' found",
+            ),
+            (
+                "alknet node add",
+                "required arguments were not provided: <NAME>",
+            ),
+            ("alknet status --timeout x", "'x' is no time"),
+            ("alknet status a b", "unexpected argument 'b' found"),
+        ] {
+            let refused = command()
+                .try_get_matches_from(line.split(' '))
+                .expect_err(line);
+            let text = in_one_line(&refused);
+            assert!(text.contains(said), "{line}: {text}");
+            assert!(
+                !text.contains('\n') && !text.contains("Usage"),
+                "{line}: {text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! `alknet logs`, `alknet reboot` and `alknet poweroff`.
+
+use std::io::{self, BufRead, IsTerminal, Read};
+
+use alknet_call::CallOptions;
+use clap::Args;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use super::call::{log_line, of_call};
+use super::target::{NodeArgs, NodeRoute};
+use super::{CommandError, CommandExit, dial, duration, output};
+
+/// The operation that reads the log.
+const LOG: &str = "node/log";
+/// Records from the past that a node sends at most.
+const RECORDS_MAX: u32 = 100_000;
+/// Bytes of an answer that are read.
+const ANSWER_BYTES_MAX: u64 = 64;
+
+/// Arguments of `alknet logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Go on with every new record, until Ctrl-C.
+    #[arg(long, short)]
+    follow: bool,
+    /// Begin with so many records of the past [default: 100, or with --since all of that time]
+    #[arg(long, short = 'n', value_name = "N",
+          value_parser = clap::value_parser!(u32).range(0..=i64::from(RECORDS_MAX)))]
+    last: Option<u32>,
+    /// Only records that are younger: 90s, 30m, 12h, 30d, a number of seconds, or a time such as
+    /// 2027-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<LogsSince>,
+}
+
+/// From when on records are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogsSince {
+    /// So many seconds before now.
+    Ago(u64),
+    /// This moment.
+    At(Timestamp),
+}
+
+impl LogsSince {
+    /// The moment. A time before the first moment that a clock knows is that moment.
+    fn moment(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(moment) => moment,
+            Self::Ago(seconds) => {
+                let ago = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+                now.checked_sub(ago).unwrap_or(Timestamp::MIN)
+            }
+        }
+    }
+}
+
+fn since(text: &str) -> Result<LogsSince, String> {
+    if let Some(seconds) = duration::or_seconds(text) {
+        return Ok(LogsSince::Ago(seconds));
+    }
+    let moment = text.parse().map(LogsSince::At);
+    moment.map_err(|_| {
+        format!("'{text}' is no time: write 90s, 30m, 12h, 30d or 2027-01-31T12:00:00Z")
+    })
+}
+
+/// Prints the log, a record on each line.
+pub(crate) fn logs(args: &LogsArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let since = args.since.map(|since| since.moment(Timestamp::now()));
+    let mut input = json!({ "follow": args.follow });
+    match (args.last, since) {
+        (Some(last), _) => input["last"] = last.into(),
+        (None, Some(_)) => input["last"] = RECORDS_MAX.into(),
+        (None, None) => {}
+    }
+    args.node.reached(async |node| {
+        let events = node.subscribe(LOG, &input, CallOptions::default());
+        let mut events = events.await.map_err(of_call)?;
+        let mut without_time = 0_u64;
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                _ = tokio::signal::ctrl_c() => return Ok(CommandExit::Aborted),
+            };
+            let Some(event) = event else {
+                break;
+            };
+            let event = event.map_err(of_call)?;
+            let record = event.output.value();
+            match since.map_or(RecordAge::Shown, |since| age(record, since)) {
+                RecordAge::Shown => print(record, json)?,
+                RecordAge::Older => {}
+                RecordAge::Unknown => without_time += 1,
+            }
+        }
+        if without_time > 0 && !json {
+            output::note(&format!(
+                "{without_time} records have no time, because the clock was not set: they are left out"
+            ));
+        }
+        Ok(CommandExit::Ok)
+    })
+}
+
+/// How a record compares with what is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RecordAge {
+    Shown,
+    Older,
+    /// The node wrote it before its clock was set.
+    Unknown,
+}
+
+fn age(record: &Value, since: Timestamp) -> RecordAge {
+    let time = record["time"].as_str().map(str::parse::<Timestamp>);
+    match time {
+        Some(Ok(time)) if time >= since => RecordAge::Shown,
+        Some(Ok(_)) => RecordAge::Older,
+        Some(Err(_)) | None => RecordAge::Unknown,
+    }
+}
+
+fn print(record: &Value, json: bool) -> Result<(), CommandError> {
+    if json {
+        return output::json_line(record);
+    }
+    output::line(&log_line(LOG, record).unwrap_or_else(|| record.to_string()))
+}
+
+/// Arguments of `alknet reboot` and `alknet poweroff`.
+#[derive(Debug, Args)]
+pub(crate) struct PowerArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Ask nothing back.
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// What is done with a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PowerVerb {
+    Poweroff,
+    Reboot,
+}
+
+impl PowerVerb {
+    const fn operation(self) -> &'static str {
+        match self {
+            Self::Poweroff => "node/poweroff",
+            Self::Reboot => "node/reboot",
+        }
+    }
+
+    fn question(self, route: &NodeRoute) -> String {
+        let node = output::one_line(&route.as_argument()).into_owned();
+        match self {
+            Self::Poweroff => {
+                format!(
+                    "Switch {node} off? It comes back only when its power is switched on. [y/N] "
+                )
+            }
+            Self::Reboot => format!("Restart {node}? [y/N] "),
+        }
+    }
+
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Poweroff => "switches itself off",
+            Self::Reboot => "restarts",
+        }
+    }
+}
+
+/// Restarts a machine or switches it off, after a question where a person sits at a terminal.
+pub(crate) fn power(
+    verb: PowerVerb,
+    args: &PowerArgs,
+    json: bool,
+) -> Result<CommandExit, CommandError> {
+    let route = args.node.route()?;
+    if !args.yes {
+        let is_person = !json && output::is_terminal() && io::stdin().is_terminal();
+        if !is_person {
+            let text = "no person is asked here: give --yes";
+            return Err(CommandError::usage(text));
+        }
+        output::prompt(&verb.question(&route));
+        if !is_yes(&mut io::stdin().lock())? {
+            return Err(CommandError::new(
+                CommandExit::Aborted,
+                "ABORTED",
+                "not confirmed",
+            ));
+        }
+    }
+    dial::reached(&route, &args.node.dial, async |node| {
+        let answer = node.call(verb.operation(), &Value::Null).await;
+        let answer = answer.map_err(of_call)?;
+        match json {
+            true => output::json_line(answer.value())?,
+            false => output::line(&format!("{} {}", route.as_argument(), verb.done()))?,
+        }
+        Ok(CommandExit::Ok)
+    })
+}
+
+/// Whether a person typed yes.
+fn is_yes(input: &mut impl BufRead) -> Result<bool, CommandError> {
+    let mut line = String::new();
+    let mut limited = input.take(ANSWER_BYTES_MAX);
+    let read = limited.read_line(&mut line);
+    read.map_err(|error| CommandError::usage(format!("cannot read the answer: {error}")))?;
+    let line = line.trim();
+    Ok(["y", "yes"]
+        .iter()
+        .any(|yes| line.eq_ignore_ascii_case(yes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_read_as_an_age_or_a_moment() {
+        assert_eq!(since("90s"), Ok(LogsSince::Ago(90)));
+        assert_eq!(since("90"), Ok(LogsSince::Ago(90)));
+        assert_eq!(since("2d"), Ok(LogsSince::Ago(172_800)));
+        let moment: Timestamp = "2027-01-31T12:00:00Z".parse().expect("a time");
+        assert_eq!(since("2027-01-31T12:00:00Z"), Ok(LogsSince::At(moment)));
+        for bad in ["", "x", "yesterday", "-1h", "0s"] {
+            assert!(since(bad).is_err(), "{bad}");
+        }
+        let hour = LogsSince::Ago(3600).moment(moment);
+        assert_eq!(hour.to_string(), "2027-01-31T11:00:00Z");
+        assert_eq!(LogsSince::Ago(u64::MAX).moment(moment), Timestamp::MIN);
+    }
+
+    #[test]
+    fn a_record_is_compared_by_its_time() {
+        let since: Timestamp = "2027-01-31T12:00:00Z".parse().expect("a time");
+        for (time, expected) in [
+            (json!("2027-01-31T12:00:00.000Z"), RecordAge::Shown),
+            (json!("2027-01-31T12:00:01Z"), RecordAge::Shown),
+            (json!("2027-01-31T11:59:59.999Z"), RecordAge::Older),
+            (json!("now"), RecordAge::Unknown),
+            (Value::Null, RecordAge::Unknown),
+        ] {
+            let record = json!({ "time": time, "message": "" });
+            assert_eq!(age(&record, since), expected, "{record}");
+        }
+    }
+
+    #[test]
+    fn only_a_yes_is_one() {
+        for (typed, yes) in [
+            ("y\n", true),
+            ("Yes\n", true),
+            (" y \n", true),
+            ("\n", false),
+            ("", false),
+            ("no\n", false),
+            ("yesterday\n", false),
+            ("n\ny\n", false),
+        ] {
+            assert_eq!(is_yes(&mut typed.as_bytes()), Ok(yes), "{typed:?}");
+        }
+    }
+}

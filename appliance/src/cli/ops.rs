@@ -1,0 +1,175 @@
+//! `alknet ops`: the operations of a node.
+
+use alknet_call::OperationSummary;
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::call::{is_operation, of_call, show};
+use super::promotion::{self, PromotionVerb};
+use super::target::NodeArgs;
+use super::{CommandError, CommandExit, output};
+
+/// Arguments of `alknet ops`.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    override_usage = "alknet ops [OPTIONS] [NODE] [OPERATION]\n       alknet ops <COMMAND>"
+)]
+pub(crate) struct OpsArgs {
+    #[command(subcommand)]
+    verb: Option<OpsVerb>,
+    #[command(flatten)]
+    what: ShowOperationArgs,
+}
+
+/// The verbs below `alknet ops`.
+#[derive(Debug, Subcommand)]
+enum OpsVerb {
+    /// List the operations of a node that you may call.
+    #[command(
+        after_help = "Examples:\n  alknet ops list\n  alknet ops list attic\n  \
+alknet ops list attic --peer kitchen"
+    )]
+    List {
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Show the whole description of an operation: its input, its output, its errors and its scopes.
+    #[command(
+        after_help = "Examples:\n  alknet ops show node/info\n  alknet ops show attic node/info",
+        override_usage = "alknet ops show [OPTIONS] [NODE] <OPERATION>"
+    )]
+    Show(ShowOperationArgs),
+    #[command(flatten)]
+    Promotion(PromotionVerb),
+}
+
+/// Which operation of which node.
+#[derive(Debug, Args)]
+pub(crate) struct ShowOperationArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// The operation to show, for example node/info.
+    operation: Option<String>,
+}
+
+impl ShowOperationArgs {
+    /// With each word in its place: a single word with a '/' is the operation.
+    fn arranged(mut self) -> Self {
+        if self.operation.is_none() {
+            self.operation = self.node.node.take_if(|word| is_operation(word));
+        }
+        self
+    }
+}
+
+/// `alknet ops`
+pub(crate) fn run(args: OpsArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let what = match args.verb {
+        Some(OpsVerb::Promotion(verb)) => return promotion::run(verb, json),
+        Some(OpsVerb::List { node }) => return list(&node, json),
+        Some(OpsVerb::Show(what)) => {
+            let what = what.arranged();
+            if what.operation.is_none() {
+                return Err(CommandError::usage(
+                    "OPERATION is missing: 'alknet ops list' lists those of a node",
+                ));
+            }
+            what
+        }
+        None => args.what.arranged(),
+    };
+    match &what.operation {
+        None => list(&what.node, json),
+        Some(operation) => describe(&what.node, operation.trim_start_matches('/'), json),
+    }
+}
+
+fn list(node: &NodeArgs, json: bool) -> Result<CommandExit, CommandError> {
+    node.reached(async |node| {
+        let found = node.operations().await.map_err(of_call)?;
+        if json {
+            output::json_line(&found)?;
+            return Ok(CommandExit::Ok);
+        }
+        let names = found.iter().map(|op| op.name.len());
+        let width = names.max().unwrap_or_default();
+        for op in &found {
+            output::line(&line(op, width))?;
+        }
+        Ok(CommandExit::Ok)
+    })
+}
+
+/// The whole description; of a peer of a hub the summary, which is what hubs have.
+fn describe(node: &NodeArgs, operation: &str, json: bool) -> Result<CommandExit, CommandError> {
+    node.reached(async |node| {
+        if !node.is_behind_hub() {
+            let spec = node.schema(operation).await.map_err(of_call)?;
+            show(&json!(spec), json)?;
+            return Ok(CommandExit::Ok);
+        }
+        let found = node.operations().await.map_err(of_call)?;
+        let Some(summary) = found.iter().find(|op| op.name == operation) else {
+            let text = format!("the peer serves no '{operation}' to the hub");
+            return Err(CommandError::new(CommandExit::Failed, "NOT_FOUND", text));
+        };
+        show(&json!(summary), json)?;
+        Ok(CommandExit::Ok)
+    })
+}
+
+fn line(op: &OperationSummary, width: usize) -> String {
+    let kind = json!(op.op_type);
+    let kind = kind.as_str().unwrap_or_default();
+    format!("{:width$}  {kind:12}  {}", op.name, op.description)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct OpsTestCli {
+        #[command(flatten)]
+        args: OpsArgs,
+    }
+
+    fn parsed(line: &str) -> OpsArgs {
+        let words = std::iter::once("ops").chain(line.split_whitespace());
+        OpsTestCli::try_parse_from(words).expect(line).args
+    }
+
+    #[test]
+    fn what_is_shown_follows_from_the_words() {
+        for (line, node, operation) in [
+            ("", None, None),
+            ("attic", Some("attic"), None),
+            ("node/info", None, Some("node/info")),
+            ("attic node/info", Some("attic"), Some("node/info")),
+        ] {
+            for (verb, line) in [("", line.to_owned()), ("show", format!("show {line}"))] {
+                let args = parsed(&line);
+                let what = match args.verb {
+                    Some(OpsVerb::Show(what)) => what,
+                    Some(other) => panic!("{line}: {other:?}"),
+                    None => args.what,
+                };
+                let what = what.arranged();
+                let words = (what.node.node.as_deref(), what.operation.as_deref());
+                assert_eq!(words, (node, operation), "{verb} {line}");
+            }
+        }
+        assert!(matches!(
+            parsed("list attic").verb,
+            Some(OpsVerb::List { .. })
+        ));
+        let propose = parsed("propose attic ./total --as ada").verb;
+        assert!(matches!(
+            propose,
+            Some(OpsVerb::Promotion(PromotionVerb::Propose(_)))
+        ));
+    }
+}

@@ -1,0 +1,501 @@
+//! NODE on the command line: which node a verb is for, and how it is reached.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use alknet_core::PeerAddr;
+use clap::Args;
+
+use super::caller::NodeCaller;
+use super::node_book::{NodeAddress, NodeBook};
+use super::{CommandError, CommandExit, DialArgs, StateArgs, dial};
+use crate::node::ServeFile;
+
+/// What a user may write in the place of NODE, for messages.
+const FORMS: &str = "a name of 'alknet node list', KEY@HOST:PORT, or PEER@HUB";
+
+/// Which node, and how it is reached.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// The node: a name of 'alknet node list', KEY@HOST:PORT, HOST[:PORT] of a node with a public
+    /// certificate, or PEER@HUB [default: the node of 'alknet node use', else the one that 'alknet
+    /// serve' runs with this state directory]
+    #[arg(value_name = "NODE")]
+    pub(crate) node: Option<String>,
+    #[command(flatten)]
+    pub(crate) peer: HubPeerArgs,
+    #[command(flatten)]
+    pub(crate) dial: DialArgs,
+}
+
+/// Which peer of a hub.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct HubPeerArgs {
+    /// NODE is a hub: ask this peer of it, by its id or its name there.
+    #[arg(long = "peer", id = "peer_of_hub", value_name = "NAME")]
+    pub(crate) peer: Option<String>,
+    /// NODE is a peer of this hub, which passes the call on.
+    #[arg(long, value_name = "HUB", conflicts_with = "peer_of_hub")]
+    pub(crate) via: Option<String>,
+}
+
+/// Where a request goes: the node that is dialled, and the peer of it that the request is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeRoute {
+    /// The dialled node as the user calls it.
+    pub(crate) name: String,
+    /// The dialled node.
+    pub(crate) target: PeerAddr,
+    /// The peer of the dialled node that is asked in its place.
+    pub(crate) peer: Option<String>,
+    /// What to add to an error of a dial: the text may have been meant as a name.
+    hint: Option<String>,
+}
+
+impl HubPeerArgs {
+    /// Whether a peer of a hub is named.
+    pub(crate) fn is_some(&self) -> bool {
+        self.peer.is_some() || self.via.is_some()
+    }
+}
+
+impl NodeRoute {
+    /// The node as the command line takes it again.
+    pub(crate) fn as_argument(&self) -> String {
+        match &self.peer {
+            Some(peer) => format!("{peer}@{}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
+    /// The dialled node, for what travels on a connection of its own and is not passed on by a hub.
+    ///
+    /// # Errors
+    /// The node is behind a hub.
+    pub(crate) fn direct(self, what: &str) -> Result<PeerAddr, CommandError> {
+        match self.peer {
+            None => Ok(self.target),
+            Some(peer) => Err(CommandError::usage(format!(
+                "'{peer}' is behind the hub '{}', and a hub does not pass on {what}: give KEY@HOST:PORT",
+                self.name
+            ))),
+        }
+    }
+
+    /// What to say of a text that may have been meant as a name, and that no node has.
+    pub(crate) fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// The error of a dial of this route, with what may have been meant.
+    pub(super) fn explained(&self, mut error: CommandError) -> CommandError {
+        if let Some(hint) = &self.hint {
+            error.message = format!("{}; {hint}", error.message);
+        }
+        error
+    }
+}
+
+impl NodeArgs {
+    /// Where the requests of this verb go.
+    ///
+    /// # Errors
+    /// No node is named, none is the default and none runs here; or a text is no node.
+    pub(crate) fn route(&self) -> Result<NodeRoute, CommandError> {
+        self.route_if_any()?.ok_or_else(no_node)
+    }
+
+    /// The same; `None` where no node is named, none is the default and none runs here.
+    ///
+    /// # Errors
+    /// A text is no node.
+    pub(crate) fn route_if_any(&self) -> Result<Option<NodeRoute>, CommandError> {
+        let names = NodeNames::load(&self.dial.state);
+        names.route(self.node.as_deref(), &self.peer)
+    }
+
+    /// Dials, runs `work`, says goodbye.
+    ///
+    /// # Errors
+    /// Those of [`route`](Self::route), of the dial and of `work`.
+    pub(crate) fn reached(
+        &self,
+        work: impl AsyncFnOnce(&NodeCaller) -> Result<CommandExit, CommandError>,
+    ) -> Result<CommandExit, CommandError> {
+        dial::reached(&self.route()?, &self.dial, work)
+    }
+
+    /// Whether the word in the place of NODE is a node for certain, and not another word behind which NODE was
+    /// left out.
+    pub(crate) fn is_known(&self) -> bool {
+        let names = NodeNames::load(&self.dial.state);
+        self.node.as_deref().is_some_and(|word| names.is_node(word))
+    }
+
+    /// Takes the word of a verb that cannot do without it and that stands behind NODE. A single word is that
+    /// word, and NODE was left out.
+    ///
+    /// # Errors
+    /// The word is missing. `what` names it.
+    pub(crate) fn with_word<W: From<String>>(
+        mut self,
+        word: Option<W>,
+        what: &str,
+    ) -> Result<(Self, W), CommandError> {
+        if let Some(word) = word {
+            return Ok((self, word));
+        }
+        let missing = |behind: &str| CommandError::usage(format!("{what} is missing{behind}"));
+        let Some(only) = self.node.take() else {
+            return Err(missing(""));
+        };
+        let names = NodeNames::load(&self.dial.state);
+        if names.is_node(&only) {
+            return Err(missing(&format!(" behind the node '{only}'")));
+        }
+        Ok((self, W::from(only)))
+    }
+}
+
+/// What names of nodes mean for one command. What cannot be read is an error only for a command that needs it:
+/// an address is dialled without.
+pub(crate) struct NodeNames {
+    book: Result<NodeBook, CommandError>,
+    /// The node that runs here, by its target.
+    local: Result<Option<String>, CommandError>,
+}
+
+impl NodeNames {
+    /// Those of a state directory.
+    pub(crate) fn load(state: &StateArgs) -> Self {
+        let dir = state.dir();
+        Self {
+            book: dir.clone().and_then(|dir| NodeBook::load(&dir)),
+            local: dir.and_then(|dir| local_target(&dir)),
+        }
+    }
+
+    fn book(&self) -> Result<&NodeBook, CommandError> {
+        self.book.as_ref().map_err(Clone::clone)
+    }
+
+    /// Whether a word is a node, and no file, operation or id.
+    pub(crate) fn is_node(&self, word: &str) -> bool {
+        let is_named = self.book().is_ok_and(|book| book.get(word).is_some());
+        is_named || (word.contains('@') && word.parse::<PeerAddr>().is_ok())
+    }
+
+    /// The node of a text.
+    ///
+    /// # Errors
+    /// The text is no node.
+    pub(crate) fn named(&self, text: &str) -> Result<NodeRoute, CommandError> {
+        let text = text.strip_prefix("alknet:").unwrap_or(text);
+        if let Some((peer, hub)) = worker_of(text) {
+            return self.behind(hub, peer);
+        }
+        if text.contains(['@', ':', '.']) {
+            return dialled(text, text);
+        }
+        let book = self.book()?;
+        match book.get(text).map(|node| &node.at) {
+            Some(NodeAddress::Direct { target }) => dialled(text, target),
+            Some(NodeAddress::Behind { hub, peer }) => self.behind(hub, peer),
+            // A host of the local network may have a name of one label, so that the name is dialled.
+            None => dialled(text, text).map(|route| NodeRoute {
+                hint: Some(book.no_such(text)),
+                ..route
+            }),
+        }
+    }
+
+    /// A peer of a hub.
+    fn behind(&self, hub: &str, peer: &str) -> Result<NodeRoute, CommandError> {
+        let hub = self.named(hub)?;
+        if let Some(other) = &hub.peer {
+            return Err(CommandError::usage(format!(
+                "'{other}' is behind the hub '{}', which passes on for no second hub",
+                hub.name
+            )));
+        }
+        if peer.is_empty() {
+            return Err(CommandError::usage("a peer of a hub has a name"));
+        }
+        Ok(NodeRoute {
+            peer: Some(peer.to_owned()),
+            ..hub
+        })
+    }
+
+    /// The node of a command that names none.
+    ///
+    /// # Errors
+    /// None is the default, and none runs here.
+    pub(crate) fn default_route(&self) -> Result<NodeRoute, CommandError> {
+        let route = self.route(None, &HubPeerArgs::default())?;
+        route.ok_or_else(no_node)
+    }
+
+    /// The node of a text, or the peer that the options name behind it.
+    ///
+    /// # Errors
+    /// The text is no node, or a hub is behind a hub.
+    pub(crate) fn route_to(
+        &self,
+        node: &str,
+        peer: &HubPeerArgs,
+    ) -> Result<NodeRoute, CommandError> {
+        match (&peer.via, &peer.peer) {
+            (Some(hub), _) => {
+                // A worker that has a name here is called by its name at the hub.
+                let named = self.book.as_ref().ok().and_then(|book| book.get(node));
+                let worker = match named.map(|node| &node.at) {
+                    Some(NodeAddress::Behind { peer, .. }) => peer,
+                    _ => node,
+                };
+                self.behind(hub, worker)
+            }
+            (None, Some(peer)) => self.behind(node, peer),
+            (None, None) => self.named(node),
+        }
+    }
+
+    fn route(
+        &self,
+        node: Option<&str>,
+        peer: &HubPeerArgs,
+    ) -> Result<Option<NodeRoute>, CommandError> {
+        if let (Some(hub), None) = (&peer.via, node) {
+            return Err(CommandError::usage(format!(
+                "--via {hub} leads to a peer of that hub: name the peer as NODE"
+            )));
+        }
+        let node = match node {
+            Some(node) => Some(node),
+            None => self.default_name()?,
+        };
+        node.map(|node| self.route_to(node, peer)).transpose()
+    }
+
+    /// The node of a command that names none.
+    fn default_name(&self) -> Result<Option<&str>, CommandError> {
+        if let Some(name) = self.book()?.default_name() {
+            return Ok(Some(name));
+        }
+        let local = self.local.as_ref().map_err(Clone::clone)?;
+        Ok(local.as_deref())
+    }
+}
+
+/// The target of the node that runs with this state directory, if one does.
+fn local_target(dir: &Path) -> Result<Option<String>, CommandError> {
+    match ServeFile::read(dir) {
+        Ok(file) => Ok(Some(file.target)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(CommandError::local(format!("{error}; name a node"))),
+    }
+}
+
+fn no_node() -> CommandError {
+    CommandError::usage(format!(
+        "which node? Name one ({FORMS}), choose a default with 'alknet node use NAME', or start one here \
+         with 'alknet serve'"
+    ))
+}
+
+/// A text such as `kitchen@attic`: a peer, and the hub that it is behind. Keys have a colon.
+pub(crate) fn worker_of(text: &str) -> Option<(&str, &str)> {
+    text.split_once('@').filter(|(peer, _)| !peer.contains(':'))
+}
+
+fn dialled(name: &str, target: &str) -> Result<NodeRoute, CommandError> {
+    Ok(NodeRoute {
+        name: name.to_owned(),
+        target: target.parse().map_err(CommandError::usage)?,
+        peer: None,
+        hint: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::node_book::NamedNode;
+    use super::*;
+
+    const LOCAL: &str = "192.0.2.1:4433";
+
+    fn target(key: u8) -> String {
+        let key = alknet_core::PeerKey::Ed25519([key; 32]);
+        format!("{key}@192.0.2.7:443")
+    }
+
+    fn names(default: Option<&str>, local: Option<&str>) -> NodeNames {
+        let mut book = NodeBook::default();
+        let direct = |key| NamedNode::direct(&target(key).parse().expect("a target"));
+        for (name, node) in [
+            ("attic", direct(1)),
+            ("edge-1", direct(2)),
+            ("oven", NamedNode::behind("attic", "kitchen")),
+        ] {
+            book.add(name, node).expect("a name");
+        }
+        book.set_default(default).expect("it is there");
+        let local = local.map(str::to_owned);
+        NodeNames {
+            book: Ok(book),
+            local: Ok(local),
+        }
+    }
+
+    #[test]
+    fn an_address_needs_no_file() {
+        let failed = || CommandError::local("the file is damaged");
+        let names = NodeNames {
+            book: Err(failed()),
+            local: Err(failed()),
+        };
+        let at = target(1);
+        assert_eq!(
+            routed(&names, [Some(&at), None, None]),
+            Some((at.clone(), None))
+        );
+        let peer = HubPeerArgs::default();
+        for node in [None, Some("attic")] {
+            assert_eq!(names.route(node, &peer), Err(failed()), "{node:?}");
+        }
+    }
+
+    /// What is dialled, and the peer that is asked.
+    fn routed(names: &NodeNames, words: [Option<&str>; 3]) -> Option<(String, Option<String>)> {
+        let [node, peer, via] = words;
+        let peer = HubPeerArgs {
+            peer: peer.map(str::to_owned),
+            via: via.map(str::to_owned),
+        };
+        let route = names.route(node, &peer).expect("it is a node");
+        route.map(|route| (route.target.to_string(), route.peer))
+    }
+
+    #[test]
+    fn a_node_is_named_in_every_form() {
+        let names = names(None, None);
+        let attic = (target(1), None);
+        let kitchen = (target(1), Some("kitchen".to_owned()));
+        for (words, expected) in [
+            ([Some("attic"), None, None], &attic),
+            ([Some(target(1).as_str()), None, None], &attic),
+            (
+                [Some(format!("alknet:{}", target(1)).as_str()), None, None],
+                &attic,
+            ),
+            ([Some("oven"), None, None], &kitchen),
+            ([Some("kitchen@attic"), None, None], &kitchen),
+            (
+                [Some(format!("kitchen@{}", target(1)).as_str()), None, None],
+                &kitchen,
+            ),
+            ([Some("attic"), Some("kitchen"), None], &kitchen),
+            ([Some("kitchen"), None, Some("attic")], &kitchen),
+            ([Some("oven"), None, Some("attic")], &kitchen),
+        ] {
+            assert_eq!(routed(&names, words).as_ref(), Some(expected), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_node_the_default_counts_and_then_the_one_that_runs_here() {
+        let local = (LOCAL.to_owned(), None);
+        let none = [None, None, None];
+        assert_eq!(routed(&names(None, None), none), None);
+        assert_eq!(routed(&names(None, Some(LOCAL)), none), Some(local));
+        let both = names(Some("edge-1"), Some(LOCAL));
+        assert_eq!(routed(&both, none), Some((target(2), None)));
+        let worker = names(Some("oven"), Some(LOCAL));
+        let kitchen = (target(1), Some("kitchen".to_owned()));
+        assert_eq!(routed(&worker, none), Some(kitchen.clone()));
+        // The default is the hub.
+        let hub = names(Some("attic"), None);
+        assert_eq!(routed(&hub, [None, Some("kitchen"), None]), Some(kitchen));
+        assert_eq!(
+            routed(&names(None, None), [None, Some("kitchen"), None]),
+            None
+        );
+    }
+
+    #[test]
+    fn a_hub_behind_a_hub_is_refused() {
+        let names = names(Some("oven"), None);
+        for [node, peer, via] in [
+            [Some("oven"), Some("hall"), None],
+            [None, Some("hall"), None],
+            [Some("hall"), None, Some("oven")],
+            [Some("hall@oven"), None, None],
+            [None, None, Some("attic")],
+            [Some("@attic"), None, None],
+        ] {
+            let peer = HubPeerArgs {
+                peer: peer.map(str::to_owned),
+                via: via.map(str::to_owned),
+            };
+            let refused = names.route(node, &peer).expect_err("no route");
+            assert_eq!(refused.exit, CommandExit::Usage, "{refused}");
+        }
+    }
+
+    /// A name that is not known may be a host's: the dial says whether it is, and the error what is known.
+    #[test]
+    fn an_error_says_which_names_are_known() {
+        let route = names(None, None).named("atic").expect("it may be a host");
+        assert_eq!(route.target.address(), "atic:443");
+        let lost = CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", "no address");
+        let said = route.explained(lost).message;
+        assert!(
+            said.starts_with("no address; ") && said.contains("attic, edge-1, oven"),
+            "{said}"
+        );
+        let known = names(None, None).named("attic").expect("it is known");
+        let lost = CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", "no address");
+        assert_eq!(known.explained(lost.clone()), lost);
+    }
+
+    fn args(node: Option<&str>, state: &Path) -> NodeArgs {
+        NodeArgs {
+            node: node.map(str::to_owned),
+            peer: HubPeerArgs::default(),
+            dial: DialArgs {
+                state: StateArgs {
+                    state: Some(state.to_owned()),
+                },
+                carriage: None,
+                timeout: std::time::Duration::from_secs(1),
+                anonymous: false,
+            },
+        }
+    }
+
+    #[test]
+    fn a_single_word_is_the_one_that_the_verb_needs() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        NodeBook::change(dir.path(), |book| {
+            book.add(
+                "attic",
+                NamedNode::direct(&target(1).parse().expect("a target")),
+            )
+        })
+        .expect("a writable directory");
+        let word = |node, word: Option<&str>| {
+            let word = word.map(str::to_owned);
+            let taken = args(node, dir.path()).with_word(word, "FILE");
+            taken.map(|(args, word)| (args.node, word))
+        };
+        let both = (Some("attic".to_owned()), "a.js".to_owned());
+        assert_eq!(word(Some("attic"), Some("a.js")), Ok(both));
+        assert_eq!(word(Some("a.js"), None), Ok((None, "a.js".to_owned())));
+        let at = target(3);
+        for node in ["attic", &at] {
+            let missing = word(Some(node), None).expect_err("a node alone").message;
+            assert!(missing.starts_with("FILE is missing behind"), "{missing}");
+        }
+        assert!(word(None, None).is_err());
+    }
+}

@@ -1,0 +1,500 @@
+//! Nodes by name: names of a user's own, the default node, and workers behind a hub, with each verb.
+
+use std::process::{Command, Stdio};
+
+use alknet_tests::{CliOutput, CliRunner, TestBench, binary};
+use serde_json::{Value, json};
+
+use crate::enrolment::{EnrolmentNode, hub_config, invite, peer, run};
+
+/// What the worker lets its hub do, so that each verb has something to ask for.
+const WORKER_SCOPES: &str = r#"["admin", "node:read", "peer:list", "runtime:debug"]"#;
+
+/// A hub, and a worker `kitchen` that joined it.
+struct HubAndWorker {
+    bench: TestBench,
+    hub: EnrolmentNode,
+    worker: EnrolmentNode,
+    /// The id of the worker on the hub.
+    id: String,
+}
+
+impl HubAndWorker {
+    fn start() -> Self {
+        let bench = TestBench::new();
+        let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+        let join = invite(&bench, &hub, &["--role", "worker"]);
+        let config = format!(
+            "[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\nscopes = {WORKER_SCOPES}\n"
+        );
+        let worker = EnrolmentNode::start(&bench, "worker", &config, "0");
+        let row = peer(&bench, &hub, "kitchen", "ready");
+        let id = row["peer_id"].as_str().expect("an id").to_owned();
+        Self {
+            bench,
+            hub,
+            worker,
+            id,
+        }
+    }
+
+    /// The administrator, who calls the hub `attic`.
+    fn admin(&self) -> &CliRunner {
+        let admin = self.bench.admin();
+        named(admin, &["add", "attic", &self.hub.target]);
+        admin
+    }
+}
+
+/// `alknet node …`, which ends well.
+fn named(cli: &CliRunner, words: &[&str]) -> Value {
+    run(cli, &[&["node"][..], words].concat()).json()
+}
+
+/// The message of an error.
+fn message(output: &CliOutput) -> String {
+    let error: Value = serde_json::from_str(output.errors.trim()).unwrap_or_default();
+    let message = error["error"]["message"].as_str();
+    message.map_or_else(|| output.errors.clone(), str::to_owned)
+}
+
+/// Who answered `node/info`. `status` prints it also of a node that has problems.
+fn identity(cli: &CliRunner, words: &[&str]) -> Value {
+    let answer = run(cli, words);
+    let info: Value = serde_json::from_str(&answer.output).unwrap_or_default();
+    assert!(info["identity"].is_string(), "{words:?}: {answer:?}");
+    info["identity"].clone()
+}
+
+/// Verbs that need nothing but a node, each with the words behind NODE.
+const VERBS: [(&[&str], &[&str]); 10] = [
+    (&["status"], &[]),
+    (&["ops"], &[]),
+    (&["ops", "list"], &[]),
+    (&["peer", "list"], &[]),
+    (&["peers"], &[]),
+    (&["token", "list"], &[]),
+    (&["call"], &["node/info"]),
+    (&["js", "types"], &[]),
+    (&["logs"], &["--last", "1"]),
+    (&["open"], &["--print"]),
+];
+
+#[test]
+fn every_verb_takes_a_name_and_the_default() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let admin = bench.admin();
+    named(admin, &["add", "edge-1", node.target()]);
+    let more = [
+        (&["ops", "show"][..], &["node/info"][..]),
+        (&["vault", "status"], &[]),
+    ];
+    for (verb, behind) in VERBS.iter().chain(&more) {
+        let words = [*verb, &["edge-1"], *behind].concat();
+        let answer = run(admin, &words);
+        assert_eq!(answer.status, 0, "{words:?}: {answer:?}");
+    }
+    // Without a default, and without a node that runs here, a verb says what to do.
+    let nothing = run(admin, &["ops"]);
+    assert_eq!((nothing.status, nothing.code().as_str()), (2, "USAGE"));
+    let said = message(&nothing);
+    assert!(
+        said.contains("alknet node use") && said.contains("alknet serve"),
+        "{said}"
+    );
+    named(admin, &["use", "edge-1"]);
+    // `vault status` without NODE looks into a directory.
+    for (verb, behind) in VERBS
+        .iter()
+        .chain(&more)
+        .filter(|it| it.0 != ["vault", "status"])
+    {
+        let words = [*verb, *behind].concat();
+        let answer = run(admin, &words);
+        assert_eq!(answer.status, 0, "{words:?}: {answer:?}");
+    }
+    let forgotten = named(admin, &["remove", "edge-1"]);
+    assert_eq!(forgotten["was_default"], true);
+    assert_eq!(run(admin, &["ops"]).status, 2);
+}
+
+/// An argument that is written behind the options is still the one behind NODE.
+#[test]
+fn words_behind_a_node_may_be_parted_by_options() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let script = bench.path().join("six.js");
+    std::fs::write(&script, "export default 2 * 3").expect("the folder is ours");
+    // `--json --state DIR` stand between the node and the file.
+    let mut command = bench.admin().command(&["js", "run", node.target()]);
+    command.arg(&script);
+    assert_eq!(bench.admin().run(command).json()["value"], 6);
+    named(
+        bench.admin(),
+        &["add", "edge-1", node.target(), "--default"],
+    );
+    let mut command = bench.admin().command(&["js", "run"]);
+    command.arg(&script);
+    assert_eq!(bench.admin().run(command).json()["value"], 6);
+    // The name of a node alone is no file.
+    let missing = run(bench.admin(), &["js", "run", "edge-1"]);
+    assert_eq!(missing.status, 2, "{missing:?}");
+    assert!(
+        message(&missing).starts_with("FILE is missing"),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn the_node_of_a_state_directory_needs_no_name() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let here = CliRunner::new(node.state().to_owned());
+    let listed = run(&here, &["ops"]);
+    assert_eq!(listed.status, 0, "{listed:?}");
+    // The default comes first.
+    let other = EnrolmentNode::start(&bench, "other", "", "0");
+    named(&here, &["add", "other", &other.target, "--default"]);
+    let chosen = run(&here, &["status"]);
+    assert_eq!(
+        (chosen.status, chosen.code().as_str()),
+        (4, "UNAUTHENTICATED")
+    );
+    drop(other);
+    let gone = run(&here, &["ops", "--carriage", "tcp"]);
+    assert_eq!((gone.status, gone.code().as_str()), (3, "UNAVAILABLE"));
+    named(&here, &["use", "--none"]);
+    assert_eq!(run(&here, &["ops"]).status, 0);
+}
+
+#[test]
+fn a_worker_is_reached_through_its_hub_with_each_verb() {
+    let fleet = HubAndWorker::start();
+    let admin = fleet.admin();
+    named(admin, &["add", "oven", "kitchen@attic"]);
+    let key = json!(fleet.worker.key());
+    let direct = fleet.hub.target.as_str();
+    let through = format!("kitchen@{direct}");
+    let ways: [&[&str]; 8] = [
+        &["attic", "--peer", "kitchen"],
+        &["attic", "--peer", &fleet.id],
+        &["kitchen", "--via", "attic"],
+        &["kitchen", "--via", direct],
+        &[direct, "--peer", "kitchen"],
+        &["kitchen@attic"],
+        &[&through],
+        &["oven"],
+    ];
+    for way in ways {
+        assert_eq!(
+            identity(admin, &[&["status"][..], way].concat()),
+            key,
+            "{way:?}"
+        );
+        let call = [&["call"][..], way, &["node/info"]].concat();
+        assert_eq!(identity(admin, &call), key, "{way:?}");
+    }
+    // The hub by default, and the worker by its name there.
+    named(admin, &["use", "attic"]);
+    let call = ["call", "node/info", "--peer", "kitchen"];
+    assert_eq!(identity(admin, &call), key);
+    assert_eq!(
+        identity(admin, &["call", "node/info"]),
+        json!(fleet.hub.key())
+    );
+
+    let config = fleet.bench.path().join("worker.toml");
+    let config = config.to_str().expect("UTF-8");
+    let script = fleet.bench.path().join("port.js");
+    let source = "export default (await ops.call('node/info', null)).identity";
+    std::fs::write(&script, source).expect("the folder is ours");
+    let script = script.to_str().expect("UTF-8");
+    let behind = |verb: &[&str], more: &[&str]| {
+        let words = [verb, &["oven"], more].concat();
+        let answer = run(admin, &words);
+        assert_eq!(answer.status, 0, "{words:?}: {answer:?}");
+        answer
+    };
+    for (verb, more) in VERBS {
+        behind(verb, more);
+    }
+    assert_eq!(behind(&["js", "run"], &[script]).json()["value"], key);
+    let status = behind(&["vault", "status"], &[]).json();
+    assert_eq!(status["state"], "absent");
+    let applied = behind(&["config", "apply"], &[config, "--dry-run"]).json();
+    assert_eq!(applied["dry_run"], true);
+    // What each shows is the worker's: its hub knows it by an id, and it is no hub.
+    let [of_hub, of_worker] = ["attic", "oven"].map(|node| run(admin, &["peer", "list", node]));
+    assert!(of_hub.output.contains(&fleet.id), "{of_hub:?}");
+    assert!(!of_worker.output.contains(&fleet.id), "{of_worker:?}");
+    let listed = behind(&["ops", "list"], &[]).json();
+    let names: Vec<_> = listed
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|op| &op["name"])
+        .collect();
+    assert!(
+        names.contains(&&json!("node/info")) && !names.contains(&&json!("hub/invite")),
+        "{names:?}"
+    );
+    let described = behind(&["ops", "show"], &["node/info"]).json();
+    assert_eq!(described["op_type"], "query");
+    let link = behind(&["open"], &["--print"]).json()["url"].clone();
+    let port = fleet.worker.target.rsplit_once(':').expect("a port").1;
+    assert!(
+        link.as_str()
+            .is_some_and(|url| url.contains(&format!(":{port}/status/enter/"))),
+        "{link}"
+    );
+    // Tensor files do not go through a hub.
+    let output = fleet.bench.path().join("out.mt");
+    let pull = [
+        "tensor",
+        "pull",
+        "oven",
+        "models/bert",
+        output.to_str().expect("UTF-8"),
+    ];
+    let refused = run(admin, &pull);
+    assert_eq!(refused.status, 2, "{refused:?}");
+    assert!(
+        message(&refused).contains("behind the hub 'attic'"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_peer_that_is_not_there_is_told_from_what_it_does_not_serve() {
+    let fleet = HubAndWorker::start();
+    let admin = fleet.admin();
+    let answers = |peer: &str, verb: &[&str]| {
+        let answer = run(admin, &[verb, &["attic", "--peer", peer]].concat());
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (1, "NOT_FOUND"),
+            "{answer:?}"
+        );
+        message(&answer)
+    };
+    for verb in [
+        &["status"][..],
+        &["ops"],
+        &["peers"],
+        &["token", "list"],
+        &["js", "types"],
+    ] {
+        let said = answers("kitchn", verb);
+        assert_eq!(
+            said, "'attic' has no peer 'kitchn'; it knows kitchen",
+            "{verb:?}"
+        );
+    }
+    let call = ["call", "attic", "no/such-operation", "--peer", "kitchen"];
+    let unserved = run(admin, &call);
+    assert_eq!(unserved.code(), "NOT_FOUND");
+    let said = message(&unserved);
+    assert!(
+        said.contains("'kitchen' does not serve 'no/such-operation' to 'attic'"),
+        "{said}"
+    );
+    // What an operation of the peer answers itself stays as it is.
+    let own = run(
+        admin,
+        &["token", "remove", "attic", "k3v9a2mb", "--peer", "kitchen"],
+    );
+    assert_eq!(own.code(), "NOT_FOUND", "{own:?}");
+    assert!(!message(&own).contains("does not serve"), "{own:?}");
+    // A node that is no hub passes nothing on.
+    named(admin, &["add", "box", &fleet.worker.target]);
+    let no_hub = run(admin, &["status", "box", "--peer", "kitchen"]);
+    assert!(message(&no_hub).contains("'box' is no hub"), "{no_hub:?}");
+    run(admin, &["hub", "remove", "attic", "kitchen"]).json();
+    peer(&fleet.bench, &fleet.hub, &fleet.id, "removed");
+    let said = answers(&fleet.id, &["status"]);
+    assert!(said.contains("an administrator removed it"), "{said}");
+}
+
+/// A caller that may not see the peers of a hub learns nothing of them, and is not sent after an operation.
+#[test]
+fn a_caller_that_may_not_see_the_peers_gets_the_hub_s_answer() {
+    let fleet = HubAndWorker::start();
+    let laptop = fleet.bench.somebody("laptop");
+    let join = invite(&fleet.bench, &fleet.hub, &["--role", "user"]);
+    run(&laptop, &["enroll", &join, "--hub", "attic"]).json();
+    // The hub has a name since it was joined.
+    assert_eq!(
+        identity(&laptop, &["status", "kitchen@attic"]),
+        json!(fleet.worker.key())
+    );
+    let unknown = run(&laptop, &["status", "kitchn@attic"]);
+    assert_eq!((unknown.status, unknown.code().as_str()), (1, "NOT_FOUND"));
+    let said = message(&unknown);
+    assert!(
+        said.contains("'kitchn'") && !said.contains("kitchen"),
+        "{said}"
+    );
+}
+
+#[test]
+fn names_that_several_processes_give_at_once_are_all_kept() {
+    let bench = TestBench::new();
+    let admin = bench.admin();
+    let at = format!("{}@192.0.2.7:443", admin.identity());
+    let mut children = Vec::new();
+    for n in 0..8 {
+        let name = format!("edge-{n}");
+        let mut command = admin.command(&["node", "add", &name, &at]);
+        command.stdout(Stdio::null());
+        children.push(command.spawn().expect("the binary can be started"));
+    }
+    for mut child in children {
+        let ended = child.wait().expect("it is our child");
+        assert!(ended.success(), "{ended}");
+    }
+    let listed = named(admin, &["list"]);
+    assert_eq!(
+        listed["nodes"].as_array().map(Vec::len),
+        Some(8),
+        "{listed}"
+    );
+}
+
+/// A hub that was joined with an earlier version of the program.
+#[test]
+fn hubs_of_an_earlier_version_are_nodes() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let admin = bench.admin();
+    admin.identity();
+    let entry = json!({ "target": node.target(), "peer_id": "p1", "name": "ada" });
+    let hubs = json!({ "hubs": { "attic": entry } });
+    let file = admin.state().join("hubs.json");
+    std::fs::write(&file, hubs.to_string()).expect("the folder is ours");
+    assert_eq!(run(admin, &["status", "attic"]).status, 0);
+    named(admin, &["use", "attic"]);
+    let shown = named(admin, &["show"]);
+    assert_eq!(
+        (&shown["name"], &shown["own_name"], &shown["target"]),
+        (&json!("attic"), &json!("ada"), &json!(node.target()))
+    );
+    named(admin, &["remove", "attic"]);
+    assert_eq!(named(admin, &["list"])["nodes"], json!([]));
+    assert!(!file.exists(), "it would bring the name back");
+}
+
+#[test]
+fn a_mistyped_name_is_answered_with_those_that_are_known() {
+    let bench = TestBench::new();
+    let admin = bench.admin();
+    let at = format!("{}@127.0.0.1:1", admin.identity());
+    named(admin, &["add", "attic", &at]);
+    // It may be a host of the local network: only the dial shows that no such host exists.
+    let mistyped = run(admin, &["status", "atic", "--timeout", "5s"]);
+    assert_ne!(mistyped.status, 0, "{mistyped:?}");
+    let said = message(&mistyped);
+    assert!(
+        said.contains("no node is called 'atic' here; known are attic"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_wrong_command_line_is_one_line_of_json() {
+    for (words, said) in [
+        (&["status", "--frobnicate", "--json"][..], "'--frobnicate'"),
+        (&["--json", "frobnicate"], "'frobnicate'"),
+        (&["hub", "--json"], "a verb is missing"),
+        (&["node", "add", "--json"], "<NAME>"),
+        (&["hub", "invite", "--ttl", "1w", "--json"], "'1w'"),
+        (&["call", "--json"], "OPERATION is missing"),
+    ] {
+        let output = Command::new(binary()).args(words).output();
+        let output = output.expect("the binary runs");
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+        assert!(output.stdout.is_empty(), "{words:?}");
+        let text = String::from_utf8(output.stderr).expect("it is text");
+        assert_eq!(text.lines().count(), 1, "{words:?}: {text}");
+        let error: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(error["error"]["code"], "USAGE", "{words:?}");
+        let message = error["error"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains(said), "{words:?}: {message}");
+    }
+    // For people it is what it was.
+    let output = Command::new(binary()).arg("frobnicate").output();
+    let text = String::from_utf8(output.expect("the binary runs").stderr).expect("it is text");
+    assert!(text.contains("Usage: alknet"), "{text}");
+}
+
+/// PID 1 starts its child so, and no user.
+#[test]
+fn the_noun_alone_is_the_child_of_pid_1() {
+    let output = Command::new(binary())
+        .arg("node")
+        .stdin(Stdio::null())
+        .output();
+    let output = output.expect("the binary runs");
+    let text = String::from_utf8(output.stderr).expect("it is text");
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(!text.contains("Usage"), "{text}");
+}
+
+#[test]
+fn a_machine_is_not_switched_off_unasked() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    named(
+        bench.admin(),
+        &["add", "edge-1", node.target(), "--default"],
+    );
+    for verb in ["reboot", "poweroff"] {
+        let refused = run(bench.admin(), &[verb]);
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (2, "USAGE"),
+            "{verb}"
+        );
+        assert!(message(&refused).contains("--yes"), "{refused:?}");
+        // A node of a host is switched by its owner.
+        let asked = run(bench.admin(), &[verb, "--yes"]);
+        assert_eq!(
+            (asked.status, asked.code().as_str()),
+            (3, "UNAVAILABLE"),
+            "{verb}"
+        );
+        assert!(message(&asked).contains("ordinary host"), "{asked:?}");
+    }
+}
+
+#[test]
+fn the_log_is_read_from_a_time_on() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let admin = bench.admin();
+    let records = |more: &[&str]| {
+        let answer = run(admin, &[&["logs", node.target()][..], more].concat());
+        assert_eq!(answer.status, 0, "{answer:?}");
+        answer.output.lines().count()
+    };
+    assert_eq!(records(&["--last", "2"]), 2);
+    assert!(records(&["--since", "1h"]) > 2, "the node has just started");
+    assert_eq!(records(&["--since", "2999-01-01T00:00:00Z"]), 0);
+    let mut follow = admin.command(&["logs", node.target(), "-f", "--last", "1"]);
+    let mut child = follow
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary can be started");
+    let mut lines = std::io::BufReader::new(child.stdout.take().expect("it was asked for"));
+    let mut first = String::new();
+    std::io::BufRead::read_line(&mut lines, &mut first).expect("a record");
+    let record: Value = serde_json::from_str(&first).expect("JSON");
+    assert!(record["message"].is_string(), "{first}");
+    assert_eq!(
+        child.try_wait().expect("it is our child"),
+        None,
+        "it goes on"
+    );
+    child.kill().expect("it runs");
+    child.wait().expect("it is our child");
+}
