@@ -32,7 +32,9 @@ pub(crate) enum McpServerReply {
 }
 
 /// Answers messages as `reply` says, and greetings and notifications as they should be.
-pub(crate) async fn server(reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static) -> u16 {
+pub(crate) async fn server(
+    reply: impl Fn(&Value) -> McpServerReply + Send + Sync + 'static,
+) -> u16 {
     raw_server(move |message| usual(message).unwrap_or_else(|| reply(message))).await
 }
 
