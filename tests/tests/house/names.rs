@@ -90,10 +90,9 @@ fn functions_have_a_verb_or_a_noun() {
 #[test]
 fn comments_and_pages_name_their_actor() {
     let mut found = Vec::new();
-    for (path, text) in comments().into_iter().chain(pages()) {
-        if QUOTING.contains(&path.as_str()) {
-            continue;
-        }
+    let quotes = |path: &str| QUOTING.contains(&path);
+    let texts = comments().into_iter().chain(pages());
+    for (path, text) in texts.filter(|(path, _)| !quotes(path)) {
         for word in words_in(&text) {
             found.push(format!("{path}: {word:?}"));
         }

@@ -263,7 +263,7 @@ fn a_script_makes_no_token_and_lets_nobody_in() {
              ['token/make', { scopes: [] }],
          ]) {
              try { await ops.call(name, input); told.push([name]); } catch (error) {
-                 told.push([error.code, error.message.includes('not for an operation')]);
+                 told.push([error.code, error.message.includes('call this directly')]);
              }
          }
          export default told";
@@ -306,7 +306,7 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
                  ['runtime/eval', {script}], ['runtime/eval', {line}], ['config/apply', {input}],
              ]) {{
                  try {{ await ops.call(name, input); told.push([name]); }} catch (error) {{
-                     told.push([error.code, error.message.includes('not for an operation')]);
+                     told.push([error.code, error.message.includes('call this directly')]);
                  }}
              }}
              return told;
@@ -332,7 +332,7 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
     let source = format!(
         "let told = 'applied';
          try {{ {applies} }} catch (error) {{
-             told = [error.code, error.message.includes('not for an operation')];
+             told = [error.code, error.message.includes('call this directly')];
          }}
          export default told"
     );

@@ -191,13 +191,13 @@ mod tests {
         }
     }
 
-    fn of(properties: Value) -> Result<ParamHeaders, String> {
+    fn param_headers(properties: Value) -> Result<ParamHeaders, String> {
         ParamHeaders::from_schema(&object(json!({"properties": properties})))
     }
 
     #[test]
     fn arguments_become_headers() {
-        let headers = of(json!({
+        let headers = param_headers(json!({
             "region": {"type": "string", "x-mcp-header": "Region"},
             "text": {"type": "string"},
             "place": {"properties": {
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn headers_have_a_length() {
-        let headers = of(json!({"a": {"type": "string", "x-mcp-header": "a"}})).expect("one");
+        let headers = param_headers(json!({"a": {"type": "string", "x-mcp-header": "a"}})).expect("one");
         let with = |bytes: usize| headers.values(&object(json!({"a": "x".repeat(bytes)})));
         assert!(with(PARAM_HEADER_BYTES_MAX - PREFIX.len() - 1).is_ok());
         let refused = with(PARAM_HEADER_BYTES_MAX - PREFIX.len()).expect_err("one byte more");
@@ -264,6 +264,6 @@ mod tests {
         let root = object(json!({"x-mcp-header": "a"}));
         assert!(ParamHeaders::from_schema(&root).is_err());
         let value = json!({"a": {"type": "object", "default": {"x-mcp-header": 7}}});
-        assert!(of(value).is_ok());
+        assert!(param_headers(value).is_ok());
     }
 }

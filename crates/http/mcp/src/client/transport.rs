@@ -287,7 +287,7 @@ fn carried<T: Send + Sync + 'static>(message: &ClientJsonRpcMessage) -> Option<&
     }
 }
 
-/// Whether there is room for so many bytes of a body; where there is none, `counted` has the reason.
+/// Whether there is room for so many bytes of a body. Without room, `counted` has the reason.
 fn counts(claim: &mut ImportClaim, bytes: usize, counted: Option<&AnswerMeter>) -> bool {
     let room = claim.becomes(bytes).inspect_err(|why| {
         if let Some(counted) = counted {

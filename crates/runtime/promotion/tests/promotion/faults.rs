@@ -294,7 +294,7 @@ fn pay(paid: &Arc<AtomicUsize>) -> Registration {
         async { Err::<Value, _>(no_room) }
     });
     let spec = OperationSpec::mutation("bank/pay", "Pays.");
-    Registration::imported(spec, pay, Provenance::FromOpenApi)
+    Registration::imported(spec, pay, Provenance::FromOpenApi).open()
 }
 
 /// A keyed mutation of the program that calls the promoted one.
