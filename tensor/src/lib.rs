@@ -32,12 +32,16 @@ pub use integrity::{
 pub use layout::{FieldType, LayoutOracle, SchemaLayouts, StructField, StructLayout};
 pub use limits::ContainerLimits;
 pub use reader::ContainerReader;
-pub use source::{MappedFile, ReadAt};
+#[cfg(not(target_family = "wasm"))]
+pub use source::MappedFile;
+pub use source::ReadAt;
 pub use view::{
     AlignedBytes, BlobView, Element, FieldColumn, RecordFieldValue, StructRecord, StructView,
     TensorView, ViewBytes,
 };
-pub use writer::{AtomicFile, ContainerWriter, TensorContent, WriteSummary};
+#[cfg(not(target_family = "wasm"))]
+pub use writer::AtomicFile;
+pub use writer::{ContainerWriter, TensorContent, WriteSummary};
 
 pub use blake3::Hash;
 pub use half::{bf16, f16};
