@@ -6,6 +6,31 @@
 //! a plain safetensors file is one without that description.
 //!
 //! Nothing here knows a network, a GPU or a script; nothing is asynchronous.
+//!
+//! ```
+//! use std::io::Cursor;
+//!
+//! use alknet_tensor::{
+//!     ContainerLimits, ContainerReader, ContainerWriter, Dtype, TensorContent, VerifyDepth, verify,
+//! };
+//!
+//! fn main() -> alknet_tensor::Result<()> {
+//!     let weights = [1.0_f32, 2.0, 3.0, 4.0];
+//!     let mut writer = ContainerWriter::new(Cursor::new(Vec::new()));
+//!     writer.flat("weights", Dtype::F32, &[2, 2], TensorContent::elements(&weights))?;
+//!     let (written, sink) = writer.finish()?;
+//!     let bytes = sink.into_inner();
+//!     assert_eq!(written.file_len, bytes.len() as u64);
+//!
+//!     // To open it checks the header; the hashes of the data are checked where they are asked for.
+//!     let reader = ContainerReader::from_bytes(bytes.into(), &ContainerLimits::default())?;
+//!     assert!(verify(&reader, VerifyDepth::Full, None)?.is_good());
+//!     assert!(reader.names().eq(["weights"]));
+//!     assert_eq!(reader.view("weights")?.to_f32()?, weights);
+//!     assert_eq!(reader.rows("weights", 1..2)?.to_f32()?, [3.0, 4.0]);
+//!     Ok(())
+//! }
+//! ```
 
 mod dtype;
 mod error;
