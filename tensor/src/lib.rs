@@ -6,6 +6,31 @@
 //! a plain safetensors file is one without that description.
 //!
 //! Nothing here knows a network, a GPU or a script; nothing is asynchronous.
+//!
+//! ```
+//! use std::io::Cursor;
+//!
+//! use alknet_tensor::{
+//!     ContainerLimits, ContainerReader, ContainerWriter, Dtype, TensorContent, VerifyDepth, verify,
+//! };
+//!
+//! fn main() -> alknet_tensor::Result<()> {
+//!     let weights = [1.0_f32, 2.0, 3.0, 4.0];
+//!     let mut writer = ContainerWriter::new(Cursor::new(Vec::new()));
+//!     writer.flat("weights", Dtype::F32, &[2, 2], TensorContent::elements(&weights))?;
+//!     let (written, sink) = writer.finish()?;
+//!     let bytes = sink.into_inner();
+//!     assert_eq!(written.file_len, bytes.len() as u64);
+//!
+//!     // To open it checks the header; the hashes of the data are checked where they are asked for.
+//!     let reader = ContainerReader::from_bytes(bytes.into(), &ContainerLimits::default())?;
+//!     assert!(verify(&reader, VerifyDepth::Full, None)?.is_good());
+//!     assert!(reader.names().eq(["weights"]));
+//!     assert_eq!(reader.view("weights")?.to_f32()?, weights);
+//!     assert_eq!(reader.rows("weights", 1..2)?.to_f32()?, [3.0, 4.0]);
+//!     Ok(())
+//! }
+//! ```
 
 mod dtype;
 mod error;
@@ -32,12 +57,16 @@ pub use integrity::{
 pub use layout::{FieldType, LayoutOracle, SchemaLayouts, StructField, StructLayout};
 pub use limits::ContainerLimits;
 pub use reader::ContainerReader;
-pub use source::{MappedFile, ReadAt};
+#[cfg(not(target_family = "wasm"))]
+pub use source::MappedFile;
+pub use source::ReadAt;
 pub use view::{
     AlignedBytes, BlobView, Element, FieldColumn, RecordFieldValue, StructRecord, StructView,
     TensorView, ViewBytes,
 };
-pub use writer::{AtomicFile, ContainerWriter, TensorContent, WriteSummary};
+#[cfg(not(target_family = "wasm"))]
+pub use writer::AtomicFile;
+pub use writer::{ContainerWriter, TensorContent, WriteSummary};
 
 pub use blake3::Hash;
 pub use half::{bf16, f16};

@@ -1,6 +1,7 @@
 //! Opening a container and looking into it.
 
 use std::borrow::Cow;
+#[cfg(not(target_family = "wasm"))]
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use crate::header::{
     BlobInfo, HeaderEntry, Meta, PREFIX_BYTES, StructInfo, Tensor, TensorKind, header_len,
 };
 use crate::limits::ContainerLimits;
-use crate::source::{MappedFile, ReadAt};
+#[cfg(not(target_family = "wasm"))]
+use crate::source::MappedFile;
+use crate::source::ReadAt;
 use crate::view::{AlignedBytes, BlobView, StructView, TensorView, ViewBytes, row_bytes};
 
 /// Bytes that are read at once where they only pass by.
@@ -47,6 +50,7 @@ impl ContainerReader<Arc<[u8]>> {
     }
 }
 
+#[cfg(not(target_family = "wasm"))]
 impl ContainerReader<MappedFile> {
     /// Maps a file and opens it. Views borrow from the map.
     ///

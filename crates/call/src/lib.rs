@@ -6,25 +6,60 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use alknet_call::*;
+//!
+//! use alknet_call::{
+//!     ALPN, CallBody, CallClient, CallHandler, CallOutput, Dispatcher, HandlerKind, OperationSpec,
+//!     Registration, Registry,
+//! };
+//! use alknet_core::{AuthContext, ProtocolHandler, memory_pair};
+//! use serde::Deserialize;
 //! use serde_json::json;
 //!
-//! # async fn example(dialled: alknet_core::Connection) -> Result<(), Box<dyn std::error::Error>> {
-//! let echo = OperationSpec::query("demo/echo", "Answers with its input.");
-//! let registry = Registry::builder()
-//!     .with(Registration::new(
-//!         echo,
-//!         HandlerKind::once(|input, _ctx| async move { Ok(CallOutput::Raw(input.raw().clone())) }),
-//!     ))
-//!     .build()?;
-//! let handler = CallHandler::new(Arc::new(Dispatcher::new(registry)));
+//! #[derive(Deserialize)]
+//! struct Terms {
+//!     a: i32,
+//!     b: i32,
+//! }
 //!
-//! let connection = CallClient::without_operations().attach(dialled, None);
-//! let answer = connection.call("demo/echo", &json!({"n": 1})).await?;
-//! assert_eq!(answer.value()["n"], 1);
-//! # drop(handler);
-//! # Ok(())
-//! # }
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let number = json!({ "type": "integer", "minimum": -1_000_000, "maximum": 1_000_000 });
+//!     let spec = OperationSpec::query("demo/add", "Adds two numbers.").with_input(json!({
+//!         "type": "object",
+//!         "properties": { "a": number, "b": number },
+//!         "required": ["a", "b"],
+//!     }));
+//!     let add = HandlerKind::once(|input: CallBody, _ctx| async move {
+//!         let Terms { a, b } = input.parse()?;
+//!         CallOutput::json(&json!({ "sum": a + b }))
+//!     });
+//!     let registry = Registry::builder()
+//!         .with(Registration::new(spec, add))
+//!         .build()?;
+//!     let handler = Arc::new(CallHandler::new(Arc::new(Dispatcher::new(registry))));
+//!
+//!     // Both ends in this process; a node's endpoint does this for each connection that it accepts.
+//!     let (dialled, accepted) = memory_pair(ALPN);
+//!     let auth = AuthContext {
+//!         identity: None,
+//!         key: None,
+//!         alpn: ALPN.into(),
+//!         sni: None,
+//!         remote_addr: None,
+//!         carriage: accepted.carriage(),
+//!         early_data: false,
+//!     };
+//!     tokio::spawn(handler.handle(accepted, auth));
+//!
+//!     let connection = CallClient::without_operations().attach(dialled, None);
+//!     let answer = connection.call("demo/add", &json!({ "a": 40, "b": 2 })).await?;
+//!     assert_eq!(answer.value()["sum"], 42);
+//!
+//!     // The schema refuses what the handler never sees.
+//!     let refused = connection.call("demo/add", &json!({ "a": 40 })).await;
+//!     assert!(refused.is_err());
+//!     Ok(())
+//! }
 //! ```
 //!
 //! Framing and envelopes ([`FrameReader`], [`Envelope`]) know neither sockets nor clocks.

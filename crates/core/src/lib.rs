@@ -3,6 +3,76 @@
 //!
 //! Core knows no protocol and no transport: it names what a handler receives and what a carriage
 //! (QUIC, TLS over TCP, an in-memory pair) has to provide, and nothing else.
+//!
+//! A protocol is an implementation of [`ProtocolHandler`]. This one sends back what a peer sends, and the client is
+//! in the same process:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use alknet_core::{
+//!     AlpnSpec, AuthContext, BoxFuture, CloseCode, Connection, HandlerError, HandlerRegistry,
+//!     ProtocolHandler, memory_pair,
+//! };
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//!
+//! const ALPN: &[u8] = b"example/echo";
+//!
+//! struct Echo([AlpnSpec; 1]);
+//!
+//! impl ProtocolHandler for Echo {
+//!     fn alpns(&self) -> &[AlpnSpec] {
+//!         &self.0
+//!     }
+//!
+//!     fn handle(
+//!         self: Arc<Self>,
+//!         connection: Connection,
+//!         _auth: AuthContext,
+//!     ) -> BoxFuture<'static, Result<(), HandlerError>> {
+//!         Box::pin(async move {
+//!             // One stream after the other, until the peer closes the connection.
+//!             while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+//!                 tokio::io::copy(&mut recv, &mut send).await?;
+//!                 send.shutdown().await?;
+//!             }
+//!             Ok(())
+//!         })
+//!     }
+//! }
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let mut handlers = HandlerRegistry::new();
+//!     handlers.register(Arc::new(Echo([AlpnSpec::new(ALPN)])))?;
+//!
+//!     // The endpoint does this for each connection that it accepts.
+//!     let (client, server) = memory_pair(ALPN);
+//!     let found = handlers.get(server.alpn(), server.carriage());
+//!     let (_, handler) = found.ok_or("no handler serves this protocol")?;
+//!     let auth = AuthContext {
+//!         identity: None,
+//!         key: None,
+//!         alpn: ALPN.into(),
+//!         sni: None,
+//!         remote_addr: None,
+//!         carriage: server.carriage(),
+//!         early_data: false,
+//!     };
+//!     let served = tokio::spawn(Arc::clone(handler).handle(server, auth));
+//!
+//!     let (mut send, mut recv) = client.open_bi().await?;
+//!     send.write_all(b"hello").await?;
+//!     send.shutdown().await?;
+//!     let mut echoed = Vec::new();
+//!     recv.read_to_end(&mut echoed).await?;
+//!     assert_eq!(echoed, b"hello");
+//!
+//!     client.close(CloseCode::Normal, "");
+//!     served.await??;
+//!     Ok(())
+//! }
+//! ```
 
 pub mod allow_list;
 pub mod alpn;

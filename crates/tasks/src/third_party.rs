@@ -1,10 +1,11 @@
 //! Third-party programs and packages that tests use, mostly as clients, and that the system's packages lack. They
 //! lie in the cache; nothing is installed.
 
+use std::env;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::context::XtaskContext;
@@ -74,6 +75,15 @@ const FIRMWARE_PARTS: [&str; 3] = ["ovmf-code", "ovmf-code-secboot", "ovmf-vars"
 
 /// Folders around the language's tests in the source of the engine that carries them.
 const TEST262_DEPTH: u32 = 5;
+
+/// WebAssembly without a host, as rustc names the target.
+pub(crate) const WASM: &str = "wasm32-unknown-unknown";
+
+/// How `sources.toml` names the compiler's standard library for that target: the compiler's version follows.
+const WASM_STD: &str = "rust-std-wasm32-";
+
+/// Folders around the library in its archive.
+const WASM_STD_DEPTH: u32 = 2;
 
 /// Where the libraries lie that both C libraries can carry.
 const SYSTEM_LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
@@ -344,6 +354,52 @@ pub fn test262(cx: &XtaskContext) -> Result<PathBuf> {
     unpacked(cx, "test262", &["*/js/src/tests/test262/*"], TEST262_DEPTH)
 }
 
+/// The folder that rustc takes as its sysroot to find the standard library for WebAssembly; `None` where the toolchain
+/// has that library itself.
+pub fn wasm_sysroot(cx: &XtaskContext) -> Result<Option<PathBuf>> {
+    let own = rustc(cx, &["--print", "target-libdir", "--target", WASM])?;
+    if Path::new(own.trim()).exists() {
+        return Ok(None);
+    }
+    let name = wasm_source(&rustc(cx, &["-vV"])?)?;
+    let library = unpacked(cx, &name, &["*/lib/rustlib/*"], WASM_STD_DEPTH)?;
+    Ok(Some(library))
+}
+
+/// The source with the standard library for WebAssembly of the compiler that says this of itself.
+fn wasm_source(version: &str) -> Result<String> {
+    let release = version
+        .lines()
+        .find_map(|line| line.strip_prefix("release: "))
+        .unwrap_or_default();
+    let name = format!("{WASM_STD}{release}");
+    let is_pinned = sources::pinned()?.iter().any(|(pinned, _)| *pinned == name);
+    if is_pinned {
+        return Ok(name);
+    }
+    Err(TaskError::Arguments(format!(
+        "sources.toml pins no {name}, the standard library of this Rust for {WASM}: pin it, or install the          target with `rustup target add {WASM}`"
+    )))
+}
+
+/// What the compiler answers that cargo starts in the mirror.
+fn rustc(cx: &XtaskContext, arguments: &[&str]) -> Result<String> {
+    let program = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(cx.mirror())
+        .output()
+        .map_err(TaskError::io("run rustc"))?;
+    if !output.status.success() {
+        return Err(TaskError::Step {
+            what: format!("rustc {}", arguments.join(" ")),
+            how: String::from_utf8_lossy(&output.stderr).into_owned(),
+            log: None,
+        });
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// A pinned archive in a folder in the cache: the members that fit the patterns, or all, without so
 /// many folders around them.
 fn unpacked(cx: &XtaskContext, name: &str, members: &[&str], strip: u32) -> Result<PathBuf> {
@@ -414,8 +470,6 @@ fn python_version() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     /// As an attacker would put one in the registry's place, or into the folder of a mirror.
@@ -468,6 +522,25 @@ mod tests {
             let used = installed(&cx, package, program).expect("it is there");
             assert_eq!(used, own);
         }
+    }
+
+    /// The check for WebAssembly ends with what to do about a compiler whose library is not pinned.
+    #[test]
+    fn the_library_for_webassembly_is_that_of_the_compiler() {
+        let workspace: toml::Table =
+            toml::from_str(include_str!("../../../Cargo.toml")).expect("a manifest");
+        let oldest = workspace["workspace"]["package"]["rust-version"]
+            .as_str()
+            .expect("a version");
+        let said = |release: &str| format!("rustc {release}\nbinary: rustc\nrelease: {release}\n");
+        let pinned = wasm_source(&said(&format!("{oldest}.0"))).expect("the oldest is pinned");
+        assert_eq!(pinned, format!("{WASM_STD}{oldest}.0"));
+        let error = wasm_source(&said("1.0.0")).expect_err("no release for WebAssembly");
+        let error = error.to_string();
+        assert!(
+            error.contains("rust-std-wasm32-1.0.0") && error.contains("rustup target add"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -8,6 +8,37 @@
 //! Everything is synchronous. There is no network, no asynchronous runtime and no other crate of the
 //! project beneath, no clock and no environment: times come from the caller, and the only files
 //! touched are those a caller names.
+//!
+//! ```
+//! use alknet_vault::slots::{Alkv, NewSlot, NewVault, OpenAlkv, UnlockKey};
+//! use alknet_vault::{Entropy, KeyPurpose, Vault, WordCount};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // The first start makes the words and keeps them in a file. This slot needs no key to be opened: an attacker who
+//!     // has the file has the words.
+//!     let words = Entropy::generate(WordCount::TwentyFour)?;
+//!     let created_s = 1_767_225_600;
+//!     let created = OpenAlkv::create(NewVault::new(words, created_s), NewSlot::None)?;
+//!     let file = created.alkv().to_text();
+//!
+//!     // Each later start opens a slot of the file, and unlocks the vault with the words in it.
+//!     let alkv = Alkv::parse(file.as_bytes())?;
+//!     let slot = alkv.slots().first().ok_or("a vault has a slot")?;
+//!     let opened = alkv.open(slot.id(), &mut UnlockKey::Stored)?;
+//!     let vault = Vault::locked();
+//!     vault.unlock(opened.entropy(), opened.passphrase())?;
+//!
+//!     let node = vault.signer(KeyPurpose::NodeIdentity)?;
+//!     assert_eq!(node.sign(b"it is me")?.len(), 64);
+//!     let label = "cred:openai".parse()?;
+//!     let blob = vault.seal(&label, b"sk-test-123")?;
+//!     assert_eq!(vault.open(&label, &blob)?.expose(), b"sk-test-123");
+//!
+//!     vault.lock();
+//!     assert!(vault.open(&label, &blob).is_err());
+//!     Ok(())
+//! }
+//! ```
 
 #![deny(unsafe_code)]
 

@@ -10,17 +10,51 @@
 //! first thing in `main`, then [`ConfinedGuest::seal`], after which no system call is left that is not on
 //! the role's list.
 //!
-//! ```no_run
-//! # async fn host() -> Result<(), Box<dyn std::error::Error>> {
-//! use alknet_worker::{CallLimits, WorkersConfig, WorkerLease, WorkerRequest, WorkerRole, Workers};
+//! The example is not run with the other examples: it starts processes of its own executable.
 //!
-//! let workers = Workers::start(WorkersConfig::this_executable())?;
-//! let mut session = workers.open(WorkerLease::new(WorkerRole::Js, "tenant")).await?;
-//! let call = session.call(WorkerRequest::role(b"\xf6".to_vec()), CallLimits::default(), None);
-//! let answer = call.await?;
-//! # let _ = answer;
-//! # Ok(())
-//! # }
+//! ```no_run
+//! use alknet_worker::{
+//!     CallLimits, CborBody, FrameBlob, GuestError, ToWorkerMessage, WorkerLease, WorkerReply,
+//!     WorkerRequest, WorkerRole, Workers, WorkersConfig, enter, started_as_worker,
+//! };
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // Before anything else: a worker is this executable, started again.
+//!     if started_as_worker() {
+//!         return Ok(work()?);
+//!     }
+//!     tokio::runtime::Runtime::new()?.block_on(host())
+//! }
+//!
+//! /// The host sends a number, and has its double from a worker.
+//! async fn host() -> Result<(), Box<dyn std::error::Error>> {
+//!     let workers = Workers::start(WorkersConfig::this_executable())?;
+//!     let session = workers.open(WorkerLease::new(WorkerRole::Js, "tenant")).await?;
+//!     let request = WorkerRequest::role(CborBody::encode(&21_u64)?.into_bytes());
+//!     let answer = session.call(request, CallLimits::default(), None).await?;
+//!     let WorkerReply::Ok(FrameBlob::Inline(body)) = answer.reply else {
+//!         return Err("the worker did not answer with a number".into());
+//!     };
+//!     assert_eq!(body.read::<u64>()?, 42);
+//!     workers.shutdown().await;
+//!     Ok(())
+//! }
+//!
+//! /// The worker doubles numbers. It ends with its host.
+//! fn work() -> Result<(), GuestError> {
+//!     let confined = enter(WorkerRole::Js)?;
+//!     // Threads and devices are made here; after it, nothing new can be opened.
+//!     let (guest, ()) = confined.seal(|_| Ok::<_, GuestError>(()))?;
+//!     loop {
+//!         let incoming = guest.next();
+//!         if let (ToWorkerMessage::Run { body, .. }, Some(call)) = (incoming.message, incoming.call) {
+//!             let _charged = call.on_this_thread();
+//!             let double = 2 * u64::from(body.read::<u32>()?);
+//!             let reply = WorkerReply::Ok(FrameBlob::Inline(CborBody::encode(&double)?));
+//!             guest.finish(&call, reply, Vec::new(), 0, 0)?;
+//!         }
+//!     }
+//! }
 //! ```
 //!
 //! `docs/workers.md` has the tables: walls, levels, limits and what each reason of an end means.

@@ -3,14 +3,16 @@
 //! The usual source is a file that is read by offset into memory of its own: a mapped file that
 //! shrinks ends the process with a signal. Mapping is [`MappedFile`], and unsafe to ask for.
 
+#[cfg(not(target_family = "wasm"))]
+mod file;
+#[cfg(not(target_family = "wasm"))]
 mod mapped;
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+#[cfg(not(target_family = "wasm"))]
 pub use mapped::MappedFile;
 
 /// Bytes that can be read by offset, as often and in as many threads as wanted.
@@ -31,21 +33,6 @@ pub trait ReadAt {
     fn slice_at(&self, range: Range<u64>) -> Option<&[u8]> {
         let _ = range;
         None
-    }
-}
-
-impl ReadAt for File {
-    fn size(&self) -> io::Result<u64> {
-        let metadata = self.metadata()?;
-        if !metadata.is_file() {
-            let what = "no regular file";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-        }
-        Ok(metadata.len())
-    }
-
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        FileExt::read_exact_at(self, buffer, offset)
     }
 }
 
@@ -90,4 +77,6 @@ macro_rules! in_memory {
     };
 }
 
-in_memory!(&[u8], Arc<[u8]>, Vec<u8>, MappedFile);
+in_memory!(&[u8], Arc<[u8]>, Vec<u8>);
+#[cfg(not(target_family = "wasm"))]
+in_memory!(MappedFile);

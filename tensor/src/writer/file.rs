@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use crate::error::{Result, TensorError};
-use crate::writer::ContainerWriter;
+use crate::writer::{ContainerWriter, WriteSummary};
 
 /// Permission bits of a new file, before the process's mask takes from them.
 const MODE: u32 = 0o666;
@@ -86,5 +86,15 @@ impl ContainerWriter<'_, AtomicFile> {
     /// `E_IO`: nothing can be made in its folder.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         AtomicFile::create(path).map(Self::new)
+    }
+
+    /// Writes the file, has the system put it on the disk, and only then gives it its name.
+    ///
+    /// # Errors
+    /// As [`ContainerWriter::finish`]. Nothing is left behind, and a file that had the name keeps it.
+    pub fn save(self) -> Result<WriteSummary> {
+        let (written, file) = self.finish()?;
+        file.commit()?;
+        Ok(written)
     }
 }

@@ -7,6 +7,7 @@
 mod batch;
 mod chunk_aligner;
 mod content;
+#[cfg(not(target_family = "wasm"))]
 mod file;
 mod plan;
 mod stream;
@@ -28,6 +29,7 @@ use crate::layout::StructField;
 use crate::limits::ContainerLimits;
 
 pub use content::TensorContent;
+#[cfg(not(target_family = "wasm"))]
 pub use file::AtomicFile;
 
 use plan::{ContainerPlan, PlannedKind, PlannedTensor};
@@ -372,17 +374,5 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         }
         self.plan.tensors.push(tensor);
         Ok(self)
-    }
-}
-
-impl ContainerWriter<'_, AtomicFile> {
-    /// Writes the file, has the system put it on the disk, and only then gives it its name.
-    ///
-    /// # Errors
-    /// As [`ContainerWriter::finish`]. Nothing is left behind, and a file that had the name keeps it.
-    pub fn save(self) -> Result<WriteSummary> {
-        let (written, file) = self.finish()?;
-        file.commit()?;
-        Ok(written)
     }
 }

@@ -1,15 +1,104 @@
-//! Tests and files that docs/testing.md names, pictures that pages show, and examples in the documentation of libraries.
+//! Pages that docs/README.md lists, tests and files that docs/testing.md names, pictures that pages show, what docs/wasm.md
+//! says is left out, and examples in the documentation of libraries.
 
 use std::collections::{BTreeSet, HashSet};
+use std::fs;
 
 use alknet_tests::DOCS_PICTURES;
 
 use super::names::pages;
+use super::promises::{page, quoted};
 use super::tree::{root, sources, tests_of};
+
+/// The list of all pages.
+const LIST: &str = "README.md";
+
+/// Sources of the packages that compile for WebAssembly.
+const FOR_WEBASSEMBLY: [&str; 4] = [
+    "crates/call/src/",
+    "crates/core/src/",
+    "crates/typedef/src/",
+    "tensor/src/",
+];
+
+/// What stands before an item that WebAssembly has not.
+const NOT_FOR_WEBASSEMBLY: &str = "#[cfg(not(target_family = \"wasm\"))]";
+
+/// Files that a page links to, without the heading within them.
+fn links(text: &str) -> Vec<&str> {
+    let targets = text.split("](").skip(1);
+    let targets = targets.filter_map(|rest| rest.split([')', '#']).next());
+    targets.filter(|target| !target.is_empty()).collect()
+}
+
+/// The reader of the list finds every page, and finds it once.
+#[test]
+fn each_page_has_one_row_in_the_list() {
+    let list = page(LIST);
+    let rows = list.lines().filter(|line| line.starts_with("| "));
+    let listed: Vec<&str> = rows.flat_map(links).collect();
+    let folder = fs::read_dir(root().join("docs")).expect("the docs");
+    let names = folder.map(|entry| entry.expect("a readable entry").file_name());
+    let names = names.map(|name| name.to_string_lossy().into_owned());
+    let pages = names.filter(|name| name.ends_with(".md") && name != LIST);
+    let pages: Vec<String> = pages.collect();
+    assert!(pages.len() > 30, "{pages:?}");
+    for page in pages {
+        let rows = listed.iter().filter(|link| **link == page).count();
+        assert_eq!(rows, 1, "docs/{LIST}: rows of {page}");
+    }
+}
+
+#[test]
+fn the_list_of_pages_links_to_what_exists() {
+    let list = page(LIST);
+    let links = links(&list);
+    assert!(links.len() > 40, "{links:?}");
+    for link in links {
+        assert!(
+            root().join("docs").join(link).exists(),
+            "docs/{LIST}: {link}"
+        );
+    }
+}
+
+/// What is exported for other targets than WebAssembly.
+fn left_out(source: &str) -> BTreeSet<&str> {
+    let items = source.split(NOT_FOR_WEBASSEMBLY).skip(1);
+    let exports = items.filter_map(|rest| rest.trim_start().strip_prefix("pub use "));
+    let exports = exports.filter_map(|rest| rest.split(';').next());
+    let names = exports.flat_map(|path| {
+        let names = path.rsplit("::").next().unwrap_or_default();
+        names.split(['{', '}', ',', ' ', '\n'])
+    });
+    names.filter(|name| !name.is_empty()).collect()
+}
+
+#[test]
+fn what_webassembly_lacks_is_on_its_page() {
+    let page = page("wasm.md");
+    let words: BTreeSet<&str> = quoted(&page).flat_map(|word| word.split("::")).collect();
+    let sources = sources().iter();
+    let sources = sources.filter(|it| FOR_WEBASSEMBLY.iter().any(|at| it.path.starts_with(at)));
+    let names: BTreeSet<&str> = sources.flat_map(|it| left_out(&it.text)).collect();
+    assert!(names.contains("MappedFile"), "{names:?}");
+    let unsaid: Vec<_> = names.difference(&words).collect();
+    assert!(unsaid.is_empty(), "docs/wasm.md does not name {unsaid:?}");
+}
+
+#[test]
+fn names_that_are_left_out_are_found_one_by_one() {
+    let source = format!(
+        "{NOT_FOR_WEBASSEMBLY}\npub use a::One;\npub use a::Kept;\n{NOT_FOR_WEBASSEMBLY}\npub use b::{{\n    Two, \
+         three,\n}};\n{NOT_FOR_WEBASSEMBLY}\nmod own;\n"
+    );
+    let found: Vec<_> = left_out(&source).into_iter().collect();
+    assert_eq!(found, ["One", "Two", "three"]);
+}
 
 /// The tables of docs/testing.md that say which test shows what.
 fn acceptance_tables() -> Vec<String> {
-    let page = std::fs::read_to_string(root().join("docs/testing.md")).expect("the page exists");
+    let page = page("testing.md");
     let sections = page.split("\n## ").map(str::to_owned);
     let tables = sections.filter(|section| section.starts_with("Acceptance of "));
     tables.collect()
@@ -72,7 +161,7 @@ fn is_test(word: &str) -> bool {
 }
 
 /// Libraries with examples that are not run: they were written before this rule.
-const NOT_RUN: [&str; 2] = ["compute/host", "crates/worker"];
+const NOT_RUN: [&str; 1] = ["compute/host"];
 
 /// Whether an example of Rust stands in the documentation of a file.
 fn has_example(text: &str) -> bool {
@@ -115,7 +204,7 @@ fn a_library_has_its_examples_run_or_has_none() {
     let mut wrong = Vec::new();
     for package in libraries {
         let manifest = root.join(package).join("Cargo.toml");
-        let manifest = std::fs::read_to_string(manifest).expect("a package has one");
+        let manifest = fs::read_to_string(manifest).expect("a package has one");
         let is_searched = !manifest.contains("\ndoctest = false\n");
         let has_examples = with_examples.contains(package) && !NOT_RUN.contains(&package);
         if is_searched != has_examples {

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod arguments;
+mod decisions;
 mod documentation;
 mod early_returns;
 mod hardware;

@@ -35,14 +35,14 @@ const JUDGED: [&str; 3] = ["pending: ", "read: ", "seen: "];
 /// The table of promises.md with tests of attacks that stand beside no promise.
 const TESTS_OF_ATTACKS: &str = "Tests of attacks";
 
-fn page(name: &str) -> String {
+pub(super) fn page(name: &str) -> String {
     let path = root().join("docs").join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// Cells of each row of each table below a heading of the second level, by that heading. Rows of headings of
 /// columns come along as rows.
-fn tables(page: &str) -> BTreeMap<String, Vec<Vec<String>>> {
+pub(super) fn tables(page: &str) -> BTreeMap<String, Vec<Vec<String>>> {
     let mut tables: BTreeMap<String, Vec<Vec<String>>> = BTreeMap::new();
     let mut heading = String::new();
     for line in page.lines() {
@@ -69,7 +69,7 @@ fn attacks() -> Vec<Vec<String>> {
 }
 
 /// Words between backquotes.
-fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+pub(super) fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
@@ -89,7 +89,7 @@ fn is_judged(cell: &str) -> bool {
 }
 
 /// Tests that a cell names, each with the file before it.
-fn named(cell: &str) -> Vec<(&str, &str)> {
+pub(super) fn named(cell: &str) -> Vec<(&str, &str)> {
     let mut file = "";
     let mut named = Vec::new();
     for word in quoted(cell) {

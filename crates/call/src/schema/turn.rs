@@ -5,8 +5,6 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::thread;
 
 use alknet_core::{Identity, PeerId};
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::task::block_in_place;
 
 use crate::sync::lock;
 
@@ -65,13 +63,23 @@ static TURNS: LazyLock<ValidationPermits> = LazyLock::new(|| {
 });
 
 /// Does `work` where tasks of the runtime go on meanwhile: another thread takes the place of this one.
+#[cfg(not(target_family = "wasm"))]
 pub(super) fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    use tokio::task::block_in_place;
+
     let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
     match flavor {
         Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
         // A runtime of one thread has no other, and outside of one nothing waits.
         _ => work(),
     }
+}
+
+/// Does `work`: WebAssembly has one thread, and no other that could take its place.
+#[cfg(target_family = "wasm")]
+pub(super) fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
+    work()
 }
 
 struct ValidationPermits {

@@ -53,6 +53,7 @@ impl BootArtifacts {
 /// Fetches third-party tools while the compilers are busy: the tests use them later.
 fn tools(cx: &XtaskContext) -> Result<()> {
     third_party(cx).map(drop)?;
+    third_party::wasm_sysroot(cx).map(drop)?;
     deny_program(cx).map(drop)
 }
 

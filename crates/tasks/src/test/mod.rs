@@ -15,6 +15,7 @@ mod schedule;
 mod since;
 #[cfg(test)]
 mod tests;
+mod wasm;
 
 use std::iter;
 use std::thread;
@@ -226,6 +227,10 @@ fn all(
     }
     cx.parallel(jobs)?;
     null.look(cx, "after the tests were built");
+    if scope.checks {
+        // Not beside the tests' build: cargo lets one build at a time into the target folder.
+        cx.step("libraries for WebAssembly", |cx| wasm::check(cx))?;
+    }
     if scope.tests {
         // Nothing of this command runs at this moment: it is the load of others that is measured.
         *slowdown = slowdown.or_larger(Slowdown::set_or_measured()?);

@@ -1,0 +1,54 @@
+//! The check that the packages which a browser can use compile for WebAssembly (`docs/wasm.md`).
+//!
+//! Cargo says by itself what did not change: a check of an unchanged tree takes a second.
+
+use crate::context::XtaskContext;
+use crate::failure::Result;
+use crate::third_party::{self, WASM};
+
+/// The packages that compile for WebAssembly, each as a whole library.
+const PACKAGES: [&str; 4] = [
+    "alknet-call",
+    "alknet-core",
+    "alknet-tensor",
+    "alknet-typedef",
+];
+
+/// Between arguments in the variable of cargo that may have spaces within one.
+const SEPARATOR: &str = "\u{1f}";
+
+pub(super) fn check(cx: &XtaskContext) -> Result<()> {
+    // What only this target leaves unused would be seen by no other build.
+    let mut flags = vec!["-Dwarnings".to_owned()];
+    if let Some(sysroot) = third_party::wasm_sysroot(cx)? {
+        flags.push(format!("--sysroot={}", sysroot.display()));
+    }
+    let mut command = cx.cargo("check");
+    // With a target named, cargo gives these to no build script and no procedural macro, which need the library of
+    // this machine.
+    command
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR))
+        .args(["--release", "--target", WASM]);
+    for package in PACKAGES {
+        command.args(["--package", package]);
+    }
+    cx.run(&mut command, "libraries for WebAssembly", "wasm")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A package that is checked and not on the page, or the other way round, misleads who builds on it.
+    #[test]
+    fn the_page_lists_the_packages_that_are_checked() {
+        let page = include_str!("../../../../docs/wasm.md");
+        let rows = page
+            .lines()
+            .filter_map(|row| row.strip_prefix("| `alknet-"));
+        let listed: Vec<String> = rows
+            .filter_map(|row| Some(format!("alknet-{}", row.split_once('`')?.0)))
+            .collect();
+        assert_eq!(listed, PACKAGES);
+    }
+}
