@@ -233,7 +233,8 @@ mod tests {
 
     #[test]
     fn headers_have_a_length() {
-        let headers = param_headers(json!({"a": {"type": "string", "x-mcp-header": "a"}})).expect("one");
+        let headers =
+            param_headers(json!({"a": {"type": "string", "x-mcp-header": "a"}})).expect("one");
         let with = |bytes: usize| headers.values(&object(json!({"a": "x".repeat(bytes)})));
         assert!(with(PARAM_HEADER_BYTES_MAX - PREFIX.len() - 1).is_ok());
         let refused = with(PARAM_HEADER_BYTES_MAX - PREFIX.len()).expect_err("one byte more");
