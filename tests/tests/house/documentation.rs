@@ -139,7 +139,7 @@ fn pictures_of_the_docs_are_those_that_a_test_takes() {
     let shown: BTreeSet<&str> = pages.iter().flat_map(|(_, it)| pictures_in(it)).collect();
     let taken: BTreeSet<&str> = DOCS_PICTURES.iter().map(|picture| picture.file).collect();
     assert_eq!(shown, taken, "shown on a page, and taken by a test");
-    let folder = std::fs::read_dir(root().join("docs/pictures")).expect("the folder");
+    let folder = fs::read_dir(root().join("docs/pictures")).expect("the folder");
     let names = folder.map(|entry| entry.expect("a readable entry").file_name());
     let kept: Vec<_> = names
         .map(|name| name.to_string_lossy().into_owned())

@@ -256,7 +256,7 @@ mod tests {
             json!({"a": {"items": {"type": "string", "x-mcp-header": "a"}}}),
             json!({"a": {"anyOf": [{"type": "string", "x-mcp-header": "a"}]}}),
         ] {
-            let refused = of(properties.clone()).map(|_| ());
+            let refused = param_headers(properties.clone()).map(|_| ());
             assert!(
                 refused.is_err_and(|why| why.contains(ANNOTATION)),
                 "{properties}"
