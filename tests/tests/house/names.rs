@@ -203,5 +203,5 @@ fn words_of_paragraph(paragraph: &str) -> Vec<&'static str> {
     }
     plain.push(' ');
     let is_in = |word: &&str| plain.contains(&format!(" {word} "));
-    AVOIDED.into_iter().filter(|word| is_in(&word)).collect()
+    AVOIDED.into_iter().filter(is_in).collect()
 }

@@ -306,7 +306,8 @@ fn lets_pass(name: &str) -> Registration {
         let ended = ctx.env().invoke(op, &Value::Null).await;
         let error = ended.expect_err("it fails");
         // A script may say anything of what it called.
-        let said = asked["says"].as_str().unwrap_or(error.code.name());
+        let said = asked["says"].as_str();
+        let said = said.unwrap_or_else(|| error.code.name());
         let told = ctx.upstream_error(said, &error.message);
         Err::<Value, _>(told.unwrap_or_else(|| CallError::internal("its own fault")))
     });

@@ -168,11 +168,10 @@ fn encoded(text: &str) -> Cow<'_, str> {
     let (before, after) = ENCODED;
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let bytes = text.as_bytes();
-    let is_plain = bytes.iter().all(|byte| (0x20..=0x7e).contains(byte))
-        && !is_blank(bytes.first())
-        && !is_blank(bytes.last())
-        && !(text.starts_with(before) && text.ends_with(after));
-    match is_plain {
+    let is_visible = bytes.iter().all(|byte| (0x20..=0x7e).contains(byte));
+    let has_blank_end = is_blank(bytes.first()) || is_blank(bytes.last());
+    let looks_encoded = text.starts_with(before) && text.ends_with(after);
+    match is_visible && !has_blank_end && !looks_encoded {
         true => Cow::Borrowed(text),
         false => Cow::Owned(format!("{before}{}{after}", BASE64.encode(bytes))),
     }
