@@ -137,10 +137,16 @@ impl ConsoleDriver {
         }
     }
 
-    /// Whether answers were typed since this was last asked, and no more are: what keeps them on their
-    /// way here may be emptied.
-    pub fn is_done_typing(&mut self) -> bool {
-        self.question.is_none() && mem::take(&mut self.typed_lately)
+    /// Whether the terminal still has the keys of answers, and the machine asks nothing more: once the user types nothing
+    /// either, it may forget them.
+    #[must_use]
+    pub fn is_done_typing(&self) -> bool {
+        self.typed_lately && self.question.is_none() && self.paste.bytes().is_none()
+    }
+
+    /// The terminal has forgotten them.
+    pub fn keys_forgotten(&mut self) {
+        self.typed_lately = false;
     }
 
     /// What was answered since this was last asked for.
@@ -343,6 +349,7 @@ impl ConsoleDriver {
             }
             KeyDisposition::Part => self.changed = true,
             KeyDisposition::Done(line) => {
+                self.typed_lately = true;
                 self.end_paste();
                 self.answers.push(ConsoleInput::Pasted(line));
             }

@@ -69,6 +69,10 @@ enum ConsoleEvent {
     Say(String),
 }
 
+/// How long no key comes before the terminal forgets those of answers. What a user types or pastes right behind the last
+/// answer would be forgotten with them: a machine that is busy reads it late.
+const QUIET_BEFORE_FORGETTING: Duration = Duration::from_secs(1);
+
 impl InitConsole {
     /// Opens a terminal, `/dev/console`, and starts the screen on it as a task of the current
     /// runtime.
@@ -134,6 +138,7 @@ async fn run(
     answers: mpsc::Sender<ConsoleInput>,
 ) {
     let started = Instant::now();
+    let mut last_key = started;
     loop {
         let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         // A new picture only when the last one is out: a slow terminal skips some, never lags.
@@ -142,6 +147,7 @@ async fn run(
             tty.queue(output.as_bytes());
         }
         let due = driver.due_ms(now_ms).filter(|_| !tty.is_writing());
+        let quiet = QUIET_BEFORE_FORGETTING.saturating_sub(last_key.elapsed());
         tokio::select! {
             changed = updates.changed() => {
                 if changed.is_err() {
@@ -150,9 +156,6 @@ async fn run(
                 let latest = updates.borrow_and_update().clone();
                 driver.update(latest.facts, latest.node);
                 driver.ask(latest.question);
-                if driver.is_done_typing() {
-                    tty.forget_keys();
-                }
             }
             event = queue.recv() => match event {
                 Some(ConsoleEvent::Log(record)) => driver.log(&record),
@@ -163,6 +166,9 @@ async fn run(
                 if tty.has_hung_up() {
                     return;
                 }
+                if !keys.is_empty() {
+                    last_key = Instant::now();
+                }
                 driver.keys(&Zeroizing::new(keys));
                 for answer in driver.answers() {
                     // The receiver is gone on a machine that goes down.
@@ -170,6 +176,10 @@ async fn run(
                 }
             }
             () = tokio::time::sleep(Duration::from_millis(due.unwrap_or(0))), if due.is_some() => {}
+            () = tokio::time::sleep(quiet), if driver.is_done_typing() => {
+                tty.forget_keys();
+                driver.keys_forgotten();
+            }
         }
     }
 }

@@ -2,6 +2,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use alknet_provisioning::ConsoleDocument;
 use alknet_test_support::deadline;
 use jiff::Timestamp;
 use nix::pty::openpty;
@@ -510,6 +511,59 @@ async fn a_terminal_gets_the_marker_and_answers_keys() {
     read_until(&mut reader, &mut seen, "q or Esc back").await;
     console.say("alknet: the end");
     read_until(&mut reader, &mut seen, "alknet: the end\r\n").await;
+}
+
+/// A user pastes a configuration right behind the last answer. The terminal forgets the keys of that answer later.
+#[tokio::test]
+async fn what_is_typed_right_behind_an_answer_arrives() {
+    let line = ConsoleDocument::line(b"[node]\nname = \"edge-1\"\n");
+    for _ in 0..8 {
+        let pty = openpty(None, None).expect("a pseudo-terminal");
+        let mut keyboard = std::fs::File::from(pty.master);
+        let (answers, mut answered) = mpsc::channel(4);
+        let console = InitConsole::new(pty.slave, answers).expect("a terminal");
+        console.ask(Some(ConsoleQuestion::shown("word 3")));
+        tokio::task::yield_now().await;
+        keyboard.write_all(b"zoo\r").expect("a keyboard");
+        let answer = tokio::time::timeout(patience(), answered.recv()).await;
+        assert!(
+            matches!(answer, Ok(Some(ConsoleInput::Line(_)))),
+            "{answer:?}"
+        );
+        // The console sees both at once.
+        console.ask(None);
+        keyboard.write_all(line.as_bytes()).expect("a keyboard");
+        keyboard.write_all(b"\r").expect("a keyboard");
+        let pasted = tokio::time::timeout(patience(), answered.recv()).await;
+        let Ok(Some(ConsoleInput::Pasted(pasted))) = pasted else {
+            panic!("{pasted:?}");
+        };
+        assert!(ConsoleDocument::parse(&pasted).is_ok());
+    }
+}
+
+#[test]
+fn the_keys_of_answers_are_forgotten_once_nothing_is_asked_or_pasted() {
+    let mut driver = driver();
+    driver.ask(Some(ConsoleQuestion::shown("word 3")));
+    driver.keys(b"zoo\r");
+    assert!(!driver.is_done_typing(), "the same is still asked");
+    driver.ask(None);
+    assert!(driver.is_done_typing());
+    let line = ConsoleDocument::line(b"[node]\nname = \"edge-1\"\n");
+    let (front, back) = line.split_at(line.len() - 4);
+    driver.keys(front.as_bytes());
+    assert!(!driver.is_done_typing(), "the paste has not ended");
+    driver.keys(back.as_bytes());
+    driver.keys(b"\r");
+    assert!(driver.is_done_typing());
+    driver.keys_forgotten();
+    assert!(!driver.is_done_typing());
+    driver.keys(format!("{}\r", *line).as_bytes());
+    assert!(
+        driver.is_done_typing(),
+        "what was pasted is forgotten as well"
+    );
 }
 
 #[tokio::test]

@@ -58,7 +58,7 @@ fn a_server_that_fails_is_a_bad_gateway_and_not_a_failed_node() {
             json!(300),
             504,
             "TIMEOUT",
-            "deadline",
+            "no whole answer within",
         ),
         (
             "api/busy/change",

@@ -7,9 +7,6 @@ use serde_json::{Value, json};
 
 use crate::enrolment::{EnrolmentNode, hub_config, invite, peer, run};
 
-/// What the worker lets its hub do, so that each verb has something to ask for.
-const WORKER_SCOPES: &str = r#"["admin", "node:read", "peer:list", "runtime:debug"]"#;
-
 /// A hub, and a worker `kitchen` that joined it.
 struct HubAndWorker {
     bench: TestBench,
@@ -24,8 +21,10 @@ impl HubAndWorker {
         let bench = TestBench::new();
         let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
         let join = invite(&bench, &hub, &["--role", "worker"]);
+        // The worker lets its hub do everything, so that each verb has something to ask for.
         let config = format!(
-            "[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\nscopes = {WORKER_SCOPES}\n"
+            "[node]\nname = \"kitchen\"\nadmin_keys = [\"{}\"]\n[[join]]\ncode = \"{join}\"\n",
+            hub.key()
         );
         let worker = EnrolmentNode::start(&bench, "worker", &config, "0");
         let row = peer(&bench, &hub, "kitchen", "ready");

@@ -70,7 +70,7 @@ pub enum HttpError {
         source: PeerAddrError,
     },
     /// No answer in time.
-    #[error("no whole answer within {} s", .0.as_secs())]
+    #[error("no whole answer within {}", whole_units(*.0))]
     TimedOut(Duration),
     /// The answer is longer than it may be.
     #[error("the answer is longer than {0} bytes")]
@@ -140,4 +140,12 @@ fn chain(error: &hyper::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// A time limit in seconds, or in milliseconds where it is shorter than one: a call may have less than a second left.
+fn whole_units(limit: Duration) -> String {
+    match limit.as_secs() {
+        0 => format!("{} ms", limit.as_millis()),
+        seconds => format!("{seconds} s"),
+    }
 }

@@ -43,7 +43,9 @@ mod tests {
     #[test]
     fn the_page_lists_the_packages_that_are_checked() {
         let page = include_str!("../../../../docs/wasm.md");
-        let rows = page
+        // Later tables have the packages that do not compile.
+        let before_headings = page.split("\n## ").next().unwrap_or_default();
+        let rows = before_headings
             .lines()
             .filter_map(|row| row.strip_prefix("| `alknet-"));
         let listed: Vec<String> = rows

@@ -306,7 +306,10 @@ fn order() -> Registration {
     let mut spec = OperationSpec::mutation("shop/order", "Pays once for a key.");
     spec.idempotent = Idempotence::Keyed;
     let authority = CompositionAuthority::new("shop", ["*"]);
-    Registration::new(spec, order).composing(authority, ScopedPeerEnv::new(["js/*"]))
+    let reach = ScopedPeerEnv::new(["js/*"]);
+    Registration::new(spec, order)
+        .composing(authority, reach)
+        .open()
 }
 
 /// It says that it may be called again only where nothing was paid.
