@@ -61,7 +61,7 @@ pub(crate) struct PullArgs {
     /// The node, the file (a path of its store, or an id of 64 hex digits) and the container to be
     /// made; node and file may also be written alknet-tensor://NODE/FILE, or
     /// alknet-tensor://NODE/FILE#TENSOR for one tensor of it.
-    #[arg(required = true, num_args = 2..=3, value_name = "WHAT")]
+    #[arg(required = true, num_args = 1..=3, value_name = "WHAT")]
     what: Vec<OsString>,
     /// Fetch only the tensors whose names fit; * stands for any characters, ? for one. They make
     /// another file, with an id of its own.
@@ -78,7 +78,7 @@ pub(crate) struct PullArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PushArgs {
     /// The node, the file here, and its path in the node's store.
-    #[arg(required = true, num_args = 2..=3, value_name = "WHAT")]
+    #[arg(required = true, num_args = 1..=3, value_name = "WHAT")]
     what: Vec<OsString>,
     #[command(flatten)]
     dial: DialArgs,

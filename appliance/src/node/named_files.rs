@@ -1,6 +1,6 @@
 //! Files that a configuration names: which of them are not there.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::io;
 use std::path::Path;
 
@@ -55,7 +55,7 @@ fn documents<'a>(
         let error = read_document(folder, name).err()?;
         let path = folder.join(name);
         // The text of the error itself repeats the name without its folder.
-        let why = error.source().map(ToString::to_string);
+        let why = Error::source(&error).map(ToString::to_string);
         let why = why.unwrap_or_else(|| error.to_string());
         Some(problem(
             format!("http.import[{n}].document"),

@@ -174,7 +174,10 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     peer(&bench, &hub, &id, "removed");
     let gone = info(admin, &hub.target, &["--peer", &id]);
     assert_eq!(gone.code(), "NOT_FOUND", "{gone:?}");
-    assert!(gone.errors.contains("an administrator removed it"), "{gone:?}");
+    assert!(
+        gone.errors.contains("an administrator removed it"),
+        "{gone:?}"
+    );
 
     // The node reports this to the worker's own administrators, and `/healthz` of the worker stays 200.
     eventually("the worker says that its hub put it out", || {

@@ -22,7 +22,7 @@ fn mistakes_of_the_command_line_write_nothing() {
     for (line, word) in [
         ("--words-file @words.txt", "say where with --out"),
         ("--form text --words-file @words.txt", "--json"),
-        ("--out @seed", "this host has none: take --words-file"),
+        ("--out @seed", "this host has none: add --words-out"),
         (
             "--out @seed --name Edge_1 --words-file @words.txt",
             "node.name",
