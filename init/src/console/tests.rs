@@ -656,7 +656,7 @@ fn words_are_shown_to_a_person_only_and_not_left_on_the_screen() {
 #[test]
 fn a_pasted_configuration_is_taken_wherever_it_is_typed_and_never_shown() {
     let document = b"[node]\nname = \"edge-1\"\n[secrets]\n";
-    let line = alknet_provisioning::ConsoleDocument::line(document);
+    let line = ConsoleDocument::line(document);
     let words = || {
         ConsoleQuestion::shown("word 3")
             .with_lines(["1 abandon 2 about"])
