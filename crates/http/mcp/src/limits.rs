@@ -51,8 +51,9 @@ pub const CALLS_OF_ONE_MAX: usize = CALLS_MAX / 2;
 pub const CALLS_SHARED: usize = CALLS_MAX / 4 * 3;
 /// Calls that belong to requests of all unknown peers.
 pub const CALLS_UNKNOWN_MAX: usize = CALLS_MAX / 4;
-/// A server takes the cancellation of a call within this time, or its connection ends. The call keeps its place until
-/// then.
+/// A server takes the cancellation of a call within this time, or the node gives it up. The call keeps its place until
+/// then, and the cancellations of one requester are sent one after the other. The answer to a request of the server has
+/// the same time.
 pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A list of tools is read within this time, greeting included.
 pub const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
