@@ -250,7 +250,7 @@ impl McpRemote {
             .control_request_timeout(CANCEL_TIMEOUT);
         config.max_sse_event_size = EVENT_BYTES_MAX;
         let transport =
-            StreamableHttpClientTransport::with_client(self.http.clone(), config);
+            StreamableHttpClientTransport::with_client(self.http.for_connection(), config);
         let handler = RefusingMcpClient(Arc::clone(&self.changed));
         let lifecycle = ClientLifecycleMode::Auto {
             preferred_versions: vec![ProtocolVersion::V_2026_07_28],

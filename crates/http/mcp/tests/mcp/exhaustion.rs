@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use alknet_call::{CallError, ErrorCode, ImportMemory};
-use alknet_mcp::limits::{CALLS_MAX, CALLS_OF_ONE_MAX, CALLS_UNKNOWN_MAX};
+use alknet_mcp::limits::{CALLS_MAX, CALLS_OF_ONE_MAX, CALLS_UNKNOWN_MAX, SERVER_REQUESTS_MAX};
 use alknet_test_support::deadline;
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -240,6 +241,74 @@ async fn cancellations_of_one_requester_let_those_of_others_pass() {
     let before = ids.iter().take_while(|one| **one != id).count();
     // One was under way. A busy machine may have given it up before ada's call ended.
     assert!((1..=3).contains(&before), "{before} of eve go before it");
+}
+
+/// Requests of a server with these ids, as events.
+fn pings(ids: impl IntoIterator<Item = usize>) -> String {
+    let ping = |id: usize| {
+        format!(
+            "data: {}\n\n",
+            json!({"jsonrpc": "2.0", "id": format!("ping-{id}"), "method": "ping"})
+        )
+    };
+    ids.into_iter().map(ping).collect()
+}
+
+/// Events, and then the answer to a call.
+fn answer_after(events: &str, call: &Value) -> McpServerReply {
+    let answer = json!({"jsonrpc": "2.0", "id": call["id"], "result": {"content": []}});
+    let body = format!("{events}data: {answer}\n\n");
+    McpServerReply::Body("text/event-stream", body)
+}
+
+/// The library has a task for each request of a server until its answer is posted.
+#[tokio::test]
+async fn requests_of_a_server_that_takes_no_answers_are_few_tasks() {
+    const PINGS: usize = 10_000;
+    let events = pings(0..PINGS);
+    let node = importer(move |message| match message["method"] == "tools/call" {
+        true => answer_after(&events, message),
+        false => McpServerReply::Silence,
+    });
+    let node = node.await;
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let call = node.call("plain", json!({}));
+    let answer = timeout(deadline(2 * SOON), call).await.expect("it ends");
+    // The library had read every request by then.
+    answer.expect("what was not passed on does not end the stream");
+    let more = tasks().saturating_sub(before);
+    assert!(more < PINGS / 10, "{more} tasks");
+}
+
+#[tokio::test]
+async fn requests_of_a_server_that_takes_the_answers_are_all_answered() {
+    let asked = AtomicUsize::new(0);
+    let answered = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&answered);
+    let node = importer(move |message| match message["method"] == "tools/call" {
+        true => {
+            let id = asked.fetch_add(1, Ordering::SeqCst);
+            answer_after(&pings([id]), message)
+        }
+        // What has no method answers a request of the server.
+        false => {
+            seen.fetch_add(1, Ordering::SeqCst);
+            McpServerReply::Accepted
+        }
+    });
+    let node = node.await;
+    for call in 1..=2 * SERVER_REQUESTS_MAX {
+        let answer = node.call("plain", json!({})).await;
+        answer.expect("an answer");
+        let there = async {
+            while answered.load(Ordering::SeqCst) < call {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let there = timeout(deadline(SOON), there).await;
+        assert!(there.is_ok(), "request {call} of the server has no answer");
+    }
 }
 
 /// The library has each request as a tree twice, and once as text.
