@@ -51,9 +51,18 @@ pub const CALLS_OF_ONE_MAX: usize = CALLS_MAX / 2;
 pub const CALLS_SHARED: usize = CALLS_MAX / 4 * 3;
 /// Calls that belong to requests of all unknown peers.
 pub const CALLS_UNKNOWN_MAX: usize = CALLS_MAX / 4;
-/// A server takes the cancellation of a call within this time, or its connection ends. The call keeps its place until
-/// then.
+/// A server takes the cancellation of a call within this time, or the node gives it up. The call keeps its place until
+/// then, and the cancellations of one requester are sent one after the other. The answer to a request of the server has
+/// the same time.
 pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests of a server on one connection whose answers are not posted yet; further ones have no answer. The library
+/// keeps a task for each, and posts one answer after the other.
+pub const SERVER_REQUESTS_MAX: usize = 32;
+/// Bytes of the id of such a request, and of its method, as the server wrote them: what answers it repeats them.
+pub const SERVER_REQUEST_NAME_BYTES_MAX: usize = 256;
+/// A request of a server that is never answered, as the server cancelled it, counts so long. All answers together are
+/// posted or given up in half of it.
+pub const SERVER_REQUEST_EXPIRY: Duration = Duration::from_secs(330);
 /// A list of tools is read within this time, greeting included.
 pub const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
 /// A call without a deadline of its own is answered within this time.

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 use crate::client::lock;
+use crate::client::server_requests::ServerRequests;
 use crate::client::tool_list::{McpListAnswer, SEALED_COPIES};
 use crate::limits::{NOTE_TREE_BYTES_MAX, TREE_BYTES_MAX};
 
@@ -130,6 +131,17 @@ pub(super) struct MessageScale {
     /// Counts the last message that is no answer, or answers nothing that is counted: the library is done with it when
     /// it asks for another.
     passing: ImportClaim,
+    asked: ServerRequests,
+}
+
+/// What the library gets of a message.
+#[derive(Debug)]
+pub(super) enum WeighedMessage {
+    AsItIs,
+    /// Nothing: it is a request beyond those that the server may have open.
+    Dropped,
+    /// This in its place.
+    Sealed(String),
 }
 
 /// Of a message, all that tells an answer from a request or a notification.
@@ -137,30 +149,63 @@ pub(super) struct MessageScale {
 struct MessageHead<'a> {
     #[serde(borrow)]
     method: Option<&'a RawValue>,
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+}
+
+impl<'a> MessageHead<'a> {
+    /// `None` where the message is no object, or names a member of the head twice.
+    fn of(text: &'a [u8]) -> Option<Self> {
+        let is_object = text.trim_ascii_start().starts_with(b"{");
+        let head = is_object.then(|| serde_json::from_slice(text));
+        head.and_then(Result::ok)
+    }
 }
 
 impl MessageScale {
-    pub(super) fn new(memory: &ImportShare, counted: Option<AnswerMeter>) -> Self {
+    /// For a body of the connection on which the server has `asked` for something.
+    pub(super) fn new(
+        memory: &ImportShare,
+        counted: Option<AnswerMeter>,
+        asked: &ServerRequests,
+    ) -> Self {
         Self {
             counted,
             memory: memory.clone(),
             passing: memory.claim(),
+            asked: asked.clone(),
         }
     }
 
-    /// Counts what a message will take. What is returned the library gets in its place; nothing where it gets the
-    /// message itself.
+    /// Counts what a message will take, and tells what the library gets of it.
     ///
     /// # Errors
     /// It is more than is taken of a server, or than there is room for.
-    pub(super) fn weigh(&mut self, text: &[u8]) -> Result<Option<String>, CallError> {
+    pub(super) fn weigh(&mut self, text: &[u8]) -> Result<WeighedMessage, CallError> {
         let list = McpListAnswer::from_message(text);
         self.weighed(text, list.as_ref()).inspect_err(|why| {
             if let Some(counted) = &self.counted {
                 counted.refuse(why);
             }
         })?;
-        Ok(list.map(|list| list.sealed()))
+        Ok(match list {
+            Some(list) => WeighedMessage::Sealed(list.sealed()),
+            None if self.admits(text) => WeighedMessage::AsItIs,
+            None => WeighedMessage::Dropped,
+        })
+    }
+
+    /// Whether the library may have this message: it is no request, or one of few.
+    fn admits(&self, text: &[u8]) -> bool {
+        match MessageHead::of(text) {
+            Some(MessageHead {
+                method: Some(method),
+                id: Some(id),
+            }) => self.asked.admits(id.get(), method.get()),
+            Some(_) => true,
+            // An object that names its method or its id twice, which the library could read as a request.
+            None => !text.trim_ascii_start().starts_with(b"{"),
+        }
     }
 
     fn weighed(&mut self, text: &[u8], list: Option<&McpListAnswer<'_>>) -> Result<(), CallError> {
@@ -187,9 +232,7 @@ impl MessageScale {
 }
 
 fn is_answer(text: &[u8]) -> bool {
-    let is_object = text.trim_ascii_start().starts_with(b"{");
-    let head = serde_json::from_slice::<MessageHead<'_>>(text);
-    is_object && head.is_ok_and(|head| head.method.is_none())
+    MessageHead::of(text).is_some_and(|head| head.method.is_none())
 }
 
 #[cfg(test)]
@@ -208,7 +251,8 @@ mod tests {
         let memory = ImportMemory::default();
         let share = memory.share();
         let counted = AnswerMeter::new(&share);
-        let mut scale = MessageScale::new(&share, Some(counted.clone()));
+        let mut scale =
+            MessageScale::new(&share, Some(counted.clone()), &ServerRequests::default());
         scale.weigh(answer(1000).as_bytes()).expect("room");
         assert!(memory.taken() > 100_000, "{}", memory.taken());
         drop(scale);
@@ -223,7 +267,8 @@ mod tests {
     async fn too_many_values_are_refused_with_the_limit() {
         let share = ImportMemory::default().share();
         let counted = AnswerMeter::new(&share);
-        let mut scale = MessageScale::new(&share, Some(counted.clone()));
+        let mut scale =
+            MessageScale::new(&share, Some(counted.clone()), &ServerRequests::default());
         let refused = scale.weigh(answer(1 << 20).as_bytes()).expect_err("many");
         assert_eq!(refused.code, ErrorCode::PayloadTooLarge);
         assert!(
@@ -233,7 +278,7 @@ mod tests {
         assert_eq!(counted.refused().await, refused);
         // Page by page they are as many.
         let counted = AnswerMeter::new(&share);
-        let mut scale = MessageScale::new(&share, Some(counted));
+        let mut scale = MessageScale::new(&share, Some(counted), &ServerRequests::default());
         let page = answer(100_000);
         let pages = (0..10).take_while(|_| scale.weigh(page.as_bytes()).is_ok());
         assert_eq!(pages.count(), 2);
@@ -244,10 +289,14 @@ mod tests {
         let share = ImportMemory::default().share();
         let list = format!("[{}0]", "0,".repeat(20_000));
         let note = format!("{{\"method\":\"notifications/message\",\"params\":{list}}}");
-        let mut scale = MessageScale::new(&share, Some(AnswerMeter::new(&share)));
+        let mut scale = MessageScale::new(
+            &share,
+            Some(AnswerMeter::new(&share)),
+            &ServerRequests::default(),
+        );
         assert!(scale.weigh(note.as_bytes()).is_err());
         assert!(scale.weigh(answer(20_000).as_bytes()).is_ok());
-        let mut unasked = MessageScale::new(&share, None);
+        let mut unasked = MessageScale::new(&share, None, &ServerRequests::default());
         assert!(unasked.weigh(answer(20_000).as_bytes()).is_err());
         assert!(unasked.weigh(answer(10_000).as_bytes()).is_ok());
         assert!(scale.weigh(list.as_bytes()).is_err());

@@ -1,7 +1,6 @@
 //! A connection to one server, and requests on it that nothing waits for any more.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use rmcp::RoleClient;
 use rmcp::model::{
@@ -10,19 +9,14 @@ use rmcp::model::{
 use rmcp::service::{Peer, PeerRequestOptions, RunningService, ServiceError};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
 
 use crate::client::permits::McpCallPermit;
 use crate::client::remote::RefusingMcpClient;
-use crate::limits::CANCEL_TIMEOUT;
-
-/// How long the library lets the connection send what it does not wait for. This module gives up before.
-pub(super) const CONTROL_TIMEOUT: Duration = CANCEL_TIMEOUT.saturating_mul(2);
 
 /// A connection, which ends with the last of these that is dropped.
 pub(super) struct McpConnection {
     running: RunningService<RoleClient, RefusingMcpClient>,
-    /// The library cancels one request after the other. The time for one begins when it is its turn.
+    /// The library cancels one request after the other. Those that wait for it wait here, each requester with one.
     cancelling: Mutex<()>,
 }
 
@@ -49,7 +43,7 @@ impl McpConnection {
     }
 
     /// Asks the server. If this is dropped the server gets a `notifications/cancelled`, and the request keeps its
-    /// `place` until that is sent: what the library has of a request it forgets with it.
+    /// `place` until that is sent or given up: what the library has of a request it forgets with it.
     pub(super) async fn ask(
         self: &Arc<Self>,
         request: ClientRequest,
@@ -70,24 +64,24 @@ impl McpConnection {
         answer
     }
 
-    /// Tells the server that nothing waits for this answer. A server that does not take that in time has lost its
-    /// connection: otherwise what it has not taken would keep its places, one after the other.
-    async fn cancel(&self, id: RequestId) {
+    /// Tells the server that nothing waits for this answer. The library gives up after
+    /// [`CANCEL_TIMEOUT`](crate::limits::CANCEL_TIMEOUT), and forgets the request either way. The connection stays where
+    /// the server does not take the cancellation: calls of other requesters are on it.
+    async fn cancel(&self, id: RequestId, place: Option<&McpCallPermit>) {
+        let requester = place.map(McpCallPermit::cancelling);
+        let _turn_of_requester = match &requester {
+            Some(requester) => Some(requester.lock().await),
+            None => None,
+        };
         let _turn = self.cancelling.lock().await;
         if self.is_over() {
             return;
         }
         let why = "the caller does not wait any more".to_owned();
         let cancelled = CancelledNotificationParam::new(Some(id), Some(why));
-        let sent = self.peer().notify_cancelled(cancelled);
-        // What the server answers to it means nothing.
-        if timeout(CANCEL_TIMEOUT, sent).await.is_err() {
-            let seconds = CANCEL_TIMEOUT.as_secs();
-            tracing::warn!(
-                seconds,
-                "a tool server does not take a cancellation; its connection ends"
-            );
-            self.running.cancellation_token().cancel();
+        if let Err(error) = self.peer().notify_cancelled(cancelled).await {
+            // Below a warning: each caller of a slow server could write as many lines as it likes.
+            tracing::debug!(%error, "a tool server does not take a cancellation");
         }
     }
 }
@@ -113,7 +107,7 @@ impl Drop for UnansweredRequest {
                     id,
                     place,
                 } = request;
-                connection.cancel(id).await;
+                connection.cancel(id, place.as_ref()).await;
                 drop(place);
             });
         }

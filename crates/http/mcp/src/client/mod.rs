@@ -8,6 +8,7 @@ mod names;
 mod param_headers;
 mod permits;
 mod remote;
+mod server_requests;
 mod tool_list;
 mod tools;
 mod transport;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use alknet_call::{CallError, Ctx, ErrorCode};
 use alknet_core::{NetworkPrefix, PeerId};
+use tokio::sync::Mutex as AsyncMutex;
 
 use crate::client::lock;
 use crate::limits::{CALLS_MAX, CALLS_OF_ONE_MAX, CALLS_SHARED, CALLS_UNKNOWN_MAX};
@@ -44,13 +45,20 @@ struct McpPermitCounts {
     all: usize,
     /// By all unknown peers.
     unknown: usize,
-    each: HashMap<McpRequester, usize>,
+    each: HashMap<McpRequester, McpRequesterCalls>,
+}
+
+/// The calls of one requester, those whose cancellation the server has yet to take among them.
+#[derive(Debug, Default)]
+struct McpRequesterCalls {
+    count: usize,
+    cancelling: Arc<AsyncMutex<()>>,
 }
 
 impl McpPermitCounts {
     /// What there is no place for.
     fn full(&self, who: &McpRequester) -> Option<(&'static str, usize)> {
-        let own = self.each.get(who).copied().unwrap_or_default();
+        let own = self.each.get(who).map_or(0, |own| own.count);
         if own >= CALLS_OF_ONE_MAX {
             Some(("one requester", CALLS_OF_ONE_MAX))
         } else if !who.is_known() && self.unknown >= CALLS_UNKNOWN_MAX {
@@ -80,7 +88,7 @@ impl McpCallPermits {
         }
         taken.all += 1;
         taken.unknown += usize::from(!who.is_known());
-        *taken.each.entry(who.clone()).or_default() += 1;
+        taken.each.entry(who.clone()).or_default().count += 1;
         drop(taken);
         Ok(McpCallPermit {
             places: Arc::clone(self),
@@ -96,14 +104,25 @@ pub(super) struct McpCallPermit {
     who: McpRequester,
 }
 
+impl McpCallPermit {
+    /// Held while one call of this requester is cancelled. So a requester with many does not keep those of others
+    /// waiting for more than one.
+    pub(super) fn cancelling(&self) -> Arc<AsyncMutex<()>> {
+        let taken = lock(&self.places.0);
+        let own = taken.each.get(&self.who);
+        own.map(|own| Arc::clone(&own.cancelling))
+            .unwrap_or_default()
+    }
+}
+
 impl Drop for McpCallPermit {
     fn drop(&mut self) {
         let mut taken = lock(&self.places.0);
         taken.all -= 1;
         taken.unknown -= usize::from(!self.who.is_known());
         if let Some(own) = taken.each.get_mut(&self.who) {
-            *own -= 1;
-            if *own == 0 {
+            own.count -= 1;
+            if own.count == 0 {
                 taken.each.remove(&self.who);
             }
         }

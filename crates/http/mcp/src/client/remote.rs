@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::answer_meter::AnswerMeter;
 use crate::client::arguments::counted_arguments;
-use crate::client::connection::{CONTROL_TIMEOUT, McpConnection};
+use crate::client::connection::McpConnection;
 use crate::client::param_headers::{ParamHeaderValues, ParamHeaders};
 use crate::client::permits::{McpCallPermit, McpCallPermits};
 use crate::client::tool_list::{self, McpToolList};
@@ -37,8 +37,9 @@ use crate::client::tools::{SERVER_ERROR, bytes, shown};
 use crate::client::transport::McpHttpTransport;
 use crate::client::{McpImport, answer};
 use crate::limits::{
-    ANSWER_BYTES_MAX, CALL_TIMEOUT, CALLS_MAX, CHANGE_ANSWER_BYTES_MIN, EVENT_BYTES_MAX,
-    LISTING_BYTES_MAX, LISTING_TIMEOUT, PAGES_MAX, REFRESH, RETRY_FIRST, RETRY_LONGEST, TOOLS_MAX,
+    ANSWER_BYTES_MAX, CALL_TIMEOUT, CALLS_MAX, CANCEL_TIMEOUT, CHANGE_ANSWER_BYTES_MIN,
+    EVENT_BYTES_MAX, LISTING_BYTES_MAX, LISTING_TIMEOUT, PAGES_MAX, REFRESH, RETRY_FIRST,
+    RETRY_LONGEST, TOOLS_MAX,
 };
 
 /// One server.
@@ -246,9 +247,10 @@ impl McpRemote {
     async fn connect(&self) -> Result<RunningService<RoleClient, RefusingMcpClient>, McpCallError> {
         let mut config = StreamableHttpClientTransportConfig::with_uri(&*self.import.url)
             .max_concurrent_requests(CALLS_MAX)
-            .control_request_timeout(CONTROL_TIMEOUT);
+            .control_request_timeout(CANCEL_TIMEOUT);
         config.max_sse_event_size = EVENT_BYTES_MAX;
-        let transport = StreamableHttpClientTransport::with_client(self.http.clone(), config);
+        let transport =
+            StreamableHttpClientTransport::with_client(self.http.for_connection(), config);
         let handler = RefusingMcpClient(Arc::clone(&self.changed));
         let lifecycle = ClientLifecycleMode::Auto {
             preferred_versions: vec![ProtocolVersion::V_2026_07_28],

@@ -23,9 +23,10 @@ use rmcp::transport::streamable_http_client::{
 use sse_stream::{Sse, SseStream};
 use tokio::sync::Notify;
 
-use crate::client::answer_meter::{AnswerMeter, MessageScale};
+use crate::client::answer_meter::{AnswerMeter, MessageScale, WeighedMessage};
 use crate::client::arguments::json_text;
 use crate::client::param_headers::ParamHeaderValues;
+use crate::client::server_requests::ServerRequests;
 use crate::limits::{
     ANSWER_BYTES_MAX, EVENT_BYTES_MAX, NOTE_TREE_BYTES_MAX, REFUSAL_BYTES_MAX, STREAM_BYTES_MAX,
 };
@@ -48,6 +49,7 @@ pub(super) struct McpHttpTransport {
     pub(super) credential: Arc<ArcSwapOption<Capability>>,
     changed: Arc<Notify>,
     memory: ImportShare,
+    asked: ServerRequests,
 }
 
 impl McpHttpTransport {
@@ -59,6 +61,15 @@ impl McpHttpTransport {
             credential: Arc::default(),
             changed,
             memory,
+            asked: ServerRequests::default(),
+        }
+    }
+
+    /// The same for another connection, on which the server has asked for nothing yet.
+    pub(super) fn for_connection(&self) -> Self {
+        Self {
+            asked: ServerRequests::default(),
+            ..self.clone()
         }
     }
 
@@ -82,6 +93,63 @@ impl McpHttpTransport {
         let answer = answer.map_err(StreamableHttpError::Client)?;
         authorised(&answer)?;
         Ok(answer)
+    }
+
+    /// The events of a body. Each is counted before the library parses it, and has no data where that is a request which
+    /// the library does not get: to end the stream would end the call of a requester who asked for nothing, and the
+    /// library would open another.
+    fn events(
+        &self,
+        body: ResponseBody,
+        memory: &ImportShare,
+        counted: Option<AnswerMeter>,
+    ) -> BoxStream<'static, Result<Sse, SseError>> {
+        let mut scale = MessageScale::new(memory, counted.clone(), &self.asked);
+        let bytes = bounded(body.into_data_stream(), EVENT_BYTES_MAX, memory, counted);
+        let weighed = SseStream::from_bytes_stream(bytes).map(move |event| {
+            let mut event = event?;
+            let data = event.data.as_deref().unwrap_or_default();
+            let weighed = scale.weigh(data.as_bytes());
+            let weighed =
+                weighed.map_err(|why| SseError::Body(Box::new(SseLimitError::Room(why))))?;
+            match weighed {
+                WeighedMessage::AsItIs => {}
+                WeighedMessage::Dropped => event.data = None,
+                WeighedMessage::Sealed(sealed) => event.data = Some(sealed),
+            }
+            Ok(event)
+        });
+        until_error(weighed).boxed()
+    }
+
+    /// The message that a body has, or why it has none.
+    ///
+    /// # Errors
+    /// It breaks off, or is more than is taken of a server.
+    async fn parsed(
+        &self,
+        body: ResponseBody,
+        memory: &ImportShare,
+        counted: Option<AnswerMeter>,
+    ) -> Result<Result<ServerJsonRpcMessage, Refusal>, Refusal> {
+        let mut claim = memory.claim();
+        let has_room = |bytes| counts(&mut claim, bytes, counted.as_ref());
+        let text = body.collect_counted(ANSWER_BYTES_MAX, has_room).await;
+        let text = text.map_err(StreamableHttpError::Client)?;
+        let mut scale = MessageScale::new(memory, counted, &self.asked);
+        let weighed = scale.weigh(&text).map_err(|why| too_heavy(&why))?;
+        let parsed = match &weighed {
+            WeighedMessage::Sealed(sealed) => serde_json::from_str(sealed),
+            _ => serde_json::from_slice(&text),
+        };
+        let parsed = parsed.map_err(StreamableHttpError::Deserialize);
+        Ok(parsed.and_then(|message| match weighed {
+            WeighedMessage::Dropped => {
+                let why = "it asks in place of an answer, and has asked for too much before";
+                Err(StreamableHttpError::UnexpectedServerResponse(why.into()))
+            }
+            _ => Ok(message),
+        }))
     }
 
     /// Posts a message. The call that `counted` belongs to notes that it is on its way.
@@ -176,6 +244,7 @@ impl StreamableHttpClient for McpHttpTransport {
         )?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         let counted = meter(&message);
+        let _answering = self.asked.answering(&message);
         if let Some(values) = param_headers(&message) {
             headers.extend(values.clone());
         }
@@ -200,26 +269,15 @@ impl StreamableHttpClient for McpHttpTransport {
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned);
         if is(&head.headers, EVENTS) {
-            let events = events(body, EVENT_BYTES_MAX, &memory, counted);
+            let events = self.events(body, &memory, counted);
             return Ok(StreamableHttpPostResponse::Sse(events, session));
         }
         let waits = matches!(message, ClientJsonRpcMessage::Request(_));
-        let mut claim = memory.claim();
-        let has_room = |bytes| counts(&mut claim, bytes, counted.as_ref());
-        let text = body.collect_counted(ANSWER_BYTES_MAX, has_room).await;
-        let text = text.map_err(StreamableHttpError::Client)?;
-        let mut scale = MessageScale::new(&memory, counted);
-        let sealed = scale.weigh(&text).map_err(|why| too_heavy(&why))?;
-        let parsed = match &sealed {
-            Some(sealed) => serde_json::from_str(sealed),
-            None => serde_json::from_slice(&text),
-        };
-        match parsed {
+        let is_json = is(&head.headers, JSON);
+        match self.parsed(body, &memory, counted).await? {
             _ if !waits => Ok(StreamableHttpPostResponse::Accepted),
-            Ok(answer) if is(&head.headers, JSON) => {
-                Ok(StreamableHttpPostResponse::Json(answer, session))
-            }
-            Err(error) if is(&head.headers, JSON) => Err(StreamableHttpError::Deserialize(error)),
+            Ok(answer) if is_json => Ok(StreamableHttpPostResponse::Json(answer, session)),
+            Err(error) if is_json => Err(error),
             _ => Err(StreamableHttpError::UnexpectedContentType(Some(
                 media_type(&head.headers).chars().take(64).collect(),
             ))),
@@ -257,7 +315,7 @@ impl StreamableHttpClient for McpHttpTransport {
             status if status.is_success() && is(answer.headers(), EVENTS) => {
                 self.changed.notify_one();
                 let body = answer.into_body();
-                Ok(events(body, EVENT_BYTES_MAX, &self.memory, None))
+                Ok(self.events(body, &self.memory, None))
             }
             status if status.is_success() => Err(StreamableHttpError::UnexpectedContentType(None)),
             StatusCode::METHOD_NOT_ALLOWED => Err(StreamableHttpError::ServerDoesNotSupportSse),
@@ -335,26 +393,6 @@ fn refused(
     };
     let answer = ServerJsonRpcMessage::error(error, Some(request.id.clone()));
     Ok(StreamableHttpPostResponse::Json(answer, None))
-}
-
-/// The events of a body, none longer than `longest`. Each is counted before the library parses it.
-fn events(
-    body: ResponseBody,
-    longest: usize,
-    memory: &ImportShare,
-    counted: Option<AnswerMeter>,
-) -> BoxStream<'static, Result<Sse, SseError>> {
-    let mut scale = MessageScale::new(memory, counted.clone());
-    let bytes = bounded(body.into_data_stream(), longest, memory, counted);
-    let weighed = SseStream::from_bytes_stream(bytes).map(move |event| {
-        let mut event = event?;
-        let data = event.data.as_deref().unwrap_or_default();
-        let sealed = scale.weigh(data.as_bytes());
-        let sealed = sealed.map_err(|why| SseError::Body(Box::new(SseLimitError::Room(why))))?;
-        event.data = sealed.or(event.data);
-        Ok(event)
-    });
-    until_error(weighed).boxed()
 }
 
 /// The items up to the first that is an error.

@@ -1,13 +1,14 @@
 //! Callers that would have all that a node has for one imported server.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use alknet_call::{CallError, ErrorCode, ImportMemory};
-use alknet_mcp::limits::{CALLS_MAX, CALLS_OF_ONE_MAX, CALLS_UNKNOWN_MAX};
+use alknet_mcp::limits::{CALLS_MAX, CALLS_OF_ONE_MAX, CALLS_UNKNOWN_MAX, SERVER_REQUESTS_MAX};
 use alknet_test_support::deadline;
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -57,11 +58,27 @@ async fn unknown_peers_without_an_address_leave_known_ones_places_of_a_server() 
 #[derive(Default)]
 struct UncancellableServer {
     greetings: AtomicUsize,
-    /// Calls since the last greeting.
-    calls: AtomicUsize,
-    /// The most calls after one greeting.
+    /// The ids of the calls without an answer, in their order.
+    calls: Mutex<Vec<Value>>,
+    /// The ids of the calls whose cancellation reached it, in their order.
+    cancelled: Mutex<Vec<Value>>,
+    /// The most calls beyond those with a cancellation.
     most_calls: AtomicUsize,
     called: Notify,
+    /// Answers one call that asks to be held.
+    released: Arc<Notify>,
+}
+
+/// What this list has now.
+fn listed(list: &Mutex<Vec<Value>>) -> Vec<Value> {
+    list.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Adds to it, and returns how many there are.
+fn add(list: &Mutex<Vec<Value>>, one: &Value) -> usize {
+    let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+    list.push(one.clone());
+    list.len()
 }
 
 impl UncancellableServer {
@@ -75,28 +92,51 @@ impl UncancellableServer {
     /// Waits until so many calls reached it.
     async fn has_calls(&self, calls: usize) {
         let there = async {
-            while self.calls.load(Ordering::SeqCst) < calls {
+            while listed(&self.calls).len() < calls {
                 sleep(Duration::from_millis(10)).await;
             }
         };
         timeout(deadline(SOON), there).await.expect("they come");
     }
 
+    /// Waits until the cancellations that reached it are such, and returns them.
+    async fn has_cancelled(&self, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let there = async {
+            loop {
+                let cancelled = listed(&self.cancelled);
+                if enough(&cancelled) {
+                    return cancelled;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(deadline(2 * SOON), there).await.expect("they come")
+    }
+
     fn reply(&self, message: &Value) -> McpServerReply {
         match message["method"].as_str().unwrap_or_default() {
-            "notifications/cancelled" => return McpServerReply::Silence,
+            "notifications/cancelled" => {
+                add(&self.cancelled, &message["params"]["requestId"]);
+                return McpServerReply::Silence;
+            }
             "initialize" => {
                 self.greetings.fetch_add(1, Ordering::SeqCst);
-                self.calls.store(0, Ordering::SeqCst);
             }
             "tools/call" if message["params"]["arguments"]["answer"] == true => {
                 return McpServerReply::Result(json!({"content": []}));
             }
             "tools/call" => {
-                let calls = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
-                self.most_calls.fetch_max(calls, Ordering::SeqCst);
+                let calls = add(&self.calls, &message["id"]);
+                let open = calls.saturating_sub(listed(&self.cancelled).len());
+                self.most_calls.fetch_max(open, Ordering::SeqCst);
                 self.called.notify_one();
-                return McpServerReply::Silence;
+                return match message["params"]["arguments"]["held"] == true {
+                    true => {
+                        let answer = json!({"content": []});
+                        McpServerReply::Held(Arc::clone(&self.released), answer)
+                    }
+                    false => McpServerReply::Silence,
+                };
             }
             _ => {}
         }
@@ -128,17 +168,23 @@ async fn calls_that_are_cancelled_are_no_more_than_there_are_places() {
     assert!(refused > 0, "cancelled calls have places");
 }
 
-#[tokio::test]
-async fn a_server_that_takes_no_cancellation_loses_its_connection_and_keeps_no_places() {
-    let server = Arc::new(UncancellableServer::default());
-    let node = Arc::new(server.importer().await);
+/// Calls of eve, as many as one requester may have, which the server got and does not answer.
+async fn calls_of_eve(
+    server: &UncancellableServer,
+    node: &Arc<McpImporter>,
+) -> JoinSet<Result<Value, CallError>> {
+    let before = listed(&server.calls).len();
     let mut hanging = JoinSet::new();
     for _ in 0..CALLS_OF_ONE_MAX {
-        let node = Arc::clone(&node);
+        let node = Arc::clone(node);
         hanging.spawn(async move { node.call_as("eve", "plain", json!({})).await });
     }
-    server.has_calls(CALLS_OF_ONE_MAX).await;
-    hanging.shutdown().await;
+    server.has_calls(before + CALLS_OF_ONE_MAX).await;
+    hanging
+}
+
+/// Waits until eve, whose calls are all cancelled, has a place again: the node gave a cancellation up.
+async fn eve_has_a_place(node: &McpImporter) {
     let answered = async {
         let input = json!({"answer": true});
         while let Err(refused) = node.call_as("eve", "plain", input.clone()).await {
@@ -148,8 +194,121 @@ async fn a_server_that_takes_no_cancellation_loses_its_connection_and_keeps_no_p
     };
     timeout(deadline(2 * SOON), answered)
         .await
-        .expect("the places are free again");
-    assert_eq!(server.greetings.load(Ordering::SeqCst), 2, "connections");
+        .expect("a place is free again");
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_cancellation_keeps_no_place_for_ever() {
+    let server = Arc::new(UncancellableServer::default());
+    let node = Arc::new(server.importer().await);
+    calls_of_eve(&server, &node).await.shutdown().await;
+    eve_has_a_place(&node).await;
+}
+
+/// An honest server with few threads takes no cancellation while a requester has them all.
+#[tokio::test]
+async fn a_cancellation_that_is_not_taken_ends_no_call_of_others() {
+    let server = Arc::new(UncancellableServer::default());
+    let node = Arc::new(server.importer().await);
+    let of_ada = Arc::clone(&node);
+    let ada =
+        tokio::spawn(async move { of_ada.call_as("ada", "plain", json!({"held": true})).await });
+    server.has_calls(1).await;
+    calls_of_eve(&server, &node).await.shutdown().await;
+    eve_has_a_place(&node).await;
+    server.released.notify_one();
+    let answer = timeout(deadline(SOON), ada).await.expect("it ends");
+    let answer = answer.expect("no panic").expect("the server answers it");
+    assert_eq!(answer["content"], json!([]));
+    assert_eq!(server.greetings.load(Ordering::SeqCst), 1, "connections");
+}
+
+/// The library sends one after the other, each for up to 5 s.
+#[tokio::test]
+async fn cancellations_of_one_requester_let_those_of_others_pass() {
+    let server = Arc::new(UncancellableServer::default());
+    let node = Arc::new(server.importer().await);
+    let mut of_eve = calls_of_eve(&server, &node).await;
+    let of_ada = Arc::clone(&node);
+    let mut ada = JoinSet::new();
+    ada.spawn(async move { of_ada.call_as("ada", "plain", json!({})).await });
+    server.has_calls(CALLS_OF_ONE_MAX + 1).await;
+    let id = listed(&server.calls).pop().expect("her call is the last");
+    of_eve.shutdown().await;
+    server.has_cancelled(|ids| !ids.is_empty()).await;
+    ada.shutdown().await;
+    let ids = server.has_cancelled(|ids| ids.contains(&id)).await;
+    let before = ids.iter().take_while(|one| **one != id).count();
+    // One was under way. A busy machine may have given it up before ada's call ended.
+    assert!((1..=3).contains(&before), "{before} of eve go before it");
+}
+
+/// Requests of a server with these ids, as events.
+fn pings(ids: impl IntoIterator<Item = usize>) -> String {
+    let ping = |id: usize| {
+        format!(
+            "data: {}\n\n",
+            json!({"jsonrpc": "2.0", "id": format!("ping-{id}"), "method": "ping"})
+        )
+    };
+    ids.into_iter().map(ping).collect()
+}
+
+/// Events, and then the answer to a call.
+fn answer_after(events: &str, call: &Value) -> McpServerReply {
+    let answer = json!({"jsonrpc": "2.0", "id": call["id"], "result": {"content": []}});
+    let body = format!("{events}data: {answer}\n\n");
+    McpServerReply::Body("text/event-stream", body)
+}
+
+/// The library has a task for each request of a server until its answer is posted.
+#[tokio::test]
+async fn requests_of_a_server_that_takes_no_answers_are_few_tasks() {
+    const PINGS: usize = 10_000;
+    let events = pings(0..PINGS);
+    let node = importer(move |message| match message["method"] == "tools/call" {
+        true => answer_after(&events, message),
+        false => McpServerReply::Silence,
+    });
+    let node = node.await;
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let call = node.call("plain", json!({}));
+    let answer = timeout(deadline(2 * SOON), call).await.expect("it ends");
+    // The library had read every request by then.
+    answer.expect("what was not passed on does not end the stream");
+    let more = tasks().saturating_sub(before);
+    assert!(more < PINGS / 10, "{more} tasks");
+}
+
+#[tokio::test]
+async fn requests_of_a_server_that_takes_the_answers_are_all_answered() {
+    let asked = AtomicUsize::new(0);
+    let answered = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&answered);
+    let node = importer(move |message| match message["method"] == "tools/call" {
+        true => {
+            let id = asked.fetch_add(1, Ordering::SeqCst);
+            answer_after(&pings([id]), message)
+        }
+        // What has no method answers a request of the server.
+        false => {
+            seen.fetch_add(1, Ordering::SeqCst);
+            McpServerReply::Accepted
+        }
+    });
+    let node = node.await;
+    for call in 1..=2 * SERVER_REQUESTS_MAX {
+        let answer = node.call("plain", json!({})).await;
+        answer.expect("an answer");
+        let there = async {
+            while answered.load(Ordering::SeqCst) < call {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let there = timeout(deadline(SOON), there).await;
+        assert!(there.is_ok(), "request {call} of the server has no answer");
+    }
 }
 
 /// The library has each request as a tree twice, and once as text.

@@ -11,6 +11,7 @@ use alknet_test_support::deadline;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::imports::{McpImporter, adapter, adapter_in};
@@ -23,6 +24,8 @@ pub(crate) enum McpServerReply {
     Body(&'static str, String),
     /// This, again and again.
     Endless(String),
+    /// This result, once it is notified.
+    Held(Arc<Notify>, Value),
     /// Nothing.
     Silence,
     /// What a notification gets.
@@ -113,6 +116,10 @@ async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> McpServerRepl
                 sent = stream.write_all(part.as_bytes()).await;
             }
             return;
+        }
+        McpServerReply::Held(released, value) => {
+            released.notified().await;
+            result(value)
         }
         McpServerReply::Silence => std::future::pending().await,
         McpServerReply::Accepted => empty("202 Fine"),

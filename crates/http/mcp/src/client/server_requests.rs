@@ -1,0 +1,113 @@
+//! What a server asks of this node. The protocol's library starts a task for each such request, keeps it until its answer
+//! is posted, and posts one answer after the other. A server that takes no answers could fill the node's memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use rmcp::model::{ClientJsonRpcMessage, RequestId};
+use tokio::time::Instant;
+
+use crate::client::lock;
+use crate::limits::{SERVER_REQUEST_EXPIRY, SERVER_REQUEST_NAME_BYTES_MAX, SERVER_REQUESTS_MAX};
+
+/// The requests of a server on one connection whose answers are not posted yet. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ServerRequests(Arc<Mutex<HashMap<RequestId, Instant>>>);
+
+impl ServerRequests {
+    /// Whether the library may have the request with this id and method, both as the server wrote them. From then on it
+    /// counts.
+    pub(super) fn admits(&self, id: &str, method: &str) -> bool {
+        self.admits_at(Instant::now(), id, method)
+    }
+
+    fn admits_at(&self, now: Instant, id: &str, method: &str) -> bool {
+        // The library repeats both in what it answers.
+        let longest = id.len().max(method.len());
+        let Ok(id) = serde_json::from_str::<RequestId>(id) else {
+            return false;
+        };
+        let mut open = lock(&self.0);
+        // What the server cancelled itself has no answer that could end it.
+        open.retain(|_, since| now.saturating_duration_since(*since) < SERVER_REQUEST_EXPIRY);
+        // The library answers two requests with one id once.
+        let fits = longest <= SERVER_REQUEST_NAME_BYTES_MAX
+            && open.len() < SERVER_REQUESTS_MAX
+            && !open.contains_key(&id);
+        if fits {
+            open.insert(id, now);
+        }
+        fits
+    }
+
+    /// The request that `message` answers counts until what is returned is dropped.
+    pub(super) fn answering(&self, message: &ClientJsonRpcMessage) -> Option<ServerAnswerGuard> {
+        let id = match message {
+            ClientJsonRpcMessage::Response(response) => response.id.clone(),
+            ClientJsonRpcMessage::Error(error) => error.id.clone()?,
+            _ => return None,
+        };
+        let requests = self.clone();
+        Some(ServerAnswerGuard { requests, id })
+    }
+}
+
+/// An answer that is being posted.
+#[derive(Debug)]
+pub(super) struct ServerAnswerGuard {
+    requests: ServerRequests,
+    id: RequestId,
+}
+
+impl Drop for ServerAnswerGuard {
+    fn drop(&mut self) {
+        lock(&self.requests.0).remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rmcp::ErrorData;
+
+    use super::*;
+
+    const PING: &str = "\"ping\"";
+
+    #[test]
+    fn an_answer_that_is_posted_makes_room_for_one_request() {
+        let requests = ServerRequests::default();
+        for id in 0..SERVER_REQUESTS_MAX {
+            assert!(requests.admits(&id.to_string(), PING), "request {id}");
+        }
+        assert!(!requests.admits("\"one more\"", PING));
+        let error = ErrorData::invalid_request("no", None);
+        let answer = ClientJsonRpcMessage::error(error, Some(RequestId::Number(7)));
+        let posting = requests.answering(&answer);
+        assert!(!requests.admits("\"one more\"", PING), "it is not posted");
+        drop(posting);
+        assert!(requests.admits("\"one more\"", PING));
+        assert!(!requests.admits("\"another\"", PING));
+    }
+
+    #[test]
+    fn a_request_that_is_never_answered_counts_for_a_time() {
+        let requests = ServerRequests::default();
+        let begun = Instant::now();
+        for id in 0..SERVER_REQUESTS_MAX {
+            assert!(requests.admits_at(begun, &id.to_string(), PING));
+        }
+        assert!(!requests.admits_at(begun, "\"a\"", PING));
+        assert!(requests.admits_at(begun + SERVER_REQUEST_EXPIRY, "\"a\"", PING));
+    }
+
+    #[test]
+    fn ids_are_short_and_no_two_requests_have_one() {
+        let requests = ServerRequests::default();
+        let long = format!("\"{}\"", "x".repeat(SERVER_REQUEST_NAME_BYTES_MAX));
+        assert!(!requests.admits(&long, PING));
+        assert!(!requests.admits("1", &long));
+        assert!(!requests.admits("{}", PING), "this is no id");
+        assert!(requests.admits("\"a\"", PING));
+        assert!(!requests.admits("\"\\u0061\"", PING), "it is the same");
+    }
+}
