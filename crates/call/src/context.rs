@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{AccessControl, AccessDecision};
 use crate::body::CallBody;
-use crate::call_tree::Hindrance;
+use crate::call_tree::{Hindrance, SentChanges};
 use crate::client::Caller;
 use crate::compiled::CompiledOperation;
 use crate::compose::{CancellationTokens, ChildCall, CompositionAuthority, Env};
@@ -341,19 +341,20 @@ impl Ctx {
 
     /// Notes that what this call changes is on its way to a server outside of this node, or, with `false`, that the
     /// server has not taken it. From then on no error of the call is `retryable`, its own deadline included, since the
-    /// change may have been made. Until the server has answered, the run of an idempotency key that the call belongs
-    /// to does not come again either. Only calls between operations note it: no others reach an imported operation.
+    /// change may have been made, and neither is any of the calls above it, whatever they do after that. The run of an
+    /// idempotency key that the call belongs to does not come again either.
     pub fn set_sent(&self, sent: bool) {
-        if let CallOrigin::Child(child) = &self.0 {
-            child.set_sent(sent);
+        match &self.0 {
+            CallOrigin::Request(request) => request.set_sent(sent),
+            CallOrigin::Child(child) => child.set_sent(sent),
         }
     }
 
-    /// What became of the call, in view of what was sent for it.
-    pub(crate) fn settled<T>(&self, outcome: Result<T, CallError>) -> Result<T, CallError> {
+    /// What the call has sent to servers, and every call below it.
+    pub(crate) fn changes(&self) -> &Arc<SentChanges> {
         match &self.0 {
-            CallOrigin::Request(_) => outcome,
-            CallOrigin::Child(child) => child.settled(outcome),
+            CallOrigin::Request(request) => request.tree().changes(),
+            CallOrigin::Child(child) => &child.changes,
         }
     }
 
