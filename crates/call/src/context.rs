@@ -23,7 +23,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::request::InboundRequest;
 use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
 use crate::spec::OperationType;
-use crate::upstream::UpstreamFailure;
+use crate::upstream::{CAUSE_SCOPE, UpstreamFailure};
 
 /// The connection a request came over.
 #[derive(Clone, Debug)]
@@ -147,12 +147,30 @@ impl Ctx {
 
     /// The error for the caller of this operation where it lets pass an error of an imported operation, with this code
     /// and message: [`BAD_GATEWAY`](crate::BAD_GATEWAY), `UNAVAILABLE` or `TIMEOUT`. `None` where no server was seen to
-    /// fail so in the course of the request, whatever a script says.
+    /// fail so in the course of the request, whatever a script says. The message has addresses of servers, and what they
+    /// said: only a requester with the scope `node:read` gets it, and the log. All others read how the server failed.
     #[must_use]
     pub fn upstream_error(&self, code: &str, message: &str) -> Option<CallError> {
-        let failure = UpstreamFailure::from_code(&ErrorCode::from_name(code))?;
-        let seen = self.root().tree().saw_upstream(failure);
-        seen.then(|| failure.error(message))
+        let code = ErrorCode::from_name(code);
+        let failure = UpstreamFailure::from_code(&code)?;
+        if !self.root().tree().saw_upstream(failure) {
+            return None;
+        }
+        // A node that passes requests on may have the scope, and its requester need not.
+        let is_own = self.hops() == 0 && self.root().forwarded_for().is_none();
+        let reads = self
+            .identity()
+            .is_some_and(|it| it.scopes.allows(CAUSE_SCOPE));
+        if is_own && reads {
+            return Some(failure.error(message));
+        }
+        tracing::warn!(
+            request_id = self.root_request_id(),
+            operation = self.operation(),
+            code = code.name(),
+            "a server of an import failed: {message:?}"
+        );
+        Some(failure.error(&failure.words(&code)))
     }
 
     /// Notes what happened in the course of the request everything belongs to.
