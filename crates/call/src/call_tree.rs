@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
+use crate::error::CallError;
 use crate::upstream::UpstreamFailure;
 
 /// The number of the next request or call.
@@ -39,14 +40,57 @@ impl Hindrance {
     }
 }
 
+/// How many calls have sent a change to a server outside of this node: of one call with all below it, or of a whole
+/// request. A call that was answered still counts, whatever the answer: what comes after it must not have it repeated.
+#[derive(Debug, Default)]
+pub(crate) struct SentChanges {
+    count: AtomicUsize,
+    /// That of what made the call.
+    above: Option<Arc<Self>>,
+}
+
+impl SentChanges {
+    /// For a call that is a part of what `above` counts.
+    pub(crate) fn below(above: &Arc<Self>) -> Arc<Self> {
+        Arc::new(Self {
+            count: AtomicUsize::new(0),
+            above: Some(Arc::clone(above)),
+        })
+    }
+
+    /// Notes one more call that has sent a change, or one fewer: the server has not taken it.
+    pub(crate) fn note(&self, sent: bool) {
+        match sent {
+            true => self.count.fetch_add(1, Ordering::AcqRel),
+            false => self.count.fetch_sub(1, Ordering::AcqRel),
+        };
+        if let Some(above) = &self.above {
+            above.note(sent);
+        }
+    }
+
+    /// Whether there is such a call.
+    pub(crate) fn any(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
+    /// The same error, for what made the change: no error says that it may be made again.
+    pub(crate) fn settled(&self, error: CallError) -> CallError {
+        match self.any() {
+            true => error.not_retryable(),
+            false => error,
+        }
+    }
+}
+
 /// A request with every call below it, and with the runs of their idempotency keys.
 #[derive(Debug)]
 pub(crate) struct CallTree {
     number: u64,
     /// A [`Hindrance`].
     hindrance: AtomicU8,
-    /// Calls in it that sent a change to a server, of which the node does not know whether the server made it.
-    open_changes: AtomicUsize,
+    /// What calls in it have sent to servers.
+    changes: Arc<SentChanges>,
     /// How servers of imported operations failed: bits of [`UpstreamFailure`].
     upstream: AtomicU8,
     /// The tree that a run of an idempotency key is a part of.
@@ -58,18 +102,19 @@ impl CallTree {
         Self {
             number: next_number(),
             hindrance: AtomicU8::new(Hindrance::None as u8),
-            open_changes: AtomicUsize::new(0),
+            changes: Arc::default(),
             upstream: AtomicU8::new(0),
             above: None,
         }
     }
 
     /// That of a run of an idempotency key in the course of a request: of what happens in it alone it can be told.
-    pub(crate) fn below(above: &Arc<Self>) -> Self {
+    /// `changes` counts what the call has sent that waits for the run.
+    pub(crate) fn below(above: &Arc<Self>, changes: &Arc<SentChanges>) -> Self {
         Self {
             number: above.number,
             hindrance: AtomicU8::new(Hindrance::None as u8),
-            open_changes: AtomicUsize::new(0),
+            changes: SentChanges::below(changes),
             upstream: AtomicU8::new(0),
             above: Some(Arc::clone(above)),
         }
@@ -88,20 +133,9 @@ impl CallTree {
         }
     }
 
-    /// Notes one more call whose change may have been made, or one fewer.
-    pub(crate) fn set_change_open(&self, open: bool) {
-        match open {
-            true => self.open_changes.fetch_add(1, Ordering::AcqRel),
-            false => self.open_changes.fetch_sub(1, Ordering::AcqRel),
-        };
-        if let Some(above) = &self.above {
-            above.set_change_open(open);
-        }
-    }
-
-    /// Whether there is such a call in this run.
-    pub(crate) fn has_open_change(&self) -> bool {
-        self.open_changes.load(Ordering::Acquire) > 0
+    /// What calls in it have sent to servers.
+    pub(crate) fn changes(&self) -> &Arc<SentChanges> {
+        &self.changes
     }
 
     /// Notes that a server failed so which an imported operation asked in the course of it.

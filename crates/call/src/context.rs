@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{AccessControl, AccessDecision};
 use crate::body::CallBody;
-use crate::call_tree::Hindrance;
+use crate::call_tree::{Hindrance, SentChanges};
 use crate::client::Caller;
 use crate::compiled::CompiledOperation;
 use crate::compose::{CancellationTokens, ChildCall, CompositionAuthority, Env};
@@ -23,7 +23,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::request::InboundRequest;
 use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
 use crate::spec::OperationType;
-use crate::upstream::UpstreamFailure;
+use crate::upstream::{CAUSE_SCOPE, UpstreamFailure};
 
 /// The connection a request came over.
 #[derive(Clone, Debug)]
@@ -147,12 +147,30 @@ impl Ctx {
 
     /// The error for the caller of this operation where it lets pass an error of an imported operation, with this code
     /// and message: [`BAD_GATEWAY`](crate::BAD_GATEWAY), `UNAVAILABLE` or `TIMEOUT`. `None` where no server was seen to
-    /// fail so in the course of the request, whatever a script says.
+    /// fail so in the course of the request, whatever a script says. The message has addresses of servers, and what they
+    /// said: only a requester with the scope `node:read` gets it, and the log. All others read how the server failed.
     #[must_use]
     pub fn upstream_error(&self, code: &str, message: &str) -> Option<CallError> {
-        let failure = UpstreamFailure::from_code(&ErrorCode::from_name(code))?;
-        let seen = self.root().tree().saw_upstream(failure);
-        seen.then(|| failure.error(message))
+        let code = ErrorCode::from_name(code);
+        let failure = UpstreamFailure::from_code(&code)?;
+        if !self.root().tree().saw_upstream(failure) {
+            return None;
+        }
+        // A node that passes requests on may have the scope, and its requester need not.
+        let is_own = self.hops() == 0 && self.root().forwarded_for().is_none();
+        let reads = self
+            .identity()
+            .is_some_and(|it| it.scopes.allows(CAUSE_SCOPE));
+        if is_own && reads {
+            return Some(failure.error(message));
+        }
+        tracing::warn!(
+            request_id = self.root_request_id(),
+            operation = self.operation(),
+            code = code.name(),
+            "a server of an import failed: {message:?}"
+        );
+        Some(failure.error(&failure.words(&code)))
     }
 
     /// Notes what happened in the course of the request everything belongs to.
@@ -341,19 +359,20 @@ impl Ctx {
 
     /// Notes that what this call changes is on its way to a server outside of this node, or, with `false`, that the
     /// server has not taken it. From then on no error of the call is `retryable`, its own deadline included, since the
-    /// change may have been made. Until the server has answered, the run of an idempotency key that the call belongs
-    /// to does not come again either. Only calls between operations note it: no others reach an imported operation.
+    /// change may have been made, and neither is any of the calls above it, whatever they do after that. The run of an
+    /// idempotency key that the call belongs to does not come again either.
     pub fn set_sent(&self, sent: bool) {
-        if let CallOrigin::Child(child) = &self.0 {
-            child.set_sent(sent);
+        match &self.0 {
+            CallOrigin::Request(request) => request.set_sent(sent),
+            CallOrigin::Child(child) => child.set_sent(sent),
         }
     }
 
-    /// What became of the call, in view of what was sent for it.
-    pub(crate) fn settled<T>(&self, outcome: Result<T, CallError>) -> Result<T, CallError> {
+    /// What the call has sent to servers, and every call below it.
+    pub(crate) fn changes(&self) -> &Arc<SentChanges> {
         match &self.0 {
-            CallOrigin::Request(_) => outcome,
-            CallOrigin::Child(child) => child.settled(outcome),
+            CallOrigin::Request(request) => request.tree().changes(),
+            CallOrigin::Child(child) => &child.changes,
         }
     }
 

@@ -232,6 +232,13 @@ impl CallError {
         self
     }
 
+    /// The same, of what must not be tried again.
+    pub(crate) fn not_retryable(mut self) -> Self {
+        self.retryable = false;
+        self.retry_after_ms = None;
+        self
+    }
+
     /// The input is not what the operation takes.
     #[must_use]
     pub fn invalid_input(message: impl Into<String>) -> Self {

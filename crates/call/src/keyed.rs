@@ -260,20 +260,20 @@ impl KeyedRun {
     fn start(self, handler: Arc<dyn OnceHandler>, input: CallBody, ctx: Ctx) {
         let running = self.dispatcher.keyed.running.clone();
         running.spawn(async move {
-            let outcome = ctx.settled(work(handler, input, &ctx).await);
+            let outcome = work(handler, input, &ctx).await;
             // What the handler left running is over with its call, as everywhere.
             ctx.end();
             let tree = ctx.root().tree();
-            self.end(outcome, tree.hindrance_itself(), tree.has_open_change());
+            self.end(outcome, tree.hindrance_itself(), tree.changes().any());
         });
     }
 
-    /// `is_open`: a server may have made a change in the course of the run, so that it must not run again.
-    fn end(self, outcome: Outcome, hindrance: Hindrance, is_open: bool) {
-        let hindered = hindrance != Hindrance::None && !is_open;
-        let outcome = outcome.map_err(|error| CallError {
-            retryable: error.retryable && !is_open,
-            ..error
+    /// `changed`: a change was sent to a server in the course of the run, so that it must not run again.
+    fn end(self, outcome: Outcome, hindrance: Hindrance, changed: bool) {
+        let hindered = hindrance != Hindrance::None && !changed;
+        let outcome = outcome.map_err(|error| match changed {
+            true => error.not_retryable(),
+            false => error,
         });
         let (kept, outcome) = keep(outcome, hindered);
         self.settle(kept);

@@ -403,7 +403,7 @@ impl LocalCaller {
         });
         outcome.map_err(|error| {
             DispatcherCounters::add(&self.link.dispatcher.counters.errors);
-            operation.visible(error)
+            operation.visible(request.settled(error))
         })
     }
 }

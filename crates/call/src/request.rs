@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::body::{CallBody, CallOutput, SubscriptionItem};
 use crate::call_stream::CallStream;
-use crate::call_tree::CallTree;
+use crate::call_tree::{CallTree, SentChanges};
 use crate::compiled::CompiledOperation;
 use crate::compose::{OperationEnv, PeerCompositeEnv};
 use crate::connection::CallConnectionState;
@@ -54,6 +54,8 @@ pub(crate) struct InboundRequest {
     token: OnceLock<CancellationToken>,
     task: OnceLock<AbortHandle>,
     tree: OnceLock<Arc<CallTree>>,
+    /// What it changes was sent to a server outside of this node.
+    sent: AtomicBool,
     /// Number of the newest table of identities by which its right was found to hold, after that it was let in by.
     pub(crate) seen: AtomicU64,
 }
@@ -106,6 +108,7 @@ impl InboundRequest {
             token: OnceLock::new(),
             task: OnceLock::new(),
             tree: OnceLock::new(),
+            sent: AtomicBool::new(false),
             seen: AtomicU64::new(0),
         }
     }
@@ -113,10 +116,15 @@ impl InboundRequest {
     /// The same request without its place on the connection: no abort reaches it, and what it
     /// would send it does not. A keyed mutation runs as one.
     pub(crate) fn detached(&self) -> Arc<Self> {
+        self.detached_below(self.tree().changes())
+    }
+
+    /// The same for the run of the key of a call between operations, which has sent `changes`.
+    pub(crate) fn detached_below(&self, changes: &Arc<SentChanges>) -> Arc<Self> {
         let head = self.head.clone();
         let operation = Arc::clone(&self.operation);
         let mut detached = Self::new(head, &self.link, &self.lane, operation);
-        detached.tree = OnceLock::from(Arc::new(CallTree::below(self.tree())));
+        detached.tree = OnceLock::from(Arc::new(CallTree::below(self.tree(), changes)));
         Arc::new(detached)
     }
 
@@ -183,6 +191,22 @@ impl InboundRequest {
     /// it.
     pub(crate) fn tree(&self) -> &Arc<CallTree> {
         self.tree.get_or_init(|| Arc::new(CallTree::new()))
+    }
+
+    /// See [`Ctx::set_sent`].
+    pub(crate) fn set_sent(&self, sent: bool) {
+        if self.sent.swap(sent, Ordering::AcqRel) != sent {
+            self.tree().changes().note(sent);
+        }
+    }
+
+    /// The error of a query or mutation, in view of what was sent for it. What a subscription is asked for again is up to
+    /// its cursor.
+    pub(crate) fn settled(&self, error: CallError) -> CallError {
+        match self.tree.get() {
+            Some(tree) if !self.is_subscription() => tree.changes().settled(error),
+            _ => error,
+        }
     }
 
     /// The token is made on the first access: most operations never need it.
@@ -269,7 +293,7 @@ impl InboundRequest {
 
     /// Ends the request with an error.
     pub(crate) fn fail(&self, error: CallError) {
-        let error = self.operation.visible(error);
+        let error = self.operation.visible(self.settled(error));
         if !self.is_over() {
             DispatcherCounters::add(&self.link.dispatcher.counters.errors);
             self.lane.out.push_waiting(&self.link.unread, |out| {

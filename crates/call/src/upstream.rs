@@ -16,6 +16,9 @@ const STATUS_CODE: &str = "HTTP_";
 /// What codes of servers of tools begin with.
 const TOOL_CODE: &str = "MCP_";
 
+/// The scope of callers that read the node's own record, and so the whole cause.
+pub(crate) const CAUSE_SCOPE: &str = "node:read";
+
 /// How a server failed that an imported operation asked. The values are bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -45,6 +48,23 @@ impl UpstreamFailure {
         }
     }
 
+    /// How it failed, in the node's own words, where the imported operation ended with `code`. What the server said and
+    /// how this node reaches it are for those who may read the node's log.
+    pub(crate) fn words(self, code: &ErrorCode) -> String {
+        let status = status(code);
+        let how = match (self, status) {
+            (Self::BadAnswer | Self::Unavailable, Some(status)) => {
+                format!("answered with status {status}")
+            }
+            (Self::BadAnswer, None) => {
+                "answered with an error, or with an answer that does not fit".to_owned()
+            }
+            (Self::TimedOut, _) => "did not answer in time".to_owned(),
+            (Self::Unavailable, None) => "cannot be reached or used now".to_owned(),
+        };
+        format!("a server that the operation uses {how}")
+    }
+
     /// As the caller of the operation that asked reads it. Not retryable: that operation may have done other things.
     pub(crate) fn error(self, message: &str) -> CallError {
         let code = match self {
@@ -56,6 +76,15 @@ impl UpstreamFailure {
         error.retryable = false;
         error
     }
+}
+
+/// The status that a server answered with, by the code of the imported operation. [`BAD_GATEWAY`] may be the word of an
+/// operation in between, which names no status.
+fn status(code: &ErrorCode) -> Option<u16> {
+    let name = code.name();
+    let digits = name.strip_prefix(STATUS_CODE)?;
+    let status = digits.parse().ok()?;
+    (name != BAD_GATEWAY && (100..=599).contains(&status)).then_some(status)
 }
 
 /// What an operation declares that may end with [`BAD_GATEWAY`].
@@ -107,6 +136,25 @@ mod tests {
                 failure,
                 "{code}"
             );
+        }
+    }
+
+    #[test]
+    fn words_say_how_it_failed() {
+        for (code, words) in [
+            ("UNAVAILABLE", "cannot be reached or used now"),
+            ("HTTP_503", "answered with status 503"),
+            ("HTTP_404", "answered with status 404"),
+            ("TIMEOUT", "did not answer in time"),
+            ("HTTP_504", "did not answer in time"),
+            ("HTTP_502", "answered with an error"),
+            ("HTTP_teapot", "answered with an error"),
+            ("MCP_TOOL_ERROR", "answered with an error"),
+        ] {
+            let code = ErrorCode::from_name(code);
+            let failure = UpstreamFailure::from_code(&code).expect("a server's");
+            let said = failure.words(&code);
+            assert!(said.contains(words), "{code:?}: {said}");
         }
     }
 

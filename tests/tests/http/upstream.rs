@@ -97,3 +97,48 @@ fn a_server_that_fails_is_a_bad_gateway_and_not_a_failed_node() {
         assert_eq!(error["details"]["path"], operation, "{error:#}");
     }
 }
+
+/// The attacker may call the operation, and have its servers fail. Their addresses and their words are not for it.
+#[test]
+fn a_caller_of_little_right_learns_nothing_of_servers_that_fail() {
+    let bench = TestBench::new();
+    let api = HostServer::api(0, None);
+    let gone = ReservedPort::claim().expect("a port");
+    fs::copy(client("api.yaml"), bench.path().join("api.yaml")).expect("the folder is ours");
+    let relay = RelayOperation::new(&bench, &["api/*", "gone/*"]);
+    let config = [
+        relay.configuration(),
+        importing("api", api.port()),
+        importing("gone", gone.number()),
+    ];
+    let web = WebNode::start(&bench, &config.concat());
+    relay.promote(web.node.target());
+    for there in ["api/getNote", "gone/getNote"] {
+        eventually(there, || {
+            let listed = RelayOperation::list(bench.admin(), web.node.target(), there);
+            (listed == json!([there])).then_some(())
+        });
+    }
+    let made = json!({ "scopes": ["call:js:relay"] });
+    let made = web.node.call("token/make", &made);
+    let caller = made["token"].as_str().expect("a token");
+    for (operation, status, how) in [
+        ("gone/getNote", 503, "cannot be reached or used now"),
+        ("api/getNote", 502, "answered with status 404"),
+    ] {
+        let mut asked = RelayOperation::input(operation, &json!({ "id": "none" }));
+        asked["pass"] = true.into();
+        let path = format!("/{}", RelayOperation::PATH);
+        let body = json!({ "operation": path, "input": asked });
+        let told = web.post(caller, "/call", &body.to_string());
+        assert_eq!(told.status, status, "{operation}: {told:?}");
+        let error = told.json()["error"].take();
+        let message = error["message"].as_str().unwrap_or_default();
+        assert!(message.ends_with(how), "{operation}: {error:#}");
+        assert_eq!(error["details"]["path"], operation, "{error:#}");
+        let whole = error.to_string();
+        for hidden in ["127.0.0.1", "no note", &gone.number().to_string()] {
+            assert!(!whole.contains(hidden), "{operation}: {error:#}");
+        }
+    }
+}

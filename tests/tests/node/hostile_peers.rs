@@ -473,3 +473,40 @@ async fn that_there_was_no_room_is_not_kept_for_a_key() {
     assert_eq!(bank.asked("node/full"), 2);
     bank.connection.close(CloseCode::Normal, "");
 }
+
+/// The attacker cuts the connection of a peer that has taken a mutation. The client repeats its call of the hub under
+/// its key where the error allows that, and the hub would ask the other peer, which has not heard of the key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mutation_that_one_peer_took_is_not_sent_to_another() {
+    let bench = TestBench::new();
+    let admin = bench.admin();
+    let banks = ["first", "second"].map(|name| (name, bench.somebody(name)));
+    let known = knows(banks.iter().map(|(name, bank)| (*name, bank)));
+    let hub = bench.host_with(&known);
+    let mut peers = Vec::new();
+    for (_, bank) in &banks {
+        let pay = OperationSpec::mutation("node/hold", "Pays, and does not answer.");
+        peers.push(ManualPeer::start(&hub, bank, pay).await);
+    }
+    eventually("both peers are attached", || {
+        let listed = hub.call("services/list-peers", &Value::Null).to_string();
+        (listed.matches("node/hold").count() == 2).then_some(())
+    });
+    let (_dialer, client) = caller(&hub, admin).await;
+    let call = tokio::spawn(async move {
+        let input = json!({ "peer": "any", "operation": "node/hold" });
+        let options = CallOptions::default();
+        client.call_retrying("hub/invoke", &input, &options).await
+    });
+    let took = eventually("a peer has taken it", || {
+        peers.iter().position(|peer| peer.asked("node/hold") > 0)
+    });
+    peers[took].connection.close(CloseCode::Normal, "cut");
+    let ended = tokio::time::timeout(deadline(HUNG), call).await;
+    let lost = ended.expect("it is answered").expect("no panic");
+    let lost = lost.expect_err("its answer is lost");
+    let said = (&lost.code, lost.retryable);
+    assert_eq!(said, (&ErrorCode::Unavailable, false), "{lost}");
+    let asked = peers.iter().map(|peer| peer.asked("node/hold"));
+    assert_eq!(asked.sum::<usize>(), 1);
+}

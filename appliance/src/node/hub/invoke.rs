@@ -44,7 +44,8 @@ pub(super) fn invoke(hub: HubContext) -> Registration {
         OperationType::Mutation,
         "Calls a query or mutation of a peer: one by its id or name, or any that serves it.",
     );
-    // Under one key a request runs once here, and the key that goes along sees to it there.
+    // Under one key a request runs once here. The key that goes along sees to it there where the peer takes one; from
+    // any other peer nothing is asked again that the peer has taken.
     spec.idempotent = Idempotence::Keyed;
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         // Before the future, which would keep all of the input until the peer answers.

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{CallBody, CallOutput};
-use crate::call_tree::Hindrance;
+use crate::call_tree::{Hindrance, SentChanges};
 use crate::compiled::CompiledOperation;
 use crate::compose::authority::CompositionAuthority;
 use crate::compose::env::OperationEnv;
@@ -45,20 +45,22 @@ pub(crate) struct ChildCall {
     /// Its idempotency key, where that counts: the call then only waits for the run of the key, which is
     /// counted instead.
     pub(crate) key: Option<Box<str>>,
-    /// What it changes was sent to a server outside of this node, which has not said what became of it.
+    /// What it changes was sent to a server outside of this node.
     pub(crate) sent: AtomicBool,
+    /// What it has sent, and every call below it.
+    pub(crate) changes: Arc<SentChanges>,
 }
 
 impl ChildCall {
     /// The same call without the one that made it: no abort reaches it. A keyed mutation runs as one.
     pub(crate) fn detached(&self) -> Self {
+        let root = self.root.detached_below(&self.changes);
         Self {
             id: self.id.clone(),
             parent: self.parent.clone(),
             number: self.number,
             parent_number: self.parent_number,
             depth: self.depth,
-            root: self.root.detached(),
             operation: Arc::clone(&self.operation),
             by: self.by.clone(),
             env: Arc::clone(&self.env),
@@ -70,33 +72,22 @@ impl ChildCall {
             key: self.key.clone(),
             // The run of its key says so itself.
             sent: AtomicBool::new(false),
+            changes: Arc::clone(root.tree().changes()),
+            root,
         }
     }
 
     /// See [`Ctx::set_sent`].
     pub(crate) fn set_sent(&self, sent: bool) {
         if self.sent.swap(sent, Ordering::AcqRel) != sent {
-            self.root.tree().set_change_open(sent);
+            self.changes.note(sent);
         }
     }
 
-    /// What became of it. No error is `retryable` where its change may have been made. After one that was, and after
-    /// an end that says nothing about the server, it remains open whether that is so, as it does where the call is
-    /// dropped.
+    /// What became of it. No error is `retryable` once a change was sent in the course of it, whether the server answered
+    /// that call or not.
     pub(crate) fn settled<T>(&self, outcome: Result<T, CallError>) -> Result<T, CallError> {
-        let says_nothing = |error: &CallError| {
-            error.retryable || matches!(error.code, ErrorCode::Aborted | ErrorCode::Internal)
-        };
-        if !self.sent.load(Ordering::Acquire) {
-            return outcome;
-        }
-        if !outcome.as_ref().is_err_and(says_nothing) {
-            self.set_sent(false);
-        }
-        outcome.map_err(|error| CallError {
-            retryable: false,
-            ..error
-        })
+        outcome.map_err(|error| self.changes.settled(error))
     }
 
     /// Notes what its operation answered where that says nothing about the call that made it. That there was no room

@@ -71,21 +71,14 @@ impl ChildSubscription {
         };
         let event = match child.tokens.run().run_until_cancelled(next).await {
             Some(Some(event)) => event,
-            Some(None) => {
-                child.set_sent(false);
-                return None;
-            }
+            Some(None) => return None,
             None => Err(aborted()),
         };
         let event = event.inspect_err(|error| child.note(error));
         let checked = event.and_then(|item| child.checked(item.output));
-        // After an event more may follow, so that it settles nothing.
-        let checked = match checked {
-            Err(error) => child.settled(Err(error)),
-            event => event,
-        };
         Some(
-            checked
+            child
+                .settled(checked)
                 .map(CallBody::from)
                 .map_err(|error| child.operation.visible(error)),
         )

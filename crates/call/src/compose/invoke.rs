@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::access::{AccessControl, AccessDecision};
 use crate::admission;
 use crate::body::CallBody;
-use crate::call_tree::{self, Hindrance};
+use crate::call_tree::{self, Hindrance, SentChanges};
 use crate::compiled::CompiledOperation;
 use crate::compose::authority::{CompositionAuthority, Provenance};
 use crate::compose::child::{ChildCall, ChildCallGuard, aborted};
@@ -404,6 +404,7 @@ impl Env {
             trace: options.trace.as_deref().map(Into::into),
             key: self.key(operation, options)?,
             sent: AtomicBool::new(false),
+            changes: SentChanges::below(parent.changes()),
             root: Arc::clone(root),
         })
     }

@@ -192,7 +192,7 @@ impl ImportReader<'_> {
 
     fn registration(&self, mut spec: OperationSpec) -> Result<Registration, AdapterError> {
         let remote = std::mem::take(&mut spec.name);
-        let handler = forwarding(self.caller, spec.op_type, &remote, self.options.disclose);
+        let handler = forwarding(self.caller, &spec, &remote, self.options.disclose);
         spec.name = self.options.local_name(&remote);
         spec.namespace = spec.name.split('/').next().unwrap_or_default().to_owned();
         spec.visibility = Visibility::Internal;

@@ -17,21 +17,21 @@ use crate::envelope::ForwardedFor;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, HandlerKind, OnceHandler, StreamHandler};
 use crate::import::CallerDisclosure;
-use crate::keyed::key_for;
+use crate::keyed::{is_keyed, key_for};
 use crate::limits::{CURSOR_BYTES_MAX, FORWARDING_HOPS_MAX, HOP_MARGIN};
 use crate::outbound::SubscriptionEvent;
 use crate::outgoing::PendingCall;
 use crate::peers::attach::peer_of;
 use crate::request_bytes::Requester;
-use crate::spec::OperationType;
+use crate::spec::{OperationSpec, OperationType};
 
 /// Scope of a caller that may have requests passed on which it passes on itself.
 const TRANSIT_SCOPE: &str = "hub:transit";
 
-/// The handler of an operation that a peer serves as `remote`.
+/// The handler of an operation that a peer announces with `spec` and serves as `remote`.
 pub(crate) fn forwarding(
     caller: &Caller,
-    op_type: OperationType,
+    spec: &OperationSpec,
     remote: &str,
     disclose: CallerDisclosure,
 ) -> HandlerKind {
@@ -40,8 +40,10 @@ pub(crate) fn forwarding(
         peer: peer_of(caller.link()),
         remote: remote.into(),
         disclose,
+        changes: spec.op_type == OperationType::Mutation,
+        is_keyed: is_keyed(spec),
     });
-    match op_type {
+    match spec.op_type {
         OperationType::Subscription => HandlerKind::Stream(forward),
         OperationType::Mutation | OperationType::Query => HandlerKind::Once(forward),
     }
@@ -53,6 +55,10 @@ struct ForwardHandler {
     peer: Option<PeerId>,
     remote: Box<str>,
     disclose: CallerDisclosure,
+    /// It is a mutation.
+    changes: bool,
+    /// The peer runs it once for a key.
+    is_keyed: bool,
 }
 
 impl ForwardHandler {
@@ -125,8 +131,31 @@ impl ForwardHandler {
     }
 
     async fn once(&self, input: CallBody, ctx: Ctx) -> Result<CallOutput, CallError> {
-        let (_counted, pending) = self.begin(input, &ctx).await?;
-        Ok(pending.outcome().await?.into())
+        let (_counted, pending) = match self.begin(input, &ctx).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.note_sent(false, &ctx);
+                return Err(error);
+            }
+        };
+        // A peer that honours the key of this request is asked again with it.
+        if !self.is_keyed || onward_key(&ctx).is_none() {
+            self.note_sent(true, &ctx);
+        }
+        let outcome = pending.outcome().await;
+        // The peer says that it has not begun: what has run is not retryable with this code.
+        let untaken = |error: &CallError| error.retryable && error.code == ErrorCode::Overloaded;
+        if outcome.as_ref().is_err_and(untaken) {
+            self.note_sent(false, &ctx);
+        }
+        Ok(outcome?.into())
+    }
+
+    /// Notes with a mutation whether the peer may have made its change.
+    fn note_sent(&self, sent: bool, ctx: &Ctx) {
+        if self.changes {
+            ctx.set_sent(sent);
+        }
     }
 
     /// Sends the request. Its input is not kept while the peer works.

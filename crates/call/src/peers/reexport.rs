@@ -134,6 +134,11 @@ pub(super) async fn ask_around(
     let found = find(&input, None)?;
     let again = elsewhere && found.operation.spec.op_type == OperationType::Query;
     let kept = again.then(|| input.clone());
+    // Another run of its key may be led to another peer, which knows nothing of the key. The handler takes this back
+    // where the peer was not asked.
+    if elsewhere && found.operation.spec.op_type == OperationType::Mutation {
+        ctx.set_sent(true);
+    }
     let lost = match ask(&found, input, ctx).await {
         Err(error) if error.code == ErrorCode::Unavailable => error,
         outcome => return outcome,

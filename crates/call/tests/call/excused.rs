@@ -361,3 +361,32 @@ async fn an_error_of_an_imported_server_is_passed_on_as_such() {
         assert!(!error.retryable, "{op}: it may have done something");
     }
 }
+
+/// Servers say addresses and secrets of the network behind the node, and those who may make one fail are many.
+#[tokio::test]
+async fn what_a_server_said_is_for_those_who_read_the_node() {
+    let error = CallError::operation("HTTP_418", "db-7.internal:5432 says no");
+    let fails = HandlerKind::once(move |_, _| {
+        let error = error.clone();
+        async move { Err::<Value, _>(error) }
+    });
+    let teapot = Registration::imported(query("app/teapot"), fails, Provenance::FromOpenApi);
+    let registry = Registry::builder()
+        .with(lets_pass("app/passes"))
+        .with(teapot.passing_errors_on());
+    let served = node(registry);
+    for (who, reads) in [
+        (None, false),
+        (Some(identity("caller", &["call:*"])), false),
+        (Some(identity("reader", &["node:read"])), true),
+    ] {
+        let client = served.client(Carriage::Memory, who);
+        let input = json!({ "op": "app/teapot" });
+        let ended = soon(client.call("app/passes", &input)).await;
+        let error = ended.expect_err("it fails");
+        assert_eq!(error.code.name(), BAD_GATEWAY);
+        assert_eq!(error.message.contains("db-7"), reads, "{error}");
+        let says_how = error.message.ends_with("answered with status 418");
+        assert_eq!(says_how, !reads, "{error}");
+    }
+}

@@ -59,6 +59,9 @@ fn worker(id: &'static str) -> CallTestNode {
                 }
             }),
         ))
+        .with(takes(&probe, "work/pay", Idempotence::No))
+        .with(takes(&probe, "work/charge", Idempotence::Keyed))
+        .with(busy(&probe))
         .with(Registration::new(
             count,
             HandlerKind::stream(move |_, _| {
@@ -72,6 +75,31 @@ fn worker(id: &'static str) -> CallTestNode {
         ));
     let registry = registry.build().expect("every rule is kept");
     CallTestNode::with_dispatcher(Dispatcher::new(registry).with_node(id), probe)
+}
+
+/// A mutation that does its work and does not answer.
+fn takes(probe: &Arc<OperationProbe>, name: &str, idempotent: Idempotence) -> Registration {
+    let probe = Arc::clone(probe);
+    let takes = HandlerKind::once(move |_, _| {
+        let guard = ProbeGuard::new(&probe);
+        async move {
+            guard.0.release.notified().await;
+            Ok(json!("done"))
+        }
+    });
+    let mut spec = OperationSpec::mutation(name, "Takes its time.");
+    spec.idempotent = idempotent;
+    Registration::new(spec, takes).open()
+}
+
+/// A mutation that begins nothing, for want of room.
+fn busy(probe: &Arc<OperationProbe>) -> Registration {
+    let probe = Arc::clone(probe);
+    let busy = HandlerKind::once(move |_, _| {
+        let _guard = ProbeGuard::new(&probe);
+        async { Err::<Value, _>(CallError::new(ErrorCode::Overloaded, "no room now")) }
+    });
+    Registration::new(OperationSpec::mutation("work/busy", "Has no room."), busy).open()
 }
 
 /// `go:*` to everybody, `go:w2` to one.
@@ -108,7 +136,14 @@ fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) ->
     let call = OperationSpec::mutation("farm/call", "Passes a call on.").with_identity();
     let follow = OperationSpec::subscription("farm/follow", "Passes it on.").with_identity();
     let inner = OperationSpec::query("farm/inner", "Composes what passes on.");
+    let mut once = OperationSpec::mutation("farm/once", "Passes a call on once.").with_identity();
+    once.idempotent = Idempotence::Keyed;
+    let passes_on = HandlerKind::once(|input: CallBody, ctx: Ctx| {
+        let (onward, input) = onward(&input);
+        async move { onward.call(input, &ctx).await }
+    });
     let registry = Registry::builder()
+        .with(Registration::new(once, passes_on).passing_errors_on())
         .with(
             Registration::new(
                 call,
@@ -153,7 +188,7 @@ fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) ->
     CallTestNode::with_dispatcher(dispatcher, Arc::default())
 }
 
-async fn farm(carriage: Carriage) -> Farm {
+pub(crate) async fn farm(carriage: Carriage) -> Farm {
     farm_of(hub(None, PeerTimeouts::default()), worker, carriage).await
 }
 

@@ -23,5 +23,6 @@ mod request_bytes;
 mod rights;
 mod sent;
 mod session;
+mod taken;
 mod unfinished;
 mod unread;

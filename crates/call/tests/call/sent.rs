@@ -8,7 +8,7 @@ use std::time::Duration;
 use alknet_call::*;
 use alknet_core::Carriage;
 use alknet_test_support::deadline;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::*;
 use crate::composition::{authority, node};
@@ -67,21 +67,102 @@ fn order() -> Registration {
 
 /// What two orders with one key end with, and how often the imported mutation was called.
 async fn twice(how: &str, hides: bool) -> ([CallError; 2], usize) {
+    twice_at("shop/order", &json!({ "how": how, "hides": hides })).await
+}
+
+/// The same for this operation.
+async fn twice_at(operation: &str, input: &Value) -> ([CallError; 2], usize) {
     let called = Arc::default();
-    let registry = Registry::builder().with(pay(&called)).with(order());
+    let registry = Registry::builder()
+        .with(pay(&called))
+        .with(order())
+        .with(full())
+        .with(cart("shop/cart", Idempotence::Keyed))
+        .with(cart("shop/inner", Idempotence::No))
+        .with(desk());
     let node = node(registry);
     let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
     let options = CallOptions {
         idempotency_key: Some("k".to_owned()),
         ..CallOptions::default()
     };
-    let input = json!({ "how": how, "hides": hides });
     let order = async || {
-        let ended = soon(client.call_with("shop/order", &input, &options)).await;
-        ended.expect_err(how)
+        let ended = soon(client.call_with(operation, input, &options)).await;
+        ended.expect_err(operation)
     };
     let errors = [order().await, order().await];
     (errors, called.load(Ordering::SeqCst))
+}
+
+/// A peer's query that always says that it has no room.
+fn full() -> Registration {
+    let full = HandlerKind::once(|_, _| async {
+        Err::<Value, _>(CallError::new(ErrorCode::Overloaded, "always full"))
+    });
+    let spec = OperationSpec::query("bank/full", "Has no room.");
+    Registration::imported(spec, full, Provenance::FromCall)
+}
+
+/// A mutation that pays, and then asks a peer that has no room.
+fn cart(name: &str, idempotent: Idempotence) -> Registration {
+    let cart = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
+        let env = ctx.env();
+        env.invoke("bank/pay", &json!("well")).await?;
+        let asked = env.invoke("bank/full", &Value::Null).await;
+        let asked = asked.map_err(|error| match input.value() == "hides" {
+            true => CallError::internal("in its own name"),
+            false => error,
+        });
+        Ok::<CallOutput, CallError>(asked?.into())
+    });
+    let mut spec = OperationSpec::mutation(name, "Pays, and does more.");
+    spec.idempotent = idempotent;
+    Registration::new(spec, cart)
+        .open()
+        .composing(authority(&[]), ScopedPeerEnv::new(["bank/*"]))
+}
+
+/// A keyed mutation that has another one pay.
+fn desk() -> Registration {
+    let desk = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
+        let paid = ctx.env().invoke("shop/inner", input.value()).await;
+        // What it hears of the other one does not say that it may be called again.
+        let paid = paid.inspect_err(|error| assert!(!error.retryable, "{error}"));
+        Ok::<CallOutput, CallError>(paid?.into())
+    });
+    let mut spec = OperationSpec::mutation("shop/desk", "Has another one pay.");
+    spec.idempotent = Idempotence::Keyed;
+    Registration::new(spec, desk)
+        .open()
+        .composing(authority(&[]), ScopedPeerEnv::new(["shop/*"]))
+}
+
+/// The server has made the change and said so; a later step finds no room, which a hostile peer can say at any time.
+#[tokio::test]
+async fn a_change_that_was_made_is_not_made_again_for_a_later_step() {
+    for at in ["shop/cart", "shop/desk"] {
+        for (input, code) in [
+            (json!("passes"), ErrorCode::Overloaded),
+            (json!("hides"), ErrorCode::Internal),
+        ] {
+            let ([first, second], calls) = twice_at(at, &input).await;
+            assert_eq!((&first.code, first.retryable), (&code, false), "{at}");
+            assert_eq!((&second.code, second.retryable), (&code, false), "{at}");
+            assert_eq!(calls, 1, "{at} {input}");
+        }
+    }
+}
+
+/// Without a key, too, the error is no reason to repeat the call.
+#[tokio::test]
+async fn an_error_after_a_change_does_not_say_that_the_call_may_be_repeated() {
+    let ([first, _], calls) = twice_at("shop/inner", &Value::Null).await;
+    assert_eq!(
+        (first.code, first.retryable),
+        (ErrorCode::Overloaded, false)
+    );
+    assert_eq!(first.retry_after_ms, None);
+    assert_eq!(calls, 2, "no key counts for it");
 }
 
 #[tokio::test]

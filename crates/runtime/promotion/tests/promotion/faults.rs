@@ -362,6 +362,67 @@ async fn a_promoted_mutation_whose_answer_found_no_room_is_not_called_again() {
     }
 }
 
+/// The payment is made and answered, and a peer that the operation asks after that says that it has no room.
+#[tokio::test]
+async fn a_promoted_mutation_that_has_paid_is_not_called_again_for_a_later_step() {
+    for hides in [false, true] {
+        let folder = folder();
+        let people = Arc::new(PromotionIdentities::default());
+        people.set("ada", &["ops:propose"]);
+        people.set("eve", &["ops:promote"]);
+        people.set("cal", &["call:*"]);
+        let paid: Arc<AtomicUsize> = Arc::default();
+        let counted = Arc::clone(&paid);
+        let pays = HandlerKind::once(move |_, ctx: Ctx| {
+            ctx.set_sent(true);
+            counted.fetch_add(1, Ordering::SeqCst);
+            async { Ok(json!("paid")) }
+        });
+        let spec = OperationSpec::mutation("bank/pay", "Pays.");
+        let pays = Registration::imported(spec, pays, Provenance::FromOpenApi).open();
+        let mut program = program();
+        program.extend([pays, order()]);
+        let node = PromotionNode::start_with(folder.path(), live(), people, program).await;
+        let throws = if hides { "new Error('no')" } else { "e" };
+        let source = format!(
+            "export const run = async (go) => {{
+                if (!go) return 0;
+                await ops.call('bank/pay');
+                try {{ await ops.call('door/far'); }} catch (e) {{ throw {throws}; }}
+                return 0;
+            }};"
+        );
+        let mut draft = DraftBundle::new("pay", &source)
+            .uses(&["bank/pay", "door/far"])
+            .test(json!({ "input": null, "expect": { "output": 0 } }));
+        draft.content.spec.kind = serde_json::from_value(json!("mutation")).expect("a kind");
+        node.promote(&draft).await;
+        let client = node.client("cal");
+        let options = CallOptions {
+            idempotency_key: Some("k".to_owned()),
+            ..CallOptions::default()
+        };
+        let expected = match hides {
+            true => ErrorCode::Internal,
+            false => ErrorCode::Overloaded,
+        };
+        for _ in 0..2 {
+            let ended = soon(client.call_with("shop/order", &json!(true), &options)).await;
+            let error = ended.expect_err("a later step found no room");
+            assert_eq!(
+                (&error.code, error.retryable),
+                (&expected, false),
+                "{error}"
+            );
+        }
+        assert_eq!(paid.load(Ordering::SeqCst), 1);
+        // Called by itself it says the same.
+        let error = node.call("cal", "js/pay", &json!(true)).await;
+        let error = error.expect_err("a later step found no room");
+        assert_eq!((error.code, error.retryable), (expected, false));
+    }
+}
+
 #[tokio::test]
 async fn what_a_script_does_not_declare_is_no_code_of_its_operation() {
     let folder = folder();

@@ -126,7 +126,7 @@ pub(crate) fn folder() -> tempfile::TempDir {
 }
 
 /// Operations of the program.
-fn program() -> Vec<Registration> {
+pub(crate) fn program() -> Vec<Registration> {
     let tax = OperationSpec::query("config/tax", "The tax.").with_scope("config:read");
     let write = OperationSpec::mutation("files/write", "Writes.").with_scope("files:write");
     let login = OperationSpec::query("door/open", "Opens.").with_input(json!({

@@ -1,0 +1,87 @@
+//! Mutations that are passed on under a key, and that a peer has taken before it was lost.
+
+use std::sync::atomic::Ordering;
+
+use alknet_call::*;
+use alknet_core::{Carriage, CloseCode};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::common::*;
+use crate::farm::{Farm, attached};
+use crate::forwarder::farm;
+
+/// How often the workers of a farm began something.
+fn begun(farm: &Farm) -> [usize; 3] {
+    [0, 1, 2].map(|n| farm.workers[n].probe.started.load(Ordering::SeqCst))
+}
+
+/// Asks the hub to pass a call on, under one key.
+fn once(farm: &Farm, carriage: Carriage, input: &Value) -> JoinHandle<CallError> {
+    let user = identity("user", &["go:everywhere"]);
+    let user = farm.hub.client(carriage, Some(user));
+    let input = input.clone();
+    tokio::spawn(async move {
+        let options = CallOptions {
+            idempotency_key: Some("k".to_owned()),
+            ..CallOptions::default()
+        };
+        let ended = user.call_with("farm/once", &input, &options).await;
+        ended.expect_err("it is lost")
+    })
+}
+
+/// The attacker cuts the connection of a worker that has taken a payment. The hub's operation takes a key, and the
+/// worker's takes none, or another worker would be asked, which has not heard of the key.
+#[tokio::test]
+async fn a_mutation_that_a_peer_took_is_passed_on_no_second_time() {
+    for carriage in CARRIAGES {
+        for input in [
+            json!({ "peer": "w1", "operation": "work/pay" }),
+            json!({ "operation": "work/pay" }),
+            json!({ "operation": "work/charge" }),
+        ] {
+            let farm = farm(carriage).await;
+            let first = once(&farm, carriage, &input);
+            let took = soon(async {
+                loop {
+                    if let Some(took) = begun(&farm).iter().position(|&n| n > 0) {
+                        break took;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            farm.links[took].close(CloseCode::Internal, "cut");
+            let names = ["w1", "w2", "w3"];
+            let mut left = names.to_vec();
+            left.remove(took);
+            attached(&farm.hub, &left).await;
+            let name = names[took];
+            let _link = farm.workers[took].join(&farm.hub, carriage, identity(name, &[]));
+            left.push(name);
+            attached(&farm.hub, &left).await;
+            let again = once(&farm, carriage, &input);
+            for lost in [first, again] {
+                let lost = soon(lost).await.expect("no panic");
+                let said = (&lost.code, lost.retryable);
+                assert_eq!(said, (&ErrorCode::Unavailable, false), "{input}: {lost}");
+            }
+            assert_eq!(begun(&farm).iter().sum::<usize>(), 1, "{input}");
+        }
+    }
+}
+
+/// The peer says that it has begun nothing: the same key may ask it again.
+#[tokio::test]
+async fn a_mutation_that_a_peer_had_no_room_for_may_be_passed_on_again() {
+    let farm = farm(Carriage::Memory).await;
+    let input = json!({ "peer": "w1", "operation": "work/busy" });
+    for asked in 1..3 {
+        let refused = soon(once(&farm, Carriage::Memory, &input)).await;
+        let refused = refused.expect("no panic");
+        let said = (&refused.code, refused.retryable);
+        assert_eq!(said, (&ErrorCode::Overloaded, true), "{refused}");
+        assert_eq!(begun(&farm), [asked, 0, 0]);
+    }
+}
