@@ -287,6 +287,14 @@ impl Ctx {
         }
     }
 
+    /// Whether an operation calls it and named no one peer: another call with its key may be led to another peer.
+    pub(crate) fn may_go_elsewhere(&self) -> bool {
+        match &self.0 {
+            CallOrigin::Request(_) => false,
+            CallOrigin::Child(child) => child.elsewhere,
+        }
+    }
+
     /// The same without the requester: no abort reaches it. A keyed mutation runs as one.
     pub(crate) fn detached(&self) -> Self {
         match &self.0 {

@@ -45,6 +45,8 @@ pub(crate) struct ChildCall {
     /// Its idempotency key, where that counts: the call then only waits for the run of the key, which is
     /// counted instead.
     pub(crate) key: Option<Box<str>>,
+    /// It named no one peer: another call with its key may be led to another peer.
+    pub(crate) elsewhere: bool,
     /// What it changes was sent to a server outside of this node.
     pub(crate) sent: AtomicBool,
     /// What it has sent, and every call below it.
@@ -70,6 +72,7 @@ impl ChildCall {
             hastened: self.hastened,
             trace: self.trace.clone(),
             key: self.key.clone(),
+            elsewhere: self.elsewhere,
             // The run of its key says so itself.
             sent: AtomicBool::new(false),
             changes: Arc::clone(root.tree().changes()),

@@ -403,6 +403,7 @@ impl Env {
             hastened,
             trace: options.trace.as_deref().map(Into::into),
             key: self.key(operation, options)?,
+            elsewhere: !matches!(options.peer, Some(PeerRef::Specific(_))),
             sent: AtomicBool::new(false),
             changes: SentChanges::below(parent.changes()),
             root: Arc::clone(root),

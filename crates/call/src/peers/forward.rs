@@ -139,7 +139,8 @@ impl ForwardHandler {
             }
         };
         // A peer that honours the key of this request is asked again with it.
-        if !self.is_keyed || onward_key(&ctx).is_none() {
+        let asks_again = self.is_keyed && onward_key(&ctx).is_some() && !ctx.may_go_elsewhere();
+        if !asks_again {
             self.note_sent(true, &ctx);
         }
         let outcome = pending.outcome().await;

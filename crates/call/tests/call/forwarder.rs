@@ -142,7 +142,21 @@ fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) ->
         let (onward, input) = onward(&input);
         async move { onward.call(input, &ctx).await }
     });
+    let mut order = OperationSpec::mutation("farm/order", "Charges at any peer.").with_identity();
+    order.idempotent = Idempotence::Keyed;
+    let charges = HandlerKind::once(|_, ctx: Ctx| async move {
+        let options = InvokeOptions {
+            idempotency_key: Some("charge".to_owned()),
+            ..InvokeOptions::on(PeerRef::Any)
+        };
+        let env = ctx.env();
+        let charged = env.invoke_with("work/charge", &Value::Null, &options).await;
+        Ok::<CallOutput, CallError>(charged?.into())
+    });
+    let authority = CompositionAuthority::new("order", ["*"]);
+    let reach = ScopedPeerEnv::new(["work/charge"]);
     let registry = Registry::builder()
+        .with(Registration::new(order, charges).composing(authority, reach))
         .with(Registration::new(once, passes_on).passing_errors_on())
         .with(
             Registration::new(

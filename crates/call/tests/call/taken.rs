@@ -17,7 +17,12 @@ fn begun(farm: &Farm) -> [usize; 3] {
 }
 
 /// Asks the hub to pass a call on, under one key.
-fn once(farm: &Farm, carriage: Carriage, input: &Value) -> JoinHandle<CallError> {
+fn once(
+    farm: &Farm,
+    carriage: Carriage,
+    operation: &'static str,
+    input: &Value,
+) -> JoinHandle<CallError> {
     let user = identity("user", &["go:everywhere"]);
     let user = farm.hub.client(carriage, Some(user));
     let input = input.clone();
@@ -26,7 +31,7 @@ fn once(farm: &Farm, carriage: Carriage, input: &Value) -> JoinHandle<CallError>
             idempotency_key: Some("k".to_owned()),
             ..CallOptions::default()
         };
-        let ended = user.call_with("farm/once", &input, &options).await;
+        let ended = user.call_with(operation, &input, &options).await;
         ended.expect_err("it is lost")
     })
 }
@@ -36,13 +41,27 @@ fn once(farm: &Farm, carriage: Carriage, input: &Value) -> JoinHandle<CallError>
 #[tokio::test]
 async fn a_mutation_that_a_peer_took_is_passed_on_no_second_time() {
     for carriage in CARRIAGES {
-        for input in [
-            json!({ "peer": "w1", "operation": "work/pay" }),
-            json!({ "operation": "work/pay" }),
-            json!({ "operation": "work/charge" }),
+        for (at, input) in [
+            (
+                "farm/once",
+                json!({ "peer": "w1", "operation": "work/pay" }),
+            ),
+            ("farm/once", json!({ "operation": "work/pay" })),
+            ("farm/once", json!({ "operation": "work/charge" })),
+            // An operation of the hub calls the worker's, with a key of its own.
+            ("farm/order", Value::Null),
         ] {
             let farm = farm(carriage).await;
-            let first = once(&farm, carriage, &input);
+            let is_lost = async |asked: JoinHandle<CallError>| {
+                let lost = soon(asked).await.expect("no panic");
+                let said = (&lost.code, lost.retryable);
+                assert_eq!(
+                    said,
+                    (&ErrorCode::Unavailable, false),
+                    "{at} {input}: {lost}"
+                );
+            };
+            let first = once(&farm, carriage, at, &input);
             let took = soon(async {
                 loop {
                     if let Some(took) = begun(&farm).iter().position(|&n| n > 0) {
@@ -61,13 +80,9 @@ async fn a_mutation_that_a_peer_took_is_passed_on_no_second_time() {
             let _link = farm.workers[took].join(&farm.hub, carriage, identity(name, &[]));
             left.push(name);
             attached(&farm.hub, &left).await;
-            let again = once(&farm, carriage, &input);
-            for lost in [first, again] {
-                let lost = soon(lost).await.expect("no panic");
-                let said = (&lost.code, lost.retryable);
-                assert_eq!(said, (&ErrorCode::Unavailable, false), "{input}: {lost}");
-            }
-            assert_eq!(begun(&farm).iter().sum::<usize>(), 1, "{input}");
+            is_lost(first).await;
+            is_lost(once(&farm, carriage, at, &input)).await;
+            assert_eq!(begun(&farm).iter().sum::<usize>(), 1, "{at} {input}");
         }
     }
 }
@@ -78,7 +93,7 @@ async fn a_mutation_that_a_peer_had_no_room_for_may_be_passed_on_again() {
     let farm = farm(Carriage::Memory).await;
     let input = json!({ "peer": "w1", "operation": "work/busy" });
     for asked in 1..3 {
-        let refused = soon(once(&farm, Carriage::Memory, &input)).await;
+        let refused = soon(once(&farm, Carriage::Memory, "farm/once", &input)).await;
         let refused = refused.expect("no panic");
         let said = (&refused.code, refused.retryable);
         assert_eq!(said, (&ErrorCode::Overloaded, true), "{refused}");
