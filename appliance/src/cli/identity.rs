@@ -1,6 +1,8 @@
 //! The key this computer acts with.
 
-use std::path::PathBuf;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use alknet_tls::NodeKey;
 use serde_json::json;
@@ -10,6 +12,10 @@ use crate::key::KeyFiles;
 
 /// File of the key inside the state directory.
 pub(crate) const KEY_FILE: &str = "identity.key";
+/// Permission bits by which users beside the owner write.
+const OTHERS_WRITE: u32 = 0o022;
+/// The user that can write everything anyhow.
+const ROOT: u32 = 0;
 
 impl StateArgs {
     /// The state directory, made with mode 0700 if it is missing.
@@ -47,6 +53,33 @@ impl StateArgs {
     }
 }
 
+/// Refuses a file or folder that another user of this computer can have written: what it says of a node and of its
+/// key would be that user's word. `us` is the user of this process; only root writes what is root's.
+///
+/// # Errors
+/// It belongs to another user than `us` and root, or others may write it.
+pub(crate) fn refuse_foreign(path: &Path, about: &Metadata, us: u32) -> Result<(), CommandError> {
+    let refused = |why: String| Err(CommandError::local(format!("{}: {why}", path.display())));
+    let (owner, mode) = (about.uid(), about.mode() & 0o777);
+    if owner != us && owner != ROOT {
+        return refused(format!(
+            "it belongs to user {owner} and not to you (user {us}), so that its nodes are not used"
+        ));
+    }
+    if mode & OTHERS_WRITE != 0 {
+        return refused(format!(
+            "others may write it (mode {mode:o}), so that its nodes are not used: once you know what is in it, \
+             'chmod go-w' lets it be used"
+        ));
+    }
+    Ok(())
+}
+
+/// The user of this process.
+pub(crate) fn own_user() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
 /// The XDG state directory of the person at the keyboard.
 fn default_dir() -> Result<PathBuf, CommandError> {
     let base = std::env::var_os("XDG_STATE_HOME")
@@ -71,4 +104,33 @@ pub(crate) fn run(args: &StateArgs, json: bool) -> Result<CommandExit, CommandEr
         output::line(&identity)?;
     }
     Ok(CommandExit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_another_user_can_have_written_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("nodes.json");
+        fs::write(&file, "{}").expect("a writable directory");
+        let judged = |mode: u32, us: u32| {
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("ours");
+            refuse_foreign(&file, &fs::metadata(&file).expect("there"), us)
+        };
+        let us = own_user();
+        for mode in [0o600, 0o644, 0o700, 0o755] {
+            assert_eq!(judged(mode, us), Ok(()), "{mode:o}");
+        }
+        for mode in [0o620, 0o602, 0o666, 0o777] {
+            assert!(judged(mode, us).is_err(), "{mode:o}");
+        }
+        // As another user than the one who wrote it; every user takes what root wrote.
+        let stranger = judged(0o600, us + 1);
+        assert_eq!(stranger.is_err(), us != ROOT, "{stranger:?}");
+    }
 }

@@ -25,6 +25,7 @@ pub(crate) mod output;
 mod peers;
 mod pin;
 mod promotion;
+mod proposal_list;
 mod provision;
 mod query;
 mod serve;

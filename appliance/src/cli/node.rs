@@ -122,7 +122,7 @@ fn named(args: &NodeAddArgs, names: &NodeNames) -> Result<NamedNode, CommandErro
         return Ok(NamedNode::behind(hub, peer));
     }
     let target = args.target.as_deref().unwrap_or_default();
-    if let Some((peer, hub)) = worker_of(target) {
+    if let Some((peer, hub)) = worker_of(target)? {
         if peer.is_empty() || check_name(hub).is_err() {
             let text = format!(
                 "'{target}' is no PEER@HUB: the hub has a name here, which 'alknet node add' gives"

@@ -7,11 +7,12 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use alknet_core::PeerAddr;
+use alknet_core::{PeerAddr, PeerKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::CommandError;
+use super::identity::{own_user, refuse_foreign};
 
 /// File of the nodes inside the state directory.
 const NODES_FILE: &str = "nodes.json";
@@ -135,8 +136,14 @@ impl NodeBook {
     /// Reads the nodes of a state directory; there are none where no file is.
     ///
     /// # Errors
-    /// A file is damaged or cannot be read.
+    /// A file is damaged or cannot be read; another user of this computer can have written it, or put another one
+    /// into the directory.
     pub(crate) fn load(dir: &Path) -> Result<Self, CommandError> {
+        match fs::metadata(dir) {
+            Ok(about) => refuse_foreign(dir, &about, own_user())?,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(failed(dir, error)),
+        }
         // In this order: a process that replaces the earlier file has written the other one before it removes
         // the earlier one, so that no entry is in neither.
         let earlier: EarlierHubs = read(&dir.join(HUBS_FILE))?;
@@ -177,6 +184,15 @@ impl NodeBook {
     /// The node of this name.
     pub(crate) fn get(&self, name: &str) -> Option<&NamedNode> {
         self.nodes.get(name)
+    }
+
+    /// Where the node with this key is, if a name here pins it.
+    pub(crate) fn target_of(&self, key: &PeerKey) -> Option<PeerAddr> {
+        let mut targets = self.nodes.values().filter_map(|node| match &node.at {
+            NodeAddress::Direct { target } => target.parse::<PeerAddr>().ok(),
+            NodeAddress::Behind { .. } => None,
+        });
+        targets.find(|target| target.pins.contains(key))
     }
 
     /// Every node, by name.
@@ -357,6 +373,9 @@ fn read<T: Default + DeserializeOwned>(path: &Path) -> Result<T, CommandError> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(T::default()),
         Err(error) => return Err(failed(path, error)),
     };
+    // Of the file that was opened: another one may have its name by now.
+    let about = file.metadata().map_err(|error| failed(path, error))?;
+    refuse_foreign(path, &about, own_user())?;
     let mut bytes = Vec::new();
     let read = file.take(FILE_BYTES_MAX).read_to_end(&mut bytes);
     read.map_err(|error| failed(path, error))?;
@@ -387,7 +406,7 @@ mod tests {
     use super::*;
 
     fn node(key: u8) -> NamedNode {
-        let key = alknet_core::PeerKey::Ed25519([key; 32]);
+        let key = PeerKey::Ed25519([key; 32]);
         NamedNode::direct(&format!("{key}@192.0.2.7:443").parse().expect("a target"))
     }
 
@@ -540,7 +559,7 @@ mod tests {
     fn hubs_of_an_earlier_version_are_there_until_they_are_removed() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let [hubs, nodes] = [HUBS_FILE, NODES_FILE].map(|name| dir.path().join(name));
-        let key = alknet_core::PeerKey::Ed25519([7; 32]);
+        let key = PeerKey::Ed25519([7; 32]);
         let target = format!("{key}@hub:443");
         let entry = serde_json::json!({ "target": target, "peer_id": "p1", "name": "ada" });
         let text = serde_json::json!({ "hubs": { "attic": entry, "cellar": entry } });
@@ -572,6 +591,32 @@ mod tests {
         assert!(refused.is_err());
         let read = NodeBook::load(dir.path()).expect("its own file");
         assert_eq!(read, book(&[("edge-1", node(1))]));
+    }
+
+    #[test]
+    fn names_that_others_can_have_written_are_not_used() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        NodeBook::change(dir.path(), |book| book.add("edge-1", node(1))).expect("writable");
+        let file = dir.path().join(NODES_FILE);
+        let earlier = dir.path().join(HUBS_FILE);
+        fs::write(&earlier, "{}").expect("a writable directory");
+        for (path, own) in [
+            (dir.path(), 0o700),
+            (file.as_path(), 0o600),
+            (earlier.as_path(), 0o600),
+        ] {
+            let allow = |mode| {
+                let allowed = fs::set_permissions(path, fs::Permissions::from_mode(mode));
+                allowed.expect("it is ours");
+            };
+            allow(own | 0o022);
+            let refused = NodeBook::load(dir.path()).expect_err("others may write it");
+            let named = path.display().to_string();
+            assert!(refused.message.starts_with(&named), "{refused}");
+            assert!(NodeBook::change(dir.path(), |_| Ok(())).is_err(), "{named}");
+            allow(own);
+            assert!(NodeBook::load(dir.path()).is_ok(), "{named}");
+        }
     }
 
     #[test]

@@ -8,14 +8,15 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use alknet_core::{DialHost, PeerAddr};
+use alknet_core::{DialHost, PeerAddr, PeerKey};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::call::of_call;
 use super::caller::NodeCaller;
+use super::node_book::NodeBook;
 use super::target::NodeArgs;
-use super::{CommandError, CommandExit, dial, output};
+use super::{CommandError, CommandExit, StateArgs, dial, output};
 
 /// The port that a link need not name.
 const HTTPS_PORT: u16 = 443;
@@ -72,18 +73,23 @@ pub(crate) fn run(args: &PageOpenArgs, json: bool) -> Result<CommandExit, Comman
             None => json!({}),
         };
         let at = match node.is_behind_hub() {
-            true => own_address(node).await?,
-            false => route.target.clone(),
+            true => PageAddress::behind(node, &args.node.dial.state, &route.target).await?,
+            false => PageAddress::Known(route.target.clone()),
         };
         let answer = node.call("node/page-ticket", &input).await;
-        let answer = answer.map_err(of_call)?;
-        let link = link(&at, answer.value(), args.action, resolved)?;
-        let good_for = answer.value()["expires_in"].as_u64().unwrap_or_default();
+        let mut answer = answer.map_err(of_call)?.value().clone();
+        if let Some(answer) = answer.as_object_mut().filter(|_| node.is_behind_hub()) {
+            // A hub would name a host of its own, in the place of one that does not resolve.
+            answer.remove("names");
+        }
+        let link = link(at.target(), &answer, args.action, resolved)?;
+        let good_for = answer["expires_in"].as_u64().unwrap_or_default();
         if json {
-            output::json_line(&json!({ "url": link, "expires_in": good_for }))?;
+            output::json_line(&at.json(&link, good_for))?;
             return Ok(CommandExit::Ok);
         }
-        let wanted = !args.print && output::is_terminal() && has_display();
+        // A page at an address that only the hub names may be an attacker's, and ask for a token.
+        let wanted = at.is_known() && !args.print && output::is_terminal() && has_display();
         if let Some(opener) = wanted.then(opener).flatten() {
             opened(&opener, &args.node.dial.state.dir()?, &link)?;
             output::line(&format!(
@@ -96,33 +102,89 @@ pub(crate) fn run(args: &PageOpenArgs, json: bool) -> Result<CommandExit, Comman
         if output::is_terminal() {
             output::line(&format!("Works once, within {good_for} s."))?;
         }
+        if !at.is_known() {
+            output::note(&format!(
+                "The address in this link is the word of the hub '{}', and nothing proves it: open the link only if \
+                 you know the address, and type no token there. 'alknet node add NAME KEY@HOST:PORT' makes it known.",
+                route.name
+            ));
+        }
         Ok(CommandExit::Ok)
     })
 }
 
-/// Where the page of a peer of a hub is: a browser does not go through the hub, so that the link leads to an
-/// address of the peer's own.
-async fn own_address(node: &NodeCaller) -> Result<PeerAddr, CommandError> {
-    let info = node.call("node/info", &Value::Null).await;
-    let info = info.map_err(of_call)?;
-    let info = info.value();
-    let addresses = info["addresses"].as_array().into_iter().flatten();
-    let addresses = addresses.filter_map(|address| address.as_str()?.parse::<IpAddr>().ok());
-    // One that leads to this computer comes last: the node may be on it.
-    let address = addresses.min_by_key(IpAddr::is_loopback);
-    let port = info["listen"]["port"].as_u64();
-    let port = port.and_then(|port| u16::try_from(port).ok());
-    match (address, port) {
-        (Some(address), Some(port)) => Ok(PeerAddr {
-            pins: Vec::new(),
-            host: DialHost::Ip(address),
-            port,
-        }),
-        _ => Err(CommandError::new(
-            CommandExit::Failed,
-            "UNAVAILABLE",
-            "the node has no address that a browser could reach it at",
-        )),
+/// Where the page is.
+#[derive(Debug, PartialEq, Eq)]
+enum PageAddress {
+    /// The user wrote the address, now or by 'alknet node add'.
+    Known(PeerAddr),
+    /// The answer that a hub passed on has the address. The hub may have made it.
+    Said(PeerAddr),
+}
+
+impl PageAddress {
+    /// That of a peer of a hub: a browser does not go through the hub, so that the link leads to an address of the
+    /// peer's own.
+    async fn behind(
+        node: &NodeCaller,
+        state: &StateArgs,
+        hub: &PeerAddr,
+    ) -> Result<Self, CommandError> {
+        let info = node.call("node/info", &Value::Null).await;
+        let info = info.map_err(of_call)?;
+        let book = NodeBook::load(&state.dir()?)?;
+        Self::said(info.value(), &book, hub)
+    }
+
+    /// The address in `info`, or that of the node of this key which has a name here.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`: a browser could reach no address of it.
+    fn said(info: &Value, book: &NodeBook, hub: &PeerAddr) -> Result<Self, CommandError> {
+        let key = info["identity"].as_str().and_then(|key| key.parse().ok());
+        if let Some(target) = key.and_then(|key: PeerKey| book.target_of(&key)) {
+            return Ok(Self::Known(target));
+        }
+        // Only a hub on this computer has peers at an address that leads back to this computer. Another hub would
+        // send a browser to whatever listens here.
+        let is_near = match &hub.host {
+            DialHost::Ip(address) => address.is_loopback(),
+            DialHost::Name(name) => name == "localhost",
+        };
+        let addresses = info["addresses"].as_array().into_iter().flatten();
+        let addresses = addresses.filter_map(|address| address.as_str()?.parse::<IpAddr>().ok());
+        let addresses = addresses.map(|address| address.to_canonical());
+        let addresses = addresses.filter(|it| !it.is_unspecified());
+        let addresses = addresses.filter(|it| is_near || !it.is_loopback());
+        let address = addresses.min_by_key(IpAddr::is_loopback);
+        let port = info["listen"]["port"].as_u64();
+        let port = port.and_then(|port| u16::try_from(port).ok());
+        match (address, port) {
+            (Some(address), Some(port)) => Ok(Self::Said(PeerAddr {
+                pins: Vec::new(),
+                host: DialHost::Ip(address),
+                port,
+            })),
+            _ => Err(CommandError::new(
+                CommandExit::Failed,
+                "UNAVAILABLE",
+                "the node has no address that a browser could reach it at",
+            )),
+        }
+    }
+
+    fn target(&self) -> &PeerAddr {
+        let (Self::Known(target) | Self::Said(target)) = self;
+        target
+    }
+
+    fn is_known(&self) -> bool {
+        matches!(self, Self::Known(_))
+    }
+
+    /// What scripts get.
+    fn json(&self, link: &str, good_for: u64) -> Value {
+        json!({ "url": link, "expires_in": good_for, "address_known": self.is_known() })
     }
 }
 
@@ -277,6 +339,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::node_book::NamedNode;
     use super::*;
 
     const TICKET: &str = "0123456789abcdefABCDEF_-0123456789abcdefABC";
@@ -286,6 +349,34 @@ mod tests {
         let target = target.parse().expect("a target");
         let link = link(&target, &answer, None, |_, _| resolved?.parse().ok());
         link.expect("it is a link")
+    }
+
+    #[test]
+    fn where_a_hub_says_that_its_peer_is_nothing_is_opened() {
+        let key = PeerKey::Ed25519([7; 32]);
+        let own: PeerAddr = format!("{key}@192.0.2.9:8443").parse().expect("a target");
+        let hub = "hub.example:443".parse().expect("a target");
+        let mut book = NodeBook::default();
+        let info = |addresses: &[&str]| json!({ "identity": key, "addresses": addresses, "listen": { "port": 444 } });
+        let said = |book: &NodeBook, hub: &PeerAddr, addresses: &[&str]| {
+            PageAddress::said(&info(addresses), book, hub)
+        };
+        let at = said(&book, &hub, &["203.0.113.6"]).expect("an address");
+        assert!(!at.is_known(), "{at:?}");
+        assert_eq!(at.target().address(), "203.0.113.6:444");
+        assert_eq!(at.json("l", 60)["address_known"], false);
+        // What listens on the user's own computer is no peer of a hub elsewhere.
+        for near in ["127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"] {
+            let refused = said(&book, &hub, &[near]).expect_err(near);
+            assert_eq!(refused.code, "UNAVAILABLE", "{near}");
+        }
+        let near = "127.0.0.1:443".parse().expect("a target");
+        assert!(said(&book, &near, &["127.0.0.1"]).is_ok());
+        // The user wrote where the node of this key is.
+        let named = NamedNode::direct(&own);
+        book.add("kitchen", named).expect("a name");
+        let at = said(&book, &hub, &["203.0.113.6"]).expect("an address");
+        assert_eq!(at, PageAddress::Known(own));
     }
 
     #[test]

@@ -1,6 +1,14 @@
 //! `alknet pin`: what other programs need to trust a node by its key.
 
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
 use alknet_core::{DialHost, PeerAddr, PeerKey};
+use alknet_tls::own_certificate;
 use clap::Args;
 use data_encoding::{BASE32_NOPAD, BASE64};
 use serde_json::{Value, json};
@@ -11,6 +19,10 @@ use super::{CommandError, CommandExit, StateArgs, output};
 
 /// Characters of a line of PEM (RFC 7468 section 2).
 const PEM_LINE: usize = 64;
+/// Permission bits of the file: a certificate is no secret.
+const CERT_MODE: u32 = 0o644;
+/// The longest that a node is waited for: a handshake takes a few round trips.
+const CERT_WITHIN: Duration = Duration::from_secs(30);
 
 /// Arguments of `alknet pin`.
 #[derive(Debug, Args)]
@@ -18,6 +30,10 @@ pub(crate) struct PinArgs {
     /// The node: a name of 'alknet node list', or KEY@HOST:PORT [default: as for every verb]
     #[arg(value_name = "NODE")]
     node: Option<String>,
+    /// Ask the node for its own certificate, and write it to this file. A certificate that can vouch for another
+    /// name is refused.
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
     #[command(flatten)]
     state: StateArgs,
 }
@@ -41,7 +57,10 @@ impl KeyPin {
                 let spki = PeerKey::ed25519_spki(public);
                 let name = BASE32_NOPAD.encode(public).to_ascii_lowercase();
                 let name = format!("{name}.alknet.invalid");
-                (Sha256::digest(spki).into(), Some((pem(&spki), name)))
+                (
+                    Sha256::digest(spki).into(),
+                    Some((pem("PUBLIC KEY", &spki), name)),
+                )
             }
             PeerKey::Spki(hash) => (*hash, None),
             _ => return None,
@@ -75,19 +94,13 @@ impl KeyPin {
                 self.curl
             ),
         ];
-        let Some((pem, name)) = &self.ed25519 else {
+        let Some((_, name)) = &self.ed25519 else {
             return lines;
         };
         lines.extend([
             String::new(),
-            "# openssl: node.pem is the node's certificate if the two keys are equal".to_owned(),
-            format!("cat > node.key.pem <<'END'\n{pem}END"),
-            format!(
-                "openssl s_client -connect {at} -servername {name} -alpn http/1.1 </dev/null 2>/dev/null | \
-                 openssl x509 -out node.pem"
-            ),
-            "openssl x509 -in node.pem -noout -pubkey | cmp - node.key.pem && echo 'the key is right'"
-                .to_owned(),
+            "# node.pem: the node's own certificate, once it is the one that a node makes of this key".to_owned(),
+            format!("alknet pin {}@{at} --cert node.pem", self.key),
             String::new(),
             "# an MCP client, with node.pem from above and a token of 'alknet token add'".to_owned(),
             hosts_line(target, name),
@@ -109,19 +122,72 @@ fn hosts_line(target: &PeerAddr, name: &str) -> String {
     }
 }
 
-/// A public key as OpenSSL prints it (RFC 7468 section 13).
-fn pem(spki: &[u8]) -> String {
-    let text = BASE64.encode(spki);
-    let mut pem = "-----BEGIN PUBLIC KEY-----\n".to_owned();
+/// A public key or a certificate as OpenSSL prints it (RFC 7468 sections 13 and 5).
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = BASE64.encode(der);
+    let mut pem = format!("-----BEGIN {label}-----\n");
     for line in text.as_bytes().chunks(PEM_LINE) {
         pem.extend(line.iter().map(|b| char::from(*b)));
         pem.push('\n');
     }
-    pem.push_str("-----END PUBLIC KEY-----\n");
-    pem
+    format!("{pem}-----END {label}-----\n")
 }
 
-/// Prints it. No node is asked: everything follows from the pinned key.
+/// Writes the certificate of the node to `file`. A client that takes the file for an authority trusts it for what it
+/// says, so that nothing but the certificate that a node makes of this key is written.
+fn written(target: &PeerAddr, file: &Path, json: bool) -> Result<CommandExit, CommandError> {
+    let mut keys = target.pins.iter();
+    let Some(key) = keys.find(|key| matches!(key, PeerKey::Ed25519(_))) else {
+        let text = format!(
+            "{target} has no pinned Ed25519 key, which a node's own certificate is made of"
+        );
+        return Err(CommandError::usage(text));
+    };
+    let der = presented(target, *key)?;
+    let text = pem("CERTIFICATE", &der);
+    alknet_durable::replace(file, text.as_bytes(), CERT_MODE)
+        .map_err(|error| CommandError::local(format!("{}: {error}", file.display())))?;
+    if json {
+        output::json_line(&json!({ "target": target, "cert": file, "key": key }))?;
+    } else {
+        output::line(&format!(
+            "wrote {}: the certificate of {key}",
+            file.display()
+        ))?;
+    }
+    Ok(CommandExit::Ok)
+}
+
+/// The node's own certificate, within [`CERT_WITHIN`].
+fn presented(target: &PeerAddr, key: PeerKey) -> Result<Vec<u8>, CommandError> {
+    let address = target.address();
+    let at = address.clone();
+    let (sends, asked) = mpsc::channel();
+    // A server that sends one byte after the other is not waited for: the thread ends with the command.
+    thread::spawn(move || {
+        let answer = TcpStream::connect(&at);
+        let answer = answer.and_then(|mut stream| own_certificate(&key, &mut stream));
+        // Of a command that waits no more.
+        sends.send(answer).ok();
+    });
+    let Ok(answer) = asked.recv_timeout(CERT_WITHIN) else {
+        let text = format!(
+            "{address} did not answer within {} s",
+            CERT_WITHIN.as_secs()
+        );
+        return Err(CommandError::new(CommandExit::Timeout, "TIMEOUT", text));
+    };
+    answer.map_err(|error| {
+        let code = match error.kind() {
+            ErrorKind::InvalidData => "PIN_MISMATCH",
+            _ => "UNAVAILABLE",
+        };
+        let text = format!("{address}: {error}");
+        CommandError::new(CommandExit::Unreachable, code, output::one_line(&text))
+    })
+}
+
+/// Prints it. Without `--cert` no node is asked: everything follows from the pinned key.
 pub(crate) fn run(args: &PinArgs, json: bool) -> Result<CommandExit, CommandError> {
     let names = NodeNames::load(&args.state);
     let route = match &args.node {
@@ -134,6 +200,9 @@ pub(crate) fn run(args: &PinArgs, json: bool) -> Result<CommandExit, CommandErro
             "{target} has no pinned key: clients check its public certificate as they do for every server"
         );
         return Err(CommandError::usage(text));
+    }
+    if let Some(file) = &args.cert {
+        return written(&target, file, json);
     }
     let pins: Vec<_> = target
         .pins
@@ -189,6 +258,17 @@ mod tests {
         let pin = KeyPin::new(key.public()).expect("it can be pinned");
         let (_, name) = pin.ed25519.expect("it is Ed25519");
         assert_eq!(name, key.host_name());
+    }
+
+    /// A certificate that was only compared by its key made a node an authority over every name.
+    #[test]
+    fn no_command_takes_a_certificate_unseen() {
+        let pin = KeyPin::new(KEY.parse().expect("a key")).expect("it can be pinned");
+        let target = format!("{KEY}@192.0.2.7:8443").parse().expect("a target");
+        let lines = pin.lines(&target).join("\n");
+        assert!(!lines.contains("s_client"), "{lines}");
+        let asks = format!("alknet pin {KEY}@192.0.2.7:8443 --cert node.pem");
+        assert!(lines.contains(&asks), "{lines}");
     }
 
     #[test]

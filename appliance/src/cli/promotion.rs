@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::call::{is_operation, of_call};
 use super::caller::NodeCaller;
+use super::proposal_list::{each_proposal, ids_with};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, DialArgs, output};
 
@@ -262,27 +263,6 @@ fn proposals(args: ProposalsArgs, json: bool) -> Result<CommandExit, CommandErro
     })
 }
 
-/// Every proposal of a listing, over all of its pages.
-async fn each_proposal(
-    node: &NodeCaller,
-    dial: &DialArgs,
-    mut input: Value,
-    mut take: impl FnMut(&Value) -> Result<(), CommandError>,
-) -> Result<(), CommandError> {
-    loop {
-        let answer = ask(node, dial, "ops/proposals", &input).await?;
-        for proposal in answer["proposals"].as_array().into_iter().flatten() {
-            take(proposal)?;
-        }
-        match &answer["next"] {
-            Value::Null => return Ok(()),
-            // A node that repeats its cursor would keep this command for ever.
-            next if *next == input["cursor"] => return Ok(()),
-            next => input["cursor"] = next.clone(),
-        }
-    }
-}
-
 /// The id that begins so. A whole one is taken as it is.
 async fn whole_id(
     node: &NodeCaller,
@@ -292,16 +272,8 @@ async fn whole_id(
     if prefix.parse::<Blake3Hash>().is_ok() {
         return Ok(prefix.to_owned());
     }
-    let mut found = Vec::new();
-    each_proposal(node, dial, json!({}), |proposal| {
-        let id = proposal["id"].as_str().unwrap_or_default();
-        if id.starts_with(prefix) && id.parse::<Blake3Hash>().is_ok() {
-            found.push(id.to_owned());
-        }
-        Ok(())
-    })
-    .await?;
-    the_only(found, prefix)
+    let is_wanted = |id: &str| id.starts_with(prefix) && id.parse::<Blake3Hash>().is_ok();
+    the_only(ids_with(node, dial, is_wanted).await?, prefix)
 }
 
 /// The one id that was found.
@@ -391,7 +363,8 @@ fn still_missing(answer: &Value) -> Option<String> {
     })
 }
 
-async fn ask(
+/// What an operation about promotion answers, within the time of the arguments.
+pub(super) async fn ask(
     node: &NodeCaller,
     dial: &DialArgs,
     operation: &str,

@@ -14,6 +14,11 @@ use crate::node::ServeFile;
 /// What a user may write in the place of NODE, for messages.
 const FORMS: &str = "a name of 'alknet node list', KEY@HOST:PORT, or PEER@HUB";
 
+/// Digits of a key of 32 bytes in hexadecimal.
+const KEY_HEX_LEN: usize = 64;
+/// Characters of such a key in base32 without padding (RFC 4648 section 6).
+const KEY_BASE32_LEN: usize = 52;
+
 /// Which node, and how it is reached.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct NodeArgs {
@@ -191,7 +196,7 @@ impl NodeNames {
     /// The text is no node.
     pub(crate) fn named(&self, text: &str) -> Result<NodeRoute, CommandError> {
         let text = text.strip_prefix("alknet:").unwrap_or(text);
-        if let Some((peer, hub)) = worker_of(text) {
+        if let Some((peer, hub)) = worker_of(text)? {
             return self.behind(hub, peer);
         }
         if text.contains(['@', ':', '.']) {
@@ -239,7 +244,7 @@ impl NodeNames {
     /// The node of a text, or the peer that the options name behind it.
     ///
     /// # Errors
-    /// The text is no node, or a hub is behind a hub.
+    /// The text is no node, a hub is behind a hub, or the text names a peer of another hub.
     pub(crate) fn route_to(
         &self,
         node: &str,
@@ -249,11 +254,20 @@ impl NodeNames {
             (Some(hub), _) => {
                 // A worker that has a name here is called by its name at the hub.
                 let named = self.book.as_ref().ok().and_then(|book| book.get(node));
-                let worker = match named.map(|node| &node.at) {
-                    Some(NodeAddress::Behind { peer, .. }) => peer,
-                    _ => node,
-                };
-                self.behind(hub, worker)
+                match named.map(|node| &node.at) {
+                    Some(NodeAddress::Behind { hub: own, peer }) => {
+                        let route = self.behind(hub, peer)?;
+                        if !is_same_node(&route.target, &self.behind(own, peer)?.target) {
+                            // The other hub may have a peer of that name, which is another machine.
+                            return Err(CommandError::usage(format!(
+                                "'{node}' is the peer '{peer}' of the hub '{own}' here, and not of '{hub}': \
+                                 leave out --via, or write {peer}@{hub}"
+                            )));
+                        }
+                        Ok(route)
+                    }
+                    _ => self.behind(hub, node),
+                }
             }
             (None, Some(peer)) => self.behind(node, peer),
             (None, None) => self.named(node),
@@ -277,7 +291,8 @@ impl NodeNames {
         node.map(|node| self.route_to(node, peer)).transpose()
     }
 
-    /// The node of a command that names none.
+    /// The node of a command that names none. The list comes first also where it is empty: it is refused in a folder
+    /// that others may write, and the file of the node that runs here would be theirs as well.
     fn default_name(&self) -> Result<Option<&str>, CommandError> {
         if let Some(name) = self.book()?.default_name() {
             return Ok(Some(name));
@@ -304,8 +319,41 @@ fn no_node() -> CommandError {
 }
 
 /// A text such as `kitchen@attic`: a peer, and the hub that it is behind. Keys have a colon.
-pub(crate) fn worker_of(text: &str) -> Option<(&str, &str)> {
-    text.split_once('@').filter(|(peer, _)| !peer.contains(':'))
+///
+/// # Errors
+/// What stands for the peer is a key without the word before it. As the name of a peer it would pin nothing, and the
+/// host behind it would be dialled by its public certificate alone.
+pub(crate) fn worker_of(text: &str) -> Result<Option<(&str, &str)>, CommandError> {
+    let worker = text.split_once('@').filter(|(peer, _)| !peer.contains(':'));
+    match worker {
+        Some((peer, hub)) if is_bare_key(peer) => Err(CommandError::usage(format!(
+            "'{peer}' is a key and no peer of a hub: write ed25519:{peer}@{hub}, with the word before the colon as \
+             'alknet serve' and the console of a machine show it"
+        ))),
+        worker => Ok(worker),
+    }
+}
+
+/// Whether a word is a key of 32 bytes, in hexadecimal digits or in base32. No hub makes such an id.
+fn is_bare_key(word: &str) -> bool {
+    let is_hex = || word.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_base32 = || {
+        word.bytes()
+            .all(|b| b.is_ascii_alphabetic() || (b'2'..=b'7').contains(&b))
+    };
+    match word.len() {
+        KEY_HEX_LEN => is_hex(),
+        KEY_BASE32_LEN => is_base32(),
+        _ => false,
+    }
+}
+
+/// Whether two targets are one node: one has a key of the other, or, where none is pinned, the same address.
+fn is_same_node(one: &PeerAddr, two: &PeerAddr) -> bool {
+    if one.pins.is_empty() && two.pins.is_empty() {
+        return one.address() == two.address();
+    }
+    one.pins.iter().any(|key| two.pins.contains(key))
 }
 
 fn dialled(name: &str, target: &str) -> Result<NodeRoute, CommandError> {
@@ -440,6 +488,51 @@ mod tests {
             let refused = names.route(node, &peer).expect_err("no route");
             assert_eq!(refused.exit, CommandExit::Usage, "{refused}");
         }
+    }
+
+    #[test]
+    fn a_key_without_its_kind_is_no_peer_of_a_hub() {
+        let names = names(None, None);
+        let hex = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+        let base32 = "25njqamcweflpvkl73j4szahhihoc4xt3ktcgjnpaingr5yhkena";
+        for key in [hex, &hex.to_uppercase(), base32, &base32.to_uppercase()] {
+            for hub in ["node.example", "192.0.2.7:443", "attic"] {
+                let text = format!("{key}@{hub}");
+                let refused = names.named(&text).expect_err(&text);
+                assert_eq!(refused.exit, CommandExit::Usage, "{refused}");
+                let right = format!("ed25519:{key}@{hub}");
+                assert!(refused.message.contains(&right), "{refused}");
+                assert!(worker_of(&text).is_err(), "{text}");
+            }
+        }
+        // An id that a hub makes, and a long name.
+        for peer in ["p01aryz6s4100000000000000000", &"a".repeat(63)] {
+            let text = format!("{peer}@attic");
+            let route = names.named(&text).expect("it is a peer");
+            assert_eq!(route.peer.as_deref(), Some(peer));
+        }
+    }
+
+    #[test]
+    fn a_worker_with_a_name_is_not_looked_for_at_another_hub() {
+        let names = names(None, None);
+        let via = |node: &str, hub: &str| {
+            let peer = HubPeerArgs {
+                peer: None,
+                via: Some(hub.to_owned()),
+            };
+            names.route_to(node, &peer)
+        };
+        for hub in ["edge-1", "hub.example", target(3).as_str()] {
+            let refused = via("oven", hub).expect_err(hub);
+            assert_eq!(refused.exit, CommandExit::Usage, "{refused}");
+            assert!(refused.message.contains("'attic'"), "{refused}");
+            // A word that has no meaning here is the peer's name there.
+            assert!(via("kitchen", hub).is_ok(), "{hub}");
+        }
+        // The same hub by its key.
+        let route = via("oven", &target(1)).expect("the same hub");
+        assert_eq!(route.peer.as_deref(), Some("kitchen"));
     }
 
     /// A name that is not known may be a host's: the dial says whether it is, and the error what is known.

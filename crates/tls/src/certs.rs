@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, date_time_ymd};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SigningKey, date_time_ymd};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
@@ -70,7 +70,10 @@ fn new_p256() -> Result<KeyPair, TlsError> {
 
 /// Valid from before any clock to after any: the key is what counts, and a machine without a
 /// sane clock must still be reachable.
-fn self_signed(name: &str, pair: &KeyPair) -> Result<CertificateDer<'static>, TlsError> {
+pub(crate) fn self_signed(
+    name: &str,
+    pair: &impl SigningKey,
+) -> Result<CertificateDer<'static>, TlsError> {
     let mut params = CertificateParams::new(vec![name.to_owned()])?;
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);

@@ -119,6 +119,29 @@ fn rotates(hub: PeerKey) -> Registration {
     Registration::new(spec, handler)
 }
 
+/// Lists one proposal and ends; of three states the list has no end, each in its way.
+fn lists(proposal: Value) -> Registration {
+    /// Rows of a page.
+    const ROWS: u64 = 256;
+    let spec = OperationSpec::query("ops/proposals", ACTS);
+    let handler = HandlerKind::once(move |input: CallBody, _| {
+        let cursor = input.value()["cursor"].as_u64().unwrap_or_default();
+        let row = |n: u64| json!({ "id": format!("{n:064x}"), "state": "title", "author": "a" });
+        let rows: Vec<_> = match input.value()["state"].as_str() {
+            Some("promoted") => (cursor * ROWS..(cursor + 1) * ROWS).map(row).collect(),
+            Some("rejected") => vec![row(0)],
+            Some("retired") => Vec::new(),
+            _ => {
+                let all = json!({ "proposals": [proposal] });
+                return std::future::ready(Ok::<_, CallError>(all));
+            }
+        };
+        let page = json!({ "proposals": rows, "next": cursor + 1 });
+        std::future::ready(Ok::<_, CallError>(page))
+    });
+    Registration::new(spec, handler)
+}
+
 struct LyingNode {
     server: EndpointServer,
     key: NodeKey,
@@ -193,7 +216,7 @@ impl LyingNode {
             .with(says("ops/propose", reviewed.clone()))
             .with(says("ops/promote", reviewed.clone()))
             .with(says("ops/rollback", reviewed.clone()))
-            .with(says("ops/proposals", json!({ "proposals": [proposal] })))
+            .with(lists(proposal))
             .with(says("escrow/approve", kept.clone()))
             .with(says("escrow/change", kept.clone()))
             .with(says("escrow/revoke", kept))
@@ -392,6 +415,30 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
                 .any(|line| line.trim_start() == "health     ok");
             assert!(!forged, "{arguments:?}: {answer:?}");
         }
+    }
+}
+
+/// The list has new rows on every page, the same row, or none: the command ends all the same, and says that this was
+/// no list.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_proposals_without_end_is_ended() {
+    /// The most that a node keeps (docs/promotion.md, "Limits").
+    const KEPT_MAX: usize = 4096;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = CliRunner::new(folder.path().to_owned());
+    let node = LyingNode::start("");
+    for (state, rows) in [("promoted", KEPT_MAX), ("rejected", 1), ("retired", 0)] {
+        let words = ["--json", "ops", "proposals", "--only", state];
+        let mut all: Vec<_> = words.map(str::to_owned).to_vec();
+        all.push(node.target());
+        let answer = run(&cli, all).await;
+        assert_eq!(
+            answer.code(),
+            "INVALID_OUTPUT",
+            "{state}: {}",
+            answer.errors
+        );
+        assert_eq!(answer.output.lines().count(), rows, "{state}");
     }
 }
 

@@ -29,5 +29,6 @@ mod stopping;
 mod strangers;
 mod tensors;
 mod tokens;
+mod trusted_names;
 mod unread;
 mod vault;
