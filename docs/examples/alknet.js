@@ -2,7 +2,7 @@
 // No dependencies. Needs WebSocket: every browser, Node 22 and later; others pass one in.
 
 const DELAY_FIRST_MS = 200, DELAY_MAX_MS = 30_000, HELD_MS = 10_000, WINDOW = 64;
-// Calls under way at once; more wait here for their turn. A node takes 256 of somebody known and 8 of
+// Calls under way at once; more wait here for their turn. A node takes 256 of a known client and 8 of
 // anybody else.
 const KNOWN_AT_ONCE = 128, STRANGER_AT_ONCE = 8;
 // Ends that coming back at once does not change: broken, refused, too big, revoked, superseded.
@@ -103,7 +103,7 @@ export class Alknet {
     return Promise.allSettled(calls.map((call) => this.call(...call)));
   }
 
-  /** Makes this connection act as whom the token stands for; again after every reconnect. */
+  /** Makes this connection act as the holder of the token; again after every reconnect. */
   async authenticate(token) {
     const who = await this.call("session/authenticate", { token });
     this.#options.token = token;
@@ -221,7 +221,7 @@ export class Alknet {
     if (type === "call.aborted" && this.#served.has(id)) return this.#served.get(id).abort();
     if (type === "call.credit") return this.#served.get(id)?.credit?.(payload.n);
     const asked = this.#asked.get(id);
-    // Events that nobody waits for: the node need not make more of them.
+    // The program waits for no more events: the node need not make them.
     if (!asked) return void (type === "call.responded" && this.#send("call.aborted", id, {}));
     if (type === "call.responded") return asked.next(payload);
     if (!this.#forget(id)) return;

@@ -93,7 +93,7 @@ echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --b
     Config(config::ConfigVerb),
     /// Become a peer of a hub by a join string, and remember the hub by a name.
     #[command(
-        visible_alias = "join",
+        alias = "join",
         after_help = "Examples:\n  alknet enroll alkjoin1_… --name ada\n  \
 alknet enroll - --hub attic < join.txt\n  alknet call attic node/info --peer kitchen\n\n\
 A node that serves joins by its configuration instead: [[join]] code = \"alkjoin1_…\"."

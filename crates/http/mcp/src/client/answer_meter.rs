@@ -155,7 +155,7 @@ struct MessageHead<'a> {
 
 impl<'a> MessageHead<'a> {
     /// `None` where the message is no object, or names a member of the head twice.
-    fn of(text: &'a [u8]) -> Option<Self> {
+    fn parse(text: &'a [u8]) -> Option<Self> {
         let is_object = text.trim_ascii_start().starts_with(b"{");
         let head = is_object.then(|| serde_json::from_slice(text));
         head.and_then(Result::ok)
@@ -197,7 +197,7 @@ impl MessageScale {
 
     /// Whether the library may have this message: it is no request, or one of few.
     fn admits(&self, text: &[u8]) -> bool {
-        match MessageHead::of(text) {
+        match MessageHead::parse(text) {
             Some(MessageHead {
                 method: Some(method),
                 id: Some(id),
@@ -232,7 +232,7 @@ impl MessageScale {
 }
 
 fn is_answer(text: &[u8]) -> bool {
-    MessageHead::of(text).is_some_and(|head| head.method.is_none())
+    MessageHead::parse(text).is_some_and(|head| head.method.is_none())
 }
 
 #[cfg(test)]
