@@ -86,9 +86,10 @@ impl Administrator {
             // It blocks, and a future that blocks would be done before its time is looked at.
             _ => {
                 let ways = Arc::clone(&self.ways);
-                let asked =
-                    tokio::task::spawn_blocking(move || asks_over_tcp(&ways, &request, from));
-                asked.await.map_err(io::Error::other)??
+                let (answered, answer) = tokio::sync::oneshot::channel();
+                // A thread of tokio's pool may not be in the namespace of this one.
+                std::thread::spawn(move || answered.send(asks_over_tcp(&ways, &request, from)));
+                answer.await.map_err(io::Error::other)??
             }
         };
         let answer: Value = serde_json::from_slice(&answer).map_err(io::Error::other)?;

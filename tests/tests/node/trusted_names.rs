@@ -20,6 +20,9 @@ use rustls::{ServerConfig, ServerConnection};
 
 use crate::enrolment::run;
 
+/// What a hostile server makes different in its certificate.
+type CertificateChange = fn(&mut CertificateParams);
+
 /// What stands before the 32 bytes of an Ed25519 key in PKCS#8 (RFC 8410 section 7).
 const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
@@ -163,7 +166,7 @@ fn a_pinned_node_becomes_no_authority() {
             &["pin", &target, "--cert", file.to_str().expect("UTF-8")],
         )
     };
-    let changes: [(&str, fn(&mut CertificateParams)); 3] = [
+    let changes: [(&str, CertificateChange); 3] = [
         ("an authority", |it| {
             it.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         }),
