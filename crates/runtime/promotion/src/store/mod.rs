@@ -11,7 +11,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_core::PeerId;
 use alknet_runtime::ops::Report;
@@ -174,6 +174,16 @@ pub struct Filter {
     pub before: Option<i64>,
 }
 
+fn commit<T>(
+    connection: &mut Connection,
+    write: impl FnOnce(&Connection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let done = write(&transaction)?;
+    transaction.commit()?;
+    Ok(done)
+}
+
 /// The open file. Clones share it. Everything blocks on the disk.
 #[derive(Clone)]
 pub struct Store(Arc<Mutex<Connection>>);
@@ -193,10 +203,16 @@ impl Store {
         &self,
         write: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let done = write(&transaction)?;
-        transaction.commit()?;
+        commit(&mut self.lock(), write)
+    }
+
+    /// The same for a decision: no damage to the log undoes it once it is answered.
+    fn decide<T>(
+        &self,
+        write: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut connection = self.lock();
+        let done = commit(&mut connection, write)?;
         // The decision is made and durable all the same; the next one tries again.
         if let Err(error) = file::empty_log(&connection) {
             tracing::error!("the log of the store of promoted operations is not emptied: {error}");
@@ -208,7 +224,11 @@ impl Store {
         &self,
         read: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        read(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The number of the generation that the next start has, and its versions in order of path.

@@ -51,7 +51,7 @@ impl Store {
     /// Code of the same id was proposed by another document, its author has too many that wait, or
     /// there is no room.
     pub fn propose(&self, new: New<'_>, act: Act<'_>) -> Result<Proposal, StoreError> {
-        self.write(|connection| {
+        self.decide(|connection| {
             let id = new.bundle.id();
             if let Some(known) = read::proposal(connection, id)? {
                 if known.state != State::Rejected {
@@ -80,7 +80,7 @@ impl Store {
         needed: u32,
         act: Act<'_>,
     ) -> Result<Reviewed, StoreError> {
-        self.write(|connection| {
+        self.decide(|connection| {
             let known = waiting(connection, id)?;
             if known.author.as_str() == act.who {
                 return Err(StoreError::Conflict(
@@ -112,7 +112,7 @@ impl Store {
     /// # Errors
     /// There is no such proposal, or it waits for no review.
     pub fn reject(&self, id: Hash, act: Act<'_>) -> Result<(), StoreError> {
-        self.write(|connection| {
+        self.decide(|connection| {
             waiting(connection, id)?;
             connection.execute("DELETE FROM reviews WHERE id = ?1", [id.to_string()])?;
             set_state(connection, id, State::Rejected)?;
@@ -126,7 +126,7 @@ impl Store {
     /// # Errors
     /// There is no such operation or version, or it is in place already.
     pub fn rollback(&self, path: &str, to: Option<u64>, act: Act<'_>) -> Result<Taken, StoreError> {
-        self.write(|connection| {
+        self.decide(|connection| {
             let versions = read::versions(connection, path)?;
             if versions.is_empty() {
                 return Err(StoreError::Unknown(format!("'{path}' was never promoted")));
