@@ -16,7 +16,7 @@ pub(crate) type Digest = [u64; 2];
 
 /// Of a value and what comes behind it; the same for values that mean the same: the order of members does not count.
 pub(crate) fn digest(value: &Node<'_>, tail: &[u8]) -> Digest {
-    digest_by(&*KEYS, value, tail)
+    digest_by(&KEYS, value, tail)
 }
 
 fn digest_by<S: BuildHasher>(keys: &[S; 2], value: &Node<'_>, tail: &[u8]) -> Digest {

@@ -114,7 +114,7 @@ async fn what_has_no_room_or_does_not_fit_is_not_compared_with_what_its_key_was_
             peer.send(EventKind::Requested, "pay", payload).await;
             let (_, id, told) = peer.event().await;
             assert_eq!(id, "pay");
-            told.get("code").unwrap_or(&told["output"]).clone()
+            told.get("code").unwrap_or_else(|| &told["output"]).clone()
         };
         assert_eq!(pay(&mut peer, json!({ "n": 1 })).await, "paid");
         assert_eq!(pay(&mut peer, json!({ "n": 2 })).await, "CONFLICT");

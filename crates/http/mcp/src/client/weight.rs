@@ -55,7 +55,7 @@ impl Counted {
 
     /// Notes why the transport reads no more: the library says only that the connection broke.
     pub(super) fn refuse(&self, why: &CallError) {
-        lock(&self.0.state).refusal.get_or_insert(why.clone());
+        lock(&self.0.state).refusal.get_or_insert_with(|| why.clone());
         self.0.refused.notify_one();
     }
 

@@ -215,8 +215,8 @@ pub(super) struct Pairs<'r> {
 #[derive(Clone, Copy)]
 enum Name<'a> {
     Whole(&'a str),
-    Member(&'a Name<'a>, &'a str),
-    Item(&'a Name<'a>, usize),
+    Member(&'a Self, &'a str),
+    Item(&'a Self, usize),
 }
 
 impl<'r> Pairs<'r> {
