@@ -49,6 +49,8 @@ const QUIC_PATIENCE: Duration = Duration::from_secs(2);
 /// The ends of the cable, in a /48 that has none of the crowd.
 const NODE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
 const OTHERS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 2);
+const NODE_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+const OTHERS_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 /// Every address of the crowd.
 const CROWD_V6: &str = "2001:db8::/44";
 
@@ -78,10 +80,17 @@ impl FloodNamespaces {
     /// Gives the cable IPv6 addresses, and the others all of those of the crowd.
     pub(super) fn crowded(self) -> Self {
         let Self { node, others } = &self;
-        for (namespace, address) in [(node, NODE_V6), (others, OTHERS_V6)] {
-            ip(&format!(
-                "-n {namespace} -6 addr add {address}/64 dev eth0 nodad"
-            ));
+        for (namespace, address, link_local) in [
+            (node, NODE_V6, NODE_LINK_LOCAL),
+            (others, OTHERS_V6, OTHERS_LINK_LOCAL),
+        ] {
+            // The kernel solicits a neighbour from a link-local address where a packet comes from one of the crowd's.
+            // The one that it makes itself is tentative for a second or two, and no packet leaves until then.
+            for address in [address, link_local] {
+                ip(&format!(
+                    "-n {namespace} -6 addr add {address}/64 dev eth0 nodad"
+                ));
+            }
         }
         ip(&format!("-n {others} -6 route add local {CROWD_V6} dev lo"));
         ip(&format!(
