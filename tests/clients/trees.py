@@ -5,7 +5,8 @@ python3 trees.py PORT
 It says its port. An API is at /api, described by /api.json. Tools are at /answers/mcp, /listing/mcp and /unasked/mcp,
 which behave until a client asks for /arm/answers, /arm/listing or /arm/unasked. /count/api, /count/answers,
 /count/listing and /count/unasked say how many requests came, or how many lists were sent; /count/unasked-streams says how
-many streams clients opened on which a server speaks unasked."""
+many streams clients opened on which a server speaks unasked. At /asks/mcp it asks 300 times for the client's roots once
+/arm/asks was asked for, and /count/asks-answers says how many answers came."""
 
 import json
 import sys
@@ -17,6 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 API_BYTES = (4 << 20) - 1000
 EVENT_BYTES = (1 << 20) - 1000
 MCP_BYTES = (16 << 20) - 1000
+
+# How often /asks/mcp asks for the client's roots.
+ROOTS = 300
 
 armed = set()
 count = Counter()
@@ -114,6 +118,8 @@ class Handler(BaseHTTPRequestHandler):
         if what == "unasked":
             note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x"}}
         text = json.dumps(note).encode()
+        if what == "asks":
+            return self.asks()
         while True:
             if what == "unasked":
                 self.event(text.replace(b'"x"', MCP))
@@ -121,6 +127,14 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.event(text)
                 time.sleep(3600)
+
+    def asks(self):
+        """A few at a time: a client ends a stream whose requests are too many at once."""
+        for n in range(ROOTS):
+            while n - count["asks-answers"] >= 8:
+                time.sleep(0.001)
+            self.event(json.dumps({"jsonrpc": "2.0", "id": f"roots-{n}", "method": "roots/list"}).encode())
+        time.sleep(3600)
 
     def do_DELETE(self):
         self.say(200)
@@ -132,6 +146,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.say(200, b"null")
         what = self.path.split("/")[1]
         message = json.loads(text)
+        if "method" not in message:
+            count[what + "-answers"] += 1
+            return self.say(202)
         if "id" not in message:
             return self.say(202)
         result = self.told(what, message["method"], message.get("params", {}))

@@ -7,6 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use alknet_core::config::{LogConfig, LogLevel};
 use alknet_init::control::LogRecord;
@@ -17,6 +18,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
+use super::log_rate::{LogRates, RateDecision};
 use crate::cli::output::one_line;
 
 /// Bytes of text the ring keeps; the oldest records go first.
@@ -232,6 +234,7 @@ pub(crate) fn install(ring: &NodeLogRing, stderr: StderrFormat) {
     let layer = RingLayer {
         ring: ring.clone(),
         stderr,
+        rates: LogRates::default(),
     };
     let subscriber = tracing_subscriber::registry().with(layer);
     // A second call keeps the first subscriber: tests in one process share it.
@@ -241,6 +244,7 @@ pub(crate) fn install(ring: &NodeLogRing, stderr: StderrFormat) {
 struct RingLayer {
     ring: NodeLogRing,
     stderr: StderrFormat,
+    rates: LogRates,
 }
 
 impl<S: Subscriber> Layer<S> for RingLayer {
@@ -251,6 +255,10 @@ impl<S: Subscriber> Layer<S> for RingLayer {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let RateDecision::Keep { left_out } = self.rates.count(event.metadata(), Instant::now())
+        else {
+            return;
+        };
         let hash = self.ring.0.tuning.load().hash_addresses;
         let mut text = LogText {
             hash_addresses: hash.then_some(&self.ring),
@@ -258,6 +266,9 @@ impl<S: Subscriber> Layer<S> for RingLayer {
             fields: String::new(),
         };
         event.record(&mut text);
+        if left_out > 0 {
+            write!(text.fields, " left_out={left_out}").ok();
+        }
         let record = LogRecord {
             boot_ms: boot_ms(),
             time: now(),

@@ -19,6 +19,7 @@ mod join;
 mod key_rotation;
 mod known_names;
 mod log;
+mod log_rate;
 mod memory;
 mod metrics;
 mod named_files;

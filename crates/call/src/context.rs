@@ -23,7 +23,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::request::InboundRequest;
 use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
 use crate::spec::OperationType;
-use crate::upstream::{CAUSE_SCOPE, UpstreamFailure};
+use crate::upstream::{CAUSE_SCOPE, CAUSE_TARGET, UpstreamFailure};
 
 /// The connection a request came over.
 #[derive(Clone, Debug)]
@@ -165,6 +165,7 @@ impl Ctx {
             return Some(failure.error(message));
         }
         tracing::warn!(
+            target: CAUSE_TARGET,
             request_id = self.root_request_id(),
             operation = self.operation(),
             code = code.name(),

@@ -162,5 +162,5 @@ pub use spec::{
     ErrorDef, Idempotence, OperationSpec, OperationType, Visibility, is_operation_name,
 };
 pub use unfinished::{Assembly, AssemblyLimitError, GuestHandle};
-pub use upstream::{BAD_GATEWAY, bad_gateway_def};
+pub use upstream::{BAD_GATEWAY, CAUSE_TARGET, bad_gateway_def};
 pub use watch::{Announcer, RegistryChange};

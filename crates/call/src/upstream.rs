@@ -1,4 +1,4 @@
-//! Failures of servers that speak another protocol, as an operation that uses them passes them on.
+//! Failures of peers, and of servers that speak another protocol, as an operation that uses them passes them on.
 //!
 //! A script that calls an imported operation and lets its error pass would otherwise end with `INTERNAL`, as for a fault
 //! of its own. The node itself notes how an imported operation failed: scripts can make any error.
@@ -16,10 +16,13 @@ const STATUS_CODE: &str = "HTTP_";
 /// What codes of servers of tools begin with.
 const TOOL_CODE: &str = "MCP_";
 
+/// The target of the log's records of why servers and peers failed. Callers bring them about: a log keeps some of them.
+pub const CAUSE_TARGET: &str = "alknet_call::upstream";
+
 /// The scope of callers that read the node's own record, and so the whole cause.
 pub(crate) const CAUSE_SCOPE: &str = "node:read";
 
-/// How a server failed that an imported operation asked. The values are bits.
+/// How a server or a peer failed that an imported operation asked. The values are bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum UpstreamFailure {
@@ -62,7 +65,7 @@ impl UpstreamFailure {
             (Self::TimedOut, _) => "did not answer in time".to_owned(),
             (Self::Unavailable, None) => "cannot be reached or used now".to_owned(),
         };
-        format!("a server that the operation uses {how}")
+        format!("a server or peer that the operation uses {how}")
     }
 
     /// As the caller of the operation that asked reads it. Not retryable: that operation may have done other things.

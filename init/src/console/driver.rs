@@ -72,7 +72,9 @@ pub struct ConsoleDriver {
     charset: Charset,
     /// Complete answers, which the console's task takes.
     answers: Vec<ConsoleInput>,
-    /// An answer was typed, of which the terminal still has the keys.
+    /// Keys of an answer were typed that is neither complete nor given up.
+    has_begun: bool,
+    /// An answer was typed or given up, of which the terminal still has the keys.
     typed_lately: bool,
 }
 
@@ -103,6 +105,7 @@ impl ConsoleDriver {
             paste: PasteDetector::default(),
             charset: Charset::default(),
             answers: Vec::new(),
+            has_begun: false,
             typed_lately: false,
         }
     }
@@ -117,7 +120,7 @@ impl ConsoleDriver {
             .question
             .as_ref()
             .is_some_and(ConsoleQuestion::is_private);
-        self.typed.clear();
+        self.give_up_typed();
         self.question = question;
         self.wanted |= self.state.live && (was_private || self.state.view == ConsoleView::Question);
         match &self.question {
@@ -135,6 +138,12 @@ impl ConsoleDriver {
             }
             None => {}
         }
+    }
+
+    /// Whether the terminal still has the keys of answers, or of text that was given up.
+    #[must_use]
+    pub fn has_typed(&self) -> bool {
+        self.typed_lately
     }
 
     /// Whether the terminal still has the keys of answers, and the machine asks nothing more: once the user types nothing
@@ -341,7 +350,7 @@ impl ConsoleDriver {
             KeyDisposition::Nothing => return false,
             KeyDisposition::Begun => {
                 // What was typed so far was the head.
-                self.typed.clear();
+                self.give_up_typed();
                 self.state.charset = self.charset;
                 self.state.live = true;
                 self.state.view = ConsoleView::Paste;
@@ -353,7 +362,10 @@ impl ConsoleDriver {
                 self.end_paste();
                 self.answers.push(ConsoleInput::Pasted(line));
             }
-            KeyDisposition::Left => self.end_paste(),
+            KeyDisposition::Left => {
+                self.typed_lately = true;
+                self.end_paste();
+            }
         }
         self.state.pasted = self.paste.bytes().unwrap_or(0);
         true
@@ -367,25 +379,37 @@ impl ConsoleDriver {
         };
     }
 
+    /// Forgets what was typed so far. The terminal has its keys until it forgets them as well, also of what was erased one
+    /// by one before.
+    fn give_up_typed(&mut self) {
+        self.typed_lately |= self.has_begun;
+        self.has_begun = false;
+        self.typed.clear();
+    }
+
     /// A key while something is asked.
     fn type_key(&mut self, key: u8) {
         self.wanted = true;
         match key {
             b'\r' | b'\n' => {
                 self.typed_lately = true;
+                self.has_begun = false;
                 self.answers.push(ConsoleInput::Line(self.typed.take()));
             }
             CTRL_C => {
-                self.typed.clear();
+                self.give_up_typed();
                 self.answers.push(ConsoleInput::Cancel);
             }
             CTRL_H | DELETE => self.typed.pop(),
-            CTRL_U => self.typed.clear(),
+            CTRL_U => self.give_up_typed(),
             ESC => {
-                self.typed.clear();
+                self.give_up_typed();
                 self.state.view = ConsoleView::Status;
             }
-            _ if is_typing(key) => self.typed.push(key),
+            _ if is_typing(key) => {
+                self.has_begun = true;
+                self.typed.push(key);
+            }
             _ => self.wanted = false,
         }
     }

@@ -72,6 +72,11 @@ enum ConsoleEvent {
 /// How long no key comes before the terminal forgets those of answers. What a user types or pastes right behind the last
 /// answer would be forgotten with them: a machine that is busy reads it late.
 const QUIET_BEFORE_FORGETTING: Duration = Duration::from_secs(1);
+/// How long the terminal keeps the keys of an answer at the most, whatever is typed or asked meanwhile: noise on the line,
+/// or an attacker who types, must not keep them there.
+const FORGET_AT_LATEST: Duration = Duration::from_secs(30);
+/// How much longer keys that wait to be read may delay that.
+const FORGET_GRACE: Duration = Duration::from_secs(1);
 
 impl InitConsole {
     /// Opens a terminal, `/dev/console`, and starts the screen on it as a task of the current
@@ -139,6 +144,7 @@ async fn run(
 ) {
     let started = Instant::now();
     let mut last_key = started;
+    let mut answered = None;
     loop {
         let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         // A new picture only when the last one is out: a slow terminal skips some, never lags.
@@ -147,8 +153,16 @@ async fn run(
             tty.queue(output.as_bytes());
         }
         let due = driver.due_ms(now_ms).filter(|_| !tty.is_writing());
-        let quiet = QUIET_BEFORE_FORGETTING.saturating_sub(last_key.elapsed());
+        let now = Instant::now();
+        let forget_in = forget_in(&driver, &mut answered, last_key, now);
+        // Keys that always wait would keep the branch below from its turn.
+        if is_overdue(answered, now) {
+            tty.forget_keys();
+            driver.keys_forgotten();
+            continue;
+        }
         tokio::select! {
+            biased;
             changed = updates.changed() => {
                 if changed.is_err() {
                     return;
@@ -176,12 +190,40 @@ async fn run(
                 }
             }
             () = tokio::time::sleep(Duration::from_millis(due.unwrap_or(0))), if due.is_some() => {}
-            () = tokio::time::sleep(quiet), if driver.is_done_typing() => {
+            () = tokio::time::sleep(forget_in.unwrap_or_default()), if forget_in.is_some() => {
                 tty.forget_keys();
                 driver.keys_forgotten();
             }
         }
     }
+}
+
+/// How long it is until the terminal forgets the keys of answers; `None` while it has none. `answered` becomes the time of
+/// the first of them.
+fn forget_in(
+    driver: &ConsoleDriver,
+    answered: &mut Option<Instant>,
+    last_key: Instant,
+    now: Instant,
+) -> Option<Duration> {
+    if !driver.has_typed() {
+        *answered = None;
+        return None;
+    }
+    let since = *answered.get_or_insert(now);
+    let left = |time: Duration, since| time.saturating_sub(now.saturating_duration_since(since));
+    let latest = left(FORGET_AT_LATEST, since);
+    let quiet = left(QUIET_BEFORE_FORGETTING, last_key);
+    Some(match driver.is_done_typing() {
+        true => quiet.min(latest),
+        false => latest,
+    })
+}
+
+/// Whether the keys of that answer are there for longer than they may be.
+fn is_overdue(answered: Option<Instant>, now: Instant) -> bool {
+    let late = |since| now.saturating_duration_since(since) > FORGET_AT_LATEST + FORGET_GRACE;
+    answered.is_some_and(late)
 }
 
 /// Name and version of the running kernel.

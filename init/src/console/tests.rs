@@ -566,6 +566,52 @@ fn the_keys_of_answers_are_forgotten_once_nothing_is_asked_or_pasted() {
     );
 }
 
+/// Ctrl-C, Ctrl-U, Esc, and a question that goes away: the keys are in the terminal all the same.
+#[test]
+fn the_keys_of_text_that_was_given_up_are_forgotten_too() {
+    for end in ["\x03", "\x15", "\x1b"] {
+        let mut driver = driver();
+        driver.ask(Some(ConsoleQuestion::secret("passphrase")));
+        driver.keys(b" ");
+        driver.keys(b"hush");
+        assert!(!driver.has_typed(), "it is being typed");
+        driver.keys(end.as_bytes());
+        assert!(driver.has_typed(), "{end:?}");
+    }
+    let mut driver = driver();
+    driver.ask(Some(ConsoleQuestion::secret("passphrase")));
+    driver.keys(b" ");
+    // Erased one by one.
+    driver.keys(b"hush\x7f\x7f\x7f\x7f");
+    driver.ask(None);
+    assert!(driver.has_typed() && driver.is_done_typing());
+}
+
+/// A key that comes again and again, before the line was quiet for long enough, and a question that stays.
+#[test]
+fn keys_are_forgotten_at_the_latest_after_some_time() {
+    let mut driver = driver();
+    let mut answered = None;
+    let mut now = Instant::now();
+    driver.ask(Some(ConsoleQuestion::secret("passphrase")));
+    driver.keys(b" hush\r");
+    for passed in 0..FORGET_AT_LATEST.as_secs() {
+        let left = forget_in(&driver, &mut answered, now, now);
+        let expected = FORGET_AT_LATEST - Duration::from_secs(passed);
+        assert_eq!(left, Some(expected), "it is still asked");
+        now += Duration::from_secs(1);
+        driver.keys(b"x");
+    }
+    let left = forget_in(&driver, &mut answered, now, now);
+    assert_eq!(left, Some(Duration::ZERO));
+    assert!(!is_overdue(answered, now));
+    now += 2 * FORGET_GRACE;
+    assert!(is_overdue(answered, now), "keys that always wait");
+    driver.keys_forgotten();
+    assert_eq!(forget_in(&driver, &mut answered, now, now), None);
+    assert!(!is_overdue(answered, now));
+}
+
 #[tokio::test]
 async fn nobody_waits_for_a_terminal_that_takes_nothing() {
     let pty = openpty(None, None).expect("a pseudo-terminal");

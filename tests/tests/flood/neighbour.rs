@@ -39,6 +39,8 @@ const REFUSED: &str = "alknet_limit_hits_total{limit=\"handshake_rate\"}";
 const REFUSED_EACH: f64 = 8.0;
 /// How long the crowd may take for those.
 const REFUSED_WITHIN: Duration = Duration::from_secs(20);
+/// How long the crowd may take to come from each of its addresses.
+const COMES_WITHIN: Duration = Duration::from_secs(120);
 
 /// An address of the crowd's /56, in another /64 of it. The first one is that at which the node sees the administrator
 /// before the crowd comes.
@@ -165,7 +167,10 @@ async fn beside_a_crowd(crowd: FloodConnections, beside: impl AsyncFnOnce(&Flood
         let progress = Arc::clone(&progress);
         std::thread::spawn(move || crowd.come(AddressSpread::OneNetwork, &progress))
     };
+    let until = Instant::now() + deadline(COMES_WITHIN);
     while progress.done.load(Ordering::SeqCst) < full(CROWD) {
+        let come = progress.done.load(Ordering::SeqCst);
+        assert!(Instant::now() < until, "only {come} of the crowd came");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     beside(&progress).await;

@@ -34,9 +34,10 @@ impl Provenance {
         matches!(self, Self::Local | Self::Session)
     }
 
-    /// Whether a server answers that speaks another protocol than this node.
-    pub(crate) fn is_server(self) -> bool {
-        matches!(self, Self::FromMcp | Self::FromOpenApi)
+    /// Whether what answers is not this node: a server that speaks another protocol, or a peer, behind which servers may
+    /// be.
+    pub(crate) fn is_remote(self) -> bool {
+        matches!(self, Self::FromCall | Self::FromMcp | Self::FromOpenApi)
     }
 
     /// Whether there is code behind such an operation at all.

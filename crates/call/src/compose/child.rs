@@ -107,9 +107,9 @@ impl ChildCall {
         self.root.tree().hinder(by);
     }
 
-    /// Notes how the server failed that an imported operation asked, if `error` says so.
+    /// Notes how the server or the peer failed that an imported operation asked, if `error` says so.
     fn note_upstream(&self, error: &CallError) {
-        if self.operation.provenance.is_server()
+        if self.operation.provenance.is_remote()
             && let Some(failure) = UpstreamFailure::from_code(&error.code)
         {
             self.root.tree().note_upstream(failure);

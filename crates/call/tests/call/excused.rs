@@ -347,9 +347,10 @@ async fn an_error_of_an_imported_server_is_passed_on_as_such() {
         ("app/teapot", None, BAD_GATEWAY),
         ("app/tool", None, BAD_GATEWAY),
         ("app/wrong", None, BAD_GATEWAY),
-        // What the operation itself, or a peer, says.
+        // What the operation itself says.
         ("app/own", None, "INTERNAL"),
-        ("app/peer", None, "INTERNAL"),
+        // What a peer says may be of a server behind it.
+        ("app/peer", None, "UNAVAILABLE"),
         // The server failed in another way.
         ("app/teapot", Some("UNAVAILABLE"), "INTERNAL"),
         ("app/gone", Some("HTTP_404"), "INTERNAL"),
@@ -370,18 +371,25 @@ async fn what_a_server_said_is_for_those_who_read_the_node() {
         let error = error.clone();
         async move { Err::<Value, _>(error) }
     });
-    let teapot = Registration::imported(query("app/teapot"), fails, Provenance::FromOpenApi);
+    let imported = |name: &str, provenance| {
+        let own = Registration::imported(query(name), fails.clone(), provenance);
+        own.passing_errors_on()
+    };
     let registry = Registry::builder()
         .with(lets_pass("app/passes"))
-        .with(teapot.passing_errors_on());
+        .with(imported("app/teapot", Provenance::FromOpenApi))
+        .with(imported("app/peer", Provenance::FromCall));
     let served = node(registry);
-    for (who, reads) in [
-        (None, false),
-        (Some(identity("caller", &["call:*"])), false),
-        (Some(identity("reader", &["node:read"])), true),
+    for (who, op, reads) in [
+        (None, "app/teapot", false),
+        (None, "app/peer", false),
+        (Some(identity("caller", &["call:*"])), "app/teapot", false),
+        (Some(identity("caller", &["call:*"])), "app/peer", false),
+        (Some(identity("reader", &["node:read"])), "app/teapot", true),
+        (Some(identity("reader", &["node:read"])), "app/peer", true),
     ] {
         let client = served.client(Carriage::Memory, who);
-        let input = json!({ "op": "app/teapot" });
+        let input = json!({ "op": op });
         let ended = soon(client.call("app/passes", &input)).await;
         let error = ended.expect_err("it fails");
         assert_eq!(error.code.name(), BAD_GATEWAY);

@@ -28,6 +28,11 @@ const EVENTS: usize = 4;
 /// Values in the list that the API answers with.
 const LIST_VALUES: usize = ((4 << 20) - 1000) / 2;
 
+/// Requests of a server that asks for the roots of its client, and records that the log may have of them: two minutes at
+/// one place in the library.
+const SERVER_REQUESTS: usize = 300;
+const SERVER_RECORDS_MAX: usize = 2 * 10;
+
 /// Codes of calls whose answer the node did not take, or did not ask for.
 const NOT_TAKEN: [&str; 5] = [
     "FORBIDDEN",
@@ -53,6 +58,7 @@ impl ListImports {
             tools("answers"),
             tools("listing"),
             tools("unasked"),
+            tools("asks"),
         ];
         let uses = ["trees/*", "answers/*", "listing/*", "unasked/*"];
         let node = ImportNode::start(TestBench::new(), &imports.concat(), &uses);
@@ -167,6 +173,21 @@ impl ListImports {
             });
         });
     }
+}
+
+/// A server asks as often as it likes, and the library writes a record of each request that it refuses: the log keeps a few
+/// of them in a minute, and all others of the node.
+#[test]
+fn requests_of_a_server_leave_the_log_to_others() {
+    let imports = ListImports::start();
+    imports.arm("asks");
+    eventually("the server has its answers", || {
+        (imports.count("asks-answers") == SERVER_REQUESTS).then_some(())
+    });
+    let log = imports.node.log();
+    let records = log.matches("rmcp").count();
+    println!("figure records of {SERVER_REQUESTS} requests of a server: {records}");
+    assert!((1..=SERVER_RECORDS_MAX).contains(&records), "{records}");
 }
 
 /// A value of two bytes has 72 and more in a tree: an answer of 16 MiB had 600 MiB, and a server of tools could send it

@@ -24,6 +24,9 @@ fn hung() -> Duration {
     deadline(Duration::from_secs(120))
 }
 
+/// How long a handshake may take, as docs/endpoint.md has it.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+
 /// Codes of docs/endpoint.md, of a connection and of a stream.
 const PROTOCOL: u64 = 5;
 const TIMEOUT: u64 = 8;
@@ -93,17 +96,22 @@ impl<'a> AttackedNode<'a> {
         }
     }
 
-    /// Calls until `many` handshakes have ended since `before`, for the node's limits or out of time. Each call is served,
-    /// too. Where the crowd comes slowly, as on a busy machine, many run out of time before there is no room for them;
-    /// without any limit all of them would.
-    async fn counted(&self, before: &Value, many: usize) {
-        const BY_LIMITS_PART: usize = 8;
+    /// Calls until all of `many` handshakes that began at `began` have ended, but for those that may be under way at once:
+    /// for the node's limits, or out of time. Each call is served, too. No more than may be under way run out of time in each
+    /// [`HANDSHAKE_TIME`]: where the crowd comes within one, the limits ended all the others.
+    async fn counted(&self, before: &Value, many: usize, under_way_max: usize, began: Instant) {
         let since = |now: &Value, ends: &[&str]| ended(now, ends) - ended(before, ends);
         let until = Instant::now() + hung();
         loop {
             let now = &self.info(&[])["endpoint"];
-            let by_limits = since(now, &BY_LIMITS);
-            if by_limits + since(now, &["timeout"]) >= many && by_limits >= many / BY_LIMITS_PART {
+            let timed_out = since(now, &["timeout"]);
+            let periods = began.elapsed().as_secs() / HANDSHAKE_TIME.as_secs();
+            let timed_out_max = under_way_max * usize::try_from(periods).expect("few");
+            assert!(
+                timed_out <= timed_out_max,
+                "{timed_out} ran out of time in {periods} periods, from {before} to {now}"
+            );
+            if since(now, &BY_LIMITS) + timed_out >= many.saturating_sub(under_way_max) {
                 return;
             }
             assert!(
