@@ -54,7 +54,7 @@ impl IsolateHost for RecordingHost {
             "fail" => Err(OpError {
                 details: Box::new(json!({ "at": 3 })),
                 retryable: true,
-                ..OpError::new("CONFLICT", "somebody was faster")
+                ..OpError::new("CONFLICT", "another change was first")
             }),
             "never" => {
                 let guard = DropCounter(Arc::clone(&self.aborted));

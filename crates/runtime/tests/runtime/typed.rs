@@ -55,7 +55,7 @@ impl IsolateHost for TypedHost {
     ) -> BoxFuture<Result<OpReply, OpError>> {
         let answer = match (path, input["a"].as_f64()) {
             ("double", Some(a)) => Ok(OpReply::Json(json!(2.0 * a))),
-            ("fail", _) => Err(OpError::new("CONFLICT", "somebody was faster")),
+            ("fail", _) => Err(OpError::new("CONFLICT", "another change was first")),
             _ => Err(OpError::new("NOT_FOUND", "no such operation")),
         };
         Box::pin(std::future::ready(answer))

@@ -209,7 +209,7 @@ impl IsolateHost for EnvHost {
     fn emit(&self, _: u64, item: Value) -> alknet_runtime::BoxFuture<Result<(), OpError>> {
         let items = self.items.clone();
         Box::pin(async move {
-            let gone = || OpError::new("ABORTED", "nobody takes items");
+            let gone = || OpError::new("ABORTED", "no reader takes items");
             let items = items.ok_or_else(gone)?;
             items.send(item).await.map_err(|_| gone())
         })

@@ -17,7 +17,7 @@ use super::subscription::ScriptSubscription;
 use super::{Bridge, PendingRegistration, Replied};
 use crate::guest::lock;
 use crate::limits::{ITEM_BYTES, LINES_BYTES, OWN_BYTES_MAX, UNACKNOWLEDGED};
-use crate::wire::{self, GuestMessage, Json, Offer, WireCallOptions};
+use crate::wire::{self, GuestMessage, Json, SessionOffer, WireCallOptions};
 
 /// What the isolate holds is the bridge itself.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl IsolateHost for BridgeHost {
         registration: ScriptRegistration,
         script: [u8; 32],
     ) -> BoxFuture<Result<(), OpError>> {
-        let offer: Offer = registration;
+        let offer: SessionOffer = registration;
         let ready = compiled(&offer).and_then(|input| Ok((frameable(&offer)?, input)));
         let (spec, input) = match ready {
             Ok(ready) => ready,
@@ -163,7 +163,7 @@ impl IsolateHost for BridgeHost {
 /// The schema of an operation's inputs, and that of its outputs looked at. They are compiled and evaluated here
 /// and never in the node: a schema is a program of the script's, and so takes the memory and the time of the
 /// script's own worker, which has a limit for both.
-fn compiled(offer: &Offer) -> Result<ValueSchema, OpError> {
+fn compiled(offer: &SessionOffer) -> Result<ValueSchema, OpError> {
     let schema = |what: &str, schema: &Value| {
         ValueSchema::new(schema).map_err(|error| OpError {
             details: Box::new(json!({ "code": RuntimeCode::Limit.name() })),
