@@ -101,7 +101,7 @@ pub use clock::SessionTimeSource;
 pub use declarations::declarations;
 pub use error::{ModulePosition, OpError, RuntimeCode, ScriptFailure};
 pub use host::{
-    HostFuture, ConsoleLevel, EnvOperation, IsolateHost, Items, OpReply, ScriptCallOptions,
+    ConsoleLevel, EnvOperation, HostFuture, IsolateHost, Items, OpReply, ScriptCallOptions,
     ScriptOperationKind, ScriptRegistration,
 };
 pub use isolate::{

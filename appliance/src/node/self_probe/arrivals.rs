@@ -86,7 +86,7 @@ async fn ended(connection: &Connection) {
 }
 
 fn mark(connection: &Connection) -> Option<ProbeNonce> {
-    let mut mark = Mark::default();
+    let mut mark = ProbeNonce::default();
     let exported = connection.export_keying_material(LABEL, b"", &mut mark);
     exported.ok().map(|()| mark)
 }

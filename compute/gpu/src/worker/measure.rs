@@ -90,7 +90,7 @@ impl GpuJob<'_> {
         let kernel = self.clock.stands(&mut compiling, || {
             let kernel = device.kernel(include_str!("../shaders/map.wgsl"), &[])?;
             device.dispatch(&kernel, &[&large], [0, 0, 0])?;
-            Outcome::Ok(kernel)
+            GpuResult::Ok(kernel)
         })?;
         // Sixteen bytes for each invocation, 64 of them to a group.
         let groups = u32::try_from(MAP_BYTES / (16 * 64)).unwrap_or(1);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alknet_runtime::{
-    HostFuture, ConsoleLevel, EnvOperation, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
+    ConsoleLevel, EnvOperation, HostFuture, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
     ModuleSet, OpError, OpReply, ScriptCallOptions, ScriptRegistration,
 };
 use rquickjs::{Ctx, Function, Promise, Runtime, Value as JsValue};

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::error::OpError;
 use crate::host::{
-    HostFuture, ConsoleLevel, EnvOperation, IsolateHost, Items, OpReply, ScriptCallOptions,
+    ConsoleLevel, EnvOperation, HostFuture, IsolateHost, Items, OpReply, ScriptCallOptions,
     ScriptRegistration,
 };
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_runtime::{
-    HostFuture, ConsoleLevel, EntryOutcome, EnvOperation, Isolate, IsolateHost, IsolateSpec,
+    ConsoleLevel, EntryOutcome, EnvOperation, HostFuture, Isolate, IsolateHost, IsolateSpec,
     IsolateWork, Items, ModuleSet, OpError, OpReply, RuntimeCode, ScriptCallOptions, ScriptFailure,
     ScriptOperationKind, ScriptRegistration,
 };

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use alknet_runtime::{
-    HostFuture, ConsoleLevel, EnvOperation, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
+    ConsoleLevel, EnvOperation, HostFuture, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
     ModuleSet, OpError, OpReply, ScriptCallOptions, ScriptOperationKind, ScriptRegistration,
     declarations,
 };

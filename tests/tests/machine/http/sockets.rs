@@ -8,8 +8,8 @@ use alknet_test_support::deadline;
 use alknet_tests::eventually;
 use alknet_tests::raw::within;
 use alknet_tests::sockets::{
-    SocketCarrier, UpgradedSocket, almost, asks, closed, hears, hears_pong, is_answered_in_pieces, message,
-    pings, request,
+    SocketCarrier, UpgradedSocket, almost, asks, closed, hears, hears_pong, is_answered_in_pieces,
+    message, pings, request,
 };
 use bytes::Bytes;
 use serde_json::{Value, json};

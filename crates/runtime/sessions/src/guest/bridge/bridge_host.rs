@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alknet_call::ValueSchema;
 use alknet_runtime::{
-    HostFuture, ConsoleLevel, EnvOperation, IsolateHost, Items, OpError, OpReply, RuntimeCode,
+    ConsoleLevel, EnvOperation, HostFuture, IsolateHost, Items, OpError, OpReply, RuntimeCode,
     ScriptCallOptions, ScriptRegistration, weight,
 };
 use alknet_worker::{CborBody, FromWorkerMessage, WorkerFrameError};
