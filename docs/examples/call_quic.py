@@ -2,7 +2,7 @@
 """call_quic.py ed25519:<64 hex>@HOST:PORT OPERATION [JSON] [--follow] [--cert FILE]
 Calls over QUIC with aioquic. Prints the answer as a line of JSON or, with --follow, each event of a
 subscription. FILE is a self-signed certificate of your Ed25519 key with the key, both PEM; without
-it you are nobody. Whatever fails exits with 1."""
+it the node knows no identity. Whatever fails exits with 1."""
 import asyncio, getopt, itertools, json, re, ssl, sys
 from contextlib import asynccontextmanager
 from aioquic.asyncio import QuicConnectionProtocol, connect
@@ -15,7 +15,7 @@ async def reach(target, cert=None):
     about = QuicConfiguration(alpn_protocols=["alknet/call"], verify_mode=ssl.CERT_NONE)
     if cert: about.load_cert_chain(cert)
     async with connect(host, int(port), configuration=about, create_protocol=Node) as node:
-        shown = node._quic.tls._peer_certificate.public_key()  # nobody vouches: the pin counts
+        shown = node._quic.tls._peer_certificate.public_key()  # no authority signed it: the pin counts
         if getattr(shown, "public_bytes_raw", bytes)() != bytes.fromhex(pin):
             raise ConnectionError("the node does not hold the pinned key")
         yield node

@@ -2,7 +2,7 @@
 """call_tls.py ed25519:<64 hex>@HOST:PORT OPERATION [JSON] [--follow] [--cert FILE]
 Calls over TLS on TCP with Python's standard library alone. Prints the answer as a line of JSON or,
 with --follow, each event of a subscription. FILE is a self-signed certificate of your Ed25519 key
-with the key, both PEM; without it you are nobody. Whatever fails exits with 1."""
+with the key, both PEM; without it the node knows no identity. Whatever fails exits with 1."""
 import asyncio, getopt, itertools, json, re, ssl, sys
 
 def public_key(der):

@@ -26,10 +26,10 @@ pub fn frame(data: &[u8]) -> bool {
 }
 
 /// Frames, and then the bytes of an unfinished one or an error.
-type Outcome = (Vec<Bytes>, Result<usize, CallFrameError>);
+type FrameOutcome = (Vec<Bytes>, Result<usize, CallFrameError>);
 
 /// The same in the simplest way.
-fn reference(mut stream: &[u8], max: usize) -> Outcome {
+fn reference(mut stream: &[u8], max: usize) -> FrameOutcome {
     let mut frames = Vec::new();
     while let Some((header, rest)) = stream.split_first_chunk::<HEADER_BYTES>() {
         let len = u32::from_be_bytes(*header) as usize;
@@ -49,7 +49,7 @@ fn reference(mut stream: &[u8], max: usize) -> Outcome {
 }
 
 /// Pushes pieces of `sizes`, over and over; everything at once where there are none.
-fn read(stream: &[u8], max: usize, sizes: &[u8]) -> Outcome {
+fn read(stream: &[u8], max: usize, sizes: &[u8]) -> FrameOutcome {
     let mut reader = FrameReader::new();
     let mut frames: Vec<Bytes> = Vec::new();
     let mut rest = stream;

@@ -34,7 +34,7 @@ fn holds(text: &str) -> bool {
             assert_eq!(
                 target.pins,
                 [code.key()],
-                "whoever else answers there is not the hub"
+                "any other node that answers there is not the hub"
             );
         }
         hides(&format!("{code:?}"), &code.token);

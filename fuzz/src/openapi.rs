@@ -13,7 +13,7 @@ struct RefusingDialer;
 
 impl Dialer for RefusingDialer {
     fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
-        let nobody = DialError::new(DialErrorKind::Local, "nobody is called here");
+        let nobody = DialError::new(DialErrorKind::Local, "no server is called here");
         Box::pin(std::future::ready(Err(nobody)))
     }
 }

@@ -45,7 +45,7 @@ fn blob(data: &[u8]) -> bool {
         let label: BlobLabel = "cred:fuzz".parse().expect("a label");
         assert!(
             vault_of_nobody().open(&label, blob).is_err(),
-            "nobody sealed it"
+            "it was not sealed"
         );
         // What was cut off has no form in JSON.
         if blob.as_bytes().len() >= 56 {

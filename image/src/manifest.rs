@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn a_folder_without_a_manifest_and_a_foreign_file_are_told_apart() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let missing = Manifest::read(dir.path()).expect_err("there is none");
+        let missing = Manifest::read(dir.path()).expect_err("it does not exist");
         assert!(
             matches!(missing, ImageError::InputUnreadable { .. }),
             "{missing}"

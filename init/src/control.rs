@@ -87,7 +87,7 @@ pub enum InitMessage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PowerAction {
-    /// Off.
+    /// Switches the machine off.
     Poweroff,
     /// Off and on again.
     Reboot,

@@ -85,7 +85,7 @@ pub enum HelperOutcome {
         /// What the share is called there.
         id: String,
     },
-    /// Nothing.
+    /// The other node gave nothing.
     Refused {
         /// What it means for the next attempt.
         refusal: HelperRefusal,
@@ -94,7 +94,7 @@ pub enum HelperOutcome {
     },
     /// The share.
     Released {
-        /// Itself.
+        /// The share itself.
         share: HexSecret,
     },
 }

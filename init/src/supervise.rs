@@ -482,7 +482,7 @@ mod tests {
 
     fn wanted() -> NodeSupervisor {
         let mut supervisor = NodeSupervisor::new(0);
-        assert_eq!(supervisor.order(0, 0), None, "nobody wants it yet");
+        assert_eq!(supervisor.order(0, 0), None, "it is not wanted yet");
         supervisor.start(0);
         supervisor
     }

@@ -22,7 +22,7 @@ pub enum ProvisioningError {
     Mount {
         /// The block device.
         device: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// A program that is needed lies nowhere.
@@ -36,21 +36,21 @@ pub enum ProvisioningError {
     /// Something else lies where a file belongs.
     #[error("{path} is no regular file; put a plain file there", path = path.display())]
     NotAFile {
-        /// Where.
+        /// Path of the mount.
         path: PathBuf,
     },
     /// A file could not be read.
     #[error("{path} cannot be read ({source})", path = path.display())]
     Read {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// A file is longer than what is read of it.
     #[error("{path} has more than {limit} bytes; that is no image", path = path.display())]
     TooLarge {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
         /// How many are read.
         limit: u64,
@@ -58,9 +58,9 @@ pub enum ProvisioningError {
     /// A file could not be written.
     #[error("{path} cannot be written ({source})", path = path.display())]
     Write {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
 }

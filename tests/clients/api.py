@@ -3,7 +3,7 @@
 python3 api.py PORT [--token-file FILE]
 
 It says its port. /told has what it was asked, and /api.yaml the description. With a file, /api/me and the
-description are for whoever brings the token in it."""
+description are for clients that bring the token in it."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A server whose operations have schemas that nobody could check a value against, or compile.
+"""A server whose operations have schemas that no validator could check a value against, or compile.
 
 python3 bombs.py PORT
 

@@ -26,7 +26,7 @@ given = json.load(sys.stdin)
 url, wrong = given["url"], given["wrong"]
 # The node's certificate is of its own making.
 known = AuthenticatedClient(base_url=url, token=given["token"], verify_ssl=False)
-nobody = Client(base_url=url, verify_ssl=False)
+anonymous = Client(base_url=url, verify_ssl=False)
 
 
 def refused(told, status, code):
@@ -38,7 +38,7 @@ def refused(told, status, code):
     return error
 
 
-assert healthz.sync(client=nobody) == "ok\n"
+assert healthz.sync(client=anonymous) == "ok\n"
 
 info = call.sync(client=known, body=CallRequest(operation="/node/info"))
 assert isinstance(info, CallResponse) and info.output["problems"] == [], info
@@ -48,7 +48,7 @@ error = refused(call.sync_detailed(client=known, body=bad), 422, "INVALID_INPUT"
 assert isinstance(error.details, list) and error.details and not error.retryable, error
 missing = CallRequest(operation="/no/such")
 refused(call.sync_detailed(client=known, body=missing), 404, "NOT_FOUND")
-refused(call.sync_detailed(client=nobody, body=missing), 401, "UNAUTHENTICATED")
+refused(call.sync_detailed(client=anonymous, body=missing), 401, "UNAUTHENTICATED")
 never = CallRequest(operation="/node/info", timeout_ms=0)
 error = refused(call.sync_detailed(client=known, body=never), 400, "INVALID_INPUT")
 assert error.details["pointer"] == "/timeout_ms", error

@@ -230,7 +230,7 @@ for setting in (2, 3, 4, 5):
 # RFC 9204: compression. The server has no dynamic table.
 for name, code, block in [
     ("2.2.3 a reference to what is in no table", DECOMPRESSION_FAILED, b"\0\0\x80"),
-    ("3.1 a static entry that is none", DECOMPRESSION_FAILED, b"\0\0" + length(120, 6, 0xC0)),
+    ("3.1 an absent static entry", DECOMPRESSION_FAILED, b"\0\0" + length(120, 6, 0xC0)),
 ]:
     request(f"9204 {name}", closes(code), frame(HEADERS, block))
 for name, kind, code, wrong in [

@@ -1,5 +1,5 @@
 // The TypeScript kits of the Model Context Protocol with a node: node mcp_node.mjs PACKAGES.
-// Its input is a JSON object of facts: the address, `url`, and a `token`, which nobody reads there.
+// Its input is a JSON object of facts: the address, `url`, and a `token`, which only the client reads.
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';

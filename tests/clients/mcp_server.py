@@ -2,7 +2,7 @@
 
 python3 mcp_server.py PORT [--token-file FILE]
 
-It says its port. It gets another tool when its tool `grow` is called. With a file, whoever does not bring
+It says its port. It gets another tool when its tool `grow` is called. With a file, a client that does not bring
 the token in it is turned away."""
 
 import asyncio

@@ -1,6 +1,6 @@
 // What docs/examples/alknet.js does with a node that serves demo/…, in browsers and in Node.
 // `suite(Alknet, CallError, facts, options)` runs every test and returns the names of those that passed;
-// `facts`: `url`, `token` of somebody with the scope "demo".
+// `facts`: `url`, `token` of an identity with the scope "demo".
 
 const equal = (a, b) => {
   const [x, y] = [JSON.stringify(a), JSON.stringify(b)];

@@ -1,7 +1,7 @@
 """WebSocket sessions as Python's `websockets`, and `h2` with `wsproto`, have them.
 
 Its input is a JSON object of facts: arguments are for everybody to see. Its arguments are the tests to run; each prints
-`ok NAME`. Facts: `url`; `token` of somebody with `scopes`; `query`, an operation that needs one; `pid` of the node, to see its memory.
+`ok NAME`. Facts: `url`; `token` of an identity with `scopes`; `query`, an operation that needs one; `pid` of the node, to see its memory.
 """
 
 import contextlib, json, os, socket, ssl, sys, threading, urllib.parse, warnings
@@ -82,7 +82,7 @@ class Secured:
             pass
 
     def recv(self, _):
-        """Everything there is: whoever waits for the socket is not told of what is left here."""
+        """Everything there is: a reader of the socket gets no event for what is left here."""
         data = bytearray()
         while True:
             try:
@@ -224,12 +224,12 @@ def what_is_against_the_rules_ends_with_its_code():
     cases = [
         (b"\x82\x02{}", 1002),  # not masked
         (b"\xc2\x82\0\0\0\0{}", 1002),  # a reserved bit: compressed
-        (b"\x83\x80\0\0\0\0", 1002),  # an opcode that nobody has
+        (b"\x83\x80\0\0\0\0", 1002),  # an unassigned opcode
         (b"\x80\x80\0\0\0\0", 1002),  # continues nothing
         (b"\x09\x80\0\0\0\0", 1002),  # a ping in pieces
         (b"\x82\xff\x7f" + b"\xff" * 7 + b"\0\0\0\0", 1009),  # 2^63 bytes
         (b"\x82\xff\xff" + b"\xff" * 7 + b"\0\0\0\0", 1002),  # and more
-        (b"\x81\x81\0\0\0\0\xff", 1007),  # text that is none
+        (b"\x81\x81\0\0\0\0\xff", 1007),  # text that is not UTF-8
         (b"\x82\x80\0\0\0\0", 1002),  # an empty message
         (b"\x82\x85\0\0\0\0hello", 1002),  # no JSON
     ]

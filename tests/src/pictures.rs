@@ -13,9 +13,9 @@ const BLESS_VARIABLE: &str = "ALKNET_BLESS";
 pub struct DocsPicture {
     /// Name of the file.
     pub file: &'static str,
-    /// Pixels.
+    /// Width in pixels.
     pub width: u32,
-    /// Pixels.
+    /// Height in pixels.
     pub height: u32,
     /// Whether the reader prefers dark colours.
     pub dark: bool,

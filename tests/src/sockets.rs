@@ -34,7 +34,7 @@ const PAYLOAD_BYTES: usize = 125;
 const PIECE_BYTES: usize = 64 << 10;
 
 /// The stream of one WebSocket.
-pub type Socket = TokioIo<Upgraded>;
+pub type UpgradedSocket = TokioIo<Upgraded>;
 
 /// A connection of HTTP/2.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl SocketCarrier {
     ///
     /// # Panics
     /// The node refuses it.
-    pub async fn socket(&mut self, token: Option<&str>) -> Socket {
+    pub async fn socket(&mut self, token: Option<&str>) -> UpgradedSocket {
         let mut request = Request::builder()
             .method("CONNECT")
             .uri("https://localhost/alknet/call")
@@ -178,7 +178,7 @@ pub fn asks(count: usize) -> Bytes {
 ///
 /// # Panics
 /// The node does not answer it.
-pub async fn is_answered_in_pieces(socket: &mut Socket, request: &str) {
+pub async fn is_answered_in_pieces(socket: &mut UpgradedSocket, request: &str) {
     let (first, last) = request.split_at(request.len() / 2);
     for (opcode, is_last, piece) in [(TEXT, false, first), (CONTINUATION, true, last)] {
         let frame = [&head(opcode, is_last, piece.len())[..], piece.as_bytes()].concat();
@@ -191,7 +191,7 @@ pub async fn is_answered_in_pieces(socket: &mut Socket, request: &str) {
 ///
 /// # Panics
 /// The WebSocket ends before it.
-pub async fn hears(socket: &mut Socket, wanted: &[u8]) {
+pub async fn hears(socket: &mut UpgradedSocket, wanted: &[u8]) {
     let mut heard = Vec::new();
     while !heard.windows(wanted.len()).any(|bytes| bytes == wanted) {
         let read = within(socket.read_buf(&mut heard)).await;
@@ -203,7 +203,7 @@ pub async fn hears(socket: &mut Socket, wanted: &[u8]) {
 ///
 /// # Panics
 /// It ends without a code.
-pub async fn closed(socket: &mut Socket, patience: Duration) -> Option<u16> {
+pub async fn closed(socket: &mut UpgradedSocket, patience: Duration) -> Option<u16> {
     let mut heard = Vec::new();
     let hear = async {
         loop {
@@ -229,7 +229,7 @@ pub async fn closed(socket: &mut Socket, patience: Duration) -> Option<u16> {
 ///
 /// # Panics
 /// The node does not take them.
-pub async fn pings(socket: &mut Socket, count: u32) {
+pub async fn pings(socket: &mut UpgradedSocket, count: u32) {
     // Beside each ping a pong, which is not answered: the node's library of HTTP/2 ends a connection on which too many
     // frames of DATA below 256 bytes wait to be read, as they do on a busy machine.
     let beside = [&head(PONG, true, PAYLOAD_BYTES)[..], &[b'x'; PAYLOAD_BYTES]].concat();
@@ -247,7 +247,7 @@ pub async fn pings(socket: &mut Socket, count: u32) {
 ///
 /// # Panics
 /// It does not come.
-pub async fn hears_pong(socket: &mut Socket, n: u32) {
+pub async fn hears_pong(socket: &mut UpgradedSocket, n: u32) {
     let pong = [&[PONG | 0x80, PAYLOAD_BYTES as u8][..], &payload(n)].concat();
     hears(socket, &pong).await;
 }

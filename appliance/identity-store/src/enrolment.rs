@@ -27,11 +27,11 @@ pub struct EnrolmentRecord {
 #[error("tokens to enrol with cannot be read or written: {0}")]
 pub struct EnrolmentError(pub String);
 
-type Answer<'a, T> = BoxFuture<'a, Result<T, EnrolmentError>>;
+type EnrolmentFuture<'a, T> = BoxFuture<'a, Result<T, EnrolmentError>>;
 
 impl IdentityDb {
     /// Adds a token; `false` where there is one of this name, and nothing is done.
-    pub fn put_enrolment(&self, new: EnrolmentRecord) -> Answer<'_, bool> {
+    pub fn put_enrolment(&self, new: EnrolmentRecord) -> EnrolmentFuture<'_, bool> {
         self.write_enrolment(move |connection| {
             connection.execute(
                 "INSERT OR IGNORE INTO enrolment_tokens VALUES (?1, ?2, ?3, ?4)",
@@ -48,7 +48,7 @@ impl IdentityDb {
     /// Puts a token in the place of the one of the same name and revision, and counts the revision
     /// up; `false` where that one is gone or has changed, and nothing is done. Of two who use a
     /// token at the same time, one hears `false`.
-    pub fn replace_enrolment(&self, new: EnrolmentRecord) -> Answer<'_, bool> {
+    pub fn replace_enrolment(&self, new: EnrolmentRecord) -> EnrolmentFuture<'_, bool> {
         self.write_enrolment(move |connection| {
             connection.execute(
                 "UPDATE enrolment_tokens SET record = ?3, expires = ?4, revision = revision + 1 \
@@ -64,7 +64,7 @@ impl IdentityDb {
     }
 
     /// Forgets a token; whether there was one.
-    pub fn remove_enrolment(&self, key_id: KeyId) -> Answer<'_, bool> {
+    pub fn remove_enrolment(&self, key_id: KeyId) -> EnrolmentFuture<'_, bool> {
         self.write_enrolment(move |connection| {
             let remove = "DELETE FROM enrolment_tokens WHERE key_id = ?1";
             connection.execute(remove, [key_id.as_str()])
@@ -72,12 +72,12 @@ impl IdentityDb {
     }
 
     /// The token of this name.
-    pub fn enrolment(&self, key_id: KeyId) -> Answer<'_, Option<EnrolmentRecord>> {
+    pub fn enrolment(&self, key_id: KeyId) -> EnrolmentFuture<'_, Option<EnrolmentRecord>> {
         self.read_enrolments(move |db| Ok(db.enrolments(Some(key_id))?.pop()))
     }
 
     /// Every token, by name.
-    pub fn enrolments(&self) -> Answer<'_, Vec<EnrolmentRecord>> {
+    pub fn enrolments(&self) -> EnrolmentFuture<'_, Vec<EnrolmentRecord>> {
         self.read_enrolments(|db| db.enrolments(None))
     }
 
@@ -85,7 +85,7 @@ impl IdentityDb {
     fn write_enrolment(
         &self,
         write: impl FnOnce(&Connection) -> rusqlite::Result<usize> + Send + 'static,
-    ) -> Answer<'_, bool> {
+    ) -> EnrolmentFuture<'_, bool> {
         let db = Arc::clone(&self.0);
         let done = in_background(move || db.write(write));
         Box::pin(async { Ok(done.await.map_err(EnrolmentError)? > 0) })
@@ -94,7 +94,7 @@ impl IdentityDb {
     fn read_enrolments<T: Send + 'static>(
         &self,
         read: impl FnOnce(&IdentityDbInner) -> Result<T, String> + Send + 'static,
-    ) -> Answer<'_, T> {
+    ) -> EnrolmentFuture<'_, T> {
         let db = Arc::clone(&self.0);
         let done = in_background(move || read(&db));
         Box::pin(async { done.await.map_err(EnrolmentError) })

@@ -60,8 +60,8 @@ fn write(file: &Path) {
                 .map(|n| StoreChange::RemovePeer(id(n))),
         );
         db.keep(&changes).expect("room");
-        writeln!(out, "\nkept {n}").expect("somebody reads");
-        out.flush().expect("somebody reads");
+        writeln!(out, "\nkept {n}").expect("a reader");
+        out.flush().expect("a reader");
     }
 }
 

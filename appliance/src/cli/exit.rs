@@ -28,7 +28,7 @@ pub(crate) enum CommandExit {
     BadWords = 12,
     /// A vault is damaged or was changed.
     Corrupt = 13,
-    /// Interrupted.
+    /// Interrupted by Ctrl-C or a signal.
     Aborted = 130,
 }
 

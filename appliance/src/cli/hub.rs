@@ -128,7 +128,7 @@ pub(crate) struct LabelArgs {
     /// The peer, by its id or its name.
     #[arg(value_name = "PEER")]
     which: Option<String>,
-    /// NAME=VALUE.
+    /// Label to set, as NAME=VALUE.
     #[arg(value_name = "LABEL")]
     set: Vec<String>,
     /// A label to take away; can be given several times.

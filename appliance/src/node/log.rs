@@ -503,7 +503,7 @@ mod tests {
         for _ in 0..fills {
             ring.push(record(&long));
         }
-        assert_eq!(kept.strong_count(), 0, "nobody keeps it");
+        assert_eq!(kept.strong_count(), 0, "it is dropped");
         let first = ring.lock().first;
         let there_is = ring.lock().queue.len();
         for (n, reader) in readers.iter_mut().enumerate() {

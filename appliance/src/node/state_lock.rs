@@ -77,7 +77,7 @@ mod tests {
     fn a_folder_is_one_process_s_until_that_ends() {
         let folder = tempfile::tempdir().expect("a folder");
         let place = folder.path().join("new/state");
-        let lock = StateLock::take(&place).expect("nobody has it");
+        let lock = StateLock::take(&place).expect("it is free");
         let refused = StateLock::take(&place).expect_err("it is taken");
         let own = format!("process {} serves from", std::process::id());
         assert!(refused.message.starts_with(&own), "{refused}");

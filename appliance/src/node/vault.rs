@@ -363,7 +363,7 @@ mod tests {
         let (at, writing) = (dir.path().to_owned(), vault.clone());
         let thread = thread::spawn(move || {
             write(&at, &writing, &arriving, |count| {
-                said.send(count).expect("somebody listens");
+                said.send(count).expect("a listener");
             });
         });
         let send = |one| sender.send(one).expect("the thread runs");
@@ -382,7 +382,7 @@ mod tests {
         send(AuditMessage::Handed(vec![record(AuditEvent::Rekeyed)], 1));
         drop(sender);
         thread.join().expect("it ends with the last sender");
-        assert!(written.try_recv().is_err(), "nobody could write it");
+        assert!(written.try_recv().is_err(), "it was not written");
         vault.unlock(&words, &SecretStr::empty()).expect("locked");
         assert_eq!(verify(dir.path(), &vault).expect("whole").last, 2);
     }

@@ -29,7 +29,7 @@ use alknet_worker::{
 
 use self::clock::GpuClock;
 use self::engine::GpuWorkerState;
-use self::fault::{GpuFault, Outcome};
+use self::fault::{GpuFault, GpuResult};
 pub(crate) use self::order::arranged;
 pub(crate) use self::templates::MatmulPlan;
 use crate::error::{Error, Result};
@@ -131,7 +131,7 @@ fn take(
     call: &GuestCall,
     state: &mut GpuWorkerState,
     body: &CborBody,
-) -> Outcome<Vec<u8>> {
+) -> GpuResult<Vec<u8>> {
     let ask: ComputeRequest = body
         .read()
         .map_err(|error| GpuFault::internal(&format!("no request: {error}")))?;
@@ -143,7 +143,7 @@ fn take(
     clock.runs(|| state.perform(call, clock, ask))
 }
 
-fn answer(guest: &Guest, call: &GuestCall, outcome: Outcome<Vec<u8>>, bytes: u64) {
+fn answer(guest: &Guest, call: &GuestCall, outcome: GpuResult<Vec<u8>>, bytes: u64) {
     let mut fds = Vec::new();
     let packed = outcome.and_then(|bytes| {
         FrameBlob::pack(bytes, &mut fds).map_err(|error| GpuFault::internal(&error.to_string()))

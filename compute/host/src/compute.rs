@@ -405,7 +405,7 @@ mod tests {
         };
         let workers = Workers::start(WorkersConfig::this_executable()).expect("a supervisor");
         let compute = Compute::new(workers, settings);
-        assert_eq!(compute.driver_missing(), None, "nobody has looked");
+        assert_eq!(compute.driver_missing(), None, "no worker has looked");
         let info = GpuWorkerInfo {
             adapter,
             reason: Some("v3dv has no hardware here".to_owned()),

@@ -56,7 +56,7 @@ pub enum Error {
     Shader {
         /// Where; line 0 where it is no place of the text.
         place: ShaderPosition,
-        /// What.
+        /// Message for the caller.
         message: String,
     },
     /// What was given does not fit together.

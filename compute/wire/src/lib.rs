@@ -55,7 +55,7 @@ pub enum ComputeRequest {
         buffer: u64,
         /// First byte.
         offset: u64,
-        /// What.
+        /// Where the bytes come from.
         from: ByteSource,
     },
 }
@@ -73,7 +73,7 @@ pub struct ComputeUpload {
 pub enum ByteSource {
     /// A buffer, whole.
     Buffer(u64),
-    /// These.
+    /// Bytes in the message itself.
     Bytes(Bytes),
     /// What was uploaded under this number.
     Upload(u64),
@@ -125,7 +125,7 @@ pub enum BindingAccess {
     Read,
     /// `var<storage, read_write>`.
     ReadWrite,
-    /// `var<uniform>`.
+    /// Bound as `var<uniform>`.
     Uniform,
 }
 
@@ -136,7 +136,7 @@ pub struct MatmulRequest {
     pub a: Matrix,
     /// `k` by `n`.
     pub b: Matrix,
-    /// How.
+    /// Variant of the kernel.
     pub variant: KernelVariant,
     /// Threads for the host's kernel.
     pub threads: u32,
@@ -166,7 +166,7 @@ pub struct Sha256Request {
     pub data: ByteSource,
     /// Where each begins, and where the last ends: 32-bit numbers, lowest byte first.
     pub offsets: ByteSource,
-    /// How.
+    /// Variant of the kernel.
     pub variant: KernelVariant,
     /// Where the digests go, 32 bytes each.
     pub to: ResultSink,

@@ -60,7 +60,7 @@ const BURN_BUSY: &str = "burn, processor time";
 /// Figures by side, threads and kernel.
 type Figures = BTreeMap<(u32, usize, String), Vec<f64>>;
 
-/// Measures.
+/// Runs every measurement.
 pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
     let program = gpu::ensure(cx, &DriverSelection::usual())?.executable;
     let peer = peer(cx)?;

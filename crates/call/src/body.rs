@@ -477,7 +477,7 @@ mod tests {
             inlined,
             text.len() - r#"{"$bin":[0,2]}"#.len() + r#""aGk=""#.len()
         );
-        assert!(body.value.get().is_none(), "nobody asked for a tree");
+        assert!(body.value.get().is_none(), "a tree that was not asked for");
         let output = CallOutput::from(body);
         assert_eq!(output.kept_bytes(), text.len() + 2);
         let CallOutput::MixedText(passed, tail) = output else {

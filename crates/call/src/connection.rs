@@ -33,7 +33,7 @@ use crate::request_bytes::Requester;
 use crate::retry::PeerRetryInfo;
 use crate::session::TokenSession;
 use crate::sync::lock;
-use crate::unread::{UnreadBytes, UnreadQuota, Whose};
+use crate::unread::{RequesterSource, UnreadBytes, UnreadQuota};
 use ending::{ENDED, EndOnDrop, SUPERSEDED};
 pub(crate) use limits::{UNKNOWN, UnreadReservation};
 
@@ -529,7 +529,7 @@ fn identity(connection: &Connection, session: &TokenSession) -> Option<Arc<Ident
 }
 
 /// Names the requester that unread bytes count for, however its identity was proved.
-fn whose(connection: &Connection, session: &Arc<TokenSession>) -> Arc<Whose> {
+fn whose(connection: &Connection, session: &Arc<TokenSession>) -> Arc<RequesterSource> {
     let (connection, session) = (connection.clone(), Arc::clone(session));
     Arc::new(move || {
         let identity = identity(&connection, &session);

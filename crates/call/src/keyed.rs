@@ -37,13 +37,13 @@ use crate::spec::{Idempotence, OperationSpec, OperationType};
 use crate::sync::lock;
 use crate::tape::{Digest, digest};
 
-type Outcome = Result<CallOutput, CallError>;
+type KeyedOutcome = Result<CallOutput, CallError>;
 type Waiting = watch::Receiver<Option<KeyedResult>>;
 
 /// How a run ended.
 #[derive(Clone, Debug)]
 struct KeyedResult {
-    outcome: Outcome,
+    outcome: KeyedOutcome,
     /// What was refused for want of room in the course of it, or ended because a caller left it too little time.
     hindrance: Hindrance,
 }
@@ -51,7 +51,7 @@ struct KeyedResult {
 /// Every keyed mutation of a node that runs, and the results of those that ended.
 #[derive(Debug)]
 pub(crate) struct KeyedCalls {
-    results: Mutex<IdempotencyCache<Waiting, Outcome>>,
+    results: Mutex<IdempotencyCache<Waiting, KeyedOutcome>>,
     /// What the times of `results` are counted from.
     start: Instant,
     running: TaskTracker,
@@ -187,7 +187,7 @@ fn owner(link: &CallConnectionState, identity: Option<&Identity>) -> Idempotency
 pub(crate) struct KeyedExecution(KeyedStep);
 
 enum KeyedStep {
-    Ended(Outcome),
+    Ended(KeyedOutcome),
     Run(KeyedRun, Waiting),
     Wait(Waiting),
 }
@@ -208,7 +208,7 @@ struct KeyedHandler {
 }
 
 impl OnceHandler for KeyedHandler {
-    fn call(self: Arc<Self>, input: CallBody, ctx: Ctx) -> BoxFuture<'static, Outcome> {
+    fn call(self: Arc<Self>, input: CallBody, ctx: Ctx) -> BoxFuture<'static, KeyedOutcome> {
         let waiting = match lock(&self.step).take() {
             Some(KeyedStep::Ended(outcome)) => return Box::pin(std::future::ready(outcome)),
             Some(KeyedStep::Wait(waiting)) => waiting,
@@ -225,7 +225,7 @@ impl OnceHandler for KeyedHandler {
     }
 }
 
-async fn wait(mut waiting: Waiting, ctx: Ctx) -> Outcome {
+async fn wait(mut waiting: Waiting, ctx: Ctx) -> KeyedOutcome {
     let ended = waiting.wait_for(Option::is_some).await;
     match ended.ok().and_then(|ended| ended.clone()) {
         Some(KeyedResult { outcome, hindrance }) => {
@@ -269,7 +269,7 @@ impl KeyedRun {
     }
 
     /// `changed`: a change was sent to a server in the course of the run, so that it must not run again.
-    fn end(self, outcome: Outcome, hindrance: Hindrance, changed: bool) {
+    fn end(self, outcome: KeyedOutcome, hindrance: Hindrance, changed: bool) {
         let hindered = hindrance != Hindrance::None && !changed;
         let outcome = outcome.map_err(|error| match changed {
             true => error.not_retryable(),
@@ -281,7 +281,7 @@ impl KeyedRun {
             .send_replace(Some(KeyedResult { outcome, hindrance }));
     }
 
-    fn settle(&self, kept: Option<(Outcome, usize)>) {
+    fn settle(&self, kept: Option<(KeyedOutcome, usize)>) {
         let calls = &self.dispatcher.keyed;
         let now = calls.start.elapsed();
         lock(&calls.results).end(now, &self.name, self.serial, kept);
@@ -298,7 +298,7 @@ impl Drop for KeyedRun {
     }
 }
 
-async fn work(handler: Arc<dyn OnceHandler>, input: CallBody, ctx: &Ctx) -> Outcome {
+async fn work(handler: Arc<dyn OnceHandler>, input: CallBody, ctx: &Ctx) -> KeyedOutcome {
     let own = ctx.clone();
     let work = AssertUnwindSafe(async move { handler.call(input, own).await }).catch_unwind();
     let outcome = match ctx.deadline() {
@@ -314,7 +314,7 @@ async fn work(handler: Arc<dyn OnceHandler>, input: CallBody, ctx: &Ctx) -> Outc
 /// What to remember of an outcome, and the outcome in a form that is cheap to copy. Failures that
 /// may be gone next time are not remembered: a retry is meant to run again. So is what failed where something below it
 /// was `hindered`, such as a call that found no room, whatever the code that called makes of that.
-fn keep(outcome: Outcome, hindered: bool) -> (Option<(Outcome, usize)>, Outcome) {
+fn keep(outcome: KeyedOutcome, hindered: bool) -> (Option<(KeyedOutcome, usize)>, KeyedOutcome) {
     match outcome.and_then(measured) {
         Ok((output, bytes)) if bytes <= IDEMPOTENCY_RESULT_BYTES => {
             let kept = (Ok(output.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);

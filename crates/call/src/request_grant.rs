@@ -245,7 +245,7 @@ mod tests {
         let (_dialled, accepted) = memory_pair(ALPN);
         let identity = known.by_key(&KEY).expect("it is known");
         let set = accepted.set_identity(Arc::clone(&identity));
-        set.expect("it is nobody's yet");
+        set.expect("it has no owner yet");
         let auth = AuthContext {
             identity: Some(Arc::clone(&identity)),
             key: Some(KEY),

@@ -443,7 +443,7 @@ mod tests {
         let mut all = Vec::new();
         while !outlet.is_idle() {
             let part = take(&outlet).await;
-            let bytes = part.try_into_mut().expect("nobody else has it");
+            let bytes = part.try_into_mut().expect("it has no other holder");
             assert!(bytes.capacity() <= bytes.len().max(2 * WRITE_STEP_BYTES));
             outlet.wrote(bytes.len());
             all.extend_from_slice(&bytes);

@@ -63,9 +63,9 @@ pub struct OperationListing {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Protocol {
-    /// 1.
+    /// Version of the protocol, 1.
     pub version: u32,
-    /// Extensions.
+    /// Names of extensions.
     pub features: Vec<String>,
     /// Bytes of the longest frame it takes from this caller.
     pub max_frame: Option<usize>,

@@ -34,10 +34,10 @@ pub enum Visibility {
 pub enum Idempotence {
     /// With an idempotency key.
     Keyed,
-    /// No.
+    /// Not idempotent.
     #[default]
     No,
-    /// Always.
+    /// Idempotent without a key.
     Yes,
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::limits::UNREAD_BYTES_FREE;
 use crate::request_bytes::GrowLimit;
-pub(crate) use share::{UnreadQuota, Whose};
+pub(crate) use share::{RequesterSource, UnreadQuota};
 
 /// How many there are. Requests of the peer are not begun while too many bytes of answers wait: what they would
 /// be answered with had to be kept, too.

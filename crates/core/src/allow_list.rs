@@ -9,7 +9,7 @@ use crate::range::AddressRange;
 /// The addresses that may be dialled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DialAllowList {
-    /// Any.
+    /// Any address.
     #[default]
     Anywhere,
     /// Those of the public Internet ([`is_public`]), and those of these ranges.

@@ -26,7 +26,7 @@ pub trait Dialer: fmt::Debug + Send + Sync + 'static {
 /// One dial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DialRequest {
-    /// Where.
+    /// Address of the peer.
     pub addr: PeerAddr,
     /// How the server proves who it is. The pins of `addr` itself are not looked at.
     pub expect: PeerVerification,
@@ -403,7 +403,7 @@ mod tests {
         let public = expect(&addr("example.org"), &[]).expect("a name");
         assert_eq!(public, PeerVerification::WebPki);
         for place in ["192.0.2.1", "[::1]:443"] {
-            let error = expect(&addr(place), &[]).expect_err("nobody in particular");
+            let error = expect(&addr(place), &[]).expect_err("an unknown peer");
             assert_eq!(error.kind, DialErrorKind::UnknownPeer);
             assert!(error.is_permanent() && error.to_string().contains("ed25519:"));
         }

@@ -34,7 +34,7 @@ const MAKERS_MAX: usize = 16;
 pub struct IdentityEntries {
     /// Keys that may do everything, with the names of their holders.
     pub admins: Vec<(PeerId, PeerKey)>,
-    /// Peers.
+    /// Entries of peers.
     pub peers: Vec<PeerEntry>,
     /// Tokens of programs.
     pub api_keys: Vec<ApiKey>,

@@ -106,7 +106,7 @@ pub use alpn::{AlpnSpec, AuthNeed, Carriage};
 pub use backoff::Backoff;
 pub use capabilities::{
     Aead, Capabilities, Capability, CapabilityBackend, CapabilityError, CapabilityFiller,
-    CapabilityKind, CapabilitySigner, Gate, SecretLocation, capability,
+    CapabilityGate, CapabilityKind, CapabilitySigner, SecretLocation, capability,
 };
 pub use clock::{Clock, SystemClock};
 pub use close::{CloseCode, CloseReason, StreamCode};

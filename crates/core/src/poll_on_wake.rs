@@ -114,7 +114,7 @@ mod tests {
         };
         tokio::select! {
             biased;
-            _ = &mut drowsy => panic!("nothing was told"),
+            _ = &mut drowsy => panic!("nothing was reported"),
             () = busy => {}
         }
         assert_eq!(polls.load(Ordering::SeqCst), 1);

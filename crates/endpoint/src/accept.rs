@@ -23,7 +23,7 @@ use crate::serve::EndpointShared;
 pub(crate) type Probe = oneshot::Sender<()>;
 
 /// Handshakes under way that can be ended for newer ones.
-pub(crate) type Handshakes = Mutex<HashMap<HandshakeId, AbortHandle>>;
+pub(crate) type HandshakeTasks = Mutex<HashMap<HandshakeId, AbortHandle>>;
 
 /// One of them, for as long as it is under way.
 pub(crate) struct Handshake {
@@ -142,7 +142,7 @@ mod tests {
     /// A flood evicts handshakes, one of them in the moment in which it is done.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_finished_a_handshake_is_not_ended_for_a_newer_one() {
-        let table: Arc<Handshakes> = Arc::default();
+        let table: Arc<HandshakeTasks> = Arc::default();
         for number in 0..5000_u64 {
             let ticket = HandshakeId::from_number(number);
             let own = Arc::clone(&table);

@@ -14,9 +14,9 @@ pub enum EndpointError {
     /// The address cannot be had.
     #[error("cannot listen on {address}: {source}; {}", bind_hint(.source))]
     Bind {
-        /// Which.
+        /// Address of the socket.
         address: SocketAddr,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// No address was given.
@@ -106,7 +106,7 @@ pub enum EndpointDialError {
     Resolve {
         /// The name.
         host: String,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// Nothing answered in time.
@@ -122,7 +122,7 @@ pub enum EndpointDialError {
     Tls {
         /// Host and port.
         target: String,
-        /// How.
+        /// Reason, for a person.
         reason: String,
     },
     /// Our own key cannot be used.
@@ -139,7 +139,7 @@ pub enum EndpointDialError {
     Unreachable {
         /// Host and port.
         target: String,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
 }

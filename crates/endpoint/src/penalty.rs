@@ -149,7 +149,7 @@ mod tests {
     fn ten_failures_in_a_minute_put_a_network_into_the_box() {
         let (mut penalties, now) = (PenaltyBox::default(), Instant::now());
         assert_eq!(provoke(&mut penalties, now), BLOCK_FIRST);
-        assert!(!held(&penalties, 2, now), "somebody else");
+        assert!(!held(&penalties, 2, now), "another identity");
         let almost = now + BLOCK_FIRST - Duration::from_millis(1);
         assert!(held(&penalties, 1, almost));
         assert!(!held(&penalties, 1, now + BLOCK_FIRST));

@@ -15,7 +15,7 @@ use alknet_tls::PeerProof;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-use crate::accept::Handshakes;
+use crate::accept::HandshakeTasks;
 use crate::admission::{Admission, AdmissionLimit, CapacityScope};
 use crate::closing::ClosingConnection;
 use crate::connection_slots::SlotDecision;
@@ -50,7 +50,7 @@ pub(crate) struct EndpointShared {
     pub(crate) meters: EndpointMeters,
     pub(crate) live: Arc<LiveConnections>,
     pub(crate) admission: Mutex<Admission>,
-    pub(crate) handshakes: Handshakes,
+    pub(crate) handshakes: HandshakeTasks,
     pub(crate) windows: Arc<ReceiveWindows>,
     /// True once the node drains.
     pub(crate) stop: watch::Sender<bool>,

@@ -94,7 +94,7 @@ impl EndpointServer {
             totals: EndpointTotals::default(),
             live: Arc::default(),
             admission: Mutex::new(Admission::new(options.limits)),
-            handshakes: accept::Handshakes::default(),
+            handshakes: accept::HandshakeTasks::default(),
             windows: Arc::new(ReceiveWindows::new(options.limits.window_bytes)),
             stop: watch::channel(false).0,
         });

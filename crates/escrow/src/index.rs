@@ -28,9 +28,9 @@ pub enum IndexError {
     /// The disk.
     #[error("{file} cannot be used ({source})")]
     Io {
-        /// Which.
+        /// Path of the file.
         file: String,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// Of a later program.

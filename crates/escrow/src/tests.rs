@@ -44,7 +44,7 @@ impl EscrowVault for MemoryEscrowVault {
         let found = kept.get(id).cloned();
         found
             .map(Zeroizing::new)
-            .ok_or_else(|| EscrowVaultError::Failed("there is none".to_owned()))
+            .ok_or_else(|| EscrowVaultError::Failed("it does not exist".to_owned()))
     }
 
     fn remove(&self, id: &ShareId) -> Result<(), EscrowVaultError> {

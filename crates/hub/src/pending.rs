@@ -255,7 +255,10 @@ mod tests {
         let now = Instant::now();
         assert!((0..PENDING_MAX).all(|n| knock(&mut pending, n, now)));
         assert!(!knock(&mut pending, PENDING_MAX, now));
-        assert!(knock(&mut pending, 0, now), "whoever waits may knock again");
+        assert!(
+            knock(&mut pending, 0, now),
+            "a waiting applicant may ask again"
+        );
         pending.remove(&key(1));
         assert!(knock(&mut pending, PENDING_MAX, now));
     }

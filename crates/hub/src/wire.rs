@@ -137,7 +137,7 @@ mod tests {
             "token": "ale_x", "name": "kitchen", "labels": { "pool": "edge" },
             "version": "1", "arch": "x86_64", "later": true,
         }))
-        .expect("members that nobody knows are overlooked");
+        .expect("unknown members are ignored");
         assert_eq!(request.name.as_deref(), Some("kitchen"));
         assert!(!format!("{request:?}").contains("ale_x"));
         let key = PeerKey::Ed25519([1; 32]);

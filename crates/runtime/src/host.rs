@@ -15,7 +15,7 @@ use std::future::Future;
 use crate::error::OpError;
 
 /// A boxed future, as the object-safe trait returns it.
-pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
+pub type HostFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 /// The items of a subscription, in order; ends after the first error.
 pub type Items = Pin<Box<dyn Stream<Item = Result<OpReply, OpError>> + Send + 'static>>;
 
@@ -127,7 +127,7 @@ pub trait IsolateHost: Send + Sync + 'static {
         path: &str,
         input: Value,
         options: ScriptCallOptions,
-    ) -> BoxFuture<Result<OpReply, OpError>>;
+    ) -> HostFuture<Result<OpReply, OpError>>;
 
     /// The same with bytes beside the input, which `{"$bin": [offset, length]}` in it point into.
     /// With `map`, the answer may come as a file's bytes where they lie.
@@ -137,7 +137,7 @@ pub trait IsolateHost: Send + Sync + 'static {
         input: Value,
         bytes: Bytes,
         map: bool,
-    ) -> BoxFuture<Result<OpReply, OpError>> {
+    ) -> HostFuture<Result<OpReply, OpError>> {
         let _ = (path, input, bytes, map);
         let error = OpError::new("NOT_FOUND", "bytes go nowhere from here");
         Box::pin(std::future::ready(Err(error)))
@@ -156,11 +156,11 @@ pub trait IsolateHost: Send + Sync + 'static {
         &self,
         registration: ScriptRegistration,
         script: [u8; 32],
-    ) -> BoxFuture<Result<(), OpError>>;
+    ) -> HostFuture<Result<(), OpError>>;
 
     /// One item of a subscription that a script serves. The future resolves when the next one may
     /// follow.
-    fn emit(&self, entry: u64, item: Value) -> BoxFuture<Result<(), OpError>>;
+    fn emit(&self, entry: u64, item: Value) -> HostFuture<Result<(), OpError>>;
 
     /// A line of `console`.
     fn log(&self, level: ConsoleLevel, text: &str);
@@ -172,7 +172,7 @@ pub trait IsolateHost: Send + Sync + 'static {
     fn check(&self, schema: &Value, value: &Value) -> Result<(), String>;
 
     /// Waits for a timer of a session that follows real time.
-    fn sleep(&self, time: Duration) -> BoxFuture<()> {
+    fn sleep(&self, time: Duration) -> HostFuture<()> {
         Box::pin(tokio::time::sleep(time))
     }
 }

@@ -13,7 +13,7 @@
 //! use std::sync::Arc;
 //!
 //! use alknet_runtime::{
-//!     BoxFuture, ConsoleLevel, EnvOperation, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
+//!     HostFuture, ConsoleLevel, EnvOperation, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
 //!     ModuleSet, OpError, OpReply, ScriptCallOptions, ScriptRegistration,
 //! };
 //! use futures_util::stream;
@@ -32,7 +32,7 @@
 //!         path: &str,
 //!         input: Value,
 //!         _: ScriptCallOptions,
-//!     ) -> BoxFuture<Result<OpReply, OpError>> {
+//!     ) -> HostFuture<Result<OpReply, OpError>> {
 //!         let answer = match (path, input["n"].as_i64()) {
 //!             ("demo/double", Some(n)) => Ok(OpReply::Json(json!(n.saturating_mul(2)))),
 //!             _ => Err(not_found()),
@@ -48,11 +48,11 @@
 //!         Vec::new()
 //!     }
 //!
-//!     fn register(&self, _: ScriptRegistration, _: [u8; 32]) -> BoxFuture<Result<(), OpError>> {
+//!     fn register(&self, _: ScriptRegistration, _: [u8; 32]) -> HostFuture<Result<(), OpError>> {
 //!         Box::pin(ready(Err(OpError::new("FORBIDDEN", "nothing is registered here"))))
 //!     }
 //!
-//!     fn emit(&self, _: u64, _: Value) -> BoxFuture<Result<(), OpError>> {
+//!     fn emit(&self, _: u64, _: Value) -> HostFuture<Result<(), OpError>> {
 //!         Box::pin(ready(Ok(())))
 //!     }
 //!
@@ -101,7 +101,7 @@ pub use clock::SessionTimeSource;
 pub use declarations::declarations;
 pub use error::{ModulePosition, OpError, RuntimeCode, ScriptFailure};
 pub use host::{
-    BoxFuture, ConsoleLevel, EnvOperation, IsolateHost, Items, OpReply, ScriptCallOptions,
+    ConsoleLevel, EnvOperation, HostFuture, IsolateHost, Items, OpReply, ScriptCallOptions,
     ScriptOperationKind, ScriptRegistration,
 };
 pub use isolate::{

@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(line.field("what"), Some("here"));
         assert!(heard.take(|_| true).is_empty(), "each is taken once");
         drop(heard);
-        say("to nobody");
+        say("to no reader");
         assert!(LogCapture::listen().take(|_| true).is_empty());
     }
 }

@@ -39,7 +39,7 @@ pub enum TlsError {
     KeyRead {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// A key file could not be written.
@@ -47,7 +47,7 @@ pub enum TlsError {
     KeyWrite {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// What is to be dialled is no DNS name.
@@ -64,7 +64,7 @@ pub enum TlsError {
     Roots {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Reason, for a person.
         reason: String,
     },
     /// The TLS library refused a configuration.
@@ -75,7 +75,7 @@ pub enum TlsError {
     State {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Reason, for a person.
         reason: String,
     },
     /// An address without a pin proves nothing.

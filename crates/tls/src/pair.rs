@@ -229,7 +229,7 @@ pub enum PairError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// More than one key.

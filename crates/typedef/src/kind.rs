@@ -39,7 +39,7 @@ pub enum FieldKind {
     Int8,
     /// Names and values of one kind; packed only.
     Record,
-    /// UTF-8.
+    /// UTF-8 text.
     String,
     /// Fields in an order.
     Struct,

@@ -42,7 +42,7 @@ pub(crate) fn hmac_sha512(key: &[u8], parts: &[&[u8]]) -> SecretArr<64> {
     out
 }
 
-/// HMAC-SHA256.
+/// HMAC-SHA256 (RFC 2104).
 pub(crate) fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
     mac.update(message);
@@ -58,7 +58,7 @@ pub(crate) fn hkdf_sha256(ikm: &[u8], salt: &[u8], info: &[u8]) -> SecretArr<32>
     out
 }
 
-/// SHA-256.
+/// SHA-256 (FIPS 180-4).
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }

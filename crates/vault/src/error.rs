@@ -94,25 +94,25 @@ pub enum PathError {
     /// No digits between two slashes, or after the last.
     #[error("level {level} of the path is empty")]
     EmptyLevel {
-        /// Which.
+        /// Index of the component in the derivation path, from 0.
         level: usize,
     },
     /// A number that begins with a zero it does not need.
     #[error("level {level} of the path has a leading zero")]
     LeadingZero {
-        /// Which.
+        /// Index of the component in the derivation path, from 0.
         level: usize,
     },
     /// Something else than digits and one mark.
     #[error("level {level} of the path is no number with at most one mark (' or h)")]
     NotANumber {
-        /// Which.
+        /// Index of the component in the derivation path, from 0.
         level: usize,
     },
     /// A level without a mark on a curve that only has hardened keys here.
     #[error("level {level} of the path is not hardened; add ' to it")]
     NotHardened {
-        /// Which.
+        /// Index of the component in the derivation path, from 0.
         level: usize,
     },
     /// It does not begin with `m/`.
@@ -121,7 +121,7 @@ pub enum PathError {
     /// A number of 2³¹ or more.
     #[error("level {level} of the path is above {}", limits::MAX_INDEX)]
     TooBig {
-        /// Which.
+        /// Index of the component in the derivation path, from 0.
         level: usize,
     },
     /// Too many levels.

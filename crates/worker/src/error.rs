@@ -270,7 +270,7 @@ impl fmt::Display for WorkerEndReason {
 /// How a worker was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerLoss {
-    /// Why.
+    /// Reason, for a person.
     pub reason: WorkerEndReason,
     /// The signal that ended it, where one did and it has been collected already.
     pub signal: Option<i32>,
@@ -304,7 +304,7 @@ pub enum WorkerCallError {
     /// It reached a limit of its own, or was given up.
     #[error("the call was ended: {cause:?}")]
     Limit {
-        /// Which.
+        /// Limit that the worker reached.
         cause: LimitCause,
         /// Whether the worker had to be killed for it.
         killed: bool,
@@ -347,7 +347,7 @@ pub enum GuestError {
     Confine {
         /// Which step.
         what: &'static str,
-        /// Why.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },

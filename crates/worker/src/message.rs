@@ -42,7 +42,7 @@ pub enum ToWorkerMessage {
         sid: u64,
         /// The subscription.
         id: u64,
-        /// What.
+        /// The event itself.
         event: WorkerEvent,
     },
     /// Calls an operation that the session registered.
@@ -86,14 +86,14 @@ pub enum ToWorkerMessage {
         sid: u64,
         /// The call.
         id: u64,
-        /// What.
+        /// The content, as CBOR.
         body: CborBody,
     },
     /// A message in the role's own language.
     Tell {
         /// The session.
         sid: u64,
-        /// What.
+        /// The content, as CBOR.
         body: CborBody,
     },
 }
@@ -196,7 +196,7 @@ pub enum FromWorkerMessage {
     Tell {
         /// The session.
         sid: u64,
-        /// What.
+        /// The content, as CBOR.
         body: CborBody,
     },
 }
@@ -239,7 +239,7 @@ pub enum WorkerEvent {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CallStats {
-    /// Fuel.
+    /// Fuel, in ticks of the interrupt handler.
     pub ticks: u64,
     /// Processor time.
     pub cpu_us: u64,

@@ -25,7 +25,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use uuid::Uuid;
 
-type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+type SealedBenchResult<T = ()> = Result<T, Box<dyn Error>>;
 
 const PHRASE: &str = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA";
 const DISK: &str = "/dev/vda";
@@ -91,7 +91,7 @@ fn main() {
     }
 }
 
-fn everything() -> Outcome {
+fn everything() -> SealedBenchResult {
     prepare()?;
     println!(
         "bench: kernel {}",
@@ -115,7 +115,7 @@ fn everything() -> Outcome {
 }
 
 /// Prints `bench: cipher` and how many bytes a second it is.
-fn cipher() -> Outcome {
+fn cipher() -> SealedBenchResult {
     let output = Command::new("/usr/bin/openssl")
         .args(["speed", "-mr", "-seconds", "1", "-bytes", "4096"])
         .args(["-evp", "aes-256-xts"])
@@ -128,7 +128,7 @@ fn cipher() -> Outcome {
     Ok(())
 }
 
-fn prepare() -> Outcome {
+fn prepare() -> SealedBenchResult {
     let none = MsFlags::empty();
     for (kind, at) in [
         ("proc", "/proc"),
@@ -145,7 +145,7 @@ fn prepare() -> Outcome {
     Ok(fs::write("/run/phrase", PHRASE)?)
 }
 
-fn device() -> Outcome<(File, u64)> {
+fn device() -> SealedBenchResult<(File, u64)> {
     let file = File::options().read(true).write(true).open(DISK)?;
     let name = DISK.trim_start_matches("/dev/");
     let sectors = fs::read_to_string(format!("/sys/class/block/{name}/size"))?;
@@ -159,7 +159,7 @@ fn rounds() -> usize {
     found.unwrap_or(1)
 }
 
-fn round(sealed: &SealedPartition, told: bool) -> Outcome {
+fn round(sealed: &SealedPartition, told: bool) -> SealedBenchResult {
     for way in WAYS {
         match way {
             "ours" => {
@@ -178,7 +178,7 @@ fn round(sealed: &SealedPartition, told: bool) -> Outcome {
     Ok(())
 }
 
-fn cryptsetup(arguments: &[&str]) -> Outcome {
+fn cryptsetup(arguments: &[&str]) -> SealedBenchResult {
     let output = Command::new("/usr/sbin/cryptsetup")
         .arg("--batch-mode")
         .args(arguments)
@@ -191,7 +191,7 @@ fn cryptsetup(arguments: &[&str]) -> Outcome {
     Err(format!("cryptsetup {arguments:?}: {error}").into())
 }
 
-fn measure(path: &Path, base: u64, way: &str, told: bool) -> Outcome {
+fn measure(path: &Path, base: u64, way: &str, told: bool) -> SealedBenchResult {
     let file = File::options()
         .read(true)
         .write(true)
@@ -226,7 +226,7 @@ fn places() -> impl Iterator<Item = u64> {
 }
 
 /// Hundredths of a second that processors were busy, the kernel's own threads included.
-fn ticks() -> Outcome<u64> {
+fn ticks() -> SealedBenchResult<u64> {
     let stat = fs::read_to_string("/proc/stat")?;
     let line = stat.lines().next().unwrap_or_default();
     let numbers: Vec<u64> = line

@@ -23,7 +23,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use uuid::Uuid;
 
-type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+type SealedMachineResult<T = ()> = Result<T, Box<dyn Error>>;
 
 const ONE: &str = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA";
 const TWO: &str = "EjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8";
@@ -48,7 +48,7 @@ fn main() {
     }
 }
 
-fn everything() -> Outcome {
+fn everything() -> SealedMachineResult {
     prepare()?;
     both_ways()?;
     in_use()?;
@@ -61,7 +61,7 @@ fn everything() -> Outcome {
     erased()
 }
 
-fn prepare() -> Outcome {
+fn prepare() -> SealedMachineResult {
     let none = MsFlags::empty();
     let mounts = [
         ("proc", "/proc"),
@@ -89,11 +89,11 @@ fn say(what: &str) {
     println!("step: {what}");
 }
 
-fn wrong(is: bool, what: &str) -> Outcome {
+fn wrong(is: bool, what: &str) -> SealedMachineResult {
     if is { Err(what.into()) } else { Ok(()) }
 }
 
-fn cryptsetup(arguments: &[&str]) -> Outcome<Output> {
+fn cryptsetup(arguments: &[&str]) -> SealedMachineResult<Output> {
     let output = Command::new("/usr/sbin/cryptsetup")
         .arg("--batch-mode")
         .args(arguments)
@@ -102,7 +102,7 @@ fn cryptsetup(arguments: &[&str]) -> Outcome<Output> {
     Ok(output)
 }
 
-fn content(arguments: &[&str]) -> Outcome<String> {
+fn content(arguments: &[&str]) -> SealedMachineResult<String> {
     let output = cryptsetup(arguments)?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
@@ -112,14 +112,14 @@ fn content(arguments: &[&str]) -> Outcome<String> {
     Err(format!("cryptsetup {arguments:?}: {said}{error}").into())
 }
 
-fn device(path: &str) -> Outcome<(File, u64)> {
+fn device(path: &str) -> SealedMachineResult<(File, u64)> {
     let file = File::options().read(true).write(true).open(path)?;
     let name = path.trim_start_matches("/dev/");
     let sectors = fs::read_to_string(format!("/sys/class/block/{name}/size"))?;
     Ok((file, sectors.trim().parse::<u64>()? * 512))
 }
 
-fn format(path: &str, cipher: SectorCipher) -> Outcome<SealedPartition> {
+fn format(path: &str, cipher: SectorCipher) -> SealedMachineResult<SealedPartition> {
     let (file, bytes) = device(path)?;
     let new = NewHeader {
         uuid: Uuid::from_bytes([0x42; 16]),
@@ -130,7 +130,7 @@ fn format(path: &str, cipher: SectorCipher) -> Outcome<SealedPartition> {
     Ok(SealedPartition::format(file, bytes, &new)?)
 }
 
-fn load(path: &str) -> Outcome<SealedPartition> {
+fn load(path: &str) -> SealedMachineResult<SealedPartition> {
     let (file, bytes) = device(path)?;
     Ok(SealedPartition::load(file, bytes)?)
 }
@@ -144,7 +144,7 @@ fn pattern(seed: u8) -> Vec<u8> {
     (0..FILLED).map(step).collect()
 }
 
-fn fill(path: &Path, seed: u8) -> Outcome {
+fn fill(path: &Path, seed: u8) -> SealedMachineResult {
     let file = File::options().write(true).open(path)?;
     file.write_all_at(&pattern(seed), 0)?;
     // And something where the number of a sector no longer fits 16 bits.
@@ -152,7 +152,7 @@ fn fill(path: &Path, seed: u8) -> Outcome {
     Ok(file.sync_all()?)
 }
 
-fn expect(path: &Path, seed: u8) -> Outcome {
+fn expect(path: &Path, seed: u8) -> SealedMachineResult {
     let file = File::open(path)?;
     let mut found = vec![0; FILLED];
     file.read_exact_at(&mut found, 0)?;
@@ -165,7 +165,7 @@ fn expect(path: &Path, seed: u8) -> Outcome {
     wrong(!same, &format!("{} differs far behind", path.display()))
 }
 
-fn both_ways() -> Outcome {
+fn both_ways() -> SealedMachineResult {
     say("format, open, fill");
     let sealed = format("/dev/vda", SectorCipher::AesXts)?;
     let volume = sealed.open(0, ONE.as_bytes(), &VolumeOptions::default())?;
@@ -199,7 +199,7 @@ fn both_ways() -> Outcome {
     wrong(!volume.close(DmRemoval::Now)?, "it is not gone")
 }
 
-fn table_without_key(volume: &OpenVolume) -> Outcome {
+fn table_without_key(volume: &OpenVolume) -> SealedMachineResult {
     let control = DeviceMapper::open()?;
     let table = control.table(volume.name())?;
     let [target] = &table[..] else {
@@ -238,7 +238,7 @@ fn table_without_key(volume: &OpenVolume) -> Outcome {
     Ok(())
 }
 
-fn in_use() -> Outcome {
+fn in_use() -> SealedMachineResult {
     say("a mapping in use stays, or goes later");
     let sealed = load("/dev/vda")?;
     let options = VolumeOptions::default();
@@ -291,7 +291,7 @@ fn in_use() -> Outcome {
 }
 
 /// A deferred removal is done by a worker of the kernel.
-fn gone(name: &str) -> Outcome {
+fn gone(name: &str) -> SealedMachineResult {
     for _ in 0..200 {
         match DeviceMapper::open()?.status(name) {
             Err(DmError::NotFound(_)) => return Ok(()),
@@ -301,12 +301,12 @@ fn gone(name: &str) -> Outcome {
     Err(format!("{name} stays").into())
 }
 
-fn grown() -> Outcome {
+fn grown() -> SealedMachineResult {
     say("grow while open");
     let (file, bytes) = device("/dev/vda")?;
     let mut sealed = SealedPartition::load(file, 32 << 20)?;
     let mut volume = sealed.open(0, ONE.as_bytes(), &VolumeOptions::default())?;
-    let size = |volume: &OpenVolume| -> Outcome<u64> {
+    let size = |volume: &OpenVolume| -> SealedMachineResult<u64> {
         let size = format!("/sys/class/block/dm-{}/size", volume.device().1);
         Ok(fs::read_to_string(size)?.trim().parse::<u64>()? * 512)
     };
@@ -329,7 +329,7 @@ fn grown() -> Outcome {
     volume.close(DmRemoval::Now).map(drop).map_err(Into::into)
 }
 
-fn phrase_changed_while_open() -> Outcome {
+fn phrase_changed_while_open() -> SealedMachineResult {
     say("change a phrase while open");
     let mut sealed = load("/dev/vda")?;
     let volume = sealed.open(0, ONE.as_bytes(), &VolumeOptions::default())?;
@@ -352,7 +352,7 @@ fn phrase_changed_while_open() -> Outcome {
     Ok(sealed.set_phrase(0, ONE.as_bytes(), &key)?)
 }
 
-fn nodes_without_devtmpfs() -> Outcome {
+fn nodes_without_devtmpfs() -> SealedMachineResult {
     say("a node in a folder of ours");
     fs::create_dir("/run/nodes")?;
     let options = VolumeOptions {
@@ -395,7 +395,7 @@ fn nodes_without_devtmpfs() -> Outcome {
     volume.close(DmRemoval::Now).map(drop).map_err(Into::into)
 }
 
-fn theirs() -> Outcome {
+fn theirs() -> SealedMachineResult {
     say("what cryptsetup formats");
     let ways: [&[&str]; 3] = [
         &["--sector-size", "4096"],
@@ -442,7 +442,7 @@ fn theirs() -> Outcome {
     Ok(())
 }
 
-fn adiantum() -> Outcome {
+fn adiantum() -> SealedMachineResult {
     say("Adiantum");
     let sealed = format("/dev/vdc", SectorCipher::Adiantum)?;
     let volume = sealed.open(1, TWO.as_bytes(), &VolumeOptions::default())?;
@@ -457,7 +457,7 @@ fn adiantum() -> Outcome {
     volume.close(DmRemoval::Now).map(drop).map_err(Into::into)
 }
 
-fn nothing_is_left() -> Outcome {
+fn nothing_is_left() -> SealedMachineResult {
     say("nothing is left in the kernel");
     wrong(
         !DeviceMapper::open()?.list()?.is_empty(),
@@ -467,7 +467,7 @@ fn nothing_is_left() -> Outcome {
     wrong(keys.contains("logon"), &format!("keys are left: {keys}"))
 }
 
-fn erased() -> Outcome {
+fn erased() -> SealedMachineResult {
     say("erase");
     let (file, bytes) = device("/dev/vda")?;
     let erased = SealedPartition::erase(&file, bytes)?;

@@ -282,7 +282,7 @@ fn a_memo_outlives_an_erasure_until_it_is_over() {
             [0; MEMO_BYTES]
         );
         SealedPartition::set_memo(&disk, &memo).expect("a disk that works");
-        SealedPartition::load(&disk, BYTES).expect("it is none of the header's");
+        SealedPartition::load(&disk, BYTES).expect("it is not the header's");
         assert!(matches!(disk.take_ops().last(), Some(DiskOp::Flush)));
         let image = disk.image().clone();
         let erased = match stays {

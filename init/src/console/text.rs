@@ -5,7 +5,7 @@
 pub enum Charset {
     /// Seven bits.
     Ascii,
-    /// UTF-8.
+    /// The whole of UTF-8.
     #[default]
     Utf8,
 }

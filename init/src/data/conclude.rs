@@ -202,7 +202,7 @@ mod tests {
         fs::write(&key, [7; 32]).expect("writable");
         assert_eq!(lost(), None);
         fs::remove_file(&key).expect("it is there");
-        assert_eq!(lost(), None, "nobody was told of it yet");
+        assert_eq!(lost(), None, "it was not reported yet");
         // By either.
         for after in AFTER_KEY {
             fs::write(&key, [7; 32]).expect("writable");

@@ -223,7 +223,7 @@ mod tests {
         assert!(matches!(uncounted, Some(TpmError::Absent)));
         assert!(
             !is_marked(),
-            "that it was not counted is told, and not tried for ever"
+            "the missing count is reported, and not tried for ever"
         );
 
         // A TPM that answers then has counted, and there is no problem to report.
@@ -244,7 +244,7 @@ mod tests {
         // This process has no TPM of a machine, and the disk says that one has to count.
         SealedPartition::erase_unsettled(&file, DATA_AT).expect("a disk that works");
         end_erasing(&disk).expect("a disk that works");
-        let told = uncounted().expect("it is told");
+        let told = uncounted().expect("it is reported");
         assert_eq!(told.code, "reset-uncounted");
         assert!(!SealedPartition::is_unsettled(&file).expect("readable"));
 

@@ -50,7 +50,7 @@ pub(crate) struct GptPlacement {
     pub(crate) number: u32,
     /// First byte.
     pub(crate) start: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub(crate) length: u64,
     /// What was written, in words; nothing when the table was already right.
     pub(crate) changes: Vec<&'static str>,

@@ -638,7 +638,7 @@ mod tests {
             asking.answer(line("slot add x")),
             DialogStep::Next
         ));
-        assert!(asking.question().is_some(), "the mistake is told");
+        assert!(asking.question().is_some(), "the mistake is shown");
         assert!(matches!(
             asking.answer(line("passwd")),
             DialogStep::Run(VaultCommand::Passwd)

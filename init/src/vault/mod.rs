@@ -160,7 +160,7 @@ impl UnlockCredentials {
 pub(crate) enum WordsSource {
     /// New ones.
     Make,
-    /// These.
+    /// Words that the owner brought.
     These(Entropy),
 }
 

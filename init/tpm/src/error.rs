@@ -74,7 +74,7 @@ pub enum TpmError {
     /// A refusal that none of the others is.
     #[error("{command} failed with TPM code {code:#x}")]
     Refused {
-        /// Which.
+        /// Name of the TPM command.
         command: &'static str,
         /// As TPM 2.0 part 2, section 6.6, numbers them.
         code: u32,

@@ -34,9 +34,9 @@ pub enum ProvisionError {
     /// A file could not be written.
     #[error("{path} cannot be written ({source})", path = path.display())]
     Write {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
 }

@@ -21,7 +21,7 @@ pub(crate) struct SshPublicKey {
 enum SshKeyKind {
     /// The point in the form that X25519 takes.
     Ed25519([u8; 32]),
-    /// SubjectPublicKeyInfo.
+    /// DER of a SubjectPublicKeyInfo.
     Rsa(Vec<u8>),
 }
 

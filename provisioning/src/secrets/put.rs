@@ -20,9 +20,9 @@ pub enum PutSeedKeyError {
     /// It could not be written.
     #[error("{medium}: the seed.key cannot be written ({why}); use another drive")]
     Failed {
-        /// Where.
+        /// Medium that it came from.
         medium: ConfigOrigin,
-        /// Why.
+        /// Error of the operating system.
         why: io::Error,
     },
     /// There is nothing to write it on.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// Hardware address.
 pub(crate) type Mac = [u8; 6];
 
-/// Everybody.
+/// Broadcast address.
 pub(crate) const BROADCAST: Mac = [0xff; 6];
 
 const ETHERNET_BYTES: usize = 14;

@@ -9,7 +9,7 @@ use crate::common::{file, open, open_own};
 /// Whose rule a file breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rule {
-    /// Everybody's.
+    /// Shared by all tests.
     Shared,
     /// Ours alone.
     Ours,

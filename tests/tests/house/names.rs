@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::tree::{SourceFile, root, sources};
+use super::tree::{SourceFile, others, root, sources};
 
 /// Names that each module may give a type of its own, which other modules write with its path.
-const QUALIFIED: [&str; 1] = ["Error"];
+const QUALIFIED: [&str; 2] = ["Error", "Result"];
 
 /// Words that hide the actor of a sentence, or say a rule by its negation. What to write in their place is in
 /// `docs/ARCHITECTURE.md`, "Words".
@@ -26,6 +26,14 @@ const AVOIDED: [&str; 11] = [
 /// Names of functions that say nothing of what the function does.
 const FUNCTIONS: [&str; 6] = ["anew", "aside", "in_vain", "of", "poke", "whom"];
 
+/// Words that no name of a function has, tests included: each hides the actor.
+const PARTS: [&str; 6] = ["anew", "nobody", "somebody", "told", "whoever", "whom"];
+
+/// Sources in other languages, by how their names end.
+const LANGUAGES: [&str; 9] = [
+    "css", "hbs", "html", "js", "mjs", "py", "ts", "wgsl", "yaml",
+];
+
 /// Files that list the words, or quote others who write them.
 const QUOTING: [&str; 2] = ["tests/tests/house/names.rs", "docs/renames.md"];
 
@@ -40,7 +48,8 @@ struct TypeDeclaration<'a> {
 fn a_public_type_has_a_name_of_its_own() {
     let mut declared: BTreeMap<&str, Vec<(&str, bool)>> = BTreeMap::new();
     for SourceFile { path, text } in sources() {
-        for TypeDeclaration { name, is_public } in text.lines().filter_map(declaration) {
+        let types = text.lines().filter_map(declaration);
+        for TypeDeclaration { name, is_public } in types.chain(text.lines().filter_map(alias)) {
             declared.entry(name).or_default().push((path, is_public));
         }
     }
@@ -83,8 +92,56 @@ fn functions_have_a_verb_or_a_noun() {
             let end = declared.find(|c: char| !c.is_alphanumeric() && c != '_');
             let name = &declared[..end.unwrap_or(declared.len())];
             assert!(!FUNCTIONS.contains(&name), "{path}: fn {name}");
+            let part = name.split('_').find(|part| PARTS.contains(part));
+            assert_eq!(part, None, "{path}: fn {name}: name the actor");
         }
     }
+}
+
+#[test]
+fn a_doc_comment_says_more_than_a_word() {
+    let mut found = Vec::new();
+    for SourceFile { path, text } in sources() {
+        found.extend(one_word_docs(text).map(|doc| format!("{path}: {doc}")));
+    }
+    assert!(found.is_empty(), "say what a reader cannot see: {found:#?}");
+}
+
+#[test]
+fn docs_of_one_word_are_found_and_others_are_not() {
+    let text = "/// Why.\nsource: Error,\n\n/// First line\n/// over.\nx: u8,\n/// `i16`.\nInt16,";
+    assert_eq!(one_word_docs(text).collect::<Vec<_>>(), ["/// Why."]);
+}
+
+#[test]
+fn texts_of_the_program_name_their_actor() {
+    let mut found = Vec::new();
+    let plain = |path: &str| !QUOTING.contains(&path);
+    for SourceFile { path, text } in sources().iter().filter(|source| plain(&source.path)) {
+        let texts = text.lines().flat_map(literals);
+        let words = texts
+            .filter(|text| text.contains(' '))
+            .flat_map(words_of_paragraph);
+        found.extend(words.map(|word| format!("{path}: {word:?}")));
+    }
+    assert!(found.is_empty(), "name the actor: {found:#?}");
+}
+
+#[test]
+fn literals_are_found_and_quotation_marks_within_them_do_not_end_them() {
+    let line = r#"say("a \"b\" c", 'x', "d") // "e"#;
+    assert_eq!(literals(line), [r#"a \"b\" c"#, "d"]);
+    assert_eq!(literals("let mark = '\"'; f(\"a b\")"), ["a b"]);
+}
+
+#[test]
+fn sources_in_other_languages_name_their_actor() {
+    let mut found = Vec::new();
+    for SourceFile { path, text } in others(&LANGUAGES) {
+        let words = words_of_paragraph(&text.replace(['`', '"'], " "));
+        found.extend(words.into_iter().map(|word| format!("{path}: {word:?}")));
+    }
+    assert!(found.is_empty(), "name the actor: {found:#?}");
 }
 
 #[test]
@@ -135,12 +192,74 @@ fn declaration(line: &str) -> Option<TypeDeclaration<'_>> {
     is_type.then_some(TypeDeclaration { name, is_public })
 }
 
+/// The alias of a type that a line of a module declares for others, beside the associated types of traits.
+fn alias(line: &str) -> Option<TypeDeclaration<'_>> {
+    let rest = line.strip_prefix("pub")?;
+    let rest = match rest.strip_prefix('(') {
+        Some(within) => within.split_once(')')?.1,
+        None => rest,
+    };
+    let name = rest.strip_prefix(" type ")?;
+    let end = name.find(|c: char| !c.is_alphanumeric() && c != '_')?;
+    let name = &name[..end];
+    Some(TypeDeclaration {
+        name,
+        is_public: true,
+    })
+}
+
+/// The documentation comments of a source that have one word, code excepted.
+fn one_word_docs(text: &str) -> impl Iterator<Item = &str> {
+    let is_doc = |line: &str| line.trim_start().starts_with("///");
+    let lines: Vec<&str> = text.lines().collect();
+    let alone = (0..lines.len()).filter(move |at| {
+        let beside = [at.checked_sub(1), at.checked_add(1)];
+        let line = |at: usize| lines.get(at).copied().unwrap_or_default();
+        let word = line(*at).trim_start().strip_prefix("/// ");
+        let is_word = word.is_some_and(|doc| {
+            let word = doc.strip_suffix('.').unwrap_or(doc);
+            !word.is_empty() && word.chars().all(char::is_alphanumeric)
+        });
+        is_word && !beside.into_iter().flatten().any(|at| is_doc(line(at)))
+    });
+    let at: Vec<usize> = alone.collect();
+    at.into_iter().filter_map(move |at| text.lines().nth(at))
+}
+
+/// The text literals of a line, what is escaped in them as it is written.
+fn literals(line: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut begun = None;
+    let mut is_escaped = false;
+    let bytes = line.as_bytes();
+    for (at, byte) in bytes.iter().enumerate() {
+        let is_character = at > 0 && bytes[at - 1] == b'\'' && bytes.get(at + 1) == Some(&b'\'');
+        match (byte, begun) {
+            (b'/', None) if bytes.get(at + 1) == Some(&b'/') => break,
+            (b'"', None) if !is_character => begun = Some(at + 1),
+            (b'"', Some(from)) if !is_escaped => {
+                found.push(&line[from..at]);
+                begun = None;
+            }
+            _ => {}
+        }
+        is_escaped = *byte == b'\\' && !is_escaped;
+    }
+    found
+}
+
 /// The comments of each source, an empty line between two of them.
 fn comments() -> Vec<(String, String)> {
     let text = |source: &SourceFile| {
         let lines = source.text.lines().map(str::trim_start);
         let comments = lines.map(|line| {
-            let comment = line.strip_prefix("//").unwrap_or_default();
+            let beside = line
+                .split_once("; // ")
+                .or_else(|| line.split_once(", // "));
+            let comment = line
+                .strip_prefix("//")
+                .or(beside.map(|(_, comment)| comment));
+            let comment = comment.unwrap_or_default();
             comment.trim_start_matches(['/', '!'])
         });
         comments.collect::<Vec<_>>().join("\n")

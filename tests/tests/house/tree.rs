@@ -29,22 +29,33 @@ pub(crate) fn sources() -> &'static [SourceFile] {
     static SOURCES: LazyLock<Vec<SourceFile>> = LazyLock::new(|| {
         let root = root();
         let mut found = Vec::new();
-        files(&root, &mut found);
-        let read = |file: PathBuf| SourceFile {
-            path: file
-                .strip_prefix(&root)
-                .expect("below the root")
-                .display()
-                .to_string(),
-            text: std::fs::read_to_string(&file).expect("a readable file"),
-        };
-        found.into_iter().map(read).collect()
+        files(&root, &["rs"], &mut found);
+        found.into_iter().map(|file| read(&root, &file)).collect()
     });
     &SOURCES
 }
 
-/// Every Rust file below `dir`.
-fn files(dir: &Path, found: &mut Vec<PathBuf>) {
+/// Every file of the workspace whose name ends so.
+pub(crate) fn others(ends: &[&str]) -> Vec<SourceFile> {
+    let root = root();
+    let mut found = Vec::new();
+    files(&root, ends, &mut found);
+    found.iter().map(|file| read(&root, file)).collect()
+}
+
+fn read(root: &Path, file: &Path) -> SourceFile {
+    SourceFile {
+        path: file
+            .strip_prefix(root)
+            .expect("below the root")
+            .display()
+            .to_string(),
+        text: std::fs::read_to_string(file).expect("a readable file"),
+    }
+}
+
+/// Every file below `dir` whose name ends so.
+fn files(dir: &Path, ends: &[&str], found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).expect("a readable folder") {
         let path = entry.expect("a readable entry").path();
         let name = path
@@ -53,8 +64,11 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) {
             .to_string_lossy()
             .into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
-            files(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
+            files(&path, ends, found);
+        } else if path
+            .extension()
+            .is_some_and(|end| ends.iter().any(|one| end == *one))
+        {
             found.push(path);
         }
     }

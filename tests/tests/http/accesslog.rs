@@ -22,14 +22,14 @@ fn records(bench: &TestBench, web: &WebNode) -> Vec<Value> {
 }
 
 /// A line of the access log by its fields.
-type Line = BTreeMap<String, String>;
+type LoggedFields = BTreeMap<String, String>;
 
 /// The fields of a line, in order; everything behind `operation` may be missing.
 const FIELDS: [&str; 9] = [
     "id", "addr", "who", "method", "path", "status", "bytes", "ms", "alpn",
 ];
 
-fn lines(bench: &TestBench, web: &WebNode) -> Vec<Line> {
+fn lines(bench: &TestBench, web: &WebNode) -> Vec<LoggedFields> {
     let records = records(bench, web);
     let access = records.iter().filter(|record| record["target"] == "access");
     let lines = access.map(|record| {
@@ -53,9 +53,9 @@ fn lines(bench: &TestBench, web: &WebNode) -> Vec<Line> {
 }
 
 /// The line of the only request for which these fields are so, once it is there.
-fn line(bench: &TestBench, web: &WebNode, wanted: &[(&str, &str)]) -> Line {
+fn line(bench: &TestBench, web: &WebNode, wanted: &[(&str, &str)]) -> LoggedFields {
     eventually(&format!("a line with {wanted:?}"), || {
-        let fits = |line: &Line| {
+        let fits = |line: &LoggedFields| {
             wanted
                 .iter()
                 .all(|(name, value)| line.get(*name).is_some_and(|has| has == value))
@@ -108,7 +108,7 @@ fn every_version_has_its_line() {
 }
 
 /// Holds the line of a call of `node/info` against what it is about.
-fn check(line: &Line, alpn: &str, bytes: usize) {
+fn check(line: &LoggedFields, alpn: &str, bytes: usize) {
     let bytes = bytes.to_string();
     for (name, value) in [
         ("method", "POST"),

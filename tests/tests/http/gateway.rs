@@ -392,7 +392,10 @@ fn tickets_stream_once() {
     let again = web.curl(&url, &["--header", "Last-Event-ID: 1"]);
     assert_eq!((again.status, again.body.len()), (204, 0));
     let refused = web.curl_as(&web.reader, "/subscribe", &ask);
-    assert_eq!(refused.status, 404, "whoever may not call gets no ticket");
+    assert_eq!(
+        refused.status, 404,
+        "a caller without the scope gets no ticket"
+    );
 }
 
 #[test]

@@ -265,7 +265,7 @@ fn the_time_an_answer_takes_tells_strangers_nothing() {
             "/openapi.json without a token",
             plain("GET", "/openapi.json", "/openapi.jsom"),
         ),
-        ("/call with nobody's token", wrong(unknown.expose())),
+        ("/call with an unknown token", wrong(unknown.expose())),
         ("/call with a guessed secret", wrong(&guessed)),
         ("/call with an expired token", wrong(expired.expose())),
         ("/call with what is no token", wrong(&malformed)),
@@ -287,7 +287,7 @@ fn the_time_an_answer_takes_tells_strangers_nothing() {
             .collect();
         assert!(
             distances.len() < IN_A_ROW,
-            "{what} is told from a path that is not there: {distances:?} and not {}",
+            "{what} differs from a path that is not there: {distances:?} and not {}",
             furthest()
         );
     }

@@ -151,7 +151,7 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     assert_eq!(run(&bench, &change).json()["approve"], true);
     let mark = reset(&node);
     said(&node, mark, "waits for an administrator's approval");
-    eventually("somebody waits", || {
+    eventually("a waiting machine", || {
         (share(&bench, &keeper)["state"] == "waiting").then_some(())
     });
     run(&bench, &["escrow", "approve", &keeper.target(), SHARE]).json();

@@ -156,7 +156,11 @@ fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
     node.wait_ready(mark);
     drop(caller);
     assert_eq!(node.identity(), identity);
-    assert_eq!(node.info()["node_restarts"], 0, "another boot counts anew");
+    assert_eq!(
+        node.info()["node_restarts"],
+        0,
+        "another boot counts from zero"
+    );
 }
 
 /// A machine that breaks when it is asked to: a copy of the one that `computing` has.

@@ -105,7 +105,7 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
         PASSPHRASE,
         &format!("slot {slot} (tpm2) was removed"),
     );
-    alknet_tests::eventually("that no TPM counted it is told", || {
+    alknet_tests::eventually("the missing count is reported", || {
         let info = node.info();
         (info["problems"][0]["code"] == "vault-uncounted").then_some(())
     });

@@ -220,7 +220,7 @@ fn a_pin_is_asked_for_and_wrong_ones_are_counted_by_the_tpm() {
         .wait_for_after(mark, "PIN of the TPM", DONE_WITHIN);
     again.unwrap_or_else(|error| panic!("{error}"));
     type_line(node.vm(), "9999");
-    eventually("the lockout is told", || {
+    eventually("the lockout is reported", || {
         let info = node.info();
         let text = info["problems"][0]["text"].as_str()?.to_owned();
         let told = text.contains("too many wrong PINs") && text.contains("1000 s");

@@ -103,7 +103,7 @@ async fn no_other_name(node: &MachineNode) {
     let (_dialer, client) = node.client().await.expect("it serves");
     for name in ABSENT {
         let answer = client.call(name, &Value::Null).await;
-        let error = answer.expect_err("there is none");
+        let error = answer.expect_err("it does not exist");
         assert_eq!(error.code, ErrorCode::NotFound, "{name}: {error:?}");
     }
 }

@@ -231,7 +231,7 @@ impl FarmHub {
         // A worker that has pinned the hub's key knows the hub by the name beside the pin.
         connection
             .set_identity(identity("hub", &["container:exec", "forward:identity"]))
-            .expect("nobody was known before");
+            .expect("no key was known before");
         (dialer, serves.attach(connection, None))
     }
 

@@ -316,20 +316,20 @@ async fn inputs_that_a_peer_does_not_read_are_refused() {
         let ended = tokio::time::timeout(deadline(HUNG), calls.join_next()).await;
         let ended = ended.unwrap_or_else(|_| panic!("{refused} are refused"));
         let outcome = ended.expect("some run").expect("no panic");
-        let error = outcome.expect_err("nobody answers it");
+        let error = outcome.expect_err("no peer answers it");
         assert_eq!(error.code, ErrorCode::Overloaded, "{error}");
         assert!(error.message.contains("wait to be read"), "{error}");
         refused += 1;
     }
     // Of the rest some may be refused still.
     while let Ok(Some(ended)) = tokio::time::timeout(deadline(QUIET), calls.join_next()).await {
-        let error = ended.expect("no panic").expect_err("nobody answers it");
+        let error = ended.expect("no panic").expect_err("no peer answers it");
         assert_eq!(error.code, ErrorCode::Overloaded, "{error}");
         refused += 1;
     }
     let grown = memory(&hub, "VmHWM:").saturating_sub(before);
     println!(
-        "figure {UNREAD} inputs that nobody reads: {} KiB, {refused} refused",
+        "figure {UNREAD} unread inputs: {} KiB, {refused} refused",
         grown >> 10
     );
     assert!(grown <= UNREAD_GROWTH_MAX, "{grown} bytes");

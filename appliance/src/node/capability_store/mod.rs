@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use alknet_core::config::{CredentialConfig, NodeConfig};
 use alknet_core::{
-    Capabilities, Capability, CapabilityBackend, CapabilityError, CapabilityFiller, EncryptedData,
-    Gate, capability,
+    Capabilities, Capability, CapabilityBackend, CapabilityError, CapabilityFiller, CapabilityGate,
+    EncryptedData, capability,
 };
 use alknet_init::control::MachineDiagnostic;
 use alknet_vault::{KeyPurpose, Vault, VaultError, VaultState};
@@ -279,7 +279,7 @@ fn of_vault(error: &VaultError) -> CredentialRefusal {
 }
 
 /// A gate that is open while the vault is; without a vault it stays closed.
-fn gate(vault: Option<&Vault>) -> Gate {
+fn gate(vault: Option<&Vault>) -> CapabilityGate {
     let vault = vault.cloned();
     Arc::new(move || {
         let state = vault.as_ref().map(Vault::state);

@@ -18,7 +18,7 @@ const LABEL: &[u8] = b"EXPORTER-alknet-self-probe";
 const MARKS_MAX: usize = 4096;
 
 /// What both ends of a connection know.
-type Mark = [u8; 32];
+type ProbeNonce = [u8; 32];
 
 /// The connections that came in while the node looks at itself.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ pub(crate) struct Arrivals(watch::Sender<ArrivalMarks>);
 #[derive(Debug, Default)]
 struct ArrivalMarks {
     is_looking: bool,
-    seen: HashSet<Mark>,
+    seen: HashSet<ProbeNonce>,
 }
 
 impl Arrivals {
@@ -85,8 +85,8 @@ async fn ended(connection: &Connection) {
     }
 }
 
-fn mark(connection: &Connection) -> Option<Mark> {
-    let mut mark = Mark::default();
+fn mark(connection: &Connection) -> Option<ProbeNonce> {
+    let mut mark = ProbeNonce::default();
     let exported = connection.export_keying_material(LABEL, b"", &mut mark);
     exported.ok().map(|()| mark)
 }

@@ -8,7 +8,7 @@ use alknet_compute_wire::limits::{BUFFERS_BYTES_MAX, TENSOR_BYTES_MAX, UPLOADS_M
 use alknet_compute_wire::{ByteSource, ComputeUpload, codes};
 use alknet_worker::{SealedMapping, WorkerFrameError};
 
-use super::fault::{GpuFault, Outcome};
+use super::fault::{GpuFault, GpuResult};
 use super::memory::{TensorMemory, TensorStorage};
 
 /// A tensor's bytes and how many of them mean something; buffers are rounded up to whole words.
@@ -76,7 +76,7 @@ impl BufferPool {
         self.buffers.values().map(|stored| stored.kept.size()).sum()
     }
 
-    pub(super) fn stored(&self, number: u64) -> Outcome<TensorBuffer> {
+    pub(super) fn stored(&self, number: u64) -> GpuResult<TensorBuffer> {
         let stored = self.buffers.get(&number).cloned();
         stored.ok_or_else(|| GpuFault::internal("no such buffer"))
     }
@@ -90,7 +90,7 @@ impl BufferPool {
     }
 
     /// How long a source is.
-    pub(super) fn len(&self, source: &ByteSource) -> Outcome<u64> {
+    pub(super) fn len(&self, source: &ByteSource) -> GpuResult<u64> {
         Ok(match source {
             ByteSource::Buffer(number) => self.stored(*number)?.len,
             ByteSource::Bytes(bytes) => bytes.len() as u64,
@@ -100,7 +100,7 @@ impl BufferPool {
     }
 
     /// Finds the bytes of a source.
-    pub(super) fn locate<'a>(&'a self, source: &'a ByteSource) -> Outcome<SourceBytes<'a>> {
+    pub(super) fn locate<'a>(&'a self, source: &'a ByteSource) -> GpuResult<SourceBytes<'a>> {
         fits(self.len(source)?)?;
         Ok(match source {
             ByteSource::Buffer(number) => SourceBytes::Buffer(self.stored(*number)?),
@@ -113,7 +113,7 @@ impl BufferPool {
         })
     }
 
-    fn held(&self, number: u64) -> Outcome<&[u8]> {
+    fn held(&self, number: u64) -> GpuResult<&[u8]> {
         match self.uploads.get(&number) {
             Some(Ok(held)) => Ok(held.bytes()),
             Some(Err(error)) => Err(GpuFault::internal(&format!(
@@ -129,7 +129,7 @@ impl BufferPool {
         memory: &TensorMemory,
         source: &ByteSource,
         used: u64,
-    ) -> Outcome<TensorBuffer> {
+    ) -> GpuResult<TensorBuffer> {
         let len = self.len(source)?;
         fits(len)?;
         if let ByteSource::Buffer(number) = source {
@@ -147,7 +147,7 @@ impl BufferPool {
 }
 
 /// One tensor's limit.
-pub(super) fn fits(len: u64) -> Outcome<()> {
+pub(super) fn fits(len: u64) -> GpuResult<()> {
     if len > TENSOR_BYTES_MAX {
         return Err(GpuFault::too_large("a tensor", len, TENSOR_BYTES_MAX));
     }
@@ -155,7 +155,7 @@ pub(super) fn fits(len: u64) -> Outcome<()> {
 }
 
 /// The worker's limit.
-pub(super) fn room(used: u64, more: u64) -> Outcome<()> {
+pub(super) fn room(used: u64, more: u64) -> GpuResult<()> {
     if used.saturating_add(more) > BUFFERS_BYTES_MAX {
         let message = format!("all buffers together may have {BUFFERS_BYTES_MAX} bytes");
         return Err(GpuFault::new(codes::QUOTA, message));

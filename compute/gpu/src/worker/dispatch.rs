@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::buffers::TensorBuffer;
 use super::engine::GpuJob;
-use super::fault::{GpuFault, Outcome};
+use super::fault::{GpuFault, GpuResult};
 use super::shader::{self, ShaderLimits};
 use crate::device::{GpuDevice, ShaderPipeline};
 use crate::milliseconds;
@@ -40,7 +40,7 @@ impl PipelineCache {
 }
 
 impl GpuJob<'_> {
-    pub(super) fn dispatch(&mut self, ask: ShaderDispatch) -> Outcome<DispatchReply> {
+    pub(super) fn dispatch(&mut self, ask: ShaderDispatch) -> GpuResult<DispatchReply> {
         if ask.groups.iter().any(|groups| *groups > GROUPS_MAX) {
             return Err(GpuFault::shape(format!(
                 "at most {GROUPS_MAX} groups in a dimension"
@@ -102,7 +102,7 @@ impl GpuJob<'_> {
     }
 
     /// A buffer for each binding.
-    fn bind(&self, bindings: &[Binding]) -> Outcome<Vec<TensorBuffer>> {
+    fn bind(&self, bindings: &[Binding]) -> GpuResult<Vec<TensorBuffer>> {
         let memory = &self.engine.memory;
         let limits = memory.device()?.limits();
         let mut used = self.used;
@@ -148,7 +148,7 @@ fn bounds(device: &GpuDevice) -> ShaderLimits {
     }
 }
 
-fn compile(device: &GpuDevice, ask: &ShaderDispatch) -> Outcome<ShaderPipeline> {
+fn compile(device: &GpuDevice, ask: &ShaderDispatch) -> GpuResult<ShaderPipeline> {
     let layout: Vec<_> = ask
         .bindings
         .iter()

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::buffers::{BufferPool, SourceBytes, TensorBuffer, fits, room};
 use super::clock::GpuClock;
 use super::dispatch::PipelineCache;
-use super::fault::{GpuFault, Outcome};
+use super::fault::{GpuFault, GpuResult};
 use super::memory::{TensorMemory, TensorStorage};
 use super::templates::{KernelCache, KernelName, MatmulPlan, best_product};
 use super::trust;
@@ -91,7 +91,7 @@ impl GpuWorkerState {
         call: &GuestCall,
         clock: GpuClock<'_>,
         ask: ComputeRequest,
-    ) -> Outcome<Vec<u8>> {
+    ) -> GpuResult<Vec<u8>> {
         if ask == ComputeRequest::Info {
             return encoded(&self.info);
         }
@@ -159,7 +159,7 @@ pub(super) struct GpuJob<'a> {
 }
 
 impl GpuJob<'_> {
-    fn create(&mut self, number: u64, from: &ByteSource) -> Outcome<Vec<u8>> {
+    fn create(&mut self, number: u64, from: &ByteSource) -> GpuResult<Vec<u8>> {
         let stored = match from {
             ByteSource::Buffer(other) => {
                 let other = self.shelf.stored(*other)?;
@@ -173,7 +173,7 @@ impl GpuJob<'_> {
         encoded(&ComputeAck {})
     }
 
-    fn read(&self, number: u64, offset: u64, len: u64) -> Outcome<Vec<u8>> {
+    fn read(&self, number: u64, offset: u64, len: u64) -> GpuResult<Vec<u8>> {
         let stored = self.shelf.stored(number)?;
         let range = within(stored.len, offset, len)?;
         let read = |bytes: &[u8]| bytes.get(range).map(<[u8]>::to_vec);
@@ -181,7 +181,7 @@ impl GpuJob<'_> {
         bytes.ok_or_else(|| GpuFault::internal("a buffer shorter than it is"))
     }
 
-    fn write(&self, number: u64, offset: u64, from: &ByteSource) -> Outcome<Vec<u8>> {
+    fn write(&self, number: u64, offset: u64, from: &ByteSource) -> GpuResult<Vec<u8>> {
         let stored = self.shelf.stored(number)?;
         let SourceBytes::Memory(bytes) = self.shelf.locate(from)? else {
             return Err(GpuFault::internal("only bytes are written"));
@@ -198,7 +198,7 @@ impl GpuJob<'_> {
         &mut self,
         to: ResultSink,
         result: Vec<u8>,
-    ) -> Outcome<Option<bytes::Bytes>> {
+    ) -> GpuResult<Option<bytes::Bytes>> {
         match to {
             ResultSink::Answer => Ok(Some(result.into())),
             ResultSink::Buffer(number) => {
@@ -218,7 +218,7 @@ impl GpuJob<'_> {
         to: ResultSink,
         kept: TensorStorage,
         len: u64,
-    ) -> Outcome<Option<bytes::Bytes>> {
+    ) -> GpuResult<Option<bytes::Bytes>> {
         match to {
             ResultSink::Answer => {
                 let cut = usize::try_from(len).unwrap_or(usize::MAX);
@@ -240,7 +240,7 @@ impl GpuJob<'_> {
         name: KernelName,
         buffers: &[(u32, &wgpu::Buffer)],
         jit: &mut Duration,
-    ) -> Outcome<(&GpuDevice, &ShaderPipeline)> {
+    ) -> GpuResult<(&GpuDevice, &ShaderPipeline)> {
         let GpuEngine {
             memory, kernels, ..
         } = &mut *self.engine;
@@ -260,7 +260,7 @@ impl GpuJob<'_> {
     pub(super) fn multiplier(
         &mut self,
         jit: &mut Duration,
-    ) -> Outcome<(&GpuDevice, &ShaderPipeline, MatmulPlan)> {
+    ) -> GpuResult<(&GpuDevice, &ShaderPipeline, MatmulPlan)> {
         let GpuEngine {
             memory, kernels, ..
         } = &mut *self.engine;
@@ -270,7 +270,7 @@ impl GpuJob<'_> {
     }
 
     /// Fails once the caller has given up.
-    pub(super) fn still_wanted(&self) -> Outcome<()> {
+    pub(super) fn still_wanted(&self) -> GpuResult<()> {
         if self.call.is_aborted() {
             return Err(GpuFault::aborted());
         }
@@ -281,14 +281,14 @@ impl GpuJob<'_> {
 /// Version of the library that speaks to drivers, with the compiler of shaders in it.
 const WGPU: &str = "30";
 
-fn within(len: u64, offset: u64, wanted: u64) -> Outcome<std::ops::Range<usize>> {
+fn within(len: u64, offset: u64, wanted: u64) -> GpuResult<std::ops::Range<usize>> {
     let end = offset.checked_add(wanted).filter(|end| *end <= len);
     let end = end.ok_or_else(|| GpuFault::shape("that is not inside the tensor"))?;
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     Ok(size(offset)..size(end))
 }
 
-pub(super) fn encoded<T: Serialize>(value: &T) -> Outcome<Vec<u8>> {
+pub(super) fn encoded<T: Serialize>(value: &T) -> GpuResult<Vec<u8>> {
     let body = CborBody::encode(value).map_err(|error| GpuFault::internal(&error.to_string()))?;
     Ok(body.into_bytes())
 }

@@ -6,7 +6,7 @@ use alknet_worker::{CborBody, WorkerFault};
 use crate::error::Error;
 
 /// Result of a request, or of a part of it.
-pub(super) type Outcome<T> = Result<T, GpuFault>;
+pub(super) type GpuResult<T> = Result<T, GpuFault>;
 
 /// A code, a line for people, and for shaders the place.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use alknet_compute_wire::{KernelReply, KernelVariant, MatmulRequest, Matrix, Res
 
 use super::buffers::{SourceBytes, TensorBuffer, fits, room};
 use super::engine::GpuJob;
-use super::fault::{GpuFault, Outcome};
+use super::fault::{GpuFault, GpuResult};
 use super::memory::{TensorMemory, TensorStorage};
 use super::order::arranged;
 use super::templates::{KernelName, MatrixOrder};
@@ -22,7 +22,7 @@ const PACK_GROUP: u32 = 64;
 const PACK_LINES: u32 = 1 << 14;
 
 impl GpuJob<'_> {
-    pub(super) fn matmul(&mut self, ask: &MatmulRequest) -> Outcome<KernelReply> {
+    pub(super) fn matmul(&mut self, ask: &MatmulRequest) -> GpuResult<KernelReply> {
         let begun = Instant::now();
         let (m, k, n) = self.checked(ask)?;
         let len = u64::from(m) * u64::from(n) * size_of::<f32>() as u64;
@@ -45,7 +45,7 @@ impl GpuJob<'_> {
     }
 
     /// Rows of A, its columns, columns of B; once everything is known to fit.
-    fn checked(&self, ask: &MatmulRequest) -> Outcome<(u32, u32, u32)> {
+    fn checked(&self, ask: &MatmulRequest) -> GpuResult<(u32, u32, u32)> {
         if ask.a.columns != ask.b.rows {
             return Err(GpuFault::shape(format!(
                 "{} by {} times {} by {}",
@@ -59,7 +59,7 @@ impl GpuJob<'_> {
         Ok((ask.a.rows, ask.a.columns, ask.b.columns))
     }
 
-    fn multiply_here(&mut self, ask: &MatmulRequest, len: u64) -> Outcome<Option<bytes::Bytes>> {
+    fn multiply_here(&mut self, ask: &MatmulRequest, len: u64) -> GpuResult<Option<bytes::Bytes>> {
         let threads = ask.threads.clamp(1, THREADS_MAX) as usize;
         let (a, b) = (
             self.shelf.locate(&ask.a.from)?,
@@ -95,7 +95,7 @@ impl GpuJob<'_> {
         b: &SourceBytes<'_>,
         same: bool,
         work: impl FnOnce(&[f32], &[f32]) -> T,
-    ) -> Outcome<T> {
+    ) -> GpuResult<T> {
         if same {
             // A buffer is not mapped twice.
             return self.floats(a, |x| work(x, x));
@@ -103,7 +103,7 @@ impl GpuJob<'_> {
         self.floats(a, |x| self.floats(b, |y| work(x, y)))?
     }
 
-    fn floats<T>(&self, located: &SourceBytes<'_>, work: impl FnOnce(&[f32]) -> T) -> Outcome<T> {
+    fn floats<T>(&self, located: &SourceBytes<'_>, work: impl FnOnce(&[f32]) -> T) -> GpuResult<T> {
         match located {
             SourceBytes::Memory(bytes) => Ok(work(&aligned(bytes))),
             SourceBytes::Buffer(stored) => {
@@ -119,7 +119,7 @@ impl GpuJob<'_> {
         ask: &MatmulRequest,
         len: u64,
         jit: &mut Duration,
-    ) -> Outcome<Option<bytes::Bytes>> {
+    ) -> GpuResult<Option<bytes::Bytes>> {
         let (m, k, n) = (ask.a.rows, ask.a.columns, ask.b.columns);
         let plan = self.multiplier(jit)?.2;
         let [rows, width] = plan.padded(m, n);
@@ -165,7 +165,7 @@ impl GpuJob<'_> {
         ask: &MatmulRequest,
         order: MatrixOrder,
         elements: u64,
-    ) -> Outcome<[wgpu::Buffer; 2]> {
+    ) -> GpuResult<[wgpu::Buffer; 2]> {
         room(self.used, elements * size_of::<f32>() as u64)?;
         let device = self.engine.memory.device()?;
         let (a, b) = (
@@ -189,7 +189,7 @@ impl GpuJob<'_> {
         matrix: &Matrix,
         shape: [u32; 2],
         jit: &mut Duration,
-    ) -> Outcome<wgpu::Buffer> {
+    ) -> GpuResult<wgpu::Buffer> {
         let stored = (self.shelf).stored_from(&self.engine.memory, &matrix.from, self.used)?;
         let buffer = stored.kept.buffer()?;
         let placed = MatrixLayout {
@@ -212,7 +212,7 @@ impl GpuJob<'_> {
         placed: MatrixLayout,
         [height, width]: [u32; 2],
         jit: &mut Duration,
-    ) -> Outcome<wgpu::Buffer> {
+    ) -> GpuResult<wgpu::Buffer> {
         let elements = u64::from(height) * u64::from(width);
         let bytes = elements * size_of::<f32>() as u64;
         room(self.used, bytes)?;
@@ -252,7 +252,7 @@ struct MatrixLayout {
 }
 
 /// Whether every element of the matrix is among so many.
-fn extent(matrix: &Matrix, elements: u64) -> Outcome<()> {
+fn extent(matrix: &Matrix, elements: u64) -> GpuResult<()> {
     if matrix.rows > SIDE_MAX || matrix.columns > SIDE_MAX {
         return Err(GpuFault::shape(format!(
             "a side may have {SIDE_MAX} elements"

@@ -8,7 +8,7 @@ use alknet_compute_wire::{
 };
 
 use super::engine::GpuJob;
-use super::fault::Outcome;
+use super::fault::GpuResult;
 use crate::host::{self, MatrixView};
 use crate::milliseconds;
 
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const DISPATCHES: usize = 20;
 
 impl GpuJob<'_> {
-    pub(super) fn measure(&mut self, threads: u32) -> Outcome<MachineSpeed> {
+    pub(super) fn measure(&mut self, threads: u32) -> GpuResult<MachineSpeed> {
         let operations = 2.0 * f64::from(SIDE).powi(3);
         let side = SIDE as usize;
         let data: Vec<f32> = (0..side * side)
@@ -62,7 +62,7 @@ impl GpuJob<'_> {
         })
     }
 
-    fn product(&mut self, data: &[f32]) -> Outcome<()> {
+    fn product(&mut self, data: &[f32]) -> GpuResult<()> {
         let bytes = bytes::Bytes::copy_from_slice(bytemuck::cast_slice(data));
         let matrix = |bytes: &bytes::Bytes| Matrix {
             from: ByteSource::Bytes(bytes.clone()),
@@ -82,7 +82,7 @@ impl GpuJob<'_> {
     }
 
     /// A map over a large buffer, and one over next to nothing.
-    fn map(&self) -> Outcome<(Duration, Duration)> {
+    fn map(&self) -> GpuResult<(Duration, Duration)> {
         let device = self.engine.memory.device()?;
         let large = device.buffer(MAP_BYTES)?;
         // As everywhere, compiling a kernel of ours is no time on the GPU.
@@ -90,11 +90,11 @@ impl GpuJob<'_> {
         let kernel = self.clock.stands(&mut compiling, || {
             let kernel = device.kernel(include_str!("../shaders/map.wgsl"), &[])?;
             device.dispatch(&kernel, &[&large], [0, 0, 0])?;
-            Outcome::Ok(kernel)
+            GpuResult::Ok(kernel)
         })?;
         // Sixteen bytes for each invocation, 64 of them to a group.
         let groups = u32::try_from(MAP_BYTES / (16 * 64)).unwrap_or(1);
-        let run = |groups: u32| -> Outcome<()> {
+        let run = |groups: u32| -> GpuResult<()> {
             Ok(device.dispatch(&kernel, &[&large], [groups, 1, 1])?)
         };
         run(groups)?;
@@ -104,7 +104,7 @@ impl GpuJob<'_> {
     }
 }
 
-fn best(rounds: usize, mut work: impl FnMut() -> Outcome<()>) -> Outcome<Duration> {
+fn best(rounds: usize, mut work: impl FnMut() -> GpuResult<()>) -> GpuResult<Duration> {
     let mut best = Duration::MAX;
     let all = Instant::now();
     for round in 0..rounds {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use alknet_compute_wire::codes;
 
-use super::fault::{GpuFault, Outcome};
+use super::fault::{GpuFault, GpuResult};
 use crate::device::GpuDevice;
 
 /// Memory for tensors. Without a device everything that needs none still works on it.
@@ -33,7 +33,7 @@ impl TensorStorage {
     }
 
     /// As a shader sees it.
-    pub(super) fn buffer(&self) -> Outcome<&wgpu::Buffer> {
+    pub(super) fn buffer(&self) -> GpuResult<&wgpu::Buffer> {
         match self {
             Self::Device(buffer) => Ok(buffer),
             Self::Process(_) => Err(GpuFault::internal("no memory of a device")),
@@ -43,7 +43,7 @@ impl TensorStorage {
 
 impl TensorMemory {
     /// The device.
-    pub(super) fn device(&self) -> Outcome<&GpuDevice> {
+    pub(super) fn device(&self) -> GpuResult<&GpuDevice> {
         match self {
             Self::Device(device) => Ok(device),
             Self::Process(why) => Err(GpuFault::new(codes::NO_ADAPTER, why.clone())),
@@ -51,7 +51,7 @@ impl TensorMemory {
     }
 
     /// So many zeros.
-    pub(super) fn zeroed(&self, bytes: u64) -> Outcome<TensorStorage> {
+    pub(super) fn zeroed(&self, bytes: u64) -> GpuResult<TensorStorage> {
         Ok(match self {
             Self::Device(device) => TensorStorage::Device(device.buffer(bytes)?),
             Self::Process(_) => kept(vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)]),
@@ -59,7 +59,7 @@ impl TensorMemory {
     }
 
     /// These bytes.
-    pub(super) fn upload(&self, bytes: &[u8]) -> Outcome<TensorStorage> {
+    pub(super) fn upload(&self, bytes: &[u8]) -> GpuResult<TensorStorage> {
         Ok(match self {
             Self::Device(device) => TensorStorage::Device(device.upload(bytes)?),
             Self::Process(_) => kept(bytes.to_vec()),
@@ -67,7 +67,7 @@ impl TensorMemory {
     }
 
     /// The same bytes once more.
-    pub(super) fn copied(&self, from: &TensorStorage) -> Outcome<TensorStorage> {
+    pub(super) fn copied(&self, from: &TensorStorage) -> GpuResult<TensorStorage> {
         Ok(match (self, from) {
             (Self::Device(device), TensorStorage::Device(from)) => {
                 let copy = device.buffer(from.size())?;
@@ -86,7 +86,7 @@ impl TensorMemory {
         &self,
         kept: &TensorStorage,
         work: impl FnOnce(&[u8]) -> T,
-    ) -> Outcome<T> {
+    ) -> GpuResult<T> {
         match kept {
             TensorStorage::Device(buffer) => Ok(self.device()?.with_read(buffer, work)?),
             TensorStorage::Process(bytes) => Ok(locked(bytes, |bytes| work(bytes))),
@@ -94,7 +94,7 @@ impl TensorMemory {
     }
 
     /// Overwrites a part, which is inside.
-    pub(super) fn write(&self, kept: &TensorStorage, offset: u64, new: &[u8]) -> Outcome<()> {
+    pub(super) fn write(&self, kept: &TensorStorage, offset: u64, new: &[u8]) -> GpuResult<()> {
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = from.saturating_add(new.len());
         let into = |bytes: &mut [u8]| match bytes.get_mut(from..end) {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::buffers::{SourceBytes, fits, room};
 use super::engine::GpuJob;
-use super::fault::{GpuFault, Outcome};
+use super::fault::{GpuFault, GpuResult};
 use super::memory::TensorStorage;
 use super::templates::KernelName;
 use crate::milliseconds;
@@ -20,7 +20,7 @@ const GROUP: usize = 64;
 const DIGEST: usize = 32;
 
 impl GpuJob<'_> {
-    pub(super) fn sha256(&mut self, ask: &Ask) -> Outcome<KernelReply> {
+    pub(super) fn sha256(&mut self, ask: &Ask) -> GpuResult<KernelReply> {
         let begun = Instant::now();
         let total = self.shelf.len(&ask.data)?;
         fits(total)?;
@@ -46,7 +46,7 @@ impl GpuJob<'_> {
     }
 
     /// Where each message lies: offset and length.
-    fn spans(&self, offsets: &ByteSource, total: u64) -> Outcome<Vec<[u32; 2]>> {
+    fn spans(&self, offsets: &ByteSource, total: u64) -> GpuResult<Vec<[u32; 2]>> {
         let numbers = |bytes: &[u8]| spans(bytes, total);
         match self.shelf.locate(offsets)? {
             SourceBytes::Memory(bytes) => numbers(&bytes),
@@ -58,7 +58,7 @@ impl GpuJob<'_> {
         }
     }
 
-    fn hash_here(&self, data: &ByteSource, spans: &[[u32; 2]]) -> Outcome<Vec<u8>> {
+    fn hash_here(&self, data: &ByteSource, spans: &[[u32; 2]]) -> GpuResult<Vec<u8>> {
         let hash = |bytes: &[u8]| {
             let mut digests = Vec::with_capacity(spans.len() * DIGEST);
             for [from, len] in spans.iter().map(|span| span.map(|number| number as usize)) {
@@ -77,7 +77,7 @@ impl GpuJob<'_> {
         ask: &Ask,
         spans: &[[u32; 2]],
         jit: &mut Duration,
-    ) -> Outcome<Option<bytes::Bytes>> {
+    ) -> GpuResult<Option<bytes::Bytes>> {
         let device = self.engine.memory.device()?;
         let data = (self.shelf).stored_from(&self.engine.memory, &ask.data, self.used)?;
         let len = (spans.len() * DIGEST) as u64;
@@ -94,7 +94,7 @@ impl GpuJob<'_> {
 }
 
 /// Offsets as spans. They never go back, and end inside the data.
-fn spans(bytes: &[u8], total: u64) -> Outcome<Vec<[u32; 2]>> {
+fn spans(bytes: &[u8], total: u64) -> GpuResult<Vec<[u32; 2]>> {
     if !bytes.len().is_multiple_of(size_of::<u32>()) {
         return Err(GpuFault::shape("offsets are numbers of 32 bits"));
     }
@@ -125,7 +125,7 @@ fn spans(bytes: &[u8], total: u64) -> Outcome<Vec<[u32; 2]>> {
 mod tests {
     use super::*;
 
-    fn ranges(offsets: &[u32], total: u64) -> Outcome<Vec<[u32; 2]>> {
+    fn ranges(offsets: &[u32], total: u64) -> GpuResult<Vec<[u32; 2]>> {
         spans(bytemuck::cast_slice(offsets), total)
     }
 

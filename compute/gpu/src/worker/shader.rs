@@ -13,7 +13,7 @@ use wgpu::naga::{
     proc::Layouter,
 };
 
-use super::fault::{GpuFault, Outcome};
+use super::fault::{GpuFault, GpuResult};
 use super::nesting;
 
 /// Longest message that is passed on, in characters: it quotes the shader.
@@ -43,7 +43,7 @@ pub(super) fn check(
     entry: &str,
     bindings: &[Binding],
     bounds: ShaderLimits,
-) -> Outcome<()> {
+) -> GpuResult<()> {
     if wgsl.len() > WGSL_BYTES_MAX {
         let message = format!(
             "a shader may have {WGSL_BYTES_MAX} bytes, not {}",
@@ -103,7 +103,7 @@ fn located(message: String, place: Option<SourceLocation>) -> GpuFault {
     }
 }
 
-fn entry_point<'a>(module: &'a Module, name: &str) -> Outcome<&'a EntryPoint> {
+fn entry_point<'a>(module: &'a Module, name: &str) -> GpuResult<&'a EntryPoint> {
     let compute = |entry: &&EntryPoint| entry.stage == ShaderStage::Compute && entry.name == name;
     module.entry_points.iter().find(compute).ok_or_else(|| {
         let name: String = name.chars().take(64).collect();
@@ -111,7 +111,7 @@ fn entry_point<'a>(module: &'a Module, name: &str) -> Outcome<&'a EntryPoint> {
     })
 }
 
-fn group(entry: &EntryPoint, bounds: ShaderLimits) -> Outcome<()> {
+fn group(entry: &EntryPoint, bounds: ShaderLimits) -> GpuResult<()> {
     let invocations = entry.workgroup_size.iter().map(|side| u64::from(*side));
     let invocations = invocations.fold(1, u64::saturating_mul);
     if invocations > u64::from(bounds.group_invocations) {
@@ -124,7 +124,7 @@ fn group(entry: &EntryPoint, bounds: ShaderLimits) -> Outcome<()> {
 }
 
 /// What lies in a group's and in an invocation's own memory.
-fn memory(module: &Module, bounds: ShaderLimits) -> Outcome<()> {
+fn memory(module: &Module, bounds: ShaderLimits) -> GpuResult<()> {
     let mut layouter = Layouter::default();
     layouter
         .update(module.to_ctx())
@@ -162,7 +162,7 @@ fn memory(module: &Module, bounds: ShaderLimits) -> Outcome<()> {
 }
 
 /// Every resource is bound as it is declared, and nothing else is.
-fn bound(module: &Module, bindings: &[Binding]) -> Outcome<()> {
+fn bound(module: &Module, bindings: &[Binding]) -> GpuResult<()> {
     let mut declared = Vec::new();
     for (_, variable) in module.global_variables.iter() {
         let Some(place) = variable.binding else {

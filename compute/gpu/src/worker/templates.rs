@@ -3,7 +3,7 @@
 use handlebars::{Handlebars, no_escape};
 use serde_json::json;
 
-use super::fault::{GpuFault, Outcome};
+use super::fault::{GpuFault, GpuResult};
 use super::order::arranged;
 use crate::device::{GpuDevice, ShaderPipeline};
 use crate::error::{Error, Result};
@@ -50,8 +50,8 @@ impl KernelCache {
     pub(super) fn get(
         &mut self,
         name: KernelName,
-        compile: impl FnOnce(&str) -> Outcome<ShaderPipeline>,
-    ) -> Outcome<&ShaderPipeline> {
+        compile: impl FnOnce(&str) -> GpuResult<ShaderPipeline>,
+    ) -> GpuResult<&ShaderPipeline> {
         let slot = match name {
             KernelName::Pack => &mut self.pack,
             KernelName::Sha256 => &mut self.sha256,
@@ -67,8 +67,8 @@ impl KernelCache {
     /// yet.
     pub(super) fn product(
         &mut self,
-        compile: impl FnOnce() -> Outcome<(MatmulPlan, ShaderPipeline)>,
-    ) -> Outcome<(&ShaderPipeline, MatmulPlan)> {
+        compile: impl FnOnce() -> GpuResult<(MatmulPlan, ShaderPipeline)>,
+    ) -> GpuResult<(&ShaderPipeline, MatmulPlan)> {
         if self.product.is_none() {
             self.product = Some(compile()?);
         }
@@ -168,7 +168,7 @@ impl MatmulPlan {
 
 /// The first kernel that multiplies as it should: which lanes of a group are a subgroup is something
 /// that only devices know.
-pub(super) fn best_product(device: &GpuDevice) -> Outcome<(MatmulPlan, ShaderPipeline)> {
+pub(super) fn best_product(device: &GpuDevice) -> GpuResult<(MatmulPlan, ShaderPipeline)> {
     for plan in [MatmulPlan::first(device), MatmulPlan::BLOCK] {
         let kernel = device.kernel(&plan.source()?, &[])?;
         if multiplies(device, plan, &kernel)? {
@@ -179,7 +179,7 @@ pub(super) fn best_product(device: &GpuDevice) -> Outcome<(MatmulPlan, ShaderPip
 }
 
 /// Whether a small product is right, to the last bit: its numbers are small and whole.
-fn multiplies(device: &GpuDevice, plan: MatmulPlan, kernel: &ShaderPipeline) -> Outcome<bool> {
+fn multiplies(device: &GpuDevice, plan: MatmulPlan, kernel: &ShaderPipeline) -> GpuResult<bool> {
     let [rows, columns] = plan.padded(plan.height * 3, plan.covers[0] * 4 + 4);
     let depth = 8;
     let numbers = |count: u32, by: u32| -> Vec<f32> {

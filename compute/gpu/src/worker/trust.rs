@@ -3,7 +3,7 @@
 use crate::device::GpuDevice;
 use crate::error::{Error, Result};
 
-/// Invocations.
+/// Invocations of a workgroup.
 const LANES: u32 = 64;
 
 /// Rounds of the kernel's loop.

@@ -28,7 +28,7 @@ pub(super) fn tensor() -> Value {
     })
 }
 
-/// Bytes.
+/// Schema of bytes.
 pub(super) fn bytes() -> Value {
     json!({
         "type": ["string", "object"],

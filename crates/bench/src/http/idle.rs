@@ -96,7 +96,7 @@ enum IdleConnection {
     Http(#[expect(dead_code, reason = "it is open as long as it is there")] BenchHttpClient),
     Socket(
         #[expect(dead_code, reason = "it is open as long as it is there")]
-        Box<websocket::Socket<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>>,
+        Box<websocket::BenchWebSocket<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>>,
     ),
 }
 

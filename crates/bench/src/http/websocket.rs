@@ -31,10 +31,10 @@ const CARRIED_BYTES: usize = 64;
 const P50_US: f64 = 150.0;
 
 /// A client's end.
-pub(super) type Socket<S> = WebSocketStream<S>;
+pub(super) type BenchWebSocket<S> = WebSocketStream<S>;
 
 /// Begins a session with a node, or with the peer, which looks at no token.
-pub(super) async fn open<S>(stream: S, authority: &str, token: &str) -> Result<Socket<S>>
+pub(super) async fn open<S>(stream: S, authority: &str, token: &str) -> Result<BenchWebSocket<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -91,7 +91,7 @@ struct WsCallPayload<'a> {
 /// How long a call of `operation` takes, which answers with its input: the middle of those made within
 /// `window`, one after the other, in microseconds.
 pub(super) async fn round_trip<S>(
-    socket: &mut Socket<S>,
+    socket: &mut BenchWebSocket<S>,
     operation: &str,
     window: Duration,
 ) -> Result<f64>

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alknet_runtime::{
-    BoxFuture, ConsoleLevel, EnvOperation, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
+    ConsoleLevel, EnvOperation, HostFuture, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
     ModuleSet, OpError, OpReply, ScriptCallOptions, ScriptRegistration,
 };
 use rquickjs::{Ctx, Function, Promise, Runtime, Value as JsValue};
@@ -34,7 +34,7 @@ impl IsolateHost for EngineEcho {
         _: &str,
         input: Value,
         _: ScriptCallOptions,
-    ) -> BoxFuture<std::result::Result<OpReply, OpError>> {
+    ) -> HostFuture<std::result::Result<OpReply, OpError>> {
         Box::pin(std::future::ready(Ok(OpReply::Json(input))))
     }
 
@@ -50,11 +50,11 @@ impl IsolateHost for EngineEcho {
         &self,
         _: ScriptRegistration,
         _: [u8; 32],
-    ) -> BoxFuture<std::result::Result<(), OpError>> {
+    ) -> HostFuture<std::result::Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn emit(&self, _: u64, _: Value) -> BoxFuture<std::result::Result<(), OpError>> {
+    fn emit(&self, _: u64, _: Value) -> HostFuture<std::result::Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -19,7 +19,7 @@ use alknet_tasks::kernel;
 
 /// The guest's program, which says what it measures.
 const PROGRAM: &str = "sealed_bench";
-/// Debian's.
+/// Path of Debian's OpenSSL.
 const OPENSSL: &str = "/usr/bin/openssl";
 /// What its last line begins with.
 const ENDS: &str = "sealed bench: ";

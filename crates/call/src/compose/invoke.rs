@@ -464,9 +464,9 @@ impl Env {
 /// How long a call may take, and by whose will.
 struct CallDeadline {
     deadline: Option<Instant>,
-    /// [`ChildCall::hurried`].
+    /// Same as [`ChildCall::hurried`].
     hurried: bool,
-    /// [`ChildCall::hastened`].
+    /// Same as [`ChildCall::hastened`].
     hastened: bool,
 }
 

@@ -107,7 +107,7 @@ pub enum CallerDisclosure {
     /// The id.
     #[default]
     Id,
-    /// Nothing.
+    /// Discloses nothing.
     None,
 }
 

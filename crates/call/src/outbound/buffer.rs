@@ -13,7 +13,7 @@ use crate::limits::{
     OVERLOAD_RETRY_MS, READ_STEP_BYTES, STREAM_EVENTS_BYTES, WINDOW_FORWARDED_MAX,
 };
 use crate::request_bytes::{GrowLimit, RequestBytes, Requester};
-use crate::unread::{UnreadBytes, UnreadQuota, Whose};
+use crate::unread::{RequesterSource, UnreadBytes, UnreadQuota};
 
 /// One event of a subscription, as its subscriber sees it.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl BufferCapacity {
         credit: &SubscriptionCredit,
     ) -> Self {
         let to = to.clone();
-        let whose: Arc<Whose> = Arc::new(move || to.clone());
+        let whose: Arc<RequesterSource> = Arc::new(move || to.clone());
         Self::Passed {
             waiting: Arc::new(UnreadBytes::shared(UnreadQuota::new(all, &whose), None)),
             granted: Arc::clone(credit.granted()),

@@ -34,11 +34,11 @@ use crate::sync::lock;
 pub struct CallForwarder {
     operation: Box<str>,
     to: ForwardingTarget,
-    way: Arc<Way>,
+    way: Arc<ForwardAccess>,
 }
 
 /// The rule of the way to a peer, or to whomever.
-type Way = dyn Fn(Option<&str>) -> AccessControl + Send + Sync;
+type ForwardAccess = dyn Fn(Option<&str>) -> AccessControl + Send + Sync;
 
 #[derive(Clone)]
 enum ForwardingTarget {

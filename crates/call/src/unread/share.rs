@@ -15,7 +15,7 @@ use crate::sync::lock;
 pub(crate) struct UnreadQuota {
     all: Arc<RequestBytes>,
     /// Who is at the other end now: a connection may come to have an identity.
-    requester: Arc<Whose>,
+    requester: Arc<RequesterSource>,
     held: Mutex<UnreadUsage>,
     /// Whether `held` may be more than nothing.
     holds: AtomicBool,
@@ -24,7 +24,7 @@ pub(crate) struct UnreadQuota {
 }
 
 /// Names the requester that the bytes of a connection count for.
-pub(crate) type Whose = dyn Fn() -> Requester + Send + Sync;
+pub(crate) type RequesterSource = dyn Fn() -> Requester + Send + Sync;
 
 /// The bytes of a connection, and the requester they are counted for.
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ struct UnreadUsage {
 
 impl UnreadQuota {
     /// Has nothing yet of `all`.
-    pub(crate) fn new(all: &Arc<RequestBytes>, requester: &Arc<Whose>) -> Self {
+    pub(crate) fn new(all: &Arc<RequestBytes>, requester: &Arc<RequesterSource>) -> Self {
         Self {
             all: Arc::clone(all),
             requester: Arc::clone(requester),

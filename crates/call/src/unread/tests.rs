@@ -19,7 +19,7 @@ fn known(id: &str) -> Requester {
 /// A connection whose requester is the one in `who` at the moment.
 fn connection(all: &Arc<RequestBytes>, who: &Arc<Mutex<Requester>>) -> UnreadBytes {
     let who = Arc::clone(who);
-    let whose: Arc<Whose> = Arc::new(move || lock(&who).clone());
+    let whose: Arc<RequesterSource> = Arc::new(move || lock(&who).clone());
     UnreadBytes::shared(UnreadQuota::new(all, &whose), None)
 }
 
@@ -37,7 +37,7 @@ fn connections_of_one_identity_share_half_and_leave_others_room() {
     let all = Arc::new(RequestBytes::new(1 << 20));
     let eve = [(); 64].map(|()| unread_for(&all, "eve"));
     for unread in &eve {
-        claim(unread, UNREAD_BYTES_FREE, GrowLimit::Wholly).expect("it counts for nobody");
+        claim(unread, UNREAD_BYTES_FREE, GrowLimit::Wholly).expect("it counts for no identity");
     }
     assert_eq!(all.kept().0, 0);
     let fitted = eve
@@ -105,7 +105,7 @@ fn bytes_count_for_whom_a_connection_came_to_be() {
 #[test]
 fn all_that_a_connection_carries_is_bounded_as_one() {
     let all = Arc::new(RequestBytes::new(1 << 30));
-    let whose: Arc<Whose> = Arc::new(|| known("eve"));
+    let whose: Arc<RequesterSource> = Arc::new(|| known("eve"));
     let carrier: Arc<UnreadBytes> = Arc::default();
     let carried =
         || UnreadBytes::shared(UnreadQuota::new(&all, &whose), Some(Arc::clone(&carrier)));

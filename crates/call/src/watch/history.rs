@@ -29,7 +29,7 @@ const ENTRY_BYTES: usize = 80;
 const STEP_BYTES: usize = 128;
 
 /// Whether a watcher may hear of operations with this rule.
-pub(super) type Shows<'a> = &'a dyn Fn(&AccessControl) -> bool;
+pub(super) type AccessFilter<'a> = &'a dyn Fn(&AccessControl) -> bool;
 
 /// The operations of this node and of its peers, and their last changes.
 #[derive(Debug, Default)]
@@ -160,7 +160,7 @@ pub(super) enum HistoryTurn {
     Forgotten,
     /// Look at these.
     Missed(MissedChanges),
-    /// Wait.
+    /// Nothing new: the reader waits.
     UpToDate,
 }
 
@@ -185,7 +185,7 @@ struct WholeSource {
 
 impl MissedChanges {
     /// What the watcher hears of them; nothing where they come to nothing for it.
-    pub(super) fn change(self, shows: Shows<'_>) -> Option<RegistryChange> {
+    pub(super) fn change(self, shows: AccessFilter<'_>) -> Option<RegistryChange> {
         let change = match &self.whole {
             Some(whole) => Some(whole.change(shows)),
             None => self.difference(shows),
@@ -196,7 +196,7 @@ impl MissedChanges {
         })
     }
 
-    fn difference(&self, shows: Shows<'_>) -> Option<RegistryChange> {
+    fn difference(&self, shows: AccessFilter<'_>) -> Option<RegistryChange> {
         let (first, last) = (self.steps.first()?, self.steps.last()?);
         // Of each operation the first change and the last.
         let mut rules = BTreeMap::<&str, (&ReplacedRule, &ReplacedRule)>::new();
@@ -227,7 +227,7 @@ impl MissedChanges {
 }
 
 impl WholeSource {
-    fn change(&self, shows: Shows<'_>) -> RegistryChange {
+    fn change(&self, shows: AccessFilter<'_>) -> RegistryChange {
         let mut rules: BTreeMap<&str, Option<&AccessControl>> = BTreeMap::new();
         for (name, rule) in self.later.iter().flat_map(|step| &step.rules) {
             // The oldest change has the rule of that time.

@@ -43,7 +43,7 @@ def is_text(value):
 
 
 def judged(document):
-    """The event, or why it is none."""
+    """The event, or why it is not one."""
     if document[:1] != b"{":
         raise Refused("no object")
     try:

@@ -356,7 +356,7 @@ async fn a_request_on_a_stream_that_a_draining_peer_ends_fails_at_once() {
             let leaves = json!({ "reason": "shutdown", "drain_ms": 60_000 });
             ends.send(EventKind::Goaway, "-", leaves).await;
             ends.send.finish().expect("the only end");
-            let error = soon(second).await.expect_err("nobody answers it");
+            let error = soon(second).await.expect_err("no peer answers it");
             assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
             assert!(error.retryable, "{error}");
         } else {

@@ -34,7 +34,7 @@ impl ExcuseObservation {
     }
 }
 
-type Sees = mpsc::UnboundedReceiver<ExcuseObservation>;
+type ObservationReceiver = mpsc::UnboundedReceiver<ExcuseObservation>;
 
 /// An operation that calls what its input names, says what it saw, and fails in its own name.
 fn sees(name: &str, seen: &mpsc::UnboundedSender<ExcuseObservation>) -> Registration {
@@ -90,7 +90,7 @@ fn passes(name: &str) -> Registration {
     Registration::new(query(name), handler).composing(authority(&[]), reach)
 }
 
-fn lab() -> (CallTestNode, Sees) {
+fn lab() -> (CallTestNode, ObservationReceiver) {
     let (saw, seen) = mpsc::unbounded_channel();
     let answers = |error: CallError| {
         HandlerKind::once(move |_, _| {

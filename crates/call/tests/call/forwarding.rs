@@ -276,7 +276,7 @@ async fn nodes_that_forward_in_a_circle_stop() {
     attached(&one, &["hub"]).await;
     let user = one.client(Carriage::Memory, Some(identity("user", &["*"])));
     let error = soon(user.call("one/ask", &json!(1))).await;
-    let error = error.expect_err("nobody answers it");
+    let error = error.expect_err("no peer answers it");
     assert_eq!(error.code, ErrorCode::Forbidden, "{error}");
     assert!(error.message.contains("passed on 4 times"), "{error}");
 
@@ -331,7 +331,7 @@ async fn requests_that_a_peer_does_not_read_are_refused() {
         let input = json!("x".repeat(600 << 10));
         let asked = (0..16).map(|_| Box::pin(ask_w1(&user, operation, &input)));
         let (first, ..) = soon(futures_util::future::select_all(asked)).await;
-        let error = first.expect_err("nobody answers it");
+        let error = first.expect_err("no peer answers it");
         assert_eq!(error.code, ErrorCode::Overloaded, "{operation}: {error}");
         assert!(error.message.contains("wait to be read"), "{error}");
     }

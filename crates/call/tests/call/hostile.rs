@@ -118,7 +118,7 @@ async fn what_may_be_ignored_is() {
         loop {
             let (kind, id, payload) = peer.event().await;
             if kind == EventKind::Aborted {
-                assert_eq!(id, "~1", "answers nobody waits for are stopped");
+                assert_eq!(id, "~1", "answers that no caller waits for are stopped");
                 continue;
             }
             assert_eq!((kind, id.as_str()), (EventKind::Responded, "1"));

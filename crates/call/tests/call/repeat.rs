@@ -62,7 +62,7 @@ async fn a_key_runs_once_for_each_identity() {
         let somebody = node.client(carriage, Some(identity("other", &[])));
         let other = call(&somebody, "a", json!({ "n": 2 }))
             .await
-            .expect("somebody else");
+            .expect("another identity");
         assert_eq!(*other.value(), json!(3));
         // Strangers are not one.
         let (one, two) = (node.client(carriage, None), node.client(carriage, None));

@@ -246,7 +246,7 @@ async fn connecting_proves_both_sides() {
     let error = client
         .connect(&undialled, &DialCredentials::default())
         .await;
-    let error = error.expect_err("nobody in particular");
+    let error = error.expect_err("an unknown peer");
     assert!(matches!(error, ConnectError::Dial(e) if e.kind == DialErrorKind::UnknownPeer));
 }
 

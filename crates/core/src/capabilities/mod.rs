@@ -203,7 +203,7 @@ pub enum CapabilityBackend {
     },
     /// For [`CapabilityKind::Basic`].
     Basic {
-        /// Who.
+        /// User name.
         user: String,
         /// What only they know.
         password: Secret,
@@ -231,7 +231,7 @@ impl CapabilityBackend {
 
 /// Whether the vault is open at this moment. Asked at every use, so that a lock counts at once, whichever
 /// process locked.
-pub type Gate = Arc<dyn Fn() -> bool + Send + Sync>;
+pub type CapabilityGate = Arc<dyn Fn() -> bool + Send + Sync>;
 
 struct CapabilitySlot {
     name: Box<str>,
@@ -239,13 +239,17 @@ struct CapabilitySlot {
     power: ArcSwapOption<CapabilityBackend>,
     /// Why there is nothing in it.
     vacant: ArcSwap<CapabilityError>,
-    gate: Gate,
+    gate: CapabilityGate,
 }
 
 /// A capability and the only way to put something behind it. It is empty at first, as of a vault that is
 /// locked.
 #[must_use]
-pub fn capability(name: &str, kind: CapabilityKind, gate: Gate) -> (Capability, CapabilityFiller) {
+pub fn capability(
+    name: &str,
+    kind: CapabilityKind,
+    gate: CapabilityGate,
+) -> (Capability, CapabilityFiller) {
     let slot = Arc::new(CapabilitySlot {
         name: name.into(),
         kind,

@@ -6,7 +6,7 @@ fn secret(text: &str) -> Secret {
     Secret::new(text.as_bytes().to_vec())
 }
 
-fn open() -> Gate {
+fn open() -> CapabilityGate {
     Arc::new(|| true)
 }
 
@@ -112,7 +112,7 @@ fn an_operation_sees_its_own_and_no_others() {
 fn a_lock_counts_at_once_and_what_was_there_is_gone() {
     let is_open = Arc::new(AtomicBool::new(true));
     let asked = Arc::clone(&is_open);
-    let gate: Gate = Arc::new(move || asked.load(Ordering::SeqCst));
+    let gate: CapabilityGate = Arc::new(move || asked.load(Ordering::SeqCst));
     let (one, filler) = capability("one", CapabilityKind::Bytes, gate);
     let shared = one.clone();
     let fill = || filler.fill(CapabilityBackend::Bytes(secret("raw")));

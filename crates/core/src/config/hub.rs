@@ -64,7 +64,7 @@ pub enum HubDisclose {
     /// The id.
     #[default]
     Id,
-    /// Nothing.
+    /// Discloses nothing.
     None,
 }
 

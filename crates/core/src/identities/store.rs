@@ -55,7 +55,7 @@ pub trait IdentityStore: IdentityProvider {
 /// Everything a store holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredIdentities {
-    /// Peers.
+    /// Entries of peers.
     pub peers: Vec<PeerEntry>,
     /// Tokens of programs.
     pub api_keys: Vec<ApiKey>,

@@ -190,7 +190,7 @@ fn an_end_counts_once_the_clock_is_sane() {
         clock.0.store(now, Ordering::Relaxed);
         (all.by_key(&key(1)).is_some(), all.by_key(&key(2)).is_some())
     };
-    assert_eq!(known(0), (false, true), "nobody can tell");
+    assert_eq!(known(0), (false, true), "no right can tell");
     assert_eq!(known(999), (true, true));
     assert_eq!(known(1000), (false, true));
 }

@@ -100,7 +100,7 @@ pub(crate) fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> A
 /// An Ed25519 key in a self-signed certificate whose names and dates are of no use.
 pub(crate) fn wrapped(seed: [u8; 32]) -> (Arc<CertifiedKey>, PeerKey) {
     let key = KeyPair::try_from(&crate::matrix::pkcs8(seed)).expect("a key");
-    let mut params = CertificateParams::new(vec!["nobody.invalid".to_owned()]).expect("a name");
+    let mut params = CertificateParams::new(vec!["unknown.invalid".to_owned()]).expect("a name");
     params.not_before = rcgen::date_time_ymd(1990, 1, 1);
     params.not_after = rcgen::date_time_ymd(1991, 1, 1);
     let made = params.self_signed(&key).expect("signed");
@@ -185,7 +185,7 @@ fn name_of(chain: Option<&[CertificateDer<'static>]>) -> String {
     let proof = chain
         .and_then(<[_]>::first)
         .and_then(|der| alknet_tls::PeerProof::from_certificate(der).ok());
-    proof.map_or_else(|| "nobody".to_owned(), |proof| proof.key.to_string())
+    proof.map_or_else(|| "unknown".to_owned(), |proof| proof.key.to_string())
 }
 
 async fn serve_tcp(listener: TcpListener, config: Arc<ServerConfig>) {

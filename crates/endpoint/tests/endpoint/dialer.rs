@@ -52,7 +52,7 @@ async fn a_key_is_shown_only_when_asked_for() {
         );
         request.present_key = false;
         let dialled = dialer.connect(request).await.expect("dial");
-        assert_eq!(whoami(&dialled.connection).await, "no key nobody\n");
+        assert_eq!(whoami(&dialled.connection).await, "no key unknown\n");
     }
 }
 
@@ -84,7 +84,7 @@ async fn who_cannot_prove_it_is_an_impostor() {
         let error = dialer.connect(public).await.expect_err("self-signed");
         assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
         let nobody = request(&node, PeerVerification::Pinned(Vec::new()), carriage);
-        let error = dialer.connect(nobody).await.expect_err("nobody fits");
+        let error = dialer.connect(nobody).await.expect_err("no peer fits");
         assert_eq!(error.kind, DialErrorKind::Local, "{carriage} {error}");
     }
 }

@@ -118,7 +118,7 @@ async fn a_stock_client_reaches_a_handler_by_key() {
     assert_eq!(connection.remote_id(), id(&node.node.key));
     let public = key.public();
     let answer = ask_stock(&connection, b"?").await;
-    assert_eq!(answer, format!("{public} nobody\n"));
+    assert_eq!(answer, format!("{public} unknown\n"));
     let counters = node.node.server.counters();
     assert_eq!((counters.connections_iroh, counters.handshakes_ok), (1, 1));
     let all = node.node.server.connections();
@@ -230,7 +230,7 @@ async fn iroh_itself_is_told_what_is_not_served() {
         assert_eq!(alert, NO_APPLICATION_PROTOCOL);
         let connection = client.connect(node.address(), WHOAMI).await;
         let answer = ask_stock(&connection.expect("connect"), b"?").await;
-        assert!(answer.ends_with("nobody\n"), "{answer}");
+        assert!(answer.ends_with("unknown\n"), "{answer}");
         until(|| node.node.server.counters().handshakes_failed > before.handshakes_failed).await;
         let after = node.node.server.counters();
         assert_eq!(
@@ -258,7 +258,7 @@ async fn a_dialler_without_a_key_shows_none_of_its_own() {
     request.present_key = false;
     let hidden = dialer.connect(request).await.expect("dial");
     let answer = ask(&hidden.connection, b"?").await.expect("an answer");
-    assert!(answer.ends_with(" nobody\n") && !answer.contains(&own.public().to_string()));
+    assert!(answer.ends_with(" unknown\n") && !answer.contains(&own.public().to_string()));
     dialer.close().await;
 }
 

@@ -257,7 +257,7 @@ fn kinds(node: &EndpointTestNode) -> Vec<ClientCase> {
                     name: format!("raw server {raw}, client {client:?}, {packets} packets"),
                     config,
                     answer: match client {
-                        ClientKey::None => "no key nobody\n".to_owned(),
+                        ClientKey::None => "no key unknown\n".to_owned(),
                         _ => format!("{own} tester\n"),
                     },
                 });
@@ -406,7 +406,7 @@ async fn a_resumed_session_is_looked_up_again() {
     let third = over_tcp(port, Arc::clone(&config))
         .await
         .expect("a session");
-    assert_eq!(third, (format!("{own} nobody\n"), true));
+    assert_eq!(third, (format!("{own} unknown\n"), true));
 }
 
 /// A browser would show a certificate picker.
@@ -414,9 +414,9 @@ async fn a_resumed_session_is_looked_up_again() {
 async fn web_clients_are_not_asked_for_a_certificate() {
     let node = EndpointTestNode::start();
     for (alpn, expected) in [
-        (HTTP, "no key nobody\n".to_owned()),
+        (HTTP, "no key unknown\n".to_owned()),
         (WHOAMI, {
-            format!("{} nobody\n", NodeKey::from_seed(&SEED).public())
+            format!("{} unknown\n", NodeKey::from_seed(&SEED).public())
         }),
     ] {
         let provider = alknet_tls::provider();

@@ -28,7 +28,7 @@ const CARRIERS: [&[u8]; 4] = [
 const WHO: &[u8] = b"alknet/who";
 /// The same for known keys only, and never by itself.
 const INSIDE: &[u8] = b"alknet/inside";
-/// Panics.
+/// ALPN of a handler that panics.
 const PANIC: &[u8] = b"alknet/panic";
 
 /// One stream, handed over once.
@@ -103,7 +103,7 @@ async fn inner(connection: Connection, auth: AuthContext) -> Result<(), HandlerE
     assert_ne!(connection.alpn(), PANIC, "as asked");
     let (mut send, _recv) = connection.accept_bi().await.expect("a stream");
     let [inherited, own] = [auth.identity, connection.identity()]
-        .map(|who| who.map_or_else(|| "nobody".to_owned(), |who| who.id.to_string()));
+        .map(|who| who.map_or_else(|| "unknown".to_owned(), |who| who.id.to_string()));
     let path = connection
         .carriers()
         .map(|c| String::from_utf8_lossy(c.alpn()));
@@ -219,7 +219,7 @@ async fn whoever_is_carried_is_who_carries() {
     let answer = site.inside(&stranger, &[WHO]).await;
     assert_eq!(
         answer.as_deref(),
-        Ok("nobody nobody from 127.0.0.1 in alknet/carrier")
+        Ok("unknown unknown from 127.0.0.1 in alknet/carrier")
     );
     // For known keys only, and only inside: no handshake offers it.
     let answer = site.inside(&edge, &[INSIDE]).await;
@@ -243,7 +243,7 @@ async fn what_lies_too_deep_or_in_itself_is_refused() {
     let path = "alknet/carrier-3 in alknet/carrier-2 in alknet/carrier";
     assert_eq!(
         answer,
-        Ok(format!("nobody nobody from 127.0.0.1 in {path}"))
+        Ok(format!("unknown unknown from 127.0.0.1 in {path}"))
     );
     for (path, refusal) in [
         (&[two, three, four, WHO][..], DispatchError::Depth),
@@ -268,7 +268,7 @@ async fn a_panic_inside_ends_what_is_inside() {
     assert!(!matches!(&lost, Ok(text) if !text.is_empty()), "{lost:?}");
     let answer = timeout(hung(), ask(&connection, b"alknet/who\n")).await;
     let answer = answer.expect("in time").expect("the carrier is whole");
-    assert!(answer.starts_with("nobody"), "{answer}");
+    assert!(answer.starts_with("unknown"), "{answer}");
     until(|| site.server.counters().handler_panics == 1).await;
 }
 

@@ -187,7 +187,7 @@ async fn tickets_are_two_and_stay_where_they_were_made() {
     );
     // The node asks no client for a key here, so a session that knows one must not come along.
     let (answer, resumed) = over_tcp(port, Arc::clone(&web)).await.expect("answer");
-    assert_eq!((answer.as_str(), resumed), ("no key nobody\n", false));
+    assert_eq!((answer.as_str(), resumed), ("no key unknown\n", false));
     // A ticket from the web's configuration, in turn, leads to no session without a key.
     let (answer, _) = over_tcp(port, asked).await.expect("answer");
     assert_eq!(answer, first);
@@ -197,7 +197,7 @@ async fn tickets_are_two_and_stay_where_they_were_made() {
     assert!(resumed, "tickets do work where they were made");
     // On QUIC the tickets of TCP are as strange.
     let answer = whoami(Carriage::Quic, port, &web).await.expect("answer");
-    assert_eq!(answer, "no key nobody\n");
+    assert_eq!(answer, "no key unknown\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

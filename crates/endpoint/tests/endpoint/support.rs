@@ -21,7 +21,7 @@ use tokio::sync::watch;
 pub(crate) const ECHO: &[u8] = b"alknet/echo";
 /// Repeats every stream back, for known keys only.
 pub(crate) const KNOWN: &[u8] = b"alknet/known";
-/// Panics.
+/// ALPN of a handler that panics.
 pub(crate) const PANIC: &[u8] = b"alknet/panic";
 /// Is offered on TCP only.
 pub(crate) const TCP_ONLY: &[u8] = b"alknet/tcp-only";
@@ -153,7 +153,7 @@ async fn tell(connection: Connection, auth: AuthContext) -> Result<(), HandlerEr
         .map_or_else(|| "no key".to_owned(), |key| key.to_string());
     let peer = auth
         .identity
-        .map_or_else(|| "nobody".to_owned(), |i| i.id.to_string());
+        .map_or_else(|| "unknown".to_owned(), |i| i.id.to_string());
     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
         if let Ok(Some(_)) = recv.read_chunk(99).await {
             send.write_chunk(format!("{key} {peer}\n").into())

@@ -94,7 +94,7 @@ async fn gnutls_with_a_raw_server_key() {
         "NORMAL",
     ] {
         let output = run(gnutls(&node, priority), b"hello\n").await;
-        assert!(output.contains("no key nobody"), "{priority}:\n{output}");
+        assert!(output.contains("no key unknown"), "{priority}:\n{output}");
     }
 }
 
@@ -226,7 +226,7 @@ async fn a_client_without_ed25519_gets_p256() {
     let mut command = s_client(&node);
     command.args(["-sigalgs", "ECDSA+SHA256:RSA-PSS+SHA256"]);
     let output = run(command, b"hello\n").await;
-    assert!(output.contains("no key nobody"), "{output}");
+    assert!(output.contains("no key unknown"), "{output}");
     let shown = CertificateDer::from_pem_slice(output.as_bytes()).expect("a certificate");
     let proof = PeerProof::from_certificate(&shown).expect("a key");
     assert!(matches!(proof.key, PeerKey::Spki(_)));
@@ -252,7 +252,7 @@ with socket.create_connection(('127.0.0.1', int(sys.argv[1]))) as tcp:
     command.args(["-c", SCRIPT, &node.server.port().to_string()]);
     let output = run(command, b"").await;
     assert!(output.contains("TLSv1.3 alknet/whoami"), "{output}");
-    assert!(output.contains("no key nobody"), "{output}");
+    assert!(output.contains("no key unknown"), "{output}");
     let key = node.key.public().to_string();
     let hex = key.strip_prefix("ed25519:").expect("an Ed25519 key");
     assert!(output.contains(hex), "{output}");

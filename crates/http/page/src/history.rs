@@ -353,13 +353,13 @@ mod tests {
         history.add(end, calls(0.0));
         assert!(
             history.rates().0.is_empty(),
-            "after a long pause a line begins anew"
+            "after a long pause a new line begins"
         );
         assert!(history.look(end) && !history.look(end));
         assert!(history.wanted(end) && !history.wanted(end + LOOKED_LATELY));
         assert!(
             history.look(end + LOOKED_LATELY),
-            "nobody takes them any more"
+            "no client takes them any more"
         );
     }
 }

@@ -15,8 +15,8 @@ use tokio_util::sync::ReusableBoxFuture;
 /// Places that a thread keeps for the next requests.
 const KEPT: usize = 16;
 
-type Answer = Result<Response<Body>, Infallible>;
-type RequestFutureBox = ReusableBoxFuture<'static, Answer>;
+type PooledResponse = Result<Response<Body>, Infallible>;
+type RequestFutureBox = ReusableBoxFuture<'static, PooledResponse>;
 
 thread_local! {
     static PLACES: RefCell<Vec<RequestFutureBox>> = const { RefCell::new(Vec::new()) };
@@ -29,7 +29,7 @@ pub(super) struct PooledRequestTask {
 }
 
 impl PooledRequestTask {
-    pub(super) fn new(work: impl Future<Output = Answer> + Send + 'static) -> Self {
+    pub(super) fn new(work: impl Future<Output = PooledResponse> + Send + 'static) -> Self {
         let kept = PLACES.with_borrow_mut(Vec::pop);
         let place = match kept {
             Some(mut place) => {
@@ -46,9 +46,9 @@ impl PooledRequestTask {
 }
 
 impl Future for PooledRequestTask {
-    type Output = Answer;
+    type Output = PooledResponse;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<PooledResponse> {
         let Some(place) = &mut self.place else {
             return Poll::Pending;
         };

@@ -33,7 +33,7 @@ impl HttpMount for CallerEcho {
         caller: MountCaller,
     ) -> BoxFuture<'static, Response<MountBody>> {
         let who = caller.identity;
-        let who = who.map_or_else(|| "nobody".to_owned(), |who| who.id.to_string());
+        let who = who.map_or_else(|| "unknown".to_owned(), |who| who.id.to_string());
         let body = Full::new(Bytes::from(who)).map_err(|never| -> BoxError { match never {} });
         Box::pin(async { Response::new(MountBody::new(body)) })
     }
@@ -87,7 +87,7 @@ async fn a_token_is_a_password_where_a_mount_takes_it() {
         }
         // A client without a header is served as unknown; one that shows a wrong token is refused.
         let told = node.get(version, None, "/basic").await;
-        assert_eq!(told.body, b"nobody");
+        assert_eq!(told.body, b"unknown");
         for wrong in [
             basic("somebody:bad"),
             basic("good:"),

@@ -225,7 +225,7 @@ async fn routes_of_others_see_who_asks() {
     let told = node.get("h2", Some("good"), "/mine").await;
     assert_eq!(told.body, b"token");
     let told = node.get("h2", None, "/mine").await;
-    assert_eq!(told.body, b"nobody");
+    assert_eq!(told.body, b"unknown");
     assert_eq!(
         node.get("h2", Some("bad"), "/mine").await.status,
         StatusCode::UNAUTHORIZED

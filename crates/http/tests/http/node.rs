@@ -289,7 +289,7 @@ impl HttpTestNode {
             Vec::new(),
             Vec::new(),
         )
-        .expect("nobody wants a path of another")
+        .expect("no two mounts have one path")
     }
 
     /// One on a machine with so much memory.
@@ -321,7 +321,7 @@ impl HttpTestNode {
         let site = Some(folder);
         let (config, patience) = ("", HttpTimeouts::default());
         let node = Self::make_with(site, config, patience, None, Vec::new(), Vec::new());
-        let node = node.expect("nobody wants a path of another");
+        let node = node.expect("no two mounts have one path");
         let settings = HttpSettings::new(&NodeConfig::default()).for_memory(memory_bytes);
         node.http.set(settings);
         node
@@ -369,20 +369,20 @@ impl HttpTestNode {
         let reader: Arc<dyn MountResponder> = Arc::new(BodyReadProbe);
         let routes = vec![("/mine", route)];
         Self::make("", patience, Some(reader), routes, Vec::new())
-            .expect("nobody wants a path of another")
+            .expect("no two mounts have one path")
     }
 
     /// One with views of other parts.
     pub(crate) fn with_mounts(mounts: Vec<Arc<dyn HttpMount>>) -> Self {
         Self::make("", HttpTimeouts::default(), None, Vec::new(), mounts)
-            .expect("nobody wants a path of another")
+            .expect("no two mounts have one path")
     }
 
     pub(crate) fn with_route(path: &'static str) -> Result<Self, RouteError> {
         let route = get(|Extension(caller): Extension<HttpCaller>| async move {
             caller
                 .identity
-                .map_or_else(|| "nobody".to_owned(), |who| who.id.to_string())
+                .map_or_else(|| "unknown".to_owned(), |who| who.id.to_string())
         });
         let routes = vec![(path, route)];
         Self::make("", HttpTimeouts::default(), None, routes, Vec::new())

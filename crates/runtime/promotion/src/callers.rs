@@ -216,7 +216,7 @@ mod tests {
     fn what_runs_is_counted_until_it_ends() {
         let callers = Arc::new(PromotedCalls::default());
         let slow = callers.enter("ada", origin(Some("eve"), 1));
-        let slow = slow.expect("nobody else calls");
+        let slow = slow.expect("no other caller");
         drop(callers.enter("ada", origin(Some("eve"), 1)));
         let more = takes_all(&callers, "ada", Some("eve"));
         assert_eq!(more.len(), 63, "one still runs");

@@ -43,7 +43,7 @@ struct RollbackInput {
 }
 
 pub(crate) fn registrations(promotion: &Arc<Promotion>) -> Vec<Registration> {
-    let once = |run: fn(Arc<Promotion>, CallBody, Ctx) -> Answer| {
+    let once = |run: fn(Arc<Promotion>, CallBody, Ctx) -> PromotionFuture| {
         let promotion = Arc::clone(promotion);
         HandlerKind::once(move |input, ctx| run(Arc::clone(&promotion), input, ctx))
     };
@@ -69,7 +69,7 @@ pub(crate) fn registrations(promotion: &Arc<Promotion>) -> Vec<Registration> {
     .into()
 }
 
-type Answer = alknet_core::BoxFuture<'static, Result<Value, CallError>>;
+type PromotionFuture = alknet_core::BoxFuture<'static, Result<Value, CallError>>;
 
 async fn propose(promotion: Arc<Promotion>, input: CallBody, ctx: Ctx) -> Result<Value, CallError> {
     let who = known(&ctx)?;

@@ -134,7 +134,7 @@ pub(crate) struct CallResult {
 }
 
 /// What a session offers, with the operation as the frame names it.
-pub(crate) type Offer = ScriptRegistration;
+pub(crate) type SessionOffer = ScriptRegistration;
 
 /// What a worker tells its host in a script's own language.
 #[derive(Debug, Deserialize, Serialize)]

@@ -1,4 +1,4 @@
-// Elements as plain JSON: for tests, and for whoever draws them elsewhere.
+// Elements as plain JSON: for tests, and for programs that draw them elsewhere.
 
 export const jsonHost = {
   element(type, props, children) { return { type: String(type), props, children }; },

@@ -100,7 +100,7 @@ enum EntryStage {
 }
 
 /// The value of a call that ended, and how a REPL shows it.
-pub(crate) type Answer = Result<(Value, Option<String>), ScriptFailure>;
+pub(crate) type EntryResult = Result<(Value, Option<String>), ScriptFailure>;
 
 impl ActiveEntry {
     /// Begins: runs the script up to its first wait.
@@ -223,12 +223,16 @@ impl ActiveEntry {
     }
 
     /// Goes on as far as it can; the answer when there is one.
-    pub(crate) fn advance(&mut self, ctx: &Ctx<'_>, shared: &IsolateState) -> Option<Answer> {
+    pub(crate) fn advance(&mut self, ctx: &Ctx<'_>, shared: &IsolateState) -> Option<EntryResult> {
         self.step(ctx, shared)
             .unwrap_or_else(|error| Some(Err(failure::of_error(ctx, shared, error))))
     }
 
-    fn step(&mut self, ctx: &Ctx<'_>, shared: &IsolateState) -> rquickjs::Result<Option<Answer>> {
+    fn step(
+        &mut self,
+        ctx: &Ctx<'_>,
+        shared: &IsolateState,
+    ) -> rquickjs::Result<Option<EntryResult>> {
         let (EntryStage::Evaluate(promise, _)
         | EntryStage::Settle(promise)
         | EntryStage::Show(promise)) = &self.stage;
@@ -289,7 +293,7 @@ impl ActiveEntry {
         }
     }
 
-    pub(crate) fn outcome(&self, shared: &IsolateState, answer: Answer) -> EntryOutcome {
+    pub(crate) fn outcome(&self, shared: &IsolateState, answer: EntryResult) -> EntryOutcome {
         let (result, shown) = match answer {
             Ok((value, shown)) => (Ok(value), shown),
             Err(failure) => (Err(failure), None),

@@ -22,7 +22,7 @@ use crate::isolate::spec::IsolateSpec;
 use crate::json;
 use crate::modules::ModuleSet;
 
-pub(crate) type Kept<T> = RefCell<Option<Persistent<T>>>;
+pub(crate) type PersistentCell<T> = RefCell<Option<Persistent<T>>>;
 
 /// One timer that waits.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ pub(crate) struct IsolateState {
     /// Bytes of console left in the current second, and which second.
     pub(crate) log: Cell<(usize, u64)>,
     /// Functions of our own scripts that Rust calls.
-    pub(crate) hooks: Kept<Object<'static>>,
+    pub(crate) hooks: PersistentCell<Object<'static>>,
     /// What was evaluated, so that a test case can do the same again.
     pub(crate) roots: RefCell<Vec<EvaluationRoot>>,
 }

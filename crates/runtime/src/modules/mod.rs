@@ -43,7 +43,7 @@ const CORE: [(&str, &str); 7] = [
 /// What a module is written in.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Language {
-    /// JavaScript.
+    /// Source in JavaScript.
     JavaScript,
     /// JavaScript with elements.
     Jsx,

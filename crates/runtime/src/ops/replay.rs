@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::error::OpError;
 use crate::host::{
-    BoxFuture, ConsoleLevel, EnvOperation, IsolateHost, Items, OpReply, ScriptCallOptions,
+    ConsoleLevel, EnvOperation, HostFuture, IsolateHost, Items, OpReply, ScriptCallOptions,
     ScriptRegistration,
 };
 
@@ -125,7 +125,7 @@ impl IsolateHost for Replay {
         path: &str,
         input: Value,
         _: ScriptCallOptions,
-    ) -> BoxFuture<Result<OpReply, OpError>> {
+    ) -> HostFuture<Result<OpReply, OpError>> {
         let answer = self.next(path, &input).and_then(answer);
         Box::pin(std::future::ready(answer))
     }
@@ -151,11 +151,11 @@ impl IsolateHost for Replay {
         Vec::new()
     }
 
-    fn register(&self, _: ScriptRegistration, _: [u8; 32]) -> BoxFuture<Result<(), OpError>> {
+    fn register(&self, _: ScriptRegistration, _: [u8; 32]) -> HostFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn emit(&self, _: u64, _: Value) -> BoxFuture<Result<(), OpError>> {
+    fn emit(&self, _: u64, _: Value) -> HostFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_runtime::{
-    BoxFuture, ConsoleLevel, EntryOutcome, EnvOperation, Isolate, IsolateHost, IsolateSpec,
+    ConsoleLevel, EntryOutcome, EnvOperation, HostFuture, Isolate, IsolateHost, IsolateSpec,
     IsolateWork, Items, ModuleSet, OpError, OpReply, RuntimeCode, ScriptCallOptions, ScriptFailure,
     ScriptOperationKind, ScriptRegistration,
 };
@@ -40,7 +40,7 @@ impl IsolateHost for RecordingHost {
         path: &str,
         input: Value,
         options: ScriptCallOptions,
-    ) -> BoxFuture<Result<OpReply, OpError>> {
+    ) -> HostFuture<Result<OpReply, OpError>> {
         self.calls
             .lock()
             .expect("no poison")
@@ -54,7 +54,7 @@ impl IsolateHost for RecordingHost {
             "fail" => Err(OpError {
                 details: Box::new(json!({ "at": 3 })),
                 retryable: true,
-                ..OpError::new("CONFLICT", "somebody was faster")
+                ..OpError::new("CONFLICT", "another change was first")
             }),
             "never" => {
                 let guard = DropCounter(Arc::clone(&self.aborted));
@@ -119,7 +119,7 @@ impl IsolateHost for RecordingHost {
         &self,
         registration: ScriptRegistration,
         script: [u8; 32],
-    ) -> BoxFuture<Result<(), OpError>> {
+    ) -> HostFuture<Result<(), OpError>> {
         let refused = registration.name == "taken";
         self.registered
             .lock()
@@ -133,7 +133,7 @@ impl IsolateHost for RecordingHost {
         Box::pin(std::future::ready(answer))
     }
 
-    fn emit(&self, entry: u64, item: Value) -> BoxFuture<Result<(), OpError>> {
+    fn emit(&self, entry: u64, item: Value) -> HostFuture<Result<(), OpError>> {
         self.emitted.lock().expect("no poison").push((entry, item));
         Box::pin(std::future::ready(Ok(())))
     }

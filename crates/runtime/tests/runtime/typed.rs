@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use alknet_runtime::{
-    BoxFuture, ConsoleLevel, EnvOperation, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
+    ConsoleLevel, EnvOperation, HostFuture, Isolate, IsolateHost, IsolateSpec, IsolateWork, Items,
     ModuleSet, OpError, OpReply, ScriptCallOptions, ScriptOperationKind, ScriptRegistration,
     declarations,
 };
@@ -52,10 +52,10 @@ impl IsolateHost for TypedHost {
         path: &str,
         input: Value,
         _: ScriptCallOptions,
-    ) -> BoxFuture<Result<OpReply, OpError>> {
+    ) -> HostFuture<Result<OpReply, OpError>> {
         let answer = match (path, input["a"].as_f64()) {
             ("double", Some(a)) => Ok(OpReply::Json(json!(2.0 * a))),
-            ("fail", _) => Err(OpError::new("CONFLICT", "somebody was faster")),
+            ("fail", _) => Err(OpError::new("CONFLICT", "another change was first")),
             _ => Err(OpError::new("NOT_FOUND", "no such operation")),
         };
         Box::pin(std::future::ready(answer))
@@ -72,11 +72,11 @@ impl IsolateHost for TypedHost {
         all
     }
 
-    fn register(&self, _: ScriptRegistration, _: [u8; 32]) -> BoxFuture<Result<(), OpError>> {
+    fn register(&self, _: ScriptRegistration, _: [u8; 32]) -> HostFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn emit(&self, _: u64, _: Value) -> BoxFuture<Result<(), OpError>> {
+    fn emit(&self, _: u64, _: Value) -> HostFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(both.to_string(), "llvmpipe,v3dv");
         assert_eq!(parse("none").expect("a word").names(), [""; 0]);
         assert_eq!(parse("none").expect("a word").to_string(), "none");
-        let error = parse("llvmpipe,nvidia").expect_err("there is none");
+        let error = parse("llvmpipe,nvidia").expect_err("it does not exist");
         assert!(
             error.contains("nvidia") && error.contains("panvk"),
             "{error}"

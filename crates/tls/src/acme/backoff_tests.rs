@@ -182,12 +182,12 @@ async fn an_authority_that_is_away_for_an_hour_gives_as_soon_as_it_is_asked_agai
     scene.until(HOUR_S).await;
     let asked = [0, 60, 180, 420, 900, 1_860];
     assert_eq!(scene.heard("/"), asked, "the pause doubles");
-    scene.goes_on("nobody answers there");
+    scene.goes_on("no server answers there");
 
     scene.authority.is(FakeCaBehavior::Gives);
     scene.until(3_779).await;
     assert_eq!(scene.heard("/"), asked);
-    scene.goes_on("nobody answers there");
+    scene.goes_on("no server answers there");
     scene.until(3_781).await;
     assert_eq!(scene.heard(DIRECTORY)[asked.len()], 3_780);
     scene.is_served_anew();
@@ -207,7 +207,7 @@ async fn an_authority_that_is_away_for_a_month_is_asked_once_a_day() {
     let doubles = |two: &[u64]| two[1] == (2 * two[0]).min(BACK_OFF_MAX_S);
     assert!(pauses.windows(2).all(doubles), "{pauses:?}");
     assert_eq!(pauses.last(), Some(&BACK_OFF_MAX_S));
-    scene.goes_on("nobody answers there");
+    scene.goes_on("no server answers there");
     running.abort();
 }
 

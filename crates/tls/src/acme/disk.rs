@@ -44,7 +44,7 @@ pub(crate) struct AcmeStorage {
 
 /// A key in the form it is kept in.
 pub(crate) enum StoredCertificateKey {
-    /// PEM.
+    /// Key in PEM, unsealed.
     Plain(Zeroizing<String>),
     /// What the seal made of that.
     Sealed(Vec<u8>),

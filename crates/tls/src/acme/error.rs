@@ -24,7 +24,7 @@ pub enum AcmeError {
     KeyOpen {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Error that caused this one.
         source: SealError,
     },
     /// A key cannot be sealed, and is not written without.

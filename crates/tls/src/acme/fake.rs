@@ -123,7 +123,7 @@ impl FakeCa {
         let mut state = self.lock();
         state.heard.push((self.clock.now(), path.to_owned()));
         match state.mood.clone() {
-            FakeCaBehavior::Away => Err("nobody answers there".into()),
+            FakeCaBehavior::Away => Err("no server answers there".into()),
             FakeCaBehavior::Refuses {
                 at,
                 status,
@@ -163,7 +163,7 @@ impl FakeCa {
                 state.given = Some(self.certificate(body)?);
                 (200, order("valid"))
             }
-            "/certificate" => (200, state.given.clone().ok_or("there is none")?),
+            "/certificate" => (200, state.given.clone().ok_or("it does not exist")?),
             _ => (404, String::new()),
         };
         let answer = Response::builder()

@@ -22,7 +22,7 @@ struct UnreachableCa(AtomicUsize);
 impl AcmeTransport for UnreachableCa {
     fn send(&self, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, BoxError>> {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Box::pin(async { Err(BoxError::from("nobody is there")) })
+        Box::pin(async { Err(BoxError::from("no server is there")) })
     }
 }
 

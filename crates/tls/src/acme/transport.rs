@@ -31,13 +31,13 @@ pub(super) struct InstantAcmeTransport {
     pub(super) retry_after: Arc<RetryAfter>,
 }
 
-type Answer = Result<BytesResponse, instant_acme::Error>;
+type AcmeResponse = Result<BytesResponse, instant_acme::Error>;
 
 impl HttpClient for InstantAcmeTransport {
     fn request(
         &self,
         request: Request<BodyWrapper<Bytes>>,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+    ) -> Pin<Box<dyn Future<Output = AcmeResponse> + Send>> {
         let transport = Arc::clone(&self.transport);
         let retry_after = Arc::clone(&self.retry_after);
         Box::pin(async move {

@@ -10,14 +10,14 @@ use crate::model::{self, LayoutMode};
 use crate::schema::annotations::{self, KeywordAnnotations};
 use crate::tensor::{Dims, TensorType};
 
-type Made<'a> = Result<Box<dyn for<'i> Keyword<'i>>, ValidationError<'a>>;
+type KeywordResult<'a> = Result<Box<dyn for<'i> Keyword<'i>>, ValidationError<'a>>;
 
 /// Registers every kind.
 pub(super) fn with_all(options: ValidationOptions<'_>, mode: LayoutMode) -> ValidationOptions<'_> {
     FieldKind::ALL.into_iter().fold(options, |options, kind| {
         options.with_keyword(
             kind.keyword(),
-            move |parent: &Map<String, Value>, value: &Value, _: Location| -> Made<'_> {
+            move |parent: &Map<String, Value>, value: &Value, _: Location| -> KeywordResult<'_> {
                 make(kind, parent, value, mode)
             },
         )
@@ -29,7 +29,7 @@ fn make<'a>(
     parent: &Map<String, Value>,
     value: &Value,
     mode: LayoutMode,
-) -> Made<'a> {
+) -> KeywordResult<'a> {
     // The pass over the schema read the same before, so that nothing is left to complain of.
     let refuse = |error: crate::TypedefError| ValidationError::custom(error.to_string());
     let notes = annotations::read(kind, value, "").map_err(refuse)?;

@@ -47,7 +47,7 @@ pub(super) struct LayoutContext<'p> {
     pub(super) ptr: &'p str,
     /// In the layout.
     pub(super) path: &'p str,
-    /// Inherited.
+    /// Byte order of the parent.
     pub(super) big: bool,
     /// The property that names the variant, where this is one: it takes no room.
     pub(super) tagged_by: Option<&'p str>,

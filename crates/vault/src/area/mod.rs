@@ -93,7 +93,7 @@ pub enum AreaError {
     Io {
         /// What was asked of it.
         what: &'static str,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// The area of a later program.

@@ -46,7 +46,7 @@ pub enum AuditEvent {
     Created,
     /// A key was derived and handed out.
     Derived {
-        /// Which.
+        /// Purpose of the derived key.
         purpose: KeyPurpose,
     },
     /// More happened while the log could not be written than was kept.
@@ -56,7 +56,7 @@ pub enum AuditEvent {
     },
     /// A secret left the vault.
     Exported {
-        /// What.
+        /// Kind of the exported secret.
         what: ExportedSecret,
         /// What for.
         reason: ExportReason,
@@ -80,7 +80,7 @@ pub enum AuditEvent {
     },
     /// A sealed record was opened.
     Opened {
-        /// Which.
+        /// Label of the record.
         label: BlobLabel,
     },
     /// The vault has a new master key; old copies of its file open nothing new.
@@ -89,14 +89,14 @@ pub enum AuditEvent {
     Reset,
     /// A record was sealed again, under another key version.
     Rotated {
-        /// Which.
+        /// Label of the record.
         label: BlobLabel,
         /// Under which key.
         to: KeyVersion,
     },
     /// A record was sealed.
     Sealed {
-        /// Which.
+        /// Label of the record.
         label: BlobLabel,
     },
     /// A slot was added.

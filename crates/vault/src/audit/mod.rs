@@ -55,7 +55,7 @@ pub enum AuditError {
     Io {
         /// Which file.
         file: String,
-        /// Why.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// More than a line may have.

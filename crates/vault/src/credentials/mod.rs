@@ -48,9 +48,9 @@ pub enum CredentialsError {
     /// A file could not be read or written.
     #[error("{file} cannot be used ({source})")]
     Io {
-        /// Which.
+        /// Path of the file.
         file: String,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// Of a later program.
@@ -62,15 +62,15 @@ pub enum CredentialsError {
     /// The vault did not seal or open one.
     #[error("{label}: {source}")]
     Record {
-        /// Which.
+        /// Label of the record.
         label: BlobLabel,
-        /// Why.
+        /// Error that caused this one.
         source: VaultError,
     },
     /// A version that is older than that of the set.
     #[error("key version {version} is older than {oldest}, to which the records were rotated")]
     TooOld {
-        /// Which.
+        /// Version of the key.
         version: KeyVersion,
         /// What there is.
         oldest: KeyVersion,

@@ -33,17 +33,17 @@ pub enum SlotError {
     /// A file or a device could not be read or written.
     #[error("the vault's copy {copy} cannot be used ({source})")]
     Io {
-        /// Which.
+        /// Name of the copy: `vault.a` or `vault.b`.
         copy: &'static str,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// The key of the slot could not be had from where it is kept.
     #[error("slot {id}: {source}")]
     Kek {
-        /// Which.
+        /// Number of the slot.
         id: SlotId,
-        /// Why.
+        /// Error that caused this one.
         source: KekError,
     },
     /// It is the last slot that opens by typing.

@@ -99,7 +99,7 @@ pub enum SlotParams {
     Passphrase {
         /// Memory and passes.
         argon2: Argon2Params,
-        /// Random.
+        /// Random salt.
         salt: [u8; 16],
     },
     /// Nothing: `seed.key` has all.

@@ -14,7 +14,7 @@ fn a_record_that_was_moved_cut_or_changed_has_one_answer() {
     vault.unlock(&words, &SecretStr::empty()).expect("locked");
     let label = |text: &str| -> BlobLabel { text.parse().expect("a label") };
     let (own, other) = (label("cred:a"), label("cred:b"));
-    let record = vault.seal(&own, b"a secret of somebody").expect("open");
+    let record = vault.seal(&own, b"a secret of an owner").expect("open");
     let bytes = record.as_bytes();
 
     let mut answers = vec![("moved", vault.open(&other, &record))];

@@ -146,7 +146,7 @@ pub struct DelegatedCgroup {
 /// Workers of one role.
 #[derive(Clone, Debug)]
 pub struct RoleConfig {
-    /// Which.
+    /// Role that the worker has for life.
     pub role: WorkerRole,
     /// Workers without a tenant that are kept ready, from the first session of the role on: a host
     /// that never opens one holds none.

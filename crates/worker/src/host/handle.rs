@@ -481,7 +481,7 @@ pub enum WorkerRequest {
     },
     /// Something in the role's own language.
     Role {
-        /// CBOR.
+        /// The content, as CBOR.
         body: CborBody,
     },
 }

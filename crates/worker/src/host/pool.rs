@@ -309,7 +309,7 @@ mod tests {
         assert_ne!(first, second);
         assert_eq!(pool.place(&lease("a").alone()), None, "neither is free");
         pool.release(first, 7);
-        assert_eq!(pool.expired(7), Some(first), "nobody else may come");
+        assert_eq!(pool.expired(7), Some(first), "no other worker may come");
     }
 
     #[test]

@@ -69,7 +69,7 @@ fn a_panic_s_last_words_are_kept() {
         limits(Duration::from_secs(2)),
         None,
     );
-    let error = call.wait().expect_err("nobody answers");
+    let error = call.wait().expect_err("no server answers");
     assert_eq!(error.code(), "E_TIMEOUT");
 }
 

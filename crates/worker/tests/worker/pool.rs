@@ -49,7 +49,7 @@ fn a_warm_worker_waits_and_is_replaced() {
         let stats = workers.stats();
         stats.workers.get(&WorkerRole::Js).copied().unwrap_or(0)
     };
-    assert_eq!(idle(&workers), 0, "nobody asked for one yet");
+    assert_eq!(idle(&workers), 0, "none was asked for yet");
     let _session = open(&workers, WorkerRole::Js, "a");
     until("another is kept warm", || idle(&workers) == 2);
     let _other = open(&workers, WorkerRole::Js, "b");
@@ -58,7 +58,7 @@ fn a_warm_worker_waits_and_is_replaced() {
     assert_eq!(
         workers.stats().workers.get(&WorkerRole::Gpu),
         None,
-        "nobody asked for one"
+        "none was asked for"
     );
 }
 
@@ -227,7 +227,7 @@ fn a_role_runs_a_program_of_its_own_that_is_made_when_it_is_wanted() {
     config.programs = vec![(WorkerRole::Gpu, alknet_worker::Executable::Made(make))];
     let workers = Workers::start(config).expect("a supervisor");
     assert!(answers(&open(&workers, WorkerRole::Js, "a")));
-    assert_eq!(made.load(Ordering::SeqCst), 0, "nobody wanted it");
+    assert_eq!(made.load(Ordering::SeqCst), 0, "it was not wanted");
     let first = open(&workers, WorkerRole::Gpu, "a");
     let second = open(&workers, WorkerRole::Gpu, "b");
     assert!(answers(&first) && answers(&second));

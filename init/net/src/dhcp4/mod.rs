@@ -46,7 +46,7 @@ pub enum Dhcp4Event {
     Lost(LeaseLoss),
     /// Send this to port [`SERVER_PORT`]; `to` is the broadcast address or a server's.
     Send {
-        /// Destination.
+        /// Destination address.
         to: Ipv4Addr,
         /// The message.
         bytes: Vec<u8>,

@@ -164,7 +164,7 @@ fn without_answers_it_rebinds_and_then_loses_the_address_and_starts_anew() {
         let at = wait(&mut client);
         let mut all = events(&mut client);
         if all[0] == Dhcp4Event::Lost(LeaseLoss::Expired) {
-            assert_eq!(all.len(), 2, "starts anew at once");
+            assert_eq!(all.len(), 2, "starts again at once");
             break at;
         }
         let Dhcp4Event::Send { to, .. } = all.remove(0) else {

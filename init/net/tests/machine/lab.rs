@@ -232,10 +232,7 @@ impl NetManagerProbe {
             }
         });
         if heard.await.is_err() {
-            panic!(
-                "waited for {what} in vain: {:#?}\n{:#?}",
-                self.state, self.logs
-            );
+            panic!("{what} did not come: {:#?}\n{:#?}", self.state, self.logs);
         }
     }
 

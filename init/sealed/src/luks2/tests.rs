@@ -356,7 +356,7 @@ fn what_cannot_be_used_is_said() {
         json["config"]["requirements"] = json!({"mandatory": ["online-reencrypt-v2"]});
     });
     let error = LuksHeader::load(&disk).and_then(|header| header.unlock(&disk, 0, ONE));
-    let error = error.expect_err("somebody else is at work").to_string();
+    let error = error.expect_err("another process is at work").to_string();
     assert!(error.contains("has not finished"), "{error}");
 }
 

@@ -428,7 +428,7 @@ fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
     machine.put_secrets(&format!("words = \"{}\"", words.phrase().expose()));
     for init in [VaultInit::Generate, VaultInit::Prompt] {
         let why = machine.first(&opened_by(VaultUnlock::None, init));
-        let why = why.expect_err("nobody asked for them");
+        let why = why.expect_err("they were not asked for");
         assert!(why.contains("vault.init does not ask"), "{why}");
     }
     let asked = opened_by(VaultUnlock::None, VaultInit::Provisioned);

@@ -26,7 +26,7 @@ fn wanted() -> VaultKms {
 fn made(escrow: &EscrowClient) -> (OpenAlkv, HexSecret) {
     escrow.set_network(true);
     let waiting = escrow.deposited(&wanted(), Some("kitchen"), None);
-    assert!(waiting.expect_err("nobody was asked").retries);
+    assert!(waiting.expect_err("no node was asked").retries);
     let (of, errand) = escrow.next(0).expect("it is wanted");
     let HelperTask::Deposit { share, name, .. } = errand else {
         panic!("{errand:?}")

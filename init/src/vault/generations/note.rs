@@ -127,7 +127,7 @@ mod tests {
     fn a_note_is_read_as_it_was_written_and_anything_else_is_an_error() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let log = InitLog::default();
-        assert_eq!(read(dir.path()).expect("there is none"), None);
+        assert_eq!(read(dir.path()).expect("it does not exist"), None);
         let owed = |number| OwedCount {
             tpm: format!("{number:064x}"),
             count: Some(u64::MAX),

@@ -14,7 +14,7 @@ const ROOT: usize = 1 + 2 * TABLE_SECTORS;
 const FIRST_CLUSTER: usize = ROOT + ROOT_ENTRIES * ENTRY / SECTOR;
 const CHAIN_END: u16 = 0xfff;
 const MEDIA: u8 = 0xf0;
-/// 1980-01-01.
+/// 1980-01-01, as FAT writes a day.
 const DAY: [u8; 2] = [0x21, 0];
 const ATTRIBUTE_LABEL: u8 = 0x08;
 const ATTRIBUTE_LONG: u8 = 0x0f;

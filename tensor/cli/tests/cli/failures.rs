@@ -92,7 +92,7 @@ fn a_reader_that_went_away_is_no_failure() {
         "hash /sample.mt --json",
     ] {
         let gone = shell.run_to(line, &mut FailingOutput(io::ErrorKind::BrokenPipe));
-        let gone = gone.expect_err("nobody reads");
+        let gone = gone.expect_err("no reader");
         assert_eq!((gone.code(), gone.exit()), ("CLOSED", 0), "{line}");
         let full = shell.run_to(line, &mut FailingOutput(io::ErrorKind::StorageFull));
         let full = full.expect_err("nothing can be written");

@@ -20,7 +20,7 @@ struct TestCli {
 }
 
 /// What a command said and how it ended.
-pub(crate) type Ended = (Result<TensorCliOutcome, TensorCliError>, String);
+pub(crate) type CliEnd = (Result<TensorCliOutcome, TensorCliError>, String);
 
 /// A folder that goes away.
 pub(crate) struct TensorShell(tempfile::TempDir);
@@ -45,7 +45,7 @@ impl TensorShell {
     }
 
     /// Runs a line; words that begin with `/` are files of the folder.
-    pub(crate) fn run(&self, line: &str) -> Ended {
+    pub(crate) fn run(&self, line: &str) -> CliEnd {
         let mut out = Vec::new();
         let ended = self.run_to(line, &mut out);
         (ended, String::from_utf8_lossy(&out).into_owned())

@@ -34,7 +34,7 @@ use range::{MirrorRange, wanted};
 /// First part of the paths of files.
 const PREFIX: &str = "/tensor";
 
-type Answer = Response<MountBody>;
+type MirrorHttpResponse = Response<MountBody>;
 
 /// Serves the files of a store at `/tensor/` and their id or path.
 #[derive(Debug)]
@@ -54,7 +54,11 @@ impl Mirror {
         }
     }
 
-    async fn answer(&self, asked: &Parts, caller: &MountCaller) -> Result<Answer, ServeError> {
+    async fn answer(
+        &self,
+        asked: &Parts,
+        caller: &MountCaller,
+    ) -> Result<MirrorHttpResponse, ServeError> {
         let whole = match asked.method {
             Method::GET => false,
             Method::HEAD => true,
@@ -133,7 +137,7 @@ impl HttpMount for Mirror {
         self: Arc<Self>,
         request: Request<MountBody>,
         caller: MountCaller,
-    ) -> BoxFuture<'static, Answer> {
+    ) -> BoxFuture<'static, MirrorHttpResponse> {
         Box::pin(async move {
             let (asked, _) = request.into_parts();
             let answer = self.answer(&asked, &caller).await;
@@ -156,7 +160,7 @@ fn src(path: &str) -> Result<TensorFileRef, ServeError> {
     }
 }
 
-fn other_method(caller: &MountCaller) -> Answer {
+fn other_method(caller: &MountCaller) -> MirrorHttpResponse {
     let error = CallError::invalid_input("this path takes GET and HEAD");
     let mut answer = refused(StatusCode::METHOD_NOT_ALLOWED, &error, caller);
     let allowed = HeaderValue::from_static("GET, HEAD");
@@ -164,12 +168,12 @@ fn other_method(caller: &MountCaller) -> Answer {
     answer
 }
 
-fn changed(caller: &MountCaller) -> Answer {
+fn changed(caller: &MountCaller) -> MirrorHttpResponse {
     let error = CallError::new(ErrorCode::Conflict, "the file here is another one");
     refused(StatusCode::PRECONDITION_FAILED, &error, caller)
 }
 
-fn beyond(len: u64, caller: &MountCaller) -> Answer {
+fn beyond(len: u64, caller: &MountCaller) -> MirrorHttpResponse {
     let error = CallError::invalid_input(format!("the file has {len} bytes"));
     let mut answer = refused(StatusCode::RANGE_NOT_SATISFIABLE, &error, caller);
     let said = value(&format!("bytes */{len}"));
@@ -178,7 +182,7 @@ fn beyond(len: u64, caller: &MountCaller) -> Answer {
 }
 
 /// Why nothing is sent.
-fn failed(error: ServeError, caller: &MountCaller) -> Answer {
+fn failed(error: ServeError, caller: &MountCaller) -> MirrorHttpResponse {
     let status = match &error {
         ServeError::Missing => StatusCode::NOT_FOUND,
         ServeError::Busy(..) => StatusCode::TOO_MANY_REQUESTS,
@@ -197,7 +201,7 @@ fn failed(error: ServeError, caller: &MountCaller) -> Answer {
 }
 
 /// An error as every path of the node has it.
-fn refused(status: StatusCode, error: &CallError, caller: &MountCaller) -> Answer {
+fn refused(status: StatusCode, error: &CallError, caller: &MountCaller) -> MirrorHttpResponse {
     let mut said = json!({ "code": error.code, "message": error.message,
                            "retryable": error.retryable });
     if let Some(details) = &error.details {
@@ -211,7 +215,7 @@ fn refused(status: StatusCode, error: &CallError, caller: &MountCaller) -> Answe
     with(status, head, full(text.into()))
 }
 
-fn with(status: StatusCode, head: HeaderMap, body: MountBody) -> Answer {
+fn with(status: StatusCode, head: HeaderMap, body: MountBody) -> MirrorHttpResponse {
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     *answer.headers_mut() = head;

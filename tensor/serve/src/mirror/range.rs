@@ -8,7 +8,7 @@ use http::header::{HeaderName, IF_MATCH, IF_NONE_MATCH, IF_RANGE, RANGE};
 /// What is to be sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum MirrorRange {
-    /// Everything.
+    /// The whole file.
     All,
     /// Nothing: the range lies behind the end.
     Beyond,

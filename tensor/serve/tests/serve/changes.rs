@@ -140,7 +140,7 @@ async fn kept_trees_are_not_trusted() {
     client
         .pull(&at("a"), &target, &|_, _| {})
         .await
-        .expect("made anew");
+        .expect("made again");
 }
 
 /// A peer that answers as the store does, but for this byte of each part that travels with its hashes.

@@ -99,11 +99,11 @@ async fn a_part_that_was_changed_here_is_thrown_away() {
     let pulled = client
         .pull(&at("a"), &target, &|_, _| {})
         .await
-        .expect("anew");
+        .expect("again");
     assert_eq!(pulled.fetched, pulled.bytes);
 
     let held = File::create(&part).expect("writable");
-    held.lock().expect("nobody else has it");
+    held.lock().expect("it has no other holder");
     let error = client
         .pull(&at("a"), &target, &|_, _| {})
         .await

@@ -256,7 +256,7 @@ fn a_large_file_is_not_read_before_it_is_sent() {
         longest = longest.max(asked.elapsed());
     }
     // To read the file once for each took more than a minute, without a word to anybody else.
-    assert!(!longest.is_zero(), "nobody else asked meanwhile");
+    assert!(!longest.is_zero(), "no other client asked meanwhile");
     assert!(longest < deadline(SILENT), "{longest:?} without an answer");
     let statuses = attack.statuses();
     assert!(

@@ -47,7 +47,7 @@ fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
         asked += 1;
     }
     let statuses = attack.statuses();
-    assert!(asked > 1, "nobody else asked meanwhile");
+    assert!(asked > 1, "no other client asked meanwhile");
     assert_eq!(statuses.len(), 200);
     let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();
     let (served, refused, unconnected) = (count(200), count(429), count(0));

@@ -93,7 +93,7 @@ const TRIES_OF_ONE: usize = 3;
 /// are.
 pub(super) fn bodies_cost_little_memory(web: &Machine) {
     let mut watcher = MemoryWatcher::new(web);
-    let before = watcher.memory().expect("nobody attacks yet");
+    let before = watcher.memory().expect("no attack yet");
     let most = before.resident + GROWTH_BYTES;
     // Else the peak would show nothing of this attack.
     assert!(before.peak <= most, "before the attack: {before:?}");

@@ -55,7 +55,7 @@ pub(super) fn a_large_file_is_not_read_before_it_is_sent(web: &Machine) {
         let all = answered.get();
         println!("figure answers of others before the first of a large file: {first}, all: {all}");
         assert!(first <= OTHERS_FIRST_MAX, "{first} were answered before");
-        assert!(all > 0, "nobody else was answered");
+        assert!(all > 0, "no other client was answered");
     });
 }
 

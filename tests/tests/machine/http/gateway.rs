@@ -25,7 +25,7 @@ fn requests_have_their_part_of_the_memory(metrics: &str) {
     let most = metrics
         .lines()
         .find_map(|line| line.strip_prefix("alknet_call_request_bytes_max "));
-    let most: f64 = most.expect("it is told").parse().expect("a number");
+    let most: f64 = most.expect("it is reported").parse().expect("a number");
     let part = f64::from(MEMORY_MIB << 20) / 8.0;
     // The kernel keeps some of it to itself.
     assert!(most < part && most > part / 4.0 * 3.0, "{most}");

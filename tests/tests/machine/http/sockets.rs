@@ -8,8 +8,8 @@ use alknet_test_support::deadline;
 use alknet_tests::eventually;
 use alknet_tests::raw::within;
 use alknet_tests::sockets::{
-    Socket, SocketCarrier, almost, asks, closed, hears, hears_pong, is_answered_in_pieces, message,
-    pings, request,
+    SocketCarrier, UpgradedSocket, almost, asks, closed, hears, hears_pong, is_answered_in_pieces,
+    message, pings, request,
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -131,7 +131,7 @@ struct Ended {
 
 impl Ended {
     /// Counts those that are closed, and returns the rest.
-    fn count(&mut self, runtime: &Runtime, sockets: Vec<Socket>) -> Vec<Socket> {
+    fn count(&mut self, runtime: &Runtime, sockets: Vec<UpgradedSocket>) -> Vec<UpgradedSocket> {
         runtime.block_on(async {
             let mut rest = Vec::new();
             for mut socket in sockets {

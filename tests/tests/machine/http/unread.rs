@@ -84,7 +84,7 @@ impl UnreadResponses {
     pub(super) fn begin(web: &Machine) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let mut watcher = MemoryWatcher::new(web);
-        let before = watcher.resident().expect("nobody attacks yet");
+        let before = watcher.resident().expect("no attack yet");
         let target = web.target();
         let asked = Instant::now();
         let (idle, stays, unknown, besides) = runtime.block_on(async {

@@ -265,7 +265,7 @@ async fn client_hello(site: &AttackedNode<'_>) -> Vec<u8> {
     let target = target.with_pins(site.parsed().pins);
     let dialer = EndpointDialer::new(None);
     let hear = async {
-        let (mut tcp, _) = listener.accept().await.expect("somebody dials");
+        let (mut tcp, _) = listener.accept().await.expect("a client dials");
         // A TLS record: type, version, length (RFC 8446 section 5.1).
         let mut hello = vec![0; 5];
         tcp.read_exact(&mut hello).await.expect("a record");

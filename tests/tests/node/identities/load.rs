@@ -188,7 +188,7 @@ async fn ten_thousand_calls_in_flight_outlive_a_hundred_comings_and_goings() {
         for call in theirs {
             assert!(
                 !call.await.expect("no panic"),
-                "somebody who is gone was answered"
+                "a client that is gone was answered"
             );
         }
     }

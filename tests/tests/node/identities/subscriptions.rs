@@ -42,7 +42,7 @@ async fn follow(client: &LabClient, token: Option<&AuthToken>) -> Subscription {
 
 async fn end(events: &mut Subscription) -> CallError {
     let end = timeout(deadline(BEFORE_A_LOOK), events.next()).await;
-    let end = end.expect("it is told of the change");
+    let end = end.expect("it learns of the change");
     end.expect("an end").expect_err("no event")
 }
 

@@ -120,7 +120,7 @@ fn reaching_beyond_a_buffer_reaches_nothing() {
     for (who, handle) in [(&person, mine), (&other, theirs)] {
         let read = who.ask("tensor/read", &json!({ "handle": handle }));
         let bytes = super::node::binary(&read, &read.value()["bytes"]);
-        assert_eq!(bytes, secret, "somebody wrote into it");
+        assert_eq!(bytes, secret, "another process wrote into it");
     }
 }
 
@@ -169,7 +169,7 @@ fn endless_ones() -> Vec<(&'static str, Value)> {
         ),
         ("as many groups as there are", flood),
         (
-            "a barrier in a loop that nobody leaves",
+            "a barrier in an endless loop",
             dispatch(
                 "@compute @workgroup_size(64) fn main(@builtin(local_invocation_index) i: u32) { while data[i] != 7u { workgroupBarrier(); } }",
             ),
@@ -220,7 +220,7 @@ fn what_does_not_end_is_ended_while_others_are_answered() {
             );
             answered
         });
-        assert!(answered > 0, "{what}: nobody else was answered");
+        assert!(answered > 0, "{what}: no other client was answered");
         assert_works(&hostile);
     }
 }

@@ -94,7 +94,7 @@ fn a_tensor_is_made_from_another() {
     let input = json!({ "dtype": "F32", "shape": [4], "from": reference });
     let error = person
         .try_ask("tensor/create", &input)
-        .expect_err("nobody stores tensors");
+        .expect_err("no store of tensors");
     assert_eq!((error.code.name(), error.retryable), ("UNAVAILABLE", false));
 }
 

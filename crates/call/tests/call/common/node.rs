@@ -91,7 +91,7 @@ impl CallTestNode {
     pub fn join(&self, hub: &Self, carriage: Carriage, who: Arc<Identity>) -> CallConnection {
         let (dialled, _) = hub.serve(carriage, Some(who));
         let known = dialled.set_identity(identity("hub", &["*"]));
-        known.expect("nobody was known before");
+        known.expect("no key was known before");
         CallClient::new(Arc::clone(&self.dispatcher)).attach(dialled, None)
     }
 

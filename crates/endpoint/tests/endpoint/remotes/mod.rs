@@ -20,7 +20,7 @@ use crate::support::{CARRIAGES, ECHO, EndpointTestNode, ask};
 /// What becomes of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DialOutcome {
-    /// Connected.
+    /// The connection stands.
     Reached,
     /// No certificate we trust for that name.
     Untrusted,
@@ -401,7 +401,7 @@ async fn who_is_shown_our_key() {
             .expect("a target");
         for (pins, present, expected) in [
             (vec![spki], false, own.public().to_string()),
-            (vec![], false, "nobody".to_owned()),
+            (vec![], false, "unknown".to_owned()),
             (vec![], true, own.public().to_string()),
         ] {
             let dialer = EndpointDialer::with_options(ClientTlsOptions {

@@ -51,7 +51,7 @@ fn only_what_is_wanted_is_taken() {
     let tools = ["list files", "list_users", "remove"].map(plain);
     let (found, left_out) = taken("ns", &["list_".to_owned()], list(tools, false));
     assert_eq!(found.len(), 2);
-    assert!(left_out.is_empty(), "nobody asks for the others");
+    assert!(left_out.is_empty(), "no caller asks for the others");
 }
 
 #[test]

@@ -446,7 +446,7 @@ fn bounded(
     until_error(pieces)
 }
 
-/// Counts.
+/// Counts the bytes of an event stream.
 struct SseMeter {
     longest: usize,
     event: usize,

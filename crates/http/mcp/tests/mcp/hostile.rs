@@ -26,7 +26,7 @@ pub(crate) enum McpServerReply {
     Endless(String),
     /// This result, once it is notified.
     Held(Arc<Notify>, Value),
-    /// Nothing.
+    /// No answer at all.
     Silence,
     /// What a notification gets.
     Accepted,
@@ -295,7 +295,7 @@ async fn a_server_that_is_gone_is_tried_again_later() {
     drop(listener);
     let gone = adapter(port, None);
     for _ in 0..2 {
-        let error = gone.import().await.expect_err("nobody is there");
+        let error = gone.import().await.expect_err("no server is there");
         assert!(error.is_temporary(), "{error}");
     }
 }

@@ -234,7 +234,7 @@ async fn try_server(server: &McpTestServer) {
     let asked = node
         .call("ask", json!({}))
         .await
-        .expect_err("nobody answers");
+        .expect_err("no server answers");
     assert!(
         ["MCP_TOOL_ERROR", "MCP_SERVER_ERROR"].contains(&asked.code.name()),
         "{asked}"
@@ -318,7 +318,7 @@ async fn finds_one_more(adapter: &FromMcp, before: usize) {
 async fn tools_of_another_node_with_a_credential() {
     let other =
         McpTestNode::start(McpTestProof::Nothing, &["demo/add", "test/image_content"]).await;
-    let gate: alknet_core::Gate = Arc::new(|| true);
+    let gate: alknet_core::CapabilityGate = Arc::new(|| true);
     let (capability, filler) = capability("tools", CapabilityKind::Bearer, gate);
     // A new adapter each time: one that failed does not try again at once.
     let again = || adapter(other.port, Some(capability.clone()));
@@ -327,7 +327,7 @@ async fn tools_of_another_node_with_a_credential() {
     assert!(locked.contains("locked"), "{locked}");
 
     filler.fill(CapabilityBackend::Bearer(Secret::new(b"wrong".to_vec())));
-    let refused = again().import().await.expect_err("nobody knows this token");
+    let refused = again().import().await.expect_err("this token is not known");
     assert!(
         matches!(refused, alknet_call::AdapterError::Unauthorized(_)),
         "{refused}"

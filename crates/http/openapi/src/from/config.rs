@@ -30,7 +30,7 @@ pub enum ImportError {
     Document {
         /// Its name in the folder.
         name: String,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// A host that is not valid.

@@ -24,7 +24,7 @@ pub enum FetchError {
     Http {
         /// Where it should be.
         url: String,
-        /// Why.
+        /// Error that caused this one.
         why: HttpError,
     },
     /// The server answers with something else.

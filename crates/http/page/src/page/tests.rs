@@ -571,7 +571,7 @@ async fn what_a_link_of_a_token_led_to_ends_with_the_token() {
         let (_, _, text) = node.ask(with_cookie("/", &cookie)).await;
         assert!(text.contains("name=\"token\""), "{text}");
         let holder = node.identities.by_id(&"ada".parse().expect("a peer id"));
-        assert!(holder.is_some(), "ada is still somebody");
+        assert!(holder.is_some(), "ada still has an identity");
     }
 }
 

@@ -36,7 +36,7 @@ impl OneToken {
     }
 
     pub(super) fn invalidate(&self) {
-        *self.valid.lock().expect("nobody panics") = false;
+        *self.valid.lock().expect("no holder panics") = false;
     }
 
     pub(super) fn revoke(&self) {
@@ -51,7 +51,7 @@ impl IdentityProvider for OneToken {
     }
 
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
-        let valid = *self.valid.lock().expect("nobody panics");
+        let valid = *self.valid.lock().expect("no holder panics");
         let known = valid && token.expose() == TOKEN;
         known.then(|| {
             Arc::new(Identity {

@@ -87,7 +87,7 @@ async fn strangers_have_shorter_messages_until_they_say_who_they_are() {
 async fn a_revoked_token_ends_the_session_at_once() {
     let tokens = OneToken::new(None);
     for by_header in [true, false] {
-        *tokens.valid.lock().expect("nobody panics") = true;
+        *tokens.valid.lock().expect("no holder panics") = true;
         let mut client = WsTestClient::start(&tokens, by_header.then_some(TOKEN));
         if !by_header {
             client

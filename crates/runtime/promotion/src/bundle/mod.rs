@@ -75,7 +75,7 @@ impl From<Blake3Hash> for String {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BundleContent {
-    /// 1.
+    /// Version of the format, 1.
     pub format: u32,
     /// The engine that the author tested with, [`alknet_runtime::ENGINE`]: it decides what a source
     /// means.

@@ -13,7 +13,7 @@ use crate::limits::{BUNDLES_MAX, PATHS_MAX, STORE_BYTES_MAX, WAITING_PER_AUTHOR_
 /// A bundle on its way in.
 #[derive(Clone, Copy, Debug)]
 pub struct NewProposal<'a> {
-    /// It.
+    /// The bundle to write.
     pub bundle: &'a PromotionBundle,
     /// What was found out about it.
     pub found: &'a BundleFindings,
@@ -40,7 +40,7 @@ pub struct RollbackResult {
 /// How the first calls of a version went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TallyCounts {
-    /// Counted.
+    /// Number of calls.
     pub calls: u32,
     /// Of which so many failed.
     pub errors: u32,

@@ -174,7 +174,7 @@ impl IsolateHost for EnvHost {
         path: &str,
         input: Value,
         _: ScriptCallOptions,
-    ) -> alknet_runtime::BoxFuture<Result<OpReply, OpError>> {
+    ) -> alknet_runtime::HostFuture<Result<OpReply, OpError>> {
         let (env, path) = (self.env.clone(), path.to_owned());
         Box::pin(async move {
             let answer = env.invoke(&path, &input).await;
@@ -202,14 +202,14 @@ impl IsolateHost for EnvHost {
         &self,
         _: ScriptRegistration,
         _: [u8; 32],
-    ) -> alknet_runtime::BoxFuture<Result<(), OpError>> {
+    ) -> alknet_runtime::HostFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn emit(&self, _: u64, item: Value) -> alknet_runtime::BoxFuture<Result<(), OpError>> {
+    fn emit(&self, _: u64, item: Value) -> alknet_runtime::HostFuture<Result<(), OpError>> {
         let items = self.items.clone();
         Box::pin(async move {
-            let gone = || OpError::new("ABORTED", "nobody takes items");
+            let gone = || OpError::new("ABORTED", "no reader takes items");
             let items = items.ok_or_else(gone)?;
             items.send(item).await.map_err(|_| gone())
         })
@@ -231,7 +231,7 @@ impl IsolateHost for EmptyHost {
         _: &str,
         _: Value,
         _: ScriptCallOptions,
-    ) -> alknet_runtime::BoxFuture<Result<OpReply, OpError>> {
+    ) -> alknet_runtime::HostFuture<Result<OpReply, OpError>> {
         Box::pin(std::future::pending())
     }
 
@@ -247,11 +247,11 @@ impl IsolateHost for EmptyHost {
         &self,
         _: ScriptRegistration,
         _: [u8; 32],
-    ) -> alknet_runtime::BoxFuture<Result<(), OpError>> {
+    ) -> alknet_runtime::HostFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn emit(&self, _: u64, _: Value) -> alknet_runtime::BoxFuture<Result<(), OpError>> {
+    fn emit(&self, _: u64, _: Value) -> alknet_runtime::HostFuture<Result<(), OpError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 

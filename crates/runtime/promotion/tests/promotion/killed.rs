@@ -76,8 +76,8 @@ fn write(file: &Path) {
     let mut out = std::io::stdout().lock();
     for n in begun * 1_000.. {
         let generation = step(&store, n).expect("room");
-        writeln!(out, "\ndone {generation}").expect("somebody reads");
-        out.flush().expect("somebody reads");
+        writeln!(out, "\ndone {generation}").expect("a reader");
+        out.flush().expect("a reader");
     }
 }
 

@@ -128,7 +128,7 @@ async fn what_cannot_be_an_operation_is_refused_before_it_is_one() {
     assert_eq!(
         refused(json!({ "scopes": ["a"] })).await,
         input,
-        "nobody to ask it of"
+        "no reviewer to ask"
     );
     let mut broken = says("a/c", &json!(1));
     broken.content.spec.input = json!({ "type": "nonsense" });

@@ -75,7 +75,7 @@ impl PromotionIdentities {
 
     pub(crate) fn get(&self, name: &str) -> Arc<Identity> {
         let known = self.known.lock().expect("no poison");
-        Arc::clone(known.get(name).expect("somebody known"))
+        Arc::clone(known.get(name).expect("a known name"))
     }
 }
 

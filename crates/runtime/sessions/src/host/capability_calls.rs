@@ -135,7 +135,7 @@ mod tests {
     }
 
     fn given() -> Capabilities {
-        let gate: alknet_core::Gate = Arc::new(|| true);
+        let gate: alknet_core::CapabilityGate = Arc::new(|| true);
         let (mint, filler) = capability("mint", CapabilityKind::Signer, Arc::clone(&gate));
         filler.fill(CapabilityBackend::Signer(Box::new(FixedSigner)));
         let (openai, filler) = capability("openai", CapabilityKind::Bearer, Arc::clone(&gate));

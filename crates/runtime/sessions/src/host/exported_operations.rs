@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use super::failure::{declared_errors, to_call_error};
 use super::memory::MemoryReservation;
 use super::session::{WeakSession, YieldedItems};
-use crate::wire::Offer;
+use crate::wire::SessionOffer;
 
 /// The operation `js/<name>`, which calls the script.
 pub(super) fn registration(
     entrance: &WeakSession,
-    offer: Offer,
+    offer: SessionOffer,
     held: MemoryReservation,
 ) -> Result<Registration, OpError> {
     let name = format!("js/{}", offer.name);

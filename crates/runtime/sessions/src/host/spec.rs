@@ -190,7 +190,7 @@ impl SessionGrants {
 pub struct SessionGrant {
     /// A name, or `fs/*` for everything below.
     pub pattern: String,
-    /// Where.
+    /// Peer that runs it.
     pub peer: PeerSelector,
     /// JSON Schema that the input has to fit.
     pub constraint: Option<Value>,

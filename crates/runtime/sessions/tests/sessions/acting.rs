@@ -50,7 +50,7 @@ struct CapabilityFixture {
 fn given() -> CapabilityFixture {
     let is_open = Arc::new(AtomicBool::new(true));
     let asked = Arc::clone(&is_open);
-    let gate: alknet_core::Gate = Arc::new(move || asked.load(Ordering::SeqCst));
+    let gate: alknet_core::CapabilityGate = Arc::new(move || asked.load(Ordering::SeqCst));
     let powers = [
         (
             "mint",

@@ -130,7 +130,7 @@ async fn what_a_session_called_makes_its_test_pass_without_a_node() {
     };
     let report = eval(&client, &test(calls)).await.expect("a report");
     assert_eq!(report["value"]["passed"], true, "{report:#}");
-    assert!(report.get("calls").is_none(), "nobody asked for them");
+    assert!(report.get("calls").is_none(), "they were not asked for");
     let fewer: Value = calls
         .as_array()
         .map(|calls| calls[1..].into())

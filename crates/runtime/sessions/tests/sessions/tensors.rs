@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::support::{SessionLab, code, export, spec, spec_of, until};
 
 /// Type, shape and bytes.
-type Held = (String, Vec<u64>, Vec<u8>);
+type HeldTensor = (String, Vec<u64>, Vec<u8>);
 
 /// What the real operations answer inline unless told otherwise, and give in one read.
 const INLINE_BYTES_MAX: usize = 64 << 10;
@@ -27,7 +27,7 @@ const READ_BYTES_MAX: usize = 16 << 20;
 /// Handles and what they hold, in the place of a GPU.
 #[derive(Default)]
 pub(crate) struct FakeTensorTable {
-    held: Mutex<BTreeMap<String, Held>>,
+    held: Mutex<BTreeMap<String, HeldTensor>>,
     asked: Mutex<Vec<Value>>,
 }
 

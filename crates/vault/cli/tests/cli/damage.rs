@@ -172,7 +172,7 @@ fn two_commands_do_not_use_one_vault_at_the_same_time() {
     let shell = CommandFolder::new();
     shell.with_vault();
     let lock = fs::File::open(shell.path("vault/lock")).expect("made");
-    lock.lock().expect("nobody has it");
+    lock.lock().expect("it is free");
     let ended = shell.run("pub ssh-host --dir vault --passphrase-stdin", "right\n");
     assert_eq!(ended.code, 1);
     assert!(ended.err.contains("another command"), "{}", ended.err);

@@ -32,10 +32,14 @@ impl CopyStorage for MemoryCopyStorage {
     }
 }
 
-pub(in crate::slots) type Held = [Rc<RefCell<Vec<u8>>>; 2];
+pub(in crate::slots) type SharedCopies = [Rc<RefCell<Vec<u8>>>; 2];
 
-pub(in crate::slots) fn memory() -> (VaultCopies<MemoryCopyStorage>, Held, Rc<Cell<usize>>) {
-    let held: Held = Default::default();
+pub(in crate::slots) fn memory() -> (
+    VaultCopies<MemoryCopyStorage>,
+    SharedCopies,
+    Rc<Cell<usize>>,
+) {
+    let held: SharedCopies = Default::default();
     let power = Rc::new(Cell::new(usize::MAX));
     let area = |at: usize| MemoryCopyStorage {
         bytes: Rc::clone(&held[at]),
@@ -202,7 +206,7 @@ fn a_flipped_byte_costs_one_copy_and_two_cost_the_vault() {
 }
 
 /// A copy as an attacker makes it who knows the format but no key.
-fn forge(held: &Held, at: usize, change: impl FnOnce(&mut Alkv)) {
+fn forge(held: &SharedCopies, at: usize, change: impl FnOnce(&mut Alkv)) {
     let bytes = held[at].borrow().clone();
     let end = bytes
         .iter()

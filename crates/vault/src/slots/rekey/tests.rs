@@ -3,7 +3,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::limits::{ARGON2_FLOOR_KIB, COPY_BYTES};
-use crate::slots::copies::tests::{Held, MemoryCopyStorage, memory};
+use crate::slots::copies::tests::{MemoryCopyStorage, SharedCopies, memory};
 use crate::slots::tests::{development, one};
 use crate::slots::{
     Argon2Params, Kek, KekError, KekRequest, KekSource, KmsParams, SeedKey, SlotType,
@@ -192,7 +192,7 @@ fn start(copies: &mut VaultCopies<MemoryCopyStorage>, data: &mut MemoryKeyslots)
 
 /// Changes the key with so much power, starts again, and says which secret it has then.
 fn interrupted(steps: usize, bytes: usize, older: bool) -> bool {
-    let (mut copies, held, power): (_, Held, _) = memory();
+    let (mut copies, held, power): (_, SharedCopies, _) = memory();
     let mut old = development();
     copies.create(&old).expect("written");
     if older {

@@ -126,9 +126,9 @@ fn take_calls(guest: &Guest, seen: &ProbeView) -> ! {
     }
 }
 
-type Outcome = Result<CborBody, WorkerFault>;
+type ProbeResult = Result<CborBody, WorkerFault>;
 
-fn answer(guest: &Guest, call: &GuestCall, outcome: Outcome) {
+fn answer(guest: &Guest, call: &GuestCall, outcome: ProbeResult) {
     let mut fds = Vec::new();
     let reply = match outcome {
         Ok(body) => WorkerReply::Ok(FrameBlob::pack(body.into_bytes(), &mut fds).expect("it fits")),
@@ -139,12 +139,17 @@ fn answer(guest: &Guest, call: &GuestCall, outcome: Outcome) {
         .expect("the host reads");
 }
 
-fn say(said: &ProbeReply) -> Option<Outcome> {
+fn say(said: &ProbeReply) -> Option<ProbeResult> {
     Some(Ok(CborBody::encode(said).expect("CBOR")))
 }
 
 /// Does it. None: there is nothing to answer any more.
-fn perform(guest: &Guest, call: &GuestCall, act: ProbeAct, seen: &ProbeView) -> Option<Outcome> {
+fn perform(
+    guest: &Guest,
+    call: &GuestCall,
+    act: ProbeAct,
+    seen: &ProbeView,
+) -> Option<ProbeResult> {
     let text = |result: std::io::Result<String>| match result {
         Ok(text) => ProbeReply::Text(text),
         Err(error) => ProbeReply::Errno(error.raw_os_error().unwrap_or(-1)),
@@ -252,7 +257,7 @@ fn send_call(guest: &Guest, call: &GuestCall, id: u64, op: &str) {
 }
 
 /// Calls the host; another thread takes the reply.
-fn ask(guest: &Guest, call: &GuestCall, op: String) -> Outcome {
+fn ask(guest: &Guest, call: &GuestCall, op: String) -> ProbeResult {
     send_call(guest, call, call.id(), &op);
     loop {
         let mut replies = REPLIES.lock().expect("no thread panics with it");

@@ -1,4 +1,4 @@
-// The second TypeScript kit, which speaks 2026-07-28 with whoever does.
+// The second TypeScript kit, which speaks 2026-07-28 with servers that do.
 import assert from 'node:assert/strict';
 import { load, refused, tryAll } from './shared.mjs';
 

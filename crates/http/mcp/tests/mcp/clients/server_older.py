@@ -24,7 +24,7 @@ app = server.streamable_http_app()
 
 
 async def without_redirects(scope, receive, send):
-    """This kit would send whoever asks for /mcp to /mcp/, which no message follows."""
+    """This kit would redirect a client that asks for /mcp to /mcp/, which no message follows."""
     if scope.get("path") == "/mcp":
         scope = {**scope, "path": "/mcp/", "raw_path": b"/mcp/"}
     await app(scope, receive, send)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alknet_call::ValueSchema;
 use alknet_runtime::{
-    BoxFuture, ConsoleLevel, EnvOperation, IsolateHost, Items, OpError, OpReply, RuntimeCode,
+    ConsoleLevel, EnvOperation, HostFuture, IsolateHost, Items, OpError, OpReply, RuntimeCode,
     ScriptCallOptions, ScriptRegistration, weight,
 };
 use alknet_worker::{CborBody, FromWorkerMessage, WorkerFrameError};
@@ -17,7 +17,7 @@ use super::subscription::ScriptSubscription;
 use super::{Bridge, PendingRegistration, Replied};
 use crate::guest::lock;
 use crate::limits::{ITEM_BYTES, LINES_BYTES, OWN_BYTES_MAX, UNACKNOWLEDGED};
-use crate::wire::{self, GuestMessage, Json, Offer, WireCallOptions};
+use crate::wire::{self, GuestMessage, Json, SessionOffer, WireCallOptions};
 
 /// What the isolate holds is the bridge itself.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl IsolateHost for BridgeHost {
         path: &str,
         input: Value,
         options: ScriptCallOptions,
-    ) -> BoxFuture<Result<OpReply, OpError>> {
+    ) -> HostFuture<Result<OpReply, OpError>> {
         let mut opts = WireCallOptions {
             options,
             ..WireCallOptions::default()
@@ -60,7 +60,7 @@ impl IsolateHost for BridgeHost {
         input: Value,
         bytes: Bytes,
         map: bool,
-    ) -> BoxFuture<Result<OpReply, OpError>> {
+    ) -> HostFuture<Result<OpReply, OpError>> {
         let mut opts = WireCallOptions {
             map,
             ..WireCallOptions::default()
@@ -93,8 +93,8 @@ impl IsolateHost for BridgeHost {
         &self,
         registration: ScriptRegistration,
         script: [u8; 32],
-    ) -> BoxFuture<Result<(), OpError>> {
-        let offer: Offer = registration;
+    ) -> HostFuture<Result<(), OpError>> {
+        let offer: SessionOffer = registration;
         let ready = compiled(&offer).and_then(|input| Ok((frameable(&offer)?, input)));
         let (spec, input) = match ready {
             Ok(ready) => ready,
@@ -120,7 +120,7 @@ impl IsolateHost for BridgeHost {
         Box::pin(async move { answer.await.unwrap_or_else(|_| Err(gone())) })
     }
 
-    fn emit(&self, entry: u64, item: Value) -> BoxFuture<Result<(), OpError>> {
+    fn emit(&self, entry: u64, item: Value) -> HostFuture<Result<(), OpError>> {
         let bridge = Arc::clone(&self.0);
         let serving =
             |state: &super::BridgeState| Some(Arc::clone(&state.serving.get(&entry)?.room));
@@ -163,7 +163,7 @@ impl IsolateHost for BridgeHost {
 /// The schema of an operation's inputs, and that of its outputs looked at. They are compiled and evaluated here
 /// and never in the node: a schema is a program of the script's, and so takes the memory and the time of the
 /// script's own worker, which has a limit for both.
-fn compiled(offer: &Offer) -> Result<ValueSchema, OpError> {
+fn compiled(offer: &SessionOffer) -> Result<ValueSchema, OpError> {
     let schema = |what: &str, schema: &Value| {
         ValueSchema::new(schema).map_err(|error| OpError {
             details: Box::new(json!({ "code": RuntimeCode::Limit.name() })),
@@ -189,7 +189,7 @@ fn frameable<T: serde::Serialize>(value: &T) -> Result<CborBody, OpError> {
 fn await_reply(
     bridge: Arc<Bridge>,
     begun: Result<(u64, oneshot::Receiver<Replied>), OpError>,
-) -> BoxFuture<Result<OpReply, OpError>> {
+) -> HostFuture<Result<OpReply, OpError>> {
     let (id, answer) = match begun {
         Ok(begun) => begun,
         Err(error) => return Box::pin(std::future::ready(Err(error))),

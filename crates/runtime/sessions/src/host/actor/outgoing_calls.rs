@@ -15,7 +15,7 @@ use crate::host::exported_operations;
 use crate::host::failure::{op_error, op_fault};
 use crate::host::memory::{MemoryReservation, ReadRefusal};
 use crate::host::outgoing::{self, OutgoingCall, OutgoingReply};
-use crate::wire::{self, HostMessage, Offer, WireCallOptions};
+use crate::wire::{self, HostMessage, SessionOffer, WireCallOptions};
 
 /// An input with the bytes beside it, and what they take of the node's memory.
 struct ScriptCallInput {
@@ -215,7 +215,7 @@ impl SessionActor {
     }
 
     pub(super) fn register(&mut self, spec: &CborBody, _script: Bytes32) -> Next {
-        let registered = match self.shared.memory().keep::<Offer>(spec.as_bytes()) {
+        let registered = match self.shared.memory().keep::<SessionOffer>(spec.as_bytes()) {
             Err(refused) => {
                 self.excuse(refused);
                 Err(refused.error("specification"))

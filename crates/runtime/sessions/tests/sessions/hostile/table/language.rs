@@ -84,7 +84,7 @@ pub(super) const PROMISES: Rows = &[
             { name: 'n' + i, kind: 'query', uses: [] }, () => 1)",
     ),
     (
-        "a rejection that nobody hears",
+        "an unhandled rejection",
         EXCEPTION,
         "Promise.reject(new Error('no')); await new Promise((r) => setTimeout(r, 1))",
     ),
