@@ -363,6 +363,10 @@ fn check_access(
     if access.is_open() {
         return Ok(None);
     }
+    // Which servers the node uses is not for unknown callers.
+    if identity.is_none() && operation.provenance.is_server() {
+        return Err(CallError::not_found(&operation.spec.name));
+    }
     // A caller without the scopes is refused before its input is read.
     access.admit_scopes(identity, link.info.key)?;
     let resource_id = operation.resource_id(input)?;

@@ -35,7 +35,8 @@ impl Provenance {
     }
 
     /// Whether a server answers that speaks another protocol than this node.
-    pub(crate) fn is_server(self) -> bool {
+    #[must_use]
+    pub fn is_server(self) -> bool {
         matches!(self, Self::FromMcp | Self::FromOpenApi)
     }
 
