@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use alknet_call::import_scope;
 use serde_json::{Value, json};
 
 use crate::bench::TestBench;
@@ -38,17 +39,29 @@ pub struct RelayOperation {
     author: CliRunner,
     reviewer: CliRunner,
     folder: PathBuf,
+    /// What its author may do.
+    scopes: Vec<String>,
 }
 
 impl RelayOperation {
     /// What it is called.
     pub const PATH: &str = "js/relay";
 
-    /// One that reaches `uses`, names or everything below one as `fs/*`.
+    /// One that reaches `uses`, names or everything below one as `fs/*`. Its author holds the scopes that imported
+    /// operations of these names need.
     ///
     /// # Panics
     /// There is nothing in `uses`, or the bench's folder cannot be written.
     pub fn new(bench: &TestBench, uses: &[&str]) -> Self {
+        let scopes = uses.iter().map(|name| import_scope(name)).collect();
+        Self::with_scopes(bench, uses, scopes)
+    }
+
+    /// The same whose author holds these scopes beside the one to propose it.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn with_scopes(bench: &TestBench, uses: &[&str], scopes: Vec<String>) -> Self {
         let folder = bench.path().join("relay");
         std::fs::create_dir_all(&folder).expect("the folder is ours");
         std::fs::write(folder.join("operation.json"), operation(uses)).expect("room");
@@ -57,19 +70,21 @@ impl RelayOperation {
             author: bench.somebody("ada"),
             reviewer: bench.somebody("rev"),
             folder,
+            scopes,
         }
     }
 
     /// What the configuration of its node has to have.
     pub fn configuration(&self) -> String {
-        let peer = |name: &str, who: &CliRunner, scope: &str| {
+        let peer = |name: &str, who: &CliRunner, scopes: &[String]| {
             let key = who.identity();
-            format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = [\"{scope}\"]\n")
+            format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
         };
+        let author = [&["ops:propose".to_owned()][..], &self.scopes].concat();
         [
             "[promotion]\nactivate = \"live\"\n".to_owned(),
-            peer("ada", &self.author, "ops:propose"),
-            peer("rev", &self.reviewer, "ops:promote"),
+            peer("ada", &self.author, &author),
+            peer("rev", &self.reviewer, &["ops:promote".to_owned()]),
         ]
         .concat()
     }

@@ -114,7 +114,8 @@ impl ImportContext {
             };
             Ok(FromOpenApi::new(document, options, dialer)?.registrations()?)
         });
-        self.install(import, read.await.context("reading was given up")??)
+        let found = read.await.context("reading was given up")??;
+        self.install(import, found).await
     }
 
     /// A document that is no file: it is asked for until it comes.
@@ -137,7 +138,7 @@ impl ImportContext {
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         loop {
             let outcome = match adapter.import().await {
-                Ok(registrations) => self.install(import, registrations),
+                Ok(registrations) => self.install(import, registrations).await,
                 Err(error) => Err(error.into()),
             };
             match outcome {
@@ -174,11 +175,17 @@ impl ImportContext {
         Ok(HttpClient::new(Arc::clone(&self.dialer), options))
     }
 
-    fn install(&self, import: &ImportConfig, found: Vec<Registration>) -> anyhow::Result<()> {
+    /// Puts what a server serves in place, for callers that hold the scope of each operation. Whatever the server says
+    /// of who may call it counts for nothing: its operations act with the node's credential.
+    async fn install(&self, import: &ImportConfig, found: Vec<Registration>) -> anyhow::Result<()> {
         let count = found.len();
-        self.dispatcher
-            .registry()
-            .import(&import.namespace, found)?;
+        let (dispatcher, source) = (Arc::clone(&self.dispatcher), import.namespace.clone());
+        // On a thread of its own: long specs take time to be admitted and hashed.
+        let installed = tokio::task::spawn_blocking(move || {
+            let offered = found.into_iter().map(Registration::with_import_scope);
+            dispatcher.import(&source, offered.collect())
+        });
+        installed.await.context("importing was given up")??;
         tracing::info!(operations = count, "imported {}", import.namespace);
         self.lock().remove(&import.namespace);
         Ok(())

@@ -88,12 +88,13 @@ const SCOPES: [&str; 17] = [
 ];
 
 /// Scopes that parts of the node look for and no operation declares; `*` stands for all that begin so. Promoted
-/// operations need those below `call:`, unless their reviewer wants others.
-pub(super) const SCOPE_FAMILIES: [&str; 7] = [
+/// operations need those below `call:`, unless their reviewer wants others, and imported ones those below `import:`.
+pub(super) const SCOPE_FAMILIES: [&str; 8] = [
     "call:*",
     "forward:identity",
     "hub:invoke:*",
     "hub:transit",
+    "import:*",
     "peer:route:*",
     "tensor:read:*",
     "tensor:write:*",
@@ -120,7 +121,8 @@ pub(crate) fn unknown_names(config: &NodeConfig) -> UnknownNames {
     for (n, tool) in config.http.mcp.tools.iter().enumerate() {
         let error = |what| finding(format!("http.mcp.tools[{n}]"), what);
         let name = plain(tool);
-        if OPERATIONS.contains(&name) {
+        // What a server serves, the node finds out.
+        if OPERATIONS.contains(&name) || import_of(config, name).is_some() {
             continue;
         }
         if SUBSCRIPTIONS.contains(&name) {
@@ -161,8 +163,16 @@ pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineD
     let specs = || registry.specs().chain(promoted.specs());
     let http = &config.http;
     let tools = http.mcp.tools.iter().map(|tool| plain(tool));
-    let unknown_tools = tools
-        .filter(|name| http.enabled && http.mcp.enabled && specs().all(|spec| spec.name != *name));
+    // An import that has not come yet has a problem of its own.
+    let is_imported = |name: &str| {
+        import_of(config, name).is_some_and(|from| registry.has_imported(from, name) != Some(false))
+    };
+    let unknown_tools = tools.filter(|name| {
+        http.enabled
+            && http.mcp.enabled
+            && specs().all(|spec| spec.name != *name)
+            && !is_imported(name)
+    });
     let asks = |scope: &str| {
         specs().any(|spec| {
             let rule = &spec.access_control;
@@ -220,6 +230,13 @@ fn plain(operation: &str) -> &str {
     operation.strip_prefix('/').unwrap_or(operation)
 }
 
+/// The namespace of the import that serves an operation of this name, if it serves it.
+fn import_of<'a>(config: &'a NodeConfig, name: &str) -> Option<&'a str> {
+    let (first, _) = name.split_once('/')?;
+    let mut imports = config.http.import.iter().map(|one| one.namespace.as_str());
+    imports.find(|namespace| *namespace == first)
+}
+
 /// Whether the first segment of a scope is one of the program's.
 fn is_of_program_scopes(scope: &str) -> bool {
     let first = |name: &str| name.split(':').next() == scope.split(':').next();
@@ -234,7 +251,7 @@ fn is_known(scope: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use alknet_call::{CallError, HandlerKind, OperationSpec, Registration};
+    use alknet_call::{CallError, HandlerKind, OperationSpec, Provenance, Registration};
     use serde_json::Value;
 
     use super::*;
@@ -314,6 +331,31 @@ mod tests {
         config.http.mcp.enabled = false;
         config.peers.clear();
         assert_eq!(problems(&config, &registry()), []);
+    }
+
+    /// Which operations a server serves, the node knows once it has imported them.
+    #[test]
+    fn a_tool_of_an_import_is_unknown_once_its_server_does_not_serve_it() {
+        let config = config(
+            "[http.mcp]\ntools = [\"tools/add\", \"tools/gone\"]\n\
+             [[http.import]]\nkind = \"mcp\"\nnamespace = \"tools\"\nurl = \"https://t.example/\"\n",
+        );
+        let unknown = unknown_names(&config);
+        assert!(unknown.errors.is_empty() && unknown.warnings.is_empty());
+        let registry = registry();
+        assert_eq!(problems(&config, &registry), []);
+        let handler = HandlerKind::once(|_, _| async { Ok::<_, CallError>(Value::Null) });
+        let spec = OperationSpec::query("tools/add", "").internal();
+        let add = Registration::imported(spec, handler, Provenance::FromMcp);
+        let imported = registry.import("tools", vec![add.with_import_scope()]);
+        imported.expect("no rule is broken");
+        let found = problems(&config, &registry);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].text.ends_with(": 'tools/gone'"),
+            "{}",
+            found[0].text
+        );
     }
 
     #[test]

@@ -479,7 +479,7 @@ fn handlers(
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
     alknet_escrow::register(&mut builder, escrow, &context.people.identities);
-    computing.register(&mut builder);
+    computing.register(&mut builder, &config.http.import);
     context.meters.set_computing(computing);
     if let Some(hub) = hub {
         hub.register(&mut builder);

@@ -277,9 +277,8 @@ fn routed(
         return Err(routes_nowhere(name, identity));
     }
     let id = link.dispatcher.by_name(peer);
-    let scope = id.as_ref().map_or(peer, PeerId::as_str);
     let route = AccessControl {
-        required_scopes: vec![format!("{ROUTE_SCOPE}:{scope}")],
+        required_scopes: vec![route_scope(id.as_ref().map_or(peer, PeerId::as_str))],
         ..AccessControl::default()
     };
     if route.check(identity, None, None) != AccessDecision::Allowed {
@@ -290,6 +289,11 @@ fn routed(
         .and_then(|id| link.dispatcher.peers.get(id, name));
     let found = found.ok_or_else(|| absent(&link.dispatcher, peer, id.as_ref(), name))?;
     Ok((found, route))
+}
+
+/// The scope of those who may name the peer with this id.
+pub(crate) fn route_scope(peer: &str) -> String {
+    format!("{ROUTE_SCOPE}:{peer}")
 }
 
 /// The error for a caller that may not go to the peer which it named. It has no peer's id: the one behind an alias
@@ -358,6 +362,10 @@ fn check_access(
     let access = &operation.spec.access_control;
     if access.is_open() {
         return Ok(None);
+    }
+    // Which servers the node uses is not for unknown callers.
+    if identity.is_none() && operation.provenance.is_server() {
+        return Err(CallError::not_found(&operation.spec.name));
     }
     // A caller without the scopes is refused before its input is read.
     access.admit_scopes(identity, link.info.key)?;

@@ -23,7 +23,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::request::InboundRequest;
 use crate::request_bytes::{RequestClaim, RequestRetention, Requester};
 use crate::spec::OperationType;
-use crate::upstream::{CAUSE_SCOPE, CAUSE_TARGET, UpstreamFailure};
+use crate::upstream::{CAUSE_TARGET, UpstreamFailure};
 
 /// The connection a request came over.
 #[derive(Clone, Debug)]
@@ -156,12 +156,7 @@ impl Ctx {
         if !self.root().tree().saw_upstream(failure) {
             return None;
         }
-        // A node that passes requests on may have the scope, and its requester need not.
-        let is_own = self.hops() == 0 && self.root().forwarded_for().is_none();
-        let reads = self
-            .identity()
-            .is_some_and(|it| it.scopes.allows(CAUSE_SCOPE));
-        if is_own && reads {
+        if self.root().reads_causes() {
             return Some(failure.error(message));
         }
         tracing::warn!(

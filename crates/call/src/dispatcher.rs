@@ -25,6 +25,7 @@ use crate::peers::{self, PeerState, PeerTable};
 use crate::registry::{Registration, Registry};
 use crate::request_bytes::RequestBytes;
 use crate::rules::RegistryError;
+use crate::server_imports::PendingImport;
 use crate::sync::lock;
 use crate::unread::UnreadBytes;
 use crate::watch::Announcer;
@@ -210,9 +211,32 @@ impl Dispatcher {
         // The last one to swap is also the last one to tell.
         let _one_at_a_time = lock(&self.promoting);
         let now = self.registry.install(number, registrations)?;
-        let specs = self.registry.specs().chain(now.specs());
-        self.announcer.own(now.digest(), specs);
+        self.announce();
         Ok(now)
+    }
+
+    /// Puts what `source` serves in the place of what it served before, as [`Registry::import`], and tells the
+    /// subscribers of `services/watch`. Compiling and hashing long specs takes time.
+    ///
+    /// # Errors
+    /// As [`Registry::import`]; everything stays as it is.
+    pub fn import(
+        &self,
+        source: &str,
+        registrations: Vec<Registration>,
+    ) -> Result<(), RegistryError> {
+        let next = PendingImport::new(source, registrations)?;
+        let _one_at_a_time = lock(&self.promoting);
+        self.registry.place(&next)?;
+        self.announce();
+        Ok(())
+    }
+
+    /// Tells watchers what there is now.
+    fn announce(&self) {
+        let now = self.registry.now();
+        let specs = now.after("").map(|operation| &operation.spec);
+        self.announcer.own(&now.digest(), specs);
     }
 
     /// Where changes of the operations are announced to those who watch them.
@@ -276,12 +300,11 @@ impl Dispatcher {
         self.counters.snapshot()
     }
 
-    /// Calls of this node's own operations that run now: those from outside, over whatever protocol, and those that
-    /// operations make of them.
+    /// Calls of this node's own operations, and of those that it imported from servers, that run now: those from
+    /// outside, over whatever protocol, and those that operations make of them.
     #[must_use]
     pub fn running(&self) -> usize {
-        let now = self.registry.generation();
-        now.sorted().iter().map(|it| it.running()).sum()
+        self.registry.now().running()
     }
 
     /// Takes no new requests, tells every peer, and resolves when running requests have ended and

@@ -1,5 +1,5 @@
 //! Sets of operations beside the curated ones: what was imported, and what a session registered.
-//! Requests from outside reach neither.
+//! Requests from outside reach nothing of them but what was imported from servers and has a rule.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -55,6 +55,11 @@ impl OperationOverlay {
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(AsRef::as_ref)
+    }
+
+    /// Every operation, in no order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<CompiledOperation>> {
+        self.0.values()
     }
 
     /// Every operation, in order of name.

@@ -110,6 +110,7 @@ mod rules;
 mod schema;
 mod send_queue;
 mod serve;
+mod server_imports;
 mod services;
 mod session;
 mod spec;
@@ -159,7 +160,8 @@ pub use schema::{SchemaCheckError, SchemaError, ValueSchema};
 pub use serve::{ALPN, CallHandler};
 pub use services::{OperationListing, OperationSummary, Protocol};
 pub use spec::{
-    ErrorDef, Idempotence, OperationSpec, OperationType, Visibility, is_operation_name,
+    ErrorDef, IMPORTED_TAG, Idempotence, OperationSpec, OperationType, Visibility, import_scope,
+    is_operation_name,
 };
 pub use unfinished::{Assembly, AssemblyLimitError, GuestHandle};
 pub use upstream::{BAD_GATEWAY, CAUSE_TARGET, bad_gateway_def};

@@ -210,17 +210,13 @@ impl LocalCaller {
     pub fn visible(&self, identity: Option<&Identity>) -> (Vec<ResolvedOperation>, String) {
         let newer = self.newer(identity);
         let identity = newer.as_ref().map_or(identity, Option::as_deref);
-        let now = self.link.dispatcher.registry.generation();
-        let shown = now.sorted().iter();
-        let shown = shown.filter(|operation| {
+        let now = self.link.dispatcher.registry.now();
+        let shown = now.after("").filter(|operation| {
             operation.is_external()
                 && operation.is_callable()
                 && operation.spec.access_control.check_scopes(identity) == AccessDecision::Allowed
         });
-        (
-            shown.map(ResolvedOperation::here).collect(),
-            now.digest().to_owned(),
-        )
+        (shown.map(ResolvedOperation::here).collect(), now.digest())
     }
 
     /// One of them.
@@ -323,7 +319,7 @@ impl LocalCaller {
             let channel = LocalEventSink { request, reader };
             let outcome = pump::follow(request, &channel, handler, input).await;
             if let Err(error) = outcome {
-                let error = request.operation().visible(error);
+                let error = request.visible(error);
                 DispatcherCounters::add(&request.link().dispatcher.counters.errors);
                 // The reader may be gone.
                 let _ = channel.reader.send(Err(error)).await;
@@ -403,7 +399,7 @@ impl LocalCaller {
         });
         outcome.map_err(|error| {
             DispatcherCounters::add(&self.link.dispatcher.counters.errors);
-            operation.visible(request.settled(error))
+            request.visible(request.settled(error))
         })
     }
 }
@@ -523,7 +519,7 @@ impl EventSink for LocalEventSink<'_> {
             cursor,
             dropped,
         });
-        let event = event.map_err(|error| self.request.operation().visible(error));
+        let event = event.map_err(|error| self.request.visible(error));
         match self.reader.try_send(event).is_ok() && fit {
             true => EventSinkResult::Taken,
             false => EventSinkResult::Over,

@@ -1,6 +1,5 @@
 //! The operations of a node: collected by a builder, frozen by [`RegistryBuilder::build`].
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,12 +13,12 @@ use crate::compose::{CompositionAuthority, Provenance};
 use crate::error::CallError;
 use crate::generation::{ByName, Generation};
 use crate::handler::{HandlerKind, OnSlow};
-use crate::layers::OperationOverlay;
 use crate::peers::ScopedPeerEnv;
 use crate::rules::{self, RegistryError};
 use crate::schema::PermitShare;
+use crate::server_imports::{PendingImport, RegistrySnapshot, ServerImports};
 use crate::services;
-use crate::spec::OperationSpec;
+use crate::spec::{IMPORTED_TAG, OperationSpec, Visibility, import_scope};
 
 /// An operation on its way into the registry.
 #[derive(Clone, Debug)]
@@ -71,6 +70,18 @@ impl Registration {
     pub fn composing(mut self, authority: CompositionAuthority, reach: ScopedPeerEnv) -> Self {
         self.authority = Some(authority);
         self.scoped_env = Some(reach);
+        self
+    }
+
+    /// Offers an imported operation to the node's callers, as well as to its other operations: each of them has to hold
+    /// [`import_scope`] of its name. It gets [`IMPORTED_TAG`]. Without this, other operations of the node reach it, and no
+    /// request from outside does.
+    #[must_use]
+    pub fn with_import_scope(mut self) -> Self {
+        let scope = import_scope(&self.spec.name);
+        self.spec.visibility = Visibility::External;
+        self.spec.access_control.required_scopes.push(scope);
+        self.spec.tags.push(IMPORTED_TAG.to_owned());
         self
     }
 
@@ -229,14 +240,14 @@ fn insert(by_name: &mut ByName, registration: Registration) -> Result<(), Regist
 }
 
 /// The operations of a node that requests from outside reach: layer 0. Those of the program are
-/// immutable; promoted ones stand beside them, a [`Generation`] at a time.
+/// immutable; promoted ones stand beside them, a [`Generation`] at a time, and after these the imported ones that
+/// have a rule.
 pub struct Registry {
     by_name: ByName,
     sorted: Vec<Arc<CompiledOperation>>,
     generation: ArcSwap<Generation>,
-    /// What was imported from servers that are no peers, by where it came from. Requests from outside do
-    /// not reach it.
-    imported: ArcSwap<BTreeMap<Box<str>, OperationOverlay>>,
+    /// What was imported from servers that are no peers.
+    imported: ArcSwap<ServerImports>,
 }
 
 impl Registry {
@@ -274,10 +285,15 @@ impl Registry {
         self.generation.load_full()
     }
 
-    /// SHA-256 over every spec, promoted ones included, in hex: changes when any operation does.
+    /// SHA-256 over every spec, promoted and imported ones included, in hex: changes when any operation does.
     #[must_use]
     pub fn digest(&self) -> String {
-        self.generation.load().digest().to_owned()
+        self.now().digest()
+    }
+
+    /// What there is now.
+    pub(crate) fn now(&self) -> RegistrySnapshot {
+        RegistrySnapshot::new(self.generation(), self.imported())
     }
 
     /// Puts another generation in the place of the one there is.
@@ -293,8 +309,10 @@ impl Registry {
         Ok(next)
     }
 
-    /// Puts what `source` serves in the place of what it served before. Only operations of this node
-    /// find it, when they call others.
+    /// Puts what `source` serves in the place of what it served before. Operations of this node find it when they call
+    /// others. Requests from outside find of it what is external and has a rule, see
+    /// [`with_import_scope`](Registration::with_import_scope); watchers hear of it by
+    /// [`Dispatcher::import`](crate::Dispatcher::import) only.
     ///
     /// # Errors
     /// An operation breaks a rule, or the program or another source has one of its name.
@@ -303,22 +321,18 @@ impl Registry {
         source: &str,
         registrations: Vec<Registration>,
     ) -> Result<(), RegistryError> {
-        let next = OperationOverlay::new(registrations)?;
+        self.place(&PendingImport::new(source, registrations)?)
+    }
+
+    /// Puts in place what was compiled.
+    pub(crate) fn place(&self, next: &PendingImport<'_>) -> Result<(), RegistryError> {
         if let Some(taken) = next.names().find(|name| self.by_name.contains_key(*name)) {
             return Err(RegistryError::Duplicate(taken.to_owned()));
         }
-        let before = self.imported.load();
-        let others = before.iter().filter(|(name, _)| name.as_ref() != source);
-        for (_, other) in others {
-            if let Some(taken) = next.names().find(|name| other.get(name).is_some()) {
-                return Err(RegistryError::Duplicate(taken.to_owned()));
-            }
+        if let Some(taken) = next.collision(&self.imported.load()) {
+            return Err(RegistryError::Duplicate(taken.to_owned()));
         }
-        self.imported.rcu(|all| {
-            let mut all = BTreeMap::clone(all);
-            all.insert(source.into(), next.clone());
-            all
-        });
+        self.imported.rcu(|before| next.over(before));
         Ok(())
     }
 
@@ -326,17 +340,19 @@ impl Registry {
     #[must_use]
     pub fn imported_specs(&self) -> Vec<OperationSpec> {
         let imported = self.imported();
-        let mut specs: Vec<_> = imported
-            .values()
-            .flat_map(OperationOverlay::specs)
-            .cloned()
-            .collect();
+        let mut specs: Vec<_> = imported.specs().cloned().collect();
         specs.sort_by(|one, other| one.name.cmp(&other.name));
         specs
     }
 
+    /// Whether an operation of that name was imported from `source`; `None` while nothing came from it.
+    #[must_use]
+    pub fn has_imported(&self, source: &str, name: &str) -> Option<bool> {
+        self.imported.load().serves(source, name)
+    }
+
     /// What was imported from servers that are no peers, as it is now.
-    pub(crate) fn imported(&self) -> Arc<BTreeMap<Box<str>, OperationOverlay>> {
+    pub(crate) fn imported(&self) -> Arc<ServerImports> {
         self.imported.load_full()
     }
 
@@ -353,10 +369,11 @@ impl Registry {
     /// An operation by its name on the wire, with or without the leading slash.
     pub(crate) fn lookup(&self, name: &str) -> Option<Arc<CompiledOperation>> {
         let name = name.strip_prefix('/').unwrap_or(name);
-        match self.curated(name) {
-            Some(found) => Some(Arc::clone(found)),
-            None => self.generation.load().get(name).map(Arc::clone),
+        if let Some(found) = self.curated(name) {
+            return Some(Arc::clone(found));
         }
+        let promoted = self.generation.load().get(name).map(Arc::clone);
+        promoted.or_else(|| self.imported.load().offered(name).map(Arc::clone))
     }
 
     /// An operation of the program by its name.
@@ -514,10 +531,7 @@ mod tests {
         };
         let own = Registration::new(OperationSpec::query("a/b", ""), once());
         let registry = build(vec![own]).expect("fine");
-        let found = |name: &str| {
-            let all = registry.imported();
-            all.values().any(|one| one.get(name).is_some())
-        };
+        let found = |name: &str| registry.imported().get(name).is_some();
         registry
             .import("x", vec![query("x/a"), query("x/b")])
             .expect("fine");
@@ -530,5 +544,48 @@ mod tests {
             .expect("again");
         assert!(!found("x/a") && found("x/b") && found("x/c"));
         assert!(registry.lookup("x/b").is_none(), "not from outside");
+    }
+
+    fn imported(name: &str) -> Registration {
+        let spec = OperationSpec::query(name, "").internal();
+        Registration::imported(spec, once(), Provenance::FromOpenApi)
+    }
+
+    fn names(registry: &Registry, cursor: &str) -> Vec<String> {
+        let now = registry.now();
+        let names = now.after(cursor).map(|one| one.spec.name.clone());
+        names.filter(|name| !name.starts_with("se")).collect()
+    }
+
+    #[test]
+    fn of_an_import_requests_from_outside_reach_what_has_a_rule() {
+        let own = |name| Registration::new(OperationSpec::query(name, ""), once());
+        let registry = build(vec![own("a/b"), own("y/z")]).expect("fine");
+        let digest = registry.digest();
+        let open = Registration::imported(
+            OperationSpec::query("x/open", ""),
+            once(),
+            Provenance::FromMcp,
+        );
+        let offered = ["x/a", "x/B"].map(|name| imported(name).with_import_scope());
+        let all = [Vec::from(offered), vec![open, imported("x/inner")]].concat();
+        registry.import("x", all).expect("fine");
+        let found = |name: &str| registry.lookup(name).map(|one| one.spec.clone());
+        let rule = found("/x/a").expect("it is offered").access_control;
+        assert_eq!(rule.required_scopes, ["import:x:a"]);
+        assert_eq!((found("x/open"), found("x/inner")), (None, None));
+        assert_eq!(names(&registry, ""), ["a/b", "x/B", "x/a", "y/z"]);
+        assert_eq!(names(&registry, "x/B"), ["x/a", "y/z"]);
+        assert_ne!(registry.digest(), digest);
+        // A promoted operation of the name counts before it.
+        let install = registry.install(1, vec![own("x/a")]);
+        install.expect("no rule is broken");
+        assert_eq!(names(&registry, ""), ["a/b", "x/B", "x/a", "y/z"]);
+        let rule = found("x/a").expect("it is promoted").access_control;
+        assert!(rule.is_open());
+        let digest = registry.digest();
+        registry.import("x", Vec::new()).expect("nothing");
+        assert_eq!(names(&registry, ""), ["a/b", "x/a", "y/z"]);
+        assert_ne!(registry.digest(), digest);
     }
 }

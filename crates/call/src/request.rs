@@ -293,7 +293,7 @@ impl InboundRequest {
 
     /// Ends the request with an error.
     pub(crate) fn fail(&self, error: CallError) {
-        let error = self.operation.visible(self.settled(error));
+        let error = self.visible(self.settled(error));
         if !self.is_over() {
             DispatcherCounters::add(&self.link.dispatcher.counters.errors);
             self.lane.out.push_waiting(&self.link.unread, |out| {

@@ -159,14 +159,11 @@ fn run_list(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
         let message = format!("limit is 1 to {PAGE_MAX}, not {limit}");
         return Err(CallError::invalid_input(message));
     }
-    let now = ctx.dispatcher().registry.generation();
+    let now = ctx.dispatcher().registry.now();
     // A cursor is the last name of the page before: stable whatever is registered later.
     let cursor = input.cursor.unwrap_or_default();
-    let first = now
-        .sorted()
-        .partition_point(|operation| operation.spec.name.as_str() <= cursor.as_str());
-    let mut operations: Vec<_> = now.sorted()[first..]
-        .iter()
+    let mut operations: Vec<_> = now
+        .after(&cursor)
         .filter(|operation| operation.spec.name.starts_with(prefix))
         .filter(|operation| is_shown(operation, ctx))
         .take(limit + 1)
@@ -178,7 +175,7 @@ fn run_list(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
     CallOutput::json(&OperationListing {
         operations,
         next,
-        registry: now.digest().to_owned(),
+        registry: now.digest(),
         protocol: protocol(ctx),
     })
 }

@@ -182,6 +182,15 @@ impl OperationSpec {
     }
 }
 
+/// Tag of an operation that a server of another owner answers, and that this node offers to its callers.
+pub const IMPORTED_TAG: &str = "imported";
+
+/// The scope of those who may call an imported operation: `import:` and its name with `:` for `/`.
+#[must_use]
+pub fn import_scope(operation: &str) -> String {
+    format!("import:{}", operation.replace('/', ":"))
+}
+
 /// Whether `name` follows `seg("/"seg){1,3}` with seg = `[A-Za-z][A-Za-z0-9_-]{0,62}`.
 #[must_use]
 pub fn is_operation_name(name: &str) -> bool {
@@ -252,6 +261,14 @@ mod tests {
         ] {
             assert!(!is_operation_name(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn every_imported_operation_has_a_scope_of_its_own() {
+        assert_eq!(import_scope("api/getNote"), "import:api:getNote");
+        assert_ne!(import_scope("api/getNote"), import_scope("api/getnote"));
+        let longest = format!("a/{}", "b".repeat(OPERATION_BYTES_MAX - 2));
+        assert!(import_scope(&longest).len() <= crate::limits::SCOPE_BYTES_MAX);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 
 use serde_json::json;
 
+use crate::compiled::CompiledOperation;
 use crate::error::{CallError, ErrorCode};
+use crate::request::InboundRequest;
 use crate::spec::ErrorDef;
 
 /// Code of an operation whose server answered with an error, or with an answer that does not fit. Over HTTP it is 502;
@@ -20,7 +22,7 @@ const TOOL_CODE: &str = "MCP_";
 pub const CAUSE_TARGET: &str = "alknet_call::upstream";
 
 /// The scope of callers that read the node's own record, and so the whole cause.
-pub(crate) const CAUSE_SCOPE: &str = "node:read";
+const CAUSE_SCOPE: &str = "node:read";
 
 /// How a server or a peer failed that an imported operation asked. The values are bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +80,53 @@ impl UpstreamFailure {
         let mut error = CallError::new(code, message);
         error.retryable = false;
         error
+    }
+}
+
+impl InboundRequest {
+    /// Whether its requester reads why a server failed. A node that passes requests on may have the scope, and its
+    /// requester need not.
+    pub(crate) fn reads_causes(&self) -> bool {
+        let is_own = self.head.hops == 0 && self.forwarded_for().is_none();
+        let identity = self.identity();
+        is_own && identity.is_some_and(|it| it.scopes.allows(CAUSE_SCOPE))
+    }
+
+    /// What its requester may see of the failure of its own operation.
+    pub(crate) fn visible(&self, error: CallError) -> CallError {
+        self.visible_error(self.operation(), error)
+    }
+
+    /// The same of an operation that was called in the course of it. How this node reaches the server of an import, and
+    /// why it does not, is for those who read the node's log, where it is otherwise. What the server answered stays: it
+    /// answers this request.
+    pub(crate) fn visible_error(
+        &self,
+        operation: &CompiledOperation,
+        error: CallError,
+    ) -> CallError {
+        let error = operation.visible(error);
+        let is_cause = matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable);
+        // With details it is this node's own word, that of a locked vault for one.
+        let hides = operation.provenance.is_server() && is_cause && error.details.is_none();
+        if !hides || self.reads_causes() {
+            return error;
+        }
+        let Some(failure) = UpstreamFailure::from_code(&error.code) else {
+            return error;
+        };
+        tracing::warn!(
+            target: CAUSE_TARGET,
+            request_id = self.id(),
+            operation = operation.spec.name,
+            code = error.code.name(),
+            "a server of an import failed: {:?}",
+            error.message
+        );
+        CallError {
+            message: failure.words(&error.code),
+            ..error
+        }
     }
 }
 

@@ -65,9 +65,9 @@ impl Announcer {
             history: Mutex::default(),
             changed: watch::Sender::default(),
         }));
-        let promoted = registry.generation();
-        let specs = registry.specs().chain(promoted.specs());
-        announcer.own(promoted.digest(), specs);
+        let now = registry.now();
+        let specs = now.after("").map(|operation| &operation.spec);
+        announcer.own(&now.digest(), specs);
         announcer
     }
 

@@ -1,6 +1,6 @@
-//! Servers of others as operations of a node: an API that a document describes, and tools. Requests from
-//! outside do not reach them; an operation of the node that uses them does.
+//! Servers of others as operations of a node: an API that a document describes, and tools.
 
+mod callers;
 mod lists;
 
 use std::collections::BTreeSet;
@@ -61,6 +61,10 @@ struct ImportNode {
 impl ImportNode {
     fn start(bench: TestBench, imports: &str, uses: &[&str]) -> Self {
         let relay = RelayOperation::new(&bench, uses);
+        Self::with_relay(bench, imports, &relay)
+    }
+
+    fn with_relay(bench: TestBench, imports: &str, relay: &RelayOperation) -> Self {
         let description = fs::copy(client("api.yaml"), bench.path().join("api.yaml"));
         description.expect("the folder is ours");
         let web = WebNode::start(&bench, &format!("{}{imports}", relay.configuration()));
@@ -239,7 +243,7 @@ fn an_api_becomes_operations_that_answer_as_it_does() {
 }
 
 #[test]
-fn imports_are_reached_through_operations_and_by_nobody_from_outside() {
+fn imports_are_reached_through_operations_that_name_them() {
     let api = HostServer::api(0, None);
     let imports = openapi("api", api.port(), "cfg:/api.yaml", HERE);
     let node = ImportNode::start(TestBench::new(), &imports, &["api/getNote"]);
@@ -258,18 +262,6 @@ fn imports_are_reached_through_operations_and_by_nobody_from_outside() {
     assert_eq!(node.call(&web.reader, &path, &input).status, 403);
     // It reaches what it was given and nothing else of the server.
     assert_eq!(node.code("api/me", &Value::Null), "NOT_FOUND");
-
-    // The node answers no request from outside for the operation itself, an administrator's request included.
-    let admin = node.bench.admin();
-    let refused = admin.call(node.target(), "api/getNote", &id, &[]);
-    assert_eq!(refused.code(), "NOT_FOUND");
-    assert_eq!(node.call(&web.admin, "/api/getNote", &id).status, 404);
-    let answer = node.model(&web.admin, "/api/getNote", &id).json();
-    assert_eq!(answer["result"]["isError"], true, "{answer:#}");
-    let schema = "/schema?operation=/api/getNote";
-    assert_eq!(web.curl_as(&web.admin, schema, &[]).status, 404);
-    let found = web.curl_as(&web.admin, "/search?q=api/&limit=500", &[]);
-    assert_eq!(found.json()["operations"], json!([]));
     assert_eq!(told(&api, "GET", "/api/notes/a"), 2);
 }
 

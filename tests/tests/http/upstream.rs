@@ -142,3 +142,48 @@ fn a_caller_of_little_right_learns_nothing_of_servers_that_fail() {
         }
     }
 }
+
+/// The attacker may call the imported operation itself, and has a script that it runs call it.
+#[test]
+fn a_caller_of_an_import_learns_nothing_of_how_it_is_reached() {
+    let bench = TestBench::new();
+    let gone = ReservedPort::claim().expect("a port");
+    fs::copy(client("api.yaml"), bench.path().join("api.yaml")).expect("the folder is ours");
+    let web = WebNode::start(&bench, &importing("gone", gone.number()));
+    let token = |scopes: &[&str]| {
+        let made = web.node.call("token/make", &json!({ "scopes": scopes }));
+        made["token"].as_str().expect("a token").to_owned()
+    };
+    let ask = |token: &str, operation: &str, input: &Value| {
+        let body = json!({ "operation": operation, "input": input });
+        web.post(token, "/call", &body.to_string())
+    };
+    // A change is sent once, and a query three times.
+    let note = json!({ "body": { "text": "a" } });
+    let scopes = ["import:gone:addNote", "runtime:debug"];
+    let (caller, reader) = (token(&scopes), token(&[scopes[0], scopes[1], "node:read"]));
+    eventually("the import", || {
+        (ask(&caller, "/gone/addNote", &note).status == 503).then_some(())
+    });
+    let script = "let said; try { await ops.call('gone/addNote', { body: { text: 'a' } }) } catch (e) { said = e.message }
+         export default said";
+    let script = json!({ "source": script });
+    for (who, reads) in [(&caller, false), (&reader, true)] {
+        let told = ask(who, "/gone/addNote", &note);
+        assert_eq!(told.status, 503, "{told:?}");
+        let error = told.json()["error"].take();
+        assert_eq!(error["code"], "UNAVAILABLE", "{error:#}");
+        let of_script = ask(who, "/runtime/eval", &script).json();
+        let [said, of_script] = [&error["message"], &of_script["output"]["value"]]
+            .map(|message| message.as_str().unwrap_or_default().to_owned());
+        for message in [said, of_script] {
+            let is_told = message.contains(&gone.number().to_string());
+            assert_eq!(is_told, reads, "{message}");
+            let in_own_words = message.ends_with("cannot be reached or used now");
+            assert_eq!(in_own_words, !reads, "{message}");
+        }
+    }
+    let all = json!({ "last": 100_000 });
+    let log = web.node.try_call("node/log", &all).output;
+    assert!(log.contains("a server of an import failed"), "{log}");
+}

@@ -11,6 +11,7 @@ mod hostile_memory;
 mod hostile_peers;
 mod hostile_scripts;
 mod identities;
+mod imported;
 mod iroh;
 mod local_node;
 mod lying_node;

@@ -17,7 +17,9 @@ use std::time::Duration;
 use alknet_call::{Dispatcher, RegistryBuilder};
 use alknet_compute::limits::REFERENCED_BYTES_MIN;
 use alknet_compute::{Compute, ComputeSettings};
-use alknet_core::config::{Activation, ComputeSection, PromotionSection, RuntimeSection};
+use alknet_core::config::{
+    Activation, ComputeSection, ImportConfig, PromotionSection, RuntimeSection,
+};
 use alknet_core::{Capabilities, Clock, HandlerRegistry, HttpMount, Identities, Metrics};
 use alknet_init::control::MachineDiagnostic;
 use alknet_promotion::{ActivationTime, Promotion, PromotionParts};
@@ -41,7 +43,7 @@ const MEASURED_FILE: &str = "state/compute/measured.json";
 const STORE_PERCENT: u64 = 50;
 /// Part of the machine's memory that copies of stored tensors have, to which requests refer.
 const REFERENCED_PART: u64 = 4;
-/// What scripts of `runtime/eval` may call, as far as the caller may.
+/// What scripts of `runtime/eval` may call, as far as the caller may, beside the namespaces of imports.
 const REACH: [&str; 9] = [
     "compute/*",
     "config/*",
@@ -121,9 +123,11 @@ impl NodeComputing {
         })
     }
 
-    /// Adds the operations to a registry.
-    pub(super) fn register(&self, builder: &mut RegistryBuilder) {
-        let mut operations = alknet_sessions::operations(&self.sessions, REACH);
+    /// Adds the operations to a registry. What comes of `imports` scripts of `runtime/eval` reach.
+    pub(super) fn register(&self, builder: &mut RegistryBuilder, imports: &[ImportConfig]) {
+        let own = REACH.into_iter().map(str::to_owned);
+        let imported = imports.iter().map(|one| format!("{}/*", one.namespace));
+        let mut operations = alknet_sessions::operations(&self.sessions, own.chain(imported));
         operations.extend(alknet_compute::operations(&self.compute));
         if let Some(store) = &self.store {
             operations.extend(alknet_tensor_serve::operations(store));

@@ -40,6 +40,12 @@ impl Provenance {
         matches!(self, Self::FromCall | Self::FromMcp | Self::FromOpenApi)
     }
 
+    /// Whether a server answers that speaks another protocol than this node.
+    #[must_use]
+    pub fn is_server(self) -> bool {
+        matches!(self, Self::FromMcp | Self::FromOpenApi)
+    }
+
     /// Whether there is code behind such an operation at all.
     #[must_use]
     pub fn is_callable(self) -> bool {

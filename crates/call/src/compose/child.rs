@@ -116,6 +116,11 @@ impl ChildCall {
         }
     }
 
+    /// What the one that calls, and with it the requester, may see of a failure.
+    pub(crate) fn visible(&self, error: CallError) -> CallError {
+        self.root.visible_error(&self.operation, error)
+    }
+
     /// Notes that this node has no room for it, if `error` says so.
     pub(crate) fn note_refusal(&self, error: &CallError) {
         if error.code == ErrorCode::Overloaded {
@@ -190,7 +195,7 @@ impl ChildCallGuard {
         child
             .settled(outcome)
             .map(CallBody::from)
-            .map_err(|error| child.operation.visible(error))
+            .map_err(|error| child.visible(error))
     }
 }
 

@@ -1,6 +1,5 @@
 //! Where an operation finds the operations it calls.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use crate::generation::Generation;
 use crate::layers::{OperationOverlay, SessionLayer};
 use crate::peers::{PeerRef, PeerTable, ScopedPeerEnv};
 use crate::registry::Registry;
+use crate::server_imports::ServerImports;
 use crate::spec::OperationSpec;
 
 /// What is looked for.
@@ -94,7 +94,7 @@ pub trait OperationEnv: Send + Sync + 'static {
 pub struct PeerCompositeEnv {
     base: Arc<Registry>,
     promoted: Arc<Generation>,
-    imported: Arc<BTreeMap<Box<str>, OperationOverlay>>,
+    imported: Arc<ServerImports>,
     connection: Option<Arc<OperationOverlay>>,
     peers: Arc<PeerTable>,
 }
@@ -115,7 +115,7 @@ impl PeerCompositeEnv {
     }
 
     fn here(&self, name: &str) -> Option<ResolvedOperation> {
-        let from_servers = || self.imported.values().find_map(|layer| layer.get(name));
+        let from_servers = || self.imported.get(name);
         let from_caller = || self.connection.as_ref().and_then(|layer| layer.get(name));
         let own = self.base.curated(name);
         own.or_else(|| self.promoted.get(name))
@@ -139,10 +139,13 @@ impl OperationEnv for PeerCompositeEnv {
     }
 
     fn every(&self) -> Vec<ResolvedOperation> {
-        let imported = self.imported.values().chain(self.connection.as_deref());
-        let imported = imported.flat_map(OperationOverlay::sorted);
-        imported
-            .chain(self.promoted.sorted())
+        let connection = self.connection.as_deref();
+        let connection = connection.into_iter().flat_map(OperationOverlay::sorted);
+        // Imported ones come last: of a long list a session gets the beginning.
+        let is_first = |one: &&Arc<CompiledOperation>| self.promoted.get(&one.spec.name).is_none();
+        let own = self.promoted.sorted().iter();
+        own.chain(connection)
+            .chain(self.imported.every().filter(is_first))
             .map(ResolvedOperation::here)
             .collect()
     }

@@ -80,7 +80,7 @@ impl ChildSubscription {
             child
                 .settled(checked)
                 .map(CallBody::from)
-                .map_err(|error| child.operation.visible(error)),
+                .map_err(|error| child.visible(error)),
         )
     }
 }

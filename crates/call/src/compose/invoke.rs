@@ -285,6 +285,7 @@ impl Env {
     ) -> Result<ResolvedOperation, CallError> {
         let unknown = || CallError::not_found(name);
         let scope = self.scope.as_deref().ok_or_else(unknown)?;
+        let is_routed = self.is_routed(scope, name, options)?;
         let lookup = OperationLookup {
             operation: name,
             peer: options.peer.as_ref(),
@@ -293,9 +294,40 @@ impl Env {
         };
         self.resolver
             .resolve(&lookup)
-            .filter(|found| self.is_own(found) || scope.reaches(name, found.peer.as_ref()))
+            .filter(|found| {
+                self.is_own(found)
+                    || scope.reaches(name, found.peer.as_ref())
+                    || (is_routed && found.peer.is_some())
+            })
             .filter(|found| found.operation.is_callable())
             .ok_or_else(unknown)
+    }
+
+    /// Whether a call goes to the peer that it names by the scope for the way there, and by nothing else.
+    ///
+    /// # Errors
+    /// It would, and the authority lacks the scope. The error is the same for every name of a peer, known or not.
+    fn is_routed(
+        &self,
+        scope: &ScopedPeerEnv,
+        name: &str,
+        options: &InvokeOptions,
+    ) -> Result<bool, CallError> {
+        let Some(PeerRef::Specific(peer)) = &options.peer else {
+            return Ok(false);
+        };
+        if scope.reaches(name, Some(peer)) || !scope.routes(name) {
+            return Ok(false);
+        }
+        let way = admission::route_scope(peer.as_str());
+        let authority = self.authority();
+        match authority.is_some_and(|own| own.scopes.allows(&way)) {
+            true => Ok(true),
+            false => Err(admission::no_way(
+                self.ctx.identity().map(AsRef::as_ref),
+                None,
+            )),
+        }
     }
 
     /// Whether a session found one of its own operations. No other session's are ever found.
@@ -343,16 +375,22 @@ impl Env {
         })?;
         match access.check_authority(self.authority(), resource_id.as_deref()) {
             AccessDecision::Allowed => Ok(()),
-            _ => Err(CallError::new(
-                ErrorCode::Forbidden,
-                format!(
-                    "'{}' may not call '{}'; its registration grants no such authority{}",
-                    self.ctx.operation(),
-                    operation.spec.name,
-                    self.lacked(access),
-                ),
-            )),
+            _ => Err(self.forbidden(operation)),
         }
+    }
+
+    /// The error for a call that the authority does not suffice for.
+    fn forbidden(&self, operation: &CompiledOperation) -> CallError {
+        // A session's authority is that of its identity, as far as the operation that opened it has it as well.
+        let (who, whose) = match self.authority() {
+            Some(own) if self.in_session => (&*own.label, "its session has"),
+            _ => (self.ctx.operation(), "its registration grants"),
+        };
+        let spec = &operation.spec;
+        let lacked = self.lacked(&spec.access_control);
+        let name = &spec.name;
+        let message = format!("'{who}' may not call '{name}'; {whose} no such authority{lacked}");
+        CallError::new(ErrorCode::Forbidden, message)
     }
 
     /// The scopes that the authority lacks, for a request of a known caller: an unknown one learns no rule.

@@ -65,6 +65,35 @@ impl<S: AsRef<str>> FromIterator<S> for NameSet {
 pub struct ScopedPeerEnv {
     ops: NameSet,
     peer_pinned: BTreeMap<PeerId, NameSet>,
+    routed: RoutedReach,
+}
+
+/// Which operations are reached on a peer that a call names, where the authority holds the scope for the way there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum RoutedReach {
+    Everything,
+    Names(NameSet),
+    #[default]
+    Nothing,
+}
+
+impl RoutedReach {
+    fn contains(&self, operation: &str) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Names(names) => names.contains(operation),
+            Self::Nothing => false,
+        }
+    }
+
+    /// Whether everything in `other` is in this as well.
+    fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Everything, _) | (_, Self::Nothing) => true,
+            (Self::Names(own), Self::Names(other)) => own.covers(other),
+            _ => false,
+        }
+    }
 }
 
 impl ScopedPeerEnv {
@@ -72,7 +101,7 @@ impl ScopedPeerEnv {
     pub fn new<S: AsRef<str>>(ops: impl IntoIterator<Item = S>) -> Self {
         Self {
             ops: ops.into_iter().collect(),
-            peer_pinned: BTreeMap::new(),
+            ..Self::default()
         }
     }
 
@@ -90,7 +119,32 @@ impl ScopedPeerEnv {
         self
     }
 
-    /// Whether `operation` is reachable: here (`None`), or on a peer.
+    /// Reaches everything that an attached peer serves as well, by calls that name the peer, as far as the
+    /// [`CompositionAuthority`](crate::CompositionAuthority) has the scope `peer:route:` with the peer's id. That is
+    /// what a request from outside needs that names the peer.
+    #[must_use]
+    pub fn with_routing(mut self) -> Self {
+        self.routed = RoutedReach::Everything;
+        self
+    }
+
+    /// The same for these operations alone.
+    #[must_use]
+    pub fn with_routing_to<S: AsRef<str>>(mut self, ops: impl IntoIterator<Item = S>) -> Self {
+        let names: NameSet = ops.into_iter().collect();
+        self.routed = match names.is_empty() {
+            true => RoutedReach::Nothing,
+            false => RoutedReach::Names(names),
+        };
+        self
+    }
+
+    /// Whether a call that names a peer reaches `operation` there by the scope for the way.
+    pub(crate) fn routes(&self, operation: &str) -> bool {
+        self.routed.contains(operation)
+    }
+
+    /// Whether `operation` is reachable: here (`None`), or on a peer, whatever the authority.
     #[must_use]
     pub fn reaches(&self, operation: &str, peer: Option<&PeerId>) -> bool {
         let pinned = |peer| {
@@ -112,7 +166,9 @@ impl ScopedPeerEnv {
             both.below.extend(own.below.iter().cloned());
             both.covers(names)
         };
-        self.ops.covers(&other.ops) && other.peer_pinned.iter().all(pinned)
+        self.ops.covers(&other.ops)
+            && other.peer_pinned.iter().all(pinned)
+            && self.routed.covers(&other.routed)
     }
 }
 
@@ -156,6 +212,23 @@ mod tests {
         assert!(!wide.covers(&ScopedPeerEnv::new(["a/*"])));
         assert!(!wide.covers(&ScopedPeerEnv::new(["c/d"])));
         assert!(!wide.covers(&ScopedPeerEnv::default().pinned(peer("w2"), "c/d")));
+    }
+
+    #[test]
+    fn what_is_routed_is_reached_by_its_scope_alone() {
+        let all = ScopedPeerEnv::new(["a/b"]).with_routing();
+        let some = ScopedPeerEnv::default().with_routing_to(["c/*"]);
+        assert!(all.routes("c/d") && some.routes("c/d") && !some.routes("a/b"));
+        let w1 = peer("w1");
+        assert!(!all.reaches("c/d", Some(&w1)) && !some.reaches("c/d", Some(&w1)));
+        assert!(!all.reaches("c/d", None) && !some.reaches("c/d", None));
+        let wider = ScopedPeerEnv::default().with_routing_to(["c/d", "e/f"]);
+        assert!(all.covers(&some) && all.covers(&wider) && some.covers(&some));
+        assert!(!some.covers(&wider) && !some.covers(&all));
+        assert!(!ScopedPeerEnv::new(["c/*"]).covers(&some));
+        assert!(some.covers(&ScopedPeerEnv::default().with_routing_to(["c/d"])));
+        let nothing = ScopedPeerEnv::default();
+        assert_eq!(nothing.clone().with_routing_to([""; 0]), nothing);
     }
 
     proptest! {

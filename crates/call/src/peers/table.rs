@@ -156,9 +156,12 @@ impl PeerTable {
         lookup: &OperationLookup<'_>,
     ) -> Option<ResolvedOperation> {
         let table = self.table.load();
+        // Whether the authority has the scope for the way, the calling code looks at.
+        let is_routed =
+            matches!(wanted, PeerRef::Specific(_)) && lookup.scope.routes(lookup.operation);
         let serves = |peer: &&Arc<AttachedPeer>| {
             peer.operations.get(lookup.operation).is_some()
-                && lookup.scope.reaches(lookup.operation, Some(&peer.id))
+                && (is_routed || lookup.scope.reaches(lookup.operation, Some(&peer.id)))
                 && lookup.except != Some(&peer.id)
         };
         let mut serving = table.iter().filter(serves);

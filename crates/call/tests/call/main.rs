@@ -16,6 +16,7 @@ mod hostile;
 mod imports;
 mod interop;
 mod leaving;
+mod offered;
 mod passed_on;
 mod peers;
 mod repeat;

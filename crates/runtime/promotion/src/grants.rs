@@ -31,6 +31,10 @@ pub struct BundleGrant {
 /// Operations that are named of one reach.
 const NAMED_MAX: usize = 32;
 
+/// Scopes of one list that a sentence names: each operation of an imported server has one of its own. The lists
+/// themselves have all.
+const SCOPES_SHOWN_MAX: usize = 8;
+
 /// One for each of the bundle's `uses`.
 pub(crate) fn resolve(
     bundle: &PromotionBundle,
@@ -115,10 +119,19 @@ impl ScopeNeeds {
 
     /// The scopes in words, each part with what stands before it.
     fn parts(&self, all: &str, one: &str) -> Vec<String> {
-        let scopes = (!self.scopes.is_empty()).then(|| format!("{all}{}", self.scopes.join(", ")));
+        let scopes = (!self.scopes.is_empty()).then(|| format!("{all}{}", few(&self.scopes)));
         let any = self.scopes_any.iter();
-        let any = any.map(|any| format!("{one}{}", any.join(", ")));
+        let any = any.map(|any| format!("{one}{}", few(any)));
         scopes.into_iter().chain(any).collect()
+    }
+}
+
+/// The first of some scopes.
+fn few(scopes: &[String]) -> String {
+    let shown = &scopes[..scopes.len().min(SCOPES_SHOWN_MAX)];
+    match scopes.len() - shown.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 
@@ -294,6 +307,22 @@ mod tests {
         );
         assert_eq!(lacks.missing, ["b"]);
         assert_eq!(lacks.missing_any, [either]);
+    }
+
+    /// An author asks for all of a server, which has some hundred operations.
+    #[test]
+    fn a_sentence_names_a_few_of_many_scopes() {
+        let scopes: Vec<_> = (0..12).map(|n| format!("import:api:n{n:02}")).collect();
+        let scopes: Vec<_> = scopes.iter().map(String::as_str).collect();
+        let told = read(rule(&scopes, None), &["import:api:n00"]);
+        assert_eq!((told.scopes.len(), told.missing.len()), (12, 11));
+        let words = "import:api:n07 and 4 more of 'ada'; 'ada' does not hold import:api:n01, ";
+        assert!(told.text.contains(words), "{}", told.text);
+        assert!(
+            told.text.ends_with("import:api:n08 and 3 more"),
+            "{}",
+            told.text
+        );
     }
 
     #[test]

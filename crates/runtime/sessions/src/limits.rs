@@ -22,6 +22,9 @@ pub const SESSIONS_OF_TENANT_MAX: usize = 256;
 pub const LISTED_MAX: usize = 512;
 /// Bytes of descriptions and schemas in that list.
 pub const LISTED_BYTES_MAX: usize = 1 << 20;
+/// Bytes of the list beyond which it has no operation that was imported from a server: one server has hundreds, with
+/// long schemas, and every session of a caller that may call them would get them all.
+pub const LISTED_IMPORTED_BYTES_MAX: usize = 256 << 10;
 /// Items of a subscription that were sent and not taken, in either direction.
 pub const UNACKNOWLEDGED: usize = alknet_runtime::limits::UNACKNOWLEDGED;
 /// What a session may write to its console in a second, bytes; the rest is counted and dropped.

@@ -201,7 +201,9 @@ fn eval(evals: Arc<EvalService>, reach: &[String]) -> Registration {
             evals.run(asked, &ctx).await
         }
     });
-    // Whatever the script calls it calls with its caller's scopes: these are cut to them.
+    // Whatever the script calls it calls with its caller's scopes: these are cut to them. What peers serve it reaches
+    // as its caller does, which names the peer.
     let authority = CompositionAuthority::new("runtime/eval", ["*"]);
-    Registration::new(spec, handler).composing(authority, ScopedPeerEnv::new(reach))
+    let reach = ScopedPeerEnv::new(reach).with_routing();
+    Registration::new(spec, handler).composing(authority, reach)
 }

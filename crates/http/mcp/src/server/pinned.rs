@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use alknet_call::{OperationSpec, OperationType, is_operation_name};
+use alknet_call::{IMPORTED_TAG, OperationSpec, OperationType, is_operation_name};
 use alknet_gateway::GatewayCall;
 use bytes::Bytes;
 use rmcp::model::{JsonObject, Tool, ToolAnnotations};
@@ -76,6 +76,11 @@ pub(super) fn tool(name: &str, spec: &OperationSpec) -> Option<Tool> {
     let query = spec.op_type == OperationType::Query;
     let mut tool = Tool::new(name.to_owned(), spec.description.clone(), arguments(spec).0);
     tool.output_schema = promised(spec).map(Into::into);
+    if spec.tags.iter().any(|tag| tag == IMPORTED_TAG) {
+        // What it changes, a server of another owner says, for which this node does not vouch.
+        tool.annotations = Some(ToolAnnotations::new().open_world(true));
+        return Some(tool);
+    }
     let annotations = ToolAnnotations::new().read_only(query).open_world(false);
     tool.annotations = Some(match query {
         true => annotations,
@@ -224,6 +229,20 @@ mod tests {
             outer["properties"]["input"]["anyOf"][0]["$ref"],
             "#/$defs/a"
         );
+    }
+
+    /// Clients run a tool that only reads without asking a person.
+    #[test]
+    fn the_node_vouches_for_no_tool_of_another_server() {
+        let hints = |spec: &OperationSpec| {
+            let tool = tool("demo_one", spec).expect("a tool");
+            let hints = tool.annotations.expect("there are some");
+            (hints.read_only_hint, hints.open_world_hint)
+        };
+        let mut spec = spec(json!({}));
+        assert_eq!(hints(&spec), (Some(true), Some(false)));
+        spec.tags.push(IMPORTED_TAG.to_owned());
+        assert_eq!(hints(&spec), (None, Some(true)));
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub(super) fn read(
         _ => OperationType::Mutation,
     };
     let name = names.name(text("operationId"), found.method, found.path);
-    let description = describe(text("summary"), text("description"));
+    let description = describe(&name, text("summary"), text("description"));
     let mut spec = OperationSpec::new(&name, op_type, &description);
     spec.visibility = Visibility::Internal;
     spec.input_schema = input;
@@ -300,13 +300,18 @@ fn input_schema<'a>(
     }))
 }
 
-/// The first line is what lists show.
-fn describe(summary: Option<&str>, more: Option<&str>) -> String {
+/// The first line is what lists show. People and models read whose words they are.
+fn describe(operation: &str, summary: Option<&str>, more: Option<&str>) -> String {
     let summary = summary.map(|text| brief(text, REMARK_CHARS_MAX));
     let more = more.map(|text| brief(text, DESCRIPTION_CHARS_MAX));
-    match (summary, more) {
+    let words = match (summary, more) {
         (Some(summary), Some(more)) if summary != more => format!("{summary}\n{more}"),
         (one, other) => one.or(other).unwrap_or_default(),
+    };
+    let namespace = operation.split('/').next().unwrap_or_default();
+    match words.is_empty() {
+        true => format!("Of the server '{namespace}'."),
+        false => format!("Of the server '{namespace}', in its own words: {words}"),
     }
 }
 

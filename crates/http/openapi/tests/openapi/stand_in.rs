@@ -373,8 +373,10 @@ async fn streams_are_events_one_by_one() {
 async fn no_place_that_is_not_listed_is_asked() {
     let server = StubServer::default();
     let secured = server.start().await;
+    // Why a server cannot be reached is for those who read the node.
     let code = |options: OpenApiOptions| async {
-        let error = node(options).call("ns/open", json!(null)).await;
+        let node = node(options);
+        let error = node.call_as("reader", None, "ns/open", json!(null)).await;
         error.expect_err("refused").to_string()
     };
     let mut private = options(&secured);
@@ -397,10 +399,8 @@ async fn no_place_that_is_not_listed_is_asked() {
     server.will_answer(
         "HTTP/1.1 302 Found\r\nlocation: https://evil.example/\r\ncontent-length: 0\r\n\r\n",
     );
-    let error = node
-        .call("ns/open", json!(null))
-        .await
-        .expect_err("elsewhere");
+    let refused = node.call_as("reader", None, "ns/open", json!(null)).await;
+    let error = refused.expect_err("elsewhere");
     assert!(error.message.contains("evil.example"), "{error}");
     for bad in [
         "http://api.example",

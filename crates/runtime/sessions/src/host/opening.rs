@@ -8,7 +8,7 @@ use alknet_runtime::{
 use alknet_worker::{Bytes32, CborBody, SessionNotice};
 
 use super::{SessionGrants, SessionSpec};
-use crate::limits::{LISTED_BYTES_MAX, LISTED_MAX};
+use crate::limits::{LISTED_BYTES_MAX, LISTED_IMPORTED_BYTES_MAX, LISTED_MAX};
 use crate::wire::{self, SessionOpening};
 
 /// Whose workers a session may be in.
@@ -81,7 +81,12 @@ pub(super) fn listed(env: &Env, grants: &SessionGrants) -> Vec<EnvOperation> {
             description: spec.description.clone(),
         };
         bytes += serde_json::to_string(&operation).map_or(0, |text| text.len());
-        if operations.len() >= LISTED_MAX || bytes > LISTED_BYTES_MAX {
+        // Imported ones come last.
+        let most = match found.provenance().is_server() {
+            true => LISTED_IMPORTED_BYTES_MAX,
+            false => LISTED_BYTES_MAX,
+        };
+        if operations.len() >= LISTED_MAX || bytes > most {
             break;
         }
         operations.push(operation);

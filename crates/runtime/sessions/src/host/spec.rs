@@ -161,11 +161,16 @@ impl SessionGrants {
         }
     }
 
-    /// The names that `within` reaches as well.
+    /// The names that `within` reaches as well: everywhere, or on a peer that a call names.
     pub(crate) fn scope(&self, within: &ScopedPeerEnv) -> ScopedPeerEnv {
         let patterns = self.allow.iter().map(|grant| grant.pattern.as_str());
-        let kept = patterns.filter(|pattern| within.covers(&ScopedPeerEnv::new([*pattern])));
-        ScopedPeerEnv::new(kept)
+        let (kept, others): (Vec<_>, Vec<_>) =
+            patterns.partition(|pattern| within.covers(&ScopedPeerEnv::new([*pattern])));
+        let routed = others.into_iter().filter(|pattern| {
+            let there = ScopedPeerEnv::default().with_routing_to([*pattern]);
+            within.covers(&there)
+        });
+        ScopedPeerEnv::new(kept).with_routing_to(routed)
     }
 
     /// The first grant for an operation at this place.
@@ -262,6 +267,11 @@ mod tests {
         assert!(grants.find("fs/read", None).is_some());
         assert!(grants.find("fs/secret", None).is_none());
         assert!(grants.find("other/read", None).is_none());
+        // What is granted and only reached on peers, a session reaches there.
+        let routing = within.clone().with_routing();
+        let expected = ScopedPeerEnv::new(["fs/*", "node/info"]).with_routing_to(["vault/read"]);
+        assert_eq!(grants.scope(&routing), expected);
+        assert!(within.covers(&scope) && routing.covers(&expected));
         let mut pinned = SessionGrant::to("a/b");
         pinned.peer = PeerSelector::Local;
         let grants = SessionGrants {

@@ -1,11 +1,17 @@
 //! What sessions may call, and with which identity.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use alknet_call::{HandlerKind, Idempotence, OperationSpec, Registration};
+use alknet_call::{
+    CallBody, CallError, CallOutput, CompositionAuthority, Ctx, HandlerKind, Idempotence,
+    OperationSpec, Provenance, Registration, ScopedPeerEnv,
+};
 use alknet_runtime::{RuntimeCode, ScriptFailure, SessionMode};
-use alknet_sessions::{PeerSelector, SessionGrant, SessionGrants, SessionOutput, SessionsConfig};
+use alknet_sessions::{
+    PeerSelector, ScriptSessions, SessionGrant, SessionGrants, SessionOutput, SessionsConfig,
+    limits,
+};
 use serde_json::{Value, json};
 
 use crate::support::{SessionLab, code, export, identity, main, soon, spec, until};
@@ -242,6 +248,105 @@ async fn a_script_acts_with_the_scopes_of_whoever_runs_it_and_no_more() {
     let source = "const asked = { identity: 'root', scopes: ['*'], auth_token: 'x' };
         export default (await ops.call('test/who', asked)).id";
     assert_eq!(value(&lab, source).await, json!("lab"));
+}
+
+/// Where an operation finds the sessions of its node, once there are any.
+type SessionsCell = Arc<OnceLock<Arc<ScriptSessions>>>;
+
+/// An operation that runs its input, a script, for its caller, and has these scopes itself.
+fn opener(name: &str, scopes: &[&str], cell: &SessionsCell) -> Registration {
+    let cell = Arc::clone(cell);
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let cell = Arc::clone(&cell);
+        async move {
+            let sessions = cell.get().expect("it was set before the first call");
+            let mut spec = spec(input.value().as_str().unwrap_or_default());
+            spec.identity = ctx.identity().cloned();
+            spec.grants = SessionGrants::to(["api/*"]);
+            let env = ctx.env();
+            let session = sessions.open(&env, spec).await.expect("a session");
+            let ran = session.run(&env, main()).await;
+            ran.map(|ran| ran.value)
+                .map_err(|failure| CallError::internal(failure.to_string()))
+        }
+    });
+    Registration::new(OperationSpec::query(name, "For tests."), handler).composing(
+        CompositionAuthority::new(name, scopes),
+        ScopedPeerEnv::new(["api/*"]),
+    )
+}
+
+/// What a server of another owner answers, a script gets where its caller and the operation that opened its session both
+/// hold the scope.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_calls_an_imported_operation_by_its_callers_scope_and_its_openers() {
+    let note = HandlerKind::once(|_, _| async { Ok(json!("a note")) });
+    let spec_of_note = OperationSpec::query("api/note", "A server's.").internal();
+    let note = Registration::imported(spec_of_note, note, Provenance::FromOpenApi);
+    let cell = SessionsCell::default();
+    let more = vec![
+        note.with_import_scope(),
+        opener("test/may", &["import:api:*"], &cell),
+        opener("test/may-not", &["import:app:*"], &cell),
+    ];
+    let lab = SessionLab::with(SessionsConfig::default(), more);
+    let set = cell.set(Arc::clone(&lab.sessions));
+    assert!(set.is_ok(), "it is set once");
+    let source = json!(
+        "let said;
+         try { said = await ops.call('api/note') } catch ({ code, message }) { said = [code, message] }
+         export default [said, ops.list().map((one) => one.path)]"
+    );
+    for (opener, scopes, may) in [
+        ("test/may", &["import:api:note"][..], true),
+        ("test/may", &["*"], true),
+        ("test/may", &["import:app:note"], false),
+        ("test/may-not", &["*"], false),
+        ("test/may-not", &["import:api:note"], false),
+    ] {
+        let client = lab.client(&identity("who", scopes));
+        let answer = soon(client.call(opener, &source)).await.expect("a value");
+        let [said, listed] = [&answer.value()[0], &answer.value()[1]];
+        if may {
+            let expected = (&json!("a note"), &json!(["api/note"]));
+            assert_eq!((said, listed), expected, "{opener} {scopes:?}");
+        } else {
+            assert_eq!(listed, &json!([]), "{opener} {scopes:?}");
+            assert_eq!(said[0], "FORBIDDEN", "{opener} {scopes:?}");
+            let message = said[1].as_str().unwrap_or_default();
+            let lacks = "it lacks the scope 'import:api:note'";
+            assert!(message.contains(lacks), "{opener} {scopes:?}: {message}");
+        }
+    }
+}
+
+/// A server may have some hundred operations with long schemas, and a session that may call them gets them all.
+#[tokio::test(flavor = "multi_thread")]
+async fn imported_operations_fill_a_part_of_the_list() {
+    const IMPORTED: usize = 40;
+    const DESCRIPTION_BYTES: usize = 8 << 10;
+    const { assert!(IMPORTED * DESCRIPTION_BYTES > limits::LISTED_IMPORTED_BYTES_MAX) };
+    let lab = SessionLab::new();
+    let far = (0..IMPORTED).map(|n| {
+        let words = "x".repeat(DESCRIPTION_BYTES);
+        let spec = OperationSpec::query(&format!("test/far{n}"), &words).internal();
+        let echo =
+            HandlerKind::once(|input: CallBody, _| async move { Ok(CallOutput::from(input)) });
+        Registration::imported(spec, echo, Provenance::FromOpenApi).with_import_scope()
+    });
+    let imported = lab.dispatcher.import("far", far.collect());
+    imported.expect("no name is taken");
+    let source = format!(
+        "const paths = ops.list().map((one) => one.path);
+         const far = paths.filter((path) => path.startsWith('test/far')).length;
+         export default [far, paths.includes('test/who'), await ops.call('test/far{}', 7)]",
+        IMPORTED - 1
+    );
+    let told = value(&lab, &source).await;
+    assert_eq!((&told[1], &told[2]), (&json!(true), &json!(7)));
+    let listed = told[0].as_u64().expect("a number");
+    let most = limits::LISTED_IMPORTED_BYTES_MAX / DESCRIPTION_BYTES;
+    assert!((1..most as u64).contains(&listed), "{listed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

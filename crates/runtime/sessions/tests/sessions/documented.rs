@@ -120,6 +120,10 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::LISTED_BYTES_MAX >> 10
         ),
         format!(
+            "| of these, imported ones | as long as the whole list has at most {} KiB |",
+            limits::LISTED_IMPORTED_BYTES_MAX >> 10
+        ),
+        format!(
             "| recorded calls | {RECORDED_MAX}, {} KiB as text, eight times as much in memory |",
             RECORDED_BYTES_MAX >> 10
         ),

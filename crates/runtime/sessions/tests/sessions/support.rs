@@ -47,6 +47,7 @@ pub(crate) fn workers() -> Workers {
 pub(crate) struct SessionLab {
     pub(crate) sessions: Arc<ScriptSessions>,
     pub(crate) probe: Arc<SessionProbe>,
+    pub(crate) dispatcher: Arc<Dispatcher>,
     handler: Arc<CallHandler>,
     entered: tokio::sync::Mutex<mpsc::UnboundedReceiver<Ctx>>,
 }
@@ -102,7 +103,8 @@ impl SessionLab {
         Self {
             sessions,
             probe,
-            handler: Arc::new(CallHandler::new(dispatcher)),
+            handler: Arc::new(CallHandler::new(Arc::clone(&dispatcher))),
+            dispatcher,
             entered: tokio::sync::Mutex::new(entered),
         }
     }

@@ -1,0 +1,97 @@
+//! What a worker imported from a server, called through its hub: the worker grants the hub the scope of an operation, and
+//! the hub's clients need the same scope there.
+
+use std::fs;
+
+use alknet_tests::tools::client;
+use alknet_tests::{CliRunner, HostServer, TestBench, curl, eventually};
+use serde_json::{Value, json};
+
+use crate::enrolment::{EnrolmentNode, hub_config, invite, peer, run};
+
+/// A role whose holders may call one operation of the API through the hub.
+const NOTERS: &str = r#"
+[[hub.role]]
+name = "noter"
+scopes = ["peer:route:*", "import:api:getNote"]
+"#;
+
+/// The worker, which lets its hub call two operations of the API.
+fn worker(join: &str, port: u16) -> String {
+    format!(
+        "[node]\nname = \"kitchen\"\n\
+         [[join]]\ncode = \"{join}\"\n\
+         scopes = [\"node:read\", \"import:api:getNote\", \"import:api:me\"]\n\
+         [[http.import]]\nkind = \"openapi\"\nnamespace = \"api\"\nplain = true\n\
+         private = [\"127.0.0.1\"]\ndocument = \"cfg:/api.yaml\"\n\
+         base_url = \"http://127.0.0.1:{port}/api\"\n"
+    )
+}
+
+/// Paths that the API was asked for.
+fn asked(api: &HostServer) -> Vec<String> {
+    let all = curl(&api.url("/told"), &[]).json();
+    let paths = all.as_array().expect("a list").iter();
+    let paths = paths.filter_map(|one| one["path"].as_str().map(str::to_owned));
+    paths.collect()
+}
+
+#[test]
+fn an_import_of_a_worker_is_called_through_its_hub_by_its_scope_on_both() {
+    let bench = TestBench::new();
+    let api = HostServer::api(0, None);
+    fs::copy(client("api.yaml"), bench.path().join("api.yaml")).expect("the folder is ours");
+    let hub = EnrolmentNode::start(&bench, "hub", &format!("{}{NOTERS}", hub_config()), "0");
+    let join = invite(&bench, &hub, &["--role", "worker"]);
+    let _worker = EnrolmentNode::start(&bench, "worker", &worker(&join, api.port()), "0");
+    peer(&bench, &hub, "kitchen", "ready");
+    let enrolled = |name: &str, role: &str| {
+        let who = bench.somebody(name);
+        let join = invite(&bench, &hub, &["--role", role]);
+        run(&who, &["enroll", &join, "--hub", "attic"]).json();
+        who
+    };
+    let (noter, user) = (enrolled("noter", "noter"), enrolled("user", "user"));
+    let (input, note) = (
+        json!({ "id": "a" }),
+        json!({ "id": 1, "text": "a", "lang": null }),
+    );
+    let through = |who: &CliRunner, operation: &str| {
+        who.call(&hub.target, operation, &input, &["--peer", "kitchen"])
+    };
+    // The hub reads what the worker serves again once the worker has imported it.
+    let answer = eventually("the import of the worker", || {
+        let answer = through(&noter, "api/getNote");
+        (answer.status == 0).then(|| answer.json())
+    });
+    assert_eq!(answer, note);
+    let words = input.to_string();
+    let via = ["call", "kitchen", "--via", "attic", "api/getNote", &words];
+    assert_eq!(run(&noter, &via).json(), note);
+    assert_eq!(asked(&api), ["/api/notes/a", "/api/notes/a"]);
+
+    // A client of the hub needs the scope there, and the hub needs it on the worker.
+    let refused = through(&user, "api/getNote");
+    assert_eq!((refused.status, refused.code().as_str()), (4, "FORBIDDEN"));
+    assert!(
+        refused.errors.contains("'import:api:getNote'"),
+        "{refused:?}"
+    );
+    let refused = through(&noter, "api/me");
+    assert_eq!(refused.code(), "FORBIDDEN", "{refused:?}");
+    assert!(refused.errors.contains("'import:api:me'"), "{refused:?}");
+    let refused = through(bench.admin(), "api/addNote");
+    assert_eq!(refused.code(), "NOT_FOUND", "{refused:?}");
+    // The import is the worker's, and none of the hub's.
+    let own = noter.call("attic", "api/getNote", &input, &[]);
+    assert_eq!(own.code(), "NOT_FOUND", "{own:?}");
+    let listed = run(&noter, &["ops", "list", "attic"]).json();
+    let mut all = listed.as_array().expect("a list").iter();
+    let is_imported = |one: &Value| {
+        one["name"]
+            .as_str()
+            .is_some_and(|it| it.starts_with("api/"))
+    };
+    assert!(!all.any(is_imported), "{listed:#}");
+    assert_eq!(asked(&api).len(), 2, "no refused call reached the server");
+}
