@@ -158,6 +158,18 @@ mod tests {
         assert_eq!(missing(&config, Some(dir.path())), []);
     }
 
+    /// The node has them, and this is perhaps another machine.
+    #[test]
+    fn stored_files_are_not_looked_for() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let text = "[tls]\nroots = \"store:/root/lab\"\nfiles = [{ chain = \"store:/certificate/edge\" }]\n\
+                    [http]\nsite = \"store:/site/www\"\n[[http.import]]\nkind = \"openapi\"\n\
+                    namespace = \"forge\"\ndocument = \"store:/document/forge\"\n\
+                    base_url = \"https://forge.example\"\n";
+        let config = NodeConfig::parse(text.as_bytes()).expect("a correct document");
+        assert_eq!(missing(&config, Some(dir.path())), []);
+    }
+
     #[test]
     fn a_file_in_the_place_of_a_folder_is_a_mistake() {
         let dir = tempfile::tempdir().expect("a temporary directory");

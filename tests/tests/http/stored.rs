@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use alknet_tests::{CliOutput, Curl, TestBench, WebNode, whole_seconds};
+use alknet_tests::{CliOutput, Curl, TestBench, WebNode, eventually, whole_seconds};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
@@ -331,4 +331,38 @@ fn a_stored_certificate_is_served_and_its_key_is_never_shown() {
     let used = file(&bench, &web, &["remove", "root/lab"], &[]);
     assert_eq!(used.code(), "CONFLICT");
     assert!(used.errors.contains("tls.roots"), "{used:?}");
+}
+
+#[test]
+fn a_stored_document_is_imported_from_the_next_start_on() {
+    let bench = TestBench::new();
+    let config = "[[http.import]]\nkind = \"openapi\"\nnamespace = \"forge\"\n\
+                  document = \"store:/document/forge\"\nbase_url = \"https://forge.example/api\"\n";
+    let web = WebNode::start(&bench, config);
+    let codes = eventually("the import fails", || {
+        Some(problems(&web)).filter(|codes| codes.contains(&"import-failed".to_owned()))
+    });
+    assert!(
+        codes.contains(&"stored-file-missing".to_owned()),
+        "{codes:?}"
+    );
+    let document = bench.path().join("forge.yaml");
+    let text = "openapi: 3.1.0\npaths:\n  /repos:\n    get:\n      operationId: listRepos\n      responses:\n        \
+                '200': { description: all of them }\n";
+    fs::write(&document, text).expect("the folder is ours");
+    let stored = file(&bench, &web, &["add", "document/forge"], &[&document]).json();
+    assert_eq!(
+        (&stored["operations"], &stored["counts"]),
+        (&json!(1), &json!("from the next start")),
+        "{stored:#}"
+    );
+
+    drop(web);
+    let web = WebNode::start(&bench, config);
+    eventually("the document is imported", || {
+        let log = web.node.try_call("node/log", &json!({ "last": 1000 }));
+        log.output.contains("imported forge").then_some(())
+    });
+    let codes = problems(&web);
+    assert!(!codes.contains(&"import-failed".to_owned()), "{codes:?}");
 }
