@@ -7,6 +7,7 @@ mod gpu;
 mod key;
 mod memory;
 mod node;
+mod tar;
 mod worker;
 
 use std::process::ExitCode;

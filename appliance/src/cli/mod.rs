@@ -9,6 +9,7 @@ mod duration;
 mod enroll;
 mod escrow;
 mod exit;
+mod file;
 mod gpu;
 mod help;
 mod hub;
@@ -103,6 +104,10 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// back.
     #[command(subcommand)]
     Escrow(escrow::EscrowVerb),
+    /// Store what the configuration of a node names: static sites, certificates with their keys, roots, documents of
+    /// imports.
+    #[command(subcommand)]
+    File(file::StoredFileVerb),
     /// Look at this computer's GPU, or at its processor as one, and run shaders on it.
     #[command(
         disable_help_flag = true,
@@ -251,6 +256,7 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Config(verb) => config::run(verb, json),
         AlknetCommand::Enroll(args) => enroll::run(&args, json),
         AlknetCommand::Escrow(verb) => escrow::run(verb, json),
+        AlknetCommand::File(verb) => file::run(verb, json),
         AlknetCommand::Gpu(args) => gpu::run(args, json),
         AlknetCommand::Help(args) => help::run(&args, json),
         AlknetCommand::Hub(verb) => hub::run(verb, json),

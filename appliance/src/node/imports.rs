@@ -2,7 +2,7 @@
 //! may be others. Nothing that is wrong with one keeps the node, or another one, from working.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,12 +38,20 @@ pub(crate) struct NodeImports {
     problems: ImportProblems,
 }
 
+/// Where documents are that are files.
+#[derive(Clone, Debug)]
+pub(crate) struct DocumentFolders {
+    /// The folder of the configuration, for `cfg:/`.
+    pub(crate) beside: PathBuf,
+    /// The folder of the stored files, for `store:/`.
+    pub(crate) stored: PathBuf,
+}
+
 /// What an import is made with.
 struct ImportContext {
     dispatcher: Arc<Dispatcher>,
     dialer: Arc<dyn Dialer>,
-    /// Folder of the configuration.
-    folder: PathBuf,
+    folders: DocumentFolders,
     powers: CapabilityStore,
     problems: ImportProblems,
     /// What all servers together may make the node keep.
@@ -54,7 +62,7 @@ impl NodeImports {
     /// Begins those of `config`. Must run inside a runtime.
     pub(crate) fn start(
         config: &NodeConfig,
-        folder: &Path,
+        folders: &DocumentFolders,
         dispatcher: &Arc<Dispatcher>,
         dialer: &Arc<alknet_endpoint::EndpointDialer>,
         powers: &CapabilityStore,
@@ -68,7 +76,7 @@ impl NodeImports {
             let means = ImportContext {
                 dispatcher: Arc::clone(dispatcher),
                 dialer: Arc::clone(dialer) as _,
-                folder: folder.to_owned(),
+                folders: folders.clone(),
                 powers: powers.clone(),
                 problems: Arc::clone(&imports.problems),
                 memory: memory.clone(),
@@ -104,8 +112,12 @@ impl ImportContext {
             Some(url) => Some(self.fetched(import, url, &options).await),
             None => None,
         };
-        let name = import.document_path().unwrap_or_default().to_owned();
-        let (folder, dialer) = (self.folder.clone(), Arc::clone(&self.dialer));
+        let beside = || import.document_path().unwrap_or_default().to_owned();
+        let (folder, name) = match import.stored_document() {
+            Some(stored) => (self.folders.stored.clone(), stored.to_string()),
+            None => (self.folders.beside.clone(), beside()),
+        };
+        let dialer = Arc::clone(&self.dialer);
         // On a thread of its own: reading a long document would hold up other tasks.
         let read = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<Registration>> {
             let document = match fetched {

@@ -5,12 +5,15 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once: those that can be tools.
-const OPERATIONS: [&str; 50] = [
+const OPERATIONS: [&str; 53] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
     "compute/sha256",
     "config/apply",
+    "config/list-files",
+    "config/remove-file",
+    "config/store-file",
     "escrow/approve",
     "escrow/change",
     "escrow/deposit",

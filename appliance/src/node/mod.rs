@@ -29,6 +29,7 @@ mod rotate;
 mod self_probe;
 mod state_lock;
 mod store;
+mod stored_files;
 mod supervised;
 mod tokens;
 mod vault;
@@ -63,7 +64,7 @@ use config_store::ConfigStore;
 use facts::{NodeDescription, SharedFacts};
 use hub::HubContext;
 use identity_services::{IdentityServices, SharedServer};
-use imports::NodeImports;
+use imports::{DocumentFolders, NodeImports};
 use join::{HubConnections, HubMemberships, JoinContext};
 use key_rotation::NodeKeyRotation;
 use log::NodeLogRing;
@@ -72,6 +73,7 @@ use metrics::NodeMetrics;
 use ops::NodeContext;
 use reload::Reloader;
 use self_probe::{ArrivalHandler, Arrivals, SelfProbe};
+use stored_files::StoredFiles;
 use vault::NodeVault;
 use web::{NodeWeb, WebGateway};
 
@@ -130,6 +132,7 @@ struct AlknetNode {
     powers: CapabilityStore,
     web: NodeWeb,
     imports: NodeImports,
+    files: StoredFiles,
     /// What could not be opened at the start.
     unusable: Arc<[MachineDiagnostic]>,
     /// The problems that the node sent to PID 1.
@@ -165,9 +168,14 @@ impl AlknetNode {
         problems.extend(join::problems(config));
         let store = store::open(options.state_dir);
         let people = people(config, options.overlay, options.keeper, problems, store);
+        let files = StoredFiles::open(options.state_dir, config, &options.facts);
+        people.reloader.know_files(files.clone());
+        // For the parts that open paths; what a new document is compared with keeps the names.
+        let located = files.located(config);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
         let meters = NodeMetrics::new(people.clone());
-        let certificates = NodeCertificates::start(config, &key, &tls_dir, options.vault.as_ref());
+        let certificates =
+            NodeCertificates::start(&located, &key, &tls_dir, options.vault.as_ref());
         let served = Arc::clone(&certificates.served.certificates);
         meters.set_certificates(Arc::clone(&served));
         tokio::spawn(dialler::follow(
@@ -177,9 +185,9 @@ impl AlknetNode {
         // The port is known before it is bound, unless it is 0 (tests): then the server tells.
         let about = Arc::new(NodeDescription::new(key.public().to_string(), options.role));
         let reached = HubConnections::default();
-        let files = options.vault.is_none().then(|| KeyFiles::at(key_path));
+        let key_files = options.vault.is_none().then(|| KeyFiles::at(key_path));
         let own_key = NodeKeyRotation::new(
-            files,
+            key_files,
             key.clone(),
             people.clone(),
             reached.clone(),
@@ -226,8 +234,15 @@ impl AlknetNode {
             now.names().to_vec()
         });
         let page = inside.page.as_ref();
-        let (mut handlers, dispatcher) =
-            handlers(config, &context, hub.as_ref(), &computing, &escrow, page)?;
+        let (mut handlers, dispatcher) = handlers(
+            config,
+            &context,
+            hub.as_ref(),
+            &computing,
+            &escrow,
+            page,
+            &files,
+        )?;
         let answers = Arc::clone(&certificates.challenges);
         let told = InitProblems::default();
         let condition = NodeHealth {
@@ -241,7 +256,7 @@ impl AlknetNode {
             },
         };
         let mounts = computing.mounts();
-        let web = NodeWeb::new(config, inside, &dispatcher, answers, condition, mounts)?;
+        let web = NodeWeb::new(&located, inside, &dispatcher, answers, condition, mounts)?;
         let arrivals = Arc::<Arrivals>::default();
         if let Some(http) = web.handler() {
             handlers.register(Arc::new(ArrivalHandler::new(http, Arc::clone(&arrivals))))?;
@@ -270,8 +285,12 @@ impl AlknetNode {
         let file = people.reloader.file();
         let folder = file.as_deref().map(|it| folder_of(it).to_owned());
         let folder = folder.unwrap_or_else(|| options.state_dir.join("config"));
+        let folders = DocumentFolders {
+            beside: folder,
+            stored: files.folder().to_owned(),
+        };
         let imports =
-            NodeImports::start(config, &folder, &dispatcher, &certificates.dialer, &powers);
+            NodeImports::start(config, &folders, &dispatcher, &certificates.dialer, &powers);
         let joins = HubMemberships::start(JoinContext {
             reloader: Arc::clone(&people.reloader),
             dispatcher: Arc::clone(&dispatcher),
@@ -290,6 +309,7 @@ impl AlknetNode {
             powers,
             web,
             imports,
+            files,
             unusable,
             told,
             relief,
@@ -392,6 +412,7 @@ impl AlknetNode {
             .chain(self.web.problems())
             .chain(self.unknown_names())
             .chain(self.imports.problems())
+            .chain(self.files.problems(&self.people.reloader.current().config))
             .chain(guesses(&self.server))
             .chain(self.relief.problem())
             .chain(self.joins.problems())
@@ -475,9 +496,11 @@ fn handlers(
     computing: &NodeComputing,
     escrow: &Arc<alknet_escrow::ShareRegistry>,
     page: Option<&AdminPage>,
+    files: &StoredFiles,
 ) -> anyhow::Result<(HandlerRegistry, Arc<Dispatcher>)> {
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
+    files.register(&mut builder, &context.people.reloader);
     alknet_escrow::register(&mut builder, escrow, &context.people.identities);
     computing.register(&mut builder, &config.http.import);
     context.meters.set_computing(computing);

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::Path;
 
-use alknet_core::config::{ConfigError, NodeConfig};
+use alknet_core::config::{ConfigError, NodeConfig, StoredFileName};
 use alknet_openapi::read_document;
 
 /// What to do about a file that is not there.
@@ -19,7 +19,8 @@ enum PathKind {
 }
 
 /// The files that `config` names and that this machine does not have, each with its key and its path. `folder` is
-/// that of the document, below which `cfg:/` leads; without one, paths of that form are not looked at.
+/// that of the document, below which `cfg:/` leads; without one, paths of that form are not looked at. Stored files
+/// are not looked for: only their node has them, and it names those that it lacks when the document is applied.
 ///
 /// Whether this process may read a file is not asked of certificates and sites: the node may run as another user.
 pub(crate) fn missing(config: &NodeConfig, folder: Option<&Path>) -> Vec<ConfigError> {
@@ -39,6 +40,7 @@ pub(crate) fn missing(config: &NodeConfig, folder: Option<&Path>) -> Vec<ConfigE
     let site = config.http.site.iter();
     let site = site.map(|path| (("http.site".to_owned(), path), PathKind::Folder));
     let named = files.chain(site);
+    let named = named.filter(|((_, path), _)| StoredFileName::referred_to(path).is_none());
     let named = named.filter_map(|((key, path), kind)| absent(key, Path::new(path), kind));
     let documents = folder.into_iter().flat_map(|it| documents(config, it));
     named.chain(documents).collect()
@@ -153,6 +155,18 @@ mod tests {
             fs::write(dir.path().join(name), "x").expect("a writable directory");
         }
         fs::create_dir(dir.path().join("www")).expect("a writable directory");
+        assert_eq!(missing(&config, Some(dir.path())), []);
+    }
+
+    /// The node has them, and this is perhaps another machine.
+    #[test]
+    fn stored_files_are_not_looked_for() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let text = "[tls]\nroots = \"store:/root/lab\"\nfiles = [{ chain = \"store:/certificate/edge\" }]\n\
+                    [http]\nsite = \"store:/site/www\"\n[[http.import]]\nkind = \"openapi\"\n\
+                    namespace = \"forge\"\ndocument = \"store:/document/forge\"\n\
+                    base_url = \"https://forge.example\"\n";
+        let config = NodeConfig::parse(text.as_bytes()).expect("a correct document");
         assert_eq!(missing(&config, Some(dir.path())), []);
     }
 

@@ -3,11 +3,11 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use alknet_core::config::{
-    ApplyError, ConfigApplyResult, ConfigChange, ConfigError, ConfigSource, DynamicConfig,
-    ReloadHandle,
+    ApplyError, ConfigApplyResult, ConfigChange, ConfigError, ConfigSource, ConfigWarning,
+    DynamicConfig, NodeConfig, ReloadHandle,
 };
 use alknet_init::control::MachineDiagnostic;
 use arc_swap::ArcSwap;
@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::config_store::ConfigStore;
+use super::stored_files::StoredFiles;
 
 /// Identities of each kind named in one line of the log.
 const IDS_LOGGED_MAX: usize = 20;
@@ -28,6 +29,8 @@ pub(crate) struct Reloader {
     turn: tokio::sync::Mutex<()>,
     /// What is wrong with the file, while it is.
     problems: ArcSwap<Vec<MachineDiagnostic>>,
+    /// What a document may name.
+    files: OnceLock<StoredFiles>,
 }
 
 /// The result of applying a document, for the caller that brought it.
@@ -54,7 +57,13 @@ impl Reloader {
             keeper,
             turn: tokio::sync::Mutex::default(),
             problems: ArcSwap::from_pointee(problems),
+            files: OnceLock::new(),
         }
+    }
+
+    /// The stored files of this node: a document that names another is warned about from now on.
+    pub(crate) fn know_files(&self, files: StoredFiles) {
+        self.files.get_or_init(|| files);
     }
 
     /// Takes a document, or says what would come of it.
@@ -70,7 +79,8 @@ impl Reloader {
     }
 
     async fn apply_in_turn(&self, change: &ConfigChange<'_>) -> Result<ReloadOutcome, ApplyError> {
-        let applied = self.handle.apply(change)?;
+        let mut applied = self.handle.apply(change)?;
+        applied.warnings.extend(self.missing_files(change.document));
         if change.dry_run {
             return Ok(ReloadOutcome {
                 applied,
@@ -149,6 +159,14 @@ impl Reloader {
         self.keeper.answered(n, error);
     }
 
+    /// What a document names that is not stored here. The document is taken all the same: the file may come after it.
+    fn missing_files(&self, document: &[u8]) -> Vec<ConfigWarning> {
+        match (self.files.get(), NodeConfig::parse(document)) {
+            (Some(files), Ok(config)) => files.warnings(&config),
+            _ => Vec::new(),
+        }
+    }
+
     fn refused(&self, errors: &[ConfigError]) {
         let name = self.keeper.file().unwrap_or_default();
         let problems = refusal(&name.display().to_string(), errors);
@@ -208,7 +226,6 @@ fn audit(source: &ConfigSource, applied: &ConfigApplyResult) {
 
 #[cfg(test)]
 mod tests {
-    use alknet_core::config::NodeConfig;
     use alknet_core::{Identities, IdentityProvider, PeerKey, SystemClock};
 
     use super::*;

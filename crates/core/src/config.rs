@@ -20,6 +20,7 @@ mod read;
 mod recipient;
 mod reload;
 mod sections;
+mod stored;
 mod tls;
 mod tuning;
 mod values;
@@ -46,6 +47,7 @@ pub use reload::{
     ApplyError, ChangedIds, ConfigApplyResult, ConfigChange, ConfigSource, ConfigWarning,
     DynamicConfig, ReloadHandle, is_granted_by,
 };
+pub use stored::{StoredFileKind, StoredFileName, StoredFileNameError};
 pub use tls::{AcmeChallenge, AcmeSection, TlsFiles, TlsSection};
 pub use tuning::{LimitsConfig, LogConfig, LogLevel};
 pub use values::is_scope;

@@ -1,6 +1,7 @@
-//! The few fields of a certificate that the certificate library does not show: its dates and the
-//! identifier of its issuer's key.
+//! The few fields of a certificate that the certificate library does not show: its dates, the
+//! identifier of its issuer's key, and whether it may issue certificates.
 
+const BOOLEAN: u8 = 0x01;
 const INTEGER: u8 = 0x02;
 const OCTET_STRING: u8 = 0x04;
 const OBJECT_IDENTIFIER: u8 = 0x06;
@@ -14,6 +15,8 @@ const VERSION: u8 = 0xa0;
 /// `extensions` of a TBSCertificate.
 const EXTENSIONS: u8 = 0xa3;
 
+/// 2.5.29.19, BasicConstraints.
+const OID_BASIC_CONSTRAINTS: [u8; 3] = [0x55, 0x1d, 0x13];
 /// 2.5.29.35, AuthorityKeyIdentifier.
 const OID_AUTHORITY_KEY: [u8; 3] = [0x55, 0x1d, 0x23];
 
@@ -31,6 +34,8 @@ pub(crate) struct CertificateFields<'a> {
     pub(crate) serial: &'a [u8],
     /// Identifier of the issuer's key, where there is one.
     pub(crate) authority_key: Option<&'a [u8]>,
+    /// Whether it may issue certificates: `cA` of BasicConstraints (RFC 5280 section 4.2.1.9).
+    pub(crate) is_authority: bool,
 }
 
 /// Reads an X.509 certificate; `None` for anything else.
@@ -45,10 +50,11 @@ pub(crate) fn facts(certificate: &[u8]) -> Option<CertificateFields<'_>> {
     let _issuer = tbs.take(SEQUENCE)?;
     let mut validity = DerReader(tbs.take(SEQUENCE)?);
     let (not_before, not_after) = (validity.time()?, validity.time()?);
-    let mut authority_key = None;
+    let (mut authority_key, mut is_authority) = (None, false);
     while let Some((tag, content)) = tbs.next() {
         if tag == EXTENSIONS {
             authority_key = authority_key_of(content);
+            is_authority = authority_flag(content).unwrap_or(false);
         }
     }
     Some(CertificateFields {
@@ -56,20 +62,34 @@ pub(crate) fn facts(certificate: &[u8]) -> Option<CertificateFields<'_>> {
         not_after,
         serial,
         authority_key,
+        is_authority,
     })
 }
 
 fn authority_key_of(extensions: &[u8]) -> Option<&[u8]> {
+    let value = extension(extensions, OID_AUTHORITY_KEY)?;
+    DerReader(DerReader(value).take(SEQUENCE)?).take(KEY_IDENTIFIER)
+}
+
+/// A flag that is left out is false, as its DEFAULT says.
+fn authority_flag(extensions: &[u8]) -> Option<bool> {
+    let value = extension(extensions, OID_BASIC_CONSTRAINTS)?;
+    let flag = DerReader(DerReader(value).take(SEQUENCE)?).take(BOOLEAN)?;
+    Some(flag.first().is_some_and(|byte| *byte != 0))
+}
+
+/// The value of one extension.
+fn extension(extensions: &[u8], oid: [u8; 3]) -> Option<&[u8]> {
     let mut list = DerReader(DerReader(extensions).take(SEQUENCE)?);
     while let Some((SEQUENCE, extension)) = list.next() {
         let mut extension = DerReader(extension);
-        if extension.take(OBJECT_IDENTIFIER)? != OID_AUTHORITY_KEY {
+        if extension.take(OBJECT_IDENTIFIER)? != oid {
             continue;
         }
         // A BOOLEAN for "critical" may stand before the value.
         while let Some((tag, content)) = extension.next() {
             if tag == OCTET_STRING {
-                return DerReader(DerReader(content).take(SEQUENCE)?).take(KEY_IDENTIFIER);
+                return Some(content);
             }
         }
     }
@@ -202,6 +222,7 @@ mod tests {
         assert_eq!(facts.not_after, 67_090_118_400);
         assert_eq!(facts.serial, [0x12, 0x34]);
         assert_eq!(facts.authority_key.map(<[u8]>::len), Some(20));
+        assert!(!facts.is_authority);
         let der = certificate((1960, 1, 1), (2049, 12, 31));
         let facts = super::facts(&der).expect("a certificate");
         assert_eq!(facts.not_before, 0);

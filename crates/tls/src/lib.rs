@@ -7,6 +7,7 @@
 pub mod acme;
 mod alpn;
 mod any_key;
+mod authority;
 mod certs;
 mod client;
 mod der;
@@ -33,6 +34,7 @@ use rustls::crypto::CryptoProvider;
 pub use rustls::RootCertStore;
 
 pub use alpn::by_preference;
+pub use authority::{AuthorityError, AuthoritySummary, authorities_from_pem};
 pub use client::{ClientTls, ClientTlsOptions, bundled_roots, is_dns_name, roots_from_file};
 pub use diagnostics::{
     ACME_FAILED, CERT_RELOAD_FAILED, CLOCK_INSANE, NodeDiagnostic, NodeDiagnostics,

@@ -15,6 +15,7 @@ mod page;
 mod pictures;
 mod service;
 mod site;
+mod stored;
 mod tensors;
 mod test_node;
 mod three;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use alknet_qemu::{Vm, VmBuilder};
 use alknet_tests::tools::iso_volume;
-use alknet_tests::{BootVariant, MachineNode, READY, TestBench};
+use alknet_tests::{BootVariant, MachineNode, READY, TestBench, curl};
 use serde_json::{Value, json};
 
 /// The console speaks of a problem right after it says that the node serves, if not before.
@@ -110,10 +110,13 @@ fn what_was_applied_is_kept_over_a_reboot() {
     let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     let guest = bench.somebody("guest");
     let document = format!(
-        "{}[[peers]]\npeer_id = \"guest\"\nkeys = [\"{}\"]\nscopes = [\"peer:list\"]\n",
+        "{}[[peers]]\npeer_id = \"guest\"\nkeys = [\"{}\"]\nscopes = [\"peer:list\"]\n\
+         [http]\nsite = \"store:/site/www\"\n",
         document(&bench, "alknet"),
         guest.identity()
     );
+    // The sealed disk gets the site in no other way.
+    store_site(&bench, &node, "one");
     let list = |node: &MachineNode| guest.call(&node.target(), "peer/list", &Value::Null, &[]);
     assert_eq!(list(&node).code(), "UNAUTHENTICATED");
     let file = bench.path().join("applied.toml");
@@ -135,6 +138,27 @@ fn what_was_applied_is_kept_over_a_reboot() {
     assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
     assert_eq!(info["problems"], json!([]), "{info:#}");
     list(&node).json();
+    let page = || curl(&format!("https://{}/", node.address()), &[]).text();
+    assert_eq!(page(), "one");
+    store_site(&bench, &node, "two");
+    assert_eq!(page(), "two");
+}
+
+/// Stores a site of one page.
+fn store_site(bench: &TestBench, node: &MachineNode, page: &str) {
+    let folder = bench.path().join("public");
+    std::fs::create_dir_all(&folder).expect("the folder is ours");
+    std::fs::write(folder.join("index.html"), page).expect("the folder is ours");
+    let mut add = bench
+        .admin()
+        .command(&["file", "add", &node.target(), "site/www"]);
+    add.arg(&folder);
+    let stored = bench.admin().run(add).json();
+    assert_eq!(
+        (&stored["files"], &stored["kept"]),
+        (&json!(1), &json!(true)),
+        "{stored:#}"
+    );
 }
 
 pub(super) fn document(bench: &TestBench, name: &str) -> String {

@@ -193,6 +193,11 @@ impl LyingNode {
         let share = json!({
             "id": ACTS, "name": ACTS, "state": ACTS, "released": ACTS, "releases": 1, "from": [ACTS],
         });
+        let file = json!({
+            "name": ACTS, "kind": ACTS, "files": 1, "bytes": ACTS, "names": [ACTS], "expires": ACTS,
+            "used_by": [ACTS], "counts": ACTS, "warnings": [ACTS], "upload": ACTS,
+            "entries": [{ "path": ACTS, "bytes": 1 }],
+        });
         let peer = json!({ "peer_id": ACTS, "name": format!("{ACTS}2"), "closed": [ACTS] });
         let invitation = json!({ "join": ACTS, "role": ACTS, "expires": ACTS, "count": 1 });
         let made = json!({ "token": ACTS, "key_id": ACTS, "expires": ACTS, "scopes": [ACTS] });
@@ -229,6 +234,11 @@ impl LyingNode {
                 OperationSpec::query("config/apply", ACTS),
                 finds_mistakes,
             ))
+            .with(says(
+                "config/list-files",
+                json!({ "files": [file.clone()], "bytes_max": ACTS }),
+            ))
+            .with(says("config/store-file", file))
             .with(says("node/info", info))
             .with(says("node/page-ticket", link))
             .with(says("peer/list", peers))
@@ -356,6 +366,9 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["hub", "peers", "@"], true),
         (&["escrow", "list", "@"], true),
         (&["config", "apply", "@", "?"], true),
+        (&["file", "list", "@"], true),
+        (&["file", "show", "@", "site/www"], true),
+        (&["file", "add", "@", "root/lab", "?"], true),
         (&["open", "--print", "@"], false),
         (&["hub", "invite", "@"], true),
         (&["hub", "approve", "@", "a-key"], true),

@@ -66,10 +66,11 @@ fn identity(cli: &CliRunner, words: &[&str]) -> Value {
 }
 
 /// Verbs that need nothing but a node, each with the words behind NODE.
-const VERBS: [(&[&str], &[&str]); 10] = [
+const VERBS: [(&[&str], &[&str]); 11] = [
     (&["status"], &[]),
     (&["ops"], &[]),
     (&["ops", "list"], &[]),
+    (&["file", "list"], &[]),
     (&["peer", "list"], &[]),
     (&["peers"], &[]),
     (&["token", "list"], &[]),

@@ -11,12 +11,15 @@ use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, Tes
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 45] = [
+const OPERATIONS: [&str; 48] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
     "compute/sha256",
     "config/apply",
+    "config/list-files",
+    "config/remove-file",
+    "config/store-file",
     "escrow/approve",
     "escrow/change",
     "escrow/deposit",

@@ -8,6 +8,7 @@ use super::error::quote;
 use super::import;
 use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::sections::each;
+use super::stored::{self, StoredFileKind};
 use super::values::{self, ConfigDiagnostic};
 
 /// Most names, origins and pinned tools that can be listed.
@@ -47,7 +48,7 @@ pub struct HttpSection {
     /// Whether administrators get a page at `/`; by default where there is no stealth, and no site.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub page: Option<bool>,
-    /// Folder of a static site.
+    /// Folder of a static site, or `store:/site/NAME`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub site: Option<String>,
     /// Requests a second for one identity, on average.
@@ -387,12 +388,16 @@ fn origin(text: &str) -> Result<String, ConfigDiagnostic> {
     })
 }
 
+/// A path, or a stored site.
 fn folder(text: &str) -> Result<String, ConfigDiagnostic> {
+    if let Some(checked) = stored::checked(text, StoredFileKind::Site) {
+        return checked;
+    }
     let fits = text.starts_with('/') && !text.split('/').any(|part| part == "..");
     fits.then(|| text.to_owned()).ok_or_else(|| {
         (
             format!("{} is no folder", quote(text)),
-            "write its whole path, such as /data/www".to_owned(),
+            "write its whole path, such as /data/www, or store:/site/NAME".to_owned(),
         )
     })
 }
@@ -464,6 +469,7 @@ mcp = { tools = ["/node/info"] }
             ("decoy = \"site\"", "http.site"),
             ("port80 = \"on\"", "acme+redirect"),
             ("site = \"www\"", "whole path"),
+            ("site = \"store:/root/lab\"", "store:/site/NAME"),
             ("site = \"/data/../etc\"", "whole path"),
             ("names = [\"not a name\"]", "not a name"),
             (

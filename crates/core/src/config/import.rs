@@ -12,6 +12,7 @@ use super::error::quote;
 use super::principals::correct;
 use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::sections::each;
+use super::stored::{self, StoredFileKind, StoredFileName};
 use super::values::{self, ConfigDiagnostic};
 
 /// Most imports: each may be a document of 16 MiB.
@@ -103,8 +104,8 @@ pub struct ImportConfig {
     /// First part of the names of its operations.
     #[schemars(regex(pattern = r"^[a-z][a-z0-9_-]{0,31}$"))]
     pub namespace: String,
-    /// Of `openapi`: the document, a file below the folder of the configuration, `cfg:/forge.yaml`, or where
-    /// it is fetched from, `https://forge.example/openapi.json`.
+    /// Of `openapi`: the document, a file below the folder of the configuration, `cfg:/forge.yaml`, a file that
+    /// the node stores, `store:/document/forge`, or where it is fetched from, `https://forge.example/openapi.json`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document: Option<String>,
     /// Where the server is: `https://forge.example/api/v1`. Of `mcp` it is called `url`.
@@ -155,7 +156,14 @@ impl ImportConfig {
     #[must_use]
     pub fn document_url(&self) -> Option<&str> {
         let document = self.document.as_deref()?;
-        (!document.starts_with(CONFIG_FOLDER)).then_some(document)
+        let is_file = document.starts_with(CONFIG_FOLDER) || self.stored_document().is_some();
+        (!is_file).then_some(document)
+    }
+
+    /// The document, if the node stores it.
+    #[must_use]
+    pub fn stored_document(&self) -> Option<StoredFileName> {
+        StoredFileName::referred_to(self.document.as_deref()?)
     }
 }
 
@@ -436,6 +444,9 @@ fn document_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
     if text.starts_with("https://") || text.starts_with("http://") {
         return url_of(text, plain);
     }
+    if let Some(checked) = stored::checked(text, StoredFileKind::Document) {
+        return checked;
+    }
     let name = text.strip_prefix(CONFIG_FOLDER);
     let part = |part: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
@@ -446,8 +457,8 @@ fn document_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
         true => Ok(text.to_owned()),
         false => wrong(
             format!("{} is no document", quote(text)),
-            "write https://host/path, or cfg:/NAME.yaml, a file beside the configuration; names are of \
-             A-Z, a-z, 0-9, '.', '_' and '-', and none begins with '.'",
+            "write https://host/path, cfg:/NAME.yaml, a file beside the configuration, or store:/document/NAME; names \
+             are of A-Z, a-z, 0-9, '.', '_' and '-', and none begins with '.'",
         ),
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::NodeConfig;
 use super::error::quote;
 use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
+use super::stored::{self, StoredFileKind, StoredFileName};
 use super::values::{self, ConfigDiagnostic};
 
 /// Names in one certificate; authorities refuse many more.
@@ -44,9 +45,10 @@ pub struct TlsSection {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsFiles {
-    /// PEM file: the certificate, then those of its issuers.
+    /// PEM file: the certificate, then those of its issuers; or `store:/certificate/NAME`.
     pub chain: String,
-    /// PEM file of the key, mode 0640 at most.
+    /// PEM file of the key, mode 0640 at most. A stored certificate has its key with it: then this is as `chain`.
+    #[serde(default)]
     pub key: String,
 }
 
@@ -131,7 +133,7 @@ pub(super) fn section(
         strict_sni,
         webpki_ip,
         present_key_to_public,
-        roots: roots.and_then(|value| value.parsed(notes, path)),
+        roots: roots.and_then(|value| value.parsed(notes, root)),
         files: files
             .iter()
             .filter_map(|entry| pair(entry, notes))
@@ -143,10 +145,22 @@ pub(super) fn section(
 fn pair(entry: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Option<TlsFiles> {
     let mut section = entry.section(notes)?;
     let chain = section.required("chain", "\"/data/tls/chain.pem\"", notes);
-    let key = section.required("key", "\"/data/tls/key.pem\"", notes);
+    let chain = chain.and_then(|value| value.parsed(notes, chain_of));
+    let stored = chain.as_deref().and_then(StoredFileName::referred_to);
+    let key = match &stored {
+        Some(_) => section.key("key"),
+        None => section.required("key", "\"/data/tls/key.pem\"", notes),
+    };
     section.finish(notes);
-    let chain = chain.and_then(|value| value.parsed(notes, path));
-    let key = key.and_then(|value| value.parsed(notes, path));
+    let key = match (stored, key) {
+        (Some(stored), Some(value)) => {
+            let what = format!("{stored} is a certificate that has its key with it");
+            value.wrong(notes, what, "leave the key out");
+            None
+        }
+        (Some(_), None) => chain.clone(),
+        (None, key) => key.and_then(|value| value.parsed(notes, path)),
+    };
     Some(TlsFiles {
         chain: chain?,
         key: key?,
@@ -169,7 +183,7 @@ fn acme_section(
         domains: domains(&names, challenge, notes),
         challenge,
         profile: profile.and_then(|value| value.parsed(notes, profile_name)),
-        ca_file: ca_file.and_then(|value| value.parsed(notes, path)),
+        ca_file: ca_file.and_then(|value| value.parsed(notes, root)),
         ..AcmeSection::default()
     };
     if let Some(url) = directory.and_then(|value| value.parsed(notes, directory_url)) {
@@ -225,6 +239,16 @@ fn challenge_kind(text: &str) -> Result<AcmeChallenge, ConfigDiagnostic> {
             "write dns-01, http-01 or tls-alpn-01, or leave the key out".to_owned(),
         )),
     }
+}
+
+/// A path, or a stored certificate.
+fn chain_of(text: &str) -> Result<String, ConfigDiagnostic> {
+    stored::checked(text, StoredFileKind::Certificate).unwrap_or_else(|| path(text))
+}
+
+/// A path, or stored certificates of authorities.
+fn root(text: &str) -> Result<String, ConfigDiagnostic> {
+    stored::checked(text, StoredFileKind::Root).unwrap_or_else(|| path(text))
 }
 
 fn path(text: &str) -> Result<String, ConfigDiagnostic> {

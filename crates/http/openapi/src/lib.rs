@@ -5,6 +5,6 @@ mod to;
 
 pub use from::{
     BaseUrlError, DocumentError, FetchError, FromOpenApi, ImportError, OpenApiOptions, TokenSource,
-    fetch_document, read_document,
+    count_operations, fetch_document, read_document,
 };
 pub use to::{CONTRACT_VERSION, OpenApiContract, document};

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::HeaderValue;
 use http_body_util::Full;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use sha2::{Digest, Sha256};
 
@@ -138,6 +138,22 @@ pub(super) struct SiteFiles {
     turns: [tokio::sync::Mutex<()>; SITE_LOOKS],
     /// Another one in each process: no client knows which names wait for each other.
     hashes: RandomState,
+}
+
+/// Opens a file below a folder; links that lead out of it lead nowhere (openat2(2)).
+fn open_in(folder: &OwnedFd, name: &Path) -> io::Result<(File, Metadata)> {
+    let read = OFlags::RDONLY | OFlags::CLOEXEC;
+    let flags = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let file: OwnedFd = openat2(folder, name, read | OFlags::NONBLOCK, Mode::empty(), flags)?;
+    let file = File::from(file);
+    let meta = file.metadata()?;
+    Ok((file, meta))
+}
+
+/// What is the same of a folder as long as it is that one: its device and its number there.
+fn number(folder: &OwnedFd) -> io::Result<(u64, u64)> {
+    let found = fstat(folder)?;
+    Ok((found.st_dev, found.st_ino))
 }
 
 /// A file that is there, as it is now.
@@ -262,15 +278,24 @@ impl SiteFiles {
         })
     }
 
-    /// Opens a file below the folder; links that lead out of it lead nowhere (openat2(2)).
+    /// Opens a file below the folder.
     fn open_below(&self, name: &Path) -> io::Result<(File, Metadata)> {
-        let read = OFlags::RDONLY | OFlags::CLOEXEC;
-        let folder = self.open_folder()?;
-        let flags = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let file: OwnedFd = openat2(&folder, name, read | OFlags::NONBLOCK, Mode::empty(), flags)?;
-        let file = File::from(file);
-        let meta = file.metadata()?;
-        Ok((file, meta))
+        self.open_from(&self.open_folder()?, name)
+    }
+
+    /// The same below the folder as it was when it was opened. Where its name is a link, that may lead to another
+    /// folder by now, and the one of before may be gone: no file of a site is missing while the site is replaced.
+    fn open_from(&self, folder: &OwnedFd, name: &Path) -> io::Result<(File, Metadata)> {
+        match open_in(folder, name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let now = self.open_folder()?;
+                match number(&now)? == number(folder)? {
+                    true => Err(error),
+                    false => open_in(&now, name),
+                }
+            }
+            opened => opened,
+        }
     }
 
     fn open_folder(&self) -> io::Result<OwnedFd> {
@@ -440,6 +465,30 @@ mod tests {
         std::fs::write(packed, "packed").expect("room");
         tokio::time::sleep(SITE_LOOK_AGAIN).await;
         assert_eq!(forms().await, 1);
+    }
+
+    /// The folder was opened, then the link led to another one, and then the first one was removed.
+    #[test]
+    fn a_file_is_found_while_its_folder_is_replaced() {
+        let dir = tempfile::tempdir().expect("room");
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        let (site, new) = (dir.path().join("site"), dir.path().join("new"));
+        for (folder, text) in [(&one, "one"), (&two, "two")] {
+            std::fs::create_dir(folder).expect("room");
+            std::fs::write(folder.join("index.html"), text).expect("room");
+        }
+        std::os::unix::fs::symlink(&one, &site).expect("room");
+        let files = SiteFiles::new(site.clone());
+        let before = files.open_folder().expect("it is there");
+        std::os::unix::fs::symlink(&two, &new).expect("room");
+        std::fs::rename(&new, &site).expect("room");
+        std::fs::remove_dir_all(&one).expect("room");
+        let (file, _) = files
+            .open_from(&before, Path::new("index.html"))
+            .expect("the new one has it");
+        assert_eq!(io::read_to_string(file).expect("text"), "two");
+        let absent = files.open_from(&before, Path::new("absent"));
+        assert_eq!(absent.expect_err("absent").kind(), io::ErrorKind::NotFound);
     }
 
     /// By whatever a client can compute beside the node: the turns of another process are as good as it gets.

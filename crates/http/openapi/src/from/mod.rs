@@ -53,6 +53,14 @@ pub use fetch::{FetchError, fetch_document};
 pub use read::read;
 pub use server::TokenSource;
 
+/// Reads a document as an import does, and counts the operations that it describes.
+///
+/// # Errors
+/// It is no OpenAPI document of a version that an import reads, or a path of it is damaged.
+pub fn count_operations(document: &[u8]) -> Result<usize, DocumentError> {
+    Ok(found(&OpenApiSourceDocument::parse(document)?)?.len())
+}
+
 /// What is imported, under which names, and how its server is reached. Nothing of this comes from the
 /// document.
 #[derive(Clone, Debug)]

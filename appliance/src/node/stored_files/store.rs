@@ -1,0 +1,523 @@
+//! The folder of the stored files.
+//!
+//! ```text
+//! certificate/NAME, document/NAME, root/NAME   one file each, mode 0600
+//! site/NAME       a link to the folder of its content
+//! content/N       the folder of a site; what no link leads to is removed at the next start
+//! uploads/N       what is on its way in; emptied at each start
+//! ```
+//!
+//! A site comes into place by the rename of a link, and every other file by the rename of a file: a power cut at any
+//! moment leaves the one before or the new one, whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use alknet_core::config::{StoredFileKind, StoredFileName};
+use alknet_openapi::count_operations;
+use alknet_tls::{CertificatePair, authorities_from_pem};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::syncfs;
+use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
+
+use super::error::FileStoreError;
+use super::site::{self, SITE_BYTES_MAX};
+use crate::node::identity_services::moment;
+
+/// Folder of the contents of sites.
+const CONTENT: &str = "content";
+/// Folder of what is on its way in.
+const UPLOADS: &str = "uploads";
+
+/// Bytes of a certificate with its key and its issuers: a chain of ten certificates has 20 KiB.
+const CERTIFICATE_BYTES_MAX: u64 = 256 << 10;
+/// Bytes of a file of authorities: all that browsers trust have 200 KiB.
+const ROOT_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of an OpenAPI document, as long as an import reads one.
+const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
+/// Stored files of one kind.
+const FILES_PER_KIND_MAX: usize = 64;
+/// Bytes of all stored files and of what is on its way in, on a large disk. A small one keeps three quarters of itself
+/// for everything else.
+const STORE_BYTES_MAX: u64 = 1 << 30;
+const DISK_PART: u64 = 4;
+
+/// One stored file, for those who look at the node.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct StoredFileRow {
+    pub(super) name: StoredFileName,
+    /// Files below it: of a site, its own; else one.
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+    /// When it was stored, RFC 3339.
+    pub(super) stored: Option<String>,
+    /// What its kind has beside: names and end of a certificate, number of operations of a document.
+    pub(super) facts: Map<String, Value>,
+    /// What is allowed and probably not meant.
+    pub(super) warnings: Vec<String>,
+}
+
+/// What is on its way in. The file of it is removed with it.
+#[derive(Debug)]
+pub(super) struct FileUpload {
+    name: StoredFileName,
+    path: PathBuf,
+    file: File,
+    have: u64,
+    most: u64,
+}
+
+impl FileUpload {
+    /// Bytes that came so far.
+    pub(super) const fn have(&self) -> u64 {
+        self.have
+    }
+
+    /// Adds the next bytes.
+    ///
+    /// # Errors
+    /// They are more than may come, or cannot be written.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), FileStoreError> {
+        let end = self.have + bytes.len() as u64;
+        if end > self.most {
+            return Err(FileStoreError::Quota(format!(
+                "{} may have {} bytes here: make it smaller, or remove a stored file",
+                self.name, self.most
+            )));
+        }
+        let written = self.file.write_all_at(bytes, self.have);
+        written.map_err(|error| FileStoreError::io("cannot keep what was sent", error))?;
+        self.have = end;
+        Ok(())
+    }
+}
+
+impl Drop for FileUpload {
+    fn drop(&mut self) {
+        // The next start would do it too.
+        fs::remove_file(&self.path).ok();
+    }
+}
+
+/// The stored files of a node.
+#[derive(Debug)]
+pub(super) struct FileStore {
+    folder: PathBuf,
+    bytes_max: u64,
+    /// Held while a file is put in place or removed: of two such changes the second sees what the first made.
+    turn: Mutex<()>,
+}
+
+impl FileStore {
+    /// Opens the store in this folder, makes the folder where it is missing, and removes what a power cut left there.
+    ///
+    /// # Errors
+    /// The folder cannot be made, read or written.
+    pub(super) fn open(folder: PathBuf) -> io::Result<Self> {
+        crate::node::make_private_dir(&folder)?;
+        let below = StoredFileKind::ALL.map(StoredFileKind::name);
+        for name in below.into_iter().chain([CONTENT, UPLOADS]) {
+            crate::node::make_private_dir(&folder.join(name))?;
+        }
+        let mut bytes_max = STORE_BYTES_MAX;
+        if let Ok(system) = statvfs(&folder) {
+            let all = system.blocks().saturating_mul(system.fragment_size());
+            bytes_max = bytes_max.min(all / DISK_PART);
+        }
+        let store = Self {
+            folder,
+            bytes_max,
+            turn: Mutex::default(),
+        };
+        store.sweep()?;
+        Ok(store)
+    }
+
+    /// The same with room for so many bytes.
+    #[cfg(test)]
+    pub(super) fn with_room(mut self, bytes_max: u64) -> Self {
+        self.bytes_max = bytes_max;
+        self
+    }
+
+    /// Where a file is, for the parts of the node that open it.
+    pub(super) fn path(&self, name: &StoredFileName) -> PathBuf {
+        self.below(name.kind().name()).join(name.name())
+    }
+
+    /// Whether a file of this name is stored.
+    pub(super) fn has(&self, name: &StoredFileName) -> bool {
+        self.path(name).exists()
+    }
+
+    /// Bytes that all may have.
+    pub(super) const fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    /// Bytes that all have, with what is on its way in.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(super) fn used(&self) -> Result<u64, FileStoreError> {
+        // Links to sites have the bytes of their targets' names.
+        let size = site::measure(&self.folder);
+        let size =
+            size.map_err(|error| FileStoreError::io("cannot look at what is stored", error))?;
+        Ok(size.bytes)
+    }
+
+    /// Begins to take a file.
+    ///
+    /// # Errors
+    /// There is no room, or nothing can be written.
+    pub(super) fn begin(&self, name: StoredFileName) -> Result<FileUpload, FileStoreError> {
+        if !self.has(&name) && self.names(name.kind())?.len() >= FILES_PER_KIND_MAX {
+            let text = format!(
+                "{FILES_PER_KIND_MAX} files of the kind {} are stored",
+                name.kind()
+            );
+            return Err(FileStoreError::Quota(text));
+        }
+        let of_kind = match name.kind() {
+            StoredFileKind::Certificate => CERTIFICATE_BYTES_MAX,
+            StoredFileKind::Root => ROOT_BYTES_MAX,
+            StoredFileKind::Site => SITE_BYTES_MAX,
+            // An import reads no more of any other.
+            _ => DOCUMENT_BYTES_MAX,
+        };
+        let left = self.bytes_max.saturating_sub(self.used()?);
+        let uploads = self.below(UPLOADS);
+        let made = unused(&uploads, |path| {
+            let mut options = OpenOptions::new();
+            options
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path)
+        });
+        let (path, file) =
+            made.map_err(|error| FileStoreError::io("cannot begin an upload", error))?;
+        Ok(FileUpload {
+            name,
+            path,
+            file,
+            have: 0,
+            most: of_kind.min(left),
+        })
+    }
+
+    /// Checks what came, and puts it in the place of the file before it.
+    ///
+    /// # Errors
+    /// It is not what its name says, there is no room, or it cannot be written: the file before it stays.
+    pub(super) fn commit(&self, upload: FileUpload) -> Result<StoredFileRow, FileStoreError> {
+        let _turn = self.turn();
+        let name = upload.name.clone();
+        if name.kind() == StoredFileKind::Site {
+            let content = self.stage(&upload)?;
+            drop(upload);
+            let swapped = self.swap(&name, &content);
+            // Where the folder of links could not be synced, the name leads to it all the same.
+            if swapped.is_err() && self.content_of(&name).as_ref() != Some(&content) {
+                discard(&content);
+            }
+            swapped?;
+            return self.row(&name);
+        }
+        let content = read(&upload)?;
+        let (facts, warnings) = describe(name.kind(), &content).map_err(FileStoreError::Content)?;
+        let put = alknet_durable::replace(&self.path(&name), &content, 0o600);
+        put.map_err(|error| FileStoreError::io(format!("cannot write {name}"), error))?;
+        Ok(StoredFileRow {
+            facts,
+            warnings,
+            ..self.row(&name)?
+        })
+    }
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// It is not there, or stays.
+    pub(super) fn remove(&self, name: &StoredFileName) -> Result<(), FileStoreError> {
+        let _turn = self.turn();
+        let path = self.path(name);
+        let content = self.content_of(name);
+        let removed = fs::remove_file(&path);
+        removed.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => FileStoreError::Missing(name.clone()),
+            _ => FileStoreError::io(format!("cannot remove {name}"), error),
+        })?;
+        let synced = alknet_durable::sync_folder(&self.below(name.kind().name()));
+        synced.map_err(|error| FileStoreError::io(format!("cannot remove {name}"), error))?;
+        if let Some(content) = content {
+            discard(&content);
+        }
+        Ok(())
+    }
+
+    /// Every stored file.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(super) fn rows(&self) -> Result<Vec<StoredFileRow>, FileStoreError> {
+        let mut rows = Vec::new();
+        for kind in StoredFileKind::ALL {
+            for name in self.names(kind)? {
+                match self.row(&name) {
+                    // Removed since the names were read.
+                    Err(FileStoreError::Missing(_)) => {}
+                    row => rows.push(row?),
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// One stored file.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be read.
+    pub(super) fn row(&self, name: &StoredFileName) -> Result<StoredFileRow, FileStoreError> {
+        let path = self.path(name);
+        let failed = |error: io::Error| match error.kind() {
+            ErrorKind::NotFound => FileStoreError::Missing(name.clone()),
+            _ => FileStoreError::io(format!("cannot read {name}"), error),
+        };
+        let about = fs::metadata(&path).map_err(failed)?;
+        let mut row = StoredFileRow {
+            name: name.clone(),
+            files: 1,
+            bytes: about.len(),
+            stored: about.modified().ok().and_then(rfc3339),
+            facts: Map::new(),
+            warnings: Vec::new(),
+        };
+        if name.kind() == StoredFileKind::Site {
+            let size = site::measure(&path).map_err(failed)?;
+            (row.files, row.bytes) = (size.files, size.bytes);
+            if !path.join("index.html").is_file() {
+                let text = "it has no index.html, so that '/' shows nothing";
+                row.warnings.push(text.to_owned());
+            }
+            return Ok(row);
+        }
+        if name.kind() == StoredFileKind::Document {
+            // Reading one takes seconds, and it was checked when it came.
+            return Ok(row);
+        }
+        let content = Zeroizing::new(fs::read(&path).map_err(failed)?);
+        match describe(name.kind(), &content) {
+            Ok((facts, warnings)) => (row.facts, row.warnings) = (facts, warnings),
+            Err(error) => row.warnings.push(error),
+        }
+        Ok(row)
+    }
+
+    /// The files of a site with their lengths; of every other file nothing.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be read.
+    pub(super) fn files(
+        &self,
+        name: &StoredFileName,
+    ) -> Result<Vec<(String, u64)>, FileStoreError> {
+        match self.content_of(name) {
+            None => Ok(Vec::new()),
+            Some(content) => site::files(&content)
+                .map_err(|error| FileStoreError::io(format!("cannot read {name}"), error)),
+        }
+    }
+
+    /// Takes a site out of its archive, durably, beside the one that is served.
+    pub(super) fn stage(&self, upload: &FileUpload) -> Result<PathBuf, FileStoreError> {
+        let used = self.used()?;
+        // What is taken out is no longer than the archive.
+        if used.saturating_add(upload.have) > self.bytes_max {
+            let left = self.bytes_max.saturating_sub(used);
+            return Err(FileStoreError::Quota(format!(
+                "the files of {} need up to {} bytes, and there is room for {left}: remove a stored file first",
+                upload.name, upload.have
+            )));
+        }
+        let made = unused(&self.below(CONTENT), |path| {
+            fs::DirBuilder::new().mode(0o700).create(path)
+        });
+        let (content, ()) =
+            made.map_err(|error| FileStoreError::io("cannot make a folder", error))?;
+        let unpacked = site::unpack(ArchiveFile::new(&upload.file), &content).and_then(|_| {
+            // One call for thousands of files: each is on the disk before the link leads to it.
+            let synced = File::open(&content).and_then(|folder| Ok(syncfs(&folder)?));
+            synced.map_err(|error| FileStoreError::io("cannot write the site", error))
+        });
+        if let Err(error) = unpacked {
+            discard(&content);
+            return Err(error);
+        }
+        Ok(content)
+    }
+
+    /// Has the name of a site lead to this content, and removes the one before.
+    fn swap(&self, name: &StoredFileName, content: &Path) -> Result<(), FileStoreError> {
+        let failed = |error| FileStoreError::io(format!("cannot write {name}"), error);
+        let before = self.content_of(name);
+        let sites = self.below(StoredFileKind::Site.name());
+        let new = sites.join(format!(".{}.new", name.name()));
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let number = content.file_name().unwrap_or_default();
+        symlink(Path::new("..").join(CONTENT).join(number), &new).map_err(failed)?;
+        fs::rename(&new, self.path(name)).map_err(failed)?;
+        alknet_durable::sync_folder(&sites).map_err(failed)?;
+        if let Some(before) = before {
+            discard(&before);
+        }
+        Ok(())
+    }
+
+    /// The folder that the name of a site leads to.
+    fn content_of(&self, name: &StoredFileName) -> Option<PathBuf> {
+        let target = fs::read_link(self.path(name)).ok()?;
+        Some(self.below(CONTENT).join(target.file_name()?))
+    }
+
+    /// Names of one kind, in their order.
+    fn names(&self, kind: StoredFileKind) -> Result<Vec<StoredFileName>, FileStoreError> {
+        let failed = |error| FileStoreError::io("cannot look at what is stored", error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.below(kind.name())).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            // What a power cut left has another name.
+            let name = format!("{kind}/{}", name.to_string_lossy());
+            names.extend(name.parse::<StoredFileName>());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Removes uploads and contents that nothing leads to.
+    fn sweep(&self) -> io::Result<()> {
+        for upload in fs::read_dir(self.below(UPLOADS))? {
+            fs::remove_file(upload?.path())?;
+        }
+        let sites = fs::read_dir(self.below(StoredFileKind::Site.name()))?;
+        let mut used = Vec::new();
+        for site in sites {
+            let site = site?;
+            // A link that was not put in place.
+            if site.file_name().to_string_lossy().starts_with('.') {
+                fs::remove_file(site.path())?;
+            } else if let Ok(target) = fs::read_link(site.path()) {
+                used.extend(target.file_name().map(ToOwned::to_owned));
+            }
+        }
+        for content in fs::read_dir(self.below(CONTENT))? {
+            let content = content?;
+            if !used.contains(&content.file_name()) {
+                fs::remove_dir_all(content.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn below(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        // What a panic left in the middle is a folder that nothing leads to.
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads a file from its beginning without moving where another reader is.
+struct ArchiveFile<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl<'a> ArchiveFile<'a> {
+    const fn new(file: &'a File) -> Self {
+        Self { file, at: 0 }
+    }
+}
+
+impl Read for ArchiveFile<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// Everything that came of a file that is kept in memory while it is checked.
+fn read(upload: &FileUpload) -> Result<Zeroizing<Vec<u8>>, FileStoreError> {
+    let mut content = Zeroizing::new(Vec::new());
+    let read = ArchiveFile::new(&upload.file).read_to_end(&mut content);
+    read.map_err(|error| FileStoreError::io("cannot read what was sent", error))?;
+    Ok(content)
+}
+
+/// Makes what has a number for its name, one that is not in use.
+fn unused<T>(folder: &Path, make: impl Fn(&Path) -> io::Result<T>) -> io::Result<(PathBuf, T)> {
+    for number in 1_u64.. {
+        let path = folder.join(number.to_string());
+        match make(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            made => return made.map(|made| (path, made)),
+        }
+    }
+    Err(io::Error::from(ErrorKind::QuotaExceeded))
+}
+
+/// Removes the content of a site. The next start would do it too.
+fn discard(content: &Path) {
+    if let Err(error) = fs::remove_dir_all(content) {
+        let folder = content.display();
+        tracing::warn!(%folder, %error, "a site that is not used any more stays until the next start");
+    }
+}
+
+fn rfc3339(at: SystemTime) -> Option<String> {
+    moment(at.duration_since(UNIX_EPOCH).ok()?.as_secs())
+}
+
+/// Checks a file of a kind, and says what is in it and what is probably not meant.
+fn describe(
+    kind: StoredFileKind,
+    content: &[u8],
+) -> Result<(Map<String, Value>, Vec<String>), String> {
+    let mut warnings = Vec::new();
+    let facts = match kind {
+        StoredFileKind::Certificate => {
+            let pair = CertificatePair::from_pem(content, content);
+            let pair = pair.map_err(|error| error.to_string())?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let now = now.map_or(0, |since| since.as_secs());
+            warnings.extend(pair.validate(&[], now).err().map(|error| error.to_string()));
+            json!({ "names": pair.names(), "expires": moment(pair.not_after()) })
+        }
+        StoredFileKind::Root => {
+            let found = authorities_from_pem(content).map_err(|error| error.to_string())?;
+            json!({ "certificates": found.certificates, "expires": moment(found.not_after) })
+        }
+        StoredFileKind::Document => {
+            let operations = count_operations(content).map_err(|error| error.to_string())?;
+            json!({ "operations": operations })
+        }
+        _ => Value::Null,
+    };
+    match facts {
+        Value::Object(facts) => Ok((facts, warnings)),
+        _ => Ok((Map::new(), warnings)),
+    }
+}
