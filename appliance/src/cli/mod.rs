@@ -302,6 +302,22 @@ mod tests {
         assert!(help.contains("Example"), "alknet {name} has no example");
     }
 
+    #[test]
+    fn every_verb_and_every_argument_has_a_text() {
+        has_texts(&help::command());
+    }
+
+    fn has_texts(command: &clap::Command) {
+        let name = command.get_name();
+        assert!(command.get_about().is_some(), "alknet {name} has no text");
+        for argument in command.get_arguments().filter(|it| !it.is_hide_set()) {
+            let id = argument.get_id();
+            assert!(argument.get_help().is_some(), "alknet {name}: {id}");
+        }
+        let below = command.get_subcommands();
+        below.filter(|it| !it.is_hide_set()).for_each(has_texts);
+    }
+
     /// `alknet node` alone is what PID 1 starts; with more it is a noun of the command line.
     #[test]
     fn the_noun_and_the_child_of_pid_1_share_a_name() {
