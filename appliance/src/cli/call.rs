@@ -24,18 +24,18 @@ alknet call [OPTIONS] [NODE] --batch <FILE>"
 pub(crate) struct CallArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// The operation, for example node/info: it has a '/', which the name of a node has not.
+    /// The operation, for example node/info. A word with a '/' is an operation, never a node.
     operation: Option<String>,
-    /// Its input as JSON; - reads standard input, @FILE a file.
+    /// The input of the operation as JSON; - reads standard input, @FILE reads a file.
     #[arg(value_name = "JSON")]
     input: Option<String>,
-    /// Call this node, too; can be given several times. Each answer is one line that names its
-    /// node.
+    /// Also call this node. Repeat the option for more nodes. The command prints each answer on one line, after
+    /// the address of its node.
     #[arg(long, value_name = "NODE")]
     also: Vec<String>,
-    /// Make the calls of a file instead: one JSON object a line, with operation, input, and if need
-    /// be timeout_ms and idempotency_key; - reads standard input. They run at the same time; each
-    /// answer is one line, in the order of the file.
+    /// Make the calls of a file, one JSON object a line: operation, and optionally input, timeout_ms and
+    /// idempotency_key. - reads standard input. The node runs the calls at the same time, and the command prints
+    /// one answer a line, in the order of the file.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["operation", "input", "also"])]
     batch: Option<String>,
 }

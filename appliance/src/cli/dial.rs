@@ -18,8 +18,7 @@ use super::{CommandError, CommandExit, StateArgs, output};
 pub(crate) struct DialArgs {
     #[command(flatten)]
     pub(crate) state: StateArgs,
-    /// Use only this carriage; otherwise QUIC, and TLS over TCP when QUIC has not answered
-    /// within 400 ms.
+    /// Use only this carriage [default: QUIC first, and TLS over TCP if QUIC has not answered within 400 ms]
     #[arg(long, value_enum)]
     pub(crate) carriage: Option<CarriageArg>,
     /// Give up after this time: 90s, 30m, 12h, or a number of seconds.
@@ -33,7 +32,7 @@ pub(crate) struct DialArgs {
 /// A carriage as the command line spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CarriageArg {
-    /// Iroh, to the port that the node serves it on.
+    /// Iroh, at the port on which the node serves iroh.
     Iroh,
     Quic,
     Tcp,

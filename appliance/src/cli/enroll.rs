@@ -14,13 +14,13 @@ use super::{CommandError, CommandExit, DialArgs, output};
 /// Arguments of `alknet enroll`.
 #[derive(Debug, Args)]
 pub(crate) struct EnrollArgs {
-    /// The join string, as 'alknet hub invite' prints it; - reads it from standard input, which
-    /// keeps it out of the list of processes.
+    /// The join string that 'alknet hub invite' printed; - reads it from standard input, where no list of
+    /// processes shows it.
     join: String,
-    /// What this key is to be called on the hub.
+    /// The name of this peer on the hub.
     #[arg(long)]
     name: Option<String>,
-    /// What the hub is to be called here [default: as it calls itself]
+    /// The name of the hub on this computer [default: the hub's own name]
     #[arg(long, value_name = "NAME")]
     hub: Option<String>,
     #[command(flatten)]

@@ -15,13 +15,13 @@ const APPROVAL_S_MAX: u64 = 86_400;
 /// The verbs below `alknet escrow`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum EscrowVerb {
-    /// List the shares, and who waits for one.
+    /// List the shares that a node keeps, and the machines that wait for one.
     #[command(after_help = "Example:\n  alknet escrow list ed25519:…@192.0.2.7:443")]
     List {
         #[command(flatten)]
         node: NodeArgs,
     },
-    /// Show one share.
+    /// Show one share: where its machine may ask from, and how it was last used.
     #[command(
         after_help = "Example:\n  alknet escrow show attic kitchen-vault",
         override_usage = "alknet escrow show [OPTIONS] [NODE] <SHARE>"
@@ -30,7 +30,7 @@ pub(crate) enum EscrowVerb {
         #[command(flatten)]
         which: EscrowShareArgs,
     },
-    /// Let a share be released for a time.
+    /// Approve the release of a share for a time.
     #[command(
         override_usage = "alknet escrow approve [OPTIONS] [NODE] <SHARE>",
         after_help = "Examples:\n  alknet escrow approve ed25519:…@192.0.2.7:443 kitchen-vault\n  \
@@ -39,12 +39,12 @@ alknet escrow approve attic 0f3k5v8t2ab1 --for 1h"
     Approve {
         #[command(flatten)]
         which: EscrowShareArgs,
-        /// How long: 90s, 30m, 12h, or a number of seconds; at most a day.
+        /// How long the approval counts: 90s, 30m, 12h, or a number of seconds; at most a day.
         #[arg(long = "for", alias = "seconds", value_name = "TIME", default_value = "10m",
               value_parser = approval)]
         seconds: u64,
     },
-    /// Bind a share to addresses, or to an approval of each release.
+    /// Limit a share to addresses, or require an approval of each release.
     #[command(
         alias = "change",
         override_usage = "alknet escrow set [OPTIONS] [NODE] <SHARE>",
@@ -54,17 +54,18 @@ alknet escrow set attic kitchen-vault --from 192.0.2.0/24 --from 2001:db8::/48"
     Set {
         #[command(flatten)]
         which: EscrowShareArgs,
-        /// Whether each release waits for an approval.
+        /// Whether each release needs an approval: true or false.
         #[arg(long, value_name = "BOOL")]
         approve: Option<bool>,
-        /// From where it may be asked for, in the place of what was; can be given several times.
+        /// Release the share only to addresses of this range, which replaces the earlier ranges. Repeat the option
+        /// for more ranges.
         #[arg(long, value_name = "RANGE", conflicts_with = "anywhere")]
         from: Vec<String>,
-        /// It may be asked for from anywhere.
+        /// Release the share to any address.
         #[arg(long)]
         anywhere: bool,
     },
-    /// Destroy a share: its machine no longer opens by it, even for a thief who has the machine.
+    /// Destroy a share: its machine can no longer open its vault by the share, even if a thief has the machine.
     #[command(
         alias = "revoke",
         override_usage = "alknet escrow remove [OPTIONS] [NODE] <SHARE>",
@@ -81,7 +82,7 @@ alknet escrow set attic kitchen-vault --from 192.0.2.0/24 --from 2001:db8::/48"
 pub(crate) struct EscrowShareArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// The share, by its id, or by the name of the peer that deposited it.
+    /// The id of the share, or the name of the peer that deposited it.
     share: Option<String>,
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use alknet_call::ErrorCode;
 
-/// Exit codes of every command.
+/// Exit codes of every command. `alknet help` and docs/command-line.md have them from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum CommandExit {
@@ -33,8 +33,8 @@ pub(crate) enum CommandExit {
 }
 
 impl CommandExit {
-    /// Every exit code.
-    const ALL: [Self; 11] = [
+    /// Every exit code, in rising order.
+    pub(crate) const ALL: [Self; 11] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
@@ -47,6 +47,23 @@ impl CommandExit {
         Self::Corrupt,
         Self::Aborted,
     ];
+
+    /// The meaning, as help and docs/command-line.md have it.
+    pub(crate) fn meaning(self) -> &'static str {
+        match self {
+            Self::Ok => "it worked",
+            Self::Failed => "the operation failed",
+            Self::Usage => "the command line or the input is wrong",
+            Self::Unreachable => "the node cannot be reached, or does not prove the pinned key",
+            Self::Denied => "refused",
+            Self::Timeout => "time ran out",
+            Self::Locked => "nothing here opens the vault",
+            Self::WrongPassphrase => "the passphrase does not open the vault",
+            Self::BadWords => "the words are not recovery words",
+            Self::Corrupt => "the vault is damaged or was changed",
+            Self::Aborted => "interrupted, or not confirmed",
+        }
+    }
 
     /// The exit code for an error code of the call protocol, whose table has it.
     pub(crate) fn of_code(code: &ErrorCode) -> Self {
@@ -96,7 +113,72 @@ impl fmt::Display for CommandError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use alknet_vault_cli::VaultCliError;
+
     use super::*;
+
+    /// Rows of the table on docs/command-line.md: exit code, meaning, codes of errors.
+    fn page_rows() -> Vec<(u8, String, Vec<String>)> {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/command-line.md");
+        let page = fs::read_to_string(page).expect("the page exists");
+        let section = page
+            .split("\n## ")
+            .find(|it| it.starts_with("Exit codes\n"));
+        let rows = section.expect("the section").lines();
+        let rows = rows.filter_map(|row| {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let [_, code, meaning, errors, _] = cells.as_slice() else {
+                return None;
+            };
+            // The head of the table has no number.
+            let code = code.parse().ok()?;
+            let errors = errors.split('`').skip(1).step_by(2);
+            let errors = errors.map(str::to_owned).collect();
+            Some((code, (*meaning).to_owned(), errors))
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn the_page_has_every_exit_code_with_its_meaning() {
+        let page = page_rows();
+        let codes: Vec<u8> = page.iter().map(|(code, ..)| *code).collect();
+        let known = CommandExit::ALL.map(|exit| exit as u8);
+        assert_eq!(codes, known, "docs/command-line.md");
+        assert!(known.is_sorted(), "{known:?}");
+        for (exit, (_, meaning, _)) in CommandExit::ALL.into_iter().zip(&page) {
+            let first = meaning.split(';').next().unwrap_or_default();
+            assert_eq!(first, exit.meaning(), "docs/command-line.md: {exit:?}");
+        }
+    }
+
+    #[test]
+    fn the_page_has_every_error_code_beside_its_exit_code() {
+        let own = [
+            ("LOCAL", CommandError::local("").exit as u8),
+            ("USAGE", CommandError::usage("").exit as u8),
+        ];
+        let own = own.map(|(code, exit)| (code.to_owned(), exit));
+        let protocol = ErrorCode::table().map(|code| (code.name().to_owned(), code.exit_code()));
+        let text = String::new;
+        let vault = [
+            VaultCliError::Corrupt(text()),
+            VaultCliError::Denied(text()),
+            VaultCliError::Locked(text()),
+            VaultCliError::NotFound(text()),
+            VaultCliError::WrongPassphrase,
+        ];
+        let vault = vault.map(|error| (error.code().to_owned(), error.exit()));
+        let page = page_rows();
+        for (code, exit) in own.into_iter().chain(protocol).chain(vault) {
+            let rows = page.iter().filter(|(_, _, errors)| errors.contains(&code));
+            let rows: Vec<u8> = rows.map(|(row, ..)| *row).collect();
+            assert_eq!(rows, [exit], "docs/command-line.md: rows of {code}");
+        }
+    }
 
     #[test]
     fn every_code_of_the_protocol_has_its_exit() {

@@ -14,7 +14,7 @@ const NAME: &str = "alknet gpu";
 /// Arguments of `alknet gpu`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct GpuArgs {
-    /// What to do: bench, info, run or selftest, and its arguments; `help` lists them
+    /// The verb (bench, info, run or selftest) and its arguments; 'alknet gpu help' lists them.
     #[arg(
         value_name = "COMMAND",
         trailing_var_arg = true,

@@ -8,40 +8,56 @@ use serde_json::json;
 
 use super::{AlknetCli, CommandError, CommandExit, output};
 
-/// What ends with which exit code, for every verb.
-const EXIT_CODES: &str = "Exit codes: 0 ok, 1 the operation failed, 2 usage or input, 3 target unreachable \
-or not the pinned key, 4 denied, 5 timeout, 130 interrupted.";
-/// The same for the verbs that deal with a vault or with recovery words.
-const VAULT_EXIT_CODES: &str = "Exit codes: 0 ok, 1 the operation failed, 2 usage or input, 3 target \
-unreachable or not the pinned key, 4 denied, 5 timeout, 10 nothing opens the vault here, 11 not the \
-passphrase, 12 no recovery words, 13 the vault is damaged, 130 interrupted.";
-/// Verbs with those codes.
-const OF_VAULTS: [&str; 2] = ["provision", "vault"];
+/// Verbs that deal with a vault or with recovery words, and so have the exit codes of [`OF_VAULTS`].
+const VAULT_VERBS: [&str; 2] = ["provision", "vault"];
+/// Exit codes that other verbs do not have.
+const OF_VAULTS: [CommandExit; 4] = [
+    CommandExit::Locked,
+    CommandExit::WrongPassphrase,
+    CommandExit::BadWords,
+    CommandExit::Corrupt,
+];
+
+/// The verb that becomes another program, which has exit codes of its own: docs/driver.md lists them.
+const GPU_VERB: &str = "gpu";
+/// Exit codes of that program.
+const GPU_EXIT_CODES: &str = "Exit codes: 0 it worked; 1 a computation failed, or its result is wrong; 2 the command \
+line is wrong; 3 no driver is linked; 4 no adapter or no device; 70 generated code needs a function that is not linked.";
 
 /// Arguments of `alknet help`.
 #[derive(Debug, Args)]
 pub(crate) struct HelpArgs {
-    /// The verb, for example token add.
+    /// The verb, for example: token add.
     #[arg(value_name = "VERB")]
     verb: Vec<String>,
 }
 
 /// The whole command line, with the exit codes in the help of each verb.
 pub(crate) fn command() -> Command {
-    with_exit_codes(AlknetCli::command(), EXIT_CODES)
+    with_exit_codes(AlknetCli::command(), &exit_codes(false))
 }
 
-fn with_exit_codes(command: Command, codes: &'static str) -> Command {
-    let codes = match OF_VAULTS.contains(&command.get_name()) {
-        true => VAULT_EXIT_CODES,
-        false => codes,
+fn exit_codes(of_vaults: bool) -> String {
+    let all = CommandExit::ALL.into_iter();
+    let all = all.filter(|exit| of_vaults || !OF_VAULTS.contains(exit));
+    let each: Vec<_> = all
+        .map(|exit| format!("{} {}", exit as u8, exit.meaning()))
+        .collect();
+    format!("Exit codes: {}.", each.join("; "))
+}
+
+fn with_exit_codes(command: Command, codes: &str) -> Command {
+    let codes = match command.get_name() {
+        name if VAULT_VERBS.contains(&name) => exit_codes(true),
+        GPU_VERB => GPU_EXIT_CODES.to_owned(),
+        _ => codes.to_owned(),
     };
     let help = match command.get_after_help() {
         Some(help) => format!("{help}\n\n{codes}"),
-        None => codes.to_owned(),
+        None => codes.clone(),
     };
     let command = command.after_help(help);
-    command.mut_subcommands(|below| with_exit_codes(below, codes))
+    command.mut_subcommands(|below| with_exit_codes(below, &codes))
 }
 
 /// Prints the help of a verb.
@@ -126,13 +142,16 @@ mod tests {
         each_verb(&mut all, &mut |name, verb| {
             let help = verb.render_long_help().to_string();
             let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
-            assert!(help.contains("Exit codes: 0 ok, 1 the operation"), "{name}");
-            let of_vault = name.starts_with("alknet vault");
-            assert_eq!(
-                help.contains("10 nothing opens"),
-                of_vault || name == "alknet provision",
-                "{name}"
-            );
+            let of_vault = name.starts_with("alknet vault") || name == "alknet provision";
+            for exit in CommandExit::ALL {
+                let listed = help.contains(&format!(" {} {}", exit as u8, exit.meaning()));
+                let expected = match name {
+                    // The program that it becomes has codes of its own.
+                    "alknet gpu" => exit == CommandExit::Ok,
+                    _ => of_vault || !OF_VAULTS.contains(&exit),
+                };
+                assert_eq!(listed, expected, "{name}: {exit:?}");
+            }
             verbs += 1;
         });
         assert!(verbs > 60, "{verbs} verbs");

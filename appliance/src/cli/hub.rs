@@ -19,14 +19,14 @@ const INVITATION_S_MAX: u64 = 30 * 86_400;
 /// The verbs below `alknet hub`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum HubVerb {
-    /// Make a join string. Its holder may become a peer of the hub: treat it as a password.
+    /// Make a join string. Every holder of the string may become a peer of the hub: treat it as a password.
     #[command(
         after_help = "Examples:\n  alknet hub invite ed25519:…@192.0.2.7:443 --role worker --ttl 1h\n  \
 alknet hub invite ed25519:…@192.0.2.7:443 --role worker --ttl 7d --count 20 --names 'edge-*'\n  \
 alknet hub invite ed25519:…@192.0.2.7:443 --role worker --qr"
     )]
     Invite(InviteArgs),
-    /// List who has enrolled, who waits to be let in, and which invitations are open.
+    /// List the peers of a hub, the keys that wait for approval, and the open invitations.
     #[command(
         alias = "peers",
         after_help = "Example:\n  alknet hub list ed25519:…@192.0.2.7:443"
@@ -35,20 +35,20 @@ alknet hub invite ed25519:…@192.0.2.7:443 --role worker --qr"
         #[command(flatten)]
         node: NodeArgs,
     },
-    /// Show a peer that has enrolled.
+    /// Show one peer of a hub.
     #[command(
         override_usage = "alknet hub show [OPTIONS] [NODE] <PEER>",
         after_help = "Example:\n  alknet hub show attic kitchen --json"
     )]
     Show(HubPeerVerbArgs),
-    /// Let in a key that waits.
+    /// Enrol a key that waits for approval.
     #[command(
         override_usage = "alknet hub approve [OPTIONS] [NODE] <KEY>",
         after_help = "Example:\n  alknet hub approve ed25519:…@192.0.2.7:443 \
 lusab-babad-gutih-tugad-bakuh-sojin --role worker"
     )]
     Approve(ApproveArgs),
-    /// Name a peer otherwise, or label it.
+    /// Change the name or the labels of a peer.
     #[command(
         alias = "label",
         override_usage = "alknet hub set [OPTIONS] [NODE] <PEER> [LABEL]...",
@@ -56,7 +56,7 @@ lusab-babad-gutih-tugad-bakuh-sojin --role worker"
 pool=indoor --unset board --name cellar"
     )]
     Set(LabelArgs),
-    /// Put a peer out: its connections end, and its key is not let in any more.
+    /// Remove a peer: the hub closes the peer's connections, and refuses the peer's keys from then on.
     #[command(
         override_usage = "alknet hub remove [OPTIONS] [NODE] <PEER>",
         after_help = "Example:\n  alknet hub remove ed25519:…@192.0.2.7:443 kitchen"
@@ -79,28 +79,29 @@ pub(crate) struct HubPeerVerbArgs {
 pub(crate) struct InviteArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// What its holder becomes: a [[hub.role]] of the hub's configuration, or worker.
+    /// The role of the new peer: a [[hub.role]] of the hub's configuration, or worker.
     #[arg(long, default_value = "worker")]
     role: String,
-    /// How long it is good: 90s, 30m, 1h, 7d; at most 30 days.
+    /// How long the invitation is valid: 90s, 30m, 1h, 7d; at most 30 days.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = seconds)]
     ttl: u64,
-    /// How many may use it.
+    /// How many keys may use the invitation.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     count: u32,
-    /// What its holders are called: a name, or one with a * for a number.
+    /// The name of the new peer, or a pattern with * in the place of a number.
     #[arg(long, value_name = "PATTERN")]
     names: Option<String>,
-    /// First and last number, as 1-20.
+    /// The first and the last number of the names, for example 1-20.
     #[arg(long, value_name = "FIRST-LAST", value_parser = numbers, requires = "names")]
     numbers: Option<(u32, u32)>,
-    /// A label its holders carry, NAME=VALUE; can be given several times.
+    /// A label of the new peer, NAME=VALUE. Repeat the option for more labels.
     #[arg(long, value_name = "LABEL")]
     label: Vec<PeerLabel>,
-    /// Where the hub is, HOST or HOST:PORT; up to four [default: as the hub knows itself]
+    /// An address of the hub, HOST or HOST:PORT. Repeat the option for up to four [default: the hub's domain and
+    /// the addresses it listens on]
     #[arg(long, value_name = "ADDRESS")]
     address: Vec<String>,
-    /// Draw it as a QR code, too.
+    /// Also draw the join string as a QR code.
     #[arg(long)]
     qr: bool,
 }
@@ -110,12 +111,12 @@ pub(crate) struct InviteArgs {
 pub(crate) struct ApproveArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// The key, or its fingerprint.
+    /// The key that waits, or its fingerprint.
     key: Option<String>,
-    /// What it becomes.
+    /// The role of the new peer.
     #[arg(long, default_value = "worker")]
     role: String,
-    /// What it is called [default: as it asks]
+    /// The name of the new peer [default: the name that the peer asked for]
     #[arg(long)]
     name: Option<String>,
 }
@@ -128,13 +129,13 @@ pub(crate) struct LabelArgs {
     /// The peer, by its id or its name.
     #[arg(value_name = "PEER")]
     which: Option<String>,
-    /// Label to set, as NAME=VALUE.
+    /// The labels to set, NAME=VALUE.
     #[arg(value_name = "LABEL")]
     set: Vec<String>,
-    /// A label to take away; can be given several times.
+    /// Remove this label. Repeat the option for more labels.
     #[arg(long, value_name = "NAME")]
     unset: Vec<String>,
-    /// What the peer is called from now on.
+    /// The new name of the peer.
     #[arg(long)]
     name: Option<String>,
 }

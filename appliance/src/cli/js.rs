@@ -28,7 +28,7 @@ const INPUT_BYTES_MAX: usize = 1 << 20;
 /// `alknet js …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum JsVerb {
-    /// Type JavaScript and see what it comes to; names last until the end.
+    /// Run JavaScript line by line on a node, in one session.
     #[command(after_help = "Examples:\n  alknet js repl attic\n  \
 echo '6 * 7' | alknet js repl attic\n  \
 alknet js repl attic --record calls.json")]
@@ -42,7 +42,7 @@ alknet js run attic report.ts --uses 'fs/*' --uses node/info\n  \
 alknet js run attic report.ts --record calls.json"
     )]
     Run(RunArgs),
-    /// Print alknet.d.ts: what a script on the node can use, for an editor.
+    /// Print alknet.d.ts, the TypeScript declarations of what a script on the node can use.
     #[command(after_help = "Example:\n  alknet js types attic > alknet.d.ts")]
     Types(TypesArgs),
 }
@@ -62,14 +62,14 @@ pub(crate) struct ReplArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// The file; - reads standard input.
+    /// The script; - reads standard input.
     file: Option<String>,
-    /// May call this operation, or with /* everything below; everything that you may, if none is
-    /// given.
+    /// Let the script call this operation, or with /* all operations below. Repeat the option for more
+    /// [default: all operations that you may call]
     #[arg(long, value_name = "OPERATION")]
     uses: Vec<String>,
-    /// Write the calls that the script makes, with their answers and without secrets, to this new
-    /// file: a test of an operation takes it as its calls.
+    /// Write the calls that the script makes, with their answers and without secrets, to this new file. A test of
+    /// an operation can replay them.
     #[arg(long, value_name = "OUT")]
     record: Option<PathBuf>,
 }

@@ -17,14 +17,14 @@ use crate::key::{
 /// The verbs below `alknet key`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyVerb {
-    /// Make a new key, tell it to every node that knows the old one, and use it from then on.
+    /// Make a new key, send it to every node that knows the old key, and then use the new key.
     #[command(
         after_help = "Examples:\n  alknet key rotate ed25519:…@192.0.2.7:443 hub.example.org\n  \
 alknet key rotate\n\nNodes are remembered: without targets the command goes on where it stopped, or \
 tells those of the last time. The old key stays valid on them for a day."
     )]
     Rotate(KeyRotateArgs),
-    /// Print the public key this command line acts with, making it on first use.
+    /// Print the public key of this command line. The first use makes the key.
     #[command(after_help = "Example:\n  alknet key show --json")]
     Show(StateArgs),
 }
@@ -32,10 +32,10 @@ tells those of the last time. The old key stays valid on them for a day."
 /// Arguments of `alknet key rotate`.
 #[derive(Debug, Args)]
 pub(crate) struct KeyRotateArgs {
-    /// Nodes that know the key: names of 'alknet node list', or KEY@HOST:PORT.
+    /// The nodes that know the key: names of 'alknet node list', or KEY@HOST:PORT.
     #[arg(value_name = "NODE")]
     targets: Vec<String>,
-    /// Forget this node: it is not told, and not waited for; can be given several times.
+    /// Remove this node from the list of nodes that get the new key. Repeat the option for more nodes.
     #[arg(long, value_name = "NODE")]
     drop: Vec<String>,
     #[command(flatten)]

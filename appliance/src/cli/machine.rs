@@ -23,14 +23,14 @@ const ANSWER_BYTES_MAX: u64 = 64;
 pub(crate) struct LogsArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// Go on with every new record, until Ctrl-C.
+    /// Also print each new record, until Ctrl-C.
     #[arg(long, short)]
     follow: bool,
-    /// Begin with so many records of the past [default: 100, or with --since all of that time]
+    /// Print the newest N records of the past [default: 100, or with --since all of that time]
     #[arg(long, short = 'n', value_name = "N",
           value_parser = clap::value_parser!(u32).range(0..=i64::from(RECORDS_MAX)))]
     last: Option<u32>,
-    /// Only records that are younger: 90s, 30m, 12h, 30d, a number of seconds, or a time such as
+    /// Print only records since this time: 90s, 30m, 12h or 30d ago, a number of seconds ago, or a moment such as
     /// 2027-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<LogsSince>,
@@ -136,7 +136,7 @@ fn print(record: &Value, json: bool) -> Result<(), CommandError> {
 pub(crate) struct PowerArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// Ask nothing back.
+    /// Do not ask for confirmation.
     #[arg(long, short)]
     yes: bool,
 }

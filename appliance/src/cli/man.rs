@@ -11,7 +11,7 @@ use super::{CommandError, CommandExit, help, output};
 /// Arguments of `alknet man`.
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
-    /// The folder for the pages, which is made if it is missing. Pages that are there are replaced.
+    /// The folder for the pages. The command makes the folder if it is missing, and replaces existing pages.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 }

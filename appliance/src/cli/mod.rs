@@ -62,7 +62,7 @@ node of 'alknet node use', else the one that 'alknet serve' runs with this state
 'alknet help VERB' says more about a verb."
 )]
 struct AlknetCli {
-    /// Print JSON, one value a line, errors too.
+    /// Print answers and errors as JSON, one value a line.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -86,13 +86,13 @@ echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --b
     #[command(after_help = "Example:\n  alknet completions bash > \
 ~/.local/share/bash-completion/completions/alknet")]
     Completions {
-        /// bash, zsh, fish, elvish or powershell.
+        /// The shell: bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,
     },
-    /// Check a configuration file, put it in force, or print its schema.
+    /// Check a configuration file, apply it to a node, or print its schema.
     #[command(subcommand)]
     Config(config::ConfigVerb),
-    /// Become a peer of a hub by a join string, and remember the hub by a name.
+    /// Join a hub by a join string, and give the hub a name on this computer.
     #[command(
         alias = "join",
         after_help = "Examples:\n  alknet enroll alkjoin1_… --name ada\n  \
@@ -100,49 +100,47 @@ alknet enroll - --hub attic < join.txt\n  alknet call attic node/info --peer kit
 A node that serves joins by its configuration instead: [[join]] code = \"alkjoin1_…\"."
     )]
     Enroll(enroll::EnrollArgs),
-    /// See which nodes' shares of their vaults' keys a node keeps, approve their release, and take them
-    /// back.
+    /// List and change the shares of vault keys that a node keeps for other machines, and approve their release.
     #[command(subcommand)]
     Escrow(escrow::EscrowVerb),
     /// Store what the configuration of a node names: static sites, certificates with their keys, roots, documents of
     /// imports.
     #[command(subcommand)]
     File(file::StoredFileVerb),
-    /// Look at this computer's GPU, or at its processor as one, and run shaders on it.
+    /// Test the GPU of this computer, or its processor as a GPU, and run shaders.
     #[command(
         disable_help_flag = true,
         after_help = "Examples:\n  alknet gpu info\n  alknet gpu selftest --json"
     )]
     Gpu(gpu::GpuArgs),
-    /// Say more about a verb.
+    /// Print the help of a verb.
     #[command(after_help = "Examples:\n  alknet help\n  alknet help token add")]
     Help(help::HelpArgs),
-    /// Invite peers to a hub, see who has come, and put them out.
+    /// Invite, list, approve, change and remove the peers of a hub.
     #[command(subcommand)]
     Hub(hub::HubVerb),
-    /// Print the public key this command line acts with, making it on first use.
+    /// Print the public key of this command line. The first use makes the key.
     #[command(after_help = "Example:\n  alknet identity --json")]
     Identity(StateArgs),
     /// Run scripts on a node.
     #[command(subcommand)]
     Js(js::JsVerb),
-    /// Replace the key this command line acts with.
+    /// Show or replace the key of this command line.
     #[command(subcommand)]
     Key(key::KeyVerb),
-    /// Print the log of a node, and go on with what comes.
+    /// Print the log of a node, and with -f each new record.
     #[command(
         after_help = "Examples:\n  alknet logs attic -f\n  alknet logs --since 1h\n  \
 alknet logs attic --last 20 --json"
     )]
     Logs(machine::LogsArgs),
-    /// Write manual pages into a folder, one for each verb.
+    /// Write one manual page for each verb into a folder.
     #[command(after_help = "Example:\n  alknet man ~/.local/share/man/man1")]
     Man(man::ManArgs),
-    /// Call nodes by names of your own, and choose the one that is meant where none is named.
+    /// Give nodes names on this computer, and choose the default node.
     #[command(subcommand)]
     Node(node::NodeVerb),
-    /// List the operations of a node that you may call; propose, review and take back operations
-    /// that scripts offer.
+    /// List and show operations of a node; propose, promote and roll back operations that are scripts.
     #[command(after_help = "Examples:\n  alknet ops ed25519:…@192.0.2.7:443\n  \
 alknet ops ed25519:…@192.0.2.7:443 node/info\n  alknet ops --peer kitchen\n  \
 alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada")]
@@ -151,7 +149,7 @@ alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada")]
     #[command(after_help = "Examples:\n  alknet open ed25519:…@192.0.2.7:443\n  \
 alknet open attic --print\n  alknet open attic --action reboot")]
     Open(open::PageOpenArgs),
-    /// List who may connect to a node, and who has.
+    /// List and show the peers of a node, and their connections.
     #[command(subcommand)]
     Peer(peers::PeerVerb),
     /// As 'alknet peer list'.
@@ -165,10 +163,10 @@ alknet open attic --print\n  alknet open attic --action reboot")]
         after_help = "Examples:\n  alknet pin attic\n  alknet pin ed25519:…@192.0.2.7:443 --json"
     )]
     Pin(pin::PinArgs),
-    /// Switch the machine of a node off.
+    /// Switch off the machine of a node.
     #[command(after_help = "Example:\n  alknet poweroff attic --yes")]
     Poweroff(machine::PowerArgs),
-    /// Make what a new node reads at its first start: recovery words, a configuration, and a seed that carries both.
+    /// Make the configuration, the recovery words and the seed that a new node reads at its first start.
     #[command(
         after_help = "Examples:\n  alknet provision --name edge-1 --domain edge.example.org \
 --out seed.iso\n  alknet provision --form esp --config node.toml --out /media/ALKESP\n  \
@@ -178,22 +176,22 @@ alknet provision --words-to age1… --name far-away --out seed.iso"
     /// Restart the machine of a node.
     #[command(after_help = "Examples:\n  alknet reboot attic\n  alknet reboot kitchen@attic --yes")]
     Reboot(machine::PowerArgs),
-    /// Serve a node on this computer, unprivileged.
+    /// Serve a node on this computer, without root's rights.
     #[command(after_help = "Example:\n  alknet serve --port 4433 --admin \"$(alknet identity)\"")]
     Serve(serve::ServeArgs),
-    /// Say how a node is: exit code 0 when nothing is wrong with it, else 1.
+    /// Show the state of a node. The exit code is 1 if the node has a problem.
     #[command(
         after_help = "Examples:\n  alknet status\n  alknet status ed25519:…@192.0.2.7:443\n  \
 alknet status kitchen --via attic"
     )]
     Status(status::NodeStatusArgs),
-    /// Look into files of typed data, make them of others, and fetch them from nodes.
+    /// Read, check and convert tensor files; fetch them from nodes, and store them there.
     #[command(subcommand)]
     Tensor(tensor::TensorVerb),
-    /// Make bearer tokens, list those of a node, and take them back.
+    /// Make, list, show and revoke the bearer tokens of a node.
     #[command(subcommand)]
     Token(token::TokenVerb),
-    /// Keep recovery words and what is derived from them; ask or lock the vault of a node.
+    /// Keep recovery words, keys and sealed records in a vault; show or lock the vault of a node.
     #[command(subcommand)]
     Vault(vault::VaultVerb),
 }
@@ -201,7 +199,7 @@ alknet status kitchen --via attic"
 /// Where this computer keeps its keys.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StateArgs {
-    /// Directory of keys and state [default: $XDG_STATE_HOME/alknet or ~/.local/state/alknet]
+    /// The directory of keys and state [default: $XDG_STATE_HOME/alknet or ~/.local/state/alknet]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
 }
@@ -294,13 +292,13 @@ mod tests {
 
     #[test]
     fn every_verb_shows_an_example() {
-        let verbs = help::command();
-        let shown = verbs.get_subcommands().filter(|c| !c.is_hide_set());
-        shown.for_each(shows_an_example);
+        shows_an_example(&help::command());
     }
 
     fn shows_an_example(command: &clap::Command) {
-        let mut below = command.get_subcommands().peekable();
+        let below = command.get_subcommands();
+        // Help does not list earlier spellings.
+        let mut below = below.filter(|below| !below.is_hide_set()).peekable();
         if below.peek().is_some() {
             return below.for_each(shows_an_example);
         }
@@ -308,6 +306,22 @@ mod tests {
         let help = help.map(ToString::to_string).unwrap_or_default();
         let name = command.get_name();
         assert!(help.contains("Example"), "alknet {name} has no example");
+    }
+
+    #[test]
+    fn every_verb_and_every_argument_has_a_text() {
+        has_texts(&help::command());
+    }
+
+    fn has_texts(command: &clap::Command) {
+        let name = command.get_name();
+        assert!(command.get_about().is_some(), "alknet {name} has no text");
+        for argument in command.get_arguments().filter(|it| !it.is_hide_set()) {
+            let id = argument.get_id();
+            assert!(argument.get_help().is_some(), "alknet {name}: {id}");
+        }
+        let below = command.get_subcommands();
+        below.filter(|it| !it.is_hide_set()).for_each(has_texts);
     }
 
     /// `alknet node` alone is what PID 1 starts; with more it is a noun of the command line.
@@ -337,6 +351,11 @@ mod tests {
             "join alkjoin1_a",
             "identity",
             "call attic node/info --timeout 0.5",
+            "vault list --dir vault",
+            "vault passwd --slot 1",
+            "vault recovery-key --mnemonic-stdin",
+            "vault slot rm 1",
+            "vault successor next/successor.json",
         ] {
             let words = std::iter::once("alknet").chain(line.split(' '));
             let parsed = AlknetCli::try_parse_from(words);

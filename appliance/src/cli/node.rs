@@ -11,17 +11,17 @@ use super::{CommandError, CommandExit, StateArgs, output};
 /// The verbs below `alknet node`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeVerb {
-    /// Call a node by a name of your own.
+    /// Give a node a name on this computer.
     #[command(
         after_help = "Examples:\n  alknet node add edge-1 ed25519:…@192.0.2.7:443\n  \
 alknet node add oven kitchen@attic\n  alknet node add kitchen --via attic\n\nA hub that 'alknet enroll' \
 joined has a name already."
     )]
     Add(NodeAddArgs),
-    /// List the nodes that have a name here.
+    /// List the nodes that have a name on this computer.
     #[command(after_help = "Example:\n  alknet node list")]
     List(StateArgs),
-    /// Forget the name of a node. The node is not asked, and knows nothing of it.
+    /// Remove the name of a node. The command does not dial the node.
     #[command(after_help = "Example:\n  alknet node remove edge-1")]
     Remove {
         /// Its name.
@@ -29,15 +29,15 @@ joined has a name already."
         #[command(flatten)]
         state: StateArgs,
     },
-    /// Show where a node is that has a name here.
+    /// Show the key and the address behind a name.
     #[command(after_help = "Examples:\n  alknet node show edge-1\n  alknet node show")]
     Show {
-        /// Its name [default: the node of 'alknet node use']
+        /// The name of the node [default: the node of 'alknet node use']
         name: Option<String>,
         #[command(flatten)]
         state: StateArgs,
     },
-    /// Choose the node that a command means which names none.
+    /// Choose the default node: the node of every command that names none.
     #[command(after_help = "Examples:\n  alknet node use edge-1\n  alknet node use --none")]
     Use(NodeUseArgs),
 }
@@ -45,16 +45,17 @@ joined has a name already."
 /// Arguments of `alknet node add`.
 #[derive(Debug, Args)]
 pub(crate) struct NodeAddArgs {
-    /// What it is called here: a-z, 0-9 and '-', a letter first.
+    /// The name on this computer: 1 to 63 of a-z, 0-9 and '-', a letter first.
     name: String,
-    /// KEY@HOST:PORT as 'alknet serve' and the console of a machine show it, HOST[:PORT] of a node with a
-    /// public certificate, or PEER@HUB.
+    /// The node: KEY@HOST:PORT as 'alknet serve' and the console of a machine show it, HOST[:PORT] of a node with
+    /// a public certificate, or PEER@HUB.
     #[arg(required_unless_present = "via")]
     target: Option<String>,
-    /// It is a peer of this hub, which has a name here [default of TARGET: the same name]
+    /// The hub of which the node is a peer, by its name on this computer. TARGET is then the peer's name on the hub
+    /// [default: NAME]
     #[arg(long, value_name = "HUB")]
     via: Option<String>,
-    /// It is the default from now on, too.
+    /// Also make this node the default.
     #[arg(long)]
     default: bool,
     #[command(flatten)]
@@ -67,7 +68,7 @@ pub(crate) struct NodeUseArgs {
     /// Its name.
     #[arg(required_unless_present = "none")]
     name: Option<String>,
-    /// No node is the default any more.
+    /// Remove the default.
     #[arg(long, conflicts_with = "name")]
     none: bool,
     #[command(flatten)]

@@ -35,10 +35,10 @@ const FILE: &str = "open.html";
 pub(crate) struct PageOpenArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// Only print the link, and open nothing.
+    /// Print the link, and open no browser.
     #[arg(long)]
     print: bool,
-    /// Open a page that asks whether to do this, instead of the status page.
+    /// Open a page that asks for confirmation of this action, instead of the status page.
     #[arg(long, value_enum)]
     action: Option<OpenAction>,
 }

@@ -34,7 +34,7 @@ alknet ops list attic --peer kitchen"
         #[command(flatten)]
         node: NodeArgs,
     },
-    /// Show the whole description of an operation: its input, its output, its errors and its scopes.
+    /// Show an operation: its input, its output, its errors and its scopes.
     #[command(
         after_help = "Examples:\n  alknet ops show node/info\n  alknet ops show attic node/info",
         override_usage = "alknet ops show [OPTIONS] [NODE] <OPERATION>"

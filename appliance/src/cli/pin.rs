@@ -27,11 +27,12 @@ const CERT_WITHIN: Duration = Duration::from_secs(30);
 /// Arguments of `alknet pin`.
 #[derive(Debug, Args)]
 pub(crate) struct PinArgs {
-    /// The node: a name of 'alknet node list', or KEY@HOST:PORT [default: as for every verb]
+    /// The node: a name of 'alknet node list', or KEY@HOST:PORT [default: the node of 'alknet node use', else the one
+    /// that 'alknet serve' runs with this state directory]
     #[arg(value_name = "NODE")]
     node: Option<String>,
-    /// Ask the node for its own certificate, and write it to this file. A certificate that can vouch for another
-    /// name is refused.
+    /// Fetch the node's own certificate into this file. The command refuses a certificate that is valid for another
+    /// name.
     #[arg(long, value_name = "FILE")]
     cert: Option<PathBuf>,
     #[command(flatten)]

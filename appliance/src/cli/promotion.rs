@@ -31,21 +31,21 @@ pub(crate) enum PromotionVerb {
 The folder has operation.json (spec, entry, export, service, tests) and the sources."
     )]
     Propose(ProposeArgs),
-    /// List what was proposed to a node, or show all about one proposal or operation.
+    /// List the proposals of a node, or show one proposal or operation in full.
     #[command(
         after_help = "Examples:\n  alknet ops proposals ed25519:…@192.0.2.7:443\n  \
 alknet ops proposals ed25519:…@192.0.2.7:443 3f…\n  \
 alknet ops proposals ed25519:…@192.0.2.7:443 js/invoice/total"
     )]
     Proposals(ProposalsArgs),
-    /// Make a proposal of another author an operation of the node, or reject it.
+    /// Promote a proposal of another author to an operation of the node, or reject it.
     #[command(
         override_usage = "alknet ops promote [OPTIONS] [NODE] <ID>",
         after_help = "Examples:\n  alknet ops promote ed25519:…@192.0.2.7:443 3f… --external\n  \
 alknet ops promote ed25519:…@192.0.2.7:443 3f… --reject --reason 'reads too much'"
     )]
     Promote(PromoteArgs),
-    /// Put an earlier version of an operation in place, or take the operation away.
+    /// Replace an operation by its earlier version, or remove the operation if it has none.
     #[command(
         override_usage = "alknet ops rollback [OPTIONS] [NODE] <PATH>",
         after_help = "Example:\n  alknet ops rollback ed25519:…@192.0.2.7:443 js/invoice/total"
@@ -60,7 +60,7 @@ pub(crate) struct ProposeArgs {
     node: NodeArgs,
     /// The folder of the operation.
     folder: Option<PathBuf>,
-    /// The peer id that the node knows this computer's key by; a hub is asked.
+    /// Your peer id on the node [default: what the node answers]
     #[arg(long = "as", value_name = "PEER")]
     author: Option<PeerId>,
 }
@@ -72,7 +72,7 @@ pub(crate) struct ProposalsArgs {
     node: NodeArgs,
     /// The id of a proposal or its first digits, or the path of an operation.
     which: Option<String>,
-    /// Only proposals of this state.
+    /// List only proposals of this state.
     #[arg(long, conflicts_with = "which",
           value_parser = ["promoted", "proposed", "rejected", "retired"])]
     only: Option<String>,
@@ -83,19 +83,19 @@ pub(crate) struct ProposalsArgs {
 pub(crate) struct PromoteArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// The id of the proposal, or as many of its first digits as no other has.
+    /// The id of the proposal, or enough of its first digits to tell it from the others.
     #[arg(value_parser = id_or_prefix)]
     id: Option<String>,
-    /// Reject it.
+    /// Reject the proposal.
     #[arg(long, conflicts_with_all = ["path", "external", "scope"])]
     reject: bool,
-    /// What it is called by [default: js/<name>]
+    /// The path of the operation [default: js/<name>]
     #[arg(long)]
     path: Option<String>,
-    /// Let peers call it, and not only operations of the node.
+    /// Let peers call the operation, not only operations of the node.
     #[arg(long)]
     external: bool,
-    /// A scope that peers need for it; can be given several times [default: call:<path with colons>]
+    /// A scope that peers need for the operation. Repeat the option for more [default: call:<path with colons>]
     #[arg(long, requires = "external")]
     scope: Vec<String>,
     /// Why, for the record.
@@ -108,9 +108,9 @@ pub(crate) struct PromoteArgs {
 pub(crate) struct RollbackArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// The operation.
+    /// The path of the operation.
     path: Option<String>,
-    /// The version to put in place [default: the one that the present one replaced]
+    /// The version to go back to [default: the version before the present one]
     #[arg(long, value_name = "VERSION")]
     to: Option<u64>,
     /// Why, for the record.

@@ -15,20 +15,20 @@ use crate::node::{self, ConfigOverlay, NodeActivity, ServeFile, StartupConfig, S
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     state: StateArgs,
-    /// Configuration file (see 'alknet config schema'), read again when it changes or at SIGHUP;
-    /// options below win over it.
+    /// The configuration file (see 'alknet config schema'). The node reads it again when it changes, and at SIGHUP.
+    /// The options below win over the file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The one port, UDP and TCP; 0 takes a free one [default: the configuration's, or 443]
+    /// The port, UDP and TCP; 0 takes a free one [default: that of the configuration, or 443]
     #[arg(long)]
     port: Option<u16>,
-    /// Address to listen on; may be given more than once [default: all]
+    /// An address to listen on. Repeat the option for more [default: all addresses]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<IpAddr>,
-    /// Key that may do everything, as 'alknet identity' prints it; may be given more than once.
+    /// The key of an administrator, as 'alknet identity' prints it. Repeat the option for more.
     #[arg(long, value_name = "KEY")]
     admin: Vec<String>,
-    /// Log more.
+    /// Log debug records, too.
     #[arg(long, short)]
     verbose: bool,
 }

@@ -36,10 +36,10 @@ pub(crate) struct NodeArgs {
 /// Which peer of a hub.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct HubPeerArgs {
-    /// NODE is a hub: ask this peer of it, by its id or its name there.
+    /// NODE is a hub: call this peer of the hub, by its id or its name there.
     #[arg(long = "peer", id = "peer_of_hub", value_name = "NAME")]
     pub(crate) peer: Option<String>,
-    /// NODE is a peer of this hub, which passes the call on.
+    /// NODE is a peer of this hub: call it through the hub.
     #[arg(long, value_name = "HUB", conflicts_with = "peer_of_hub")]
     pub(crate) via: Option<String>,
 }

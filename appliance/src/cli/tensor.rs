@@ -27,8 +27,7 @@ use super::{CommandError, CommandExit, DialArgs, output};
 pub(crate) enum TensorVerb {
     #[command(flatten)]
     Local(LocalTensorVerb),
-    /// Fetch a file from a node. What an earlier attempt fetched is not fetched again, and nothing
-    /// is kept that its hash does not prove.
+    /// Fetch a file from a node. The command continues an earlier attempt, and checks each part by its hash.
     #[command(
         override_usage = "alknet tensor pull [OPTIONS] [NODE] <FILE> <OUTPUT>\n       \
 alknet tensor pull [OPTIONS] alknet-tensor://<NODE>/<FILE>[#<TENSOR>] <OUTPUT>",
@@ -38,16 +37,15 @@ alknet tensor pull alknet-tensor://ed25519:…@192.0.2.7:443/models/bert bert.mt
 alknet tensor pull 'alknet-tensor://attic/models/bert#lm_head.weight' head.mt"
     )]
     Pull(PullArgs),
-    /// Store a file on a node, and have a path of its store lead to it.
+    /// Store a file on a node, under a path of the node's store.
     #[command(
         override_usage = "alknet tensor push [OPTIONS] [NODE] <FILE> <PATH>",
         after_help = "Examples:\n  alknet tensor push ed25519:…@192.0.2.7:443 bert.mt models/bert\n  \
 alknet tensor push bert.mt models/bert"
     )]
     Push(PushArgs),
-    /// Serve the tensor files of a folder, as a node of this computer, until a signal stops it. The
-    /// node is that of 'alknet serve', with its options; the keys that --admin names may fetch
-    /// everything.
+    /// Serve the tensor files of a folder. The command runs a node as 'alknet serve' does, with its options; the
+    /// keys of --admin may fetch every file.
     #[command(
         after_help = "Examples:\n  alknet tensor serve models --admin \"$(alknet identity)\"\n  \
 alknet tensor pull ed25519:…@192.0.2.7:443 bert/model.safetensors bert.safetensors"
@@ -58,16 +56,15 @@ alknet tensor pull ed25519:…@192.0.2.7:443 bert/model.safetensors bert.safeten
 /// Arguments of `alknet tensor pull`.
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// The node, the file (a path of its store, or an id of 64 hex digits) and the container to be
-    /// made; node and file may also be written alknet-tensor://NODE/FILE, or
-    /// alknet-tensor://NODE/FILE#TENSOR for one tensor of it.
+    /// The node, the file (a path of the node's store, or an id of 64 hex digits) and the output. One word can name
+    /// node and file: alknet-tensor://NODE/FILE, or alknet-tensor://NODE/FILE#TENSOR for one tensor.
     #[arg(required = true, num_args = 1..=3, value_name = "WHAT")]
     what: Vec<OsString>,
-    /// Fetch only the tensors whose names fit; * stands for any characters, ? for one. They make
-    /// another file, with an id of its own.
+    /// Fetch only the tensors whose names match; * stands for any characters, ? for one. The result is another file
+    /// with an id of its own.
     #[arg(long, value_name = "GLOB")]
     only: Option<String>,
-    /// Write over what is there.
+    /// Write over an existing output.
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -77,7 +74,7 @@ pub(crate) struct PullArgs {
 /// Arguments of `alknet tensor push`.
 #[derive(Debug, Args)]
 pub(crate) struct PushArgs {
-    /// The node, the file here, and its path in the node's store.
+    /// The node, the file on this computer, and the path in the node's store.
     #[arg(required = true, num_args = 1..=3, value_name = "WHAT")]
     what: Vec<OsString>,
     #[command(flatten)]

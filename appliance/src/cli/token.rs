@@ -16,7 +16,7 @@ const LIST: &str = "token/list";
 /// The verbs below `alknet token`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenVerb {
-    /// Make a token at a node that runs, and print it. It is not shown again.
+    /// Make a token on a running node, and print it once.
     #[command(
         alias = "make",
         after_help = "Examples:\n  alknet token add ed25519:…@192.0.2.7:443 --scope metrics:read \
@@ -25,7 +25,7 @@ alknet token add attic --scope node:read --scope peer:list --expires never\n  \
 alknet token add attic --scope fs:read --resource fs=docs --json | jq -r .token"
     )]
     Add(MakeArgs),
-    /// List the tokens of a node: names, scopes, ends, who made them, when they were last used.
+    /// List the tokens of a node: names, scopes, ends, makers and last uses.
     #[command(
         after_help = "Examples:\n  alknet token list ed25519:…@192.0.2.7:443\n  \
 alknet token list attic --json"
@@ -34,10 +34,10 @@ alknet token list attic --json"
         #[command(flatten)]
         node: NodeArgs,
     },
-    /// Make a token here, and print it with what the configuration of a node needs of it.
+    /// Make a token on this computer, and print it with its lines for the configuration of a node.
     #[command(after_help = "Example:\n  alknet token new --json")]
     New,
-    /// Take a token back: what it opened is closed within a second.
+    /// Revoke a token: the node closes the token's connections and sessions within a second.
     #[command(
         alias = "revoke",
         override_usage = "alknet token remove [OPTIONS] [NODE] <KEY_ID>",
@@ -57,7 +57,7 @@ alknet token list attic --json"
 pub(crate) struct TokenNameArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// The eight characters behind alk_.
+    /// The name of the token: the eight characters behind alk_.
     key_id: Option<String>,
 }
 
@@ -66,16 +66,16 @@ pub(crate) struct TokenNameArgs {
 pub(crate) struct MakeArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// What the token may do, no more than you; can be given several times.
+    /// A scope of the token, at most your own. Repeat the option for more.
     #[arg(long, required = true, value_name = "SCOPE")]
     scope: Vec<String>,
-    /// A resource it holds, KIND=NAME; can be given several times.
+    /// A resource of the token, KIND=NAME. Repeat the option for more.
     #[arg(long, value_name = "KIND=NAME", value_parser = resource)]
     resource: Vec<(String, String)>,
-    /// How long it is good: 90s, 30m, 12h, 30d, or never.
+    /// How long the token is valid: 90s, 30m, 12h, 30d, or never.
     #[arg(long, value_name = "TIME", default_value = "90d", value_parser = ends)]
     expires: TokenLifetime,
-    /// What it is for, for those who see it in the list.
+    /// A note that 'alknet token list' shows.
     #[arg(long, value_name = "TEXT")]
     note: Option<String>,
 }

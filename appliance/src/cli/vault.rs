@@ -1,4 +1,4 @@
-//! `alknet vault`: a vault on this computer, and what a node tells about its own.
+//! `alknet vault`: a vault on this computer, and the status and the lock of a node's own vault.
 
 use alknet_vault_cli::{
     OfflineVaultVerb, TerminalPrompt, VaultCliError, VaultStatusArgs, run as run_local,
@@ -17,7 +17,7 @@ use super::{CommandError, CommandExit, DialArgs, output};
 pub(crate) enum VaultVerb {
     #[command(flatten)]
     Local(LocalVerb),
-    /// Let a node forget its seed. It is opened again at its console, never from afar.
+    /// Lock the vault of a node: the node forgets its seed until a person opens the vault at its console.
     #[command(
         after_help = "Examples:\n  alknet vault lock ed25519:…@192.0.2.7:443\n  \
 alknet vault lock ed25519:…@192.0.2.7:443 --hard"
@@ -30,7 +30,7 @@ alknet vault lock ed25519:…@192.0.2.7:443 --hard"
 pub(crate) struct LockArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// End the node as well, so that nothing that was derived is left in its memory.
+    /// Also end the node, so that its memory keeps no derived key.
     #[arg(long)]
     hard: bool,
 }
@@ -178,6 +178,7 @@ fn of_local(error: &VaultCliError) -> CommandError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
     use std::time::Duration;
 
@@ -221,7 +222,7 @@ mod tests {
         assert_eq!(asked.peer.peer.as_deref(), Some("kitchen"));
         let asked = read("vault status kitchen --via attic").expect("a worker is named");
         assert_eq!(asked.peer.via.as_deref(), Some("attic"));
-        for line in ["vault status --dir vault", "vault list --dir vault"] {
+        for line in ["vault status --dir vault", "vault record list --dir vault"] {
             assert!(read(line).is_ok(), "{line}");
         }
         // A directory is not dialled.
@@ -237,6 +238,140 @@ mod tests {
         let command = LocalVerb::augment_subcommands(Command::new("vault"));
         let status = command.find_subcommand(STATUS).expect("it is a verb");
         let about = status.get_about().expect("it has one").to_string();
-        assert!(about.contains("how a vault is"), "{about}");
+        assert!(about.contains("state of a vault"), "{about}");
+    }
+
+    /// The program's own verbs: those that help lists, and the earlier spellings with their present ones.
+    #[derive(Debug, Default, PartialEq, Eq)]
+    struct VerbList {
+        verbs: BTreeSet<String>,
+        earlier: BTreeMap<String, String>,
+    }
+
+    impl VerbList {
+        fn of_program() -> Self {
+            let mut list = Self::default();
+            let vault = VaultVerb::augment_subcommands(Command::new("vault"));
+            list.add(&vault, "");
+            list
+        }
+
+        fn add(&mut self, command: &Command, path: &str) {
+            for below in command.get_subcommands() {
+                let name = format!("{path}{}", below.get_name());
+                if below.is_hide_set() {
+                    let about = below.get_about().map(ToString::to_string);
+                    let about = about.unwrap_or_default();
+                    let present = about.strip_prefix("As 'alknet vault ");
+                    let present = present.and_then(|text| text.strip_suffix('\''));
+                    let present = present.unwrap_or_else(|| panic!("{name}: {about:?}"));
+                    self.earlier.insert(name, present.to_owned());
+                    continue;
+                }
+                for alias in below.get_all_aliases() {
+                    self.earlier.insert(format!("{path}{alias}"), name.clone());
+                }
+                // The noun alone is what its one verb was before.
+                if below.is_args_conflicts_with_subcommands_set() {
+                    let verbs = below.get_subcommands().map(Command::get_name);
+                    let verbs: Vec<_> = verbs.filter(|verb| *verb != "help").collect();
+                    assert_eq!(verbs.len(), 1, "{name}");
+                    self.earlier
+                        .insert(name.clone(), format!("{name} {}", verbs[0]));
+                }
+                if below.has_subcommands() {
+                    self.add(below, &format!("{name} "));
+                } else {
+                    self.verbs.insert(name);
+                }
+            }
+        }
+
+        fn of_page(rows: &[PageRow]) -> Self {
+            let mut list = Self::default();
+            let rows = rows.iter().filter(|row| row.place != "console");
+            for PageRow { verb, earlier, .. } in rows {
+                list.verbs.insert(verb.clone());
+                let own = earlier.split("console:").next().unwrap_or_default();
+                let spellings = own.split('`').skip(1).step_by(2);
+                let spellings = spellings.map(|old| (old.to_owned(), verb.clone()));
+                list.earlier.extend(spellings);
+            }
+            list
+        }
+    }
+
+    /// A row of the table of verbs on docs/vault.md.
+    #[derive(Debug)]
+    struct PageRow {
+        verb: String,
+        asks: String,
+        place: String,
+        exits: Vec<u8>,
+        earlier: String,
+    }
+
+    fn page_rows() -> Vec<PageRow> {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/vault.md");
+        let page = std::fs::read_to_string(page).expect("the page exists");
+        let section = page.split("\n## ").find(|it| it.starts_with("Verbs\n"));
+        let rows = section.expect("the section").lines();
+        let rows = rows.filter(|row| row.starts_with("| `"));
+        let rows = rows.map(|row| {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let [_, verb, asks, place, exits, earlier, _] = cells.as_slice() else {
+                panic!("five columns: {row}");
+            };
+            let exits = exits.split(", ").filter(|exit| !exit.is_empty());
+            let exits = exits.map(|exit| exit.parse().expect(row));
+            PageRow {
+                verb: verb.replace('`', ""),
+                asks: (*asks).to_owned(),
+                place: (*place).to_owned(),
+                exits: exits.collect(),
+                earlier: (*earlier).to_owned(),
+            }
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn the_page_has_each_verb_and_each_earlier_spelling() {
+        let program = VerbList::of_program();
+        assert!(program.verbs.contains("slot add"), "{program:?}");
+        assert_eq!(VerbList::of_page(&page_rows()), program, "docs/vault.md");
+    }
+
+    /// What a verb asks for, where it works and how it may end follows from the arguments that it takes.
+    #[test]
+    fn the_page_says_of_each_verb_what_its_arguments_imply() {
+        let mut vault = VaultVerb::augment_subcommands(Command::new("vault"));
+        vault.build();
+        for row in page_rows().iter().filter(|row| row.place != "console") {
+            let path = row.verb.split(' ');
+            let command = path.fold(&vault, |command, name| {
+                command.find_subcommand(name).expect(&row.verb)
+            });
+            let takes = |id: &str| command.get_arguments().any(|it| it.get_id() == id);
+            // Only a verb that opens a vault takes a seed.
+            let opens = takes("seed_key");
+            let words = takes("mnemonic_stdin");
+            let dials = takes("timeout");
+            assert!(!opens || row.asks.contains("passphrase"), "{row:?}");
+            assert_eq!(words, row.asks.contains("the words"), "{row:?}");
+            assert_eq!(dials, row.place.contains("network"), "{row:?}");
+            for (implied, exit) in [
+                (opens, CommandExit::WrongPassphrase),
+                (words, CommandExit::BadWords),
+                (dials, CommandExit::Unreachable),
+            ] {
+                let listed = row.exits.contains(&(exit as u8));
+                assert_eq!(implied, listed, "{exit:?}: {row:?}");
+            }
+            for exit in &row.exits {
+                let known = CommandExit::ALL.iter().any(|it| *it as u8 == *exit);
+                assert!(known && *exit > CommandExit::Usage as u8, "{row:?}");
+            }
+        }
     }
 }

@@ -57,7 +57,7 @@ struct ApplyInput {
 pub(crate) fn apply(people: IdentityServices) -> Registration {
     let spec = OperationSpec::mutation(
         "config/apply",
-        "Puts a configuration document in force, whole or not at all.",
+        "Applies a configuration document: all of it, or nothing if it has a mistake.",
     )
     .with_input(json!({
         "type": "object",
@@ -67,7 +67,7 @@ pub(crate) fn apply(people: IdentityServices) -> Registration {
             "document": { "type": "string", "maxLength": CONFIG_BYTES_MAX,
                           "description": "The TOML document" },
             "dry_run": { "type": "boolean", "default": false,
-                         "description": "Say what would happen, and change nothing" },
+                         "description": "Return what would change, and change nothing" },
             "generation": { "type": ["integer", "null"], "minimum": 1,
                             "description": "Refuse unless this generation is in force" },
         }
@@ -136,7 +136,7 @@ fn refused(error: ApplyError) -> CallError {
 
 /// `peer/list`
 pub(crate) fn list(people: IdentityServices) -> Registration {
-    let spec = OperationSpec::query("peer/list", "Who may connect, and who has.")
+    let spec = OperationSpec::query("peer/list", "Lists the peers and their connections.")
         .with_input(empty_input())
         .with_output(json!({
             "type": "object",

@@ -57,14 +57,14 @@ pub(crate) fn operation(own: Arc<NodeKeyRotation>) -> Registration {
     let key = json!({ "type": "string", "pattern": "^ed25519:[0-9a-f]{64}$" });
     let spec = OperationSpec::mutation(
         "node/rotate-key",
-        "Makes a new key for this node and tells its hubs; it is used from the next start on.",
+        "Makes a new key for this node and sends it to the node's hubs. The node uses the key from its next start.",
     )
     .with_input(json!({
         "type": ["object", "null"],
         "additionalProperties": false,
         "properties": {
             "drop": { "type": "array", "items": key, "maxItems": 64,
-                      "description": "Hubs, by their keys, that are not told and not waited for" },
+                      "description": "Hubs, by their keys, that do not get the new key" },
         }
     }))
     .with_output(json!({
@@ -73,8 +73,8 @@ pub(crate) fn operation(own: Arc<NodeKeyRotation>) -> Registration {
         "properties": {
             "node_key": key, "new_key": key,
             "replaced": { "type": "boolean",
-                "description": "Every hub knows the new key: the next start uses it" },
-            "in_use": { "type": "boolean", "description": "This process uses it" },
+                "description": "Whether every hub knows the new key, so that the node uses it from its next start" },
+            "in_use": { "type": "boolean", "description": "Whether this process uses the new key" },
             "old_key_ends": { "type": ["string", "null"], "format": "date-time" },
             "hubs": { "type": "array", "items": { "type": "object",
                 "required": ["hub", "told"] } },

@@ -132,7 +132,7 @@ fn certificates(store: &CertificateStore, into: &mut Metrics) {
 
 /// The operation.
 pub(crate) fn operation(meters: NodeMetrics) -> Registration {
-    let spec = OperationSpec::query("node/metrics", "What this node has counted.")
+    let spec = OperationSpec::query("node/metrics", "Returns the metrics of this node.")
         .with_input(empty_input())
         .with_output(json!({
             "type": "object",

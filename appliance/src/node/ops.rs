@@ -94,7 +94,7 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
 }
 
 fn info(node: NodeContext) -> Registration {
-    let mut spec = OperationSpec::query("node/info", "What this node is and how it is.")
+    let mut spec = OperationSpec::query("node/info", "Returns the node's identity and problems.")
         .with_input(empty_input())
         .with_output(facts::info_schema());
     let either = [SCOPE, READ_SCOPE].map(str::to_owned);
@@ -131,9 +131,9 @@ fn log(ring: NodeLogRing) -> Registration {
         "additionalProperties": false,
         "properties": {
             "last": { "type": "integer", "minimum": 0, "maximum": LOG_LAST_MAX, "default": LOG_LAST,
-                      "description": "Records from the past to begin with" },
+                      "description": "How many records of the past to send first" },
             "follow": { "type": "boolean", "default": false,
-                        "description": "Go on with every new record" },
+                        "description": "Whether to send each new record, too" },
         }
     });
     let output = json!({
@@ -145,7 +145,7 @@ fn log(ring: NodeLogRing) -> Registration {
             "message": { "type": "string" },
         }
     });
-    let spec = OperationSpec::subscription("node/log", "The log: what is kept, and what comes.")
+    let spec = OperationSpec::subscription("node/log", "Sends kept and new records of the log.")
         .with_input(input)
         .with_output(output)
         .with_scope(SCOPE);

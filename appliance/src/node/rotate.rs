@@ -45,7 +45,7 @@ pub(crate) fn operation(people: IdentityServices, about: Arc<NodeDescription>) -
             "proof": { "type": "string", "minLength": PROOF_CHARS, "maxLength": PROOF_CHARS,
                        "description": "The new key's Ed25519 signature, base64url" },
             "old_proof": { "type": "string", "minLength": PROOF_CHARS, "maxLength": PROOF_CHARS,
-                           "description": "The same by the old key" },
+                           "description": "The old key's Ed25519 signature, base64url" },
         },
         "dependentRequired": { "new_key": ["time", "proof", "old_proof"], "time": ["new_key"],
                                "proof": ["new_key"], "old_proof": ["new_key"] },

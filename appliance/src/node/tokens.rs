@@ -57,7 +57,7 @@ pub(crate) fn make(people: IdentityServices) -> Registration {
         { "type": "string", "minLength": 1, "maxLength": RESOURCE_BYTES_MAX } });
     let spec = OperationSpec::mutation(
         "token/make",
-        "Makes a bearer token for a program. It is shown in the answer, and never again.",
+        "Makes a bearer token for a program. Only this answer has the token.",
     )
     .with_input(json!({
         "type": "object",
@@ -65,14 +65,14 @@ pub(crate) fn make(people: IdentityServices) -> Registration {
         "additionalProperties": false,
         "properties": {
             "scopes": { "type": "array", "items": { "type": "string" }, "maxItems": SCOPES_MAX,
-                        "description": "What it may do; a caller gives at most what it holds" },
+                        "description": "Scopes of the token, at most those of the caller" },
             "resources": { "type": "object", "maxProperties": RESOURCES_MAX,
                            "additionalProperties": names,
-                           "description": "Resources it holds, by kind" },
+                           "description": "Resources of the token, by kind" },
             "ttl_s": { "type": ["integer", "null"], "minimum": 1, "maximum": TTL_S_MAX,
-                       "description": "Seconds until it ends; absent or null: it does not" },
+                       "description": "Seconds for which the token is valid; if absent or null, without end" },
             "note": { "type": ["string", "null"], "maxLength": NOTE_CHARS_MAX,
-                      "description": "What it is for" },
+                      "description": "A note that the list of tokens shows" },
         }
     }))
     .with_output(json!({
@@ -241,7 +241,7 @@ fn made(token: &AuthToken, key: &ApiKey) -> Value {
 
 /// `token/list`
 pub(crate) fn list(people: IdentityServices) -> Registration {
-    let spec = OperationSpec::query("token/list", "Which tokens there are; never what they are.")
+    let spec = OperationSpec::query("token/list", "Lists the tokens of this node without their secrets.")
         .with_input(empty_input())
         .with_output(json!({
             "type": "object",
@@ -256,8 +256,8 @@ pub(crate) fn list(people: IdentityServices) -> Registration {
                     "note": { "type": "string" },
                     "created_by": { "type": "string" }, "created": { "type": "string" },
                     "maker_gone": { "const": true,
-                        "description": "Its maker is not let in any more, or holds less than it: it is refused" },
-                    "last_used": { "type": "string", "description": "A day, YYYY-MM-DD" },
+                        "description": "Whether the node refuses the token because its maker may no longer connect, or has lost a scope of it" },
+                    "last_used": { "type": "string", "description": "The day of the last use, YYYY-MM-DD" },
                 } } } }
         }))
         .with_scope(SCOPE);
@@ -328,7 +328,7 @@ struct TokenRevokeInput {
 pub(crate) fn revoke(people: IdentityServices) -> Registration {
     let spec = OperationSpec::mutation(
         "token/revoke",
-        "Takes a token back. What it was used to connect with is closed within a second.",
+        "Revokes a token. The node closes the token's connections and sessions within a second.",
     )
     .with_input(json!({
         "type": "object",
@@ -336,7 +336,7 @@ pub(crate) fn revoke(people: IdentityServices) -> Registration {
         "additionalProperties": false,
         "properties": {
             "key_id": { "type": "string", "pattern": "^[a-z0-9]{8}$",
-                        "description": "The eight characters behind alk_" },
+                        "description": "The name of the token: the eight characters behind alk_" },
         }
     }))
     .with_output(json!({

@@ -205,7 +205,7 @@ pub(crate) fn status(
     let text = json!({ "type": "string" });
     let spec = OperationSpec::query(
         "vault/status",
-        "Whether the vault is open, and what opens it.",
+        "Returns the state of the vault, and what opens it.",
     )
     .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
     .with_output(json!({
@@ -214,9 +214,9 @@ pub(crate) fn status(
         "properties": {
             "state": { "enum": ["absent", "locked", "unlocked"] },
             "sealed": { "type": "boolean",
-                        "description": "Nothing that lies beside it opens it" },
+                        "description": "Whether no key lies beside the vault" },
             "slots": { "type": "array", "items": text },
-            "tpm2": { "type": "array", "description": "What slots of that type are bound to",
+            "tpm2": { "type": "array", "description": "The PCRs that slots of type tpm2 are bound to",
                 "items": { "type": "object", "properties": {
                     "slot": { "type": "integer", "minimum": 0 },
                     "pcrs": { "type": "array", "items": { "type": "integer" } },
@@ -228,14 +228,14 @@ pub(crate) fn status(
             "device": { "type": "integer", "minimum": 0 },
             "key_version": { "type": ["integer", "null"] },
             "words_kept": { "type": "boolean",
-                            "description": "A person showed that the words are written down" },
+                            "description": "Whether a person has confirmed that the words are written down" },
             "words_age": { "type": ["string", "null"],
                 "description": "The words, encrypted to the recipients in the configuration" },
             "memory": text,
             "data_cipher": { "type": ["string", "null"] },
             "credentials": {
                 "type": "array",
-                "description": "Names and kinds of what operations may use; nothing of what they are",
+                "description": "Names, kinds and states of the credentials, without their secrets",
                 "items": credential_schema(),
             },
         }
@@ -260,7 +260,7 @@ fn credential_schema() -> Value {
             "kind": { "enum": CapabilityKind::ALL },
             "origin": { "enum": ["configuration", "node", "vault", null] },
             "key_version": { "type": ["integer", "null"] },
-            "state": { "type": "string", "description": "'ready', or why not" },
+            "state": { "type": "string", "description": "'ready', or the reason why the credential is not usable" },
             "operations": { "type": "array", "items": { "type": "string" } },
         }
     })
@@ -301,13 +301,13 @@ pub(crate) fn lock(
 ) -> Registration {
     let spec = OperationSpec::mutation(
         "vault/lock",
-        "Forgets the seed. Only a person at the machine opens the vault again.",
+        "Locks the vault: the node forgets the seed. Only a person at the console opens the vault again.",
     )
     .with_input(json!({
         "type": ["object", "null"],
         "additionalProperties": false,
         "properties": { "hard": { "type": "boolean", "default": false,
-            "description": "End the node as well, so that nothing derived is left" } }
+            "description": "Also end the node, so that its memory keeps no derived key" } }
     }))
     .with_output(json!({
         "type": "object",

@@ -109,7 +109,7 @@ impl Announcer {
 pub(crate) fn registration() -> Registration {
     let spec = OperationSpec::subscription(
         "services/watch",
-        "Tells the hash of the operations, and every change of those the caller may call.",
+        "Sends the hash of the operations that the caller may call, and again after each change.",
     )
     .with_input(json!({ "type": ["object", "null"] }))
     .with_output(change_schema());

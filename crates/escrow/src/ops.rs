@@ -157,7 +157,7 @@ struct DepositInput {
 fn deposit(on: EscrowContext) -> Registration {
     let spec = OperationSpec::mutation(
         "escrow/deposit",
-        "Keeps a share of your vault's key. The same share again is the same deposit.",
+        "Stores a share of the key of the caller's vault. The same share again changes nothing.",
     )
     .with_input(json!({
         "type": "object",
@@ -170,7 +170,7 @@ fn deposit(on: EscrowContext) -> Registration {
                        "description": "The id of the vault, for people" },
             "from": ranges("From where it may be asked for; from anywhere when empty"),
             "approve": { "type": "boolean", "default": false,
-                         "description": "Each release waits for an administrator" },
+                         "description": "Whether each release needs the approval of an administrator" },
         }
     }))
     .with_output(json!({ "type": "object", "required": ["id"],
@@ -198,7 +198,7 @@ struct ReleaseInput {
 }
 
 fn release(on: EscrowContext) -> Registration {
-    let spec = OperationSpec::mutation("escrow/release", "Your share, which you deposited before.")
+    let spec = OperationSpec::mutation("escrow/release", "Releases the share of the caller.")
         .with_input(json!({
             "type": "object",
             "required": ["id"],
@@ -224,7 +224,7 @@ struct EmptyInput {}
 fn list(on: EscrowContext) -> Registration {
     let spec = OperationSpec::query(
         "escrow/list",
-        "Every share that is kept here, without the share.",
+        "Lists the shares that this node keeps, without their secrets.",
     )
     .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
     .with_output(json!({
@@ -258,7 +258,7 @@ const fn approval_s() -> u64 {
 }
 
 fn approve(on: EscrowContext) -> Registration {
-    let spec = OperationSpec::mutation("escrow/approve", "Lets a share be released for a time.")
+    let spec = OperationSpec::mutation("escrow/approve", "Approves releases of a share.")
         .with_input(json!({
             "type": "object",
             "required": ["share"],
@@ -295,7 +295,7 @@ struct ChangeInput {
 fn change(on: EscrowContext) -> Registration {
     let spec = OperationSpec::mutation(
         "escrow/change",
-        "Binds a share otherwise: to addresses, or to an approval of each release.",
+        "Changes the addresses that a share is released to, and whether each release needs an approval.",
     )
     .with_input(json!({
         "type": "object",
@@ -332,7 +332,7 @@ struct ShareRevokeInput {
 fn revoke(on: EscrowContext) -> Registration {
     let spec = OperationSpec::mutation(
         "escrow/revoke",
-        "Destroys a share: its vault does not open by it again, even for a thief of the machine.",
+        "Destroys a share: its vault can no longer open by it, even if a thief has the machine.",
     )
     .with_input(json!({
         "type": "object",
@@ -436,7 +436,7 @@ fn ranges(description: &str) -> Value {
 
 fn share_schema() -> Value {
     json!({ "type": "string", "minLength": 1, "maxLength": NAME_CHARS_MAX,
-            "description": "Its id, or the name of the peer that deposited it" })
+            "description": "The id of the share, or the name of the peer that deposited it" })
 }
 
 fn short_schema() -> Value {

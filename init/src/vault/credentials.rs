@@ -37,7 +37,7 @@ pub(crate) struct NodeCredentials {
 impl NodeCredentials {
     fn not_taken(&mut self, one: &MediaCredential, why: &str) {
         let text = format!("{}: secrets.credentials.{}: {why}", one.source, one.name);
-        let hint = "take it away; 'alknet vault seal --print' makes a record of it for 'alknet config apply'";
+        let hint = "take it away; 'alknet vault record add --print' makes a record of it for 'alknet config apply'";
         self.problem("credential-ignored", text, hint);
     }
 
@@ -216,8 +216,7 @@ fn opens_to(vault: &Vault, label: &BlobLabel, blob: &SealedBlob, secret: &[u8]) 
 
 fn refused(kept: &mut NodeCredentials, name: &str, error: &CredentialsError) {
     let text = format!("the credential {name} cannot be read: {error}");
-    let hint =
-        "seal it again ('alknet vault seal --print') and put its record into the configuration";
+    let hint = "seal it again ('alknet vault record add --print') and put its record into the configuration";
     kept.problem("credential-unusable", text, hint);
 }
 

@@ -640,8 +640,8 @@ mod tests {
         ));
         assert!(asking.question().is_some(), "the mistake is shown");
         assert!(matches!(
-            asking.answer(line("passwd")),
-            DialogStep::Run(VaultCommand::Passwd)
+            asking.answer(line("slot set")),
+            DialogStep::Run(VaultCommand::SlotSet)
         ));
         assert!(asking.is_idle());
         asking.want(CommandPrompt::NewPassphrase, String::new());

@@ -7,68 +7,68 @@ use clap::{Args, ValueEnum};
 /// Arguments of `alknet provision`. No secret is among them: others see a command line.
 #[derive(Clone, Debug, Args)]
 pub struct ProvisionArgs {
-    /// What to write.
+    /// The form of the seed.
     #[arg(long, value_enum, default_value = "nocloud-iso")]
     pub(crate) form: SeedForm,
-    /// Where: a file, or a folder for esp, fw-cfg and smbios; - is standard output, for cmdline, console
+    /// The output: a file, or a folder for esp, fw-cfg and smbios; - is standard output, for cmdline, console
     /// and text.
     #[arg(long, value_name = "PATH")]
     pub(crate) out: Option<PathBuf>,
-    /// Write over what is there.
+    /// Write over existing files.
     #[arg(long)]
     pub(crate) force: bool,
-    /// Begin with this document; the other options win over it. - reads standard input.
+    /// Start from this configuration document; the other options win over it. - reads standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Host name of the node.
+    /// The host name of the node.
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Public domain of the node.
+    /// The public domain of the node.
     #[arg(long)]
     pub(crate) domain: Option<String>,
-    /// Key that may do everything on it; can be given several times [default: the key of 'alknet
+    /// The key of an administrator of the node. Repeat the option for more [default: the key of 'alknet
     /// identity', made on first use]
     #[arg(long, value_name = "KEY")]
     pub(crate) admin: Vec<String>,
-    /// A card that is not to be configured automatically, such as
-    /// match=eth0,method=static,address=192.0.2.10/24,gateway=192.0.2.1,dns=192.0.2.53; can be given
-    /// several times.
+    /// The settings of a network card, for example
+    /// match=eth0,method=static,address=192.0.2.10/24,gateway=192.0.2.1,dns=192.0.2.53. Repeat the option for
+    /// more [default: automatic]
     #[arg(long, value_name = "KEY=VALUE,…")]
     pub(crate) network: Vec<String>,
-    /// Where the recovery words come from: provisioned makes them here [default: provisioned, or
-    /// generate with --words-to]
+    /// Where the recovery words come from [default: provisioned, which makes them on this computer; with
+    /// --words-to generate]
     #[arg(long, value_enum)]
     pub(crate) init: Option<WordsOrigin>,
-    /// What opens the vault at a start; can be given several times [default: what the machine has]
+    /// What opens the vault at a start. Repeat the option for more [default: what the machine has]
     #[arg(long, value_name = "SLOT", value_delimiter = ',')]
     pub(crate) unlock: Vec<String>,
-    /// Which of several nodes of the same words this is.
+    /// The number of the node among the nodes of the same words.
     #[arg(long, value_name = "N")]
     pub(crate) device: Option<u32>,
-    /// How many words to make.
+    /// The number of words to make.
     #[arg(long, value_parser = ["12", "24"], default_value = "24")]
     pub(crate) words: String,
-    /// Take these words instead of making some; - reads standard input.
+    /// Read the words from this file instead of making new ones; - reads standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) words_file: Option<PathBuf>,
-    /// Write the new words to this new file, which only you can read, and ask nothing back.
+    /// Write the new words to this new file, which only you can read, and do not ask for three of them.
     #[arg(long, value_name = "FILE", conflicts_with = "words_file")]
     pub(crate) words_out: Option<PathBuf>,
-    /// BIP39's passphrase of the words, a file of one line; - reads standard input.
+    /// The file with the BIP39 passphrase of the words, one line; - reads standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) passphrase_file: Option<PathBuf>,
-    /// Let the node make the words, and encrypt them to this key: age1…, or a line of ssh-ed25519 or
-    /// ssh-rsa; can be given several times.
+    /// Let the node make the words and encrypt them to this key: age1…, or a line of ssh-ed25519 or ssh-rsa.
+    /// Repeat the option for more.
     #[arg(long, value_name = "RECIPIENT")]
     pub(crate) words_to: Vec<String>,
-    /// A third party's secret for a [[credentials]] entry of the document without a record: its name and
-    /// a file with it; - reads standard input. Can be given several times.
+    /// The name of a [[credentials]] entry of the document, and the file with its secret; - reads standard
+    /// input. Repeat the option for more.
     #[arg(long, value_name = "NAME=FILE")]
     pub(crate) credential: Vec<String>,
-    /// Print the words in the answer, and ask nothing back.
+    /// Print the words in the answer, and do not ask for three of them.
     #[arg(long)]
     pub(crate) show_words: bool,
-    /// Where the node will be reached, for its enrolment URI [default: --domain, or its static address]
+    /// The address of the node, for its enrolment URI [default: --domain, or the static address]
     #[arg(long, value_name = "HOST")]
     pub(crate) address: Option<String>,
 }
@@ -76,21 +76,21 @@ pub struct ProvisionArgs {
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SeedForm {
-    /// The word that goes onto a kernel's command line.
+    /// One word for the kernel's command line.
     Cmdline,
-    /// The line to paste at the node's console.
+    /// One line to paste at the console of the machine.
     Console,
     /// Files for the boot partition of a flashed image, in the folder where it is mounted.
     Esp,
     /// Files for QEMU's -fw_cfg, in a folder.
     FwCfg,
-    /// A FAT volume that is NoCloud's.
+    /// A FAT volume for NoCloud.
     NocloudFat,
-    /// A CD that is NoCloud's.
+    /// A CD image for NoCloud.
     NocloudIso,
     /// OEM strings, one file each, in a folder.
     Smbios,
-    /// The document alone.
+    /// Only the configuration document.
     Text,
 }
 
@@ -124,11 +124,11 @@ impl SeedForm {
 pub enum WordsOrigin {
     /// The node makes them.
     Generate,
-    /// There is no vault.
+    /// The node has no vault.
     Off,
     /// The administrator types them at the node's console.
     Prompt,
-    /// They are made here and go with the seed.
+    /// This command makes them, and the seed has them.
     Provisioned,
 }
 

@@ -10,28 +10,27 @@ use alknet_tensor::tools;
 /// The verbs below `alknet tensor` that need no connection.
 #[derive(Debug, Subcommand)]
 pub enum LocalTensorVerb {
-    /// Write a tensor's bytes to standard output, or its values as JSON.
+    /// Print the bytes of a tensor, or with --json its values.
     #[command(
         after_help = "Examples:\n  alknet tensor cat model.mt weights --npy > weights.npy\n  \
 alknet tensor cat model.mt points --rows 0:2 --json"
     )]
     Cat(CatArgs),
-    /// Make a container of another, of a NumPy array or of an archive of them, and back.
+    /// Convert between containers, safetensors files, NumPy arrays and archives of NumPy arrays.
     #[command(
         after_help = "Examples:\n  alknet tensor convert model.safetensors model.mt\n  \
 alknet tensor convert model.mt arrays.npz"
     )]
     Convert(ConvertArgs),
-    /// List what has to change in one file to have the tensors of another. Exits with 1 where
-    /// something has.
+    /// Compare the tensors of two files. The exit code is 1 if they differ.
     #[command(after_help = "Example:\n  alknet tensor diff old.mt new.mt")]
     Diff {
-        /// The file as it is.
+        /// The first file.
         first: PathBuf,
-        /// The file as it shall be.
+        /// The second file.
         second: PathBuf,
     },
-    /// Print the BLAKE3 of a file, which is its id, of its header, its data and its tensors.
+    /// Print the BLAKE3 hashes of a file (its id), its header, its data and its tensors.
     #[command(after_help = "Example:\n  alknet tensor hash model.mt")]
     Hash {
         /// The container.
@@ -46,25 +45,25 @@ alknet tensor convert model.mt arrays.npz"
         /// The container.
         file: PathBuf,
     },
-    /// Put the files of a folder into one container: NumPy arrays as tensors, others as items.
+    /// Pack the files of a folder into one container: NumPy arrays as tensors, other files as items.
     #[command(after_help = "Example:\n  alknet tensor pack dataset dataset.mt")]
     Pack {
         /// The folder.
         folder: PathBuf,
-        /// The container to be made.
+        /// The container to make.
         output: PathBuf,
         #[command(flatten)]
         layout: LayoutArgs,
     },
-    /// Take everything from a file that stock safetensors does not write.
+    /// Write a copy of a file as stock safetensors writes it.
     #[command(after_help = "Example:\n  alknet tensor strip model.mt model.safetensors")]
     Strip {
         /// The container.
         input: PathBuf,
-        /// The safetensors file to be made.
+        /// The safetensors file to make.
         output: PathBuf,
     },
-    /// Check that a file is what it says. Exits with 1 where it is not.
+    /// Verify a file. The exit code is 1 if the file has a mistake.
     #[command(after_help = "Examples:\n  alknet tensor verify model.mt\n  \
 alknet tensor verify model.mt --full")]
     Verify(VerifyArgs),
@@ -77,10 +76,10 @@ pub struct CatArgs {
     pub(crate) file: PathBuf,
     /// The tensor.
     pub(crate) name: String,
-    /// Only these rows, records or items: from the first to before the second.
+    /// Print only the rows, records or items from A up to, but not including, B.
     #[arg(long, value_name = "A:B", value_parser = rows)]
     pub(crate) rows: Option<Range<u64>>,
-    /// Put a NumPy header (version 1.0) in front.
+    /// Print a NumPy header (version 1.0) before the bytes.
     #[arg(long)]
     pub(crate) npy: bool,
 }
@@ -88,14 +87,14 @@ pub struct CatArgs {
 /// Arguments of `alknet tensor convert`.
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// What there is.
+    /// The input file.
     pub(crate) input: PathBuf,
-    /// What is to be made.
+    /// The output file.
     pub(crate) output: PathBuf,
-    /// What the input is, where its name does not say it.
+    /// The format of the input [default: by the ending of its name]
     #[arg(long, value_enum)]
     pub(crate) from: Option<FormatArg>,
-    /// What the output is to be, where its name does not say it.
+    /// The format of the output [default: by the ending of its name]
     #[arg(long, value_enum)]
     pub(crate) to: Option<FormatArg>,
     #[command(flatten)]
@@ -105,10 +104,10 @@ pub struct ConvertArgs {
 /// How a container is laid out.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct LayoutArgs {
-    /// Let tensors of a MiB and more begin with a page of the file.
+    /// Align tensors of 1 MiB and more to pages of the file.
     #[arg(long)]
     page_align: bool,
-    /// Let tensors begin where a GPU can bind them.
+    /// Align tensors to offsets that a GPU can bind.
     #[arg(long)]
     gpu: bool,
 }
@@ -127,10 +126,10 @@ impl From<LayoutArgs> for tools::RewriteOptions {
 pub struct VerifyArgs {
     /// The container.
     pub(crate) file: PathBuf,
-    /// Look at values too: pads, offsets, booleans, members of enums, texts.
+    /// Also verify values: padding, offsets, booleans, members of enums, texts.
     #[arg(long, conflicts_with = "meta")]
     pub(crate) full: bool,
-    /// Look at the header only.
+    /// Verify only the header.
     #[arg(long)]
     pub(crate) meta: bool,
 }
@@ -142,7 +141,7 @@ pub enum FormatArg {
     Metatensor,
     /// One NumPy array.
     Npy,
-    /// An archive of them.
+    /// An archive of NumPy arrays.
     Npz,
     /// A container as the stock package writes it.
     Safetensors,

@@ -33,7 +33,7 @@ pub fn operations(store: &Arc<TensorStore>) -> Vec<Registration> {
 }
 
 fn open(store: &Arc<TensorStore>) -> Registration {
-    let spec = OperationSpec::query("tensor/open", "What a file of tensors holds.")
+    let spec = OperationSpec::query("tensor/open", "Returns the header of a tensor file.")
         .with_input(json!({
             "type": "object", "required": ["src"], "additionalProperties": false,
             "properties": { "src": src_schema() },
@@ -51,7 +51,7 @@ fn open(store: &Arc<TensorStore>) -> Registration {
 }
 
 fn stat(store: &Arc<TensorStore>) -> Registration {
-    let spec = OperationSpec::query("tensor/stat", "What one tensor of a file is.")
+    let spec = OperationSpec::query("tensor/stat", "Describes one tensor of a file.")
         .with_input(json!({
             "type": "object", "required": ["src", "name"], "additionalProperties": false,
             "properties": { "src": src_schema(), "name": { "type": "string" } },
@@ -72,7 +72,7 @@ fn stat(store: &Arc<TensorStore>) -> Registration {
 fn fetch(store: &Arc<TensorStore>) -> Registration {
     let spec = OperationSpec::subscription(
         "tensor/fetch",
-        "A part of a file: first what it is, then its bytes.",
+        "Sends a part of a file: first its description, then its bytes.",
     )
     .with_input(json!({
         "type": "object", "required": ["src", "want"], "additionalProperties": false,
@@ -97,7 +97,7 @@ fn fetch(store: &Arc<TensorStore>) -> Registration {
 fn put(store: &Arc<TensorStore>, uploads: &Arc<Uploads>) -> Registration {
     let mut spec = OperationSpec::mutation(
         "tensor/put",
-        "Stores a file: its header, then its bytes piece by piece, then commit.",
+        "Stores a file in steps: its header, its bytes piece by piece, and the commit.",
     )
     .with_input(json!({
         "type": "object", "additionalProperties": false,
@@ -126,7 +126,7 @@ fn put(store: &Arc<TensorStore>, uploads: &Arc<Uploads>) -> Registration {
 fn reading(mut spec: OperationSpec, handler: HandlerKind) -> Registration {
     spec.error_schemas.push(error(
         TENSOR_INVALID,
-        "The stored file is not what it was; details.code says how.",
+        "The stored file has changed; details.code says how.",
     ));
     Registration::new(spec, handler)
 }

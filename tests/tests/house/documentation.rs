@@ -62,6 +62,23 @@ fn the_list_of_pages_links_to_what_exists() {
     }
 }
 
+/// Pages with a table of exit codes: of `alknet`, of `cargo xtask`, and of the program that builds images. Another page
+/// links to the table of its program.
+const EXIT_CODE_PAGES: [&str; 3] = [
+    "docs/command-line.md",
+    "docs/development.md",
+    "docs/image.md",
+];
+
+#[test]
+fn each_program_has_one_table_of_exit_codes() {
+    let pages = pages();
+    let has_table = |text: &str| text.lines().any(|line| line.starts_with("| exit code |"));
+    let found = pages.iter().filter(|(_, text)| has_table(text));
+    let found: BTreeSet<&str> = found.map(|(path, _)| path.as_str()).collect();
+    assert_eq!(found, BTreeSet::from(EXIT_CODE_PAGES));
+}
+
 /// What is exported for other targets than WebAssembly.
 fn left_out(source: &str) -> BTreeSet<&str> {
     let items = source.split(NOT_FOR_WEBASSEMBLY).skip(1);

@@ -17,10 +17,10 @@ use alknet_tests::{TestBench, binary, run_with_input};
 /// Decrypts all data of a partition.
 const DECRYPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machine/rescue.py");
 
-/// What `alknet vault recovery-key` makes of the words: the phrase of a key slot.
+/// What `alknet vault recovery-key show` prints of the words: the phrase of a key slot.
 pub(super) fn recovery_key(words: &str) -> String {
     let mut command = Command::new(binary());
-    command.args(["vault", "recovery-key", "--mnemonic-stdin"]);
+    command.args(["vault", "recovery-key", "show", "--mnemonic-stdin"]);
     let answer = run_with_input(command, &format!("{words}\n"));
     assert_eq!(answer.status, 0, "{answer:?}");
     answer.output

@@ -583,7 +583,7 @@ fn help_says_what_the_exit_codes_mean() {
         .expect("the binary runs");
     let text = String::from_utf8_lossy(&help.stdout).into_owned();
     assert!(
-        help.status.success() && text.contains("Exit codes: 0 ok, 1"),
+        help.status.success() && text.contains("Exit codes: 0 it worked; 1 the operation failed;"),
         "{text}"
     );
     let key = TestBench::new();

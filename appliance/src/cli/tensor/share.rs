@@ -20,8 +20,8 @@ const ENDINGS: [&str; 2] = ["mt", "safetensors"];
 /// Arguments of `alknet tensor serve`.
 #[derive(Debug, Args)]
 pub(crate) struct TensorServeArgs {
-    /// The folder. Its files *.mt and *.safetensors, and those of folders in it, are copied into the
-    /// node's store, each under its path in the folder.
+    /// The folder. The command copies its files *.mt and *.safetensors, and those of folders in it, into the node's
+    /// store, each under its path in the folder.
     folder: PathBuf,
     #[command(flatten)]
     serve: ServeArgs,

@@ -288,8 +288,7 @@ fn gate(vault: Option<&Vault>) -> CapabilityGate {
 }
 
 fn problem(text: String) -> MachineDiagnostic {
-    let hint =
-        "seal it again ('alknet vault seal --print cred:NAME') and apply it; everything else works";
+    let hint = "seal it again ('alknet vault record add --print cred:NAME') and apply it; everything else works";
     tracing::warn!("credential-unusable: {text}");
     MachineDiagnostic {
         code: "credential-unusable".to_owned(),

@@ -41,27 +41,27 @@ struct InviteInput {
 pub(super) fn invite(hub: HubContext) -> Registration {
     let spec = OperationSpec::mutation(
         "hub/invite",
-        "Makes a join string, whose holder may become a peer of this hub.",
+        "Makes a join string. Every holder of the string may become a peer of this hub.",
     )
     .with_input(json!({
         "type": "object",
         "required": ["role"],
         "additionalProperties": false,
         "properties": {
-            "role": { "type": "string", "description": "What its holder becomes" },
+            "role": { "type": "string", "description": "The role of the new peers" },
             "ttl_s": { "type": ["integer", "null"], "minimum": 1, "maximum": 2_592_000,
-                       "description": "Seconds until it ends; an hour unless given" },
+                       "description": "Seconds for which the invitation is valid; an hour unless given" },
             "count": { "type": ["integer", "null"], "minimum": 1, "maximum": 1000,
-                       "description": "Keys it is for; one unless given" },
+                       "description": "How many keys may use the invitation; one unless given" },
             "names": { "type": ["string", "null"],
-                       "description": "What its holders are called: a name, or one with a * for a number" },
+                       "description": "The name of the new peer, or a pattern with * in the place of a number" },
             "numbers": { "type": ["array", "null"], "minItems": 2, "maxItems": 2,
                          "items": { "type": "integer", "minimum": 0, "maximum": 99_999 },
-                         "description": "First and last number" },
+                         "description": "The first and the last number of the names" },
             "labels": { "type": "object", "additionalProperties": { "type": "string" } },
             "addresses": { "type": "array", "maxItems": ADDRESSES_MAX,
                            "items": { "type": "string" },
-                           "description": "Where the hub is, HOST or HOST:PORT; as it knows itself unless given" },
+                           "description": "Addresses of the hub, HOST or HOST:PORT; unless given, its domain and the addresses it listens on" },
         }
     }))
     .with_output(json!({

@@ -82,12 +82,12 @@ fn spec(name: &str, op_type: OperationType, what: &str) -> OperationSpec {
             "additionalProperties": false,
             "properties": {
                 "peer": { "type": "string", "minLength": 1, "maxLength": 64,
-                          "description": "Its id or name; 'any' for the least busy that serves it" },
+                          "description": "The id or the name of the peer; 'any' for the least busy peer that serves the operation" },
                 "labels": { "type": "object", "maxProperties": LABELS_MAX,
                             "additionalProperties": { "type": "string" },
-                            "description": "With 'any': labels that the peer has to carry" },
+                            "description": "With 'any': labels that the peer must have" },
                 "operation": { "type": "string", "minLength": 1, "maxLength": OPERATION_CHARS_MAX },
-                "input": { "description": "What the operation takes; null unless given" },
+                "input": { "description": "The input of the operation; null unless given" },
             }
         }))
         .with_identity()

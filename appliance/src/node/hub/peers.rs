@@ -40,7 +40,7 @@ const REMOVED: &str = "removed";
 pub(super) fn list(hub: HubContext) -> Registration {
     let spec = OperationSpec::query(
         "hub/peers",
-        "Who has enrolled, who waits to be let in, and which invitations are open.",
+        "Lists the enrolled peers, the keys that wait for approval, and the open invitations.",
     )
     .with_input(empty_input())
     .with_output(json!({
@@ -72,7 +72,7 @@ struct ApprovePeerInput {
 
 /// `hub/peers/approve`
 pub(super) fn approve(hub: HubContext) -> Registration {
-    let spec = OperationSpec::mutation("hub/peers/approve", "Lets in a key that waits.")
+    let spec = OperationSpec::mutation("hub/peers/approve", "Enrols a key that waits.")
         .with_input(json!({
             "type": "object",
             "required": ["key", "role"],
@@ -109,7 +109,7 @@ struct RelabelInput {
 
 /// `hub/peers/label`
 pub(super) fn label(hub: HubContext) -> Registration {
-    let spec = OperationSpec::mutation("hub/peers/label", "Names and labels a peer otherwise.")
+    let spec = OperationSpec::mutation("hub/peers/label", "Changes a peer's name and labels.")
         .with_input(json!({
             "type": "object",
             "required": ["peer"],
@@ -140,7 +140,7 @@ struct RemovePeerInput {
 pub(super) fn remove(hub: HubContext) -> Registration {
     let spec = OperationSpec::mutation(
         "hub/peers/remove",
-        "Puts a peer out: its connections end, and its key is not let in any more.",
+        "Removes a peer: the hub closes its connections, and refuses its keys from then on.",
     )
     .with_input(json!({
         "type": "object",
@@ -153,7 +153,7 @@ pub(super) fn remove(hub: HubContext) -> Registration {
         "required": ["peer_id", "closed"],
         "properties": { "closed": {
             "type": "array", "items": { "type": "string" },
-            "description": "Invitations that the peer had joined by, which admit no peer any more",
+            "description": "Invitations that the peer joined by; the hub has closed them for further keys",
         } }
     }))
     .with_scope(ADMIN_SCOPE);
@@ -166,7 +166,7 @@ pub(super) fn remove(hub: HubContext) -> Registration {
 
 /// `hub/whoami`
 pub(super) fn whoami(hub: HubContext) -> Registration {
-    let spec = OperationSpec::query("hub/whoami", "Which peer of this hub the caller is.")
+    let spec = OperationSpec::query("hub/whoami", "Returns which peer the caller is.")
         .with_input(empty_input())
         .with_output(json!({
             "type": "object",

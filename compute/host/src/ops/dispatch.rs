@@ -53,7 +53,7 @@ pub(super) fn operation(compute: &Compute) -> Registration {
         "additionalProperties": false,
         "properties": {
             "wgsl": { "type": "string", "description": "The shader" },
-            "entry": { "type": "string", "description": "Its entry point" },
+            "entry": { "type": "string", "description": "The entry point of the shader" },
             "groups": { "type": "array", "minItems": 3, "maxItems": 3,
                         "items": { "type": "integer", "minimum": 0, "maximum": GROUPS_MAX } },
             "bindings": { "type": "array", "items": {
@@ -83,7 +83,7 @@ pub(super) fn operation(compute: &Compute) -> Registration {
             "gpu_ms": { "type": "number" }, "jit_ms": { "type": "number" },
         }
     });
-    let spec = OperationSpec::mutation("compute/dispatch", "Runs a shader of the caller's.")
+    let spec = OperationSpec::mutation("compute/dispatch", "Runs a shader that the caller sends.")
         .with_input(input)
         .with_output(output)
         .with_scope("compute:kernel");

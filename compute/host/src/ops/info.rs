@@ -21,7 +21,7 @@ pub(super) fn operation(compute: &Compute) -> Registration {
         "additionalProperties": false,
         "properties": {
             "probe": { "type": "boolean", "default": false,
-                       "description": "Start a worker and measure, if that is what it takes" },
+                       "description": "Whether to start a worker and measure it if none runs" },
         }
     });
     let output = json!({
@@ -38,7 +38,7 @@ pub(super) fn operation(compute: &Compute) -> Registration {
             "shader_cache": { "enum": ["disk", "warmup", "none"] },
         }
     });
-    let spec = OperationSpec::query("compute/info", "What this node computes with.")
+    let spec = OperationSpec::query("compute/info", "Returns what this node computes with.")
         .with_input(input)
         .with_output(output)
         .with_scope("compute:read");

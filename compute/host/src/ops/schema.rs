@@ -41,7 +41,7 @@ pub(super) fn bytes() -> Value {
 pub(super) fn wanted() -> Value {
     json!({
         "enum": ["inline", "handle"],
-        "description": "inline where it is short, else a handle, unless said",
+        "description": "'inline' returns the bytes, 'handle' keeps them on the device; unless given, by their length",
     })
 }
 

@@ -51,7 +51,7 @@ fn create(compute: &Compute) -> Registration {
         "required": ["handle", "expires_ms"],
         "properties": { "handle": { "type": "string" }, "expires_ms": { "type": "integer" } },
     });
-    let spec = OperationSpec::mutation("tensor/create", "Makes a tensor that stays here a while.")
+    let spec = OperationSpec::mutation("tensor/create", "Makes a tensor on the device for a time.")
         .with_input(input)
         .with_output(output)
         .with_scope("compute:run");
@@ -203,7 +203,7 @@ struct TensorDropInput {
 
 fn drop_handle(compute: &Compute) -> Registration {
     let input = object(&["handle"], json!({ "handle": { "type": "string" } }));
-    let spec = OperationSpec::mutation("tensor/drop", "Gives a tensor back.")
+    let spec = OperationSpec::mutation("tensor/drop", "Frees a tensor.")
         .with_input(input)
         .with_output(json!({ "type": "object" }))
         .with_scope("compute:run");

@@ -258,7 +258,7 @@ fn unique(
 /// The JSON form of a sealed record, as a table.
 fn sealed(value: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Option<EncryptedData> {
     let mut section = value.section(notes)?;
-    let example = "… as 'alknet vault seal --print' prints it";
+    let example = "… as 'alknet vault record add --print' prints it";
     let alg = section.required("alg", "\"ALK1\"", notes);
     let key_version = section.required("key_version", "2", notes);
     let salt = section.required("salt", example, notes);

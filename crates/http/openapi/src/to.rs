@@ -73,12 +73,12 @@ fn healthz() -> Value {
     json!({
         "operationId": "healthz",
         "tags": ["node"],
-        "summary": "Whether the node is well.",
+        "summary": "Returns whether the node has a problem.",
         "security": [],
         "responses": {
-            "200": text("It is."),
+            "200": text("The node has no problem."),
             "429": failure("Too many requests."),
-            "503": text("It is not; the reason follows the word."),
+            "503": text("The node has a problem; the reason follows the word."),
             "default": failure("Another failure."),
         },
     })
@@ -121,7 +121,7 @@ fn schema() -> Value {
             "name": "operation",
             "in": "query",
             "required": true,
-            "description": "Its name, with or without a slash first.",
+            "description": "The name of the operation, with or without a slash first.",
             "schema": reference("OperationName"),
         }],
         "responses": responses(
@@ -244,7 +244,7 @@ fn idempotency_key() -> Value {
     json!({
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "The same as the member idempotency_key; where both are, they are equal.",
+        "description": "The same as the member idempotency_key; if both are given, they must be equal.",
         "schema": { "type": "string", "minLength": 1, "maxLength": 64 },
     })
 }
@@ -294,12 +294,12 @@ fn schemas() -> Value {
     let text = || json!({ "type": "string" });
     let call = json!({
         "operation": reference("OperationName"),
-        "input": { "description": "What the operation takes; null where it is absent." },
+        "input": { "description": "The input of the operation; null if absent." },
         "timeout_ms": { "type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX },
         "idempotency_key": { "type": "string", "minLength": 1, "maxLength": 64 },
         "peer": {
             "type": "string",
-            "description": "The peer that is to serve it; absent: any peer that does.",
+            "description": "The peer that serves the call; if absent, any peer that serves the operation.",
         },
     });
     let mut one = call.clone();

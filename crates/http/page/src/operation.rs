@@ -29,7 +29,7 @@ pub(crate) fn registration(page: &Arc<AdminPageInner>) -> Registration {
         "additionalProperties": false,
         "properties": {
             "action": { "enum": actions,
-                        "description": "Ask whether to do this, instead of showing the page" },
+                        "description": "The action that the page asks to confirm; unless given, the link opens the status page" },
         }
     }))
     .with_output(json!({

@@ -173,7 +173,7 @@ fn tried(mut spec: OperationSpec) -> OperationSpec {
     spec.error_schemas = vec![
         own(
             CHECK_FAILED,
-            "A look at the bundle found something wrong.",
+            "The check of the bundle found mistakes.",
             object("findings"),
         ),
         own(
@@ -181,7 +181,7 @@ fn tried(mut spec: OperationSpec) -> OperationSpec {
             "A test of the bundle fails.",
             object("report"),
         ),
-        own(STORE_FULL, "The node keeps no more of this.", json!({})),
+        own(STORE_FULL, "The store of the node is full.", json!({})),
     ];
     spec.concurrency = Some(TRIALS_AT_ONCE);
     // A look and all tests, and a moment for what is around them.
@@ -193,7 +193,7 @@ fn tried(mut spec: OperationSpec) -> OperationSpec {
 fn propose_spec() -> OperationSpec {
     let spec = OperationSpec::mutation(
         "ops/propose",
-        "Takes a signed bundle of its author for review, and says what it would be granted.",
+        "Stores a signed bundle for review, and returns the grants that it asks for.",
     )
     .with_scope(PROPOSE)
     .with_input(json!({
@@ -227,11 +227,11 @@ fn promote_spec() -> OperationSpec {
         "properties": {
             "id": id_schema(),
             "accept": { "type": "boolean" },
-            "path": { "type": "string", "description": "js/<name> unless said" },
-            "external": { "type": "boolean", "description": "whether peers may call it" },
+            "path": { "type": "string", "description": "the path of the operation; js/<name> unless given" },
+            "external": { "type": "boolean", "description": "whether peers may call the operation" },
             "scopes": {
                 "type": "array", "items": { "type": "string" }, "maxItems": SCOPES_MAX,
-                "description": "what peers need for it; call:<path with colons> unless said",
+                "description": "scopes that peers need for the operation; call:<path with colons> unless given",
             },
             "reason": { "type": "string", "maxLength": REASON_BYTES_MAX },
         },
@@ -245,7 +245,7 @@ fn promote_spec() -> OperationSpec {
 fn rollback_spec() -> OperationSpec {
     OperationSpec::mutation(
         "ops/rollback",
-        "Puts an earlier version of a promoted operation in place, or takes the operation away.",
+        "Replaces a promoted operation by its earlier version, or removes the operation if it has none.",
     )
     .with_scope(PROMOTE)
     .with_input(json!({
@@ -254,7 +254,7 @@ fn rollback_spec() -> OperationSpec {
             "path": { "type": "string" },
             "version": {
                 "type": "integer", "minimum": 1,
-                "description": "the one that the present one replaced, unless said",
+                "description": "the version to go back to; unless given, the one before the present one",
             },
             "reason": { "type": "string", "maxLength": REASON_BYTES_MAX },
         },
@@ -270,7 +270,7 @@ fn rollback_spec() -> OperationSpec {
 fn proposals_spec() -> OperationSpec {
     let mut spec = OperationSpec::query(
         "ops/proposals",
-        "Lists proposals, shows everything about one, or the versions of an operation.",
+        "Lists proposals; returns one proposal in full, or the versions of an operation.",
     )
     .with_input(json!({
         "type": ["object", "null"],

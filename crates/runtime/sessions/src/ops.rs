@@ -33,7 +33,7 @@ pub fn operations<S: AsRef<str>>(
 }
 
 fn list(sessions: Arc<ScriptSessions>) -> Registration {
-    let spec = OperationSpec::query("runtime/sessions", "Script sessions that are open.")
+    let spec = OperationSpec::query("runtime/sessions", "Lists the open script sessions.")
         .with_scope("runtime:read")
         .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
         .with_output(json!({
@@ -109,7 +109,7 @@ fn kill(sessions: Arc<ScriptSessions>) -> Registration {
 }
 
 fn stats(sessions: Arc<ScriptSessions>) -> Registration {
-    let spec = OperationSpec::query("runtime/stats", "Workers and script sessions in numbers.")
+    let spec = OperationSpec::query("runtime/stats", "Counts workers and script sessions.")
         .with_scope("runtime:read")
         .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
         .with_output(json!({ "type": "object" }));
@@ -177,7 +177,7 @@ fn numbers(sessions: &ScriptSessions) -> Value {
 }
 
 fn eval(evals: Arc<EvalService>, reach: &[String]) -> Registration {
-    let mut spec = OperationSpec::mutation("runtime/eval", "Runs a script as its caller.")
+    let mut spec = OperationSpec::mutation("runtime/eval", "Runs a script as the caller.")
         .with_scope("runtime:debug")
         .with_input(eval::schema())
         .with_output(eval::output_schema());

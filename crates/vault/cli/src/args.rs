@@ -7,28 +7,28 @@ use alknet_vault::slots::{Argon2Params, SlotId};
 use alknet_vault::{BlobLabel, KeyPurpose, KeyVersion, PathIndex};
 use clap::{Args, ValueEnum};
 
-/// Where the vault is.
+/// The directory of a vault.
 #[derive(Clone, Debug, Args)]
 pub struct DirArgs {
-    /// The vault's directory, with vault.a and vault.b.
+    /// The directory of the vault, with vault.a and vault.b.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
 }
 
-/// Where the vault is, and what opens it.
+/// The directory of a vault, and what opens the vault.
 #[derive(Clone, Debug, Args)]
 pub struct VaultOpenArgs {
     #[command(flatten)]
     pub(crate) place: DirArgs,
-    /// Opens a provisioning slot [default: seed.key in the vault's directory].
+    /// The file that opens a provisioning slot [default: seed.key in the vault's directory].
     #[arg(long, value_name = "FILE")]
     pub(crate) seed_key: Option<PathBuf>,
-    /// Read passphrases from standard input, a line each, before anything else that is read there.
+    /// Read passphrases from the first lines of standard input, instead of asking for them.
     #[arg(long)]
     pub(crate) passphrase_stdin: bool,
 }
 
-/// Words instead of a vault.
+/// Recovery words instead of a vault.
 #[derive(Clone, Debug, Args)]
 pub struct WordsArgs {
     /// Ask for the recovery words instead of opening a vault.
@@ -37,10 +37,10 @@ pub struct WordsArgs {
     /// Read the recovery words from a line of standard input instead of opening a vault.
     #[arg(long)]
     pub(crate) mnemonic_stdin: bool,
-    /// The words have a passphrase of BIP39: ask for it, or read it from the line after them.
+    /// Ask for the BIP39 passphrase of the words, or read it from the line after the words.
     #[arg(long)]
     pub(crate) bip39_passphrase: bool,
-    /// Which of the nodes of these words.
+    /// The number of the node among the nodes of these words.
     #[arg(long, value_name = "N", default_value = "0", value_parser = index)]
     pub(crate) device: PathIndex,
 }
@@ -51,11 +51,11 @@ impl WordsArgs {
     }
 }
 
-/// Which log is read.
+/// The folder of an audit log.
 #[derive(Debug, Args)]
 pub struct LogArgs {
-    /// The folder of a log that lies elsewhere, such as audit of a machine's data partition [default:
-    /// audit in the vault's directory].
+    /// The folder of the log, for example audit on a machine's data partition [default: audit in the
+    /// vault's directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) log: Option<PathBuf>,
 }
@@ -71,13 +71,13 @@ pub struct AuditVerifyArgs {
     pub(crate) open: VaultOpenArgs,
 }
 
-/// What an attempt at a passphrase costs.
+/// What each attempt at a passphrase costs.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct CostArgs {
-    /// Memory of Argon2id in MiB [default: measured, so that an attempt takes 0.5 to 1 s here].
+    /// Memory of Argon2id in MiB [default: measured, so that one attempt takes 0.5 to 1 s on this computer].
     #[arg(long, value_name = "N", requires = "passes")]
     pub(crate) memory_mib: Option<u32>,
-    /// Passes of Argon2id over that memory.
+    /// Number of passes of Argon2id over the memory.
     #[arg(long, value_name = "N", requires = "memory_mib")]
     pub(crate) passes: Option<u32>,
 }
@@ -99,19 +99,19 @@ impl CostArgs {
 /// Arguments of `alknet vault init`.
 #[derive(Debug, Args)]
 pub struct InitArgs {
-    /// How many words.
+    /// The number of words.
     #[arg(long, value_name = "N", default_value = "24", value_parser = ["12", "24"])]
     pub(crate) words: String,
     #[command(flatten)]
     pub(crate) new: NewArgs,
 }
 
-/// How a vault is made.
+/// Arguments of the verbs that make a vault.
 #[derive(Debug, Args)]
 pub struct NewArgs {
     #[command(flatten)]
     pub(crate) place: DirArgs,
-    /// What opens it; may be given several times.
+    /// What opens the vault. Several options make several slots.
     #[arg(
         long = "slot",
         value_enum,
@@ -119,13 +119,13 @@ pub struct NewArgs {
         default_value = "passphrase"
     )]
     pub(crate) slots: Vec<SlotArg>,
-    /// Which of the nodes of its words it is.
+    /// The number of the node among the nodes of these words.
     #[arg(long, value_name = "N", default_value = "0", value_parser = index)]
     pub(crate) device: PathIndex,
-    /// Give the words a passphrase of BIP39: without it they make other keys.
+    /// Ask for a BIP39 passphrase of the words. Another passphrase, or none, makes other keys.
     #[arg(long)]
     pub(crate) bip39_passphrase: bool,
-    /// Read passphrases from standard input, a line each: BIP39's, then those of slots in their order.
+    /// Read passphrases from standard input, one a line: the BIP39 passphrase, then one for each slot.
     #[arg(long)]
     pub(crate) passphrase_stdin: bool,
     #[command(flatten)]
@@ -135,7 +135,7 @@ pub struct NewArgs {
 /// Arguments of `alknet vault import`.
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// Read the words from the first line of standard input; passphrases follow.
+    /// Read the words from the first line of standard input, before the passphrases.
     #[arg(long)]
     pub(crate) mnemonic_stdin: bool,
     #[command(flatten)]
@@ -145,13 +145,13 @@ pub struct ImportArgs {
 /// Arguments of `alknet vault migrate`.
 #[derive(Debug, Args)]
 pub struct MigrateArgs {
-    /// The directory of the new vault, which has none.
+    /// The directory of the new vault. It must not have a vault yet.
     #[arg(long, value_name = "DIR")]
     pub(crate) to: PathBuf,
-    /// How many words.
+    /// The number of words.
     #[arg(long, value_name = "N", default_value = "24", value_parser = ["12", "24"])]
     pub(crate) words: String,
-    /// What opens the new vault; may be given several times.
+    /// What opens the new vault. Several options make several slots.
     #[arg(
         long = "slot",
         value_enum,
@@ -165,13 +165,13 @@ pub struct MigrateArgs {
     pub(crate) cost: CostArgs,
 }
 
-/// Arguments of `alknet vault export-key`.
+/// Arguments of `alknet vault key export`.
 #[derive(Debug, Args)]
 pub struct ExportKeyArgs {
-    /// What the key is for, such as ssh-host.
+    /// The purpose of the key, for example ssh-host.
     #[arg(value_parser = purpose)]
     pub(crate) purpose: KeyPurpose,
-    /// In OpenSSH's own form, which its older versions need for Ed25519.
+    /// Print OpenSSH's own format, which old versions of OpenSSH need for Ed25519.
     #[arg(long)]
     pub(crate) openssh: bool,
     #[command(flatten)]
@@ -180,20 +180,20 @@ pub struct ExportKeyArgs {
     pub(crate) open: VaultOpenArgs,
 }
 
-/// Arguments of `alknet vault pub`.
+/// Arguments of `alknet vault key show`.
 #[derive(Debug, Args)]
 pub struct PubArgs {
-    /// What the key is for: node-identity, ssh-host, ssh-user-ca, acme-account, image-signing,
+    /// The purpose of the key: node-identity, ssh-host, ssh-user-ca, acme-account, image-signing,
     /// message-leaf or dns-zone-ZONE-GENERATION.
     #[arg(value_parser = purpose)]
     pub(crate) purpose: KeyPurpose,
-    /// As a line of authorized_keys or known_hosts.
+    /// Print a line for authorized_keys or known_hosts.
     #[arg(long, group = "form")]
     pub(crate) ssh: bool,
-    /// As a SubjectPublicKeyInfo in PEM.
+    /// Print a SubjectPublicKeyInfo in PEM.
     #[arg(long, group = "form")]
     pub(crate) pem: bool,
-    /// As hex digits, which is the default.
+    /// Print hex digits (default).
     #[arg(long, group = "form")]
     pub(crate) hex: bool,
     #[command(flatten)]
@@ -202,23 +202,23 @@ pub struct PubArgs {
     pub(crate) open: VaultOpenArgs,
 }
 
-/// Arguments of `alknet vault derive`.
+/// Arguments of `alknet vault key derive`.
 #[derive(Debug, Args)]
 pub struct DeriveArgs {
-    /// The path, such as m/74'/0'/0'/0'.
+    /// The derivation path, for example m/74'/0'/0'/0'.
     pub(crate) path: String,
-    /// Whose master key it begins at.
+    /// The curve of the key.
     #[arg(long, value_enum, default_value = "ed25519")]
     pub(crate) curve: CurveArg,
-    /// Read the words from a line of standard input instead of asking for them.
+    /// Read the recovery words from the first line of standard input instead of asking for them.
     #[arg(long)]
     pub(crate) mnemonic_stdin: bool,
-    /// The words have a passphrase of BIP39: ask for it, or read it from the line after them.
+    /// Ask for the BIP39 passphrase of the words, or read it from the line after the words.
     #[arg(long)]
     pub(crate) bip39_passphrase: bool,
 }
 
-/// Arguments of `alknet vault recovery-key`.
+/// Arguments of `alknet vault recovery-key show`.
 #[derive(Debug, Args)]
 pub struct RecoveryKeyArgs {
     #[command(flatten)]
@@ -227,12 +227,9 @@ pub struct RecoveryKeyArgs {
     pub(crate) open: VaultOpenArgs,
 }
 
-/// Arguments of `alknet vault passwd`.
+/// Arguments of `alknet vault slot set`, beside the slot.
 #[derive(Debug, Args)]
-pub struct PasswdArgs {
-    /// Which slot, if there are several to type into.
-    #[arg(long, value_name = "ID", value_parser = slot_id)]
-    pub(crate) slot: Option<SlotId>,
+pub struct SlotSetArgs {
     #[command(flatten)]
     pub(crate) open: VaultOpenArgs,
     #[command(flatten)]
@@ -242,50 +239,50 @@ pub struct PasswdArgs {
 /// Arguments of `alknet vault rekey`.
 #[derive(Debug, Args)]
 pub struct RekeyArgs {
-    /// A slot whose key is not at hand and that is given up; may be given several times.
+    /// Remove this slot, because its key is lost. Several options remove several slots.
     #[arg(long, value_name = "ID", value_parser = slot_id)]
     pub(crate) lose: Vec<SlotId>,
-    /// Give up slots even if none is left to type into.
+    /// Remove lost slots even if no slot with a passphrase stays.
     #[arg(long)]
     pub(crate) i_have_the_mnemonic: bool,
     #[command(flatten)]
     pub(crate) open: VaultOpenArgs,
 }
 
-/// Arguments of `alknet vault seal`.
+/// Arguments of `alknet vault record add`.
 #[derive(Debug, Args)]
 pub struct SealArgs {
-    /// Print the record, for a node's configuration, and keep it nowhere.
+    /// Print the record for the configuration of a node, and do not store it.
     #[arg(long)]
     pub(crate) print: bool,
     #[command(flatten)]
     pub(crate) record: RecordArgs,
 }
 
-/// Arguments of `alknet vault open`, and what sealing has as well.
+/// Arguments of `alknet vault record show`, which `record add` has as well.
 #[derive(Debug, Args)]
 pub struct RecordArgs {
-    /// What the record is called, kind:name.
+    /// The label of the record, kind:name.
     #[arg(value_parser = label)]
     pub(crate) label: BlobLabel,
     #[command(flatten)]
     pub(crate) open: VaultOpenArgs,
 }
 
-/// Arguments of `alknet vault remove`.
+/// Arguments of `alknet vault record remove`.
 #[derive(Debug, Args)]
 pub struct RemoveArgs {
-    /// What the record is called, kind:name.
+    /// The label of the record, kind:name.
     #[arg(value_parser = label)]
     pub(crate) label: BlobLabel,
     #[command(flatten)]
     pub(crate) place: DirArgs,
 }
 
-/// Arguments of `alknet vault rotate`.
+/// Arguments of `alknet vault record rotate`.
 #[derive(Debug, Args)]
 pub struct VaultRotateArgs {
-    /// The version, 3 or more.
+    /// The new version, 3 or more.
     #[arg(long, value_name = "N", value_parser = version)]
     pub(crate) to: KeyVersion,
     #[command(flatten)]
@@ -295,20 +292,20 @@ pub struct VaultRotateArgs {
 /// Arguments of `alknet vault status`.
 #[derive(Debug, Args)]
 pub struct VaultStatusArgs {
-    /// A node to ask, over the network, instead of looking into a directory.
+    /// The node to ask over the network, instead of reading a directory.
     pub node: Option<String>,
     #[command(flatten)]
     pub(crate) place: DirArgs,
 }
 
-/// What opens a slot, as the command line spells it.
+/// The type of a key slot, as the command line spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SlotArg {
-    /// Nothing: the key lies beside. For development.
+    /// No secret: the key lies beside the vault, for development.
     None,
-    /// A passphrase, which a person types.
+    /// A passphrase that you type.
     Passphrase,
-    /// A seed.key file.
+    /// A file seed.key.
     Provisioning,
 }
 
@@ -350,5 +347,5 @@ fn version(text: &str) -> Result<KeyVersion, String> {
 
 pub(crate) fn slot_id(text: &str) -> Result<SlotId, String> {
     let id = text.parse().map(SlotId::new);
-    id.map_err(|_| "slots have numbers; 'slot list' shows them".to_owned())
+    id.map_err(|_| "the slot is a number; 'slot list' lists the slots".to_owned())
 }

@@ -14,6 +14,7 @@ use crate::args::{
 };
 use crate::new::typed_words;
 use crate::vault_dir::{OpenVaultDir, offline};
+use crate::verbs::DerivedKeyVerb;
 use crate::{VaultCli, VaultCliError};
 
 /// What stands before the key in a SubjectPublicKeyInfo: RFC 8410, and RFC 5480 for an uncompressed
@@ -76,7 +77,15 @@ impl PublicKeyOutput {
 }
 
 impl VaultCli<'_> {
-    pub(crate) fn public(&mut self, args: &PubArgs) -> Result<(), VaultCliError> {
+    pub(crate) fn key(&mut self, verb: DerivedKeyVerb) -> Result<(), VaultCliError> {
+        match verb {
+            DerivedKeyVerb::Derive(args) => self.derive(&args),
+            DerivedKeyVerb::Export(args) => self.export_key(&args),
+            DerivedKeyVerb::Show(args) => self.public(&args),
+        }
+    }
+
+    fn public(&mut self, args: &PubArgs) -> Result<(), VaultCliError> {
         let purpose = args.purpose;
         let public = self.with_vault(&args.words, &args.open, |vault| {
             PublicKeyOutput::derive(vault, purpose)
@@ -98,7 +107,7 @@ impl VaultCli<'_> {
         self.print(&value, &text)
     }
 
-    pub(crate) fn export_key(&mut self, args: &ExportKeyArgs) -> Result<(), VaultCliError> {
+    fn export_key(&mut self, args: &ExportKeyArgs) -> Result<(), VaultCliError> {
         let pem = if args.words.asked() {
             private(&offline(&args.words, self.ask)?, args)?
         } else {
@@ -156,7 +165,7 @@ impl VaultCli<'_> {
         Ok(())
     }
 
-    pub(crate) fn derive(&mut self, args: &DeriveArgs) -> Result<(), VaultCliError> {
+    fn derive(&mut self, args: &DeriveArgs) -> Result<(), VaultCliError> {
         let curve = match args.curve {
             CurveArg::Ed25519 => Curve::Ed25519,
             CurveArg::P256 => Curve::NistP256,

@@ -9,6 +9,7 @@
 //! asks at its console for what opens its vault, and takes it from nowhere else.
 
 mod args;
+mod earlier;
 mod error;
 mod keys;
 mod log;
@@ -27,12 +28,16 @@ use serde_json::{Value, json};
 
 pub use args::{
     AuditVerifyArgs, CostArgs, CurveArg, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs,
-    LogArgs, MigrateArgs, NewArgs, PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs,
-    RemoveArgs, SealArgs, SlotArg, VaultOpenArgs, VaultRotateArgs, VaultStatusArgs, WordsArgs,
+    LogArgs, MigrateArgs, NewArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs,
+    SealArgs, SlotArg, SlotSetArgs, VaultOpenArgs, VaultRotateArgs, VaultStatusArgs, WordsArgs,
 };
+pub use earlier::{EarlierVaultVerb, PasswdArgs};
 pub use error::VaultCliError;
 pub use prompt::{SecretPrompt, TerminalPrompt};
-pub use verbs::{AuditVerb, OfflineVaultVerb, SlotVerb};
+pub use verbs::{
+    AuditVerb, DerivedKeyVerb, OfflineVaultVerb, RecordVerb, RecoveryKeyCommandArgs,
+    RecoveryKeyVerb, SlotVerb, SuccessorArgs, SuccessorVerb, WordsVerb,
+};
 
 /// Does what was asked, and prints it to `out`, as one line of JSON where that is asked for.
 ///
@@ -50,25 +55,19 @@ pub fn run(
             cli.audit_show(&log, &place, last)
         }
         OfflineVaultVerb::Audit(AuditVerb::Verify(args)) => cli.audit_verify(&args),
-        OfflineVaultVerb::Derive(args) => cli.derive(&args),
-        OfflineVaultVerb::ExportKey(args) => cli.export_key(&args),
-        OfflineVaultVerb::ExportPhrase(open) => cli.export_phrase(&open),
+        OfflineVaultVerb::Earlier(verb) => run(verb.present(), json, cli.out, cli.ask),
         OfflineVaultVerb::Import(args) => cli.import(&args),
         OfflineVaultVerb::Init(args) => cli.init(&args),
-        OfflineVaultVerb::List(place) => cli.list(&place),
+        OfflineVaultVerb::Key(verb) => cli.key(verb),
         OfflineVaultVerb::Migrate(args) => cli.migrate(&args),
-        OfflineVaultVerb::Open(args) => cli.open(&args),
-        OfflineVaultVerb::Passwd(args) => cli.passwd(&args),
-        OfflineVaultVerb::Pub(args) => cli.public(&args),
-        OfflineVaultVerb::RecoveryKey(args) => cli.recovery_key(&args),
+        OfflineVaultVerb::Record(verb) => cli.sealed_record(verb),
+        OfflineVaultVerb::RecoveryKey(args) => cli.recovery_key(&args.chosen()),
         OfflineVaultVerb::Rekey(args) => cli.rekey(&args),
-        OfflineVaultVerb::Remove(args) => cli.remove(&args),
-        OfflineVaultVerb::Rotate(args) => cli.rotate(&args),
-        OfflineVaultVerb::Seal(args) => cli.seal(&args),
         OfflineVaultVerb::Selftest => cli.selftest(),
         OfflineVaultVerb::Slot(verb) => cli.slot(verb),
         OfflineVaultVerb::Status(args) => cli.status(&args),
-        OfflineVaultVerb::Successor { file } => cli.successor(&file),
+        OfflineVaultVerb::Successor(args) => cli.successor(&args.file()?),
+        OfflineVaultVerb::Words(WordsVerb::Show(open)) => cli.export_phrase(&open),
     }
 }
 

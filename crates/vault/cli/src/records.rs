@@ -7,10 +7,21 @@ use serde_json::{Value, json};
 
 use crate::args::{DirArgs, RecordArgs, RemoveArgs, SealArgs, VaultRotateArgs};
 use crate::vault_dir::{OpenVaultDir, VaultDir};
+use crate::verbs::RecordVerb;
 use crate::{VaultCli, VaultCliError};
 
 impl VaultCli<'_> {
-    pub(crate) fn seal(&mut self, args: &SealArgs) -> Result<(), VaultCliError> {
+    pub(crate) fn sealed_record(&mut self, verb: RecordVerb) -> Result<(), VaultCliError> {
+        match verb {
+            RecordVerb::Add(args) => self.seal(&args),
+            RecordVerb::List(place) => self.list(&place),
+            RecordVerb::Remove(args) => self.remove(&args),
+            RecordVerb::Rotate(args) => self.rotate(&args),
+            RecordVerb::Show(args) => self.open(&args),
+        }
+    }
+
+    fn seal(&mut self, args: &SealArgs) -> Result<(), VaultCliError> {
         let (print, args) = (args.print, &args.record);
         let opened = OpenVaultDir::open(&args.open, self.ask)?;
         let plain = self.ask.rest(MAX_PLAINTEXT_BYTES)?;
@@ -40,7 +51,7 @@ impl VaultCli<'_> {
         self.print(&json!({ "label": label, "record": record }), &text)
     }
 
-    pub(crate) fn open(&mut self, args: &RecordArgs) -> Result<(), VaultCliError> {
+    fn open(&mut self, args: &RecordArgs) -> Result<(), VaultCliError> {
         let opened = OpenVaultDir::open(&args.open, self.ask)?;
         let blob = opened.records()?.get(&args.label)?;
         let plain = opened.vault.open(&args.label, &blob);
@@ -57,7 +68,7 @@ impl VaultCli<'_> {
         Ok(())
     }
 
-    pub(crate) fn list(&mut self, place: &DirArgs) -> Result<(), VaultCliError> {
+    fn list(&mut self, place: &DirArgs) -> Result<(), VaultCliError> {
         let place = VaultDir::look(&place.dir);
         place.load()?;
         let entries = match place.records()? {
@@ -75,7 +86,7 @@ impl VaultCli<'_> {
         self.print(&json!({ "records": value }), &text.join("\n"))
     }
 
-    pub(crate) fn remove(&mut self, args: &RemoveArgs) -> Result<(), VaultCliError> {
+    fn remove(&mut self, args: &RemoveArgs) -> Result<(), VaultCliError> {
         let place = VaultDir::existing(&args.place.dir)?;
         match place.records()? {
             Some(records) => records.remove(&args.label)?,
@@ -88,7 +99,7 @@ impl VaultCli<'_> {
         self.print(&value, &format!("{} is gone", args.label))
     }
 
-    pub(crate) fn rotate(&mut self, args: &VaultRotateArgs) -> Result<(), VaultCliError> {
+    fn rotate(&mut self, args: &VaultRotateArgs) -> Result<(), VaultCliError> {
         let opened = OpenVaultDir::open(&args.open, self.ask)?;
         let records = opened.records()?;
         let rotated = records.rotate_to(&opened.vault, args.to);

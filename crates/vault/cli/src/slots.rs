@@ -12,7 +12,7 @@ use alknet_vault::{SecretStr, VaultError};
 use serde_json::{Value, json};
 
 use crate::args::{
-    CostArgs, DirArgs, PasswdArgs, RekeyArgs, SlotArg, VaultOpenArgs, VaultStatusArgs,
+    CostArgs, DirArgs, RekeyArgs, SlotArg, SlotSetArgs, VaultOpenArgs, VaultStatusArgs,
 };
 use crate::new::{chosen_cost, new_secret, new_slot, write_file};
 use crate::progress::ProgressMessage;
@@ -36,13 +36,15 @@ impl VaultCli<'_> {
                 i_have_the_mnemonic,
                 open,
             } => self.slot_rm(id, consent(i_have_the_mnemonic), &open),
+            SlotVerb::Set { id, set } => self.slot_set(id, &set),
             SlotVerb::Test { id, open } => self.slot_test(id, &open),
         }
     }
 
     pub(crate) fn status(&mut self, args: &VaultStatusArgs) -> Result<(), VaultCliError> {
         if args.node.is_some() {
-            let text = "nodes are asked by the whole program; this one looks into directories";
+            let text =
+                "this program reads directories only; to ask a node, use 'alknet vault status'";
             return Err(VaultCliError::Usage(text.to_owned()));
         }
         let place = VaultDir::look(&args.place.dir);
@@ -85,8 +87,8 @@ impl VaultCli<'_> {
         self.print(&value, &text)
     }
 
-    pub(crate) fn passwd(&mut self, args: &PasswdArgs) -> Result<(), VaultCliError> {
-        let mut opened = OpenVaultDir::open_typed(&args.open, args.slot, self.ask)?;
+    fn slot_set(&mut self, id: Option<SlotId>, args: &SlotSetArgs) -> Result<(), VaultCliError> {
+        let mut opened = OpenVaultDir::open_typed(&args.open, id, self.ask)?;
         let cost = chosen_cost(args.cost)?;
         let passphrase = new_secret(self.ask, "new passphrase")?;
         let none = OnceCell::new();

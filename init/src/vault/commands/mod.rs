@@ -253,15 +253,15 @@ impl CommandSession {
         }
         let done = match self.command {
             VaultCommand::Audit { until } => audit::show(place, until),
-            VaultCommand::Passwd => self.passwd(place),
             VaultCommand::Rekey => self.rekey(place),
             VaultCommand::SlotAdd(kind) => self.slot_add(place, kind),
             VaultCommand::SlotAddNext => self.slot_add_next(place),
             VaultCommand::SlotAddPin => self.slot_add_pin(place),
+            VaultCommand::SlotList => list(place),
             VaultCommand::SlotRemove(id) => self.slot_remove(place, id),
             VaultCommand::SlotRenew(id) => self.slot_renew(place, id),
+            VaultCommand::SlotSet => self.slot_set(place),
             VaultCommand::SlotTest(id) => self.slot_test(place, id),
-            VaultCommand::Slots => list(place),
             VaultCommand::Status => status(place),
             VaultCommand::TpmForget => self.tpm_forget(place),
             VaultCommand::Words => return self.words(place).unwrap_or_else(CommandOutcome::from),

@@ -12,7 +12,7 @@ impl CommandSession {
         let owed = ledger.owed_without_slot(&vault);
         if owed.is_empty() {
             return Err(NeedInput::refused(
-                "there is no TPM without a slot that has not counted; slot rm removes a slot",
+                "there is no TPM without a slot that has not counted; 'slot remove' removes a slot",
             ));
         }
         let mut lines = vec!["These TPMs, by their storage keys, have not counted:".to_owned()];

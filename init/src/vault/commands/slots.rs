@@ -266,7 +266,7 @@ impl CommandSession {
     }
 
     /// A new passphrase in the place of the one that was typed, in one change of the vault.
-    pub(super) fn passwd(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
+    pub(super) fn slot_set(&mut self, place: &CommandContext<'_>) -> Attempt<Vec<String>> {
         if !super::has_passphrase(&on_disk(place)?) {
             let text = "no slot is opened by a passphrase; 'slot add passphrase' makes one";
             return Err(NeedInput::refused(text));

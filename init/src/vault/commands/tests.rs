@@ -290,11 +290,11 @@ fn of_slot(id: u32, text: Option<&str>) -> PromptResponse {
 #[test]
 fn a_machine_that_opens_by_itself_becomes_one_with_a_passphrase() {
     let machine = CommandMachine::new();
-    assert!(machine.done("slots", vec![]).contains("UNSEALED"));
+    assert!(machine.done("slot list", vec![]).contains("UNSEALED"));
     let said = machine.done("slot add passphrase", vec![new("one")]);
     assert!(said.contains("slot 1 (passphrase)"), "{said}");
     assert!(!machine.keeper.is_sealed());
-    machine.done("slot rm 0", vec![]);
+    machine.done("slot remove 0", vec![]);
     assert!(machine.keeper.is_sealed());
     assert_eq!(machine.slots(), [(1, SlotType::Passphrase)]);
     assert!(
@@ -304,18 +304,18 @@ fn a_machine_that_opens_by_itself_becomes_one_with_a_passphrase() {
     );
 
     // From now on every change needs it, and the last slot stays.
-    let wrong = machine.typed("slot rm 1", vec![passphrase("two")]);
+    let wrong = machine.typed("slot remove 1", vec![passphrase("two")]);
     assert!(
         matches!(&wrong, CommandOutcome::Wants(CommandPrompt::Passphrase, why) if why.contains("wrong")),
         "{wrong:?}"
     );
-    let last = machine.refused("slot rm 1", vec![passphrase("one")]);
+    let last = machine.refused("slot remove 1", vec![passphrase("one")]);
     assert!(last.contains("is the last"), "{last}");
-    machine.done("passwd", vec![passphrase("one"), new("three")]);
+    machine.done("slot set", vec![passphrase("one"), new("three")]);
     assert_eq!(machine.slots(), [(2, SlotType::Passphrase)]);
     let old = machine.typed("slot test 2", vec![of_slot(2, Some("one"))]);
     assert!(matches!(old, CommandOutcome::Wants(..)), "{old:?}");
-    let shown = machine.typed("words", vec![passphrase("three")]);
+    let shown = machine.typed("words show", vec![passphrase("three")]);
     let CommandOutcome::Words(words) = shown else {
         panic!("{shown:?}");
     };
@@ -335,7 +335,7 @@ fn a_machine_that_opens_by_itself_becomes_one_with_a_passphrase() {
 #[test]
 fn words_of_a_machine_without_a_passphrase_need_a_word() {
     let machine = CommandMachine::new();
-    let wants = machine.typed("words", vec![]);
+    let wants = machine.typed("words show", vec![]);
     assert!(
         matches!(
             &wants,
@@ -343,11 +343,11 @@ fn words_of_a_machine_without_a_passphrase_need_a_word() {
         ),
         "{wants:?}"
     );
-    let shown = machine.typed("words", vec![PromptResponse::Confirmed]);
+    let shown = machine.typed("words show", vec![PromptResponse::Confirmed]);
     assert!(matches!(shown, CommandOutcome::Words(_)), "{shown:?}");
     assert!(
         machine
-            .refused("passwd", vec![])
+            .refused("slot set", vec![])
             .contains("slot add passphrase")
     );
 }
@@ -361,14 +361,14 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     let again = machine.refused("slot add provisioning", vec![]);
     assert!(again.contains("already"), "{again}");
     assert!(machine.done("slot test 2", vec![]).contains("opens"));
-    machine.done("slot rm 0", vec![]);
-    let wants = machine.typed("slot rm 1", vec![passphrase("one")]);
+    machine.done("slot remove 0", vec![]);
+    let wants = machine.typed("slot remove 1", vec![passphrase("one")]);
     assert!(
         matches!(wants, CommandOutcome::Wants(CommandPrompt::Consent, _)),
         "{wants:?}"
     );
     machine.done(
-        "slot rm 1",
+        "slot remove 1",
         vec![passphrase("one"), PromptResponse::HasWords],
     );
     assert_eq!(machine.slots(), [(2, SlotType::Provisioning)]);
@@ -406,17 +406,17 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     // What was wrong before a restart waits after it.
     std::fs::write(machine.dir.path().join("config/words-wrong"), "4").expect("writable");
     let three = (0..3).map(|_| PromptResponse::Word(SecretStr::from("zoo")));
-    machine.typed("words", three.collect());
+    machine.typed("words show", three.collect());
     assert_eq!(machine.keeper.wrong(), 5);
     assert_eq!(wrong().as_deref(), Some("5"));
-    let wants = machine.typed("words", vec![]);
+    let wants = machine.typed("words show", vec![]);
     assert!(
         matches!(wants, CommandOutcome::Wants(CommandPrompt::Word(_), _)),
         "{wants:?}"
     );
     // Without the medium nothing here opens it for a change.
     std::fs::remove_dir_all(machine.paths().fw_cfg).expect("it is there");
-    let why = machine.refused("slot rm 2", vec![]);
+    let why = machine.refused("slot remove 2", vec![]);
     assert!(why.contains("attach the medium"), "{why}");
 }
 
@@ -587,7 +587,7 @@ fn slots_that_only_the_disk_lists_replace_no_proof() {
     machine.done("slot add passphrase", vec![new("one")]);
     machine.done("slot add provisioning", vec![]);
     let older = machine.copy_at(VAULT_A_AT);
-    machine.done("slot rm 0", vec![]);
+    machine.done("slot remove 0", vec![]);
     let newest = machine.copy_at(VAULT_A_AT);
 
     let mut forged: serde_json::Value = serde_json::from_str(&older).expect("JSON");
@@ -597,7 +597,12 @@ fn slots_that_only_the_disk_lists_replace_no_proof() {
     machine.put_copy(VAULT_A_AT, &forged.to_string());
     let listed = on_listed(&machine);
     assert!(!listed.is_sealed() && !has_typed(&listed), "it is forged");
-    for line in ["words", "slot add none", "slot add passphrase", "slot rm 2"] {
+    for line in [
+        "words",
+        "slot add none",
+        "slot add passphrase",
+        "slot remove 2",
+    ] {
         let wants = machine.typed(line, vec![]);
         assert!(
             matches!(wants, CommandOutcome::Wants(CommandPrompt::Passphrase, _)),
@@ -606,7 +611,7 @@ fn slots_that_only_the_disk_lists_replace_no_proof() {
     }
     let why = machine.refused("rekey", vec![]);
     assert!(why.contains("no slot opens"), "{why}");
-    let shown = machine.typed("words", vec![passphrase("one")]);
+    let shown = machine.typed("words show", vec![passphrase("one")]);
     assert!(
         matches!(shown, CommandOutcome::Words(_)),
         "the owner: {shown:?}"
@@ -618,12 +623,12 @@ fn slots_that_only_the_disk_lists_replace_no_proof() {
     assert!(!on_listed(&machine).is_sealed(), "it was not");
     let why = machine.refused("slot add none", vec![]);
     assert!(why.contains("older than"), "{why}");
-    let why = machine.refused("words", vec![passphrase("one")]);
+    let why = machine.refused("words show", vec![passphrase("one")]);
     assert!(why.contains("older than"), "{why}");
     for at in [VAULT_A_AT, VAULT_B_AT] {
         machine.put_copy(at, &newest);
     }
-    let shown = machine.typed("words", vec![passphrase("one")]);
+    let shown = machine.typed("words show", vec![passphrase("one")]);
     assert!(matches!(shown, CommandOutcome::Words(_)), "{shown:?}");
 }
 
@@ -638,7 +643,7 @@ fn a_new_master_key_loses_no_slot_without_proof() {
     let machine = CommandMachine::new();
     machine.done("slot add provisioning", vec![]);
     machine.add_kms();
-    machine.done("slot rm 0", vec![]);
+    machine.done("slot remove 0", vec![]);
     machine.keeper.escrow().set_network(true);
     let phrase = machine.phrase();
     let mut session = begun_with(&machine, "rekey");
@@ -765,8 +770,8 @@ fn a_new_master_key_keeps_the_slot_of_another_node_that_gives_its_share() {
     let open = found.expect("a vault").open(&mut UnlockKey::Stored);
     let phrase = open.expect("the slot without a secret").entropy().phrase();
     let phrase: Vec<&str> = phrase.expose().split(' ').collect();
-    machine.done("slot rm 0", vec![]);
-    let mut session = begun_with(&machine, "slot rm 1");
+    machine.done("slot remove 0", vec![]);
+    let mut session = begun_with(&machine, "slot remove 1");
     machine.answer(released());
     let mut last = machine.run(&mut session);
     while let CommandOutcome::Wants(CommandPrompt::Word(at), _) = &last {
@@ -840,7 +845,7 @@ fn a_locked_vault_is_looked_at_and_not_changed() {
         "words",
         "rekey",
         "slot add none",
-        "slot rm 0",
+        "slot remove 0",
         "slot test 0",
         "audit",
     ] {
@@ -848,7 +853,7 @@ fn a_locked_vault_is_looked_at_and_not_changed() {
         assert!(why.contains("locked"), "{line}: {why}");
     }
     assert!(machine.done("status", vec![]).contains("locked"));
-    assert!(machine.refused("slot rm 9", vec![]).contains("locked"));
+    assert!(machine.refused("slot remove 9", vec![]).contains("locked"));
 }
 
 /// A vault whose new words are shown without proof says nothing of another disk's, nor of itself once it was locked.
@@ -898,7 +903,7 @@ fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
 
 #[test]
 fn nothing_that_was_typed_is_shown_by_accident() {
-    let mut session = CommandSession::new(VaultCommand::Passwd);
+    let mut session = CommandSession::new(VaultCommand::SlotSet);
     session.give(passphrase("hunter2"));
     session.give(new("hunter3"));
     let shown = format!("{session:?} {:?}", new("hunter4"));

@@ -65,11 +65,11 @@ fn slots_and_master_key_are_changed_at_the_console_and_a_hard_lock_is_in_the_log
     // A passphrase in place of the key that lies beside the vault, which opens without being typed.
     let vm = node.vm();
     commands(vm);
-    typed(vm, "slots", "the key lies beside it");
+    typed(vm, "slot list", "the key lies beside it");
     typed(vm, "slot add passphrase", "new passphrase: _");
     typed(vm, "correct horse", "the same again: _");
     typed(vm, "correct horse", "slot 1 (passphrase) was added");
-    typed(vm, "slot rm 0", "slot 0 (none) was removed");
+    typed(vm, "slot remove 0", "slot 0 (none) was removed");
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["sealed"], true, "{status:#}");
     assert_eq!(status["slots"], json!(["passphrase"]), "{status:#}");
@@ -179,11 +179,11 @@ fn opens_and_is_changed_again(bench: &TestBench, identity: &str) {
     typed(vm, "slot add provisioning", "passphrase of the vault: _");
     typed(vm, "correct horse", "could each take");
     assert!(content() == before, "a drive was written to");
-    typed(vm, "passwd", "passphrase of the vault: _");
+    typed(vm, "slot set", "passphrase of the vault: _");
     typed(vm, "correct horse", "new passphrase: _");
     typed(vm, "battery staple", "the same again: _");
     typed(vm, "battery staple", "the passphrase was changed");
-    typed(vm, "words", "passphrase of the vault: _");
+    typed(vm, "words show", "passphrase of the vault: _");
     let mark = vm.console().mark();
     typed(vm, "battery staple", "Enter wipes them: _");
     let table = vm.console().since(mark);

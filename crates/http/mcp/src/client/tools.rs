@@ -123,14 +123,10 @@ fn operation(namespace: &str, name: &str, tool: Tool) -> ImportedTool {
     }
     spec.tags = vec!["mcp".to_owned(), "untrusted".to_owned()];
     spec.error_schemas = vec![
-        error(
-            TOOL_ERROR,
-            "The tool says that it failed; 'content' is what it says.",
-            422,
-        ),
+        error(TOOL_ERROR, "The tool failed; 'content' is its answer.", 422),
         error(
             SERVER_ERROR,
-            "The server did not take the call, or did not answer as the protocol says.",
+            "The server refused the call, or its answer breaks the protocol.",
             502,
         ),
     ];

@@ -55,7 +55,7 @@ fn search() -> Tool {
             "namespace": {
                 "type": "string",
                 "maxLength": NAMESPACE_CHARS_MAX,
-                "description": "First part of names.",
+                "description": "The first part of the names of operations.",
             },
             "type": kind(),
             "limit": {
@@ -64,7 +64,7 @@ fn search() -> Tool {
                 "maximum": SEARCH_LIMIT_MAX,
                 "default": SEARCH_LIMIT,
             },
-            "cursor": {"type": "string", "description": "'next' of the page before."},
+            "cursor": {"type": "string", "description": "The member 'next' of the page before."},
         },
         "additionalProperties": false,
     });
@@ -102,7 +102,7 @@ fn schema() -> Tool {
     let input = json!({
         "type": "object",
         "properties": {
-            "operation": {"type": "string", "description": "Its name, such as /node/info."},
+            "operation": {"type": "string", "description": "Name of the operation, such as /node/info."},
         },
         "required": ["operation"],
         "additionalProperties": false,
@@ -147,14 +147,14 @@ fn schema() -> Tool {
 /// Members of a call.
 fn members() -> Value {
     json!({
-        "operation": {"type": "string", "description": "Its name, such as /node/info."},
-        "input": {"description": "Its input, of the shape that 'schema' shows; null if left out."},
+        "operation": {"type": "string", "description": "Name of the operation, such as /node/info."},
+        "input": {"description": "Input of the operation, in the form that 'schema' shows; null if left out."},
         "timeout_ms": {"type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX},
         "idempotency_key": {
             "type": "string",
-            "description": "A mutation asked for again with the same key runs once.",
+            "description": "The node runs a mutation once for each key, also if the call is repeated.",
         },
-        "peer": {"type": "string", "description": "The peer that the call is passed on to."},
+        "peer": {"type": "string", "description": "The peer that the node forwards the call to."},
     })
 }
 
@@ -180,7 +180,7 @@ fn batch() -> Tool {
         "type": "string",
         "minLength": 1,
         "maxLength": BATCH_ID_BYTES_MAX,
-        "description": "What its result is called; no other call has it.",
+        "description": "The id of the result; another one for each call.",
     });
     let input = json!({
         "type": "object",

@@ -23,13 +23,13 @@ fn a_vault_is_made_used_rotated_and_looked_at() {
     assert!(seed.starts_with(&format!("alknet-seed-1 {id} ")));
 
     // The seed opens it; without it the passphrase does.
-    shell.good("seal cred:openai --dir vault", "sk-test-123");
+    shell.good("record add cred:openai --dir vault", "sk-test-123");
     assert_eq!(
-        shell.good("open cred:openai --dir vault", ""),
+        shell.good("record show cred:openai --dir vault", ""),
         "sk-test-123"
     );
     std::fs::rename(shell.path("vault/seed.key"), shell.path("seed.key")).expect("moved");
-    let open = "open cred:openai --dir vault --passphrase-stdin";
+    let open = "record show cred:openai --dir vault --passphrase-stdin";
     assert_eq!(shell.good(open, "right\n"), "sk-test-123");
     assert_eq!(
         shell.fails(open, "wrong\n"),
@@ -37,27 +37,33 @@ fn a_vault_is_made_used_rotated_and_looked_at() {
     );
     assert_eq!(shell.fails(open, "").0, 2);
     let with_seed = "--dir vault --seed-key seed.key";
-    shell.good(&format!("seal wifi:home {with_seed}"), "");
-    let data = shell.json(&format!("open cred:openai {with_seed}"), "");
+    shell.good(&format!("record add wifi:home {with_seed}"), "");
+    let data = shell.json(&format!("record show cred:openai {with_seed}"), "");
     assert_eq!(data["data"], "c2stdGVzdC0xMjM=");
 
-    let listed = shell.json("list --dir vault", "");
+    let listed = shell.json("record list --dir vault", "");
     assert_eq!(listed["records"][1]["label"], "wifi:home");
     assert_eq!(listed["records"][0]["key_version"], 2);
-    shell.good(&format!("rotate --to 4 {with_seed}"), "");
+    shell.good(&format!("record rotate --to 4 {with_seed}"), "");
     assert_eq!(shell.json("status --dir vault", "")["key_version"], 4);
     assert_eq!(
-        shell.good(&format!("open cred:openai {with_seed}"), ""),
+        shell.good(&format!("record show cred:openai {with_seed}"), ""),
         "sk-test-123"
     );
     // A record for somewhere else, kept nowhere here.
-    let record =
-        shell.json(&format!("seal cred:far --print {with_seed}"), "sk-far")["record"].take();
+    let record = shell.json(
+        &format!("record add cred:far --print {with_seed}"),
+        "sk-far",
+    )["record"]
+        .take();
     assert_eq!(
         (&record["alg"], &record["key_version"]),
         (&"ALK1".into(), &4.into())
     );
-    let table = shell.good(&format!("seal cred:far --print {with_seed}"), "sk-far");
+    let table = shell.good(
+        &format!("record add cred:far --print {with_seed}"),
+        "sk-far",
+    );
     for line in [
         "[credentials.record]\n",
         "alg = \"ALK1\"",
@@ -67,21 +73,33 @@ fn a_vault_is_made_used_rotated_and_looked_at() {
     }
     assert!(!table.contains("sk-far"), "{table}");
     assert_eq!(
-        shell.fails(&format!("open cred:far {with_seed}"), "").1,
+        shell
+            .fails(&format!("record show cred:far {with_seed}"), "")
+            .1,
         "NOT_FOUND"
     );
-    shell.good(&format!("seal cred:b {with_seed}"), "x");
+    shell.good(&format!("record add cred:b {with_seed}"), "x");
     assert_eq!(
-        shell.json("list --dir vault", "")["records"][0]["key_version"],
+        shell.json("record list --dir vault", "")["records"][0]["key_version"],
         4
     );
-    assert_eq!(shell.fails(&format!("rotate --to 3 {with_seed}"), "").0, 2);
-    shell.good("remove cred:b --dir vault", "");
     assert_eq!(
-        shell.fails("remove cred:b --dir vault", ""),
+        shell
+            .fails(&format!("record rotate --to 3 {with_seed}"), "")
+            .0,
+        2
+    );
+    shell.good("record remove cred:b --dir vault", "");
+    assert_eq!(
+        shell.fails("record remove cred:b --dir vault", ""),
         (1, "NOT_FOUND".to_owned())
     );
-    assert_eq!(shell.fails(&format!("open cred:b {with_seed}"), "").0, 1);
+    assert_eq!(
+        shell
+            .fails(&format!("record show cred:b {with_seed}"), "")
+            .0,
+        1
+    );
 
     let verified = shell.json(&format!("audit verify {with_seed}"), "");
     assert!(
@@ -107,40 +125,41 @@ fn the_words_alone_make_the_same_keys_again() {
     let open = "--dir vault --passphrase-stdin";
     assert_eq!(
         shell
-            .good(&format!("pub node-identity {open}"), "right\n")
+            .good(&format!("key show node-identity {open}"), "right\n")
             .trim(),
         NODE
     );
-    let offline = "pub node-identity --mnemonic-stdin";
+    let offline = "key show node-identity --mnemonic-stdin";
     assert_eq!(
         shell
             .good(offline, &format!("{}\n", WORDS.to_uppercase()))
             .trim(),
         NODE
     );
-    let device = "pub ssh-host --mnemonic-stdin --device 1";
+    let device = "key show ssh-host --mnemonic-stdin --device 1";
     let host = "e21db52decc1387a5ac6e8db38623807646f7a2ef9254b84ab58ba7bcf775e0c";
     assert_eq!(shell.good(device, WORDS).trim(), host);
-    let key = shell.good("recovery-key --mnemonic-stdin", WORDS);
-    assert_eq!(key, shell.good(&format!("recovery-key {open}"), "right\n"));
+    let key = shell.good("recovery-key show --mnemonic-stdin", WORDS);
+    assert_eq!(
+        key,
+        shell.good(&format!("recovery-key show {open}"), "right\n")
+    );
     assert_eq!(key.len(), 43);
     assert_eq!(
-        shell.json("recovery-key --mnemonic-stdin", WORDS)["recovery_key"],
+        shell.json("recovery-key show --mnemonic-stdin", WORDS)["recovery_key"],
         key.as_str()
     );
     assert_eq!(
-        shell
-            .good(&format!("export-phrase {open}"), "right\n")
-            .trim(),
+        shell.good(&format!("words show {open}"), "right\n").trim(),
         WORDS
     );
     assert_eq!(
         shell
-            .fails("export-phrase --dir vault --passphrase-stdin", "wrong\n")
+            .fails("words show --dir vault --passphrase-stdin", "wrong\n")
             .0,
         11
     );
-    let with = "pub node-identity --mnemonic-stdin --bip39-passphrase";
+    let with = "key show node-identity --mnemonic-stdin --bip39-passphrase";
     assert_ne!(shell.good(with, &format!("{WORDS}\nTREZOR\n")).trim(), NODE);
 }
 
@@ -176,23 +195,23 @@ fn slots_are_made_tested_changed_and_removed() {
     assert_eq!(shell.fails(&format!("slot test 0 {open}"), "wrong\n").0, 11);
     assert_eq!(shell.fails("slot test 9 --dir vault", "").0, 2);
 
-    let changed = shell.json(&format!("passwd {open} {CHEAP}"), "right\nbetter\n");
+    let changed = shell.json(&format!("slot set {open} {CHEAP}"), "right\nbetter\n");
     assert_eq!(
         (changed["was"].as_u64(), changed["slot"].as_u64()),
         (Some(0), Some(3))
     );
     assert_eq!(shell.fails(&format!("slot test 3 {open}"), "right\n").0, 11);
     shell.good(&format!("slot test 3 {open}"), "better\n");
-    assert_eq!(shell.fails("slot rm 3 --dir vault", "").0, 4);
-    assert_eq!(shell.fails("slot rm 0 --dir vault", "").0, 2);
-    shell.good("slot rm 3 --dir vault --i-have-the-mnemonic", "");
-    shell.good("slot rm 2 --dir vault", "");
-    assert_eq!(shell.fails("slot rm 1 --dir vault", "").0, 4);
+    assert_eq!(shell.fails("slot remove 3 --dir vault", "").0, 4);
+    assert_eq!(shell.fails("slot remove 0 --dir vault", "").0, 2);
+    shell.good("slot remove 3 --dir vault --i-have-the-mnemonic", "");
+    shell.good("slot remove 2 --dir vault", "");
+    assert_eq!(shell.fails("slot remove 1 --dir vault", "").0, 4);
     // No slot opens by typing now, and without the seed no slot opens at all.
-    assert_eq!(shell.fails("export-phrase --dir vault", "").0, 4);
+    assert_eq!(shell.fails("words show --dir vault", "").0, 4);
     std::fs::remove_file(shell.path("vault/seed.key")).expect("there");
     assert_eq!(
-        shell.fails("pub node-identity --dir vault", ""),
+        shell.fails("key show node-identity --dir vault", ""),
         (10, "VAULT_LOCKED".to_owned())
     );
     assert_eq!(shell.fails("slot test 1 --dir vault", "").0, 10);
@@ -210,7 +229,10 @@ fn a_new_master_key_leaves_old_copies_behind() {
     let rekeyed = shell.json(&format!("rekey {open} --lose 2"), "right\n");
     assert_eq!(rekeyed["lost"][0], 2);
     shell.good(&format!("slot test {open}"), "right\n");
-    assert_eq!(shell.good("pub node-identity --dir vault", "").trim(), NODE);
+    assert_eq!(
+        shell.good("key show node-identity --dir vault", "").trim(),
+        NODE
+    );
     std::fs::rename(shell.path("vault/seed.key"), shell.path("seed.key")).expect("moved");
     assert_eq!(shell.fails(&format!("rekey {open}"), "right\nright\n").0, 2);
     assert_eq!(
@@ -221,7 +243,7 @@ fn a_new_master_key_leaves_old_copies_behind() {
     std::fs::write(shell.path("vault/vault.b"), old).expect("written");
     assert_eq!(
         shell
-            .good(&format!("pub node-identity {open}"), "right\n")
+            .good(&format!("key show node-identity {open}"), "right\n")
             .trim(),
         NODE
     );
@@ -235,7 +257,7 @@ fn words_that_leaked_are_replaced_and_the_old_identity_says_by_what() {
     let shell = CommandFolder::new();
     shell.with_vault();
     let open = "--dir vault --passphrase-stdin";
-    shell.good(&format!("seal cred:a {open}"), "right\nsecret of old");
+    shell.good(&format!("record add cred:a {open}"), "right\nsecret of old");
     let line = format!("migrate {open} --to next --words 12 {CHEAP}");
     let moved = shell.json(&line, "right\nother\n");
     assert_eq!(moved["records"], 1);
@@ -248,26 +270,26 @@ fn words_that_leaked_are_replaced_and_the_old_identity_says_by_what() {
     );
     let next = "--dir next --passphrase-stdin";
     assert_eq!(
-        shell.good(&format!("open cred:a {next}"), "other\n"),
+        shell.good(&format!("record show cred:a {next}"), "other\n"),
         "secret of old"
     );
     assert_eq!(
-        shell.good(&format!("open cred:a {open}"), "right\n"),
+        shell.good(&format!("record show cred:a {open}"), "right\n"),
         "secret of old"
     );
-    let key = shell.good(&format!("pub node-identity {next}"), "other\n");
+    let key = shell.good(&format!("key show node-identity {next}"), "other\n");
     assert_eq!(moved["new"], format!("ed25519:{}", key.trim()));
     let text = std::fs::read(shell.path("next/successor.json")).expect("made");
     let stated = Successor::parse(&text).expect("both signed it");
     assert_eq!(
-        shell.json("successor next/successor.json", "")["t"],
+        shell.json("successor verify next/successor.json", "")["t"],
         stated.time_s()
     );
     let changed = String::from_utf8(text)
         .expect("text")
         .replace("\"t\":1", "\"t\":2");
     std::fs::write(shell.path("bad.json"), changed).expect("written");
-    assert_eq!(shell.fails("successor bad.json", "").0, 13);
+    assert_eq!(shell.fails("successor verify bad.json", "").0, 13);
     assert_eq!(shell.fails(&line, "right\nother\n").0, 4);
     let shown = shell.good("audit show --dir vault", "");
     assert!(
@@ -297,7 +319,10 @@ fn without_a_terminal_nobody_is_asked() {
         text.contains("  24  ") && text.contains("UNSEALED"),
         "{text}"
     );
-    assert_eq!(alone(&["pub", "ssh-host", "--dir", "vault"]).0, Some(0));
+    assert_eq!(
+        alone(&["key", "show", "ssh-host", "--dir", "vault"]).0,
+        Some(0)
+    );
     assert_eq!(alone(&["init", "--dir", "other"]).0, Some(2));
-    assert_eq!(alone(&["recovery-key", "--mnemonic"]).0, Some(2));
+    assert_eq!(alone(&["recovery-key", "show", "--mnemonic"]).0, Some(2));
 }

@@ -2,6 +2,7 @@
 //! that read the same keys.
 
 mod damage;
+mod earlier;
 mod lifecycle;
 mod page;
 mod shell;

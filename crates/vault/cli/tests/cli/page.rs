@@ -7,12 +7,12 @@ use crate::shell::{CHEAP, CommandFolder, WORDS};
 /// Commands for which the user types nothing.
 const UNASKED: [&str; 7] = [
     "audit show",
-    "list",
-    "remove",
+    "record list",
+    "record remove",
     "selftest",
     "slot list",
     "status",
-    "successor",
+    "successor verify",
 ];
 
 #[test]
@@ -40,18 +40,19 @@ fn the_commands_of_the_page_work() {
         } else if !UNASKED.iter().any(|verb| command.starts_with(verb)) {
             words.push("--passphrase-stdin");
         }
-        if ["init", "migrate", "passwd"].contains(&words[0]) {
+        let verb = words[..words.len().min(2)].join(" ");
+        if ["init", "migrate"].contains(&words[0]) || verb == "slot set" {
             words.extend(CHEAP.split(' '));
         }
         let ended = shell.run_words(&words, &input);
         assert_eq!(ended.code, 0, "{line}: {}", ended.err);
-        match words[0] {
-            "list" => assert!(ended.out.contains("cred:openai"), "{}", ended.out),
-            "remove" => {
-                let left = shell.good("list --dir vault", "");
+        match verb.as_str() {
+            "record list" => assert!(ended.out.contains("cred:openai"), "{}", ended.out),
+            "record remove" => {
+                let left = shell.good("record list --dir vault", "");
                 assert!(!left.contains("cred:openai"), "{left}");
             }
-            "rotate" => assert_eq!(shell.json("status --dir vault", "")["key_version"], 3),
+            "record rotate" => assert_eq!(shell.json("status --dir vault", "")["key_version"], 3),
             _ => {}
         }
         count += 1;

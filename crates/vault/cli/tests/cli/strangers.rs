@@ -34,7 +34,7 @@ fn hex_under(text: &str, heading: &str) -> String {
 #[test]
 fn openssl_reads_the_exported_key_and_has_the_public_key_of_the_table() {
     let shell = CommandFolder::new();
-    let export = "export-key ssh-host --mnemonic-stdin";
+    let export = "key export ssh-host --mnemonic-stdin";
     fs::write(shell.path("host.pem"), shell.good(export, WORDS)).expect("written");
     let text = stranger(
         &shell,
@@ -45,10 +45,10 @@ fn openssl_reads_the_exported_key_and_has_the_public_key_of_the_table() {
     let public = stranger(&shell, "openssl", &["pkey", "-in", "host.pem", "-pubout"]);
     assert_eq!(
         public,
-        shell.good("pub ssh-host --pem --mnemonic-stdin", WORDS)
+        shell.good("key show ssh-host --pem --mnemonic-stdin", WORDS)
     );
 
-    let export = "export-key acme-account --mnemonic-stdin";
+    let export = "key export acme-account --mnemonic-stdin";
     fs::write(shell.path("acme.pem"), shell.good(export, WORDS)).expect("written");
     let text = stranger(
         &shell,
@@ -60,13 +60,13 @@ fn openssl_reads_the_exported_key_and_has_the_public_key_of_the_table() {
     assert_eq!(
         hex_under(&text, "pub:"),
         shell
-            .good("pub acme-account --mnemonic-stdin", WORDS)
+            .good("key show acme-account --mnemonic-stdin", WORDS)
             .trim()
     );
     let public = stranger(&shell, "openssl", &["pkey", "-in", "acme.pem", "-pubout"]);
     assert_eq!(
         public,
-        shell.good("pub acme-account --pem --mnemonic-stdin", WORDS)
+        shell.good("key show acme-account --pem --mnemonic-stdin", WORDS)
     );
 }
 
@@ -75,10 +75,10 @@ fn a_key_is_exported_to_whoever_types_the_passphrase_only() {
     let shell = CommandFolder::new();
     shell.with_vault();
     shell.good("slot add none --dir vault --passphrase-stdin", "right\n");
-    let export = "export-key ssh-host --dir vault --passphrase-stdin";
+    let export = "key export ssh-host --dir vault --passphrase-stdin";
     // The key beside it opens the vault, and is not enough for this.
     assert_eq!(shell.fails(export, "wrong\n").0, 11);
-    let offline = shell.good("export-key ssh-host --mnemonic-stdin", WORDS);
+    let offline = shell.good("key export ssh-host --mnemonic-stdin", WORDS);
     assert_eq!(shell.good(export, "right\n"), offline);
     assert!(
         shell
@@ -98,13 +98,13 @@ fn ssh_keygen_has_the_same_key() {
             ""
         };
         let pem = shell.good(
-            &format!("export-key {purpose} {form} --mnemonic-stdin"),
+            &format!("key export {purpose} {form} --mnemonic-stdin"),
             WORDS,
         );
         let file = format!("{purpose}.pem");
         fs::write(shell.path(&file), &pem).expect("written");
         fs::set_permissions(shell.path(&file), Permissions::from_mode(0o600)).expect("ours");
-        let public = shell.good(&format!("pub {purpose} --ssh --mnemonic-stdin"), WORDS);
+        let public = shell.good(&format!("key show {purpose} --ssh --mnemonic-stdin"), WORDS);
         fs::write(shell.path("key.pub"), &public).expect("written");
         let shown = stranger(&shell, "ssh-keygen", &["-l", "-f", "key.pub"]);
         assert!(shown.contains(purpose), "{shown}");
@@ -112,7 +112,7 @@ fn ssh_keygen_has_the_same_key() {
         let key = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
         assert_eq!(key(derived.trim()), key(public.trim()));
     }
-    let key = shell.good("pub ssh-host --ssh --mnemonic-stdin", WORDS);
+    let key = shell.good("key show ssh-host --ssh --mnemonic-stdin", WORDS);
     let wire = data_encoding::BASE64.decode(key.split(' ').nth(1).expect("a key").as_bytes());
     assert!(
         wire.expect("base64").ends_with(
@@ -171,6 +171,7 @@ fn the_reference_implementation_computes_the_same_table() {
                 "p256"
             };
             let mut words = vec![
+                "key",
                 "derive",
                 row[1],
                 "--curve",

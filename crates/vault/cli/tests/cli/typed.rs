@@ -107,7 +107,7 @@ fn six_wrong_passphrases_take_longer_and_longer_and_the_right_one_still_opens() 
     let mut lines = vec!["wrong"; 6];
     lines.push("right");
     let mut person = ScriptedTypist::typing(&lines);
-    let (ended, _) = types(&shell, "pub ssh-host", &mut person);
+    let (ended, _) = types(&shell, "key show ssh-host", &mut person);
     ended.expect("the seventh is right");
     assert_eq!(person.asked.len(), 7);
     let seconds: Vec<_> = person
@@ -121,7 +121,7 @@ fn six_wrong_passphrases_take_longer_and_longer_and_the_right_one_still_opens() 
     assert!(log.contains("unlocked"));
     // The command ends after so many wrong passphrases.
     let mut person = ScriptedTypist::typing(&["wrong"; 20]);
-    let (ended, _) = types(&shell, "pub ssh-host", &mut person);
+    let (ended, _) = types(&shell, "key show ssh-host", &mut person);
     assert!(matches!(ended, Err(VaultCliError::WrongPassphrase)));
     assert_eq!(person.asked.len(), 10);
 }
@@ -236,7 +236,7 @@ fn three_of_the_words_are_asked_and_the_screen_is_cleared() {
     );
     // What was shown makes the same node.
     let phrase = paper.person.paper.join(" ");
-    let node = shell.good("pub node-identity --mnemonic-stdin", &phrase);
+    let node = shell.good("key show node-identity --mnemonic-stdin", &phrase);
     let text = String::from_utf8(screen.into_inner()).expect("text");
     assert!(text.contains(node.trim()), "{text}");
 }
@@ -293,7 +293,7 @@ fn asked(shell: &CommandFolder) -> PassphrasePrompt {
     let before = tcgetattr(&pty.slave).expect("a terminal");
     let side = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
     let child = Command::new(env!("CARGO_BIN_EXE_alknet-vault-tool"))
-        .args(["pub", "node-identity", "--dir", "vault"])
+        .args(["key", "show", "node-identity", "--dir", "vault"])
         .current_dir(shell.path(""))
         .stdin(side())
         .stderr(side())

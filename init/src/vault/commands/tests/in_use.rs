@@ -22,7 +22,7 @@ impl CommandMachine {
         let machine = Self::new();
         machine.done("slot add passphrase", vec![new("one")]);
         let before = machine.copy_at(VAULT_A_AT);
-        machine.done("slot rm 0", vec![]);
+        machine.done("slot remove 0", vec![]);
         machine.assert_in_use();
         (machine, before)
     }
@@ -215,7 +215,12 @@ fn commands_change_no_other_vault() {
     ] {
         let text = text_of(&open);
         machine.answers(&text);
-        for line in ["slot add none", "slot add passphrase", "slot rm 0", "words"] {
+        for line in [
+            "slot add none",
+            "slot add passphrase",
+            "slot remove 0",
+            "words",
+        ] {
             let why = machine.refused(line, vec![]);
             assert!(why.contains(told), "{line}: {why}");
             assert!(why.contains("put "), "what to do about it: {why}");

@@ -87,7 +87,7 @@ pub(in crate::ops) fn schema() -> Value {
             },
             "record": {
                 "type": "boolean",
-                "description": "Tell the calls that it makes, as a test takes them",
+                "description": "Whether to return the calls that the script makes, in the form that tests take",
             },
             "seed": { "type": "string", "pattern": "^[0-9a-f]{64}$" },
         },
@@ -109,17 +109,17 @@ pub(in crate::ops) fn output_schema() -> Value {
     json!({
         "type": "object",
         "properties": {
-            "value": { "description": "The default export, or what the lines come to" },
-            "shown": { "type": ["string", "null"], "description": "The same as a REPL shows it" },
+            "value": { "description": "The default export, or the value of the lines" },
+            "shown": { "type": ["string", "null"], "description": "The value as a REPL shows it" },
             "console": { "type": "array", "items": { "type": "object" } },
             "stats": { "type": "object" },
             "calls": {
                 "type": "array", "items": call,
-                "description": "With record: what it called, without secrets",
+                "description": "With record: the calls of the script, without secrets",
             },
             "calls_left_out": {
                 "type": "integer", "minimum": 0,
-                "description": "With record: how many calls are not told",
+                "description": "With record: how many calls the list leaves out",
             },
         },
         "required": ["value", "shown", "console", "stats"],
