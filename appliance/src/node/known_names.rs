@@ -5,12 +5,13 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once: those that can be tools.
-const OPERATIONS: [&str; 50] = [
+const OPERATIONS: [&str; 54] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
     "compute/sha256",
     "config/apply",
+    "config/show",
     "escrow/approve",
     "escrow/change",
     "escrow/deposit",
@@ -34,8 +35,11 @@ const OPERATIONS: [&str; 50] = [
     "ops/proposals",
     "ops/propose",
     "ops/rollback",
+    "peer/add",
     "peer/list",
+    "peer/remove",
     "peer/rotate-key",
+    "peer/set",
     "runtime/eval",
     "runtime/kill",
     "runtime/sessions",

@@ -4,6 +4,7 @@ mod capability_store;
 mod certificates;
 mod computing;
 mod condition;
+mod config_show;
 mod config_store;
 mod control;
 mod dialler;
@@ -23,6 +24,7 @@ mod memory;
 mod metrics;
 mod named_files;
 mod ops;
+mod peer_admin;
 mod reload;
 mod rotate;
 mod self_probe;
@@ -477,6 +479,7 @@ fn handlers(
 ) -> anyhow::Result<(HandlerRegistry, Arc<Dispatcher>)> {
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
+    peer_admin::register(&mut builder, &context.people, hub);
     alknet_escrow::register(&mut builder, escrow, &context.people.identities);
     computing.register(&mut builder);
     context.meters.set_computing(computing);

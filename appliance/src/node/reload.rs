@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use alknet_core::config::{
     ApplyError, ConfigApplyResult, ConfigChange, ConfigError, ConfigSource, DynamicConfig,
-    ReloadHandle,
+    NodeConfig, ReloadHandle,
 };
 use alknet_init::control::MachineDiagnostic;
 use arc_swap::ArcSwap;
@@ -124,6 +124,11 @@ impl Reloader {
         self.handle.current()
     }
 
+    /// What the node runs with while `current` is in force.
+    pub(crate) fn running(&self, current: &DynamicConfig) -> NodeConfig {
+        self.handle.running(current)
+    }
+
     /// Tells the number of each configuration that comes into force.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.handle.watch()
@@ -208,7 +213,6 @@ fn audit(source: &ConfigSource, applied: &ConfigApplyResult) {
 
 #[cfg(test)]
 mod tests {
-    use alknet_core::config::NodeConfig;
     use alknet_core::{Identities, IdentityProvider, PeerKey, SystemClock};
 
     use super::*;

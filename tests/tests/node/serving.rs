@@ -11,12 +11,13 @@ use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, Tes
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 45] = [
+const OPERATIONS: [&str; 49] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
     "compute/sha256",
     "config/apply",
+    "config/show",
     "escrow/approve",
     "escrow/change",
     "escrow/deposit",
@@ -34,8 +35,11 @@ const OPERATIONS: [&str; 45] = [
     "ops/proposals",
     "ops/propose",
     "ops/rollback",
+    "peer/add",
     "peer/list",
+    "peer/remove",
     "peer/rotate-key",
+    "peer/set",
     "runtime/eval",
     "runtime/kill",
     "runtime/sessions",
