@@ -28,6 +28,7 @@ mod promotion;
 mod proposal_list;
 mod provision;
 mod query;
+mod review;
 mod serve;
 mod status;
 mod target;

@@ -76,6 +76,14 @@ impl NodeRoute {
         }
     }
 
+    /// The node as every command line takes it, also one with another state directory and no names.
+    pub(crate) fn without_names(&self) -> String {
+        match &self.peer {
+            Some(peer) => format!("{peer}@{}", self.target),
+            None => self.target.to_string(),
+        }
+    }
+
     /// The node as the command line takes it again.
     pub(crate) fn as_argument(&self) -> String {
         match &self.peer {
