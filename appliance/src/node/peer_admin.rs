@@ -255,8 +255,7 @@ impl PeerAdmin {
             _ => {
                 let patch = PeerPatch { enabled, ..patch };
                 check_return(&before, &patch)?;
-                let patched = self.people.identities.patch(id.clone(), patch).await;
-                patched.map_err(refused)?;
+                self.change(&id, patch).await?;
                 Vec::new()
             }
         };
@@ -321,6 +320,17 @@ impl PeerAdmin {
             may_give(who, &after.scopes, &after.resources)?;
         }
         Ok(patch)
+    }
+
+    /// Changes a peer that stays let in, or comes back.
+    async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<(), CallError> {
+        match &self.desk {
+            Some(desk) => desk.change(peer, change).await.map_err(of_enrolment),
+            None => {
+                let changed = self.people.identities.patch(peer.clone(), change).await;
+                changed.map_err(refused)
+            }
+        }
     }
 
     /// Lets a peer in no more, and closes its invitations.

@@ -1,4 +1,4 @@
-//! Putting a peer out, so that it does not let itself in again.
+//! Changing a peer, and putting it out so that it does not let itself in again.
 
 use alknet_core::{IdentityStore, IdentityStoreError, KeyId, PeerId, PeerPatch, ScopeSet};
 
@@ -20,6 +20,16 @@ impl EnrolmentService {
             ..PeerPatch::default()
         };
         self.shut_out(peer, tombstone).await
+    }
+
+    /// Changes a peer in turn with the other decisions: an enrolment that is under way, and has looked at the peer
+    /// already, does not write back what this takes away.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove).
+    pub async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<(), EnrolError> {
+        let _turn = self.turn.lock().await;
+        Ok(self.peers.patch(peer.clone(), change).await?)
     }
 
     /// Changes a peer, and lets it in no more; see [`shut_out`].
