@@ -1,4 +1,4 @@
-//! `alknet config`: what a configuration may hold, whether a file does, and putting it in force.
+//! `alknet config`: what a configuration may hold, whether a file does, putting it in force, and what is in force.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::of_call;
+use super::query::{ask, text};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
 
@@ -40,6 +41,13 @@ alknet config apply attic alknet.toml --peer kitchen\n\n'alknet status NODE --js
     /// Print the JSON Schema of the document.
     #[command(after_help = "Example:\n  alknet config schema > alknet.schema.json")]
     Schema,
+    /// Show the configuration in force on a node: every value, and no secret.
+    #[command(
+        after_help = "Examples:\n  alknet config show\n  alknet config show attic --json | jq .config.limits\n  \
+alknet config show attic --next\n\n\
+It is for reading: where it says (withheld) it is no document to apply again."
+    )]
+    Show(ConfigShowArgs),
 }
 
 /// Arguments of `alknet config apply`.
@@ -57,6 +65,16 @@ pub(crate) struct ApplyArgs {
     generation: Option<u64>,
 }
 
+/// Arguments of `alknet config show`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigShowArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Show what the next start uses, in the place of what is in force.
+    #[arg(long)]
+    next: bool,
+}
+
 /// Runs one of them.
 pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
@@ -70,7 +88,32 @@ pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<CommandExit, CommandEr
             }
             Ok(CommandExit::Ok)
         }
+        ConfigVerb::Show(args) => {
+            let input = json!({ "next": args.next });
+            ask(&args.node, "config/show", &input, json, shown)
+        }
     }
+}
+
+/// A configuration as a TOML document, below comments with what else the node says of it.
+fn shown(answer: &Value) -> Vec<String> {
+    let mut lines = vec![format!(
+        "# generation {}, from: {}",
+        answer["generation"],
+        text(&answer["source"])
+    )];
+    for (name, what) in [
+        ("restart_required", "the next start uses other values of"),
+        ("withheld", "secrets are withheld at"),
+    ] {
+        let paths = texts(&answer[name]);
+        if !paths.is_empty() {
+            lines.push(format!("# {what} {}", paths.join(", ")));
+        }
+    }
+    lines.push(String::new());
+    lines.extend(text(&answer["document"]).lines().map(str::to_owned));
+    lines
 }
 
 fn check(file: &Path, with_files: bool, json: bool) -> Result<CommandExit, CommandError> {
@@ -185,8 +228,8 @@ fn lines(answer: &Value) -> Vec<String> {
         lines.push(format!("from the next start: {}", waiting.join(", ")));
     }
     for warning in answer["warnings"].as_array().into_iter().flatten() {
-        let text = |key: &str| warning[key].as_str().unwrap_or_default();
-        lines.push(format!("warning: {}: {}", text("id"), text("what")));
+        let (id, what) = (text(&warning["id"]), text(&warning["what"]));
+        lines.push(format!("warning: {id}: {what}"));
     }
     if let Some(why) = answer["kept_error"].as_str() {
         lines.push(format!("not kept for the next start: {why}"));
@@ -220,6 +263,25 @@ mod tests {
                 "from the next start: listen.port",
                 "warning: edge: nothing asks",
                 "not kept for the next start: the disk is full",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_configuration_is_shown_as_its_document_with_comments() {
+        let answer = json!({
+            "generation": 4, "source": "operation by admin", "restart_required": ["listen.port"],
+            "withheld": ["join[0].code", "vault.kms.code"], "document": "[listen]\nport = 443\n",
+        });
+        assert_eq!(
+            shown(&answer),
+            [
+                "# generation 4, from: operation by admin",
+                "# the next start uses other values of listen.port",
+                "# secrets are withheld at join[0].code, vault.kms.code",
+                "",
+                "[listen]",
+                "port = 443",
             ]
         );
     }

@@ -29,6 +29,7 @@ mod promotion;
 mod proposal_list;
 mod provision;
 mod query;
+mod review;
 mod serve;
 mod status;
 mod target;
@@ -89,7 +90,7 @@ echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --b
         /// The shell: bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,
     },
-    /// Check a configuration file, apply it to a node, or print its schema.
+    /// Show the configuration of a node, check a file, put it in force, or print its schema.
     #[command(subcommand)]
     Config(config::ConfigVerb),
     /// Join a hub by a join string, and give the hub a name on this computer.
@@ -149,7 +150,7 @@ alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada")]
     #[command(after_help = "Examples:\n  alknet open ed25519:…@192.0.2.7:443\n  \
 alknet open attic --print\n  alknet open attic --action reboot")]
     Open(open::PageOpenArgs),
-    /// List and show the peers of a node, and their connections.
+    /// Add, change and remove the peers of a node, and list their connections.
     #[command(subcommand)]
     Peer(peers::PeerVerb),
     /// As 'alknet peer list'.
@@ -160,7 +161,8 @@ alknet open attic --print\n  alknet open attic --action reboot")]
     Peers(peers::PeersArgs),
     /// Print what curl, OpenSSL and an MCP client need to trust a node by its key.
     #[command(
-        after_help = "Examples:\n  alknet pin attic\n  alknet pin ed25519:…@192.0.2.7:443 --json"
+        after_help = "Examples:\n  alknet pin attic\n  alknet pin ed25519:…@192.0.2.7:443 --json\n  \
+alknet pin kitchen@attic --cert kitchen.pem"
     )]
     Pin(pin::PinArgs),
     /// Switch off the machine of a node.
@@ -324,6 +326,35 @@ mod tests {
         below.filter(|it| !it.is_hide_set()).for_each(has_texts);
     }
 
+    /// Verbs that dial and name no single node: by its join string a hub, and several nodes.
+    const WITHOUT_NODE: [&str; 2] = ["enroll", "rotate"];
+
+    /// Checks each verb that dials, and returns how many there are.
+    fn takes_a_node_as_all_do(command: &clap::Command) -> usize {
+        let has = |name: &str| command.get_arguments().any(|it| it.get_id() == name);
+        let name = command.get_name();
+        let dials = has("carriage") && !WITHOUT_NODE.contains(&name);
+        if dials {
+            // Files of tensors have their node among other words.
+            assert!(has("node") || has("what"), "alknet {name} takes no NODE");
+            assert!(
+                has("peer_of_hub") && has("via"),
+                "alknet {name} takes no peer"
+            );
+            assert!(has("state") && has("timeout"), "alknet {name} differs");
+        } else {
+            assert!(!has("peer_of_hub"), "alknet {name} dials nothing");
+        }
+        let below = command.get_subcommands().map(takes_a_node_as_all_do);
+        usize::from(dials) + below.sum::<usize>()
+    }
+
+    #[test]
+    fn every_verb_that_dials_takes_a_node_in_the_same_way() {
+        let verbs = takes_a_node_as_all_do(&help::command());
+        assert!(verbs > 40, "{verbs} verbs");
+    }
+
     /// `alknet node` alone is what PID 1 starts; with more it is a noun of the command line.
     #[test]
     fn the_noun_and_the_child_of_pid_1_share_a_name() {
@@ -338,6 +369,7 @@ mod tests {
     fn earlier_spellings_are_read() {
         for line in [
             "peers attic",
+            "config set attic node.toml",
             "hub peers attic",
             "hub label attic kitchen pool=indoor",
             "token make attic --scope a:b",

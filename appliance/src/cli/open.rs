@@ -113,9 +113,9 @@ pub(crate) fn run(args: &PageOpenArgs, json: bool) -> Result<CommandExit, Comman
     })
 }
 
-/// Where the page is.
+/// Where a node serves its page, and everything else that does not go through a hub.
 #[derive(Debug, PartialEq, Eq)]
-enum PageAddress {
+pub(super) enum PageAddress {
     /// The user wrote the address, now or by 'alknet node add'.
     Known(PeerAddr),
     /// The answer that a hub passed on has the address. The hub may have made it.
@@ -139,8 +139,12 @@ impl PageAddress {
     /// The address in `info`, or that of the node of this key which has a name here.
     ///
     /// # Errors
-    /// `UNAVAILABLE`: a browser could reach no address of it.
-    fn said(info: &Value, book: &NodeBook, hub: &PeerAddr) -> Result<Self, CommandError> {
+    /// `UNAVAILABLE`: this computer could reach no address of it.
+    pub(super) fn said(
+        info: &Value,
+        book: &NodeBook,
+        hub: &PeerAddr,
+    ) -> Result<Self, CommandError> {
         let key = info["identity"].as_str().and_then(|key| key.parse().ok());
         if let Some(target) = key.and_then(|key: PeerKey| book.target_of(&key)) {
             return Ok(Self::Known(target));
@@ -168,7 +172,7 @@ impl PageAddress {
             _ => Err(CommandError::new(
                 CommandExit::Failed,
                 "UNAVAILABLE",
-                "the node has no address that a browser could reach it at",
+                "the node has no address that this computer could reach it at",
             )),
         }
     }

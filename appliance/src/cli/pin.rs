@@ -14,29 +14,88 @@ use data_encoding::{BASE32_NOPAD, BASE64};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::target::NodeNames;
-use super::{CommandError, CommandExit, StateArgs, output};
+use super::call::of_call;
+use super::dial::CliDialer;
+use super::node_book::NodeBook;
+use super::open::PageAddress;
+use super::target::{NodeArgs, NodeRoute};
+use super::{CommandError, CommandExit, DialArgs, output};
 
 /// Characters of a line of PEM (RFC 7468 section 2).
 const PEM_LINE: usize = 64;
 /// Permission bits of the file: a certificate is no secret.
 const CERT_MODE: u32 = 0o644;
-/// The longest that a node is waited for: a handshake takes a few round trips.
-const CERT_WITHIN: Duration = Duration::from_secs(30);
 
 /// Arguments of `alknet pin`.
 #[derive(Debug, Args)]
 pub(crate) struct PinArgs {
-    /// The node: a name of 'alknet node list', or KEY@HOST:PORT [default: the node of 'alknet node use', else the one
-    /// that 'alknet serve' runs with this state directory]
-    #[arg(value_name = "NODE")]
-    node: Option<String>,
+    #[command(flatten)]
+    node: NodeArgs,
     /// Fetch the node's own certificate into this file. The command refuses a certificate that is valid for another
     /// name.
     #[arg(long, value_name = "FILE")]
     cert: Option<PathBuf>,
-    #[command(flatten)]
-    state: StateArgs,
+}
+
+/// What is pinned, and by whose word.
+#[derive(Debug, PartialEq, Eq)]
+struct PinSubject {
+    target: PeerAddr,
+    /// The hub that said where the node is and which key it has. Without it the user said so.
+    word_of: Option<String>,
+}
+
+impl PinSubject {
+    /// The node of a route. A peer of a hub is asked through its hub.
+    fn ask(route: &NodeRoute, dial: &DialArgs) -> Result<Self, CommandError> {
+        if route.peer.is_none() {
+            return Ok(Self {
+                target: route.target.clone(),
+                word_of: None,
+            });
+        }
+        let book = NodeBook::load(&dial.state.dir()?)?;
+        CliDialer::new(dial)?.run(async |dialer| {
+            dialer
+                .reached(route, async |node| {
+                    let info = node.call("node/info", &Value::Null).await;
+                    Self::said(info.map_err(of_call)?.value(), &book, route)
+                })
+                .await
+        })
+    }
+
+    /// What a hub passed on of its peer. The hub may have made it, unless the key is one that a node has here.
+    fn said(info: &Value, book: &NodeBook, route: &NodeRoute) -> Result<Self, CommandError> {
+        let key = info["identity"].as_str().and_then(|key| key.parse().ok());
+        let key = key.ok_or_else(|| {
+            let text = "the node says no key";
+            CommandError::new(CommandExit::Failed, "INVALID_OUTPUT", text)
+        })?;
+        Ok(match PageAddress::said(info, book, &route.target)? {
+            PageAddress::Known(target) => Self {
+                target,
+                word_of: None,
+            },
+            PageAddress::Said(at) => Self {
+                target: PeerAddr {
+                    pins: vec![key],
+                    ..at
+                },
+                word_of: Some(route.name.clone()),
+            },
+        })
+    }
+
+    /// Says to a person whose word it is.
+    fn warn(&self) {
+        if let Some(hub) = &self.word_of {
+            output::note(&format!(
+                "The key and the address are the word of the hub '{hub}', and nothing proves them: compare the key \
+                 with the one that the console of the machine, or 'alknet serve' there, shows."
+            ));
+        }
+    }
 }
 
 /// What is printed of one key of a node.
@@ -136,7 +195,12 @@ fn pem(label: &str, der: &[u8]) -> String {
 
 /// Writes the certificate of the node to `file`. A client that takes the file for an authority trusts it for what it
 /// says, so that nothing but the certificate that a node makes of this key is written.
-fn written(target: &PeerAddr, file: &Path, json: bool) -> Result<CommandExit, CommandError> {
+fn written(
+    target: &PeerAddr,
+    file: &Path,
+    within: Duration,
+    json: bool,
+) -> Result<CommandExit, CommandError> {
     let mut keys = target.pins.iter();
     let Some(key) = keys.find(|key| matches!(key, PeerKey::Ed25519(_))) else {
         let text = format!(
@@ -144,7 +208,7 @@ fn written(target: &PeerAddr, file: &Path, json: bool) -> Result<CommandExit, Co
         );
         return Err(CommandError::usage(text));
     };
-    let der = presented(target, *key)?;
+    let der = presented(target, *key, within)?;
     let text = pem("CERTIFICATE", &der);
     alknet_durable::replace(file, text.as_bytes(), CERT_MODE)
         .map_err(|error| CommandError::local(format!("{}: {error}", file.display())))?;
@@ -159,8 +223,8 @@ fn written(target: &PeerAddr, file: &Path, json: bool) -> Result<CommandExit, Co
     Ok(CommandExit::Ok)
 }
 
-/// The node's own certificate, within [`CERT_WITHIN`].
-fn presented(target: &PeerAddr, key: PeerKey) -> Result<Vec<u8>, CommandError> {
+/// The node's own certificate, within this time.
+fn presented(target: &PeerAddr, key: PeerKey, within: Duration) -> Result<Vec<u8>, CommandError> {
     let address = target.address();
     let at = address.clone();
     let (sends, asked) = mpsc::channel();
@@ -171,11 +235,8 @@ fn presented(target: &PeerAddr, key: PeerKey) -> Result<Vec<u8>, CommandError> {
         // Of a command that waits no more.
         sends.send(answer).ok();
     });
-    let Ok(answer) = asked.recv_timeout(CERT_WITHIN) else {
-        let text = format!(
-            "{address} did not answer within {} s",
-            CERT_WITHIN.as_secs()
-        );
+    let Ok(answer) = asked.recv_timeout(within) else {
+        let text = format!("{address} did not answer within {} s", within.as_secs_f64());
         return Err(CommandError::new(CommandExit::Timeout, "TIMEOUT", text));
     };
     answer.map_err(|error| {
@@ -188,22 +249,23 @@ fn presented(target: &PeerAddr, key: PeerKey) -> Result<Vec<u8>, CommandError> {
     })
 }
 
-/// Prints it. Without `--cert` no node is asked: everything follows from the pinned key.
+/// Prints it. Without `--cert` no node is asked, since everything follows from the pinned key; but of a peer of a hub
+/// the key is asked for.
 pub(crate) fn run(args: &PinArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let names = NodeNames::load(&args.state);
-    let route = match &args.node {
-        Some(node) => names.named(node)?,
-        None => names.default_route()?,
-    };
-    let target = route.direct("connections of other programs")?;
+    let dial = &args.node.dial;
+    let subject = PinSubject::ask(&args.node.route()?, dial)?;
+    let target = &subject.target;
     if target.pins.is_empty() {
         let text = format!(
             "{target} has no pinned key: clients check its public certificate as they do for every server"
         );
         return Err(CommandError::usage(text));
     }
+    if !json {
+        subject.warn();
+    }
     if let Some(file) = &args.cert {
-        return written(&target, file, json);
+        return written(target, file, dial.timeout, json);
     }
     let pins: Vec<_> = target
         .pins
@@ -217,10 +279,14 @@ pub(crate) fn run(args: &PinArgs, json: bool) -> Result<CommandExit, CommandErro
     if json {
         let keys: Vec<_> = pins.iter().map(KeyPin::json).collect();
         let url = format!("https://{}", target.address());
-        output::json_line(&json!({ "target": target, "url": url, "keys": keys }))?;
+        let mut answer = json!({ "target": target, "url": url, "keys": keys });
+        if let Some(hub) = &subject.word_of {
+            answer["word_of"] = json!(hub);
+        }
+        output::json_line(&answer)?;
         return Ok(CommandExit::Ok);
     }
-    let lines: Vec<_> = pins.iter().flat_map(|pin| pin.lines(&target)).collect();
+    let lines: Vec<_> = pins.iter().flat_map(|pin| pin.lines(target)).collect();
     output::text(&lines.join("\n"))?;
     Ok(CommandExit::Ok)
 }
@@ -229,6 +295,7 @@ pub(crate) fn run(args: &PinArgs, json: bool) -> Result<CommandExit, CommandErro
 mod tests {
     use alknet_tls::NodeKey;
 
+    use super::super::node_book::NamedNode;
     use super::*;
 
     /// A key of RFC 8410 section 10.1, which OpenSSL prints so.
@@ -259,6 +326,31 @@ mod tests {
         let pin = KeyPin::new(key.public()).expect("it can be pinned");
         let (_, name) = pin.ed25519.expect("it is Ed25519");
         assert_eq!(name, key.host_name());
+    }
+
+    /// A hub that lies about its peer is named, and a node that has a name here is not taken from it.
+    #[test]
+    fn the_key_of_a_peer_is_the_word_of_its_hub() {
+        let hub = "hub.example:443".parse().expect("a target");
+        let route = NodeRoute::behind_hub("attic", hub, "kitchen");
+        let key: PeerKey = KEY.parse().expect("a key");
+        let info = json!({
+            "identity": KEY, "addresses": ["203.0.113.6"], "listen": { "port": 444 },
+        });
+        let mut book = NodeBook::default();
+        let said = PinSubject::said(&info, &book, &route).expect("it says both");
+        assert_eq!(said.target.to_string(), format!("{KEY}@203.0.113.6:444"));
+        assert_eq!(
+            (said.word_of.as_deref(), said.target.pins),
+            (Some("attic"), vec![key])
+        );
+        let keyless = json!({ "addresses": ["203.0.113.6"], "listen": { "port": 444 } });
+        let refused = PinSubject::said(&keyless, &book, &route).expect_err("no key");
+        assert_eq!(refused.code, "INVALID_OUTPUT");
+        let own = format!("{KEY}@192.0.2.9:8443").parse().expect("a target");
+        book.add("oven", NamedNode::direct(&own)).expect("a name");
+        let known = PinSubject::said(&info, &book, &route).expect("it is known");
+        assert_eq!((known.target, known.word_of), (own, None));
     }
 
     /// A certificate that was only compared by its key made a node an authority over every name.

@@ -4,22 +4,18 @@ use std::path::PathBuf;
 
 use alknet_call::{CallOptions, ErrorCode};
 use alknet_core::PeerId;
-use alknet_promotion::{Blake3Hash, PromotionBundle, read_draft};
+use alknet_promotion::{PromotionBundle, read_draft};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::{is_operation, of_call};
 use super::caller::NodeCaller;
-use super::proposal_list::{each_proposal, ids_with};
+use super::proposal_list::{
+    ProposalChoice, each_proposal, is_id_or_prefix, proposal_named, proposal_word,
+};
+use super::review::ReviewHint;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, DialArgs, output};
-
-/// Hexadecimal digits of the shortest beginning of an id that is looked for: fewer fit many proposals.
-const ID_PREFIX_MIN: usize = 4;
-/// Hexadecimal digits of a whole id.
-const ID_LEN: usize = 64;
-/// Ids that a message lists where a beginning fits several.
-const IDS_SHOWN_MAX: usize = 4;
 
 /// What is done with operations that scripts offer.
 #[derive(Debug, Subcommand)]
@@ -27,22 +23,30 @@ pub(crate) enum PromotionVerb {
     /// Sign the operation in a folder, and propose it to a node.
     #[command(
         override_usage = "alknet ops propose [OPTIONS] [NODE] <FOLDER>",
-        after_help = "Example:\n  alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada\n\n\
-The folder has operation.json (spec, entry, export, service, tests) and the sources."
+        after_help = "Examples:\n  alknet ops propose attic ./total\n  \
+alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada\n\n\
+The folder has operation.json (spec, entry, export, service, tests) and the sources. A hub says to each peer who it \
+is, and every node to those with the scope peer:list; for another node --as has the peer_id of the [[peers]] entry \
+with the key of 'alknet identity', as 'alknet peer list' shows it to an administrator. An author does not review its \
+own bundle: the command says who may, and what to run if no other key may."
     )]
     Propose(ProposeArgs),
     /// List the proposals of a node, or show one proposal or operation in full.
     #[command(
         after_help = "Examples:\n  alknet ops proposals ed25519:…@192.0.2.7:443\n  \
-alknet ops proposals ed25519:…@192.0.2.7:443 3f…\n  \
+alknet ops proposals ed25519:…@192.0.2.7:443 3f09\n  \
 alknet ops proposals ed25519:…@192.0.2.7:443 js/invoice/total"
     )]
     Proposals(ProposalsArgs),
     /// Promote a proposal of another author to an operation of the node, or reject it.
     #[command(
-        override_usage = "alknet ops promote [OPTIONS] [NODE] <ID>",
-        after_help = "Examples:\n  alknet ops promote ed25519:…@192.0.2.7:443 3f… --external\n  \
-alknet ops promote ed25519:…@192.0.2.7:443 3f… --reject --reason 'reads too much'"
+        visible_alias = "approve",
+        override_usage = "alknet ops promote [OPTIONS] [NODE] <PROPOSAL>",
+        after_help = "Examples:\n  alknet ops promote attic invoice/total --external\n  \
+alknet ops promote ed25519:…@192.0.2.7:443 3f09 --external\n  \
+alknet ops promote ed25519:…@192.0.2.7:443 3f09 --reject --reason 'reads too much'\n\n\
+The author decides by a second key: --state DIR takes the key of that directory. A decision counts from the next \
+start of the node, unless promotion.activate is \"live\"."
     )]
     Promote(PromoteArgs),
     /// Replace an operation by its earlier version, or remove the operation if it has none.
@@ -60,7 +64,7 @@ pub(crate) struct ProposeArgs {
     node: NodeArgs,
     /// The folder of the operation.
     folder: Option<PathBuf>,
-    /// Your peer id on the node [default: what the node answers]
+    /// Your peer id on the node: the peer_id that it knows this computer's key by [default: what the node answers]
     #[arg(long = "as", value_name = "PEER")]
     author: Option<PeerId>,
 }
@@ -70,7 +74,7 @@ pub(crate) struct ProposeArgs {
 pub(crate) struct ProposalsArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// The id of a proposal or its first digits, or the path of an operation.
+    /// The id of a proposal or its first digits, or the name or the path of an operation.
     which: Option<String>,
     /// List only proposals of this state.
     #[arg(long, conflicts_with = "which",
@@ -83,8 +87,8 @@ pub(crate) struct ProposalsArgs {
 pub(crate) struct PromoteArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// The id of the proposal, or enough of its first digits to tell it from the others.
-    #[arg(value_parser = id_or_prefix)]
+    /// The name of its operation, its id, or enough of the first digits of the id to tell it from the others.
+    #[arg(value_name = "PROPOSAL", value_parser = proposal_word)]
     id: Option<String>,
     /// Reject the proposal.
     #[arg(long, conflicts_with_all = ["path", "external", "scope"])]
@@ -129,9 +133,10 @@ pub(crate) fn run(verb: PromotionVerb, json: bool) -> Result<CommandExit, Comman
             if let Some(version) = args.to {
                 input["version"] = version.into();
             }
-            node.reached(async |caller| {
+            let route = node.route()?;
+            super::dial::reached(&route, &node.dial, async |caller| {
                 let answer = ask(caller, &node.dial, "ops/rollback", &input).await?;
-                decided(&answer, json)
+                decided(&answer, &route.as_argument(), json)
             })
         }
     }
@@ -151,7 +156,8 @@ fn propose(args: ProposeArgs, json: bool) -> Result<CommandExit, CommandError> {
             Some(author) => author.clone(),
             None => asked(caller, &key.public().to_string()).await?,
         };
-        let content = read_draft(&folder, author, key.public()).map_err(CommandError::usage)?;
+        let content = read_draft(&folder, author.clone(), key.public());
+        let content = content.map_err(CommandError::usage)?;
         let bundle =
             PromotionBundle::sign(&content, |text| key.sign(text)).map_err(CommandError::usage)?;
         let document: Value =
@@ -160,22 +166,18 @@ fn propose(args: ProposeArgs, json: bool) -> Result<CommandExit, CommandError> {
         let answer = ask(caller, &node.dial, "ops/propose", &input).await?;
         show(&answer, json)?;
         if !json {
-            output::note(&after_proposal(&answer, &route.as_argument()));
+            let id = answer["id"].as_str().unwrap_or("ID");
+            let hint = ReviewHint::new(&route, id, &node.dial.state)?;
+            output::note(&hint.after_proposal(&listed(caller).await, author.as_str()));
         }
         Ok(CommandExit::Ok)
     })
 }
 
-/// What is still missing once an operation is proposed.
-fn after_proposal(answer: &Value, node: &str) -> String {
-    let id = answer["id"].as_str().unwrap_or("ID");
-    let id = output::one_line(id);
-    format!(
-        "Next: another key with the scope ops:promote reads it by 'alknet ops proposals {node} {id}' and \
-         decides by 'alknet ops promote {node} {id}'. An author does not review its own bundle: an \
-         administrator who is alone makes a second key ('alknet identity --state DIR'), gives it a [[peers]] \
-         entry with that scope, and decides with --state DIR."
-    )
+/// Who may connect to the node, as far as this key may see it; null where it may not.
+async fn listed(node: &NodeCaller) -> Value {
+    let listed = node.call("peer/list", &Value::Null).await;
+    listed.map_or(Value::Null, |listed| listed.value().clone())
 }
 
 /// Who the node says that the holder of this key is. A hub says it to every peer, and each node to those that may
@@ -241,16 +243,10 @@ fn proposals(args: ProposalsArgs, json: bool) -> Result<CommandExit, CommandErro
     let args = args.arranged();
     let dial = &args.node.dial;
     args.node.reached(async |node| {
-        let mut input = match &args.which {
-            Some(which) if is_id_or_prefix(which) => {
-                json!({ "id": whole_id(node, dial, which).await? })
-            }
-            Some(which) => json!({ "path": which.trim_start_matches('/') }),
-            None => json!({}),
-        };
-        if args.which.is_some() {
-            return show(&ask(node, dial, "ops/proposals", &input).await?, json);
+        if let Some(which) = &args.which {
+            return show(&whole(node, dial, which).await?, json);
         }
+        let mut input = json!({});
         if let Some(state) = &args.only {
             input["state"] = state.as_str().into();
         }
@@ -263,65 +259,65 @@ fn proposals(args: ProposalsArgs, json: bool) -> Result<CommandExit, CommandErro
     })
 }
 
-/// The id that begins so. A whole one is taken as it is.
-async fn whole_id(
-    node: &NodeCaller,
-    dial: &DialArgs,
-    prefix: &str,
-) -> Result<String, CommandError> {
-    if prefix.parse::<Blake3Hash>().is_ok() {
-        return Ok(prefix.to_owned());
+/// All about a proposal, or about an operation of this path. What was never promoted may be proposed.
+async fn whole(node: &NodeCaller, dial: &DialArgs, which: &str) -> Result<Value, CommandError> {
+    let of_proposal = async || {
+        let id = proposal_named(node, dial, which, ProposalChoice::Any).await?;
+        ask(node, dial, "ops/proposals", &json!({ "id": id })).await
+    };
+    if is_id_or_prefix(which) {
+        return of_proposal().await;
     }
-    let is_wanted = |id: &str| id.starts_with(prefix) && id.parse::<Blake3Hash>().is_ok();
-    the_only(ids_with(node, dial, is_wanted).await?, prefix)
-}
-
-/// The one id that was found.
-fn the_only(mut found: Vec<String>, prefix: &str) -> Result<String, CommandError> {
-    found.sort_unstable();
-    found.dedup();
-    match found.as_slice() {
-        [] => {
-            let text = format!("no proposal has an id that begins with '{prefix}'");
-            Err(CommandError::new(CommandExit::Failed, "NOT_FOUND", text))
-        }
-        [_] => Ok(found.swap_remove(0)),
-        several => {
-            let shown = &several[..several.len().min(IDS_SHOWN_MAX)];
-            Err(CommandError::usage(format!(
-                "{} proposals have an id that begins with '{prefix}': give more of it ({})",
-                several.len(),
-                shown.join(", ")
-            )))
-        }
-    }
-}
-
-fn is_id_or_prefix(text: &str) -> bool {
-    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    (ID_PREFIX_MIN..=ID_LEN).contains(&text.len()) && text.bytes().all(is_digit)
-}
-
-/// An id, or its first digits, as a user may have copied them with a mark that something is left out.
-fn id_or_prefix(text: &str) -> Result<String, String> {
-    let text = text.trim_end_matches('…');
-    match is_id_or_prefix(text) {
-        true => Ok(text.to_owned()),
-        false => Err(format!(
-            "'{text}' is no id: {ID_PREFIX_MIN} to {ID_LEN} digits of 0-9 and a-f"
-        )),
+    let path = json!({ "path": which.trim_start_matches('/') });
+    match ask(node, dial, "ops/proposals", &path).await {
+        Err(unknown) if unknown.code == ErrorCode::NotFound.name() => match of_proposal().await {
+            Err(error) if error.code == ErrorCode::NotFound.name() => Err(unknown),
+            answer => answer,
+        },
+        answer => answer,
     }
 }
 
 fn promote(args: PromoteArgs, json: bool) -> Result<CommandExit, CommandError> {
     let mut input = decision(&args);
-    let (node, prefix) = args.node.with_word(args.id, "ID")?;
-    let prefix = id_or_prefix(&prefix).map_err(CommandError::usage)?;
-    node.reached(async |caller| {
-        input["id"] = whole_id(caller, &node.dial, &prefix).await?.into();
-        let answer = ask(caller, &node.dial, "ops/promote", &input).await?;
-        decided(&answer, json)
+    let (node, word) = args.node.with_word(args.id, "PROPOSAL")?;
+    let word = proposal_word(&word).map_err(CommandError::usage)?;
+    let (route, dial) = (node.route()?, &node.dial);
+    super::dial::reached(&route, dial, async |caller| {
+        let id = proposal_named(caller, dial, &word, ProposalChoice::Waiting).await?;
+        input["id"] = id.as_str().into();
+        let answer = match ask(caller, dial, "ops/promote", &input).await {
+            Err(refused) if refused.code == ErrorCode::Forbidden.name() => {
+                let hint = ReviewHint::new(&route, &id, &dial.state)?;
+                return Err(with_hint(caller, dial, &id, &hint, refused).await);
+            }
+            answer => answer?,
+        };
+        decided(&answer, &route.as_argument(), json)
     })
+}
+
+/// The refusal of a decision; an author who reviewed its own bundle reads who may do it.
+async fn with_hint(
+    node: &NodeCaller,
+    dial: &DialArgs,
+    id: &str,
+    hint: &ReviewHint,
+    mut refused: CommandError,
+) -> CommandError {
+    let Ok(key) = dial.state.key() else {
+        return refused;
+    };
+    let proposal = ask(node, dial, "ops/proposals", &json!({ "id": id })).await;
+    let author = proposal.map(|whole| whole["proposal"]["author"].clone());
+    let own = asked(node, &key.public().to_string()).await;
+    if let (Ok(author), Ok(own)) = (author, own)
+        && author == own.as_str()
+    {
+        let step = hint.after_proposal(&listed(node).await, own.as_str());
+        refused.message = format!("{}\n{step}", refused.message);
+    }
+    refused
 }
 
 /// What was decided, all but the id.
@@ -340,16 +336,16 @@ fn decision(args: &PromoteArgs) -> Value {
 }
 
 /// Shows a decision, and what is still missing for it to count.
-fn decided(answer: &Value, json: bool) -> Result<CommandExit, CommandError> {
+fn decided(answer: &Value, node: &str, json: bool) -> Result<CommandExit, CommandError> {
     show(answer, json)?;
-    if let Some(missing) = still_missing(answer).filter(|_| !json) {
+    if let Some(missing) = still_missing(answer, node).filter(|_| !json) {
         output::note(&missing);
     }
     Ok(CommandExit::Ok)
 }
 
 /// What has to happen before a decision counts.
-fn still_missing(answer: &Value) -> Option<String> {
+fn still_missing(answer: &Value, node: &str) -> Option<String> {
     if let Some(needed) = answer["needed"].as_u64() {
         let agree = answer["reviews"].as_u64().unwrap_or_default();
         return Some(format!(
@@ -357,9 +353,11 @@ fn still_missing(answer: &Value) -> Option<String> {
         ));
     }
     (answer["active"] == false).then(|| {
-        "Not in force yet: it counts from the next start of the node. With promotion.activate = \"live\" \
-         in the configuration, decisions count at once."
-            .to_owned()
+        format!(
+            "Not in force yet: it counts from the next start of the node ('alknet reboot {node}' for a machine; \
+             stop and start 'alknet serve' on a host). If the configuration then has promotion.activate = \
+             \"live\", later decisions count at once."
+        )
     })
 }
 
@@ -410,6 +408,9 @@ fn lines(answer: &Value) -> Vec<String> {
         match (name.as_str(), value) {
             ("proposal" | "difference" | "report" | "grants" | "record" | "versions", _) => {}
             (_, Value::Null) => {}
+            ("active", Value::Bool(false)) => {
+                lines.push("active: false, until the next start of the node".to_owned());
+            }
             (name, Value::String(text)) => lines.push(format!("{name}: {text}")),
             (name, value) => lines.push(format!("{name}: {value}")),
         }
@@ -441,6 +442,15 @@ fn lines(answer: &Value) -> Vec<String> {
             version["version"],
             version["id"].as_str().unwrap_or_default(),
             version["generation"]
+        ));
+    }
+    if answer["versions"].is_array() && answer["current"] != answer["active"] {
+        let runs = match &answer["active"] {
+            Value::Null => "no version".to_owned(),
+            version => format!("version {version}"),
+        };
+        lines.push(format!(
+            "the node runs {runs} now; the current one counts from its next start"
         ));
     }
     for entry in list("record") {
@@ -508,27 +518,15 @@ mod tests {
         for bad in [&["--reject", "--external"][..], &["--scope", "a"]] {
             assert_eq!(input(bad), None, "{bad:?}");
         }
-        assert!(parsed(&["promote", "node", "xyz"]).is_err(), "no id");
-    }
-
-    #[test]
-    fn an_id_may_be_cut_as_long_as_it_is_the_only_one() {
-        for good in ["3f00", "3f00…", &"ab".repeat(32)] {
-            assert!(id_or_prefix(good).is_ok(), "{good}");
-        }
-        for bad in ["3f0", "3F00", "js/a", "xyz0", "", &"a".repeat(65)] {
-            assert!(id_or_prefix(bad).is_err(), "{bad}");
-        }
-        let [one, two] = ["1", "2"].map(|end| format!("{}{end}", "a".repeat(63)));
-        assert_eq!(the_only(vec![one.clone()], "aaaa"), Ok(one.clone()));
-        assert_eq!(
-            the_only(vec![one.clone(), one.clone()], "aaaa"),
-            Ok(one.clone())
+        assert!(
+            parsed(&["promote", "node", "a b"]).is_err(),
+            "no name and no id"
         );
-        let none = the_only(Vec::new(), "aaaa").expect_err("nothing was found");
-        assert_eq!(none.code, "NOT_FOUND");
-        let both = the_only(vec![two, one.clone()], "aaaa").expect_err("two were found");
-        assert!(both.message.starts_with("2 proposals") && both.message.contains(&one));
+        let by_name = parsed(&["approve", "node", "invoice/total"]);
+        assert!(
+            matches!(by_name, Ok(PromotionVerb::Promote(_))),
+            "{by_name:?}"
+        );
     }
 
     #[test]
@@ -546,19 +544,31 @@ mod tests {
     #[test]
     fn what_is_missing_is_said() {
         let active = |active: bool| json!({ "path": "js/a", "version": 1, "active": active });
-        assert_eq!(still_missing(&active(true)), None);
-        let waits = still_missing(&active(false)).expect("it is not in force");
-        assert!(waits.contains("next start"), "{waits}");
+        assert_eq!(still_missing(&active(true), "attic"), None);
+        let waits = still_missing(&active(false), "attic").expect("it is not in force");
+        for said in ["next start", "'alknet reboot attic'", "promotion.activate"] {
+            assert!(waits.contains(said), "{said}: {waits}");
+        }
         let reviews = json!({ "id": "3f", "state": "proposed", "reviews": 1, "needed": 2 });
-        let waits = still_missing(&reviews).expect("another has to agree");
+        let waits = still_missing(&reviews, "attic").expect("another has to agree");
         assert!(waits.contains("1 of 2 reviewers"), "{waits}");
-        let next = after_proposal(&json!({ "id": "3f00" }), "attic");
-        for said in [
-            "ops promote attic 3f00",
-            "ops:promote",
-            "identity --state DIR",
+        assert_eq!(
+            lines(&active(false))[0],
+            "active: false, until the next start of the node"
+        );
+        let version = json!({ "version": 2, "id": "3f", "generation": 4, "current": true });
+        let mut whole = json!({ "path": "js/a", "versions": [version], "current": 2, "active": 2 });
+        assert!(!lines(&whole).concat().contains("next start"));
+        for (active, runs) in [
+            (Value::Null, "runs no version now"),
+            (1.into(), "runs version 1 now"),
         ] {
-            assert!(next.contains(said), "{said}: {next}");
+            whole["active"] = active;
+            let shown = lines(&whole).join("\n");
+            assert!(
+                shown.contains(runs) && shown.contains("next start"),
+                "{shown}"
+            );
         }
     }
 

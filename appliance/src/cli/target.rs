@@ -65,6 +65,25 @@ impl HubPeerArgs {
 }
 
 impl NodeRoute {
+    /// To a peer of a hub.
+    #[cfg(test)]
+    pub(super) fn behind_hub(hub: &str, target: PeerAddr, peer: &str) -> Self {
+        Self {
+            name: hub.to_owned(),
+            target,
+            peer: Some(peer.to_owned()),
+            hint: None,
+        }
+    }
+
+    /// The node as every command line takes it, also one with another state directory and no names.
+    pub(crate) fn without_names(&self) -> String {
+        match &self.peer {
+            Some(peer) => format!("{peer}@{}", self.target),
+            None => self.target.to_string(),
+        }
+    }
+
     /// The node as the command line takes it again.
     pub(crate) fn as_argument(&self) -> String {
         match &self.peer {
@@ -232,15 +251,6 @@ impl NodeNames {
         })
     }
 
-    /// The node of a command that names none.
-    ///
-    /// # Errors
-    /// None is the default, and none runs here.
-    pub(crate) fn default_route(&self) -> Result<NodeRoute, CommandError> {
-        let route = self.route(None, &HubPeerArgs::default())?;
-        route.ok_or_else(no_node)
-    }
-
     /// The node of a text, or the peer that the options name behind it.
     ///
     /// # Errors
@@ -274,7 +284,11 @@ impl NodeNames {
         }
     }
 
-    fn route(
+    /// The same; of a command that names no node the default, or the one that runs here. `None` where there is neither.
+    ///
+    /// # Errors
+    /// As [`route_to`](Self::route_to).
+    pub(crate) fn route(
         &self,
         node: Option<&str>,
         peer: &HubPeerArgs,
@@ -311,7 +325,8 @@ fn local_target(dir: &Path) -> Result<Option<String>, CommandError> {
     }
 }
 
-fn no_node() -> CommandError {
+/// The error of a command for which there is no node.
+pub(crate) fn no_node() -> CommandError {
     CommandError::usage(format!(
         "which node? Name one ({FORMS}), choose a default with 'alknet node use NAME', or start one here \
          with 'alknet serve'"

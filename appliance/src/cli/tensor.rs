@@ -19,7 +19,7 @@ use serde_json::json;
 use share::TensorServeArgs;
 
 use super::dial::CliDialer;
-use super::target::NodeNames;
+use super::target::{HubPeerArgs, NodeNames, no_node};
 use super::{CommandError, CommandExit, DialArgs, output};
 
 /// The verbs below `alknet tensor`.
@@ -68,6 +68,8 @@ pub(crate) struct PullArgs {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
+    peer: HubPeerArgs,
+    #[command(flatten)]
     dial: DialArgs,
 }
 
@@ -77,6 +79,8 @@ pub(crate) struct PushArgs {
     /// The node, the file on this computer, and the path in the node's store.
     #[arg(required = true, num_args = 1..=3, value_name = "WHAT")]
     what: Vec<OsString>,
+    #[command(flatten)]
+    peer: HubPeerArgs,
     #[command(flatten)]
     dial: DialArgs,
 }
@@ -135,7 +139,7 @@ fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
         (None, Some(glob)) => Some(TensorSelector::Glob(glob)),
         (None, None) => None,
     };
-    let target = store_of(node.as_deref(), args.what.first(), &args.dial)?;
+    let target = store_of(node.as_deref(), args.what.first(), (&args.peer, &args.dial))?;
     let told = !json && std::io::stderr().is_terminal();
     let progress = ByteProgress::new("pull", None, told);
     let tell = |done, total| progress.set(done, total);
@@ -163,25 +167,23 @@ fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
     Ok(CommandExit::Ok)
 }
 
-/// The node whose store is meant. `first` is the first word, which is no node where NODE was left out.
+/// The node whose store is meant. `first` is the first word, which is no node where NODE was left out. Files need a
+/// connection of their own, so that a peer of a hub is refused by what it is.
 fn store_of(
     node: Option<&str>,
     first: Option<&OsString>,
-    dial: &DialArgs,
+    (peer, dial): (&HubPeerArgs, &DialArgs),
 ) -> Result<PeerAddr, CommandError> {
     let names = NodeNames::load(&dial.state);
-    let route = match node {
-        Some(node) => names.named(node)?,
-        None => {
-            let first = first.and_then(|word| word.to_str()).unwrap_or_default();
-            if names.is_node(first) {
-                let text = format!("a word is missing behind the node '{first}'");
-                return Err(CommandError::usage(text));
-            }
-            names.default_route()?
+    if node.is_none() {
+        let first = first.and_then(|word| word.to_str()).unwrap_or_default();
+        if names.is_node(first) {
+            let text = format!("a word is missing behind the node '{first}'");
+            return Err(CommandError::usage(text));
         }
-    };
-    route.direct("files")
+    }
+    let route = names.route(node, peer)?;
+    route.ok_or_else(no_node)?.direct("files")
 }
 
 fn push(args: &PushArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -199,7 +201,7 @@ fn push(args: &PushArgs, json: bool) -> Result<CommandExit, CommandError> {
     let opened = File::open(&file)
         .map_err(|error| CommandError::usage(format!("cannot read {}: {error}", file.display())))?;
     let node = node.map(text).transpose()?;
-    let target = store_of(node.as_deref(), args.what.first(), &args.dial)?;
+    let target = store_of(node.as_deref(), args.what.first(), (&args.peer, &args.dial))?;
     let told = !json && std::io::stderr().is_terminal();
     let progress = ByteProgress::new("push", None, told);
     let tell = |done, total| progress.set(done, total);

@@ -6,9 +6,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::of_call;
+use super::duration::{self, Lifetime};
 use super::query::{ask, list, show_row, text};
 use super::target::NodeArgs;
-use super::{CommandError, CommandExit, dial, duration, output};
+use super::{CommandError, CommandExit, dial, output};
 
 /// The operation that lists the tokens.
 const LIST: &str = "token/list";
@@ -72,17 +73,13 @@ pub(crate) struct MakeArgs {
     /// A resource of the token, KIND=NAME. Repeat the option for more.
     #[arg(long, value_name = "KIND=NAME", value_parser = resource)]
     resource: Vec<(String, String)>,
-    /// How long the token is valid: 90s, 30m, 12h, 30d, or never.
-    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = ends)]
-    expires: TokenLifetime,
+    /// How long the token is valid: 90s, 30m, 12h, 30d, a number of seconds, or never.
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = duration::lifetime)]
+    expires: Lifetime,
     /// A note that 'alknet token list' shows.
     #[arg(long, value_name = "TEXT")]
     note: Option<String>,
 }
-
-/// Seconds until a token ends, if it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TokenLifetime(Option<u64>);
 
 /// Runs one of them.
 pub(crate) fn run(verb: TokenVerb, json: bool) -> Result<CommandExit, CommandError> {
@@ -115,7 +112,7 @@ fn make(args: &MakeArgs, json: bool) -> Result<CommandExit, CommandError> {
     let input = json!({
         "scopes": args.scope,
         "resources": resources,
-        "ttl_s": args.expires.0,
+        "ttl_s": args.expires.seconds(),
         "note": args.note,
     });
     let route = args.node.route()?;
@@ -208,15 +205,6 @@ fn line(one: &Value, width: usize) -> String {
     line.trim_end().to_owned()
 }
 
-fn ends(text: &str) -> Result<TokenLifetime, String> {
-    if text == "never" {
-        return Ok(TokenLifetime(None));
-    }
-    let wrong = || format!("'{text}' is no time: write 90s, 30m, 12h, 30d or never");
-    let seconds = duration::with_unit(text).ok_or_else(wrong)?;
-    Ok(TokenLifetime(Some(seconds)))
-}
-
 fn resource(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=');
     let pair = pair.filter(|(kind, name)| !kind.is_empty() && !name.is_empty());
@@ -229,29 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_and_resources_are_read() {
-        for (text, read) in [
-            ("90s", Some(90)),
-            ("30m", Some(1800)),
-            ("12h", Some(43_200)),
-            ("30d", Some(2_592_000)),
-            ("never", None),
-        ] {
-            assert_eq!(ends(text), Ok(TokenLifetime(read)));
-        }
-        for bad in [
-            "",
-            "d",
-            "1",
-            "0s",
-            "-1h",
-            "1 h",
-            "1w",
-            "99999999999999999999d",
-            "1ä",
-        ] {
-            assert!(ends(bad).is_err(), "{bad}");
-        }
+    fn resources_are_read() {
         let docs = ("fs".to_owned(), "a=b".to_owned());
         assert_eq!(resource("fs=a=b"), Ok(docs));
         for bad in ["", "fs", "=a", "fs="] {

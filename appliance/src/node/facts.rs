@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use alknet_core::config::ConfigSource;
+use alknet_core::config::{ConfigSource, DynamicConfig};
 use alknet_init::control::{DataState, LinkFacts, MachineDiagnostic, MachineFacts};
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
@@ -115,10 +115,6 @@ pub(crate) fn info(
     let problems = &facts.problems;
     let own = own.iter().filter(|one| !problems.contains(one));
     let problems: Vec<_> = problems.iter().chain(own).collect();
-    let source = match &config.source {
-        ConfigSource::Start => facts.config_source.clone(),
-        other => other.to_string(),
-    };
     json!({
         "name": facts.hostname,
         "identity": about.identity(),
@@ -137,7 +133,7 @@ pub(crate) fn info(
         "data": facts.data,
         "vault": facts.vault,
         "config": {
-            "source": source,
+            "source": config_source(&config, facts),
             "generation": config.generation,
             "restart_required": config.restart_required,
         },
@@ -149,6 +145,14 @@ pub(crate) fn info(
         "problems": problems,
         "endpoint": endpoint,
     })
+}
+
+/// What brought the configuration in force: a file, an operation, a signal, or what the machine started with.
+pub(crate) fn config_source(config: &DynamicConfig, facts: &MachineFacts) -> String {
+    match &config.source {
+        ConfigSource::Start => facts.config_source.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// JSON Schema of [`info`]'s answer.

@@ -19,7 +19,7 @@ use super::store;
 /// The scope that lets its holder see who is connected.
 const LIST_SCOPE: &str = "peer:list";
 /// The scope that lets its holder change the configuration, which is to be able to do anything.
-const ADMIN_SCOPE: &str = "admin";
+pub(super) const ADMIN_SCOPE: &str = "admin";
 
 /// The server, once it is bound.
 pub(crate) type SharedServer = Arc<OnceLock<Arc<EndpointServer>>>;
@@ -191,7 +191,7 @@ fn listed(
     })
 }
 
-fn about_peer(peer: &PeerEntry) -> Value {
+pub(super) fn about_peer(peer: &PeerEntry) -> Value {
     let tokens: Vec<_> = peer.token_hashes.iter().map(|token| token.key_id).collect();
     let ends = peer.key_ends.iter();
     let ends: Map<_, _> = ends
@@ -223,7 +223,12 @@ fn about_key(key: &ApiKey) -> Value {
 }
 
 /// A row of the list: what is known about an identity, without absent members, and its connections.
-fn row(id: &PeerId, source: &str, about: Value, connections: &[ConnectionSummary]) -> Value {
+pub(super) fn row(
+    id: &PeerId,
+    source: &str,
+    about: Value,
+    connections: &[ConnectionSummary],
+) -> Value {
     let mut row = Map::new();
     row.insert("peer_id".to_owned(), id.as_str().into());
     row.insert("source".to_owned(), source.into());

@@ -5,7 +5,7 @@ use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once: those that can be tools.
-const OPERATIONS: [&str; 53] = [
+const OPERATIONS: [&str; 57] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -13,6 +13,7 @@ const OPERATIONS: [&str; 53] = [
     "config/apply",
     "config/list-files",
     "config/remove-file",
+    "config/show",
     "config/store-file",
     "escrow/approve",
     "escrow/change",
@@ -37,8 +38,11 @@ const OPERATIONS: [&str; 53] = [
     "ops/proposals",
     "ops/propose",
     "ops/rollback",
+    "peer/add",
     "peer/list",
+    "peer/remove",
     "peer/rotate-key",
+    "peer/set",
     "runtime/eval",
     "runtime/kill",
     "runtime/sessions",

@@ -1,4 +1,4 @@
-//! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/metrics`,
+//! The operations every node has: `config/apply`, `config/show`, `node/info`, `node/log`, `node/metrics`,
 //! `node/reboot`, `node/poweroff`, `node/rotate-key`, `peer/list`, `peer/rotate-key`, `token/list`,
 //! `token/make`, `token/revoke`, `vault/status`, `vault/lock` where there is a vault, and `node/fault` where
 //! the hypervisor switched fault injection on.
@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::capability_store::CapabilityStore;
 use super::condition::NodeProblemSource;
+use super::config_show;
 use super::facts::{self, NodeDescription, SharedFacts};
 use super::identity_services::{self, IdentityServices};
 use super::key_rotation::{self, NodeKeyRotation};
@@ -65,6 +66,8 @@ pub(crate) struct NodeContext {
 /// Adds the operations to a registry.
 pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(identity_services::apply(node.people.clone()));
+    let facts = Arc::clone(&node.facts);
+    builder.add(config_show::operation(node.people.clone(), facts));
     builder.add(info(node.clone()));
     builder.add(log(node.ring.clone()));
     builder.add(metrics::operation(node.meters.clone()));
@@ -293,6 +296,7 @@ mod tests {
         };
         let mut builder = Registry::builder();
         register(&mut builder, &node);
+        crate::node::peer_admin::register(&mut builder, &node.people, None);
         let mut config = NodeConfig::default();
         config.hub.enabled = true;
         let key = alknet_core::PeerKey::Ed25519([1; 32]);

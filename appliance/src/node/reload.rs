@@ -134,6 +134,11 @@ impl Reloader {
         self.handle.current()
     }
 
+    /// What the node runs with while `current` is in force.
+    pub(crate) fn running(&self, current: &DynamicConfig) -> NodeConfig {
+        self.handle.running(current)
+    }
+
     /// Tells the number of each configuration that comes into force.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.handle.watch()

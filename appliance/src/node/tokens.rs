@@ -22,16 +22,16 @@ const SCOPE: &str = "admin";
 const EVERYTHING: &str = "*";
 /// Tokens of programs that the store holds.
 const TOKENS_MAX: usize = 1024;
-/// Scopes of one token.
-const SCOPES_MAX: usize = 64;
+/// Scopes of one token, and of one peer.
+pub(super) const SCOPES_MAX: usize = 64;
 /// Kinds of resources of one token, and resources of each kind.
 const RESOURCES_MAX: usize = 64;
 /// Bytes of the name of a resource and of a kind.
 const RESOURCE_BYTES_MAX: usize = 255;
 /// Characters of a note.
 const NOTE_CHARS_MAX: usize = 200;
-/// The longest time a token can be made for; more is for ever, and says so.
-const TTL_S_MAX: u64 = 10 * 365 * 86_400;
+/// The longest time a token or a peer can be made for; more is for ever, and says so.
+pub(super) const TTL_S_MAX: u64 = 10 * 365 * 86_400;
 /// How often the days of last use are written down.
 const USES_KEPT_EVERY: Duration = Duration::from_secs(3600);
 /// Seconds of a day.
@@ -142,7 +142,7 @@ fn planned(
     })
 }
 
-fn scopes(asked: &[String]) -> Result<ScopeSet, CallError> {
+pub(super) fn scopes(asked: &[String]) -> Result<ScopeSet, CallError> {
     let wrong = asked
         .iter()
         .find(|scope| *scope != EVERYTHING && !is_scope(scope));
@@ -164,13 +164,17 @@ fn resources(asked: BTreeMap<String, Vec<String>>) -> Resources {
         .collect()
 }
 
-/// Whether `who` may give a token these scopes and resources: only those that it holds itself. A holder of every scope
+/// Whether `who` may give these scopes and resources: only those that it holds itself. A holder of every scope
 /// may write the configuration, and so give anything.
-fn may_give(who: &Identity, scopes: &ScopeSet, resources: &Resources) -> Result<(), CallError> {
+pub(super) fn may_give(
+    who: &Identity,
+    scopes: &ScopeSet,
+    resources: &Resources,
+) -> Result<(), CallError> {
     if !who.scopes.covers(scopes) {
         let held: Vec<String> = who.scopes.clone().into();
         let message = format!(
-            "a token can hold no more than you do: {}",
+            "you can give no more than you hold: {}",
             if held.is_empty() {
                 "nothing".to_owned()
             } else {
@@ -194,8 +198,8 @@ fn may_give(who: &Identity, scopes: &ScopeSet, resources: &Resources) -> Result<
     Ok(())
 }
 
-/// When the token ends: at the latest when its maker's own access does.
-fn ends(
+/// When what is made ends: at the latest when its maker's own access does.
+pub(super) fn ends(
     ttl_s: Option<u64>,
     now_s: Option<u64>,
     makers: Option<u64>,
@@ -213,7 +217,7 @@ fn ends(
         (Some(asked), Some(makers)) if asked > makers => Err(CallError::new(
             ErrorCode::Forbidden,
             format!(
-                "you are let in until {} yourself, and a token cannot outlive who makes it",
+                "you are let in until {} yourself, and cannot give access for longer",
                 moment(makers).unwrap_or_default()
             ),
         )),
@@ -222,7 +226,7 @@ fn ends(
 }
 
 /// When this identity's access ends, if it does.
-fn ends_of(entries: &IdentityEntries, id: &PeerId) -> Option<u64> {
+pub(super) fn ends_of(entries: &IdentityEntries, id: &PeerId) -> Option<u64> {
     let peer = entries.peers.iter().find(|peer| peer.peer_id == *id);
     let key = entries.api_keys.iter().find(|key| key.id() == *id);
     peer.and_then(|peer| peer.expires)

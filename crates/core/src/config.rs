@@ -20,6 +20,7 @@ mod read;
 mod recipient;
 mod reload;
 mod sections;
+mod shown;
 mod stored;
 mod tls;
 mod tuning;
@@ -47,10 +48,11 @@ pub use reload::{
     ApplyError, ChangedIds, ConfigApplyResult, ConfigChange, ConfigSource, ConfigWarning,
     DynamicConfig, ReloadHandle, is_granted_by,
 };
+pub use shown::{ShownConfig, WITHHELD};
 pub use stored::{StoredFileKind, StoredFileName, StoredFileNameError};
 pub use tls::{AcmeChallenge, AcmeSection, TlsFiles, TlsSection};
 pub use tuning::{LimitsConfig, LogConfig, LogLevel};
-pub use values::is_scope;
+pub use values::{is_admin_id, is_admin_scope, is_scope};
 pub use vault::{VaultInit, VaultSection, VaultUnlock};
 
 /// Longest configuration document in bytes. A thousand peers with two keys each fit; a file that

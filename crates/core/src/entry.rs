@@ -75,6 +75,7 @@ impl PeerEntry {
             }
         }
         set(&mut self.keys, patch.keys);
+        set(&mut self.key_ends, patch.key_ends);
         self.key_ends.retain(|key, _| self.keys.contains(key));
         set(&mut self.token_hashes, patch.token_hashes);
         set(&mut self.scopes, patch.scopes);
@@ -95,6 +96,8 @@ impl PeerEntry {
 pub struct PeerPatch {
     /// All keys from now on.
     pub keys: Option<Vec<PeerKey>>,
+    /// All ends of keys from now on, in seconds since 1970. Ends of keys that the peer does not have do not count.
+    pub key_ends: Option<BTreeMap<PeerKey, u64>>,
     /// All tokens from now on.
     pub token_hashes: Option<Vec<TokenHash>>,
     /// All scopes from now on.

@@ -23,6 +23,7 @@ use crate::token::EnrolToken;
 use crate::wire::{HubCard, JoinAcceptance, JoinRequest};
 
 pub use error::{ApproveError, EnrolError, InviteError};
+pub use removal::shut_out;
 
 use names::NameRequest;
 

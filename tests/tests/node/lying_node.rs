@@ -177,6 +177,15 @@ impl LyingNode {
             "peer_id": ACTS, "name": ACTS, "key": ACTS, "kind": ACTS, "source": ACTS,
             "display_name": ACTS,
         }] });
+        let row = json!({
+            "peer_id": ACTS, "kind": ACTS, "source": ACTS, "display_name": ACTS, "keys": [ACTS],
+            "key_ends": { ACTS: ACTS }, "scopes": [ACTS], "expires": ACTS, "closed": [ACTS],
+            "known": true,
+        });
+        let shown = json!({
+            "generation": ACTS, "source": ACTS, "restart_required": [ACTS], "withheld": [ACTS],
+            "document": ACTS, "config": { ACTS: ACTS },
+        });
         let script = json!({
             "value": { "said": ACTS }, "shown": ACTS, "console": [{ "level": "log", "text": ACTS }],
         });
@@ -239,6 +248,10 @@ impl LyingNode {
                 json!({ "files": [file.clone()], "bytes_max": ACTS }),
             ))
             .with(says("config/store-file", file))
+            .with(says("config/show", shown))
+            .with(says("peer/add", row.clone()))
+            .with(says("peer/set", row.clone()))
+            .with(says("peer/remove", row))
             .with(says("node/info", info))
             .with(says("node/page-ticket", link))
             .with(says("peer/list", peers))
@@ -369,6 +382,11 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["file", "list", "@"], true),
         (&["file", "show", "@", "site/www"], true),
         (&["file", "add", "@", "root/lab", "?"], true),
+        (&["config", "show", "@"], true),
+        (&["peer", "add", "@", "ada", "--key", "a-key"], true),
+        (&["peer", "set", "@", "ada", "--disable"], true),
+        (&["peer", "remove", "@", "ada"], true),
+        (&["pin", "@", "--peer", "kitchen"], true),
         (&["open", "--print", "@"], false),
         (&["hub", "invite", "@"], true),
         (&["hub", "approve", "@", "a-key"], true),

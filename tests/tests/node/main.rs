@@ -1,5 +1,6 @@
 //! A node as its users meet it: `alknet serve` on this host, and where it matters a booted appliance.
 
+mod administration;
 mod calling;
 mod enrolment;
 mod enrolment_machines;

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use alknet_tests::{CliOutput, CliRunner, TestBench, binary};
+use alknet_tests::{CliOutput, CliRunner, Curl, TestBench, binary};
 use serde_json::{Value, json};
 
 use crate::enrolment::{EnrolmentNode, hub_config, invite, peer, run};
@@ -66,13 +66,15 @@ fn identity(cli: &CliRunner, words: &[&str]) -> Value {
 }
 
 /// Verbs that need nothing but a node, each with the words behind NODE.
-const VERBS: [(&[&str], &[&str]); 11] = [
+const VERBS: [(&[&str], &[&str]); 13] = [
     (&["status"], &[]),
     (&["ops"], &[]),
     (&["ops", "list"], &[]),
+    (&["config", "show"], &[]),
     (&["file", "list"], &[]),
     (&["peer", "list"], &[]),
     (&["peers"], &[]),
+    (&["pin"], &[]),
     (&["token", "list"], &[]),
     (&["call"], &["node/info"]),
     (&["js", "types"], &[]),
@@ -248,6 +250,7 @@ fn a_worker_is_reached_through_its_hub_with_each_verb() {
             .is_some_and(|url| url.contains(&format!(":{port}/status/enter/"))),
         "{link}"
     );
+    pins_a_worker(&behind(&["pin"], &[]).json(), &key, fleet.hub.key());
     // Tensor files do not go through a hub.
     let output = fleet.bench.path().join("out.mt");
     let pull = [
@@ -257,12 +260,42 @@ fn a_worker_is_reached_through_its_hub_with_each_verb() {
         "models/bert",
         output.to_str().expect("UTF-8"),
     ];
-    let refused = run(admin, &pull);
-    assert_eq!(refused.status, 2, "{refused:?}");
-    assert!(
-        message(&refused).contains("behind the hub 'attic'"),
-        "{refused:?}"
-    );
+    let by_option = [&pull[..2], &["attic"], &pull[3..], &["--peer", "kitchen"]].concat();
+    for pull in [&pull[..], &by_option] {
+        let refused = run(admin, pull);
+        assert_eq!(refused.status, 2, "{refused:?}");
+        assert!(
+            message(&refused).contains("behind the hub 'attic'"),
+            "{refused:?}"
+        );
+    }
+}
+
+/// What `alknet pin` prints of a worker has curl trust that worker, and not its hub.
+fn pins_a_worker(pinned: &Value, worker: &Value, hub: &str) {
+    assert_eq!(pinned["word_of"], "attic", "{pinned}");
+    let first = &pinned["keys"][0];
+    assert_eq!(first["key"], *worker, "{pinned}");
+    let url = format!("{}/healthz", pinned["url"].as_str().expect("a URL"));
+    let asks = |pin: &str| {
+        let options = [
+            "--silent",
+            "--insecure",
+            "--pinnedpubkey",
+            pin,
+            "--url",
+            &url,
+        ];
+        Curl::new(&options).output()
+    };
+    let own = asks(first["curl_pin"].as_str().expect("a pin"));
+    assert!(own.status.success(), "{own:?}");
+    let bench = TestBench::new();
+    let words = ["pin", &format!("{hub}@127.0.0.1:1")];
+    let hub = run(bench.admin(), &words).json();
+    let other = asks(hub["keys"][0]["curl_pin"].as_str().expect("a pin"));
+    // curl's CURLE_SSL_PINNEDPUBKEYNOTMATCH.
+    assert_eq!(other.status.code(), Some(90), "{other:?}");
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn plain(who: &CliRunner, words: &[&str], more: &[&Path]) -> CliOutput {
     who.run(command)
 }
 
-/// A sole administrator needs neither its own name nor whole ids, and reads at each step what is missing.
+/// An author needs neither its own name nor whole ids, and reads at each step what is missing.
 #[test]
 fn each_step_to_an_operation_says_what_is_missing() {
     let bench = TestBench::new();
@@ -188,7 +188,7 @@ fn each_step_to_an_operation_says_what_is_missing() {
     let proposed = plain(&ada, &["ops", "propose", at], &[&folder]);
     assert_eq!(proposed.status, 0, "{proposed:?}");
     assert!(proposed.errors.contains("ops promote"), "{proposed:?}");
-    assert!(proposed.errors.contains("second key"), "{proposed:?}");
+    assert!(proposed.errors.contains("'rev'"), "{proposed:?}");
     let listed = verb(&rev, &["ops", "proposals", at], &[]).json();
     let id = listed["id"].as_str().expect("one proposal").to_owned();
     assert_eq!(listed["author"], "ada");
@@ -199,12 +199,71 @@ fn each_step_to_an_operation_says_what_is_missing() {
     };
     let none = verb(&rev, &["ops", "promote", at, other], &[]);
     assert_eq!((none.status, none.code().as_str()), (1, "NOT_FOUND"));
-    let shown = verb(&rev, &["ops", "proposals", at, &id[..6]], &[]).json();
-    assert_eq!(shown["proposal"]["id"], id.as_str());
-    let promoted = plain(&rev, &["ops", "promote", at, &id[..6], "--external"], &[]);
+    // What was not promoted yet has no path: its name stands for the proposal.
+    for which in [&id[..6], "matrix/last", PATH] {
+        let shown = verb(&rev, &["ops", "proposals", at, which], &[]).json();
+        assert_eq!(shown["proposal"]["id"], id.as_str(), "{which}");
+    }
+    let promoted = plain(
+        &rev,
+        &["ops", "approve", at, "matrix/last", "--external"],
+        &[],
+    );
     assert_eq!(promoted.status, 0, "{promoted:?}");
     assert!(promoted.output.contains("active: false"), "{promoted:?}");
-    assert!(promoted.errors.contains("next start"), "{promoted:?}");
+    let reboots = format!("alknet reboot {at}");
+    for said in ["next start", &reboots] {
+        assert!(promoted.errors.contains(said), "{said}: {promoted:?}");
+    }
+    let path = plain(&rev, &["ops", "proposals", at, PATH], &[]);
+    assert!(path.output.contains("runs no version now"), "{path:?}");
+    let again = verb(&rev, &["ops", "promote", at, "matrix/last"], &[]);
+    assert_eq!((again.status, again.code().as_str()), (1, "NOT_FOUND"));
+}
+
+/// The commands that a sole administrator reads make a second key, and promote by it.
+#[test]
+fn a_sole_administrator_reads_the_commands_that_promote() {
+    let bench = TestBench::new();
+    let node = bench.host_with("[promotion]\nactivate = \"live\"\n");
+    let (admin, at) = (bench.admin(), node.target());
+    let folder = bench.path().join("one");
+    std::fs::create_dir(&folder).expect("the folder is ours");
+    let operation = json!({
+        "spec": { "name": "one", "kind": "query" }, "entry": "./main.js", "export": "run",
+        "tests": [{ "input": 1, "expect": { "output": 1 } }],
+    });
+    std::fs::write(folder.join("operation.json"), operation.to_string()).expect("room");
+    std::fs::write(folder.join("main.js"), "export const run = () => 1;").expect("room");
+    let proposed = plain(admin, &["ops", "propose", at], &[&folder]);
+    assert_eq!(proposed.status, 0, "{proposed:?}");
+    // The author itself may not decide, and reads the same then.
+    let refused = plain(admin, &["ops", "promote", at, "one"], &[]);
+    assert_eq!(refused.status, 4, "{refused:?}");
+    for said in [&proposed.errors, &refused.errors] {
+        assert!(said.contains("does not review its own bundle"), "{said}");
+        assert_eq!(commands(said).len(), 2, "{said}");
+    }
+    for command in commands(&proposed.errors) {
+        let mut shell = Command::new("sh");
+        shell.arg("-c");
+        shell.arg(format!("alknet() {{ \"$ALKNET\" \"$@\"; }}; {command}"));
+        shell.env("ALKNET", binary());
+        let ran = admin.run(shell);
+        assert_eq!(ran.status, 0, "{command}: {ran:?}");
+    }
+    let promoted = verb(admin, &["ops", "proposals", at, "js/one"], &[]).json();
+    assert_eq!(
+        (&promoted["current"], &promoted["active"]),
+        (&json!(1), &json!(1)),
+        "{promoted}"
+    );
+}
+
+/// The lines of a text that are commands.
+fn commands(said: &str) -> Vec<&str> {
+    let lines = said.lines().map(str::trim);
+    lines.filter(|line| line.starts_with("alknet ")).collect()
 }
 
 #[test]

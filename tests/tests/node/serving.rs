@@ -11,7 +11,7 @@ use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, Tes
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 48] = [
+const OPERATIONS: [&str; 52] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -19,6 +19,7 @@ const OPERATIONS: [&str; 48] = [
     "config/apply",
     "config/list-files",
     "config/remove-file",
+    "config/show",
     "config/store-file",
     "escrow/approve",
     "escrow/change",
@@ -37,8 +38,11 @@ const OPERATIONS: [&str; 48] = [
     "ops/proposals",
     "ops/propose",
     "ops/rollback",
+    "peer/add",
     "peer/list",
+    "peer/remove",
     "peer/rotate-key",
+    "peer/set",
     "runtime/eval",
     "runtime/kill",
     "runtime/sessions",

@@ -18,7 +18,7 @@ use alknet_hub::{
 
 use super::facts::{self, NodeDescription, SharedFacts};
 use super::identity_services::{IdentityServices, no_identity};
-use tokens::StoredTokens;
+pub(crate) use tokens::StoredTokens;
 
 /// Peers that may enrol where the document does not say: with enough memory, and without.
 const PEERS_MAX: usize = 1000;
@@ -79,6 +79,11 @@ impl HubContext {
         builder.add(peers::label(self.clone()));
         builder.add(peers::remove(self.clone()));
         builder.add(peers::whoami(self.clone()));
+    }
+
+    /// Who decides about the peers that enrol.
+    pub(crate) fn desk(&self) -> Arc<EnrolmentService> {
+        Arc::clone(&self.desk)
     }
 
     /// What serves `alknet/enroll`.
@@ -153,7 +158,7 @@ impl HubContext {
 
 /// Who asks for something that gives rights which outlive the call. An operation that calls on behalf of its
 /// caller is refused: its own authority let the call through, which may be more than it was granted for.
-fn asker(ctx: &Ctx) -> Result<&Identity, CallError> {
+pub(super) fn asker(ctx: &Ctx) -> Result<&Identity, CallError> {
     if ctx.internal() {
         let message = "an operation may not admit a peer for its caller; call this directly";
         return Err(CallError::new(ErrorCode::Forbidden, message));

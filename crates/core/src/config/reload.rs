@@ -253,6 +253,13 @@ impl ReloadHandle {
         self.current.load_full()
     }
 
+    /// What the node runs with while `current` is in force: what cannot change before the next start is as it was at
+    /// this start.
+    #[must_use]
+    pub fn running(&self, current: &DynamicConfig) -> NodeConfig {
+        current.config.clone().running_as(&self.started)
+    }
+
     /// Tells the number of each configuration that comes into force.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {

@@ -245,7 +245,7 @@ pub(super) fn log_level(text: &str) -> Result<LogLevel, ConfigDiagnostic> {
 
 /// A scope a peer may hold: segments joined by `:`, the last may be `*`.
 pub(super) fn scope(text: &str) -> Result<String, ConfigDiagnostic> {
-    if text == "*" || text == "admin" || text == "admin:*" {
+    if is_admin_scope(text) {
         return Err((
             format!("the scope {} belongs to administrators", quote(text)),
             "grant narrower scopes, or list the key in node.admin_keys".to_owned(),
@@ -260,6 +260,12 @@ pub(super) fn scope(text: &str) -> Result<String, ConfigDiagnostic> {
     ))
 }
 
+/// Whether only administrators hold this scope: `*`, `admin` or `admin:*`.
+#[must_use]
+pub fn is_admin_scope(text: &str) -> bool {
+    matches!(text, "*" | "admin" | "admin:*")
+}
+
 /// Whether this follows the grammar of scopes: segments joined by `:`, the last may be `*`, 255 bytes at
 /// most. `*` alone, which is everything, does not.
 #[must_use]
@@ -272,7 +278,9 @@ pub fn is_scope(text: &str) -> bool {
     text.len() <= SCOPE_BYTES_MAX && head.split(':').all(segment)
 }
 
-fn is_admin_id(text: &str) -> bool {
+/// Whether this is what the keys of `node.admin_keys` are called: `admin`, `admin-2`, ….
+#[must_use]
+pub fn is_admin_id(text: &str) -> bool {
     let digits = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit());
     text == "admin" || text.strip_prefix("admin-").is_some_and(digits)
 }

@@ -1,8 +1,8 @@
-//! Putting a peer out, so that it does not let itself in again.
+//! Changing a peer, and putting it out so that it does not let itself in again.
 
-use alknet_core::{IdentityStoreError, KeyId, PeerId, PeerPatch, ScopeSet};
+use alknet_core::{IdentityStore, IdentityStoreError, KeyId, PeerId, PeerPatch, ScopeSet};
 
-use crate::store::TokenStoreError;
+use crate::store::{TokenStore, TokenStoreError};
 
 use super::{EnrolError, EnrolmentService};
 
@@ -14,41 +14,90 @@ impl EnrolmentService {
     /// # Errors
     /// There is no such peer, or it is one of the configuration, or the stores fail.
     pub async fn remove(&self, peer: &PeerId) -> Result<Vec<KeyId>, EnrolError> {
-        let _turn = self.turn.lock().await;
         let tombstone = PeerPatch {
-            enabled: Some(false),
             scopes: Some(ScopeSet::default()),
             display_name: Some(None),
-            removal: Some(self.removals::<EnrolError>().await?.saturating_add(1)),
             ..PeerPatch::default()
         };
-        self.peers.patch(peer.clone(), tombstone).await?;
-        let mut closed = Vec::new();
-        for mut record in self.tokens.list().await? {
-            if record.closed || !record.is_of(peer) {
-                continue;
-            }
-            record.closed = true;
-            let name = record.hash.key_id;
-            if !self.tokens.replace(record).await? {
-                return Err(EnrolError::Overloaded(
-                    "an invitation of the peer is being used; remove it once more",
-                ));
-            }
-            closed.push(name);
-        }
-        Ok(closed)
+        self.shut_out(peer, tombstone).await
     }
 
-    /// Removals counted so far. Peers that are forgotten take their number with them, so that tokens
-    /// are asked as well: no number is given twice while a token remembers it.
+    /// Changes a peer in turn with the other decisions: an enrolment that is under way, and has looked at the peer
+    /// already, does not write back what this takes away.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove).
+    pub async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<(), EnrolError> {
+        let _turn = self.turn.lock().await;
+        Ok(self.peers.patch(peer.clone(), change).await?)
+    }
+
+    /// Changes a peer, and lets it in no more; see [`shut_out`].
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove).
+    pub async fn shut_out(
+        &self,
+        peer: &PeerId,
+        change: PeerPatch,
+    ) -> Result<Vec<KeyId>, EnrolError> {
+        let _turn = self.turn.lock().await;
+        shut_out(&*self.tokens, &*self.peers, peer, change).await
+    }
+
+    /// Removals counted so far.
     pub(super) async fn removals<E>(&self) -> Result<u64, E>
     where
         E: From<IdentityStoreError> + From<TokenStoreError>,
     {
-        let (peers, tokens) = (self.peers.list().await?, self.tokens.list().await?);
-        let peers = peers.iter().filter_map(|peer| peer.removal);
-        let tokens = tokens.iter().filter_map(|token| token.removals);
-        Ok(peers.chain(tokens).max().unwrap_or_default())
+        removals(&*self.tokens, &*self.peers).await
     }
+}
+
+/// Changes a peer, and lets it in no more, also by an invitation made before: those that it joined by, and those that
+/// it made, take in no further key. Returns their names. On a node that is a hub,
+/// [`EnrolmentService::shut_out`] does it in turn with the other decisions.
+///
+/// # Errors
+/// There is no such peer, or it is one of the configuration, or the stores fail.
+pub async fn shut_out(
+    tokens: &dyn TokenStore,
+    peers: &dyn IdentityStore,
+    peer: &PeerId,
+    change: PeerPatch,
+) -> Result<Vec<KeyId>, EnrolError> {
+    let number = removals::<EnrolError>(tokens, peers).await?;
+    let change = PeerPatch {
+        enabled: Some(false),
+        removal: Some(number.saturating_add(1)),
+        ..change
+    };
+    peers.patch(peer.clone(), change).await?;
+    let mut closed = Vec::new();
+    for mut record in tokens.list().await? {
+        if record.closed || !record.is_of(peer) {
+            continue;
+        }
+        record.closed = true;
+        let name = record.hash.key_id;
+        if !tokens.replace(record).await? {
+            return Err(EnrolError::Overloaded(
+                "an invitation of the peer is being used; remove it once more",
+            ));
+        }
+        closed.push(name);
+    }
+    Ok(closed)
+}
+
+/// Removals counted so far. Peers that are forgotten take their number with them, so that tokens
+/// are asked as well: no number is given twice while a token remembers it.
+async fn removals<E>(tokens: &dyn TokenStore, peers: &dyn IdentityStore) -> Result<u64, E>
+where
+    E: From<IdentityStoreError> + From<TokenStoreError>,
+{
+    let (peers, tokens) = (peers.list().await?, tokens.list().await?);
+    let peers = peers.iter().filter_map(|peer| peer.removal);
+    let tokens = tokens.iter().filter_map(|token| token.removals);
+    Ok(peers.chain(tokens).max().unwrap_or_default())
 }

@@ -39,6 +39,34 @@ async fn a_removal_outlives_every_invitation_made_before_it() {
     assert_eq!(hub.code(1, &newer, NOW).await, "ENROLL_INVALID");
 }
 
+/// It has the text of its invitation, and of another one: neither lets it in, and what it may do is kept until an
+/// administrator lets it in again.
+#[tokio::test]
+async fn a_peer_that_is_shut_out_does_not_let_itself_in() {
+    let hub = hub(EnrolMode::Token);
+    let [own, other] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let ask = request(Some(&own), Some("kitchen"));
+    let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+    let unchanged = PeerPatch::default();
+    let closed = hub.desk.shut_out(&joined.peer_id, unchanged).await;
+    assert_eq!(closed.expect("a peer"), [own.name()]);
+    assert!(hub.peers.by_key(&key(1)).is_none());
+    for token in [&own, &other] {
+        let ask = request(Some(token), None);
+        assert_eq!(hub.code(1, &ask, NOW).await, "ENROLL_INVALID");
+    }
+    let fresh = request(Some(&own), None);
+    assert_eq!(hub.code(2, &fresh, NOW).await, "ENROLL_INVALID");
+    let all = hub.desk.peers().await.expect("listed");
+    let kept = all.iter().find(|peer| peer.peer_id == joined.peer_id);
+    let kept = kept.expect("it stays known");
+    assert_eq!(kept.display_name.as_deref(), Some("kitchen"));
+    assert!(kept.scopes.allows("relay:accept") && !kept.enabled);
+}
+
 /// One of its keys was taken, and it was removed for that.
 #[tokio::test]
 async fn only_the_key_that_is_let_in_again_comes_back_after_a_removal() {

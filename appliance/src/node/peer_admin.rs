@@ -1,0 +1,576 @@
+//! `peer/add`, `peer/set` and `peer/remove`: peers of the store, changed while the node runs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use alknet_call::{
+    CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration, RegistryBuilder,
+};
+use alknet_core::config::{is_admin_id, is_admin_scope};
+use alknet_core::{
+    Identity, IdentityEntries, IdentityProvider, IdentityStore, IdentityStoreError, KeyId,
+    PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet,
+};
+use alknet_hub::{EnrolError, EnrolmentService};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
+
+use super::hub::{HubContext, StoredTokens, asker};
+use super::identity_services::{self, ADMIN_SCOPE, IdentityServices};
+use super::tokens::{SCOPES_MAX, TTL_S_MAX, ends, ends_of, may_give, scopes as parsed_scopes};
+
+/// Peers that the store takes by `peer/add`: as many as a hub takes by invitations.
+const PEERS_MAX: usize = 1000;
+/// Keys that one call can give to a peer.
+const KEYS_MAX: usize = 16;
+/// Keys that an entry has at most, with those that ended and stay known.
+const KEYS_KEPT_MAX: usize = 64;
+/// Characters of a name for people: one line of a console.
+const NAME_CHARS_MAX: usize = 80;
+/// Characters of a key in its longest form, with room for what is refused by its grammar.
+const KEY_CHARS_MAX: usize = 128;
+/// The label by which a hub marks what an enrolled peer became.
+const ROLE_LABEL: &str = "role";
+/// The role that exists without an entry in the configuration, and has no scope.
+const WORKER: &str = "worker";
+/// When a key ended that is known and let in no more, in seconds since 1970.
+const LONG_AGO_S: u64 = 0;
+
+/// What the operations stand on. Clones share it.
+#[derive(Clone)]
+struct PeerAdmin {
+    people: IdentityServices,
+    /// Who decides about enrolled peers, on a hub.
+    desk: Option<Arc<EnrolmentService>>,
+    /// Held from the look at the entries until the change counts.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Adds the operations to a registry.
+pub(crate) fn register(
+    builder: &mut RegistryBuilder,
+    people: &IdentityServices,
+    hub: Option<&HubContext>,
+) {
+    let admin = PeerAdmin {
+        people: people.clone(),
+        desk: hub.map(HubContext::desk),
+        turn: Arc::default(),
+    };
+    builder.add(add(admin.clone()));
+    builder.add(set(admin.clone()));
+    builder.add(remove(admin));
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeerAddInput {
+    peer_id: String,
+    keys: Vec<String>,
+    #[serde(default)]
+    scopes: Option<Vec<String>>,
+    #[serde(default)]
+    role: Option<String>,
+    #[serde(default)]
+    display_name: Option<String>,
+    #[serde(default)]
+    ttl_s: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeerSetInput {
+    peer: String,
+    #[serde(default)]
+    keys: Option<Vec<String>>,
+    #[serde(default)]
+    scopes: Option<Vec<String>>,
+    #[serde(default)]
+    role: Option<String>,
+    /// A name, no name, or as it was.
+    #[serde(default, deserialize_with = "given")]
+    display_name: Option<Option<String>>,
+    /// An end, no end, or as it was.
+    #[serde(default, deserialize_with = "given")]
+    ttl_s: Option<Option<u64>>,
+    #[serde(default)]
+    enabled: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeerRemoveInput {
+    peer: String,
+}
+
+/// A member that is there, null or not.
+fn given<'de, D, T>(from: D) -> Result<Option<Option<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Option::deserialize(from).map(Some)
+}
+
+/// JSON Schema of the members that `peer/add` and `peer/set` have in common.
+fn common_members() -> Value {
+    json!({
+        "keys": { "type": "array", "minItems": 1, "maxItems": KEYS_MAX,
+                  "items": { "type": "string", "maxLength": KEY_CHARS_MAX },
+                  "description": "All of its keys, ed25519:<64 hex>" },
+        "scopes": { "type": "array", "items": { "type": "string" }, "maxItems": SCOPES_MAX,
+                    "description": "All that it may do; a caller gives at most what it holds" },
+        "role": { "type": "string",
+                  "description": "In the place of scopes: those that a [[hub.role]] has now" },
+        "display_name": { "type": ["string", "null"], "maxLength": NAME_CHARS_MAX,
+                          "description": "What people call it" },
+        "ttl_s": { "type": ["integer", "null"], "minimum": 1, "maximum": TTL_S_MAX,
+                   "description": "Seconds until the entry ends; null: it does not" },
+    })
+}
+
+fn add(admin: PeerAdmin) -> Registration {
+    let mut members = common_members();
+    members["peer_id"] = json!({ "type": "string", "maxLength": PeerId::MAX_BYTES,
+        "description": "Its name: 1 to 63 of a-z, 0-9, '.', '_' and '-'" });
+    let spec = OperationSpec::mutation("peer/add", "Lets a peer in, by its key.")
+        .with_input(json!({
+            "type": "object",
+            "required": ["peer_id", "keys"],
+            "additionalProperties": false,
+            "properties": members,
+        }))
+        .with_output(json!({ "type": "object", "required": ["peer_id", "keys", "scopes"] }))
+        .with_scope(ADMIN_SCOPE);
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let admin = admin.clone();
+        async move {
+            let who = asker(&ctx)?;
+            admin.add(input.parse()?, who).await
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+fn set(admin: PeerAdmin) -> Registration {
+    let mut members = common_members();
+    members["peer"] = json!({ "type": "string", "description": "Its id or its name" });
+    members["enabled"] = json!({ "type": "boolean", "description": "Whether it is let in" });
+    let spec = OperationSpec::mutation(
+        "peer/set",
+        "Changes a peer of the node's store: what is absent stays as it is.",
+    )
+    .with_input(json!({
+        "type": "object",
+        "required": ["peer"],
+        "additionalProperties": false,
+        "properties": members,
+    }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["peer_id", "enabled", "keys", "scopes", "closed"],
+        "properties": { "closed": closed_schema() },
+    }))
+    .with_scope(ADMIN_SCOPE);
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let admin = admin.clone();
+        async move {
+            let who = asker(&ctx)?;
+            admin.set(input.parse()?, who).await
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+fn remove(admin: PeerAdmin) -> Registration {
+    let spec = OperationSpec::mutation(
+        "peer/remove",
+        "Puts a peer of the node's store out: its connections end, and its keys are not let in.",
+    )
+    .with_input(json!({
+        "type": "object",
+        "required": ["peer"],
+        "additionalProperties": false,
+        "properties": { "peer": { "type": "string", "description": "Its id or its name" } },
+    }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["peer_id", "known", "closed"],
+        "properties": {
+            "peer_id": { "type": "string" },
+            "known": { "type": "boolean",
+                "description": "Whether its keys stay known, so that no older invitation lets them in" },
+            "closed": closed_schema(),
+        },
+    }))
+    .with_scope(ADMIN_SCOPE);
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let admin = admin.clone();
+        async move {
+            let who = asker(&ctx)?;
+            admin.remove(input.parse()?, who).await
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+fn closed_schema() -> Value {
+    json!({ "type": "array", "items": { "type": "string" },
+            "description": "Invitations of the peer, which admit no peer any more" })
+}
+
+impl PeerAdmin {
+    async fn add(&self, input: PeerAddInput, who: &Identity) -> Result<Value, CallError> {
+        let _turn = self.turn.lock().await;
+        let identities = &self.people.identities;
+        let entries = identities.entries();
+        let id = self.new_id(&input.peer_id)?;
+        self.check_room(&entries)?;
+        let scopes = self.granted(input.scopes, input.role)?;
+        let name = input.display_name.as_deref();
+        let entry = PeerEntry {
+            keys: parsed_keys(&input.keys)?,
+            scopes: scopes.unwrap_or_default(),
+            display_name: name.map(|name| self.free_name(name, &id)).transpose()?,
+            expires: ends(input.ttl_s, identities.now_s(), ends_of(&entries, &who.id))?,
+            ..PeerEntry::new(id.clone())
+        };
+        may_give(who, &entry.scopes, &entry.resources)?;
+        identities.put(entry).await.map_err(refused)?;
+        tracing::info!(by = who.id.as_str(), peer = id.as_str(), "peer.add");
+        self.listed(&id)
+    }
+
+    async fn set(&self, input: PeerSetInput, who: &Identity) -> Result<Value, CallError> {
+        let _turn = self.turn.lock().await;
+        let before = self.stored(&input.peer).await?;
+        let id = before.peer_id.clone();
+        let enabled = input.enabled;
+        let patch = self.patch(&before, input, who)?;
+        if patch == PeerPatch::default() && enabled.is_none() {
+            return Err(CallError::invalid_input("nothing to change is given"));
+        }
+        let closed = match enabled {
+            Some(false) => self.shut_out(&id, patch).await?,
+            _ => {
+                let patch = PeerPatch { enabled, ..patch };
+                check_return(&before, &patch)?;
+                self.change(&id, patch).await?;
+                Vec::new()
+            }
+        };
+        self.sweep();
+        tracing::info!(by = who.id.as_str(), peer = id.as_str(), "peer.set");
+        let mut answer = self.listed(&id)?;
+        answer["closed"] = json!(closed);
+        Ok(answer)
+    }
+
+    async fn remove(&self, input: PeerRemoveInput, who: &Identity) -> Result<Value, CallError> {
+        let _turn = self.turn.lock().await;
+        let before = self.stored(&input.peer).await?;
+        let id = before.peer_id;
+        let tombstone = PeerPatch {
+            scopes: Some(ScopeSet::default()),
+            display_name: Some(None),
+            ..PeerPatch::default()
+        };
+        let closed = self.shut_out(&id, tombstone).await?;
+        // A peer that enrolled may have the text of other invitations: it stays known as one that is not let in.
+        let known = before.labels.contains_key(ROLE_LABEL);
+        if !known {
+            let removed = self.people.identities.remove(id.clone()).await;
+            removed.map_err(refused)?;
+        }
+        self.sweep();
+        tracing::info!(by = who.id.as_str(), peer = id.as_str(), "peer.remove");
+        Ok(json!({ "peer_id": id, "known": known, "closed": closed }))
+    }
+
+    /// What `input` changes of an entry, all but whether it is let in.
+    fn patch(
+        &self,
+        before: &PeerEntry,
+        input: PeerSetInput,
+        who: &Identity,
+    ) -> Result<PeerPatch, CallError> {
+        let identities = &self.people.identities;
+        let now_s = identities.now_s();
+        let mut patch = PeerPatch {
+            scopes: self.granted(input.scopes, input.role)?,
+            ..PeerPatch::default()
+        };
+        if let Some(keys) = &input.keys {
+            let (keys, ends) = keys_after(before, parsed_keys(keys)?, now_s)?;
+            (patch.keys, patch.key_ends) = (Some(keys), Some(ends));
+        }
+        if let Some(name) = &input.display_name {
+            let name = name.as_deref();
+            let name = name.map(|name| self.free_name(name, &before.peer_id));
+            patch.display_name = Some(name.transpose()?);
+        }
+        if let Some(ttl_s) = input.ttl_s {
+            let own = ends_of(&identities.entries(), &who.id);
+            patch.expires = Some(ends(ttl_s, now_s, own)?);
+        }
+        let gives = patch.keys.is_some() || patch.scopes.is_some() || patch.expires.is_some();
+        if gives || input.enabled == Some(true) {
+            // Also where the scopes stay: a caller that adds a key of its own would hold them.
+            let after = before.clone().patched(patch.clone());
+            may_give(who, &after.scopes, &after.resources)?;
+        }
+        Ok(patch)
+    }
+
+    /// Changes a peer that stays let in, or comes back.
+    async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<(), CallError> {
+        match &self.desk {
+            Some(desk) => desk.change(peer, change).await.map_err(of_enrolment),
+            None => {
+                let changed = self.people.identities.patch(peer.clone(), change).await;
+                changed.map_err(refused)
+            }
+        }
+    }
+
+    /// Lets a peer in no more, and closes its invitations.
+    async fn shut_out(&self, peer: &PeerId, change: PeerPatch) -> Result<Vec<KeyId>, CallError> {
+        let closed = match &self.desk {
+            Some(desk) => desk.shut_out(peer, change).await,
+            None => {
+                // Invitations outlive the time as a hub.
+                let tokens = StoredTokens::new(self.people.store.clone());
+                alknet_hub::shut_out(&tokens, &*self.people.identities, peer, change).await
+            }
+        };
+        closed.map_err(of_enrolment)
+    }
+
+    /// A name that no other peer and no entry of the configuration has.
+    fn new_id(&self, text: &str) -> Result<PeerId, CallError> {
+        let id: PeerId = text.parse().map_err(|_| {
+            CallError::invalid_input(
+                "peer_id is 1 to 63 of a-z, 0-9, '.', '_' and '-', a letter or digit first",
+            )
+        })?;
+        if is_admin_id(text) {
+            return Err(CallError::invalid_input(format!(
+                "'{id}' is what the keys of node.admin_keys are called: choose another name"
+            )));
+        }
+        let message = match self.people.identities.by_name(text) {
+            None => return Ok(id),
+            Some(_) if self.people.identities.is_configured(&id) => {
+                return Err(refused(IdentityStoreError::ReadOnly(id)));
+            }
+            Some(other) if other == id => {
+                format!("there is a peer '{id}' already: change it with peer/set")
+            }
+            Some(other) => format!("'{id}' is what the peer '{other}' is called"),
+        };
+        Err(CallError::new(ErrorCode::Conflict, message))
+    }
+
+    /// A name for people, which no other peer has.
+    fn free_name(&self, text: &str, id: &PeerId) -> Result<String, CallError> {
+        let name = text.trim();
+        let fits = (1..=NAME_CHARS_MAX).contains(&name.chars().count());
+        if !fits || name.contains(char::is_control) {
+            return Err(CallError::invalid_input(format!(
+                "display_name is one line of 1 to {NAME_CHARS_MAX} characters"
+            )));
+        }
+        match self.people.identities.by_name(name) {
+            Some(other) if other != *id => {
+                let message = format!("'{name}' is the peer '{other}' already");
+                Err(CallError::new(ErrorCode::Conflict, message))
+            }
+            _ => Ok(name.to_owned()),
+        }
+    }
+
+    fn check_room(&self, entries: &IdentityEntries) -> Result<(), CallError> {
+        let identities = &self.people.identities;
+        let stored = entries.peers.iter();
+        let stored = stored.filter(|peer| !identities.is_configured(&peer.peer_id));
+        // Those that were put out stay known, and leave room for others.
+        let stored = stored.filter(|peer| peer.enabled || peer.removal.is_none());
+        if stored.count() < PEERS_MAX {
+            return Ok(());
+        }
+        let message = format!("there are {PEERS_MAX} peers in the store: remove unused ones");
+        Err(CallError::new(ErrorCode::Conflict, message))
+    }
+
+    /// The scopes that are given, by themselves or as those of a role, if any are.
+    fn granted(
+        &self,
+        scopes: Option<Vec<String>>,
+        role: Option<String>,
+    ) -> Result<Option<ScopeSet>, CallError> {
+        let given = match (scopes, role) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => {
+                return Err(CallError::invalid_input("give scopes or a role, not both"));
+            }
+            (Some(scopes), None) => scopes,
+            (None, Some(role)) => self.scopes_of_role(&role)?,
+        };
+        if let Some(scope) = given.iter().find(|scope| is_admin_scope(scope)) {
+            return Err(CallError::invalid_input(format!(
+                "the scope '{scope}' belongs to administrators: list the key in node.admin_keys"
+            )));
+        }
+        parsed_scopes(&given).map(Some)
+    }
+
+    fn scopes_of_role(&self, name: &str) -> Result<Vec<String>, CallError> {
+        let config = self.people.reloader.current();
+        let roles = &config.config.hub.role;
+        match roles.iter().find(|role| role.name == name) {
+            Some(role) => Ok(role.scopes.clone()),
+            None if name == WORKER => Ok(Vec::new()),
+            None => {
+                let known = roles.iter().map(|role| role.name.as_str());
+                let known: Vec<_> = known.chain([WORKER]).collect();
+                Err(CallError::invalid_input(format!(
+                    "there is no such role; known here: {}",
+                    known.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// The entry of the store that has this id or this name.
+    async fn stored(&self, name: &str) -> Result<PeerEntry, CallError> {
+        let identities = &self.people.identities;
+        let unknown = || {
+            let message = "there is no such peer; see peer/list";
+            CallError::new(ErrorCode::NotFound, message)
+        };
+        let id = identities.by_name(name).ok_or_else(unknown)?;
+        if identities.is_configured(&id) {
+            return Err(refused(IdentityStoreError::ReadOnly(id)));
+        }
+        let all = identities.list().await.map_err(refused)?;
+        let found = all.into_iter().find(|peer| peer.peer_id == id);
+        found.ok_or_else(unknown)
+    }
+
+    /// Before the answer: its reader may rely on the connections being closed.
+    fn sweep(&self) {
+        if let Some(server) = self.people.server.get() {
+            server.sweep();
+        }
+    }
+
+    /// The row of a peer, as `peer/list` has it.
+    fn listed(&self, id: &PeerId) -> Result<Value, CallError> {
+        let entries = self.people.identities.entries();
+        let peer = entries.peers.iter().find(|peer| peer.peer_id == *id);
+        let peer = peer.ok_or_else(|| refused(IdentityStoreError::Unknown(id.clone())))?;
+        let server = self.people.server.get();
+        let connections = server
+            .map(|server| server.connections())
+            .unwrap_or_default();
+        let about = identity_services::about_peer(peer);
+        Ok(identity_services::row(id, "store", about, &connections))
+    }
+}
+
+/// A removed peer lost its rights and may have lost a key: its keys do not come back together, unasked.
+fn check_return(before: &PeerEntry, patch: &PeerPatch) -> Result<(), CallError> {
+    let was_removed = before.removal.is_some() && !before.enabled;
+    let has_nothing = before.scopes.is_empty() && before.display_name.is_none();
+    if patch.enabled != Some(true) || !was_removed || !has_nothing || patch.keys.is_some() {
+        return Ok(());
+    }
+    let message = format!(
+        "'{}' was removed: give the keys that are let in again, or invite it",
+        before.peer_id
+    );
+    Err(CallError::new(ErrorCode::Conflict, message))
+}
+
+fn parsed_keys(texts: &[String]) -> Result<Vec<PeerKey>, CallError> {
+    let mut keys = Vec::new();
+    for text in texts {
+        let key: PeerKey = text.parse().map_err(|_| {
+            CallError::invalid_input(
+                "this is no key: write ed25519:<64 hex>, spki:<64 hex> or SHA256:<64 hex>; \
+                 'alknet identity' prints it on the peer's machine",
+            )
+        })?;
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    Ok(keys)
+}
+
+/// The keys of a peer once `given` are those that count, and when some of them end. Keys that ended stay known, and
+/// so do those that a peer loses that was put out once: no older invitation lets them in.
+fn keys_after(
+    before: &PeerEntry,
+    given: Vec<PeerKey>,
+    now_s: Option<u64>,
+) -> Result<(Vec<PeerKey>, BTreeMap<PeerKey, u64>), CallError> {
+    let has_ended = |key: &PeerKey| {
+        let end = before.key_ends.get(key);
+        end.is_some_and(|end| now_s.is_none_or(|now_s| now_s >= *end))
+    };
+    if let Some(key) = given.iter().find(|key| has_ended(key)) {
+        let message = format!(
+            "the key {key} of '{}' has ended: give another one",
+            before.peer_id
+        );
+        return Err(CallError::new(ErrorCode::Conflict, message));
+    }
+    let mut ends = before.key_ends.clone();
+    let mut keys = given;
+    for key in &before.keys {
+        if keys.contains(key) {
+            continue;
+        }
+        if has_ended(key) {
+            keys.push(*key);
+        } else if before.removal.is_some() {
+            ends.insert(*key, LONG_AGO_S);
+            keys.push(*key);
+        }
+    }
+    if keys.len() > KEYS_KEPT_MAX {
+        let message = format!(
+            "'{}' had {KEYS_KEPT_MAX} keys: remove it, and add it by another name",
+            before.peer_id
+        );
+        return Err(CallError::new(ErrorCode::Conflict, message));
+    }
+    Ok((keys, ends))
+}
+
+fn refused(error: IdentityStoreError) -> CallError {
+    let code = match &error {
+        IdentityStoreError::KeyTaken(..)
+        | IdentityStoreError::ReadOnly(_)
+        | IdentityStoreError::TokenTaken(_) => ErrorCode::Conflict,
+        IdentityStoreError::Unknown(_) => ErrorCode::NotFound,
+        IdentityStoreError::Unavailable(_) | IdentityStoreError::ClockUnset => {
+            ErrorCode::Unavailable
+        }
+        _ => ErrorCode::Internal,
+    };
+    CallError::new(code, error.to_string())
+}
+
+fn of_enrolment(error: EnrolError) -> CallError {
+    match error {
+        EnrolError::Store(error) => refused(error),
+        EnrolError::Overloaded(_) => CallError::new(ErrorCode::Overloaded, error.to_string()),
+        EnrolError::Tokens(_) => CallError::new(ErrorCode::Unavailable, error.to_string()),
+        error => CallError::internal(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

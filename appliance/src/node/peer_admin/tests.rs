@@ -1,0 +1,236 @@
+//! Peers of a store that are added, changed and put out, without a connection.
+
+use alknet_call::Registry;
+use alknet_core::IdentityKind;
+use alknet_core::config::NodeConfig;
+use tempfile::TempDir;
+
+use super::*;
+use crate::node::{ConfigOverlay, ConfigStore};
+
+/// A node of one administrator, one configured peer, and one role.
+struct PeerAdminTestNode {
+    admin: PeerAdmin,
+    _folder: TempDir,
+}
+
+fn key(n: u8) -> PeerKey {
+    PeerKey::Ed25519([n; 32])
+}
+
+fn node() -> PeerAdminTestNode {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let document = format!(
+        "node.admin_keys = [\"{}\"]\n[[peers]]\npeer_id = \"fixed\"\nkeys = [\"{}\"]\n\
+         [[hub.role]]\nname = \"reader\"\nscopes = [\"node:read\"]\n",
+        key(100),
+        key(101)
+    );
+    let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
+    let store = crate::node::store::open(folder.path());
+    let (overlay, keeper) = (ConfigOverlay::default(), ConfigStore::nowhere());
+    let people = crate::node::people(&config, overlay, keeper, Vec::new(), store);
+    PeerAdminTestNode {
+        admin: PeerAdmin {
+            people,
+            desk: None,
+            turn: Arc::default(),
+        },
+        _folder: folder,
+    }
+}
+
+fn who(scopes: &[&str]) -> Identity {
+    Identity {
+        id: "admin".parse().expect("a peer id"),
+        kind: IdentityKind::Peer,
+        scopes: scopes.iter().collect(),
+        resources: BTreeMap::new(),
+        generation: 0,
+    }
+}
+
+impl PeerAdminTestNode {
+    async fn add(&self, input: Value) -> Result<Value, CallError> {
+        let input = serde_json::from_value(input).expect("the input of peer/add");
+        self.admin.add(input, &who(&["*"])).await
+    }
+
+    async fn set(&self, input: Value) -> Result<Value, CallError> {
+        let input = serde_json::from_value(input).expect("the input of peer/set");
+        self.admin.set(input, &who(&["*"])).await
+    }
+
+    async fn remove(&self, peer: &str) -> Result<Value, CallError> {
+        let input = PeerRemoveInput {
+            peer: peer.to_owned(),
+        };
+        self.admin.remove(input, &who(&["*"])).await
+    }
+
+    fn knows(&self, n: u8) -> bool {
+        self.admin.people.identities.by_key(&key(n)).is_some()
+    }
+
+    fn allows(&self, n: u8, scope: &str) -> bool {
+        let holder = self.admin.people.identities.by_key(&key(n));
+        holder.is_some_and(|holder| holder.scopes.allows(scope))
+    }
+}
+
+/// The code of what was refused.
+fn code(answer: Result<Value, CallError>) -> ErrorCode {
+    answer.expect_err("it is refused").code
+}
+
+#[test]
+fn every_schema_of_these_operations_compiles() {
+    let node = node();
+    let mut builder = Registry::builder();
+    register(&mut builder, &node.admin.people, None);
+    let registry = builder.build().expect("every schema is one");
+    for name in ["peer/add", "peer/remove", "peer/set"] {
+        assert!(registry.spec(name).is_some(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_is_added_changed_and_removed() {
+    let node = node();
+    let ada = json!({ "peer_id": "ada", "keys": [key(1)], "role": "reader",
+                      "display_name": " Ada's laptop " });
+    let added = node.add(ada).await.expect("a new peer");
+    assert_eq!(added["display_name"], "Ada's laptop");
+    assert_eq!(
+        (&added["source"], &added["enabled"]),
+        (&json!("store"), &json!(true))
+    );
+    assert!(node.allows(1, "node:read") && !node.allows(1, "peer:list"));
+
+    let more = json!({ "peer": "ada", "keys": [key(2)], "scopes": ["peer:list"],
+                       "display_name": null, "ttl_s": 3600 });
+    let changed = node.set(more).await.expect("it is there");
+    assert!(changed["expires"].is_string(), "{changed}");
+    assert!(changed.get("display_name").is_none(), "{changed}");
+    assert!(!node.knows(1) && node.allows(2, "peer:list") && !node.allows(2, "node:read"));
+    let endless = node.set(json!({ "peer": "ada", "ttl_s": null })).await;
+    assert!(endless.expect("it is there").get("expires").is_none());
+    assert_eq!(
+        code(node.set(json!({ "peer": "ada" })).await),
+        ErrorCode::InvalidInput
+    );
+
+    let removed = node.remove("ada").await.expect("it is there");
+    assert_eq!(removed["known"], false);
+    assert!(!node.knows(2));
+    assert_eq!(code(node.remove("ada").await), ErrorCode::NotFound);
+    let again = json!({ "peer_id": "ada", "keys": [key(2)] });
+    assert_eq!(
+        node.add(again).await.expect("a new peer")["scopes"],
+        json!([])
+    );
+}
+
+#[tokio::test]
+async fn a_name_and_a_key_belong_to_one_peer() {
+    let node = node();
+    let ada = json!({ "peer_id": "ada", "keys": [key(1)], "display_name": "laptop" });
+    node.add(ada).await.expect("a new peer");
+    for (id, n, expected) in [
+        ("ada", 2, ErrorCode::Conflict),
+        ("laptop", 2, ErrorCode::Conflict),
+        ("fixed", 2, ErrorCode::Conflict),
+        ("bob", 1, ErrorCode::Conflict),
+        ("bob", 100, ErrorCode::Conflict),
+        ("bob", 101, ErrorCode::Conflict),
+        ("admin", 2, ErrorCode::InvalidInput),
+        ("admin-7", 2, ErrorCode::InvalidInput),
+        ("Bob", 2, ErrorCode::InvalidInput),
+    ] {
+        let refused = node.add(json!({ "peer_id": id, "keys": [key(n)] })).await;
+        assert_eq!(code(refused), expected, "{id} {n}");
+    }
+    // Entries of the configuration are changed there.
+    for peer in ["fixed", "admin"] {
+        let refused = node.set(json!({ "peer": peer, "enabled": false })).await;
+        assert_eq!(code(refused), ErrorCode::Conflict, "{peer}");
+        assert_eq!(code(node.remove(peer).await), ErrorCode::Conflict, "{peer}");
+    }
+    assert!(node.knows(100) && node.knows(101));
+}
+
+#[tokio::test]
+async fn a_caller_gives_no_more_than_it_holds() {
+    let node = node();
+    for scope in ["*", "admin", "admin:*", "a b"] {
+        let input = json!({ "peer_id": "ada", "keys": [key(1)], "scopes": [scope] });
+        assert_eq!(
+            code(node.add(input).await),
+            ErrorCode::InvalidInput,
+            "{scope}"
+        );
+    }
+    let strong = json!({ "peer_id": "ada", "keys": [key(1)], "scopes": ["fs:read"] });
+    node.add(strong).await.expect("a new peer");
+    let weak = who(&["admin"]);
+    let input = PeerAddInput {
+        peer_id: "bob".to_owned(),
+        keys: vec![key(2).to_string()],
+        scopes: Some(vec!["fs:read".to_owned()]),
+        role: None,
+        display_name: None,
+        ttl_s: None,
+    };
+    assert_eq!(
+        code(node.admin.add(input, &weak).await),
+        ErrorCode::Forbidden
+    );
+    // It would hold what the peer holds.
+    let own_key = json!({ "peer": "ada", "keys": [key(3)] });
+    let own_key = serde_json::from_value(own_key).expect("the input of peer/set");
+    assert_eq!(
+        code(node.admin.set(own_key, &weak).await),
+        ErrorCode::Forbidden
+    );
+    assert!(!node.knows(3) && node.knows(1));
+    // What only takes away needs no more than the scope of the operation.
+    let off = json!({ "peer": "ada", "enabled": false });
+    let off = serde_json::from_value(off).expect("the input of peer/set");
+    node.admin.set(off, &weak).await.expect("it is there");
+    assert!(!node.knows(1));
+}
+
+#[tokio::test]
+async fn a_disabled_peer_keeps_what_it_had_and_a_removed_one_names_its_keys() {
+    let node = node();
+    let ada = json!({ "peer_id": "ada", "keys": [key(1), key(2)], "scopes": ["node:read"] });
+    node.add(ada).await.expect("a new peer");
+    let off = node.set(json!({ "peer": "ada", "enabled": false })).await;
+    assert_eq!(off.expect("it is there")["enabled"], false);
+    assert!(!node.knows(1) && !node.knows(2));
+    let on = node.set(json!({ "peer": "ada", "enabled": true })).await;
+    on.expect("it is there");
+    assert!(node.allows(1, "node:read") && node.knows(2));
+    // A key that such a peer loses stays known, and does not come back.
+    let fewer = json!({ "peer": "ada", "keys": [key(1)] });
+    node.set(fewer).await.expect("it is there");
+    assert!(node.knows(1) && !node.knows(2));
+    let back = node.set(json!({ "peer": "ada", "keys": [key(2)] })).await;
+    assert_eq!(code(back), ErrorCode::Conflict);
+
+    // As a hub leaves a peer that it removed.
+    let tombstone = PeerPatch {
+        enabled: Some(false),
+        scopes: Some(ScopeSet::default()),
+        removal: Some(9),
+        ..PeerPatch::default()
+    };
+    let id: PeerId = "ada".parse().expect("a peer id");
+    let patched = node.admin.people.identities.patch(id, tombstone).await;
+    patched.expect("it is there");
+    let unasked = node.set(json!({ "peer": "ada", "enabled": true })).await;
+    assert_eq!(code(unasked), ErrorCode::Conflict);
+    let named = json!({ "peer": "ada", "enabled": true, "keys": [key(4)] });
+    node.set(named).await.expect("its key is new");
+    assert!(node.knows(4) && !node.knows(1));
+}
