@@ -4,6 +4,7 @@ mod batch;
 mod call;
 mod caller;
 mod config;
+mod credential;
 mod dial;
 mod duration;
 mod enroll;
@@ -91,6 +92,9 @@ echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --b
     /// Check a configuration file, put it in force, or print its schema.
     #[command(subcommand)]
     Config(config::ConfigVerb),
+    /// Keep secrets towards other servers for the node of this computer: set one from standard input, list them.
+    #[command(subcommand)]
+    Credential(credential::CredentialVerb),
     /// Become a peer of a hub by a join string, and remember the hub by a name.
     #[command(
         alias = "join",
@@ -249,6 +253,7 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
             Ok(CommandExit::Ok)
         }
         AlknetCommand::Config(verb) => config::run(verb, json),
+        AlknetCommand::Credential(verb) => credential::run(verb, json),
         AlknetCommand::Enroll(args) => enroll::run(&args, json),
         AlknetCommand::Escrow(verb) => escrow::run(verb, json),
         AlknetCommand::Gpu(args) => gpu::run(args, json),

@@ -4,6 +4,7 @@ mod accesslog;
 mod acme;
 mod browser;
 mod checked;
+mod credentials;
 mod gateway;
 mod hidden;
 mod hostile;
