@@ -5,6 +5,7 @@ mod acme;
 mod browser;
 mod checked;
 mod credentials;
+mod first_import;
 mod gateway;
 mod hidden;
 mod hostile;
