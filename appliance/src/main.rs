@@ -3,6 +3,7 @@
 //! started by a person it is the command line.
 
 mod cli;
+mod credentials;
 mod gpu;
 mod key;
 mod memory;

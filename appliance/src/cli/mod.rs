@@ -4,6 +4,7 @@ mod batch;
 mod call;
 mod caller;
 mod config;
+mod credential;
 mod dial;
 mod duration;
 mod enroll;
@@ -93,6 +94,9 @@ echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --b
     /// Show the configuration of a node, check a file, put it in force, or print its schema.
     #[command(subcommand)]
     Config(config::ConfigVerb),
+    /// Keep secrets towards other servers for the node of this computer: set one from standard input, list them.
+    #[command(subcommand)]
+    Credential(credential::CredentialVerb),
     /// Join a hub by a join string, and give the hub a name on this computer.
     #[command(
         alias = "join",
@@ -254,6 +258,7 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
             Ok(CommandExit::Ok)
         }
         AlknetCommand::Config(verb) => config::run(verb, json),
+        AlknetCommand::Credential(verb) => credential::run(verb, json),
         AlknetCommand::Enroll(args) => enroll::run(&args, json),
         AlknetCommand::Escrow(verb) => escrow::run(verb, json),
         AlknetCommand::File(verb) => file::run(verb, json),

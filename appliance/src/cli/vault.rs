@@ -162,7 +162,8 @@ fn show(value: &Value, json: bool) -> Result<CommandExit, CommandError> {
     Ok(CommandExit::Ok)
 }
 
-fn of_local(error: &VaultCliError) -> CommandError {
+/// The error of a verb that knows of no network.
+pub(super) fn of_local(error: &VaultCliError) -> CommandError {
     let exit = match error.exit() {
         0 => CommandExit::Ok,
         2 => CommandExit::Usage,

@@ -17,12 +17,13 @@ use super::memory::MEMORY_SHORT;
 
 /// Codes of problems that do not make a node degraded: it serves, and its administrator has something to do, here or at
 /// another node or server.
-const HARMLESS: [&str; 15] = [
+const HARMLESS: [&str; 16] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
     NODE_KEY_WAITS,
     HUB_REFUSES,
     MEMORY_SHORT,
+    "credential-missing",
     "credential-unused",
     "import-failed",
     "mcp-tool-unknown",

@@ -1,5 +1,5 @@
 //! Follows the configuration's file: the directory is watched, so that a file put in place by
-//! rename is seen as well as one that is written to.
+//! rename is seen as well as one that is written to. The folder of credentials is watched in the same way.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -44,10 +44,11 @@ pub(crate) async fn follow(reloader: Arc<Reloader>) {
 }
 
 /// Something happens in the directory of a file.
-struct DirectoryWatch(AsyncFd<OwnedFd>);
+pub(super) struct DirectoryWatch(AsyncFd<OwnedFd>);
 
 impl DirectoryWatch {
-    fn start(file: &Path) -> io::Result<Self> {
+    /// Watches the directory of `file`, which has to be there.
+    pub(super) fn start(file: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let what = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
@@ -63,7 +64,7 @@ impl DirectoryWatch {
     }
 
     /// Resolves once something happened and the directory is quiet again.
-    async fn changed(&self) -> io::Result<()> {
+    pub(super) async fn changed(&self) -> io::Result<()> {
         self.changed_within(QUIET, PATIENCE).await
     }
 

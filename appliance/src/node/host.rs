@@ -17,6 +17,7 @@ use super::log::{self, NodeLogRing, StderrFormat};
 use super::state_lock::StateLock;
 use super::{AlknetNode, ConfigStore, NodeActivity, NodeOptions, follow};
 use crate::cli::{CommandError, CommandExit};
+use crate::credentials::CredentialFolder;
 
 /// Name of the file a serving node leaves for `alknet status`.
 const SERVE_FILE: &str = "serve.json";
@@ -33,6 +34,9 @@ pub(crate) struct ServeFile {
     /// The same for iroh, if it is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) iroh: Option<String>,
+    /// Its configuration file, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 impl ServeFile {
@@ -126,12 +130,16 @@ pub(crate) fn serve(
     log::install(&ring, StderrFormat::Plain);
     let runtime = super::runtime()
         .map_err(|error| CommandError::local(format!("cannot start the runtime: {error}")))?;
+    // The commands that read the file may run in another folder.
+    let config = configured.file.as_deref();
+    let config = config.and_then(|file| std::path::absolute(file).ok());
     let ended: Result<CommandExit, CommandError> = runtime.block_on(async {
         let node = start(configured, state_dir, verbose, ring).await?;
         let file = ServeFile {
             pid: std::process::id(),
             target: format!("{}@{}", node.about.identity(), node.about.local_address()),
             iroh: iroh_target(&node.about),
+            config,
         };
         let _guard = file.write(state_dir).map_err(|error| {
             CommandError::local(format!("cannot write to {}: {error}", state_dir.display()))
@@ -142,6 +150,7 @@ pub(crate) fn serve(
         started(&file)?;
         while let SignalRequest::ReadAgain = signals.next().await {
             node.people.reloader.read_again(ConfigSource::Signal).await;
+            node.powers.refresh();
         }
         let activity = node.activity();
         if activity != NodeActivity::default() {
@@ -208,6 +217,7 @@ async fn start(
         to_init: None,
         vault: None,
         records: Default::default(),
+        credentials: Some(CredentialFolder::new(state_dir)),
     })
     .await
     .map_err(|error| CommandError::local(format!("{error:#}")))

@@ -16,6 +16,7 @@ use alknet_openapi::{FromOpenApi, OpenApiOptions, fetch_document, read_document}
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use http::Uri;
+use tokio::sync::watch;
 
 use super::capability_store::CapabilityStore;
 use super::facts;
@@ -133,12 +134,13 @@ impl ImportContext {
     /// A document that is no file: it is asked for until it comes.
     async fn fetched(&self, import: &ImportConfig, url: &str, options: &OpenApiOptions) -> Bytes {
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        let mut credentials = self.powers.watch();
         loop {
             match fetch_document(url, options, Arc::clone(&self.dialer)).await {
                 Ok(document) => return document,
                 Err(error) => self.tell(import, &error.to_string(), WAIT),
             }
-            rest(&mut pause).await;
+            rest(&mut pause, &mut credentials).await;
         }
     }
 
@@ -148,6 +150,7 @@ impl ImportContext {
         let client = self.client(import)?;
         let adapter = FromMcp::new(client, asked(import), capability, &self.memory)?;
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        let mut credentials = self.powers.watch();
         loop {
             let outcome = match adapter.import().await {
                 Ok(registrations) => self.install(import, registrations).await,
@@ -164,7 +167,7 @@ impl ImportContext {
                 }
                 Err(error) => {
                     self.tell(import, &format!("{error:#}"), WAIT);
-                    rest(&mut pause).await;
+                    rest(&mut pause, &mut credentials).await;
                 }
             }
         }
@@ -220,10 +223,14 @@ impl ImportContext {
     }
 }
 
-/// Waits before a server is asked again.
-async fn rest(pause: &mut Backoff) {
+/// Waits before a server is asked again. A credential that was set since the server was last asked, or is set meanwhile,
+/// may be what the server wants.
+async fn rest(pause: &mut Backoff, credentials: &mut watch::Receiver<u64>) {
     let random = getrandom::u32().unwrap_or(u32::MAX);
-    tokio::time::sleep(pause.next(random)).await;
+    tokio::select! {
+        () = tokio::time::sleep(pause.next(random)) => {}
+        Ok(()) = credentials.changed() => pause.reset(),
+    }
 }
 
 fn asked(import: &ImportConfig) -> McpImport {

@@ -79,8 +79,10 @@ use stored_files::StoredFiles;
 use vault::NodeVault;
 use web::{NodeWeb, WebGateway};
 
+use crate::credentials::CredentialFolder;
 use crate::key::KeyFiles;
 
+pub(crate) use capability_store::check_secret;
 pub(crate) use computing::tensor_store;
 pub(crate) use config_store::{folder_of, last_good_of, read as read_document};
 pub(crate) use escrow::run_helper;
@@ -116,6 +118,8 @@ struct NodeOptions<'a> {
     vault: Option<NodeVault>,
     /// Credentials that PID 1 keeps, sealed, by their names.
     records: BTreeMap<String, EncryptedData>,
+    /// Where the credentials of a node on a host are, which has no vault.
+    credentials: Option<CredentialFolder>,
 }
 
 /// A node that serves. Clones share it.
@@ -196,7 +200,10 @@ impl AlknetNode {
             Arc::clone(&certificates.problems),
         );
         let of_node = options.vault.as_ref().map(NodeVault::vault);
-        let powers = CapabilityStore::new(config, options.records, of_node);
+        let powers = match options.credentials {
+            Some(folder) => CapabilityStore::of_folder(config, folder),
+            None => CapabilityStore::new(config, options.records, of_node),
+        };
         powers.follow();
         let computing = NodeComputing::new(&ComputingContext {
             state_dir: options.state_dir,

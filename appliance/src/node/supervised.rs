@@ -60,6 +60,7 @@ async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
         to_init: Some(to_init.clone()),
         vault: vault.clone(),
         records,
+        credentials: None,
     };
     let node = AlknetNode::start(options).await?;
     to_init

@@ -63,7 +63,7 @@ mod vault;
 pub use area::{AREA_BYTES, AreaError, AreaKind, SeedArea};
 pub use bip39::{Entropy, WordCount};
 pub use blob::stream::BlobStreamError;
-pub use blob::{BlobLabel, SealedBlob};
+pub use blob::{BlobLabel, RecordKey, SealedBlob};
 pub use derive::{
     Curve, DerivationPath, KeyPurpose, KeyVersion, MacPurpose, PathIndex, public_key,
 };

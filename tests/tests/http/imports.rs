@@ -327,9 +327,9 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
     well("later");
 }
 
-/// A host has no vault: secrets are sealed on machines only, and are tried there.
+/// What happens once the secret is set is in `credentials.rs`, and on a machine in `tests/tests/machine/imports.rs`.
 #[test]
-fn without_a_vault_an_import_that_needs_a_secret_asks_nobody() {
+fn an_import_whose_secret_is_not_set_asks_no_server() {
     let bench = TestBench::new();
     let file = bench.path().join("token");
     fs::write(&file, HUSH).expect("the folder is ours");
@@ -351,7 +351,10 @@ fn without_a_vault_an_import_that_needs_a_secret_asks_nobody() {
     }
     let error = node.error("mine/me", &Value::Null);
     assert_eq!(error["code"], "UNAVAILABLE", "{error:#}");
-    assert_eq!(error["details"]["reason"], "no_vault", "{error:#}");
+    assert_eq!(
+        error["details"]["reason"], "credential_missing",
+        "{error:#}"
+    );
     assert_eq!(told(&api, "GET", "/api/me"), 0);
     // If the node sends no token, the server refuses the call.
     assert_eq!(node.code("open/me", &Value::Null), "HTTP_401");

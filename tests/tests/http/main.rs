@@ -4,6 +4,8 @@ mod accesslog;
 mod acme;
 mod browser;
 mod checked;
+mod credentials;
+mod first_import;
 mod gateway;
 mod hidden;
 mod hostile;

@@ -4,10 +4,11 @@
 //! This is the only place that has the vault and operations at once. An operation gets its own entries;
 //! a credential that cannot be used is one problem, and the others work.
 
+mod local;
 mod sealed;
 mod secret;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,9 +21,14 @@ use alknet_core::{
 use alknet_init::control::MachineDiagnostic;
 use alknet_vault::{KeyPurpose, Vault, VaultError, VaultState};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::credentials::{CredentialFolder, uses};
+
 use sealed::{DerivedSigner, OperationDataSealer};
+
+pub(crate) use local::check_secret;
 
 /// Kind of the labels of records.
 const KIND: &str = "cred";
@@ -36,14 +42,20 @@ pub(crate) struct CapabilityStore(Arc<CapabilityStoreInner>);
 
 struct CapabilityStoreInner {
     vault: Option<Vault>,
+    /// Where the secrets of a node without a vault are.
+    folder: Option<CredentialFolder>,
     held: Vec<StoredCredential>,
     granted: BTreeMap<String, Capabilities>,
     seen: Mutex<CredentialFillState>,
+    /// How often the folder was read.
+    reads: watch::Sender<u64>,
 }
 
 /// One credential.
 struct StoredCredential {
     config: CredentialConfig,
+    /// What of the configuration uses it, for people.
+    uses: Vec<String>,
     /// The sealed secret, and whether it is the configuration's.
     record: Option<(EncryptedData, bool)>,
     capability: Capability,
@@ -55,6 +67,8 @@ struct StoredCredential {
 struct CredentialFillState {
     /// Of which opening of the vault the secrets are; none while there are none.
     filled: Option<VaultState>,
+    /// Names of the credentials that the folder has.
+    local: BTreeSet<String>,
     problems: Vec<MachineDiagnostic>,
 }
 
@@ -63,16 +77,32 @@ impl CapabilityStore {
     /// their own.
     pub(crate) fn new(
         config: &NodeConfig,
+        records: BTreeMap<String, EncryptedData>,
+        vault: Option<&Vault>,
+    ) -> Self {
+        Self::build(config, records, vault, None)
+    }
+
+    /// What `config` wants, on a node without a vault: the secrets are in `folder`.
+    pub(crate) fn of_folder(config: &NodeConfig, folder: CredentialFolder) -> Self {
+        Self::build(config, BTreeMap::new(), None, Some(folder))
+    }
+
+    fn build(
+        config: &NodeConfig,
         mut records: BTreeMap<String, EncryptedData>,
         vault: Option<&Vault>,
+        folder: Option<CredentialFolder>,
     ) -> Self {
         let held: Vec<_> = config
             .credentials
             .iter()
             .map(|one| {
                 let kept = records.remove(&one.name).map(|record| (record, false));
-                let (capability, filler) = capability(&one.name, one.kind, gate(vault));
+                let is_local = folder.is_some() && one.needs_secret();
+                let (capability, filler) = capability(&one.name, one.kind, gate(vault, is_local));
                 StoredCredential {
+                    uses: uses(config, &one.name),
                     record: one.record.clone().map(|record| (record, true)).or(kept),
                     config: one.clone(),
                     capability,
@@ -88,6 +118,8 @@ impl CapabilityStore {
         });
         let powers = Self(Arc::new(CapabilityStoreInner {
             vault: vault.cloned(),
+            folder,
+            reads: watch::Sender::default(),
             granted: granted.collect(),
             held,
             seen: Mutex::default(),
@@ -107,8 +139,12 @@ impl CapabilityStore {
         found.map(|one| one.capability.clone())
     }
 
-    /// Fills or empties everything, where the vault was opened or locked since.
+    /// Fills or empties everything, where the vault was opened or locked since. Without a vault it reads the folder of
+    /// credentials again, if the node has one.
     pub(crate) fn refresh(&self) {
+        if let Some(folder) = &self.0.folder {
+            return self.read_folder(folder);
+        }
         let mut seen = self.seen();
         let Some(vault) = &self.0.vault else {
             if seen.problems.is_empty() && !self.0.held.is_empty() {
@@ -152,7 +188,13 @@ impl CapabilityStore {
 
     /// Does so from now on. Must run inside a runtime.
     pub(crate) fn follow(&self) {
-        if self.0.vault.is_none() || self.0.held.is_empty() {
+        if self.0.held.is_empty() {
+            return;
+        }
+        if let Some(folder) = &self.0.folder {
+            tokio::spawn(self.clone().follow_folder(folder.clone()));
+        }
+        if self.0.vault.is_none() {
             return;
         }
         let powers = self.clone();
@@ -173,8 +215,10 @@ impl CapabilityStore {
 
     /// Names, kinds and state, for administrators: nothing of what they are.
     pub(crate) fn told(&self) -> Value {
+        let local = self.seen().local.clone();
         let told = |one: &StoredCredential| {
             let origin = match &one.record {
+                _ if local.contains(&one.config.name) => Some("node"),
                 _ if !one.config.needs_secret() => Some("vault"),
                 Some((_, true)) => Some("configuration"),
                 Some((_, false)) => Some("node"),
@@ -278,8 +322,11 @@ fn of_vault(error: &VaultError) -> CredentialRefusal {
     CredentialRefusal::unusable(text)
 }
 
-/// A gate that is open while the vault is; without a vault it stays closed.
-fn gate(vault: Option<&Vault>) -> CapabilityGate {
+/// A gate that is open while the vault is; without a vault it stays closed, unless the secret is a `local` one.
+fn gate(vault: Option<&Vault>, local: bool) -> CapabilityGate {
+    if local {
+        return Arc::new(|| true);
+    }
     let vault = vault.cloned();
     Arc::new(move || {
         let state = vault.as_ref().map(Vault::state);

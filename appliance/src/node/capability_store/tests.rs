@@ -1,5 +1,9 @@
+use std::fs;
+
 use alknet_core::Secret;
+use alknet_test_support::deadline;
 use alknet_vault::{Entropy, KeyVersion, KeyVersions, SecretStr};
+use tokio::time::timeout;
 
 use super::*;
 
@@ -277,4 +281,116 @@ fn a_node_without_a_vault_says_so_and_has_nothing_behind_them() {
     assert_eq!(powers.problems().len(), 1);
     let none = CapabilityStore::new(&NodeConfig::default(), BTreeMap::new(), None);
     assert!(none.problems().is_empty() && none.granted().is_empty());
+}
+
+/// A state folder with these credentials.
+fn local(values: &[(&str, &str)]) -> (tempfile::TempDir, CredentialFolder) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let folder = CredentialFolder::new(dir.path());
+    for (name, value) in values {
+        folder.set(name, value.as_bytes(), 7).expect("room");
+    }
+    (dir, folder)
+}
+
+fn codes(powers: &CapabilityStore) -> Vec<(String, String)> {
+    let problems = powers.problems().into_iter();
+    problems.map(|one| (one.code, one.text)).collect()
+}
+
+#[test]
+fn without_a_vault_secrets_are_those_of_the_folder() {
+    let (dir, folder) = local(&[("openai", "sk-hush"), ("mint", SEED)]);
+    let powers = CapabilityStore::of_folder(&config(), folder);
+    let openai = capability_of(&powers, "js/mint", "openai");
+    assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-hush");
+    assert!(capability_of(&powers, "js/mint", "mint").sign(b"x").is_ok());
+    let states = states(&powers);
+    let state = |name: &str| {
+        let found = states.iter().find(|(one, _)| one == name);
+        found.map(|(_, state)| state.as_str())
+    };
+    assert_eq!(state("openai"), Some("ready"));
+    assert_eq!(state("none"), Some("credential_missing"));
+    // What hangs on the words is not there without them.
+    assert_eq!(state("zone"), Some("no_vault"));
+    assert_eq!(state("box"), Some("no_vault"));
+    assert_eq!(powers.told()[0]["origin"], "node");
+    assert_eq!(powers.told()[4]["origin"], Value::Null);
+    let problems = powers.problems();
+    let missing = problems.iter().find(|it| it.code == "credential-missing");
+    let missing = missing.expect("a problem");
+    assert_eq!(
+        missing.text,
+        "credential none: it is not set; operation js/mint uses it"
+    );
+    let command = format!(
+        "'alknet credential set none --state {}'",
+        dir.path().display()
+    );
+    assert!(missing.hint.contains(&command), "{missing:?}");
+    assert_eq!(problems.len(), 3, "{problems:?}");
+    for shown in [
+        powers.told().to_string(),
+        format!("{powers:?}"),
+        format!("{problems:?}"),
+    ] {
+        assert!(!shown.contains("hush") && !shown.contains(SEED), "{shown}");
+    }
+}
+
+#[test]
+fn a_changed_folder_counts_when_it_is_read_again() {
+    let (_dir, folder) = local(&[("openai", "sk-hush")]);
+    let powers = CapabilityStore::of_folder(&config(), folder.clone());
+    let openai = capability_of(&powers, "js/mint", "openai");
+    folder.set("openai", b"sk-newer", 8).expect("room");
+    powers.refresh();
+    assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-newer");
+    // A value of another form is one problem, which does not show it.
+    folder.set("openai", b"two\nhush", 9).expect("room");
+    powers.refresh();
+    assert_eq!(bearer(&openai), Err(CapabilityError::Unusable));
+    let unusable = codes(&powers);
+    let unusable = unusable
+        .iter()
+        .find(|(code, _)| code == "credential-unusable");
+    let (_, text) = unusable.expect("a problem");
+    assert!(
+        text.starts_with("credential openai: ") && !text.contains("hush"),
+        "{text}"
+    );
+    folder.remove("openai").expect("it is there");
+    powers.refresh();
+    assert_eq!(bearer(&openai), Err(CapabilityError::Missing));
+    // A file that cannot be read is one problem of the node, and not one of each credential.
+    fs::write(folder.file(), "{").expect("ours");
+    powers.refresh();
+    assert_eq!(bearer(&openai), Err(CapabilityError::Unusable));
+    let said = codes(&powers);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].1.contains("sealed.json is damaged"), "{said:?}");
+    fs::remove_file(folder.file()).expect("ours");
+    folder.set("openai", b"sk-again", 10).expect("room");
+    powers.refresh();
+    assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-again");
+}
+
+#[tokio::test]
+async fn a_credential_that_is_set_while_the_node_runs_is_noticed() {
+    let (_dir, folder) = local(&[]);
+    let powers = CapabilityStore::of_folder(&config(), folder.clone());
+    let openai = capability_of(&powers, "js/mint", "openai");
+    assert_eq!(bearer(&openai), Err(CapabilityError::Missing));
+    let mut reads = powers.watch();
+    powers.follow();
+    folder.set("openai", b"sk-hush", 7).expect("room");
+    let noticed = async {
+        while bearer(&openai).is_err() {
+            reads.changed().await.expect("the store is there");
+        }
+    };
+    let noticed = timeout(deadline(Duration::from_secs(60)), noticed).await;
+    noticed.expect("it is noticed");
+    assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-hush");
 }

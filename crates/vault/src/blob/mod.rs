@@ -15,6 +15,7 @@
 //! label are authenticated, so that a blob is worth nothing in another record's place.
 
 mod json;
+mod key;
 mod label;
 pub(crate) mod stream;
 
@@ -27,6 +28,7 @@ use crate::error::VaultError;
 use crate::limits::MAX_PLAINTEXT_BYTES;
 use crate::secret::{SecretArr, SecretBytes};
 
+pub use key::RecordKey;
 pub use label::BlobLabel;
 
 const MAGIC: [u8; 4] = *b"ALK1";

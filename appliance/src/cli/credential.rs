@@ -1,0 +1,463 @@
+//! `alknet credential`: secrets towards other servers, for the node that `alknet serve` runs with this state directory.
+//! The value comes from standard input, and no verb shows it.
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use alknet_core::config::{CredentialConfig, NodeConfig};
+use alknet_vault::SecretBytes;
+use alknet_vault_cli::{SecretPrompt, TerminalPrompt, VaultCliError};
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::call::of_call;
+use super::query::{show_row, text};
+use super::target::NodeArgs;
+use super::vault::of_local;
+use super::{CommandError, CommandExit, StateArgs, output};
+use crate::credentials::{CredentialFolder, LocalCredentials, VALUE_BYTES_MAX, check_name, uses};
+use crate::node::{self, ServeFile};
+
+/// The operation by which an appliance lists its credentials.
+const STATUS: &str = "vault/status";
+/// The list in its answer, and in ours.
+const LIST: &str = "credentials";
+/// What a value on the command line is answered with. It repeats no word: one of them may be the value.
+const NO_WORDS: &str = "a value comes from standard input, and never from the command line, where every user of this \
+computer can read it: if a word behind NAME was the value, replace it at its server. Set a credential on the computer \
+that runs 'alknet serve'; for an appliance seal it with 'alknet vault'";
+
+/// The verbs below `alknet credential`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CredentialVerb {
+    /// List credentials: names, when each was set, what uses it. No value is shown.
+    #[command(
+        after_help = "Examples:\n  alknet credential list\n  alknet credential list --config alknet.toml\n  \
+alknet credential list attic\n\nWithout NODE, those of this state directory. An appliance has others, and lists them \
+to its administrators."
+    )]
+    List(CredentialListArgs),
+    /// Forget the value of a credential.
+    #[command(after_help = "Example:\n  alknet credential remove forge")]
+    Remove(CredentialRemoveArgs),
+    /// Set the value of a credential, which is read from standard input: typed unseen at a terminal, else to the end
+    /// of the input, without one line end there.
+    #[command(
+        after_help = "Examples:\n  alknet credential set forge\n  alknet credential set forge <forge.key\n  \
+alknet credential set forge --config alknet.toml <forge.key\n\nA node that runs with this state directory uses it at \
+once."
+    )]
+    Set(CredentialSetArgs),
+    /// Show one credential: when it was set, and what uses it. The value is not shown.
+    #[command(
+        override_usage = "alknet credential show [OPTIONS] [NODE] <NAME>",
+        after_help = "Examples:\n  alknet credential show forge\n  alknet credential show attic forge"
+    )]
+    Show(CredentialShowArgs),
+}
+
+/// Arguments of `alknet credential list`.
+#[derive(Debug, Args)]
+pub(crate) struct CredentialListArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    #[command(flatten)]
+    document: UsingConfigArgs,
+}
+
+/// Arguments of `alknet credential remove`.
+#[derive(Debug, Args)]
+pub(crate) struct CredentialRemoveArgs {
+    /// Its name.
+    name: String,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+/// Arguments of `alknet credential set`.
+#[derive(Debug, Args)]
+pub(crate) struct CredentialSetArgs {
+    /// Its name in [[credentials]] of the configuration: 1 to 32 of a-z, 0-9 and '-', a letter first.
+    name: String,
+    /// Taken to be refused with a reason, and without a word of it.
+    #[arg(hide = true)]
+    words: Vec<String>,
+    #[command(flatten)]
+    document: UsingConfigArgs,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+/// Arguments of `alknet credential show`.
+#[derive(Debug, Args)]
+pub(crate) struct CredentialShowArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Its name.
+    name: Option<String>,
+    #[command(flatten)]
+    document: UsingConfigArgs,
+}
+
+/// The document that says what uses a credential.
+#[derive(Debug, Args)]
+pub(crate) struct UsingConfigArgs {
+    /// The configuration that says what a credential is for [default: the one of the node that runs with this state
+    /// directory, if one does]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs one of them.
+pub(crate) fn run(verb: CredentialVerb, json: bool) -> Result<CommandExit, CommandError> {
+    match verb {
+        CredentialVerb::List(args) => list(&args, json),
+        CredentialVerb::Remove(args) => remove(&args, json),
+        CredentialVerb::Set(args) => set(&args, json),
+        CredentialVerb::Show(args) => show(args, json),
+    }
+}
+
+fn set(args: &CredentialSetArgs, json: bool) -> Result<CommandExit, CommandError> {
+    if !args.words.is_empty() {
+        return Err(CommandError::usage(NO_WORDS));
+    }
+    let name = args.name.as_str();
+    // Before a person types a value for nothing.
+    check_name(name)?;
+    let dir = args.state.dir()?;
+    let config = args.document.read(&dir)?;
+    let wanted = config.as_ref().and_then(|config| wanted(config, name));
+    if wanted.is_some_and(|one| !one.needs_secret()) {
+        return Err(CommandError::usage(format!(
+            "the credential '{name}' takes no value: its key comes from the vault of an appliance"
+        )));
+    }
+    let value = value(name)?;
+    if let Some(one) = wanted {
+        node::check_secret(one, value.expose()).map_err(|why| {
+            let text = format!(
+                "this is no value for a credential of kind {}: {why}",
+                one.kind
+            );
+            CommandError::usage(text)
+        })?;
+    }
+    let now_s = now_s();
+    let replaced = CredentialFolder::new(&dir).set(name, value.expose(), now_s)?;
+    if json {
+        output::json_line(&json!({
+            "name": name,
+            "set": moment(now_s),
+            "replaced": replaced,
+            "used_by": config.as_ref().map(|config| uses(config, name)),
+        }))?;
+        return Ok(CommandExit::Ok);
+    }
+    let how = if replaced { "replaced" } else { "set" };
+    output::line(&format!("{how} {name} in {}", dir.display()))?;
+    if config.is_some() && wanted.is_none() {
+        output::note(&format!(
+            "no [[credentials]] of the configuration has the name '{name}': nothing uses it yet"
+        ));
+    }
+    Ok(CommandExit::Ok)
+}
+
+fn remove(args: &CredentialRemoveArgs, json: bool) -> Result<CommandExit, CommandError> {
+    check_name(&args.name)?;
+    let dir = args.state.dir()?;
+    if !CredentialFolder::new(&dir).remove(&args.name)? {
+        return Err(not_found(&args.name, &dir));
+    }
+    match json {
+        true => output::json_line(&json!({ "name": args.name, "removed": true }))?,
+        false => output::line(&format!("removed {} from {}", args.name, dir.display()))?,
+    }
+    Ok(CommandExit::Ok)
+}
+
+fn list(args: &CredentialListArgs, json: bool) -> Result<CommandExit, CommandError> {
+    if is_elsewhere(&args.node) {
+        return args.node.reached(async |node| {
+            let answer = node.call(STATUS, &Value::Null).await;
+            let answer = answer.map_err(of_call)?;
+            let rows = json!({ LIST: answer.value()[LIST] });
+            printed(&rows, json, node_lines)
+        });
+    }
+    let rows = json!({ LIST: local_rows(&args.node, &args.document)? });
+    printed(&rows, json, local_lines)
+}
+
+fn show(args: CredentialShowArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let (node, name) = args.node.with_word(args.name, "NAME")?;
+    if is_elsewhere(&node) {
+        let is_wanted = |row: &Value| row["name"] == name.as_str();
+        let what = (LIST, "credential");
+        return show_row(&node, STATUS, what, json, is_wanted, node_lines);
+    }
+    check_name(&name)?;
+    let rows = local_rows(&node, &args.document)?;
+    let row = rows.into_iter().find(|row| row["name"] == name.as_str());
+    let Some(row) = row else {
+        return Err(not_found(&name, &node.dial.state.dir()?));
+    };
+    if json {
+        output::json_line(&row)?;
+        return Ok(CommandExit::Ok);
+    }
+    printed(&json!({ LIST: [row] }), false, local_lines)
+}
+
+/// Whether a node is named. Its credentials are its own; without one those of this computer are meant.
+fn is_elsewhere(node: &NodeArgs) -> bool {
+    node.node.is_some() || node.peer.is_some()
+}
+
+fn printed(
+    rows: &Value,
+    json: bool,
+    lines: impl Fn(&Value) -> Vec<String>,
+) -> Result<CommandExit, CommandError> {
+    match json {
+        true => output::json_line(rows)?,
+        false => lines(rows).iter().try_for_each(|line| output::line(line))?,
+    }
+    Ok(CommandExit::Ok)
+}
+
+/// A row for each credential that the state directory has, or that the configuration wants.
+fn local_rows(node: &NodeArgs, document: &UsingConfigArgs) -> Result<Vec<Value>, CommandError> {
+    let dir = node.dial.state.dir()?;
+    let config = document.read(&dir)?;
+    let found = CredentialFolder::new(&dir).read()?;
+    Ok(rows(&found, config.as_ref()))
+}
+
+fn rows(found: &LocalCredentials, config: Option<&NodeConfig>) -> Vec<Value> {
+    let set = found.entries().map(|(name, _)| name);
+    let listed = config.into_iter().flat_map(|config| &config.credentials);
+    let listed = listed.filter(|one| one.needs_secret());
+    let mut names: Vec<&str> = set.chain(listed.map(|one| one.name.as_str())).collect();
+    names.sort_unstable();
+    names.dedup();
+    let row = |name: &str| {
+        let set_s = found.entries().find(|(one, _)| *one == name);
+        let state = match found.open(name) {
+            None => "missing",
+            Some(Err(_)) => "damaged",
+            Some(Ok(_)) => "set",
+        };
+        let kind = config.and_then(|config| wanted(config, name));
+        json!({
+            "name": name,
+            "state": state,
+            "set": set_s.map(|(_, set_s)| moment(set_s)),
+            "kind": kind.map(|one| one.kind),
+            "used_by": config.map(|config| uses(config, name)),
+        })
+    };
+    names.into_iter().map(row).collect()
+}
+
+fn local_lines(rows: &Value) -> Vec<String> {
+    lines(rows, |row| {
+        let name = text(&row["name"]);
+        let state = match text(&row["state"]) {
+            "set" => format!("set {}", text(&row["set"])),
+            "missing" => format!("NOT SET: 'alknet credential set {name}'"),
+            _ => format!("DAMAGED: set it again by 'alknet credential set {name}'"),
+        };
+        (state, row["used_by"].as_array())
+    })
+}
+
+/// What a node tells of its own.
+fn node_lines(rows: &Value) -> Vec<String> {
+    lines(rows, |row| {
+        (text(&row["state"]).to_owned(), row["operations"].as_array())
+    })
+}
+
+fn lines<'r>(
+    rows: &'r Value,
+    told: impl Fn(&'r Value) -> (String, Option<&'r Vec<Value>>),
+) -> Vec<String> {
+    let rows = rows[LIST].as_array().map_or(&[][..], Vec::as_slice);
+    if rows.is_empty() {
+        return vec!["there are no credentials".to_owned()];
+    }
+    let width = |key: &str| rows.iter().map(|row| text(&row[key]).len()).max();
+    let [names, kinds] = [width("name"), width("kind")].map(Option::unwrap_or_default);
+    let line = |row: &'r Value| {
+        let (state, used_by) = told(row);
+        let used_by = used_by.map(|all| {
+            let all: Vec<_> = all.iter().filter_map(Value::as_str).collect();
+            match all.is_empty() {
+                true => "  nothing uses it".to_owned(),
+                false => format!("  used by {}", all.join(", ")),
+            }
+        });
+        let (name, kind) = (text(&row["name"]), text(&row["kind"]));
+        let used_by = used_by.unwrap_or_default();
+        format!("{name:names$}  {kind:kinds$}  {state}{used_by}")
+    };
+    rows.iter().map(line).collect()
+}
+
+impl UsingConfigArgs {
+    /// The document that is named, or the one of the node that runs with this state directory. The latter may be in
+    /// another state now than when the node read it: what is wrong with it is no error here.
+    fn read(&self, state_dir: &Path) -> Result<Option<NodeConfig>, CommandError> {
+        let Some(file) = &self.config else {
+            let file = ServeFile::read(state_dir).ok().and_then(|it| it.config);
+            return Ok(file.and_then(|file| parsed(&file).ok()));
+        };
+        parsed(file).map(Some)
+    }
+}
+
+fn parsed(file: &Path) -> Result<NodeConfig, CommandError> {
+    let name = file.display();
+    let document = node::read_document(file).map_err(|error| vec![error]);
+    let config = document.and_then(|document| NodeConfig::parse(&document));
+    config.map_err(|errors| {
+        let lines: Vec<_> = errors.iter().map(|it| format!("{name}: {it}")).collect();
+        CommandError::usage(lines.join("\n"))
+    })
+}
+
+/// What the configuration says of a credential.
+fn wanted<'c>(config: &'c NodeConfig, name: &str) -> Option<&'c CredentialConfig> {
+    config.credentials.iter().find(|one| one.name == name)
+}
+
+/// Takes the value from standard input, without one line end behind it.
+fn value(name: &str) -> Result<SecretBytes, CommandError> {
+    let mut prompt = TerminalPrompt::new();
+    if io::stdin().is_terminal() {
+        let typed = prompt.secret(&format!("value of {name}"));
+        let typed = typed.map_err(|error| of_local(&error))?;
+        return Ok(SecretBytes::copy_of(typed.expose().as_bytes()));
+    }
+    // A line end is no part of the value.
+    let read = prompt
+        .rest(VALUE_BYTES_MAX + 1)
+        .map_err(|error| match error {
+            VaultCliError::Usage(_) => {
+                CommandError::usage(format!("the value is longer than {VALUE_BYTES_MAX} bytes"))
+            }
+            other => of_local(&other),
+        })?;
+    let bytes = read.expose();
+    Ok(SecretBytes::copy_of(
+        bytes.strip_suffix(b"\n").unwrap_or(bytes),
+    ))
+}
+
+fn not_found(name: &str, dir: &Path) -> CommandError {
+    let text = format!("there is no credential '{name}' in {}", dir.display());
+    CommandError::new(CommandExit::Failed, "NOT_FOUND", text)
+}
+
+/// Seconds since 1970 on this computer.
+fn now_s() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}
+
+/// A moment as RFC 3339 writes it; `None` of one that no calendar has.
+fn moment(at_s: u64) -> Option<String> {
+    let at = i64::try_from(at_s).ok()?;
+    Some(Timestamp::from_second(at).ok()?.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct CredentialTestCli {
+        #[command(subcommand)]
+        verb: CredentialVerb,
+    }
+
+    fn read(line: &str) -> CredentialVerb {
+        let words = line.split_whitespace();
+        let parsed = CredentialTestCli::try_parse_from(words);
+        parsed
+            .unwrap_or_else(|error| panic!("{line}: {error}"))
+            .verb
+    }
+
+    #[test]
+    fn words_behind_the_name_are_refused_and_not_repeated() {
+        for line in [
+            "credential set forge hush-hush",
+            "credential set forge attic hush-hush",
+        ] {
+            let CredentialVerb::Set(args) = read(line) else {
+                panic!("{line}");
+            };
+            let error = set(&args, false).expect_err("they are no NAME");
+            assert_eq!(error.code, "USAGE");
+            assert!(error.message.contains("standard input"), "{error}");
+            assert!(!error.message.contains("hush"), "{error}");
+        }
+    }
+
+    #[test]
+    fn one_word_is_a_name_and_two_are_a_node_and_a_name() {
+        let CredentialVerb::Show(args) = read("credential show attic forge") else {
+            panic!("it is show");
+        };
+        assert_eq!(args.node.node.as_deref(), Some("attic"));
+        assert_eq!(args.name.as_deref(), Some("forge"));
+        let CredentialVerb::List(args) = read("credential list --state /s --config a.toml") else {
+            panic!("it is list");
+        };
+        assert!(!is_elsewhere(&args.node));
+        assert_eq!(args.node.dial.state.state.as_deref(), Some(Path::new("/s")));
+        assert_eq!(args.document.config.as_deref(), Some(Path::new("a.toml")));
+        let CredentialVerb::List(args) = read("credential list kitchen --via attic") else {
+            panic!("it is list");
+        };
+        assert!(is_elsewhere(&args.node));
+    }
+
+    #[test]
+    fn the_list_says_what_is_set_what_is_not_and_what_uses_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let folder = CredentialFolder::new(dir.path());
+        folder.set("forge", b"hush-hush", 0).expect("room");
+        folder.set("old", b"hush-hush", 86_400).expect("room");
+        let found = folder.read().expect("readable");
+        let text = "[[credentials]]\nname = \"forge\"\nkind = \"bearer\"\n\
+                    [[credentials]]\nname = \"mail\"\nkind = \"api-key\"\nheader = \"x-key\"\n\
+                    [[credentials]]\nname = \"box\"\nkind = \"aead\"\n\
+                    [[http.import]]\nkind = \"mcp\"\nnamespace = \"tools\"\n\
+                    url = \"https://tools.example/mcp\"\ncredential = \"forge\"\n";
+        let config = NodeConfig::parse(text.as_bytes()).expect("a correct document");
+        let all = json!({ LIST: rows(&found, Some(&config)) });
+        assert_eq!(
+            local_lines(&all),
+            [
+                "forge  bearer   set 1970-01-01T00:00:00Z  used by import tools",
+                "mail   api-key  NOT SET: 'alknet credential set mail'  nothing uses it",
+                "old             set 1970-01-02T00:00:00Z  nothing uses it",
+            ]
+        );
+        assert!(!all.to_string().contains("hush"), "{all}");
+        let alone = json!({ LIST: rows(&found, None) });
+        assert_eq!(local_lines(&alone)[0], "forge    set 1970-01-01T00:00:00Z");
+        assert_eq!(
+            local_lines(&json!({ LIST: [] })),
+            ["there are no credentials"]
+        );
+    }
+}
