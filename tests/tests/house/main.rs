@@ -12,3 +12,4 @@ mod problems;
 mod promises;
 mod static_binary;
 mod tree;
+mod renames;
