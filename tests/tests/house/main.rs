@@ -4,6 +4,7 @@ mod architecture;
 mod arguments;
 mod decisions;
 mod documentation;
+mod doors;
 mod early_returns;
 mod hardware;
 mod names;
