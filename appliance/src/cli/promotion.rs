@@ -34,15 +34,15 @@ The folder has operation.json (spec, entry, export, service, tests) and the sour
     /// List what was proposed to a node, or show all about one proposal or operation.
     #[command(
         after_help = "Examples:\n  alknet ops proposals ed25519:…@192.0.2.7:443\n  \
-alknet ops proposals ed25519:…@192.0.2.7:443 3f…\n  \
+alknet ops proposals ed25519:…@192.0.2.7:443 3f09\n  \
 alknet ops proposals ed25519:…@192.0.2.7:443 js/invoice/total"
     )]
     Proposals(ProposalsArgs),
     /// Make a proposal of another author an operation of the node, or reject it.
     #[command(
         override_usage = "alknet ops promote [OPTIONS] [NODE] <ID>",
-        after_help = "Examples:\n  alknet ops promote ed25519:…@192.0.2.7:443 3f… --external\n  \
-alknet ops promote ed25519:…@192.0.2.7:443 3f… --reject --reason 'reads too much'"
+        after_help = "Examples:\n  alknet ops promote ed25519:…@192.0.2.7:443 3f09 --external\n  \
+alknet ops promote ed25519:…@192.0.2.7:443 3f09 --reject --reason 'reads too much'"
     )]
     Promote(PromoteArgs),
     /// Put an earlier version of an operation in place, or take the operation away.
