@@ -2,6 +2,7 @@
 
 mod architecture;
 mod arguments;
+mod comparison;
 mod decisions;
 mod documentation;
 mod doors;
@@ -11,6 +12,6 @@ mod names;
 mod placement;
 mod problems;
 mod promises;
+mod renames;
 mod static_binary;
 mod tree;
-mod renames;
