@@ -28,6 +28,7 @@ mod node;
 pub mod pebble;
 mod pem;
 mod pictures;
+mod png;
 pub mod raw;
 mod raw_tcp;
 mod relay;

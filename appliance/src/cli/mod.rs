@@ -289,6 +289,8 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
 
 #[cfg(test)]
 mod tests {
+    mod documented;
+
     use super::*;
 
     #[test]

@@ -6,6 +6,79 @@
 //! crate, a static site, or the decoy.
 //!
 //! The gateway's shapes are documented in `docs/http.md`, its bounds in [`limits`].
+//!
+//! A node without operations, and a client that asks how it is:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use alknet_call::{Dispatcher, Registry};
+//! use alknet_core::config::NodeConfig;
+//! use alknet_core::{AuthContext, ProtocolHandler, memory_pair};
+//! use alknet_gateway::Gateway;
+//! use alknet_http::{
+//!     ALPN_HTTP1, DescriptionSource, HealthSource, HttpHandler, HttpHandlerParts, HttpSettings,
+//! };
+//! use bytes::Bytes;
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//!
+//! /// A node that is well and describes nothing.
+//! struct Well;
+//!
+//! impl HealthSource for Well {
+//!     fn degraded(&self) -> Option<String> {
+//!         None
+//!     }
+//! }
+//!
+//! impl DescriptionSource for Well {
+//!     fn text(&self, _digest: &str) -> Bytes {
+//!         Bytes::from_static(b"{}")
+//!     }
+//! }
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let operations = Registry::builder().build()?;
+//!     let parts = HttpHandlerParts {
+//!         dispatcher: Arc::new(Dispatcher::new(operations)),
+//!         gateway: Arc::new(Gateway::default()),
+//!         settings: HttpSettings::new(&NodeConfig::default()),
+//!         health: Arc::new(Well),
+//!         document: Arc::new(Well),
+//!         challenges: None,
+//!         mcp: None,
+//!         page: None,
+//!         websocket: false,
+//!         site: None,
+//!         mounts: Vec::new(),
+//!         routes: Vec::new(),
+//!     };
+//!     let handler = Arc::new(HttpHandler::new(parts, true)?);
+//!
+//!     // Both ends in this process; a node's endpoint does this for each connection that it accepts.
+//!     let (client, accepted) = memory_pair(ALPN_HTTP1);
+//!     let auth = AuthContext {
+//!         identity: None,
+//!         key: None,
+//!         alpn: ALPN_HTTP1.into(),
+//!         sni: None,
+//!         remote_addr: None,
+//!         carriage: accepted.carriage(),
+//!         early_data: false,
+//!     };
+//!     tokio::spawn(handler.handle(accepted, auth));
+//!
+//!     let (mut send, mut recv) = client.open_bi().await?;
+//!     let request = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+//!     send.write_all(request.as_bytes()).await?;
+//!     let mut response = String::new();
+//!     recv.read_to_string(&mut response).await?;
+//!     assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+//!     assert!(response.ends_with("\r\n\r\nok\n"), "{response}");
+//!     Ok(())
+//! }
+//! ```
 
 pub mod limits;
 pub mod port80;

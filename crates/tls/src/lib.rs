@@ -3,6 +3,66 @@
 //! A peer is its key. The same Ed25519 key is served raw (RFC 7250) and wrapped in a self-signed
 //! certificate, and proves the same identity in both forms. Nothing here accepts a server without
 //! a pin or a certificate chain, and nothing accepts a client key without a signature by it.
+//!
+//! A handshake in memory. The endpoint does the same over TCP and QUIC:
+//!
+//! ```
+//! use std::net::Ipv4Addr;
+//! use std::sync::Arc;
+//!
+//! use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, RemoteHost, ServerTls, ServerTlsOptions};
+//! use rustls::server::Acceptor;
+//! use rustls::{ClientConnection, Connection};
+//!
+//! const ALPN: &[u8] = b"example/echo";
+//!
+//! /// Carries what one side has written to the other side.
+//! fn carry(from: &mut Connection, to: &mut Connection) -> Result<(), Box<dyn std::error::Error>> {
+//!     let mut wire = Vec::new();
+//!     while from.wants_write() {
+//!         from.write_tls(&mut wire)?;
+//!     }
+//!     let mut unread = wire.as_slice();
+//!     while !unread.is_empty() {
+//!         to.read_tls(&mut unread)?;
+//!         to.process_new_packets()?;
+//!     }
+//!     Ok(())
+//! }
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let key = NodeKey::generate()?;
+//!     let served = ServerTls::new(&key, ServerTlsOptions::default(), &[ALPN], &[])?;
+//!
+//!     // A client knows a server at an address by its key, and by nothing else.
+//!     let tls = ClientTls::new(ClientTlsOptions::default());
+//!     let place = RemoteHost::Ip(Ipv4Addr::LOCALHOST.into());
+//!     assert!(tls.remote(None, &[], place).is_err());
+//!     let remote = tls.remote(None, &[key.public()], place)?;
+//!     let configs = remote.attempts(place, ALPN);
+//!     let config = configs.into_iter().next().ok_or("no form of the key")?;
+//!     let client = ClientConnection::new(Arc::new(config), remote.server_name(place))?;
+//!     let mut client = Connection::Client(client);
+//!
+//!     // The server chooses what it shows by the ClientHello.
+//!     let (mut hello, mut acceptor) = (Vec::new(), Acceptor::default());
+//!     client.write_tls(&mut hello)?;
+//!     acceptor.read_tls(&mut hello.as_slice())?;
+//!     let accepted = acceptor.accept().map_err(|(error, _)| error)?;
+//!     let accepted = accepted.ok_or("the ClientHello is not whole")?;
+//!     let config = served.tcp(&accepted.client_hello())?;
+//!     let server = accepted.into_connection(config).map_err(|(error, _)| error)?;
+//!     let mut server = Connection::Server(server);
+//!
+//!     while client.is_handshaking() || server.is_handshaking() {
+//!         carry(&mut server, &mut client)?;
+//!         carry(&mut client, &mut server)?;
+//!     }
+//!     remote.check(client.peer_certificates().unwrap_or_default())?;
+//!     assert_eq!(server.alpn_protocol(), Some(ALPN));
+//!     Ok(())
+//! }
+//! ```
 
 pub mod acme;
 mod alpn;

@@ -1,6 +1,7 @@
-//! No program that a test starts gets a token as an argument, but slowhttptest, which takes headers in no other way: it
-//! has the token of one who may read facts about the node. `/proc` shows arguments to every user of the host, and these
-//! nodes run as the user who runs the tests.
+//! No program that a test starts gets a token as an argument, but slowhttptest, which takes headers in no other way, and
+//! the curl of the pages that `tests/tests/node/start_page.rs` runs as they are written: both have tokens that may read
+//! facts about the node. `/proc` shows arguments to every user of the host, and these nodes run as the user who runs the
+//! tests.
 
 use super::tree::sources;
 

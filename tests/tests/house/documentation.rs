@@ -181,7 +181,7 @@ fn is_test(word: &str) -> bool {
 const NOT_RUN: [&str; 1] = ["compute/host"];
 
 /// Whether an example of Rust stands in the documentation of a file.
-fn has_example(text: &str) -> bool {
+pub(super) fn has_example(text: &str) -> bool {
     let (mut is_inside, mut found) = (false, false);
     for line in text.lines() {
         let line = line.trim_start();

@@ -2,13 +2,16 @@
 
 mod architecture;
 mod arguments;
+mod comparison;
 mod decisions;
 mod documentation;
+mod doors;
 mod early_returns;
 mod hardware;
 mod names;
 mod placement;
 mod problems;
 mod promises;
+mod renames;
 mod static_binary;
 mod tree;

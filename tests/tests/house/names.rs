@@ -39,8 +39,8 @@ const QUOTING: [&str; 2] = ["tests/tests/house/names.rs", "docs/renames.md"];
 
 /// A type that a source declares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct TypeDeclaration<'a> {
-    name: &'a str,
+pub(super) struct TypeDeclaration<'a> {
+    pub(super) name: &'a str,
     is_public: bool,
 }
 
@@ -171,7 +171,7 @@ fn avoided_words_are_found_across_lines_and_not_within_others() {
 }
 
 /// The type that a line declares.
-fn declaration(line: &str) -> Option<TypeDeclaration<'_>> {
+pub(super) fn declaration(line: &str) -> Option<TypeDeclaration<'_>> {
     let line = line.trim_start();
     let (is_public, rest) = match line.strip_prefix("pub") {
         Some(rest) => {

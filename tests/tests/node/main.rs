@@ -27,6 +27,7 @@ mod rotation;
 mod services;
 mod serving;
 mod shaders;
+mod start_page;
 mod stopping;
 mod strangers;
 mod tensors;
