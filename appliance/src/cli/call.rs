@@ -292,7 +292,7 @@ pub(crate) fn of_call(error: CallError) -> CommandError {
     }
     CommandError::new(
         CommandExit::of_code(&error.code),
-        error.code.name(),
+        &output::one_line(error.code.name()),
         message,
     )
 }

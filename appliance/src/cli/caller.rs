@@ -154,9 +154,7 @@ impl NodeCaller {
 
     /// Requests that the node takes from this side at once, as far as it says so.
     pub(crate) async fn requests_max(&self) -> Option<usize> {
-        // Asked for its limits only, which come with any listing.
-        let _ = self.connection.operations("services/list").await;
-        self.connection.requests_max()
+        self.connection.ask_requests_max().await.ok().flatten()
     }
 
     fn addressed(&self, options: CallOptions) -> CallOptions {

@@ -199,9 +199,8 @@ fn refused(name: &str, error: CallError) -> CommandError {
     };
     let errors = errors.iter().filter_map(Value::as_str);
     // One mistake cannot pass for several.
-    let line = |error: &str| format!("{name}: {}", output::one_line(error));
-    let lines: Vec<_> = errors.map(line).collect();
-    CommandError::new(CommandExit::Usage, error.code.name(), lines.join("\n"))
+    let lines = errors.map(|error| format!("{name}: {}", output::one_line(error)));
+    CommandError::of_lines(CommandExit::Usage, error.code.name(), lines)
 }
 
 fn lines(answer: &Value) -> Vec<String> {
@@ -291,7 +290,8 @@ mod tests {
         let error = CallError::invalid_input("two mistakes")
             .with_details(json!({ "errors": ["line 1: a", "line 2: b"] }));
         let failure = refused("x.toml", error);
-        assert_eq!(failure.message, "x.toml: line 1: a\nx.toml: line 2: b");
+        assert_eq!(failure.message, "x.toml: line 1: a");
+        assert_eq!(failure.further, ["x.toml: line 2: b"]);
         assert_eq!(
             (failure.exit, failure.code.as_str()),
             (CommandExit::Usage, "INVALID_INPUT")

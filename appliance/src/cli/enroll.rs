@@ -103,7 +103,8 @@ fn of_enrol(error: EnrolClientError) -> CommandError {
                 "INVALID_INPUT" => CommandExit::Usage,
                 _ => CommandExit::Failed,
             };
-            CommandError::new(exit, &refusal.code, refusal.message)
+            let code = output::one_line(&refusal.code);
+            CommandError::new(exit, &code, output::one_line(&refusal.message))
         }
         EnrolClientError::Dial(error) => of_dial_kind(&error),
         EnrolClientError::Silent => CommandError::new(CommandExit::Timeout, "TIMEOUT", error),

@@ -82,6 +82,8 @@ pub(crate) struct CommandError {
     pub(crate) code: String,
     /// One line.
     pub(crate) message: String,
+    /// Lines below it: further mistakes, or where a script was.
+    pub(crate) further: Vec<String>,
 }
 
 impl CommandError {
@@ -91,6 +93,23 @@ impl CommandError {
             exit,
             code: code.to_owned(),
             message: message.to_string(),
+            further: Vec::new(),
+        }
+    }
+
+    /// The same of several lines. A line break in the text of one line is shown as an escape, so that a node cannot
+    /// make two of it.
+    pub(crate) fn of_lines(
+        exit: CommandExit,
+        code: &str,
+        lines: impl IntoIterator<Item = String>,
+    ) -> Self {
+        let mut lines = lines.into_iter();
+        Self {
+            exit,
+            code: code.to_owned(),
+            message: lines.next().unwrap_or_default(),
+            further: lines.collect(),
         }
     }
 

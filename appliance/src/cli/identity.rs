@@ -21,7 +21,7 @@ impl StateArgs {
     /// The state directory, made with mode 0700 if it is missing.
     ///
     /// # Errors
-    /// It can be neither found nor made.
+    /// It can be neither found nor made, belongs to another user than this one and root, or others may write it.
     pub(crate) fn dir(&self) -> Result<PathBuf, CommandError> {
         let dir = match &self.state {
             Some(dir) => dir.clone(),
@@ -38,13 +38,19 @@ impl StateArgs {
                     dir.display()
                 ))
             })?;
+        // Before anything is read or written in it: with a link in the place of a file, root would write wherever
+        // the owner of the directory cannot.
+        let about = std::fs::metadata(&dir)
+            .map_err(|error| CommandError::local(format!("{}: {error}", dir.display())))?;
+        refuse_foreign(&dir, &about, own_user())?;
         Ok(dir)
     }
 
     /// The key, made on first use.
     ///
     /// # Errors
-    /// The file cannot be read or made, or others may read it.
+    /// The file cannot be read or made, others may read it, or it belongs to another user; and those of
+    /// [`dir`](Self::dir).
     pub(crate) fn key(&self) -> Result<NodeKey, CommandError> {
         let path = self.dir()?.join(KEY_FILE);
         KeyFiles::at(path.clone()).tidy();
@@ -54,7 +60,8 @@ impl StateArgs {
 }
 
 /// Refuses a file or folder that another user of this computer can have written: what it says of a node and of its
-/// key would be that user's word. `us` is the user of this process; only root writes what is root's.
+/// key would be that user's word, and the key in it would be that user's. `us` is the user of this process; only
+/// root writes what is root's.
 ///
 /// # Errors
 /// It belongs to another user than `us` and root, or others may write it.
@@ -63,13 +70,13 @@ pub(crate) fn refuse_foreign(path: &Path, about: &Metadata, us: u32) -> Result<(
     let (owner, mode) = (about.uid(), about.mode() & 0o777);
     if owner != us && owner != ROOT {
         return refused(format!(
-            "it belongs to user {owner} and not to you (user {us}), so that its nodes are not used"
+            "it belongs to user {owner} and not to you (user {us}), so that its nodes and its key are not used"
         ));
     }
     if mode & OTHERS_WRITE != 0 {
         return refused(format!(
-            "others may write it (mode {mode:o}), so that its nodes are not used: once you know what is in it, \
-             'chmod go-w' lets it be used"
+            "others may write it (mode {mode:o}), so that its nodes and its key are not used: once you know what is \
+             in it, 'chmod go-w' lets it be used"
         ));
     }
     Ok(())

@@ -320,13 +320,12 @@ fn ended(error: CallError, json: bool) -> CommandError {
     if let (Some(module), Some(line)) = (details["module"].as_str(), details["line"].as_u64()) {
         message.push_str(&format!(" ({module}:{line})"));
     }
-    for line in details["stack"].as_str().unwrap_or_default().lines() {
-        message.push_str(&format!("\n    {line}"));
-    }
+    let stack = details["stack"].as_str().unwrap_or_default().lines();
+    let stack = stack.map(|line| format!("    {line}"));
     let code = details["code"]
         .as_str()
         .unwrap_or_else(|| error.code.name());
-    CommandError::new(exit, code, message)
+    CommandError::of_lines(exit, code, std::iter::once(message).chain(stack))
 }
 
 #[cfg(test)]
@@ -366,7 +365,8 @@ mod tests {
             (failure.exit, failure.code.as_str()),
             (CommandExit::Failed, "E_EXCEPTION")
         );
-        assert_eq!(failure.message, "TypeError: no ink\n    at f (./a.ts:3)");
+        assert_eq!(failure.message, "TypeError: no ink");
+        assert_eq!(failure.further, ["    at f (./a.ts:3)"]);
         assert!(!is_scripts(&CallError::not_found("runtime/eval")));
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use alknet_core::{PeerAddr, PeerKey};
+use nix::fcntl::OFlag;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -388,6 +389,8 @@ fn lock(dir: &Path) -> Result<File, CommandError> {
     let path = dir.join(LOCK_FILE);
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
+    // A link would have a file made at its end, and a pipe would be waited for.
+    options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
     let file = options.mode(FILE_MODE).open(&path);
     let file = file.map_err(|error| failed(&path, error))?;
     file.lock().map_err(|error| failed(&path, error))?;

@@ -92,8 +92,7 @@ fn list(node: &NodeArgs, json: bool) -> Result<CommandExit, CommandError> {
             output::json_line(&found)?;
             return Ok(CommandExit::Ok);
         }
-        let names = found.iter().map(|op| op.name.len());
-        let width = names.max().unwrap_or_default();
+        let width = output::column(found.iter().map(|op| op.name.as_str()));
         for op in &found {
             output::line(&line(op, width))?;
         }

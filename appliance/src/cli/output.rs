@@ -76,17 +76,29 @@ pub(crate) fn failure(failure: &CommandError, json: bool) {
 /// Prints an error on standard error, naming the node where there are several.
 pub(crate) fn failure_of(target: Option<&str>, failure: &CommandError, json: bool) {
     if json {
-        let error = json!({ "code": failure.code, "message": failure.message });
+        let mut message = failure.message.clone();
+        for line in &failure.further {
+            message.push('\n');
+            message.push_str(line);
+        }
+        let error = json!({ "code": failure.code, "message": message });
         let text = match target {
             Some(target) => json!({ "target": target, "error": error }).to_string(),
             None => json!({ "error": error }).to_string(),
         };
         return said(&safe_json(&text));
     }
-    said(&lines(&match target {
+    let first = match target {
         Some(target) => format!("alknet: {target}: {failure}"),
         None => format!("alknet: {failure}"),
-    }));
+    };
+    // Code and message may be a node's: what it says in one line cannot look like two.
+    let mut shown = one_line(&first).into_owned();
+    for line in &failure.further {
+        shown.push('\n');
+        shown.push_str(&one_line(line));
+    }
+    said(&shown);
 }
 
 /// Prints text that is no result, of one line or several, on standard error.
@@ -131,6 +143,16 @@ pub(crate) fn line(text: &str) -> Result<(), CommandError> {
 /// As [`json_line`].
 pub(crate) fn text(text: &str) -> Result<(), CommandError> {
     written(&lines(text))
+}
+
+/// Characters up to which a column is as wide as its longest entry. A longer entry, which a node may have made, moves
+/// the rest of its own row alone; and the formatting of the standard library panics at widths above 65,535.
+const COLUMN_CHARS_MAX: usize = 64;
+
+/// How wide a column with these entries is, in characters.
+pub(crate) fn column<'t>(entries: impl Iterator<Item = &'t str>) -> usize {
+    let lengths = entries.map(|entry| entry.chars().take(COLUMN_CHARS_MAX).count());
+    lengths.max().unwrap_or_default()
 }
 
 /// Asks for input on standard output, on the line on which it is typed.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::duration::{self, Lifetime};
 use super::query::{ask, list, show_row, text};
 use super::target::NodeArgs;
-use super::{CommandError, CommandExit};
+use super::{CommandError, CommandExit, output};
 
 /// The operation that lists the peers.
 const LIST: &str = "peer/list";
@@ -220,8 +220,7 @@ pub(crate) fn run(args: &PeersArgs, json: bool) -> Result<CommandExit, CommandEr
 
 fn lines(answer: &Value) -> Vec<String> {
     let peers = answer["peers"].as_array().map_or(&[][..], Vec::as_slice);
-    let width = peers.iter().map(|peer| text(&peer["peer_id"]).len()).max();
-    let width = width.unwrap_or_default();
+    let width = output::column(peers.iter().map(|peer| text(&peer["peer_id"])));
     let mut lines = Vec::new();
     for peer in peers {
         let connections = peer["connections"]

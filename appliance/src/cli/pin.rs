@@ -25,14 +25,21 @@ use super::{CommandError, CommandExit, DialArgs, output};
 const PEM_LINE: usize = 64;
 /// Permission bits of the file: a certificate is no secret.
 const CERT_MODE: u32 = 0o644;
+/// What is said of the file. For OpenSSL its certificate has no right to issue others, since it does not claim it (RFC
+/// 5280 section 4.2.1.9); rustls looks at an authority's name, key and name constraints alone.
+const FOR_OPENSSL: [&str; 3] = [
+    "The file is for clients built on OpenSSL, and belongs into the environment of no other program: to a client",
+    "built on rustls, such as uv, each certificate in it is an authority over every name, and the node could take",
+    "the place of every server. Such a client needs a public certificate at the node (docs/certificates.md).",
+];
 
 /// Arguments of `alknet pin`.
 #[derive(Debug, Args)]
 pub(crate) struct PinArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// Fetch the node's own certificate into this file. The command refuses a certificate that is valid for another
-    /// name.
+    /// Fetch the node's own certificate into this file, for clients built on OpenSSL. A client built on rustls would take
+    /// the node for every other server. The command refuses a certificate that is valid for another name.
     #[arg(long, value_name = "FILE")]
     cert: Option<PathBuf>,
 }
@@ -162,12 +169,14 @@ impl KeyPin {
             "# node.pem: the node's own certificate, once it is the one that a node makes of this key".to_owned(),
             format!("alknet pin {}@{at} --cert node.pem", self.key),
             String::new(),
-            "# an MCP client, with node.pem from above and a token of 'alknet token add'".to_owned(),
+            "# an MCP client built on OpenSSL, with node.pem from above and a token of 'alknet token add'".to_owned(),
             hosts_line(target, name),
-            "export NODE_EXTRA_CA_CERTS=$PWD/node.pem   # Node.js".to_owned(),
-            "export SSL_CERT_FILE=$PWD/node.pem         # Python and most others".to_owned(),
+            "NODE_EXTRA_CA_CERTS=$PWD/node.pem node CLIENT   # Node.js".to_owned(),
+            "SSL_CERT_FILE=$PWD/node.pem python3 CLIENT      # Python".to_owned(),
             format!("# the address: https://{name}:{}/mcp", target.port),
+            String::new(),
         ]);
+        lines.extend(FOR_OPENSSL.map(|line| format!("# {line}")));
         lines
     }
 }
@@ -219,6 +228,7 @@ fn written(
             "wrote {}: the certificate of {key}",
             file.display()
         ))?;
+        output::note(&FOR_OPENSSL.join("\n"));
     }
     Ok(CommandExit::Ok)
 }
@@ -362,6 +372,18 @@ mod tests {
         assert!(!lines.contains("s_client"), "{lines}");
         let asks = format!("alknet pin {KEY}@192.0.2.7:8443 --cert node.pem");
         assert!(lines.contains(&asks), "{lines}");
+    }
+
+    /// A variable of the shell reaches each program that is started from it, and some are built on rustls.
+    #[test]
+    fn the_file_is_set_for_one_program_with_a_warning() {
+        let pin = KeyPin::new(KEY.parse().expect("a key")).expect("it can be pinned");
+        let target = format!("{KEY}@192.0.2.7:8443").parse().expect("a target");
+        let lines = pin.lines(&target);
+        assert!(lines.iter().all(|line| !line.starts_with("export")));
+        for warning in FOR_OPENSSL {
+            assert!(lines.contains(&format!("# {warning}")), "{lines:#?}");
+        }
     }
 
     #[test]

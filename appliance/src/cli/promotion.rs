@@ -459,9 +459,18 @@ fn lines(answer: &Value) -> Vec<String> {
         lines.push(said.trim_end().to_owned());
     }
     if let Some(difference) = answer["difference"].as_str() {
-        lines.extend(difference.lines().map(str::to_owned));
+        lines.extend(difference.lines().map(of_difference));
     }
     lines
+}
+
+/// A line of a unified difference. What has none of the marks that each line of one begins with is no part of it, and
+/// could be taken for a line of this program's own.
+fn of_difference(line: &str) -> String {
+    match line.starts_with(['+', '-', ' ', '@', '\\', '…']) {
+        true => line.to_owned(),
+        false => format!("? {line}"),
+    }
 }
 
 #[cfg(test)]
@@ -580,7 +589,7 @@ mod tests {
             "grants": [{ "text": "calls 'fs/read'" }],
             "report": { "cases": [{ "name": "two", "passed": true, "fuel": 3 }] },
             "against": null,
-            "difference": "-a\n+b\n",
+            "difference": "-a\n+b\nneeded: 0\n",
             "needed": 1,
             "record": [{ "who": "ada", "did": "propose", "note": "" }],
         });
@@ -595,6 +604,7 @@ mod tests {
                 "record: ada propose",
                 "-a",
                 "+b",
+                "? needed: 0",
             ]
         );
     }

@@ -120,8 +120,8 @@ fn last_good(file: &Path) -> Option<NodeConfig> {
 }
 
 fn refused(name: &str, errors: &[ConfigError]) -> CommandError {
-    let lines: Vec<_> = errors.iter().map(|e| format!("{name}: {e}")).collect();
-    CommandError::usage(lines.join("\n"))
+    let lines = errors.iter().map(|e| format!("{name}: {e}"));
+    CommandError::of_lines(CommandExit::Usage, "USAGE", lines)
 }
 
 /// Says what the node waits for that was asked to stop.

@@ -126,7 +126,7 @@ fn make(args: &MakeArgs, json: bool) -> Result<CommandExit, CommandError> {
         // The token alone is the result: a script takes it as it is.
         output::line(text(&answer["token"]))?;
         let end = match answer["expires"].as_str() {
-            Some(end) => format!("good until {end}"),
+            Some(end) => format!("good until {}", output::one_line(end)),
             None => "good until it is revoked".to_owned(),
         };
         output::note(&format!(
@@ -172,8 +172,7 @@ fn lines(answer: &Value) -> Vec<String> {
     if tokens.is_empty() {
         return vec!["there are no tokens".to_owned()];
     }
-    let holders = tokens.iter().map(|one| text(&one["holder"]).len());
-    let width = holders.max().unwrap_or_default();
+    let width = output::column(tokens.iter().map(|one| text(&one["holder"])));
     tokens.iter().map(|one| line(one, width)).collect()
 }
 

@@ -35,6 +35,9 @@ pub(crate) struct LockArgs {
     hard: bool,
 }
 
+/// The first line of a file of age in letters, and the last.
+const ARMOUR_BEGIN: &str = "-----BEGIN AGE ENCRYPTED FILE-----";
+const ARMOUR_END: &str = "-----END AGE ENCRYPTED FILE-----";
 /// The verb that looks into a directory, or asks a node.
 const STATUS: &str = "status";
 /// Its argument that names a node.
@@ -155,11 +158,25 @@ fn show(value: &Value, json: bool) -> Result<CommandExit, CommandError> {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
+        let shown = match is_armoured(&text) {
+            false => output::one_line(&text),
+            true => text.as_str().into(),
+        };
         // What has several lines stands by itself, to be copied.
-        let gap = if text.contains('\n') { "\n" } else { " " };
-        output::text(&format!("{name:12}{gap}{text}"))?;
+        let gap = if shown.contains('\n') { "\n" } else { " " };
+        let name = output::one_line(name);
+        output::text(&format!("{name:12}{gap}{shown}"))?;
     }
     Ok(CommandExit::Ok)
+}
+
+/// Whether a text is an armoured file of age, as the words of a vault are: base64 (RFC 4648 section 4) between the two
+/// lines that mark it. A line break in any other text of a node could make a second row of it.
+fn is_armoured(text: &str) -> bool {
+    let within = text.trim_end().strip_prefix(ARMOUR_BEGIN);
+    let within = within.and_then(|text| text.strip_suffix(ARMOUR_END));
+    let is_base64 = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
+    within.is_some_and(|text| text.lines().all(|line| line.bytes().all(is_base64)))
 }
 
 /// The error of a verb that knows of no network.
@@ -231,6 +248,16 @@ mod tests {
             let line = format!("vault status --dir vault {option}");
             let refused = read(&line).expect_err("no node is named");
             assert_eq!(refused.kind(), ErrorKind::MissingRequiredArgument, "{line}");
+        }
+    }
+
+    #[test]
+    fn only_an_armoured_file_keeps_its_lines() {
+        let armour = |text: &str| format!("{ARMOUR_BEGIN}\n{text}\n{ARMOUR_END}\n");
+        assert!(is_armoured(&armour("YWdlLWVu\nc3J5+/==")));
+        let row = armour("sealed       true");
+        for other in ["locked\nsealed", "locked", &row, ARMOUR_BEGIN, ARMOUR_END] {
+            assert!(!is_armoured(other), "{other:?}");
         }
     }
 

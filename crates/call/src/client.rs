@@ -1,5 +1,6 @@
 //! The requesting side.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Deref;
 use std::pin::Pin;
@@ -21,10 +22,10 @@ use crate::connection::CallConnectionState;
 use crate::credit::SubscriptionCredit;
 use crate::dispatcher::Dispatcher;
 use crate::envelope::ForwardedFor;
-use crate::error::CallError;
+use crate::error::{CallError, ErrorCode};
 use crate::limits::{
-    CALL_TIMEOUT_DEFAULT, LANE_REQUEST_BYTES, LANE_TIMEOUT_MAX, STREAM_EVENTS_BUFFERED,
-    WINDOW_DEFAULT,
+    CALL_TIMEOUT_DEFAULT, LANE_REQUEST_BYTES, LANE_TIMEOUT_MAX, LISTED_BYTES_MAX,
+    LISTED_OPERATIONS_MAX, STREAM_EVENTS_BUFFERED, WINDOW_DEFAULT,
 };
 use crate::outbound::{BufferCapacity, Delivery, SubscriptionEvent};
 use crate::outgoing::{self, EncodedRequest, OutgoingRequest, PendingCall};
@@ -245,9 +246,7 @@ impl Caller {
         let answer = self
             .call_with(operation, input, &CallOptions::default())
             .await?;
-        answer.parse().map_err(|error| {
-            CallError::internal(format!("the answer has another form: {}", error.message))
-        })
+        answer.parse().map_err(|error| other_form(&error))
     }
 
     /// As [`call`](Self::call), with options.
@@ -360,24 +359,50 @@ impl Caller {
     /// Every operation of the peer whose name starts with `prefix` and that this side may call.
     ///
     /// # Errors
-    /// As [`call`](Self::call).
+    /// As [`call`](Self::call); `INVALID_OUTPUT` for a list without end: the peer names an operation twice, goes on
+    /// without a new one, or lists more than [`LISTED_OPERATIONS_MAX`] operations or [`LISTED_BYTES_MAX`] bytes.
     pub async fn operations(&self, prefix: &str) -> Result<Vec<OperationSummary>, CallError> {
-        let mut found = Vec::new();
-        let mut cursor = None;
+        let mut found: Vec<OperationSummary> = Vec::new();
+        let mut seen = HashSet::new();
+        let (mut bytes, mut cursor) = (0, None);
         loop {
             let input = serde_json::json!({ "prefix": prefix, "cursor": cursor });
-            let page: OperationListing = self.call_typed("services/list", &input).await?;
-            let protocol = &page.protocol;
-            let mixed = protocol.features.iter().any(|feature| feature == "bin1");
-            self.link.set_peer_protocol(protocol.max_frame, mixed);
-            self.link.known.set_requests_max(protocol.max_inflight);
-            found.extend(page.operations);
-            // A peer that repeats its cursor would keep us here for ever.
-            if page.next.is_none() || page.next == cursor {
-                return Ok(found);
+            let (page, len) = self.listing(&input).await?;
+            bytes += len;
+            let before = found.len();
+            for operation in page.operations {
+                if !seen.insert(operation.name.clone()) {
+                    return Err(no_list("it names an operation twice"));
+                }
+                found.push(operation);
             }
-            cursor = page.next;
+            if found.len() > LISTED_OPERATIONS_MAX {
+                let text = format!("it has more than {LISTED_OPERATIONS_MAX} operations");
+                return Err(no_list(&text));
+            }
+            if bytes > LISTED_BYTES_MAX {
+                let text = format!("it has more than {LISTED_BYTES_MAX} bytes");
+                return Err(no_list(&text));
+            }
+            match page.next {
+                None => return Ok(found),
+                Some(_) if found.len() == before => {
+                    return Err(no_list("it has a next page and no operation"));
+                }
+                next => cursor = next,
+            }
         }
+    }
+
+    /// One page of the peer's operations, with its bytes. What the peer says of its limits is remembered.
+    async fn listing(&self, input: &Value) -> Result<(OperationListing, usize), CallError> {
+        let answer = self.call("services/list", input).await?;
+        let page: OperationListing = answer.parse().map_err(|error| other_form(&error))?;
+        let protocol = &page.protocol;
+        let mixed = protocol.features.iter().any(|feature| feature == "bin1");
+        self.link.set_peer_protocol(protocol.max_frame, mixed);
+        self.link.known.set_requests_max(protocol.max_inflight);
+        Ok((page, answer.raw().len()))
     }
 
     /// The spec of one of the peer's operations.
@@ -391,8 +416,19 @@ impl Caller {
         Ok(spec)
     }
 
-    /// Requests the peer takes from this side at once, as far as it said so
-    /// ([`operations`](Self::operations) asks).
+    /// Asks the peer how many requests it takes from this side at once; `None` where it does not say.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub async fn ask_requests_max(&self) -> Result<Option<usize>, CallError> {
+        // Any listing says so: the shortest page is enough, however many follow it.
+        let input = serde_json::json!({ "prefix": "services/list", "limit": 1 });
+        self.listing(&input).await?;
+        Ok(self.requests_max())
+    }
+
+    /// Requests the peer takes from this side at once, as far as it said so: [`operations`](Self::operations) and
+    /// [`ask_requests_max`](Self::ask_requests_max) ask.
     #[must_use]
     pub fn requests_max(&self) -> Option<usize> {
         self.link.known.requests_max()
@@ -447,6 +483,15 @@ impl Caller {
         let lane = self.link.any_lane().await;
         lane.map_err(|error| CallError::unavailable(error.to_string()))
     }
+}
+
+fn other_form(error: &CallError) -> CallError {
+    CallError::internal(format!("the answer has another form: {}", error.message))
+}
+
+fn no_list(why: &str) -> CallError {
+    let text = format!("the peer answered with no list of operations: {why}");
+    CallError::new(ErrorCode::InvalidOutput, text)
 }
 
 /// The events of a subscription. Ends after its first error; dropping it aborts.

@@ -138,6 +138,11 @@ pub const SCOPE_BYTES_MAX: usize = 200;
 pub const IMPORT_OPERATIONS_MAX: usize = 1000;
 /// Bytes of listings and schemas read to import from one peer.
 pub const IMPORT_BYTES_MAX: usize = 4 << 20;
+/// Operations listed of one peer for a caller, over all pages: four times the promoted operations that a node may have,
+/// and few enough to be held at once. A peer that lists more could keep the caller reading for ever.
+pub const LISTED_OPERATIONS_MAX: usize = 4096;
+/// Bytes of the pages of such a list: 4 KiB, the longest description of a promoted operation, for each.
+pub const LISTED_BYTES_MAX: usize = 16 << 20;
 /// Which part of the room that a requester has left for answers of an imported server a call keeps free for its own
 /// answer: an eighth, so that the requester has room for other calls.
 pub const IMPORT_RESERVE_PART: usize = 8;

@@ -35,7 +35,8 @@ pub fn bundled_roots() -> RootCertStore {
     webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect()
 }
 
-/// The certificate authorities of a PEM file, in place of the bundled ones.
+/// The certificate authorities of a PEM file, in place of the bundled ones. Each certificate is an authority over every
+/// name that its name constraints leave: webpki looks for no right to issue in it.
 ///
 /// # Errors
 /// The file cannot be read, or holds no usable certificate.

@@ -34,6 +34,19 @@ pub enum TlsError {
         /// Its permission bits.
         mode: u32,
     },
+    /// A key file of another user.
+    #[error(
+        "{path} belongs to user {owner} and not to you (user {us}), so that its key is not used; name a file or a \
+         directory of your own"
+    )]
+    KeyOwner {
+        /// The file.
+        path: PathBuf,
+        /// The user that it belongs to.
+        owner: u32,
+        /// The user of this process.
+        us: u32,
+    },
     /// A key file could not be read.
     #[error("cannot read {path}: {source}")]
     KeyRead {

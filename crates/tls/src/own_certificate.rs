@@ -19,7 +19,10 @@ const ALPN: &[u8] = b"http/1.1";
 const SIGNATURE_LEN: usize = 64;
 
 /// Asks the server at the other end of `stream` for its certificate, and takes no other than the one that a node with
-/// this key makes: one name, no right to issue, and the dates that every node writes. Answers its DER.
+/// this key makes: one name, no claim to issue others, and the dates that every node writes. Answers its DER.
+///
+/// OpenSSL lets no certificate issue others that does not claim so (RFC 5280 section 4.2.1.9). webpki, and with it
+/// rustls, takes each certificate of a file of authorities for one, over every name: such a client must not have it.
 ///
 /// # Errors
 /// The stream fails, no handshake comes about, or the server has another key; `InvalidData` where it has the key and

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
 use crate::error::TlsError;
@@ -15,8 +16,19 @@ const SECRET_BYTES_MAX: u64 = 64 << 10;
 /// Permission bits a secret may have.
 const MODE: u32 = 0o600;
 
+/// The user that reads and writes the files of every other user.
+const ROOT: u32 = 0;
+
 /// The content of `path`, or `None` when there is no such file.
+///
+/// # Errors
+/// The file cannot be read, others may read it, or it belongs to another user than that of this process and root.
 pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> {
+    read_as(path, geteuid().as_raw())
+}
+
+/// The same for a process of the user `us`.
+fn read_as(path: &Path, us: u32) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> {
     let fail = |source| TlsError::KeyRead {
         path: path.to_owned(),
         source,
@@ -25,7 +37,17 @@ pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(fail)?,
     };
-    let mode = file.metadata().map_err(fail)?.permissions().mode() & 0o777;
+    // Of the file that was opened: another one may have its name by now.
+    let about = file.metadata().map_err(fail)?;
+    let (owner, mode) = (about.uid(), about.mode() & 0o777);
+    // Root can read it all the same, and would act with the key of the user who put it there.
+    if owner != us && owner != ROOT {
+        return Err(TlsError::KeyOwner {
+            path: path.to_owned(),
+            owner,
+            us,
+        });
+    }
     if mode & !MODE != 0 {
         return Err(TlsError::KeyMode {
             path: path.to_owned(),
@@ -45,4 +67,36 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), TlsError> {
         path: path.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::chown;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_of_another_user_is_not_read() {
+        /// A user without rights.
+        const STRANGER: u32 = 65_534;
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("node.key");
+        write(&path, b"a secret").expect("the directory is ours");
+        let own = read(&path).expect("ours").expect("it is there");
+        assert_eq!(own.as_slice(), b"a secret");
+        // Every user takes what root wrote, and only root can give a file away.
+        let (owner, us) = match geteuid().as_raw() {
+            ROOT => {
+                chown(&path, Some(STRANGER), None).expect("root may");
+                (STRANGER, ROOT)
+            }
+            own => (own, own + 1),
+        };
+        let refused = read_as(&path, us).expect_err("it belongs to another user");
+        let said = (owner, us);
+        assert!(
+            matches!(refused, TlsError::KeyOwner { owner, us, .. } if (owner, us) == said),
+            "{refused}"
+        );
+    }
 }

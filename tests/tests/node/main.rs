@@ -24,6 +24,7 @@ mod promoted_peers;
 mod promotion;
 mod recording;
 mod rotation;
+mod scripted_node;
 mod services;
 mod serving;
 mod shaders;

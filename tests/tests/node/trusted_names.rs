@@ -1,21 +1,29 @@
 //! What a command takes for a node: words that are no node's, names that another user wrote, and a certificate that
 //! would vouch for more than the node.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
-use alknet_tests::{CliRunner, TestBench};
+use alknet_test_support::skip;
+use alknet_tests::tools::tool;
+use alknet_tests::{CliRunner, TestBench, binary};
 use alknet_tls::NodeKey;
+use nix::sys::stat::Mode;
+use nix::unistd::{geteuid, mkfifo};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, SanType,
     date_time_ymd,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::{ServerConfig, ServerConnection};
 
 use crate::enrolment::run;
@@ -107,26 +115,95 @@ fn names_in_a_folder_that_others_may_write_are_not_used() {
                 "{words:?}: {refused:?}"
             );
         }
-        // An address needs no name.
-        assert_eq!(run(admin, &["ops", node.target()]).status, 0);
+        // An address needs no name, and a key of its own: that in the folder may be another user's.
+        let by_address = run(admin, &["ops", node.target()]);
+        let is_folder = path == admin.state();
+        assert_eq!(by_address.status, i32::from(is_folder), "{by_address:?}");
+        let unknown = run(admin, &["ops", node.target(), "--anonymous"]);
+        assert_eq!(unknown.status, 0, "{unknown:?}");
         allow(path, own);
         assert_eq!(run(admin, &["ops"]).status, 0);
     }
 }
 
-/// A server with a certificate of its own making, by a key that a user pinned. Answers its port.
-fn hostile_server(change: impl FnOnce(&mut CertificateParams)) -> u16 {
-    let key = NodeKey::from_seed(&SEED);
-    let pkcs8 = [&PKCS8_PREFIX[..], &SEED].concat();
-    let pkcs8 = PrivatePkcs8KeyDer::from(pkcs8);
+/// Another user waits for root to name the folder: with a link in the place of a file the command would make a file
+/// wherever the link leads, and with a pipe it would wait for ever.
+#[test]
+fn a_link_in_a_folder_makes_no_command_write_elsewhere() {
+    let bench = TestBench::new();
+    let admin = bench.admin();
+    admin.identity();
+    let (lock, elsewhere) = (
+        admin.state().join("nodes.lock"),
+        bench.path().join("elsewhere"),
+    );
+    let words = ["node", "use", "--none"];
+    symlink(&elsewhere, &lock).expect("the folder is ours");
+    for (mode, why) in [(0o777, "others may write it"), (0o700, "nodes.lock")] {
+        let allowed = fs::set_permissions(admin.state(), fs::Permissions::from_mode(mode));
+        allowed.expect("the folder is ours");
+        let refused = run(admin, &words);
+        assert_eq!(refused.code(), "LOCAL", "{mode:o}: {refused:?}");
+        assert!(refused.errors.contains(why), "{mode:o}: {refused:?}");
+        let made = elsewhere.symlink_metadata();
+        assert!(made.is_err(), "{mode:o}: a file was made");
+    }
+    fs::remove_file(&lock).expect("the folder is ours");
+    mkfifo(&lock, Mode::S_IRWXU).expect("the folder is ours");
+    let refused = run(admin, &words);
+    assert_eq!(refused.code(), "LOCAL", "{refused:?}");
+    assert!(refused.errors.contains("nodes.lock"), "{refused:?}");
+    fs::remove_file(&lock).expect("the folder is ours");
+    assert_eq!(run(admin, &words).status, 0);
+}
+
+/// Root may read each file, and would be the user whose key it takes.
+#[test]
+fn root_acts_with_no_key_of_another_user() {
+    /// A user without rights.
+    const STRANGER: u32 = 65_534;
+    if !geteuid().is_root() {
+        skip!("root", "no file can be given to another user");
+    }
+    let bench = TestBench::new();
+    let node = bench.host();
+    let admin = bench.admin();
+    let key = admin.state().join("identity.key");
+    for path in [admin.state(), key.as_path()] {
+        for (owner, refuses) in [(STRANGER, true), (0, false)] {
+            chown(path, Some(owner), None).expect("root may");
+            for words in [&["identity"][..], &["ops", node.target()]] {
+                let answer = run(admin, words);
+                assert_eq!(answer.status != 0, refuses, "{words:?}: {answer:?}");
+                let why = answer.errors.contains("belongs to user 65534");
+                assert_eq!(why, refuses, "{words:?}: {answer:?}");
+            }
+        }
+    }
+}
+
+/// The private key of the hostile server in PKCS#8, and as something that signs.
+fn hostile_key() -> (PrivatePkcs8KeyDer<'static>, KeyPair) {
+    let pkcs8 = PrivatePkcs8KeyDer::from([&PKCS8_PREFIX[..], &SEED].concat());
     let pair = KeyPair::try_from(&pkcs8).expect("it is a key");
-    let mut params = CertificateParams::new(vec![key.host_name()]).expect("a name");
+    (pkcs8, pair)
+}
+
+/// What a node writes into the certificate of that key.
+fn own_params() -> CertificateParams {
+    let name = NodeKey::from_seed(&SEED).host_name();
+    let mut params = CertificateParams::new(vec![name.clone()]).expect("a name");
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, key.host_name());
+    params.distinguished_name.push(DnType::CommonName, name);
     params.not_before = date_time_ymd(1975, 1, 1);
     params.not_after = date_time_ymd(4096, 1, 1);
+    params
+}
+
+/// A server with a certificate of its own making, by a key that a user pinned. Answers its port.
+fn hostile_server(change: impl FnOnce(&mut CertificateParams)) -> u16 {
+    let (pkcs8, pair) = hostile_key();
+    let mut params = own_params();
     change(&mut params);
     let certificate: CertificateDer<'static> =
         params.self_signed(&pair).expect("it signs").der().clone();
@@ -150,6 +227,75 @@ fn hostile_server(change: impl FnOnce(&mut CertificateParams)) -> u16 {
         }
     });
     port
+}
+
+/// Whether OpenSSL believes a certificate of a server by that file of authorities.
+fn openssl_believes(authorities: &Path, certificate: &Path) -> bool {
+    let words = ["verify", "-purpose", "sslserver", "-no-CApath", "-CAfile"].map(OsStr::new);
+    let files = [authorities.as_os_str(), certificate.as_os_str()];
+    let output = tool("openssl", &[&words[..], &files].concat());
+    output.status.success()
+}
+
+/// The node signs a certificate for another name, as an authority would. OpenSSL asks whether the node's own
+/// certificate claims that right, and rustls does not: the file is for clients built on OpenSSL alone, which is what
+/// `pin` says.
+#[test]
+fn a_pinned_node_vouches_for_no_other_name_at_a_client_built_on_openssl() {
+    const BANK: &str = "bank.example";
+    let bench = TestBench::new();
+    let admin = bench.admin();
+    let [file, authority, leaf] =
+        ["node.pem", "authority.pem", "leaf.pem"].map(|name| bench.path().join(name));
+    let key = NodeKey::from_seed(&SEED).public();
+    let target = format!("{key}@127.0.0.1:{}", hostile_server(|_| {}));
+    let mut command = Command::new(binary());
+    command.args(["pin", &target, "--cert"]).arg(&file);
+    command.arg("--state").arg(admin.state());
+    let written = admin.run(command);
+    assert_eq!(written.status, 0, "{written:?}");
+    assert!(written.errors.contains("rustls"), "{written:?}");
+    let (_, pair) = hostile_key();
+    let mut params = own_params();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let whole = params.self_signed(&pair).expect("it signs");
+    fs::write(&authority, whole.pem()).expect("the folder is ours");
+    let of_bank = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+    let issued = CertificateParams::new(vec![BANK.to_owned()]).expect("a name");
+    let issued = issued.signed_by(&of_bank, &Issuer::new(own_params(), pair));
+    let issued = issued.expect("it signs");
+    fs::write(&leaf, issued.pem()).expect("the folder is ours");
+    assert!(!openssl_believes(&file, &leaf), "the node is an authority");
+    // The node itself is believed, and the same signature would be, had the certificate the right to issue.
+    assert!(openssl_believes(&file, &file));
+    assert!(openssl_believes(&authority, &leaf));
+    let roots = alknet_tls::roots_from_file(&file).expect("a certificate");
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), alknet_tls::provider());
+    let verifier = verifier.build().expect("it has an authority");
+    let bank = ServerName::try_from(BANK).expect("a name");
+    let by_rustls = verifier.verify_server_cert(issued.der(), &[], &bank, &[], UnixTime::now());
+    assert!(
+        by_rustls.is_ok(),
+        "rustls looks for the right to issue: say so in docs/certificates.md"
+    );
+}
+
+/// The commands set the file for one program at a time, and say for which it is not.
+#[test]
+fn the_commands_of_pin_warn_of_clients_built_on_rustls() {
+    let bench = TestBench::new();
+    let key = NodeKey::from_seed(&SEED).public();
+    let mut command = Command::new(binary());
+    command.args(["pin", &format!("{key}@127.0.0.1:1"), "--state"]);
+    command.arg(bench.admin().state());
+    let said = bench.admin().run(command);
+    assert_eq!(said.status, 0, "{said:?}");
+    assert!(said.output.contains("SSL_CERT_FILE="), "{said:?}");
+    assert!(said.output.contains("built on rustls"), "{said:?}");
+    let mut lines = said.output.lines();
+    let is_for_all = lines.any(|line| line.trim_start().starts_with("export "));
+    assert!(!is_for_all, "{said:?}");
 }
 
 /// The file goes to clients that take it for an authority: with the right to issue it would vouch for every name.
