@@ -207,6 +207,7 @@ fn handshakes(shared: &EndpointShared, into: &mut Metrics) {
         .iter()
         .enumerate()
         .map(|(alert, counter)| (format!("alert_{alert}"), counter.get()))
+        // Of 256 values few ever happen, and each series costs its collector memory.
         .filter(|(_, n)| *n > 0)
         .collect();
     let own = [
@@ -244,6 +245,7 @@ fn connections(shared: &EndpointShared, into: &mut Metrics) {
     for spec in shared.registry.specs() {
         let carriages = [Carriage::Iroh, Carriage::Quic, Carriage::Tcp];
         for carriage in carriages.into_iter().filter(|c| spec.carriage.covers(*c)) {
+            // Every series is there from the start: one that comes and goes reads as missing and not as zero.
             for state in ["draining", "known", "stranger"] {
                 counts.insert(
                     (meters[spec.id].name.as_str(), carriage.to_string(), state),
