@@ -25,6 +25,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(fail)?,
     };
+    // Of the file that is open: its path could lead to another one by now.
     let mode = file.metadata().map_err(fail)?.permissions().mode() & 0o777;
     if mode & !MODE != 0 {
         return Err(TlsError::KeyMode {
