@@ -239,6 +239,7 @@ impl HttpRateLimiter {
             spent.left -= 1.0;
             return Ok(());
         }
+        // A rate of zero cannot be divided by.
         let wait = Duration::from_secs_f64(((1.0 - spent.left) / rate.max(0.001)).min(60.0));
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let message = "too many requests; send fewer";

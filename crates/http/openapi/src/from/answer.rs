@@ -63,6 +63,7 @@ pub(super) fn read(
     for (status, node) in responses {
         let at = format!("{at}/{}", escaped(status));
         let response = document.object(node, &at)?;
+        // A document that names no good status describes such answers by `default`.
         if good(status) || (status == "default" && !has_good) {
             let content = response.get("content").and_then(Value::as_object);
             let content = content.filter(|content| !content.is_empty());

@@ -156,6 +156,7 @@ impl FromOpenApi {
     pub fn registrations(&self) -> Result<Vec<Registration>, AdapterError> {
         let document = OpenApiSourceDocument::parse(&self.document)?;
         let found = found(&document)?;
+        // Each has a schema of its input and one of its output.
         let room = SCHEMAS_BYTES_MAX / (2 * found.len().max(1));
         let room = room.clamp(SCHEMA_BYTES_MIN, SCHEMA_BYTES_MAX);
         let keys = keys(&document)?;

@@ -209,6 +209,7 @@ impl<'de> Visitor<'de> for BoundedValue<'_> {
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
         self.one()?;
+        // YAML has infinities and what is no number, JSON has neither (RFC 8259 section 6).
         Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
     }
 
