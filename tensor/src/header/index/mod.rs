@@ -369,6 +369,7 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
                 }
                 "root" => {
                     let root = members.next_value::<&RawValue>()?.get();
+                    // The value borrows from the text, so that its address says where it lies.
                     let start = root.as_ptr().addr() - self.text.as_ptr().addr();
                     self.state.index.root = Some((start as u32, root.len() as u32));
                 }
