@@ -131,6 +131,7 @@ impl CertificatePair {
         let refused = |error: webpki::Error| PairError::Invalid(error.to_string());
         let chain = &self.key.cert;
         let (first, issuers) = chain.split_first().ok_or(PairError::NoCertificate)?;
+        // Taken as trusted: whether it leads to a root that clients have, only they know.
         let last = issuers.last().ok_or(PairError::NoIssuer)?;
         let certificate = EndEntityCert::try_from(first).map_err(refused)?;
         let anchor = anchor_from_trusted_cert(last).map_err(refused)?;
