@@ -189,6 +189,7 @@ pub(crate) fn cookie(name: &str) -> String {
 
 /// The cookie that takes it away.
 pub(crate) fn no_cookie() -> String {
+    // As it was set: browsers take a cookie of such a name with these attributes only.
     format!("{COOKIE_NAME}=; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age=0")
 }
 
