@@ -209,6 +209,7 @@ pub(crate) fn check_fields(name: &str, stride: u64, fields: &[StructField<'_>]) 
         }
         ranges.push((field.off, end, &field.path));
     }
+    // By offset: where any two share a byte, two neighbours do.
     ranges.sort_unstable();
     for two in ranges.windows(2) {
         let [(_, end, first), (off, _, second)] = two else {
@@ -223,6 +224,7 @@ pub(crate) fn check_fields(name: &str, stride: u64, fields: &[StructField<'_>]) 
             return fail(TensorErrorCode::Layout, what);
         }
     }
+    // Fields of one path need not be neighbours.
     let mut paths: Vec<_> = fields.iter().map(|field| &*field.path).collect();
     paths.sort_unstable();
     match paths.windows(2).find(|two| two[0] == two[1]) {

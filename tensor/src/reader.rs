@@ -85,6 +85,7 @@ impl<S: ReadAt> ContainerReader<S> {
         read_exact(&source, &mut prefix, 0)?;
         let len = header_len(&prefix, size, limits)?;
         let range = PREFIX_BYTES..PREFIX_BYTES + len;
+        // What is mapped or in memory is not copied.
         let meta = match source.slice_at(range) {
             Some(header) => Meta::parse(header, after - len, limits)?,
             None => {
@@ -205,6 +206,7 @@ impl<S: ReadAt> ContainerReader<S> {
             let what = format!("blob {said}: item {at} of {}", blob.count());
             return fail(TensorErrorCode::NotFound, what);
         }
+        // There is one offset more than items, and the entry with all of them has a size of 64 bits.
         let two = self.bytes(&blob.offsets(), at * 8..at * 8 + 16)?;
         let (two, _) = two.as_chunks::<8>();
         let [start, end] = [two[0], two[1]].map(u64::from_le_bytes);

@@ -130,6 +130,7 @@ pub fn instance(driver: &LinkedDriver) -> Result<LinkedInstance, Error> {
     // SAFETY: the entry is valid; drivers are never unloaded.
     let version = unsafe { entry.try_enumerate_instance_version() }
         .map_err(refused)?
+        // A driver without the function is of Vulkan 1.0, which did not have it.
         .unwrap_or(vk::API_VERSION_1_0);
     let extensions = HalInstance::desired_extensions(&entry, version, flags).map_err(adopt)?;
     let raw = create(&entry, &extensions).map_err(refused)?;

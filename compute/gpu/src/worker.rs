@@ -101,6 +101,7 @@ fn take_all(guest: &Guest, mut state: GpuWorkerState) -> ! {
                 let here = call.on_this_thread();
                 let outcome = take(guest, &call, &mut state, &body);
                 drop(here);
+                // Uploads are for one request: those that it did not use go as well.
                 state.forget_uploads(sid);
                 answer(guest, &call, outcome, state.bytes());
             }
@@ -135,6 +136,7 @@ fn take(
     let ask: ComputeRequest = body
         .read()
         .map_err(|error| GpuFault::internal(&format!("no request: {error}")))?;
+    // It may have been given up while it waited behind another request.
     if call.is_aborted() {
         return Err(GpuFault::aborted());
     }

@@ -57,6 +57,7 @@ impl TimingRecords {
         variant: KernelVariant,
         ms: f64,
     ) -> bool {
+        // Once compiling is taken off, nothing may be left, or less than that.
         if !(ms.is_finite() && ms > 0.0 && operations > 0.0) {
             return false;
         }

@@ -194,6 +194,7 @@ impl From<Error> for Answered {
         }
         let mut answered = Self::new(error.call_code(), error.to_string()).with_details(details);
         match error {
+            // The same node has the same hardware and the same policy when it is asked again.
             Error::NoAdapter(_) | Error::Policy(_) => answered.retryable = false,
             Error::Overloaded(_) => answered = answered.with_retry_after_ms(QUEUE_RETRY_MS),
             _ => {}

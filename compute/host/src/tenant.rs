@@ -66,6 +66,7 @@ impl Tenant {
         let now = Instant::now();
         Self {
             name: name.to_owned(),
+            // One more for the request that is being done.
             places: Arc::new(Semaphore::new(QUEUE_MAX + 1)),
             desk: Arc::default(),
             shelf: Mutex::new(TensorTable::new(now)),
@@ -108,6 +109,7 @@ impl Tenant {
     pub(crate) fn look_after(self: &Arc<Self>, inner: &Arc<ComputeInner>) {
         let tenant = Arc::clone(self);
         let tick = inner.settings.tick;
+        // Not held: the task ends with what it looks after.
         let inner = Arc::downgrade(inner);
         tokio::spawn(async move {
             loop {
@@ -220,6 +222,7 @@ impl WorkerSlot {
             .session
             .call(request, sending.limits, sending.operation);
         let answer = tokio::select! {
+            // An answer that is there counts, also where the caller gave up meanwhile.
             biased;
             answer = &mut call => answer,
             _ = given_up => {
@@ -241,6 +244,7 @@ impl WorkerSlot {
             WorkerReply::Err(fault) => {
                 let error = Error::from_fault(fault);
                 if let Error::DeviceLost(_) = error {
+                    // The device is lost to this process: the next request has another worker.
                     live.session.kill();
                     self.lose(tenant);
                 }

@@ -206,6 +206,7 @@ pub(crate) fn bytes(body: &CallBody, written: &Value, max: usize) -> Result<Byte
     let text = written
         .as_str()
         .ok_or_else(|| Error::Shape("bytes are {\"$bin\":[offset,length]} or base64".to_owned()))?;
+    // Before it is decoded, which would take as much memory again.
     if text.len() / 4 * 3 > max.saturating_add(3) {
         return Err(Error::TooLarge(format!("more than {max} bytes as base64")));
     }

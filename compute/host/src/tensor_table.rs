@@ -159,6 +159,7 @@ impl TensorTable {
     pub(crate) fn expire(&mut self, now: Instant, orphan_lease: Duration) {
         self.settle(now);
         for handle in self.handles.values_mut() {
+            // Once: a handle that lost its connection before keeps what was left of its lease.
             if handle.user.0.is_some() && handle.user.is_gone() {
                 handle.user = HandleUser(None);
                 handle.until = handle.until.min(now + orphan_lease);

@@ -100,6 +100,7 @@ impl TimingsCache {
                 if let Some(folder) = file.parent() {
                     fs::create_dir_all(folder)?;
                 }
+                // Not synced: what a power cut takes is measured again.
                 fs::write(&fresh, text)?;
                 fs::rename(&fresh, file)
             });

@@ -130,6 +130,7 @@ impl WorkerTurn {
         let tenant = Arc::clone(&self.tenant);
         let (told, outcome) = oneshot::channel();
         let (wanted, given_up) = oneshot::channel();
+        // A task of its own: the worker is waited for where the caller is gone as well.
         tokio::spawn(async move {
             let result = desk.exchange(&tenant, sending, given_up).await;
             // Where the caller has given up, this fails and drops the worker's lock: the next request has its turn.

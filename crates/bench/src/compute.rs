@@ -67,6 +67,7 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
     let packages = third_party::python_packages(cx)?;
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     let mut threads = vec![1, all];
+    // On a machine with one processor both are the same.
     threads.dedup();
     let mut figures = Figures::new();
     for _ in 0..rounds {
@@ -99,6 +100,7 @@ fn ours(program: &Path, side: u32, threads: usize) -> Result<Vec<(String, f64)>>
         .args(["bench", "--side", &side.to_string()])
         .args(["--rounds", &REPETITIONS.to_string()])
         .args(["--threads", &threads, "--kernels", kernels])
+        // A driver reads many variables: none of the caller's may change the figures.
         .env_clear()
         .env("LP_NUM_THREADS", &threads);
     let text = output(&mut command)?;
@@ -127,6 +129,7 @@ fn burn(program: &Path, side: u32, threads: usize) -> Result<Vec<(String, f64)>>
     let mut command = Command::new(program);
     command
         .args([side.to_string(), REPETITIONS.to_string()])
+        // As above: the peer is on the same driver.
         .env_clear()
         .env("LP_NUM_THREADS", threads.to_string());
     figures_of(&output(&mut command)?)
@@ -137,6 +140,7 @@ fn burn(program: &Path, side: u32, threads: usize) -> Result<Vec<(String, f64)>>
 fn figures_of(text: &str) -> Result<Vec<(String, f64)>> {
     let mut figures = Vec::new();
     for line in text.lines() {
+        // What is no JSON names no kernel, and is refused below.
         let row: Value = serde_json::from_str(line).unwrap_or_default();
         let figure = row["gflops"].as_f64().or_else(|| row["gb_s"].as_f64());
         let (Some(kernel), Some(figure)) = (row["kernel"].as_str(), figure) else {
@@ -156,6 +160,7 @@ fn openblas(packages: &Path, side: u32, threads: usize) -> Result<f64> {
         .args(["-c", include_str!("compute.py")])
         .args([side.to_string(), REPETITIONS.to_string()])
         .env("PYTHONPATH", packages)
+        // Else it takes every processor.
         .env("OPENBLAS_NUM_THREADS", threads.to_string());
     let text = output(&mut command)?;
     let figure = text.trim().parse();
@@ -193,6 +198,7 @@ fn rows(figures: &Figures, threads: &[usize]) -> Vec<BenchRow> {
                     (BURN, _) => BURN_BUSY,
                     (peer, _) => peer,
                 });
+                // The plain forms are measured at one side only.
                 if let (Some(ours), Some(theirs)) = (of(ours), theirs) {
                     let case = format!("{case}, {}", counted(threads));
                     let row = BenchRow::higher(BENCH, case, unit, ours).beside(peer, theirs);

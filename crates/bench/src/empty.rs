@@ -40,6 +40,7 @@ pub(super) fn initramfs(folder: &Path) -> Result<PathBuf> {
     let program = folder.join("empty");
     fs::write(&source, SOURCE).map_err(TaskError::io("write the empty init"))?;
     let output = Command::new("cc")
+        // Without a C library there is no thread pointer, beside which the protector's guard lies.
         .args(["-O2", "-static", "-nostdlib", "-fno-stack-protector", "-o"])
         .args([&program, &source])
         .output()
@@ -61,6 +62,7 @@ pub(super) fn initramfs(folder: &Path) -> Result<PathBuf> {
 /// A `newc` archive (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
 fn pack(program: &[u8]) -> Vec<u8> {
     let mut archive = Vec::new();
+    // The kernel opens /dev/console for an init: without that it could say nothing.
     entry(&mut archive, "dev", FOLDER, (0, 0), &[]);
     entry(&mut archive, "dev/console", DEVICE, CONSOLE, &[]);
     entry(&mut archive, "init", PROGRAM, (0, 0), program);
@@ -71,6 +73,7 @@ fn pack(program: &[u8]) -> Vec<u8> {
 fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
     let number = |value: usize| format!("{value:08x}");
     let small = |value: u32| format!("{value:08x}");
+    // Any number, but each once: entries of one number may be taken for links to one file.
     let inode = archive.len();
     let fields = [
         number(inode),

@@ -140,6 +140,7 @@ impl MissedBound {
         let is_its_bound = self.bench == row.bench
             && self.unit == row.unit
             && self.better == row.better
+            // A bound that has changed is another one.
             && (self.goal - goal).abs() < 1e-6;
         let mut cases = self.measured.iter();
         let case = cases.find(|(case, _)| *case == row.case);

@@ -110,9 +110,11 @@ impl BenchRow {
         let Some(Goal::Ours(worst) | Goal::Ratio(worst)) = self.goal else {
             return "";
         };
+        // A figure that is no number meets nothing: each comparison with one is false.
         let met = self.held().is_some_and(|figure| good(figure, worst));
         match (met, not_met::is_listed(self)) {
             (true, false) => "met",
+            // Said, so that it is taken from the list.
             (true, true) => "met, listed as not met",
             (false, false) => MISSED,
             (false, true) => "not met, as listed",
@@ -202,6 +204,7 @@ impl fmt::Display for BenchHeader {
 }
 
 fn read(path: impl AsRef<Path>) -> String {
+    // The header is for people: what is missing there stops no run.
     fs::read_to_string(path).unwrap_or_else(|_| "unknown".to_owned())
 }
 

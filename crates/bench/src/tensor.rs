@@ -122,6 +122,7 @@ impl TensorBenchFiles {
             many,
             many_plain,
             large,
+            // Memory that was written before: else its page faults would be measured.
             copied: content.clone(),
             content,
         })
@@ -289,6 +290,7 @@ impl TensorFigures {
         ] {
             let both = |part| [OURS, PEER].map(|whose| self.median(case, whose, part) * 1e3);
             let [ours, theirs] = both(|run| run.wall);
+            // Where no time is promised, it is to be no slower than the peer.
             let goal = most_ms.map_or(Goal::Ratio(1.0), Goal::Ours);
             rows.push(
                 BenchRow::lower(BENCH, case, "ms", ours)

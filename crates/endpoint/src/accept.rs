@@ -98,6 +98,7 @@ async fn bounded<T>(
     let totals = &shared.totals;
     let began = Instant::now();
     let result = tokio::select! {
+        // A node that drains serves nothing new, even where the handshake is done at the same moment.
         biased;
         () = stopped(&mut stop) => return None,
         result = timeout(shared.limits.handshake_timeout, handshake) => result,
@@ -109,6 +110,7 @@ async fn bounded<T>(
             Some(done)
         }
         Ok(Err(error)) => {
+            // A refusal has its own total already: counted here as well, the sum of all results would be too high.
             let refused = error
                 .get_ref()
                 .is_some_and(|inner| inner.is::<HandshakeRefusal>());

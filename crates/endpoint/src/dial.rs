@@ -154,6 +154,8 @@ impl EndpointDialer {
             let attempt = DialAttempt {
                 dialer: self,
                 target,
+                // The addresses are held against the list, not the name: its owner chooses what the name resolves to,
+                // at each question.
                 addresses: within(wish.reach, resolve(target).await?, target)?,
                 remote,
                 key: self.options.key.as_ref().filter(|_| wish.present_key),
@@ -174,6 +176,7 @@ impl EndpointDialer {
     /// Closes every QUIC and iroh connection and waits a moment until their peers can know: 50 ms at
     /// most, and a second where iroh was used.
     pub async fn close(&self) {
+        // Taken out, so that the lock is not held across the wait and a later dial opens a socket of its own.
         let endpoint = self.endpoint_slot().take();
         if let Some(endpoint) = endpoint {
             endpoint.close(CloseCode::Normal.code().into(), b"");
@@ -216,6 +219,7 @@ impl EndpointDialer {
             return Ok(endpoint.clone());
         }
         let any = |ip: IpAddr| quinn::Endpoint::client(SocketAddr::new(ip, 0));
+        // A socket of IPv6 reaches both families; a kernel without IPv6 has the other one only.
         let endpoint = any(Ipv6Addr::UNSPECIFIED.into())
             .or_else(|_| any(Ipv4Addr::UNSPECIFIED.into()))
             .map_err(EndpointDialError::Local)?;
@@ -270,6 +274,7 @@ fn within(
     let first = found.first().copied();
     found.retain(|address| reach.allows(address.ip()));
     match first {
+        // An error only where no address is left: a name may have public addresses beside private ones.
         Some(first) if found.is_empty() => Err(EndpointDialError::OutOfReach {
             target: target.address(),
             address: first.ip(),

@@ -61,10 +61,13 @@ impl crypto::ServerConfig for HelloChooser {
         version: u32,
         dst_cid: &ConnectionId,
     ) -> Result<Keys, UnsupportedVersion> {
+        // Keys of Initial packets come from the client's connection id and the version only (RFC 9001 section 5.2):
+        // every configuration has the same.
         self.any().initial_keys(version, dst_cid)
     }
 
     fn retry_tag(&self, version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
+        // The tag's key is the same for everybody (RFC 9001 section 5.8).
         self.any().retry_tag(version, orig_dst_cid, packet)
     }
 
@@ -108,6 +111,7 @@ impl Session for HelloSession {
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
         match &self.chosen {
             Some(session) => session.initial_keys(dst_cid, side),
+            // Before the ClientHello is read every configuration gives the same keys (RFC 9001 section 5.2).
             None => self
                 .start(TlsConfigSlot::RawRaw)
                 .initial_keys(dst_cid, side),
@@ -144,10 +148,12 @@ impl Session for HelloSession {
         }
         self.hello.extend_from_slice(buf);
         let Some(slot) = self.chooser.tls.slot_of(&self.hello).map_err(refuse)? else {
+            // The rest comes in later packets: with a post-quantum key share the ClientHello takes two.
             return Ok(false);
         };
         let mut session = self.start(slot);
         let ready = session.read_handshake(&self.hello);
+        // Freed and not cleared: the session lives as long as its connection.
         self.hello = Vec::new();
         self.chosen = Some(session);
         ready
@@ -171,6 +177,7 @@ impl Session for HelloSession {
     fn is_valid_retry(&self, orig_dst_cid: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
         match &self.chosen {
             Some(session) => session.is_valid_retry(orig_dst_cid, header, payload),
+            // Only clients receive Retry packets (RFC 9000 section 17.2.5).
             None => false,
         }
     }

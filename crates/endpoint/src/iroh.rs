@@ -55,6 +55,7 @@ pub(crate) async fn bind(
 ) -> Result<Endpoint, EndpointError> {
     let mut builder = builder(key, StreamBudget::UNAUTHENTICATED, WINDOW_BYTES_FIRST)
         .alpns(alpns)
+        // The library's default sockets listen on free ports that the configuration does not name.
         .clear_ip_transports();
     let addresses = addresses(options);
     for (n, address) in addresses.iter().enumerate() {

@@ -231,6 +231,7 @@ impl LiveConnections {
 
     pub(crate) fn summaries(&self) -> Vec<ConnectionSummary> {
         let mut all: Vec<_> = self.lock().values().map(LiveConnection::summary).collect();
+        // Ids ascend, so that this is oldest first.
         all.sort_by_key(|summary| summary.id);
         all
     }
@@ -281,6 +282,8 @@ impl LiveConnection {
         let (Some(key), Some(peer)) = (&self.key, &self.peer) else {
             return false;
         };
+        // A key that was moved to another entry is another peer's: what runs in the old one's name ends like that of a
+        // removed peer.
         match identities.by_key(key) {
             Some(identity) if identity.id == *peer => {
                 // Another identity on the connection is the handler's doing (a token), and stays.

@@ -116,11 +116,13 @@ pub(crate) struct HandshakeRefusal;
 /// The TLS alert that a handshake ended with, sent by either side.
 fn alert_of(error: &io::Error) -> Option<u8> {
     let inner = error.get_ref()?;
+    // Refused before rustls saw the rest, with the alert of RFC 6066 section 3.
     if inner.is::<alknet_tls::UnknownName>() {
         return Some(alknet_tls::ALERT_UNRECOGNIZED_NAME);
     }
     match inner.downcast_ref::<rustls::Error>() {
         Some(rustls::Error::AlertReceived(alert)) => return Some((*alert).into()),
+        // Sent and not received: the error carries no alert (RFC 7301 section 3.2 has it).
         Some(rustls::Error::NoApplicationProtocol) => {
             return Some(rustls::AlertDescription::NoApplicationProtocol.into());
         }
@@ -132,6 +134,7 @@ fn alert_of(error: &io::Error) -> Option<u8> {
         Some(_) => return None,
         None => iroh_code(inner.downcast_ref()?)?,
     };
+    // What is below is an error of QUIC itself, and no alert.
     u8::try_from(code.checked_sub(QUIC_ALERT_BASE)?).ok()
 }
 
@@ -207,6 +210,7 @@ fn handshakes(shared: &EndpointShared, into: &mut Metrics) {
         .iter()
         .enumerate()
         .map(|(alert, counter)| (format!("alert_{alert}"), counter.get()))
+        // Of 256 values few ever happen, and each series costs its collector memory.
         .filter(|(_, n)| *n > 0)
         .collect();
     let own = [
@@ -244,6 +248,7 @@ fn connections(shared: &EndpointShared, into: &mut Metrics) {
     for spec in shared.registry.specs() {
         let carriages = [Carriage::Iroh, Carriage::Quic, Carriage::Tcp];
         for carriage in carriages.into_iter().filter(|c| spec.carriage.covers(*c)) {
+            // Every series is there from the start: one that comes and goes reads as missing and not as zero.
             for state in ["draining", "known", "stranger"] {
                 counts.insert(
                     (meters[spec.id].name.as_str(), carriage.to_string(), state),

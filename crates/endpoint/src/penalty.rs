@@ -81,6 +81,8 @@ impl PenaltyBox {
 
 impl PenaltyRecord {
     fn fail(&mut self, max: u32, now: Instant) -> Option<Duration> {
+        // Guesses while the network is blocked are refused and count for nothing: else one client that goes on would
+        // keep its neighbours out for ever.
         if self.is_blocked(now) {
             return None;
         }
@@ -96,6 +98,7 @@ impl PenaltyRecord {
         if self.failures < max {
             return None;
         }
+        // The longest time is reached at the seventh block; the bound keeps the shift within its type.
         let block = BLOCK_FIRST
             .saturating_mul(1 << self.blocks.min(16))
             .min(BLOCK_MAX);

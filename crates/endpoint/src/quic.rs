@@ -35,6 +35,7 @@ pub(crate) fn transport(
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
         // No protocol here uses datagrams; without this a peer could fill a buffer that is never read.
         .datagram_receive_buffer_size(None)
+        // One side's ping restarts the idle timers of both (RFC 9000 section 10.1).
         .keep_alive_interval(dialled.then_some(KEEP_ALIVE));
     Arc::new(config)
 }

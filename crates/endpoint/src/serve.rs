@@ -323,6 +323,7 @@ pub(crate) async fn run(
     };
     let mut from_outside = PollOnWake::new(ended_by(ended));
     let (code, reason) = tokio::select! {
+        // First: once its peer is revoked, a handler that is ready does nothing more.
         biased;
         end = &mut from_outside => end,
         result = work => match result {
@@ -370,6 +371,7 @@ async fn last_bytes(
     } else {
         (CloseCode::Normal, String::new())
     };
+    // Over TCP `close` itself waits for the peer to have read the end.
     if !connection.is_multi() {
         return content;
     }

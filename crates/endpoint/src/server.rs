@@ -269,6 +269,7 @@ impl EndpointServer {
 
     /// Whether every accept loop still runs: each must answer within a second.
     pub async fn health(&self) -> EndpointHealth {
+        // A node that drains has ended its accept loops on purpose.
         if *self.shared.stop.borrow() {
             return EndpointHealth {
                 ok: true,
@@ -315,6 +316,7 @@ impl EndpointServer {
         let iroh = join_all(self.iroh.iter().map(::iroh::Endpoint::close));
         let _ = timeout(GOODBYE, join(idle, iroh)).await;
         DrainSummary {
+            // Handshakes that ended meanwhile added connections: more may be cut than were open.
             finished: open.saturating_sub(cut),
             cut,
         }
@@ -376,6 +378,7 @@ async fn probe(probe: &mpsc::Sender<Probe>) -> bool {
 /// change, and from time to time.
 async fn sweep(shared: Arc<EndpointShared>) {
     let mut changes = shared.identities.watch();
+    // The time that passed and a change both lead to a sweep; only a provider that is gone ends the task.
     while !matches!(timeout(EXPIRY_CHECK, changes.changed()).await, Ok(Err(_))) {
         shared.sweep();
     }

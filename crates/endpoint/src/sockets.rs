@@ -35,6 +35,7 @@ pub(crate) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<SocketPair>, E
         // '::' takes IPv4 along, unless that is listed by itself.
         let only_v6 = addresses.contains(&IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let pair = bind_address(ip, port, only_v6)?;
+        // Where any number will do, the first address chooses it for all.
         port = pair.address.port();
         pairs.push(pair);
     }
@@ -47,6 +48,8 @@ pub(crate) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<SocketPair>, E
 fn bind_address(ip: IpAddr, port: u16, only_v6: bool) -> Result<SocketPair, EndpointError> {
     let address = SocketAddr::new(ip, port);
     match bind_pair(address, only_v6) {
+        // `::` asks for every address, and a kernel without IPv6 still has those of IPv4. An address that was written
+        // out is an error.
         Err(error) if ip.is_ipv6() && ip.is_unspecified() && no_ipv6(&error) => {
             let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
             bind_pair(v4, false).map_err(|source| EndpointError::Bind {
@@ -107,6 +110,7 @@ fn tcp_listener(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
+    // tokio takes a socket over as it is, and would block its thread on this one.
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -114,6 +118,8 @@ fn tcp_listener(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
 }
 
 fn udp_socket(address: SocketAddr, only_v6: bool) -> io::Result<UdpSocket> {
+    // No SO_REUSEADDR as on TCP: UDP has no connections that outlive a process, and two processes could share the
+    // number.
     let socket = Socket::new(
         Domain::for_address(address),
         Type::DGRAM,
@@ -129,6 +135,7 @@ fn udp_socket(address: SocketAddr, only_v6: bool) -> io::Result<UdpSocket> {
 
 /// Options of every TCP connection, accepted or dialled.
 pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
+    // Nagle's algorithm (RFC 896) would hold the end of an answer back until the client acknowledges what came before.
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)

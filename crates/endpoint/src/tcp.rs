@@ -142,6 +142,7 @@ impl StreamSource for TcpSource {
 pub(crate) async fn alert(tcp: &mut Socket, alert: u8) -> io::Result<()> {
     const ALERT: u8 = 21;
     const FATAL: u8 = 2;
+    // 3, 3: the version in every record since TLS 1.3 (RFC 8446 section 5.1).
     tcp.write_all(&[ALERT, 3, 3, 0, 2, FATAL, alert]).await?;
     tcp.shutdown().await?;
     let (mut rest, mut sink) = (tcp.take(LINGER_BYTES_MAX), tokio::io::sink());
@@ -228,6 +229,7 @@ impl TcpShared {
             return Poll::Ready(Err(self.ended_error()));
         };
         let written = Pin::new(&mut *tls).poll_write(cx, buf);
+        // Asked before a pending write returns: the session may have taken bytes for which the socket had no room.
         let waits = tls.get_ref().1.wants_write();
         let written = ready!(waiting(&self.writer, cx, written));
         io.unflushed |= waits;
@@ -275,6 +277,8 @@ impl TcpShared {
         if io.read_ended {
             return Poll::Ready(Ok(()));
         }
+        // A handler that waits for an answer does not poll its writer: what the session still has of the question
+        // leaves from here.
         if io.unflushed && io.flush(cx).is_some_and(|f| f.is_ready()) {
             self.writer.wake();
         }
@@ -285,6 +289,7 @@ impl TcpShared {
         let before = buf.filled().len();
         let read = Pin::new(tls).poll_read(cx, buf);
         let read = ready!(waiting(&self.reader, cx, read));
+        // Reading nothing is the end only where there was room to read into.
         let ended = read.is_ok() && buf.filled().len() == before && buf.remaining() > 0;
         drop(io);
         if ended {
@@ -349,6 +354,7 @@ impl SendHalf for TcpSendHalf {
                         total += written;
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    // The chunks were advanced: the caller must learn by how much before it waits.
                     Poll::Pending if total > 0 => return Poll::Ready(Ok(total)),
                     Poll::Pending => return Poll::Pending,
                 }
@@ -363,6 +369,7 @@ impl SendHalf for TcpSendHalf {
         if std::mem::replace(&mut self.finished, true) {
             return Err(io::Error::from(io::ErrorKind::NotConnected).into());
         }
+        // No waker: where it does not end at once, a task of its own polls on.
         let mut cx = Context::from_waker(std::task::Waker::noop());
         match self.shared.poll_finish(&mut cx) {
             Poll::Ready(done) => done,
@@ -381,6 +388,7 @@ impl SendHalf for TcpSendHalf {
     fn reset(&mut self, _code: StreamCode) {
         self.finished = true;
         if let Some(tls) = self.shared.end(CloseReason::Local) {
+            // A linger of zero has the kernel send a reset in place of the regular end (socket(7), SO_LINGER).
             let _ = SockRef::from(tls.get_ref().0.tcp()).set_linger(Some(Duration::ZERO));
         }
     }
@@ -436,6 +444,7 @@ impl RecvHalf for TcpRecvHalf {
         self.room = room;
         match ready!(read) {
             Ok(_) => Poll::Ready(Ok((!chunk.is_empty()).then_some(chunk))),
+            // `AsyncRead` has wrapped the stream's own error; callers match on that.
             Err(error) => Poll::Ready(Err(error.downcast().unwrap_or_else(StreamError::Io))),
         }
     }

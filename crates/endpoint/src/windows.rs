@@ -111,6 +111,7 @@ impl Default for ReceiveWindow {
         Self {
             counted: Mutex::default(),
             read: AtomicUsize::new(0),
+            // Until the connection is served its window does not grow, whatever was read.
             due: AtomicUsize::new(usize::MAX),
             until_gone: OnceLock::new(),
             unserved: Mutex::default(),

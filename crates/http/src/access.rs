@@ -142,6 +142,7 @@ impl Drop for AccessLogEntry {
             id = self.id.as_str(),
             addr = self.remote.map(tracing::field::display),
             who = self.who.as_ref().map_or(NOTHING, |who| who.id.as_str()),
+            // A method is ASCII (RFC 9110 section 9.1), and may be cut anywhere; a shorter one has no such part.
             method = method.get(..METHOD_BYTES).unwrap_or(method),
             path = self.path.as_str(),
             status = self.status(),

@@ -52,6 +52,7 @@ pub(crate) fn alt_svc(
         let service = format!("h3=\":{}\"; ma={ALT_SVC_MAX_AGE_S}", port(authority));
         HeaderValue::from_str(&service).ok()
     });
+    // A client that remembers HTTP/3 from before forgets it (RFC 7838 section 3).
     told.unwrap_or_else(|| HeaderValue::from_static("clear"))
 }
 
@@ -62,6 +63,7 @@ pub(crate) fn hsts(
     seen: &PublicReachability,
     authority: Option<&Authority>,
 ) -> Option<HeaderValue> {
+    // Browsers note no policy for an address (RFC 6797 section 8.1.1).
     let authority = authority.filter(|authority| hosts::address(authority).is_none())?;
     let name = hosts::name(authority);
     let policy = settings.hsts.as_ref()?;

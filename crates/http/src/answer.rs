@@ -100,6 +100,7 @@ pub(crate) fn error(error: &ApiError, id: &RequestId) -> Response<Body> {
     if let Some(seconds) = error.retry_after_s() {
         headers.insert(RETRY_AFTER, seconds.into());
     }
+    // A 401 says how to prove who one is (RFC 9110 section 15.5.2).
     if error.status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, challenge(error));
     }
@@ -108,6 +109,7 @@ pub(crate) fn error(error: &ApiError, id: &RequestId) -> Response<Body> {
 
 /// What is wanted (RFC 6750 section 3).
 fn challenge(error: &ApiError) -> HeaderValue {
+    // A request without a token gets no error code (RFC 6750 section 3.1).
     HeaderValue::from_static(if error.error.message == NO_TOKEN {
         "Bearer realm=\"alknet\""
     } else {
@@ -127,6 +129,7 @@ pub(crate) fn method(allowed: &Method, id: &RequestId) -> Response<Body> {
         message,
     );
     let mut response = error(&refused, id);
+    // A 405 names the methods that there are (RFC 9110 section 15.5.6).
     let allowed = HeaderValue::from_str(allowed.as_str());
     if let Ok(allowed) = allowed {
         response.headers_mut().insert(ALLOW, allowed);

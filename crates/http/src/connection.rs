@@ -116,6 +116,7 @@ impl HttpConnection {
             false => (BYTES, granted),
             true => (STREAMS, BUDGET.bidi_streams),
         };
+        // Of requests that come at the same time one raises the budget.
         if self.raised.fetch_max(step, Ordering::AcqRel) < step {
             self.connection.raise_budget(StreamBudget {
                 bidi_streams,
@@ -135,6 +136,7 @@ impl HttpConnection {
         let account = self.shared.gateway.account(who, self.remote);
         *counted = Some(ConnectionAccount {
             who: id.cloned(),
+            // Not held: the gateway forgets an account that nothing uses.
             account: Arc::downgrade(&account),
         });
         account
@@ -241,6 +243,7 @@ impl HttpConnection {
     async fn until(&self, is_so: impl Fn() -> bool) {
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
+            // Waits before it looks: what ends in between wakes it all the same.
             ended.as_mut().enable();
             if is_so() {
                 return;
@@ -363,6 +366,7 @@ impl Drop for RequestGuard {
         let conn = &self.conn;
         let now = self.ended.unwrap_or_else(Instant::now);
         let now = millis(now.saturating_duration_since(conn.began));
+        // Before the count goes down: a look that finds nothing running finds since when.
         conn.ended_ms.store(now, Ordering::Release);
         if conn.counter(self.late).fetch_sub(1, Ordering::AcqRel) == 1 {
             conn.ended.notify_waiters();

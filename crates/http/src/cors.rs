@@ -55,5 +55,6 @@ pub(crate) fn allow(headers: &mut HeaderMap, origin: &HeaderValue) {
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     let exposed = HeaderValue::from_static(EXPOSED);
     headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+    // A cache on the way must not give one origin's permission to another (RFC 9110 section 12.5.5).
     headers.append(VARY, HeaderValue::from_static("origin"));
 }

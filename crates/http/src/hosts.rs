@@ -21,6 +21,7 @@ impl Hosts {
         let mut names: Vec<String> = config.http.names.clone();
         names.extend(node.domain.clone());
         names.extend(config.tls.acme.domains.iter().cloned());
+        // With the ending by which multicast DNS finds it (RFC 6762 section 3).
         if let Some(name) = &node.name {
             names.extend([name.clone(), format!("{name}.local")]);
         }
@@ -72,6 +73,7 @@ pub(crate) fn name(authority: &Authority) -> String {
 pub(crate) fn authority(target: &Uri, headers: &HeaderMap) -> Option<Authority> {
     let mut fields = headers.get_all(HOST).iter();
     let field = fields.next();
+    // Two are malformed (RFC 9112 section 3.2): a program on the way could take the other one for the right one.
     if fields.next().is_some() {
         return None;
     }
@@ -83,7 +85,7 @@ pub(crate) fn authority(target: &Uri, headers: &HeaderMap) -> Option<Authority> 
         (Some(own), Some(Some(field))) if own == field => own,
         _ => return None,
     };
-    // An authority with user information is refused.
+    // An authority with user information is refused: it makes one host look like another (RFC 9110 section 4.2.4).
     (!found.as_str().contains('@')).then_some(found)
 }
 

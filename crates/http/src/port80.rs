@@ -72,6 +72,7 @@ impl Port80Server {
             .header_read_timeout(HEADER_TIMEOUT)
             .max_headers(HEADER_FIELDS_MAX)
             .max_buf_size(HEADER_BYTES_MAX)
+            // A client has one question here, and its place is free again at once.
             .keep_alive(false)
             .serve_connection(TokioIo::new(io), service);
         // The result is dropped: a failed connection here has no further consequence.

@@ -139,6 +139,8 @@ impl RequestScope<'_> {
             return refused;
         }
         if !own {
+            // 421: a client that shares the connection among names asks again on another one (RFC 9110 section
+            // 15.5.20).
             let misdirected = StatusCode::MISDIRECTED_REQUEST;
             return RoutedResponse::plain(answer::plain_not_found(misdirected));
         }
@@ -149,6 +151,7 @@ impl RequestScope<'_> {
             .paths
             .iter()
             .any(|route| routes::matches(route, path));
+        // `|` and not `||`, for the same reason.
         let custom = added | routes::mount(&shared.mounts, path).is_some();
         let kind = match routes::kind(path, custom) {
             RouteKind::Session if !shared.websocket => RouteKind::Other,
@@ -181,6 +184,7 @@ impl RequestScope<'_> {
             return RoutedResponse::plain(response);
         }
         match (kind, known) {
+            // The page has sessions of its own: a wrong token is as none there.
             (RouteKind::Page, known) => self.page(arrived, known.unwrap_or_default()).await,
             (RouteKind::Session, Ok(known)) => self.session(arrived, &self.caller(known)),
             (_, Ok(known)) => self.route(kind, arrived, &self.caller(known), line).await,
@@ -484,6 +488,7 @@ impl RequestScope<'_> {
     ) -> Option<Cow<'p, str>> {
         let header = header.to_str().ok()?;
         let (scheme, rest) = header.split_once(' ')?;
+        // The name of a scheme has no case (RFC 9110 section 11.1).
         if scheme.eq_ignore_ascii_case("bearer") {
             return Some(rest.trim().into());
         }
@@ -495,6 +500,8 @@ impl RequestScope<'_> {
         }
         let pair = base64::engine::general_purpose::STANDARD.decode(rest.trim());
         let pair = pair.ok().and_then(|pair| String::from_utf8(pair).ok());
+        // The name before the first colon says nothing and cannot have one itself (RFC 7617 section 2); the token is
+        // the password.
         Some(
             pair.and_then(|pair| Some(pair.split_once(':')?.1.to_owned().into()))
                 .unwrap_or_default(),
@@ -554,6 +561,7 @@ fn without_body(response: Response<Body>) -> Response<Body> {
     let length = response.body().size_hint().exact();
     let mut response = response.map(|_| Body::empty());
     if let Some(length) = length {
+        // As long as the answer to GET would be (RFC 9110 section 8.6).
         let headers: &mut HeaderMap = response.headers_mut();
         headers.entry(CONTENT_LENGTH).or_insert(length.into());
     }

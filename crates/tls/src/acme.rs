@@ -148,6 +148,7 @@ impl Acme {
     /// # Errors
     /// The names cannot stand in a certificate, or the state directory cannot be used.
     pub fn new(mut options: AcmeOptions, parts: AcmeParts) -> Result<Self, AcmeError> {
+        // DNS compares names without case (RFC 4343), and so does whatever looks these up.
         options
             .names
             .iter_mut()
@@ -240,6 +241,7 @@ impl Acme {
         let Some(pair) = self.store.pair(CertificateSource::Acme) else {
             return WINDOW_PAUSE_MIN;
         };
+        // Without its issuer's key identifier a certificate has no name in the protocol (RFC 9773 section 4.1).
         let Some(id) = identifier(&pair) else {
             return WINDOW_PAUSE_MAX;
         };
@@ -256,6 +258,7 @@ impl Acme {
                 }));
                 again.clamp(WINDOW_PAUSE_MIN, WINDOW_PAUSE_MAX)
             }
+            // The directory offers no renewal information; one question a day sees when that changes.
             Ok(Err(instant_acme::Error::Unsupported(_))) => WINDOW_PAUSE_MAX,
             Ok(Err(_)) | Err(_) => {
                 self.heed();

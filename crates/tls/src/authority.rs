@@ -68,6 +68,7 @@ pub fn authorities_from_pem(pem: &[u8]) -> Result<AuthoritySummary, AuthorityErr
             return Err(AuthorityError::NotAuthority { number });
         }
         ends.push(fields.not_after);
+        // The store is thrown away: adding shows whether the verifier's library takes this certificate.
         let added = roots.add(certificate.clone());
         added.map_err(|error| unusable(error.to_string()))?;
     }

@@ -170,6 +170,7 @@ impl ClientTls {
         }
         let own = self.options.key.as_ref();
         let remote = Arc::new(PinnedRemote::new(own, keys.clone(), Arc::default())?);
+        // What is lost is the resumption of sessions: the next dial to each makes a whole handshake.
         if remotes.len() >= REMOTES_MAX {
             remotes.clear();
         }
@@ -182,6 +183,7 @@ impl ClientTls {
         let config = match self.public.get() {
             Some(config) => config,
             None => {
+                // Not within `get_or_init`, which takes no error: of two that are made at once one is kept.
                 let made = self.make_public()?;
                 self.public.get_or_init(|| made)
             }
@@ -218,6 +220,7 @@ impl fmt::Debug for ClientTls {
 }
 
 fn sorted(keys: &[PeerKey]) -> Vec<PeerKey> {
+    // However they were written, the same keys are one remote with one cache of sessions.
     let mut keys = keys.to_vec();
     keys.sort();
     keys.dedup();

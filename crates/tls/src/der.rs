@@ -42,6 +42,7 @@ pub(crate) struct CertificateFields<'a> {
 pub(crate) fn facts(certificate: &[u8]) -> Option<CertificateFields<'_>> {
     let mut outer = DerReader(DerReader(certificate).take(SEQUENCE)?);
     let mut tbs = DerReader(outer.take(SEQUENCE)?);
+    // Version 1 is the default, which DER leaves out (RFC 5280 section 4.1).
     if tbs.tag() == Some(VERSION) {
         tbs.take(VERSION)?;
     }
@@ -54,6 +55,7 @@ pub(crate) fn facts(certificate: &[u8]) -> Option<CertificateFields<'_>> {
     while let Some((tag, content)) = tbs.next() {
         if tag == EXTENSIONS {
             authority_key = authority_key_of(content);
+            // Without BasicConstraints it is no authority's (RFC 5280 section 4.2.1.9).
             is_authority = authority_flag(content).unwrap_or(false);
         }
     }
@@ -112,6 +114,7 @@ impl<'a> DerReader<'a> {
             usize::from(first)
         } else {
             let (bytes, after) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            // None would be the indefinite length, which DER does not have (X.690 section 10.1).
             if bytes.is_empty() || bytes.len() > 4 {
                 return None;
             }
@@ -136,6 +139,7 @@ impl<'a> DerReader<'a> {
 
     fn time(&mut self) -> Option<u64> {
         let (tag, text) = self.next()?;
+        // Certificates have no other time zone (RFC 5280 sections 4.1.2.5.1 and 4.1.2.5.2).
         let digits = text.strip_suffix(b"Z")?;
         let (year, rest) = match tag {
             // Two digits: 1950 to 2049 (RFC 5280 section 4.1.2.5.1).
@@ -155,6 +159,7 @@ impl<'a> DerReader<'a> {
             && (1..=31).contains(&day)
             && hour < 24
             && minute < 60
+            // 60 is a leap second.
             && second < 61
             && rest.is_empty();
         let days = days_from_civil(year, month, day);

@@ -59,10 +59,12 @@ impl FileWatcher {
     pub fn check(&mut self) -> usize {
         let mut replaced = 0;
         for (index, entry) in self.entries.iter_mut().enumerate() {
+            // Before the files are read: what changes meanwhile is seen with the next look.
             let now = [stamp(&entry.files.chain), stamp(&entry.files.key)];
             if entry.seen == Some(now) {
                 continue;
             }
+            // Also where the pair turns out bad: it is reported once and not with every look.
             entry.seen = Some(now);
             let subject = entry.files.chain.display().to_string();
             match CertificatePair::load(&entry.files) {
@@ -102,6 +104,7 @@ fn stamp(path: &Path) -> Stamp {
         meta.dev(),
         meta.ino(),
         meta.len(),
+        // Not the time of modification: programs that copy files set that to the original's.
         meta.ctime(),
         meta.ctime_nsec(),
     ))

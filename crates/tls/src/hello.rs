@@ -46,6 +46,8 @@ impl ServerTls {
     fn slot_of_whole(&self, hello: &[u8]) -> Result<TlsConfigSlot, HelloError> {
         let length = u16::try_from(hello.len()).map_err(|_| HelloError::TooLong)?;
         let [high, low] = length.to_be_bytes();
+        // 22 is a handshake record; 3, 1 the version that a first ClientHello's record may have (RFC 8446 section
+        // 5.1).
         let record = [&[22, 3, 1, high, low], hello].concat();
         let mut acceptor = Acceptor::default();
         acceptor

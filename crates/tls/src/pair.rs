@@ -67,6 +67,7 @@ impl CertificatePair {
         }
         let mut keys = PrivateKeyDer::pem_slice_iter(key);
         let key = match keys.next() {
+            // The parser's own text could quote a part of the key.
             Some(key) => key.map_err(|_| PairError::DamagedKey)?,
             None => return Err(PairError::NoKey),
         };
@@ -130,6 +131,7 @@ impl CertificatePair {
         let refused = |error: webpki::Error| PairError::Invalid(error.to_string());
         let chain = &self.key.cert;
         let (first, issuers) = chain.split_first().ok_or(PairError::NoCertificate)?;
+        // Taken as trusted: whether it leads to a root that clients have, only they know.
         let last = issuers.last().ok_or(PairError::NoIssuer)?;
         let certificate = EndEntityCert::try_from(first).map_err(refused)?;
         let anchor = anchor_from_trusted_cert(last).map_err(refused)?;
@@ -272,6 +274,7 @@ fn read(path: &Path, mode_max: Option<u32>) -> Result<Zeroizing<Vec<u8>>, PairEr
         source,
     };
     let file = std::fs::File::open(path).map_err(fail)?;
+    // Of the file that is open: its path could lead to another one by now.
     let mode = file.metadata().map_err(fail)?.permissions().mode() & 0o777;
     if mode_max.is_some_and(|max| mode & !max != 0) {
         return Err(PairError::Mode {

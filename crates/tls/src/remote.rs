@@ -222,6 +222,7 @@ impl PinnedRemote {
 
     fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), CheckError> {
         let end_entity = chain.first().ok_or(CheckError::NoKey)?;
+        // A copy: `report` takes the same lock.
         let wanted = self.pins.lock().keys.clone();
         match pin::check(&wanted, end_entity) {
             Ok(result) => result.map_err(|mismatch| {

@@ -159,6 +159,7 @@ impl ServerTls {
     /// # Errors
     /// The name the client asks for is to be refused.
     pub fn tcp(&self, hello: &ClientHello<'_>) -> Result<Arc<ServerConfig>, UnknownName> {
+        // Without an order under way this protocol is as unknown here as any other.
         if self.challenges.is_pending() && offers_only_acme(hello) {
             return Ok(Arc::clone(&self.acme));
         }
@@ -241,6 +242,7 @@ fn base_config(
         .with_cert_resolver(resolver);
     // Early data can be replayed, and no protocol here is idempotent throughout.
     config.max_early_data_size = 0;
+    // A ticket holds its whole session: stored ones would cost memory for clients that never come back.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }

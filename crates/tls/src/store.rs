@@ -83,6 +83,7 @@ impl CertificateStore {
         if let Some(key) = table.get(&name) {
             return Some(Arc::clone(key));
         }
+        // A wildcard stands for one label, the first one (RFC 9525 section 6.3).
         let (_first, parent) = name.split_once('.')?;
         table.get(&format!("*.{parent}")).cloned()
     }
@@ -92,6 +93,7 @@ impl CertificateStore {
     }
 
     fn change(&self, change: impl FnOnce(&mut BTreeMap<CertificateSource, CertificatePair>)) {
+        // Held until the table is replaced: of two changes the later one's table stays.
         let mut sources = self.lock();
         change(&mut sources);
         let mut by_name = HashMap::new();

@@ -23,6 +23,7 @@ pub fn fits(pattern: &str, name: &str) -> bool {
                 let Some((at, taken)) = star else {
                     return false;
                 };
+                // Only the last star takes more: no pattern makes this take exponential time.
                 star = Some((at, taken + 1));
                 p = at + 1;
                 n = taken + 1;

@@ -392,6 +392,7 @@ impl Write for OutputSink<'_> {
         let written = self.inner.write(bytes);
         written.map_err(|error| {
             let kind = error.kind();
+            // `write_all` tries that one again by itself.
             if kind != std::io::ErrorKind::Interrupted {
                 self.failed = Some(error);
             }

@@ -40,6 +40,7 @@ impl ByteProgress {
                 write!(io::stderr(), "\r{text}").ok();
                 wait = EVERY;
             }
+            // Something was shown, and its line has no end yet.
             if wait == EVERY {
                 writeln!(io::stderr()).ok();
             }
@@ -72,6 +73,7 @@ impl ByteProgress {
 impl Drop for ByteProgress {
     fn drop(&mut self) {
         if let Some((end, thread)) = self.ended.take() {
+            // The channel that is closed wakes the thread at once.
             drop(end);
             thread.join().ok();
         }

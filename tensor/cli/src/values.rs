@@ -115,6 +115,7 @@ fn elements(view: &TensorView<'_>) -> Result<Vec<Value>, TensorCliError> {
             view.as_slice::<u8>()?;
             words(1, &|b| (b == [1]).into())
         }
+        // Whole numbers of 16 bits are exact as `f32`.
         ElementType::Known(Dtype::U8 | Dtype::I8 | Dtype::U16 | Dtype::I16) => view
             .to_f32()?
             .into_iter()

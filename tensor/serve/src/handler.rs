@@ -104,6 +104,7 @@ impl TensorHandler {
                 send,
                 recv,
             };
+            // A refusal has a task as well: the loop must not wait for a peer that does not take it.
             running.spawn(async move {
                 let busy = permit
                     .is_none()
@@ -278,6 +279,7 @@ impl TensorStream {
             let chunk = chunk.map_err(|_| late("content"))??;
             let ended = chunk.is_none();
             piece.extend_from_slice(&chunk.unwrap_or_default());
+            // Whole blocks: each write is a turn of another thread.
             if piece.len() >= BLOCK_BYTES || (ended && !piece.is_empty()) {
                 let full = std::mem::take(&mut piece);
                 let written = move || upload.write(&full).map(|()| upload);

@@ -263,6 +263,7 @@ impl<'i> PutStep<'i> {
     fn parse(said: &'i Value) -> Result<Self, CallError> {
         let members = said.as_object().map(|members| members.keys());
         let mut members: Vec<&str> = members.into_iter().flatten().map(String::as_str).collect();
+        // Members of an object have no order.
         members.sort_unstable();
         let upload = said["upload"].as_str().unwrap_or_default();
         match (&*members, said["offset"].as_u64()) {
@@ -295,6 +296,7 @@ async fn store_piece(
                 .lookup(asker.id(), asker.by(), name)?
                 .lock_owned()
                 .await;
+            // First: a second commit finds nothing.
             uploads.forget(name);
             let upload = held.take().ok_or(ServeError::Missing)?;
             let id = blocking(move || upload.commit()).await?;
@@ -315,6 +317,7 @@ async fn begin_upload(
     if !asker.may_write(place) {
         return Err(ServeError::Missing.into());
     }
+    // Asked before the header is read as well: a refusal costs nothing then.
     uploads.room(asker.id())?;
     let header = bytes(input, &said["header"])?;
     let upload = blocking(move || TensorUpload::begin(&store, &header, path)).await?;
@@ -348,6 +351,7 @@ async fn add_piece(
     match written.await {
         Ok(have) => Ok(json!({ "have": have }).into()),
         Err(error) => {
+            // How much of the piece was written is not known, so that no next one can follow it.
             uploads.forget(name);
             Err(error.into())
         }

@@ -232,6 +232,7 @@ impl FilePart {
         };
         let (first, last) = (at(rows.start)?, at(rows.end)?);
         let entry = tensor.entry();
+        // Offsets are data: nothing was held against them when the header was read.
         if first > last || last > entry.byte_len() {
             let what = format!("items {rows:?} are bytes {first} to {last}");
             return Err(ServeError::Stored(TensorError::new(

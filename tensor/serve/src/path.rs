@@ -27,6 +27,7 @@ impl StorePath {
             return Err(ServeError::input(TensorErrorCode::Limit, what));
         }
         let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+        // No dot first: neither `..` nor a file that is hidden.
         let good = |segment: &str| {
             !segment.is_empty() && !segment.starts_with('.') && segment.bytes().all(plain)
         };

@@ -156,6 +156,7 @@ impl ExpectedHashes {
         if self.0.pop() != Some(above) {
             return false;
         }
+        // The left side comes first (pre-order), and so lies on top.
         self.0.extend(right.then_some(r));
         self.0.extend(left.then_some(l));
         true

@@ -124,6 +124,7 @@ async fn expire(uploads: Weak<Uploads>, name: String) {
             uploads.forget(&name);
             return;
         }
+        // Not held while it sleeps: the table may go before that.
         drop(uploads);
         tokio::time::sleep_until(end).await;
     }

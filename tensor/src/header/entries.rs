@@ -167,6 +167,7 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
         let mut bytes = 0;
         while let Some(key) = members.next_key_seed(TextSeed(text))? {
             let value = members.next_value_seed(TextSeed(text))?;
+            // Index and schema grow with the tensors, and have limits of their own.
             let (limit, counted) = match key.text_in(text.as_str()) {
                 INDEX => (self.limits.header_bytes, value.len()),
                 SCHEMA => (self.limits.schema_bytes, value.len()),
@@ -183,6 +184,7 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
             pairs.push((key, value));
         }
         let text = text.as_str();
+        // Sorted: there may be very many, too many to hold each against each.
         let mut keys: Vec<TextSpan> = pairs.iter().map(|(key, _)| *key).collect();
         keys.sort_unstable_by(|a, b| a.text_in(text).cmp(b.text_in(text)));
         let twice = keys
@@ -294,6 +296,7 @@ impl<'de> Visitor<'de> for EntrySeed<'_> {
         while let Some(member) = members.next_key_seed(EntryMemberSeed(&mut others))? {
             let twice = match member {
                 EntryMember::Dtype => {
+                    // Until the next of these, what the parser refuses is reported as this.
                     self.context.expect(TensorErrorCode::Dtype);
                     let text = members.next_value_seed(TextSeed(&mut self.raw.text))?;
                     dtype.replace(text).map(|_| "dtype")

@@ -51,6 +51,7 @@ impl VisitorContext {
 
     /// Keeps the first error, and gives serde one to stop with.
     pub(super) fn raise<E: de::Error>(&self, error: TensorError) -> E {
+        // The first counts: what is raised later comes of it.
         self.fault.borrow_mut().get_or_insert(error);
         E::custom("refused")
     }
@@ -94,6 +95,7 @@ impl VisitorContext {
                 let subject = QuotedText(&subject);
                 TensorError::new(self.code.get(), format!("{document}: {subject}: {said}"))
             }
+            // It is not JSON, whatever was expected.
             _ => TensorError::new(TensorErrorCode::Json, format!("{document}: {said}")),
         }
     }

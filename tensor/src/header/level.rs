@@ -167,6 +167,7 @@ impl IndexCheck<'_> {
             }
         }
         let offsets = self.table.find(&format!("{name}{OFFSETS_SUFFIX}"));
+        // Where each item begins, and where the last one ends: a blob without items has one.
         let ends = match offsets.and_then(|at| self.entry(at)) {
             Some((entry, &[ends])) if entry.dtype == Some(Dtype::U64) && ends > 0 => ends,
             Some(_) => {

@@ -171,6 +171,7 @@ impl Meta {
             }
             let mut ours: Vec<StructField<'_>> = records.fields().collect();
             let mut theirs = layout.fields;
+            // The index may list fields in any order.
             ours.sort_by(|a, b| a.path.cmp(&b.path));
             theirs.sort_by(|a, b| a.path.cmp(&b.path));
             let differ = ours
@@ -182,6 +183,7 @@ impl Meta {
                     format!("struct {name}: {ours:?} by the index, {theirs:?} by its schema");
                 return fail(TensorErrorCode::Layout, what);
             }
+            // What was compared ends with the shorter of them.
             if ours.len() != theirs.len() {
                 let what = format!(
                     "struct {name}: {} fields by the index, {} by its schema",
@@ -207,6 +209,7 @@ impl Meta {
         let entry = self.entry_at(at)?;
         let listed = match &self.index {
             None => None,
+            // A part of its blob.
             Some(_) if entry.name().ends_with(OFFSETS_SUFFIX) => return None,
             Some(index) => Some(index.tensor_at(at)?),
         };

@@ -122,6 +122,7 @@ pub(super) fn write_archive<S: ReadAt>(
     out: impl Write + Seek,
 ) -> Result<()> {
     let mut archive = ZipWriter::new(out);
+    // The length stands before the bytes, and may turn out to be more than 4 GiB.
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .large_file(true);

@@ -100,6 +100,7 @@ fn collect(
     let io = |error| TensorError::io(format_args!("read {}", folder.display()), error);
     let entries = fs::read_dir(folder).map_err(io)?;
     let mut entries = entries.collect::<Result<Vec<_>, _>>().map_err(io)?;
+    // A folder has no order of its own, and the same files are to give the same container.
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let path = entry.path();

@@ -25,6 +25,7 @@ impl AlignedBytes {
             || TensorError::new(TensorErrorCode::Limit, format!("no memory for {len} bytes"));
         let whole = usize::try_from(len).map_err(|_| too_long())?;
         let mut words = Vec::new();
+        // The length may come from a file: without memory this fails, where a plain `reserve` would end the program.
         words
             .try_reserve_exact(whole.div_ceil(8))
             .map_err(|_| too_long())?;

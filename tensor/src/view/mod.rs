@@ -208,6 +208,7 @@ pub(crate) fn row_bytes(
     if rows.start > rows.end || rows.end > *count {
         return fail(TensorErrorCode::Shape, format!("rows {rows:?} of {count}"));
     }
+    // Only the product counts: the number of rows may stand last.
     let mut shape = rest.to_vec();
     shape.push(0);
     let mut bytes_before = |row: u64| {

@@ -190,6 +190,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         content: TensorContent<'a>,
     ) -> Result<&mut Self> {
         let dtype = dtype.into();
+        // A known type has its size by its shape, which is not checked here.
         if Dtype::from_name(&dtype).is_some() {
             return fail(
                 TensorErrorCode::Dtype,
@@ -337,6 +338,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
             None => header,
         };
         let file_len = header.len() as u64 + layout.data_len;
+        // A plain file has no hashes to put in.
         if !self.plan.plain {
             let seek = |to| move |error| TensorError::io(format!("seek to {to}"), error);
             let end = base + file_len;

@@ -88,6 +88,7 @@ impl<'a> ContainerPlan<'a> {
         let mut layout = EntryLayout {
             placed: Vec::new(),
             data_len: 0,
+            // The stock package aligns the data to eight bytes.
             align: if self.plain { 8 } else { ALIGN },
         };
         let mut pads = 0;

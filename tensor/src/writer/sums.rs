@@ -77,6 +77,7 @@ impl HashPipeline {
         let mut hashers = match self {
             Self::This(hashers) => hashers,
             Self::Other { full, thread, .. } => {
+                // Ends the loop of the other thread.
                 drop(full);
                 thread.join().map_err(|_| gone())?
             }

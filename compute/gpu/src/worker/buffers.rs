@@ -55,6 +55,7 @@ impl BufferPool {
     /// Keeps what came, as far as there is room.
     pub(super) fn upload(&mut self, upload: ComputeUpload, fds: &[OwnedFd]) {
         for (number, blob) in upload.blobs {
+            // What does not fit is missed by the request that names it.
             if self.uploads.len() >= UPLOADS_MAX {
                 return;
             }

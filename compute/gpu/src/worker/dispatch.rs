@@ -49,6 +49,7 @@ impl GpuJob<'_> {
         let begun = Instant::now();
         let key = key(&ask);
         let known = self.engine.pipelines.get(&key);
+        // What was compiled before was checked before.
         if known.is_none() {
             let bounds = bounds(self.engine.memory.device()?);
             shader::check(&ask.wgsl, &ask.entry, &ask.bindings, bounds)?;
@@ -74,6 +75,7 @@ impl GpuJob<'_> {
         } else {
             0.0
         };
+        // Compiling may have taken longer than the caller waits.
         if self.call.is_aborted() {
             return Err(GpuFault::aborted());
         }
@@ -82,6 +84,7 @@ impl GpuJob<'_> {
         device.wait()?;
         let gpu_ms = milliseconds(begun.elapsed());
         drop(buffers);
+        // Only a shader that ran to its end is kept.
         if fresh {
             self.engine.pipelines.put(key, &kernel);
         }
@@ -168,6 +171,7 @@ fn compile(device: &GpuDevice, ask: &ShaderDispatch) -> GpuResult<ShaderPipeline
 /// What decides about the compiled code, and about whether it fits its bindings.
 fn key(ask: &ShaderDispatch) -> [u8; 32] {
     let mut hash = Sha256::new();
+    // Each with its length, so that a shader and a name do not run into each other.
     for text in [&ask.wgsl, &ask.entry] {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);

@@ -29,6 +29,7 @@ impl GpuJob<'_> {
         fits(len)?;
         room(self.used, len)?;
         let mut jit = Duration::ZERO;
+        // A binding may not be empty, and a product over nothing is zeros.
         let bytes = if m == 0 || n == 0 || k == 0 {
             self.deliver(ask.to, vec![0; usize::try_from(len).unwrap_or(usize::MAX)])?
         } else {
@@ -131,6 +132,7 @@ impl GpuJob<'_> {
                 self.packed(&ask.b, [depth, width], jit)?,
             ],
         };
+        // A device cannot be interrupted: a request ends between two of its submissions.
         self.still_wanted()?;
         let device = self.engine.memory.device()?;
         let floats = u64::from(rows) * u64::from(width);
@@ -261,6 +263,7 @@ fn extent(matrix: &Matrix, elements: u64) -> GpuResult<()> {
     if matrix.rows == 0 || matrix.columns == 0 {
         return Ok(());
     }
+    // In 128 bits: offset and strides are the caller's, and what they reach could leave 64.
     let mut least = i128::from(matrix.offset);
     let mut most = least;
     for (count, stride) in [matrix.rows, matrix.columns]

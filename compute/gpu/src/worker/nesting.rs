@@ -101,6 +101,7 @@ impl NestingCounter {
 }
 
 fn is_word(byte: u8) -> bool {
+    // Names in WGSL may have letters of all of Unicode.
     byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii()
 }
 

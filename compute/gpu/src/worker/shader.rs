@@ -57,6 +57,7 @@ pub(super) fn check(
             bindings.len()
         )));
     }
+    // Before it is parsed, which goes as deep as the text does.
     if let Some(why) = nesting::of_text(wgsl) {
         return Err(GpuFault::shader(why));
     }
@@ -113,6 +114,7 @@ fn entry_point<'a>(module: &'a Module, name: &str) -> GpuResult<&'a EntryPoint> 
 
 fn group(entry: &EntryPoint, bounds: ShaderLimits) -> GpuResult<()> {
     let invocations = entry.workgroup_size.iter().map(|side| u64::from(*side));
+    // Three factors of 32 bits may leave 64.
     let invocations = invocations.fold(1, u64::saturating_mul);
     if invocations > u64::from(bounds.group_invocations) {
         return Err(GpuFault::shader(format!(
@@ -143,6 +145,7 @@ fn memory(module: &Module, bounds: ShaderLimits) -> GpuResult<()> {
         .flat_map(|function| function.local_variables.iter())
         .map(|(_, variable)| u64::from(layouter[variable.ty].size))
         .sum();
+    // As if every function were within the others: no chain of calls has more.
     let own = globals(AddressSpace::Private).saturating_add(locals);
     for (what, bytes, most) in [
         (

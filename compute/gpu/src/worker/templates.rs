@@ -121,6 +121,7 @@ impl MatmulPlan {
     pub(crate) fn first(device: &GpuDevice) -> Self {
         let info = &device.found.info;
         let lanes = info.subgroup_min_size;
+        // A size that changes from one dispatch to the next cannot be written into a kernel.
         let known = lanes == info.subgroup_max_size && LANES.contains(&lanes);
         let processor = info.device_type == wgpu::DeviceType::Cpu;
         if known && processor && device.host_memory && device.has(wgpu::Features::SUBGROUP) {

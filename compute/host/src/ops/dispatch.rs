@@ -111,6 +111,7 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
         bindings.push(binding);
     }
     one_writer(&bindings)?;
+    // A shader that crashes workers is known by its text.
     let operation: [u8; 32] = Sha256::digest(&input.wgsl).into();
     let ask = ComputeRequest::Dispatch(ShaderDispatch {
         wgsl: input.wgsl,

@@ -134,6 +134,7 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
         KernelKind::Matmul,
         operations,
         variant,
+        // Compiling is done once in a worker's life, and would make the shader look slow.
         done.ms - done.jit_ms,
     );
     let mut tail = BinaryTail::default();

@@ -139,6 +139,7 @@ fn read(compute: &Compute) -> Registration {
             len,
         };
         let bytes = turn.exchange(&ask, None).await?;
+        // A worker is not believed: drivers run in it.
         if bytes.len() as u64 != len {
             return Err(Error::Internal("a tensor of another length".to_owned()));
         }

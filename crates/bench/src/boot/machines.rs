@@ -90,6 +90,7 @@ impl BootBench {
     }
 
     fn boot(&self, case: BootCase, counted: bool) -> Result<BootCost> {
+        // Emulated on every host: instructions are counted nowhere else, and hosts are alike.
         let builder = self.builder(case)?.accel(Accel::Tcg);
         let builder = if counted {
             builder.count_instructions()
@@ -104,6 +105,7 @@ impl BootBench {
             }
             BootCase::Debian | BootCase::MicrovmEmpty | BootCase::Q35Empty => reached_empty(&vm)?,
         };
+        // It keeps nothing: there is nothing to end in order for.
         vm.cut_power()?;
         Ok(cost)
     }

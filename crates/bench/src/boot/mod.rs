@@ -112,6 +112,7 @@ pub(super) fn run(cx: &mut XtaskContext, rounds: usize) -> Result<Vec<BenchRow>>
 fn cost_rows(costs: &BTreeMap<BootCase, Vec<BootCost>>) -> Vec<BenchRow> {
     let plain = |case: BootCase, what: fn(&BootCost) -> f64| {
         let all = costs.get(&case).into_iter().flatten();
+        // A guest whose instructions are counted is slower: its seconds are left out.
         median(all.filter(|cost| cost.minsn.is_none()).map(what).collect())
     };
     let counted = |case: BootCase| {

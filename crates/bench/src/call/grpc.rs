@@ -83,9 +83,11 @@ impl Encoder for GrpcCodec {
         item: GrpcMessage,
         to: &mut EncodeBuf<'_>,
     ) -> std::result::Result<(), Status> {
+        // The tag, and at most five bytes of length.
         to.reserve(item.data.len() + 6);
         to.put_u8(TAG);
         let mut left = item.data.len();
+        // Protobuf's varint: seven bits in each byte, the lowest first, the top bit where more follow.
         while left >= 0x80 {
             to.put_u8(left as u8 | 0x80);
             left >>= 7;
@@ -105,6 +107,7 @@ impl Decoder for GrpcCodec {
         from: &mut DecodeBuf<'_>,
     ) -> std::result::Result<Option<GrpcMessage>, Status> {
         let wrong = || Status::internal("not the one message there is");
+        // The encoder above writes the field also where it is empty.
         if from.remaining() < 2 || from.get_u8() != TAG {
             return Err(wrong());
         }
@@ -116,6 +119,7 @@ impl Decoder for GrpcCodec {
             if byte & 0x80 == 0 {
                 break;
             }
+            // Five bytes are 35 bits, and a message has at most 32 of length.
             if shift > 28 || !from.has_remaining() {
                 return Err(wrong());
             }
@@ -240,6 +244,7 @@ impl AsyncWrite for GrpcTlsStream {
         Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
     }
 
+    // Else h2 copies more of what it could write in parts.
     fn is_write_vectored(&self) -> bool {
         self.0.is_write_vectored()
     }
@@ -288,6 +293,7 @@ impl TonicServer {
                     connector.connect(name, tcp).await.map(TokioIo::new)
                 }) as BoxFuture<_, io::Error>
             });
+            // Never resolved (RFC 6761 section 6.4): the connector dials, and has the TLS that is compared.
             let channel = Endpoint::from_static("http://bench.invalid")
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
@@ -307,6 +313,7 @@ async fn accept(
     while let Ok((tcp, _)) = listener.accept().await {
         let (acceptor, arrived) = (acceptor.clone(), arrived.clone());
         tokio::spawn(async move {
+            // Nagle's algorithm (RFC 896) holds a small answer back until the one before it is acknowledged.
             if tcp.set_nodelay(true).is_ok()
                 && let Ok(tls) = acceptor.accept(tcp).await
             {

@@ -62,6 +62,7 @@ where
         running.spawn(work(begin, end, worker, step.clone()));
     }
     sleep_until(begin).await;
+    // It is the whole process's: read at the edges of the window, without the warm-up.
     let before = cpu_seconds()?;
     sleep_until(end).await;
     let cpu = cpu_seconds()? - before;
@@ -100,6 +101,7 @@ where
         let (back, did) = step(worker).await?;
         worker = back;
         let now = Instant::now();
+        // A step across an edge was partly done outside.
         if started >= begin && now <= end {
             units += did;
             took.push(now - started);

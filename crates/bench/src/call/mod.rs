@@ -172,6 +172,7 @@ impl CallServerPair {
                 self.tcp.unary(plan, bytes, IN_FLIGHT).await?,
             );
         }
+        // A stream is on one connection: the pair with many has the same.
         if connections == 1 {
             put(
                 CallWork::Items,

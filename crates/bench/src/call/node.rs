@@ -100,6 +100,7 @@ pub(crate) fn bind(
         ..ServerOptions::default()
     };
     let identities = keys.identities()?;
+    // What is bound here runs on the runtime of the servers.
     let _context = sides.server.enter();
     EndpointServer::bind(options, &keys.server, handlers, identities)
         .map_err(failed("binding the port"))
@@ -135,6 +136,7 @@ fn operations() -> Result<Registry> {
         .with(Registration::new(
             bulk.with_scope("bench:call"),
             HandlerKind::stream(move |_, _| {
+                // Shares its bytes: making them is no part of what is measured.
                 let chunk = chunk.clone();
                 let data = json!({ "data": { "$bin": [0, chunk.len()] } });
                 stream::repeat_with(move || Ok(CallOutput::Mixed(data.clone(), chunk.clone())))

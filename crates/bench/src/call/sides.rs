@@ -103,6 +103,7 @@ impl BenchKeys {
     /// What a node of ours does in TLS, for a server that speaks `alpn` only.
     pub(crate) fn server_config(&self, alpn: &[u8]) -> Result<Arc<ServerConfig>> {
         let tls = ServerTls::new(&self.server, ServerTlsOptions::default(), &[alpn], &[alpn]);
+        // Raw public keys both ways (RFC 7250), as nodes use them among themselves.
         Ok(tls
             .map_err(failed("preparing TLS"))?
             .quic(TlsConfigSlot::RawRaw))

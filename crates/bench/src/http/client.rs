@@ -93,6 +93,8 @@ impl HttpLoad {
             Some(_) => (Method::POST, "/call", format!("{{{}}}", call()).into()),
             None => (Method::GET, self.path.as_str(), Bytes::new()),
         };
+        // RFC 9112 section 3.2.1: HTTP/1.1 asks for a path, and names the server in Host. The others take both from
+        // the URI (RFC 9113 section 8.3.1, RFC 9114 section 4.3.1).
         let uri = match self.version {
             BenchHttpVersion::H1 => path.to_owned(),
             _ => format!("https://{}{path}", self.address),
@@ -126,6 +128,7 @@ impl HttpLoad {
         let mut workers = Vec::new();
         for n in 0..connections {
             let client = BenchHttpClient::open(self.address, self.version).await?;
+            // What does not divide goes to the first of them.
             let mine = in_flight / connections + usize::from(n < in_flight % connections);
             workers.extend(client.shared(mine));
         }
@@ -168,6 +171,7 @@ impl BenchHttpClient {
             return Ok(Self::H1(sender));
         }
         let mut builder = http2::Builder::new(TokioExecutor::new());
+        // RFC 9113 section 6.9.2 begins with 65,535 bytes: large files would measure round trips.
         builder
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20);
@@ -188,6 +192,7 @@ impl BenchHttpClient {
         let connection = connecting.await.map_err(failed("shaking hands"))?;
         let made = h3::client::new(h3_quinn::Connection::new(connection)).await;
         let (mut driver, sender) = made.map_err(failed("HTTP/3"))?;
+        // h3 takes what the server says of the connection only while this is polled.
         tokio::spawn(async move { std::future::poll_fn(|cx| driver.poll_close(cx)).await });
         Ok(Self::H3(sender, endpoint))
     }
@@ -217,6 +222,7 @@ impl BenchHttpClient {
             }
             Self::H3(sender, _) => ask_h3(sender, request).await?,
         };
+        // A refusal would be quicker than the work.
         match status {
             StatusCode::OK => Ok(()),
             other => Err(failed("asking")(format!("the answer is {other}"))),

@@ -213,6 +213,7 @@ fn once(server: IdleServer, kind: IdleKind) -> Result<f64> {
     let before = server.resident()?;
     clients.go_on()?;
     clients.line()?;
+    // An allocator may give pages back between the two looks.
     let more = server.resident()?.saturating_sub(before);
     drop(clients);
     Ok(more as f64 / COUNTED as f64 / 1024.0)

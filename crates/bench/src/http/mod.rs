@@ -191,6 +191,7 @@ fn rows(samples: &Samples) -> Vec<BenchRow> {
             let row = BenchRow::lower(BENCH, name(""), "us p99", ours.p99_us);
             rows.push(row.beside(server.name(), peer.p99_us));
         }
+        // Calls over HTTP/3 have no peer, and are shown alone.
         if !beside {
             rows.push(BenchRow::higher(
                 BENCH,

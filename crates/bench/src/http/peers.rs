@@ -128,6 +128,7 @@ impl HttpBenchNode {
             }),
         });
         let dispatcher = Dispatcher::new(registry).with_identities(who);
+        // A client that asks without a pause would be at its limits at once.
         let text = "[http]\nrequests_per_second = 1000000\nrequests_burst = 1000000\n\
 stranger_requests_per_second = 1000000\n";
         let config = NodeConfig::parse(text.as_bytes());
@@ -180,6 +181,7 @@ where
         .quic(TlsConfigSlot::Web);
     let _context = sides.server.enter();
     let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed("a port"))?;
+    // tokio takes a listener from outside only so.
     listener.set_nonblocking(true).map_err(failed("a port"))?;
     let address = listener.local_addr().map_err(failed("a port"))?;
     let listener = TcpListener::from_std(listener).map_err(failed("a port"))?;
@@ -354,6 +356,7 @@ impl PeerPrograms {
     pub(super) fn obtain(cx: &XtaskContext) -> Result<Self> {
         let program = |name: &str| -> Result<PathBuf> {
             let path = sources::obtain(cx, name)?.path;
+            // Sources are kept as data, which does not run.
             let runs = Permissions::from_mode(0o755);
             std::fs::set_permissions(&path, runs).map_err(failed("making a program run"))?;
             Ok(path)
@@ -388,6 +391,7 @@ impl Drop for PeerProcess {
     fn drop(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
         // One that is gone already needs no signal.
+        // In order: nginx then ends its workers, which a killed one leaves behind.
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
         let _ = self.0.wait();
     }
@@ -406,6 +410,7 @@ impl NginxServer {
     pub(super) fn start(program: &Path, files: &StaticFiles) -> Result<Self> {
         let port = free_port()?;
         let root = files.root().display();
+        // In the foreground, so that the child is the server; and a connection is not ended after 1,000 requests.
         let text = format!(
             "daemon off; worker_processes auto; pid {root}/nginx.pid; error_log /dev/null;\n\
 events {{ worker_connections 4096; }}\n\
@@ -418,6 +423,7 @@ ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem; root {root}
         let config = files.root().join("nginx.conf");
         std::fs::write(&config, text).map_err(failed("writing a file"))?;
         let mut command = Command::new(program);
+        // Before it reads its configuration, it would open the log of its package.
         command.arg("-c").arg(config).arg("-e").arg("/dev/null");
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
         Ok(Self(PeerProcess::start(command, address)?))
@@ -435,6 +441,7 @@ impl CaddyServer {
     pub(super) fn start(program: &Path, files: &StaticFiles) -> Result<Self> {
         let port = free_port()?;
         let root = files.root().display();
+        // A client that dials an address names no server (RFC 6066 section 3): hence the default name.
         let text = format!(
             "{{\n admin off\n auto_https off\n storage file_system {root}/caddy\n\
  default_sni localhost\n servers {{\n  protocols h1 h2 h3\n }}\n}}\n\
@@ -447,6 +454,7 @@ https://localhost:{port}, https://127.0.0.1:{port} {{\n tls {root}/cert.pem {roo
         command
             .args(["run", "--adapter", "caddyfile", "--config"])
             .arg(config);
+        // It keeps files of its own, which are not to lie in the user's home.
         command.env("HOME", files.root());
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
         Ok(Self(PeerProcess::start(command, address)?))

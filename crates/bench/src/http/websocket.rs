@@ -59,6 +59,7 @@ where
     let accepted = ServerBuilder::new().accept(stream).await;
     let (_, mut socket) = accepted.map_err(failed("taking a WebSocket"))?;
     while let Some(Ok(message)) = socket.next().await {
+        // Pings are answered by the library.
         if !message.is_binary() {
             continue;
         }
@@ -114,6 +115,7 @@ where
             let message = message.ok_or_else(|| failed("calling")("the session ended"))?;
             let message = message.map_err(failed("reading an answer"))?;
             if message.is_binary() {
+                // Searched and not parsed: the client is to cost little, and the same for both.
                 let mut parts = message.as_payload().windows(CARRIED_BYTES);
                 if !parts.any(|bytes| bytes == carried.as_bytes()) {
                     return Err(failed("calling")("the answer is another"));

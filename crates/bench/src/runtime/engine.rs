@@ -95,6 +95,7 @@ pub(super) fn round() -> Result<Vec<(RuntimeCase, RuntimeSample)>> {
 
 fn isolate(modules: ModuleSet) -> Result<Isolate> {
     let mut spec = IsolateSpec::new(modules);
+    // Never reached, but counted: that is a part of what an engine costs.
     spec.limits.fuel_ticks = u64::MAX;
     spec.limits.cpu = alknet_runtime::limits::CPU_MAX;
     spec.limits.calls = u64::MAX;
@@ -102,6 +103,7 @@ fn isolate(modules: ModuleSet) -> Result<Isolate> {
 }
 
 async fn contexts() -> Result<RuntimeSample> {
+    // The first of a thread sets up what later ones share.
     drop(isolate(ModuleSet::new())?);
     timed(CONTEXTS, async {
         (0..CONTEXTS).try_for_each(|_| isolate(ModuleSet::new()).map(drop))
@@ -133,6 +135,7 @@ async fn ours(export: &str, count: u32) -> Result<RuntimeSample> {
         export: export.to_owned(),
         input: json!(n),
     };
+    // Loads the module: only the calls are timed.
     let result = isolate.run(work(1)).await.result;
     result.map_err(failed("warming up"))?;
     timed(count, async {
@@ -145,6 +148,7 @@ async fn ours(export: &str, count: u32) -> Result<RuntimeSample> {
 fn answer<'js>(ctx: Ctx<'js>, path: String, input: JsValue<'js>) -> rquickjs::Result<Promise<'js>> {
     std::hint::black_box(path);
     let (promise, resolve, _) = Promise::new(&ctx)?;
+    // At once, as `EngineEcho` answers.
     resolve.call::<_, ()>((input,))?;
     Ok(promise)
 }

@@ -52,6 +52,7 @@ impl SessionBench {
             ..SessionsConfig::default()
         };
         let sessions = ScriptSessions::new(workers, config);
+        // Sessions are opened by a request: here by one that never ends.
         let (enter, mut entered) = mpsc::unbounded_channel();
         let mut handlers = HandlerRegistry::new();
         let dispatcher = Arc::new(Dispatcher::new(registry(&sessions, enter)?));
@@ -146,6 +147,7 @@ impl SessionBench {
                 .await?;
             self.main(&session).await.map(drop)
         };
+        // The first starts the worker.
         once().await?;
         timed(count, async {
             for _ in 0..count {
@@ -162,12 +164,14 @@ impl SessionBench {
             "export const calls = async (n) => {{ for (let i = 0; i < n; i++) await ops.call('{ECHO}', {{ a: i }}); }}"
         );
         let session = self.open(&source, SessionMode::Service).await?;
+        // Loads the module: only the calls are timed.
         self.export(&session, "calls", json!(1)).await?;
         let sample = timed(count, async {
             let called = self.export(&session, "calls", json!(count)).await;
             called.map(drop)
         })
         .await;
+        // A service lasts until it is ended.
         session.kill();
         sample
     }
@@ -193,6 +197,7 @@ fn registry(sessions: &Arc<ScriptSessions>, enter: mpsc::UnboundedSender<Ctx>) -
         stream::pending::<std::result::Result<Value, CallError>>()
     });
     let echo = HandlerKind::once(|input, _| async move { Ok(CallOutput::from(input)) });
+    // As the node's own answers; `OneFileStore` has the same file for any id.
     let open = HandlerKind::once(|_, _| async move {
         Ok(json!({ "id": "00", "tensors": [{ "name": TENSOR }] }))
     });

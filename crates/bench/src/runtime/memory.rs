@@ -73,6 +73,7 @@ pub(super) async fn tensor(lab: &mut SessionBench) -> Result<(f64, f64)> {
          export const nothing = () => 0;"
     );
     let session = lab.open(&source, SessionMode::Service).await?;
+    // What loading the module takes is there before the first look.
     lab.export(&session, "nothing", json!(0)).await?;
     let pid = session.info().pid;
     let before = resident(pid)?;

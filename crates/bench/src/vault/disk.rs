@@ -78,8 +78,10 @@ pub(super) fn rows(cx: &XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
             false => builder,
         };
         let vm = builder.start()?;
+        // One more for the boot.
         let within = ROUND_WITHIN * u32::try_from(rounds + 1).unwrap_or(u32::MAX);
         let end = vm.wait_line(ENDS, within)?;
+        // Else the line says what failed.
         if !end.text.ends_with("done") {
             return Err(said(&end.text));
         }
@@ -105,6 +107,7 @@ fn rows_of(timed: &Figures, counted: &Figures) -> Vec<BenchRow> {
         let work = |name, peer| {
             BenchRow::lower(BENCH, case, "M instr/MB", cost("ours")).beside(name, cost(peer))
         };
+        // At random places it is requests that cost, and little the cipher.
         if !what.starts_with("random") {
             let alone = middle(timed, "cipher", "", |figure| Some(figure.mb_s));
             let row = BenchRow::higher(BENCH, case, "MB/s", rate("ours")).beside(CIPHER, alone);
@@ -133,6 +136,7 @@ fn figures(lines: &[ConsoleLine]) -> Figures {
                 let number = |text: &str| text.parse::<f64>().unwrap_or(f64::NAN);
                 let megabytes = number(bytes) / MEGA;
                 let seconds = number(nanoseconds) / 1e9;
+                // Each count is for one end: where a line was lost, the one before it says nothing.
                 let since = line.instructions.zip(begun.take());
                 let key = (way.to_owned(), what.to_owned());
                 figures.entry(key).or_default().push(DiskFigure {

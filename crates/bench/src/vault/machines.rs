@@ -186,6 +186,7 @@ pub(super) fn rows(cx: &XtaskContext, rounds: usize) -> Result<Vec<BenchRow>> {
 fn rows_of(costs: &BTreeMap<SealKind, Vec<UnlockCost>>) -> Vec<BenchRow> {
     let of = |kind: SealKind, counted: bool, what: fn(&UnlockCost) -> f64| {
         let all = costs.get(&kind).into_iter().flatten();
+        // A guest whose instructions are counted is slower.
         let some = all.filter(|cost| cost.minsn.is_some() == counted);
         median(some.map(what).collect())
     };
@@ -329,6 +330,7 @@ impl UnlockBench {
         if let Some(typed) = kind.typed() {
             vm.wait_for(ASKS, ASKED_WITHIN)?;
             send(&vm, typed)?;
+            // What is new is asked for twice.
             vm.wait_for(AGAIN, ASKED_WITHIN)?;
             send(&vm, typed)?;
         }
@@ -353,6 +355,7 @@ impl UnlockBench {
         let mut vm = builder.start()?;
         let typed = if let Some(typed) = kind.typed() {
             let line = vm.wait_line(ASKS, ASKED_WITHIN)?;
+            // What the machine spends until the answer is typed is not the answer's.
             let now = ConsoleLine {
                 cpu: vm.cpu_time().unwrap_or(line.cpu),
                 instructions: vm.instructions(),

@@ -209,6 +209,7 @@ impl VaultBench {
     fn time(&self, case: Case) -> Result<VaultRun> {
         let (begun, before) = (Instant::now(), cpu_seconds()?);
         let mut times = 0;
+        // Once in any case: Argon2id may take longer than a round.
         while times == 0 || begun.elapsed() < ROUND {
             times += case(self).map_err(failed)?;
         }
@@ -253,6 +254,7 @@ fn openssl_signs(openssl: &std::path::Path) -> Result<f64> {
 
 /// The last but one column of its last line: seconds to sign, to verify, and of each how many a second.
 fn signs_of(text: &str) -> Option<f64> {
+    // With its bracket: lines of progress name it without one.
     let line = text.lines().find(|line| line.contains("Ed25519)"))?;
     let columns: Vec<_> = line.split_whitespace().collect();
     columns.get(columns.len().checked_sub(2)?)?.parse().ok()

@@ -57,6 +57,7 @@ impl ShareServerMachine {
     pub(super) fn awake<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
         self.vm.resume()?;
         let done = act();
+        // Also where that failed: it would take processor time from what comes next.
         self.vm.pause()?;
         done
     }
@@ -78,6 +79,7 @@ fn invite(cli: &NodeCli, node: &ReachableNode) -> Result<String> {
     let output = command
         .output()
         .map_err(TaskError::io("run alknet call hub/invite"))?;
+    // What is no JSON has no code, and is reported with what was said besides.
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let code = told["join"].as_str().map(str::to_owned);
     code.ok_or_else(|| TaskError::Step {

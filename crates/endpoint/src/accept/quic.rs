@@ -73,6 +73,8 @@ pub(crate) async fn accept_loop(
     let mut stop = shared.stop.subscribe();
     loop {
         tokio::select! {
+            // A flood keeps the last branch ready at all times: probes come before it, or the health check would
+            // report a busy loop as dead.
             biased;
             () = stopped(&mut stop) => break,
             Some(answer) = probes.recv() => drop(answer.send(())),
@@ -82,6 +84,8 @@ pub(crate) async fn accept_loop(
             },
         }
     }
+    // Refused (CONNECTION_REFUSED, RFC 9000 section 20.1), a client fails at once; without an answer it would wait for
+    // its own time limit.
     while let Some(incoming) = listener.next().await {
         incoming.refuse();
     }
@@ -178,6 +182,8 @@ impl QuicIncoming for QuinnIncoming {
     const CARRIAGE: Carriage = Carriage::Quic;
 
     fn source(&self) -> IpAddr {
+        // An IPv4 client counts for its own /24: as a mapped address (RFC 4291 section 2.5.5.2) it would be in one
+        // network with all of IPv4.
         self.incoming.remote_address().ip().to_canonical()
     }
 
@@ -239,6 +245,7 @@ fn arrived(
         .peer_identity()
         .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
     let local = bound.map(|bound| {
+        // A socket of every address does not know which of them the client dialled; the packet does.
         let ip = connection.local_ip().unwrap_or_else(|| bound.ip());
         SocketAddr::new(ip.to_canonical(), bound.port())
     });

@@ -50,6 +50,7 @@ pub(crate) async fn accept_loop(
     let mut stop = side.shared.stop.subscribe();
     loop {
         tokio::select! {
+            // As over QUIC: a flood keeps the last branch ready, and probes must be answered all the same.
             biased;
             () = stopped(&mut stop) => return,
             Some(answer) = probes.recv() => drop(answer.send(())),
@@ -104,6 +105,7 @@ async fn connection(side: Arc<TcpSide>, guard: Handshake, stream: TcpStream, rem
         .flatten()
         .map(|tls| arrived(&shared, tls, remote))
     {
+        // Paid: `handshake` has charged it behind the ClientHello.
         serve(shared, arrived, None, true).await;
     }
 }
@@ -116,6 +118,8 @@ async fn handshake(
 ) -> io::Result<Option<tokio_rustls::server::TlsStream<Socket>>> {
     sockets::tune(&stream)?;
     let mut start = LazyConfigAcceptor::new(Acceptor::default(), Socket::new(stream)).await?;
+    // Only now: before the ClientHello the node makes no signature, and a client that says nothing costs a place
+    // alone.
     let allowed = side
         .shared
         .admission()
@@ -148,6 +152,8 @@ fn arrived(
 ) -> AcceptedConnection {
     let (socket, session) = tls.get_ref();
     let old = || shared.registry.get(ALPN_OF_OLD_CLIENTS, Carriage::Tcp);
+    // ALPN is an extension that a client may leave out (RFC 7301 section 3.1). Without HTTP on this port the protocol
+    // stays empty, and no handler has that name.
     let alpn = match session.alpn_protocol() {
         Some(alpn) => alpn,
         None if old().is_some() => ALPN_OF_OLD_CLIENTS,

@@ -68,6 +68,7 @@ impl DialAttempt<'_> {
             result = &mut quic => match result {
                 Err(error) if error.is_wrong_server() => Err(error),
                 Err(first) => {
+                    // `notify_one` keeps its permit until the TCP side waits for it; `notify_waiters` would not.
                     quic_failed.notify_one();
                     tcp.await.map_err(|second| heavier(first, second))
                 }
@@ -99,6 +100,7 @@ impl DialAttempt<'_> {
                 return Err(self.tls_error("there is no way to know the server"));
             };
             match self.addresses(carriage, config).await {
+                // Only a failed TLS handshake may be due to the form of the key: every other failure would come again.
                 Err(EndpointDialError::Tls { .. }) if configs.peek().is_some() => {}
                 result => return result,
             }
@@ -120,6 +122,7 @@ impl DialAttempt<'_> {
                 running.push(self.one(carriage, *address, Arc::clone(&config)));
             }
             let more = rest.len() > 0;
+            // A failure comes around before the delay is over, and the next address begins at once.
             tokio::select! {
                 result = running.next() => match result {
                     Some(Ok(connection)) => return Ok(connection),
@@ -162,6 +165,8 @@ impl DialAttempt<'_> {
             .connect_with(config, address, &self.server_name().to_str())
             .map_err(|error| self.unreachable(io::Error::other(error)))?;
         let connection = connecting.await.map_err(|error| self.quic_error(error))?;
+        // ALPN needs no look here as over TCP: QUIC fails a handshake that agrees on no protocol (RFC 9001 section
+        // 8.1).
         let chain = connection
             .peer_identity()
             .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
@@ -232,6 +237,7 @@ impl DialAttempt<'_> {
             CheckError::Pin(mismatch) => mismatch.into(),
             CheckError::NoKey => self.no_key(),
         })?;
+        // An authority vouched for the name; which key the server has was not asked.
         if matches!(self.remote, TlsRemote::Public(_)) {
             return Ok(Vec::new());
         }

@@ -77,6 +77,7 @@ impl DialAttempt<'_> {
         if alert == A::NoApplicationProtocol {
             return self.no_protocol();
         }
+        // The library reduces what the verifier found to an alert. The verifier has noted which key it saw.
         if let Some(mismatch) = self.remote.take_mismatch() {
             return mismatch.into();
         }

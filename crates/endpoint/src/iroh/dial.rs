@@ -29,6 +29,7 @@ impl Endpoints {
         } else {
             &self.nobodys
         };
+        // Held across the bind: two first dials at once open one endpoint.
         let mut slot = slot.lock().await;
         if let Some(endpoint) = &*slot {
             return Ok(endpoint.clone());
@@ -72,6 +73,7 @@ impl DialAttempt<'_> {
         let endpoint = endpoints.get(self.key).await?;
         for key in keys {
             match self.iroh_key(&endpoint, key).await {
+                // Any other failure would meet the next key as well.
                 Err(error @ EndpointDialError::OtherKey { .. }) => failure = error,
                 result => return result,
             }
@@ -97,6 +99,7 @@ impl DialAttempt<'_> {
         let spki = PeerKey::ed25519_spki(shown.as_bytes()).to_vec();
         let keys = self.check(&[CertificateDer::from(spki)])?;
         let source = Box::new(QuicSource::new(connection, None));
+        // Iroh moves a connection among paths: the first address dialled stands for all of them.
         let connection = self.connection(source, Carriage::Iroh, self.addresses[0], None);
         Ok(DialedConnection { connection, keys })
     }

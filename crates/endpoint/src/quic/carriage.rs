@@ -227,6 +227,7 @@ macro_rules! quic_carriage {
             }
 
             fn set_priority(&mut self, priority: i32) {
+                // A stream that is over has no place in the order any more.
                 let _ = self.stream.set_priority(priority);
             }
 
@@ -256,6 +257,7 @@ macro_rules! quic_carriage {
             }
 
             fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                // Nothing to do: the library sends what was written as soon as congestion control lets it.
                 Poll::Ready(Ok(()))
             }
 
@@ -295,6 +297,7 @@ macro_rules! quic_carriage {
             }
 
             fn stop(&mut self, code: StreamCode) {
+                // An error says that the stream is over, and there is nothing to stop.
                 let _ = self.stream.stop(code.code().into());
             }
         }

@@ -50,6 +50,7 @@ struct ReceiveBatch {
 impl DatagramSplitter {
     pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, config: &EndpointConfig) -> Arc<Self> {
         let longest = config.get_max_udp_payload_size();
+        // UDP's length field has 16 bits (RFC 768): no datagram is longer, whatever the library tells peers.
         let longest = usize::try_from(longest).unwrap_or(usize::MAX).min(64 << 10);
         let received = ReceiveBatch::new(longest, socket.max_receive_segments());
         Arc::new(Self {
@@ -89,6 +90,7 @@ impl ReceiveBatch {
         while given < bufs.len().min(metas.len()) && self.next.0 < self.filled {
             let (place, begin) = self.next;
             let whole = self.metas[place];
+            // An empty datagram comes with a stride of zero, by which nothing can be divided.
             let stride = whole.stride.max(1);
             // The datagram that this byte lies in may have been given in part.
             let own = begin / stride * stride;
@@ -150,6 +152,7 @@ fn long_packet(bytes: &[u8]) -> Option<usize> {
         let token = variable(bytes, &mut at)?;
         at = at.checked_add(token)?;
     }
+    // A header may claim more bytes than there are: then nothing is split, and the library throws the datagram away.
     let payload = variable(bytes, &mut at)?;
     at.checked_add(payload).filter(|len| *len <= bytes.len())
 }

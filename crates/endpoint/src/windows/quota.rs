@@ -75,6 +75,7 @@ impl ReceiveWindows {
     /// Counts for `new` what counted for `old`; false where `new` has no room for that.
     pub(super) fn hand_over(&self, old: &WindowOwner, new: &WindowOwner, bytes: usize) -> bool {
         let mut taken = self.lock();
+        // Taken off first: bytes that only change their owner have room in the total.
         taken.take(old, bytes);
         let has_room = bytes == 0 || self.has_room(&taken, new, bytes, WindowDemand::Read);
         taken.add(if has_room { new } else { old }, bytes);

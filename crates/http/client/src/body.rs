@@ -134,6 +134,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         let this = &mut *self;
+        // Before the body is looked at: one that always has more ready would never be late.
         if let Some((late, limit)) = &mut this.whole
             && late.as_mut().poll(cx).is_ready()
         {

@@ -182,6 +182,7 @@ impl HttpClientInner {
         origin: &HttpOrigin,
         message: &Request<Full<Bytes>>,
     ) -> Result<(Response<Incoming>, HttpClientConnection), HttpError> {
+        // A server may close an idle connection just as the request leaves (RFC 9112 section 9.3.1).
         let safe = [Method::GET, Method::HEAD].contains(message.method());
         if let Some(mut line) = self.pool.take(origin) {
             match line.send(message.clone(), origin).await? {
@@ -199,6 +200,7 @@ impl HttpClientInner {
 
     async fn open(&self, origin: &HttpOrigin) -> Result<HttpClientConnection, HttpError> {
         let open = |http2| HttpClientConnection::open(&*self.dialer, &self.options, origin, http2);
+        // HTTP/2 is agreed on by ALPN, within TLS (RFC 9113 section 3.2).
         if !self.options.http2 || !origin.secure || self.pool.is_old(origin) {
             return open(false).await;
         }
@@ -272,6 +274,7 @@ fn checked(
 fn joined(uri: &Uri, location: &HeaderValue) -> Option<Uri> {
     let base = Url::parse(&uri.to_string()).ok()?;
     let mut next = base.join(location.to_str().ok()?).ok()?;
+    // A fragment is the client's own and never sent (RFC 3986 section 3.5).
     next.set_fragment(None);
     next.as_str().parse().ok()
 }
@@ -324,6 +327,8 @@ fn authorize(
     let unusable = CapabilityError::Unusable;
     let sensitive = |bytes: &[u8]| {
         let mut value = HeaderValue::from_bytes(bytes).map_err(|_| unusable)?;
+        // Then HTTP/2 sends it as a literal that no table of a proxy keeps (RFC 7541 section 7.1.3), and debug text
+        // leaves it out.
         value.set_sensitive(true);
         Ok::<_, CapabilityError>(value)
     };
@@ -338,6 +343,7 @@ fn authorize(
             if !value.iter().all(plain) {
                 return Err(unusable);
             }
+            // A request has one Cookie field at most (RFC 6265 section 5.4).
             let mut cookie = headers
                 .remove(COOKIE)
                 .map_or_else(Vec::new, |own| [own.as_bytes(), b"; "].concat());

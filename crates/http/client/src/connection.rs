@@ -89,6 +89,7 @@ impl HttpClientConnection {
         let alpn = if http2 { ALPN_2 } else { ALPN_1 };
         let request = DialRequest {
             carriage: Carriage::Tcp,
+            // The node's key would be a mark by which servers could tell its requests.
             present_key: false,
             reach: options.reach.clone(),
             ..DialRequest::new(origin.place.clone(), options.expect(origin), alpn)
@@ -196,6 +197,7 @@ impl HttpClientConnection {
                 })
             }
             HttpRequestSender::Many(sender) => {
+                // `:authority` stands for it (RFC 9113 section 8.3.1).
                 request.headers_mut().remove(HOST);
                 *request.uri_mut() = origin.absolute(request.uri())?;
                 Ok(match sender.ready().await {
@@ -249,11 +251,14 @@ async fn plain(place: &PeerAddr, reach: &DialAllowList) -> Result<TcpStream, Dia
     let found: Vec<_> = found.map_err(unreachable)?.take(ADDRESSES_MAX).collect();
     let mut last = None;
     for address in &found {
+        // The addresses are held against the list, not the name: its owner chooses what the name resolves to.
         if !reach.allows(address.ip()) {
             continue;
         }
         match TcpStream::connect(address).await {
             Ok(stream) => {
+                // Nagle's algorithm (RFC 896) would hold the end of a request back until the server acknowledges what
+                // came before.
                 stream.set_nodelay(true).map_err(unreachable)?;
                 return Ok(stream);
             }

@@ -33,6 +33,7 @@ impl HostRule {
             return false;
         }
         match (&self.place.host, host) {
+            // Whole labels: `anexample.org` is not below `example.org`.
             (DialHost::Name(suffix), DialHost::Name(name)) if self.below => name
                 .strip_suffix(suffix.as_str())
                 .and_then(|rest| rest.strip_suffix('.'))
@@ -58,6 +59,7 @@ impl FromStr for HostRule {
             Some(rest) => (true, rest),
             None => (false, text),
         };
+        // An address may have a key before it; a rule has none.
         if rest.contains('@') {
             return Err(wrong());
         }

@@ -64,6 +64,7 @@ impl HttpConnectionPool {
 
     pub(crate) fn set_old(&self, origin: HttpOrigin) {
         let mut kept = self.kept();
+        // What is lost is one attempt at HTTP/2 for each.
         if kept.old.len() >= OLD_MAX {
             kept.old.clear();
         }

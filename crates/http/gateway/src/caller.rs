@@ -76,8 +76,10 @@ impl RequestId {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let process = PROCESS.get_or_init(|| {
             use std::hash::{BuildHasher, RandomState};
+            // Its keys are random: std has no other source of that.
             RandomState::new().hash_one(std::process::id())
         });
+        // Only the number has to be another one each time.
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         Self::from_parts(process >> 32, n)
     }
@@ -99,6 +101,7 @@ impl RequestId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         let text = &self.text[..usize::from(self.len)];
+        // Digits and a dash: this is always UTF-8.
         std::str::from_utf8(text).unwrap_or_default()
     }
 }

@@ -77,6 +77,7 @@ impl ApiError {
             error.code = ErrorCode::Unauthenticated;
         }
         let status = status(&error, http_status);
+        // What failed inside may quote what the caller must not read: it is in the log only.
         if matches!(error.code, ErrorCode::Internal | ErrorCode::InvalidOutput) {
             tracing::error!(%request_id, "a call failed: {error}");
             error.message = INTERNAL.to_owned();

@@ -212,6 +212,7 @@ impl Gateway {
         }
         let hash = hash.finalize();
         let short: String = hash.iter().take(12).map(|b| format!("{b:02x}")).collect();
+        // Weak (RFC 9110 section 8.8.1): it stands for what may be called, and not for the bytes of an answer.
         format!("W/\"{short}\"")
     }
 
@@ -271,6 +272,7 @@ impl Gateway {
                 break;
             }
         }
+        // Calls that still run are aborted before their place says that they did not.
         drop(runs);
         let late = tokio::time::Instant::now() >= deadline;
         let not_run = || not_run(late);

@@ -102,6 +102,7 @@ impl MemoryLease {
     /// 429 where other requests have them now, 413 where one request never has as many.
     pub fn more(&self, bytes: usize) -> Result<(), ApiError> {
         let add = |counter: &AtomicUsize, bytes| counter.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        // Counted first and looked at then: two requests that come at once cannot both take the last room.
         let had = self.bytes.fetch_add(bytes, Ordering::AcqRel);
         self.refusal(self.sums(had, bytes, add))
             .map_or(Ok(()), |refused| {

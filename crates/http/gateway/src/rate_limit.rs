@@ -207,6 +207,7 @@ impl HttpRateLimiter {
             (None, None) => QuotaKey::Nowhere,
         };
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only who is new needs room.
         if accounts.len() >= limits::ACCOUNTS_MAX && !accounts.contains_key(&who) {
             forget(&mut accounts, now);
         }
@@ -239,6 +240,7 @@ impl HttpRateLimiter {
             spent.left -= 1.0;
             return Ok(());
         }
+        // A rate of zero cannot be divided by.
         let wait = Duration::from_secs_f64(((1.0 - spent.left) / rate.max(0.001)).min(60.0));
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let message = "too many requests; send fewer";
@@ -324,12 +326,14 @@ impl HttpRateLimiter {
 /// Makes room: a caller that has not asked for a while and has nothing running is new when it comes back.
 fn forget(accounts: &mut HashMap<QuotaKey, Arc<CallerQuota>>, now: Instant) {
     const LONG: Duration = Duration::from_secs(60);
+    // The table alone has it: no connection and no call.
     let idle = |account: &Arc<CallerQuota>| Arc::strong_count(account) == 1;
     let quiet = |account: &CallerQuota| now.saturating_duration_since(account.spent().at);
     accounts.retain(|_, account| !idle(account) || quiet(account) < LONG);
     while accounts.len() >= limits::ACCOUNTS_MAX {
         let oldest = accounts.iter().filter(|(_, account)| idle(account));
         let oldest = oldest.min_by_key(|(_, account)| account.spent().at);
+        // All are in use: for as long the table is longer than its limit.
         let Some(who) = oldest.map(|(who, _)| who.clone()) else {
             return;
         };

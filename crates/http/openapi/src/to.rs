@@ -198,6 +198,7 @@ fn openapi(is_public: bool) -> Value {
             &["401", "403", "429"],
         ),
     });
+    // An empty list takes the document's requirement off (OpenAPI 3.1, section 4.8.10).
     if is_public {
         operation["security"] = json!([]);
     }
@@ -257,6 +258,7 @@ fn responses<const N: usize>(good: [(&str, Value); N], failures: &[&str]) -> Val
     for status in failures {
         all.insert((*status).to_owned(), failure(meaning(status)));
     }
+    // So that generated clients know the form of a status that comes later.
     all.insert("default".to_owned(), failure("Another failure."));
     all.into()
 }
@@ -285,6 +287,7 @@ fn object(required: &[&str], properties: Value) -> Value {
 }
 
 fn closed(required: &[&str], properties: Value) -> Value {
+    // For requests only: answers may have more members after a minor step.
     let mut schema = object(required, properties);
     schema["additionalProperties"] = json!(false);
     schema

@@ -120,6 +120,7 @@ fn quantile(before: &[(f64, f64)], after: &[(f64, f64)], part: f64) -> Option<f6
             } else {
                 1.0
             };
+            // The last bucket has no end: its beginning is what is known.
             let known = bound.is_finite();
             return Some(if known {
                 lower + (bound - lower) * share

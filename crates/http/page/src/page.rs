@@ -261,6 +261,7 @@ impl PageRequest<'_> {
         let Some(identity) = proof.resolve(&*self.page.identities) else {
             return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
         };
+        // The browser keeps one cookie: the old session would stay until its time is over.
         if let Some(old) = session::cookie_of(self.headers) {
             self.page.sessions.end(old);
         }
@@ -513,6 +514,7 @@ where
 }
 
 fn fields(text: &[u8]) -> Vec<(String, String)> {
+    // A form writes a space as a plus sign (the URL standard, application/x-www-form-urlencoded).
     let decoded = |part: &[u8]| {
         let spaced: Vec<u8> = part
             .iter()

@@ -175,18 +175,21 @@ pub(crate) fn cookie_of(headers: &HeaderMap) -> Option<&str> {
     let pairs = pairs.flat_map(|field| field.split(';'));
     let mut found =
         pairs.filter_map(|pair| pair.trim().strip_prefix(COOKIE_NAME)?.strip_prefix('='));
+    // Which of two this node has set cannot be told.
     let one = found.next()?;
     found.next().is_none().then_some(one)
 }
 
 /// The cookie that carries a session.
 pub(crate) fn cookie(name: &str) -> String {
+    // No script reads it, and no request that another site causes carries it.
     let seconds = SESSION_TIME.as_secs();
     format!("{COOKIE_NAME}={name}; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age={seconds}")
 }
 
 /// The cookie that takes it away.
 pub(crate) fn no_cookie() -> String {
+    // As it was set: browsers take a cookie of such a name with these attributes only.
     format!("{COOKIE_NAME}=; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age=0")
 }
 

@@ -74,6 +74,7 @@ pub(crate) fn ticket(
     stealth: bool,
     line: &mut AccessLogEntry,
 ) -> Option<Response<Body>> {
+    // HEAD would use the ticket up for nothing.
     if parts.method != Method::GET {
         return None;
     }

@@ -47,6 +47,7 @@ pub(crate) async fn answer(
     line: &mut AccessLogEntry,
 ) -> Response<Body> {
     let method = &parts.method;
+    // HEAD is answered as GET (RFC 9110 section 9.3.2); the router takes the body off.
     let reads = path.method() == Method::GET && *method == Method::HEAD;
     if *method != path.method() && !reads {
         return answer::method(&path.method(), &caller.request_id);
@@ -80,8 +81,10 @@ async fn call(
     let output = shared.gateway.invoke(caller, invocation).await?;
     let mut text = opened(&caller.request_id);
     output.append_to(&mut text);
+    // Freed before the client takes the answer, which may last.
     drop(output);
     text.push(b'}');
+    // The capacity and not the length: all of it is held.
     reserve.answer(text.capacity())?;
     Ok(answer::kept(StatusCode::OK, JSON, text.into(), lease))
 }

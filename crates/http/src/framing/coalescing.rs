@@ -70,6 +70,7 @@ impl<W: AsyncWrite + Unpin> CoalescingBuffer<W> {
         let mut put = 0;
         for part in parts {
             let room = GATHERED_BYTES - self.bytes.len();
+            // More follows such a beginning: a buffer that grows by and by would be copied several times.
             if self.bytes.is_empty() && part.len() > MUCH {
                 self.bytes.reserve_exact(GATHERED_BYTES);
             }

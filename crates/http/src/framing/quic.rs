@@ -71,6 +71,7 @@ pub(crate) async fn serve(
             }
         },
     };
+    // Closing at once would cut off the answers that are still sent.
     while requests.join_next().await.is_some() {}
     close(&connection, ended);
     Ok(())
@@ -162,6 +163,7 @@ async fn request(
     };
     let id = stream.id().into_inner();
     let (mut send, mut recv) = stream.split();
+    // A malformed request is an error of its stream only (RFC 9114 section 4.1.2).
     let Some(left) = length(request.headers()) else {
         send.stop_stream(Code::H3_MESSAGE_ERROR);
         recv.stop_sending(Code::H3_MESSAGE_ERROR);
@@ -179,6 +181,7 @@ async fn request(
         done = work => done,
         () = cancels.stopped(id) => Err(()),
     };
+    // Reset and not finished: a part of an answer must not look whole.
     if done.is_err() {
         send.stop_stream(Code::H3_REQUEST_CANCELLED);
     }
@@ -235,6 +238,7 @@ fn length(headers: &HeaderMap) -> Option<Option<u64>> {
     let foreign = OF_A_CONNECTION
         .iter()
         .any(|name| headers.contains_key(*name));
+    // Any other value makes the request malformed (RFC 9114 section 4.2).
     let other_coding = headers.get(TE).is_some_and(|te| te != "trailers");
     if foreign || other_coding {
         return None;
@@ -243,6 +247,7 @@ fn length(headers: &HeaderMap) -> Option<Option<u64>> {
     let Some(length) = lengths.next() else {
         return Some(None);
     };
+    // Two lengths that differ cannot both be true (RFC 9110 section 8.6).
     if lengths.any(|other| other != length) {
         return None;
     }
@@ -262,6 +267,7 @@ impl H3RequestBody {
         let Some(left) = &mut self.left else {
             return Ok(());
         };
+        // A body that is not as long as was said makes the request malformed (RFC 9114 section 4.1.2).
         let fits = if bytes == 0 {
             *left == 0
         } else {

@@ -72,6 +72,8 @@ impl H3Transport {
             requests: requests.boxed(),
             controls: controls.boxed(),
             opening: None,
+            // The first numbers of streams that the client opens both ways and one way, and that the server opens one
+            // way (RFC 9000 section 2.1).
             next_request: 0,
             next_control: 2,
             next_own: 3,
@@ -323,6 +325,7 @@ impl quic::RecvStream for H3RecvStream {
                 Code::H3_EXCESSIVE_LOAD,
                 why,
             );
+            // The connection is closed already: the library only needs an error to stop reading.
             return Poll::Ready(Err(broken(StreamError::Timeout)));
         }
         Poll::Ready(Ok(data))

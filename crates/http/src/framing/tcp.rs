@@ -58,6 +58,7 @@ pub(crate) async fn serve(
         TcpHttpVersion::Http1 => Box::pin(async move {
             let io = TokioIo::new(tokio::io::join(HeadTimingStream::new(recv, peer), send));
             let serving = http1::Builder::new()
+                // `over` times heads, by what `HeadTimingStream` sees of them.
                 .header_read_timeout(None)
                 .max_headers(limits::HEADER_FIELDS_MAX)
                 .max_buf_size(limits::HEADER_BYTES_MAX)
@@ -78,6 +79,7 @@ pub(crate) async fn serve(
                             let time = peer.head_since().map_or(limits::HEADER_TIMEOUT, left);
                             finish(serving, time).await
                         }
+                        // A client that takes nothing, or never ends its head, takes no goodbye either.
                         HttpCloseCause::Slow | HttpCloseCause::Stalled => Ok(()),
                     }
                 }
@@ -149,6 +151,7 @@ fn builder() -> http2::Builder<H2StreamExecutor> {
         .max_pending_accept_reset_streams(limits::RESETS_MAX)
         .max_local_error_reset_streams(limits::RESETS_MAX)
         .max_send_buf_size(limits::SEND_BUFFER)
+        // For WebSockets on a stream (RFC 8441 section 3).
         .enable_connect_protocol();
     builder
 }

@@ -142,6 +142,7 @@ pub(super) struct SiteFiles {
 
 /// Opens a file below a folder; links that lead out of it lead nowhere (openat2(2)).
 fn open_in(folder: &OwnedFd, name: &Path) -> io::Result<(File, Metadata)> {
+    // Not blocking: a FIFO in the folder would keep the thread until another program writes to it (fifo(7)).
     let read = OFlags::RDONLY | OFlags::CLOEXEC;
     let flags = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let file: OwnedFd = openat2(folder, name, read | OFlags::NONBLOCK, Mode::empty(), flags)?;

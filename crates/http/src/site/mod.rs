@@ -155,6 +155,7 @@ fn is_hashed(name: &Path) -> bool {
 /// The name below the folder that a path stands for; `None` for one that no file here has.
 fn inside(path: &str) -> Option<PathBuf> {
     let decoded = percent_decode_str(path).decode_utf8().ok()?;
+    // No name has a NUL, and browsers take a backslash for a slash (the URL standard).
     if decoded.bytes().any(|b| b == 0 || b == b'\\') {
         return None;
     }
@@ -189,6 +190,7 @@ fn accepts(headers: &HeaderMap, coding: &str) -> bool {
             let named = parts
                 .next()
                 .is_some_and(|name| name.eq_ignore_ascii_case(coding));
+            // A weight of zero means that it is not acceptable (RFC 9110 section 12.4.2).
             let refused = parts.any(|q| {
                 let weight = q.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok());
                 weight == Some(0.0)
@@ -210,16 +212,19 @@ fn respond(
     let known = text(IF_NONE_MATCH).is_some_and(|known| {
         known.split(',').any(|one| {
             let one = one.trim();
+            // If-None-Match compares weakly (RFC 9110 section 13.1.2).
             one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag
         })
     });
     if known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
+        // A 304 has only what the client's copy may have to update (RFC 9110 section 15.4.5).
         head.remove(CONTENT_TYPE);
         *response.headers_mut() = head;
         return response;
     }
     let whole = found.len();
+    // If-Range compares strongly (RFC 9110 section 13.1.5). A date equals no tag, and gives all of the file.
     let current = text(IF_RANGE).is_none_or(|version| version == etag);
     let wanted = text(RANGE).filter(|_| current);
     let range = match wanted.map_or(ByteRange::All, |wanted| range::parse(wanted, whole)) {
@@ -234,6 +239,7 @@ fn respond(
         }
         ByteRange::Beyond => {
             *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            // How long the file is, so that the client can ask again (RFC 9110 section 15.5.17).
             if let Ok(told) = HeaderValue::from_str(&format!("bytes */{whole}")) {
                 head.insert(CONTENT_RANGE, told);
             }

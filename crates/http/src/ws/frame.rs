@@ -232,6 +232,7 @@ impl WsFrameReader {
         let before = match (&self.message, frame.opcode) {
             (None, CONTINUATION) => return Err(protocol("continues no message")),
             (Some(message), CONTINUATION) => message,
+            // Messages do not interleave without an extension (RFC 6455 section 5.4).
             (Some(_), _) => return Err(protocol("begins within a message")),
             (None, _) if frame.len > most => return Err(too_big("message too long")),
             (None, _) => return Ok(()),
@@ -329,6 +330,8 @@ impl Utf8Validator {
             return true;
         };
         let begun = &bytes[error.valid_up_to()..];
+        // No character has more than four bytes (RFC 3629 section 3): of one that is not whole there are three at
+        // most.
         if error.error_len().is_some() || begun.len() >= self.begun.len() {
             return false;
         }
@@ -344,16 +347,19 @@ fn head(buffer: &[u8]) -> Result<Option<WsFrameHead>, WsProtocolError> {
         return Ok(None);
     };
     let (opcode, is_last) = (first & 0xf, first & 0x80 != 0);
+    // No extension was agreed on that would give them a meaning (RFC 6455 section 5.2).
     if first & 0x70 != 0 {
         return Err(protocol("a reserved bit is set"));
     }
     if !matches!(opcode, CONTINUATION..=BINARY | CLOSE..=PONG) {
         return Err(protocol("no such frame"));
     }
+    // A server ends a connection whose client does not mask (RFC 6455 section 5.1).
     if second & 0x80 == 0 {
         return Err(protocol("not masked"));
     }
     let short = usize::from(second & 0x7f);
+    // RFC 6455 section 5.5.
     if opcode >= CLOSE && (!is_last || short > CONTROL_BYTES_MAX) {
         return Err(protocol("a control frame is short and whole"));
     }
@@ -372,6 +378,7 @@ fn head(buffer: &[u8]) -> Result<Option<WsFrameHead>, WsProtocolError> {
         }
         short => (short as u64, 0),
     };
+    // The shortest form is the only one, and the highest bit of the longest is zero (RFC 6455 section 5.2).
     let shortest = match extra {
         0 => true,
         2 => len > 125,
@@ -380,6 +387,7 @@ fn head(buffer: &[u8]) -> Result<Option<WsFrameHead>, WsProtocolError> {
     if !shortest {
         return Err(protocol("a length is not in its shortest form"));
     }
+    // The call protocol's own length has 32 bits.
     let Ok(len) = u32::try_from(len) else {
         return Err(too_big("message too long"));
     };
@@ -409,6 +417,7 @@ fn control(opcode: u8, payload: &Bytes) -> Result<WsEvent, WsProtocolError> {
 
 fn close(payload: &[u8]) -> Result<WsEvent, WsProtocolError> {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
+        // A close frame has a code or nothing (RFC 6455 section 5.5.1).
         return match payload {
             [] => Ok(WsEvent::Close(None, String::new())),
             _ => Err(protocol("half a close code")),

@@ -91,6 +91,7 @@ pub(super) fn check<B>(request: &Request<B>, origins: &[String]) -> Result<WsUpg
     if !asked || versions != [VERSION] {
         return Err(upgrade_required());
     }
+    // HTTP/2 has no key to answer: its own framing shows that the server understood (RFC 8441 section 5).
     let accept = if extended {
         None
     } else {
@@ -107,6 +108,7 @@ pub(super) fn check<B>(request: &Request<B>, origins: &[String]) -> Result<WsUpg
 
 /// What has to be added to an answer with this status.
 pub(super) fn add_headers(headers: &mut HeaderMap, status: StatusCode) {
+    // The client learns which version is spoken (RFC 6455 section 4.4).
     if status == StatusCode::UPGRADE_REQUIRED {
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
@@ -156,6 +158,7 @@ fn accept(headers: &HeaderMap) -> Result<HeaderValue, ApiError> {
     if bytes.len() != KEY_BYTES || headers.get_all(SEC_WEBSOCKET_KEY).iter().count() != 1 {
         return Err(bad("Sec-WebSocket-Key is 16 bytes in base64"));
     }
+    // SHA-1 protects nothing here: the answer shows that the server knows WebSocket (RFC 6455 section 1.3).
     let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(key.as_bytes());
     hash.update(GUID);

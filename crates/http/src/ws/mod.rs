@@ -61,6 +61,7 @@ pub(crate) fn respond<B, R, H: Send + 'static>(
     let accepted = handshake::check(request, origins)?;
     let upgrade = hyper::upgrade::on(request);
     let dispatcher = Arc::clone(dispatcher);
+    // The library hands the stream over only once the answer is away, which this function returns.
     tokio::spawn(async move {
         let _hold = hold;
         match upgrade.await {
@@ -133,6 +134,7 @@ async fn silence<S: WsTransport>(pulse: &WsKeepAlive<S>, every: std::time::Durat
     loop {
         tokio::time::sleep(every).await;
         let heard = pulse.ask();
+        // The first round follows no ping.
         missed = if heard || !asked { 0 } else { missed + 1 };
         asked = true;
         if missed >= PINGS_MISSED_MAX {

@@ -507,6 +507,7 @@ impl<S: WsTransport> RecvHalf for WsRecvHalf<S> {
         self.0.poll_read(cx, max)
     }
 
+    // A WebSocket cannot end one direction alone (RFC 6455 section 5.5.1).
     fn stop(&mut self, _code: StreamCode) {}
 }
 

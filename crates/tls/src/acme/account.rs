@@ -35,6 +35,7 @@ impl Acme {
             .create_from_key((key, der.into()), directory)
             .await?;
         let contact = self.contact();
+        // An empty list would take away those that the account has (RFC 8555 section 7.3.2).
         if !contact.is_empty() {
             account.update_contacts(&contact).await?;
         }
@@ -46,11 +47,13 @@ impl Acme {
     async fn own_account(&self) -> Result<Account, AcmeError> {
         let stored = self.disk.account()?;
         let directory = &self.options.directory;
+        // An account is one authority's: where the configuration names another directory, the kept one means nothing.
         if let Some(stored) = stored.filter(|stored| stored.directory == *directory) {
             return Ok(self.builder().from_credentials(stored.credentials).await?);
         }
         let new = NewAccount {
             contact: &self.contact(),
+            // An authority with terms makes no account without this (RFC 8555 section 7.3).
             terms_of_service_agreed: true,
             only_return_existing: false,
         };

@@ -126,6 +126,7 @@ fn challenge_certificate(domain: &str, digest: &[u8; 32]) -> Result<CertifiedKey
     params
         .custom_extensions
         .push(CustomExtension::new_acme_identifier(digest));
+    // P-256: the authority's TLS client need not know Ed25519.
     let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let certificate = params.self_signed(&pair)?.der().clone();
     let private = PrivateKeyDer::Pkcs8(pair.serialize_der().into());

@@ -20,6 +20,7 @@ impl AcmeClock for AcmeSystemClock {
     fn now(&self) -> u64 {
         SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
+            // A clock before 1970 is before every floor, and the planner does not believe it.
             .map_or(0, |since| since.as_secs())
     }
 

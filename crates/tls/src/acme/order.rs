@@ -70,6 +70,7 @@ impl CsrKeyPair {
     pub(super) fn make(names: &[String]) -> Result<Self, TlsError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::new(names)?;
+        // The library's default is a common name of its own; authorities take the names from subjectAltName.
         params.distinguished_name = DistinguishedName::new();
         let request = params.serialize_request(&key)?;
         Ok(Self {
@@ -121,6 +122,7 @@ pub(super) async fn order(
         prove(&mut order, answers, wanted.attempt, &mut given),
     )
     .await;
+    // Before the result is looked at: the answers come down whatever became of the order.
     given.take_back(answers).await;
     proven.unwrap_or(Err(AcmeError::TimedOut(PROVE_TIMEOUT.as_secs())))?;
     let issued = collect(&mut order, wanted.fresh).await?;
@@ -139,6 +141,7 @@ async fn prove(
     while let Some(authorization) = authorizations.next().await {
         let authorization = authorization?;
         match authorization.status {
+            // The authority still counts an earlier proof.
             AuthorizationStatus::Valid => {}
             AuthorizationStatus::Pending => {
                 answer(authorization, answers, attempt, given).await?;
@@ -249,6 +252,7 @@ impl ChallengeAnswers {
                 let dns = answers.dns.as_ref().ok_or_else(none)?;
                 let name = format!("_acme-challenge.{domain}");
                 let value = proof.dns_value();
+                // Noted first: what fails after the record is out is taken back as well.
                 self.records.push((name.clone(), value.clone()));
                 dns.publish(&name, &value).await.map_err(AcmeError::Dns)?;
             }

@@ -228,6 +228,7 @@ impl AcmeHistory {
 
 /// The pause after so many failures.
 fn back_off(failures: u32) -> u64 {
+    // The bound keeps the shift within its type; the longest pause is reached long before.
     let doublings = failures.saturating_sub(1).min(u64::BITS - 1);
     BACK_OFF_MIN_S
         .saturating_mul(1 << doublings)

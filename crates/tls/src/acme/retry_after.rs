@@ -95,8 +95,10 @@ fn again(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<RetryTi
 fn header(headers: &HeaderMap) -> Option<RetryTime> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than a u64 has are a long time as well, and `take` bounds it.
         return Some(RetryTime::In(text.parse().unwrap_or(u64::MAX)));
     }
+    // HTTP's date (RFC 9110 section 5.6.7) is a form of the mail format's; a wrong name of the day changes nothing.
     let date = jiff::fmt::rfc2822::DateTimeParser::new()
         .relaxed_weekday(true)
         .parse_timestamp(text)

@@ -36,6 +36,7 @@ impl PartialDownload {
             .truncate(false)
             .open(&path);
         let file = opened.map_err(local(path.display()))?;
+        // Two fetches of the same would write into each other's bytes.
         file.try_lock().map_err(|error| {
             let what = format!("{}: {error}; is it being fetched already?", path.display());
             ClientError::Local(TensorError::new(TensorErrorCode::Io, what))
@@ -96,6 +97,7 @@ impl PartialDownload {
     pub(super) fn name(self, target: &Path) -> Result<(), ClientError> {
         self.file.sync_all().map_err(self.failed())?;
         std::fs::rename(&self.path, target).map_err(local(target.display()))?;
+        // The new name is on the disk only once its folder is (fsync(2)).
         let folder = folder(target);
         let synced = File::open(folder).and_then(|folder| folder.sync_all());
         synced.map_err(local(folder.display()))

@@ -102,6 +102,7 @@ impl TensorClient {
             select(&reader, file, RewriteOptions::default(), &keep).map_err(ClientError::Local)?;
         file.commit().map_err(ClientError::Local)?;
         drop(reader);
+        // Only now: until the container is on the disk, what was fetched is not lost.
         kept.remove()?;
         Ok(PullResult {
             id: written.id,
@@ -270,6 +271,7 @@ fn at_once(wanted: &[SelectedEntry<'_>]) -> usize {
 fn name(header: &FetchedHeader, wanted: &[SelectedEntry<'_>]) -> Hash {
     let mut hasher = Hasher::new();
     hasher.update(header.id.0.as_bytes());
+    // Which entries are wanted says where each of them lies in the file: another choice is another file.
     for one in wanted {
         hasher.update(&one.entry.file_range().start.to_le_bytes());
     }

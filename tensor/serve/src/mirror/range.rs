@@ -23,6 +23,7 @@ pub(super) enum MirrorRange {
 /// What is wanted of the file with this tag and of so many bytes; `whole` where no part is to be had.
 pub(super) fn wanted(asked: &HeaderMap, tag: &str, len: u64, whole: bool) -> MirrorRange {
     let same = |one: &str| one == tag;
+    // Conditions in the order of RFC 9110 section 13.2.2; this one compares strongly (section 13.1.1).
     if lists(asked, IF_MATCH, same) == Some(false) {
         return MirrorRange::Changed;
     }

@@ -173,6 +173,7 @@ impl TensorStore {
                 Err(error) => tracing::warn!("{error}; its header is read again"),
             }
         }
+        // Without the lock: the header is read from the disk.
         let object = Arc::new(Object::open(&self.object_path(&id), id, self.limits())?);
         let mut state = self.state();
         state.open.retain(|other| other.id() != id);
@@ -320,6 +321,7 @@ impl TensorStore {
             fs::create_dir_all(folder)?;
             let mut new = self.temporary()?;
             writeln!(new, "{id}")?;
+            // Before it has its name: after a power cut the path leads to a whole id or to what it led to before.
             new.as_file().sync_all()?;
             new.persist(&file)?;
             File::open(folder)?.sync_all()

@@ -48,6 +48,7 @@ impl Object {
             _ => ServeError::io("open a stored file", error),
         })?;
         let look = |error| ServeError::io("look at a stored file", error);
+        // Before the header is read: what changes meanwhile shows with the next look.
         let stamp = ObjectStamp::from_metadata(&file.metadata().map_err(look)?);
         let reader = ContainerReader::open(file, limits).map_err(ServeError::Stored)?;
         let header_hash = reader.header_hash().map_err(ServeError::Stored)?;

@@ -42,6 +42,7 @@ impl Outboard {
                 let mut new = store.temporary().map_err(io)?;
                 let root = compute(object, range, &mut new)?;
                 let path = store.outboard_path(&name(object, range));
+                // Not synced: a tree that a power cut damaged does not fit its root, and is computed again.
                 let file = new.persist(&path).map_err(|error| io(error.error))?;
                 Self { root, file }
             }

@@ -147,6 +147,7 @@ impl TensorUpload {
         use std::os::unix::fs::PermissionsExt;
         let folder = target.parent().unwrap_or(target);
         std::fs::create_dir_all(folder)?;
+        // Workers map it: no program is to write to it from now on.
         let read_only = std::fs::Permissions::from_mode(0o444);
         self.file.set_permissions(read_only)?;
         self.file.sync_all()?;

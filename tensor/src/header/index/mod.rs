@@ -315,6 +315,7 @@ pub(super) fn hash(text: &str, code: TensorErrorCode) -> Result<Hash> {
         } else {
             letter.wrapping_add(10)
         };
+        // No early end: a branch for each digit would keep it to one at a time.
         good &= (decimal < 10) | (letter < 6);
     }
     if !good {
@@ -358,6 +359,7 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
         let mut keys = SeenKeys::default();
         while let Some(key) = members.next_key_seed(KnownKeySeed(&KNOWN, &mut keys))? {
             match key {
+                // A second one is skipped, and refused once all keys are known.
                 "tensors" if !self.seen[0] => {
                     self.seen[0] = true;
                     members.next_value_seed(TensorsSeed(self.state.lend()))?;
@@ -369,6 +371,7 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
                 }
                 "root" => {
                     let root = members.next_value::<&RawValue>()?.get();
+                    // The value borrows from the text, so that its address says where it lies.
                     let start = root.as_ptr().addr() - self.text.as_ptr().addr();
                     self.state.index.root = Some((start as u32, root.len() as u32));
                 }

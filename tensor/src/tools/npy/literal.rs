@@ -61,6 +61,8 @@ impl<'t> Literal<'t> {
         let text = self.string()?;
         let named = |name: &str| TYPES.iter().find(|(_, theirs)| *theirs == name);
         let mut letters = text.chars();
+        // `=` is the order of the machine that wrote it, which is taken for little-endian as every machine is that
+        // this is built for.
         let big_endian = match letters.next() {
             Some('<' | '|' | '=') => false,
             Some('>') => true,
@@ -72,6 +74,7 @@ impl<'t> Literal<'t> {
             }
         };
         match named(letters.as_str()) {
+            // A single byte has no order.
             Some((dtype, _)) => Ok((*dtype, big_endian && dtype.bits() > 8)),
             None => fail(
                 TensorErrorCode::Dtype,

@@ -87,6 +87,7 @@ impl AnswerMeter {
 
     /// Notes why the transport reads no more: the library says only that the connection broke.
     pub(super) fn refuse(&self, why: &CallError) {
+        // The first reason stays: those behind it follow from it.
         lock(&self.0.state)
             .refusal
             .get_or_insert_with(|| why.clone());

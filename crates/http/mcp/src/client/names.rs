@@ -61,6 +61,7 @@ fn plain(tool: &str) -> String {
 
 fn hashed(mut plain: String, tool: &str) -> String {
     let hash = Sha256::digest(tool.as_bytes());
+    // It is ASCII by now, and may be cut anywhere.
     plain.truncate(PART_BYTES_MAX - 1 - 2 * HASH_BYTES);
     plain.push('_');
     plain.push_str(&HEXLOWER.encode(&hash[..HASH_BYTES]));

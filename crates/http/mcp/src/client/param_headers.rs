@@ -169,7 +169,9 @@ fn encoded(text: &str) -> Cow<'_, str> {
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let bytes = text.as_bytes();
     let is_visible = bytes.iter().all(|byte| (0x20..=0x7e).contains(byte));
+    // A header loses blanks at its ends (RFC 9110 section 5.5).
     let has_blank_end = is_blank(bytes.first()) || is_blank(bytes.last());
+    // The server would decode what was never encoded.
     let looks_encoded = text.starts_with(before) && text.ends_with(after);
     match is_visible && !has_blank_end && !looks_encoded {
         true => Cow::Borrowed(text),

@@ -122,6 +122,7 @@ impl Drop for McpCallPermit {
         taken.unknown -= usize::from(!self.who.is_known());
         if let Some(own) = taken.each.get_mut(&self.who) {
             own.count -= 1;
+            // Else every requester that there ever was would be kept.
             if own.count == 0 {
                 taken.each.remove(&self.who);
             }

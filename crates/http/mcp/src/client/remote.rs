@@ -168,6 +168,7 @@ impl McpRemote {
         counted.add_request(request);
         let work = async {
             tokio::select! {
+                // As above: the reason comes before what the library makes of it.
                 biased;
                 why = counted.refused() => Err(McpCallError::RefusingMcpClient(why)),
                 answer = self.ask(tool, arguments, &counted, Some(place)) => answer,
@@ -211,6 +212,7 @@ impl McpRemote {
 
     /// The connection. A lost one is made again once the pause after the last failure is over.
     async fn connection(&self) -> Result<Arc<McpConnection>, McpCallError> {
+        // Held across the greeting: calls that come meanwhile wait for the same connection.
         let mut state = self.state.lock().await;
         if let Some(connection) = &state.connection
             && !connection.is_over()
@@ -299,6 +301,7 @@ async fn listen(peer: Peer<RoleClient>, changed: Arc<Notify>) {
             }
             Err(error) => matches!(error, ServiceError::McpError(_)),
         };
+        // A subscription that lasted was no failure: the next wait is short again.
         if began.elapsed() > RETRY_LONGEST {
             failures = 0;
         }
@@ -314,6 +317,7 @@ async fn listen(peer: Peer<RoleClient>, changed: Arc<Notify>) {
 
 /// How long a server is left alone after so many failures before this one.
 fn waiting(failures: u32) -> Duration {
+    // The bound keeps the shift within its type; the longest wait is reached before.
     let wait = RETRY_FIRST.saturating_mul(1 << failures.min(16));
     wait.min(RETRY_LONGEST)
 }

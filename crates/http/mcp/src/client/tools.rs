@@ -84,6 +84,7 @@ pub(super) fn taken(
 /// Bytes of what a server says of a tool.
 pub(super) fn bytes(tool: &Tool) -> usize {
     let length = |value: &rmcp::model::JsonObject| {
+        // A part of the largest number: the sum of what a tool says must not overflow.
         serde_json::to_vec(value).map_or(usize::MAX / 4, |text| text.len())
     };
     let output = tool.output_schema.as_deref().map_or(0, length);
@@ -102,6 +103,7 @@ fn operation(namespace: &str, name: &str, tool: Tool) -> ImportedTool {
     let name = format!("{namespace}/{name}");
     let reads = hints.read_only_hint == Some(true);
     let about = told(namespace, tool.description.as_deref().unwrap_or_default());
+    // A tool that does not say that it only reads may change something.
     let new = match reads {
         true => OperationSpec::query,
         false => OperationSpec::mutation,

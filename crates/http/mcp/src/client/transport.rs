@@ -253,9 +253,11 @@ impl StreamableHttpClient for McpHttpTransport {
         let (head, body) = sent.await?.into_parts();
         let memory = counted.as_ref().map_or(&self.memory, AnswerMeter::memory);
         let memory = memory.clone();
+        // The protocol has 202 for what needs no answer; some servers say 204.
         if matches!(head.status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
             return Ok(StreamableHttpPostResponse::Accepted);
         }
+        // What the protocol has for a session that ended: another one is begun.
         if head.status == StatusCode::NOT_FOUND && session_id.is_some() {
             return Err(StreamableHttpError::SessionExpired);
         }
@@ -275,6 +277,7 @@ impl StreamableHttpClient for McpHttpTransport {
         let waits = matches!(message, ClientJsonRpcMessage::Request(_));
         let is_json = is(&head.headers, JSON);
         match self.parsed(body, &memory, counted).await? {
+            // Nothing waits for an answer: what came was read so that the connection can be used again.
             _ if !waits => Ok(StreamableHttpPostResponse::Accepted),
             Ok(answer) if is_json => Ok(StreamableHttpPostResponse::Json(answer, session)),
             Err(error) if is_json => Err(error),
@@ -307,6 +310,7 @@ impl StreamableHttpClient for McpHttpTransport {
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Refusal> {
         let mut headers = headers(EVENTS, session_id.as_deref(), custom_headers)?;
+        // An id that fits into no header is left out: events then come from now on.
         if let Some(id) = last_event_id.and_then(|id| id.parse().ok()) {
             headers.insert(LAST_EVENT, id);
         }
@@ -318,6 +322,7 @@ impl StreamableHttpClient for McpHttpTransport {
                 Ok(self.events(body, &self.memory, None))
             }
             status if status.is_success() => Err(StreamableHttpError::UnexpectedContentType(None)),
+            // The protocol's answer of a server that has no such stream.
             StatusCode::METHOD_NOT_ALLOWED => Err(StreamableHttpError::ServerDoesNotSupportSse),
             StatusCode::NOT_FOUND if session_id.is_some() => {
                 Err(StreamableHttpError::SessionExpired)
@@ -472,6 +477,7 @@ impl SseMeter {
             return Err(SseLimitError::Whole(STREAM_BYTES_MAX));
         }
         for byte in chunk {
+            // Behind a CR it ends the same line.
             let second_half = *byte == b'\n' && self.after_cr;
             self.after_cr = *byte == b'\r';
             if second_half {

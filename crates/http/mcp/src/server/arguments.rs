@@ -71,6 +71,7 @@ pub(super) fn split(upload: RequestText) -> Result<(Bytes, Option<ToolArguments>
         .member("params")
         .and_then(|params| params.member("arguments"))
         .map(|arguments| arguments.raw().clone())
+        // What is no object stays in the message, and the library refuses it in the protocol's own words.
         .filter(|arguments| arguments.starts_with(b"{"));
     let left = text.len() - arguments.as_ref().map_or(0, Bytes::len);
     if left > MESSAGE_BYTES_MAX {

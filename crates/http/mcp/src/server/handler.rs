@@ -109,6 +109,7 @@ fn arguments(context: &RequestContext<RoleServer>) -> Option<ToolArguments> {
 fn version(context: &RequestContext<RoleServer>) -> ProtocolVersion {
     context
         .protocol_version()
+        // A client that names no version is taken to speak this one, as the protocol's chapter on transports says.
         .unwrap_or(ProtocolVersion::V_2025_03_26)
 }
 

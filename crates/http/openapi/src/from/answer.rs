@@ -63,6 +63,7 @@ pub(super) fn read(
     for (status, node) in responses {
         let at = format!("{at}/{}", escaped(status));
         let response = document.object(node, &at)?;
+        // A document that names no good status describes such answers by `default`.
         if good(status) || (status == "default" && !has_good) {
             let content = response.get("content").and_then(Value::as_object);
             let content = content.filter(|content| !content.is_empty());
@@ -137,11 +138,13 @@ fn union(schemas: Vec<Value>) -> Value {
 const ACCEPT_BYTES_MAX: usize = 1_000;
 
 fn accept(media_types: &BTreeSet<String>, streams: bool) -> String {
+    // Best first: without weights, some servers take the first that they have.
     let order = |media: &&String| match kind(media) {
         "events" if streams => 0,
         "json" => 1,
         _ => 2,
     };
+    // They are a document's: what no header may have is left out.
     let fine = |media: &&String| {
         media.contains('/') && media.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
     };
@@ -251,9 +254,11 @@ pub(super) async fn refusal(
     let after = headers
         .get(RETRY_AFTER)
         .and_then(|after| after.to_str().ok());
+    // RFC 9110 section 10.2.3 knows dates as well; those are not read.
     let after = after.and_then(|after| after.trim().parse::<u64>().ok());
     let mut error = CallError::operation(&format!("HTTP_{number}"), text)
         .with_details(json!({ "status": number, "body": body }));
+    // They say that it may go well later (RFC 6585 section 4, RFC 9110 sections 15.6.3 to 15.6.5).
     error.retryable = matches!(number, 429 | 502 | 503 | 504);
     error.retry_after_ms = after.map(|seconds| seconds.saturating_mul(1000));
     error
@@ -294,12 +299,14 @@ fn value(
     body: Bytes,
     mut claim: ImportClaim,
 ) -> Result<CallOutput, CallError> {
+    // As after 204 (RFC 9110 section 15.3.5), whatever its type would be.
     if body.is_empty() {
         return Ok(Value::Null.into());
     }
     let media = headers
         .get(CONTENT_TYPE)
         .and_then(|media| media.to_str().ok());
+    // RFC 9110 section 8.3: where none is said, this may be assumed.
     let kind = kind(media.unwrap_or("application/octet-stream"));
     let factor = match kind {
         "json" => 1,

@@ -56,6 +56,7 @@ fn rank(media: &str) -> usize {
 
 /// What sort of media type it is.
 pub(super) fn kind(media: &str) -> &'static str {
+    // RFC 9110 section 8.3.1: parameters do not make another type, nor does case.
     let media = media.split(';').next().unwrap_or_default().trim();
     let media = media.to_ascii_lowercase();
     match media.as_str() {
@@ -63,6 +64,7 @@ pub(super) fn kind(media: &str) -> &'static str {
         "application/x-www-form-urlencoded" => "form",
         "multipart/form-data" => "parts",
         "text/event-stream" => "events",
+        // RFC 6839 section 3.1: the suffix says that it is JSON as well.
         _ if media.ends_with("+json") => "json",
         _ if media.starts_with("text/") => "text",
         _ => "bytes",
@@ -191,6 +193,7 @@ fn field(
     writing: ParameterSerialization,
 ) -> Result<(), CallError> {
     let nested = |value: &Value| value.is_object() || value.is_array();
+    // In a form, what is reserved ends a name or a value.
     let writing = ParameterSerialization {
         reserved: false,
         ..writing
@@ -277,6 +280,7 @@ fn multipart(
     let mut body = Vec::new();
     for (name, value) in object {
         let part = parts.get(name).unwrap_or(&unknown);
+        // RFC 7578 section 4.3: several values are several parts of one name.
         let each = match value {
             Value::Array(list) => list.as_slice(),
             one => std::slice::from_ref(one),
@@ -300,10 +304,12 @@ fn write_part(
 ) -> Result<(), CallError> {
     room.push_bytes(body, b"content-disposition: form-data; name=")?;
     write_quoted(body, room, name)?;
+    // Servers know a file by having a filename (RFC 7578 section 4.2).
     if part.is_bytes {
         room.push_bytes(body, b"; filename=")?;
         write_quoted(body, room, name)?;
     }
+    // Without a type a part is plain text (RFC 7578 section 4.4).
     let usual = match value {
         _ if part.is_bytes => Some("application/octet-stream"),
         Value::Object(_) => Some("application/json"),

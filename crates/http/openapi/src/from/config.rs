@@ -112,6 +112,7 @@ fn document(folder: &Path, name: &str) -> io::Result<Bytes> {
         return Err(refused("it is no file"));
     }
     let mut bytes = Vec::new();
+    // One more, by which a longer one shows.
     let most = DOCUMENT_BYTES_MAX as u64 + 1;
     File::open(&path)?.take(most).read_to_end(&mut bytes)?;
     match bytes.len() <= DOCUMENT_BYTES_MAX {

@@ -70,6 +70,7 @@ impl Events {
     }
 
     fn end_of_line(&mut self, line: &[u8]) -> Option<Result<CallOutput, CallError>> {
+        // One byte order mark may stand before the first line (WHATWG HTML, section 9.2.5).
         let line = match self.begun {
             true => line,
             false => line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line),
@@ -83,6 +84,7 @@ impl Events {
             Some(at) => (&line[..at], &line[at + 1..]),
             None => (line, &[][..]),
         };
+        // One space belongs to the colon, further ones to the value (WHATWG HTML, section 9.2.6).
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match field {
             b"event" => self.event = String::from_utf8_lossy(value).into_owned(),
@@ -93,6 +95,7 @@ impl Events {
                 self.has_data = true;
                 self.data.extend_from_slice(value);
             }
+            // An id with a NUL is ignored (WHATWG HTML, section 9.2.6).
             b"id" if !value.contains(&0) => {
                 let fits = value.len() <= EVENT_ID_BYTES_MAX;
                 let id = if fits { value } else { &[][..] };
@@ -107,6 +110,7 @@ impl Events {
     fn dispatch(&mut self) -> Option<Result<CallOutput, CallError>> {
         let event = std::mem::take(&mut self.event);
         let data = Bytes::from(std::mem::take(&mut self.data));
+        // Without data there is no event (WHATWG HTML, section 9.2.6).
         if !std::mem::take(&mut self.has_data) {
             return None;
         }

@@ -156,6 +156,7 @@ impl FromOpenApi {
     pub fn registrations(&self) -> Result<Vec<Registration>, AdapterError> {
         let document = OpenApiSourceDocument::parse(&self.document)?;
         let found = found(&document)?;
+        // Each has a schema of its input and one of its output.
         let room = SCHEMAS_BYTES_MAX / (2 * found.len().max(1));
         let room = room.clamp(SCHEMA_BYTES_MIN, SCHEMA_BYTES_MAX);
         let keys = keys(&document)?;
@@ -203,6 +204,7 @@ impl FromOpenApi {
 impl OperationAdapter for FromOpenApi {
     fn import(&self) -> BoxFuture<'_, Result<Vec<Registration>, AdapterError>> {
         Box::pin(async move {
+            // Reading takes long enough to hold up a thread of the runtime.
             let this = self.clone();
             let read = tokio::task::spawn_blocking(move || this.registrations()).await;
             read.unwrap_or_else(|error| {
@@ -230,6 +232,7 @@ fn client(
     let exactly = |at: &PeerAddr| HostRule::exactly(at.host.clone(), at.port);
     let hosts = places.iter().map(exactly);
     let hosts = hosts.chain(options.hosts.iter().cloned()).collect();
+    // Where none is named for it, no redirect leads from one of these servers to another.
     let redirects = match options.hosts.is_empty() {
         true => Redirects::SameOrigin,
         false => Redirects::Any,
@@ -260,6 +263,7 @@ fn place(url: &str, plain: bool) -> Result<PeerAddr, BaseUrlError> {
         false => ("https", ":443"),
     };
     let authority = uri.authority().ok_or_else(wrong)?;
+    // Paths are appended to it, and the credential is not a part of it.
     let odd = authority.as_str().contains('@') || uri.query().is_some() || url.contains('#');
     if uri.scheme_str() != Some(scheme) || odd {
         return Err(wrong());
@@ -267,6 +271,7 @@ fn place(url: &str, plain: bool) -> Result<PeerAddr, BaseUrlError> {
     let host = authority.host();
     let port = authority.as_str().strip_prefix(host).ok_or_else(wrong)?;
     let port = if port.is_empty() { usual } else { port };
+    // Neither certificates nor TLS have the dot of a full name (RFC 6066 section 3).
     let host = host.trim_end_matches('.');
     format!("{host}{port}").parse().map_err(|_| wrong())
 }
@@ -408,6 +413,7 @@ impl Following {
             let Some(frame) = self.body.frame().await else {
                 return Ok(None);
             };
+            // Trailers say nothing here.
             if let Ok(bytes) = frame.map_err(of_http)?.into_data() {
                 self.claim.becomes(self.events.bytes() + bytes.len())?;
                 self.rest = bytes;

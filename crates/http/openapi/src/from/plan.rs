@@ -91,6 +91,7 @@ pub(super) fn read(
     let answers = answer::read(document, responses, &format!("{at}/responses"), room)?;
     let method = Method::from_bytes(found.method.to_ascii_uppercase().as_bytes())
         .map_err(|_| DocumentError::shape(at, "a method"))?;
+    // RFC 9110 section 9.2.1: of these methods GET and HEAD are safe. Another one may change something.
     let op_type = match &method {
         _ if answers.streams => OperationType::Subscription,
         &Method::GET | &Method::HEAD => OperationType::Query,
@@ -176,6 +177,7 @@ fn path(
     parameters: &mut Vec<Parameter<'_>>,
 ) -> Result<Vec<PathTemplatePart>, DocumentError> {
     let wrong = || DocumentError::shape(format!("/paths/{}", escaped(template)), "a path");
+    // A query or a fragment would cut the path off, and some servers read a backslash as a slash.
     if !template.starts_with('/') || template.contains(['?', '#', '\\']) {
         return Err(wrong());
     }
@@ -343,6 +345,7 @@ impl RequestPlan {
         for (one, value) in self.given(ParameterLocation::Header, members) {
             let name = HeaderName::try_from(one.name.as_str());
             let value = HeaderValue::try_from(plain(value, one.writing, &mut room)?);
+            // A value with a line break would be a header more (RFC 9110 section 5.5).
             let (Ok(name), Ok(value)) = (name, value) else {
                 return Err(unfit(&one.member, "a header"));
             };
@@ -379,6 +382,7 @@ impl RequestPlan {
         let inputs = self.inputs.iter().filter(move |one| one.place == place);
         inputs.filter_map(|one| {
             let value = members.get(&one.member)?;
+            // What is null is as what is absent.
             (!value.is_null()).then_some((one, value))
         })
     }
@@ -395,6 +399,7 @@ impl RequestPlan {
         };
         let mut pairs = PairWriter::new(room, between);
         for (one, value) in self.given(place, members) {
+            // Reserved characters are let through in queries only (OpenAPI 3.1, section 4.8.12.2).
             let writing = ParameterSerialization {
                 reserved: one.writing.reserved && is_query,
                 ..one.writing

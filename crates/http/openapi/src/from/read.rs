@@ -61,6 +61,7 @@ pub fn read(bytes: &[u8]) -> Result<Value, DocumentError> {
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|_| DocumentError::Syntax("it is not UTF-8".to_owned()))?;
+    // A byte order mark may be passed over (RFC 8259 section 8.1).
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let left = Cell::new(VALUES_MAX);
     let tree = BoundedValue {
@@ -209,6 +210,7 @@ impl<'de> Visitor<'de> for BoundedValue<'_> {
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
         self.one()?;
+        // YAML has infinities and what is no number, JSON has neither (RFC 8259 section 6).
         Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
     }
 
@@ -220,6 +222,7 @@ impl<'de> Visitor<'de> for BoundedValue<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
         self.one()?;
         let mut values = Vec::new();
+        // `parameters` is a list in operations, and has names among the components.
         let each = match self.kind {
             MemberRole::Named => self.below(""),
             _ => self,

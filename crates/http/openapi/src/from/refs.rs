@@ -84,6 +84,7 @@ impl OpenApiSourceDocument {
                 at: at.to_owned(),
             });
         };
+        // In a URI a pointer is escaped as any fragment (RFC 6901 section 6).
         let pointer = percent_decode_str(pointer).decode_utf8_lossy();
         self.root
             .pointer(&pointer)
@@ -101,5 +102,6 @@ pub(super) fn reference(node: &Value) -> Option<&str> {
 
 /// `name` as part of a pointer.
 pub(super) fn escaped(name: &str) -> String {
+    // `~` first, or that of `~1` would be escaped again (RFC 6901 section 3).
     name.replace('~', "~0").replace('/', "~1")
 }

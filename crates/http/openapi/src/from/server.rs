@@ -144,6 +144,7 @@ impl ImportServer {
             exchange.whole = Some(left.min(CALL_TIME_MAX));
             exchange.head = left.min(CALL_TIME_MAX);
         }
+        // RFC 9110 section 9.2.2: without harm it may be sent twice.
         exchange.retry = plan.is_query;
         let Some(name) = self.credential.as_ref().filter(|_| plan.is_ours) else {
             return self.send(request, &exchange, changes).await;
@@ -160,6 +161,7 @@ impl ImportServer {
             request
         };
         let answer = self.send(with(&token), &exchange, changes).await?;
+        // One that was got just now would be refused again.
         if answer.status() != StatusCode::UNAUTHORIZED || fresh {
             return Ok(answer);
         }
@@ -197,6 +199,7 @@ impl ImportServer {
         credential: &Capability,
         refresh: bool,
     ) -> Result<(HeaderValue, bool), CallError> {
+        // Held while a token is fetched: who needs one meanwhile waits for the same.
         let mut held = tokens.held.lock().await;
         if let Err(error) = credential.authorize(&mut |_, _, _| ()) {
             *held = None;
@@ -208,6 +211,7 @@ impl ImportServer {
         if let Some(token) = good {
             return Ok((header(&token.text)?, false));
         }
+        // If the next one cannot be got, the old one is not used again.
         *held = None;
         let token = self.fetch(&tokens.source, credential).await?;
         let header = header(&token.text)?;
@@ -223,6 +227,7 @@ impl ImportServer {
         let mut form = "grant_type=client_credentials".to_owned();
         if !source.scopes.is_empty() {
             form.push_str("&scope=");
+            // RFC 6749 section 3.3: scopes are parted by spaces.
             form.extend(byte_serialize(source.scopes.join(" ").as_bytes()));
         }
         let request = Request::post(&source.url)
@@ -244,6 +249,7 @@ impl ImportServer {
         let wrong = "the authorization server's answer holds no bearer token";
         let granted: OAuthTokenResponse = serde_json::from_slice(&body)
             .map_err(|_| CallError::new(ErrorCode::Unavailable, wrong))?;
+        // RFC 6749 section 7.1: what is of another type is not to be used.
         if !granted.token_type.eq_ignore_ascii_case("bearer") {
             return Err(CallError::unavailable(wrong));
         }
@@ -278,6 +284,7 @@ fn header(token: &Secret) -> Result<HeaderValue, CallError> {
     let text = Zeroizing::new([b"Bearer ", token.expose()].concat());
     let mut header =
         HeaderValue::from_bytes(&text).map_err(|_| CallError::from(CapabilityError::Unusable))?;
+    // Left out of logs, and of the tables of HPACK (RFC 7541 section 7.1.3).
     header.set_sensitive(true);
     Ok(header)
 }
