@@ -72,6 +72,7 @@ pub fn encrypt(content: &[u8], recipients: &[AgeRecipient]) -> Result<String, Ha
     }
     let file_key = Zeroizing::new(random::<FILE_KEY_BYTES>()?);
     let mut file = header(&file_key, recipients)?.into_bytes();
+    // Public: it only makes the key of the payload another one for each file.
     let nonce = random::<16>()?;
     file.extend(nonce);
     file.extend(payload(&file_key, &nonce, content)?);
@@ -88,6 +89,7 @@ fn header(
         header += &format!("-> {}\n", stanza.arguments.join(" "));
         header += &body(&stanza.body);
     }
+    // The sum covers the three dashes, but not the space behind them (the age format, C2SP).
     header += "---";
     let key = hkdf(&[], file_key, b"header");
     let mut mac = Hmac::<Sha256>::new_from_slice(&*key).map_err(|_| HandoverError::Failed)?;
@@ -99,6 +101,8 @@ fn header(
 /// Base64 in lines, the last of which is not full: an empty one where it would be.
 fn body(bytes: &[u8]) -> String {
     let text = BASE64_NOPAD.encode(bytes);
+    // A reader finds the end of a body by a line shorter than 64, so that a full last line is followed by an empty
+    // one.
     let full = text.len() / COLUMNS * COLUMNS;
     let (lines, rest) = text.split_at(full);
     wrapped(lines) + rest + "\n"
@@ -121,6 +125,7 @@ fn payload(
 ) -> Result<Vec<u8>, HandoverError> {
     let key = hkdf(nonce, file_key, b"payload");
     let mut last = [0; 12];
+    // The content fits one chunk, so its number is 0, and the last byte marks it as the final one.
     last[11] = 1;
     chacha(&key, last, content)
 }
