@@ -15,6 +15,7 @@ pub(crate) fn with_unit(text: &str) -> Option<u64> {
     let unit = text.chars().next_back()?;
     let (_, seconds) = UNITS.iter().find(|(letter, _)| *letter == unit)?;
     let number = text.strip_suffix(unit)?;
+    // `parse` would take a plus sign as well.
     let is_plain = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
     let number: u64 = is_plain.then(|| number.parse().ok()).flatten()?;
     number.checked_mul(*seconds).filter(|seconds| *seconds > 0)

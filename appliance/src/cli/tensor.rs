@@ -121,6 +121,7 @@ fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
         tensor,
         output: made,
     } = TensorPullRequest::read(&args.what)?;
+    // Before the download, which may take hours.
     if !args.force && made.symlink_metadata().is_ok() {
         let text = format!(
             "{} is there already: --force writes over it",
@@ -177,6 +178,7 @@ fn store_of(
         Some(node) => names.named(node)?,
         None => {
             let first = first.and_then(|word| word.to_str()).unwrap_or_default();
+            // With one word less the node's name was taken for a file.
             if names.is_node(first) {
                 let text = format!("a word is missing behind the node '{first}'");
                 return Err(CommandError::usage(text));

@@ -136,6 +136,7 @@ impl HubContext {
     /// The same where `who` may give this role: an identity gives no scope that it does not hold.
     fn role_from(&self, name: &str, who: &Identity) -> Result<EnrolRole, CallError> {
         let role = self.role(name)?;
+        // Else a peer that may invite could admit one with more rights, and act through it.
         if who.scopes.covers(&role.scopes) {
             return Ok(role);
         }
@@ -154,6 +155,7 @@ impl HubContext {
 /// Who asks for something that gives rights which outlive the call. An operation that calls on behalf of its
 /// caller is refused: its own authority let the call through, which may be more than it was granted for.
 fn asker(ctx: &Ctx) -> Result<&Identity, CallError> {
+    // A script runs with the rights of its author, and the caller could admit a peer with those.
     if ctx.internal() {
         let message = "an operation may not admit a peer for its caller; call this directly";
         return Err(CallError::new(ErrorCode::Forbidden, message));

@@ -143,6 +143,7 @@ impl StoredFiles {
         };
         FileUsers {
             in_force: keys(&current.stored_files()),
+            // The running process opened it when it started, and would miss it at a reload of certificates.
             running: keys(&self.0.started),
         }
     }
