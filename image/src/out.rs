@@ -26,7 +26,6 @@ impl<'a> OutDir<'a> {
     pub(crate) fn open(dir: &'a Path) -> Result<Self, ImageError> {
         fs::create_dir_all(dir).map_err(at(dir))?;
         let manifest = dir.join(MANIFEST_FILE);
-        // First: a folder whose build was cut short has no manifest that vouches for it.
         match fs::remove_file(&manifest) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(at(&manifest)(source)),
             _ => Ok(Self {
@@ -89,7 +88,6 @@ impl<'a> OutDir<'a> {
         let part = PartialFile(self.dir.join(format!(".{MANIFEST_FILE}.part")));
         fs::write(&part.0, manifest.to_json()).map_err(at(&part.0))?;
         let path = self.dir.join(MANIFEST_FILE);
-        // Last: where there is a manifest, there is everything that it names.
         fs::rename(&part.0, &path).map_err(at(&path))?;
         Ok(manifest)
     }

@@ -13,7 +13,6 @@ pub(crate) fn frame(data: &[u8]) -> Vec<u8> {
     let mut frame = Compressor::new(LEVEL)
         .and_then(|mut compressor| compressor.compress(data))
         .expect("the level exists, and as much memory as it takes");
-    // Zeros behind a frame are skipped by the kernel, which looks for the next archive on four bytes.
     frame.resize(frame.len().next_multiple_of(ALIGNMENT), 0);
     frame
 }

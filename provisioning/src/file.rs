@@ -50,7 +50,6 @@ pub(crate) fn read_from(file: &File, limit: usize) -> io::Result<Zeroizing<Vec<u
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
-        // Not through a link, which may lead out of the medium, and without waiting for the other end of a pipe.
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
 }

@@ -120,8 +120,6 @@ impl FatBootSector {
     fn label(&self, device: &mut (impl Read + Seek)) -> io::Result<[u8; 11]> {
         let bytes = usize::try_from(self.root_bytes).unwrap_or(0);
         let root = read_at(device, self.root_offset, bytes)?.unwrap_or_default();
-        // The label of the root counts: systems that rename a volume change it there, and not always in the boot
-        // sector.
         Ok(root_label(&root).unwrap_or(self.label))
     }
 }

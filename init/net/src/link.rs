@@ -606,7 +606,6 @@ fn open6(name: &str) -> io::Result<UdpSocket> {
 /// Bound to the card, each card has its own socket on the same port, and needs no address to
 /// send or receive.
 fn finish(socket: Socket, name: &str, address: SocketAddr) -> io::Result<UdpSocket> {
-    // Every card has a socket on this port.
     socket.set_reuse_address(true)?;
     socket.bind_device(Some(name.as_bytes()))?;
     socket.bind(&address.into())?;

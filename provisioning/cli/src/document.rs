@@ -108,7 +108,6 @@ fn set(table: &mut dyn TableLike, key: &str, new: impl Into<Value>) {
     match table.get_mut(key) {
         Some(item) => {
             if let Some(old) = item.as_value() {
-                // What is written around the old value stays, such as a comment at the end of the line.
                 *new.decor_mut() = old.decor().clone();
             }
             *item = Item::Value(new);

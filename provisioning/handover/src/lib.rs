@@ -101,8 +101,6 @@ fn header(
 /// Base64 in lines, the last of which is not full: an empty one where it would be.
 fn body(bytes: &[u8]) -> String {
     let text = BASE64_NOPAD.encode(bytes);
-    // A reader finds the end of a body by a line shorter than 64, so that a full last line is followed by an empty
-    // one.
     let full = text.len() / COLUMNS * COLUMNS;
     let (lines, rest) = text.split_at(full);
     wrapped(lines) + rest + "\n"
@@ -125,7 +123,6 @@ fn payload(
 ) -> Result<Vec<u8>, HandoverError> {
     let key = hkdf(nonce, file_key, b"payload");
     let mut last = [0; 12];
-    // The content fits one chunk, so its number is 0, and the last byte marks it as the final one.
     last[11] = 1;
     chacha(&key, last, content)
 }
