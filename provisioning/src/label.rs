@@ -51,7 +51,7 @@ pub fn volume_label(device: &mut (impl Read + Seek)) -> io::Result<Option<Volume
         let label = fat.label(device)?;
         return Ok(Some(volume(FileSystem::Vfat, &label)));
     }
-    // FAT first: a volume of ISO 9660 leaves its first sectors to others, and seldom makes them a FAT.
+    // Behind the system area, whose content the standard leaves open (ECMA-119, 6.2.1).
     let descriptor = read_at(device, ISO_DESCRIPTOR_OFFSET, 72)?;
     Ok(descriptor
         .filter(|found| found.starts_with(b"\x01CD001\x01"))

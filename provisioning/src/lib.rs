@@ -398,7 +398,7 @@ impl DocumentChoice {
                     format!("{error}; so {} counts as a new document", medium.source),
                     "check the data partition",
                 ));
-                // Where the note cannot be read, the medium is the only word that is known to be the administrator's.
+                // Taken once more rather than ignored: it may be what the administrator brought to mend the node.
                 true
             }
         }

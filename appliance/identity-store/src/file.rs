@@ -128,7 +128,7 @@ fn try_open(
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     match what {
         IdentityFileKind::Empty | IdentityFileKind::Ours => {}
-        // A newer program's tables are left to it: this one would drop what it does not know.
+        // A newer program's tables are left alone: this one does not know what is in them.
         IdentityFileKind::Newer(version) => {
             return Err(IdentityFileError::Left(IdentityStoreDiagnostic::Newer(
                 version,

@@ -110,7 +110,8 @@ impl NodeMemory {
                 ["memory.max", "memory.high", "memory.current", "memory.stat"]
                     .map(|file| fs::read_to_string(group.join(file)));
             let (used, kinds) = (used.ok()?, kinds.ok()?);
-            // Above `memory.high` the kernel slows the group down, which is too late for connections.
+            // Above `memory.high` the kernel slows the group down (Documentation/admin-guide/cgroup-v2.rst), which is
+            // too late for connections.
             let limits = [most, high].map(|limit| Self::of_limit(&limit.ok()?, &used, &kinds));
             limits.into_iter().flatten().reduce(Self::within)
         });

@@ -112,7 +112,7 @@ async fn changed(
     node.facts.store(Arc::new(facts));
     // PID 1 sends facts when the vault is locked or opened at the machine.
     node.powers.refresh();
-    // A status that says the same would make PID 1 draw its screen for nothing.
+    // A status that says the same would wake PID 1 for nothing.
     if node.status() != before {
         let status = node.tell();
         to_init.send(InitMessage::Status { status }).await?;

@@ -155,7 +155,7 @@ fn bench(cx: &XtaskContext, arguments: &[String]) -> Result<()> {
         command.arg("--sources").arg(sources);
     }
     let error = command.args(arguments).exec();
-    // Held until the new program has taken this one's place, which happens only where `exec` fails.
+    // Reached only where `exec` failed: the lock is held until then.
     drop(lock);
     Err(TaskError::io(format!("start {}", program.display()))(error))
 }

@@ -105,6 +105,7 @@ impl NodeSeed<'_> {
             SeedForm::NocloudFat | SeedForm::NocloudIso => {
                 let folder = self.beside(Path::new(""), ["user-data", "vault.words", "seed.key"]);
                 let mut files = vec![VolumeFile {
+                    // Empty, and there all the same: without this file the volume is no NoCloud volume.
                     name: "meta-data",
                     content: b"",
                 }];
@@ -113,7 +114,6 @@ impl NodeSeed<'_> {
                     content: &made.content,
                 }));
                 if form == SeedForm::NocloudIso {
-                    // The empty `meta-data` stays in it: without that file the volume is no NoCloud volume.
                     return Ok(one(media::iso(&files)));
                 }
                 let mut serial = [0; 4];

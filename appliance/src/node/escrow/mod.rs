@@ -123,7 +123,7 @@ impl EscrowVault for ShareRecords {
         }
         let records = VaultCredentials::open(&self.dir).map_err(of_records)?;
         match records.remove(&label(id)?) {
-            // A share that is gone was removed by a call whose answer was lost.
+            // A share that is gone already is what the caller wants.
             Ok(()) | Err(CredentialsError::NotFound(_)) => Ok(()),
             Err(error) => Err(of_records(error)),
         }

@@ -155,7 +155,7 @@ impl HubContext {
 /// Who asks for something that gives rights which outlive the call. An operation that calls on behalf of its
 /// caller is refused: its own authority let the call through, which may be more than it was granted for.
 fn asker(ctx: &Ctx) -> Result<&Identity, CallError> {
-    // A script runs with the rights of its author, and the caller could admit a peer with those.
+    // On whose behalf an operation calls was not checked, and a peer outlives the call.
     if ctx.internal() {
         let message = "an operation may not admit a peer for its caller; call this directly";
         return Err(CallError::new(ErrorCode::Forbidden, message));

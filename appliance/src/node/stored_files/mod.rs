@@ -143,7 +143,7 @@ impl StoredFiles {
         };
         FileUsers {
             in_force: keys(&current.stored_files()),
-            // The running process opened it when it started, and would miss it at a reload of certificates.
+            // The running process was started with it, and may read it again.
             running: keys(&self.0.started),
         }
     }
