@@ -15,7 +15,7 @@ pub(crate) fn clean(bytes: &[u8]) -> Option<&[u8]> {
         return None;
     }
     let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-    // Hypervisors pad a document with zeros, or end it with one.
+    // Some hypervisors pad a document with zeros, or end it with one.
     let end = text.iter().rposition(|byte| *byte != 0);
     Some(&text[..end.map_or(0, |at| at + 1)])
 }

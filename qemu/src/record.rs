@@ -168,7 +168,7 @@ impl DiskRecording {
         let flushed = done
             .iter()
             .rposition(|event| matches!(event, DiskEvent::Flush));
-        // What was written before the last flush has to be there, and nothing else.
+        // What was written before the last flush has to be there.
         let safe = flushed.map_or(0, |index| index + 1);
         // Each moment draws other fates, and the same ones whenever it is tried again.
         let mut random = CutRng::new(seed ^ (at as u64).rotate_left(32));

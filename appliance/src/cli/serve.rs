@@ -103,7 +103,8 @@ fn from_file(file: PathBuf) -> Result<StartupConfig, CommandError> {
         Ok((config, good)) => (config, Some(good), Vec::new()),
         Err(errors) => {
             let name = file.display().to_string();
-            // A node far away should come up with its last good configuration, where a person can mend it from.
+            // A node far away should come up with its last good configuration, so that a person can mend it from
+            // there.
             let config = last_good(&file).ok_or_else(|| refused(&name, &errors))?;
             (config, None, node::refusal(&name, &errors))
         }

@@ -116,7 +116,7 @@ fn planned(
 ) -> Result<ApiKey, CallError> {
     let entries = identities.entries();
     let stored = entries.api_keys.iter();
-    // Those of the configuration are bounded there.
+    // Those of the configuration were not made here, and do not count.
     let stored = stored.filter(|key| !identities.is_configured(&key.id()));
     if stored.count() >= TOKENS_MAX {
         let message = format!("there are {TOKENS_MAX} tokens: revoke unused ones");

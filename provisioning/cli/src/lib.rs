@@ -272,7 +272,8 @@ fn uri(key: &str, args: &ProvisionArgs, config: &NodeConfig) -> Option<String> {
     };
     let given = args.address.clone().or_else(|| config.node.domain.clone());
     let host = given.or_else(of_card)?;
-    // An IPv6 address needs brackets before a port can follow it (RFC 3986, 3.2.2); one with a dot is a name.
+    // An IPv6 address needs brackets before a port can follow it (RFC 3986, 3.2.2); with a dot it is a name or an
+    // IPv4 address and its port.
     let is_bare_v6 = host.contains(':') && !host.contains(['[', '.']);
     let host = if is_bare_v6 {
         format!("[{host}]")

@@ -244,7 +244,7 @@ fn quote(text: &str, out: &mut String) {
     for c in text.chars() {
         match c {
             '"' | '\\' => out.extend(['\\', c]),
-            // TOML has no control characters in a string, and a secret may hold any.
+            // TOML takes no control character but the tab in a string, and a secret may hold any.
             c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
             c => out.push(c),
         }

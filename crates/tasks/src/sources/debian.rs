@@ -108,7 +108,7 @@ impl DebianArchive {
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State={folder}/state"),
             format!("Dir::Cache={folder}/cache"),
-            // It has to be there, and the download does not depend on it.
+            // Without it apt would look for the list of installed packages below the folder above.
             "Dir::State::status=/var/lib/dpkg/status".to_owned(),
         ] {
             command.args(["-o", &option]);

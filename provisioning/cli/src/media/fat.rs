@@ -134,6 +134,5 @@ fn long_entries(name: &str, short: &[u8; 11]) -> Vec<u8> {
         }
         out
     };
-    // Last part first, directly before the short entry.
     (0..parts).rev().flat_map(part).collect()
 }
